@@ -23,6 +23,12 @@ from prunescope.analysis.kernels.anatomy import anatomy
 from prunescope.analysis.kernels.phase_kind import format_split
 from prunescope.analysis.ledger.attribution import AttributionInputs, attribution_inputs
 from prunescope.analysis.ledger.categories import categories
+from prunescope.analysis.ledger.estimator import (
+    is_estimator,
+    kernels_with_estimator,
+    pairs_with_estimator,
+    units_with_estimator,
+)
 from prunescope.analysis.ledger.experts import EXPERTS, weight_numbers
 from prunescope.analysis.ledger.gemms import (
     Pair,
@@ -51,7 +57,7 @@ from prunescope.analysis.schema.report import (
     Row,
     SecondOpinion,
 )
-from prunescope.analysis.schema.sides import Closure, PredictedRun, TimeScale, Totals
+from prunescope.analysis.schema.sides import LayerSum, PredictedRun, TimeScale, Totals
 from prunescope.analysis.totals import (
     is_known,
     kernel_rows,
@@ -116,6 +122,11 @@ def compare_phase(
     seen = verdict(evidence)
     weighed = caveats(pruned.kernels, dense=dense.kernels, evidence=evidence, family=seen.family)
     family = apply_caveats(seen.family, weighed)
+    scorers = {one.scorer for one in known(family.ids)} - {""}
+    if is_estimator(units, scorers):
+        units, pairs = units_with_estimator(units), pairs_with_estimator(pairs)
+        pruned = replace(pruned, kernels=kernels_with_estimator(pruned.kernels))
+        sides = replace(sides, pruned=pruned)
     # Rows in one ratio may be a pruning of tokens, which the verdict names.
     other = other_inputs(evidence.pairs, evidence.convolutions)
     comparison = pair_comparison(
@@ -338,7 +349,7 @@ def _phase(
     if own.kind is not None:
         lines.append(f"{own.kind['evidence']}: {own.kind['kind']}")
         lines += [format_split(own.kind["split"])] if "split" in own.kind else []
-    closures = _closures(own, found.dense)
+    closures = _layer_sums(own, found.dense)
     return Phase(
         steps=steps,
         wall_ns=sums.wall_ns,
@@ -398,7 +409,7 @@ def _phase(
     )
 
 
-def _closures(own: SidePhase, dense: SidePhase | None) -> dict[str, Closure]:
+def _layer_sums(own: SidePhase, dense: SidePhase | None) -> dict[str, LayerSum]:
     """Of the sides whose run is one layer alone; "pruned": the side that a phase is about."""
     sides = (
         {"dense": dense, "pruned": own}
@@ -406,7 +417,7 @@ def _closures(own: SidePhase, dense: SidePhase | None) -> dict[str, Closure]:
         else {own.side.run.variant if own.side.run else "pruned": own}
     )
     alone = {name: one.run.alone for name, one in sides.items() if one and one.run}
-    return {name: Closure.of(found) for name, found in alone.items() if found is not None}
+    return {name: LayerSum.of(found) for name, found in alone.items() if found is not None}
 
 
 def _token_ids(run: Run | None, *, decides: bool) -> str | msgspec.UnsetType:

@@ -96,8 +96,17 @@ class Judged:
         s = error.scale
         return min(-s * below, low - s * own), max(s * above, high + s * own)
 
+    @cached_property
+    def _scores(self) -> dict[ModelError, float]:
+        return {}
+
     def score(self, error: ModelError) -> float:
-        """The least scale whose range holds the measurement."""
+        """The least scale whose range holds the measurement; every choice of groups asks it."""
+        if error not in self._scores:
+            self._scores[error] = self._score(error)
+        return self._scores[error]
+
+    def _score(self, error: ModelError) -> float:
         below, above = self.spreads(error)
         own = self.uncertainty.of_model(error, measured=True)
         low, high = self.hull
@@ -128,6 +137,9 @@ class Outside:
 
 Group = Callable[[Cell], str]
 Silicon = tuple[int | None, float | None]
+Ranked = tuple[
+    float, float, str
+]  # a cell's score, its weight (every group counts alike), its group
 # Groups from which a constant was read: the 2:4 rate of the A100, the dispatch of an op, and the
 # engine's host with the 2:4 rates of five chips.
 SPARSE_24, EAGER, ENGINE = ("sparsegpt", "slicegpt"), "attention-drop", "SlideSparse"
@@ -142,17 +154,23 @@ def choose(known: Sequence[Judged], group: Group) -> ModelError:
     scale that holds LEVEL of all. Groups count alike. The score of an interval is its width, and
     2/(1 - LEVEL) times what a value lies outside: it is least where the interval is the true one.
     """
-    parts = []
+    parts: dict[str, tuple[list[Judged], set[Silicon]]] = {}
     for name in dict.fromkeys(group(j.cell) for j in known):
         mine = [j for j in known if group(j.cell) == name]
-        rest = [j for j in known if group(j.cell) != name]
-        parts.append((mine, rest, {j.silicon for j in rest}))
+        parts[name] = mine, {j.silicon for j in known if group(j.cell) != name}
+
+    def cost(error: ModelError) -> float:
+        ranked = _ranked(error, known, group)
+        return sum(
+            _cost(_of_scale(error, ranked, LEVEL, without=name), mine, seen)
+            for name, (mine, seen) in parts.items()
+        )
+
     grid = [
         ModelError(COMMON, reshaped, POWER, ADDED, WAITS, unseen, scale=1.0)
         for reshaped, unseen in itertools.product(RESHAPED, UNSEEN)
     ]
-    best = min(grid, key=lambda one: sum(_cost(one, *part, group) for part in parts))
-    return scaled(best, known, LEVEL, group)
+    return scaled(min(grid, key=cost), known, LEVEL, group)
 
 
 def left_out(
@@ -218,25 +236,32 @@ def held_alike(outside: Iterable[Outside], group: Group) -> float:
 
 def scaled(error: ModelError, known: Sequence[Judged], level: float, group: Group) -> ModelError:
     """The error with the scale that holds `level` of the cells, where every group counts alike."""
-    plain = replace(error, scale=1.0)
-    cells = Counter(group(j.cell) for j in known)
-    total = level * len(cells)
-    for score, weight in sorted((j.score(plain), 1 / cells[group(j.cell)]) for j in known):
-        total -= weight
-        if total <= 1e-9:
-            return replace(error, scale=score)
-    return plain
+    return _of_scale(error, _ranked(error, known, group), level)
 
 
-def _cost(
-    error: ModelError,
-    mine: Sequence[Judged],
-    rest: Sequence[Judged],
-    seen: set[Silicon],
-    group: Group,
-) -> float:
-    """The mean interval score of a group in the ranges that the rest gives."""
-    total, error = 0.0, scaled(error, rest, LEVEL, group)
+def _ranked(error: ModelError, known: Sequence[Judged], group: Group) -> list[Ranked]:
+    """The cells by the scale that holds them."""
+    names = [group(j.cell) for j in known]
+    cells, plain = Counter(names), replace(error, scale=1.0)
+    return sorted((j.score(plain), 1 / cells[n], n) for j, n in zip(known, names, strict=True))
+
+
+def _of_scale(
+    error: ModelError, ranked: Sequence[Ranked], level: float, without: str | None = None
+) -> ModelError:
+    """The error with the scale that holds `level` of the cells, but those of one group."""
+    total = level * len({name for *_, name in ranked if name != without})
+    for score, weight, name in ranked:
+        if name != without:
+            total -= weight
+            if total <= 1e-9:
+                return replace(error, scale=score)
+    return replace(error, scale=1.0)
+
+
+def _cost(error: ModelError, mine: Sequence[Judged], seen: set[Silicon]) -> float:
+    """The mean interval score of a group in ranges that the rest gives."""
+    total = 0.0
     for j in mine:
         low, high = j.ends(error, seen=j.silicon in seen)
         missed = max(0.0, low - j.off, j.off - high)

@@ -195,7 +195,7 @@ def _scalings(run: Path, phase: str) -> dict[str, dict[str, float]]:
     from prunescope.analysis.inputs.open import open_side
     from prunescope.analysis.inputs.options import Options
     from prunescope.analysis.ledger.attribution import attribution_inputs
-    from prunescope.analysis.ledger.pairing import Cost, UnitSums, pair
+    from prunescope.analysis.ledger.pairing import RecordWeight, UnitSums, pair
     from prunescope.analysis.ledger.samples import samples_of
 
     dense, pruned = (
@@ -204,9 +204,9 @@ def _scalings(run: Path, phase: str) -> dict[str, dict[str, float]]:
     units = pair(dense.kernels, pruned.kernels, pruned.side.run and pruned.side.run.layer_map)
     walls = samples_of(dense.run), samples_of(pruned.run)
 
-    def by_time(side: UnitSums) -> Cost:
+    def by_time(side: UnitSums) -> RecordWeight:
         """As if recording cost each part of a step as much as it is long."""
-        return Cost(side.busy.mean(axis=1), side.gap.mean(axis=1), float(side.tail.mean()))
+        return RecordWeight(side.busy.mean(axis=1), side.gap.mean(axis=1), float(side.tail.mean()))
 
     costs = {"records": lambda side: side.recorded, "everything": by_time, "gaps": lambda _: None}
     out: dict[str, dict[str, float]] = {}

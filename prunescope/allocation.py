@@ -144,7 +144,7 @@ def _measured(problem: Problem, progress: Progress) -> ModelLosses:
         name=request.model_name,
     )
     count = len(removals_of(losses.sizes, losses.dense_sizes))
-    progress.stage("loss without each part", count)
+    progress.stage("loss by ablating each part", count)
     losses.measure(progress.advance)
     return losses
 

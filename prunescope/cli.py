@@ -226,8 +226,8 @@ def _allocate(
     """Decide what each layer keeps, so that a target is reached at the least loss: a plan.
 
     Layers are dropped, or keep some of their KV heads and MLP channels; ranks, experts and mixers
-    stay as they are. Times come from a dense run or a device, losses from the model without each
-    part; the same command resumes. `trace --method plan.json` measures the plan. A target that
+    stay as they are. Times come from a dense run or a device, losses by ablating each part;
+    the same command resumes. `trace --method plan.json` measures the plan. A target that
     cannot be reached is an error that says why.
 
     \b
@@ -459,10 +459,10 @@ def _check(
     A path is a metric, or PHASE.metric. Speedups: realised, nominal, flop, coverage, roofline,
     busy. Others: share_of_bound, family, wall, tokens_per_s, items_per_s, weight_bytes,
     kv_bytes, peak_memory_bytes, ledger.ROW, sparsity.NAME, findings, findings.SEVERITY,
-    findings.ID. Where the 95 % interval of a value holds both answers, or a speedup has none, the
-    rule is undecided; so is every rule of a partial report, and one on a speedup or a ledger row
-    where dense and pruned do not compare. A name that does not exist, in a path or as a family, is
-    an error.
+    findings.ID. Where the 95 % interval of a value contains the threshold, or a speedup has none,
+    the rule is undecided; so is every rule of a partial report, and one on a speedup or a row of
+    the ledger where dense and pruned do not compare. A name that does not exist, in a path or as
+    a family, is an error.
 
     \b
     prunescope check traces/first --require 'prefill.realised >= 1.2'
@@ -776,7 +776,7 @@ def _doctor(
     ] = False,
     json_target: Json = None,
 ) -> None:
-    """Check what works here, and name the line to type for the rest; exit code 3 if it is needed.
+    """Check what works here, and how to get the rest; exit code 3 if a requirement is missing.
 
     On a GPU: driver, permission to profile, persistence, MIG, locked clocks, other processes.
 

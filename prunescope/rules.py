@@ -285,7 +285,7 @@ def _number(rule: Rule, phase: Phase) -> tuple[State, str, str]:
     if value is None or rule.number is None:
         return "undecided", "–", f"{rule.metric} is not known"
     seen = _format_value(value, rule)
-    why = "the 95 % interval holds both answers"
+    why = "the 95 % interval contains the threshold"
     if low is not None and high is not None:
         seen += f" [{_format_value(low, rule)}, {_format_value(high, rule)}]"
     elif _needs_interval(rule, phase):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # The axis of a GEMM row in a report; see `axis_moved`. G: the groups of a grouped GEMM, experts.
+# gone: the pruned run makes none of the dense run's calls of this shape, or fewer of them.
 AXES = ("none", "M", "N", "K", "NK", "G", "heads", "rank", "2:4", "gone", "added", "unknown")
 
 

@@ -150,7 +150,7 @@ def _sums(shape: ModelShape, work: Workload) -> dict[str, float]:
 
 
 def _of_ops(ops: Iterable[Op]) -> dict[str, float]:
-    """FLOPs, parameters and bytes in the bound of a forward."""
+    """FLOPs and parameters of a forward, and the bytes of the ops counted in the roofline."""
     every = list(ops)
     return {
         "flop": flop(every),

@@ -98,14 +98,14 @@ class PublishedMethod:
         return [f"{self.name} executes {self.executes}", f"{ours} (placed {placed_by})", read]
 
 
-def placed(name: str) -> PublishedMethod | None:
-    """The method of a name, in any case and with any marks between words."""
+def find_published(name: str) -> PublishedMethod | None:
+    """The method of a name, in any case and with any marks between words; None for no method."""
     return _table().get(slug(name))
 
 
 def published(name: str) -> PublishedMethod:
     """The method of a name. Raises PrunescopeError with the nearest names for one of none."""
-    found = placed(name)
+    found = find_published(name)
     if found is None and known([slug(name)]):
         raise PrunescopeError(
             f"{name} is a family, and --method takes a published method",
@@ -124,7 +124,7 @@ def family_of(name: str) -> tuple[str, Mapping[str, str]]:
     """The family that a name means and the knobs that go with it, as the family runs it: without
     those of `predict_only`. A name that is no method's stays as it is. Raises PrunescopeError for a
     method that moves no axis of a GEMM."""
-    found = placed(name)
+    found = find_published(name)
     if found is None:
         return name, {}
     if found.family is None:

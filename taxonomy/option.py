@@ -2,9 +2,11 @@
 
     batch: Annotated[int, Option(help="Number of sequences ...", unit="sequences", least=1)] = 1
 
-is the option `--batch` of the command, the parameter `batch` of the Python function, a key of a
-sweep file, and a part of the name of a result. In: a request class. Out: its options, checked
-values. The command line imports this before anything else: the standard library alone.
+is the option `--batch` of the command, the parameter `batch` of the Python function, and a part of
+the name of a result. A key of a sweep file is annotated with the same constant (`repeats`), or,
+where it lists values of an option (`mode`), takes its help from it (`tracer/sweep/plan.py`). In: a
+request class. Out: its options, checked values. The command line imports this before anything else:
+the standard library alone.
 """
 
 import inspect
@@ -379,7 +381,7 @@ Bandwidth = Annotated[
 ]
 Engine = Annotated[
     Literal["local", "ray"],
-    Option(help="Where the work runs: on this machine, or on a Ray cluster."),
+    Option(help="Where prunescope's processes run: on this machine (local) or on a Ray cluster."),
 ]
 
 

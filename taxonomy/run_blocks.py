@@ -203,21 +203,21 @@ class LayerAlone(msgspec.Struct, kw_only=True):
     rounds_ns: Annotated[list[tuple[Number, Number, Number]], Meta(max_length=_MOST_ROUNDS)] = []
 
     @property
-    def closure(self) -> float:
+    def layer_sum(self) -> float:
         """All layers by this one, with the rest, over the whole model: 1 where it stands for
         all."""
         return (self.layers * self.layer_ns + self.rest_ns) / self.whole_ns
 
     @property
-    def closure_ci95(self) -> list[float] | None:
-        """The 95 % interval of the closure, by Student's t over the logarithms of its rounds; None
+    def layer_sum_ci95(self) -> list[float] | None:
+        """95 % interval of the layer sum, by Student's t over the logarithms of its rounds; None
         with fewer than two. All rounds have one placement of the weights."""
         made = [(self.layers * layer + rest, whole) for layer, rest, whole in self.rounds_ns]
         logs = [math.log(sums / whole) for sums, whole in made if sums > 0 and whole > 0]
-        if len(logs) < 2 or self.closure <= 0:
+        if len(logs) < 2 or self.layer_sum <= 0:
             return None
         half = t_quantile_975(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
-        return [self.closure * math.exp(-half), self.closure * math.exp(half)]
+        return [self.layer_sum * math.exp(-half), self.layer_sum * math.exp(half)]
 
 
 class InputText(Block, kw_only=True):

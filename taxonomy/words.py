@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 
 # From 10,000 % on nobody counts in percent.
 _AS_A_FACTOR = 100
 
 # Of a message of a library: what comes after a sentence that ends behind it is left out.
 _ENOUGH = 400
+_WHOLE = 1e-6  # from a whole number: rounding of a mean
+_THREE_DIGITS = 100
 _SENTENCE = re.compile(r"(?<=[.!?])(?=\s)|\n")
 
 _BETWEEN_WORDS = re.compile(r"(?<=\w)(?=[^A-Za-z0-9])|(?<=\W)(?=\w)")
@@ -33,6 +36,20 @@ def spread(low: int, high: int) -> str:
     return f"{low}" if low == high else f"{low}–{high}"
 
 
+def fell_to(before: float, after: Collection[float]) -> str:
+    """`16 → 8`, or `16 → 4 to 8, by layer` where layers keep different numbers."""
+    least, most = (_number(pick(after)) for pick in (min, max))
+    text = f"{_number(before)} → {least}"
+    return text if least == most else f"{text} to {most}, by layer"
+
+
+def _number(value: float) -> str:
+    """A number of heads, channels or keys: whole, or a mean with three digits at least."""
+    if abs(value - round(value)) < _WHOLE:
+        return f"{round(value)}"
+    return f"{value:.3g}" if value < _THREE_DIGITS else f"{value:.0f}"
+
+
 def factor(loss: float) -> str | None:
     """A loss (perplexity, pruned over dense − 1) too large for percent as a ratio, `17,400×` or
     `4.3e9×`; None for one that is not."""
@@ -52,8 +69,9 @@ def significant(value: float) -> str:
 
 
 def ms(ns: float) -> str:
-    """Milliseconds with three decimals, microseconds below one."""
-    return f"{ns / 1e6:.3f} ms" if abs(ns) >= 1e6 else f"{ns / 1e3:.1f} µs"
+    """Milliseconds with three decimals, microseconds below one; a minus as tables write it."""
+    text = f"{ns / 1e6:.3f} ms" if abs(ns) >= 1e6 else f"{ns / 1e3:.1f} µs"
+    return text.replace("-", "−")
 
 
 def shortened(name: str, longest: int = 80) -> str:

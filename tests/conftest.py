@@ -106,8 +106,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("torch") is None:
         presets._read = _read
         return
-    layers = 4 if item.get_closest_marker("half") else 2
-    presets._read = _read if item.get_closest_marker("whole") else partial(_cut, layers)
+    layers = 4 if item.get_closest_marker("four_layers") else 2
+    presets._read = _read if item.get_closest_marker("all_layers") else partial(_cut, layers)
     from prunescope.tracer.machine import disturbance
 
     if not _told:

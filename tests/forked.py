@@ -24,6 +24,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+from prunescope.taxonomy import presets
+
 ROOT = Path(__file__).resolve().parents[1]
 # With these a child begins at once; what else a module imports, it imports as ever.
 PRELOADED = ("torch", "transformers.models.llama.modeling_llama", "prunescope.cli",
@@ -31,6 +33,9 @@ PRELOADED = ("torch", "transformers.models.llama.modeling_llama", "prunescope.cl
              "prunescope.analysis.report.write", "prunescope.deliver", "matplotlib.figure",
              "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf",
              "matplotlib.backends.backend_svg")  # fmt: skip
+
+
+_read = presets._read
 
 
 class Forked:
@@ -111,6 +116,7 @@ def serve() -> None:
     """Fork what is asked for, until nobody asks any more."""
     for name in PRELOADED:
         __import__(name)
+    presets._read = _of_two_layers
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         asked = json.loads(line)
@@ -121,6 +127,14 @@ def serve() -> None:
         else:
             _child(asked)
         print(json.dumps(answer), file=answers, flush=True)
+
+
+def _of_two_layers(name: str) -> dict[str, Any]:
+    """A preset as tests with a model have it: tiny-llama with two of its 8 layers."""
+    found = _read(name)
+    if name == "tiny-llama":
+        found["config"]["num_hidden_layers"] = 2
+    return found
 
 
 def _end_of(pid: int, timeout: float) -> int | None:

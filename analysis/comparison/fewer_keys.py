@@ -22,10 +22,11 @@ _LEAST = 0.05
 
 @dataclass(frozen=True)
 class FewerKeys:
-    """The most keys that a query reads on either side, in the layers that read fewer."""
+    """The keys that a query reads in the layers that read fewer: the dense ones of the layer that
+    lost most, and what is left of as many, in each."""
 
     dense: float
-    pruned: float
+    pruned: frozenset[float]
     layers: frozenset[int]
     is_decode: bool  # one query: else another length would be another M of every linear
 
@@ -41,11 +42,12 @@ def fewer_keys(pairs: Sequence[Pair], *, steps: int) -> FewerKeys | None:
     if not moved or len(known) < len(read) or None in layers:
         return None
     dense, pruned = max(known, key=lambda one: one[0] - one[1])
+    left = frozenset(after for before, after in known if before == dense)
     is_decode = all(one.dense is not None and one.dense.m == 1 for one in moved)
     if is_decode and dense - pruned <= max(steps, _LEAST * dense):
         return None
     numbers = frozenset(layer for layer in layers if layer is not None)
-    return FewerKeys(dense, pruned, numbers, is_decode)
+    return FewerKeys(dense, left, numbers, is_decode)
 
 
 def _keys(pair: Pair) -> tuple[float, float] | None:

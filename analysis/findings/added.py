@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import polars as pl
@@ -61,7 +62,7 @@ def second_gemm(c: Context) -> Found | None:
         evidence=[f"{sized(g)}: {c.ms(g.busy_ns)}" for g in rows[:4]],
         change="use a lower rank, or leave the small matrices (k, v) dense",
         predicted_ns=busy - dense,
-        explains=frozenset(g.role for g in rows[:4]),
+        explains_roles=frozenset(g.role for g in rows[:4]),
     )
 
 
@@ -75,6 +76,7 @@ def added_work(c: Context) -> Found | None:
     if 2 * maps > (row.ns or 0.0) and residual_map(c) is not None:
         return None  # residual-map reports it, with better advice
     pointwise = sum(part.ns for part in row.parts if part.cls == POINT)
+    scores = {one.role for one in _new_work(c).get(_ESTIMATOR, [])}
     masks = _masks_left_on(c)
     # Then most of what is multiplied element by element goes with the masks, and is not to be fused
     of_masks = masks is not None and 2 * (masks.predicted_ns or 0.0) > pointwise
@@ -85,17 +87,20 @@ def added_work(c: Context) -> Found | None:
         if is_recomputed(c)
         else "; ".join(
             dict.fromkeys(
-                UNMASK if of_masks and part.cls == POINT else _less_of(c, part)
+                UNMASK if of_masks and part.cls == POINT else _less_of(c, part, scores=scores)
                 for part in row.parts[:2]
             )
         ),
         predicted_ns=row.ns,
-        explains=frozenset(p.role for p in row.parts[:5] if p.role is not None),
+        explains_roles=frozenset(p.role for p in row.parts[:5] if p.role is not None),
     )
 
 
-def _less_of(c: Context, part: LedgerPart) -> str:
-    """How to have less of a part of added work, by its class."""
+def _less_of(c: Context, part: LedgerPart, *, scores: Collection[str | None]) -> str:
+    """How to have less of a part of added work, by its class; `scores`: roles in which only the
+    pruned side scores keys."""
+    if part.cls in (MATMUL, POINT) and part.role in scores:
+        return _ESTIMATOR.change
     if part.role == "residual" and part.cls == MATMUL:
         return "keep the same dimensions in all layers: then no map is needed"
     if part.cls == MATMUL:
@@ -452,7 +457,7 @@ def residual_map(c: Context) -> Found | None:
         change="keep the same dimensions in all layers (--set junctions=same): then no map is "
         "needed",
         predicted_ns=cost,
-        explains=frozenset({"residual"}),
+        explains_roles=frozenset({"residual"}),
     )
 
 
@@ -477,7 +482,7 @@ def _new_work_of(c: Context, purpose_: _Purpose) -> Found | None:
         evidence=[f"{shortened(e.work)} in {e.role}: {c.ms(e.ns)}" for e in entries[:4]],
         change=purpose_.change,
         predicted_ns=c.in_step(total),
-        explains=frozenset(role_or_kernel(e.role, e.work) for e in entries[:4]),
+        explains_roles=frozenset(role_or_kernel(e.role, e.work) for e in entries[:4]),
     )
 
 

@@ -22,7 +22,7 @@ def allocation(c: Context) -> str:
     step over its part outside of all layers and their mean, as one layer has to stay. Equal
     layers cost the same, and a single one may have been disturbed or have few known kernels."""
     kernels, ladder = c.baseline_kernels, c.phase.ladder
-    if c.baseline_run is None or kernels is None or ladder is None or c.name not in PHASES:
+    if c.baseline_phase_run is None or kernels is None or ladder is None or c.name not in PHASES:
         return ""
     if (kernels.frame["role"] == EXPERTS).any():
         return ""

@@ -34,7 +34,7 @@ def find(context: Context) -> list[Finding]:
         and not (one.needs_one_clock and context.kernels.is_captured)
     ]
     found = list(_ask(applicable, context, reads="phase"))
-    explained = frozenset[str]().union(*(answer.explains for _, answer in found))
+    explained = frozenset[str]().union(*(answer.explains_roles for _, answer in found))
     found += _ask(applicable, replace(context, explained=explained), reads="findings")
     times_are_valid = INVALID_TIMES.isdisjoint(one.id for one, _ in found)
     findings = []
@@ -70,7 +70,7 @@ def as_finding(one: Registered, found: Found) -> Finding:
         evidence=found.evidence,
         change=found.change,
         predicted_ns=found.predicted_ns,
-        accounts_for=found.accounts_for or msgspec.UNSET,
+        accounts_for=found.explains_rows_ns or msgspec.UNSET,
     )
 
 

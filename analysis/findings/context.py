@@ -30,10 +30,13 @@ class Context:
     """One phase of the candidate and, where there is one, of its baseline.
 
     `phase`: the report's, without findings; `detections`: the families that the verdict saw;
-    `untouched`: the (role, class) of work that the pruning does not shrink; `regrouped`: of
-    work that fewer matrices do, no less of it; `explained`: what the
-    findings so far explain, for those that read findings; `is_disturbed`: the finding
-    timing-not-valid applies.
+    `untouched`: the (role, class) of work that the pruning does not shrink; `regrouped`: the
+    (role, class) of work that fewer, larger matrices do and that is no less (pruned experts);
+    `explained`: the roles that other findings explain, for a finding that reads them;
+    `is_disturbed`: the finding timing-not-valid applies.
+
+    *Recorded* times are as the profiler wrote them. *In the ledger's time base* they are scaled to
+    the unprofiled step (`Phase.time_scale`), so that they compare with the rows of the ledger.
     """
 
     phase: Phase
@@ -74,31 +77,31 @@ class Context:
         return self.baseline.side if self.baseline else None
 
     @property
-    def run(self) -> PhaseRun | None:
+    def phase_run(self) -> PhaseRun | None:
         """This phase in the candidate's run.json, None for a bare trace."""
         return self.candidate.run
 
     @property
-    def baseline_run(self) -> PhaseRun | None:
+    def baseline_phase_run(self) -> PhaseRun | None:
         """This phase in the baseline's run.json, None for a bare trace or without a baseline."""
         return self.baseline.run if self.baseline else None
 
     def in_step(self, recorded_ns: float) -> float:
-        """Recorded busy time of the candidate, in the time base of its step in the ledger."""
+        """Recorded busy time of the candidate, in the ledger's time base."""
         return self.phase.in_step(recorded_ns)
 
     def idle_in_step(self, recorded_ns: float) -> float:
-        """Recorded idle time of the candidate, in that time base."""
+        """Recorded idle time of the candidate, in the ledger's time base."""
         return self.phase.idle_in_step(recorded_ns)
 
     def in_dense_step(self, recorded_ns: float) -> float:
-        """Recorded busy time of the baseline, in that time base."""
+        """Recorded busy time of the baseline, in the ledger's time base."""
         scale = self.phase.baseline.time_scale if self.phase.baseline else None
         return recorded_ns if scale is None else scale.busy * recorded_ns
 
     def ms(self, recorded_ns: float) -> str:
         """`in_step` as text. Findings print every recorded time by it, so that it compares with the
-        step and its ledger; their rows are in that time base already (`words.ms`)."""
+        step and its ledger; times of ledger rows are printed by `words.ms`, as they are."""
         return ms(self.in_step(recorded_ns))
 
     def idle_ms(self, recorded_ns: float) -> str:
@@ -110,16 +113,16 @@ class Context:
         return ms(self.in_dense_step(recorded_ns))
 
     def share(self, recorded_ns: float) -> float:
-        """Recorded busy time as a share of the step, both in that time base."""
+        """Recorded busy time as a share of the step, both in the ledger's time base."""
         return self.in_step(recorded_ns) / self.step_ns if self.step_ns > 0 else 0.0
 
     def idle_share(self, recorded_ns: float) -> float:
-        """Recorded idle time as such a share."""
+        """Recorded idle time as a share of the step, both in the ledger's time base."""
         return self.idle_in_step(recorded_ns) / self.step_ns if self.step_ns > 0 else 0.0
 
     @property
     def step_ns(self) -> float:
-        """The candidate's step in that time base."""
+        """The candidate's step in the ledger's time base."""
         return self.phase.step_time_ns
 
     def is_little(self, ns: float) -> bool:

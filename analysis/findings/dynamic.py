@@ -22,7 +22,7 @@ from prunescope.taxonomy.words import ms, percent
 
 _ALL = 0.999  # share from which everything counts as active
 _ROUTED = ("q", "o", *MLP_ROLES)
-_ATTENTION_ROLES = ("attention", "router")  # attention, and the choice of its blocks
+_ATTENTION_ROLES = ("attention", "router", "estimator")  # and the choice of its blocks
 _GAIN = 0.98  # of the dense time; block-sparse attention that takes more does not pay
 
 
@@ -88,7 +88,7 @@ def skipped_layers_executed(c: Context) -> Found | None:
 def reads_all_weights(c: Context) -> Found | None:
     """A batch of routed tokens reads almost all weights, though each token is routed to few."""
     s = c.phase.sparsity.get("nominal")
-    rows = c.run.tokens_per_step if c.run else None
+    rows = c.phase_run.tokens_per_step if c.phase_run else None
     routing = next((one for one in _families(c) if one.routes_rows), None)
     if routing is None or not s or not rows or c.name != "decode":
         return None
@@ -117,14 +117,14 @@ def below_break_even(c: Context) -> Found | None:
         return None
     if not gains_nothing(c, _attention(c.baseline_kernels), _attention(c.kernels), least=_GAIN):
         return None
-    keys = f" at {c.run.context} keys" if c.run else ""
+    keys = f" at {c.phase_run.context} keys" if c.phase_run else ""
     return Found(
         text=f"block-sparse attention does not pay{keys}: with its estimator it takes "
         f"{ms(pruned)}, dense attention {ms(dense)}",
         evidence=[_break_even(c) or "the break-even context is longer than this one"],
         change="use dense attention below the break-even context, larger blocks, or fewer blocks",
         predicted_ns=pruned - dense if pruned > dense else None,
-        explains=frozenset(_ATTENTION_ROLES),
+        explains_roles=frozenset(_ATTENTION_ROLES),
     )
 
 

@@ -18,15 +18,17 @@ from prunescope.analysis.ledger.gemms import Call
 from prunescope.analysis.schema.report import CAPTURES_DIFFER, OTHER_TIME, Row, is_beyond_noise
 from prunescope.taxonomy.words import ms, percent, shortened
 
-_MOST = 0.5  # of a difference: what explains more than half of it is its cause
-_ALIKE = 1.1  # 90th over 10th percentile of the ratios of kernels that changed alike
-_HOLDS = 0.1  # of the difference: a smaller ledger row is not named
-# Times of one kernel: the kernels that libraries choose for one shape differ by less than this.
+_MOST = 0.5  # what explains more than this share of a difference is named as its cause
+# Kernels changed alike where the 90th percentile of their ratios is at most this times the 10th.
+_ALIKE = 1.1
+_HOLDS = 0.1  # a ledger row that holds less than this share of the difference is not named
+# A GEMM is an outlier beyond this ratio: two kernels that libraries choose for one shape differ by
+# less.
 _APART = 3.0
-_SHARE = 0.01  # of the longer step: less time is not worth a sentence
+_SHARE = 0.01  # an outlier that moves less than this share of the longer step is not named
 _KERNELS = "other kernels, clocks, device, contention or overlap"
 _COMMUNICATION = "its links, or waits for other ranks"
-# Ledger row -> its name, and what moves it where no shape moved.
+# By ledger row: its name, and what can move it where no shape moved.
 _ROWS = {
     "kernel_efficiency": ("kernel efficiency", _KERNELS),
     "not_explained": ("kernels without shapes", _KERNELS),
@@ -183,7 +185,7 @@ def gemm_outlier(c: Context) -> Found | None:
         ],
         change=f"look at this call in the {slower} trace, and capture it again before relying on "
         "the rows that hold it",
-        explains=frozenset(o.call.role for o in outliers),
+        explains_roles=frozenset(o.call.role for o in outliers),
     )
 
 

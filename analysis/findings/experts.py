@@ -83,7 +83,7 @@ def experts_read_alike(c: Context) -> Found | None:
             *_memory(c),
         ],
         change=_from_where(dense, pruned),
-        explains=frozenset([EXPERTS]),
+        explains_roles=frozenset([EXPERTS]),
     )
 
 
@@ -99,7 +99,7 @@ def _copies_alike(c: Context) -> Found | None:
         f"{now.each} in a layer, as many as before",
         evidence=[f"{now.op}: {now.kernels:.0f} kernels a step", *_memory(c)],
         change="run the experts with grouped kernels, which read an expert once for all its tokens",
-        explains=frozenset([EXPERTS]),
+        explains_roles=frozenset([EXPERTS]),
     )
 
 
@@ -175,7 +175,7 @@ def experts_on_all_tokens(c: Context) -> Found | None:
         ],
         change="run the experts with grouped kernels, which multiply a token by its own alone; "
         "there FLOPs stay as they are with fewer experts",
-        explains=frozenset([EXPERTS]),
+        explains_roles=frozenset([EXPERTS]),
     )
 
 
@@ -235,7 +235,7 @@ def routing_cost(c: Context) -> Found | None:
             for row in sums.head(4).iter_rows(named=True)
         ],
         change="run the experts with fused or grouped kernels, which gather rows by themselves",
-        explains=frozenset([ROUTER]),
+        explains_roles=frozenset([ROUTER]),
     )
 
 
@@ -275,7 +275,7 @@ def experts_copied(c: Context) -> Found | None:
         'model.set_experts_implementation("grouped_mm") in transformers, or the fused kernel of a '
         "serving engine",
         predicted_ns=c.in_step(found.busy),
-        explains=frozenset([EXPERTS]),
+        explains_roles=frozenset([EXPERTS]),
     )
 
 

@@ -247,7 +247,7 @@ def long_gap(c: Context) -> Found | None:
         else _OUT_OF_STEP
         if doing is _OTHER
         else doing.change,
-        accounts_for=c.accounted(
+        explains_rows_ns=c.accounted(
             "launch_idle",
             pruned=_long_ns(c.kernels),
             dense=0.0 if c.baseline_kernels is None else _long_ns(c.baseline_kernels),

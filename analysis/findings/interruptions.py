@@ -54,7 +54,9 @@ def interrupted_ops(c: Context) -> Found | None:
         text=f"{'; '.join(texts)}: the process was interrupted there, and no shape is the cause",
         evidence=lines,
         change=CORES,
-        accounts_for=c.accounted("kernel_efficiency", pruned=over["pruned"], dense=over["dense"]),
+        explains_rows_ns=c.accounted(
+            "kernel_efficiency", pruned=over["pruned"], dense=over["dense"]
+        ),
     )
 
 

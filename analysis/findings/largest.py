@@ -24,7 +24,10 @@ from prunescope.taxonomy.words import ms, percent, shortened
 _LARGE = 0.2  # of the step: a large cost
 _SLOW = 0.25  # roofline efficiency below which a cost is slow
 _LEAST = 0.01  # efficiency below which no number is printed
-_MOST = 0.9  # of the time of a role must have a known bound, or the role has none
+_KNOWN = 0.9  # of the time of a role must have a known roofline time, or the role has no efficiency
+# A role is untouched by pruning where all its classes of kernels but those below this share of its
+# time are.
+_NEGLIGIBLE = 0.1
 
 
 @dataclass(frozen=True)
@@ -109,13 +112,13 @@ def _change(one: _Cost) -> str:
 def _costs(c: Context) -> Iterator[_Cost]:
     """Large costs that are far from their bound or not pruned."""
     least = _LARGE * c.phase.wall_ns
-    pruned = bool(c.untouched) and not _is_whole(c) and c.phase.shows_pruning
+    pruned = bool(c.untouched) and not _is_unpruned(c) and c.phase.shows_pruning
     for name, rows in _groups(c):
         busy = sum(row["busy"] for row in rows)
         if busy < least:
             continue
         largest = max(rows, key=lambda row: row["busy"])
-        at = {(row["role"], row["class"]) for row in rows if row["busy"] >= (1 - _MOST) * busy}
+        at = {(row["role"], row["class"]) for row in rows if row["busy"] >= _NEGLIGIBLE * busy}
         cost = _Cost(
             name=name,
             busy=busy,
@@ -129,7 +132,7 @@ def _costs(c: Context) -> Iterator[_Cost]:
             yield cost
 
 
-def _is_whole(c: Context) -> bool:
+def _is_unpruned(c: Context) -> bool:
     """Whether nothing was pruned at all."""
     ladder, family = c.phase.ladder, c.phase.family
     same = ladder is None or ladder.flop is None or abs(ladder.flop - 1) < 1e-6
@@ -147,7 +150,8 @@ def _groups(c: Context) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             pl.col("ran").sum() / steps,
             pl.col("ideal").sum() / steps,
             pl.col("busy").filter(pl.col("ideal").is_not_null()).sum().alias("bounded") / steps,
-            pl.col("busy").filter(pl.col("bound") == "latency").sum().alias("short") / steps,
+            pl.col("busy").filter(pl.col("bound") == "latency").sum().alias("latency_bound")
+            / steps,
         )
     )
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -160,8 +164,9 @@ def _groups(c: Context) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 def _efficiency(c: Context, rows: list[dict[str, Any]]) -> float | None:
     """Ideal ÷ time of the step; None where most of the time is latency-bound or has no known
     bound."""
-    busy, bounded, short = (sum(row[key] for row in rows) for key in ("busy", "bounded", "short"))
+    keys = ("busy", "bounded", "latency_bound")
+    busy, bounded, latency_bound = (sum(row[key] for row in rows) for key in keys)
     ideal, ran = (sum(row[key] for row in rows) for key in ("ideal", "ran"))
-    if bounded < _MOST * busy or 2 * short > busy:
+    if bounded < _KNOWN * busy or 2 * latency_bound > busy:
         return None
     return float(ideal / c.in_step(clock(busy, ran))) if busy else None

@@ -20,8 +20,8 @@ from prunescope.analysis.findings.interruptions import CORES, interrupted_ns
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.findings.shape import nearest_dimension
 from prunescope.analysis.kernels.frame import PRODUCTS
+from prunescope.analysis.kernels.graph_replay import LEAST
 from prunescope.analysis.kernels.idle import cause_sums
-from prunescope.analysis.kernels.replay import LEAST
 from prunescope.analysis.schema.report import SLOWER_KERNELS, LedgerPart, Row, is_beyond_noise
 from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.roles import RESIDUAL, UNPLACED
@@ -99,13 +99,13 @@ def coverage_limited(c: Context) -> Found | None:
             "shrinks by less; how much is not known, as the timing is not valid",
             evidence=[p.name for p in parts],
             change=_coverage_change(c) + allocation(c),
-            explains=_roles(parts),
+            explains_roles=_roles(parts),
         )
     return Found(
         text=f"{ms(missed)} of the {saving} is missed: {where}{net}{_limit(c)}",
         evidence=[f"{p.name}: {ms(p.ns)}" for p in parts],
         change=_coverage_change(c) + allocation(c),
-        explains=_roles(parts),
+        explains_roles=_roles(parts),
     )
 
 
@@ -222,7 +222,7 @@ def _gap_change(c: Context) -> str:
 
 def _more_logits_than_needed(c: Context) -> bool:
     """Whether `trace` computed the logits of all tokens of a sequence."""
-    run = c.run
+    run = c.phase_run
     if run is None or run.logits != "all" or run.interleaved == "alone":
         return False
     return run.positions[1] - run.positions[0] > 1
@@ -244,7 +244,7 @@ def roofline_shift(c: Context) -> Found | None:
         evidence=[p.name + f": {ms(p.ns)}" * is_valid for p in row.parts[:4]],
         change="remove bytes too (N or K of the weights, layers), or batch more rows"
         + allocation(c),
-        explains=_roles(row.parts[:4]),
+        explains_roles=_roles(row.parts[:4]),
     )
 
 
@@ -272,7 +272,7 @@ def slower_kernels(c: Context) -> Found | None:
         evidence=[f"{p.name}: {ms(p.ns)}; {'; '.join(p.evidence)}" for p in parts],
         change=change,
         predicted_ns=gain,
-        explains=_roles(parts),
+        explains_roles=_roles(parts),
     )
 
 
@@ -329,5 +329,5 @@ def longer_communication(c: Context) -> Found | None:
         "kernels",
         evidence=[f"{p.name}: {ms(p.ns)}; {'; '.join(p.evidence)}" for p in comm.parts[:4]],
         change="compare the traces of all ranks, which show the slowest one",
-        explains=_roles(comm.parts[:4]),
+        explains_roles=_roles(comm.parts[:4]),
     )

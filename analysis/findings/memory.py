@@ -77,7 +77,7 @@ def decompressed(c: Context) -> Found | None:
         ],
         change="use a kernel that reads compressed weights, or apply the mask once before the run",
         predicted_ns=c.in_step(total),
-        explains=frozenset(shown["role"].head(4)),
+        explains_roles=frozenset(shown["role"].head(4)),
     )
 
 
@@ -165,7 +165,7 @@ def weight_copied(c: Context) -> Found | None:
         ],
         change=copies[0].change,
         predicted_ns=c.in_step(total),
-        explains=frozenset(one.role for one in copies),
+        explains_roles=frozenset(one.role for one in copies),
     )
 
 
@@ -254,7 +254,7 @@ def unfused_attention(c: Context) -> Found | None:
         evidence=[f"{name}: {c.ms(ns)}" for name, ns in parts.items()],
         change=_fuse(c, rows.filter(kind == "softmax").height / steps),
         predicted_ns=_without_scores(c, rows, total),
-        explains=frozenset(rows["role"].unique()),
+        explains_roles=frozenset(rows["role"].unique()),
     )
 
 

@@ -10,8 +10,8 @@ import polars as pl
 
 from prunescope.analysis.comparison.equal_information import one_sided_text
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
+from prunescope.analysis.kernels.graph_replay import replayed_begin
 from prunescope.analysis.kernels.phase_kind import PHASES_APART
-from prunescope.analysis.kernels.replay import replayed_begin
 from prunescope.analysis.kernels.sparse_products import sparse_products
 from prunescope.analysis.schema.pair_comparison import MODULES, SHAPES
 from prunescope.analysis.schema.report import WHOLE_TRACE, Phase

@@ -38,10 +38,10 @@ class Found:
     """What the function of a finding returns: a sentence, its evidence, one concrete change and its
     gain in ns a step.
 
-    `severity`: where it is lower than the registered one. `explains`: the roles, or the names of
-    kernels without a role, whose time the finding is about; `largest-cost` leaves these out.
-    `accounts_for`: ns a step of rows of the ledger that it is the cause of, with their sign; the
-    summary then names no other cause of them.
+    `severity`: where it is lower than the registered one. `explains_roles`: the roles, or the names
+    of kernels without a role, whose time the finding is about; `largest-cost` leaves these out.
+    `explains_rows_ns`: for rows of the ledger that it is the cause of, how much of them, ns a step
+    with their sign; the summary then names no other cause. In report.json: `accounts_for`.
     """
 
     text: str
@@ -49,8 +49,8 @@ class Found:
     change: str | None = None
     predicted_ns: float | None = None
     severity: Severity | None = None
-    explains: frozenset[str] = frozenset()
-    accounts_for: dict[str, float] = field(default_factory=dict)
+    explains_roles: frozenset[str] = frozenset()
+    explains_rows_ns: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ def zeros_in_dense(c: Context) -> Found | None:
         change=f"{cut}, or store 2:4 weights in a "
         f"format whose sparse kernels run on this device{allocation(c)}",
         predicted_ns=c.in_step(gain) or None,
-        explains=frozenset(zeros),
+        explains_roles=frozenset(zeros),
     )
 
 
@@ -84,7 +84,7 @@ def sparse_without_gain(c: Context) -> Found | None:
         change="batch more rows (2:4 pays where the GEMM is compute-bound), and search the sparse "
         "algorithm for these shapes; which engines have 2:4 kernels at all: docs/serving.md",
         predicted_ns=busy - dense / 2,
-        explains=frozenset(g.role for g in rows),
+        explains_roles=frozenset(g.role for g in rows),
     )
 
 
@@ -135,5 +135,5 @@ def sparse_padded(c: Context) -> Found | None:
         change="batch at least 8 rows (a 2:4 kernel wants M in multiples of 8), or leave "
         "the padded GEMMs dense in decode",
         predicted_ns=lost or None,
-        explains=frozenset(roles),
+        explains_roles=frozenset(roles),
     )

@@ -56,7 +56,7 @@ def broken_propagation(c: Context) -> Found | None:
         text="the pruning does not propagate: a producer's N and its consumer's K disagree",
         evidence=lines,
         change="slice both sides of the removed dimension",
-        explains=frozenset(
+        explains_roles=frozenset(
             p.key[1] for p in c.pairs or [] if any(one.touches(p) for one in broken)
         ),
     )
@@ -121,7 +121,7 @@ def unaligned(c: Context) -> Found | None:
         evidence=[line for _, line, _ in bad[:4]],
         change=f"round the kept dimension up to a multiple of {GOOD} (--set align={GOOD}): "
         f"{_some([where for _, _, where in bad])}",
-        explains=frozenset(g.role for g, _, _ in bad[:4]),
+        explains_roles=frozenset(g.role for g, _, _ in bad[:4]),
     )
 
 
@@ -152,7 +152,7 @@ def cuda_cores(c: Context) -> Found | None:
         f"{_rates(faster)}",
         evidence=[_line(c, row) for row in rows[:4]],
         change=_change(c, formats, faster, is_unaligned=is_unaligned),
-        explains=frozenset(role_or_kernel(row["role"], row["name"]) for row in rows[:4]),
+        explains_roles=frozenset(role_or_kernel(row["role"], row["name"]) for row in rows[:4]),
     )
 
 
@@ -249,7 +249,9 @@ def unaligned_operands(c: Context) -> Found | None:
         evidence=[_unaligned_line(c, row) for row in order.iter_rows(named=True)],
         change="make leading dimensions a multiple of 16 bytes (8 elements of 16 bits or 4 of 32): "
         "pad them, or prune to such a multiple",
-        explains=frozenset(role_or_kernel(*row) for row in order.select("role", "name").rows()),
+        explains_roles=frozenset(
+            role_or_kernel(*row) for row in order.select("role", "name").rows()
+        ),
     )
 
 
@@ -322,7 +324,7 @@ def same_waves(c: Context) -> Found | None:
         evidence=lines[:4],
         change=_fewer_waves(axes, narrower) + allocation(c),
         predicted_ns=c.in_step(gain) or None,
-        explains=frozenset(roles[:4]),
+        explains_roles=frozenset(roles[:4]),
     )
 
 
@@ -382,7 +384,7 @@ def nearest_dimension(c: Context) -> Found | None:
         evidence=lines[:5],
         change=f"keep {_some(better)}{aligned}",
         predicted_ns=max(gain, with_alignment),
-        explains=frozenset(roles[:5]),
+        explains_roles=frozenset(roles[:5]),
     )
 
 

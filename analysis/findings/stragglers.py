@@ -3,7 +3,7 @@ Found, or None.
 
 A collective ends on all ranks at once, so the rank that reaches it last spends the least time in
 it: what the others spend in communication beyond that is waiting. Where the ranks run the same
-collectives, these are replayed (rank_replay.py); else the rank with the most time outside of
+collectives, these are replayed (collective_replay.py); else the rank with the most time outside of
 communication is the late one. Where host threads carry collectives out (gloo), the ops of a trace
 only start them, and a rank waits while it idles: idle time of that cause is communication here.
 Times are ns a step.
@@ -20,8 +20,8 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.findings.checks import as_finding
+from prunescope.analysis.findings.collective_replay import COLUMNS, CollectiveReplay, replay
 from prunescope.analysis.findings.host import HOST_COLLECTIVES, that_waits
-from prunescope.analysis.findings.rank_replay import COLUMNS, RankReplay, replay
 from prunescope.analysis.findings.registry import FINDINGS, Found, finding
 from prunescope.analysis.ledger.noise import median_interval, speedup_interval
 from prunescope.analysis.schema.report import LATE_RANK, SLOWER_KERNELS, Finding, Phase
@@ -80,7 +80,7 @@ class Late:
 
     rank: RankTime
     ranks: list[RankTime]
-    replay: RankReplay | None = None
+    replay: CollectiveReplay | None = None
     steps: int = 1
     turns: tuple[RankTime, ...] = ()
 
@@ -220,7 +220,7 @@ def late_rank(
     return Late(max(ranks, key=lambda one: one.usual_own), ranks)
 
 
-def _replayed(found: RankReplay, ranks: list[RankTime], steps: int) -> Late | None:
+def _replayed(found: CollectiveReplay, ranks: list[RankTime], steps: int) -> Late | None:
     by_name = {one.name: one for one in ranks}
     late = [by_name[name] for name in found.late]
     if not late:
@@ -338,7 +338,7 @@ def straggler(late: Late) -> Found | None:
     return Found(text=text, evidence=lines, change=_changes(late), predicted_ns=saved)
 
 
-def _in_turns(late: Late, found: RankReplay) -> str:
+def _in_turns(late: Late, found: CollectiveReplay) -> str:
     """What several late ranks cost, each with the share of the collectives that it reaches last."""
     names = [one.rank.name for one in late.each]
     lasts = [found.last[name] for name in names]
@@ -442,7 +442,7 @@ def _cause(late: Late) -> str:
     return f"{where}it {' and '.join(more)} than the median of the others"
 
 
-def _times_last(rank: RankTime, found: RankReplay | None) -> str:
+def _times_last(rank: RankTime, found: CollectiveReplay | None) -> str:
     return "" if found is None else f", last at {found.last[rank.name]:,} collectives"
 
 

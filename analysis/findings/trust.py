@@ -48,7 +48,7 @@ def timing_not_valid(c: Context) -> Found | None:
     """Something else ran while samples were taken, or they vary by half of their median. Without
     samples, on a CPU: interruptions hold most of a step, or as much as the two steps differ by."""
     lines = []
-    for name, run in (("dense", c.baseline_run), ("pruned", c.run)):
+    for name, run in (("dense", c.baseline_phase_run), ("pruned", c.phase_run)):
         if run is not None:
             side = f"{name}: " if c.baseline is not None else ""
             lines += [f"{side}{line}" for line in _disturbed(run)]
@@ -84,7 +84,7 @@ def uncertain_config(c: Context) -> Found | None:
 def _wide(c: Context) -> list[str]:
     """Samples that vary by half of their median. Where the two runs took turns, the ratios of their
     samples: a machine that slows down and recovers changes both alike."""
-    dense, pruned = c.baseline_run, c.run
+    dense, pruned = c.baseline_phase_run, c.phase_run
     if dense is not None and pruned is not None and _took_turns(dense, pruned):
         ratios = np.divide(dense.samples_ns, pruned.samples_ns)
         low, mid, high = np.percentile(ratios, [10, 50, 90])
@@ -175,7 +175,7 @@ def _narrower(c: Context) -> str:
     command = c.side.run is not None and c.side.run.argv
     if c.side.run is not None and c.side.run.model.source == RECORDER:
         return "record(..., repeats=40), or more, on a quiet machine"
-    if c.run is not None and c.run.interleaved == "alone" and not command:
+    if c.phase_run is not None and c.phase_run.interleaved == "alone" and not command:
         return "capture(..., placements=8, repeats=40), or more, on a quiet machine"
     return "more --placements and --repeats on a quiet machine"
 
@@ -335,6 +335,11 @@ def _why_faster(c: Context) -> str:
             "the pruned kernels are more efficient than the dense ones, or their data moved into a "
             "cache"
         )
+    if c.phase.is_mostly_of_unknown_keys(row):
+        return (
+            "attention is shorter: the trace does not say how many keys it read; key eviction "
+            "would look like this"
+        )
     what = "kernels" if c.kernels.on_device else "ops"
     faster = [part.role for part in as_before if part.role is not None and part.ns < 0]
     names = ", ".join(dict.fromkeys(faster[:3]))
@@ -354,8 +359,8 @@ def _is_as_before(pair: Pair) -> bool:
 @finding("layer-alone", "info")
 def layer_alone(c: Context) -> Found | None:
     """One decoder layer ran alone, so that no time is that of the model."""
-    closures = c.phase.closure
-    if closures is msgspec.UNSET or not closures:
+    sums = c.phase.closure
+    if sums is msgspec.UNSET or not sums:
         return None
     return Found(
         text="one decoder layer ran alone: every time and speedup is of that layer, not of the "
@@ -363,7 +368,7 @@ def layer_alone(c: Context) -> Found | None:
         evidence=[
             f"{name}: {one.layers} × layer {one.layer} ({ms(one.layer_ns)}) and the rest "
             f"({ms(one.rest_ns)}) are {one.text} of the whole model ({ms(one.whole_ns)})"
-            for name, one in closures.items()
+            for name, one in sums.items()
         ],
     )
 

@@ -31,8 +31,8 @@ class Options:
     device: Annotated[
         str | None,
         Option(
-            help="GPU or CPU of the trace, by a name from `prunescope devices`; without it, the "
-            "one that the trace names.",
+            help="GPU or CPU of the trace, by its name in `prunescope devices` (no torch device); "
+            "without it, the one that the trace names.",
             metavar="NAME",
             complete="devices",
         ),

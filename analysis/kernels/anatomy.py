@@ -17,7 +17,9 @@ from prunescope.analysis.schema.anatomy import Anatomy, HostTime, Idle, LayerTim
 from prunescope.analysis.schema.report import GemmRow, clock
 
 _POINTS, _HOST, _ACTIVITIES = 60, 20, 12
-_JSON = {"blocked": "held"}  # names of the report that differ from those of the frame
+# Names of causes in report.json that differ from those of the frame: "blocked" is a kernel whose
+# stream waits for another one. (A host in a call that copies or waits is `host_blocked`.)
+_JSON = {"blocked": "held"}
 _LAYERS = 1000  # no model has more
 _NO_TILE, _NO_SHAPE, _NO_GRID = "no tile in the name", "no shape", "no grid"
 
@@ -27,9 +29,10 @@ def anatomy(kernels: Kernels, gemms: list[GemmRow]) -> Anatomy:
     frame, steps = kernels.frame, kernels.num_steps
     shapes, fit = what_if(kernels, gemms)
     dispatch, _ = host_late(frame) if kernels.on_device else (0, 0)
-    # A graph also spares the time between kernels launched in time, and of copies that it holds.
+    # A CUDA graph also removes gaps between kernels already queued, and the launch of copies inside
+    # it.
     sums = cause_sums(frame)
-    device = sums["device"] + int(frame["idle_copy_launch"].sum())
+    queued = sums["device"] + int(frame["idle_copy_launch"].sum())
     has_causes = _knows_causes(kernels)
     gaps = {_JSON.get(cause, cause): ns / steps for cause, ns in sums.items()}
     return Anatomy(
@@ -39,7 +42,7 @@ def anatomy(kernels: Kernels, gemms: list[GemmRow]) -> Anatomy:
         tiles=_tiles(frame, steps) if kernels.on_device else {},
         gaps={**gaps, "tail": kernels.trailing_idle / steps},
         graph_speedup=_speedup(kernels, kernels.wall - dispatch) if has_causes else None,
-        kernels_speedup=_speedup(kernels, kernels.wall - dispatch - device)
+        kernels_speedup=_speedup(kernels, kernels.wall - dispatch - queued)
         if has_causes and not kernels.is_replay
         else None,
         dispatch_ns=dispatch / steps if kernels.on_device else None,
@@ -52,7 +55,7 @@ def anatomy(kernels: Kernels, gemms: list[GemmRow]) -> Anatomy:
 
 
 def _kind_bounds(frame: pl.DataFrame, steps: int) -> dict[str, dict[str, float]]:
-    """Busy time of each kind by bound, the largest kind first."""
+    """Busy time of each kind by what bounds it, the largest kind first."""
     sums = frame.group_by("kind", "bound").agg(pl.col("busy").sum())
     sums = sums.with_columns(of_kind=pl.col("busy").sum().over("kind"))
     sums = sums.sort("of_kind", "kind", "busy", "bound", descending=[True, False, True, False])
@@ -164,7 +167,7 @@ def _host(kernels: Kernels, steps: int) -> list[HostTime]:
         pl.col("host_ns").sum(),
         wait.sum().alias("wait"),
     )
-    sums = sums.join(_blocked(kernels), on=keys, how="full", coalesce=True, nulls_equal=True)
+    sums = sums.join(_host_blocked(kernels), on=keys, how="full", coalesce=True, nulls_equal=True)
     sums = sums.with_columns(pl.col("count", "host_ns", "wait", "blocked").fill_null(0))
     sums = sums.filter(pl.sum_horizontal("host_ns", "wait", "blocked") > 0)
     longest = pl.max_horizontal("wait", "blocked")
@@ -183,11 +186,11 @@ def _host(kernels: Kernels, steps: int) -> list[HostTime]:
     ]
 
 
-def _blocked(kernels: Kernels) -> pl.DataFrame:
-    """Time in calls that copy or wait, ns of all steps, by op and by the role of what the op
+def _host_blocked(kernels: Kernels) -> pl.DataFrame:
+    """Host time in calls that copy or wait, ns of all steps, by op and by the role of what the op
     launched (unknown where it launched nothing)."""
     roles = kernels.frame.select("instance", "role")
     roles = roles.unique("instance", keep="first", maintain_order=True)
-    blocked = kernels.blocked.join(roles, on="instance", how="left")
+    blocked = kernels.host_blocked.join(roles, on="instance", how="left")
     blocked = blocked.with_columns(pl.col("role").fill_null("unknown"))
     return blocked.group_by("op", "role").agg(pl.col("ns").sum().alias("blocked"))

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.kernels.replay_match import align
+from prunescope.analysis.kernels.graph_match import align
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.ops.work import Work

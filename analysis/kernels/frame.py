@@ -17,20 +17,20 @@ from prunescope.analysis.kernels.collectives import collective_notes
 from prunescope.analysis.kernels.counters import Needed, SampledClock, counter_notes, sampled_clock
 from prunescope.analysis.kernels.eager_roles import roles_of_pass
 from prunescope.analysis.kernels.expected_experts import with_expected_experts
+from prunescope.analysis.kernels.graph_replay import LEAST, GraphReplay, read_eager
 from prunescope.analysis.kernels.grouped_queries import unfold_queries
 from prunescope.analysis.kernels.host_calls import (
     AllocatorCalls,
     GraphBlockers,
     add_first,
     allocator_calls,
-    blocked_by_op,
     graph_blockers,
+    host_blocked_by_op,
 )
 from prunescope.analysis.kernels.idle import add_waits, first_call_ns, host_collectives
 from prunescope.analysis.kernels.memory_held import memory_notes
 from prunescope.analysis.kernels.number_formats import format_notes, with_formats
 from prunescope.analysis.kernels.peaks import Peaks
-from prunescope.analysis.kernels.replay import LEAST, GraphReplay, read_eager
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE, find_roles
 from prunescope.analysis.kernels.roofline import add_bound, add_waves
 from prunescope.analysis.kernels.work_split import add_work
@@ -108,7 +108,7 @@ class Kernels:
     apart: ClockSkew | None = None  # how far the clocks of host and device differ, if they do
     # weight of what was recorded behind the last row of each step (timeline/overhead.py)
     recorded_after: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
-    blocked: pl.DataFrame = field(default_factory=pl.DataFrame)  # kernels/host_calls.py
+    host_blocked: pl.DataFrame = field(default_factory=pl.DataFrame)  # kernels/host_calls.py
     # The longest first calls and compilations of the steps (timeline/first_calls.py), ns.
     first_calls: list[tuple[str, int]] = field(default_factory=list)
     allocations: AllocatorCalls = field(default_factory=lambda: AllocatorCalls({}))
@@ -288,7 +288,7 @@ def build(  # noqa: PLR0913
         apart=apart,
         sampled=sampled_clock(trace, linked),
         recorded_after=overhead.after,
-        blocked=blocked_by_op(trace, linked),
+        host_blocked=host_blocked_by_op(trace, linked),
         first_calls=unusual.first.longest(
             Spans.of(linked.start - linked.gap, linked.start), _FIRST_CALLS
         ),
@@ -536,12 +536,15 @@ def _add_class(frame: pl.DataFrame) -> pl.DataFrame:
     """Columns `class`: matmul | attention | pointwise | the kind; `auxiliary`: a row that the op of
     a GEMM or an attention launched without carrying its work, which gets the op's class;
     `wrapper`: the op is neither and has no shapes (a compiled region): none of its rows is
-    auxiliary to another."""
+    auxiliary to another. Products and softmax of a layer whose attention is a fused kernel are no
+    part of it: they score its keys."""
     products = [*GEMM_KINDS, "attention"]
     others = [op for op in frame["op"].unique().drop_nulls() if op_kind(op, None) not in products]
     wrapper = pl.col("op").is_in(others).fill_null(value=False) & pl.col("modelled").not_()
     kind, role = pl.col("kind"), pl.col("role")
-    in_attention = (role == "attention") & kind.is_in([*GEMM_KINDS, "softmax"])
+    of_attention = role == "attention"
+    has_fused = (of_attention & (kind == "attention")).any().over("step", "layer")
+    in_attention = of_attention & kind.is_in([*GEMM_KINDS, "softmax"]) & has_fused.not_()
     kind_class = (
         pl.when((kind == "attention") | in_attention)
         .then(pl.lit(ATTENTION))

@@ -111,7 +111,7 @@ def add_first(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
     return frame.with_columns(first_of_launch=pl.when(known).then(pl.Series(first_of(launch))))
 
 
-def blocked_by_op(trace: Trace, linked: Linked) -> pl.DataFrame:
+def host_blocked_by_op(trace: Trace, linked: Linked) -> pl.DataFrame:
     """The time of the column `host_blocked_ns`, ns of all steps, by the innermost op around each
     call that copies or waits: `instance` is its row in the trace; -1 for a call outside any op,
     which is listed by its own name."""

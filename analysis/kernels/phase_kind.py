@@ -20,11 +20,15 @@ from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.schema.sides import OfTokens, PhaseKind, TokenSplit
 from prunescope.analysis.shapes.workload import annotated
-from prunescope.analysis.timeline.engines import attention_phase, engine_step
+from prunescope.analysis.timeline.engines import (
+    DECODE_ROWS,
+    PROMPT_ROWS,
+    attention_phase,
+    engine_step,
+)
 from prunescope.analysis.timeline.intervals import GENERATION
 from prunescope.taxonomy.roles import BACKWARD
 
-_MANY, _FEW = 1024, 32  # rows of a linear: more are no batch of a decode, fewer no prompts
 _BACKWARD = re.compile(
     r"autograd::engine::evaluate_function|Backward\d*$|_backward(?:_input|_weight|_data)?$"
     r"|^Optimizer\.step#"
@@ -38,7 +42,7 @@ _CACHE = re.compile(
     re.IGNORECASE,
 )
 _CAUSAL = re.compile(r"causal(?!_?conv)|upper_?triang", re.IGNORECASE)
-_APART = 4  # times: rows of the linears that no two steps of one phase differ by
+_OTHER_PHASE = 4  # times: rows of the linears that no two steps of one phase differ by
 _SHARE = 0.05  # of the linears, or of their time: fewer are no phase
 _RUN = 8  # linears of one M in a row, on average: shorter runs are layers of one forward
 _NO_LINEARS = ("attention", "lm_head", "router")
@@ -175,9 +179,9 @@ def _by_shape(kernels: Kernels) -> tuple[str, str]:
         return ("decode" if tokens == 1 else "prefill"), f"{rows}; {each} a sequence are embedded"
     if linear is None:
         return "unknown", "no shapes of linears or attention in the trace"
-    if linear >= _MANY:
+    if linear >= PROMPT_ROWS:
         return "prefill", rows
-    if linear <= _FEW:
+    if linear <= DECODE_ROWS:
         return "decode", rows
     head = _usual(_rows(_of(kernels, pl.col("role") == "lm_head")))
     if head is not None and head != linear:
@@ -281,7 +285,7 @@ def _several(kernels: Kernels) -> str | None:
         for m, count, busy in sums.sort("m", descending=True).iter_rows()
         if count >= _SHARE * of_all or busy >= _SHARE * busy_of_all
     ]
-    if len(seen) < 2 or seen[0][0] < _APART * seen[-1][0]:
+    if len(seen) < 2 or seen[0][0] < _OTHER_PHASE * seen[-1][0]:
         return None
     m = linears.filter(pl.col("m").is_in([m for m, _ in seen]))["m"].to_numpy()
     if (np.count_nonzero(np.diff(m)) + 1) * _RUN > len(m):

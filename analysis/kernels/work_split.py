@@ -1,7 +1,8 @@
 """Divides the work of an op among its kernels: those of the op's kind, in proportion to their time.
 
-In: the kernels frame with kinds, and the works of the calls. Out: columns `primary`,
-`carries_work`, `parts`, `flop`, `bytes`, `dtype`, `modelled`. FLOP and bytes; null is unknown.
+In: the kernels frame with kinds, and the Work of each call. Out: columns `primary`,
+`carries_work`, `parts`, `flop`, `bytes`, `dtype`, and `modelled`: whether a work model or the
+profiler gives its FLOPs and bytes. Null is unknown.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from prunescope.analysis.ops.kind import op_kind
 from prunescope.analysis.timeline.link import Linked
 from prunescope.taxonomy.dtypes import dtype, itemsize
 
-# A list of tensors has no format in a trace; the kernel that reads it names one, or its width.
+# A list of tensors has no number format in a trace; the name of the kernel that reads it has one,
+# or the bytes of an element.
 _OF_A_LIST = ("aten::cat", "aten::_cat", "aten::concat", "aten::stack")
 _MOVES = {1: "copy", 2: "fill"}  # categories of device events
-# M: pageable memory, on XPUs.
+# Copies between host and device. On XPUs, M is pageable memory of the host.
 _CROSSES = r"HtoD|DtoH|HostToDevice|DeviceToHost|^Memcpy (?:[HM]2D|D2[HM])"
-_BETWEEN = r"PtoP|Peer"
-_WIDTH = re.compile(
+_BETWEEN_DEVICES = r"PtoP|Peer"
+_ELEMENT = re.compile(
     r"CatArray\w*<(?:at::native::\(anonymous namespace\)::)?"
     r"(?:OpaqueType<(\d{1,2})|([\w:]+(?: \w+)?)[,>])"
 )
@@ -38,10 +40,10 @@ def add_work(
     *,
     copied: np.ndarray | None = None,
 ) -> pl.DataFrame:
-    """The columns above. `copied`: bytes of each row's copy or fill as the profiler recorded them,
-    -1 for none. The work of an op goes to its kernels of the op's kind (`carries_work`: a
-    GEMM may be several kernels, each with a share by duration), else to its longest kernel.
-    `primary` is the longest of them, `parts` their number. Auxiliary kernels have time, no work."""
+    """Add the columns above. An op's work is shared by duration among its kernels of its own kind
+    (`carries_work`); without any, its longest kernel takes it all. `primary`: the longest of these.
+    `parts`: how many. Auxiliary kernels have time and no work. `copied`: bytes of each row's copy
+    or fill as the profiler recorded them, -1 for none."""
     frame = frame.with_columns(
         carries_work=_is_of_op_kind(frame, calls, works),
         _repeated=pl.Series(_repeated(frame, linked, works)),
@@ -64,7 +66,7 @@ def add_work(
         frame.with_columns(
             pl.when("carries_work").then(pl.col("flop") * share).alias("flop"),
             pl.when("carries_work")
-            .then(pl.col("bytes") * share * _width(frame, calls))
+            .then(pl.col("bytes") * share * _element_size_factor(frame, calls))
             .alias("bytes"),
             dtype=multiplied_in(pl.col("name"), pl.col("dtype")),
             modelled=pl.col("modelled").fill_null(value=False),
@@ -104,7 +106,7 @@ def _add_copies(frame: pl.DataFrame, copied: np.ndarray | None) -> pl.DataFrame:
         return frame.with_columns(crosses=crosses)
     size = pl.Series("_size", copied)
     is_known = ((size >= 0) & kind.is_not_null() & pl.col("carries_work")).fill_null(value=False)
-    between = (kind == "copy") & name.str.contains(_BETWEEN)
+    between = (kind == "copy") & name.str.contains(_BETWEEN_DEVICES)
     times = pl.when(crosses | (kind == "fill")).then(1).otherwise(2)
     moved = pl.when(between.not_()).then(size * times).cast(pl.Float64)
     return frame.with_columns(
@@ -148,7 +150,7 @@ def _is_of_op_kind(frame: pl.DataFrame, calls: list[OpCall], works: list[Work | 
     return (of_call.gather(frame["call"]) == of_row).fill_null(value=False)
 
 
-def _width(frame: pl.DataFrame, calls: list[OpCall]) -> pl.Expr:
+def _element_size_factor(frame: pl.DataFrame, calls: list[OpCall]) -> pl.Expr:
     """Factor from the element size that a list of tensors was taken to have to that which the
     kernel's name states; 1 where it states none."""
     lists = [i for i, call in enumerate(calls) if call.name in _OF_A_LIST]
@@ -166,7 +168,7 @@ def _width(frame: pl.DataFrame, calls: list[OpCall]) -> pl.Expr:
 
 
 def _named_itemsize(name: str) -> float | None:
-    match = _WIDTH.search(name[:512])
+    match = _ELEMENT.search(name[:512])
     if match is None:
         return None
     return float(match[1]) if match[1] else itemsize(dtype(match[2]))

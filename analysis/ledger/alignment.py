@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
 
-# Layers alike in all but noise are equally far apart in every alignment, so that the best of them
-# is hardly nearer than the one from the front. Half as far is more than a choice among noise gives.
+# Times decide only if their alignment fits at least twice as well as the alignment from the front;
+# less may be noise: layers that differ by noise alone fit about equally well in every alignment.
 _DECISIVE = 0.5
 _LEVELS = 1000  # steps of a likeness: sums of whole numbers compare exactly
 

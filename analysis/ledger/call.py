@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from prunescope.taxonomy.gemm import Gemm
 
-Key = tuple[int | None, str, str, int]  # layer of the dense model, role, group, position
+GemmKey = tuple[int | None, str, str, int]  # layer of the dense model, role, group, position
 
 
 @dataclass(frozen=True)

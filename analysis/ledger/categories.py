@@ -12,7 +12,7 @@ from prunescope.analysis.kernels.frame import ATTENTION, MATMUL
 from prunescope.analysis.ledger.attribution import AttributionInputs
 from prunescope.analysis.ledger.ledger import Times
 from prunescope.analysis.ledger.noise import interval
-from prunescope.analysis.ledger.pairing import Floats, Key
+from prunescope.analysis.ledger.pairing import Floats, UnitKey
 from prunescope.analysis.schema.categories import CATEGORIES, CategoryTime
 from prunescope.taxonomy.roles import BACKWARD, GROUPS, MLP_ROLES
 
@@ -23,7 +23,7 @@ _MOVES = ("layout", "memcpy", "memset")
 _NEITHER = ("comm", "conv", "scan", "unknown")
 
 
-def category(key: Key, *, added: bool) -> str:
+def category(key: UnitKey, *, added: bool) -> str:
     """The category of a unit. `added`: only the pruned side runs it: what moves data is then the
     preprocessing of a kernel (a transposed layout, a reordered mask), all else an extra op (a
     projection of the residual, a router, a gather)."""

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from prunescope.analysis.ledger.call import Call, Key
+from prunescope.analysis.ledger.call import Call, GemmKey
 from prunescope.taxonomy.gemm import Gemm, axis_moved
 
 EXPERTS, ROUTER = "experts", "router"
@@ -43,10 +43,12 @@ def with_rows(dims: Sequence[Sizes]) -> list[Sizes]:
     return [size for size in dims if size[1]] or list(dims)
 
 
-def with_groups(calls: dict[Key, Call], with_tokens: dict[Key, float]) -> dict[Key, Call]:
+def with_groups(
+    calls: dict[GemmKey, Call], with_tokens: dict[GemmKey, float]
+) -> dict[GemmKey, Call]:
     """The calls, those of experts with how many of them saw tokens, a step: as often as the product
     that an expert runs once. `with_tokens`: calls a step that had rows, by key."""
-    of_layer: dict[tuple[object, ...], list[Key]] = defaultdict(list)
+    of_layer: dict[tuple[object, ...], list[GemmKey]] = defaultdict(list)
     for key, call in calls.items():
         if key[1] == EXPERTS and call.groups is None and call.kind in ("gemm", "gemv"):
             of_layer[key[:3]].append(key)
@@ -62,10 +64,10 @@ def with_groups(calls: dict[Key, Call], with_tokens: dict[Key, float]) -> dict[K
 _PER_WIDTH = (1, 2)  # outputs of the first product by channel: up alone, or gate with it
 
 
-def _named(calls: dict[Key, Call]) -> dict[Key, Call]:
+def _named(calls: dict[GemmKey, Call]) -> dict[GemmKey, Call]:
     """The calls, the two products of the experts of a layer by the groups that they are: gate and
     up make the channels that down reads."""
-    of_layer: dict[tuple[object, ...], list[Key]] = defaultdict(list)
+    of_layer: dict[tuple[object, ...], list[GemmKey]] = defaultdict(list)
     for key, call in calls.items():
         if key[1] == EXPERTS and call.n is not None and call.k is not None:
             of_layer[key[:3]].append(key)
@@ -114,7 +116,7 @@ def pooled(calls: Sequence[Call]) -> Call:
 _ATTENTION = ("qk", "pv")  # groups of products without a weight
 
 
-def weight_numbers(calls: Mapping[Key, Call]) -> float | None:
+def weight_numbers(calls: Mapping[GemmKey, Call]) -> float | None:
     """Numbers in the weights that the GEMMs of a side multiply by, those of experts without tokens
     too: as many as its grouped kernels hold, or its router chooses from. None where a size or the
     number of experts of a layer is not known."""

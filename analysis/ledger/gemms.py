@@ -1,7 +1,8 @@
-"""The calls of a side: every kernel that multiplies matrices, as the logical GEMMs of its unit.
+"""GEMMs: the calls of a side, their pairs of dense and pruned with the axis that moved, and rows.
 
-In: kernels of one side and the alignment of its layers. Out: `Call`s by `Key`, means a step. A
-fused attention kernel is two logical GEMMs.
+`calls_of`: kernels of one side and the alignment of its layers → `Call`s by `GemmKey`, means a
+step; every kernel that multiplies matrices is the logical GEMMs of its unit, a fused attention two.
+`pair_calls`: the calls of both sides → `Pair`s. `report_rows`, `single_rows`: the report's table.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.phase_kind import trained_tokens
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.alignment import Alignment, with_dense_layer
-from prunescope.analysis.ledger.call import Call, Key
+from prunescope.analysis.ledger.call import Call, GemmKey
 from prunescope.analysis.ledger.experts import (
     EXPERTS,
     ROUTER,
@@ -29,12 +30,11 @@ from prunescope.analysis.ledger.experts import (
 from prunescope.analysis.ledger.gradients import is_gradient, is_of_weight, partners
 from prunescope.analysis.ledger.in_order import partners_in_order
 from prunescope.analysis.ops.call import Work
-from prunescope.analysis.schema.report import GemmRow as Row
-from prunescope.analysis.schema.report import clock
+from prunescope.analysis.schema.report import GemmRow, clock
 from prunescope.taxonomy.gemm import Gemm, axis_moved
 from prunescope.taxonomy.roles import BACKWARD, GROUPS, UNPLACED
 
-__all__ = ["Call", "Key", "Pair", "calls_of", "pair_calls", "report_rows", "single_rows"]
+__all__ = ["Call", "GemmKey", "Pair", "calls_of", "pair_calls", "report_rows", "single_rows"]
 
 # Positions of calls with neither role nor shape (replays among ops): counted apart, or steps that
 # hold more or fewer of them lend it the shapes of other GEMMs.
@@ -44,7 +44,7 @@ Parts = list[tuple[Gemm | None, float]]
 _UNREAD: Parts = [(None, 1.0)]  # of a call that no model reads
 # What is read of an op's row.
 _READ = ("step", "unit_layer", "layer", "role", "op", "kind", "dtype", "name", "call", "total",
-         "help", "took", "ideal", "flop", "bytes", "bound", "shapes")  # fmt: skip
+         "auxiliary", "took", "ideal", "flop", "bytes", "bound", "shapes")  # fmt: skip
 # What of the kernels frame tells it.
 _WANTED = ("step", "instance", "wrapper", "primary", "carries_work", "launched", "start", "busy",
            "duration",
@@ -74,7 +74,7 @@ class _Sum:
 
 def calls_of(
     kernels: Kernels, alignment: Alignment | None = None, *, by_shape: bool = False
-) -> dict[Key, Call]:
+) -> dict[GemmKey, Call]:
     """The logical GEMMs of one side by (layer, role, group, position in the unit).
 
     `by_shape`, for a side without a baseline: GEMMs without a role are keyed by their op and shape,
@@ -90,7 +90,7 @@ def calls_of(
     products = [_products(work) for work in kernels.works]
     makes: dict[tuple[object, ...], int] = {}
     tokens = trained_tokens(kernels) if gemms["role"].str.ends_with(BACKWARD).any() else None
-    sums: dict[Key, _Sum] = defaultdict(_Sum)
+    sums: dict[GemmKey, _Sum] = defaultdict(_Sum)
     position: dict[tuple[object, ...], int] = defaultdict(int)
     weights: dict[tuple[object, ...], dict[tuple[int, int], int]] = defaultdict(dict)
     for row in gemms.iter_rows(named=True):
@@ -140,14 +140,14 @@ def _op_calls(frame: pl.DataFrame) -> pl.DataFrame:
     instance, kinds = ["step", "instance"], [*GEMM_KINDS, "attention"]
     frame = frame.select(_WANTED)
     alone = frame.filter(pl.col("wrapper") & pl.col("kind").is_in(kinds)).with_columns(
-        total=pl.col("busy"), took=pl.col("duration"), help=pl.lit(0, pl.Int64)
+        total=pl.col("busy"), took=pl.col("duration"), auxiliary=pl.lit(0, pl.Int64)
     )
     frame = frame.filter(pl.col("wrapper").not_())
     totals = frame.group_by(instance).agg(
         *(_of_own(name) for name in ("ideal", "flop", "bytes")),
         total=pl.col("busy").sum(),
         took=pl.col("duration").sum(),
-        help=pl.col("busy").filter(pl.col("carries_work").not_()).sum(),
+        auxiliary=pl.col("busy").filter(pl.col("carries_work").not_()).sum(),
     )
     main = frame.filter(pl.col("primary") & pl.col("kind").is_in(kinds))
     main = main.drop("ideal", "flop", "bytes")
@@ -181,7 +181,7 @@ def _group(
 def _accumulate(total: _Sum, row: dict[str, object], gemm: Gemm | None, share: float) -> None:
     total.calls += 1
     total.busy += float(row["total"]) * share  # type: ignore[arg-type]
-    total.auxiliary += float(row["help"]) * share  # type: ignore[arg-type]
+    total.auxiliary += float(row["auxiliary"]) * share  # type: ignore[arg-type]
     total.duration += float(row["took"]) * share  # type: ignore[arg-type]
     flop = gemm.flop if gemm is not None and row["flop"] is None else row["flop"]
     total.ideal = _more(total.ideal, row["ideal"], share)
@@ -199,7 +199,7 @@ def _more(total: float | None, value: object, share: float) -> float | None:
     return None if total is None or value is None else total + float(value) * share  # type: ignore[arg-type]
 
 
-def _call(key: Key, total: _Sum, num_steps: int) -> Call:
+def _call(key: GemmKey, total: _Sum, num_steps: int) -> Call:
     first, dims = total.first, total.dims
     mean: list[float | None] = [None] * 4
     rows = None
@@ -254,18 +254,18 @@ class Pair:
     """A dense GEMM and the pruned one that replaces it; either is None. `axis` as in AXES;
     `groups_left`: of the axis G, the share of its experts that is left, None where unknown."""
 
-    key: Key
+    key: GemmKey
     dense: Call | None
     pruned: Call | None
     axis: str
     groups_left: float | None = None
 
 
-def pair_calls(dense: dict[Key, Call], pruned: dict[Key, Call]) -> list[Pair]:
+def pair_calls(dense: dict[GemmKey, Call], pruned: dict[GemmKey, Call]) -> list[Pair]:
     """Dense and pruned GEMMs by key. Two GEMMs through a rank pair with the one they replace."""
     pairs: list[Pair] = []
-    paired: set[Key] = set()  # dense keys whose partners have other positions
-    by_unit: dict[tuple[object, ...], list[Key]] = defaultdict(list)
+    paired: set[GemmKey] = set()  # dense keys whose partners have other positions
+    by_unit: dict[tuple[object, ...], list[GemmKey]] = defaultdict(list)
     for key in pruned:
         by_unit[key[:3]].append(key)
     for unit, keys in by_unit.items():
@@ -295,11 +295,14 @@ def pair_calls(dense: dict[Key, Call], pruned: dict[Key, Call]) -> list[Pair]:
 
 
 def _ranks_in_order(
-    originals: list[Key], keys: list[Key], dense: dict[Key, Call], pruned: dict[Key, Call]
-) -> dict[Key, tuple[Call, str]]:
+    originals: list[GemmKey],
+    keys: list[GemmKey],
+    dense: dict[GemmKey, Call],
+    pruned: dict[GemmKey, Call],
+) -> dict[GemmKey, tuple[Call, str]]:
     """The dense partner and axis of each pruned GEMM of a unit without a role, where every dense
     one, in order, is there in its shape or as two through a rank; empty where some is neither."""
-    found: dict[Key, tuple[Call, str]] = {}
+    found: dict[GemmKey, tuple[Call, str]] = {}
     rest = sorted(keys, key=lambda key: key[3])
     for original in (dense[key] for key in sorted(originals, key=lambda key: key[3])):
         if rest and original.gemm is not None and pruned[rest[0]].gemm == original.gemm:
@@ -341,11 +344,11 @@ def _is_of_all(pair: Pair, before: float | None, after: float | None) -> bool:
     return batches == (before, after) and pair.dense.m == pair.pruned.m
 
 
-def _fused(calls: dict[Key, Call], parts: Mapping[str, int]) -> dict[Key, Call]:
+def _fused(calls: dict[GemmKey, Call], parts: Mapping[str, int]) -> dict[GemmKey, Call]:
     """The calls, where the GEMMs of a role that several make are one: `parts`, how many. Those of
     one unit follow one another; where they are of other inputs, they stay apart."""
     out = {key: call for key, call in calls.items() if key[1] not in parts}
-    units: dict[tuple[object, ...], list[Key]] = defaultdict(list)
+    units: dict[tuple[object, ...], list[GemmKey]] = defaultdict(list)
     for key in sorted(calls.keys() - out.keys(), key=lambda key: key[3]):
         units[key[:3]].append(key)
     for keys in units.values():
@@ -441,7 +444,7 @@ def _moved_width(dense: Call, pruned: Call) -> str | None:
     return "unknown" if moved == "none" else moved
 
 
-def report_rows(pairs: list[Pair], *, promised: float, exact_layers: bool) -> list[Row]:
+def report_rows(pairs: list[Pair], *, promised: float, exact_layers: bool) -> list[GemmRow]:
     """Rows of the report: pairs of one make (role, op, shapes, axis) over all layers."""
     groups: dict[tuple[object, ...], list[Pair]] = defaultdict(list)
     for pair in pairs:
@@ -457,7 +460,7 @@ def report_rows(pairs: list[Pair], *, promised: float, exact_layers: bool) -> li
     return sorted(rows, key=lambda r: (-(r.dense_busy_ns or r.busy_ns), r.role))
 
 
-def single_rows(calls: dict[Key, Call]) -> list[Row]:
+def single_rows(calls: dict[GemmKey, Call]) -> list[GemmRow]:
     """Rows without a baseline: group and letters only, no axis."""
     groups: dict[tuple[object, ...], list[Pair]] = defaultdict(list)
     for key, call in calls.items():
@@ -468,7 +471,7 @@ def single_rows(calls: dict[Key, Call]) -> list[Row]:
 
 
 def _make_of(
-    row: dict[str, object], gemm: Gemm | None, size: tuple[int, int] | None, key: Key
+    row: dict[str, object], gemm: Gemm | None, size: tuple[int, int] | None, key: GemmKey
 ) -> tuple[object, ...] | None:
     """What tells a GEMM from others at its place in other steps; None where its place does."""
     if row["role"] in UNPLACED:
@@ -495,7 +498,7 @@ def _dims(call: Call | None) -> tuple[float | None, ...]:
     return (*rows, call.n, call.k)
 
 
-def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> Row:
+def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> GemmRow:
     gone = members[0].pruned is None
     calls = [p.pruned or p.dense for p in members]
     shown = [c for c in calls if c is not None]
@@ -513,7 +516,7 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
     wanted = None if promised is None or dense_busy is None else promised * dense_busy
     layers = sorted({c.layer for c in shown if c.layer is not None})
     calls_left = _calls_left(members)
-    return Row(
+    return GemmRow(
         role=first.role,
         group="added" if members[0].axis == "added" else first.group,
         layers=layers if exact_layers or not gone else [],

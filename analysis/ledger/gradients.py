@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from prunescope.analysis.ledger.call import Call, Key
+from prunescope.analysis.ledger.call import Call, GemmKey
 from prunescope.analysis.ops.call import OpCall
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.roles import BACKWARD
@@ -35,18 +35,18 @@ def is_of_weight(call: OpCall | None, gemm: Gemm | None, tokens: int | None) -> 
 
 
 def partners(
-    originals: Sequence[Key],
-    keys: Sequence[Key],
-    dense: Mapping[Key, Call],
-    pruned: Mapping[Key, Call],
-) -> dict[Key, Key]:
+    originals: Sequence[GemmKey],
+    keys: Sequence[GemmKey],
+    dense: Mapping[GemmKey, Call],
+    pruned: Mapping[GemmKey, Call],
+) -> dict[GemmKey, GemmKey]:
     """The dense gradient of each pruned one that has any: the same GEMM first, of the same kind of
     gradient; the rest of a kind in order where both sides have as many, else the larger first."""
-    found: dict[Key, Key] = {}
+    found: dict[GemmKey, GemmKey] = {}
     of_dense, of_pruned = _by_kind(originals, dense), _by_kind(keys, pruned)
     for kind, ours in of_pruned.items():
         theirs = of_dense.get(kind, [])
-        left: dict[Gemm | None, list[Key]] = defaultdict(list)
+        left: dict[Gemm | None, list[GemmKey]] = defaultdict(list)
         for key in theirs:
             left[dense[key].gemm].append(key)
         for key in ours:
@@ -63,8 +63,10 @@ def partners(
     return found
 
 
-def _by_kind(keys: Sequence[Key], calls: Mapping[Key, Call]) -> dict[bool | None, list[Key]]:
-    kinds: dict[bool | None, list[Key]] = defaultdict(list)
+def _by_kind(
+    keys: Sequence[GemmKey], calls: Mapping[GemmKey, Call]
+) -> dict[bool | None, list[GemmKey]]:
+    kinds: dict[bool | None, list[GemmKey]] = defaultdict(list)
     for key in sorted(keys, key=lambda key: key[3]):
         kinds[calls[key].of_weight].append(key)
     return kinds

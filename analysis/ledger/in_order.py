@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from difflib import SequenceMatcher
 
-from prunescope.analysis.ledger.call import Call, Key
+from prunescope.analysis.ledger.call import Call, GemmKey
 
 _MOST_COMPARED = 1 << 20  # pairs of equal sizes, half a second; of more, places decide
 
@@ -19,8 +19,11 @@ _Size = tuple[object, ...]
 
 
 def partners_in_order(
-    originals: list[Key], keys: list[Key], dense: Mapping[Key, Call], pruned: Mapping[Key, Call]
-) -> dict[Key, Key]:
+    originals: list[GemmKey],
+    keys: list[GemmKey],
+    dense: Mapping[GemmKey, Call],
+    pruned: Mapping[GemmKey, Call],
+) -> dict[GemmKey, GemmKey]:
     """The dense key of each pruned GEMM that has a partner. Where both sides have the same places,
     and none pairs GEMMs of which both N and K differ, places decide. Else GEMMs of equal N and K
     pair in order, and between these as many of one side as of the other by their places, or those
@@ -32,7 +35,7 @@ def partners_in_order(
     times = Counter(sizes[0])
     if sum(times[size] for size in sizes[1]) > _MOST_COMPARED:
         return {key: key for key in keys if key in dense}
-    found: dict[Key, Key] = {}
+    found: dict[GemmKey, GemmKey] = {}
     i = j = 0
     # Ends with a block of no length behind both.
     matcher = SequenceMatcher(None, *sizes, autojunk=False)
@@ -44,8 +47,11 @@ def partners_in_order(
 
 
 def _between(
-    before: list[Key], after: list[Key], dense: Mapping[Key, Call], pruned: Mapping[Key, Call]
-) -> dict[Key, Key]:
+    before: list[GemmKey],
+    after: list[GemmKey],
+    dense: Mapping[GemmKey, Call],
+    pruned: Mapping[GemmKey, Call],
+) -> dict[GemmKey, GemmKey]:
     """Pairs of GEMMs that stand between pairs of equal sizes."""
     if len(before) == len(after):
         return dict(zip(after, before, strict=True))
@@ -53,7 +59,7 @@ def _between(
     for place, key in enumerate(before):
         for width in _widths(dense[key]):
             places[width].append(place)
-    found: dict[Key, Key] = {}
+    found: dict[GemmKey, GemmKey] = {}
     begin = 0
     for key in after:
         nexts = []

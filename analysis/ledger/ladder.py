@@ -1,6 +1,7 @@
 """The ladder of a comparison: speedups from what was promised to what was measured.
 
-In: the rows of the ledger and the attribution inputs. Out: a Ladder. Bounds made of measured times
+In: the rows of the ledger and the attribution inputs. Out: a Ladder. Each bound is an upper bound
+of the speedup, not what bounds a kernel (compute, memory, latency). Bounds made of measured times
 have a 95 % interval, from the same replicates as the rows of the ledger; nominal and FLOPs are
 arithmetic and have none.
 """
@@ -27,7 +28,7 @@ def ladder(
     units, ratio, base = inputs.units, inputs.ratio, inputs.time_base
     ns = {row.row: row.moves_ns for row in rows}
     covered = ns["promised"] + ns["coverage"]
-    bound = covered + ns["roofline_shift"]
+    by_roofline = covered + ns["roofline_shift"]
     realised = ns["dense"] / ns["pruned"]
     if len(base.dense) and len(base.pruned):
         realised = base.dense.wall / base.pruned.wall
@@ -39,7 +40,7 @@ def ladder(
         nominal=1 / ratio.promised if ratio.promised > 0 and has_nominal else None,
         flop=ratio.flop_ratio if is_known else None,
         coverage=ns["dense"] / covered if covered > 0 and is_bounded else None,
-        roofline=ns["dense"] / bound if bound > 0 and is_bounded else None,
+        roofline=ns["dense"] / by_roofline if by_roofline > 0 and is_bounded else None,
         busy=float(busy_d / busy_p) if busy_p > 0 else None,
         realised=realised,
         realised_ci95=realised_interval(base, inputs.replicates),
@@ -54,11 +55,11 @@ def ladder(
 def _add_intervals(found: Ladder, units: Units, replicates: Replicates) -> None:
     """Add intervals of the bounds that are known. Busy time is as recorded."""
     covered = replicates.promised + replicates.total("coverage")
-    bound = covered + replicates.total("roofline_shift")
+    by_roofline = covered + replicates.total("roofline_shift")
     if found.coverage is not None:
         found.coverage_ci95 = ratio_interval(replicates.dense, covered)
     if found.roofline is not None:
-        found.roofline_ci95 = ratio_interval(replicates.dense, bound)
+        found.roofline_ci95 = ratio_interval(replicates.dense, by_roofline)
     if found.busy is not None:
         busy = (side.busy.sum(axis=0) for side in (units.dense, units.pruned))
         found.busy_ci95 = ratio_interval(
@@ -67,7 +68,7 @@ def _add_intervals(found: Ladder, units: Units, replicates: Replicates) -> None:
     if found.share_of_bound is not None:
         # Realised is of the samples where there are some, also where the ledger is as profiled.
         dense, pruned = replicates.walls or (replicates.dense, replicates.pruned)
-        found.share_of_bound_ci95 = ratio_interval(dense * bound, pruned * replicates.dense)
+        found.share_of_bound_ci95 = ratio_interval(dense * by_roofline, pruned * replicates.dense)
 
 
 def has_ideals(units: Units) -> bool:

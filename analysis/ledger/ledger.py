@@ -13,16 +13,16 @@ import numpy as np
 
 from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.ledger.pairing import (
-    Cost,
     Floats,
     PartSums,
+    RecordWeight,
     UnitParts,
     Units,
     UnitSums,
 )
 
-_NEARLY = 0.05  # quantile of time per event that caps the cost of one event
-_MOST = 0.8
+_CAP_QUANTILE = 0.05  # of time per recorded event: it caps the cost of one event
+_MOST_OVERHEAD = 0.8  # of the time of a part that may be the cost of recording it
 
 ROWS = ("dense", "promised", "coverage", "roofline_shift", "shape", "kernel_efficiency",
         "added_work", "launch_idle", "pruned")  # fmt: skip
@@ -32,7 +32,7 @@ ROWS = ("dense", "promised", "coverage", "roofline_shift", "shape", "kernel_effi
 class Ratios:
     """What should remain of each dense unit: by FLOPs, by roofline, by tile and wave. 0 = removed.
 
-    `promised` is p: 1 - s, or the FLOPs of matched units over those of the dense model.
+    `promised` is ρ: 1 - s, or the FLOPs of matched units over those of the dense model.
     """
 
     flop: Floats
@@ -169,23 +169,25 @@ def scale_idle(side: SideTimes, wall: Floats) -> SideTimes:
     return busy, gap * factor, tail * factor
 
 
-def subtract_profiler_overhead(side: SideTimes, wall: Floats, cost: Cost | None) -> SideTimes:
+def subtract_profiler_overhead(
+    side: SideTimes, wall: Floats, records: RecordWeight | None
+) -> SideTimes:
     """One side of a CPU trace in the unprofiled time base: the extra time of its profiled steps is
     profiler overhead, divided equally over the recorded events.
 
     The cost of an event is capped at the 5th percentile of time per event, and no part loses more
     than 80 % of its time. The rest is the machine's drift: taken by one factor, as is all of it
-    where no record is known (`cost` None) or the plain step was the longer one.
+    where no record is known (`records` None) or the plain step was the longer one.
     """
     parts = np.vstack([side[0], side[1], side[2][None, :]])
-    if cost is not None:
-        weights = np.concatenate([cost.busy, cost.gap, [cost.tail]])[:, None]
+    if records is not None:
+        weights = np.concatenate([records.busy, records.gap, [records.tail]])[:, None]
         held = weights[:, 0] > 0
         if held.any():
             excess = np.maximum(parts.sum(axis=0) - wall, 0.0)
-            shortest = np.quantile(parts[held] / weights[held], _NEARLY, axis=0)
+            shortest = np.quantile(parts[held] / weights[held], _CAP_QUANTILE, axis=0)
             each = np.minimum(excess / weights.sum(), np.maximum(shortest, 0.0))
-            parts = parts - np.minimum(each * weights, _MOST * np.maximum(parts, 0.0))
+            parts = parts - np.minimum(each * weights, _MOST_OVERHEAD * np.maximum(parts, 0.0))
     rest = parts.sum(axis=0)
     parts = parts * (wall / np.where(rest > 0, rest, 1.0))
     units = len(side[0])

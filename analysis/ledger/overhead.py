@@ -282,7 +282,7 @@ def _part(
 def _part_of(one: NewWork, scorers: set[str], *, fused: bool) -> str:
     """The part of ADDED: masks of what scores are indices, all else that moves no data is other."""
     found = purpose(one, scorers, fused=fused)
-    if found == MASK and one.role == "router":
+    if found == MASK and one.role in (ROUTER, ESTIMATOR):
         return INDEX
     return found if found in ADDED else ADDED[-1]
 

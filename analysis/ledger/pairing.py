@@ -18,11 +18,11 @@ from prunescope.analysis.kernels.frame import PRODUCTS, Kernels
 from prunescope.analysis.ledger.alignment import Alignment, align, with_dense_layer
 
 Floats = NDArray[np.float64]
-Key = tuple[int | None, str, str]  # layer (of the dense model), role, class
+UnitKey = tuple[int | None, str, str]  # layer (of the dense model), role, class
 
 
 @dataclass(frozen=True)
-class Cost:
+class RecordWeight:
     """Weight of what was recorded (timeline/overhead.py), a step: in busy time and gaps [units],
     and in the tail."""
 
@@ -48,7 +48,7 @@ class UnitSums:
     predicted: Floats
     present: NDArray[np.bool_]  # [units]
     tail: Floats  # [steps]
-    recorded: Cost | None = None  # of a CPU trace
+    recorded: RecordWeight | None = None  # of a CPU trace
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Units:
     None takes each unit as one part. `kept`, [units]: where layers are gone, the share of the calls
     that is left of matched work which no layer is known of; None: all of every unit's."""
 
-    keys: list[Key]
+    keys: list[UnitKey]
     dense: UnitSums
     pruned: UnitSums
     alignment: Alignment
@@ -129,7 +129,7 @@ def pair(dense: Kernels, pruned: Kernels, layer_map: list[int] | None = None) ->
 
 
 def _kept_calls(
-    keys: list[Key], frames: tuple[pl.DataFrame, pl.DataFrame], sides: tuple[Kernels, Kernels]
+    keys: list[UnitKey], frames: tuple[pl.DataFrame, pl.DataFrame], sides: tuple[Kernels, Kernels]
 ) -> Floats:
     """The share of the calls of each unit that is left: of norms and the like, which no module puts
     into a layer, those of layers that are gone went with these, and the gaps before them too."""
@@ -167,7 +167,9 @@ _OF_PART = ("busy", "flop", "bytes", "ideal", "predicted")
 
 
 def _parts(
-    frames: tuple[pl.DataFrame, pl.DataFrame], index: dict[Key, int], sides: tuple[Kernels, Kernels]
+    frames: tuple[pl.DataFrame, pl.DataFrame],
+    index: dict[UnitKey, int],
+    sides: tuple[Kernels, Kernels],
 ) -> UnitParts:
     """The parts of all units. What is known of a part is not diluted by the rest of its unit: bytes
     of an op that shrank are not pooled with those of one that did not."""
@@ -226,11 +228,11 @@ def _column(values: pl.Series, absent: pl.Series) -> Floats:
     return out
 
 
-def _keys(sums: pl.DataFrame) -> list[Key]:
+def _keys(sums: pl.DataFrame) -> list[UnitKey]:
     return list(sums.select(_UNIT).unique().iter_rows())
 
 
-def _side(sums: pl.DataFrame, index: dict[Key, int], kernels: Kernels) -> UnitSums:
+def _side(sums: pl.DataFrame, index: dict[UnitKey, int], kernels: Kernels) -> UnitSums:
     shape = (len(index), kernels.num_steps)
     unit = np.array([index[k] for k in sums.select(_UNIT).iter_rows()], int)
     step = sums["step"].to_numpy()
@@ -247,7 +249,7 @@ def _side(sums: pl.DataFrame, index: dict[Key, int], kernels: Kernels) -> UnitSu
 
 def _cost(
     sums: pl.DataFrame, unit: NDArray[np.int64], shape: tuple[int, int], kernels: Kernels
-) -> Cost | None:
+) -> RecordWeight | None:
     """What was recorded a step; None of a device trace."""
     if kernels.on_device:
         return None
@@ -255,4 +257,4 @@ def _cost(
     np.add.at(inside, unit, sums["recorded_inside"].to_numpy() / shape[1])
     np.add.at(before, unit, sums["recorded_before"].to_numpy() / shape[1])
     after = kernels.recorded_after
-    return Cost(inside, before, float(after.mean()) if len(after) else 0.0)
+    return RecordWeight(inside, before, float(after.mean()) if len(after) else 0.0)

@@ -48,7 +48,9 @@ def purpose(one: NewWork, scorers: Collection[str], *, fused: bool) -> str:
     computes = one.kind in (*_SCORES, "norm", "attention")
     if _MASKS.search(one.work) and not computes:
         return MASK
-    scores = one.role == "router" or (fused and one.role == "attention" and one.kind in _SCORES)
+    scores = one.role in (ROUTER, ESTIMATOR) or (
+        fused and one.role == "attention" and one.kind in _SCORES
+    )
     if not scores:
         return LAYOUT if one.kind == "layout" else OTHER
     if not computes and (_INDICES.search(one.work) or _counts(one)):

@@ -45,10 +45,10 @@ def write_pareto(
             files["pareto.md"] = render_pareto(found, figures="png" in formats).encode()
         elif name == "json":
             files["pareto.json"] = to_json(found)
-        else:
-            from prunescope.analysis.report.pareto_figures import pareto_figures
+    if pictures := [name for name in dict.fromkeys(formats) if name in PICTURES]:
+        from prunescope.analysis.report.pareto_figures import pareto_figures
 
-            files |= pareto_figures(found, name)
+        files |= pareto_figures(found, *pictures)
     return write_files(files, folder)
 
 

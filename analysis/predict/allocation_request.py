@@ -43,8 +43,8 @@ class AllocateRequest:
     device: Annotated[
         str | None,
         Option(
-            help="Device by a name from `prunescope devices`, whose times are predicted; without "
-            "it, give --from-run.",
+            help="Device whose times are predicted, by its name in `prunescope devices` (no torch "
+            "device); without it, give --from-run.",
             metavar="NAME",
             complete="devices",
         ),

@@ -1,8 +1,9 @@
-"""Where a pruning starts or stops to pay: the sparsity, batches and contexts of speedup 1.
+"""Where a pruning starts or stops to pay: the sparsity, batches and contexts of speedup FASTER.
 
 In: a workload and its speedup as a function of workload and sparsity, or a Setting, whose speedups
 at the roofline and with the costs of execution a Speedups computes once each. Out: a BreakEven,
-each part null where the speedup does not cross 1 in the range that is searched.
+each part null where the speedup does not cross FASTER (1.005: nearer to 1 is as fast) in the range
+that is searched.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from prunescope.taxonomy.plan import Workload
 SpeedupAt = Callable[[Workload, float | None], float]
 _Sized = tuple[tuple[int, Workload], ...]
 
-_STEP, _COARSE = 64, 4
+_GRID, _COARSE = 64, 4  # sparsities are tried in 1/64, and first in 4/64
 _BATCHES = tuple(2**i for i in range(11))
 _CONTEXTS = tuple(2**i for i in range(6, 18))
 
@@ -40,12 +41,12 @@ def spans(work: Workload, speedup: SpeedupAt) -> dict[str, Span | None]:
 
 
 def sparsity_from(work: Workload, speedup: SpeedupAt) -> float | None:
-    """The smallest sparsity (in 1/64) from which larger ones (in 1/16) are faster than dense."""
-    coarse = _last_faster(range(_STEP - _COARSE, 0, -_COARSE), work, speedup)
-    above = _STEP if coarse is None else coarse
+    """The smallest sparsity on a 1/64 grid above which every one on the 1/16 grid is faster."""
+    coarse = _last_faster(range(_GRID - _COARSE, 0, -_COARSE), work, speedup)
+    above = _GRID if coarse is None else coarse
     fine = _last_faster(range(above - 1, max(0, above - _COARSE), -1), work, speedup)
     found = coarse if fine is None else fine
-    return None if found is None else found / _STEP
+    return None if found is None else found / _GRID
 
 
 def _last_faster(steps: Iterable[int], work: Workload, speedup: SpeedupAt) -> int | None:
@@ -53,7 +54,7 @@ def _last_faster(steps: Iterable[int], work: Workload, speedup: SpeedupAt) -> in
     that the family does not have."""
     found = None
     for step in steps:
-        value = _try(speedup, work, step / _STEP)
+        value = _try(speedup, work, step / _GRID)
         if value is None:
             continue
         if value <= FASTER:
@@ -86,8 +87,9 @@ def _other_sizes(work: Workload) -> tuple[_Sized, _Sized]:
 
 
 def _faster_span(points: _Sized, speedup: SpeedupAt) -> Span | None:
-    """None where it is faster at none of them, or at both ends. It is faster on one stretch, whose
-    ends are found by bisection from an end or from the first point inside that is faster."""
+    """None if never faster, or if faster over the whole range (no crossing). It is faster on one
+    stretch, whose ends are found by bisection from an end or from the first point inside that is
+    faster."""
 
     @cache
     def faster(index: int) -> bool:

@@ -31,7 +31,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "mlp": ("gate", "up", "down"),
     "experts": ("experts",),
     "shared_expert": ("shared_expert",),
-    "router": ("router",),
+    "router": ("router", "estimator"),
     "mixer_in": ("mixer_in",),
     "conv": ("conv",),
     "scan": ("scan",),
@@ -148,8 +148,8 @@ def _expected_ns(
 
 
 def _bound_ns(measured: Measured, dense: PredictedSide, pruned: PredictedSide) -> dict[str, float]:
-    """ns of each part and of the gaps at the roofline, without costs of execution. Element-wise
-    time that is measured as one part shrinks as its most pruned role does: a bound."""
+    """ns of each part and of the gaps at the roofline, without costs of execution. Combined
+    element-wise time shrinks like its most pruned role, so that this is a lower bound on time."""
     before, after = _ideal_ns(dense), _ideal_ns(pruned)
     found = {_IDLE: measured.gap_ns * _layers_left(dense, pruned)}
     for part, ns in measured.parts.items():

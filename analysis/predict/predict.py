@@ -37,7 +37,7 @@ from prunescope.analysis.schema.prediction import (
 )
 from prunescope.analysis.shapes.config import model_name
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.methods import placed
+from prunescope.taxonomy.methods import find_published
 from prunescope.taxonomy.plan import FORWARD
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.stored_layers import differing_layers
@@ -76,7 +76,7 @@ def predict(request: PredictRequest) -> Prediction:
                 setting, source = resolve(request, name, sparsity, warnings, target)
                 point = _point(request, setting, speedups, gains=single and request.break_even)
                 point.label = label or _pruned_name(request)
-                published = placed(name or "")  # None for a family
+                published = find_published(name or "")  # None for a family
                 point.published = None if published is None else published.to_dict()
                 found.append((setting, source, point))
             except PrunescopeError as error:

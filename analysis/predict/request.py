@@ -48,8 +48,8 @@ class PredictRequest:
     device: Annotated[
         str | None,
         Option(
-            help="Device by a name from `prunescope devices` or from nvidia-smi; without it, give "
-            "--peak and --bandwidth.",
+            help="Device to predict for, by its name in `prunescope devices` (no torch device) or "
+            "in nvidia-smi; without it, give --peak and --bandwidth.",
             metavar="NAME",
             complete="devices",
         ),
@@ -243,8 +243,8 @@ class PredictRequest:
     ep: Annotated[
         int,
         Option(
-            help="Number of devices that hold a part of the experts each, as whole ones (expert "
-            "parallelism): those of --tp, or with --tp 1 devices with sequences of their own.",
+            help="Number of devices over which whole experts are split (expert parallelism): those "
+            "of --tp; with --tp 1: data-parallel attention.",
             unit="devices",
             least=1,
         ),
@@ -260,8 +260,8 @@ class PredictRequest:
     pp: Annotated[
         int,
         Option(
-            help="Number of stages that hold a part of the layers each (pipeline parallelism); a "
-            "forward passes them in sequence, and as many forwards are in flight.",
+            help="Number of stages that hold a part of the layers each (pipeline parallelism); as "
+            "many micro-batches, each of --batch sequences, are in flight.",
             unit="stages",
             least=1,
         ),

@@ -9,8 +9,9 @@ import base64
 import csv
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,25 +64,32 @@ def write_comparison(
 ) -> list[Path]:
     """Write the formats into `folder`, all or none. Raises PrunescopeError as `write_report`."""
     check_formats(formats, COMPARISON_FORMATS)
+    drawn = _drawn(comparison, ["svg" if name == "html" else name for name in formats])
+    texts: dict[str, Callable[[], str]] = {
+        "md": partial(render_markdown, comparison),
+        "csv": partial(render_csv, comparison),
+        "html": partial(_page, comparison, drawn.get("svg")),
+        "tex": partial(render_latex, comparison, label_prefix=label_prefix),
+    }
     files: dict[str, bytes] = {}
     for name in dict.fromkeys(formats):
-        files |= _rendered(comparison, name, label_prefix)
+        if name in texts:
+            files[f"comparison.{name}"] = texts[name]().encode()
+        elif name == "json":
+            files["comparison.json"] = to_json(comparison)
+        elif name in drawn:
+            files[f"comparison.{name}"] = drawn[name]
     return write_files(files, folder)
 
 
-def _rendered(comparison: Comparison, name: str, label_prefix: str) -> dict[str, bytes]:
-    if name == "tex":
-        text = render_latex(comparison, label_prefix=label_prefix)
-        return {"comparison.tex": text.encode()}
-    texts = {"md": render_markdown, "csv": render_csv, "html": render_html}
-    if name in texts:
-        return {f"comparison.{name}": texts[name](comparison).encode()}
-    if name == "json":
-        return {"comparison.json": to_json(comparison)}
+def _drawn(comparison: Comparison, formats: Sequence[str]) -> dict[str, bytes]:
+    """The figure in those of `formats` that are pictures; empty where no row has a ladder."""
+    pictures = [name for name in dict.fromkeys(formats) if name in ("svg", "png", "pdf")]
+    if not pictures:
+        return {}
     from prunescope.analysis.report.comparison_figure import plot_comparison
 
-    data = plot_comparison(comparison.rows, name)
-    return {} if data is None else {f"comparison.{name}": data}
+    return plot_comparison(comparison.rows, *pictures)
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -328,12 +336,13 @@ def _ends(name: str, ci95: list[float] | None) -> Iterator[tuple[str, float | No
 
 def render_html(comparison: Comparison) -> str:
     """One self-contained page: the figure inline, the table sortable."""
-    from prunescope.analysis.report.comparison_figure import plot_comparison
+    return _page(comparison, _drawn(comparison, ["svg"]).get("svg"))
 
+
+def _page(comparison: Comparison, svg: bytes | None) -> str:
     env = templates()
     script = (TEMPLATES / SCRIPT).read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    svg = plot_comparison(comparison.rows, "svg")
     figure = "" if svg is None else svg.decode().partition("<svg")[2]
     return env.get_template("comparison.html.j2").render(
         title="Comparison",

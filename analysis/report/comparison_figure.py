@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from prunescope.analysis.report import evidence
-from prunescope.analysis.report.figure_style import drawing, ground, no_evidence, saved
-from prunescope.analysis.report.ledger_view import LEDGER, is_seen
+from prunescope.analysis.report.figure_style import drawing, ground, no_evidence, saved_as
+from prunescope.analysis.report.ledger_view import LEDGER, is_visible
 from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow
 from prunescope.taxonomy.errors import PrunescopeError
@@ -45,11 +45,11 @@ _ROWS = {
 }
 
 
-def plot_comparison(rows: Sequence[ComparisonRow], ending: str) -> bytes | None:
-    """The figure; None where no row has a ladder."""
+def plot_comparison(rows: Sequence[ComparisonRow], *endings: str) -> dict[str, bytes]:
+    """The figure by format, plotted once; empty where no row has a ladder."""
     with drawing():
         figure = comparison_figure(rows)
-        return None if figure is None else saved(figure, ending)
+        return {} if figure is None else saved_as(figure, endings)
 
 
 def comparison_figure(rows: Sequence[ComparisonRow]) -> Figure | None:
@@ -218,7 +218,7 @@ def _handles(rows: Sequence[ComparisonRow]) -> list[Patch]:
             facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.3, label=LEDGER[name][0]
         )
         for name, (colour, hatch) in _ROWS.items()
-        if any(_is_seen(row, name) for row in rows)
+        if any(_is_visible(row, name) for row in rows)
     ]
     reasons = evidence.with_further_reasons(map(evidence.of_row, rows))
     handles += [no_evidence([reason], words) for reason, words in reasons.items()]
@@ -237,10 +237,10 @@ def _columns(handles: Sequence[Patch]) -> int:
     return 1
 
 
-def _is_seen(row: ComparisonRow, name: str) -> bool:
+def _is_visible(row: ComparisonRow, name: str) -> bool:
     """Whether a row of its ledger is a bar that is seen."""
     ledger = row.ledger or {}
-    return is_seen([0.0, abs(ledger.get(name, 0.0) / ledger["dense"])], 1.0)
+    return is_visible([0.0, abs(ledger.get(name, 0.0) / ledger["dense"])], 1.0)
 
 
 def _bar_of(axes: Axes, i: int, row: ComparisonRow) -> None:

@@ -59,6 +59,11 @@ def of_ledger(phase: Phase) -> list[str]:
     return _of_times(phase) + _no_interval(phase) * none
 
 
+def why_no_row(phase: Phase) -> list[str]:
+    """Those by which no row of its ledger is evidence; empty where some may be."""
+    return [why for why in of_ledger(phase) if why in INVALID]
+
+
 def of_bounds(phase: Phase) -> dict[str, list[str]]:
     """Those of each bar of its ladder. Bounds that rest on the dense times are no evidence where
     these are not; they hold where the sides do not compare. Arithmetic needs no times."""

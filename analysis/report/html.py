@@ -156,14 +156,14 @@ def _ladder_rows(phase: Phase) -> tuple[list[_LadderRow], float]:
         return [], 0.0
     shown = ledger_view.shown_bounds(ladder)
     values = {name: getattr(ladder, name) for name in shown}
-    spans = {name: ledger_view.telling_interval(ladder, name) for name in values}
+    spans = {name: ledger_view.readable_bound_interval(ladder, name) for name in values}
     ends = [v for v in values.values() if v is not None]
     ends += [end for ci95 in spans.values() for end in ci95 or ()]
     full = 100 / (1.04 * max(1.0, *ends))
     bounds, shares, unsure = [], ledger_view.realised_shares(phase), evidence.of_bounds(phase)
     for name, (label, meaning) in shown.items():
         value, ci95 = values[name], spans[name]
-        seen = ci95 if ledger_view.is_seen(ci95, 100 / full) else None
+        seen = ci95 if ledger_view.is_visible(ci95, 100 / full) else None
         low, high = seen or (None, None)
         bounds.append(
             _LadderRow(

@@ -153,9 +153,9 @@ def _statistic(phase: Phase) -> str:
     ratio = statistic(phase)
     num = f"n = {len(timed.samples) if timed else phase.steps}"
     if timed and timed.placements:
-        num += f" unprofiled samples in {len(timed.placements)} placements"
+        num = f"n = {timed.samples_in_words} in {len(timed.placements)} placements"
     elif not ratio:
-        num += " unprofiled samples" if timed else " profiled steps"
+        num = f"n = {timed.samples_in_words}" if timed else f"{num} profiled steps"
     return f"{ratio[0].upper()}{ratio[1:]}, {num}." if ratio else f"{num}."
 
 

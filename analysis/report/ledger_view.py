@@ -33,7 +33,10 @@ LEDGER = {
     "added_work": ("added work", "kernels only the pruned model has: routers, gathers, casts"),
     "launch_idle": ("launch and idle", "the device waits: more or longer gaps between kernels"),
     NOT_EXPLAINED: ("not explained", "the sum of the unknown rows above"),
-    "pruned": ("pruned, measured", "wall time of a step of the pruned model: the sum of the rows"),
+    "pruned": (
+        "pruned, measured",
+        "wall time of the pruned model: promised plus the rows below it",
+    ),
 }
 WITHOUT_SHAPES = (
     "unknown without shapes; --model CONFIG gives those of a decoder on a GPU, and "
@@ -78,11 +81,11 @@ class WaterfallBar:
 
 
 _NOTHING = 0.0005  # of the dense wall: a row that reads 0.0 % has no part to name
-_SEEN = 0.005  # of an axis one column wide: the width of the line that draws an interval
+_VISIBLE = 0.005  # of an axis one column wide: the width of the line that draws an interval
 _FAR = 10.0  # times the longer wall: an interval that reaches further is too wide to show
 NO_INTERVAL = (
-    "no intervals: a side has fewer than five steps, steps of one placement alone, or steps that "
-    "differ too much"
+    "no intervals: one side has fewer than five steps, or steps of only one of its placements, or "
+    "its steps differ too much"
 )
 TOO_WIDE = "intervals too wide to be of use are not shown: more placements narrow them"
 NEITHER = "no interval and no noise: they need more than one step"
@@ -143,20 +146,20 @@ def ledger_scale(rows: list[Row]) -> numbers.Scale:
     return numbers.scale(row.moves_ns for row in rows)
 
 
-def telling(row: Row | LedgerPart | OverheadPart, rows: list[Row]) -> list[float] | None:
-    """The interval of a row or part; None where it is too wide to be of use: a wall below
-    zero, or an end beyond ten times the longer wall."""
+def readable_interval(row: Row | LedgerPart | OverheadPart, rows: list[Row]) -> list[float] | None:
+    """The interval of a row or part; None where there is none, or where it is too wide to be of
+    use: a wall below zero, or an end beyond ten times the longer wall."""
     if not row.ci95:
         return None
     longest = max((abs(r.moves_ns) for r in rows if r.row in TOTALS), default=0.0)
     is_wall = isinstance(row, Row) and row.row in TOTALS
-    nothing = max(map(abs, row.ci95)) > _FAR * longest or (is_wall and row.ci95[0] < 0)
-    return None if nothing else row.ci95
+    too_wide = max(map(abs, row.ci95)) > _FAR * longest or (is_wall and row.ci95[0] < 0)
+    return None if too_wide else row.ci95
 
 
-def is_seen(ci95: list[float] | None, across: float) -> bool:
+def is_visible(ci95: list[float] | None, across: float) -> bool:
     """Whether an interval is a mark on an axis of length `across`, and no dot."""
-    return ci95 is not None and ci95[1] - ci95[0] > _SEEN * across
+    return ci95 is not None and ci95[1] - ci95[0] > _VISIBLE * across
 
 
 def shown_bounds(ladder: Ladder) -> dict[str, tuple[str, str]]:
@@ -171,14 +174,14 @@ def shown_bounds(ladder: Ladder) -> dict[str, tuple[str, str]]:
     return out
 
 
-def telling_interval(ladder: Ladder, name: str) -> list[float] | None:
+def readable_bound_interval(ladder: Ladder, name: str) -> list[float] | None:
     """The interval of a bound; None where it is too wide: an end beyond ten times the bound."""
     ci95, value = ladder.interval_of(name), getattr(ladder, name)
     return ci95 if ci95 and value and ci95[1] <= _FAR * value else None
 
 
 def _interval(row: Row | LedgerPart, rows: list[Row]) -> Cell:
-    ci95 = telling(row, rows)
+    ci95 = readable_interval(row, rows)
     return Cell(ledger_scale(rows).interval(ci95), ci95[0] if ci95 else None)
 
 
@@ -225,7 +228,7 @@ def ledger_table(phase: Phase) -> Table | None:
     ]
     cells = [_ledger_cells(row, rows) for row in rows]
     notes = ledger_notes(rows)
-    if disturbed := [why for why in evidence.of_ledger(phase) if why in evidence.INVALID]:
+    if disturbed := evidence.why_no_row(phase):
         notes.append(f"no row is evidence: {', '.join(disturbed)}")
     return without_unknown(Table("ledger", "Ledger", columns, cells, notes))
 
@@ -264,7 +267,7 @@ def interval_notes(rows: list[Row]) -> list[str]:
     """Why rows have no interval that is shown."""
     if all(row.ci95 is None for row in rows):
         return [NO_INTERVAL if any(row.noise_ns is not None for row in rows) else NEITHER]
-    return [TOO_WIDE] * any(row.ci95 and telling(row, rows) is None for row in rows)
+    return [TOO_WIDE] * any(row.ci95 and readable_interval(row, rows) is None for row in rows)
 
 
 def _unknown(rows: list[Row]) -> list[str]:
@@ -353,7 +356,7 @@ def ladder_notes(phase: Phase) -> list[str]:
     if ladder is None:
         return []
     known = (name for name in shown_bounds(ladder) if ladder.interval_of(name))
-    notes = [TOO_WIDE] * any(telling_interval(ladder, name) is None for name in known)
+    notes = [TOO_WIDE] * any(readable_bound_interval(ladder, name) is None for name in known)
     if ladder.realised_ci95 is None and any(row.ci95 for row in phase.ledger or ()):
         notes.append(f"no interval of the speedup: {_why_none(phase)}")
     return notes
@@ -388,10 +391,10 @@ def realised_shares(phase: Phase) -> dict[str, float]:
 
 
 def _ladder_interval(ladder: Ladder, name: str) -> Cell:
-    ci95 = telling_interval(ladder, name)
+    ci95 = readable_bound_interval(ladder, name)
     return Cell(interval_span(ladder, name), ci95[0] if ci95 else None)
 
 
 def interval_span(ladder: Ladder, name: str) -> str:
     """The interval of a bound as text; empty for a bound that is arithmetic."""
-    return "" if name in ARITHMETIC else numbers.ratios(telling_interval(ladder, name))
+    return "" if name in ARITHMETIC else numbers.ratios(readable_bound_interval(ladder, name))

@@ -99,7 +99,7 @@ def bounds(phase: Phase) -> str:
         for name in ("compute", "memory", "latency", "unknown")
         if phase.bound.get(name)
     )
-    text = f"bound, of busy: {shares or numbers.UNKNOWN}"
+    text = f"bound by, of busy: {shares or numbers.UNKNOWN}"
     if phase.bound.get("compute") or phase.bound.get("memory"):
         text += " (compute or memory: the larger of FLOPs ÷ peak and bytes ÷ bandwidth, whatever "
         text += "share of it is reached)"

@@ -38,7 +38,7 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
         return None
     shown = ledger_view.shown_bounds(ladder)
     bounds = [(label, getattr(ladder, key)) for key, (label, _) in shown.items()]
-    spans = [ledger_view.telling_interval(ladder, key) for key in shown]
+    spans = [ledger_view.readable_bound_interval(ladder, key) for key in shown]
     unsure = evidence.of_bounds(phase)
     looks = [(key in MEASURED, unsure[key]) for key in shown]
     figure, axes = row_axes(len(bounds))
@@ -57,7 +57,7 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
                 **EDGE,
             )
         end = value or 0.0
-        if ci95 and ledger_view.is_seen(ci95, 1.2 * top):
+        if ci95 and ledger_view.is_visible(ci95, 1.2 * top):
             low, high = ci95
             axes.plot([low, high], [i, i], color="black", linewidth=1.0, marker="|", markersize=4)
             end = max(end, high)
@@ -77,7 +77,7 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
         Patch(facecolor=_UNSURE, hatch=evidence.HATCHES[reason], **EDGE, label=words)
         for reason, words in evidence.with_further_reasons(why for _, why in seen).items()
     ]
-    if any(ledger_view.is_seen(ci95, 1.2 * top) for ci95 in spans):
+    if any(ledger_view.is_visible(ci95, 1.2 * top) for ci95 in spans):
         marks.append(
             Line2D(
                 [],
@@ -131,7 +131,7 @@ def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
 def _legend(bars: list[ledger_view.WaterfallBar], *, is_whiskered: bool) -> list[Patch | Line2D]:
     """Colours of the bars, and the whiskers where one is seen."""
     labels_by_tone = {"loss": "lost", "gain": "gained", "quiet": "no evidence"}
-    tones = {bar.tone for bar in bars if ledger_view.is_seen(sorted((bar.start, bar.end)), 1.0)}
+    tones = {bar.tone for bar in bars if ledger_view.is_visible(sorted((bar.start, bar.end)), 1.0)}
     marks: list[Patch | Line2D] = [
         Patch(
             facecolor=COLOURS[tone],
@@ -150,8 +150,9 @@ def _legend(bars: list[ledger_view.WaterfallBar], *, is_whiskered: bool) -> list
 def _is_whiskered(rows: list[Row], across: float) -> bool:
     """Whether an interval is seen on an axis of so many ns; a wall's line is thrice as wide."""
     return any(
-        ledger_view.is_seen(
-            ledger_view.telling(row, rows), across * (3 if row.row in ledger_view.TOTALS else 1)
+        ledger_view.is_visible(
+            ledger_view.readable_interval(row, rows),
+            across * (3 if row.row in ledger_view.TOTALS else 1),
         )
         for row in rows
     )
@@ -182,7 +183,7 @@ def _whisker(
     axes: Axes, i: int, row: Row, end: float, *, unit: numbers.Scale, rows: list[Row]
 ) -> None:
     """The interval of a row around the end of its bar; the axis grows to hold it."""
-    ci95 = ledger_view.telling(row, rows)
+    ci95 = ledger_view.readable_interval(row, rows)
     if ci95 is None:
         return
     low, high = (end + (bound - row.moves_ns) / unit.per for bound in ci95)

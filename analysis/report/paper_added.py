@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.figure_style import EDGE, no_evidence
-from prunescope.analysis.report.ledger_view import is_seen
+from prunescope.analysis.report.ledger_view import is_visible
 from prunescope.analysis.report.numbers import percent
 from prunescope.analysis.report.paper_figure import (
     NotDrawn,
@@ -158,7 +158,7 @@ def _looks(points: Sequence[SweepPoint]) -> dict[str, tuple[str, str]]:
         for part in point.overhead.parts if point.overhead else ():
             sums[part.name] = sums.get(part.name, 0.0) + part.ns / point.ledger["dense"]
     most = max(sums.values(), default=0.0)
-    seen = (n for n, share in sums.items() if is_seen([0.0, share], most))
+    seen = (n for n, share in sums.items() if is_visible([0.0, share], most))
     names = sorted(seen, key=lambda n: -sums[n])
     if len(names) > len(_COLOURS):
         names = [*names[: len(_COLOURS) - 1], _REST]

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figure_style import EDGE, ground, no_evidence
-from prunescope.analysis.report.ledger_view import is_seen
+from prunescope.analysis.report.ledger_view import is_visible
 from prunescope.analysis.report.numbers import Scale, scale, time
 from prunescope.analysis.report.paper_figure import (
     LAYER,
@@ -248,7 +248,7 @@ def layer(found: Pareto) -> PaperFigure | NotDrawn:
         "arXiv 2606.09080. Each result measures a dense layer of its own, at the line across its "
         "bar; the dense bar is the one of the median time, its whisker from the lowest to the "
         "highest of all. Whiskers of families: the 95 % interval of the speedup, on the time of "
-        f"the layer, cut where it leaves the panel.{_own_words(points)}{_closure_words(points)}"
+        f"the layer, cut where it leaves the panel.{_own_words(points)}{_layer_sum_words(points)}"
         f"{mark_words(points)}{not_shown(shown)} {of_sweep(found, points)}",
         columns=[
             "phase",
@@ -312,7 +312,7 @@ def _here(point: SweepPoint) -> str:
     return f"\nhere {own:.2f}"
 
 
-def _closure_words(points: Sequence[SweepPoint]) -> str:
+def _layer_sum_words(points: Sequence[SweepPoint]) -> str:
     """How near all layers by this one are to the whole model; empty where that is not known."""
     found = [one for p in points for one in (p.closure or {}).values()]
     if not found:
@@ -326,8 +326,9 @@ def _closure_words(points: Sequence[SweepPoint]) -> str:
         else ""
     )
     return (
-        f" Closure: as many of this layer as the model has, with the rest, take {min(ratios):.2f} "
-        f"to {max(ratios):.2f} of the time of the whole model{within}; each is in the CSV."
+        " Layer sum: as many of this layer as the model has, with the rest, take "
+        f"{min(ratios):.2f} to {max(ratios):.2f} of the time of the whole model{within}; each is "
+        "in the CSV."
     )
 
 
@@ -379,7 +380,7 @@ def _layer_figure(shown: Sequence[Panel]) -> Figure:
         for i, (point, dense) in enumerate(sides):
             parts = _parts(point, dense=dense)
             whole = sum(parts.values())
-            present |= {name: None for name, ns in parts.items() if is_seen([0.0, ns], whole)}
+            present |= {name: None for name, ns in parts.items() if is_visible([0.0, ns], whole)}
             own = sum(_parts(point, dense=True).values())
             top = _column(axes, i, parts, unit, clear=own)
             tops += [top, own]

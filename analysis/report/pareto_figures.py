@@ -25,8 +25,8 @@ from matplotlib.transforms import Bbox
 
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.figure_style import EDGE, drawing, ground, no_evidence, saved
-from prunescope.analysis.report.ledger_view import LEDGER, is_seen
+from prunescope.analysis.report.figure_style import EDGE, drawing, ground, no_evidence, saved_as
+from prunescope.analysis.report.ledger_view import LEDGER, is_visible
 from prunescope.analysis.report.pareto_marks import SIMULATED, ZEROS, marked, marks_of_point
 from prunescope.analysis.report.titles import figure_name
 from prunescope.analysis.schema.pareto import (
@@ -131,20 +131,27 @@ def legend_below(figure: Figure, handles: Sequence[Any], *, columns: int) -> int
         columns -= 1
 
 
-def pareto_figures(found: Pareto, ending: str) -> dict[str, bytes]:
-    """File name to bytes: speed-quality of all phases, bound and ledger of each."""
+def pareto_figures(found: Pareto, *endings: str) -> dict[str, bytes]:
+    """File name to bytes: speed-quality of all phases, bound and ledger of each, each plotted once.
+    `endings`: png, pdf or svg."""
     panels: dict[str, Panel] = {
         "bound": _bound,
         "ledger": _ledger,
     }
-    files = {figure_name("speed-quality", "all", ending): frontier_figure(found, ending)}
+    pictures = {("speed-quality", "all"): frontier_figure(found, *endings)}
     for name, phase in found.phases.items():
         for kind, panel in panels.items():
-            files[figure_name(kind, name, ending)] = _figure(phase, name, panel, ending)
-    return files
+            pictures[kind, name] = _figure(phase, name, panel, endings)
+    return {
+        figure_name(kind, name, ending): data
+        for (kind, name), by_ending in pictures.items()
+        for ending, data in by_ending.items()
+    }
 
 
-def _figure(phase: ParetoPhase, name: str, panel: Panel, ending: str) -> bytes:
+def _figure(
+    phase: ParetoPhase, name: str, panel: Panel, endings: Sequence[str]
+) -> dict[str, bytes]:
     marks = marks_of(phase.points)
     columns = min(_COLUMNS, len(phase.cells))
     rows = -(-len(phase.cells) // columns)
@@ -164,7 +171,7 @@ def _figure(phase: ParetoPhase, name: str, panel: Panel, ending: str) -> bytes:
                 by_label.setdefault(label, handle)
         handles = list(by_label.values())
         legend_below(figure, handles, columns=2 * columns)
-        return saved(figure, ending)
+        return saved_as(figure, endings)
 
 
 def _bound(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, str]]) -> None:
@@ -209,7 +216,7 @@ def _ledger(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, st
         row
         for point in bars
         for row, ns in point.ledger.items()
-        if is_seen([0.0, abs(ns / point.ledger["dense"])], 1.0)
+        if is_visible([0.0, abs(ns / point.ledger["dense"])], 1.0)
     }
     for i, point in enumerate(bars):
         dense = point.ledger["dense"]
@@ -303,10 +310,10 @@ class Obstacles:
     lines: list[_Line] = field(default_factory=list)
 
 
-def frontier_figure(found: Pareto, ending: str, *, most: float = MOST_RATIO) -> bytes:
-    """The figure as a file; `most`: the largest perplexity ratio that is shown."""
+def frontier_figure(found: Pareto, *endings: str, most: float = MOST_RATIO) -> dict[str, bytes]:
+    """The figure as a file of each format; `most`: the largest perplexity ratio that is shown."""
     with drawing():
-        return saved(frontier_plot(found, most=most), ending)
+        return saved_as(frontier_plot(found, most=most), endings)
 
 
 def frontier_plot(found: Pareto, *, most: float = MOST_RATIO) -> Figure:

@@ -18,7 +18,7 @@ from prunescope.analysis.report.ledger_view import (
     ladder_table,
     ledger_table,
     parts_table,
-    telling,
+    readable_interval,
     without_unknown,
 )
 from prunescope.analysis.report.replay_tables import replay_table
@@ -236,7 +236,7 @@ def overhead_table(phase: Phase, *, brief: bool = False) -> Table | None:
 
 
 def _overhead_row(part: OverheadPart, unit: numbers.Scale, ledger: list[Row]) -> list[Cell]:
-    ci95 = telling(part, ledger)
+    ci95 = readable_interval(part, ledger)
     return [
         Cell(part.name),
         Cell(unit.text(part.ns), part.ns),

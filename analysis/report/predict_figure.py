@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from prunescope.analysis.report.escape import cell, clean
-from prunescope.analysis.report.figure_style import drawing, saved
+from prunescope.analysis.report.figure_style import drawing, saved_as
 from prunescope.analysis.schema.prediction import Prediction
 from prunescope.taxonomy.errors import PrunescopeError
 
@@ -32,7 +32,9 @@ def curve_files(values: dict[str, Any]) -> dict[str, bytes]:
     """File name to bytes: curves.png, .pdf, .svg and .csv, of the plain values of --json."""
     result = msgspec.convert(values, Prediction)
     curves = result.curves
-    files = {f"curves.{ending}": plot_curves(result, ending) for ending in ("png", "pdf", "svg")}
+    with drawing():
+        drawn = saved_as(_curves(result), ("png", "pdf", "svg"))
+    files = {f"curves.{ending}": data for ending, data in drawn.items()}
     return {**files, "curves.csv": curves_csv(curves)}
 
 
@@ -46,12 +48,6 @@ def curves_figure(values: dict[str, Any]) -> Figure:
         )
     with drawing():
         return _curves(msgspec.convert(values, Prediction))
-
-
-def plot_curves(result: Prediction, ending: str) -> bytes:
-    """The figure as PNG, PDF or SVG."""
-    with drawing():
-        return saved(_curves(result), ending)
 
 
 def _curves(result: Prediction) -> Figure:

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import cell
-from prunescope.analysis.report.figure_style import drawing, saved
+from prunescope.analysis.report.figure_style import drawing, saved_as
 from prunescope.analysis.report.paper_figure import PAGE, looks_of, page, patch
 from prunescope.analysis.report.pareto_figures import legend_below
 from prunescope.analysis.schema.reproduction import ReproducedValue, Reproduction
@@ -34,15 +34,16 @@ def reproduction_files(
     found: Reproduction, formats: Sequence[str] = ("csv", "png", "pdf")
 ) -> dict[str, bytes]:
     """File name to bytes, of some of FORMATS."""
-    files = {}
+    files: dict[str, bytes] = {}
     for name in dict.fromkeys(formats):
         if name == "csv":
             files[f"{_NAME}.csv"] = _csv(found)
         elif name == "json":
             files[f"{_NAME}.json"] = msgspec.json.format(msgspec.json.encode(found), indent=2)
-        else:
-            with drawing():
-                files[f"{_NAME}.{name}"] = saved(speedups_figure(found), name)
+    if pictures := [name for name in dict.fromkeys(formats) if name not in ("csv", "json")]:
+        with drawing():
+            drawn = saved_as(speedups_figure(found), pictures)
+        files |= {f"{_NAME}.{name}": data for name, data in drawn.items()}
     return files
 
 

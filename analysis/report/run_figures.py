@@ -33,7 +33,7 @@ from prunescope.analysis.report.figure_style import (
     row_axes,
     wrapped_legend,
 )
-from prunescope.analysis.report.ledger_view import is_seen
+from prunescope.analysis.report.ledger_view import is_visible
 from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.anatomy import Anatomy, LayerTime, RooflinePoint, Shape
 from prunescope.analysis.schema.report import Phase
@@ -194,7 +194,7 @@ def bounds_figure(anatomy: Anatomy, of: str, of_step: str) -> Figure | None:
         left = 0.0
         for bound, (colour, hatch) in _BOUND_LOOKS.items():
             width = parts.get(bound, 0.0) / unit.per
-            if is_seen([0.0, width], 1.2 * top):
+            if is_visible([0.0, width], 1.2 * top):
                 present.add(bound)
                 axes.barh(
                     i,

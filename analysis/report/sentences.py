@@ -12,6 +12,7 @@ from prunescope.analysis.schema.pair_comparison import MODULES
 from prunescope.analysis.schema.report import (
     CAPTURED,
     CUT_OFF,
+    EARLIER_WORK,
     INVALID_TIMES,
     OTHER_TIME,
     UNCERTAIN_CONFIG,
@@ -48,7 +49,7 @@ def setup(phase: Phase) -> str:
     facts += _left_out(phase.cold_steps)
     facts += _left_out(phase.baseline.cold_steps, "dense ") if phase.baseline else []
     if timed := phase.unprofiled_ns:
-        text = f"{len(timed.samples)} unprofiled samples"
+        text = timed.samples_in_words
         text += f" in {len(timed.placements)} placements" if timed.placements else ""
         if cost := timed.placement_cost_ns:
             text += f", each after {numbers.time(cost)} of copying weights and warm-up"
@@ -101,12 +102,14 @@ def headline(phase: Phase) -> str:
     if has_uncertain_config(phase):
         text += "the config may be that of another model (tiles do not fit it): "
     text += _outcome(phase) + (", shapes from the model's config" if modelled else "")
-    return text + (f"; {without_earlier_work(phase)}" if holds_earlier_work(phase) else "")
+    return (
+        f"{without_earlier_work(phase)}; as recorded {text}" if holds_earlier_work(phase) else text
+    )
 
 
 def _has_earlier_work(phase: Phase) -> bool:
     """Whether much of a step is time in which work ran that was launched before the profiler."""
-    return any(finding.id == "earlier-work" for finding in phase.findings)
+    return any(finding.id == EARLIER_WORK for finding in phase.findings)
 
 
 def holds_earlier_work(phase: Phase) -> bool:
@@ -468,7 +471,7 @@ def _statistic(phase: Phase) -> str:
     has_interval = phase.ladder.realised_ci95 is not None
     (dense, timed), missing = phase.sampled, _not_randomised(phase)
     if missing:
-        text = f"ratio of the medians of {len(timed.samples)} unprofiled samples"
+        text = f"ratio of the medians of {timed.samples_in_words}"
         if dense.placements or timed.placements:
             text = f"ratio of {dense.in_words} (dense) to {timed.in_words} (pruned)"
         text += "; 95 % bootstrap interval" if has_interval else ""
@@ -476,7 +479,7 @@ def _statistic(phase: Phase) -> str:
         return f"{text}; placement in memory{where} was not randomised, {_PLACED}"
     if len(dense.placements or ()) == len(timed.placements or ()):
         text = f"ratio of geometric means over {len(timed.placements or ())} placements, of the "
-        text += f"medians of {len(timed.samples)} unprofiled samples in all"
+        text += f"medians of {timed.samples_in_words} in all"
     else:
         text = f"ratio of {dense.in_words} (dense) to {timed.in_words} (pruned)"
     return (

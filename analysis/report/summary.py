@@ -8,14 +8,15 @@ no cause, and where the runs do not compare, or the timing is not valid, that is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from statistics import fmean
 
 import msgspec
 
-from prunescope.analysis.report import ledger_view, numbers, sentences
+from prunescope.analysis.report import evidence, ledger_view, numbers, sentences
 from prunescope.analysis.report.gemm_table import without_sizes
 from prunescope.analysis.schema.report import (
+    EARLIER_WORK,
     LATE_RANK,
     NOT_VALID,
     Finding,
@@ -25,6 +26,7 @@ from prunescope.analysis.schema.report import (
     is_beyond_noise,
 )
 from prunescope.taxonomy.families import known
+from prunescope.taxonomy.family import Family
 
 FEW_PHASES = 3  # of more (ranks), each has a row, and the one to read first comes first
 _CAUSES = 3  # rows of the ledger, or kinds of work, that are named
@@ -51,7 +53,15 @@ _IN_WORDS = {
     "launch_idle": ("longer gaps between kernels", "shorter gaps between kernels"),
     "not_explained": ("what no shapes explain", "what no shapes explain"),
 }
+# Of a row that is mostly attention whose keys nobody counted.
+_KEYS_UNKNOWN = (
+    "longer attention, of which the trace does not say how many keys it read",
+    "shorter attention, which key eviction would look like, as the trace does not say how many "
+    "keys it read",
+)
 # What of a row is no kernel and no gap of the model's own, by the finding that says so.
+_ESTIMATES = "added-estimator"  # the finding on what scores keys
+_OF_SHAPES = ("kernel_efficiency", "not_explained")  # a shape that is not known may be the cause
 _FOUND = {
     "interrupted-ops": "calls that were interrupted",
     "long-gap": "single long gaps",
@@ -113,7 +123,10 @@ def _reasons(phase: Phase, late: Finding | None) -> Iterator[str]:
         if is_evidence(phase):
             yield from _spread(phase)
         if phase.ledger and is_evidence(phase) and not sentences.has_uncertain_config(phase):
-            yield from _causes(phase, phase.ledger)
+            if disturbed := evidence.why_no_row(phase):
+                yield f"no row of the ledger is evidence: {', '.join(disturbed)}"
+            else:
+                yield from _causes(phase, phase.ledger)
     yield from _few_roles(phase)
     if late is not None and late.change:
         yield f"first mend what the others wait for, {late.change}"
@@ -185,10 +198,10 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
     if not told:
         yield f"{text}; no row of the ledger that explains it is beyond its noise"
         return
-    yield f"{text}: {', '.join(_cause(row, dense, _told_by(phase, row)) for row in told)}"
+    yield f"{text}: {', '.join(_cause(phase, row, dense) for row in told)}"
     against = sorted((row for row in changes if row.moves_ns * over < 0), key=_size)[:1]
     if against:
-        yield f"against it: {_cause(against[0], dense, _told_by(phase, against[0]))}"
+        yield f"against it: {_cause(phase, against[0], dense)}"
     yield from _unproven(rows, abs(told[0].moves_ns))
 
 
@@ -277,13 +290,16 @@ def _told_by(phase: Phase, row: Row) -> str:
     return ""
 
 
-def _cause(row: Row, dense: Row, told: str) -> str:
+def _cause(phase: Phase, row: Row, dense: Row) -> str:
     """`work that the pruning did not touch (coverage) +1.296 ms, +20.4 % of the dense step
     (largest part: gaps kept, +1.048 ms)`."""
     label, words = ledger_view.LEDGER[row.row][0], _IN_WORDS[row.row][row.moves_ns < 0]
+    told = _told_by(phase, row)
     words = told or words
     if not told and row.row == "kernel_efficiency" and _is_communication(row):
         words = "communication that takes longer" if row.moves_ns > 0 else "shorter communication"
+    elif not told and row.row in _OF_SHAPES and phase.is_mostly_of_unknown_keys(row):
+        words = _KEYS_UNKNOWN[row.moves_ns < 0]
     share = numbers.percent(numbers.share_of(row.ns, dense.ns), signed=True)
     text = f"{words} ({label}) {numbers.time(row.ns, signed=True)}, {share} of the dense step"
     part = ledger_view.largest(row)
@@ -317,6 +333,8 @@ def changes_told(phase: Phase) -> list[Finding]:
     advice = [finding for finding in phase.findings if finding.change]
     gains = sorted((finding for finding in advice if finding.predicted_ns), key=_gain, reverse=True)
     invalid = list(filter(sentences.invalidates, advice))[:1]
+    if not invalid and sentences.holds_earlier_work(phase):  # no gain is read from such times
+        return [finding for finding in advice if finding.id == EARLIER_WORK]
     # Where times are not valid, what is critical by a measured time alone is a warning.
     critical = [
         finding
@@ -335,7 +353,7 @@ def _change(phase: Phase) -> Iterator[str]:
     if is_evidence(phase):
         yield from map(_pays, changes_told(phase))
         return
-    sure = [_no_gain(phase)] if _keeps_shapes(phase) else []
+    sure = [_no_gain(phase)] if _keeps_shapes(phase) else list(_scoring(phase))
     for told in changes_told(phase):
         if sentences.invalidates(told):
             yield f"first: {told.change}"
@@ -347,13 +365,32 @@ def _change(phase: Phase) -> Iterator[str]:
 
 def _keeps_shapes(phase: Phase) -> bool:
     """Whether every GEMM of the dense step runs in the pruned one, in the same shape and format. A
-    step that was captured or cut off does not show all of them."""
+    step that was captured or cut off does not show all of them. Where products were added that
+    choose what later steps leave out, or a family does, those steps have others."""
     whole = all(finding.id == NOT_VALID for finding in phase.invalid_times)
     pairs, compared = phase.pairing, phase.comparison
     alike = pairs is not None and not pairs.removed
     alike = alike and (compared is None or compared.formats is None)
-    axes = {gemm.axis for gemm in phase.gemms}
-    return whole and alike and phase.is_speedup and "none" in axes and axes <= {"none", "added"}
+    seen = known(phase.family.ids) if phase.family is not None else []
+    axes = {gemm.axis for gemm in phase.gemms if gemm.role != "adapter"}
+    return whole and alike and phase.is_speedup and axes == {"none"} and not _choose(seen)
+
+
+def _scoring(phase: Phase) -> Iterator[str]:
+    """The GEMMs that were added where some score keys, and how to have fewer: they run whatever
+    time they take."""
+    scores = next((finding for finding in phase.findings if finding.id == _ESTIMATES), None)
+    added = [gemm for gemm in phase.gemms if gemm.axis == "added" and gemm.role != "adapter"]
+    if scores is not None and added:
+        number = sum(gemm.count for gemm in added)
+        roles = ", ".join(dict.fromkeys(gemm.role for gemm in added))
+        what = f"{number:g} GEMMs a step are added ({roles}), with those that score keys"
+        yield f"{what}: {scores.change}"
+
+
+def _choose(families: Iterable[Family]) -> bool:
+    """Whether one of them chooses at run time what it leaves out."""
+    return any(one.is_dynamic or one.scorer for one in families)
 
 
 def _no_gain(phase: Phase) -> str:

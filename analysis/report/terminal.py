@@ -217,7 +217,7 @@ class _ReportPage(Page):
         assert ladder is not None
         labels = {n: r for n, r in ledger_view.shown_bounds(ladder).items() if n not in without}
         values = {name: getattr(ladder, name) for name in labels}
-        ends = {name: ledger_view.telling_interval(ladder, name) for name in values}
+        ends = {name: ledger_view.readable_bound_interval(ladder, name) for name in values}
         spans = {name: ledger_view.interval_span(ladder, name) for name in values}
         top = max((v for v in values.values() if v is not None), default=1.0)
         room, widest = self.width - 52, 1 + max(map(len, spans.values()))

@@ -144,7 +144,8 @@ class Anatomy(msgspec.Struct, kw_only=True):
     graph_speedup: Annotated[
         float | None,
         meaning(
-            "wall ÷ (wall − dispatch_ns): without late dispatch; null where causes are not known"
+            "wall ÷ (wall − dispatch_ns): the speedup if no dispatch were late; not the most by a "
+            "CUDA graph, which is kernels_speedup; null where causes are not known"
         ),
     ]
     host: list[HostTime]
@@ -159,8 +160,8 @@ class Anatomy(msgspec.Struct, kw_only=True):
     kernels_speedup: Annotated[
         float | None,
         meaning(
-            "wall ÷ (wall − dispatch_ns − gaps[device]): the most by a CUDA graph, "
-            "which spares what lies between kernels that were launched in time too; "
+            "wall ÷ (wall − dispatch_ns − gaps[device] − launches of copies): the upper bound of "
+            "the speedup by a CUDA graph, which also removes gaps between kernels already queued; "
             "null where the step is a graph already"
         ),
     ] = None

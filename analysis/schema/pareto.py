@@ -13,7 +13,7 @@ import msgspec
 
 from prunescope.analysis.schema.categories import CategoryTime
 from prunescope.analysis.schema.fields import meaning
-from prunescope.analysis.schema.sides import Closure
+from prunescope.analysis.schema.sides import LayerSum
 from prunescope.taxonomy.run_quality import RANDOM_IDS
 from prunescope.taxonomy.run_setting import RunSetting
 
@@ -181,7 +181,7 @@ class SweepPoint(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
     ] = []
     timing_valid: Annotated[bool, meaning("of all random samples")] = True
     closure: Annotated[
-        dict[str, Closure] | msgspec.UnsetType,
+        dict[str, LayerSum] | msgspec.UnsetType,
         meaning("by dense and pruned, of the first random sample; absent: the whole model ran"),
     ] = msgspec.UNSET
     set: Annotated[

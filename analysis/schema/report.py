@@ -18,9 +18,9 @@ from prunescope.analysis.schema.pair_comparison import PairComparison
 from prunescope.analysis.schema.replay import Replay
 from prunescope.analysis.schema.routing import PhaseRouting
 from prunescope.analysis.schema.sides import (
-    Closure,
     ColdSteps,
     DeviceUsed,
+    LayerSum,
     PhaseKind,
     PredictedRun,
     SideFacts,
@@ -40,6 +40,7 @@ NOT_VALID, CAPTURED = "timing-not-valid", "captured-step"
 # timed. (A cut-off trace is a difference between the sides: `Phase.is_speedup`.)
 INVALID_TIMES = frozenset({NOT_VALID, CAPTURED})
 SLOWER_KERNELS = "slower-kernels"  # the finding on kernels slower than their shapes let expect
+EARLIER_WORK = "earlier-work"  # the finding on time in which work of before the trace ran
 LATE_RANK = "straggler"  # the finding on the rank that the others wait for
 OTHER_TIME = "unexplained-difference"  # the finding that names a ratio of two captures
 # Two captures of one program on one machine differ by less: placement in memory moves a model by 1
@@ -201,9 +202,9 @@ MUCH_SLOWED = 1.3
 def is_beyond_noise(row: Row | LedgerPart) -> bool:
     """Whether a row is evidence: it is larger than twice its noise, and its interval excludes 0.
 
-    The one threshold of tables, figures, findings, `check` and `predict` for times that add up. A
-    speedup has no noise of its own: `Ladder.holds_one`. An interval or a noise that is unknown (one
-    step) counts against no row; a null row is no evidence.
+    Tables, figures, findings, `check` and `predict` use this one threshold for rows and parts of
+    the ledger; for a speedup, whose noise is unknown, they use `Ladder.holds_one`. An unknown
+    interval or noise (one step) is not tested. A null row is no evidence.
     """
     if row.ns is None or row.noise_ns is not None and abs(row.ns) <= 2 * row.noise_ns:
         return False
@@ -454,7 +455,7 @@ class Phase(msgspec.Struct, kw_only=True):
     unknown_kernels: Annotated[list[KernelRow], meaning("kind unknown, by time")] = []
     baseline: Annotated[Totals | None, meaning("the dense side")] = None
     closure: Annotated[
-        dict[str, Closure] | msgspec.UnsetType,
+        dict[str, LayerSum] | msgspec.UnsetType,
         meaning("by dense and pruned; absent: the whole model ran, and not one layer alone"),
     ] = msgspec.UNSET
     sparsity: Annotated[
@@ -569,6 +570,15 @@ class Phase(msgspec.Struct, kw_only=True):
         unmoved = bool(self.gemms) and all(gemm.axis == "none" for gemm in self.gemms)
         unmoved = unmoved and "dense" in verdict.alternatives  # else not all GEMMs are known
         return unmoved and not pairs.added and not pairs.removed
+
+    def is_mostly_of_unknown_keys(self, row: Row) -> bool:
+        """Whether most of a row is attention of which the trace does not say how many keys it
+        read: it has no shapes, or those of a config, which knows no cache."""
+        read = [gemm.shapes for gemm in self.gemms if gemm.group in ("qk", "pv")]
+        if read and all(shapes not in (None, "model") for shapes in read):
+            return False
+        attention = sum(part.ns for part in row.parts if part.cls == "attention")
+        return 2 * attention * row.moves_ns > row.moves_ns**2
 
     @property
     def is_speedup(self) -> bool:

@@ -73,7 +73,7 @@ class DeviceUsed(TypedDict, total=False):
     taken: NotRequired[dict[str, PeakTaken]]  # by dtype and "bandwidth"; absent: not kept
 
 
-class Closure(msgspec.Struct, kw_only=True):
+class LayerSum(msgspec.Struct, kw_only=True):
     """What one decoder layer that ran alone says of its model: ns of a step, without the profiler,
     of samples taken in turns."""
 
@@ -89,11 +89,11 @@ class Closure(msgspec.Struct, kw_only=True):
     ] = None
 
     @classmethod
-    def of(cls, found: LayerAlone) -> Closure:
+    def of(cls, found: LayerAlone) -> LayerSum:
         """That of a run."""
         shared = [name for name in cls.__struct_fields__ if name in LayerAlone.__struct_fields__]
         known = {name: getattr(found, name) for name in shared}
-        return cls(**known, ratio=found.closure, ratio_ci95=found.closure_ci95)
+        return cls(**known, ratio=found.layer_sum, ratio_ci95=found.layer_sum_ci95)
 
     @property
     def text(self) -> str:
@@ -180,9 +180,14 @@ class Unprofiled(msgspec.Struct, kw_only=True):
     ] = msgspec.field(name="seating_cost_ns", default=msgspec.UNSET)
 
     @property
+    def samples_in_words(self) -> str:
+        """How many samples there are: `12 unprofiled samples`, `1 unprofiled sample`."""
+        return f"{len(self.samples)} unprofiled sample{'s' * (len(self.samples) != 1)}"
+
+    @property
     def in_words(self) -> str:
         """What `median` is, in the words of sentences and of evidence."""
-        samples = f"{len(self.samples)} unprofiled samples"
+        samples = self.samples_in_words
         if not self.placements:
             return f"the median of {samples}"
         return (

@@ -93,7 +93,7 @@ class LaunchNeighbours:
 
 def neighbouring_launches(trace: Trace, events: Ints) -> LaunchNeighbours:
     """Between which launches each device event was launched, where ids grow with launch order. An
-    id above all others is ignored: it may be of another count."""
+    id above all launches' is ignored: it may come from another counter."""
     order = np.argsort(trace.launches["ts"], kind="stable")
     ids, ts = trace.launches["correlation"][order], trace.launches["ts"][order]
     own = taken(trace.device["correlation"], events)

@@ -131,12 +131,15 @@ _DECODE = re.compile(
     r"|xqa|mmha|masked_multihead_attention|flash_decod|decode_kernel"
 )
 # Times as many rows or blocks, and as much GEMM time: prompts compared with single tokens.
-_APART, _SLOWER = 3, 1.3
+PROMPT_OVER_TOKENS, _SLOWER = 3, 1.3
 _LONGER = 1.8  # times as much GEMM time, where nothing counts rows
 _BY_ROWS = ("attention", "norm", "activation", "rope", "elementwise")  # kinds whose grids do
 _LEAST = 2  # iterations; a single one is a trace of one step
 _PLAIN = ("aten::mm", "aten::addmm", "aten::linear")
-_MANY, _FEW = 1024, 32  # rows of a linear: more are no batch of a decode, fewer no prompts
+PROMPT_ROWS, DECODE_ROWS = (
+    1024,
+    32,
+)  # rows of a linear: more are no batch of a decode, fewer no prompts
 
 
 @dataclass(frozen=True)
@@ -266,8 +269,10 @@ def _phases(steps: list[_Step]) -> list[str]:
         elif is_large is not None:
             out.append("prefill" if is_large else "decode")
         else:
-            rows = step.rows or _FEW + 1
-            out.append("prefill" if rows >= _MANY else "decode" if rows <= _FEW else "unknown")
+            rows = step.rows or DECODE_ROWS + 1
+            out.append(
+                "prefill" if rows >= PROMPT_ROWS else "decode" if rows <= DECODE_ROWS else "unknown"
+            )
     return out
 
 
@@ -276,8 +281,8 @@ def _large(steps: list[_Step]) -> list[bool] | None:
     kernels whose grids count rows, else by GEMM time: above the widest gap between two of them. A
     larger batch of single tokens hardly takes longer, for the weights are read once: prompts do."""
     for values, apart in (
-        ([step.rows for step in steps], _APART),
-        ([step.blocks or None for step in steps], _APART),
+        ([step.rows for step in steps], PROMPT_OVER_TOKENS),
+        ([step.blocks or None for step in steps], PROMPT_OVER_TOKENS),
         ([step.gemm or None for step in steps], _LONGER),
     ):
         known = [value for value in values if value is not None]

@@ -16,14 +16,13 @@ import numpy as np
 
 from prunescope.analysis.ops.kind import MATMUL_KINDS
 from prunescope.analysis.ops.work import work_of
-from prunescope.analysis.timeline.engines import phases_of_spans
+from prunescope.analysis.timeline.engines import PROMPT_OVER_TOKENS, phases_of_spans
 from prunescope.analysis.timeline.intervals import GENERATION, Windows
 from prunescope.analysis.timeline.work_sequence import NEARLY_ALL, WorkSequence, host_span
 from prunescope.analysis.trace.collect import Ints, unique_ids
 from prunescope.analysis.trace.events import Trace
 
 _LINEARS = ("aten::linear", "aten::addmm", "aten::mm")
-_APART = 3  # times as many rows: a prompt compared with a token of each sequence
 _GROUP = 16  # heads that share a key, at most: their queries may be taken together
 _ATTENTION = "attention"
 _BACKWARD = "autograd::engine::evaluate_function"
@@ -40,7 +39,7 @@ def may_generate(trace: Trace) -> bool:
         if work is not None and work.gemms:
             gemm = work.gemms[0]
             rows[call.name, gemm.n, gemm.k].add(int(gemm.m))
-    return any(max(m) >= _APART * min(m) for m in rows.values())
+    return any(max(m) >= PROMPT_OVER_TOKENS * min(m) for m in rows.values())
 
 
 def prompts_and_tokens(

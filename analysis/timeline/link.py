@@ -43,8 +43,8 @@ class Linked:
     """Rows in time order, one array a column (int64 ns, -1 absent), and what was left out.
 
     `op`: row of the host op, `launched`: host time of the launch (the begin of the op where no
-    launch is known), `starved`: the gap before this row belongs to a launch whose call had not
-    ended when the device ran out of work. Per step: `wall`, `trailing_idle`.
+    launch is known), `starved`: when the device went idle, this row's launch call had not
+    returned. Per step: `wall`, `trailing_idle`.
     """
 
     step: Ints
@@ -61,7 +61,7 @@ class Linked:
     trailing_idle: Ints
     replayed: NDArray[np.bool_]  # launched by a graph replay
     above: Ints  # row of the work op around a row, -1 at the top and on a device
-    # Idle time of the device before each step in which the host waited outside of every step.
+    # Device idle time while the host waited between steps, by the step that follows.
     between: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     launch_latency_ns: int | None = None
     launch_latency_busy_ns: int | None = None  # of it, what the device ran before
@@ -122,7 +122,7 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
         replayed=replayed,
         above=np.full(len(start), NONE),
     )
-    _name_the_rest(out, placed, windows)
+    _count_the_rest(out, placed, windows)
     out.launches = lost_launches(trace, windows)
     of_launch = op_of_launch(trace, launch, device["external"][order])
     # The op around a graph launch is not that of its kernels.
@@ -138,7 +138,7 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
     return _only_steps(out)
 
 
-def _name_the_rest(out: Linked, placed: StepsOfEvents, windows: Windows) -> None:
+def _count_the_rest(out: Linked, placed: StepsOfEvents, windows: Windows) -> None:
     """Count what is in no step: carry-over, late, left out. In runs of `prunescope trace`, work
     before the first step belongs to the discarded step and is not counted."""
     for name, mask in (("carry_over", placed.carry_over), ("late", placed.late)):

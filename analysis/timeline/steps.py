@@ -54,13 +54,12 @@ def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
     for source, is_step in _candidates(phase_pattern, [*distinct.values()]):
         steps = [i for i, name in distinct.items() if is_step(name)]
         hits = notes[np.isin(ids, steps)]
-        if source == "ProfilerStep":
-            if (named := _named_phases(trace, notes, distinct)) is not None:
-                return named
-            if (found := find_iterations(trace)) is not None:
-                return Windows(found.start, found.end, "engine", found.names)
-            if (generated := _generated(trace)) is not None:
-                return generated
+        # Before a profiler's steps, which may hold forwards of both phases.
+        if (
+            source == "ProfilerStep"
+            and (shown := _shown_phases(trace, notes, distinct)) is not None
+        ):
+            return shown
         if len(hits) and source == "pattern":
             return _picked(trace, notes, hits, distinct)
         if len(hits):
@@ -99,6 +98,16 @@ def _of_one_phase(trace: Trace, notes: Ints, names: dict[int, str], found: Windo
         found = Windows(ranges.start[busy], ranges.end[busy], "engine", [], are_ranges=True)
     step_names = [f"{phase}#{i} [{phase}]" for i in range(len(found))]
     return replace(found, names=step_names)
+
+
+def _shown_phases(trace: Trace, notes: Ints, names: dict[int, str]) -> Windows | None:
+    """The steps of a trace that shows its phases and in which no engine annotated steps: ranges
+    called prefill and decode, else the frames of an engine's iterations, else generated text."""
+    if (named := _named_phases(trace, notes, names)) is not None:
+        return named
+    if (found := find_iterations(trace)) is not None:
+        return Windows(found.start, found.end, "engine", found.names)
+    return _generated(trace)
 
 
 def _named_phases(trace: Trace, notes: Ints, names: dict[int, str]) -> Windows | None:

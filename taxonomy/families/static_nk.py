@@ -29,7 +29,7 @@ def with_heads(shape: ModelShape, point: FamilyPoint) -> ModelShape:
 
 
 def with_channels(shape: ModelShape, point: FamilyPoint) -> ModelShape:
-    """f' = int(f·p), aligned: gate, up N = f'; down K = f'. Experts keep their number."""
+    """f' = int(f·p), p = 1 − s, aligned: gate, up N = f'; down K = f'. As many experts stay."""
 
     def kept(width: int) -> int:
         return kept_intermediate(width, point.sparsity, point.align) if width else 0

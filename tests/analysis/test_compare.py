@@ -267,7 +267,7 @@ def test_at_one_sparsity_the_promise_is_seen_too() -> None:
 def test_nothing_to_draw_is_no_figure() -> None:
     bare = rows(1)
     bare[0].ladder = None
-    assert plot_comparison(bare, "png") is None
+    assert plot_comparison(bare, "png") == {}
 
 
 def test_hostile_names_are_inert_in_every_format() -> None:

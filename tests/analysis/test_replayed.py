@@ -170,7 +170,7 @@ def test_a_kernel_that_is_slow_only_in_the_model(report: Report) -> None:
 
 
 @pytest.mark.parametrize(("ends", "says"), [
-    ([-2e4, 6e4], "differ by 20.0 µs (95 %: -20.0 µs to 60.0 µs), within noise as they should"),
+    ([-2e4, 6e4], "differ by 20.0 µs (95 %: −20.0 µs to 60.0 µs), within noise as they should"),
     ([1e4, 3e4], "beyond noise: so much comes from what runs around a GEMM, not its shape"),
 ])  # fmt: skip
 def test_a_gemm_that_was_not_pruned_loses_nothing_by_it(

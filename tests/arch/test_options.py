@@ -17,8 +17,9 @@ from prunescope.analysis.predict.request import PredictRequest
 from prunescope.command import from_options
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import Option, check_options, fill_missing, options_of, takes
-from prunescope.tracer.capture.request import TraceCall
+from prunescope.tracer.capture.request import TraceCall, TraceRequest
 from prunescope.tracer.gemm.request import GemmRequest
+from prunescope.tracer.sweep.plan import SweepConfig
 from prunescope.tracer.sweep.request import SweepRequest
 
 COMMANDS = {
@@ -185,6 +186,15 @@ def test_an_option_is_written_once() -> None:
     with pytest.raises(PrunescopeError, match="--count 0 is too small"):
         check_options(Request("x", count=0))
     assert Request("x", pairs=None).pairs == {}
+
+
+def test_a_sweep_key_of_one_name_with_its_option_has_its_help() -> None:
+    """`text` does more in a sweep: its other half measures perplexity."""
+    options = {named.name: named.option.help for named in options_of(TraceRequest)}
+    keys = {named.name: named.option.help for named in options_of(SweepConfig)}
+    both = keys.keys() & options.keys() - {"text", "model", "knobs"}
+    assert {"mode", "attn", "logits", "flush", "warmup", "only", "select", "recover"} <= both
+    assert [name for name in both if not keys[name].startswith(options[name])] == []
 
 
 def test_public_names_are_there() -> None:

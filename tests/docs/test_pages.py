@@ -67,6 +67,8 @@ def test_every_snippet_without_torch_runs(
     name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bundling, "FORMATS", TEXT_FORMATS)  # figures are drawn by analyze here
+    # Those that paper/main.tex shows.
+    monkeypatch.setattr("prunescope.analysis.report.figures.KINDS", ("ladder", "ledger"))
     assert pages.run(DOCS / name, folder=workplace) == SNIPPETS[name]
     if name == "paper.md" and shutil.which("pdflatex"):
         for _ in range(2):

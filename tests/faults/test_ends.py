@@ -101,10 +101,10 @@ def test_what_a_killed_one_leaves_goes_with_the_next(
     monkeypatch.setattr("prunescope.analysis.bundle.bundle.FORMATS", TEXT_FORMATS)
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    evidence = bundle([run], tmp_path / "evidence.zip")
-    words = {
-        "bundle": ["bundle", run, "-o", tmp_path / "new.zip"], "verify": ["verify", evidence]
-    }[what]  # fmt: skip
+    if what == "bundle":
+        words = ["bundle", run, "-o", tmp_path / "new.zip"]
+    else:
+        words = ["verify", bundle([run], tmp_path / "evidence.zip")]
     done = command(*words, at=REPORT, number=signal.SIGKILL, TMPDIR=str(temporary))
     assert done.returncode == -signal.SIGKILL
     (left,) = temporary.iterdir()

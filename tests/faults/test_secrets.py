@@ -62,7 +62,9 @@ SESSION = """
 import json, sys
 from functools import partial
 import prunescope
+from prunescope.analysis.bundle import bundle
 from prunescope.tracer.capture import device_state
+bundle.FORMATS = tuple(name for name in bundle.FORMATS if name != "png")  # analyze plots them
 device_state.measure_peaks = partial(device_state.measure_peaks, budget_s=0.05)
 for words in json.loads(sys.argv.pop()):
     sys.argv[1:] = words

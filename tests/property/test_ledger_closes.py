@@ -24,7 +24,7 @@ from prunescope.analysis.ledger.ledger import (
     uniform,
 )
 from prunescope.analysis.ledger.noise import bootstrap, choose_time_base, halves, point
-from prunescope.analysis.ledger.pairing import Cost, Units, UnitSums
+from prunescope.analysis.ledger.pairing import RecordWeight, Units, UnitSums
 from prunescope.analysis.ledger.rows import build_rows
 
 QUIET = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -50,7 +50,7 @@ def sides(draw: st.DrawFn, num: int, present: list[bool]) -> UnitSums:
     recorded = None
     if draw(st.booleans()):
         inside, before = (np.array([draw(COUNT) for _ in present]) for _ in range(2))
-        recorded = Cost(inside, before, draw(COUNT))
+        recorded = RecordWeight(inside, before, draw(COUNT))
     return UnitSums(
         column(NS), column(NS), **work,
         present=np.array(present, bool), tail=tail, recorded=recorded,
@@ -184,7 +184,7 @@ def test_what_records_cost_is_taken_by_their_number(
     if not 0 < wall < total:
         return
     side = np.array([[busy]]), np.array([[gap]]), np.array([tail])
-    cost = Cost(np.array([inside]), np.array([before]), after)
+    cost = RecordWeight(np.array([inside]), np.array([before]), after)
     b, g, t = (
         float(x.ravel()[0]) for x in subtract_profiler_overhead(side, np.array([float(wall)]), cost)
     )

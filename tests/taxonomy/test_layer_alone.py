@@ -20,10 +20,10 @@ def test_a_closure_is_as_sure_as_its_rounds_agree() -> None:
     """1, 1.1 and 1 / 1.1: a standard deviation of log 1.1, and t of two degrees, 4.303."""
     found = alone([(10.0, 10.0, 50.0), (10.0, 10.0, 50 / 1.1), (10.0, 10.0, 55.0)])
     half = 4.30265 * math.log(1.1) / math.sqrt(3)
-    assert found.closure == 1.0
-    assert found.closure_ci95 == pytest.approx([math.exp(-half), math.exp(half)])
+    assert found.layer_sum == 1.0
+    assert found.layer_sum_ci95 == pytest.approx([math.exp(-half), math.exp(half)])
 
 
 def test_one_round_or_none_has_no_interval() -> None:
-    assert alone([]).closure_ci95 is None
-    assert alone([(10.0, 10.0, 50.0), (10.0, 10.0, 0.0)]).closure_ci95 is None
+    assert alone([]).layer_sum_ci95 is None
+    assert alone([(10.0, 10.0, 50.0), (10.0, 10.0, 0.0)]).layer_sum_ci95 is None

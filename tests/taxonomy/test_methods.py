@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prunescope.taxonomy.families import families
-from prunescope.taxonomy.methods import family_of, method_names, methods, placed, slug
+from prunescope.taxonomy.methods import family_of, find_published, method_names, methods, slug
 
 README = Path(__file__).resolve().parents[2] / "taxonomy" / "README.md"
 COLUMNS = ["method", "year", "placed", "because", "arXiv"]
@@ -127,7 +127,7 @@ def test_every_method_says_what_runs_and_what_was_read() -> None:
 def test_dynamic_methods_are_placed_by_what_was_read(
     name: str, family: str, knobs: dict[str, str]
 ) -> None:
-    found = placed(name)
+    found = find_published(name)
     assert found is not None
     assert (found.family, dict(found.knobs)) == (family, knobs)
     assert found.source is not None
@@ -147,7 +147,7 @@ def test_predict_prices_what_a_trace_runs(
     name: str, runs: dict[str, str], predict_only: dict[str, str]
 ) -> None:
     """A name stands for the knobs that run; those that predict alone has are named beside them."""
-    found = placed(name)
+    found = find_published(name)
     assert found is not None
     assert family_of(name) == (found.family, runs)
     assert found.to_dict()["predict_only"] == predict_only
@@ -157,7 +157,7 @@ def test_predict_prices_what_a_trace_runs(
 
 
 def test_a_method_whose_family_has_no_pruner_is_predicted_only() -> None:
-    found = placed("CATS")
+    found = find_published("CATS")
     assert found is not None and found.family is not None
     assert found.heading().startswith("CATS: dynamic-k --set zeros=channels (predict only), ")
     assert family_of("CATS")[1] == {"zeros": "channels"}
@@ -165,7 +165,7 @@ def test_a_method_whose_family_has_no_pruner_is_predicted_only() -> None:
 
 def test_names_in_any_spelling() -> None:
     for name in ("ShortGPT", "shortgpt", "short-gpt", "Týr-the-Pruner", "tyr the pruner"):
-        found = placed(name)
+        found = find_published(name)
         assert (found is not None) == (name != "short-gpt"), name
     assert slug("wanda-2:4") == "wanda-2-4"
     assert len(method_names()) >= len(rows())

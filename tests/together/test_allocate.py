@@ -21,9 +21,14 @@ from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.sweep.plan import request_of
 from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.sweep import plan_of
-from tests.small_capture import saved_model
+from tests.small_capture import quick_peaks, saved_model
 
 pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(autouse=True)
+def _quick_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick_peaks(monkeypatch)
 
 
 @pytest.fixture(scope="module")

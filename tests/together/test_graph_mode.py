@@ -364,7 +364,11 @@ def test_a_capture_in_graph_mode_keeps_an_eager_pass(
 
 
 SLOW = pytest.mark.slow
-CHAIN = ("dynamic-m", "token-drop", "dynamic-width", "dynamic-nk", "kv-evict")
+CHAIN = (
+    "dynamic-m",
+    pytest.param("token-drop", marks=[SLOW, pytest.mark.four_layers]),  # dropped after the second
+    *(pytest.param(name, marks=SLOW) for name in ("dynamic-width", "dynamic-nk", "kv-evict")),
+)
 
 
 def checked_report(folder: Path, method: str) -> None:
@@ -389,9 +393,7 @@ def checked_report(folder: Path, method: str) -> None:
     assert stored["breaks"] == []
 
 
-@pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=[] if name == "dynamic-m" else SLOW) for name in CHAIN]
-)
+@pytest.mark.parametrize("method", CHAIN)
 def test_a_dynamic_family_in_graph_mode_is_named(
     quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

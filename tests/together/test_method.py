@@ -24,7 +24,7 @@ from prunescope.tracer.model.load import Loaded, load_model
 from prunescope.tracer.pruners.method import MethodPart, read_method
 from tests.tracer.dynamic_reference import steps
 
-pytestmark = pytest.mark.whole  # shares that 8 layers can have
+pytestmark = pytest.mark.all_layers  # shares that 8 layers can have
 
 
 def read(method: str, select: str = "random", **knobs: str) -> list[MethodPart] | None:

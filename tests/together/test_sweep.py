@@ -116,7 +116,7 @@ def test_every_result_is_a_run_with_its_baseline_and_its_quality(whole: SweepReq
 
 
 @pytest.mark.torch
-@pytest.mark.whole
+@pytest.mark.all_layers
 @pytest.mark.usefixtures("short")
 def test_a_loss_is_that_of_the_phase_that_is_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

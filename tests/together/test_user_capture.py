@@ -281,7 +281,7 @@ def test_a_loop_of_decode_steps_is_decode(tiny: Any, tmp_path: Path) -> None:
     assert list(read_run(tmp_path / "run" / "dense").phases) == ["decode"]
 
 
-@pytest.mark.half
+@pytest.mark.four_layers
 def test_a_model_inside_a_wrapper_of_peft_is_captured_as_itself(
     quick: Callable[..., Path], tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,7 @@ def assert_parts(family: FamilyVerdict | None, wanted: set[str]) -> None:
     assert order == sorted(order, reverse=True)
 
 
-@pytest.mark.half  # a quarter of the layers
+@pytest.mark.four_layers  # a quarter of the layers
 @pytest.mark.parametrize(
     "method, knobs",
     [

@@ -27,7 +27,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def tiny() -> Any:
-    """A tiny Llama for each test: 2 layers (`half`: 4), 8 heads, 4 KV heads, f 352."""
+    """A tiny Llama for each test: 2 layers (`four_layers`), 8 heads, 4 KV heads, f 352."""
     return load_model("tiny-llama", dtype="auto", device=torch.device("cpu"), attn="sdpa").model
 
 

@@ -49,7 +49,7 @@ FROM_TRACES = (
 @dataclass
 class Cell:
     """What became of a family on an architecture. `named` and `bare`: the verdict by phase, of the
-    run and of the traces alone; `works`: executed against theory, by phase."""
+    run and, for `FROM_TRACES`, of the traces alone; `works`: executed against theory, by phase."""
 
     family: str
     expected: str
@@ -141,9 +141,10 @@ def _judge(cell: Cell, dense: Capture, pruned: Capture, config: dict[str, Any], 
         cell.named = _names(report)
         side = open_side(out / "pruned", Options(), eager=None)
         for phase in report.phases:
-            file = f"{phase}.trace.json.gz"
-            alone = analyze(out / "pruned" / file, baseline=out / "dense" / file).report
-            cell.bare[phase] = next(iter(_names(alone).values()))
+            if cell.family in FROM_TRACES:
+                file = f"{phase}.trace.json.gz"
+                alone = analyze(out / "pruned" / file, baseline=out / "dense" / file).report
+                cell.bare[phase] = next(iter(_names(alone).values()))
             kernels = side.read(phase).kernels
             case = Case(cell.family, phase, batch, cell.knobs)
             cell.works[phase] = compared(config, case, kernels, pruned.run)

@@ -63,7 +63,7 @@ def _flushed(
     return {name: FlushedLoop(loop, flush) for name, loop in loops.items()}
 
 
-def closure_loops(
+def layer_sum_loops(
     request: TraceRequest, phase: str, variants: list[Variant], device: torch.device
 ) -> dict[str, dict[str, Sampled]]:
     """By variant: one "layer" alone, the "rest" without the layers, and the "whole" model."""

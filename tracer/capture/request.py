@@ -36,8 +36,9 @@ from prunescope.tracer.recovery.settings import Recovery, check_installed, read_
 if TYPE_CHECKING:
     from prunescope.tracer.pruners.method import MethodPart
 
-# Of a closure, which is read to a percent or two: medians of so few are as near.
-CLOSURE_SAMPLES = 5
+# Of a layer sum (n layers and the rest over the whole model), which is read to a percent or two:
+# medians of so few are as near.
+LAYER_SUM_SAMPLES = 5
 _JUDGED = 6  # placements from which on the width of an interval says something
 # More threads than this are a slip of the finger, and the libraries of a CPU die of too many.
 _MOST_THREADS, _THREADS_A_CORE = 256, 8
@@ -75,7 +76,8 @@ Dtype = Annotated[
 Device = Annotated[
     str,
     Option(
-        help="Device as torch names it, such as cpu or cuda:1; auto: a GPU where there is one.",
+        help="Device that runs it, as torch names it, such as cpu or cuda:1; auto: a GPU where "
+        "there is one.",
         metavar="NAME",
         complete="machines",
     ),
@@ -213,15 +215,15 @@ class TraceRequest:
     backend: Annotated[
         str | None,
         Option(
-            help="What executes a method that has a choice, as its option backend: torch or flex, "
-            "semi-structured or masked; without it, the family decides.",
+            help="Implementation of the pruned operation, for families with an option backend, "
+            "such as torch or flex, semi-structured or masked; without it, the family's default.",
             metavar="NAME",
         ),
     ] = None
     mode: Annotated[
         Literal["eager", "compile", "graph"],
         Option(
-            help="How the model runs: eager, with torch.compile, or as CUDA graphs.",
+            help="How the model runs: eager, compile (torch.compile) or graph (CUDA graphs).",
             in_name="",
             default_in_name=False,
         ),
@@ -251,7 +253,7 @@ class TraceRequest:
         Literal["model", "layer"],
         Option(
             help="What to run: the whole model, or one decoder layer alone on the inputs that the "
-            "model gives it; what n such layers and the rest make of the whole is measured too.",
+            "model gives it, which also reports (n x layer + rest) / whole model.",
             in_name="",
             default_in_name=False,
         ),
@@ -262,8 +264,8 @@ class TraceRequest:
     max_placements: Annotated[
         int | None,
         Option(
-            help="Largest number of placements where intervals stay wide; without it, twice "
-            "--placements.",
+            help="Upper limit of the number of placements, which grows while intervals are still "
+            "wide; without it, twice --placements.",
             unit="placements",
             least=1,
             most=MOST_SAMPLES,

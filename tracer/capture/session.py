@@ -25,7 +25,7 @@ from prunescope.taxonomy.run_blocks import DeviceEntry, LayerAlone, MeasuredPeak
 from prunescope.tracer.capture.chrome import ChromeTrace
 from prunescope.tracer.capture.device_state import AchievedRates, DeviceState
 from prunescope.tracer.capture.graph_mode import check_mode, record_nothing
-from prunescope.tracer.capture.loops import closure_loops, input_ids, loops_of
+from prunescope.tracer.capture.loops import input_ids, layer_sum_loops, loops_of
 from prunescope.tracer.capture.manifest import as_json, manifest, phase_entry
 from prunescope.tracer.capture.memory import peak_and_cache_bytes
 from prunescope.tracer.capture.one_layer import layers_alone
@@ -40,7 +40,7 @@ from prunescope.tracer.capture.placements import (
 )
 from prunescope.tracer.capture.profiled import ProfiledSession, profile_loops
 from prunescope.tracer.capture.progress import Progress
-from prunescope.tracer.capture.request import CLOSURE_SAMPLES, TraceRequest
+from prunescope.tracer.capture.request import LAYER_SUM_SAMPLES, TraceRequest
 from prunescope.tracer.capture.routing import count_routing
 from prunescope.tracer.capture.runs import Capture
 from prunescope.tracer.capture.timing import heap_frozen, no_progress, take_samples
@@ -315,7 +315,7 @@ class _Session:
         """After the last placement: the memory of a step, the eager pass of a recorded one, and the
         tokens of each expert."""
         if self.request.only == "layer":
-            self._close_layer(phase, variants)
+            self._time_layer_sum(phase, variants)
         for variant in variants:
             entry, run = self._entry(phase, variant), loops[variant.name].run
             entry.graphs, entry.breaks = getattr(run, "graphs", None), getattr(run, "breaks", None)
@@ -341,18 +341,18 @@ class _Session:
                 )
                 pruning.notes = [*(pruning.notes or ()), note]
 
-    def _close_layer(self, phase: str, variants: list[Variant]) -> None:
+    def _time_layer_sum(self, phase: str, variants: list[Variant]) -> None:
         """Time the layer, the whole model and the model without its layers, in turns."""
-        self.progress.stage(f"time the whole model, {phase}", CLOSURE_SAMPLES)
+        self.progress.stage(f"time the whole model, {phase}", LAYER_SUM_SAMPLES)
         timed = {
             f"{name} {part}": loop
-            for name, parts in closure_loops(self.request, phase, variants, self.device).items()
+            for name, parts in layer_sum_loops(self.request, phase, variants, self.device).items()
             for part, loop in parts.items()
         }
         taken = take_samples(
             timed,
             warmup=1,
-            repeats=CLOSURE_SAMPLES,
+            repeats=LAYER_SUM_SAMPLES,
             device=self.device,
             advance=self.progress.advance,
         )

@@ -21,8 +21,9 @@ from prunescope.tracer.capture.phases import Sampled
 from prunescope.tracer.machine.device import synchronize
 from prunescope.tracer.machine.disturbance import DisturbanceMonitor
 
-# Standard deviation of the log ratio of a model's time to its own copy's, over 24 placements. A
-# placement that is known better than this does not widen the interval.
+# Spread between placements: the standard deviation of the log ratio of a model's time to its own
+# copy's, over 24 placements. Once a placement's own standard error is below it, more samples do not
+# narrow the interval.
 _PLACEMENT_SD = 0.026
 MAX_ROUNDS = 4  # times the requested samples, to get below it
 
@@ -74,7 +75,7 @@ def take_samples(  # noqa: PLR0913
     rounds: list[_Round] = []
     with collector_paused():
         for number in range(warmup):
-            _take(loops, device, backwards=bool((turn + number) % 2))
+            _take(loops, device, reverse_order=bool((turn + number) % 2))
             advance()
         while (missing := repeats - sum(not r.reasons for r in rounds)) > 0:
             count = min(missing, 2 * repeats - len(rounds))
@@ -117,7 +118,7 @@ def _rounds(
     watch, taken = DisturbanceMonitor(device), []
     for turn in turns:
         with watch.sample():
-            taken.append(_take(loops, device, backwards=bool(turn % 2)))
+            taken.append(_take(loops, device, reverse_order=bool(turn % 2)))
         advance()
     return list(map(_Round, taken, watch.reasons(), watch.switches()))
 
@@ -126,9 +127,11 @@ def no_progress() -> None:
     """The `advance` of rounds and steps that no progress bar has planned."""
 
 
-def _take(loops: Mapping[str, Sampled], device: torch.device, *, backwards: bool) -> dict[str, int]:
+def _take(
+    loops: Mapping[str, Sampled], device: torch.device, *, reverse_order: bool
+) -> dict[str, int]:
     """One sample of every variant, ns a step."""
-    names = list(loops)[::-1] if backwards else list(loops)
+    names = list(loops)[::-1] if reverse_order else list(loops)
     times = {name: _sample(loops[name], device) / loops[name].steps_per_sample for name in names}
     return {name: max(1, round(ns)) for name, ns in times.items()}
 

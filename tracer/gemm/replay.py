@@ -170,7 +170,7 @@ def _samples(
         for repeats in split_evenly(rounds.repeats, rounds.placements):
             timer.place(rng)
             for _ in range(rounds.warmup):
-                _round(shapes, timer, states, backwards=False)
+                _round(shapes, timer, states, reverse_order=False)
             taken: list[tuple[dict[tuple[Gemm, bool], float], list[str]]] = []
             while (missing := repeats - sum(not reasons for _, reasons in taken)) > 0:
                 count = min(missing, 2 * repeats - len(taken))
@@ -197,16 +197,16 @@ def _watched(
     taken = []
     for number in range(count):
         with nullcontext() if watch is None else watch.sample():
-            taken.append(_round(shapes, timer, states, backwards=bool(number % 2)))
+            taken.append(_round(shapes, timer, states, reverse_order=bool(number % 2)))
     reasons = [[] for _ in taken] if watch is None else watch.reasons()
     return list(zip(taken, reasons, strict=True))
 
 
 def _round(
-    shapes: Sequence[Gemm], timer: GemmTimer, states: tuple[bool, ...], *, backwards: bool
+    shapes: Sequence[Gemm], timer: GemmTimer, states: tuple[bool, ...], *, reverse_order: bool
 ) -> dict[tuple[Gemm, bool], float]:
     """One sample of every shape in each state of the cache."""
-    order = list(shapes)[::-1] if backwards else list(shapes)
+    order = list(shapes)[::-1] if reverse_order else list(shapes)
     return {(gemm, cold): timer.sample(gemm, cold=cold) for gemm in order for cold in states}
 
 

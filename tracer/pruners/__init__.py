@@ -4,15 +4,15 @@ In: a model and a Point. Out: Applied, the pruned model and a record of what was
 Exports: `family_ids`, `pruner`, `family_point`, Applied; `method` (parses --method), `user_method`
 (a user's function).
 
-To implement a family of `taxonomy/families/`, write a file of its name here (its id with `_` for
-`-`) and nothing else. The file has a public function
+A new family is a file in `taxonomy/families/`, a file here and a detector in `analysis/verdict/`
+(docs/extending.md). The file here is named by the family's id, with `_` for `-`, and has a public
+function
     def prune(model: PreTrainedModel, point: Point) -> Applied
 - It gets a deep copy of the dense model, on its device and in its dtype, with gradients off, and
   may change it in place or return another module.
 - Random choices use `tracer.calibration.scores` alone, so that a seed prunes the same parts on
-every
-  machine; rounding is in `taxonomy.keep`. Knobs are those of the family in taxonomy, typed and
-  filled in. A point `by_importance` chooses by `tracer.calibration.collect.collect`.
+  every machine; rounding is in `taxonomy.keep`. Knobs are those of the family in taxonomy, typed
+  and filled in. A point `by_importance` chooses by `tracer.calibration.collect.collect`.
 - New modules have names whose role `taxonomy.roles.locate` knows; work that pruning adds to a
   module happens inside that module's forward, so that its kernels get layer and role.
 - New tensors are contiguous and of the model's dtype. `model.config` stays true: the cache is

@@ -17,14 +17,14 @@ from prunescope.taxonomy.family import CALIBRATIONS, SELECTIONS, read_selection
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.match import KNOB, NOMINAL, take_match
 from prunescope.taxonomy.method_names import method_parts
-from prunescope.taxonomy.methods import placed
+from prunescope.taxonomy.methods import find_published
 from prunescope.tracer.pruners import family_ids, refuse_predicted_only
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodPart:
-    """One family of a method: its sparsity, its knobs, how parts are selected, and what its
-    sparsity is a share of ("nominal": the family's own unit; or a key of MATCHES)."""
+    """One family of a method. `select`: how the parts to remove are chosen. `match`: what its
+    sparsity is a share of: "nominal", the family's own unit, or a key of MATCHES ("flop")."""
 
     family: str
     sparsity: float
@@ -89,11 +89,12 @@ def read_method(
 
 
 def _refuse_published(method: str) -> None:
-    """Raises PrunescopeError for the name of a published method, naming its family: a trace runs
-    the family, with parts selected by `--select` and not by the paper's criterion."""
+    """Raises PrunescopeError for the name of a published method, with the --method to type: for
+    `slicegpt` the family and knobs that run it. A trace runs the family, with parts selected by
+    `--select` and not by the paper's criterion."""
     parts = [name for name, _ in method_parts(method)]
     for name in (method, *parts) if parts else ():
-        found = placed(name)
+        found = find_published(name)
         if found is None or name in family_ids():
             continue
         if found.family not in family_ids():

@@ -18,7 +18,7 @@ from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.taxonomy.scoring import scoring_of
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.sweep_files import Planned
-from prunescope.tracer.capture.request import CLOSURE_SAMPLES
+from prunescope.tracer.capture.request import LAYER_SUM_SAMPLES
 from prunescope.tracer.machine import peaks as machine_peaks
 from prunescope.tracer.machine.device import pick_device, thread_count
 from prunescope.tracer.quality.quality import decoded_of, windows_of
@@ -60,9 +60,9 @@ def estimate_s(results: Sequence[Planned], config: SweepConfig, forward: Forward
     for result in results:
         sampled = result.warmup + placed - 1 + config.repeats + 2  # two more count memory
         # A layer alone is a share of a step; the whole model runs once in each placement, for the
-        # inputs of the layer, and for its closure.
+        # inputs of the layer, and for its layer sum.
         share = 1 / forward.shape.layers if result.only == "layer" else 1.0
-        whole = placed + 2 * (CLOSURE_SAMPLES + 1) if result.only == "layer" else 0
+        whole = placed + 2 * (LAYER_SUM_SAMPLES + 1) if result.only == "layer" else 0
         if result.phase == "prefill":
             step = forward.seconds("prefill", result.batch, result.prompt_len, logits=result.logits)
             profiled = config.steps + passes

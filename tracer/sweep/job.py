@@ -121,15 +121,15 @@ class JobRunner:
     def run(self, job: Job) -> None:
         """Do what is not done; a result that fails is recorded with its error."""
         folder = SweepFolder(job.folder)
-        left = [result for result in job.results if folder.state(result) != DONE]
-        left = [result for result in left if not folder.failed_in(result, job.call)]
-        folder.remove_partial_captures(left)
+        remaining = [result for result in job.results if folder.state(result) != DONE]
+        remaining = [result for result in remaining if not folder.failed_in(result, job.call)]
+        folder.remove_partial_captures(remaining)
         prepared: Prepared | str | None = None
         self.watch = HangWatchdog(
             folder, job.call, as_json=asks_json(job.argv), on_result=self.on_result
         )
         with self.watch.watching():
-            for result in left:
+            for result in remaining:
                 self.on_result(result)
                 with _begun(folder, result), self.watch.of(result):
                     if prepared is None:

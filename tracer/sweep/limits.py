@@ -1,7 +1,8 @@
-"""What of a sweep cannot run, before it starts: on this machine, or of families one after another.
+"""What of a sweep cannot run, before it starts: on this machine, with this model, or of families
+one after another; and what a model's config says before its weights are loaded.
 
 In: a plan, a method, a model's name. Out: sentences, each with the number of results that it is
-about; a PrunescopeError where nothing can run; what is known of a model before it is loaded.
+about; a PrunescopeError where nothing can run; a config and a ModelShape.
 """
 
 from __future__ import annotations
@@ -17,11 +18,9 @@ from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.method_names import method_parts
-from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.presets import preset_config, preset_names
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.sweep_files import Planned
-from prunescope.taxonomy.theory import dense_plan, forward
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.sweep.plan import SweepPlan
 
@@ -30,17 +29,17 @@ _HINT = "run it on a GPU, or put `mode: eager` or `compile` into a file: sweep F
 
 
 def limits_here(plan: SweepPlan) -> list[str]:
-    """Sentences; empty where this machine can do all of it."""
-    left = [result for result in plan.results if result.problem is None]
-    found = [*_of_device(plan, left), *_of_memory(plan, left), *_of_lengths(plan, left)]
-    return [f"this machine: {text}" for text in found]
+    """Sentences on what this machine or this model cannot do; empty where all of it can run."""
+    feasible = [result for result in plan.results if result.problem is None]
+    found = [*_of_device(plan, feasible), *_of_memory(plan, feasible)]
+    return [*(f"this machine: {text}" for text in found), *_of_lengths(plan, feasible)]
 
 
-def check_possible(left: Sequence[Planned]) -> None:
+def check_possible(remaining: Sequence[Planned]) -> None:
     """Raises PrunescopeError where none of the results can run on the devices of this machine."""
     from prunescope.tracer.machine.device import pick_device
 
-    able = [result for result in left if result.problem is None]
+    able = [result for result in remaining if result.problem is None]
     if able and pick_device("auto").type == "cpu" and all(one.mode == "graph" for one in able):
         raise PrunescopeError(
             f"all {len(able)} results that are left record CUDA graphs (mode: graph), and this "
@@ -49,7 +48,7 @@ def check_possible(left: Sequence[Planned]) -> None:
         )
 
 
-def _of_device(plan: SweepPlan, left: Sequence[Planned]) -> list[str]:
+def _of_device(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
     from prunescope.tracer.machine.device import pick_device
 
     if pick_device("auto").type != "cpu":
@@ -59,7 +58,7 @@ def _of_device(plan: SweepPlan, left: Sequence[Planned]) -> list[str]:
         for one in families()
         if one.without_sparse_units and one.id in plan.config.families
     ]
-    graphs = sum(result.mode == "graph" for result in left)
+    graphs = sum(result.mode == "graph" for result in feasible)
     if graphs:
         found.append(
             f"{graphs} of {len(plan.results)} results record CUDA graphs (mode: graph), and this "
@@ -68,7 +67,7 @@ def _of_device(plan: SweepPlan, left: Sequence[Planned]) -> list[str]:
     return found
 
 
-def _of_memory(plan: SweepPlan, left: Sequence[Planned]) -> list[str]:
+def _of_memory(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
     """The weights of both models, or what the steps of some results need beside them."""
     from prunescope.tracer.machine.device import free_bytes, pick_device, total_bytes
 
@@ -78,13 +77,13 @@ def _of_memory(plan: SweepPlan, left: Sequence[Planned]) -> list[str]:
     device = pick_device("auto")
     memory = total_bytes() if device.type == "cpu" else free_bytes(device)
     size = ITEMSIZE.get(dtype_name(plan.config.dtype) or "bf16", 2)
-    weights = 1.5 * size * _parameters(shape)  # of the dense model, and of half of it
+    weights = 1.5 * size * shape.parameters()  # of the dense model, and of half of it
     if weights > memory:
         return [
             f"{plan.config.model} and a pruned copy need {weights / 1e9:.1f} GB for their weights, "
             f"and this machine has {memory / 1e9:.1f} GB"
         ]
-    needed = [weights + size * _step_numbers(shape, result) for result in left]
+    needed = [weights + size * _step_numbers(shape, result) for result in feasible]
     large = [one for one in needed if one > memory]
     if not large:
         return []
@@ -95,11 +94,6 @@ def _of_memory(plan: SweepPlan, left: Sequence[Planned]) -> list[str]:
     ]
 
 
-def _parameters(shape: ModelShape) -> float:
-    ops = forward([dense_plan(shape, Workload(phase="prefill", prompt_len=1))])
-    return sum(op.layers * op.parameters for op in ops)
-
-
 def _step_numbers(shape: ModelShape, result: Planned) -> float:
     """Numbers in the caches of both models, which are alive together, and in the logits of one."""
     tokens = result.batch * result.prompt_len
@@ -108,13 +102,13 @@ def _step_numbers(shape: ModelShape, result: Planned) -> float:
     return 2 * tokens * a_token + (tokens if all_logits else result.batch) * shape.vocab
 
 
-def _of_lengths(plan: SweepPlan, left: Sequence[Planned]) -> list[str]:
-    """Not of this machine, but of the model: positions that it was not trained for."""
+def _of_lengths(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
+    """Prompts with positions that the model was not trained for, on whatever machine."""
     config = config_of(plan.config.model)
     most = config.get("max_position_embeddings")
     if not isinstance(most, int):
         return []
-    longer = [result for result in left if result.prompt_len > most]
+    longer = [result for result in feasible if result.prompt_len > most]
     if not longer:
         return []
     return [
@@ -158,7 +152,7 @@ def _problem_of(names: str) -> str | None:
 
 
 def shape_of(model: str) -> ModelShape | None:
-    """The dense dimensions, or None where they are not known before the model is loaded."""
+    """A model's dense dimensions; None where they are not known before it is loaded."""
     try:
         return ModelShape.from_config(config_of(model))
     except PrunescopeError:

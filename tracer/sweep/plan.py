@@ -44,6 +44,13 @@ from prunescope.tracer.recovery.settings import Recovery
 from prunescope.tracer.sweep.budget import Budget
 
 MAX_RESULTS = 100_000
+# Options of the capture of a result.
+_OPTIONS = {named.name: named for named in options_of(TraceRequest)}
+
+
+def _lists(name: str, *, least: float | None = None) -> Option:
+    """A key that lists values of an option of `trace`, with the help of that option."""
+    return Option(help=_OPTIONS[name].option.help, lists=name, least=least)
 
 
 @dataclass(kw_only=True)
@@ -71,18 +78,12 @@ class SweepConfig:
             example=f"[{cutting('layers')}, {cutting('heads', 'channels')}]",
         ),
     ]
-    sparsities: Annotated[
-        tuple[float, ...], Option(help="Fractions to prune.", lists="sparsity")
-    ] = (0.125, 0.25, 0.375, 0.5)
+    sparsities: Annotated[tuple[float, ...], _lists("sparsity")] = (0.125, 0.25, 0.375, 0.5)
     phases: Annotated[
         tuple[Phase, ...], Option(help="Phases of inference to run.", lists="phase")
     ] = ("prefill", "decode")
-    batches: Annotated[
-        tuple[int, ...], Option(help="Numbers of sequences at a time.", least=1, lists="batch")
-    ] = (1,)
-    prompt_lens: Annotated[
-        tuple[int, ...], Option(help="Prompt lengths in tokens.", least=1, lists="prompt_len")
-    ] = (512,)
+    batches: Annotated[tuple[int, ...], _lists("batch", least=1)] = (1,)
+    prompt_lens: Annotated[tuple[int, ...], _lists("prompt_len", least=1)] = (512,)
     decode_steps: DecodeSteps = TraceRequest.decode_steps
     draws: Annotated[
         int,
@@ -94,15 +95,13 @@ class SweepConfig:
     ] = 1
     select: Annotated[
         str | tuple[str, ...],
-        Option(
-            help="How to choose parts: random, importance (on `text`), greedy, or frequency (of "
-            "experts: their tokens of `text`); or a list."
-        ),
+        Option(help=f"{_OPTIONS['select'].option.help} Or a list, of which each makes a point."),
     ] = TraceRequest.select
     knobs: Annotated[
         tuple[str, ...],
         Option(
-            help="Options of the families, as `families` lists them: FAMILY.OPTION=VALUE.",
+            help="Options of one family each, with one value in the whole sweep: "
+            "FAMILY.OPTION=VALUE, as `families` lists them.",
             example=f"[{cutting('layers')}.unit=mlp]",
         ),
     ] = ()
@@ -124,7 +123,7 @@ class SweepConfig:
     recover: Annotated[
         Recovery | None,
         Option(
-            help="LoRA recovery training (extra `recover`); without it, none.",
+            help=_OPTIONS["recover"].option.help,
             example="steps=100,rank=16",
         ),
     ] = None
@@ -143,41 +142,22 @@ class SweepConfig:
     ] = None
     mode: Annotated[
         tuple[Literal["eager", "compile", "graph"], ...],
-        Option(help="How models run: eager, compile (torch.compile) or graph.", lists="mode"),
+        _lists("mode"),
     ] = (TraceRequest.mode,)
-    attn: Annotated[
-        tuple[str, ...],
-        Option(help="Attention implementations of transformers.", lists="attn"),
-    ] = (TraceRequest.attn,)
-    logits: Annotated[
-        tuple[Literal["last", "all"], ...],
-        Option(help="Positions whose logits prefill computes: last or all.", lists="logits"),
-    ] = (TraceRequest.logits,)
+    attn: Annotated[tuple[str, ...], _lists("attn")] = (TraceRequest.attn,)
+    logits: Annotated[tuple[Literal["last", "all"], ...], _lists("logits")] = (TraceRequest.logits,)
     set: Annotated[
         Mapping[str, tuple[str, ...]],
         Option(
-            help="Options of families by name, each a value or a list of which each makes a point "
-            "of the families that have the option.",
+            help="Options to vary, by name, in every family that has them: a value or a list, of "
+            "which each makes a point.",
             lists="knobs",
             example="{align: [odd, just-8, 16]}",
         ),
     ] = dataclasses.field(default_factory=dict, hash=False)
-    flush: Annotated[
-        tuple[bool, ...],
-        Option(help="Flush the last-level cache before each sample and step.", lists="flush"),
-    ] = (TraceRequest.flush,)
-    warmup: Annotated[
-        tuple[int, ...],
-        Option(help="Numbers of samples to discard before timing.", least=0, lists="warmup"),
-    ] = (TraceRequest.warmup,)
-    only: Annotated[
-        tuple[Literal["model", "layer"], ...],
-        Option(
-            help="What runs: the whole model, or one decoder layer alone on the inputs that the "
-            "model gives it.",
-            lists="only",
-        ),
-    ] = (TraceRequest.only,)
+    flush: Annotated[tuple[bool, ...], _lists("flush")] = (TraceRequest.flush,)
+    warmup: Annotated[tuple[int, ...], _lists("warmup", least=0)] = (TraceRequest.warmup,)
+    only: Annotated[tuple[Literal["model", "layer"], ...], _lists("only")] = (TraceRequest.only,)
 
     @property
     def selections(self) -> tuple[str, ...]:
@@ -231,7 +211,6 @@ VARIED = {
     "warmup": "warmup",
     "only": "only",
 }
-_DEFAULTS = {named.name: named.default for named in options_of(TraceRequest)}
 
 
 def result_name(values: Mapping[str, Any], *, model: bool = False) -> str:
@@ -242,7 +221,7 @@ def result_name(values: Mapping[str, Any], *, model: bool = False) -> str:
         value, known = values.get(field), _OPTIONS[option].option
         if value is None or (model and not known.model):
             continue
-        if not known.default_in_name and (not value or value == _DEFAULTS[option]):
+        if not known.default_in_name and (not value or value == _OPTIONS[option].default):
             continue
         parts.append(f"{known.in_name}{_in_name(field, value)}")
     return "-".join(parts)
@@ -256,9 +235,6 @@ def _in_name(field: str, value: Any) -> str:
         return "-".join(re.sub(r"[^A-Za-z0-9.]+", "", word) for word in value)
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return family_slug(text) if field == "family" else text
-
-
-_OPTIONS = {named.name: named for named in options_of(TraceRequest)}
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,8 @@ class SweepRequest:
     budget: Annotated[
         float | None,
         Option(
-            help="Hours that this call may take, by estimate: of what is left runs what answers "
-            "the claims first; without it, all of it.",
+            help="Estimated hours that this call may take; results that answer the paper's claims "
+            "run first. Without it, all that is left runs.",
             metavar="HOURS",
             least=0,
         ),

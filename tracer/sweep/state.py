@@ -71,7 +71,8 @@ class KeptPeaks(MeasuredPeaks, kw_only=True):
 
 @dataclasses.dataclass(frozen=True)
 class SweepFolder:
-    """Paths, states and locks of a sweep folder."""
+    """Paths, states and locks of a sweep folder. A *result* is a Planned, before it ran as after;
+    a *call* is the id of one run of the command `sweep`."""
 
     path: Path
 
@@ -84,11 +85,12 @@ class SweepFolder:
         return state_of(self.path, result)
 
     def begin(self, result: Planned) -> None:
-        """Record that a result was started, so that a process that dies in it leaves a trace."""
-        self.fail(result, BEGUN)  # in no call yet
+        """Record that a result was started, as a failure that `clear_failure` removes or `fail`
+        replaces when it ends: what a process that dies meanwhile leaves behind."""
+        self.fail(result, BEGUN)  # of no call of the command: the next one tries it again
 
     def fail(self, result: Planned, error: str, call: str = "") -> None:
-        """Record that a result failed, and in which call of the command."""
+        """Record that a result failed, and in which call."""
         write_json(failure_of(self.path, result), Failure(id=result.id, error=error, call=call))
 
     def failed_in(self, result: Planned, call: str) -> bool:
@@ -144,10 +146,12 @@ class SweepFolder:
         found = [self._entry(result) for result in plan.results]
         if not any(entry.error == BEGUN for entry in found):
             return found
-        held = {result.id for shard in held_shards(self.path) for result in shard_of(plan, shard)}
+        at_work = {
+            result.id for shard in held_shards(self.path) for result in shard_of(plan, shard)
+        }
         return [
             msgspec.structs.replace(entry, state=RUNNING, error=None)
-            if entry.error == BEGUN and entry.id in held
+            if entry.error == BEGUN and entry.id in at_work
             else entry
             for entry in found
         ]

@@ -79,14 +79,16 @@ def run_plan(request: SweepRequest, plan: SweepPlan, progress: Progress | None =
             states = {result: folder.state(result) for result in mine}
             # What failed or hung before comes last: it must not stand in the way of the others.
             order = (PENDING, FAILED)
-            left = [r for state in order for r in mine if states[r] == state]
+            remaining = [r for state in order for r in mine if states[r] == state]
             if plan.budget is not None:
-                left = [r for r in left if r.problem is not None or r in plan.budget.kept]
-            if left:
+                remaining = [r for r in remaining if r.problem is not None or r in plan.budget.kept]
+            if remaining:
                 from prunescope.tracer.sweep.engines import ENGINES  # torch
 
                 try:
-                    ENGINES[request.engine](_jobs(request, plan, left), _reporter(progress, left))
+                    ENGINES[request.engine](
+                        _jobs(request, plan, remaining), _reporter(progress, remaining)
+                    )
                 finally:  # also where a signal ends it: sweep.json says what is done
                     folder.refresh()
     return request.folder
@@ -118,15 +120,15 @@ def _budget(request: SweepRequest, plan: SweepPlan) -> Budget:
     assert request.budget is not None
     folder = SweepFolder(request.folder)
     mine = shard_of(plan, read_shard(request.shard))
-    left = [one for one in mine if one.problem is None and folder.state(one) != DONE]
-    times = _durations(request.folder, plan.config) if left else None
-    if times is None and left:
+    remaining = [one for one in mine if one.problem is None and folder.state(one) != DONE]
+    times = _durations(request.folder, plan.config) if remaining else None
+    if times is None and remaining:
         raise PrunescopeError(
             f"--budget needs an estimate, and the dimensions of {plan.config.model} are not known "
             "before it is loaded",
             hint="give a folder with a config.json, or leave --budget out",
         )
-    return within(left, request.budget, times.seconds if times else lambda _: 0.0)
+    return within(remaining, request.budget, times.seconds if times else lambda _: 0.0)
 
 
 def _named_as_stored(config: SweepConfig, folder: Path) -> SweepConfig:
@@ -199,9 +201,11 @@ def summary(request: SweepRequest, plan: SweepPlan, *, estimate: bool = False) -
     results = folder.entries(plan)
     state_of = {entry.id: entry.state for entry in results}
     states = [state_of[result.id] for result in mine]
-    left = [r for r, state in zip(mine, states, strict=True) if state != DONE and not r.problem]
+    remaining = [
+        r for r, state in zip(mine, states, strict=True) if state != DONE and not r.problem
+    ]
     left_out = plan.budget.left_out if plan.budget else ()
-    left = [r for r in left if r not in left_out]
+    remaining = [r for r in remaining if r not in left_out]
     counts: Counts = {
         "results": len(mine),
         "models": len({model_name(result) for result in mine}),
@@ -211,7 +215,7 @@ def summary(request: SweepRequest, plan: SweepPlan, *, estimate: bool = False) -
         "running": states.count(RUNNING),
         "impossible": sum(result.problem is not None for result in mine),
         "left_out": len(left_out),
-        **_estimate(request.folder, left, plan.config, estimate=estimate),
+        **_estimate(request.folder, remaining, plan.config, estimate=estimate),
         "notes": scrub_values([*plan.notes, *(before_it_starts(plan) if estimate else ())]),
     }
     rows = [scrub_values(plain(entry)) for entry in results]
@@ -219,7 +223,7 @@ def summary(request: SweepRequest, plan: SweepPlan, *, estimate: bool = False) -
 
 
 def _estimate(
-    folder: Path, left: Sequence[Planned], config: SweepConfig, *, estimate: bool
+    folder: Path, remaining: Sequence[Planned], config: SweepConfig, *, estimate: bool
 ) -> Duration:
     from prunescope.tracer.sweep.estimate import num_trainings
 
@@ -230,9 +234,9 @@ def _estimate(
         "peaks_disturbed": [],
         "recovery_seconds": None,
         "decode_scoring_seconds": None,
-        "trainings": num_trainings(left, config),
+        "trainings": num_trainings(remaining, config),
     }
-    if not left and estimate:  # the peaks of this machine take seconds to measure
+    if not remaining and estimate:  # the peaks of this machine take seconds to measure
         names = ("seconds", "seconds_most", "recovery_seconds", "decode_scoring_seconds")
         return cast(Duration, {**unknown, **dict.fromkeys(names, 0.0)})
     times = _durations(folder, config) if estimate else None
@@ -242,12 +246,12 @@ def _estimate(
 
     return {
         **unknown,
-        "seconds": times.seconds(left),
-        "seconds_most": max(times.seconds(left, one) for one in times.each),
+        "seconds": times.seconds(remaining),
+        "seconds_most": max(times.seconds(remaining, one) for one in times.each),
         "peaks_measured": len(times.each),
         "peaks_disturbed": times.disturbed,
-        "recovery_seconds": training_s(left, config, times.best),
-        "decode_scoring_seconds": decode_scoring_s(left, config, times.best),
+        "recovery_seconds": training_s(remaining, config, times.best),
+        "decode_scoring_seconds": decode_scoring_s(remaining, config, times.best),
     }
 
 
@@ -289,10 +293,10 @@ def _durations(folder: Path, config: SweepConfig) -> _Durations | None:
     )
 
 
-def _jobs(request: SweepRequest, plan: SweepPlan, left: Sequence[Planned]) -> list[Job]:
+def _jobs(request: SweepRequest, plan: SweepPlan, remaining: Sequence[Planned]) -> list[Job]:
     from prunescope.tracer.sweep.job import Job
 
-    groups = replace(plan, results=tuple(left)).groups().values()
+    groups = replace(plan, results=tuple(remaining)).groups().values()
     out = request.folder.resolve()  # a worker may stand elsewhere
     call = secrets.token_hex(8)
     return [
@@ -307,12 +311,12 @@ def _jobs(request: SweepRequest, plan: SweepPlan, left: Sequence[Planned]) -> li
     ]
 
 
-def _reporter(progress: Progress, left: Sequence[Planned]) -> Callable[..., None]:
+def _reporter(progress: Progress, remaining: Sequence[Planned]) -> Callable[..., None]:
     """Shows each result when it begins, and later how its training goes."""
-    number = {result.id: i for i, result in enumerate(left, 1)}
+    number = {result.id: i for i, result in enumerate(remaining, 1)}
 
     def report(result: Planned, text: str = "") -> None:
-        line = f"{number[result.id]}/{len(left)} {result.id}"
+        line = f"{number[result.id]}/{len(remaining)} {result.id}"
         describe = getattr(progress, "describe", None)
         if not text:
             progress.stage(line)

@@ -18,6 +18,7 @@ from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.verdict.detectors import detector
 from prunescope.analysis.verdict.evidence import Detection, Evidence, matrices
 from prunescope.taxonomy.run_blocks import WeightStats
+from prunescope.taxonomy.words import fell_to
 
 _ONE_OF_MANY = re.compile(r"(?:^|\.)experts\.(\d+)\.")
 _STACKED = 3  # dimensions of the matrices of all experts of a layer in one tensor
@@ -45,9 +46,7 @@ class Fewer:
         """`16 → 8`, or `16 → 4 to 8, by layer`; of the layers that fell."""
         fallen = [(old, new) for old, new in self.numbers.values() if new < old]
         old = max(before for before, _ in fallen)
-        least, most = (pick(after for _, after in fallen) for pick in (min, max))
-        text = f"{_number(old)} → {_number(least)}"
-        return text if least == most else f"{text} to {_number(most)}, by layer"
+        return fell_to(old, [after for _, after in fallen])
 
     @property
     def count(self) -> int:
@@ -223,7 +222,3 @@ def _layers(one: Fewer) -> str:
 
 def _is_whole(value: float) -> bool:
     return abs(value - round(value)) <= _SAME * value
-
-
-def _number(value: float) -> str:
-    return f"{round(value)}" if _is_whole(value) else f"{value:.3g}"

@@ -20,7 +20,7 @@ from prunescope.analysis.verdict.gathers import of_weights
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.roles import LINEARS, MLP_ROLES
 from prunescope.taxonomy.run_blocks import WeightStats
-from prunescope.taxonomy.words import percent
+from prunescope.taxonomy.words import fell_to, percent
 
 _QUERY = ("q", "q_a", "q_b", "o")
 _UNITS = {"keys", "blocks"}  # what attention alone reads fewer of
@@ -268,9 +268,11 @@ def dynamic_width(e: Evidence) -> Detection | None:
     assert pair.dense is not None
     assert pair.pruned is not None
     axis = pair.axis.lower()
+    same = [p.pruned for p in moved if (p.key[1], p.axis) == (pair.key[1], pair.axis)]
+    left = fell_to(getattr(pair.dense, axis), [getattr(call, axis) for call in same])
     line = (
         f"{len(moved)} MLP GEMMs run on gathered slices of whole weights ({pair.key[1]} "
-        f"{pair.axis} {getattr(pair.dense, axis):g} → {getattr(pair.pruned, axis):g}), {gathers} "
+        f"{pair.axis} {left}), {gathers} "
         f"gathers were added{counted_in_words(e, 'channels')}"
     )
     explains = ("static-nk-mlp",)
@@ -307,7 +309,7 @@ def shorter_cache(e: Evidence) -> FamilyVerdict | None:
         return None
     line = (
         f"attention of {len(found.layers)} of {len(attending)} layers reads fewer keys "
-        f"({found.dense:g} → {found.pruned:g}), no linear moved: they "
+        f"({fell_to(found.dense, found.pruned)}), no linear moved: they "
     )
     either = [one.id for one in families() if _UNITS & {*one.cuts}]
     if not found.is_decode:

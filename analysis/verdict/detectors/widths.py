@@ -15,6 +15,7 @@ from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.verdict.detectors import detector
 from prunescope.analysis.verdict.evidence import Detection, Evidence, fell
 from prunescope.taxonomy.roles import QKV_ROLES
+from prunescope.taxonomy.words import fell_to
 
 Widths = frozenset[tuple[int, int]]  # (dense, pruned)
 
@@ -117,13 +118,18 @@ def _fallen(e: Evidence) -> tuple[_Fallen | None, _Fallen | None]:
 
 
 def _channels_are_read(e: Evidence) -> bool:
-    """Whether in each layer K of down fell by the same widths as N of gate and up."""
-    made, read = _widths_by_layer(e, _MLP, "N"), _widths_by_layer(e, ("down",), "K")
-    return made == read
+    """Whether in each layer K of down fell by the same widths as N of gate and up, each of which is
+    half of a fused product."""
+    made = _widths_by_layer(e, ("gate", "up"), "N")
+    for layer, widths in _widths_by_layer(e, ("gate_up",), "N").items():
+        halves = {(old / 2, new / 2) for old, new in widths}
+        made[layer] = made.get(layer, set()) | halves
+    return made == _widths_by_layer(e, ("down",), "K")
 
 
 def _heads_are_read(e: Evidence) -> bool:
-    """Whether in each layer K of o fell by the ratio by which the heads of attention did."""
+    """Whether in each layer K of o fell by the ratio by which the heads of attention did; where no
+    attention has sizes, as N of q did, or as a fused q, k and v may have."""
     kept = {
         p.key[0]: p.pruned.gemm.batch / p.dense.gemm.batch
         for p in e.pairs
@@ -132,9 +138,43 @@ def _heads_are_read(e: Evidence) -> bool:
         if p.pruned is not None and p.pruned.gemm is not None
     }
     read = _widths_by_layer(e, ("o",), "K")
-    return kept.keys() == read.keys() and all(
-        new == round(old * kept[layer]) for layer, widths in read.items() for old, new in widths
+    if kept:
+        return kept.keys() == read.keys() and all(
+            new == round(old * kept[layer]) for layer, widths in read.items() for old, new in widths
+        )
+    if _attention_is_known(e):
+        return False
+    if made := _widths_by_layer(e, ("q",), "N"):
+        return made == read
+    fused = _widths_by_layer(e, ("qkv",), "N")
+    return fused.keys() == read.keys() and all(
+        _is_fused(n, k) for layer in fused for n, k in _in_pairs(fused[layer], read[layer])
     )
+
+
+def _attention_is_known(e: Evidence) -> bool:
+    """Whether of any attention the heads of both sides are known."""
+    scores = [p for p in e.pairs if p.key[2] == "qk"]
+    return any(
+        p.dense is not None and p.dense.gemm is not None
+        for p in scores
+        if p.pruned is not None and p.pruned.gemm is not None
+    )
+
+
+def _in_pairs(made: set[tuple[int, int]], read: set[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(N of qkv, K of o) of a layer, dense and pruned; (0, 0), which is none, where a layer has
+    several of them."""
+    if len(made) != 1 or len(read) != 1:
+        return [(0, 0)]
+    return list(zip(next(iter(made)), next(iter(read)), strict=True))
+
+
+def _is_fused(n: int, k: int) -> bool:
+    """Whether N can be that of q, k and v in one product, and K that of o: N = K + 2·kv, where the
+    heads of q are a multiple of those of k and v."""
+    both = n - k
+    return both > 0 and both % 2 == 0 and k % (both // 2) == 0
 
 
 def _widths_by_layer(
@@ -214,7 +254,9 @@ def _heads(e: Evidence) -> _Fallen | None:
         where = _both(narrow, "projections", 0, "") or f"in {fewer} attentions alone"
         return _Fallen("KV heads", where, sizes, stay="all query heads stay")
     where = _both(narrow, "projections", down, "o") or f"in {fewer} attentions alone"
-    broken = "" if down and fewer else "o or the heads did not follow"
+    broken = (
+        "" if down and (fewer or not _attention_is_known(e)) else "o or the heads did not follow"
+    )
     return _Fallen("heads", where, sizes, broken)
 
 
@@ -279,10 +321,8 @@ def _sizes_kept(e: Evidence, roles: tuple[str, ...], axis: str) -> str:
         return ""
     role = example.key[1]
     widths = [_sizes(p, axis) for p in fallen if p.key[1] == role]
-    before, least = _sizes(example, axis)
-    most = max(new for old, new in widths if old == before)
-    text = f"{role} {axis} {before} → {least}"
-    return text if most == least else f"{text} to {most}, by layer"
+    before, _ = _sizes(example, axis)
+    return f"{role} {axis} {fell_to(before, [new for old, new in widths if old == before])}"
 
 
 def _shrank(pair: Pair, roles: tuple[str, ...], axis: str) -> bool:

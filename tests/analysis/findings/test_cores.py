@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.schema.report import Finding, Phase
+from prunescope.analysis.schema.report import Finding, Phase, Report
 from prunescope.taxonomy.words import shortened
 from tests.chrome import Op, chrome, k, op, save, step
 
@@ -160,24 +160,22 @@ def test_not_named(name: str, tmp_path: Path) -> None:
     assert "cuda-cores" not in {f.id for f in phase_of(tmp_path, mm(name)).findings}
 
 
-def test_real_traces(real_trace: Callable[[str], Path]) -> None:
+def test_real_traces(real_report: Callable[[str], Report]) -> None:
     """The V100's linears ran in fp32, without any TF32 to allow; the H100's in bf16, and most of
     the A100's in TF32, on tensor cores."""
-    v100 = about_cores(trace_phase(real_trace("v100_legacy_graphs.json.gz")))
+    v100 = about_cores(real_report("v100_legacy_graphs.json.gz").phases["trace"])
     assert v100 is not None
     assert all("volta_sgemm" in line and "None" not in line for line in v100.evidence)
     assert "TF32" not in (v100.change or "")
-    assert about_cores(trace_phase(real_trace("h100_qwen1.5-0.5b_prefill.json.gz"))) is None
-    a100 = about_cores(trace_phase(real_trace("a100_training_graphs_nccl.json.gz")))
+    assert about_cores(real_report("h100_qwen1.5-0.5b_prefill.json.gz").phases["trace"]) is None
+    a100 = about_cores(real_report("a100_training_graphs_nccl.json.gz").phases["trace"])
     assert a100 is None or not [line for line in a100.evidence if "tensorop" in line]
 
 
-def test_fp32_on_tensor_cores_of_a_real_trace(real_trace: Callable[[str], Path]) -> None:
-    phase = trace_phase(real_trace("a100_legacy_flows.json.gz"))
+def test_fp32_on_tensor_cores_of_a_real_trace(
+    real_report: Callable[[str], Report],
+) -> None:
+    phase = real_report("a100_legacy_flows.json.gz").phases["trace"]
     formats = {(("tensorop" in name), g.dtype) for g in phase.gemms for name in g.kernels[:1]}
     assert formats == {(True, "tf32"), (False, "fp32")}
     assert not [f for f in phase.findings if f.id == "above-peak"]
-
-
-def trace_phase(path: Path) -> Phase:
-    return analyze(path).report.phases["trace"]

@@ -39,10 +39,10 @@ def test_work_on_a_second_stream_is_named(tmp_path: Path) -> None:
 def test_kernels_that_all_run_twice_as_fast(tmp_path: Path) -> None:
     """unexplained-difference: 200 us became 100 us, and kernel efficiency holds all of it."""
     phase = of_pair(tmp_path, gemms(100, 100), gemms(50, 50))
-    present(phase, OTHER, "warning", "2.00×", "kernel efficiency -100.0 µs",
+    present(phase, OTHER, "warning", "2.00×", "kernel efficiency −100.0 µs",
             "all kernels take 0.50 × the dense time", "another clock or device")  # fmt: skip
     assert "the noise between two captures" not in headline(phase)
-    assert "kernel efficiency -100.0 µs" in headline(phase)
+    assert "kernel efficiency −100.0 µs" in headline(phase)
 
 
 def test_a_small_difference_is_noise(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_findings_are_sorted_by_severity(tmp_path: Path) -> None:
 
 
 def test_times_for_people() -> None:
-    assert (ms(1_234_567), ms(12_340), ms(-2_000_000)) == ("1.235 ms", "12.3 µs", "-2.000 ms")
+    assert (ms(1_234_567), ms(12_340), ms(-2_000_000)) == ("1.235 ms", "12.3 µs", "−2.000 ms")
 
 
 def test_a_real_trace_that_waits_for_its_host_is_told_so(

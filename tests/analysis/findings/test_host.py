@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.schema.report import Finding, Phase
+from prunescope.analysis.schema.report import Finding, Phase, Report
 from tests.analysis.timeline.test_first_calls import MS, Host, phase_of
 
-Real = Callable[[str], Path]
+Real = Callable[[str], Report]
 
 
 def finding(phase: Phase, name: str) -> Finding | None:
@@ -346,9 +346,9 @@ def test_a_recorded_wait_of_a_stream_is_no_work(tmp_path: Path) -> None:
     ],
 )
 def test_real_traces_are_told_as_they_are(
-    name: str, finding_id: str, text: str, real_trace: Real
+    name: str, finding_id: str, text: str, real_report: Real
 ) -> None:
-    phase = phase_of(real_trace(f"../strangers2/{name}.json.gz"))
+    (phase,) = real_report(f"../strangers2/{name}.json.gz").phases.values()
     found = finding(phase, finding_id)
     assert found is not None and text in found.text
     assert gain_of_a_graph(phase) < 45e6

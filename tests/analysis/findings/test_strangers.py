@@ -99,7 +99,7 @@ def test_a_speedup_above_its_bound_is_blamed_on_what_gave_it(tmp_path: Path) -> 
     """Equal kernels and less idle time are no more efficient kernels; faster ones are."""
     idle = steps_of(mm(100), gap(us=100, launch=True), mm(100))
     present(of_pair(tmp_path, idle, steps_of(mm(100), mm(100))), "above-bound", "info",
-            "the device idles less", "launch and idle -100.0 µs")  # fmt: skip
+            "the device idles less", "launch and idle −100.0 µs")  # fmt: skip
     said = found(of_pair(tmp_path, idle, steps_of(mm(100), mm(100))), "above-bound")
     assert said is not None and "efficient" not in said.text
     fast = found(of_pair(tmp_path, steps_of(mm(100)), steps_of(mm(50))), "above-bound")
@@ -113,7 +113,7 @@ def test_what_did_not_move_and_is_faster_too_is_no_gain_of_pruning(tmp_path: Pat
     narrow = ("mlp.up_proj", sized_mm(n=2048, us=50))
     pruned = layers(narrow, ("self_attn.o_proj", sized_mm(us=50)))
     said = found(of_pair(tmp_path, dense, pruned), "above-bound")
-    assert said is not None and "whose shapes did not move are faster (o: -1" in said.text
+    assert said is not None and "whose shapes did not move are faster (o: −1" in said.text
     pruned = layers(
         ("mlp.up_proj", sized_mm(n=2048, us=20)), ("self_attn.o_proj", sized_mm(us=100))
     )

@@ -9,7 +9,7 @@ import pytest
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import phase_tables, sentences
-from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.schema.report import Phase, Report
 from tests.chrome import chrome, gap, k, op, save, step
 
 REDUCE = "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgsStorage<4096ul>)"
@@ -65,9 +65,9 @@ def test_little_communication_has_no_part_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["hta_a100_resnet_ddp_nccl", "param_v100_dlrm_rank0", "a100_training_graphs_nccl"]
 )
-def test_the_parts_sum_to_busy(name: str, real_trace: Callable[[str], Path]) -> None:
+def test_the_parts_sum_to_busy(name: str, real_report: Callable[[str], Report]) -> None:
     folder = "../strangers/" * (not name.startswith("a100"))
-    phase = phase_of(real_trace(f"{folder}{name}.json.gz"))
+    (phase,) = real_report(f"{folder}{name}.json.gz").phases.values()
     assert phase.anatomy is not None
     comm = phase.anatomy.communication
     assert comm is not None and comm.overlapped_ns >= 0

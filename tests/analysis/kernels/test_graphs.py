@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunescope.analysis.inputs.options import Options
-from prunescope.analysis.kernels.replay_match import align
+from prunescope.analysis.kernels.graph_match import align
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Phase, Report

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prunescope.analysis.inputs.options import Options
-from prunescope.analysis.kernels.replay_match import GraphPart, Launches, Order
+from prunescope.analysis.kernels.graph_match import GraphPart, Launches, Order
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Report
 from prunescope.analysis.timeline.engines import decode_batch, names_batch

@@ -11,11 +11,11 @@ import pytest
 from prunescope.analysis.kernels.host_calls import GraphBlockers
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import phase_tables
-from prunescope.analysis.schema.report import Finding, Phase
+from prunescope.analysis.schema.report import Finding, Phase, Report
 from tests.analysis.replays import replayed
 from tests.chrome import chrome, gap, k, op, save, step
 
-Real = Callable[[str], Path]
+Real = Callable[[str], Report]
 MM = op("aten::mm", [64, 64], [64, 64], kernels=[k(us=10)])
 
 
@@ -340,11 +340,11 @@ def test_a_replay_is_not_advised_to_capture_a_graph(tmp_path: Path) -> None:
     assert "capture" not in late.change and "replays" in late.change
 
 
-def test_a_real_trace_that_idles_while_the_host_prepares_images(real_trace: Real) -> None:
+def test_a_real_trace_that_idles_while_the_host_prepares_images(real_report: Real) -> None:
     """OWLv2: 422.1 of 512 ms idle are calls of scipy's zoom before the images are copied: four of
     106.546, 104.996, 106.177, 106.488 and 104.473 ms lie in the wall, the first before it. They are
     made by the data loader, in which the host is for 490.5 ms."""
-    phase = told(real_trace("h100_owlv2-large.json.gz"))
+    (phase,) = real_report("h100_owlv2-large.json.gz").phases.values()
     assert finding(phase, "launch-bound") is finding(phase, "host-waits") is None
     work = finding(phase, "host-work")
     assert work is not None
@@ -363,11 +363,11 @@ def test_a_real_trace_that_idles_while_the_host_prepares_images(real_trace: Real
     assert not any("CUDA graph (trace" in (f.change or "") for f in phase.findings)
 
 
-def test_a_graph_holds_copies_that_do_not_block(real_trace: Real) -> None:
+def test_a_graph_holds_copies_that_do_not_block(real_report: Real) -> None:
     """B200: 1.959 ms of its idle time are in cudaMemcpyAsync from device to device, 0.022 ms in the
     two copies of pageable memory, which no graph holds, nor the 7.204 ms before the first launches
     of cuBLAS's kernels."""
-    phase = told(real_trace("b200_eager.json.gz"))
+    (phase,) = real_report("b200_eager.json.gz").phases.values()
     assert phase.anatomy is not None
     parts = {one.doing: one.ns for one in phase.anatomy.idle if one.beside is None}
     assert parts["memcpy"] < 50_000 and parts["copy_launch"] > 1_900_000

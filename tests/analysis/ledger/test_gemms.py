@@ -14,7 +14,7 @@ from prunescope.analysis.ledger.gemms import Call, pair_calls, report_rows
 from prunescope.analysis.pipeline import Analysis, analyze
 from prunescope.analysis.report import measured
 from prunescope.analysis.schema.report import GemmRow as Row
-from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.schema.report import Phase, Report
 from prunescope.taxonomy.gemm import Gemm
 
 
@@ -276,8 +276,8 @@ def test_removed_layers_are_not_listed_where_indices_say_nothing() -> None:
 @pytest.mark.parametrize("name", ["b200_eager.json.gz",
                                   "mi300x_sglang_qwen3-8b_prefilldecode.json.gz",
                                   "h100_vit.json.gz", "mi210_gpu_only.json.gz"])  # fmt: skip
-def test_other_traces_close(name: str, real_trace: Callable[[str], Path]) -> None:
-    p = phase(analyze(real_trace(name)))
+def test_other_traces_close(name: str, real_report: Callable[[str], Report]) -> None:
+    p = real_report(name).phases["trace"]
     assert p.wall_ns == pytest.approx(p.busy_ns + p.gap_ns + p.tail_ns, abs=1e-3)
     assert sum(p.kinds.values()) == pytest.approx(p.busy_ns)
     bounds = sum(p.bound[b] for b in ("compute", "memory", "latency", "unknown"))

@@ -25,7 +25,7 @@ from prunescope.analysis.ledger.noise import (
     speedup_interval,
     wall_interval,
 )
-from prunescope.analysis.ledger.pairing import Cost, Units, UnitSums
+from prunescope.analysis.ledger.pairing import RecordWeight, Units, UnitSums
 from prunescope.analysis.ledger.samples import Samples, sample_placements
 
 KEYS = [(0, "up", "matmul"), (0, "residual", "pointwise")]
@@ -133,7 +133,7 @@ def test_a_device_scales_its_idle_time_alone() -> None:
 def test_a_wait_that_recording_does_not_slow() -> None:
     """Of 100 + 20 ns of ops, 5 + 3 of gaps and 2 of tail as recorded, 4 records cost 8 ns; the
     pruned side waits 50 ns more before the second op. All 50 are idle time, none are kernels'."""
-    cost = Cost(np.array([2.0, 0.0]), np.array([1.0, 1.0]), 0.0)
+    cost = RecordWeight(np.array([2.0, 0.0]), np.array([1.0, 1.0]), 0.0)
     dense, late = (replace(one, recorded=cost) for one in (EQUAL, EQUAL))
     late = replace(late, gap=np.array([[5.0] * 5, [53.0] * 5]))
     pair = units(dense, late)
@@ -151,7 +151,7 @@ def test_what_is_more_than_records_can_cost_is_drift() -> None:
     """Gaps of 5 and 3 ns hold a record each, the op of 100 one: a record costs at most 3.2 ns (the
     twentieth part of the way from 3 to 5), and the shorter gap keeps a fifth: 0.6 of its 3 ns. Of
     40 ns 8.8 are taken so; what is left, 121.2, becomes 90 by one factor."""
-    cost = Cost(np.array([1.0, 0.0]), np.array([1.0, 1.0]), 0.0)
+    cost = RecordWeight(np.array([1.0, 0.0]), np.array([1.0, 1.0]), 0.0)
     pair = units(replace(EQUAL, recorded=cost))
     t = mean_times(pair, choose_time_base(pair, [90], [90], on_device=False))
     drift = 90 / 121.2

@@ -148,6 +148,8 @@ def test_an_estimator_is_no_router(tmp_path: Path) -> None:
     assert told["index building"] == pytest.approx(2 * 1 * US)
     assert told["gather"] == pytest.approx(2 * 3 * US)
     assert told["router"] == 0.0
+    assert [gemm.role for gemm in phase.gemms if gemm.axis == "added"] == ["estimator"]
+    assert "estimator" in phase.roles and "router" not in phase.roles
     assert told[KEY_VALUE] == 0.0  # no token was skipped
     assert told[WEIGHTS] == 0.0
 

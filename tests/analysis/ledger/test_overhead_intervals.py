@@ -16,7 +16,7 @@ from prunescope.analysis.ledger import noise, overhead
 from prunescope.analysis.ledger.alignment import Alignment
 from prunescope.analysis.ledger.attribution import attribution_inputs
 from prunescope.analysis.ledger.overhead import ADDED, HOST, KEY_VALUE, WEIGHTS
-from prunescope.analysis.ledger.pairing import Cost, Units, UnitSums
+from prunescope.analysis.ledger.pairing import RecordWeight, Units, UnitSums
 from prunescope.analysis.ledger.samples import Samples
 from prunescope.analysis.schema.report import Overhead
 from tests.analysis.finding_cases import BF16, mm, pair
@@ -110,7 +110,7 @@ def side(draw: np.random.Generator, present: list[bool]) -> UnitSums:
     it."""
     busy = draw.uniform(50, 150, (len(present), 4)) * np.array(present)[:, None]
     known = np.ones_like(busy)
-    cost = Cost(2.0 * np.array(present), 1.0 * np.array(present), 0.0)
+    cost = RecordWeight(2.0 * np.array(present), 1.0 * np.array(present), 0.0)
     return UnitSums(busy, known, known, known, known, known, np.array(present), np.zeros(4), cost)
 
 

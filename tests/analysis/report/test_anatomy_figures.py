@@ -94,16 +94,17 @@ def kept_figures(monkeypatch: pytest.MonkeyPatch, of: Report) -> dict[str, Figur
 
 
 def test_the_files_of_a_phase() -> None:
-    for ending in ("png", "pdf", "svg"):
-        files = figures.figure_files(report(), ending)
-        assert set(files) == {
-            f"{kind}-trace.{ending}"
-            for kind in ("roofline", "bounds", "layers", "waves", "experts")
-        }
-        assert files == figures.figure_files(report(), ending)
-        if ending == "pdf":
-            for data in files.values():
-                assert b"/CIDFontType2" in data and b"/Type3" not in data
+    endings = ("png", "pdf", "svg")
+    files = figures.figure_files(report(), *endings)
+    assert set(files) == {
+        f"{kind}-trace.{ending}"
+        for kind in ("roofline", "bounds", "layers", "waves", "experts")
+        for ending in endings
+    }
+    assert files == figures.figure_files(report(), *endings)
+    for name, data in files.items():
+        if name.endswith(".pdf"):
+            assert b"/CIDFontType2" in data and b"/Type3" not in data
 
 
 @pytest.mark.parametrize(("layers", "hostile"), [(2, False), (126, False), (32, True)])

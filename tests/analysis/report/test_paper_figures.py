@@ -24,7 +24,7 @@ from prunescope.analysis.schema.pareto import (
     SweepPoint,
     SweepSubject,
 )
-from prunescope.analysis.schema.sides import Closure
+from prunescope.analysis.schema.sides import LayerSum
 from prunescope.taxonomy.replays import (
     ReplayDevice,
     ReplayedGemm,
@@ -296,7 +296,7 @@ def test_each_layer_has_the_dense_one_of_its_own_result() -> None:
         if name != "c":
             sides = {"layer": 3, "layers": 8, "layer_ns": 1.0, "rest_ns": 2.0, "whole_ns": 9.6}
             ends = [1.0, 1.25] if name == "b" else None
-            one.closure = {"dense": Closure(**sides, ratio=10 / 9.6, ratio_ci95=ends)}
+            one.closure = {"dense": LayerSum(**sides, ratio=10 / 9.6, ratio_ci95=ends)}
         made.append(one)
     found = paper_set(sweep({"prefill": made}))
     dense = {r["result"]: (r["ns"] / MS, r["drawn"], r["closure_high"])

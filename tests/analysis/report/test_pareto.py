@@ -142,7 +142,9 @@ def test_one_legend_for_all_phases_and_a_marker_a_family() -> None:
 
 
 def test_a_cell_without_a_loss_is_drawn() -> None:
-    assert frontier_figure(whole({"prefill": [point("a", 1.1, None)]}), "svg").startswith(b"<?xml")
+    assert frontier_figure(whole({"prefill": [point("a", 1.1, None)]}), "svg")["svg"].startswith(
+        b"<?xml"
+    )
 
 
 def test_the_loss_shown_is_that_after_recovery() -> None:

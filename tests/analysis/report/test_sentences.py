@@ -23,7 +23,7 @@ from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import comparison, gemm_table, sentences, titles
 from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.latex import render_latex
-from prunescope.analysis.report.ledger_view import ledger_table, telling
+from prunescope.analysis.report.ledger_view import ledger_table, readable_interval
 from prunescope.analysis.report.listings import read_runs, traced
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.report.notebook import brief, render_comparison, render_notebook
@@ -288,7 +288,7 @@ def test_an_interval_that_says_nothing_is_left_out_and_drawn_nowhere() -> None:
         row.ci95 = [-2e17, 7e7] if row.row == "dense" else [row.moves_ns - 1e6, row.moves_ns + 1e6]
     pruned = next(row for row in rows if row.row == "pruned")
     pruned.ci95 = [-1.0, 2e8]  # a wall below zero
-    shown = {row.row: telling(row, rows) for row in rows}
+    shown = {row.row: readable_interval(row, rows) for row in rows}
     assert shown["dense"] is None and shown["pruned"] is None
     assert shown["coverage"] is not None
     table = ledger_table(phase)
@@ -427,6 +427,11 @@ def test_two_old_runs() -> None:
         f"ratio of the medians of 12 unprofiled samples; 95 % bootstrap interval; "
         f"placement in memory {NOT_DRAWN}"
     )
+
+
+def test_one_sample_is_no_plural() -> None:
+    one = Unprofiled(median=5.0, mean=5.0, ci95=[5.0, 5.0], samples=[5])
+    assert one.in_words == "the median of 1 unprofiled sample"
 
 
 @pytest.mark.parametrize(("placements", "says"), [(0, True), (8, False)])

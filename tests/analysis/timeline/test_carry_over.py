@@ -11,10 +11,11 @@ import pytest
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.measured import outside_steps
-from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.schema.report import Phase, Report
 from prunescope.analysis.trace.load import load
 from tests.chrome import save
 
+Real = Callable[[str], Report]
 REAL = ("a100_legacy_flows", "a100_training_graphs_nccl", "h100_qwen1.5-0.5b_prefill",
         "mi300x_sglang_qwen3-8b_prefilldecode", "v100_legacy_graphs")  # fmt: skip
 
@@ -194,10 +195,10 @@ def test_steps_without_any_link_are_no_steps(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", REAL)
 def test_every_event_of_a_real_trace_is_somewhere(
-    name: str, real_trace: Callable[[str], Path]
+    name: str, real_trace: Callable[[str], Path], real_report: Real
 ) -> None:
     path = real_trace(f"{name}.json.gz")
-    made = analyze(path).report.phases["trace"]
+    made = real_report(path.name).phases["trace"]
     parts = (made.spill, made.late, made.left_out)
     total = sum(made.kernels_per_step) + sum(int(part["events"]) for part in parts)
     assert total == len(load(path).device["ts"])
@@ -208,12 +209,17 @@ def test_every_event_of_a_real_trace_is_somewhere(
     [("v100_legacy_graphs", 2503, 6, 614), ("a100_training_graphs_nccl", 1375, 5, 872)],
 )  # fmt: skip
 def test_real_carry_over_of_several_streams(
-    name: str, kernels: int, steps: int, spill: int, real_trace: Callable[[str], Path]
+    name: str,
+    kernels: int,
+    steps: int,
+    spill: int,
+    real_trace: Callable[[str], Path],
+    real_report: Real,
 ) -> None:
     """Every step of a training loop launches as many kernels: the 614 and 872 events without a
     launch, whose ids are below that of every launch, are of none of them."""
     path = real_trace(f"{name}.json.gz")
-    made = analyze(path).report.phases["trace"]
+    made = real_report(path.name).phases["trace"]
     assert made.kernels_per_step == [kernels] * steps
     found = load(path)
     ids, known = found.device["correlation"], found.launches["correlation"]
@@ -221,7 +227,7 @@ def test_real_carry_over_of_several_streams(
 
 
 def test_the_carry_over_of_every_copy_of_a_real_trace_is_named(
-    real_trace: Callable[[str], Path], tmp_path: Path
+    real_trace: Callable[[str], Path], real_report: Real, tmp_path: Path
 ) -> None:
     """Three copies of a step with 509 events of spill: the first is spill, the others run between
     steps. A later step waits 290.943 µs more, from the end of its spill to its first kernel."""
@@ -232,7 +238,7 @@ def test_the_carry_over_of_every_copy_of_a_real_trace_is_named(
     spec.loader.exec_module(repeat)
     one = real_trace("h100_qwen1.5-0.5b_prefill.json.gz")
     repeat.scale(one, tmp_path / "many.json", events=40_000)
-    once = analyze(one).report.phases["trace"]
+    once = real_report(one.name).phases["trace"]
     many = analyze(tmp_path / "many.json").report.phases["trace"]
     assert many.steps == 3
     assert many.spill == once.spill

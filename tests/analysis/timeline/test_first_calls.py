@@ -10,12 +10,12 @@ import pytest
 
 from prunescope.analysis.kernels.idle import first_call_ns
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.schema.report import Phase, Report
 from prunescope.analysis.timeline.first_calls import SILENCE, UnusualCalls, unusual_calls
 from prunescope.analysis.trace.load import load
 from tests.chrome import save
 
-Real = Callable[[str], Path]
+Real = Callable[[str], Report]
 MS = 1000.0  # us
 
 
@@ -247,9 +247,9 @@ def test_compilers_are_known_by_name(
     ],
 )
 def test_real_traces(
-    name: str, first_ms: tuple[float, float], host_ms: float, real_trace: Real
+    name: str, first_ms: tuple[float, float], host_ms: float, real_report: Real
 ) -> None:
-    phase = phase_of(real_trace(f"../strangers2/{name}.json.gz"))
+    (phase,) = real_report(f"../strangers2/{name}.json.gz").phases.values()
     assert phase.anatomy is not None
     low, high = first_ms
     assert low * 1e6 <= phase.anatomy.gaps["first_call"] <= high * 1e6

@@ -10,7 +10,7 @@ import pytest
 
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.schema.report import Phase, Report
 from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.load import load
@@ -214,10 +214,12 @@ def test_idle_time_between_steps_belongs_to_the_later_one(tmp_path: Path) -> Non
     assert phase.step_ns == [85_000, 100_000, 100_000]
 
 
-def test_iterations_of_training_with_the_allocator_off(real_trace: Real) -> None:
+def test_iterations_of_training_with_the_allocator_off(
+    real_report: Callable[[str], Report],
+) -> None:
     """ResNet-18: five Optimizer.step; 3,032,397,283 ns idle in all."""
-    path = real_trace("../strangers2/tracelens_mi300x_ddp_resnet18_no_pool.json.gz")
-    phase = analyze(path).report.phases["trace"]
+    report = real_report("../strangers2/tracelens_mi300x_ddp_resnet18_no_pool.json.gz")
+    phase = report.phases["trace"]
     assert [round(ns / 1e6) for ns in phase.step_ns] == [116, 116, 1015, 1068, 1076]
     assert phase.steps == 5
     assert round(5 * phase.gap_ns) == 3_032_397_283

@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from prunescope.analysis.findings.rank_replay import replay
+from prunescope.analysis.findings.collective_replay import replay
 from prunescope.analysis.findings.registry import FINDINGS
 from prunescope.analysis.findings.stragglers import Late, RankTime, rank_does_more, straggler
 from prunescope.analysis.inputs import open as opened

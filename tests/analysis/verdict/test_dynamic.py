@@ -212,6 +212,14 @@ def test_fewer_keys_alone_in_decode_are_an_eviction_of_the_same_prompt(
     assert verdict(evidence(dense, changed(dense, both))).id != "kv-evict"
 
 
+def test_layers_that_keep_other_numbers_of_keys_are_a_range() -> None:
+    """4 of 16 keys in the first layer, 8 in the second, 12 in the others."""
+    dense = model(1)
+    edits = on(("attention",), [0], keys=4) | on(("attention",), [1], keys=8)
+    found = verdict(evidence(dense, changed(dense, edits | on(("attention",), [2, 3], keys=12))))
+    assert "reads fewer keys (16 → 4 to 12, by layer)" in found.evidence[0]
+
+
 def test_fewer_keys_of_some_layers_of_a_prompt_may_be_two_families() -> None:
     dense = model(64)
     found = verdict(evidence(dense, changed(dense, on(("attention",), [2, 3], keys=32))))

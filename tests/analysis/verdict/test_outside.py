@@ -22,7 +22,7 @@ def int8(model, sparsity):
     return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
 
 def compiled(model, sparsity):
-    return with_compiled_mlp(model, "aot_eager")
+    return with_compiled_mlp(model, "eager")
 
 def inductor(model, sparsity):
     return with_compiled_mlp(model, "inductor")

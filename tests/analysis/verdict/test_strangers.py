@@ -185,3 +185,27 @@ def test_of_other_work_no_share_is_said_to_be_removed(tmp_path: Path) -> None:
     (phase,) = analyze(paths[1], baseline=paths[0]).report.phases.values()
     assert (phase.sparsity["flop"], phase.sparsity["bytes"]) == (None, None)
     assert phase.ladder is not None and phase.ladder.flop is None
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_fused_projections_chain_without_modules(sized: bool, tmp_path: Path) -> None:
+    """gate_up N 28672 → 21498 is twice the K of down, 14336 → 10749; qkv N 6144 → 4608 is that of
+    o, 4096 → 3072, and twice 1024 → 768 of the keys and values."""
+
+    def decoder(heads: int, channels: int) -> list[Any]:
+        q = [1, heads, 512, 128] if sized else []
+        name, kernels = "aten::_scaled_dot_product_flash_attention", [k(us=10, name="flash_fwd")]
+        attention = op(name, q, q, q, [], [], dtype="c10::BFloat16", kernels=kernels)
+        layer = [
+            mm(512, 128 * (heads + heads // 2), H),
+            attention,
+            mm(512, H, 128 * heads),
+            mm(512, 2 * channels, H),
+            mm(512, H, channels),
+        ]
+        return layer * 4
+
+    found = family(decoder(32, 14336), decoder(24, 10749), tmp_path)
+    assert (found.id, found.confidence) == ("static-nk", 0.7), found
+    other = family(decoder(32, 14336), decoder(24, 14336), tmp_path)
+    assert (other.id, other.confidence) == ("static-nk-heads", 0.7), other

@@ -320,8 +320,8 @@ def test_a_placement_is_sampled_until_its_ratio_is_known(
     given = itertools.chain(ratios, itertools.repeat(ratios[-1]))
     orders: list[bool] = []
 
-    def take(_loops: Any, _device: Any, *, backwards: bool) -> dict[str, int]:
-        orders.append(backwards)
+    def take(_loops: Any, _device: Any, *, reverse_order: bool) -> dict[str, int]:
+        orders.append(reverse_order)
         return {"dense": round(1e6 * next(given)), "pruned": 10**6}
 
     monkeypatch.setattr(timing, "_take", take)

@@ -11,7 +11,7 @@ from prunescope.taxonomy.run import read_run
 from tests.small_capture import small_trace
 from tests.tracer.mixtures import DENSE_FIRST, MIXTURES, TOP_K, E, mixture
 
-pytestmark = [pytest.mark.torch, pytest.mark.half]
+pytestmark = [pytest.mark.torch, pytest.mark.four_layers]
 BATCH, PROMPT, STEPS = 2, 8, 3
 QUICK = "deepseek_v3"
 

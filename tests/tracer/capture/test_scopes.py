@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from prunescope.tracer.capture.scopes import module_scopes, scoped_names
 
-pytestmark = [pytest.mark.torch, pytest.mark.half]
+pytestmark = [pytest.mark.torch, pytest.mark.four_layers]
 
 IDS = torch.arange(12).reshape(1, 12)
 

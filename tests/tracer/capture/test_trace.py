@@ -15,7 +15,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.run import read_run, sha256_of
 
-pytestmark = [pytest.mark.torch, pytest.mark.half]
+pytestmark = [pytest.mark.torch, pytest.mark.four_layers]
 
 
 def events(path: Path) -> list[dict[str, Any]]:

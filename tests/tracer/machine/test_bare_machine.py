@@ -36,10 +36,17 @@ TRACE = """
 import sys
 from functools import partial
 from pathlib import Path
+from prunescope.taxonomy import presets
 from prunescope.tracer.capture.progress import Bar
 from prunescope.tracer.capture import device_state
 from prunescope.tracer.capture.trace import TraceRequest, trace
 device_state.measure_peaks = partial(device_state.measure_peaks, budget_s=0.05)
+read = presets._read
+def two_layers(name):
+    found = read(name)
+    found["config"]["num_hidden_layers"] = 2
+    return found
+presets._read = two_layers
 request = TraceRequest(model="tiny-llama", out=Path(sys.argv[1]), method="static-nk", prompt_len=16,
                        decode_steps=2, warmup=1, repeats=2, steps=1, threads=1)
 with Bar() as bar:

@@ -13,7 +13,7 @@ from prunescope.tracer.model import compat
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.pruners import family_point, pruner
 
-pytestmark = [pytest.mark.torch, pytest.mark.half]
+pytestmark = [pytest.mark.torch, pytest.mark.four_layers]
 FAMILIES = ("dynamic-m", "dynamic-nk", "dynamic-depth", "token-drop", "kv-evict")
 LENGTH = 16
 

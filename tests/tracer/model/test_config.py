@@ -10,7 +10,7 @@ from prunescope.taxonomy.presets import preset_config, preset_names
 from prunescope.taxonomy.shape import ModelShape
 
 pytest.importorskip("torch")
-pytestmark = [pytest.mark.torch, pytest.mark.half]
+pytestmark = [pytest.mark.torch, pytest.mark.four_layers]
 
 SECRETS = {
     "token": "hf_" + "abcdefSECRETabcdefSECRET",

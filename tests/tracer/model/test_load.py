@@ -18,7 +18,7 @@ from prunescope.tracer.model.load import load_model
 from tests.small_capture import PEAKS
 from tests.tracer.tiny_models import tiny_model
 
-pytestmark = [pytest.mark.torch, pytest.mark.half]
+pytestmark = [pytest.mark.torch, pytest.mark.four_layers]
 
 CPU = {"dtype": "auto", "device": torch.device("cpu"), "attn": "sdpa"}
 

@@ -23,7 +23,7 @@ from prunescope.tracer.model.model_shape import model_shape
 from prunescope.tracer.pruners import Applied, family_ids, family_point, pruner
 from tests.tracer.dynamic_reference import steps
 
-pytestmark = [pytest.mark.torch, pytest.mark.whole]
+pytestmark = [pytest.mark.torch, pytest.mark.all_layers]
 
 IDS = torch.randint(1024, (2, 12), generator=torch.Generator().manual_seed(3))
 

@@ -20,7 +20,7 @@ from prunescope.tracer.pruners import Applied, family_point, pruner
 from prunescope.tracer.pruners.method import read_method
 from tests.tracer.mixtures import MIXTURES, TOP_K, E, listed, mixture
 
-pytestmark = [pytest.mark.torch, pytest.mark.half]
+pytestmark = [pytest.mark.torch, pytest.mark.four_layers]
 IDS = torch.randint(512, (2, 12), generator=torch.Generator().manual_seed(3))
 FEW = Calibration(batches=tuple(IDS.split(1)), record={"text": "few"})
 IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")

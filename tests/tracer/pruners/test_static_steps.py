@@ -20,11 +20,11 @@ from prunescope.tracer.capture.phases import PrefillLoop
 from prunescope.tracer.routing.decisions import Sampler
 from tests.tracer.static_steps import BATCH, FAMILIES, PROMPT, ids, loops, pruned, sampled
 
-pytestmark = [pytest.mark.torch, pytest.mark.half]
+pytestmark = [pytest.mark.torch, pytest.mark.four_layers]
 PHASES = ("prefill", "decode")
 # Each family once where all take long.
 # Variants need all layers of the model: tokens leave behind several of them.
-VARIANT = [pytest.mark.slow, pytest.mark.whole]
+VARIANT = [pytest.mark.slow, pytest.mark.all_layers]
 EACH = [pytest.param(name, marks=VARIANT if " " in name else []) for name in FAMILIES]
 
 

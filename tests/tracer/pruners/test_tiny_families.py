@@ -20,7 +20,7 @@ from prunescope.tracer.model.load import load_model
 from tests.tracer.dynamic_reference import prune, reference, steps, tokens
 from tests.tracer.tiny_models import WITHOUT_EXPERTS
 
-pytestmark = [pytest.mark.torch, pytest.mark.whole]
+pytestmark = [pytest.mark.torch, pytest.mark.all_layers]
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.01}
 STATIC = tuple(name for name in WITHOUT_EXPERTS if family(name).dynamics == "static")
 DYNAMIC = tuple(name for name in WITHOUT_EXPERTS if family(name).dynamics == "dynamic")

@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 
 import prunescope
 
-pytestmark = [pytest.mark.torch, pytest.mark.half]
+pytestmark = [pytest.mark.torch, pytest.mark.four_layers]
 
 CODE = """\
 import sys

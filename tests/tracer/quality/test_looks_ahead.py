@@ -14,7 +14,7 @@ from prunescope.tracer.model import compat
 from prunescope.tracer.pruners import family_point, pruner
 from prunescope.tracer.quality.quality import Passage, looks_ahead, nats_of
 
-pytestmark = [pytest.mark.torch, pytest.mark.whole]
+pytestmark = [pytest.mark.torch, pytest.mark.all_layers]
 
 
 def text(length: int = 128) -> Passage:

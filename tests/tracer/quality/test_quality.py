@@ -20,7 +20,7 @@ from prunescope.tracer.pruners import family_point, pruner
 from prunescope.tracer.quality.quality import Dense, Passage, compare, quality, text_passage
 from prunescope.tracer.quality.statistics import Blocks, mean_ci95
 
-pytestmark = [pytest.mark.torch, pytest.mark.half]
+pytestmark = [pytest.mark.torch, pytest.mark.four_layers]
 DEMO = "smollm2-135m-instruct"
 
 

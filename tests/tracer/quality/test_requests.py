@@ -26,7 +26,7 @@ from prunescope.tracer.quality.quality import Passage, nats_of
 from prunescope.tracer.quality.tasks import TaskList, score_tasks
 from prunescope.tracer.routing.decisions import Sampler
 
-pytestmark = [pytest.mark.torch, pytest.mark.whole]
+pytestmark = [pytest.mark.torch, pytest.mark.all_layers]
 COMPOSITES = (
     "static-m+dynamic-m", "static-nk+dynamic-nk", "static-k-mask+dynamic-depth",
     "dynamic-width+static-nk-heads", "static-m+kv-evict", "static-m+token-drop",

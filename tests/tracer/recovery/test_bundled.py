@@ -21,7 +21,7 @@ from tests.hostile.case import TEXT_FORMATS
 from tests.tracer.recovery.test_recovered_sweep import asked
 
 __all__ = ["asked"]
-pytestmark = [pytest.mark.torch, pytest.mark.half]
+pytestmark = [pytest.mark.torch, pytest.mark.four_layers]
 
 
 def members(path: Path) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.model.load import load_model
 from tests.tracer.mixtures import E, mixture
 
-pytestmark = [pytest.mark.torch, pytest.mark.half]
+pytestmark = [pytest.mark.torch, pytest.mark.four_layers]
 
 
 def pruned(reader: Path, folder: Path, recover: Any) -> tuple[Any, Pruning]:

@@ -21,7 +21,7 @@ from prunescope.tracer.recovery.examples import examples
 from prunescope.tracer.recovery.settings import Recovery
 from prunescope.tracer.recovery.storage import trainings_stored
 
-pytestmark = [pytest.mark.torch, pytest.mark.half]
+pytestmark = [pytest.mark.torch, pytest.mark.four_layers]
 
 
 def test_the_loss_falls_and_the_model_is_built_as_before(recovered: Any) -> None:

@@ -21,7 +21,7 @@ from prunescope.tracer.sweep.sweep import plan_of, summary, sweep
 from tests.small_capture import same_peaks
 from tests.tracer.recovery.test_recover import Killed, Killer
 
-pytestmark = [pytest.mark.torch, pytest.mark.half]
+pytestmark = [pytest.mark.torch, pytest.mark.four_layers]
 
 
 @pytest.fixture

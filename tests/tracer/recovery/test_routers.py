@@ -16,7 +16,7 @@ from prunescope.tracer.model.load import Loaded, load_tokenizer
 from prunescope.tracer.pruners import dynamic_depth
 from prunescope.tracer.routing.learning import in_float32, in_own_dtype
 
-pytestmark = [pytest.mark.torch, pytest.mark.half]
+pytestmark = [pytest.mark.torch, pytest.mark.four_layers]
 UNTRAINED = "routers are not trained"
 
 

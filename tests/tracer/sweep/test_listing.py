@@ -21,7 +21,7 @@ from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.state import SweepFolder, write_json
 from prunescope.tracer.sweep.sweep import plan_of, summary
 
-pytestmark = [pytest.mark.torch, pytest.mark.half]
+pytestmark = [pytest.mark.torch, pytest.mark.four_layers]
 _SWEEP = """
 model: tiny-llama
 families: [static-m, static-nk-mlp]

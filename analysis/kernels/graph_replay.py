@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.kernels.replay_match import (
+from prunescope.analysis.kernels.graph_match import (
     UNNAMED,
     GraphPart,
     Grid,

@@ -1,6 +1,6 @@
 """A replay of the collectives of several ranks: which rank the others wait for, and for how long.
 
-In: kernels frames of ranks that run the same program. Out: RankReplay, or None where their
+In: kernels frames of ranks that run the same program. Out: CollectiveReplay, or None where their
 communication kernels are not the same collectives. Times are ns of all steps.
 
 A collective begins on a rank when the rank reaches it and ends on all of its group at once, so the
@@ -30,7 +30,7 @@ _REPLAYED = 16  # ranks that are left out one by one: those that come last most
 
 
 @dataclass(frozen=True)
-class RankReplay:
+class CollectiveReplay:
     """How often each rank is the last of all to reach a collective (`last`), how much longer it
     works and idles before those than the median of the others (`works`, `idles`), how much sooner
     all others end where they never wait for it (`saved`), or for none of the `late` ones
@@ -45,7 +45,7 @@ class RankReplay:
     late: list[str]
 
 
-def replay(frames: Mapping[str, pl.DataFrame], least: float) -> RankReplay | None:
+def replay(frames: Mapping[str, pl.DataFrame], least: float) -> CollectiveReplay | None:
     """The replay of ranks. A rank is late where at least `least` ns, and half as much as for the
     latest of them, are saved without it."""
     comm = {
@@ -73,7 +73,7 @@ def replay(frames: Mapping[str, pl.DataFrame], least: float) -> RankReplay | Non
     together = 0.0
     if 0 < len(late) < len(names):
         together = float(whole - ranks.end(without=[names.index(name) for name in late]))
-    return RankReplay(
+    return CollectiveReplay(
         collectives=len(first),
         last=dict(zip(names, counts.tolist(), strict=True)),
         works=dict(zip(names, _beyond(ranks.work[:, :-1], last), strict=True)),
