@@ -6,15 +6,16 @@ In: a plan. Out: sentences, each with the number of results that it is about.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from prunescope.taxonomy.arguments import number
+from prunescope.taxonomy.families import families
 from prunescope.taxonomy.family import read_selection
 from prunescope.taxonomy.keep import kept_count
 from prunescope.taxonomy.method_names import method_parts
 from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.sweep.plan import SweepPlan
 
-_ROWS = "dynamic-m"  # the family that chooses rows of a decode step
 _EAGER = "mode: eager skips them"
 
 
@@ -36,22 +37,31 @@ def limits_of_fixed_steps(plan: SweepPlan) -> list[str]:
     found = []
     if by_threshold:
         found.append(
-            f"{len(by_threshold)} of {len(plan.results)} results decode {_ROWS} by a threshold in "
+            f"{len(by_threshold)} of {len(plan.results)} results decode {_names(by_threshold)} by a threshold in "
             "steps of fixed shapes, which compute all rows and multiply by 0 or 1: never faster "
             f"by construction; {_EAGER}"
         )
     if by_count:
         found.append(
-            f"{len(by_count)} of {len(plan.results)} results decode {_ROWS} in steps of fixed "
+            f"{len(by_count)} of {len(plan.results)} results decode {_names(by_count)} in steps of fixed "
             "shapes, which run max(1, int(p·B)) of B rows, another share than p (at batch 1 all: "
             f"the dense model), and get no loss; {_EAGER}"
         )
     return found
 
 
+def _routed() -> set[str]:
+    """The families that choose rows of a decode step."""
+    return {one.id for one in families() if one.routes_rows}
+
+
+def _names(results: Sequence[Planned]) -> str:
+    return ", ".join(dict.fromkeys(one.family for one in results))
+
+
 def _row_shares(result: Planned) -> list[float]:
     """The sparsities of the parts of a method that choose rows."""
-    own = [own for name, own in method_parts(result.family) if name == _ROWS]
+    own = [own for name, own in method_parts(result.family) if name in _routed()]
     shares = [result.sparsity if one is None else number(one) for one in own]
     return [share for share in shares if share is not None]
 
