@@ -120,11 +120,14 @@ def _fallen(e: Evidence) -> tuple[_Fallen | None, _Fallen | None]:
 def _channels_are_read(e: Evidence) -> bool:
     """Whether in each layer K of down fell by the same widths as N of gate and up, each of which is
     half of a fused product."""
-    made = _widths_by_layer(e, ("gate", "up"), "N")
-    for layer, widths in _widths_by_layer(e, ("gate_up",), "N").items():
-        halves = {(old / 2, new / 2) for old, new in widths}
-        made[layer] = made.get(layer, set()) | halves
-    return made == _widths_by_layer(e, ("down",), "K")
+    alone, fused = (_widths_by_layer(e, one, "N") for one in (("gate", "up"), ("gate_up",)))
+    twice = {layer: {(2 * old, 2 * new) for old, new in widths} for layer, widths in alone.items()}
+    for layer, widths in fused.items():
+        twice[layer] = twice.get(layer, set()) | widths
+    read = _widths_by_layer(e, ("down",), "K")
+    return twice == {
+        layer: {(2 * old, 2 * new) for old, new in widths} for layer, widths in read.items()
+    }
 
 
 def _heads_are_read(e: Evidence) -> bool:
