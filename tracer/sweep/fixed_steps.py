@@ -37,14 +37,16 @@ def limits_of_fixed_steps(plan: SweepPlan) -> list[str]:
     found = []
     if by_threshold:
         found.append(
-            f"{len(by_threshold)} of {len(plan.results)} results decode {_names(by_threshold)} by a threshold in "
-            "steps of fixed shapes, which compute all rows and multiply by 0 or 1: never faster "
+            f"{len(by_threshold)} of {len(plan.results)} results decode "
+            f"{_names(by_threshold)} by a threshold in steps of fixed shapes, which compute "
+            "all rows and multiply by 0 or 1: never faster "
             f"by construction; {_EAGER}"
         )
     if by_count:
         found.append(
-            f"{len(by_count)} of {len(plan.results)} results decode {_names(by_count)} in steps of fixed "
-            "shapes, which run max(1, int(p·B)) of B rows, another share than p (at batch 1 all: "
+            f"{len(by_count)} of {len(plan.results)} results decode "
+            f"{_names(by_count)} in steps of fixed shapes, which run "
+            "max(1, int(p·B)) of B rows, another share than p (at batch 1 all: "
             f"the dense model), and get no loss; {_EAGER}"
         )
     return found
