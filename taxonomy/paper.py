@@ -48,6 +48,12 @@ class Setup(msgspec.Struct, kw_only=True, frozen=True):
     sparsities: list[float]
     batches: list[int]
     prompt_lens: list[int]
+    phases: list[str]
+    set: list[str]
+    select: str
+    recover: str
+    text: str
+    placements: str
 
 
 class Step(msgspec.Struct, kw_only=True, frozen=True):
@@ -105,6 +111,11 @@ def paper() -> Paper:
     """The numbers of the paper."""
     data = resources.files("prunescope.taxonomy").joinpath("paper.json").read_bytes()
     return msgspec.json.decode(data, type=Paper)
+
+
+def families_of(of: Paper) -> list[str]:
+    """The families of its Fig. 5, in its order."""
+    return list(dict.fromkeys(family for family, *_ in of.figure_5))
 
 
 def published(of: Paper) -> Iterator[PublishedValue]:

@@ -23,6 +23,9 @@ from prunescope.taxonomy.student_t import t_quantile_975
 
 REPLAYS = "gemms.json"
 MAX_BYTES = 64 << 20
+# With two, Student's t is 12.7: on logarithms the ends of an interval differ by orders of magnitude
+# for times that differ by a few percent. With three it is 4.3.
+LEAST_PLACEMENTS = 3
 _HINT = "give the gemms.json that `prunescope gemm` wrote"
 
 
@@ -42,7 +45,7 @@ class ReplayTimes(Block, kw_only=True):
     """The time of a call in one state of the cache."""
 
     ns: Number
-    ci95: Interval | None = None  # null: one placement
+    ci95: Interval | None = None  # null: fewer than three placements
     placements_ns: Annotated[list[Number], Meta(max_length=5000)] = []  # the median of each
     samples: Count = 0
 
@@ -97,7 +100,7 @@ class StepCurve(Block, kw_only=True):
     dtype: Name
     sizes: list[Size] = []
     ns: list[Number] = []  # the time of each size
-    ci95: list[Interval | None] = []  # its interval; null: one placement
+    ci95: list[Interval | None] = []  # its interval; null: fewer than three placements
     placements_ns: list[Annotated[list[Number], Meta(max_length=5000)]] = []  # the median of each
     width: Size | None = None
     step_ns: Number | None = None
@@ -167,8 +170,9 @@ def read_replays(path: Path) -> Replays:
 
 
 def interval_of(values: Sequence[float]) -> list[float] | None:
-    """The 95 % t interval of the mean of a value for each placement; None for fewer than two."""
-    if len(values) < 2:
+    """The 95 % t interval of the mean of a value for each placement; None for fewer than
+    LEAST_PLACEMENTS."""
+    if len(values) < LEAST_PLACEMENTS:
         return None
     mean = statistics.fmean(values)
     half = t_quantile_975(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))

@@ -66,6 +66,16 @@ class WeightStats(Block, kw_only=True):
     # By phase and module name.
     dynamic: OmitDefault[dict[str, dict[str, ModuleCounts]]] = {}
 
+    def counts_in(self, phase: str) -> dict[str, ModuleCounts]:
+        """What modules of a dynamic family counted in a phase; a layer alone leaves the others
+        out."""
+        return {name: one for name, one in self.dynamic.get(phase, {}).items() if one.total}
+
+    def runs_every_row(self, phase: str) -> bool:
+        """Whether modules chose rows in a phase, and every one of them ran all of its rows."""
+        rows = [one for one in self.counts_in(phase).values() if one.unit == "rows"]
+        return bool(rows) and all(sum(one.active) == sum(one.total) for one in rows)
+
 
 class GemmTime(Block, kw_only=True):
     """A product [M, K] x [K, N] on the device: the median of its repeats."""

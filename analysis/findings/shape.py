@@ -32,6 +32,7 @@ from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.kernels.what_if import is_hidden, spread_at, tiling_of
 from prunescope.analysis.ledger.gemms import Call
 from prunescope.analysis.verdict.detectors.widths import EXPERT_ROLES
+from prunescope.analysis.verdict.outside import FIRST, NO_DYNAMIC, reason
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.keep import ALIGNMENTS
 from prunescope.taxonomy.words import ms, percent, shortened
@@ -72,12 +73,28 @@ def outside_taxonomy(c: Context) -> Found | None:
     family = c.phase.family
     if family is None or family.id != "outside":
         return None
+    if _runs_every_row(c):
+        return Found(
+            text="every row runs: the routers let all of them through, so that no M, N or K moved",
+            evidence=family.evidence,
+            change="time it with --mode eager, where a step skips rows, or with a batch B of which "
+            "int(p·B) rows are fewer than B",
+        )
     return Found(
         text="what changed is not a pruning of M, N or K: the ledger shows its effect, but the "
         "taxonomy has no family for it",
         evidence=family.evidence,
         change="compare with a dense baseline that differs only in the pruning",
     )
+
+
+def _runs_every_row(c: Context) -> bool:
+    """Whether the pruning chose rows and let all of them through, and nothing else differs but the
+    work of choosing them."""
+    census = c.side.run.census if c.side.run is not None else None
+    if census is None or c.evidence is None or not census.runs_every_row(c.name):
+        return False
+    return reason(c.evidence, FIRST) is None and reason(c.evidence, NO_DYNAMIC) is None
 
 
 @finding("unaligned", "warning", compares=True)

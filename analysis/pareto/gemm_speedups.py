@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from prunescope.analysis.ledger.noise import speedup_interval
 from prunescope.analysis.ledger.samples import Samples
 from prunescope.analysis.schema.speedup_curve import SpeedupCurve, SpeedupPoint
-from prunescope.taxonomy.replays import ReplayPeaks, Replays, StepCurve
+from prunescope.taxonomy.replays import LEAST_PLACEMENTS, ReplayPeaks, Replays, StepCurve
 
 
 def speedup_curves(every: Iterable[Replays]) -> list[SpeedupCurve]:
@@ -55,9 +55,11 @@ def _points(curve: StepCurve, peaks: ReplayPeaks) -> list[SpeedupPoint]:
 
 
 def _interval(curve: StepCurve, dense: int, i: int) -> list[float] | None:
-    """That of the speedup; None for the dense size itself, which has none, for one placement, and
-    for files without the times of each placement."""
+    """That of the speedup; None for the dense size itself, which has none, for too few placements,
+    and for files without the times of each placement."""
     if i == dense or len(curve.placements_ns) != len(curve.sizes):
+        return None
+    if len(curve.placements_ns[i]) < LEAST_PLACEMENTS:
         return None
     sides = ([[round(ns)] for ns in curve.placements_ns[j]] for j in (dense, i))
     return speedup_interval(*map(Samples.of, sides), in_turns=True)

@@ -5,8 +5,9 @@ In: a result of a sweep, its manifest and the report of its phase. Out: a SweepP
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -20,6 +21,7 @@ from prunescope.taxonomy.run import Run
 from prunescope.taxonomy.run_blocks import ModuleCounts, Pruning, Recovered
 from prunescope.taxonomy.run_quality import Quality
 from prunescope.taxonomy.sweep_files import SweepResult
+from prunescope.taxonomy.words import percent
 
 
 def point_of(
@@ -33,6 +35,7 @@ def point_of(
     dense = phase.baseline.bound if phase.baseline else {}
     classes = {name: dense.get(name) or 0.0 for name in ("compute", "memory", "latency")}
     known = sum(classes.values())
+    ran = _ran(run, entry.phase)
     return SweepPoint(
         id=entry.id,
         family=entry.family,
@@ -44,7 +47,10 @@ def point_of(
         realised_ci95=ladder.realised_ci95,
         bounds=dict(bounds),
         shares={name: ladder.realised / b if b else None for name, b in bounds.items()},
-        loss=loss_in(run.quality, entry.phase),
+        loss=None
+        if (unscored := why_unscored(entry, run.pruning, ran))
+        else loss_in(run.quality, entry.phase),
+        unscored=unscored,
         flop_sparsity=phase.sparsity.get("flop"),
         parameter_sparsity=phase.sparsity.get("parameters"),
         memory_bound=classes["memory"] / known if known else None,
@@ -61,15 +67,14 @@ def point_of(
         set=list(entry.set),
         closure=phase.closure,
         dimensions=_dimensions(run, entry.phase),
-        ran=_ran(run, entry.phase),
+        ran=ran,
         **msgspec.structs.asdict(entry.setting),
     )
 
 
 def _counts(run: Run, phase: str) -> dict[str, ModuleCounts]:
-    """What modules of a dynamic family counted in a phase; a layer alone leaves the others out."""
-    counted = run.census.dynamic.get(phase, {}) if run.census else {}
-    return {name: one for name, one in counted.items() if one.total}
+    """What modules of a dynamic family counted in a phase."""
+    return run.census.counts_in(phase) if run.census else {}
 
 
 def _dimensions(run: Run, phase: str) -> dict[str, list[list[int]]]:
@@ -98,6 +103,42 @@ def _ran(run: Run, phase: str) -> dict[str, float]:
         of = sums.setdefault(f"{one.unit} of {name.rpartition('.')[2]}", [0, 0])
         of[0], of[1] = of[0] + sum(one.active), of[1] + sum(one.total)
     return {name: active / total for name, (active, total) in sums.items() if total}
+
+
+def why_unscored(
+    entry: SweepResult, pruning: Pruning | None, ran: Mapping[str, float]
+) -> str | None:
+    """Why the scored model is not the one that was timed; None where it is.
+
+    A step of fixed shapes (mode compile or graph) of rows that are chosen at random runs
+    max(1, int(p·B)) of its B rows, where the model that was scored runs each with probability p.
+    """
+    if entry.mode == "eager" or entry.phase != "decode" or pruning is None:
+        return None
+    shares = [share for unit, share in ran.items() if unit.startswith("rows")]
+    wanted = [1 - one.sparsity for one in _parts_by_count(pruning) if one.sparsity is not None]
+    if not shares or not wanted or all(math.isclose(share, wanted[0]) for share in shares):
+        return None
+    if min(shares) == 1:
+        rows = f"{entry.batch} {'row' if entry.batch == 1 else 'rows'}"
+        return f"a {entry.mode} step of {rows} always runs: this point is the dense model"
+    return (
+        f"each {entry.mode} step runs {percent(max(shares))} of its {entry.batch} rows, the model "
+        f"that was scored {percent(wanted[0])} on average"
+    )
+
+
+def _parts_by_count(pruning: Pruning) -> list[Pruning]:
+    """The parts whose decode steps of fixed shapes run a number of rows that the batch gives; by a
+    threshold, fitted or trained, all rows are computed and those that do not pass count nothing."""
+    recovery = pruning.recovery
+    if recovery is not None and any(router.trained for router in recovery.routers):
+        return []
+    return [
+        part
+        for part in pruning.parts or [pruning]
+        if part.selection == "random" and (part.knobs or {}).get("choose") == "rank"
+    ]
 
 
 def times_are_invalid(phase: Phase) -> bool:

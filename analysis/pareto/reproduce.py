@@ -7,11 +7,12 @@ batch or length of a number, its closest setting stands for it, and is named.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
 from prunescope.analysis.pareto.gemm_speedups import speedup_curves
+from prunescope.analysis.pareto.lacking import lacking, missing, skips_rows
 from prunescope.analysis.pipeline import TOOL
 from prunescope.analysis.schema.pareto import Pareto, SweepPoint
 from prunescope.analysis.schema.reproduction import (
@@ -35,24 +36,16 @@ from prunescope.taxonomy.paper import (
     TASKS,
     Paper,
     PublishedValue,
+    families_of,
     published,
 )
+from prunescope.taxonomy.plan import PHASES
 from prunescope.taxonomy.replays import Replays
 
 PAPER = "paper"
 _ALIGN = "align="
 _USUAL = ("16", "paper")  # what families round to without the knob
 _NEAR = 0.05  # of N or K: a size of a curve that stands for a pruned share
-# What a sweep without any number of a figure lacks.
-_LACKS = {
-    FIGURE_5: "`families` of the paper at s = 0.5",
-    ALL_SETTINGS: "the `families` of the paper at s = 0.125 in decode",
-    FIGURE_6: "`only: [model, layer]`",
-    ALIGNMENT: "`set: {align: [odd, just-2, just-4, just-8, 16, 128]}`",
-    GEMM_STEPS: "GEMMs replayed over N and K: `prunescope gemm RUN`",
-    PERPLEXITY: "`recover: steps=100,rank=16`",
-    TASKS: "`tasks: [...]` with `recover`",
-}
 # Categories of ours that the paper's Fig. 2 has no name for, and where their time is there.
 _INSIDE = {"cache_update": "elementwise", "other": "elementwise", "other_gemm": "qkvo"}
 
@@ -94,6 +87,8 @@ def reproduce(found: Pareto, of: Paper, replays: Sequence[Replays] = ()) -> Repr
             _gemm(value, one, curves)
         else:
             ways[one.figure](value, one, found)
+        if value.ours is None:
+            value.missing = missing(one, found, curves)
     made.differences = _differences(found, of)
     made.notes = _notes(made)
     return made
@@ -148,12 +143,13 @@ def _of_family(points: Iterable[SweepPoint], one: PublishedValue) -> list[SweepP
 
 
 def _speedup(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
-    _measured(value, one, [p for p in _of_family(_points(found, one.phase), one) if _is_plain(p)])
+    points = _of_family(_points(found, one.phase), one)
+    _measured(value, one, [p for p in points if _is_plain(p) and skips_rows(p)])
 
 
 def _layer(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
     points = _of_family(_points(found, one.phase, only="layer"), one)
-    _measured(value, one, [p for p in points if _is_plain(p)])
+    _measured(value, one, [p for p in points if _is_plain(p) and skips_rows(p)])
 
 
 def _measured(value: ReproducedValue, one: PublishedValue, points: list[SweepPoint]) -> None:
@@ -165,7 +161,8 @@ def _measured(value: ReproducedValue, one: PublishedValue, points: list[SweepPoi
 
 def _end(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
     """The setting of the sweep with the lowest or the highest speedup."""
-    points = [p for p in _of_family(_points(found, one.phase), one) if _is_plain(p)]
+    points = _of_family(_points(found, one.phase), one)
+    points = [p for p in points if _is_plain(p) and skips_rows(p)]
     points.sort(key=lambda p: p.realised, reverse=one.at != LOWEST)
     _measured(value, one, points[:1])
 
@@ -282,8 +279,15 @@ def _differences(found: Pareto, of: Paper) -> list[SetupDifference]:
         "sparsities": [*sorted({s for p in points for s in p.sparsities})],
         "batches": seen("batch"),
         "prompt_lens": seen("prompt_len"),
+        "families": [*sorted(seen("family"), key=_place_in(of))],
+        "phases": [*(one for one in PHASES if one in found.phases)],
+        "set": [*sorted({option for p in points for option in p.set})],
+        "select": _listed(subject.select or config.get("select")),
+        "recover": _training(config.get("recover")),
+        "text": [(subject.text or {}).get("source")],
+        "placements": [config.get("placements")],
     }
-    theirs = msgspec.structs.asdict(setup)
+    theirs: dict[str, object] = msgspec.structs.asdict(setup) | {"families": families_of(of)}
     return [
         SetupDifference(name=name, paper=_text(_listed(theirs[name])), ours=_text(values))
         for name, values in ours.items()
@@ -293,6 +297,19 @@ def _differences(found: Pareto, of: Paper) -> list[SetupDifference]:
 
 def _listed(value: object) -> list[object]:
     return list(value) if isinstance(value, list) else [value]
+
+
+def _place_in(of: Paper) -> Callable[[object], int]:
+    """The place of a family in the paper's order; others come last."""
+    place = {family: i for i, family in enumerate(families_of(of))}
+    return lambda family: place.get(str(family), len(place))
+
+
+def _training(recover: object) -> list[object]:
+    """The options of a training, as `recover` is written; none: not trained."""
+    if not isinstance(recover, dict):
+        return ["none"]
+    return [f"{name}={value}" for name, value in recover.items() if value is not None]
 
 
 def _same(theirs: list[object], ours: list[object]) -> bool:
@@ -311,21 +328,24 @@ def _setting(one: ReproducedValue) -> str:
     return "" if one.batch is None else f"batch {one.batch}, {one.prompt_len} tokens"
 
 
+def _is_its_own_reference(one: ReproducedValue) -> bool:
+    """Whether it is 1 by definition: multiples of 16, which other alignments are relative to."""
+    return one.figure == ALIGNMENT and one.at == ALIGN
+
+
 def _notes(made: Reproduction) -> list[str]:
     """How many numbers have one of ours, and what is compared otherwise than printed."""
-    known = [one for one in made.values if one.ours is not None]
-    notes = [f"{len(known)} of {len(made.values)} published numbers have one of this sweep"]
+    compared = [one for one in made.values if not _is_its_own_reference(one)]
+    known = [one for one in compared if one.ours is not None]
+    notes = [f"{len(known)} of {len(compared)} published numbers have one of this sweep"]
     elsewhere = [one for one in known if one.where and not one.where.startswith(_setting(one))]
     if elsewhere:
         notes.append(
             f"{len(elsewhere)} of ours are of another batch or length, the closest of the sweep: "
             "the column ours at, and `where` of --json"
         )
-    seen = {one.figure for one in known}
-    notes += [
-        f"{figure}: the sweep lacks {key}" for figure, key in _LACKS.items() if figure not in seen
-    ]
-    if FIGURE_2 in seen:
+    notes += lacking(made)
+    if any(one.figure == FIGURE_2 for one in known):
         notes.append("Fig. 2 has no cache update: ours is in elementwise here")
     invalid = sum(one.timing_valid is False for one in known)
     if invalid:

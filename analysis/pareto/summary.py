@@ -213,11 +213,28 @@ def control(points: list[SweepPoint]) -> Iterator[str]:
         )
 
 
+def _unscored(points: list[SweepPoint]) -> dict[str, list[str]]:
+    """The names of points without a loss, by the reason."""
+    found: dict[str, list[str]] = {}
+    for point in points:
+        if point.unscored and point.name not in found.setdefault(point.unscored, []):
+            found[point.unscored].append(point.name)
+    return found
+
+
 def _limits(found: Pareto) -> Iterator[str]:
     points = [p for phase in found.phases.values() for p in phase.points]
     simulated = {p.label: p.simulated for p in points if p.simulated}
     for label, what in simulated.items():
         yield f"Simulated: {label}: {what}."
+    whole = list(dict.fromkeys(f"{p.name} ({p.where})" for p in points if p.runs_every_row))
+    if whole:
+        yield (
+            f"Every row ran: {'; '.join(whole)}. No rows were saved there, so that a speedup is "
+            "not one of the pruning."
+        )
+    for why, names in _unscored(points).items():
+        yield f"No loss: {', '.join(names)}: {why}."
     stopped = {p.name: p.training_stopped for p in points if p.training_stopped}
     for name, why in stopped.items():
         yield f"Not recovered: {name}: {why}; its loss is no evidence of what it costs."

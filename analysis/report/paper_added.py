@@ -368,10 +368,16 @@ def _recovery_figure(shown: Sequence[Panel], *, on_random_ids: bool) -> Figure:
             markerfacecolor="white",
             linewidth=0.8,
             linestyle=(0, (3, 2)),
-            label="before training",
+            label="before training, and its frontier",
         ),
         Line2D(
-            [], [], color="black", marker="o", markersize=5, linewidth=0.8, label="after training"
+            [],
+            [],
+            color="black",
+            marker="o",
+            markersize=5,
+            linewidth=0.8,
+            label="after training, and its frontier",
         ),
     ]
     handles += reason_patches(points)
@@ -406,10 +412,13 @@ def _steps(
     loss: Callable[[SweepPoint], float],
     end: tuple[float, Any],
 ) -> None:
-    """A frontier in steps, from the dense model on to the right end of the axis."""
+    """A frontier in steps, from the dense model on to the right end of the axis; none where no
+    point is on it."""
+    if not best:
+        return
     right, style = end
     at = [(loss(p), p.realised) for p in best]
-    if not at or at[0][0] > 1:
+    if at[0][0] > 1:
         at.insert(0, (1.0, 1.0))  # the dense model itself
     at.append((max(right, at[-1][0]), at[-1][1]))
     xs, ys = zip(*at, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -56,8 +57,16 @@ Spread = tuple[float, float, float]  # of the median result, lowest, highest
 
 def shares(found: Pareto) -> PaperFigure | NotDrawn:
     """Shares of the dense step, a bar a phase and setting."""
-    shown = [panel for panel in panels(found) if _of_dense(panel)]
+    known = [panel for panel in panels(found) if _of_dense(panel)]
+    shown = [panel for panel in map(_with_shares, known) if panel.points]
+    withheld = sum(len(p.points) for p in known) - sum(len(p.points) for p in shown)
     name, title = "shares", "Shares of the dense step"
+    if known and not shown:
+        return NotDrawn(
+            name=name,
+            reason="every result has a share of its dense step outside of 0 to 100 %",
+            key="sweep again with more `steps`, while nothing else runs",
+        )
     if not shown:
         return NotDrawn(
             name=name,
@@ -72,7 +81,7 @@ def shares(found: Pareto) -> PaperFigure | NotDrawn:
         title=title,
         caption=f"{title} in the categories of arXiv 2606.09080, of the result whose dense step "
         f"takes the median time; results of one setting differ by up to {100 * apart:.1f} points"
-        f"{_widest(shown)}. {of_sweep(found, points)}",
+        f"{_widest(shown)}.{_withheld_words(withheld)} {of_sweep(found, points)}",
         columns=[
             "phase",
             "setting",
@@ -101,6 +110,28 @@ def shares(found: Pareto) -> PaperFigure | NotDrawn:
             for category, spread in of_panel.items()
         ],
         draw=lambda: _shares_figure(every),
+    )
+
+
+def _with_shares(panel: Panel) -> Panel:
+    """A panel with the results of which each category takes 0 to 100 % of the dense step. Where the
+    profiler's overhead, which is subtracted, exceeds a category, its time is below zero."""
+    points = [
+        p
+        for p in panel.points
+        if p.categories
+        and p.ledger.get("dense")
+        and all(0 <= c.dense_ns <= p.ledger["dense"] for c in p.categories)
+    ]
+    return replace(panel, points=points)
+
+
+def _withheld_words(count: int) -> str:
+    if not count:
+        return ""
+    return (
+        f" Withheld: {count} results with a category outside of 0 to 100 % of the step; intervals "
+        "are cut there."
     )
 
 
@@ -142,7 +173,7 @@ def _interval(panel: Panel, category: str) -> list[float] | None:
     ends = [c.dense_ci95 for c in _median(panel).categories if c.name == category]
     if len(ends) != 1 or ends[0] is None:
         return None
-    return [end / _wall(panel) for end in ends[0]]
+    return [min(1.0, max(0.0, end / _wall(panel))) for end in ends[0]]
 
 
 def _widest(shown: Sequence[Panel]) -> str:
@@ -379,7 +410,8 @@ def _dense_spread(axes: Axes, panel: Panel, unit: Scale) -> None:
 
 
 def _column(axes: Axes, at: int, parts: dict[str, float], unit: Scale, *, clear: float) -> float:
-    """A stacked bar, with its height above it, and above the line at `clear` ns; gives it in ns."""
+    """A stacked bar, with its height above it; inside of it where a line at `clear` ns lies above,
+    so that the number does not read as that of the line. Gives the height in ns."""
     top = 0.0
     for name, ns in parts.items():
         colour, hatch = ("#0072B2", "") if name == _GEMM else _LOOKS[name]
@@ -394,7 +426,10 @@ def _column(axes: Axes, at: int, parts: dict[str, float], unit: Scale, *, clear:
         )
         top += ns
     look: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 6}
-    axes.text(at, max(top, clear) / unit.per, clean(unit.text(top)), **look)
+    if clear > top:
+        ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+        look |= {"va": "top", "bbox": ground}
+    axes.text(at, top / unit.per, clean(unit.text(top)), **look)
     return top
 
 

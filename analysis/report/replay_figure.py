@@ -28,6 +28,7 @@ from prunescope.analysis.schema.replay import AlignedTime
 from prunescope.taxonomy.replays import StepCurve
 
 _MOST_CURVES = 4
+_LEGEND_COLUMNS, _LEGEND_ROW = 3, 0.13  # height of a row of the legend, of a panel's
 
 
 def replay_figure(
@@ -101,7 +102,9 @@ def _plot_alignments(axes: Axes, times: Sequence[AlignedTime]) -> None:
         )
     axes.axhline(1.0, color="black", linewidth=THIN, linestyle=(0, (3, 2)))
     axes.set_xticks(range(len(aligns)), [str(align) for align in aligns])
-    axes.set_ylim(bottom=0)
+    rows = math.ceil(len(keys) / _LEGEND_COLUMNS)
+    highest = max(1.0, *(one.relative for one in times))
+    axes.set_ylim(0, highest / (0.97 - _LEGEND_ROW * rows))
     axes.set_xlabel("alignment of the kept dimension")
     axes.set_ylabel("time a kept number")
-    axes.legend(fontsize=5, frameon=False, ncols=2)
+    axes.legend(fontsize=5, frameon=False, ncols=_LEGEND_COLUMNS, loc="upper left")

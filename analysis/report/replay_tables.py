@@ -196,7 +196,11 @@ def _taken(replays: Replays) -> str:
 def _curve_lines(curves: Iterable[StepCurve], disturbed: Sequence[str]) -> Iterator[str]:
     for one in curves:
         mark = _MARK if disturbed else ""
-        what = f"{one.role or 'time'} over {one.axis} from {min(one.sizes)} to {max(one.sizes)}"
+        fixed = f"K = {one.k}" if one.n is None else f"N = {one.n}"
+        what = (
+            f"{one.role or 'time'} over {one.axis} from {min(one.sizes)} to {max(one.sizes)} "
+            f"({fixed})"
+        )
         if one.width is None:
             yield f"{what}: no steps, a line describes {len(one.sizes)} sizes as well{mark}"
         else:

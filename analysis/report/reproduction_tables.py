@@ -52,6 +52,7 @@ def _table(figure: str, quantity: str, values: list[ReproducedValue]) -> Table:
         (Column("95 %", numeric=True, drop=2), lambda one: _ends(one.ours_ci95, form)),
         (Column("bound", numeric=True), lambda one: _known(one.bound, form)),
         (Column("ours at", drop=1), lambda one: one.where or ""),
+        (Column("lacks", drop=1), lambda one: "; ".join(one.missing or ())),
     ]
     filled = [(column, [text(one) for one in values]) for column, text in columns]
     filled = [(column, texts) for column, texts in filled if any(texts)]

@@ -138,6 +138,10 @@ class SweepPoint(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
     bounds: Annotated[dict[str, float | None], meaning("flop, coverage, roofline")]
     shares: Annotated[dict[str, float | None], meaning("realised / bound")]
     loss: Annotated[Loss | None, meaning("null: not judged")]
+    unscored: Annotated[
+        str | None,
+        meaning("why it has no loss: the steps that were timed are not those of the scored model"),
+    ] = None
     flop_sparsity: float | None
     parameter_sparsity: float | None = None
     memory_bound: Annotated[
@@ -202,6 +206,12 @@ class SweepPoint(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
     def own_sparsity(self) -> float | None:
         """What a dynamic family left out, the mean over its modules; None for another."""
         return 1 - sum(self.ran.values()) / len(self.ran) if self.ran else None
+
+    @property
+    def runs_every_row(self) -> bool:
+        """Whether it chooses rows, and all of them ran: its speedup is not that of fewer rows."""
+        rows = [share for what, share in self.ran.items() if what.startswith("rows")]
+        return bool(rows) and min(rows) == 1 and self.sparsity != 0
 
     @property
     def label(self) -> str:

@@ -49,6 +49,10 @@ class ReproducedValue(msgspec.Struct, kw_only=True):
         None
     )
     timing_valid: Annotated[bool | None, meaning("of ours; null: none")] = None
+    missing: Annotated[
+        list[str] | None,
+        meaning("keys of a sweep, each with the value that it lacks for this number; null: none"),
+    ] = None
     predicted: Annotated[float | None, meaning("by `predict`, in the paper's setting")] = None
     predicted_range: list[float] | None = None
 

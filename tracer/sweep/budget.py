@@ -18,6 +18,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.sweep_files import Planned
 
 _HOUR = 3600.0
+_MINUTE = 60.0
 _SHOWN = 6  # parts of what is left out that are named
 
 
@@ -104,9 +105,11 @@ def _point(one: Planned) -> tuple[object, ...]:
 
 
 def _time(seconds: float) -> str:
-    """Hours; below one, minutes."""
+    """Hours; below one, minutes; below two minutes, seconds."""
+    if seconds < 2 * _MINUTE:
+        return f"{max(1, round(seconds))} s"
     if seconds < _HOUR:
-        return f"{max(1, round(seconds / 60))} min"
+        return f"{round(seconds / _MINUTE)} min"
     return f"{seconds / _HOUR:.3g} h"
 
 

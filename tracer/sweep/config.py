@@ -179,7 +179,8 @@ for _tag, _form in _NUMBERS.items():
 
 
 def _from_plain(plain: dict[str, Any], path: Path, *, whole: bool = True) -> dict[str, Any]:
-    """The values of the keys, paths beside the file. `whole`: with those that a sweep needs."""
+    """The values of the keys, paths beside the file. `whole`: with those that a sweep needs; else
+    a key without a value has the default of a sweep, in place of that of a preset."""
     for key in plain:
         if key not in _KEYS:
             raise PrunescopeError(
@@ -189,7 +190,11 @@ def _from_plain(plain: dict[str, Any], path: Path, *, whole: bool = True) -> dic
     for key in ("model", "families") if whole else ():
         if plain.get(key) in (None, []):
             raise PrunescopeError(f"{path.name} has no {key}", hint=f"add `{key}: ...`")
-    values = {key: _READ[key](key, value) for key, value in plain.items() if value is not None}
+    values = {
+        key: _DEFAULTS[key] if value is None else _READ[key](key, value)
+        for key, value in plain.items()
+        if value is not None or (not whole and key in _DEFAULTS)
+    }
     if "tasks_path" in values and "tasks" not in values:
         raise PrunescopeError(
             "tasks_path was given without tasks", hint="tasks: [NAME, ...], as its files say"
@@ -199,13 +204,15 @@ def _from_plain(plain: dict[str, Any], path: Path, *, whole: bool = True) -> dic
 
 def _located(key: str, value: Any, path: Path) -> Any:
     """A value that names a file or folder, beside the sweep file; any other as it is."""
+    if value is None:
+        return None
     if key == "model":
         return _beside(value, path, when=True)
     if key == "families":
         return tuple(_beside(name, path, when=is_file(name)) for name in value)
     if key in ("text", "other_text"):
         return _text(value, path)
-    if key == "recover" and value is not None and value.text is not None:
+    if key == "recover" and value.text is not None:
         return dataclasses.replace(value, text=_text(value.text, path))
     if key == "tasks_path":
         return _folder(path.parent / home_path(str(value)))
@@ -342,6 +349,11 @@ _OF_THEIR_OWN: dict[str, Callable[[str, Any], Any]] = {
     "set": _knobs,
 }
 _READ = {named.name: _reader(named) for named in options_of(SweepConfig)}
+_DEFAULTS = {
+    named.name: named.default
+    for named in options_of(SweepConfig)
+    if named.default is not dataclasses.MISSING
+}
 
 
 def example() -> str:

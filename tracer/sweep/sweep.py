@@ -29,6 +29,7 @@ from prunescope.taxonomy.sweep_files import DONE, FAILED, PENDING, PLAN, RUNNING
 from prunescope.tracer.capture.progress import Progress, Silent
 from prunescope.tracer.sweep.budget import Budget, within
 from prunescope.tracer.sweep.config import read_configs
+from prunescope.tracer.sweep.fixed_steps import limits_of_fixed_steps
 from prunescope.tracer.sweep.limits import (
     check_possible,
     check_together,
@@ -142,9 +143,13 @@ def _named_as_stored(config: SweepConfig, folder: Path) -> SweepConfig:
 
 
 def before_it_starts(plan: SweepPlan) -> list[str]:
-    """What to say of a plan before it runs: what this machine cannot do of it, and what its budget
-    leaves out."""
-    return [*limits_here(plan), *(plan.budget.lines() if plan.budget else ())]
+    """What to say of a plan before it runs: what this machine cannot do of it, what steps of fixed
+    shapes cannot show, and what its budget leaves out."""
+    return [
+        *limits_here(plan),
+        *limits_of_fixed_steps(plan),
+        *(plan.budget.lines() if plan.budget else ()),
+    ]
 
 
 class Duration(TypedDict):

@@ -58,6 +58,7 @@ SPARSE, LOW_RANK = replace(FULL, sparse=ROLES), replace(FULL, rank=dict.fromkeys
 WIDE, THIN = replace(FULL, h=1024, f=256), replace(FULL, h=1024, f=64)
 GATHER = op("aten::index_select", [32, 256], [], [16], kernels=[k(us=30, name="indexSelect")])
 UP_PROJ = layers(("mlp.up_proj", mm()))
+CHOSEN = layers(("mlp.router", GATHER), ("mlp.up_proj", mm()))
 Case = tuple[str, str | None, tuple[str, ...], Callable[[Path], Phase | Report]]
 
 
@@ -121,6 +122,11 @@ CASES: list[Case] = [
     ("broken-propagation", "warning", ("broken",), full_and(replace(FULL, f=256, f_down=512))),
     ("broken-propagation", None, (), full_and(NARROW)),
     ("outside-taxonomy", "warning", ("fp16",), full_and(FULL, dtype="c10::Half")),
+    # A step of fixed shapes of which every row runs is no reason to compare with another baseline.
+    ("outside-taxonomy", "warning", ("every row runs",),
+     pruned_run(UP_PROJ, CHOSEN, counts("rows", 4, 4))),
+    ("outside-taxonomy", "warning", ("has no family for it",),
+     pruned_run(UP_PROJ, CHOSEN, counts("rows", 2, 4))),
     ("outside-taxonomy", None, (), full_and(NARROW)),
     ("swapped-sides", "warning", ("more FLOPs and", "are the two sides swapped?"),
      lambda t: of_pair(t, model(NARROW), model(FULL))),

@@ -163,7 +163,10 @@ def test_what_differs_in_set_up() -> None:
     how = {"mode": "graph", "logits": "all", "flush": True, "warmup": 10}
     found = reproduce(of([at("static-nk", 1.5, batch=1, prompt_len=1024, **how)], **same), paper())
     names = [one.name for one in found.differences]
-    assert names == ["draws", "sparsities", "batches", "prompt_lens"]
+    assert names == [
+        "draws", "sparsities", "batches", "prompt_lens", "families", "phases", "set", "select",
+        "recover", "text", "placements",
+    ]  # fmt: skip
     other = reproduce(of([at("static-nk", 1.5)]), paper())
     by_name = {one.name: (one.paper, one.ours) for one in other.differences}
     assert by_name["mode"] == ("graph", "eager") and by_name["flush"] == ("yes", "no")
@@ -171,9 +174,35 @@ def test_what_differs_in_set_up() -> None:
 
 
 def test_a_sweep_names_what_it_lacks() -> None:
-    notes = " ".join(reproduce(of([at("static-nk", 1.5)]), paper()).notes)
-    assert "Fig. 6: the sweep lacks `only: [model, layer]`" in notes
-    assert "recover:" in notes and "prunescope gemm" in notes and "align" in notes
+    found = reproduce(of([at("static-nk", 1.5), at("static-nk", 1.5, set=["align=16"])]), paper())
+    lacks = {(v.figure, v.name, v.phase, v.sparsity, v.at): v.missing for v in found.values}
+    assert lacks["Fig. 5", "static-nk", "prefill", 0.5, None] is None
+    assert lacks["Fig. 5", "static-nk", "decode", 0.5, None] == ["phases: decode"]
+    both = ["phases: decode", "families: static-m"]
+    assert lacks["Fig. 5", "static-m", "decode", 0.5, None] == both
+    assert lacks["Fig. 6", "static-nk", "prefill", 0.5, None] == ["only: layer"]
+    assert lacks["alignment", "static-nk", "prefill", 0.5, "2"] == ["set: align=just-2"]
+    assert lacks["perplexity", "static-nk", None, 0.25, None] == [
+        "sparsities: 0.25", "recover: steps=1000,rank=16",
+    ]  # fmt: skip
+    assert lacks["GEMM steps", "K", None, None, "0.5"] == ["prunescope gemm over K: several --k"]
+    assert all((v.ours is None) == bool(v.missing) for v in found.values)
+    notes = "\n".join(found.notes)
+    assert "Fig. 5: 91 stay empty, the sweep lacks families: static-m (14), " in notes
+    assert "phases: decode (49)" in notes and "of 187 published numbers" in notes
+
+
+def test_a_step_that_runs_other_rows_is_not_compared_with_the_paper() -> None:
+    """At batch 1 a graph runs every row; the paper's number is the mean of layers that run and
+    layers that are skipped."""
+    whole: dict[str, Any] = {"mode": "graph", "batch": 1, "ran": {"rows of mlp": 1.0}}
+    points = [at("dynamic-m", 0.99, **whole, only=only) for only in ("model", "layer")]
+    found = reproduce(sweep({"decode": points}), paper())
+    ours = [v for v in found.values if v.name == "dynamic-m" and v.phase == "decode"]
+    assert {v.ours for v in ours} == {None}
+    assert {v.missing[0].split(" ")[0] for v in ours if v.missing and v.sparsity == 0.5} == {
+        "mode:"
+    }
 
 
 def test_predictions_stand_beside_every_speedup_of_the_model() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +15,9 @@ from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.sweep import sweep as sweep_module
-from prunescope.tracer.sweep.budget import within
+from prunescope.tracer.sweep.budget import _time, within
 from prunescope.tracer.sweep.config import presets, read_configs
+from prunescope.tracer.sweep.fixed_steps import limits_of_fixed_steps
 from prunescope.tracer.sweep.limits import check_possible, limits_here
 from prunescope.tracer.sweep.plan import SweepConfig, SweepPlan, make_plan
 from prunescope.tracer.sweep.request import SweepRequest
@@ -87,6 +90,11 @@ def test_the_keys_of_a_file_replace_those_of_a_preset(tmp_path: Path) -> None:
     assert (after[0].model, after[0].mode) == ("tiny-llama", ("eager",))
     assert (after[0].families, after[0].warmup) == (before[0].families, (10,))
     assert [(one.only, one.set) for one in after[1:]] == [(one.only, one.set) for one in before[2:]]
+    (named,), (without,) = (
+        presets()["paper-recovery"],
+        read_configs({"text": None}, "paper-recovery"),
+    )
+    assert str(named.text) == "wikitext2" and without == replace(named, text=None)
     # What a preset sets is not asked of families that do not have it; what a file sets is.
     by_layers = read_configs({**SMALL, "families": ["static-m"]}, "paper")
     assert not any(one.set for one in by_layers) and make_plan(by_layers, None)
@@ -131,3 +139,31 @@ def test_a_request_with_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     request.config = {**SMALL, "families": ["static-m"]}
     with pytest.raises(PrunescopeError, match="--budget needs an estimate"):
         plan_of(request)
+
+
+def test_short_times_are_in_seconds() -> None:
+    assert [_time(seconds) for seconds in (0.2, 36, 119, 150, 7200)] == [
+        "1 s", "36 s", "119 s", "2 min", "2 h",
+    ]  # fmt: skip
+
+
+def test_what_steps_of_fixed_shapes_cannot_show() -> None:
+    """dynamic-m in decode at s = 0.25 runs int(0.75) = 0, hence 1, of 1 row, and 6 of 8."""
+
+    def lines(**how: Any) -> list[str]:
+        own = SweepConfig(
+            model="m",
+            families=("dynamic-m", "static-nk"),
+            sparsities=(0.25,),
+            batches=(1, 8),
+            **{"mode": ("compile",), **how},
+        )
+        return limits_of_fixed_steps(make_plan([own], None))
+
+    (by_count,) = lines()
+    assert by_count.startswith(
+        "1 of 8 results decode dynamic-m in steps of fixed shapes, which run"
+    )
+    (by_threshold,) = lines(select="importance")
+    assert by_threshold.startswith("2 of 8 results") and "never faster" in by_threshold
+    assert not lines(mode=("eager",))
