@@ -63,8 +63,8 @@ def copied() -> Case:
     return trace, trace, {}
 
 
-def masked() -> Case:
-    product = pointwise("aten::mul", [N, K], [N, K], us=40)
+def scaled() -> Case:
+    product = pointwise("aten::mul", [N, K], [N, 1], us=40)
     return layers(("mlp.up_proj", mm())), layers(("mlp.up_proj", [product, mm()])), {}
 
 
@@ -82,7 +82,7 @@ CASES: dict[str, Callable[[], Case]] = {
         "torch.nn.utils.prune", elementwise("aten::mul", SIZE, SIZE, us=40)
     ),
     "below-break-even": blocks,
-    "decompressed": masked,
+    "decompressed": scaled,
     "fake-quantised": lambda: remade(
         "torch.ao.quantization", elementwise(FAKE, SIZE, [512], [512], us=30)
     ),

@@ -438,7 +438,7 @@ def test_real_ranks_that_are_late_in_turns(real_trace: Real, tmp_path: Path) -> 
     assert both is not None and both[1] == both[5] == name
     assert {both[1], both[2]} == {"rank0", "rank6"}
     assert int(both[3]) + int(both[4]) == 84
-    assert "find out what its host does" in str(one.change)
+    assert "find out what their hosts do" in str(one.change)
     assert 150e6 < (one.predicted_ns or 0) < 180e6
 
 

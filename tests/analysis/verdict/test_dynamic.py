@@ -395,9 +395,10 @@ def test_traced_and_named(method: str, knobs: dict[str, str], batch: int, tmp_pa
         added = next(row for row in phase.ledger or () if row.row == "added_work")
         classes = {(part.role, part.cls) for part in added.parts}
         if method in ("dynamic-m", "dynamic-nk", "dynamic-width"):
-            assert ("router", "routing") in classes
+            scores = "estimator" if method == "dynamic-nk" else "router"
+            assert (scores, "routing") in classes
             # With blocks=value the estimator is the attention itself.
-            assert ("router", "matmul") in classes or knobs.get("blocks") == "value"
+            assert (scores, "matmul") in classes or knobs.get("blocks") == "value"
             assert any(cls == "gather_scatter" for _, cls in classes)
         assert phase.kinds.get("unknown", 0) == 0
 
