@@ -25,7 +25,6 @@ from prunescope.analysis.verdict.caveats import caveat_text
 from prunescope.taxonomy.dtypes import QUANTISED, dtype
 from prunescope.taxonomy.words import ms
 
-_GAIN = 0.95  # of the dense time: 2:4 kernels that take more gained nothing worth the name
 _CHANGE = (
     "trace a replay of the graph (this trace, given as --eager-trace, names its ops), or trace "
     "before the capture"

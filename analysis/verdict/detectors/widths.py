@@ -151,7 +151,9 @@ def _heads_are_read(e: Evidence) -> bool:
         return made == read
     fused = _widths_by_layer(e, ("qkv",), "N")
     return fused.keys() == read.keys() and all(
-        _is_fused(n, k) for layer in fused for n, k in _in_pairs(fused[layer], read[layer])
+        len(fused[layer]) == len(read[layer]) == 1
+        and all(_is_fused(n, k) for n, k in zip(*fused[layer], *read[layer], strict=True))
+        for layer in fused
     )
 
 
@@ -163,14 +165,6 @@ def _attention_is_known(e: Evidence) -> bool:
         for p in scores
         if p.pruned is not None and p.pruned.gemm is not None
     )
-
-
-def _in_pairs(made: set[tuple[int, int]], read: set[tuple[int, int]]) -> list[tuple[int, int]]:
-    """(N of qkv, K of o) of a layer, dense and pruned; (0, 0), which is none, where a layer has
-    several of them."""
-    if len(made) != 1 or len(read) != 1:
-        return [(0, 0)]
-    return list(zip(next(iter(made)), next(iter(read)), strict=True))
 
 
 def _is_fused(n: int, k: int) -> bool:
