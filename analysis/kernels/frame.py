@@ -28,6 +28,7 @@ from prunescope.analysis.kernels.host_calls import (
     host_blocked_by_op,
 )
 from prunescope.analysis.kernels.idle import add_waits, first_call_ns, host_collectives
+from prunescope.analysis.kernels.masks import is_one_of, is_true, known_ids
 from prunescope.analysis.kernels.memory_held import memory_notes
 from prunescope.analysis.kernels.number_formats import format_notes, with_formats
 from prunescope.analysis.kernels.peaks import Peaks
@@ -147,9 +148,9 @@ class Kernels:
         none, nor has a trace without host ops."""
         if self.whole_graphs or self.is_folded:
             return False
-        rows = self.frame.filter(pl.col("class").is_in([MATMUL, ATTENTION]))
-        total = int(rows["busy"].sum())
-        return not total or int(rows.filter("modelled")["busy"].sum()) >= LEAST * total
+        busy, product = self.frame["busy"], is_one_of(self.frame["class"], (MATMUL, ATTENTION))
+        total = int(busy.filter(product).sum())
+        return not total or int(busy.filter(product & self.frame["modelled"]).sum()) >= LEAST * total
 
     @property
     def is_replay(self) -> bool:
@@ -297,7 +298,7 @@ def build(  # noqa: PLR0913
             Spans.of(linked.start - linked.gap, linked.start), _FIRST_CALLS
         ),
         cold=cold,
-        whole_graphs=_are_whole(frame),
+        whole_graphs=_are_whole(frame, trace),
         named_by_pass=named is not None,
         first_call_ns=int(
             first_call_ns(frame).sum()
@@ -314,21 +315,22 @@ def build(  # noqa: PLR0913
 def _needed(frame: pl.DataFrame) -> Needed:
     """What memory and tensor cores need for the work of a frame; None where the models know less
     than half of the busy time, or of that of the products."""
-    frame = frame.select("flop", "dtype", "class", "crosses", "busy", "memory_ns", "compute_ns")
-    on_tensor = frame.filter((pl.col("flop") > 0) & pl.col("dtype").is_in(_SIMT).not_())
-    products = frame.filter(pl.col("class").is_in([MATMUL, ATTENTION]))
-    here = frame.filter(pl.col("crosses").not_())  # a copy to the host goes at its link's rate
+    busy = frame["busy"]
+    on_tensor = (frame["flop"] > 0) & ~is_one_of(frame["dtype"], _SIMT)
+    products = busy.filter(is_one_of(frame["class"], (MATMUL, ATTENTION)))
+    here = ~frame["crosses"]  # a copy to the host goes at its link's rate
     found = []
-    for rows, of, column in ((here, frame, "memory_ns"), (on_tensor, products, "compute_ns")):
-        known = int(rows.filter(pl.col(column).is_not_null())["busy"].sum())
-        enough = known >= LEAST * int(of["busy"].sum()) > 0
-        found.append(float(rows[column].sum()) if enough else None)
+    for rows, of, column in ((here, busy, "memory_ns"), (on_tensor, products, "compute_ns")):
+        known = int(busy.filter(rows & frame[column].is_not_null()).sum())
+        enough = known >= LEAST * int(of.sum()) > 0
+        found.append(float(frame[column].filter(rows).sum()) if enough else None)
     return Needed(*found)
 
 
-def _are_whole(frame: pl.DataFrame) -> bool:
+def _are_whole(frame: pl.DataFrame, trace: Trace) -> bool:
     """Whether launches of graphs that hide their kernels make most of the busy time."""
-    hidden = frame["busy"].filter(frame["name"].str.starts_with(WHOLE_GRAPH).fill_null(value=False))
+    graphs = [i for i, name in enumerate(trace.names) if name.startswith(WHOLE_GRAPH)]
+    hidden = frame["busy"].filter(is_one_of(frame["name_id"], graphs))
     return bool(2 * hidden.sum() > frame["busy"].sum())
 
 
@@ -372,26 +374,21 @@ def _rows(trace: Trace, linked: Linked, overhead: Recorded) -> pl.DataFrame:
         "step": linked.step, "start": linked.start, "duration": linked.duration,
         "busy": linked.busy, "gap": linked.gap, "starved": linked.starved,
         "launched": linked.launched,
-        "name_id": name, "op_id": op_name, "call": call, "instance": instance, "event": event,
-        "category": of_event("category"), "stream": of_event("stream"), "grid": of_event("grid"),
-        "block": of_event("block"), "registers": of_event("registers"),
-        "shared_memory": of_event("shared_memory"), "node": of_event("node"),
+        "name_id": known_ids(name), "op_id": known_ids(op_name), "call": known_ids(call),
+        "instance": instance, "event": event,
+        **{column: known_ids(of_event(column)) for column in _OF_EVENT},
         "recorded_inside": overhead.inside, "recorded_before": overhead.before,
     }  # fmt: skip
-    frame = pl.DataFrame(columns)
-    names = pl.Series("names", trace.names, dtype=pl.String)
-    absent = pl.lit(None, pl.Int64)
-    ids = ("name_id", "op_id", "call", "category", "stream", "grid", "block", "registers",
-           "shared_memory", "node")  # fmt: skip
-    frame = frame.with_columns(
-        pl.when(pl.col(c) >= 0).then(pl.col(c)).otherwise(absent).alias(c) for c in ids
-    )
-    return frame.with_columns(name=names.gather(frame["name_id"]), op=names.gather(frame["op_id"]))
+    names = pl.Series([*trace.names, None], dtype=pl.String)  # the last, -1, is none
+    return pl.DataFrame({**columns, "name": names[name], "op": names[op_name]})
+
+
+_OF_EVENT = ("category", "stream", "grid", "block", "registers", "shared_memory", "node")
 
 
 def _add_kind(frame: pl.DataFrame, calls: list[OpCall]) -> pl.DataFrame:
     """Column `kind`, computed once for every distinct (kernel, op call)."""
-    distinct = frame.select("category", "name_id", "call", "name", "op").unique()
+    distinct = frame[["category", "name_id", "call", "name", "op"]].unique()
     fixed = {1: "memcpy", 2: "memset"}
     kinds = [
         fixed.get(row["category"])
@@ -402,12 +399,10 @@ def _add_kind(frame: pl.DataFrame, calls: list[OpCall]) -> pl.DataFrame:
         )
         for row in distinct.iter_rows(named=True)
     ]
-    distinct = distinct.select("category", "name_id", "call").with_columns(
-        kind=pl.Series(kinds, dtype=pl.String)
-    )
+    keys = ["category", "name_id", "call"]
     return frame.join(
-        distinct,
-        on=["category", "name_id", "call"],
+        pl.DataFrame([*distinct[keys], pl.Series("kind", kinds, dtype=pl.String)]),
+        on=keys,
         how="left",
         nulls_equal=True,
         maintain_order="left",
@@ -457,12 +452,8 @@ def _add_role(
         "attention" if kinds[i] == "attention" else "unknown" for i in np.flatnonzero(lost)
     ]
     _add_graph_places(layer, role, find_graph_places(trace, linked))
-    frame = frame.with_columns(
-        layer=pl.Series(layer), role=pl.Series(role.tolist(), dtype=pl.String)
-    )
-    return frame.with_columns(
-        layer=pl.when(pl.col("layer") >= 0).then(pl.col("layer"))
-    ), roles.source
+    roles_of_rows = pl.Series("role", role.tolist(), dtype=pl.String)
+    return frame.hstack([known_ids(layer).alias("layer"), roles_of_rows]), roles.source
 
 
 def _named_by_pass(
@@ -497,15 +488,17 @@ def _products_of_rows(frame: pl.DataFrame, host: Ints) -> Ints:
     """By row the row whose role is its own: of a kernel that an op of a product launches beside
     its first product (a fill, the sum of a split K, a second part), that one; else itself."""
     kinds = [*GEMM_KINDS, "attention"]
-    multiply = [op for op in frame["op"].unique().drop_nulls() if op_kind(op, None) in kinds]
-    rows = frame.select("step", "instance", "op", "kind").with_row_index("row")[host]
-    rows = rows.filter(pl.col("op").is_in(multiply))
-    first = rows.filter(pl.col("kind").is_in(kinds)).unique(["step", "instance"], keep="first")
-    found = rows.join(
-        first.select("step", "instance", product="row"), on=["step", "instance"], how="inner"
-    )
+    multiply = [op for op in frame["op"].unique() if op is not None and op_kind(op, None) in kinds]
+    product = is_true(is_one_of(frame["kind"], kinds))
+    rows = host[is_true(is_one_of(frame["op"], multiply))[host]]
+    step, instance = frame["step"].to_numpy()[rows], frame["instance"].to_numpy()[rows]
+    order = np.lexsort((~product[rows], instance, step))  # else in order of their launches
+    rows, step, instance = rows[order], step[order], instance[order]
+    first = np.ones(len(rows), bool)
+    first[1:] = (np.diff(step) != 0) | (np.diff(instance) != 0)
+    lead = rows[first][np.cumsum(first) - 1]
     out = np.arange(len(frame))
-    out[found["row"].to_numpy()] = found["product"].to_numpy()
+    out[rows] = np.where(product[lead], lead, rows)
     return out
 
 
@@ -544,7 +537,7 @@ def _add_class(frame: pl.DataFrame) -> pl.DataFrame:
     auxiliary to another. Products and softmax of a layer whose attention is a fused kernel are no
     part of it: they score its keys."""
     products = [*GEMM_KINDS, "attention"]
-    others = [op for op in frame["op"].unique().drop_nulls() if op_kind(op, None) not in products]
+    others = [op for op in frame["op"].unique() if op is not None and op_kind(op, None) not in products]
     wrapper = pl.col("op").is_in(others).fill_null(value=False) & pl.col("modelled").not_()
     kind, role = pl.col("kind"), pl.col("role")
     of_attention = role == "attention"
@@ -559,11 +552,11 @@ def _add_class(frame: pl.DataFrame) -> pl.DataFrame:
         .then(pl.lit(POINT))
         .otherwise(kind)
     )
-    frame = frame.with_columns(_class=kind_class)
-    of_op = pl.col("_class").filter(pl.col("primary")).first().over("step", "instance")
+    frame = frame.with_columns(kind_class.alias("class"))
+    of_op = pl.col("class").filter(pl.col("primary")).first().over("step", "instance")
     auxiliary = of_op.is_in([MATMUL, ATTENTION]) & pl.col("carries_work").not_() & wrapper.not_()
     return frame.with_columns(
-        pl.when(auxiliary).then(of_op).otherwise("_class").alias("class"),
+        pl.when(auxiliary).then(of_op).otherwise("class").alias("class"),
         auxiliary=auxiliary,
         wrapper=wrapper,
-    ).drop("_class")
+    )

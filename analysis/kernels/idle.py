@@ -26,6 +26,7 @@ from prunescope.analysis.kernels.host_calls import (
     host_time,
     is_op,
 )
+from prunescope.analysis.kernels.masks import known_ids
 from prunescope.analysis.ops.kind import MATMUL_KINDS, kind_of, op_kind
 from prunescope.analysis.timeline.correlate import launch_of, taken
 from prunescope.analysis.timeline.engines import engine_step
@@ -129,17 +130,16 @@ def add_waits(
         parts["op"] = gap - parts["collective"]
     late_host = sum((parts[name] for name, cause in PARTS.items() if cause == "host"), none)
     activities, covered, what = host_activities(trace, linked, late_host, calls)
-    return frame.with_columns(
-        *(pl.Series(f"idle_{name}", ns) for name, ns in parts.items()),
-        cause=pl.Series(_main_causes(parts, gap), dtype=pl.String),
-        host_activity=pl.Series(activities, dtype=pl.String),
-        host_activity_ns=pl.Series(covered),
-        host_activity_is=pl.Series(what, dtype=pl.String),
-        host_ns=pl.Series(host_ns),
-        host_blocked_ns=pl.Series(blocked_ns),
-    ).with_columns(
-        pl.when(pl.col(name) >= 0).then(name).alias(name) for name in ("host_ns", "host_blocked_ns")
-    )
+    columns = {
+        **{f"idle_{name}": ns for name, ns in parts.items()},
+        "cause": pl.Series(_main_causes(parts, gap), dtype=pl.String),
+        "host_activity": pl.Series(activities, dtype=pl.String),
+        "host_activity_ns": covered,
+        "host_activity_is": pl.Series(what, dtype=pl.String),
+        "host_ns": known_ids(host_ns),
+        "host_blocked_ns": known_ids(blocked_ns),
+    }
+    return frame.hstack(pl.DataFrame(columns))
 
 
 def dispatch() -> pl.Expr:
