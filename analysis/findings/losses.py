@@ -21,7 +21,6 @@ from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.findings.shape import nearest_dimension
 from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.kernels.graph_replay import LEAST
-from prunescope.analysis.kernels.idle import cause_sums
 from prunescope.analysis.schema.report import SLOWER_KERNELS, LedgerPart, Row, is_beyond_noise
 from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.roles import RESIDUAL, UNPLACED
@@ -38,7 +37,7 @@ _MUCH = 0.03  # of the dense wall: a row worth a finding
 def dispatch_bound(c: Context) -> Found | None:
     """On a CPU, much of the step is Python and dispatch between ops."""
     phase = c.phase
-    dispatch = cause_sums(c.kernels.frame)["host"] / c.kernels.num_steps
+    dispatch = c.kernels.idle_by_cause["host"] / c.kernels.num_steps
     # Of a run on a device that was not recorded nobody saw whether anything waited for the host.
     if c.kernels.on_device or c.kernels.device_unseen or dispatch <= 0.25 * phase.wall_ns:
         return None
@@ -207,7 +206,7 @@ def _gap_change(c: Context) -> str:
     longer = f"longer kernels: {_longer_ops(c)}"
     if c.kernels.apart is not None:
         return longer
-    causes = cause_sums(c.kernels.frame) if c.kernels.on_device else {"host": 1}
+    causes = c.kernels.idle_by_cause if c.kernels.on_device else {"host": 1}
     most = max(causes, key=lambda cause: causes[cause])
     able = c.kernels.on_device and not c.kernels.is_replay and not c.kernels.stops
     graph = ", or a CUDA graph" if able else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -27,7 +28,12 @@ from prunescope.analysis.kernels.host_calls import (
     graph_blockers,
     host_blocked_by_op,
 )
-from prunescope.analysis.kernels.idle import add_waits, first_call_ns, host_collectives
+from prunescope.analysis.kernels.idle import (
+    add_waits,
+    cause_sums,
+    first_call_ns,
+    host_collectives,
+)
 from prunescope.analysis.kernels.masks import is_one_of, is_true, known_ids
 from prunescope.analysis.kernels.memory_held import memory_notes
 from prunescope.analysis.kernels.number_formats import format_notes, with_formats
@@ -126,6 +132,7 @@ class Kernels:
     named_by_pass: bool = False  # whether an eager pass gave the roles (kernels/eager_roles.py)
     # Idle time of the device in first calls or compilation; on a CPU trace the time of compilers.
     first_call_ns: int = 0
+    _values: dict[str, frozenset[str]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def num_steps(self) -> int:
@@ -142,15 +149,27 @@ class Kernels:
         """How many rows each step holds."""
         return [int(n) for n in np.bincount(self.linked.step, minlength=self.num_steps)]
 
+    @cached_property
+    def idle_by_cause(self) -> dict[str, int]:
+        """Idle time by cause, ns of all steps."""
+        return cause_sums(self.frame)
+
+    def values(self, column: str) -> frozenset[str]:
+        """The values of a column of texts, each looked for once; null is none."""
+        if column not in self._values:
+            self._values[column] = frozenset(self.frame[column].unique()) - {None}
+        return self._values[column]
+
     @property
     def has_shapes(self) -> bool:
         """Whether most of the time of GEMMs and attention has shapes; a graph replay alone has
         none, nor has a trace without host ops."""
         if self.whole_graphs or self.is_folded:
             return False
-        busy, product = self.frame["busy"], is_one_of(self.frame["class"], (MATMUL, ATTENTION))
+        frame = self.frame
+        busy, product = frame["busy"], is_one_of(frame["class"], (MATMUL, ATTENTION))
         total = int(busy.filter(product).sum())
-        return not total or int(busy.filter(product & self.frame["modelled"]).sum()) >= LEAST * total
+        return not total or int(busy.filter(product & frame["modelled"]).sum()) >= LEAST * total
 
     @property
     def is_replay(self) -> bool:
@@ -488,7 +507,8 @@ def _products_of_rows(frame: pl.DataFrame, host: Ints) -> Ints:
     """By row the row whose role is its own: of a kernel that an op of a product launches beside
     its first product (a fill, the sum of a split K, a second part), that one; else itself."""
     kinds = [*GEMM_KINDS, "attention"]
-    multiply = [op for op in frame["op"].unique() if op is not None and op_kind(op, None) in kinds]
+    ops = frame["op"].drop_nulls().unique()
+    multiply = [op for op in ops if op_kind(op, None) in kinds]
     product = is_true(is_one_of(frame["kind"], kinds))
     rows = host[is_true(is_one_of(frame["op"], multiply))[host]]
     step, instance = frame["step"].to_numpy()[rows], frame["instance"].to_numpy()[rows]
@@ -537,7 +557,8 @@ def _add_class(frame: pl.DataFrame) -> pl.DataFrame:
     auxiliary to another. Products and softmax of a layer whose attention is a fused kernel are no
     part of it: they score its keys."""
     products = [*GEMM_KINDS, "attention"]
-    others = [op for op in frame["op"].unique() if op is not None and op_kind(op, None) not in products]
+    ops = frame["op"].drop_nulls().unique()
+    others = [op for op in ops if op_kind(op, None) not in products]
     wrapper = pl.col("op").is_in(others).fill_null(value=False) & pl.col("modelled").not_()
     kind, role = pl.col("kind"), pl.col("role")
     of_attention = role == "attention"

@@ -11,8 +11,10 @@ thread, without `host_blocked_ns`, the time in calls that copy or wait.
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ from prunescope.analysis.kernels.host_calls import (
     host_time,
     is_op,
 )
-from prunescope.analysis.kernels.masks import known_ids
+from prunescope.analysis.kernels.masks import Mask, is_one_of, is_true, known_ids
 from prunescope.analysis.ops.kind import MATMUL_KINDS, kind_of, op_kind
 from prunescope.analysis.timeline.correlate import launch_of, taken
 from prunescope.analysis.timeline.engines import engine_step
@@ -38,7 +40,6 @@ from prunescope.analysis.timeline.runtime_calls import (
     ALLOCATION,
     COPY,
     SYNC,
-    Mask,
     named,
     runtime_calls,
 )
@@ -142,14 +143,19 @@ def add_waits(
     return frame.hstack(pl.DataFrame(columns))
 
 
-def dispatch() -> pl.Expr:
+def dispatch_ns(frame: pl.DataFrame) -> pl.Series:
     """The host's part of a gap that a CUDA graph could spare, ns: not what the host computed
     itself or stood still in, and nothing of gaps in a data loader, or in which the host ran no op
     and made no call for longer than between two ops of a model."""
-    loads = pl.col("host_activity").str.contains(LOADER).fill_null(value=False)
-    spared = loads.not_() & (pl.col("idle_nothing") <= BETWEEN_OPS)
-    others = pl.sum_horizontal("idle_computed", "idle_stalled")
-    return pl.when(spared).then(host() - others).otherwise(0)
+    spared = ~loads_data(frame) & (frame["idle_nothing"] <= BETWEEN_OPS).to_numpy()
+    dispatch = late_host_ns(frame) - frame["idle_computed"] - frame["idle_stalled"]
+    return pl.Series(np.where(spared, dispatch, 0))
+
+
+def loads_data(frame: pl.DataFrame) -> Mask:
+    """Rows in whose gap the host was in a data loader."""
+    activity = frame["host_activity"]
+    return is_true(is_one_of(activity, filter(_LOADER.search, activity.drop_nulls().unique())))
 
 
 def first_call_ns(frame: pl.DataFrame) -> pl.Series:
@@ -157,14 +163,15 @@ def first_call_ns(frame: pl.DataFrame) -> pl.Series:
     return frame["idle_first_call"]
 
 
-def host() -> pl.Expr:
-    """The host's part of a gap, ns."""
-    return pl.sum_horizontal(f"idle_{name}" for name, cause in PARTS.items() if cause == "host")
+def late_host_ns(frame: pl.DataFrame) -> pl.Series:
+    """The host's part of each gap, ns."""
+    parts = (frame[f"idle_{name}"] for name, cause in PARTS.items() if cause == "host")
+    return reduce(operator.add, parts)
 
 
 def host_late(frame: pl.DataFrame) -> tuple[int, int]:
     """Idle time of a late host, ns of all steps: in dispatch, and in other work."""
-    late, spared = frame.select(host().sum(), dispatch().sum().alias("dispatch")).row(0)
+    late, spared = int(late_host_ns(frame).sum()), int(dispatch_ns(frame).sum())
     return spared, late - spared
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
+from prunescope.analysis.kernels.masks import is_one_of, is_true
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.schema.sides import OfTokens, PhaseKind, TokenSplit
 from prunescope.analysis.shapes.workload import annotated
@@ -114,9 +115,9 @@ def has_backward(kernels: Kernels) -> bool:
 def _trained(kernels: Kernels) -> tuple[str, str] | None:
     if any(_BACKWARD.search(call.name) for call in kernels.calls):
         return "training", "the trace holds backward passes"
-    if kernels.frame["role"].str.ends_with(BACKWARD).any():
+    if any(role.endswith(BACKWARD) for role in kernels.values("role")):
         return "training", "annotations name backward passes"
-    names = [] if kernels.calls else kernels.frame["name"].unique().drop_nulls().to_list()
+    names = () if kernels.calls else kernels.values("name")
     if not any(_BACKWARD_KERNEL.search(name) for name in names):
         return None
     return "training", "the trace holds kernels of backward passes, and no ops"
@@ -135,13 +136,9 @@ def _decodes_tokens(kernels: Kernels) -> bool:
         return True
     if _is_mostly_causal(kernels):
         return True
-    roles = set(kernels.frame["role"].unique().to_list())
-    if roles & {"lm_head", "kv_update", "sampling"} or kernels.decoder_modules:
+    if kernels.values("role") & {"lm_head", "kv_update", "sampling"} or kernels.decoder_modules:
         return True
-    names = [
-        *kernels.frame["name"].unique().drop_nulls().to_list(),
-        *(call.name for call in kernels.calls),
-    ]
+    names = [*kernels.values("name"), *(call.name for call in kernels.calls)]
     return any(_CACHE.search(name) for name in names)
 
 
@@ -150,24 +147,20 @@ def _is_mostly_causal(kernels: Kernels) -> bool:
     comes later, by their arguments or by their name. Graph replays say neither; and a model that
     makes images may hold a text encoder that is causal."""
     calls = [i for i, work in enumerate(kernels.works) if work is not None and work.causal]
-    seen = {*kernels.frame["name"].unique(), *kernels.frame["op"].unique()} - {None}
-    names = [name for name in seen if _CAUSAL.search(name)]
-    is_softmax = (pl.col("kind") == "softmax") & (pl.col("role") == "attention")
-    rows = kernels.frame.select(
-        "busy",
-        causal=pl.any_horizontal(
-            pl.col("call").is_in(calls), pl.col("name").is_in(names), pl.col("op").is_in(names)
-        ).fill_null(value=False),
-        attends=(pl.col("kind") == "attention") | is_softmax,
-        replayed=pl.Series(kernels.linked.replayed),
-    )
-    rows = rows.filter(~pl.col("replayed") & (pl.col("attends") | pl.col("causal")))
-    return 0 < int(rows["busy"].sum()) <= 2 * int(rows.filter("causal")["busy"].sum())
+    frame = kernels.frame
+    causal = is_true(frame["call"].is_in(calls)) if calls else np.zeros(len(frame), bool)
+    for column in ("name", "op"):
+        causal |= is_true(is_one_of(frame[column], filter(_CAUSAL.search, kernels.values(column))))
+    softmax = (frame["kind"] == "softmax") & (frame["role"] == "attention")
+    attends = is_true((frame["kind"] == "attention") | softmax)
+    busy, eager = frame["busy"].to_numpy(), ~kernels.linked.replayed
+    of_attention = int(busy[eager & (attends | causal)].sum())
+    return 0 < of_attention <= 2 * int(busy[eager & causal].sum())
 
 
 def _by_shape(kernels: Kernels) -> tuple[str, str]:
     linear = _usual(_rows(_linears(kernels)))
-    queries = _usual(_rows(_of(kernels, pl.col("class") == "attention")))
+    queries = _usual(_rows(_of(kernels, kernels.frame["class"] == "attention")))
     rows = "M of the linears is unknown" if linear is None else f"M of the linears is {linear}"
     if queries is not None:
         # More queries than tokens are the heads that share a key, taken together.
@@ -188,7 +181,7 @@ def _by_shape(kernels: Kernels) -> tuple[str, str]:
         return "prefill", rows
     if linear <= DECODE_ROWS:
         return "decode", rows
-    head = _usual(_rows(_of(kernels, pl.col("role") == "lm_head")))
+    head = _usual(_rows(_of(kernels, kernels.frame["role"] == "lm_head")))
     if head is not None and head != linear:
         return "prefill", f"{rows}, that of lm_head {head}"
     attends = (kernels.frame["class"] == ATTENTION).any()
@@ -211,7 +204,7 @@ def _tokens_a_sequence(kernels: Kernels) -> int | None:
 def _prompts_and_tokens(kernels: Kernels) -> bool:
     """Whether attention was called for single queries and for many, each often enough to be a
     phase: a prompt and what was generated after it."""
-    calls = _of(kernels, pl.col("class") == "attention").drop_nulls("m")
+    calls = _of(kernels, kernels.frame["class"] == "attention").drop_nulls("m")
     single = int((calls["m"] == 1).sum())
     return min(single, len(calls) - single) > _SHARE * len(calls)
 
@@ -238,33 +231,35 @@ def trained_tokens(kernels: Kernels) -> int | None:
     return max(both)[1] if both else None
 
 
-def _of(kernels: Kernels, which: pl.Expr) -> pl.DataFrame:
+def _of(kernels: Kernels, which: pl.Series) -> pl.DataFrame:
     """The primary kernels of GEMMs and attentions that `which` selects, with the M of their first
     GEMM (`m`)."""
-    table = pl.DataFrame(
-        [
-            (call, work.gemms[0].m, work.gemms[0].batch)
-            for call, work in enumerate(kernels.works)
-            if work is not None and work.gemms
-        ],
-        schema={"call": pl.Int64, "m": pl.Int64, "batch": pl.Int64},
-        orient="row",
+    frame = kernels.frame
+    products = frame["primary"] & is_one_of(frame["kind"], (*GEMM_KINDS, "attention"))
+    rows = frame[["role", "call", "busy", "start"]].filter(products & which)
+    gemms = [work.gemms[0] if work and work.gemms else None for work in kernels.works]
+    of_call = pl.DataFrame(
+        {
+            "m": [None if gemm is None else gemm.m for gemm in gemms],
+            "batch": [None if gemm is None else gemm.batch for gemm in gemms],
+        },
+        schema={"m": pl.Int64, "batch": pl.Int64},
     )
-    products = pl.col("primary") & pl.col("kind").is_in([*GEMM_KINDS, "attention"])
-    frame = kernels.frame.select(
-        *("primary", "kind", "class", "role", "call", "busy", "start"),
-        replayed=pl.Series(kernels.linked.replayed),
-    )
-    return frame.filter(products & which).join(table, on="call", how="left", maintain_order="left")
+    replayed = pl.Series("replayed", kernels.linked.replayed).filter(products & which)
+    return rows.hstack([*of_call.select(pl.all().gather(rows["call"])), replayed])
 
 
 def _linears(kernels: Kernels) -> pl.DataFrame:
     """Plain GEMMs outside of attention, head and router; of graph replays also without an M. Not
     those of experts, which see a part of the tokens, where there are others."""
-    plain = (pl.col("class") == "matmul") & (pl.col("kind") != "batched_gemm")
-    linears = _of(kernels, plain & pl.col("role").is_in(_NO_LINEARS).not_())
-    found = linears.filter((pl.col("batch") == 1) | (pl.col("m").is_null() & pl.col("replayed")))
-    others = found.filter((pl.col("role") != "experts").fill_null(value=True))
+    frame = kernels.frame
+    plain = (frame["class"] == "matmul") & (frame["kind"] != "batched_gemm")
+    linears = _of(kernels, plain & ~is_one_of(frame["role"], _NO_LINEARS))
+    single = linears["batch"] == 1
+    found = linears.filter(single | (linears["m"].is_null() & linears["replayed"]))
+    if "experts" not in kernels.values("role"):
+        return found
+    others = found.filter(found["role"] != "experts")
     return found if others.is_empty() else others
 
 
