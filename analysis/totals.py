@@ -12,10 +12,10 @@ import msgspec
 import polars as pl
 
 from prunescope.analysis.inputs.side import SidePhase
+from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.earlier_work import earlier_work_ns
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.images import images_a_step
-from prunescope.analysis.kernels.masks import is_one_of
 from prunescope.analysis.ledger.noise import wall_interval
 from prunescope.analysis.ledger.samples import Samples, samples_of
 from prunescope.analysis.schema.report import KernelRow, clock

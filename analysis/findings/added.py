@@ -287,9 +287,9 @@ def _rounded_by_shape(c: Context) -> Found | None:
 @finding("added-adapter", "critical", needs_valid_times=True)
 def added_adapter(c: Context) -> Found | None:
     """Low-rank adapters (LoRA) were not merged into their linears."""
-    rows = c.kernels.frame.filter(pl.col("role") == "adapter")
-    if rows.is_empty():
+    if "adapter" not in c.kernels.values("role"):
         return None
+    rows = c.kernels.frame.filter(pl.col("role") == "adapter")
     total = float(rows["busy"].sum()) / c.kernels.num_steps + _adapter_sums(c)
     if c.is_little(total):
         return None
@@ -344,6 +344,8 @@ def _remade(
 ) -> Found | None:
     """That the ops (`only` of that name) on tensors of these weights' sizes run at every call."""
     calls = _calls_on_weights(c, held, only=only)
+    if not calls:
+        return None
     frame = c.kernels.frame.filter(pl.col("call").is_in(calls))
     total = float(frame["busy"].sum()) / c.kernels.num_steps
     if not total or c.is_little(total):
@@ -559,16 +561,19 @@ def _new_work(c: Context) -> dict[_Purpose, list[_Entry]]:
 
 def _sums(kernels: Kernels, *, by_name: bool) -> pl.DataFrame:
     """Busy ns of all steps by (role, kind, work); `work`: the op, or the kernel where `by_name`."""
+    frame = kernels.frame[["role", "kind", "op", "name", "call", "busy"]]
     work = (pl.col("name") if by_name else pl.coalesce("op", "name")).fill_null("?")
     # Casting one number for a product is no change of layout.
     numbers = [i for i, call in enumerate(kernels.calls) if call.shapes[:1] == ((),)]
-    number = (pl.col("kind") == "layout") & pl.col("call").is_in(numbers)
     # Unpacking weights is no mask: the finding `decompressed` says it.
     calls = enumerate(kernels.calls)
-    unpacking = pl.col("call").is_in([i for i, one in calls if unpacks_bits(one.name, one.dtypes)])
+    unpacking = [i for i, one in calls if unpacks_bits(one.name, one.dtypes)]
+    if numbers or unpacking:
+        number = (pl.col("kind") == "layout") & pl.col("call").is_in(numbers)
+        left_out = number | pl.col("call").is_in(unpacking)
+        frame = frame.filter(left_out.fill_null(value=False).not_())
     return (
-        kernels.frame.filter((number | unpacking).fill_null(value=False).not_())
-        .with_columns(work=work)
+        frame.with_columns(work=work)
         .group_by("role", "kind", "work", maintain_order=True)
         .agg(pl.col("busy").sum())
     )

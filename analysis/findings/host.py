@@ -21,7 +21,6 @@ from prunescope.analysis.kernels.idle import (
     INTERRUPTED,
     LOADER,
     dispatch_ns,
-    host_late,
     late_host_ns,
     loads_data,
 )
@@ -192,7 +191,7 @@ _STALLED = _Activity(
 def host_work(c: Context) -> Found | None:
     """The device idles while the host loads data, computes or does anything but launch ops."""
     frame, steps = c.kernels.frame, c.kernels.num_steps
-    share = large_share(c, host_late(frame)[1] / steps)
+    share = large_share(c, c.kernels.late_host[1] / steps)
     if share is None:
         return None
     work = sorted(_host_work(frame), key=lambda one: -one.ns)

@@ -10,7 +10,7 @@ import polars as pl
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.host import MUCH, NAMED, SOME, idle_ns, large_share
 from prunescope.analysis.findings.registry import Found, finding
-from prunescope.analysis.kernels.idle import dispatch_ns, host_late
+from prunescope.analysis.kernels.idle import dispatch_ns
 from prunescope.analysis.schema.report import (
     CLOCK_SKEW,
 )
@@ -64,7 +64,7 @@ def clock_skew(c: Context) -> Found | None:
 @finding("launch-bound", "critical", needs_valid_times=True, needs_one_clock=True)
 def launch_bound(c: Context) -> Found | None:
     """Launch-bound: the device idles while the host prepares the next launch."""
-    late, others = host_late(c.kernels.frame)
+    late, others = c.kernels.late_host
     phase, steps = c.phase, c.kernels.num_steps
     spared, other = late / steps, others / steps
     idle = phase.gap_ns - int(c.kernels.frame["idle_other_step"].sum()) / steps

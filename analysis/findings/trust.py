@@ -219,11 +219,12 @@ def above_peak(c: Context) -> Found | None:
     frame = c.kernels.frame
     # Where streams overlap, `busy` is the part of a kernel that no earlier kernel covers.
     took = "duration" if c.kernels.on_device else "busy"
-    fast = frame.filter((frame["ideal"] > _ABOVE * frame[took]) & (frame["busy"] > 0))
+    is_fast = (frame["ideal"] > _ABOVE * frame[took]) & (frame["busy"] > 0)
     total = int(frame["busy"].sum())
-    share = int(fast["busy"].sum()) / total if total else 0.0
+    share = int(frame["busy"].filter(is_fast).sum()) / total if total else 0.0
     if share < 0.02:
         return None
+    fast = frame.filter(is_fast)
     shown = (
         fast.sort("busy", descending=True, maintain_order=True)
         .group_by("name", maintain_order=True)

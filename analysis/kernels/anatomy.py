@@ -11,10 +11,10 @@ from collections import Counter
 import polars as pl
 
 from prunescope.analysis.device.tiles import tile_of
+from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.communication import communication
 from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.kernels.idle import PARTS, host_late
-from prunescope.analysis.kernels.masks import is_one_of
+from prunescope.analysis.kernels.idle import PARTS
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.kernels.what_if import what_if
 from prunescope.analysis.schema.anatomy import Anatomy, HostTime, Idle, LayerTime, RooflinePoint
@@ -32,7 +32,7 @@ def anatomy(kernels: Kernels, gemms: list[GemmRow]) -> Anatomy:
     """Everything in an Anatomy of one phase."""
     frame, steps = kernels.frame, kernels.num_steps
     shapes, fit = what_if(kernels, gemms)
-    dispatch, _ = host_late(frame) if kernels.on_device else (0, 0)
+    dispatch, _ = kernels.late_host if kernels.on_device else (0, 0)
     # A CUDA graph also removes gaps between kernels already queued, and the launch of copies inside
     # it.
     sums = kernels.idle_by_cause

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.kernels.collectives import collective_notes
+from prunescope.analysis.kernels.columns import instance_numbers, is_one_of, is_true, known_ids
 from prunescope.analysis.kernels.counters import Needed, SampledClock, counter_notes, sampled_clock
 from prunescope.analysis.kernels.eager_roles import roles_of_pass
 from prunescope.analysis.kernels.expected_experts import with_expected_experts
@@ -33,8 +34,8 @@ from prunescope.analysis.kernels.idle import (
     cause_sums,
     first_call_ns,
     host_collectives,
+    host_late,
 )
-from prunescope.analysis.kernels.masks import is_one_of, is_true, known_ids
 from prunescope.analysis.kernels.memory_held import memory_notes
 from prunescope.analysis.kernels.number_formats import format_notes, with_formats
 from prunescope.analysis.kernels.peaks import Peaks
@@ -153,6 +154,11 @@ class Kernels:
     def idle_by_cause(self) -> dict[str, int]:
         """Idle time by cause, ns of all steps."""
         return cause_sums(self.frame)
+
+    @cached_property
+    def late_host(self) -> tuple[int, int]:
+        """Idle time of a late host, ns of all steps: in dispatch, and in other work."""
+        return host_late(self.frame)
 
     def values(self, column: str) -> frozenset[str]:
         """The values of a column of texts, each looked for once; null is none."""
@@ -511,11 +517,9 @@ def _products_of_rows(frame: pl.DataFrame, host: Ints) -> Ints:
     multiply = [op for op in ops if op_kind(op, None) in kinds]
     product = is_true(is_one_of(frame["kind"], kinds))
     rows = host[is_true(is_one_of(frame["op"], multiply))[host]]
-    step, instance = frame["step"].to_numpy()[rows], frame["instance"].to_numpy()[rows]
-    order = np.lexsort((~product[rows], instance, step))  # else in order of their launches
-    rows, step, instance = rows[order], step[order], instance[order]
-    first = np.ones(len(rows), bool)
-    first[1:] = (np.diff(step) != 0) | (np.diff(instance) != 0)
+    number = instance_numbers(frame)
+    rows = rows[np.lexsort((~product[rows], number[rows]))]  # else in order of their launches
+    first = np.diff(number[rows], prepend=NONE) != 0
     lead = rows[first][np.cumsum(first) - 1]
     out = np.arange(len(frame))
     out[rows] = np.where(product[lead], lead, rows)

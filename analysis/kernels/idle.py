@@ -21,6 +21,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from prunescope.analysis.kernels.columns import Mask, is_one_of, is_true, known_ids
 from prunescope.analysis.kernels.host_calls import (
     blocking_calls,
     blocking_copies,
@@ -28,7 +29,6 @@ from prunescope.analysis.kernels.host_calls import (
     host_time,
     is_op,
 )
-from prunescope.analysis.kernels.masks import Mask, is_one_of, is_true, known_ids
 from prunescope.analysis.ops.kind import MATMUL_KINDS, kind_of, op_kind
 from prunescope.analysis.timeline.correlate import launch_of, taken
 from prunescope.analysis.timeline.engines import engine_step
@@ -155,7 +155,8 @@ def dispatch_ns(frame: pl.DataFrame) -> pl.Series:
 def loads_data(frame: pl.DataFrame) -> Mask:
     """Rows in whose gap the host was in a data loader."""
     activity = frame["host_activity"]
-    return is_true(is_one_of(activity, filter(_LOADER.search, activity.drop_nulls().unique())))
+    names = [name for name in activity.unique() if name is not None and _LOADER.search(name)]
+    return is_true(is_one_of(activity, names))
 
 
 def first_call_ns(frame: pl.DataFrame) -> pl.Series:

@@ -16,8 +16,8 @@ from collections.abc import Iterable
 import numpy as np
 import polars as pl
 
+from prunescope.analysis.kernels.columns import is_one_of, is_true
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
-from prunescope.analysis.kernels.masks import is_one_of, is_true
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.schema.sides import OfTokens, PhaseKind, TokenSplit
 from prunescope.analysis.shapes.workload import annotated

@@ -13,18 +13,16 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from prunescope.analysis.device.hardware import rate_of
 from prunescope.analysis.device.tiles import Launch, in_blocks, shape_loss, tile_of, wave_model
-from prunescope.analysis.kernels.masks import is_true
+from prunescope.analysis.kernels.columns import Floats, is_true
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.ops.call import Work
 from prunescope.analysis.timeline.grid_units import ITEMS, UNKNOWN_UNIT, grid_units
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.gemm import Gemm
 
-Floats = NDArray[np.float64]
 _KEYS = ["name_id", "call", "grid", "block", "registers", "shared_memory", "unit", "parts"]
 _SCHEMA = {
     "blocks": pl.Int64, "tile": pl.String, "along_n": pl.Int64, "tiles": pl.Int64,

@@ -13,12 +13,12 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.device.cores import multiplied_in
-from prunescope.analysis.kernels.masks import Mask, is_one_of, is_true
+from prunescope.analysis.kernels.columns import Mask, instance_numbers, is_one_of, is_true
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE
 from prunescope.analysis.ops.call import OpCall, Work
 from prunescope.analysis.ops.kind import op_kind
 from prunescope.analysis.timeline.link import Linked
-from prunescope.analysis.trace.collect import Ints
+from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.taxonomy.dtypes import dtype, itemsize
 
 # A list of tensors has no number format in a trace; the name of the kernel that reads it has one,
@@ -80,14 +80,12 @@ def _instances(frame: pl.DataFrame, carries: Mask) -> tuple[Ints, Mask]:
     else is no copy or fill, else the longest, else the first. By numpy: a rank over structs takes
     ten times as long."""
     moves = is_one_of(frame["kind"], ("memset", "memcpy")).to_numpy()
-    columns = (frame[name].to_numpy() for name in ("step", "instance", "busy", "start"))
-    step, instance, busy, start = columns
-    order = np.lexsort((start, -busy, moves, ~carries, instance, step))
-    first = np.ones(len(order), bool)
-    first[1:] = (np.diff(step[order]) != 0) | (np.diff(instance[order]) != 0)
-    number, longest = np.zeros(len(order), np.int64), np.zeros(len(order), bool)
-    number[order] = np.cumsum(first) - 1
-    longest[order[first]] = True
+    number, busy, start = (
+        instance_numbers(frame), frame["busy"].to_numpy(), frame["start"].to_numpy()
+    )  # fmt: skip
+    order = np.lexsort((start, -busy, moves, ~carries, number))
+    longest = np.zeros(len(order), bool)
+    longest[order[np.diff(number[order], prepend=NONE) != 0]] = True
     return number, longest
 
 

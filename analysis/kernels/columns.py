@@ -1,7 +1,8 @@
-"""Rows of a frame by the values of its columns: masks of series, without a query.
+"""Rows of the kernels frame by the values of its columns, without a query.
 
-In: columns. Out: masks, null where the value is null. A comparison of a series takes a tenth of the
-time of a query on a small frame, and a third of that of `is_in` on a large one.
+In: columns. Out: masks, null where the value is null; numbers of instances. A comparison of a
+series takes a tenth of the time of a query on a small frame, and a third of that of `is_in` on a
+large one.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from prunescope.analysis.trace.collect import Ints
+from prunescope.analysis.trace.collect import NONE, Ints
 
 Mask = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 
 
 def is_one_of(column: pl.Series, values: Iterable[str | int]) -> pl.Series:
@@ -35,6 +37,16 @@ def is_true(mask: pl.Series) -> Mask:
     out = np.zeros(len(mask), bool)
     out[rows_of(mask)] = True
     return out
+
+
+def instance_numbers(frame: pl.DataFrame) -> Ints:
+    """A number from 0 by row, the same for the rows of one op in one step."""
+    step, instance = frame["step"].to_numpy(), frame["instance"].to_numpy()
+    order = np.lexsort((instance, step))
+    first = (np.diff(step[order], prepend=NONE) != 0) | (np.diff(instance[order], prepend=0) != 0)
+    number = np.empty(len(order), np.int64)
+    number[order] = np.cumsum(first) - 1
+    return number
 
 
 def known_ids(ids: Ints) -> pl.Series:
