@@ -150,7 +150,8 @@ def _is_mostly_causal(kernels: Kernels) -> bool:
     frame = kernels.frame
     causal = is_true(frame["call"].is_in(calls)) if calls else np.zeros(len(frame), bool)
     for column in ("name", "op"):
-        causal |= is_true(is_one_of(frame[column], filter(_CAUSAL.search, kernels.values(column))))
+        names = [name for name in kernels.values(column) if _CAUSAL.search(name)]
+        causal |= is_true(is_one_of(frame[column], names))
     softmax = (frame["kind"] == "softmax") & (frame["role"] == "attention")
     attends = is_true((frame["kind"] == "attention") | softmax)
     busy, eager = frame["busy"].to_numpy(), ~kernels.linked.replayed

@@ -55,10 +55,10 @@ def add_work(
     took = np.bincount(number[carries], duration[carries], minlength=len(frame))[number]
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(took > 0, duration / took, 1.0 / parts)
-    share = pl.Series(np.where(parts == 1, 1.0, share))
+    share = np.where(parts == 1, 1.0, share)
     of_call = _table(works).select(pl.all().gather(frame["call"]))
     flop, moved = (
-        (of_call[name] * share).zip_with(pl.Series(carries), _UNKNOWN) for name in ("flop", "bytes")
+        (of_call[name] * pl.Series(share)).zip_with(pl.Series(carries), _UNKNOWN) for name in ("flop", "bytes")
     )
     columns = {
         "carries_work": carries,

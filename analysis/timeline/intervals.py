@@ -122,7 +122,7 @@ def carry_over_ns(rows: pl.DataFrame) -> Ints:
     reached = np.full(step.max() + 2, start.min())  # by all earlier steps; the first has none
     np.maximum.at(reached, step + 1, end)
     begin = np.maximum.accumulate(reached)[step]
-    return np.maximum(np.minimum(end, begin) - start, 0)
+    return np.asarray(np.maximum(np.minimum(end, begin) - start, 0))
 
 
 def _bounds(rows: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
