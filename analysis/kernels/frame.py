@@ -166,7 +166,7 @@ class Kernels:
             self._values[column] = frozenset(self.frame[column].unique()) - {None}
         return self._values[column]
 
-    @property
+    @cached_property
     def has_shapes(self) -> bool:
         """Whether most of the time of GEMMs and attention has shapes; a graph replay alone has
         none, nor has a trace without host ops."""

@@ -58,7 +58,8 @@ def add_work(
     share = np.where(parts == 1, 1.0, share)
     of_call = _table(works).select(pl.all().gather(frame["call"]))
     flop, moved = (
-        (of_call[name] * pl.Series(share)).zip_with(pl.Series(carries), _UNKNOWN) for name in ("flop", "bytes")
+        (of_call[name] * pl.Series(share)).zip_with(pl.Series(carries), _UNKNOWN)
+        for name in ("flop", "bytes")
     )
     columns = {
         "carries_work": carries,
