@@ -6,8 +6,6 @@ In: a Context. Out: Found, or None. Times are ns a step.
 
 from __future__ import annotations
 
-import polars as pl
-
 from prunescope.analysis.findings.allocate import allocation
 from prunescope.analysis.findings.context import (
     Context,
@@ -311,8 +309,12 @@ def _has_moved(c: Context, part: LedgerPart) -> bool:
         axes = {p.axis for p in c.pairs or () if p.key[1] == part.role}
         return not axes <= {"none", "unknown"}
     sides = [side for side in (c.kernels, c.baseline_kernels) if side is not None]
-    of_part = (pl.col("role") == part.role) & (pl.col("class") == part.cls)
-    sizes = [set(side.frame.filter(of_part)["bytes"].drop_nulls().unique()) for side in sides]
+    frames = [side.frame for side in sides]
+    of_part = [(one["role"] == part.role) & (one["class"] == part.cls) for one in frames]
+    sizes = [
+        set(one["bytes"].filter(rows).drop_nulls().unique())
+        for one, rows in zip(frames, of_part, strict=True)
+    ]
     return all(sizes) and sizes[0] != sizes[-1]
 
 

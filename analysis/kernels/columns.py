@@ -7,7 +7,9 @@ large one.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
+from functools import reduce
 
 import numpy as np
 import polars as pl
@@ -21,21 +23,16 @@ Floats = NDArray[np.float64]
 
 def is_one_of(column: pl.Series, values: Iterable[str | int]) -> pl.Series:
     """Which rows hold one of a few values; null where the row is null."""
-    out = pl.Series(np.zeros(len(column), bool))
-    for value in values:
-        out = out | (column == value)
-    return out
-
-
-def rows_of(mask: pl.Series) -> Ints:
-    """Numbers of the rows that a mask selects; null selects none."""
-    return pl.Series(np.arange(len(mask))).filter(mask).to_numpy()
+    masks = [column == value for value in values]
+    return reduce(operator.or_, masks) if masks else column != column  # of none: no row does
 
 
 def is_true(mask: pl.Series) -> Mask:
     """A mask as an array, in which null is false."""
+    if not mask.null_count():
+        return mask.to_numpy(writable=True)
     out = np.zeros(len(mask), bool)
-    out[rows_of(mask)] = True
+    out[pl.Series(np.arange(len(mask))).filter(mask).to_numpy()] = True
     return out
 
 

@@ -513,10 +513,8 @@ def _products_of_rows(frame: pl.DataFrame, host: Ints) -> Ints:
     """By row the row whose role is its own: of a kernel that an op of a product launches beside
     its first product (a fill, the sum of a split K, a second part), that one; else itself."""
     kinds = [*GEMM_KINDS, "attention"]
-    ops = frame["op"].drop_nulls().unique()
-    multiply = [op for op in ops if op_kind(op, None) in kinds]
     product = is_true(is_one_of(frame["kind"], kinds))
-    rows = host[is_true(is_one_of(frame["op"], multiply))[host]]
+    rows = host[is_true(is_one_of(frame["op"], _multiplying(frame)))[host]]
     number = instance_numbers(frame)
     rows = rows[np.lexsort((~product[rows], number[rows]))]  # else in order of their launches
     first = np.diff(number[rows], prepend=NONE) != 0
@@ -541,17 +539,16 @@ def _add_passes(layer: np.ndarray, role: np.ndarray, host: np.ndarray, passes: P
 def _add_shapes(frame: pl.DataFrame, first: int, mapped: np.ndarray | None) -> pl.DataFrame:
     """Column `shapes`: the source of the shapes of a GEMM or an attention; null where it has none.
     Calls from `first` on are those of a model's config."""
-    eager = pl.lit(value=False) if mapped is None else pl.Series(mapped)
-    source = (
-        pl.when(pl.col("call") >= first)
-        .then(pl.lit("model"))
-        .when(pl.col("modelled").not_() | pl.col("kind").is_in([*GEMM_KINDS, "attention"]).not_())
-        .then(pl.lit(None, pl.String))
-        .when(eager)
-        .then(pl.lit("eager-trace"))
-        .otherwise(pl.lit("recorded"))
-    )
-    return frame.with_columns(shapes=source)
+    products = is_true(is_one_of(frame["kind"], (*GEMM_KINDS, "attention")))
+    is_known = products & is_true(frame["modelled"])
+    of_model = is_true(frame["call"] >= first)
+    eager = np.zeros(len(frame), bool) if mapped is None else mapped
+    source = np.select([of_model, ~is_known, eager], [_MODEL, _NO_SHAPES, _EAGER], _RECORDED)
+    return frame.hstack([_SOURCES[source].alias("shapes")])
+
+
+_SOURCES = pl.Series(["model", "eager-trace", "recorded", None])
+_MODEL, _EAGER, _RECORDED, _NO_SHAPES = range(4)
 
 
 def _add_class(frame: pl.DataFrame) -> pl.DataFrame:
@@ -560,28 +557,26 @@ def _add_class(frame: pl.DataFrame) -> pl.DataFrame:
     `wrapper`: the op is neither and has no shapes (a compiled region): none of its rows is
     auxiliary to another. Products and softmax of a layer whose attention is a fused kernel are no
     part of it: they score its keys."""
-    products = [*GEMM_KINDS, "attention"]
-    ops = frame["op"].drop_nulls().unique()
-    others = [op for op in ops if op_kind(op, None) not in products]
-    wrapper = pl.col("op").is_in(others).fill_null(value=False) & pl.col("modelled").not_()
-    kind, role = pl.col("kind"), pl.col("role")
-    of_attention = role == "attention"
-    has_fused = (of_attention & (kind == "attention")).any().over("step", "layer")
-    in_attention = of_attention & kind.is_in([*GEMM_KINDS, "softmax"]) & has_fused.not_()
-    kind_class = (
-        pl.when((kind == "attention") | in_attention)
-        .then(pl.lit(ATTENTION))
-        .when(kind.is_in(GEMM_KINDS))
-        .then(pl.lit(MATMUL))
-        .when(kind.is_in(POINTWISE))
-        .then(pl.lit(POINT))
-        .otherwise(kind)
-    )
-    frame = frame.with_columns(kind_class.alias("class"))
-    of_op = pl.col("class").filter(pl.col("primary")).first().over("step", "instance")
-    auxiliary = of_op.is_in([MATMUL, ATTENTION]) & pl.col("carries_work").not_() & wrapper.not_()
-    return frame.with_columns(
-        pl.when(auxiliary).then(of_op).otherwise("class").alias("class"),
-        auxiliary=auxiliary,
-        wrapper=wrapper,
-    )
+    kind, of_attention = frame["kind"], frame["role"] == "attention"
+    fused = of_attention & (kind == "attention")
+    unfused = of_attention & is_one_of(kind, (*GEMM_KINDS, "softmax"))
+    if fused.any() and unfused.any():
+        layers = frame[["step", "layer"]].hstack([fused.alias("fused")])
+        unfused &= ~layers.select(pl.col("fused").any().over("step", "layer")).to_series()
+    cls = pl.Series([POINT]).zip_with(is_one_of(kind, POINTWISE), kind)
+    cls = pl.Series([MATMUL]).zip_with(is_one_of(kind, GEMM_KINDS), cls)
+    cls = pl.Series([ATTENTION]).zip_with((kind == "attention") | unfused, cls)
+    number, primary = instance_numbers(frame), np.flatnonzero(frame["primary"].to_numpy())
+    main = np.full(len(frame), NONE)  # by instance
+    main[number[primary]] = primary
+    of_op = cls.gather(known_ids(main[number]))
+    wrapper = pl.Series(is_true(~is_one_of(frame["op"], _multiplying(frame)))) & ~frame["modelled"]
+    auxiliary = is_one_of(of_op, (MATMUL, ATTENTION)) & ~frame["carries_work"] & ~wrapper
+    columns = {"class": of_op.zip_with(auxiliary, cls), "auxiliary": auxiliary, "wrapper": wrapper}
+    return frame.hstack([column.alias(name) for name, column in columns.items()])
+
+
+def _multiplying(frame: pl.DataFrame) -> list[str]:
+    """The ops that are products or attention."""
+    kinds = [*GEMM_KINDS, "attention"]
+    return [op for op in frame["op"].unique() if op is not None and op_kind(op, None) in kinds]

@@ -67,7 +67,8 @@ def phase_kind(kernels: Kernels) -> PhaseKind:
     elif not _decodes_tokens(kernels):
         kind, evidence, caveat = *_NO_DECODER, None
     else:
-        kind, evidence, caveat = *_by_shape(kernels), _several(kernels)
+        linears = _linears(kernels)
+        kind, evidence, caveat = *_by_shape(kernels, linears), _several(kernels, linears)
         kind = "mixed" if caveat and _prompts_and_tokens(kernels) else kind
     answer = PhaseKind(kind=kind, evidence=evidence)
     if caveat:
@@ -99,7 +100,7 @@ def _generated(kernels: Kernels) -> tuple[str, str] | None:
         return None
     names = kernels.windows.names
     kind = engine_step(names[0]) or "unknown"
-    by_shape, shown = _by_shape(kernels)
+    by_shape, shown = _by_shape(kernels, _linears(kernels))
     what = "prompt" if kind == "prefill" else "token"
     each = f"each step is one {what} a sequence" if len(names) > 1 else f"the step is a {what}"
     if kind == "decode" and by_shape == "prefill":  # several queries of a sequence at a time
@@ -159,13 +160,13 @@ def _is_mostly_causal(kernels: Kernels) -> bool:
     return 0 < of_attention <= 2 * int(busy[eager & causal].sum())
 
 
-def _by_shape(kernels: Kernels) -> tuple[str, str]:
-    linear = _usual(_rows(_linears(kernels)))
+def _by_shape(kernels: Kernels, linears: pl.DataFrame) -> tuple[str, str]:
+    linear = _usual(_rows(linears))
     queries = _usual(_rows(_of(kernels, kernels.frame["class"] == "attention")))
     rows = "M of the linears is unknown" if linear is None else f"M of the linears is {linear}"
     if queries is not None:
         # More queries than tokens are the heads that share a key, taken together.
-        most = rows_of_linears(kernels)
+        most = _most_rows(linears)
         one_token = queries == 1 or (most is not None and most < queries)
         kind = "decode" if one_token else "prefill"
         return (
@@ -212,7 +213,11 @@ def _prompts_and_tokens(kernels: Kernels) -> bool:
 
 def rows_of_linears(kernels: Kernels) -> int | None:
     """The largest M of the linears (an expert sees a part of the tokens); None without shapes."""
-    return max((m for m, _ in _rows(_linears(kernels))), default=None)
+    return _most_rows(_linears(kernels))
+
+
+def _most_rows(linears: pl.DataFrame) -> int | None:
+    return None if linears.is_empty() else linears["m"].max()
 
 
 def trained_tokens(kernels: Kernels) -> int | None:
@@ -273,13 +278,13 @@ def _usual(rows: Iterable[tuple[int, int]]) -> int | None:
     return max(rows, key=lambda row: (row[1], row[0]), default=(None, 0))[0]
 
 
-def _several(kernels: Kernels) -> str | None:
+def _several(kernels: Kernels, linears: pl.DataFrame) -> str | None:
     """A message where linears of very different M follow one another: a mean over several phases.
     Those of graph replays have no M, which counts as one."""
-    linears = _linears(kernels).sort("start").with_columns(pl.col("m").fill_null(0))
-    sums = linears.group_by("m").agg(pl.len().alias("count"), pl.col("busy").sum())
-    if not len(sums):
+    if linears["m"].n_unique() < 2:
         return None
+    linears = linears.sort("start").with_columns(pl.col("m").fill_null(0))
+    sums = linears.group_by("m").agg(pl.len().alias("count"), pl.col("busy").sum())
     of_all, busy_of_all = sums.select(pl.col("count", "busy").sum()).row(0)
     seen = [
         (m, count)
