@@ -217,7 +217,7 @@ def rows_of_linears(kernels: Kernels) -> int | None:
 
 
 def _most_rows(linears: pl.DataFrame) -> int | None:
-    return None if linears.is_empty() else linears["m"].max()
+    return max((m for m in linears["m"].unique() if m is not None), default=None)
 
 
 def trained_tokens(kernels: Kernels) -> int | None:
