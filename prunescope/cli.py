@@ -760,7 +760,7 @@ def _gemm(
     with Bar() as bar:
         found = Replayed.of(*replay_request(dataclasses.replace(request, progress=bar)))
     if out is not None:
-        from prunescope.analysis.report.replay_files import replay_files
+        from prunescope.analysis.report.replay_figure import replay_files
         from prunescope.analysis.report.write import write_files
 
         write_files(replay_files(found.replays, found.report), out)

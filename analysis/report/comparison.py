@@ -6,9 +6,7 @@ Times are of one step, ledger rows are shares of the dense wall; – is unknown,
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -289,17 +287,9 @@ def render_latex(comparison: Comparison, *, label_prefix: str = "") -> str:
 
 def render_csv(comparison: Comparison) -> str:
     """Raw values (ns, bytes, ratios), one line for each run and phase; empty is unknown."""
-    out = io.StringIO()
-    writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     flat = [dict(_flat(row)) for row in comparison.rows]
     head = list(dict.fromkeys(key for row in flat for key in row))
-    writer.writerow(head)
-    for row in flat:
-        values = (row.get(key) for key in head)
-        writer.writerow(
-            [escape.cell(v) if isinstance(v, str) else "" if v is None else v for v in values]
-        )
-    return out.getvalue()
+    return escape.csv_text(head, (map(row.get, head) for row in flat))
 
 
 def _flat(row: ComparisonRow) -> Iterator[tuple[str, Any]]:

@@ -6,16 +6,15 @@ cell that a spreadsheet would take for a formula gets an apostrophe in front.
 
 from __future__ import annotations
 
-import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import polars as pl
 
 from prunescope.analysis.report.dictionary import FRAME, TABLES, columns_of, unit_of
-from prunescope.analysis.report.escape import cell
+from prunescope.analysis.report.escape import cell, csv_text
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.schema.report import Report
 
@@ -35,7 +34,7 @@ def _csv(report: Report, file: str) -> str:
         for name, phase in report.phases.items()
         for row in rows_of(phase)
     )
-    return _text([column.name for column in columns_of(file)], rows)
+    return csv_text([column.name for column in columns_of(file)], rows)
 
 
 def _flat(value: Any, field: str) -> Value:
@@ -58,7 +57,7 @@ def data_dictionary(frames: Mapping[str, pl.DataFrame] | None = None) -> str:
     rows += [
         ["kernels-<phase>", column, unit_of(column), FRAME.get(column, "")] for column in named
     ]
-    return _text(["file", "column", "unit", "meaning"], rows)
+    return csv_text(["file", "column", "unit", "meaning"], rows)
 
 
 def frame_tables(
@@ -97,14 +96,3 @@ def _inert(column: pl.Series) -> pl.Series:
     """Replaced once for each distinct string: a frame has few names and many rows."""
     unsafe = {name: cell(name) for name in column.unique().drop_nulls() if cell(name) != name}
     return column.replace(unsafe) if unsafe else column
-
-
-def _text(head: list[str], rows: Iterable[Sequence[Value]]) -> str:
-    out = io.StringIO()
-    # Every string is quoted, so that no other separator of a spreadsheet splits one into cells.
-    writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(
-        [cell(v) if isinstance(v, str) else "" if v is None else v for v in row] for row in rows
-    )
-    return out.getvalue()
