@@ -63,7 +63,7 @@ def point_of(
         categories=phase.categories,
         recovery=recovery_loss(run.pruning.recovery if run.pruning else None, controls),
         training_stopped=_stopped(run),
-        timing_valid=not times_are_invalid(phase),
+        timing_valid=not phase.invalid_times,
         set=list(entry.set),
         closure=phase.closure,
         dimensions=_dimensions(run, entry.phase),
@@ -139,11 +139,6 @@ def _parts_by_count(pruning: Pruning) -> list[Pruning]:
         for part in pruning.parts or [pruning]
         if part.selection == "random" and (part.knobs or {}).get("choose") == "rank"
     ]
-
-
-def times_are_invalid(phase: Phase) -> bool:
-    """Whether a finding makes the times of a phase no evidence."""
-    return bool(phase.invalid_times)
 
 
 def loss_in(quality: Quality | None, phase: str) -> Loss | None:

@@ -5,8 +5,6 @@ Times are of one step, ledger rows are shares of the dense wall; – is unknown,
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,7 +14,7 @@ from typing import Any
 import msgspec
 
 from prunescope.analysis.report import escape, numbers
-from prunescope.analysis.report.html import SCRIPT, TEMPLATES, templates
+from prunescope.analysis.report.html import rendered_page
 from prunescope.analysis.report.latex import check_prefix, head, tabular
 from prunescope.analysis.report.ledger_view import LADDER, LEDGER, NOT_EXPLAINED, TOTALS
 from prunescope.analysis.report.markdown import table_lines
@@ -330,18 +328,14 @@ def render_html(comparison: Comparison) -> str:
 
 
 def _page(comparison: Comparison, svg: bytes | None) -> str:
-    env = templates()
-    script = (TEMPLATES / SCRIPT).read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     figure = "" if svg is None else svg.decode().partition("<svg")[2]
-    return env.get_template("comparison.html.j2").render(
+    return rendered_page(
+        "comparison.html.j2",
         title="Comparison",
         warnings=comparison_warnings(comparison),
         table=comparison_table(comparison),
         figure=f"<svg{figure}" if figure else "",
         tool=comparison.tool,
-        script=script,
-        digest=digest,
     )
 
 

@@ -13,6 +13,7 @@ from prunescope.analysis.report import evidence, numbers
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import (
     ARITHMETIC,
+    MEASURED,
     Ladder,
     LedgerPart,
     OverheadPart,
@@ -175,10 +176,47 @@ def shown_bounds(ladder: Ladder) -> dict[str, tuple[str, str]]:
     return out
 
 
-def readable_bound_interval(ladder: Ladder, name: str) -> list[float] | None:
-    """The interval of a bound; None where it is too wide: an end beyond ten times the bound."""
-    ci95, value = ladder.interval_of(name), getattr(ladder, name)
-    return ci95 if ci95 and value and ci95[1] <= _FAR * value else None
+@dataclass(frozen=True, slots=True)
+class LadderRow:
+    """A bound of the ladder, or a measured ratio, as every format shows it. `ci95`: None where it
+    is too wide, with an end beyond ten times the bound; `share`: of it that was realised;
+    `reasons`: why it is no evidence."""
+
+    key: str
+    label: str
+    meaning: str
+    value: float | None
+    ci95: list[float] | None
+    share: float | None
+    reasons: list[str]
+
+    @property
+    def interval(self) -> str:
+        """The interval as text; empty for a bound that is arithmetic."""
+        return "" if self.key in ARITHMETIC else numbers.ratios(self.ci95)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether it is no bound."""
+        return self.key in MEASURED
+
+
+def ladder_rows(phase: Phase) -> list[LadderRow]:
+    """The ladder in order; empty without one."""
+    ladder = phase.ladder
+    if ladder is None:
+        return []
+    shares, reasons, found = realised_shares(phase), evidence.of_bounds(phase), []
+    for key, (label, meaning) in shown_bounds(ladder).items():
+        value, ci95 = getattr(ladder, key), ladder.interval_of(key)
+        shown = ci95 if ci95 and value and ci95[1] <= _FAR * value else None
+        found.append(LadderRow(key, label, meaning, value, shown, shares.get(key), reasons[key]))
+    return found
+
+
+def ladder_caveats(rows: Iterable[LadderRow]) -> dict[str, str]:
+    """Why some of them are no evidence, with the words of a legend."""
+    return evidence.with_further_reasons(row.reasons for row in rows if row.value is not None)
 
 
 def _interval(row: Row | LedgerPart, rows: list[Row]) -> Cell:
@@ -318,20 +356,18 @@ def _part_tone(part: LedgerPart) -> str:
 
 def ladder_table(phase: Phase) -> Table | None:
     """The bounds of the ladder with their intervals and the share of each that was realised."""
-    ladder = phase.ladder
-    if ladder is None:
+    rows = ladder_rows(phase)
+    if not rows:
         return None
-    shares = realised_shares(phase)
-    marks = evidence.of_bounds(phase)
-    rows = [
+    cells = [
         [
-            Cell(label),
-            Cell(marked(value := getattr(ladder, name), marks[name]), value),
-            _ladder_interval(ladder, name),
-            Cell(numbers.percent(shares.get(name)), shares.get(name)),
-            Cell(assumption),
+            Cell(row.label),
+            Cell(marked(row.value, row.reasons), row.value),
+            Cell(row.interval, row.ci95[0] if row.ci95 else None),
+            Cell(numbers.percent(row.share), row.share),
+            Cell(row.meaning),
         ]
-        for name, (label, assumption) in shown_bounds(ladder).items()
+        for row in rows
     ]
     columns = [
         Column("bound or measured ratio"),
@@ -340,11 +376,10 @@ def ladder_table(phase: Phase) -> Table | None:
         Column("share realised", numeric=True),
         Column("meaning", drop=1),
     ]
-    every = (why for each in marks.values() for why in each)
-    words = dict.fromkeys(why for why in every if why in evidence.INVALID)
+    words = dict.fromkeys(why for row in rows for why in row.reasons if why in evidence.INVALID)
     notes = [f"? {', '.join(words)}"] if words else []
     notes += ladder_notes(phase)
-    return without_unknown(Table("ladder", "Ladder", columns, rows, notes))
+    return without_unknown(Table("ladder", "Ladder", columns, cells, notes))
 
 
 def marked(value: float | None, reasons: list[str]) -> str:
@@ -359,8 +394,8 @@ def ladder_notes(phase: Phase) -> list[str]:
     ladder = phase.ladder
     if ladder is None:
         return []
-    known = (name for name in shown_bounds(ladder) if ladder.interval_of(name))
-    notes = [TOO_WIDE] * any(readable_bound_interval(ladder, name) is None for name in known)
+    rows = ladder_rows(phase)
+    notes = [TOO_WIDE] * any(row.ci95 is None and ladder.interval_of(row.key) for row in rows)
     if ladder.realised_ci95 is None and any(row.ci95 for row in phase.ledger or ()):
         notes.append(f"no interval of the speedup: {_why_none(phase)}")
     return notes
@@ -392,13 +427,3 @@ def realised_shares(phase: Phase) -> dict[str, float]:
         if not (two_rates and name in by_flops)
     }
     return {name: share for name, share in found.items() if share is not None}
-
-
-def _ladder_interval(ladder: Ladder, name: str) -> Cell:
-    ci95 = readable_bound_interval(ladder, name)
-    return Cell(interval_span(ladder, name), ci95[0] if ci95 else None)
-
-
-def interval_span(ladder: Ladder, name: str) -> str:
-    """The interval of a bound as text; empty for a bound that is arithmetic."""
-    return "" if name in ARITHMETIC else numbers.ratios(readable_bound_interval(ladder, name))
