@@ -523,8 +523,8 @@ def _bundle(
     prunescope bundle traces/first -o evidence.zip
     prunescope bundle traces/a traces/b -o review.zip --anonymous
     """
+    from prunescope.analysis.bundle.anonymise import local_names
     from prunescope.analysis.bundle.bundle import bundle
-    from prunescope.analysis.bundle.local_names import local_names
     from prunescope.analysis.report.numbers import size
     from prunescope.output import console_for
 

@@ -22,8 +22,7 @@ from prunescope.analysis.report import (
     titles,
 )
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.overview import overview
-from prunescope.analysis.report.phase_tables import Extent, phase_tables
+from prunescope.analysis.report.phase_tables import Extent, overview, phase_tables
 from prunescope.analysis.report.summary import in_reading_order, outcome_and_reasons, waits_for
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.report.view import Table

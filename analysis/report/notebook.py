@@ -12,7 +12,7 @@ from prunescope.analysis.report import gemm_table, numbers, sentences, titles
 from prunescope.analysis.report.comparison import comparison_table, comparison_warnings
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.html import phase_view, templates
-from prunescope.analysis.report.overview import overview
+from prunescope.analysis.report.phase_tables import overview
 from prunescope.analysis.report.sheet import Sheet
 from prunescope.analysis.report.summary import in_reading_order, waits_for
 from prunescope.analysis.report.titles import phase_slugs

@@ -20,7 +20,7 @@ from prunescope.analysis.report.paper_gemms import gemm_steps
 from prunescope.analysis.report.paper_speedup import alignments, speedups
 from prunescope.analysis.report.titles import figure_name
 from prunescope.analysis.schema.pareto import Pareto
-from prunescope.analysis.schema.speedup_curve import SpeedupCurve
+from prunescope.analysis.schema.replay import SpeedupCurve
 
 _KIND = "paper"
 

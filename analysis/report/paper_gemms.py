@@ -25,7 +25,7 @@ from prunescope.analysis.report.paper_figure import (
     two_columns,
 )
 from prunescope.analysis.report.pareto_figures import legend_below
-from prunescope.analysis.schema.speedup_curve import SpeedupCurve
+from prunescope.analysis.schema.replay import SpeedupCurve
 
 _MOST = 6  # curves: three rows of two
 _MEASURED, _LAW = "#0072B2", "#D55E00"

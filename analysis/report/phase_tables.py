@@ -1,18 +1,18 @@
 """The tables of a phase, listed once for every format: in, a Phase of the Report; out, Tables.
 
 Both sides, overhead of a dynamic family, busy time by kind and role, nearest good dimensions, host
-time.
+time; and the row of each of many phases (ranks, kinds of iterations) above them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from prunescope.analysis.report import measured, numbers
+from prunescope.analysis.report import evidence, ledger_view, measured, numbers, titles
 from prunescope.analysis.report.gemm_table import gemm_table, kernel_table
 from prunescope.analysis.report.ledger_view import (
     ladder_table,
@@ -22,9 +22,11 @@ from prunescope.analysis.report.ledger_view import (
     without_unknown,
 )
 from prunescope.analysis.report.replay_tables import replay_table
-from prunescope.analysis.report.view import Cell, Column, Table
+from prunescope.analysis.report.summary import FEW_PHASES, first_to_read
+from prunescope.analysis.report.view import Cell, Column, Table, numeric, text_table
 from prunescope.analysis.schema.anatomy import Good, Shape
 from prunescope.analysis.schema.report import (
+    LATE_RANK,
     Overhead,
     OverheadPart,
     Phase,
@@ -422,3 +424,40 @@ def host_table(phase: Phase) -> Table | None:
         + " The clocks of host and device differ: that wait is uncertain." * is_skewed
     ]
     return Table("host", "Host time by op and role", columns, rows, notes)
+
+
+def overview(phases: Mapping[str, Phase], *, rest: str = "the other {} follow") -> Table | None:
+    """Ratios and ms of a step of each phase, in the order of the report. The note says which one
+    stands below it, and `rest` where the others are."""
+    if len(phases) <= FEW_PHASES:
+        return None
+    first = first_to_read(phases)
+    unit = numbers.scale(phase.step_time_ns for phase in phases.values())
+    columns = [
+        Column("phase"),
+        *numeric("realised"),
+        Column("95 % interval"),
+        *numeric("of the bound"),
+        Column("step", unit.unit, numeric=True),
+    ]
+    rows = [
+        [titles.heading(name, phase), *_ratios(phase), unit.text(phase.step_time_ns)]
+        for name, phase in phases.items()
+    ]
+    late = any(finding.id == LATE_RANK for finding in phases[first].findings)
+    why = "which the others wait for" if late else "the slowest"
+    note = f"below: {first}, {why}; {rest.format(len(phases) - 1)}"
+    title = f"{len(phases)} phases: dense ÷ pruned; {unit.unit} a step"
+    unsure = any(row[1].endswith("?") for row in rows)
+    return text_table("overview", title, columns, rows, [note, *["? no evidence"] * unsure])
+
+
+def _ratios(phase: Phase) -> list[str]:
+    """The realised ratio, its interval, and its share of the roofline bound, as in the ladder."""
+    ladder = phase.ladder
+    if ladder is None:
+        return ["–"] * 3
+    interval = numbers.ratios(ladder.realised_ci95) if ladder.realised_ci95 else "–"
+    share = ledger_view.realised_shares(phase).get("roofline")
+    realised = ledger_view.marked(ladder.realised, evidence.of_phase(phase))
+    return [realised, interval, numbers.percent(share)]

@@ -28,8 +28,7 @@ from prunescope.analysis.report import (
     summary,
     titles,
 )
-from prunescope.analysis.report.overview import overview
-from prunescope.analysis.report.phase_tables import Extent, phase_table, phase_tables
+from prunescope.analysis.report.phase_tables import Extent, overview, phase_table, phase_tables
 from prunescope.analysis.report.sheet import Page, kept_columns, plain_name
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import Finding, Phase, Report

@@ -16,9 +16,9 @@ from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.latex import render_latex
 from prunescope.analysis.report.ledger_view import (
     ladder_notes,
+    ladder_rows,
     ladder_table,
     ledger_table,
-    ladder_rows,
 )
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.report.notebook import render_notebook
