@@ -127,8 +127,9 @@ def csv_text(head: Iterable[str], rows: Iterable[Iterable[object]], *, quoted: b
     """CSV of a table whose strings do nothing in a spreadsheet; None is an empty cell. `quoted`:
     every string is quoted, so that no other separator of a spreadsheet splits one into cells."""
     out = io.StringIO()
-    quoting = csv.QUOTE_NONNUMERIC if quoted else csv.QUOTE_MINIMAL
-    writer = csv.writer(out, quoting=quoting, lineterminator="\n")
+    writer = csv.writer(
+        out, quoting=csv.QUOTE_NONNUMERIC if quoted else csv.QUOTE_MINIMAL, lineterminator="\n"
+    )
     writer.writerow(head)
     writer.writerows(
         [cell(v) if isinstance(v, str) else "" if v is None else v for v in row] for row in rows

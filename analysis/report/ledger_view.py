@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from msgspec import UNSET
 
 from prunescope.analysis.report import evidence, numbers
-from prunescope.analysis.report.view import Cell, Column, Table
+from prunescope.analysis.report.view import Cell, Column, Columns, Table, number, table_of
 from prunescope.analysis.schema.report import (
     ARITHMETIC,
     MEASURED,
@@ -71,6 +71,11 @@ _INSTEAD = {
     ),
     "bytes": ("bytes", "dense bytes ÷ pruned bytes of a step, at this batch"),
 }
+
+
+def label_of(row: Row) -> str:
+    """The name of a row of the ledger to readers."""
+    return LEDGER.get(row.row, (row.row, ""))[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,9 +237,8 @@ def _ledger_cells(row: Row, rows: list[Row]) -> list[Cell]:
     colour = tone(row) if signed else ""
     is_nothing = signed and share is not None and abs(share) < _NOTHING
     part = None if is_nothing else largest(row)
-    label = LEDGER.get(row.row, (row.row, ""))[0]
     return [
-        Cell(label, tone=colour),
+        Cell(label_of(row), tone=colour),
         Cell(unit.text(row.ns, signed=signed), row.ns, tone=colour),
         Cell(numbers.percent(share, signed=signed), share, tone=colour),
         _interval(row, rows),
@@ -289,15 +293,12 @@ def ledger_notes(rows: list[Row], *, decodes: bool = True) -> list[str]:
     """Which rows are no evidence, and what is unknown. `decodes`: the model may decode tokens; a
     config tells the shapes of no other."""
     changes = (row for row in rows if row.row not in TOTALS and row.row != "promised")
-    quiet = [
-        LEDGER.get(row.row, (row.row, ""))[0]
-        for row in changes
-        if row.ns and not is_beyond_noise(row)
-    ]
+    quiet = [label_of(row) for row in changes if row.ns and not is_beyond_noise(row)]
     explained = all(row.row != NOT_EXPLAINED for row in rows)
     config = OF_A_CONFIG * decodes
     why = WITHOUT_PEAKS if explained else WITHOUT_SHAPES.format(config=config)
-    notes = [f"{', '.join(_unknown(rows))}: {why}"] if _unknown(rows) else []
+    unknown = [label_of(row) for row in rows if row.ns is None]
+    notes = [f"{', '.join(unknown)}: {why}"] if unknown else []
     why = "no evidence (inside twice the noise, or an interval that includes 0)"
     notes += [f"{why}: {', '.join(quiet)}"] if quiet else []
     if any(row.row in NO_NOISE and row.noise_ns == 0 for row in rows):
@@ -312,46 +313,32 @@ def interval_notes(rows: list[Row]) -> list[str]:
     return [TOO_WIDE] * any(row.ci95 and readable_interval(row, rows) is None for row in rows)
 
 
-def _unknown(rows: list[Row]) -> list[str]:
-    """Rows that need shapes or peaks, where none are known."""
-    return [LEDGER.get(row.row, (row.row, ""))[0] for row in rows if row.ns is None]
-
-
 def parts_table(phase: Phase) -> Table | None:
     """Every part of every ledger row, largest first within its row."""
     rows = phase.ledger or []
     if not any(row.parts for row in rows):
         return None
     unit = ledger_scale(rows)
-    cells = [
-        [
-            Cell(LEDGER.get(row.row, (row.row, ""))[0]),
-            Cell(part.name),
-            Cell(part.role or numbers.UNKNOWN),
-            Cell(part.cls or numbers.UNKNOWN),
-            Cell(unit.text(part.ns, signed=True), part.ns, tone=_part_tone(part)),
-            _interval(part, rows),
-            Cell("; ".join(part.evidence), code=bool(part.evidence)),
-        ]
-        for row in rows
-        for part in sorted(row.parts, key=lambda p: -abs(p.ns))
-    ]
-    columns = [
-        Column("row"),
-        Column("part"),
-        Column("role"),
-        Column("class"),
-        Column("time", unit.unit, numeric=True),
-        Column("95 % interval", unit.unit, numeric=True),
-        Column("evidence", flexible=True, folds=True),
-    ]
-    return without_unknown(Table("parts", "Parts of the ledger", columns, cells))
+    parts = [(row, part) for row in rows for part in sorted(row.parts, key=lambda p: -abs(p.ns))]
 
+    def time(part: LedgerPart) -> Cell:
+        is_quiet = not part.ns or not is_beyond_noise(part)
+        colour = "quiet" if is_quiet else "loss" if part.ns > 0 else "gain"
+        return Cell(unit.text(part.ns, signed=True), part.ns, tone=colour)
 
-def _part_tone(part: LedgerPart) -> str:
-    if not part.ns or not is_beyond_noise(part):
-        return "quiet"
-    return "loss" if part.ns > 0 else "gain"
+    columns: Columns[tuple[Row, LedgerPart]] = [
+        (Column("row"), lambda one: label_of(one[0])),
+        (Column("part"), lambda one: one[1].name),
+        (Column("role"), lambda one: one[1].role or numbers.UNKNOWN),
+        (Column("class"), lambda one: one[1].cls or numbers.UNKNOWN),
+        (number("time", unit.unit), lambda one: time(one[1])),
+        (number("95 % interval", unit.unit), lambda one: _interval(one[1], rows)),
+        (
+            Column("evidence", flexible=True, folds=True),
+            lambda one: Cell("; ".join(one[1].evidence), code=bool(one[1].evidence)),
+        ),
+    ]
+    return without_unknown(table_of("parts", "Parts of the ledger", parts, columns))
 
 
 def ladder_table(phase: Phase) -> Table | None:
@@ -359,27 +346,17 @@ def ladder_table(phase: Phase) -> Table | None:
     rows = ladder_rows(phase)
     if not rows:
         return None
-    cells = [
-        [
-            Cell(row.label),
-            Cell(marked(row.value, row.reasons), row.value),
-            Cell(row.interval, row.ci95[0] if row.ci95 else None),
-            Cell(numbers.percent(row.share), row.share),
-            Cell(row.meaning),
-        ]
-        for row in rows
-    ]
-    columns = [
-        Column("bound or measured ratio"),
-        Column("speedup", numeric=True),
-        Column("95 % interval", numeric=True),
-        Column("share realised", numeric=True),
-        Column("meaning", drop=1),
+    columns: Columns[LadderRow] = [
+        (Column("bound or measured ratio"), lambda row: row.label),
+        (number("speedup"), lambda row: Cell(marked(row.value, row.reasons), row.value)),
+        (number("95 % interval"), lambda row: Cell(row.interval, row.ci95 and row.ci95[0])),
+        (number("share realised"), lambda row: Cell(numbers.percent(row.share), row.share)),
+        (Column("meaning", drop=1), lambda row: row.meaning),
     ]
     words = dict.fromkeys(why for row in rows for why in row.reasons if why in evidence.INVALID)
     notes = [f"? {', '.join(words)}"] if words else []
     notes += ladder_notes(phase)
-    return without_unknown(Table("ladder", "Ladder", columns, cells, notes))
+    return without_unknown(table_of("ladder", "Ladder", rows, columns, notes))
 
 
 def marked(value: float | None, reasons: list[str]) -> str:

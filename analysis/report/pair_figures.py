@@ -94,7 +94,7 @@ def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
         if i + 1 < len(rows) and row.row != "dense":
             axes.plot([end, end], [i, i + 1], color="black", linewidth=0.4, zorder=0)
         _amount(axes, i, row, unit)
-    labels(axes, [ledger_view.LEDGER.get(row.row, (row.row, ""))[0] for row in rows])
+    labels(axes, [ledger_view.label_of(row) for row in rows])
     axes.text(1.2, -0.85, unit.unit, transform=axes.get_yaxis_transform(), va="center", ha="right")
     left, right = axes.get_xlim()
     marks = _legend(bars, is_whiskered=_is_whiskered(rows, (right - left) * unit.per))
