@@ -201,6 +201,11 @@ class LadderRow:
         return "" if self.key in ARITHMETIC else numbers.ratios(self.ci95)
 
     @property
+    def low(self) -> float | None:
+        """The lower end of the interval."""
+        return self.ci95[0] if self.ci95 else None
+
+    @property
     def is_measured(self) -> bool:
         """Whether it is no bound."""
         return self.key in MEASURED
@@ -349,7 +354,7 @@ def ladder_table(phase: Phase) -> Table | None:
     columns: Columns[LadderRow] = [
         (Column("bound or measured ratio"), lambda row: row.label),
         (number("speedup"), lambda row: Cell(marked(row.value, row.reasons), row.value)),
-        (number("95 % interval"), lambda row: Cell(row.interval, row.ci95 and row.ci95[0])),
+        (number("95 % interval"), lambda row: Cell(row.interval, row.low)),
         (number("share realised"), lambda row: Cell(numbers.percent(row.share), row.share)),
         (Column("meaning", drop=1), lambda row: row.meaning),
     ]
