@@ -134,18 +134,23 @@ def _bars(rows: list[ledger_view.LadderRow]) -> tuple[list[dict[str, Any]], floa
     """The ladder with width of a bar and ends of an interval (None: no whisker is seen), 0..100;
     and where 1× lies on the bars."""
     ends = [end for row in rows for end in (row.value, *(row.ci95 or ())) if end is not None]
-    full = 100 / (1.04 * max(1.0, *ends))
+    full = 100 / (1.04 * max([1.0, *ends]))
     bounds = []
     for row in rows:
         seen = row.ci95 if ledger_view.is_visible(row.ci95, 100 / full) else None
         low, high = (full * end for end in seen) if seen else (None, None)
-        bounds.append({
-            "label": row.label, "meaning": row.meaning, "text": numbers.ratio(row.value),
-            "interval": row.interval, "share": numbers.percent(row.share, decimals=0),
-            "width": full * (row.value or 0.0), "low": low, "high": high,
-            "is_measured": row.is_measured, "caveats": ", ".join(row.reasons),
-            "strokes": _strokes(row.reasons),
-        })  # fmt: skip
+        bounds.append(
+            {
+                "row": row,
+                "text": numbers.ratio(row.value),
+                "share": numbers.percent(row.share, decimals=0),
+                "width": full * (row.value or 0.0),
+                "low": low,
+                "high": high,
+                "caveats": ", ".join(row.reasons),
+                "strokes": _strokes(row.reasons),
+            }
+        )
     return bounds, full
 
 
