@@ -97,9 +97,9 @@ def steps(shape: ModelShape, point: FamilyPoint) -> list[tuple[int, float]]:
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """Layers 0..after-1 as dense, the others, mixers too, on max(1, int(S·p)) tokens; their caches
-    are as much shorter. With a schedule or stages the tokens leave in steps. Those that are
-    `revived` are further rows of a step of decode, and keys from then on.
+    """Layers 0..after-1 are dense; the others, mixers too, run on max(1, int(S·p)) of the S tokens
+    (p = 1 − s), and their caches are shorter by as much. With a schedule or stages the tokens leave
+    in steps. `revived` tokens are additional rows of a decode step, and keys from then on.
 
     Raises PrunescopeError as `steps` does, and for tokens that come back behind a mixer, whose
     state they cannot enter.

@@ -1,4 +1,5 @@
-"""KV eviction: after the prompt, and with every new token, a cache of L tokens holds int(L·p) keys.
+"""KV eviction: after the prompt, and with every new token, a cache of L tokens holds int(L·p) keys
+(p = 1 − s).
 
 `keep=recent` keeps the latest keys (a window), `keep=sinks` the first four too (StreamingLLM).
 `keep=attention` chooses once, at the end of the prompt: the last prompt tokens and the keys that

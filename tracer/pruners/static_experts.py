@@ -1,6 +1,6 @@
 """Static experts: each mixture keeps E' of its E experts; the others are dropped or merged.
 
-Kept are experts drawn at random; by importance those with the largest REAP score (arXiv 2510.13999,
+Kept are random experts; by importance those with the largest REAP score (arXiv 2510.13999,
 the mean over an expert's tokens of gate times norm of its output); by frequency those with the most
 tokens. Merged, each expert that goes is averaged into the kept one with the nearest router row.
 """
@@ -31,7 +31,8 @@ _LINEARS = (nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tenso
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """max(k, round(E·p)) experts a layer; the same number of each group in group-limited routing.
+    """Keep max(k, round(E·p)) experts a layer, p = 1 − s; equally many of each group of
+    group-limited routing.
 
     Raises PrunescopeError where a layer has no experts, or its router is not understood.
     """

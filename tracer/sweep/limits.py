@@ -71,7 +71,7 @@ def _of_memory(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
     """The weights of both models, or what the steps of some results need beside them."""
     from prunescope.tracer.machine.device import free_bytes, pick_device, total_bytes
 
-    shape = shape_of(plan.config.model)
+    shape = shape_without_weights(plan.config.model)
     if shape is None:
         return []
     device = pick_device("auto")
@@ -104,7 +104,7 @@ def _step_numbers(shape: ModelShape, result: Planned) -> float:
 
 def _of_lengths(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
     """Prompts with positions that the model was not trained for, on whatever machine."""
-    config = config_of(plan.config.model)
+    config = config_without_weights(plan.config.model)
     most = config.get("max_position_embeddings")
     if not isinstance(most, int):
         return []
@@ -151,15 +151,15 @@ def _problem_of(names: str) -> str | None:
     return None
 
 
-def shape_of(model: str) -> ModelShape | None:
+def shape_without_weights(model: str) -> ModelShape | None:
     """A model's dense dimensions; None where they are not known before it is loaded."""
     try:
-        return ModelShape.from_config(config_of(model))
+        return ModelShape.from_config(config_without_weights(model))
     except PrunescopeError:
         return None
 
 
-def config_of(model: str) -> dict[str, Any]:
+def config_without_weights(model: str) -> dict[str, Any]:
     """A model's config without its weights; empty where only loading it would tell."""
     name = model.lower()
     if name in preset_names():
