@@ -123,8 +123,8 @@ def _chosen(mixture: Mixture, point: Point, scores: torch.Tensor | None) -> list
 
 
 def _members(mixture: Mixture, kept: Sequence[int]) -> dict[int, list[int]]:
-    """By kept expert, the experts that become it: itself and those whose router rows are nearest
-    to its row by cosine, of its own group."""
+    """By kept expert, the experts that are merged into it: itself, and those of its group whose
+    router rows are nearest to its row by cosine."""
     rows = nn.functional.normalize(mixture.rows.double(), dim=-1)
     size = mixture.total // mixture.groups
     members = {i: [i] for i in kept}
@@ -137,7 +137,8 @@ def _members(mixture: Mixture, kept: Sequence[int]) -> dict[int, list[int]]:
 def _note(
     record: Record, model: Any, mixtures: Sequence[Mixture], chosen: list[list[int]], point: Point
 ) -> None:
-    """Record the experts kept of each layer, and say what differs from what was asked."""
+    """Record the experts kept of each layer, and note where their share differs from the
+    request."""
     by_layer: list[list[int] | None] = [None] * len(decoder_layers(model)[1])
     for mixture, kept in zip(mixtures, chosen, strict=True):
         by_layer[mixture.layer] = kept
