@@ -43,8 +43,8 @@ class Candidates:
 
 
 def candidates(shape: ModelShape, number: int, *, low_rank: bool = False) -> Candidates:
-    """Of one layer; with `low_rank` its matrices may be stored as two each. A part that cannot be
-    cut has none: latent attention, a mixer, experts, a single KV head."""
+    """The candidates of one layer; with `low_rank` each matrix may also become two. A part that
+    cannot be cut has none: latent attention, a mixer, experts, a single KV head."""
     layer, letter = shape.layer(number), shape.layout[number]
     heads: tuple[int, ...] = ()
     if letter.lower() != "m" and shape.kv_rank is None and layer.attention_kind == "usual":
@@ -96,8 +96,8 @@ def _spread(sizes: range) -> tuple[int, ...]:
 
 
 def measured_sizes(sizes: Sequence[int], dense: int) -> tuple[int, ...]:
-    """Of these sizes those whose loss is measured: the smallest, and those nearest to quarters of
-    the dense one. The losses of the others are interpolated."""
+    """The sizes whose loss is measured: the smallest, and those nearest to quarters of the dense
+    one. The losses of the others are interpolated."""
     nearest = (min(sizes, key=lambda size: abs(size - share * dense)) for share in _MEASURED)
     return tuple(sorted(set(nearest))) if sizes else ()
 

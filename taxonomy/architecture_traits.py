@@ -104,7 +104,7 @@ def traits_of(shape: ModelShape) -> Traits:
 def _mixer_linears(
     cfg: Mapping[str, Any], shape: ModelShape | None, hidden: int | None
 ) -> Mapping[str, tuple[int | None, int | None]]:
-    """Of a mixer that is not known: the side of its projections that is the stream, and no more."""
+    """[N, K] of a mixer's projections; of an unknown mixer only the residual dimension is known."""
     known: Mapping[str, tuple[int, int]] = {}
     if shape is not None:
         known = shape.mixer_linears()

@@ -475,7 +475,8 @@ def _own_attention(own: dict[str, Any], known: Mapping[str, Any], kind: str) -> 
 
 
 def _own_mlp(own: dict[str, Any], kind: str, letter: str) -> dict[str, Any]:
-    """Of a layer whose MLP are experts, a width of 0 means that it has no plain one."""
+    """The MLP fields, all 0, of a layer without the usual MLP; none of a layer that has it. A width
+    of 0 means no MLP, except in a layer of experts."""
     plain = letter.islower()
     if kind == "usual" and plain and own.get("intermediate") == 0:
         kind = "none"

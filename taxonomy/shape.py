@@ -358,7 +358,7 @@ class ModelShape:
         return total + self.outside_parameters()
 
     def _attention_parameters(self) -> int:
-        """Of all layers, the sublayers that mix tokens, with their norms."""
+        """Parameters of the sublayers that mix tokens, with their norms, over all layers."""
         if self.attention_kind == "none":
             return 0
         sizes = (self.stored(*role) for role in self._roles(mlp=False))
@@ -370,7 +370,7 @@ class ModelShape:
         return total + self.layers * ((self.norms + 1) // 2) * self.norm_parameters * self.hidden
 
     def _mlp_parameters(self) -> int:
-        """Of all layers, the MLPs, with their norms."""
+        """Parameters of the MLPs, with their norms, over all layers."""
         if self.mlp_kind == "none":
             return 0
         sizes = (self.stored(*role) for role in self._roles(mlp=True))

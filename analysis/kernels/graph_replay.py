@@ -265,7 +265,7 @@ class GraphReplay:
 
     @property
     def basis(self) -> str:
-        """By what replayed kernels and eager launches were compared."""
+        """The attributes by which replayed kernels and eager launches were matched."""
         if not self.eager.launches.named:
             return "the count of launches alone, for it has neither names nor grids of kernels"
         sizes = self.eager.launches.sizes

@@ -36,7 +36,7 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     tokens = work.rows if point.knobs.get("sets", "forward") == "token" else 1
 
     def read(share: float) -> float:
-        """Of the weights that one set reads, how many times as many all sets of a forward read."""
+        """Weights that all sets of a forward read, over those that one set reads."""
         return (1 - (1 - share) ** tokens) / share
 
     def linear(role: str, n: int, k: int) -> tuple[Piece, ...]:
@@ -51,7 +51,7 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
 
 
 def _head_share(shape: ModelShape, point: FamilyPoint) -> float:
-    """Of the heads, those that a token uses: whole groups on a KV head, one at least."""
+    """The share of heads that a token uses: whole groups of a KV head, one at least."""
     if point.knobs.get("attention", "dense") == "dense":
         return 1.0
     if shape.kv_rank is not None:

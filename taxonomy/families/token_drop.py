@@ -134,7 +134,7 @@ def _stack(shape: ModelShape, layers: range, work: Workload, new: float) -> Plan
 
 
 def _away(work: Workload, gone: float, revived: float) -> tuple[int, float]:
-    """Of each prompt, the tokens that are away in these layers, and those that come back in this
+    """The tokens of each prompt that are away in these layers, and those that come back in this
     step: the share `revived` of all that left, until none is away."""
     left = work.prompt_len - kept_count(work.prompt_len, gone)
     if work.prefill or work.context is None:

@@ -224,7 +224,7 @@ class ModelLosses:
         return {n: max(_between(points, share), _LEAST * share) for n, share in lost.items()}
 
     def _rise(self, removals: Sequence[Removal]) -> float:
-        """Of the loss by these removals together, from the file where it has them."""
+        """The rise of the loss by these removals together, from the file where it has them."""
         if not removals:
             return 0.0
         key = PAIR.join(one.key for one in removals)

@@ -266,7 +266,7 @@ class _Durations:
     disturbed: list[str]
 
     def seconds(self, results: Sequence[Planned], forward: ForwardTimes | None = None) -> float:
-        """Of results, with their trainings."""
+        """Seconds of results, with their trainings."""
         from prunescope.tracer.sweep.estimate import estimate_s, training_s
 
         by = forward or self.best
