@@ -80,7 +80,11 @@ def to_heads(traits: Traits) -> Applies:
         latent = "heads are rows of q_b and kv_b; the latents and the cache stay as they are"
         return Applies(PARTLY, latent)
     if traits.mixer:
-        where = "attention" if traits.beside else f"{traits.layers - traits.mixer_layers} layers"
+        where = (
+            "attention"
+            if traits.parallel_mixer
+            else f"{traits.layers - traits.mixer_layers} layers"
+        )
         return Applies(PARTLY, f"heads of {where} alone: {traits.mixer} keeps a recurrent state")
     return Applies(YES)
 
@@ -110,7 +114,7 @@ def to_keys(traits: Traits) -> Applies:
     if shape.sliding_layers:
         sliding = f"{shape.sliding_layers} layers see {shape.window} keys as they are"
         return Applies(PARTLY, sliding)
-    if traits.beside:
+    if traits.parallel_mixer:
         return Applies(PARTLY, f"attention alone: the {traits.mixer} in parallel reads no keys")
     return Applies(YES)
 
