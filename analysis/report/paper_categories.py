@@ -304,7 +304,7 @@ def _layer_sum_words(points: Sequence[SweepPoint]) -> str:
 
 
 def _layer_rows(panel: Panel) -> list[Row]:
-    """Of each result its dense layer and its pruned one, by category."""
+    """The dense and the pruned layer of each result, by category."""
     median = _median(panel)
     return [
         row
