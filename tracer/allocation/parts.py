@@ -57,19 +57,13 @@ class RankedParts:
             getattr(one.module, one.bias).detach().clone() if one.bias else None for one in weights
         ]
         try:
-            self._mask(self.kept(size))
+            self.part.mask(self.kept(size))
             yield
         finally:
             for one, tensor, bias in zip(weights, before, biases, strict=True):
                 one.tensor.data.copy_(tensor)
                 if bias is not None and one.bias is not None:
                     getattr(one.module, one.bias).data.copy_(bias)
-
-    def _mask(self, kept: list[int]) -> None:
-        if isinstance(self.part, Heads):
-            self.part.mask(kept)
-        else:
-            self.part.mask(torch.tensor(kept, device=self.part.down.tensor.device))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -53,6 +53,25 @@ def forward_replaced(module: nn.Module, forward: Forward) -> Iterator[None]:
             del attributes["forward"]
         else:
             attributes["forward"] = before
+
+
+@contextmanager
+def forwards_replaced(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
+    """`forward_replaced` of several modules."""
+    with ExitStack() as stack:
+        for module, forward in forwards.items():
+            stack.enter_context(forward_replaced(module, forward))
+        yield
+
+
+@contextmanager
+def hooked(handles: Iterable[Any]) -> Iterator[None]:
+    """Remove these hooks when the block ends, also by an error."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def extend(module: Any, mixin: type) -> None:
