@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 CACHE_KEYWORDS = ("cache", "past_key_values", "cache_params")
+PHASE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 _LOGITS_KEYWORDS = ("logits_to_keep", "num_logits_to_keep")  # the second until 4.48
 
 

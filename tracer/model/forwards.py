@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any, Callable, Protocol
 
 import torch
 from torch import nn
+from torch.profiler import record_function
 
 Forward = Callable[..., Any]
 
@@ -61,6 +62,19 @@ def forwards_replaced(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
     with ExitStack() as stack:
         for module, forward in forwards.items():
             stack.enter_context(forward_replaced(module, forward))
+        yield
+
+
+@contextmanager
+def spanned(module: nn.Module, name: str) -> Iterator[None]:
+    """The module's forward inside a span of a trace."""
+    forward = module.forward
+
+    def inside(*args: Any, **kwargs: Any) -> Any:
+        with record_function(name):
+            return forward(*args, **kwargs)
+
+    with forward_replaced(module, inside):
         yield
 
 

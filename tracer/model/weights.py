@@ -1,6 +1,6 @@
 """The weights of a model: where they are stored, and how to cut or zero their outputs and inputs.
 
-In: a model or a layer. Out: Weights, linear modules by name, the tensors that hold their numbers.
+In: a model or a layer. Out: Weights, linear modules by name.
 A weight is [N, K] in logical axes. nn.Linear stores [N, K], GPT-2's Conv1D [K, N], the experts of
 transformers 5 [E, N, K] or, as in gpt-oss, [E, K, N]. An index is [kept], or [E, kept] for experts.
 """
@@ -21,6 +21,7 @@ from prunescope.taxonomy.roles import GROUPS, locate, matrix_role
 from prunescope.taxonomy.words import percent
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.model.narrow import successor
+from prunescope.tracer.model.packed_weights import stored_tensors
 
 _GEMMS = ("qkv", "o", "gate_up", "down")
 
@@ -167,13 +168,6 @@ def expert_notes(model: nn.Module) -> list[str]:
         return []
     part = share[1] / sum(share)
     return [f"the experts, {percent(part)} of the layers' weights, stay dense"]
-
-
-def stored_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The plain tensors that hold a tensor's numbers: itself, or the parts of a packed (2:4)
-    weight, which supports few operations: it cannot be flattened, compared or moved to the CPU."""
-    parts = [getattr(tensor, name, None) for name in ("packed", "meta")]
-    return [part for part in parts if isinstance(part, torch.Tensor)] or [tensor]
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:

@@ -264,7 +264,8 @@ class _EvictingAttention(PlainAttention, Counted):
         """After attention, with its queries [B, n_q, T, d] and keys: reduce the cache of a prompt
         (`first`) to its budget, copied so that memory is freed."""
         if first:
-            keys, values = self.kept(q, (held.keys, held.values), k, self._budget(held.seen))
+            budget = min(self._budget(held.seen), held.held)  # skipped tokens leave no keys
+            keys, values = self.kept(q, (held.keys, held.values), k, budget)
             held.keys, held.values = keys.contiguous(), values.contiguous()
 
     def _budget(self, seen: int) -> int:

@@ -20,7 +20,8 @@ from prunescope.taxonomy.run_blocks import HeldOut, Losses, Recovered
 from prunescope.taxonomy.run_quality import BLOCK
 from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.model.layers import num_positions
-from prunescope.tracer.model.weights import expert_notes, stored_tensors, weights_fingerprint
+from prunescope.tracer.model.packed_weights import stored_tensors
+from prunescope.tracer.model.weights import expert_notes, weights_fingerprint
 from prunescope.tracer.quality.statistics import Blocks, mean_ci95
 from prunescope.tracer.recovery.adapters import Adapters, attach
 from prunescope.tracer.recovery.examples import Examples, examples
