@@ -115,7 +115,8 @@ def test_busy_and_idle_agree_on_real_traces(name: str, real_trace: Callable[[str
 
 @hta_is_here
 def test_the_whole_of_an_opinion(real_trace: Callable[[str], Path]) -> None:
-    """From the process that the bridge starts. Figures of PEERS.md, section 2; HTA cuts kernel types to whole us, so they fall short."""
+    """From the process that the bridge starts. Figures of PEERS.md, section 2; HTA cuts kernel
+    types to whole us, so they fall short."""
     said = second_opinion(load(real_trace("h100_qwen1.5-0.5b_prefill.json.gz")))
     assert said.version
     assert said.busy_ns == pytest.approx(45_647_300, rel=1e-4)

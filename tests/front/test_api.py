@@ -311,9 +311,7 @@ def test_a_prediction_is_a_table_a_figure_and_files(tmp_path: Path) -> None:
 
 
 def test_every_kind_of_prediction_is_a_table() -> None:
-    ranking = prunescope.predict(
-        rank=True, model="tiny-llama", device="h100-sxm", prompt_len=64
-    )
+    ranking = prunescope.predict(rank=True, model="tiny-llama", device="h100-sxm", prompt_len=64)
     assert set(ranking.to_polars()["phase"]) == {"equal flop", "equal param"}
     of_run = prunescope.predict(from_run=RUNS / "tiny-static-nk", sparsity=0.25)
     assert set(of_run.to_polars()["phase"]) == {"prefill", "decode"}

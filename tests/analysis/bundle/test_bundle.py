@@ -446,7 +446,8 @@ def test_a_trimmed_trace_gives_the_same_report(
     (tmp_path / name).write_bytes(trim(path))
     assert (tmp_path / name).stat().st_size < path.stat().st_size
     left, whole = (
-        json.loads(to_json(report)) for report in (analyze(tmp_path / name).report, real_report(name))
+        json.loads(to_json(report))
+        for report in (analyze(tmp_path / name).report, real_report(name))
     )
     for report in (left, whole):
         for phase in report["phases"].values():

@@ -195,7 +195,7 @@ def test_nothing_is_wider_than_its_figure(whole: PaperSet) -> None:
             assert drawn.bbox.x0 - 1 <= box.x0 and box.x1 <= drawn.bbox.x1 + 1, one.name
 
 
-def test_names_of_bars_do_not_overlap(whole: PaperSet) -> None:
+def test_names_of_bars_do_not_overlap() -> None:
     for name in ("layer", "overhead"):
         for axes in picture(name).axes:
             if axes.get_visible():
@@ -296,7 +296,7 @@ def test_points_of_equal_dimensions_are_named_as_one_model() -> None:
     assert [(text.get_text(), text.xy[0]) for text in axes.texts] == [("=", i) for i in (1, 3, 4)]
 
 
-def test_a_layer_is_stacked_from_its_categories(whole: PaperSet) -> None:
+def test_a_layer_is_stacked_from_its_categories() -> None:
     axes = picture("layer").axes[0]
     heights = {}
     for bar in (p for p in axes.patches if p.get_width() == pytest.approx(0.7)):
