@@ -131,6 +131,6 @@ def _open(pages: list[str], folder: Path) -> None:
     for frame, told in json.loads(unescape(found[1])):
         number, width = shown[frame]
         # A line that names another page is of that one alone.
-        console = [line for line in lines
-                   if not (of := re.search(r"/page(\d+)\.html", line)) or int(of[1]) == number]  # fmt: skip
+        named = [(re.search(r"/page(\d+)\.html", line), line) for line in lines]
+        console = [line for of, line in named if of is None or int(of[1]) == number]
         _seen[pages[number], width] = Detection(**told, console=console)
