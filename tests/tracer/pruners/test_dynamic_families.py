@@ -409,5 +409,7 @@ def test_the_most_attended_keys_go_last() -> None:
 def test_generate_keeps_its_positions() -> None:
     ids = tokens(1, 12)
     for name, knobs in VARIANTS:
-        out = halved(name, knobs).generate(ids, max_new_tokens=3, do_sample=False, eos_token_id=None)
+        out = halved(name, knobs).generate(
+            ids, max_new_tokens=3, do_sample=False, eos_token_id=None
+        )
         assert out.shape == (1, 15)

@@ -71,9 +71,7 @@ def loaded(name: str) -> Loaded:
 def recovered(reader: Path) -> Any:
     """Prune and train, or only prune where `recover` is None: (model, `pruning` of run.json)."""
 
-    def run(
-        method: str, recover: str | None = "", **options: Any
-    ) -> tuple[Any, dict[str, Any]]:
+    def run(method: str, recover: str | None = "", **options: Any) -> tuple[Any, dict[str, Any]]:
         said: dict[str, Any] = {"sparsity": 0.5, **options}
         if recover is not None:
             own = pairs(word for word in recover.split(",") if word)
