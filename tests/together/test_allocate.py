@@ -31,7 +31,7 @@ FIGURE = allocation.plan_figure
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Peaks take no time, and neither does the figure beside a plan but where a test asks for it."""
+    """Peaks take no time, and neither does the figure beside a plan, but for a test that asks."""
     quick_peaks(monkeypatch)
     monkeypatch.setattr(allocation, "plan_figure", lambda *_: b"")
 

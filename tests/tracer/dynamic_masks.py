@@ -18,7 +18,7 @@ PROMPT, ALL = 19, 21  # beyond the windows of 8
 
 
 def assert_less(model: Any, dense: Any, stats: Any) -> None:
-    """Fewer rows, keys or channels ran than there are, and every weight of the dense model stays."""
+    """Fewer rows, keys or channels ran than there are; every weight of the dense model stays."""
     assert sum(sum(row.active) for row in stats.values()) < sum(
         sum(row.total) for row in stats.values()
     )
