@@ -1,5 +1,5 @@
-"""A process that takes 200 MB in small blocks, frees them, and prints how many bytes went back to the
-system. No test in it: `python -m tests.tracer.capture.freed_blocks`."""
+"""A process that takes 200 MB in small blocks, frees them, and prints how many bytes the system got
+back. No test in it: `python -m tests.tracer.capture.freed_blocks`."""
 
 from __future__ import annotations
 
