@@ -75,7 +75,9 @@ def experts_read_alike(c: Context) -> Found | None:
         text=f"fewer experts save {little} at {_tokens(pruned.tokens)} a step: it reads "
         f"{_count(pruned.read)} of {_count(pruned.experts)} experts a layer, and read "
         f"{_count(dense.read)} of {_count(dense.experts)} before"
-        + ("" if alike else f": {percent(saved)} fewer, where {percent(gone)} of them are gone"),
+        + (
+            "" if alike else f": {percent(saved)} fewer, where {percent(gone)} of them were removed"
+        ),
         severity=None if alike else "info",
         evidence=[
             f"each token goes to {pruned.per_token} experts of a layer",
