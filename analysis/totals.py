@@ -15,6 +15,7 @@ from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.kernels.earlier_work import earlier_work_ns
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.images import images_a_step
+from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.noise import wall_interval
 from prunescope.analysis.ledger.samples import Samples, samples_of
 from prunescope.analysis.schema.report import KernelRow, clock
@@ -196,9 +197,10 @@ def _coverage(frame: pl.DataFrame) -> dict[str, float]:
 
 
 def _shape_sources(frame: pl.DataFrame) -> dict[str, float]:
-    """Shares of the time of GEMMs and attention by where their shapes come from."""
-    rows = frame.select("busy", "class", "shapes")
-    rows = rows.filter(pl.col("class").is_in(["matmul", "attention"]))
+    """Shares of the time of GEMMs and attention by where their shapes come from. The softmax of an
+    attention of separate ops and what a library launches beside a GEMM have no M, N and K."""
+    rows = frame.select("busy", "kind", "shapes")
+    rows = rows.filter(pl.col("kind").is_in([*GEMM_KINDS, "attention"]))
     busy = total(rows, "busy")
     sums = rows.drop_nulls("shapes").group_by("shapes").agg(pl.col("busy").sum()).sort("shapes")
     return {name: ns / busy for name, ns in sums.iter_rows()} if busy else {}
