@@ -176,9 +176,7 @@ def _ratio(row: ComparisonRow, key: str) -> Cell:
 
 def _interval(row: ComparisonRow) -> Cell:
     ci95 = row.ladder.realised_ci95 if row.ladder else None
-    if not ci95:
-        return Cell(numbers.UNKNOWN)
-    return Cell(f"[{ci95[0]:.2f}, {ci95[1]:.2f}]", ci95[0])
+    return Cell(numbers.interval(ci95, "{:.2f}".format), ci95[0] if ci95 else None)
 
 
 def _time(row: ComparisonRow) -> Cell:

@@ -12,7 +12,7 @@ import msgspec
 from prunescope.analysis.report.escape import markdown as text
 from prunescope.analysis.report.evidence import SIMULATED, ZEROS, marked
 from prunescope.analysis.report.markdown import table_lines
-from prunescope.analysis.report.numbers import UNKNOWN, loss, percent, ratio, time
+from prunescope.analysis.report.numbers import UNKNOWN, interval, loss, percent, ratio, time
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.titles import figure_name
 from prunescope.analysis.report.view import Column, Table, numeric, text_table
@@ -204,9 +204,9 @@ def held_out_table(points: Sequence[SweepPoint]) -> Table:
             "" if point.sparsity is None else " = ".join(f"{s:g}" for s in point.sparsities),
             _speedup(point),
             loss(one.before_rel),
-            _interval(one.before_ci95, loss),
+            interval(one.before_ci95, loss),
             loss(one.after_rel),
-            _interval(one.after_ci95, loss),
+            interval(one.after_ci95, loss),
             UNKNOWN if one.tokens is None else f"{one.tokens:,}",
         ]
         for point in points
@@ -227,17 +227,17 @@ def _point_row(point: SweepPoint, *, recovered: bool, other: bool, tasks: bool) 
         "" if point.sparsity is None else " = ".join(f"{s:g}" for s in point.sparsities),
         percent(point.flop_sparsity),
         _speedup(point),
-        _interval(point.realised_ci95, "{:.2f}".format),
+        interval(point.realised_ci95, "{:.2f}".format),
         # A share of a bound rests on the time, as the speedup does.
         *(
             percent(point.shares.get(b) if point.timing_valid else None, decimals=0)
             for b in ("flop", "coverage", "roofline")
         ),
         loss(lost.perplexity_rel),
-        _interval(lost.ci95, loss),
+        interval(lost.ci95, loss),
     ]
     if recovered:
-        row += [loss(lost.perplexity_rel_recovered), _interval(lost.recovered_ci95, loss)]
+        row += [loss(lost.perplexity_rel_recovered), interval(lost.recovered_ci95, loss)]
     if other:
         elsewhere = lost.other_text or TextLoss()
         after = elsewhere.perplexity_rel_recovered
@@ -245,7 +245,7 @@ def _point_row(point: SweepPoint, *, recovered: bool, other: bool, tasks: bool) 
     if tasks:
         row += [
             percent(_known(lost.tasks_signed), signed=True),
-            _interval(_known(lost.tasks_signed_ci95), loss),
+            interval(_known(lost.tasks_signed_ci95), loss),
             percent(_known(lost.tasks_absolute)),
         ]
     kl = UNKNOWN if lost.kl is None else f"{lost.kl:.3g}"
@@ -333,10 +333,6 @@ def _speedup(found: SweepPoint | Winner | SpeedLoss) -> str:
 
 def _speed_loss(found: SpeedLoss | None) -> str:
     return "" if found is None else f"{_speedup(found)} at {loss(found.loss)}"
-
-
-def _interval(ends: Sequence[float] | None, form: Any) -> str:
-    return f"[{form(ends[0])}, {form(ends[1])}]" if ends else UNKNOWN
 
 
 def _known(value: T | msgspec.UnsetType) -> T | None:
