@@ -67,7 +67,7 @@ def _root(
 @app.command("trace")
 @from_options
 def _trace(request: TraceCall, *, json_target: Json = None) -> None:
-    """Run a pruned model and its dense baseline in turns: a folder of times, traces and statistics.
+    """Run a pruned model and its dense baseline in turns, and write times, traces and statistics.
 
     `prunescope families` lists the families of --method and the presets of --model. With --set
     match=flop the sparsity is the share of the FLOPs that are removed.
@@ -97,7 +97,7 @@ def _trace(request: TraceCall, *, json_target: Json = None) -> None:
 
 
 def _answers(folder: Path) -> dict[str, str]:
-    """What the runs say; nothing where polars is not installed, as where a GPU only traces."""
+    """The answer for each run; none without polars, as on a machine that only traces."""
     try:
         from prunescope.deliver import answers
     except ModuleNotFoundError:
@@ -141,7 +141,7 @@ def _analyze(
     ] = False,
     json_target: Json = None,
 ) -> None:
-    """Explain where the promised speedup went: a report on screen and in files.
+    """Explain where the promised speedup went, in a report on screen and in files.
 
     Several runs or traces, or a folder of runs, are compared in one table.
 
@@ -183,7 +183,7 @@ def _predict(
     ] = None,
     json_target: Json = None,
 ) -> None:
-    """Predict what a pruning can give: bound and expected speedup, without hardware or weights.
+    """Predict the bound and the expected speedup of a pruning, without hardware or weights.
 
     \b
     prunescope predict --model llama-3.1-8b --device h100-sxm --method static-nk --sparsity 0.5
@@ -221,11 +221,11 @@ def _allocate(
     ] = False,
     json_target: Json = None,
 ) -> None:
-    """Decide what each layer keeps, so that a target is reached at the least loss: a plan.
+    """Plan which heads, channels and layers to remove to reach a target at the least loss.
 
-    Layers are dropped, or keep some of their KV heads and MLP channels; ranks, experts and mixers
-    stay as they are. Times come from a dense run or a device, losses by ablating each part;
-    the same command resumes. `trace --method plan.json` measures the plan. A target that
+    A layer is removed, or keeps some of its KV heads and MLP channels; low-rank factors, experts
+    and mixers stay as they are. Times come from a dense run or a device, losses from ablating each
+    part; the same command resumes. `trace --method plan.json` measures the plan. A target that
     cannot be reached is an error that says why.
 
     \b
@@ -336,7 +336,7 @@ def _pareto(
     ] = None,
     json_target: Json = None,
 ) -> None:
-    """Compare the prunings of a sweep: frontier of speed and loss, break-even, and bounds reached.
+    """Compare the prunings of a sweep: frontier of speed and loss, break-even, bounds.
 
     \b
     prunescope pareto traces/sweep
@@ -386,7 +386,7 @@ def _reproduce(
     ] = None,
     json_target: Json = None,
 ) -> None:
-    """Print a paper's numbers beside those of a sweep and their bounds, and what differs in set-up.
+    """Print a paper's numbers next to a sweep's and their bounds, and how the set-ups differ.
 
     \b
     prunescope reproduce traces/sweep --against paper
@@ -432,7 +432,7 @@ def _check(
         Path | None,
         Option(
             help="Run or trace of the dense model to compare with; without it, the dense run in "
-            "the folder of the candidate.",
+            "the run folder.",
             metavar="RUN|TRACE",
         ),
     ] = None,
@@ -448,7 +448,7 @@ def _check(
     ] = None,
     json_target: Json = None,
 ) -> None:
-    """Check a run against rules, as a gate of CI: a line per rule, and exit code 3 if one fails.
+    """Check a run against rules, as a gate in CI: one line per rule, exit code 3 if one fails.
 
     A path is a metric, or PHASE.metric. Speedups: realised, nominal, flop, coverage, roofline,
     busy. Others: share_of_bound, family, wall, tokens_per_s, items_per_s, weight_bytes,
@@ -507,10 +507,10 @@ def _bundle(
         bool, Option(help="Replace the zip if it exists; without it, that is an error.")
     ] = False,
 ) -> None:
-    """Put the evidence of runs into one zip: traces, samples, reports, figures, checksums, README.
+    """Pack the evidence of runs into one zip: traces, samples, reports, figures, checksums, README.
 
-    With --anonymous, names of people, hosts, paths, addresses and keys are removed, and nothing is
-    written where one is left.
+    With --anonymous, names of people, hosts, paths, addresses and keys are removed; if one is left,
+    that is an error and no zip is written.
 
     \b
     prunescope bundle traces/first -o evidence.zip
@@ -550,8 +550,8 @@ def _verify(
     """Verify a bundle: every file, and reports and figures rebuilt from its traces.
 
     Unprofiled samples are in no trace: their speedup is compared with that of the profiled steps.
-    The exit code is 3 if a file differs, if one could not be rebuilt and compared, and if a
-    speedup by samples is more than 1.3 times what the profiled steps allow, or less than 1 / 1.3.
+    The exit code is 3 if a file differs, if one could not be rebuilt and compared, or if the
+    speedup of the samples is off by more than a factor of 1.3 from what the profiled steps allow.
 
     \b
     prunescope verify evidence.zip
@@ -667,7 +667,7 @@ def _calibrate(
     ] = None,
     json_target: Json = None,
 ) -> None:
-    """Measure the peaks of this machine in a few seconds; traces from then on use them.
+    """Measure the peaks of this machine in a few seconds; later traces on it use them.
 
     \b
     prunescope calibrate
@@ -687,7 +687,7 @@ def _calibrate(
 @app.command("recorder")
 @from_options
 def _recorder() -> None:
-    """Write record.py: one file that records runs beside models that pin an old torch.
+    """Write record.py, one file that records runs in an environment that pins an old torch.
 
     It needs Python 3.8, torch 2.0 and nothing else, and its runs are those of
     `prunescope.capture`: times without the profiler, traces with module scopes, statistics of the
@@ -728,11 +728,11 @@ def _gemm(
     ] = None,
     json_target: Json = None,
 ) -> None:
-    """Replay GEMMs alone: each of a run, with its dense, good and aligned shapes, or shapes given.
+    """Replay GEMMs alone: those of a run, also in dense, good and aligned shapes, or given ones.
 
     Times are taken in turns, over random placements of the operands, with warm operands and with a
-    flushed last-level cache. Of a run it says whether a kernel of the ledger is slow alone, too,
-    and writes RUN/gemms.json, which `analyze --gemm` reads.
+    flushed last-level cache. For a run, the result says which slow kernels of its ledger are also
+    slow alone, and RUN/gemms.json holds it for `analyze --gemm`.
 
     \b
     prunescope gemm traces/first
@@ -764,7 +764,7 @@ def _doctor(
     ] = False,
     json_target: Json = None,
 ) -> None:
-    """Check what works here, and how to get the rest; exit code 3 if a requirement is missing.
+    """Check what works here and how to fix the rest; exit code 3 if a requirement is missing.
 
     On a GPU: driver, permission to profile, persistence, MIG, locked clocks, other processes.
 

@@ -1,4 +1,4 @@
-"""Runs fit for double-blind review: an allow-list of fields, and strings without who and where.
+"""Runs fit for double-blind review: an allow-list of fields, and strings that name nobody.
 
 In: run manifests and traces. Out: the same with what a report needs, and nothing that names a user,
 a host, a path, an address or a token. Numbers stay as they are.
@@ -46,7 +46,7 @@ _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,60}")
 _VERSION = re.compile(r"\d+(?:\.\w+)*(?:[+-][\w.]{1,20})?")
 _VERSIONS = ("python", "torch", "transformers", "prunescope", "toolkit", "triton", "driver")
 _SYSTEM = re.compile(r"(?:Linux|Darwin|Windows) [\w-]{2,10}")
-# Accounts that publish models for everybody.
+# Hub accounts that publish models for everybody.
 _PUBLIC = frozenset({
     "meta-llama", "qwen", "mistralai", "google", "microsoft", "eleutherai", "huggingfacetb",
     "facebook", "openai-community", "openai", "allenai", "ibm-granite", "deepseek-ai", "tiiuae",

@@ -55,7 +55,7 @@ def _points(curve: StepCurve, peaks: ReplayPeaks) -> list[SpeedupPoint]:
 
 
 def _interval(curve: StepCurve, dense: int, i: int) -> list[float] | None:
-    """That of the speedup; None for the dense size itself, which has none, for too few placements,
+    """The interval of the speedup; None for the dense size itself, for too few placements,
     and for files without the times of each placement."""
     if i == dense or len(curve.placements_ns) != len(curve.sizes):
         return None

@@ -83,7 +83,7 @@ def _compared(found: Pareto) -> Iterator[str]:
 
 
 def _fewer_tokens(points: list[SweepPoint]) -> str:
-    """That losses by token rest on fewer tokens than those of one forward beside them."""
+    """A sentence: losses scored token by token rest on fewer tokens than those of one forward."""
     by_token = [p for p in points if p.loss and p.loss.scoring == "decode"]
     if not by_token:
         return ""

@@ -48,8 +48,8 @@ class PredictRequest:
     device: Annotated[
         str | None,
         Option(
-            help="Device to predict for, by its name in `prunescope devices` (no torch device) or "
-            "in nvidia-smi; without it, give --peak and --bandwidth.",
+            help="Device to predict for, by its name in `prunescope devices` or in nvidia-smi "
+            "(not cuda or cpu); without it, give --peak and --bandwidth.",
             metavar="NAME",
             complete="devices",
         ),
@@ -121,8 +121,8 @@ class PredictRequest:
     runtime: Annotated[
         Literal["hf", "vllm", "sglang", "trtllm"] | None,
         Option(
-            help="Serving engine whose host work, graphs, number formats and latent attention "
-            "count; without it, the kernels alone, as transformers runs them."
+            help="Serving engine to predict: its host work, CUDA graphs, number formats and latent "
+            "attention count; without it, the kernels alone, as transformers runs them."
         ),
     ] = None
     host_us_per_op: Annotated[
@@ -143,8 +143,8 @@ class PredictRequest:
     depth: Annotated[
         float,
         Option(
-            help="Fraction of whole layers that the pruned model lacks in addition to what the "
-            "method removes.",
+            help="Fraction of the layers that is removed whole, in addition to what the method "
+            "removes.",
             metavar="D",
         ),
     ] = 0.0
@@ -243,8 +243,8 @@ class PredictRequest:
     ep: Annotated[
         int,
         Option(
-            help="Number of devices over which whole experts are split (expert parallelism): those "
-            "of --tp; with --tp 1: data-parallel attention.",
+            help="Number of devices that the experts are divided among, each expert whole (expert "
+            "parallelism): the devices of --tp; with --tp 1, attention is data-parallel.",
             unit="devices",
             least=1,
         ),
@@ -253,7 +253,7 @@ class PredictRequest:
         str | None,
         Option(
             help="How often each expert is chosen: a JSON file of counts by layer, a run, or "
-            "zipf:EXPONENT; without it, all as often.",
+            "zipf:EXPONENT; without it, all equally often.",
             metavar="FILE|RUN|zipf:A",
         ),
     ] = None

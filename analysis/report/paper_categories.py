@@ -333,7 +333,7 @@ def _layer_sum_words(points: Sequence[SweepPoint]) -> str:
 
 
 def _layer_rows(panel: Panel) -> list[list[Value]]:
-    """Of each result its dense layer and its pruned one, by category."""
+    """The dense and the pruned layer of each result, by category."""
     rows: list[list[Value]] = []
     median = _median(panel)
     for point in panel.points:

@@ -441,7 +441,7 @@ def _frontier_line(axes: Axes, best: Sequence[tuple[float, float]], right: float
 
 
 def say_random_ids(axes: Axes) -> None:
-    """That the losses of a panel mean nothing."""
+    """Mark a panel whose losses mean nothing, because its texts are random token ids."""
     whole = Rectangle((0, 0), 1, 1, transform=axes.transAxes, zorder=-1, **ground([RANDOM_IDS]))
     axes.add_patch(whole)
     axes.set_xlabel(f"{axes.get_xlabel()}\non {RANDOM_IDS}: no loss means anything")

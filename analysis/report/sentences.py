@@ -155,7 +155,7 @@ def is_valid(phase: Phase) -> bool:
 
 
 def captured(phase: Phase) -> str:
-    """That no step was timed, because a graph captured most of it; empty where none did."""
+    """A sentence if no step was timed because a graph captured most of it; else empty."""
     found = next((item for item in phase.findings if item.id == CAPTURED), None)
     return f"no step was timed ({'; '.join(found.evidence)})" if found is not None else ""
 
@@ -218,7 +218,7 @@ def _step(phase: Phase) -> str:
 
 
 def _beside_median(phase: Phase) -> str:
-    """That the time of a step is a mean over unlike steps, with their median."""
+    """A sentence if the time of a step is a mean over unlike steps, with their median."""
     if all(finding.id != "step-outlier" for finding in phase.findings):
         return ""
     return f" (mean over unlike steps; the median is {numbers.time(median(phase.step_ns))})"
@@ -281,8 +281,9 @@ def _beyond(ladder: Ladder) -> str:
 
 
 def _no_speedup(phase: Phase, ladder: Ladder, ratio: str) -> str:
-    """That the ratio of two runs is no speedup, as settings differed, and which. GEMMs in two
-    number formats come first: these change the time of every FLOP and byte, whatever was pruned."""
+    """A sentence: the ratio of two runs is no speedup, because settings differed, and which. GEMMs
+    in two number formats come first: these change the time of every FLOP and byte, whatever was
+    pruned."""
     text, compared = f"{ratio} is no speedup", phase.comparison
     kinds = {one.kind for one in compared.differences} if compared else set()
     formats = compared.formats if compared and DTYPE in kinds else None

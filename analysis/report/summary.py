@@ -100,7 +100,7 @@ def _late(phase: Phase) -> Finding | None:
 
 
 def first_to_read(phases: Mapping[str, Phase]) -> str:
-    """Of many phases (ranks, kinds of iterations) the one to read first: the rank that the others
+    """The one of many phases (ranks, kinds of iterations) to read first: the rank that the others
     wait for, else the one with the lowest ratio, else the longest."""
 
     def order(name: str) -> tuple[bool, float, float]:
@@ -195,7 +195,7 @@ def _family(phase: Phase) -> Iterator[str]:
 
 
 def _few_shapes(phase: Phase) -> Iterator[str]:
-    """That few shapes of GEMMs are known, and so no family."""
+    """A sentence if few shapes of GEMMs are known, and therefore no family."""
     sized = sum(gemm.busy_ns for gemm in phase.gemms if gemm.n is not None)
     whole = sum(gemm.busy_ns for gemm in phase.gemms)
     if sized < _ROLES * whole:
@@ -245,7 +245,7 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
 
 
 def _spread(phase: Phase) -> Iterator[str]:
-    """Of a ratio without an interval, the range of the steps that it is made of, on the sides where
+    """For a ratio without an interval, the range of its steps' times, on the sides where
     that is not small beside the difference of the two."""
     if phase.ladder is None or phase.ladder.realised_ci95 is not None or phase.unprofiled_ns:
         return

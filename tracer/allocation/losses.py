@@ -1,9 +1,9 @@
 """The loss of a model without parts of its layers, measured and interpolated.
 
 In: a model, calibration tokens and the sizes that each layer may keep. Out: ModelLosses, the rise
-of the loss in nats a token at each size. A few sizes of each part are measured one by one, the
-others lie on lines between them over the share of the importance that goes. What was measured is
-kept in a file, and a later call goes on from it, also for another plan in the same folder.
+of the loss in nats a token at each size. A few sizes of each part are measured one by one; the
+others are interpolated linearly in the share of the importance that is removed. Measured losses are
+kept in a file; a later call continues from it, also for another plan in the same folder.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ class ModelLosses:
         return {n: max(_between(points, share), _LEAST * share) for n, share in lost.items()}
 
     def _rise(self, removals: Sequence[Removal]) -> float:
-        """Of the loss by these removals together, from the file where it has them."""
+        """The rise of the loss by these removals together, from the file where it has them."""
         if not removals:
             return 0.0
         key = PAIR.join(one.key for one in removals)

@@ -252,7 +252,8 @@ class _BlockAttention(PlainAttention, Counted):
         return out
 
     def _count_blocks(self, layer: Any, tokens: int, read: int, total: int) -> None:
-        """Of a static cache the host knows the number of tokens by counting."""
+        """Count the blocks read, and the tokens: a static cache does not tell the host its
+        length."""
         if not torch.compiler.is_compiling():
             layer.tokens = tokens
             self.tally.add(read, total)

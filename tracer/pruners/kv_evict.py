@@ -1,4 +1,5 @@
-"""KV eviction: after the prompt, and with every new token, a cache of L tokens holds int(L·p) keys.
+"""KV eviction: after the prompt, and with every new token, a cache of L tokens holds int(L·p) keys
+(p = 1 − s).
 
 `keep=recent` keeps the latest keys (a window), `keep=sinks` the first four too (StreamingLLM).
 `keep=attention` chooses once, at the end of the prompt: the last prompt tokens and the keys that
@@ -207,7 +208,7 @@ class _EvictingAttention(PlainAttention, Counted):
         return out
 
     def _count_keys(self, layer: Any, new: int, *, first: bool) -> None:
-        """Of a static cache the host knows the number of tokens by counting."""
+        """Count the keys read, and the tokens: a static cache does not tell the host its length."""
         if not torch.compiler.is_compiling():
             layer.tokens = new if first else layer.tokens + new
             self.tally.add(self._budget(layer.tokens), layer.tokens)

@@ -2,7 +2,8 @@
 
 Kept are groups and channels chosen at random, or, by importance, those that add most to the output
 of o and down. `prune_width` also serves the families that cut heads or channels alone.
-Symbols as in the taxonomy: G = n_q/n_kv query heads a KV head, d head_dim, f intermediate.
+Symbols as in the taxonomy: G = n_q/n_kv query heads a KV head, d head_dim, f intermediate,
+p = 1 − s.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class _Channels:
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """max(1, round(n_kv·p)) KV groups and int(f·p) channels, aligned, a layer."""
+    """Keep max(1, round(n_kv·p)) KV groups and int(f·p) channels, aligned, of each layer."""
     return prune_width(model, point, heads=True, mlp=True)
 
 

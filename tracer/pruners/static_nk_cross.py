@@ -28,7 +28,8 @@ from prunescope.tracer.residual.stream import Stream, read_stream, unsupported
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Keep int(h·p) dimensions, aligned: K of what reads the stream, N of what writes to it."""
+    """Keep int(h·p) dimensions, aligned, p = 1 − s: K of matrices that read the residual stream, N
+    of those that write to it."""
     if point.sparsity == 0:
         return Applied(model=model, record={"kept": {}, "notes": ["nothing to remove"]})
     stream = read_stream(model)

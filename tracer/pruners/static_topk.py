@@ -19,7 +19,7 @@ from prunescope.tracer.pruners import Applied
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """max(1, round(k·p)) experts a token, in each layer that has some.
+    """Route each token to max(1, round(k·p)) experts, p = 1 − s, in each layer that has some.
 
     Raises PrunescopeError where a token goes to a single expert already, and where the model then
     does not send it to k' of them.

@@ -249,7 +249,7 @@ class RecordedSteps:
 
     @property
     def _device(self) -> torch.device:
-        """That of the weights; the CPU's before the model is known."""
+        """The device of the weights; the CPU before the model is known."""
         first = None if self._model is None else next(self._model.parameters(), None)
         return torch.device("cpu") if first is None else first.device
 

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685, by peft) on the linears of a model's layers.
 
-In: a model and Recovery. Out: Adapters, whose numbers are trained in float32 and then merged, so
-that modules, shapes and work are those before. W is [N, K], an update B·A of rank r times a scale.
+In: a model and Recovery. Out: Adapters, whose parameters are trained in float32 and then merged, so
+that modules, shapes and work are as before. W is [N, K], an update B·A of rank r times a scale.
 """
 
 from __future__ import annotations

@@ -141,8 +141,8 @@ class RowRouter(nn.Module):
         return Rows(flat, flat.unsqueeze(-1), None)
 
     def _of_static_step(self, scores: torch.Tensor, given: torch.Tensor | None) -> Rows:
-        """max(1, int(p·B)) of the B rows; by a threshold all of them, with a gate of zero for
-        those that it does not let through."""
+        """max(1, int(p·B)) of the B rows, p = 1 − s; by a threshold all of them, with a gate of
+        zero for those below it."""
         gate = None
         if self.threshold is None:
             count = kept_count(len(scores), self.sparsity)

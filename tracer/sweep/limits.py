@@ -1,9 +1,9 @@
-"""What of a sweep cannot run, before it starts: on this machine, with this model, or of families
-one after another; what steps of fixed shapes (mode compile or graph) cannot show of rows that are
-chosen in decode; and what a model's config says before its weights are loaded.
+"""What a sweep cannot run, checked before it starts: on this machine, with this model, or as a
+sequence of families; what steps of fixed shapes (mode compile or graph) cannot show of rows that
+are chosen in decode; and a model's config and dimensions, read without its weights.
 
-In: a plan, a method, a model's name. Out: sentences, each with the number of results that it is
-about; a PrunescopeError where nothing can run; a config and a ModelShape.
+In: a plan, a method, a model's name. Out: sentences, each with the number of results that it
+concerns; a PrunescopeError where nothing can run; a config and a ModelShape.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _of_device(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
     if pick_device("auto").type != "cpu":
         return []
     found = [
-        f"{one.id}: no units for 2:4 here: zeros in dense tensors run instead"
+        f"{one.id}: no matrix units (tensor cores) for 2:4 here: zeros in dense tensors run instead"
         for one in families()
         if one.without_sparse_units and one.id in plan.config.families
     ]
@@ -76,7 +76,7 @@ def _of_memory(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
     """The weights of both models, or what the steps of some results need beside them."""
     from prunescope.tracer.machine.device import free_bytes, pick_device, total_bytes
 
-    shape = shape_of(plan.config.model)
+    shape = shape_without_weights(plan.config.model)
     if shape is None:
         return []
     device = pick_device("auto")
@@ -100,7 +100,7 @@ def _of_memory(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
 
 
 def _step_numbers(shape: ModelShape, result: Planned) -> float:
-    """Numbers in the caches of both models, which are alive together, and in the logits of one."""
+    """Elements in the caches of both models, which are in memory together, and in one's logits."""
     tokens = result.batch * result.prompt_len
     a_token = shape.layers * shape.kv_heads * (shape.head_dim + shape.value_dim)
     all_logits = result.logits == "all" and result.phase == "prefill"
@@ -108,8 +108,8 @@ def _step_numbers(shape: ModelShape, result: Planned) -> float:
 
 
 def _of_lengths(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
-    """Prompts with positions that the model was not trained for, on whatever machine."""
-    config = config_of(plan.config.model)
+    """Prompts longer than the positions that the model was trained for."""
+    config = config_without_weights(plan.config.model)
     most = config.get("max_position_embeddings")
     if not isinstance(most, int):
         return []
@@ -150,7 +150,7 @@ def limits_of_fixed_steps(plan: SweepPlan) -> list[str]:
         found.append(
             f"{len(by_count)} of {len(plan.results)} results decode "
             f"{_names(by_count)} in steps of fixed shapes, which run "
-            "max(1, int(p·B)) of B rows, another share than p (at batch 1 all: "
+            "max(1, int((1 − s)·B)) of B rows, another share than 1 − s (at batch 1 all: "
             f"the dense model), and get no loss; {_EAGER}"
         )
     return found
@@ -210,16 +210,16 @@ def _problem_of(names: str) -> str | None:
     return None
 
 
-def shape_of(model: str) -> ModelShape | None:
+def shape_without_weights(model: str) -> ModelShape | None:
     """A model's dense dimensions; None where they are not known before it is loaded."""
     try:
-        return ModelShape.from_config(config_of(model))
+        return ModelShape.from_config(config_without_weights(model))
     except PrunescopeError:
         return None
 
 
-def config_of(model: str) -> dict[str, Any]:
-    """A model's config without its weights; empty where only loading it would tell."""
+def config_without_weights(model: str) -> dict[str, Any]:
+    """A model's config, read without its weights; empty where that is not possible."""
     name = model.lower()
     if name in preset_names():
         return preset_config(name)

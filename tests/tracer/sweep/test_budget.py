@@ -134,7 +134,7 @@ def test_a_request_with_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert part["seconds"] == pytest.approx(found.budget.seconds)
     assert request.budget * HOUR >= found.budget.seconds > 0.3 * (whole["seconds"] or 0)
     assert any("left out" in line for line in part["notes"])
-    monkeypatch.setattr(sweep_module, "shape_of", lambda _: None)
+    monkeypatch.setattr(sweep_module, "shape_without_weights", lambda _: None)
     request.config = {**SMALL, "families": ["static-m"]}
     with pytest.raises(PrunescopeError, match="--budget needs an estimate"):
         plan_of(request)
