@@ -155,12 +155,9 @@ def ranges(known: tuple[Cell, ...]) -> str:
         "|---|---|---|---|---|",
     ]  # fmt: skip
     found = outside(known)
-    rows += [
-        f"| {name} | {_listed(cells)} |" for name, cells in grouped(found[LEVEL], group).items()
-    ]
-    rows += [
-        f"| {name} | {_listed(cells)} |" for name, cells in grouped(found[LEVEL], device).items()
-    ]
+    for key in (group, device):
+        for name, cells in grouped(found[LEVEL], key).items():
+            rows.append(f"| {name} | {_listed(cells)} |")
     rows += [f"| **all** | {_listed(found[LEVEL])} |", ""]
     rows += [
         "| family | device | cells | held | median width | median error | its family left out |",

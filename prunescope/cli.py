@@ -516,8 +516,8 @@ def _bundle(
     prunescope bundle traces/first -o evidence.zip
     prunescope bundle traces/a traces/b -o review.zip --anonymous
     """
+    from prunescope.analysis.bundle.anonymise import local_names
     from prunescope.analysis.bundle.bundle import bundle
-    from prunescope.analysis.bundle.local_names import local_names
     from prunescope.analysis.report.numbers import size
     from prunescope.output import console_for
 
@@ -748,7 +748,7 @@ def _gemm(
     with Bar() as bar:
         found = Replayed.of(*replay_request(dataclasses.replace(request, progress=bar)))
     if out is not None:
-        from prunescope.analysis.report.replay_files import replay_files
+        from prunescope.analysis.report.replay_figure import replay_files
         from prunescope.analysis.report.write import write_files
 
         write_files(replay_files(found.replays, found.report), out)

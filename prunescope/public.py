@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from prunescope.analysis.report.pareto_figures import ParetoPlots
     from prunescope.analysis.report.predict_figure import PredictionPlots
     from prunescope.analysis.report.records import Frame, Records
-    from prunescope.analysis.report.replay_files import ReplayPlots
+    from prunescope.analysis.report.replay_figure import ReplayPlots
     from prunescope.analysis.report.reproduction_figure import ReproductionPlots
     from prunescope.analysis.report.sheet import Sheet
     from prunescope.taxonomy.replays import Replays
@@ -600,7 +600,7 @@ class Replayed(_Tabled):
     @property
     def plot(self) -> ReplayPlots:
         """Figures: `found.plot.curves()`."""
-        from prunescope.analysis.report.replay_files import ReplayPlots
+        from prunescope.analysis.report.replay_figure import ReplayPlots
 
         return ReplayPlots(self.replays, self.report)
 
@@ -610,7 +610,7 @@ class Replayed(_Tabled):
         """Write gemms.md, gemms.json, gemms.csv, curves.csv, and curves and alignments, where there
         are any, as png, pdf or svg, into `folder`; returns the paths."""
         from prunescope.analysis.report.markdown import sheet_text
-        from prunescope.analysis.report.replay_files import replay_files
+        from prunescope.analysis.report.replay_figure import replay_files
         from prunescope.analysis.report.write import check_formats, write_files
 
         names = _names(formats)
