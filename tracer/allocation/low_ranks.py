@@ -18,7 +18,7 @@ from prunescope.tracer.calibration.collect import collect
 from prunescope.tracer.calibration.low_rank import factors
 from prunescope.tracer.model.weights import weight_of
 
-PERCENT = 100  # sizes are percent of the numbers of each matrix
+PERCENT = 100  # sizes are percent of the parameters of each matrix
 
 
 @dataclass(frozen=True, kw_only=True)

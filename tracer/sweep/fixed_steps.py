@@ -46,7 +46,7 @@ def limits_of_fixed_steps(plan: SweepPlan) -> list[str]:
         found.append(
             f"{len(by_count)} of {len(plan.results)} results decode "
             f"{_names(by_count)} in steps of fixed shapes, which run "
-            "max(1, int(p·B)) of B rows, another share than p (at batch 1 all: "
+            "max(1, int((1 − s)·B)) of B rows, another share than 1 − s (at batch 1 all: "
             f"the dense model), and get no loss; {_EAGER}"
         )
     return found

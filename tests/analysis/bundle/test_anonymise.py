@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.bundle.anonymise import Scrubber
+from prunescope.analysis.bundle.anonymise import Scrubber, local_names
 from prunescope.analysis.bundle.bundle import bundle
-from prunescope.analysis.bundle.local_names import local_names
 from prunescope.analysis.bundle.secrets import cleared, names_in, suspicious
 from prunescope.analysis.bundle.verify import verify
 from prunescope.analysis.ops.call import MODELS

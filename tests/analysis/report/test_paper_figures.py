@@ -138,7 +138,7 @@ def plotted(of: PaperSet, name: str) -> Figure:
 
 def rows(of: PaperSet, name: str) -> list[dict[str, Any]]:
     one = figure(of, name)
-    return [dict(zip(one.columns, row, strict=True)) for row in one.rows]
+    return list(one.rows)
 
 
 @cache

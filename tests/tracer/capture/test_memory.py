@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunescope.tracer.capture.memory import weight_bytes
+from prunescope.tracer.model.packed_weights import weight_bytes
 
 pytestmark = pytest.mark.torch
 # Blocks too small to be mapped on their own, and one above them that keeps the heap from shrinking.

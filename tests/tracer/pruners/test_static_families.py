@@ -107,7 +107,7 @@ def test_low_rank_leaves_what_no_rank_shrinks() -> None:
     ranks = {"k": 16, "v": 16, "gate": 32, "up": 32, "down": 32}
     assert applied.record["kept"]["rank"] == {role: [r, r] for role, r in ranks.items()}
     rounded, left = applied.record["notes"]
-    assert rounded == "1536 of 2048 numbers of k stay: 25.0 % of them removed, 40.0 % requested"
+    assert rounded == "1536 of 2048 parameters of k stay: 25.0 % of them removed, 40.0 % requested"
     assert left == "these stay dense, as no rank makes them smaller: o, q"
 
 
