@@ -28,7 +28,7 @@ from prunescope.tracer.model.heads import Heads, find_heads
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.model.weights import Weight, weight_of
 
-PERCENT = 100  # sizes are percent of the numbers of each matrix
+PERCENT = 100  # sizes are percent of the parameters of each matrix
 
 
 @dataclass(frozen=True, kw_only=True)
