@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -32,8 +34,20 @@ def _json_of(name: str) -> bytes:
 @pytest.fixture
 def stored_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs are analysed once, copies of them too; each question about one has that answer."""
+    _answer_once(monkeypatch)
+
+
+@contextmanager
+def each_once() -> Iterator[None]:
+    """The same for what fixtures of a module ask."""
+    with pytest.MonkeyPatch.context() as patch:
+        _answer_once(patch)
+        yield
+
+
+def _answer_once(patch: pytest.MonkeyPatch) -> None:
     for module in _CALLED:
-        monkeypatch.setattr(import_module(f"prunescope.{module}"), "analyze", _once)
+        patch.setattr(import_module(f"prunescope.{module}"), "analyze", _once)
 
 
 def _once(candidate: Path, **asked: Any) -> Analysis:

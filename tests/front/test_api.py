@@ -19,7 +19,7 @@ from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.sweep import plan_of
 from tests.analysis.report import example
 from tests.analysis.report.test_paper_figures import replays
-from tests.stored import stored_once
+from tests.stored import each_once, stored_once
 
 __all__ = ["stored_once"]
 
@@ -33,12 +33,14 @@ FUNCTIONS = [
 
 @pytest.fixture(scope="module")
 def report() -> public.Report:
-    return prunescope.analyze(RUNS / "tiny-static-nk")
+    with each_once():
+        return prunescope.analyze(RUNS / "tiny-static-nk")
 
 
 @pytest.fixture(scope="module")
 def both() -> public.Comparison:
-    return prunescope.compare([RUNS / "tiny-static-nk", RUNS / "tiny-static-m"])
+    with each_once():
+        return prunescope.compare([RUNS / "tiny-static-nk", RUNS / "tiny-static-m"])
 
 
 def test_dir_is_all_and_nothing_else() -> None:

@@ -14,7 +14,7 @@ from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.notebook import render_comparison, render_notebook
 from tests.analysis.report import example
 from tests.analysis.report.browser import WIDTHS, Detection, open_together, opened
-from tests.stored import report_of
+from tests.stored import each_once, report_of
 
 ROOT = Path(__file__).resolve().parents[3]
 RANKS = ROOT / "traces" / "stories" / "slow-rank"
@@ -28,7 +28,8 @@ WRONG = """<!doctype html><html><body><div style="width:3000px">wide</div>
 def pages() -> dict[str, str]:
     """Every page that a test here looks at, by name."""
     report = report_of("tiny-static-nk")
-    beside = compare([ROOT / "traces"])
+    with each_once():
+        beside = compare([ROOT / "traces"])
     predicted = prunescope.predict(model="llama-3.1-8b", device="h100-sxm", method="static-nk")
     ranks = prunescope.analyze(RANKS / "pruned", baseline=RANKS / "dense")
     return {
