@@ -12,6 +12,7 @@ import msgspec
 import polars as pl
 
 from prunescope.analysis.inputs.side import SidePhase
+from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.earlier_work import earlier_work_ns
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.images import images_a_step
@@ -122,23 +123,20 @@ def is_known(kernels: Kernels) -> bool:
 def kernel_rows(frame: pl.DataFrame, steps: int, count: int) -> list[KernelRow]:
     """The `count` kernels with the most time, by name, kind and role."""
     keys = ["name", "kind", "role"]
-    columns = (*keys, "op", "bound", "busy", "duration", "category", "ideal")
-    share = {f"in_{name}": pl.col("busy").sum().over(*keys, name) for name in ("bound", "op")}
+    rows = frame[[*keys, "op", "bound", "busy", "duration", "category", "ideal"]]
     sums = (
-        frame.select(*columns, **share)
-        .group_by(keys)
+        rows.group_by(keys)
         .agg(
             pl.col("busy").sum(),
             pl.len().alias("count"),
             pl.col("duration").filter(pl.col("category").is_not_null()).sum().alias("ran"),
             pl.col("ideal").sum(),
             pl.col("ideal").is_null().any().alias("unclear"),
-            pl.col("bound").sort_by("in_bound", "bound", descending=[True, False]).first(),
-            pl.col("op").sort_by("in_op", "op", descending=[True, False]).first(),
         )
         .sort(["busy", "name", "role", "kind"], descending=[True, False, False, False])
         .head(count)
     )
+    bounds, ops = _largest_part(rows, keys, "bound"), _largest_part(rows, keys, "op")
     return [
         KernelRow(
             name=row["name"] or "?",
@@ -146,13 +144,21 @@ def kernel_rows(frame: pl.DataFrame, steps: int, count: int) -> list[KernelRow]:
             role=row["role"],
             count=row["count"] / steps,
             busy_ns=row["busy"] / steps,
-            bound=row["bound"],
+            bound=bounds[row["name"], row["kind"], row["role"]],
             efficiency=_efficiency(row),
             duration_ns=row["ran"] / steps or None,
-            op=row["op"],
+            op=ops[row["name"], row["kind"], row["role"]],
         )
         for row in sums.iter_rows(named=True)
     ]
+
+
+def _largest_part(rows: pl.DataFrame, keys: list[str], column: str) -> dict[Any, Any]:
+    """The value of a column with the most busy time of each group of rows; of equal ones none, else
+    the first by name."""
+    parts = rows.group_by(*keys, column).agg(pl.col("busy").sum())
+    parts = parts.sort("busy", column, descending=[False, True], nulls_last=True)
+    return {tuple(key): value for *key, value, _ in parts.iter_rows()}  # the last of each stays
 
 
 def _efficiency(row: dict[str, Any]) -> float | None:
@@ -178,40 +184,39 @@ def _unprofiled(samples: Samples, run: PhaseRun | None) -> Unprofiled | None:
 
 def _coverage(frame: pl.DataFrame) -> dict[str, float]:
     """Shares of busy time with a kind, a work model (helpers with their op) and a role."""
-    frame = frame.select("busy", "class", "kind", "modelled", "role")
-    busy = total(frame, "busy")
+    busy, modelled = frame["busy"], frame["modelled"]
+    product = is_one_of(frame["class"], ("matmul", "attention"))
 
-    def share(known: pl.Expr) -> float:
-        return total(frame.filter(known), "busy") / busy if busy else 0.0
+    def share(known: pl.Series, of: int) -> float:
+        return int(busy.filter(known).sum()) / of if of else 0.0
 
-    gemm = frame.filter(pl.col("class").is_in(["matmul", "attention"]))
-    of_gemm = total(gemm, "busy")
-    modelled = pl.col("modelled")
+    of_all, of_products = int(busy.sum()), int(busy.filter(product).sum())
     return {
-        "kind": share(pl.col("kind") != "unknown"),
-        "work": share(modelled),
-        "role": share(pl.col("role").is_in(UNPLACED).not_()),
-        "gemm_work": total(gemm.filter(modelled), "busy") / of_gemm if of_gemm else 0.0,
+        "kind": share(frame["kind"] != "unknown", of_all),
+        "work": share(modelled, of_all),
+        "role": share(~is_one_of(frame["role"], UNPLACED), of_all),
+        "gemm_work": share(product & modelled, of_products),
     }
 
 
 def _shape_sources(frame: pl.DataFrame) -> dict[str, float]:
     """Shares of the time of GEMMs and attention by where their shapes come from."""
-    rows = frame.select("busy", "class", "shapes")
-    rows = rows.filter(pl.col("class").is_in(["matmul", "attention"]))
-    busy = total(rows, "busy")
-    sums = rows.drop_nulls("shapes").group_by("shapes").agg(pl.col("busy").sum()).sort("shapes")
-    return {name: ns / busy for name, ns in sums.iter_rows()} if busy else {}
+    product = is_one_of(frame["class"], ("matmul", "attention"))
+    busy, sources = frame["busy"].filter(product), frame["shapes"].filter(product)
+    of_all = int(busy.sum())
+    named = sorted(sources.drop_nulls().unique()) if of_all else ()
+    return {name: int(busy.filter(sources == name).sum()) / of_all for name in named}
 
 
 def _bounds(frame: pl.DataFrame, steps: int) -> dict[str, float]:
-    sums = _sums(frame, "bound", steps)
-    out = {name: sums.get(name, 0.0) for name in ("compute", "memory", "latency", "unknown")}
-    out["launch"] = total(frame.select("starved", "gap").filter("starved"), "gap") / steps
+    busy, bound = frame["busy"], frame["bound"]
+    names = ("compute", "memory", "latency", "unknown")
+    out = {name: int(busy.filter(bound == name).sum()) / steps for name in names}
+    out["launch"] = int(frame["gap"].filter(frame["starved"]).sum()) / steps
     return out
 
 
 def _sums(frame: pl.DataFrame, column: str, steps: int) -> dict[str, float]:
-    sums = frame.group_by(column).agg(pl.col("busy").sum())
+    sums = frame[[column, "busy"]].group_by(column).agg(pl.col("busy").sum())
     sums = sums.sort(["busy", column], descending=[True, False])
     return {name: ns / steps for name, ns in sums.iter_rows()}

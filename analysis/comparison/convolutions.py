@@ -52,6 +52,8 @@ def convolutions(dense: Kernels, pruned: Kernels) -> tuple[Convolution, ...]:
 
 def _convolutions(kernels: Kernels) -> list[tuple[Dims, Dims] | None]:
     """Dimensions of input and weight of each convolution of the first step; None where unknown."""
+    if "conv" not in kernels.values("class"):
+        return []
     rows = kernels.frame.filter(
         (pl.col("class") == "conv") & pl.col("carries_work") & (pl.col("step") == 0)
     )

@@ -16,6 +16,7 @@ import polars as pl
 from prunescope.analysis.comparison.more_calls import with_work_on_weights
 from prunescope.analysis.comparison.replacements import with_replacements
 from prunescope.analysis.inputs.side import Diagnostics, SidePhase
+from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
 from prunescope.analysis.schema.pair_comparison import (
     MODULES,
@@ -211,7 +212,8 @@ def _equal_places(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SideP
             replace(one, kernels=_without_places(one.kernels)) for one in (dense, pruned)
         )
         return dense, _noted(pruned, _launched_alone((dense, pruned)[bare[1]]))
-    placed = [one.kernels.frame["layer"].is_not_null().any() for one in (dense, pruned)]
+    layers = [one.kernels.frame["layer"] for one in (dense, pruned)]
+    placed = [layer.null_count() < len(layer) for layer in layers]
     if (not any(cut) and same_code) or placed[0] == placed[1]:
         return dense, pruned
     return (
@@ -222,16 +224,13 @@ def _equal_places(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SideP
 
 def _replays_have_no_places(kernels: Kernels) -> bool:
     """Whether graph replays without a layer or a role make most of the time of GEMMs."""
-    rows = kernels.frame.select("class", "layer", "role", "busy").with_columns(
-        replayed=pl.Series(kernels.linked.replayed)
-    )
-    rows = rows.filter(pl.col("class").is_in([MATMUL, ATTENTION]))
-    bare = rows.filter(
-        pl.col("replayed")
-        & pl.col("layer").is_null()
-        & pl.col("role").is_in(["unknown", "attention"])  # what a kernel's own name identifies
-    )
-    return bool(2 * bare["busy"].sum() > rows["busy"].sum())
+    if not kernels.linked.replayed.any():
+        return False
+    frame = kernels.frame
+    busy, products = frame["busy"], is_one_of(frame["class"], (MATMUL, ATTENTION))
+    by_name = is_one_of(frame["role"], ("unknown", "attention"))  # what its own name identifies
+    bare = products & by_name & frame["layer"].is_null() & pl.Series(kernels.linked.replayed)
+    return bool(2 * busy.filter(bare).sum() > busy.filter(products).sum())
 
 
 def _launched_alone(bare: SidePhase) -> str:
@@ -327,11 +326,10 @@ def _without_order_of_qkv(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhas
 def _read_one_width(kernels: Kernels, roles: tuple[str, ...]) -> bool:
     """Whether the GEMMs of some roles have one K in each layer, or no known one at all: those
     through a rank do not."""
-    rows = kernels.frame.filter(
-        pl.col("kind").is_in(_PLAIN) & pl.col("primary") & pl.col("role").is_in(roles)
-    )
+    frame = kernels.frame
+    rows = frame[["layer", "call"]].filter(_of_gemms(kernels) & is_one_of(frame["role"], roles))
     widths: dict[int | None, set[int | None]] = defaultdict(set)
-    for layer, call in rows.select("layer", "call").unique().iter_rows():
+    for layer, call in rows.unique().iter_rows():
         work = None if call is None else kernels.works[call]
         widths[layer].add(work.gemms[0].k if work is not None and work.gemms else None)
     return all(len(found) == 1 for found in widths.values())
@@ -339,7 +337,12 @@ def _read_one_width(kernels: Kernels, roles: tuple[str, ...]) -> bool:
 
 def _roles_of_gemms(kernels: Kernels) -> set[str]:
     """The roles of the GEMMs of a side."""
-    return {*kernels.frame.filter(pl.col("kind").is_in(_PLAIN) & pl.col("primary"))["role"]}
+    return {*kernels.frame["role"].filter(_of_gemms(kernels)).unique()}
+
+
+def _of_gemms(kernels: Kernels) -> pl.Series:
+    """The rows that carry the work of plain GEMMs."""
+    return kernels.frame["primary"] & is_one_of(kernels.frame["kind"], _PLAIN)
 
 
 def _with_fused_role(phase: SidePhase, fused: str, parts: tuple[str, ...]) -> SidePhase:
@@ -413,16 +416,12 @@ def _roles_of(linears: list[_Linear], reference: list[_Linear]) -> list[tuple[_L
 
 def _linears(kernels: Kernels) -> dict[tuple[int, int], list[_Linear]]:
     """The plain linears of each step and layer, in the order of their launch."""
-    rows = kernels.frame.filter(
-        pl.col("primary")
-        & pl.col("kind").is_in(_PLAIN)
-        & pl.col("layer").is_not_null()
-        & pl.col("call").is_not_null()
-    ).sort("launched", "start")
+    frame = kernels.frame
+    columns = ["step", "layer", "instance", "role", "call"]
+    rows = frame[[*columns, "launched", "start"]].filter(_of_gemms(kernels))
+    rows = rows.drop_nulls(["layer", "call"]).sort("launched", "start")
     out: dict[tuple[int, int], list[_Linear]] = defaultdict(list)
-    for step, layer, instance, role, call in rows.select(
-        "step", "layer", "instance", "role", "call"
-    ).iter_rows():
+    for step, layer, instance, role, call in rows[columns].iter_rows():
         work = kernels.works[call]
         if work is not None and len(work.gemms) == 1 and work.gemms[0].batch == 1:
             out[step, layer].append(_Linear(instance, role, work.gemms[0]))

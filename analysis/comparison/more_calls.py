@@ -6,17 +6,18 @@ place in the model is one unit on each side, so that no unit counts as added whe
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
 
 import polars as pl
 
+from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import POINT, Kernels
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.roles import BACKWARD, UNPLACED
 
 ON_WEIGHTS = "on weights"  # class of pointwise work on whole weights, which the dense side lacks
 Shapes = tuple[tuple[int, ...], ...]
-_KEY = ["op", "shapes"]
 
 
 @dataclass(frozen=True)
@@ -43,29 +44,26 @@ def more_calls(dense: Kernels, pruned: Kernels) -> tuple[MoreCalls, ...]:
     if not (dense.has_shapes and pruned.has_shapes) or dense.is_replay or pruned.is_replay:
         return ()
     old, new = _counts(dense), _counts(pruned)
-    most = old.group_by(_KEY).agg(pl.col("calls").max().alias("dense"))
-    fewest = new.group_by(_KEY).agg(
-        pl.when(pl.len() == pruned.num_steps).then(pl.col("calls").min()).otherwise(0),
-        pl.col("busy").sum() / pruned.num_steps,
-    )
-    rows = fewest.join(most, on=_KEY, how="left", nulls_equal=True)
-    rows = rows.with_columns(pl.col("dense").fill_null(0))
-    rows = rows.filter(pl.col("calls") > pl.col("dense")).sort(
-        "busy", "op", "shapes", descending=[True, False, False]
-    )
     shapes = {_text(one): one for one in (call.shapes[:2] for call in pruned.calls)}
-    return tuple(
-        MoreCalls(row["op"], shapes[row["shapes"]], row["dense"], row["calls"], row["busy"])
-        for row in rows.iter_rows(named=True)
-    )
+    found = []
+    for key, steps in new.items():
+        before = max((calls for calls, _ in old.get(key, ())), default=0)
+        calls = min(calls for calls, _ in steps) if len(steps) == pruned.num_steps else 0
+        if calls > before:
+            ns = sum(busy for _, busy in steps) / pruned.num_steps
+            found.append((key, MoreCalls(key[0], shapes[key[1]], before, calls, ns)))
+    return tuple(one for _, one in sorted(found, key=lambda two: (-two[1].ns, two[0])))
 
 
 def on_weights(calls: tuple[MoreCalls, ...], kernels: Kernels) -> tuple[MoreCalls, ...]:
     """Those of these calls whose first operand has the size of the weight of a GEMM, and of no
     input or output of one. The product that makes the gradient of a weight has it as its output:
     those of backward passes are left out, whose other operands are as large as the forward's."""
-    forward = kernels.frame.filter(pl.col("role").str.ends_with(BACKWARD).not_())
-    works = [kernels.works[call] for call in forward["call"].drop_nulls().unique().to_list()]
+    if not calls:
+        return ()
+    backward = [role for role in kernels.values("role") if role.endswith(BACKWARD)]
+    forward = kernels.frame["call"].filter(~is_one_of(kernels.frame["role"], backward))
+    works = [kernels.works[call] for call in forward.drop_nulls().unique()]
     gemms = {g for work in works if work is not None for g in work.gemms if g.batch == 1}
     weights = {size for g in gemms for size in ((g.n, g.k), (g.k, g.n))}
     others = {size for g in gemms for size in _activations(g)}
@@ -94,23 +92,25 @@ def _activations(gemm: Gemm) -> tuple[tuple[int, int], tuple[int, int]]:
     return (gemm.m, gemm.k), (gemm.m, gemm.n)
 
 
-def _counts(kernels: Kernels) -> pl.DataFrame:
+def _counts(kernels: Kernels) -> dict[tuple[str, str], list[tuple[int, int]]]:
     """Calls and busy time of each step by op and shapes."""
-    table = pl.DataFrame(
-        {
-            "call": range(len(kernels.calls)),
-            "op": [call.name.rstrip("_") for call in kernels.calls],
-            "shapes": [_text(call.shapes[:2]) for call in kernels.calls],
-        },
-        schema={"call": pl.Int64, "op": pl.String, "shapes": pl.String},
+    numbers: dict[tuple[str, str], int] = {}
+    of_call = [
+        numbers.setdefault((call.name.rstrip("_"), _text(call.shapes[:2])), len(numbers))
+        for call in kernels.calls
+    ]
+    frame = kernels.frame
+    pointwise = is_one_of(frame["class"], (POINT, ON_WEIGHTS))
+    rows = frame[["step", "call", "instance", "busy"]].filter(pointwise).drop_nulls("call")
+    work = pl.Series(of_call, dtype=pl.Int64).gather(rows["call"])
+    by = rows.group_by(work.alias("work"), "step").agg(
+        pl.col("instance").n_unique(), pl.col("busy").sum()
     )
-    rows = kernels.frame.filter(pl.col("class").is_in([POINT, ON_WEIGHTS])).select(
-        "step", "busy", "instance", pl.col("call").cast(pl.Int64)
-    )
-    rows = rows.join(table, on="call", how="inner")
-    return rows.group_by([*_KEY, "step"]).agg(
-        pl.col("instance").n_unique().alias("calls"), pl.col("busy").sum()
-    )
+    keys = list(numbers)
+    out: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    for number, _, calls, busy in by.iter_rows():
+        out[keys[number]].append((calls, busy))
+    return out
 
 
 def _text(shapes: Shapes) -> str:

@@ -83,6 +83,8 @@ def _differ(old: Ranks, new: Ranks) -> bool:
 
 def ranks_of(phase: SidePhase) -> Ranks:
     """The ranks that a side runs a step on. A broadcast or a barrier shares nothing out."""
+    if "comm" not in phase.kernels.values("kind"):
+        return Ranks(1, {}, in_forward=False)
     frame, world = phase.kernels.frame, _world_size(phase)
     rows = frame.filter(pl.col("kind") == "comm").with_columns(
         text=pl.concat_str("op", "name", separator=" ", ignore_nulls=True)

@@ -14,7 +14,7 @@ from prunescope.taxonomy.dtypes import THREE_TF32
 
 # CUTLASS calls tensor cores "tensorop" and CUDA cores "simt"; cuBLAS names the instruction's shape
 # for the first (s1688, s16816, s64x128x8), and a bare sgemm or hgemm is on the second.
-_MATRIX = r"tensorop|tf32|_s(?:1688|16816|64x\d+x8)gemm"
+_MATRIX = re.compile(r"tensorop|tf32|_s(?:1688|16816|64x\d+x8)gemm")
 _PLAIN = re.compile(
     r"_simt_|^(?:kepler|maxwell|pascal|volta|turing|ampere|ada|hopper|blackwell)_[hsd]gemm_"
     r"|^(?:void )?magma_[hsd]gemm|gemmSN_"
@@ -23,7 +23,7 @@ _PLAIN = re.compile(
 
 # CUTLASS's fused attention splits fp32 into TF32 there, three products for one
 # (OpMultiplyAddFastF32, from compute capability 8.0 on).
-_IN_THREE = r"fmha_cutlass[FB]_f32_\w*sm(?:8|9|1\d)\d"
+_IN_THREE = re.compile(r"fmha_cutlass[FB]_f32_\w*sm(?:8|9|1\d)\d")
 
 
 def on_cuda_cores(name: str) -> bool:
@@ -41,9 +41,18 @@ def has_scalar_loads(name: str) -> bool:
     return _ONE_AT_A_TIME.search(name) is not None
 
 
-def multiplied_in(name: pl.Expr, dtype: pl.Expr) -> pl.Expr:
-    """The dtype in which a kernel multiplies: that of its op, except fp32 on matrix units, which
+def multiplied_in(names: pl.Series, dtype: pl.Series) -> pl.Series:
+    """The dtype in which each kernel multiplies: that of its op, except fp32 on matrix units, which
     multiply it in TF32, or as three products in TF32."""
     fp32 = dtype == "fp32"
-    in_three = pl.when(fp32 & name.str.contains(_IN_THREE)).then(pl.lit(THREE_TF32))
-    return in_three.when(fp32 & name.str.contains(_MATRIX)).then(pl.lit("tf32")).otherwise(dtype)
+    for name in names.filter(fp32).unique():
+        if format_ := _of_fp32(name or ""):
+            dtype = pl.Series([format_]).zip_with(fp32 & (names == name), dtype)
+    return dtype
+
+
+def _of_fp32(name: str) -> str | None:
+    """The format in which matrix units multiply fp32, by a kernel's name; None on CUDA cores."""
+    if _IN_THREE.search(name):
+        return THREE_TF32
+    return "tf32" if _MATRIX.search(name) else None

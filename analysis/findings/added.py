@@ -32,7 +32,6 @@ from prunescope.analysis.ledger.purpose import (
     NewWork,
     is_fused,
     purpose,
-    unpacks_bits,
 )
 from prunescope.analysis.schema.report import LedgerPart
 from prunescope.analysis.verdict.detectors.zeros import MANY_ZEROS
@@ -287,9 +286,9 @@ def _rounded_by_shape(c: Context) -> Found | None:
 @finding("added-adapter", "critical", needs_valid_times=True)
 def added_adapter(c: Context) -> Found | None:
     """Low-rank adapters (LoRA) were not merged into their linears."""
-    rows = c.kernels.frame.filter(pl.col("role") == "adapter")
-    if rows.is_empty():
+    if "adapter" not in c.kernels.values("role"):
         return None
+    rows = c.kernels.frame.filter(pl.col("role") == "adapter")
     total = float(rows["busy"].sum()) / c.kernels.num_steps + _adapter_sums(c)
     if c.is_little(total):
         return None
@@ -344,6 +343,8 @@ def _remade(
 ) -> Found | None:
     """Whether the ops (`only` of that name) on tensors of these sizes run at every call."""
     calls = _calls_on_weights(c, held, only=only)
+    if not calls:
+        return None
     frame = c.kernels.frame.filter(pl.col("call").is_in(calls))
     total = float(frame["busy"].sum()) / c.kernels.num_steps
     if not total or c.is_little(total):
@@ -535,18 +536,11 @@ def _new_work(c: Context) -> dict[_Purpose, list[_Entry]]:
     """New work by its purpose."""
     if c.baseline_kernels is None:
         return {}
-    by_name = c.kernels.is_replay != c.baseline_kernels.is_replay  # replays have no ops
-    new = _sums(c.kernels, by_name=by_name).join(
-        _sums(c.baseline_kernels, by_name=by_name),
-        on=["role", "kind", "work"],
-        how="anti",
-        nulls_equal=True,
-    )
     fused = is_fused(c.baseline_kernels, c.kernels)
     families = known(c.phase.family.ids) if c.phase.family is not None else []
     scorers = {one.scorer for one in families} - {""}
     found: dict[_Purpose, list[_Entry]] = {}
-    for row in new.iter_rows(named=True):
+    for row in c.new_work.iter_rows(named=True):
         role, kind, name = row["role"], row["kind"], row["work"]
         why = _PURPOSES.get(purpose(NewWork(role, kind, name), scorers, fused=fused))
         if why is _ROUTING and (scorers == {ESTIMATOR} or (fused and role == "attention")):
@@ -555,20 +549,3 @@ def _new_work(c: Context) -> dict[_Purpose, list[_Entry]]:
             entry = _Entry(role, name, row["busy"] / c.kernels.num_steps)
             found.setdefault(why, []).append(entry)
     return found
-
-
-def _sums(kernels: Kernels, *, by_name: bool) -> pl.DataFrame:
-    """Busy ns of all steps by (role, kind, work); `work`: the op, or the kernel where `by_name`."""
-    work = (pl.col("name") if by_name else pl.coalesce("op", "name")).fill_null("?")
-    # Casting one number for a product is no change of layout.
-    numbers = [i for i, call in enumerate(kernels.calls) if call.shapes[:1] == ((),)]
-    number = (pl.col("kind") == "layout") & pl.col("call").is_in(numbers)
-    # Unpacking weights is no mask: the finding `decompressed` says it.
-    calls = enumerate(kernels.calls)
-    unpacking = pl.col("call").is_in([i for i, one in calls if unpacks_bits(one.name, one.dtypes)])
-    return (
-        kernels.frame.filter((number | unpacking).fill_null(value=False).not_())
-        .with_columns(work=work)
-        .group_by("role", "kind", "work", maintain_order=True)
-        .agg(pl.col("busy").sum())
-    )

@@ -6,6 +6,7 @@ Times are ns a step.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -14,6 +15,7 @@ from prunescope.analysis.inputs.side import Side, SidePhase
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.ledger.noise import speedup_interval
+from prunescope.analysis.ledger.purpose import new_work
 from prunescope.analysis.ledger.samples import Samples, samples_of
 from prunescope.analysis.schema.report import GemmRow, LedgerPart, Phase, Row, is_beyond_noise
 from prunescope.analysis.verdict.caveats import Caveat
@@ -85,6 +87,12 @@ class Context:
     def baseline_phase_run(self) -> PhaseRun | None:
         """This phase in the baseline's run.json, None for a bare trace or without a baseline."""
         return self.baseline.run if self.baseline else None
+
+    @cached_property
+    def new_work(self) -> pl.DataFrame:
+        """The work that only the candidate does, by role, kind and op (ledger/purpose.py)."""
+        assert self.baseline_kernels is not None
+        return new_work(self.baseline_kernels, self.kernels)
 
     def in_step(self, recorded_ns: float) -> float:
         """Recorded busy time of the candidate, in the ledger's time base."""

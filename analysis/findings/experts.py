@@ -75,7 +75,9 @@ def experts_read_alike(c: Context) -> Found | None:
         text=f"fewer experts save {little} at {_tokens(pruned.tokens)} a step: it reads "
         f"{_count(pruned.read)} of {_count(pruned.experts)} experts a layer, and read "
         f"{_count(dense.read)} of {_count(dense.experts)} before"
-        + ("" if alike else f": {percent(saved)} fewer, where {percent(gone)} of them are gone"),
+        + (
+            "" if alike else f": {percent(saved)} fewer, where {percent(gone)} of them were removed"
+        ),
         severity=None if alike else "info",
         evidence=[
             f"each token goes to {pruned.per_token} experts of a layer",
@@ -209,13 +211,15 @@ def expert_imbalance(c: Context) -> Found | None:
 @finding("routing-cost", "warning")
 def routing_cost(c: Context) -> Found | None:
     """Choosing experts, sorting tokens by them and moving their rows takes much of the step."""
+    if not _has_experts(c.kernels):
+        return None
     frame = c.kernels.frame
     role = pl.col("role").str.strip_suffix(BACKWARD)
     moves = (role == EXPERTS) & pl.col("kind").is_in(_MOVES)
     rows = frame.filter((role == ROUTER) | moves)
     if (copies := _copies(c.kernels)) is not None:  # experts-copied is about these
         rows = rows.filter(~pl.col("call").is_in(copies.calls).fill_null(value=False))
-    if rows.is_empty() or not frame.select((role == EXPERTS).any()).item():
+    if rows.is_empty():
         return None
     steps = c.kernels.num_steps
     busy = int(rows["busy"].sum()) / steps
@@ -279,8 +283,14 @@ def experts_copied(c: Context) -> Found | None:
     )
 
 
+def _has_experts(kernels: Kernels) -> bool:
+    return any(role.removesuffix(BACKWARD) == EXPERTS for role in kernels.values("role"))
+
+
 def _copies(kernels: Kernels) -> _Copies | None:
     """Gathers from a stack [E, N, K] of which batched products of experts multiply by [S, N, K]."""
+    if not _has_experts(kernels):
+        return None
     of_experts = pl.col("role").str.strip_suffix(BACKWARD) == EXPERTS
     frame = kernels.frame.filter(pl.col("call").is_not_null())
     products = frame.filter(of_experts & (pl.col("kind") == "batched_gemm") & pl.col("primary"))

@@ -10,6 +10,7 @@ import re
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 import polars as pl
 
 from prunescope.analysis.findings.context import Context
@@ -19,10 +20,9 @@ from prunescope.analysis.kernels.idle import (
     AROUND,
     INTERRUPTED,
     LOADER,
-    cause_sums,
-    dispatch,
-    host,
-    host_late,
+    dispatch_ns,
+    late_host_ns,
+    loads_data,
 )
 from prunescope.analysis.kernels.phase_kind import has_backward
 from prunescope.analysis.schema.report import Finding
@@ -44,7 +44,7 @@ def large_share(c: Context, ns: float) -> float | None:
 
 def idle_ns(c: Context, cause: str) -> float:
     """Idle time of a cause, ns a step."""
-    return cause_sums(c.kernels.frame)[cause] / c.kernels.num_steps
+    return c.kernels.idle_by_cause[cause] / c.kernels.num_steps
 
 
 @finding("first-calls", "warning", needs_one_clock=True)
@@ -191,7 +191,7 @@ _STALLED = _Activity(
 def host_work(c: Context) -> Found | None:
     """The device idles while the host loads data, computes or does anything but launch ops."""
     frame, steps = c.kernels.frame, c.kernels.num_steps
-    share = large_share(c, host_late(frame)[1] / steps)
+    share = large_share(c, c.kernels.late_host[1] / steps)
     if share is None:
         return None
     work = sorted(_host_work(frame), key=lambda one: -one.ns)
@@ -211,7 +211,7 @@ def long_gaps(frame: pl.DataFrame) -> pl.DataFrame | None:
     """The longest gap of each step of a host trace, with its host's part `long`, ns; those that
     last longer than Python between two ops. None where they hold less than half of that part of
     all gaps: then it is made of many gaps, which is dispatch."""
-    rows = frame.with_columns(host().alias("long"))
+    rows = frame.with_columns(long=late_host_ns(frame))
     longest = rows.sort("long", descending=True).unique("step", keep="first", maintain_order=True)
     longest = longest.filter(pl.col("long") > BETWEEN_OPS)
     return longest if 2 * longest["long"].sum() > rows["long"].sum() else None
@@ -279,7 +279,7 @@ def repeated_gaps(frame: pl.DataFrame) -> pl.DataFrame | None:
     """The gaps of a host trace at the one place of a layer, before the same op of the same role,
     that most layers have in every step, with the host's part `long`, ns: each longer than Python
     between two ops. None without one; of several places the one with the most time."""
-    rows = frame.with_columns(host().alias("long"))
+    rows = frame.with_columns(long=late_host_ns(frame))
     steps = rows["step"].n_unique()
     layers = rows.filter(pl.col("layer").is_not_null()).group_by("role", "name")
     everywhere = layers.agg((pl.col("layer").n_unique() * steps).alias("places"))
@@ -355,9 +355,9 @@ def _host_work(frame: pl.DataFrame) -> list[_Work]:
     """What the host did other than dispatch, ns of all steps. What it computes in a data loader is
     the loader's."""
     found = []
-    loads = pl.col("host_activity").str.contains(LOADER).fill_null(value=False)
+    loads = loads_data(frame)
     parts = {"idle_computed": _COMPUTED, "idle_stalled": _STALLED}
-    own = {part: pl.when(loads).then(0).otherwise(pl.col(part)) for part in parts}
+    own = {part: pl.Series(np.where(loads, 0, frame[part])) for part in parts}
     for part, activity in parts.items():
         rows = frame.filter(own[part] > 0)
         if len(rows):
@@ -369,9 +369,10 @@ def _host_work(frame: pl.DataFrame) -> list[_Work]:
                 f"{_names(rows, part)}"
             )
             found.append(_Work(ns, ns, line, activity))
-    rest = host() - dispatch() - pl.sum_horizontal(*own.values())
-    within = pl.min_horizontal(rest, "host_activity_ns").sum().alias("within")
-    by = frame.group_by("host_activity").agg(rest.sum().alias("ns"), within)
+    rest = late_host_ns(frame) - dispatch_ns(frame) - sum(own.values())
+    rows = frame[["host_activity", "host_activity_ns"]].with_columns(ns=rest)
+    within = pl.min_horizontal("ns", "host_activity_ns").sum().alias("within")
+    by = rows.group_by("host_activity").agg(pl.col("ns").sum(), within)
     for name, ns, inside in by.filter(pl.col("ns") > 0).sort("ns", "host_activity").iter_rows():
         if name is None:
             found.append(_Work(ns, ns, "in work without a name in the trace", _OTHER))

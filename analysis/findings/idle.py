@@ -10,7 +10,7 @@ import polars as pl
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.host import MUCH, NAMED, SOME, idle_ns, large_share
 from prunescope.analysis.findings.registry import Found, finding
-from prunescope.analysis.kernels.idle import dispatch, host_late
+from prunescope.analysis.kernels.idle import dispatch_ns
 from prunescope.analysis.schema.report import (
     CLOCK_SKEW,
 )
@@ -64,7 +64,7 @@ def clock_skew(c: Context) -> Found | None:
 @finding("launch-bound", "critical", needs_valid_times=True, needs_one_clock=True)
 def launch_bound(c: Context) -> Found | None:
     """Launch-bound: the device idles while the host prepares the next launch."""
-    late, others = host_late(c.kernels.frame)
+    late, others = c.kernels.late_host
     phase, steps = c.phase, c.kernels.num_steps
     spared, other = late / steps, others / steps
     idle = phase.gap_ns - int(c.kernels.frame["idle_other_step"].sum()) / steps
@@ -97,8 +97,10 @@ def launch_bound(c: Context) -> Found | None:
 
 def _longest(c: Context) -> list[str]:
     """The ops with the most late dispatch, where they take at least NAMED of the step."""
-    ops = c.kernels.frame.filter(pl.col("host_activity").str.contains("::", literal=True))
-    spared = pl.min_horizontal(dispatch(), "host_activity_ns")
+    rows = c.kernels.frame[["host_activity", "host_activity_ns"]]
+    rows = rows.with_columns(dispatch=dispatch_ns(c.kernels.frame))
+    ops = rows.filter(pl.col("host_activity").str.contains("::", literal=True))
+    spared = pl.min_horizontal("dispatch", "host_activity_ns")
     by = ops.group_by("host_activity").agg(spared.sum().alias("ns"))
     by = by.sort("ns", "host_activity", descending=[True, False]).head(2)
     least = NAMED * c.kernels.wall

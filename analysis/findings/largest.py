@@ -142,17 +142,13 @@ def _is_unpruned(c: Context) -> bool:
 def _groups(c: Context) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Rows of ns a step, by role or by kernel where no role is known."""
     steps = c.kernels.num_steps
-    sums = (
-        c.kernels.frame.with_columns(ran=pl.col("duration" if c.kernels.on_device else "busy"))
-        .group_by("role", "class", "kind", "name", maintain_order=True)
-        .agg(
-            pl.col("busy").sum() / steps,
-            pl.col("ran").sum() / steps,
-            pl.col("ideal").sum() / steps,
-            pl.col("busy").filter(pl.col("ideal").is_not_null()).sum().alias("bounded") / steps,
-            pl.col("busy").filter(pl.col("bound") == "latency").sum().alias("latency_bound")
-            / steps,
-        )
+    ran = "duration" if c.kernels.on_device else "busy"
+    sums = c.kernels.frame.group_by("role", "class", "kind", "name", maintain_order=True).agg(
+        pl.col("busy").sum() / steps,
+        (pl.col(ran).sum() / steps).alias("ran"),
+        pl.col("ideal").sum() / steps,
+        pl.col("busy").filter(pl.col("ideal").is_not_null()).sum().alias("bounded") / steps,
+        pl.col("busy").filter(pl.col("bound") == "latency").sum().alias("latency_bound") / steps,
     )
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in sums.iter_rows(named=True):

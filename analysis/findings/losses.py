@@ -6,8 +6,6 @@ In: a Context. Out: Found, or None. Times are ns a step.
 
 from __future__ import annotations
 
-import polars as pl
-
 from prunescope.analysis.findings.allocate import allocation
 from prunescope.analysis.findings.context import (
     Context,
@@ -21,7 +19,6 @@ from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.findings.shape import nearest_dimension
 from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.kernels.graph_replay import LEAST
-from prunescope.analysis.kernels.idle import cause_sums
 from prunescope.analysis.schema.report import SLOWER_KERNELS, LedgerPart, Row, is_beyond_noise
 from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.roles import RESIDUAL, UNPLACED
@@ -38,7 +35,7 @@ _MUCH = 0.03  # of the dense wall: a row worth a finding
 def dispatch_bound(c: Context) -> Found | None:
     """On a CPU, much of the step is Python and dispatch between ops."""
     phase = c.phase
-    dispatch = cause_sums(c.kernels.frame)["host"] / c.kernels.num_steps
+    dispatch = c.kernels.idle_by_cause["host"] / c.kernels.num_steps
     # Of a run on a device that was not recorded nobody saw whether anything waited for the host.
     if c.kernels.on_device or c.kernels.device_unseen or dispatch <= 0.25 * phase.wall_ns:
         return None
@@ -207,7 +204,7 @@ def _gap_change(c: Context) -> str:
     longer = f"longer kernels: {_longer_ops(c)}"
     if c.kernels.apart is not None:
         return longer
-    causes = cause_sums(c.kernels.frame) if c.kernels.on_device else {"host": 1}
+    causes = c.kernels.idle_by_cause if c.kernels.on_device else {"host": 1}
     most = max(causes, key=lambda cause: causes[cause])
     able = c.kernels.on_device and not c.kernels.is_replay and not c.kernels.stops
     graph = ", or a CUDA graph" if able else ""
@@ -312,8 +309,12 @@ def _has_moved(c: Context, part: LedgerPart) -> bool:
         axes = {p.axis for p in c.pairs or () if p.key[1] == part.role}
         return not axes <= {"none", "unknown"}
     sides = [side for side in (c.kernels, c.baseline_kernels) if side is not None]
-    of_part = (pl.col("role") == part.role) & (pl.col("class") == part.cls)
-    sizes = [set(side.frame.filter(of_part)["bytes"].drop_nulls().unique()) for side in sides]
+    frames = [side.frame for side in sides]
+    of_part = [(one["role"] == part.role) & (one["class"] == part.cls) for one in frames]
+    sizes = [
+        set(one["bytes"].filter(rows).drop_nulls().unique())
+        for one, rows in zip(frames, of_part, strict=True)
+    ]
     return all(sizes) and sizes[0] != sizes[-1]
 
 

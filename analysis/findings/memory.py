@@ -18,6 +18,7 @@ import polars as pl
 from prunescope.analysis.findings.added import MULTIPLIES, recomputes_weights
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import Found, finding
+from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import MATMUL, Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.experts import EXPERTS
@@ -87,10 +88,10 @@ def _weights_remade(kernels: Kernels) -> pl.DataFrame:
     """Rows (role, work, busy) of work that decompresses by its name, or whose largest input has the
     shape of the weight of the GEMM in the same layer and role. `work`: the op, else the kernel."""
     weights: dict[tuple[int | None, str], set[tuple[int, ...]]] = {}
-    frame = kernels.frame.with_columns(work=pl.coalesce("op", "name").fill_null("?"))
-    matmul = frame.filter(
-        (pl.col("class") == "matmul") & pl.col("primary") & pl.col("call").is_not_null()
-    )
+    frame = kernels.frame[
+        ["class", "primary", "kind", "layer", "role", "call", "busy", "op", "name"]
+    ].with_columns(work=pl.coalesce("op", "name").fill_null("?"))
+    matmul = frame.filter((frame["class"] == MATMUL) & frame["primary"]).drop_nulls("call")
     routed: dict[tuple[int | None, str], Counter[tuple[int, int]]] = defaultdict(Counter)
     for layer, role, call, count in _how_often(matmul):
         work = kernels.works[call]
@@ -101,8 +102,8 @@ def _weights_remade(kernels: Kernels) -> pl.DataFrame:
     for at, rows in routed.items():  # what its experts make may be as large as a weight of theirs
         seen = {round(number / kernels.num_steps) for number in rows.values()}
         weights[at] = {shape for shape in weights[at] if shape[0] not in seen}
-    in_weights = pl.col("role").is_in(WEIGHT_ROLES) & pl.col("kind").is_in(_MASKING)
-    other = frame.filter(in_weights & (pl.col("busy") > 0))
+    in_weights = is_one_of(frame["role"], WEIGHT_ROLES) & is_one_of(frame["kind"], _MASKING)
+    other = frame.filter(in_weights & (frame["busy"] > 0))
     keys = other.select("layer", "role", "call", "work").unique()
     packed = _packed_places(kernels, other)
     hits = [
@@ -138,6 +139,8 @@ def _packed_places(kernels: Kernels, frame: pl.DataFrame) -> dict[tuple[int | No
         if unpacks_bits(call.name, call.dtypes)
         and (shape := next((s for s in call.shapes if isinstance(s, tuple) and s), None))
     }
+    if not calls:
+        return {}
     rows = frame.filter(pl.col("call").is_in([*calls]) & pl.col("role").is_in(WEIGHT_ROLES))
     found: dict[tuple[int | None, str], set[int]] = defaultdict(set)
     for layer, role, call in rows.select("layer", "role", "call").unique().iter_rows():
@@ -221,10 +224,14 @@ def weight_copied(c: Context) -> Found | None:
 
 def _copies(kernels: Kernels) -> Iterator[_Copy]:
     """Copies of weights by role and shape."""
-    products = _products(kernels)
-    rows = kernels.frame.filter(
-        pl.col("kind").is_in(_MOVES) & pl.col("role").is_in(WEIGHT_ROLES) & (pl.col("busy") > 0)
-    ).drop_nulls("call")
+    frame = kernels.frame
+    moves = is_one_of(frame["kind"], _MOVES) & (frame["busy"] > 0)
+    rows = frame[["layer", "role", "call", "busy", "instance"]].filter(
+        moves & is_one_of(frame["role"], WEIGHT_ROLES)
+    )
+    if rows.is_empty():
+        return
+    rows, products = rows.drop_nulls("call"), _products(kernels)
     # Rows of one op are the kernels that do its work: its bytes are theirs together.
     sums = rows.group_by("layer", "role", "call", maintain_order=True).agg(
         pl.col("busy").sum(), pl.col("instance").n_unique().alias("count")
@@ -256,8 +263,9 @@ def _copies(kernels: Kernels) -> Iterator[_Copy]:
 def _products(kernels: Kernels) -> dict[tuple[int | None, str], list[Gemm]]:
     """The GEMMs of each layer and role."""
     found: dict[tuple[int | None, str], list[Gemm]] = {}
-    primary = (pl.col("class") == MATMUL) & pl.col("primary") & pl.col("call").is_not_null()
-    of_role = kernels.frame.filter(primary).select("layer", "role", "call").unique()
+    frame = kernels.frame
+    primary = (frame["class"] == MATMUL) & frame["primary"]
+    of_role = frame[["layer", "role", "call"]].filter(primary).drop_nulls("call").unique()
     for layer, role, call in of_role.iter_rows():
         work = kernels.works[call]
         found.setdefault((layer, role), []).extend(work.gemms if work is not None else ())
@@ -287,6 +295,8 @@ def _change(kernels: Kernels, call: int, gemm: Gemm) -> str:
 @finding("unfused-attention", "warning")
 def unfused_attention(c: Context) -> Found | None:
     """Attention runs as separate GEMMs and a softmax, and takes much of the step."""
+    if c.kernels.values("role").isdisjoint(_ROLES) or "softmax" not in c.kernels.values("kind"):
+        return None
     rows = c.kernels.frame.filter(pl.col("role").is_in(_ROLES))
     steps, kind = c.kernels.num_steps, pl.col("kind").cast(pl.String)
     named = pl.when(kind.is_in(GEMM_KINDS)).then(pl.lit("GEMMs")).otherwise(kind).alias("part")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import polars as pl
 
 from prunescope.analysis.comparison.equal_information import one_sided_text
+from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
 from prunescope.analysis.kernels.graph_replay import replayed_begin
 from prunescope.analysis.kernels.phase_kind import PHASES_APART
@@ -100,28 +101,29 @@ def _without_modules(kernels: Kernels) -> list[str]:
         else "no scopes of linears in the trace"
     )
     lines = [f"{why}: roles come from the order of kernels"] * by_order
-    rows = kernels.frame.with_columns(replayed=pl.Series(kernels.linked.replayed))
-    products = rows.filter(pl.col("class").is_in([MATMUL, ATTENTION]) & ~pl.col("replayed"))
-    busy = int(products["busy"].sum())
-    unnamed = int(products.filter(pl.col("role").is_in(UNPLACED))["busy"].sum())
+    frame = kernels.frame
+    products = is_one_of(frame["class"], (MATMUL, ATTENTION)) & ~pl.Series(kernels.linked.replayed)
+    busy = int(frame["busy"].filter(products).sum())
+    unnamed = products & is_one_of(frame["role"], UNPLACED)
+    unnamed_ns = int(frame["busy"].filter(unnamed).sum())
     # Of a model without attention or head modules tell no roles of GEMMs either.
-    seen = {*rows["kind"].unique(), *rows["role"].unique()}
-    if kernels.calls and unnamed > _HIDDEN * busy and seen & {"attention", "lm_head"}:
+    seen = kernels.values("kind") | kernels.values("role")
+    if kernels.calls and unnamed_ns > _HIDDEN * busy and seen & {"attention", "lm_head"}:
         change = (
             "torch.compile records no modules: name an eager capture by --eager-trace"
             if kernels.compiled
             else f"capture with {kernels.recorder.both}"
         )
         lines.append(
-            f"{percent(unnamed / busy)} of the time of GEMMs and attention has no role, because no "
-            f"module was recorded: {change}"
+            f"{percent(unnamed_ns / busy)} of the time of GEMMs and attention has no role, because "
+            f"no module was recorded: {change}"
         )
     return lines + (_unequal_layers(kernels) if by_order else [])
 
 
 def _two_models(kernels: Kernels) -> list[str]:
     """A note if heads read hidden states of two widths: one model has one width."""
-    heads = _sizes(kernels, pl.col("role") == "lm_head")
+    heads = _sizes(kernels, kernels.frame["role"] == "lm_head")
     made = {n for n, _ in heads}
     # The second of two products through a rank reads what the first one makes.
     widths = sorted({k for _, k in heads if k not in made}, reverse=True)
@@ -141,19 +143,20 @@ def _two_models(kernels: Kernels) -> list[str]:
     ]
 
 
-def _sizes(kernels: Kernels, which: pl.Expr) -> set[tuple[int, int]]:
+def _sizes(kernels: Kernels, which: pl.Series) -> set[tuple[int, int]]:
     """N and K of the plain GEMMs of these rows."""
-    calls = kernels.frame.filter(which & pl.col("primary"))["call"].drop_nulls().unique()
-    works = [work for call in calls.to_list() if (work := kernels.works[call]) is not None]
+    calls = kernels.frame["call"].filter(which & kernels.frame["primary"])
+    calls = calls.drop_nulls().unique() if len(calls) else calls
+    works = [work for call in calls if (work := kernels.works[call]) is not None]
     gemms = [work.gemms[0] for work in works if len(work.gemms) == 1]
     return {(gemm.n, gemm.k) for gemm in gemms if gemm.batch == 1}
 
 
 def _reading_layers(kernels: Kernels) -> set[tuple[int, int]]:
     """Layers with the widths of the states that their first projections read."""
-    of = pl.col("role").is_in(["q", "qkv"])
-    layers = kernels.frame.filter(of)["layer"].drop_nulls().unique().to_list()
-    return {(i, k) for i in layers for _, k in _sizes(kernels, of & (pl.col("layer") == i))}
+    layer, of = kernels.frame["layer"], is_one_of(kernels.frame["role"], ("q", "qkv"))
+    layers = layer.filter(of).drop_nulls().unique()
+    return {(i, k) for i in layers for _, k in _sizes(kernels, of & (layer == i))}
 
 
 _SPARSE = "products with matrices that store some of their numbers (CSR, CSC, COO"
@@ -197,12 +200,19 @@ def _shapes(kernels: Kernels) -> str:
     return "shapes are unknown (--model gives those of a decoder)"
 
 
+def _of_device(kernels: Kernels) -> pl.DataFrame:
+    """The rows of the frame that are events of the device."""
+    columns = ["category", "step", "name", "kind", "start", "duration", "busy"]
+    return kernels.frame[columns].drop_nulls("category")
+
+
 def _early(kernels: Kernels) -> list[str]:
     """Events that ran before the wall of their step began, which no busy time contains."""
-    rows = kernels.frame.filter(pl.col("category").is_not_null())
-    rows = rows.with_columns(early=carry_over_ns(rows)).filter(pl.col("early") > 0)
-    if rows.is_empty():
+    rows = _of_device(kernels)
+    early = carry_over_ns(rows)
+    if not early.any():
         return []
+    rows = rows.with_columns(early=pl.Series(early)).filter(early > 0)
     sums = rows.group_by("name").agg(pl.col("early").sum(), pl.len())
     parts = [
         f"{shortened(name or '?')} {ms(ns / kernels.num_steps)} "
@@ -219,8 +229,11 @@ def _early(kernels: Kernels) -> list[str]:
 def _concurrent(kernels: Kernels) -> list[str]:
     """Kinds of kernels that ran concurrently with others, so that their busy time differs from how
     long they ran."""
-    rows = kernels.frame.filter(pl.col("category").is_not_null())
-    rows = rows.with_columns(concurrent=pl.col("duration") - alone_ns(rows))
+    rows = _of_device(kernels)
+    concurrent = rows["duration"] - alone_ns(rows)
+    if concurrent.sum() <= _HIDDEN * kernels.wall:
+        return []
+    rows = rows.with_columns(concurrent=concurrent)
     sums = rows.group_by("kind").agg(pl.col("duration", "concurrent").sum())
     parts = [
         f"{kind} {ms(ran / kernels.num_steps)} ({ms(both / kernels.num_steps)} concurrently)"
@@ -238,7 +251,9 @@ def _concurrent(kernels: Kernels) -> list[str]:
 def _communication(kernels: Kernels) -> list[str]:
     """How much communication was exposed (nothing else ran), and that its kernels include waiting
     for other ranks."""
-    rows = kernels.frame.filter(pl.col("category").is_not_null())
+    if "comm" not in kernels.values("kind"):
+        return []
+    rows = _of_device(kernels)
     is_comm = rows["kind"] == "comm"
     busy = int(rows.filter(is_comm)["busy"].sum())
     if busy <= _HIDDEN * kernels.wall:

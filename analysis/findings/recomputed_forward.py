@@ -9,6 +9,7 @@ import polars as pl
 
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import Found, finding
+from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import ATTENTION, Kernels
 from prunescope.taxonomy.roles import BACKWARD
 from prunescope.taxonomy.words import shortened
@@ -46,10 +47,9 @@ def is_recomputed(c: Context) -> bool:
 def recomputed(kernels: Kernels) -> pl.DataFrame:
     """The calls of fused attention in the backward pass that compute no gradient. (A forward that
     has no backward pass, of frozen layers or of a teacher, is in none.)"""
+    frame = kernels.frame
+    backward = [role for role in kernels.values("role") if role.endswith(BACKWARD)]
+    attends = (frame["class"] == ATTENTION) & frame["carries_work"]
+    rows = frame[["op", "name"]].filter(attends & is_one_of(frame["role"], backward))
     op = pl.coalesce("op", "name").str.to_lowercase()
-    return kernels.frame.filter(
-        (pl.col("class") == ATTENTION)
-        & pl.col("carries_work")
-        & pl.col("role").str.ends_with(BACKWARD)
-        & op.str.contains(_BACKWARD_OP).not_()
-    )
+    return rows if rows.is_empty() else rows.filter(op.str.contains(_BACKWARD_OP).not_())

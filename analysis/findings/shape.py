@@ -128,9 +128,11 @@ def unaligned(c: Context) -> Found | None:
 @finding("cuda-cores", "warning")
 def cuda_cores(c: Context) -> Found | None:
     """GEMM kernels run on CUDA cores, which are slower than the device's tensor cores."""
-    frame = c.kernels.frame.filter(pl.col("kind").is_in(_KINDS))
-    names = [n for n in frame["name"].unique().drop_nulls() if on_cuda_cores(n)]
+    names = [name for name in c.kernels.values("name") if on_cuda_cores(name)]
+    if not names:
+        return None
     device = c.side.peaks.device if c.side.peaks else None
+    frame = c.kernels.frame.filter(pl.col("kind").is_in(_KINDS))
     slow = frame.filter(pl.col("name").is_in(names) & _is_held(device))
     busy = int(slow["busy"].sum()) / c.kernels.num_steps
     if busy < _SHARE * c.phase.busy_ns or not busy or c.is_little(busy):
@@ -233,10 +235,12 @@ def _change(
 @finding("unaligned-operands", "warning")
 def unaligned_operands(c: Context) -> Found | None:
     """GEMM kernels load operands element by element, because these are not aligned."""
+    names = [name for name in c.kernels.values("name") if has_scalar_loads(name)]
+    if not names:
+        return None
     rows = c.kernels.frame.filter(
         pl.col("kind").is_in(_KINDS) & pl.col("dtype").is_in([*HALF, "tf32"]).fill_null(value=True)
     )
-    names = [name for name in rows["name"].unique().drop_nulls() if has_scalar_loads(name)]
     keys = ["role", "call", "name", "dtype"]
     sums = rows.filter(pl.col("name").is_in(names)).group_by(keys).agg(pl.col("busy").sum())
     busy = int(sums["busy"].sum()) / c.kernels.num_steps
@@ -492,10 +496,11 @@ class _Tiled:
 
 def _tiled(kernels: Kernels) -> dict[tuple[str, Gemm], _Tiled]:
     """(role, GEMM) -> tiles of its kernel with the most time whose name contains a tile size."""
-    known = kernels.frame.filter(
-        pl.col("primary") & pl.col("tiles").is_not_null() & pl.col("call").is_not_null()
-    )
-    keys = ["role", "call", "along_n", "tiles", "waves"]
+    keys, frame = ["role", "call", "along_n", "tiles", "waves"], kernels.frame
+    tiled = frame[[*keys, "busy"]].filter(frame["primary"] & (frame["tiles"] >= 0))
+    if tiled.is_empty():
+        return {}
+    known = tiled.drop_nulls("call")
     sums = known.group_by(keys, maintain_order=True).agg(pl.col("busy").sum())
     found: dict[tuple[str, Gemm], _Tiled] = {}
     for row in sums.sort("busy", "call").iter_rows(named=True):

@@ -219,11 +219,12 @@ def above_peak(c: Context) -> Found | None:
     frame = c.kernels.frame
     # Where streams overlap, `busy` is the part of a kernel that no earlier kernel covers.
     took = "duration" if c.kernels.on_device else "busy"
-    fast = frame.filter((frame["ideal"] > _ABOVE * frame[took]) & (frame["busy"] > 0))
+    is_fast = (frame["ideal"] > _ABOVE * frame[took]) & (frame["busy"] > 0)
     total = int(frame["busy"].sum())
-    share = int(fast["busy"].sum()) / total if total else 0.0
+    share = int(frame["busy"].filter(is_fast).sum()) / total if total else 0.0
     if share < 0.02:
         return None
+    fast = frame.filter(is_fast)
     shown = (
         fast.sort("busy", descending=True, maintain_order=True)
         .group_by("name", maintain_order=True)
@@ -468,9 +469,9 @@ def _why_it_differs(c: Context, shares: list[float], nominal: float) -> str:
     family = c.phase.family
     if family is not None and any(one.changes_experts for one in known(family.ids)):
         return (
-            "a token goes through as many experts as before where experts are gone, and no "
-            "parameter is gone where it goes through fewer: parameters, FLOPs and bytes fall by "
-            "different shares"
+            "a token goes through as many experts as before where experts were removed, and no "
+            "parameter was removed where it goes through fewer: parameters, FLOPs and bytes fall "
+            "by different shares"
         )
     rounding = f"rounding to whole heads, layers and {_aligned_words(c.side.run.pruning)}"
     if all(share <= nominal for share in shares):

@@ -5,12 +5,16 @@ In: Kernels and the report's GEMM rows. Out: schema.anatomy.Anatomy; times in ns
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+
 import polars as pl
 
 from prunescope.analysis.device.tiles import tile_of
+from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.communication import communication
 from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.kernels.idle import PARTS, cause_sums, host_late
+from prunescope.analysis.kernels.idle import PARTS
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.kernels.what_if import what_if
 from prunescope.analysis.schema.anatomy import Anatomy, HostTime, Idle, LayerTime, RooflinePoint
@@ -28,10 +32,10 @@ def anatomy(kernels: Kernels, gemms: list[GemmRow]) -> Anatomy:
     """Everything in an Anatomy of one phase."""
     frame, steps = kernels.frame, kernels.num_steps
     shapes, fit = what_if(kernels, gemms)
-    dispatch, _ = host_late(frame) if kernels.on_device else (0, 0)
+    dispatch, _ = kernels.late_host if kernels.on_device else (0, 0)
     # A CUDA graph also removes gaps between kernels already queued, and the launch of copies inside
     # it.
-    sums = cause_sums(frame)
+    sums = kernels.idle_by_cause
     queued = sums["device"] + int(frame["idle_copy_launch"].sum())
     has_causes = _knows_causes(kernels)
     gaps = {_JSON.get(cause, cause): ns / steps for cause, ns in sums.items()}
@@ -56,18 +60,21 @@ def anatomy(kernels: Kernels, gemms: list[GemmRow]) -> Anatomy:
 
 def _kind_bounds(frame: pl.DataFrame, steps: int) -> dict[str, dict[str, float]]:
     """Busy time of each kind by what bounds it, the largest kind first."""
-    sums = frame.group_by("kind", "bound").agg(pl.col("busy").sum())
-    sums = sums.with_columns(of_kind=pl.col("busy").sum().over("kind"))
-    sums = sums.sort("of_kind", "kind", "busy", "bound", descending=[True, False, True, False])
+    sums = frame[["kind", "bound", "busy"]].group_by("kind", "bound").agg(pl.col("busy").sum())
+    of_kind: Counter[str] = Counter()
+    for kind, _, busy in sums.iter_rows():
+        of_kind[kind] += busy
     out: dict[str, dict[str, float]] = {}
-    for kind, bound, busy, _ in sums.iter_rows():
+    order = sorted(sums.iter_rows(), key=lambda row: (-of_kind[row[0]], row[0], -row[2], row[1]))
+    for kind, bound, busy in order:
         out.setdefault(kind, {})[bound] = busy / steps
     return out
 
 
 def _layers(frame: pl.DataFrame, steps: int) -> list[LayerTime]:
     """Layers in order; rows outside all layers last."""
-    sums = frame.group_by("layer", "role").agg(pl.col("busy").sum(), pl.col("gap").sum())
+    rows = frame[["layer", "role", "busy", "gap"]]
+    sums = rows.group_by("layer", "role").agg(pl.col("busy", "gap").sum())
     out: dict[int | None, LayerTime] = {}
     for layer, role, busy, gap in sums.sort("layer", "role", nulls_last=True).iter_rows():
         time = out.setdefault(layer, LayerTime(layer=layer, busy_ns=0.0, gap_ns=0.0, roles={}))
@@ -79,16 +86,12 @@ def _layers(frame: pl.DataFrame, steps: int) -> list[LayerTime]:
 
 def _points(frame: pl.DataFrame, steps: int) -> list[RooflinePoint]:
     """Calls with FLOPs and bytes, by kernel, role and work; those that take the most time."""
-    known = frame.filter(
-        pl.col("carries_work")
-        & (pl.col("flop") > 0)
-        & (pl.col("bytes") > 0)
-        & (pl.col("busy") > 0)
-        & pl.col("flop").is_finite()
-        & pl.col("bytes").is_finite()
-    )
+    flop, size = frame["flop"], frame["bytes"]
+    known = frame["carries_work"] & (frame["busy"] > 0)
+    known = known & (flop > 0) & (flop < math.inf) & (size > 0) & (size < math.inf)
     keys = ["name", "kind", "role", "dtype", "flop", "bytes", "bound"]
-    sums = known.group_by(keys).agg(
+    rows = frame[[*keys, "busy", "duration", "category"]].filter(known)
+    sums = rows.group_by(keys).agg(
         pl.col("busy").sum(),
         pl.len().alias("count"),
         pl.col("duration").filter(pl.col("category").is_not_null()).sum().alias("ran"),
@@ -113,8 +116,9 @@ def _points(frame: pl.DataFrame, steps: int) -> list[RooflinePoint]:
 
 def _tiles(frame: pl.DataFrame, steps: int) -> dict[str, float]:
     """GEMM time by how the tile of the kernel's name explains its grid."""
-    gemms = frame.filter(pl.col("kind").is_in(GEMM_KINDS))
-    sums = gemms.group_by("name", "fit", "blocks").agg(pl.col("busy").sum())
+    gemms = is_one_of(frame["kind"], GEMM_KINDS)
+    rows = frame[["name", "fit", "blocks", "busy"]].filter(gemms)
+    sums = rows.group_by("name", "fit", "blocks").agg(pl.col("busy").sum())
     out: dict[str, float] = {}
     for name, fit, blocks, busy in sums.sort("busy", "name", descending=True).iter_rows():
         tile = fit or (
@@ -127,7 +131,8 @@ def _tiles(frame: pl.DataFrame, steps: int) -> dict[str, float]:
 def _idle(frame: pl.DataFrame, steps: int) -> list[Idle]:
     """Parts of the idle time by what the host was in, the longest first; short ones without it."""
     sums: dict[tuple[str, str | None], int] = {}
-    by = frame.group_by("host_activity").agg(pl.col(f"idle_{name}").sum() for name in PARTS)
+    idle = [f"idle_{name}" for name in PARTS]
+    by = frame[["host_activity", *idle]].group_by("host_activity").agg(pl.col(idle).sum())
     for activity, *parts in by.iter_rows():
         for (name, cause), ns in zip(PARTS.items(), parts, strict=True):
             key = (name, activity if cause == "host" else None)
@@ -145,7 +150,7 @@ def _idle(frame: pl.DataFrame, steps: int) -> list[Idle]:
 def _knows_causes(kernels: Kernels) -> bool:
     """Whether most idle time of a device has a known cause, by clocks that agree: else no claim is
     made of what a graph would spare."""
-    sums = cause_sums(kernels.frame)
+    sums = kernels.idle_by_cause
     known = 2 * sums["unknown"] <= sum(sums.values())
     return kernels.on_device and kernels.apart is None and known
 
@@ -158,39 +163,46 @@ def _speedup(kernels: Kernels, left: int) -> float | None:
 def _host(kernels: Kernels, steps: int) -> list[HostTime]:
     """Host time by op and role. A launch counts once; time in a blocking call belongs to the op
     around it. The longest waits, of the device or in such a call, come first."""
-    launches = pl.col("first_of_launch")
-    rows = kernels.frame.filter(pl.col("host_ns").is_not_null() | pl.col("starved") | launches)
-    wait = pl.when("starved").then("gap").otherwise(0)
-    keys = ["op", "role"]
-    sums = rows.group_by(keys).agg(
-        launches.fill_null(pl.col("starved")).sum().cast(pl.Int64).alias("count"),
+    frame, keys = kernels.frame, ["op", "role"]
+    counts = frame["host_ns"].is_not_null() | frame["starved"] | frame["first_of_launch"]
+    rows = frame[[*keys, "host_ns", "starved", "gap", "first_of_launch"]].filter(counts)
+    by = rows.group_by(keys).agg(
+        pl.col("first_of_launch").fill_null(pl.col("starved")).sum(),
         pl.col("host_ns").sum(),
-        wait.sum().alias("wait"),
+        pl.col("gap").filter(pl.col("starved")).sum(),
     )
-    sums = sums.join(_host_blocked(kernels), on=keys, how="full", coalesce=True, nulls_equal=True)
-    sums = sums.with_columns(pl.col("count", "host_ns", "wait", "blocked").fill_null(0))
-    sums = sums.filter(pl.sum_horizontal("host_ns", "wait", "blocked") > 0)
-    longest = pl.max_horizontal("wait", "blocked")
-    order = [longest, "host_ns", *keys]
-    sums = sums.sort(order, descending=[True, True, False, False], nulls_last=True).head(_HOST)
+    sums = {(op, role): (count, ns, wait) for op, role, count, ns, wait in by.iter_rows()}
+    blocked = _host_blocked(kernels)
+    found = [
+        (key, *sums.get(key, (0, 0, 0)), blocked.get(key, 0))
+        for key in dict.fromkeys([*sums, *blocked])
+    ]
+    found = [one for one in found if sum(one[2:]) > 0]
+    # By the longest wait, then by time; of the same times by name, the last without one.
+    found.sort(key=lambda one: (-max(one[3:]), -one[2], one[0][0] is None, one[0]))
     return [
         HostTime(
-            op=row["op"] or "?",
-            role=row["role"],
-            count=row["count"] / steps,
-            host_ns=row["host_ns"] / steps,
-            blocked_ns=row["blocked"] / steps,
-            wait_ns=row["wait"] / steps,
+            op=op or "?",
+            role=role,
+            count=count / steps,
+            host_ns=ns / steps,
+            blocked_ns=within / steps,
+            wait_ns=wait / steps,
         )
-        for row in sums.iter_rows(named=True)
+        for (op, role), count, ns, wait, within in found[:_HOST]
     ]
 
 
-def _host_blocked(kernels: Kernels) -> pl.DataFrame:
+def _host_blocked(kernels: Kernels) -> dict[tuple[str, str], int]:
     """Host time in calls that copy or wait, ns of all steps, by op and by the role of what the op
     launched (unknown where it launched nothing)."""
-    roles = kernels.frame.select("instance", "role")
+    if kernels.host_blocked.is_empty():
+        return {}
+    roles = kernels.frame[["instance", "role"]]
     roles = roles.unique("instance", keep="first", maintain_order=True)
     blocked = kernels.host_blocked.join(roles, on="instance", how="left")
-    blocked = blocked.with_columns(pl.col("role").fill_null("unknown"))
-    return blocked.group_by("op", "role").agg(pl.col("ns").sum().alias("blocked"))
+    by = blocked.group_by("op", "role").agg(pl.col("ns").sum())
+    out: Counter[tuple[str, str]] = Counter()
+    for op, role, ns in by.iter_rows():
+        out[op, role or "unknown"] += ns
+    return out

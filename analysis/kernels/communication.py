@@ -18,6 +18,8 @@ from prunescope.analysis.timeline.intervals import cover
 
 def communication(kernels: Kernels) -> Communication | None:
     """The communication of a phase."""
+    if "comm" not in kernels.values("kind"):
+        return None
     rows = _clipped(kernels.frame.filter(pl.col("category").is_not_null()))
     of_comm = rows.filter(pl.col("kind") == "comm")
     if not len(of_comm):

@@ -5,9 +5,10 @@ In: the kernels of a side. Out: ns a step, of its recorded time.
 
 from __future__ import annotations
 
-import polars as pl
+import numpy as np
 
 from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.trace.collect import NONE
 
 _HARDLY = 0.01  # of the idle time: what ran before it
 
@@ -18,11 +19,14 @@ def earlier_work_ns(kernels: Kernels) -> float:
     frame = kernels.frame
     if not kernels.on_device or frame.is_empty():
         return 0.0
-    first = frame.filter(pl.col("step") == pl.col("step").min())
-    longest = first.sort("idle_blocked").tail(1).row(0, named=True)
-    before = frame.filter(pl.col("start") < longest["start"])
-    held: int = longest["idle_blocked"]
-    follows = longest["stream"] in before["stream"] or kernels.linked.carry_over["events"]
-    if follows or before["busy"].sum() > _HARDLY * held:
+    step, blocked = frame["step"].to_numpy(), frame["idle_blocked"].to_numpy()
+    row = int(np.where(step == step.min(), blocked, NONE).argmax())
+    held = int(blocked[row])
+    if not held or kernels.linked.carry_over["events"]:
+        return 0.0
+    before = frame["start"] < frame["start"][row]
+    if frame["stream"][row] in frame["stream"].filter(before):
+        return 0.0
+    if frame["busy"].filter(before).sum() > _HARDLY * held:
         return 0.0
     return held / kernels.num_steps

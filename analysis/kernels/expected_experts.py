@@ -28,15 +28,21 @@ def with_expected_experts(
             work if work is None or not _rows(work) else _as_counted(work, counted)
             for work in works
         ]
+    stacks = {
+        call: (rows, work.stack)
+        for call, work in enumerate(works)
+        if work is not None and (rows := _rows(work)) and work.stack
+    }
+    if not stacks:
+        return list(works)
     tokens = _tokens(frame, works)
     ways = {
         call: [
             rows // seen
-            for seen in tokens.get(work.stack, ())
-            if rows % seen == 0 and rows // seen <= work.stack
+            for seen in tokens.get(stack, ())
+            if rows % seen == 0 and rows // seen <= stack
         ]
-        for call, work in enumerate(works)
-        if work is not None and (rows := _rows(work)) and work.stack
+        for call, (rows, stack) in stacks.items()
     }
     votes = Counter(way for found in ways.values() for way in found)
     out = list(works)
@@ -64,8 +70,8 @@ def _rows(work: Work) -> int:
 def _tokens(frame: pl.DataFrame, works: list[Work | None]) -> dict[int, set[int]]:
     """Rows of the routers by how many experts they choose from."""
     found: dict[int, set[int]] = defaultdict(set)
-    routers = frame.filter((pl.col("role") == "router") & pl.col("call").is_not_null())
-    for call in routers["call"].unique().to_list():
+    routers = frame["call"].filter(frame["role"] == "router")
+    for call in routers.drop_nulls().unique():
         work = works[call]
         if work is not None and len(work.gemms) == 1 and work.gemms[0].m:
             found[work.gemms[0].n].add(work.gemms[0].m)

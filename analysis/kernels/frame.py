@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import polars as pl
 
 from prunescope.analysis.kernels.collectives import collective_notes
+from prunescope.analysis.kernels.columns import instance_numbers, is_one_of, is_true, known_ids
 from prunescope.analysis.kernels.counters import Needed, SampledClock, counter_notes, sampled_clock
 from prunescope.analysis.kernels.eager_roles import roles_of_pass
 from prunescope.analysis.kernels.expected_experts import with_expected_experts
@@ -27,7 +29,13 @@ from prunescope.analysis.kernels.host_calls import (
     graph_blockers,
     host_blocked_by_op,
 )
-from prunescope.analysis.kernels.idle import add_waits, first_call_ns, host_collectives
+from prunescope.analysis.kernels.idle import (
+    add_waits,
+    cause_sums,
+    first_call_ns,
+    host_collectives,
+    host_late,
+)
 from prunescope.analysis.kernels.memory_held import memory_notes
 from prunescope.analysis.kernels.number_formats import format_notes, with_formats
 from prunescope.analysis.kernels.peaks import Peaks
@@ -125,6 +133,7 @@ class Kernels:
     named_by_pass: bool = False  # whether an eager pass gave the roles (kernels/eager_roles.py)
     # Idle time of the device in first calls or compilation; on a CPU trace the time of compilers.
     first_call_ns: int = 0
+    _values: dict[str, frozenset[str]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def num_steps(self) -> int:
@@ -141,15 +150,32 @@ class Kernels:
         """How many rows each step holds."""
         return [int(n) for n in np.bincount(self.linked.step, minlength=self.num_steps)]
 
-    @property
+    @cached_property
+    def idle_by_cause(self) -> dict[str, int]:
+        """Idle time by cause, ns of all steps."""
+        return cause_sums(self.frame)
+
+    @cached_property
+    def late_host(self) -> tuple[int, int]:
+        """Idle time of a late host, ns of all steps: in dispatch, and in other work."""
+        return host_late(self.frame)
+
+    def values(self, column: str) -> frozenset[str]:
+        """The values of a column of texts, each looked for once; null is none."""
+        if column not in self._values:
+            self._values[column] = frozenset(self.frame[column].unique()) - {None}
+        return self._values[column]
+
+    @cached_property
     def has_shapes(self) -> bool:
         """Whether most of the time of GEMMs and attention has shapes; a graph replay alone has
         none, nor has a trace without host ops."""
         if self.whole_graphs or self.is_folded:
             return False
-        rows = self.frame.filter(pl.col("class").is_in([MATMUL, ATTENTION]))
-        total = int(rows["busy"].sum())
-        return not total or int(rows.filter("modelled")["busy"].sum()) >= LEAST * total
+        frame = self.frame
+        busy, product = frame["busy"], is_one_of(frame["class"], (MATMUL, ATTENTION))
+        total = int(busy.filter(product).sum())
+        return not total or int(busy.filter(product & frame["modelled"]).sum()) >= LEAST * total
 
     @property
     def is_replay(self) -> bool:
@@ -297,7 +323,7 @@ def build(  # noqa: PLR0913
             Spans.of(linked.start - linked.gap, linked.start), _FIRST_CALLS
         ),
         cold=cold,
-        whole_graphs=_are_whole(frame),
+        whole_graphs=_are_whole(frame, trace),
         named_by_pass=named is not None,
         first_call_ns=int(
             first_call_ns(frame).sum()
@@ -314,21 +340,22 @@ def build(  # noqa: PLR0913
 def _needed(frame: pl.DataFrame) -> Needed:
     """What memory and tensor cores need for the work of a frame; None where the models know less
     than half of the busy time, or of that of the products."""
-    frame = frame.select("flop", "dtype", "class", "crosses", "busy", "memory_ns", "compute_ns")
-    on_tensor = frame.filter((pl.col("flop") > 0) & pl.col("dtype").is_in(_SIMT).not_())
-    products = frame.filter(pl.col("class").is_in([MATMUL, ATTENTION]))
-    here = frame.filter(pl.col("crosses").not_())  # a copy to the host goes at its link's rate
+    busy = frame["busy"]
+    on_tensor = (frame["flop"] > 0) & ~is_one_of(frame["dtype"], _SIMT)
+    products = busy.filter(is_one_of(frame["class"], (MATMUL, ATTENTION)))
+    here = ~frame["crosses"]  # a copy to the host goes at its link's rate
     found = []
-    for rows, of, column in ((here, frame, "memory_ns"), (on_tensor, products, "compute_ns")):
-        known = int(rows.filter(pl.col(column).is_not_null())["busy"].sum())
-        enough = known >= LEAST * int(of["busy"].sum()) > 0
-        found.append(float(rows[column].sum()) if enough else None)
+    for rows, of, column in ((here, busy, "memory_ns"), (on_tensor, products, "compute_ns")):
+        known = int(busy.filter(rows & frame[column].is_not_null()).sum())
+        enough = known >= LEAST * int(of.sum()) > 0
+        found.append(float(frame[column].filter(rows).sum()) if enough else None)
     return Needed(*found)
 
 
-def _are_whole(frame: pl.DataFrame) -> bool:
+def _are_whole(frame: pl.DataFrame, trace: Trace) -> bool:
     """Whether launches of graphs that hide their kernels make most of the busy time."""
-    hidden = frame["busy"].filter(frame["name"].str.starts_with(WHOLE_GRAPH).fill_null(value=False))
+    graphs = [i for i, name in enumerate(trace.names) if name.startswith(WHOLE_GRAPH)]
+    hidden = frame["busy"].filter(is_one_of(frame["name_id"], graphs))
     return bool(2 * hidden.sum() > frame["busy"].sum())
 
 
@@ -372,26 +399,21 @@ def _rows(trace: Trace, linked: Linked, overhead: Recorded) -> pl.DataFrame:
         "step": linked.step, "start": linked.start, "duration": linked.duration,
         "busy": linked.busy, "gap": linked.gap, "starved": linked.starved,
         "launched": linked.launched,
-        "name_id": name, "op_id": op_name, "call": call, "instance": instance, "event": event,
-        "category": of_event("category"), "stream": of_event("stream"), "grid": of_event("grid"),
-        "block": of_event("block"), "registers": of_event("registers"),
-        "shared_memory": of_event("shared_memory"), "node": of_event("node"),
+        "name_id": known_ids(name), "op_id": known_ids(op_name), "call": known_ids(call),
+        "instance": instance, "event": event,
+        **{column: known_ids(of_event(column)) for column in _OF_EVENT},
         "recorded_inside": overhead.inside, "recorded_before": overhead.before,
     }  # fmt: skip
-    frame = pl.DataFrame(columns)
-    names = pl.Series("names", trace.names, dtype=pl.String)
-    absent = pl.lit(None, pl.Int64)
-    ids = ("name_id", "op_id", "call", "category", "stream", "grid", "block", "registers",
-           "shared_memory", "node")  # fmt: skip
-    frame = frame.with_columns(
-        pl.when(pl.col(c) >= 0).then(pl.col(c)).otherwise(absent).alias(c) for c in ids
-    )
-    return frame.with_columns(name=names.gather(frame["name_id"]), op=names.gather(frame["op_id"]))
+    names = pl.Series([*trace.names, None], dtype=pl.String)  # the last, -1, is none
+    return pl.DataFrame({**columns, "name": names[name], "op": names[op_name]})
+
+
+_OF_EVENT = ("category", "stream", "grid", "block", "registers", "shared_memory", "node")
 
 
 def _add_kind(frame: pl.DataFrame, calls: list[OpCall]) -> pl.DataFrame:
     """Column `kind`, computed once for every distinct (kernel, op call)."""
-    distinct = frame.select("category", "name_id", "call", "name", "op").unique()
+    distinct = frame[["category", "name_id", "call", "name", "op"]].unique()
     fixed = {1: "memcpy", 2: "memset"}
     kinds = [
         fixed.get(row["category"])
@@ -402,12 +424,10 @@ def _add_kind(frame: pl.DataFrame, calls: list[OpCall]) -> pl.DataFrame:
         )
         for row in distinct.iter_rows(named=True)
     ]
-    distinct = distinct.select("category", "name_id", "call").with_columns(
-        kind=pl.Series(kinds, dtype=pl.String)
-    )
+    keys = ["category", "name_id", "call"]
     return frame.join(
-        distinct,
-        on=["category", "name_id", "call"],
+        pl.DataFrame([*distinct[keys], pl.Series("kind", kinds, dtype=pl.String)]),
+        on=keys,
         how="left",
         nulls_equal=True,
         maintain_order="left",
@@ -457,12 +477,8 @@ def _add_role(
         "attention" if kinds[i] == "attention" else "unknown" for i in np.flatnonzero(lost)
     ]
     _add_graph_places(layer, role, find_graph_places(trace, linked))
-    frame = frame.with_columns(
-        layer=pl.Series(layer), role=pl.Series(role.tolist(), dtype=pl.String)
-    )
-    return frame.with_columns(
-        layer=pl.when(pl.col("layer") >= 0).then(pl.col("layer"))
-    ), roles.source
+    roles_of_rows = pl.Series("role", role.tolist(), dtype=pl.String)
+    return frame.hstack([known_ids(layer).alias("layer"), roles_of_rows]), roles.source
 
 
 def _named_by_pass(
@@ -497,15 +513,14 @@ def _products_of_rows(frame: pl.DataFrame, host: Ints) -> Ints:
     """By row the row whose role is its own: of a kernel that an op of a product launches beside
     its first product (a fill, the sum of a split K, a second part), that one; else itself."""
     kinds = [*GEMM_KINDS, "attention"]
-    multiply = [op for op in frame["op"].unique().drop_nulls() if op_kind(op, None) in kinds]
-    rows = frame.select("step", "instance", "op", "kind").with_row_index("row")[host]
-    rows = rows.filter(pl.col("op").is_in(multiply))
-    first = rows.filter(pl.col("kind").is_in(kinds)).unique(["step", "instance"], keep="first")
-    found = rows.join(
-        first.select("step", "instance", product="row"), on=["step", "instance"], how="inner"
-    )
+    product = is_true(is_one_of(frame["kind"], kinds))
+    rows = host[is_true(is_one_of(frame["op"], _multiplying(frame)))[host]]
+    number = instance_numbers(frame)
+    rows = rows[np.lexsort((~product[rows], number[rows]))]  # else in order of their launches
+    first = np.diff(number[rows], prepend=NONE) != 0
+    lead = rows[first][np.cumsum(first) - 1]
     out = np.arange(len(frame))
-    out[found["row"].to_numpy()] = found["product"].to_numpy()
+    out[rows] = np.where(product[lead], lead, rows)
     return out
 
 
@@ -524,17 +539,16 @@ def _add_passes(layer: np.ndarray, role: np.ndarray, host: np.ndarray, passes: P
 def _add_shapes(frame: pl.DataFrame, first: int, mapped: np.ndarray | None) -> pl.DataFrame:
     """Column `shapes`: the source of the shapes of a GEMM or an attention; null where it has none.
     Calls from `first` on are those of a model's config."""
-    eager = pl.lit(value=False) if mapped is None else pl.Series(mapped)
-    source = (
-        pl.when(pl.col("call") >= first)
-        .then(pl.lit("model"))
-        .when(pl.col("modelled").not_() | pl.col("kind").is_in([*GEMM_KINDS, "attention"]).not_())
-        .then(pl.lit(None, pl.String))
-        .when(eager)
-        .then(pl.lit("eager-trace"))
-        .otherwise(pl.lit("recorded"))
-    )
-    return frame.with_columns(shapes=source)
+    products = is_true(is_one_of(frame["kind"], (*GEMM_KINDS, "attention")))
+    is_known = products & is_true(frame["modelled"])
+    of_model = is_true(frame["call"] >= first)
+    eager = np.zeros(len(frame), bool) if mapped is None else mapped
+    source = np.select([of_model, ~is_known, eager], [_MODEL, _NO_SHAPES, _EAGER], _RECORDED)
+    return frame.hstack([_SOURCES[source].alias("shapes")])
+
+
+_SOURCES = pl.Series(["model", "eager-trace", "recorded", None])
+_MODEL, _EAGER, _RECORDED, _NO_SHAPES = range(4)
 
 
 def _add_class(frame: pl.DataFrame) -> pl.DataFrame:
@@ -543,27 +557,26 @@ def _add_class(frame: pl.DataFrame) -> pl.DataFrame:
     `wrapper`: the op is neither and has no shapes (a compiled region): none of its rows is
     auxiliary to another. Products and softmax of a layer whose attention is a fused kernel are no
     part of it: they score its keys."""
-    products = [*GEMM_KINDS, "attention"]
-    others = [op for op in frame["op"].unique().drop_nulls() if op_kind(op, None) not in products]
-    wrapper = pl.col("op").is_in(others).fill_null(value=False) & pl.col("modelled").not_()
-    kind, role = pl.col("kind"), pl.col("role")
-    of_attention = role == "attention"
-    has_fused = (of_attention & (kind == "attention")).any().over("step", "layer")
-    in_attention = of_attention & kind.is_in([*GEMM_KINDS, "softmax"]) & has_fused.not_()
-    kind_class = (
-        pl.when((kind == "attention") | in_attention)
-        .then(pl.lit(ATTENTION))
-        .when(kind.is_in(GEMM_KINDS))
-        .then(pl.lit(MATMUL))
-        .when(kind.is_in(POINTWISE))
-        .then(pl.lit(POINT))
-        .otherwise(kind)
-    )
-    frame = frame.with_columns(_class=kind_class)
-    of_op = pl.col("_class").filter(pl.col("primary")).first().over("step", "instance")
-    auxiliary = of_op.is_in([MATMUL, ATTENTION]) & pl.col("carries_work").not_() & wrapper.not_()
-    return frame.with_columns(
-        pl.when(auxiliary).then(of_op).otherwise("_class").alias("class"),
-        auxiliary=auxiliary,
-        wrapper=wrapper,
-    ).drop("_class")
+    kind, of_attention = frame["kind"], frame["role"] == "attention"
+    fused = of_attention & (kind == "attention")
+    unfused = of_attention & is_one_of(kind, (*GEMM_KINDS, "softmax"))
+    if fused.any() and unfused.any():
+        layers = frame[["step", "layer"]].hstack([fused.alias("fused")])
+        unfused &= ~layers.select(pl.col("fused").any().over("step", "layer")).to_series()
+    cls = pl.Series([POINT]).zip_with(is_one_of(kind, POINTWISE), kind)
+    cls = pl.Series([MATMUL]).zip_with(is_one_of(kind, GEMM_KINDS), cls)
+    cls = pl.Series([ATTENTION]).zip_with((kind == "attention") | unfused, cls)
+    number, primary = instance_numbers(frame), np.flatnonzero(frame["primary"].to_numpy())
+    main = np.full(len(frame), NONE)  # by instance
+    main[number[primary]] = primary
+    of_op = cls.gather(known_ids(main[number]))
+    wrapper = pl.Series(is_true(~is_one_of(frame["op"], _multiplying(frame)))) & ~frame["modelled"]
+    auxiliary = is_one_of(of_op, (MATMUL, ATTENTION)) & ~frame["carries_work"] & ~wrapper
+    columns = {"class": of_op.zip_with(auxiliary, cls), "auxiliary": auxiliary, "wrapper": wrapper}
+    return frame.hstack([column.alias(name) for name, column in columns.items()])
+
+
+def _multiplying(frame: pl.DataFrame) -> list[str]:
+    """The ops that are products or attention."""
+    kinds = [*GEMM_KINDS, "attention"]
+    return [op for op in frame["op"].unique() if op is not None and op_kind(op, None) in kinds]

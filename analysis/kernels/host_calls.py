@@ -107,8 +107,11 @@ def add_first(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
     """Column `first_of_launch`: whether a row is the first of its launch (a graph replay is one
     launch of many rows); null where no launch is known."""
     launch = launch_of(trace, linked.event) if trace.on_device else np.full(len(frame), NONE)
-    known = pl.Series(launch >= 0)
-    return frame.with_columns(first_of_launch=pl.when(known).then(pl.Series(first_of(launch))))
+    first = pl.Series(first_of(launch)).zip_with(pl.Series(launch >= 0), _UNKNOWN)
+    return frame.hstack([first.alias("first_of_launch")])
+
+
+_UNKNOWN = pl.Series([None], dtype=pl.Boolean)
 
 
 def host_blocked_by_op(trace: Trace, linked: Linked) -> pl.DataFrame:

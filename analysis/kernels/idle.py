@@ -11,14 +11,17 @@ thread, without `host_blocked_ns`, the time in calls that copy or wait.
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from prunescope.analysis.kernels.columns import Mask, is_one_of, is_true, known_ids
 from prunescope.analysis.kernels.host_calls import (
     blocking_calls,
     blocking_copies,
@@ -37,7 +40,6 @@ from prunescope.analysis.timeline.runtime_calls import (
     ALLOCATION,
     COPY,
     SYNC,
-    Mask,
     named,
     runtime_calls,
 )
@@ -129,27 +131,32 @@ def add_waits(
         parts["op"] = gap - parts["collective"]
     late_host = sum((parts[name] for name, cause in PARTS.items() if cause == "host"), none)
     activities, covered, what = host_activities(trace, linked, late_host, calls)
-    return frame.with_columns(
-        *(pl.Series(f"idle_{name}", ns) for name, ns in parts.items()),
-        cause=pl.Series(_main_causes(parts, gap), dtype=pl.String),
-        host_activity=pl.Series(activities, dtype=pl.String),
-        host_activity_ns=pl.Series(covered),
-        host_activity_is=pl.Series(what, dtype=pl.String),
-        host_ns=pl.Series(host_ns),
-        host_blocked_ns=pl.Series(blocked_ns),
-    ).with_columns(
-        pl.when(pl.col(name) >= 0).then(name).alias(name) for name in ("host_ns", "host_blocked_ns")
-    )
+    columns = {
+        **{f"idle_{name}": ns for name, ns in parts.items()},
+        "cause": pl.Series(_main_causes(parts, gap), dtype=pl.String),
+        "host_activity": pl.Series(activities, dtype=pl.String),
+        "host_activity_ns": covered,
+        "host_activity_is": pl.Series(what, dtype=pl.String),
+        "host_ns": known_ids(host_ns),
+        "host_blocked_ns": known_ids(blocked_ns),
+    }
+    return frame.hstack(pl.DataFrame(columns))
 
 
-def dispatch() -> pl.Expr:
+def dispatch_ns(frame: pl.DataFrame) -> pl.Series:
     """The host's part of a gap that a CUDA graph would remove, ns. Not counted: time in which the
     host computed or stalled, gaps in a data loader, and gaps in which the host ran no op and made
     no call for longer than between two ops of a model."""
-    loads = pl.col("host_activity").str.contains(LOADER).fill_null(value=False)
-    spared = loads.not_() & (pl.col("idle_nothing") <= BETWEEN_OPS)
-    others = pl.sum_horizontal("idle_computed", "idle_stalled")
-    return pl.when(spared).then(host() - others).otherwise(0)
+    spared = ~loads_data(frame) & (frame["idle_nothing"] <= BETWEEN_OPS).to_numpy()
+    dispatch = late_host_ns(frame) - frame["idle_computed"] - frame["idle_stalled"]
+    return pl.Series(np.where(spared, dispatch, 0))
+
+
+def loads_data(frame: pl.DataFrame) -> Mask:
+    """Rows in whose gap the host was in a data loader."""
+    activity = frame["host_activity"]
+    names = [name for name in activity.unique() if name is not None and _LOADER.search(name)]
+    return is_true(is_one_of(activity, names))
 
 
 def first_call_ns(frame: pl.DataFrame) -> pl.Series:
@@ -157,14 +164,15 @@ def first_call_ns(frame: pl.DataFrame) -> pl.Series:
     return frame["idle_first_call"]
 
 
-def host() -> pl.Expr:
-    """The host's part of a gap, ns."""
-    return pl.sum_horizontal(f"idle_{name}" for name, cause in PARTS.items() if cause == "host")
+def late_host_ns(frame: pl.DataFrame) -> pl.Series:
+    """The host's part of each gap, ns."""
+    parts = (frame[f"idle_{name}"] for name, cause in PARTS.items() if cause == "host")
+    return reduce(operator.add, parts)
 
 
 def host_late(frame: pl.DataFrame) -> tuple[int, int]:
     """Idle time before late launches, ns of all steps: due to dispatch, due to other host work."""
-    late, spared = frame.select(host().sum(), dispatch().sum().alias("dispatch")).row(0)
+    late, spared = int(late_host_ns(frame).sum()), int(dispatch_ns(frame).sum())
     return spared, late - spared
 
 

@@ -5,7 +5,7 @@ In: the kernels of the trace. Out: images a step, or None.
 
 from __future__ import annotations
 
-import polars as pl
+from collections import Counter
 
 from prunescope.analysis.kernels.frame import Kernels
 
@@ -19,9 +19,9 @@ def images_a_step(kernels: Kernels) -> float | None:
     frame = kernels.frame
     if (frame["kind"] == "embedding").any() or (frame["role"] == "embedding").any():
         return None
-    rows = frame.filter((pl.col("kind") == "conv") & pl.col("primary")).drop_nulls("call")
+    convolutions = frame["call"].filter((frame["kind"] == "conv") & frame["primary"])
     read: dict[tuple[object, ...], int] = {}  # images of all steps, by the weights that read them
-    for call, count in rows.group_by("call").len().iter_rows():
+    for call, count in Counter(convolutions.drop_nulls()).items():
         image, weight = (*kernels.calls[call].shapes, (), ())[:2]
         if not isinstance(image, tuple) or not isinstance(weight, tuple):
             continue

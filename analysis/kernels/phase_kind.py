@@ -16,6 +16,7 @@ from collections.abc import Iterable
 import numpy as np
 import polars as pl
 
+from prunescope.analysis.kernels.columns import is_one_of, is_true
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.schema.sides import OfTokens, PhaseKind, TokenSplit
@@ -66,7 +67,8 @@ def phase_kind(kernels: Kernels) -> PhaseKind:
     elif not _decodes_tokens(kernels):
         kind, evidence, caveat = *_NO_DECODER, None
     else:
-        kind, evidence, caveat = *_by_shape(kernels), _several(kernels)
+        linears = _linears(kernels)
+        kind, evidence, caveat = *_by_shape(kernels, linears), _several(kernels, linears)
         kind = "mixed" if caveat and _prompts_and_tokens(kernels) else kind
     answer = PhaseKind(kind=kind, evidence=evidence)
     if caveat:
@@ -98,7 +100,7 @@ def _generated(kernels: Kernels) -> tuple[str, str] | None:
         return None
     names = kernels.windows.names
     kind = engine_step(names[0]) or "unknown"
-    by_shape, shown = _by_shape(kernels)
+    by_shape, shown = _by_shape(kernels, _linears(kernels))
     what = "prompt" if kind == "prefill" else "token"
     each = f"each step is one {what} a sequence" if len(names) > 1 else f"the step is a {what}"
     if kind == "decode" and by_shape == "prefill":  # several queries of a sequence at a time
@@ -114,9 +116,9 @@ def has_backward(kernels: Kernels) -> bool:
 def _trained(kernels: Kernels) -> tuple[str, str] | None:
     if any(_BACKWARD.search(call.name) for call in kernels.calls):
         return "training", "the trace holds backward passes"
-    if kernels.frame["role"].str.ends_with(BACKWARD).any():
+    if any(role.endswith(BACKWARD) for role in kernels.values("role")):
         return "training", "annotations name backward passes"
-    names = [] if kernels.calls else kernels.frame["name"].unique().drop_nulls().to_list()
+    names = () if kernels.calls else kernels.values("name")
     if not any(_BACKWARD_KERNEL.search(name) for name in names):
         return None
     return "training", "the trace holds kernels of backward passes, and no ops"
@@ -135,13 +137,9 @@ def _decodes_tokens(kernels: Kernels) -> bool:
         return True
     if _is_mostly_causal(kernels):
         return True
-    roles = set(kernels.frame["role"].unique().to_list())
-    if roles & {"lm_head", "kv_update", "sampling"} or kernels.decoder_modules:
+    if kernels.values("role") & {"lm_head", "kv_update", "sampling"} or kernels.decoder_modules:
         return True
-    names = [
-        *kernels.frame["name"].unique().drop_nulls().to_list(),
-        *(call.name for call in kernels.calls),
-    ]
+    names = [*kernels.values("name"), *(call.name for call in kernels.calls)]
     return any(_CACHE.search(name) for name in names)
 
 
@@ -150,28 +148,25 @@ def _is_mostly_causal(kernels: Kernels) -> bool:
     comes later, by their arguments or by their name. Graph replays say neither; and a model that
     makes images may hold a text encoder that is causal."""
     calls = [i for i, work in enumerate(kernels.works) if work is not None and work.causal]
-    seen = {*kernels.frame["name"].unique(), *kernels.frame["op"].unique()} - {None}
-    names = [name for name in seen if _CAUSAL.search(name)]
-    is_softmax = (pl.col("kind") == "softmax") & (pl.col("role") == "attention")
-    rows = kernels.frame.select(
-        "busy",
-        causal=pl.any_horizontal(
-            pl.col("call").is_in(calls), pl.col("name").is_in(names), pl.col("op").is_in(names)
-        ).fill_null(value=False),
-        attends=(pl.col("kind") == "attention") | is_softmax,
-        replayed=pl.Series(kernels.linked.replayed),
-    )
-    rows = rows.filter(~pl.col("replayed") & (pl.col("attends") | pl.col("causal")))
-    return 0 < int(rows["busy"].sum()) <= 2 * int(rows.filter("causal")["busy"].sum())
+    frame = kernels.frame
+    causal = is_true(frame["call"].is_in(calls)) if calls else np.zeros(len(frame), bool)
+    for column in ("name", "op"):
+        names = [name for name in kernels.values(column) if _CAUSAL.search(name)]
+        causal |= is_true(is_one_of(frame[column], names))
+    softmax = (frame["kind"] == "softmax") & (frame["role"] == "attention")
+    attends = is_true((frame["kind"] == "attention") | softmax)
+    busy, eager = frame["busy"].to_numpy(), ~kernels.linked.replayed
+    of_attention = int(busy[eager & (attends | causal)].sum())
+    return 0 < of_attention <= 2 * int(busy[eager & causal].sum())
 
 
-def _by_shape(kernels: Kernels) -> tuple[str, str]:
-    linear = _usual(_rows(_linears(kernels)))
-    queries = _usual(_rows(_of(kernels, pl.col("class") == "attention")))
+def _by_shape(kernels: Kernels, linears: pl.DataFrame) -> tuple[str, str]:
+    linear = _usual(_rows(linears))
+    queries = _usual(_rows(_of(kernels, kernels.frame["class"] == "attention")))
     rows = "M of the linears is unknown" if linear is None else f"M of the linears is {linear}"
     if queries is not None:
         # More queries than tokens are the heads that share a key, taken together.
-        most = rows_of_linears(kernels)
+        most = _most_rows(linears)
         one_token = queries == 1 or (most is not None and most < queries)
         kind = "decode" if one_token else "prefill"
         return (
@@ -188,7 +183,7 @@ def _by_shape(kernels: Kernels) -> tuple[str, str]:
         return "prefill", rows
     if linear <= DECODE_ROWS:
         return "decode", rows
-    head = _usual(_rows(_of(kernels, pl.col("role") == "lm_head")))
+    head = _usual(_rows(_of(kernels, kernels.frame["role"] == "lm_head")))
     if head is not None and head != linear:
         return "prefill", f"{rows}, that of lm_head {head}"
     attends = (kernels.frame["class"] == ATTENTION).any()
@@ -211,14 +206,18 @@ def _tokens_a_sequence(kernels: Kernels) -> int | None:
 def _prompts_and_tokens(kernels: Kernels) -> bool:
     """Whether attention was called for single queries and for many, each often enough to be a
     phase: a prompt and what was generated after it."""
-    calls = _of(kernels, pl.col("class") == "attention").drop_nulls("m")
+    calls = _of(kernels, kernels.frame["class"] == "attention").drop_nulls("m")
     single = int((calls["m"] == 1).sum())
     return min(single, len(calls) - single) > _SHARE * len(calls)
 
 
 def rows_of_linears(kernels: Kernels) -> int | None:
     """The largest M of the linears (an expert sees a part of the tokens); None without shapes."""
-    return max((m for m, _ in _rows(_linears(kernels))), default=None)
+    return _most_rows(_linears(kernels))
+
+
+def _most_rows(linears: pl.DataFrame) -> int | None:
+    return max((m for m in linears["m"].unique() if m is not None), default=None)
 
 
 def trained_tokens(kernels: Kernels) -> int | None:
@@ -238,33 +237,35 @@ def trained_tokens(kernels: Kernels) -> int | None:
     return max(both)[1] if both else None
 
 
-def _of(kernels: Kernels, which: pl.Expr) -> pl.DataFrame:
+def _of(kernels: Kernels, which: pl.Series) -> pl.DataFrame:
     """The primary kernels of GEMMs and attentions that `which` selects, with the M of their first
     GEMM (`m`)."""
-    table = pl.DataFrame(
-        [
-            (call, work.gemms[0].m, work.gemms[0].batch)
-            for call, work in enumerate(kernels.works)
-            if work is not None and work.gemms
-        ],
-        schema={"call": pl.Int64, "m": pl.Int64, "batch": pl.Int64},
-        orient="row",
+    frame = kernels.frame
+    products = frame["primary"] & is_one_of(frame["kind"], (*GEMM_KINDS, "attention"))
+    rows = frame[["role", "call", "busy", "start"]].filter(products & which)
+    gemms = [work.gemms[0] if work and work.gemms else None for work in kernels.works]
+    of_call = pl.DataFrame(
+        {
+            "m": [None if gemm is None else gemm.m for gemm in gemms],
+            "batch": [None if gemm is None else gemm.batch for gemm in gemms],
+        },
+        schema={"m": pl.Int64, "batch": pl.Int64},
     )
-    products = pl.col("primary") & pl.col("kind").is_in([*GEMM_KINDS, "attention"])
-    frame = kernels.frame.select(
-        *("primary", "kind", "class", "role", "call", "busy", "start"),
-        replayed=pl.Series(kernels.linked.replayed),
-    )
-    return frame.filter(products & which).join(table, on="call", how="left", maintain_order="left")
+    replayed = pl.Series("replayed", kernels.linked.replayed).filter(products & which)
+    return rows.hstack([*of_call.select(pl.all().gather(rows["call"])), replayed])
 
 
 def _linears(kernels: Kernels) -> pl.DataFrame:
     """Plain GEMMs outside of attention, head and router; of graph replays also without an M. Not
     those of experts, which see a part of the tokens, where there are others."""
-    plain = (pl.col("class") == "matmul") & (pl.col("kind") != "batched_gemm")
-    linears = _of(kernels, plain & pl.col("role").is_in(_NO_LINEARS).not_())
-    found = linears.filter((pl.col("batch") == 1) | (pl.col("m").is_null() & pl.col("replayed")))
-    others = found.filter((pl.col("role") != "experts").fill_null(value=True))
+    frame = kernels.frame
+    plain = (frame["class"] == "matmul") & (frame["kind"] != "batched_gemm")
+    linears = _of(kernels, plain & ~is_one_of(frame["role"], _NO_LINEARS))
+    single = linears["batch"] == 1
+    found = linears.filter(single | (linears["m"].is_null() & linears["replayed"]))
+    if "experts" not in kernels.values("role"):
+        return found
+    others = found.filter(found["role"] != "experts")
     return found if others.is_empty() else others
 
 
@@ -277,13 +278,13 @@ def _usual(rows: Iterable[tuple[int, int]]) -> int | None:
     return max(rows, key=lambda row: (row[1], row[0]), default=(None, 0))[0]
 
 
-def _several(kernels: Kernels) -> str | None:
+def _several(kernels: Kernels, linears: pl.DataFrame) -> str | None:
     """A message where linears of very different M follow one another: a mean over several phases.
     Those of graph replays have no M, which counts as one."""
-    linears = _linears(kernels).sort("start").with_columns(pl.col("m").fill_null(0))
-    sums = linears.group_by("m").agg(pl.len().alias("count"), pl.col("busy").sum())
-    if not len(sums):
+    if linears["m"].n_unique() < 2:
         return None
+    linears = linears.sort("start").with_columns(pl.col("m").fill_null(0))
+    sums = linears.group_by("m").agg(pl.len().alias("count"), pl.col("busy").sum())
     of_all, busy_of_all = sums.select(pl.col("count", "busy").sum()).row(0)
     seen = [
         (m, count)

@@ -11,10 +11,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from prunescope.analysis.device.hardware import rate_of
 from prunescope.analysis.device.tiles import Launch, in_blocks, shape_loss, tile_of, wave_model
+from prunescope.analysis.kernels.columns import Floats, is_true
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.ops.call import Work
 from prunescope.analysis.timeline.grid_units import ITEMS, UNKNOWN_UNIT, grid_units
@@ -33,14 +35,14 @@ def add_waves(
     frame: pl.DataFrame, trace: Trace, works: list[Work | None], peaks: Peaks | None
 ) -> pl.DataFrame:
     """The columns of tiles and waves, computed once for every distinct kernel, call and grid."""
-    frame = frame.with_columns(unit=pl.Series(grid_units(trace, frame["event"].to_numpy())))
-    distinct = frame.filter(pl.col("event") >= 0).select("name", "kind", *_KEYS).unique()
-    rows = [_wave_columns(row, trace, works, peaks) for row in distinct.iter_rows(named=True)]
-    columns = {name: [t.get(name) for t in rows] for name in _SCHEMA}
-    table = distinct.select(_KEYS).with_columns(pl.DataFrame(columns, schema=_SCHEMA))
-    table = table.unique(subset=_KEYS)
-    frame = frame.join(table, on=_KEYS, how="left", nulls_equal=True, maintain_order="left")
-    return frame.drop("unit")
+    unit = pl.Series("unit", grid_units(trace, frame["event"].to_numpy()))
+    rows = frame[[name for name in _KEYS if name != "unit"]].hstack([unit])
+    distinct = rows.filter(frame["event"] >= 0).unique()
+    waves = [_wave_columns(row, trace, works, peaks) for row in distinct.iter_rows(named=True)]
+    columns = {name: [t.get(name) for t in waves] for name in _SCHEMA}
+    table = distinct.hstack(pl.DataFrame(columns, schema=_SCHEMA))
+    found = rows.join(table, on=_KEYS, how="left", nulls_equal=True, maintain_order="left")
+    return frame.hstack(found[list(_SCHEMA)])
 
 
 def _wave_columns(
@@ -57,7 +59,8 @@ def _wave_columns(
         grid = in_blocks(grid, block)
     blocks = math.prod(grid)
     out: dict[str, Any] = {"blocks": blocks if 0 < blocks < 1 << 62 else None}
-    tile = tile_of(row["name"] or "")
+    name = trace.names[row["name_id"]] if row["name_id"] is not None else ""
+    tile = tile_of(name)
     # If an op has several kernels, no single kernel computes the whole GEMM.
     whole = row["call"] is not None and row["parts"] == 1
     gemm = _gemm(works[row["call"]]) if whole else None
@@ -108,54 +111,45 @@ def add_bound(frame: pl.DataFrame, peaks: Peaks | None) -> pl.DataFrame:
     of the SMs, or is a copy or fill with an ideal time below the floor. A partial last wave of a
     long kernel counts as shape loss.
     """
-    rates = _rates(frame, peaks)
-    byte_ns = 1e9 / peaks.byte_per_s if peaks and peaks.byte_per_s else None
-    link_ns = 1e9 / peaks.link_byte_per_s if peaks and peaks.link_byte_per_s else None
-    per_byte = pl.when("crosses").then(pl.lit(link_ns)).otherwise(pl.lit(byte_ns, pl.Float64))
-    memory = pl.col("bytes") * per_byte
-    compute = pl.when(pl.col("flop") > 0).then(pl.col("flop") * 1e9 / rates).otherwise(0.0)
-    frame = frame.with_columns(compute_ns=compute, memory_ns=memory)
-    frame = frame.with_columns(
-        ideal=_max_known("compute_ns", "memory_ns"),
-        _shaped=pl.col("compute_ns") * pl.col("shape_loss").fill_null(1.0),
-    ).with_columns(predicted=_max_known("_shaped", "memory_ns"))
-    # Where no name tells the tile of a GEMM, its loss is unknown, not none.
-    no_tile = pl.col("class").is_in(["matmul"]) & pl.col("shape_loss").is_null()
-    frame = frame.with_columns(predicted=pl.when(~no_tile).then("predicted"))
-    floor = peaks.floor_ns if peaks else None
-    small = pl.lit(False)  # noqa: FBT003  (an expression, not a flag)
-    short = pl.col("duration") < _FLOORS * (floor or _USUAL_FLOOR_NS)
-    if floor is not None:
-        small = pl.col("ideal") < floor
-    if peaks and peaks.sm:
-        lines = pl.col("bytes") / _LINE_BYTES
-        few = 2 * pl.min_horizontal(pl.max_horizontal("blocks", "tiles"), lines) < peaks.sm
-        small = small | (few & short).fill_null(value=False)
-    moves = pl.col("category").is_in([1, 2]) & (pl.col("ideal") < (floor or _USUAL_FLOOR_NS))
-    small = small | (moves & short).fill_null(value=False)
-    bound = (
-        pl.when(pl.col("ideal").is_null())
-        .then(pl.lit("unknown"))
-        .when((pl.col("flop") == 0) & (pl.col("bytes") == 0))
-        .then(pl.lit("latency"))  # no work at all: all of its time is the call's own
-        .when(small)
-        .then(pl.lit("latency"))
-        .when(pl.col("compute_ns") >= pl.col("memory_ns"))
-        .then(pl.lit("compute"))
-        .otherwise(pl.lit("memory"))
+    flop, size, duration, category = (
+        frame[name].to_numpy() for name in ("flop", "bytes", "duration", "category")
     )
-    return frame.with_columns(bound=bound).drop("_shaped")
+    byte_ns = 1e9 / peaks.byte_per_s if peaks and peaks.byte_per_s else math.nan
+    link_ns = 1e9 / peaks.link_byte_per_s if peaks and peaks.link_byte_per_s else math.nan
+    memory = size * np.where(is_true(frame["crosses"]), link_ns, byte_ns)
+    with np.errstate(invalid="ignore"):
+        compute = np.where(flop > 0, flop * 1e9 / _rates(frame, peaks), 0.0)
+    ideal = np.maximum(compute, memory)
+    loss = frame["shape_loss"].to_numpy()
+    predicted = np.maximum(compute * np.where(np.isnan(loss), 1.0, loss), memory)
+    # Where no name tells the tile of a GEMM, its loss is unknown, not none.
+    predicted[is_true(frame["class"] == "matmul") & np.isnan(loss)] = math.nan
+    floor = peaks.floor_ns if peaks else None
+    short = duration < _FLOORS * (floor or _USUAL_FLOOR_NS)
+    small = np.zeros(len(frame), bool) if floor is None else ideal < floor
+    if peaks and peaks.sm:
+        units = np.fmax(frame["blocks"].to_numpy(), frame["tiles"].to_numpy())
+        small |= (2 * np.fmin(units, size / _LINE_BYTES) < peaks.sm) & short
+    small |= np.isin(category, (1, 2)) & (ideal < (floor or _USUAL_FLOOR_NS)) & short
+    # No work at all: all of its time is the call's own.
+    small |= (flop == 0) & (size == 0)
+    bound = np.select(
+        [np.isnan(ideal), small, compute >= memory], [_UNKNOWN, _LATENCY, _COMPUTE], _MEMORY
+    )
+    times = {"compute_ns": compute, "memory_ns": memory, "ideal": ideal, "predicted": predicted}
+    columns = (pl.Series(name, ns, nan_to_null=True) for name, ns in times.items())
+    return frame.hstack([*columns, _BOUNDS[bound].alias("bound")])
 
 
-def _max_known(a: str, b: str) -> pl.Expr:
-    """max(a, b), null where either is."""
-    known = pl.col(a).is_not_null() & pl.col(b).is_not_null()
-    return pl.when(known).then(pl.max_horizontal(a, b))
+_BOUNDS = pl.Series(["unknown", "latency", "compute", "memory"])
+_UNKNOWN, _LATENCY, _COMPUTE, _MEMORY = range(4)
 
 
-def _rates(frame: pl.DataFrame, peaks: Peaks | None) -> pl.Expr:
-    old = [d for d in frame["dtype"].unique().to_list() if d is not None]
-    new = [rate_of(peaks.flop_per_s, d) if peaks else None for d in old]
-    if not old:
-        return pl.lit(None, pl.Float64)
-    return pl.col("dtype").replace_strict(old, new, default=None, return_dtype=pl.Float64)
+def _rates(frame: pl.DataFrame, peaks: Peaks | None) -> Floats:
+    """The peak rate of each row's dtype, FLOP/s; NaN where there is none."""
+    rates = np.full(len(frame), math.nan)
+    for dtype in frame["dtype"].unique():
+        rate = rate_of(peaks.flop_per_s, dtype) if peaks and dtype is not None else None
+        if rate is not None:
+            rates[is_true(frame["dtype"] == dtype)] = rate
+    return rates

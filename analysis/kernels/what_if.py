@@ -17,6 +17,7 @@ from typing import Any
 import polars as pl
 
 from prunescope.analysis.device.tiles import ALIGNED, FAR, GOOD, Tiling, wave_aligned_neighbours
+from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.schema.anatomy import Fit, Good, Shape
@@ -40,6 +41,8 @@ _NO_LAUNCH = (
 _NO_LIMITS = "how many tiles run at a time on this device is not known"
 _NO_PEAK = "no peak of the device is known for it"
 _KEYS = ["role", "call", "tile", "along_n", "tiles", "split_k", "waves", "bound", "refused"]
+_TOLD = ("busy", "duration", "compute_ns", "memory_ns", "ideal", "fit", "registers",
+         "shared_memory")  # fmt: skip
 Key = tuple[str, Gemm]  # role, shape
 
 
@@ -97,7 +100,9 @@ def is_hidden(busy: float, ran: float) -> bool:
 def gemm_summaries(kernels: Kernels) -> GemmSummaries:
     """The GEMMs that did not run concurrently with others, in kernels whose names tell tiles that
     explain their grids; for the others the reason why not."""
-    rows = kernels.frame.filter(pl.col("primary") & pl.col("kind").is_in(GEMM_KINDS))
+    frame = kernels.frame
+    own = frame["primary"] & is_one_of(frame["kind"], GEMM_KINDS)
+    rows = frame[[name for name in (*_KEYS, *_TOLD) if name != "refused"]].filter(own)
     sums = (
         rows.with_columns(refused=_refusal())
         .group_by(_KEYS)

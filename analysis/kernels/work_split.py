@@ -13,10 +13,12 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.device.cores import multiplied_in
+from prunescope.analysis.kernels.columns import Mask, instance_numbers, is_one_of, is_true
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE
 from prunescope.analysis.ops.call import OpCall, Work
 from prunescope.analysis.ops.kind import op_kind
 from prunescope.analysis.timeline.link import Linked
+from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.taxonomy.dtypes import dtype, itemsize
 
 # A list of tensors has no number format in a trace; the name of the kernel that reads it has one,
@@ -44,50 +46,48 @@ def add_work(
     (`carries_work`); without any, its longest kernel takes it all. `primary`: the longest of these.
     `parts`: how many. Auxiliary kernels have time and no work. `copied`: bytes of each row's copy
     or fill as the profiler recorded them, -1 for none."""
-    frame = frame.with_columns(
-        carries_work=_is_of_op_kind(frame, calls, works),
-        _repeated=pl.Series(_repeated(frame, linked, works)),
+    duration = frame["duration"].to_numpy()
+    carries, once = _is_of_op_kind(frame, calls, works), ~_repeated(frame, linked, works)
+    number, longest = _instances(frame, carries)
+    primary = longest & once
+    carries = (carries | primary) & once
+    parts = np.bincount(number[carries], minlength=len(frame))[number]
+    took = np.bincount(number[carries], duration[carries], minlength=len(frame))[number]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(took > 0, duration / took, 1.0 / parts)
+    share = np.where(parts == 1, 1.0, share)
+    of_call = _table(works).select(pl.all().gather(frame["call"]))
+    flop, moved = (
+        (of_call[name] * pl.Series(share)).zip_with(pl.Series(carries), _UNKNOWN)
+        for name in ("flop", "bytes")
     )
-    instance = ("step", "instance")
-    frame = frame.with_columns(primary=pl.Series(_longest(frame)) & ~pl.col("_repeated"))
-    carries = (pl.col("carries_work") | pl.col("primary")) & ~pl.col("_repeated")
-    frame = frame.with_columns(carries_work=carries)
-    frame = frame.with_columns(parts=pl.col("carries_work").sum().over(instance))
-    frame = frame.join(_table(works), on="call", how="left", maintain_order="left")
-    took = pl.col("duration").filter("carries_work").sum().over(instance)
-    share = (
-        pl.when(pl.col("parts") == 1)
-        .then(1.0)
-        .when(took > 0)
-        .then(pl.col("duration") / took)
-        .otherwise(1.0 / pl.col("parts"))
-    )
-    return (
-        frame.with_columns(
-            pl.when("carries_work").then(pl.col("flop") * share).alias("flop"),
-            pl.when("carries_work")
-            .then(pl.col("bytes") * share * _element_size_factor(frame, calls))
-            .alias("bytes"),
-            dtype=multiplied_in(pl.col("name"), pl.col("dtype")),
-            modelled=pl.col("modelled").fill_null(value=False),
-        )
-        .pipe(_add_copies, copied)
-        .drop("_repeated")
-    )
+    columns = {
+        "carries_work": carries,
+        "primary": primary,
+        "parts": pl.Series(parts, dtype=pl.UInt32),
+        "flop": flop,
+        "bytes": moved * _element_size_factor(frame, calls),
+        "dtype": multiplied_in(frame["name"], of_call["dtype"]),
+        "modelled": is_true(of_call["modelled"]),
+    }
+    return _add_copies(frame.hstack(pl.DataFrame(columns)), copied)
 
 
-def _longest(frame: pl.DataFrame) -> np.ndarray:
-    """One row of each instance: one that carries its work, else no copy or fill, else the longest,
-    else the first. By numpy: a rank over structs takes ten times as long."""
-    moves = frame["kind"].is_in(["memset", "memcpy"])
-    rows = frame.select("step", "instance", "carries_work", "busy", "start").to_dict()
-    step, instance, carries, busy, start = (rows[name].to_numpy() for name in rows)
-    order = np.lexsort((start, -busy, moves.to_numpy(), ~carries, instance, step))
-    first = np.ones(len(order), bool)
-    first[1:] = (np.diff(step[order]) != 0) | (np.diff(instance[order]) != 0)
-    out = np.zeros(len(order), bool)
-    out[order[first]] = True
-    return out
+_UNKNOWN = pl.Series([None], dtype=pl.Float64)
+
+
+def _instances(frame: pl.DataFrame, carries: Mask) -> tuple[Ints, Mask]:
+    """By row a number of its instance, and whether it is the one row of it that carries its work,
+    else is no copy or fill, else the longest, else the first. By numpy: a rank over structs takes
+    ten times as long."""
+    moves = is_one_of(frame["kind"], ("memset", "memcpy")).to_numpy()
+    number, busy, start = (
+        instance_numbers(frame), frame["busy"].to_numpy(), frame["start"].to_numpy()
+    )  # fmt: skip
+    order = np.lexsort((start, -busy, moves, ~carries, number))
+    longest = np.zeros(len(order), bool)
+    longest[order[np.diff(number[order], prepend=NONE) != 0]] = True
+    return number, longest
 
 
 def crosses_link(name: str) -> bool:
@@ -99,6 +99,8 @@ def _add_copies(frame: pl.DataFrame, copied: np.ndarray | None) -> pl.DataFrame:
     """Bytes of copies and fills as they were recorded, and `crosses`: whether a copy goes over the
     link between host and device. One inside the device reads and writes its memory; one between
     devices goes over links of which a trace says nothing."""
+    if not is_one_of(frame["category"], _MOVES).any():
+        return frame.with_columns(crosses=pl.lit(value=False))
     kind = pl.col("category").replace_strict(_MOVES, default=None, return_dtype=pl.String)
     name = pl.col("name").fill_null("")
     crosses = ((kind == "copy") & name.str.contains(_CROSSES)).fill_null(value=False)
@@ -120,14 +122,12 @@ def _add_copies(frame: pl.DataFrame, copied: np.ndarray | None) -> pl.DataFrame:
 def _table(works: list[Work | None]) -> pl.DataFrame:
     return pl.DataFrame(
         {
-            "call": list(range(len(works))),
             "flop": [None if w is None else w.flop for w in works],
             "bytes": [None if w is None else w.bytes for w in works],
             "dtype": [None if w is None else w.dtype for w in works],
             "modelled": [w is not None and w.bytes is not None for w in works],
         },
         schema={
-            "call": pl.Int64,
             "flop": pl.Float64,
             "bytes": pl.Float64,
             "dtype": pl.String,
@@ -136,7 +136,7 @@ def _table(works: list[Work | None]) -> pl.DataFrame:
     )
 
 
-def _is_of_op_kind(frame: pl.DataFrame, calls: list[OpCall], works: list[Work | None]) -> pl.Series:
+def _is_of_op_kind(frame: pl.DataFrame, calls: list[OpCall], works: list[Work | None]) -> Mask:
     """Rows whose kind is that of their op; none of an op whose kind is not known."""
     kinds = [
         work.kind
@@ -145,17 +145,19 @@ def _is_of_op_kind(frame: pl.DataFrame, calls: list[OpCall], works: list[Work | 
         for call, work in zip(calls, works, strict=True)
     ]
     of_call = pl.Series([None if k == "unknown" else _alike(k) for k in kinds], dtype=pl.String)
-    distinct = frame["kind"].unique().to_list()
-    of_row = frame["kind"].replace_strict(distinct, [_alike(kind) for kind in distinct])
-    return (of_call.gather(frame["call"]) == of_row).fill_null(value=False)
+    of_op, of_row = of_call.gather(frame["call"]), frame["kind"]
+    same = np.zeros(len(frame), bool)
+    for kind in of_row.unique():
+        same |= is_true((of_row == kind) & (of_op == _alike(kind)))
+    return same
 
 
-def _element_size_factor(frame: pl.DataFrame, calls: list[OpCall]) -> pl.Expr:
+def _element_size_factor(frame: pl.DataFrame, calls: list[OpCall]) -> pl.Series | float:
     """Factor from the element size that a list of tensors was taken to have to that which the
     kernel's name states; 1 where it states none."""
     lists = [i for i, call in enumerate(calls) if call.name in _OF_A_LIST]
     if not lists:
-        return pl.lit(1.0)
+        return 1.0
     found: dict[tuple[int, str], float] = {}
     rows = frame.filter(pl.col("call").is_in(lists) & pl.col("name").is_not_null())
     for call, name in rows.select("call", "name").unique().iter_rows():
@@ -164,7 +166,7 @@ def _element_size_factor(frame: pl.DataFrame, calls: list[OpCall]) -> pl.Expr:
         if taken and is_known:
             found[call, name] = is_known / taken
     keys = zip(frame["call"].to_list(), frame["name"].to_list(), strict=True)
-    return pl.lit(pl.Series([found.get(key, 1.0) for key in keys], dtype=pl.Float64))
+    return pl.Series([found.get(key, 1.0) for key in keys], dtype=pl.Float64)
 
 
 def _named_itemsize(name: str) -> float | None:

@@ -63,10 +63,9 @@ class AttributionInputs:
         recorded = side.busy.mean(axis=1)
         factor = scaled[:, 0] / np.where(recorded > 0, recorded, 1.0)
         table = pl.DataFrame(self.units.keys, schema=_UNIT, orient="row")
-        table = table.with_columns(factor=pl.Series(factor))
-        on = list(_UNIT)
-        found = frame.join(table, on=on, how="left", nulls_equal=True, maintain_order="left")
-        return found.with_columns(ns=pl.col("busy") * pl.col("factor")).drop("factor")
+        table, on = table.hstack([pl.Series("factor", factor)]), list(_UNIT)
+        found = frame[on].join(table, on=on, how="left", nulls_equal=True, maintain_order="left")
+        return frame.hstack([(frame["busy"] * found["factor"]).alias("ns")])
 
 
 def attribution_inputs(

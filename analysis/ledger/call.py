@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from prunescope.taxonomy.gemm import Gemm
 
@@ -49,7 +50,7 @@ class Call:
             return self.rows
         return (self.m or 0.0) * (self.batch or 1.0) * self.count
 
-    @property
+    @cached_property
     def gemm(self) -> Gemm | None:
         """Rounded dimensions, to compare."""
         if self.m is None or self.n is None or self.k is None or self.batch is None:

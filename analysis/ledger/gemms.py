@@ -11,8 +11,10 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import polars as pl
 
+from prunescope.analysis.kernels.columns import Floats, Mask, instance_numbers, is_one_of
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.phase_kind import trained_tokens
 from prunescope.analysis.kernels.role import GEMM_KINDS
@@ -32,7 +34,7 @@ from prunescope.analysis.ledger.in_order import partners_in_order
 from prunescope.analysis.ops.call import Work
 from prunescope.analysis.schema.report import GemmRow, clock
 from prunescope.taxonomy.gemm import Gemm, axis_moved
-from prunescope.taxonomy.roles import BACKWARD, GROUPS, UNPLACED
+from prunescope.taxonomy.roles import GROUPS, UNPLACED
 
 __all__ = ["Call", "GemmKey", "Pair", "calls_of", "pair_calls", "report_rows", "single_rows"]
 
@@ -45,11 +47,7 @@ _UNREAD: Parts = [(None, 1.0)]  # of a call that no model reads
 # What is read of an op's row.
 _READ = ("step", "unit_layer", "layer", "role", "op", "kind", "dtype", "name", "call", "total",
          "auxiliary", "took", "ideal", "flop", "bytes", "bound", "shapes")  # fmt: skip
-# What of the kernels frame tells it.
-_WANTED = ("step", "instance", "wrapper", "primary", "carries_work", "launched", "start", "busy",
-           "duration",
-           "unit_layer", "layer", "role", "op", "kind", "dtype", "name", "call", "ideal", "flop",
-           "bytes", "bound", "shapes")  # fmt: skip
+_ORDER = ("step", "launched", "start")
 
 
 @dataclass
@@ -89,7 +87,7 @@ def calls_of(
     gemms = _op_calls(frame if kernels.on_device else frame.with_columns(duration="busy"))
     products = [_products(work) for work in kernels.works]
     makes: dict[tuple[object, ...], int] = {}
-    tokens = trained_tokens(kernels) if gemms["role"].str.ends_with(BACKWARD).any() else None
+    tokens = trained_tokens(kernels) if any(map(is_gradient, kernels.values("role"))) else None
     sums: dict[GemmKey, _Sum] = defaultdict(_Sum)
     position: dict[tuple[object, ...], int] = defaultdict(int)
     weights: dict[tuple[object, ...], dict[tuple[int, int], int]] = defaultdict(dict)
@@ -137,29 +135,31 @@ def _products(work: Work | None) -> Parts:
 def _op_calls(frame: pl.DataFrame) -> pl.DataFrame:
     """One row per op instance whose main row is a GEMM or attention, in time order; of an op that
     is none itself and has no shapes (a compiled region), one per such kernel."""
-    instance, kinds = ["step", "instance"], [*GEMM_KINDS, "attention"]
-    frame = frame.select(_WANTED)
-    alone = frame.filter(pl.col("wrapper") & pl.col("kind").is_in(kinds)).with_columns(
-        total=pl.col("busy"), took=pl.col("duration"), auxiliary=pl.lit(0, pl.Int64)
-    )
-    frame = frame.filter(pl.col("wrapper").not_())
-    totals = frame.group_by(instance).agg(
-        *(_of_own(name) for name in ("ideal", "flop", "bytes")),
-        total=pl.col("busy").sum(),
-        took=pl.col("duration").sum(),
-        auxiliary=pl.col("busy").filter(pl.col("carries_work").not_()).sum(),
-    )
-    main = frame.filter(pl.col("primary") & pl.col("kind").is_in(kinds))
-    main = main.drop("ideal", "flop", "bytes")
-    main = main.join(totals, on=instance, how="left", maintain_order="left")
-    both = pl.concat([main, alone.select(main.columns)]).sort("step", "launched", "start")
-    return both.select(_READ)
+    number, wrapper = instance_numbers(frame), frame["wrapper"].to_numpy()
+    carries = frame["carries_work"].to_numpy()
 
+    def of_op(column: str, rows: Mask) -> Floats:
+        """The sum over these rows of an op, NaN where one is unknown; of a wrapper each row's."""
+        values = frame[column].to_numpy()
+        sums = np.bincount(number, np.where(rows & ~wrapper, values, 0.0))
+        return np.where(wrapper, values, sums[number])
 
-def _of_own(column: str) -> pl.Expr:
-    """The sum over the kernels that share an op's work, null where one of them is unknown."""
-    own = pl.col(column).filter("carries_work")
-    return pl.when(own.is_not_null().all()).then(own.sum()).alias(column)
+    product = is_one_of(frame["kind"], (*GEMM_KINDS, "attention"))
+    main = product & (frame["primary"] | frame["wrapper"])
+    auxiliary = np.where(wrapper, 0.0, of_op("busy", ~carries))
+    sums = {
+        "total": pl.Series(of_op("busy", np.ones_like(wrapper))),
+        "auxiliary": pl.Series(auxiliary),
+        "took": pl.Series(of_op("duration", np.ones_like(wrapper))),
+        # Of the kernels that share an op's work.
+        **{
+            name: pl.Series(of_op(name, carries), nan_to_null=True)
+            for name in ("ideal", "flop", "bytes")
+        },
+    }
+    columns = {name: sums[name] if name in sums else frame[name] for name in (*_READ, *_ORDER)}
+    rows = pl.DataFrame({name: column.filter(main) for name, column in columns.items()})
+    return rows.sort(*_ORDER)[list(_READ)]
 
 
 def _group(

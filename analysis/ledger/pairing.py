@@ -8,6 +8,7 @@ by its op.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -179,24 +180,41 @@ def _parts(
         _by_make(frame, count, by_order=by_order)
         for frame, count in zip(frames, steps, strict=True)
     ]
-    makes = [one.group_by(_UNIT).agg(pl.col("make").sort().alias("makes")) for one in made]
-    both = makes[0].join(makes[1], on=_UNIT, how="inner", nulls_equal=True)
-    pooled = both.filter(pl.col("makes") != pl.col("makes_right")).select(_UNIT)
-    kept = [one.join(pooled, on=_UNIT, how="anti", nulls_equal=True) for one in made]
-    kept += [
-        _by_make(frame.join(pooled, on=_UNIT, how="semi", nulls_equal=True), count, pooled=True)
-        for frame, count in zip(frames, steps, strict=True)
-    ]
-    d, p = (pl.concat([kept[i], kept[i + 2]]) for i in (0, 1))
+    old, new = (_makes(one) for one in made)
+    differ = [unit for unit in old.keys() & new.keys() if old[unit] != new[unit]]
+    if differ:
+        pooled = pl.DataFrame(differ, schema=made[0][_UNIT].schema, orient="row")
+        made = [
+            pl.concat(
+                [
+                    one.join(pooled, on=_UNIT, how="anti", nulls_equal=True),
+                    _by_make(
+                        frame.join(pooled, on=_UNIT, how="semi", nulls_equal=True),
+                        count,
+                        pooled=True,
+                    ),
+                ]
+            )
+            for one, frame, count in zip(made, frames, steps, strict=True)
+        ]
+    d, p = made
     on = [*_UNIT, "make"]
     rows = d.join(p, on=on, how="full", nulls_equal=True, coalesce=True).sort(on)
-    unit = np.array([index[k] for k in rows.select(_UNIT).iter_rows()], np.int64)
+    unit = np.array([index[key] for key in _keys(rows)], np.int64)
     absent = [rows["busy"].is_null(), rows["busy_right"].is_null()]
     sums = [
         {c: _column(rows[c + end], absent[i]) for c in _OF_PART}
         for i, end in enumerate(("", "_right"))
     ]
     return UnitParts(unit, PartSums(**sums[0]), PartSums(**sums[1]))
+
+
+def _makes(made: pl.DataFrame) -> dict[UnitKey, set[str]]:
+    """The makes of each unit."""
+    out: dict[UnitKey, set[str]] = defaultdict(set)
+    for *unit, make in made[[*_UNIT, "make"]].iter_rows():
+        out[tuple(unit)].add(make)
+    return out
 
 
 def _by_make(
@@ -214,32 +232,31 @@ def _by_make(
     make = of_kind + pl.when(of_kind == _GENERATED).then(pl.lit("")).otherwise(unknown)
     if pooled:
         make = pl.lit("")
-    return (
-        frame.with_columns(make=make)
-        .group_by([*_UNIT, "make"])
-        .agg(pl.col("busy").sum() / steps, *(_known(c).alias(c) / steps for c in _OF_PART[1:]))
+    return frame.group_by(*_UNIT, make.alias("make")).agg(
+        pl.col("busy").sum() / steps, *(_known(c).alias(c) / steps for c in _OF_PART[1:])
     )
 
 
 def _column(values: pl.Series, absent: pl.Series) -> Floats:
     """A column of part sums: 0 where the part is absent, NaN where it is not known."""
-    out = values.cast(pl.Float64).fill_null(float("nan")).to_numpy().copy()
+    out = np.array(values.to_numpy(), np.float64)  # null becomes NaN
     out[absent.to_numpy()] = 0.0
     return out
 
 
-def _keys(sums: pl.DataFrame) -> list[UnitKey]:
-    return list(sums.select(_UNIT).unique().iter_rows())
+def _keys(rows: pl.DataFrame) -> list[UnitKey]:
+    """The unit of each row."""
+    return rows[_UNIT].rows()
 
 
 def _side(sums: pl.DataFrame, index: dict[UnitKey, int], kernels: Kernels) -> UnitSums:
     shape = (len(index), kernels.num_steps)
-    unit = np.array([index[k] for k in sums.select(_UNIT).iter_rows()], int)
+    unit = np.array([index[key] for key in _keys(sums)], int)
     step = sums["step"].to_numpy()
     out: dict[str, Floats] = {}
     for column in ("busy", "gap", "flop", "bytes", "ideal", "predicted"):
         values = np.zeros(shape)
-        values[unit, step] = sums[column].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        values[unit, step] = sums[column].to_numpy()  # null becomes NaN
         out[column] = values
     present = np.zeros(len(index), bool)
     present[unit] = True

@@ -83,5 +83,35 @@ def _scorer(one: NewWork, scorers: set[str]) -> str:
 
 def is_fused(*sides: Kernels) -> bool:
     """Whether attention is a kernel of its own on all of the sides."""
-    at = (pl.col("role") == "attention") & (pl.col("kind") == "attention")
-    return all(not side.frame.filter(at).is_empty() for side in sides)
+    return all(
+        ((side.frame["role"] == "attention") & (side.frame["kind"] == "attention")).any()
+        for side in sides
+    )
+
+
+def new_work(dense: Kernels, pruned: Kernels) -> pl.DataFrame:
+    """Busy ns of all steps by role, kind and work that only the pruned side does; `work`: the op,
+    or the kernel where one side alone replays graphs, which have no ops."""
+    by_name = dense.is_replay != pruned.is_replay
+    old, new = (_work(side, by_name=by_name) for side in (dense, pruned))
+    return new.join(old, on=["role", "kind", "work"], how="anti", nulls_equal=True)
+
+
+def _work(kernels: Kernels, *, by_name: bool) -> pl.DataFrame:
+    """Busy ns of all steps by role, kind and work: the op, or the kernel where `by_name`."""
+    frame = kernels.frame[["role", "kind", "op", "name", "call", "busy"]]
+    work = (pl.col("name") if by_name else pl.coalesce("op", "name")).fill_null("?")
+    # Casting one number for a product is no change of layout.
+    numbers = [i for i, call in enumerate(kernels.calls) if call.shapes[:1] == ((),)]
+    # Unpacking weights is no mask: the finding `decompressed` says it.
+    calls = enumerate(kernels.calls)
+    unpacking = [i for i, one in calls if unpacks_bits(one.name, one.dtypes)]
+    if numbers or unpacking:
+        number = (pl.col("kind") == "layout") & pl.col("call").is_in(numbers)
+        left_out = number | pl.col("call").is_in(unpacking)
+        frame = frame.filter(left_out.fill_null(value=False).not_())
+    return (
+        frame.with_columns(work=work)
+        .group_by("role", "kind", "work", maintain_order=True)
+        .agg(pl.col("busy").sum())
+    )

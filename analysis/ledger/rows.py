@@ -277,7 +277,8 @@ class LargestKernels:
         rows: pl.DataFrame, steps: int
     ) -> dict[tuple[str, str], list[tuple[str, float, float]]]:
         sums = (
-            rows.group_by("role", "class", "name")
+            rows[["role", "class", "name", "ns"]]
+            .group_by("role", "class", "name")
             .agg(pl.col("ns").sum(), pl.len().alias("count"))
             .sort(["ns", "name"], descending=[True, False])
         )

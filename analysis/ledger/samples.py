@@ -96,9 +96,10 @@ def sample_placements(
 
 def sampled_shares(picks: NDArray[np.int64]) -> Floats:
     """How often each placement was sampled, as a share of all: [placements, replicates]."""
-    placements = picks.shape[1]
-    hits = np.stack([np.bincount(row, minlength=placements) for row in picks], axis=1)
-    return np.asarray(hits / placements, np.float64)
+    replicates, placements = picks.shape
+    own = picks + placements * np.arange(replicates)[:, None]
+    hits = np.bincount(own.ravel(), minlength=own.size).reshape(replicates, placements)
+    return np.asarray(np.ascontiguousarray(hits.T) / placements, np.float64)
 
 
 def widened(weights: Floats, groups: int) -> Floats:

@@ -185,7 +185,7 @@ def _family(phase: Phase) -> Iterator[str]:
         return
     confidence = numbers.percent(verdict.confidence, decimals=0)
     sized = any(n is not None for gemm in phase.gemms for n in (gemm.m, gemm.n, gemm.k))
-    what = "the shapes are those" if sized else "the calls that are gone are those"
+    what = "the shapes are those" if sized else "the calls that were removed are those"
     text = f"{what} of {verdict.id} (confidence {confidence})"
     yield f"{text}: {verdict.evidence[0]}" if verdict.evidence else text
 

@@ -113,15 +113,16 @@ def union_ns(rows: pl.DataFrame) -> int:
     return int(cover(start, end, int(start[0]))[0].sum()) if len(rows) else 0
 
 
-def carry_over_ns(rows: pl.DataFrame) -> pl.Series:
+def carry_over_ns(rows: pl.DataFrame) -> Ints:
     """How long each row runs before the wall of its step begins, ns: until the last row of the
     earlier steps has ended."""
-    end = pl.col("start") + pl.col("duration")
-    ends = rows.group_by("step").agg(end.max().alias("reached")).sort("step")
-    begins = ends.select("step", begin=pl.col("reached").cum_max().shift(1))
-    placed = rows.join(begins, on="step", how="left", maintain_order="left")
-    ran = (pl.min_horizontal(end, "begin") - pl.col("start")).clip(lower_bound=0)
-    return placed.select(pl.when(pl.col("begin").is_not_null()).then(ran).otherwise(0)).to_series()
+    if rows.is_empty():
+        return np.zeros(0, np.int64)
+    step, (start, end) = rows["step"].to_numpy(), _bounds(rows)
+    reached = np.full(step.max() + 2, start.min())  # by all earlier steps; the first has none
+    np.maximum.at(reached, step + 1, end)
+    begin = np.maximum.accumulate(reached)[step]
+    return np.asarray(np.maximum(np.minimum(end, begin) - start, 0))
 
 
 def _bounds(rows: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import polars as pl
 from msgspec import structs
 
+from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.experts import EXPERTS
 from prunescope.analysis.schema.report import FamilyVerdict
@@ -236,13 +237,14 @@ def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Caveat]:
 def _without_experts(kernels: Kernels) -> pl.DataFrame:
     """The rows but for those of experts: how often these run is their number, and their router's
     choice."""
-    return kernels.frame.filter(pl.col("role") != EXPERTS)
+    rows = kernels.frame[["role", "layer", "busy"]]
+    return rows.filter(rows["role"] != EXPERTS) if EXPERTS in kernels.values("role") else rows
 
 
 def _known_roles(kernels: Kernels) -> float | None:
     frame = _without_experts(kernels)
     total = int(frame["busy"].sum())
-    known = int(frame.filter(pl.col("role").is_in(UNPLACED).not_())["busy"].sum())
+    known = int(frame["busy"].filter(~is_one_of(frame["role"], UNPLACED)).sum())
     return known / total if total else None
 
 
@@ -250,7 +252,7 @@ def _placed(kernels: Kernels) -> tuple[float, float]:
     """The kernels of a step that have a role, or at least a layer, and the others: what a module of
     its own adds to a layer (merging tokens, a router) has no role, and lost none."""
     frame = _without_experts(kernels)
-    placed = frame["role"].is_in(UNPLACED).not_() | frame["layer"].is_not_null()
+    placed = ~is_one_of(frame["role"], UNPLACED) | frame["layer"].is_not_null()
     known = int(placed.sum())
     return known / kernels.num_steps, (len(frame) - known) / kernels.num_steps
 

@@ -26,6 +26,8 @@ class Gather:
 
 def gathers(kernels: Kernels) -> tuple[Gather, ...]:
     """The gathers of a side whose operand has a recorded shape."""
+    if "gather_scatter" not in kernels.values("kind"):
+        return ()
     rows = kernels.frame.filter(
         (pl.col("kind") == "gather_scatter") & pl.col("primary") & pl.col("call").is_not_null()
     )

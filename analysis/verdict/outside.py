@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import polars as pl
 
 from prunescope.analysis.comparison.differences import gemm_formats, not_comparable_text
 from prunescope.analysis.comparison.more_calls import ON_WEIGHTS
@@ -221,7 +220,7 @@ def other_activation(dense: Kernels, pruned: Kernels) -> Reason | None:
     old, new = (
         {
             str(op).rstrip("_")
-            for op in kernels.frame.filter(pl.col("role") == "activation")["op"]
+            for op in kernels.frame["op"].filter(kernels.frame["role"] == "activation").unique()
             if op is not None
         }
         for kernels in (dense, pruned)

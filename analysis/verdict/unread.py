@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import ATTENTION, PRODUCTS, Kernels
 from prunescope.taxonomy.roles import LINEARS, WEIGHT_ROLES
 from prunescope.taxonomy.words import percent, shortened
@@ -49,22 +50,35 @@ class Unread:
 def unread(kernels: Kernels) -> Unread:
     """Products without a work model, work of no known kind, and ops of libraries without a model
     in the place of a linear that runs no product that is read."""
-    frame = kernels.frame.filter(pl.col("modelled").not_() & pl.col("auxiliary").not_())
-    read = kernels.frame.filter(pl.col("class").is_in(PRODUCTS) & pl.col("modelled"))
-    places = read.select("layer", "role").unique().with_columns(read=pl.lit(value=True))
-    frame = frame.join(
-        places, on=["layer", "role"], how="left", nulls_equal=True, maintain_order="left"
+    frame = kernels.frame
+    product, in_weights = (
+        is_one_of(frame[column], values)
+        for column, values in (("class", PRODUCTS), ("role", {*LINEARS, *WEIGHT_ROLES}))
+    )
+    may_hide = ~frame["modelled"] & ~frame["auxiliary"]
+    may_hide = may_hide & (product | in_weights | (frame["kind"] == "unknown"))
+    total = int(frame["busy"].sum())
+    if not total or not frame["busy"].filter(may_hide).sum():
+        return Unread()
+    read = frame[["layer", "role"]].filter(product & frame["modelled"])
+    columns = ["layer", "role", "class", "kind", "op", "name", "busy"]
+    rows = frame[columns].filter(may_hide)
+    rows = rows.join(
+        read.unique().with_columns(read=pl.lit(value=True)),
+        on=["layer", "role"],
+        how="left",
+        nulls_equal=True,
+        maintain_order="left",
     )
     of_library = pl.col("op").str.contains(_OF_LIBRARY) & ~pl.col("op").str.contains(_OF_TORCH)
     in_place = pl.col("role").is_in([*LINEARS, *WEIGHT_ROLES]) & pl.col("read").is_null()
-    hidden = frame.filter(
+    hidden = rows.filter(
         pl.col("class").is_in(PRODUCTS)
         | (pl.col("kind") == "unknown")
         | (in_place & of_library.fill_null(value=False) & (pl.col("kind") != "comm"))
     )
-    total = int(kernels.frame["busy"].sum())
     busy = int(hidden["busy"].sum())
-    if not busy or not total:
+    if not busy:
         return Unread()
     sums = (
         hidden.group_by(name=pl.coalesce("op", "name", pl.lit("?")))

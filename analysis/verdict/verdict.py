@@ -10,13 +10,12 @@ import math
 from collections import Counter
 from dataclasses import replace
 
-import polars as pl
-
 from prunescope.analysis.comparison.convolutions import convolutions
 from prunescope.analysis.comparison.differences import UNREADABLE, differences, unpaired
 from prunescope.analysis.comparison.equal_information import ComparableSides
 from prunescope.analysis.comparison.more_calls import more_calls
 from prunescope.analysis.comparison.parallelism import ranks_of
+from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.gemms import Pair
@@ -259,8 +258,8 @@ def _other_grids(dense: Kernels, pruned: Kernels) -> float | None:
     run; None where no grid is known."""
     keys = ["name", "blocks"]
     sides = [
-        kernels.frame.filter(pl.col("kind").is_in(GEMM_KINDS) & pl.col("blocks").is_not_null())
-        for kernels in (dense, pruned)
+        frame[[*keys, "busy"]].filter(is_one_of(frame["kind"], GEMM_KINDS)).drop_nulls("blocks")
+        for frame in (dense.frame, pruned.frame)
     ]
     total = int(sides[1]["busy"].sum())
     if not total or sides[0].is_empty():

@@ -155,7 +155,7 @@ def test_layers_that_are_gone_are_counted_in_a_step(tmp_path: Path) -> None:
     phase = analyze(pruned, baseline=dense).report.phases["trace"]
     assert phase.family is not None
     assert phase.family.id == "static-m"
-    assert phase.family.evidence[0].startswith("1 of 4 layers gone")
+    assert phase.family.evidence[0].startswith("1 of 4 layers removed")
 
 
 def test_steps_of_unequal_depth_are_said(tmp_path: Path) -> None:

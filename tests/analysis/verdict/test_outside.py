@@ -156,7 +156,7 @@ def mixtral(at: Path, **fields: Any) -> str:
             ["N of the router 8 → 4"],
         ),
         ({"intermediate_size": 48}, "static-nk-mlp", ["fewer MLP channels"]),
-        ({"num_hidden_layers": 1}, "static-m", ["1 of 2 layers gone"]),
+        ({"num_hidden_layers": 1}, "static-m", ["1 of 2 layers removed"]),
         ({"seed": 1}, "dense", ["no GEMM changed shape"]),  # other weights: other routes
     ],
 )
