@@ -80,6 +80,7 @@ def test_without_modules(what: str, case: Case, *, renumber: bool) -> None:
     if renumber:
         case.edit.renumber()
     else:
+        case.dense = Edit(case.path)
         case.dense.strip_modules()
         case.edit.strip_modules()
     there, back = case.reports(0.25)

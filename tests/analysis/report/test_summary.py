@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 import re
-from pathlib import Path
 
 import msgspec
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.report.notebook import render_notebook
@@ -28,8 +26,8 @@ from prunescope.analysis.schema.report import (
     to_json,
 )
 from tests.analysis.report import example
+from tests.stored import report_of
 
-ROOT = Path(__file__).resolve().parents[3]
 MS = 1e6
 
 
@@ -170,7 +168,7 @@ def test_a_step_alone_says_where_its_time_goes() -> None:
 
 
 def test_it_is_in_the_report_and_in_every_format() -> None:
-    report = analyze(ROOT / "traces" / "tiny-static-nk").report
+    report = report_of("tiny-static-nk")
     for one in report.phases.values():
         assert 40 < len(one.summary) < 900
         assert one.summary == summary(one)
@@ -182,14 +180,14 @@ def test_it_is_in_the_report_and_in_every_format() -> None:
     assert from_json(to_json(report)) == report
 
 
-@pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("name", ["tiny-static-nk", "tiny-static-m", "tiny-static-k-mask"])
-def test_an_answer_takes_at_most_45_lines_a_phase(name: str, width: int) -> None:
-    report = analyze(ROOT / "traces" / name).report
-    lines = shown(report, width).splitlines()
-    assert len(lines) <= 45 * len(report.phases) + 6  # and a head
-    assert max(map(cell_len, lines)) <= width
-    assert len(shown(report, width, full=True).splitlines()) > len(lines)
+def test_an_answer_takes_at_most_45_lines_a_phase(name: str) -> None:
+    report = report_of(name)
+    for width in (80, 120):
+        lines = shown(report, width).splitlines()
+        assert len(lines) <= 45 * len(report.phases) + 6, width  # and a head
+        assert max(map(cell_len, lines)) <= width
+        assert len(shown(report, width, full=True).splitlines()) > len(lines), width
 
 
 def test_what_was_left_out_is_said() -> None:
