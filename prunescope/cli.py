@@ -81,10 +81,9 @@ def _trace(request: TraceCall, *, json_target: Json = None) -> None:
     prunescope trace --model ./pruned --baseline-model ./dense --phase decode
     """
     from prunescope.analysis.report.listings import read_runs, run_summary, traced
-    from prunescope.output import check_target, show_result
+    from prunescope.output import show_result
     from prunescope.tracer.capture.progress import Bar
 
-    check_target(json_target)
     request.check()  # before torch is imported
     from prunescope.tracer.capture.trace import trace
 
@@ -194,10 +193,9 @@ def _predict(
     prunescope predict --rank --model llama-3.1-8b --device h100-sxm --workload chat
     """
     from prunescope.analysis.report.predict_tables import prediction
-    from prunescope.output import check_target, show_result
+    from prunescope.output import show_result
     from prunescope.taxonomy.errors import PrunescopeError
 
-    check_target(json_target)
     result = answer(dataclasses.replace(request, curves=out is not None))
     if explain and len(result.get("points", ())) != 1:
         raise PrunescopeError(
@@ -239,10 +237,9 @@ def _allocate(
 
     from prunescope.allocation import allocate, evaluations, problem_asked
     from prunescope.analysis.report.allocation_tables import dry_run_sheet, plan_sheet
-    from prunescope.output import check_target, show_result
+    from prunescope.output import show_result
     from prunescope.tracer.capture.progress import Bar
 
-    check_target(json_target)
     if dry_run:
         found = evaluations(problem_asked(request))
         show_result(found, json_target, people=dry_run_sheet(found))
@@ -284,7 +281,7 @@ def _sweep(
     prunescope sweep mine.yaml --preset paper --out traces/study --budget 8
     """
     from prunescope.analysis.report.listings import sweep_state
-    from prunescope.output import check_target, console_for, show_result
+    from prunescope.output import console_for, show_result
     from prunescope.tracer.capture.progress import Bar
     from prunescope.tracer.sweep.config import preset_text
     from prunescope.tracer.sweep.sweep import before_it_starts, plan_of, run_plan, summary
@@ -293,7 +290,6 @@ def _sweep(
     if print_preset:
         sys.stdout.write(preset_text(request.preset, request.config))
         return
-    check_target(json_target)
     request.argv = sys.argv[1:]
     plan = plan_of(request)
     if not dry_run:
@@ -350,12 +346,11 @@ def _pareto(
     from prunescope.analysis.pareto.pareto import judge
     from prunescope.analysis.pareto.write import paper_files, paper_set, to_json, write_pareto
     from prunescope.analysis.report.pareto_tables import pareto_summary
-    from prunescope.output import check_target, console_for, write_json
+    from prunescope.output import console_for, write_json
     from prunescope.taxonomy.errors import PrunescopeError
 
     if gemm is not None and figures is None:
         raise PrunescopeError("--gemm is for --figures paper", hint="add --figures paper")
-    check_target(json_target)
     found, target = judge(folder), out or folder / "pareto"
     drawn = paper_set(found, folder, gemm) if figures is not None else None
     write_pareto(found, target, more=paper_files(drawn) if drawn is not None else None)
@@ -400,11 +395,10 @@ def _reproduce(
     import msgspec
 
     from prunescope.analysis.report.reproduction_tables import reproduction
-    from prunescope.output import check_target, show_result
+    from prunescope.output import show_result
     from prunescope.reproducing import reproduce_predicted, reproduce_sweep
 
     del against  # there is one paper so far
-    check_target(json_target)
     found = reproduce_predicted() if sweep is None else reproduce_sweep(sweep)
     if out is not None:
         from prunescope.analysis.report.reproduction_figure import reproduction_files
@@ -475,7 +469,6 @@ def _check(
     from prunescope.output import check_target, show_result, write_json
     from prunescope.rules import junit_xml, lines
 
-    check_target(json_target)
     check_target(junit)
     outcome = prunescope.check(subject, require=require, baseline=baseline)
     marks = {
@@ -523,8 +516,8 @@ def _bundle(
     prunescope bundle traces/first -o evidence.zip
     prunescope bundle traces/a traces/b -o review.zip --anonymous
     """
+    from prunescope.analysis.bundle.anonymise import local_names
     from prunescope.analysis.bundle.bundle import bundle
-    from prunescope.analysis.bundle.local_names import local_names
     from prunescope.analysis.report.numbers import size
     from prunescope.output import console_for
 
@@ -567,9 +560,8 @@ def _verify(
     """
     from prunescope.analysis.bundle.verify import verify
     from prunescope.analysis.report.listings import verified
-    from prunescope.output import check_target, show_result
+    from prunescope.output import show_result
 
-    check_target(json_target)
     result = verify(path)
     shown = verified(result, allow_undrawn=allow_undrawn)
     show_result(result, json_target, people=shown)
@@ -610,14 +602,13 @@ def _families(
     from prunescope.analysis.predict.knobs import predicted_knobs, with_predicted_knobs
     from prunescope.analysis.report import listings
     from prunescope.analysis.report.listings import applicable
-    from prunescope.output import check_target, show_result
+    from prunescope.output import show_result
     from prunescope.taxonomy.architectures import read_architecture
     from prunescope.taxonomy.errors import PrunescopeError
     from prunescope.taxonomy.families import families
     from prunescope.taxonomy.formats import plain, scrubbed
     from prunescope.taxonomy.methods import methods, published
 
-    check_target(json_target)
     if architecture is not None and method is not None:
         raise PrunescopeError(
             "--architecture and --method cannot be combined", hint="remove one of them"
@@ -649,9 +640,8 @@ def _devices(*, json_target: Json = None) -> None:
     """
     from prunescope.analysis.device.hardware import DEVICES, devices_json
     from prunescope.analysis.report.listings import devices
-    from prunescope.output import check_target, show_result
+    from prunescope.output import show_result
 
-    check_target(json_target)
     show_result(
         devices_json(), json_target, people=None if json_target == "-" else devices(DEVICES)
     )
@@ -688,7 +678,6 @@ def _calibrate(
     from prunescope.taxonomy.formats import plain
     from prunescope.tracer.machine.calibrate import calibrate
 
-    check_target(json_target)
     check_target(out)
     measured = calibrate(device)
     write_json(plain(measured), out)
@@ -751,16 +740,15 @@ def _gemm(
     prunescope gemm --m 128 --n 384,400,512 --k 576 --dtype fp32
     prunescope gemm --m 4096 --n 1024:4096:64 --k 4096 --dtype bf16 --out curves
     """
-    from prunescope.output import check_target, show_result
+    from prunescope.output import show_result
     from prunescope.public import Replayed
     from prunescope.replaying import replay_request
     from prunescope.tracer.capture.progress import Bar
 
-    check_target(json_target)
     with Bar() as bar:
         found = Replayed.of(*replay_request(dataclasses.replace(request, progress=bar)))
     if out is not None:
-        from prunescope.analysis.report.replay_files import replay_files
+        from prunescope.analysis.report.replay_figure import replay_files
         from prunescope.analysis.report.write import write_files
 
         write_files(replay_files(found.replays, found.report), out)
@@ -785,11 +773,10 @@ def _doctor(
     prunescope doctor --timing --json doctor.json
     """
     from prunescope.analysis.report.listings import doctor
-    from prunescope.output import check_target, show_result
+    from prunescope.output import show_result
     from prunescope.taxonomy.formats import plain
     from prunescope.tracer.machine.doctor import examine, works
 
-    check_target(json_target)
     checks = list(examine())
     if timing and works(checks):
         from prunescope.tracer.capture.timing_check import check_timing

@@ -103,9 +103,10 @@ def read_selection(name: str) -> str:
     return OLD_SELECTIONS.get(name, name)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Family:
-    """One family. `plans` turns a dense shape and a workload into what runs at a point."""
+    """One family, equal to itself alone. `plans` turns a dense shape and a workload into what runs
+    at a point."""
 
     id: str
     title: str

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from prunescope.analysis.ledger.noise import speedup_interval
 from prunescope.analysis.ledger.samples import Samples
-from prunescope.analysis.schema.speedup_curve import SpeedupCurve, SpeedupPoint
+from prunescope.analysis.schema.replay import SpeedupCurve, SpeedupPoint
 from prunescope.taxonomy.replays import LEAST_PLACEMENTS, ReplayPeaks, Replays, StepCurve
 
 

@@ -15,12 +15,12 @@ from prunescope.analysis.pareto.gemm_speedups import speedup_curves
 from prunescope.analysis.pareto.lacking import lacking, missing, skips_rows
 from prunescope.analysis.pipeline import TOOL
 from prunescope.analysis.schema.pareto import Pareto, SweepPoint
+from prunescope.analysis.schema.replay import SpeedupCurve, SpeedupPoint
 from prunescope.analysis.schema.reproduction import (
     ReproducedValue,
     Reproduction,
     SetupDifference,
 )
-from prunescope.analysis.schema.speedup_curve import SpeedupCurve, SpeedupPoint
 from prunescope.taxonomy.keep import ALIGN, ALIGNMENTS, alignment_size, is_just
 from prunescope.taxonomy.paper import (
     ALIGNMENT,

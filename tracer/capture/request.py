@@ -387,30 +387,24 @@ class TraceRequest:
         if self.threads is not None:
             most = max(_MOST_THREADS, _THREADS_A_CORE * (os.cpu_count() or 1))
             check_range("--threads ", self.threads, 1, most)
-        self._check_tokens()
-        if self.dtype != "auto" and dtype_name(self.dtype) not in ("fp32", "bf16", "fp16", "fp64"):
-            raise PrunescopeError(
-                f"a model cannot run in --dtype {self.dtype!r}",
-                hint="auto, float32, bfloat16 or float16",
-            )
-        self._check_baseline()
-        self._check_method()
-
-    def _check_tokens(self) -> None:
         length = self.prompt_len + (self.decode_steps if self.phase != "prefill" else 0)
         if self.batch * length > _MOST_TOKENS:
             raise PrunescopeError(
                 f"{self.batch} sequences of {length} tokens: no memory holds them",
                 hint="use a smaller --batch, --prompt-len or --decode-steps",
             )
-
-    def _check_baseline(self) -> None:
+        if self.dtype != "auto" and dtype_name(self.dtype) not in ("fp32", "bf16", "fp16", "fp64"):
+            raise PrunescopeError(
+                f"a model cannot run in --dtype {self.dtype!r}",
+                hint="auto, float32, bfloat16 or float16",
+            )
         given = (self.baseline is not None, self.baseline_model is not None, self.no_baseline)
         if sum(given) > 1:
             raise PrunescopeError(
                 "more than one of --baseline, --baseline-model and --no-baseline was given",
                 hint="remove all of them to trace the dense model together with the pruned one",
             )
+        self._check_method()
 
     def _check_method(self) -> None:
         if self.recover is not None:

@@ -18,7 +18,8 @@ from transformers.pytorch_utils import Conv1D
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import GROUPS, locate
 from prunescope.tracer.model.forwards import extend
-from prunescope.tracer.model.weights import layer_matrices, stored_tensors, weight_of
+from prunescope.tracer.model.packed_weights import stored_tensors
+from prunescope.tracer.model.weights import layer_matrices, weight_of
 from prunescope.tracer.recovery.settings import Recovery
 
 _NAME = "recovery"

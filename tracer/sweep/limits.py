@@ -1,5 +1,6 @@
 """What a sweep cannot run, checked before it starts: on this machine, with this model, or as a
-sequence of families; and a model's config and dimensions, read without its weights.
+sequence of families; what steps of fixed shapes (mode compile or graph) cannot show of rows that
+are chosen in decode; and a model's config and dimensions, read without its weights.
 
 In: a plan, a method, a model's name. Out: sentences, each with the number of results that it
 concerns; a PrunescopeError where nothing can run; a config and a ModelShape.
@@ -8,15 +9,18 @@ concerns; a PrunescopeError where nothing can run; a config and a ModelShape.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from prunescope.taxonomy.arguments import home_path
+from prunescope.taxonomy.arguments import home_path, number
 from prunescope.taxonomy.dtypes import ITEMSIZE
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
+from prunescope.taxonomy.family import read_selection
+from prunescope.taxonomy.keep import kept_count
 from prunescope.taxonomy.method_names import method_parts
 from prunescope.taxonomy.presets import preset_config, preset_names
 from prunescope.taxonomy.shape import ModelShape
@@ -25,6 +29,7 @@ from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.sweep.plan import SweepPlan
 
 _SHARE = 0.5  # every family has this sparsity, whatever it counts
+_EAGER = "mode: eager skips them"
 _HINT = "run it on a GPU, or put `mode: eager` or `compile` into a file: sweep FILE --preset NAME"
 
 
@@ -116,6 +121,60 @@ def _of_lengths(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
         f"{max(one.prompt_len for one in longer):,} tokens, and {plan.config.model} was made for "
         f"{most:,} positions: their losses mean nothing, and a model with learnt positions fails"
     ]
+
+
+def limits_of_fixed_steps(plan: SweepPlan) -> list[str]:
+    """Sentences; empty where every result can be timed as the model that is scored."""
+    chosen = [
+        (result, sparsity)
+        for result in plan.results
+        if result.problem is None and result.mode != "eager" and result.phase == "decode"
+        for sparsity in _row_shares(result)
+    ]
+    by_threshold = [one for one, _ in chosen if _by_threshold(plan, one)]
+    by_count = [
+        one
+        for one, sparsity in chosen
+        if not _by_threshold(plan, one)
+        and not math.isclose(kept_count(one.batch, sparsity) / one.batch, 1 - sparsity)
+    ]
+    found = []
+    if by_threshold:
+        found.append(
+            f"{len(by_threshold)} of {len(plan.results)} results decode "
+            f"{_names(by_threshold)} by a threshold in steps of fixed shapes, which compute "
+            "all rows and multiply by 0 or 1: never faster "
+            f"by construction; {_EAGER}"
+        )
+    if by_count:
+        found.append(
+            f"{len(by_count)} of {len(plan.results)} results decode "
+            f"{_names(by_count)} in steps of fixed shapes, which run "
+            "max(1, int((1 − s)·B)) of B rows, another share than 1 − s (at batch 1 all: "
+            f"the dense model), and get no loss; {_EAGER}"
+        )
+    return found
+
+
+def _names(results: Sequence[Planned]) -> str:
+    return ", ".join(dict.fromkeys(one.family for one in results))
+
+
+def _row_shares(result: Planned) -> list[float]:
+    """The sparsities of the parts of a method that choose rows."""
+    routed = {one.id for one in families() if one.routes_rows}
+    own = [own for name, own in method_parts(result.family) if name in routed]
+    shares = [result.sparsity if one is None else number(one) for one in own]
+    return [share for share in shares if share is not None]
+
+
+def _by_threshold(plan: SweepPlan, result: Planned) -> bool:
+    """Whether scores decide and not a number of rows: of routers that are fitted or trained, or
+    where the option asks for it."""
+    if plan.config.recover is not None or "choose=threshold" in result.set:
+        return True
+    select = result.select or plan.config.selections[0]
+    return read_selection(select) == "importance"
 
 
 def check_together(method: str) -> None:

@@ -29,12 +29,12 @@ from prunescope.taxonomy.sweep_files import DONE, FAILED, PENDING, PLAN, RUNNING
 from prunescope.tracer.capture.progress import Progress, Silent
 from prunescope.tracer.sweep.budget import Budget, within
 from prunescope.tracer.sweep.config import read_configs
-from prunescope.tracer.sweep.fixed_steps import limits_of_fixed_steps
 from prunescope.tracer.sweep.limits import (
     check_possible,
     check_together,
     config_without_weights,
     limits_here,
+    limits_of_fixed_steps,
     shape_without_weights,
 )
 from prunescope.tracer.sweep.plan import (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunescope.tracer.capture.memory import weight_bytes
+from prunescope.tracer.model.packed_weights import weight_bytes
 from tests.forked import run
 
 pytestmark = pytest.mark.torch

@@ -17,8 +17,7 @@ from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.sweep import sweep as sweep_module
 from prunescope.tracer.sweep.budget import _time, within
 from prunescope.tracer.sweep.config import presets, read_configs
-from prunescope.tracer.sweep.fixed_steps import limits_of_fixed_steps
-from prunescope.tracer.sweep.limits import check_possible, limits_here
+from prunescope.tracer.sweep.limits import check_possible, limits_here, limits_of_fixed_steps
 from prunescope.tracer.sweep.plan import SweepConfig, SweepPlan, make_plan
 from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.sweep import plan_of, summary
