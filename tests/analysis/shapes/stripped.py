@@ -88,7 +88,6 @@ def strip(
 
 @cache
 def _stripped(name: str, *, modules: bool, ops: bool, annotations: bool) -> bytes:
-    trace = json.loads(events(name))
     gone = set()
     if not modules:
         gone.add("python_function")
@@ -96,11 +95,20 @@ def _stripped(name: str, *, modules: bool, ops: bool, annotations: bool) -> byte
         gone.add("cpu_op")
     if not annotations:
         gone |= {"user_annotation", "gpu_user_annotation"}
-    trace["traceEvents"] = [e for e in trace["traceEvents"] if e.get("cat") not in gone]
+    rest, found = _without_shapes(name)
+    return gzip.compress(rest.replace('"@"', ",".join(e for c, e in found if c not in gone)).encode(), 1)
+
+
+@cache
+def _without_shapes(name: str) -> tuple[str, list[tuple[str | None, str]]]:
+    """A trace with "@" for its events, and category and text of each, written once for all."""
+    trace = json.loads(events(name))
+    found = []
     for event in trace["traceEvents"]:
         for key in SHAPES:
             event.get("args", {}).pop(key, None)
-    return packed(trace)
+        found.append((event.get("cat"), json.dumps(event)))
+    return json.dumps({**trace, "traceEvents": ["@"]}), found
 
 
 def save(trace: dict[str, Any], path: Path) -> Path:
