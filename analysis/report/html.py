@@ -80,7 +80,8 @@ def render_html(report: Report) -> str:
 
 @cache
 def templates() -> jinja2.Environment:
-    """The templates, compiled once (0.1 s), which escape every string and refuse a name that is not there."""
+    """The templates, compiled once (0.1 s): they escape every string, and refuse a name that is
+    not there."""
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,

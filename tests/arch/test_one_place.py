@@ -89,9 +89,7 @@ def test_no_other_source_names_a_family() -> None:
         f"{path.relative_to(ROOT)}:{line} names {one}: ask for a trait of taxonomy.family.Family"
         for path in SOURCES
         if path not in OWN
-        for line, one in named_in(
-            source(path), docstrings=room_of(path) != "prunescope"
-        )
+        for line, one in named_in(source(path), docstrings=room_of(path) != "prunescope")
     ]
     assert bad == []
 

@@ -83,9 +83,7 @@ def check_shown(done: Analysis, *, formats: tuple[str, ...]) -> None:
 
 
 def _rendered(done: Analysis, name: str) -> dict[str, bytes]:
-    return FORMATS[name].render(
-        RequestedFormats(report=done.report, name=name, frames=done.frames)
-    )
+    return FORMATS[name].render(RequestedFormats(report=done.report, name=name, frames=done.frames))
 
 
 def on_terminal(report: Report) -> str:

@@ -96,7 +96,9 @@ def _stripped(name: str, *, modules: bool, ops: bool, annotations: bool) -> byte
     if not annotations:
         gone |= {"user_annotation", "gpu_user_annotation"}
     rest, found = _without_shapes(name)
-    return gzip.compress(rest.replace('"@"', ",".join(e for c, e in found if c not in gone)).encode(), 1)
+    return gzip.compress(
+        rest.replace('"@"', ",".join(e for c, e in found if c not in gone)).encode(), 1
+    )
 
 
 @cache
