@@ -178,20 +178,18 @@ def _unprofiled(samples: Samples, run: PhaseRun | None) -> Unprofiled | None:
 
 def _coverage(frame: pl.DataFrame) -> dict[str, float]:
     """Shares of busy time with a kind, a work model (helpers with their op) and a role."""
-    frame = frame.select("busy", "class", "kind", "modelled", "role")
-    busy = total(frame, "busy")
+    busy, modelled = frame["busy"], frame["modelled"]
+    gemm = (frame["class"] == "matmul") | (frame["class"] == "attention")
 
-    def share(known: pl.Expr) -> float:
-        return total(frame.filter(known), "busy") / busy if busy else 0.0
+    def share(known: pl.Series, of: pl.Series) -> float:
+        whole = int(of.sum())
+        return int(busy.filter(known).sum()) / whole if whole else 0.0
 
-    gemm = frame.filter(pl.col("class").is_in(["matmul", "attention"]))
-    of_gemm = total(gemm, "busy")
-    modelled = pl.col("modelled")
     return {
-        "kind": share(pl.col("kind") != "unknown"),
-        "work": share(modelled),
-        "role": share(pl.col("role").is_in(UNPLACED).not_()),
-        "gemm_work": total(gemm.filter(modelled), "busy") / of_gemm if of_gemm else 0.0,
+        "kind": share(frame["kind"] != "unknown", busy),
+        "work": share(modelled, busy),
+        "role": share(~frame["role"].is_in(UNPLACED), busy),
+        "gemm_work": share(gemm & modelled, busy.filter(gemm)),
     }
 
 

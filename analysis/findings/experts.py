@@ -282,7 +282,8 @@ def experts_copied(c: Context) -> Found | None:
 def _copies(kernels: Kernels) -> _Copies | None:
     """Gathers from a stack [E, N, K] of which batched products of experts multiply by [S, N, K]."""
     of_experts = pl.col("role").str.strip_suffix(BACKWARD) == EXPERTS
-    frame = kernels.frame.filter(pl.col("call").is_not_null())
+    frame = kernels.frame.select("call", "role", "kind", "primary", "busy", "instance")
+    frame = frame.filter(pl.col("call").is_not_null())
     products = frame.filter(of_experts & (pl.col("kind") == "batched_gemm") & pl.col("primary"))
     sizes: dict[tuple[object, ...], int] = {}  # copies of a product, by N and K
     numbers: dict[tuple[object, ...], float | None] = {}  # bytes of them

@@ -9,8 +9,6 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import polars as pl
-
 from prunescope.analysis.kernels.frame import Kernels
 
 ROUTER, ESTIMATOR, INDEX, MASK = "router", "estimator", "index building", "mask"
@@ -83,5 +81,5 @@ def _scorer(one: NewWork, scorers: set[str]) -> str:
 
 def is_fused(*sides: Kernels) -> bool:
     """Whether attention is a kernel of its own on all of the sides."""
-    at = (pl.col("role") == "attention") & (pl.col("kind") == "attention")
-    return all(not side.frame.filter(at).is_empty() for side in sides)
+    frames = (side.frame for side in sides)
+    return all(((f["role"] == "attention") & (f["kind"] == "attention")).any() for f in frames)

@@ -49,8 +49,11 @@ class Unread:
 def unread(kernels: Kernels) -> Unread:
     """Products without a work model, work of no known kind, and ops of libraries without a model
     in the place of a linear that runs no product that is read."""
-    frame = kernels.frame.filter(pl.col("modelled").not_() & pl.col("auxiliary").not_())
-    read = kernels.frame.filter(pl.col("class").is_in(PRODUCTS) & pl.col("modelled"))
+    rows = kernels.frame.select(
+        "modelled", "auxiliary", "class", "layer", "role", "op", "kind", "name", "busy"
+    )
+    frame = rows.filter(pl.col("modelled").not_() & pl.col("auxiliary").not_())
+    read = rows.filter(pl.col("class").is_in(PRODUCTS) & pl.col("modelled"))
     places = read.select("layer", "role").unique().with_columns(read=pl.lit(value=True))
     frame = frame.join(
         places, on=["layer", "role"], how="left", nulls_equal=True, maintain_order="left"

@@ -7,6 +7,7 @@ several of these. The truth is what the report of the whole trace says.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -124,9 +125,20 @@ def packed(trace: dict[str, Any]) -> bytes:
     return gzip.compress(json.dumps(trace).encode(), 1)
 
 
+_reports: dict[tuple[object, ...], Report] = {}
+
+
 def report(path: Path, case: Case, **options: Any) -> Report:
-    """The report of a trace on the device of a case."""
-    return analyze(path, options=Options(device=case.device, **options)).report
+    """The report of a trace on the device of a case; of the same bytes with the same options once,
+    but where one of them is a file."""
+    key = (hashlib.sha256(path.read_bytes()).digest(), path.name, case.device, *options.items())
+    is_file = any("/" in str(value) for value in options.values())
+    if is_file or key not in _reports:
+        found = analyze(path, options=Options(device=case.device, **options)).report
+        if is_file:
+            return found
+        _reports[key] = found
+    return _reports[key]
 
 
 def table(told: Report, case: Case) -> dict[Row, float]:
