@@ -34,7 +34,7 @@ _FAILURES = (ArithmeticError, AssertionError, AttributeError, ImportError, Looku
 
 
 class HtaAnswer(msgspec.Struct):
-    """What HTA says of a whole trace, ns; None where it was not asked or failed (`failed`)."""
+    """HTA's totals of a whole trace, ns; None where it did not run or failed (`failed`)."""
 
     failed: list[str] = []
     version: str | None = None
@@ -48,10 +48,9 @@ class HtaAnswer(msgspec.Struct):
 
 
 def second_opinion(trace: Trace, *, time_limit_s: float = TIME_LIMIT_S) -> SecondOpinion:
-    """What HTA says of the file that `trace` was read from, and compare it with our totals of all
-    its events.
+    """HTA's totals of the file that `trace` was read from, and ours of all its events.
 
-    Never raises for what HTA does: a failure, a crash or `time_limit_s` is named in `failed`.
+    Never raises for what HTA does: `failed` names a failure, a crash or the end of `time_limit_s`.
     """
     if not trace.on_device:
         return _opinion(

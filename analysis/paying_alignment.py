@@ -1,8 +1,8 @@
-"""The alignment that would have paid, by GEMMs that were replayed alone at each of several.
+"""The alignment of kept dimensions that would have paid: the smallest that saves nearly the most.
 
-In: the GEMMs of a phase and their replays at sizes near the kept ones. Out: a sentence. Sizes
-differ by a few numbers, so that times are compared at the kept size: a time at another size counts
-by the ratio of the two.
+In: the GEMMs of a phase and their replays alone, at each alignment near the kept size. Out: a
+sentence. Sizes differ by a few elements, so times are compared at the kept size: a time at another
+size is scaled by the ratio of the two.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from prunescope.taxonomy.words import ms, percent
 
 _WORTH = 0.05  # of the time of the pruned GEMMs: a saving worth other dimensions
 # Of the most that any alignment saves: the smallest that gets so much is named, as it keeps the
-# pruned model nearest to what was asked for.
+# pruned model nearest to the request.
 _NEARLY = 0.95
 
 

@@ -276,7 +276,7 @@ def _took_turns(dense: SidePhase, pruned: SidePhase) -> bool:
 
 
 def _executed(own: SidePhase) -> Iterator[str]:
-    """Of how many graphs a recorded step is made, and on what a method ran that has a choice."""
+    """The number of graphs in a captured step, and the backend of a method that has several."""
     run, manifest = own.run, own.side.run
     if run is not None and run.graphs is not None:
         by = "CUDA graph" if run.mode == "graph" else "graph of torch.compile"
@@ -411,7 +411,7 @@ def _phase(
 
 
 def _layer_sums(own: SidePhase, dense: SidePhase | None) -> dict[str, LayerSum]:
-    """Of the sides whose run is one layer alone; "pruned": the side that a phase is about."""
+    """The layer sums of sides whose run is one layer alone; "pruned": the side of the phase."""
     sides = (
         {"dense": dense, "pruned": own}
         if dense

@@ -19,7 +19,6 @@ from prunescope.analysis.device.hardware import (
 )
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.predict.command_line import command_of, options_of_request
 from prunescope.analysis.predict.constants import MARLIN, Constants
 from prunescope.analysis.predict.measured import (
     DensePhase,
@@ -37,7 +36,7 @@ from prunescope.analysis.predict.points import (
     sparsities,
 )
 from prunescope.analysis.predict.ranges import differences, uncertainty_of
-from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.request import PredictRequest, command_of, options_of_request
 from prunescope.analysis.predict.setting import (
     Setting,
     named_family,

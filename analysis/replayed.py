@@ -366,7 +366,7 @@ def _meet(one: Sequence[float], other: Sequence[float]) -> bool:
 
 
 def _alignments(phase: str, gemms: Sequence[ReplayedGemm]) -> list[AlignedTime]:
-    """Of each pruned GEMM and moved axis, the time at each alignment."""
+    """The time at each alignment, by pruned GEMM and axis that moved."""
     found = []
     kept = {(one.role, one.phase): one for one in gemms if "pruned" in one.reasons}
     for one in gemms:
@@ -398,8 +398,8 @@ def _calls(phase: Phase, one: ReplayedGemm) -> float:
 
 
 def _share_of_dense(row: GemmRow, rows: Sequence[GemmRow]) -> float:
-    """Of the dense GEMMs that a row is paired with, its share: both GEMMs of a low-rank pair stand
-    for one. By their FLOPs."""
+    """A row's share, by FLOPs, of the dense GEMM that it is paired with: both GEMMs of a low-rank
+    pair stand for one."""
     if row.axis != "rank" or not row.flop:
         return 1.0
     pair = [one for one in rows if one.role == row.role and _dense_gemm(one) == _dense_gemm(row)]

@@ -16,7 +16,7 @@ from prunescope.taxonomy.run import Run
 
 @dataclass(frozen=True, kw_only=True)
 class _Spread:
-    """Of one layer: `counts` of tokens an expert, and how many experts got one, a step."""
+    """One layer: `counts` of tokens an expert, and how many experts got a token, in a step."""
 
     counts: Sequence[int]
     distinct: float | None

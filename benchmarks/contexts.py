@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -31,7 +31,6 @@ from prunescope.taxonomy.scoring import scoring_of  # noqa: E402
 
 if TYPE_CHECKING:
     from prunescope.taxonomy.run_quality import Quality
-    from prunescope.tracer.capture.variants import Variant
     from prunescope.tracer.sweep.plan import SweepConfig
 
 LENGTHS = (1024, 4096, 8192)
@@ -103,43 +102,26 @@ def measured(path: Path) -> Contexts:
 def judged(config: SweepConfig) -> Iterator[Row]:
     """Each family of the sweep behind each length, as each phase scores it."""
     import torch
+    from rescore import Scorer
 
     from prunescope.tracer.capture.variants import make_variants
-    from prunescope.tracer.quality.quality import Dense, compare
+    from prunescope.tracer.quality.quality import compare
     from prunescope.tracer.sweep.plan import make_plan, request_of
 
     plan = make_plan([replace(config, phases=("prefill",), prompt_lens=LENGTHS[:1])], None)
-    references: dict[tuple[str, int, str], Any] = {}
+    scorer = Scorer(config)
     for result in plan.results:
         request = request_of(config, result, out=Path("unused"))
         dense, pruned = make_variants(request, torch.device("cpu"), ("dense", "pruned"))
         scorings = dict.fromkeys(scoring_of(result.family, phase) for phase in PHASES)
         for scoring, length in itertools.product(scorings, LENGTHS):
-            began, found = time.monotonic(), {}
-            for name in ("text", "other_text"):
-                key = (name, length, scoring)
-                if key not in references:
-                    passage = _passage(config, dense, getattr(config, name), length)
-                    references[key] = Dense(dense.model, passage, scoring=scoring)
-                references[key].model = dense.model
-                found[name] = compare(pruned.model, references[key]).pruned
+            began = time.monotonic()
+            found, elsewhere = (
+                compare(pruned.model, scorer.reference(dense, length, scoring, other=other)).pruned
+                for other in (False, True)
+            )
             sys.stderr.write(f"{result.key} {length}: {time.monotonic() - began:.0f} s\n")
-            yield row_of(result.family, result.sparsity, found["text"], found["other_text"])
-
-
-def _passage(config: SweepConfig, dense: Variant, text: Path | None, length: int) -> Any:
-    from prunescope.tracer.model.layers import text_config
-    from prunescope.tracer.model.load import load_tokenizer
-    from prunescope.tracer.quality.quality import text_passage
-
-    return text_passage(
-        load_tokenizer(dense.loaded),
-        text,
-        vocabulary=dense.model.get_input_embeddings().num_embeddings,
-        longest=text_config(dense.model).max_position_embeddings,
-        seed=config.seed,
-        prompt_len=length,
-    )
+            yield row_of(result.family, result.sparsity, found, elsewhere)
 
 
 def row_of(family: str, sparsity: float | None, found: Quality, other: Quality) -> Row:

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -128,11 +127,10 @@ def _analyzed(where: Path, way: str) -> Run:
     seconds = time.perf_counter() - begin
     if status:
         raise SystemExit(f"analyze ended with {status}")
-    peak = max(usage.ru_maxrss, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
     data = out.read_bytes()
     phases = json.loads(data)["phases"].items()
     slow = tuple(n for n, p in phases for f in p["findings"] if f["id"] == "straggler")
-    return Run(seconds, peak / 1024, hashlib.sha256(data).hexdigest(), slow)
+    return Run(seconds, usage.ru_maxrss / 1024, hashlib.sha256(data).hexdigest(), slow)
 
 
 if __name__ == "__main__":

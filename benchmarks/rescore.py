@@ -98,18 +98,17 @@ class Scorer:
         self, dense: Variant, pruned: Variant, length: int, scoring: str, *, decides: bool
     ) -> Quality:
         """The pruned model on the text, and on the other one where the sweep has one."""
-        reference = self._reference(dense, length, scoring)
+        reference = self.reference(dense, length, scoring)
         quality = compare(pruned.model, reference).pruned
         ahead = decides and looks_ahead(pruned.model, reference.passage, scoring=scoring)
         other = None
         if self.config.other_text is not None:
-            reference = self._reference(dense, length, scoring, other=True)
+            reference = self.reference(dense, length, scoring, other=True)
             other = compare(pruned.model, reference).pruned
         return changed(quality, looks_ahead=ahead, other_text=other)
 
-    def _reference(
-        self, dense: Variant, length: int, scoring: str, *, other: bool = False
-    ) -> Dense:
+    def reference(self, dense: Variant, length: int, scoring: str, *, other: bool = False) -> Dense:
+        """The dense model, read on a text as `scoring` says, at most once."""
         key = length, scoring, other
         if key not in self.dense:
             passage = self._passage(dense, length, other=other)

@@ -98,18 +98,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.command == "capture":
         capture(options)
-        return
-    if options.command == "costs":
+    elif options.command == "costs":
         costs(options.out)
-        return
-    if options.command == "places":
+    elif options.command == "places":
         places(options.model, options.out)
-        return
-    if options.command == "plain":
+    elif options.command == "plain":
         same_plain.measure(options.model, options.out)
-        return
-    options.out.write_text(page_of(lines_of(options.folder), options.folder), encoding="utf-8")
-    sys.stderr.write(f"wrote {options.out.name}\n")
+    else:
+        options.out.write_text(page_of(lines_of(options.folder), options.folder), encoding="utf-8")
+        sys.stderr.write(f"wrote {options.out.name}\n")
 
 
 def capture(options: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,13 @@ WORDS = {
     "waiting": "the first layer waits 2 ms in Python",
     "gone": "the fourth layer is gone",
 }
+
+
+def in_new_process(script: str, *words: object) -> Any:
+    """What a script writes last, as JSON."""
+    command = [sys.executable, script, *map(str, words)]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(ran.stdout.splitlines()[-1])
 
 
 def key_of(line: dict[str, Any]) -> tuple[str, str, str]:

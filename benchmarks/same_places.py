@@ -15,7 +15,6 @@ import math
 import os
 import random
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from same_cases import keep, kept  # noqa: E402
+from same_cases import in_new_process, keep, kept  # noqa: E402
 from same_costs import plain_steps  # noqa: E402
 
 PLACES, ROUNDS, WARMUP = 20, 16, 2
@@ -36,8 +35,10 @@ def places(model: str, out: Path) -> None:
     """Measure both ways, and add them to places.json."""
     found = {
         "model": model,
-        "placements": _of_a_process(model, PLACES),
-        "processes": [ratios for _ in range(PLACES) for ratios in _of_a_process(model, 1)],
+        "placements": in_new_process(__file__, "one", model, PLACES),
+        "processes": [
+            ratios for _ in range(PLACES) for ratios in in_new_process(__file__, "one", model, 1)
+        ],
     }
     keep(out, FILE, found)
 
@@ -70,13 +71,6 @@ def spread(folder: Path) -> list[str]:
         *rows,
         "",
     ]
-
-
-def _of_a_process(model: str, count: int) -> list[dict[str, float]]:
-    command = [sys.executable, __file__, "one", model, str(count)]
-    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found: list[dict[str, float]] = json.loads(ran.stdout.splitlines()[-1])
-    return found
 
 
 def _one(name: str, count: int) -> list[dict[str, float]]:

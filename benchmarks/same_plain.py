@@ -17,7 +17,6 @@ import math
 import random
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from same_cases import PHASES, keep, kept  # noqa: E402
+from same_cases import PHASES, in_new_process, keep, kept  # noqa: E402
 from same_costs import PROMPT, TOKENS  # noqa: E402
 
 PLACES, ROUNDS, WARMUP = 20, 8, 2
@@ -41,9 +40,7 @@ WAYS = {
 
 def measure(model: str, out: Path) -> None:
     """Measure, and add it to plain.json."""
-    command = [sys.executable, __file__, model, str(PLACES)]
-    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    keep(out, FILE, {"model": model, "places": json.loads(ran.stdout.splitlines()[-1])})
+    keep(out, FILE, {"model": model, "places": in_new_process(__file__, model, PLACES)})
 
 
 def lines(folder: Path) -> list[str]:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     )
     from prunescope.tracer.capture.user_capture import capture
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = [
     "AllocationPlan",
     "Comparison",

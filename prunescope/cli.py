@@ -68,7 +68,7 @@ def _root(
 @app.command("trace")
 @from_options
 def _trace(request: TraceCall, *, json_target: Json = None) -> None:
-    """Run a pruned model and its dense baseline in turns: a folder of times, traces and statistics.
+    """Run a pruned model and its dense baseline in turns, and write times, traces and statistics.
 
     `prunescope families` lists the families of --method and the presets of --model. With --set
     match=flop the sparsity is the share of the FLOPs that are removed.
@@ -82,10 +82,9 @@ def _trace(request: TraceCall, *, json_target: Json = None) -> None:
     prunescope trace --model ./pruned --baseline-model ./dense --phase decode
     """
     from prunescope.analysis.report.listings import read_runs, run_summary, traced
-    from prunescope.output import check_target, show_result
+    from prunescope.output import show_result
     from prunescope.tracer.capture.progress import Bar
 
-    check_target(json_target)
     request.check()  # before torch is imported
     from prunescope.tracer.capture.trace import trace
 
@@ -99,7 +98,7 @@ def _trace(request: TraceCall, *, json_target: Json = None) -> None:
 
 
 def _answers(folder: Path) -> dict[str, str]:
-    """What the runs say; nothing where polars is not installed, as where a GPU only traces."""
+    """The answer for each run; none without polars, as on a machine that only traces."""
     try:
         from prunescope.deliver import answers
     except ModuleNotFoundError:
@@ -143,7 +142,7 @@ def _analyze(
     ] = False,
     json_target: Json = None,
 ) -> None:
-    """Explain where the promised speedup went: a report on screen and in files.
+    """Explain where the promised speedup went, in a report on screen and in files.
 
     Several runs or traces, or a folder of runs, are compared in one table.
 
@@ -185,7 +184,7 @@ def _predict(
     ] = None,
     json_target: Json = None,
 ) -> None:
-    """Predict what a pruning can give: bound and expected speedup, without hardware or weights.
+    """Predict the bound and the expected speedup of a pruning, without hardware or weights.
 
     \b
     prunescope predict --model llama-3.1-8b --device h100-sxm --method static-nk --sparsity 0.5
@@ -195,10 +194,9 @@ def _predict(
     prunescope predict --rank --model llama-3.1-8b --device h100-sxm --workload chat
     """
     from prunescope.analysis.report.predict_tables import prediction
-    from prunescope.output import check_target, show_result
+    from prunescope.output import show_result
     from prunescope.taxonomy.errors import PrunescopeError
 
-    check_target(json_target)
     result = answer(dataclasses.replace(request, curves=out is not None))
     if explain and len(result.get("points", ())) != 1:
         raise PrunescopeError(
@@ -224,11 +222,11 @@ def _allocate(
     ] = False,
     json_target: Json = None,
 ) -> None:
-    """Decide what each layer keeps, so that a target is reached at the least loss: a plan.
+    """Plan which heads, channels and layers to remove to reach a target at the least loss.
 
-    Layers are dropped, or keep some of their KV heads and MLP channels; ranks, experts and mixers
-    stay as they are. Times come from a dense run or a device, losses by ablating each part;
-    the same command resumes. `trace --method plan.json` measures the plan. A target that
+    A layer is removed, or keeps some of its KV heads and MLP channels; low-rank factors, experts
+    and mixers stay as they are. Times come from a dense run or a device, losses from ablating each
+    part; the same command resumes. `trace --method plan.json` measures the plan. A target that
     cannot be reached is an error that says why.
 
     \b
@@ -240,10 +238,9 @@ def _allocate(
 
     from prunescope.allocation import allocate, evaluations, problem_asked
     from prunescope.analysis.report.allocation_tables import dry_run_sheet, plan_sheet
-    from prunescope.output import check_target, show_result
+    from prunescope.output import show_result
     from prunescope.tracer.capture.progress import Bar
 
-    check_target(json_target)
     if dry_run:
         found = evaluations(problem_asked(request))
         show_result(found, json_target, people=dry_run_sheet(found))
@@ -285,7 +282,7 @@ def _sweep(
     prunescope sweep mine.yaml --preset paper --out traces/study --budget 8
     """
     from prunescope.analysis.report.listings import sweep_state
-    from prunescope.output import check_target, console_for, show_result
+    from prunescope.output import console_for, show_result
     from prunescope.tracer.capture.progress import Bar
     from prunescope.tracer.sweep.config import preset_text
     from prunescope.tracer.sweep.sweep import before_it_starts, plan_of, run_plan, summary
@@ -294,7 +291,6 @@ def _sweep(
     if print_preset:
         sys.stdout.write(preset_text(request.preset, request.config))
         return
-    check_target(json_target)
     request.argv = sys.argv[1:]
     plan = plan_of(request)
     if not dry_run:
@@ -341,7 +337,7 @@ def _pareto(
     ] = None,
     json_target: Json = None,
 ) -> None:
-    """Compare the prunings of a sweep: frontier of speed and loss, break-even, and bounds reached.
+    """Compare the prunings of a sweep: frontier of speed and loss, break-even, bounds.
 
     \b
     prunescope pareto traces/sweep
@@ -351,12 +347,11 @@ def _pareto(
     from prunescope.analysis.pareto.pareto import judge
     from prunescope.analysis.pareto.write import paper_files, paper_set, to_json, write_pareto
     from prunescope.analysis.report.pareto_tables import pareto_summary
-    from prunescope.output import check_target, console_for, write_json
+    from prunescope.output import console_for, write_json
     from prunescope.taxonomy.errors import PrunescopeError
 
     if gemm is not None and figures is None:
         raise PrunescopeError("--gemm is for --figures paper", hint="add --figures paper")
-    check_target(json_target)
     found, target = judge(folder), out or folder / "pareto"
     drawn = paper_set(found, folder, gemm) if figures is not None else None
     write_pareto(found, target, more=paper_files(drawn) if drawn is not None else None)
@@ -392,7 +387,7 @@ def _reproduce(
     ] = None,
     json_target: Json = None,
 ) -> None:
-    """Print a paper's numbers beside those of a sweep and their bounds, and what differs in set-up.
+    """Print a paper's numbers next to a sweep's and their bounds, and how the set-ups differ.
 
     \b
     prunescope reproduce traces/sweep --against paper
@@ -401,11 +396,10 @@ def _reproduce(
     import msgspec
 
     from prunescope.analysis.report.reproduction_tables import reproduction
-    from prunescope.output import check_target, show_result
+    from prunescope.output import show_result
     from prunescope.reproducing import reproduce_predicted, reproduce_sweep
 
     del against  # there is one paper so far
-    check_target(json_target)
     found = reproduce_predicted() if sweep is None else reproduce_sweep(sweep)
     if out is not None:
         from prunescope.analysis.report.reproduction_figure import reproduction_files
@@ -439,7 +433,7 @@ def _check(
         Path | None,
         Option(
             help="Run or trace of the dense model to compare with; without it, the dense run in "
-            "the folder of the candidate.",
+            "the run folder.",
             metavar="RUN|TRACE",
         ),
     ] = None,
@@ -455,7 +449,7 @@ def _check(
     ] = None,
     json_target: Json = None,
 ) -> None:
-    """Check a run against rules, as a gate of CI: a line per rule, and exit code 3 if one fails.
+    """Check a run against rules, as a gate in CI: one line per rule, exit code 3 if one fails.
 
     A path is a metric, or PHASE.metric. Speedups: realised, nominal, flop, coverage, roofline,
     busy. Others: share_of_bound, family, wall, tokens_per_s, items_per_s, weight_bytes,
@@ -476,7 +470,6 @@ def _check(
     from prunescope.output import check_target, show_result, write_json
     from prunescope.rules import junit_xml, lines
 
-    check_target(json_target)
     check_target(junit)
     outcome = prunescope.check(subject, require=require, baseline=baseline)
     marks = {
@@ -515,17 +508,17 @@ def _bundle(
         bool, Option(help="Replace the zip if it exists; without it, that is an error.")
     ] = False,
 ) -> None:
-    """Put the evidence of runs into one zip: traces, samples, reports, figures, checksums, README.
+    """Pack the evidence of runs into one zip: traces, samples, reports, figures, checksums, README.
 
-    With --anonymous, names of people, hosts, paths, addresses and keys are removed, and nothing is
-    written where one is left.
+    With --anonymous, names of people, hosts, paths, addresses and keys are removed; if one is left,
+    that is an error and no zip is written.
 
     \b
     prunescope bundle traces/first -o evidence.zip
     prunescope bundle traces/a traces/b -o review.zip --anonymous
     """
+    from prunescope.analysis.bundle.anonymise import local_names
     from prunescope.analysis.bundle.bundle import bundle
-    from prunescope.analysis.bundle.local_names import local_names
     from prunescope.analysis.report.numbers import size
     from prunescope.output import console_for
 
@@ -558,8 +551,8 @@ def _verify(
     """Verify a bundle: every file, and reports and figures rebuilt from its traces.
 
     Unprofiled samples are in no trace: their speedup is compared with that of the profiled steps.
-    The exit code is 3 if a file differs, if one could not be rebuilt and compared, and if a
-    speedup by samples is more than 1.3 times what the profiled steps allow, or less than 1 / 1.3.
+    The exit code is 3 if a file differs, if one could not be rebuilt and compared, or if the
+    speedup of the samples is off by more than a factor of 1.3 from what the profiled steps allow.
 
     \b
     prunescope verify evidence.zip
@@ -568,9 +561,8 @@ def _verify(
     """
     from prunescope.analysis.bundle.verify import verify
     from prunescope.analysis.report.listings import verified
-    from prunescope.output import check_target, show_result
+    from prunescope.output import show_result
 
-    check_target(json_target)
     result = verify(path)
     shown = verified(result, allow_undrawn=allow_undrawn)
     show_result(result, json_target, people=shown)
@@ -611,14 +603,13 @@ def _families(
     from prunescope.analysis.predict.knobs import predicted_knobs, with_predicted_knobs
     from prunescope.analysis.report import listings
     from prunescope.analysis.report.listings import applicable
-    from prunescope.output import check_target, show_result
+    from prunescope.output import show_result
     from prunescope.taxonomy.architectures import read_architecture
     from prunescope.taxonomy.errors import PrunescopeError
     from prunescope.taxonomy.families import families
     from prunescope.taxonomy.formats import plain, scrubbed
     from prunescope.taxonomy.methods import methods, published
 
-    check_target(json_target)
     if architecture is not None and method is not None:
         raise PrunescopeError(
             "--architecture and --method cannot be combined", hint="remove one of them"
@@ -650,9 +641,8 @@ def _devices(*, json_target: Json = None) -> None:
     """
     from prunescope.analysis.device.hardware import DEVICES, devices_json
     from prunescope.analysis.report.listings import devices
-    from prunescope.output import check_target, show_result
+    from prunescope.output import show_result
 
-    check_target(json_target)
     show_result(
         devices_json(), json_target, people=None if json_target == "-" else devices(DEVICES)
     )
@@ -678,7 +668,7 @@ def _calibrate(
     ] = None,
     json_target: Json = None,
 ) -> None:
-    """Measure the peaks of this machine in a few seconds; traces from then on use them.
+    """Measure the peaks of this machine in a few seconds; later traces on it use them.
 
     \b
     prunescope calibrate
@@ -689,7 +679,6 @@ def _calibrate(
     from prunescope.taxonomy.formats import plain
     from prunescope.tracer.machine.calibrate import calibrate
 
-    check_target(json_target)
     check_target(out)
     measured = calibrate(device)
     write_json(plain(measured), out)
@@ -699,7 +688,7 @@ def _calibrate(
 @app.command("recorder")
 @from_options
 def _recorder() -> None:
-    """Write record.py: one file that records runs beside models that pin an old torch.
+    """Write record.py, one file that records runs in an environment that pins an old torch.
 
     It needs Python 3.8, torch 2.0 and nothing else, and its runs are those of
     `prunescope.capture`: times without the profiler, traces with module scopes, statistics of the
@@ -740,11 +729,11 @@ def _gemm(
     ] = None,
     json_target: Json = None,
 ) -> None:
-    """Replay GEMMs alone: each of a run, with its dense, good and aligned shapes, or shapes given.
+    """Replay GEMMs alone: those of a run, also in dense, good and aligned shapes, or given ones.
 
     Times are taken in turns, over random placements of the operands, with warm operands and with a
-    flushed last-level cache. Of a run it says whether a kernel of the ledger is slow alone, too,
-    and writes RUN/gemms.json, which `analyze --gemm` reads.
+    flushed last-level cache. For a run, the result says which slow kernels of its ledger are also
+    slow alone, and RUN/gemms.json holds it for `analyze --gemm`.
 
     \b
     prunescope gemm traces/first
@@ -752,16 +741,15 @@ def _gemm(
     prunescope gemm --m 128 --n 384,400,512 --k 576 --dtype fp32
     prunescope gemm --m 4096 --n 1024:4096:64 --k 4096 --dtype bf16 --out curves
     """
-    from prunescope.output import check_target, show_result
+    from prunescope.output import show_result
     from prunescope.public import Replayed
     from prunescope.replaying import replay_request
     from prunescope.tracer.capture.progress import Bar
 
-    check_target(json_target)
     with Bar() as bar:
         found = Replayed.of(*replay_request(dataclasses.replace(request, progress=bar)))
     if out is not None:
-        from prunescope.analysis.report.replay_files import replay_files
+        from prunescope.analysis.report.replay_figure import replay_files
         from prunescope.analysis.report.write import write_files
 
         write_files(replay_files(found.replays, found.report), out)
@@ -777,7 +765,7 @@ def _doctor(
     ] = False,
     json_target: Json = None,
 ) -> None:
-    """Check what works here, and how to get the rest; exit code 3 if a requirement is missing.
+    """Check what works here and how to fix the rest; exit code 3 if a requirement is missing.
 
     On a GPU: driver, permission to profile, persistence, MIG, locked clocks, other processes.
 
@@ -786,11 +774,10 @@ def _doctor(
     prunescope doctor --timing --json doctor.json
     """
     from prunescope.analysis.report.listings import doctor
-    from prunescope.output import check_target, show_result
+    from prunescope.output import show_result
     from prunescope.taxonomy.formats import plain
     from prunescope.tracer.machine.doctor import examine, works
 
-    check_target(json_target)
     checks = list(examine())
     if timing and works(checks):
         from prunescope.tracer.capture.timing_check import check_timing

@@ -43,6 +43,10 @@ def from_options(function: Callable[P, None]) -> Callable[..., None]:
         given: dict[str, Any] = {}
         for name, kind in requests.items():
             given[name] = checked(kind(**_given(of_requests[name], values)))
+        if (target := values.get("json_target")) is not None:
+            from prunescope.output import check_target
+
+            check_target(target)
         function(**given, **_given(own.values(), values))  # type: ignore[call-arg]
 
     call.__doc__ = function.__doc__

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from prunescope.analysis.report.pareto_figures import ParetoPlots
     from prunescope.analysis.report.predict_figure import PredictionPlots
     from prunescope.analysis.report.records import Frame, Records
-    from prunescope.analysis.report.replay_files import ReplayPlots
+    from prunescope.analysis.report.replay_figure import ReplayPlots
     from prunescope.analysis.report.reproduction_figure import ReproductionPlots
     from prunescope.analysis.report.sheet import Sheet
     from prunescope.taxonomy.replays import Replays
@@ -199,7 +199,22 @@ class _Shown:
         return render_sheet(self.__rich__())
 
 
-class Comparison(_Shown, comparison_schema.Comparison, kw_only=True, dict=True):
+class _Tabled(_Shown):
+    """What results do alike that have a table."""
+
+    __slots__ = ()
+
+    @property
+    def table(self) -> Records:
+        """The rows of the result."""
+        raise NotImplementedError
+
+    def to_polars(self) -> Frame:
+        """`table` as a polars DataFrame."""
+        return self.table.to_polars()
+
+
+class Comparison(_Tabled, comparison_schema.Comparison, kw_only=True, dict=True):
     """Several runs side by side, as `prunescope analyze A B` compares them."""
 
     @classmethod
@@ -214,10 +229,6 @@ class Comparison(_Shown, comparison_schema.Comparison, kw_only=True, dict=True):
         from prunescope.analysis.report.records import structs
 
         return structs("comparison", comparison_schema.ComparisonRow, self.rows)
-
-    def to_polars(self) -> Frame:
-        """`table` as a polars DataFrame."""
-        return self.table.to_polars()
 
     @property
     def plot(self) -> ComparisonPlots:
@@ -320,7 +331,7 @@ class Pareto(_Shown, pareto_schema.Pareto, kw_only=True, dict=True):
         return pareto_summary(self)
 
 
-class Reproduction(_Shown, reproduction_schema.Reproduction, kw_only=True, dict=True):
+class Reproduction(_Tabled, reproduction_schema.Reproduction, kw_only=True, dict=True):
     """A paper's numbers beside those of a sweep or of `predict`, as `prunescope reproduce` prints
     them.
 
@@ -341,10 +352,6 @@ class Reproduction(_Shown, reproduction_schema.Reproduction, kw_only=True, dict=
         from prunescope.analysis.report.records import structs
 
         return structs("values", reproduction_schema.ReproducedValue, self.values)
-
-    def to_polars(self) -> Frame:
-        """`table` as a polars DataFrame."""
-        return self.table.to_polars()
 
     @property
     def plot(self) -> ReproductionPlots:
@@ -379,7 +386,7 @@ class Reproduction(_Shown, reproduction_schema.Reproduction, kw_only=True, dict=
         return reproduction(self)
 
 
-class Prediction(_Shown, ByName):
+class Prediction(_Tabled, ByName):
     """What `predict` gives: the dict of `--json`, which can show itself.
 
     Examples:
@@ -399,10 +406,6 @@ class Prediction(_Shown, ByName):
         from prunescope.analysis.report.predict_records import prediction_records
 
         return prediction_records(self)
-
-    def to_polars(self) -> Frame:
-        """`table` as a polars DataFrame."""
-        return self.table.to_polars()
 
     @property
     def plot(self) -> PredictionPlots:
@@ -481,7 +484,7 @@ class Verified(_Shown, ByName):
         return f"<pre>{html.escape(self.__rich__().plain)}</pre>"
 
 
-class AllocationPlan(_Shown, PlanOfLayers, kw_only=True, dict=True):
+class AllocationPlan(_Tabled, PlanOfLayers, kw_only=True, dict=True):
     """The plan of `allocate`: what each layer keeps for a target, and what it is expected to give.
 
     Examples:
@@ -508,10 +511,6 @@ class AllocationPlan(_Shown, PlanOfLayers, kw_only=True, dict=True):
         from prunescope.analysis.report.records import structs
 
         return structs("layers", KeptLayer, self.layers)
-
-    def to_polars(self) -> Frame:
-        """`table` as a polars DataFrame."""
-        return self.table.to_polars()
 
     @property
     def plot(self) -> AllocationPlots:
@@ -559,7 +558,7 @@ class AllocationPlan(_Shown, PlanOfLayers, kw_only=True, dict=True):
 
 
 @dataclass(frozen=True, repr=False)
-class Replayed(_Shown):
+class Replayed(_Tabled):
     """GEMMs that `gemm` replayed alone: `replays` has every time; of a run, `report` is its report
     with what they explain, and None for shapes that were given.
 
@@ -598,14 +597,10 @@ class Replayed(_Shown):
 
         return verdict_records(self.report)
 
-    def to_polars(self) -> Frame:
-        """`table` as a polars DataFrame."""
-        return self.table.to_polars()
-
     @property
     def plot(self) -> ReplayPlots:
         """Figures: `found.plot.curves()`."""
-        from prunescope.analysis.report.replay_files import ReplayPlots
+        from prunescope.analysis.report.replay_figure import ReplayPlots
 
         return ReplayPlots(self.replays, self.report)
 
@@ -615,7 +610,7 @@ class Replayed(_Shown):
         """Write gemms.md, gemms.json, gemms.csv, curves.csv, and curves and alignments, where there
         are any, as png, pdf or svg, into `folder`; returns the paths."""
         from prunescope.analysis.report.markdown import sheet_text
-        from prunescope.analysis.report.replay_files import replay_files
+        from prunescope.analysis.report.replay_figure import replay_files
         from prunescope.analysis.report.write import check_formats, write_files
 
         names = _names(formats)

@@ -247,7 +247,7 @@ def check_report(report: Report, rules: Sequence[Rule]) -> Check:
 
 
 def _is_there(rule: Rule, report: Report) -> Iterator[bool]:
-    """Of each phase of a rule, whether it holds the quantity, decided or not."""
+    """For each phase of a rule, whether it has the quantity, decided or not."""
     for name, phase in report.phases.items():
         if rule.phase in (None, name):
             yield (phase.family if rule.number is None else _values(rule, phase)[0]) is not None

@@ -1,9 +1,9 @@
 """Which parts of each layer to keep, so that a cost falls to a target and the loss rises least.
 
-In: for each layer its options (what is kept, what that costs and what it loses). Out: an option a
-layer. Costs add over layers, and so do losses: rises of the log perplexity, in nats a token. It is
-a multiple-choice knapsack, solved exactly by dynamic programming over whole units of cost: the cost
-of each layer is rounded up to a unit, so that what is chosen never costs more than the target.
+In: for each layer its options (the sizes that it keeps, their cost and their loss). Out: one option
+a layer. Costs add up over layers, and so do losses, which are rises of the log perplexity in nats a
+token. It is a multiple-choice knapsack, solved exactly by dynamic programming over whole units of
+cost: the cost of each layer is rounded up to a unit, so that the choice never exceeds the target.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from operator import add
 
-# Units in all that can be saved: one is then 0.01 % of it, where two captures of one model differ
-# by a percent.
+# Units that the largest possible saving is divided into. One unit is then 0.01 % of it, while two
+# captures of one model differ by a percent.
 UNITS = 10_000
 # Ways to cut a layer, by the name of the size that is kept: two of an attention, two of an MLP.
 ATTENTION_PARTS = ("kv_heads", "attention_lowrank")
@@ -28,8 +28,8 @@ _EXACT = 1e-6  # of a unit: sums of floats land a hair above a whole number of u
 class LayerOption:
     """One way to run a layer, with its cost and the loss that it adds. `gone`: the whole layer is
     removed; one layer of a model has to stay. `attention_lowrank`, `mlp_lowrank`: percent of the
-    numbers of its matrices that stay, each matrix stored as two of a low rank. None: as in the
-    dense layer."""
+    parameters of its matrices that stay, with each matrix stored as two of a low rank. None: as in
+    the dense layer."""
 
     cost: float
     loss: float
@@ -53,8 +53,8 @@ class LayerOption:
 
 
 @dataclass(frozen=True, slots=True)
-class Trade:
-    """A cost, and the least loss that reaches it."""
+class FrontierPoint:
+    """A cost, and the least loss at which it is reached."""
 
     cost: float
     loss: float
@@ -114,8 +114,8 @@ class Allocation:
             before = row
 
     def best(self, cost: float) -> list[LayerOption] | None:
-        """The option of each layer that together cost at most `cost` and lose least; None where
-        nothing costs so little."""
+        """One option a layer, which together cost at most `cost` and lose least; None where no
+        choice costs so little."""
         last = self._rows[-1]
         units = min(math.floor((cost - self.least_cost) / self.step + _EXACT), len(last) - 1)
         return None if units < 0 or last[units] == math.inf else self._chosen(units)
@@ -124,12 +124,12 @@ class Allocation:
         """The options with the least cost of all."""
         return self._chosen(next(i for i, loss in enumerate(self._rows[-1]) if loss < math.inf))
 
-    def frontier(self) -> list[Trade]:
+    def frontier(self) -> list[FrontierPoint]:
         """Every cost at which the least loss falls, from the least cost on."""
-        found: list[Trade] = []
+        found: list[FrontierPoint] = []
         for units, loss in enumerate(self._rows[-1]):
             if loss < (found[-1].loss if found else math.inf):
-                found.append(Trade(self.least_cost + units * self.step, loss))
+                found.append(FrontierPoint(self.least_cost + units * self.step, loss))
         return found
 
     def _chosen(self, units: int) -> list[LayerOption]:
@@ -165,9 +165,9 @@ class Allocation:
 
 
 def undominated(options: Iterable[tuple[int, LayerOption]]) -> list[tuple[int, LayerOption]]:
-    """The options, cheapest first, without those that lose as much as one that costs no more; of
-    equal ones that stays which keeps most. A layer that is gone neither goes nor takes the place of
-    others: some layer has to stay."""
+    """The Pareto-optimal options by cost and loss, cheapest first; of equal ones, the one that
+    keeps most. The removal of the whole layer always stays among them and dominates no other
+    option, because one layer of the model has to stay."""
     found: list[tuple[int, LayerOption]] = []
     lost = math.inf
     ranked = sorted(options, key=lambda it: (it[0], it[1].loss, tuple(-k for k in it[1].kept)))

@@ -1,9 +1,9 @@
-"""What may stay of each layer, and what that costs and loses: the options of an allocation.
+"""The sizes that each layer may keep, with their costs and losses: the options of an allocation.
 
 In: a ModelShape; costs and losses of each size of each layer. Out: the sizes to try, a LayerTable a
 layer, and the uniform choices that an allocation is compared with. Heads are cut as whole KV heads
 with their queries, channels as multiples of 16; where low ranks are asked for, all matrices of an
-attention or of an MLP keep the same share of their numbers, as two matrices each.
+attention or of an MLP keep the same share of their parameters, as two matrices each.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from prunescope.taxonomy.shape import LayerShape, ModelShape
 
 _WIDTHS = 32  # widths that are tried of an MLP, and counts of KV heads of an attention
 _MEASURED = (0.0, 0.25, 0.5, 0.75)  # of the dense size: where losses are measured, 0 the smallest
-_LOWRANK = (25, 50, 75)  # percent of the numbers of a matrix
+_LOWRANK = (25, 50, 75)  # percent of the parameters of a matrix
 _GROUPS = {"attention_lowrank": ("qkv", "o"), "mlp_lowrank": ("gate_up", "down")}
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
     """The sizes below the dense one that a layer may keep, ascending, and whether it may go.
-    Those of a low rank are percent of the numbers of the matrices."""
+    Those of a low rank are percent of the parameters of the matrices."""
 
     kv_heads: tuple[int, ...]
     channels: tuple[int, ...]
@@ -43,8 +43,8 @@ class Candidates:
 
 
 def candidates(shape: ModelShape, number: int, *, low_rank: bool = False) -> Candidates:
-    """Of one layer; with `low_rank` its matrices may be stored as two each. A part that cannot be
-    cut has none: latent attention, a mixer, experts, a single KV head."""
+    """The candidates of one layer; with `low_rank` each matrix may also become two. A part that
+    cannot be cut has none: latent attention, a mixer, experts, a single KV head."""
     layer, letter = shape.layer(number), shape.layout[number]
     heads: tuple[int, ...] = ()
     if letter.lower() != "m" and shape.kv_rank is None and layer.attention_kind == "usual":
@@ -75,8 +75,8 @@ def _lowrank(shape: ModelShape, number: int, part: str) -> tuple[int, ...]:
 
 
 def ranks_of(shape: ModelShape, number: int, part: str, percent: int) -> dict[str, int]:
-    """The rank of each matrix of an attention or MLP, by role, where it keeps this share of its
-    numbers. Those that no such rank would make smaller are left out, and stay as they are."""
+    """The rank of each matrix of an attention or MLP, by role, at which it keeps this share of its
+    parameters. Matrices that this rank would not make smaller are left out, and stay dense."""
     found = {}
     for role, (n, k) in shape.like(number).linears().items():
         if GROUPS[role] in _GROUPS[part]:
@@ -87,7 +87,7 @@ def ranks_of(shape: ModelShape, number: int, part: str, percent: int) -> dict[st
 
 
 def _spread(sizes: range) -> tuple[int, ...]:
-    """These sizes, evenly thinned where they are many."""
+    """At most _WIDTHS of these sizes, evenly spaced."""
     if len(sizes) <= _WIDTHS:
         return tuple(sizes)
     return tuple(
@@ -96,8 +96,8 @@ def _spread(sizes: range) -> tuple[int, ...]:
 
 
 def measured_sizes(sizes: Sequence[int], dense: int) -> tuple[int, ...]:
-    """Of these sizes those whose loss is measured: the smallest, and those nearest to quarters of
-    the dense one. The others lie between two of them, or between one and the dense layer."""
+    """The sizes whose loss is measured: the smallest, and those nearest to quarters of the dense
+    one. The losses of the others are interpolated."""
     nearest = (min(sizes, key=lambda size: abs(size - share * dense)) for share in _MEASURED)
     return tuple(sorted(set(nearest))) if sizes else ()
 

@@ -51,17 +51,17 @@ def realised(_traits: Traits) -> str:
 
 
 def to_layers(traits: Traits) -> Applies:
-    """Of whole layers: to every architecture."""
+    """For families that cut whole layers: every architecture."""
     return Applies(YES) if traits.shape else Applies(YES, f"layers of {traits.mixer} go whole")
 
 
 def to_mlp(traits: Traits) -> Applies:
-    """Of MLP channels."""
+    """For families that cut MLP channels."""
     return Applies(YES) if traits.shape else Applies(NO, NO_MLP)
 
 
 def to_experts(traits: Traits) -> Applies:
-    """Of experts behind a router."""
+    """For families that cut experts behind a router."""
     shape = traits.shape
     if shape is None or not shape.experts:
         return Applies(NO, "no layer has experts")
@@ -72,7 +72,7 @@ def to_experts(traits: Traits) -> Applies:
 
 
 def to_heads(traits: Traits) -> Applies:
-    """Of KV-head groups."""
+    """For families that cut KV heads with their query heads."""
     shape, reason = traits.shape, no_heads(traits)
     if shape is None or reason:
         return Applies(NO, reason)
@@ -80,7 +80,11 @@ def to_heads(traits: Traits) -> Applies:
         latent = "heads are rows of q_b and kv_b; the latents and the cache stay as they are"
         return Applies(PARTLY, latent)
     if traits.mixer:
-        where = "attention" if traits.beside else f"{traits.layers - traits.mixer_layers} layers"
+        where = (
+            "attention"
+            if traits.parallel_mixer
+            else f"{traits.layers - traits.mixer_layers} layers"
+        )
         return Applies(PARTLY, f"heads of {where} alone: {traits.mixer} keeps a recurrent state")
     return Applies(YES)
 
@@ -97,7 +101,7 @@ def no_heads(traits: Traits) -> str:
 
 
 def to_keys(traits: Traits) -> Applies:
-    """Of the keys that a query sees."""
+    """For families that cut the keys that a query attends to."""
     shape = traits.shape
     if shape is None:
         return Applies(NO, STATE)
@@ -110,13 +114,13 @@ def to_keys(traits: Traits) -> Applies:
     if shape.sliding_layers:
         sliding = f"{shape.sliding_layers} layers see {shape.window} keys as they are"
         return Applies(PARTLY, sliding)
-    if traits.beside:
+    if traits.parallel_mixer:
         return Applies(PARTLY, f"attention alone: the {traits.mixer} in parallel reads no keys")
     return Applies(YES)
 
 
 def to_projections(traits: Traits, *also: str) -> Applies:
-    """Of the matrices of attention and MLP, each on its own; `also`: what else stays dense."""
+    """For families that change single matrices of attention and MLP; `also`: what stays dense."""
     shape, mixer = traits.shape, traits.mixer
     if shape is None:
         return Applies(PARTLY, "the projections into and out of its mixers, not the state")

@@ -49,7 +49,7 @@ class Unwritten:
     window_pattern: int = 0  # every so many-th layer sees all keys
     mixer_code: str = ""  # a mixer whose sizes `config` reads
     encoder: bool = False  # where `is_decoder` is not written: all tokens attend to all
-    beside: bool = False  # the mixer stands beside attention, in every layer
+    parallel_mixer: bool = False  # the mixer runs in parallel with attention, in every layer
 
     @property
     def has_layer_norm(self) -> bool:
@@ -70,7 +70,7 @@ class Architecture:
     are known where the model type is not. `qkv`: how a fused q, k, v orders its rows, "parts" (all
     queries, all keys, all values) or "groups" (a KV head's queries, its key, its value, and so on).
     `gate_up`: gate and up are one matrix. `widths`: attributes of an attention module that hold
-    heads · head_dim. `mixer`: what stands beside or in place of attention in some layers.
+    heads · head_dim. `mixer`: what runs in parallel with or in place of attention in some layers.
     `no_heads`: why heads cannot be cut. `no_maps`: why residuals cannot go through a map of their
     own, so that the stream has one basis for all junctions.
     `no_parts`: why its attention cannot be taken apart, for what is decided at run time.
@@ -233,7 +233,7 @@ ARCHITECTURES = (
         mixer="state space",
         no_maps="where its multipliers are not 1, its layers scale attention and mixer before they "
         "add them",
-        unwritten=Unwritten(beside=True, mixer_code="mamba-2"),
+        unwritten=Unwritten(parallel_mixer=True, mixer_code="mamba-2"),
     ),
     Architecture(
         ids=("granitemoehybrid",),

@@ -34,10 +34,10 @@ class Traits:
     shape: ModelShape | None
     layers: int
     hidden: int | None  # None: the config does not say
-    mixer: str  # what mixes tokens beside or in place of attention, or ""
+    mixer: str  # what mixes tokens in parallel with or in place of attention, or ""
     mixer_layers: int
     mixer_linears: Mapping[str, tuple[int | None, int | None]]
-    beside: bool  # the mixer stands beside attention, in every layer
+    parallel_mixer: bool  # the mixer runs in parallel with attention, in every layer
     alibi: bool
     outside: str  # what keeps the residual stream from being narrowed, or ""
 
@@ -61,9 +61,9 @@ def read_traits(config: Mapping[str, Any]) -> Traits:
     if not mixer and own:
         mixer = _MIXER_NAMES.get(own[0], "another mixer")
     other = shape.other_layers if shape else layers
-    beside = bool(mixer) and not own and not other
+    parallel = bool(mixer) and not own and not other
     hidden = shape.hidden if shape else _hidden(cfg)
-    mixer = mixer if beside or other else ""
+    mixer = mixer if parallel or other else ""
     return Traits(
         model_type=model_type,
         entry=entry,
@@ -71,9 +71,9 @@ def read_traits(config: Mapping[str, Any]) -> Traits:
         layers=layers,
         hidden=hidden,
         mixer=mixer,
-        mixer_layers=layers if beside else other,
+        mixer_layers=layers if parallel else other,
         mixer_linears=_mixer_linears(cfg, shape, hidden) if mixer else {},
-        beside=beside,
+        parallel_mixer=parallel,
         alibi=bool(cfg.get("alibi")),
         outside=_outside(cfg, hidden),
     )
@@ -95,7 +95,7 @@ def traits_of(shape: ModelShape) -> Traits:
         mixer=mixer if has_mixer else "",
         mixer_layers=max(shape.mixer_layers, shape.other_layers),
         mixer_linears=_mixer_linears({}, shape, shape.hidden) if has_mixer else {},
-        beside=has_mixer and not shape.other_layers,
+        parallel_mixer=has_mixer and not shape.other_layers,
         alibi=False,
         outside="",
     )
@@ -104,7 +104,7 @@ def traits_of(shape: ModelShape) -> Traits:
 def _mixer_linears(
     cfg: Mapping[str, Any], shape: ModelShape | None, hidden: int | None
 ) -> Mapping[str, tuple[int | None, int | None]]:
-    """Of a mixer that is not known: the side of its projections that is the stream, and no more."""
+    """[N, K] of a mixer's projections; of an unknown mixer only the residual dimension is known."""
     known: Mapping[str, tuple[int, int]] = {}
     if shape is not None:
         known = shape.mixer_linears()

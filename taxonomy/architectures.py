@@ -288,7 +288,7 @@ def _mechanisms(traits: Traits) -> list[Mechanism]:
         if differ := differing_layers(shape):
             found.append(Mechanism("different sizes", shape.layers, differ))
     if traits.mixer:
-        text = f"{traits.mixer}{', in parallel with attention' if traits.beside else ''}"
+        text = f"{traits.mixer}{', in parallel with attention' if traits.parallel_mixer else ''}"
         ids = {"state space": "SSM", "short convolution": "convolution"}
         found.append(Mechanism(ids.get(traits.mixer, "linear"), traits.mixer_layers, text))
     return found

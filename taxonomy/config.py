@@ -293,7 +293,7 @@ def _switches(cfg: Mapping[str, Any], own: Unwritten) -> Fields:
 
 
 def _layer_kinds(cfg: Mapping[str, Any], own: Unwritten, layers: int) -> Fields:
-    if own.beside:
+    if own.parallel_mixer:
         return {"layout": "f" * layers}
     window = size_in({"sliding_window": cfg.get("sliding_window") or None}, ("sliding_window",))
     if cfg.get("use_sliding_window") is False:
@@ -475,7 +475,8 @@ def _own_attention(own: dict[str, Any], known: Mapping[str, Any], kind: str) -> 
 
 
 def _own_mlp(own: dict[str, Any], kind: str, letter: str) -> dict[str, Any]:
-    """Of a layer whose MLP are experts, a width of 0 means that it has no plain one."""
+    """The MLP fields, all 0, of a layer without the usual MLP; none of a layer that has it. A width
+    of 0 means no MLP, except in a layer of experts."""
     plain = letter.islower()
     if kind == "usual" and plain and own.get("intermediate") == 0:
         kind = "none"
@@ -489,12 +490,12 @@ def _own_mlp(own: dict[str, Any], kind: str, letter: str) -> dict[str, Any]:
 def read_mixer(cfg: Mapping[str, Any], known: Fields) -> Fields:
     """The fields of the mixer; none where its sizes or the code of the model type are not known."""
     own, hidden = unwritten(known["model_type"]), known["hidden"]
-    layers = known["layers"] if own.beside else known.get("other_layers", 0)
+    layers = known["layers"] if own.parallel_mixer else known.get("other_layers", 0)
     found: Fields | None = None
     if own.mixer_code == "delta net":
         found = _linear(cfg)
     elif own.mixer_code == "mamba-2":
-        found = _state_space(cfg, hidden, beside=own.beside)
+        found = _state_space(cfg, hidden, parallel=own.parallel_mixer)
     elif own.mixer_code == "short convolution":
         found = _convolution(cfg, hidden)
     return {"mixer_layers": layers, **found} if found and layers else {}
@@ -547,9 +548,10 @@ def _linear(cfg: Mapping[str, Any]) -> Fields | None:
     }
 
 
-def _state_space(cfg: Mapping[str, Any], hidden: int, *, beside: bool) -> Fields | None:
-    """Mamba-2. Beside its matrices: a step, a decay and a skip a head, biases, a norm. `beside`
-    attention it has a bias switch of its own, and no norm unless the config says so."""
+def _state_space(cfg: Mapping[str, Any], hidden: int, *, parallel: bool) -> Fields | None:
+    """Mamba-2. In addition to its matrices: a step, a decay and a skip a head, biases, a norm.
+    `parallel` to attention it has its own key for the bias of its output, and no norm unless the
+    config says so."""
     sizes = _sizes(cfg, ("mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_conv"))
     width = size_in(cfg, ("mamba_d_ssm",)) or _expanded(cfg.get("mamba_expand"), hidden)
     if sizes is None or width is None:
@@ -557,11 +559,11 @@ def _state_space(cfg: Mapping[str, Any], hidden: int, *, beside: bool) -> Fields
     heads, groups, state, taps = sizes
     channels = width + 2 * groups * state
     into, out = bool(cfg.get("mamba_proj_bias")), bool(cfg.get("mamba_proj_bias"))
-    if beside:
+    if parallel:
         out = bool(cfg.get("projectors_bias"))
     extras = 3 * heads + (width + channels + heads) * into + hidden * out
     extras += channels * bool(cfg.get("mamba_conv_bias", True))
-    extras += width * bool(cfg.get("mamba_rms_norm", not beside))
+    extras += width * bool(cfg.get("mamba_rms_norm", not parallel))
     return {
         "mixer": "ssm",
         "mixer_width": width,

@@ -101,7 +101,7 @@ def zipf_weights(experts: int, exponent: float) -> tuple[float, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertLoad:
-    """Of one layer: `distinct` experts get a token, and each of them `rows` in the mean, with a
+    """One layer: `distinct` experts get a token, and each of them `rows` in the mean, with a
     standard deviation of `spread`."""
 
     distinct: float

@@ -1,4 +1,4 @@
-"""What a pruning family says of itself: what it cuts, which axes of which GEMMs, where, its theory.
+"""A pruning family: what it cuts, which axes of which GEMMs, on which architectures; its theory.
 
 In: the constant FAMILY of one module in `taxonomy/families/`, which finds them. Out: Family. Other
 code asks for these traits (`family.skips_tokens`, `family.scored_in`) and never for an id.
@@ -43,12 +43,11 @@ def pattern(letters: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Knob:
-    """A setting of a family: its default, what it means, and its choices where they are few.
-    `assumed`: what the default takes for granted, where published methods differ in it.
-    `if_given`: a point holds it only where it is given, as in runs of versions without the knob.
-    `predicted_only`: so too, and no pruner realises another value.
-    `only_sizes`: it says how many numbers dimensions keep and nothing else, so that points of equal
-    dimensions are one model."""
+    """An option of a family (`--set`): its default, its meaning, and its choices where they are
+    few. `assumed`: what the default assumes, where published methods differ in it. `if_given`: a
+    point holds it only where it is given, as in runs of versions without the knob.
+    `predicted_only`: so too, and no pruner realises another value. `only_sizes`: it changes the
+    sizes of dimensions and nothing else, so that points of equal dimensions are one model."""
 
     default: Value
     text: str
@@ -59,7 +58,7 @@ class Knob:
     only_sizes: bool = False
 
 
-# Of every family that chooses how many numbers a dimension keeps.
+# Of every family that chooses the size of a dimension.
 ALIGNMENT = Knob(
     ALIGN,
     "what the kept dimension is rounded up to: a multiple of N; just-N, of N and of no larger "
@@ -77,8 +76,9 @@ def recorded(_knobs: Mapping[str, Value]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyPoint:
-    """What is asked of a family: nominal sparsity s in [0, 1) and knobs by name. `removed`: the
-    layers that go, by what goes of them ("layer", "attention", "mlp"), where a run drew them."""
+    """The request to a family: nominal sparsity s in [0, 1) and knobs by name. `removed`: the
+    indices of removed layers, by what is removed of them ("layer", "attention", "mlp"), as a run
+    recorded them."""
 
     sparsity: float
     knobs: Mapping[str, Value] = field(default_factory=dict)
@@ -103,9 +103,10 @@ def read_selection(name: str) -> str:
     return OLD_SELECTIONS.get(name, name)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Family:
-    """One family. `plans` turns a dense shape and a workload into what runs at a point."""
+    """One family, equal to itself alone. `plans` turns a dense shape and a workload into what runs
+    at a point."""
 
     id: str
     title: str
@@ -122,7 +123,7 @@ class Family:
     only: float | None = None  # the one sparsity that there is, beside 0
     check: Callable[[float], float] = check_sparsity  # refuses a sparsity that there is not
     # What `--select importance` measures: what the model does on a "text", or the attention of
-    # the "input" itself, which reads none; None: parts can be drawn alone.
+    # the "input" itself, which reads none; None: parts can only be sampled.
     calibration: str | None = None
     greedy: bool = False  # parts can be chosen one by one, each by the loss without it
     applies: Callable[[Traits], Applies] = everywhere  # what the mechanisms of a model allow

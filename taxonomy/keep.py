@@ -1,7 +1,8 @@
 """How many layers, heads, channels or ranks a sparsity keeps, with the roundings of each family.
 
-Counts in, counts out; the tracer's pruners and the theory call the same functions. A request that
-no model can satisfy (0 heads, a rank that saves nothing, 2:4 at another sparsity) is an error.
+Counts in, counts out; the tracer's pruners and the theory call the same functions. In docstrings p
+is the kept share 1 − s of a sparsity s. A request that no model can satisfy (0 heads, a rank that
+saves nothing, 2:4 at another sparsity) is an error.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def named_share(text: str, layers: int, sparsity: float) -> str | None:
 
 
 def kept_kv_heads(kv_heads: int, sparsity: float, rounding: str = "nearest") -> int:
-    """KV heads left: max(1, round(n_kv·p)), ties to even; "paper" takes int(n_kv·p).
+    """KV heads left of n_kv: max(1, round(n_kv·p)), ties to even; "paper" takes int(n_kv·p).
 
     The paper's int() of a single-head share may be 0: then PrunescopeError.
     """
@@ -158,13 +159,13 @@ def kept_kv_heads(kv_heads: int, sparsity: float, rounding: str = "nearest") -> 
 
 
 def kept_intermediate(intermediate: int, sparsity: float, align: str = ALIGN) -> int:
-    """MLP channels left: int(f·p), aligned, never more than f."""
+    """MLP channels left of f: int(f·p), aligned, never more than f."""
     kept = aligned(floor_of(intermediate * (1 - check_sparsity(sparsity))), align)
     return _some(min(kept, intermediate), "MLP channels", intermediate, sparsity)
 
 
 def kept_hidden(hidden: int, sparsity: float, align: str = ALIGN) -> int:
-    """Residual-stream dimensions left: int(h·p), aligned, never more than h."""
+    """Residual-stream dimensions left of h: int(h·p), aligned, never more than h."""
     kept = aligned(floor_of(hidden * (1 - check_sparsity(sparsity))), align)
     return _some(min(kept, hidden), "hidden dimensions", hidden, sparsity)
 
@@ -235,7 +236,7 @@ def kept_experts(
     open_groups: int = 1,
     ranked_by: int = 1,
 ) -> int:
-    """Experts left of a layer: max(k, round(E·p)), ties to even, so that a token finds its k.
+    """Experts left of E in a layer: max(k, round(E·p)), ties to even; a token needs its top k.
 
     Of `groups` between which a router chooses `open_groups` first, as many are left in each, at
     least the share of k that they have to serve and the `ranked_by` that rank a group; all of them
@@ -249,7 +250,7 @@ def kept_experts(
 
 
 def kept_routes(per_token: int, sparsity: float) -> int:
-    """Experts that a token still goes to: max(1, round(k·p)), ties to even."""
+    """Experts that a token still goes to, of its k: max(1, round(k·p)), ties to even."""
     return max(1, round(round(per_token * (1 - check_sparsity(sparsity)), 9)))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from prunescope.taxonomy.errors import PrunescopeError
@@ -116,19 +116,11 @@ def solve(
     share that it can; RemovesNothing where it removes nothing of it.
     """
 
-    last: tuple[list[Plan], dict[str, float]] | None = None
+    shares = _shares(chosen, shape, work, tuple(sorted(knobs.items())))
 
-    @cache
     def share(sparsity: float) -> float | None:
-        nonlocal last
-        try:
-            plans = chosen.plans(shape, work, chosen.point(sparsity, knobs))
-            # A staircase: half of the points keep as much as the one before.
-            if last is None or plans != last[0]:
-                last = plans, _removed_by(chosen, plans, shape, work)
-            return last[1][by]
-        except PrunescopeError:  # no point of the family: no rank that saves, 2:4 at other than 0.5
-            return None
+        found = shares(sparsity)
+        return None if found is None else found[by]
 
     own = 0.0
     if asked > 0:
@@ -142,6 +134,29 @@ def solve(
     if own > 0:
         removed = removed_shares(chosen, own, shape=shape, work=work, knobs=knobs)
     return Match(by=by, asked=asked, own=own, phase=work.phase, removed=removed)
+
+
+@lru_cache(maxsize=64)  # a ranking asks of each family for the same points twice: FLOPs, parameters
+def _shares(
+    chosen: Family, shape: ModelShape, work: Workload, knobs: tuple[tuple[str, Value], ...]
+) -> Callable[[float], Mapping[str, float] | None]:
+    """What the family removes at a sparsity of its own, each computed once; None where it has no
+    such point: no rank that saves, 2:4 at other than 0.5."""
+    last: tuple[list[Plan], dict[str, float]] | None = None
+
+    @cache
+    def at(sparsity: float) -> Mapping[str, float] | None:
+        nonlocal last
+        try:
+            plans = chosen.plans(shape, work, chosen.point(sparsity, dict(knobs)))
+            # A staircase: half of the points keep as much as the one before.
+            if last is None or plans != last[0]:
+                last = plans, _removed_by(chosen, plans, shape, work)
+            return last[1]
+        except PrunescopeError:
+            return None
+
+    return at
 
 
 @cache

@@ -44,7 +44,7 @@ class PublishedMethod:
 
     @property
     def predict_only(self) -> dict[str, str]:
-        """Of its knobs those that no pruner realises: with them `predict` computes what the paper
+        """The knobs of it that no pruner realises: with them `predict` computes what the paper
         executes, and not what a trace of the family runs."""
         found = known([self.family or ""])
         unreal = {name for one in found for name, knob in one.knobs.items() if knob.predicted_only}
@@ -52,7 +52,7 @@ class PublishedMethod:
 
     @property
     def runnable(self) -> dict[str, str]:
-        """Of its knobs those that a trace has too."""
+        """The knobs of it that `trace` has, too."""
         unreal = self.predict_only
         return {name: value for name, value in self.knobs.items() if name not in unreal}
 

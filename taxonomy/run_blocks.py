@@ -284,7 +284,8 @@ class HeldOut(Block, kw_only=True):
 
 
 class Losses(Block, kw_only=True):
-    """Of a training, in nats a token. `train`: [step, loss], a hundred of them at the most."""
+    """Losses of a training, in nats a token. `train`: [step, loss], a hundred of them at the
+    most."""
 
     train: list[Interval] = []
     held_out: HeldOut | None = None

@@ -68,9 +68,9 @@ class ModelShape:
 
     `other_layers` counts layers whose mixer is no attention. `mixer` is what they have: "linear"
     (gated delta net), "ssm" (Mamba-2), "conv" (short convolution), or "" where it is not known.
-    `mixer_layers` counts its layers, also where it stands beside attention. `layout` has a letter a
-    layer, first to last: f attends to all, s through a window, m is a mixer without attention; a
-    capital one has experts; "" where the order is not known.
+    `mixer_layers` counts its layers, also where it runs in parallel with attention. `layout` has a
+    letter a layer, first to last: f attends to all, s through a window, m is a mixer without
+    attention; a capital one has experts; "" where the order is not known.
     """
 
     model_type: Name
@@ -238,7 +238,7 @@ class ModelShape:
 
     @property
     def attention_layers(self) -> int:
-        """Layers with attention, alone or beside a mixer."""
+        """Layers with attention, alone or in parallel with a mixer."""
         return self.layers - self.other_layers
 
     @property
@@ -262,14 +262,14 @@ class ModelShape:
             return even.with_layers([self.layer_shapes[i] for i in numbers])
         letters = "".join(self.layout[i] for i in numbers)
         order = letters.lower()
-        others, beside = order.count("m"), self.mixer_layers and not self.other_layers
+        others, parallel = order.count("m"), self.mixer_layers and not self.other_layers
         return replace(
             self,
             layers=len(order),
             layout=letters,
             sliding_layers=order.count("s"),
             other_layers=others,
-            mixer_layers=len(order) if beside else others * bool(self.mixer),
+            mixer_layers=len(order) if parallel else others * bool(self.mixer),
             moe_layers=sum(letter.isupper() for letter in letters),
         )
 
@@ -358,7 +358,7 @@ class ModelShape:
         return total + self.outside_parameters()
 
     def _attention_parameters(self) -> int:
-        """Of all layers, the sublayers that mix tokens, with their norms."""
+        """Parameters of the sublayers that mix tokens, with their norms, over all layers."""
         if self.attention_kind == "none":
             return 0
         sizes = (self.stored(*role) for role in self._roles(mlp=False))
@@ -370,7 +370,7 @@ class ModelShape:
         return total + self.layers * ((self.norms + 1) // 2) * self.norm_parameters * self.hidden
 
     def _mlp_parameters(self) -> int:
-        """Of all layers, the MLPs, with their norms."""
+        """Parameters of the MLPs, with their norms, over all layers."""
         if self.mlp_kind == "none":
             return 0
         sizes = (self.stored(*role) for role in self._roles(mlp=True))

@@ -270,7 +270,7 @@ def _differences(config: ModelShape, weights: ModelShape) -> list[str]:
 
 
 def differing_layers(shape: ModelShape) -> str:
-    """In what the layers of a model differ: `128–320 MLP channels, 1 of 6 layers without
+    """How the layers of a model differ: `128–320 MLP channels, 1 of 6 layers without
     attention`; "" where their dimensions agree."""
     if not shape.layer_shapes:
         return ""

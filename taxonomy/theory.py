@@ -229,7 +229,7 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
 
 
 def _share_of_keys(plan: Plan) -> float:
-    """Of the rows of a forward, those that become keys and values."""
+    """The share of a forward's rows that become keys and values."""
     return plan.rows.get("k", plan.rows.get("kv_a", 1))
 
 

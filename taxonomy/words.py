@@ -1,4 +1,4 @@
-"""How sentences write a share, a range, a loss, a number, a time in ns, and a long name."""
+"""Text of a share, a range, a loss, a number, a time in ns, and a long name, for sentences."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Collection
 # From 10,000 % on nobody counts in percent.
 _AS_A_FACTOR = 100
 
-# Of a message of a library: what comes after a sentence that ends behind it is left out.
+# Characters of a library's message: the sentence that ends beyond them is the last one shown.
 _ENOUGH = 400
-_WHOLE = 1e-6  # from a whole number: rounding of a mean
+_WHOLE = 1e-6  # distance from a whole number that is rounding of a mean
 _THREE_DIGITS = 100
 _SENTENCE = re.compile(r"(?<=[.!?])(?=\s)|\n")
 

@@ -1,4 +1,4 @@
-"""Runs fit for double-blind review: an allow-list of fields, and strings without who and where.
+"""Runs fit for double-blind review: an allow-list of fields, and strings that name nobody.
 
 In: run manifests and traces. Out: the same with what a report needs, and nothing that names a user,
 a host, a path, an address or a token. Numbers stay as they are.
@@ -6,7 +6,10 @@ a host, a path, an address or a token. Numbers stay as they are.
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
+import zipfile
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -14,11 +17,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from prunescope.analysis.bundle.local_names import is_public_architecture
 from prunescope.analysis.bundle.secrets import cleared, names_here, names_in
 from prunescope.analysis.ops.call import MODELS
 from prunescope.analysis.ops.kind import OP_KINDS
 from prunescope.analysis.trace.unpack import unpacked
+from prunescope.taxonomy.architecture_table import BY_ID
 from prunescope.taxonomy.arguments import number
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.formats import plain, read
@@ -46,7 +49,7 @@ _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,60}")
 _VERSION = re.compile(r"\d+(?:\.\w+)*(?:[+-][\w.]{1,20})?")
 _VERSIONS = ("python", "torch", "transformers", "prunescope", "toolkit", "triton", "driver")
 _SYSTEM = re.compile(r"(?:Linux|Darwin|Windows) [\w-]{2,10}")
-# Accounts that publish models for everybody.
+# Hub accounts that publish models for everybody.
 _PUBLIC = frozenset({
     "meta-llama", "qwen", "mistralai", "google", "microsoft", "eleutherai", "huggingfacetb",
     "facebook", "openai-community", "openai", "allenai", "ibm-granite", "deepseek-ai", "tiiuae",
@@ -312,3 +315,49 @@ def names_of(files: Iterable[Path]) -> set[str]:
                 found |= names_in((before + block).decode("utf-8", "replace"))
                 before = block[-_OVERLAP:]
     return found
+
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_CLASS = re.compile(r"nn\.Module: ([A-Za-z_]\w*?)(?:_\d+)?")
+_NUMBERED_OP = re.compile(r"op\d+::(\w+)")
+_TRITON = re.compile(r"(?!triton_(?:poi|per|red|tem|for|mm|bmm)_)(?:triton_|_)?\w+_kernel\w*")
+_OF_TORCH = frozenset({
+    "Linear", "Embedding", "LayerNorm", "RMSNorm", "ModuleList", "Sequential", "Dropout", "SiLU",
+    "GELU", "ReLU", "Softmax", "Conv1d", "Conv2d", "Identity", "MultiheadAttention", "Module",
+    "Transformer", "TransformerEncoder", "TransformerEncoderLayer", "TransformerDecoder",
+    "GELUActivation", "NewGELUActivation", "SiLUActivation",
+})  # fmt: skip
+_MODELS = tuple(re.sub(r"\W|_", "", one).lower() for one in BY_ID)
+
+# What transformers appends to the name of a model for the class that is loaded.
+_LOADED = re.compile(r"(?:text)?(?:model|lmheadmodel|for[a-z]+)")
+
+
+def is_public_architecture(name: str | None) -> bool:
+    """Whether the class of a whole model is one of a public library: `LlamaForCausalLM`."""
+    lower = (name or "").lower()
+    public = (lower[len(one) :] for one in _MODELS if lower.startswith(one))
+    return name in _OF_TORCH or any(map(_LOADED.fullmatch, public))
+
+
+def trace_strings(data: bytes) -> set[str]:
+    """The strings of a gzipped trace: few, each many times."""
+    return {json.loads(one) for one in set(_STRING.findall(gzip.decompress(data)))}
+
+
+def local_names(bundle: Path) -> dict[str, list[str]]:
+    """Names that may be the authors' own, by kind (classes of modules, ops, Triton kernels): those
+    that no public library is known to have, in order. An anonymous bundle keeps them, as roles and
+    kinds are read from them; nobody but the authors knows whether one tells who they are."""
+    texts: set[str] = set()
+    with zipfile.ZipFile(bundle) as archive:
+        for name in archive.namelist():
+            if name.startswith("runs/") and name.endswith(".gz"):
+                texts |= trace_strings(archive.read(name))
+    classes = {m[1] for one in texts if (m := _CLASS.fullmatch(one))} - _OF_TORCH
+    found = {
+        "module classes": {name for name in classes if not name.lower().startswith(_MODELS)},
+        "ops": {m[1] for one in texts if (m := _NUMBERED_OP.fullmatch(one))},
+        "kernels": {one for one in texts if _TRITON.fullmatch(one)},
+    }
+    return {kind: sorted(names) for kind, names in found.items() if names}

@@ -6,7 +6,6 @@ SHA-256 sums. The same runs give the same bytes. Nothing is written where a chec
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import importlib.metadata
 import json
@@ -18,7 +17,7 @@ from typing import Literal
 
 import msgspec
 
-from prunescope.analysis.bundle.anonymise import Scrubber, names_of
+from prunescope.analysis.bundle.anonymise import Scrubber, names_of, trace_strings
 from prunescope.analysis.bundle.archive import zip_bytes
 from prunescope.analysis.bundle.frontier import frontier_csv
 from prunescope.analysis.bundle.secrets import suspicious
@@ -43,7 +42,6 @@ SUMS, INDEX, FRONTIER = "SHA256SUMS", "bundle.json", "frontier.csv"
 # Text formats can be rebuilt and compared; a PDF's text cannot be scanned, and svg holds the same.
 FORMATS = ("md", "html", "json", "tex", "csv", "svg", "png")
 FRAMED = ("perfetto",)  # from the kernels frames, which make tables of csv too large
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _TEXT = (".md", ".html", ".json", ".tex", ".csv", ".svg", ".cff", "SUMS")
 
 
@@ -79,9 +77,7 @@ def bundle(
             "two runs would have one name in the bundle", hint="rename one of their folders"
         )
     files = [p for v in sources.values() for folder in v.values() for p in _files(folder)]
-    scrubber: Scrubber | None = None
-    if anonymous:
-        scrubber = Scrubber(names_of(files))
+    scrubber = Scrubber(names_of(files)) if anonymous else None
     with scratch_folder() as stage:
         content = _build(sources, stage.resolve(), scrubber)
     if scrubber is not None:
@@ -225,27 +221,6 @@ def texts(
     """README, citation, samples and other files made from the runs and reports. `plotted`: the
     versions that the figures were plotted with; `inputs`: as `inputs_of` gives them."""
     version = tool_version()
-    files = {
-        "README.md": readme(reports, runs, version=version, anonymous=anonymous),
-        "CITATION.cff": citation(version),
-        "samples.csv": samples_csv(runs),
-        "environment.json": environment_json(runs),
-        INDEX: _index(reports, version, anonymous=anonymous, plotted=plotted, inputs=inputs),
-    }
-    table = frontier_csv(reports, runs)
-    if table is not None:
-        files[FRONTIER] = table
-    return {name: text.encode() for name, text in files.items()}
-
-
-def _index(
-    reports: Mapping[str, Report],
-    version: str,
-    *,
-    anonymous: bool,
-    plotted: str,
-    inputs: Mapping[str, str],
-) -> str:
     index = BundleIndex(
         tool=f"prunescope {version}",
         anonymous=anonymous,
@@ -254,7 +229,16 @@ def _index(
         runs={name: list(report.phases) for name, report in reports.items()},
         inputs=dict(inputs),
     )
-    return json.dumps(plain(index), indent=1) + "\n"
+    files = {
+        "README.md": readme(reports, runs, version=version, anonymous=anonymous),
+        "CITATION.cff": citation(version),
+        "samples.csv": samples_csv(runs),
+        "environment.json": environment_json(runs),
+        INDEX: json.dumps(plain(index), indent=1) + "\n",
+    }
+    if (table := frontier_csv(reports, runs)) is not None:
+        files[FRONTIER] = table
+    return {name: text.encode() for name, text in files.items()}
 
 
 def _stage(variants: Mapping[str, Path], target: Path, scrubber: Scrubber | None) -> dict[str, Run]:
@@ -262,11 +246,11 @@ def _stage(variants: Mapping[str, Path], target: Path, scrubber: Scrubber | None
     staged: dict[str, Run] = {}
     digest: str | None = None
     for variant, folder in variants.items():
-        run = read_run(folder)
-        run = run if scrubber is None else scrubber.run(run)
+        source = read_run(folder)
+        original = source.phases
+        run = source if scrubber is None else scrubber.run(source)
         staged_folder = target / variant
         staged_folder.mkdir(parents=True)
-        original = read_run(folder).phases
         phases = {
             name: _phase(phase, original[name], folder, staged_folder, scrubber)
             for name, phase in run.phases.items()
@@ -288,9 +272,8 @@ def _phase(
     scrubber: Scrubber | None,
 ) -> PhaseRun:
     """The phase with its trimmed trace beside the manifest."""
-    names: list[str | None] = [original.trace, original.eager_trace]
     written: list[str | None] = []
-    for name in names:
+    for name in (original.trace, original.eager_trace):
         if not name:
             written.append(None)
             continue
@@ -320,9 +303,8 @@ def _refuse_suspicious(files: Mapping[str, bytes], scrubber: Scrubber) -> None:
 
 
 def _readable(name: str, data: bytes) -> str | None:
-    if name.endswith(".gz"):  # a trace: few strings, each many times
-        texts = set(_STRING.findall(gzip.decompress(data)))
-        return "\n".join(sorted(json.loads(text) for text in texts))
+    if name.endswith(".gz"):
+        return "\n".join(sorted(trace_strings(data)))
     return data.decode("utf-8", "replace") if name.endswith(_TEXT) else None
 
 

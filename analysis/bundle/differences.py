@@ -1,5 +1,5 @@
-"""In what two files agree that were written twice: in, texts or plain values; out, the first
-difference in words, None where there is none. Numbers agree within a rounding error."""
+"""Whether two versions of a file agree: in, texts or plain values; out, the first difference in
+words, None where there is none. Numbers agree within a rounding error."""
 
 from __future__ import annotations
 

@@ -34,9 +34,9 @@ _SETTINGS = ("batch", "prompt_len", "logits", "attention", "mode", "cache", "con
 _INPUTS = ("batch", "prompt_len", "context")
 CODE = "code"  # compiled on one side, eager on the other: kernels of other ops
 UNPAIRED = "GEMMs that pair"  # of all GEMMs of a side, by layer and role: none does
-GRAPHS = "CUDA graphs"  # their kernels, or one interval a launch, which holds idle time too
-STEPS = "steps"  # one side has several, the other is all of its trace: these may be any number
-CUT = "file"  # whole or cut off: what stood behind the cut may be anything
+GRAPHS = "CUDA graphs"  # recorded as their kernels, or as one interval a launch with idle time
+STEPS = "steps"  # several on one side, the whole trace on the other: any number of steps
+CUT = "file"  # whole or cut off: what is behind the cut is unknown
 UNREADABLE = (CUT, UNPAIRED)  # after these nothing is known of what was changed
 _OF_FP32 = {"fp32", "tf32", THREE_TF32}  # a library may pick either for a shape
 _Sizes = dict[str, set[tuple[float, float]]]  # (N, K) by role
@@ -238,8 +238,8 @@ def other_model(pairs: list[Pair]) -> Difference | None:
 
 
 def unpaired(units: Units) -> Difference | None:
-    """That no product of the dense side stands where the pruned one does anything: its layers and
-    roles, or those of the pruned side, are not known, or the models have nothing in common."""
+    """A Difference if no matrix product of one side has a layer and role of the other side: layers
+    and roles of a side are not known, or the models have nothing in common."""
     places = [
         {key[:2] for key, on in zip(units.keys, side.present, strict=True) if on}
         for side in (units.dense, units.pruned)
@@ -305,8 +305,8 @@ _WHY: dict[str, Callable[[object, object], str]] = {
         f"the model is of type {pruned}, the dense one of type {dense}"
     ),
     "linears": lambda dense, pruned: (
-        f"no linear of the one model is of a size that the other has, and {pruned} is no narrowing "
-        f"of {dense}: two models"
+        f"no linear has the same size in both models, and pruning cannot turn {dense} into "
+        f"{pruned}: these are two different models"
     ),
     "window": lambda dense, pruned: (
         f"the attention window differs: {pruned} in the pruned run, {dense} in the dense run"

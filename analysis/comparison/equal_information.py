@@ -235,7 +235,7 @@ def _replays_have_no_places(kernels: Kernels) -> bool:
 
 
 def _launched_alone(bare: SidePhase) -> str:
-    """That roles of launches were ignored, and what gives those of replays."""
+    """A sentence: roles of launches were ignored, and what would give those of replays."""
     return (
         f"only launches tell layers and roles, and {bare.side.path.name} replays a graph, whose "
         "kernels have none: both sides are compared by the kinds of their kernels "

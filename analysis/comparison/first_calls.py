@@ -15,9 +15,9 @@ _MOVES = 0.014
 
 
 def unequal_first_calls(dense: SidePhase, pruned: SidePhase) -> Difference | None:
-    """That one side spends more of a step in first calls than two captures differ by. Those that
-    both hold, as an edited trace and its original do, say nothing against their difference. Our own
-    runs are warmed up."""
+    """A Difference if one side spends more of a step in first calls than two captures differ by.
+    Those that both hold, as an edited trace and its original do, say nothing against their
+    difference. Our own runs are warmed up."""
     if dense.run is not None and pruned.run is not None:
         return None
     held = [one.kernels.first_call_ns / one.kernels.num_steps for one in (dense, pruned)]

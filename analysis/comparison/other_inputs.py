@@ -26,9 +26,9 @@ _REST = 0.05
 
 
 def other_inputs(pairs: list[Pair], convolutions: Sequence[Convolution] = ()) -> Difference | None:
-    """That all linears multiply other rows than the dense ones, in one ratio; where no role is
-    known, that all products and convolutions do and nothing else moved. A convolution of as many
-    pixels as before (a patch embedding) shows that the inputs are the same: tokens were dropped."""
+    """A Difference if M of all linears changed by one factor; where no role is known, if M of all
+    products and convolutions did and nothing else moved. A convolution of as many pixels as before
+    (a patch embedding) shows that the inputs are the same and tokens were dropped: then None."""
     if (times := _more_often(pairs)) is not None:
         return Difference(FORWARDS, 1, times, hides_pruning=True)
     pixels = {one.ratio for one in convolutions}

@@ -57,7 +57,7 @@ class Device:
     shared_bytes_per_sm: int | None = None
     max_blocks_per_sm: int | None = None
     warp: int | None = None
-    sparse_24: bool | None = None  # has matrix units for 2:4 sparsity
+    sparse_24: bool | None = None  # has matrix units (tensor cores) for 2:4 sparsity
     tf32: bool | None = None  # has matrix units for TF32
 
     @property

@@ -32,7 +32,7 @@ class Tile:
 
     `rows` and `columns` are those of the library's result, which for column-major BLAS is the
     transpose of ours. `cluster`: thread blocks along both that launch together. `persistent`: the
-    kernel's grid counts workers, not tiles.
+    kernel is persistent: its grid counts blocks that each take several tiles.
     """
 
     rows: int
@@ -57,9 +57,9 @@ class WaveEstimate:
     """How a GEMM fills the device.
 
     `fit`: how the tiles explain the grid: "exact", "padded" (rounded up for swizzling or
-    clusters), "split" (a whole multiple: K is split), "persistent" (the blocks are workers: fewer
-    than the tiles, or of a kernel with a persistent name and no more than run at a time) or
-    "unexplained".
+    clusters), "split" (a whole multiple: K is split), "persistent" (each
+    block takes several tiles: there are fewer blocks than tiles, or the kernel's name says so and
+    no more blocks than run at a time) or "unexplained".
     `swapped`: the tile's rows lie along N. `waves` and what follows from it need the residency.
     """
 

@@ -264,7 +264,7 @@ def fake_quantised(c: Context) -> Found | None:
 
 
 def _rounded_by_shape(c: Context) -> Found | None:
-    """Of a bare trace: weights are rounded by ops of their own, which the dense trace lacks."""
+    """In a trace without run.json: ops that round weights, which the dense trace lacks."""
     on = _new_on_weights(c)
     if c.evidence is None or not any(one.op == "aten::round" for one in on):
         return None
@@ -342,7 +342,7 @@ def _adapter_sums(c: Context) -> float:
 def _remade(
     c: Context, held: list[Matrix], change: str, *, only: str | None = None
 ) -> Found | None:
-    """That the ops (`only` of that name) on tensors of these weights' sizes run at every call."""
+    """Whether the ops (`only` of that name) on tensors of these sizes run at every call."""
     calls = _calls_on_weights(c, held, only=only)
     frame = c.kernels.frame.filter(pl.col("call").is_in(calls))
     total = float(frame["busy"].sum()) / c.kernels.num_steps

@@ -85,8 +85,8 @@ def replay(frames: Mapping[str, pl.DataFrame], least: float) -> CollectiveReplay
 
 
 def _beyond(before: Times, last: NDArray[np.bool_]) -> list[float]:
-    """Of each rank, the time before the collectives that it is the `last` to reach, beyond the
-    median of the other ranks'."""
+    """By rank, how much longer than the median of the other ranks it takes before the collectives
+    that it is the `last` to reach."""
     found = []
     for rank in range(len(before)):
         others = np.delete(before, rank, axis=0)[:, last[rank]]

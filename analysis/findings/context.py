@@ -136,8 +136,8 @@ class Context:
         )
 
     def accounted(self, name: str, *, pruned: float, dense: float) -> dict[str, float]:
-        """Of the row `name`, what recorded time accounts for, ns a step: that of the pruned side
-        where the row is a loss, that of the dense side where it is a gain."""
+        """The part of the row `name` that recorded time explains, ns a step: that of the pruned
+        side where the row is a loss, that of the dense side where it is a gain."""
         row = self.row(name)
         if row is None or not row.moves_ns:
             return {}

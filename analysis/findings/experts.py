@@ -141,7 +141,7 @@ def _memory(c: Context) -> Iterable[str]:
 
 
 def _bytes(c: Context, *, of_dense: bool) -> float:
-    """Of the GEMMs of experts, a step; 0 where they are not known."""
+    """Bytes of the GEMMs of experts in a step; 0 where they are not known."""
     calls = [p.dense if of_dense else p.pruned for p in c.pairs or [] if p.key[1] == EXPERTS]
     known = [
         call.bytes * call.count for call in calls if call is not None and call.bytes is not None

@@ -120,7 +120,7 @@ def _without_modules(kernels: Kernels) -> list[str]:
 
 
 def _two_models(kernels: Kernels) -> list[str]:
-    """That heads read states of two widths: one model has one width of states."""
+    """A note if heads read hidden states of two widths: one model has one width."""
     heads = _sizes(kernels, pl.col("role") == "lm_head")
     made = {n for n, _ in heads}
     # The second of two products through a rank reads what the first one makes.

@@ -444,7 +444,7 @@ def rank_does_more(late: Late) -> Found | None:
 
 
 def _over_steps(rank: RankTime) -> str:
-    """That a time is a median, where it is one."""
+    """The note that a time is a median over steps; empty where all steps took equally long."""
     steps = len(rank.own_by_step)
     return f" (median of {steps} steps)" if len(set(rank.own_by_step)) > 1 else ""
 

@@ -433,7 +433,7 @@ def swapped_sides(c: Context) -> Found | None:
             f"pruned: {c.side.path.name}",
             *([] if c.baseline_side is None else [f"dense: {c.baseline_side.path.name}"]),
         ],
-        change="give the dense trace as --baseline, and the pruned one as the candidate",
+        change="give the dense trace as --baseline, and the pruned one as the trace to analyse",
     )
 
 

@@ -18,7 +18,7 @@ from prunescope.taxonomy.option import (
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a trace does not say of itself."""
+    """What a trace does not record itself: sparsity, device, peaks, model, phase."""
 
     sparsity: Annotated[
         float | None,
@@ -31,7 +31,7 @@ class Options:
     device: Annotated[
         str | None,
         Option(
-            help="GPU or CPU of the trace, by its name in `prunescope devices` (no torch device); "
+            help="GPU or CPU of the trace, by its name in `prunescope devices` (not cuda or cpu); "
             "without it, the one that the trace names.",
             metavar="NAME",
             complete="devices",
@@ -50,9 +50,10 @@ class Options:
     eager_trace: Annotated[
         Path | str | None,
         Option(
-            help="Eager trace of the same model, or trace of the CUDA-graph capture, which names "
-            "the ops of graph replays and the modules of compiled steps; of a folder with a trace "
-            "for each batch, that of the steps' batch; without it, the one in the run folder.",
+            help="Eager trace of the same model, or trace of the CUDA-graph capture: it names the "
+            "ops of graph replays and the modules of compiled steps. In a folder with a trace for "
+            "each batch size, the one with the batch of the steps is read. Without it, the one in "
+            "the run folder.",
             metavar="TRACE|FOLDER",
         ),
     ] = None
@@ -110,17 +111,17 @@ class Options:
     phase: Annotated[
         Phase | None,
         Option(
-            help="Phase to analyse, prefill or decode, of a run, or of a trace whose steps say "
-            "theirs: those of a serving engine or of generated text, or ranges called prefill and "
-            "decode. With --model, the phase of steps that do not say it. Without it, all phases."
+            help="Phase to analyse: prefill or decode. A run names its phases; a trace shows them "
+            "where a serving engine or generate() ran, or by ranges called prefill and decode. "
+            "With --model, the phase of steps that show none. Without it, all phases."
         ),
     ] = None
 
     gemm: Annotated[
         Path | str | None,
         Option(
-            help="File gemms.json of `prunescope gemm`: shows whether kernels are slow alone, too; "
-            "without it, no replay is shown.",
+            help="File gemms.json of `prunescope gemm`: the report then says whether slow kernels "
+            "are also slow alone; without it, no replay is shown.",
             metavar="FILE",
         ),
     ] = None
@@ -137,7 +138,7 @@ class _Analysis(Options):
         Path | str | None,
         Option(
             help="Run or trace of the dense model to compare with; without it, the dense run in "
-            "the folder of the candidate.",
+            "the run folder.",
             metavar="RUN|TRACE",
         ),
     ] = None

@@ -1,9 +1,9 @@
-"""How many experts the grouped GEMMs of a trace read: as the run counted, or as tokens let expect.
+"""How many experts the grouped GEMMs of a trace read: counted by the run, or expected from tokens.
 
-In: the kernels frame with roles, the works of its calls and, of a run, its count. Out: the works,
-those of grouped GEMMs with the experts that a step reads; without a count as many as an even router
-is expected to choose. The rows of such a call are tokens times experts a token; the router of as
-many experts has a row a token.
+In: the kernels frame with roles, the Work of each call (its FLOPs and bytes) and the count of a
+run. Out: the same, where each grouped GEMM reads the experts that a step reads: without a count,
+the number that a router with equal probabilities is expected to choose. The rows of such a call are
+tokens × experts per token; the router of that layer has one row a token.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _GROUPED = "grouped_gemm"
 def with_expected_experts(
     frame: pl.DataFrame, works: list[Work | None], counted: float | None = None
 ) -> list[Work | None]:
-    """The works; without a count (`counted`, experts of a layer that get a token in a step) those
-    whose router is not known keep the most that their rows can read."""
+    """The Work of each call. `counted`: experts of a layer that get a token in a step; without it,
+    a grouped GEMM whose router is not known keeps the most experts that its rows can read."""
     if counted is not None:
         return [
             work if work is None or not _rows(work) else _as_counted(work, counted)
@@ -51,12 +51,12 @@ def with_expected_experts(
 
 
 def _as_counted(work: Work, counted: float) -> Work:
-    """No more than there are rows, or matrices."""
+    """The counted experts, at most as many as rows or matrices."""
     return reading(work, min(counted, work.gemms[0].m, work.stack or counted))
 
 
 def _rows(work: Work) -> int:
-    """Rows of one product by a stack, of which at most as many matrices are read; 0 of another."""
+    """Rows of a grouped GEMM by one stack of expert matrices; 0 for any other work."""
     is_most = work.kind == _GROUPED and len(work.gemms) == 1 and work.each is not None
     return work.gemms[0].m if is_most and work.gemms[0].batch == 1 else 0
 

@@ -2,7 +2,8 @@
 
 In: a trace with replays, and the trace of an eager (or capture) pass. Out: for every replayed row
 the eager launch that it repeats, by launch order, and by kernel name and the grid of GEMMs where
-the pass has these; the mapping rate; and which of several passes it is, or that this is not known.
+the pass has these; the mapping rate (the share of replayed time that is matched); and which of
+several passes matches, or that this is not known.
 Every graph launch is matched on its own: a step may replay one graph often, or many graphs one
 after the other.
 """
@@ -39,8 +40,8 @@ from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.words import percent
 
-# Of replayed time. Two steps of one model share the names of small kernels, and choose others for
-# their GEMMs and attention: where less than half is found, most of the time is of another step.
+# Of replayed time. Two steps of one model share the names of small kernels and may choose different
+# kernels for GEMMs and attention. If less than half is matched, the pass is of a different step.
 LEAST = 0.5
 _SURE = 0.9
 
@@ -264,7 +265,7 @@ class GraphReplay:
 
     @property
     def basis(self) -> str:
-        """By what replayed kernels and eager launches were compared."""
+        """The attributes by which replayed kernels and eager launches were matched."""
         if not self.eager.launches.named:
             return "the count of launches alone, for it has neither names nor grids of kernels"
         sizes = self.eager.launches.sizes

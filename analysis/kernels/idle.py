@@ -1,4 +1,4 @@
-"""Why the device idles, and what the host does meanwhile: every ns of a gap has one cause.
+"""Why the device idles, and what the host does in that time: every ns of a gap has one cause.
 
 In: the kernels frame and its links. Out: columns `idle_*`, the parts of the gap before a row in ns
 (they sum to it); `cause`, the CAUSE of most of it (null without a gap); `host_activity`, the
@@ -49,8 +49,8 @@ CAUSES = (
     "host", "first_call", "allocator", "collective", "sync", "memcpy", "blocked", "device",
     "unknown", "other_step",
 )  # fmt: skip
-# What the launching thread did in a gap, or why it does not matter; and whose time that is. Those
-# of threads come in this order: what lies in two of them counts for the first.
+# Part of a gap (what the launching thread did, or why the gap is not its doing) -> its cause. Parts
+# of threads come first, in this order: time that lies in two of them counts for the first.
 PARTS = {
     "first_call": "first_call", "memcpy": "memcpy", "copy_launch": "memcpy", "sync": "sync",
     "allocation": "allocator", "computed": "host", "stalled": "host", "launch": "host",
@@ -66,7 +66,7 @@ CAUSE_WORDS = {
     "memcpy": "copies of the host", "blocked": "streams that wait", "device": "launched in time",
     "unknown": "unattributed", "other_step": "work of a later step",
 }  # fmt: skip
-# ns from the end of a launch call: the longest that an idle device takes to start the kernel.
+# ns from the end of a launch call: an idle device starts the kernel within this time.
 _LAUNCHED = 1_000_000
 _PRODUCTS = (*MATMUL_KINDS, "attention", "conv")
 # ns: an op that launches nothing and takes ten times as long as a dispatch computes on the host.
@@ -143,9 +143,9 @@ def add_waits(
 
 
 def dispatch() -> pl.Expr:
-    """The host's part of a gap that a CUDA graph could spare, ns: not what the host computed
-    itself or stood still in, and nothing of gaps in a data loader, or in which the host ran no op
-    and made no call for longer than between two ops of a model."""
+    """The host's part of a gap that a CUDA graph would remove, ns. Not counted: time in which the
+    host computed or stalled, gaps in a data loader, and gaps in which the host ran no op and made
+    no call for longer than between two ops of a model."""
     loads = pl.col("host_activity").str.contains(LOADER).fill_null(value=False)
     spared = loads.not_() & (pl.col("idle_nothing") <= BETWEEN_OPS)
     others = pl.sum_horizontal("idle_computed", "idle_stalled")
@@ -163,7 +163,7 @@ def host() -> pl.Expr:
 
 
 def host_late(frame: pl.DataFrame) -> tuple[int, int]:
-    """Idle time of a late host, ns of all steps: in dispatch, and in other work."""
+    """Idle time before late launches, ns of all steps: due to dispatch, due to other host work."""
     late, spared = frame.select(host().sum(), dispatch().sum().alias("dispatch")).row(0)
     return spared, late - spared
 
@@ -359,10 +359,10 @@ _FRAME = re.compile(r"^(?:.*/)?([^/]+)\((\d+)\): (.+)$")
 _ADDRESS = re.compile(r" (?:object )?at 0x[0-9a-f]+")
 _ENOUGH = 0.5  # of the host's part of a gap
 _LONG_OP = 1_000_000  # ns: no op takes so long to dispatch
-# What the host was in, where that is no reason for a gap: a call that usually takes a small part of
-# this time, so that the host was interrupted in it; one that holds the work behind the gap too.
+# Activities of the host that are no reason for a gap. INTERRUPTED: a call that usually takes a
+# small part of this time. AROUND: a call that also contains the work after the gap.
 INTERRUPTED, AROUND = "interrupted", "around"
-_FEW = 3  # others of a name, from which on there is a median
+_FEW = 3  # calls of a name: a median needs more
 
 
 def host_activities(

@@ -178,7 +178,7 @@ def _times_apart(dense: _Content, pruned: _Content, *, scaled: bool) -> _Matrix:
 
 
 def _median(ns: _Matrix) -> _Matrix:
-    """Of each unit over the layers that have it; 1 where none has or takes any time."""
+    """The median of each unit over the layers that have it; 1 where it takes no time in any."""
     found = np.ones(ns.shape[1])
     for column, times in enumerate(ns.T):
         times = times[~np.isnan(times)]

@@ -213,7 +213,7 @@ def _call(key: GemmKey, total: _Sum, num_steps: int) -> Call:
     share = float(first["share"])  # type: ignore[arg-type]
 
     def mean_of(value: float | None) -> float | None:
-        """Of its calls: a decode's keys grow by one a step."""
+        """The mean over its calls, because a decode's keys grow by one a step."""
         return None if value is None or total.known is not None else value / total.calls
 
     return Call(

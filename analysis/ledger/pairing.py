@@ -32,7 +32,7 @@ class RecordWeight:
 
     @property
     def total(self) -> float:
-        """Of a whole step."""
+        """Busy, gap and trailing idle ns of a step."""
         return float(self.busy.sum() + self.gap.sum()) + self.tail
 
 

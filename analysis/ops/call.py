@@ -1,4 +1,4 @@
-"""One distinct op call in, its modelled work out: the types, the registry and the operand reader.
+"""Types of work models: an op call in, its FLOPs and bytes out; the registry of models, operands.
 
 Shapes, types and flags come from an untrusted trace: a model asks for what it needs and `NoModel`
 ends it where the call does not have that. FLOPs count a multiply and an add, bytes are compulsory.
@@ -50,11 +50,11 @@ class OpCall:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a call must do.
+    """The least work of a call: its FLOPs and bytes.
 
-    `flop` counts matrix work alone: 0 for ops without any (their time follows `bytes`), None where
-    it depends on values that the trace does not hold. A bias add is not counted. `gemms` are the
-    logical GEMMs, whole even where `flop` counts less (causal attention, 2:4 sparsity).
+    `flop` counts matrix products alone: 0 for ops without any (`bytes` bound their time), None
+    where it depends on values that the trace does not hold. A bias add is not counted. `gemms` are
+    the logical GEMMs, whole even where `flop` counts less (causal attention, 2:4 sparsity).
     """
 
     flop: int | None

@@ -1,7 +1,7 @@
 """Work of kernels that multiply by the matrices of many experts at once.
 
 A router chooses which of the E matrices of a stack are read, k of them a token: without its choices
-as many count as an even router is expected to choose, E(1 − (1 − k/E)^T) of T tokens. M of a
+a router with equal probabilities is assumed, which chooses E(1 − (1 − k/E)^T) for T tokens. M of a
 grouped GEMM counts pairs of a token and an expert.
 """
 
@@ -27,13 +27,13 @@ from prunescope.taxonomy.gemm import Gemm
 
 
 def expected_experts(experts: int, per_token: int, tokens: int) -> float:
-    """Experts that an even router is expected to choose."""
+    """Distinct experts that a router with equal probabilities is expected to choose."""
     load = expert_load(None, "", experts=experts, per_token=per_token, tokens=tokens)
     return load.distinct
 
 
 def reading(work: Work, experts: float) -> Work:
-    """The work of a grouped GEMM, where so many of its matrices are read."""
+    """The work of a grouped GEMM that reads `experts` of its matrices."""
     if work.groups is None or work.each is None or work.bytes is None:
         return work
     more = (experts - work.groups) * work.each

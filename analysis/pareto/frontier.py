@@ -1,8 +1,8 @@
-"""The points of a cell that no other dominates, and what follows: winners, break-even, equal costs.
+"""The points of a cell that no other dominates; winners, break-even, and points at equal cost.
 
 In: Points of one phase, batch and length. Out: plain values. One point dominates another if it is
 no slower, loses no more, and is better in one of the two: a relation of point estimates, which is
-transitive. How sure a place on the frontier is, samples tell (samples.py).
+transitive. How certain a place on the frontier is follows from samples (samples.py).
 """
 
 from __future__ import annotations
@@ -168,8 +168,8 @@ def _by_family(points: Iterable[SweepPoint]) -> dict[str, list[SweepPoint]]:
 
 
 def loss_of(point: SweepPoint) -> float | None:
-    """By which points are compared: the relative perplexity against the dense model that was
-    trained as the pruned one was, where it was, else against the plain one."""
+    """The loss by which points are compared: relative perplexity against the dense model, which is
+    also trained if the pruned one was trained."""
     loss = point.loss or Loss()
     after = loss.perplexity_rel_recovered
     return loss.perplexity_rel if after is None else after

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from prunescope.analysis.ledger.noise import speedup_interval
 from prunescope.analysis.ledger.samples import Samples
-from prunescope.analysis.schema.speedup_curve import SpeedupCurve, SpeedupPoint
+from prunescope.analysis.schema.replay import SpeedupCurve, SpeedupPoint
 from prunescope.taxonomy.replays import LEAST_PLACEMENTS, ReplayPeaks, Replays, StepCurve
 
 
@@ -55,7 +55,7 @@ def _points(curve: StepCurve, peaks: ReplayPeaks) -> list[SpeedupPoint]:
 
 
 def _interval(curve: StepCurve, dense: int, i: int) -> list[float] | None:
-    """That of the speedup; None for the dense size itself, which has none, for too few placements,
+    """The interval of the speedup; None for the dense size itself, for too few placements,
     and for files without the times of each placement."""
     if i == dense or len(curve.placements_ns) != len(curve.sizes):
         return None

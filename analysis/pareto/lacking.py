@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from prunescope.analysis.schema.pareto import Pareto, SweepPoint
+from prunescope.analysis.schema.replay import SpeedupCurve
 from prunescope.analysis.schema.reproduction import Reproduction
-from prunescope.analysis.schema.speedup_curve import SpeedupCurve
 from prunescope.taxonomy.keep import ALIGN
 from prunescope.taxonomy.paper import (
     ALIGNMENT,

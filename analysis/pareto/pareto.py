@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from prunescope.analysis.pareto.cells import judged
-from prunescope.analysis.pareto.points import point_of, times_are_invalid
+from prunescope.analysis.pareto.points import point_of
 from prunescope.analysis.pipeline import TOOL, analyze
 from prunescope.analysis.schema.pareto import (
     FailedResult,
@@ -134,7 +134,7 @@ def _measure(folder: Path, entry: SweepResult, controls: Sequence[Recovered]) ->
         point=point_of(entry, run, phase, controls),
         dense_ns=None if dense is None else dense.median,
         subject=subject,
-        busy=times_are_invalid(phase) or _was_loaded(run, entry.phase),
+        busy=bool(phase.invalid_times) or _was_loaded(run, entry.phase),
     )
 
 

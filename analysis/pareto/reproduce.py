@@ -15,12 +15,12 @@ from prunescope.analysis.pareto.gemm_speedups import speedup_curves
 from prunescope.analysis.pareto.lacking import lacking, missing, skips_rows
 from prunescope.analysis.pipeline import TOOL
 from prunescope.analysis.schema.pareto import Pareto, SweepPoint
+from prunescope.analysis.schema.replay import SpeedupCurve, SpeedupPoint
 from prunescope.analysis.schema.reproduction import (
     ReproducedValue,
     Reproduction,
     SetupDifference,
 )
-from prunescope.analysis.schema.speedup_curve import SpeedupCurve, SpeedupPoint
 from prunescope.taxonomy.keep import ALIGN, ALIGNMENTS, alignment_size, is_just
 from prunescope.taxonomy.paper import (
     ALIGNMENT,
@@ -95,7 +95,7 @@ def reproduce(found: Pareto, of: Paper, replays: Sequence[Replays] = ()) -> Repr
 
 
 def _points(found: Pareto, phase: str | None, *, only: str = "model") -> list[SweepPoint]:
-    """Of whole models, or of one layer, in a phase; null: in any."""
+    """The points of whole models, or of one layer, in a phase; None: in any phase."""
     names = found.phases if phase is None else [phase] if phase in found.phases else []
     return [p for name in names for p in found.phases[name].points if p.only == only]
 
@@ -168,7 +168,7 @@ def _end(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
 
 
 def _dense_step(one: PublishedValue, found: Pareto) -> SweepPoint | None:
-    """Of the closest setting, the result whose dense step takes the median time."""
+    """The result of the closest setting whose dense step takes the median time."""
     every = [p for p in _points(found, one.phase) if p.categories and p.ledger.get("dense")]
     points = sorted(_closest(every, one), key=lambda p: p.ledger["dense"])
     return points[(len(points) - 1) // 2] if points else None
@@ -231,7 +231,7 @@ def _perplexity(value: ReproducedValue, one: PublishedValue, found: Pareto) -> N
 
 
 def _tasks(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
-    """Of models that were trained; the tasks are those of the sweep."""
+    """Fill in the change over tasks, those of the sweep, of a model that was trained."""
     for point in (p for p in _of_family(_points(found, None), one) if _is_plain(p)):
         change = None if point.loss is None else point.loss.tasks_absolute
         if point.recovery is not None and isinstance(change, float | int):

@@ -43,8 +43,8 @@ class AllocateRequest:
     device: Annotated[
         str | None,
         Option(
-            help="Device whose times are predicted, by its name in `prunescope devices` (no torch "
-            "device); without it, give --from-run.",
+            help="Device whose times are predicted, by its name in `prunescope devices` (not cuda "
+            "or cpu); without it, give --from-run.",
             metavar="NAME",
             complete="devices",
         ),
@@ -95,8 +95,8 @@ class AllocateRequest:
     low_rank: Annotated[
         bool,
         Option(
-            help="Matrices of a layer may also be stored as two of a low rank each; without it, "
-            "heads, channels and whole layers alone, which every engine can load."
+            help="Also allow low rank: each matrix of a layer becomes two smaller ones. Without "
+            "it, only heads, channels and whole layers are removed, which every engine can load."
         ),
     ] = False
     text: Annotated[

@@ -30,7 +30,7 @@ class Term:
 
 
 TERMS = (
-    Term("achievable", "the best GEMM and the best stream stay below the data sheet"),
+    Term("achievable", "the best GEMM and the best copy reach less than the data sheet's peaks"),
     Term("tile_wave", "a GEMM computes whole tiles in whole waves: the best of a few tiles"),
     Term("sparse_kernel", "2:4 kernels run below twice the dense rate"),
     Term("gathered", "kernels on rows chosen at run time run below the rate of contiguous rows"),
@@ -39,7 +39,7 @@ TERMS = (
     Term("kernel", "each kernel ramps up and down"),
     Term("launch", "the device idles between kernels"),
     Term("added", "kernels that only pruning needs: gather, scatter, layout, estimator, cache"),
-    Term("exchange", "devices that share a layer sum its outputs; stages hand theirs on"),
+    Term("exchange", "all-reduces of tensor parallelism, sends between pipeline stages"),
     Term(
         "engine", "an engine works between steps; a prefill takes at least the engine's host time"
     ),
@@ -141,7 +141,7 @@ TABLE: dict[str, Constant] = {
         "arXiv 2408.11743: about 0.9 from 1,024 rows on, A10", (A100,)),
     "allreduce_ns": Constant(
         10000, 5000, 30000, "ns a sublayer", "exchange",
-        "devices that share a layer, or hand on to a next stage, synchronise before any byte "
+        "devices that share a layer, or send to the next stage, synchronise before any byte "
         "moves",
         "a guess: no published measurement is used", ()),
     "engine_step_ns": Constant(

@@ -2,7 +2,7 @@
 
 In: a side and the names of the active terms. Out: ns a forward. Beside the kernels of its ops a
 forward has added kernels, which only pruning needs; an eager forward has host dispatches and the
-traffic of unfused modules; tensor parallelism has sums over devices. What a cost needs to know of a
+traffic of unfused modules; tensor parallelism has all-reduces. What a cost needs to know of a
 family it reads from the ops (sparse, gathered, estimated, added): no family is known by name here.
 """
 
@@ -33,14 +33,14 @@ class CostEstimate:
     """The costs of a forward before constants and terms.
 
     Counts are kernels, bytes and host ops a forward. The three dicts keep totals for the constants
-    and terms of earlier calls, which a grid repeats for its dense side.
+    and terms of earlier calls, which several sparsities repeat for the dense side.
     """
 
     setting: Setting
     ops: tuple[Op, ...]
     op_costs: tuple[OpCost, ...]
     kernels: float
-    adds_up: bool  # whether any GEMM may be cut along K, and a kernel adds up its parts
+    adds_up: bool  # whether any GEMM may use split-K, whose partial sums a kernel adds up
     added_kernels: float
     added_bytes: AddedBytes
     eager_bytes: float
@@ -117,7 +117,7 @@ class CostEstimate:
         return max(layers * most, layers * least + ends, host) + handing
 
     def handing_ns(self, c: Constants) -> float:
-        """ns in which a stage hands its rows to the next one."""
+        """ns in which a stage sends its rows to the next one."""
         return c.allreduce_ns + self.handed_on / link_byte_per_s(self.setting.device) * 1e9
 
     def waits_share(self, c: Constants, active: frozenset[str]) -> float:
@@ -173,8 +173,8 @@ class CostEstimate:
         return self.added_bytes.ns(c, r.stream_byte_per_s) + self.added_kernels * r.start * 1e9
 
     def _exchange_ns(self, c: Constants) -> float:
-        """A ring sums B bytes in 2(n-1)/n · B at the rate of a link; N stages hand on N-1
-        times."""
+        """A ring all-reduce of B bytes moves 2(n-1)/n · B at the rate of a link; N stages send
+        N-1 times."""
         n = max(self.setting.tp, self.setting.ep)
         link = link_byte_per_s(self.setting.device)
         between = self.setting.pp - 1

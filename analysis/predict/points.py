@@ -19,6 +19,7 @@ from prunescope.taxonomy.arguments import number
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.method_names import is_function
+from prunescope.taxonomy.option import options_of
 from prunescope.taxonomy.plan import FORWARD
 from prunescope.taxonomy.run import Run
 from prunescope.taxonomy.shape import ModelShape
@@ -153,33 +154,10 @@ _DEFAULT = PredictRequest()
 def check_options(request: PredictRequest) -> None:
     """Raise PrunescopeError for an option that would be ignored, or contradicts another."""
     given = {
-        "--method": request.method is not None,
-        "--pruned-model": request.pruned_model is not None,
-        "--sparsity": request.sparsity is not None,
-        "--set": bool(request.knobs),
-        "--phase": request.phase != _DEFAULT.phase,
-        "--batch": request.batch != _DEFAULT.batch,
-        "--prompt-len": request.prompt_len != _DEFAULT.prompt_len,
-        "--context": request.context is not None,
-        "--out": request.curves,
-        "--new-tokens": request.new_tokens is not None,
-        "--pruned-batch": request.pruned_batch is not None,
-        "--chunk": request.chunk is not None,
-        "--tp": request.tp != 1,
-        "--pp": request.pp != 1,
-        "--ep": request.ep != 1,
-        "--launch": request.launch is not None,
-        "--runtime": request.runtime is not None,
-        "--attn": request.attn != _DEFAULT.attn,
-        "--host-us-per-op": request.host_us_per_op is not None,
-        "--weights": request.weights is not None,
-        "--extra-ms": request.extra_ms != 0,
-        "--depth": request.depth != 0,
-        "--workload": request.workload is not None,
-        "--losses": request.losses is not None,
-        "--loss": request.loss is not None,
-        "--rank": request.rank,
+        one.flags[0]: getattr(request, one.name) != one.default
+        for one in options_of(PredictRequest)
     }
+    given["--out"] = request.curves
 
     def refuse(names: Iterable[str], why: str, hint: str = "remove one of them") -> None:
         for name in names:

@@ -11,7 +11,6 @@ from typing import Any
 
 from prunescope.analysis.predict.answers import predicted_answer
 from prunescope.analysis.predict.break_even import Speedups
-from prunescope.analysis.predict.command_line import command_of, options_of_request
 from prunescope.analysis.predict.phase import predict_phase
 from prunescope.analysis.predict.points import (
     check_knobs,
@@ -21,7 +20,7 @@ from prunescope.analysis.predict.points import (
     of_one_pass,
     sparsities,
 )
-from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.request import PredictRequest, command_of, options_of_request
 from prunescope.analysis.predict.setting import (
     Setting,
     assumptions,

@@ -53,8 +53,8 @@ class Differences:
         return sum(share for share, _ in self.reshaped)
 
     def weighted_share(self, power: float) -> float:
-        """That share, divided by the waves of each kernel to `power`: what a library's choice of a
-        tile costs is a part of one wave, and averages out over several."""
+        """The share above, divided by the waves of each kernel to `power`: what a library's choice
+        of a tile costs is a part of one wave, and averages out over several."""
         return sum(share / math.pow(waves, power) for share, waves in self.reshaped)
 
 

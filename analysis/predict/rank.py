@@ -20,10 +20,9 @@ from prunescope.analysis.predict.answers import (
     prompt_of,
     speed_of,
 )
-from prunescope.analysis.predict.command_line import command_of, options_of_request
 from prunescope.analysis.predict.losses import SweepLosses, read_losses
 from prunescope.analysis.predict.points import check_knobs, check_options, of_one_pass, sparsities
-from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.request import PredictRequest, command_of, options_of_request
 from prunescope.analysis.predict.setting import (
     Setting,
     resolve,

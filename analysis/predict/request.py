@@ -1,12 +1,14 @@
-"""What `prunescope predict` is asked for: every option, written once.
+"""What `prunescope predict` is asked for: every option, written once, and the command line that
+asks for the same answer again.
 
 Inert, and light: the command line imports it.
 """
 
-from collections.abc import Collection, Sequence
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from prunescope.taxonomy.option import (
     MOST,
@@ -14,10 +16,12 @@ from prunescope.taxonomy.option import (
     Batch,
     Knobs,
     Logits,
+    NamedOption,
     Option,
     Peaks,
     PromptLen,
     fill_missing,
+    options_of,
 )
 
 WorkloadName = Literal["chat", "rag", "batch", "long", "agent"]
@@ -48,8 +52,8 @@ class PredictRequest:
     device: Annotated[
         str | None,
         Option(
-            help="Device to predict for, by its name in `prunescope devices` (no torch device) or "
-            "in nvidia-smi; without it, give --peak and --bandwidth.",
+            help="Device to predict for, by its name in `prunescope devices` or in nvidia-smi "
+            "(not cuda or cpu); without it, give --peak and --bandwidth.",
             metavar="NAME",
             complete="devices",
         ),
@@ -121,8 +125,8 @@ class PredictRequest:
     runtime: Annotated[
         Literal["hf", "vllm", "sglang", "trtllm"] | None,
         Option(
-            help="Serving engine whose host work, graphs, number formats and latent attention "
-            "count; without it, the kernels alone, as transformers runs them."
+            help="Serving engine to predict: its host work, CUDA graphs, number formats and latent "
+            "attention count; without it, the kernels alone, as transformers runs them."
         ),
     ] = None
     host_us_per_op: Annotated[
@@ -143,8 +147,8 @@ class PredictRequest:
     depth: Annotated[
         float,
         Option(
-            help="Fraction of whole layers that the pruned model lacks in addition to what the "
-            "method removes.",
+            help="Fraction of the layers that is removed whole, in addition to what the method "
+            "removes.",
             metavar="D",
         ),
     ] = 0.0
@@ -243,8 +247,8 @@ class PredictRequest:
     ep: Annotated[
         int,
         Option(
-            help="Number of devices over which whole experts are split (expert parallelism): those "
-            "of --tp; with --tp 1: data-parallel attention.",
+            help="Number of devices that the experts are divided among, each expert whole (expert "
+            "parallelism): the devices of --tp; with --tp 1, attention is data-parallel.",
             unit="devices",
             least=1,
         ),
@@ -253,7 +257,7 @@ class PredictRequest:
         str | None,
         Option(
             help="How often each expert is chosen: a JSON file of counts by layer, a run, or "
-            "zipf:EXPONENT; without it, all as often.",
+            "zipf:EXPONENT; without it, all equally often.",
             metavar="FILE|RUN|zipf:A",
         ),
     ] = None
@@ -274,3 +278,48 @@ class PredictRequest:
     def many(self) -> bool:
         """Whether several methods are asked for, so that a knob need not be one of each."""
         return bool(self.method) and not (isinstance(self.method, str) and "," not in self.method)
+
+
+def options_of_request(request: PredictRequest) -> dict[str, Any]:
+    """Every option by its name in Python, given or not."""
+    return {one.name: _plain(getattr(request, one.name)) for one in options_of(PredictRequest)}
+
+
+def command_of(request: PredictRequest) -> str:
+    """The command line of a request: the options that differ from their defaults."""
+    words = ["prunescope", "predict"]
+    for option in options_of(PredictRequest):
+        value = getattr(request, option.name)
+        if value != option.default:
+            words += _words(option, value)
+    return shlex.join(words)
+
+
+def _words(option: NamedOption, value: Any) -> Iterator[str]:
+    flag = option.flags[0]
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from (flag, f"{key}={_text(one)}")
+    elif value is True:
+        yield flag
+    elif isinstance(value, str | Path | int | float):
+        yield from (flag, _text(value))
+    elif option.option.typed == list[str] and option.name != "method":  # repeatable
+        for one in value:
+            yield from (flag, _text(one))
+    else:
+        yield from (flag, ",".join(_text(one) for one in value))
+
+
+def _text(value: Any) -> str:
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    return [_plain(one) for one in value]

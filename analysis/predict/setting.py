@@ -485,7 +485,7 @@ def routing_of_model(given: str, shape: ModelShape) -> Routing:
 
 
 def _experts_by_layer(shape: ModelShape) -> list[int]:
-    """Of the layers that have experts."""
+    """The number of experts of each layer that has some."""
     if not shape.layer_shapes:
         return [shape.experts] * shape.moe_layers
     return [layer.experts for layer in shape.layer_shapes if layer.experts]

@@ -61,8 +61,8 @@ def _figure(plan: PlanOfLayers) -> Figure:
 
 
 def _kept(axes: Axes, layers: list[KeptLayer]) -> None:
-    """The share of its channels and KV heads that each layer keeps, or of the numbers of matrices
-    of low rank."""
+    """The share of its channels and KV heads that each layer keeps, or of the parameters of its
+    matrices where these have a low rank."""
     numbers = [one.layer for one in layers]
     for name, lowrank, colour, label, shift in (
         ("channels", "mlp_lowrank", _CHANNELS, "MLP channels", -0.2),

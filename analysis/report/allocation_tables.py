@@ -1,7 +1,7 @@
-"""What `allocate` prints: in, a plan; out, a rich renderable.
+"""What `allocate` prints: in, a plan; out, a Sheet.
 
-The target and what is expected of it, what each layer keeps and gives up, the frontier, and how far
-losses add.
+The target and the expected speedup, what each layer keeps and saves, the frontier of targets and
+losses, and how well losses add up.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FRONTIER = 8  # points shown
 
 
 def plan_sheet(plan: PlanOfLayers, where: str, *, model: str) -> Sheet:
-    """The tables of a plan, written to `where`; `model`: as it was asked for."""
+    """The tables of a plan, written to `where`; `model`: as the user named it."""
     command = shlex.join(["prunescope", "trace", "--model", model, "--method", where])
     written = Line(f"Written to {where}; {command} measures it")
     return Sheet([*_answer(plan), _layers(plan), *_frontier(plan), *_checks(plan), written])
@@ -135,8 +135,8 @@ def _frontier(plan: PlanOfLayers) -> Iterator[Table]:
 def _checks(plan: PlanOfLayers) -> Iterator[Line]:
     if plan.has_ranks:
         yield Line(
-            "low rank P %: each matrix is stored as two, which together have P % of its numbers; "
-            "serving engines load no such layers"
+            "low rank P %: each matrix is stored as two, which together have P % of its "
+            "parameters; serving engines load no such layers"
         )
     if plan.additivity is not None and plan.additivity.pairs:
         yield Line(_additivity(plan.additivity))
@@ -145,7 +145,7 @@ def _checks(plan: PlanOfLayers) -> Iterator[Line]:
 
 
 def _additivity(found: Additivity) -> str:
-    text = f"how well losses add: {found.pairs} pairs of removals, measured together against sums"
+    text = f"additivity of losses: {found.pairs} pairs of removals measured together, against sums"
     if found.correlation is not None:
         text += f", correlation {found.correlation:.2f}"
     if found.worst_error is not None:

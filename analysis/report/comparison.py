@@ -5,10 +5,6 @@ Times are of one step, ledger rows are shares of the dense wall; – is unknown,
 
 from __future__ import annotations
 
-import base64
-import csv
-import hashlib
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,12 +14,12 @@ from typing import Any
 import msgspec
 
 from prunescope.analysis.report import escape, numbers
-from prunescope.analysis.report.html import SCRIPT, TEMPLATES, templates
+from prunescope.analysis.report.html import rendered_page
 from prunescope.analysis.report.latex import check_prefix, head, tabular
 from prunescope.analysis.report.ledger_view import LADDER, LEDGER, NOT_EXPLAINED, TOTALS
 from prunescope.analysis.report.markdown import table_lines
 from prunescope.analysis.report.sheet import Line, Sheet
-from prunescope.analysis.report.view import Cell, Column, Table
+from prunescope.analysis.report.view import Cell, Column, Columns, Table, number, table_of
 from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats, write_files
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, to_json
 
@@ -97,18 +93,14 @@ def comparison_table(comparison: Comparison) -> Table:
     and no cache: columns of which no row has anything are left out."""
     rows = comparison.rows
     columns = _columns(rows)
-    has_marks = not all(row.is_evidence for row in rows)
-    (timed,) = (column.title for column in columns if column.title in _TIMES)
-    moved = tuple(LEDGER[row][0] for row in _moved(rows))
+    (timed,) = (column.title for column, _ in columns if column.title in _TIMES)
     about_times = "; ".join([*_what_steps_are(rows), _MEDIANS])
+    has_marks = not all(row.is_evidence for row in rows)
     about_rows = f"{_NOTES[0]}; {_CAVEAT}" if has_marks else _NOTES[0]
-    needs = {about_times: (timed,), _NOTES[0]: moved}
     failed = [f"{one.run} has no row: {one.why}" for one in comparison.failed]
-    cells = [
-        [_cells(row)[column.title if column.title != timed else _TIMES[0]] for column in columns]
-        for row in rows
-    ]
-    return Table("comparison", _TITLE, columns, cells, [about_times, about_rows, *failed], needs)
+    table = table_of("comparison", _TITLE, rows, columns, [about_times, about_rows, *failed])
+    moved = tuple(LEDGER[row][0] for row in _moved(rows))
+    return replace(table, needs={about_times: (timed,), _NOTES[0]: moved})
 
 
 def _moved(rows: Sequence[ComparisonRow]) -> list[str]:
@@ -124,96 +116,86 @@ def _what_steps_are(rows: Sequence[ComparisonRow]) -> Iterator[str]:
     yield from (text for kind, text in _STEP.items() if kind in passes)
 
 
-def _columns(rows: Sequence[ComparisonRow]) -> list[Column]:
+def _columns(rows: Sequence[ComparisonRow]) -> Columns[ComparisonRow]:
     passes = [row for row in rows if row.pass_kind]
     decodes = len(passes) < len(rows) or not rows
+    has_items = any(row.items_per_s is not None for row in rows)
+    has_tokens = decodes or any(row.tokens_per_s is not None for row in rows)
     encodes = any(row.items_per_s is None and row.prompt_len is not None for row in passes)
     timed = _TIMES[0] if not passes else _TIMES[1] if decodes else _TIMES[2]
-    maybe = [
-        (decodes, Column("prompt", numeric=True, drop=4)),
-        (encodes, Column(_TOKENS, numeric=True, drop=4)),
-        (decodes, Column("context", numeric=True, drop=19)),
-    ]
-    rates = [
-        (
-            decodes or any(row.tokens_per_s is not None for row in rows),
-            Column("tokens/s", numeric=True, drop=7),
+    every: list[tuple[bool, Column, Callable[[ComparisonRow], Cell | str]]] = [
+        (True, Column("run"), lambda row: row.run),
+        (True, Column("model", drop=20), lambda row: row.model or numbers.UNKNOWN),
+        (True, Column("method", drop=3), _method),
+        (True, number("nominal s"), lambda row: _share(row.sparsity.get("nominal"))),
+        (True, number("FLOPs removed", drop=5), lambda row: _share(row.sparsity.get("flop"))),
+        (True, Column("phase"), lambda row: row.phase),
+        (True, number("B"), lambda row: _count(row.batch)),
+        (decodes, number("prompt", drop=4), lambda row: _count(_of_decoder(row, row.prompt_len))),
+        (encodes, number(_TOKENS, drop=4), lambda row: _count(_item_tokens(row))),
+        (decodes, number("context", drop=19), lambda row: _count(_of_decoder(row, row.context))),
+        *(
+            (True, number(LADDER[key][0], drop=drop), partial(_ratio, key=key))
+            for key, drop in _DROP.items()
         ),
-        (
-            any(row.items_per_s is not None for row in rows),
-            Column("items/s", numeric=True, drop=7),
+        (True, number("95 %", drop=1), _interval),
+        *(
+            (True, number(LEDGER[name][0], drop=10 + i), partial(_ledger, name=name))
+            for i, name in enumerate(_moved(rows))
         ),
+        (True, number(timed, drop=6), _time),
+        (has_tokens, number("tokens/s", drop=7), _both("tokens_per_s", numbers.rate)),
+        (has_items, number("items/s", drop=7), _both("items_per_s", numbers.rate)),
+        (True, number("weights", drop=16), _both("weight_bytes", numbers.size)),
+        (decodes, number("KV cache", drop=17), _both("kv_bytes", numbers.size)),
+        (True, number("peak memory", drop=18), _both("peak_memory_bytes", numbers.size)),
     ]
-    return [
-        Column("run", flexible=False),
-        Column("model", drop=20),
-        Column("method", drop=3),
-        Column("nominal s", numeric=True),
-        Column("FLOPs removed", numeric=True, drop=5),
-        Column("phase"),
-        Column("B", numeric=True),
-        *(column for is_there, column in maybe if is_there),
-        *(Column(LADDER[key][0], numeric=True, drop=drop) for key, drop in _DROP.items()),
-        Column("95 %", numeric=True, drop=1),
-        *(Column(LEDGER[row][0], numeric=True, drop=10 + i) for i, row in enumerate(_moved(rows))),
-        Column(timed, numeric=True, drop=6),
-        *(column for is_there, column in rates if is_there),
-        Column("weights", numeric=True, drop=16),
-        *([Column("KV cache", numeric=True, drop=17)] if decodes else []),
-        Column("peak memory", numeric=True, drop=18),
-    ]
+    return [(column, shown) for is_there, column, shown in every if is_there]
 
 
 _DROP = {"nominal": 15, "flop": 9, "coverage": 8, "roofline": 2, "busy": 14, "realised": 0}
 
 
-def _cells(row: ComparisonRow) -> dict[str, Cell]:
-    """By the title of its column."""
-    ladder = row.ladder
-    values = {key: getattr(ladder, key) if ladder else None for key in LADDER}
-    ci95 = ladder.realised_ci95 if ladder else None
-    method = row.method or (row.family and f"({row.family})") or numbers.UNKNOWN
-    mark = {} if row.is_evidence else {"realised": " ?"}
-    profiled = " p" if row.timed == "profiled" else ""
-    tokens = row.prompt_len if row.items_per_s is None else None
-    return {
-        "run": Cell(row.run),
-        "model": Cell(row.model or numbers.UNKNOWN),
-        "method": Cell(method),
-        "nominal s": _share(row.sparsity.get("nominal")),
-        "FLOPs removed": _share(row.sparsity.get("flop")),
-        "phase": Cell(row.phase),
-        "B": _count(row.batch),
-        "prompt": _count(None if row.pass_kind else row.prompt_len),
-        _TOKENS: _count(tokens if row.pass_kind else None),
-        "context": _count(None if row.pass_kind else row.context),
-        **{
-            LADDER[key][0]: Cell(numbers.ratio(value) + mark.get(key, ""), value)
-            for key, value in values.items()
-        },
-        "95 %": Cell(
-            f"[{ci95[0]:.2f}, {ci95[1]:.2f}]" if ci95 else numbers.UNKNOWN,
-            ci95[0] if ci95 else None,
-        ),
-        **{LEDGER[name][0]: _ledger(row, name) for name in ROWS},
-        _TIMES[0]: Cell(
-            _both(row.dense_wall_ns, row.wall_ns, numbers.time) + profiled, row.wall_ns
-        ),
-        "tokens/s": Cell(
-            _both(row.dense_tokens_per_s, row.tokens_per_s, numbers.rate), row.tokens_per_s
-        ),
-        "items/s": Cell(
-            _both(row.dense_items_per_s, row.items_per_s, numbers.rate), row.items_per_s
-        ),
-        "weights": Cell(
-            _both(row.dense_weight_bytes, row.weight_bytes, numbers.size), row.weight_bytes
-        ),
-        "KV cache": Cell(_both(row.dense_kv_bytes, row.kv_bytes, numbers.size), row.kv_bytes),
-        "peak memory": Cell(
-            _both(row.dense_peak_memory_bytes, row.peak_memory_bytes, numbers.size),
-            row.peak_memory_bytes,
-        ),
-    }
+def _method(row: ComparisonRow) -> str:
+    return row.method or (row.family and f"({row.family})") or numbers.UNKNOWN
+
+
+def _of_decoder(row: ComparisonRow, size: int | None) -> int | None:
+    return None if row.pass_kind else size
+
+
+def _item_tokens(row: ComparisonRow) -> int | None:
+    return row.prompt_len if row.pass_kind and row.items_per_s is None else None
+
+
+def _ratio(row: ComparisonRow, key: str) -> Cell:
+    value = getattr(row.ladder, key) if row.ladder else None
+    mark = " ?" if key == "realised" and not row.is_evidence else ""
+    return Cell(numbers.ratio(value) + mark, value)
+
+
+def _interval(row: ComparisonRow) -> Cell:
+    ci95 = row.ladder.realised_ci95 if row.ladder else None
+    if not ci95:
+        return Cell(numbers.UNKNOWN)
+    return Cell(f"[{ci95[0]:.2f}, {ci95[1]:.2f}]", ci95[0])
+
+
+def _time(row: ComparisonRow) -> Cell:
+    cell = _both("wall_ns", numbers.time)(row)
+    return replace(cell, text=cell.text + " p" * (row.timed == "profiled"))
+
+
+def _both(name: str, form: Callable[[Any], str]) -> Callable[[ComparisonRow], Cell]:
+    """`dense → pruned` of a quantity that both sides have."""
+
+    def shown(row: ComparisonRow) -> Cell:
+        dense, now = getattr(row, f"dense_{name}"), getattr(row, name)
+        if now is None:
+            return Cell(numbers.UNKNOWN)
+        return Cell(form(now) if dense is None else f"{form(dense)} → {form(now)}", now)
+
+    return shown
 
 
 def _share(value: float | None) -> Cell:
@@ -222,12 +204,6 @@ def _share(value: float | None) -> Cell:
 
 def _count(value: int | None) -> Cell:
     return Cell(numbers.UNKNOWN if value is None else str(value), value)
-
-
-def _both(dense: float | None, now: float | None, form: Any) -> str:
-    if now is None:
-        return numbers.UNKNOWN
-    return form(now) if dense is None else f"{form(dense)} → {form(now)}"
 
 
 def _ledger(row: ComparisonRow, name: str) -> Cell:
@@ -289,17 +265,9 @@ def render_latex(comparison: Comparison, *, label_prefix: str = "") -> str:
 
 def render_csv(comparison: Comparison) -> str:
     """Raw values (ns, bytes, ratios), one line for each run and phase; empty is unknown."""
-    out = io.StringIO()
-    writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     flat = [dict(_flat(row)) for row in comparison.rows]
     head = list(dict.fromkeys(key for row in flat for key in row))
-    writer.writerow(head)
-    for row in flat:
-        values = (row.get(key) for key in head)
-        writer.writerow(
-            [escape.cell(v) if isinstance(v, str) else "" if v is None else v for v in values]
-        )
-    return out.getvalue()
+    return escape.csv_text(head, (map(row.get, head) for row in flat))
 
 
 def _flat(row: ComparisonRow) -> Iterator[tuple[str, Any]]:
@@ -340,18 +308,14 @@ def render_html(comparison: Comparison) -> str:
 
 
 def _page(comparison: Comparison, svg: bytes | None) -> str:
-    env = templates()
-    script = (TEMPLATES / SCRIPT).read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     figure = "" if svg is None else svg.decode().partition("<svg")[2]
-    return env.get_template("comparison.html.j2").render(
+    return rendered_page(
+        "comparison.html.j2",
         title="Comparison",
         warnings=comparison_warnings(comparison),
         table=comparison_table(comparison),
         figure=f"<svg{figure}" if figure else "",
         tool=comparison.tool,
-        script=script,
-        digest=digest,
     )
 
 

@@ -17,7 +17,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from prunescope.analysis.report import evidence
-from prunescope.analysis.report.figure_style import drawing, ground, no_evidence, saved_as
+from prunescope.analysis.report.figure_style import (
+    CURVE_MARKERS,
+    CURVES,
+    drawing,
+    ground,
+    no_evidence,
+    saved_as,
+)
 from prunescope.analysis.report.ledger_view import LEDGER, is_visible
 from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow
@@ -31,8 +38,6 @@ _LABEL = 44  # letters left of the bars
 _LEGEND_LETTERS, _MARK = 88, 4  # above them, a mark being as wide as so many
 _BESIDE = 48  # letters right of the curves
 _PROMISED = "#DDDDDD"
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = "osD^vP*"
 # Other strokes than those of what is no evidence (evidence.HATCHES).
 _ROWS = {
     "coverage": ("#E69F00", ""),
@@ -146,7 +151,7 @@ def _left_out(
 
 def _curve_of(axes: Axes, i: int, label: str, points: list[tuple[float, ComparisonRow]]) -> None:
     points = sorted(points, key=lambda p: p[0])
-    colour, marker = _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]
+    colour, marker = CURVES[i % len(CURVES)], CURVE_MARKERS[i % len(CURVE_MARKERS)]
     ladders = [(x, row.ladder) for x, row in points if row.ladder is not None]
     axes.plot(
         [x for x, _ in ladders],
@@ -156,7 +161,7 @@ def _curve_of(axes: Axes, i: int, label: str, points: list[tuple[float, Comparis
         markersize=3,
         linewidth=0.9,
         label=label,
-        linestyle="-" if i < len(_COLOURS) else "--",
+        linestyle="-" if i < len(CURVES) else "--",
     )
     for x, ladder in ladders:
         if ladder.realised_ci95:

@@ -6,8 +6,11 @@ HTML is escaped by jinja2's autoescape; it needs `clean` only.
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import unicodedata
+from collections.abc import Iterable
 
 # Control and format characters, lone surrogates, private use and line or paragraph separators:
 # terminals obey them, bidirectional ones reorder the text around them.
@@ -118,6 +121,20 @@ def cell(text: str) -> str:
     """Text for a spreadsheet cell: one that would start a formula gets an apostrophe in front."""
     plain = clean(text)
     return f"'{plain}" if _FORMULA.match(text) or _FORMULA.match(plain) else plain
+
+
+def csv_text(head: Iterable[str], rows: Iterable[Iterable[object]], *, quoted: bool = True) -> str:
+    """CSV of a table whose strings do nothing in a spreadsheet; None is an empty cell. `quoted`:
+    every string is quoted, so that no other separator of a spreadsheet splits one into cells."""
+    out = io.StringIO()
+    writer = csv.writer(
+        out, quoting=csv.QUOTE_NONNUMERIC if quoted else csv.QUOTE_MINIMAL, lineterminator="\n"
+    )
+    writer.writerow(head)
+    writer.writerows(
+        [cell(v) if isinstance(v, str) else "" if v is None else v for v in row] for row in rows
+    )
+    return out.getvalue()
 
 
 def ascii_only(text: str) -> str:

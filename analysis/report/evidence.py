@@ -1,7 +1,8 @@
-"""Why times or losses that a picture shows are no evidence, and the hatch that says so.
+"""Why times or losses that are shown are no evidence, and the hatch or mark that says so.
 
 In: a Phase, a row of a Comparison or a point of a sweep. Out: the reasons, the gravest first; empty
 where there is none. Every figure hatches what it shows by the first, and its legend names it.
+Tables and figures mark points that are simulated or do the dense work behind their names.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from prunescope.analysis.schema.report import (
     CUT_OFF,
     MEASURED,
     NOT_VALID,
-    Ladder,
     Phase,
 )
 from prunescope.taxonomy.run_quality import RANDOM_IDS
@@ -42,6 +42,8 @@ HATCHES = {
 
 # The same strokes in HTML, by the names of their classes.
 STROKES = {"xxxx": "crossed", "||||": "upright", "oo": "dotted", "----": "level"}
+SIMULATED, ZEROS = "*", "†"
+MARKS = {SIMULATED: "simulated", ZEROS: "zeros or nothing: the dense work"}
 
 
 def of_phase(phase: Phase) -> list[str]:
@@ -102,7 +104,7 @@ def of_row(row: ComparisonRow) -> list[str]:
     reasons += [NOT_COMPARABLE] * (not row.comparable)
     reasons += [NOT_VALID_TIMING] * (NOT_VALID in row.critical)
     reasons += [RANDOM_IDS] * (row.token_ids == RANDOM_IDS)
-    return reasons + _without_interval(row.ladder)
+    return reasons + [NO_INTERVAL] * (row.ladder is not None and row.ladder.realised_ci95 is None)
 
 
 def of_point(point: SweepPoint) -> list[str]:
@@ -136,5 +138,13 @@ def _further(group: list[list[str]]) -> Iterable[str]:
             yield reason if all(having) else f"some {reason}"
 
 
-def _without_interval(ladder: Ladder | None) -> list[str]:
-    return [NO_INTERVAL] if ladder is not None and ladder.realised_ci95 is None else []
+def marks_of_point(point: SweepPoint) -> str:
+    """`*` of a simulated point, `†` of one that does the dense work."""
+    return SIMULATED * (point.simulated is not None) + ZEROS * point.removed_nothing
+
+
+def marked(name: str, *points: SweepPoint) -> str:
+    """A name with the marks of its points, each once."""
+    found = "".join(map(marks_of_point, points))
+    marks = "".join(mark for mark in MARKS if mark in found)
+    return f"{name} {marks}" if marks else name

@@ -7,7 +7,7 @@ Okabe-Ito colours, hatches for grey, Type 42 fonts.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from prunescope.analysis.report import evidence
+from prunescope.analysis.schema.pareto import SweepPoint
 from prunescope.taxonomy.uninterrupted import uninterrupted
 
 WIDTH = 3.35  # inches: one column of a two-column page
@@ -38,6 +39,9 @@ _METADATA: dict[str, dict[str, str | None]] = {
 }
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 MARKERS = "osD^"
+CURVES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+CURVE_MARKERS = "osD^vP*"
+_FAMILY_MARKERS = "osD^vP*X<>hpd8"
 THIN = 0.6
 EDGE: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.4}  # of bars and their keys
 _LETTER_WIDTH, _MARK_WIDTH = 0.05, 0.33  # inches in a legend
@@ -144,6 +148,14 @@ def wrapped_legend(figure: Figure, handles: list[Any], columns: int) -> None:
     legend(figure, handles, max(1, min(columns, int(WIDTH / widest))))
 
 
+def looks_of(labels: Iterable[str], colours: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each label, in the order in which they first come."""
+    return {
+        label: (colours[i % len(colours)], _FAMILY_MARKERS[i % len(_FAMILY_MARKERS)])
+        for i, label in enumerate(dict.fromkeys(labels))
+    }
+
+
 def hatch_of(reasons: list[str]) -> str:
     """The hatch of the gravest reason why times are no evidence; empty without one."""
     return evidence.HATCHES[reasons[0]] if reasons else ""
@@ -163,3 +175,15 @@ def no_evidence(reasons: list[str], label: str) -> Patch:
     """The entry of a legend for what stands on such ground."""
     look = {**ground(reasons), "edgecolor": "black", "linewidth": 0.4}
     return Rectangle((0, 0), 0, 0, label=label, **look)  # without extent, where it is in the axes
+
+
+def reason_patches(points: Iterable[SweepPoint], mark: str = "") -> list[Patch]:
+    """Why points are no evidence, as entries of a legend."""
+    reasons = evidence.first_reasons(map(evidence.of_point, points))
+    return [no_evidence([reason], f"{mark}{reason}") for reason in reasons]
+
+
+def shade(axes: Axes, at: float, point: SweepPoint) -> None:
+    """The ground behind a bar that is no evidence."""
+    if reasons := evidence.of_point(point):
+        axes.axvspan(at - 0.5, at + 0.5, zorder=-1, **ground(reasons))

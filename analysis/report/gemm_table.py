@@ -7,12 +7,12 @@ over the merged rows are those of the report.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
 from prunescope.analysis.report import numbers
-from prunescope.analysis.report.view import Cell, Column, Table
+from prunescope.analysis.report.view import Cell, Column, Columns, Table, number, table_of
 from prunescope.analysis.schema.report import BESIDE, GemmRow, KernelRow, Phase, clock
 
 _WIDTHS = ("none", "N", "K", "NK", "heads")
@@ -338,41 +338,34 @@ def _concurrent_note(rows: Sequence[GemmRow | KernelRow], unit: numbers.Scale) -
 def kernel_table(kernels: list[KernelRow], busy_ns: float, *, top: int | None = None) -> Table:
     """Kernels by name, largest first."""
     unit = numbers.scale(k.busy_ns for k in kernels)
-    columns = [
-        Column("kernel", flexible=True),
-        Column("kind"),
-        Column("role", drop=2),
-        Column("count", numeric=True, drop=1),
-        Column("time", unit.unit, numeric=True),
-        Column("of busy", numeric=True),
-        Column("bound", drop=4),
-        Column("efficiency", numeric=True, drop=5),
+
+    def of_busy(ns: float) -> str:
+        return numbers.percent(numbers.share_of(ns, busy_ns))
+
+    columns: Columns[KernelRow] = [
+        (Column("kernel", flexible=True), lambda k: Cell(k.name, code=True)),
+        (Column("kind"), lambda k: f"{k.kind}{'‖' * (_is_concurrent(k) and not _is_hidden(k))}"),
+        (Column("role", drop=2), lambda k: k.role),
+        (number("count", drop=1), lambda k: Cell(numbers.count(k.count), k.count)),
+        (number("time", unit.unit), lambda k: _time(k, unit)),
+        (number("of busy"), lambda k: Cell(of_busy(k.busy_ns), k.busy_ns)),
+        (Column("bound", drop=4), lambda k: k.bound or numbers.UNKNOWN),
+        (number("efficiency", drop=5), _of_bound),
     ]
-    rows = [
-        [
-            Cell(k.name, code=True),
-            Cell(f"{k.kind}{'‖' * (_is_concurrent(k) and not _is_hidden(k))}"),
-            Cell(k.role),
-            Cell(numbers.count(k.count), k.count),
-            _time(k, unit),
-            Cell(numbers.percent(numbers.share_of(k.busy_ns, busy_ns)), k.busy_ns),
-            Cell(k.bound or numbers.UNKNOWN),
-            _of_bound(k),
-        ]
-        for k in kernels[:top]
-    ]
-    rest = busy_ns - sum(k.busy_ns for k in kernels[:top])
+    shown = kernels[:top]
+    rest = busy_ns - sum(k.busy_ns for k in shown)
     is_much = rest > _SHOWN * busy_ns  # a report holds the largest rows alone, a table fewer
-    under = _hidden_note(unit, kernels[len(rows) :])
+    under = _hidden_note(unit, kernels[len(shown) :])
     notes = []
     if is_much or under:
-        share = numbers.percent(numbers.share_of(rest, busy_ns))
-        time = f", together {unit.text(rest)} {unit.unit} ({share} of busy)," if is_much else ""
+        busy = of_busy(rest)
+        time = f", together {unit.text(rest)} {unit.unit} ({busy} of busy)," if is_much else ""
         notes.append(f"smaller rows{time} are not shown{under}")
-    if concurrent := [k for k in kernels[:top] if _is_concurrent(k) and not _is_hidden(k)]:
+    if concurrent := [k for k in shown if _is_concurrent(k) and not _is_hidden(k)]:
         notes.append(_concurrent_note(concurrent, unit))
-    if any(map(_is_above, kernels[:top])):
+    if any(map(_is_above, shown)):
         notes.append(_ABOVE)
-    if any(_is_hidden(k) for k in kernels[:top]):
+    if any(map(_is_hidden, shown)):
         notes.append("(ran …): hidden under other kernels, none of it counts")
-    return Table("kernels", "Kernels by name", columns, rows, notes, {_ABOVE: ("efficiency",)})
+    table = table_of("kernels", "Kernels by name", shown, columns, notes)
+    return replace(table, needs={_ABOVE: ("efficiency",)})

@@ -8,7 +8,6 @@ import base64
 import hashlib
 import html
 import re
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,44 +23,23 @@ from prunescope.analysis.report import (
     titles,
 )
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.overview import overview
-from prunescope.analysis.report.phase_tables import Extent, phase_tables
+from prunescope.analysis.report.phase_tables import Extent, overview, phase_tables
 from prunescope.analysis.report.summary import in_reading_order, outcome_and_reasons, waits_for
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.report.view import Table
-from prunescope.analysis.schema.report import MEASURED, Finding, Phase, Report
+from prunescope.analysis.schema.report import Finding, Phase, Report
 
-TEMPLATES = Path(__file__).parent / "templates"
-SCRIPT = "sort.js.html"
+_TEMPLATES = Path(__file__).parent / "templates"
 _CODE = re.compile(r"`([^`]+)`")
 _OPTION = re.compile(r"(?<!\S)--[\w-]+")  # browsers break lines between its hyphens
 _EXTENT = Extent(kernels=300, kernel_names=True, without=frozenset({"ladder", "ledger"}))
 
 
-@dataclass(frozen=True, slots=True)
-class _LadderRow:
-    """A bound of the ladder: width of its bar and ends of its interval, 0..100."""
-
-    label: str
-    meaning: str
-    text: str
-    interval: str  # empty: the bound is arithmetic
-    share: str
-    width: float
-    low: float | None = None  # None: no whisker is seen
-    high: float | None = None
-    is_measured: bool = False
-    caveats: str = ""  # why it is no evidence, and the class of its strokes
-    strokes: str = ""
-
-
 def render_html(report: Report) -> str:
     """The whole report, tables in full (kernels: the first 300 names), light and dark."""
-    env = templates()
-    script = (TEMPLATES / SCRIPT).read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     slugs = phase_slugs(report)
-    return env.get_template("report.html.j2").render(
+    return rendered_page(
+        "report.html.j2",
         title=titles.title(report),
         against=titles.against(report),
         device=titles.device(report),
@@ -73,9 +51,14 @@ def render_html(report: Report) -> str:
             phase_view(name, slugs[name], phase, waits_for(phase, report.phases))
             for name, phase in in_reading_order(report.phases).items()
         ],
-        script=script,
-        digest=digest,
     )
+
+
+def rendered_page(template: str, **values: Any) -> str:
+    """A self-contained page, with the script that sorts its tables and the digest of that."""
+    script = (_TEMPLATES / "sort.js.html").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return templates().get_template(template).render(script=script, digest=digest, **values)
 
 
 @cache
@@ -83,7 +66,7 @@ def templates() -> jinja2.Environment:
     """The templates, compiled once (0.1 s): they escape every string, and refuse a name that is
     not there."""
     env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=spelled_out,
@@ -119,13 +102,9 @@ def spelled_out(value: Any) -> Any:
 def phase_view(name: str, slug: str, phase: Phase, late: Finding | None = None) -> dict[str, Any]:
     """Template variables of one phase: sentences, bounds, ledger and tables. `late`: the finding
     on the rank that this one waits for."""
-    bounds, one = _ladder_rows(phase)
+    rows = ledger_view.ladder_rows(phase)
+    bounds, one = _bars(rows)
     outcome, reasons = outcome_and_reasons(phase, late)
-    named = evidence.with_further_reasons(
-        why
-        for bound, why in evidence.of_bounds(phase).items()
-        if getattr(phase.ladder, bound) is not None
-    )
     return {
         "name": titles.heading(name, phase),
         "slug": slug,
@@ -136,10 +115,12 @@ def phase_view(name: str, slug: str, phase: Phase, late: Finding | None = None) 
             {"severity": f.severity, "text": sentences.finding(f), "evidence": f.evidence}
             for f in phase.findings
         ],
-        "caveats": [(_strokes([reason]), words) for reason, words in named.items()],
+        "caveats": [
+            (_strokes([why]), text) for why, text in ledger_view.ladder_caveats(rows).items()
+        ],
         "ladder_notes": ledger_view.ladder_notes(phase),
         "bounds": bounds,
-        "spans": any("[" in bound.interval for bound in bounds),
+        "spans": any("[" in row.interval for row in rows),
         "one": one,
         "ledger": _ledger(phase),
         "tables": list(phase_tables(phase, _EXTENT)),
@@ -152,36 +133,26 @@ def _strokes(caveats: list[str]) -> str:
     return evidence.STROKES[evidence.HATCHES[caveats[0]]] if caveats else ""
 
 
-def _ladder_rows(phase: Phase) -> tuple[list[_LadderRow], float]:
-    """The bounds, and where 1× lies on their bars (0..100)."""
-    ladder = phase.ladder
-    if ladder is None:
-        return [], 0.0
-    shown = ledger_view.shown_bounds(ladder)
-    values = {name: getattr(ladder, name) for name in shown}
-    spans = {name: ledger_view.readable_bound_interval(ladder, name) for name in values}
-    ends = [v for v in values.values() if v is not None]
-    ends += [end for ci95 in spans.values() for end in ci95 or ()]
-    full = 100 / (1.04 * max(1.0, *ends))
-    bounds, shares, unsure = [], ledger_view.realised_shares(phase), evidence.of_bounds(phase)
-    for name, (label, meaning) in shown.items():
-        value, ci95 = values[name], spans[name]
-        seen = ci95 if ledger_view.is_visible(ci95, 100 / full) else None
-        low, high = seen or (None, None)
+def _bars(rows: list[ledger_view.LadderRow]) -> tuple[list[dict[str, Any]], float]:
+    """The ladder with width of a bar and ends of an interval (None: no whisker is seen), 0..100;
+    and where 1× lies on the bars."""
+    ends = [end for row in rows for end in (row.value, *(row.ci95 or ())) if end is not None]
+    full = 100 / (1.04 * max([1.0, *ends]))
+    bounds = []
+    for row in rows:
+        seen = row.ci95 if ledger_view.is_visible(row.ci95, 100 / full) else None
+        low, high = (full * end for end in seen) if seen else (None, None)
         bounds.append(
-            _LadderRow(
-                label=label,
-                meaning=meaning,
-                text=numbers.ratio(value),
-                interval=ledger_view.interval_span(ladder, name),
-                share=numbers.percent(shares.get(name), decimals=0),
-                width=full * (value or 0.0),
-                low=None if low is None else full * low,
-                high=None if high is None else full * high,
-                is_measured=name in MEASURED,
-                caveats=", ".join(unsure[name]),
-                strokes=_strokes(unsure[name]),
-            )
+            {
+                "row": row,
+                "text": numbers.ratio(row.value),
+                "share": numbers.percent(row.share, decimals=0),
+                "width": full * (row.value or 0.0),
+                "low": low,
+                "high": high,
+                "caveats": ", ".join(row.reasons),
+                "strokes": _strokes(row.reasons),
+            }
         )
     return bounds, full
 

@@ -98,7 +98,7 @@ def _snippets(report: Report, prefix: str) -> dict[str, str]:
 
 
 def _subject(report: Report, name: str) -> str:
-    """Of which model and method, in which phase, on which device."""
+    """Model, method, phase and device, for a caption."""
     device = titles.named(report.device.get("name")) or titles.named(report.subject.get("device"))
     facts = (short(fact, _LONGEST_FACT) for fact in facts_of(report, name))
     return ", ".join(filter(None, [*facts, device]))

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from msgspec import UNSET
 
 from prunescope.analysis.report import evidence, numbers
-from prunescope.analysis.report.view import Cell, Column, Table
+from prunescope.analysis.report.view import Cell, Column, Columns, Table, number, table_of
 from prunescope.analysis.schema.report import (
     ARITHMETIC,
+    MEASURED,
     Ladder,
     LedgerPart,
     OverheadPart,
@@ -70,6 +71,11 @@ _INSTEAD = {
     ),
     "bytes": ("bytes", "dense bytes ÷ pruned bytes of a step, at this batch"),
 }
+
+
+def label_of(row: Row) -> str:
+    """The name of a row of the ledger to readers."""
+    return LEDGER.get(row.row, (row.row, ""))[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +181,52 @@ def shown_bounds(ladder: Ladder) -> dict[str, tuple[str, str]]:
     return out
 
 
-def readable_bound_interval(ladder: Ladder, name: str) -> list[float] | None:
-    """The interval of a bound; None where it is too wide: an end beyond ten times the bound."""
-    ci95, value = ladder.interval_of(name), getattr(ladder, name)
-    return ci95 if ci95 and value and ci95[1] <= _FAR * value else None
+@dataclass(frozen=True, slots=True)
+class LadderRow:
+    """A bound of the ladder, or a measured ratio, as every format shows it. `ci95`: None where it
+    is too wide, with an end beyond ten times the bound; `share`: of it that was realised;
+    `reasons`: why it is no evidence."""
+
+    key: str
+    label: str
+    meaning: str
+    value: float | None
+    ci95: list[float] | None
+    share: float | None
+    reasons: list[str]
+
+    @property
+    def interval(self) -> str:
+        """The interval as text; empty for a bound that is arithmetic."""
+        return "" if self.key in ARITHMETIC else numbers.ratios(self.ci95)
+
+    @property
+    def low(self) -> float | None:
+        """The lower end of the interval."""
+        return self.ci95[0] if self.ci95 else None
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether it is no bound."""
+        return self.key in MEASURED
+
+
+def ladder_rows(phase: Phase) -> list[LadderRow]:
+    """The ladder in order; empty without one."""
+    ladder = phase.ladder
+    if ladder is None:
+        return []
+    shares, reasons, found = realised_shares(phase), evidence.of_bounds(phase), []
+    for key, (label, meaning) in shown_bounds(ladder).items():
+        value, ci95 = getattr(ladder, key), ladder.interval_of(key)
+        shown = ci95 if ci95 and value and ci95[1] <= _FAR * value else None
+        found.append(LadderRow(key, label, meaning, value, shown, shares.get(key), reasons[key]))
+    return found
+
+
+def ladder_caveats(rows: Iterable[LadderRow]) -> dict[str, str]:
+    """Why some of them are no evidence, with the words of a legend."""
+    return evidence.with_further_reasons(row.reasons for row in rows if row.value is not None)
 
 
 def _interval(row: Row | LedgerPart, rows: list[Row]) -> Cell:
@@ -194,9 +242,8 @@ def _ledger_cells(row: Row, rows: list[Row]) -> list[Cell]:
     colour = tone(row) if signed else ""
     is_nothing = signed and share is not None and abs(share) < _NOTHING
     part = None if is_nothing else largest(row)
-    label = LEDGER.get(row.row, (row.row, ""))[0]
     return [
-        Cell(label, tone=colour),
+        Cell(label_of(row), tone=colour),
         Cell(unit.text(row.ns, signed=signed), row.ns, tone=colour),
         Cell(numbers.percent(share, signed=signed), share, tone=colour),
         _interval(row, rows),
@@ -251,15 +298,12 @@ def ledger_notes(rows: list[Row], *, decodes: bool = True) -> list[str]:
     """Which rows are no evidence, and what is unknown. `decodes`: the model may decode tokens; a
     config tells the shapes of no other."""
     changes = (row for row in rows if row.row not in TOTALS and row.row != "promised")
-    quiet = [
-        LEDGER.get(row.row, (row.row, ""))[0]
-        for row in changes
-        if row.ns and not is_beyond_noise(row)
-    ]
+    quiet = [label_of(row) for row in changes if row.ns and not is_beyond_noise(row)]
     explained = all(row.row != NOT_EXPLAINED for row in rows)
     config = OF_A_CONFIG * decodes
     why = WITHOUT_PEAKS if explained else WITHOUT_SHAPES.format(config=config)
-    notes = [f"{', '.join(_unknown(rows))}: {why}"] if _unknown(rows) else []
+    unknown = [label_of(row) for row in rows if row.ns is None]
+    notes = [f"{', '.join(unknown)}: {why}"] if unknown else []
     why = "no evidence (inside twice the noise, or an interval that includes 0)"
     notes += [f"{why}: {', '.join(quiet)}"] if quiet else []
     if any(row.row in NO_NOISE and row.noise_ns == 0 for row in rows):
@@ -274,77 +318,50 @@ def interval_notes(rows: list[Row]) -> list[str]:
     return [TOO_WIDE] * any(row.ci95 and readable_interval(row, rows) is None for row in rows)
 
 
-def _unknown(rows: list[Row]) -> list[str]:
-    """Rows that need shapes or peaks, where none are known."""
-    return [LEDGER.get(row.row, (row.row, ""))[0] for row in rows if row.ns is None]
-
-
 def parts_table(phase: Phase) -> Table | None:
     """Every part of every ledger row, largest first within its row."""
     rows = phase.ledger or []
     if not any(row.parts for row in rows):
         return None
     unit = ledger_scale(rows)
-    cells = [
-        [
-            Cell(LEDGER.get(row.row, (row.row, ""))[0]),
-            Cell(part.name),
-            Cell(part.role or numbers.UNKNOWN),
-            Cell(part.cls or numbers.UNKNOWN),
-            Cell(unit.text(part.ns, signed=True), part.ns, tone=_part_tone(part)),
-            _interval(part, rows),
-            Cell("; ".join(part.evidence), code=bool(part.evidence)),
-        ]
-        for row in rows
-        for part in sorted(row.parts, key=lambda p: -abs(p.ns))
-    ]
-    columns = [
-        Column("row"),
-        Column("part"),
-        Column("role"),
-        Column("class"),
-        Column("time", unit.unit, numeric=True),
-        Column("95 % interval", unit.unit, numeric=True),
-        Column("evidence", flexible=True, folds=True),
-    ]
-    return without_unknown(Table("parts", "Parts of the ledger", columns, cells))
+    parts = [(row, part) for row in rows for part in sorted(row.parts, key=lambda p: -abs(p.ns))]
 
+    def time(part: LedgerPart) -> Cell:
+        is_quiet = not part.ns or not is_beyond_noise(part)
+        colour = "quiet" if is_quiet else "loss" if part.ns > 0 else "gain"
+        return Cell(unit.text(part.ns, signed=True), part.ns, tone=colour)
 
-def _part_tone(part: LedgerPart) -> str:
-    if not part.ns or not is_beyond_noise(part):
-        return "quiet"
-    return "loss" if part.ns > 0 else "gain"
+    columns: Columns[tuple[Row, LedgerPart]] = [
+        (Column("row"), lambda one: label_of(one[0])),
+        (Column("part"), lambda one: one[1].name),
+        (Column("role"), lambda one: one[1].role or numbers.UNKNOWN),
+        (Column("class"), lambda one: one[1].cls or numbers.UNKNOWN),
+        (number("time", unit.unit), lambda one: time(one[1])),
+        (number("95 % interval", unit.unit), lambda one: _interval(one[1], rows)),
+        (
+            Column("evidence", flexible=True, folds=True),
+            lambda one: Cell("; ".join(one[1].evidence), code=bool(one[1].evidence)),
+        ),
+    ]
+    return without_unknown(table_of("parts", "Parts of the ledger", parts, columns))
 
 
 def ladder_table(phase: Phase) -> Table | None:
     """The bounds of the ladder with their intervals and the share of each that was realised."""
-    ladder = phase.ladder
-    if ladder is None:
+    rows = ladder_rows(phase)
+    if not rows:
         return None
-    shares = realised_shares(phase)
-    marks = evidence.of_bounds(phase)
-    rows = [
-        [
-            Cell(label),
-            Cell(marked(value := getattr(ladder, name), marks[name]), value),
-            _ladder_interval(ladder, name),
-            Cell(numbers.percent(shares.get(name)), shares.get(name)),
-            Cell(assumption),
-        ]
-        for name, (label, assumption) in shown_bounds(ladder).items()
+    columns: Columns[LadderRow] = [
+        (Column("bound or measured ratio"), lambda row: row.label),
+        (number("speedup"), lambda row: Cell(marked(row.value, row.reasons), row.value)),
+        (number("95 % interval"), lambda row: Cell(row.interval, row.low)),
+        (number("share realised"), lambda row: Cell(numbers.percent(row.share), row.share)),
+        (Column("meaning", drop=1), lambda row: row.meaning),
     ]
-    columns = [
-        Column("bound or measured ratio"),
-        Column("speedup", numeric=True),
-        Column("95 % interval", numeric=True),
-        Column("share realised", numeric=True),
-        Column("meaning", drop=1),
-    ]
-    every = (why for each in marks.values() for why in each)
-    words = dict.fromkeys(why for why in every if why in evidence.INVALID)
+    words = dict.fromkeys(why for row in rows for why in row.reasons if why in evidence.INVALID)
     notes = [f"? {', '.join(words)}"] if words else []
     notes += ladder_notes(phase)
-    return without_unknown(Table("ladder", "Ladder", columns, rows, notes))
+    return without_unknown(table_of("ladder", "Ladder", rows, columns, notes))
 
 
 def marked(value: float | None, reasons: list[str]) -> str:
@@ -359,8 +376,8 @@ def ladder_notes(phase: Phase) -> list[str]:
     ladder = phase.ladder
     if ladder is None:
         return []
-    known = (name for name in shown_bounds(ladder) if ladder.interval_of(name))
-    notes = [TOO_WIDE] * any(readable_bound_interval(ladder, name) is None for name in known)
+    rows = ladder_rows(phase)
+    notes = [TOO_WIDE] * any(row.ci95 is None and ladder.interval_of(row.key) for row in rows)
     if ladder.realised_ci95 is None and any(row.ci95 for row in phase.ledger or ()):
         notes.append(f"no interval of the speedup: {_why_none(phase)}")
     return notes
@@ -392,13 +409,3 @@ def realised_shares(phase: Phase) -> dict[str, float]:
         if not (two_rates and name in by_flops)
     }
     return {name: share for name, share in found.items() if share is not None}
-
-
-def _ladder_interval(ladder: Ladder, name: str) -> Cell:
-    ci95 = readable_bound_interval(ladder, name)
-    return Cell(interval_span(ladder, name), ci95[0] if ci95 else None)
-
-
-def interval_span(ladder: Ladder, name: str) -> str:
-    """The interval of a bound as text; empty for a bound that is arithmetic."""
-    return "" if name in ARITHMETIC else numbers.ratios(readable_bound_interval(ladder, name))

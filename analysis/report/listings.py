@@ -58,7 +58,7 @@ class KnownDevice(Protocol):
 
     @property
     def byte_per_s(self) -> float | None:
-        """Of its memory."""
+        """Memory bandwidth, bytes/s."""
         ...
 
     @property

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator
 from prunescope.analysis.report import measured, sentences, titles
 from prunescope.analysis.report.escape import markdown as text
 from prunescope.analysis.report.escape import markdown_code
-from prunescope.analysis.report.overview import overview
-from prunescope.analysis.report.phase_tables import Extent, phase_tables
+from prunescope.analysis.report.phase_tables import Extent, overview, phase_tables
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.summary import in_reading_order, outcome_and_reasons, waits_for
 from prunescope.analysis.report.view import Cell, Table

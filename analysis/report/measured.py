@@ -138,7 +138,7 @@ def pairing(phase: Phase) -> str:
 
 
 def closure(phase: Phase) -> str:
-    """That busy + gaps + trailing idle = wall, in whole ns over all kept steps."""
+    """The line of closure: busy + gaps + trailing idle = wall, in whole ns over all kept steps."""
     parts = (phase.busy_ns, phase.gap_ns, phase.tail_ns, phase.wall_ns)
     busy, gap, tail, wall = (round(ns * phase.steps) for ns in parts)
     off = busy + gap + tail - wall
@@ -174,7 +174,7 @@ def _time_base(phase: Phase) -> str:
 
 
 def _scaled(phase: Phase) -> str:
-    """By what findings scale recorded times, where the step is known without the profiler."""
+    """The factor by which findings scale recorded times, if unprofiled times are known."""
     if (scale := phase.time_scale) is None:
         return ""
     if phase.is_slowed:

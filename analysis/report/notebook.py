@@ -12,12 +12,12 @@ from prunescope.analysis.report import gemm_table, numbers, sentences, titles
 from prunescope.analysis.report.comparison import comparison_table, comparison_warnings
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.html import phase_view, templates
-from prunescope.analysis.report.overview import overview
+from prunescope.analysis.report.phase_tables import overview
 from prunescope.analysis.report.sheet import Sheet
 from prunescope.analysis.report.summary import in_reading_order, waits_for
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.schema.comparison import Comparison
-from prunescope.analysis.schema.report import Phase, Report
+from prunescope.analysis.schema.report import NO_SPEEDUP, Phase, Report
 
 _TOP_GEMMS = 12
 
@@ -38,11 +38,11 @@ def _outcome(phase: Phase) -> str:
     if phase.ladder is None:
         return f"{numbers.time(phase.step_time_ns)} a step"
     family = phase.family.id if phase.family else "unknown"
-    if not sentences.is_valid(phase):
+    if phase.invalid_times:
         return f"timing not valid, {family}"
     if not phase.is_speedup:
         return f"not comparable, {family}"
-    if sentences.holds_one(phase):
+    if phase.finding(NO_SPEEDUP):
         return f"no speedup beyond noise, {family}"
     return f"{numbers.ratio(phase.ladder.realised)} realised, {family}"
 

@@ -25,7 +25,7 @@ from prunescope.analysis.report.figure_style import (
     row_axes,
 )
 from prunescope.analysis.report.titles import short
-from prunescope.analysis.schema.report import MEASURED, Phase, Row
+from prunescope.analysis.schema.report import Phase, Row
 
 _UNSURE = "#DDDDDD"  # a bar that is no evidence
 _HATCHES = {"loss": "", "gain": "/////", "quiet": ""}
@@ -33,32 +33,20 @@ _HATCHES = {"loss": "", "gain": "/////", "quiet": ""}
 
 def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
     """The speedup ladder as horizontal bars from 0, with the intervals of bounds that have one."""
-    ladder = phase.ladder
-    if ladder is None:
+    rows = ledger_view.ladder_rows(phase)
+    if not rows:
         return None
-    shown = ledger_view.shown_bounds(ladder)
-    bounds = [(label, getattr(ladder, key)) for key, (label, _) in shown.items()]
-    spans = [ledger_view.readable_bound_interval(ladder, key) for key in shown]
-    unsure = evidence.of_bounds(phase)
-    looks = [(key in MEASURED, unsure[key]) for key in shown]
-    figure, axes = row_axes(len(bounds))
-    ends = [end for ci95 in spans for end in ci95 or ()]
-    top = max([1.0, *(v for _, v in bounds if v is not None), *ends])
-    for i, ((_, value), ci95, (is_measured, reasons)) in enumerate(
-        zip(bounds, spans, looks, strict=True)
-    ):
+    figure, axes = row_axes(len(rows))
+    ends = [end for row in rows for end in row.ci95 or ()]
+    top = max([1.0, *(row.value for row in rows if row.value is not None), *ends])
+    for i, row in enumerate(rows):
+        value = row.value
         if value is not None:
-            axes.barh(
-                i,
-                value,
-                0.68,
-                color=_UNSURE if reasons else REALISED if is_measured else BOUND,
-                hatch=hatch_of(reasons),
-                **EDGE,
-            )
+            colour = _UNSURE if row.reasons else REALISED if row.is_measured else BOUND
+            axes.barh(i, value, 0.68, color=colour, hatch=hatch_of(row.reasons), **EDGE)
         end = value or 0.0
-        if ci95 and ledger_view.is_visible(ci95, 1.2 * top):
-            low, high = ci95
+        if row.ci95 and ledger_view.is_visible(row.ci95, 1.2 * top):
+            low, high = row.ci95
             axes.plot([low, high], [i, i], color="black", linewidth=1.0, marker="|", markersize=4)
             end = max(end, high)
         # The line at 1x would strike through a number that stands on it.
@@ -66,29 +54,20 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
         axes.text(end + 0.02 * top, i, numbers.ratio(value), va="center", zorder=3, bbox=behind)
     axes.axvline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
     axes.set_xlim(0, 1.2 * top)
-    labels(axes, [label for label, _ in bounds])
-    seen = [look for look, (_, value) in zip(looks, bounds, strict=True) if value is not None]
+    labels(axes, [row.label for row in rows])
+    sure = {row.is_measured for row in rows if row.value is not None and not row.reasons}
     marks: list[Any] = [
         Patch(facecolor=colour, **EDGE, label=label)
         for colour, label, kind in ((BOUND, "bound", False), (REALISED, "measured", True))
-        if (kind, []) in seen
+        if kind in sure
     ]
     marks += [
         Patch(facecolor=_UNSURE, hatch=evidence.HATCHES[reason], **EDGE, label=words)
-        for reason, words in evidence.with_further_reasons(why for _, why in seen).items()
+        for reason, words in ledger_view.ladder_caveats(rows).items()
     ]
-    if any(ledger_view.is_visible(ci95, 1.2 * top) for ci95 in spans):
-        marks.append(
-            Line2D(
-                [],
-                [],
-                color="black",
-                linewidth=1.0,
-                marker="|",
-                markersize=4,
-                label="95 % interval",
-            )
-        )
+    if any(ledger_view.is_visible(row.ci95, 1.2 * top) for row in rows):
+        whisker: dict[str, Any] = {"color": "black", "linewidth": 1.0, "markersize": 4}
+        marks.append(Line2D([], [], marker="|", label="95 % interval", **whisker))
     marks.append(
         Line2D([], [], color="black", linewidth=0.6, linestyle=(0, (3, 2)), label="1× (dense)")
     )
@@ -115,7 +94,7 @@ def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
         if i + 1 < len(rows) and row.row != "dense":
             axes.plot([end, end], [i, i + 1], color="black", linewidth=0.4, zorder=0)
         _amount(axes, i, row, unit)
-    labels(axes, [ledger_view.LEDGER.get(row.row, (row.row, ""))[0] for row in rows])
+    labels(axes, [ledger_view.label_of(row) for row in rows])
     axes.text(1.2, -0.85, unit.unit, transform=axes.get_yaxis_transform(), va="center", ha="right")
     left, right = axes.get_xlim()
     marks = _legend(bars, is_whiskered=_is_whiskered(rows, (right - left) * unit.per))

@@ -14,14 +14,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from prunescope.analysis.report import evidence
-from prunescope.analysis.report.figure_style import EDGE, no_evidence
+from prunescope.analysis.report.figure_style import no_evidence, reason_patches, shade
 from prunescope.analysis.report.ledger_view import is_visible
 from prunescope.analysis.report.numbers import percent
 from prunescope.analysis.report.paper_figure import (
     NotDrawn,
     Panel,
     PaperFigure,
-    Value,
+    Row,
+    ends,
     families_of,
     family_label,
     grid_of,
@@ -33,9 +34,9 @@ from prunescope.analysis.report.paper_figure import (
     on_a_page,
     panels,
     patch,
-    reason_patches,
-    shade,
+    points_of,
     slanted,
+    stacked,
     usually_aligned,
     with_marks,
 )
@@ -70,11 +71,11 @@ def overhead(found: Pareto) -> PaperFigure | NotDrawn:
     name, title = "overhead", "Work that a family adds"
     if not shown:
         return NotDrawn(
-            name=name,
-            reason="no family of the sweep adds work to the step",
-            key="add one that decides at run time to `families` (see `prunescope families`)",
+            name,
+            "no family of the sweep adds work to the step",
+            "add one that decides at run time to `families` (see `prunescope families`)",
         )
-    points = [p for panel in shown for p in panel.points]
+    points = points_of(shown)
     return PaperFigure(
         name=name,
         title=title,
@@ -82,22 +83,6 @@ def overhead(found: Pareto) -> PaperFigure | NotDrawn:
         "a share of what the family saves before it. Whiskers: the 95 % interval of the sum, cut "
         "where it leaves the panel."
         f"{mark_words(points)}{not_shown(shown)} {of_sweep(found, points)}",
-        columns=[
-            "phase",
-            "setting",
-            "family",
-            "sparsity",
-            "part",
-            "ns",
-            "of_dense",
-            "of_saved",
-            "sum_ns",
-            "sum_low",
-            "sum_high",
-            "realised",
-            "without",
-            "timing_valid",
-        ],
         rows=[row for panel in shown for p in panel.points for row in _added_rows(panel, p)],
         draw=lambda: _overhead_figure(on_a_page(shown)),
     )
@@ -107,34 +92,29 @@ def _adds(point: SweepPoint) -> bool:
     return point.overhead is not None and bool(point.ledger.get("dense"))
 
 
-def _added_rows(panel: Panel, point: SweepPoint) -> list[list[Value]]:
+def _added_rows(panel: Panel, point: SweepPoint) -> list[Row]:
     added = point.overhead
     assert added is not None
-    low, high = added.added_ci95 or (None, None)
     return [
-        [
-            panel.phase,
-            panel.cell.where,
-            family_label(point),
-            point.sparsity,
-            part.name,
-            part.ns,
-            part.ns / point.ledger["dense"],
-            part.share_of_saved,
-            added.added_ns,
-            low,
-            high,
-            point.realised,
-            added.without,
-            point.timing_valid,
-        ]
+        {
+            **panel.row_of(point),
+            "part": part.name,
+            "ns": part.ns,
+            "of_dense": part.ns / point.ledger["dense"],
+            "of_saved": part.share_of_saved,
+            "sum_ns": added.added_ns,
+            **ends(added.added_ci95, "sum_"),
+            "realised": point.realised,
+            "without": added.without,
+            "timing_valid": point.timing_valid,
+        }
         for part in added.parts
     ]
 
 
 def _overhead_figure(shown: Sequence[Panel]) -> Figure:
     figure, every = grid_of(shown, 2.3)
-    points = [p for panel in shown for p in panel.points]
+    points = points_of(shown)
     looks = _looks(points)
     for axes, panel in zip(every, shown, strict=True):
         tops = [_added_bar(axes, i, point, looks) for i, point in enumerate(panel.points)]
@@ -169,23 +149,13 @@ def _added_bar(axes: Axes, at: int, point: SweepPoint, looks: dict[str, tuple[st
     """A stacked bar; gives its height."""
     added, dense = point.overhead, point.ledger["dense"]
     assert added is not None
-    parts: dict[str, float] = {}
+    parts = dict.fromkeys(looks, 0.0)
     for part in added.parts:
         name = part.name if part.name in looks else _REST
         parts[name] = parts.get(name, 0.0) + 100 * part.ns / dense
-    top = 0.0
-    for name, (colour, hatch) in looks.items():
-        height = parts.get(name, 0.0)
-        axes.bar(
-            at,
-            height,
-            0.66,
-            bottom=top,
-            color=colour,
-            hatch=hatch,
-            **EDGE,
-        )
-        top += height
+    parts = {name: parts[name] for name in looks}
+    stacked(axes, at, parts, looks, 0.66)
+    top = sum(parts.values())
     if added.added_ci95 is not None:
         ends = [100 * end / dense for end in added.added_ci95]
         axes.plot([at + 0.25] * 2, ends, color="black", linewidth=0.8)
@@ -202,12 +172,9 @@ def recovery(found: Pareto) -> PaperFigure | NotDrawn:
     )
     name, title = "recovery", "Frontier before and after recovery"
     if not shown:
-        return NotDrawn(
-            name=name,
-            reason="no pruned model was trained",
-            key="add `recover: steps=100,rank=16` to the sweep",
-        )
-    points = [p for panel in shown for p in panel.points]
+        key = "add `recover: steps=100,rank=16` to the sweep"
+        return NotDrawn(name, "no pruned model was trained", key)
+    points = points_of(shown)
     tokens = max((p.recovery.tokens or 0 for p in points if p.recovery), default=0)
     return PaperFigure(
         name=name,
@@ -217,26 +184,6 @@ def recovery(found: Pareto) -> PaperFigure | NotDrawn:
         f"{_of_losses(points)}"
         "Whiskers: 95 % intervals, those of speedups cut where they leave the panel."
         f"{mark_words(points)}{not_shown(shown)} {of_sweep(found, points)}",
-        columns=[
-            "phase",
-            "setting",
-            "family",
-            "sparsity",
-            "realised",
-            "low",
-            "high",
-            "before_rel",
-            "after_rel",
-            "before_low",
-            "before_high",
-            "after_low",
-            "after_high",
-            "blocks",
-            "frontier_before",
-            "frontier_after",
-            "tokens",
-            "timing_valid",
-        ],
         rows=[row for panel in shown for row in _recovery_rows(panel)],
         draw=lambda: _recovery_figure(on_a_page(shown), on_random_ids=found.subject.on_random_ids),
     )
@@ -284,33 +231,30 @@ def _best(points: Sequence[SweepPoint], loss: Callable[[SweepPoint], float]) -> 
     return best
 
 
-def _recovery_rows(panel: Panel) -> list[list[Value]]:
-    ids = [{p.id for p in _best(panel.points, loss)} for loss in (_before, _after)]
+def _recovery_rows(panel: Panel) -> list[Row]:
+    before, after = ({p.id for p in _best(panel.points, loss)} for loss in (_before, _after))
     return [
-        [
-            panel.phase,
-            panel.cell.where,
-            family_label(p),
-            p.sparsity,
-            p.realised,
-            *(p.realised_ci95 or (None, None)),
-            _trained(p).before_rel,
-            _trained(p).after_rel,
-            *(_trained(p).before_ci95 or (None, None)),
-            *(_trained(p).after_ci95 or (None, None)),
-            _trained(p).blocks,
-            p.id in ids[0],
-            p.id in ids[1],
-            _trained(p).tokens,
-            p.timing_valid,
-        ]
+        {
+            **panel.row_of(p),
+            "realised": p.realised,
+            **ends(p.realised_ci95),
+            "before_rel": _trained(p).before_rel,
+            "after_rel": _trained(p).after_rel,
+            **ends(_trained(p).before_ci95, "before_"),
+            **ends(_trained(p).after_ci95, "after_"),
+            "blocks": _trained(p).blocks,
+            "frontier_before": p.id in before,
+            "frontier_after": p.id in after,
+            "tokens": _trained(p).tokens,
+            "timing_valid": p.timing_valid,
+        }
         for p in panel.points
     ]
 
 
 def _recovery_figure(shown: Sequence[Panel], *, on_random_ids: bool) -> Figure:
     figure, every = grid_of(shown, 2.3)
-    points = [p for panel in shown for p in panel.points]
+    points = points_of(shown)
     looks = looks_of(families_of(points))
     placed = []
     for axes, panel in zip(every, shown, strict=True):
@@ -358,28 +302,10 @@ def _recovery_figure(shown: Sequence[Panel], *, on_random_ids: bool) -> Figure:
         in_legend(with_marks(label, points), colour, marker)
         for label, (colour, marker) in looks.items()
     ]
-    handles += [
-        Line2D(
-            [],
-            [],
-            color="black",
-            marker="o",
-            markersize=5,
-            markerfacecolor="white",
-            linewidth=0.8,
-            linestyle=(0, (3, 2)),
-            label="before training, and its frontier",
-        ),
-        Line2D(
-            [],
-            [],
-            color="black",
-            marker="o",
-            markersize=5,
-            linewidth=0.8,
-            label="after training, and its frontier",
-        ),
-    ]
+    black: dict[str, Any] = {"color": "black", "marker": "o", "markersize": 5, "linewidth": 0.8}
+    before: dict[str, Any] = {**black, "markerfacecolor": "white", "linestyle": (0, (3, 2))}
+    handles.append(Line2D([], [], label="before training, and its frontier", **before))
+    handles.append(Line2D([], [], label="after training, and its frontier", **black))
     handles += reason_patches(points)
     if on_random_ids:
         handles.append(no_evidence([RANDOM_IDS], f"{RANDOM_IDS}: no loss means anything"))

@@ -12,7 +12,13 @@ from matplotlib.lines import Line2D
 
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.figure_style import EDGE, ground, no_evidence
+from prunescope.analysis.report.figure_style import (
+    EDGE,
+    ground,
+    no_evidence,
+    reason_patches,
+    shade,
+)
 from prunescope.analysis.report.ledger_view import is_visible
 from prunescope.analysis.report.numbers import Scale, scale, time
 from prunescope.analysis.report.paper_figure import (
@@ -21,7 +27,8 @@ from prunescope.analysis.report.paper_figure import (
     NotDrawn,
     Panel,
     PaperFigure,
-    Value,
+    Row,
+    ends,
     family_label,
     grid_of,
     mark_words,
@@ -32,9 +39,9 @@ from prunescope.analysis.report.paper_figure import (
     page,
     panels,
     patch,
-    reason_patches,
-    shade,
+    points_of,
     slanted,
+    stacked,
     usually_aligned,
 )
 from prunescope.analysis.report.pareto_figures import legend_below
@@ -50,6 +57,8 @@ _LOOKS = {
 _DARK = ("mlp", "elementwise", "extra")  # with white numbers in them
 _LEAST_SHOWN = 0.06  # of a step: a share that has room for its number
 _GEMM = "gemm"
+_LAYER_LOOKS = {_GEMM: ("#0072B2", ""), **_LOOKS}
+_LAYER_NAMES = {_GEMM: "GEMM, GEMV", **CATEGORIES}
 _MOST_WHISKER = 1.3  # times the highest bar: where an interval leaves the panel
 _ROW = 0.21  # inches
 Spread = tuple[float, float, float]  # of the median result, lowest, highest
@@ -63,51 +72,36 @@ def shares(found: Pareto) -> PaperFigure | NotDrawn:
     name, title = "shares", "Shares of the dense step"
     if known and not shown:
         return NotDrawn(
-            name=name,
-            reason="every result has a share of its dense step outside of 0 to 100 %",
-            key="sweep again with more `steps`, while nothing else runs",
+            name,
+            "every result has a share of its dense step outside of 0 to 100 %",
+            "sweep again with more `steps`, while nothing else runs",
         )
     if not shown:
-        return NotDrawn(
-            name=name,
-            reason="no result has the time of its dense step by category",
-            key="sweep with profiled steps, as `steps: 2`",
-        )
+        reason = "no result has the time of its dense step by category"
+        return NotDrawn(name, reason, "sweep with profiled steps, as `steps: 2`")
     every = [(panel, _shares(panel)) for panel in shown]
     apart = max(high - low for _, of in every for _, low, high in of.values())
-    points = [point for panel in shown for point in panel.points]
     return PaperFigure(
         name=name,
         title=title,
         caption=f"{title} in the categories of arXiv 2606.09080, of the result whose dense step "
         f"takes the median time; results of one setting differ by up to {100 * apart:.1f} points"
-        f"{_widest(shown)}.{_withheld_words(withheld)} {of_sweep(found, points)}",
-        columns=[
-            "phase",
-            "setting",
-            "category",
-            "share",
-            "lowest",
-            "highest",
-            "low",
-            "high",
-            "dense_ns",
-            "n",
-            "timing_valid",
-        ],
+        f"{_widest(shown)}.{_withheld_words(withheld)} {of_sweep(found, points_of(shown))}",
         rows=[
-            [
-                panel.phase,
-                panel.cell.where,
-                category,
-                *spread,
-                *(_interval(panel, category) or (None, None)),
-                _wall(panel),
-                len(_of_dense(panel)),
-                not _reasons(panel),
-            ]
+            {
+                "phase": panel.phase,
+                "setting": panel.cell.where,
+                "category": category,
+                "share": share,
+                "lowest": lowest,
+                "highest": highest,
+                **ends(_interval(panel, category)),
+                "dense_ns": _wall(panel),
+                "n": len(_of_dense(panel)),
+                "timing_valid": not _reasons(panel),
+            }
             for panel, of_panel in every
-            for category, spread in of_panel.items()
+            for category, (share, lowest, highest) in of_panel.items()
         ],
         draw=lambda: _shares_figure(every),
     )
@@ -235,12 +229,9 @@ def layer(found: Pareto) -> PaperFigure | NotDrawn:
     shown = panels(found, _largest, only=LAYER)
     name, title = "layer", "One layer alone"
     if not shown:
-        return NotDrawn(
-            name=name,
-            reason="no result is of one layer alone",
-            key="add `only: [model, layer]` to the sweep",
-        )
-    points = [point for panel in shown for point in panel.points]
+        key = "add `only: [model, layer]` to the sweep"
+        return NotDrawn(name, "no result is of one layer alone", key)
+    points = points_of(shown)
     return PaperFigure(
         name=name,
         title=title,
@@ -250,26 +241,6 @@ def layer(found: Pareto) -> PaperFigure | NotDrawn:
         "highest of all. Whiskers of families: the 95 % interval of the speedup, on the time of "
         f"the layer, cut where it leaves the panel.{_own_words(points)}{_layer_sum_words(points)}"
         f"{mark_words(points)}{not_shown(shown)} {of_sweep(found, points)}",
-        columns=[
-            "phase",
-            "setting",
-            "result",
-            "side",
-            "sparsity",
-            "own_sparsity",
-            "category",
-            "ns",
-            "low",
-            "high",
-            "realised",
-            "realised_low",
-            "realised_high",
-            "closure",
-            "closure_low",
-            "closure_high",
-            "drawn",
-            "timing_valid",
-        ],
         rows=[row for panel in shown for row in _layer_rows(panel)],
         draw=lambda: _layer_figure(on_a_page(shown)),
     )
@@ -332,40 +303,38 @@ def _layer_sum_words(points: Sequence[SweepPoint]) -> str:
     )
 
 
-def _layer_rows(panel: Panel) -> list[list[Value]]:
-    """Of each result its dense layer and its pruned one, by category."""
-    rows: list[list[Value]] = []
+def _layer_rows(panel: Panel) -> list[Row]:
+    """The dense and the pruned layer of each result, by category."""
     median = _median(panel)
-    for point in panel.points:
-        for side in ("dense", "pruned"):
-            rows += _rows_of_side(panel, point, side, drawn=side == "pruned" or point is median)
-    return rows
-
-
-def _rows_of_side(panel: Panel, point: SweepPoint, side: str, *, drawn: bool) -> list[list[Value]]:
-    is_dense = side == "dense"
-    speed: list[Value] = [1.0, None, None]
-    if not is_dense:
-        speed = [point.realised, *(point.realised_ci95 or (None, None))]
-    closure: list[Value] = [None, None, None]
-    if one := (point.closure or {}).get(side):
-        closure = [one.ratio, *(one.ratio_ci95 or (None, None))]
     return [
-        [
-            panel.phase,
-            panel.cell.where,
-            family_label(point),
-            side,
-            None if is_dense else point.sparsity,
-            None if is_dense else point.own_sparsity,
-            one.name,
-            one.dense_ns if is_dense else one.pruned_ns,
-            *((one.dense_ci95 if is_dense else one.pruned_ci95) or (None, None)),
-            *speed,
-            *closure,
-            drawn,
-            point.timing_valid,
-        ]
+        row
+        for point in panel.points
+        for side in ("dense", "pruned")
+        for row in _rows_of_side(panel, point, side, drawn=side == "pruned" or point is median)
+    ]
+
+
+def _rows_of_side(panel: Panel, point: SweepPoint, side: str, *, drawn: bool) -> list[Row]:
+    is_dense = side == "dense"
+    closure = (point.closure or {}).get(side)
+    return [
+        {
+            "phase": panel.phase,
+            "setting": panel.cell.where,
+            "result": family_label(point),
+            "side": side,
+            "sparsity": None if is_dense else point.sparsity,
+            "own_sparsity": None if is_dense else point.own_sparsity,
+            "category": one.name,
+            "ns": one.dense_ns if is_dense else one.pruned_ns,
+            **ends(one.dense_ci95 if is_dense else one.pruned_ci95),
+            "realised": 1.0 if is_dense else point.realised,
+            **ends(None if is_dense else point.realised_ci95, "realised_"),
+            "closure": closure.ratio if closure else None,
+            **ends(closure.ratio_ci95 if closure else None, "closure_"),
+            "drawn": drawn,
+            "timing_valid": point.timing_valid,
+        }
         for one in point.categories
     ]
 
@@ -392,13 +361,13 @@ def _layer_figure(shown: Sequence[Panel]) -> Figure:
         axes.set_ylim(0, _MOST_WHISKER * max(tops) / unit.per)
         slanted(axes, ["dense", *(f"{named(p)}{_here(p)}" for p in panel.points)])
         axes.set_ylabel(f"time of a layer ({unit.unit})")
-    looks = {_GEMM: ("#0072B2", "", "GEMM, GEMV")}
-    looks |= {name: (*_LOOKS[name], CATEGORIES[name]) for name in CATEGORIES}
     handles: list[Any] = [
-        patch(looks[n][0], looks[n][2], looks[n][1]) for n in _ORDER if n in present
+        patch(_LAYER_LOOKS[n][0], _LAYER_NAMES[n], _LAYER_LOOKS[n][1])
+        for n in _ORDER
+        if n in present
     ]
     handles += [Line2D([], [], color="black", linewidth=1.2, label="dense, of the same result")]
-    handles += reason_patches(point for panel in shown for point in panel.points)
+    handles += reason_patches(points_of(shown))
     legend_below(figure, handles, columns=len(handles))
     return figure
 
@@ -412,19 +381,8 @@ def _dense_spread(axes: Axes, panel: Panel, unit: Scale) -> None:
 def _column(axes: Axes, at: int, parts: dict[str, float], unit: Scale, *, clear: float) -> float:
     """A stacked bar, with its height above it; inside of it where a line at `clear` ns lies above,
     so that the number does not read as that of the line. Gives the height in ns."""
-    top = 0.0
-    for name, ns in parts.items():
-        colour, hatch = ("#0072B2", "") if name == _GEMM else _LOOKS[name]
-        axes.bar(
-            at,
-            ns / unit.per,
-            0.7,
-            bottom=top / unit.per,
-            color=colour,
-            hatch=hatch,
-            **EDGE,
-        )
-        top += ns
+    scaled, top = {name: ns / unit.per for name, ns in parts.items()}, sum(parts.values())
+    stacked(axes, at, scaled, _LAYER_LOOKS, 0.7)
     look: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 6}
     if clear > top:
         ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}

@@ -5,7 +5,7 @@ Also what these figures share: which points they show, bars with intervals and v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,40 +15,40 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from prunescope.analysis.report import evidence
-from prunescope.analysis.report.figure_style import EDGE, drawing, ground, no_evidence
-from prunescope.analysis.report.pareto_marks import SIMULATED, ZEROS, marked, marks_of_point
+from prunescope.analysis.report.evidence import MARKS, marked, marks_of_point
+from prunescope.analysis.report.figure_style import EDGE, drawing
+from prunescope.analysis.report.figure_style import looks_of as looks_in
 from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.pareto import Pareto, SweepCell, SweepPoint
 from prunescope.taxonomy.keep import ALIGNMENTS, alignment_size, is_just
 
-Value = str | int | float | bool | None
+Row = dict[str, str | int | float | bool | None]
 PAGE, COLUMN = 7.0, 3.35  # inches: both columns of a page, and one
 MODEL, LAYER = "model", "layer"  # what ran
 ALIGN = "align="
 _USUAL_ALIGNMENT = ("paper", "16")  # what families round to without the knob
 # Okabe-Ito without black, in which whiskers and bounds are drawn, dark and light in turns.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#888888", "#F0E442")
-_MARKERS = "osD^vP*X<>hpd8"
 _LONGEST_TITLE = 64  # characters of the title of a panel
 _LONGEST_NAME = 32  # characters of a family: more leave no room for its panel
 _MOST_PANELS = 8  # four rows of two: a page
-_MARKS = {
-    SIMULATED: f"{SIMULATED} simulated",
-    ZEROS: f"{ZEROS} zeros or nothing: the dense work",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PaperFigure:
-    """A figure. `caption`: what it shows, of what, n and which interval; `columns` and `rows`: the
-    numbers that it draws, for a CSV. `draw` is called within `drawing()`."""
+    """A figure. `caption`: what it shows, of what, n and which interval; `rows`: the numbers that
+    it draws by their names, for a CSV. `draw` is called within `drawing()`."""
 
     name: str
     title: str
     caption: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Value]]
+    rows: Sequence[Row]
     draw: Callable[[], Figure]
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the numbers."""
+        return list(self.rows[0]) if self.rows else []
 
     def plotted(self) -> Figure:
         """The figure in our style."""
@@ -56,7 +56,7 @@ class PaperFigure:
             return self.draw()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class NotDrawn:
     """A figure that the sweep has no data for. `key`: what to add to the sweep, or to run."""
 
@@ -84,6 +84,17 @@ class Panel:
         size, how = _words(self.cell.where)
         own = [word for word in how if word not in self.shared]
         return short(", ".join([self.phase, *size, *own]), _LONGEST_TITLE)
+
+    def row_of(self, point: SweepPoint) -> Row:
+        """How the numbers of a point begin: where it is, its family and sparsity."""
+        where: Row = {"phase": self.phase, "setting": self.cell.where}
+        return {**where, "family": family_label(point), "sparsity": point.sparsity}
+
+
+def ends(ci95: Sequence[float] | None, prefix: str = "") -> Row:
+    """The ends of an interval among the numbers of a point."""
+    low, high = ci95 or (None, None)
+    return {f"{prefix}low": low, f"{prefix}high": high}
 
 
 def _words(where: str) -> tuple[list[str], list[str]]:
@@ -168,12 +179,14 @@ def family_label(point: SweepPoint) -> str:
     return f"{point.family} ({', '.join(words)})" if words else point.family
 
 
-def looks_of(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
+def looks_of(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker of each family, in the order of the sweep."""
-    return {
-        label: (_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)])
-        for i, label in enumerate(labels)
-    }
+    return looks_in(labels, _COLOURS)
+
+
+def points_of(shown: Iterable[Panel]) -> list[SweepPoint]:
+    """The points of all panels."""
+    return [point for panel in shown for point in panel.points]
 
 
 def on_a_page(shown: Sequence[Panel]) -> list[Panel]:
@@ -211,16 +224,25 @@ def patch(colour: str, label: str, hatch: str = "") -> Patch:
     return Patch(facecolor=colour, **EDGE, hatch=hatch, label=label)
 
 
-def reason_patches(points: Iterable[SweepPoint]) -> list[Patch]:
-    """Why points are no evidence, as entries of a legend."""
-    reasons = evidence.first_reasons(map(evidence.of_point, points))
-    return [no_evidence([reason], reason) for reason in reasons]
+def stacked(
+    axes: Axes,
+    at: float,
+    parts: Mapping[str, float],
+    looks: Mapping[str, tuple[str, str]],
+    width: float,
+) -> None:
+    """A bar of parts, one on the other; `looks`: colour and hatch of each."""
+    top = 0.0
+    for name, height in parts.items():
+        colour, hatch = looks[name]
+        axes.bar(at, height, width, bottom=top, color=colour, hatch=hatch, **EDGE)
+        top += height
 
 
 def mark_words(points: Iterable[SweepPoint]) -> str:
     """What the marks behind the names of points mean, for a caption."""
     found = "".join(map(marks_of_point, points))
-    return "".join(f" {words}." for mark, words in _MARKS.items() if mark in found)
+    return "".join(f" {mark} {words}." for mark, words in MARKS.items() if mark in found)
 
 
 def with_marks(family: str, points: Iterable[SweepPoint]) -> str:
@@ -233,12 +255,6 @@ def named(point: SweepPoint) -> str:
     """Family and nominal sparsity, with the marks of the point."""
     share = "" if point.sparsity is None else f" {point.sparsity:g}"
     return marked(f"{short(family_label(point), _LONGEST_NAME)}{share}", point)
-
-
-def shade(axes: Axes, at: float, point: SweepPoint) -> None:
-    """The ground behind a bar that is no evidence."""
-    if reasons := evidence.of_point(point):
-        axes.axvspan(at - 0.5, at + 0.5, zorder=-1, **ground(reasons))
 
 
 def slanted(axes: Axes, names: Sequence[str]) -> None:
@@ -259,17 +275,24 @@ def page(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, li
     return figure, grid.tolist()
 
 
-def grid_of(figure_panels: Sequence[Panel], height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of panels in two columns, or one for a single panel; each with its title."""
-    columns = min(2, len(figure_panels))
-    rows = -(-len(figure_panels) // columns)
-    figure, grid = page(rows, columns, (COLUMN if columns > 1 else 1.3 * COLUMN, height))
+def two_columns(
+    count: int, height: float, widths: tuple[float, float] = (COLUMN, 1.3 * COLUMN)
+) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels in two columns, or of a single one; `widths` of each."""
+    columns = min(2, count)
+    figure, grid = page(-(-count // columns), columns, (widths[columns == 1], height))
     flat = [axes for row in grid for axes in row]
-    for axes, panel in zip(flat, figure_panels, strict=False):
-        axes.set_title(panel.title, loc="left", fontsize=7)
-    for axes in flat[len(figure_panels) :]:
+    for axes in flat[count:]:
         axes.set_visible(False)
-    return figure, flat[: len(figure_panels)]
+    return figure, flat[:count]
+
+
+def grid_of(figure_panels: Sequence[Panel], height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of panels, each with its title."""
+    figure, every = two_columns(len(figure_panels), height)
+    for axes, panel in zip(every, figure_panels, strict=True):
+        axes.set_title(panel.title, loc="left", fontsize=7)
+    return figure, every
 
 
 def of_sweep(found: Pareto, points: Iterable[SweepPoint]) -> str:

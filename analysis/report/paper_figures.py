@@ -6,12 +6,10 @@ caption; paper.tex has all of them, and paper.md too, with what was not plotted 
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from prunescope.analysis.report.escape import cell
+from prunescope.analysis.report.escape import csv_text
 from prunescope.analysis.report.escape import markdown as text
 from prunescope.analysis.report.figure_style import drawing, saved_as
 from prunescope.analysis.report.latex import figure_snippet, head
@@ -22,7 +20,7 @@ from prunescope.analysis.report.paper_gemms import gemm_steps
 from prunescope.analysis.report.paper_speedup import alignments, speedups
 from prunescope.analysis.report.titles import figure_name
 from prunescope.analysis.schema.pareto import Pareto
-from prunescope.analysis.schema.speedup_curve import SpeedupCurve
+from prunescope.analysis.schema.replay import SpeedupCurve
 
 _KIND = "paper"
 
@@ -63,7 +61,8 @@ def paper_files(found: PaperSet, tool: str, endings: Sequence[str]) -> dict[str,
             figure = one.draw()
             for ending, data in saved_as(figure, endings).items():
                 files[figure_name(_KIND, one.name, ending)] = data
-        files[figure_name(_KIND, one.name, "csv")] = _csv(one)
+        numbers = csv_text(one.columns, (row.values() for row in one.rows))
+        files[figure_name(_KIND, one.name, "csv")] = numbers.encode()
         stem = figure_name(_KIND, one.name, "tex").removesuffix(".tex")
         snippet = "\n".join(figure_snippet(stem, one.caption, f"fig:{stem}"))
         files[f"figure-{stem}.tex"] = f"{head(tool)}\n{snippet}".encode()
@@ -91,13 +90,3 @@ def _page(found: PaperSet) -> Iterator[str]:
         yield from (
             f"- {text(one.name)}: {text(one.reason)}; {text(one.key)}" for one in found.missing
         )
-
-
-def _csv(one: PaperFigure) -> bytes:
-    out = io.StringIO()
-    writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    writer.writerow(one.columns)
-    writer.writerows(
-        [cell(v) if isinstance(v, str) else "" if v is None else v for v in row] for row in one.rows
-    )
-    return out.getvalue().encode()

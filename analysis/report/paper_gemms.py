@@ -17,9 +17,15 @@ from matplotlib.lines import Line2D
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figure_style import ground, no_evidence
-from prunescope.analysis.report.paper_figure import COLUMN, NotDrawn, PaperFigure, Value, page
+from prunescope.analysis.report.paper_figure import (
+    NotDrawn,
+    PaperFigure,
+    Row,
+    ends,
+    two_columns,
+)
 from prunescope.analysis.report.pareto_figures import legend_below
-from prunescope.analysis.schema.speedup_curve import SpeedupCurve
+from prunescope.analysis.schema.replay import SpeedupCurve
 
 _MOST = 6  # curves: three rows of two
 _MEASURED, _LAW = "#0072B2", "#D55E00"
@@ -31,9 +37,9 @@ def gemm_steps(curves: Sequence[SpeedupCurve]) -> PaperFigure | NotDrawn:
     name, title = "gemms", "GEMM steps"
     if not curves:
         return NotDrawn(
-            name=name,
-            reason="no GEMM was replayed over N or K",
-            key="run `prunescope gemm RUN` on a run of the sweep, or give --gemm FILE of "
+            name,
+            "no GEMM was replayed over N or K",
+            "run `prunescope gemm RUN` on a run of the sweep, or give --gemm FILE of "
             "`prunescope gemm --m M --n LOW:HIGH:STEP --k K --json FILE`",
         )
     devices = dict.fromkeys(str(one.device) for one in curves)
@@ -49,28 +55,6 @@ def gemm_steps(curves: Sequence[SpeedupCurve]) -> PaperFigure | NotDrawn:
         f"{', '.join(devices)}; {samples} of each size, the ratio of geometric means over "
         "placements of medians; whiskers: its 95 % interval, with the noise of both times, cut "
         f"where it leaves the panel.{_hatched(curves)}",
-        columns=[
-            "role",
-            "phase",
-            "axis",
-            "m",
-            "n",
-            "k",
-            "dtype",
-            "size",
-            "gone",
-            "ns",
-            "low",
-            "high",
-            "speedup",
-            "speedup_low",
-            "speedup_high",
-            "proportional",
-            "roofline_bound",
-            "width",
-            "timing_valid",
-            "disturbed",
-        ],
         rows=[row for one in curves for row in _rows(one)],
         draw=lambda: _figure(curves[:_MOST]),
     )
@@ -88,29 +72,29 @@ def _hatched(curves: Sequence[SpeedupCurve]) -> str:
     return f" Hatched: {count} of {len(curves)} curves, {why}: no evidence." if why else ""
 
 
-def _rows(one: SpeedupCurve) -> list[list[Value]]:
+def _rows(one: SpeedupCurve) -> list[Row]:
     curve, dense = one.curve, one.points[-1]
     return [
-        [
-            curve.role,
-            curve.phase,
-            curve.axis,
-            curve.m,
-            curve.gemm(point.size).n,
-            curve.gemm(point.size).k,
-            curve.dtype,
-            point.size,
-            point.gone,
-            point.ns,
-            *(point.ci95 or (None, None)),
-            point.speedup,
-            *(point.speedup_ci95 or (None, None)),
-            dense.size / point.size,
-            point.roofline,
-            curve.width,
-            one.timing_valid,
-            ", ".join(one.disturbed),
-        ]
+        {
+            "role": curve.role,
+            "phase": curve.phase,
+            "axis": curve.axis,
+            "m": curve.m,
+            "n": curve.gemm(point.size).n,
+            "k": curve.gemm(point.size).k,
+            "dtype": curve.dtype,
+            "size": point.size,
+            "gone": point.gone,
+            "ns": point.ns,
+            **ends(point.ci95),
+            "speedup": point.speedup,
+            **ends(point.speedup_ci95, "speedup_"),
+            "proportional": dense.size / point.size,
+            "roofline_bound": point.roofline,
+            "width": curve.width,
+            "timing_valid": one.timing_valid,
+            "disturbed": ", ".join(one.disturbed),
+        }
         for point in one.points
     ]
 
@@ -120,14 +104,9 @@ def _has_roofline(one: SpeedupCurve) -> bool:
 
 
 def _figure(curves: Sequence[SpeedupCurve]) -> Figure:
-    columns = min(2, len(curves))
-    rows = -(-len(curves) // columns)
-    figure, grid = page(rows, columns, (COLUMN if columns > 1 else 1.3 * COLUMN, 2.1))
-    every = [axes for row in grid for axes in row]
-    for axes, one in zip(every, curves, strict=False):
+    figure, every = two_columns(len(curves), 2.1)
+    for axes, one in zip(every, curves, strict=True):
         _panel(axes, one)
-    for axes in every[len(curves) :]:
-        axes.set_visible(False)
     black: dict[str, Any] = {"color": "black", "linewidth": 0.8}
     handles: list[Any] = [
         Line2D([], [], color=_MEASURED, marker="o", markersize=3, linewidth=0.6, label="measured"),

@@ -13,14 +13,16 @@ from matplotlib.lines import Line2D
 
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
+from prunescope.analysis.report.figure_style import reason_patches
 from prunescope.analysis.report.paper_figure import (
     PAGE,
     NotDrawn,
     Panel,
     PaperFigure,
-    Value,
+    Row,
     alignment,
     bar,
+    ends,
     families_of,
     family_label,
     grid_of,
@@ -29,11 +31,11 @@ from prunescope.analysis.report.paper_figure import (
     not_shown,
     of_sweep,
     on_a_page,
-    page,
     panels,
     patch,
-    reason_patches,
+    points_of,
     size_of,
+    two_columns,
     usually_aligned,
     with_marks,
 )
@@ -43,23 +45,6 @@ from prunescope.taxonomy.keep import is_just
 from prunescope.taxonomy.run_setting import RunSetting
 
 _GROUP = 0.84  # of the distance of two groups of bars
-_COLUMNS = [
-    "phase",
-    "setting",
-    "family",
-    "sparsity",
-    "align",
-    "realised",
-    "low",
-    "high",
-    "nominal",
-    "flop_bound",
-    "coverage_bound",
-    "roofline_bound",
-    "flop_sparsity",
-    "n",
-    "timing_valid",
-]
 _BOUND = Line2D([], [], color="black", linewidth=1.2, label="roofline bound")
 _BAND = 0.94  # of a panel's height that the largest speedup takes
 _MOST_WHISKER = 1.4  # times the largest speedup: where an interval leaves the panel
@@ -93,14 +78,10 @@ class _Strip:
 
 def speedups(found: Pareto) -> Iterator[PaperFigure | NotDrawn]:
     """A figure a sparsity: families over length and over batch, with nominal and bound."""
-    every = [p for panel in panels(found) for p in panel.points]
-    sparsities = sorted({p.sparsity for p in every if p.sparsity is not None})
+    sparsities = sorted({p.sparsity for p in points_of(panels(found)) if p.sparsity is not None})
     if not sparsities:
-        yield NotDrawn(
-            name="speedup",
-            reason="no point has a nominal sparsity",
-            key="give `families` and `sparsities`",
-        )
+        key = "give `families` and `sparsities`"
+        yield NotDrawn("speedup", "no point has a nominal sparsity", key)
     for sparsity in sparsities:
         yield _speedup(found, sparsity)
 
@@ -111,7 +92,7 @@ def _speedup(found: Pareto, sparsity: float) -> PaperFigure:
 
     shown = panels(found, chosen)
     strips = _strips(shown)
-    points = [p for panel in shown for p in panel.points]
+    points = points_of(shown)
     title = f"Speedup at s = {sparsity:g}"
     return PaperFigure(
         name=f"speedup-{sparsity:g}",
@@ -120,7 +101,6 @@ def _speedup(found: Pareto, sparsity: float) -> PaperFigure:
         "(dotted) and roofline bound of each (line at its bar). Whiskers: 95 % intervals"
         f"{_of_draws(points)}, cut where they leave the panel.{mark_words(points)} "
         f"{of_sweep(found, points)}",
-        columns=_COLUMNS,
         rows=[_row(panel, p, sparsity) for panel in shown for p in panel.points],
         draw=lambda: _speedup_figure(strips, sparsity),
     )
@@ -132,25 +112,19 @@ def _of_draws(points: Sequence[SweepPoint]) -> str:
     return f", the hull over {draws} random selections" if draws > 1 else ""
 
 
-def _row(panel: Panel, p: SweepPoint, sparsity: float | None) -> list[Value]:
-    low, high = p.realised_ci95 or (None, None)
-    nominal = None if sparsity is None else 1 / (1 - sparsity)
-    bounds = [p.bounds.get(name) for name in ("flop", "coverage", "roofline")]
-    return [
-        panel.phase,
-        panel.cell.where,
-        family_label(p),
-        sparsity,
-        alignment(p),
-        p.realised,
-        low,
-        high,
-        nominal,
-        *bounds,
-        p.flop_sparsity,
-        max(1, len(p.draws)),
-        p.timing_valid,
-    ]
+def _row(panel: Panel, p: SweepPoint, sparsity: float | None) -> Row:
+    return {
+        **panel.row_of(p),
+        "sparsity": sparsity,
+        "align": alignment(p),
+        "realised": p.realised,
+        **ends(p.realised_ci95),
+        "nominal": None if sparsity is None else 1 / (1 - sparsity),
+        **{f"{name}_bound": p.bounds.get(name) for name in ("flop", "coverage", "roofline")},
+        "flop_sparsity": p.flop_sparsity,
+        "n": max(1, len(p.draws)),
+        "timing_valid": p.timing_valid,
+    }
 
 
 def _strips(shown: Sequence[Panel]) -> list[_Strip]:
@@ -177,14 +151,9 @@ def _speedup_figure(strips: Sequence[_Strip], sparsity: float) -> Figure:
     points = [p for strip in strips for p in strip.points]
     families = families_of(points)
     colours = {name: colour for name, (colour, _) in looks_of(families).items()}
-    columns = min(2, len(strips))
-    rows = -(-len(strips) // columns)
-    figure, grid = page(rows, columns, (PAGE / columns if columns > 1 else 0.75 * PAGE, 1.9))
-    every = [axes for row in grid for axes in row]
-    for axes, strip in zip(every, strips, strict=False):
+    figure, every = two_columns(len(strips), 1.9, (PAGE / 2, 0.75 * PAGE))
+    for axes, strip in zip(every, strips, strict=True):
         _bars(axes, strip, colours, sparsity)
-    for axes in every[len(strips) :]:
-        axes.set_visible(False)
     handles: list[Any] = [patch(colours[name], with_marks(name, points)) for name in families]
     nominal = f"nominal, {1 / (1 - sparsity):.2f}×"
     handles += [_BOUND] if any(p.bounds.get("roofline") for p in points) else []
@@ -232,12 +201,12 @@ def alignments(found: Pareto) -> PaperFigure | NotDrawn:
     name, title = "alignment", "Alignment"
     if not shown:
         return NotDrawn(
-            name=name,
-            reason="no family has points of two alignments at one sparsity",
-            key="add `set: {align: [odd, just-2, just-4, just-8, 16, 128]}` to the sweep",
+            name,
+            "no family has points of two alignments at one sparsity",
+            "add `set: {align: [odd, just-2, just-4, just-8, 16, 128]}` to the sweep",
         )
     same = [_same_models(panel.points) for panel in shown]
-    points = [p for panel in shown for p in panel.points]
+    points = points_of(shown)
     return PaperFigure(
         name=name,
         title=title,
@@ -246,9 +215,8 @@ def alignments(found: Pareto) -> PaperFigure | NotDrawn:
         "the most alignments; its roofline bound dotted. "
         f"Whiskers: 95 % intervals{_of_draws(points)}, cut where they leave the panel."
         f"{_same_words(same)}{mark_words(points)}{not_shown(shown)} {of_sweep(found, points)}",
-        columns=[*_COLUMNS, "same_model_as"],
         rows=[
-            [*_row(panel, p, p.sparsity), ", ".join(_others(p, groups)) or None]
+            _row(panel, p, p.sparsity) | {"same_model_as": ", ".join(_others(p, groups)) or None}
             for panel, groups in zip(shown, same, strict=True)
             for p in panel.points
         ],
@@ -319,7 +287,7 @@ def _order(align: str) -> tuple[int, int]:
 
 def _alignment_figure(shown: Sequence[Panel]) -> Figure:
     figure, every = grid_of(shown, 2.1)
-    points = [p for panel in shown for p in panel.points]
+    points = points_of(shown)
     aligns = sorted({align for p in points if (align := alignment(p))}, key=_order)
     looks = looks_of(families_of(points))
     for axes, panel in zip(every, shown, strict=True):

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Rectangle
 from matplotlib.path import Path
 from matplotlib.text import Annotation
 from matplotlib.textpath import TextPath
@@ -25,9 +25,18 @@ from matplotlib.transforms import Bbox
 
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.figure_style import EDGE, drawing, ground, no_evidence, saved_as
+from prunescope.analysis.report.evidence import MARKS, marked, marks_of_point
+from prunescope.analysis.report.figure_style import (
+    EDGE,
+    drawing,
+    ground,
+    looks_of,
+    no_evidence,
+    reason_patches,
+    saved_as,
+    shade,
+)
 from prunescope.analysis.report.ledger_view import LEDGER, is_visible
-from prunescope.analysis.report.pareto_marks import SIMULATED, ZEROS, marked, marks_of_point
 from prunescope.analysis.report.titles import figure_name
 from prunescope.analysis.schema.pareto import (
     MOST_RATIO,
@@ -50,9 +59,8 @@ _FAMILY_COLOURS = (
     "#009E73",
     "#888888",
 )
-_MARKERS = "osD^vP*X<>hpd8"
 Marks = dict[str, tuple[str, str]]
-_PANEL, _COLUMNS = 3.35, 2  # inches; two columns of a page side by side
+_PANEL, _COLUMNS = 3.35, 2  # inches wide; two columns of a page side by side
 _ROWS = (
     ("coverage", "#D55E00", "/////"),
     ("roofline_shift", "#CC79A7", ""),
@@ -63,8 +71,7 @@ _ROWS = (
     ("not_explained", "#FFFFFF", "++++"),
 )
 _PROMISED = "#DDDDDD"
-Panel = Callable[[Axes, list[SweepPoint], dict[str, tuple[str, str]]], None]
-_PANEL_WIDTH = 3.35  # inches
+Panel = Callable[[Axes, list[SweepPoint], Marks], None]
 # Where a label may stand, in points from its mark, the best place first.
 _PLACES = ((4, 4), (4, -9), (-4, 5), (-4, -10), (9, 0), (-9, 0), (0, 11), (0, -16), (14, 9),
            (-14, -14), (16, -14), (-16, 12), (0, 20), (0, -26), (0, 28), (0, -36))  # fmt: skip
@@ -73,11 +80,7 @@ _Line = tuple[tuple[float, float], tuple[float, float]]
 
 def marks_of(points: Iterable[SweepPoint]) -> Marks:
     """Colour and marker of each label, in the order in which they come."""
-    labels = dict.fromkeys(p.label for p in points)
-    return {
-        label: (_FAMILY_COLOURS[i % len(_FAMILY_COLOURS)], _MARKERS[i % len(_MARKERS)])
-        for i, label in enumerate(labels)
-    }
+    return looks_of((p.label for p in points), _FAMILY_COLOURS)
 
 
 def dot(  # noqa: PLR0913
@@ -134,10 +137,7 @@ def legend_below(figure: Figure, handles: Sequence[Any], *, columns: int) -> int
 def pareto_figures(found: Pareto, *endings: str) -> dict[str, bytes]:
     """File name to bytes: speed-quality of all phases, bound and ledger of each, each plotted once.
     `endings`: png, pdf or svg."""
-    panels: dict[str, Panel] = {
-        "bound": _bound,
-        "ledger": _ledger,
-    }
+    panels: dict[str, Panel] = {"bound": _bound, "ledger": _ledger}
     pictures = {("speed-quality", "all"): frontier_figure(found, *endings)}
     for name, phase in found.phases.items():
         for kind, panel in panels.items():
@@ -169,12 +169,11 @@ def _figure(
         for axes in grid.flat[: len(phase.cells)]:
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
                 by_label.setdefault(label, handle)
-        handles = list(by_label.values())
-        legend_below(figure, handles, columns=2 * columns)
+        legend_below(figure, list(by_label.values()), columns=2 * columns)
         return saved_as(figure, endings)
 
 
-def _bound(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, str]]) -> None:
+def _bound(axes: Axes, points: list[SweepPoint], marks: Marks) -> None:
     """x: the roofline bound, y: what was realised; on the diagonal the bound is reached."""
     low, top = 1.0, 1.0
     for family, (colour, marker) in marks.items():
@@ -200,7 +199,7 @@ def _bound(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, str
     shown = [p for p in points if p.bounds.get("roofline") is not None]
     for note in _mark_notes(shown):
         axes.add_line(note)
-    for patch in _reasons(shown):
+    for patch in reason_patches(shown):
         axes.add_patch(patch)
     ends = [0.95 * low, 1.05 * top]
     line: dict[str, Any] = {"color": "black", "linewidth": 0.6, "linestyle": (0, (3, 2))}
@@ -209,7 +208,7 @@ def _bound(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, str
     axes.set_ylabel("realised (speedup)")
 
 
-def _ledger(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, str]]) -> None:
+def _ledger(axes: Axes, points: list[SweepPoint], marks: Marks) -> None:
     """A bar a family, at its largest sparsity: the promise, then losses up and gains down."""
     bars = [p for p in (_largest(points, family) for family in marks) if p is not None]
     rows = {
@@ -253,9 +252,8 @@ def _ledger(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, st
     for note in _mark_notes(bars):
         axes.add_line(note)
     for i, point in enumerate(bars):
-        if reasons := evidence.of_point(point):
-            axes.axvspan(i - 0.5, i + 0.5, zorder=-1, **ground(reasons))
-    for patch in _reasons(bars):
+        shade(axes, i, point)
+    for patch in reason_patches(bars):
         axes.add_patch(patch)
     axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)), label="dense, measured")
     axes.axhline(0.0, color="black", linewidth=0.6)
@@ -274,8 +272,7 @@ def _label_with_marks(label: str, points: Iterable[SweepPoint]) -> str:
 def _mark_notes(points: Iterable[SweepPoint]) -> list[Line2D]:
     """What the marks in a figure mean, as entries of its legend."""
     found = "".join(map(marks_of_point, points))
-    notes = {SIMULATED: "simulated", ZEROS: "zeros or nothing: the dense work"}
-    return [_written_mark(mark, words) for mark, words in notes.items() if mark in found]
+    return [_written_mark(mark, words) for mark, words in MARKS.items() if mark in found]
 
 
 def _written_mark(mark: str, words: str) -> Line2D:
@@ -285,12 +282,6 @@ def _written_mark(mark: str, words: str) -> Line2D:
     middle = Path(letter.vertices - [(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2], letter.codes)
     look: dict[str, Any] = {"color": "black", "linestyle": "none", "markeredgewidth": 0}
     return Line2D([], [], marker=middle, markersize=5, label=words, **look)
-
-
-def _reasons(points: Iterable[SweepPoint]) -> list[Patch]:
-    """Why points are no evidence, as hatched entries of the legend. They have no extent."""
-    reasons = evidence.first_reasons(map(evidence.of_point, points))
-    return [no_evidence([reason], reason) for reason in reasons]
 
 
 def _largest(points: list[SweepPoint], family: str) -> SweepPoint | None:
@@ -319,10 +310,9 @@ def frontier_figure(found: Pareto, *endings: str, most: float = MOST_RATIO) -> d
 def frontier_plot(found: Pareto, *, most: float = MOST_RATIO) -> Figure:
     """The figure."""
     marks = marks_of(p for phase in found.phases.values() for p in phase.points)
-    where = [c.setting for phase in found.phases.values() for c in phase.cells]
-    rows = sorted(set(where))
+    rows = sorted({c.setting for phase in found.phases.values() for c in phase.cells})
     with drawing():
-        wide, high = _PANEL_WIDTH * max(1, len(found.phases)), 2.4 * len(rows)
+        wide, high = _PANEL * max(1, len(found.phases)), 2.4 * len(rows)
         figure = Figure(figsize=(wide, high), layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.subplots(len(rows), max(1, len(found.phases)), squeeze=False)
@@ -441,7 +431,7 @@ def _frontier_line(axes: Axes, best: Sequence[tuple[float, float]], right: float
 
 
 def say_random_ids(axes: Axes) -> None:
-    """That the losses of a panel mean nothing."""
+    """Mark a panel whose losses mean nothing, because its texts are random token ids."""
     whole = Rectangle((0, 0), 1, 1, transform=axes.transAxes, zorder=-1, **ground([RANDOM_IDS]))
     axes.add_patch(whole)
     axes.set_xlabel(f"{axes.get_xlabel()}\non {RANDOM_IDS}: no loss means anything")
@@ -482,10 +472,7 @@ def _frontier_legend(
         Line2D([], [], color="black", linewidth=0.8, label="frontier: full marks, with their s")
     )
     handles += _mark_notes(points)
-    handles += [
-        no_evidence([reason], f"? {reason}")
-        for reason in evidence.first_reasons(map(evidence.of_point, points))
-    ]
+    handles += reason_patches(points, "? ")
     if on_random_ids:
         handles.append(no_evidence([RANDOM_IDS], f"{RANDOM_IDS}: no loss means anything"))
     return legend_below(figure, handles, columns=4)

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from prunescope.analysis.report.escape import markdown as text
+from prunescope.analysis.report.evidence import SIMULATED, ZEROS, marked
 from prunescope.analysis.report.markdown import table_lines
 from prunescope.analysis.report.numbers import UNKNOWN, loss, percent, ratio, time
-from prunescope.analysis.report.pareto_marks import SIMULATED, ZEROS, marked
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.titles import figure_name
 from prunescope.analysis.report.view import Column, Table, numeric, text_table

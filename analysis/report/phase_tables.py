@@ -1,18 +1,18 @@
 """The tables of a phase, listed once for every format: in, a Phase of the Report; out, Tables.
 
 Both sides, overhead of a dynamic family, busy time by kind and role, nearest good dimensions, host
-time.
+time; and the row of each of many phases (ranks, kinds of iterations) above them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from prunescope.analysis.report import measured, numbers
+from prunescope.analysis.report import evidence, ledger_view, measured, numbers, titles
 from prunescope.analysis.report.gemm_table import gemm_table, kernel_table
 from prunescope.analysis.report.ledger_view import (
     ladder_table,
@@ -22,13 +22,23 @@ from prunescope.analysis.report.ledger_view import (
     without_unknown,
 )
 from prunescope.analysis.report.replay_tables import replay_table
-from prunescope.analysis.report.view import Cell, Column, Table
-from prunescope.analysis.schema.anatomy import Good, Shape
+from prunescope.analysis.report.summary import FEW_PHASES, first_to_read
+from prunescope.analysis.report.view import (
+    Cell,
+    Column,
+    Columns,
+    Table,
+    number,
+    numeric,
+    table_of,
+    text_table,
+)
+from prunescope.analysis.schema.anatomy import Good, HostTime, Shape
 from prunescope.analysis.schema.report import (
+    LATE_RANK,
     Overhead,
     OverheadPart,
     Phase,
-    Row,
 )
 from prunescope.analysis.schema.sides import Unprofiled
 
@@ -210,16 +220,23 @@ def overhead_table(phase: Phase, *, brief: bool = False) -> Table | None:
         return None
     shown = [part for part in found.parts if not brief or part.ns]
     unit = numbers.scale([part.ns for part in shown] + [found.added_ns])
-    columns = [
-        Column("part"),
-        Column("time", unit.unit, numeric=True),
-        Column("of dense step", numeric=True),
-        Column("95 % interval", unit.unit, numeric=True, drop=1),
-        Column("what", drop=2),
-        Column("largest part", flexible=True, drop=3, folds=True),
-    ]
     ledger = phase.ledger or []
-    rows = [_overhead_row(part, unit, ledger) for part in shown]
+
+    def interval(part: OverheadPart) -> Cell:
+        ci95 = readable_interval(part, ledger)
+        return Cell(unit.interval(ci95), ci95[0] if ci95 else None)
+
+    columns: Columns[OverheadPart] = [
+        (Column("part"), lambda part: part.name),
+        (number("time", unit.unit), lambda part: Cell(unit.text(part.ns), part.ns)),
+        (number("of dense step"), lambda part: Cell(numbers.percent(part.share), part.share)),
+        (number("95 % interval", unit.unit, drop=1), interval),
+        (Column("what", drop=2), lambda part: "added" if part.added else "not saved"),
+        (
+            Column("largest part", flexible=True, drop=3, folds=True),
+            lambda part: "; ".join(part.evidence),
+        ),
+    ]
     dense = next((row.ns for row in ledger if row.row == "dense"), None)
     total = OverheadPart(
         name="total added",
@@ -228,23 +245,11 @@ def overhead_table(phase: Phase, *, brief: bool = False) -> Table | None:
         share=numbers.share_of(found.added_ns, dense),
         ci95=found.added_ci95,
     )
-    rows.append(_overhead_row(total, unit, ledger))
     known = phase.family is not None and phase.family.id != "unknown"
     name = phase.family.id if phase.family and known else "what decides at run time"
-    table = Table("overhead", f"Overhead of {name}", columns, rows, [_break_even(phase, found)])
-    return without_unknown(table)
-
-
-def _overhead_row(part: OverheadPart, unit: numbers.Scale, ledger: list[Row]) -> list[Cell]:
-    ci95 = readable_interval(part, ledger)
-    return [
-        Cell(part.name),
-        Cell(unit.text(part.ns), part.ns),
-        Cell(numbers.percent(part.share), part.share),
-        Cell(unit.interval(ci95), ci95[0] if ci95 else None),
-        Cell("added" if part.added else "not saved"),
-        Cell("; ".join(part.evidence)),
-    ]
+    notes = [_break_even(phase, found)]
+    title = f"Overhead of {name}"
+    return without_unknown(table_of("overhead", title, [*shown, total], columns, notes))
 
 
 def _break_even(phase: Phase, found: Overhead) -> str:
@@ -302,20 +307,16 @@ def split_table(
     """Busy time by kind, role or bound, largest first."""
     ranked = sorted(parts.items(), key=lambda item: -item[1])[:top]
     unit = numbers.scale(parts.values())
-    rows = [
-        [
-            Cell(name),
-            Cell(unit.text(ns), ns),
-            Cell(numbers.percent(numbers.share_of(ns, busy_ns)), ns),
-        ]
-        for name, ns in ranked
+
+    def of_busy(ns: float) -> Cell:
+        return Cell(numbers.percent(numbers.share_of(ns, busy_ns)), ns)
+
+    columns: Columns[tuple[str, float]] = [
+        (Column(title), lambda one: one[0]),
+        (number("time", unit.unit), lambda one: Cell(unit.text(one[1]), one[1])),
+        (number("of busy"), lambda one: of_busy(one[1])),
     ]
-    columns = [
-        Column(title),
-        Column("time", unit.unit, numeric=True),
-        Column("of busy", numeric=True),
-    ]
-    return Table(title, f"Busy time by {title}", columns, rows)
+    return table_of(title, f"Busy time by {title}", ranked, columns)
 
 
 def shapes_table(phase: Phase) -> Table | None:
@@ -325,20 +326,23 @@ def shapes_table(phase: Phase) -> Table | None:
     if anatomy is None or all(shape.refused is not None for shape in anatomy.shapes):
         return None
     unit = numbers.scale(shape.busy_ns for shape in anatomy.shapes)
-    columns = [
-        Column("role"),
-        Column("axis"),
-        Column("now", numeric=True),
-        Column("tile", drop=3),
-        Column("waves", numeric=True, drop=2),
-        Column("time", unit.unit, numeric=True),
-        Column("good below", numeric=True),
-        Column("change there", unit.unit, numeric=True),
-        Column("good above", numeric=True),
-        Column("change", unit.unit, numeric=True),
-        Column("why none", flexible=True, drop=4, folds=True),
+
+    def waves(one: Shape) -> Cell:
+        return Cell(numbers.UNKNOWN if one.waves is None else f"{one.waves:.2f}", one.waves)
+
+    columns: Columns[Shape] = [
+        (Column("role"), lambda one: one.role),
+        (Column("axis"), lambda one: one.axis),
+        (number("now"), lambda one: _dimension(_now(one))),
+        (Column("tile", drop=3), lambda one: one.tile or numbers.UNKNOWN),
+        (number("waves", drop=2), waves),
+        (number("time", unit.unit), lambda one: Cell(unit.text(one.busy_ns), one.busy_ns)),
+        (number("good below"), lambda one: _good(one.below, _now(one))),
+        (number("change there", unit.unit), lambda one: _change(one.below, _now(one), unit)),
+        (number("good above"), lambda one: _good(one.above, _now(one))),
+        (number("change", unit.unit), lambda one: _change(one.above, _now(one), unit)),
+        (Column("why none", flexible=True, drop=4, folds=True), lambda one: one.refused or ""),
     ]
-    rows = [_shape_row(shape, unit) for shape in anatomy.shapes]
     notes = [
         "A dimension is good where one more begins another wave of tiles (N), or where 16 divides "
         "it (K). A change is the prediction of tile, wave and roofline against that for the "
@@ -349,38 +353,31 @@ def shapes_table(phase: Phase) -> Table | None:
     sizes = Counter(_now(shape) for shape in anatomy.shapes if shape.below or shape.above)
     if any(count > 1 for count in sizes.values()):
         notes.append("A size that several rows have may be one of the model's: then all change.")
-    return Table("shapes", "Nearest good dimensions", columns, rows, notes)
+    return table_of("shapes", "Nearest good dimensions", anatomy.shapes, columns, notes)
 
 
 def _now(shape: Shape) -> int | None:
     return shape.n if shape.axis == "N" else shape.k
 
 
-def _shape_row(shape: Shape, unit: numbers.Scale) -> list[Cell]:
-    now = _now(shape)
-    return [
-        Cell(shape.role),
-        Cell(shape.axis),
-        Cell(numbers.UNKNOWN if now is None else str(now), now),
-        Cell(shape.tile or numbers.UNKNOWN),
-        Cell(numbers.UNKNOWN if shape.waves is None else f"{shape.waves:.2f}", shape.waves),
-        Cell(unit.text(shape.busy_ns), shape.busy_ns),
-        *_good(shape.below, now, unit),
-        *_good(shape.above, now, unit),
-        Cell(shape.refused or ""),
-    ]
+def _dimension(size: int | None) -> Cell:
+    return Cell(numbers.UNKNOWN if size is None else str(size), size)
 
 
-def _good(good: Good | None, now: int | None, unit: numbers.Scale) -> list[Cell]:
-    if good is None:
-        return [Cell(numbers.UNKNOWN), Cell(numbers.UNKNOWN)]
-    if good.value == now:
-        return [Cell("current", good.value), Cell(numbers.UNKNOWN)]
+def _good(good: Good | None, now: int | None) -> Cell:
+    if good is not None and good.value == now:
+        return Cell("current", good.value)
+    return _dimension(good.value if good else None)
+
+
+def _change(good: Good | None, now: int | None, unit: numbers.Scale) -> Cell:
+    if good is None or good.value == now:
+        return Cell(numbers.UNKNOWN)
     text = unit.text(good.change_ns, signed=True)
     if good.low_ns is not None and good.low_ns != good.high_ns:
         text += f" {unit.interval([good.low_ns, good.high_ns or 0.0])}"
     gains = good.high_ns is not None and good.high_ns < 0
-    return [Cell(str(good.value), good.value), Cell(text, good.change_ns, tone="gain" * gains)]
+    return Cell(text, good.change_ns, tone="gain" * gains)
 
 
 def host_table(phase: Phase) -> Table | None:
@@ -391,25 +388,16 @@ def host_table(phase: Phase) -> Table | None:
     shown = anatomy.host[:_TOP_HOST]
     is_split = any(one.blocked_ns is not None for one in shown)
     unit = numbers.scale(max(one.host_ns, one.blocked_ns or 0, one.wait_ns) for one in shown)
-    columns = [
-        Column("op", flexible=True),
-        Column("role"),
-        Column("launches", numeric=True),
-        Column("host time", unit.unit, numeric=True),
-        *[Column("blocked", unit.unit, numeric=True)] * is_split,
-        Column("device waits", unit.unit, numeric=True),
+    columns: list[tuple[Column, Callable[[HostTime], Cell | str]]] = [
+        (Column("op", flexible=True), lambda one: Cell(one.op, code=True)),
+        (Column("role"), lambda one: one.role),
+        (number("launches"), lambda one: Cell(numbers.count(one.count), one.count)),
+        (number("host time", unit.unit), lambda one: Cell(unit.text(one.host_ns), one.host_ns)),
+        (number("blocked", unit.unit), lambda one: Cell(unit.text(one.blocked_ns), one.blocked_ns)),
+        (number("device waits", unit.unit), lambda one: Cell(unit.text(one.wait_ns), one.wait_ns)),
     ]
-    rows = [
-        [
-            Cell(one.op, code=True),
-            Cell(one.role),
-            Cell(numbers.count(one.count), one.count),
-            Cell(unit.text(one.host_ns), one.host_ns),
-            *[Cell(unit.text(one.blocked_ns), one.blocked_ns)] * is_split,
-            Cell(unit.text(one.wait_ns), one.wait_ns),
-        ]
-        for one in shown
-    ]
+    if not is_split:
+        del columns[4]
     notes = [
         "Host time is that since the launch before, by any thread: the first of a step has none. "
         + (
@@ -421,4 +409,41 @@ def host_table(phase: Phase) -> Table | None:
         + "The device waits where the call of a launch had not ended when it ran out of work."
         + " The clocks of host and device differ: that wait is uncertain." * is_skewed
     ]
-    return Table("host", "Host time by op and role", columns, rows, notes)
+    return table_of("host", "Host time by op and role", shown, columns, notes)
+
+
+def overview(phases: Mapping[str, Phase], *, rest: str = "the other {} follow") -> Table | None:
+    """Ratios and ms of a step of each phase, in the order of the report. The note says which one
+    stands below it, and `rest` where the others are."""
+    if len(phases) <= FEW_PHASES:
+        return None
+    first = first_to_read(phases)
+    unit = numbers.scale(phase.step_time_ns for phase in phases.values())
+    columns = [
+        Column("phase"),
+        *numeric("realised"),
+        Column("95 % interval"),
+        *numeric("of the bound"),
+        Column("step", unit.unit, numeric=True),
+    ]
+    rows = [
+        [titles.heading(name, phase), *_ratios(phase), unit.text(phase.step_time_ns)]
+        for name, phase in phases.items()
+    ]
+    late = any(finding.id == LATE_RANK for finding in phases[first].findings)
+    why = "which the others wait for" if late else "the slowest"
+    note = f"below: {first}, {why}; {rest.format(len(phases) - 1)}"
+    title = f"{len(phases)} phases: dense ÷ pruned; {unit.unit} a step"
+    unsure = any(row[1].endswith("?") for row in rows)
+    return text_table("overview", title, columns, rows, [note, *["? no evidence"] * unsure])
+
+
+def _ratios(phase: Phase) -> list[str]:
+    """The realised ratio, its interval, and its share of the roofline bound, as in the ladder."""
+    ladder = phase.ladder
+    if ladder is None:
+        return ["–"] * 3
+    interval = numbers.ratios(ladder.realised_ci95) if ladder.realised_ci95 else "–"
+    share = ledger_view.realised_shares(phase).get("roofline")
+    realised = ledger_view.marked(ladder.realised, evidence.of_phase(phase))
+    return [realised, interval, numbers.percent(share)]

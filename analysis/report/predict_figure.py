@@ -6,8 +6,6 @@ range of guessed costs is a band where one method stands alone.
 
 from __future__ import annotations
 
-import csv
-import io
 from typing import Any
 
 import msgspec
@@ -17,15 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from prunescope.analysis.report.escape import cell, clean
-from prunescope.analysis.report.figure_style import drawing, saved_as
+from prunescope.analysis.report.escape import clean, csv_text
+from prunescope.analysis.report.figure_style import CURVE_MARKERS, CURVES, drawing, saved_as
 from prunescope.analysis.schema.prediction import Prediction
 from prunescope.taxonomy.errors import PrunescopeError
 
 Curves = dict[str, dict[str, dict[str, list[float]]]]
 _WIDTH, _HEIGHT, _LEGEND = 2.6, 2.3, 1.3  # inches: a panel, and the legend beside them
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = "osD^vP*"
 
 
 def curve_files(values: dict[str, Any]) -> dict[str, bytes]:
@@ -125,7 +121,7 @@ def _handles(known: list[str], curves: Curves) -> list[Any]:
 
 
 def _look(i: int) -> tuple[str, str]:
-    return _COLOURS[i % len(_COLOURS)], _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)]
+    return CURVES[i % len(CURVES)], CURVE_MARKERS[(i + i // len(CURVES)) % len(CURVE_MARKERS)]
 
 
 def _title(result: Prediction, phase: str) -> str:
@@ -138,15 +134,14 @@ def _title(result: Prediction, phase: str) -> str:
 
 def curves_csv(curves: Curves) -> bytes:
     """A row a point: phase, method and the columns of its curve. ns and bytes a forward."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     columns = next((list(c) for m in curves.values() for c in m.values()), [])
-    writer.writerow(["phase", "method", *columns])
-    for phase, methods in curves.items():
-        for name, curve in methods.items():
-            for values in zip(*(curve[column] for column in columns), strict=True):
-                writer.writerow([phase, cell(name), *values])
-    return out.getvalue().encode()
+    rows = (
+        [phase, name, *values]
+        for phase, methods in curves.items()
+        for name, curve in methods.items()
+        for values in zip(*(curve[column] for column in columns), strict=True)
+    )
+    return csv_text(["phase", "method", *columns], rows, quoted=False).encode()
 
 
 class PredictionPlots:

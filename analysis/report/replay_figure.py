@@ -1,5 +1,5 @@
-"""The figure of GEMMs replayed alone: in, curves and alignments; out, one column wide: time of a
-call over N or K, and time a kept number at each alignment.
+"""GEMMs replayed alone as files: in, Replays and the report of their run; out, CSV, and a figure
+one column wide: time of a call over N or K, and time a kept number at each alignment.
 """
 
 from __future__ import annotations
@@ -12,21 +12,28 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prunescope.analysis.report import evidence, numbers, titles
-from prunescope.analysis.report.escape import clean
+from prunescope.analysis.report.escape import clean, csv_text
 from prunescope.analysis.report.figure_style import (
     COLOURS,
     MARKERS,
     PALETTE,
     REALISED,
     THIN,
+    drawing,
     ground,
     legend,
     no_evidence,
     page_axes,
+    saved_as,
 )
+from prunescope.analysis.report.records import Records
+from prunescope.analysis.report.replay_records import curve_records, shape_records
 from prunescope.analysis.schema.replay import AlignedTime
-from prunescope.taxonomy.replays import StepCurve
+from prunescope.analysis.schema.report import Report
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.replays import Replays, StepCurve
 
+PICTURES = ("png", "pdf", "svg")
 _MOST_CURVES = 4
 _LEGEND_COLUMNS, _LEGEND_ROW = 3, 0.13  # height of a row of the legend, of a panel's
 
@@ -108,3 +115,55 @@ def _plot_alignments(axes: Axes, times: Sequence[AlignedTime]) -> None:
     axes.set_xlabel("alignment of the kept dimension")
     axes.set_ylabel("time a kept number")
     axes.legend(fontsize=5, frameon=False, ncols=_LEGEND_COLUMNS, loc="upper left")
+
+
+def replay_files(
+    replays: Replays, report: Report | None, formats: Sequence[str] = ("csv", *PICTURES)
+) -> dict[str, bytes]:
+    """File name to bytes: gemms.csv and curves.csv; gemms.png, .pdf and .svg where there are curves
+    or alignments."""
+    files: dict[str, bytes] = {}
+    if "csv" in formats:
+        files["gemms.csv"] = _csv(shape_records(replays))
+        files["curves.csv"] = _csv(curve_records(replays))
+    endings = [name for name in PICTURES if name in formats]
+    if endings:
+        with drawing():
+            figure = _figure(replays, report)
+            if figure is not None:
+                for ending, data in saved_as(figure, endings).items():
+                    files[f"gemms.{ending}"] = data
+    return files
+
+
+class ReplayPlots:
+    """The figure of replayed GEMMs, as a matplotlib Figure."""
+
+    def __init__(self, replays: Replays, report: Report | None) -> None:
+        self._of = replays, report
+
+    def curves(self) -> Figure:
+        """Time over N or K, and time a kept number at each alignment. Raises PrunescopeError where
+        neither was replayed."""
+        with drawing():
+            figure = _figure(*self._of)
+        if figure is None:
+            raise PrunescopeError(
+                "no GEMM was replayed over N or K, or at several alignments",
+                hint="give four sizes of n= or k= or more, or a run whose GEMMs were pruned",
+            )
+        return figure
+
+
+def _figure(replays: Replays, report: Report | None) -> Figure | None:
+    aligned = [
+        one
+        for phase in (report.phases.values() if report is not None else ())
+        for one in (phase.replay.alignments if phase.replay is not None else ())
+    ]
+    device = replays.device.name or ""
+    return replay_figure(replays.curves, aligned, device, replays.disturbed)
+
+
+def _csv(table: Records) -> bytes:
+    return csv_text(table.columns, (row.values() for row in table), quoted=False).encode()

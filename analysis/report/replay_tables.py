@@ -10,7 +10,16 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.sheet import Line, Sheet
-from prunescope.analysis.report.view import Cell, Column, Table, numeric, text_table
+from prunescope.analysis.report.view import (
+    Cell,
+    Column,
+    Columns,
+    Table,
+    number,
+    numeric,
+    table_of,
+    text_table,
+)
 from prunescope.analysis.schema.replay import AlignedTime, ReplayLine
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.taxonomy.replays import ReplayedGemm, Replays, ReplayTimes, StepCurve
@@ -27,10 +36,10 @@ def replayed(replays: Replays, report: Report | None) -> Sheet:
     for name, phase in (report.phases if report is not None else {}).items():
         if phase.replay is None:
             continue
-        shapes = [one for one in replays.gemms if one.phase == name]
-        title = f"{name}: GEMMs alone"
-        parts.append(shapes_table(title, _without_aligned(shapes), replays.disturbed))
-        parts += [table for table in (replay_table(phase, name),) if table is not None]
+        of_phase = (one for one in replays.gemms if one.phase == name)
+        shapes = [one for one in of_phase if one.reasons != ["aligned"]]
+        parts.append(shapes_table(f"{name}: GEMMs alone", shapes, replays.disturbed))
+        parts += filter(None, [replay_table(phase, name)])
         # The reason of those that are withheld is one for all, and in the text.
         silent = ("none", "withheld")
         parts += [Line(line.text) for line in phase.replay.lines if line.verdict not in silent]
@@ -43,49 +52,43 @@ def replayed(replays: Replays, report: Report | None) -> Sheet:
         again = "run it again where nothing else runs"
         parts.append(Line(f"! disturbed by {', '.join(replays.disturbed)}: {again}", "yellow"))
     if not replays.peaks.flop_per_s:
-        parts.append(
-            Line("no peaks of this device are known: `prunescope calibrate` measures them", "dim")
-        )
+        unknown = "no peaks of this device are known: `prunescope calibrate` measures them"
+        parts.append(Line(unknown, "dim"))
     return Sheet(parts)
 
 
 def shapes_table(title: str, gemms: Sequence[ReplayedGemm], disturbed: Sequence[str]) -> Table:
     """A row a shape; `disturbed`: by what, where times are not valid."""
     unit = numbers.scale(t.ns for one in gemms for t in (one.warm, one.cold) if t)
-    columns = [
-        Column("GEMM"),
-        *numeric("M", "N", "K"),
-        Column("dtype", drop=2),
-        Column("warm", unit.unit, numeric=True),
-        Column("95 % interval", unit.unit, numeric=True, drop=1),
-        Column("cold", unit.unit, numeric=True),
-        Column("95 % interval, cold", unit.unit, numeric=True, drop=4),
-        Column("% of its bound", numeric=True),
-        Column("tile", drop=3),
-    ]
 
-    def of(times: ReplayTimes | None) -> list[Cell]:
-        ends = times.ci95 if times else None
-        time = times.ns if times else None
-        return [Cell(_marked(unit.text(time), disturbed), time), Cell(unit.interval(ends))]
+    def time(times: ReplayTimes | None) -> Cell:
+        ns = times.ns if times else None
+        return Cell(_marked(unit.text(ns), disturbed), ns)
 
-    rows = [
-        [
-            Cell(_label(one)),
-            *(Cell(str(size), size) for size in (one.m, one.n, one.k)),
-            Cell(one.dtype),
-            *of(one.warm),
-            *of(one.cold),
-            Cell(numbers.percent(one.share_of_bound), one.share_of_bound),
-            Cell(one.tile or numbers.UNKNOWN),
-        ]
-        for one in gemms
+    def interval(times: ReplayTimes | None) -> str:
+        return unit.interval(times.ci95 if times else None)
+
+    def of_bound(share: float | None) -> Cell:
+        return Cell(numbers.percent(share), share)
+
+    columns: Columns[ReplayedGemm] = [
+        (Column("GEMM"), _label),
+        (number("M"), lambda one: Cell(str(one.m), one.m)),
+        (number("N"), lambda one: Cell(str(one.n), one.n)),
+        (number("K"), lambda one: Cell(str(one.k), one.k)),
+        (Column("dtype", drop=2), lambda one: one.dtype),
+        (number("warm", unit.unit), lambda one: time(one.warm)),
+        (number("95 % interval", unit.unit, drop=1), lambda one: interval(one.warm)),
+        (number("cold", unit.unit), lambda one: time(one.cold)),
+        (number("95 % interval, cold", unit.unit, drop=4), lambda one: interval(one.cold)),
+        (number("% of its bound"), lambda one: of_bound(one.share_of_bound)),
+        (Column("tile", drop=3), lambda one: one.tile or numbers.UNKNOWN),
     ]
     notes = ["warm: the operands were just used; cold: the last-level cache was flushed"]
     if any((one.share_of_bound or 0.0) > 1 for one in gemms):
         notes.append("above 100 % of its bound: warm operands come from a cache, not from memory")
     notes += _mark_notes(disturbed)
-    return Table("shapes-alone", f"{title}, {unit.unit} a call", columns, rows, notes)
+    return table_of("shapes-alone", f"{title}, {unit.unit} a call", gemms, columns, notes)
 
 
 def replay_table(phase: Phase, name: str = "") -> Table | None:
@@ -98,19 +101,32 @@ def replay_table(phase: Phase, name: str = "") -> Table | None:
     steps = numbers.scale(
         end for one in replay.lines for end in (*(one.ledger_ci95 or ()), *(one.alone_ci95 or ()))
     )
-    columns = [
-        Column("role"),
-        Column("M×N×K", drop=3),
-        Column("in the model", calls.unit, numeric=True),
-        Column("alone, warm", calls.unit, numeric=True, drop=1),
-        Column("alone, cold", calls.unit, numeric=True, drop=2),
-        Column("lost inside", f"{steps.unit} a step", numeric=True),
-        Column("95 % interval", steps.unit, numeric=True, drop=4),
-        Column("lost alone", f"{steps.unit} a step", numeric=True),
-        Column("slow"),
+    inside, alone = [finding.text for finding in phase.invalid_times], replay.disturbed
+
+    def time(ns: float, reasons: Sequence[str]) -> Cell:
+        return Cell(_marked(calls.text(ns), reasons), ns)
+
+    def lost(ns: float | None) -> Cell:
+        return Cell(_marked(steps.text(ns, signed=True), inside), ns)
+
+    def interval(ci95: list[float] | None) -> str:
+        return _marked(steps.interval(ci95), alone)
+
+    per_step = f"{steps.unit} a step"
+    columns: Columns[ReplayLine] = [
+        (Column("role"), lambda one: one.role),
+        (Column("M×N×K", drop=3), lambda one: f"{one.m}×{one.n}×{one.k}"),
+        (number("in the model", calls.unit), lambda one: time(one.inside_ns, inside)),
+        (number("alone, warm", calls.unit, drop=1), lambda one: time(one.warm_ns, alone)),
+        (number("alone, cold", calls.unit, drop=2), lambda one: time(one.cold_ns, alone)),
+        (number("lost inside", per_step), lambda one: lost(one.ledger_ns)),
+        (number("95 % interval", steps.unit, drop=4), lambda one: steps.interval(one.ledger_ci95)),
+        (
+            number("lost alone", per_step),
+            lambda one: _marked(steps.interval(one.alone_ci95), alone),
+        ),
+        (Column("slow"), lambda one: _SLOW.get(one.verdict, "unknown")),
     ]
-    inside = [finding.text for finding in phase.invalid_times]
-    rows = [_replay_row(one, calls, steps, inside, replay.disturbed) for one in replay.lines]
     title = f"{name}: the ledger's kernel row, and GEMMs alone" if name else "GEMMs alone"
     title += f", {calls.unit} a call; lost: {steps.unit} a step"
     notes = [
@@ -119,7 +135,7 @@ def replay_table(phase: Phase, name: str = "") -> Table | None:
     ]
     notes += [f"? in the model: {text}" for text in inside] + _mark_notes(replay.disturbed)
     notes += [] if name else [replay.text]
-    return Table("replayed", title, columns, rows, notes)
+    return table_of("replayed", title, replay.lines, columns, notes)
 
 
 _SLOW = {
@@ -130,27 +146,6 @@ _SLOW = {
     "unpruned": "not pruned",
     "withheld": "no verdict",
 }
-
-
-def _replay_row(
-    one: ReplayLine,
-    calls: numbers.Scale,
-    steps: numbers.Scale,
-    inside: Sequence[str],
-    alone: Sequence[str],
-) -> list[Cell]:
-    """`inside` and `alone`: why times in the model, and those alone, are not valid."""
-    return [
-        Cell(one.role),
-        Cell(f"{one.m}×{one.n}×{one.k}"),
-        Cell(_marked(calls.text(one.inside_ns), inside), one.inside_ns),
-        Cell(_marked(calls.text(one.warm_ns), alone), one.warm_ns),
-        Cell(_marked(calls.text(one.cold_ns), alone), one.cold_ns),
-        Cell(_marked(steps.text(one.ledger_ns, signed=True), inside), one.ledger_ns),
-        Cell(steps.interval(one.ledger_ci95)),
-        Cell(_marked(steps.interval(one.alone_ci95), alone)),
-        Cell(_SLOW.get(one.verdict, "unknown")),
-    ]
 
 
 def _marked(text: str, reasons: Sequence[str]) -> str:
@@ -208,10 +203,6 @@ def _curve_lines(curves: Iterable[StepCurve], disturbed: Sequence[str]) -> Itera
                 f"{what}: one more step of {numbers.time(one.step_ns)} every {one.width} "
                 f"({len(one.sizes)} sizes){mark}"
             )
-
-
-def _without_aligned(gemms: Iterable[ReplayedGemm]) -> list[ReplayedGemm]:
-    return [one for one in gemms if one.reasons != ["aligned"]]
 
 
 def _label(one: ReplayedGemm) -> str:

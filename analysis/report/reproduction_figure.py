@@ -5,8 +5,6 @@ In: a Reproduction. Out: files: reproduction.png and .pdf, and reproduction.csv 
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from prunescope.analysis.report import evidence
-from prunescope.analysis.report.escape import cell
+from prunescope.analysis.report.escape import csv_text
 from prunescope.analysis.report.figure_style import drawing, saved_as
 from prunescope.analysis.report.paper_figure import PAGE, looks_of, page, patch
 from prunescope.analysis.report.pareto_figures import legend_below
@@ -48,18 +46,17 @@ def reproduction_files(
 
 
 def _csv(found: Reproduction) -> bytes:
-    out = io.StringIO()
-    writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     pairs = ("ours_ci95", "predicted_range")
     names = [name for name in ReproducedValue.__struct_fields__ if name not in pairs]
     ends = [f"{pair}_{end}" for pair in pairs for end in ("low", "high")]
-    writer.writerow([*names, *ends])
-    for one in found.values:
-        plain = msgspec.structs.asdict(one)
-        row = [plain[name] for name in names]
-        row += [end for pair in pairs for end in plain[pair] or (None, None)]
-        writer.writerow([cell(v) if isinstance(v, str) else "" if v is None else v for v in row])
-    return out.getvalue().encode()
+    rows = (
+        [
+            *(getattr(one, name) for name in names),
+            *(end for pair in pairs for end in getattr(one, pair) or (None, None)),
+        ]
+        for one in found.values
+    )
+    return csv_text([*names, *ends], rows).encode()
 
 
 class ReproductionPlots:

@@ -59,7 +59,7 @@ _ROOM = 1.3
 
 
 def step_name(phase: Phase) -> str:
-    """Of which step busy times are: a profiler slows the ops of a CPU."""
+    """The step that busy times belong to: profiled, where the profiler slows the ops of a CPU."""
     return "a profiled step" if phase.is_slowed else "a step"
 
 

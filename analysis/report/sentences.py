@@ -13,7 +13,7 @@ from prunescope.analysis.schema.report import (
     CAPTURED,
     CUT_OFF,
     EARLIER_WORK,
-    INVALID_TIMES,
+    NO_SPEEDUP,
     NOT_COMPARABLE,
     OTHER_TIME,
     UNCERTAIN_CONFIG,
@@ -99,8 +99,8 @@ def headline(phase: Phase) -> str:
     the timing is not valid, that comes first."""
     sides = [phase.shapes, phase.baseline.shapes if phase.baseline else {}]
     modelled = any(shares.get("model") for shares in sides)
-    text = "" if is_valid(phase) or captured(phase) else "timing not valid: "
-    if has_uncertain_config(phase):
+    text = "timing not valid: " if phase.invalid_times and not captured(phase) else ""
+    if phase.finding(UNCERTAIN_CONFIG):
         text += "the config may be that of another model (tiles do not fit it): "
     text += _outcome(phase) + (", shapes from the model's config" if modelled else "")
     return (
@@ -108,15 +108,11 @@ def headline(phase: Phase) -> str:
     )
 
 
-def _has_earlier_work(phase: Phase) -> bool:
-    """Whether much of a step is time in which work ran that was launched before the profiler."""
-    return any(finding.id == EARLIER_WORK for finding in phase.findings)
-
-
 def holds_earlier_work(phase: Phase) -> bool:
-    """Whether much of a speedup's two times is that. Samples without the profiler hold none."""
+    """Whether much of a speedup's two times is time in which work ran that was launched before the
+    profiler. Samples without it hold none."""
     is_ratio = phase.ladder is not None and phase.is_speedup and phase.sampled is None
-    return is_ratio and _has_earlier_work(phase)
+    return is_ratio and phase.finding(EARLIER_WORK) is not None
 
 
 def without_earlier_work(phase: Phase) -> str:
@@ -139,30 +135,10 @@ def without_earlier_work(phase: Phase) -> str:
     )
 
 
-def has_uncertain_config(phase: Phase) -> bool:
-    """Whether the config that shapes come from may be that of another model."""
-    return any(finding.id == UNCERTAIN_CONFIG for finding in phase.findings)
-
-
-def invalidates(finding: Finding) -> bool:
-    """Whether a finding makes times of its phase no evidence."""
-    return finding.id in INVALID_TIMES
-
-
-def is_valid(phase: Phase) -> bool:
-    """Whether no finding makes times of the phase no evidence."""
-    return not phase.invalid_times
-
-
 def captured(phase: Phase) -> str:
-    """That no step was timed, because a graph captured most of it; empty where none did."""
-    found = next((item for item in phase.findings if item.id == CAPTURED), None)
+    """A sentence if no step was timed because a graph captured most of it; else empty."""
+    found = phase.finding(CAPTURED)
     return f"no step was timed ({'; '.join(found.evidence)})" if found is not None else ""
-
-
-def _cut_off(phase: Phase) -> str | None:
-    """Which files are cut off; None where all are whole."""
-    return next((item.text for item in phase.findings if item.id == CUT_OFF), None)
 
 
 def _outcome(phase: Phase) -> str:
@@ -173,21 +149,23 @@ def _outcome(phase: Phase) -> str:
             f", and {numbers.ratio(phase.ladder.realised)} is no speedup" if phase.ladder else ""
         )
         return f"{why}: the rest took {numbers.time(phase.wall_ns)}{ratio}"
-    if (damage := _cut_off(phase)) is not None:
+    if damage := phase.finding(CUT_OFF):
         left = f"what is left takes {numbers.time(phase.wall_ns)} a step"
         ratio = f"{numbers.ratio(phase.ladder.realised)} is no speedup" if phase.ladder else left
-        return f"{damage}; {ratio}"
+        return f"{damage.text}; {ratio}"
     if phase.ladder is None:
         share = numbers.share_of(phase.in_step(phase.busy_ns), phase.step_time_ns)
         text = f"{_step(phase)}{_beside_median(phase)}, busy "
         text += f"{numbers.percent(share)} of the wall"
         text += _communication(phase)
-        return text + ", much of which is earlier work, most likely" * _has_earlier_work(phase)
+        return text + ", much of which is earlier work, most likely" * bool(
+            phase.finding(EARLIER_WORK)
+        )
     ladder = phase.ladder
     ratio = f"{numbers.ratio(ladder.realised)}{_interval(ladder)}"
     if not phase.is_speedup:
         return _no_speedup(phase, ladder, ratio)
-    if not is_valid(phase):
+    if phase.invalid_times:
         timed = phase.unprofiled_ns is not None
         why = (
             "the samples vary too much or were disturbed" if timed else "the steps were interrupted"
@@ -201,7 +179,7 @@ def _outcome(phase: Phase) -> str:
         return f"{why}: {ratio} is the ratio of the two traces"
     if phase.nothing_moved:
         return _unmoved(phase, ladder)
-    if holds_one(phase):
+    if phase.finding(NO_SPEEDUP):
         text = f"{ratio} is indistinguishable from no speedup: the interval includes 1×"
         return (
             text if not _has_nominal(phase, ladder) else f"{text}; {_was_promised(phase, ladder)}"
@@ -218,8 +196,8 @@ def _step(phase: Phase) -> str:
 
 
 def _beside_median(phase: Phase) -> str:
-    """That the time of a step is a mean over unlike steps, with their median."""
-    if all(finding.id != "step-outlier" for finding in phase.findings):
+    """A sentence if the time of a step is a mean over unlike steps, with their median."""
+    if not phase.finding("step-outlier"):
         return ""
     return f" (mean over unlike steps; the median is {numbers.time(median(phase.step_ns))})"
 
@@ -266,11 +244,6 @@ def _realised(phase: Phase, ladder: Ladder) -> str:
     return text
 
 
-def holds_one(phase: Phase) -> bool:
-    """Whether the interval of a speedup includes 1."""
-    return any(finding.id == "no-speedup" for finding in phase.findings)
-
-
 def _beyond(ladder: Ladder) -> str:
     """What more than the bound means: nothing, where the interval includes the bound, or where the
     bound, which rests on few steps, has none beside a speedup that has one."""
@@ -281,8 +254,9 @@ def _beyond(ladder: Ladder) -> str:
 
 
 def _no_speedup(phase: Phase, ladder: Ladder, ratio: str) -> str:
-    """That the ratio of two runs is no speedup, as settings differed, and which. GEMMs in two
-    number formats come first: these change the time of every FLOP and byte, whatever was pruned."""
+    """A sentence: the ratio of two runs is no speedup, because settings differed, and which. GEMMs
+    in two number formats come first: these change the time of every FLOP and byte, whatever was
+    pruned."""
     text, compared = f"{ratio} is no speedup", phase.comparison
     kinds = {one.kind for one in compared.differences} if compared else set()
     formats = compared.formats if compared and DTYPE in kinds else None
@@ -305,7 +279,7 @@ def _unmoved(phase: Phase, ladder: Ladder) -> str:
         text += " is the noise between two captures, "
         text += "no speedup" if known else "or what a trace does not show"
     else:
-        found = next((item for item in phase.findings if item.id == OTHER_TIME), None)
+        found = phase.finding(OTHER_TIME)
         _, named, rows = ("", ": ", "") if found is None else found.text.rpartition(": ")
         if named:
             text += f" is more than noise and no speedup of a pruning{f': {rows}' if rows else ''}"
@@ -323,13 +297,8 @@ def has_promise(phase: Phase) -> bool:
 
 def _has_nominal(phase: Phase, ladder: Ladder) -> bool:
     """Whether the first bound says something: a promise does, and FLOPs at one rate."""
-    return ladder.nominal is not None and (has_promise(phase) or _formats(phase) is None)
-
-
-def _formats(phase: Phase) -> tuple[str, str] | None:
-    """The number formats of GEMMs, dense and pruned, where they differ: FLOPs at two rates bound no
-    speedup."""
-    return phase.comparison.formats if phase.comparison else None
+    two_rates = phase.comparison is not None and phase.comparison.formats is not None
+    return ladder.nominal is not None and (has_promise(phase) or not two_rates)
 
 
 def _was_promised(phase: Phase, ladder: Ladder) -> str:
@@ -406,7 +375,7 @@ def predicted(phase: Phase) -> str:
     )
     text = f"predicted for {prediction['family']} on these peaks: {bounds}"
     miss = prediction.get("miss")
-    if miss is None or not is_valid(phase) or not phase.is_speedup:
+    if miss is None or phase.invalid_times or not phase.is_speedup:
         return text
     text += f"; realised is {numbers.percent(miss['ratio'], decimals=0)} of that"
     worst = next((term for term in miss["terms"] if term["name"] == miss["largest"]), None)

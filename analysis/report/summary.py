@@ -19,6 +19,7 @@ from prunescope.analysis.schema.pair_comparison import OWN_CONFIG
 from prunescope.analysis.schema.report import (
     DOUBTED_SIDES,
     EARLIER_WORK,
+    INVALID_TIMES,
     LATE_RANK,
     NOT_COMPARABLE,
     NOT_VALID,
@@ -82,7 +83,7 @@ def summary(phase: Phase, late: Finding | None = None) -> str:
 def in_reading_order(phases: Mapping[str, Phase]) -> dict[str, Phase]:
     """All phases; the one that answers for all comes first where there are many or one is a rank
     that the others wait for, and the rest keep their order."""
-    if len(phases) <= FEW_PHASES and not any(map(_late, phases.values())):
+    if len(phases) <= FEW_PHASES and not any(phase.finding(LATE_RANK) for phase in phases.values()):
         return dict(phases)
     first = first_to_read(phases)
     return {first: phases[first], **phases}
@@ -91,22 +92,22 @@ def in_reading_order(phases: Mapping[str, Phase]) -> dict[str, Phase]:
 def waits_for(phase: Phase, phases: Mapping[str, Phase]) -> Finding | None:
     """The finding on the rank among `phases` that this one waits for; None where there is none,
     and for that rank itself."""
-    found = next(filter(None, map(_late, phases.values())), None)
-    return None if _late(phase) else found
-
-
-def _late(phase: Phase) -> Finding | None:
-    return next((finding for finding in phase.findings if finding.id == LATE_RANK), None)
+    every = (one.finding(LATE_RANK) for one in phases.values())
+    return None if phase.finding(LATE_RANK) else next(filter(None, every), None)
 
 
 def first_to_read(phases: Mapping[str, Phase]) -> str:
-    """Of many phases (ranks, kinds of iterations) the one to read first: the rank that the others
+    """The one of many phases (ranks, kinds of iterations) to read first: the rank that the others
     wait for, else the one with the lowest ratio, else the longest."""
 
     def order(name: str) -> tuple[bool, float, float]:
         phase = phases[name]
         ratio = phase.ladder.realised if phase.ladder is not None else None
-        return _late(phase) is None, math.inf if ratio is None else ratio, -phase.wall_ns
+        return (
+            phase.finding(LATE_RANK) is None,
+            math.inf if ratio is None else ratio,
+            -phase.wall_ns,
+        )
 
     return min(phases, key=order)
 
@@ -127,9 +128,9 @@ def _reasons(phase: Phase, late: Finding | None) -> Iterator[str]:
     elif phase.is_speedup:
         yield from _refused(phase)
         yield from _family(phase)  # read from shapes, whatever the times are
-        if is_evidence(phase):
+        if not phase.invalid_times:
             yield from _spread(phase)
-        if phase.ledger and is_evidence(phase) and not _doubted(phase):
+        if phase.ledger and not phase.invalid_times and not _doubted(phase):
             if disturbed := evidence.why_no_row(phase):
                 yield f"no row of the ledger is evidence: {', '.join(disturbed)}"
             else:
@@ -170,11 +171,6 @@ def _refused(phase: Phase) -> Iterator[str]:
             yield f"for {one.trace} {one.refused}: {OWN_CONFIG[one.missing]}"
 
 
-def is_evidence(phase: Phase) -> bool:
-    """Whether times of the phase are evidence: not disturbed, and of whole steps."""
-    return sentences.is_valid(phase)
-
-
 def _family(phase: Phase) -> Iterator[str]:
     verdict = phase.family
     if verdict is None:
@@ -195,7 +191,7 @@ def _family(phase: Phase) -> Iterator[str]:
 
 
 def _few_shapes(phase: Phase) -> Iterator[str]:
-    """That few shapes of GEMMs are known, and so no family."""
+    """A sentence if few shapes of GEMMs are known, and therefore no family."""
     sized = sum(gemm.busy_ns for gemm in phase.gemms if gemm.n is not None)
     whole = sum(gemm.busy_ns for gemm in phase.gemms)
     if sized < _ROLES * whole:
@@ -245,7 +241,7 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
 
 
 def _spread(phase: Phase) -> Iterator[str]:
-    """Of a ratio without an interval, the range of the steps that it is made of, on the sides where
+    """For a ratio without an interval, the range of its steps' times, on the sides where
     that is not small beside the difference of the two."""
     if phase.ladder is None or phase.ladder.realised_ci95 is not None or phase.unprofiled_ns:
         return
@@ -370,18 +366,18 @@ def changes_told(phase: Phase) -> list[Finding]:
     most, else a warning; none where none has a change. One that leaves the times no evidence comes
     first, and behind it the first that is critical whatever the times are. One that doubts the
     sides leaves no other: it would be of another comparison."""
-    if (doubted := _doubted(phase)) and is_evidence(phase):
+    if (doubted := _doubted(phase)) and not phase.invalid_times:
         return doubted[:1]
     advice = [finding for finding in phase.findings if finding.change]
     gains = sorted((finding for finding in advice if finding.predicted_ns), key=_gain, reverse=True)
-    invalid = list(filter(sentences.invalidates, advice))[:1]
+    invalid = [finding for finding in phase.invalid_times if finding.change][:1]
     if not invalid and sentences.holds_earlier_work(phase):  # no gain is read from such times
         return [finding for finding in advice if finding.id == EARLIER_WORK]
     # Where times are not valid, what is critical by a measured time alone is a warning.
     critical = [
         finding
         for finding in advice
-        if finding.severity == "critical" and not sentences.invalidates(finding)
+        if finding.severity == "critical" and finding.id not in INVALID_TIMES
     ]
     if invalid:
         return invalid + critical[:1]
@@ -399,7 +395,7 @@ def _doubted(phase: Phase) -> list[Finding]:
 def _change(phase: Phase) -> Iterator[str]:
     """The changes that end the paragraph; where times are not valid, behind the one that mends
     them, what the shapes say of the gain and what to change all the same."""
-    if is_evidence(phase):
+    if not phase.invalid_times:
         doubted = _doubted(phase)[:1]
         # The headline says that of a config.
         yield from (told.text for told in doubted if told.id != UNCERTAIN_CONFIG)
@@ -407,7 +403,7 @@ def _change(phase: Phase) -> Iterator[str]:
         return
     sure = [_no_gain(phase)] if _keeps_shapes(phase) else [*_shares(phase), *_scoring(phase)]
     for told in changes_told(phase):
-        if sentences.invalidates(told):
+        if told.id in INVALID_TIMES:
             yield f"first: {told.change}"
         else:
             sure.append(str(told.change))
@@ -431,7 +427,7 @@ def _keeps_shapes(phase: Phase) -> bool:
 def _scoring(phase: Phase) -> Iterator[str]:
     """The GEMMs that were added where some score keys, and how to have fewer: they run whatever
     time they take."""
-    scores = next((finding for finding in phase.findings if finding.id == _ESTIMATES), None)
+    scores = phase.finding(_ESTIMATES)
     added = [gemm for gemm in phase.gemms if gemm.axis == "added" and gemm.role != "adapter"]
     if scores is not None and added:
         number = sum(gemm.count for gemm in added)

@@ -1,23 +1,28 @@
 """Tables for other programs: in, a Report and the kernels frames; out, CSV texts and Parquet bytes.
 
-Raw values (ns, FLOP, bytes; an empty cell is unknown), and a data dictionary of every column. A
-cell that a spreadsheet would take for a formula gets an apostrophe in front.
+Raw values, and a data dictionary of every column: its unit (ns, FLOP, bytes, share in 0..1, ratio,
+calls a step) and meaning; an empty cell is unknown, never 0. The columns of a table are the fields
+of its rows; those of the kernels frame are described here. A cell that a spreadsheet would take for
+a formula gets an apostrophe in front.
 """
 
 from __future__ import annotations
 
-import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
 
 import msgspec
 import polars as pl
 
-from prunescope.analysis.report.dictionary import FRAME, TABLES, columns_of, unit_of
-from prunescope.analysis.report.escape import cell
+from prunescope.analysis.report import rows
+from prunescope.analysis.report.escape import cell, csv_text
 from prunescope.analysis.report.titles import phase_slugs
-from prunescope.analysis.schema.report import Report
+from prunescope.analysis.schema.anatomy import RooflinePoint
+from prunescope.analysis.schema.fields import FieldInfo, fields_of
+from prunescope.analysis.schema.fields import unit_of as unit_of_name
+from prunescope.analysis.schema.report import GemmRow, KernelRow, Phase, Report
+from prunescope.analysis.schema.routing import LayerRouting
 
 Value = str | int | float | bool | None
 
@@ -35,7 +40,7 @@ def _csv(report: Report, file: str) -> str:
         for name, phase in report.phases.items()
         for row in rows_of(phase)
     )
-    return _text([column.name for column in columns_of(file)], rows)
+    return csv_text([column.name for column in columns_of(file)], rows)
 
 
 def _flat(value: Any, field: str) -> Value:
@@ -58,7 +63,7 @@ def data_dictionary(frames: Mapping[str, pl.DataFrame] | None = None) -> str:
     rows += [
         ["kernels-<phase>", column, unit_of(column), FRAME.get(column, "")] for column in named
     ]
-    return _text(["file", "column", "unit", "meaning"], rows)
+    return csv_text(["file", "column", "unit", "meaning"], rows)
 
 
 def frame_tables(
@@ -99,12 +104,126 @@ def _inert(column: pl.Series) -> pl.Series:
     return column.replace(unsafe) if unsafe else column
 
 
-def _text(head: list[str], rows: Iterable[Sequence[Value]]) -> str:
-    out = io.StringIO()
-    # Every string is quoted, so that no other separator of a spreadsheet splits one into cells.
-    writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(
-        [cell(v) if isinstance(v, str) else "" if v is None else v for v in row] for row in rows
-    )
-    return out.getvalue()
+PHASE = FieldInfo("phase", "", "prefill, decode, or trace for a trace without run.json")
+Rows: TypeAlias = Callable[[Phase], Iterable[msgspec.Struct]]
+
+# File to the struct of its rows and what gives them for a phase, in the order of the columns.
+TABLES: dict[str, tuple[type[msgspec.Struct], Rows]] = {
+    "ledger.csv": (rows.LedgerLine, rows.ledger_lines),
+    "ladder.csv": (rows.LadderLine, rows.ladder_lines),
+    "gemms.csv": (GemmRow, lambda phase: phase.gemms),
+    "kernels.csv": (KernelRow, lambda phase: phase.kernels),
+    "bounds.csv": (rows.BoundLine, rows.bound_lines),
+    "layers.csv": (rows.LayerLine, rows.layer_lines),
+    "roofline.csv": (
+        RooflinePoint,
+        lambda phase: phase.anatomy.points if phase.anatomy else (),
+    ),
+    "waves.csv": (rows.WaveLine, rows.wave_lines),
+    "experts.csv": (LayerRouting, lambda phase: phase.routing.layers if phase.routing else ()),
+}
+
+
+def columns_of(file: str) -> list[FieldInfo]:
+    """The columns of a table, the phase first."""
+    return [PHASE, *fields_of(TABLES[file][0])]
+
+
+# Columns of the kernels frame: one row a unit of device work, all steps. An unnamed one is empty.
+FRAME: dict[str, str] = {
+    "step": "index of the kept step",
+    "start": "begin of the event, from the first event of the trace",
+    "duration": "length of the event as recorded",
+    "busy": "part of the union of events that this one covers first; nothing is counted twice",
+    "gap": "idle time right before it, owned by it",
+    "launched": "time of the launch on the host",
+    "starved": "whether the device had run out of work before the call that launched this ended",
+    "cause": "of most of the gap: host, first_call (or compilation), allocator (its calls), "
+    "collective (of host threads), sync (a call that waits for the device), memcpy (a "
+    "copy call), blocked (its stream waited for another), device (launched in time), unknown, "
+    "other_step (the device ran work of a later step)",
+    "idle_first_call": "part in a first call or a compilation, which no later step holds",
+    "idle_memcpy": "part of the gap in which the launching thread was in a copy call that blocks",
+    "idle_copy_launch": "part in a copy call that returns immediately",
+    "idle_sync": "part in a call that waits for the device",
+    "idle_allocation": "part in a call that allocates or frees memory",
+    "idle_computed": "part in an operator that the host computed itself",
+    "idle_stalled": "part in an operator or call that took more than 1 ms and ten times its "
+    "median, for no reason that the trace shows",
+    "idle_launch": "part in another runtime call, and from the launch to the start",
+    "idle_op": "part in another operator, outside of calls",
+    "idle_collective": "part in which this thread recorded nothing, and another one was in a "
+    "collective",
+    "idle_nothing": "part in nothing that was recorded",
+    "idle_blocked": "part after the launch, longer than any launch takes, or in a recorded wait of "
+    "a stream",
+    "idle_device": "the gap, where it was launched in time",
+    "idle_replay": "the gap within one graph replay, longer than any launch takes",
+    "idle_unknown": "the gap, where no launch is known, or before a replay in a trace that lacks "
+    "kernels of replays",
+    "idle_other_step": "part in which the device ran work that a later step launched ahead",
+    "host_activity": "annotation, Python frame or op of at least 1 ms that covers half or more of "
+    "the host's part of the gap",
+    "host_activity_ns": "how much of the host's part it covers",
+    "host_activity_is": "interrupted, where the call usually takes a small part of this; around, "
+    "where it holds the work behind the gap too",
+    "host_ns": "host time from the previous launch, by any thread, to this one, without "
+    "host_blocked_ns",
+    "host_blocked_ns": "part of it in calls that copy or wait for the device",
+    "first_of_launch": "whether it is the first row of its launch: a graph replay is one launch of "
+    "many rows",
+    "name": "kernel, or the operator on a CPU",
+    "op": "operator that launched it",
+    "kind": "what the kernel does",
+    "role": "where in the model",
+    "layer": "index in the list of layers",
+    "class": "matmul, attention, pointwise, or the kind: what dense and pruned pair by",
+    "primary": "whether it is the primary kernel of its operator: the longest that carries "
+    "its work",
+    "carries_work": "whether it carries its operator's work, or a share of it by duration; "
+    "auxiliary kernels have time only",
+    "parts": "how many rows share the operator's work",
+    "flop": "work of the call",
+    "bytes": "compulsory traffic of the call",
+    "dtype": "number format that the GEMM multiplies in; 3xtf32: fp32 as three of TF32",
+    "modelled": "whether a work model exists for the call",
+    "compute_ns": "FLOPs over the peak of their format",
+    "memory_ns": "bytes over the bandwidth",
+    "ideal": "roofline time, the larger of the two",
+    "bound": "compute, memory, latency or unknown",
+    "auxiliary": "whether it is an auxiliary kernel of a GEMM or an attention: memset, workspace",
+    "stream": "stream of the device",
+    "grid": "index of the launch's grid (x, y, z) in the trace",
+    "block": "index of the launch's block (x, y, z) in the trace",
+    "registers": "registers a thread",
+    "shared_memory": "shared memory a block",
+    "blocks": "blocks of the launch",
+    "tile": "rows x columns of the output tile that the kernel's name states",
+    "along_n": "which side of the tile lies along N",
+    "tiles": "tiles of the GEMM, split-K and batch included",
+    "split_k": "parts that K is split into",
+    "shapes": "whence the shapes of a GEMM or an attention: recorded, eager-trace or model",
+    "fit": "how the tiles explain the grid: exact, padded, split, persistent or unexplained",
+    "waves": "tiles over resident blocks on the device",
+    "tile_efficiency": "share of the tiles' area that is output",
+    "wave_efficiency": "waves over waves rounded up",
+    "shape_loss": "factor by which tiles and waves stretch the ideal time",
+    "predicted": "ideal time with the shape loss",
+    "instance": "the operator call that a row belongs to; rows of one call share it",
+    "event": "index of the device event",
+    "node": "node of the replayed graph",
+    "category": "0 kernel, 1 memcpy, 2 memset",
+    "name_id": "index of the name in the trace",
+    "op_id": "index of the operator's name in the trace",
+    "call": "index of the distinct call (operator, shapes, dtypes)",
+}
+
+_UNITS = {
+    "start": "ns", "duration": "ns", "busy": "ns", "gap": "ns", "launched": "ns",
+    "ideal": "ns", "predicted": "ns", "flop": "FLOP", "bytes": "bytes", "shared_memory": "bytes",
+}  # fmt: skip
+
+
+def unit_of(column: str) -> str:
+    """The unit of a column of the kernels frame, by its name."""
+    return _UNITS.get(column) or unit_of_name(column)

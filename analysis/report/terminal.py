@@ -10,7 +10,7 @@ without colour (signs and glyphs carry the meaning) and, where the encoding is A
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from msgspec.structs import replace as replace_fields
@@ -28,8 +28,7 @@ from prunescope.analysis.report import (
     summary,
     titles,
 )
-from prunescope.analysis.report.overview import overview
-from prunescope.analysis.report.phase_tables import Extent, phase_table, phase_tables
+from prunescope.analysis.report.phase_tables import Extent, overview, phase_table, phase_tables
 from prunescope.analysis.report.sheet import Page, kept_columns, plain_name
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import Finding, Phase, Report
@@ -203,42 +202,32 @@ class _ReportPage(Page):
     def _ladder(self, phase: Phase, without: Collection[str] = ()) -> Iterator[RenderableType]:
         """Its bars; one that is no evidence has strokes, which the last line names."""
         yield self.section("Ladder: dense ÷ pruned")
-        yield self._bounds(phase, without)
+        rows = [row for row in ledger_view.ladder_rows(phase) if row.key not in without]
+        yield self._bounds(rows)
         yield from self.notes(ledger_view.ladder_notes(phase))
-        every = evidence.with_further_reasons(
-            why
-            for name, why in evidence.of_bounds(phase).items()
-            if name not in without and getattr(phase.ladder, name) is not None
-        )
+        every = ledger_view.ladder_caveats(rows)
         yield from self.notes([f"{3 * _stroke([one])} {words}" for one, words in every.items()])
 
-    def _bounds(self, phase: Phase, without: Collection[str]) -> Grid:
-        ladder, unsure = phase.ladder, evidence.of_bounds(phase)
-        assert ladder is not None
-        labels = {n: r for n, r in ledger_view.shown_bounds(ladder).items() if n not in without}
-        values = {name: getattr(ladder, name) for name in labels}
-        ends = {name: ledger_view.readable_bound_interval(ladder, name) for name in values}
-        spans = {name: ledger_view.interval_span(ladder, name) for name in values}
-        top = max((v for v in values.values() if v is not None), default=1.0)
-        room, widest = self.width - 52, 1 + max(map(len, spans.values()))
+    def _bounds(self, rows: Sequence[ledger_view.LadderRow]) -> Grid:
+        top = max((row.value for row in rows if row.value is not None), default=1.0)
+        room, widest = self.width - 52, 1 + max(len(row.interval) for row in rows)
         # A column of their own where others have one too; a narrow terminal shows the last alone.
-        apart = any(ends[n] for n in ends if n != "realised") and room - widest >= _SHORTEST
+        has_apart = any(row.ci95 for row in rows if row.key != "realised")
+        apart = has_apart and room - widest >= _SHORTEST
         room = max(_SHORTEST, min(40, room - widest * apart))
         grid = self._grid(columns=4 + apart)
-        shares = ledger_view.realised_shares(phase)
-        for name, (label, _) in labels.items():
-            value, span, realised = values[name], spans[name], name == "realised"
-            share = numbers.percent(shares.get(name), decimals=0)
-            extra = f"realised is {share} of it" if name in shares else ""
-            alone = span if ends[name] else ""  # no column whose unknown cells want a sign
+        for row in rows:
+            span, realised = row.interval, row.key == "realised"
+            share = numbers.percent(row.share, decimals=0)
+            extra = "" if row.share is None else f"realised is {share} of it"
+            alone = span if row.ci95 else ""  # no column whose unknown cells want a sign
             cells = [span, "" if realised else extra] if apart else [alone if realised else extra]
-            bar = (_stroke(unsure[name]) or ("█" if realised else "░")) * round(
-                room * (value or 0.0) / top
-            )
+            glyph = _stroke(row.reasons) or ("█" if realised else "░")
+            bar = glyph * round(room * (row.value or 0.0) / top)
             style = "bold" if realised else ""
             grid.add_row(
-                self.ink(f" {label}", style),
-                self.ink(numbers.ratio(value), style),
+                self.ink(f" {row.label}", style),
+                self.ink(numbers.ratio(row.value), style),
                 self.ink(bar, "green" if realised else "cyan"),
                 *(self.ink(cell, "dim") for cell in cells),
             )

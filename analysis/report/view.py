@@ -4,8 +4,11 @@ shares), unescaped. Renderers escape and lay out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,11 @@ class Column:
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
 
+def number(title: str, unit: str = "", *, drop: int = 0) -> Column:
+    """A column of numbers."""
+    return Column(title, unit, numeric=True, drop=drop)
+
+
 def numeric(*titles: str) -> list[Column]:
     """Columns of numbers without a unit."""
     return [Column(title, numeric=True) for title in titles]
@@ -53,6 +61,23 @@ class Table:
     rows: list[list[Cell]]
     notes: list[str] = field(default_factory=list)
     needs: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+# The columns of a table of items, each with what it shows of one.
+Columns: TypeAlias = Sequence[tuple[Column, Callable[[T], Cell | str]]]
+
+
+def table_of(
+    table_id: str,
+    title: str,
+    items: Iterable[T],
+    columns: Columns[T],
+    notes: Sequence[str] = (),
+) -> Table:
+    """A table with a row an item."""
+    rows = [[shown(item) for _, shown in columns] for item in items]
+    cells = [[one if isinstance(one, Cell) else Cell(one) for one in row] for row in rows]
+    return Table(table_id, title, [column for column, _ in columns], cells, list(notes))
 
 
 def text_table(

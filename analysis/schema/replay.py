@@ -1,5 +1,6 @@
-"""GEMMs of a phase replayed alone (`prunescope gemm`), held against the ledger's kernel row. Times
-in ns; null: not known.
+"""GEMMs replayed alone (`prunescope gemm`), held against the ledger's kernel row; and their
+speedups over the share of N or K that is gone, as the paper's study of GEMM shapes plots them.
+Times in ns; null: not known.
 """
 
 from __future__ import annotations
@@ -90,4 +91,34 @@ class Replay(msgspec.Struct, kw_only=True):
     @property
     def timing_valid(self) -> bool:
         """Whether the times of the GEMMs alone are evidence."""
+        return not self.disturbed
+
+
+class SpeedupPoint(msgspec.Struct, kw_only=True):
+    """A size of a curve. `gone`: the share of the largest size that is missing; `speedup`: time of
+    the largest size over its own; `roofline`: that ratio by FLOPs, bytes and peaks."""
+
+    size: int
+    gone: float
+    ns: float
+    ci95: list[float] | None
+    speedup: float
+    speedup_ci95: list[float] | None
+    roofline: float | None
+
+
+class SpeedupCurve(msgspec.Struct, kw_only=True):
+    """A curve, its points from the smallest size to the largest, and how it was measured.
+    `disturbed`: by what, where its times are not valid."""
+
+    curve: StepCurve
+    points: list[SpeedupPoint]
+    device: str | None
+    placements: int
+    repeats: int
+    disturbed: list[str]
+
+    @property
+    def timing_valid(self) -> bool:
+        """Whether its times are evidence."""
         return not self.disturbed

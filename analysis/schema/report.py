@@ -47,6 +47,7 @@ SLOWER_KERNELS = "slower-kernels"  # the finding on kernels slower than their sh
 EARLIER_WORK = "earlier-work"  # the finding on time in which work of before the trace ran
 LATE_RANK = "straggler"  # the finding on the rank that the others wait for
 OTHER_TIME = "unexplained-difference"  # the finding that names a ratio of two captures
+NO_SPEEDUP = "no-speedup"  # the finding that the interval of a speedup includes 1
 # Two captures of one program on one machine differ by less: placement in memory moves a model by 1
 # to 3 %, and walls moved by 1.4 % between captures on a quiet machine (docs/ledger.md).
 CAPTURES_DIFFER = 1.05
@@ -572,6 +573,10 @@ class Phase(msgspec.Struct, kw_only=True):
         """The findings that make its times no evidence; empty where they are valid."""
         return [finding for finding in self.findings if finding.id in INVALID_TIMES]
 
+    def finding(self, finding_id: str) -> Finding | None:
+        """The finding of an id; None where it does not apply."""
+        return next((finding for finding in self.findings if finding.id == finding_id), None)
+
     @property
     def nothing_moved(self) -> bool:
         """Whether nothing was pruned, or nothing that shapes and kernels show."""
@@ -602,7 +607,7 @@ class Phase(msgspec.Struct, kw_only=True):
     def is_speedup(self) -> bool:
         """Whether the ratio of the two times is a speedup of the pruning: no setting differs."""
         if self.comparison is None:
-            return all(finding.id != NOT_COMPARABLE for finding in self.findings)
+            return self.finding(NOT_COMPARABLE) is None
         return self.comparison.is_speedup
 
     @property
@@ -641,7 +646,7 @@ class Phase(msgspec.Struct, kw_only=True):
     @property
     def is_skewed(self) -> bool:
         """Whether kernels start before their launches, so that who waited for whom is doubtful."""
-        return any(finding.id == CLOCK_SKEW for finding in self.findings)
+        return self.finding(CLOCK_SKEW) is not None
 
 
 class Report(msgspec.Struct, kw_only=True):

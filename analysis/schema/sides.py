@@ -90,7 +90,7 @@ class LayerSum(msgspec.Struct, kw_only=True):
 
     @classmethod
     def of(cls, found: LayerAlone) -> LayerSum:
-        """That of a run."""
+        """The layer sum of a run."""
         shared = [name for name in cls.__struct_fields__ if name in LayerAlone.__struct_fields__]
         known = {name: getattr(found, name) for name in shared}
         return cls(**known, ratio=found.layer_sum, ratio_ci95=found.layer_sum_ci95)

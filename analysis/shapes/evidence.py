@@ -1,8 +1,9 @@
-"""What a trace says against a model's config, and which other configs it would fit as well.
+"""What in a trace contradicts a model's config, and which other configs it would fit as well.
 
-In: GEMMs with the slots that the config gives them, names and grids of the pass's other kernels,
-peaks. Out: sentences that name each contradiction (none where the trace cannot decide), and the
-interval of N of each role that nothing contradicts. Times in ns, N·K in elements.
+In: GEMMs with the slots (role, N, K) that the config gives them, names and grids of the other
+kernels of a forward, peaks. Out: sentences that name each contradiction (none where the trace
+cannot decide), and the interval of N of each role that nothing contradicts. Times in ns, N·K in
+elements.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from prunescope.analysis.shapes.items import ATTENTION, Item, Placed
 from prunescope.analysis.shapes.slots import EXPERT, GEMM, Slot
 from prunescope.taxonomy.shape import ModelShape
 
-# Times by which N·K/time may differ: of one kernel, and of kernels of other names. On an H100 and
-# an MI300X kernels of one name differ by 1.14 at most, others by 1.5.
+# Factors by which the rate N·K/time may differ: of one kernel, and of kernels of other names. On an
+# H100 and an MI300X kernels of one name differ by 1.14 at most, others by 1.5.
 _SAME_KERNEL, _OTHER_KERNEL = 1.22, 2.2
-# Of a kernel, ns: what no size explains, launch and tail; more of a short one.
+# ns of a kernel that do not depend on its size (ramp up and down); more of a short kernel.
 _FIXED, _FIXED_SHORT, _SHORT = 2_000, 6_000, 20_000
 _ABOVE_PEAK = 1.1
-_WIDEST_NUMBER = 4  # bytes of a number, where a time should not be taken for too short
+_WIDEST_NUMBER = 4  # bytes of an element, so that no time is taken for too short
 # Kernels of quantised weights (llama.cpp's; Marlin, AWQ, GPTQ): a weight has fewer bits than the
 # config's number format says, and their names do not say how many for all of them.
 _PACKED = re.compile(r"mul_mat_(?:vec_)?q|marlin|awq|gptq|gemm_4bit|gemv_4bit", re.IGNORECASE)
 _SUPPORTED = 0.5  # of the difference between two widths, by which times must fit one better
-_WIDE = 2.0  # times the lower end of a range of widths: wider ones tell few models apart
+_WIDE = 2.0  # times the lower end of a range of widths: wider ranges tell few models apart
 _NAMED = 8  # ranges of widths in one sentence: a plain layer has seven GEMMs, and there is the head
 _MLP = ("gate", "up", "gate_up", "down")
 _WHOLE = ("q", "k", "v", "qkv", "o", *_MLP)
@@ -42,7 +43,7 @@ Usual = dict[tuple[Slot, str], float]  # ns of a slot on a kernel
 
 
 def rows_allowed(placed: Iterable[Placed], sm: int | None) -> tuple[Intervals | None, list[str]]:
-    """What M may be by all grids of the linears of a pass; a sentence where nothing is left."""
+    """The M that the grids of all linears of a forward allow; a sentence where there is none."""
     seen: dict[tuple[Slot, object], Placed] = {}
     for one in placed:
         wanted = one.slot.what in (GEMM, EXPERT) and one.slot.role != "lm_head"
@@ -69,26 +70,27 @@ def rows_allowed(placed: Iterable[Placed], sm: int | None) -> tuple[Intervals | 
 
 
 def allowed_rows(one: Placed, sm: int | None) -> Intervals | None:
-    """What M may be by the grid of one GEMM."""
+    """The M that the grid of one GEMM allows."""
     grid = one.item.grid
     return None if grid is None else rows_of(one.slot.n, one.item.name, grid, sm=sm)
 
 
 def width_allowed(one: Placed, rows: int, sm: int | None) -> Intervals | None:
-    """What N may be by the grid of one GEMM of `rows` rows."""
+    """The N that the grid of one GEMM of `rows` rows allows."""
     grid = one.item.grid
     return None if grid is None else widths_of(rows, one.item.name, grid, sm=sm)
 
 
 def time_limit(a: float, b: float, *, same: bool) -> float:
-    """Times by which N·K/time of two GEMMs may differ, of one kernel or not, that take so long."""
+    """Factor by which the rates N·K/time of two GEMMs may differ that take `a` and `b` ns; `same`:
+    on the same kernel."""
     shorter = min(a, b)
     fixed = _FIXED if shorter >= _SHORT else _FIXED_SHORT
     return (_SAME_KERNEL if same else _OTHER_KERNEL) + fixed / shorter
 
 
 def against_head(placed: Iterable[Placed], sm: int | None) -> list[str]:
-    """A head of the model whose grid no M fits."""
+    """A contradiction: no M fits the grid of lm_head."""
     for one in placed:
         if one.slot.role == "lm_head" and allowed_rows(one, sm) == ():
             grid = "×".join(map(str, one.item.grid or ()))
@@ -97,12 +99,13 @@ def against_head(placed: Iterable[Placed], sm: int | None) -> list[str]:
 
 
 def off_the_tiles(placed: Iterable[Placed]) -> list[str]:
-    """Of GEMMs whose blocks may be workers, those with other blocks than tiles of their N, where
-    two or more of other widths on the same kernel have a block for every tile.
+    """GEMMs of a possibly persistent kernel whose number of blocks is not that of the tiles of
+    their N, while two or more GEMMs of other widths on the same kernel have one block for every
+    tile.
 
-    Fewer blocks than tiles say something only where the kernel launches more of them elsewhere: a
-    kernel of workers stops at what the device holds. No contradiction: an H100 was seen to launch
-    98 workers for 78 tiles.
+    Fewer blocks than tiles count only if the kernel launches more blocks elsewhere, because a
+    persistent kernel launches at most as many as fit on the device. This is a caveat, not a
+    contradiction: an H100 launched 98 persistent blocks for 78 tiles.
     """
     out = []
     for tile, times, widths, most in _block_for_every_tile(placed):
@@ -120,9 +123,9 @@ def off_the_tiles(placed: Iterable[Placed]) -> list[str]:
 def _block_for_every_tile(
     placed: Iterable[Placed],
 ) -> Iterator[tuple[Tile, int, dict[int, tuple[str, int]], int]]:
-    """Of kernels whose blocks may be workers, those that launch a block for every tile of two or
-    more widths: the tile, how many there are along M, (role, blocks) by N, and the most blocks that
-    the kernel launches."""
+    """Possibly persistent kernels that launch a block for every tile of two or more widths: the
+    tile, how many there are along M, (role, blocks) by N, and the most blocks that the kernel
+    launches."""
     blocks: dict[str, dict[int, tuple[str, int]]] = defaultdict(dict)  # kernel: N: role, blocks
     most: dict[str, int] = defaultdict(int)
     for one in placed:
@@ -142,7 +145,7 @@ def _block_for_every_tile(
 
 
 def usual_times(placed: Iterable[Placed], *, with_head: bool) -> Usual:
-    """The usual time of each GEMM on each kernel, of those whose time is that of their N·K."""
+    """The median time (ns) of each GEMM on each kernel, of GEMMs whose time follows from N·K."""
     times: dict[tuple[Slot, str], list[int]] = defaultdict(list)
     for one in placed:
         timed = one.slot.what == GEMM and not one.slot.narrow and one.item.ns > 0
@@ -152,8 +155,9 @@ def usual_times(placed: Iterable[Placed], *, with_head: bool) -> Usual:
 
 
 def against_times(placed: Sequence[Placed], *, with_head: bool) -> list[str]:
-    """Two GEMMs whose times cannot both be those of their N·K. `with_head`: the head has as many
-    rows as the linears; else it may have fewer, and only takes too long."""
+    """A contradiction: the times of two GEMMs do not both fit their N·K. `with_head`: lm_head has
+    as many rows as the linears; otherwise it may have fewer, and counts only if it takes too
+    long."""
     usual = usual_times(placed, with_head=True)
     worst: tuple[float, str] = (1.0, "")
     for a, b in combinations(usual, 2):
@@ -179,8 +183,8 @@ def against_times(placed: Sequence[Placed], *, with_head: bool) -> list[str]:
 
 
 def misplaced(placed: Iterable[Placed]) -> set[int]:
-    """Rows of GEMMs that do not take the time of their slot, and take that of another one, of
-    another size, on the same kernel and grid: two that changed places."""
+    """Rows of GEMMs that do not take the time of their slot but that of a slot of another size, on
+    the same kernel and grid: two GEMMs that were mixed up."""
     times: dict[object, dict[Slot, list[Placed]]] = defaultdict(lambda: defaultdict(list))
     for one in placed:
         if one.slot.what == GEMM and one.item.ns > 0:
@@ -207,8 +211,9 @@ def _near(a: float, b: float) -> bool:
 
 
 def against_narrow(placed: Sequence[Placed], rows: int | None, device: Device | None) -> list[str]:
-    """A GEMM narrower than a tile that takes longer than its waves, or its bytes, allow by the time
-    of a wider one on the same kernel. N·K would say less: one wave takes as long as a full one."""
+    """A contradiction: a GEMM narrower than a tile takes longer than its waves or its bytes
+    explain, by the time of a wider GEMM on the same kernel. N·K shows less, because a partly filled
+    wave takes as long as a full one."""
     if rows is None or device is None or device.sm is None:
         return []
     times: dict[str, dict[Slot, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -240,9 +245,9 @@ def against_narrow(placed: Sequence[Placed], rows: int | None, device: Device | 
 
 
 def against_width(placed: Sequence[Placed], width: int, seen: int) -> list[str]:
-    """A sentence where the width of the activations differs from the config's MLP, unless the times
-    of its GEMMs, compared with others on the same kernels, clearly support the config's: noise
-    alone may favour either."""
+    """A contradiction: the activations (by their grids) have another width than the config's MLP,
+    unless the times of its GEMMs, compared with others on the same kernels, clearly support the
+    config. A small difference in times is noise."""
     usual: dict[tuple[Slot, str], list[int]] = defaultdict(list)
     for one in placed:
         if one.slot.what == GEMM and one.slot.role in _WHOLE and one.item.ns > 0:
@@ -273,8 +278,8 @@ def against_peaks(
     byte_per_s: float | None,
     itemsize: float,
 ) -> list[str]:
-    """A GEMM that would be faster than the device: by FLOPs where M is known, else by the bytes of
-    weights that no cache holds (64 MiB and more), where the bits of a weight are known."""
+    """A contradiction: a GEMM would be faster than the device, by FLOPs where M is known, else by
+    the bytes of weights too large for a cache (64 MiB), where the bits of a weight are known."""
     times: dict[Slot, list[int]] = defaultdict(list)
     packed = {one.slot for one in placed if _PACKED.search(one.item.name)}
     for one in placed:
@@ -299,7 +304,7 @@ def against_peaks(
 
 
 def against_records(placed: Iterable[Placed]) -> list[str]:
-    """A GEMM whose recorded N and K are not those of the config."""
+    """A contradiction: the recorded N and K of a GEMM are not those of the config."""
     for one in placed:
         if one.item.nk is not None and one.item.nk != (one.slot.n, one.slot.k):
             n, k = one.item.nk
@@ -311,7 +316,7 @@ def against_records(placed: Iterable[Placed]) -> list[str]:
 
 
 def head_rows(one: Placed, heads: Sequence[int], sm: int | None) -> int | None:
-    """M of the head: the one of several that its grid allows."""
+    """M of lm_head: the only one of `heads` that its grid allows; None if several fit."""
     allowed = allowed_rows(one, sm)
     left = [m for m in heads if holds(allowed, m)]
     return left[0] if len(left) == 1 else None
@@ -320,8 +325,8 @@ def head_rows(one: Placed, heads: Sequence[int], sm: int | None) -> int | None:
 def fitting_widths(
     gemms: Sequence[Placed], rows: int | None, sm: int | None, *, heads: Sequence[int] = ()
 ) -> list[str]:
-    """At most one sentence; none where nothing bounds a width. `heads`: what M of the head may
-    be."""
+    """The ranges of N that fit the trace, as at most one sentence; none where nothing bounds a
+    width. `heads`: the possible M of lm_head."""
     with_head = tuple(heads) == (rows,)
     of_slot: dict[Slot, list[Placed]] = defaultdict(list)
     for one in gemms:
@@ -340,7 +345,7 @@ def fitting_widths(
         allowed = meet(by_grid, _by_time(slot, usual))
         if allowed:
             how = "grid" if allowed == by_grid else "time" if by_grid is None else "grid and time"
-            # By time alone a width is often known to a factor of 5: said where nothing is closer.
+            # By time alone a width is often known to a factor of 5: used if nothing is closer.
             is_wide = how == "time" and allowed[-1][1] > _WIDE * allowed[0][0]
             (by_time if is_wide else ranges).append(f"{slot.role} {written(allowed)} by its {how}")
             outside += [f"{slot.n:,} of {slot.role}"] * (not holds(allowed, slot.n))
@@ -356,8 +361,9 @@ def fitting_widths(
 
 
 def _by_tiles(placed: Iterable[Placed]) -> dict[int, Intervals]:
-    """By the config's N, what N may be where the kernel launches a block for every tile, and more
-    of them elsewhere: at its most, blocks may be the workers that the device holds."""
+    """By the config's N, the N that a kernel with a block for every tile allows. The widest launch
+    of a kernel is left out: its blocks may be as many as fit on the device, with several tiles
+    each."""
     out: dict[int, Intervals] = {}
     for tile, times, widths, most in _block_for_every_tile(placed):
         for n, (_, launched) in widths.items():
@@ -375,8 +381,8 @@ def _by_grid(members: Sequence[Placed], rows: int, sm: int | None) -> Intervals 
 
 
 def _by_time(slot: Slot, usual: Usual) -> Intervals | None:
-    """N with which N·K/time is as near to that of each other GEMM as two of them may be: nearer on
-    one kernel than on two."""
+    """The N at which the rate N·K/time differs from that of every other GEMM by at most
+    `time_limit`, which is narrower for two GEMMs on one kernel."""
     low, high = 0.0, math.inf
     for (own, name), ns in usual.items():
         if own != slot:
@@ -389,11 +395,11 @@ def _by_time(slot: Slot, usual: Usual) -> Intervals | None:
     return ((math.ceil(low), int(high)),) if 0 < low < high < math.inf else None
 
 
-# Made for some sizes: a smaller head runs on the next one.
+# Attention kernels for heads up to a size: a smaller head runs on the next larger kernel.
 _UP_TO = re.compile(
     r"Flash_fwd_kernel_traits<(\d+)|[<_,]HDim(\d+)|fmha_fwd_d(\d+)_|flash_fwd_hdim(\d+)_"
 )
-# Made for one size of heads.
+# Attention kernels for one head dimension.
 _EXACT = re.compile(
     r"fmhaSm\d+\w*?H(\d+)(?:Paged|Hv|Q|V|Causal|_)"
     r"|paged_attention_v\d_kernel<[\w: ]+,[\w: ]+, *(\d+),"
@@ -408,8 +414,8 @@ _NAME_LIMIT = 400
 
 @dataclass(frozen=True)
 class Named:
-    """Sizes in the names of kernels: bytes of a token's keys in the cache (`cached`), the most
-    elements of a row that the widest norm takes, and the possible bytes of a number in the
+    """Sizes in the names of kernels: `cached`, bytes of a token's keys in the cache; `norm`, most
+    elements of a row in the widest norm kernel; `each`, possible bytes of an element in the
     cache."""
 
     cached: int | None = None
@@ -418,7 +424,8 @@ class Named:
 
 
 def named_in(names: Iterable[str]) -> Named:
-    """Read the names of a phase's kernels; None where they do not say, or disagree."""
+    """The sizes in the names of a phase's kernels; None where no name has one, or names
+    disagree."""
     cached, norms, types = set(), set(), set()
     for name in names:
         if (found := _CACHED.search(name[:_NAME_LIMIT])) is not None:
@@ -432,8 +439,8 @@ def named_in(names: Iterable[str]) -> Named:
 
 
 def against_names(named: Named, shape: ModelShape, ranks: int) -> list[str]:
-    """Keys whose width is not that of the cache; a hidden size wider than the norm of the residual
-    stream."""
+    """A contradiction: the width of the keys is not that of the cache, or the hidden size is larger
+    than the widest norm kernel allows."""
     keys = shape.c // min(ranks, shape.kv_heads)
     latent = shape.kv_rank is not None or shape.spread("kv_heads") != (shape.kv_heads,) * 2
     fits = named.cached in [keys * size for size in named.each]
@@ -451,8 +458,9 @@ def against_names(named: Named, shape: ModelShape, ranks: int) -> list[str]:
 
 
 def against_heads(items: Iterable[Item], shape: ModelShape) -> list[str]:
-    """A head dimension in the name of an attention kernel that the config does not have, or a
-    number of queries a key. Latent attention runs on the latent's width, or on the heads'."""
+    """A contradiction: the name of an attention kernel has a head dimension, or a number of query
+    heads per KV head, that the config does not have. Latent attention is not judged: its kernels
+    run on the width of the latent or of the heads."""
     if shape.kv_rank is not None:
         return []
     for name in {item.name[:_NAME_LIMIT] for item in items if item.what == ATTENTION}:
@@ -482,8 +490,9 @@ def _size(pattern: re.Pattern[str], name: str) -> int | None:
 
 
 def against_attention_grid(items: Iterable[Item], shape: ModelShape, ranks: int) -> list[str]:
-    """Query heads that the grid of an attention counts: FlashAttention 2 in prefill has query
-    tiles, sequences and heads, the memory-efficient one query tiles, heads and sequences."""
+    """A contradiction: the grid of an attention kernel has another number of query heads. The grid
+    of FlashAttention 2 in prefill is query tiles × sequences × heads, that of memory-efficient
+    attention query tiles × heads × sequences."""
     known = [part.heads // ranks for part in shape.attention_parts()]
     for item in items:
         if item.what != ATTENTION or item.grid is None or len(item.grid) != 3:

@@ -1,7 +1,8 @@
-"""What the grid of a GEMM kernel allows for M where N is known, and for N where M is.
+"""The M that the grid of a GEMM kernel allows if N is known, and the N if M is known.
 
-In: the tile that a kernel's name states, its blocks, one side of the result. Out: intervals of the
-other side; None where the grid says nothing (no tile, or blocks that are workers).
+In: the tile in a kernel's name, its grid of thread blocks, M or N. Out: intervals of the other one;
+None where the grid does not show it (no tile, or a persistent kernel, whose blocks take several
+tiles each).
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from prunescope.analysis.device.tiles import Tile, tile_of
 
 Intervals = tuple[tuple[int, int], ...]  # both ends included, growing
 _SPLITS = re.compile(r"split_?k|stream_?k|GSU(?:[2-9]|\d\d)|_SK[1-9]", re.IGNORECASE)
-# Kernels that may share tiles out over fewer blocks by a scheduler of their own.
+# Kernels that may be persistent: fewer thread blocks than tiles, with a tile scheduler.
 _SCHEDULED = re.compile(r"cutlass3x|sm(?:90|100)_xmma|[Pp]ersistent|triton|_ws_|warpspecialized")
 # How grids are laid out, by 314 GEMMs of public traces whose shapes were recorded. In all of them
 # a tile's rows lie along N: BLAS is column-major, PyTorch row-major. cuBLAS's own kernels: tiles
-# along N by tiles along M, then the parts of K. CUTLASS 2: the same, s of one side folded into the
-# other. Tensile and nvjet: one number, without a swizzle.
+# along N by tiles along M, then the slices of split-K. CUTLASS 2: the same, swizzled: s tiles of
+# one side are folded into the other. Tensile and nvjet: one number, without a swizzle.
 _PLANE = re.compile(r"(?:kepler|maxwell|pascal|volta|turing|ampere|ada|hopper|blackwell)_\w*?gemm")
 _SWIZZLED = re.compile(r"cutlass_\d\d_")
 _EXACT = re.compile(r"Cijk_|nvjet_")
@@ -29,13 +30,13 @@ _MOST = 1 << 22  # blocks; more are not looked at
 
 
 def rows_of(n: int, kernel: str, grid: tuple[int, ...], *, sm: int | None) -> Intervals | None:
-    """What M may be where N is known; None where the grid does not tell: no tile in the name, K
-    that may be split, or blocks that may be workers."""
+    """The possible M where N is known; None where the grid does not show it: no tile in the name,
+    possibly split-K, or possibly a persistent kernel."""
     return _other_side(n, kernel, grid, sm=sm, wide=True)
 
 
 def widths_of(m: int, kernel: str, grid: tuple[int, ...], *, sm: int | None) -> Intervals | None:
-    """What N may be where M is known; None as above."""
+    """The possible N where M is known; None as above."""
     return _other_side(m, kernel, grid, sm=sm, wide=False)
 
 
@@ -52,7 +53,7 @@ def _other_side(
     blocks = x * y * depth
     if not 0 < blocks <= _MOST or (depth > 1 and not plane and not swizzled):
         return None
-    if not plane and not swizzled and _workers(kernel, blocks, sm):
+    if not plane and not swizzled and _may_be_persistent(kernel, blocks, sm):
         return None
     along, across = (tile.rows, tile.columns) if wide else (tile.columns, tile.rows)
     counted = -(-size // along)
@@ -68,9 +69,9 @@ def _other_side(
     return _joined(((other - 1) * across + 1, other * across) for other in others)
 
 
-def _workers(kernel: str, blocks: int, sm: int | None) -> bool:
-    """Whether blocks may be workers that share the tiles out: as many as multiprocessors, or twice
-    as many; of CUTLASS 3 whole clusters of them, which may be a few less."""
+def _may_be_persistent(kernel: str, blocks: int, sm: int | None) -> bool:
+    """Whether the grid may be that of a persistent kernel: as many blocks as SMs, or twice as many;
+    of CUTLASS 3 whole clusters of blocks, so possibly a few less."""
     if sm is None or blocks > 2 * sm:
         return False
     return blocks in (sm, 2 * sm) or "cutlass3x" in kernel and 0.9 * sm <= blocks <= sm
@@ -114,7 +115,7 @@ def _joined(parts: Iterable[tuple[int, int]]) -> Intervals:
 
 
 def meet(a: Intervals | None, b: Intervals | None) -> Intervals | None:
-    """What is in both; None (everything) gives the other one."""
+    """The intersection; None stands for all values."""
     if a is None or b is None:
         return b if a is None else a
     both = {(max(x[0], y[0]), min(x[1], y[1])) for x in a for y in b}

@@ -26,8 +26,8 @@ _PADDED_VOCAB = 64  # serving engines round a vocabulary up that they share out
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A GEMM that a layer runs. N and K are those of one rank, whole matrices of all experts
-    apart: those of one expert."""
+    """A GEMM that a layer runs. N and K are those of one rank; of a grouped GEMM over experts,
+    those of one expert."""
 
     role: str
     n: int
@@ -36,7 +36,7 @@ class Slot:
 
     @property
     def narrow(self) -> bool:
-        """Whether its time is that of a launch: routers and gates."""
+        """Whether it is so small that its time does not depend on N·K: routers and gates."""
         return self.role == "router" or self.n < _NARROW
 
     @property

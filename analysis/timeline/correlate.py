@@ -82,7 +82,7 @@ def op_of_launch(trace: Trace, launch: Ints, kernel_external: Ints) -> Ints:
 
 @dataclass(frozen=True)
 class LaunchNeighbours:
-    """Of each device event the host ns of the launches with the next smaller and larger correlation
+    """By device event, the host ns of the launches with the next smaller and larger correlation
     id, where there are both (`both`); `first`: its id is smaller than that of every launch."""
 
     before: Ints

@@ -41,7 +41,7 @@ def lost_launches(trace: Trace, windows: Windows) -> dict[str, int]:
 
 
 def nameless_notes(trace: Trace) -> list[str]:
-    """That kernels which name no launch are those of launches that seem to have none."""
+    """A note if kernels that name no launch belong to launches that seem to have no kernel."""
     kernels, launches = (
         _nameless_kernels(trace),
         int((_of_kernels(trace) & ~trace.launches_named).sum()),

@@ -1,9 +1,9 @@
 """Steps by annotations that PyTorch or a user's loop leaves, where no profiler marked any.
 
-In: a Trace and its work in order. Out: windows of the steps (host ns), or None: what ends with
-`Optimizer.step#…`, else begins with `Optimizer.zero_grad#…`, else an annotation that repeats, holds
-nearly all of the time that the device runs, and is no layer; else what begins with a compiled
-region, where these hold nearly all of it.
+In: a Trace and its work in order. Out: windows of the steps (host ns), or None. A step ends with
+`Optimizer.step#…`; else it begins with `Optimizer.zero_grad#…`; else it is an annotation that
+repeats, holds nearly all of the device's time and is not named after a layer; else it begins with a
+compiled region, if these hold nearly all of the device's time.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from prunescope.analysis.trace.collect import Ints
 from prunescope.analysis.trace.events import Trace
 
 _UPDATE, _ZERO = "Optimizer.step#", "Optimizer.zero_grad#"
-_OPTIMIZERS = 4  # updates an iteration: a generator and a discriminator are two
+_OPTIMIZERS = 4  # most updates an iteration: a generator and a discriminator have two
 _NUMBER = re.compile(r"\d+")
-# What torch.compile made: a call of it in Python, and within that, or in a backward pass alone, the
+# Code that torch.compile made: its call in Python; within that, or alone in a backward pass, the
 # call of a compiled graph.
 COMPILED_CODE = ("Torch-Compiled Region", "## Call CompiledFxGraph")
 # Annotations of PyTorch's own, and those that are named after a part of a model.

@@ -40,7 +40,7 @@ class Recorded:
 
 
 def nothing_recorded(linked: Linked) -> Recorded:
-    """Of a device trace, whose rows a profiler does not slow."""
+    """For a device trace, whose rows a profiler does not slow: no records."""
     none = np.zeros(len(linked.step), np.int64)
     return Recorded(none, none, np.zeros(len(linked.wall), np.int64))
 

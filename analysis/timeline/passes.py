@@ -22,9 +22,9 @@ _OPTIMIZER = "Optimizer."
 
 @dataclass(frozen=True)
 class Passes:
-    """A row each. `sequence`: of the op that a row of the forward pass belongs to, or of the op
-    whose gradient a row of the backward pass is; `op`: which op with a number a row of the forward
-    pass is in; -1 where none is known."""
+    """One entry a row, -1 where unknown. `sequence`: the sequence number of the op that a row of
+    the forward pass belongs to, or of the op whose gradient a row of the backward pass computes;
+    `op`: the numbered op that a row of the forward pass is in."""
 
     backward: NDArray[np.bool_]
     optimizer: NDArray[np.bool_]
@@ -40,8 +40,8 @@ class Passes:
         return np.where(self.backward, np.array(found, np.int64), NONE)
 
     def alike(self, values: Sequence[object]) -> NDArray[np.bool_]:
-        """For every row whether its op did all of its work under one value: a compiled region, or a
-        function that somebody wrote, is one op and may do the work of a whole model."""
+        """For every row, whether all rows of its op have the same value: a compiled region or a
+        custom autograd function is one op and may hold the work of a whole model."""
         of_op: dict[int, set[object]] = {}
         ops = self.op.tolist()
         for number, value in zip(ops, values, strict=True):

@@ -22,7 +22,7 @@ BETWEEN_OPS = 1_000_000  # ns of Python between two ops: more is other work
 
 @dataclass(frozen=True)
 class Pauses:
-    """Of each step: when the first wait since the step before begins, and when the last one ends;
+    """By step: when the first wait since the step before begins, and when the last one ends;
     equal where there is none."""
 
     begin: Ints

@@ -31,8 +31,8 @@ def _no_waits() -> dict[str, Ints]:
 
 
 class Collective(NamedTuple):
-    """What torch says of a collective: its name, elements that a rank sends and receives, ranks,
-    and the number format as it spells it; None where it does not say."""
+    """A collective as torch records it: its name, elements that a rank sends and receives, ranks,
+    and the number format in torch's spelling; None where it is not recorded."""
 
     name: str
     sent: int | None
@@ -51,8 +51,8 @@ class Trace:
     events; `waits`: times in which a stream waits for an event, which is no work;
     `launches`: runtime calls; `ops`: host ops; `annotations`: NVTX ranges,
     record_function and modules; `frames`: Python frames of 0.1 ms or more; `other_calls`:
-    runtime calls without a correlation id; `overhead`: what the profiler and the driver say that
-    they do beside the program. `dropped`: events without a valid time,
+    runtime calls without a correlation id; `overhead`: recorded work of the
+    profiler and the driver themselves. `dropped`: events without a valid time,
     `kernels_dropped` of them on the device; `unplaced`: device events that name no device, which
     are left out; `twice`: device events (in a CPU trace: ops) that
     the file repeats; `collectives`: what device events send to other ranks; `memory`: bytes

@@ -65,8 +65,8 @@ class Source:
     end. `malformed`: events dropped because they cannot be read, or a field has a type that no
     profiler writes. `repaired`: invalid JSON was mended. `meta`: the top-level keys but the events.
     `member`: the trace that is meant where the file is a zip of several. `share`: (i, n) reads only
-    every n-th block, from the i-th on; `has_end`: the last block was one of them. `decoder`: tried
-    first, of less than whole events (event.py)."""
+    every n-th block, beginning with the i-th; `has_end`: the last block was one of them. `decoder`:
+    tried first, of less than whole events (event.py)."""
 
     path: Path
     member: str | None = None

@@ -110,7 +110,7 @@ def other_dtype(e: Evidence) -> Reason | None:
 
 
 def quantised_too(e: Evidence) -> str | None:
-    """That what was pruned runs in another dtype as well: one sentence, or None."""
+    """A sentence if the pruned model also runs in another dtype; else None."""
     dtypes = gemm_dtypes(e)
     return None if dtypes is None else f"{_dtypes_text(*dtypes)} besides: times are of both"
 

@@ -211,8 +211,9 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
 
 
 def _of_channels(e: Evidence) -> list[str]:
-    """That convolutions have fewer channels: as implicit GEMMs they lost N and K, which no family
-    of linears is, and the table of GEMMs does not list them. Empty where none does."""
+    """A sentence if convolutions have fewer channels; else nothing. As implicit GEMMs they lost N
+    and K, but families are defined for linears, and the table of GEMMs does not list
+    convolutions."""
     narrower = [one for one in e.convolutions if one.is_narrower]
     if not narrower:
         return []

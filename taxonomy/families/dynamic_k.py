@@ -1,6 +1,7 @@
-"""Dynamic K: of each token, the weights of inputs that are zero are not read (activation sparsity).
+"""Dynamic K (activation sparsity): the weights that would multiply a zero activation are not read.
 
-TEAL zeroes small inputs of every projection; CATS closes channels of the MLP, behind its gate.
+TEAL sets small inputs of every projection to zero; CATS sets MLP channels to zero whose gate is
+small.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ _ALL = ("q", "k", "v", "qkv", "q_a", "q_b", "kv_a", "o", "gate", *_CHANNELS)
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """F·p; a column of W is read where any of T tokens needs it: with probability 1 − s^T. Kernels
-    skip what no row of a tile needs, so that many tokens compute as dense. The gate comes first,
-    and stays dense, where it says which channels are closed; those are rows of up and columns of
-    down. Experts, whose tokens are few and other ones in each forward, stay dense."""
+    """The FLOPs of a GEMM times p = 1 − s. A column of W is read if any of T tokens needs it: with
+    probability 1 − s^T. A kernel skips a column only if no row of its tile needs it, so many
+    tokens compute as in the dense model. With `zeros=channels` the gate runs first and stays
+    dense, because its output chooses the channels: rows of up, columns of down. Experts stay
+    dense, because each sees few tokens, and others in each forward."""
     roles = _CHANNELS if point.knobs["zeros"] == "channels" else _ALL
     kept, union = 1 - point.sparsity, 1 - point.sparsity**work.rows
 

@@ -18,10 +18,11 @@ _KEPT = ("k", "v", "kv_a", "kv_b")
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """q, o and the MLP see p·T rows, k and v all; active queries attend to all keys. With
-    `keys=routed` k and v see p·T rows too: p·p of the pairs are left, and p of the cache.
+    """Of T tokens, q, o and the MLP compute p·T rows, where p = 1 − s; k and v compute all, and
+    the p·T queries attend to all keys. With `keys=routed` k and v compute p·T rows too: p·p of
+    the pairs of a query and a key are left, and p of the cache.
 
-    A weight is read where any of the step's T tokens is active: with probability 1 − s^T.
+    A weight is read if any of the step's T tokens is routed to it: with probability 1 − s^T.
     """
     s = point.sparsity
     if s == 0:
@@ -91,7 +92,7 @@ FAMILY = Family(
         ),
         "choose": Knob(
             "rank",
-            "which tokens of a prompt pass: the best p of each sequence, which depend on later "
+            "which tokens of a prompt pass: the best 1 − s of each sequence, which depend on later "
             "tokens, or those with a score above a threshold, one by one as in decode",
             ("rank", "threshold"),
         ),

@@ -14,8 +14,9 @@ from prunescope.taxonomy.theory import dense_plan
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """Attention FLOPs × p and, in decode, cache reads × p; with values only × (1 − s/2).
-    Heads that read every key count with s = 0."""
+    """Attention FLOPs and, in decode, cache reads times p = 1 − s, where s is the share of the
+    blocks that are skipped; with `blocks=value` times 1 − s/2, because QKᵀ stays whole. Heads that
+    read every key count with s = 0."""
     s = spared_share(point.sparsity, float(point.knobs.get("full_heads", 0.0)))
     share = 1 - s / 2 if point.knobs["blocks"] == "value" else 1 - s
     return [replace(dense_plan(shape, work), scores=share, keys=share)]

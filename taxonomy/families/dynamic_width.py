@@ -15,15 +15,16 @@ from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
 _MLP = ("gate", "up", "down", "experts")
-# The matrices of which the heads that are not chosen take no part, and the axis that shrinks.
+# The matrices in which heads that are not chosen are left out, and the axis that shrinks.
 _HEADS = {"queries": {"q": "n", "o": "k"}, "heads": {"q": "n", "k": "n", "v": "n", "o": "k"}}
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """f' = int(f·p), aligned, channels; with `attention` n_kv' groups of query heads, which alone
-    attend. One set a forward: its T tokens read f'/f of the weights. A set a token: each computes
-    f' channels, and a channel is read where any of T tokens uses it: with probability
-    1 − (1 − f'/f)^T; so are heads. k and v are dense for `queries`; the cache is full.
+    """f' = int(f·p), aligned, of the f channels run (p = 1 − s); with `attention` only n_kv' groups
+    of query heads attend. One set for a forward: it reads f'/f of the weights. One set for each of
+    T tokens: each computes f' channels, and a channel is read if any token uses it, with
+    probability 1 − (1 − f'/f)^T; heads likewise. For `queries` k and v are dense; the cache is
+    full.
 
     Raises PrunescopeError for heads of latent attention, whose queries and keys have no own weight.
     """
@@ -35,7 +36,7 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     tokens = work.rows if point.knobs.get("sets", "forward") == "token" else 1
 
     def read(share: float) -> float:
-        """Of the weights that one set reads, how many times as many all sets of a forward read."""
+        """Weights that all sets of a forward read, over those that one set reads."""
         return (1 - (1 - share) ** tokens) / share
 
     def linear(role: str, n: int, k: int) -> tuple[Piece, ...]:
@@ -50,7 +51,7 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
 
 
 def _head_share(shape: ModelShape, point: FamilyPoint) -> float:
-    """Of the heads, those that a token uses: whole groups on a KV head, one at least."""
+    """The share of heads that a token uses: whole groups of a KV head, one at least."""
     if point.knobs.get("attention", "dense") == "dense":
         return 1.0
     if shape.kv_rank is not None:

@@ -15,11 +15,11 @@ OBSERVED = 32  # last queries of a prompt whose attention ranks its keys (SnapKV
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """Prefill as dense, on the whole prompt; decode on max(1, int(L·p)) keys in the layers that see
-    them all; on the mean over the heads where some keep every key. What ranks keys needs scores of
-    its own: of the end of a prompt once, or of all queries in every forward. They are added work,
-    which the expected time has and no bound: bounds hold what a pruning removes, and of a prefill
-    that is nothing."""
+    """Prefill is dense. Decode reads max(1, int(L·p)) of the L keys (p = 1 − s) in layers that
+    attend to all of them; where some heads keep every key, the mean over the heads. Ranking the
+    keys needs attention scores of its own: once for the end of a prompt, or for all queries in
+    every forward. They are added work, which counts in the expected time and in no bound: a bound
+    counts what a pruning removes, and prefill loses nothing."""
     sparsity = spared_share(point.sparsity, float(point.knobs.get("full_heads", 0.0)))
     keep = str(point.knobs["keep"]) if sparsity else ""
     dense = dense_plan(shape, work)

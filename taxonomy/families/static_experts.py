@@ -1,7 +1,8 @@
 """Static experts: a layer has fewer experts, each as wide as before (REAP, M-SMoE and others).
 
-Experts are dropped, or merged into those that stay. The router has an output less for each. A token
-still goes to as many experts as before, so its FLOPs stay; those that are left get more tokens.
+Experts are dropped, or merged into those that stay. The router loses one output for each. A token
+still goes to as many experts as before, so its FLOPs stay; each expert that is left gets more
+tokens.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from prunescope.taxonomy.theory import dense_plan
 
 
 def with_experts(shape: ModelShape, point: FamilyPoint) -> ModelShape:
-    """E' = max(k, round(E·p)) experts in each layer that has some, as many of each group of
-    group-limited routing: router N = E'. k, N and K of an expert and the shared experts stay."""
+    """E' = max(k, round(E·p)) of the E experts stay in each layer that has some (p = 1 − s, k
+    experts a token), equally many of each group of group-limited routing: router N = E'. k, the
+    N and K of an expert, and the shared experts stay."""
 
     def fewer(layer: ModelShape) -> ModelShape:
         if not layer.experts:

@@ -1,4 +1,4 @@
-"""Static M: sublayers or layers become identity, with their norm and residual add."""
+"""Static M: layers or sublayers are removed, each with its norm and residual add."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from prunescope.taxonomy.theory import dense_plan
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """int(n·s) sublayers of each wanted kind are gone; a gone attention caches nothing.
+    """int(n·s) of the n sublayers of each chosen kind are removed; a removed attention caches
+    nothing.
 
-    Those that are named or recorded count as what they are; of those yet to be drawn the mean.
+    Layers that the options name or a run recorded count with their own dimensions; where the
+    choice is random and not made yet, the mean over all layers counts.
     """
     attention, num_attention = _left(shape, point, "attention")
     mlp, num_mlp = _left(shape, point, "mlp")

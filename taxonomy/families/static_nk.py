@@ -13,13 +13,17 @@ from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
 ROUNDING = Knob(
-    "nearest", "how the kept share of the KV heads becomes whole", ROUNDINGS, only_sizes=True
+    "nearest",
+    "how the kept share of the KV heads becomes a whole number",
+    ROUNDINGS,
+    only_sizes=True,
 )
 LATENTS = ("q_a", "kv_a")  # they belong to no head
 
 
 def with_heads(shape: ModelShape, point: FamilyPoint) -> ModelShape:
-    """n_kv' = max(1, round(n_kv·p)) groups: q N = G·n_kv'·d; k, v N = n_kv'·d; o K = G·n_kv'·d."""
+    """n_kv' = max(1, round(n_kv·p)) KV heads stay, p = 1 − s, with G query heads each of d
+    dimensions: q N = G·n_kv'·d; k, v N = n_kv'·d; o K = G·n_kv'·d."""
 
     def narrow(layer: ModelShape) -> ModelShape:
         kept = kept_kv_heads(layer.kv_heads, point.sparsity, str(point.knobs["rounding"]))

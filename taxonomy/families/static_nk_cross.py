@@ -14,11 +14,13 @@ from prunescope.taxonomy.theory import dense_plan
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """h' = int(h·p), aligned, everywhere: q, k, v, gate, up, routers, experts and mixers K; o,
-    down, experts and mixers N; embedding, norms, lm_head K.
+    """h' = int(h·p), aligned, of the h residual dimensions stay (p = 1 − s): K of q, k, v, gate,
+    up, routers, experts and mixers; N of o, down, experts and mixers; the width of embedding, norms
+    and lm_head.
 
-    Where junctions keep different sets, the residual from one to the next gets an h'×h' GEMM, and
-    the head a table of its own. Norms with a bias become RMS norms, and readers take the bias.
+    Where junctions keep different dimensions, the residual from one to the next gets an h'×h'
+    GEMM, and lm_head a matrix of its own. A norm with a bias becomes an RMS norm, and the matrices
+    that read it take over its bias.
     """
     if point.sparsity == 0:
         return [dense_plan(shape, work)]

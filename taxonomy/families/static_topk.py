@@ -14,7 +14,8 @@ from prunescope.taxonomy.theory import dense_plan
 
 
 def with_routes(shape: ModelShape, point: FamilyPoint) -> ModelShape:
-    """k' = max(1, round(k·p)) experts a token. The router and the number of experts stay."""
+    """A token goes to k' = max(1, round(k·p)) of its k experts, p = 1 − s. The router and the
+    number of experts stay."""
 
     def fewer(layer: ModelShape) -> ModelShape:
         if not layer.experts:

@@ -97,9 +97,9 @@ def steps(shape: ModelShape, point: FamilyPoint) -> list[tuple[int, float]]:
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """Layers 0..after-1 as dense, the others, mixers too, on max(1, int(S·p)) tokens; their caches
-    are as much shorter. With a schedule or stages the tokens leave in steps. Those that are
-    `revived` are further rows of a step of decode, and keys from then on.
+    """Layers 0..after-1 are dense; the others, mixers too, run on max(1, int(S·p)) of the S tokens
+    (p = 1 − s), and their caches are shorter by as much. With a schedule or stages the tokens leave
+    in steps. `revived` tokens are additional rows of a decode step, and keys from then on.
 
     Raises PrunescopeError as `steps` does, and for tokens that come back behind a mixer, whose
     state they cannot enter.
@@ -134,7 +134,7 @@ def _stack(shape: ModelShape, layers: range, work: Workload, new: float) -> Plan
 
 
 def _away(work: Workload, gone: float, revived: float) -> tuple[int, float]:
-    """Of each prompt, the tokens that are away in these layers, and those that come back in this
+    """The tokens of each prompt that are away in these layers, and those that come back in this
     step: the share `revived` of all that left, until none is away."""
     left = work.prompt_len - kept_count(work.prompt_len, gone)
     if work.prefill or work.context is None:

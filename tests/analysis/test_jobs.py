@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,9 +77,13 @@ def test_the_slow_rank_is_found_and_bad_files_are_lines(both: tuple[Analysis, An
     assert report.partial
 
 
-def test_against_a_baseline_of_ranks(ranks: Path) -> None:
-    alone = analyze(ranks, baseline=ranks)
-    assert to_json(analyze(ranks, baseline=ranks, jobs=2).report) == to_json(alone.report)
+def test_against_a_baseline_of_ranks(ranks: Path, tmp_path: Path) -> None:
+    """A good rank, the slow one and one that is no trace, each against its own."""
+    for number in (1, SLOW, 4):
+        shutil.copy(ranks / f"rank{number}.json", tmp_path)
+    alone = analyze(tmp_path, baseline=tmp_path)
+    assert set(alone.report.phases) == {"rank1", f"rank{SLOW}"}
+    assert to_json(analyze(tmp_path, baseline=tmp_path, jobs=2).report) == to_json(alone.report)
 
 
 def test_all_ranks_bad_is_the_error_of_one_process(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def answer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, 
 
 
 @pytest.mark.parametrize("cpu", [False, True])
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_the_same_events_give_the_same_answer(
     tmp_path: Path, answer: Callable[..., dict[str, Any]], data: st.DataObject, *, cpu: bool
@@ -131,15 +131,3 @@ def test_kernels_without_host_ops_have_kinds_and_no_shapes(
     assert phase.coverage["kind"] >= 0.98
     assert all(g.m is None and g.flop is None for g in phase.gemms)
     assert any("no host ops in the trace" in note for note in phase.notes)
-
-
-@pytest.mark.parametrize("name", [
-    "a100_legacy_flows", "a100_training_graphs_nccl", "b200_eager", "h100_owlv2-large",
-    "h100_qwen1.5-0.5b_prefill", "h100_vit", "mi210_gpu_only", "mi300x_compile_triton",
-    "mi300x_sglang_qwen3-8b_decode_capture_bs32", "mi300x_sglang_qwen3-8b_decode_graph",
-    "mi300x_sglang_qwen3-8b_prefilldecode", "v100_legacy_graphs",
-])  # fmt: skip
-def test_device_time_has_a_kind(name: str, real_report: Callable[[str], Report]) -> None:
-    for phase in real_report(f"{name}.json.gz").phases.values():
-        assert phase.coverage["kind"] >= 0.98
-        assert phase.wall_ns == pytest.approx(phase.busy_ns + phase.gap_ns + phase.tail_ns)

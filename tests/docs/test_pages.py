@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import prunescope
 from prunescope.analysis.bundle import bundle as bundling
+from prunescope.taxonomy.run import sha256_of
+from tests.analysis.run_folder import write_pair
+from tests.chrome import chrome, gap, k, module, op, step
 from tests.docs import pages
 from tests.hostile.case import TEXT_FORMATS
 
@@ -42,6 +47,35 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def small_runs(folder: Path) -> None:
+    """traces/first and traces/second, a MLP of half and of three quarters, prefill and decode."""
+
+    def trace(rows: int, width: int) -> dict[str, Any]:
+        wide = op("aten::mm", [rows, 256], [256, width], dtype="c10::BFloat16",
+                  kernels=[k(us=width / 16)])  # fmt: skip
+        body = module("model.layers.0.mlp.up_proj", wide), gap(us=4, launch=True)
+        return chrome(step(0, *body, wide), step(1, *body, wide))
+
+    for name, width, us in (("first", 352, 61), ("second", 528, 72)):
+        run, decode = folder / "traces" / name, folder / "decode" / name
+        method = {"pruning": {"method": "static-nk-mlp", "sparsity": 1 - width / 704}}
+        for phase, at, rows in (("prefill", run, 512), ("decode", decode, 1)):
+            slow, fast = (
+                {"phase_fields": {"samples_ns": [1000 * one - 200, 1000 * one, 1000 * one + 100]}}
+                for one in (92, us)
+            )
+            write_pair(at, trace(rows, 704), trace(rows, width), phase=phase,
+                       dense_run=slow, pruned_run={**fast, **method})  # fmt: skip
+        for side in ("dense", "pruned"):
+            manifest, other = (json.loads((at / side / "run.json").read_bytes())
+                               for at in (run, decode))  # fmt: skip
+            manifest["phases"] |= other["phases"]
+            if side == "pruned":
+                manifest["twin"]["sha256"] = sha256_of(run / "dense" / "run.json")
+            (run / side / "run.json").write_text(json.dumps(manifest), encoding="utf-8")
+            shutil.copy(decode / side / "decode.trace.json.gz", run / side)
+
+
 def models(folder: Path) -> None:
     """./dense and ./pruned: a tiny Llama, and one with half of the MLP's channels."""
     from tests.small_capture import saved_model
@@ -67,6 +101,8 @@ def test_every_snippet_without_torch_runs(
     name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bundling, "FORMATS", TEXT_FORMATS)  # figures are drawn by analyze here
+    shutil.rmtree(workplace / "traces")
+    small_runs(workplace)
     # Those that paper/main.tex shows.
     monkeypatch.setattr("prunescope.analysis.report.figures.KINDS", ("ladder", "ledger"))
     assert pages.run(DOCS / name, folder=workplace) == SNIPPETS[name]

@@ -33,6 +33,11 @@ def report() -> public.Report:
     return prunescope.analyze(RUNS / "tiny-static-nk")
 
 
+@pytest.fixture(scope="module")
+def both() -> public.Comparison:
+    return prunescope.compare([RUNS / "tiny-static-nk", RUNS / "tiny-static-m"])
+
+
 def test_dir_is_all_and_nothing_else() -> None:
     assert dir(prunescope) == sorted(prunescope.__all__)
     assert (Path(prunescope.__file__).parent / "py.typed").is_file()
@@ -231,10 +236,9 @@ def test_a_plot_of_nothing_says_so(report: public.Report) -> None:
 
 
 def test_compare_gives_the_comparison_of_the_command(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    both: public.Comparison, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    paths = [RUNS / "tiny-static-nk", RUNS / "tiny-static-m"]
-    found = prunescope.compare(paths)
+    paths, found = [RUNS / "tiny-static-nk", RUNS / "tiny-static-m"], both
     assert len(found.rows) == 4 == len(found.table)
     assert {"run", "phase", "wall_ns"} <= set(found.table.to_polars().columns)
     assert isinstance(found.reports["tiny-static-m"], public.Report)
@@ -270,10 +274,11 @@ def test_a_phase_that_is_not_there_names_the_nearest(report: public.Report) -> N
     assert report.phases.get("decod") is None
 
 
-def test_whatever_has_names_gives_the_nearest(report: public.Report) -> None:
+def test_whatever_has_names_gives_the_nearest(
+    report: public.Report, both: public.Comparison
+) -> None:
     found = prunescope.predict("tiny-llama", device="h100-sxm", method="static-m", sparsity=0.5)
     phase = next(iter(report.phases.values()))
-    both = prunescope.compare([RUNS / "tiny-static-nk", RUNS / "tiny-static-m"])
     for holder, wrong, near in (
         (found, "phase", "phases"),
         (found["phases"]["prefill"], "laddr", "ladder"),
@@ -306,9 +311,7 @@ def test_a_prediction_is_a_table_a_figure_and_files(tmp_path: Path) -> None:
 
 
 def test_every_kind_of_prediction_is_a_table() -> None:
-    ranking = prunescope.predict(
-        rank=True, model="llama-3.1-8b", device="h100-sxm", workload="chat"
-    )
+    ranking = prunescope.predict(rank=True, model="tiny-llama", device="h100-sxm", prompt_len=64)
     assert set(ranking.to_polars()["phase"]) == {"equal flop", "equal param"}
     of_run = prunescope.predict(from_run=RUNS / "tiny-static-nk", sparsity=0.25)
     assert set(of_run.to_polars()["phase"]) == {"prefill", "decode"}
@@ -317,10 +320,9 @@ def test_every_kind_of_prediction_is_a_table() -> None:
         ranking.plot.curves()
 
 
-def test_a_comparison_is_a_frame_and_a_figure() -> None:
-    found = prunescope.compare([RUNS / f"tiny-static-{name}" for name in ("m", "nk")])
-    assert found.to_polars().height == len(found.rows)
-    assert found.plot.speedups().axes
+def test_a_comparison_is_a_frame_and_a_figure(both: public.Comparison) -> None:
+    assert both.to_polars().height == len(both.rows)
+    assert both.plot.speedups().axes
 
 
 def test_a_sweep_takes_its_keys_as_a_dict(tmp_path: Path) -> None:

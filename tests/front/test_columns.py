@@ -37,23 +37,28 @@ COMMANDS = [
 ]
 
 
+_results: dict[str, Any] = {}
+
+
 @pytest.fixture
 def computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command that is given again shows the same result again, at another width."""
+    """What is asked again, at another width or by another test, has the same answer."""
 
-    def kept(function: Callable[..., Any]) -> Callable[..., Any]:
-        results: list[Any] = []
-
+    def kept(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
-            results[:] = results or [function(*args, **options)]
-            return results[0]
+            asked = f"{name} {args} { {k: v for k, v in options.items() if k != 'on_done'} }"
+            if asked not in _results:
+                _results[asked] = function(*args, **options)
+            return _results[asked]
 
         return call
 
     for module, name in (("deliver", "analyze"), ("deliver", "compare"),
-                         ("analysis.predict.rank", "rank")):  # fmt: skip
+                         ("analysis.pipeline", "analyze"), ("analysis.predict.rank", "rank"),
+                         ("analysis.predict.predict", "predict"),
+                         ("analysis.predict_from", "predict_from")):  # fmt: skip
         place = import_module(f"prunescope.{module}")
-        monkeypatch.setattr(place, name, kept(getattr(place, name)))
+        monkeypatch.setattr(place, name, kept(name, getattr(place, name)))
 
 
 @pytest.mark.usefixtures("computed_once")
@@ -81,6 +86,7 @@ def test_a_number_is_whole_at_every_width(
         assert not re.search(r"\d…|…\d| \w…$", narrow, flags=re.MULTILINE)
 
 
+@pytest.mark.usefixtures("computed_once")
 def test_a_comparison_stands_before_its_warnings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

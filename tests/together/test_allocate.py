@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import prunescope
-from prunescope import cli
+from prunescope import allocation, cli
 from prunescope.allocation import evaluations, problem_asked
 from prunescope.analysis.predict.allocation_request import AllocateRequest
 from prunescope.taxonomy.allocation_plan import read_plan
@@ -26,9 +26,14 @@ from tests.small_capture import quick_peaks, saved_model
 pytestmark = pytest.mark.torch
 
 
+FIGURE = allocation.plan_figure
+
+
 @pytest.fixture(autouse=True)
-def _quick_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peaks take no time, and neither does the figure beside a plan, but for a test that asks."""
     quick_peaks(monkeypatch)
+    monkeypatch.setattr(allocation, "plan_figure", lambda *_: b"")
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +51,12 @@ H100: Any = {"device": "h100-sxm", "dtype": "bf16"}
 
 
 def test_a_plan_reaches_its_target_and_a_second_one_measures_nothing(
-    model: str, tmp_path: Path
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "plan.json"
-    plan = prunescope.allocate(model, speedup=1.25, out=out, **H100)
+    with monkeypatch.context() as patch:
+        patch.setattr(allocation, "plan_figure", FIGURE)
+        plan = prunescope.allocate(model, speedup=1.25, out=out, **H100)
     assert plan.expected.speedup >= 1.25 and len(plan.layers) == 3
     low, high = plan.expected.range
     assert low < plan.expected.speedup < high

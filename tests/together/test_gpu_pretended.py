@@ -123,6 +123,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
         assert hasattr(torch.cuda, name), f"torch.cuda has no {name}"
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(peaks, "_WAKE_S", 0.01)
+    monkeypatch.setattr(peaks, "_WAKE_WIDTH", 64)
     monkeypatch.setattr(peaks, "_GPU_SHAPES", ((64, 64, 64), (128, 64, 64)))
     monkeypatch.setattr(peaks, "_LEAST_READ", {"cpu": 1 << 20, "cuda": 1 << 20})
     threads = torch.get_num_threads()

@@ -31,10 +31,11 @@ from prunescope.tracer.capture.graph_mode import (
     cuda_graph,
     record_nothing,
 )
-from prunescope.tracer.capture.memory import peak_and_cache_bytes, weight_bytes
+from prunescope.tracer.capture.memory import peak_and_cache_bytes
 from prunescope.tracer.capture.phases import DecodeLoop, PrefillLoop
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.model import compat
+from prunescope.tracer.model.packed_weights import weight_bytes
 from prunescope.tracer.pruners import family_point, pruner
 
 pytestmark = pytest.mark.torch

@@ -284,7 +284,7 @@ def test_the_control_counts_intervals_of_points_that_do_the_dense_work() -> None
 def test_a_loss_that_an_older_rule_scored_is_named() -> None:
     """Of dynamic-m in decode in one forward, from before its influence was measured: today token by
     token; a static family's is what it would be today."""
-    from prunescope.analysis.pareto.scoring import scoring_notes
+    from prunescope.analysis.pareto.summary import scoring_notes
 
     points = [point("dynamic-m", 1.2, 0.1), point("static-m", 1.1, 0.2)]
     for one in points:

@@ -12,7 +12,7 @@ import pytest
 
 import prunescope
 from prunescope.analysis.pareto import pareto
-from prunescope.analysis.pareto.held_out import recovery_loss
+from prunescope.analysis.pareto.points import recovery_loss
 from prunescope.analysis.pipeline import Analysis
 from prunescope.analysis.schema.sides import Totals
 from prunescope.taxonomy.errors import PrunescopeError

@@ -41,7 +41,7 @@ def shorten(patch: pytest.MonkeyPatch) -> None:
     """A short text, peaks that need no measuring, and one capture, whatever runs beside tests."""
     from prunescope.tracer.sweep import job
 
-    patch.setattr(job, "TOKENS", 256)
+    patch.setattr(job, "TOKENS", 128)
     same_peaks(patch)
     patch.setattr(job, "_was_disturbed", lambda _out: False)
 
@@ -116,14 +116,14 @@ def test_every_result_is_a_run_with_its_baseline_and_its_quality(whole: SweepReq
 
 
 @pytest.mark.torch
-@pytest.mark.all_layers
+@pytest.mark.four_layers
 @pytest.mark.usefixtures("short")
 def test_a_loss_is_that_of_the_phase_that_is_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Token by token in decode where a model decides at run time, and in both phases where one of
     its families does nothing in one forward."""
-    text = SMALL_SWEEP.replace("[static-m, static-nk-mlp]", "[dynamic-m, static-m+token-drop]")
+    text = SMALL_SWEEP.replace("[static-m, static-nk-mlp]", "[dynamic-m, static-nk-mlp+token-drop]")
     request = SweepRequest(
         config=config(tmp_path, text.replace("[0.25, 0.5]", "[0.5]")), out=tmp_path / "s"
     )
@@ -138,18 +138,18 @@ def test_a_loss_is_that_of_the_phase_that_is_timed(
     assert ways == {
         ("dynamic-m", "prefill"): ("prefill", False),  # random numbers know no tokens
         ("dynamic-m", "decode"): ("decode", False),
-        ("static-m+token-drop", "prefill"): ("decode", False),
-        ("static-m+token-drop", "decode"): ("decode", False),
+        ("static-nk-mlp+token-drop", "prefill"): ("decode", False),
+        ("static-nk-mlp+token-drop", "decode"): ("decode", False),
     }
     assert found["dynamic-m", "prefill"].perplexity != found["dynamic-m", "decode"].perplexity
     kept = {path.name for path in (request.out / "quality").iterdir()}
     assert kept == {
         "dynamic-m-s0.5-d0-prefill.json", "dynamic-m-s0.5-d0-decode.json",
-        "static-m-token-drop-s0.5-d0.json",
+        "static-nk-mlp-token-drop-s0.5-d0.json",
     }  # fmt: skip
     assert (
-        "Losses in prefill were scored so: static-m+token-drop one token after another; dynamic-m "
-        "in one forward, in which no prediction depends on later tokens."
+        "Losses in prefill were scored so: static-nk-mlp+token-drop one token after another; "
+        "dynamic-m in one forward, in which no prediction depends on later tokens."
     ) in judge(request.out).summary
     monkeypatch.setattr(peaks, "measure_peaks", lambda *_, **__: PEAKS)
     cost = summary(

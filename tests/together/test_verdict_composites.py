@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import FamilyVerdict, Phase
-from tests.small_capture import phases_unrecorded, saved_model, small_trace
+from tests.small_capture import FEW, PEAKS, saved_model
+
+torch = pytest.importorskip("torch")
 
 pytestmark = pytest.mark.torch
+CPU = torch.device("cpu")
 
 SMALL = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -19,14 +24,36 @@ SMALL = {
 }  # fmt: skip
 
 
-def traced(folder: Path, **options: Any) -> dict[str, Phase]:
-    return phases_unrecorded(small_trace(folder / "run", **options))
+def traced(tmp_path: Path, options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Phase]]:
+    """The phases of reports that know nothing of the pruning, by name of the pruned model: all of
+    them are captured at once beside one dense model. `options`: as in TraceRequest."""
+    from prunescope.tracer.capture.progress import Silent
+    from prunescope.tracer.capture.request import TraceRequest
+    from prunescope.tracer.capture.runs import write_runs
+    from prunescope.tracer.capture.session import capture
+    from prunescope.tracer.capture.variants import make_variants
+
+    requests = {name: TraceRequest(out=tmp_path, **{**FEW, **own}) for name, own in options.items()}
+    first = next(iter(requests.values()))
+    variants = list(make_variants(first, CPU, ("dense",)))
+    for name, request in requests.items():
+        (pruned,) = make_variants(request, CPU, ("pruned",))
+        variants.append(replace(pruned, name=name, pruning=None))
+    captures = capture(first, Silent(), peaks=PEAKS, variants=variants)
+    phases = {}
+    for name in requests:
+        captures[name].run.variant = "pruned"
+        out = tmp_path / f"run {len(phases)}"
+        write_runs(out, {"dense": captures["dense"], "pruned": captures[name]}, None)
+        phases[name] = analyze(out).report.phases
+        assert phases[name].keys() == captures[name].run.phases.keys()
+    return phases
 
 
-def assert_parts(family: FamilyVerdict | None, wanted: set[str]) -> None:
+def assert_parts(family: FamilyVerdict | None, wanted: set[str], where: object) -> None:
     """The families, each once; shares that are whole; signs that agree."""
-    assert family is not None
-    assert set(family.id.split("+")) == wanted, family
+    assert family is not None, where
+    assert set(family.id.split("+")) == wanted, (where, family)
     assert [part["id"] for part in family.parts] == family.id.split("+")
     assert sum(part["share"] for part in family.parts) == pytest.approx(1)
     assert all(0 < part["share"] <= 1 for part in family.parts)
@@ -37,28 +64,31 @@ def assert_parts(family: FamilyVerdict | None, wanted: set[str]) -> None:
     assert order == sorted(order, reverse=True)
 
 
+COMPOSITES: dict[str, dict[str, str]] = {
+    "static-m:0.25+static-nk-mlp:0.5": {},
+    "static-m:0.25+static-nk:0.5+static-nk-cross:0.25": {"static-nk-cross.junctions": "same"},
+    "static-nk:0.5+static-nk-cross:0.25": {},
+    "static-m:0.25+static-k-lowrank:0.5": {},
+    "static-nk-mlp:0.5+static-k-mask:0.5": {},
+    "static-m:0.25+dynamic-nk:0.5": {},
+    "static-m:0.25+dynamic-m:0.5": {"static-m.layers": "0,3"},
+}
+EVICTED = "static-nk:0.5+kv-evict:0.5"
+
+
 @pytest.mark.four_layers  # a quarter of the layers
-@pytest.mark.parametrize(
-    "method, knobs",
-    [
-        ("static-m:0.25+static-nk-mlp:0.5", {}),
-        ("static-m:0.25+static-nk:0.5+static-nk-cross:0.25", {"static-nk-cross.junctions": "same"}),
-        ("static-nk:0.5+static-nk-cross:0.25", {}),
-        ("static-m:0.25+static-k-lowrank:0.5", {}),
-        ("static-nk-mlp:0.5+static-k-mask:0.5", {}),
-        ("static-m:0.25+dynamic-nk:0.5", {}),
-        ("static-m:0.25+dynamic-m:0.5", {"static-m.layers": "0,3"}),
-    ],
-)
-def test_composites_are_named(method: str, knobs: dict[str, str], tmp_path: Path) -> None:
-    for phase in traced(tmp_path, method=method, knobs=knobs).values():
-        assert_parts(phase.family, {part.partition(":")[0] for part in method.split("+")})
-
-
-def test_heads_that_are_gone_are_not_keys_that_were_evicted(tmp_path: Path) -> None:
-    phases = traced(tmp_path, method="static-nk:0.5+kv-evict:0.5")
-    assert_parts(phases["decode"].family, {"static-nk", "kv-evict"})
-    assert any("the cache holds" in line for line in phases["decode"].family.evidence)
+def test_composites_are_named(tmp_path: Path) -> None:
+    """And heads that are gone are not keys that were evicted: those are told in decode."""
+    asked = {name: {"method": name, "knobs": knobs} for name, knobs in COMPOSITES.items()}
+    found = traced(tmp_path, {**asked, EVICTED: {"method": EVICTED}})
+    for name in COMPOSITES:
+        wanted = {part.partition(":")[0] for part in name.split("+")}
+        for where, phase in found[name].items():
+            assert_parts(phase.family, wanted, (name, where))
+    evicted = found[EVICTED]["decode"].family
+    assert_parts(evicted, {"static-nk", "kv-evict"}, EVICTED)
+    assert evicted is not None
+    assert any("the cache holds" in line for line in evicted.evidence)
 
 
 def folder(at: Path, **fields: Any) -> Path:
@@ -114,35 +144,31 @@ FOLDERS: dict[str, tuple[dict[str, Any], set[str]]] = {
 }  # fmt: skip
 
 
-# The folder gives one model in every phase: both phases are traced for one of the tools.
-PHASE = {**dict.fromkeys(FOLDERS, "prefill"), "Minitron": "both", "SliceGPT": "decode"}
+# Layers of different widths, (heads, channels) by layer; whether biases stand for what is gone.
+UNEVEN: dict[str, tuple[dict[int, tuple[int, int]], bool, str]] = {
+    "LLM-Pruner": ({1: (2, 48), 2: (3, 80)}, False, "static-nk"),  # some layers, all parts
+    "FLAP": ({i: (4 - i % 2, 64 + 16 * (i % 2)) for i in range(4)}, True, "static-nk"),
+    "MLPs alone": ({0: (4, 32), 3: (4, 64)}, False, "static-nk-mlp"),
+}
+# A folder gives one model in every phase: both phases are traced for one of the tools.
+IN_DECODE = ("SliceGPT", "Minitron", "FLAP")
 
 
-@pytest.mark.parametrize("name", FOLDERS)
-def test_folders_pruned_by_other_tools(name: str, tmp_path: Path) -> None:
-    fields, wanted = FOLDERS[name]
-    dense, pruned = folder(tmp_path / "dense"), folder(tmp_path / "pruned", **fields)
-    phases = traced(tmp_path, model=str(pruned), baseline_model=str(dense), phase=PHASE[name])
-    for phase in phases.values():
-        assert_parts(phase.family, wanted)
-
-
-@pytest.mark.parametrize(
-    "layers, bias, wanted",
-    [
-        ({1: (2, 48), 2: (3, 80)}, False, "static-nk"),  # LLM-Pruner: some layers, all parts
-        ({i: (4 - i % 2, 64 + 16 * (i % 2)) for i in range(4)}, True, "static-nk"),  # FLAP
-        ({0: (4, 32), 3: (4, 64)}, False, "static-nk-mlp"),
-    ],
-)
-def test_layers_of_different_widths(
-    layers: dict[int, tuple[int, int]], bias: bool, wanted: str, tmp_path: Path
-) -> None:
+def test_folders_pruned_by_other_tools(tmp_path: Path) -> None:
     dense = folder(tmp_path / "dense")
-    pruned = uneven(dense, tmp_path / "pruned", layers, bias=bias)
-    sides = {"model": str(pruned), "baseline_model": str(dense)}
-    for phase in traced(tmp_path, **sides, phase="decode" if bias else "prefill").values():
-        assert_parts(phase.family, {wanted})
+    wanted = {name: names for name, (_, names) in FOLDERS.items()}
+    folders = {name: folder(tmp_path / name, **fields) for name, (fields, _) in FOLDERS.items()}
+    for name, (layers, bias, family) in UNEVEN.items():
+        wanted[name] = {family}
+        folders[name] = uneven(dense, tmp_path / name, layers, bias=bias)
+    for phase, names in (
+        ("prefill", [name for name in folders if name not in IN_DECODE or name == "Minitron"]),
+        ("decode", IN_DECODE),
+    ):
+        same = {"baseline_model": str(dense), "phase": phase}
+        asked = {name: {"model": str(folders[name]), **same} for name in names}
+        for name, found in traced(tmp_path / phase, asked).items():
+            assert_parts(found[phase].family, wanted[name], (name, phase))
 
 
 def test_a_folder_of_uneven_layers_is_loaded_as_it_was_saved(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,7 +37,19 @@ THEORY = ["llama", "mistral", "qwen2", "qwen3", "gemma"]
 
 
 def build(model_type: str, **fields: Any) -> Any:
-    """Two layers, h 64, 8 heads of 8, 4 KV heads, f 160, with gains and biases that count."""
+    """Two layers, h 64, 8 heads of 8, 4 KV heads, f 160, with gains and biases that count. A copy
+    of its own."""
+    return copy.deepcopy(_build(model_type, **fields))
+
+
+@cache
+def halved(name: str, model_type: str, *, select: str = "random", **knobs: str) -> Applied:
+    """A model at s = 0.5: what is built once is run by several tests, and changed by none."""
+    return apply(name, build(model_type), 0.5, select=select, **knobs)
+
+
+@cache
+def _build(model_type: str, **fields: Any) -> Any:
     config = AutoConfig.for_model(
         model_type,
         **{

@@ -14,14 +14,26 @@ from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.residual.sublayers import roots
 from tests.tracer.dynamic_reference import assert_logits, prune, recorded, steps, tokens
 
-PROMPT, ALL = 19, 23  # beyond the windows of 8
+PROMPT, ALL = 19, 21  # beyond the windows of 8
+
+
+def assert_less(model: Any, dense: Any, stats: Any) -> None:
+    """Fewer rows, keys or channels ran than there are; every weight of the dense model stays."""
+    assert sum(sum(row.active) for row in stats.values()) < sum(
+        sum(row.total) for row in stats.values()
+    )
+    added = model.state_dict().keys() - dense.state_dict().keys()
+    assert not dense.state_dict().keys() - model.state_dict().keys()
+    assert all(".router." in name for name in added)
 
 
 def assert_skipped(dense: Any, leave: str) -> None:
     ids = tokens(2, ALL)
     model = prune("dynamic-depth", dense, 0.5, exit=leave).model
     found, _ = steps(model, ids, PROMPT)
-    ran = {locate(path).layer: row.active for path, row in dynamic_stats(model).items()}
+    stats = dynamic_stats(model)
+    assert_less(model, dense, stats)
+    ran = {locate(path).layer: row.active for path, row in stats.items()}
     counts = {sum(row[t] for row in ran.values()) for t in range(ALL - PROMPT + 1)}
     assert counts <= set(range(len(ran) + 1))
 
@@ -43,6 +55,7 @@ def assert_dropped(dense: Any, after: int) -> None:
     model = prune("token-drop", dense, 0.5, after=after).model
     kept = recorded(model, f".{after}.router")
     found, _ = steps(model, ids, PROMPT)
+    assert_less(model, dense, dynamic_stats(model))
     (((_, places),),) = [calls[:1] for calls in kept.values()]
     stays = torch.ones(2, ALL, dtype=torch.bool)
     stays[:, :PROMPT] = False

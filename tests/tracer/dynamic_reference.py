@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,7 +27,12 @@ ARCHITECTURES: list[tuple[str, dict[str, Any]]] = [
 
 
 def small(model_type: str, **fields: Any) -> Any:
-    """A random model: h 32, 4 layers, 4 heads on 2 KV heads, d 8, f 64."""
+    """A random model: h 32, 4 layers, 4 heads on 2 KV heads, d 8, f 64. A copy of its own."""
+    return copy.deepcopy(_small(model_type, **fields))
+
+
+@cache
+def _small(model_type: str, **fields: Any) -> Any:
     config = AutoConfig.for_model(
         model_type,
         **{

@@ -10,12 +10,12 @@ import inspect
 import itertools
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from prunescope.taxonomy.roles import locate
@@ -27,6 +27,7 @@ from prunescope.tracer.capture.variants import make_variants
 
 CPU, LENGTH = torch.device("cpu"), 12
 CELLS = tuple(itertools.product(("prefill", "decode"), ("last", "all")))
+Cell = tuple[str, str]
 CACHES = ("past_key_values", "cache", "cache_params")  # as versions of transformers call it
 Op = tuple[str, str, str]
 Events = list[dict[str, Any]]
@@ -84,15 +85,27 @@ def _op(event: dict[str, Any]) -> Op:
     return event["name"], str(seen.get("Input Dims")), str(seen.get("Input Strides"))
 
 
-def plain_cells(folder: Path) -> dict[tuple[str, str], list[Op]]:
+@torch.inference_mode()
+def plain_cells(folder: Path) -> dict[Cell, list[Op]]:
     """The ops of one forward of a plain loop on the model in a folder, by cell."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    written = folder / "plain.json"
-    return {cell: _plain_ops(model, *cell, written) for cell in CELLS}
+    forwards = {cell: _plain_forward(model, *cell) for cell in CELLS}
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as session:
+        for cell, forward in forwards.items():
+            with record_function(" ".join(cell)):
+                forward()
+    session.export_chrome_trace(str(folder / "plain.json"))
+    events = json.loads((folder / "plain.json").read_text())["traceEvents"]
+    spans = {e["name"]: _times(e) for e in events if e.get("cat") == "user_annotation"}
+    return {cell: ops_of(_within(events, *spans[" ".join(cell)])) for cell in CELLS}
 
 
-@torch.inference_mode()
-def _plain_ops(model: Any, phase: str, logits: str, written: Path) -> list[Op]:
+def _within(events: Events, start: int, end: int) -> Events:
+    return [e for e in events if _is_op(e) and start <= _times(e)[0] and _times(e)[1] <= end]
+
+
+def _plain_forward(model: Any, phase: str, logits: str) -> Callable[[], object]:
+    """The forward to be profiled; in decode, behind a prompt and one token."""
     cache = DynamicCache(config=model.config)
     name = next(n for n in CACHES if _takes(model, n))
     options = {name: cache, "use_cache": True}
@@ -102,28 +115,28 @@ def _plain_ops(model: Any, phase: str, logits: str, written: Path) -> list[Op]:
         model(input_ids=IDS[:, : LENGTH - 1], **options)
         model(input_ids=IDS[:, LENGTH - 1 : LENGTH], **options)
         given = IDS[:, LENGTH:]
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as session:
-        model(input_ids=given, **options)
-    session.export_chrome_trace(str(written))
-    return ops_of(json.loads(written.read_text())["traceEvents"])
+    return lambda: model(input_ids=given, **options)
 
 
 def _takes(model: Any, name: str) -> bool:
     return name in inspect.signature(type(model).forward).parameters
 
 
-def our_events(model: Any, phase: str, logits: str) -> Events:
-    """Of one profiled step, as a capture takes it: placed in memory, hooks, profiler and all."""
+def our_cells(model: Any) -> dict[Cell, Events]:
+    """Of one profiled step of each cell, as a capture takes it: placed in memory, hooks, profiler
+    and all, the cells in turn as variants are."""
     move_weights([model], random.Random(0))
-    loop: Loop = PrefillLoop(model, IDS[:, :LENGTH], logits=logits)
-    if phase == "decode":
-        loop = DecodeLoop(model, IDS, prompt_len=LENGTH, logits=logits)
-    with torch.inference_mode():
-        session = profile_loops(
-            {"one": loop}, [model], steps=range(1), device=CPU, advance=lambda: None
+    loops: dict[str, Loop] = {}
+    for phase, logits in CELLS:
+        loops[f"{phase} {logits}"] = (
+            PrefillLoop(model, IDS[:, :LENGTH], logits=logits)
+            if phase == "prefill"
+            else DecodeLoop(model, IDS, prompt_len=LENGTH, logits=logits)
         )
-    events: Events = session.traces()["one"]["traceEvents"]
-    return events
+    with torch.inference_mode():
+        session = profile_loops(loops, [model], steps=range(1), device=CPU, advance=lambda: None)
+    found = session.traces()
+    return {cell: found[" ".join(cell)]["traceEvents"] for cell in CELLS}
 
 
 def made(folder: Path, **options: Any) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """The loss of a model without parts of its layers, measured and interpolated.
 
 In: a model, calibration tokens and the sizes that each layer may keep. Out: ModelLosses, the rise
-of the loss in nats a token at each size. A few sizes of each part are measured one by one, the
-others lie on lines between them over the share of the importance that goes. What was measured is
-kept in a file, and a later call goes on from it, also for another plan in the same folder.
+of the loss in nats a token at each size. A few sizes of each part are measured one by one; the
+others are interpolated linearly in the share of the importance that is removed. Measured losses are
+kept in a file; a later call continues from it, also for another plan in the same folder.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ from prunescope.taxonomy.allocation_plan import Additivity
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import Name, Number, decode_file
-from prunescope.tracer.allocation.low_ranks import Factorable
-from prunescope.tracer.allocation.parts import ModelParts, RankedParts, find_parts
+from prunescope.tracer.allocation.parts import ModelParts, find_parts
 from prunescope.tracer.calibration.collect import statistics_cached
 from prunescope.tracer.calibration.greedy import Stack
 from prunescope.tracer.calibration.point import Calibration
@@ -161,7 +160,15 @@ class ModelLosses:
 
     def layers(self) -> list[LayerLosses]:
         """The losses of every size of every layer."""
-        return [self._layer(number, sizes) for number, sizes in enumerate(self.sizes)]
+        return [
+            LayerLosses(
+                parts={part: self._curve(number, part, sizes.of(part)) for part in PARTS},
+                gone=max(2 * _LEAST, self._rise([Removal(number, "layer")]))  # of both parts
+                if sizes.may_go
+                else None,
+            )
+            for number, sizes in enumerate(self.sizes)
+        ]
 
     def together(self, options: Sequence[LayerOption]) -> float:
         """The rise of the loss with an option a layer."""
@@ -197,23 +204,10 @@ class ModelLosses:
             worst_error=max(errors, key=abs) if errors else None,
         )
 
-    def _layer(self, number: int, sizes: Candidates) -> LayerLosses:
-        parts = self.parts.layers[number]
-        return LayerLosses(
-            parts={
-                part: self._curve(number, part, sizes.of(part), parts.of(part)) for part in PARTS
-            },
-            gone=self._gone(number) if sizes.may_go else None,
-        )
-
-    def _gone(self, number: int) -> float:
-        return max(2 * _LEAST, self._rise([Removal(number, "layer")]))  # of both parts
-
-    def _curve(
-        self, number: int, what: str, sizes: Sequence[int], ranked: RankedParts | Factorable | None
-    ) -> dict[int, float]:
+    def _curve(self, number: int, what: str, sizes: Sequence[int]) -> dict[int, float]:
         """Losses of all sizes. A narrower part never loses less than a wider one, and none less
         than nothing: on so short a text such a gain is chance."""
+        ranked = self.parts.layers[number].of(what)
         if ranked is None or not sizes:
             return {}
         points, most = [(0.0, 0.0)], 0.0
@@ -224,7 +218,7 @@ class ModelLosses:
         return {n: max(_between(points, share), _LEAST * share) for n, share in lost.items()}
 
     def _rise(self, removals: Sequence[Removal]) -> float:
-        """Of the loss by these removals together, from the file where it has them."""
+        """The rise of the loss by these removals together, from the file where it has them."""
         if not removals:
             return 0.0
         key = PAIR.join(one.key for one in removals)

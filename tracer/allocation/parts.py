@@ -1,14 +1,16 @@
-"""The parts of each layer that can be cut, ranked by importance, and masked to measure a removal.
+"""The parts of each layer that can be cut, ranked by importance, or stored as matrices of a low
+rank, and masked to measure a removal.
 
 In: a model and calibration tokens. Out: LayerParts. A masked part gives what a cut one would: its
-inputs to the last matrix are zero. Importance is that of the pruners: what a head or channel adds
-to the output of its last matrix, ‖W[:, k]‖²·E[x_k²].
+inputs to the last matrix are zero, or the products of each pair stand in the place of its matrix.
+Importance is that of the pruners: what a head or channel adds to the output of its last matrix,
+‖W[:, k]‖²·E[x_k²].
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,14 +18,17 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.keep import low_rank_or_dense
 from prunescope.taxonomy.roles import GROUPS, locate
-from prunescope.tracer.allocation.low_ranks import Factorable
 from prunescope.tracer.calibration.collect import collect
+from prunescope.tracer.calibration.low_rank import factors
 from prunescope.tracer.calibration.scores import input_scores
 from prunescope.tracer.model.channels import Channels, find_channels
 from prunescope.tracer.model.heads import Heads, find_heads
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.model.weights import Weight, weight_of
+
+PERCENT = 100  # sizes are percent of the parameters of each matrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +62,7 @@ class RankedParts:
             getattr(one.module, one.bias).detach().clone() if one.bias else None for one in weights
         ]
         try:
-            self._mask(self.kept(size))
+            self.part.mask(self.kept(size))
             yield
         finally:
             for one, tensor, bias in zip(weights, before, biases, strict=True):
@@ -65,11 +70,50 @@ class RankedParts:
                 if bias is not None and one.bias is not None:
                     getattr(one.module, one.bias).data.copy_(bias)
 
-    def _mask(self, kept: list[int]) -> None:
-        if isinstance(self.part, Heads):
-            self.part.mask(kept)
-        else:
-            self.part.mask(torch.tensor(kept, device=self.part.down.tensor.device))
+
+@dataclass(frozen=True, kw_only=True)
+class Factorable:
+    """The matrices of an attention or MLP, by the path of their linear module."""
+
+    model: Any
+    matrices: Mapping[str, Any]
+    batches: Sequence[torch.Tensor]
+
+    @property
+    def total(self) -> int:
+        """The size of the dense part."""
+        return PERCENT
+
+    def lost_share(self, size: int) -> float:
+        """The share of the numbers that go."""
+        return 1 - size / PERCENT
+
+    def masked(self, size: int) -> AbstractContextManager[None]:
+        """Within, the sublayer computes as if its matrices were of low rank. They are factored by
+        this call, on the model as it is now."""
+        ranks: dict[str, int | None] = {}
+        for path, module in self.matrices.items():
+            outputs, inputs = weight_of(module).shape
+            ranks[path] = low_rank_or_dense(outputs, inputs, self.lost_share(size))
+        chosen = {path: rank for path, rank in ranks.items() if rank is not None}
+        moments = collect(self.model, self.batches, moments=list(chosen)).moments
+        products = {}
+        for path, rank in chosen.items():
+            first, second = factors(weight_of(self.matrices[path]), rank, moments[path])
+            products[path] = second @ first
+        return self._replaced(products)
+
+    @contextmanager
+    def _replaced(self, products: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        weights = {path: weight_of(self.matrices[path]) for path in products}  # views
+        before = {path: weight.clone() for path, weight in weights.items()}
+        try:
+            for path, product in products.items():
+                weights[path].copy_(product)
+            yield
+        finally:
+            for path, weight in weights.items():
+                weight.copy_(before[path])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Key/value blocks for block-sparse attention: those that each query block attends to.
 
 Block i of b tokens holds tokens i·b … ; the last may be shorter. Query block i attends to its own
-block and the best earlier ones by score, max(1, round((i + 1)·p)) in all.
+block and the best earlier ones by score, max(1, round((i + 1)·p)) in all, p = 1 − s.
 Shapes: B batch, n_kv KV heads, d head_dim, L keys.
 """
 

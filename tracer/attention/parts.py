@@ -17,9 +17,10 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate
 from prunescope.tracer.attention.rotation import latent_turns, own_function, turns
 from prunescope.tracer.model import compat
+from prunescope.tracer.model.forwards import hooked
 from prunescope.tracer.model.heads import Heads, find_heads
 from prunescope.tracer.model.layers import decoder_layers, text_config
-from prunescope.tracer.model.logits import probe_hooked
+from prunescope.tracer.model.logits import probe
 
 _CACHED = 4  # axes of cached keys
 _LATENT = ("q", "q_a", "q_b", "kv_a", "kv_b", "o")
@@ -151,7 +152,8 @@ def observe(model: Any) -> tuple[dict[int, int], bool]:
         for module in model.modules()
         if isinstance(getattr(module, "layer_idx", None), int)
     ]
-    probe_hooked(model, handles)
+    with hooked(handles):
+        probe(model, "unchanged")
     return key_heads, masked[0]
 
 
@@ -194,8 +196,11 @@ def _parts(
 
 
 def _with_latents(parts: AttentionParts, heads: Heads) -> AttentionParts:
-    """Latent attention: heads of queries and keys differ in size from heads of values."""
-    names = _latent_names(heads)
+    """Latent attention: heads of queries and keys differ in size from heads of values. Its `names`
+    have the matrices into the latents too."""
+    children = [name for name, _ in heads.module.named_children()]
+    roles = {locate(f"{heads.path}.{name}").role: name for name in children}
+    names = {role: name for role, name in roles.items() if role in _LATENT}
     stored = parts.module.get_submodule(names["kv_a"]).out_features
     query = heads.weights["q_b" if "q_b" in names else "q"]
     return replace(
@@ -208,13 +213,6 @@ def _with_latents(parts: AttentionParts, heads: Heads) -> AttentionParts:
         rope_dim=stored - heads.weights["kv_b"].k,
         gated=False,
     )
-
-
-def _latent_names(heads: Heads) -> dict[str, str]:
-    """Child by role, including the matrices into the latents."""
-    children = [name for name, _ in heads.module.named_children()]
-    found = {locate(f"{heads.path}.{name}").role: name for name in children}
-    return {role: name for role, name in found.items() if role in _LATENT}
 
 
 def _norms(heads: Heads) -> tuple[dict[str, str], str]:

@@ -20,10 +20,10 @@ from torch import nn
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.calibration.point import Calibration, Point
-from prunescope.tracer.calibration.texts import Text, random_ids, read_text, token_rows
+from prunescope.tracer.calibration.texts import random_ids, read_text, token_rows
 from prunescope.tracer.model import compat
-from prunescope.tracer.model.forwards import first_tensor
-from prunescope.tracer.model.layers import PRE_NORM, decoder_layers, text_config
+from prunescope.tracer.model.forwards import first_tensor, hooked
+from prunescope.tracer.model.layers import PRE_NORM, decoder_layers, num_positions
 from prunescope.tracer.model.routed import Routed, watch_experts
 from prunescope.tracer.model.weights import weights_fingerprint
 
@@ -66,7 +66,7 @@ def calibration_of(model: Any, given: Calibration | None, *, seed: int) -> Calib
     """`given`, or random token ids from the seed if no text was tokenised."""
     if given is not None:
         return given
-    length = min(LENGTH, _longest(model))
+    length = min(LENGTH, num_positions(model) or LENGTH)
     vocabulary = model.get_input_embeddings().num_embeddings
     ids = random_ids(vocabulary, batch=ROWS, length=length, seed=seed)
     record = {"text": None, "tokens": ids.numel(), "note": f"random token ids of seed {seed}"}
@@ -76,22 +76,18 @@ def calibration_of(model: Any, given: Calibration | None, *, seed: int) -> Calib
 def text_calibration(model: Any, tokenizer: Any, text: Path | None = None) -> Calibration:
     """The first tokens of a text's calibration half. Raises PrunescopeError for a bad text."""
     source = read_text(text)
-    length = min(LENGTH, _longest(model))
+    length = min(LENGTH, num_positions(model) or LENGTH)
     ids = token_rows(tokenizer, source.calibration, rows=ROWS, length=length)
-    record = {
+    record: Record = {
         "text": source.name,
         "part": source.calibration_part,
         "sha256": source.sha256,
-        **_of_dataset(source),
         "tokens": ids.numel(),
         "sequences": len(ids),
     }
+    if source.calibration_dataset is not None:
+        record["dataset"] = plain(source.calibration_dataset)
     return Calibration(batches=ids.split(1), record=record)
-
-
-def _of_dataset(source: Text) -> dict[str, Any]:
-    found = source.calibration_dataset
-    return {} if found is None else {"dataset": plain(found)}
 
 
 def collect(
@@ -127,7 +123,8 @@ def _once(model: Any, batches: Sequence[torch.Tensor], request: _Request) -> Sta
         return cache[key]
     found = _collected(model, batches, request)
     cache.clear()
-    if _size(found) <= _MAX_CACHED_BYTES:
+    totals = {id(t): t for s in (found.squares, found.moments, found.stream) for t in s.values()}
+    if sum(t.numel() * t.element_size() for t in totals.values()) <= _MAX_CACHED_BYTES:
         cache[key] = found
     return found
 
@@ -164,11 +161,6 @@ def _key(model: Any, batches: Sequence[torch.Tensor], request: _Request) -> str:
     return digest.hexdigest()
 
 
-def _size(found: Statistics) -> int:
-    totals = {id(t): t for s in (found.squares, found.moments, found.stream) for t in s.values()}
-    return sum(t.numel() * t.element_size() for t in totals.values())
-
-
 def _collected(model: Any, batches: Sequence[torch.Tensor], request: _Request) -> Statistics:
     found = Statistics()
     handles = _hooks(model, found, request)
@@ -187,14 +179,10 @@ def _collected(model: Any, batches: Sequence[torch.Tensor], request: _Request) -
 
 def run_hooked(model: Any, batches: Sequence[torch.Tensor], handles: Sequence[Any]) -> None:
     """Run the batches, each on a new cache, then remove the hooks of these handles."""
-    try:
-        with torch.no_grad():
-            for ids in batches:
-                ids = ids.to(model.get_input_embeddings().weight.device)
-                compat.forward(model, ids, cache=compat.new_cache(model), logits="last")
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.no_grad():
+        for ids in batches:
+            ids = ids.to(model.get_input_embeddings().weight.device)
+            compat.forward(model, ids, cache=compat.new_cache(model), logits="last")
 
 
 def _hooks(model: Any, found: Statistics, request: _Request) -> list[Any]:
@@ -202,8 +190,8 @@ def _hooks(model: Any, found: Statistics, request: _Request) -> list[Any]:
     handles: list[Any] = []
     modules = dict(model.named_modules())
     statistics = (
-        (request.squares, _Sums(found.squares, _square_sum)),
-        (request.moments, _Sums(found.moments, _outer_sum)),
+        (request.squares, _Sums(found.squares, lambda rows: rows.square().sum(0))),
+        (request.moments, _Sums(found.moments, lambda rows: rows.T @ rows)),
         (request.stream, _Sums(found.stream, _unit_outer_sum)),
     )
     for names, sums in statistics:
@@ -290,20 +278,8 @@ class _Influence:
         self.totals[name] = self.totals.get(name, 0.0) + float(cosine.sum())
 
 
-def _square_sum(rows: torch.Tensor) -> torch.Tensor:
-    return rows.square().sum(0)
-
-
-def _outer_sum(rows: torch.Tensor) -> torch.Tensor:
-    return rows.T @ rows
-
-
 def _unit_outer_sum(rows: torch.Tensor) -> torch.Tensor:
     """Every token has the same weight: the norm that reads the stream scales it to RMS 1."""
     scale = rows.square().mean(1, keepdim=True).rsqrt()
-    return _outer_sum(rows * scale.nan_to_num(posinf=0.0))
-
-
-def _longest(model: Any) -> int:
-    positions = getattr(text_config(model), "max_position_embeddings", None)
-    return positions if isinstance(positions, int) and positions > 0 else LENGTH
+    scaled = rows * scale.nan_to_num(posinf=0.0)
+    return scaled.T @ scaled

@@ -6,8 +6,7 @@ Scored again after every removal, as in SLEB (arXiv 2402.09025) and Shortened LL
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.calibration.point import Calibration
-from prunescope.tracer.model.forwards import Forward, first_tensor, forward_replaced
+from prunescope.tracer.model.forwards import Forward, first_tensor, forwards_replaced, hooked
 from prunescope.tracer.model.layers import counts_without, decoder_layers
 
 SEQUENCES = 2  # of the calibration: each runs n times for every layer that is removed
@@ -119,12 +118,10 @@ class Stack:
         self._gone, self._entering = list(gone), []
         for ids in self.batches if self._reuse_inputs else ():
             entering: list[torch.Tensor] = []
-            with ExitStack() as stack:
-                for layer in self.layers:
-                    hook = layer.register_forward_pre_hook(
-                        partial(_record_input, entering), with_kwargs=True
-                    )
-                    stack.callback(hook.remove)
+            record = partial(_record_input, entering)
+            with hooked(
+                [one.register_forward_pre_hook(record, with_kwargs=True) for one in self.layers]
+            ):
                 self._logits(ids, dict.fromkeys(gone, self._identity))
             self._entering.append(entering)
 
@@ -145,16 +142,9 @@ class Stack:
 
     def _logits(self, ids: torch.Tensor, forwards: Mapping[int, Forward]) -> torch.Tensor:
         """[1, L, V], with other forwards for some layers."""
-        with self._running(forwards):
+        with forwards_replaced({self.layers[i]: forward for i, forward in forwards.items()}):
             logits: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits
             return logits
-
-    @contextmanager
-    def _running(self, forwards: Mapping[int, Forward]) -> Iterator[None]:
-        with ExitStack() as stack:
-            for index, forward in forwards.items():
-                stack.enter_context(forward_replaced(self.layers[index], forward))
-            yield
 
     def _identity(self, hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
         """A layer's forward that returns its input."""
@@ -168,10 +158,8 @@ def _values_returned(model: Any, layer: Any, ids: torch.Tensor) -> int:
     handle = layer.register_forward_hook(
         lambda _module, _args, out: seen.append(len(out) if isinstance(out, tuple) else 0)
     )
-    try:
+    with hooked([handle]):
         model(input_ids=ids[:, :2], use_cache=False)
-    finally:
-        handle.remove()
     return seen[0]
 
 

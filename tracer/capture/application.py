@@ -189,13 +189,9 @@ def _family(part: MethodPart, request: TraceRequest, loaded: Loaded) -> tuple[Ap
 
 def _shape_or_none(model: Any) -> ModelShape | None:
     try:
-        return _shape(model)
+        return model_shape(model)
     except PrunescopeError:
         return None
-
-
-def _shape(model: Any) -> ModelShape:
-    return model_shape(model)
 
 
 def _work(request: TraceRequest, phase: str, model: Any) -> Workload:
@@ -212,7 +208,7 @@ def _solved(chosen: Family, part: MethodPart, request: TraceRequest, model: Any)
                 chosen,
                 part.sparsity,
                 by=part.match,
-                shape=_shape(model),
+                shape=model_shape(model),
                 work=_work(request, phase, model),
                 knobs=part.knobs,
             )

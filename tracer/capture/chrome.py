@@ -34,6 +34,7 @@ _DROPPED_OF_CPU = _DROPPED_ARGS | {"External id"}
 _METADATA = ("process_name", "process_labels", "process_sort_index", "thread_name")
 _TOP_LEVEL = ("schemaVersion", "deviceProperties", "record_shapes", "displayTimeUnit")
 
+_BACKWARD = "autograd::engine::evaluate_function"  # prefix of the ops of a backward pass
 _DECIMALS = 3  # of microseconds, in kineto's traces
 
 _scrubbed = lru_cache(maxsize=1 << 14)(scrub)  # few names, each many times
@@ -63,6 +64,11 @@ class _Window:
     @property
     def device_end_ns(self) -> int | None:
         return max((e["end_ns"] for e in self.device), default=None)
+
+
+def has_backward(trace: ChromeTrace) -> bool:
+    """Whether a trace holds a backward pass."""
+    return any(str(e.get("name", "")).startswith(_BACKWARD) for e in trace["traceEvents"])
 
 
 def split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, ChromeTrace]:

@@ -19,7 +19,7 @@ from prunescope.taxonomy.run_blocks import Clocks, DeviceEntry, MeasuredPeaks, T
 from prunescope.tracer.capture.chrome import DEVICE, ChromeTrace, Event
 from prunescope.tracer.machine.calibrate import newest
 from prunescope.tracer.machine.device import device_info, read_clocks, timing_note
-from prunescope.tracer.machine.disturbance import load_average
+from prunescope.tracer.machine.host import load_average
 from prunescope.tracer.machine.peaks import better_peaks, measure_peaks, rates_of
 
 _CALLS = 3  # fewer have no median

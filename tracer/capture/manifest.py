@@ -14,7 +14,6 @@ import torch
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import PhaseRun, Run
 from prunescope.taxonomy.run_blocks import DeviceEntry, ModelEntry
-from prunescope.tracer.capture.memory import weight_bytes
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.weight_stats import weight_stats
 from prunescope.tracer.machine.device import prunescope_version, versions
@@ -22,6 +21,7 @@ from prunescope.tracer.model.calls import inner
 from prunescope.tracer.model.config import kept_config
 from prunescope.tracer.model.load import Loaded
 from prunescope.tracer.model.model_shape import model_shape
+from prunescope.tracer.model.packed_weights import weight_bytes
 
 
 def manifest(

@@ -12,11 +12,10 @@ import gc
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from prunescope.tracer.capture.packed_weights import packed_bytes
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.machine.device import synchronize
 from prunescope.tracer.model import compat
-from prunescope.tracer.model.weights import stored_tensors
+from prunescope.tracer.model.packed_weights import weight_bytes
 
 _STEP = "prunescope.memory"
 
@@ -27,14 +26,6 @@ def release() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def weight_bytes(model: torch.nn.Module) -> int | None:
-    """Bytes of parameters, buffers and packed weights; tied ones count once. None where packed
-    weights cannot be counted."""
-    packed = packed_bytes(model)
-    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    return None if packed is None else packed + sum(_bytes(tensor) for tensor in tensors.values())
 
 
 def peak_and_cache_bytes(
@@ -91,8 +82,3 @@ def _used_on_cpu(loop: Loop) -> int | None:
         if at_ns >= start_ns:
             peak = max(peak, held)
     return peak or None
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    """Bytes in storage: a packed weight is smaller than its shape."""
-    return sum(t.numel() * t.element_size() for t in stored_tensors(tensor))

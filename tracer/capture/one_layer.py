@@ -7,8 +7,8 @@ the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from prunescope.tracer.capture.graph_mode import Record
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.capture.variants import Variant
 from prunescope.tracer.model import compat
-from prunescope.tracer.model.forwards import forward_replaced, forward_state
+from prunescope.tracer.model.forwards import forward_state, forwards_replaced, hooked
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.model.static_step import StaticStep
 
@@ -211,14 +211,11 @@ def _calls(whole: Loop, layer: torch.nn.Module, *, decodes: bool) -> list[LayerC
         layer.register_forward_pre_hook(look),
         layer.register_forward_hook(keep, with_kwargs=True),
     ]
-    try:
+    with hooked(hooks):
         for index in range(-1, whole.steps_per_sample if decodes else 0):
             whole.prepare_step(index)
             whole.step(index)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        whole.cache = None
+    whole.cache = None
     return calls
 
 
@@ -240,12 +237,8 @@ class RestLoop:
         with self._skipped():
             return self._whole.sample()
 
-    @contextmanager
-    def _skipped(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for layer in self._layers:
-                stack.enter_context(forward_replaced(layer, self._unchanged))
-            yield
+    def _skipped(self) -> AbstractContextManager[None]:
+        return forwards_replaced(dict.fromkeys(self._layers, self._unchanged))
 
     def _unchanged(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
         return hidden_states if self._beside is None else (hidden_states, *self._beside)

@@ -140,7 +140,7 @@ class FlushedLoop:
 
     @property
     def cache(self) -> Any:
-        """That of the loop."""
+        """The cache of the loop."""
         return self._loop.cache
 
     @cache.setter

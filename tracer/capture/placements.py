@@ -22,7 +22,7 @@ from prunescope.taxonomy.run import NARROW, PhaseRun
 from prunescope.taxonomy.student_t import t_quantile_975
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.machine.device import free_bytes
-from prunescope.tracer.model.weights import stored_tensors
+from prunescope.tracer.model.packed_weights import stored_tensors
 
 # The alignment of torch's allocators: libraries choose kernels by it.
 _CPU_ALIGNMENT, _DEVICE_ALIGNMENT = 64, 512

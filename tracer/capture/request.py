@@ -95,7 +95,7 @@ Text = Annotated[
 Repeats = Annotated[
     int,
     Option(
-        help="Number of unprofiled timing samples of each model, dense and pruned in turns.",
+        help="Number of unprofiled timing samples of each model (or GEMM), taken in turns.",
         unit="samples",
         least=1,
         most=MOST_SAMPLES,
@@ -197,8 +197,9 @@ class TraceRequest:
     select: Annotated[
         Selection,
         Option(
-            help="How to choose the parts to prune: at random, by importance, greedily one after "
-            "another, or by frequency (of experts: the tokens that each gets).",
+            help="How to choose the parts to prune: at random, by importance, greedily (one after "
+            "another, each by the loss without it), or by frequency (experts: tokens that each "
+            "gets).",
             in_name="",
             model=True,
         ),
@@ -215,8 +216,8 @@ class TraceRequest:
     backend: Annotated[
         str | None,
         Option(
-            help="Implementation of the pruned operation, for families with an option backend, "
-            "such as torch or flex, semi-structured or masked; without it, the family's default.",
+            help="Implementation of the pruned operation, for families that have several (torch or "
+            "flex; semi-structured or masked); without it, the family's default.",
             metavar="NAME",
         ),
     ] = None
@@ -232,8 +233,8 @@ class TraceRequest:
         bool,
         Option(
             help="Flush the last-level cache before each sample and profiled step, by a buffer of "
-            "twice its size; a decode sample of several steps only before the first of them. "
-            "Without it, caches stay as the step before left them.",
+            "twice its size; in decode, before the first step of a sample only. Without it, each "
+            "step finds the cache as the step before left it.",
             in_name="flush",
             default_in_name=False,
         ),
@@ -252,8 +253,8 @@ class TraceRequest:
     only: Annotated[
         Literal["model", "layer"],
         Option(
-            help="What to run: the whole model, or one decoder layer alone on the inputs that the "
-            "model gives it, which also reports (n x layer + rest) / whole model.",
+            help="What to run: the whole model, or one decoder layer alone on the inputs that it "
+            "gets in the model. A layer's report adds (n x layer + rest) / whole model, in time.",
             in_name="",
             default_in_name=False,
         ),
@@ -264,8 +265,8 @@ class TraceRequest:
     max_placements: Annotated[
         int | None,
         Option(
-            help="Upper limit of the number of placements, which grows while intervals are still "
-            "wide; without it, twice --placements.",
+            help="Upper limit of the number of placements: more are added while the interval of "
+            "the speedup is wide. Without it, twice --placements.",
             unit="placements",
             least=1,
             most=MOST_SAMPLES,
@@ -283,8 +284,8 @@ class TraceRequest:
     baseline_model: Annotated[
         str | None,
         Option(
-            help="Dense model of a checkpoint that is pruned already; without it, --model is "
-            "dense.",
+            help="Dense model to compare with where --model is a checkpoint that is already "
+            "pruned; without it, --model is dense.",
             metavar="MODEL",
         ),
     ] = None
@@ -386,30 +387,24 @@ class TraceRequest:
         if self.threads is not None:
             most = max(_MOST_THREADS, _THREADS_A_CORE * (os.cpu_count() or 1))
             check_range("--threads ", self.threads, 1, most)
-        self._check_tokens()
-        if self.dtype != "auto" and dtype_name(self.dtype) not in ("fp32", "bf16", "fp16", "fp64"):
-            raise PrunescopeError(
-                f"a model cannot run in --dtype {self.dtype!r}",
-                hint="auto, float32, bfloat16 or float16",
-            )
-        self._check_baseline()
-        self._check_method()
-
-    def _check_tokens(self) -> None:
         length = self.prompt_len + (self.decode_steps if self.phase != "prefill" else 0)
         if self.batch * length > _MOST_TOKENS:
             raise PrunescopeError(
                 f"{self.batch} sequences of {length} tokens: no memory holds them",
                 hint="use a smaller --batch, --prompt-len or --decode-steps",
             )
-
-    def _check_baseline(self) -> None:
+        if self.dtype != "auto" and dtype_name(self.dtype) not in ("fp32", "bf16", "fp16", "fp64"):
+            raise PrunescopeError(
+                f"a model cannot run in --dtype {self.dtype!r}",
+                hint="auto, float32, bfloat16 or float16",
+            )
         given = (self.baseline is not None, self.baseline_model is not None, self.no_baseline)
         if sum(given) > 1:
             raise PrunescopeError(
                 "more than one of --baseline, --baseline-model and --no-baseline was given",
                 hint="remove all of them to trace the dense model together with the pruned one",
             )
+        self._check_method()
 
     def _check_method(self) -> None:
         if self.recover is not None:

@@ -14,6 +14,7 @@ import torch
 from prunescope.taxonomy.run import Run
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.model.experts import expert_modules
+from prunescope.tracer.model.forwards import hooked
 from prunescope.tracer.model.routed import Routed, watch_experts
 
 
@@ -34,11 +35,8 @@ class RoutingCount:
     def step(self) -> Iterator[None]:
         """Count what runs inside."""
         handles, found = watch_experts(self._model)
-        try:
+        with hooked(handles):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
         self._steps.append(found)
 
     def write(self, run: Run, phase: str) -> None:

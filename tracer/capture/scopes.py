@@ -15,7 +15,7 @@ from torch import nn
 from torch.profiler import record_function
 
 from prunescope.taxonomy.roles import locate
-from prunescope.tracer.model.forwards import forward_replaced
+from prunescope.tracer.model.forwards import spanned
 
 
 @contextmanager
@@ -30,25 +30,12 @@ def module_scopes(model: nn.Module) -> Iterator[list[str]]:
         for name in names:
             module = modules[name]
             if id(module) in without_hooks:
-                stack.enter_context(_wrapped(module, name))
+                stack.enter_context(spanned(module, name))
                 continue
             enter, leave = _enter(name, open_scopes), _leave(name, open_scopes)
             stack.callback(module.register_forward_pre_hook(enter).remove)
             stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         yield names
-
-
-@contextmanager
-def _wrapped(module: nn.Module, name: str) -> Iterator[None]:
-    """The module's forward inside a span."""
-    forward = module.forward
-
-    def spanned(*args: Any, **kwargs: Any) -> Any:
-        with record_function(name):
-            return forward(*args, **kwargs)
-
-    with forward_replaced(module, spanned):
-        yield
 
 
 def scoped_names(model: nn.Module) -> list[str]:

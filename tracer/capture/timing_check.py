@@ -25,7 +25,8 @@ from prunescope.tracer.capture.phases import PrefillLoop
 from prunescope.tracer.capture.placements import move_weights
 from prunescope.tracer.capture.timing import SampleSet, take_samples
 from prunescope.tracer.machine.device import pick_device
-from prunescope.tracer.machine.disturbance import num_cores, num_threads
+from prunescope.tracer.machine.disturbance import num_threads
+from prunescope.tracer.machine.host import num_cores
 from prunescope.tracer.model.load import load_model
 
 MODEL = "tiny-llama"

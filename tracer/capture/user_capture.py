@@ -8,10 +8,8 @@ last are profiled.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from prunescope.taxonomy.atomic_write import claimed, clean_termination
 from prunescope.taxonomy.errors import PrunescopeError, helpful
 from prunescope.taxonomy.option import as_path, check_count
 from prunescope.taxonomy.run import PhaseRun, Placement, Run
+from prunescope.tracer.capture.chrome import has_backward
 from prunescope.tracer.capture.device_state import DeviceState
 from prunescope.tracer.capture.joined import Joined
 from prunescope.tracer.capture.manifest import manifest
@@ -34,13 +33,12 @@ from prunescope.tracer.capture.profiled import ProfiledSession, label_of
 from prunescope.tracer.capture.routing import RoutingCount
 from prunescope.tracer.capture.runs import Capture, baseline_folder, check_out, write_runs
 from prunescope.tracer.capture.timing import timed
-from prunescope.tracer.machine.disturbance import DisturbanceMonitor
-from prunescope.tracer.model.calls import call_shape, inner, inputs_of, usual_phase
+from prunescope.tracer.machine.disturbance import DisturbanceMonitor, distinct, most_disturbed
+from prunescope.tracer.model.calls import PHASE_NAME, call_shape, inner, inputs_of, usual_phase
+from prunescope.tracer.model.forwards import hooked
 from prunescope.tracer.model.load import Loaded
 
 _VARIANT = "user"  # of the trace's steps; the manifest says whether they are dense or pruned
-_BACKWARD = "autograd::engine::evaluate_function"  # prefix of the ops of a backward pass
-_PHASE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 
 StepContext = AbstractContextManager[None]
 
@@ -110,7 +108,7 @@ def _path(given: Path | str) -> Path:
 
 
 def _check_phase(phase: str | None) -> None:
-    if phase is not None and not (isinstance(phase, str) and _PHASE_NAME.fullmatch(phase)):
+    if phase is not None and not (isinstance(phase, str) and PHASE_NAME.fullmatch(phase)):
         raise PrunescopeError(
             f"{str(phase)[:40]!r} is not a valid phase name",
             hint="letters, digits, - and _, as in prefill, decode or forward",
@@ -198,7 +196,7 @@ class UserCapture:
             # Samples are steps of the user's loop: disturbed ones cannot be repeated.
             reasons = samples.reasons()
             placement.disturbed = sum(map(bool, reasons))
-            placement.reasons = list(dict.fromkeys(chain.from_iterable(reasons)))
+            placement.reasons = distinct(reasons)
             placement.switches = sum(samples.switches())
             yield from self._profiled_steps(plan, placement)
 
@@ -241,13 +239,10 @@ class UserCapture:
         if placement.steps < plan.steps:
             return
         self._stack.close()
-        reasons = watch.reasons()
-        if 2 * sum(map(bool, reasons)) > len(reasons):  # most of them
-            placement.steps_disturbed = list(dict.fromkeys(chain.from_iterable(reasons)))
+        placement.steps_disturbed = most_disturbed(watch.reasons())
         trace = session.traces()[_VARIANT]
         self._state.achieved.add(trace)
-        names = (str(event.get("name", "")) for event in trace["traceEvents"])
-        self._trains |= any(name.startswith(_BACKWARD) for name in names)
+        self._trains |= has_backward(trace)
         self._joined.add(trace)
 
     @contextmanager
@@ -261,10 +256,8 @@ class UserCapture:
             calls.append(call_shape(original, args, kwargs))
 
         handle = self._model.register_forward_pre_hook(record, with_kwargs=True)
-        try:
+        with hooked([handle]):
             yield
-        finally:
-            handle.remove()
         if not calls:
             raise PrunescopeError(
                 "the model was not called in the first step",

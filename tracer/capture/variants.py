@@ -18,12 +18,12 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_blocks import Pruning
 from prunescope.taxonomy.run_quality import Quality
 from prunescope.tracer.capture.application import apply_request
-from prunescope.tracer.capture.memory import weight_bytes
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.machine.device import free_bytes
 from prunescope.tracer.model.layers import in_tower, is_known
 from prunescope.tracer.model.load import Loaded, load_model
 from prunescope.tracer.model.logits import probe
+from prunescope.tracer.model.packed_weights import weight_bytes
 from prunescope.tracer.pruners.user_method import check_returned, load_method
 
 # Free memory that a second model needs, in sizes of its weights: a forward needs some too.

@@ -247,7 +247,7 @@ def _share(ideal: tuple[float, str] | None, times: ReplayTimes) -> float | None:
 
 
 def _curved(cases: Sequence[GemmCase]) -> list[tuple[GemmCase, str]]:
-    """Of each axis, the pruned GEMM with the most work."""
+    """The pruned GEMM with the most work, by axis."""
     found: dict[str, GemmCase] = {}
     for case in sorted(cases, key=lambda one: -one.pruned.flop):
         for axis in moved(case):

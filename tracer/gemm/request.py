@@ -1,4 +1,4 @@
-"""What `prunescope gemm` is asked for. Inert, and light: the command line imports it."""
+"""The options of `prunescope gemm`: no torch here, because the command line imports it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -85,7 +85,7 @@ class GemmRequest:
     progress: Progress | None = None
 
     def shapes(self) -> list[GemmCase]:
-        """The shapes of --m, --n and --k, each with each. Raises PrunescopeError where a run and
+        """Every combination of --m, --n and --k. Raises PrunescopeError where a run and
         shapes are given, or neither."""
         given = [_listed(value) for value in (self.m, self.n, self.k)]
         if self.run is not None:

@@ -20,12 +20,11 @@ import transformers
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_blocks import DeviceEntry, TimingNote
-from prunescope.tracer.machine.disturbance import load_average, num_cores
-from prunescope.tracer.machine.gpu_tools import nvidia_smi
+from prunescope.tracer.machine.gpu_tools import gpu_clocks
+from prunescope.tracer.machine.host import CPU_INFO, cpu_name, load_average, load_notes, num_cores
 
 _CPU_CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
 _CPU_CLOCK = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")  # kHz
-_CPU_INFO = Path("/proc/cpuinfo")
 _MEMORY = Path("/proc/meminfo")  # Linux alone has it; its "kB" are KiB
 
 # torch's messages for CPU memory that runs out, and for sizes beyond 64 bits.
@@ -74,7 +73,7 @@ def device_info(device: torch.device) -> DeviceEntry:
             "cache_bytes": _cpu_caches(),
             "memory_bytes": _memory_bytes(),
         }
-        return DeviceEntry(kind="cpu", name=_cpu_name(), threads=threads, properties=properties)
+        return DeviceEntry(kind="cpu", name=cpu_name(), threads=threads, properties=properties)
     found = torch.cuda.get_device_properties(device)
     names = (
         "major", "minor", "total_memory", "multi_processor_count", "L2_cache_size", "warp_size",
@@ -121,36 +120,18 @@ def cache_folder() -> Path:
 
 def timing_note(load_before: float | None) -> TimingNote:
     """How busy the machine was. The load average of a minute includes this process."""
-    load_after, cores = load_average(), num_cores()
-    notes = []
-    if load_before is not None and load_before > cores:
-        notes.append(f"load average {load_before:.1f} on {cores} cores before the capture")
-    elif load_after is not None and load_after > cores + 1:
-        notes.append(f"load average {load_after:.1f} on {cores} cores in the capture")
-    return TimingNote(
-        load_average={"before": load_before, "after": load_after}, cores=cores, notes=notes
-    )
+    load, cores = {"before": load_before, "after": load_average()}, num_cores()
+    return TimingNote(load_average=load, cores=cores, notes=load_notes(**load, cores=cores))
 
 
 def read_clocks(device: torch.device) -> dict[str, float] | None:
     """{"core_hz", "memory_hz"} as far as they are known; None if nothing can be read."""
-    return _gpu_clocks(device) if device.type == "cuda" else _cpu_clocks()
-
-
-def _gpu_clocks(device: torch.device) -> dict[str, float] | None:
-    try:
-        words = ",".join(nvidia_smi("clocks.sm,clocks.mem", device) or ()).split(",")
-        core, memory = (float(word) * 1e6 for word in words)
-    except ValueError:
-        return None
-    return {"core_hz": core, "memory_hz": memory}
-
-
-def _cpu_clocks() -> dict[str, float] | None:
+    if device.type == "cuda":
+        return gpu_clocks(device)
     try:
         if _CPU_CLOCK.is_file():
             return {"core_hz": float(_CPU_CLOCK.read_text()) * 1e3}
-        found = re.search(r"^cpu MHz\s*:\s*([\d.]+)", _CPU_INFO.read_text(errors="replace"), re.M)
+        found = re.search(r"^cpu MHz\s*:\s*([\d.]+)", CPU_INFO.read_text(errors="replace"), re.M)
     except (OSError, ValueError):
         return None
     return {"core_hz": float(found.group(1)) * 1e6} if found else None
@@ -207,15 +188,6 @@ def _cpu_caches() -> dict[str, int]:
         if kind != "Instruction" and size.endswith("K") and size[:-1].isdecimal():
             caches[f"L{level}{'d' if kind == 'Data' else ''}"] = int(size[:-1]) * 1024
     return caches
-
-
-def _cpu_name() -> str:
-    try:
-        lines = _CPU_INFO.read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _memory_bytes() -> int | None:

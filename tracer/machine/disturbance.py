@@ -19,6 +19,7 @@ from typing import TypeVar
 import torch
 
 from prunescope.tracer.machine.gpu_tools import is_throttled, num_processes
+from prunescope.tracer.machine.host import num_cores
 
 # Reasons that may be gone when a capture is repeated; a GPU that is hot or shared stays so.
 PASSING = ("other processes", "steal", "waits")
@@ -169,19 +170,14 @@ class DisturbanceMonitor:
         return [sample.switches for sample in self._samples]
 
 
-def num_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def distinct(reasons: list[list[str]]) -> list[str]:
+    """What disturbed any of the samples, each reason once."""
+    return list(dict.fromkeys(why for each in reasons for why in each))
 
 
-def load_average() -> float | None:
-    """Runnable processes, averaged over the last minute; None if unknown."""
-    try:
-        return os.getloadavg()[0]
-    except (OSError, AttributeError):
-        return None
+def most_disturbed(reasons: list[list[str]]) -> list[str]:
+    """What disturbed the samples, where it was more than half of them."""
+    return distinct(reasons) if 2 * sum(map(bool, reasons)) > len(reasons) else []
 
 
 def _change(before: int | None, after: int | None) -> int | None:

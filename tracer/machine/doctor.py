@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from prunescope.taxonomy.machine_check import MachineCheck
 from prunescope.tracer.machine.gpu_state import PROFILING_FIX, gpu_checks
+from prunescope.tracer.machine.host import load_average, num_cores
 
 _NEEDED = ("torch", "transformers", "polars", "msgspec", "matplotlib")
 _INSTALL = "pip install prunescope brings it"
@@ -68,10 +69,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def _machine() -> MachineCheck:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    cores, load = num_cores(), load_average()
     says = f"Python {platform.python_version()}, {platform.machine()}, {cores} cores"
-    if load is None or cores is None:
+    if load is None:
         return _check("machine", ok=None, says=says, hint="the load cannot be read here")
     quiet = load < cores / 2
     hint = None if quiet else "other processes run: times taken now would not be valid"

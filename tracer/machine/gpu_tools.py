@@ -31,6 +31,16 @@ def nvidia_smi(fields: str, device: torch.device | None = None) -> list[str] | N
     return _nvidia(f"--query-gpu={fields}", device)
 
 
+def gpu_clocks(device: torch.device) -> dict[str, float] | None:
+    """{"core_hz", "memory_hz"} of a GPU of NVIDIA now; None where they cannot be read."""
+    try:
+        words = ",".join(nvidia_smi("clocks.sm,clocks.mem", device) or ()).split(",")
+        core, memory = (float(word) * 1e6 for word in words)
+    except ValueError:
+        return None
+    return {"core_hz": core, "memory_hz": memory}
+
+
 def num_processes(device: torch.device) -> int:
     """Number of processes that compute on a GPU, this one included; 0 if unknown."""
     if _is_amd():

@@ -36,6 +36,7 @@ _REPEATS = 7
 _TURNS, _FASTER = 3, 0.9
 # A GPU at rest runs at a fraction of its clock: it computes this long before the measurement.
 _WAKE_S = 0.2
+_WAKE_WIDTH = 4096
 # On a GPU a read must be long compared to the few microseconds of its launch.
 _LEAST_READ = {"cpu": 256 << 20, "cuda": 2 << 30}
 
@@ -148,7 +149,7 @@ def _current(device: torch.device) -> AbstractContextManager[object]:
 def _wake(device: torch.device) -> None:
     if device.type == "cpu":
         return
-    a = torch.randn(4096, 4096, device=device)
+    a = torch.randn(_WAKE_WIDTH, _WAKE_WIDTH, device=device)
     end = time.perf_counter() + _WAKE_S
     while time.perf_counter() < end:
         a @ a

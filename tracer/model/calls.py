@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 CACHE_KEYWORDS = ("cache", "past_key_values", "cache_params")
+PHASE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 _LOGITS_KEYWORDS = ("logits_to_keep", "num_logits_to_keep")  # the second until 4.48
 
 
@@ -42,7 +44,10 @@ def call_shape(model: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> dic
     and the kind of its cache: "none" if it takes none, as an encoder or a convolutional net."""
     cache = next((kwargs[name] for name in CACHE_KEYWORDS if kwargs.get(name) is not None), None)
     kept = next((kwargs[name] for name in _LOGITS_KEYWORDS if name in kwargs), None)
-    last = isinstance(kept, int) and kept == 1 and _can_keep_logits(type(inner(model)))
+    last = isinstance(kept, int) and kept == 1
+    if last:
+        taken = inspect.signature(type(inner(model)).forward).parameters
+        last = any(name in taken for name in _LOGITS_KEYWORDS)
     batch, length = _rows(next(_tensors((args, kwargs)), None))
     return {
         "batch": batch,
@@ -70,11 +75,6 @@ def usual_phase(inputs: dict[str, Any], *, trains: bool) -> str:
     if min(inputs["lengths"]) == 1 < max(inputs["lengths"]):
         return "mixed"
     return "decode" if inputs["past"] and inputs["length"] == 1 else "prefill"
-
-
-def _can_keep_logits(model_class: Any) -> bool:
-    parameters = inspect.signature(model_class.forward).parameters
-    return any(name in parameters for name in _LOGITS_KEYWORDS)
 
 
 def _tokens_in(cache: Any) -> int:

@@ -45,15 +45,17 @@ class Channels:
         """f."""
         return self.down.k
 
-    def mask(self, kept: torch.Tensor) -> None:
+    def mask(self, kept: list[int] | torch.Tensor) -> None:
         """Zero the outputs of all channels but `kept`, and their inputs to a norm."""
+        kept = torch.as_tensor(kept, device=self.down.tensor.device)
         self.down.zero_inputs(kept)
         if self.norms:
             for weight in self.ups:
                 weight.zero_outputs(self._outputs(weight, kept))
 
-    def cut(self, kept: torch.Tensor) -> None:
+    def cut(self, kept: list[int] | torch.Tensor) -> None:
         """Keep the channels [kept], or [E, kept], of every matrix."""
+        kept = torch.as_tensor(kept, device=self.down.tensor.device)
         before = self.total
         for weight in self.ups:
             weight.keep_outputs(self._outputs(weight, kept))
@@ -118,15 +120,11 @@ def _channels(
     norms = [
         (name, module)
         for name, module in root.named_modules(prefix=owner)
-        if inner and is_norm(module) and _spans(module, down.k) and down.k != down.n
+        if inner and is_norm(module) and down.k != down.n
+        if getattr(getattr(module, "weight", None), "shape", None) == (down.k,)
     ]
     kind = {"experts": "experts", "shared_expert": "shared"}.get(place.role, "mlp")
     return Channels(path=owner, kind=kind, ups=ups, down=down, norms=norms, modules=modules)
-
-
-def _spans(norm: nn.Module, size: int) -> bool:
-    scale = getattr(norm, "weight", None)
-    return isinstance(scale, torch.Tensor) and scale.shape == (size,)
 
 
 def _by_shape(owner: str, weights: list[Weight]) -> tuple[Weight | None, list[Weight]]:

@@ -84,7 +84,9 @@ class Mixture:
         for module, name, axis, _ in (*self._stacked(), *self._terms()):
             tensor = getattr(module, name)
             rows = torch.tensor(index, device=tensor.device)
-            _set(module, name, tensor.detach().index_select(axis, rows))
+            kept = tensor.detach().index_select(axis, rows)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            setattr(module, name, successor(tensor, kept) if is_parameter else kept.contiguous())
         for module in (self.block, self.experts, *self.routers):
             set_sizes(module, _NUM_EXPERTS, before=self.total, after=len(index))
 
@@ -199,10 +201,11 @@ def _mixture(model: Any, layer: int, path: str, total: int) -> Mixture:
         groups=groups,
         open_groups=_first_int(routers, ("topk_group",)) if groups > 1 else 1,
     )
-    has_matrix = any(not vector for *_, vector in found._terms())
-    ambiguous = total in _widths(found)
+    # The second sizes of the router's matrices are hidden dimensions.
+    matrices = [getattr(module, name) for module, name, _, vector in found._terms() if not vector]
+    ambiguous = any(matrix.shape[1] == total for matrix in matrices)
     tables = [t for r in routers for _, t in _tensors(r) if not t.is_floating_point()]
-    if top_k < 1 or not has_matrix or ambiguous or tables:
+    if top_k < 1 or not matrices or ambiguous or tables:
         reason = "it chooses by a table" if tables else f"no matrix of {total} rows was found in it"
         if ambiguous:
             reason = f"its {total} experts are as many as hidden dimensions"
@@ -213,12 +216,6 @@ def _mixture(model: Any, layer: int, path: str, total: int) -> Mixture:
     return found
 
 
-def _widths(mixture: Mixture) -> set[int]:
-    """The second sizes of the router's matrices: hidden dimensions."""
-    terms = [getattr(module, name) for module, name, _, vector in mixture._terms() if not vector]
-    return {int(tensor.shape[1]) for tensor in terms}
-
-
 def _tensors(module: Any) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_parameters(recurse=False)
     yield from module.named_buffers(recurse=False)
@@ -227,12 +224,6 @@ def _tensors(module: Any) -> Iterator[tuple[str, torch.Tensor]]:
 def _first_int(holders: Sequence[Any], names: Sequence[str]) -> int:
     values = (getattr(holder, name, None) for holder in holders for name in names)
     return next((v for v in values if isinstance(v, int) and not isinstance(v, bool)), 0)
-
-
-def _set(module: Any, name: str, value: torch.Tensor) -> None:
-    old = getattr(module, name)
-    kept = successor(old, value) if isinstance(old, nn.Parameter) else value.contiguous()
-    setattr(module, name, kept)
 
 
 def set_in_config(model: Any, mixtures: Sequence[Mixture], *, experts: int, top_k: int) -> None:

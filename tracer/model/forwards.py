@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Callable, Protocol
 
 import torch
 from torch import nn
+from torch.profiler import record_function
 
 Forward = Callable[..., Any]
 
@@ -53,6 +54,38 @@ def forward_replaced(module: nn.Module, forward: Forward) -> Iterator[None]:
             del attributes["forward"]
         else:
             attributes["forward"] = before
+
+
+@contextmanager
+def forwards_replaced(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
+    """`forward_replaced` of several modules."""
+    with ExitStack() as stack:
+        for module, forward in forwards.items():
+            stack.enter_context(forward_replaced(module, forward))
+        yield
+
+
+@contextmanager
+def spanned(module: nn.Module, name: str) -> Iterator[None]:
+    """The module's forward inside a span of a trace."""
+    forward = module.forward
+
+    def inside(*args: Any, **kwargs: Any) -> Any:
+        with record_function(name):
+            return forward(*args, **kwargs)
+
+    with forward_replaced(module, inside):
+        yield
+
+
+@contextmanager
+def hooked(handles: Iterable[Any]) -> Iterator[None]:
+    """Remove these hooks when the block ends, also by an error."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def extend(module: Any, mixin: type) -> None:

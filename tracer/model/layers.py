@@ -49,6 +49,12 @@ def text_config(model: nn.Module) -> Any:
     return model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
 
 
+def num_positions(model: nn.Module) -> int | None:
+    """The most positions that the config names; None where it names none."""
+    positions = getattr(text_config(model), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
 def is_known(model: nn.Module) -> bool:
     """Whether the model's architecture has a row in the table; others are probed when they are
     pruned."""

@@ -40,10 +40,14 @@ from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.words import whole_sentences
 from prunescope.tracer.machine.device import cache_folder, total_bytes
 from prunescope.tracer.model.model_shape import set_sizes_of_weights
-from prunescope.tracer.model.uneven import differing, load_uneven
-from prunescope.tracer.model.uneven import note as uneven_note
-from prunescope.tracer.model.uneven_experts import load_uneven_experts, uneven_experts
-from prunescope.tracer.model.uneven_experts import note as experts_note
+from prunescope.tracer.model.uneven import (
+    differing,
+    experts_note,
+    load_uneven,
+    load_uneven_experts,
+    uneven_experts,
+    widths_note,
+)
 
 # Errors of the libraries for files that are damaged or forged.
 _UNREADABLE = (
@@ -251,7 +255,7 @@ def _pretrained(where: str, model_id: str, source: str, options: LoadOptions) ->
         shapes = {} if fits or not Path(where).is_dir() else differing(Path(where), config)
         if shapes:
             model = load_uneven(Path(where), config, shapes, options)
-            notes.append(uneven_note(shapes))
+            notes.append(widths_note(shapes))
             return Loaded(model=model, id=model_id, source=source, notes=notes, where=where)
     _check_weights(seen, model_id)
     return Loaded(model=model, id=model_id, source=source, notes=notes, where=where)

@@ -5,7 +5,6 @@ In: a model. Out: logits [1, 6, V], or a PrunescopeError.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -47,15 +46,6 @@ def probe(model: Any, what: str) -> torch.Tensor:
             "`prunescope families --architecture` lists",
         ) from error
     return torch.cat(parts, 1)
-
-
-def probe_hooked(model: Any, handles: Iterable[Any]) -> torch.Tensor:
-    """`probe` of an unchanged model; afterwards the hooks are removed, also after an error."""
-    try:
-        return probe(model, "unchanged")
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def within(found: torch.Tensor, expected: torch.Tensor, tolerance: dict[int, float]) -> bool:

@@ -29,8 +29,8 @@ _ATTRIBUTES = {
 
 
 def model_shape(model: Any, config: dict[str, Any] | None = None) -> ModelShape:
-    """The shape of a model. `config`: that of the model where None. Raises PrunescopeError as
-    ModelShape.from_config."""
+    """The shape of a model. `config`: None takes the model's own. Raises PrunescopeError as
+    ModelShape.from_config does."""
     shape = ModelShape.from_config(model.config.to_dict() if config is None else config)
     plain = {
         name: tuple(one.shape)
@@ -41,8 +41,8 @@ def model_shape(model: Any, config: dict[str, Any] | None = None) -> ModelShape:
 
 
 def set_sizes_of_weights(config: Any, folder: Path) -> list[str]:
-    """Give a config of transformers the sizes that the weights of its folder have, of layers that
-    differ the largest; a sentence on what differs, none where nothing does."""
+    """Set the sizes in a config of transformers to those of the weights in its folder (the largest,
+    where layers differ). Returns a sentence on each difference; none if there is none."""
     try:
         written = ModelShape.from_config(config.to_dict())
     except PrunescopeError:

@@ -76,6 +76,13 @@ def keep_entries(module: nn.Module, name: str, index: torch.Tensor) -> None:
     setattr(module, name, successor(parameter, kept))
 
 
+def keep_head_dim(config: Any) -> None:
+    """Write the head dimension into a config that lets it follow from the hidden size and a number
+    of heads, of which one is about to change."""
+    if getattr(config, "head_dim", None) is None:
+        config.head_dim = config.hidden_size // config.num_attention_heads
+
+
 def set_sizes(holder: Any, names: tuple[str, ...], *, before: int, after: int) -> None:
     """Set the ints of `holder` among `names` from `before` to `after`."""
     for name in names:

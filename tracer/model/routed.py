@@ -88,7 +88,7 @@ class _Stacked:
             self.routed.scores.index_add_(0, places, gained)
 
     def _by_rows(self, rows: torch.Tensor, output: torch.Tensor) -> None:
-        """Of [E·T, h], in which the gate scales what enters."""
+        """For rows [E·T, h] that the gate scaled before the experts."""
         if rows.numel() % (self.total * rows.shape[-1]):
             self.routed.is_read = False
             return

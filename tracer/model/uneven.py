@@ -1,14 +1,19 @@
-"""A checkpoint whose layers differ in width under one config, as LLM-Pruner and FLAP write them.
+"""A checkpoint whose layers differ under one config: in width, as LLM-Pruner and FLAP write them,
+or in their number of experts, as DiEP and EvoESAP do.
 
 In: the files of a checkpoint and its config, which has the widest layer. Out: a model with
-projections of the stored shapes. Only attention and MLP matrices may differ, by whole heads.
+projections of the stored shapes: only attention and MLP matrices may differ, by whole heads. Or one
+whose layers have the stored experts: it is loaded with zeros for the experts that a layer lacks,
+which are then dropped.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +24,19 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from prunescope.taxonomy.config import EXPERTS
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.stored_layers import shape_of_weights
+from prunescope.taxonomy.stored_tensors import stored_tensors
+from prunescope.taxonomy.words import spread
+from prunescope.tracer.model.experts import find_mixtures
 from prunescope.tracer.model.layers import text_config
 from prunescope.tracer.model.logits import probe
 
 _CUT = ("q", "k", "v", "o", "gate", "up", "down")
+_NUMBERED = re.compile(r"(?<=\bexperts\.)(\d{1,5})(?=\.)")
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -65,10 +77,7 @@ def load_uneven(folder: Path, config: Any, shapes: Shapes, options: dict[str, An
         module.out_features, module.in_features = module.weight.shape
     for path in {name.rpartition(".")[0].rpartition(".")[0] for name in shapes}:
         _count_heads(folder, model, path)
-    state: dict[str, torch.Tensor] = {}
-    for file in weight_files(folder):
-        state |= load_file(file)
-    found = model.load_state_dict(state, strict=False)
+    found = model.load_state_dict(_tensors(folder), strict=False)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     missing = [name for name in found.missing_keys if name not in tied]
     if missing or found.unexpected_keys:
@@ -95,7 +104,7 @@ def _count_heads(folder: Path, model: Any, path: str) -> None:
     module.num_key_value_groups = rows[0] // rows[1]
 
 
-def weight_files(folder: Path) -> list[Path]:
+def _files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint."""
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if not index.is_file():
@@ -104,20 +113,111 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / str(name) for name in sorted(names)]
 
 
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: one for file in _files(folder) for name, one in load_file(file).items()}
+
+
 def _stored(folder: Path) -> Shapes:
     found: Shapes = {}
-    for file in weight_files(folder):
+    for file in _files(folder):
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - not a mapping
                 found[name] = tuple(opened.get_slice(name).get_shape())
     return found
 
 
-def note(shapes: Mapping[str, tuple[int, ...]]) -> str:
+def widths_note(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """The note of a run on such a model."""
     layers = {locate(name.rpartition(".")[0]).layer for name in shapes}
     numbers = sum(math.prod(shape) for shape in shapes.values())
     return f"{len(layers)} layers differ in width ({len(shapes)} tensors, {numbers} numbers)"
+
+
+def uneven_experts(folder: Path, config: Any) -> dict[int, int]:
+    """The experts of each layer that has some, by the stored weights; empty where all are equal, or
+    where a router has rows for more of them than are stored."""
+    try:
+        written = ModelShape.from_config(config.to_dict())
+    except PrunescopeError:
+        return {}
+    stored = stored_tensors(folder / "config.json") if written.experts else None
+    if stored is None or stored.problem or not stored.complete:
+        return {}
+    found, _ = shape_of_weights(written, stored)
+    counts = {
+        number: found.layer(number).experts
+        for number, letter in enumerate(found.order and found.layout)
+        if letter.isupper()
+    }
+    routed = {
+        (place.layer, size[0])
+        for name, size in stored.shapes.items()
+        if (place := locate(name.rpartition(".")[0])).role == "router" and len(size) == 2
+    }
+    whole = counts.items() <= routed
+    return counts if whole and len(set(counts.values())) > 1 else {}
+
+
+def load_uneven_experts(
+    folder: Path, config: Any, counts: Mapping[int, int], options: dict[str, Any]
+) -> Any:
+    """The model of a folder for which `uneven_experts` gave `counts`; `options` as for
+    from_pretrained.
+
+    Raises PrunescopeError for a router that is not understood, and a model that does not run.
+    """
+    most, config = max(counts.values()), copy.deepcopy(config)
+    text = config.get_text_config(decoder=True)
+    for name in EXPERTS:
+        if isinstance(getattr(text, name, None), int):
+            setattr(text, name, most)
+    model = AutoModelForCausalLM._model_mapping[type(config)].from_pretrained(
+        None,
+        config=config,
+        state_dict=dict(_filled(_tensors(folder), counts, most)),
+        **{"dtype": "auto", **{k: v for k, v in options.items() if k != "local_files_only"}},
+    )
+    with torch.no_grad():
+        for mixture in find_mixtures(model):
+            if counts[mixture.layer] < mixture.total:
+                mixture.keep(range(counts[mixture.layer]))
+    probe(model.eval(), "with layers of different numbers of experts")
+    return model
+
+
+def _filled(
+    state: Mapping[str, torch.Tensor], counts: Mapping[int, int], most: int
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a checkpoint, those of experts and routers with zeros up to `most` experts."""
+    for name, tensor in state.items():
+        place = locate(name.rpartition(".")[0])
+        if place.role == "shared_expert" or "experts." not in name and place.role != "router":
+            yield name, tensor
+            continue
+        own = counts.get(place.layer if place.layer is not None else -1, most)
+        if (number := _NUMBERED.search(name)) is not None:
+            yield name, tensor
+            if int(number[1]) == 0:
+                for extra in range(own, most):
+                    yield _NUMBERED.sub(str(extra), name), torch.zeros_like(tensor)
+        else:
+            yield name, _with_zeros(tensor, own, most)
+
+
+def _with_zeros(tensor: torch.Tensor, own: int, most: int) -> torch.Tensor:
+    """With zeros along the axis of the experts: the first, or that of a row [1, E]."""
+    axis = 1 if tensor.shape == (1, own) else 0
+    if own == most or not tensor.dim() or tensor.shape[axis] != own:
+        return tensor
+    missing = list(tensor.shape)
+    missing[axis] = most - own
+    return torch.cat([tensor, tensor.new_zeros(missing)], axis)
+
+
+def experts_note(counts: Mapping[int, int]) -> str:
+    """The note of a run on such a model."""
+    numbers = spread(min(counts.values()), max(counts.values()))
+    return f"layers differ in their experts: {numbers} in {len(counts)} layers"
 
 
 def _unsupported(folder: Path, why: str) -> PrunescopeError:

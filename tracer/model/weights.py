@@ -1,6 +1,6 @@
 """The weights of a model: where they are stored, and how to cut or zero their outputs and inputs.
 
-In: a model or a layer. Out: Weights, linear modules by name, the tensors that hold their numbers.
+In: a model or a layer. Out: Weights, linear modules by name.
 A weight is [N, K] in logical axes. nn.Linear stores [N, K], GPT-2's Conv1D [K, N], the experts of
 transformers 5 [E, N, K] or, as in gpt-oss, [E, K, N]. An index is [kept], or [E, kept] for experts.
 """
@@ -21,6 +21,7 @@ from prunescope.taxonomy.roles import GROUPS, locate, matrix_role
 from prunescope.taxonomy.words import percent
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.model.narrow import successor
+from prunescope.tracer.model.packed_weights import stored_tensors
 
 _GEMMS = ("qkv", "o", "gate_up", "down")
 
@@ -71,22 +72,13 @@ class Weight:
 
     def zero_inputs(self, kept: torch.Tensor) -> None:
         """Zero all input features but `kept`."""
-        axis = -2 if self.transposed else -1
-        mask = torch.ones(self.tensor.shape, dtype=torch.bool, device=self.tensor.device)
-        mask.scatter_(_positive(axis, mask), _spread(kept, mask, axis), value=False)
-        self.tensor.data.masked_fill_(mask, 0)
+        _zero(self.tensor, kept, -2 if self.transposed else -1)
 
     def zero_outputs(self, kept: torch.Tensor) -> None:
         """Zero all output features, and their biases, but `kept`."""
-        axis = -1 if self.transposed else -2
-        mask = torch.ones(self.tensor.shape, dtype=torch.bool, device=self.tensor.device)
-        mask.scatter_(_positive(axis, mask), _spread(kept, mask, axis), value=False)
-        self.tensor.data.masked_fill_(mask, 0)
+        _zero(self.tensor, kept, -1 if self.transposed else -2)
         if self.bias is not None:
-            bias = getattr(self.module, self.bias)
-            gone = torch.ones(bias.shape, dtype=torch.bool, device=bias.device)
-            gone.scatter_(gone.dim() - 1, _spread(kept, gone, -1), value=False)
-            bias.data.masked_fill_(gone, 0)
+            _zero(getattr(self.module, self.bias), kept, -1)
 
     def _set(self, name: str, value: torch.Tensor) -> None:
         setattr(self.module, name, successor(getattr(self.module, name), value))
@@ -101,39 +93,28 @@ def weights_of(layer: nn.Module, prefix: str) -> Iterator[tuple[str, Weight]]:
     """(matrix role, weight) of every matrix of a layer; `prefix` is the layer's qualified name."""
     for path, module in layer.named_modules(prefix=prefix):
         if isinstance(module, nn.Linear | Conv1D):
-            yield matrix_role(path), _plain(path, module)
-        else:
+            yield matrix_role(path), _weight(path, module, "weight", "bias")
+        # Expert modules of transformers 5 have `is_transposed`.
+        elif isinstance(getattr(module, "is_transposed", None), bool):
             for name, parameter in module.named_parameters(recurse=False):
-                if parameter.dim() == 3 and _is_expert(module):
-                    yield matrix_role(f"{path}.{name}"), _expert(path, module, name)
+                if parameter.dim() == 3:
+                    at = f"{path}.{name}"
+                    yield matrix_role(at), _weight(at, module, name, f"{name}_bias")
 
 
-def _plain(path: str, module: Any) -> Weight:
-    bias = "bias" if module.bias is not None else None
-    transposed = isinstance(module, Conv1D)
-    return Weight(path=path, module=module, name="weight", bias=bias, transposed=transposed)
-
-
-def _expert(path: str, module: Any, name: str) -> Weight:
-    bias = (
-        f"{name}_bias" if isinstance(getattr(module, f"{name}_bias", None), nn.Parameter) else None
-    )
+def _weight(path: str, module: Any, name: str, bias: str) -> Weight:
+    has_bias = isinstance(getattr(module, bias, None), nn.Parameter)
+    transposed = getattr(module, "is_transposed", isinstance(module, Conv1D))
     return Weight(
-        path=f"{path}.{name}",
-        module=module,
-        name=name,
-        bias=bias,
-        transposed=bool(getattr(module, "is_transposed", False)),
+        path=path, module=module, name=name, bias=bias if has_bias else None, transposed=transposed
     )
 
 
-def _is_expert(module: nn.Module) -> bool:
-    """Whether it is an expert module of transformers 5, which has `is_transposed`."""
-    return isinstance(getattr(module, "is_transposed", None), bool)
-
-
-def _positive(axis: int, tensor: torch.Tensor) -> int:
-    return tensor.dim() + axis
+def _zero(tensor: torch.Tensor, kept: torch.Tensor, axis: int) -> None:
+    """Zero all entries of an axis but `kept`."""
+    gone = torch.ones(tensor.shape, dtype=torch.bool, device=tensor.device)
+    gone.scatter_(axis, _spread(kept, gone, axis), value=False)
+    tensor.data.masked_fill_(gone, 0)
 
 
 def _spread(index: torch.Tensor, like: torch.Tensor, axis: int) -> torch.Tensor:
@@ -148,8 +129,7 @@ def _spread(index: torch.Tensor, like: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 def _taken(tensor: torch.Tensor, index: torch.Tensor, axis: int) -> torch.Tensor:
-    taken = tensor.detach().gather(_positive(axis, tensor), _spread(index, tensor, axis))
-    return taken.contiguous()
+    return tensor.detach().gather(axis, _spread(index, tensor, axis)).contiguous()
 
 
 def layer_matrices(model: nn.Module) -> dict[str, nn.Module]:
@@ -180,25 +160,14 @@ def weight_of(module: Any) -> torch.Tensor:
 def expert_notes(model: nn.Module) -> list[str]:
     """A note on the weights of experts, which `layer_matrices` leaves out."""
     share = [0, 0]
-    for parameter, is_expert in _layer_parameters(model):
-        share[is_expert] += parameter.numel()
+    name, layers = decoder_layers(model)
+    for path, parameter in layers.named_parameters(prefix=name):
+        role = locate(path.removesuffix(".weight")).role
+        share[role in ("experts", "shared_expert")] += parameter.numel()
     if not share[1]:
         return []
     part = share[1] / sum(share)
     return [f"the experts, {percent(part)} of the layers' weights, stay dense"]
-
-
-def _layer_parameters(model: nn.Module) -> Iterator[tuple[torch.Tensor, bool]]:
-    name, layers = decoder_layers(model)
-    for path, parameter in layers.named_parameters(prefix=name):
-        yield parameter, locate(path.removesuffix(".weight")).role in ("experts", "shared_expert")
-
-
-def stored_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The plain tensors that hold a tensor's numbers: itself, or the parts of a packed (2:4)
-    weight, which supports few operations: it cannot be flattened, compared or moved to the CPU."""
-    parts = [getattr(tensor, name, None) for name in ("packed", "meta")]
-    return [part for part in parts if isinstance(part, torch.Tensor)] or [tensor]
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:

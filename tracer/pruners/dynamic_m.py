@@ -35,6 +35,12 @@ from prunescope.tracer.routing.prenorm import has_mixers, is_prenorm, layer_atte
 from prunescope.tracer.routing.routed_mlp import Mlp, RoutedMlp, mlp_of, route_mlp
 from prunescope.tracer.routing.row_router import RowRouter, Rows, SameRows, scattered, spread
 
+_RANDOM = (
+    "prefill: the int(p·S) best rows of each sequence; decode, where no recovery trained the "
+    "routers: a random number of the B rows, each with probability p, the best ones by the "
+    "router's score"
+)
+
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Put a router before every sublayer. No weights are removed."""
@@ -46,7 +52,9 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         return [site.router for site in sites]
 
     rebuilt(model, build, sparsity=0.0 if point.by_importance else point.sparsity)
-    record = _fitted(model, sites, point) if point.by_importance else _random_record(point)
+    record: Record = {"kept": {"rows": 1 - point.sparsity}, "notes": [_RANDOM]}
+    if point.by_importance:
+        record = _fitted(model, sites, point)
     if point.knobs["choose"] == "threshold":
         record["notes"].append(
             "prefill: each token by the threshold of decode, so that their number varies"
@@ -55,15 +63,6 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         record["notes"].append("mixers take every token, which their states need: they stay dense")
     learner = RowLearner(model, sites, point.sparsity, fitted=point.by_importance)
     return Applied(model=model, record=record, learners=[learner])
-
-
-def _random_record(point: Point) -> Record:
-    note = (
-        "prefill: the int(p·S) best rows of each sequence; decode, where no recovery trained the "
-        "routers: a random number of the B rows, each with probability p, the best ones by the "
-        "router's score"
-    )
-    return {"kept": {"rows": 1 - point.sparsity}, "notes": [note]}
 
 
 def _fitted(model: Any, sites: list[Site], point: Point) -> Record:
@@ -178,20 +177,25 @@ class _RoutedAttention(PlainAttention, Counted):
     ) -> Any:
         """Normed hidden states and the residual stream, both [B, T, h], to the residual stream;
         without a residual to the attention's output, zero for inactive rows."""
-        batch, tokens, _width = hidden_states.shape
-        past, self.seen = past_length(cache, self.layer_idx), (batch, tokens)
-        mask = self.mask_of(attention_mask, tokens, past)
-        rows = self.router(hidden_states, past=past, masked=True, given=mask)
-        k, v = self.keys_values(hidden_states, position_embeddings)
-        k, v = self.appended(cache, k, v)
-        self.tally.add(0 if rows is None else rows.flat.numel(), batch * tokens)
+        self.seen = hidden_states.shape[0], hidden_states.shape[1]
+        rows, out = self._active(hidden_states, position_embeddings, attention_mask, cache)
+        self.tally.add(0 if rows is None else rows.flat.numel(), self.seen[0] * self.seen[1])
         if rows is None:
             return residual if residual is not None else (torch.zeros_like(hidden_states), None)
-        out = self._of_rows(hidden_states, position_embeddings, (k, v), rows)
         out = rows.gated(out)
         if residual is None:
             return spread(hidden_states, rows.flat, out), None
         return scattered(residual, rows.flat, out)
+
+    def _active(
+        self, hidden: torch.Tensor, rotary: Rotary | None, given: Any, cache: Any
+    ) -> tuple[Rows | None, Any]:
+        """The active rows, and the attention output of these, [.., k, h]."""
+        past = past_length(cache, self.layer_idx)
+        mask = self.mask_of(given, hidden.shape[1], past)
+        rows = self.router(hidden, past=past, masked=True, given=mask)
+        k, v = self.appended(cache, *self.keys_values(hidden, rotary))
+        return rows, None if rows is None else self._of_rows(hidden, rotary, (k, v), rows)
 
     def _of_rows(
         self,
@@ -216,33 +220,21 @@ class _RoutedAttention(PlainAttention, Counted):
 class _RoutedKeys(_RoutedAttention):
     """Keys and values of the active tokens alone."""
 
-    def forward(  # type: ignore[override]
-        self,
-        hidden_states: torch.Tensor,
-        position_embeddings: Rotary | None = None,
-        attention_mask: Any = None,
-        *,
-        cache: Any = None,
-        residual: torch.Tensor | None = None,
-        **_: Any,
-    ) -> Any:
-        """As of a _RoutedAttention."""
-        batch, tokens, _width = hidden_states.shape
+    def _active(
+        self, hidden: torch.Tensor, rotary: Rotary | None, given: Any, cache: Any
+    ) -> tuple[Rows | None, Any]:
+        tokens = hidden.shape[1]
         layer: Any = None if cache is None else counted_layer(cache, self.layer_idx)
-        past, self.seen = 0 if layer is None else layer.seen, (batch, tokens)
-        refuse_padding(attention_mask, tokens, past)
+        past = 0 if layer is None else layer.seen
+        refuse_padding(given, tokens, past)
         if layer is not None and past == 0:
             layer.present = None
-        rows = self.router(hidden_states, past=past, masked=False)
-        self.tally.add(0 if rows is None else rows.flat.numel(), batch * tokens)
-        if rows is None:
-            if layer is not None:
-                layer.seen += tokens
-            return residual if residual is not None else (torch.zeros_like(hidden_states), None)
-        out = rows.gated(self._of_active(hidden_states, position_embeddings, rows, layer))
-        if residual is None:
-            return spread(hidden_states, rows.flat, out), None
-        return scattered(residual, rows.flat, out)
+        rows = self.router(hidden, past=past, masked=False)
+        if rows is not None:
+            return rows, self._of_active(hidden, rotary, rows, layer)
+        if layer is not None:
+            layer.seen += tokens
+        return None, None
 
     def _of_active(
         self, hidden: torch.Tensor, rotary: Rotary | None, rows: Rows, layer: Any
@@ -256,7 +248,9 @@ class _RoutedKeys(_RoutedAttention):
         some = tokens == 1 and len(x) < batch  # sequences of a step
         present = None if self.router.learns else _present(rows, batch, some=some)
         if layer is not None:
-            k, v = (_slotted(y, rows.flat, batch) if some else y for y in (k, v))
+            if some:  # of active sequences [k, n, 1, d], as a slot of all, zero elsewhere
+                zeros = [y.new_zeros(batch, *y.shape[1:]) for y in (k, v)]
+                k, v = zeros[0].index_copy_(0, rows.flat, k), zeros[1].index_copy_(0, rows.flat, v)
             slots = k.shape[2]
             k, v = layer.update(k, v)
             layer.seen += tokens - slots
@@ -268,11 +262,6 @@ class _RoutedKeys(_RoutedAttention):
             return self.output(self.attend_causally(q, k, v))
         present = present.index_select(0, rows.flat) if some else present
         return self.output(self.attend(q, k, v, _mask_of(present, q)))
-
-
-def _slotted(new: torch.Tensor, flat: torch.Tensor, batch: int) -> torch.Tensor:
-    """Keys [k, n, 1, d] of active sequences as a slot of all, [B, n, 1, d], zero elsewhere."""
-    return new.new_zeros(batch, *new.shape[1:]).index_copy_(0, flat, new)
 
 
 def _present(rows: Rows, batch: int, *, some: bool) -> torch.Tensor | None:

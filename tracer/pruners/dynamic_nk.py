@@ -88,6 +88,11 @@ def _check_flex(model: PreTrainedModel, point: Point, block: int) -> None:
         )
 
 
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """[B, T, n_q·d] of the outputs of consecutive query blocks; a single one is not copied."""
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+
 class BlockSizes:
     """The block length of the current forward, the same for all layers."""
 
@@ -119,9 +124,8 @@ class BlockSizes:
 
     def of_cache(self, layer: Any, length: int) -> int:
         """The block length of the prompt in the cache."""
-        return (
-            getattr(layer, "block", None) or self.requested or max(self.least, usual_block(length))
-        )
+        known: int | None = getattr(layer, "block", None)
+        return known or self.requested or max(self.least, usual_block(length))
 
 
 class BlockRouter(nn.Module):
@@ -248,7 +252,8 @@ class _BlockAttention(PlainAttention, Counted):
         return out
 
     def _count_blocks(self, layer: Any, tokens: int, read: int, total: int) -> None:
-        """Of a static cache the host knows the number of tokens by counting."""
+        """Count the blocks read, and the tokens: a static cache does not tell the host its
+        length."""
         if not torch.compiler.is_compiling():
             layer.tokens = tokens
             self.tally.add(read, total)
@@ -291,7 +296,7 @@ class _BlockAttention(PlainAttention, Counted):
                 x, group.gathered(k), group.gathered(v), None if causal else mask, causal=causal
             )
             parts.append(out.view(q.shape[0], -1, out.shape[-1]))
-        return (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]), num_seen(found)
+        return _joined(parts), num_seen(found)
 
 
 class FlexRouter(BlockRouter):
@@ -355,7 +360,7 @@ class _ValueAttention(_BlockAttention):
         weights = scores.softmax(-1)
         found = self.router(weights.mean(2), block=block)
         parts = [self._valued(weights, v, group, 0 if past else block) for group in found]
-        return (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]), num_seen(found)
+        return _joined(parts), num_seen(found)
 
     def attend_static(
         self,

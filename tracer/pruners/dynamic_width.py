@@ -1,5 +1,5 @@
 """Dynamic width: a low-rank predictor chooses f' = int(f·p) MLP channels, aligned, for each
-forward.
+forward; p = 1 − s.
 
 All tokens of a forward share one channel set. The chosen rows of gate and up and columns of down
 are gathered, and the GEMMs run on these slices; all weights stay in memory.

@@ -1,4 +1,5 @@
-"""KV eviction: after the prompt, and with every new token, a cache of L tokens holds int(L·p) keys.
+"""KV eviction: after the prompt, and with every new token, a cache of L tokens holds int(L·p) keys
+(p = 1 − s).
 
 `keep=recent` keeps the latest keys (a window), `keep=sinks` the first four too (StreamingLLM).
 `keep=attention` chooses once, at the end of the prompt: the last prompt tokens and the keys that
@@ -49,28 +50,27 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         return found
 
     rebuilt(model, build, sparsity=point.sparsity)
-    compat.set_static_layers(model, _static_layers(model))
+
+    def static_layers(prompt: int, more: int) -> dict[int, Any]:
+        found = [one for one in model.modules() if isinstance(one, _EvictingAttention)]
+        return {one.layer_idx: one.static_layer(prompt + more) for one in found}
+
+    compat.set_static_layers(model, static_layers)
     trained = NothingTrained("trained on forwards without a cache, which evict nothing")
     record = {"kept": {"keys": 1 - point.sparsity}}
     return Applied(model=model, record=record, learners=[trained])
 
 
-def _static_layers(model: Any) -> compat.StaticLayers:
-    """The layers of a static cache whose keys are evicted."""
-
-    def layers(prompt: int, more: int) -> dict[int, Any]:
-        found = [one for one in model.modules() if isinstance(one, _EvictingAttention)]
-        return {one.layer_idx: one.static_layer(prompt + more) for one in found}
-
-    return layers
-
-
-class KeyRanker(nn.Module):
-    """Ranks the keys of a prompt by the attention of its last tokens, for each KV head."""
+class _Ranker(nn.Module):
+    """Ranks keys by attention, or at random in its place."""
 
     def __init__(self, sampler: Sampler) -> None:
         super().__init__()
         self.sampler = sampler
+
+
+class KeyRanker(_Ranker):
+    """Ranks the keys of a prompt by the attention of its last tokens, for each KV head."""
 
     def forward(
         self, q: torch.Tensor, keys: torch.Tensor, *, count: int, scaling: float, sets: int
@@ -91,12 +91,8 @@ class KeyRanker(nn.Module):
         return token_rows(mass.topk(count).indices.flip(-1), keys.shape[2])
 
 
-class MassRanker(nn.Module):
+class MassRanker(_Ranker):
     """Ranks cached keys by the attention of all queries so far, for each KV head."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        super().__init__()
-        self.sampler = sampler
 
     def forward(
         self,
@@ -176,7 +172,7 @@ class _EvictingAttention(PlainAttention, Counted):
         held = counted_layer(cache, self.layer_idx)
         if not self.masked:
             refuse_padding(attention_mask, q.shape[2], held.seen)
-        budget = kept_count(held.seen + q.shape[2], self.sparsity)
+        budget = self._budget(held.seen + q.shape[2])
         first = not held.held
         if not first:
             self.make_room(held, held.held + q.shape[2] - budget)
@@ -212,7 +208,7 @@ class _EvictingAttention(PlainAttention, Counted):
         return out
 
     def _count_keys(self, layer: Any, new: int, *, first: bool) -> None:
-        """Of a static cache the host knows the number of tokens by counting."""
+        """Count the keys read, and the tokens: a static cache does not tell the host its length."""
         if not torch.compiler.is_compiling():
             layer.tokens = new if first else layer.tokens + new
             self.tally.add(self._budget(layer.tokens), layer.tokens)
@@ -258,30 +254,20 @@ class _EvictingAttention(PlainAttention, Counted):
         """After a token, on a static cache: a queue needs nothing."""
 
     def make_room(self, held: CountedKeys, count: int) -> None:
-        """Before new keys: drop `count` keys, but never all; the next update copies the rest."""
-        self._drop(held, min(count, held.held - 1))
-
-    def _drop(self, held: CountedKeys, count: int) -> None:
-        """Drop the oldest `count` keys behind the sinks, of which stay as many as leave room for
-        the latest key."""
-        if count > 0:
+        """Before new keys: drop the oldest `count` keys behind the sinks, but never all; the next
+        update copies the rest."""
+        if (count := min(count, held.held - 1)) > 0:
             first = min(self.kept_first, held.held - count - 1)
             held.keys = _without(held.keys, first, count)
             held.values = _without(held.values, first, count)
 
-    def evict(
-        self,
-        held: CountedKeys,
-        q: torch.Tensor,  # noqa: ARG002
-        k: torch.Tensor,  # noqa: ARG002
-        *,
-        first: bool,
-    ) -> None:
+    def evict(self, held: CountedKeys, q: torch.Tensor, k: torch.Tensor, *, first: bool) -> None:
         """After attention, with its queries [B, n_q, T, d] and keys: reduce the cache of a prompt
         (`first`) to its budget, copied so that memory is freed."""
         if first:
-            self._drop(held, held.held - self._budget(held.seen))
-            held.keys, held.values = held.keys.contiguous(), held.values.contiguous()
+            budget = min(self._budget(held.seen), held.held)  # skipped tokens leave no keys
+            keys, values = self.kept(q, (held.keys, held.values), k, budget)
+            held.keys, held.values = keys.contiguous(), values.contiguous()
 
     def _budget(self, seen: int) -> int:
         return kept_count(seen, self.sparsity)
@@ -313,14 +299,6 @@ class _RankedAttention(_EvictingAttention):
         queries, sets = q[:, :, -OBSERVED:], kv[0].shape[1]
         rows = self.router(queries, keys, count=budget, scaling=self.scaling, sets=sets)
         return taken(kv[0], rows), taken(kv[1], rows)
-
-    def evict(self, held: CountedKeys, q: torch.Tensor, k: torch.Tensor, *, first: bool) -> None:
-        """After the prompt: order the keys, and reduce them to the budget."""
-        budget = self._budget(held.seen)
-        if first and budget < held.held:
-            queries, sets = q[:, :, -OBSERVED:], held.keys.shape[1]
-            rows = self.router(queries, k, count=budget, scaling=self.scaling, sets=sets)
-            held.keys, held.values = taken(held.keys, rows), taken(held.values, rows)
 
 
 class _AccumulatingAttention(_EvictingAttention):

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from prunescope.taxonomy.allocation_plan import KeptLayer, PlanOfLayers, read_plan
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate
@@ -23,6 +21,7 @@ from prunescope.tracer.model.depth import keep_layers
 from prunescope.tracer.model.heads import Heads, find_heads
 from prunescope.tracer.model.layers import decoder_layers, text_config
 from prunescope.tracer.model.logits import probe
+from prunescope.tracer.model.narrow import keep_head_dim
 from prunescope.tracer.model.weights import layer_matrices, weight_of, weights_fingerprint
 from prunescope.tracer.pruners import Applied
 
@@ -49,13 +48,10 @@ def apply_plan(path: Path | str, model: Any, calibration: Calibration | None = N
     cuts = [cut for one in plan.layers for cut in _cuts(model, name, one)]
     pairs = factor(model, _ranks(model, name, plan), calibration) if plan.has_ranks else {}
     for part, kept in cuts:
-        if isinstance(part, Heads):
-            part.cut(kept)
-        else:
-            part.cut(torch.tensor(kept, device=part.down.tensor.device))
+        part.cut(kept)
     for path_of_matrix, pair in pairs.items():
         model.set_submodule(path_of_matrix, pair)
-    _set_head_dim(model)
+    keep_head_dim(text_config(model))
     record: Record = {"kept": _kept(plan.layers), "notes": notes}
     if pairs and calibration is not None:
         record["calibration"] = calibration.record
@@ -117,14 +113,6 @@ def _checked(
             f"the plan keeps {len(kept)} {what}, and the model has {total}", hint=_HINT
         )
     return part, kept
-
-
-def _set_head_dim(model: Any) -> None:
-    """The config goes on to tell the sizes of the dense layers, and the weights of each layer its
-    own; but no size of it may follow from a number of heads that is no longer true."""
-    config = text_config(model)
-    if getattr(config, "head_dim", None) is None:  # hidden / heads no longer gives it
-        config.head_dim = config.hidden_size // config.num_attention_heads
 
 
 def _kept(layers: Sequence[KeptLayer]) -> dict[str, Any]:

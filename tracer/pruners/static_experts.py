@@ -1,6 +1,6 @@
 """Static experts: each mixture keeps E' of its E experts; the others are dropped or merged.
 
-Kept are experts drawn at random; by importance those with the largest REAP score (arXiv 2510.13999,
+Kept are random experts; by importance those with the largest REAP score (arXiv 2510.13999,
 the mean over an expert's tokens of gate times norm of its output); by frequency those with the most
 tokens. Merged, each expert that goes is averaged into the kept one with the nearest router row.
 """
@@ -31,7 +31,8 @@ _LINEARS = (nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tenso
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """max(k, round(E·p)) experts a layer; the same number of each group in group-limited routing.
+    """Keep max(k, round(E·p)) experts a layer, p = 1 − s; equally many of each group of
+    group-limited routing.
 
     Raises PrunescopeError where a layer has no experts, or its router is not understood.
     """
@@ -122,8 +123,8 @@ def _chosen(mixture: Mixture, point: Point, scores: torch.Tensor | None) -> list
 
 
 def _members(mixture: Mixture, kept: Sequence[int]) -> dict[int, list[int]]:
-    """By kept expert, the experts that become it: itself and those whose router rows are nearest
-    to its row by cosine, of its own group."""
+    """By kept expert, the experts that are merged into it: itself, and those of its group whose
+    router rows are nearest to its row by cosine."""
     rows = nn.functional.normalize(mixture.rows.double(), dim=-1)
     size = mixture.total // mixture.groups
     members = {i: [i] for i in kept}
@@ -136,7 +137,8 @@ def _members(mixture: Mixture, kept: Sequence[int]) -> dict[int, list[int]]:
 def _note(
     record: Record, model: Any, mixtures: Sequence[Mixture], chosen: list[list[int]], point: Point
 ) -> None:
-    """Record the experts kept of each layer, and say what differs from what was asked."""
+    """Record the experts kept of each layer, and note where their share differs from the
+    request."""
     by_layer: list[list[int] | None] = [None] * len(decoder_layers(model)[1])
     for mixture, kept in zip(mixtures, chosen, strict=True):
         by_layer[mixture.layer] = kept

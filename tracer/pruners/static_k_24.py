@@ -82,17 +82,14 @@ def _wants_packed(backend: str, module: nn.Module, record: Record) -> bool:
 def _missing(weight: torch.Tensor) -> str:
     """Why the device or dtype cannot use sparse tensor cores; empty if it can."""
     if weight.device.type != "cuda" or torch.version.hip:
-        return f"torch packs 2:4 weights for NVIDIA GPUs, and this is {_device(weight)}"
+        device = "an AMD GPU" if torch.version.hip else f"the device {weight.device.type}"
+        return f"torch packs 2:4 weights for NVIDIA GPUs, and this is {device}"
     capability = torch.cuda.get_device_capability(weight.device)
     if capability < _FIRST_SPARSE:
         return f"compute capability {capability[0]}.{capability[1]} has no sparse tensor cores"
     if weight.dtype not in (torch.float16, torch.bfloat16):
         return f"packed weights are float16 or bfloat16, and these are {weight.dtype}"
     return ""
-
-
-def _device(weight: torch.Tensor) -> str:
-    return "an AMD GPU" if torch.version.hip else f"the device {weight.device.type}"
 
 
 def _pack(matrices: dict[str, nn.Module], record: Record, *, strict: bool) -> None:

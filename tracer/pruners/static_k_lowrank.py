@@ -67,7 +67,7 @@ def _rounded(matrices: dict[str, nn.Module], ranks: dict[str, int], sparsity: fl
         outputs, inputs = weight_of(matrices[name]).shape
         kept[name] = (rank * (outputs + inputs), outputs * inputs)
     name = max(kept, key=lambda n: abs(1 - kept[n][0] / kept[n][1] - sparsity))
-    return rounding(*kept[name], sparsity, f"numbers of {locate(name).role}")
+    return rounding(*kept[name], sparsity, f"parameters of {locate(name).role}")
 
 
 def _by_role(ranks: dict[str, int]) -> dict[str, list[int]]:

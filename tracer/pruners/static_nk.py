@@ -2,7 +2,8 @@
 
 Kept are groups and channels chosen at random, or, by importance, those that add most to the output
 of o and down. `prune_width` also serves the families that cut heads or channels alone.
-Symbols as in the taxonomy: G = n_q/n_kv query heads a KV head, d head_dim, f intermediate.
+Symbols as in the taxonomy: G = n_q/n_kv query heads a KV head, d head_dim, f intermediate,
+p = 1 − s.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from prunescope.tracer.model.channels import SIZES, Channels, find_channels
 from prunescope.tracer.model.heads import Heads, find_heads
 from prunescope.tracer.model.layers import decoder_layers, is_known, text_config
 from prunescope.tracer.model.logits import check_same, probe
-from prunescope.tracer.model.narrow import set_sizes
-from prunescope.tracer.model.weights import Weight, weight_of, weights_of
+from prunescope.tracer.model.narrow import keep_head_dim, set_sizes
+from prunescope.tracer.model.weights import weight_of, weights_of
 from prunescope.tracer.pruners import Applied
 
 _CUT = "with heads or channels cut"
@@ -49,7 +50,7 @@ class _Channels:
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """max(1, round(n_kv·p)) KV groups and int(f·p) channels, aligned, a layer."""
+    """Keep max(1, round(n_kv·p)) KV groups and int(f·p) channels, aligned, of each layer."""
     return prune_width(model, point, heads=True, mlp=True)
 
 
@@ -159,7 +160,8 @@ def _kept_channels(
     if down.experts is not None:
         if point.by_importance:
             # Few tokens of a text reach each expert: score by the weights alone.
-            norms = _by_expert(down).float().square().sum(1)
+            weight = down.tensor.transpose(-1, -2) if down.transposed else down.tensor  # [E, N, K]
+            norms = weight.float().square().sum(1)
             rows = [best(norms[e], count) for e in range(down.experts)]
         else:
             what = f"channels {index} {part.path.rpartition('.')[2]}"
@@ -174,11 +176,6 @@ def _kept_channels(
     return torch.tensor(
         sample_indices(part.total, count, seed=point.seed, what=what), device=device
     )
-
-
-def _by_expert(weight: Weight) -> torch.Tensor:
-    """[E, N, K]."""
-    return weight.tensor.transpose(-1, -2) if weight.transposed else weight.tensor
 
 
 def _note_rounding(record: Record, kept: int, total: int, point: Point, what: str) -> None:
@@ -197,9 +194,7 @@ def _record_heads(
     first = cut[0]
     if first.part.kv_heads == 1:
         applied.record.setdefault("notes", []).append("one KV head: attention is not pruned")
-    if getattr(config, "head_dim", None) is None:
-        # hidden / heads no longer gives the head dimension.
-        config.head_dim = config.hidden_size // config.num_attention_heads
+    keep_head_dim(config)
     if any(one.part.wide_norms for one in cut):
         note = "norms over all heads were rescaled, so that removing equals masking"
         applied.record.setdefault("notes", []).append(note)

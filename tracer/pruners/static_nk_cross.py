@@ -19,6 +19,7 @@ from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import best, sample_indices, seeded
 from prunescope.tracer.model.layers import text_config
 from prunescope.tracer.model.logits import agree, probe
+from prunescope.tracer.model.narrow import keep_head_dim
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.residual.maps import add_maps
 from prunescope.tracer.residual.norms import CONVERTED, convert_norms, narrow_stream_norm
@@ -27,7 +28,8 @@ from prunescope.tracer.residual.stream import Stream, read_stream, unsupported
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Keep int(h·p) dimensions, aligned: K of what reads the stream, N of what writes to it."""
+    """Keep int(h·p) dimensions, aligned, p = 1 − s: K of matrices that read the residual stream, N
+    of those that write to it."""
     if point.sparsity == 0:
         return Applied(model=model, record={"kept": {}, "notes": ["nothing to remove"]})
     stream = read_stream(model)
@@ -92,7 +94,9 @@ def _bases(model: Any, stream: Stream, point: Point, kept: int, record: Record) 
         ]
         bases = [Basis(dimensions=torch.tensor(index, device=stream.device)) for index in indices]
     else:
-        bases = [_random_directions(stream, kept, point.seed, i) for i in range(count)]
+        drawn = (seeded(point.seed, f"stream {i}") for i in range(count))
+        normal = (torch.randn(stream.hidden, kept, generator=one) for one in drawn)
+        bases = [Basis(directions=torch.linalg.qr(x.to(stream.device)).Q) for x in normal]
     return bases * count if same else bases
 
 
@@ -107,11 +111,6 @@ def _principal(moment: torch.Tensor, kept: int, *, rotate: bool) -> tuple[Basis,
     energy, directions = torch.linalg.eigh(moment)
     basis = Basis(directions=directions[:, -kept:].contiguous())
     return basis, min(1.0, float(energy[-kept:].sum() / energy.sum()))
-
-
-def _random_directions(stream: Stream, kept: int, seed: int, junction: int) -> Basis:
-    normal = torch.randn(stream.hidden, kept, generator=seeded(seed, f"stream {junction}"))
-    return Basis(directions=torch.linalg.qr(normal.to(stream.device)).Q)
 
 
 def _narrow(model: Any, stream: Stream, bases: list[Basis], *, folded: bool) -> None:
@@ -150,9 +149,8 @@ def _narrow_readers(readers: list[Port], basis: Basis, gain: torch.Tensor | None
 def _update_config(model: Any, stream: Stream, kept: int) -> None:
     """`hidden_size` becomes h'; the head dimension must not follow it."""
     config = text_config(model)
-    heads = getattr(config, "num_attention_heads", None)
-    if heads and getattr(config, "head_dim", None) is None:
-        config.head_dim = stream.hidden // heads
+    if getattr(config, "num_attention_heads", None):
+        keep_head_dim(config)
     config.hidden_size = kept
     if stream.tied is None:
         config.tie_word_embeddings = False

@@ -10,5 +10,5 @@ from prunescope.tracer.pruners.static_nk import prune_width
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """max(1, round(n_kv·p)) KV groups a layer."""
+    """Keep max(1, round(n_kv·p)) KV groups of each layer, p = 1 − s."""
     return prune_width(model, point, heads=True, mlp=False)

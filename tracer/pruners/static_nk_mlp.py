@@ -10,5 +10,5 @@ from prunescope.tracer.pruners.static_nk import prune_width
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """int(f·p) channels a layer, aligned."""
+    """Keep int(f·p) of the f channels of each layer, aligned, p = 1 − s."""
     return prune_width(model, point, heads=False, mlp=True)

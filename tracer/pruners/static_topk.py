@@ -11,6 +11,7 @@ from prunescope.taxonomy.keep import kept_routes, rounding
 from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model.experts import find_mixtures, set_in_config
+from prunescope.tracer.model.forwards import hooked
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.model.logits import NUM_PROBED, probe
 from prunescope.tracer.model.routed import watch_experts
@@ -18,7 +19,7 @@ from prunescope.tracer.pruners import Applied
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """max(1, round(k·p)) experts a token, in each layer that has some.
+    """Route each token to max(1, round(k·p)) experts, p = 1 − s, in each layer that has some.
 
     Raises PrunescopeError where a token goes to a single expert already, and where the model then
     does not send it to k' of them.
@@ -46,11 +47,8 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 def _check(model: PreTrainedModel, counts: list[int]) -> None:
     """Raises PrunescopeError unless each token goes to as many experts as `counts` says."""
     handles, found = watch_experts(model)
-    try:
+    with hooked(handles):
         probe(model, "with fewer experts a token")
-    finally:
-        for handle in handles:
-            handle.remove()
     seen = [int(routed.counts.sum()) for routed in found.values()]
     if seen != [NUM_PROBED * count for count in counts]:
         raise PrunescopeError(

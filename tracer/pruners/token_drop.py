@@ -1,4 +1,4 @@
-"""Token dropping: from one layer on, only the int(p·S) most attended prompt tokens are kept.
+"""Token dropping: from one layer on, the int(p·S) most attended of S prompt tokens stay, p = 1 − s.
 
 With `schedule` or `stages` they leave in steps, each ranked by an attention before it; a token that
 left stays away. The last prompt token always stays; positions are kept; the caches of later layers

@@ -74,8 +74,11 @@ class Passage:
         for begin, first, end in self.windows():
             if self.ends:
                 yield begin, max(first, end - _ENDS[scoring]), end
+            elif scoring == "decode":
+                start = max(first, begin + int((end - begin) * _PROMPT))
+                yield begin, start, min(end, start + _DECODED)
             else:
-                yield _decoded((begin, first, end)) if scoring == "decode" else (begin, first, end)
+                yield begin, first, end
 
 
 @dataclass(kw_only=True)
@@ -191,12 +194,7 @@ def quality(model: Any, passage: Passage, *, scoring: str = "prefill") -> Qualit
     half a window (of one as long as a prompt, with all but its end) and scores the next tokens one
     by one.
     """
-    scores = Scores()
-    with torch.inference_mode():
-        for window in passage.scored(scoring):
-            logits = _logits(model, passage.ids, window, scoring)
-            _add(scores, Scores(), logits, None, passage.ids[window[1] : window[2]])
-    return _record(passage, scores, scoring)
+    return _record(passage, nats_of(model, passage, scoring=scoring), scoring)
 
 
 def nats_of(model: Any, passage: Passage, *, scoring: str = "prefill") -> torch.Tensor:
@@ -225,11 +223,19 @@ def compare(model: Any, dense: Dense, *, control: torch.Tensor | None = None) ->
             logits = _logits(model, passage.ids, window, scoring)
             targets = passage.ids[window[1] : window[2]]
             _add(scores, reference, logits, dense.logits(window), targets)
-    pruned = _record(passage, scores, scoring)
-    _add_relative(pruned, passage, scores, reference)
+    nats, dense_nats = torch.cat(scores.nats), torch.cat(reference.nats)
+    pruned, (_, blocks) = _record(passage, nats, scoring), _blocks(passage, scoring)
+    pruned.dense_perplexity = _exp(float(dense_nats.mean()))
+    pruned.perplexity_rel = _relative(nats, dense_nats)
+    pruned.perplexity_rel_ci95 = relative_ci95(blocks, nats, dense_nats)
+    kl, agree = torch.cat(scores.kl), torch.cat(scores.agree)
+    pruned.kl, pruned.kl_ci95 = _finite(float(kl.mean())), mean_ci95(blocks, kl)
+    pruned.agreement, pruned.agreement_ci95 = float(agree.mean()), mean_ci95(blocks, agree)
     if control is not None:
-        _add_recovered(pruned, passage, scores, control)
-    return Compared(dense=_record(passage, reference, scoring), pruned=pruned)
+        pruned.control_perplexity = _exp(float(control.mean()))
+        pruned.perplexity_rel_recovered = _relative(nats, control)
+        pruned.perplexity_rel_recovered_ci95 = relative_ci95(blocks, nats, control)
+    return Compared(dense=_record(passage, dense_nats, scoring), pruned=pruned)
 
 
 def looks_ahead(model: Any, passage: Passage, *, scoring: str) -> bool:
@@ -262,34 +268,20 @@ def _end_matters(model: Any, ids: torch.Tensor) -> bool:
     return bool(first.isfinite().all()) and not within(second, first, REBUILT)
 
 
-def _decoded(window: tuple[int, int, int]) -> tuple[int, int, int]:
-    begin, first, end = window
-    start = max(first, begin + int((end - begin) * _PROMPT))
-    return begin, start, min(end, start + _DECODED)
-
-
 def _logits(
     model: Any, ids: torch.Tensor, window: tuple[int, int, int], scoring: str
 ) -> torch.Tensor:
     """[end − first, V]: the logits that predict tokens first … end−1."""
-    begin, _, end = window
+    begin, first, end = window
     row = ids[None, begin:end].to(model.get_input_embeddings().weight.device)
     with decided_by(row):
-        return _logits_of(model, row, window, scoring)
-
-
-def _logits_of(
-    model: Any, row: torch.Tensor, window: tuple[int, int, int], scoring: str
-) -> torch.Tensor:
-    """`_logits` of the token ids [1, C] of a window."""
-    begin, first, end = window
-    if scoring == "decode":
-        return logits_by_token(model, row, first - begin)
-    rows = end - first + 1
-    kept = rows if first > begin + 1 else "all"
-    cache = compat.new_cache(model)
-    logits: torch.Tensor = compat.forward(model, row, cache=cache, logits=kept).logits
-    return logits[0, -rows:-1]
+        if scoring == "decode":
+            return logits_by_token(model, row, first - begin)
+        rows = end - first + 1
+        kept = rows if first > begin + 1 else "all"
+        cache = compat.new_cache(model)
+        logits: torch.Tensor = compat.forward(model, row, cache=cache, logits=kept).logits
+        return logits[0, -rows:-1]
 
 
 def logits_by_token(model: Any, row: torch.Tensor, first: int) -> torch.Tensor:
@@ -327,9 +319,8 @@ def _add(
         scores.agree.append((log_p.argmax(-1) == log_d.argmax(-1)).double().cpu())
 
 
-def _record(passage: Passage, scores: Scores, scoring: str) -> Quality:
+def _record(passage: Passage, nats: torch.Tensor, scoring: str) -> Quality:
     positions, blocks = _blocks(passage, scoring)
-    nats = torch.cat(scores.nats)
     mean = float(nats.mean())
     record = Quality(
         text=passage.record,
@@ -347,29 +338,10 @@ def _record(passage: Passage, scores: Scores, scoring: str) -> Quality:
     return record
 
 
-def _add_relative(pruned: Quality, passage: Passage, scores: Scores, reference: Scores) -> None:
-    """Add the comparison to the dense model, on the same tokens."""
-    _, blocks = _blocks(passage, pruned.scoring or "")
-    nats, dense_nats = torch.cat(scores.nats), torch.cat(reference.nats)
-    kl, agree = torch.cat(scores.kl), torch.cat(scores.agree)
-    relative = _exp(float((nats - dense_nats).mean()))
-    pruned.dense_perplexity = _exp(float(dense_nats.mean()))
-    pruned.perplexity_rel = None if relative is None else relative - 1
-    pruned.perplexity_rel_ci95 = relative_ci95(blocks, nats, dense_nats)
-    pruned.kl, pruned.kl_ci95 = _finite(float(kl.mean())), mean_ci95(blocks, kl)
-    pruned.agreement, pruned.agreement_ci95 = float(agree.mean()), mean_ci95(blocks, agree)
-
-
-def _add_recovered(
-    pruned: Quality, passage: Passage, scores: Scores, control: torch.Tensor
-) -> None:
-    """Add the comparison to the dense model after the same recovery training."""
-    _, blocks = _blocks(passage, pruned.scoring or "")
-    nats = torch.cat(scores.nats)
-    relative = _exp(float((nats - control).mean()))
-    pruned.control_perplexity = _exp(float(control.mean()))
-    pruned.perplexity_rel_recovered = None if relative is None else relative - 1
-    pruned.perplexity_rel_recovered_ci95 = relative_ci95(blocks, nats, control)
+def _relative(nats: torch.Tensor, reference: torch.Tensor) -> float | None:
+    """Perplexity over that of a reference, less 1."""
+    ratio = _exp(float((nats - reference).mean()))
+    return None if ratio is None else ratio - 1
 
 
 def _blocks(passage: Passage, scoring: str) -> tuple[torch.Tensor, Blocks]:

@@ -137,7 +137,8 @@ def _read_by_token(harness_model: Any) -> Any:
 def _log_likelihood(
     model: Any, context: list[int], answer: list[int], longest: int
 ) -> tuple[float, bool]:
-    """Of the token ids of an answer; a context that is too long loses its beginning."""
+    """The log-likelihood of an answer's token ids; a context that is too long loses its
+    beginning."""
     ids = torch.tensor([[*context, *answer][-(longest + 1) :]])
     ids = ids.to(model.get_input_embeddings().weight.device)
     targets = ids[0, -len(answer) :]

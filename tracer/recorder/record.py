@@ -37,20 +37,20 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from prunescope.taxonomy.scrub import scrub_values
-from prunescope.tracer.capture.chrome import PHASE, STEP, WARMUP, Turn, split
+from prunescope.tracer.capture.chrome import PHASE, STEP, WARMUP, Turn, has_backward, split
 from prunescope.tracer.capture.joined import Joined
-from prunescope.tracer.capture.packed_weights import packed_bytes
 from prunescope.tracer.capture.weight_zeros import weight_rows
-from prunescope.tracer.machine.disturbance import DisturbanceMonitor, load_average, num_cores
-from prunescope.tracer.machine.gpu_tools import nvidia_smi
-from prunescope.tracer.model.calls import call_shape, inner, inputs_of, usual_phase
+from prunescope.tracer.machine.disturbance import DisturbanceMonitor, distinct, most_disturbed
+from prunescope.tracer.machine.gpu_tools import gpu_clocks
+from prunescope.tracer.machine.host import cpu_name, load_average, load_notes, num_cores
+from prunescope.tracer.model.calls import PHASE_NAME, call_shape, inner, inputs_of, usual_phase
+from prunescope.tracer.model.forwards import hooked, spanned
+from prunescope.tracer.model.packed_weights import weight_bytes
 
 VERSION = "0+source"
 _SIDES = ("dense", "pruned")
 _MANIFEST = "run.json"
 _VARIANT = "user"  # of the trace's steps
-_PHASE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
-_BACKWARD = "autograd::engine::evaluate_function"  # prefix of the ops of a backward pass
 _DTYPES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 # Containers of modules: nothing runs in them.
 _LISTS = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential)
@@ -90,7 +90,7 @@ def record(  # noqa: PLR0913 - the options of `prunescope.capture`
     """
     if side not in _SIDES:
         raise ValueError(f"side is {side!r}: it is 'dense' or 'pruned'")
-    if phase is not None and not _PHASE_NAME.fullmatch(phase):
+    if phase is not None and not PHASE_NAME.fullmatch(phase):
         raise ValueError(f"{phase!r} is no phase: letters, digits, - and _, as in prefill")
     if warmup < 0 or repeats < 1 or steps < 1:
         raise ValueError("warmup is 0 or more, and repeats and steps are 1 or more")
@@ -170,10 +170,8 @@ class RecordedSteps:
                 called.setdefault(id(module), module)
 
             handle = torch.nn.modules.module.register_module_forward_pre_hook(note)
-            try:
+            with hooked([handle]):
                 yield
-            finally:
-                handle.remove()
             if not called:
                 raise RuntimeError("no torch.nn.Module was called in the first step")
             self._model = max(called.values(), key=_num_parameters)  # of equals the outermost
@@ -184,10 +182,8 @@ class RecordedSteps:
                 calls.append(call_shape(getattr(model, "_orig_mod", model), args, kwargs))
 
             handle = model.register_forward_pre_hook(see, with_kwargs=True)
-            try:
+            with hooked([handle]):
                 yield
-            finally:
-                handle.remove()
             if not calls:
                 raise RuntimeError(f"{type(model).__name__} was not called in this step")
             self._inputs = inputs_of(calls)
@@ -196,7 +192,7 @@ class RecordedSteps:
     def _timed(self, *, is_sample: bool) -> Iterator[None]:
         if is_sample and self._watch is None:
             self._watch = DisturbanceMonitor(self._device)
-            self._clocks_before = _clocks(self._device)
+            self._clocks_before = self._clocks()
         with ExitStack() as stack:
             if is_sample:
                 stack.enter_context(self._watch.sample())
@@ -238,15 +234,12 @@ class RecordedSteps:
 
     def _close_profile(self) -> None:
         self._stack.close()
-        reasons = self._watch.reasons()
-        if 2 * sum(map(bool, reasons)) > len(reasons):  # most of them
-            self._steps_disturbed = _distinct(reasons)
+        self._steps_disturbed = most_disturbed(self._watch.reasons())
         with tempfile.TemporaryDirectory() as scratch:
             raw = Path(scratch) / "session.json"
             self._profile.export_chrome_trace(str(raw))
             trace = split(raw.read_bytes(), self._turns)[_VARIANT]
-        names = (str(event.get("name", "")) for event in trace["traceEvents"])
-        self._trains = any(name.startswith(_BACKWARD) for name in names)
+        self._trains = has_backward(trace)
         self._trace.add(trace)
 
     @property
@@ -256,9 +249,12 @@ class RecordedSteps:
 
     @property
     def _device(self) -> torch.device:
-        """That of the weights; the CPU's before the model is known."""
+        """The device of the weights; the CPU before the model is known."""
         first = None if self._model is None else next(self._model.parameters(), None)
         return torch.device("cpu") if first is None else first.device
+
+    def _clocks(self) -> dict[str, float] | None:
+        return gpu_clocks(self._device) if self._device.type == "cuda" else None
 
     def finish(self, side: str, phase: str | None) -> tuple[dict[str, Any], Joined]:
         """The manifest and the trace of all steps. Raises RuntimeError if steps are missing."""
@@ -268,10 +264,11 @@ class RecordedSteps:
                 " warmup, repeats or steps to record()"
             )
         model, name = self._whole_model, phase or usual_phase(self._inputs, trains=self._trains)
-        dtype = _dtype(next(model.parameters(), torch.empty(0)))
+        torch_dtype = str(next(model.parameters(), torch.empty(0)).dtype).split(".")[-1]
+        dtype = _DTYPES.get(torch_dtype, torch_dtype)
         device = _device_entry(self._device, dtype)
-        device["clocks"] = {"before": self._clocks_before, "after": _clocks(self._device)}
-        load = {"before": self._load_before, "after": load_average()}
+        device["clocks"] = {"before": self._clocks_before, "after": self._clocks()}
+        load, cores = {"before": self._load_before, "after": load_average()}, num_cores()
         run = {
             "schema": 1,
             "tool": f"prunescope recorder {VERSION}",
@@ -283,10 +280,14 @@ class RecordedSteps:
             "versions": _versions(),
             "seeds": {},
             "argv": [],
-            "weight_bytes": _weight_bytes(model),
+            "weight_bytes": weight_bytes(model),
             "parameters": _num_parameters(model),
             "census": {"matrices": weight_rows(inner(model))},
-            "timing": {"load_average": load, "cores": num_cores(), "notes": _busy(load)},
+            "timing": {
+                "load_average": load,
+                "cores": cores,
+                "notes": load_notes(**load, cores=cores),
+            },
         }
         return run, self._trace
 
@@ -313,16 +314,12 @@ class RecordedSteps:
                     "steps": self._steps,
                     "cost_ns": self._cost_ns,
                     "disturbed": sum(map(bool, self._reasons)),
-                    "reasons": _distinct(self._reasons),
+                    "reasons": distinct(self._reasons),
                     "steps_disturbed": self._steps_disturbed,
                     "switches": self._switches,
                 }
             ],
         }
-
-
-def _distinct(reasons: list[list[str]]) -> list[str]:
-    return list(dict.fromkeys(why for each in reasons for why in each))
 
 
 def _synchronize() -> None:
@@ -334,42 +331,16 @@ def _num_parameters(module: torch.nn.Module) -> int:
     return sum(one.numel() for one in module.parameters())
 
 
-def _weight_bytes(model: torch.nn.Module) -> int | None:
-    """Bytes of parameters, buffers and packed weights; tied ones count once. None where packed
-    weights cannot be counted."""
-    packed = packed_bytes(model)
-    tensors = {id(one): one for one in (*model.parameters(), *model.buffers())}
-    plain = sum(one.numel() * one.element_size() for one in tensors.values())
-    return None if packed is None else packed + plain
-
-
 @contextmanager
 def _scopes(model: torch.nn.Module) -> Iterator[None]:
     """A span with the name of its module around every forward, until the context closes. A model
     that torch.compile made has none: the spans would compile it anew."""
     modules = dict(model.named_modules())
     names = [] if any(hasattr(m, "_orig_mod") for m in modules.values()) else scoped_names(model)
-    before = []
-    try:
+    with ExitStack() as stack:
         for name in names:
-            attributes: Any = vars(modules[name])
-            before.append((attributes, attributes.get("forward")))
-            attributes["forward"] = _spanned(name, modules[name].forward)
+            stack.enter_context(spanned(modules[name], name))
         yield
-    finally:
-        for attributes, forward in before:
-            if forward is None:
-                del attributes["forward"]
-            else:
-                attributes["forward"] = forward
-
-
-def _spanned(name: str, forward: Any) -> Any:
-    def spanned(*args: Any, **kwargs: Any) -> Any:
-        with record_function(name):
-            return forward(*args, **kwargs)
-
-    return spanned
 
 
 def scoped_names(model: torch.nn.Module) -> list[str]:
@@ -438,11 +409,6 @@ def _is_kind(value: Any) -> bool:
     return isinstance(value, str) and _KIND.fullmatch(value) is not None
 
 
-def _dtype(tensor: torch.Tensor) -> str:
-    name = str(tensor.dtype).split(".")[-1]
-    return _DTYPES.get(name, name)
-
-
 def _versions() -> dict[str, str]:
     found = {
         "python": platform.python_version(),
@@ -458,31 +424,9 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _busy(load: dict[str, float | None]) -> list[str]:
-    """Why the times are not valid, by how busy the machine was."""
-    before, after, cores = load["before"], load["after"], num_cores()
-    if before is not None and before > cores:
-        return [f"load average {before:.1f} on {cores} cores before the capture"]
-    if after is not None and after > cores + 1:
-        return [f"load average {after:.1f} on {cores} cores in the capture"]
-    return []
-
-
-def _clocks(device: torch.device) -> dict[str, float] | None:
-    """Hz of a GPU's cores and memory now; None where they cannot be read."""
-    if device.type != "cuda":
-        return None
-    try:
-        words = ",".join(nvidia_smi("clocks.sm,clocks.mem", device) or ()).split(",")
-        core, memory = (float(word) * 1e6 for word in words)
-    except ValueError:
-        return None
-    return {"core_hz": core, "memory_hz": memory}
-
-
 def _device_entry(device: torch.device, dtype: str) -> dict[str, Any]:
     """`device` of run.json, with measured peaks."""
-    entry: dict[str, Any] = {"kind": "cpu", "name": _cpu_name()}
+    entry: dict[str, Any] = {"kind": "cpu", "name": cpu_name()}
     properties: dict[str, Any] = {"cores": num_cores()}
     if device.type == "cuda":
         found = torch.cuda.get_device_properties(device)
@@ -497,15 +441,6 @@ def _device_entry(device: torch.device, dtype: str) -> dict[str, Any]:
     except RuntimeError:  # the model leaves no memory for it
         entry["peaks"] = None
     return entry
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685, by peft) on the linears of a model's layers.
 
-In: a model and Recovery. Out: Adapters, whose numbers are trained in float32 and then merged, so
-that modules, shapes and work are those before. W is [N, K], an update B·A of rank r times a scale.
+In: a model and Recovery. Out: Adapters, whose parameters are trained in float32 and then merged, so
+that modules, shapes and work are as before. W is [N, K], an update B·A of rank r times a scale.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from transformers.pytorch_utils import Conv1D
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import GROUPS, locate
 from prunescope.tracer.model.forwards import extend
-from prunescope.tracer.model.weights import layer_matrices, stored_tensors, weight_of
+from prunescope.tracer.model.packed_weights import stored_tensors
+from prunescope.tracer.model.weights import layer_matrices, weight_of
 from prunescope.tracer.recovery.settings import Recovery
 
 _NAME = "recovery"

@@ -19,8 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from prunescope.taxonomy.run_blocks import HeldOut, Losses, Recovered
 from prunescope.taxonomy.run_quality import BLOCK
 from prunescope.tracer.calibration.point import Calibration
-from prunescope.tracer.model.layers import text_config
-from prunescope.tracer.model.weights import expert_notes, stored_tensors, weights_fingerprint
+from prunescope.tracer.model.layers import num_positions
+from prunescope.tracer.model.packed_weights import stored_tensors
+from prunescope.tracer.model.weights import expert_notes, weights_fingerprint
 from prunescope.tracer.quality.statistics import Blocks, mean_ci95
 from prunescope.tracer.recovery.adapters import Adapters, attach
 from prunescope.tracer.recovery.examples import Examples, examples
@@ -29,10 +30,10 @@ from prunescope.tracer.recovery.storage import current_storage, exclusive
 from prunescope.tracer.recovery.training import Training
 from prunescope.tracer.routing.learning import Learner
 
-# Largest size of the float32 logits [rows, V] of one forward in training; more rows are split.
+# Largest size of the float32 logits [rows, V] of one forward in training; more rows are split up.
 _LOGIT_BYTES = 512 << 20
-# Of these, a part at a time, which stays in a cache: loss and gradient of 1,024 tokens with a
-# vocabulary of 49,152 take 0.17 s instead of 0.43; 16 MiB gain nothing.
+# Loss and gradient are computed for this much of the logits at a time, which fits a cache: 1,024
+# tokens with a vocabulary of 49,152 take 0.17 s instead of 0.43; parts of 16 MiB gain nothing.
 _PART_BYTES = 4 << 20
 _NO_TARGET = -100
 _CURVE = 100  # losses in the record
@@ -61,7 +62,7 @@ def recover(  # noqa: PLR0913
         tokenizer,
         wanted,
         vocabulary=model.get_input_embeddings().num_embeddings,
-        longest=_longest(model),
+        longest=num_positions(model),
         seed=seed,
     )
     fingerprint = weights_fingerprint(model)
@@ -106,27 +107,15 @@ def held_out_losses(
     places = torch.arange(rows.numel()).view(rows.shape)[:, 1:].flatten()  # in the text
     blocks = Blocks.of(places, BLOCK)
     tokens = torch.bincount(blocks.block_of)
-    means, ends, by_block = list[float | None](), list[list[float] | None](), list[list[float]]()
-    for nats in (before, after):
-        means.append(None if nats is None else float(nats.mean()))
-        ends.append(None if nats is None else mean_ci95(blocks, nats))
-        sums = None if nats is None else tokens.new_zeros(len(tokens), dtype=torch.float64)
-        by_block.append(
-            []
-            if sums is None or nats is None
-            else (sums.index_add_(0, blocks.block_of, nats) / tokens).tolist()
-        )
-    return HeldOut(
-        before=means[0],
-        after=means[1],
-        tokens=rows.numel(),
-        before_ci95=ends[0],
-        after_ci95=ends[1],
-        block=BLOCK,
-        block_tokens=tokens.tolist(),
-        before_by_block=by_block[0],
-        after_by_block=by_block[1],
-    )
+    found = HeldOut(tokens=rows.numel(), block=BLOCK, block_tokens=tokens.tolist())
+    for when, nats in (("before", before), ("after", after)):
+        if nats is not None:
+            sums = tokens.new_zeros(len(tokens), dtype=torch.float64)
+            sums.index_add_(0, blocks.block_of, nats)
+            setattr(found, when, float(nats.mean()))
+            setattr(found, f"{when}_ci95", mean_ci95(blocks, nats))
+            setattr(found, f"{when}_by_block", (sums / tokens).tolist())
+    return found
 
 
 @torch.no_grad()
@@ -284,8 +273,3 @@ def _key(
     named = {name: list(p.shape) for name, p in parameters.items()}
     values = [wanted.plain(), seed, read.train_sha256, named, fingerprint]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _longest(model: Any) -> int | None:
-    positions = getattr(text_config(model), "max_position_embeddings", None)
-    return positions if isinstance(positions, int) and positions > 0 else None

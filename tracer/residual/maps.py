@@ -29,7 +29,8 @@ class MappedLayer(nn.Module):
         self.steps = [
             [_Step(one, layer, block.layer) for one in block.sublayers] for block in blocks
         ]
-        self.maps = [_map_name(block) for block in blocks]
+        mixes = [any(one.kind == "attention" for one in block.sublayers) for block in blocks]
+        self.maps = ["attn_residual" if mix else "mlp_residual" for mix in mixes]
         for step in (step for steps in self.steps for step in steps):
             for name in step.modules:
                 self.add_module(name, getattr(layer, name))
@@ -119,11 +120,6 @@ def add_maps(model: Any, stream: Stream, bases: list[Basis]) -> None:
     for layer in mapped.values():
         for name in layer.maps:
             layer.add_module(name, _map(*next(junctions), stream.hidden, table))
-
-
-def _map_name(block: ResidualBlock) -> str:
-    kinds = {sublayer.kind for sublayer in block.sublayers}
-    return "attn_residual" if "attention" in kinds else "mlp_residual"
 
 
 def _map(old: Basis, new: Basis, hidden: int, table: nn.Parameter) -> nn.Linear:

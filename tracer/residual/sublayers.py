@@ -17,8 +17,9 @@ from torch import nn
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate, matrix_role
+from prunescope.tracer.model.forwards import hooked
 from prunescope.tracer.model.layers import decoder_layers, renumber_cache
-from prunescope.tracer.model.logits import check_same, probe, probe_hooked
+from prunescope.tracer.model.logits import check_same, probe
 from prunescope.tracer.model.narrow import is_norm
 
 KINDS = ("attention", "mlp")
@@ -175,7 +176,8 @@ def _watch(model: Any, name: str, layers: nn.ModuleList) -> _Calls:
     for path, module in layers.named_modules(prefix=name):
         if locate(path).layer is not None and path.count(".") > name.count(".") + 1:
             handles.append(module.register_forward_hook(_see(path, calls), with_kwargs=True))
-    probe_hooked(model, handles)
+    with hooked(handles):
+        probe(model, "unchanged")
     return calls
 
 

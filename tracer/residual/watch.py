@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 
-from prunescope.tracer.model.forwards import first_tensor
-from prunescope.tracer.model.logits import probe_hooked
+from prunescope.tracer.model.forwards import first_tensor, hooked
+from prunescope.tracer.model.logits import probe
 
 # Share of the norm of a tensor: a multiplier in bfloat16 rounds by 2^-9.
 _ROUNDING = 0.01
@@ -48,7 +49,8 @@ def watch(model: nn.Module, paths: Iterable[str]) -> FirstCalls:
         module = model.get_submodule(path)
         handles.append(module.register_forward_pre_hook(_enter(path, seen), with_kwargs=True))
         handles.append(module.register_forward_hook(_leave(path, seen)))
-    seen.logits = probe_hooked(model, handles)
+    with hooked(handles):
+        seen.logits = probe(model, "unchanged")
     return seen
 
 
@@ -62,23 +64,16 @@ def fed(taken: Value, given: dict[str, Value]) -> str:
     """The name of the value that `taken` comes from: the same tensor, an equal one, or a multiple
     of it; "" if there is none."""
     one = taken.tensor.flatten().float()
-    for close in (_itself, _equal, _multiple):
-        for name, value in given.items():
-            other = value.tensor.flatten().float()
-            if one.shape == other.shape and close(taken, value, one, other):
-                return name
-    return ""
+    others = {name: value.tensor.flatten().float() for name, value in given.items()}
+    alike = [name for name, other in others.items() if one.shape == other.shape]
+    equal = (name for name in alike if torch.equal(one, others[name]))
+    named = (name for name in alike if given[name].address == taken.address)
+    itself = (name for name in named if torch.equal(one, others[name]))
+    multiples = (name for name in alike if _is_multiple(one, others[name]))
+    return next(chain(itself, equal, multiples), "")
 
 
-def _itself(taken: Value, given: Value, one: torch.Tensor, other: torch.Tensor) -> bool:
-    return taken.address == given.address and bool(torch.equal(one, other))
-
-
-def _equal(_taken: Value, _given: Value, one: torch.Tensor, other: torch.Tensor) -> bool:
-    return bool(torch.equal(one, other))
-
-
-def _multiple(_taken: Value, _given: Value, one: torch.Tensor, other: torch.Tensor) -> bool:
+def _is_multiple(one: torch.Tensor, other: torch.Tensor) -> bool:
     square = float(other @ other)
     factor = float(one @ other) / square if square else 0.0
     return factor != 0 and float((one - factor * other).norm()) <= _ROUNDING * float(one.norm())

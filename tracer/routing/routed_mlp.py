@@ -31,17 +31,14 @@ class Mlp:
 
 def mlp_of(model: nn.Module, layer: nn.Module, path: str) -> Mlp:
     """The MLP of a layer, gated or not, or its experts."""
-    found = [at for at in roots(layer, path)["mlp"] if _weighs(model.get_submodule(at))]
+    every = roots(layer, path)["mlp"]
+    found = [at for at in every if next(model.get_submodule(at).parameters(), None) is not None]
     bare = [part for part in find_channels(layer, path) if not part.modules]
     if len(found) != 1 and len(bare) == 1 and len(bare[0].ups) == 1:
         return Mlp([], (bare[0].ups[0].path, bare[0].down.path))
     if not found:
         raise unsupported(model, "its MLP is not a module")
     return Mlp(found)
-
-
-def _weighs(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
 
 
 class RoutedMlp(nn.Module, Counted):

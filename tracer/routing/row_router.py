@@ -89,7 +89,9 @@ class RowRouter(nn.Module):
             every = given.expand(batch, -1, -1, -1)
             mask = every.gather(2, positions[:, None, :, None].expand(-1, -1, -1, given.shape[-1]))
         elif masked:
-            mask = self._mask(positions, past, tokens, x)
+            keys = torch.arange(past + tokens, device=x.device)
+            future = keys > (positions + past).unsqueeze(-1)
+            mask = x.new_zeros(future.shape).masked_fill_(future, float("-inf")).unsqueeze(1)
         return Rows(flat.flatten(), positions, mask, gate)
 
     def _of_prompt(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -139,8 +141,8 @@ class RowRouter(nn.Module):
         return Rows(flat, flat.unsqueeze(-1), None)
 
     def _of_static_step(self, scores: torch.Tensor, given: torch.Tensor | None) -> Rows:
-        """max(1, int(p·B)) of the B rows; by a threshold all of them, with a gate of zero for
-        those that it does not let through."""
+        """max(1, int(p·B)) of the B rows, p = 1 − s; by a threshold all of them, with a gate of
+        zero for those below it."""
         gate = None
         if self.threshold is None:
             count = kept_count(len(scores), self.sparsity)
@@ -180,13 +182,6 @@ class RowRouter(nn.Module):
         else:
             self.tracked = moved, gain
         return passes
-
-    def _mask(
-        self, positions: torch.Tensor, past: int, tokens: int, x: torch.Tensor
-    ) -> torch.Tensor:
-        keys = torch.arange(past + tokens, device=x.device)
-        future = keys > (positions + past).unsqueeze(-1)
-        return x.new_zeros(future.shape).masked_fill_(future, float("-inf")).unsqueeze(1)
 
 
 class SameRows(nn.Module):

@@ -298,10 +298,6 @@ def _selection(key: str, value: Any) -> str | tuple[str, ...]:
     return str(found[0]) if len(found) == 1 else found
 
 
-def _training(key: str, value: Any) -> Recovery | None:
-    return read_recovery(value, where=key)
-
-
 def _switch(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise _wrong(key, value, "true or false")
@@ -345,7 +341,7 @@ def _reader(named: NamedOption) -> Callable[[str, Any], Any]:
 
 _OF_THEIR_OWN: dict[str, Callable[[str, Any], Any]] = {
     "select": _selection,
-    "recover": _training,
+    "recover": lambda key, value: read_recovery(value, where=key),
     "set": _knobs,
 }
 _READ = {named.name: _reader(named) for named in options_of(SweepConfig)}

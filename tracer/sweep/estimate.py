@@ -83,7 +83,7 @@ def estimate_s(results: Sequence[Planned], config: SweepConfig, forward: Forward
 def decode_scoring_s(
     results: Sequence[Planned], config: SweepConfig, forward: ForwardTimes
 ) -> float:
-    """Of the seconds of `estimate_s`, those to score models one token after another."""
+    """The part of `estimate_s` that scores models token by token, in seconds."""
     return _scoring_s(results, config, forward, "decode")
 
 
@@ -107,7 +107,7 @@ def _scoring_s(
 
 
 def num_trainings(results: Sequence[Planned], config: SweepConfig) -> int:
-    """Of the models of `results`, one each, and of the dense one."""
+    """The number of trainings: one for each model of `results`, and one of the dense model."""
     if config.recover is None:
         return 0
     keys = {model_name(result) for result in results if not is_checkpoint(result.family)}
@@ -134,7 +134,7 @@ class ForwardTimes:
         self._known: dict[tuple[str, int, int, str], float] = {}
 
     def seconds(self, phase: str, batch: int, length: int, *, logits: str = "last") -> float:
-        """Of one dense forward."""
+        """Seconds of one dense forward."""
         key = phase, batch, length, logits
         if key not in self._known:
             self._known[key] = self._seconds(phase, batch, length, logits)

@@ -204,7 +204,8 @@ class JobRunner:
         )
         fingerprints = {v.name: weights_fingerprint(v.model) for v in (dense, pruned)}
         found = read_json(path, EvaluatedModel)
-        tasks = _tasks(job.config)
+        names, folder = job.config.tasks, job.config.tasks_path
+        tasks = TaskList(names=names, folder=folder) if names else None
         source = None if tasks is None else tasks.source()
         kept = found is not None and found.dense.scoring == scoring
         if found is None or not kept or found.weights != fingerprints or found.tasks != source:
@@ -380,13 +381,6 @@ def _begun(folder: SweepFolder, result: Planned) -> Iterator[None]:
     except BaseException:
         folder.clear_failure(result)
         raise
-
-
-def _tasks(config: SweepConfig) -> TaskList | None:
-    """The tasks of a sweep; None: it asks none."""
-    if not config.tasks:
-        return None
-    return TaskList(names=config.tasks, folder=config.tasks_path)
 
 
 def _eval_len(result: Planned) -> int:

@@ -1,22 +1,26 @@
-"""What of a sweep cannot run, before it starts: on this machine, with this model, or of families
-one after another; and what a model's config says before its weights are loaded.
+"""What a sweep cannot run, checked before it starts: on this machine, with this model, or as a
+sequence of families; what steps of fixed shapes (mode compile or graph) cannot show of rows that
+are chosen in decode; and a model's config and dimensions, read without its weights.
 
-In: a plan, a method, a model's name. Out: sentences, each with the number of results that it is
-about; a PrunescopeError where nothing can run; a config and a ModelShape.
+In: a plan, a method, a model's name. Out: sentences, each with the number of results that it
+concerns; a PrunescopeError where nothing can run; a config and a ModelShape.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from prunescope.taxonomy.arguments import home_path
+from prunescope.taxonomy.arguments import home_path, number
 from prunescope.taxonomy.dtypes import ITEMSIZE
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
+from prunescope.taxonomy.family import read_selection
+from prunescope.taxonomy.keep import kept_count
 from prunescope.taxonomy.method_names import method_parts
 from prunescope.taxonomy.presets import preset_config, preset_names
 from prunescope.taxonomy.shape import ModelShape
@@ -25,6 +29,7 @@ from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.sweep.plan import SweepPlan
 
 _SHARE = 0.5  # every family has this sparsity, whatever it counts
+_EAGER = "mode: eager skips them"
 _HINT = "run it on a GPU, or put `mode: eager` or `compile` into a file: sweep FILE --preset NAME"
 
 
@@ -54,7 +59,7 @@ def _of_device(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
     if pick_device("auto").type != "cpu":
         return []
     found = [
-        f"{one.id}: no units for 2:4 here: zeros in dense tensors run instead"
+        f"{one.id}: no matrix units (tensor cores) for 2:4 here: zeros in dense tensors run instead"
         for one in families()
         if one.without_sparse_units and one.id in plan.config.families
     ]
@@ -71,7 +76,7 @@ def _of_memory(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
     """The weights of both models, or what the steps of some results need beside them."""
     from prunescope.tracer.machine.device import free_bytes, pick_device, total_bytes
 
-    shape = shape_of(plan.config.model)
+    shape = shape_without_weights(plan.config.model)
     if shape is None:
         return []
     device = pick_device("auto")
@@ -95,7 +100,7 @@ def _of_memory(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
 
 
 def _step_numbers(shape: ModelShape, result: Planned) -> float:
-    """Numbers in the caches of both models, which are alive together, and in the logits of one."""
+    """Elements in the caches of both models, which are in memory together, and in one's logits."""
     tokens = result.batch * result.prompt_len
     a_token = shape.layers * shape.kv_heads * (shape.head_dim + shape.value_dim)
     all_logits = result.logits == "all" and result.phase == "prefill"
@@ -103,8 +108,8 @@ def _step_numbers(shape: ModelShape, result: Planned) -> float:
 
 
 def _of_lengths(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
-    """Prompts with positions that the model was not trained for, on whatever machine."""
-    config = config_of(plan.config.model)
+    """Prompts longer than the positions that the model was trained for."""
+    config = config_without_weights(plan.config.model)
     most = config.get("max_position_embeddings")
     if not isinstance(most, int):
         return []
@@ -116,6 +121,60 @@ def _of_lengths(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
         f"{max(one.prompt_len for one in longer):,} tokens, and {plan.config.model} was made for "
         f"{most:,} positions: their losses mean nothing, and a model with learnt positions fails"
     ]
+
+
+def limits_of_fixed_steps(plan: SweepPlan) -> list[str]:
+    """Sentences; empty where every result can be timed as the model that is scored."""
+    chosen = [
+        (result, sparsity)
+        for result in plan.results
+        if result.problem is None and result.mode != "eager" and result.phase == "decode"
+        for sparsity in _row_shares(result)
+    ]
+    by_threshold = [one for one, _ in chosen if _by_threshold(plan, one)]
+    by_count = [
+        one
+        for one, sparsity in chosen
+        if not _by_threshold(plan, one)
+        and not math.isclose(kept_count(one.batch, sparsity) / one.batch, 1 - sparsity)
+    ]
+    found = []
+    if by_threshold:
+        found.append(
+            f"{len(by_threshold)} of {len(plan.results)} results decode "
+            f"{_names(by_threshold)} by a threshold in steps of fixed shapes, which compute "
+            "all rows and multiply by 0 or 1: never faster "
+            f"by construction; {_EAGER}"
+        )
+    if by_count:
+        found.append(
+            f"{len(by_count)} of {len(plan.results)} results decode "
+            f"{_names(by_count)} in steps of fixed shapes, which run "
+            "max(1, int((1 − s)·B)) of B rows, another share than 1 − s (at batch 1 all: "
+            f"the dense model), and get no loss; {_EAGER}"
+        )
+    return found
+
+
+def _names(results: Sequence[Planned]) -> str:
+    return ", ".join(dict.fromkeys(one.family for one in results))
+
+
+def _row_shares(result: Planned) -> list[float]:
+    """The sparsities of the parts of a method that choose rows."""
+    routed = {one.id for one in families() if one.routes_rows}
+    own = [own for name, own in method_parts(result.family) if name in routed]
+    shares = [result.sparsity if one is None else number(one) for one in own]
+    return [share for share in shares if share is not None]
+
+
+def _by_threshold(plan: SweepPlan, result: Planned) -> bool:
+    """Whether scores decide and not a number of rows: of routers that are fitted or trained, or
+    where the option asks for it."""
+    if plan.config.recover is not None or "choose=threshold" in result.set:
+        return True
+    select = result.select or plan.config.selections[0]
+    return read_selection(select) == "importance"
 
 
 def check_together(method: str) -> None:
@@ -151,16 +210,16 @@ def _problem_of(names: str) -> str | None:
     return None
 
 
-def shape_of(model: str) -> ModelShape | None:
+def shape_without_weights(model: str) -> ModelShape | None:
     """A model's dense dimensions; None where they are not known before it is loaded."""
     try:
-        return ModelShape.from_config(config_of(model))
+        return ModelShape.from_config(config_without_weights(model))
     except PrunescopeError:
         return None
 
 
-def config_of(model: str) -> dict[str, Any]:
-    """A model's config without its weights; empty where only loading it would tell."""
+def config_without_weights(model: str) -> dict[str, Any]:
+    """A model's config, read without its weights; empty where that is not possible."""
     name = model.lower()
     if name in preset_names():
         return preset_config(name)

@@ -282,7 +282,10 @@ def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Sweep
                 for select in selections:
                     results = list(_results(config, method, point, select))
                     found |= {result.id: result for result in results}
-                    problems = (_not_recorded(config, result) for result in results)
+                    problems = (
+                        recording_problem(r.family, r.mode, knobs_of(config, r.family, r.set))
+                        for r in results
+                    )
                     notes |= dict.fromkeys(filter(None, problems))
     order = {model_name(r): i for i, r in reversed(list(enumerate(found.values())))}
     ordered = sorted(found.values(), key=lambda r: order[model_name(r)])
@@ -337,8 +340,7 @@ def settable(methods: Sequence[str]) -> dict[str, Family]:
 def knob_points(config: SweepConfig, method: str) -> list[tuple[str, ...]]:
     """The OPTION=VALUE of each point of a method under `set`: each value with each, of the knobs
     that one of its families has; a single empty one where it has none."""
-    known = {one.id: one for one in families()}
-    has = {knob for name, _ in _parts(method) if name in known for knob in known[name].knobs}
+    has = {knob for one, _ in _known_parts(method) for knob in one.knobs}
     lists = [
         [f"{knob}={value}" for value in values]
         for knob, values in config.set.items()
@@ -351,21 +353,32 @@ def knobs_of(config: SweepConfig, method: str, words: Sequence[str] = ()) -> dic
     """The knobs of a method's families, as `--set` takes them: with the name of their family where
     the method has several. `words`: OPTION=VALUE of a point, of the families that have the knob."""
     names = [name for name, _ in _parts(method)]
-    known = {one.id: one for one in families()}
     found = {}
     for left, _, value in (word.partition("=") for word in config.knobs):
         name, _, knob = left.partition(".")
         if name in names:
             found[left if len(names) > 1 else knob] = value
     for knob, _, value in (word.partition("=") for word in words):
-        for name in names:
-            if name in known and knob in known[name].knobs:
-                found[f"{name}.{knob}" if len(names) > 1 else knob] = value
+        for one, _ in _known_parts(method):
+            if knob in one.knobs:
+                found[f"{one.id}.{knob}" if len(names) > 1 else knob] = value
     return found
 
 
 def _parts(method: str) -> list[tuple[str, str | None]]:
     return [] if is_checkpoint(method) else method_parts(method)
+
+
+def _known_parts(method: str) -> list[tuple[Family, str | None]]:
+    """The families of ours in a method, each with the sparsity of its own."""
+    by_id = {one.id: one for one in families()}
+    return [(by_id[name], own) for name, own in _parts(method) if name in by_id]
+
+
+def _own_knobs(one: Family, method: str, knobs: Mapping[str, str]) -> dict[str, str]:
+    """The knobs of a family of a method, of those that `knobs_of` gives the method."""
+    before = f"{one.id}." if len(_parts(method)) > 1 else ""
+    return {knob: knobs[before + knob] for knob in one.knobs if before + knob in knobs}
 
 
 def shard_of(plan: SweepPlan, shard: tuple[int, int]) -> list[Planned]:
@@ -555,35 +568,30 @@ def _points(
 def _cannot(name: str, traits: Traits) -> str | None:
     """Why a family, or one of a combination, cannot prune this model at any sparsity; None if it
     can."""
-    by_id = {one.id: one for one in families()}
-    for part, _ in method_parts(name):
-        one = by_id.get(part)
-        if one is None:
-            continue
+    for one, _ in _known_parts(name):
         try:
-            check_applies(part, one.applies, traits)
+            check_applies(one.id, one.applies, traits)
         except PrunescopeError as error:
             return error.problem
         # Families that are only predicted are refused when the file is read.
         can_tell = traits.entry is not None and not one.predicted_only
         reason = one.not_implemented(traits) if can_tell else ""
         if reason:
-            return f"{part} is not implemented for this model: {reason}"
+            return f"{one.id} is not implemented for this model: {reason}"
     return None
 
 
 def _composite_problem(name: str, sparsity: float, shape: ModelShape | None) -> str | None:
     """Why one of several families cannot prune this model at its sparsity; None if all can. Names
     of none are refused when the method is read."""
-    by_id = {one.id: one for one in families()}
-    for part, own in method_parts(name):
+    for one, own in _known_parts(name):
         share = sparsity if own is None else number(own)
-        if part in by_id and share is not None:
+        if share is not None:
             try:
-                by_id[part].check(share)
-                _dimensions(by_id[part], share, shape, {})
+                one.check(share)
+                _dimensions(one, share, shape, {})
             except PrunescopeError as error:
-                return f"{part}: {error.problem}"
+                return f"{one.id}: {error.problem}"
     return None
 
 
@@ -592,18 +600,15 @@ def _signature(
 ) -> tuple[Any, ...]:
     """Equal for two points of a method that make the same model: `_dimensions` of its parts; of
     one that is no family of ours, which may do anything, with every option."""
-    by_id = {one.id: one for one in families()}
-    parts = method_parts(method)
-    found: list[Any] = []
-    for part, own in parts:
-        share = sparsity if own is None else number(own)
-        before = f"{part}." if len(parts) > 1 else ""
-        if part not in by_id or share is None:
-            return method, sparsity, *sorted(knobs.items())
-        has = by_id[part].knobs
-        own_knobs = {knob: knobs[before + knob] for knob in has if before + knob in knobs}
-        found.append((part, _dimensions(by_id[part], share, shape, own_knobs)))
-    return tuple(found)
+    parts = _known_parts(method)
+    shares = [sparsity if own is None else number(own) for _, own in parts]
+    if len(parts) < len(_parts(method)) or None in shares:
+        return method, sparsity, *sorted(knobs.items())
+    return tuple(
+        (one.id, _dimensions(one, share, shape, _own_knobs(one, method, knobs)))
+        for (one, _), share in zip(parts, shares, strict=True)
+        if share is not None
+    )
 
 
 def _dimensions(
@@ -659,24 +664,14 @@ def _results(
         yield Planned(id=result_name(values), **values)
 
 
-def _not_recorded(config: SweepConfig, result: Planned) -> str | None:
-    """What to say of a result that its mode cannot record."""
-    knobs = knobs_of(config, result.family, result.set)
-    return recording_problem(result.family, result.mode, knobs)
-
-
 def recording_problem(method: str, mode: str, knobs: Mapping[str, str]) -> str | None:
     """Why steps of a method cannot be recorded in a mode, at the knobs that `knobs_of` gives it;
     None where they can."""
-    by_id = {one.id: one for one in families()}
-    names = [name for name, _ in _parts(method)]
-    for name in names:
-        before = f"{name}." if len(names) > 1 else ""
-        has = by_id[name].knobs if name in by_id else {}
-        own = {knob: knobs[before + knob] for knob in has if before + knob in knobs}
-        if name in by_id and (problem := not_recorded(mode, name, own)):
-            return problem
-    return None
+    problems = (
+        not_recorded(mode, one.id, _own_knobs(one, method, knobs))
+        for one, _ in _known_parts(method)
+    )
+    return next(filter(None, problems), None)
 
 
 def _check_names(names: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""What `prunescope sweep` is asked for. Inert, and light: the command line imports it."""
+"""The options of `prunescope sweep`: no torch here, because the command line imports it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -205,13 +205,11 @@ class SweepFolder:
 
     def _check_ours(self) -> None:
         path = self.path
-        if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not self._is_ours())):
+        is_ours = path.is_dir() and ((path / RUNS).is_dir() or not any(path.iterdir()))
+        if path.exists() and not is_ours:
             raise PrunescopeError(
                 f"{path} exists and is no sweep", hint="give --out a new folder, or a sweep's own"
             )
-
-    def _is_ours(self) -> bool:
-        return (self.path / "runs").is_dir()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

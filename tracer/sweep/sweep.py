@@ -29,13 +29,13 @@ from prunescope.taxonomy.sweep_files import DONE, FAILED, PENDING, PLAN, RUNNING
 from prunescope.tracer.capture.progress import Progress, Silent
 from prunescope.tracer.sweep.budget import Budget, within
 from prunescope.tracer.sweep.config import read_configs
-from prunescope.tracer.sweep.fixed_steps import limits_of_fixed_steps
 from prunescope.tracer.sweep.limits import (
     check_possible,
     check_together,
-    config_of,
+    config_without_weights,
     limits_here,
-    shape_of,
+    limits_of_fixed_steps,
+    shape_without_weights,
 )
 from prunescope.tracer.sweep.plan import (
     SweepConfig,
@@ -110,7 +110,7 @@ def plan_of(request: SweepRequest) -> SweepPlan:
     configs = tuple(_named_as_stored(config, folder) for config in configs)
     for model in dict.fromkeys([configs[0].model, *filter(is_checkpoint, configs[0].families)]):
         _check_model(model)
-    plan = make_plan(configs, shape_of(configs[0].model))
+    plan = make_plan(configs, shape_without_weights(configs[0].model))
     _check(plan)
     return plan if request.budget is None else replace(plan, budget=_budget(request, plan))
 
@@ -266,7 +266,7 @@ class _Durations:
     disturbed: list[str]
 
     def seconds(self, results: Sequence[Planned], forward: ForwardTimes | None = None) -> float:
-        """Of results, with their trainings."""
+        """Seconds of results, with their trainings."""
         from prunescope.tracer.sweep.estimate import estimate_s, training_s
 
         by = forward or self.best
@@ -275,13 +275,15 @@ class _Durations:
 
 def _durations(folder: Path, config: SweepConfig) -> _Durations | None:
     """None where the dimensions of the model are not known before it is loaded."""
-    shape = shape_of(config.model)
+    shape = shape_without_weights(config.model)
     if shape is None:
         return None
     from prunescope.tracer.machine.peaks import better_peaks
     from prunescope.tracer.sweep.estimate import ForwardTimes, peaks_here
 
-    dtype = dtype_name(config.dtype) or dtype_name(str(config_of(config.model).get("dtype")))
+    dtype = dtype_name(config.dtype) or dtype_name(
+        str(config_without_weights(config.model).get("dtype"))
+    )
     dtype = dtype or "fp32"
     each, itemsize = peaks_here(folder, config, dtype), ITEMSIZE[dtype]
     best = reduce(better_peaks, each)

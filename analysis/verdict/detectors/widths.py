@@ -216,7 +216,7 @@ def _fewer_units(e: Evidence, *fallen: _Fallen) -> Detection:
 
 
 def _of_stream(pair: Pair, stream: Widths) -> float:
-    """Of a pair the share that the residual width took, which fell by the widths `stream`."""
+    """The share of a pair's fall that the narrower residual stream (`stream`) explains."""
     role, took = pair.key[1], fell(pair)
     axis = "K" if role in _READERS else "N" if role in _WRITERS else ""
     if role in EXPERT_ROLES:  # how many rows an expert sees is its router's choice

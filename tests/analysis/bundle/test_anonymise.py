@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.bundle.anonymise import Scrubber
+from prunescope.analysis.bundle.anonymise import Scrubber, local_names
 from prunescope.analysis.bundle.bundle import bundle
-from prunescope.analysis.bundle.local_names import local_names
 from prunescope.analysis.bundle.secrets import cleared, names_in, suspicious
 from prunescope.analysis.bundle.verify import verify
 from prunescope.analysis.ops.call import MODELS
@@ -28,8 +27,11 @@ from prunescope.taxonomy.run_blocks import (
     ModelEntry,
     Pruning,
 )
+from tests.analysis.bundle.test_bundle import no_figures
 from tests.analysis.run_folder import phase_run, write_pair
 from tests.chrome import chrome, k, module, op, step
+
+__all__ = ["no_figures"]  # a fixture
 
 BF16 = "c10::BFloat16"
 NAME, HOST = "carolineherschel", "comet-node17.slough.example.edu"
@@ -127,6 +129,7 @@ def test_what_was_planted_is_in_no_file(files: dict[str, bytes], secret: str) ->
         assert secret.lower().replace("\\", "\\\\") not in text, name
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_plain_bundle_still_says_what_the_traces_say(folder: Path, tmp_path: Path) -> None:
     """The check above can fail: without --anonymous the kernel's name stays."""
     with zipfile.ZipFile(bundle([folder], tmp_path / "open.zip")) as archive:
@@ -182,6 +185,7 @@ def test_families_are_no_secret_joined_or_not(method: str, kept: str) -> None:
     assert told.argv == ["--method", "<removed>" if kept == "custom" else kept]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_something_suspicious_that_is_left_is_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

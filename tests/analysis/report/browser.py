@@ -1,7 +1,8 @@
 """Pages in headless Chromium, as a reader sees them. No test in it.
 
 In: a page, and one of WIDTHS in CSS pixels. Out: what a harness around it saw: overflow, the order
-of a table after clicks on its heading, dialogs and console messages.
+of a table after clicks on its heading, dialogs and console messages. A start of Chromium takes
+longer than a page: what is known together is opened together, each page in frames of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
@@ -17,7 +19,7 @@ from pathlib import Path
 import pytest
 
 WIDTHS = (1280, 390)  # of a window on a desk, and of a telephone
-FRAME = '<iframe src="page.html" style="border:0;width:{}px;height:900px"></iframe>'
+FRAME = '<iframe src="page{}.html" style="border:0;width:{}px;height:900px"></iframe>'
 HARNESS = """<!doctype html><meta charset="utf-8"><pre id="out"></pre>FRAMES
 <script>
 const all = [], frames = [...document.querySelectorAll('iframe')];
@@ -59,7 +61,7 @@ for (const frame of frames) frame.addEventListener('load', event => {
   }).map(cell => cell.textContent);
   seen.text = page.body.innerText;
   seen.title = page.title;
-  all.push(seen);
+  all.push([frames.indexOf(event.target), seen]);
   if (all.length < frames.length) return;
   document.getElementById('out').textContent = JSON.stringify(all);
 });
@@ -92,18 +94,26 @@ _seen: dict[tuple[str, int], Detection] = {}
 
 def opened(page: str, folder: Path, width: int) -> Detection:
     """The page at a width, opened once at all of them. Skips where there is no Chromium."""
-    if (page, width) not in _seen:
-        _seen.update({(page, one.width): one for one in _open(page, folder)})
+    open_together([page], folder)
     return _seen[page, width]
 
 
-def _open(page: str, folder: Path) -> list[Detection]:
+def open_together(pages: Iterable[str], folder: Path) -> None:
+    """Open those that were not yet, at all widths, in one Chromium: `opened` then knows them."""
+    new = [page for page in dict.fromkeys(pages) if (page, WIDTHS[0]) not in _seen]
+    if new:
+        _open(new, folder)
+
+
+def _open(pages: list[str], folder: Path) -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("chromium is not installed")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "page.html").write_text(page, encoding="utf-8")
-    frames = "".join(map(FRAME.format, WIDTHS))
+    for number, page in enumerate(pages):
+        (folder / f"page{number}.html").write_text(page, encoding="utf-8")
+    shown = [(number, width) for number in range(len(pages)) for width in WIDTHS]
+    frames = "".join(FRAME.format(*one) for one in shown)
     (folder / "harness.html").write_text(HARNESS.replace("FRAMES", frames), encoding="utf-8")
     done = subprocess.run(
         [chromium, "--headless", "--no-sandbox", "--hide-scrollbars", "--disable-gpu",
@@ -117,5 +127,10 @@ def _open(page: str, folder: Path) -> list[Detection]:
     )  # fmt: skip
     found = re.search(r'<pre id="out">(.*?)</pre>', done.stdout, flags=re.DOTALL)
     assert found and found[1], done.stderr[-2000:]
-    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return [Detection(**told, console=console) for told in json.loads(unescape(found[1]))]
+    lines = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    for frame, told in json.loads(unescape(found[1])):
+        number, width = shown[frame]
+        # A line that names another page is of that one alone.
+        named = [(re.search(r"/page(\d+)\.html", line), line) for line in lines]
+        console = [line for of, line in named if of is None or int(of[1]) == number]
+        _seen[pages[number], width] = Detection(**told, console=console)

@@ -88,9 +88,11 @@ def report(of: Anatomy | None = None, **device: Any) -> Report:
     return out
 
 
-def kept_figures(monkeypatch: pytest.MonkeyPatch, of: Report) -> dict[str, Figure]:
-    kept = drawn(monkeypatch, figures.figure_files, of)
-    return {name.split("-")[0]: figure for name, figure in kept.items()}
+def figure_of(of: Report, kind: str) -> Figure:
+    found = figures.plot(of, "trace", kind)
+    assert found is not None
+    found.draw_without_rendering()
+    return found
 
 
 def test_the_files_of_a_phase() -> None:
@@ -101,18 +103,18 @@ def test_the_files_of_a_phase() -> None:
         for kind in ("roofline", "bounds", "layers", "waves", "experts")
         for ending in endings
     }
-    assert files == figures.figure_files(report(), *endings)
+    # Drawn again, an SVG is the same though nothing else is asked for.
+    again = figures.figure_files(report(), "svg")
+    assert again == {name: data for name, data in files.items() if name.endswith(".svg")}
     for name, data in files.items():
         if name.endswith(".pdf"):
             assert b"/CIDFontType2" in data and b"/Type3" not in data
 
 
 @pytest.mark.parametrize(("layers", "hostile"), [(2, False), (126, False), (32, True)])
-def test_no_text_overlaps_or_leaves_the_page(
-    layers: int, hostile: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_text_overlaps_or_leaves_the_page(layers: int, hostile: bool) -> None:
     of = report(anatomy(layers))
-    for figure in kept_figures(monkeypatch, example.hostile(of) if hostile else of).values():
+    for figure in drawn(figures.figure_files, example.hostile(of) if hostile else of).values():
         boxes = []
         for axes in figure.axes:
             low, high = sorted(axes.get_xlim())
@@ -131,10 +133,10 @@ def test_no_text_overlaps_or_leaves_the_page(
         assert all(b.y0 >= page.y0 - 1 and b.y1 <= page.y1 + 1 for b in boxes)
 
 
-def test_the_roofline_holds_every_point_and_both_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_roofline_holds_every_point_and_both_ceilings() -> None:
     peaks = {"dense_flop_per_s": {"bf16": 8e14}, "byte_per_s": 3e12}
     sheet = {"dense_flop_per_s": {"bf16": 989e12}, "byte_per_s": 3.35e12}
-    figure = kept_figures(monkeypatch, report(measured=True, peaks=peaks, sheet=sheet))["roofline"]
+    figure = figure_of(report(measured=True, peaks=peaks, sheet=sheet), "roofline")
     (axes,) = figure.axes
     measured, table = axes.get_lines()
     assert measured.get_ydata()[-1] == pytest.approx(800)
@@ -148,16 +150,14 @@ def test_the_roofline_holds_every_point_and_both_ceilings(monkeypatch: pytest.Mo
     assert labels[-2:] == ["bf16, measured", "bf16, data sheet"]
 
 
-def test_without_peaks_there_is_no_roofline(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "roofline" not in kept_figures(monkeypatch, report(peaks=None))
+def test_without_peaks_there_is_no_roofline() -> None:
+    assert figures.plot(report(peaks=None), "trace", "roofline") is None
     fp8 = {"dense_flop_per_s": {"fp8": 1e15}, "byte_per_s": 1e12}
-    assert "roofline" not in kept_figures(monkeypatch, report(peaks=fp8))
+    assert figures.plot(report(peaks=fp8), "trace", "roofline") is None
 
 
-def test_the_dimension_that_ran_is_filled_and_the_dense_one_hollow(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    (axes,) = kept_figures(monkeypatch, report())["waves"].axes
+def test_the_dimension_that_ran_is_filled_and_the_dense_one_hollow() -> None:
+    (axes,) = figure_of(report(), "waves").axes
     marks = [(float(x.get_xdata()[0]), float(x.get_ydata()[0]), x.get_markerfacecolor())
              for x in axes.get_lines() if x.get_marker() not in ("None", None, "")]  # fmt: skip
     filled = {(x, y) for x, y, face in marks if face != "white"}
@@ -240,27 +240,25 @@ def test_fp32_as_three_products_of_tf32_has_a_peak_and_a_ceiling_of_its_own() ->
     assert "3xtf32, data sheet" in {t.get_text() for t in figure.legends[0].get_texts()}
 
 
-def test_experts_chosen_for_random_token_ids_stand_on_hatched_ground(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_experts_chosen_for_random_token_ids_stand_on_hatched_ground() -> None:
     random = report(anatomy(3))
     random.phases["trace"].token_ids = "random token ids"
-    figure = kept_figures(monkeypatch, random)["experts"]
+    figure = figure_of(random, "experts")
     assert [text.get_text() for text in figure.legends[0].get_texts()][-1] == "random token ids"
     assert all(axes.patches[0].get_hatch() == "oo" for axes in figure.axes)
-    plain = kept_figures(monkeypatch, report(anatomy(3)))["experts"]
+    plain = figure_of(report(anatomy(3)), "experts")
     assert not any(axes.patches for axes in plain.axes)
 
 
-def test_experts_are_drawn_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experts_are_drawn_layer_by_layer() -> None:
     """Three strips, dense and pruned in each; a phase without counts or with one layer has none."""
-    strips = kept_figures(monkeypatch, report(anatomy(3)))["experts"].axes
+    strips = figure_of(report(anatomy(3)), "experts").axes
     for axes, (dense, pruned) in zip(strips, [(12, 7.5), (1.5, 2), (0.9, 0.75)], strict=True):
         lines = [list(line.get_ydata()) for line in axes.get_lines()]
         assert lines == [[dense] * 3, [pruned] * 3]
     one = report(anatomy(3))
     one.phases["trace"].routing = PhaseRouting(layers=[routed(0)])
-    assert "experts" not in kept_figures(monkeypatch, one)
+    assert figures.plot(one, "trace", "experts") is None
     assert experts_table(example.alone().phases["trace"]) is None
     table = experts_table(report(anatomy(2)).phases["trace"])
     assert table is not None and [cell.text for cell in table.rows[0]] == [

@@ -6,6 +6,8 @@ import re
 import shutil
 import struct
 import subprocess
+from collections.abc import Callable
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,25 @@ from matplotlib.figure import Figure
 from prunescope.analysis.report import figure_style, figures, titles
 from prunescope.analysis.report.ledger_view import waterfall
 from prunescope.analysis.report.write import write_report
-from prunescope.analysis.schema.report import Finding, Row
+from prunescope.analysis.schema.report import Finding, Report, Row
 from tests.analysis.report import example
-from tests.analysis.report.drawn import drawn
+from tests.analysis.report.drawn import drawn, drawn_once, kept_files
+
+__all__ = ["drawn_once"]
+
+
+def one_phase(report: Report) -> Report:
+    (name, phase), *_ = report.phases.items()
+    return msgspec.structs.replace(report, phases={name: phase})
+
+
+def files_of_a_pair(ending: str) -> dict[str, bytes]:
+    files = kept_files(example.two_phases(), "png", "pdf", "svg")
+    return {name: data for name, data in files.items() if name.endswith(ending)}
 
 
 def test_png_is_one_column_wide_at_300_dpi() -> None:
-    files = figures.figure_files(example.two_phases(), "png")
+    files = files_of_a_pair("png")
     assert set(files) == {"ladder-prefill.png", "ledger-prefill.png", "ladder-decode.png",
                           "ledger-decode.png"}  # fmt: skip
     for data in files.values():
@@ -33,30 +47,44 @@ def test_png_is_one_column_wide_at_300_dpi() -> None:
 
 
 def test_pdf_fonts_are_type_42() -> None:
-    for data in figures.figure_files(example.two_phases(), "pdf").values():
+    for data in files_of_a_pair("pdf").values():
         assert data.startswith(b"%PDF")
         assert b"/CIDFontType2" in data and b"/Type3" not in data
 
 
 def test_figures_are_reproducible() -> None:
-    for ending in ("png", "pdf", "svg"):
-        first = figures.figure_files(example.two_phases(), ending)
-        assert first == figures.figure_files(example.two_phases(), ending)
+    """A ladder and a ledger, in each format, also where another phase was drawn beside them."""
+    first = files_of_a_pair("")
+    again = figures.figure_files(one_phase(example.two_phases()), "png", "pdf", "svg")
+    assert len(again) == 6
+    assert again == {name: first[name] for name in again}
 
 
 def test_a_trace_alone_shows_its_kinds() -> None:
     assert set(figures.figure_files(example.alone(), "svg")) == {"kinds-trace.svg"}
 
 
-def kept_figures(monkeypatch: pytest.MonkeyPatch, report: Any) -> list[Figure]:
-    return list(drawn(monkeypatch, figures.figure_files, report).values())
+def figures_of(report: Report) -> list[Figure]:
+    return list(drawn(figures.figure_files, report).values())
+
+
+@cache
+def figures_of_a_pair() -> list[Figure]:
+    """A ladder and a ledger of prefill, and of decode."""
+    return figures_of(example.two_phases())
 
 
 @pytest.mark.parametrize(
-    "report", [example.two_phases(), example.alone(), example.hostile(example.two_phases())]
+    "plotted",
+    [
+        figures_of_a_pair,
+        lambda: figures_of(example.alone()),
+        lambda: figures_of(one_phase(example.hostile(example.two_phases()))),
+    ],
+    ids=["pair", "alone", "hostile"],
 )
-def test_no_text_overlaps_or_leaves_the_page(report: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for figure in kept_figures(monkeypatch, report):
+def test_no_text_overlaps_or_leaves_the_page(plotted: Callable[[], list[Figure]]) -> None:
+    for figure in plotted():
         (axes,) = figure.axes
         texts = [*axes.texts, *axes.get_yticklabels(), axes.xaxis.label, *axes.get_xticklabels()]
         low, high = axes.get_xlim()
@@ -72,18 +100,16 @@ def test_no_text_overlaps_or_leaves_the_page(report: Any, monkeypatch: pytest.Mo
         assert all(b.x0 >= page.x0 - 1 and b.x1 <= page.x1 + 1 for b in boxes)
 
 
-def test_every_axis_names_its_unit(monkeypatch: pytest.MonkeyPatch) -> None:
-    labels = [f.axes[0].get_xlabel() for f in kept_figures(monkeypatch, example.two_phases())]
+def test_every_axis_names_its_unit() -> None:
+    labels = [figure.axes[0].get_xlabel() for figure in figures_of_a_pair()]
     assert labels == [
         "speedup (dense ÷ pruned), prefill", "time of a step (ms), prefill, unprofiled",
         "speedup (dense ÷ pruned), decode", "time of a step (ms), decode, unprofiled",
     ]  # fmt: skip
 
 
-def test_every_figure_says_what_it_shows_and_in_which_unit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    ladder, ledger, *_ = kept_figures(monkeypatch, example.two_phases())
+def test_every_figure_says_what_it_shows_and_in_which_unit() -> None:
+    ladder, ledger, *_ = figures_of_a_pair()
     title = ledger.get_suptitle()
     assert title.startswith("Where the time went\n") and title.endswith("static-nk, prefill")
     assert [t.get_text() for t in ladder.legends[0].get_texts()] == [
@@ -115,7 +141,7 @@ NOT_VALID = Finding(
     ],
 )  # fmt: skip
 def test_what_is_no_evidence_is_hatched_and_named(
-    changes: dict[str, Any], said: str | None, hatch: str | None, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], said: str | None, hatch: str | None
 ) -> None:
     """Ladder: the bars of measured times; ledger: the ground behind all rows. Rows and bounds have
     intervals whether the speedup has one or not."""
@@ -127,7 +153,7 @@ def test_what_is_no_evidence_is_hatched_and_named(
     )
     others = {k: v for k, v in changes.items() if k != "realised_ci95"}
     report.phases = {"prefill": msgspec.structs.replace(phase, ladder=ladder, **others)}
-    ladder_figure, ledger_figure = kept_figures(monkeypatch, report)
+    ladder_figure, ledger_figure = figures_of(report)
     hatches = [patch.get_hatch() or None for patch in ladder_figure.axes[0].patches]
     rests = None if hatch == "----" else hatch  # on times: coverage and roofline bound, busy
     assert hatches == [None, None, rests, rests, rests, hatch]
@@ -141,9 +167,7 @@ def test_what_is_no_evidence_is_hatched_and_named(
         assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
 
 
-def test_an_interval_that_is_not_seen_is_not_in_the_legend(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_interval_that_is_not_seen_is_not_in_the_legend() -> None:
     """Each interval as narrow as a thousandth of its value: a dot on the bar."""
     report = example.two_phases()
     phase = report.phases["prefill"]
@@ -157,7 +181,7 @@ def test_an_interval_that_is_not_seen_is_not_in_the_legend(
         msgspec.structs.replace(row, ci95=row.ci95 and [row.ns, row.ns]) for row in phase.ledger
     ]
     report.phases = {"prefill": msgspec.structs.replace(phase, ladder=ladder, ledger=rows)}
-    for figure in kept_figures(monkeypatch, report):
+    for figure in figures_of(report):
         assert "95 % interval" not in [t.get_text() for t in figure.legends[0].get_texts()]
 
 
@@ -191,22 +215,23 @@ def test_dense_against_dense_can_be_drawn(dense: float) -> None:
 DOCUMENT = r"""\documentclass{article}
 \usepackage{booktabs,siunitx,graphicx,array}
 \begin{document}
-\input{r/report}
+\input{png/report}
+\input{pdf-png/report}
+\input{svg/report}
 \end{document}
 """
 
 
-@pytest.mark.parametrize(
-    ("formats", "shown"), [(("png",), "png"), (("pdf", "png"), "pdf"), (("svg",), None)]
-)
-def test_a_figure_is_shown_or_its_absence_told(
-    tmp_path: Path, formats: tuple[str, ...], shown: str | None
-) -> None:
+@pytest.mark.usefixtures("drawn_once")
+def test_a_figure_is_shown_or_its_absence_told(tmp_path: Path) -> None:
+    """The PDF where there is one, else the PNG; LaTeX cannot read an SVG."""
     if not shutil.which("pdflatex"):
         pytest.skip("pdflatex is not installed")
     if subprocess.run(["kpsewhich", "siunitx.sty"], capture_output=True, check=False).returncode:
         pytest.skip("LaTeX has no siunitx")
-    write_report(example.two_phases(), tmp_path / "r", formats=("tex", *formats))
+    for folder in ("png", "pdf-png", "svg"):
+        formats = ("tex", *folder.split("-"))
+        write_report(example.two_phases(), tmp_path / folder, formats=formats, label_prefix=folder)
     (tmp_path / "doc.tex").write_text(DOCUMENT)
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "doc.tex"],
@@ -214,9 +239,10 @@ def test_a_figure_is_shown_or_its_absence_told(
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:]
     log = (tmp_path / "doc.log").read_text(errors="replace").replace("\n", "")
-    used = set(re.findall(r"<use\s+r/(ladder-prefill\.\w+)", log))
-    assert used == ({f"ladder-prefill.{shown}"} if shown else set())
-    assert ("Package prunescope Warning" in log) is (shown is None)
+    used = set(re.findall(r"<use\s+((?:png|pdf-png|svg)/ladder-prefill\.\w+)", log))
+    assert used == {"png/ladder-prefill.png", "pdf-png/ladder-prefill.pdf"}
+    told = set(re.findall(r"Package prunescope Warning: no ([\w-]+)/", log))
+    assert told == {"svg"}
 
 
 def test_a_long_model_name_is_cut_before_the_phase() -> None:

@@ -14,7 +14,10 @@ from prunescope.analysis.report.formats import FORMATS, Format, RequestedFormats
 from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats, write_report
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.report import example
+from tests.analysis.report.drawn import drawn_once
 from tests.analysis.report.example import two_phases
+
+__all__ = ["drawn_once"]
 
 
 def test_a_row_is_a_format(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -46,6 +49,7 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.usefixtures("drawn_once")
 def test_all_formats_are_written_and_listed(tmp_path: Path) -> None:
     paths = write_report(example.two_phases(), tmp_path / "r", formats=FORMATS, frames=FRAMES)
     assert {p.name for p in paths} == names(tmp_path / "r")
@@ -60,14 +64,27 @@ def test_the_default_formats(tmp_path: Path) -> None:
     assert names(tmp_path / "a" / "r") == {"report.md", "report.json", "report.html"}
 
 
-def test_the_default_formats_draw_without_matplotlib(tmp_path: Path) -> None:
+def test_matplotlib_is_imported_for_figures_only(tmp_path: Path) -> None:
+    """The default formats draw without it. In a process of its own, that has imported nothing."""
     code = (
         "import sys; from pathlib import Path; import prunescope\n"
-        "assert prunescope.main(['analyze', sys.argv[1], '--out', sys.argv[2]]) == 0\n"
+        "run, one, other = map(Path, sys.argv[1:])\n"
+        "assert prunescope.main(['analyze', str(run), '--out', str(one)]) == 0\n"
         "assert 'matplotlib' not in sys.modules\n"
+        "from tests.analysis.report import example\n"
+        "from prunescope.analysis.report.write import write_report\n"
+        "r = example.alone()\n"
+        "write_report(r, other, formats=('md', 'html', 'json', 'tex', 'csv'))\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "assert 'torch' not in sys.modules\n"
+        "write_report(r, other, formats=('svg',))\n"
+        "assert 'matplotlib' in sys.modules\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
-    words = [str(ROOT / "traces" / "tiny-static-nk"), str(tmp_path / "r")]
-    subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, check=True, timeout=120)
+    words = [ROOT / "traces" / "tiny-static-nk", tmp_path / "r", tmp_path / "other"]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, words)], cwd=ROOT,
+                          capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
     assert names(tmp_path / "r") == {"report.md", "report.json", "report.html"}
     assert "<svg" in (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
 
@@ -150,22 +167,3 @@ def test_hostile_phases_stay_in_the_folder(tmp_path: Path) -> None:
         "ladder-evil.svg", "ledger-evil.svg", "ladder-evil-2.svg", "ledger-evil-2.svg",
     }  # fmt: skip
     assert names(tmp_path) == {"r"}
-
-
-def test_matplotlib_is_imported_for_figures_only() -> None:
-    code = (
-        "import sys, tempfile, pathlib\n"
-        "from tests.analysis.report import example\n"
-        "from prunescope.analysis.report.write import write_report\n"
-        "r = example.two_phases()\n"
-        "out = pathlib.Path(tempfile.mkdtemp()) / 'r'\n"
-        "write_report(r, out, formats=('md', 'html', 'json', 'tex', 'csv'))\n"
-        "assert 'matplotlib' not in sys.modules\n"
-        "assert 'torch' not in sys.modules\n"
-        "write_report(r, out, formats=('svg',))\n"
-        "assert 'matplotlib.pyplot' not in sys.modules\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr

@@ -16,9 +16,9 @@ from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.latex import render_latex
 from prunescope.analysis.report.ledger_view import (
     ladder_notes,
+    ladder_rows,
     ladder_table,
     ledger_table,
-    readable_bound_interval,
 )
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.report.notebook import render_notebook
@@ -67,7 +67,7 @@ def test_an_interval_that_was_not_measured_is_unknown_and_no_column_stands_for_n
 def test_an_interval_beyond_ten_times_its_bound_says_nothing() -> None:
     phase = with_ladder(coverage_ci95=[0.1, 400.0])
     assert phase.ladder is not None
-    assert readable_bound_interval(phase.ladder, "coverage") is None
+    assert {row.key: row.ci95 for row in ladder_rows(phase)}["coverage"] is None
     assert ladder_figure(phase, "prefill").axes[0].get_xlim()[1] < 2
     assert "400.00×" not in render_html(
         msgspec.structs.replace(example.two_phases(), phases={"a": phase})

@@ -16,12 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from prunescope.analysis.pareto.gemm_speedups import speedup_curves
 from prunescope.analysis.pareto.reproduce import reproduce
 from prunescope.analysis.report import figures
 from prunescope.analysis.report.allocation_figure import plan_figure
 from prunescope.analysis.report.comparison_figure import plot_comparison
-from prunescope.analysis.report.paper_figures import paper_set
 from prunescope.analysis.report.pareto_figures import pareto_figures
 from prunescope.analysis.report.predict_figure import curve_files
 from prunescope.analysis.report.replay_figure import replay_figure
@@ -43,7 +41,7 @@ from tests.analysis.report import example
 from tests.analysis.report.test_anatomy_figures import anatomy, shape
 from tests.analysis.report.test_anatomy_figures import point as call
 from tests.analysis.report.test_anatomy_figures import report as alone
-from tests.analysis.report.test_paper_figures import at, everything, replays
+from tests.analysis.report.test_paper_figures import at, of_one_cell, replays
 from tests.analysis.report.test_paper_figures import sweep as of_cells
 from tests.analysis.report.test_pareto import whole
 from tests.analysis.test_compare import rows
@@ -205,9 +203,7 @@ CASES: dict[str, Callable[[], object]] = {
     "prediction": lambda: curve_files(ask(method="static-m,dynamic-m", curves=True)),
     "prediction of one": lambda: curve_files(ask(method="static-m", curves=True)),
     "reproduction": lambda: reproduction_files(reproduced(), ["png"]),
-    "paper": lambda: [
-        one.plotted() for one in paper_set(everything(), speedup_curves([replays()])).figures
-    ],
+    "paper": lambda: [one.plotted() for one in of_one_cell().figures],
     "plan": lambda: plan_figure(plan(), "png"),
     "replay": lambda: replay_figure(replays().curves, [], "m"),
 }

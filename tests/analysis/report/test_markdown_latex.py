@@ -12,15 +12,20 @@ import pytest
 from prunescope.analysis.report.latex import render_latex
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.report.write import write_report
-from prunescope.analysis.schema.report import FamilyVerdict, Report
+from prunescope.analysis.schema.report import FamilyVerdict
 from prunescope.analysis.schema.sides import Unprofiled
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.report import example
+from tests.analysis.report.drawn import drawn_once
+
+__all__ = ["drawn_once"]
 
 DOCUMENT = r"""\documentclass{article}
 \usepackage{booktabs,siunitx,graphicx,array}
 \begin{document}
 \input{report.tex}
+\input{../alone/report.tex}
+\input{../hostile/report.tex}
 \end{document}
 """
 
@@ -65,22 +70,24 @@ def test_latex_numbers_are_ready_for_siunitx() -> None:
     assert r"\SI" not in text and r"\si{\milli\second}" in text
 
 
-@pytest.mark.parametrize(
-    "report",
-    [example.two_phases(), example.alone(), example.hostile(example.two_phases())],
-    ids=["pair", "alone", "hostile"],
-)
-def test_latex_compiles(report: Report, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("drawn_once")
+def test_latex_compiles(tmp_path: Path) -> None:
+    """A pair from its own folder, a trace alone, and a report with the attack in every string."""
     if not shutil.which("pdflatex"):
         pytest.skip("pdflatex is not installed")
     found = subprocess.run(["kpsewhich", "siunitx.sty"], capture_output=True, check=False)
     if found.returncode:
         pytest.skip("LaTeX has no siunitx")
-    write_report(report, tmp_path / "r", formats=("tex", "pdf"))
-    (tmp_path / "r" / "doc.tex").write_text(DOCUMENT)
+    for name, report, ending in (
+        ("pair", example.two_phases(), "pdf"),
+        ("alone", example.alone(), "pdf"),
+        ("hostile", example.hostile(example.two_phases()), "png"),
+    ):
+        write_report(report, tmp_path / name, formats=("tex", ending), label_prefix=name)
+    (tmp_path / "pair" / "doc.tex").write_text(DOCUMENT)
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "doc.tex"],
-        cwd=tmp_path / "r", capture_output=True, text=True, timeout=120, check=False,
+        cwd=tmp_path / "pair", capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:]
     assert "Overfull" not in done.stdout
@@ -99,6 +106,7 @@ See \ref{tab:a-ledger-prefill}, \ref{fig:b-ladder-decode} and \ref{tab:c-ledger-
 """
 
 
+@pytest.mark.usefixtures("drawn_once")
 def test_two_reports_in_one_paper_without_a_warning(tmp_path: Path) -> None:
     """Read from another folder: figures are found, labels differ, and parts stand alone."""
     if not shutil.which("pdflatex"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import pytest
@@ -82,10 +84,14 @@ def added(ns: float = 1.5 * MS) -> Added:
     return Added(saved_ns=3 * MS, added_ns=ns, added_ci95=ends, share_of_saved=0.5, parts=made)
 
 
-def everything() -> Pareto:
-    """Two phases, two batches, two lengths, alignments, a layer alone, recovery and added work."""
+CELLS = ((1, 64), (1, 128), (2, 64), (2, 128))
+
+
+def everything(cells: Sequence[tuple[int, int]] = CELLS) -> Pareto:
+    """Two phases, each of the batches and lengths, alignments, a layer alone, recovery and added
+    work."""
     points = []
-    for batch, length in ((1, 64), (1, 128), (2, 64), (2, 128)):
+    for batch, length in cells:
         where = {"batch": batch, "prompt_len": length}
         trained = RecoveryLoss(before_rel=0.5, after_rel=0.1, tokens=2048)
         points += [
@@ -132,12 +138,28 @@ def plotted(of: PaperSet, name: str) -> Figure:
 
 def rows(of: PaperSet, name: str) -> list[dict[str, Any]]:
     one = figure(of, name)
-    return [dict(zip(one.columns, row, strict=True)) for row in one.rows]
+    return list(one.rows)
 
 
-@pytest.fixture(scope="module")
-def whole() -> PaperSet:
+@cache
+def the_whole() -> PaperSet:
     return paper_set(everything(), speedup_curves([replays()]))
+
+
+@cache
+def picture(name: str) -> Figure:
+    """A figure of the whole, drawn once for all tests that look at it."""
+    return plotted(the_whole(), name)
+
+
+def of_one_cell() -> PaperSet:
+    """Every kind of figure, of one batch and length in two phases."""
+    return paper_set(everything(CELLS[:1]), speedup_curves([replays()]))
+
+
+@pytest.fixture
+def whole() -> PaperSet:
+    return the_whole()
 
 
 def test_every_kind_is_drawn(whole: PaperSet) -> None:
@@ -163,7 +185,7 @@ def test_what_has_no_data_is_not_drawn_and_names_its_key() -> None:
 
 def test_nothing_is_wider_than_its_figure(whole: PaperSet) -> None:
     for one in whole.figures:
-        drawn = plotted(whole, one.name)
+        drawn = picture(one.name)
         (legend,) = drawn.legends
         boxes = [
             legend.get_window_extent(),
@@ -173,9 +195,9 @@ def test_nothing_is_wider_than_its_figure(whole: PaperSet) -> None:
             assert drawn.bbox.x0 - 1 <= box.x0 and box.x1 <= drawn.bbox.x1 + 1, one.name
 
 
-def test_names_of_bars_do_not_overlap(whole: PaperSet) -> None:
+def test_names_of_bars_do_not_overlap() -> None:
     for name in ("layer", "overhead"):
-        for axes in plotted(whole, name).axes:
+        for axes in picture(name).axes:
             if axes.get_visible():
                 ends = [label.get_window_extent().x1 for label in axes.get_xticklabels()]
                 assert ends == sorted(ends)
@@ -219,7 +241,7 @@ def test_speedups_are_those_of_the_points(whole: PaperSet) -> None:
         "static-nk": 1.7, HOSTILE: 1.2, "dynamic-m": 1.1,
     }  # fmt: skip
     assert {(r["nominal"], r["roofline_bound"], r["n"]) for r in found} == {(2.0, 1.2, 1)}
-    axes = [one.get_title(loc="left") for one in plotted(whole, "speedup-0.5").axes]
+    axes = [one.get_title(loc="left") for one in picture("speedup-0.5").axes]
     assert axes == [
         "prefill, batch 1", "prefill, 64 tokens", "decode, batch 1", "decode, 64 tokens",
     ]  # fmt: skip
@@ -227,7 +249,7 @@ def test_speedups_are_those_of_the_points(whole: PaperSet) -> None:
 
 def test_times_that_are_no_evidence_are_hatched(whole: PaperSet) -> None:
     for name in ("speedup-0.5", "layer"):
-        drawn = plotted(whole, name)
+        drawn = picture(name)
         legend = [text.get_text() for text in drawn.legends[0].get_texts()]
         reason = {"layer": "no interval"}.get(name, "timing not valid")
         assert reason in legend
@@ -249,7 +271,7 @@ def test_the_usual_alignment_stands_for_a_family() -> None:
 
 
 def test_alignments_stand_in_their_order(whole: PaperSet) -> None:
-    axes = plotted(whole, "alignment").axes[0]
+    axes = picture("alignment").axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["odd", "1", "16"]
     assert {r["family"] for r in rows(whole, "alignment")} == {"static-nk"}
 
@@ -274,8 +296,8 @@ def test_points_of_equal_dimensions_are_named_as_one_model() -> None:
     assert [(text.get_text(), text.xy[0]) for text in axes.texts] == [("=", i) for i in (1, 3, 4)]
 
 
-def test_a_layer_is_stacked_from_its_categories(whole: PaperSet) -> None:
-    axes = plotted(whole, "layer").axes[0]
+def test_a_layer_is_stacked_from_its_categories() -> None:
+    axes = picture("layer").axes[0]
     heights = {}
     for bar in (p for p in axes.patches if p.get_width() == pytest.approx(0.7)):
         at_x = round(bar.get_x() + 0.35)
@@ -328,7 +350,7 @@ def test_gemm_steps_over_what_is_gone(whole: PaperSet) -> None:
     assert found[192]["speedup_high"] == pytest.approx(4 / 3, rel=1e-3)
     assert found[256]["speedup_low"] is None and found[256]["timing_valid"] is True
     assert "ratio of geometric means over placements of medians" in figure(whole, "gemms").caption
-    legend = [t.get_text() for t in plotted(whole, "gemms").legends[0].get_texts()]
+    legend = [t.get_text() for t in picture("gemms").legends[0].get_texts()]
     assert "steps" in legend and not any("disturbed" in text for text in legend)
     busy = paper_set(everything(), speedup_curves([replays(disturbed=["other processes"])]))
     assert not any(row["timing_valid"] for row in rows(busy, "gemms"))
@@ -357,7 +379,7 @@ def test_added_work_is_a_share_of_the_dense_step(whole: PaperSet) -> None:
     assert [(r["part"], r["of_dense"]) for r in found[:2]] == [
         ("router", pytest.approx(0.1)), ("host time", pytest.approx(0.05)),
     ]  # fmt: skip
-    axes = plotted(whole, "overhead").axes[0]
+    axes = picture("overhead").axes[0]
     assert [text.get_text() for text in axes.texts] == ["50 % of saved"]
 
 
@@ -372,8 +394,10 @@ def test_a_page_has_no_more_than_eight_panels() -> None:
 
 
 def test_files_of_a_set(whole: PaperSet) -> None:
-    files = paper_files(whole, ["png", "md"])
-    for one in whole.figures:
+    few = of_one_cell()
+    assert [one.name for one in few.figures] == [one.name for one in whole.figures]
+    files = paper_files(few, ["png", "md"])
+    for one in few.figures:
         assert (
             files[f"paper-{one.name}.png"][:4] == b"\x89PNG"
             and len(files[f"paper-{one.name}.png"]) > 5000
@@ -386,12 +410,12 @@ def test_files_of_a_set(whole: PaperSet) -> None:
         )
     tex = files["paper.tex"].decode()
     assert (
-        tex.count(r"\caption{") == len(whole.figures)
+        tex.count(r"\caption{") == len(few.figures)
         and tex.count(r"\providecommand{\prunescopeshow}") == 1
     )
     assert "(paper-shares.png)" in files["paper.md"].decode()
 
 
 def test_two_sets_of_one_sweep_are_equal() -> None:
-    first, second = (paper_files(paper_set(everything()), ["svg"]) for _ in range(2))
+    first, second = (paper_files(of_one_cell(), ["svg"]) for _ in range(2))
     assert first == second

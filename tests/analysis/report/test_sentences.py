@@ -18,7 +18,6 @@ import prunescope
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.trust import no_speedup
 from prunescope.analysis.pareto import frontier
-from prunescope.analysis.pareto.points import times_are_invalid
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import comparison, gemm_table, sentences, titles
 from prunescope.analysis.report.html import render_html
@@ -276,8 +275,8 @@ def test_points_of_a_sweep_are_marked_and_the_note_comes_first() -> None:
     cell.winners = frontier.winners([bad], batch=1, prompt_len=512)
     assert re.search(r"\| static-m \| 1\.30× \? \|", render_pareto(found))
     report = disturbed()
-    assert times_are_invalid(report.phases["prefill"])
-    assert not times_are_invalid(example.two_phases().phases["prefill"])
+    assert report.phases["prefill"].invalid_times
+    assert not example.two_phases().phases["prefill"].invalid_times
 
 
 def test_an_interval_that_says_nothing_is_left_out_and_drawn_nowhere() -> None:

@@ -10,8 +10,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from prunescope.analysis.report.dictionary import TABLES, columns_of
-from prunescope.analysis.report.tables import csv_tables, data_dictionary, frame_tables, inert_frame
+from prunescope.analysis.report.tables import (
+    TABLES,
+    columns_of,
+    csv_tables,
+    data_dictionary,
+    frame_tables,
+    inert_frame,
+)
 from prunescope.analysis.schema import report as model
 from prunescope.analysis.schema.report import Report, to_json
 from prunescope.taxonomy.errors import PrunescopeError

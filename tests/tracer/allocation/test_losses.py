@@ -103,7 +103,7 @@ def test_layers_before_a_removal_need_not_run(name: str, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_a_model_of_low_ranks_loses_what_its_products_do(name: str, tmp_path: Path) -> None:
-    """An attention in half of its numbers beside an MLP of fewer channels, and an MLP in a
+    """An attention with half of its parameters beside an MLP of fewer channels, and an MLP in a
     quarter: fitted to the whole model, as `trace` does before it cuts anything."""
     model = tiny_model(name)
     losses = losses_of(model, low_rank=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tracer.plain_loop import CELLS, made, ops_of, our_events, plain_cells
+from tests.tracer.plain_loop import CELLS, made, ops_of, our_cells, plain_cells
 from tests.tracer.tiny_models import LISTED, tiny_model
 
 pytestmark = pytest.mark.torch
@@ -34,8 +34,8 @@ def test_dense_baselines_and_untouched_models_run_the_ops_of_a_plain_loop(
     plain = plain_cells(folder)
     variants = made(folder, method=f"{__name__}:same")
     assert list(variants) == ["dense", "pruned"]
-    for cell in CELLS:
-        assert len(plain[cell]) > 20
-        for variant, made_one in variants.items():
-            ours = ops_of(our_events(made_one.model, *cell))
-            assert ours == plain[cell], (variant, cell)
+    for variant, made_one in variants.items():
+        ours = our_cells(made_one.model)
+        for cell in CELLS:
+            assert len(plain[cell]) > 20
+            assert ops_of(ours[cell]) == plain[cell], (variant, cell)

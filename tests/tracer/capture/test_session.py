@@ -26,9 +26,10 @@ from prunescope.tracer.capture.trace import trace
 from prunescope.tracer.machine.device import timing_note
 from tests.small_capture import quick_peaks
 
-pytestmark = [pytest.mark.torch, pytest.mark.four_layers]
+pytestmark = pytest.mark.torch
 
 
+@pytest.mark.four_layers
 def test_blocks_where_both_do_not_fit(
     quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

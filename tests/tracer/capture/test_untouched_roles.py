@@ -10,7 +10,7 @@ import pytest
 
 from prunescope.taxonomy.families import family
 from prunescope.tracer.capture.variants import Variant
-from tests.tracer.plain_loop import AHEAD, BEHIND, CALL, CELLS, Op, by_module, made, our_events
+from tests.tracer.plain_loop import AHEAD, BEHIND, CALL, CELLS, Op, by_module, made, our_cells
 from tests.tracer.tiny_models import WITHOUT_EXPERTS, tiny_model
 
 pytestmark = pytest.mark.torch
@@ -84,9 +84,10 @@ def test_what_a_family_leaves_alone_runs_as_before(
     assert all(p.requires_grad for p in both), "as they were loaded"
     variant = variants["pruned"]
     touched, moved = set(), set()
+    events = our_cells(variant.model)
     for phase, logits in CELLS:
         pattern = re.compile(getattr(row, phase))
-        found = by_module(variant.model, our_events(variant.model, phase, logits))
+        found = by_module(variant.model, events[phase, logits])
         where = places(name, variant, found)
         assert len(where) == (LEFT if family(name).skips_layers else LAYERS)
         before = renamed(dense[phase, logits], where)
@@ -139,7 +140,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dense(llama: Path) -> dict[tuple[str, str], Modules]:
     """The ops of the dense baseline by module, in every phase and policy."""
     model = made(llama)["dense"].model
-    return {cell: by_module(model, our_events(model, *cell)) for cell in CELLS}
+    return {cell: by_module(model, events) for cell, events in our_cells(model).items()}
 
 
 def test_ops_go_to_the_module_that_runs_them(dense: dict[tuple[str, str], Modules]) -> None:

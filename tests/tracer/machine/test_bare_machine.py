@@ -26,7 +26,7 @@ REFUSED = {
 }  # fmt: skip
 IMPORT_ALL = """
 import importlib, pkgutil, sys
-import taxonomy, tracer
+from prunescope import taxonomy, tracer
 for room in (taxonomy, tracer):
     for module in pkgutil.walk_packages(room.__path__, room.__name__ + "."):
         importlib.import_module(module.name)

@@ -39,10 +39,26 @@ def apply(family: str, model: Any, sparsity: float, **knobs: Any) -> Applied:
         return pruner(family).prune(copy.deepcopy(model), point)
 
 
+@cache
+def pruned(family: str, name: str, **knobs: Any) -> Applied:
+    """Half of a dense model: what is built once is run by several tests, and changed by none."""
+    return apply(family, dense(name), 0.5, **knobs)
+
+
+def without_first(name: str, unit: str = "layer") -> Applied:
+    """The first layer of a hybrid has a state, the second attention, which cannot all go."""
+    return pruned("static-m", name, unit=unit, layers="0")
+
+
 def logits(model: Any) -> torch.Tensor:
     """Of all 12 tokens in one prefill."""
     with torch.no_grad():
         return compat.forward(model, IDS, cache=compat.new_cache(model), logits="all").logits
+
+
+@cache
+def dense_logits(name: str) -> torch.Tensor:
+    return logits(dense(name))
 
 
 def decoded(model: Any) -> tuple[torch.Tensor, Any]:
@@ -106,8 +122,9 @@ def kv_heads(name: str) -> int:
 
 
 def assert_same(model: Any, oracle: Any, name: str) -> None:
-    torch.testing.assert_close(logits(model), logits(oracle), rtol=1e-3, atol=1e-4)
-    assert not torch.allclose(logits(oracle), logits(dense(name)), rtol=1e-3, atol=1e-4)
+    wanted = logits(oracle)
+    torch.testing.assert_close(logits(model), wanted, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(wanted, dense_logits(name), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["static-nk", "static-nk-heads", "static-nk-mlp"])
@@ -117,7 +134,7 @@ def test_cut_equals_masked(name: str, family: str) -> None:
         with pytest.raises(PrunescopeError, match="single KV head"):
             apply(family, dense(name), 0.5)
         return
-    applied = apply(family, dense(name), 0.5)
+    applied = pruned(family, name)
     counts = {"kv": kv_heads(name), "wide": name == "olmo2"}
     assert_same(applied.model, masked_width(dense(name), applied.kept, counts), name)
     heads = [key for key in applied.kept if key.endswith(":kv_heads")]
@@ -146,8 +163,7 @@ def masked_sublayers(model: Any, gone: dict[str, list[int]]) -> Any:
 @pytest.mark.parametrize("unit", ["layer", "attention", "mlp"])
 @pytest.mark.parametrize("name", TINY)
 def test_removed_equals_masked(name: str, unit: str) -> None:
-    # The first layer of a hybrid has a state, the second attention, which cannot all go.
-    applied = apply("static-m", dense(name), 0.5, unit=unit, layers="0")
+    applied = without_first(name, unit)
     kinds = ("attention", "mlp") if unit == "layer" else (unit,)
     assert_same(applied.model, masked_sublayers(dense(name), {k: [0] for k in kinds}), name)
 
@@ -162,9 +178,8 @@ def test_the_last_attention_of_a_hybrid_stays(name: str, unit: str) -> None:
 @pytest.mark.parametrize("name", TINY)
 def test_pruned_models_decode_as_they_prefill(name: str) -> None:
     """The same logits from a cache: its layers are numbered rightly."""
-    models = [apply("static-m", dense(name), 0.5, unit=unit, layers="0") for unit in
-              ("layer", "attention", "mlp")]  # fmt: skip
-    models += [apply(family, dense(name), 0.5) for family in ("static-nk", "static-k-mask")]
+    models = [without_first(name, unit) for unit in ("layer", "attention", "mlp")]
+    models += [pruned("static-nk", name), apply("static-k-mask", dense(name), 0.5)]
     for applied in models:
         steps, kv = decoded(applied.model)
         torch.testing.assert_close(steps, logits(applied.model), rtol=1e-3, atol=1e-4)
@@ -175,17 +190,17 @@ def test_pruned_models_decode_as_they_prefill(name: str) -> None:
 def test_nothing_removed_is_the_dense_model(name: str) -> None:
     for family in FAMILIES:
         model = apply(family, dense(name), 0.0).model
-        torch.testing.assert_close(logits(model), logits(dense(name)), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(logits(model), dense_logits(name), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_pruned_cache_is_smaller(name: str) -> None:
     """Heads cut, or a layer's attention: fewer bytes. Latent attention caches no heads."""
     whole = compat.cache_bytes(decoded(dense(name))[1])
-    gone = compat.cache_bytes(decoded(apply("static-m", dense(name), 0.5, layers="0").model)[1])
+    gone = compat.cache_bytes(decoded(without_first(name).model)[1])
     assert gone < whole
     if name not in ONE_KV_HEAD:
-        heads = compat.cache_bytes(decoded(apply("static-nk-heads", dense(name), 0.5).model)[1])
+        heads = compat.cache_bytes(decoded(pruned("static-nk-heads", name).model)[1])
         assert (heads == whole) if name.startswith("deepseek") else (heads < whole)
 
 

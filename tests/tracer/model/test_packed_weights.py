@@ -14,9 +14,9 @@ from torch.sparse import (
 )
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
 
-from prunescope.tracer.capture.memory import weight_bytes
 from prunescope.tracer.capture.weight_stats import weight_stats
-from prunescope.tracer.model.weights import stored_tensors, weights_fingerprint
+from prunescope.tracer.model.packed_weights import stored_tensors, weight_bytes
+from prunescope.tracer.model.weights import weights_fingerprint
 from prunescope.tracer.pruners.static_k_24 import lowest_two_of_four
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore::UserWarning")]

@@ -102,22 +102,22 @@ def test_experts_and_an_mlp_beside_them_take_the_same_rows() -> None:
 
 
 def test_an_eviction_shortens_the_latents() -> None:
-    """Of 23 tokens int(23 / 2) stay, a latent of 16 and a key part of 8 for all heads."""
+    """Of 21 tokens int(21 / 2) stay, a latent of 16 and a key part of 8 for all heads."""
     model = prune("kv-evict", tiny_model("deepseek_v3"), 0.5).model
     _, cache = steps(model, tokens(2, ALL), PROMPT)
     for layer in cache.layers:
-        assert layer.keys.shape == (2, 1, 11, 16)
-        assert layer.values.shape == (2, 1, 11, 8)
+        assert layer.keys.shape == (2, 1, 10, 16)
+        assert layer.values.shape == (2, 1, 10, 8)
         assert layer.get_seq_length() == ALL
 
 
 @pytest.mark.parametrize("name", ["qwen3_next", "falcon_h1", "granite4", "lfm2"])
 def test_keys_leave_a_hybrid_and_its_states_stay(name: str) -> None:
-    """Of 23 tokens int(23 / 2) keep their keys; of 19 of a prompt int(19 / 2), and 4 decoded."""
+    """Of 21 tokens int(21 / 2) keep their keys; of 19 of a prompt int(19 / 2), and 2 decoded."""
     dense, ids = tiny_model(name), tokens(2, ALL)
     _, full = steps(dense, ids, PROMPT)
     drop = {"after": 1 if name == "falcon_h1" else 2}
-    for family, knobs, held in (("kv-evict", {}, 11), ("token-drop", drop, 13)):
+    for family, knobs, held in (("kv-evict", {}, 10), ("token-drop", drop, 11)):
         _, cache = steps(prune(family, dense, 0.5, **knobs).model, ids, PROMPT)
         for index, (ours, theirs) in enumerate(zip(cache.layers, full.layers, strict=True)):
             if getattr(theirs, "keys", None) is not None:
@@ -152,7 +152,7 @@ def test_latent_attention_of_models_without_an_entry(model_type: str) -> None:
 
 
 def test_means_of_expanded_keys_stand_beside_the_latents() -> None:
-    """Of 23 tokens 5 whole blocks of 4: for each of 4 heads the mean of keys of 16 + 8."""
+    """Of 21 tokens 5 whole blocks of 4: for each of 4 heads the mean of keys of 16 + 8."""
     applied = prune("dynamic-nk", tiny_model("deepseek_v3"), 0.5, block=4)
     _, cache = steps(applied.model, tokens(2, ALL), PROMPT)
     assert cache.layers[0].keys.shape == (2, 1, ALL, 16)

@@ -30,6 +30,7 @@ from tests.tracer.architectures import (
     apply,
     build,
     distance,
+    halved,
     logits,
 )
 from tests.tracer.dynamic_reference import steps
@@ -48,7 +49,7 @@ def test_at_sparsity_zero_nothing_is_touched(name: str, model_type: str) -> None
 @pytest.mark.parametrize("model_type", list(MODELS))
 def test_low_rank_is_two_linears_in_the_place_of_one(model_type: str, select: str) -> None:
     dense = build(model_type)
-    applied = apply("static-k-lowrank", dense, 0.5, select=select)
+    applied = halved("static-k-lowrank", model_type, select=select)
     multiplied = copy.deepcopy(dense)
     pairs = {n: m for n, m in applied.model.named_modules() if isinstance(m, LowRank)}
     assert pairs
@@ -107,7 +108,7 @@ def test_low_rank_leaves_what_no_rank_shrinks() -> None:
     ranks = {"k": 16, "v": 16, "gate": 32, "up": 32, "down": 32}
     assert applied.record["kept"]["rank"] == {role: [r, r] for role, r in ranks.items()}
     rounded, left = applied.record["notes"]
-    assert rounded == "1536 of 2048 numbers of k stay: 25.0 % of them removed, 40.0 % requested"
+    assert rounded == "1536 of 2048 parameters of k stay: 25.0 % of them removed, 40.0 % requested"
     assert left == "these stay dense, as no rank makes them smaller: o, q"
 
 
@@ -115,7 +116,7 @@ def test_low_rank_leaves_what_no_rank_shrinks() -> None:
 @pytest.mark.parametrize("model_type", list(MODELS))
 def test_two_of_four(model_type: str, select: str) -> None:
     dense = build(model_type)
-    applied = apply("static-k-24", dense, 0.5, select=select)
+    applied = halved("static-k-24", model_type, select=select)
     rows = weight_stats(applied.model).matrices
     inside = [row for row in rows if row.layer is not None]
     assert {row.zeros for row in inside} == {0.5}
@@ -180,27 +181,26 @@ def theory(dense: Any, name: str, sparsity: float, **knobs: str) -> tuple[float,
     return linears, attention * 2 * LENGTH / (LENGTH + 1)
 
 
-POINTS: list[tuple[str, float, dict[str, str]]] = [
-    ("static-m", 0.5, {}),
-    ("static-m", 0.5, {"unit": "mlp"}),
-    ("static-k-lowrank", 0.5, {}),
-    ("static-nk", 0.5, {}),
-    ("static-nk-heads", 0.5, {}),
-    ("static-nk-mlp", 0.5, {}),
-    ("static-nk-cross", 0.5, {"junctions": "different"}),
-    ("static-nk-cross", 0.5, {"junctions": "same"}),
+POINTS: list[tuple[str, dict[str, str]]] = [
+    ("static-m", {}),
+    ("static-m", {"unit": "mlp"}),
+    ("static-k-lowrank", {}),
+    ("static-nk", {}),
+    ("static-nk-heads", {}),
+    ("static-nk-mlp", {}),
+    ("static-nk-cross", {"junctions": "different"}),
+    ("static-nk-cross", {"junctions": "same"}),
 ]
 
 
 @pytest.mark.parametrize("model_type", THEORY)
-@pytest.mark.parametrize("name, sparsity, knobs", POINTS)
+@pytest.mark.parametrize("name, knobs", POINTS)
 def test_executed_flops_are_those_of_the_theory(
-    model_type: str, name: str, sparsity: float, knobs: dict[str, str]
+    model_type: str, name: str, knobs: dict[str, str]
 ) -> None:
-    dense = build(model_type)
-    expected = theory(dense, name, sparsity, **knobs)
+    expected = theory(build(model_type), name, 0.5, **knobs)
     for select in ("random", "importance"):
-        seen = executed(apply(name, dense, sparsity, select=select, **knobs).model)
+        seen = executed(halved(name, model_type, select=select, **knobs).model)
         assert seen == pytest.approx(expected, rel=0.01)
 
 
@@ -208,7 +208,7 @@ def test_executed_flops_are_those_of_the_theory(
 @pytest.mark.parametrize("name", ["static-k-24", "static-k-mask"])
 def test_masked_families_execute_dense_flops(model_type: str, name: str) -> None:
     dense = build(model_type)
-    assert executed(apply(name, dense, 0.5).model) == executed(dense)
+    assert executed(halved(name, model_type).model) == executed(dense)
     effective, _ = theory(dense, "static-k-24", 0.5)
     linears, _ = theory(dense, "dense", 0.0)
     head = 2 * BATCH * LENGTH * 1024 * 64
@@ -225,7 +225,7 @@ def test_parameters_are_those_of_the_theory(model_type: str) -> None:
         one = family(name)
         untied = dataclasses.replace(shape, tied=shape.tied and name != "static-nk-cross")
         ops = one.theory(untied, work, one.point(0.5, knobs))
-        model = apply(name, dense, 0.5, **knobs).model
+        model = halved(name, model_type, **knobs).model
         counted = sum(p.numel() for p in model.parameters())
         assert counted == sum(op.layers * op.parameters for op in ops)
 
@@ -233,7 +233,7 @@ def test_parameters_are_those_of_the_theory(model_type: str) -> None:
 @pytest.mark.parametrize("name", ["static-k-lowrank", "static-nk-cross", "static-k-24"])
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma3_text"])
 def test_decoding_equals_prefill(name: str, model_type: str) -> None:
-    model = apply(name, build(model_type), 0.5).model
+    model = halved(name, model_type).model
     found, _ = steps(model, IDS, 1)
     assert distance(torch.cat(found, 1), logits(model)) < 1e-4
 

@@ -20,12 +20,21 @@ from prunescope.tracer.capture.phases import PrefillLoop
 from prunescope.tracer.routing.decisions import Sampler
 from tests.tracer.static_steps import BATCH, FAMILIES, PROMPT, ids, loops, pruned, sampled
 
-pytestmark = [pytest.mark.torch, pytest.mark.four_layers]
+pytestmark = pytest.mark.torch
 PHASES = ("prefill", "decode")
 # Each family once where all take long.
 # Variants need all layers of the model: tokens leave behind several of them.
 VARIANT = [pytest.mark.slow, pytest.mark.all_layers]
-EACH = [pytest.param(name, marks=VARIANT if " " in name else []) for name in FAMILIES]
+FEW = [pytest.mark.four_layers]  # tokens leave behind two, and of two layers one is skipped
+
+
+def marks(name: str) -> list[Any]:
+    if " " in name:
+        return VARIANT
+    return FEW if name in ("token-drop", "dynamic-depth") else []
+
+
+EACH = [pytest.param(name, marks=marks(name)) for name in FAMILIES]
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +100,7 @@ def test_an_eager_step_that_decides_by_data_fails_without_values() -> None:
 @pytest.mark.parametrize(
     ("name", "phase"),
     [
-        pytest.param(name, phase, marks=[pytest.mark.slow] if name != "dynamic-m" else [])
+        pytest.param(name, phase, marks=[pytest.mark.slow, *FEW] if name != "dynamic-m" else [])
         for name in FAMILIES
         for phase in PHASES
     ],
@@ -105,6 +114,7 @@ def test_torch_compile_takes_a_static_step_whole(name: str, phase: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.four_layers
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_compiled_step_has_the_loss_of_the_eager_one(name: str, dtype: str) -> None:
@@ -121,6 +131,7 @@ def test_a_compiled_step_has_the_loss_of_the_eager_one(name: str, dtype: str) ->
 
 
 @pytest.mark.slow
+@pytest.mark.four_layers
 @pytest.mark.parametrize(
     "name", ["dynamic-m", "token-drop", "dynamic-width", "dynamic-nk", "kv-evict"]
 )

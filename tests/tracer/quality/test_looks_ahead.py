@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from prunescope.taxonomy.run_quality import TextSource
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.texts import random_ids
 from prunescope.tracer.model import compat
+from prunescope.tracer.model.load import load_model
 from prunescope.tracer.pruners import family_point, pruner
 from prunescope.tracer.quality.quality import Passage, looks_ahead, nats_of
 
@@ -22,9 +24,12 @@ def text(length: int = 128) -> Passage:
     return Passage(ids=ids, bytes_of=None, record=TextSource(), context=length)
 
 
-def pruned(tiny: Any, family: str, select: str, **knobs: str) -> Any:
+@cache
+def pruned(family: str, select: str, **knobs: str) -> Any:
+    """tiny-llama, pruned: three tests read the one whose routers are fitted to a threshold."""
+    model = load_model("tiny-llama", dtype="auto", device=torch.device("cpu"), attn="sdpa").model
     point = family_point(family, Point(sparsity=0.5, knobs=knobs, select=select))
-    return pruner(family).prune(tiny, point).model
+    return pruner(family).prune(model, point).model
 
 
 class Summing(torch.nn.Module):
@@ -66,21 +71,21 @@ def test_an_influence_of_later_tokens_is_measured(with_last: bool) -> None:
     ],
 )
 def test_families_that_rank_look_ahead(
-    tiny: Any, family: str, select: str, knobs: dict[str, str], ahead: bool
+    family: str, select: str, knobs: dict[str, str], ahead: bool
 ) -> None:
-    assert looks_ahead(pruned(tiny, family, select, **knobs), text(), scoring="prefill") is ahead
+    assert looks_ahead(pruned(family, select, **knobs), text(), scoring="prefill") is ahead
 
 
-def test_a_threshold_gives_in_one_forward_what_it_gives_token_by_token(tiny: Any) -> None:
-    model = pruned(tiny, "dynamic-m", "importance", choose="threshold")
+def test_a_threshold_gives_in_one_forward_what_it_gives_token_by_token() -> None:
+    model = pruned("dynamic-m", "importance", choose="threshold")
     in_one = nats_of(model, text(), scoring="prefill")[63:95]
     by_token = nats_of(model, text(), scoring="decode")
     assert by_token == pytest.approx(in_one, rel=1e-4)
 
 
-def test_a_threshold_lets_sequences_of_a_batch_pass_in_different_numbers(tiny: Any) -> None:
+def test_a_threshold_lets_sequences_of_a_batch_pass_in_different_numbers() -> None:
     """Each as it is alone, though their rows fill one tensor."""
-    model = pruned(tiny, "dynamic-m", "importance", choose="threshold")
+    model = pruned("dynamic-m", "importance", choose="threshold")
     ids = torch.cat([random_ids(1024, batch=1, length=24, seed=seed) for seed in range(3)])
 
     def logits(rows: torch.Tensor) -> torch.Tensor:
@@ -95,8 +100,8 @@ def test_a_threshold_lets_sequences_of_a_batch_pass_in_different_numbers(tiny: A
     assert torch.allclose(together, alone, atol=1e-4 * float(alone.abs().max()))
 
 
-def test_random_numbers_pass_a_threshold_with_the_share_that_is_kept(tiny: Any) -> None:
-    model = pruned(tiny, "dynamic-m", "random", choose="threshold")
+def test_random_numbers_pass_a_threshold_with_the_share_that_is_kept() -> None:
+    model = pruned("dynamic-m", "random", choose="threshold")
     with torch.no_grad():
         model(random_ids(1024, batch=2, length=128, seed=0))
     counts = [m.prunescope_stats() for m in model.modules() if hasattr(m, "prunescope_stats")]

@@ -1,48 +1,96 @@
-"""Recovery in a sweep: one training a model, a dense control, two texts, and kills."""
+"""Recovery in a sweep: one training a model, a dense control, two texts, kills, and the bundle of
+it: its record and losses, and the table that verify rebuilds."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prunescope.analysis.bundle import bundle as bundling
+from prunescope.analysis.bundle import verify as verifying
+from prunescope.analysis.bundle.archive import zip_bytes
+from prunescope.analysis.bundle.bundle import SUMS, sums_text
+from prunescope.analysis.bundle.verify import verify
 from prunescope.analysis.pareto.pareto import judge
 from prunescope.analysis.report.listings import sweep_state
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import read_run
 from prunescope.taxonomy.run_blocks import Recovered
 from prunescope.taxonomy.sweep_files import read_sweep
-from prunescope.tracer.recovery import training
+from prunescope.tracer.recovery import examples, training
 from prunescope.tracer.sweep import control, job
 from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.sweep import plan_of, summary, sweep
+from tests.hostile.case import TEXT_FORMATS
 from tests.small_capture import same_peaks
 from tests.tracer.recovery.test_recover import Killed, Killer
 
-pytestmark = [pytest.mark.torch, pytest.mark.four_layers]
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small() -> Iterator[None]:
+    """Few tokens judge; what is measured is the same for all, whatever runs beside the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "TOKENS", 256)
+        patch.setattr(job, "_was_disturbed", lambda _out: False)
+        patch.setattr(examples, "HELD_OUT", 256)
+        same_peaks(patch)
+        yield
+
+
+def request_of(reader: Path, folder: Path, **keys: Any) -> SweepRequest:
+    """The request of a small sweep on the model that reads bytes."""
+    plain = {
+        "model": str(reader / "model"), "families": ["static-m"], "sparsities": [0.5],
+        "phases": ["prefill"], "prompt_lens": [16], "decode_steps": 2, "repeats": 2,
+        "steps": 1, "placements": 1, "threads": 1, "text": str(reader / "words.txt"),
+        "other_text": str(reader / "other.txt"),
+        "recover": {"steps": 8, "rank": 4, "length": 32, "lr": 0.01}, **keys,
+    }  # fmt: skip
+    folder.with_suffix(".yaml").write_text(json.dumps(plain))
+    return SweepRequest(config=folder.with_suffix(".yaml"), out=folder)
 
 
 @pytest.fixture
-def asked(reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The request of a small sweep on the model that reads bytes."""
-    monkeypatch.setattr(job, "TOKENS", 256)
-    same_peaks(monkeypatch)
-    monkeypatch.setattr(job, "_was_disturbed", lambda _out: False)  # whatever runs beside tests
+def asked(reader: Path, tmp_path: Path) -> Any:
+    return lambda name, **keys: request_of(reader, tmp_path / name, **keys)
 
-    def make(name: str, **keys: Any) -> SweepRequest:
-        plain = {
-            "model": str(reader / "model"), "families": ["static-m"], "sparsities": [0.5],
-            "phases": ["prefill", "decode"], "prompt_lens": [16], "decode_steps": 2, "repeats": 2,
-            "steps": 1, "placements": 1, "threads": 1, "text": str(reader / "words.txt"),
-            "other_text": str(reader / "other.txt"),
-            "recover": {"steps": 8, "rank": 4, "length": 32, "lr": 0.01}, **keys,
-        }  # fmt: skip
-        (tmp_path / f"{name}.yaml").write_text(json.dumps(plain))
-        return SweepRequest(config=tmp_path / f"{name}.yaml", out=tmp_path / name)
 
-    return make
+@pytest.fixture(scope="module")
+def trained(
+    reader_of: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """A sweep of one training, and the last text of its progress."""
+    progress = Killer(after=10**6)
+    request = request_of(reader_of(2), tmp_path_factory.mktemp("trained") / "s")
+    sweep(request, progress)
+    return request.out, progress.said
+
+
+@pytest.fixture(scope="module")
+def of_two(
+    reader_of: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[SweepRequest, list[str]]:
+    """A sweep of two families, and the names of its trainings."""
+    names: list[str] = []
+    run = training.Training.run
+    request = request_of(
+        reader_of(2), tmp_path_factory.mktemp("two") / "s", families=["static-m", "static-nk-mlp"]
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.Training, "run", lambda t: (names.append(t.name), run(t))[1])
+        assert summary(request, plan_of(request), estimate=True)["plan"]["trainings"] == 3
+        sweep(request)
+    return request, names
 
 
 def records(out: Path) -> list[Recovered]:
@@ -51,14 +99,9 @@ def records(out: Path) -> list[Recovered]:
 
 
 def test_one_training_a_model_and_one_of_the_dense_control(
-    asked: Any, monkeypatch: pytest.MonkeyPatch
+    of_two: tuple[SweepRequest, list[str]],
 ) -> None:
-    names: list[str] = []
-    run = training.Training.run
-    monkeypatch.setattr(training.Training, "run", lambda t: (names.append(t.name), run(t))[1])
-    request = asked("s", families=["static-m", "static-nk-mlp"], phases=["prefill"])
-    assert summary(request, plan_of(request), estimate=True)["plan"]["trainings"] == 3
-    sweep(request)
+    request, names = of_two
     assert sorted(names) == [
         "dense control",
         "static-m 0.5 random seed 0",
@@ -87,20 +130,26 @@ def test_one_training_a_model_and_one_of_the_dense_control(
     assert all(p.recovery for phase in found.phases.values() for p in phase.points)
 
 
-def test_every_selection_keeps_a_training_of_its_own(asked: Any) -> None:
-    request = asked("s", select=["importance", "greedy"], phases=["prefill"])
+def test_selections_are_points_and_trainings_of_their_own(asked: Any) -> None:
+    request = asked("s", select=["importance", "greedy"], families=["static-m", "static-nk-mlp"])
+    assert {r.id for r in plan_of(request).results} == {
+        "static-m-s0.5-prefill-b1-p16-d0-importance", "static-m-s0.5-prefill-b1-p16-d0-greedy",
+        "static-nk-mlp-s0.5-prefill-b1-p16-d0-importance",
+    }  # fmt: skip
     sweep(request)
     kept = sorted(path.stem for path in request.out.glob("recovery/*.safetensors"))
     chosen = [f"static-m-0.5-{how}-seed-0" for how in ("greedy", "importance")]
-    assert kept == ["dense-control", *chosen]
+    assert kept == ["dense-control", *chosen, "static-nk-mlp-0.5-importance-seed-0"]
+    found = judge(request.out).phases["prefill"].points
+    assert sorted((p.family, p.select) for p in found) == [
+        ("static-m", "greedy"), ("static-m", "importance"), ("static-nk-mlp", "importance"),
+    ]  # fmt: skip
 
 
-def test_the_work_is_that_without_training(asked: Any) -> None:
-    bounds = []
-    for name, keys in (("plain", {"recover": None}), ("trained", {})):
-        request = asked(name, phases=["prefill"], **keys)
-        sweep(request)
-        bounds.append(judge(request.out).phases["prefill"].points[0])
+def test_the_work_is_that_without_training(asked: Any, trained: tuple[Path, str]) -> None:
+    request = asked("plain", recover=None)
+    sweep(request)
+    bounds = [judge(out).phases["prefill"].points[0] for out in (request.out, trained[0])]
     assert bounds[0].bounds["flop"] == pytest.approx(bounds[1].bounds["flop"], rel=1e-9)
     before, after = bounds[0].loss, bounds[1].loss
     assert before is not None and before.other_text is not None and after is not None
@@ -110,11 +159,10 @@ def test_the_work_is_that_without_training(asked: Any) -> None:
 
 
 def test_a_killed_sweep_goes_on_with_its_training(
-    asked: Any, monkeypatch: pytest.MonkeyPatch
+    asked: Any, trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "SAVE_S", 0.0)
-    whole, cut = (asked(name, phases=["prefill"]) for name in ("whole", "cut"))
-    sweep(whole)
+    whole, cut = trained[0], asked("cut")
 
     def kill(*_: Any, **__: Any) -> None:
         raise Killed
@@ -130,34 +178,16 @@ def test_a_killed_sweep_goes_on_with_its_training(
         with pytest.raises(Killed):
             sweep(cut)
     sweep(cut)
-    before, after = records(whole.out), records(cut.out)
+    before, after = records(whole), records(cut.out)
     assert [r.resumed_from for r in after] == [8]
     assert [r.weights_sha256 for r in after] == [r.weights_sha256 for r in before]
-    losses = [json.loads((r.out / "quality/static-m-s0.5-d0.json").read_bytes())["pruned"]
-              for r in (whole, cut)]  # fmt: skip
+    losses = [json.loads((out / "quality/static-m-s0.5-d0.json").read_bytes())["pruned"]
+              for out in (whole, cut.out)]  # fmt: skip
     assert losses[0]["perplexity_rel_recovered"] == losses[1]["perplexity_rel_recovered"]
 
 
-def test_progress_is_told_in_a_sweep(asked: Any) -> None:
-    progress = Killer(after=10**6)
-    sweep(asked("s", phases=["prefill"]), progress)
-    assert "1/1 static-m-s0.5-prefill-b1-p16-d0: train dense control: loss " in progress.said
-
-
-def test_selections_are_points_of_their_own(asked: Any) -> None:
-    request = asked(
-        "s", select=["importance", "greedy"], families=["static-m", "static-nk-mlp"],
-        phases=["prefill"], recover=None,
-    )  # fmt: skip
-    assert {r.id for r in plan_of(request).results} == {
-        "static-m-s0.5-prefill-b1-p16-d0-importance", "static-m-s0.5-prefill-b1-p16-d0-greedy",
-        "static-nk-mlp-s0.5-prefill-b1-p16-d0-importance",
-    }  # fmt: skip
-    sweep(request)
-    found = judge(request.out).phases["prefill"].points
-    assert sorted((p.family, p.select) for p in found) == [
-        ("static-m", "greedy"), ("static-m", "importance"), ("static-nk-mlp", "importance"),
-    ]  # fmt: skip
+def test_progress_is_told_in_a_sweep(trained: tuple[Path, str]) -> None:
+    assert "1/1 static-m-s0.5-prefill-b1-p16-d0: train dense control: loss " in trained[1]
 
 
 @pytest.mark.parametrize(
@@ -186,3 +216,64 @@ def test_hours_are_told_with_and_without_training() -> None:
     assert "about 4.0 h on this machine, roughly; 30 min without recovery (3 trainings" in (
         console.export_text()
     )
+
+
+def members(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_the_frontier_is_rebuilt_from_the_bundle(
+    of_two: tuple[SweepRequest, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundling, "FORMATS", TEXT_FORMATS)  # figures take seconds
+    swept = of_two[0].out
+    for anonymous in (True, False):
+        out = bundling.bundle([swept], tmp_path / f"b{anonymous}.zip", anonymous=anonymous)
+        assert verify(out)["ok"]
+        files = members(out)
+        assert_table(swept, files)
+    # A forged table stands beside the same runs: each is analysed once.
+    analyze = verifying.analyze
+    once = cache(lambda name: analyze(tmp_path / "whole" / "runs" / name))
+    with zipfile.ZipFile(out) as archive:
+        archive.extractall(tmp_path / "whole")
+    monkeypatch.setattr(verifying, "analyze", lambda folder: once(folder.name))
+    assert_forgeries_are_seen(files, tmp_path / "forged.zip")
+
+
+def assert_table(swept: Path, files: dict[str, bytes]) -> None:
+    rows = list(csv.DictReader(io.StringIO(files["frontier.csv"].decode())))
+    points = {p.family: p for p in judge(swept).phases["prefill"].points}
+    assert {row["family"] for row in rows} == set(points)
+    for row in rows:
+        loss = points[row["family"]].loss
+        assert loss is not None and loss.other_text is not None
+        assert float(row["perplexity_rel_recovered"]) == loss.perplexity_rel_recovered
+        assert float(row["other_text"]) == loss.other_text.perplexity_rel
+        assert float(row["speedup"]) == pytest.approx(points[row["family"]].realised, rel=1e-6)
+        assert row["timing_valid"] == ("yes" if points[row["family"]].timing_valid else "no")
+        assert row["on_frontier"] == ("yes" if points[row["family"]].on_frontier else "no")
+        assert row["steps"] == "8"
+    manifests = [n for n in files if n.endswith("pruned/run.json")]
+    record = json.loads(files[manifests[0]])["pruning"]["recovery"]
+    assert len(record["weights_sha256"]) == len(record["train_sha256"]) == 64
+    assert record["losses"]["held_out"]["after"] < record["losses"]["held_out"]["before"]
+
+
+def assert_forgeries_are_seen(files: dict[str, bytes], forged: Path) -> None:
+    # The rule of the frontier is that of the version that wrote the table; its numbers are not.
+    older = {
+        **files,
+        "bundle.json": files["bundle.json"].replace(b'"prunescope ', b'"prunescope 9'),
+    }
+    for change, ok in (((b",yes\n", b",no\n"), True), ((b",8,", b",9,"), False)):
+        moved = {**older, "frontier.csv": files["frontier.csv"].replace(*change)}
+        moved[SUMS] = sums_text(moved).encode()
+        forged.write_bytes(zip_bytes(moved))
+        assert ("frontier.csv" not in {f["file"] for f in verify(forged)["failed"]}) is ok
+    # A number of the table that is changed, and the sums with it, is seen.
+    files["frontier.csv"] = files["frontier.csv"].replace(b",8,", b",9,")
+    files[SUMS] = sums_text(files).encode()
+    forged.write_bytes(zip_bytes(files))
+    assert [f["file"] for f in verify(forged)["failed"]] == ["frontier.csv"]

@@ -16,7 +16,7 @@ from prunescope.tracer.model.load import Loaded, load_tokenizer
 from prunescope.tracer.pruners import dynamic_depth
 from prunescope.tracer.routing.learning import in_float32, in_own_dtype
 
-pytestmark = [pytest.mark.torch, pytest.mark.four_layers]
+pytestmark = pytest.mark.torch
 UNTRAINED = "routers are not trained"
 
 
@@ -46,27 +46,28 @@ def shares(model: Any, ids: torch.Tensor, prompt: int) -> tuple[list[float], lis
 def test_rows_keep_their_share_in_any_text(recovered: Any, reader: Path, select: str) -> None:
     model, pruning = recovered("dynamic-m", "steps=8", sparsity=0.25, select=select)
     routers = pruning["recovery"]["routers"][0]
-    assert routers["trained"] == 8
+    assert routers["trained"] == 4
     kept = [s for pair in zip(*routers["kept_by_layer"].values(), strict=True) for s in pair]
     assert sum(kept) / len(kept) == pytest.approx(0.75, abs=0.01)
     for text in ("words.txt", "other.txt"):
-        first, after = shares(model, ids_of(reader, text, 500), prompt=300)
+        first, after = shares(model, ids_of(reader, text, 400), prompt=300)
         assert first == pytest.approx(kept, abs=0.02)
         assert sum(after) / len(after) == pytest.approx(0.75, abs=0.02), text
 
 
 def test_a_trained_router_has_moved_and_has_the_dtype_of_the_model(recovered: Any) -> None:
-    still, _ = recovered("dynamic-m", "lr=1e-9", select="importance")
+    still, _ = recovered("dynamic-m", "steps=1,lr=1e-9", select="importance")
     model, pruning = recovered("dynamic-m", select="importance")
     before = dict(still.named_parameters())
     routers = {n: p for n, p in model.named_parameters() if "router" in n}
-    assert len(routers) == 8
+    assert len(routers) == 4
     assert {p.dtype for p in routers.values()} == {torch.float32}
     moved = [n for n, p in routers.items() if not torch.allclose(p, before[n], atol=1e-4)]
-    assert len(moved) > 5  # one that lets all tokens through has no gradient
+    assert len(moved) > 2  # one that lets all tokens through has no gradient
     assert any("straight-through" in note for note in pruning["recovery"]["notes"])
 
 
+@pytest.mark.four_layers
 def test_depth_skips_as_many_layers_of_every_forward(recovered: Any, reader: Path) -> None:
     model, pruning = recovered("dynamic-depth", "steps=8", sparsity=0.25)
     assert pruning["recovery"]["routers"][0]["unit"] == "layers"
@@ -81,6 +82,7 @@ def test_depth_skips_as_many_layers_of_every_forward(recovered: Any, reader: Pat
                 assert sum(sum(s.active) for s in stats.values()) == 3  # of 4
 
 
+@pytest.mark.four_layers
 def test_depth_decides_by_its_scores(recovered: Any, reader: Path) -> None:
     """Drawn, the skipped layers change with every forward of one input; decided, they do not."""
     model, _ = recovered("dynamic-depth", sparsity=0.5)
@@ -93,6 +95,7 @@ def test_depth_decides_by_its_scores(recovered: Any, reader: Path) -> None:
     assert len(seen) == 1
 
 
+@pytest.mark.four_layers
 def test_depth_skips_the_layers_that_cost_least(
     recovered: Any, reader: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +112,7 @@ def test_depth_skips_the_layers_that_cost_least(
     assert [sum(s.active) for s in dynamic_stats(model).values()] == kept
 
 
+@pytest.mark.four_layers
 def test_depth_skips_as_many_where_shares_are_no_whole_number(
     recovered: Any, reader: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +162,13 @@ def test_a_single_sequence_leaves_numbers() -> None:
     assert router.weight.isfinite().all()
 
 
-@pytest.mark.parametrize("method", ["dynamic-nk", "token-drop", "kv-evict", "dynamic-width"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "dynamic-nk", "kv-evict", "dynamic-width",
+        pytest.param("token-drop", marks=pytest.mark.four_layers),  # tokens leave after two
+    ],
+)  # fmt: skip
 def test_others_are_trained_as_they_are(recovered: Any, method: str) -> None:
     _, pruning = recovered(method)
     record = pruning["recovery"]

@@ -17,8 +17,7 @@ from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.sweep import sweep as sweep_module
 from prunescope.tracer.sweep.budget import _time, within
 from prunescope.tracer.sweep.config import presets, read_configs
-from prunescope.tracer.sweep.fixed_steps import limits_of_fixed_steps
-from prunescope.tracer.sweep.limits import check_possible, limits_here
+from prunescope.tracer.sweep.limits import check_possible, limits_here, limits_of_fixed_steps
 from prunescope.tracer.sweep.plan import SweepConfig, SweepPlan, make_plan
 from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.sweep import plan_of, summary
@@ -135,7 +134,7 @@ def test_a_request_with_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert part["seconds"] == pytest.approx(found.budget.seconds)
     assert request.budget * HOUR >= found.budget.seconds > 0.3 * (whole["seconds"] or 0)
     assert any("left out" in line for line in part["notes"])
-    monkeypatch.setattr(sweep_module, "shape_of", lambda _: None)
+    monkeypatch.setattr(sweep_module, "shape_without_weights", lambda _: None)
     request.config = {**SMALL, "families": ["static-m"]}
     with pytest.raises(PrunescopeError, match="--budget needs an estimate"):
         plan_of(request)
