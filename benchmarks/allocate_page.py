@@ -28,11 +28,11 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-import prunescope  # noqa: E402
-from prunescope.analysis.report.numbers import loss, ratio, ratios  # noqa: E402
-from prunescope.analysis.schema.report import INVALID_TIMES  # noqa: E402
-from prunescope.taxonomy.allocation_plan import KeptLayer, PlanOfLayers  # noqa: E402
-from prunescope.taxonomy.run import read_run  # noqa: E402
+import prunescope
+from prunescope.analysis.report.numbers import loss, ratio, ratios
+from prunescope.analysis.schema.report import INVALID_TIMES
+from prunescope.taxonomy.allocation_plan import KeptLayer, PlanOfLayers
+from prunescope.taxonomy.run import read_run
 
 DENSE = "dense"
 HOW = (

@@ -22,12 +22,12 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import prunescope  # noqa: E402
-from prunescope.analysis.kernels.role import GEMM_KINDS  # noqa: E402
-from prunescope.analysis.schema.report import NOT_VALID, GemmRow, Report  # noqa: E402
-from prunescope.taxonomy.formats import plain  # noqa: E402
-from prunescope.tracer.machine.calibrate import calibrate  # noqa: E402
-from prunescope.tracer.model.load import DEMO  # noqa: E402
+import prunescope
+from prunescope.analysis.kernels.role import GEMM_KINDS
+from prunescope.analysis.schema.report import NOT_VALID, GemmRow, Report
+from prunescope.taxonomy.formats import plain
+from prunescope.tracer.machine.calibrate import calibrate
+from prunescope.tracer.model.load import DEMO
 
 TOKENS, STEPS, REPEATS, DECODED = 512, 5, 5, 8
 MOST = 1.05  # times the bound

@@ -25,12 +25,12 @@ import transformers
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from prunescope.tracer.calibration.collect import text_calibration  # noqa: E402
-from prunescope.tracer.calibration.point import Calibration, Point  # noqa: E402
-from prunescope.tracer.model.layers import decoder_layers  # noqa: E402
-from prunescope.tracer.model.load import DEMO, load_model, load_tokenizer  # noqa: E402
-from prunescope.tracer.pruners import family_point, pruner  # noqa: E402
-from prunescope.tracer.quality.quality import Passage, quality, text_passage  # noqa: E402
+from prunescope.tracer.calibration.collect import text_calibration
+from prunescope.tracer.calibration.point import Calibration, Point
+from prunescope.tracer.model.layers import decoder_layers
+from prunescope.tracer.model.load import DEMO, load_model, load_tokenizer
+from prunescope.tracer.pruners import family_point, pruner
+from prunescope.tracer.quality.quality import Passage, quality, text_passage
 
 THREADS, SEEDS, TOKENS, CONTEXT = 2, (0, 1, 2), 2048, 512
 

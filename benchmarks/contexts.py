@@ -25,9 +25,9 @@ import msgspec
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from prunescope.analysis.report.numbers import loss  # noqa: E402
-from prunescope.taxonomy.plan import PHASES  # noqa: E402
-from prunescope.taxonomy.scoring import scoring_of  # noqa: E402
+from prunescope.analysis.report.numbers import loss
+from prunescope.taxonomy.plan import PHASES
+from prunescope.taxonomy.scoring import scoring_of
 
 if TYPE_CHECKING:
     from prunescope.taxonomy.run_quality import Quality

@@ -20,18 +20,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from predict_cells import PAPER, Cell, cells, setting_of  # noqa: E402
-from predict_experts import section  # noqa: E402
-from predict_ranges import ranges, uncovered, worst  # noqa: E402
+from predict_cells import PAPER, Cell, cells, setting_of
+from predict_experts import section
+from predict_ranges import ranges, uncovered, worst
 
-from prunescope.analysis.predict.constants import NAMES, SPARSE, TABLE, Constants  # noqa: E402
-from prunescope.analysis.predict.costs import expected_speedup, total_ns  # noqa: E402
-from prunescope.analysis.predict.kernels import TILES  # noqa: E402
-from prunescope.analysis.predict.setting import Setting  # noqa: E402
-from prunescope.analysis.predict.side import predicted_side, roofline_speedup  # noqa: E402
-from prunescope.taxonomy.errors import PrunescopeError  # noqa: E402
-from prunescope.taxonomy.families import family  # noqa: E402
-from prunescope.taxonomy.plan import Workload  # noqa: E402
+from prunescope.analysis.predict.constants import NAMES, SPARSE, TABLE, Constants
+from prunescope.analysis.predict.costs import expected_speedup, total_ns
+from prunescope.analysis.predict.kernels import TILES
+from prunescope.analysis.predict.setting import Setting
+from prunescope.analysis.predict.side import predicted_side, roofline_speedup
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import family
+from prunescope.taxonomy.plan import Workload
 
 FAMILIES = tuple(dict.fromkeys(row[0] for row in PAPER["figure_5"]))
 # Every constant at the value at which its mechanism costs nothing; shapes and ceilings stay.

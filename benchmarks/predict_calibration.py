@@ -26,16 +26,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from predict_cells import Cell, cells  # noqa: E402
+from predict_cells import Cell, cells
 
-from prunescope.analysis.predict.constants import (  # noqa: E402
+from prunescope.analysis.predict.constants import (
     DEFAULT,
     TABLE,
     Constants,
     ModelError,
 )
-from prunescope.analysis.predict.kernels import sparse_rate  # noqa: E402
-from prunescope.analysis.predict.ranges import Uncertainty  # noqa: E402
+from prunescope.analysis.predict.kernels import sparse_rate
+from prunescope.analysis.predict.ranges import Uncertainty
 
 LEVEL = 0.90
 # Read from published repetitions: what a fewer number of equal layers gains follows from the layers

@@ -23,16 +23,16 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from prunescope.analysis.report.numbers import loss  # noqa: E402
-from prunescope.taxonomy.formats import changed, plain  # noqa: E402
-from prunescope.taxonomy.run_quality import Quality  # noqa: E402
-from prunescope.taxonomy.scoring import may_decide, scoring_of  # noqa: E402
-from prunescope.taxonomy.sweep_files import Planned  # noqa: E402
-from prunescope.tracer.capture.variants import Variant, make_variants  # noqa: E402
-from prunescope.tracer.machine.device import pick_device, thread_count  # noqa: E402
-from prunescope.tracer.model.layers import text_config  # noqa: E402
-from prunescope.tracer.model.load import load_tokenizer  # noqa: E402
-from prunescope.tracer.quality.quality import (  # noqa: E402
+from prunescope.analysis.report.numbers import loss
+from prunescope.taxonomy.formats import changed, plain
+from prunescope.taxonomy.run_quality import Quality
+from prunescope.taxonomy.scoring import may_decide, scoring_of
+from prunescope.taxonomy.sweep_files import Planned
+from prunescope.tracer.capture.variants import Variant, make_variants
+from prunescope.tracer.machine.device import pick_device, thread_count
+from prunescope.tracer.model.layers import text_config
+from prunescope.tracer.model.load import load_tokenizer
+from prunescope.tracer.quality.quality import (
     CONTEXT,
     Dense,
     Passage,
@@ -40,8 +40,8 @@ from prunescope.tracer.quality.quality import (  # noqa: E402
     looks_ahead,
     text_passage,
 )
-from prunescope.tracer.sweep.config import read_configs  # noqa: E402
-from prunescope.tracer.sweep.plan import SweepConfig, make_plan, request_of  # noqa: E402
+from prunescope.tracer.sweep.config import read_configs
+from prunescope.tracer.sweep.plan import SweepConfig, make_plan, request_of
 
 
 def main() -> None:

@@ -32,8 +32,8 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-import same_plain  # noqa: E402
-from same_cases import (  # noqa: E402
+import same_plain
+from same_cases import (
     BESIDE,
     CASES,
     PHASES,
@@ -42,9 +42,9 @@ from same_cases import (  # noqa: E402
     key_of,
     lines_of,
 )  # fmt: skip
-from same_costs import busy_wait, costs  # noqa: E402
-from same_page import page_of  # noqa: E402
-from same_places import places  # noqa: E402
+from same_costs import busy_wait, costs
+from same_page import page_of
+from same_places import places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -144,7 +144,7 @@ def plain_steps(
     token = out.logits[:, -1:].argmax(-1)
     before, begun = inside(), time.perf_counter_ns()
     for _ in range(TOKENS):
-        out = model(token, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
+        out = model(token, cache=out.cache, use_cache=True, logits_to_keep=1)
         token = out.logits[:, -1:].argmax(-1)
     ns, within = time.perf_counter_ns() - begun, inside() - before
     return [*found, ("decode", ns / TOKENS, within / TOKENS)]

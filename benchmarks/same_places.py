@@ -22,8 +22,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from same_cases import in_new_process, keep, kept  # noqa: E402
-from same_costs import plain_steps  # noqa: E402
+from same_cases import in_new_process, keep, kept
+from same_costs import plain_steps
 
 PLACES, ROUNDS, WARMUP = 20, 16, 2
 FILE = "places.json"

@@ -26,8 +26,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from same_cases import PHASES, in_new_process, keep, kept  # noqa: E402
-from same_costs import PROMPT, TOKENS  # noqa: E402
+from same_cases import PHASES, in_new_process, keep, kept
+from same_costs import PROMPT, TOKENS
 
 PLACES, ROUNDS, WARMUP = 20, 8, 2
 FILE = "plain.json"

@@ -27,10 +27,10 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
-from contexts import stored  # noqa: E402
+from contexts import stored
 
-import prunescope  # noqa: E402
-from prunescope.analysis.pareto.pareto import judge  # noqa: E402
+import prunescope
+from prunescope.analysis.pareto.pareto import judge
 
 _Z95 = 1.96
 POWER = 0.8  # with which a change of order is to be seen, as is usual for planned experiments

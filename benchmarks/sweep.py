@@ -28,15 +28,15 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from prunescope.analysis.pareto.cells import judged  # noqa: E402
-from prunescope.analysis.pareto.pareto import judge  # noqa: E402
-from prunescope.analysis.pareto.points import loss_in  # noqa: E402
-from prunescope.analysis.report.numbers import loss  # noqa: E402
-from prunescope.analysis.report.pareto_figures import pareto_figures  # noqa: E402
-from prunescope.analysis.report.pareto_tables import render_pareto  # noqa: E402
-from prunescope.analysis.schema.pareto import Pareto  # noqa: E402
-from prunescope.taxonomy.formats import read as read_block  # noqa: E402
-from prunescope.taxonomy.run_quality import Quality  # noqa: E402
+from prunescope.analysis.pareto.cells import judged
+from prunescope.analysis.pareto.pareto import judge
+from prunescope.analysis.pareto.points import loss_in
+from prunescope.analysis.report.numbers import loss
+from prunescope.analysis.report.pareto_figures import pareto_figures
+from prunescope.analysis.report.pareto_tables import render_pareto
+from prunescope.analysis.schema.pareto import Pareto
+from prunescope.taxonomy.formats import read as read_block
+from prunescope.taxonomy.run_quality import Quality
 
 MOST_BYTES = 500_000
 _WHEN = ("before", "now")

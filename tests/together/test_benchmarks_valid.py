@@ -20,16 +20,22 @@ NOT_VALID = Finding(
 )  # fmt: skip
 
 
-@pytest.fixture
-def report(monkeypatch: pytest.MonkeyPatch) -> Iterator[Report]:
-    """A report that rests on times that are valid, and the benchmarks where imports find them."""
+@pytest.fixture(autouse=True)
+def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The benchmarks where imports find them."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    yield
+    for name in ("bounds", "overhead"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def report() -> Report:
+    """A report that rests on times that are valid."""
     found = analyze(RUN).report
     for phase in found.phases.values():
         phase.findings = [one for one in phase.findings if one.id != NOT_VALID.id]
-    yield found
-    for name in ("bounds", "overhead"):
-        sys.modules.pop(name, None)
+    return found
 
 
 @pytest.mark.torch

@@ -249,6 +249,7 @@ def test_json_is_the_struct() -> None:
     assert keys <= set(plain["phases"]["prefill"]["points"][0])
 
 
+@pytest.mark.all_layers
 @pytest.mark.torch
 @pytest.mark.slow
 def test_a_real_sweep_end_to_end(tmp_path: Path) -> None:
