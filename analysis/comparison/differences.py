@@ -306,7 +306,7 @@ _WHY: dict[str, Callable[[object, object], str]] = {
     ),
     "linears": lambda dense, pruned: (
         f"no linear has the same size in both models, and pruning cannot turn {dense} into "
-        f"{pruned}: these are two different models"
+        f"{pruned}: these are two models"
     ),
     "window": lambda dense, pruned: (
         f"the attention window differs: {pruned} in the pruned run, {dense} in the dense run"

@@ -75,7 +75,9 @@ def experts_read_alike(c: Context) -> Found | None:
         text=f"fewer experts save {little} at {_tokens(pruned.tokens)} a step: it reads "
         f"{_count(pruned.read)} of {_count(pruned.experts)} experts a layer, and read "
         f"{_count(dense.read)} of {_count(dense.experts)} before"
-        + ("" if alike else f": {percent(saved)} fewer, where {percent(gone)} of them are gone"),
+        + (
+            "" if alike else f": {percent(saved)} fewer, where {percent(gone)} of them were removed"
+        ),
         severity=None if alike else "info",
         evidence=[
             f"each token goes to {pruned.per_token} experts of a layer",
@@ -290,7 +292,8 @@ def _copies(kernels: Kernels) -> _Copies | None:
     if not _has_experts(kernels):
         return None
     of_experts = pl.col("role").str.strip_suffix(BACKWARD) == EXPERTS
-    frame = kernels.frame.filter(pl.col("call").is_not_null())
+    frame = kernels.frame.select("call", "role", "kind", "primary", "busy", "instance")
+    frame = frame.filter(pl.col("call").is_not_null())
     products = frame.filter(of_experts & (pl.col("kind") == "batched_gemm") & pl.col("primary"))
     sizes: dict[tuple[object, ...], int] = {}  # copies of a product, by N and K
     numbers: dict[tuple[object, ...], float | None] = {}  # bytes of them

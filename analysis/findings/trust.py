@@ -469,9 +469,9 @@ def _why_it_differs(c: Context, shares: list[float], nominal: float) -> str:
     family = c.phase.family
     if family is not None and any(one.changes_experts for one in known(family.ids)):
         return (
-            "a token goes through as many experts as before where experts are gone, and no "
-            "parameter is gone where it goes through fewer: parameters, FLOPs and bytes fall by "
-            "different shares"
+            "a token goes through as many experts as before where experts were removed, and no "
+            "parameter was removed where it goes through fewer: parameters, FLOPs and bytes fall "
+            "by different shares"
         )
     rounding = f"rounding to whole heads, layers and {_aligned_words(c.side.run.pruning)}"
     if all(share <= nominal for share in shares):

@@ -6,6 +6,7 @@ A step of Qwen1.5-0.5B on an H100: 24 layers, T = 16 · 559 rows, h = q = 1024, 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,19 +28,31 @@ HAVE_F = ("aten::mm", "aten::silu", "aten::mul")
 
 
 class Case:
-    """The whole trace (`dense`), an edit of it, and reports of the two in either order."""
+    """The whole trace (`dense`), an edit of it, and reports of the two in either order. The whole
+    one is the same for all tests; one that edits it takes an Edit of its own."""
 
     def __init__(self, path: Path, folder: Path) -> None:
         self.path, self.folder = path, folder
-        self.dense, self.edit = Edit(path), Edit(path)
+        self.dense, self.edit = _whole(path), Edit(path)
 
     def reports(self, sparsity: float | None = None) -> tuple[Phase, Phase]:
-        dense, edited = (
-            e.save(self.folder / f"{n}.json") for n, e in (("d", self.dense), ("e", self.edit))
-        )
+        is_whole = self.dense is _whole(self.path)
+        folder = self.folder
+        dense = _saved(self.path, folder.parent) if is_whole else self.dense.save(folder / "d.json")
+        edited = self.edit.save(folder / "e.json")
         there = analyze(edited, baseline=dense, options=Options(sparsity=sparsity))
         back = analyze(dense, baseline=edited)
         return there.report.phases["trace"], back.report.phases["trace"]
+
+
+@cache
+def _whole(path: Path) -> Edit:
+    return Edit(path)
+
+
+@cache
+def _saved(path: Path, folder: Path) -> Path:
+    return _whole(path).save(folder / "whole.json")
 
 
 def check(phase: Phase, dense: Edit, pruned: Edit, promised: float, **want: float) -> None:

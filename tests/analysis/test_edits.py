@@ -216,6 +216,7 @@ def waited(edit: Edit) -> int:
 def test_roofline_shift(case: Case) -> None:
     """256 rows in both, f halved in one: FLOPs halve, bytes do not, times follow the roofline."""
     rows = 256
+    case.dense = Edit(case.path)
     for edit in (case.dense, case.edit):
         for event in edit.device:
             if matmul(edit, event) and event["cat"] == "kernel":

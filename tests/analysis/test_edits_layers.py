@@ -39,7 +39,7 @@ def test_layers_dropped(case: Case) -> None:
     check(there, case.dense, case.edit, 0.75, coverage=0.25 * kept - 0.75 * (busy + gap))
     assert family(there) == "static-m"
     assert there.family is not None
-    assert there.family.evidence == ["6 of 24 layers gone: 3, 7, 11, 15, 19, 22"]
+    assert there.family.evidence == ["6 of 24 layers removed: 3, 7, 11, 15, 19, 22"]
     assert there.pairing is not None
     assert there.pairing.layers == "6 of 24 layers removed"
     check(back, case.edit, case.dense, 1.0, added_work=busy, launch_idle=gap)
@@ -62,7 +62,7 @@ def test_layers_renumbered(case: Case) -> None:
     assert rows["promised"] + rows["coverage"] == pytest.approx(case.edit.wall(), abs=tolerance)
     assert family(there) == "static-m"
     assert there.family is not None
-    assert there.family.evidence == ["6 of 24 layers gone"]
+    assert there.family.evidence == ["6 of 24 layers removed"]
     assert all(g.layers == [] for g in there.gemms if g.axis == "gone")
 
 
@@ -80,6 +80,7 @@ def test_without_modules(what: str, case: Case, *, renumber: bool) -> None:
     if renumber:
         case.edit.renumber()
     else:
+        case.dense = Edit(case.path)
         case.dense.strip_modules()
         case.edit.strip_modules()
     there, back = case.reports(0.25)

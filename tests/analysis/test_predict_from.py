@@ -14,7 +14,6 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.predict.measured import Measured
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.setting import resolve, workloads
@@ -24,8 +23,10 @@ from prunescope.analysis.report.predict_tables import prediction
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
 from tests.analysis.predict.plain import predict_from
+from tests.stored import TRACES, report_of, stored_once
 
-TRACES = Path(__file__).resolve().parents[2] / "traces"
+__all__ = ["stored_once"]
+pytestmark = pytest.mark.usefixtures("stored_once")
 
 
 def ask(name: str = "tiny-static-m", **options: Any) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def test_a_pair_gives_a_row_a_family_from_its_dense_run() -> None:
 
 def test_the_measured_parts_are_the_wall() -> None:
     result = ask(sparsity=0.5)
-    report = analyze(TRACES / "tiny-static-m" / "dense").report
+    report = report_of("tiny-static-m/dense")
     for name, phase in result["phases"].items():
         assert sum(phase["shares"].values()) + phase["gap_share"] == pytest.approx(1)
         samples = report.phases[name].unprofiled_ns
@@ -69,7 +70,7 @@ def test_the_measured_parts_are_the_wall() -> None:
 
 
 def test_on_a_device_only_the_gaps_take_up_what_the_profiler_added() -> None:
-    phase = analyze(TRACES / "tiny-static-m" / "dense").report.phases["decode"]
+    phase = report_of("tiny-static-m/dense").phases["decode"]
     samples, busy = phase.unprofiled_ns, sum(phase.roles.values())
     assert samples is not None
 
@@ -194,7 +195,7 @@ def test_flop_and_bytes_of_traced_tiny_models(pair: str) -> None:
     """Theory against the shapes that a trace recorded, within 1 %, dense and pruned."""
     for variant in ("dense", "pruned"):
         path = TRACES / pair / variant
-        report = analyze(path).report
+        report = report_of(f"{pair}/{variant}")
         run = json.loads((path / "run.json").read_text())
         for name, phase in report.phases.items():
             seen = run["phases"][name]

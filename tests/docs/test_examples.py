@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 
 from tests.docs import pages
+from tests.stored import stored_once
+
+__all__ = ["stored_once"]
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -55,6 +58,7 @@ def test_the_page_of_dropped_experts_has_the_numbers_of_its_script() -> None:
     assert "61.1 GB → 32.1 GB" in page
 
 
+@pytest.mark.usefixtures("stored_once")
 def test_the_notebook_was_executed_and_its_code_still_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -90,6 +94,7 @@ def test_the_notebook_runs_in_a_kernel_and_displays_what_it_holds() -> None:
     assert any("text/html" in of_cell for of_cell in kinds(run))
 
 
+@pytest.mark.usefixtures("stored_once")
 def test_the_commands_of_the_skill_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "traces" / "tiny-static-m", tmp_path / "traces" / "first")

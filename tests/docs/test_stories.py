@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.docs import pages, simulate, transcripts
+from tests.stored import stored_once
+
+__all__ = ["stored_once"]
 
 ROOT = Path(__file__).resolve().parents[2]
 STORIES = sorted((ROOT / "docs" / "stories").glob("*.md"))
@@ -40,6 +43,7 @@ def marked(page: Path) -> object:
     return pytest.param(page, id=page.stem, marks=slow)
 
 
+@pytest.mark.usefixtures("stored_once")
 @pytest.mark.parametrize("page", [marked(page) for page in STORIES])
 def test_commands_print_what_the_page_shows(
     page: Path, checkout: Path, request: pytest.FixtureRequest

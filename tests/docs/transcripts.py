@@ -3,7 +3,7 @@
     $ prunescope analyze traces/first
     1.89× realised [1.87×, 1.92×] of 2.00× promised,
     …
-    4 of 8 layers gone: 0, 1, 2, 5.
+    4 of 8 layers removed: 0, 1, 2, 5.
 
 A line `…` stands for any lines; between two of them the words are those printed, in their order,
 wherever lines break. A comment behind the command, `# exit code 3`, gives its exit code.

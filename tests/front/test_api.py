@@ -19,6 +19,9 @@ from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.sweep import plan_of
 from tests.analysis.report import example
 from tests.analysis.report.test_paper_figures import replays
+from tests.stored import each_once, stored_once
+
+__all__ = ["stored_once"]
 
 RUNS = Path(__file__).resolve().parents[2] / "traces"
 FUNCTIONS = [
@@ -30,12 +33,14 @@ FUNCTIONS = [
 
 @pytest.fixture(scope="module")
 def report() -> public.Report:
-    return prunescope.analyze(RUNS / "tiny-static-nk")
+    with each_once():
+        return prunescope.analyze(RUNS / "tiny-static-nk")
 
 
 @pytest.fixture(scope="module")
 def both() -> public.Comparison:
-    return prunescope.compare([RUNS / "tiny-static-nk", RUNS / "tiny-static-m"])
+    with each_once():
+        return prunescope.compare([RUNS / "tiny-static-nk", RUNS / "tiny-static-m"])
 
 
 def test_dir_is_all_and_nothing_else() -> None:
@@ -187,6 +192,7 @@ def test_to_pandas(report: public.Report) -> None:
     assert isinstance(frame, pd.DataFrame) and list(frame.columns) == list(report.gemms.columns)
 
 
+@pytest.mark.usefixtures("stored_once")
 def test_show_prints_what_the_command_prints(
     report: public.Report, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,6 +241,7 @@ def test_a_plot_of_nothing_says_so(report: public.Report) -> None:
         alone.plot.ladder()
 
 
+@pytest.mark.usefixtures("stored_once")
 def test_compare_gives_the_comparison_of_the_command(
     both: public.Comparison, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -310,6 +317,7 @@ def test_a_prediction_is_a_table_a_figure_and_files(tmp_path: Path) -> None:
     assert "<table" in found._repr_html_()
 
 
+@pytest.mark.usefixtures("stored_once")
 def test_every_kind_of_prediction_is_a_table() -> None:
     ranking = prunescope.predict(rank=True, model="tiny-llama", device="h100-sxm", prompt_len=64)
     assert set(ranking.to_polars()["phase"]) == {"equal flop", "equal param"}

@@ -17,7 +17,9 @@ import pytest
 from rich.cells import cell_len
 
 import prunescope
+from tests.stored import stored_once
 
+__all__ = ["stored_once"]
 ROOT = Path(__file__).resolve().parents[2]
 NUMBER = re.compile(r"[-−+±]?\d[\d,]*(?:\.\d+)?")
 WIDTHS = (80, 120, 200)
@@ -53,15 +55,14 @@ def computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
-    for module, name in (("deliver", "analyze"), ("deliver", "compare"),
-                         ("analysis.pipeline", "analyze"), ("analysis.predict.rank", "rank"),
+    for module, name in (("deliver", "compare"), ("analysis.predict.rank", "rank"),
                          ("analysis.predict.predict", "predict"),
                          ("analysis.predict_from", "predict_from")):  # fmt: skip
         place = import_module(f"prunescope.{module}")
         monkeypatch.setattr(place, name, kept(name, getattr(place, name)))
 
 
-@pytest.mark.usefixtures("computed_once")
+@pytest.mark.usefixtures("stored_once", "computed_once")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_number_is_whole_at_every_width(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -86,7 +87,7 @@ def test_a_number_is_whole_at_every_width(
         assert not re.search(r"\d…|…\d| \w…$", narrow, flags=re.MULTILINE)
 
 
-@pytest.mark.usefixtures("computed_once")
+@pytest.mark.usefixtures("stored_once", "computed_once")
 def test_a_comparison_stands_before_its_warnings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
-import pytest
 from typer.main import get_command
 
 from prunescope import command
@@ -13,34 +13,36 @@ from prunescope.analysis.device.hardware import DEVICES
 from prunescope.analysis.report.formats import FORMATS
 from prunescope.cli import app
 
+WORDS = {
+    "prunescope trace --method static-m": {"static-m"},
+    "prunescope analyze t.json --format p": {"png", "pdf", "parquet", "perfetto"},
+    "prunescope analyze t.json --device h100": {"h100-sxm"},
+    "prunescope trace --select i": {"importance"},
+    "prunescope predict --model tiny": {"tiny-llama"},
+}
+# What bash starts for the last word, as one process for all of them.
+ASK = """
+import contextlib, os, sys
+import prunescope.cli
+for words in sys.argv[1:]:
+    os.environ |= {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+    with contextlib.suppress(SystemExit):
+        prunescope.cli.main()
+    print("--")
+"""
 
-def completed(words: str) -> list[str]:
-    """What bash is told for the last word."""
-    import os
 
+def test_a_shell_is_told_the_values() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "import prunescope.cli as c; c.main()"],
-        env={**os.environ, "_PRUNESCOPE_COMPLETE": "complete_bash", "COMP_WORDS": words,
-             "COMP_CWORD": str(len(words.split(" ")) - 1)},
+        [sys.executable, "-c", ASK, *WORDS],
+        env={**os.environ, "_PRUNESCOPE_COMPLETE": "complete_bash"},
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    return done.stdout.split()
-
-
-@pytest.mark.parametrize(
-    ("words", "some"),
-    [
-        ("prunescope trace --method static-m", {"static-m"}),
-        ("prunescope analyze t.json --format p", {"png", "pdf", "parquet", "perfetto"}),
-        ("prunescope analyze t.json --device h100", {"h100-sxm"}),
-        ("prunescope trace --select i", {"importance"}),
-        ("prunescope predict --model tiny", {"tiny-llama"}),
-    ],
-)
-def test_a_shell_is_told_the_values(words: str, some: set[str]) -> None:
-    found = completed(words)
-    assert some <= set(found)
-    assert all(one.startswith(words.rpartition(" ")[2]) for one in found)
+    told = done.stdout.split("--\n")
+    for (words, some), found in zip(WORDS.items(), told, strict=False):
+        assert some <= set(found.split()), words
+        assert all(one.startswith(words.rpartition(" ")[2]) for one in found.split()), words
+    assert told[len(WORDS) :] == [""]
 
 
 def test_the_last_part_of_a_list_is_completed_behind_the_others() -> None:

@@ -15,6 +15,7 @@ import pytest
 import prunescope
 from prunescope.taxonomy.arguments import number, whole_number
 from prunescope.taxonomy.errors import PrunescopeError
+from tests.stored import each_once
 
 RUN = Path(__file__).resolve().parents[2] / "traces" / "tiny-static-nk"
 LLAMA: dict[str, Any] = {"model": "llama-3.1-8b", "method": "static-m", "sparsity": 0.5}
@@ -23,7 +24,8 @@ ON = {**LLAMA, "device": "h100-sxm"}
 
 @cache
 def report() -> prunescope.Report:
-    return prunescope.analyze(RUN)
+    with each_once():
+        return prunescope.analyze(RUN)
 
 
 BAD_RATES = (math.nan, math.inf, -math.inf, -5.0, 0, 1e-300, 1e300, True, "989", None)

@@ -21,7 +21,7 @@ _MLP_ENDS = ("down", "experts")
 
 @detector("static-m")
 def static_m(e: Evidence) -> Detection | None:
-    """Whole layers, or all GEMMs of an attention or MLP sublayer, are gone."""
+    """Whole layers, or all GEMMs of an attention or MLP sublayer, were removed."""
     gone, here = e.gone_and_here()
     if not here:  # no layer is known on the pruned side: none is known to be gone
         return None
@@ -46,7 +46,7 @@ def static_m(e: Evidence) -> Detection | None:
     ):
         if rows:
             which = f": {_listed(sorted(rows))}" if e.units.alignment.exact else ""
-            lines.append(f"{len(rows)} of {total} {what} gone{which}")
+            lines.append(f"{len(rows)} of {total} {what} removed{which}")
     touched = {*layers, *attention, *mlp}
     return Detection(
         lines, lambda p: float(p.key[0] in touched and p.pruned is None), proven=bool(weights)

@@ -242,7 +242,7 @@ CASES: list[Case] = [
     # Every token multiplies by copies of its two experts, with eight of them and with 16.
     ("experts-read-alike", "warning", ("copies of its experts, 12 in a layer, as many as before",),
      lambda t: of_pair(t, copied(16, 6), copied(8, 6))),
-    ("nominal-differs", "info", ("as many experts as before where experts are gone",),
+    ("nominal-differs", "info", ("as many experts as before where experts were removed",),
      pruned_run(mixture((2,) * 8), mixture((4,) * 4), method("static-experts"))),
     # The same experts, and others that the router chose.
     ("experts-read-alike", None, (),

@@ -9,12 +9,12 @@ import pytest
 
 import prunescope
 from prunescope.analysis.compare import compare
-from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import comparison
 from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.notebook import render_comparison, render_notebook
 from tests.analysis.report import example
 from tests.analysis.report.browser import WIDTHS, Detection, open_together, opened
+from tests.stored import each_once, report_of
 
 ROOT = Path(__file__).resolve().parents[3]
 RANKS = ROOT / "traces" / "stories" / "slow-rank"
@@ -27,8 +27,9 @@ WRONG = """<!doctype html><html><body><div style="width:3000px">wide</div>
 @cache
 def pages() -> dict[str, str]:
     """Every page that a test here looks at, by name."""
-    report = analyze(ROOT / "traces" / "tiny-static-nk").report
-    beside = compare([ROOT / "traces"])
+    report = report_of("tiny-static-nk")
+    with each_once():
+        beside = compare([ROOT / "traces"])
     predicted = prunescope.predict(model="llama-3.1-8b", device="h100-sxm", method="static-nk")
     ranks = prunescope.analyze(RANKS / "pruned", baseline=RANKS / "dense")
     return {

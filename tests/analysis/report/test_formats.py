@@ -69,7 +69,8 @@ def test_matplotlib_is_imported_for_figures_only(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; import prunescope\n"
         "run, one, other = map(Path, sys.argv[1:])\n"
-        "assert prunescope.main(['analyze', str(run), '--out', str(one)]) == 0\n"
+        "words = ['analyze', str(run), '--phase', 'decode', '--out', str(one)]\n"
+        "assert prunescope.main(words) == 0\n"
         "assert 'matplotlib' not in sys.modules\n"
         "from tests.analysis.report import example\n"
         "from prunescope.analysis.report.write import write_report\n"

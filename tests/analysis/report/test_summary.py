@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 import re
-from pathlib import Path
 
 import msgspec
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.report.notebook import render_notebook
@@ -28,8 +26,8 @@ from prunescope.analysis.schema.report import (
     to_json,
 )
 from tests.analysis.report import example
+from tests.stored import report_of
 
-ROOT = Path(__file__).resolve().parents[3]
 MS = 1e6
 
 
@@ -113,6 +111,17 @@ def test_the_miss_goes_by_the_interval_of_the_speedup() -> None:
     assert f"{missed}, {inside}" in summary(noisy)
 
 
+def test_a_step_that_takes_what_was_promised_is_not_shorter_by_nothing() -> None:
+    """105 ms promised, 105 ms pruned: no miss to explain, and no "0.00 µs shorter"."""
+    met = phase()
+    for row in met.ledger or []:
+        if row.row == "pruned":
+            row.ns = 105 * MS
+    text = summary(met)
+    assert "The step takes exactly the 105.00 ms promised." in text
+    assert "0.00" not in text and "shorter" not in text and "no row of the ledger" not in text
+
+
 def test_few_steps_without_an_interval_give_their_range_and_no_cause() -> None:
     """Dense steps of 100 and 180 ms promise 75 to 135 ms; pruned ones take 80 and 162 ms."""
     few = msgspec.structs.replace(phase(), unprofiled_ns=None, step_ns=[80_000_000, 162_000_000])
@@ -159,7 +168,7 @@ def test_a_step_alone_says_where_its_time_goes() -> None:
 
 
 def test_it_is_in_the_report_and_in_every_format() -> None:
-    report = analyze(ROOT / "traces" / "tiny-static-nk").report
+    report = report_of("tiny-static-nk")
     for one in report.phases.values():
         assert 40 < len(one.summary) < 900
         assert one.summary == summary(one)
@@ -171,14 +180,14 @@ def test_it_is_in_the_report_and_in_every_format() -> None:
     assert from_json(to_json(report)) == report
 
 
-@pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("name", ["tiny-static-nk", "tiny-static-m", "tiny-static-k-mask"])
-def test_an_answer_takes_at_most_45_lines_a_phase(name: str, width: int) -> None:
-    report = analyze(ROOT / "traces" / name).report
-    lines = shown(report, width).splitlines()
-    assert len(lines) <= 45 * len(report.phases) + 6  # and a head
-    assert max(map(cell_len, lines)) <= width
-    assert len(shown(report, width, full=True).splitlines()) > len(lines)
+def test_an_answer_takes_at_most_45_lines_a_phase(name: str) -> None:
+    report = report_of(name)
+    for width in (80, 120):
+        lines = shown(report, width).splitlines()
+        assert len(lines) <= 45 * len(report.phases) + 6, width  # and a head
+        assert max(map(cell_len, lines)) <= width
+        assert len(shown(report, width, full=True).splitlines()) > len(lines), width
 
 
 def test_what_was_left_out_is_said() -> None:

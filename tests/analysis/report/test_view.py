@@ -34,12 +34,13 @@ from tests.analysis.decoder import Layer, decoder
 from tests.analysis.finding_cases import BF16
 from tests.analysis.report import example
 from tests.chrome import chrome, k, op, save, step
+from tests.stored import report_of
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 def golden(name: str) -> list[Phase]:
-    return list(analyze(ROOT / "traces" / name).report.phases.values())
+    return list(report_of(name).phases.values())
 
 
 def column(table: view.Table, title: str) -> list[str]:
@@ -142,7 +143,7 @@ def test_a_noise_that_is_0_by_definition_is_not_shown() -> None:
 
 
 def test_what_papers_print_beside_a_speedup() -> None:
-    report = analyze(ROOT / "traces" / "tiny-static-nk").report
+    report = report_of("tiny-static-nk")
     for phase in report.phases.values():
         table = sides_table(phase)
         assert table is not None and phase.ladder is not None

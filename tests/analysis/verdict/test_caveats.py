@@ -70,9 +70,12 @@ def test_every_gemm_lost(damaged: Callable[..., Phase]) -> None:
 def test_the_gemms_of_some_layers_lost(damaged: Callable[..., Phase]) -> None:
     """Those of every second layer: what stands between them still runs, and so does attention."""
 
+    second: list[Event] = []
+
     def lost(edit: Edit, _: int, event: Event) -> bool:
         op_ = edit.op_of(event) or {}
-        layers = edit.modules("Qwen2DecoderLayer_")[::2]
+        layers = second or edit.modules("Qwen2DecoderLayer_")[::2]
+        second[:] = layers
         within = any(m["ts"] <= op_.get("ts", 0) < m["ts"] + m["dur"] for m in layers)
         return within and op_.get("name") in GEMM
 
@@ -152,7 +155,7 @@ def test_experts_that_get_no_token_make_no_step_uneven(tmp_path: Path) -> None:
 
 
 def test_no_caveat_changes_nothing_and_the_strongest_one_counts() -> None:
-    family = FamilyVerdict(id="static-m", confidence=1.0, evidence=["6 of 24 layers gone"])
+    family = FamilyVerdict(id="static-m", confidence=1.0, evidence=["6 of 24 layers removed"])
     assert apply_caveats(family, []) is family
     less = apply_caveats(
         family,
@@ -163,10 +166,10 @@ def test_no_caveat_changes_nothing_and_the_strongest_one_counts() -> None:
         "70 % of busy time has a role, 90 % in the dense trace",
         "3 attention or MLP sublayers lost some GEMMs and kept others, as no pruning of layers "
         "does",
-        "6 of 24 layers gone",
+        "6 of 24 layers removed",
     ]
     some = apply_caveats(family, [Caveat("unequal-steps", "pruned", (5, 10))])
-    assert some.evidence == ["6 of 24 layers gone", "pruned: steps hold 5 to 10 kernels"]
+    assert some.evidence == ["6 of 24 layers removed", "pruned: steps hold 5 to 10 kernels"]
     none = apply_caveats(family, [Caveat("no-gemm", "pruned")])
     assert (none.id, none.confidence, none.alternatives) == ("unknown", 0.1, ["static-m"])
     assert none.evidence[0] == "pruned: the trace holds no GEMM at all"
@@ -228,7 +231,7 @@ def test_an_attention_replaced_by_a_module_without_weights(known_by: str, tmp_pa
     if known_by == "weights":
         assert phase.family is not None
         assert (phase.family.id, phase.family.confidence) == ("static-m", 1.0)
-        assert phase.family.evidence == ["1 of 3 attention sublayers gone: 1"]
+        assert phase.family.evidence == ["1 of 3 attention sublayers removed: 1"]
 
 
 @pytest.mark.parametrize("cut", ["pruned", "dense"])

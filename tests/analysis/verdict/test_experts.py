@@ -105,7 +105,7 @@ def test_a_moe_sublayer_is_its_router_and_experts() -> None:
     dense = {**with_experts(model(8), DENSE), (0, "router", "router", 0): router}
     gone = {k: v for k, v in dense.items() if k[:2] not in [(0, "experts"), (0, "router")]}
     found = verdict(evidence(dense, gone))
-    assert (found.id, found.evidence) == ("static-m", ["1 of 4 MLP sublayers gone: 0"])
+    assert (found.id, found.evidence) == ("static-m", ["1 of 4 MLP sublayers removed: 0"])
     routed = {k: v for k, v in dense.items() if k[:2] != (0, "experts")}
     assert verdict(evidence(dense, routed)).id != "static-m"
 
@@ -126,7 +126,7 @@ def test_linear_attention_is_an_attention_sublayer() -> None:
     dense = hybrid()
     gone = {k: v for k, v in dense.items() if k[:2] not in [(2, "mixer_in"), (2, "mixer_out")]}
     found = verdict(evidence(dense, gone))
-    assert (found.id, found.evidence) == ("static-m", ["1 of 4 attention sublayers gone: 2"])
+    assert (found.id, found.evidence) == ("static-m", ["1 of 4 attention sublayers removed: 2"])
 
 
 def test_mixers_and_experts_are_linears_too() -> None:

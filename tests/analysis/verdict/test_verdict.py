@@ -90,9 +90,9 @@ def test_two_families_at_once(tmp_path: Path) -> None:
 
 def test_evidence_counts_and_names(tmp_path: Path) -> None:
     holes = told(compared(tmp_path, FOUR, {0: FULL, 3: FULL}))
-    assert holes.evidence == ["2 of 4 layers gone: 1, 2"]
+    assert holes.evidence == ["2 of 4 layers removed: 1, 2"]
     renumbered = told(compared(tmp_path, FOUR, [FULL] * 2))
-    assert renumbered.evidence == ["2 of 4 layers gone"]
+    assert renumbered.evidence == ["2 of 4 layers removed"]
     (line,) = told(compared(tmp_path, FOUR, [NARROW] * 4)).evidence
     assert "N of 8 gate/up and K of 4 down, down K 96 → 48" in line
     (line,) = told(compared(tmp_path, FOUR, [HEADS] * 4)).evidence
@@ -172,7 +172,7 @@ def test_the_verdict_does_not_read_what_the_tool_did(tmp_path: Path) -> None:
 def test_a_layer_map_gives_exact_indices(tmp_path: Path) -> None:
     run = write_pair(tmp_path / "r", decoder(FOUR), decoder([FULL] * 2), layer_map=[0, 2])
     phase = analyze(run).report.phases["prefill"]
-    assert told(phase).evidence == ["2 of 4 layers gone: 1, 3"]
+    assert told(phase).evidence == ["2 of 4 layers removed: 1, 3"]
     assert phase.pairing is not None
     assert phase.pairing.alignment == "map"
     assert all(g.layers == [1, 3] for g in phase.gemms if g.axis == "gone")
