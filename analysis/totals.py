@@ -123,6 +123,8 @@ def is_known(kernels: Kernels) -> bool:
 
 def kernel_rows(frame: pl.DataFrame, steps: int, count: int) -> list[KernelRow]:
     """The `count` kernels with the most time, by name, kind and role."""
+    if frame.is_empty():
+        return []
     keys = ["name", "kind", "role"]
     rows = frame[[*keys, "op", "bound", "busy", "duration", "category", "ideal"]]
     sums = (
