@@ -16,6 +16,7 @@ from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.earlier_work import earlier_work_ns
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.images import images_a_step
+from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.noise import wall_interval
 from prunescope.analysis.ledger.samples import Samples, samples_of
 from prunescope.analysis.schema.report import KernelRow, clock
@@ -200,8 +201,9 @@ def _coverage(frame: pl.DataFrame) -> dict[str, float]:
 
 
 def _shape_sources(frame: pl.DataFrame) -> dict[str, float]:
-    """Shares of the time of GEMMs and attention by where their shapes come from."""
-    product = is_one_of(frame["class"], ("matmul", "attention"))
+    """Shares of the time of GEMMs and attention by where their shapes come from. The softmax of an
+    attention of separate ops and what a library launches beside a GEMM have no M, N and K."""
+    product = is_one_of(frame["kind"], (*GEMM_KINDS, "attention"))
     busy, sources = frame["busy"].filter(product), frame["shapes"].filter(product)
     of_all = int(busy.sum())
     named = sorted(sources.drop_nulls().unique()) if of_all else ()

@@ -82,7 +82,7 @@ def read(path: Path) -> Contexts:
     return msgspec.json.decode(path.read_bytes(), type=Contexts)
 
 
-def stored(found: Contexts) -> bytes:
+def stored(found: msgspec.Struct) -> bytes:
     """The JSON beside the page."""
     return msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n"
 

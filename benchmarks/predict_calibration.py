@@ -228,10 +228,15 @@ def held(outside: Iterable[Outside]) -> float:
 
 def held_alike(outside: Iterable[Outside], group: Group) -> float:
     """The share that holds, where every group counts alike."""
+    return statistics.mean(held(own) for own in grouped(outside, group).values())
+
+
+def grouped(outside: Iterable[Outside], group: Group) -> dict[str, list[Outside]]:
+    """The cells of each group, in the order in which the groups appear."""
     found: defaultdict[str, list[Outside]] = defaultdict(list)
     for one in outside:
         found[group(one.cell)].append(one)
-    return statistics.mean(held(own) for own in found.values())
+    return dict(found)
 
 
 def scaled(error: ModelError, known: Sequence[Judged], level: float, group: Group) -> ModelError:

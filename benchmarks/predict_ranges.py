@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 
-from predict_calibration import LEVEL, Outside, blind, held, held_alike, left_out
+from predict_calibration import LEVEL, Outside, blind, grouped, held, held_alike, left_out
 from predict_cells import Cell
 
 from prunescope.analysis.predict.constants import ERROR
@@ -101,7 +101,7 @@ def device(cell: Cell) -> str:
 def coverage(known: tuple[Cell, ...]) -> dict[str, tuple[int, float]]:
     """Cells of each group and of each device, and the share that holds."""
     found = outside(known)[LEVEL]
-    by = {**_by(found, group), **_by(found, device)}
+    by = {**grouped(found, group), **grouped(found, device)}
     return {name: (len(own), held(own)) for name, own in by.items()}
 
 
@@ -155,8 +155,9 @@ def ranges(known: tuple[Cell, ...]) -> str:
         "|---|---|---|---|---|",
     ]  # fmt: skip
     found = outside(known)
-    rows += [f"| {name} | {_listed(cells)} |" for name, cells in _by(found[LEVEL], group).items()]
-    rows += [f"| {name} | {_listed(cells)} |" for name, cells in _by(found[LEVEL], device).items()]
+    for key in (group, device):
+        for name, cells in grouped(found[LEVEL], key).items():
+            rows.append(f"| {name} | {_listed(cells)} |")
     rows += [f"| **all** | {_listed(found[LEVEL])} |", ""]
     rows += [
         "| family | device | cells | held | median width | median error | its family left out |",
@@ -182,7 +183,7 @@ def ranges(known: tuple[Cell, ...]) -> str:
 
 def _short(cells: Sequence[Outside]) -> str:
     """Families of ten cells or more whose ranges hold too few: listed, not averaged."""
-    by = _by(cells, family)
+    by = grouped(cells, family)
     few = [f"{name} {held(own):.0%}" for name, own in by.items()
            if len(own) >= LARGE and held(own) < COVERED]  # fmt: skip
     names = ", ".join(few) or "none"
@@ -200,10 +201,3 @@ def _listed(cells: Sequence[Outside]) -> str:
 
 def _width(cells: Iterable[Outside]) -> float:
     return statistics.median(one.high - one.low for one in cells)
-
-
-def _by(cells: Iterable[Outside], key: Callable[[Cell], str]) -> dict[str, list[Outside]]:
-    found: defaultdict[str, list[Outside]] = defaultdict(list)
-    for one in cells:
-        found[key(one.cell)].append(one)
-    return dict(found)

@@ -25,7 +25,9 @@ import msgspec
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+
+from contexts import stored  # noqa: E402
 
 import prunescope  # noqa: E402
 from prunescope.analysis.pareto.pareto import judge  # noqa: E402
@@ -93,11 +95,6 @@ def main() -> None:
 def read(path: Path) -> Sizes:
     """The JSON of an earlier run."""
     return msgspec.json.decode(path.read_bytes(), type=Sizes)
-
-
-def stored(found: Sizes) -> bytes:
-    """The JSON beside the page."""
-    return msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n"
 
 
 def text(found: Sizes) -> str:

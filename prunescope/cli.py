@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -818,4 +819,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: list[str]) -> Any:
     refuse_empty(args)
-    return app(args, prog_name="prunescope", standalone_mode=False)
+    return _commands()(args, prog_name="prunescope", standalone_mode=False)
+
+
+@cache
+def _commands() -> Any:
+    """What typer makes of the functions above, once: 0.04 s of each further call in a process."""
+    return typer.main.get_command(app)

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,36 @@ def small_trace(out: Path, progress: Any = None, **options: Any) -> Path:
 
     set_aside()
     return trace(TraceRequest(out=out, **{**FEW, **options}), progress, peaks=PEAKS)
+
+
+def traced_together(
+    out: Path, requests: Mapping[str, Mapping[str, Any]], *, recorded: bool = True
+) -> dict[str, Path]:
+    """The runs of several pruned models by name, each beside the one dense model: all are captured
+    at once. `requests`: options as in TraceRequest; `recorded`: whether a run says how its model
+    was pruned."""
+    import torch
+
+    from prunescope.tracer.capture.progress import Silent
+    from prunescope.tracer.capture.request import TraceRequest
+    from prunescope.tracer.capture.runs import write_runs
+    from prunescope.tracer.capture.session import capture
+    from prunescope.tracer.capture.variants import make_variants
+
+    set_aside()
+    asked = {name: TraceRequest(out=out, **{**FEW, **own}) for name, own in requests.items()}
+    first, cpu = next(iter(asked.values())), torch.device("cpu")
+    variants = list(make_variants(first, cpu, ("dense",)))
+    for name, request in asked.items():
+        (pruned,) = make_variants(request, cpu, ("pruned",))
+        pruning = pruned.pruning if recorded else None
+        variants.append(replace(pruned, name=name, pruning=pruning))
+    captures = capture(first, Silent(), peaks=PEAKS, variants=variants)
+    folders = {name: out / f"run{number}" for number, name in enumerate(asked)}
+    for name, folder in folders.items():
+        captures[name].run.variant = "pruned"
+        write_runs(folder, {"dense": captures["dense"], "pruned": captures[name]}, None)
+    return folders
 
 
 def set_aside() -> None:

@@ -26,7 +26,8 @@ def with_edited(
     from its run.json agrees with other files, its reason says so: either may be edited."""
     edited: dict[str, str] = {}
     other = dict(failed)
-    for name, digest, where in (*_of_index(inputs), *_of_runs(runs)):
+    of_index = ((name, digest, "bundle.json") for name, digest in inputs.items())
+    for name, digest, where in (*of_index, *_of_runs(runs)):
         if name in files and digest and hashlib.sha256(files[name]).hexdigest() != digest:
             edited.setdefault(name, f"edited: its SHA-256 is not the one in {where}")
     for run, variants in runs.items():
@@ -42,11 +43,6 @@ def with_edited(
                 other[report] += f"; {name} may be what was edited: {what}"
     both = {name: f"{other.pop(name)}; {why}" for name, why in edited.items() if name in other}
     return {**edited, **both, **other}
-
-
-def _of_index(inputs: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
-    for name, digest in inputs.items():
-        yield name, digest, "bundle.json"
 
 
 def _of_runs(runs: Runs) -> Iterator[tuple[str, str | None, str]]:

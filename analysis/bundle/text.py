@@ -21,49 +21,67 @@ from prunescope.taxonomy.run import Run
 Runs = Mapping[str, Mapping[str, Run]]  # name of the bundled run -> variant -> manifest
 
 
+_CHECK = f"""\
+## Check it (seconds, no GPU, no model)
+
+    pip install prunescope
+    prunescope verify FILE.zip
+
+`verify` compares every file with SHA256SUMS, rebuilds each report, figure and annotated
+trace from the traces, and compares them. A figure that another matplotlib than that of
+bundle.json plots elsewhere is compared by its labels, and the result is partial. To
+look yourself: unpack the zip and run the commands below there.
+
+Unprofiled samples, which the realised speedup is computed from, are in run.json and in
+no trace: the traces hold other steps, the profiled ones. `verify` fails where the two
+speedups are more than {MUCH_SLOWED:g} times apart, and else takes run.json on trust."""
+_CONTENTS = """\
+## What is here
+
+| path | holds |
+|:--|:--|
+| runs/NAME/{dense,pruned}/ | run.json (workload, device, peaks, clocks, versions, seeds, weight statistics, raw samples) and one trimmed Chrome trace a phase, to be opened in https://ui.perfetto.dev |
+| reports/NAME/ | the report as Markdown, HTML, LaTeX and JSON; figures, each with its data in a CSV; trace-PHASE.perfetto.json.gz, the kernels with tracks of kind, role, bound and ledger row; data-dictionary.csv explains every column |
+| samples.csv | every unprofiled sample, ns |
+| environment.json | device, clocks before and after, versions |
+| SHA256SUMS | of every other file; `sha256sum -c SHA256SUMS` |
+
+Statistics: geometric means over placements (placements in memory) of the medians of
+unprofiled samples, with 95 % bootstrap intervals over placements, dense and pruned
+measured in turns; the profiled steps serve the split of the time only."""  # noqa: E501
+
+
 def readme(reports: Mapping[str, Report], runs: Runs, *, version: str, anonymous: bool) -> str:
     """README.md of the bundle."""
-    return "\n".join(_readme(reports, runs, version=version, anonymous=anonymous)) + "\n"
+    blocks = _readme(reports, runs, version=version, anonymous=anonymous)
+    return "\n\n".join([*blocks, ""])
 
 
 def _readme(
     reports: Mapping[str, Report], runs: Runs, *, version: str, anonymous: bool
 ) -> Iterator[str]:
     yield "# Trace evidence of a pruning speedup"
-    yield ""
     yield f"Written by prunescope {version}. " + (
         "Names of people, hosts, paths and accounts were removed; numbers were not changed."
         if anonymous
         else "Traces are trimmed to what the analysis reads; numbers were not changed."
     )
-    yield ""
-    yield "## Check it (seconds, no GPU, no model)"
-    yield ""
-    yield "    pip install prunescope"
-    yield "    prunescope verify FILE.zip"
-    yield ""
-    yield "`verify` compares every file with SHA256SUMS, rebuilds each report, figure and annotated"
-    yield "trace from the traces, and compares them. A figure that another matplotlib than that of"
-    yield "bundle.json plots elsewhere is compared by its labels, and the result is partial. To"
-    yield "look yourself: unpack the zip and run the commands below there."
-    yield ""
-    yield "Unprofiled samples, which the realised speedup is computed from, are in run.json and in"
-    yield "no trace: the traces hold other steps, the profiled ones. `verify` fails where the two"
-    yield f"speedups are more than {MUCH_SLOWED:g} times apart, and else takes run.json on trust."
-    yield ""
+    yield _CHECK
     yield "## Claims, and what rebuilds each"
-    yield ""
-    yield "| claim | where | rebuilt by |"
-    yield "|:--|:--|:--|"
+    claims = ["| claim | where | rebuilt by |", "|:--|:--|:--|"]
     for name, report in reports.items():
         slugs = phase_slugs(report)
         for phase_name, phase in report.phases.items():
             for claim, where in _claims(name, phase_name, phase, slugs[phase_name]):
                 command = f"prunescope analyze runs/{name} --out rebuilt/{name} --format {where[1]}"
-                yield f"| {markdown(claim)} | {where[0]} | {markdown_code(command)} |"
-    yield ""
-    yield from _contents(reports)
-    yield from _limits(reports, runs)
+                claims.append(f"| {markdown(claim)} | {where[0]} | {markdown_code(command)} |")
+    yield "\n".join(claims)
+    yield _CONTENTS
+    yield f"{len(reports)} run{'s' * (len(reports) != 1)}: " + ", ".join(map(markdown, reports))
+    yield "## Limitations"
+    yield "\n".join(
+        f"- {'; '.join(_limits(runs[name], name, one))}" for name, one in reports.items()
+    )
 
 
 def _claims(
@@ -73,55 +91,26 @@ def _claims(
     place, label = f"reports/{name}", f"{name}, {phase_name}"
     yield f"{label}: {sentences.headline(phase)}", (f"{place}/ladder.csv, samples.csv", "csv,md")
     if phase.ledger:
-        yield (
-            f"{label}: where the promised time went",
-            (f"{place}/ledger.csv, ledger-{slug}.svg", "csv,svg"),
-        )
+        files = f"{place}/ledger.csv, ledger-{slug}.svg"
+        yield f"{label}: where the promised time went", (files, "csv,svg")
     if phase.family:
         yield f"{label}: {sentences.family(phase.family)}", (f"{place}/gemms.csv", "csv,md")
-    yield (
-        f"{label}: {measured.throughput(phase) or 'what was measured'}",
-        (f"{place}/report.md", "md"),
-    )
+    what = measured.throughput(phase) or "what was measured"
+    yield f"{label}: {what}", (f"{place}/report.md", "md")
 
 
-def _contents(reports: Mapping[str, Report]) -> Iterator[str]:
-    yield "## What is here"
-    yield ""
-    yield "| path | holds |"
-    yield "|:--|:--|"
-    yield "| runs/NAME/{dense,pruned}/ | run.json (workload, device, peaks, clocks, versions, seeds, weight statistics, raw samples) and one trimmed Chrome trace a phase, to be opened in https://ui.perfetto.dev |"  # noqa: E501
-    yield "| reports/NAME/ | the report as Markdown, HTML, LaTeX and JSON; figures, each with its data in a CSV; trace-PHASE.perfetto.json.gz, the kernels with tracks of kind, role, bound and ledger row; data-dictionary.csv explains every column |"  # noqa: E501
-    yield "| samples.csv | every unprofiled sample, ns |"
-    yield "| environment.json | device, clocks before and after, versions |"
-    yield "| SHA256SUMS | of every other file; `sha256sum -c SHA256SUMS` |"
-    yield ""
-    yield "Statistics: geometric means over placements (placements in memory) of the medians of"
-    yield "unprofiled samples, with 95 % bootstrap intervals over placements, dense and pruned"
-    yield "measured in turns; the profiled steps serve the split of the time only."
-    yield ""
-    yield f"{len(reports)} run{'s' * (len(reports) != 1)}: " + ", ".join(map(markdown, reports))
-    yield ""
-
-
-def _limits(reports: Mapping[str, Report], runs: Runs) -> Iterator[str]:
-    yield "## Limitations"
-    yield ""
-    for name, report in reports.items():
-        pruned = runs[name].get("pruned")
-        how = pruned.pruning.selection if pruned and pruned.pruning else None
-        facts = [
-            f"{markdown(name)}: one device ({markdown(report.device.get('name') or 'unknown')})"
-        ]
-        if how and pruned and pruned.pruning and not of_families(pruned.pruning.method):
-            facts.append("a function of the authors' own chose what to prune")
-        elif how == "random":
-            facts.append("parts to prune were chosen at random: speed, not quality")
-        if any(g.simulated for phase in report.phases.values() for g in phase.gemms):
-            facts.append("some kernels are stand-ins (marked simulated)")
-        facts += [markdown(warning) for warning in report.warnings]
-        yield f"- {'; '.join(facts)}"
-    yield ""
+def _limits(variants: Mapping[str, Run], name: str, report: Report) -> Iterator[str]:
+    """What is to be known of one run."""
+    pruned = variants.get("pruned")
+    how = pruned.pruning.selection if pruned and pruned.pruning else None
+    yield f"{markdown(name)}: one device ({markdown(report.device.get('name') or 'unknown')})"
+    if how and pruned and pruned.pruning and not of_families(pruned.pruning.method):
+        yield "a function of the authors' own chose what to prune"
+    elif how == "random":
+        yield "parts to prune were chosen at random: speed, not quality"
+    if any(g.simulated for phase in report.phases.values() for g in phase.gemms):
+        yield "some kernels are stand-ins (marked simulated)"
+    yield from map(markdown, report.warnings)
 
 
 def citation(version: str) -> str:

@@ -131,6 +131,7 @@ def verify(path: Path) -> dict[str, Any]:
     if not failed:
         rebuilt, apart, problems, trusted = _rebuilt(unpacked.files)
         failed.update(problems)
+    judged = [one["agree"] for one in trusted if one["agree"] is not None]
     return {
         "ok": not failed,
         "partial": bool(apart),
@@ -139,13 +140,8 @@ def verify(path: Path) -> dict[str, Any]:
         "not_compared": _listed(apart),
         "failed": _listed(failed),
         "samples_on_trust": trusted,
-        "samples_agree": _all_agree([one["agree"] for one in trusted]),
+        "samples_agree": all(judged) if judged else None,
     }
-
-
-def _all_agree(verdicts: list[bool | None]) -> bool | None:
-    judged = [one for one in verdicts if one is not None]
-    return all(judged) if judged else None
 
 
 def _listed(reasons: Mapping[str, str]) -> list[dict[str, str]]:

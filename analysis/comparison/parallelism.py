@@ -86,9 +86,10 @@ def ranks_of(phase: SidePhase) -> Ranks:
     if "comm" not in phase.kernels.values("kind"):
         return Ranks(1, {}, in_forward=False)
     frame, world = phase.kernels.frame, _world_size(phase)
-    rows = frame.filter(pl.col("kind") == "comm").with_columns(
-        text=pl.concat_str("op", "name", separator=" ", ignore_nulls=True)
-    )
+    rows = frame.select("kind", "op", "name", "role", "layer").filter(pl.col("kind") == "comm")
+    if rows.is_empty():
+        return Ranks(1, {}, in_forward=False)
+    rows = rows.with_columns(text=pl.concat_str("op", "name", separator=" ", ignore_nulls=True))
     names = {text: _collective(text) for text in rows["text"].unique()}
     rows = rows.filter(pl.col("text").is_in([text for text, what in names.items() if what]))
     if rows.is_empty() or world == 1:

@@ -292,7 +292,8 @@ def _copies(kernels: Kernels) -> _Copies | None:
     if not _has_experts(kernels):
         return None
     of_experts = pl.col("role").str.strip_suffix(BACKWARD) == EXPERTS
-    frame = kernels.frame.filter(pl.col("call").is_not_null())
+    frame = kernels.frame.select("call", "role", "kind", "primary", "busy", "instance")
+    frame = frame.filter(pl.col("call").is_not_null())
     products = frame.filter(of_experts & (pl.col("kind") == "batched_gemm") & pl.col("primary"))
     sizes: dict[tuple[object, ...], int] = {}  # copies of a product, by N and K
     numbers: dict[tuple[object, ...], float | None] = {}  # bytes of them

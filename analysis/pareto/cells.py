@@ -11,14 +11,16 @@ import msgspec
 from prunescope.analysis.pareto import frontier
 from prunescope.analysis.pareto.claims import hypotheses
 from prunescope.analysis.pareto.samples import (
+    NUM_SAMPLES,
+    SEED,
     add_frontier_shares,
     add_winning_shares,
-    samples_used,
 )
 from prunescope.analysis.pareto.summary import summary
 from prunescope.analysis.schema.pareto import (
     Pareto,
     ParetoPhase,
+    SampleCount,
     SweepCell,
     SweepPoint,
     not_judged,
@@ -28,7 +30,9 @@ from prunescope.analysis.schema.pareto import (
 def judged(found: Pareto) -> Pareto:
     """A copy whose frontiers, winners, claims and sentences are computed from its points anew."""
     phases = {name: _phase(phase) for name, phase in found.phases.items()}
-    new = msgspec.structs.replace(found, phases=phases, samples=samples_used())
+    new = msgspec.structs.replace(
+        found, phases=phases, samples=SampleCount(count=NUM_SAMPLES, seed=SEED)
+    )
     new.hypotheses = hypotheses(new)
     new.summary = summary(new)
     return new

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from importlib import resources
 from statistics import median
 
@@ -102,10 +103,11 @@ def _low_loss(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypoth
     rivals = [p for p in points if p.family != DEPTH and _is_low(p) is not None]
     if not of_depth or not rivals:
         return
+    judged = _in_cell(LOW_LOSS, name, cell)
     low = [p for p in points if _is_low(p)]
     why = _too_few_low(low, of_depth, rivals)
     if why is not None:
-        yield _hypothesis(LOW_LOSS, name, cell, UNDECIDED, why, points=len(low))
+        yield judged(verdict=UNDECIDED, text=why, points=len(low))
         return
     drawn = sampled([p for p in points if p.timing_valid and (p in low or has_intervals(p))])
     within = drawn.losses <= np.log1p(LOW_PERPLEXITY)
@@ -123,15 +125,12 @@ def _low_loss(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypoth
         f"of {_points(len(low))} that lose at most {_low_words(low)}, {best.name} is {effect:.2f}×"
         f" [{ci95[0]:.2f}, {ci95[1]:.2f}] as fast as the fastest of another family, {than}"
     )
-    yield _hypothesis(
-        LOW_LOSS,
-        name,
-        cell,
-        _by_interval(ci95, 1.0),
-        text,
+    yield judged(
+        verdict=_by_interval(ci95, 1.0),
+        text=text,
         effect=effect,
-        ci95=ci95,
-        share=float((gain > 0).mean()),
+        effect_ci95=ci95,
+        share_of_draws=float((gain > 0).mean()),
         points=len(low),
     )
 
@@ -191,16 +190,17 @@ def _closest(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypothe
     missed = _missed(points)
     if DEPTH not in missed or len(missed) < 2:
         return
+    judged = _in_cell(CLOSEST, name, cell)
     unknown = [p for p in points if p.family in missed and p.label in _invalid(points)]
     if unknown:
-        yield _hypothesis(CLOSEST, name, cell, UNDECIDED, _not_valid(unknown))
+        yield judged(verdict=UNDECIDED, text=_not_valid(unknown))
         return
     missed = _missed([p for p in points if p.timing_valid])
     rivals = np.min([v for family, v in missed.items() if family != DEPTH], axis=0)
     used = [p for p in points if p.timing_valid and _misses(p)]
     if len(used) < LEAST_POINTS:
         why = f"it rests on {_points(len(used))}, and a claim takes {LEAST_POINTS}"
-        yield _hypothesis(CLOSEST, name, cell, UNDECIDED, why, points=len(used))
+        yield judged(verdict=UNDECIDED, text=why, points=len(used))
         return
     gain = rivals - missed[DEPTH]
     effect, ci95 = interval(gain)
@@ -215,15 +215,12 @@ def _closest(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypothe
         f" {DEPTH} is closer"
         f" than the next by {points_closer.replace('-', MINUS)}"
     )
-    yield _hypothesis(
-        CLOSEST,
-        name,
-        cell,
-        _by_interval(ci95, 0.0),
-        text,
+    yield judged(
+        verdict=_by_interval(ci95, 0.0),
+        text=text,
         effect=effect,
-        ci95=ci95,
-        share=float((gain > 0).mean()),
+        effect_ci95=ci95,
+        share_of_draws=float((gain > 0).mean()),
         points=len(used),
     )
 
@@ -252,24 +249,25 @@ def _order(phase: ParetoPhase) -> Iterator[Hypothesis]:
     never = _missing(phase.points)
     if never:
         if len(never) < len(PAPER_ORDER):
-            yield _hypothesis(claim, "prefill", None, UNTESTED, _not_measured(never))
+            yield _in_cell(claim, "prefill", None)(verdict=UNTESTED, text=_not_measured(never))
         return
     for cell in phase.cells:
+        judged = _in_cell(claim, "prefill", cell)
         points = phase.points_in(cell)
         missing = _missing(points)
         if missing:
             if len(missing) < len(PAPER_ORDER):
-                yield _hypothesis(claim, "prefill", cell, UNTESTED, _not_measured(missing))
+                yield judged(verdict=UNTESTED, text=_not_measured(missing))
             continue
         gone = _invalid(points)
         unknown = [p for p in points if p.family in PAPER_ORDER and p.label in gone]
         if unknown:
-            yield _hypothesis(claim, "prefill", cell, UNDECIDED, _not_valid(unknown))
+            yield judged(verdict=UNDECIDED, text=_not_valid(unknown))
             continue
-        judged = [p for p in points if p.family in PAPER_ORDER and loss_of(p) is not None]
-        why = _no_intervals(judged)
+        used = [p for p in points if p.family in PAPER_ORDER and loss_of(p) is not None]
+        why = _no_intervals(used)
         if why is not None:
-            yield _hypothesis(claim, "prefill", cell, UNDECIDED, why, points=len(judged))
+            yield judged(verdict=UNDECIDED, text=why, points=len(used))
             continue
         drawn = sample_points(points)
         if drawn is None:
@@ -281,20 +279,17 @@ def _order(phase: ParetoPhase) -> Iterator[Hypothesis]:
         )
         verdict = HOLDS if share >= _SURE else FAILS if share <= 1 - _SURE else UNDECIDED
         text = (
-            f"observed: {steps or 'nothing faster than dense'}; of {_points(len(judged))} of the"
+            f"observed: {steps or 'nothing faster than dense'}; of {_points(len(used))} of the"
             f" three families, the weaker of the two steps makes the fastest {effect:.2f}×"
             f" [{ci95[0]:.2f}, {ci95[1]:.2f}] as fast"
         )
-        yield _hypothesis(
-            claim,
-            "prefill",
-            cell,
-            verdict,
-            text,
+        yield judged(
+            verdict=verdict,
+            text=text,
             effect=effect,
-            ci95=ci95,
-            share=share,
-            points=len(judged),
+            effect_ci95=ci95,
+            share_of_draws=share,
+            points=len(used),
         )
 
 
@@ -353,30 +348,10 @@ def _by_interval(ci95: list[float], none: float) -> str:
     return HOLDS if ci95[0] > none else FAILS if ci95[1] < none else UNDECIDED
 
 
-def _hypothesis(  # noqa: PLR0913
-    claim: str,
-    phase: str,
-    cell: SweepCell | None,
-    verdict: str,
-    text: str,
-    *,
-    effect: float | None = None,
-    ci95: list[float] | None = None,
-    share: float | None = None,
-    points: int | None = None,
-) -> Hypothesis:
-    return Hypothesis(
-        claim=claim,
-        phase=phase,
-        batch=cell.batch if cell else None,
-        prompt_len=cell.prompt_len if cell else None,
-        verdict=verdict,
-        effect=effect,
-        effect_ci95=ci95,
-        share_of_draws=share,
-        points=points,
-        text=text,
-    )
+def _in_cell(claim: str, phase: str, cell: SweepCell | None) -> partial[Hypothesis]:
+    """A claim about a cell, or about a phase alone, that lacks its verdict."""
+    batch, prompt_len = (cell.batch, cell.prompt_len) if cell else (None, None)
+    return partial(Hypothesis, claim=claim, phase=phase, batch=batch, prompt_len=prompt_len)
 
 
 def sentence(one: Hypothesis) -> str:

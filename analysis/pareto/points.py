@@ -37,6 +37,7 @@ def point_of(
     classes = {name: dense.get(name) or 0.0 for name in ("compute", "memory", "latency")}
     known = sum(classes.values())
     ran = _ran(run, entry.phase)
+    recovery = run.pruning.recovery if run.pruning else None
     return SweepPoint(
         id=entry.id,
         family=entry.family,
@@ -61,8 +62,8 @@ def point_of(
             run.pruning or Pruning(), decides=bool(run.census and run.census.dynamic)
         ),
         categories=phase.categories,
-        recovery=recovery_loss(run.pruning.recovery if run.pruning else None, controls),
-        training_stopped=_stopped(run),
+        recovery=recovery_loss(recovery, controls),
+        training_stopped=recovery.stopped if recovery else None,
         timing_valid=not phase.invalid_times,
         set=list(entry.set),
         closure=phase.closure,
@@ -213,12 +214,6 @@ def _decides_at_random(part: Pruning) -> bool:
     by_rule = (part.knobs or {}).get("keep") in ("recent", "sinks")
     is_dynamic = not found or found[0].is_dynamic  # a function of the user's own may decide
     return part.selection == "random" and is_dynamic and not by_rule
-
-
-def _stopped(run: Run) -> str | None:
-    """Why the training of the pruned model ended early; None where it did not, or was none."""
-    recovery = run.pruning.recovery if run.pruning else None
-    return recovery.stopped if recovery else None
 
 
 _NUM_SAMPLES, _SEED = 2000, 0  # as of perplexities

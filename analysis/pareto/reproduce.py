@@ -76,7 +76,7 @@ def reproduce(found: Pareto, of: Paper, replays: Sequence[Replays] = ()) -> Repr
         STEP_TIME: _step_time,
         FIGURE_5: _speedup,
         ALL_SETTINGS: _end,
-        FIGURE_6: _layer,
+        FIGURE_6: _speedup,
         ALIGNMENT: _aligned,
         PERPLEXITY: _perplexity,
         TASKS: _tasks,
@@ -142,14 +142,15 @@ def _of_family(points: Iterable[SweepPoint], one: PublishedValue) -> list[SweepP
     ]
 
 
+def _plain_points(one: PublishedValue, found: Pareto) -> list[SweepPoint]:
+    """The points of a family in a phase, without knobs, that run as many rows as they say."""
+    only = "layer" if one.figure == FIGURE_6 else "model"
+    points = _of_family(_points(found, one.phase, only=only), one)
+    return [p for p in points if _is_plain(p) and skips_rows(p)]
+
+
 def _speedup(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
-    points = _of_family(_points(found, one.phase), one)
-    _measured(value, one, [p for p in points if _is_plain(p) and skips_rows(p)])
-
-
-def _layer(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
-    points = _of_family(_points(found, one.phase, only="layer"), one)
-    _measured(value, one, [p for p in points if _is_plain(p) and skips_rows(p)])
+    _measured(value, one, _plain_points(one, found))
 
 
 def _measured(value: ReproducedValue, one: PublishedValue, points: list[SweepPoint]) -> None:
@@ -161,8 +162,7 @@ def _measured(value: ReproducedValue, one: PublishedValue, points: list[SweepPoi
 
 def _end(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
     """The setting of the sweep with the lowest or the highest speedup."""
-    points = _of_family(_points(found, one.phase), one)
-    points = [p for p in points if _is_plain(p) and skips_rows(p)]
+    points = _plain_points(one, found)
     points.sort(key=lambda p: p.realised, reverse=one.at != LOWEST)
     _measured(value, one, points[:1])
 

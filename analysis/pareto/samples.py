@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prunescope.analysis.pareto.frontier import comparable, loss_ci95, loss_of
-from prunescope.analysis.schema.pareto import SampleCount, SweepPoint, Winner
+from prunescope.analysis.schema.pareto import SweepPoint, Winner
 
 Array = npt.NDArray[np.float64]
 NUM_SAMPLES, SEED = 2000, 0
@@ -54,11 +54,6 @@ class SampledPoints:
         at = within.argmax(axis=1)
         top = within[np.arange(len(at)), at]
         return [self.labels[i] if speed > 0 else DENSE for i, speed in zip(at, top, strict=True)]
-
-
-def samples_used() -> SampleCount:
-    """How many samples the shares rest on, and their seed."""
-    return SampleCount(count=NUM_SAMPLES, seed=SEED)
 
 
 def sample_points(points: Iterable[SweepPoint]) -> SampledPoints | None:

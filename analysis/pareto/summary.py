@@ -6,7 +6,7 @@ cell, where pruning pays, the paper's claims, and what does not generalise.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prunescope.analysis.pareto.claims import sentence
 from prunescope.analysis.pareto.frontier import (
@@ -129,7 +129,9 @@ def _frontier_lines(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[
             yield f"{where}: no point could be judged: {_why_none(points)}."
         return
     steps = " → ".join(
-        f"{p.name} {ratio(p.realised)}{_interval(p)} at {_loss_text(p)}, {_share_text(p)}"
+        f"{p.name} {ratio(p.realised)}{_interval(p.realised_ci95, '{:.2f}'.format)} at "
+        f"{numbers.loss(loss_of(p))}{_interval(loss_ci95(p), numbers.loss)} perplexity, "
+        f"{_share_text(p)}"
         for p in best
     )
     yield f"{where}: the frontier, by loss{left}: {steps}."
@@ -174,7 +176,7 @@ def _share_text(point: SweepPoint) -> str:
 def _pays_line(name: str, phase: ParetoPhase) -> str:
     where = "at every batch and length" if len(phase.cells) > 1 else "here"
     alone = without_sparsity(phase.points)
-    pays = [f"{f} from s = {s:g}" for f, s in sorted(_known(phase.break_even))]
+    pays = [f"{f} from s = {s:g}" for f, s in sorted(phase.break_even.items()) if s is not None]
     pays += [family for family, faster in alone.items() if faster]
     never = [family for family, s in phase.break_even.items() if s is None]
     slower = [family for family, faster in alone.items() if not faster]
@@ -195,10 +197,6 @@ def _pays_line(name: str, phase: ParetoPhase) -> str:
         if families:
             parts.append(f"not judged, as {words}: {', '.join(families)}")
     return f"{name}: {'; '.join(parts)}."
-
-
-def _known(found: dict[str, float | None]) -> Iterator[tuple[str, float]]:
-    return ((family, s) for family, s in found.items() if s is not None)
 
 
 def control(points: list[SweepPoint]) -> Iterator[str]:
@@ -304,19 +302,8 @@ def _listed(counts: list[int]) -> str:
     return ", ".join(f"{n:,}" for n in counts)
 
 
-def _interval(point: SweepPoint) -> str:
-    if point.realised_ci95 is None:
-        return ""
-    low, high = point.realised_ci95
-    return f" [{low:.2f}, {high:.2f}]"
-
-
-def _loss_text(point: SweepPoint) -> str:
-    text, spread = numbers.loss(loss_of(point)), loss_ci95(point)
-    if spread:
-        low, high = (numbers.loss(value) for value in spread)
-        text += f" [{low}, {high}]"
-    return f"{text} perplexity"
+def _interval(ci95: list[float] | None, form: Callable[[float], str]) -> str:
+    return f" {numbers.interval(ci95, form)}" if ci95 else ""
 
 
 _BY_TOKEN = "one token after another"

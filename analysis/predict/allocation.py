@@ -78,17 +78,18 @@ class PhaseCosts:
     def expected(self, shape: ModelShape) -> ExpectedPhase:
         """The speedup of a model of this shape, and its range."""
         dense, side, terms = self.dense, self.side(shape), self.setting.terms
-        ns = self.ns(shape)
+        ns, measured = self.ns(shape), self.measured
         speedup = self.dense_ns / ns
-        if self.measured is None:
+        if measured is None:
             found = uncertainty(dense, side, terms)
         else:
-            found = uncertainty_of(
-                self._scaled_speedup(dense, side),
-                side,
-                terms,
-                differences=differences(dense, side, terms),
-            )
+
+            def of_constants(constants: Constants) -> float:
+                sides = dense.with_constants(constants), side.with_constants(constants)
+                return scaled_speedup(measured, *sides, terms)
+
+            apart = differences(dense, side, terms)
+            found = uncertainty_of(of_constants, side, terms, differences=apart)
         return ExpectedPhase(
             dense_ns=self.dense_ns,
             ns=ns,
@@ -96,23 +97,6 @@ class PhaseCosts:
             range=found.range_of(speedup),
             weight=self.weight,
         )
-
-    def _scaled_speedup(self, dense: PredictedSide, side: PredictedSide) -> _Speedup:
-        assert self.measured is not None
-        return _Speedup(self.measured, dense, side)
-
-
-@dataclass(frozen=True, slots=True)
-class _Speedup:
-    """A measured forward over a scaled one, for any constants."""
-
-    measured: Measured
-    dense: PredictedSide
-    side: PredictedSide
-
-    def __call__(self, constants: Constants) -> float:
-        sides = (self.dense.with_constants(constants), self.side.with_constants(constants))
-        return scaled_speedup(self.measured, *sides, self.side.setting.terms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -164,15 +164,7 @@ def predicted_answer(setting: Setting, request: PredictRequest) -> PredictedAnsw
     dense = side(work.batch, pruned=False)
     dense_memory = answer_memory(dense, pruned=False)
     if not setting.prunes:
-        return PredictedAnswer(
-            dense=dense.as_schema(),
-            pruned=None,
-            dense_memory=dense_memory,
-            pruned_memory=None,
-            time=None,
-            throughput=None,
-            at_max_batch=None,
-        )
+        return PredictedAnswer(dense=dense.as_schema(), dense_memory=dense_memory)
     pruned = side(request.pruned_batch or work.batch, pruned=True)
     pruned_memory = answer_memory(pruned, pruned=True)
     most = dense_memory.max_batch, pruned_memory.max_batch

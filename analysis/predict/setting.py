@@ -472,7 +472,10 @@ def routing_of_model(given: str, shape: ModelShape) -> Routing:
                 f"{shape.moe_layers} with experts",
                 hint="give the counts of each of them, or of one that stands for all",
             )
-        there = _experts_by_layer(shape) if len(layers) > 1 else [shape.experts]
+        there = [shape.experts]
+        if len(layers) > 1:
+            each = [layer.experts for layer in shape.layer_shapes if layer.experts]
+            there = each or there * shape.moe_layers
         for number, (counts, experts) in enumerate(zip(layers, there, strict=True)):
             if len(counts) < experts:
                 where = f" of layer {number} of those with experts" if len(layers) > 1 else ""
@@ -482,13 +485,6 @@ def routing_of_model(given: str, shape: ModelShape) -> Routing:
                     hint="give --routing the counts of the dense model",
                 )
     return found
-
-
-def _experts_by_layer(shape: ModelShape) -> list[int]:
-    """The number of experts of each layer that has some."""
-    if not shape.layer_shapes:
-        return [shape.experts] * shape.moe_layers
-    return [layer.experts for layer in shape.layer_shapes if layer.experts]
 
 
 def _stages(pp: int, layers: int) -> int:

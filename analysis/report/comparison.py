@@ -17,7 +17,7 @@ from prunescope.analysis.report import escape, numbers
 from prunescope.analysis.report.html import rendered_page
 from prunescope.analysis.report.latex import check_prefix, head, tabular
 from prunescope.analysis.report.ledger_view import LADDER, LEDGER, NOT_EXPLAINED, TOTALS
-from prunescope.analysis.report.markdown import table_lines
+from prunescope.analysis.report.markdown import table_blocks
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.view import Cell, Column, Columns, Table, number, table_of
 from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats, write_files
@@ -176,9 +176,7 @@ def _ratio(row: ComparisonRow, key: str) -> Cell:
 
 def _interval(row: ComparisonRow) -> Cell:
     ci95 = row.ladder.realised_ci95 if row.ladder else None
-    if not ci95:
-        return Cell(numbers.UNKNOWN)
-    return Cell(f"[{ci95[0]:.2f}, {ci95[1]:.2f}]", ci95[0])
+    return Cell(numbers.interval(ci95, "{:.2f}".format), ci95[0] if ci95 else None)
 
 
 def _time(row: ComparisonRow) -> Cell:
@@ -224,10 +222,9 @@ def comparison_warnings(comparison: Comparison) -> list[str]:
 
 def render_markdown(comparison: Comparison) -> str:
     """The table as GitHub-flavoured Markdown."""
-    lines = ["# Comparison", "", *table_lines(comparison_table(comparison))]
-    for warning in comparison_warnings(comparison):
-        lines += [f"> ⚠ {escape.markdown(warning)}", ""]
-    return "\n".join(lines) + "\n"
+    warnings = (f"> ⚠ {escape.markdown(text)}" for text in comparison_warnings(comparison))
+    table = table_blocks(comparison_table(comparison))
+    return "\n\n".join(["# Comparison", *table, *warnings, ""])
 
 
 def render_latex(comparison: Comparison, *, label_prefix: str = "") -> str:

@@ -10,6 +10,7 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -97,14 +98,8 @@ def plot_curves(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
         aside = (i - (len(shown) - 1) / 2) * 0.012 * span
         _curve_of(axes, i, label, [(x + aside, row) for x, row in points])
     grid = [x for i in range(41) if 0 <= (x := left + (right - left) * i / 40) < 0.95]
-    axes.plot(
-        grid,
-        [1 / (1 - x) for x in grid],
-        color="black",
-        linewidth=0.6,
-        linestyle=(0, (1, 1.5)),
-        label="promised, 1/(1 − s)",
-    )
+    dots: dict[str, Any] = {"color": "black", "linewidth": 0.6, "linestyle": (0, (1, 1.5))}
+    axes.plot(grid, [1 / (1 - x) for x in grid], label="promised, 1/(1 − s)", **dots)
     found = [evidence.of_row(row) for _, points in shown for _, row in points]
     reasons = [one for one in evidence.HATCHES if any(one in each for each in found)]
     if reasons:
@@ -152,37 +147,20 @@ def _left_out(
 def _curve_of(axes: Axes, i: int, label: str, points: list[tuple[float, ComparisonRow]]) -> None:
     points = sorted(points, key=lambda p: p[0])
     colour, marker = CURVES[i % len(CURVES)], CURVE_MARKERS[i % len(CURVE_MARKERS)]
+    look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 3}
     ladders = [(x, row.ladder) for x, row in points if row.ladder is not None]
-    axes.plot(
-        [x for x, _ in ladders],
-        [ladder.realised for _, ladder in ladders],
-        color=colour,
-        marker=marker,
-        markersize=3,
-        linewidth=0.9,
-        label=label,
-        linestyle="-" if i < len(CURVES) else "--",
-    )
+    speeds = [ladder.realised for _, ladder in ladders]
+    style = "-" if i < len(CURVES) else "--"
+    axes.plot([x for x, _ in ladders], speeds, linewidth=0.9, label=label, linestyle=style, **look)
     for x, ladder in ladders:
         if ladder.realised_ci95:
             axes.plot(
                 [x, x], ladder.realised_ci95, color=colour, linewidth=0.8, marker="_", markersize=3
             )
-    open_marks = [
-        (x, row.ladder.realised) for x, row in points if row.ladder and evidence.of_row(row)
-    ]
-    for x, y in open_marks:
-        axes.plot(
-            x,
-            y,
-            color=colour,
-            marker=marker,
-            markersize=3,
-            markerfacecolor="white",
-            markeredgewidth=0.8,
-            linestyle="none",
-            zorder=3,
-        )
+    look |= {"markerfacecolor": "white", "markeredgewidth": 0.8, "linestyle": "none", "zorder": 3}
+    for x, row in points:
+        if row.ladder and evidence.of_row(row):
+            axes.plot(x, row.ladder.realised, **look)
 
 
 def plot_bars(axes: Axes, rows: Sequence[ComparisonRow], *, left_out: int) -> None:

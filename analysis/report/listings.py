@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -211,7 +211,8 @@ def doctor(checks: Iterable[MachineCheck]) -> RenderableType:
     for check in checks:
         word, style = _MARKS[check.ok]
         text = check.says + (f"\n  {check.hint}" if check.hint else "")
-        table.add_row(Text(word, style), Text(check.check, "bold"), _shown(text))
+        found = "\n".join(clean(line) for line in text.splitlines())
+        table.add_row(Text(word, style), Text(check.check, "bold"), Text(found))
     return table
 
 
@@ -268,16 +269,14 @@ def verdict(report: Report, *, name: str, folder: Path) -> RenderableType:
 def _table(*columns: str) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=i == 0)
+        short = i == 0 or column == "applies"
+        side: Literal["left", "right"] = "right" if column in ("M", "N", "K", "count") else "left"
+        table.add_column(column, overflow="fold", no_wrap=short, justify=side)
     return table
 
 
 def _row(table: Table, *cells: str) -> None:
     table.add_row(*(Text(clean(cell)) for cell in cells))
-
-
-def _shown(text: str) -> Text:
-    return Text("\n".join(clean(line) for line in text.splitlines()))
 
 
 def applicable(found: Described) -> RenderableType:
@@ -299,20 +298,15 @@ def _mechanism(one: Mechanism) -> Text:
 
 
 def _gemms(rows: list[LayerGemm]) -> Table:
-    table = _aligned_table("GEMM", "M", "N", "K", "count")
+    table = _table("GEMM", "M", "N", "K", "count")
     for row in rows:
-        name = _PRODUCTS.get(row.group, row.role)
-        cells = (name, *(_known(value) for value in (row.m, row.n, row.k, row.count)))
-        table.add_row(*(Text(clean(cell)) for cell in cells))
+        sizes = ("?" if n is None else str(n) for n in (row.m, row.n, row.k, row.count))
+        _row(table, _PRODUCTS.get(row.group, row.role), *sizes)
     return table
 
 
-def _known(value: object) -> str:
-    return "?" if value is None else str(value)
-
-
 def _family_rows(found: Described) -> Table:
-    table = _aligned_table("family", "applies", "moves", "why")
+    table = _table("family", "applies", "moves", "why")
     for one in found.families:
         applies = Text(one.applies, _APPLIES[one.applies])
         table.add_row(Text(one.id), applies, Text(clean(_moves(one))), Text(clean(one.why)))
@@ -326,17 +320,6 @@ def _moves(one: Applicable) -> str:
         names = [_PRODUCTS[group]] if group in _PRODUCTS else list(moved.matrices)
         by_axis.setdefault(moved.axis, []).extend(names)
     return "; ".join(f"{axis} of {', '.join(names)}" for axis, names in by_axis.items()) or "-"
-
-
-def _aligned_table(*columns: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        short = column in ("family", "applies", "GEMM")
-        numeric = column in ("M", "N", "K", "count")
-        table.add_column(
-            column, overflow="fold", no_wrap=short, justify="right" if numeric else "left"
-        )
-    return table
 
 
 def sweep_state(found: Mapping[str, Any]) -> RenderableType:

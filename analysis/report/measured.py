@@ -7,8 +7,6 @@ of the steps, and what Holistic Trace Analysis (HTA) found.
 
 from __future__ import annotations
 
-from typing import Any
-
 from prunescope.analysis.report import numbers
 from prunescope.analysis.schema.anatomy import Anatomy
 from prunescope.analysis.schema.report import Phase
@@ -71,24 +69,17 @@ def lines(phase: Phase) -> list[str]:
 
 def throughput(phase: Phase) -> str:
     """Tokens or items a second and memory, dense → pruned where both are known."""
-    dense = phase.baseline
     facts = []
-    if phase.tokens_per_s is not None:
-        before = dense.tokens_per_s if dense else None
-        facts.append(_pair(before, phase.tokens_per_s, numbers.rate, "tokens/s"))
-    if phase.items_per_s is not None:
-        before = dense.items_per_s if dense else None
-        facts.append(_pair(before, phase.items_per_s, numbers.rate, "items/s"))
-    for key, label in MEMORY:
-        now = getattr(phase, key)
-        if now is not None:
-            facts.append(_pair(getattr(dense, key, None), now, numbers.size, label))
+    for key, label, form in (
+        ("tokens_per_s", "tokens/s", numbers.rate),
+        ("items_per_s", "items/s", numbers.rate),
+        *((key, label, numbers.size) for key, label in MEMORY),
+    ):
+        if (now := getattr(phase, key)) is not None:
+            dense = getattr(phase.baseline, key, None)
+            before = "" if dense is None else f"{form(dense)} → "
+            facts.append(f"{label} {before}{form(now)}")
     return " · ".join(facts)
-
-
-def _pair(dense: Any, now: float, form: Any, label: str) -> str:
-    before = f"{form(dense)} → " if isinstance(dense, (int, float)) else ""
-    return f"{label} {before}{form(now)}"
 
 
 def bounds(phase: Phase) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from prunescope.taxonomy.words import factor
@@ -28,9 +28,7 @@ class Scale:
 
     def interval(self, ci95: list[float] | None) -> str:
         """`[low, high]` in the unit of the column."""
-        if not ci95:
-            return UNKNOWN
-        return f"[{self.text(ci95[0])}, {self.text(ci95[1])}]"
+        return interval(ci95, self.text)
 
 
 def scale(values: Iterable[float | None]) -> Scale:
@@ -59,7 +57,12 @@ def ratio(value: float | None) -> str:
 
 def ratios(ci95: list[float] | None) -> str:
     """The interval of a speedup: `[1.14×, 1.17×]`."""
-    return f"[{ratio(ci95[0])}, {ratio(ci95[1])}]" if ci95 else UNKNOWN
+    return interval(ci95, ratio)
+
+
+def interval(ci95: Sequence[float] | None, form: Callable[[float], str]) -> str:
+    """`[low, high]`, each end in that form."""
+    return f"[{form(ci95[0])}, {form(ci95[1])}]" if ci95 else UNKNOWN
 
 
 def percent(share: float | None, *, decimals: int = 1, signed: bool = False) -> str:

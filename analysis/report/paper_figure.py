@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from prunescope.analysis.report import evidence
 from prunescope.analysis.report.evidence import MARKS, marked, marks_of_point
 from prunescope.analysis.report.figure_style import EDGE, drawing
 from prunescope.analysis.report.figure_style import looks_of as looks_in
@@ -200,23 +198,6 @@ def not_shown(shown: Sequence[Panel]) -> str:
     """How many panels a page has no room for, for a caption."""
     left = len(shown) - len(on_a_page(shown))
     return f" {left} more settings are in the CSV." if left else ""
-
-
-def bar(axes: Axes, at: float, height: float, width: float, look: dict[str, Any]) -> None:
-    """A bar from 0; `look`: colour, reasons and interval."""
-    reasons, ends = look["reasons"], look["ci95"]
-    hatch = evidence.HATCHES[reasons[0]] if reasons else ""
-    axes.bar(
-        at,
-        height,
-        width,
-        color="white" if reasons else look["colour"],
-        edgecolor=look["colour"] if reasons else "black",
-        hatch=hatch,
-        linewidth=0.4,
-    )
-    if ends is not None:
-        axes.plot([at, at], ends, color="black", linewidth=0.7)
 
 
 def patch(colour: str, label: str, hatch: str = "") -> Patch:

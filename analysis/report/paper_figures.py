@@ -68,25 +68,20 @@ def paper_files(found: PaperSet, tool: str, endings: Sequence[str]) -> dict[str,
         files[f"figure-{stem}.tex"] = f"{head(tool)}\n{snippet}".encode()
         snippets.append(snippet)
     files["paper.tex"] = "\n".join([head(tool), *snippets]).encode()
-    files["paper.md"] = ("\n".join(_page(found)) + "\n").encode()
+    files["paper.md"] = ("\n\n".join(_page(found)) + "\n").encode()
     return files
 
 
 def _page(found: PaperSet) -> Iterator[str]:
     yield "# The paper's kinds of figure"
-    yield ""
     for one in found.figures:
         yield f"## {text(one.title)}"
-        yield ""
         yield f"![{text(one.title)}]({figure_name(_KIND, one.name, 'png')})"
-        yield ""
         yield f"{text(one.caption)} Numbers: [{figure_name(_KIND, one.name, 'csv')}]" + (
             f"({figure_name(_KIND, one.name, 'csv')})."
         )
-        yield ""
     if found.missing:
         yield "## Not plotted"
-        yield ""
-        yield from (
+        yield "\n".join(
             f"- {text(one.name)}: {text(one.reason)}; {text(one.key)}" for one in found.missing
         )

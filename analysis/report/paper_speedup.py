@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.figure_style import reason_patches
+from prunescope.analysis.report.figure_style import hatch_of, reason_patches
 from prunescope.analysis.report.paper_figure import (
     PAGE,
     NotDrawn,
@@ -21,7 +21,6 @@ from prunescope.analysis.report.paper_figure import (
     PaperFigure,
     Row,
     alignment,
-    bar,
     ends,
     families_of,
     family_label,
@@ -171,12 +170,13 @@ def _bars(axes: Axes, strip: _Strip, colours: dict[str, str], sparsity: float) -
         for point in (p for p in strip.points if getattr(p, strip.axis) == value):
             j = list(colours).index(family_label(point))
             at = i + (j - (len(colours) - 1) / 2) * width
-            look = {
-                "colour": colours[family_label(point)],
-                "reasons": evidence.of_point(point),
-                "ci95": point.realised_ci95,
-            }
-            bar(axes, at, point.realised, 0.9 * width, look)
+            colour, reasons = colours[family_label(point)], evidence.of_point(point)
+            look: dict[str, Any] = {"color": colour, "edgecolor": "black", "linewidth": 0.4}
+            if reasons:
+                look |= {"color": "white", "edgecolor": colour, "hatch": hatch_of(reasons)}
+            axes.bar(at, point.realised, 0.9 * width, **look)
+            if point.realised_ci95 is not None:
+                axes.plot([at, at], point.realised_ci95, color="black", linewidth=0.7)
             highest.append(point.realised)
             ends += point.realised_ci95 or []
             if (bound := point.bounds.get("roofline")) is not None:

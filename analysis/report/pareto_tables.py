@@ -11,8 +11,8 @@ import msgspec
 
 from prunescope.analysis.report.escape import markdown as text
 from prunescope.analysis.report.evidence import SIMULATED, ZEROS, marked
-from prunescope.analysis.report.markdown import table_lines
-from prunescope.analysis.report.numbers import UNKNOWN, loss, percent, ratio, time
+from prunescope.analysis.report.markdown import table_blocks
+from prunescope.analysis.report.numbers import UNKNOWN, interval, loss, percent, ratio, time
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.titles import figure_name
 from prunescope.analysis.report.view import Column, Table, numeric, text_table
@@ -56,43 +56,35 @@ def pareto_summary(found: Pareto, folder: object = None, not_plotted: Sequence[s
 def render_pareto(found: Pareto, *, figures: bool = True) -> str:
     """The comparison as GitHub-flavoured Markdown; `figures`: with references to the PNG files in
     its folder."""
-    return "\n".join(_report(found, figures=figures)) + "\n"
+    return "\n\n".join([*_report(found, figures=figures), ""])
 
 
 def _report(found: Pareto, *, figures: bool) -> Iterator[str]:
     yield f"# Speed against quality: {text(found.subject.model)}"
-    yield ""
     yield "## In short"
-    yield ""
-    yield from (f"- {text(line)}" for line in found.summary)
-    yield ""
+    yield "\n".join(f"- {text(line)}" for line in found.summary)
     if figures:
         name = figure_name("speed-quality", "all", "png")
         yield f"![speedup against perplexity, with the frontier]({name})"
-        yield ""
     for name, phase in found.phases.items():
         yield f"## {text(name)}"
-        yield ""
         if figures:
             for kind, words in (
                 ("bound", "realised against the roofline bound"),
                 ("ledger", "where the dense step's time went"),
             ):
                 yield f"![{words}]({figure_name(kind, name, 'png')})"
-                yield ""
-        yield from table_lines(break_even_table(phase))
+        yield from table_blocks(break_even_table(phase))
         for cell in phase.cells:
             yield from _cell(phase, cell)
     if found.failed:
         rows = [(result.id, result.error) for result in found.failed]
         columns = [Column("result"), Column("error")]
-        yield from table_lines(text_table("failed", "Failed", columns, rows), level=2)
+        yield from table_blocks(text_table("failed", "Failed", columns, rows), level=2)
     yield "## How it was measured"
-    yield ""
     yield from _subject(found.subject)
     for note in found.notes:
         yield f"> {text(note)}"
-        yield ""
 
 
 def _subject(subject: SweepSubject) -> Iterator[str]:
@@ -100,15 +92,12 @@ def _subject(subject: SweepSubject) -> Iterator[str]:
     facts = [subject.device, subject.dtype, f"{subject.threads} threads"]
     facts += [f"{name} {version}" for name, version in subject.versions.items()]
     yield text(" · ".join(str(fact) for fact in facts))
-    yield ""
     if subject.command:
         command = " ".join(subject.command.replace("`", "").split())
         yield f"`{command}`"
-        yield ""
     config = {name: value for name, value in subject.config.items() if value is not None}
     if config:
         yield text(" · ".join(_option(name, value) for name, value in config.items()))
-        yield ""
 
 
 def _option(name: str, value: Any) -> str:
@@ -126,16 +115,14 @@ def _option_value(name: str, value: Any) -> str:
 def _cell(phase: ParetoPhase, cell: SweepCell) -> Iterator[str]:
     points = phase.points_in(cell)
     yield f"### {text(cell.where.capitalize())}"
-    yield ""
     if cell.dense_ns:
         low, high = time(cell.dense_ns["low"]), time(cell.dense_ns["high"])
         yield (
             f"Dense: {time(cell.dense_ns['median'])} a step, median of the results; from {low} to"
             f" {high}."
         )
-        yield ""
     for table in cell_tables(cell, points):
-        yield from table_lines(table, level=4)
+        yield from table_blocks(table, level=4)
 
 
 def cell_tables(cell: SweepCell, points: Sequence[SweepPoint]) -> Iterator[Table]:
@@ -204,9 +191,9 @@ def held_out_table(points: Sequence[SweepPoint]) -> Table:
             "" if point.sparsity is None else " = ".join(f"{s:g}" for s in point.sparsities),
             _speedup(point),
             loss(one.before_rel),
-            _interval(one.before_ci95, loss),
+            interval(one.before_ci95, loss),
             loss(one.after_rel),
-            _interval(one.after_ci95, loss),
+            interval(one.after_ci95, loss),
             UNKNOWN if one.tokens is None else f"{one.tokens:,}",
         ]
         for point in points
@@ -227,17 +214,17 @@ def _point_row(point: SweepPoint, *, recovered: bool, other: bool, tasks: bool) 
         "" if point.sparsity is None else " = ".join(f"{s:g}" for s in point.sparsities),
         percent(point.flop_sparsity),
         _speedup(point),
-        _interval(point.realised_ci95, "{:.2f}".format),
+        interval(point.realised_ci95, "{:.2f}".format),
         # A share of a bound rests on the time, as the speedup does.
         *(
             percent(point.shares.get(b) if point.timing_valid else None, decimals=0)
             for b in ("flop", "coverage", "roofline")
         ),
         loss(lost.perplexity_rel),
-        _interval(lost.ci95, loss),
+        interval(lost.ci95, loss),
     ]
     if recovered:
-        row += [loss(lost.perplexity_rel_recovered), _interval(lost.recovered_ci95, loss)]
+        row += [loss(lost.perplexity_rel_recovered), interval(lost.recovered_ci95, loss)]
     if other:
         elsewhere = lost.other_text or TextLoss()
         after = elsewhere.perplexity_rel_recovered
@@ -245,7 +232,7 @@ def _point_row(point: SweepPoint, *, recovered: bool, other: bool, tasks: bool) 
     if tasks:
         row += [
             percent(_known(lost.tasks_signed), signed=True),
-            _interval(_known(lost.tasks_signed_ci95), loss),
+            interval(_known(lost.tasks_signed_ci95), loss),
             percent(_known(lost.tasks_absolute)),
         ]
     kl = UNKNOWN if lost.kl is None else f"{lost.kl:.3g}"
@@ -333,10 +320,6 @@ def _speedup(found: SweepPoint | Winner | SpeedLoss) -> str:
 
 def _speed_loss(found: SpeedLoss | None) -> str:
     return "" if found is None else f"{_speedup(found)} at {loss(found.loss)}"
-
-
-def _interval(ends: Sequence[float] | None, form: Any) -> str:
-    return f"[{form(ends[0])}, {form(ends[1])}]" if ends else UNKNOWN
 
 
 def _known(value: T | msgspec.UnsetType) -> T | None:

@@ -63,27 +63,20 @@ def _of_points(result: Prediction) -> Iterator[Row]:
                 row |= {key: getattr(phase.ladder, key) for key in ("flop", "coverage", "roofline")}
             if phase.predicted is not None:
                 found = phase.predicted.execution
-                low, high = found.range
-                row |= {"expected": found.speedup, "low": low, "high": high}
-                row |= {"dense_ns": found.dense_ns, "pruned_ns": found.pruned_ns}
+                row |= _expected(found.speedup, found.range, found.dense_ns, found.pruned_ns)
             yield row
 
 
 def _of_ranking(result: Ranking) -> Iterator[Row]:
     for share, families in result.by.items():
         for one in families:
-            low, high = one.range
             yield {
                 "phase": f"equal {share}",
                 "method": one.family,
                 "sparsity": one.sparsity,
                 "batch": one.answer.batch,
                 "prompt_len": one.answer.prompt_len,
-                "expected": one.speedup,
-                "low": low,
-                "high": high,
-                "dense_ns": result.dense.total_ns,
-                "pruned_ns": one.answer.total_ns,
+                **_expected(one.speedup, one.range, result.dense.total_ns, one.answer.total_ns),
                 "weight_bytes": one.weight_bytes,
                 "kv_bytes": one.kv_bytes,
             }
@@ -92,21 +85,22 @@ def _of_ranking(result: Ranking) -> Iterator[Row]:
 def _of_run(result: FromRun) -> Iterator[Row]:
     for name, phase in result.phases.items():
         for one in phase.families:
-            low, high = one.range
             yield {
                 "phase": name,
                 "method": one.label,
                 "sparsity": one.sparsity,
                 **{key: getattr(phase, key) for key in ("batch", "prompt_len", "context")},
                 "roofline": one.bound,
-                "expected": one.expected,
-                "low": low,
-                "high": high,
-                "dense_ns": phase.wall_ns,
-                "pruned_ns": one.wall_ns,
+                **_expected(one.expected, one.range, phase.wall_ns, one.wall_ns),
                 "weight_bytes": one.weight_bytes,
                 "kv_bytes": one.kv_bytes,
             }
+
+
+def _expected(speedup: float, ends: list[float], dense_ns: float, pruned_ns: float) -> Row:
+    low, high = ends
+    times = {"dense_ns": dense_ns, "pruned_ns": pruned_ns}
+    return {"expected": speedup, "low": low, "high": high, **times}
 
 
 def render_prediction(values: dict[str, Any]) -> str:

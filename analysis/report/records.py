@@ -134,16 +134,12 @@ def ladder(report: Report) -> Records:
 
 def kernels(report: Report) -> Records:
     """A row a kernel name, largest first."""
-    return _records(
-        "kernels", report, _columns(KernelRow), lambda p: (_fields(k) for k in p.kernels)
-    )
+    return _records("kernels", report, _columns(KernelRow), lambda p: map(_fields, p.kernels))
 
 
 def findings(report: Report) -> Records:
     """A row a finding, the most severe first."""
-    return _records(
-        "findings", report, _columns(Finding), lambda p: (_fields(f) for f in p.findings)
-    )
+    return _records("findings", report, _columns(Finding), lambda p: map(_fields, p.findings))
 
 
 def roofline(report: Report) -> Records:

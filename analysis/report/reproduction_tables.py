@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from prunescope.analysis.report.numbers import UNKNOWN, percent
+from prunescope.analysis.report.numbers import UNKNOWN, interval, percent
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.view import Column, Columns, Table, number, table_of
 from prunescope.analysis.schema.reproduction import (
@@ -72,4 +72,4 @@ def _ours(one: ReproducedValue, form: Callable[[float], str]) -> str:
 
 
 def _ends(ends: list[float] | None, form: Callable[[float], str]) -> str:
-    return f"[{form(ends[0])}, {form(ends[1])}]" if ends else ""
+    return interval(ends, form) if ends else ""

@@ -268,40 +268,16 @@ def waves_figure(anatomy: Anatomy, of: str, of_step: str) -> Figure | None:
     for i, one in enumerate(shapes):
         n, ns = zip(*one.curve, strict=True)
         # Two GEMMs of one shape would lie on each other.
-        axes.plot(
-            n,
-            [y / unit.per for y in ns],
-            color=PALETTE[i],
-            linewidth=0.9,
-            drawstyle="steps-pre",
-            alpha=0.85,
-        )
+        line: dict[str, Any] = {"color": PALETTE[i], "linewidth": 0.9}
+        times = [y / unit.per for y in ns]
+        axes.plot(n, times, drawstyle="steps-pre", alpha=0.85, **line)
         sizes = _mark_sizes(axes, one, i, unit)
         is_dense_shown |= one.dense in sizes - {one.n}
-        handles.append(
-            Line2D(
-                [],
-                [],
-                color=PALETTE[i],
-                marker=MARKERS[i] if one.n in sizes else "",
-                markersize=4,
-                linewidth=0.9,
-                label=short(one.role),
-            )
-        )
+        marker = MARKERS[i] if one.n in sizes else ""
+        handles.append(Line2D([], [], marker=marker, markersize=4, label=short(one.role), **line))
     if is_dense_shown:
-        handles.append(
-            Line2D(
-                [],
-                [],
-                color="black",
-                marker="o",
-                markersize=4,
-                linestyle="",
-                markerfacecolor="white",
-                label="dense N",
-            )
-        )
+        hollow: dict[str, Any] = {"color": "black", "linestyle": "", "markerfacecolor": "white"}
+        handles.append(Line2D([], [], marker="o", markersize=4, label="dense N", **hollow))
     _scale_widths(axes, shapes)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("N, output features")
@@ -326,27 +302,13 @@ def _scale_widths(axes: Axes, shapes: Sequence[Shape]) -> None:
 def _mark_sizes(axes: Axes, one: Shape, i: int, unit: numbers.Scale) -> set[int]:
     """The N that ran, filled, and the dense one, hollow; gives those that lie on the curve."""
     at = {int(n): ns for n, ns in one.curve}
+    mark: dict[str, Any] = {"marker": MARKERS[i], "markersize": 5, "zorder": 4}
     if one.n in at:
-        axes.plot(
-            [one.n],
-            [at[one.n] / unit.per],
-            marker=MARKERS[i],
-            color=PALETTE[i],
-            markersize=5,
-            markeredgecolor="black",
-            markeredgewidth=0.4,
-            zorder=4,
-        )
+        filled = {**mark, "color": PALETTE[i], "markeredgecolor": "black", "markeredgewidth": 0.4}
+        axes.plot([one.n], [at[one.n] / unit.per], **filled)
     if one.dense in at and one.dense != one.n:
-        axes.plot(
-            [one.dense],
-            [at[one.dense] / unit.per],
-            marker=MARKERS[i],
-            markersize=5,
-            markerfacecolor="white",
-            markeredgecolor=PALETTE[i],
-            zorder=4,
-        )
+        hollow = {**mark, "markerfacecolor": "white", "markeredgecolor": PALETTE[i]}
+        axes.plot([one.dense], [at[one.dense] / unit.per], **hollow)
     return at.keys() & {n for n in (one.n, one.dense) if n is not None}
 
 

@@ -238,7 +238,8 @@ def _realised(phase: Phase, ladder: Ladder) -> str:
         text += "promised" if has_promise(phase) else "that its FLOPs allow"
     if ladder.share_of_bound is not None:
         text += f", {numbers.percent(ladder.share_of_bound)} of the roofline bound"
-        text += _shares(ladder.share_of_bound_ci95 if ladder.realised_ci95 else None)
+        if ladder.realised_ci95 and ladder.share_of_bound_ci95:
+            text += f" {numbers.interval(ladder.share_of_bound_ci95, numbers.percent)}"
         if ladder.share_of_bound > 1.005:
             text += f" ({_beyond(ladder)})"
     return text
@@ -307,17 +308,7 @@ def _was_promised(phase: Phase, ladder: Ladder) -> str:
 
 
 def _interval(ladder: Ladder) -> str:
-    if not ladder.realised_ci95:
-        return ""
-    low, high = (numbers.ratio(bound) for bound in ladder.realised_ci95)
-    return f" [{low}, {high}]"
-
-
-def _shares(ci95: list[float] | None) -> str:
-    if not ci95:
-        return ""
-    low, high = (numbers.percent(end) for end in ci95)
-    return f" [{low}, {high}]"
+    return f" {numbers.ratios(ladder.realised_ci95)}" if ladder.realised_ci95 else ""
 
 
 def family(verdict: FamilyVerdict | None) -> str:

@@ -211,9 +211,12 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
     if without_sizes(phase):  # the dense time would stand for what its FLOPs give
         return
     over = pruned.ns - promised
+    reference = f"the {numbers.time(promised)} {_meaning(phase)}"
+    if abs(over) < 0.5:  # recorded times are whole nanoseconds: there is nothing to explain
+        yield f"the step takes exactly {reference}"
+        return
     longer = f"{numbers.time(abs(over))} {'longer' if over > 0 else 'shorter'}"
-    than = f"than the {numbers.time(promised)} {_meaning(phase)}"
-    text = f"the step takes {numbers.time(pruned.ns)}, {longer} {than}"
+    text = f"the step takes {numbers.time(pruned.ns)}, {longer} than {reference}"
     lost = _lost(phase.ladder, dense.moves_ns, promised, pruned)
     if (expected := _overlapping(phase, promised, dense.moves_ns)) is not None:
         low, high = map(numbers.time, expected)

@@ -175,12 +175,12 @@ class PredictedAnswer(msgspec.Struct, kw_only=True):
     """A whole workload on both sides; pruned fields are null without a method."""
 
     dense: Generation
-    pruned: Generation | None
+    pruned: Generation | None = None
     dense_memory: Memory
-    pruned_memory: Memory | None
-    time: Speed | None  # of the answer
-    throughput: Speed | None  # of tokens a second: batches may differ
-    at_max_batch: Speed | None  # of tokens a second, each side at the largest batch that fits
+    pruned_memory: Memory | None = None
+    time: Speed | None = None  # of the answer
+    throughput: Speed | None = None  # of tokens a second: batches may differ
+    at_max_batch: Speed | None = None  # of tokens a second, each at the largest batch that fits
 
 
 class PredictedPhase(Sums, kw_only=True):

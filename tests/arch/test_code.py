@@ -10,12 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("analysis", "taxonomy", "tracer")
-SOURCES = [
-    *sorted((ROOT / "prunescope").glob("*.py")),
-    *(p for r in ROOMS for p in sorted((ROOT / r).rglob("*.py"))),
-]
+from tests.arch.test_imports import ROOT, SOURCES, nodes, source
+
 ALL = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))]
 # Traces are untrusted, stdout belongs to the report, and a frame is not walked row by row.
 CALLS = {"eval", "exec", "print", "compile", "__import__"}
@@ -26,7 +22,7 @@ VAGUE = {"utils.py", "helpers.py", "base.py", "common.py", "misc.py"}
 
 def found(path: Path) -> Iterator[str]:
     """What a file does that no file may do."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+    for node in nodes(path):
         where = f"{path.name}:{getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             if node.func.id in CALLS:
@@ -71,7 +67,9 @@ def test_a_class_has_a_name_of_its_own() -> None:
     """One name, one thing: but for private classes, and what the Python API shows of the schema."""
     files: dict[str, list[str]] = defaultdict(list)
     for path in SOURCES:
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        module = nodes(path)[0]
+        assert isinstance(module, ast.Module)
+        for node in module.body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 files[node.name].append(path.relative_to(ROOT).as_posix())
     twice = {name: paths for name, paths in files.items() if len(paths) > 1}
@@ -85,7 +83,8 @@ def test_nothing_names_a_machine() -> None:
     bad = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in texts
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if pattern.search(source(path))
+        for number, line in enumerate(source(path).splitlines(), 1)
         if pattern.search(line)
     ]
     assert bad == []

@@ -21,7 +21,7 @@ from prunescope.taxonomy.architecture_table import ARCHITECTURES, OTHERS
 from prunescope.taxonomy.families import families, pruning_families
 from prunescope.taxonomy.family import UNITS
 from prunescope.tracer.pruners import family_ids
-from tests.arch.test_imports import ROOT, SOURCES, room_of
+from tests.arch.test_imports import ROOT, SOURCES, nodes, room_of, source
 
 IDS = [one.id for one in pruning_families()]
 TRACED = [one.id for one in pruning_families() if not one.predicted_only]
@@ -60,6 +60,8 @@ OWN = set().union(*(own_files(place) for place in PLACES))
 
 def named_in(text: str, *, docstrings: bool) -> Iterator[tuple[int, str]]:
     """(line, id) of every family that a source file names; without its docstrings on request."""
+    if not _ID.search(text):
+        return
     spared: set[int] = set()
     if not docstrings:
         for node in ast.walk(ast.parse(text)):
@@ -87,9 +89,7 @@ def test_no_other_source_names_a_family() -> None:
         f"{path.relative_to(ROOT)}:{line} names {one}: ask for a trait of taxonomy.family.Family"
         for path in SOURCES
         if path not in OWN
-        for line, one in named_in(
-            path.read_text(encoding="utf-8"), docstrings=room_of(path) != "prunescope"
-        )
+        for line, one in named_in(source(path), docstrings=room_of(path) != "prunescope")
     ]
     assert bad == []
 
@@ -132,7 +132,7 @@ def test_no_other_source_imports_the_file_of_a_family() -> None:
         f"{path.relative_to(ROOT)}:{node.lineno} imports {node.module}"
         for path in SOURCES
         if path not in OWN
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes(path)
         if isinstance(node, ast.ImportFrom)
         and (
             _MODULE.search(node.module or "") or any(_MODULE.fullmatch(a.name) for a in node.names)
@@ -163,7 +163,7 @@ def test_no_other_source_names_a_model_type() -> None:
         (path.name, node.value)
         for path in SOURCES
         if path.name != "architecture_table.py"
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes(path)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in types
     }
     assert named - apart == set()

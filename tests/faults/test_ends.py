@@ -39,9 +39,12 @@ def command(
     )
 
 
-@both
 @pytest.mark.parametrize("swallows", [False, True], ids=["passes", "swallows"])
-@pytest.mark.parametrize("format_", ["svg", "png", "pdf"])
+@pytest.mark.parametrize(
+    ("format_", "number"),
+    [("svg", signal.SIGINT), ("svg", signal.SIGTERM), ("png", signal.SIGINT),
+     ("pdf", signal.SIGTERM)],
+)  # fmt: skip
 def test_while_a_picture_is_drawn(
     number: signal.Signals, swallows: bool, format_: str, run: Path, tmp_path: Path
 ) -> None:

@@ -36,7 +36,7 @@ def test_a_seed_is_a_whole_report(index: int, tmp_path: Path) -> None:
         check(phase)
 
 
-@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize("block", range(2))
 def test_random_files(block: int, tmp_path: Path) -> None:
     """Both answers occur: else the mutations are too weak or too strong to test anything."""
     seen = {attempt(f"test:{block * 40 + i}", tmp_path) for i in range(40)}

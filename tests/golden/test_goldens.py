@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.markdown import render_markdown
-from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.schema.report import Phase, Report
 from prunescope.taxonomy.run import read_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,6 +22,12 @@ PAIRS = {
     "tiny-static-nk": ("static-nk", {"none", "N", "K", "heads"}),
     "tiny-static-k-mask": ("static-k-mask", {"none"}),
 }
+
+
+@cache
+def report_of(name: str) -> Report:
+    """The report of a golden pair, made once."""
+    return analyze(ROOT / "traces" / name).report
 
 
 def numbers(phase: Phase) -> dict[str, Any]:
@@ -46,7 +53,7 @@ def numbers(phase: Phase) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_golden(name: str, pytestconfig: pytest.Config) -> None:
-    report = analyze(ROOT / "traces" / name).report
+    report = report_of(name)
     family, axes = PAIRS[name]
     seen = {}
     for phase_name, phase in report.phases.items():
@@ -88,7 +95,7 @@ def test_golden_runs_stay_small_and_say_where_they_come_from(name: str, variant:
 
 def test_a_mask_removes_nothing() -> None:
     """The verdict says that zeros are in dense tensors and that nothing was removed."""
-    report = analyze(ROOT / "traces" / "tiny-static-k-mask").report
+    report = report_of("tiny-static-k-mask")
     for phase in report.phases.values():
         text = " ".join(f.text for f in phase.findings if f.id == "zeros-in-dense")
         assert "zeros are in dense tensors" in text
@@ -97,7 +104,7 @@ def test_a_mask_removes_nothing() -> None:
 
 def test_width_falls_on_both_sides() -> None:
     """N of gate and up and K of down fell together, to the same number."""
-    for phase in analyze(ROOT / "traces" / "tiny-static-nk").report.phases.values():
+    for phase in report_of("tiny-static-nk").phases.values():
         by_role = {g.role: g for g in phase.gemms}
         assert by_role["gate"].axis == by_role["up"].axis == "N"
         assert by_role["down"].axis == "K"
@@ -105,7 +112,7 @@ def test_width_falls_on_both_sides() -> None:
 
 
 def test_depth_removes_layers_and_adds_no_work() -> None:
-    for phase in analyze(ROOT / "traces" / "tiny-static-m").report.phases.values():
+    for phase in report_of("tiny-static-m").phases.values():
         assert phase.pairing is not None
         assert phase.pairing.layers == "4 of 8 layers removed"
         assert phase.pairing.added == 0
@@ -122,5 +129,5 @@ _NO_NUMBERS = re.compile(
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_no_number_of_a_report_is_none(name: str) -> None:
-    text = render_markdown(analyze(ROOT / "traces" / name).report)
+    text = render_markdown(report_of(name))
     assert [m[0] for m in _NO_NUMBERS.finditer(text)] == []

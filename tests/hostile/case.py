@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 
 # What does something in a browser, in LaTeX, a spreadsheet or a terminal.
 ATTACK = "<script>alert(1)</script>\\input{/etc/passwd}=cmd|' /C calc'!A0\x1b]0;owned\x07\x1b[2J"
+_shown: set[bytes] = set()  # digests of the reports that were checked as JSON and on a terminal
 CONTROLS = frozenset(map(chr, range(32))) - {"\n", "\r", "\t"}
 TEXT_FORMATS = ("md", "html", "json", "tex", "csv")
 
@@ -55,12 +57,16 @@ def answer(case: Case, folder: Path) -> int:
 
 
 def check_shown(done: Analysis, *, formats: tuple[str, ...]) -> None:
-    """Every rendering is strict JSON or text without anything active in it."""
-    files: dict[str, bytes] = {}
+    """Every rendering is strict JSON or text without anything active in it. Two reports of the same
+    JSON read the same: half of the cases damage what no number depends on."""
+    files = _rendered(done, "json")
+    seen = hashlib.sha256(files["report.json"]).digest()
+    if formats == ("json",):
+        if seen in _shown:
+            return
+        _shown.add(seen)
     for name in formats:
-        files |= FORMATS[name].render(
-            RequestedFormats(report=done.report, name=name, frames=done.frames)
-        )
+        files |= _rendered(done, name)
     for name, data in files.items():
         text = data.decode("utf-8")
         if name.endswith(".json"):
@@ -74,6 +80,10 @@ def check_shown(done: Analysis, *, formats: tuple[str, ...]) -> None:
     for phase in done.report.phases.values():
         total = phase.busy_ns + phase.gap_ns + phase.tail_ns
         assert abs(total - phase.wall_ns) <= 1 + 1e-9 * abs(phase.wall_ns), "the wall is not closed"
+
+
+def _rendered(done: Analysis, name: str) -> dict[str, bytes]:
+    return FORMATS[name].render(RequestedFormats(report=done.report, name=name, frames=done.frames))
 
 
 def on_terminal(report: Report) -> str:

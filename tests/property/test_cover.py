@@ -17,14 +17,14 @@ from prunescope.analysis.trace.load import load
 from tests.chrome import save
 
 CALL = 1  # ns that a launch call takes
-QUIET = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+QUIET = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @given(
     spans=st.lists(st.tuples(st.integers(-20, 40), st.integers(0, 15)), max_size=12),
     begin=st.integers(-10, 30),
 )
-@settings(QUIET, max_examples=150)
+@settings(QUIET, max_examples=75)
 def test_cover_equals_its_baseline(spans: list[tuple[int, int]], begin: int) -> None:
     spans.sort(key=lambda s: (s[0], -s[1]))
     start = np.array([s for s, _ in spans], np.int64)

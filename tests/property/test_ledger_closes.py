@@ -27,7 +27,7 @@ from prunescope.analysis.ledger.noise import bootstrap, choose_time_base, halves
 from prunescope.analysis.ledger.pairing import RecordWeight, Units, UnitSums
 from prunescope.analysis.ledger.rows import build_rows
 
-QUIET = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+QUIET = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 NS = st.integers(0, 10**7).map(float)
 COUNT = st.integers(0, 50).map(float)
 WORK = st.sampled_from([float("nan"), 0.0]) | st.floats(1, 1e15)  # no device does less than 1

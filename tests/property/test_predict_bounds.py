@@ -19,7 +19,7 @@ from prunescope.taxonomy.families import families, family
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.shape import ModelShape
 
-QUICK = settings(max_examples=40, deadline=None)
+QUICK = settings(max_examples=20, deadline=None)
 PLACED = ("static-m", "static-k-lowrank", "static-nk", "static-nk-cross", "dynamic-m", "dynamic-nk")
 # Wider steps than any rounding to 16 channels, one head or one layer of these shapes.
 STEPS = (0.0, 0.25, 0.5, 0.75)

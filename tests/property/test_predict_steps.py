@@ -18,7 +18,7 @@ from prunescope.taxonomy.shape import ModelShape
 from tests.property.test_predict_bounds import PLACED, devices, setting_of, shapes
 
 # The same examples in every run: near the limit chance would decide.
-QUICK = settings(max_examples=60, deadline=None, derandomize=True)
+QUICK = settings(max_examples=30, deadline=None, derandomize=True)
 methods = st.sampled_from((*PLACED, "static-k-24", "dynamic-nk"))
 JUMP = 0.05
 

@@ -80,7 +80,7 @@ gone = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=15)
 @given(
     st.lists(st.tuples(choices, st.lists(gone, max_size=1)), min_size=1, max_size=4),
     st.integers(0, 48),
@@ -98,7 +98,7 @@ def test_as_brute_force_with_layers_that_go(
     assert sum(one.loss for one in chosen) == brute_force(options, cost)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(
     st.lists(st.lists(st.tuples(st.floats(0.1, 9), st.floats(0, 3)), min_size=1, max_size=4),
              min_size=1, max_size=6),

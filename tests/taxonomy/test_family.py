@@ -104,7 +104,7 @@ def test_at_sparsity_zero_every_family_is_dense(preset: str) -> None:
             assert roofline(same, **H100) == pytest.approx(roofline(dense, **H100)), name
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.sampled_from(FREE),
     st.sampled_from(["prefill", "decode"]),
@@ -122,7 +122,7 @@ def test_more_sparsity_is_never_more_flop(
     assert more <= less * (1 + 1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.sampled_from(sorted(IDS)), st.sampled_from(["prefill", "decode"]), st.integers(1, 64))
 def test_ops_are_sound(name: str, phase: str, batch: int) -> None:
     work = Workload(phase=phase, batch=batch, prompt_len=128)

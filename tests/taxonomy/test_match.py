@@ -98,7 +98,7 @@ def test_too_little_is_refused_too() -> None:
     assert solved("static-m", 0.0, "flop").removed == {"flop": 0, "param": 0, "byte": 0}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.floats(0.05, 0.6), st.sampled_from(["static-m", "static-nk", "static-k-lowrank"]))
 def test_no_other_point_is_nearer(asked: float, name: str) -> None:
     found = solved(name, asked, "flop")

@@ -142,7 +142,7 @@ def test_scrubbing_twice_changes_nothing_more(text: str) -> None:
      "\\\\a", "secret ", "TOKEN", "gpu-1.", "-----BEGIN A", "file://", "bearer ", "x.corp."],
 )  # fmt: skip
 def test_no_text_takes_long(piece: str) -> None:
-    """A megabyte: a name of a trace, or a string of a manifest, is a stranger's."""
+    """300 kB: a name of a trace, or a string of a manifest, is a stranger's."""
     begun = time.process_time()
-    scrub(piece * (1_000_000 // len(piece)))
-    assert time.process_time() - begun < 20  # one that grows with the square takes an hour
+    scrub(piece * (300_000 // len(piece)))
+    assert time.process_time() - begun < 20  # one that grows with the square takes minutes

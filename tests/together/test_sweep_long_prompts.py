@@ -17,7 +17,7 @@ from tests.small_capture import SMALL_SWEEP, same_peaks
 def test_they_have_a_quality_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts of 48 tokens where a usual window has 32: one model, judged behind each length."""
     same_peaks(monkeypatch)
-    for name, value in (("TOKENS", 256), ("_was_disturbed", lambda _out: False), ("CONTEXT", 32)):
+    for name, value in (("TOKENS", 128), ("_was_disturbed", lambda _out: False), ("CONTEXT", 32)):
         monkeypatch.setattr(f"prunescope.tracer.sweep.job.{name}", value)
     monkeypatch.setattr("prunescope.tracer.quality.quality.CONTEXT", 32)
     text = SMALL_SWEEP.replace("[16]", "[16, 48]").replace("[0.25, 0.5]", "[0.5]")

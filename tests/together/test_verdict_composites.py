@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,9 @@ import pytest
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import FamilyVerdict, Phase
-from tests.small_capture import FEW, PEAKS, saved_model
-
-torch = pytest.importorskip("torch")
+from tests.small_capture import saved_model, traced_together
 
 pytestmark = pytest.mark.torch
-CPU = torch.device("cpu")
 
 SMALL = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -25,29 +21,9 @@ SMALL = {
 
 
 def traced(tmp_path: Path, options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Phase]]:
-    """The phases of reports that know nothing of the pruning, by name of the pruned model: all of
-    them are captured at once beside one dense model. `options`: as in TraceRequest."""
-    from prunescope.tracer.capture.progress import Silent
-    from prunescope.tracer.capture.request import TraceRequest
-    from prunescope.tracer.capture.runs import write_runs
-    from prunescope.tracer.capture.session import capture
-    from prunescope.tracer.capture.variants import make_variants
-
-    requests = {name: TraceRequest(out=tmp_path, **{**FEW, **own}) for name, own in options.items()}
-    first = next(iter(requests.values()))
-    variants = list(make_variants(first, CPU, ("dense",)))
-    for name, request in requests.items():
-        (pruned,) = make_variants(request, CPU, ("pruned",))
-        variants.append(replace(pruned, name=name, pruning=None))
-    captures = capture(first, Silent(), peaks=PEAKS, variants=variants)
-    phases = {}
-    for name in requests:
-        captures[name].run.variant = "pruned"
-        out = tmp_path / f"run {len(phases)}"
-        write_runs(out, {"dense": captures["dense"], "pruned": captures[name]}, None)
-        phases[name] = analyze(out).report.phases
-        assert phases[name].keys() == captures[name].run.phases.keys()
-    return phases
+    """The phases of reports that know nothing of the pruning, by name of the pruned model."""
+    runs = traced_together(tmp_path, options, recorded=False)
+    return {name: analyze(run).report.phases for name, run in runs.items()}
 
 
 def assert_parts(family: FamilyVerdict | None, wanted: set[str], where: object) -> None:

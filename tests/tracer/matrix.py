@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 from prunescope.analysis.inputs.open import open_side
 from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.inputs.side import Side, SidePhase
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.errors import PrunescopeError
@@ -97,10 +99,30 @@ def matrix_row(
         except PrunescopeError as error:
             cell.why = error.problem
     captures = capture(_request(name, batch), Silent(), peaks=PEAKS, variants=variants)
-    for label, cell in zip(wanted, cells, strict=True):
-        if label in captures:
-            _judge(cell, captures["dense"], captures[label], model.config.to_dict(), batch)
+    sides: dict[tuple[str, str], SidePhase] = {}
+    with mock.patch.object(Side, "read", _read_once(sides)):
+        for label, cell in zip(wanted, cells, strict=True):
+            if label in captures:
+                _judge(cell, captures["dense"], captures[label], model.config.to_dict(), batch)
+                for phase in cell.works:
+                    del sides["pruned", phase]
     return cells
+
+
+def _read_once(kept: dict[tuple[str, str], SidePhase]) -> Callable[..., SidePhase]:
+    """`Side.read` that keeps what it read of a run, by variant and phase: the dense one stands
+    beside every other, and the work of a pruned one is that of which its report was made."""
+    read = Side.read
+
+    def once(side: Side, name: str, **options: bool) -> SidePhase:
+        if side.run is None or options:
+            return read(side, name, **options)
+        key = side.run.variant, name
+        if key not in kept:
+            kept[key] = read(side, name)
+        return kept[key]
+
+    return once
 
 
 def _expected(family: str, model: Any) -> str:

@@ -85,10 +85,14 @@ def _op(event: dict[str, Any]) -> Op:
     return event["name"], str(seen.get("Input Dims")), str(seen.get("Input Strides"))
 
 
-@torch.inference_mode()
 def plain_cells(folder: Path) -> dict[Cell, list[Op]]:
     """The ops of one forward of a plain loop on the model in a folder, by cell."""
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    return cells_of(AutoModelForCausalLM.from_pretrained(folder).eval(), folder)
+
+
+@torch.inference_mode()
+def cells_of(model: Any, folder: Path) -> dict[Cell, list[Op]]:
+    """The same of a model at hand; its trace is written into the folder."""
     forwards = {cell: _plain_forward(model, *cell) for cell in CELLS}
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as session:
         for cell, forward in forwards.items():
@@ -139,7 +143,9 @@ def our_cells(model: Any) -> dict[Cell, Events]:
     return {cell: found[" ".join(cell)]["traceEvents"] for cell in CELLS}
 
 
-def made(folder: Path, **options: Any) -> dict[str, Any]:
+def made(
+    folder: Path, names: tuple[str, ...] = ("dense", "pruned"), **options: Any
+) -> dict[str, Any]:
     """The dense and the pruned Variant of the model in a folder, as a capture has them."""
     request = TraceRequest(model=str(folder), out=folder / "out", prompt_len=LENGTH, **options)
-    return {v.name: v for v in make_variants(request, CPU, ("dense", "pruned"))}
+    return {v.name: v for v in make_variants(request, CPU, names)}

@@ -45,7 +45,7 @@ def test_the_widest_of_so_many_waves() -> None:
     assert Tiling(side=64, column=2, slots=None).waves(128) == 4  # each tile counts
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     side=st.sampled_from([16, 32, 48, 64, 96, 128, 192, 256]),
     column=st.integers(1, 300),

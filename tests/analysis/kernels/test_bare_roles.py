@@ -251,9 +251,9 @@ def test_an_attention_of_separate_ops_is_one(tmp_path: Path) -> None:
     each head; the table's rows are looked up by an index, and its matrix is the head."""
     layer = (mm(Q + 2 * KV, H), bmm(32, 16), softmax(), bmm(16, 32), mm(H, Q), mm(F, H), mm(H, F))
     table = op("aten::index", [100, H], [], kernels=[k(us=1, name="index_elementwise_kernel")])
-    rows = analyze(
-        save(chrome(table, *(layer * 3), mm(100, H)), tmp_path / "t.json")
-    ).frames["trace"]  # fmt: skip
+    analysis = analyze(save(chrome(table, *(layer * 3), mm(100, H)), tmp_path / "t.json"))
+    assert analysis.report.phases["trace"].shapes == {"recorded": 1.0}  # a softmax has no M, N, K
+    rows = analysis.frames["trace"]
     of_layer = ["qkv", *["attention"] * 3, "o", "up", "down"]
     assert rows["role"].to_list() == ["unknown", *of_layer * 3, "lm_head"]
     assert rows["layer"].to_list() == [None, *[i for i in range(3) for _ in of_layer], None]

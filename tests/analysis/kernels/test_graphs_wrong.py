@@ -94,9 +94,11 @@ def test_nearly_all_is_no_warning(tmp_path: Path) -> None:
         ("v100_legacy_graphs", "a100_legacy_flows"),
     ],
 )
-def test_real_traces_of_other_steps(replay: str, eager: str, real_trace: Real) -> None:
+def test_real_traces_of_other_steps(
+    replay: str, eager: str, real_trace: Real, real_report: Callable[[str], Report]
+) -> None:
     path = real_trace(f"{replay}.json.gz")
-    alone = analyze(path).report
+    alone = real_report(path.name)
     options = Options(eager_trace=real_trace(f"{eager}.json.gz"))
     report = analyze(path, options=options).report
     assert any("of another step" in w for w in report.warnings)

@@ -111,6 +111,17 @@ def test_the_miss_goes_by_the_interval_of_the_speedup() -> None:
     assert f"{missed}, {inside}" in summary(noisy)
 
 
+def test_a_step_that_takes_what_was_promised_is_not_shorter_by_nothing() -> None:
+    """105 ms promised, 105 ms pruned: no miss to explain, and no "0.00 µs shorter"."""
+    met = phase()
+    for row in met.ledger or []:
+        if row.row == "pruned":
+            row.ns = 105 * MS
+    text = summary(met)
+    assert "The step takes exactly the 105.00 ms promised." in text
+    assert "0.00" not in text and "shorter" not in text and "no row of the ledger" not in text
+
+
 def test_few_steps_without_an_interval_give_their_range_and_no_cause() -> None:
     """Dense steps of 100 and 180 ms promise 75 to 135 ms; pruned ones take 80 and 162 ms."""
     few = msgspec.structs.replace(phase(), unprofiled_ns=None, step_ns=[80_000_000, 162_000_000])

@@ -135,20 +135,20 @@ def same(told: Place, true: Place | None) -> bool:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.split("/")[1])
 @pytest.mark.parametrize("damage", [drop, merge, reorder, exchange])
-@pytest.mark.parametrize("seed", range(5))
-def test_the_truth_or_null(case: Case, damage: Damage, seed: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [1, 4, 40])
+def test_the_truth_or_null(case: Case, damage: Damage, count: int, tmp_path: Path) -> None:
     assert case.path
-    rng = random.Random(f"{case.name} {damage.__name__} {seed}")
+    rng = random.Random(f"{case.name} {damage.__name__} {count}")
     trace = json.loads(lean(case.name))
     kernels = numbered(trace)
-    left = damage(kernels, rng, (1, 2, 4, 10, 40)[seed])
+    left = damage(kernels, rng, count)
     trace["traceEvents"] = [e for e in trace["traceEvents"] if e.get("cat") != "kernel"] + left
     path = save(trace, tmp_path / "damaged.json.gz")
     got = placed(kernels_of(path, case, model=case.model, **case.workload), case)
     true = truths(case)
     wrong = {n: (one, true.get(n)) for n, one in got.items() if not same(one, true.get(n))}
     assert not wrong, f"{len(wrong)} of {len(got)}: {list(wrong.items())[:3]}"
-    if seed == 0 and damage is not exchange:  # an attention in two parts is two
+    if count == 1 and damage is not exchange:  # an attention in two parts is two
         assert len(got) >= 0.9 * len(true), f"{len(got)} of {len(true)} are told"
 
 

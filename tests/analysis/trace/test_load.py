@@ -20,7 +20,7 @@ from prunescope.analysis.trace.load import load
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.chrome import chrome, k, module, op, save, step
 
-QUIET = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+QUIET = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def loaded(tmp_path: Path, *events: str) -> Trace:
@@ -110,7 +110,7 @@ MM = op("aten::mm", [64, 64], [64, 64], dtype="c10::BFloat16",
         kernels=[k(us=7, name="ampere_bf16_s16816gemm_bf16_128x64_tn")])  # fmt: skip
 
 
-@settings(QUIET, max_examples=80)
+@settings(QUIET, max_examples=40)
 @given(data=st.data(), cpu=st.booleans())
 def test_wrong_types_never_break_the_analysis(
     data: st.DataObject, cpu: bool, tmp_path: Path
@@ -132,7 +132,7 @@ def test_wrong_types_never_break_the_analysis(
     assert closed == pytest.approx(phase.wall_ns, rel=1e-12, abs=1)
 
 
-@settings(QUIET, max_examples=30)
+@settings(QUIET, max_examples=15)
 @given(
     value=VALUES, key=st.sampled_from(["deviceProperties", "schemaVersion", "baseTimeNanoseconds"])
 )

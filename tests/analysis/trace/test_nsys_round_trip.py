@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.schema.report import to_json
+from prunescope.analysis.schema.report import Report, to_json
 from prunescope.analysis.trace.load import load
 from tests.nsys import chrome_of, write
 
@@ -35,14 +35,19 @@ def plain(path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
 )
-def test_report_of_a_database(name: str, real_trace: Callable[[str], Path], tmp_path: Path) -> None:
+def test_report_of_a_database(
+    name: str,
+    real_trace: Callable[[str], Path],
+    real_report: Callable[[str], Report],
+    tmp_path: Path,
+) -> None:
     path = real_trace(f"{name}.json.gz")
     trace = load(path)
     export = plain(write(trace, tmp_path / "trace.sqlite"))
     again = tmp_path / "trace.json"
     again.write_text(json.dumps(chrome_of(trace)))
     assert export == plain(again)
-    whole = json.loads(to_json(analyze(path).report))
+    whole = json.loads(to_json(real_report(path.name)))
     for phase, found in export["phases"].items():
         wanted = whole["phases"][phase]
         assert {key: found[key] for key in TIMES} == {key: wanted[key] for key in TIMES}

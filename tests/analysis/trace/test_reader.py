@@ -113,7 +113,7 @@ def test_metadata_before_and_after_the_events(
     }  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     block=st.integers(1, 3000),
     noise=st.recursive(
@@ -208,7 +208,7 @@ def test_a_cut_anywhere_gives_a_part_or_an_error(name: str, tmp_path: Path) -> N
     assert not whole.source.cut
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     at=st.integers(0, 10**6), junk=st.binary(max_size=30), form=st.sampled_from(sorted(FORMS)),
     drop=st.integers(0, 30),
@@ -226,7 +226,7 @@ HEADS = [b"", b"[", b"{", b"\x1f\x8b\x08", b"PK\x03\x04", b'{"traceEvents":[', b
          b"[{", b'[{"a":"']  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.binary(max_size=200), head=st.sampled_from(HEADS))
 def test_any_bytes_are_an_error(data: bytes, head: bytes, tmp_path: Path) -> None:
     assert usable(written(tmp_path / "t", head + data)) is None

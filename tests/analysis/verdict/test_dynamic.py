@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -383,12 +385,29 @@ DYNAMIC = [
 ]  # fmt: skip
 
 
+Dense = Callable[[int], Path]
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Dense:
+    """The dense run of a batch, which all methods are compared with."""
+
+    @cache
+    def of(batch: int) -> Path:
+        out = tmp_path_factory.mktemp("dense") / "run"
+        return small_trace(out, prompt_len=64, batch=batch) / "dense"
+
+    return of
+
+
 @pytest.mark.torch
 @pytest.mark.parametrize(
     ("method", "knobs", "batch"), [*((*one, 1) for one in DYNAMIC), ("dynamic-m", {}, 3)]
 )
-def test_traced_and_named(method: str, knobs: dict[str, str], batch: int, tmp_path: Path) -> None:
-    phases = traced(tmp_path, method=method, knobs=knobs, batch=batch)
+def test_traced_and_named(
+    method: str, knobs: dict[str, str], batch: int, dense: Dense, tmp_path: Path
+) -> None:
+    phases = traced(dense, tmp_path, method=method, knobs=knobs, batch=batch)
     for phase in phases.values():
         assert phase.family is not None
         assert phase.family.id == method
@@ -405,14 +424,18 @@ def test_traced_and_named(method: str, knobs: dict[str, str], batch: int, tmp_pa
 
 @pytest.mark.torch
 @pytest.mark.parametrize("method", ["static-m", "static-nk", "static-nk-mlp", "static-k-mask"])
-def test_static_families_are_not_taken_for_dynamic_ones(method: str, tmp_path: Path) -> None:
-    for phase in traced(tmp_path, method=method, phase="decode").values():
+def test_static_families_are_not_taken_for_dynamic_ones(
+    method: str, dense: Dense, tmp_path: Path
+) -> None:
+    for phase in traced(dense, tmp_path, method=method, phase="decode").values():
         assert phase.family is not None
         assert phase.family.id == method
 
 
-def traced(folder: Path, **options: Any) -> dict[str, Phase]:
-    run = small_trace(folder / "run", sparsity=0.5, prompt_len=64, steps=3, **options)
+def traced(dense: Dense, folder: Path, *, batch: int = 1, **options: Any) -> dict[str, Phase]:
+    run = small_trace(
+        folder / "run", sparsity=0.5, prompt_len=64, batch=batch, baseline=dense(batch), **options
+    )
     return phases_unrecorded(run)
 
 

@@ -67,6 +67,11 @@ def families(phases: dict[str, Phase]) -> dict[str, FamilyVerdict]:
     return {name: phase.family for name, phase in phases.items() if phase.family is not None}
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trace(tmp_path_factory.mktemp("plain") / "run") / "dense"
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "name, says",
@@ -81,7 +86,7 @@ def families(phases: dict[str, Phase]) -> dict[str, FamilyVerdict]:
     ],
 )
 def test_a_model_that_is_quantised_or_compiled(
-    name: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, says: str, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
@@ -92,7 +97,7 @@ def test_a_model_that_is_quantised_or_compiled(
     module = f"methods_{name}"
     (tmp_path / f"{module}.py").write_text(METHODS)
     monkeypatch.chdir(tmp_path)
-    run = trace(tmp_path / "run", method=f"{module}:{name}", phase="prefill")
+    run = trace(tmp_path / "run", method=f"{module}:{name}", phase="prefill", baseline=plain)
     phases = phases_of(run)
     found = families(phases)
     if name in ("int8", "weight_only"):
@@ -103,11 +108,6 @@ def test_a_model_that_is_quantised_or_compiled(
     assert {f.id for f in found.values()} == {"outside"}
     for family in found.values():
         assert any(says in line for line in family.evidence), family.evidence
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trace(tmp_path_factory.mktemp("plain") / "run") / "dense"
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,15 @@ they are the ledger's, whatever the run says that it did. No time is asserted.""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from prunescope.analysis.ledger.overhead import ADDED, KEY_VALUE, WEIGHTS
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Phase
-from tests.small_capture import phases_unrecorded
+from tests.small_capture import traced_together
 
 pytestmark = pytest.mark.torch
 
@@ -22,19 +22,22 @@ MADE = {
 }
 
 
-@pytest.mark.parametrize("method", MADE)
-def test_parts_of_a_real_capture(quick: Callable[..., Path], method: str) -> None:
-    folder = quick(method=method, sparsity=0.5, batch=4, prompt_len=64)
-    for phase in phases_unrecorded(folder).values():
-        assert_parts(phase, method)
+def test_parts_of_a_real_capture(tmp_path: Path) -> None:
+    same = {"sparsity": 0.5, "batch": 4, "prompt_len": 64}
+    asked = {method: {"method": method, **same} for method in MADE}
+    for method, run in traced_together(tmp_path, asked, recorded=False).items():
+        phases = analyze(run).report.phases
+        assert phases.keys() == {"prefill", "decode"}
+        for phase in phases.values():
+            assert_parts(phase, method)
 
 
 def assert_parts(phase: Phase, method: str) -> None:
     found = phase.overhead
-    assert found is not None
+    assert found is not None, method
     parts = {part.name: part.ns for part in found.parts}
     seen = {name for name in ADDED if parts[name]} - {"copies and other work"}
-    assert seen == MADE[method]
+    assert seen == MADE[method], method
     ledger = {row.row: row.ns for row in phase.ledger or []}
     assert sum(parts[name] or 0.0 for name in ADDED) == pytest.approx(ledger["added_work"])
     assert found.saved_ns == pytest.approx(ledger["dense"] - ledger["pruned"] + found.added_ns)

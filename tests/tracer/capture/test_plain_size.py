@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
-from tests.tracer.plain_loop import CELLS, made, ops_of, our_cells, plain_cells
+from tests.tracer.plain_loop import CELLS, cells_of, made, ops_of, our_cells
 from tests.tracer.tiny_models import tiny_config, tiny_model
 
 pytestmark = pytest.mark.torch
@@ -49,13 +49,11 @@ def test_a_pruned_model_runs_as_a_plain_one_of_its_size(
 ) -> None:
     """The plain one has the pruned weights, all of them and no others, so that experts get the same
     tokens."""
-    folders = tmp_path / "dense", tmp_path / "small"
-    tiny_model(name).save_pretrained(folders[0])
-    pruned = made(folders[0], method=family, sparsity=0.5, knobs=knobs)["pruned"].model
-    plain = AutoModelForCausalLM.from_config(tiny_config(name, **size))
+    tiny_model(name).save_pretrained(tmp_path)
+    pruned = made(tmp_path, ("pruned",), method=family, sparsity=0.5, knobs=knobs)["pruned"].model
+    plain = AutoModelForCausalLM.from_config(tiny_config(name, **size)).eval()
     plain.load_state_dict(pruned.state_dict())
-    plain.save_pretrained(folders[1])
-    expected = plain_cells(folders[1])
+    expected = cells_of(plain, tmp_path)
     ours = our_cells(pruned)
     for cell in CELLS:
         assert ops_of(ours[cell]) == expected[cell], cell

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-import subprocess
+import runpy
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -124,13 +124,15 @@ def test_a_missing_dimension_is_named(given: dict[str, Any], missing: str, examp
     assert str(found.value.hint).endswith(f"prunescope gemm {example}")
 
 
-def test_a_script_reproduces_a_gemm_without_prunescope(tmp_path: Path) -> None:
+def test_a_script_reproduces_a_gemm_without_prunescope(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     case = GemmCase(pruned=Gemm(8, 24, 16), dense=Gemm(8, 48, 16), dtype="fp32", role="up")
     found = replayed([case])
     found.flush_bytes, found.device.threads = 4096, 1
     (path,) = write_scripts(found, tmp_path)
     assert path.name == "up-8x24x16-fp32.py" and "import prunescope" not in path.read_text()
-    done = subprocess.run(
-        [sys.executable, "-I", str(path)], capture_output=True, text=True, check=True
-    )
-    assert "M=8 N=24 K=16: warm" in done.stdout and "dense M=8 N=48" in done.stdout
+    monkeypatch.setitem(sys.modules, "prunescope", None)  # whoever imports it, fails
+    runpy.run_path(str(path), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "M=8 N=24 K=16: warm" in said and "dense M=8 N=48" in said

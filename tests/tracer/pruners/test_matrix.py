@@ -17,7 +17,7 @@ from tests.tracer.tiny_models import TINY, WITHOUT_EXPERTS
 
 pytestmark = pytest.mark.torch
 IDS = torch.arange(2, 14).unsqueeze(0)
-QUICK = ("static-m", "static-nk-mlp", "dynamic-m")
+QUICK = ("static-m", "static-nk-mlp")
 # Knobs that change what runs: the theory says the FLOPs of each.
 KNOBS = (
     "kv-evict keep=sinks", "kv-evict keep=accumulated", "dynamic-depth exit=lower", "dynamic-width",
@@ -54,14 +54,14 @@ def test_every_family_of_an_architecture(name: str) -> None:
 def test_a_few_families_of_one_architecture() -> None:
     cells = matrix_row("llama", QUICK)
     check(cells)
-    assert [cell.state for cell in cells] == ["ok"] * 3
-    assert [cell.bare_state for cell in cells] == ["ok", "ok", "none"]
+    assert [(cell.state, cell.bare_state) for cell in cells] == [("ok", "ok")] * 2
 
 
 def test_knobs_execute_the_flops_of_the_theory() -> None:
     cells = matrix_row("llama", KNOBS, batch=2, num_hidden_layers=4)
     for cell in cells:
         assert not cell.why
+        assert cell.bare_state == "none"  # it takes the counts of the run
         assert all(work.deviation <= 0.01 for work in cell.works.values()), cell
         named = dict.fromkeys(("prefill", "decode"), cell.family)
         if cell.knobs.get("exit") == "lower":
