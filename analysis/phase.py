@@ -477,7 +477,7 @@ def _pairing(evidence: Evidence, family: FamilyVerdict) -> Pairing:
 def _realised(
     sides: ComparableSides, evidence: Evidence, inputs: AttributionInputs, *, is_known: bool
 ) -> dict[str, float | None]:
-    """Realised sparsity in parameters, FLOPs and bytes beside the nominal one. None where no count
+    """Realised sparsity in parameters, FLOPs and bytes, and the nominal one. None where no count
     holds packed weights, or where the work of a side is mostly unknown (not `is_known`). Bytes are
     those of all kernels that have a model, whether or not modules place them."""
     ratio = inputs.ratio

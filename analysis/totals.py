@@ -204,7 +204,7 @@ def _coverage(frame: pl.DataFrame) -> dict[str, float]:
 
 def _shape_sources(frame: pl.DataFrame) -> dict[str, float]:
     """Shares of the time of GEMMs and attention by where their shapes come from. The softmax of an
-    attention of separate ops and what a library launches beside a GEMM have no M, N and K."""
+    attention of separate ops and the auxiliary kernels of a GEMM have no M, N and K."""
     product = is_one_of(frame["kind"], (*GEMM_KINDS, "attention"))
     busy, sources = frame["busy"].filter(product), frame["shapes"].filter(product)
     of_all = int(busy.sum())

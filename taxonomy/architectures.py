@@ -238,7 +238,7 @@ def read_architecture(name: str) -> Described:
 
 
 def _with_weights(config: Mapping[str, Any], path: Path) -> Described:
-    """What a config says, with the sizes of the weights beside it."""
+    """Traits of a config, with the sizes of the weights next to it."""
     traits, stored = read_traits(config), stored_tensors(path)
     if stored is None or traits.shape is None:
         return of_traits(traits)

@@ -207,9 +207,9 @@ class Op:
     experts: float = 0  # that get a token, of a layer: expected, of an op of routed experts; else 0
     # Of a GEMM whose rows need other inputs each: the share of K that any of them needs; else 0.
     union: float = 0
-    sparse: bool = False  # a 2:4 GEMM: it stores indices beside its numbers
+    sparse: bool = False  # a 2:4 GEMM: it stores indices with its numbers
     estimated: bool = False  # which keys it reads is estimated in each forward
-    ranked: float = 0  # scores that rank keys, beside those of the attention itself
+    ranked: float = 0  # scores that rank keys, in addition to those of the attention itself
     ranked_in: int = 0  # pieces that they are computed in, one after the other
 
     @property

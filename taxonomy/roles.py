@@ -22,7 +22,7 @@ ROLES = (
     "optimizer", "unknown",
 )  # fmt: skip
 
-# Linears of a layer, however fused; latent attention has others beside them.
+# Linears of a layer, however fused; latent attention has others too.
 QKV_ROLES = ("q", "k", "v", "qkv")
 MLP_ROLES = ("gate", "up", "gate_up", "down")
 LINEARS = (*QKV_ROLES, "o", *MLP_ROLES)
@@ -95,7 +95,7 @@ _MIXER = re.compile(
 )
 _EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
 _SHARED = re.compile(r"(^|\.)(shared_experts?|shared_mlp)(\.|$)")
-_ADAPTER = re.compile(r"\.(lora|vera)_(embedding_)?[AB](\.|$)")  # peft: beside a linear, not in it
+_ADAPTER = re.compile(r"\.(lora|vera)_(embedding_)?[AB](\.|$)")  # peft: next to a linear, not in it
 _NORMS = ("norm", "layer_norm", "LayerNorm", "layernorm", "out_norm", "ln_out")
 
 

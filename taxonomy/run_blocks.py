@@ -129,8 +129,8 @@ class Spread(Block, kw_only=True):
 
 
 class CalibrationPasses(Block, kw_only=True):
-    """How `calibrate` measured, and what beside the peaks: medians over its passes, but the least
-    floor. `disturbed`: by what, where a measurement was disturbed again."""
+    """How `calibrate` measured, and values other than peaks: medians over its passes, but of floors
+    the least. `disturbed`: by what, where a measurement was disturbed again."""
 
     statistic: str = ""
     passes: int = 0
@@ -212,8 +212,8 @@ class LayerAlone(msgspec.Struct, kw_only=True):
     def layer_sum_ci95(self) -> list[float] | None:
         """95 % interval of the layer sum, by Student's t over the logarithms of its rounds; None
         with fewer than two. All rounds have one placement of the weights."""
-        made = [(self.layers * layer + rest, whole) for layer, rest, whole in self.rounds_ns]
-        logs = [math.log(sums / whole) for sums, whole in made if sums > 0 and whole > 0]
+        rounds = [(self.layers * layer + rest, whole) for layer, rest, whole in self.rounds_ns]
+        logs = [math.log(sums / whole) for sums, whole in rounds if sums > 0 and whole > 0]
         if len(logs) < 2 or self.layer_sum <= 0:
             return None
         half = t_quantile_975(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
@@ -323,7 +323,7 @@ class Recovered(Block, kw_only=True):
 
 
 class Pruning(Block, kw_only=True):
-    """What the tool did. What a family or a function records beside this stays in `as_read`."""
+    """What the tool did. Other keys, which a family or a function records, stay in `as_read`."""
 
     method: str | None = None
     sparsity: Share | None = None  # nominal; null for a composite

@@ -114,6 +114,6 @@ class Quality(Block, kw_only=True):
 
     @property
     def is_compared(self) -> bool:
-        """Whether it stands beside a dense model's, with a loss or without a finite one."""
+        """Whether it is compared with a dense model's, with a loss or without a finite one."""
         known = (self.perplexity_rel, self.agreement, self.dense_perplexity)
         return any(value is not None for value in known)

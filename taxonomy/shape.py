@@ -93,8 +93,8 @@ class ModelShape:
     expert_intermediate: Count = 0
     shared_intermediate: Count = 0  # all shared experts of a layer together
     moe_layers: Layer = 0
-    # Group-limited routing: experts beside one another are a group. A token first chooses some of
-    # them by the sum of the scores of the best `group_ranked_by` experts of each.
+    # Group-limited routing: experts with neighbouring numbers are a group. A token first
+    # chooses some groups, by the sum of the scores of the best `group_ranked_by` experts of each.
     expert_groups: Size = 1
     open_groups: Size = 1
     group_ranked_by: Size = 1
@@ -124,7 +124,7 @@ class ModelShape:
     mixer_keys: Count = 0  # width of the keys (linear) or of B (ssm), all heads or groups together
     mixer_state: Count = 0  # numbers of recurrent state a channel
     mixer_taps: Count = 0  # of the convolution
-    mixer_extras: Count = 0  # stored beside matrices and taps: biases, norm, steps, decays
+    mixer_extras: Count = 0  # stored in addition to matrices and taps: biases, norm, steps, decays
     layout: str = ""
     attention_kind: Kind = "usual"
     mlp_kind: Kind = "usual"

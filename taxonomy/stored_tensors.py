@@ -1,6 +1,6 @@
 """Which tensors a checkpoint stores, from the headers of its files alone.
 
-In: the path of a config, or of a GGUF file; the files beside it are untrusted. Out: StoredTensors,
+In: the path of a config, or of a GGUF file; the files next to it are untrusted. Out: StoredTensors,
 names as Hugging Face has them and shapes, and whether every file was there. No number is read.
 Layout: github.com/huggingface/safetensors (8 bytes of length, then JSON).
 """
@@ -39,7 +39,7 @@ class StoredTensors:
 
 
 def stored_tensors(config: Path) -> StoredTensors | None:
-    """The tensors beside a config, or of a GGUF file; None where there are no weights."""
+    """The tensors next to a config, or of a GGUF file; None where there are no weights."""
     if config.suffix == ".gguf":
         return _of_gguf(config)
     files, complete = _files(config.parent)

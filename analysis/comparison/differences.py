@@ -29,7 +29,7 @@ from prunescope.taxonomy.dtypes import THREE_TF32
 from prunescope.taxonomy.roles import LINEARS
 from prunescope.taxonomy.run import PhaseRun
 
-# What a manifest says of a phase. Other inputs change the shapes without any pruning.
+# Fields of a phase in run.json. Other inputs change the shapes without any pruning.
 _SETTINGS = ("batch", "prompt_len", "logits", "attention", "mode", "cache", "context")
 _INPUTS = ("batch", "prompt_len", "context")
 CODE = "code"  # compiled on one side, eager on the other: kernels of other ops

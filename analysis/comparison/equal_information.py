@@ -94,7 +94,7 @@ def one_sided_text(one: OneSided) -> str:
         )
     if one.kind == ROLES:
         return (
-            f"only on the {with_it} side do modules tell roles, in {one.trace} they name too "
+            f"only on the {with_it} side do modules give roles, in {one.trace} they name too "
             "few linears: roles and layers of both come from the order of kernels"
         )
     if one.kind == MODULES:
@@ -236,7 +236,7 @@ def _replays_have_no_places(kernels: Kernels) -> bool:
 def _launched_alone(bare: SidePhase) -> str:
     """A sentence: roles of launches were ignored, and what would give those of replays."""
     return (
-        f"only launches tell layers and roles, and {bare.side.path.name} replays a graph, whose "
+        f"only launches have layers and roles, and {bare.side.path.name} replays a graph, whose "
         "kernels have none: both sides are compared by the kinds of their kernels "
         f"({' and '.join(_OPTIONS.values())} give those of replays)"
     )
@@ -249,7 +249,7 @@ def _noted(phase: SidePhase, note: str) -> SidePhase:
 
 
 def _without_places(kernels: Kernels) -> Kernels:
-    """Kernels without layers, and with the roles that only their kind tells."""
+    """Kernels without layers, and with roles only where their kind gives them."""
     role = (
         pl.when(pl.col("class") == ATTENTION).then(pl.lit("attention")).otherwise(pl.lit("unknown"))
     )

@@ -301,8 +301,8 @@ def added_adapter(c: Context) -> Found | None:
     if c.phase.phase_kind is not None and c.phase.phase_kind["kind"] == "training":
         return Found(
             severity="info",
-            text=f"adapters are trained: their products{rank} take {c.ms(total)} a step beside the "
-            "linears",
+            text=f"adapters are trained: their products{rank} take {c.ms(total)} a step in "
+            "addition to the linears",
             evidence=["the step holds backward passes, so that they cannot be merged in it"],
             change="merge them once they are trained (model.merge_and_unload() of peft), and time "
             "inference then",

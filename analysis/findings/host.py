@@ -147,7 +147,7 @@ def that_waits(found: Finding, late: list[str], ns: float) -> Finding:
 
 
 class _Activity(NamedTuple):
-    """What a host does that is no dispatch: how its name is told, what it is, what helps."""
+    """Host work other than dispatch: the pattern of its name, what it is, and what helps."""
 
     pattern: str
     text: str
@@ -235,7 +235,7 @@ def long_gap(c: Context) -> Found | None:
     names = by["host_activity"].to_list()
     doing = _activity_of(names[0])
     interrupted = by["is"][0] == INTERRUPTED
-    # What is said of the work with the largest part holds for its own gaps alone.
+    # The advice on the work with the largest part is for its own gaps alone.
     own, every, count, place = by["long"][0], by["long"].sum(), by["count"][0], _place(names[0])
     if 2 * own < every:
         own, count, place = every, len(gaps), f"at {len(by)} places, most of it {place}"

@@ -124,9 +124,9 @@ def _without_modules(kernels: Kernels) -> list[str]:
 def _two_models(kernels: Kernels) -> list[str]:
     """A note if heads read hidden states of two widths: one model has one width."""
     heads = _sizes(kernels, kernels.frame["role"] == "lm_head")
-    made = {n for n, _ in heads}
+    written = {n for n, _ in heads}
     # The second of two products through a rank reads what the first one makes.
-    widths = sorted({k for _, k in heads if k not in made}, reverse=True)
+    widths = sorted({k for _, k in heads if k not in written}, reverse=True)
     if len(widths) < 2:
         return []
     layers = {

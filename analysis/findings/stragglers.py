@@ -144,7 +144,9 @@ def with_straggler(
     late = late_rank(ranks, compared, frames)
     if late is not None and (found := straggler(late)) is not None:
         result = as_finding(FINDINGS[LATE_RANK], found)
-        result.evidence.insert(1, _against(late.rank.name, _usual(late), compared, frames))
+        result.evidence.insert(
+            1, _difference_from_usual(late.rank.name, _usual(late), compared, frames)
+        )
         for one in late.each:
             name = one.rank.name
             behind.append(one.rank)
@@ -410,7 +412,7 @@ _OF_SEVERAL = (
 
 
 def _of_several(change: str) -> str:
-    """A change of one rank, said of several."""
+    """The change of one rank, reworded for several."""
     for one, several in _OF_SEVERAL:
         change = re.sub(rf"\b{one}", several, change)
     return change
@@ -510,8 +512,8 @@ def _by_cause(late: Late) -> str:
         cause = _idle_cause(late)
         change = _HOST if cause == "host" and not late.rank.on_device else _IDLE.get(cause, _HOST)
         if change.startswith(_HOST) and late.rank.idle_finding is not None:
-            said = f"in that time (its finding {late.rank.idle_finding} says)"
-            change = change.replace("in that time", said, 1)
+            explained = f"in that time (its finding {late.rank.idle_finding} says)"
+            change = change.replace("in that time", explained, 1)
         return change
     if late.more_work <= 0:
         return (
@@ -551,7 +553,7 @@ def _usual(late: Late) -> str:
     return others[(len(others) - 1) // 2].name
 
 
-def _against(
+def _difference_from_usual(
     slow: str, usual: str, phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFrame]
 ) -> str:
     """The difference of the walls of the slow and the median rank, by kind of kernel and idle time;

@@ -179,7 +179,7 @@ def open_side(
 
 def _without_model(side: Side) -> Side:
     """A side without a config; a warning where a workload is given for one."""
-    kinds = side.kinds or [one for one in side.told_phases if one != "unknown"]
+    kinds = side.kinds or [one for one in side.trace_phases if one != "unknown"]
     if kinds and side.options.phase is not None and side.options.phase not in kinds:
         raise PrunescopeError(
             f"{side.path.name} has no step of phase {side.options.phase}",

@@ -1,4 +1,4 @@
-"""What collectives of a phase send, and how fast: from what torch writes beside their kernels.
+"""Bytes that collectives of a phase send, and their rates, from the arguments of their kernels.
 
 In: a Trace and linked rows. Out: a sentence for each of the largest. The bandwidth is that of the
 bus, as NCCL's own tests count it: what a link must carry, whatever the algorithm. A kernel also

@@ -1,10 +1,10 @@
-"""Communication of a phase: how much of it is exposed, and how much runs beside other work.
+"""Communication of a phase: how much of it is exposed, and how much is concurrent with other work.
 
 In: Kernels. Out: schema.anatomy.Communication, ns a step; None without communication on a device.
 
-The busy time of a kind counts for the kernel that began first, so that a collective beside a GEMM
-takes time from it, or the other way round. Here other work comes first: what only communication
-fills is exposed.
+The busy time of a kind counts for the kernel that began first, so that a collective takes
+time from a concurrent GEMM, or the other way round. Here other work comes first: what only
+communication fills is exposed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the counters of a device say of a phase, beside what its work models say.
+"""Counters of a device in a phase, compared with what its work models count.
 
 In: a Trace with samples of counters (an export's of `--gpu-metrics-devices`, or counter events of a
 Chrome trace), linked rows, and how long the memory and the tensor cores need at their peaks for

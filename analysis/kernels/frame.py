@@ -510,17 +510,18 @@ def _add_graph_places(layer: np.ndarray, role: np.ndarray, found: GraphPlaces | 
 
 
 def _products_of_rows(frame: pl.DataFrame, host: Ints) -> Ints:
-    """By row the row whose role is its own: of a kernel that an op of a product launches beside
-    its first product (a fill, the sum of a split K, a second part), that one; else itself."""
+    """The row that gives each row its role: itself, or for a kernel that the op of a product
+    launches in addition to its first product (a fill, the sum of a split K, a second part) that
+    product."""
     kinds = [*GEMM_KINDS, "attention"]
     product = is_true(is_one_of(frame["kind"], kinds))
     rows = host[is_true(is_one_of(frame["op"], _multiplying(frame)))[host]]
     number = instance_numbers(frame)
     rows = rows[np.lexsort((~product[rows], number[rows]))]  # else in order of their launches
     first = np.diff(number[rows], prepend=NONE) != 0
-    lead = rows[first][np.cumsum(first) - 1]
+    primary = rows[first][np.cumsum(first) - 1]
     out = np.arange(len(frame))
-    out[rows] = np.where(product[lead], lead, rows)
+    out[rows] = np.where(product[primary], primary, rows)
     return out
 
 

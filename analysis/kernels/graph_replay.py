@@ -121,7 +121,7 @@ def read_eager(trace: Trace) -> EagerPass:
 def _unusable(trace: Trace, lacks: str) -> PrunescopeError:
     cut = ": the file is cut off" if trace.source.cut else ""
     return PrunescopeError(
-        f"{trace.source.name} cannot tell the ops of graph replays, it holds {lacks}{cut}",
+        f"{trace.source.name} cannot name the ops of graph replays, it holds {lacks}{cut}",
         hint="give a trace of the same step without a graph, captured with ProfilerActivity.CPU",
     )
 

@@ -29,13 +29,13 @@ _FEWEST, _MOST = 3, 100  # distinct GEMMs from which on a spread is one, and eno
 _SMALL = 64  # a K below is no dimension of a model's
 _CURVES, _POINTS = 4, 96
 _Z = 1.96  # normal: of prediction intervals, and not of measured times (ledger/noise.py)
-_ROOFLINE = ("compute", "memory")  # the bounds whose time it tells
+_ROOFLINE = ("compute", "memory")  # the bounds whose time it predicts
 
 
-NO_TILE = "the kernel's name tells no tile that fits"
+NO_TILE = "the kernel's name states no tile that fits"
 HIDDEN = "hidden in part under other kernels: what a shorter one would save is not known"
 _NO_LAUNCH = (
-    "the trace tells no registers or shared memory of the kernel: how many tiles run at a time is "
+    "the trace holds no registers or shared memory of the kernel: how many tiles run at a time is "
     "not known"
 )
 _NO_LIMITS = "how many tiles run at a time on this device is not known"
@@ -98,7 +98,7 @@ def is_hidden(busy: float, ran: float) -> bool:
 
 
 def gemm_summaries(kernels: Kernels) -> GemmSummaries:
-    """The GEMMs that did not run concurrently with others, in kernels whose names tell tiles that
+    """The GEMMs that did not run concurrently with others, in kernels whose names state tiles that
     explain their grids; for the others the reason why not."""
     frame = kernels.frame
     own = frame["primary"] & is_one_of(frame["kind"], GEMM_KINDS)
@@ -131,7 +131,7 @@ def gemm_summaries(kernels: Kernels) -> GemmSummaries:
 
 
 def _refusal() -> pl.Expr:
-    """Why a row tells nothing of other shapes; null where it does."""
+    """Why a row predicts no other shapes; null where it does."""
     no_launch = pl.col("registers").is_null() | pl.col("shared_memory").is_null()
     return (
         pl.when(pl.col("tile").is_null() | (pl.col("fit") == "unexplained"))
@@ -290,7 +290,7 @@ class _Model:
         """Half of the 95 % interval of log(time) at `gemm`, predicted from `ran`; None without a
         spread.
 
-        `is_moved`: an unaligned GEMM becomes an aligned one. Its own time then tells little, and
+        `is_moved`: an unaligned GEMM becomes an aligned one. Its own time then says little, and
         the interval grows with the distance of the aligned GEMMs that ran.
         """
         if self.fit.spread is None:

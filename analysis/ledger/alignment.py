@@ -122,9 +122,9 @@ def _content(kernels: Kernels, layers: list[int]) -> _Content:
 
 
 def _by_content(dense: _Content, pruned: _Content) -> tuple[dict[int, int], str]:
-    """The alignment in order of the layers that are most similar, and how equal layers were told
-    apart: from the front, or by their times where these leave no doubt."""
-    # Routers and other work that pruning adds say nothing of which layer this was.
+    """The alignment in order of the layers that are most similar, and how equal layers were
+    matched: from the front, or by their times where these are decisive."""
+    # Routers and other work that pruning adds do not identify the layer.
     pruned = pruned.of(dense.units)
     alike = _likeness(dense, pruned)
     front = _in_order(alike)

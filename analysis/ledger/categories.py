@@ -78,5 +78,5 @@ def categories(inputs: AttributionInputs) -> list[CategoryTime]:
 def _of_sides(t: Times, at: dict[str, np.ndarray]) -> dict[str, tuple[Floats, Floats]]:
     """[replicates] of each category, dense and pruned."""
     found = {name: (t.t_d[rows].sum(axis=0), t.t_p[rows].sum(axis=0)) for name, rows in at.items()}
-    idle = (t.g_d.sum(axis=0) + t.tail_d, t.g_p.sum(axis=0) + t.tail_p)
+    idle = (t.g_d.sum(axis=0) + t.trailing_idle_d, t.g_p.sum(axis=0) + t.trailing_idle_p)
     return {**found, "idle": idle}

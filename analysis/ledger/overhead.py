@@ -42,7 +42,7 @@ _ROUTED = frozenset({"q", "o", "qkv", *MLP_ROLES})
 ADDED = (ROUTER, INDEX, GATHER, SCATTER, ESTIMATOR, "copies and other work")
 HOST, KEY_VALUE, WEIGHTS = "host time", "k and v of skipped tokens", "weights read all the same"
 _WITH_KEPT = (GATHER, SCATTER)  # these fall with what is kept
-_WORK = ["role", "kind", "work", "call"]  # what tells the part of an op or kernel
+_WORK = ["role", "kind", "work", "call"]  # these give the part of an op or kernel
 
 
 def overhead(

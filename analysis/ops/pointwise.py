@@ -215,8 +215,8 @@ def _left(call: OpCall, x: Operand, position: int) -> int:
     rank = max(len(x.shape), 1)
     if any(not -rank <= d < rank for d in dims):
         raise NoModel
-    gone = {d % rank for d in dims}
-    return math.prod(n for i, n in enumerate(x.shape) if i not in gone)
+    reduced = {d % rank for d in dims}
+    return math.prod(n for i, n in enumerate(x.shape) if i not in reduced)
 
 
 def _reduced(name: str, dtype: str | None, requested: str | None) -> str | None:

@@ -283,13 +283,13 @@ def _most_pairs(can: list[list[bool]], rows: int, columns: int) -> list[list[int
 
 def find_pattern(items: Sequence[Item], spans: Sequence[range]) -> Pattern | None:
     """What most of several segments run; None where no more than half of them are equal."""
-    made = [tuple(items[i].token for i in span) for span in spans]
-    if not made:
+    runs = [tuple(items[i].token for i in span) for span in spans]
+    if not runs:
         return None
-    (tokens, count), *_ = Counter(made).most_common(1)
-    if count <= _ALIKE * len(made) or not 0 < len(tokens) <= _LONGEST:
+    (tokens, count), *_ = Counter(runs).most_common(1)
+    if count <= _ALIKE * len(runs) or not 0 < len(tokens) <= _LONGEST:
         return None
-    whole = [span for span, run in zip(spans, made, strict=True) if run == tokens]
+    whole = [span for span, run in zip(spans, runs, strict=True) if run == tokens]
     times = [[items[span[place]].ns for span in whole] for place in range(len(tokens))]
     low, high = zip(*(_usual_range(one) for one in times), strict=True)
     usual: list[float] = [median(one) for one in times]
@@ -539,8 +539,8 @@ def _expert_loop(items: Sequence[Item], shape: ModelShape) -> _ExpertLoop | list
 
 def _usual_tokens(parts: Sequence[Sequence[Item]]) -> tuple[Token, ...] | None:
     """What one edge of a loop runs in most layers."""
-    made = Counter(tuple(item.token for item in part) for part in parts)
-    tokens, count = made.most_common(1)[0] if made else ((), 0)
+    runs = Counter(tuple(item.token for item in part) for part in parts)
+    tokens, count = runs.most_common(1)[0] if runs else ((), 0)
     return tokens if count and count >= _ALIKE_EDGES * len(parts) else None
 
 

@@ -1,8 +1,8 @@
 """The shape of a model named on the command line, without loading its weights.
 
 In: a preset name, a config.json, a folder with one, or the id of a model on the Hub. Out: its
-ModelShape, by the headers of the weights beside the config where there are any, and what the config
-says of its number formats.
+ModelShape, by the headers of the weights next to the config where there are any, and its number
+formats by the config.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def read_model(name: str) -> NamedModel:
 
 
 def _of_weights(model: NamedModel, file: Path) -> NamedModel:
-    """The model with the sizes of the weights beside its config."""
+    """The model with the sizes of the weights next to its config."""
     stored = stored_tensors(file)
     if stored is None:
         return model

@@ -201,7 +201,7 @@ class RowCounts:
         hidden, width = self._widths
         return meet(_rows(self.adds, hidden), _rows(self.activations, width))
 
-    def against(self, rows: int | None) -> list[str]:
+    def contradictions(self, rows: int | None) -> list[str]:
         """A sentence where the residual adds are not those of M rows of the hidden size."""
         hidden, _ = self._widths
         if rows is None or self.adds is None or self.adds[0] <= rows * hidden <= self.adds[1]:

@@ -89,7 +89,7 @@ def time_limit(a: float, b: float, *, same: bool) -> float:
     return (_SAME_KERNEL if same else _OTHER_KERNEL) + fixed / shorter
 
 
-def against_head(placed: Iterable[Placed], sm: int | None) -> list[str]:
+def head_contradictions(placed: Iterable[Placed], sm: int | None) -> list[str]:
     """A contradiction: no M fits the grid of lm_head."""
     for one in placed:
         if one.slot.role == "lm_head" and allowed_rows(one, sm) == ():
@@ -154,7 +154,7 @@ def usual_times(placed: Iterable[Placed], *, with_head: bool) -> Usual:
     return {key: median(ns) for key, ns in times.items()}
 
 
-def against_times(placed: Sequence[Placed], *, with_head: bool) -> list[str]:
+def time_contradictions(placed: Sequence[Placed], *, with_head: bool) -> list[str]:
     """A contradiction: the times of two GEMMs do not both fit their N·K. `with_head`: lm_head has
     as many rows as the linears; otherwise it may have fewer, and counts only if it takes too
     long."""
@@ -210,7 +210,9 @@ def _near(a: float, b: float) -> bool:
     return max(a, b) <= min(a, b) * time_limit(a, b, same=True)
 
 
-def against_narrow(placed: Sequence[Placed], rows: int | None, device: Device | None) -> list[str]:
+def narrow_gemm_contradictions(
+    placed: Sequence[Placed], rows: int | None, device: Device | None
+) -> list[str]:
     """A contradiction: a GEMM narrower than a tile takes longer than its waves or its bytes
     explain, by the time of a wider GEMM on the same kernel. N·K shows less, because a partly filled
     wave takes as long as a full one."""
@@ -244,7 +246,7 @@ def against_narrow(placed: Sequence[Placed], rows: int | None, device: Device | 
     return []
 
 
-def against_width(placed: Sequence[Placed], width: int, seen: int) -> list[str]:
+def mlp_width_contradictions(placed: Sequence[Placed], width: int, seen: int) -> list[str]:
     """A contradiction: the activations (by their grids) have another width than the config's MLP,
     unless the times of its GEMMs, compared with others on the same kernels, clearly support the
     config. A small difference in times is noise."""
@@ -266,11 +268,11 @@ def against_width(placed: Sequence[Placed], width: int, seen: int) -> list[str]:
         return []
     return [
         f"the MLP has {width:,} channels in the config; activations have {seen:,}, by their grids, "
-        "and the times of its GEMMs do not speak against that"
+        "and the times of its GEMMs do not contradict that"
     ]
 
 
-def against_peaks(
+def peak_contradictions(
     placed: Collection[Placed],
     rows: int | None,
     *,
@@ -303,7 +305,7 @@ def against_peaks(
     return []
 
 
-def against_records(placed: Iterable[Placed]) -> list[str]:
+def recorded_shape_contradictions(placed: Iterable[Placed]) -> list[str]:
     """A contradiction: the recorded N and K of a GEMM are not those of the config."""
     for one in placed:
         if one.item.nk is not None and one.item.nk != (one.slot.n, one.slot.k):
@@ -438,7 +440,7 @@ def named_in(names: Iterable[str]) -> Named:
     return Named(cached.pop() if len(cached) == 1 else None, max(norms, default=None), each)
 
 
-def against_names(named: Named, shape: ModelShape, ranks: int) -> list[str]:
+def named_size_contradictions(named: Named, shape: ModelShape, ranks: int) -> list[str]:
     """A contradiction: the width of the keys is not that of the cache, or the hidden size is larger
     than the widest norm kernel allows."""
     keys = shape.c // min(ranks, shape.kv_heads)
@@ -457,7 +459,7 @@ def against_names(named: Named, shape: ModelShape, ranks: int) -> list[str]:
     return []
 
 
-def against_heads(items: Iterable[Item], shape: ModelShape) -> list[str]:
+def attention_name_contradictions(items: Iterable[Item], shape: ModelShape) -> list[str]:
     """A contradiction: the name of an attention kernel has a head dimension, or a number of query
     heads per KV head, that the config does not have. Latent attention is not judged: its kernels
     run on the width of the latent or of the heads."""
@@ -489,7 +491,9 @@ def _size(pattern: re.Pattern[str], name: str) -> int | None:
     return None if found is None else next((int(n) for n in found.groups() if n), None)
 
 
-def against_attention_grid(items: Iterable[Item], shape: ModelShape, ranks: int) -> list[str]:
+def attention_grid_contradictions(
+    items: Iterable[Item], shape: ModelShape, ranks: int
+) -> list[str]:
     """A contradiction: the grid of an attention kernel has another number of query heads. The grid
     of FlashAttention 2 in prefill is query tiles × sequences × heads, that of memory-efficient
     attention query tiles × heads × sequences."""

@@ -75,7 +75,7 @@ def named_phases(names: Collection[str]) -> Iterator[dict[str, str]]:
             yield found
 
 
-# A context is many things where no generation stands beside it.
+# "context" means a prompt only next to "generation": alone it may be many things.
 _ALONE = {"prefill": "prefill", "decode": "decode", "generation": "decode"}
 
 

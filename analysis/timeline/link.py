@@ -1,7 +1,8 @@
 """Kernels with their launch, op and step; every ns of a step covered once.
 
 In: Trace and Windows. Out: `Linked`: one row per unit of device work (or per host op that does
-work, on a CPU trace), with busy and gap ns, so that sum(busy) + sum(gap) + tail = wall of a step.
+work, on a CPU trace), with busy and gap ns, so that sum(busy) + sum(gap) + trailing idle = wall
+of a step.
 """
 
 from __future__ import annotations
@@ -321,11 +322,11 @@ def link_host(trace: Trace, windows: Windows) -> Linked:
     end = np.minimum(start + ops["dur"][work], windows.end[step] if len(step) else start)
     busy, gap, above = np.zeros_like(start), np.zeros_like(start), np.full(len(start), NONE)
     wall = windows.end - windows.start
-    tail = np.zeros(len(windows), np.int64)
+    trailing_idle = np.zeros(len(windows), np.int64)
     for i in range(len(windows)):
         rows = np.flatnonzero(step == i)
         up = _work_above(ops["thread"][work[rows]], start[rows], end[rows])
-        busy[rows], gap[rows], tail[i] = _host_step(up, start[rows], end[rows], windows, i)
+        busy[rows], gap[rows], trailing_idle[i] = _host_step(up, start[rows], end[rows], windows, i)
         above[rows] = np.where(up >= 0, rows[np.maximum(up, 0)], NONE)
     return Linked(
         step=step,
@@ -339,7 +340,7 @@ def link_host(trace: Trace, windows: Windows) -> Linked:
         launched=start,
         thread=ops["thread"][work],
         wall=wall,
-        trailing_idle=tail,
+        trailing_idle=trailing_idle,
         between=np.zeros(len(windows), np.int64),
         left_out=left_out,
         replayed=np.zeros(len(work), bool),
@@ -360,7 +361,7 @@ def _work_above(thread: Ints, start: Ints, end: Ints) -> Ints:
 def _host_step(
     up: Ints, start: Ints, end: Ints, windows: Windows, step: int
 ) -> tuple[Ints, Ints, int]:
-    """Busy and gap of the work ops of one step, and its tail."""
+    """Busy and gap of the work ops of one step, and its trailing idle."""
     top = np.flatnonzero(up < 0)
     begin, finish = int(windows.start[step]), int(windows.end[step])
     busy, gap = np.zeros_like(start), np.zeros_like(start)

@@ -2,7 +2,7 @@
 
 In: a Trace and its work in order. Out: windows of the steps (host ns), or None.
 
-A layer repeats as a step does. What tells them apart is what every part holds: a lookup of tokens
+A layer repeats as a step does. Every part of a step, unlike a layer, holds a lookup of tokens
 before several attentions, more attentions, convolutions or scans than a layer has (and a lookup,
 where the trace has any), or a backward pass. Equal parts without these stay one step.
 """
@@ -23,7 +23,7 @@ from prunescope.analysis.trace.events import Trace
 Sign = list[tuple[Ints, int]]
 _LOOKUP = "aten::embedding"
 # A layer mixes tokens once or twice (its own, those of an encoder), a residual block of a
-# convolutional network four times (three convolutions, and one beside them).
+# convolutional network four times (three convolutions, and one in the shortcut).
 _MIXERS, _OF_A_LAYER = ("attention", "softmax", "conv", "scan"), 4
 _ATTENTIONS_OF_A_LAYER = 2
 _TRIES = 4  # names that occur as often: the first that begins a step is enough

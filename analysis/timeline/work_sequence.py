@@ -18,10 +18,10 @@ from prunescope.analysis.timeline.intervals import Windows, parents
 from prunescope.analysis.trace.collect import Ints, unique_ids
 from prunescope.analysis.trace.events import Trace
 
-# Of the launches of a usual part: the first pass of a loop builds masks and caches beside them, and
+# Of the launches of a usual part: the first pass of a loop also builds masks and caches, and
 # a prompt is masked where a single token is not. Most parts do the same work but for a few.
 _ALIKE, _ALL_ALIKE = 0.95, 0.75
-NEARLY_ALL = 0.9  # of the time that the device runs: what repeats beside it is no step
+NEARLY_ALL = 0.9  # of the time that the device runs: what repeats in the rest is no step
 Floats = NDArray[np.float64]
 
 

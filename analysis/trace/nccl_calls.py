@@ -1,4 +1,4 @@
-"""What NCCL's own NVTX ranges say of its calls: bytes and ranks, where an export holds them.
+"""Bytes and ranks of NCCL's calls, from its own NVTX ranges where an export holds them.
 
 In: the ranges of NCCL's domain, their payloads as JSON or as bytes that a table of schemas lays
 out. Out: a collective for each kernel that one call, or one group of calls, launched. A group that

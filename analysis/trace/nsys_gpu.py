@@ -1,4 +1,4 @@
-"""What an export of Nsight Systems says of the GPU itself: its properties, and samples of counters.
+"""The GPU in an export of Nsight Systems: its properties, and samples of counters.
 
 In: `Tables`. Out: properties under the names that kineto gives them; counters of the Collector.
 """
@@ -77,7 +77,7 @@ def _of_number(tables: Tables, rows: Sequence[tuple[Any, ...]]) -> list[tuple[An
 
 
 def properties(tables: Tables) -> list[dict[str, Any]]:
-    """What the file says of the GPU, under the names that kineto gives them."""
+    """Properties of the GPU under the names that kineto gives them."""
     if not tables.file.has(GPU, "id", "name"):
         return []
     mine = _gpus(tables)

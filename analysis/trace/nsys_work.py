@@ -1,4 +1,4 @@
-"""What one device of an export of Nsight Systems ran: kernels, copies, fills, graphs, and waits of
+"""Work of one device in an export of Nsight Systems: kernels, copies, fills, graphs, and waits of
 its streams.
 
 In: `Tables`. Out: rows of the table of device events of their Collector.
@@ -53,24 +53,24 @@ _LITERALS = {"unsigned int": "u", "long": "l", "unsigned long": "ul", "long long
 
 
 class DeviceWork:
-    """Fills the device's table, told apart by streams and the nodes of graphs."""
+    """Fills the device's table; streams and nodes of graphs get numbers of their own."""
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
         self._contexts: Ids[tuple[int, int]] = Ids()
 
     def read(self) -> None:
-        """All that the device ran, as far as the file has it."""
+        """Read all work of the device that the file holds."""
         self.tables.collect.tables[DEVICE].reserve(self._device_rows())
         for rows in self._work():
             self._add_device(rows)
         self._graphs()
         self._stream_waits()
-        self._say_unnamed()
+        self._note_unnamed()
 
     def _device_rows(self) -> int:
-        """How many rows of the device's work there are at most. Those that name no device are
-        counted apart."""
+        """The largest possible number of rows of the device's work. Rows that name no device are
+        counted separately."""
         tables = placed_tables(self.tables.file)
         self.tables.collect.unplaced = sum(
             self.tables.file.count(table, UNPLACED) for table in tables
@@ -183,8 +183,8 @@ class DeviceWork:
             self._add_device(rows)
 
     def _streams(self, rows: dict[str, Ints]) -> Ints:
-        """Streams, told apart where several contexts number theirs alike: those of the first
-        context keep their numbers."""
+        """Numbers of streams, distinct where several contexts number theirs alike; those of the
+        first context stay."""
         places = list(zip(rows["process"].tolist(), rows["context"].tolist(), strict=True))
         context = np.array(interned(self._contexts, places), np.int64)
         stream = rows["stream"]
@@ -223,7 +223,7 @@ class DeviceWork:
             "captured_on": np.where(known, rows["thread"][at], NONE),
         }
 
-    def _say_unnamed(self) -> None:
+    def _note_unnamed(self) -> None:
         """A caveat where names of kernels are not in the file."""
         if count := self.tables.unnamed["kernels"]:
             self.tables.caveats.append(
@@ -233,7 +233,7 @@ class DeviceWork:
 
 
 def _copy_name(kind: int, source: int, target: int) -> str:
-    """As kineto names a copy."""
+    """The name that kineto gives a copy."""
     ends = f"({_MEMORY.get(source, _UNKNOWN)} -> {_MEMORY.get(target, _UNKNOWN)})"
     return f"Memcpy {_COPIES.get(kind, _UNKNOWN)} {ends}"
 

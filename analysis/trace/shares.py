@@ -17,7 +17,7 @@ from prunescope.analysis.trace.collect import COLUMNS, NONE, Call, Collector, In
 from prunescope.analysis.trace.event import LEAN
 from prunescope.analysis.trace.reader import Source
 
-# Columns that hold ids, and the table that tells what of.
+# Columns that hold ids, and the table whose entries they number.
 _IDS = {
     "name": "names", "kernel": "names", "label": "names", "thread": "threads", "call": "calls",
     "grid": "grids", "block": "grids", "collective": "collectives",

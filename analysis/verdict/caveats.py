@@ -1,8 +1,8 @@
 """How far a verdict can be trusted: kernels that a trace lacks, lost roles, unequal steps.
 
 In: the kernels of both sides and what the verdict read. Out: caveats, each with the confidence that
-it leaves, and the verdict under them. A lost kernel looks like a pruned one: this tells them apart.
-"""
+it leaves, and the verdict under them. A lost kernel looks like a pruned one; caveats name which it
+may be."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ WEIGHT = {
 
 @dataclass(frozen=True)
 class Caveat:
-    """What speaks against a verdict. `side`: "dense", "pruned", "the trace" where there is but one,
-    None where it is of the pair; `numbers`: those of its sentence, in order."""
+    """A reason why a verdict may be wrong. `side`: "dense", "pruned", "the trace" where there is
+    but one, None where it is of the pair; `numbers`: those of its sentence, in order."""
 
     kind: str
     side: str | None = None
@@ -188,13 +188,15 @@ def _layers(e: Evidence, family: FamilyVerdict, sides: tuple[Kernels, Kernels]) 
     linears that the run does not hold any more, or whose modules were not called."""
     if not any(one.skips_layers and not one.is_dynamic for one in known(family.ids)):
         return
-    gone, here = e.gone_and_here()
+    removed, here = e.removed_and_kept_roles()
     meant = e.removed_weights() | _not_called(e, *sides)
     # Attention has no weight of its own: it goes with its projection.
     meant |= {(i, "attention") for i, role in meant if role == "o"}
-    gone = {i: {role for role in roles if (i, role) not in meant} for i, roles in gone.items()}
+    removed = {
+        i: {role for role in roles if (i, role) not in meant} for i, roles in removed.items()
+    }
     running = {k[:2] for k, on in zip(e.units.keys, e.units.pruned.present, strict=True) if on}
-    lost = [(i, gemms, rest) for i in gone for gemms, rest in _SUBLAYERS if gone[i] & gemms]
+    lost = [(i, gemms, rest) for i in removed for gemms, rest in _SUBLAYERS if removed[i] & gemms]
     torn = [i for i, gemms, _ in lost if here.get(i, set()) & gemms]
     hollow = [i for i, _, rest in lost if any((i, role) in running for role in rest)]
     if torn:

@@ -64,16 +64,16 @@ class Evidence:
         sides = zip(("dense", "pruned"), self.unread, strict=True)
         return [one.text(side) for side, one in sides if one.may_hide]
 
-    def gone_and_here(self) -> tuple[dict[int, set[str]], dict[int, set[str]]]:
+    def removed_and_kept_roles(self) -> tuple[dict[int, set[str]], dict[int, set[str]]]:
         """Roles of the GEMMs of each layer of the dense model that the pruned side lacks, and of
         those that it has."""
-        gone: dict[int, set[str]] = defaultdict(set)
-        here: dict[int, set[str]] = defaultdict(set)
+        removed: dict[int, set[str]] = defaultdict(set)
+        kept: dict[int, set[str]] = defaultdict(set)
         for pair in self.pairs:
             layer, role = pair.key[0], pair.key[1]
             if layer is not None and layer >= 0:
-                (gone if pair.pruned is None else here)[layer].add(role)
-        return gone, here
+                (removed if pair.pruned is None else kept)[layer].add(role)
+        return removed, kept
 
     def times(self, touches: Touches) -> tuple[float, float]:
         """(time of the dense GEMMs, time of the pruned ones) that a family touches, each weighted

@@ -174,17 +174,17 @@ def other_attention(e: Evidence) -> Reason | None:
 
 def other_work(e: Evidence) -> Reason | None:
     """No GEMM moved, and other units came or went."""
-    added, gone = _names(e, e.units.added), _names(e, e.units.removed)
-    if not added and not gone:
+    added, removed = _names(e, e.units.added), _names(e, e.units.removed)
+    if not added and not removed:
         return None
     hidden = e.hidden()
     moved = "no GEMM of known shape moved" if hidden else "no GEMM moved"
     lines = [
         f"{moved}; {found.total()} units {what}: {most_common(found)}"
-        for what, found in (("added", added), ("gone", gone))
+        for what, found in (("added", added), ("gone", removed))
         if found
     ]
-    numbers = {"added": added.total(), "gone": gone.total()}
+    numbers = {"added": added.total(), "gone": removed.total()}
     return Reason(kind=OTHER_WORK, lines=(*lines, *hidden), numbers=numbers, confidence=0.7)
 
 
@@ -225,11 +225,11 @@ def other_activation(dense: Kernels, pruned: Kernels) -> Reason | None:
         }
         for kernels in (dense, pruned)
     )
-    gone, added = sorted(old - new), sorted(new - old)
-    if not gone or not added:
+    removed, added = sorted(old - new), sorted(new - old)
+    if not removed or not added:
         return None
-    text = f"the activation op differs: {', '.join(added)} instead of {', '.join(gone)}"
-    return Reason(kind="activation", lines=(text,), numbers={"dense": gone, "pruned": added})
+    text = f"the activation op differs: {', '.join(added)} instead of {', '.join(removed)}"
+    return Reason(kind="activation", lines=(text,), numbers={"dense": removed, "pruned": added})
 
 
 # When a reason is tried.

@@ -199,7 +199,7 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
             "no GEMM moved and no work was added: nothing was pruned, or zeros are in dense "
             "tensors, which a trace does not show (the weight statistics in run.json do)"
         )
-        # These change no shape and no kernel: only weight statistics tell them apart.
+        # These change no shape and no kernel: only weight statistics show them.
         unseen = [one.id for one in families() if not one.cuts or one.zeroes_weights]
         return FamilyVerdict(id="unknown", confidence=0.5, evidence=[line], alternatives=unseen)
     if (moved := _other_weights(e)) is not None:

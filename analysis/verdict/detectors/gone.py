@@ -22,17 +22,17 @@ _MLP_ENDS = ("down", "experts")
 @detector("static-m")
 def static_m(e: Evidence) -> Detection | None:
     """Whole layers, or all GEMMs of an attention or MLP sublayer, were removed."""
-    gone, here = e.gone_and_here()
+    removed, here = e.removed_and_kept_roles()
     if not here:  # no layer is known on the pruned side: none is known to be gone
         return None
-    layers = [i for i in gone if i not in here]
-    attention = [i for i in gone if i in here and _lacks(_ATTENTION_ENDS, gone[i], here[i])]
-    mlp = [i for i in gone if i in here and _lacks(_MLP_ENDS, gone[i], here[i])]
+    layers = [i for i in removed if i not in here]
+    attention = [i for i in removed if i in here and _lacks(_ATTENTION_ENDS, removed[i], here[i])]
+    mlp = [i for i in removed if i in here and _lacks(_MLP_ENDS, removed[i], here[i])]
     # The router and experts are one sublayer: some of them here means that it is.
     mlp = [i for i in mlp if not here[i] & {*_MLP_ENDS, "router", "shared_expert"}]
     weights = e.removed_weights()
     if weights:  # weights of layers that a router skips are still stored
-        layers = [i for i in layers if any((i, role) in weights for role in gone[i])]
+        layers = [i for i in layers if any((i, role) in weights for role in removed[i])]
         attention = [i for i in attention if any((i, end) in weights for end in _ATTENTION_ENDS)]
         mlp = [i for i in mlp if any((i, end) in weights for end in _MLP_ENDS)]
     if not layers and not attention and not mlp:
@@ -53,8 +53,8 @@ def static_m(e: Evidence) -> Detection | None:
     )
 
 
-def _lacks(ends: tuple[str, ...], gone: set[str], here: set[str]) -> bool:
-    return any(end in gone and end not in here for end in ends)
+def _lacks(ends: tuple[str, ...], removed: set[str], here: set[str]) -> bool:
+    return any(end in removed and end not in here for end in ends)
 
 
 def _listed(values: list[int]) -> str:

@@ -319,7 +319,7 @@ def shorter_cache(e: Evidence) -> FamilyVerdict | None:
         )
     line += "left the cache, if both sides saw the same prompt; a shorter one looks the same"
     line += " where the other layers have a window" * some
-    line += ", and nothing that was recorded tells which"
+    line += ", and nothing recorded shows which"
     return FamilyVerdict(
         id="kv-evict",
         confidence=_CONFIDENCE,
@@ -382,7 +382,7 @@ class LayerShares:
 
 
 def is_one(share: float) -> bool:
-    """Whether nothing is gone."""
+    """Whether nothing was removed."""
     return abs(share - 1) < SAME
 
 
@@ -390,10 +390,14 @@ def layer_shares(e: Evidence) -> dict[int, LayerShares]:
     """The layers of the dense model by number."""
     out: dict[int, LayerShares] = defaultdict(LayerShares)
     fused: dict[int, list[Pair]] = defaultdict(list)
-    gone, smaller = e.removed_weights(), e.smaller_weights()
+    removed, smaller = e.removed_weights(), e.smaller_weights()
     for pair in e.pairs:
         number, role, group, position = pair.key
-        if number is None or number < 0 or (number, "o" if group in ("qk", "pv") else role) in gone:
+        if (
+            number is None
+            or number < 0
+            or (number, "o" if group in ("qk", "pv") else role) in removed
+        ):
             continue
         stored = _FUSED if role == "qkv" else (role,)
         whole = not any((number, part) in smaller for part in stored)

@@ -147,8 +147,8 @@ def _heads_are_read(e: Evidence) -> bool:
         )
     if _attention_is_known(e):
         return False
-    if made := _widths_by_layer(e, ("q",), "N"):
-        return made == read
+    if written := _widths_by_layer(e, ("q",), "N"):
+        return written == read
     fused = _widths_by_layer(e, ("qkv",), "N")
     return fused.keys() == read.keys() and all(
         len(fused[layer]) == len(read[layer]) == 1
