@@ -307,7 +307,7 @@ def _one_pass(request: PredictRequest, run: Run | None, size: float) -> Workload
 
 
 def _routing(request: PredictRequest, run: Run | None, shape: ModelShape) -> Routing | None:
-    """What is given, else what the run counted of its experts."""
+    """The given expert counts, else those of the run."""
     if request.routing is not None:
         return routing_of_model(request.routing, shape)
     return counted(run.routing, source="the run") if run else None

@@ -47,7 +47,7 @@ def partial_folder(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def _named(out: Path) -> Iterator[None]:
-    """What a failed write was to be: the system tells a reason, and of a full disk no file."""
+    """Add the name of the file to an error of writing: the system gives none for a full disk."""
     try:
         yield
     except OSError as error:

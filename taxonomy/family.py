@@ -89,7 +89,7 @@ class FamilyPoint:
 
     @property
     def align(self) -> str:
-        """What kept dimensions are rounded up to, one of `keep.ALIGNMENTS`."""
+        """The alignment that kept dimensions are rounded up to, one of `keep.ALIGNMENTS`."""
         return str(self.knobs.get("align", ALIGN))
 
 

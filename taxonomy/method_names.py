@@ -1,4 +1,4 @@
-"""What `--method` says: families with their sparsities, a function of the user's, a plan's file."""
+"""Values of `--method`: families with their sparsities, a function of the user's, a plan's file."""
 
 from __future__ import annotations
 

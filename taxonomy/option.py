@@ -180,7 +180,7 @@ def _range_text(least: float | None, most: float | None) -> str:
 
 
 def _label(named: NamedOption) -> str:
-    """What an option is called in a message: an argument has no flag."""
+    """The name of an option in a message: an argument has no flag."""
     return named.name if named.option.argument else named.flags[0]
 
 

@@ -22,7 +22,7 @@ LOGITS = ("last", "all")
 
 
 class Sizes(Protocol):
-    """What a phase of a run, or a request, says of its forwards."""
+    """The forwards of a phase, as a run or a request states them."""
 
     @property
     def batch(self) -> int:
@@ -137,7 +137,7 @@ RANKED_AT_ONCE = 64  # queries whose scores rank keys in one piece: bounds their
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a family makes of a stack of equal layers.
+    """A stack of equal layers as a family changes it.
 
     `rows` and `read` give, by role, the share of the tokens that a GEMM sees (above 1 where earlier
     ones are computed again) and of its weights that are read; a role that is not there has share 1.

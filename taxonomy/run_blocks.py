@@ -52,7 +52,7 @@ class Matrix(Block, kw_only=True):
 
 
 class ModuleCounts(Block, kw_only=True):
-    """What a module of a dynamic family counted: an entry of both lists a forward."""
+    """Counts of a module of a dynamic family: an entry of both lists a forward."""
 
     unit: Name | None = None  # "rows" | "blocks" | "layers" | "channels" | "keys"
     active: Counts = []
@@ -60,14 +60,14 @@ class ModuleCounts(Block, kw_only=True):
 
 
 class WeightStats(Block, kw_only=True):
-    """What the weights and the run are, whoever made them so."""
+    """Properties of the weights and the run, whoever pruned them."""
 
     matrices: Annotated[list[Matrix], Meta(max_length=1 << 20)] = []
     # By phase and module name.
     dynamic: OmitDefault[dict[str, dict[str, ModuleCounts]]] = {}
 
     def counts_in(self, phase: str) -> dict[str, ModuleCounts]:
-        """What modules of a dynamic family counted in a phase; a layer alone leaves the others
+        """Counts of modules of a dynamic family in a phase; a layer alone leaves the others
         out."""
         return {name: one for name, one in self.dynamic.get(phase, {}).items() if one.total}
 
@@ -258,7 +258,7 @@ class ModelEntry(Block, kw_only=True):
 
 
 class Matched(Block, kw_only=True):
-    """What a sparsity was solved for: a share of FLOPs, parameters or bytes."""
+    """The target that a sparsity was solved for: a share of FLOPs, parameters or bytes."""
 
     by: Name | None = None
     asked: float | None = None
@@ -292,7 +292,7 @@ class Losses(Block, kw_only=True):
 
 
 class RouterTraining(Block, kw_only=True):
-    """What a training did to the routers of a family; `trained`: how many."""
+    """Training of the routers of a family; `trained`: how many."""
 
     unit: OmitDefault[Name | None] = None  # "rows" | "layers"
     trained: Count = 0
@@ -323,7 +323,8 @@ class Recovered(Block, kw_only=True):
 
 
 class Pruning(Block, kw_only=True):
-    """What the tool did. Other keys, which a family or a function records, stay in `as_read`."""
+    """The pruning by this tool. Other keys, which a family or a function records, stay in
+    `as_read`."""
 
     method: str | None = None
     sparsity: Share | None = None  # nominal; null for a composite

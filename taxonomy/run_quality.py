@@ -1,4 +1,4 @@
-"""What the quality of a model is kept as: `quality` of run.json, and quality/MODEL.json of a sweep.
+"""The record of a model's quality: `quality` of run.json, and quality/MODEL.json of a sweep.
 
 Losses are nats a token; shares and relative changes are ratios; null: no finite number, or not
 measured. Keys stand in the order in which they are written.
@@ -56,7 +56,7 @@ class TaskScore(Block, kw_only=True):
 
 
 class TaskChange(Block, kw_only=True):
-    """What pruning changes of the tasks, relative to dense; below zero is worse."""
+    """The change of the task scores by pruning, relative to dense; below zero is worse."""
 
     signed: Number | None = None  # mean of the changes
     signed_ci95: Interval | None = None

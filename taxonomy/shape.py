@@ -44,14 +44,14 @@ class LayerShape:
 
     @property
     def attention(self) -> tuple[Any, ...]:
-        """What layers with equal attention share."""
+        """The fields of the attention, by which layers are compared."""
         sizes = (self.heads, self.kv_heads, self.head_dim, self.value_dim)
         ranks = tuple(pair for pair in self.ranks if pair[0] not in _MLP_ROLES)
         return (self.attention_kind, *sizes, ranks)
 
     @property
     def mlp(self) -> tuple[Any, ...]:
-        """What layers with an equal MLP share."""
+        """The fields of the MLP, by which layers are compared."""
         experts = (self.experts, self.experts_per_token, self.expert_intermediate)
         ranks = tuple(pair for pair in self.ranks if pair[0] in _MLP_ROLES)
         return (self.mlp_kind, self.intermediate, *experts, self.shared_intermediate, ranks)
@@ -431,8 +431,8 @@ class ModelShape:
         return self.c + self.v if self.kv_rank is None else self.kv_rank + self.rope_dim
 
     def state_bytes(self, itemsize: float = 2) -> float:
-        """What one mixer keeps of a sequence of any length: the state of its recurrence, and the
-        last inputs of its convolution."""
+        """Bytes that one mixer keeps of a sequence of any length: the state of its recurrence,
+        and the last inputs of its convolution."""
         inputs = self.mixer_channels * self.mixer_taps * itemsize
         return self.mixer_width * self.mixer_state * STATE_ITEMSIZE + inputs
 

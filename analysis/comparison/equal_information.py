@@ -79,7 +79,7 @@ def with_equal_information(dense: SidePhase, pruned: SidePhase) -> ComparableSid
 
 
 def one_sided_text(one: OneSided) -> str:
-    """What is ignored on both sides, and the capture or option that gives it."""
+    """A note on what is ignored on both sides, and the capture or option that gives it."""
     with_it = "dense" if one.missing == "pruned" else "pruned"
     if one.kind == SHAPES and one.refused is not None:
         return (

@@ -172,7 +172,7 @@ def find_device(name: str) -> Device:
 
 
 def _hint(name: str) -> str:
-    """What to give instead of an unknown device."""
+    """A hint with devices to give instead of an unknown one."""
     if _CPU.search(" ".join(_words(name))):
         known = _ids([device for device in DEVICES if device.is_cpu])
         return (

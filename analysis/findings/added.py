@@ -413,7 +413,7 @@ def _severity(c: Context, ns: float) -> Severity:
 
 @dataclass(frozen=True)
 class _Purpose:
-    """What new work is for, and how to have less of it."""
+    """The purpose of new work, and how to have less of it."""
 
     what: str
     change: str

@@ -62,7 +62,8 @@ def _is_decode(c: Context) -> bool:
 
 
 def _longer_ops(c: Context) -> str:
-    """What makes ops longer. A step that is no prompt (a forward of images, training) has none."""
+    """The advice that makes ops longer. A step that is no prompt (a forward of images, training)
+    has none."""
     if _is_decode(c):
         return "a larger batch"
     return "larger batches" + " or longer prompts" * (_kind(c) in _WITH_PROMPTS)
@@ -276,7 +277,7 @@ def slower_kernels(c: Context) -> Found | None:
 
 
 def _faster_kernels(c: Context, parts: list[LedgerPart], row: Row) -> tuple[str, float | None]:
-    """What may help the kernels of these parts: their shapes, if the pruning moved those of the
+    """Advice for the kernels of these parts: their shapes, if the pruning moved those of the
     largest. With it what that saves at most, in ns a step, where it is of less than the whole row:
     a change that names one role saves no time of another. Else None."""
     as_before = (

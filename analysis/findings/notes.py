@@ -1,4 +1,4 @@
-"""What a reader must know of a phase: notes on its kernels (replays, roles by order, concurrency,
+"""Notes that a reader of a phase needs: notes on its kernels (replays, roles by order, concurrency,
 communication), and warnings that the headline may not describe a whole step.
 
 In: Kernels, or a Phase of the report (ns). Out: sentences.
@@ -53,8 +53,8 @@ def notes(kernels: Kernels) -> list[str]:
 
 
 def _steps_from(kernels: Kernels) -> list[str]:
-    """What the steps are where no profiler or engine annotated them, or its annotations contain no
-    launches."""
+    """A note on how steps were found where no profiler or engine annotated them, or its annotations
+    contain no launches."""
     source, names = kernels.windows.source, kernels.windows.names
     if kernels.windows.ignored is not None:
         annotations = f"{shortened(kernels.windows.ignored)} and similar annotations"
@@ -163,7 +163,7 @@ _SPARSE = "products with matrices that store some of their numbers (CSR, CSC, CO
 
 
 def _sparse(kernels: Kernels) -> list[str]:
-    """What is known of the work of products with sparse matrices."""
+    """A note on the work of products with sparse matrices."""
     found = sparse_products(kernels)
     if found is None:
         return []

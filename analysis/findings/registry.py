@@ -89,12 +89,14 @@ def finding(
 
     `severity`: the highest that it may have; the function may return a lower one.
     `needs_valid_times`: it rests on a measured time; where times are not valid, a critical one is a
-    warning, and one registered as a warning is information. `needs_one_clock`: it states which of
-    host and device waited for the other; it is unreliable where their clocks differ, and left out
-    of a graph capture. `compares`: it states what pruning did to the dense step; left out where a
-    difference between the runs hides it (`Phase.shows_pruning`). `reads`: a Context ("phase"), one
-    whose `explained` holds what the other findings explain ("findings"), or a Late rank among
-    several ("ranks")."""
+    warning, and one registered as a warning is information.
+    `needs_one_clock`: it states which of host and device waited for the other; it is unreliable
+    where their clocks differ, and left out of a graph capture.
+    `compares`: it states what pruning did to the dense step; left out where a difference between
+    the runs hides it (`Phase.shows_pruning`).
+    `reads`: a Context ("phase"), one whose `explained` holds what the other findings explain
+    ("findings"), or a Late rank among several ("ranks").
+    """
 
     def register(check: _Check) -> _Check:
         if id in FINDINGS:

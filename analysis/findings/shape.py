@@ -1,4 +1,4 @@
-"""What the shapes of GEMMs show: dimensions that do not propagate or are not aligned, kernels on
+"""Findings on the shapes of GEMMs: dimensions that do not propagate or are not aligned, kernels on
 CUDA cores, waves that were not saved, better dimensions close by.
 
 In: a Context; tiles and cores come from the names of device kernels. Out: Found, or None. Times are
@@ -69,7 +69,7 @@ def _some(of: list[str]) -> str:
 
 @finding("outside-taxonomy", "warning", compares=True)
 def outside_taxonomy(c: Context) -> Found | None:
-    """What changed is not a pruning of M, N or K."""
+    """The change is not a pruning of M, N or K."""
     family = c.phase.family
     if family is None or family.id != "outside":
         return None

@@ -351,7 +351,8 @@ def straggler(late: Late) -> Found | None:
 
 
 def _in_turns(late: Late, found: CollectiveReplay) -> str:
-    """What several late ranks cost, each with the share of the collectives that it reaches last."""
+    """The cost of several late ranks, each with the share of the collectives that it reaches
+    last."""
     names = [one.rank.name for one in late.each]
     lasts = [found.last[name] for name in names]
     whom = "each other" if len(names) == len(late.ranks) else "the other ranks"
@@ -380,7 +381,7 @@ def _and(words: list[str]) -> str:
 
 
 def _changes(late: Late) -> str:
-    """What to change in each late rank; once where it is the same."""
+    """The change for each late rank; once where all are the same."""
     causes: dict[str, list[str]] = {}
     for one in late.each:
         causes.setdefault(_by_cause(one), []).append(one.rank.name)
@@ -507,7 +508,7 @@ _IDLE = {
 
 
 def _by_cause(late: Late) -> str:
-    """What to change, by what a late rank does more of than the others."""
+    """The change, by the work or idle time that a late rank has more of than the others."""
     if late.more_idle > max(late.more_work, 0.0):
         cause = _idle_cause(late)
         change = _HOST if cause == "host" and not late.rank.on_device else _IDLE.get(cause, _HOST)

@@ -141,7 +141,7 @@ def no_speedup(c: Context) -> Found | None:
 
 
 def _interval_of(phase: Phase) -> str:
-    """What the interval of the realised speedup was computed from."""
+    """The samples behind the interval of the realised speedup."""
     if phase.sampled is None:
         return f"95 % bootstrap interval of the walls of {phase.steps} profiled steps"
     dense, pruned = phase.sampled
@@ -482,7 +482,7 @@ def _why_it_differs(c: Context, shares: list[float], nominal: float) -> str:
 
 
 def _aligned_words(pruning: Pruning | None) -> str:
-    """What the run's families rounded kept dimensions up to, in words."""
+    """The alignments to which the run's families rounded kept dimensions up, in words."""
     families = (pruning.parts or [pruning]) if pruning is not None else []
     asked = [str((one.knobs or {}).get("align", ALIGN)) for one in families] or [ALIGN]
     return " or ".join(dict.fromkeys(map(aligned_words, asked)))

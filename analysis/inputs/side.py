@@ -38,7 +38,8 @@ class Diagnostics:
 
     `partial`: a part of what ran is missing. `eager_used`: a phase has graph replays, or took roles
     from an eager pass. `ranks`: number and count of ranks by the trace of each. `left_out`: ranks
-    that cannot be analysed."""
+    that cannot be analysed.
+    """
 
     warnings: tuple[str, ...] = ()
     partial: bool = False

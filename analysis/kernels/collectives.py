@@ -60,7 +60,7 @@ def _spelled(spelling: str | None) -> str | None:
 
 
 def _share(one: Collective) -> float | None:
-    """What a link carries of the larger buffer; None where that is not known."""
+    """Bytes of the larger buffer that a link carries; None where unknown."""
     if one.ranks is None or one.ranks < 2:
         return None
     name = one.name.lower().translate(_PLAIN)

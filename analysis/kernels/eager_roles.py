@@ -94,7 +94,7 @@ def _first_step(eager: pl.DataFrame) -> pl.DataFrame:
 
 
 def _keys(frame: pl.DataFrame, calls: Sequence[OpCall], works: Sequence[Work | None]) -> list[str]:
-    """What a row is matched by: the shapes of its products, else its op and what it was called
+    """The key of a row in matching: the shapes of its products, else its op and what it was called
     with; its name where it has no op."""
     key_of: dict[tuple[str, int | None, str | None], str] = {}
     keys = []

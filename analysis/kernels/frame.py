@@ -338,8 +338,8 @@ def build(  # noqa: PLR0913
 
 
 def _needed(frame: pl.DataFrame) -> Needed:
-    """What memory and tensor cores need for the work of a frame; None where the models know less
-    than half of the busy time, or of that of the products."""
+    """The time that memory and tensor cores need for the work of a frame; None where the models
+    know less than half of the busy time, or of that of the products."""
     busy = frame["busy"]
     on_tensor = (frame["flop"] > 0) & ~is_one_of(frame["dtype"], _SIMT)
     products = busy.filter(is_one_of(frame["class"], (MATMUL, ATTENTION)))

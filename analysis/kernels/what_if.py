@@ -1,4 +1,4 @@
-"""What a GEMM would take at a neighbouring N or K: tile × wave × alignment × roofline.
+"""The time of a GEMM at a neighbouring N or K: tile × wave × alignment × roofline.
 
 In: the kernels frame (roofline, tiles and waves) and the report's GEMM rows. Out: Shapes of the
 GEMM rows, and the Fit of the model to the GEMMs seen. Times in ns a step.
@@ -281,7 +281,7 @@ def _shape(row: Row, axis: str, summaries: GemmSummaries, fit: Fit | None) -> Sh
 
 @dataclass(frozen=True)
 class _Model:
-    """What predicts GEMMs that did not run: the fit, and the aligned GEMMs behind it."""
+    """The model of GEMMs that did not run: the fit, and the aligned GEMMs behind it."""
 
     fit: Fit
     aligned: list[GemmSummary]

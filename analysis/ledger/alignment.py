@@ -86,8 +86,8 @@ _Unit = tuple[str, str]  # role, class
 
 @dataclass(frozen=True)
 class _Content:
-    """What the layers of a side hold: ns and FLOPs a step by unit, both [layers, units]; FLOPs are
-    NaN where unknown, ns where the layer has no such unit."""
+    """The work in the layers of a side: ns and FLOPs a step by unit, both [layers, units]; FLOPs
+    are NaN where unknown, ns where the layer has no such unit."""
 
     layers: list[int]
     units: list[_Unit]

@@ -473,7 +473,7 @@ def single_rows(calls: dict[GemmKey, Call]) -> list[GemmRow]:
 def _identity(
     row: dict[str, object], gemm: Gemm | None, size: tuple[int, int] | None, key: GemmKey
 ) -> tuple[object, ...] | None:
-    """What identifies a GEMM across steps; None where its place does."""
+    """The key that identifies a GEMM across steps; None where its place does."""
     if row["role"] in UNPLACED:
         return (row["op"], row["kind"], row["dtype"], gemm, row["name"])
     return (key[3], size) if size is not None and key[2] not in _OF_ATTENTION else None

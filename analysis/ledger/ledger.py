@@ -30,7 +30,8 @@ ROWS = ("dense", "promised", "coverage", "roofline_shift", "shape", "kernel_effi
 
 @dataclass(frozen=True)
 class Ratios:
-    """What should remain of each dense unit: by FLOPs, by roofline, by tile and wave. 0 = removed.
+    """The share of each dense unit that should remain: by FLOPs, by roofline, by tile and wave. 0 =
+    removed.
 
     `promised` is ρ: 1 - s, or the FLOPs of matched units over those of the dense model.
     """

@@ -1,4 +1,4 @@
-"""What a dynamic family pays to skip work, part by part, and the sparsity at which it pays.
+"""The overhead of a dynamic family, part by part, and the sparsity from which on it saves time.
 
 In: the attribution inputs of a phase, its pruned kernels and its verdict. Out: an Overhead, ns a
 step in the ledger's time base. Parts follow from role, kind and op of what only the pruned side
@@ -126,8 +126,9 @@ def touched_sparsity(units: Units, ratio: Ratios, *, layers_decide: bool = False
 
 
 def of_saved(rows: Iterable[Row] | None, overhead: Overhead | None = None) -> Added | None:
-    """What a family adds, part by part, as a share of the time it saves before that; None where it
-    adds nothing. Parts are those of `overhead`, else those of the ledger's `added_work` row.
+    """The work that a family adds, part by part, as a share of the time it saves before that; None
+    where it adds nothing. Parts are those of `overhead`, else those of the ledger's `added_work`
+    row.
 
     saved = dense - pruned + added: what the step would have gained had nothing been added.
     `overhead` also has the sparsity at which that equals what is added.

@@ -272,7 +272,7 @@ def _side(sums: pl.DataFrame, index: dict[UnitKey, int], kernels: Kernels) -> Un
 def _cost(
     sums: pl.DataFrame, unit: NDArray[np.int64], shape: tuple[int, int], kernels: Kernels
 ) -> RecordWeight | None:
-    """What was recorded a step; None of a device trace."""
+    """The weight of what was recorded in a step; None for a device trace."""
     if kernels.on_device:
         return None
     inside, before = np.zeros(shape[0]), np.zeros(shape[0])

@@ -97,7 +97,7 @@ def align(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[Assignme
 
 @dataclass(frozen=True)
 class _Segment:
-    """What is known of the kernels between two anchors. `slots`: by kernel its slot, and the anchor
+    """The kernels between two anchors, as far as known. `slots`: by kernel its slot, and the anchor
     whose layer it belongs to, counted from the anchor before the segment. `lost`: anchors between
     the two that the trace lacks. `damaged`: it differs from its pattern."""
 
@@ -165,9 +165,9 @@ def _assign(items: Sequence[Item], strategy: _Strategy | None, shape: ModelShape
 
 @dataclass(frozen=True)
 class Pattern:
-    """What most segments between two anchors run: a `sample` of the kernels, their `tokens`, and
-    usual, least and most durations (ns). `slots`: of each kernel, as `match_layer` found them; the
-    first `split` kernels belong to the layer of the anchor before."""
+    """The kernels of most segments between two anchors: a `sample` of the kernels, their `tokens`,
+    and usual, least and most durations (ns). `slots`: of each kernel, as `match_layer` found them;
+    the first `split` kernels belong to the layer of the anchor before."""
 
     sample: list[Item]
     tokens: list[Token]
@@ -282,7 +282,8 @@ def _most_pairs(can: list[list[bool]], rows: int, columns: int) -> list[list[int
 
 
 def find_pattern(items: Sequence[Item], spans: Sequence[range]) -> Pattern | None:
-    """What most of several segments run; None where no more than half of them are equal."""
+    """The kernels that most of several segments run; None where no more than half of them are
+    equal."""
     runs = [tuple(items[i].token for i in span) for span in spans]
     if not runs:
         return None
@@ -328,12 +329,12 @@ class _Patterns:
 
     @property
     def into(self) -> Pattern:
-        """What precedes the first anchor, at its end."""
+        """The slots before the first anchor, aligned at their end."""
         return next(p for (_, right), p in self.patterns.items() if right == self.order[0])
 
     @property
     def out(self) -> Pattern:
-        """What follows the last anchor, at its begin."""
+        """The slots after the last anchor, aligned at their beginning."""
         return next(p for (left, _), p in self.patterns.items() if left == self.order[-1])
 
     def passes(self, items: Sequence[Item]) -> list[tuple[Sequence[Item], _Strategy | None]]:
@@ -383,7 +384,7 @@ class _Patterns:
         return alike and (not self.by_time or pattern.takes_as_long(items, first))
 
     def _opening(self, items: Sequence[Item]) -> _Segment:
-        """What stands before the first anchor ends with the projections of the first layer."""
+        """The slots before the first anchor: they end with the projections of the first layer."""
         pattern = self.into
         begin = max(0, len(items) - pattern.ahead)
         lost = pattern.lost(len(items) - pattern.ahead) if self.by_time else 0
@@ -396,8 +397,8 @@ class _Patterns:
         return pattern.segment(pattern.aligned(items, lost + 1, first=pattern.split), lost=lost)
 
     def _closing(self, items: Sequence[Item]) -> _Segment:
-        """What follows the last anchor: the end of the last layer, then the head of the model where
-        it is the only GEMM there."""
+        """The slots after the last anchor: the end of the last layer, then the head of the model
+        where it is the only GEMM there."""
         pattern = self.out
         split = pattern.split
         rest = range(split, len(items))
@@ -507,7 +508,7 @@ def is_expert_loop(items: Sequence[Item], shape: ModelShape) -> bool:
 
 
 def _expert_loop(items: Sequence[Item], shape: ModelShape) -> _ExpertLoop | list[str]:
-    """What surrounds the loop is the same in all layers: output projection and router before it,
+    """The slots around the loop are the same in all layers: output projection and router before it,
     the next layer's projections behind it. N and K of an expert are known, its rows are not: the
     router chose them."""
     anchors = anchors_of(items)
@@ -538,7 +539,7 @@ def _expert_loop(items: Sequence[Item], shape: ModelShape) -> _ExpertLoop | list
 
 
 def _usual_tokens(parts: Sequence[Sequence[Item]]) -> tuple[Token, ...] | None:
-    """What one edge of a loop runs in most layers."""
+    """The kernels at one edge of a loop in most layers."""
     runs = Counter(tuple(item.token for item in part) for part in parts)
     tokens, count = runs.most_common(1)[0] if runs else ((), 0)
     return tokens if count and count >= _ALIKE_EDGES * len(parts) else None

@@ -35,9 +35,10 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$", re.ASC
 
 
 class NamedModel(NamedTuple):
-    """What a config says. `source`: where it comes from, never a path; `dtype`: as it is written
-    there; `quantised`: the format of the weights where they are published in fewer bits; `traits`:
-    what decides which families apply; `notes`: where the weights differ from the config."""
+    """The contents of a config. `source`: where it comes from, never a path; `dtype`: as it is
+    written there; `quantised`: the format of the weights where they are published in fewer bits;
+    `traits`: what decides which families apply; `notes`: where the weights differ from the
+    config."""
 
     shape: ModelShape
     source: str
@@ -99,7 +100,7 @@ def _named_model(config: dict[str, Any], source: str, quantised: str | None = No
 
 
 def model_name(name: str) -> str:
-    """What a prediction calls a model: a preset's name, or a folder's without its path."""
+    """The name of a model in a prediction: a preset's name, or a folder's without its path."""
     path = Path(name).resolve()
     if name.lower() in preset_names() or (preset_named(name) and not path.exists()):
         return name

@@ -1,4 +1,4 @@
-"""What in a trace contradicts a model's config, and which other configs it would fit as well.
+"""Contradictions between a trace and a model's config, and other configs that fit as well.
 
 In: GEMMs with the slots (role, N, K) that the config gives them, names and grids of the other
 kernels of a forward, peaks. Out: sentences that name each contradiction (none where the trace

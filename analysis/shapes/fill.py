@@ -346,7 +346,7 @@ class Clues:
 
 
 def clues_of(name: str, config: Mapping[str, Any], trial: Trial) -> Clues:
-    """What of a preset the trace shows."""
+    """The clues to a preset that the trace shows."""
     traced, shape = trial.traced, trial.model.shape
     key = next(iter(trial.placed))
     gemms = trial.placed[key].gemms
@@ -364,8 +364,8 @@ def clues_of(name: str, config: Mapping[str, Any], trial: Trial) -> Clues:
 
 
 def _vocabulary(trial: Trial, key: Pass) -> str | None:
-    """What shows the vocabulary: the grid of the head, or kernels after it whose elements are those
-    of some rows of logits; None without any."""
+    """The clues to the vocabulary: the grid of the head, or kernels after it whose elements are
+    those of some rows of logits; None without any."""
     head = next((one for one in trial.placed[key].gemms if one.slot.role == "lm_head"), None)
     if head is None:
         return None

@@ -58,7 +58,7 @@ class Item:
 
     @property
     def token(self) -> Token:
-        """What equal kernels of other layers share."""
+        """The key that equal kernels of other layers share."""
         return self.name, self.grid
 
 
@@ -73,7 +73,7 @@ class Placed:
 
 @dataclass
 class Assignment:
-    """What is known of the kernels of one forward pass. `gemms` and `attentions` (item, layer) are
+    """The kernels of one forward pass. `gemms` and `attentions` (item, layer) are
     sure; `problems`: contradictions of the config; `unsure`: items that more than one place would
     fit; `explained`: the share of a layer's GEMM time that has slots."""
 

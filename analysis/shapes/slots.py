@@ -122,7 +122,7 @@ def pair_ways(shape: ModelShape, left: str, right: str) -> list[Layer]:
 
 
 def attention_ways(shape: ModelShape, slots: dict[str, Slot]) -> list[tuple[Slot, ...]]:
-    """What runs before an attention, fused or not. `slots`: of `role_slots`."""
+    """The slots before an attention, fused or not. `slots`: of `role_slots`."""
     befores = [("q", "k", "v"), ("qkv",)]
     if shape.kv_rank is not None:
         query = ("q_a", "q_b") if shape.q_rank else ("q",)
@@ -133,7 +133,8 @@ def attention_ways(shape: ModelShape, slots: dict[str, Slot]) -> list[tuple[Slot
 
 
 def mlp_ways(shape: ModelShape, ranks: int, *, experts: bool) -> list[tuple[Slot, ...]]:
-    """What follows the output projection: a plain MLP, or router, experts and what they share."""
+    """The slots after the output projection: a plain MLP, or router, experts and what they
+    share."""
     slots = role_slots(shape, ranks)
     if not experts:
         return [tuple(slots[role] for role in roles) for roles in _plain(shape)]

@@ -122,7 +122,7 @@ class Trial:
     def _check(
         self, key: Pass, items: list[Item], phase: str | None, counts: list[Count]
     ) -> list[str]:
-        """What in a pass contradicts the config; sets its tokens and M."""
+        """Contradictions between a pass and the config; sets its tokens and M."""
         shape, gemms = self.model.shape, self.placed[key].gemms
         allowed, problems = evidence.rows_allowed(gemms, self.sm)
         if problems:
@@ -264,7 +264,7 @@ class Trial:
 
     @cached_property
     def experts(self) -> ExpertSlots:
-        """What a rank runs of the experts."""
+        """The experts of one rank."""
         gemms = [one for assignment in self.placed.values() for one in assignment.gemms]
         return experts_of(gemms, self.model.shape, self.ranks, self.traced.collectives)
 

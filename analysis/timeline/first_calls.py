@@ -118,7 +118,7 @@ class HostSpans:
         )
 
     def longest(self, idle: Spans, most: int) -> list[tuple[str, int]]:
-        """What the spans with the most of the `idle` time are, and how much of it lies in each, ns;
+        """Names of the spans with the most of the `idle` time, and how much of it lies in each, ns;
         one that lies in another of its thread is left out."""
         ns = idle.spent(self.end) - idle.spent(self.begin)
         order = np.lexsort((self.begin, -ns))

@@ -4,7 +4,8 @@ In: a file that `nsys export --type sqlite` wrote. Out: the columns of its plain
 of rows, and the strings that their ids name. The file is opened read-only and immutable (changes in
 a WAL next to it are not read, a file with an unfinished change is refused); no view, trigger,
 generated column or function of its schema runs, and the size of the file bounds the work and memory
-of every query."""
+of every query.
+"""
 
 from __future__ import annotations
 

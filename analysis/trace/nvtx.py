@@ -1,4 +1,4 @@
-"""What the text of an NVTX range says: an op that torch ran, a module's call, or an annotation.
+"""The meaning of an NVTX range's text: an op that torch ran, a module's call, or an annotation.
 
 In: texts. Out: `Range`. torch's `emit_nvtx` writes `aten::addmm, seq = 7, op_id = 9, sizes =
 [[4], [2, 3], [3, 4]]`; the layer hooks of vLLM, SGLang and TensorRT-LLM write `{'Module':

@@ -1,4 +1,4 @@
-"""What an op makes whose weight or indices have no shape in a trace, read from the ops around.
+"""Results of ops whose weight or indices have no shape in a trace, by the shapes of ops around.
 
 In: a trace. Out: the trace, the calls of such ops with their `result`. Of a packed weight: what the
 op allocates for as many rows as it reads, else the operand of the op behind it that has as many. Of
@@ -145,7 +145,8 @@ def _result(call: OpCall, inside: list[OpCall | None], behind: list[OpCall | Non
 
 
 def _allocated(call: OpCall, read: Shape) -> Shape:
-    """What an allocation makes room for, where it has as many rows as what was read."""
+    """The shape that an allocation reserves, where it has as many rows as the operand that was
+    read."""
     if not call.name.startswith(("aten::empty", "aten::resize_", "aten::_empty", "aten::new_")):
         return ()
     for i in range(len(call.concrete)):

@@ -26,9 +26,9 @@ _TABLES = ("names", "threads", "calls", "grids", "collectives")
 
 
 class ReadShare(msgspec.Struct, array_like=True):
-    """What one process read. `known`: of each table (_TABLES), how many entries it had after each
-    block; `rows`: of each table of events, how many rows came from each block, and its columns
-    (int64, one after the other)."""
+    """The rows that one process read. `known`: of each table (_TABLES), how many entries it had
+    after each block; `rows`: of each table of events, how many rows came from each block, and its
+    columns (int64, one after the other)."""
 
     has_end: bool
     meta: dict[str, Any]
@@ -97,7 +97,8 @@ def read_share(path: Path, member: str | None, *, index: int, count: int) -> byt
 def join_shares(
     path: Path, member: str | None, parts: Sequence[bytes]
 ) -> tuple[Source, Collector] | None:
-    """What one process would have read; None where the parts are not the shares of one file."""
+    """All shares joined as one process would have read them; None where the parts are not the
+    shares of one file."""
     try:
         shares = [_DECODER.decode(part) for part in parts]
     except msgspec.DecodeError:

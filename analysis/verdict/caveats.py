@@ -2,7 +2,8 @@
 
 In: the kernels of both sides and what the verdict read. Out: caveats, each with the confidence that
 it leaves, and the verdict under them. A lost kernel looks like a pruned one; caveats name which it
-may be."""
+may be.
+"""
 
 from __future__ import annotations
 

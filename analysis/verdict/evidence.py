@@ -1,4 +1,4 @@
-"""What the detectors of the verdict read, and what one of them reports.
+"""The input of the detectors of the verdict, and their results.
 
 In: the GEMM pairs, units and weight statistics of a phase. Out: Evidence; Detection and Reason.
 Times in ns a step.
@@ -40,7 +40,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the detectors read. `stats_*`: None without a run.json."""
+    """The input of the detectors. `stats_*`: None without a run.json."""
 
     pairs: list[Pair]
     units: Units
@@ -60,7 +60,7 @@ class Evidence:
     activation: Reason | None = None  # what stands in its place; None: the same, or not known
 
     def hidden(self) -> list[str]:
-        """What no work model reads, where it is enough to hide a pruning: a line a side."""
+        """Work without a model, where it is enough to hide a pruning: a line a side."""
         sides = zip(("dense", "pruned"), self.unread, strict=True)
         return [one.text(side) for side, one in sides if one.may_hide]
 

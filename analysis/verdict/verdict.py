@@ -48,7 +48,7 @@ _MOSTLY = 0.5  # of the busy time: where as much is not read, what is read says 
 
 
 def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evidence:
-    """What the detectors read of both sides of a phase."""
+    """The evidence of both sides of a phase."""
     dense, pruned = sides.dense, sides.pruned
     apart = unpaired(units)
     run_d, run_p = dense.side.run, pruned.side.run
@@ -112,7 +112,8 @@ def verdict(evidence: Evidence) -> Verdict:
 
 
 def _detected(e: Evidence, *, dynamic: bool) -> dict[str, Detection]:
-    """What the dynamic or the static detectors found, by the id of the family, in their order."""
+    """The results of the dynamic or the static detectors, by the id of the family, in their
+    order."""
     half = [one for one in detectors() if one.family.is_dynamic == dynamic]
     found = {one.family.id: one.detect(e) for one in half}
     return {name: _limited(seen, e) for name, seen in found.items() if seen is not None}

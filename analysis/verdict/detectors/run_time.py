@@ -340,8 +340,8 @@ SAME = 1e-9
 
 @dataclass
 class LayerShares:
-    """What is left of a layer's linears by role: the share of their calls, and of the rows of a
-    call; and of the products of its attention. `reshaped`: N or K moved too."""
+    """The shares of a layer's linears that ran, by role: the share of their calls, and of the rows
+    of a call; and of the products of its attention. `reshaped`: N or K moved too."""
 
     calls: dict[str, float] = field(default_factory=dict)
     rows: dict[str, float] = field(default_factory=dict)
