@@ -423,6 +423,7 @@ def _linears(kernels: Kernels) -> dict[tuple[int, int], list[_Linear]]:
     out: dict[tuple[int, int], list[_Linear]] = defaultdict(list)
     for step, layer, instance, role, call in rows[columns].iter_rows():
         work = kernels.works[call]
-        if work is not None and len(work.gemms) == 1 and work.gemms[0].batch == 1:
-            out[step, layer].append(_Linear(instance, role, work.gemms[0]))
+        gemm = None if work is None else work.single_gemm
+        if gemm is not None and gemm.batch == 1:
+            out[step, layer].append(_Linear(instance, role, gemm))
     return out

@@ -148,8 +148,8 @@ def _sizes(kernels: Kernels, which: pl.Series) -> set[tuple[int, int]]:
     calls = kernels.frame["call"].filter(which & kernels.frame["primary"])
     calls = calls.drop_nulls().unique() if len(calls) else calls
     works = [work for call in calls if (work := kernels.works[call]) is not None]
-    gemms = [work.gemms[0] for work in works if len(work.gemms) == 1]
-    return {(gemm.n, gemm.k) for gemm in gemms if gemm.batch == 1}
+    gemms = [work.single_gemm for work in works]
+    return {(gemm.n, gemm.k) for gemm in gemms if gemm is not None and gemm.batch == 1}
 
 
 def _reading_layers(kernels: Kernels) -> set[tuple[int, int]]:

@@ -19,7 +19,7 @@ SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 # A new module of findings gets its row here; a new finding in one of them needs none.
 MODULES = (
     "validity", "removed", "memory", "dynamic", "shape", "host", "interruptions", "idle", "steps",
-    "losses", "recomputed_forward", "added", "experts", "trust", "equal_work", "largest",
+    "losses", "added", "experts", "trust", "equal_work", "largest",
     "stragglers",
 )  # fmt: skip
 

@@ -203,7 +203,7 @@ def _line(c: Context, row: dict[str, Any]) -> str:
 def _gemm(c: Context, row: dict[str, Any]) -> Gemm | None:
     """The one GEMM of a kernel's call; None where it is unknown, or one of several."""
     work = c.kernels.works[row["call"]] if row["call"] is not None else None
-    return work.gemms[0] if work is not None and len(work.gemms) == 1 else None
+    return None if work is None else work.single_gemm
 
 
 def _odd(gemm: Gemm, dtype: str | None) -> list[str]:
@@ -505,7 +505,6 @@ def _tiled(kernels: Kernels) -> dict[tuple[str, Gemm], _Tiled]:
     found: dict[tuple[str, Gemm], _Tiled] = {}
     for row in sums.sort("busy", "call").iter_rows(named=True):
         work = kernels.works[row["call"]]
-        if work is not None and len(work.gemms) == 1:
-            gemm = work.gemms[0]
+        if work is not None and (gemm := work.single_gemm) is not None:
             found[row["role"], gemm] = _Tiled(tiling_of(gemm, row), row["tiles"])
     return found

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 
 from prunescope.analysis.comparison.differences import (
     CUT,
+    FIRST_CALLS,
     GRAPHS,
     UNREADABLE,
     cut_text,
     difference_text,
 )
-from prunescope.analysis.comparison.first_calls import FIRST_CALLS
 from prunescope.analysis.comparison.other_inputs import batch_ratio
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import Found, finding

@@ -1,9 +1,11 @@
-"""Counters of a device in a phase, compared with what its work models count.
+"""Counters of a device in a phase, compared with what its work models count, and the memory that
+torch's allocator held.
 
 In: a Trace with samples of counters (an export's of `--gpu-metrics-devices`, or counter events of a
 Chrome trace), linked rows, and how long the memory and the tensor cores need at their peaks for
 what the work models count. Out: sentences, and the clock and power of the steps. Samples count that
-lie between the first and the last kernel of a step, idle time included.
+lie between the first and the last kernel of a step, idle time included. Of the allocator: snapshots
+(`profile_memory=True`).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.trace.collect import Floats, Ints, unique_ids
 from prunescope.analysis.trace.events import Trace
@@ -164,3 +167,18 @@ def _in_steps(linked: Linked, ts: Ints) -> np.ndarray:
     for start, end in _spans(linked):
         found |= (ts >= start) & (ts < end)
     return found
+
+
+def memory_notes(trace: Trace, windows: Windows) -> list[str]:
+    """A note with the most that was allocated at once in the steps; none without snapshots."""
+    if not trace.on_device or not trace.memory or not len(trace.memory["ts"]):
+        return []
+    inside = windows.step_of(trace.memory["ts"]) >= 0
+    allocated, reserved = (trace.memory[name][inside] for name in ("allocated", "reserved"))
+    if not len(allocated) or allocated.max() < 0:
+        return []
+    of = f" ({reserved.max() / _GB:,.3g} GB were reserved)" if reserved.max() > 0 else ""
+    return [
+        f"the allocator held at most {allocated.max() / _GB:,.3g} GB of device memory in "
+        f"the steps{of}, by {len(allocated):,} snapshots"
+    ]

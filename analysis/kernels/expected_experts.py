@@ -63,8 +63,9 @@ def _as_counted(work: Work, counted: float) -> Work:
 
 def _rows(work: Work) -> int:
     """Rows of a grouped GEMM by one stack of expert matrices; 0 for any other work."""
-    is_most = work.kind == _GROUPED and len(work.gemms) == 1 and work.each is not None
-    return work.gemms[0].m if is_most and work.gemms[0].batch == 1 else 0
+    gemm = work.single_gemm
+    is_grouped = work.kind == _GROUPED and work.each is not None
+    return gemm.m if gemm is not None and gemm.batch == 1 and is_grouped else 0
 
 
 def _tokens(frame: pl.DataFrame, works: list[Work | None]) -> dict[int, set[int]]:
@@ -73,6 +74,7 @@ def _tokens(frame: pl.DataFrame, works: list[Work | None]) -> dict[int, set[int]
     routers = frame["call"].filter(frame["role"] == "router")
     for call in routers.drop_nulls().unique():
         work = works[call]
-        if work is not None and len(work.gemms) == 1 and work.gemms[0].m:
-            found[work.gemms[0].n].add(work.gemms[0].m)
+        gemm = None if work is None else work.single_gemm
+        if gemm is not None and gemm.m:
+            found[gemm.n].add(gemm.m)
     return found

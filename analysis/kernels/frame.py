@@ -16,7 +16,13 @@ import polars as pl
 
 from prunescope.analysis.kernels.collectives import collective_notes
 from prunescope.analysis.kernels.columns import instance_numbers, is_one_of, is_true, known_ids
-from prunescope.analysis.kernels.counters import Needed, SampledClock, counter_notes, sampled_clock
+from prunescope.analysis.kernels.counters import (
+    Needed,
+    SampledClock,
+    counter_notes,
+    memory_notes,
+    sampled_clock,
+)
 from prunescope.analysis.kernels.eager_roles import roles_of_pass
 from prunescope.analysis.kernels.expected_experts import with_expected_experts
 from prunescope.analysis.kernels.graph_replay import LEAST, GraphReplay, read_eager
@@ -36,7 +42,6 @@ from prunescope.analysis.kernels.idle import (
     host_collectives,
     host_late,
 )
-from prunescope.analysis.kernels.memory_held import memory_notes
 from prunescope.analysis.kernels.number_formats import format_notes, with_formats
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE, find_roles

@@ -137,7 +137,7 @@ def _sizes(kinds: list[str], call: Ints, calls: list[OpCall]) -> list[Size]:
     known: dict[int, Size] = {NONE: None}
     for i in unique_ids(call[call >= 0]).tolist():
         work = work_of(calls[i])
-        gemm = work.gemms[0] if work is not None and len(work.gemms) == 1 else None
+        gemm = None if work is None else work.single_gemm
         known[i] = None if gemm is None or gemm.batch != 1 else (gemm.m, gemm.n, gemm.k)
     return [
         known[c] if kind in GEMM_KINDS else None

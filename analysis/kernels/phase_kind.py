@@ -230,9 +230,10 @@ def trained_tokens(kernels: Kernels) -> int | None:
     k: Counter[int] = Counter()
     for call in rows["call"].drop_nulls().unique().to_list():
         work = kernels.works[call]
-        if work is not None and len(work.gemms) == 1 and work.gemms[0].batch == 1:
-            m[work.gemms[0].m] += 1
-            k[work.gemms[0].k] += 1
+        gemm = None if work is None else work.single_gemm
+        if gemm is not None and gemm.batch == 1:
+            m[gemm.m] += 1
+            k[gemm.k] += 1
     both = [(m[size], size) for size in m.keys() & k.keys()]
     return max(both)[1] if both else None
 

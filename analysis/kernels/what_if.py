@@ -117,10 +117,11 @@ def gemm_summaries(kernels: Kernels) -> GemmSummaries:
     found = GemmSummaries()
     for row in sums.sort("duration", *_KEYS).iter_rows(named=True):
         work = kernels.works[row["call"]] if row["call"] is not None else None
-        if work is None or len(work.gemms) != 1 or not work.gemms[0].k or not row["duration"]:
+        gemm = None if work is None else work.single_gemm
+        if gemm is None or not gemm.k or not row["duration"]:
             continue
         # The kernel that took the most time comes last and stays.
-        key = row["role"], work.gemms[0]
+        key = row["role"], gemm
         is_under = is_hidden(row["busy"], row["duration"])
         refused = row["refused"] or (HIDDEN if is_under else None)
         if refused is not None:

@@ -67,6 +67,11 @@ class Work:
     stack: int | None = None  # matrices that a grouped GEMM holds, read or not
     each: float | None = None  # bytes of one of them
 
+    @property
+    def single_gemm(self) -> Gemm | None:
+        """The only GEMM of the call; None where it has several or none."""
+        return self.gemms[0] if len(self.gemms) == 1 else None
+
 
 @dataclass(frozen=True, slots=True)
 class Operand:

@@ -133,7 +133,7 @@ def _item(record: dict[str, Any], trace: Trace, works: Sequence[Any], unit: int)
     elif unit == UNKNOWN_UNIT:
         grid = None
     work = None if record["call"] is None else works[record["call"]]
-    gemm = work.gemms[0] if work is not None and len(work.gemms) == 1 else None
+    gemm = None if work is None else work.single_gemm
     return Item(
         row=record["row"],
         step=record["step"],

@@ -22,6 +22,7 @@ import numpy as np
 
 from prunescope.analysis.ops.kind import MATMUL_KINDS, kernel_kind
 from prunescope.analysis.ops.work import work_of
+from prunescope.analysis.timeline.intervals import outermost
 from prunescope.analysis.trace.collect import Ints, unique_ids
 from prunescope.analysis.trace.events import Trace
 
@@ -162,7 +163,10 @@ def find_iterations(trace: Trace) -> Iterations | None:
         (trace.frames, np.ones(len(trace.frames["ts"]), bool)),
     ):
         hits = np.flatnonzero(np.isin(spans["name"], list(called)) & keep)
-        start, end, order = _outermost(spans["ts"][hits], spans["dur"][hits])
+        start = spans["ts"][hits]
+        end = start + spans["dur"][hits]
+        order = outermost(start, end)
+        start, end = start[order], end[order]
         steps = _steps(trace, start, end)
         busy = [i for i, step in enumerate(steps) if step.gemm]
         if len(busy) >= _LEAST:
@@ -183,18 +187,6 @@ def attention_phase(kernel: str) -> str | None:
     if _PREFILL.search(kernel):
         return "prefill"
     return "decode" if _DECODE.search(kernel) else None
-
-
-def _outermost(start: Ints, length: Ints) -> tuple[Ints, Ints, Ints]:
-    """Spans in time order without those inside another, and which they are."""
-    end = start + length
-    order = np.lexsort((-end, start))
-    kept: list[int] = []
-    for i in order:
-        if not kept or start[i] >= end[kept[-1]]:
-            kept.append(int(i))
-    chosen = np.array(kept, np.int64)
-    return start[chosen], end[chosen], chosen
 
 
 @dataclass

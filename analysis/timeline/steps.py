@@ -26,7 +26,7 @@ from prunescope.analysis.timeline.engines import (
     phases_named_alone,
 )
 from prunescope.analysis.timeline.generation import may_generate, prompts_and_tokens
-from prunescope.analysis.timeline.intervals import SEQUENCE, WHOLE, Windows, innermost
+from prunescope.analysis.timeline.intervals import SEQUENCE, WHOLE, Windows, innermost, outermost
 from prunescope.analysis.timeline.markers import marked_steps
 from prunescope.analysis.timeline.repeats import parts_of_whole_passes, repeated_sequence
 from prunescope.analysis.timeline.work_sequence import work_sequence
@@ -261,11 +261,7 @@ def _disjoint(trace: Trace, hits: Ints, source: str) -> Windows:
     """Windows in time order; one that starts inside the window before it is not a step."""
     start = trace.annotations["ts"][hits]
     end = start + trace.annotations["dur"][hits]
-    order = np.lexsort((-end, start))
-    kept: list[int] = []
-    for i in order:
-        if not kept or start[i] >= end[kept[-1]]:
-            kept.append(int(i))
-    names = [trace.names[trace.annotations["name"][hits[i]]] for i in kept]
+    kept = outermost(start, end)
+    names = [trace.names[i] for i in trace.annotations["name"][hits[kept]].tolist()]
     are_ranges = source in ("pattern", "numbered") and not any(map(engine_step, names))
     return Windows(start[kept], end[kept], source, names, are_ranges=are_ranges)

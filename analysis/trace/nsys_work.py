@@ -33,7 +33,6 @@ from prunescope.analysis.trace.nsys_tables import (
     places_in,
     processes_of,
 )
-from prunescope.analysis.trace.stream_waits import begins_of_waits
 
 NODES = "CUDA_GRAPH_NODE_EVENTS"
 SYNCS, EVENTS = "CUPTI_ACTIVITY_KIND_SYNCHRONIZATION", "CUPTI_ACTIVITY_KIND_CUDA_EVENT"
@@ -173,7 +172,7 @@ class DeviceWork:
             wanted = (rows["kind"] == _STREAM_WAITS) & (rows["ts"] != NO_TIME) & (until >= 0)
             rows, until = {name: column[wanted] for name, column in rows.items()}, until[wanted]
             called = rows["ts"] + rows["dur"]
-            begin = begins_of_waits(called, until, self._streams(rows), work)
+            begin = _begins_of_waits(called, until, self._streams(rows), work)
             waits = begin >= 0
             rows = {name: column[waits] for name, column in rows.items()}
             name = interned(self.tables.collect.names, [_STREAM_WAIT] * len(rows["ts"]))
@@ -250,3 +249,28 @@ def _literal(found: re.Match[str]) -> str:
     if kind == "bool":
         return "false" if number == "0" else "true"
     return f"{number}{_LITERALS.get(kind, '')}"
+
+
+def _begins_of_waits(
+    called: Ints, complete: Ints, streams: Ints, work: tuple[Ints, Ints, Ints]
+) -> Ints:
+    """When waits begin, ns; NONE where a stream still had work when the event was complete.
+
+    The export gives the times of the call, which returns at once; the stream itself waits from the
+    end of what it ran before, until the event is complete.
+
+    `called`: when the call returned; `complete`: when the event was; `work`: start, end and stream
+    of each device event. What begins on a stream before the event is complete was launched ahead of
+    the wait, for all that comes behind the wait begins later.
+    """
+    begin = called.copy()
+    start, end, on = work
+    for stream in np.unique(streams).tolist():
+        rows = np.flatnonzero(on == stream)
+        rows = rows[np.argsort(start[rows], kind="stable")]
+        waits = np.flatnonzero(streams == stream)
+        before = np.searchsorted(start[rows], complete[waits], side="left") - 1
+        busy_until = np.maximum.accumulate(end[rows]) if len(rows) else np.zeros(1, np.int64)
+        until = np.where(before >= 0, busy_until[np.maximum(before, 0)], called[waits])
+        begin[waits] = np.maximum(called[waits], until)
+    return np.where(begin < complete, begin, NONE)
