@@ -278,7 +278,13 @@ def fold_layers(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePha
         f"both sides run {runs_d:g} layers a step, numbered to {layers_d} and to {layers_p} by the "
         f"order of kernels: taken for {fewer} layers, {runs_d / fewer:g} times a step"
     )
-    dense, pruned = (replace(one, kernels=_folded(one.kernels, fewer)) for one in (dense, pruned))
+    folded = pl.col("layer") % fewer
+    dense, pruned = (
+        replace(
+            one, kernels=replace(one.kernels, frame=one.kernels.frame.with_columns(layer=folded))
+        )
+        for one in (dense, pruned)
+    )
     return dense, _noted(pruned, note)
 
 
@@ -358,10 +364,6 @@ def _layers_run(kernels: Kernels) -> tuple[int, float]:
     rows = kernels.frame.filter(pl.col("layer").is_not_null() & (pl.col("kind") == "attention"))
     runs = rows.select("step", "instance").unique().height
     return rows["layer"].n_unique(), runs / kernels.num_steps
-
-
-def _folded(kernels: Kernels, layers: int) -> Kernels:
-    return replace(kernels, frame=kernels.frame.with_columns(layer=pl.col("layer") % layers))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import polars as pl
 from prunescope.analysis.findings.context import LITTLE, Context
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.ledger.experts import EXPERTS, ROUTER
+from prunescope.analysis.ledger.experts import EXPERTS, ROUTER, mean_of_known
 from prunescope.analysis.schema.report import GemmRow, Phase
 from prunescope.taxonomy.dtypes import itemsize
 from prunescope.taxonomy.expert_routing import expert_load, fullest_expert
@@ -378,16 +378,11 @@ def _side(
     routed: float | None,
 ) -> _Side | None:
     """`routed`: rows of all experts of a layer together."""
-    there, seen = _mean(experts), _mean(read)
+    there, seen = mean_of_known(experts), mean_of_known(read)
     if not there or not seen or not tokens or not routed:
         return None
     per_token = max(1, round(routed / tokens))
     return _Side(experts=there, read=seen, tokens=tokens, per_token=per_token)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _tokens(value: float) -> str:

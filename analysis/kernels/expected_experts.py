@@ -21,11 +21,14 @@ _GROUPED = "grouped_gemm"
 def with_expected_experts(
     frame: pl.DataFrame, works: list[Work | None], counted: float | None = None
 ) -> list[Work | None]:
-    """The Work of each call. `counted`: experts of a layer that get a token in a step; without it,
+    """The Work of each call. `counted`: experts of a layer that get a token in a step, of which a
+    GEMM reads at most as many as it has rows or matrices; without it,
     a grouped GEMM whose router is not known keeps the most experts that its rows can read."""
     if counted is not None:
         return [
-            work if work is None or not _rows(work) else _as_counted(work, counted)
+            work
+            if work is None or not (rows := _rows(work))
+            else reading(work, min(counted, rows, work.stack or counted))
             for work in works
         ]
     stacks = {
@@ -54,11 +57,6 @@ def with_expected_experts(
             read = expected_experts(work.stack, per_token, rows // per_token)
             out[call] = reading(work, read)
     return out
-
-
-def _as_counted(work: Work, counted: float) -> Work:
-    """The counted experts, at most as many as rows or matrices."""
-    return reading(work, min(counted, work.gemms[0].m, work.stack or counted))
 
 
 def _rows(work: Work) -> int:

@@ -178,9 +178,7 @@ def allocator_calls(trace: Trace, windows: Windows) -> AllocatorCalls:
     """The allocator's calls of all threads in the steps."""
     calls = runtime_calls(trace)
     rows = named(trace, calls["name"], ALLOCATION) & (windows.step_of(calls["ts"]) >= 0)
-    often = np.bincount(calls["name"][rows])
-    order = [int(i) for i in np.argsort(-often, kind="stable") if often[i]]
-    return AllocatorCalls({trace.names[i][:_SHOWN]: int(often[i]) for i in order})
+    return AllocatorCalls(_counts_of_names(trace, calls["name"][rows]))
 
 
 _SHOWN = 60  # characters of a call's name
@@ -224,14 +222,18 @@ def graph_blockers(trace: Trace, windows: Windows, linked: Linked) -> GraphBlock
     step = windows.step_of(calls["ts"])
     step = np.where(np.isin(calls["thread"], threads), step, NONE)
     step = np.where((step >= 0) & (calls["ts"] < last[np.maximum(step, 0)]), step, NONE)
-    waited = calls["name"][sync & (step >= 0)]
-    often = np.bincount(waited)
-    order = [int(i) for i in np.argsort(-often, kind="stable") if often[i]]
     return GraphBlockers(
-        by=", ".join(trace.names[i][:_SHOWN] for i in order),
+        by=", ".join(_counts_of_names(trace, calls["name"][sync & (step >= 0)])),
         waits=_median(step[sync], len(windows)),
         copies=_median(step[blocking_copies(trace, calls)], len(windows)),
     )
+
+
+def _counts_of_names(trace: Trace, names: Ints) -> dict[str, int]:
+    """How often each name (id) occurs, the most frequent first."""
+    counts = np.bincount(names)
+    order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
+    return {trace.names[i][:_SHOWN]: int(counts[i]) for i in order}
 
 
 def _median(step: Ints, steps: int) -> float:

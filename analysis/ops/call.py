@@ -251,6 +251,6 @@ def broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(result)
 
 
-def bytes_only(parts: list[float | None], *, kind: str, dtype: str | None = None) -> Work:
+def bytes_only(parts: list[float | None], *, kind: str) -> Work:
     """Work without matrix FLOPs."""
-    return Work(flop=0, bytes=total(parts), gemms=(), dtype=dtype, kind=kind)
+    return Work(flop=0, bytes=total(parts), gemms=(), dtype=None, kind=kind)

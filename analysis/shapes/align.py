@@ -32,7 +32,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Protocol
 
-from prunescope.analysis.shapes.evidence import misplaced
+from prunescope.analysis.shapes.evidence import set_aside_misplaced
 from prunescope.analysis.shapes.items import (
     ATTENTION,
     BATCHED,
@@ -154,9 +154,8 @@ def _assign(items: Sequence[Item], strategy: _Strategy | None, shape: ModelShape
     if layers != shape.layers:
         note = f" (or so: {damaged} of them lack kernels)" if damaged else ""
         return Assignment(by_order=True, problems=[wrong_layers(layers, shape) + note])
-    if strategy.by_time and (moved := misplaced(out.gemms)):
-        out.unsure += [one.item for one in out.gemms if one.item.row in moved]
-        out.gemms = [one for one in out.gemms if one.item.row not in moved]
+    if strategy.by_time:
+        set_aside_misplaced(out)
     return out
 
 

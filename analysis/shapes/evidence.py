@@ -19,7 +19,7 @@ from statistics import median
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.device.tiles import Tile, tile_of
 from prunescope.analysis.shapes.grids import Intervals, holds, meet, rows_of, widths_of, written
-from prunescope.analysis.shapes.items import ATTENTION, Item, Placed
+from prunescope.analysis.shapes.items import ATTENTION, Assignment, Item, Placed
 from prunescope.analysis.shapes.slots import EXPERT, GEMM, Slot
 from prunescope.taxonomy.shape import ModelShape
 
@@ -182,7 +182,14 @@ def time_contradictions(placed: Sequence[Placed], *, with_head: bool) -> list[st
     return [worst[1]] if worst[1] else []
 
 
-def misplaced(placed: Iterable[Placed]) -> set[int]:
+def set_aside_misplaced(out: Assignment) -> None:
+    """Make GEMMs unsure whose times are those of another slot."""
+    if moved := _misplaced(out.gemms):
+        out.unsure += [one.item for one in out.gemms if one.item.row in moved]
+        out.gemms = [one for one in out.gemms if one.item.row not in moved]
+
+
+def _misplaced(placed: Iterable[Placed]) -> set[int]:
     """Rows of GEMMs that do not take the time of their slot but that of a slot of another size, on
     the same kernel and grid: two GEMMs that were mixed up."""
     times: dict[object, dict[Slot, list[Placed]]] = defaultdict(lambda: defaultdict(list))

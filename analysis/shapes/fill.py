@@ -259,9 +259,6 @@ def _instance(item: Item) -> int:
     return _OWN - item.row if item.alone else item.instance
 
 
-AUTO = "auto"
-
-
 def guess(
     traced: Traced, workload: GivenWorkload, device: Device | None, steps: dict[int, list[Item]]
 ) -> str:

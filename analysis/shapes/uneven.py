@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 
-from prunescope.analysis.shapes.evidence import misplaced
+from prunescope.analysis.shapes.evidence import set_aside_misplaced
 from prunescope.analysis.shapes.items import (
     ATTENTION,
     BATCHED,
@@ -142,9 +142,7 @@ def _assigned(items: Sequence[Item], way: _Way) -> Assignment:
         out.unsure += [item for item in part if item.row not in rows]
     attentions = [item for item in items if item.what == ATTENTION]
     out.attentions = list(zip(attentions, way.attending, strict=True))
-    if moved := misplaced(out.gemms):
-        out.unsure += [one.item for one in out.gemms if one.item.row in moved]
-        out.gemms = [one for one in out.gemms if one.item.row not in moved]
+    set_aside_misplaced(out)
     placed = sum(one.item.ns for one in out.gemms)
     total = placed + sum(item.ns for item in out.unsure)
     out.explained = placed / total if total else 0.0

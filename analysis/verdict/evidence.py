@@ -120,16 +120,16 @@ class Evidence:
         active, total = sum(a for a, _ in done), sum(t for _, t in done)
         return (active, total) if total else None
 
-    def counted_layers(self, unit: str) -> list[int]:
-        """The layers that were counted whole, and did less than all of a unit in some phase."""
-        done = [(locate(n), *_done(row)) for n, row in self._counts(unit, any_phase=True)]
+    def layers_with_fewer_rows(self) -> list[int]:
+        """The layers that were counted whole, and ran fewer than all rows in some phase."""
+        done = [(locate(n), *_done(row)) for n, row in self._counts("rows", any_phase=True)]
         less = {place.layer for place, active, total in done if active < total}
         whole = all(place.scope == "layer" for place, _, _ in done)
         return sorted(layer for layer in less if layer is not None) if whole else []
 
-    def layers_with_fewer(self, unit: str) -> list[int]:
-        """The layers a module of which counted less than all of a unit in some phase."""
-        counts = self._counts(unit, any_phase=True)
+    def layers_with_fewer_keys(self) -> list[int]:
+        """The layers with a module that read fewer than all keys in some phase."""
+        counts = self._counts("keys", any_phase=True)
         found = {locate(n).layer for n, row in counts if row.active < row.total}
         return sorted(layer for layer in found if layer is not None)
 

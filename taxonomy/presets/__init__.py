@@ -58,9 +58,10 @@ def _hub_ids() -> dict[str, str]:
 
 _SIZE = re.compile(r"(?:^|[-_])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])")
 _FAMILY = re.compile(r"[a-z]+")
+_NEAREST = 4  # presets that a message names
 
 
-def nearest_presets(name: str, *, more: Iterable[str] = (), count: int = 4) -> str:
+def nearest_presets(name: str, *, more: Iterable[str] = ()) -> str:
     """The presets most like a name, as a part of a sentence: those of its family, the nearest size
     first; without a family among the presets, those that are written most alike, or that there are
     none. A name may be that of an architecture: GraniteMoE, or granitemoe as a config spells it.
@@ -76,8 +77,8 @@ def nearest_presets(name: str, *, more: Iterable[str] = (), count: int = 4) -> s
         return round(apart, 1), -difflib.SequenceMatcher(None, key, preset).ratio()
 
     close = sorted(of_family, key=distance)
-    close += [n for n in difflib.get_close_matches(key, known, n=count) if n not in close]
-    return ", ".join(close[:count]) or f"none of {len(known)}"
+    close += [n for n in difflib.get_close_matches(key, known, n=_NEAREST) if n not in close]
+    return ", ".join(close[:_NEAREST]) or f"none of {len(known)}"
 
 
 def _of_architecture(key: str) -> list[str]:

@@ -150,7 +150,7 @@ def _stacks(e: Evidence, side: str) -> dict[int | None, float]:
 def _by_weights(e: Evidence) -> Fewer | None:
     """Experts in the matrices that both runs list, by layer of the dense model."""
     dense, pruned = _listed(e.stats_dense), _listed(e.stats_pruned)
-    if len(pruned) < len(dense):  # layers are gone, and those behind them have other numbers
+    if len(pruned) < len(dense):  # layers were removed, and those behind them have other numbers
         moved = e.units.alignment.dense_layer
         pruned = {moved.get(n, -1 - n): count for n, count in pruned.items()}
     both: dict[int | None, tuple[float, float]] = {

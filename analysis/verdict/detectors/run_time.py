@@ -97,7 +97,7 @@ def dynamic_m(e: Evidence) -> Detection | None:
 
     is_counted = is_less(e.counted("rows"))
     confidence = 1.0 if is_routed(e) or is_counted else 0.7
-    explains = ("static-m", "static-nk-heads")  # gone sublayers and sequences of single steps
+    explains = ("static-m", "static-nk-heads")  # removed sublayers and sequences of single steps
     return Detection([line], touches, confidence, explains, proven=is_counted)
 
 
@@ -151,7 +151,7 @@ def token_drop(e: Evidence) -> Detection | None:
         return _dropped_along(layers, left)
     shorter = [n for n, x in layers.items() if attends_to_less(x)]
     full = [n for n in layers if n not in shorter]
-    behind = e.counted_layers("rows")
+    behind = e.layers_with_fewer_rows()
     if behind and not shorter and len(early) == len(layers):
         line = f"tokens were dropped in prefill before layer {min(behind)}; no GEMM shows it here"
         return Detection([line], of_attention(behind), 0.6)
@@ -209,7 +209,7 @@ def kv_evict(e: Evidence) -> Detection | None:
         return None
     assert counted is not None
     shorter = [n for n, x in layers.items() if attends_to_less(x)]
-    held = e.layers_with_fewer("keys") or shorter
+    held = e.layers_with_fewer_keys() or shorter
     of = f" of {len(held)} of {len(layers)} layers" if 0 < len(held) < len(layers) else ""
     lines = [
         f"the cache{of} holds {percent(counted[0] / counted[1])} of the keys seen; no linear moved"
@@ -402,7 +402,7 @@ def layer_shares(e: Evidence) -> dict[int, LayerShares]:
         stored = _FUSED if role == "qkv" else (role,)
         whole = not any((number, part) in smaller for part in stored)
         if group in ("qk", "pv"):
-            # Heads that are gone from the weights were not skipped at run time.
+            # Heads that were removed from the weights were not skipped at run time.
             fewer = (number, "o") in smaller and "heads" in fell(pair)
             heads = pair.dense.batch if fewer and pair.dense is not None else None
             one, before, now = out[number], pair.dense, pair.pruned
@@ -463,7 +463,7 @@ def _products(
 ) -> float | None:
     """Multiplications a step of one of attention's GEMMs, of `heads` (its own where that is None)
     of the dimension that `like` has: no method of run time makes a head narrower. Masked pairs
-    count. 0 for a call that is gone, None for one whose shape is not known."""
+    count. 0 for a call that was removed, None for one whose shape is not known."""
     if call is None:
         return 0.0
     if call.batch is None or call.m is None or call.n is None or call.k is None:

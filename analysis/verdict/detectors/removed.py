@@ -23,7 +23,7 @@ _MLP_ENDS = ("down", "experts")
 def static_m(e: Evidence) -> Detection | None:
     """Whole layers, or all GEMMs of an attention or MLP sublayer, were removed."""
     removed, here = e.removed_and_kept_roles()
-    if not here:  # no layer is known on the pruned side: none is known to be gone
+    if not here:  # no layer is known on the pruned side: none is known to be removed
         return None
     layers = [i for i in removed if i not in here]
     attention = [i for i in removed if i in here and _lacks(_ATTENTION_ENDS, removed[i], here[i])]
