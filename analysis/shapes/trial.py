@@ -157,7 +157,7 @@ class Trial:
             *evidence.time_contradictions(gemms, with_head=self.has_full_head(key)),
             *evidence.narrow_gemm_contradictions(gemms, self.rows[key], self.device),
             *self._peak_contradictions(gemms, self.rows[key]),
-            *counted.against(self.rows[key]),
+            *counted.contradictions(self.rows[key]),
             *self._width_contradictions(gemms, counted, self.rows[key]),
         ]
 
