@@ -115,7 +115,7 @@ def dense_phases(
         phases[label] = DensePhase(
             setting=setting,
             work=replace(work, routing=routing),
-            measured=measured_phase(phase, host=_on_host(run, report)),
+            measured=measured_phase(phase, host=_is_on_cpu(run, report)),
         )
     if not phases:
         raise PrunescopeError(
@@ -387,7 +387,7 @@ def _device(
     )
 
 
-def _on_host(run: Run | None, report: Report) -> bool:
+def _is_on_cpu(run: Run | None, report: Report) -> bool:
     """Whether the measured ops ran on the CPU."""
     kind = run.device.kind if run else None
     return kind == "cpu" or report.device.get("name") == "cpu"

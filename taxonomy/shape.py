@@ -156,7 +156,7 @@ class ModelShape:
 
     def like(self, number: int) -> ModelShape:
         """A model whose layers all have the dimensions of one layer; itself where they agree."""
-        return _like(self, self.layer_shapes[number]) if self.layer_shapes else self
+        return _uniform(self, self.layer_shapes[number]) if self.layer_shapes else self
 
     def with_layers(self, layers: Sequence[LayerShape]) -> ModelShape:
         """The shape whose layers have these dimensions, one each; plain where they agree."""
@@ -182,7 +182,7 @@ class ModelShape:
         if not self.layer_shapes:
             return change(self)
         changed = {
-            layer: _layer_of(change(_like(self, layer)))
+            layer: _layer_of(change(_uniform(self, layer)))
             for layer in dict.fromkeys(self.layer_shapes)
         }
         return self.with_layers([changed[layer] for layer in self.layer_shapes])
@@ -536,7 +536,7 @@ def _read_layer(written: Mapping[str, Any]) -> LayerShape:
     return LayerShape(**{**written, "ranks": ranks})
 
 
-def _like(shape: ModelShape, layer: LayerShape) -> ModelShape:
+def _uniform(shape: ModelShape, layer: LayerShape) -> ModelShape:
     return replace(shape, layer_shapes=(), **_fields_of(layer))
 
 

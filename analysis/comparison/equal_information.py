@@ -333,7 +333,7 @@ def _read_one_width(kernels: Kernels, roles: tuple[str, ...]) -> bool:
     """Whether the GEMMs of some roles have one K in each layer, or no known one at all: those
     through a rank do not."""
     frame = kernels.frame
-    rows = frame[["layer", "call"]].filter(_of_gemms(kernels) & is_one_of(frame["role"], roles))
+    rows = frame[["layer", "call"]].filter(_gemm_rows(kernels) & is_one_of(frame["role"], roles))
     widths: dict[int | None, set[int | None]] = defaultdict(set)
     for layer, call in rows.unique().iter_rows():
         work = None if call is None else kernels.works[call]
@@ -343,10 +343,10 @@ def _read_one_width(kernels: Kernels, roles: tuple[str, ...]) -> bool:
 
 def _roles_of_gemms(kernels: Kernels) -> set[str]:
     """The roles of the GEMMs of a side."""
-    return {*kernels.frame["role"].filter(_of_gemms(kernels)).unique()}
+    return {*kernels.frame["role"].filter(_gemm_rows(kernels)).unique()}
 
 
-def _of_gemms(kernels: Kernels) -> pl.Series:
+def _gemm_rows(kernels: Kernels) -> pl.Series:
     """The rows that carry the work of plain GEMMs."""
     return kernels.frame["primary"] & is_one_of(kernels.frame["kind"], _PLAIN)
 
@@ -420,7 +420,7 @@ def _linears(kernels: Kernels) -> dict[tuple[int, int], list[_Linear]]:
     """The plain linears of each step and layer, in the order of their launch."""
     frame = kernels.frame
     columns = ["step", "layer", "instance", "role", "call"]
-    rows = frame[[*columns, "launched", "start"]].filter(_of_gemms(kernels))
+    rows = frame[[*columns, "launched", "start"]].filter(_gemm_rows(kernels))
     rows = rows.drop_nulls(["layer", "call"]).sort("launched", "start")
     out: dict[tuple[int, int], list[_Linear]] = defaultdict(list)
     for step, layer, instance, role, call in rows[columns].iter_rows():

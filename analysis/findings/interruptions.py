@@ -112,11 +112,11 @@ def hide_the_work(c: Context) -> list[str]:
 
 def _lines(rows: pl.DataFrame) -> list[str]:
     return [
-        f"{shortened(r['op'] or '?')} ({r['role']}{_at(r['layer'])}) takes {ms(r['busy'])} in step "
+        f"{shortened(r['op'] or '?')} ({r['role']}{_layer_in_words(r['layer'])}) takes {ms(r['busy'])} in step "
         f"{r['step']}, {ms(r['usual'])} as the median of {r['calls']} calls"
         for r in rows.head(_LINES).iter_rows(named=True)
     ]
 
 
-def _at(layer: int | None) -> str:
+def _layer_in_words(layer: int | None) -> str:
     return "" if layer is None else f" of layer {layer}"

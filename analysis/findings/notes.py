@@ -44,7 +44,7 @@ def notes(kernels: Kernels) -> list[str]:
         lines.append(kernels.replay_note)
     elif kernels.linked.replayed.any():
         lines.append(f"{replayed_begin(kernels.linked, kernels.frame)}{_replay_shapes(kernels)}")
-    if _in_whole_us(kernels):
+    if _has_whole_us(kernels):
         lines.append("all times of the trace are whole µs: each may be off by up to 1 µs")
     if not kernels.calls:
         lines.append(f"no host ops in the trace: kinds come from kernel names, {_shapes(kernels)}")
@@ -179,7 +179,7 @@ def _sparse(kernels: Kernels) -> list[str]:
     return [f"{line}: their FLOPs and bytes count the numbers that are stored"]
 
 
-def _in_whole_us(kernels: Kernels) -> bool:
+def _has_whole_us(kernels: Kernels) -> bool:
     """Whether no time has a fraction of a µs, as older profilers wrote them."""
     frame = kernels.frame
     times = (frame["start"] - frame["start"].min(), frame["duration"]) if len(frame) else ()
@@ -200,7 +200,7 @@ def _shapes(kernels: Kernels) -> str:
     return "shapes are unknown (--model gives those of a decoder)"
 
 
-def _of_device(kernels: Kernels) -> pl.DataFrame:
+def _device_rows(kernels: Kernels) -> pl.DataFrame:
     """The rows of the frame that are events of the device."""
     columns = ["category", "step", "name", "kind", "start", "duration", "busy"]
     return kernels.frame[columns].drop_nulls("category")
@@ -208,7 +208,7 @@ def _of_device(kernels: Kernels) -> pl.DataFrame:
 
 def _early(kernels: Kernels) -> list[str]:
     """Events that ran before the wall of their step began, which no busy time contains."""
-    rows = _of_device(kernels)
+    rows = _device_rows(kernels)
     early = carry_over_ns(rows)
     if not early.any():
         return []
@@ -229,7 +229,7 @@ def _early(kernels: Kernels) -> list[str]:
 def _concurrent(kernels: Kernels) -> list[str]:
     """Kinds of kernels that ran concurrently with others, so that their busy time differs from how
     long they ran."""
-    rows = _of_device(kernels)
+    rows = _device_rows(kernels)
     concurrent = rows["duration"] - alone_ns(rows)
     if concurrent.sum() <= _HIDDEN * kernels.wall:
         return []
@@ -253,7 +253,7 @@ def _communication(kernels: Kernels) -> list[str]:
     for other ranks."""
     if "comm" not in kernels.values("kind"):
         return []
-    rows = _of_device(kernels)
+    rows = _device_rows(kernels)
     is_comm = rows["kind"] == "comm"
     busy = int(rows.filter(is_comm)["busy"].sum())
     if busy <= _HIDDEN * kernels.wall:

@@ -153,7 +153,9 @@ def with_straggler(
             first = [f for f in phases[name].findings if f.severity == "critical"]
             own = [result] if one.rank is late.rank else []
             rest = [
-                _of_slow_rank(f, one) for f in phases[name].findings if f.severity != "critical"
+                _finding_of_late_rank(f, one)
+                for f in phases[name].findings
+                if f.severity != "critical"
             ]
             marked[name] = msgspec.structs.replace(phases[name], findings=[*first, *own, *rest])
     for rank in ranks:
@@ -173,7 +175,7 @@ def _behind_critical(phase: Phase, item: Finding) -> Phase:
     return msgspec.structs.replace(phase, findings=[*critical, item, *rest])
 
 
-def _of_slow_rank(item: Finding, late: Late) -> Finding:
+def _finding_of_late_rank(item: Finding, late: Late) -> Finding:
     """A finding of a late rank; without a change of its own, and without a gain, where it is on
     kernels that take longer than their shapes let expect by no more than the rank works longer
     than the others do for as many FLOPs: mending the rank gives that time once."""
@@ -288,12 +290,12 @@ def rank_time(name: str, phase: Phase, frame: pl.DataFrame) -> RankTime:
         flop=float(frame["flop"].sum() or 0.0) / phase.steps,
         on_device=_on_device(frame),
         idle_finding=next((f.id for f in phase.findings if f.id in _OF_HOSTS), None),
-        own_by_step=_by_step(frame, own),
-        comm_by_step=_by_step(frame, pl.col("busy").filter(comm).sum() + in_host),
+        own_by_step=_sums_by_step(frame, own),
+        comm_by_step=_sums_by_step(frame, pl.col("busy").filter(comm).sum() + in_host),
     )
 
 
-def _by_step(frame: pl.DataFrame, ns: pl.Expr) -> tuple[float, ...]:
+def _sums_by_step(frame: pl.DataFrame, ns: pl.Expr) -> tuple[float, ...]:
     """A sum over the rows of each step, ns."""
     sums = frame.group_by("step").agg(ns=ns).sort("step")
     return tuple(sums["ns"].cast(pl.Float64).to_list())
@@ -335,7 +337,7 @@ def straggler(late: Late) -> Found | None:
             "of the others"
         )
     elif late.turns:
-        text = _in_turns(late, found)
+        text = _cost_of_several(late, found)
         saved = max(saved, found.together / late.steps)
     else:
         text = (
@@ -350,7 +352,7 @@ def straggler(late: Late) -> Found | None:
     return Found(text=text, evidence=lines, change=_changes(late), predicted_ns=saved)
 
 
-def _in_turns(late: Late, found: CollectiveReplay) -> str:
+def _cost_of_several(late: Late, found: CollectiveReplay) -> str:
     """The cost of several late ranks, each with the share of the collectives that it reaches
     last."""
     names = [one.rank.name for one in late.each]
@@ -384,9 +386,9 @@ def _changes(late: Late) -> str:
     """The change for each late rank; once where all are the same."""
     causes: dict[str, list[str]] = {}
     for one in late.each:
-        causes.setdefault(_by_cause(one), []).append(one.rank.name)
+        causes.setdefault(_change_by_cause(one), []).append(one.rank.name)
     return "; ".join(
-        f"{_and(names)}: {change if len(names) == 1 else _of_several(change)}"
+        f"{_and(names)}: {change if len(names) == 1 else _reworded_for_several(change)}"
         for change, names in causes.items()
     )
 
@@ -412,7 +414,7 @@ _OF_SEVERAL = (
 )
 
 
-def _of_several(change: str) -> str:
+def _reworded_for_several(change: str) -> str:
     """The change of one rank, reworded for several."""
     for one, several in _OF_SEVERAL:
         change = re.sub(rf"\b{one}", several, change)
@@ -507,7 +509,7 @@ _IDLE = {
 }
 
 
-def _by_cause(late: Late) -> str:
+def _change_by_cause(late: Late) -> str:
     """The change, by the work or idle time that a late rank has more of than the others."""
     if late.more_idle > max(late.more_work, 0.0):
         cause = _idle_cause(late)

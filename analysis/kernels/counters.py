@@ -62,7 +62,7 @@ class SampledClock(NamedTuple):
 def counter_notes(trace: Trace, linked: Linked, needed: Needed) -> list[str]:
     """A note on what the counters show in the steps, and whether that confirms the bounds; none
     without samples."""
-    inside = _in_the_steps(trace, linked)
+    inside = _samples_in_steps(trace, linked)
     parts = []
     means: dict[str, float] = {}
     for label in (SMS, TENSOR, READ, WRITTEN):
@@ -119,7 +119,7 @@ def _verdict(
 
 def sampled_clock(trace: Trace, linked: Linked) -> SampledClock | None:
     """The clock of the steps by its samples; None without any."""
-    inside = _in_the_steps(trace, linked)
+    inside = _samples_in_steps(trace, linked)
     if not (clocks := inside.get(CLOCK)):
         return None
     low, median, high = np.percentile(clocks[0], (_LOW, 50, _HIGH)).tolist()
@@ -128,12 +128,12 @@ def sampled_clock(trace: Trace, linked: Linked) -> SampledClock | None:
     return SampledClock(low, median, high, len(clocks[0]), watts)
 
 
-def _in_the_steps(trace: Trace, linked: Linked) -> dict[str, list[Floats]]:
+def _samples_in_steps(trace: Trace, linked: Linked) -> dict[str, list[Floats]]:
     """Samples in the steps by what they say: shares in %, clocks in Hz, power in W, bytes."""
     found: dict[str, list[Floats]] = {}
     for name, (ts, values) in trace.counters.items():
         kind = kind_of_counter(name)
-        kept = values[_in_steps(linked, ts)]
+        kept = values[_is_in_steps(linked, ts)]
         if kind is None or not len(kept):
             continue
         if kind in (CLOCK, POWER, MEMORY):
@@ -162,7 +162,7 @@ def _spans(linked: Linked) -> list[tuple[int, int]]:
     return spans
 
 
-def _in_steps(linked: Linked, ts: Ints) -> np.ndarray:
+def _is_in_steps(linked: Linked, ts: Ints) -> np.ndarray:
     found = np.zeros(len(ts), bool)
     for start, end in _spans(linked):
         found |= (ts >= start) & (ts < end)

@@ -181,7 +181,7 @@ def map_replay(
                         tuple(grids[i] for i in way),
                         whole=len(launches) == 1,
                     )
-                    for way in _ways(launch, nodes[launch])
+                    for way in _orders(launch, nodes[launch])
                 ]
             )
             for launch in launches
@@ -228,7 +228,7 @@ def _launches(rows: Ints, graph: Ints) -> list[Ints]:
     return [parts[i] for i in np.argsort(first)]
 
 
-def _ways(part: Ints, nodes: Ints) -> list[Ints]:
+def _orders(part: Ints, nodes: Ints) -> list[Ints]:
     """A launch's rows in order of time; and of graph nodes, which a profiler numbers in the order
     of the capture, where all are known: branches of a graph run side by side."""
     if (nodes < 0).any() or len(unique_ids(nodes)) < len(nodes):

@@ -71,7 +71,7 @@ def host_time(linked: Linked, launched: Mask, calls: dict[str, Ints]) -> tuple[I
     of a step."""
     out, blocked = (np.full(len(linked.start), NONE) for _ in range(2))
     before, after = launches_in_turn(linked, launched)
-    for pair, rows in _by_threads(linked, before, after):
+    for pair, rows in _pairs_by_threads(linked, before, after):
         own = np.isin(calls["thread"], pair)
         begin = calls["ts"][own]
         spans = Spans.of(begin, begin + calls["dur"][own])
@@ -91,7 +91,9 @@ def launches_in_turn(linked: Linked, launched: Mask) -> tuple[Ints, Ints]:
     return before[same], after[same]
 
 
-def _by_threads(linked: Linked, before: Ints, after: Ints) -> Iterator[tuple[list[int], Mask]]:
+def _pairs_by_threads(
+    linked: Linked, before: Ints, after: Ints
+) -> Iterator[tuple[list[int], Mask]]:
     """Pairs of rows by the threads that launched them: the two threads, and which pairs."""
     first, second = linked.thread[before], linked.thread[after]
     for one in unique_ids(first).tolist():
@@ -123,7 +125,7 @@ def host_blocked_by_op(trace: Trace, linked: Linked) -> pl.DataFrame:
         return pl.DataFrame(schema=_BLOCKED)
     spent = np.zeros(len(calls["ts"]), np.int64)
     before, after = launches_in_turn(linked, launch_of(trace, linked.event) >= 0)
-    for pair, wanted in _by_threads(linked, before, after):
+    for pair, wanted in _pairs_by_threads(linked, before, after):
         own = np.flatnonzero(np.isin(calls["thread"], pair))
         own = own[np.argsort(calls["ts"][own], kind="stable")]
         spans = Spans.of(calls["ts"][own], calls["ts"][own] + calls["dur"][own])

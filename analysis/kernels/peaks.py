@@ -118,7 +118,7 @@ def sheet_peaks(device: Device) -> Peaks:
         source=device.source,
         sm=device.sm,
         device=device,
-        sheet=_of_sheet(device),
+        sheet=_rates_of_sheet(device),
     )
 
 
@@ -131,7 +131,7 @@ _USED = {
 }
 
 
-def _of_sheet(device: Device) -> DeviceRates:
+def _rates_of_sheet(device: Device) -> DeviceRates:
     return DeviceRates(dense_flop_per_s=dict(device.dense_flop_per_s), byte_per_s=device.byte_per_s)
 
 
@@ -175,7 +175,7 @@ def run_peaks(
         floor_ns=floor if _positive(floor) else None,
         sm=sheet.sm if sheet else None,
         device=sheet,
-        sheet=None if sheet is None else _of_sheet(sheet),
+        sheet=None if sheet is None else _rates_of_sheet(sheet),
         taken=taken,
         disturbed=disturbed,
     )

@@ -220,7 +220,8 @@ def _mean_log(seen: list[GemmSummary]) -> float:
 def _spread(seen: list[GemmSummary]) -> float | None:
     longest = sorted(seen, key=lambda s: -s.total)[:_MOST]
     pairs = [
-        (_apart(a.gemm, b.gemm), math.log(a.factor / b.factor)) for a, b in combinations(longest, 2)
+        (_log_distance(a.gemm, b.gemm), math.log(a.factor / b.factor))
+        for a, b in combinations(longest, 2)
     ]
     distance = sum(apart for apart, _ in pairs)
     if len({s.gemm for s in seen}) < _FEWEST or not distance:
@@ -231,10 +232,10 @@ def _spread(seen: list[GemmSummary]) -> float | None:
 def spread_at(spread: float, a: Gemm, b: Gemm, *, beyond: float = 0.0) -> float:
     """Half of the 95 % interval of log(time ÷ prediction) between two GEMMs, of a Fit's spread.
     `beyond`: how much further apart they count."""
-    return _Z * spread * math.sqrt(_apart(a, b) + beyond)
+    return _Z * spread * math.sqrt(_log_distance(a, b) + beyond)
 
 
-def _apart(a: Gemm, b: Gemm) -> float:
+def _log_distance(a: Gemm, b: Gemm) -> float:
     return sum(abs(math.log(x / y)) for x, y in ((a.m, b.m), (a.n, b.n), (a.k, b.k)))
 
 
@@ -297,7 +298,7 @@ class _Model:
         if self.fit.spread is None:
             return None
         total = sum(s.total for s in self.aligned)
-        far = sum(_apart(gemm, s.gemm) * s.total / total for s in self.aligned)
+        far = sum(_log_distance(gemm, s.gemm) * s.total / total for s in self.aligned)
         return spread_at(self.fit.spread, gemm, ran.gemm, beyond=far if is_moved else 0.0)
 
 

@@ -144,11 +144,13 @@ def _is_of_op_kind(frame: pl.DataFrame, calls: list[OpCall], works: list[Work | 
         else op_kind(call.name, None)
         for call, work in zip(calls, works, strict=True)
     ]
-    of_call = pl.Series([None if k == "unknown" else _alike(k) for k in kinds], dtype=pl.String)
+    of_call = pl.Series(
+        [None if k == "unknown" else _comparable_kind(k) for k in kinds], dtype=pl.String
+    )
     of_op, of_row = of_call.gather(frame["call"]), frame["kind"]
     same = np.zeros(len(frame), bool)
     for kind in of_row.unique():
-        same |= is_true((of_row == kind) & (of_op == _alike(kind)))
+        same |= is_true((of_row == kind) & (of_op == _comparable_kind(kind)))
     return same
 
 
@@ -183,13 +185,13 @@ def _repeated(frame: pl.DataFrame, linked: Linked, works: list[Work | None]) -> 
     calls, kinds = frame["call"].to_list(), frame["kind"].to_list()
     for row in np.flatnonzero(linked.above >= 0):
         outer = linked.above[row]
-        same = _alike(kinds[row]) == _alike(kinds[outer])
+        same = _comparable_kind(kinds[row]) == _comparable_kind(kinds[outer])
         if same and calls[row] is not None and works[calls[row]] is not None:
             out[outer] = True
     return out
 
 
-def _alike(kind: str) -> str:
+def _comparable_kind(kind: str) -> str:
     if kind in GEMM_KINDS:
         return "matmul"
     return "pointwise" if kind in (*POINTWISE, "layout") else kind

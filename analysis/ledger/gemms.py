@@ -184,9 +184,9 @@ def _accumulate(total: _Sum, row: dict[str, object], gemm: Gemm | None, share: f
     total.auxiliary += float(row["auxiliary"]) * share  # type: ignore[arg-type]
     total.duration += float(row["took"]) * share  # type: ignore[arg-type]
     flop = gemm.flop if gemm is not None and row["flop"] is None else row["flop"]
-    total.ideal = _more(total.ideal, row["ideal"], share)
-    total.flop = _more(total.flop, flop, share)
-    total.bytes = _more(total.bytes, row["bytes"], share)
+    total.ideal = _plus(total.ideal, row["ideal"], share)
+    total.flop = _plus(total.flop, flop, share)
+    total.bytes = _plus(total.bytes, row["bytes"], share)
     if gemm is not None:
         total.dims.append((gemm.batch, gemm.m, gemm.n, gemm.k))
     if not total.first:
@@ -194,7 +194,7 @@ def _accumulate(total: _Sum, row: dict[str, object], gemm: Gemm | None, share: f
     total.bounds[str(row["bound"])] += float(row["total"])  # type: ignore[arg-type]
 
 
-def _more(total: float | None, value: object, share: float) -> float | None:
+def _plus(total: float | None, value: object, share: float) -> float | None:
     """The sum with a part of one more; None once one of them is unknown."""
     return None if total is None or value is None else total + float(value) * share  # type: ignore[arg-type]
 
@@ -523,14 +523,14 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
         op=first.op,
         kind=first.kind,
         dtype=first.dtype,
-        batch=_whole(first.batch),
-        m=_whole(first.m),
-        n=_whole(first.n),
-        k=_whole(first.k),
-        dense_m=_whole(dense.m) if dense else None,
-        dense_n=_whole(dense.n) if dense else None,
-        dense_k=_whole(dense.k) if dense else None,
-        dense_batch=_whole(dense.batch) if dense else None,
+        batch=_rounded(first.batch),
+        m=_rounded(first.m),
+        n=_rounded(first.n),
+        k=_rounded(first.k),
+        dense_m=_rounded(dense.m) if dense else None,
+        dense_n=_rounded(dense.n) if dense else None,
+        dense_k=_rounded(dense.k) if dense else None,
+        dense_batch=_rounded(dense.batch) if dense else None,
         dense_count=sum(p.dense.count for p in members if p.dense is not None) if dense else None,
         axis=_axis_shown(members[0]) if calls_left is None else "gone",
         keep=_kept(members[0], dense, None if removed else first, calls_left) if dense else None,
@@ -549,8 +549,8 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
         split=first.split,
         groups=None if removed else first.groups,
         dense_groups=dense.groups if dense else None,
-        m_min=None if removed else _whole(rows[0]),
-        m_max=None if removed else _whole(rows[1]),
+        m_min=None if removed else _rounded(rows[0]),
+        m_max=None if removed else _rounded(rows[1]),
         kernels=[] if removed else list(dict.fromkeys(c.kernel for c in shown))[:3],
         shapes=first.shapes,
     )
@@ -584,7 +584,7 @@ def _dense_busy(members: list[Pair]) -> float | None:
     return total
 
 
-def _whole(value: float | None) -> int | None:
+def _rounded(value: float | None) -> int | None:
     return None if value is None else round(value)
 
 

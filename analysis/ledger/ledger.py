@@ -100,7 +100,7 @@ def ratios(units: Units, sparsity: float | None) -> Ratios:
     promised = matched / total_d if total_d and matched else 1.0  # nothing pairs: nothing promised
     if sparsity is not None:
         promised = 1.0 - sparsity
-    r_f, r_r, r_q = (_of_units(r, parts, len(units.keys)) for r in (r_f, r_r, r_q))
+    r_f, r_r, r_q = (_mean_ratios(r, parts, len(units.keys)) for r in (r_f, r_r, r_q))
     return Ratios(r_f, r_r, r_q, promised, total_d / every if total_d and every else None)
 
 
@@ -113,7 +113,7 @@ def one_part_each(units: Units) -> UnitParts:
     return UnitParts(np.arange(len(units.keys)), *sides)
 
 
-def _of_units(ratio: Floats, parts: UnitParts, count: int) -> Floats:
+def _mean_ratios(ratio: Floats, parts: UnitParts, count: int) -> Floats:
     """The mean ratio of each unit over its parts, weighted by their dense time; where that is 0, by
     their number. The ratio of a unit of one part is exactly that of the part."""
     number = np.bincount(parts.unit, minlength=count)

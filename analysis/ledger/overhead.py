@@ -233,12 +233,12 @@ def _added_intervals(
         return {}
     spent = frame.join(of_part, on=_WORK, how="left", nulls_equal=True)
     spent = spent.group_by("unit", "step", "part").agg(pl.col("busy").sum())
-    found = _of_each_part(inputs, inputs.replicates, spent)
+    found = _time_of_each_part(inputs, inputs.replicates, spent)
     nothing = np.zeros_like(inputs.replicates.dense)
     return {name: interval(found.get(name, nothing)) for name in ADDED}
 
 
-def _of_each_part(
+def _time_of_each_part(
     inputs: AttributionInputs, replicates: Replicates, spent: pl.DataFrame
 ) -> dict[str, Floats]:
     """Replicates of the time of each part, ns a step in the ledger's time base. `spent`: a row for

@@ -194,7 +194,7 @@ def reduction(call: OpCall) -> Work:
         return bytes_only(parts, kind="elementwise")
     position, first, dtype_at = _REDUCTIONS[name]
     partial = len(call.shapes) >= first
-    left = _left(call, x, position) if partial else 1
+    left = _elements_left(call, x, position) if partial else 1
     requested = scalar_type(call, dtype_at) if dtype_at is not None and partial else None
     written = size(left, _reduced(name, x.dtype, requested))
     if name in _TWO_RESULTS:
@@ -203,7 +203,7 @@ def reduction(call: OpCall) -> Work:
     return bytes_only([x.bytes, written, index], kind="reduction")
 
 
-def _left(call: OpCall, x: Operand, position: int) -> int:
+def _elements_left(call: OpCall, x: Operand, position: int) -> int:
     """Elements left when the dimensions at `position` are reduced; all of them where it is None."""
     if not call.concrete:
         raise NoModel

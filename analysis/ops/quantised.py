@@ -191,16 +191,16 @@ def fp4_into(call: OpCall) -> Work:
 def ggml(call: OpCall) -> Work:
     """Weight [n, bytes of a row], a [m, k], type, n."""
     weight, a = tensor(call, 0, rank=2), tensor(call, 1)
-    return _of_blocks(a, weight)
+    return _gguf_weight(a, weight)
 
 
 @op_model("vllm::_fused_mul_mat_gguf", kind="gemm")
 def gguf(call: OpCall) -> Work:
     """a [.., k], weight [n, bytes of a row], type."""
-    return _of_blocks(tensor(call, 0), tensor(call, 1, rank=2))
+    return _gguf_weight(tensor(call, 0), tensor(call, 1, rank=2))
 
 
-def _of_blocks(a: Operand, weight: Operand) -> Work:
+def _gguf_weight(a: Operand, weight: Operand) -> Work:
     """A weight whose rows are blocks of GGUF, of which the type alone tells how many numbers they
     hold: at least a bit and at most 32 each."""
     if not a.shape or not 1 <= _BYTE * weight.shape[1] / max(1, a.shape[-1]) <= 32:

@@ -348,9 +348,9 @@ class _Patterns:
         ahead = self.into.ahead
         cuts = [max(anchors[i - 1] + 1, anchors[i] - ahead) for i in ends] if is_cut else []
         parts = [items[a:b] for a, b in pairwise([0, *cuts, len(items)])]
-        return [(part, self._of_pass(part)) for part in parts]
+        return [(part, self._for_pass(part)) for part in parts]
 
-    def _of_pass(self, items: Sequence[Item]) -> _Patterns | None:
+    def _for_pass(self, items: Sequence[Item]) -> _Patterns | None:
         """The patterns with the times of one pass, where times are compared."""
         if not self.by_time:
             return self

@@ -68,11 +68,11 @@ def read_model(name: str) -> NamedModel:
             hint=f"nearest presets: {nearest_presets(name)}; or give a config.json",
         )
     if file.name == MANIFEST:
-        return _of_run(file)
-    return _of_weights(_named_model(_config(file), file.name), file)
+        return _model_of_run(file)
+    return _with_sizes_of_weights(_named_model(_config(file), file.name), file)
 
 
-def _of_weights(model: NamedModel, file: Path) -> NamedModel:
+def _with_sizes_of_weights(model: NamedModel, file: Path) -> NamedModel:
     """The model with the sizes of the weights next to its config."""
     stored = stored_tensors(file)
     if stored is None:
@@ -83,7 +83,7 @@ def _of_weights(model: NamedModel, file: Path) -> NamedModel:
     )
 
 
-def _of_run(file: Path) -> NamedModel:
+def _model_of_run(file: Path) -> NamedModel:
     run = read_run(file.parent)
     shape = ModelShape.of_fields(run.model.shape)
     if shape is None:

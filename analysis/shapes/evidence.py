@@ -206,13 +206,13 @@ def _misplaced(placed: Iterable[Placed]) -> set[int]:
             out.update(
                 one.item.row
                 for one in own
-                if not _near(one.item.ns, usual[slot])
-                and any(_near(one.item.ns, ns) for ns in others)
+                if not _may_be_one_gemm(one.item.ns, usual[slot])
+                and any(_may_be_one_gemm(one.item.ns, ns) for ns in others)
             )
     return out
 
 
-def _near(a: float, b: float) -> bool:
+def _may_be_one_gemm(a: float, b: float) -> bool:
     """Whether two times may be those of one GEMM on one kernel."""
     return max(a, b) <= min(a, b) * time_limit(a, b, same=True)
 
@@ -342,16 +342,16 @@ def fitting_widths(
         if one.slot.what == GEMM:
             of_slot[one.slot].append(one)
     usual = usual_times(gemms, with_head=with_head)
-    by_tiles = _by_tiles(gemms)
+    by_tiles = _widths_by_tiles(gemms)
     ranges: list[str] = []
     by_time: list[str] = []
     outside: list[str] = []
     for slot, members in of_slot.items():
         m = head_rows(members[0], heads, sm) if slot.role == "lm_head" else rows
-        by_grid = _by_grid(members, m, sm) if m is not None else None
+        by_grid = _widths_by_grid(members, m, sm) if m is not None else None
         if slot.role != "lm_head":
             by_grid = meet(by_grid, by_tiles.get(slot.n))
-        allowed = meet(by_grid, _by_time(slot, usual))
+        allowed = meet(by_grid, _widths_by_time(slot, usual))
         if allowed:
             how = "grid" if allowed == by_grid else "time" if by_grid is None else "grid and time"
             # By time alone a width is often known to a factor of 5: used if nothing is closer.
@@ -369,7 +369,7 @@ def fitting_widths(
     return [f"the trace fits N of {', '.join(ranges)}: {config}"]
 
 
-def _by_tiles(placed: Iterable[Placed]) -> dict[int, Intervals]:
+def _widths_by_tiles(placed: Iterable[Placed]) -> dict[int, Intervals]:
     """By the config's N, the N that a kernel with a block for every tile allows. The widest launch
     of a kernel is left out: its blocks may be as many as fit on the device, with several tiles
     each."""
@@ -382,14 +382,14 @@ def _by_tiles(placed: Iterable[Placed]) -> dict[int, Intervals]:
     return out
 
 
-def _by_grid(members: Sequence[Placed], rows: int, sm: int | None) -> Intervals | None:
+def _widths_by_grid(members: Sequence[Placed], rows: int, sm: int | None) -> Intervals | None:
     allowed: Intervals | None = None
     for one in {member.item.token: member for member in members}.values():
         allowed = meet(allowed, width_allowed(one, rows, sm))
     return allowed
 
 
-def _by_time(slot: Slot, usual: Usual) -> Intervals | None:
+def _widths_by_time(slot: Slot, usual: Usual) -> Intervals | None:
     """The N at which the rate N·K/time differs from that of every other GEMM by at most
     `time_limit`, which is narrower for two GEMMs on one kernel."""
     low, high = 0.0, math.inf

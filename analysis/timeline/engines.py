@@ -43,14 +43,14 @@ def engine_step(name: str) -> str | None:
     """The phase of a step that a serving engine annotates, one of PHASES; None for other names."""
     counts = _COUNTS.match(name)
     if counts is not None:
-        return _of_counts(int(counts[1]), int(counts[2]))
+        return _phase_of_counts(int(counts[1]), int(counts[2]))
     counts = _COUNTS_OLD.match(name)
     if counts is not None:
         # A cached request may be one whose prompt goes on in pieces: its shapes show it.
         return "prefill" if int(counts[1]) and not int(counts[2]) else "unknown"
     counts = _TRT.match(name)
     if counts is not None:
-        return _of_counts(int(counts[1]), int(counts[2]))
+        return _phase_of_counts(int(counts[1]), int(counts[2]))
     if (found := _FOUND.match(name)) is not None:
         return found[1]
     mode = _MODE.match(name)
@@ -98,7 +98,7 @@ def convolves(trace: Trace) -> bool:
     )
 
 
-def _of_counts(context: int, generation: int) -> str:
+def _phase_of_counts(context: int, generation: int) -> str:
     if context and generation:
         return "mixed"
     return "prefill" if context else "decode" if generation else "unknown"

@@ -103,7 +103,7 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
     by_op = op_by_external_id(trace, order, launch)
     launched = taken(trace.launches["ts"], launch, absent=0)
     launched = np.where(by_op >= 0, taken(trace.ops["ts"], by_op), launched)
-    replayed = _by_graph(trace, launch)
+    replayed = _launched_by_graph(trace, launch)
     returned = _returned(trace, launch, launched, start)
     linked = (launch >= 0) | (by_op >= 0)
     placed = steps_of_events(trace, order, launched, linked, windows)
@@ -280,7 +280,7 @@ def is_graph_launch(name: str) -> bool:
     return "graphlaunch" in name.lower()
 
 
-def _by_graph(trace: Trace, launch: Ints) -> NDArray[np.bool_]:
+def _launched_by_graph(trace: Trace, launch: Ints) -> NDArray[np.bool_]:
     """Which rows a graph replay launched: all of one replay share its launch."""
     names = trace.launches["name"]
     graph = np.array([is_graph_launch(name) for name in trace.names], bool)

@@ -48,7 +48,9 @@ def parts_of_whole_passes(trace: Trace, work: WorkSequence) -> Iterator[Windows]
         for start in _beginnings(work, np.flatnonzero(count == often)):
             windows = _windows(trace, work, start)
             # The begins do not rise where threads launch side by side.
-            if (np.diff(windows.start) > 0).all() and any(_in_each(windows, s) for s in signs):
+            if (np.diff(windows.start) > 0).all() and any(
+                _occurs_in_each(windows, s) for s in signs
+            ):
                 yield windows
 
 
@@ -84,7 +86,7 @@ def _called(trace: Trace, name: str) -> Ints:
     return np.sort(trace.ops["ts"][np.isin(trace.ops["name"], ids)])
 
 
-def _in_each(windows: Windows, sign: Sign) -> bool:
+def _occurs_in_each(windows: Windows, sign: Sign) -> bool:
     """Whether every window holds each of the calls as often as the sign asks for."""
     for at, least in sign:
         step = windows.step_of(at)

@@ -554,10 +554,10 @@ def _linear_roles(
             named[i] = "o" if scope[i] == "attention" else "down"
     if named:
         return named
-    return _by_count(linears, scope[first], around)
+    return _roles_by_count(linears, scope[first], around)
 
 
-def _by_count(linears: list[int], scope: str, around: str) -> dict[int, str]:
+def _roles_by_count(linears: list[int], scope: str, around: str) -> dict[int, str]:
     """Roles of linears in one call of `around`, a part of a layer, by how many they are."""
     known = roles_by_number(scope, len(linears))
     if scope == "mlp" and len(linears) == 1:

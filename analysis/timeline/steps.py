@@ -69,7 +69,7 @@ def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
             ignored = marked.names[0]
         if source == "pattern":
             raise _without_match(trace, str(phase_pattern), set(distinct.values()))
-    unmarked = _of_one_phase(trace, notes, distinct, _repeated(trace) or _whole())
+    unmarked = _of_one_phase(trace, notes, distinct, _repeated(trace) or _whole_trace())
     return replace(unmarked, ignored=ignored)
 
 
@@ -207,7 +207,7 @@ def _repeated(trace: Trace) -> Windows | None:
     return marked_steps(trace, work) or repeated_sequence(trace, work)
 
 
-def _whole() -> Windows:
+def _whole_trace() -> Windows:
     low, high = np.iinfo(np.int64).min // 4, np.iinfo(np.int64).max // 4
     return Windows(np.array([low]), np.array([high]), "whole", ["trace"])
 

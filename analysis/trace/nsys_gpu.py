@@ -65,7 +65,9 @@ def _gpus(tables: Tables) -> set[int]:
     return {gpu for gpu in known if gpu is not None}
 
 
-def _of_number(tables: Tables, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+def _rows_of_device_number(
+    tables: Tables, rows: Sequence[tuple[Any, ...]]
+) -> list[tuple[Any, ...]]:
     """Those of the GPUs that CUDA calls as it calls the device, in a file that maps no numbers
     of processes to GPUs: by `cuDevice` where it is written, else by their ids."""
     numbers = {number for _, number in tables.device.names}
@@ -83,7 +85,7 @@ def properties(tables: Tables) -> list[dict[str, Any]]:
     mine = _gpus(tables)
     columns = ("id", *_PROPERTIES, "maxWarpsPerSm", "cuDevice")
     rows = [row for block in tables.file.rows(GPU, columns) for row in block]
-    known = [row for row in rows if row[0] in mine] or _of_number(tables, rows)
+    known = [row for row in rows if row[0] in mine] or _rows_of_device_number(tables, rows)
     if not known and len({row[1:-1] for row in rows}) == 1:  # of one kind all of them
         known = rows
     if not known or not isinstance(known[0][1], str):

@@ -115,7 +115,7 @@ def join_shares(
     collect.uncategorised = sum(share.uncategorised for share in shares)
     for name in _TABLES:
         table = getattr(collect, name)
-        for key in _in_order(shares, name):
+        for key in _entries_in_order(shares, name):
             table.setdefault(key, len(table))
     for group in COLUMNS:
         collect.dropped[group] = sum(share.dropped[group] for share in shares)
@@ -123,7 +123,7 @@ def join_shares(
     return source, collect
 
 
-def _in_order(shares: Sequence[ReadShare], name: str) -> Iterator[Any]:
+def _entries_in_order(shares: Sequence[ReadShare], name: str) -> Iterator[Any]:
     """The entries of a table, in the order in which the blocks of all shares brought them."""
     which = _TABLES.index(name)
     entries = [getattr(share, name) for share in shares]

@@ -95,7 +95,7 @@ def verdict(evidence: Evidence) -> Verdict:
     narrower = narrower_heads(evidence)
     if not found:
         if narrower is not None:
-            lines = [narrower, *_of_channels(evidence)]
+            lines = [narrower, *_channels_in_words(evidence)]
             return Verdict(FamilyVerdict(id="unknown", confidence=0.5, evidence=lines))
         return Verdict(_unmoved(evidence))
     family = _named(evidence, found, is_dynamic=bool(dynamic))
@@ -164,7 +164,7 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
     GEMM has any to move."""
     if blind := _blind(e):
         return FamilyVerdict(id="unknown", confidence=0.1, evidence=[_unread(e, blind)])
-    channels = _of_channels(e)
+    channels = _channels_in_words(e)
     unclear = [p for p in e.pairs if p.axis != "none"] if not other_routes(e) else []
     if (fewer := shorter_cache(e)) is not None:
         return fewer
@@ -210,7 +210,7 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
     )
 
 
-def _of_channels(e: Evidence) -> list[str]:
+def _channels_in_words(e: Evidence) -> list[str]:
     """A sentence if convolutions have fewer channels; else nothing. As implicit GEMMs they lost N
     and K, but families are defined for linears, and the table of GEMMs does not list
     convolutions."""

@@ -69,7 +69,7 @@ def nearest_presets(name: str, *, more: Iterable[str] = ()) -> str:
     known = (*preset_names(), *more)
     key = _plain(name.lower()).rpartition("/")[2]
     family, size = _family(key), _size(key)
-    of_family = _of_architecture(key) or [one for one in known if _family(one) == family]
+    of_family = _presets_of_architecture(key) or [one for one in known if _family(one) == family]
 
     def distance(preset: str) -> tuple[float, float]:
         other = _size(preset)
@@ -81,7 +81,7 @@ def nearest_presets(name: str, *, more: Iterable[str] = ()) -> str:
     return ", ".join(close[:_NEAREST]) or f"none of {len(known)}"
 
 
-def _of_architecture(key: str) -> list[str]:
+def _presets_of_architecture(key: str) -> list[str]:
     """The presets whose model type is the key, or begins a class's name (GraniteMoeForCausalLM)."""
     written = _letters(key.removesuffix("forcausallm"))
     types = {one: str(_read(one)["config"]["model_type"]) for one in preset_names()}

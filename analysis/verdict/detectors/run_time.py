@@ -406,8 +406,8 @@ def layer_shares(e: Evidence) -> dict[int, LayerShares]:
             fewer = (number, "o") in smaller and "heads" in fell(pair)
             heads = pair.dense.batch if fewer and pair.dense is not None else None
             one, before, now = out[number], pair.dense, pair.pruned
-            one.scores_dense = _more(one.scores_dense, _products(before))
-            one.scores_pruned = _more(one.scores_pruned, _products(now, heads, like=before))
+            one.scores_dense = _plus(one.scores_dense, _products(before))
+            one.scores_pruned = _plus(one.scores_pruned, _products(now, heads, like=before))
             if pair.dense is not None and pair.dense.m is not None and group == "qk":
                 out[number].queries = pair.dense.m
         elif role == "qkv" and whole:
@@ -453,7 +453,7 @@ def _add_fused(layer: LayerShares, pairs: list[Pair]) -> None:
             layer.rows[role] = part.m / dense.m
 
 
-def _more(total: float | None, value: float | None) -> float | None:
+def _plus(total: float | None, value: float | None) -> float | None:
     """The sum, None where a part is not known."""
     return None if total is None or value is None else total + value
 
