@@ -112,8 +112,8 @@ def hide_the_work(c: Context) -> list[str]:
 
 def _lines(rows: pl.DataFrame) -> list[str]:
     return [
-        f"{shortened(r['op'] or '?')} ({r['role']}{_layer_in_words(r['layer'])}) takes {ms(r['busy'])} in step "
-        f"{r['step']}, {ms(r['usual'])} as the median of {r['calls']} calls"
+        f"{shortened(r['op'] or '?')} ({r['role']}{_layer_in_words(r['layer'])}) takes "
+        f"{ms(r['busy'])} in step {r['step']}, {ms(r['usual'])} as the median of {r['calls']} calls"
         for r in rows.head(_LINES).iter_rows(named=True)
     ]
 

@@ -344,8 +344,8 @@ def _follows(g: _Group, kept: float) -> bool:
 def _fewer_waves(axes: set[str], narrower: list[str]) -> str:
     """How to save a wave along the axes that moved; `narrower`: each N that does."""
     of_n = (
-        f"prune {_first_two(narrower)}, which saves a wave, or prune less, which costs no time up to "
-        "the next wave"
+        f"prune {_first_two(narrower)}, which saves a wave, or prune less, which costs no time up "
+        "to the next wave"
         if narrower
         else "prune N until a wave less is left, or less, which costs no time up to the next wave"
     )
