@@ -144,7 +144,7 @@ def test_a_wait_that_recording_does_not_slow() -> None:
     t = mean_times(pair, domain)
     assert t.t_d[:, 0] == pytest.approx([96, 20])
     assert t.g_d[:, 0] == pytest.approx([3, 1])
-    assert (t.tail_d[0], t.tail_p[0]) == pytest.approx((2, 2))
+    assert (t.trailing_idle_d[0], t.trailing_idle_p[0]) == pytest.approx((2, 2))
 
 
 def test_what_is_more_than_records_can_cost_is_drift() -> None:
@@ -157,7 +157,7 @@ def test_what_is_more_than_records_can_cost_is_drift() -> None:
     drift = 90 / 121.2
     assert t.g_d[:, 0] == pytest.approx([1.8 * drift, 0.6 * drift])
     assert t.t_d[:, 0] == pytest.approx([96.8 * drift, 20 * drift])
-    assert t.tail_d[0] == pytest.approx(2 * drift)
+    assert t.trailing_idle_d[0] == pytest.approx(2 * drift)
 
 
 def test_a_cpu_without_records_scales_everything() -> None:

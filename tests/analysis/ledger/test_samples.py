@@ -32,7 +32,7 @@ def side(busy: list[list[float]]) -> UnitSums:
     known = np.ones_like(np.array(busy))
     return UnitSums(
         np.array(busy, float), np.zeros_like(known), known, known, known, known,
-        present=np.array([True, True]), tail=np.zeros(known.shape[1]),
+        present=np.array([True, True]), trailing_idle=np.zeros(known.shape[1]),
     )  # fmt: skip
 
 
