@@ -95,7 +95,7 @@ def _cut_off(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
 
 
 def _steps(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
-    """Several steps on one side, while the other is all of its trace as one: nothing tells how many
+    """Several steps on one side, while the other is all of its trace as one: it is unknown how many
     steps that holds, so that its time and its layers may be those of several."""
     sides = [one.kernels for one in (dense, pruned)]
     whole = [one.is_whole_trace for one in sides]
@@ -197,7 +197,7 @@ def _windows(dense: dict[str, Any], pruned: dict[str, Any], *, length: int) -> I
     if reach[0] == reach[1]:
         return
     if None in windows and dense.get("layers") != pruned.get("layers"):
-        return  # the layers with a window may be those that are gone
+        return  # the layers with a window may be those that were removed
     texts = [f"{w} tokens" if w else "all tokens" for w in windows]
     yield Difference("window", texts[0], texts[1], hides_pruning=True)
 
@@ -345,8 +345,8 @@ def not_comparable_text(one: Difference) -> str:
 
 def _unequal_first_calls(dense: SidePhase, pruned: SidePhase) -> Difference | None:
     """A Difference if one side spends more of a step in first calls than two captures differ by.
-    Those that both hold, as an edited trace and its original do, say nothing against their
-    difference. Our own runs are warmed up."""
+    First calls on both sides, as of an edited trace and its original, leave them comparable. Our
+    own runs are warmed up."""
     if dense.run is not None and pruned.run is not None:
         return None
     held = [one.kernels.first_call_ns / one.kernels.num_steps for one in (dense, pruned)]

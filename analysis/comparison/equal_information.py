@@ -121,7 +121,7 @@ def _lacking(kind: str, dense: SidePhase, pruned: SidePhase) -> OneSided:
 
 def _equal_graphs(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
     """Both sides with kernels, or both with all work as one, where graphs of one side are one
-    interval each: what ran in them is neither gone from the other side nor added to it."""
+    interval each: what ran in them was neither removed from the other side nor added to it."""
     if dense.kernels.whole_graphs == pruned.kernels.whole_graphs:
         return dense, pruned
     return _folded_whole(dense), _folded_whole(pruned)

@@ -1,7 +1,7 @@
 """Which units a kernel multiplies on, by its name: matrix units or CUDA cores.
 
 In: a kernel's name, and the dtype of its op. Out: whether it runs on CUDA cores, and the dtype of
-its products: that of the op where the name does not tell.
+its products: that of the op where the name does not show it.
 """
 
 from __future__ import annotations

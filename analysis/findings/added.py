@@ -234,7 +234,8 @@ def _unmask(c: Context) -> str:
 
 
 def masked_weights(c: Context) -> list[Matrix]:
-    """Matrices that masks of torch.nn.utils.prune were left on; empty where no run tells."""
+    """Matrices that masks of torch.nn.utils.prune were left on; empty where no run.json lists
+    them."""
     return [m for m in _hooked(c) if m.applied == _PRUNE]
 
 

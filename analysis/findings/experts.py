@@ -24,7 +24,7 @@ from prunescope.taxonomy.expert_routing import expert_load, fullest_expert
 from prunescope.taxonomy.roles import BACKWARD
 from prunescope.taxonomy.words import percent, shortened
 
-_ALIKE = 0.5  # of the share of experts that are gone: saved reads below it are alike
+_ALIKE = 0.5  # of the share of experts that were removed: saved reads below it are alike
 # Of that share: from here on reads follow the experts, of which a step reads more or fewer by
 # chance.
 _FOLLOWS = 0.9

@@ -36,7 +36,7 @@ def dispatch_bound(c: Context) -> Found | None:
     """On a CPU, much of the step is Python and dispatch between ops."""
     phase = c.phase
     dispatch = c.kernels.idle_by_cause["host"] / c.kernels.num_steps
-    # Of a run on a device that was not recorded nobody saw whether anything waited for the host.
+    # Of a device run without a recording it is unknown whether anything waited for the host.
     if c.kernels.on_device or c.kernels.device_unseen or dispatch <= 0.25 * phase.wall_ns:
         return None
     repeated = repeated_gaps(c.kernels.frame)

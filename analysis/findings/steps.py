@@ -15,7 +15,7 @@ from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.taxonomy.words import ms
 
-_LEAST = 3  # steps: of two no median tells which is odd
+_LEAST = 3  # steps: the median of two does not show which is odd
 _NAMED = 4  # odd steps with a line of their own
 _ODD, _USUAL = 0.25, 5  # of the median step; times the median distance from it
 

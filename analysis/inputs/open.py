@@ -292,7 +292,7 @@ def _sides_as_ranks(path: Path, parts: FoundTraces) -> tuple[str, ...]:
 
 
 def _reports_left_out(path: Path) -> tuple[str, ...]:
-    """Warnings of the reports of Nsight Systems in a folder that nobody exported."""
+    """Warnings of the reports of Nsight Systems in a folder that were not exported."""
     reports = reports_in(path) if path.is_dir() else []
     return tuple(
         f"{report.name} is left out: export it with `{EXPORT} {report.name}`" for report in reports

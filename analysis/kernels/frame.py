@@ -477,7 +477,7 @@ def _add_role(
     if len(scopes.place) and scopes.source != "none":
         lost = lost | (linked.thread < 0)
     layer[lost] = NONE
-    # Without an op only the kind of a kernel tells its role.
+    # Without an op only the kind of a kernel gives its role.
     role[lost] = [
         "attention" if kinds[i] == "attention" else "unknown" for i in np.flatnonzero(lost)
     ]

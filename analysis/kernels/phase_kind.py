@@ -2,7 +2,7 @@
 
 In: the kernels of the trace. Out: {"kind", "evidence"}, and "doubt", a caveat, where there is one;
 kind is prefill (many query tokens a sequence), decode (one a sequence), mixed, training, forward
-(of a model that nothing says decodes tokens) or unknown. Mixed steps of a serving engine are split
+(of a model that may not decode tokens) or unknown. Mixed steps of a serving engine are split
 by the tokens that their annotation counts: linears by tokens, attention by the names of its
 kernels.
 """

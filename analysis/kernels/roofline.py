@@ -118,7 +118,7 @@ def add_bound(frame: pl.DataFrame, peaks: Peaks | None) -> pl.DataFrame:
     ideal = np.maximum(compute, memory)
     loss = frame["shape_loss"].to_numpy()
     predicted = np.maximum(compute * np.where(np.isnan(loss), 1.0, loss), memory)
-    # Where no name tells the tile of a GEMM, its loss is unknown, not none.
+    # Where no name states the tile of a GEMM, its loss is unknown, not 0.
     predicted[is_true(frame["class"] == "matmul") & np.isnan(loss)] = math.nan
     floor = peaks.floor_ns if peaks else None
     short = duration < _FLOORS * (floor or _USUAL_FLOOR_NS)

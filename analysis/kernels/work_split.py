@@ -98,7 +98,7 @@ def crosses_link(name: str) -> bool:
 def _add_copies(frame: pl.DataFrame, copied: np.ndarray | None) -> pl.DataFrame:
     """Bytes of copies and fills as they were recorded, and `crosses`: whether a copy goes over the
     link between host and device. One inside the device reads and writes its memory; one between
-    devices goes over links of which a trace says nothing."""
+    devices goes over links that a trace does not name."""
     if not is_one_of(frame["category"], _MOVES).any():
         return frame.with_columns(crosses=pl.lit(value=False))
     kind = pl.col("category").replace_strict(_MOVES, default=None, return_dtype=pl.String)

@@ -145,7 +145,7 @@ def _likeness(dense: _Content, pruned: _Content) -> _Matrix:
     """[pruned layers, dense layers]: how alike what they multiply is, in whole numbers; 0 where
     they have nothing in common. Kinds of work: 2·|A∩B| ÷ (|A|+|B|) (Dice); sizes: the share of the
     common units whose FLOPs are equal. A layer without products, of which a file was cut off or
-    all GEMMs are gone, is compared by its other work."""
+    all GEMMs were removed, is compared by its other work."""
     products = np.array([cls in (MATMUL, ATTENTION) for _, cls in dense.units], bool)
     any_d, any_p = ~np.isnan(dense.ns), ~np.isnan(pruned.ns)
     out = np.zeros((len(pruned.layers), len(dense.layers)))

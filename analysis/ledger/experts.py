@@ -1,7 +1,7 @@
 """The GEMMs of experts: one for each weight shape of a layer, however many experts ran.
 
 A router chooses how many experts of a layer see tokens, and how many tokens each: the position of a
-call tells nothing of which expert it was. Calls of one N and K are summed, gate and up together
+call does not show which expert it was. Calls of one N and K are summed, gate and up together
 where they are separate; what moved is identified by N and K, and by the rows of all experts
 together.
 """

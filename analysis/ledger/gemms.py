@@ -436,7 +436,7 @@ def _axis_shown(pair: Pair) -> str | None:
 
 def _moved_width(dense: Call, pruned: Call) -> str | None:
     """The axis of two GEMMs whose M is not known on a side: N or K or both where these moved, else
-    unknown, for M may have; None where N and K are not known either."""
+    unknown, because M may have moved; None where N and K are not known either."""
     if dense.n is None or dense.k is None or pruned.n is None or pruned.k is None:
         return None
     widths = [Gemm(1, round(call.n or 0), round(call.k or 0)) for call in (dense, pruned)]
@@ -445,7 +445,7 @@ def _moved_width(dense: Call, pruned: Call) -> str | None:
 
 
 def report_rows(pairs: list[Pair], *, promised: float, exact_layers: bool) -> list[GemmRow]:
-    """Rows of the report: pairs of one make (role, op, shapes, axis) over all layers."""
+    """Rows of the report: pairs with one key (role, op, shapes, axis) over all layers."""
     groups: dict[tuple[object, ...], list[Pair]] = defaultdict(list)
     for pair in pairs:
         call = pair.pruned or pair.dense
@@ -589,7 +589,7 @@ def _rounded(value: float | None) -> int | None:
 
 
 def _kept(pair: Pair, dense: Call, pruned: Call | None, calls: float | None) -> dict[str, float]:
-    """Kept share of every axis that moved, and of `calls`; {"calls": 0} where the GEMM is gone.
+    """Kept share of every axis that moved, and of `calls`; {"calls": 0} where the GEMM was removed.
     `pair`: one of the row, which `dense` and `pruned` pool."""
     if pruned is None:
         return {"calls": 0.0}

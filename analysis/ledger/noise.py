@@ -36,9 +36,9 @@ from prunescope.analysis.ledger.ledger import (
 from prunescope.analysis.ledger.pairing import Floats, Units
 from prunescope.analysis.ledger.samples import (
     Samples,
-    of_steps,
     sample_placements,
     sampled_shares,
+    weights_of_steps,
     widened,
     widened_weights,
 )
@@ -230,7 +230,11 @@ def _step_weights(picks: NDArray[np.int64], placement: NDArray[np.int64] | None)
     """Weights of steps [steps, replicates] from samples of the placements that profiled them,
     widened; of steps themselves where no placement is known."""
     shares = sampled_shares(picks)
-    return shares if placement is None else widened(of_steps(shares, placement), picks.shape[1])
+    return (
+        shares
+        if placement is None
+        else widened(weights_of_steps(shares, placement), picks.shape[1])
+    )
 
 
 def _is_below_zero(t: Times, base: TimeBase) -> bool:
@@ -385,14 +389,14 @@ def _halves_of_capture(
         return (one, other), _walls_of_halves(rng, base, one.shape[1])
     one, other = _half_weights(rng, int(placement[-1]) + 1)
     if dense.all_profiled:
-        return (of_steps(one, placement), of_steps(other, placement)), (
+        return (weights_of_steps(one, placement), weights_of_steps(other, placement)), (
             dense.walls(one),
             dense.walls(other),
         )
     # Two placements can be split in two ways: too few for all that the samples of eight have.
     again = -(-HALVES // one.shape[1])
     one, other = np.tile(one, again), np.tile(other, again)
-    return (of_steps(one, placement), of_steps(other, placement)), _walls_of_halves(
+    return (weights_of_steps(one, placement), weights_of_steps(other, placement)), _walls_of_halves(
         rng, base, one.shape[1]
     )
 

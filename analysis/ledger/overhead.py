@@ -109,7 +109,7 @@ def break_even(
 
 
 def touched_sparsity(units: Units, ratio: Ratios, *, layers_decide: bool = False) -> float | None:
-    """Share of the FLOPs that is gone, over the GEMMs and attention that do less than the dense
+    """Share of the FLOPs that was removed, over the GEMMs and attention that do less than the dense
     ones; 0.0 where none does, None where no FLOPs are known. `layers_decide`: each layer decides
     for itself, so that one that happened to skip nothing counts with the others of its role."""
     flop = units.dense.flop.mean(axis=1)

@@ -76,8 +76,8 @@ class UnitParts:
 @dataclass(frozen=True)
 class Units:
     """The units of a pair; `keys[i]` names unit i, whose layer is that of the dense model. `parts`:
-    None takes each unit as one part. `kept`, [units]: where layers are gone, the share of the calls
-    that is left of matched work which no layer is known of; None: all of every unit's."""
+    None takes each unit as one part. `kept`, [units]: where layers were removed, the share of the
+    calls that is left of matched work which no layer is known of; None: all of every unit's."""
 
     keys: list[UnitKey]
     dense: UnitSums
@@ -133,7 +133,7 @@ def _kept_calls(
     keys: list[UnitKey], frames: tuple[pl.DataFrame, pl.DataFrame], sides: tuple[Kernels, Kernels]
 ) -> Floats:
     """The share of the calls of each unit that is left: of norms and the like, which no module puts
-    into a layer, those of layers that are gone went with these, and the gaps before them too."""
+    into a layer, those of removed layers were removed with these, and the gaps before them too."""
     calls = []
     for frame, side in zip(frames, sides, strict=True):
         rows = frame.filter(pl.col("unit_layer").is_null()).select(*_UNIT, "step", "instance")
@@ -221,7 +221,7 @@ def _sums_by_part(
     frame: pl.DataFrame, steps: int, *, by_order: bool = False, pooled: bool = False
 ) -> pl.DataFrame:
     """Means a step by unit and part: of products whether their shapes are known, else the op. Names
-    of generated kernels are numbers of a compilation, which say nothing across two. Where the place
+    of generated kernels are numbers of one compilation, and differ between two. Where the place
     of a product is inferred (`by_order`), its ratio is not applied to its auxiliary kernels."""
     op = pl.coalesce("op", "name", pl.lit(""))
     op = pl.when(op.str.starts_with(_GENERATED)).then(pl.lit(_GENERATED)).otherwise(op)

@@ -30,7 +30,7 @@ _BY_WORK = ("coverage", "roofline_shift", "shape", "kernel_efficiency")
 NOT_EXPLAINED = "not_explained"
 # Names of the part of a row that belongs to no unit.
 _RESTS = {"coverage": "gaps kept", "launch_idle": "trailing idle", NOT_EXPLAINED: "gaps kept"}
-_UNKNOWN = "unknown"  # class of work of which nobody knows whether it shrank
+_UNKNOWN = "unknown"  # class of work that may have shrunk or not
 _NOTHING = 1e-6  # ns: below it a part is a rounding error and not listed
 _SAME_BYTES = 0.01  # results of other routes are written to other places
 

@@ -43,7 +43,7 @@ class OpCall:
     dtypes: tuple[str, ...]  # as in the trace: "c10::BFloat16", "Scalar", "", "TensorList"
     strides: tuple[Any, ...] = ()  # empty: unknown
     concrete: tuple[str, ...] = ()  # "Concrete Inputs": "[1, -1]", "True", "0.125"; may be empty
-    # Shape of what it makes, as ops inside or behind it show it; of a product with a sparse matrix
+    # Shape of its result, as ops inside or behind it show it; of a product with a sparse matrix
     # how many numbers that stores, and the bytes of their indices.
     result: tuple[int, ...] = ()
 
@@ -102,7 +102,7 @@ class Operand:
 Model = Callable[[OpCall], Work]
 MODELS: dict[str, Model] = {}
 USUAL_KINDS: dict[str, str] = {}  # of an op whose call cannot be modelled
-NEED_RESULT: set[str] = set()  # ops whose weight has no shape: `OpCall.result` tells N
+NEED_RESULT: set[str] = set()  # ops whose weight has no shape: `OpCall.result` gives N
 
 
 def op_model(*names: str, kind: str, needs_result: bool = False) -> Callable[[Model], Model]:

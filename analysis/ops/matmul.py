@@ -141,7 +141,7 @@ def linear(call: OpCall) -> Work:
 
 @op_model("mkl::_mkl_linear", kind="gemm")
 def mkl_linear(call: OpCall) -> Work:
-    """[.., k] x packed + [n]; the packed weight hides its shape, the original one tells."""
+    """[.., k] x packed + [n]; the packed weight has no shape, the original one gives it."""
     a, weight = tensor(call, 0), tensor(call, 2, rank=2)
     return gemm_work(rows(a, weight), a, weight, optional(call, 3))
 

@@ -280,7 +280,7 @@ def _looks_up(name: str, sizes: list[int]) -> bool:
 def _may_write_over(name: str, sizes: list[int]) -> bool:
     """Whether a pointwise kernel of n ops of two operands has too few arguments, all of one size,
     for n + 1 operands and a result: one of them is read and written, unless an operand is a number
-    or the result of another. A trace tells none of these."""
+    or the result of another. A trace shows none of these."""
     of_two = len(_OF_TWO.findall(name))
     alike = len(set(sizes)) == 1
     return name.startswith("triton_poi") and alike and of_two > 0 and len(sizes) < of_two + 2

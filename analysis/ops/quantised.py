@@ -2,7 +2,7 @@
 FBGEMM, GGUF and the engines that use them.
 
 K is the width of the activations. N is given by the weight, its scales, an argument, or what the
-call was seen to make (`OpCall.result`); where none of them tells it, the call has no model. Bytes
+call returned (`OpCall.result`); where none of them gives it, the call has no model. Bytes
 count the weight as it is stored. FLOPs are those of the product; unpacking is not counted.
 """
 
@@ -201,7 +201,7 @@ def gguf(call: OpCall) -> Work:
 
 
 def _gguf_weight(a: Operand, weight: Operand) -> Work:
-    """A weight whose rows are blocks of GGUF, of which the type alone tells how many numbers they
+    """A weight whose rows are blocks of GGUF, of which the type alone gives how many numbers they
     hold: at least a bit and at most 32 each."""
     if not a.shape or not 1 <= _BYTE * weight.shape[1] / max(1, a.shape[-1]) <= 32:
         raise NoModel

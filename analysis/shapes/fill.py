@@ -137,7 +137,7 @@ def _note(trial: Trial, writer: Writer) -> str:
 
 WorkFunction = Callable[[], Work] | None  # computes the work of a call, once a distinct call
 NAME = "prunescope::model_shape"  # the op of a call that the config gives
-_OWN = -(1 << 50)  # instances of kernels that stand alone in their op
+_OWN = -(1 << 50)  # instances of kernels that are the only one of their op
 
 
 class Writer:

@@ -2,7 +2,7 @@
 
 In: ModelShape, the degree of tensor parallelism, kernel names. Out: slots, a role with the N and K
 that one rank's kernel has, before and after attention, in each of the ways in which they are fused;
-and the work of a slot in the number formats that the kernel's name tells, else the config. Weights
+and the work of a slot in the number formats that the kernel's name states, else the config. Weights
 of 4 bits under activations of 16 are read as 4 bits.
 """
 

@@ -271,7 +271,8 @@ def _phases(steps: list[_Step]) -> list[str]:
 def _large(steps: list[_Step]) -> list[bool] | None:
     """Which steps are far larger than the others; None where none are. By rows, else by blocks of
     kernels whose grids count rows, else by GEMM time: above the widest gap between two of them. A
-    larger batch of single tokens hardly takes longer, for the weights are read once: prompts do."""
+    larger batch of single tokens hardly takes longer, because the weights are read once; prompts
+    do."""
     for values, apart in (
         ([step.rows for step in steps], PROMPT_OVER_TOKENS),
         ([step.blocks or None for step in steps], PROMPT_OVER_TOKENS),

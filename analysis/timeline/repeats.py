@@ -57,7 +57,7 @@ def parts_of_whole_passes(trace: Trace, work: WorkSequence) -> Iterator[Windows]
 def _signs(trace: Trace, work: WorkSequence) -> list[Sign]:
     """Marks of a step: work that no layer holds. A layer may look up its positions, and then has
     one attention; a group of layers with attention and of others with scans, as hybrid models
-    repeat it, has many mixers: the lookup alone tells it from a step."""
+    repeat it, has many mixers: only the lookup distinguishes it from a step."""
     distinct, row = work.kinds
     kinds = [op_kind(name, None) for name in (trace.names[i] for i in distinct)]
     kinds = [

@@ -525,7 +525,7 @@ _BY_CLASS = tuple(
         ("router", r"Router|TopK|Gate$|Gating"), ("experts", _EXPERTS_CLASS.pattern),
     )
 )  # fmt: skip
-_UP_DOWN = ("up", "down")  # or a fused gate and up: the shapes tell
+_UP_DOWN = ("up", "down")  # or a fused gate and up: the shapes decide
 _BY_COUNT: dict[tuple[str, int], tuple[str, ...]] = {
     ("attention", 4): ("q", "k", "v", "o"),
     ("attention", 3): ("q", "k", "v"),  # with o in a module of its own
@@ -569,5 +569,5 @@ def _roles_by_count(linears: list[int], scope: str, around: str) -> dict[int, st
 
 
 def roles_by_number(scope: str, number: int) -> tuple[str, ...]:
-    """The roles of so many linears in one part of a layer; empty where their number tells none."""
+    """The roles of so many linears in one part of a layer; empty where their number gives none."""
     return _BY_COUNT.get((scope, number), ())

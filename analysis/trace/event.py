@@ -23,7 +23,7 @@ OP_CATEGORIES = ("cpu_op", "Operator")
 LAUNCH_CATEGORIES = ("cuda_runtime", "cuda_driver", "hip_runtime", "hip_driver", "xpu_runtime",
                      "xpu_driver", "privateuse1_runtime", "privateuse1_driver", "mtia_runtime",
                      "Runtime")  # fmt: skip
-# From 2^42 us on, a double no longer tells all nanoseconds apart: read the decimal text instead.
+# From 2^42 us on, a double no longer distinguishes all nanoseconds: read the decimal text instead.
 EXACT_FROM_US = float(1 << 42)
 
 Number = int | float | str | None

@@ -22,7 +22,7 @@ RANGES, GPU_OF = "NVTX_EVENTS", "TARGET_INFO_CUDA_DEVICE"
 WORK = (KERNEL, COPY, FILL, GRAPH)  # tables of what a GPU runs
 _OF_KERNELS = (KERNEL, GRAPH)
 PLACED = ("start", "end", "deviceId")
-# Columns without which a table says nothing of use; all exports since 2021 have them.
+# Columns without which a table is of no use; all exports since 2021 have them.
 _SIZES = tuple(f"{what}{axis}" for what in ("grid", "block") for axis in "XYZ")
 _NEEDED = {
     KERNEL: ("streamId", "globalPid", "registersPerThread", *_SIZES),

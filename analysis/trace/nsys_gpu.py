@@ -40,7 +40,7 @@ def add_counters(tables: Tables) -> None:
             named[kind, metric] = name[:_COUNTER_NAME]
     kinds = {kind for kind, _ in named if gpu is None or kind & _GPU_OF_TYPE == gpu}
     if len(kinds) != 1 or not tables.file.has(SAMPLES, "timestamp", "typeId", "value"):
-        return  # samples of several devices, and nothing says which is this one
+        return  # samples of several devices, and it is unknown which is this one
     kind = kinds.pop()
     found: dict[int, tuple[list[Ints], list[Floats]]] = {}
     read = ("timestamp", "metricId", "value")

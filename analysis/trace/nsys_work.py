@@ -261,7 +261,7 @@ def _begins_of_waits(
 
     `called`: when the call returned; `complete`: when the event was; `work`: start, end and stream
     of each device event. What begins on a stream before the event is complete was launched ahead of
-    the wait, for all that comes behind the wait begins later.
+    the wait, because all that comes behind the wait begins later.
     """
     begin = called.copy()
     start, end, on = work

@@ -37,7 +37,7 @@ Shape = tuple[int, ...]
 
 
 def with_results(trace: Trace) -> Trace:
-    """The trace, in which calls of ops with a packed weight that make different things differ."""
+    """The trace, in which calls of ops with a packed weight and different results differ."""
     needing = [i for i, call in enumerate(trace.calls) if _needs_result(call)]
     rows = np.flatnonzero(np.isin(trace.ops["call"], needing))
     if not len(rows):
@@ -121,7 +121,7 @@ def _stored(inside: list[OpCall | None]) -> Shape:
 
 
 def _result(call: OpCall, inside: list[OpCall | None], behind: list[OpCall | None]) -> Shape:
-    """The shape of what a call makes; empty where nothing shows it."""
+    """The shape of the result of a call; empty where unknown."""
     if call.name == _INDEX:
         return _copies(call, inside, behind)
     try:
@@ -139,7 +139,7 @@ def _result(call: OpCall, inside: list[OpCall | None], behind: list[OpCall | Non
     if follower is None:
         return ()
     found = [shape for shape in _tensors(follower) if _has_rows(shape, read)]
-    # An op that reads the same operand again (k after q) says nothing of what was made.
+    # An op that reads the same operand again (k after q) does not show the result.
     reads_again = follower.name in NEED_RESULT and found[:1] == [read]
     return found[0] if found and not reads_again else ()
 

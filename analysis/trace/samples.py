@@ -126,7 +126,7 @@ def counters_of(
     table: dict[str, Ints], names: Sequence[str], devices: Ints
 ) -> dict[str, tuple[Ints, Floats]]:
     """Times and values by name, of the device of a trace: where several ones are sampled and none
-    of them is its only one, nothing says which is meant."""
+    of them is its only one, it is unknown which is meant."""
     found: dict[str, tuple[Ints, Floats]] = {}
     if not len(table["name"]):
         return found

@@ -1,9 +1,9 @@
 """Processes that read a large trace together, and can begin before anything else is imported.
 
-In: a path. Out: what each of them read, as bytes (see shares.py). A worker that fails says nothing:
-the trace is then read by this process alone, which words what is wrong with it. Imports little, for
-it runs while everything else waits: what the workers import, this process needs as well, so that
-early ones are forks of it (0.1 s each that is not spent twice).
+In: a path. Out: what each of them read, as bytes (see shares.py). A worker that fails writes
+nothing: the trace is then read by this process alone, which words what is wrong with it. Imports
+little, for it runs while everything else waits: what the workers import, this process needs as
+well, so that early ones are forks of it (0.1 s each that is not spent twice).
 """
 
 from __future__ import annotations

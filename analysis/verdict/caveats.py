@@ -24,7 +24,7 @@ from prunescope.taxonomy.words import percent
 
 _FALL = 0.05  # of busy time, from the dense to the pruned side
 _SPREAD = 0.02  # of the kernels of a step: a library may choose another kernel for a longer context
-# The GEMMs of a sublayer, and the work between them that goes with them: where attention proper has
+# The GEMMs of a sublayer, and the work between them that goes with them: where attention itself has
 # gone, what has its role scales or copies.
 _SUBLAYERS = (
     ({*QKV_ROLES, "attention", "o"}, {"rope", "qk_norm", "kv_update", "attention"}),
@@ -185,7 +185,7 @@ def _no_gemm(e: Evidence, lossy: set[str | None]) -> Iterator[Caveat]:
 
 
 def _layers(e: Evidence, family: FamilyVerdict, sides: tuple[Kernels, Kernels]) -> Iterator[Caveat]:
-    """Layers of the verdict that are not gone as a pruning of layers leaves them: but for
+    """Layers of the verdict that were not removed as a pruning of layers does: but for
     linears that the run does not hold any more, or whose modules were not called."""
     if not any(one.skips_layers and not one.is_dynamic for one in known(family.ids)):
         return
@@ -231,8 +231,8 @@ def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Caveat]:
         yield Caveat("other-roles", numbers=(now, before))
         return
     # Compiled code runs outside of the modules and of the ops that tell roles: none is lost. Layers
-    # that are gone, or another optimizer, leave no more kernels without a role than there were. An
-    # op of a host trace is its own work.
+    # that were removed, or another optimizer, leave no more kernels without a role than there were.
+    # An op of a host trace is its own work.
     if pruned.on_device and rest > rest_before and (dense.compiled or not pruned.compiled):
         yield Caveat("fewer-roles", numbers=(now, before))
 

@@ -68,7 +68,8 @@ def replaced(e: Evidence) -> Reason | None:
     linears = [p for p in e.pairs if p.key[1] in _LINEARS and p.dense is not None]
     if not linears or any(p.pruned is not None for p in linears):
         return None
-    # GEMMs whose place in the model is not known may be theirs: then nothing says they are gone.
+    # GEMMs whose place in the model is not known may be theirs: then it is unknown whether they
+    # were removed.
     elsewhere = [p.pruned for p in e.pairs if p.dense is None and p.key[1] == "unknown"]
     if sum(c.count for c in elsewhere if c is not None and c.gemm is not None) >= len(linears):
         return None
@@ -83,7 +84,7 @@ def replaced(e: Evidence) -> Reason | None:
     )
     instead = ", ".join(f"{name} × {count}" for name, count in kinds.most_common(3))
     if not instead and any(p.key[1] in _OTHER_LINEARS and p.pruned is not None for p in e.pairs):
-        return None  # the layers that have such linears are gone, others are not
+        return None  # the layers that have such linears were removed, others were not
     others = (
         f"other ops stand in their places ({instead})" if instead else "nothing is in their places"
     )
@@ -139,7 +140,7 @@ def larger(e: Evidence) -> Reason | None:
     found: list[Pair] = []
     for pair in e.pairs:
         if pair.pruned is None:
-            return None  # what is gone is smaller
+            return None  # what was removed is smaller
         if pair.dense is None or pair.axis == "rank":
             continue
         old, new = pair.dense.gemm, pair.pruned.gemm

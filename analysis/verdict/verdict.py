@@ -100,7 +100,7 @@ def verdict(evidence: Evidence) -> Verdict:
         return Verdict(_unmoved(evidence))
     family = _named(evidence, found, is_dynamic=bool(dynamic))
     if blind := _blind(evidence):
-        family.evidence.append(_unread(evidence, blind))  # calls that are gone have no width
+        family.evidence.append(_unread(evidence, blind))  # calls that were removed have no width
         family.confidence = min(family.confidence, 0.5)
     if (other_format := quantised_too(evidence)) is not None:
         family.evidence.append(other_format)
