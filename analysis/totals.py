@@ -16,7 +16,7 @@ import polars as pl
 from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.kernels.role import GEMM_KINDS
+from prunescope.analysis.kernels.role import PRODUCT_KINDS
 from prunescope.analysis.ledger.noise import wall_interval
 from prunescope.analysis.ledger.samples import Samples, samples_of
 from prunescope.analysis.schema.report import KernelRow, clock
@@ -226,7 +226,7 @@ def _coverage(frame: pl.DataFrame) -> dict[str, float]:
 def _shape_sources(frame: pl.DataFrame) -> dict[str, float]:
     """Shares of the time of GEMMs and attention by where their shapes come from. The softmax of an
     attention of separate ops and the auxiliary kernels of a GEMM have no M, N and K."""
-    product = is_one_of(frame["kind"], (*GEMM_KINDS, "attention"))
+    product = is_one_of(frame["kind"], PRODUCT_KINDS)
     busy, sources = frame["busy"].filter(product), frame["shapes"].filter(product)
     of_all = int(busy.sum())
     named = sorted(sources.drop_nulls().unique()) if of_all else ()

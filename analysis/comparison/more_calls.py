@@ -14,7 +14,7 @@ import polars as pl
 from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import POINT, Kernels
 from prunescope.taxonomy.gemm import Gemm
-from prunescope.taxonomy.roles import BACKWARD, UNPLACED
+from prunescope.taxonomy.roles import UNPLACED
 
 ON_WEIGHTS = "on weights"  # class of pointwise work on whole weights, which the dense side lacks
 Shapes = tuple[tuple[int, ...], ...]
@@ -61,8 +61,9 @@ def on_weights(calls: tuple[MoreCalls, ...], kernels: Kernels) -> tuple[MoreCall
     those of backward passes are left out, whose other operands are as large as the forward's."""
     if not calls:
         return ()
-    backward = [role for role in kernels.values("role") if role.endswith(BACKWARD)]
-    forward = kernels.frame["call"].filter(~is_one_of(kernels.frame["role"], backward))
+    forward = kernels.frame["call"].filter(
+        ~is_one_of(kernels.frame["role"], kernels.backward_roles)
+    )
     works = [kernels.works[call] for call in forward.drop_nulls().unique()]
     gemms = {g for work in works if work is not None for g in work.gemms if g.batch == 1}
     weights = {size for g in gemms for size in ((g.n, g.k), (g.k, g.n))}

@@ -166,7 +166,7 @@ def _kind(pairs: list[Pair], convolutions: Sequence[Convolution], ratio: float) 
         (d, q)
         for p in pairs
         if (d := _gemm(p.dense)) is not None and (q := _gemm(p.pruned)) is not None
-        if p.key[2] in ("qk", "pv") or d.batch > 1
+        if p.is_of_attention or d.batch > 1
         if d != q
     ]
     batches = [q == Gemm(d.m, d.n, d.k, round(d.batch * ratio)) for d, q in batched]

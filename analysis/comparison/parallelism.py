@@ -96,7 +96,7 @@ def ranks_of(phase: SidePhase) -> Ranks:
         return Ranks(1, {}, in_forward=False)
     gradients = pl.col("role").str.ends_with(BACKWARD) | (pl.col("role") == "optimizer")
     forward = rows.filter(gradients.not_())
-    if frame["role"].str.ends_with(BACKWARD).any():  # outside of any layer it may sum gradients
+    if phase.kernels.backward_roles:  # outside of any layer it may sum gradients
         forward = forward.filter(pl.col("layer").is_not_null())
     counts: Counter[str] = Counter()
     shown = rows if forward.is_empty() else forward

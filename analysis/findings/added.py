@@ -38,7 +38,7 @@ from prunescope.analysis.schema.report import LedgerPart
 from prunescope.analysis.verdict.detectors.zeros import MANY_ZEROS
 from prunescope.analysis.verdict.evidence import matrices
 from prunescope.taxonomy.families import known
-from prunescope.taxonomy.roles import BACKWARD, LINEARS
+from prunescope.taxonomy.roles import LINEARS
 from prunescope.taxonomy.run_blocks import Matrix
 from prunescope.taxonomy.words import ms, percent, shortened
 
@@ -90,9 +90,8 @@ def _recomputed(kernels: Kernels) -> pl.DataFrame:
     """The calls of fused attention in the backward pass that compute no gradient. (A forward that
     has no backward pass, of frozen layers or of a teacher, is in none.)"""
     frame = kernels.frame
-    backward = [role for role in kernels.values("role") if role.endswith(BACKWARD)]
     attends = (frame["class"] == ATTENTION) & frame["carries_work"]
-    rows = frame[["op", "name"]].filter(attends & is_one_of(frame["role"], backward))
+    rows = frame[["op", "name"]].filter(attends & is_one_of(frame["role"], kernels.backward_roles))
     op = pl.coalesce("op", "name").str.to_lowercase()
     return rows if rows.is_empty() else rows.filter(op.str.contains(_BACKWARD_OP).not_())
 

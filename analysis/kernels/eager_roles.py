@@ -18,14 +18,13 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.kernels.graph_match import align
-from prunescope.analysis.kernels.role import GEMM_KINDS
+from prunescope.analysis.kernels.role import PRODUCT_KINDS
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.ops.work import Work
 from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
 
 # Of the products' time: where less of it is matched, the pass is of another step.
 _LEAST = 0.5
-_PRODUCTS = (*GEMM_KINDS, "attention")
 _GATHER = "gather_scatter"
 
 
@@ -40,7 +39,7 @@ def roles_of_pass(
     here, there = frame.sort("launched", maintain_order=True), _first_step(eager)
     here = here.with_row_index("at_here")
     wanted, known = _keys(here, *of), _keys(there, *of_eager)
-    product = here["kind"].is_in(_PRODUCTS).to_numpy()
+    product = here["kind"].is_in(PRODUCT_KINDS).to_numpy()
     products = {wanted[i] for i in np.flatnonzero(product)}
     at = np.full(len(here), NONE)
     steps = here["step"].to_numpy()
@@ -103,7 +102,7 @@ def _keys(frame: pl.DataFrame, calls: Sequence[OpCall], works: Sequence[Work | N
         if at not in key_of:
             work = None if call is None else works[call]
             key_of[at] = str(name)
-            if kind in _PRODUCTS and work is not None and work.gemms:
+            if kind in PRODUCT_KINDS and work is not None and work.gemms:
                 key_of[at] = str([(g.batch, g.m, g.n, g.k) for g in work.gemms])
             elif call is not None:
                 key_of[at] = f"{calls[call].name} {calls[call].shapes}"
@@ -118,6 +117,6 @@ def _products_behind(kinds: Sequence[str], at: Ints, steps: Ints) -> Ints:
         if steps[i] != step:
             last, step = NONE, steps[i]
         found[i] = last
-        if kinds[i] in _PRODUCTS:
+        if kinds[i] in PRODUCT_KINDS:
             last = at[i]
     return found

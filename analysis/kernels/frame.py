@@ -44,7 +44,7 @@ from prunescope.analysis.kernels.idle import (
 )
 from prunescope.analysis.kernels.number_formats import format_notes, with_formats
 from prunescope.analysis.kernels.peaks import Peaks
-from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE, find_roles
+from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE, PRODUCT_KINDS, find_roles
 from prunescope.analysis.kernels.roofline import add_bound, add_waves
 from prunescope.analysis.kernels.work_split import add_work
 from prunescope.analysis.ops.call import OpCall, Work
@@ -170,6 +170,11 @@ class Kernels:
         if column not in self._values:
             self._values[column] = frozenset(self.frame[column].unique()) - {None}
         return self._values[column]
+
+    @property
+    def backward_roles(self) -> list[str]:
+        """Roles of gradients."""
+        return [role for role in self.values("role") if role.endswith(BACKWARD)]
 
     @cached_property
     def has_shapes(self) -> bool:
@@ -518,7 +523,7 @@ def _products_of_rows(frame: pl.DataFrame, host: Ints) -> Ints:
     """The row that gives each row its role: itself, or for a kernel that the op of a product
     launches in addition to its first product (a fill, the sum of a split K, a second part) that
     product."""
-    kinds = [*GEMM_KINDS, "attention"]
+    kinds = PRODUCT_KINDS
     product = is_true(is_one_of(frame["kind"], kinds))
     rows = host[is_true(is_one_of(frame["op"], _multiplying(frame)))[host]]
     number = instance_numbers(frame)
@@ -545,7 +550,7 @@ def _add_passes(layer: np.ndarray, role: np.ndarray, host: np.ndarray, passes: P
 def _add_shapes(frame: pl.DataFrame, first: int, mapped: np.ndarray | None) -> pl.DataFrame:
     """Column `shapes`: the source of the shapes of a GEMM or an attention; null where it has none.
     Calls from `first` on are those of a model's config."""
-    products = is_true(is_one_of(frame["kind"], (*GEMM_KINDS, "attention")))
+    products = is_true(is_one_of(frame["kind"], PRODUCT_KINDS))
     is_known = products & is_true(frame["modelled"])
     of_model = is_true(frame["call"] >= first)
     eager = np.zeros(len(frame), bool) if mapped is None else mapped
@@ -584,5 +589,5 @@ def _add_class(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _multiplying(frame: pl.DataFrame) -> list[str]:
     """The ops that are products or attention."""
-    kinds = [*GEMM_KINDS, "attention"]
+    kinds = PRODUCT_KINDS
     return [op for op in frame["op"].unique() if op is not None and op_kind(op, None) in kinds]

@@ -18,7 +18,7 @@ import polars as pl
 
 from prunescope.analysis.kernels.columns import is_one_of, is_true
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
-from prunescope.analysis.kernels.role import GEMM_KINDS
+from prunescope.analysis.kernels.role import GEMM_KINDS, PRODUCT_KINDS
 from prunescope.analysis.schema.sides import OfTokens, PhaseKind, TokenSplit
 from prunescope.analysis.shapes.workload import annotated
 from prunescope.analysis.timeline.engines import (
@@ -28,7 +28,6 @@ from prunescope.analysis.timeline.engines import (
     engine_step,
 )
 from prunescope.analysis.timeline.intervals import GENERATION
-from prunescope.taxonomy.roles import BACKWARD
 
 _BACKWARD = re.compile(
     r"autograd::engine::evaluate_function|Backward\d*$|_backward(?:_input|_weight|_data)?$"
@@ -116,7 +115,7 @@ def has_backward(kernels: Kernels) -> bool:
 def _trained(kernels: Kernels) -> tuple[str, str] | None:
     if any(_BACKWARD.search(call.name) for call in kernels.calls):
         return "training", "the trace holds backward passes"
-    if any(role.endswith(BACKWARD) for role in kernels.values("role")):
+    if kernels.backward_roles:
         return "training", "annotations name backward passes"
     names = () if kernels.calls else kernels.values("name")
     if not any(_BACKWARD_KERNEL.search(name) for name in names):
@@ -242,7 +241,7 @@ def _product_rows(kernels: Kernels, which: pl.Series) -> pl.DataFrame:
     """The primary kernels of GEMMs and attentions that `which` selects, with the M of their first
     GEMM (`m`)."""
     frame = kernels.frame
-    products = frame["primary"] & is_one_of(frame["kind"], (*GEMM_KINDS, "attention"))
+    products = frame["primary"] & is_one_of(frame["kind"], PRODUCT_KINDS)
     rows = frame[["role", "call", "busy", "start"]].filter(products & which)
     gemms = [work.gemms[0] if work and work.gemms else None for work in kernels.works]
     of_call = pl.DataFrame(

@@ -39,6 +39,7 @@ from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
 from prunescope.taxonomy.roles import BACKWARD, UNPLACED, Place
 
 GEMM_KINDS = ("gemm", "gemv", "batched_gemm", "sparse_gemm", "grouped_gemm")
+PRODUCT_KINDS = (*GEMM_KINDS, "attention")
 _BY_A_WEIGHT = ("aten::mm", "aten::addmm", "aten::linear", "aten::mv", "aten::addmv")
 _PRODUCTS = ("aten::mul", "aten::mul_", "aten::div", "aten::div_")
 _ROTATES = ("aten::neg", "aten::sin", "aten::cos", "aten::cat", "aten::addcmul", "aten::addcmul_",

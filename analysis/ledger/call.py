@@ -8,6 +8,9 @@ from functools import cached_property
 from prunescope.taxonomy.gemm import Gemm
 
 GemmKey = tuple[int | None, str, str, int]  # layer of the dense model, role, group, position
+# Groups of the products of attention, Q·Kᵀ and P·V: they have no weight, and N or K is the number
+# of keys, which grows step by step.
+OF_ATTENTION = ("qk", "pv")
 
 
 @dataclass(frozen=True)

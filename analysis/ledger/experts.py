@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from prunescope.analysis.ledger.call import Call, GemmKey
+from prunescope.analysis.ledger.call import OF_ATTENTION, Call, GemmKey
 from prunescope.taxonomy.gemm import Gemm, axis_moved
 
 EXPERTS, ROUTER = "experts", "router"
@@ -113,9 +113,6 @@ def pooled(calls: Sequence[Call]) -> Call:
     )
 
 
-_ATTENTION = ("qk", "pv")  # groups of products without a weight
-
-
 def weight_numbers(calls: Mapping[GemmKey, Call]) -> float | None:
     """Numbers in the weights that the GEMMs of a side multiply by, those of experts without tokens
     too: as many as its grouped kernels hold, or its router chooses from. None where a size or the
@@ -129,7 +126,7 @@ def weight_numbers(calls: Mapping[GemmKey, Call]) -> float | None:
             least[key[0]] = min(call.all_rows, least.get(key[0], call.all_rows))
     total = 0.0
     for key, call in calls.items():
-        if key[2] in _ATTENTION:
+        if key[2] in OF_ATTENTION:
             continue
         there: float | None = 1.0
         if key[1] == EXPERTS:

@@ -17,9 +17,9 @@ import polars as pl
 from prunescope.analysis.kernels.columns import Floats, Mask, instance_numbers, is_one_of
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.phase_kind import trained_tokens
-from prunescope.analysis.kernels.role import GEMM_KINDS
+from prunescope.analysis.kernels.role import PRODUCT_KINDS
 from prunescope.analysis.ledger.alignment import Alignment, with_dense_layer
-from prunescope.analysis.ledger.call import Call, GemmKey
+from prunescope.analysis.ledger.call import OF_ATTENTION, Call, GemmKey
 from prunescope.analysis.ledger.experts import (
     EXPERTS,
     ROUTER,
@@ -41,7 +41,6 @@ __all__ = ["Call", "GemmKey", "Pair", "calls_of", "pair_calls", "report_rows", "
 # Positions of calls with neither role nor shape (replays among ops): counted apart, or steps that
 # hold more or fewer of them lend it the shapes of other GEMMs.
 _APART = 1 << 32
-_OF_ATTENTION = ("qk", "pv")  # whose N or K is the number of keys, which grows step by step
 Parts = list[tuple[Gemm | None, float]]
 _UNREAD: Parts = [(None, 1.0)]  # of a call that no model reads
 # What is read of an op's row.
@@ -144,7 +143,7 @@ def _op_calls(frame: pl.DataFrame) -> pl.DataFrame:
         sums = np.bincount(number, np.where(rows & ~wrapper, values, 0.0))
         return np.where(wrapper, values, sums[number])
 
-    product = is_one_of(frame["kind"], (*GEMM_KINDS, "attention"))
+    product = is_one_of(frame["kind"], PRODUCT_KINDS)
     main = product & (frame["primary"] | frame["wrapper"])
     auxiliary = np.where(wrapper, 0.0, of_op("busy", ~carries))
     sums = {
@@ -171,7 +170,7 @@ def _group(
     if logical == 2 and row["kind"] == "grouped_gemm":
         return ("gate_up", "down")[index]
     if logical == 2:
-        return ("qk", "pv")[index]
+        return OF_ATTENTION[index]
     if role == "attention":
         place = (row["step"], row["unit_layer"], role)
         return "pv" if position[*place, "qk", 0] > position[*place, "pv", 0] else "qk"
@@ -259,6 +258,11 @@ class Pair:
     pruned: Call | None
     axis: str
     groups_left: float | None = None
+
+    @property
+    def is_of_attention(self) -> bool:
+        """Whether it is a product of attention, which has no weight."""
+        return self.key[2] in OF_ATTENTION
 
 
 def pair_calls(dense: dict[GemmKey, Call], pruned: dict[GemmKey, Call]) -> list[Pair]:
@@ -393,7 +397,7 @@ def _joined(calls: list[Call]) -> Call:
 
 def _through_a_rank(pruned: list[Call], dense: list[Call]) -> bool:
     """[T,K]→[T,r]→[T,N]: the first one's K and the second one's N are those of the dense GEMM."""
-    if len(dense) != 1 or len(pruned) != 2 or dense[0].group in ("qk", "pv"):
+    if len(dense) != 1 or len(pruned) != 2 or dense[0].group in OF_ATTENTION:
         return False
     a, b, old = pruned[0].gemm, pruned[1].gemm, dense[0].gemm
     if a is None or b is None or old is None:
@@ -476,7 +480,7 @@ def _identity(
     """The key that identifies a GEMM across steps; None where its place does."""
     if row["role"] in UNPLACED:
         return (row["op"], row["kind"], row["dtype"], gemm, row["name"])
-    return (key[3], size) if size is not None and key[2] not in _OF_ATTENTION else None
+    return (key[3], size) if size is not None and key[2] not in OF_ATTENTION else None
 
 
 def _is_attention_of_unknown_shape(call: Call) -> bool:

@@ -161,11 +161,11 @@ def other_attention(e: Evidence) -> Reason | None:
     """Attention computed by other ops, while no linear moved."""
 
     def ops(side: Callable[[Pair], Call | None]) -> set[str]:
-        calls = (side(p) for p in e.pairs if p.key[2] in ("qk", "pv"))
+        calls = (side(p) for p in e.pairs if p.is_of_attention)
         return {c.op for c in calls if c is not None and c.op}
 
     dense, pruned = ops(lambda p: p.dense), ops(lambda p: p.pruned)
-    linears = {p.axis for p in e.pairs if p.key[2] not in ("qk", "pv")}
+    linears = {p.axis for p in e.pairs if not p.is_of_attention}
     if dense and pruned and not dense & pruned and linears <= {"none"}:
         old, new = sorted(dense), sorted(pruned)
         text = f"attention runs as {', '.join(new)} instead of {', '.join(old)}"

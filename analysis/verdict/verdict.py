@@ -19,6 +19,7 @@ from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.gemms import Pair
+from prunescope.analysis.ledger.gradients import is_gradient
 from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.pair_comparison import SHAPES
 from prunescope.analysis.schema.report import FamilyPart, FamilyVerdict
@@ -39,7 +40,6 @@ from prunescope.analysis.verdict.outside import (
 )
 from prunescope.analysis.verdict.unread import unread
 from prunescope.taxonomy.families import families
-from prunescope.taxonomy.roles import BACKWARD
 from prunescope.taxonomy.words import percent
 
 # Confidence in what rests on roles and layers that the order of kernels alone gives, at most.
@@ -78,7 +78,7 @@ def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evid
 
 def _is_ignored(role: str) -> bool:
     """Whether work is no part of the pruned model (adapters), or has other axes (gradients)."""
-    return role == "adapter" or role.endswith(BACKWARD)
+    return role == "adapter" or is_gradient(role)
 
 
 def verdict(evidence: Evidence) -> Verdict:

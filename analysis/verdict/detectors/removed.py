@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+from prunescope.analysis.ledger.call import OF_ATTENTION
 from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.verdict.detectors import detector
 from prunescope.analysis.verdict.evidence import Detection, Evidence, most_common
@@ -116,7 +117,7 @@ def _plain(calls: Iterable[Call | None]) -> Counter[_Size]:
     """How often each M, N, K of plain GEMMs occurs in a step, each call of one side once."""
     found: Counter[_Size] = Counter()
     for call in {id(c): c for c in calls if c is not None}.values():
-        if call.group not in ("qk", "pv") and call.gemm is not None and call.gemm.batch == 1:
+        if call.group not in OF_ATTENTION and call.gemm is not None and call.gemm.batch == 1:
             found[call.gemm.m, call.gemm.n, call.gemm.k] += round(call.count)
     return found
 

@@ -180,7 +180,7 @@ def _routes(e: Evidence) -> Fewer | None:
     if any(new != old for old, new in tokens.values()):
         return None  # tokens do not get to the router: those that do may have as many experts
     if not tokens and any(
-        p.axis == "M" for p in e.pairs if p.key[1] != EXPERTS and p.key[2] not in ("qk", "pv")
+        p.axis == "M" for p in e.pairs if p.key[1] != EXPERTS and not p.is_of_attention
     ):
         return None
     rows: dict[int | None, list[float]] = defaultdict(lambda: [0.0, 0.0])

@@ -393,15 +393,12 @@ def layer_shares(e: Evidence) -> dict[int, LayerShares]:
     removed, smaller = e.removed_weights(), e.smaller_weights()
     for pair in e.pairs:
         number, role, group, position = pair.key
-        if (
-            number is None
-            or number < 0
-            or (number, "o" if group in ("qk", "pv") else role) in removed
-        ):
+        weight = "o" if pair.is_of_attention else role  # attention goes with its projection
+        if number is None or number < 0 or (number, weight) in removed:
             continue
         stored = _FUSED if role == "qkv" else (role,)
         whole = not any((number, part) in smaller for part in stored)
-        if group in ("qk", "pv"):
+        if pair.is_of_attention:
             # Heads that were removed from the weights were not skipped at run time.
             fewer = (number, "o") in smaller and "heads" in fell(pair)
             heads = pair.dense.batch if fewer and pair.dense is not None else None
@@ -508,4 +505,4 @@ def attends_to_less(layer: LayerShares) -> bool:
 
 def of_attention(layers: list[int]) -> Touches:
     """The products of attention of these layers."""
-    return lambda p: float(p.key[0] in layers and p.key[2] in ("qk", "pv"))
+    return lambda p: float(p.key[0] in layers and p.is_of_attention)

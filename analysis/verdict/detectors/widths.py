@@ -56,7 +56,7 @@ def static_nk_cross(e: Evidence) -> Detection | None:
         return None
     readers = [p for p in e.pairs if p.key[1] in _ENTERED and p.dense is not None]
     entered, left, stream = _count(e, _ENTERED, "K"), _count(e, _WRITERS, "N"), _stream_widths(e)
-    maps = sum(1 for p in e.pairs if p.axis == "added" and p.key[2] not in ("qk", "pv"))
+    maps = sum(1 for p in e.pairs if p.axis == "added" and not p.is_of_attention)
     line = f"the residual width is smaller: K of {entered} and N of {left} GEMMs" + (
         f"; {maps} residual maps were added" if maps else ""
     )
