@@ -99,7 +99,7 @@ def _size(path: Path) -> int:
 def _reports(
     found: Sequence[NamedRun], baseline: Path | None, options: Options, jobs: int, engine: str
 ) -> Iterator[Callable[[], AnalysedRun]]:
-    """For each run in order a call that gives its report, or raises what is wrong with it."""
+    """A call for each run, in order, that gives its report or raises its error."""
     if len(found) < 2 or (jobs < 2 and engine == "local"):
         for one in found:
             yield partial(_report, one.path, baseline, options)
@@ -221,7 +221,7 @@ def _order(row: ComparisonRow) -> tuple[object, ...]:
 
 
 def comparison_folder(subjects: Sequence[Path]) -> Path | None:
-    """Where a comparison goes by default: into the one folder that was named."""
+    """The default folder of a comparison: the one folder that was named."""
     if len(subjects) == 1 and subjects[0].is_dir():
         return Path(os.path.normpath(subjects[0])) / "comparison"
     return None

@@ -423,7 +423,7 @@ def _layer_sums(own: SidePhase, dense: SidePhase | None) -> dict[str, LayerSum]:
 
 
 def _token_ids(run: Run | None, *, decides: bool) -> str | msgspec.UnsetType:
-    """Where the token ids came from, in a run whose experts or decisions follow from them."""
+    """The source of the token ids, in a run whose experts or decisions follow from them."""
     source = run.inputs.source if run is not None and run.inputs is not None else None
     if run is None or source is None or not (run.routing or decides):
         return msgspec.UNSET

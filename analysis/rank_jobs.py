@@ -71,7 +71,7 @@ class Frames(Mapping[str, pl.DataFrame]):
         return self
 
     def folder(self) -> Path:
-        """Where files of frames may stand; it goes when these frames do."""
+        """The folder for files of frames; it is removed with these frames."""
         if self._folder is None:
             stack = ExitStack()
             self._folder = stack.enter_context(scratch_folder())

@@ -61,7 +61,7 @@ def cases_of(report: Report) -> tuple[list[GemmCase], list[str]]:
 
 
 def with_tiles(replays: Replays) -> Replays:
-    """With the tile of each kernel whose name states one."""
+    """The GEMMs with the tile of each kernel whose name states one."""
     for one in replays.gemms:
         tile = tile_of(one.kernel) if one.kernel else None
         one.tile = f"{tile.rows}x{tile.columns}" if tile else None

@@ -1,5 +1,5 @@
-"""To which architectures (MLA, mixers, ALiBi, …) a family applies: yes, partly or no, and why. What
-several families share.
+"""The architectures (MLA, mixers, ALiBi, …) that a family applies to: yes, partly or no, and why.
+What several families share.
 
 In: Traits. Out: Applies, or a sentence that says why the tool does not prune an architecture so; ""
 where it does. What a single family asks for stands in its own file.
@@ -41,7 +41,7 @@ def check_applies(name: str, applies: Callable[[Traits], Applies], traits: Trait
 
 
 def everywhere(_traits: Traits) -> Applies:
-    """To every architecture."""
+    """Applies to every architecture."""
     return Applies(YES)
 
 
@@ -51,17 +51,17 @@ def realised(_traits: Traits) -> str:
 
 
 def to_layers(traits: Traits) -> Applies:
-    """For families that cut whole layers: every architecture."""
+    """The answer of families that cut whole layers: every architecture."""
     return Applies(YES) if traits.shape else Applies(YES, f"layers of {traits.mixer} go whole")
 
 
 def to_mlp(traits: Traits) -> Applies:
-    """For families that cut MLP channels."""
+    """The answer of families that cut MLP channels."""
     return Applies(YES) if traits.shape else Applies(NO, NO_MLP)
 
 
 def to_experts(traits: Traits) -> Applies:
-    """For families that cut experts behind a router."""
+    """The answer of families that cut experts behind a router."""
     shape = traits.shape
     if shape is None or not shape.experts:
         return Applies(NO, "no layer has experts")
@@ -72,7 +72,7 @@ def to_experts(traits: Traits) -> Applies:
 
 
 def to_heads(traits: Traits) -> Applies:
-    """For families that cut KV heads with their query heads."""
+    """The answer of families that cut KV heads with their query heads."""
     shape, reason = traits.shape, no_heads(traits)
     if shape is None or reason:
         return Applies(NO, reason)
@@ -101,7 +101,7 @@ def no_heads(traits: Traits) -> str:
 
 
 def to_keys(traits: Traits) -> Applies:
-    """For families that cut the keys that a query attends to."""
+    """The answer of families that cut the keys that a query attends to."""
     shape = traits.shape
     if shape is None:
         return Applies(NO, STATE)
@@ -120,7 +120,8 @@ def to_keys(traits: Traits) -> Applies:
 
 
 def to_projections(traits: Traits, *also: str) -> Applies:
-    """For families that change single matrices of attention and MLP; `also`: what stays dense."""
+    """The answer of families that change single matrices of attention and MLP; `also`: what stays
+    dense."""
     shape, mixer = traits.shape, traits.mixer
     if shape is None:
         return Applies(PARTLY, "the projections into and out of its mixers, not the state")

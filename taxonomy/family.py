@@ -70,7 +70,7 @@ ALIGNMENT = Knob(
 
 
 def recorded(_knobs: Mapping[str, Value]) -> str:
-    """For `Family.unrecorded`: a graph can hold the steps at all knobs."""
+    """A value of `Family.unrecorded`: a graph can hold the steps at all knobs."""
     return ""
 
 

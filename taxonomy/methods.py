@@ -79,7 +79,7 @@ class PublishedMethod:
         return f"{self.name}: {place}, {self.because}"
 
     def sentences(self) -> list[str]:
-        """For people: what the paper executes, what runs here, and where that was read."""
+        """A sentence: what the paper executes, what runs here, and where that was read."""
         where = self.not_read or "not looked up"
         read = f"not read: {where}"
         if self.source is not None:

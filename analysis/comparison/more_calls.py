@@ -56,7 +56,7 @@ def more_calls(dense: Kernels, pruned: Kernels) -> tuple[MoreCalls, ...]:
 
 
 def on_weights(calls: tuple[MoreCalls, ...], kernels: Kernels) -> tuple[MoreCalls, ...]:
-    """Those of these calls whose first operand has the size of the weight of a GEMM, and of no
+    """The calls whose first operand has the size of the weight of a GEMM, and of no
     input or output of one. The product that makes the gradient of a weight has it as its output:
     those of backward passes are left out, whose other operands are as large as the forward's."""
     if not calls:

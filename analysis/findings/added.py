@@ -168,7 +168,7 @@ def _largest_kernel(c: Context, part: LedgerPart) -> str | None:
 
 
 def _less_of(c: Context, part: LedgerPart, *, scores: Collection[str | None]) -> str:
-    """How to have less of a part of added work, by its class; `scores`: roles in which only the
+    """How to reduce a part of added work, by its class; `scores`: roles in which only the
     pruned side scores keys."""
     if part.cls in (MATMUL, POINT) and part.role in scores:
         return _ESTIMATOR.change
@@ -223,7 +223,7 @@ def _masks_left_on(c: Context) -> Found | None:
 
 
 def _unmask(c: Context) -> str:
-    """How to have the masks no more, by what the trace or the run shows of where they are from."""
+    """How to remove the masks, by their origin in the trace or the run."""
     if c.kernels.prune_hooks or masked_weights(c):
         return UNMASK
     if has_backward(c.kernels):  # an optimizer makes masked weights other than zero again

@@ -92,7 +92,8 @@ def experts_read_alike(c: Context) -> Found | None:
 
 
 def _copies_alike(c: Context) -> Found | None:
-    """Where the products of both sides read copies of the experts, as many as tokens take."""
+    """The finding where products of both sides read copies of the experts, as many as tokens
+    take."""
     fewer = any(g.role == ROUTER and (g.dense_n or 0) > (g.n or 0) > 1 for g in c.phase.gemms)
     now = _copies(c.kernels) if fewer else None
     before = _copies(c.baseline_kernels) if now and c.baseline_kernels is not None else None

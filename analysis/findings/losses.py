@@ -1,4 +1,4 @@
-"""Where promised time was lost: dispatch, unpruned work, bytes, less efficient kernels,
+"""Findings on promised time that was lost: dispatch, unpruned work, bytes, less efficient kernels,
 communication.
 
 In: a Context. Out: Found, or None. Times are ns a step.

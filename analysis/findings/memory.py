@@ -131,8 +131,8 @@ def _is_remade(kernels: Kernels, call: int | None, weights: set[tuple[int, ...]]
 
 
 def _packed_places(kernels: Kernels, frame: pl.DataFrame) -> dict[tuple[int | None, str], set[int]]:
-    """Where packed weights are unpacked, by (layer, role): the numbers of elements of the packed
-    tensors, whose bits an op takes apart."""
+    """The places where packed weights are unpacked, by (layer, role): the numbers of elements of
+    the packed tensors, whose bits an op takes apart."""
     calls = {
         i: math.prod(shape)
         for i, call in enumerate(kernels.calls)

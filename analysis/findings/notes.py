@@ -88,7 +88,7 @@ def _unmarked(source: str, names: list[str]) -> list[str]:
 
 
 def _without_modules(kernels: Kernels) -> list[str]:
-    """Where roles come from in a trace without modules, and the line that gives more of them. A
+    """A note on the source of roles in a trace without modules, and the line that gives more. A
     graph replay and a trace without ops have notes of their own."""
     if kernels.roles_from not in ("none", "order"):
         return []
@@ -187,14 +187,14 @@ def _has_whole_us(kernels: Kernels) -> bool:
 
 
 def _replay_shapes(kernels: Kernels) -> str:
-    """Where shapes and roles of replayed kernels come from, or how to get them."""
+    """The source of shapes and roles of replayed kernels, or how to get them."""
     if (kernels.frame["shapes"] == "model").any() or kernels.known:
         return "roles and shapes of their GEMMs come from the model's config"
     return "give --eager-trace, or --model with the model's config, for their shapes and roles"
 
 
 def _shapes(kernels: Kernels) -> str:
-    """Where shapes come from without host ops."""
+    """The source of shapes without host ops."""
     if (kernels.frame["shapes"] == "model").any() or kernels.known:
         return "shapes from the model's config"
     return "shapes are unknown (--model gives those of a decoder)"
@@ -268,7 +268,8 @@ def _communication(kernels: Kernels) -> list[str]:
 
 
 def _unequal_layers(kernels: Kernels) -> list[str]:
-    """Where steps, each of which numbers its layers anew, have different numbers of layers."""
+    """A note where steps, each of which numbers its layers anew, have different numbers of
+    layers."""
     layers = pl.col("layer").drop_nulls().n_unique()
     held = kernels.frame.group_by("step").agg(layers)["layer"].to_list()
     if len(set(held)) < 2:

@@ -154,7 +154,7 @@ class _Analysis(Options):
 
     @property
     def options(self) -> Options:
-        """Those of a trace alone."""
+        """The options of a trace alone."""
         return Options(**{f.name: getattr(self, f.name) for f in fields(Options)})
 
 

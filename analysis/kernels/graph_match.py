@@ -201,7 +201,7 @@ def _nearly(replayed: list[str], names: list[str]) -> list[Ints]:
 
 
 def _aligned(replayed: list[str], names: list[str], begin: int, end: int) -> Ints:
-    """Where each replayed kernel stands in names[begin:end]."""
+    """The index of each replayed kernel in names[begin:end]."""
     found = align(replayed, names[begin:end])
     return np.where(found >= 0, found + begin, NONE)
 
@@ -211,7 +211,7 @@ _MOST_COMPARED = 1 << 20  # equal pairs of names that a search for the longest r
 
 
 def align(here: list[str], there: list[str]) -> Ints:
-    """For every name of `here` its index in `there`, growing, -1 where it is left out."""
+    """The index in `there` of each name of `here`, growing, -1 where it is left out."""
     out = np.full(len(here), NONE)
     both = min(len(here), len(there))
     head = next((i for i in range(both) if here[i] != there[i]), both)
@@ -254,7 +254,7 @@ def _fewest(x: list[str], y: list[str]) -> list[tuple[int, int]] | None:
 
 
 def _step(reach: dict[int, int], diagonal: int, left_out: int) -> int:
-    """Where a diagonal begins: one name of `there` left out more, or one of `here`."""
+    """The begin of a diagonal: one name of `there` left out more, or one of `here`."""
     down = diagonal == -left_out or (
         diagonal != left_out and reach[diagonal - 1] < reach[diagonal + 1]
     )

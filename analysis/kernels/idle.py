@@ -231,7 +231,7 @@ def _work_in_gaps(linked: Linked, trace: Trace) -> Spans:
 
 
 def _stream_waits(linked: Linked, trace: Trace) -> Ints:
-    """For how much of each gap a stream waits for an event, by a record of the device, ns."""
+    """Time of each gap in which a stream waits for an event, by a record of the device, ns."""
     waits = Spans.of(trace.waits["ts"], trace.waits["ts"] + trace.waits["dur"])
     return np.asarray(waits.spent(linked.start) - waits.spent(linked.start - linked.gap))
 
@@ -429,7 +429,7 @@ def _usual_ns(trace: Trace, ids: list[int]) -> float:
 
 
 def _blocked(blocks: Table, thread: int, begin: int, end: int) -> int:
-    """For how much of a span of time a thread is in calls that copy or wait, ns."""
+    """Time of a span in which a thread is in calls that copy or wait, ns."""
     at = blocks["ts"]
     own = (blocks["thread"] == thread) & (at < end) & (at + blocks["dur"] > begin)
     rows = np.flatnonzero(own)[np.argsort(at[own], kind="stable")]

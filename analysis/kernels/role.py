@@ -557,8 +557,8 @@ def _passes(kinds: list[str], step: Ints) -> Iterator[Ints]:
 
 
 def _beginnings(kinds: list[str]) -> tuple[list[int], list[int]]:
-    """Where an embedding follows attention, and the number of attentions up to each such place and
-    from the last one on."""
+    """The places where an embedding follows attention, and the number of attentions up to each such
+    place and from the last one on."""
     begins: list[int] = []
     layers = [0]
     for i, kind in enumerate(kinds):

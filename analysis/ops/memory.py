@@ -110,7 +110,7 @@ def scatter(call: OpCall) -> Work:
 
 @op_model("aten::scatter", "aten::scatter_add", "aten::scatter_reduce", kind="gather_scatter")
 def scattered(call: OpCall) -> Work:
-    """As in place, on a copy of x."""
+    """The same as in place, on a copy of x."""
     x, index = tensor(call, 0), tensor(call, 2)
     source = optional(call, 3)
     read = size(index.numel, x.dtype) if source is not None and source.shape else 0

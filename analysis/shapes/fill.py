@@ -404,6 +404,6 @@ def _texts(traced: Traced) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    """As presets are written; what ends a file's name is cut."""
+    """The text as presets are written, without the end of a file's name."""
     text = text[:_LONGEST].lower().replace("_", "-").replace(" ", "-")
     return re.sub(r"\.(?:pt|trace|json|gz|zip)\b.*", "", text)

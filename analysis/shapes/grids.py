@@ -135,7 +135,7 @@ def only(allowed: Intervals | None) -> int | None:
 
 
 def written(allowed: Intervals | None) -> str:
-    """For a person: "833–896", or several."""
+    """The intervals in words: "833–896", or several."""
     if allowed is None:
         return "any"
     return " or ".join(f"{a:,}" if a == b else f"{a:,}–{b:,}" for a, b in allowed[:3]) or "none"

@@ -102,7 +102,7 @@ def can_run(item: Item, slot: Slot) -> bool:
 
 
 def anchors_of(items: Sequence[Item]) -> list[int]:
-    """Where a pass is cut: the indices of attentions and of mixers."""
+    """The cuts of a pass: the indices of attentions and of mixers."""
     return [i for i, item in enumerate(items) if item.what in (ATTENTION, MIXER)]
 
 

@@ -29,7 +29,7 @@ class ClockSkew:
 
     @property
     def seen(self) -> str:
-        """How the trace shows it."""
+        """The evidence of the skew, in words."""
         return (
             f"{self.early:,} of {self.launched:,} kernels start before their own launch call, by "
             f"up to {self.most_ns / 1e3:,.0f} µs"

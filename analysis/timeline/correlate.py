@@ -190,7 +190,7 @@ def steps_of_events(
 
 
 def _neighbours(trace: Trace, events: Ints, linked: Mask) -> tuple[Ints, Ints, Mask]:
-    """For each event without a launch the linked ones right before and after it on its stream, -1
+    """The linked events right before and after each event without a launch on its stream, -1
     where there is none; `alone`: no event of its stream is linked, so they are of any stream."""
     before, after = np.full(len(events), NONE), np.full(len(events), NONE)
     alone = np.zeros(len(events), bool)

@@ -110,8 +110,8 @@ class HostSpans:
         return Spans.of(self.begin[own], self.end[own])
 
     def of_compilers(self) -> HostSpans:
-        """Those that are named after a compiler or tuner. On a host trace these alone are sure: an
-        op that takes long once may have stood still for another process."""
+        """The spans that are named after a compiler or tuner. On a host trace these alone are sure:
+        an op that takes long once may have stood still for another process."""
         rows = [row for row, what in enumerate(self.what) if _COMPILER.search(what)]
         return HostSpans(
             self.begin[rows], self.end[rows], self.thread[rows], [self.what[row] for row in rows]
@@ -135,7 +135,7 @@ class HostSpans:
         return bool(inside and self.thread[one] == self.thread[other])
 
     def within(self, windows: Windows) -> Ints:
-        """For how long any thread is in a span, in each of the windows; ns."""
+        """Time in which any thread is in a span, by window, ns."""
         spans = Spans.of(self.begin, self.end)
         return np.asarray(spans.spent(windows.end) - spans.spent(windows.start))
 
@@ -265,7 +265,7 @@ def _ops(trace: Trace, warm: int) -> Found:
 
 
 def _ns_in_calls(trace: Trace, rows: Ints) -> Ints:
-    """For how long each of these ops is in calls that copy, wait or allocate, ns."""
+    """Time of each of these ops in calls that copy, wait or allocate, ns."""
     ops, calls = trace.ops, runtime_calls(trace)
     other = np.zeros(len(calls["ts"]), bool)
     for pattern in (COPY, SYNC, ALLOCATION):

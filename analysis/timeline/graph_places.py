@@ -1,4 +1,4 @@
-"""Where kernels of graph replays belong, by what was recorded when their graph was captured.
+"""Places of kernels of graph replays, from records of the capture of their graph.
 
 In: a Trace and linked rows. Out: the place of each replayed row. torch annotates kernels of a graph
 with module paths (`torch.cuda.graph(enable_annotations=True)`, merged into the trace); an export of

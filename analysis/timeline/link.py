@@ -160,7 +160,7 @@ def _begin_of_steps(
     trace: Trace,
     windows: Windows,
 ) -> list[int]:
-    """Where the wall of each step begins: the end of the last device event of the step before.
+    """The begin of each step's wall: the end of the last device event of the step before.
 
     The first step of our own runs follows one that was thrown away; that of a trace without
     run.json starts at its first linked device event after the carry-over; the launch latency before
@@ -191,7 +191,7 @@ def _begin_of_steps(
 def _without_pauses(
     out: Linked, begins: list[int], others: tuple[Ints, Ints], waits: Pauses
 ) -> list[int]:
-    """Where the walls begin without the waits of the host between steps. What is idle before a wait
+    """The begins of walls without the waits of the host between steps. What is idle before a wait
     is the trailing idle time of the step before it, and what is idle behind it the next step's."""
     found = list(begins)
     out.between = np.zeros(len(begins), np.int64)

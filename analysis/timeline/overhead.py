@@ -40,7 +40,7 @@ class Recorded:
 
 
 def nothing_recorded(linked: Linked) -> Recorded:
-    """For a device trace, whose rows a profiler does not slow: no records."""
+    """No records, as for a device trace, whose rows a profiler does not slow."""
     none = np.zeros(len(linked.step), np.int64)
     return Recorded(none, none, np.zeros(len(linked.wall), np.int64))
 
@@ -87,7 +87,7 @@ def _around(linked: Linked, row: Ints, begin: Ints, end: Ints) -> Ints:
 
 
 def _add_gaps(out: Recorded, linked: Linked, begin: Ints, step: Ints, weight: int) -> None:
-    """To the gap of the next outermost row of the step, or what follows the last one."""
+    """Add records to the gap of the next outermost row of the step, or to what follows the last."""
     for i in unique_ids(step):
         top = np.flatnonzero((linked.step == i) & (linked.above < 0))
         at = np.searchsorted(linked.start[top], begin[step == i])

@@ -32,8 +32,9 @@ class Passes:
     op: Ints
 
     def source(self) -> Ints:
-        """For every row of the backward pass the last row of the forward pass with its sequence
-        number, -1 for none: views that lead to an op share its number, and come before it."""
+        """The row of the forward pass behind each row of the backward pass: the last row of the
+        forward pass with its sequence number, -1 for none: views that lead to an op share its
+        number, and come before it."""
         known = np.flatnonzero(~self.backward & ~self.optimizer & (self.sequence >= 0))
         last = dict(zip(self.sequence[known].tolist(), known.tolist(), strict=True))
         found = [last.get(number, NONE) for number in self.sequence.tolist()]

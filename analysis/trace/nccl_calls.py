@@ -134,7 +134,7 @@ def _whole_number(value: Any) -> int | None:
 def collectives_of(
     rows: Sequence[NcclRange], launched: Ints, threads: Ints
 ) -> Iterator[tuple[int, Key]]:
-    """For launches of NCCL's kernels (`launched`: when, ns, and on which thread): the index of one
+    """Of launches of NCCL's kernels (`launched`: when, ns, and on which thread): the index of one
     that is the only one of its call or group, and what it sends."""
     ranks = {
         row.fields[_COMMUNICATOR]: row.fields[_RANKS]

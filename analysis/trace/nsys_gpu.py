@@ -68,7 +68,7 @@ def _gpus(tables: Tables) -> set[int]:
 def _rows_of_device_number(
     tables: Tables, rows: Sequence[tuple[Any, ...]]
 ) -> list[tuple[Any, ...]]:
-    """Those of the GPUs that CUDA calls as it calls the device, in a file that maps no numbers
+    """The rows of GPUs with the device's CUDA number, in a file that maps no numbers
     of processes to GPUs: by `cuDevice` where it is written, else by their ids."""
     numbers = {number for _, number in tables.device.names}
     if gpus_of_processes(tables.file) or len(numbers) != 1:

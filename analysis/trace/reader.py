@@ -261,7 +261,7 @@ class _Splitter:
         return None  # all of them inside a string or an object: counting brackets is sure
 
     def needs_all(self) -> None:
-        """Where the next block begins depends on what this one holds: readers of other shares
+        """The next block, whose begin depends on the content of this one: readers of other shares
         cannot know. After the last block none begins."""
         if self.source.share[1] > 1 and not self.ended:
             raise NotSharedError
@@ -374,7 +374,7 @@ UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def place_of_events(text: bytes) -> int | None:
-    """Where the value of the outermost object's `traceEvents` begins; None where it has none."""
+    """The position of the value of the outermost object's `traceEvents`; None where it has none."""
     depth, end = 0, 0
     for match in STEP.finditer(text):
         if depth == 1 and (found := _HEAD.search(text, end, match.end())):
@@ -387,7 +387,7 @@ def place_of_events(text: bytes) -> int | None:
 
 
 def end_of_object(text: bytes) -> int | None:
-    """Where the object ends whose events have been read; None where it does not."""
+    """The end of the object whose events have been read; None where it does not end."""
     depth = 1
     for match in STEP.finditer(text):
         if match.group(1) == b'"':  # a string that goes on in the next block

@@ -183,8 +183,9 @@ def _can_fork() -> bool:
 
 
 def search_path() -> str:
-    """Where a process of ours finds what this one imports, as JSON. It begins without site (-S: a
-    tenth of a second), which is what finds an editable install; its folder does as well."""
+    """The paths on which a process of ours finds the imports of this one, as JSON. It begins
+    without site (-S: a tenth of a second), which is what finds an editable install; its folder does
+    as well."""
     here = Path(os.path.abspath(__file__))  # noqa: PTH100 - a link stays one
     places = [*(os.path.abspath(part) for part in sys.path), str(here.parents[3])]  # noqa: PTH100
     return json.dumps(places)

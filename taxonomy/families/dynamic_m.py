@@ -51,7 +51,7 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
 
 
 def applies(traits: Traits) -> Applies:
-    """To tokens of attention and MLP: a recurrence takes every one."""
+    """Applies to tokens of attention and MLP: a recurrence takes every one."""
     if traits.shape is None:
         return Applies(NO, "a recurrent state needs every token, and there is no MLP next to it")
     if traits.mixer:

@@ -63,7 +63,7 @@ def _head_share(shape: ModelShape, point: FamilyPoint) -> float:
 
 
 def applies(traits: Traits) -> Applies:
-    """To an MLP that is no set of experts."""
+    """Applies to an MLP that is no set of experts."""
     if traits.shape and traits.shape.experts:
         return Applies(NO, "its experts are chosen by a router of its own")
     return to_mlp(traits)

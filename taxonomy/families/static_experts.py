@@ -32,7 +32,7 @@ def with_experts(shape: ModelShape, point: FamilyPoint) -> ModelShape:
 
 
 def applies(traits: Traits) -> Applies:
-    """To layers of more experts than their router needs: the k that a token goes to, and in
+    """Applies to layers of more experts than their router needs: the k that a token goes to, and in
     group-limited routing the share of them that each of its groups has to serve."""
     found = to_experts(traits)
     shape = traits.shape

@@ -53,7 +53,7 @@ def _stored_rows(shape: ModelShape, role: str, n: int) -> int:
 
 
 def applies(traits: Traits) -> Applies:
-    """To projections; those of latent attention are of low rank as they are."""
+    """Applies to projections; those of latent attention are of low rank as they are."""
     shape = traits.shape
     if shape is None or shape.kv_rank is None:
         return to_projections(traits)

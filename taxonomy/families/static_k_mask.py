@@ -8,7 +8,7 @@ from prunescope.taxonomy.family import Family, Knob, identity, pattern
 
 
 def applies(traits: Traits) -> Applies:
-    """To every weight of a layer, stacked experts too."""
+    """Applies to every weight of a layer, stacked experts too."""
     if traits.shape is None:
         return to_projections(traits)
     return Applies(YES, "zeros in dense tensors: no dimension moves")

@@ -54,7 +54,7 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
 
 
 def applies(traits: Traits) -> Applies:
-    """To heads and channels; to channels alone where no head can be cut."""
+    """Applies to heads and channels; to channels alone where no head can be cut."""
     reason = no_heads(traits)
     if reason and traits.shape and not traits.alibi:
         return Applies(PARTLY, f"the MLP alone: {reason}")

@@ -37,7 +37,7 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
 
 
 def applies(traits: Traits) -> Applies:
-    """To every stream; with one basis where residuals cannot go through a map."""
+    """Applies to every stream; with one basis where residuals cannot go through a map."""
     shape, entry = traits.shape, traits.entry
     if shape is None:
         return Applies(YES)

@@ -33,7 +33,7 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
 
 
 def applies(traits: Traits) -> Applies:
-    """To experts of which a token takes several."""
+    """Applies to experts of which a token takes several."""
     if traits.shape and traits.shape.experts and traits.shape.experts_per_token < 2:
         return Applies(NO, "a token goes to one expert, and has to go to one at least")
     return to_experts(traits)

@@ -155,7 +155,7 @@ def _shorter(work: Workload, away: int) -> Workload:
 
 
 def applies(traits: Traits) -> Applies:
-    """To tokens behind an attention that ranks them."""
+    """Applies to tokens behind an attention that ranks them."""
     if traits.shape is None:
         return Applies(NO, "no attention ranks its tokens")
     if not traits.mixer:

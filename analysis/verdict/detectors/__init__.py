@@ -36,7 +36,7 @@ Detect = Callable[[Evidence], Detection | None]
 
 @dataclass(frozen=True)
 class Detector:
-    """How one family is read back."""
+    """The detector of one family."""
 
     family: Family
     detect: Detect
