@@ -39,7 +39,7 @@ from prunescope.analysis.ledger.gemms import (
     single_rows,
 )
 from prunescope.analysis.ledger.ladder import has_ideals, ladder, without_roofline
-from prunescope.analysis.ledger.noise import halves, observer_share
+from prunescope.analysis.ledger.noise import halves, profiler_overhead_share
 from prunescope.analysis.ledger.overhead import overhead
 from prunescope.analysis.ledger.pairing import pair
 from prunescope.analysis.ledger.rows import LargestKernels, as_much_work, build_rows, untouched
@@ -86,8 +86,8 @@ class _Compared:
     pairing: Pairing | None = None
     family: FamilyVerdict | None = None
     ladder: Ladder | None = None
-    domain: str = "profiled"
-    observer_share: float | None = None
+    time_base: str = "profiled"
+    profiler_overhead_share: float | None = None
     time_scale: TimeScale | None = None
     ledger: list[Row] | None = None
     baseline: Totals | None = None
@@ -181,7 +181,7 @@ def _compared(
 ) -> _Compared:
     """`sums`: of the pruned side; `family`: the verdict with its caveats."""
     dense, pruned = sides.dense, sides.pruned
-    units, domain = inputs.units, inputs.time_base
+    units, time_base = inputs.units, inputs.time_base
     known = comparison.has_bounds and is_known(dense.kernels) and is_known(pruned.kernels)
     known = known and replaced(evidence) is None
     # Only all GEMMs show that no FLOPs were removed; where some were, those that are read give how
@@ -192,7 +192,7 @@ def _compared(
     bounded = dense.kernels.has_shapes and pruned.kernels.has_shapes
     rows = build_rows(
         inputs,
-        halves(units, domain),
+        halves(units, time_base),
         largest,
         is_known=bounded,
         regrouped=_regrouped(family),
@@ -204,7 +204,7 @@ def _compared(
     of_dense = totals(dense)
     scales = (
         [None, None]
-        if not domain.unprofiled
+        if not time_base.unprofiled
         else [
             time_scale(of_side, on_device=one.kernels.on_device)
             for one, of_side in ((dense, of_dense), (pruned, sums))
@@ -223,8 +223,8 @@ def _compared(
         pairing=_pairing(evidence, family),
         family=family,
         ladder=bounds,
-        domain=domain.name,
-        observer_share=observer_share(units, domain),
+        time_base=time_base.name,
+        profiler_overhead_share=profiler_overhead_share(units, time_base),
         time_scale=scales[1],
         ledger=rows,
         baseline=msgspec.structs.replace(of_dense, time_scale=scales[0]),
@@ -381,8 +381,8 @@ def _phase(
         pairing=found.pairing,
         family=found.family,
         ladder=found.ladder,
-        domain=found.domain,
-        observer_share=found.observer_share,
+        domain=found.time_base,
+        observer_share=found.profiler_overhead_share,
         time_scale=found.time_scale,
         ledger=found.ledger,
         findings=[],

@@ -523,7 +523,8 @@ def linears_alone(cfg: Mapping[str, Any], hidden: int) -> dict[str, tuple[int, i
 
 
 def _linear(cfg: Mapping[str, Any]) -> Fields | None:
-    """Gated delta net. Beside its matrices: a step and a decay a head, a norm of one head."""
+    """Gated delta net. In addition to its matrices: a step and a decay a head, a norm of one
+    head."""
     sizes = _sizes(
         cfg,
         (

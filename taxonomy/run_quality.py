@@ -92,7 +92,7 @@ class Quality(Block, kw_only=True):
     perplexity_ci95: Interval | None = None
     bits_per_byte: Number | None = None
     scored_bytes: OmitDefault[Count | None] = None  # of UTF-8; absent: the tokens are no text
-    # Beside the dense model, on the same tokens.
+    # Compared with the dense model, on the same tokens.
     dense_perplexity: OmitDefault[Number | None] = None
     perplexity_rel: OmitDefault[Number | None] = None  # pruned / dense - 1
     perplexity_rel_ci95: OmitDefault[Interval | None] = None
@@ -102,7 +102,7 @@ class Quality(Block, kw_only=True):
         None  # share of tokens for which both would say the same next
     )
     agreement_ci95: OmitDefault[Interval | None] = None
-    # Beside the dense model after the training that the pruned one had.
+    # Compared with the dense model after the training that the pruned one had.
     control_perplexity: OmitDefault[Number | None] = None
     perplexity_rel_recovered: OmitDefault[Number | None] = None
     perplexity_rel_recovered_ci95: OmitDefault[Interval | None] = None

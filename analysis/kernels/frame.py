@@ -578,9 +578,9 @@ def _add_class(frame: pl.DataFrame) -> pl.DataFrame:
     cls = pl.Series([MATMUL]).zip_with(is_one_of(kind, GEMM_KINDS), cls)
     cls = pl.Series([ATTENTION]).zip_with((kind == "attention") | unfused, cls)
     number, primary = instance_numbers(frame), np.flatnonzero(frame["primary"].to_numpy())
-    main = np.full(len(frame), NONE)  # by instance
-    main[number[primary]] = primary
-    of_op = cls.gather(known_ids(main[number]))
+    primary_of_instance = np.full(len(frame), NONE)  # by instance
+    primary_of_instance[number[primary]] = primary
+    of_op = cls.gather(known_ids(primary_of_instance[number]))
     wrapper = pl.Series(is_true(~is_one_of(frame["op"], _multiplying(frame)))) & ~frame["modelled"]
     auxiliary = is_one_of(of_op, (MATMUL, ATTENTION)) & ~frame["carries_work"] & ~wrapper
     columns = {"class": of_op.zip_with(auxiliary, cls), "auxiliary": auxiliary, "wrapper": wrapper}

@@ -105,7 +105,9 @@ def _behind(
         grouped = [i for i in many if kinds[i] == _GROUPED]
         inside = {weight for i in grouped for weight in _weights(calls[i])}
         return {
-            i: "experts" if i in many or _weight(sizes[i]) in inside else _beside(sizes[i])
+            i: "experts"
+            if i in many or _weight(sizes[i]) in inside
+            else _shared_or_router(sizes[i])
             for i in products
         }
     up = _weight(sizes[products[0]])
@@ -129,7 +131,7 @@ def _behind(
         weight = _weight(sizes[i])
         downs += weight == down != up
         routed = weight == up or weight == down and downs <= ups
-        found[i] = "experts" if routed else _beside(sizes[i])
+        found[i] = "experts" if routed else _shared_or_router(sizes[i])
     return found
 
 
@@ -143,6 +145,6 @@ def _weight(size: Size | None) -> tuple[int, int] | None:
     return None if size is None else size[1:]
 
 
-def _beside(size: Size | None) -> str:
+def _shared_or_router(size: Size | None) -> str:
     """A product with one output is the gate of a shared expert, which decides a row at a time."""
     return "router" if size is not None and size[1] == 1 else "shared_expert"

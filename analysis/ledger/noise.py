@@ -132,7 +132,7 @@ def point(units: Units, ratio: Ratios, base: TimeBase) -> Split:
     return split(units, ratio, mean_times(units, base))
 
 
-def observer_share(units: Units, base: TimeBase) -> float | None:
+def profiler_overhead_share(units: Units, base: TimeBase) -> float | None:
     """1 - the factor by which the dense side's recorded time is scaled; None when it is not."""
     if not base.unprofiled:
         return None

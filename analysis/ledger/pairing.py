@@ -148,8 +148,8 @@ _UNIT = ["unit_layer", "role", "class"]
 
 def _known(column: str) -> pl.Expr:
     """The sum of a column, null where one of the rows that carry work is unknown."""
-    of_main = pl.col(column).filter("carries_work")
-    return pl.when(of_main.is_not_null().all() & (of_main.len() > 0)).then(of_main.sum())
+    of_work = pl.col(column).filter("carries_work")
+    return pl.when(of_work.is_not_null().all() & (of_work.len() > 0)).then(of_work.sum())
 
 
 def _unit_sums(frame: pl.DataFrame) -> pl.DataFrame:

@@ -40,7 +40,7 @@ _LINEAR_CLASS = re.compile(r"Linear|Conv1D|LMHead(?!Model)")
 _CONV_CLASS = re.compile(r"Conv(?!1D)")  # GPT-2's Conv1D is a linear
 _CHANNEL_NORM = re.compile(r"(?:Batch|Instance|Group)Norm")
 _UNKNOWN = "unknown"
-_BESIDE_ATTENTION = "a layer that calls attention and its MLP's linears itself"
+_NEXT_TO_ATTENTION = "a layer that calls attention and its MLP's linears itself"
 _EXPERTS = ("experts", "shared_expert")
 _SEVERAL = 2  # MLPs of one class inside another one
 _THROUGH_A_RANK = 2  # linears in place of one
@@ -427,7 +427,7 @@ def _roles_of_children(nest: _Nest, above: int, children: list[int]) -> dict[int
     if above in nest.whole or _is_linear(around):
         return {}
     if any(_ATTENTION_CLASS.search(classes[i]) for i in children):
-        around = _BESIDE_ATTENTION
+        around = _NEXT_TO_ATTENTION
     roles: dict[int, str] = {}
     linears = [i for i in children if i in nest.whole or _is_linear(classes[i])]
     for i in children:
@@ -563,7 +563,7 @@ def _roles_by_count(linears: list[int], scope: str, around: str) -> dict[int, st
     if scope == "mlp" and len(linears) == 1:
         known = ("up",) if _UP_CLASS.search(around) else ()
         known = ("down",) if _DOWN_CLASS.search(around) else known
-    elif scope == "layer" and around in ("Sequential", _BESIDE_ATTENTION):
+    elif scope == "layer" and around in ("Sequential", _NEXT_TO_ATTENTION):
         known = _UP_DOWN if len(linears) == len(_UP_DOWN) else known
     return dict(zip(linears, known, strict=True)) if known else {}
 

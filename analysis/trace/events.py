@@ -142,8 +142,8 @@ class Trace:
         used = self.device["device"]
         used = used[used >= 0]
         ids, counts = np.unique(used, return_counts=True)
-        main = int(ids[np.argmax(counts)]) if len(ids) else None
-        return next((p for p in known if p.get("id") == main), known[0])
+        most_used = int(ids[np.argmax(counts)]) if len(ids) else None
+        return next((p for p in known if p.get("id") == most_used), known[0])
 
     def times_of_devices(self, events: Ints) -> dict[str, int]:
         """Summed durations of device events in ns by device, as "0 (NVIDIA A100)", largest

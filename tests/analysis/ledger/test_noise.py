@@ -18,8 +18,8 @@ from prunescope.analysis.ledger.noise import (
     interval,
     mean_times,
     noise,
-    observer_share,
     point,
+    profiler_overhead_share,
     realised_interval,
     scatter,
     speedup_interval,
@@ -127,7 +127,7 @@ def test_a_device_scales_its_idle_time_alone() -> None:
     # pruned: 15 idle become 5: gaps 8/3, tail 7/3, against 4 and 1.
     assert ledger.total("launch_idle")[0] == pytest.approx(8 / 3 - 4 + 7 / 3 - 1)
     assert ledger.total("kernel_efficiency")[0] == 0
-    assert observer_share(pair, domain) == pytest.approx(0.5)
+    assert profiler_overhead_share(pair, domain) == pytest.approx(0.5)
 
 
 def test_a_wait_that_recording_does_not_slow() -> None:
@@ -165,9 +165,9 @@ def test_a_cpu_without_records_scales_everything() -> None:
     domain = choose_time_base(units(EQUAL), [65], [65], on_device=False)
     ledger = point(units(EQUAL), ratios(units(EQUAL), 0.5), domain)
     assert ledger.total("coverage")[0] == pytest.approx(0.5 * 65)
-    assert observer_share(units(EQUAL), domain) == pytest.approx(0.5)
+    assert profiler_overhead_share(units(EQUAL), domain) == pytest.approx(0.5)
     slower = choose_time_base(units(EQUAL), [260], [260], on_device=False)
-    assert observer_share(units(EQUAL), slower) == pytest.approx(-1)
+    assert profiler_overhead_share(units(EQUAL), slower) == pytest.approx(-1)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_cpu_without_records_scales_everything() -> None:
 def test_the_domain(dense: list[int], pruned: list[int], device: bool, want: str) -> None:
     domain = choose_time_base(units(EQUAL), dense, pruned, on_device=device)
     assert domain.name == want
-    assert (observer_share(units(EQUAL), domain) is None) == (want == "profiled")
+    assert (profiler_overhead_share(units(EQUAL), domain) is None) == (want == "profiled")
 
 
 def test_a_device_without_idle_time_stays_profiled() -> None:
