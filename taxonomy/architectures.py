@@ -233,7 +233,7 @@ def read_architecture(name: str) -> Described:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise PrunescopeError(f"{name} is no JSON", hint="give a model's config.json") from error
+        raise PrunescopeError(f"{name} is not JSON", hint="give a model's config.json") from error
     return _with_weights(config, path)
 
 

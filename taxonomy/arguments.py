@@ -88,7 +88,7 @@ def sizes(text: str) -> list[int]:
         ends = [whole_number(part) for part in word.split(":")]
         if len(ends) not in (1, 3) or not all(end and end > 0 for end in ends):
             raise PrunescopeError(
-                f"{word[:40]!r} is no size",
+                f"{word[:40]!r} is not a size",
                 hint="whole numbers above 0, as 384,400,512 or 64:512:64",
             )
         first, last, step = (ends[0], ends[-1], ends[-1]) if len(ends) == 1 else ends

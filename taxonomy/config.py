@@ -95,7 +95,7 @@ _ATTENTION = (*_SLIDING, "full_attention", "attention")
 def read_config(config: Mapping[str, Any]) -> Fields:
     """The fields of ModelShape that `config` gives.
 
-    Raises PrunescopeError that names every missing dimension, or the value that is no size.
+    Raises PrunescopeError that names every missing dimension, or the value that is not a size.
     """
     cfg = language_part(config)
     if (of_images := vision_fields(cfg)) is not None:
@@ -257,13 +257,13 @@ def _heads(cfg: Mapping[str, Any], own: Unwritten, known: dict[str, int]) -> Fie
     head_dim = size_in(cfg, _HEAD_DIM)
     if head_dim is None and known["hidden"] % heads:
         raise PrunescopeError(
-            f"hidden size {known['hidden']} is no multiple of {heads} heads",
+            f"hidden size {known['hidden']} is not a multiple of {heads} heads",
             hint="give head_dim in the config",
         )
     listed = sizes_in(cfg, HEADS) or sizes_in(cfg, KV_HEADS)
     if heads % kv_heads and not listed:  # of lists each layer is checked
         raise PrunescopeError(
-            f"{heads} query heads are no multiple of {kv_heads} KV heads",
+            f"{heads} query heads are not a multiple of {kv_heads} KV heads",
             hint="check num_attention_heads and num_key_value_heads",
         )
     head_dim = head_dim or known["hidden"] // heads
@@ -468,7 +468,7 @@ def _own_attention(own: dict[str, Any], known: Mapping[str, Any], kind: str) -> 
         return {**absent, "attention_kind": kind}
     if heads % kv_heads:
         raise PrunescopeError(
-            f"{heads} query heads are no multiple of {kv_heads} KV heads",
+            f"{heads} query heads are not a multiple of {kv_heads} KV heads",
             hint="check num_attention_heads and num_key_value_heads",
         )
     return {"heads": heads, "kv_heads": kv_heads}

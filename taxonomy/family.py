@@ -263,6 +263,6 @@ def _typed(name: str, value: Value, knob: Knob) -> Value:
         raise PrunescopeError(f"{bad} is no {kind.__name__}", hint=knob.text) from None
     if knob.choices and typed not in knob.choices:
         raise PrunescopeError(
-            f"{bad} is no choice", hint=f"one of {', '.join(map(str, knob.choices))}"
+            f"{bad} is not a valid choice", hint=f"one of {', '.join(map(str, knob.choices))}"
         )
     return typed

@@ -111,7 +111,7 @@ def _read(path: Path) -> _Header:
             return header
     except (ValueError, struct.error) as error:
         raise PrunescopeError(
-            f"{path.name} is no readable GGUF file ({error})", hint="download it again"
+            f"{path.name} is not a readable GGUF file ({error})", hint="download it again"
         ) from None
 
 

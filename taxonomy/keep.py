@@ -218,7 +218,7 @@ def spared_share(sparsity: float, full_heads: float) -> float:
     Raises PrunescopeError outside [0, 1)."""
     if not 0 <= full_heads < 1:
         raise PrunescopeError(
-            f"full_heads={full_heads:g} is no share of the heads below 1",
+            f"full_heads={full_heads:g} is not a share of the heads below 1",
             hint="for example --set full_heads=0.5: half of them read every key",
         )
     return sparsity * (1 - full_heads)

@@ -65,7 +65,8 @@ def take_match(knobs: Mapping[str, Value]) -> tuple[str, dict[str, Value]]:
     by = str(rest.pop(KNOB, NOMINAL))
     if by not in (NOMINAL, *MATCHES):
         raise PrunescopeError(
-            f"option {KNOB}={by!r} is no choice", hint=f"one of {NOMINAL}, {', '.join(MATCHES)}"
+            f"option {KNOB}={by!r} is not a valid choice",
+            hint=f"one of {NOMINAL}, {', '.join(MATCHES)}",
         )
     if by != NOMINAL and rest.get("layers"):
         raise PrunescopeError(

@@ -166,7 +166,7 @@ def check_range(name: str, value: float, least: float | None, most: float | None
     huge = isinstance(value, int) and value.bit_length() >= 256
     shown = name.rstrip(" =") if huge else f"{name}{value}"
     if isinstance(value, float) and not math.isfinite(value):
-        raise PrunescopeError(f"{shown} is no finite number", hint=_range_text(least, most))
+        raise PrunescopeError(f"{shown} is not a finite number", hint=_range_text(least, most))
     if least is not None and value < least:
         raise PrunescopeError(f"{shown} is too small", hint=f"the smallest value is {least:,}")
     if most is not None and value > most:
@@ -392,7 +392,7 @@ def as_path(given: Path | str | None) -> Path | None:
         return None
     if not isinstance(given, str | os.PathLike) or "\0" in str(given):
         raise PrunescopeError(
-            f"{reprlib.repr(given)}, of type {type(given).__name__}, is no path",
+            f"{reprlib.repr(given)}, of type {type(given).__name__}, is not a path",
             hint="accepted: a path or a text",
         )
     return Path(given)

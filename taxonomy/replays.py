@@ -165,7 +165,7 @@ class Replays(Block, kw_only=True):
 def read_replays(path: Path) -> Replays:
     """A gemms.json. Raises PrunescopeError for another file, and for none at all."""
     if not path.is_file() or path.stat().st_size > MAX_BYTES:
-        raise PrunescopeError(f"{path.name} is no file of replayed GEMMs", hint=_HINT)
+        raise PrunescopeError(f"{path.name} is not a file of replayed GEMMs", hint=_HINT)
     return decode(path.read_bytes(), Replays, where=path.name, hint=_HINT)
 
 

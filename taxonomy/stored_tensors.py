@@ -97,7 +97,7 @@ def _header(file: Path) -> dict[str, tuple[int, ...]]:
             raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
         written = json.loads(opened.read(length))
     if not isinstance(written, dict):
-        raise ValueError("its header is no JSON object")
+        raise ValueError("its header is not a JSON object")
     stored = size - 8 - length
     found = {}
     for name, entry in written.items():

@@ -28,7 +28,7 @@ def vision_fields(config: Mapping[str, Any]) -> dict[str, Any] | None:
     )
     if hidden % heads:
         raise PrunescopeError(
-            f"hidden size {hidden} is no multiple of {heads} heads", hint="check its config.json"
+            f"hidden size {hidden} is not a multiple of {heads} heads", hint="check its config.json"
         )
     mlp = config.get("intermediate_size")
     gated = bool(config.get("use_swiglu_ffn"))

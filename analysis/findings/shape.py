@@ -110,7 +110,7 @@ def unaligned(c: Context) -> Found | None:
             if new and old and new != old and new % ALIGNED and old % ALIGNED == 0:
                 up = -(-new // GOOD) * GOOD
                 more = f"{up} is (+{percent(up / new - 1, 1)})"
-                line = f"{g.role} {axis} = {new} is no multiple of {ALIGNED}; {more}"
+                line = f"{g.role} {axis} = {new} is not a multiple of {ALIGNED}; {more}"
                 bad.append((g, line, f"{g.role} {axis} to {up}"))
     busy = sum({id(g): g.busy_ns for g, _, _ in bad}.values())
     if not bad or c.is_little(busy):

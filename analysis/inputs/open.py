@@ -243,7 +243,7 @@ def _workload(options: Options) -> GivenWorkload:
 def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
     """The only trace of a file, folder or zip, or the first one of its ranks."""
     parts = find_parts(path) if path.exists() else FoundTraces()
-    warnings = tuple(f"{name} is no trace that can be read: left out" for name in parts.left_out)
+    warnings = tuple(f"{name} is not a trace that can be read: left out" for name in parts.left_out)
     warnings += _reports_left_out(path) + _sides_as_ranks(path, parts)
     first, trace, lost = _first_rank(path, parts.parts)
     diagnostics = Diagnostics(warnings, partial=parts.broken) + lost

@@ -64,7 +64,7 @@ def read_model(name: str) -> NamedModel:
         )
     if not file.is_file():
         raise PrunescopeError(
-            f"{name!r} is no preset and no folder with a config.json",
+            f"{name!r} is not a preset or a folder with a config.json",
             hint=f"nearest presets: {nearest_presets(name)}; or give a config.json",
         )
     if file.name == MANIFEST:
@@ -123,7 +123,7 @@ def _from_hub(name: str) -> Path:
         return Path(hf_hub_download(name, "config.json"))
     except (HfHubHTTPError, EntryNotFoundError, LocalEntryNotFoundError, OSError) as error:
         raise PrunescopeError(
-            f"{name!r} is no preset and no folder with a config.json, and the Hub does not give "
+            f"{name!r} is not a preset or a folder with a config.json, and the Hub does not give "
             f"its config ({type(error).__name__})",
             hint=f"nearest presets: {nearest_presets(name)}; offline, download config.json",
         ) from None
@@ -134,7 +134,7 @@ def _config(file: Path) -> dict[str, Any]:
         return gguf_config(file)
     if file.suffix != ".json" or file.stat().st_size > _LARGEST:
         raise PrunescopeError(
-            f"{file.name} is no config of a model", hint="give its config.json, or a preset"
+            f"{file.name} is not a config of a model", hint="give its config.json, or a preset"
         )
     try:
         config = json.loads(file.read_bytes())

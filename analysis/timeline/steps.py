@@ -184,7 +184,7 @@ def matching(pattern: str, names: Sequence[str]) -> set[str]:
         why = " ".join(str(error).partition("This error occurred")[0].split())
         why = why.rpartition("error: ")[2][:200]
         raise PrunescopeError(
-            f"--phase-pattern is no regular expression ({why})",
+            f"--phase-pattern is not a regular expression ({why})",
             hint="for example --phase-pattern 'execute_context_.*'; look-around and "
             "back-references are not known",
         ) from None

@@ -229,7 +229,7 @@ class _Splitter:
                 f"unpack it, and give the {SUFFIX} file",
             )
         if SUFFIX in source.path.suffixes:
-            return source.error("it is no SQLite database, though it is named so", AGAIN)
+            return source.error("it is not an SQLite database, though it is named so", AGAIN)
         return source.error(
             "not a Chrome trace", "give what torch.profiler's export_chrome_trace wrote"
         )

@@ -272,7 +272,7 @@ def zip_member(path: Path, file: BinaryIO, name: str) -> IO[bytes]:
     try:
         return _zip(path, file).open(name)
     except (*BROKEN, KeyError) as error:
-        raise PrunescopeError(f"{path.name} is no readable zip ({error})", hint=HINT) from None
+        raise PrunescopeError(f"{path.name} is not a readable zip ({error})", hint=HINT) from None
 
 
 def _zip(path: Path, file: BinaryIO) -> zipfile.ZipFile:
@@ -280,10 +280,11 @@ def _zip(path: Path, file: BinaryIO) -> zipfile.ZipFile:
         return zipfile.ZipFile(file)
     except zipfile.BadZipFile:  # a zip lists its files at its end
         raise PrunescopeError(
-            f"{path.name} is no readable zip: it is cut off or damaged", hint="copy it again, whole"
+            f"{path.name} is not a readable zip: it is cut off or damaged",
+            hint="copy it again, whole",
         ) from None
     except BROKEN as error:
-        raise PrunescopeError(f"{path.name} is no readable zip ({error})", hint=HINT) from None
+        raise PrunescopeError(f"{path.name} is not a readable zip ({error})", hint=HINT) from None
 
 
 def _traces(path: Path, names: list[str]) -> list[str]:
@@ -334,7 +335,7 @@ def _entries(path: Path, stream: Readable) -> Iterator[tuple[tarfile.TarFile, ta
     except BROKEN as error:
         if entry is not None and stream.ended:
             return
-        raise PrunescopeError(f"{path.name} is no readable tar ({error})", hint=HINT) from None
+        raise PrunescopeError(f"{path.name} is not a readable tar ({error})", hint=HINT) from None
     raise PrunescopeError(
         f"{path.name} holds more than {_MAX_ENTRIES:,} files", hint="pack the traces of one run"
     )

@@ -61,7 +61,7 @@ def drop_layers(knobs: Mapping[str, Value], valid: range) -> list[int]:
     layers = [number for number in numbers if number is not None]
     if len(layers) < len(numbers) or layers != sorted(set(layers)):
         raise PrunescopeError(
-            f"schedule={schedule} is no ascending list of layers",
+            f"schedule={schedule} is not an ascending list of layers",
             hint="for example --set schedule=8,16,24",
         )
     return [checked(number, valid) for number in layers]
@@ -109,7 +109,8 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     drops, revived = steps(shape, point), float(point.knobs.get("revived", 0.0))
     if not 0 <= revived <= 1:
         raise PrunescopeError(
-            f"revived={revived:g} is no share", hint="0 brings none back, 1 all in the first step"
+            f"revived={revived:g} is not a share",
+            hint="0 brings none back, 1 all in the first step",
         )
     if revived and shape.mixer:
         raise PrunescopeError(

@@ -90,7 +90,7 @@ def test_what_a_header_does_not_say_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(PrunescopeError, match="of which headers are not read"):
         gguf_config(gemma(tmp_path / "m.gguf", "mamba"))
     (tmp_path / "cut.gguf").write_bytes((tmp_path / "m.gguf").read_bytes()[:100])
-    with pytest.raises(PrunescopeError, match="no readable GGUF file"):
+    with pytest.raises(PrunescopeError, match="not a readable GGUF file"):
         gguf_config(tmp_path / "cut.gguf")
     with pytest.raises(PrunescopeError, match="claims 301,989,888 weights"):
         stored_elements(tmp_path / "m.gguf")  # 1152 x 262144, in 4 kB

@@ -153,7 +153,7 @@ def test_a_published_config_has_the_published_number_of_parameters() -> None:
     [
         ({"intermediate_size": [96, 48]}, "lists 2 sizes of intermediate for 4 layers"),
         ({"intermediate_size": [96, "x", 96, 96]}, "'x', not a positive whole number"),
-        ({"num_key_value_heads": [2, 3, 2, 2]}, "4 query heads are no multiple of 3 KV heads"),
+        ({"num_key_value_heads": [2, 3, 2, 2]}, "4 query heads are not a multiple of 3 KV heads"),
         ({"block_configs": [{}] * 4}, "has no attention in block 0"),
         ({"block_configs": [block(ffn_mult=1e9, width=None)] * 4}, "ffn_mult of block 0"),
         ({"vocab_size": [512, 256]}, "vocab_size of the config is"),

@@ -148,7 +148,7 @@ def test_a_cut_or_damaged_tar(tmp_path: Path) -> None:
     assert load(written(tmp_path / "t.tar", data[: 2 << 20])).source.cut
     broken = bytearray(data)
     broken[148:156] = b"xxxxxxxx"  # the checksum
-    with pytest.raises(PrunescopeError, match="no readable tar"):
+    with pytest.raises(PrunescopeError, match="not a readable tar"):
         load(written(tmp_path / "b.tar", bytes(broken)))
 
 

@@ -520,8 +520,8 @@ def test_what_is_no_trace_is_left_out_and_named(tmp_path: Path) -> None:
     (folder / "broken.json.gz").write_bytes(b"\x1f\x8b\x08")
     report = analyze(folder).report
     assert len(report.phases) == 4
-    assert "notes.json is no trace that can be read: left out" in report.warnings
-    assert "broken.json.gz is no trace that can be read: left out" in report.warnings
+    assert "notes.json is not a trace that can be read: left out" in report.warnings
+    assert "broken.json.gz is not a trace that can be read: left out" in report.warnings
 
 
 def test_a_packed_database_is_no_chrome_trace(tmp_path: Path) -> None:
@@ -536,7 +536,7 @@ def test_a_packed_database_is_no_chrome_trace(tmp_path: Path) -> None:
     assert found.value.hint == "unpack it, and give the .sqlite file"
     text = tmp_path / "text.sqlite"
     text.write_text("not found")
-    with pytest.raises(PrunescopeError, match="it is no SQLite database") as found:
+    with pytest.raises(PrunescopeError, match="it is not an SQLite database") as found:
         analyze(text)
     assert "nsys export --type sqlite" in found.value.hint
 
@@ -666,7 +666,7 @@ def test_a_file_with_the_name_of_a_rank_that_is_no_trace_makes_it_partial(tmp_pa
     (folder / "rank3.json.gz").write_bytes(b"\x00\x01")
     report = analyze(folder).report
     assert report.partial
-    assert report.warnings == ["rank3.json.gz is no trace that can be read: left out"]
+    assert report.warnings == ["rank3.json.gz is not a trace that can be read: left out"]
 
 
 def test_ranks_of_different_programs_are_not_compared(tmp_path: Path) -> None:

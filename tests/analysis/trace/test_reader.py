@@ -242,7 +242,7 @@ def test_any_bytes_are_an_error(data: bytes, head: bytes, tmp_path: Path) -> Non
         (b'{"traceEvents": []}', "no device events"), (b"[1, 2, null]", "no device events"),
         (b"[" * 100_000, "cut off"), (b'{"a":' * 100_000, "not a Chrome trace"),
         (zipped("a.json", "b.json"), "2 traces"), (zipped("a.txt"), "holds no trace|0 traces"),
-        (zipped("a.json")[:60], "no readable zip: it is cut off or damaged"),
+        (zipped("a.json")[:60], "not a readable zip: it is cut off or damaged"),
         (zipped(), "a zip without any file"),
         (gzip.compress(PLAIN)[:15], "not a Chrome trace"),
         (lzma.compress(PLAIN), "t.json is packed with xz, which is not read"),

@@ -71,7 +71,7 @@ def test_knobs_are_those_of_a_method() -> None:
         ("choose=threshold", "is not FAMILY.OPTION=VALUE"),
         ("static-m.unit=mlp", "of a family of this sweep"),
         ("dynamic-m.depth=3", "no option 'depth'"),
-        ("dynamic-m.choose=best", "is no choice"),
+        ("dynamic-m.choose=best", "is not a valid choice"),
         ("dynamic-m.choose", "is not FAMILY.OPTION=VALUE"),
     ],
 )
@@ -233,7 +233,7 @@ def test_what_cannot_be_recorded_depends_on_the_knobs() -> None:
         ("mode: fast", "mode"), ("flush: 1", "flush.*true or false"), ("warmup: [-1]", "warmup"),
         ("set: align=1", "set"),
         ("set: {aline: 1}", "no family of this sweep has an option 'aline'"),
-        ("set: {align: 3}", "is no choice"), ("logits: [first]", "logits"),
+        ("set: {align: 3}", "is not a valid choice"), ("logits: [first]", "logits"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_an_axis(line: str, says: str, tmp_path: Path) -> None:
