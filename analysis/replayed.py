@@ -1,4 +1,4 @@
-"""GEMMs replayed alone, held against the kernel row of a run's ledger.
+"""GEMMs replayed alone, compared with the kernel row of a run's ledger.
 
 In: a report, and what `prunescope gemm` replayed of it. Out: the cases to replay; the report with a
 `replay` in each phase. A role's kernel efficiency is Σ t_p − R·Σ t_d over its GEMMs, where R is

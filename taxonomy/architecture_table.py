@@ -1,7 +1,8 @@
 """One short entry for each architecture whose layers were read: what differs from the common rules.
 
 The common rules are the table of names in `taxonomy.roles`, separate q, k, v, o and gate, up, down,
-sequential residuals and heads of one width. An entry says the rest, and nothing else says it.
+sequential residuals and heads of one width. An entry holds the rest, and is the only place that
+does.
 """
 
 from __future__ import annotations

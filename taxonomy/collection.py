@@ -1,4 +1,4 @@
-"""Python's search for cycles, at rest while many objects are made and none of them is a cycle.
+"""A pause of Python's cyclic garbage collector while many objects without cycles are created.
 
 In: nothing. Out: a context in which the collector does not run. It looks at everything that is
 alive again and again, which takes a fifth of a grid of predictions and most of the reading of a

@@ -1,4 +1,4 @@
-"""Whether the Hub can be reached, asked once and shortly: its client tries for half a minute.
+"""A short check whether the Hub can be reached: its own client tries for half a minute.
 
 In: its address. Out: nothing, or an OSError. What a model's id names is for others to say.
 """

@@ -1,4 +1,4 @@
-"""Another number of keys alone: decode steps in which attention reads fewer, and nothing else fell.
+"""Pairs that differ in the number of keys alone: attention reads fewer, and nothing else fell.
 
 In: GEMM pairs of both sides, and what both manifests say. Out: FewerKeys, or None; whether another
 context of two manifests is that. Evicting keys from the cache leaves two sides like that, and so

@@ -1,4 +1,4 @@
-"""Over how many ranks each side shares a model out, by the collectives of its steps.
+"""The number of ranks that share a model on each side, by the collectives of its steps.
 
 In: a phase of both sides. Out: a Difference where the ranks are not as many on both: a rank of
 tensor, expert, pipeline or sequence parallelism runs a part of the model, which looks pruned.

@@ -1,4 +1,4 @@
-"""Kernels of unknown kind that stand where the other side has a known one: replaced, not added.
+"""Kernels of unknown kind in the place of a known one of the other side: replaced, not added.
 
 In: the kernels of both sides. Out: those of one side with the role and class of the kernels that
 they replace, and with the kind of an attention; what replaces a GEMM is no GEMM for that. In the

@@ -1,4 +1,4 @@
-"""Why the device idles, and what the host does in that time: every ns of a gap has one cause.
+"""Causes of idle time of the device, and the host's work in that time: each ns has one cause.
 
 In: the kernels frame and its links. Out: columns `idle_*`, the parts of the gap before a row in ns
 (they sum to it); `cause`, the CAUSE of most of it (null without a gap); `host_activity`, the
