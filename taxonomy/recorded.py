@@ -3,7 +3,7 @@ shape.
 
 In: `model` and `census` of a run.json that `prunescope recorder`'s file wrote, which knows no
 architecture. Out: the same blocks, completed in place as a capture writes them. What the config
-does not tell stays null.
+does not give stays null.
 """
 
 from __future__ import annotations

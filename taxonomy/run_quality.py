@@ -20,7 +20,7 @@ class TextDataset(Block, kw_only=True):
     config: OmitDefault[str | None] = None
     split: str | None = None
     file: OmitDefault[str | None] = None
-    revision: str | None = None  # the commit of the repository; null: the library does not tell it
+    revision: str | None = None  # the commit of the repository; null: the library does not give it
     version: OmitDefault[str | None] = None
     fingerprint: str | None = None  # of the library, over the data and what was done to it
 

@@ -243,7 +243,7 @@ class ModelShape:
 
     @property
     def order(self) -> str:
-        """`layout` in small letters; "" where it does not tell of every layer."""
+        """`layout` in small letters; "" where it does not describe every layer."""
         return self.layout.lower() if len(self.layout) == self.layers else ""
 
     @property

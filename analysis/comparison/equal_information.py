@@ -152,7 +152,7 @@ def _equal_shapes(
     if any(call.shapes for call in lacking.kernels.calls):
         return same  # some of its ops have shapes: its own warnings say which
     if not lacking.kernels.calls and other.side.model is None:
-        return same  # a record of the device alone is held against recorded shapes by its kernels
+        return same  # a record of the device alone is compared with recorded shapes by its kernels
     if found.missing == "pruned":
         dense = dense.without_shapes()
     else:

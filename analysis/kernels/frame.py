@@ -116,7 +116,7 @@ class Kernels:
     tokens: float | None = None  # a step, where a model's config and workload say so
     # (layer, role) of the modules whose calls were recorded; empty where our hooks recorded none
     modules: frozenset[tuple[int, str]] = frozenset()
-    modules_recorded: bool = False  # by PyTorch (with_stack), whether or not they tell roles
+    modules_recorded: bool = False  # by PyTorch (with_stack), whether or not they give roles
     modules_ignored: bool = False  # those that the trace recorded: the other side has none
     sdpa_math: float = 0.0  # calls a step of scaled_dot_product_attention that ran as products
     sampled: SampledClock | None = None  # of the steps

@@ -158,7 +158,7 @@ def _roles_of_modules(
     _only_rotations(role, guessed, kinds, calls, scope_calls)
     no_heads_of_activations(role, kinds, calls, scope_calls, layer)
     heads_only(role, sizes, named, vocabulary)
-    if scopes.source == "nn.Module":  # whose classes tell roles by the number of linears
+    if scopes.source == "nn.Module":  # whose classes give roles by the number of linears
         products = [i for i, size in enumerate(sizes) if size is not None and numbers[i] >= 0]
         parts = {i: scopes.places[numbers[i]].scope for i in products}
         rename_adapted(role, layer, parts, sizes)

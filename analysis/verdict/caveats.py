@@ -230,7 +230,7 @@ def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Caveat]:
     if not same_source:
         yield Caveat("other-roles", numbers=(now, before))
         return
-    # Compiled code runs outside of the modules and of the ops that tell roles: none is lost. Layers
+    # Compiled code runs outside of the modules and of the ops that give roles: none is lost. Layers
     # that were removed, or another optimizer, leave no more kernels without a role than there were.
     # An op of a host trace is its own work.
     if pruned.on_device and rest > rest_before and (dense.compiled or not pruned.compiled):
