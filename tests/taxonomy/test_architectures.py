@@ -302,7 +302,7 @@ def test_configs_are_read_from_files_folders_and_presets(tmp_path: Path) -> None
     assert mechanisms(read_architecture("GPT-OSS-20b")) == ["GQA", "sliding", "sinks", "experts"]
     (tmp_path / "bad.json").write_text("{", encoding="utf-8")
     for name, reason in (
-        (str(tmp_path / "bad.json"), "no JSON"),
+        (str(tmp_path / "bad.json"), "not JSON"),
         (str(tmp_path / "absent.json"), "no file"),
         ("qwen3_next", "model type"),
     ):

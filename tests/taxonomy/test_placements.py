@@ -141,5 +141,5 @@ def test_tokens_that_come_back_are_rows_of_a_step_and_keys_from_then_on() -> Non
         assert found["lm_head"].flop == 2 * V * H  # the newest token's alone
     prompt = one.theory(SHAPE, PROMPT, one.point(0.5, {"revived": 0.125}))
     assert flop(prompt) == flop(one.theory(SHAPE, PROMPT, one.point(0.5)))
-    with pytest.raises(PrunescopeError, match="no share"):
+    with pytest.raises(PrunescopeError, match="not a share"):
         one.plans(SHAPE, step(), one.point(0.5, {"revived": 2}))

@@ -54,7 +54,7 @@ def test_a_pattern_without_a_match_lists_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(PrunescopeError, match="matches --phase-pattern") as error:
         windows(tmp_path, module("a note", MM), pattern="decode")
     assert "a note" in error.value.hint
-    with pytest.raises(PrunescopeError, match="no regular expression"):
+    with pytest.raises(PrunescopeError, match="not a regular expression"):
         windows(tmp_path, MM, pattern="(")
 
 
@@ -103,7 +103,7 @@ def test_a_pattern_that_matches_ops_alone_says_so(tmp_path: Path) -> None:
      ("a{999999999}", "exceeds size limit")],
 )  # fmt: skip
 def test_what_is_no_regular_expression(pattern: str, why: str, tmp_path: Path) -> None:
-    with pytest.raises(PrunescopeError, match="no regular expression") as error:
+    with pytest.raises(PrunescopeError, match="not a regular expression") as error:
         windows(tmp_path, MM, pattern=pattern)
     assert why in error.value.problem and "\n" not in error.value.problem
 

@@ -439,16 +439,18 @@ def traced(dense: Dense, folder: Path, *, batch: int = 1, **options: Any) -> dic
     return phases_unrecorded(run)
 
 
+def _call(m: int, n: int, k: int) -> Any:
+    return SimpleNamespace(gemm=Gemm(m, n, k), m=m, n=n, k=k, count=1.0)
+
+
 @pytest.mark.parametrize("smaller", [set(), {"qkv"}, {"q", "k", "v"}])
 def test_fewer_outputs_of_q_k_and_v_are_no_fewer_rows_where_the_weights_are_smaller(
     smaller: set[str],
 ) -> None:
     """N of the three together fell from 256 to 128, as fewer rows of q would show it, too. In a
     compiled step their order tells them not apart, while the run lists each weight."""
-    old, new = (
-        SimpleNamespace(gemm=Gemm(64, n, 128), m=64, n=n, k=128, count=1.0) for n in (256, 128)
-    )
-    pair = SimpleNamespace(key=(0, "qkv", "qkv", 0), dense=old, pruned=new)
+    old, new = (_call(64, n, 128) for n in (256, 128))
+    pair = Pair((0, "qkv", "qkv", 0), old, new, "N")
     seen: Any = SimpleNamespace(
         pairs=[pair],
         removed_weights=frozenset,
@@ -463,14 +465,8 @@ def test_one_smaller_product_for_q_k_and_v_leaves_queries_out_only_where_o_does(
     rows: int, *, without_queries: bool
 ) -> None:
     """N of q, k and v together fell from 768 to 384: fewer KV heads, unless o sees fewer rows."""
-
-    def gemm(m: int, n: int, k: int) -> Any:
-        return SimpleNamespace(gemm=Gemm(m, n, k), m=m, n=n, k=k, count=1.0)
-
-    qkv = SimpleNamespace(
-        key=(0, "qkv", "qkv", 0), dense=gemm(64, 768, 256), pruned=gemm(64, 384, 256)
-    )
-    o = SimpleNamespace(key=(0, "o", "o", 0), dense=gemm(64, 256, 256), pruned=gemm(rows, 256, 256))
+    qkv = Pair((0, "qkv", "qkv", 0), _call(64, 768, 256), _call(64, 384, 256), "N")
+    o = Pair((0, "o", "o", 0), _call(64, 256, 256), _call(rows, 256, 256), "M")
     seen: Any = SimpleNamespace(
         pairs=[qkv, o], removed_weights=frozenset, smaller_weights=frozenset
     )
