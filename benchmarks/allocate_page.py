@@ -362,7 +362,7 @@ def best_family(
     known = points[best[0]]
     blocks = len(plan.nats[stage][name])
     sides = np.array([side.nats[stage][name] for side in (plan, by_name[DENSE], *known)])
-    speeds = np.array([_drawn(side.speeds[target.phase], chance) for side in (plan, *known)])
+    speeds = np.array([_sampled(side.speeds[target.phase], chance) for side in (plan, *known)])
     differences = []
     for sample in range(_SAMPLES):
         mine, dense, *others = sides[:, chance.integers(blocks, size=blocks)].mean(1)
@@ -374,13 +374,13 @@ def best_family(
     return best[0], best[1], float(low), float(high)
 
 
-def _drawn(speed: Speed, chance: np.random.Generator) -> np.ndarray:
+def _sampled(speed: Speed, chance: np.random.Generator) -> np.ndarray:
     """Speeds drawn from the interval of one, whose logarithm is normal."""
     low, high = np.log(speed.ci95)
-    drawn: np.ndarray = np.exp(
+    samples: np.ndarray = np.exp(
         chance.normal(np.log(speed.realised), (high - low) / (2 * _Z95), _SAMPLES)
     )
-    return drawn
+    return samples
 
 
 def at_speed(points: Sequence[tuple[float, float]], speed: float) -> float | None:

@@ -165,9 +165,9 @@ def _accuracy() -> str:
 
 
 def _line(source: str, name: str, values: list[list[float]]) -> str:
-    told = " | ".join("{:.1%}, {:.1%}, {:.0%}".format(*summary(v)) for v in values)
+    errors = " | ".join("{:.1%}, {:.1%}, {:.0%}".format(*summary(v)) for v in values)
     worst = max(values[0], key=abs)
-    return f"| {source} | {name} | {len(values[0])} | {told} | {worst:+.1%} |"
+    return f"| {source} | {name} | {len(values[0])} | {errors} | {worst:+.1%} |"
 
 
 def _constants() -> str:

@@ -34,7 +34,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import same_plain
 from same_cases import (
-    BESIDE,
+    BUSY_LOOPS,
     CASES,
     PHASES,
     ROWS,
@@ -114,7 +114,7 @@ def capture(options: Any) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / f"{options.model}.jsonl"
-    wanted = options.model, options.case, BESIDE[options.busy]
+    wanted = options.model, options.case, BUSY_LOOPS[options.busy]
     ours = [x for x in lines_of(options.out) if key_of(x) == wanted]
     end = time.monotonic() + 60 * options.minutes
     for number in range(len(ours), options.captures):
@@ -124,8 +124,8 @@ def capture(options: Any) -> None:
             found = _captured(options, number, Path(folder) / "run")
         with file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(found) + "\n")
-        told = {phase: found[phase]["realised_ci95"] for phase in PHASES}
-        sys.stderr.write(f"{options.model} {options.case} {number}: {told}\n")
+        intervals = {phase: found[phase]["realised_ci95"] for phase in PHASES}
+        sys.stderr.write(f"{options.model} {options.case} {number}: {intervals}\n")
 
 
 @contextmanager
@@ -152,7 +152,7 @@ def _captured(options: Any, number: int, out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         "model": options.model,
         "case": options.case,
-        "beside": BESIDE[options.busy],
+        "beside": BUSY_LOOPS[options.busy],
         "seconds": round(time.perf_counter() - begun, 1),
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",

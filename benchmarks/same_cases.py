@@ -28,7 +28,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, int]]] = {
     "waiting": ("same:waiting", {"prompt_len": 64}, {"launch_idle": WAIT_NS}),
     "gone": ("static-m", {"sparsity": 0.05, "knobs": {"layers": "3"}}, {}),
 }
-BESIDE = ("", "one busy loop, 8 of 14 s", "two busy loops, 8 of 14 s")
+BUSY_LOOPS = ("", "one busy loop, 8 of 14 s", "two busy loops, 8 of 14 s")
 WORDS = {
     "same": "nothing was done",
     "waiting": "the first layer waits 2 ms in Python",

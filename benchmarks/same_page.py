@@ -37,15 +37,15 @@ def page_of(lines: list[dict[str, Any]], folder: Path) -> str:
         *cost_lines(folder),
         *same_plain.lines(folder),
         *spread(folder),
-        *_beside(lines, models),
+        *_busy_loops(lines, models),
     ]
     return "\n".join(parts)
 
 
 def _of(
-    lines: Iterable[dict[str, Any]], model: str, case: str, beside: str = ""
+    lines: Iterable[dict[str, Any]], model: str, case: str, busy: str = ""
 ) -> list[dict[str, Any]]:
-    return [line for line in lines if key_of(line) == (model, case, beside)]
+    return [line for line in lines if key_of(line) == (model, case, busy)]
 
 
 def _same(lines: list[dict[str, Any]], models: list[str]) -> list[str]:
@@ -132,13 +132,13 @@ def _cell(values: list[float], true: float) -> str:
     return f"{mean / 1e6:+.3f} ± {error / 1e6:.3f} ({(mean - true) / error:+.1f})"
 
 
-def _beside(lines: list[dict[str, Any]], models: list[str]) -> list[str]:
+def _busy_loops(lines: list[dict[str, Any]], models: list[str]) -> list[str]:
     """What is claimed of nothing while something else runs."""
     rows = []
     for model in models:
         quiet = [x for x in lines if x["model"] == model and not x["beside"] and x["peaks"]]
-        for beside in dict.fromkeys(x["beside"] for x in lines if x["model"] == model):
-            found = _of(lines, model, "same", beside) if beside else []
+        for busy in dict.fromkeys(x["beside"] for x in lines if x["model"] == model):
+            found = _of(lines, model, "same", busy) if busy else []
             phases = [line[phase] for line in found for phase in PHASES]
             if not phases:
                 continue
@@ -147,7 +147,7 @@ def _beside(lines: list[dict[str, Any]], models: list[str]) -> list[str]:
                 not one["valid"] and bool(set(one["critical"]) - _TRUST) for one in phases
             )
             rows.append(
-                f"| {model} | {beside} | {len(phases)} | {sum(not x['valid'] for x in phases)} | "
+                f"| {model} | {busy} | {len(phases)} | {sum(not x['valid'] for x in phases)} | "
                 f"{sum(x['valid'] and x['retaken'] > 0 for x in phases)} | "
                 f"{sum(x['valid'] and not x['retaken'] for x in phases)} | {claims} | {critical} | "
                 f"{_peak_ratio(found, quiet)} | {sum(bool(x['doubts']) for x in found)} |"

@@ -60,16 +60,16 @@ def row(name: str, phase: str, p: Phase, device: str) -> str:
 def null_of(p: Phase) -> list[str]:
     """What the report does not claim of a phase."""
     busy = p.busy_ns or 1.0
-    said = []
+    unknown = []
     if p.coverage["work"] < 0.99:
-        said.append(f"FLOPs and bytes of {percent(1 - p.coverage['work'])}")
+        unknown.append(f"FLOPs and bytes of {percent(1 - p.coverage['work'])}")
     if p.coverage["role"] < 0.99:
-        said.append(f"roles of {percent(1 - p.coverage['role'])}")
+        unknown.append(f"roles of {percent(1 - p.coverage['role'])}")
     if p.bound["unknown"] > 0.01 * busy:
-        said.append(f"bound of {percent(p.bound['unknown'] / busy)}")
+        unknown.append(f"bound of {percent(p.bound['unknown'] / busy)}")
     if p.anatomy is not None and p.anatomy.gaps.get("unknown"):
-        said.append(f"cause of {p.anatomy.gaps['unknown'] / 1e6:.3f} ms idle")
-    return said
+        unknown.append(f"cause of {p.anatomy.gaps['unknown'] / 1e6:.3f} ms idle")
+    return unknown
 
 
 def page() -> str:

@@ -134,8 +134,8 @@ def _moved(before: dict[str, list[str]], now: dict[str, list[str]]) -> list[str]
     found = []
     for cell, points in now.items():
         new = [p for p in points if p not in before[cell]]
-        gone = [p for p in before[cell] if p not in points]
-        words = [f"{', '.join(p)} {verb}" for p, verb in ((new, "came"), (gone, "went")) if p]
+        left = [p for p in before[cell] if p not in points]
+        words = [f"{', '.join(p)} {verb}" for p, verb in ((new, "came"), (left, "went")) if p]
         if words:
             found.append(f"Frontier of {cell}: {'; '.join(words)}.")
     return found or ["No frontier has other points than before."]

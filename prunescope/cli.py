@@ -539,11 +539,13 @@ def _verify(
         Path, Option(help="Zip file that `bundle` wrote.", metavar="FILE.zip", argument=True)
     ],
     *,
-    allow_undrawn: Annotated[
+    allow_missing_figures: Annotated[
         bool,
         Option(
-            help="Accept files that cannot be rebuilt here, as another matplotlib or prunescope "
-            "wrote them; without it, the result is partial."
+            help="Accept figures and other files that cannot be rebuilt here, because another "
+            "matplotlib or prunescope wrote them; without it, the result is partial and the exit "
+            "code 3. (Old name: --allow-undrawn.)",
+            flag="--allow-missing-figures --allow-undrawn",
         ),
     ] = False,
     json_target: Json = None,
@@ -556,7 +558,7 @@ def _verify(
 
     \b
     prunescope verify evidence.zip
-    prunescope verify evidence.zip --allow-undrawn
+    prunescope verify evidence.zip --allow-missing-figures
     prunescope verify review.zip --json -
     """
     from prunescope.analysis.bundle.verify import verify
@@ -564,10 +566,10 @@ def _verify(
     from prunescope.output import show_result
 
     result = verify(path)
-    shown = verified(result, allow_undrawn=allow_undrawn)
+    shown = verified(result, allow_missing_figures=allow_missing_figures)
     show_result(result, json_target, people=shown)
-    undrawn = result["partial"] and not allow_undrawn
-    if not result["ok"] or undrawn or result["samples_agree"] is False:
+    is_partial = result["partial"] and not allow_missing_figures
+    if not result["ok"] or is_partial or result["samples_agree"] is False:
         raise typer.Exit(3)
 
 

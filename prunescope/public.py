@@ -419,7 +419,7 @@ class Prediction(_Tabled, ByName):
     ) -> list[Path]:
         """Write prediction.md, prediction.json, prediction.csv, and curves as png, pdf or svg, into
         `folder`; returns the paths. Raises PrunescopeError for another format."""
-        from prunescope.analysis.report.figure_style import drawing, saved
+        from prunescope.analysis.report.figure_style import plotting, saved
         from prunescope.analysis.report.predict_records import render_prediction
         from prunescope.analysis.report.write import check_formats, write_files
 
@@ -434,7 +434,7 @@ class Prediction(_Tabled, ByName):
             elif name == "csv":
                 files["prediction.csv"] = self.to_polars().write_csv().encode()
             else:
-                with drawing():
+                with plotting():
                     files[f"curves.{name}"] = saved(self.plot.curves(), name)
         return write_files(files, _path(folder))
 
@@ -478,7 +478,7 @@ class Verified(_Shown, ByName):
     def __rich__(self) -> Text:
         from prunescope.analysis.report.listings import verified
 
-        return verified(self, allow_undrawn=False)
+        return verified(self, allow_missing_figures=False)
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(self.__rich__().plain)}</pre>"
@@ -544,11 +544,10 @@ class AllocationPlan(_Tabled, PlanOfLayers, kw_only=True, dict=True):
     def __repr__(self) -> str:
         from prunescope.analysis.report.allocation_tables import target_text
 
-        gone = len(self.removed)
+        count = len(self.removed)
         text = f"{target_text(self.target)}, {self.expected.speedup:.2f}× expected"
-        return (
-            f"<AllocationPlan of {self.model}: {text}, {gone} of {len(self.layers)} layers dropped>"
-        )
+        text += f", {count} of {len(self.layers)} layers dropped"
+        return f"<AllocationPlan of {self.model}: {text}>"
 
     def __rich__(self) -> Sheet:
         from prunescope.analysis.report.allocation_tables import plan_sheet

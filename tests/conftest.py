@@ -41,11 +41,11 @@ _known = [0]  # modules that were imported when the heap was set aside
 # The readings of other work, without an answer, as on a system that has none: a capture beside
 # which something runs takes its samples and its profile twice, as it should, and beside tests
 # something always runs. Tests that are marked `machine` are about that, and have the system's.
-_UNTOLD: dict[str, Callable[[], Any]] = {
+_NO_READINGS: dict[str, Callable[[], Any]] = {
     "_busy_and_steal": lambda: (None, None),
     "_waited_ns": lambda: None,
 }
-_told: dict[str, Callable[[], Any]] = {}
+_readings: dict[str, Callable[[], Any]] = {}
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -102,7 +102,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """What runs a model runs a quarter of it, and once: see _cut and _UNTOLD."""
+    """What runs a model runs a quarter of it, and once: see _cut and _NO_READINGS."""
     if item.get_closest_marker("torch") is None:
         presets._read = _read
         return
@@ -110,11 +110,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     presets._read = _read if item.get_closest_marker("all_layers") else partial(_cut, layers)
     from prunescope.tracer.machine import disturbance
 
-    if not _told:
-        _told.update({name: getattr(disturbance, name) for name in _UNTOLD})
-    is_told = item.get_closest_marker("machine") is not None
-    for name, untold in _UNTOLD.items():
-        setattr(disturbance, name, _told[name] if is_told else untold)
+    if not _readings:
+        _readings.update({name: getattr(disturbance, name) for name in _NO_READINGS})
+    is_real = item.get_closest_marker("machine") is not None
+    for name, no_reading in _NO_READINGS.items():
+        setattr(disturbance, name, _readings[name] if is_real else no_reading)
 
 
 def _cut(layers: int, name: str) -> dict[str, Any]:

@@ -217,7 +217,7 @@ def _rebuilt(
         rebuild.unpack()
         for name in names:
             rebuild.report(name, label_prefixes(names)[name])
-        rebuild.beside(anonymous=index.anonymous)
+        rebuild.shared(anonymous=index.anonymous)
         if not rebuild.failed:
             rebuild.rest()
     failed = with_edited(files, index.inputs, rebuild.runs, rebuild.failed)
@@ -274,7 +274,7 @@ class _Rebuild:
             if path.name != "report.json":
                 self._compare(f"{place}/{path.name}", path.read_bytes(), "not what its traces give")
 
-    def beside(self, *, anonymous: bool) -> None:
+    def shared(self, *, anonymous: bool) -> None:
         """The files that follow from all runs."""
         if self.failed:
             return

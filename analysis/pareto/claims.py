@@ -109,11 +109,11 @@ def _low_loss(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypoth
     if why is not None:
         yield judged(verdict=UNDECIDED, text=why, points=len(low))
         return
-    drawn = sampled([p for p in points if p.timing_valid and (p in low or has_intervals(p))])
-    within = drawn.losses <= np.log1p(LOW_PERPLEXITY)
-    own = np.where(within & drawn.of(DEPTH), drawn.speeds, -np.inf).max(axis=1)
-    gain = np.where(np.isfinite(own), own, 0.0) - drawn.best(
-        np.log1p(LOW_PERPLEXITY), ~drawn.of(DEPTH)
+    samples = sampled([p for p in points if p.timing_valid and (p in low or has_intervals(p))])
+    within = samples.losses <= np.log1p(LOW_PERPLEXITY)
+    own = np.where(within & samples.of(DEPTH), samples.speeds, -np.inf).max(axis=1)
+    gain = np.where(np.isfinite(own), own, 0.0) - samples.best(
+        np.log1p(LOW_PERPLEXITY), ~samples.of(DEPTH)
     )
     effect, ci95 = interval(np.exp(gain))
     best, rival = (
@@ -137,9 +137,9 @@ def _low_loss(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypoth
 
 def _is_low(point: SweepPoint) -> bool | None:
     """Whether a point is at low loss; None where no loss is known."""
-    lost, scored = loss_of(point), point.loss.tasks_points if point.loss else None
-    if lost is not None:
-        return lost <= LOW_PERPLEXITY
+    rise, scored = loss_of(point), point.loss.tasks_points if point.loss else None
+    if rise is not None:
+        return rise <= LOW_PERPLEXITY
     return None if scored is None else scored >= -LOW_TASK_POINTS
 
 
@@ -155,7 +155,7 @@ def _too_few_low(
     """Why the points of low loss decide nothing; None where they may."""
     for whose, own in ((DEPTH, of_depth), ("another family", rivals)):
         if not any(p in low for p in own):
-            known = [lost for lost in map(loss_of, own) if lost is not None]
+            known = [rise for rise in map(loss_of, own) if rise is not None]
             least = f"; the least is {loss(min(known))}" if known else ""
             return f"no point of {whose} loses at most {_low_words(own)}{least}"
     if len(low) < LEAST_POINTS:
@@ -259,8 +259,8 @@ def _order(phase: ParetoPhase) -> Iterator[Hypothesis]:
             if len(missing) < len(PAPER_ORDER):
                 yield judged(verdict=UNTESTED, text=_not_measured(missing))
             continue
-        gone = _invalid(points)
-        unknown = [p for p in points if p.family in PAPER_ORDER and p.label in gone]
+        invalid = _invalid(points)
+        unknown = [p for p in points if p.family in PAPER_ORDER and p.label in invalid]
         if unknown:
             yield judged(verdict=UNDECIDED, text=_not_valid(unknown))
             continue
@@ -269,11 +269,11 @@ def _order(phase: ParetoPhase) -> Iterator[Hypothesis]:
         if why is not None:
             yield judged(verdict=UNDECIDED, text=why, points=len(used))
             continue
-        drawn = sample_points(points)
-        if drawn is None:
+        samples = sample_points(points)
+        if samples is None:
             continue
-        share = _share_in_order(drawn)
-        effect, ci95 = interval(np.exp(_weaker_step(drawn)))
+        share = _share_in_order(samples)
+        effect, ci95 = interval(np.exp(_weaker_step(samples)))
         steps = " → ".join(
             f"{w.family} from {loss(w.loss[0])}" for w in cell.winners if w.family != "dense"
         )
@@ -293,32 +293,32 @@ def _order(phase: ParetoPhase) -> Iterator[Hypothesis]:
         )
 
 
-def _share_in_order(drawn: SampledPoints) -> float:
+def _share_in_order(samples: SampledPoints) -> float:
     """The share of samples whose frontier has the three families, in that order."""
     hits = 0
-    for speeds, losses in zip(drawn.speeds, drawn.losses, strict=True):
+    for speeds, losses in zip(samples.speeds, samples.losses, strict=True):
         top = 0.0
         order: list[str] = []
         for i in np.argsort(losses):
             if speeds[i] > top:
                 top = speeds[i]
-                family = drawn.families[i]
+                family = samples.families[i]
                 if family in PAPER_ORDER and order[-1:] != [family]:
                     order.append(family)
         hits += tuple(order) == PAPER_ORDER
-    return hits / len(drawn.speeds)
+    return hits / len(samples.speeds)
 
 
-def _weaker_step(drawn: SampledPoints) -> Array:
+def _weaker_step(samples: SampledPoints) -> Array:
     """[samples]: of both steps the smaller log ratio by which a family beats the one before it, at
     the loss at which it does so most."""
     steps = []
     for before, after in zip(PAPER_ORDER, PAPER_ORDER[1:], strict=False):
         gains = [
-            drawn.speeds[:, i] - drawn.best(drawn.losses[:, i], drawn.of(before))
-            for i in np.flatnonzero(drawn.of(after))
+            samples.speeds[:, i] - samples.best(samples.losses[:, i], samples.of(before))
+            for i in np.flatnonzero(samples.of(after))
         ]
-        steps.append(np.max(gains, axis=0) if gains else np.full(len(drawn.speeds), -np.inf))
+        steps.append(np.max(gains, axis=0) if gains else np.full(len(samples.speeds), -np.inf))
     weaker: Array = np.min(steps, axis=0)
     return weaker
 

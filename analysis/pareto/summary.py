@@ -188,12 +188,12 @@ def _pays_line(name: str, phase: ParetoPhase) -> str:
         parts.append(f"{up_to}: {', '.join(never)}")
     if slower:
         parts.append(f"not faster beyond noise {where}: {', '.join(slower)}")
-    gone = not_judged(phase.points)
+    unjudged = not_judged(phase.points)
     for reason, words in (
         (NOT_VALID, "their times are not valid"),
         (NO_INTERVAL, "they have no interval"),
     ):
-        families = [family for family, why in gone.items() if why == reason]
+        families = [family for family, why in unjudged.items() if why == reason]
         if families:
             parts.append(f"not judged, as {words}: {', '.join(families)}")
     return f"{name}: {'; '.join(parts)}."

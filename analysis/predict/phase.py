@@ -360,7 +360,7 @@ def gemm_rows(
     for name, found in dense_weights.items():
         if sum(ops[0].layers for ops in found) - layers_left[name] > 1e-9:
             op = found[0][0]
-            rows += [_gone(dense, op, part, dtype) for part in range(len(op.gemms))]
+            rows += [_removed(dense, op, part, dtype) for part in range(len(op.gemms))]
     return rows
 
 
@@ -440,7 +440,7 @@ def _row(side: PredictedSide, op: Op, part: int, baseline: Op | None, dtype: str
     )
 
 
-def _gone(dense: PredictedSide, op: Op, part: int, dtype: str) -> PredictedGemm:
+def _removed(dense: PredictedSide, op: Op, part: int, dtype: str) -> PredictedGemm:
     row = _row(dense, op, part, op, dtype)
     unknown = dict.fromkeys(("m", "n", "k", "flop", "bytes", "bound"))
     return msgspec.structs.replace(row, axis="gone", count=0, ideal_ns=0.0, **unknown)

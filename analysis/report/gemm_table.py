@@ -39,7 +39,7 @@ class MergedRow:
 def shown_rows(gemms: list[GemmRow]) -> list[MergedRow]:
     """The rows as they are shown."""
     groups: dict[tuple[object, ...], list[GemmRow]] = {}
-    for gemm in with_gone(gemms):
+    for gemm in merged_removals(gemms):
         make = (gemm.role, gemm.group, gemm.op, gemm.kind, gemm.dtype, gemm.m)
         dense = (gemm.dense_batch, gemm.dense_m, gemm.dense_n, gemm.dense_k)
         groups.setdefault((*make, *dense, gemm.axis in _WIDTHS), []).append(gemm)
@@ -81,32 +81,32 @@ def _summed(rows: list[GemmRow], axis: str) -> GemmRow:
     )
 
 
-def with_gone(gemms: list[GemmRow]) -> list[GemmRow]:
-    """The rows of a GEMM of which some layers are gone as one: its calls fall, and its losses, of
-    which one is the other's gain, are summed. Other rows stay as they are."""
+def merged_removals(gemms: list[GemmRow]) -> list[GemmRow]:
+    """Merge the two rows of a GEMM that was removed from some layers: its calls fall, and the
+    losses, of which one is the other's gain, are summed. Other rows stay as they are."""
     shapes: dict[tuple[object, ...], list[GemmRow]] = {}
     for gemm in gemms:
         make = (gemm.role, gemm.group, gemm.op, gemm.kind, gemm.dtype)
         shapes.setdefault((*make, gemm.batch, gemm.m, gemm.n, gemm.k), []).append(gemm)
     shown = []
     for rows in shapes.values():
-        lost = [row for row in rows if row.axis == "gone" and not row.count]
-        left = [row for row in rows if row not in lost]
-        both = len(lost) == len(left) == 1 and left[0].axis in ("none", "gone")
-        shown += [_with_gone_layers(left[0], lost[0])] if both else rows
+        removed = [row for row in rows if row.axis == "gone" and not row.count]
+        left = [row for row in rows if row not in removed]
+        both = len(removed) == len(left) == 1 and left[0].axis in ("none", "gone")
+        shown += [_with_removed_calls(left[0], removed[0])] if both else rows
     return shown
 
 
-def _with_gone_layers(stayed: GemmRow, gone: GemmRow) -> GemmRow:
+def _with_removed_calls(kept: GemmRow, removed: GemmRow) -> GemmRow:
     def both(name: str) -> float | None:
-        kept, lost = getattr(stayed, name), getattr(gone, name)
-        return None if kept is None or lost is None else kept + lost
+        one, other = getattr(kept, name), getattr(removed, name)
+        return None if one is None or other is None else one + other
 
     before = both("dense_count")
     return msgspec.structs.replace(
-        stayed,
+        kept,
         axis="gone",
-        keep={"calls": stayed.count / before} if before else None,
+        keep={"calls": kept.count / before} if before else None,
         dense_count=before,
         dense_busy_ns=both("dense_busy_ns"),
         promised_ns=both("promised_ns"),

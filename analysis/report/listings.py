@@ -216,14 +216,14 @@ def doctor(checks: Iterable[MachineCheck]) -> RenderableType:
     return table
 
 
-def verified(result: Mapping[str, Any], *, allow_undrawn: bool) -> Text:
+def verified(result: Mapping[str, Any], *, allow_missing_figures: bool) -> Text:
     """What `verify` found in a bundle: the verdict, the files that failed or were not compared, how
     many were, and what is taken on trust."""
     lines = []
     if result["ok"]:
         skipped = result["not_compared"]
         unchanged = result["checked"] - result["rebuilt"] - len(skipped)
-        outcome = "ok: " if allow_undrawn or not skipped else "partial: "
+        outcome = "ok: " if allow_missing_figures or not skipped else "partial: "
         if result["samples_agree"] is False:
             outcome = ""
             lines.append(
@@ -252,8 +252,8 @@ def _sample_line(entry: Mapping[str, Any]) -> str:
         return f"{where} are taken on trust: {entry['why']}; {overhead}"
     samples, (low, high) = entry["speedup"]["samples"], entry["speedup"]["profiled"]
     steps = f"{low:.2f}×" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f}× to {high:.2f}×"
-    told = f"{where} {samples:.2f}×, {entry['why']} of what the trace allows, {steps}; {overhead}"
-    return told if entry["agree"] else f"{told}: ask for the samples, or measure again"
+    text = f"{where} {samples:.2f}×, {entry['why']} of what the trace allows, {steps}; {overhead}"
+    return text if entry["agree"] else f"{text}: ask for the samples, or measure again"
 
 
 def verdict(report: Report, *, name: str, folder: Path) -> RenderableType:

@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from prunescope.analysis.report.evidence import MARKS, marked, marks_of_point
-from prunescope.analysis.report.figure_style import EDGE, drawing
-from prunescope.analysis.report.figure_style import looks_of as looks_in
+from prunescope.analysis.report.figure_style import EDGE, plotting
 from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.pareto import Pareto, SweepCell, SweepPoint
 from prunescope.taxonomy.keep import ALIGNMENTS, alignment_size, is_just
@@ -25,8 +24,6 @@ PAGE, COLUMN = 7.0, 3.35  # inches: both columns of a page, and one
 MODEL, LAYER = "model", "layer"  # what ran
 ALIGN = "align="
 _USUAL_ALIGNMENT = ("paper", "16")  # what families round to without the knob
-# Okabe-Ito without black, in which whiskers and bounds are drawn, dark and light in turns.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#888888", "#F0E442")
 _LONGEST_TITLE = 64  # characters of the title of a panel
 _LONGEST_NAME = 32  # characters of a family: more leave no room for its panel
 _MOST_PANELS = 8  # four rows of two: a page
@@ -35,13 +32,13 @@ _MOST_PANELS = 8  # four rows of two: a page
 @dataclass(frozen=True, kw_only=True)
 class PaperFigure:
     """A figure. `caption`: what it shows, of what, n and which interval; `rows`: the numbers that
-    it draws by their names, for a CSV. `draw` is called within `drawing()`."""
+    it shows by their names, for a CSV. `plot` is called within `plotting()`."""
 
     name: str
     title: str
     caption: str
     rows: Sequence[Row]
-    draw: Callable[[], Figure]
+    plot: Callable[[], Figure]
 
     @property
     def columns(self) -> list[str]:
@@ -50,12 +47,12 @@ class PaperFigure:
 
     def plotted(self) -> Figure:
         """The figure in our style."""
-        with drawing():
-            return self.draw()
+        with plotting():
+            return self.plot()
 
 
 @dataclass(frozen=True)
-class NotDrawn:
+class MissingFigure:
     """A figure that the sweep has no data for. `key`: what to add to the sweep, or to run."""
 
     name: str
@@ -175,11 +172,6 @@ def family_label(point: SweepPoint) -> str:
     words = [*([point.select] if point.select else [])]
     words += [one for one in point.set if not one.startswith(ALIGN)]
     return f"{point.family} ({', '.join(words)})" if words else point.family
-
-
-def looks_of(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each family, in the order of the sweep."""
-    return looks_in(labels, _COLOURS)
 
 
 def points_of(shown: Iterable[Panel]) -> list[SweepPoint]:

@@ -18,7 +18,7 @@ from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figure_style import ground, no_evidence
 from prunescope.analysis.report.paper_figure import (
-    NotDrawn,
+    MissingFigure,
     PaperFigure,
     Row,
     ends,
@@ -32,11 +32,11 @@ _MEASURED, _LAW = "#0072B2", "#D55E00"
 _SIZES = {"N": "output features", "K": "input features"}
 
 
-def gemm_steps(curves: Sequence[SpeedupCurve]) -> PaperFigure | NotDrawn:
+def gemm_steps(curves: Sequence[SpeedupCurve]) -> PaperFigure | MissingFigure:
     """The steps of GEMMs that were replayed alone over N or K."""
     name, title = "gemms", "GEMM steps"
     if not curves:
-        return NotDrawn(
+        return MissingFigure(
             name,
             "no GEMM was replayed over N or K",
             "run `prunescope gemm RUN` on a run of the sweep, or give --gemm FILE of "
@@ -56,7 +56,7 @@ def gemm_steps(curves: Sequence[SpeedupCurve]) -> PaperFigure | NotDrawn:
         "placements of medians; whiskers: its 95 % interval, with the noise of both times, cut "
         f"where it leaves the panel.{_hatched(curves)}",
         rows=[row for one in curves for row in _rows(one)],
-        draw=lambda: _figure(curves[:_MOST]),
+        plot=lambda: _figure(curves[:_MOST]),
     )
 
 

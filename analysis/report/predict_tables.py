@@ -245,13 +245,13 @@ def gemm_table(name: str, phase: PredictedPhase) -> Table:
     """The expected time of each GEMM of a phase, and how it is cut. A GEMM that keeps its shape but
     runs in fewer layers has the axis `gone`."""
     gemms = [gemm for gemm in phase.gemms if gemm.count]
-    gone = {(gemm.role, gemm.group) for gemm in phase.gemms if gemm.axis == "gone"}
+    removed = {(gemm.role, gemm.group) for gemm in phase.gemms if gemm.axis == "gone"}
     unit = numbers.scale([gemm.expected_ns for gemm in gemms])
     groups = any(map(is_grouped, gemms))
     rows = []
     for gemm in gemms:
         waves = numbers.UNKNOWN if gemm.waves is None else f"{gemm.waves:.3g}"
-        fewer = gemm.axis == "none" and (gemm.role, gemm.group) in gone
+        fewer = gemm.axis == "none" and (gemm.role, gemm.group) in removed
         rows.append(
             [
                 gemm.role,

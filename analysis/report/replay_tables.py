@@ -106,7 +106,7 @@ def replay_table(phase: Phase, name: str = "") -> Table | None:
     def time(ns: float, reasons: Sequence[str]) -> Cell:
         return Cell(_marked(calls.text(ns), reasons), ns)
 
-    def lost(ns: float | None) -> Cell:
+    def cell(ns: float | None) -> Cell:
         return Cell(_marked(steps.text(ns, signed=True), inside), ns)
 
     def interval(ci95: list[float] | None) -> str:
@@ -119,7 +119,7 @@ def replay_table(phase: Phase, name: str = "") -> Table | None:
         (number("in the model", calls.unit), lambda one: time(one.inside_ns, inside)),
         (number("alone, warm", calls.unit, drop=1), lambda one: time(one.warm_ns, alone)),
         (number("alone, cold", calls.unit, drop=2), lambda one: time(one.cold_ns, alone)),
-        (number("lost inside", per_step), lambda one: lost(one.ledger_ns)),
+        (number("lost inside", per_step), lambda one: cell(one.ledger_ns)),
         (number("95 % interval", steps.unit, drop=4), lambda one: steps.interval(one.ledger_ci95)),
         (
             number("lost alone", per_step),

@@ -155,7 +155,7 @@ def _outcome(phase: Phase) -> str:
         return f"{damage.text}; {ratio}"
     if phase.ladder is None:
         share = numbers.share_of(phase.in_step(phase.busy_ns), phase.step_time_ns)
-        text = f"{_step(phase)}{_beside_median(phase)}, busy "
+        text = f"{_step(phase)}{_and_median(phase)}, busy "
         text += f"{numbers.percent(share)} of the wall"
         text += _communication(phase)
         return text + ", much of which is earlier work, most likely" * bool(
@@ -195,7 +195,7 @@ def _step(phase: Phase) -> str:
     return f"{numbers.time(phase.step_time_ns)} a step without the profiler ({profiled} with it)"
 
 
-def _beside_median(phase: Phase) -> str:
+def _and_median(phase: Phase) -> str:
     """A sentence if the time of a step is a mean over unlike steps, with their median."""
     if not phase.finding("step-outlier"):
         return ""

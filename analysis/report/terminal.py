@@ -133,12 +133,12 @@ class _ReportPage(Page):
         lines -= self.height([self.section("Findings")]) + 1
         shown = 0
         waits = summary.waits_for(phase, self._all) is not None
-        told = [] if waits else summary.changes_told(phase)
+        recommended = [] if waits else summary.recommended_changes(phase)
         for item in phase.findings:
             # The paragraph above ends with their changes.
-            is_told = any(item is one for one in told)
-            said = replace_fields(item, change=None, predicted_ns=None) if is_told else item
-            part = self._finding(said)
+            is_above = any(item is one for one in recommended)
+            shown_item = replace_fields(item, change=None, predicted_ns=None) if is_above else item
+            part = self._finding(shown_item)
             lines -= self.height([part])
             if shown and (lines < 0 or item.severity == "info"):
                 break
@@ -263,8 +263,8 @@ class _ReportPage(Page):
 
     def _brief_notes(self, table: Table, phase: Phase) -> list[str]:
         """The first note, and why intervals are missing where the strokes do not say it."""
-        said = evidence.ONE_STEP in evidence.of_ledger(phase)
-        missing = [] if said else ledger_view.interval_notes(phase.ledger or [])
+        is_one_step = evidence.ONE_STEP in evidence.of_ledger(phase)
+        missing = [] if is_one_step else ledger_view.interval_notes(phase.ledger or [])
         return list(dict.fromkeys([*table.notes[:1], *missing]))
 
     def _shares(self, table: Table, busy_ns: float) -> RenderableType:

@@ -141,8 +141,8 @@ def heading(name: str, phase: Phase) -> str:
     """The name of a phase, and of a trace without run.json the kind of phase that it turned out to
     be."""
     kind = phase.phase_kind["kind"] if phase.phase_kind else "unknown"
-    is_said = kind in ("unknown", name) or name.endswith(f"-{kind}")  # rank0-decode
-    return name if is_said else f"{name} ({kind})"
+    is_in_name = kind in ("unknown", name) or name.endswith(f"-{kind}")  # rank0-decode
+    return name if is_in_name else f"{name} ({kind})"
 
 
 def phase_slugs(report: Report) -> dict[str, str]:

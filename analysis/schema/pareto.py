@@ -354,10 +354,10 @@ def without_sparsity(points: Iterable[SweepPoint]) -> dict[str, bool]:
     with one each), and whether all of their points are faster than dense beyond noise. Those that
     cannot be judged are left out."""
     points = list(points)
-    gone = not_judged(points)
+    unjudged = not_judged(points)
     found: dict[str, bool] = {}
     for point in points:
-        if point.sparsity is None and point.is_judged and point.label not in gone:
+        if point.sparsity is None and point.is_judged and point.label not in unjudged:
             found[point.label] = found.get(point.label, True) and point.is_faster
     return found
 

@@ -590,9 +590,9 @@ class Phase(msgspec.Struct, kw_only=True):
     def __repr__(self) -> str:
         """A few lines of a phase that has thousands of values: how its answer begins."""
         steps = f"{self.steps} step{'s' * (self.steps != 1)}"
-        told = self.summary if isinstance(self.summary, str) else ""
-        told = told or f"{self.wall_ns / 1e6:.3f} ms each"
-        return f"<Phase of {steps}: {textwrap.shorten(told, _REPR, placeholder=' …')}>"
+        summary = self.summary if isinstance(self.summary, str) else ""
+        summary = summary or f"{self.wall_ns / 1e6:.3f} ms each"
+        return f"<Phase of {steps}: {textwrap.shorten(summary, _REPR, placeholder=' …')}>"
 
     def is_mostly_of_unknown_keys(self, row: Row) -> bool:
         """Whether most of a row is attention of which the trace does not say how many keys it

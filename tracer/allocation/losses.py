@@ -213,9 +213,9 @@ class ModelLosses:
         points, most = [(0.0, 0.0)], 0.0
         for size in sorted(measured_sizes(sizes, ranked.total), reverse=True):
             most = max(most, self._rise([Removal(number, what, size)]))
-            points.append((ranked.lost_share(size), most))
-        lost = {size: ranked.lost_share(size) for size in sizes}
-        return {n: max(_between(points, share), _LEAST * share) for n, share in lost.items()}
+            points.append((ranked.removed_share(size), most))
+        removed = {size: ranked.removed_share(size) for size in sizes}
+        return {n: max(_between(points, share), _LEAST * share) for n, share in removed.items()}
 
     def _rise(self, removals: Sequence[Removal]) -> float:
         """The rise of the loss by these removals together, from the file where it has them."""

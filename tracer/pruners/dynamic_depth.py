@@ -76,16 +76,16 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     if leave != "lower":
         compat.set_static_layers(model, functools.partial(_static_layers, places))
     check_runs(model, "with layers skipped", route.sampler.stream)
-    gone = removed_layers(len(layers), point.sparsity)
+    skipped = removed_layers(len(layers), point.sparsity)
     state = " and updates no state" if has_mixers(model) else ""
     how = {
-        "skip": f"each forward skips {gone} of {len(layers)} layers, chosen at random",
-        "early": f"each forward skips one of the {gone} ± 1 last layers, chosen at random",
-        "lower": f"each step of decode skips the {gone} layers behind the first, a prompt none",
+        "skip": f"each forward skips {skipped} of {len(layers)} layers, chosen at random",
+        "early": f"each forward skips one of the {skipped} ± 1 last layers, chosen at random",
+        "lower": f"each step of decode skips the {skipped} layers behind the first, a prompt none",
     }
     notes = [f"{how[leave]}; a skipped layer caches nothing{state}"]
-    notes += rounding(len(layers) - gone, len(layers), point.sparsity, "layers")
-    record = {"kept": {"layers": len(layers) - gone}, "notes": notes}
+    notes += rounding(len(layers) - skipped, len(layers), point.sparsity, "layers")
+    record = {"kept": {"layers": len(layers) - skipped}, "notes": notes}
     # Early exit skips a random number of the last layers: there is nothing to learn.
     learners: list[Learner] = []
     if leave == "lower":
@@ -157,11 +157,11 @@ class _Route:
                 "trained routers of layers decide on the host, and a recorded step cannot",
                 hint="use --mode eager",
             )
-        if self.sampler.number not in step.draws:
-            step.hold(self.sampler.number, functools.partial(self._drawn, step.turn.device))
+        if self.sampler.number not in step.random_numbers:
+            step.hold(self.sampler.number, functools.partial(self._sampled, step.turn.device))
         return step.held(self.sampler.number)
 
-    def _drawn(self, device: torch.device) -> torch.Tensor:
+    def _sampled(self, device: torch.device) -> torch.Tensor:
         self.start(past=0)
         runs = [float(index not in self.skipped) for index in range(self.num_layers)]
         return torch.tensor(runs, device=device)

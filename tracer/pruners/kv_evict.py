@@ -242,11 +242,11 @@ class _EvictingAttention(PlainAttention, Counted):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The `budget` keys and values of a prompt that stay, the first to leave in front behind
         the sinks."""
-        gone = kv[0].shape[2] - budget
-        if not gone:
+        evicted = kv[0].shape[2] - budget
+        if not evicted:
             return kv
         first = min(self.kept_first, budget - 1)
-        return _without(kv[0], first, gone), _without(kv[1], first, gone)
+        return _without(kv[0], first, evicted), _without(kv[1], first, evicted)
 
     def static_evict(
         self, layer: Any, q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor

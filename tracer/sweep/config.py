@@ -207,9 +207,9 @@ def _located(key: str, value: Any, path: Path) -> Any:
     if value is None:
         return None
     if key == "model":
-        return _beside(value, path, when=True)
+        return _path_from_file(value, path, when=True)
     if key == "families":
-        return tuple(_beside(name, path, when=is_file(name)) for name in value)
+        return tuple(_path_from_file(name, path, when=is_file(name)) for name in value)
     if key in ("text", "other_text"):
         return _text(value, path)
     if key == "recover" and value.text is not None:
@@ -234,7 +234,7 @@ def _folder(path: Path) -> Path:
     return path.resolve()  # the harness works inside it, and a worker may stand elsewhere
 
 
-def _beside(name: str, path: Path, *, when: bool) -> str:
+def _path_from_file(name: str, path: Path, *, when: bool) -> str:
     """`name` as a path beside the sweep file, where there is such a folder or file."""
     there = path.parent / home_path(name)
     try:
