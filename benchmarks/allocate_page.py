@@ -3,7 +3,7 @@
     python benchmarks/allocate_page.py FOLDER...                  # of finished stages, one a model
     python benchmarks/allocate_page.py benchmarks/allocate.json
 
-Out: allocate.md beside this file, and its JSON with speeds, their intervals and the nats of each
+Out: allocate.md next to this file, and its JSON with speeds, their intervals and the nats of each
 block of tokens, from which the page is made. A family's loss at the speed of a plan lies on the
 line between its two neighbouring points (the dense model is one); where several pairs of
 neighbours have the speed between them, the least counts. Intervals of differences are those of
@@ -96,7 +96,7 @@ class Measured(msgspec.Struct, kw_only=True):
 
 
 class Published(msgspec.Struct, kw_only=True):
-    """What the page is made of."""
+    """The data of the page."""
 
     models: list[Measured]
 
@@ -119,7 +119,7 @@ def read(path: Path) -> Published:
 
 
 def stored(found: Published) -> bytes:
-    """The JSON beside the page: a line a variant."""
+    """The JSON next to the page: a line a variant."""
     plain = msgspec.to_builtins(found)
     for model in plain["models"]:
         model["variants"] = [f"@{json.dumps(one)}@" for one in model["variants"]]
@@ -197,7 +197,7 @@ def target_of(phase: str, speedup: float, plan: PlanOfLayers) -> Target:
 
 
 def kept_text(layers: Sequence[KeptLayer]) -> str:
-    """What stays, in words: layers, KV heads and channels."""
+    """The kept parts in words: layers, KV heads and channels."""
     left = [one for one in layers if not one.dropped]
     parts = [f"{len(left)} of {len(layers)} layers"]
     for name, now, dense in (
@@ -306,7 +306,7 @@ def _speed_row(target: Target, by_name: Mapping[str, Variant]) -> str:
 
 
 def _measured(speed: Speed) -> str:
-    """With its interval; marked where its times are no evidence."""
+    """A speedup with its interval; marked where its times are no evidence."""
     return f"{ratio(speed.realised)}{'' if speed.valid else ' ?'} {ratios(list(speed.ci95))}"
 
 

@@ -145,7 +145,8 @@ def numbers(model: Any) -> int:
 
 
 def _share(realised: float) -> str:
-    """Of the weights; a dynamic family takes none away, and adds its routers."""
+    """The share of the weights that was removed; a dynamic family removes none and adds its
+    routers."""
     return f"{realised:.3f}" if realised > 0 else "–"
 
 

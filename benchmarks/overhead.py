@@ -1,10 +1,11 @@
-"""What each dynamic family pays to skip work, on SmolLM2-135M: router to host time, and break-even.
+"""The cost at which each dynamic family skips work, on SmolLM2-135M: router to host time, and
+break-even.
 
     python benchmarks/overhead.py [--model NAME] [--prompt-len N] [--batches B ...] [--repeats N]
 
-Writes overhead.md beside this file: a table for each phase and batch, read from the traces by
+Writes overhead.md next to this file: a table for each phase and batch, read from the traces by
 `analyze`. All variants share the dense model's weights and take turns with it. Give it the machine:
-what was timed beside other work is marked. Eight placements of a sample each, three of which are
+what was timed while other work ran is marked. Eight placements of a sample each, three of which are
 profiled too: 22 forwards of prefill and 155 of decode a variant. Three placements that are all
 profiled have 12 and 75, with the same traces to analyse: less than twice their time.
 """

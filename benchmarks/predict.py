@@ -2,7 +2,7 @@
 
     python benchmarks/predict.py
 
-Reads taxonomy/paper.json and published.json, writes predict.md beside this file. No GPU, no
+Reads taxonomy/paper.json and published.json, writes predict.md next to this file. No GPU, no
 weights; under a minute. Exit code 1 where a goal of accuracy or of coverage is missed.
 """
 

@@ -8,8 +8,8 @@
     python benchmarks/same.py report FOLDER [--out FILE]
 
 `capture` appends a line a capture to FOLDER/MODEL.jsonl and may be called again and again; `report`
-writes same.md beside this file: how many 95 % intervals hold the truth, and which scaling of a CPU
-ledger tells it. `--busy` has so many loops run beside it for a part of the time. `costs` measures
+writes same.md next to this file: how many 95 % intervals hold the truth, and which scaling of a CPU
+ledger tells it. `--busy` runs so many loops at the same time, for a part of it. `costs` measures
 what a record costs, and what the wait does to a plain loop. Give it the machine. `places` compares
 placements with new processes, `plain` our unprofiled samples with those of a plain loop.
 """
@@ -84,7 +84,11 @@ def main() -> None:
     one.add_argument("--captures", type=int, default=24, help="of this model and case, in all")
     one.add_argument("--minutes", type=float, default=60.0, help="begin none after so long")
     one.add_argument(
-        "--busy", type=int, default=0, choices=range(3), help="busy loops beside it, 8 of 14 s"
+        "--busy",
+        type=int,
+        default=0,
+        choices=range(3),
+        help="concurrent busy loops, 8 of 14 s",
     )
     one.add_argument("--out", type=Path, required=True)
     commands.add_parser("costs").add_argument("--out", type=Path, required=True)
@@ -161,7 +165,7 @@ def _captured(options: Any, number: int, out: Path) -> dict[str, Any]:
 
 
 def _seen(run: Path) -> dict[str, Any]:
-    """What the report of a capture says."""
+    """The numbers that are kept of a capture's report."""
     import prunescope
     from prunescope.taxonomy.run import read_run
 
@@ -202,7 +206,7 @@ def _scalings(run: Path, phase: str) -> dict[str, dict[str, float]]:
     walls = samples_of(dense.run), samples_of(pruned.run)
 
     def by_time(side: UnitSums) -> RecordWeight:
-        """As if recording cost each part of a step as much as it is long."""
+        """The ledger as if recording cost were proportional to the time of each part of a step."""
         return RecordWeight(side.busy.mean(axis=1), side.gap.mean(axis=1), float(side.tail.mean()))
 
     costs = {"records": lambda side: side.recorded, "everything": by_time, "gaps": lambda _: None}

@@ -60,8 +60,8 @@ def _same(lines: list[dict[str, Any]], models: list[str]) -> list[str]:
     return [
         "## Nothing was done",
         "",
-        "Every capture draws its placements anew. Mean: of the log ratios, ± its standard error. "
-        "Rows: kernel efficiency, and launch and idle.",
+        "Every capture samples its placements again. Mean: of the log ratios, ± its standard "
+        "error. Rows: kernel efficiency, and launch and idle.",
         "",
         "| model | phase | captures | called disturbed | 95 % intervals that hold 1.00 | mean "
         "ratio | median width | row intervals that exclude 0 |",
@@ -133,7 +133,7 @@ def _cell(values: list[float], true: float) -> str:
 
 
 def _busy_loops(lines: list[dict[str, Any]], models: list[str]) -> list[str]:
-    """What is claimed of nothing while something else runs."""
+    """A table of the differences claimed between equal models while busy loops run."""
     rows = []
     for model in models:
         quiet = [x for x in lines if x["model"] == model and not x["beside"] and x["peaks"]]
@@ -161,9 +161,9 @@ def _busy_loops(lines: list[dict[str, Any]], models: list[str]) -> list[str]:
         "many as were asked for were quiet, and the run has those. Peaks: those used in the "
         "reports, over the median of the quiet captures, lowest to highest.",
         "",
-        "| model | beside it | phases captured | called disturbed | quiet again | nothing seen | "
+        "| model | other load | phases captured | called disturbed | quiet again | nothing seen | "
         "claims of a difference | disturbed and yet a critical finding | peaks | captures with "
-        "doubted peaks |",
+        "peaks with caveats |",
         "|---|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",

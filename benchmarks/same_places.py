@@ -44,7 +44,7 @@ def places(model: str, out: Path) -> None:
 
 
 def spread(folder: Path) -> list[str]:
-    """What the page says of it, where it was measured."""
+    """The lines of the page on this spread, where it was measured."""
     rows = []
     for found in kept(folder, FILE):
         for phase in ("prefill", "decode"):

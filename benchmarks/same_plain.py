@@ -44,7 +44,7 @@ def measure(model: str, out: Path) -> None:
 
 
 def lines(folder: Path) -> list[str]:
-    """What the page says of it, where it was measured."""
+    """The lines of the page on the plain loop, where it was measured."""
     rows = []
     for found in kept(folder, FILE):
         for phase in PHASES:
@@ -86,7 +86,8 @@ def _column(found: dict[str, Any], way: str, phase: str, key: str) -> list[float
 
 
 def _placed(name: str, count: int) -> list[dict[str, Any]]:
-    """By placement, {way: {phase: medians of ns a step and of pages first touched in it}}."""
+    """The times of each placement, {way: {phase: medians of ns a step and of pages first touched in
+    it}}."""
     import torch
     from transformers import AutoModelForCausalLM
 

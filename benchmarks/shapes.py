@@ -2,7 +2,7 @@
 
 In: ../shared/data, damage and wrong configs of the tests. Out: benchmarks/shapes.md. Run from the
 project's root, with it on PYTHONPATH: `python benchmarks/shapes.py`; `--times` takes the times
-alone anew, on a machine that does nothing else.
+alone again, on a machine that does nothing else.
 """
 
 from __future__ import annotations

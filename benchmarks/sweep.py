@@ -4,12 +4,12 @@
     python benchmarks/sweep.py traces/smollm2
     python benchmarks/sweep.py benchmarks/sweep.json [--losses FILE]
 
-Writes sweep.md and sweep.json beside this file and the figures into sweep/. sweep.json holds the
+Writes sweep.md and sweep.json next to this file and the figures into sweep/. sweep.json holds the
 points with their intervals and the seed of the samples, from which frontier, shares, claims and
-sentences follow: given instead of a folder, it is judged anew, and page and figures are written
+sentences follow: given instead of a folder, it is judged again, and page and figures are written
 from it; `--losses` puts the losses that benchmarks/rescore.py wrote in the place of its own, and
 the page lists these with what they moved. Exit code 1 where results are missing or were timed
-beside other work, 2 where the files are larger than 500 kB.
+while other work ran, 2 where the files are larger than 500 kB.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ScoredAgain(msgspec.Struct, kw_only=True):
 
 
 class Published(Pareto, kw_only=True):
-    """NAME.json beside a page: the comparison, and the day on which the sweep ended. `moved`: what
+    """NAME.json next to a page: the comparison, and the day on which the sweep ended. `moved`: what
     the losses that were scored again changed of frontier and claims."""
 
     ended: str
@@ -82,7 +82,7 @@ def main() -> int:
 
 
 def read(path: Path) -> Published:
-    """The JSON beside a page."""
+    """The JSON next to a page."""
     return decoded(path.read_bytes())
 
 
@@ -156,7 +156,7 @@ def decoded(data: bytes) -> Published:
 
 
 def write(found: Published, page: Path) -> int:
-    """Judge the points anew, and write page, JSON and figures; gives the exit code."""
+    """Judge the points again, and write page, JSON and figures; gives the exit code."""
     # Judged as the JSON has it, with its digits, so that page and JSON agree whoever reads it.
     new = judged(decoded(stored(found)))
     files = {page: text(new, page.stem).encode(), page.with_suffix(".json"): stored(new)}
@@ -179,7 +179,7 @@ def text(found: Published, name: str) -> str:
     page = render_pareto(found).replace("](", f"]({name}/")
     return (
         f"{page}{_scored_again(found)}---\n\nSweep ended {found.ended}; points and intervals: "
-        f"[{name}.json]({name}.json), judged anew by "
+        f"[{name}.json]({name}.json), judged again by "
         f"`python benchmarks/sweep.py benchmarks/{name}.json`.\n"
     )
 
@@ -211,7 +211,7 @@ def _scored_again(found: Published) -> str:
 
 def stored(found: Published) -> bytes:
     """The JSON of a page: a line a point. Every page and phase has the same keys; of points, cells
-    and what stands beside them, what has its default is left out."""
+    and what stands next to them, what has its default is left out."""
     plain = _every(found)
     lines = [f"{json.dumps(name)}: {_line(sparse(value))}" for name, value in plain.items()
              if name != "phases"]  # fmt: skip

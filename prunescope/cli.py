@@ -366,8 +366,8 @@ def _reproduce(
     sweep: Annotated[
         Path | None,
         Option(
-            help="Folder that a sweep wrote; without it, the numbers stand beside predictions in "
-            "the paper's own setting.",
+            help="Folder that a sweep wrote; without it, predictions in the paper's own setting "
+            "stand next to the numbers.",
             metavar="SWEEP",
             argument=True,
         ),
@@ -544,7 +544,7 @@ def _verify(
         Option(
             help="Accept figures and other files that cannot be rebuilt here, because another "
             "matplotlib or prunescope wrote them; without it, the result is partial and the exit "
-            "code 3. (Old name: --allow-undrawn.)",
+            "code 3. The old name, --allow-undrawn, still works.",
             flag="--allow-missing-figures --allow-undrawn",
         ),
     ] = False,
@@ -826,5 +826,6 @@ def _run(args: list[str]) -> Any:
 
 @cache
 def _commands() -> Any:
-    """What typer makes of the functions above, once: 0.04 s of each further call in a process."""
+    """The commands that typer makes of the functions above, once: 0.04 s of each further call in a
+    process."""
     return typer.main.get_command(app)

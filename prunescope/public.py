@@ -1,4 +1,4 @@
-"""What the Python API returns: the values of analysis/schema with methods for people.
+"""Results of the Python API: the values of analysis/schema with methods for people.
 
 In: results of `analysis`. Out: objects that print, plot, save and turn into data frames. They are
 the schema's own structs, so that whatever takes a Report takes these.
@@ -178,7 +178,7 @@ class Report(report_schema.Report, kw_only=True, dict=True):
 
 
 class _Shown:
-    """What results do alike: print what their command prints, here or in a notebook."""
+    """Shared by all results: they print as their command does, in a console or a notebook."""
 
     __slots__ = ()
 
@@ -200,7 +200,7 @@ class _Shown:
 
 
 class _Tabled(_Shown):
-    """What results do alike that have a table."""
+    """Shared by results that have a table."""
 
     __slots__ = ()
 
@@ -332,7 +332,7 @@ class Pareto(_Shown, pareto_schema.Pareto, kw_only=True, dict=True):
 
 
 class Reproduction(_Tabled, reproduction_schema.Reproduction, kw_only=True, dict=True):
-    """A paper's numbers beside those of a sweep or of `predict`, as `prunescope reproduce` prints
+    """A paper's numbers next to those of a sweep or of `predict`, as `prunescope reproduce` prints
     them.
 
     Examples:
@@ -387,7 +387,7 @@ class Reproduction(_Tabled, reproduction_schema.Reproduction, kw_only=True, dict
 
 
 class Prediction(_Tabled, ByName):
-    """What `predict` gives: the dict of `--json`, which can show itself.
+    """The result of `predict`: the dict of `--json`, with tables and plots.
 
     Examples:
         >>> found = prunescope.predict(model="llama-3.1-8b", device="h100-sxm")
@@ -452,7 +452,7 @@ class Prediction(_Tabled, ByName):
 
 
 class Verified(_Shown, ByName):
-    """What `verify` finds in a bundle: the dict of `--json`, which can show itself.
+    """The result of `verify`: the dict of `--json`, which prints as the command does.
 
     Examples:
         >>> found = prunescope.verify("evidence.zip")
@@ -572,7 +572,7 @@ class Replayed(_Tabled):
 
     @classmethod
     def of(cls, replays: Replays, done: Analysis | None = None) -> Self:
-        """With the report of the run's analysis, if it was one of a run."""
+        """Return the result with the report of the run's analysis, if it was one of a run."""
         return cls(replays, None if done is None else Report.of(done))
 
     @property

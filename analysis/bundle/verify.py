@@ -52,7 +52,7 @@ _NUMBERS = ("samples.csv", "environment.json", "frontier.csv")  # whatever versi
 _ACTIVE = re.compile(rb"<script|javascript:|\son[a-z]+\s*=", re.IGNORECASE)
 _PLOTTED = (".svg", ".png")
 _LABEL = re.compile(rb"<text\b[^<>]*>([^<]*)</text>")
-# Sentences may be worded anew by another version; their numbers stand elsewhere too.
+# Another version may word sentences differently; their numbers stand elsewhere too.
 _WORDED = frozenset({"findings", "notes", "warnings", "evidence", "says", "source", "tool"})
 
 
@@ -161,7 +161,8 @@ def _check_file(path: Path) -> None:
 
 
 def _repacked(files: Mapping[str, bytes]) -> str:
-    """What the sums say of the content of a zip that was made anew, and how to get on."""
+    """Whether the content of a recompressed zip still matches its checksums, and what to do
+    next."""
     wrong = dict(_sums(files))
     if wrong:
         name, why = next(iter(wrong.items()))
@@ -225,7 +226,7 @@ def _rebuilt(
 
 
 class _Rebuild:
-    """What the bundled traces give, file by file: `done` were compared, `apart` could not be,
+    """Rebuilds the files of a bundle from its traces: `done` were compared, `apart` could not be,
     `failed` differ. Files that another version of this tool (`tool`) wrote may differ in words, and
     figures of other versions of what plots (`plotted`) in where they draw: they are `apart` then.
     Numbers are compared whatever the versions."""

@@ -72,7 +72,8 @@ def hypotheses(found: Pareto) -> list[Hypothesis]:
 
 
 def _of_models(found: Pareto) -> Pareto:
-    """Without layers that ran alone: the claims are about whole models."""
+    """The points of whole models, without layers that ran alone: the claims are about whole
+    models."""
     phases = {
         name: replace(
             phase,
@@ -96,8 +97,8 @@ def _tested(found: Pareto) -> list[Hypothesis]:
 
 
 def _low_loss(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypothesis]:
-    """Among the points of low loss, the fastest of static depth against the fastest of the other
-    families: the ratio of their speedups."""
+    """Test whether static depth is the fastest at low loss: the ratio of its best speedup to the
+    best of the other families."""
     points = [p for p in phase.points_in(cell) if not p.removed_nothing]
     of_depth = [p for p in points if p.family == DEPTH and _is_low(p) is not None]
     rivals = [p for p in points if p.family != DEPTH and _is_low(p) is not None]
@@ -166,7 +167,7 @@ def _too_few_low(
 
 
 def _no_intervals(points: Iterable[SweepPoint]) -> str | None:
-    """Which points lack the interval of their speedup or of the loss that is compared."""
+    """The points that lack an interval of their speedup or of the compared loss."""
     named = dict.fromkeys(
         p.name
         for p in points
@@ -226,7 +227,7 @@ def _closest(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypothe
 
 
 def _missed(points: list[SweepPoint]) -> dict[str, Array]:
-    """By family, samples of |realised / bound − 1|, the mean over its points: a point above its
+    """Samples of |realised / bound − 1| by family: the mean over its points: a point above its
     bound does not make up for one below."""
     found: dict[str, list[Array]] = {}
     for point in filter(_misses, points):

@@ -1,4 +1,4 @@
-"""The paper's numbers beside those of a sweep.
+"""The paper's numbers next to those of a sweep.
 
 In: a Pareto, replayed GEMMs, and the published values. Out: a Reproduction. Where a sweep lacks the
 batch or length of a number, its closest setting stands for it, and is named.
@@ -194,9 +194,9 @@ def _share(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
 
 
 def _aligned(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
-    """Of the closest setting that has this alignment, over the usual one there: of dimensions that
-    no larger power of two divides, else of multiples. Multiples of 2 that are the usual dimensions
-    are multiples of 16, and stand for those alone."""
+    """The speedup at this alignment over that at the usual one, in the closest setting: of
+    dimensions that no larger power of two divides, else of multiples. Multiples of 2 that are the
+    usual dimensions are multiples of 16, and stand for those alone."""
     points = sorted(_of_family(_points(found, one.phase), one), key=_is_multiple)
     aligned = (p for p in points if _stands_for(_align_of(p), one.at))
     wanted = next(iter(_closest(aligned, one)), None)

@@ -37,7 +37,7 @@ class SampledPoints:
     losses: Array
 
     def of(self, family: str) -> npt.NDArray[np.bool_]:
-        """Which points are of a family."""
+        """A mask [points] of the points of a family."""
         return np.array([name == family for name in self.families])
 
     def best(self, budget: Array | float, among: npt.NDArray[np.bool_]) -> Array:
@@ -74,8 +74,8 @@ def random_of(point: SweepPoint) -> np.random.Generator:
 
 
 def add_frontier_shares(points: Sequence[SweepPoint], on_frontier: Sequence[SweepPoint]) -> None:
-    """Into each point the share of samples in which it is on the frontier, and into those of the
-    frontier and their equals with those that they are indistinguishable from.
+    """Set on each point the share of samples in which it is on the frontier, and on points of the
+    frontier and their equals which points they are indistinguishable from.
 
     A point without both intervals takes part in each sample with its estimate, and has no share.
     """
@@ -140,7 +140,8 @@ def _differ(one: Array, other: Array) -> bool:
 
 
 def add_winning_shares(winners: Sequence[Winner], points: Iterable[SweepPoint]) -> None:
-    """Into each winner the share of samples in which its family is the fastest, over its range."""
+    """Set on each winner the share of samples in which its family is the fastest, over its
+    range."""
     samples = sample_points(points)
     if samples is None:
         return

@@ -1,4 +1,4 @@
-"""What an allocation costs and has to reach, and the choice of what each layer keeps.
+"""The optimisation problem of `allocate`: costs, the target, and what each layer keeps.
 
 In: an AllocateRequest, without the model: costs come from a dense run or a device. Then the losses
 of every size of every layer. Out: a Problem, and a Choice, an option a layer. A target that cannot
@@ -44,8 +44,8 @@ _ROUNDING = 1e-9  # of a cost
 
 @dataclass(kw_only=True)
 class Problem:
-    """What a request asks, without the model: costs of every size of every layer, and the cost that
-    has to be reached, both less those of the dense model."""
+    """A request as a problem, without the model: costs of every size of every layer, and the cost
+    that has to be reached, both less those of the dense model."""
 
     request: AllocateRequest
     costs: Costs
@@ -75,7 +75,7 @@ class Problem:
 
 
 def predicted(request: AllocateRequest) -> tuple[PredictRequest, int | None]:
-    """What `predict` would be asked for the costs, and the tokens of an answer where both phases
+    """The `predict` request that gives the costs, and the tokens of an answer where both phases
     count."""
     asked = PredictRequest(
         request.model,
@@ -157,7 +157,7 @@ def check_reachable(problem: Problem, sizes: Sequence[Candidates]) -> None:
 
 
 def _smallest(options: Sequence[LayerOption], layers: int) -> str:
-    """What the cheapest plan keeps: `1 of 32 layers left, of 1 KV head, of 448 channels`."""
+    """The cheapest plan in words: `1 of 32 layers left, of 1 KV head, of 448 channels`."""
     left = [one for one in options if not one.gone]
     words = [f"{len(left)} of {layers} layers left"]
     for name, unit in (("kv_heads", "KV head"), ("channels", "channel")):
@@ -255,7 +255,8 @@ def _chosen(problem: Problem, table: Allocation) -> list[LayerOption]:
 
 
 def reached(problem: Problem, change: float) -> dict[str, float]:
-    """What a change of the cost reaches: the speedup, or the bytes of memory, by its key."""
+    """The target value that a change of the cost reaches: the speedup, or the bytes of memory, by
+    its key."""
     cost = problem.dense_cost + change
     return {"memory_bytes": cost} if problem.memory else {"speedup": problem.dense_cost / cost}
 

@@ -1,6 +1,6 @@
 """The expected time of a forward: its roofline plus the costs of execution, term by term.
 
-In: a side and the names of the active terms. Out: ns a forward. Beside the kernels of its ops a
+In: a side and the names of the active terms. Out: ns a forward. Apart from the kernels of its ops a
 forward has added kernels, which only pruning needs; an eager forward has host dispatches and the
 traffic of unfused modules; tensor parallelism has all-reduces. What a cost needs to know of a
 family it reads from the ops (sparse, gathered, estimated, added): no family is known by name here.
@@ -127,8 +127,8 @@ class CostEstimate:
         return max(0.0, total - device) / total if "engine" in active else 0.0
 
     def _with_engine(self, device_ns: float, c: Constants, kernels: float) -> float:
-        """What an engine makes of a forward: no prefill is shorter than the host's part of it, and
-        each step waits for the scheduler and the sampler."""
+        """ns of a forward inside a serving engine: no prefill is shorter than the host's part of
+        it, and each step waits for the scheduler and the sampler."""
         engine = self.setting.runtime
         if engine is None:
             return device_ns

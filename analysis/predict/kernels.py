@@ -75,9 +75,9 @@ class TileChoice:
 
 
 class SplitCosts(NamedTuple):
-    """What decides whether K is split, in one unit of time: the useful work at the largest tile's
-    rate, the traffic of one part's sums (infinite: the library does not split K), and the start of
-    the kernel that adds them up."""
+    """The costs that decide whether K is split, in one unit of time: the useful work at the largest
+    tile's rate, the traffic of one part's sums (infinite: the library does not split K), and the
+    start of the kernel that adds them up."""
 
     work: float
     sums: float

@@ -157,7 +157,7 @@ def sums(side: PredictedSide) -> Sums:
 
 
 def _experts(side: PredictedSide) -> Experts | None:
-    """Of the experts of a layer that a forward's tokens choose from, on all devices together: means
+    """The experts of a layer that a forward's tokens choose from, on all devices together: means
     over the layers that have some, which may differ in their number."""
     shape, work = side.forward.plans[-1].shape, side.work
     if not shape.experts:

@@ -35,7 +35,7 @@ class AllocationPlots:
         self._plan = plan
 
     def layers(self) -> Figure:
-        """What each layer keeps, gives up and saves, and the least loss over the target."""
+        """The size, loss and saved time of each layer, and the least loss over the target."""
         return _figure(self._plan)
 
 

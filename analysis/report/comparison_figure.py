@@ -132,7 +132,7 @@ def _left_out(
     *,
     shown: int,
 ) -> str | None:
-    """Which runs have no point in the curves, and how many curves have no room."""
+    """Notes on runs without a point in the curves, and on curves without room."""
     hidden = len(curves) - shown
     lines = [f"{hidden} more curves left out"] if hidden > 0 else []
     placed = {id(row) for points in curves.values() for _, row in points}

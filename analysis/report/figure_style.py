@@ -61,7 +61,8 @@ class NotebookFigure(Figure):
 
 @contextmanager
 def plotting() -> Iterator[None]:
-    """Around one figure, plotted and saved: our style, and signals wait for its end."""
+    """Context in which one figure is plotted and saved: sets our style, and lets signals wait for
+    its end."""
     with uninterrupted(), matplotlib.rc_context(STYLE):
         yield
 

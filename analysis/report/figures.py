@@ -52,7 +52,7 @@ def figure_files(report: Report, *endings: str) -> dict[str, bytes]:
 
 
 def plot(report: Report, name: str, kind: str) -> Figure | None:
-    """One of KINDS of a phase; None where the phase has no data for it."""
+    """Plot one of KINDS of a phase; None where the phase has no data for it."""
     phase = report.phases[name]
     with plotting():
         if kind == "ladder":
@@ -105,7 +105,7 @@ class Plots:
         return self._plot("ladder", phase)
 
     def ledger(self, phase: str | None = None) -> Figure:
-        """Where the time went, as a waterfall."""
+        """The ledger as a waterfall."""
         return self._plot("ledger", phase)
 
     def kinds(self, phase: str | None = None) -> Figure:

@@ -115,7 +115,7 @@ def _with_removed_calls(kept: GemmRow, removed: GemmRow) -> GemmRow:
 
 
 def gemm_order(gemms: list[GemmRow]) -> list[GemmRow]:
-    """By group, in the order of a decoder layer, then by time."""
+    """GEMMs sorted by group, in the order of a decoder layer, then by time."""
     place = {group: i for i, group in enumerate(GROUPS)}
     return sorted(gemms, key=lambda g: (place.get(g.group, len(place)), -g.busy_ns))
 
@@ -326,7 +326,7 @@ def _experts_note(gemm: GemmRow) -> str | None:
 
 
 def _concurrent_note(rows: Sequence[GemmRow | KernelRow], unit: numbers.Scale) -> str:
-    """What the time of concurrent rows leaves out."""
+    """A note on the time that concurrent rows leave out."""
     busy, ran = (sum(getattr(r, n) or 0.0 for r in rows) for n in ("busy_ns", "duration_ns"))
     return (
         "‖ ran concurrently with other kernels: the time is what no earlier one covers, "

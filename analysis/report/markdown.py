@@ -23,7 +23,7 @@ def render_markdown(report: Report) -> str:
 
 
 def sheet_text(title: str, sheet: Sheet) -> str:
-    """What a command prints, as Markdown under a title."""
+    """The output of a command as Markdown, under a title."""
     blocks = [f"# {text(title)}"]
     for part in sheet.parts:
         if isinstance(part, Line):

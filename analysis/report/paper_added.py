@@ -1,4 +1,4 @@
-"""What pruning costs beside GEMMs, and what recovery training gives back: two figures of a sweep.
+"""The cost of pruning other than GEMMs, and the gain of recovery training: two figures of a sweep.
 
 Work that a family adds, by its parts, as a share of the dense step. Speed against loss before and
 after recovery training, each with its frontier.
@@ -207,7 +207,7 @@ def _ratios(ends: list[float] | None) -> list[float] | None:
 
 
 def _of_losses(points: Sequence[SweepPoint]) -> str:
-    """What the intervals of the losses rest on, as the end of a caption."""
+    """The basis of the intervals of the losses, as the end of a caption."""
     counts = sorted(
         {p.recovery.blocks or 0 for p in points if p.recovery and p.recovery.after_ci95}
     )

@@ -225,7 +225,7 @@ def _stack(axes: Axes, at: int, of_panel: dict[str, float]) -> None:
 
 
 def layer(found: Pareto) -> PaperFigure | MissingFigure:
-    """One layer alone: the dense one beside that of each family, in the categories of Fig. 6."""
+    """One layer alone: the dense one next to that of each family, in the categories of Fig. 6."""
     shown = panels(found, _largest, only=LAYER)
     name, title = "layer", "One layer alone"
     if not shown:
@@ -269,7 +269,8 @@ _ORDER = (_GEMM, *(name for name in CATEGORIES if name not in GEMMS))
 
 
 def _own_words(points: Sequence[SweepPoint]) -> str:
-    """What `here` in a name means, for a caption; empty where no layer has a share of its own."""
+    """The meaning of `here` in a name, for a caption; empty where no layer has a share of its
+    own."""
     if not any(map(_here, points)):
         return ""
     return " Here: the share that this layer left out of what it decides on, where it is not s."
@@ -373,7 +374,7 @@ def _layer_figure(shown: Sequence[Panel]) -> Figure:
 
 
 def _dense_spread(axes: Axes, panel: Panel, unit: Scale) -> None:
-    """From the lowest to the highest time of the dense layer, beside the dense bar."""
+    """Plot the range of the dense layer's time, lowest to highest, next to the dense bar."""
     times = [sum(_parts(point, dense=True).values()) / unit.per for point in _of_dense(panel)]
     axes.plot([0.28] * 2, [min(times), max(times)], color="black", linewidth=0.8)
 
@@ -392,7 +393,7 @@ def _column(axes: Axes, at: int, parts: dict[str, float], unit: Scale, *, clear:
 
 
 def _whisker(axes: Axes, at: int, of: tuple[float, SweepPoint], unit: Scale) -> None:
-    """The interval of the speedup as one of the pruned time, beside the number on top."""
+    """The interval of the speedup as one of the pruned time, next to the number on top."""
     top, point = of
     if point.realised_ci95 is None:
         return

@@ -66,7 +66,7 @@ class MissingFigure:
 @dataclass(frozen=True)
 class Panel:
     """A phase and a cell, with the points that are shown there. `shared`: what the settings of all
-    panels have in common beside batch and length, which the caption says."""
+    panels have in common apart from batch and length, which the caption says."""
 
     phase: str
     cell: SweepCell
@@ -99,7 +99,8 @@ def _words(where: str) -> tuple[list[str], list[str]]:
 
 
 def _shared(settings: Iterable[str]) -> list[str]:
-    """What all settings have in common beside batch and length, in the order of the first."""
+    """The settings other than batch and length that all panels have in common, in the order of the
+    first."""
     every = [_words(where)[1] for where in settings]
     return [word for word in (every[0] if every else []) if all(word in one for one in every)]
 
@@ -180,7 +181,7 @@ def points_of(shown: Iterable[Panel]) -> list[SweepPoint]:
 
 
 def on_a_page(shown: Sequence[Panel]) -> list[Panel]:
-    """As many panels as a page has room for, of each phase alike."""
+    """The panels that fit on a page, the same number for each phase."""
     phases = list(dict.fromkeys(panel.phase for panel in shown))
     each = max(1, _MOST_PANELS // len(phases))
     return [p for phase in phases for p in [q for q in shown if q.phase == phase][:each]]
@@ -213,7 +214,7 @@ def stacked(
 
 
 def mark_words(points: Iterable[SweepPoint]) -> str:
-    """What the marks behind the names of points mean, for a caption."""
+    """The meaning of the marks behind the names of points, for a caption."""
     found = "".join(map(marks_of_point, points))
     return "".join(f" {mark} {words}." for mark, words in MARKS.items() if mark in found)
 

@@ -61,13 +61,13 @@ def gemm_steps(curves: Sequence[SpeedupCurve]) -> PaperFigure | MissingFigure:
 
 
 def _disturbed(curves: Sequence[SpeedupCurve]) -> str:
-    """By what, where times are not valid; else empty."""
+    """The reasons why times are not valid; else empty."""
     found = dict.fromkeys(why for one in curves for why in one.disturbed)
     return f"disturbed by {', '.join(found)}" if found else ""
 
 
 def _hatched(curves: Sequence[SpeedupCurve]) -> str:
-    """What is hatched, for a caption."""
+    """Which points are hatched, for a caption."""
     count, why = sum(not one.timing_valid for one in curves), _disturbed(curves)
     return f" Hatched: {count} of {len(curves)} curves, {why}: no evidence." if why else ""
 

@@ -1,4 +1,4 @@
-"""Fig. 5 of the paper, and its study of alignment: realised speedups beside their bounds."""
+"""Fig. 5 of the paper, and its study of alignment: realised speedups next to their bounds."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class _Strip:
 
     @property
     def values(self) -> list[int]:
-        """Where there are bars."""
+        """The values of the axis at which there are bars."""
         return sorted({getattr(p, self.axis) for p in self.points})
 
     @property
@@ -105,7 +105,7 @@ def _speedup(found: Pareto, sparsity: float) -> PaperFigure:
 
 
 def _of_selections(points: Sequence[SweepPoint]) -> str:
-    """What an interval is where a point has several random samples."""
+    """The meaning of an interval where a point has several random selections."""
     count = max((len(p.draws) for p in points), default=1)
     return f", the hull over {count} random selections" if count > 1 else ""
 
@@ -264,8 +264,8 @@ def _place(point: SweepPoint) -> tuple[int, int]:
 
 
 def _aligned(points: Sequence[SweepPoint]) -> list[SweepPoint]:
-    """Of each family the points of the sparsity with the most alignments, the largest of several;
-    none of a family with one alignment."""
+    """For each family, its points at the sparsity with the most alignments (the largest of
+    several); none for a family with one alignment."""
     groups: dict[str, dict[float, list[SweepPoint]]] = {}
     for point in points:
         if alignment(point) is not None and point.sparsity is not None:
@@ -276,8 +276,8 @@ def _aligned(points: Sequence[SweepPoint]) -> list[SweepPoint]:
 
 
 def _order(align: str) -> tuple[int, int]:
-    """By size: just that (odd, even), then multiples, then the name of what families round to; last
-    what is no alignment."""
+    """The sort key of an alignment, by size: just that (odd, even), then multiples, then the name
+    of what families round to; last what is no alignment."""
     size = size_of(align)
     if not size:
         return 1 << 30, 0

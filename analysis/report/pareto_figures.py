@@ -259,13 +259,13 @@ def _label_with_marks(label: str, points: Iterable[SweepPoint]) -> str:
 
 
 def _mark_notes(points: Iterable[SweepPoint]) -> list[Line2D]:
-    """What the marks in a figure mean, as entries of its legend."""
+    """Legend entries for the marks of a figure."""
     found = "".join(map(marks_of_point, points))
     return [_written_mark(mark, words) for mark, words in MARKS.items() if mark in found]
 
 
 def _written_mark(mark: str, words: str) -> Line2D:
-    """An entry of a legend whose mark is a letter, as it stands beside the points."""
+    """An entry of a legend whose mark is a letter, as it stands next to the points."""
     letter = TextPath((0, 0), mark, size=10)
     box = letter.get_extents()
     middle = Path(letter.vertices - [(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2], letter.codes)
@@ -284,7 +284,7 @@ def _share(point: SweepPoint) -> str:
 
 @dataclass
 class Obstacles:
-    """What labels should not hide, in units of the axes: marks, and ends of lines."""
+    """The marks and ends of lines that labels should not hide, in units of the axes."""
 
     marks: list[tuple[float, float]] = field(default_factory=list)
     lines: list[_Line] = field(default_factory=list)

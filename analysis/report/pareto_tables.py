@@ -137,7 +137,7 @@ def cell_tables(cell: SweepCell, points: Sequence[SweepPoint]) -> Iterator[Table
 
 
 def break_even_table(phase: ParetoPhase) -> Table:
-    """From which sparsity on each family is faster than dense."""
+    """A table of the sparsity from which each family is faster than dense."""
     rows = [
         (family, "none measured" if s is None else f"{s:g}")
         for family, s in phase.break_even.items()
@@ -277,7 +277,7 @@ def equal_tables(cell: SweepCell) -> Iterator[Table]:
 
 
 def added_work_table(points: Iterable[SweepPoint]) -> Table:
-    """What families add, as a share of the time that they save before it."""
+    """The work that families add, as a share of the time that they save before it."""
     rows = []
     for point in points:
         found = point.overhead

@@ -21,7 +21,7 @@ from prunescope.analysis.schema.prediction import Prediction
 from prunescope.taxonomy.errors import PrunescopeError
 
 Curves = dict[str, dict[str, dict[str, list[float]]]]
-_WIDTH, _HEIGHT, _LEGEND = 2.6, 2.3, 1.3  # inches: a panel, and the legend beside them
+_WIDTH, _HEIGHT, _LEGEND = 2.6, 2.3, 1.3  # inches: a panel, and the legend next to them
 
 
 def curve_files(values: dict[str, Any]) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""What `predict` prints: in, the plain values that `--json` writes; out, a rich renderable.
+"""Output of `predict`: in, the plain values that `--json` writes; out, a rich renderable.
 
 One point: what each phase is bound by, takes and would gain. A grid: a row a point. From a run: a
 row a family. A workload: a prompt with its answer, or families ranked by its time.
@@ -128,7 +128,7 @@ def _images(batch: int, tokens: int) -> str:
 
 
 def _break_even_table(phase: PredictedPhase) -> Table:
-    """From which sparsity, batch and context on pruned is faster than dense."""
+    """A table of the sparsity, batch and context from which pruned is faster than dense."""
     assert phase.ladder is not None
     assert phase.predicted is not None
     expected = phase.predicted.execution
@@ -181,7 +181,7 @@ def _caches(phase: PredictedPhase) -> bool:
 
 
 def _sides_table(phase: PredictedPhase, title: str, *, every_role: bool) -> Table:
-    """What a forward moves, where its time goes at the roofline, and what lies in memory. Without
+    """The bytes of a forward, its time at the roofline by role, and the memory it needs. Without
     `every_role`, smaller roles are one row, and a note names them: the roles sum to the time."""
     dense = phase.baseline
     sides: list[Sums | PredictedPhase] = [*([dense] if dense else []), phase]

@@ -28,7 +28,7 @@ _MARK = " ?"  # behind a time that is no evidence
 
 
 def replayed(replays: Replays, report: Report | None) -> Sheet:
-    """What `gemm` prints: the shapes, then for each phase of a run which kernels are slow alone."""
+    """Output of `gemm`: the shapes, then for each phase of a run which kernels are slow alone."""
     parts: list[Line | Table] = [Line(_taken(replays), "dim")]
     if report is None:
         parts.append(shapes_table("GEMMs alone", replays.gemms, replays.disturbed))
@@ -154,7 +154,7 @@ def _marked(text: str, reasons: Sequence[str]) -> str:
 
 
 def _mark_notes(disturbed: Sequence[str]) -> list[str]:
-    """What the mark means."""
+    """The meaning of the mark."""
     why = f"? timing not valid: disturbed by {', '.join(disturbed)} while the GEMMs ran alone"
     return [why] if disturbed else []
 

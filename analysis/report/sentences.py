@@ -246,8 +246,8 @@ def _realised(phase: Phase, ladder: Ladder) -> str:
 
 
 def _beyond(ladder: Ladder) -> str:
-    """What more than the bound means: nothing, where the interval includes the bound, or where the
-    bound, which rests on few steps, has none beside a speedup that has one."""
+    """A note on a speedup above its bound; empty where the interval includes the bound, or where
+    the bound, which rests on few steps, has no interval although the speedup has one."""
     if ladder.holds_bound:
         return HOLDS_BOUND
     is_known = ladder.realised_ci95 is None or ladder.share_of_bound_ci95 is not None
@@ -406,8 +406,8 @@ def _not_randomised(phase: Phase) -> list[str]:
 
 
 def statistic(phase: Phase) -> str:
-    """What the realised speedup is a ratio of, and which side's host was slower for what it
-    recorded; for a run alone, the statistic of its time."""
+    """The statistic of which the realised speedup is a ratio, and which side's host was slower for
+    what it recorded; for a run alone, the statistic of its time."""
     text = _statistic(phase)
     ignored = phase.comparison.one_sided if phase.comparison else ()
     if phase.sampled is not None or all(one.kind != MODULES for one in ignored):

@@ -150,9 +150,9 @@ def _modules(phase: Phase) -> str:
 
 
 def _few_roles(phase: Phase) -> Iterator[str]:
-    """Where a model that attends was recorded with its ops and without its modules, and most of
-    its GEMMs have no role. (Modules without attention or a head tell no roles either; the names of
-    those that were recorded may tell none.)"""
+    """A hint to record modules, for a model with attention that was recorded with ops and without
+    modules and most of whose GEMMs have no role. (Modules without attention or a head tell no roles
+    either; the names of those that were recorded may tell none.)"""
     whole = sum(gemm.busy_ns for gemm in phase.gemms)
     named = sum(gemm.busy_ns for gemm in phase.gemms if gemm.role != "unknown")
     attends = "attention" in phase.busy_by_kind
@@ -203,7 +203,7 @@ def _few_shapes(phase: Phase) -> Iterator[str]:
 
 
 def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
-    """What stands between the promise and the measured step."""
+    """The causes of the difference between the promised and the measured step."""
     by_name = {row.row: row for row in rows}
     dense, promised, pruned = by_name["dense"], by_name["promised"].ns, by_name["pruned"]
     if promised is None or pruned.ns is None or phase.nothing_moved:
@@ -245,8 +245,8 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
 
 
 def _spread(phase: Phase) -> Iterator[str]:
-    """For a ratio without an interval, the range of its steps' times, on the sides where
-    that is not small beside the difference of the two."""
+    """The range of the steps' times of a ratio without an interval, on the sides where it is not
+    small compared with the difference of the two."""
     if phase.ladder is None or phase.ladder.realised_ci95 is not None or phase.unprofiled_ns:
         return
     sides = {"pruned": phase.step_ns, "dense": phase.baseline.step_ns if phase.baseline else []}
@@ -277,9 +277,9 @@ def _overlapping(phase: Phase, promised: float, dense: float) -> tuple[float, fl
 
 
 def _excess(ladder: Ladder | None, dense: float, promised: float, pruned: Row) -> Row:
-    """What the step takes more than promised, as a row that is evidence or not. Its interval is
-    that of the speedup, whose samples took turns, at the dense time: it holds 0 where that of the
-    speedup holds the promised one. Without one it has the noise of the step."""
+    """The time of the step above the promised one, as a row that is evidence or not. Its interval
+    is that of the speedup, whose samples took turns, at the dense time: it holds 0 where that of
+    the speedup holds the promised one. Without one it has the noise of the step."""
     ci95 = ladder.realised_ci95 if ladder is not None else None
     over = pruned.moves_ns - promised
     if not ci95 or min(ci95) <= 0:
@@ -304,8 +304,8 @@ def _unproven(rows: list[Row], most: float) -> Iterator[str]:
 
 
 def _meaning(phase: Phase) -> str:
-    """What the promised time is: of a nominal sparsity, of the FLOPs, or dense where neither is
-    known."""
+    """The meaning of the promised time: of a nominal sparsity, of the FLOPs, or dense where neither
+    is known."""
     if sentences.has_promise(phase):
         return "promised"
     known = phase.ladder is not None and phase.ladder.flop is not None
@@ -317,7 +317,7 @@ def _size(row: Row) -> float:
 
 
 def _explanation(phase: Phase, row: Row) -> str:
-    """What a finding, or the FLOPs, say most of a row is, in words; empty where none does."""
+    """The cause of most of a row by a finding, or by the FLOPs, in words; empty without one."""
     for finding in phase.findings:
         rows = finding.accounts_for
         ns = 0.0 if rows is msgspec.UNSET else rows.get(row.row, 0.0)
@@ -354,7 +354,7 @@ def _is_communication(row: Row) -> bool:
 
 
 def _largest(phase: Phase) -> Iterator[str]:
-    """What a step alone spends its busy time on."""
+    """The kinds on which a step alone spends most of its busy time."""
     kinds = sorted(phase.busy_by_kind.items(), key=lambda one: -one[1])
     shown = [
         f"{kind} {numbers.time(phase.in_step(ns))} ({numbers.percent(share, decimals=0)})"
@@ -446,8 +446,8 @@ def _choose(families: Iterable[Family]) -> bool:
 
 
 def _shares(phase: Phase) -> Iterator[str]:
-    """What the shapes of a known family leave of the dense FLOPs and bytes; nothing of a step that
-    is not whole, or of sides that do not compare."""
+    """The shares of the dense FLOPs and bytes that a known family keeps by its shapes; nothing of a
+    step that is not whole, or of sides that do not compare."""
     whole = all(finding.id == NOT_VALID for finding in phase.invalid_times)
     one_format = phase.comparison is None or phase.comparison.formats is None
     removed = phase.sparsity.get("flop")

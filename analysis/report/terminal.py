@@ -33,7 +33,7 @@ from prunescope.analysis.report.sheet import Page, kept_columns, plain_name
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import Finding, Phase, Report
 
-WIDE = 110  # columns from which evidence stands beside its row
+WIDE = 110  # columns from which evidence stands next to its row
 _EXTENT = Extent(gemms=14, kernels=8, kinds=8, brief=True)
 _LINES = 45  # of a phase, unless it is shown in full
 _BRIEF = Extent(gemms=6, kernels=0, kinds=6, brief=True)
@@ -104,7 +104,8 @@ class _ReportPage(Page):
             yield self.ink(f"! {warning}", "yellow")
 
     def brief(self, phase: Phase) -> Iterator[RenderableType]:
-        """At most 45 lines where there are few findings; one that is grave is always shown."""
+        """The short report: at most 45 lines where there are few findings; a critical one is always
+        shown."""
         answer = list(self.answer(phase))
         yield from answer
         yield from self.findings_that_fit(phase, _LINES - 2 - self.height(answer))

@@ -95,8 +95,8 @@ class AddedPart(msgspec.Struct, kw_only=True):
 
 
 class Added(msgspec.Struct, kw_only=True):
-    """What a family adds, in ns a step, and as a share of the time it saves before that (null:
-    nothing was saved); the largest part first."""
+    """The work that a family adds, in ns a step, and as a share of the time it saves before that
+    (null: nothing was saved); the largest part first."""
 
     saved_ns: float
     added_ns: float

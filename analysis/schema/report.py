@@ -64,7 +64,7 @@ def clock(busy: float, ran: float) -> float:
 
 
 class GemmShape(msgspec.Struct, kw_only=True):
-    """Which GEMM a row is, its shape, and the shape of the dense GEMM that it came from."""
+    """The role of a GEMM, its shape, and the shape of the dense GEMM that it came from."""
 
     role: Annotated[str, meaning("where in the model")]
     group: Annotated[str, meaning("qkv, qk, pv, o, gate_up, down, lm_head, router, other, added")]
@@ -194,7 +194,7 @@ class Row(msgspec.Struct, kw_only=True):
 
     @property
     def moves_ns(self) -> float:
-        """What it adds to the sum: 0 where it is null."""
+        """ns that the row adds to the sum: 0 where it is null."""
         return self.ns or 0.0
 
 
@@ -372,8 +372,8 @@ class OverheadPart(msgspec.Struct, kw_only=True):
 
 
 class Overhead(msgspec.Struct, kw_only=True):
-    """What a dynamic family pays to skip work. saved_ns: dense - pruned + added_ns, what the step
-    would have gained had nothing been added."""
+    """The cost at which a dynamic family skips work. saved_ns: dense - pruned + added_ns, what the
+    step would have gained had nothing been added."""
 
     parts: list[OverheadPart]
     added_ns: float
@@ -588,7 +588,7 @@ class Phase(msgspec.Struct, kw_only=True):
         return unmoved and not pairs.added and not pairs.removed
 
     def __repr__(self) -> str:
-        """A few lines of a phase that has thousands of values: how its answer begins."""
+        """A short form of a phase: the number of steps and the start of its summary."""
         steps = f"{self.steps} step{'s' * (self.steps != 1)}"
         summary = self.summary if isinstance(self.summary, str) else ""
         summary = summary or f"{self.wall_ns / 1e6:.3f} ms each"
@@ -637,7 +637,7 @@ class Phase(msgspec.Struct, kw_only=True):
     @property
     def busy_by_kind(self) -> dict[str, float]:
         """Busy time by kind, ns a step: what only communication fills is apart, and the work that
-        it runs beside counts in full."""
+        it runs concurrently with counts in full."""
         comm = self.communication
         if comm is None:
             return self.kinds

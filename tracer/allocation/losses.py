@@ -70,7 +70,9 @@ class LossFile(msgspec.Struct, kw_only=True):
 def read_losses(path: Path) -> LossFile | None:
     """The measured losses of a file; None where there is none. Raises PrunescopeError for a damaged
     one."""
-    return decode_file(path, LossFile, where=path.name, hint=f"remove {path.name}: it is made anew")
+    return decode_file(
+        path, LossFile, where=path.name, hint=f"remove {path.name}: losses are measured again"
+    )
 
 
 def losses_nearby(path: Path) -> Iterator[tuple[Path, LossFile]]:
@@ -86,8 +88,8 @@ def losses_nearby(path: Path) -> Iterator[tuple[Path, LossFile]]:
 
 
 def losses_of_others(found: LossFile, *, model: str, text: Path | None) -> str:
-    """Whose losses a file has, if they are those of another model or text; else "". By the names
-    and the text alone: the weights are compared once the model is loaded."""
+    """The model or text of a file's losses, if it is another one; else "". By the names and the
+    text alone: the weights are compared once the model is loaded."""
     if found.model not in (None, model):
         return str(found.model)
     known = found.text.get("sha256")

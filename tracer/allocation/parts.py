@@ -118,7 +118,8 @@ class Factorable:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerParts:
-    """What can be cut of a layer; None where there is no such part, or no way to cut it."""
+    """The parts of a layer that can be cut; None where there is no such part, or no way to cut
+    it."""
 
     kv_heads: RankedParts | None = None
     channels: RankedParts | None = None

@@ -37,7 +37,8 @@ class Point:
 
     @property
     def align(self) -> str:
-        """What kept dimensions are rounded up to, one of `taxonomy.keep.ALIGNMENTS`."""
+        """The alignment that kept dimensions are rounded up to, one of
+        `taxonomy.keep.ALIGNMENTS`."""
         return str(self.knobs.get("align", ALIGN))
 
     @property

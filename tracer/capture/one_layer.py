@@ -38,7 +38,7 @@ def layers_alone(variants: Sequence[Variant]) -> dict[str, int]:
 class LayerCall:
     """The arguments that a layer was called with, the model's cache at the time, the tokens `held`
     in each layer of a static one, what the layers before it left (None: nothing), and what the
-    layer returned beside the hidden states (None: it returned them alone)."""
+    layer returned apart from the hidden states (None: it returned them alone)."""
 
     args: tuple[Any, ...]
     keywords: Mapping[str, Any]
@@ -54,7 +54,7 @@ class LayerCall:
         return found
 
     def restore(self, layer: Any) -> None:
-        """Before a call: what the layers before it left."""
+        """Restore, before a call, the state that earlier layers left."""
         state = forward_state(layer)
         if state is not None and self.found is not None:
             state.restore(self.found)
@@ -113,7 +113,7 @@ class LayerLoop:
 
     @property
     def form(self) -> LayerCall:
-        """One of the calls."""
+        """One of the recorded calls, as a sample of their form."""
         return self._steps[0]
 
     def prepare(self) -> None:
@@ -228,12 +228,12 @@ class RestLoop:
         self._whole, self._layers, self._extras = whole, list(layers), form.extras
 
     def prepare(self) -> None:
-        """As the whole model."""
+        """Prepare a sample as the whole model does."""
         with self._skipped():
             self._whole.prepare()
 
     def sample(self) -> Any:
-        """As the whole model."""
+        """Run a sample as the whole model does."""
         with self._skipped():
             return self._whole.sample()
 

@@ -1,4 +1,4 @@
-"""What of a GPU's state spoils a trace or its times, each with the line to type.
+"""Checks of a GPU's state that may spoil a trace or its times, each with the command that mends it.
 
 In: nvidia-smi and the files of the drivers. Out: MachineChecks, none without a GPU. No torch here,
 and no context on the GPU, so that every process that computes there is foreign. Not tried on

@@ -26,7 +26,7 @@ class StaticStep:
         self._fills: dict[int, Callable[[], torch.Tensor]] = {}
 
     def begin(self) -> None:
-        """From now on modules run in their static form."""
+        """Let modules run in their static form from now on."""
         _RUNNING.step = self
 
     def end(self) -> None:
@@ -47,7 +47,8 @@ class StaticStep:
         return numbers[0] if self.num_forwards == 1 else numbers.index_select(0, self.turn)[0]
 
     def resample(self) -> None:
-        """Before a sample: new random numbers, in the order in which an eager model takes them."""
+        """Take new random numbers before a sample, in the order in which an eager model takes
+        them."""
         self.turn.zero_()
         for row in range(self.num_forwards):
             for number, sample in self._fills.items():

@@ -110,7 +110,7 @@ def _static_layers(places: list[LayerPlace], prompt: int, more: int) -> dict[int
 
 @dataclass
 class _Route:
-    """Which layers the current forward skips."""
+    """The choice of layers that the current forward skips."""
 
     num_layers: int
     leave: str  # "skip", "early" or "lower", as the knob `exit`
@@ -140,7 +140,7 @@ class _Route:
             self.skipped = set(self.sampler.stream.sample(range(self.num_layers), count))
 
     def saved(self) -> dict[str, Any]:
-        """What it has decided of a forward: see ForwardState."""
+        """The decisions for a forward: see ForwardState."""
         return {"skipped": set(self.skipped), "left": self.left}
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -148,7 +148,7 @@ class _Route:
         self.skipped, self.left = set(saved["skipped"]), saved["left"]
 
     def held(self, step: StaticStep) -> torch.Tensor:
-        """Which layers of a static step run, 0 or 1 for each: drawn as `start` draws.
+        """The layers of a static step that run, 0 or 1 for each, sampled as `start` samples them.
 
         Raises PrunescopeError for trained routers, which decide one after the other.
         """
@@ -201,7 +201,7 @@ class _DepthRouter(nn.Module):
         return linear(pooled, self.weight)
 
     def standardise(self, states: torch.Tensor) -> None:
-        """Until `unstandardise`, score states relative to the mean and spread of `states` [n, h],
+        """Score states, until `unstandardise`, relative to the mean and spread of `states` [n, h],
         with a spread of 1 over their scores. Otherwise the large components that all states share
         would move all scores at once in training, by more than the scores differ."""
         free = min(1, len(states) - 1)  # one sequence has no spread
@@ -229,7 +229,7 @@ class _Skippable(Counted):
 
     @property
     def forward_state(self) -> _Route:
-        """What was decided before this layer: which are skipped."""
+        """The decisions of earlier layers: which layers are skipped."""
         return self.route
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -366,7 +366,8 @@ class _DepthLearner:
         self.route.may_skip = [i for i, s in enumerate(self.sites) if s.router.sparsity]
 
     def _set_thresholds(self, calibration: Calibration) -> None:
-        """By the scores with all layers running, then by those with layers skipped."""
+        """Set thresholds by the scores with all layers running, then by those with layers
+        skipped."""
         sparsity = self.route.sparsity
         for self.route.sparsity in (0.0, sparsity):
             pooled = at_routers(self.model, self.sites, calibration, _DepthRouter.score)

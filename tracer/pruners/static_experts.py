@@ -63,7 +63,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 def _scores(
     model: Any, mixtures: Sequence[Mixture], point: Point, record: Record
 ) -> dict[str, torch.Tensor]:
-    """By path of the experts, a score [E] of each; empty for a random selection."""
+    """A score [E] of the experts at each path; empty for a random selection."""
     if point.is_random:
         return {}
     if point.by_importance and any(one.is_list for one in mixtures):
@@ -123,7 +123,7 @@ def _chosen(mixture: Mixture, point: Point, scores: torch.Tensor | None) -> list
 
 
 def _members(mixture: Mixture, kept: Sequence[int]) -> dict[int, list[int]]:
-    """By kept expert, the experts that are merged into it: itself, and those of its group whose
+    """The experts that are merged into each kept expert: itself, and those of its group whose
     router rows are nearest to its row by cosine."""
     rows = nn.functional.normalize(mixture.rows.double(), dim=-1)
     size = mixture.total // mixture.groups

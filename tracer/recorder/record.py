@@ -334,7 +334,7 @@ def _num_parameters(module: torch.nn.Module) -> int:
 @contextmanager
 def _scopes(model: torch.nn.Module) -> Iterator[None]:
     """A span with the name of its module around every forward, until the context closes. A model
-    that torch.compile made has none: the spans would compile it anew."""
+    that torch.compile made has none: the spans would compile it again."""
     modules = dict(model.named_modules())
     names = [] if any(hasattr(m, "_orig_mod") for m in modules.values()) else scoped_names(model)
     with ExitStack() as stack:

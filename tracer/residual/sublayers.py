@@ -172,7 +172,7 @@ def _masked(stubs: list[RemovedSublayer]) -> Iterator[None]:
 
 
 def _watch(model: Any, name: str, layers: nn.ModuleList) -> _Calls:
-    """One forward of a few tokens, which shows the norm of each sublayer."""
+    """Run one forward of a few tokens, which shows the norm of each sublayer."""
     calls, handles = _Calls(), []
     for path, module in layers.named_modules(prefix=name):
         if locate(path).layer is not None and path.count(".") > name.count(".") + 1:

@@ -124,7 +124,7 @@ class Tally:
     total: list[int] = field(default_factory=list)
 
     def add(self, active: int | torch.Tensor, total: int) -> None:
-        """One forward. A compiled one counts nothing: it does what its eager form does."""
+        """Count one forward. A compiled one counts nothing: it does what its eager form does."""
         if torch.compiler.is_compiling():
             return
         self.active.append(active)

@@ -1,5 +1,5 @@
-"""What a sweep cannot run, checked before it starts: on this machine, with this model, or as a
-sequence of families; what steps of fixed shapes (mode compile or graph) cannot show of rows that
+"""Results that a sweep cannot run, found before it starts: on this machine, with this model, or as
+a sequence of families; what steps of fixed shapes (mode compile or graph) cannot show of rows that
 are chosen in decode; and a model's config and dimensions, read without its weights.
 
 In: a plan, a method, a model's name. Out: sentences, each with the number of results that it
@@ -73,7 +73,7 @@ def _of_device(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
 
 
 def _of_memory(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
-    """The weights of both models, or what the steps of some results need beside them."""
+    """The weights of both models, or the memory that steps of some results need in addition."""
     from prunescope.tracer.machine.device import free_bytes, pick_device, total_bytes
 
     shape = shape_without_weights(plan.config.model)
