@@ -7,7 +7,8 @@ Out: allocate.md next to this file, and its JSON with speeds, their intervals an
 block of tokens, from which the page is made. A family's loss at the speed of a plan lies on the
 line between its two neighbouring points (the dense model is one); where several pairs of
 neighbours have the speed between them, the least counts. Intervals of differences are those of
-2,000 samples: blocks of tokens are drawn, the same for both sides, and speeds from their intervals.
+2,000 samples: blocks of tokens are resampled, the same for both sides, and speeds from their
+intervals.
 """
 
 from __future__ import annotations
@@ -375,7 +376,7 @@ def best_family(
 
 
 def _sampled(speed: Speed, chance: np.random.Generator) -> np.ndarray:
-    """Speeds drawn from the interval of one, whose logarithm is normal."""
+    """Speeds sampled from the interval of one, whose logarithm is normal."""
     low, high = np.log(speed.ci95)
     samples: np.ndarray = np.exp(
         chance.normal(np.log(speed.realised), (high - low) / (2 * _Z95), _SAMPLES)

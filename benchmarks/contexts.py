@@ -145,7 +145,7 @@ def text(found: Contexts) -> str:
 
 def page(found: Contexts) -> Iterator[str]:
     """The lines of recovery-contexts.md."""
-    yield "# What is lost behind longer prompts"
+    yield "# Loss after longer prompts"
     yield ""
     yield (
         f"{found.model}, {found.select}, no recovery. Loss = perplexity ÷ that of the dense model"

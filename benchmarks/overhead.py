@@ -152,12 +152,12 @@ def page(
     lines = [
         f"# Overhead of dynamic families, {options.model}",
         "",
-        f"Prefill of {options.prompt_len} tokens, and decode after it; decisions are drawn, at the "
-        "full cost of making them. Times are ms a step and, in brackets, shares of the dense step. "
-        "*Added in all* sums the columns before it; *k, v* and *weights* are not added but "
+        f"Prefill of {options.prompt_len} tokens, and decode after it; decisions are random, at "
+        "the full cost of making them. Times are ms a step and, in brackets, shares of the dense "
+        "step. *Added in all* sums the columns before it; *k, v* and *weights* are not added but "
         "not saved: k and v run for skipped tokens too, and weights are read for the few that are "
         "left. Break-even: the share of the FLOPs that the family touches at which gain equals "
-        "overhead, with its 95 % interval; *gone* is that share here. How each is read from the "
+        "overhead, with its 95 % interval; *removed* is that share here. How each is read from the "
         "trace: analysis/ledger/overhead.py.",
         "",
     ]
@@ -182,7 +182,7 @@ def table(rows: list[tuple[str, float, Phase]]) -> Iterator[str]:
 
     parts = [*ADDED, HOST]
     heads = ["family", "s", "dense", "speedup", *parts, "added in all", "k, v", "weights"]
-    heads += ["gone", "break-even"]
+    heads += ["removed", "break-even"]
     yield "| " + " | ".join(heads) + " |"
     yield "|:--|" + "--:|" * (len(heads) - 1)
     for family, sparsity, phase in rows:

@@ -99,17 +99,17 @@ def _placed(name: str, count: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         ours.save_pretrained(folder)
         plain = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
-    draw = random.Random(0)
+    random_numbers = random.Random(0)
     found = []
     with torch.inference_mode():
         for _ in range(count):
-            move_weights([ours, plain], draw)
+            move_weights([ours, plain], random_numbers)
             with collector_paused():
-                found.append(_sampled(ours, plain, draw))
+                found.append(_sampled(ours, plain, random_numbers))
     return found
 
 
-def _sampled(ours: Any, plain: Any, draw: random.Random) -> dict[str, Any]:
+def _sampled(ours: Any, plain: Any, random_numbers: random.Random) -> dict[str, Any]:
     import torch
 
     from prunescope.tracer.capture.phases import DecodeLoop, PrefillLoop
@@ -126,7 +126,7 @@ def _sampled(ours: Any, plain: Any, draw: random.Random) -> dict[str, Any]:
     }
     found: dict[str, dict[str, list[Clock]]] = {way: {p: [] for p in PHASES} for way in ways}
     for number in range(WARMUP + ROUNDS):
-        for way in draw.sample(list(ways), len(ways)):
+        for way in random_numbers.sample(list(ways), len(ways)):
             for phase, clock in zip(PHASES, ways[way](), strict=True):
                 if number >= WARMUP:
                     found[way][phase].append(clock)

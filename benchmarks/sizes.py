@@ -147,8 +147,8 @@ def page(found: Sizes) -> Iterator[str]:
     if found.source == "page":
         yield ""
         yield (
-            "The runs are gone: speedups and intervals are those that an earlier edition of this"
-            " page printed, with two decimals, and all else is computed from them."
+            "The runs were not kept: speedups and intervals are those that an earlier edition of "
+            "this page printed, with two decimals, and all else is computed from them."
         )
     for phase in sizes[0].phases:
         yield from _phase(phase, [size for size in sizes if phase in size.phases])

@@ -161,7 +161,7 @@ def write(found: Published, page: Path) -> int:
     new = judged(decoded(stored(found)))
     files = {page: text(new, page.stem).encode(), page.with_suffix(".json"): stored(new)}
     for name, png in pareto_figures(new, "png").items():
-        # The ledgers and exact bounds are gone with the runs of a page that was read back.
+        # A page that was read back has no runs, hence no ledgers and exact bounds.
         if found.source != "page" or name.startswith("speed-quality"):
             files[page.with_suffix("") / name] = reduced(png)
     for path, data in files.items():
@@ -204,7 +204,7 @@ def _scored_again(found: Published) -> str:
         "## Losses scored again\n\nThese losses are by the rules of docs/sweep.md, in the windows "
         "named above, scored by `python benchmarks/rescore.py` after the sweep, without timing "
         "anything; before, all tokens of a window were read in one forward in decode too, and "
-        "decisions that are drawn went on from window to window.\n\n"
+        "random decisions went on from window to window.\n\n"
         f"{chr(10).join(table)}\n\n{lines}\n\n"
     )
 

@@ -353,10 +353,10 @@ def _pareto(
     if gemm is not None and figures is None:
         raise PrunescopeError("--gemm is for --figures paper", hint="add --figures paper")
     found, target = judge(folder), out or folder / "pareto"
-    drawn = paper_set(found, folder, gemm) if figures is not None else None
-    write_pareto(found, target, more=paper_files(drawn) if drawn is not None else None)
+    paper = paper_set(found, folder, gemm) if figures is not None else None
+    write_pareto(found, target, more=paper_files(paper) if paper is not None else None)
     write_json(to_json(found), json_target)
-    missing = [str(one) for one in drawn.missing] if drawn is not None else []
+    missing = [str(one) for one in paper.missing] if paper is not None else []
     console_for(json_target).print(pareto_summary(found, target, missing))
 
 

@@ -228,8 +228,8 @@ def _rebuilt(
 class _Rebuild:
     """Rebuilds the files of a bundle from its traces: `done` were compared, `apart` could not be,
     `failed` differ. Files that another version of this tool (`tool`) wrote may differ in words, and
-    figures of other versions of what plots (`plotted`) in where they draw: they are `apart` then.
-    Numbers are compared whatever the versions."""
+    figures of other versions of what plots (`plotted`) in positions: they are `apart` then. Numbers
+    are compared whatever the versions."""
 
     def __init__(self, files: Mapping[str, bytes], stage: Path, *, tool: str, plotted: str) -> None:
         self.files, self.stage, self.tool, self.plotted = files, stage, tool, plotted

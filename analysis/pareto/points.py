@@ -208,7 +208,7 @@ def simulated_by(pruning: Pruning, *, decides: bool) -> str | None:
 
 
 def _decides_at_random(part: Pruning) -> bool:
-    """Whether what a part of a composite decides at run time is drawn: all but the latest keys,
+    """Whether what a part of a composite decides at run time is random: all but the latest keys,
     and the first, which stay by a rule."""
     found = known([part.method or ""])
     by_rule = (part.knobs or {}).get("keep") in ("recent", "sinks")

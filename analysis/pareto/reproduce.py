@@ -242,10 +242,10 @@ def _tasks(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
 def _gemm(value: ReproducedValue, one: PublishedValue, curves: Sequence[SpeedupCurve]) -> None:
     """The size of a curve over this axis whose share is the closest; of equally close ones the
     first, and those with valid times before others."""
-    gone = float(one.at or 0)
+    removed = float(one.at or 0)
 
     def far(found: tuple[SpeedupCurve, SpeedupPoint]) -> tuple[float, bool]:
-        return abs(found[1].gone - gone), not found[0].timing_valid
+        return abs(found[1].gone - removed), not found[0].timing_valid
 
     every = [(curve, p) for curve in curves if curve.curve.axis == one.name for p in curve.points]
     near = [found for found in every if far(found)[0] <= _NEAR]

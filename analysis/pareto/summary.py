@@ -57,8 +57,8 @@ def _compared(found: Pareto) -> Iterator[str]:
     )
     if found.source == "page":
         yield (
-            "The runs of this sweep are gone: all numbers, but losses that were scored again, are"
-            " those that an earlier edition of this page printed, rounded as they stood there;"
+            "The runs of this sweep were not kept: all numbers, but losses that were scored again, "
+            "are those that an earlier edition of this page printed, rounded as they stood there;"
             " frontier, shares and claims are recomputed from them."
         )
     text = subject.text or {}
@@ -270,7 +270,7 @@ def _unjudged(subject: SweepSubject, points: list[SweepPoint]) -> Iterator[str]:
     if longer:
         lengths, windows = (sorted(set(each)) for each in zip(*longer, strict=True))
         yield (
-            f"Not measured: what is lost behind prompts of {_listed(lengths)} tokens; their losses"
+            f"Not measured: the loss after prompts of {_listed(lengths)} tokens; their losses"
             f" are those in windows of {_listed(windows)}."
         )
     shorter = [
@@ -281,7 +281,7 @@ def _unjudged(subject: SweepSubject, points: list[SweepPoint]) -> Iterator[str]:
     if shorter:
         lengths, windows = (sorted(set(each)) for each in zip(*shorter, strict=True))
         yield (
-            f"Not measured: what is lost behind prompts as short as {_listed(lengths)} tokens;"
+            f"Not measured: the loss after prompts as short as {_listed(lengths)} tokens;"
             f" losses are those in windows of {_listed(windows)}, in which a share of the keys or"
             " tokens is more of them."
         )

@@ -329,8 +329,8 @@ def _above_roofline(
 def gemm_rows(
     dense: PredictedSide, pruned: PredictedSide, family: Family | None, *, dtype: str
 ) -> list[PredictedGemm]:
-    """A row for each GEMM that runs, then for each that is gone, with count 0. FLOPs and bytes are
-    a call's, `count` and times a forward's. An attention gives a row each for qk and pv."""
+    """A row for each GEMM that runs, then for each removed one, with count 0. FLOPs and bytes are a
+    call's, `count` and times a forward's. An attention gives a row each for qk and pv."""
     compared = pruned is not dense
     dense_weights, pruned_weights = _weights_by_name(dense), _weights_by_name(pruned)
     layers_left: defaultdict[str, float] = defaultdict(float)

@@ -1,6 +1,6 @@
 """The tables of GEMMs and of kernels: in, a Phase of the Report; out, Tables.
 
-Rows that people read as one are merged first: layers that are gone, layers of other widths. Sums
+Rows that people read as one are merged first: removed layers, layers of other widths. Sums
 over the merged rows are those of the report.
 """
 
@@ -121,8 +121,8 @@ def gemm_order(gemms: list[GemmRow]) -> list[GemmRow]:
 
 
 def without_sizes(phase: Phase) -> bool:
-    """Whether no GEMM has sizes, and nothing else identifies what was pruned: rows that are gone or
-    new do only where a family was identified from them."""
+    """Whether no GEMM has sizes, and nothing else identifies what was pruned: removed or new rows
+    do only where a family was identified from them."""
     if not phase.gemms:
         return any(row.row == "not_explained" for row in phase.ledger or ())
     if any(n is not None for g in phase.gemms for n in (g.m, g.n, g.k)):
@@ -253,7 +253,7 @@ def _dimension(now: int | None, dense: int | None, span: tuple[int, int] | None 
 
 
 def _calls(gemm: GemmRow) -> Cell:
-    """`30`, or `30→23` where calls are gone."""
+    """`30`, or `30→23` where calls were removed."""
     now = numbers.count(gemm.count)
     before = now if gemm.dense_count is None else numbers.count(gemm.dense_count)
     return Cell(now if before == now else f"{before}→{now}", gemm.count)

@@ -108,7 +108,7 @@ class Added(msgspec.Struct, kw_only=True):
         float | None, meaning("the speedup, had nothing been added: dense / (dense - saved_ns)")
     ] = None
     sparsity: Annotated[
-        float | None, meaning("share of the FLOPs that is gone, of what the family touches")
+        float | None, meaning("removed share of the FLOPs that the family touches")
     ] = None
     break_even: Annotated[
         float | None, meaning("of that share, where gain equals overhead; null: nowhere seen")
@@ -227,7 +227,7 @@ class SweepPoint(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
 
     @property
     def is_judged(self) -> bool:
-        """Whether anything can be said of its speed: a valid time with an interval."""
+        """Whether its speed is evidence: a valid time with an interval."""
         return self.timing_valid and self.realised_ci95 is not None
 
     @property
@@ -409,7 +409,7 @@ class Pareto(msgspec.Struct, kw_only=True):
     source: Annotated[
         str | None,
         meaning(
-            '"page": the runs are gone, and the numbers are those that a page printed, '
+            '"page": the runs were not kept, and the numbers are those that a page printed, '
             "rounded. null: the runs"
         ),
     ] = None

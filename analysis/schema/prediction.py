@@ -40,7 +40,7 @@ class PredictedGemm(GemmShape, kw_only=True):
     ideal_ns: float
     bound: str | None
     added: bool = False
-    expected_ns: float | None = None  # a forward, with its kernels' starts; null: gone
+    expected_ns: float | None = None  # a forward, with its kernels' starts; null: removed
     tile: list[int] | None = None  # rows and columns; null: no GEMM, or SMs unknown
     waves: float | None = None
     parts: int | None = None  # of K

@@ -37,7 +37,7 @@ CLOCK_SKEW = "clock-skew"  # the finding that makes causes of idle time doubtful
 CUT_OFF = "truncated-trace"  # the finding that a file ends before its trace does
 UNCERTAIN_CONFIG, SWAPPED_SIDES = "uncertain-config", "swapped-sides"
 # The findings that the sides, or the shapes of one, may not be what the reader takes them for: what
-# the ledger and other findings say of a pruning is then in doubt.
+# the ledger and other findings say of a pruning is then uncertain.
 DOUBTED_SIDES = frozenset({UNCERTAIN_CONFIG, SWAPPED_SIDES})
 NOT_VALID, CAPTURED = "timing-not-valid", "captured-step"
 # The findings that make the times of a phase no evidence: they were disturbed, or no step was
@@ -378,7 +378,7 @@ class Overhead(msgspec.Struct, kw_only=True):
     parts: list[OverheadPart]
     added_ns: float
     saved_ns: float
-    sparsity: Annotated[float | None, meaning("share of the FLOPs that is gone, where any is")]
+    sparsity: Annotated[float | None, meaning("removed share of the FLOPs, where any is removed")]
     break_even: Annotated[
         float | None, meaning("of that share, where gain equals overhead; null: `why`")
     ]

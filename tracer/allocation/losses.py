@@ -179,7 +179,7 @@ class ModelLosses:
         return found
 
     def additivity(self, advance: Advance) -> Additivity:
-        """Pairs of measured removals in two layers, drawn at random, against the sum of both."""
+        """Pairs of measured removals in two layers, chosen at random, against the sum of both."""
         known = [
             one
             for one in removals_of(self.sizes, self.dense_sizes)
@@ -236,7 +236,7 @@ class ModelLosses:
 
     @torch.no_grad()
     def _loss(self, removals: Sequence[Removal]) -> float:
-        gone = [one.layer for one in removals if one.what == "layer"]
+        removed = [one.layer for one in removals if one.what == "layer"]
         cut = [one for one in removals if one.what in PARTS]
         found = [(self.parts.layers[one.layer].of(one.what), one.size) for one in cut]
         # Low ranks are fitted to what the whole model gives, before anything is masked.
@@ -244,7 +244,7 @@ class ModelLosses:
         with ExitStack() as masks:
             for change in changes:
                 masks.enter_context(change)
-            return self._stack.loss_from(min(one.layer for one in removals), gone)
+            return self._stack.loss_from(min(one.layer for one in removals), removed)
 
     def _save(self) -> None:
         self._saved = time.monotonic()

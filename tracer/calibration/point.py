@@ -48,5 +48,5 @@ class Point:
 
     @property
     def is_random(self) -> bool:
-        """Whether the parts to prune are drawn from the seed."""
+        """Whether the parts to prune are chosen at random, from the seed."""
         return self.select == "random"

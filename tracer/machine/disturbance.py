@@ -21,7 +21,7 @@ import torch
 from prunescope.tracer.machine.gpu_tools import is_throttled, num_processes
 from prunescope.tracer.machine.host import num_cores
 
-# Reasons that may be gone when a capture is repeated; a GPU that is hot or shared stays so.
+# Reasons that may have ended when a capture is repeated; a GPU that is hot or shared stays so.
 PASSING = ("other processes", "steal", "waits")
 T = TypeVar("T")
 _STAT, _TASKS = Path("/proc/stat"), Path("/proc/self/task")

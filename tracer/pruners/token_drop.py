@@ -114,8 +114,8 @@ def _static_layers(
                 )
             step = sum(after <= place.number for after in afters)
             if step and place.attends:
-                gone = gone_after(sparsity, step, len(afters))
-                found[place.cached] = StaticLayer(kept_count(prompt, gone) + more)
+                dropped = gone_after(sparsity, step, len(afters))
+                found[place.cached] = StaticLayer(kept_count(prompt, dropped) + more)
         return found
 
     return layers

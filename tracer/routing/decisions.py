@@ -95,7 +95,7 @@ class Sampler:
         return table[start : start + count].view(like.shape)
 
     def _held(self, step: StaticStep, like: torch.Tensor) -> torch.Tensor:
-        """Random numbers of a static step, which were drawn before the sample."""
+        """Random numbers of a static step, which were taken before the sample."""
         # Prompts of another length, which no graph holds, need other ones.
         if self.number not in step.random_numbers or step.held(self.number).shape != like.shape:
             step.hold(self.number, functools.partial(self._sampled, torch.empty_like(like)))

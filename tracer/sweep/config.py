@@ -35,7 +35,7 @@ _KEYS = tuple(named.name for named in options_of(SweepConfig))
 
 @dataclass(frozen=True)
 class _Preset:
-    """`about`: a line on each of its sweeps; `also`: what is said above them."""
+    """`about`: a line on each of its sweeps; `also`: the text above them."""
 
     sweeps: tuple[SweepConfig, ...]
     about: tuple[str, ...]
