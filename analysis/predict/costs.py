@@ -251,10 +251,10 @@ def total_ns(side: PredictedSide, active: Collection[str]) -> float:
     return cost_estimate(side).total_ns(side.setting.constants, frozenset(active))
 
 
-def expected_speedup(setting: Setting, work: Workload) -> float:
-    """Dense over pruned with the setting's costs."""
+def expected_speedup(setting: Setting, work: Workload, sparsity: float | None = None) -> float:
+    """Dense over pruned with the setting's costs; `sparsity` None is the setting's."""
     dense = predicted_side(setting, work, pruned=False)
-    pruned = predicted_side(setting, work)
+    pruned = predicted_side(setting, work, sparsity=sparsity)
     return total_ns(dense, setting.terms) / total_ns(pruned, setting.terms)
 
 

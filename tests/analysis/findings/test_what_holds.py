@@ -238,5 +238,5 @@ def test_swapped_sides_are_told_before_any_advice(tmp_path: Path) -> None:
     phase = of_pair(tmp_path, model(NARROW), model(FULL))
     told = summary(phase)
     assert told.endswith("First: give the dense trace as --baseline, and the pruned one as the "
-                         "candidate.")  # fmt: skip
+                         "trace to analyse.")  # fmt: skip
     assert "are the two sides swapped? " in told and "differs only in the pruning" not in told

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 WIDTHS = (1280, 390)  # of a window on a desk, and of a telephone
-FRAME = '<iframe src="page{}.html" style="border:0;width:{}px;height:900px"></iframe>'
+FRAME = '<iframe data-src="page{}.html" style="border:0;width:{}px;height:900px"></iframe>'
 HARNESS = """<!doctype html><meta charset="utf-8"><pre id="out"></pre>FRAMES
 <script>
 const all = [], frames = [...document.querySelectorAll('iframe')];
@@ -65,6 +65,8 @@ for (const frame of frames) frame.addEventListener('load', event => {
   if (all.length < frames.length) return;
   document.getElementById('out').textContent = JSON.stringify(all);
 });
+// Not before somebody listens: a short page would be loaded by then.
+for (const frame of frames) frame.src = frame.dataset.src;
 </script>
 """
 
@@ -120,7 +122,7 @@ def _open(pages: list[str], folder: Path) -> None:
          "--disable-dev-shm-usage",
          f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", "--v=0",
          # The harness and the page are two files: each would be a stranger to the other.
-         "--allow-file-access-from-files", "--disable-web-security", "--virtual-time-budget=5000",
+         "--allow-file-access-from-files", "--disable-web-security", "--virtual-time-budget=30000",
          f"--window-size={max(WIDTHS) + 40},2000", "--dump-dom",
          (folder / "harness.html").as_uri()],
         capture_output=True, text=True, timeout=120, check=False,
