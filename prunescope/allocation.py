@@ -169,7 +169,7 @@ def _described(
     if losses.calibration.record.get("text") is None:
         notes.append(
             "losses are measured on random token ids, as the model has no tokenizer: they rank "
-            "layers, and say nothing of a text"
+            "layers but do not predict the loss on a text"
         )
     return PlanOfLayers(
         kind=KIND,

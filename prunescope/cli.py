@@ -528,7 +528,7 @@ def _bundle(
     console.print(line, markup=False, soft_wrap=True)
     for kind, names in local_names(written).items() if anonymous else ():
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        text = f"kept {kind}: {shown}; rename them in your code if they tell who you are"
+        text = f"kept {kind}: {shown}; rename them in your code if they identify you"
         console.print(text, markup=False, soft_wrap=True)
 
 

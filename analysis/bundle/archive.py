@@ -96,7 +96,7 @@ def _problem(member: zipfile.ZipInfo, out: Unpacked) -> str | None:
         return "refused: compressed, as `prunescope bundle` never does"
     if member.flag_bits & 0x1:
         return "refused: encrypted"
-    return "refused: the name stands twice" if name in out.files or name in out.failed else None
+    return "refused: the name occurs twice" if name in out.files or name in out.failed else None
 
 
 def _check_whole(path: Path, out: Unpacked) -> None:

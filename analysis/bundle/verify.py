@@ -166,15 +166,15 @@ def _repacked(files: Mapping[str, bytes]) -> str:
     wrong = dict(_sums(files))
     if wrong:
         name, why = next(iter(wrong.items()))
-        return f"its content is not as SHA256SUMS says either ({name}: {why})"
+        return f"its content does not match SHA256SUMS either ({name}: {why})"
     return (
-        "its content is as SHA256SUMS says; ask for the zip as it was written, or unzip it and "
+        "its content matches SHA256SUMS; ask for the zip as it was written, or unzip it and "
         "`prunescope analyze` each folder in its runs/"
     )
 
 
 def _sums(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
-    """Files that are not as SHA256SUMS says, missing from it or from the bundle."""
+    """Files that do not match SHA256SUMS, missing from it or from the bundle."""
     if SUMS not in files:
         yield SUMS, "missing: nothing can be checked"
         return

@@ -341,7 +341,7 @@ def _notes(made: Reproduction) -> list[str]:
     elsewhere = [one for one in known if one.where and not one.where.startswith(_setting(one))]
     if elsewhere:
         notes.append(
-            f"{len(elsewhere)} of ours are of another batch or length, the closest of the sweep: "
+            f"{len(elsewhere)} of ours have another batch or length, the closest in the sweep: "
             "the column ours at, and `where` of --json"
         )
     notes += lacking(made)

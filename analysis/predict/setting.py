@@ -337,7 +337,7 @@ def _rounded(setting: Setting) -> list[str]:
         what = "experts of a layer stay"
         pairs = [(part.kept_experts(asked), part.experts) for part in parts]
     else:
-        what = "experts a token goes to stay"
+        what = "experts of each token stay"
         routes = [part.experts_per_token for part in parts]
         pairs = [(kept_routes(count, asked), count) for count in routes]
     layers = [part.moe_layers for part in parts]
@@ -347,7 +347,7 @@ def _rounded(setting: Setting) -> list[str]:
     if abs(1 - left / there - asked) < _ROUNDED:
         return []
     kept, count = (spread(min(one), max(one)) for one in zip(*pairs, strict=True))
-    return [f"{kept} of {count} {what}: {1 - left / there:.1%} fewer, where {asked:.1%} were asked"]
+    return [f"{kept} of {count} {what}: {1 - left / there:.1%} fewer; {asked:.1%} were requested"]
 
 
 def _of_experts(setting: Setting) -> list[str]:

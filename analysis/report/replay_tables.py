@@ -130,8 +130,8 @@ def replay_table(phase: Phase, name: str = "") -> Table | None:
     title = f"{name}: the ledger's kernel row, and GEMMs alone" if name else "GEMMs alone"
     title += f", {calls.unit} a call; lost: {steps.unit} a step"
     notes = [
-        "lost: what a step takes longer than its dense GEMMs times what work, roofline and shape "
-        "leave of them; inside: in the ledger"
+        "lost: time of a step beyond that of its dense GEMMs scaled by work, roofline and shape; "
+        "inside: in the ledger"
     ]
     notes += [f"? in the model: {text}" for text in inside] + _mark_notes(replay.disturbed)
     notes += [] if name else [replay.text]

@@ -30,7 +30,7 @@ from prunescope.taxonomy.run import NARROW
 FAMILIES = {
     "dense": "nothing changed between the two runs",
     "outside": "what changed is no pruning of M, N or K",
-    "unknown": "the shapes do not say",
+    "unknown": "the shapes do not identify a family",
 }
 HOLDS_BOUND = "the interval includes the bound"
 BOUND_WITHOUT_INTERVAL = "the bound has no interval"
@@ -150,7 +150,7 @@ def _outcome(phase: Phase) -> str:
         )
         return f"{why}: the rest took {numbers.time(phase.wall_ns)}{ratio}"
     if damage := phase.finding(CUT_OFF):
-        left = f"what is left takes {numbers.time(phase.wall_ns)} a step"
+        left = f"the rest takes {numbers.time(phase.wall_ns)} a step"
         ratio = f"{numbers.ratio(phase.ladder.realised)} is no speedup" if phase.ladder else left
         return f"{damage.text}; {ratio}"
     if phase.ladder is None:

@@ -62,9 +62,8 @@ _IN_WORDS = {
 }
 # Of a row that is mostly attention whose keys nobody counted.
 _KEYS_UNKNOWN = (
-    "longer attention, of which the trace does not say how many keys it read",
-    "shorter attention, which key eviction would look like, as the trace does not say how many "
-    "keys it read",
+    "longer attention over a number of keys that the trace does not show",
+    "shorter attention over a number of keys that the trace does not show, as with key eviction",
 )
 # What of a row is no kernel and no gap of the model's own, by the finding that says so.
 _ESTIMATES = "added-estimator"  # the finding on what scores keys
@@ -178,8 +177,8 @@ def _family(phase: Phase) -> Iterator[str]:
     if verdict.id in sentences.FAMILIES:
         if verdict.by_order:
             perhaps = f", perhaps {verdict.alternatives[0]}" if verdict.alternatives else ""
-            unsaid = f"which family it is{perhaps}, the order of kernels does not say"
-            yield f"{unsaid}: {_modules(phase)}"
+            unidentified = f"the order of kernels does not identify the family{perhaps}"
+            yield f"{unidentified}: {_modules(phase)}"
         elif verdict.id == "unknown" and not without_sizes(phase):  # else the headline says it
             yield from _few_shapes(phase)
         return

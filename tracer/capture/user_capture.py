@@ -150,7 +150,7 @@ class UserCapture:
         """
         if self._inside_step:
             raise PrunescopeError(
-                "a step is inside of another step",
+                "a step was started inside another step",
                 hint="`with c.step():` goes once around each step of the loop",
             )
         self._inside_step = True

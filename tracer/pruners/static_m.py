@@ -58,7 +58,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     if point.knobs["layers"]:
         record["sparsity"] = len(removed[kinds[0]]) / len(layers)
         if record["sparsity"] != point.sparsity:
-            named = f"layers={point.knobs['layers']} says which: s is {record['sparsity']:g}"
+            named = f"layers={point.knobs['layers']} sets the sparsity: s is {record['sparsity']:g}"
             record.setdefault("notes", []).append(named)
     if unit == "layer":
         kept = [i for i in range(len(layers)) if i not in removed["layer"]]

@@ -141,7 +141,7 @@ class RecordedSteps:
     def __call__(self) -> Iterator[None]:
         """One step: it warms up, is timed or is profiled. Raises RuntimeError inside another."""
         if self._inside:
-            raise RuntimeError("a step is inside of another step")
+            raise RuntimeError("a step was started inside another step")
         number = self._number
         self._inside, self._number = True, number + 1
         try:

@@ -47,7 +47,7 @@ def check_possible(remaining: Sequence[Planned]) -> None:
     able = [result for result in remaining if result.problem is None]
     if able and pick_device("auto").type == "cpu" and all(one.mode == "graph" for one in able):
         raise PrunescopeError(
-            f"all {len(able)} results that are left record CUDA graphs (mode: graph), and this "
+            f"all {len(able)} remaining results record CUDA graphs (mode: graph), and this "
             "machine has no GPU",
             hint=_HINT,
         )
@@ -150,7 +150,7 @@ def limits_of_fixed_steps(plan: SweepPlan) -> list[str]:
         found.append(
             f"{len(by_count)} of {len(plan.results)} results decode "
             f"{_names(by_count)} in steps of fixed shapes, which run "
-            "max(1, int((1 − s)·B)) of B rows, another share than 1 − s (at batch 1 all: "
+            "max(1, int((1 − s)·B)) of B rows, a share other than 1 − s (at batch 1 all: "
             f"the dense model), and get no loss; {_EAGER}"
         )
     return found

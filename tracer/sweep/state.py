@@ -279,5 +279,5 @@ def _check_same(before: dict[str, Any], now: dict[str, Any], path: Path) -> None
         if before.get(name) != value:
             raise PrunescopeError(
                 f"{path} holds a sweep with {name} {before.get(name)!r}, this one has {value!r}",
-                hint="numbers of both would not compare: choose another --out",
+                hint="their numbers are not comparable: choose another --out",
             )
