@@ -61,7 +61,7 @@ def second_opinion(trace: Trace, *, time_limit_s: float = TIME_LIMIT_S) -> Secon
         return _opinion(HtaAnswer(failed=failed), trace)
     with scratch_folder() as folder:
         link = _link(trace, folder)
-        return _opinion(_asked(link, time_limit_s), trace)
+        return _opinion(_answer_of_process(link, time_limit_s), trace)
 
 
 def ours(trace: Trace) -> dict[str, float]:
@@ -96,7 +96,7 @@ def _link(trace: Trace, folder: Path) -> Path:
     return link
 
 
-def _asked(link: Path, time_limit_s: float) -> HtaAnswer:
+def _answer_of_process(link: Path, time_limit_s: float) -> HtaAnswer:
     """The answer of the process that runs HTA, or why there is none."""
     environment = {
         **os.environ,

@@ -184,7 +184,8 @@ def _compared(
     units, domain = inputs.units, inputs.time_base
     known = comparison.has_bounds and is_known(dense.kernels) and is_known(pruned.kernels)
     known = known and replaced(evidence) is None
-    # That no FLOPs are gone needs all GEMMs; where some are, those that are read say how many.
+    # Only all GEMMs show that no FLOPs were removed; where some were, those that are read give how
+    # many.
     hides = any(side.hides_gemms for side in evidence.unread)
     known = known and not (hides and math.isclose(inputs.ratio.flop_ratio or 1, 1))
     largest = LargestKernels(inputs, dense.kernels, pruned.kernels)
@@ -249,7 +250,7 @@ def _weights_ratio(pairs: Sequence[Pair]) -> float | None:
 
 
 def _ratio(removed: float | None) -> float | None:
-    """Dense over pruned, of a share that is gone."""
+    """Dense over pruned, of a removed share."""
     return None if removed is None or removed >= 1 else 1 / (1 - removed)
 
 
@@ -477,7 +478,7 @@ def _pairing(evidence: Evidence, family: FamilyVerdict) -> Pairing:
 def _realised(
     sides: ComparableSides, evidence: Evidence, inputs: AttributionInputs, *, is_known: bool
 ) -> dict[str, float | None]:
-    """Realised sparsity in parameters, FLOPs and bytes beside the nominal one. None where no count
+    """Realised sparsity in parameters, FLOPs and bytes, and the nominal one. None where no count
     holds packed weights, or where the work of a side is mostly unknown (not `is_known`). Bytes are
     those of all kernels that have a model, whether or not modules place them."""
     ratio = inputs.ratio

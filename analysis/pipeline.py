@@ -69,8 +69,8 @@ class Analysis:
         for name, frame in self.frames.items():
             if self.side is not None:
                 trace = self.side.trace(self.names.get(name, name))
-                beside = outside_steps(trace, frame["event"])
-                found[name] = pl.concat([host_events(trace), beside])
+                outside = outside_steps(trace, frame["event"])
+                found[name] = pl.concat([host_events(trace), outside])
         return found
 
 
@@ -137,8 +137,8 @@ def analyze(
         phases.update(ran)
         pruned = pruned.add(Diagnostics(tuple(warnings)))
     report = scrubbed(_replayed(_report(pruned, dense, phases), pruned.side, options))
-    told = dict(zip(report.phases, phases, strict=True))
-    return Analysis(report, frames.renamed(told), pruned.side, told)
+    phase_of = dict(zip(report.phases, phases, strict=True))
+    return Analysis(report, frames.renamed(phase_of), pruned.side, phase_of)
 
 
 def _replayed(report: Report, side: Side, options: Options) -> Report:

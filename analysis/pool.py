@@ -103,7 +103,7 @@ class _LocalPool:
 
     def __exit__(self, *raised: object) -> None:
         self.threads.shutdown(wait=False, cancel_futures=True)
-        if raised[0] is not None:  # nobody waits for the tasks at work
+        if raised[0] is not None:  # no caller waits for the tasks at work
             for process in self.processes:
                 process.kill()
         self.threads.shutdown()
@@ -158,7 +158,7 @@ class _Process:
             process.kill()
 
     def stop(self) -> None:
-        """End the process and close its pipes; nobody may wait for a reply."""
+        """End the process and close its pipes; no caller may wait for a reply."""
         process, self.process = self.process, None
         if process is not None:
             process.kill()

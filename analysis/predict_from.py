@@ -115,7 +115,7 @@ def dense_phases(
         phases[label] = DensePhase(
             setting=setting,
             work=replace(work, routing=routing),
-            measured=measured_phase(phase, host=_on_host(run, report)),
+            measured=measured_phase(phase, host=_is_on_cpu(run, report)),
         )
     if not phases:
         raise PrunescopeError(
@@ -307,7 +307,7 @@ def _one_pass(request: PredictRequest, run: Run | None, size: float) -> Workload
 
 
 def _routing(request: PredictRequest, run: Run | None, shape: ModelShape) -> Routing | None:
-    """What is given, else what the run counted of its experts."""
+    """The given expert counts, else those of the run."""
     if request.routing is not None:
         return routing_of_model(request.routing, shape)
     return counted(run.routing, source="the run") if run else None
@@ -387,7 +387,7 @@ def _device(
     )
 
 
-def _on_host(run: Run | None, report: Report) -> bool:
+def _is_on_cpu(run: Run | None, report: Report) -> bool:
     """Whether the measured ops ran on the CPU."""
     kind = run.device.kind if run else None
     return kind == "cpu" or report.device.get("name") == "cpu"

@@ -195,7 +195,7 @@ def _second_opinion(side: Side, name: str) -> SecondOpinion:
 
 
 def plain_options(options: Options) -> dict[str, Any]:
-    """The options that are given, as plain values; paths are none of them."""
+    """The options that are given, as plain values, without paths."""
     return {n: v for n, v in dataclasses.asdict(options).items() if v is not None}
 
 

@@ -150,15 +150,15 @@ def _replay(name: str, phase: Phase, replays: Replays) -> Replay | None:
         for role, found in rows.items()
     ]
     roles.sort(key=lambda one: -(one.line.inside_ns * one.line.count))
-    told = [one for one in roles if one.part is not None and one.warm and one.cold]
-    ledger = sum(one.part.ns for one in told if one.part) if told else None
-    ends = _sum_ends(told)
-    alone = _hull(_summed(one.warm for one in told), _summed(one.cold for one in told))
+    compared = [one for one in roles if one.part is not None and one.warm and one.cold]
+    ledger = sum(one.part.ns for one in compared if one.part) if compared else None
+    ends = _sum_ends(compared)
+    alone = _hull(_summed(one.warm for one in compared), _summed(one.cold for one in compared))
     lines = [one.line for one in roles]
     if withheld is not None:
         text = f"No GEMM has a verdict: {withheld}."
     else:
-        text = _summary(len(told), ledger, ends, alone, lines)
+        text = _summary(len(compared), ledger, ends, alone, lines)
     # Alignments compare GEMMs alone, whatever the times of the run are.
     aligned = paying_alignment(name, replays.gemms, partial(_calls, phase))
     return Replay(

@@ -38,7 +38,7 @@ class _Spread:
 
 
 def routing_of(run: Run | None, dense: Run | None, phase: str) -> PhaseRouting | None:
-    """The routing of a phase of `run`, beside that of its `dense` baseline where it has one. A
+    """The routing of a phase of `run`, and of its `dense` baseline where it has one. A
     pruned run without layers of the dense one is compared by where its layers were."""
     own = _spreads(run, phase)
     if run is None or not own:

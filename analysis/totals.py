@@ -5,27 +5,31 @@ In: a phase of a side. Out: `Totals` and `KernelRow`s; times are ns a step.
 
 from __future__ import annotations
 
+from collections import Counter
 from statistics import median
 from typing import Any
 
 import msgspec
+import numpy as np
 import polars as pl
 
 from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.kernels.columns import is_one_of
-from prunescope.analysis.kernels.earlier_work import earlier_work_ns
 from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.kernels.images import images_a_step
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.noise import wall_interval
 from prunescope.analysis.ledger.samples import Samples, samples_of
 from prunescope.analysis.schema.report import KernelRow, clock
 from prunescope.analysis.schema.sides import ColdSteps, TimeScale, Totals, Unprofiled
+from prunescope.analysis.trace.collect import NONE
 from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.run import PhaseRun
 
 _MOST = 0.5  # of the busy time
 _PASSES = ("forward", "training")  # kinds of phases that decode nothing
+_COLOURS = 3  # channels of an image; latents of a diffusion model have others
+_IMAGE_RANK = 4  # [B, C, H, W]
+_HARDLY = 0.01  # of the idle time: what ran before it
 
 
 def totals(one: SidePhase) -> Totals:
@@ -59,7 +63,7 @@ def totals(one: SidePhase) -> Totals:
         step_ns=one.kernels.linked.wall.tolist(),
         cold_steps=_cold(one.kernels),
         first_call_ns=one.kernels.first_call_ns / steps,
-        earlier_work_ns=earlier_work_ns(one.kernels),
+        earlier_work_ns=_earlier_work_ns(one.kernels),
         shapes=_shape_sources(frame),
         phase_kind=msgspec.UNSET if one.kind is None else one.kind,
     )
@@ -89,7 +93,24 @@ def _images(one: SidePhase) -> float | None:
     """Images a step of a trace alone, whose model decodes no tokens."""
     if one.run is not None or one.kernels.tokens is not None or one.kind is None:
         return None
-    return images_a_step(one.kernels) if one.kind["kind"] in _PASSES else None
+    return _images_of_convolutions(one.kernels) if one.kind["kind"] in _PASSES else None
+
+
+def _images_of_convolutions(kernels: Kernels) -> float | None:
+    """B of the convolution that reads images, [B, 3, H, W], times its calls a step. None where none
+    does, several differ (views of one image, say), or tokens are embedded as well."""
+    frame = kernels.frame
+    if (frame["kind"] == "embedding").any() or (frame["role"] == "embedding").any():
+        return None
+    convolutions = frame["call"].filter((frame["kind"] == "conv") & frame["primary"])
+    read: dict[tuple[object, ...], int] = {}  # images of all steps, by the weights that read them
+    for call, count in Counter(convolutions.drop_nulls()).items():
+        image, weight = (*kernels.calls[call].shapes, (), ())[:2]
+        if not isinstance(image, tuple) or not isinstance(weight, tuple):
+            continue
+        if len(image) == _IMAGE_RANK and image[1] == _COLOURS and isinstance(image[0], int):
+            read[weight] = read.get(weight, 0) + image[0] * count
+    return sum(read.values()) / kernels.num_steps if len(read) == 1 else None
 
 
 def pass_kind(one: SidePhase) -> str | msgspec.UnsetType:
@@ -204,7 +225,7 @@ def _coverage(frame: pl.DataFrame) -> dict[str, float]:
 
 def _shape_sources(frame: pl.DataFrame) -> dict[str, float]:
     """Shares of the time of GEMMs and attention by where their shapes come from. The softmax of an
-    attention of separate ops and what a library launches beside a GEMM have no M, N and K."""
+    attention of separate ops and the auxiliary kernels of a GEMM have no M, N and K."""
     product = is_one_of(frame["kind"], (*GEMM_KINDS, "attention"))
     busy, sources = frame["busy"].filter(product), frame["shapes"].filter(product)
     of_all = int(busy.sum())
@@ -224,3 +245,23 @@ def _sums(frame: pl.DataFrame, column: str, steps: int) -> dict[str, float]:
     sums = frame[[column, "busy"]].group_by(column).agg(pl.col("busy").sum())
     sums = sums.sort(["busy", column], descending=[True, False])
     return {name: ns / steps for name, ns in sums.iter_rows()}
+
+
+def _earlier_work_ns(kernels: Kernels) -> float:
+    """ns a step at the beginning of a trace in which, most likely, work ran that was launched
+    before it: a kernel of the first step was blocked before the first event of its stream, and
+    hardly anything ran before."""
+    frame = kernels.frame
+    if not kernels.on_device or frame.is_empty():
+        return 0.0
+    step, blocked = frame["step"].to_numpy(), frame["idle_blocked"].to_numpy()
+    row = int(np.where(step == step.min(), blocked, NONE).argmax())
+    held = int(blocked[row])
+    if not held or kernels.linked.carry_over["events"]:
+        return 0.0
+    before = frame["start"] < frame["start"][row]
+    if frame["stream"][row] in frame["stream"].filter(before):
+        return 0.0
+    if frame["busy"].filter(before).sum() > _HARDLY * held:
+        return 0.0
+    return held / kernels.num_steps

@@ -1,4 +1,5 @@
-"""What pruning does to the GEMMs of a decoder: shapes, axes, families, theory and the run manifest.
+"""The effect of pruning on the GEMMs of a decoder: shapes, axes, families, theory and the run
+manifest.
 
 Needs msgspec and the standard library. `tracer` and `analysis` import it; it imports neither.
 

@@ -41,7 +41,7 @@ class LayerOption:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What is kept of each part that is cut, by the name of the part."""
+        """The kept size of each part that is cut, by the name of the part."""
         every = {name: getattr(self, name) for name in PARTS}
         return {name: size for name, size in every.items() if size is not None}
 

@@ -181,8 +181,8 @@ class UniformChoice:
 
 
 def uniform_choices(shape: ModelShape, tables: Sequence[LayerTable]) -> Iterator[UniformChoice]:
-    """What families leave that cut every layer alike, at each size that all layers have; of whole
-    layers those go whose removal loses least."""
+    """The models that families leave which cut every layer alike, at each size that all layers
+    have; of whole layers those go whose removal loses least."""
     common = {
         part: sorted(set.intersection(*(set(table.of(part)) for table in tables))) for part in PARTS
     }

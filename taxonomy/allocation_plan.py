@@ -32,7 +32,7 @@ Indices = Annotated[list[Count], Meta(min_length=1, max_length=_MOST)]
 
 
 class KeptLayer(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What stays of one layer of the dense model. Sizes are null where it has no such part.
+    """The sizes that one layer of the dense model keeps. Sizes are null where it has no such part.
 
     `kept_kv_heads`, `kept_channels`: their indices in the dense layer; null: all stay. `ranks`: of
     the matrices that are stored as two, by role; `attention_lowrank`, `mlp_lowrank`: the percent of
@@ -57,8 +57,8 @@ class KeptLayer(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Target(msgspec.Struct, kw_only=True):
-    """What was asked for: exactly one of the three. `phase`: prefill, decode, or the name of the
-    workload that weighs both."""
+    """The target of the plan: exactly one of the three. `phase`: prefill, decode, or the name of
+    the workload that weighs both."""
 
     phase: Name
     speedup: Number | None = None
@@ -77,8 +77,9 @@ class ExpectedPhase(msgspec.Struct, kw_only=True):
 
 
 class PlanEstimate(msgspec.Struct, kw_only=True):
-    """What the plan gives. `loss`: the sum over layers; `loss_measured`: of the planned model on
-    the same text; null: not measured. `perplexity_rel`: exp(loss) − 1 of the measured one."""
+    """The predicted and measured results of the plan. `loss`: the sum over layers; `loss_measured`:
+    of the planned model on the same text; null: not measured. `perplexity_rel`: exp(loss) − 1 of
+    the measured one."""
 
     speedup: Number
     range: Interval

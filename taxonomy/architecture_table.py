@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unwritten:
-    """What a Hugging Face config leaves to the model's code: gates, biases, norms, defaults.
+    """Properties that a Hugging Face config leaves to the model's code: gates, biases, norms,
+    defaults.
 
     A key of the config, where there is one, comes before what stands here.
     """
@@ -64,7 +65,7 @@ class Unwritten:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """What one or more Hugging Face model types, `ids`, have beyond the common rules.
+    """Properties of one or more Hugging Face model types, `ids`, beyond the common rules.
 
     `roles`: end of a module path -> role, and `mark`: the name of a module by which those names
     are known where the model type is not. `qkv`: how a fused q, k, v orders its rows, "parts" (all
@@ -334,7 +335,8 @@ _OTHERS = {name: rules for names, rules in OTHERS for name in names}
 
 
 def unwritten(model_type: str) -> Unwritten:
-    """What a config of this type leaves to its code; the common rules of a type nobody knows."""
+    """Properties that a config of this type leaves to its code; the common rules of a type nobody
+    knows."""
     entry = BY_ID.get(model_type)
     return entry.unwritten if entry else _OTHERS.get(model_type, Unwritten())
 

@@ -24,7 +24,8 @@ _MIXER_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """What decides: the mechanisms of a model. `shape` is None where no layer has attention.
+    """The mechanisms of a model, which decide what applies. `shape` is None where no layer has
+    attention.
 
     `mixer_linears`: (N, K) of a mixer's matrices by role and part; None is not known.
     """

@@ -238,7 +238,7 @@ def read_architecture(name: str) -> Described:
 
 
 def _with_weights(config: Mapping[str, Any], path: Path) -> Described:
-    """What a config says, with the sizes of the weights beside it."""
+    """Families that apply to a config, with the sizes of the weights next to it."""
     traits, stored = read_traits(config), stored_tensors(path)
     if stored is None or traits.shape is None:
         return of_traits(traits)
@@ -247,12 +247,12 @@ def _with_weights(config: Mapping[str, Any], path: Path) -> Described:
 
 
 def described(config: Mapping[str, Any]) -> Described:
-    """What a config says. Raises PrunescopeError on one that is no decoder's."""
+    """Families that apply to a config. Raises PrunescopeError on one that is no decoder's."""
     return of_traits(read_traits(config))
 
 
 def of_traits(traits: Traits, notes: Sequence[str] = ()) -> Described:
-    """What the traits of a config say; `notes`: how they were read."""
+    """The families that apply to the traits of a config; `notes`: how they were read."""
     return Described(
         model_type=traits.model_type,
         title=traits.entry.title if traits.entry else None,

@@ -1,6 +1,6 @@
 """Folders that appear whole or not at all, whatever stops the process, and what it left behind.
 
-In: the path of a folder that will be written. Out: a partial folder beside it, and the steps by
+In: the path of a folder that will be written. Out: a partial folder next to it, and the steps by
 which it takes the place of the old one. Partial folders of killed processes are removed by the
 next one that writes the same: a living process holds a lock on its own.
 """
@@ -34,7 +34,7 @@ _AT_FDCWD, _EXCHANGE = -100, 2  # renameat2(2)
 
 @contextmanager
 def partial_folder(out: Path) -> Iterator[Path]:
-    """A new, empty folder beside `out`; whatever is in its place at the end is removed.
+    """A new, empty folder next to `out`; whatever is in its place at the end is removed.
 
     Removes what killed processes left of earlier tries at `out`, and gives back an `out` that one
     of them had moved aside.
@@ -47,7 +47,7 @@ def partial_folder(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def _named(out: Path) -> Iterator[None]:
-    """What a failed write was to be: the system tells a reason, and of a full disk no file."""
+    """Add the name of the file to an error of writing: the system gives none for a full disk."""
     try:
         yield
     except OSError as error:
@@ -100,7 +100,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def _write_file(path: Path, data: bytes) -> None:
-    for old in _beside(path, (".tmp",)):
+    for old in _named_like(path, (".tmp",)):
         _remove_abandoned(old)
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -225,18 +225,18 @@ def _lock(descriptor: int) -> bool:
 
 
 def _recover(out: Path) -> None:
-    """Undo what processes that were killed while they wrote `out` left."""
-    beside = [p for p in _beside(out) if p.is_dir() and not p.is_symlink()]
-    for path in beside:
+    """Restore or remove what killed processes left while they wrote `out`."""
+    partial_folders = [p for p in _named_like(out) if p.is_dir() and not p.is_symlink()]
+    for path in partial_folders:
         if path.suffix == ".old" and not out.exists():
             path.rename(out)
-    for path in beside:
+    for path in partial_folders:
         if path.suffix == ".partial":
             _remove_abandoned(path)
 
 
-def _beside(out: Path, suffixes: tuple[str, ...] = (".partial", ".old")) -> list[Path]:
-    """What has the names that are given here, with eight hexadecimal digits in them."""
+def _named_like(out: Path, suffixes: tuple[str, ...] = (".partial", ".old")) -> list[Path]:
+    """Paths next to `out` with the names that this module gives, of eight hexadecimal digits."""
     names = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{8}}(\.\w+)")
     with suppress(OSError):
         found = [(p, names.fullmatch(p.name)) for p in out.parent.iterdir()]

@@ -24,13 +24,13 @@ def as_lists(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """
     blocks, multipliers = cfg.get("block_configs"), cfg.get("ffn_multipliers")
     if isinstance(blocks, list) and blocks:
-        return {**cfg, **_of_blocks(cfg, blocks)}
+        return {**cfg, **_config_of_blocks(cfg, blocks)}
     if isinstance(multipliers, list) and multipliers:
-        return {**cfg, "intermediate_size": _of_multipliers(cfg, multipliers)}
+        return {**cfg, "intermediate_size": _widths_of_multipliers(cfg, multipliers)}
     return dict(cfg)
 
 
-def _of_blocks(cfg: Mapping[str, Any], blocks: list[Any]) -> dict[str, Any]:
+def _config_of_blocks(cfg: Mapping[str, Any], blocks: list[Any]) -> dict[str, Any]:
     heads, hidden = _whole(cfg, "num_attention_heads"), _whole(cfg, "hidden_size")
     kv_heads: list[int] = []
     widths: list[int] = []
@@ -68,7 +68,7 @@ def _width(ffn: Mapping[str, Any], hidden: int, number: int) -> int:
     return _MULTIPLE * -(-width // _MULTIPLE)
 
 
-def _of_multipliers(cfg: Mapping[str, Any], multipliers: list[Any]) -> list[int]:
+def _widths_of_multipliers(cfg: Mapping[str, Any], multipliers: list[Any]) -> list[int]:
     """OpenELM: the nearest multiple of the divisor, one more where that is a tenth too small."""
     hidden = _whole(cfg, "model_dim")
     divisor = _whole(cfg, "ffn_dim_divisor") if "ffn_dim_divisor" in cfg else _MULTIPLE

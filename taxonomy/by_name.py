@@ -20,9 +20,9 @@ class ByName(dict[str, Any]):
     @classmethod
     def of(cls, values: dict[str, Any], what: str) -> Self:
         """The same entries."""
-        made = cls(values)
-        made.what = what
-        return made
+        entries = cls(values)
+        entries.what = what
+        return entries
 
     def __missing__(self, name: object) -> Any:
         known = nearest(str(name)[:99], map(str, self)) or "it is empty"

@@ -464,8 +464,8 @@ def _own_attention(own: dict[str, Any], known: Mapping[str, Any], kind: str) -> 
         kind = "linear" if heads else "none"
     if kind != "usual" or not heads:
         kind = kind if kind != "usual" else "none"
-        gone = dict.fromkeys(("heads", "kv_heads", "head_dim", "value_dim"), 0)
-        return {**gone, "attention_kind": kind}
+        absent = dict.fromkeys(("heads", "kv_heads", "head_dim", "value_dim"), 0)
+        return {**absent, "attention_kind": kind}
     if heads % kv_heads:
         raise PrunescopeError(
             f"{heads} query heads are no multiple of {kv_heads} KV heads",
@@ -481,9 +481,9 @@ def _own_mlp(own: dict[str, Any], kind: str, letter: str) -> dict[str, Any]:
     if kind == "usual" and plain and own.get("intermediate") == 0:
         kind = "none"
     if kind != "usual":
-        gone = ("intermediate", "experts", "experts_per_token", "expert_intermediate",
+        absent = ("intermediate", "experts", "experts_per_token", "expert_intermediate",
                 "shared_intermediate")  # fmt: skip
-        return {**dict.fromkeys(gone, 0), "mlp_kind": kind}
+        return {**dict.fromkeys(absent, 0), "mlp_kind": kind}
     return {}
 
 

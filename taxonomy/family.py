@@ -89,7 +89,7 @@ class FamilyPoint:
 
     @property
     def align(self) -> str:
-        """What kept dimensions are rounded up to, one of `keep.ALIGNMENTS`."""
+        """The alignment that kept dimensions are rounded up to, one of `keep.ALIGNMENTS`."""
         return str(self.knobs.get("align", ALIGN))
 
 
@@ -120,7 +120,7 @@ class Family:
     knobs: Mapping[str, Knob] = field(default_factory=dict)
     adds: tuple[str, ...] = ()  # kernels that only the pruned model runs
     keeps_weights: bool = False  # all dense weights stay in memory
-    only: float | None = None  # the one sparsity that there is, beside 0
+    only: float | None = None  # the only sparsity other than 0
     check: Callable[[float], float] = check_sparsity  # refuses a sparsity that there is not
     # What `--select importance` measures: what the model does on a "text", or the attention of
     # the "input" itself, which reads none; None: parts can only be sampled.

@@ -248,7 +248,7 @@ def _explained(error: str, plain: Any, kind: Any) -> tuple[str, str]:
 
 
 def _without_meta(hint: Any) -> Any:
-    """The type in Annotated, or beside None."""
+    """The type in Annotated, or in `type | None`."""
     while get_origin(hint) in (Annotated, Union, UnionType):
         hint = next(arg for arg in get_args(hint) if arg is not NoneType)
     return hint

@@ -1,4 +1,4 @@
-"""What the header of a GGUF file claims, checked against the bytes that are there.
+"""The header of a GGUF file, checked against the bytes that are there.
 
 In: a .gguf file, untrusted. Out: how many numbers its tensors hold, and their shapes; what it says
 of the model, as the config of a Hugging Face model. The libraries that read it afterwards believe

@@ -80,7 +80,7 @@ def is_just(align: str) -> bool:
 
 
 def aligned_words(align: str) -> str:
-    """What dimensions of an alignment are, for a sentence: `multiples of 16`."""
+    """The dimensions of an alignment in words: `multiples of 16`."""
     if align not in ALIGNMENTS:  # of a run folder, which may hold anything
         return f"multiples of {align}"
     size = alignment_size(align)

@@ -1,4 +1,4 @@
-"""What `doctor` says of one thing on a machine: made in tracer/, shown by analysis/report/."""
+"""One check of `doctor` on a machine: created in tracer/, shown by analysis/report/."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def solve(
 def _shares(
     chosen: Family, shape: ModelShape, work: Workload, knobs: tuple[tuple[str, Value], ...]
 ) -> Callable[[float], Mapping[str, float] | None]:
-    """What the family removes at a sparsity of its own, each computed once; None where it has no
+    """The removals of a family at a sparsity of its own, each computed once; None where it has no
     such point: no rank that saves, 2:4 at other than 0.5."""
     last: tuple[list[Plan], dict[str, float]] | None = None
 

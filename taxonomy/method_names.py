@@ -1,4 +1,4 @@
-"""What `--method` says: families with their sparsities, a function of the user's, a plan's file."""
+"""Values of `--method`: families with their sparsities, a function of the user's, a plan's file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def is_function(method: str) -> bool:
     """Whether `--method` names `package.module:function`, not families."""
     from prunescope.taxonomy.families import families  # here: `--help` need not load the theory
 
-    name, colon, tail = method.partition(":")
+    name, colon, sparsity = method.partition(":")
     plain = "+" not in method and name not in {f.id for f in families()}
-    return plain and bool(colon) and number(tail) is None
+    return plain and bool(colon) and number(sparsity) is None
 
 
 def is_plan(method: str) -> bool:

@@ -32,7 +32,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """What there is to know of an option beside its name, type and default."""
+    """Properties of an option other than its name, type and default."""
 
     help: str  # one sentence: what it does, its unit, what happens without it
     unit: str = ""  # of a number; stands for the number in the help
@@ -180,7 +180,7 @@ def _range_text(least: float | None, most: float | None) -> str:
 
 
 def _label(named: NamedOption) -> str:
-    """What an option is called in a message: an argument has no flag."""
+    """The name of an option in a message: an argument has no flag."""
     return named.name if named.option.argument else named.flags[0]
 
 

@@ -46,7 +46,7 @@ _KNOWN: tuple[tuple[frozenset[str], tuple[str, str]], ...] = (
 
 
 def own_document(content: Any) -> tuple[str, str] | None:
-    """What a document of ours is, and which command takes it; None for another."""
+    """The kind of a file that prunescope wrote, and the command that takes it; None for others."""
     if not isinstance(content, Mapping):
         return None
     return next((text for keys, text in _KNOWN if keys <= content.keys()), None)

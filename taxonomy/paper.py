@@ -120,14 +120,14 @@ def families_of(of: Paper) -> list[str]:
 
 def published(of: Paper) -> Iterator[PublishedValue]:
     """Every number of the paper, in the order of its figures."""
-    yield from _of_steps(of)
-    yield from _of_models(of)
-    yield from _of_layers(of)
-    yield from _of_shapes(of)
-    yield from _of_quality(of)
+    yield from _values_of_steps(of)
+    yield from _values_of_models(of)
+    yield from _values_of_layers(of)
+    yield from _values_of_shapes(of)
+    yield from _values_of_quality(of)
 
 
-def _of_steps(of: Paper) -> Iterator[PublishedValue]:
+def _values_of_steps(of: Paper) -> Iterator[PublishedValue]:
     for phase, step in of.figure_2.items():
         for name, share in [*step.shares.items(), ("idle", step.gap)]:
             yield PublishedValue(figure=FIGURE_2, name=name, value=share, phase=phase, **_AT_32K)
@@ -136,7 +136,7 @@ def _of_steps(of: Paper) -> Iterator[PublishedValue]:
         yield PublishedValue(figure=STEP_TIME, name="dense", value=ms, phase=phase, **_AT_32K)
 
 
-def _of_models(of: Paper) -> Iterator[PublishedValue]:
+def _values_of_models(of: Paper) -> Iterator[PublishedValue]:
     for family, phase, batch, length, speedup in of.figure_5:
         yield PublishedValue(
             figure=FIGURE_5,
@@ -159,7 +159,7 @@ def _of_models(of: Paper) -> Iterator[PublishedValue]:
             )
 
 
-def _of_layers(of: Paper) -> Iterator[PublishedValue]:
+def _values_of_layers(of: Paper) -> Iterator[PublishedValue]:
     for phase, layer in of.figure_6_ns.items():
         for family in [name for name in layer if name != "dense"]:
             speedup = layer["dense"] / layer[family]
@@ -168,7 +168,7 @@ def _of_layers(of: Paper) -> Iterator[PublishedValue]:
             )
 
 
-def _of_shapes(of: Paper) -> Iterator[PublishedValue]:
+def _values_of_shapes(of: Paper) -> Iterator[PublishedValue]:
     usual = {family: value for align, family, value in of.alignment if align == "16"}
     for align, family, value in of.alignment:
         yield PublishedValue(
@@ -185,7 +185,7 @@ def _of_shapes(of: Paper) -> Iterator[PublishedValue]:
             yield PublishedValue(figure=GEMM_STEPS, name=axis, value=speedup, at=f"{share:g}")
 
 
-def _of_quality(of: Paper) -> Iterator[PublishedValue]:
+def _values_of_quality(of: Paper) -> Iterator[PublishedValue]:
     for family, sparsity, perplexity in of.perplexity:
         ratio = perplexity / of.dense_perplexity
         yield PublishedValue(figure=PERPLEXITY, name=family, value=ratio, sparsity=sparsity)

@@ -22,7 +22,7 @@ LOGITS = ("last", "all")
 
 
 class Sizes(Protocol):
-    """What a phase of a run, or a request, says of its forwards."""
+    """The forwards of a phase, as a run or a request states them."""
 
     @property
     def batch(self) -> int:
@@ -137,7 +137,7 @@ RANKED_AT_ONCE = 64  # queries whose scores rank keys in one piece: bounds their
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a family makes of a stack of equal layers.
+    """A stack of equal layers as a family changes it.
 
     `rows` and `read` give, by role, the share of the tokens that a GEMM sees (above 1 where earlier
     ones are computed again) and of its weights that are read; a role that is not there has share 1.
@@ -207,9 +207,9 @@ class Op:
     experts: float = 0  # that get a token, of a layer: expected, of an op of routed experts; else 0
     # Of a GEMM whose rows need other inputs each: the share of K that any of them needs; else 0.
     union: float = 0
-    sparse: bool = False  # a 2:4 GEMM: it stores indices beside its numbers
+    sparse: bool = False  # a 2:4 GEMM: it stores indices with its numbers
     estimated: bool = False  # which keys it reads is estimated in each forward
-    ranked: float = 0  # scores that rank keys, beside those of the attention itself
+    ranked: float = 0  # scores that rank keys, in addition to those of the attention itself
     ranked_in: int = 0  # pieces that they are computed in, one after the other
 
     @property

@@ -1,4 +1,5 @@
-"""What the recorder leaves to the reader of its run: roles of the weights, the model's shape.
+"""Values that the recorder leaves to the reader of its run: roles of the weights, the model's
+shape.
 
 In: `model` and `census` of a run.json that `prunescope recorder`'s file wrote, which knows no
 architecture. Out: the same blocks, completed in place as a capture writes them. What the config

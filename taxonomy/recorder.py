@@ -1,4 +1,4 @@
-"""What recorded a trace, and how it is asked for what a trace lacks.
+"""The recorder of a trace, and how to make it record what a trace lacks.
 
 In: the metadata of a trace. Out: a `Recorder`, whose texts are parts of sentences on what to do.
 """

@@ -113,7 +113,7 @@ class StepCurve(Block, kw_only=True):
 
 
 class ReplayPeaks(Block, kw_only=True):
-    """What bounds rest on: FLOP/s by dtype, byte/s, and whence."""
+    """The peaks behind the bounds: FLOP/s by dtype, byte/s, and their source."""
 
     flop_per_s: dict[str, Number] = {}
     byte_per_s: Number | None = None

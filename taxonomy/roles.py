@@ -22,7 +22,7 @@ ROLES = (
     "optimizer", "unknown",
 )  # fmt: skip
 
-# Linears of a layer, however fused; latent attention has others beside them.
+# Linears of a layer, however fused; latent attention has others too.
 QKV_ROLES = ("q", "k", "v", "qkv")
 MLP_ROLES = ("gate", "up", "gate_up", "down")
 LINEARS = (*QKV_ROLES, "o", *MLP_ROLES)
@@ -95,7 +95,7 @@ _MIXER = re.compile(
 )
 _EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
 _SHARED = re.compile(r"(^|\.)(shared_experts?|shared_mlp)(\.|$)")
-_ADAPTER = re.compile(r"\.(lora|vera)_(embedding_)?[AB](\.|$)")  # peft: beside a linear, not in it
+_ADAPTER = re.compile(r"\.(lora|vera)_(embedding_)?[AB](\.|$)")  # peft: next to a linear, not in it
 _NORMS = ("norm", "layer_norm", "LayerNorm", "layernorm", "out_norm", "ln_out")
 
 
@@ -154,7 +154,7 @@ def matrix_role(path: str) -> str:
     names = inner.split(".")
     for depth in range(len(names), 0, -1):
         leaf = names[depth - 1]
-        role = _in_context(_usual(leaf), leaf, names[:depth], scope)
+        role = _role_in_context(_usual(leaf), leaf, names[:depth], scope)
         if role != "unknown":
             return role
     return "unknown"
@@ -185,12 +185,12 @@ def _usual(leaf: str) -> str:
     return next((role for pattern, role in _LEAF if pattern.match(leaf)), "unknown")
 
 
-def _in_context(role: str, leaf: str, names: list[str], scope: str) -> str:
+def _role_in_context(role: str, leaf: str, names: list[str], scope: str) -> str:
     """Names that mean different things in different parts of a layer."""
     if scope == "mixer":
-        return _in_mixer(role, leaf, names)
+        return _role_in_mixer(role, leaf, names)
     if scope == "attention":
-        return _in_attention(role, leaf)
+        return _role_in_attention(role, leaf)
     if scope == "mlp":
         return {
             "Wi": "gate_up",
@@ -202,13 +202,13 @@ def _in_context(role: str, leaf: str, names: list[str], scope: str) -> str:
             "wi": "up",
         }.get(leaf, role)
     if scope == "layer":
-        return _in_layer(role, leaf, names)
+        return _role_in_layer(role, leaf, names)
     if leaf in _NORMS:
         return "embedding" if "embedding" in map(_usual, names[:-1]) else "final_norm"
     return role
 
 
-def _in_attention(role: str, leaf: str) -> str:
+def _role_in_attention(role: str, leaf: str) -> str:
     if leaf in ("c_proj", "dense", "proj"):
         return "o"
     if leaf == "LayerNorm":
@@ -217,7 +217,7 @@ def _in_attention(role: str, leaf: str) -> str:
     return "unknown" if role in (*MLP_ROLES, "embedding") or leaf == "gate" else role
 
 
-def _in_layer(role: str, leaf: str, names: list[str]) -> str:
+def _role_in_layer(role: str, leaf: str, names: list[str]) -> str:
     part = names[-2] if len(names) > 1 else ""
     if leaf == "dense" and part in ("intermediate", "output"):
         return "up" if part == "intermediate" else "down"
@@ -228,7 +228,7 @@ def _in_layer(role: str, leaf: str, names: list[str]) -> str:
     return "unknown" if leaf == "gate" or role == "embedding" else role
 
 
-def _in_mixer(role: str, leaf: str, names: list[str]) -> str:
+def _role_in_mixer(role: str, leaf: str, names: list[str]) -> str:
     if len(names) == 1:
         return "conv" if role == "conv" else "unknown"
     if role == "o":

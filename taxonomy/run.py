@@ -60,7 +60,7 @@ class Placement(Block, kw_only=True):
 
     samples: Count  # of samples_ns, in order
     steps: Count  # of the profiled steps, in order
-    cost_ns: Count = 0  # to put the weights there and to warm up, beside the samples
+    cost_ns: Count = 0  # to place the weights and to warm up, without the samples
     retaken: Count = 0  # samples that something disturbed, and that were taken again
     disturbed: Count = 0  # of `samples`, those that were disturbed all the same
     reasons: Names = []  # what disturbed them
@@ -85,7 +85,7 @@ class PhaseRun(Block, kw_only=True):
     warmup: Count
     samples_ns: Annotated[list[Size], Meta(max_length=MAX_SAMPLES)] = []  # unprofiled, one a repeat
     interleaved: Name = "alternating"  # "alternating" | "blocks" | "alone"
-    trace: FileName = ""  # file name beside run.json
+    trace: FileName = ""  # name of a file next to run.json
     sha256: Name = ""
     eager_trace: FileName | None = None  # for graph and compile: where shapes and roles come from
     peak_memory_bytes: Count | None = None
@@ -172,7 +172,7 @@ class Run(Block, kw_only=True):
 
     @property
     def is_disturbed(self) -> bool:
-        """Whether something else ran beside a phase, so that its times are not valid."""
+        """Whether another program ran during a phase, so that its times are not valid."""
         return any(one.is_disturbed for one in self.phases.values())
 
     def to_json(self) -> str:

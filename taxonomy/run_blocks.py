@@ -52,7 +52,7 @@ class Matrix(Block, kw_only=True):
 
 
 class ModuleCounts(Block, kw_only=True):
-    """What a module of a dynamic family counted: an entry of both lists a forward."""
+    """Counts of a module of a dynamic family: an entry of both lists a forward."""
 
     unit: Name | None = None  # "rows" | "blocks" | "layers" | "channels" | "keys"
     active: Counts = []
@@ -60,14 +60,14 @@ class ModuleCounts(Block, kw_only=True):
 
 
 class WeightStats(Block, kw_only=True):
-    """What the weights and the run are, whoever made them so."""
+    """Properties of the weights and the run, whoever pruned them."""
 
     matrices: Annotated[list[Matrix], Meta(max_length=1 << 20)] = []
     # By phase and module name.
     dynamic: OmitDefault[dict[str, dict[str, ModuleCounts]]] = {}
 
     def counts_in(self, phase: str) -> dict[str, ModuleCounts]:
-        """What modules of a dynamic family counted in a phase; a layer alone leaves the others
+        """Counts of modules of a dynamic family in a phase; a layer alone leaves the others
         out."""
         return {name: one for name, one in self.dynamic.get(phase, {}).items() if one.total}
 
@@ -129,8 +129,8 @@ class Spread(Block, kw_only=True):
 
 
 class CalibrationPasses(Block, kw_only=True):
-    """How `calibrate` measured, and what beside the peaks: medians over its passes, but the least
-    floor. `disturbed`: by what, where a measurement was disturbed again."""
+    """How `calibrate` measured, and values other than peaks: medians over its passes, but of floors
+    the least. `disturbed`: by what, where a measurement was disturbed again."""
 
     statistic: str = ""
     passes: int = 0
@@ -212,8 +212,8 @@ class LayerAlone(msgspec.Struct, kw_only=True):
     def layer_sum_ci95(self) -> list[float] | None:
         """95 % interval of the layer sum, by Student's t over the logarithms of its rounds; None
         with fewer than two. All rounds have one placement of the weights."""
-        made = [(self.layers * layer + rest, whole) for layer, rest, whole in self.rounds_ns]
-        logs = [math.log(sums / whole) for sums, whole in made if sums > 0 and whole > 0]
+        rounds = [(self.layers * layer + rest, whole) for layer, rest, whole in self.rounds_ns]
+        logs = [math.log(sums / whole) for sums, whole in rounds if sums > 0 and whole > 0]
         if len(logs) < 2 or self.layer_sum <= 0:
             return None
         half = t_quantile_975(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
@@ -258,7 +258,7 @@ class ModelEntry(Block, kw_only=True):
 
 
 class Matched(Block, kw_only=True):
-    """What a sparsity was solved for: a share of FLOPs, parameters or bytes."""
+    """The target that a sparsity was solved for: a share of FLOPs, parameters or bytes."""
 
     by: Name | None = None
     asked: float | None = None
@@ -292,7 +292,7 @@ class Losses(Block, kw_only=True):
 
 
 class RouterTraining(Block, kw_only=True):
-    """What a training did to the routers of a family; `trained`: how many."""
+    """Training of the routers of a family; `trained`: how many."""
 
     unit: OmitDefault[Name | None] = None  # "rows" | "layers"
     trained: Count = 0
@@ -323,7 +323,8 @@ class Recovered(Block, kw_only=True):
 
 
 class Pruning(Block, kw_only=True):
-    """What the tool did. What a family or a function records beside this stays in `as_read`."""
+    """The pruning by this tool. Other keys, which a family or a function records, stay in
+    `as_read`."""
 
     method: str | None = None
     sparsity: Share | None = None  # nominal; null for a composite

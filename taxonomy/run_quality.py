@@ -1,4 +1,4 @@
-"""What the quality of a model is kept as: `quality` of run.json, and quality/MODEL.json of a sweep.
+"""The record of a model's quality: `quality` of run.json, and quality/MODEL.json of a sweep.
 
 Losses are nats a token; shares and relative changes are ratios; null: no finite number, or not
 measured. Keys stand in the order in which they are written.
@@ -56,7 +56,7 @@ class TaskScore(Block, kw_only=True):
 
 
 class TaskChange(Block, kw_only=True):
-    """What pruning changes of the tasks, relative to dense; below zero is worse."""
+    """The change of the task scores by pruning, relative to dense; below zero is worse."""
 
     signed: Number | None = None  # mean of the changes
     signed_ci95: Interval | None = None
@@ -114,6 +114,6 @@ class Quality(Block, kw_only=True):
 
     @property
     def is_compared(self) -> bool:
-        """Whether it stands beside a dense model's, with a loss or without a finite one."""
+        """Whether it is compared with a dense model's, with a loss or without a finite one."""
         known = (self.perplexity_rel, self.agreement, self.dense_perplexity)
         return any(value is not None for value in known)

@@ -44,14 +44,14 @@ class LayerShape:
 
     @property
     def attention(self) -> tuple[Any, ...]:
-        """What layers with equal attention share."""
+        """The fields of the attention, by which layers are compared."""
         sizes = (self.heads, self.kv_heads, self.head_dim, self.value_dim)
         ranks = tuple(pair for pair in self.ranks if pair[0] not in _MLP_ROLES)
         return (self.attention_kind, *sizes, ranks)
 
     @property
     def mlp(self) -> tuple[Any, ...]:
-        """What layers with an equal MLP share."""
+        """The fields of the MLP, by which layers are compared."""
         experts = (self.experts, self.experts_per_token, self.expert_intermediate)
         ranks = tuple(pair for pair in self.ranks if pair[0] in _MLP_ROLES)
         return (self.mlp_kind, self.intermediate, *experts, self.shared_intermediate, ranks)
@@ -93,8 +93,8 @@ class ModelShape:
     expert_intermediate: Count = 0
     shared_intermediate: Count = 0  # all shared experts of a layer together
     moe_layers: Layer = 0
-    # Group-limited routing: experts beside one another are a group. A token first chooses some of
-    # them by the sum of the scores of the best `group_ranked_by` experts of each.
+    # Group-limited routing: experts with neighbouring numbers are a group. A token first
+    # chooses some groups, by the sum of the scores of the best `group_ranked_by` experts of each.
     expert_groups: Size = 1
     open_groups: Size = 1
     group_ranked_by: Size = 1
@@ -124,7 +124,7 @@ class ModelShape:
     mixer_keys: Count = 0  # width of the keys (linear) or of B (ssm), all heads or groups together
     mixer_state: Count = 0  # numbers of recurrent state a channel
     mixer_taps: Count = 0  # of the convolution
-    mixer_extras: Count = 0  # stored beside matrices and taps: biases, norm, steps, decays
+    mixer_extras: Count = 0  # stored in addition to matrices and taps: biases, norm, steps, decays
     layout: str = ""
     attention_kind: Kind = "usual"
     mlp_kind: Kind = "usual"
@@ -156,7 +156,7 @@ class ModelShape:
 
     def like(self, number: int) -> ModelShape:
         """A model whose layers all have the dimensions of one layer; itself where they agree."""
-        return _like(self, self.layer_shapes[number]) if self.layer_shapes else self
+        return _uniform(self, self.layer_shapes[number]) if self.layer_shapes else self
 
     def with_layers(self, layers: Sequence[LayerShape]) -> ModelShape:
         """The shape whose layers have these dimensions, one each; plain where they agree."""
@@ -182,7 +182,7 @@ class ModelShape:
         if not self.layer_shapes:
             return change(self)
         changed = {
-            layer: _layer_of(change(_like(self, layer)))
+            layer: _layer_of(change(_uniform(self, layer)))
             for layer in dict.fromkeys(self.layer_shapes)
         }
         return self.with_layers([changed[layer] for layer in self.layer_shapes])
@@ -431,8 +431,8 @@ class ModelShape:
         return self.c + self.v if self.kv_rank is None else self.kv_rank + self.rope_dim
 
     def state_bytes(self, itemsize: float = 2) -> float:
-        """What one mixer keeps of a sequence of any length: the state of its recurrence, and the
-        last inputs of its convolution."""
+        """Bytes that one mixer keeps of a sequence of any length: the state of its recurrence,
+        and the last inputs of its convolution."""
         inputs = self.mixer_channels * self.mixer_taps * itemsize
         return self.mixer_width * self.mixer_state * STATE_ITEMSIZE + inputs
 
@@ -536,7 +536,7 @@ def _read_layer(written: Mapping[str, Any]) -> LayerShape:
     return LayerShape(**{**written, "ranks": ranks})
 
 
-def _like(shape: ModelShape, layer: LayerShape) -> ModelShape:
+def _uniform(shape: ModelShape, layer: LayerShape) -> ModelShape:
     return replace(shape, layer_shapes=(), **_fields_of(layer))
 
 

@@ -181,8 +181,8 @@ def _attention(
     if not any(layer.matrices.get(role) for role in own):
         if not roles.intersection(own):
             return {}
-        gone = dict.fromkeys(("heads", "kv_heads", "head_dim", "value_dim"), 0)
-        return {**gone, "attention_kind": "none"}
+        absent = dict.fromkeys(("heads", "kv_heads", "head_dim", "value_dim"), 0)
+        return {**absent, "attention_kind": "none"}
     if shape.query_gate:
         return {}
     q, k, v, o = (sizes.get(role) for role in ("q", "k", "v", "o"))

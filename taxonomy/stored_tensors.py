@@ -1,6 +1,6 @@
 """Which tensors a checkpoint stores, from the headers of its files alone.
 
-In: the path of a config, or of a GGUF file; the files beside it are untrusted. Out: StoredTensors,
+In: the path of a config, or of a GGUF file; the files next to it are untrusted. Out: StoredTensors,
 names as Hugging Face has them and shapes, and whether every file was there. No number is read.
 Layout: github.com/huggingface/safetensors (8 bytes of length, then JSON).
 """
@@ -39,27 +39,27 @@ class StoredTensors:
 
 
 def stored_tensors(config: Path) -> StoredTensors | None:
-    """The tensors beside a config, or of a GGUF file; None where there are no weights."""
+    """The tensors next to a config, or of a GGUF file; None where there are no weights."""
     if config.suffix == ".gguf":
-        return _of_gguf(config)
+        return _read_gguf(config)
     files, complete = _files(config.parent)
     if files:
-        return _of_safetensors(files, complete=complete)
+        return _read_safetensors(files, complete=complete)
     single = sorted(config.parent.glob("*.gguf"))[:2]
     if len(single) == 1:
-        return _of_gguf(single[0])
+        return _read_gguf(single[0])
     pickled = sorted(config.parent.glob(_PICKLES))[:1]
     return StoredTensors(complete=False, problem=_NEVER_OPENED) if pickled else None
 
 
-def _of_gguf(path: Path) -> StoredTensors:
+def _read_gguf(path: Path) -> StoredTensors:
     try:
         return StoredTensors(gguf_tensors(path))
     except PrunescopeError as error:
         return StoredTensors(complete=False, problem=error.problem)
 
 
-def _of_safetensors(files: list[Path], *, complete: bool) -> StoredTensors:
+def _read_safetensors(files: list[Path], *, complete: bool) -> StoredTensors:
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         try:

@@ -52,8 +52,9 @@ class Planned(RunSetting, kw_only=True, frozen=True):
 
 
 class SweepResult(Planned, kw_only=True, frozen=True):
-    """What came of a planned result. `run`: its folder, relative to the sweep's; `held_out`: losses
-    on the held-out tokens of its recovery training, nats a token; null: it was not trained."""
+    """The outcome of a planned result. `run`: its folder, relative to the sweep's; `held_out`:
+    losses on the held-out tokens of its recovery training, nats a token; null: it was not
+    trained."""
 
     state: State
     run: str | None = None

@@ -2,7 +2,7 @@
 
 In: Plans (a shape, a workload and what a family changes). Out: Op records of one layer each, with
 the number of layers. FLOPs count multiply and add; bytes are compulsory traffic; time is seconds.
-Element-wise work counts as if fused into its neighbours; the formulas stand beside each op. How
+Element-wise work counts as if fused into its neighbours; the formulas are next to each op. How
 many experts get a token is an expectation (`expert_routing`). Mixers of a hybrid (gated delta net,
 Mamba-2, short convolution) see every token and stay dense in every family but those that take
 whole sublayers or narrow the stream.
@@ -61,7 +61,7 @@ def equal_parts(plan: Plan) -> list[Plan]:
 
 
 def attention_ops(plan: Plan) -> Iterable[Op]:
-    """The sublayers that mix tokens: norm, attention, and a mixer beside it or in its place."""
+    """The sublayers that mix tokens: norm, attention, and a mixer next to it or in its place."""
     shape, layers = plan.shape, plan.attention_layers
     if not layers or shape.attention_kind == "none":
         return
@@ -161,9 +161,9 @@ def _linear(plan: Plan, role: str, n: int, k: int, layers: float) -> Iterable[Op
 
 
 def _latents(plan: Plan) -> int:
-    """Numbers a token that an absorbed kv_b moves beside the N and K of one product. It is two, for
-    each head: d_nope of a query become r, r of what attention puts out become d_v. Weights and
-    FLOPs are those of one product of a row; in and out are heads·(d_nope + d_v + 2r)."""
+    """Numbers a token that an absorbed kv_b moves in addition to the N and K of one product. It is
+    two, for each head: d_nope of a query become r, r of what attention puts out become d_v. Weights
+    and FLOPs are those of one product of a row; in and out are heads·(d_nope + d_v + 2r)."""
     rank = plan.shape.kv_rank or 0
     return 2 * plan.shape.heads * rank - rank
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from prunescope.taxonomy.errors import PrunescopeError
 
-# Tokens beside the patches, by model type: a class token, and one to distil from.
+# Tokens in addition to the patches, by model type: a class token, and one to distil from.
 _ADDED = {"siglip_vision_model": 0, "siglip2_vision_model": 0, "deit": 2}
 _MOST = 1 << 20  # tokens of an image
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from prunescope.analysis.comparison.fewer_keys import is_context_of_fewer_keys
-from prunescope.analysis.comparison.first_calls import first_calls_text, unequal_first_calls
 from prunescope.analysis.comparison.other_inputs import input_text
 from prunescope.analysis.comparison.parallelism import PARALLELISM, parallelism
 from prunescope.analysis.inputs.side import Side, SidePhase
@@ -28,17 +27,21 @@ from prunescope.analysis.schema.pair_comparison import (
 from prunescope.taxonomy.dtypes import THREE_TF32
 from prunescope.taxonomy.roles import LINEARS
 from prunescope.taxonomy.run import PhaseRun
+from prunescope.taxonomy.words import ms
 
-# What a manifest says of a phase. Other inputs change the shapes without any pruning.
+# Fields of a phase in run.json. Other inputs change the shapes without any pruning.
 _SETTINGS = ("batch", "prompt_len", "logits", "attention", "mode", "cache", "context")
 _INPUTS = ("batch", "prompt_len", "context")
 CODE = "code"  # compiled on one side, eager on the other: kernels of other ops
 UNPAIRED = "GEMMs that pair"  # of all GEMMs of a side, by layer and role: none does
 GRAPHS = "CUDA graphs"  # recorded as their kernels, or as one interval a launch with idle time
 STEPS = "steps"  # several on one side, the whole trace on the other: any number of steps
+FIRST_CALLS = "first calls or compilation"  # on one side alone; values are ns a step
 CUT = "file"  # whole or cut off: what is behind the cut is unknown
 UNREADABLE = (CUT, UNPAIRED)  # after these nothing is known of what was changed
 _OF_FP32 = {"fp32", "tf32", THREE_TF32}  # a library may pick either for a shape
+# Of the shorter step: two captures of one model differ by 1.4 % on a quiet machine.
+_MOVES_A_STEP = 0.014
 _Sizes = dict[str, set[tuple[float, float]]]  # (N, K) by role
 
 
@@ -92,7 +95,7 @@ def _cut_off(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
 
 
 def _steps(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
-    """Several steps on one side, while the other is all of its trace as one: nothing tells how many
+    """Several steps on one side, while the other is all of its trace as one: it is unknown how many
     steps that holds, so that its time and its layers may be those of several."""
     sides = [one.kernels for one in (dense, pruned)]
     whole = [one.is_whole_trace for one in sides]
@@ -111,7 +114,7 @@ def _ran_on(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
     if whole[0] != whole[1]:
         texts = ["one interval a launch" if is_whole else "their kernels" for is_whole in whole]
         yield Difference(GRAPHS, texts[0], texts[1], hides_pruning=True)
-    if (cold := unequal_first_calls(dense, pruned)) is not None:
+    if (cold := _unequal_first_calls(dense, pruned)) is not None:
         yield cold
     old, new = _device(dense.side), _device(pruned.side)
     if old and new and old != new:
@@ -194,7 +197,7 @@ def _windows(dense: dict[str, Any], pruned: dict[str, Any], *, length: int) -> I
     if reach[0] == reach[1]:
         return
     if None in windows and dense.get("layers") != pruned.get("layers"):
-        return  # the layers with a window may be those that are gone
+        return  # the layers with a window may be those that were removed
     texts = [f"{w} tokens" if w else "all tokens" for w in windows]
     yield Difference("window", texts[0], texts[1], hides_pruning=True)
 
@@ -316,7 +319,7 @@ _WHY: dict[str, Callable[[object, object], str]] = {
 
 def difference_text(one: Difference) -> str:
     """A difference as a line of evidence: both values."""
-    if (text := first_calls_text(one) or input_text(one)) is not None:
+    if (text := _first_calls_text(one) or input_text(one)) is not None:
         return text
     if one.kind == CUT:
         return cut_text(one.dense, one.pruned)
@@ -338,3 +341,27 @@ def not_comparable_text(one: Difference) -> str:
             "other inputs"
         )
     return f"not comparable: {why(one.dense, one.pruned)}"
+
+
+def _unequal_first_calls(dense: SidePhase, pruned: SidePhase) -> Difference | None:
+    """A Difference if one side spends more of a step in first calls than two captures differ by.
+    First calls on both sides, as of an edited trace and its original, leave them comparable. Our
+    own runs are warmed up."""
+    if dense.run is not None and pruned.run is not None:
+        return None
+    held = [one.kernels.first_call_ns / one.kernels.num_steps for one in (dense, pruned)]
+    walls = [one.kernels.wall / one.kernels.num_steps for one in (dense, pruned)]
+    apart = abs(held[0] - held[1]) > _MOVES_A_STEP * min(walls)
+    return Difference(FIRST_CALLS, held[0], held[1]) if apart else None
+
+
+def _first_calls_text(one: Difference) -> str | None:
+    """The difference in words; None for another kind of difference."""
+    if one.kind != FIRST_CALLS:
+        return None
+    sides = (("the baseline", one.dense), ("the pruned run", one.pruned))
+    held = [(name, ns) for name, ns in sides if isinstance(ns, int | float) and ns > 0]
+    most = max(held, key=lambda side: side[1])
+    others = [f"{name} {ms(ns)}" for name, ns in held if name != most[0]]
+    rest = others[0] if others else f"{next(n for n, _ in sides if n != most[0])} none"
+    return f"{most[0]} holds first calls or compilation, {ms(most[1])} a step, and {rest}"

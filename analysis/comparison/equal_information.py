@@ -79,7 +79,7 @@ def with_equal_information(dense: SidePhase, pruned: SidePhase) -> ComparableSid
 
 
 def one_sided_text(one: OneSided) -> str:
-    """What is ignored on both sides, and the capture or option that gives it."""
+    """A note on what is ignored on both sides, and the capture or option that gives it."""
     with_it = "dense" if one.missing == "pruned" else "pruned"
     if one.kind == SHAPES and one.refused is not None:
         return (
@@ -94,7 +94,7 @@ def one_sided_text(one: OneSided) -> str:
         )
     if one.kind == ROLES:
         return (
-            f"only on the {with_it} side do modules tell roles, in {one.trace} they name too "
+            f"only on the {with_it} side do modules give roles, in {one.trace} they name too "
             "few linears: roles and layers of both come from the order of kernels"
         )
     if one.kind == MODULES:
@@ -121,7 +121,7 @@ def _lacking(kind: str, dense: SidePhase, pruned: SidePhase) -> OneSided:
 
 def _equal_graphs(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
     """Both sides with kernels, or both with all work as one, where graphs of one side are one
-    interval each: what ran in them is neither gone from the other side nor added to it."""
+    interval each: what ran in them was neither removed from the other side nor added to it."""
     if dense.kernels.whole_graphs == pruned.kernels.whole_graphs:
         return dense, pruned
     return _folded_whole(dense), _folded_whole(pruned)
@@ -236,7 +236,7 @@ def _replays_have_no_places(kernels: Kernels) -> bool:
 def _launched_alone(bare: SidePhase) -> str:
     """A sentence: roles of launches were ignored, and what would give those of replays."""
     return (
-        f"only launches tell layers and roles, and {bare.side.path.name} replays a graph, whose "
+        f"only launches have layers and roles, and {bare.side.path.name} replays a graph, whose "
         "kernels have none: both sides are compared by the kinds of their kernels "
         f"({' and '.join(_OPTIONS.values())} give those of replays)"
     )
@@ -249,7 +249,7 @@ def _noted(phase: SidePhase, note: str) -> SidePhase:
 
 
 def _without_places(kernels: Kernels) -> Kernels:
-    """Kernels without layers, and with the roles that only their kind tells."""
+    """Kernels without layers, and with roles only where their kind gives them."""
     role = (
         pl.when(pl.col("class") == ATTENTION).then(pl.lit("attention")).otherwise(pl.lit("unknown"))
     )
@@ -278,7 +278,13 @@ def fold_layers(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePha
         f"both sides run {runs_d:g} layers a step, numbered to {layers_d} and to {layers_p} by the "
         f"order of kernels: taken for {fewer} layers, {runs_d / fewer:g} times a step"
     )
-    dense, pruned = (replace(one, kernels=_folded(one.kernels, fewer)) for one in (dense, pruned))
+    folded = pl.col("layer") % fewer
+    dense, pruned = (
+        replace(
+            one, kernels=replace(one.kernels, frame=one.kernels.frame.with_columns(layer=folded))
+        )
+        for one in (dense, pruned)
+    )
     return dense, _noted(pruned, note)
 
 
@@ -327,7 +333,7 @@ def _read_one_width(kernels: Kernels, roles: tuple[str, ...]) -> bool:
     """Whether the GEMMs of some roles have one K in each layer, or no known one at all: those
     through a rank do not."""
     frame = kernels.frame
-    rows = frame[["layer", "call"]].filter(_of_gemms(kernels) & is_one_of(frame["role"], roles))
+    rows = frame[["layer", "call"]].filter(_gemm_rows(kernels) & is_one_of(frame["role"], roles))
     widths: dict[int | None, set[int | None]] = defaultdict(set)
     for layer, call in rows.unique().iter_rows():
         work = None if call is None else kernels.works[call]
@@ -337,10 +343,10 @@ def _read_one_width(kernels: Kernels, roles: tuple[str, ...]) -> bool:
 
 def _roles_of_gemms(kernels: Kernels) -> set[str]:
     """The roles of the GEMMs of a side."""
-    return {*kernels.frame["role"].filter(_of_gemms(kernels)).unique()}
+    return {*kernels.frame["role"].filter(_gemm_rows(kernels)).unique()}
 
 
-def _of_gemms(kernels: Kernels) -> pl.Series:
+def _gemm_rows(kernels: Kernels) -> pl.Series:
     """The rows that carry the work of plain GEMMs."""
     return kernels.frame["primary"] & is_one_of(kernels.frame["kind"], _PLAIN)
 
@@ -358,10 +364,6 @@ def _layers_run(kernels: Kernels) -> tuple[int, float]:
     rows = kernels.frame.filter(pl.col("layer").is_not_null() & (pl.col("kind") == "attention"))
     runs = rows.select("step", "instance").unique().height
     return rows["layer"].n_unique(), runs / kernels.num_steps
-
-
-def _folded(kernels: Kernels, layers: int) -> Kernels:
-    return replace(kernels, frame=kernels.frame.with_columns(layer=pl.col("layer") % layers))
 
 
 @dataclass(frozen=True)
@@ -418,11 +420,12 @@ def _linears(kernels: Kernels) -> dict[tuple[int, int], list[_Linear]]:
     """The plain linears of each step and layer, in the order of their launch."""
     frame = kernels.frame
     columns = ["step", "layer", "instance", "role", "call"]
-    rows = frame[[*columns, "launched", "start"]].filter(_of_gemms(kernels))
+    rows = frame[[*columns, "launched", "start"]].filter(_gemm_rows(kernels))
     rows = rows.drop_nulls(["layer", "call"]).sort("launched", "start")
     out: dict[tuple[int, int], list[_Linear]] = defaultdict(list)
     for step, layer, instance, role, call in rows[columns].iter_rows():
         work = kernels.works[call]
-        if work is not None and len(work.gemms) == 1 and work.gemms[0].batch == 1:
-            out[step, layer].append(_Linear(instance, role, work.gemms[0]))
+        gemm = None if work is None else work.single_gemm
+        if gemm is not None and gemm.batch == 1:
+            out[step, layer].append(_Linear(instance, role, gemm))
     return out

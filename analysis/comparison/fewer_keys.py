@@ -32,9 +32,9 @@ class FewerKeys:
 
 
 def fewer_keys(pairs: Sequence[Pair], *, steps: int) -> FewerKeys | None:
-    """What attention reads less of, where N of its Q·Kᵀ and K of its P·V fell and every other
-    product is as large as before. `steps`: of both sides together, each of which adds a key in
-    decode: fewer keys than those may be other steps of one generation."""
+    """The keys that attention no longer reads, where N of its Q·Kᵀ and K of its P·V fell and every
+    other product is as large as before. `steps`: of both sides together, each of which adds a key
+    in decode: fewer keys than those may be other steps of one generation."""
     moved = [one for one in pairs if one.axis != "none"]
     read = [_keys(one) for one in moved]
     layers = {one.key[0] for one in moved}

@@ -75,11 +75,11 @@ def with_work_on_weights(kernels: Kernels, reference: Kernels) -> Kernels:
     class of its own where `reference` never does it: it is added work, and no part of a unit that
     the dense side has too."""
     new = on_weights(more_calls(reference, kernels), kernels)
-    made = {(one.op, one.shapes) for one in new if not one.dense}
+    added = {(one.op, one.shapes) for one in new if not one.dense}
     calls = [
         i
         for i, call in enumerate(kernels.calls)
-        if (call.name.rstrip("_"), call.shapes[:2]) in made
+        if (call.name.rstrip("_"), call.shapes[:2]) in added
     ]
     if not calls:
         return kernels

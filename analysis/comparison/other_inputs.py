@@ -36,9 +36,9 @@ def other_inputs(pairs: list[Pair], convolutions: Sequence[Convolution] = ()) ->
         return None
     linears = [p for p in pairs if p.key[1] in (*QKV_ROLES, *MLP_ROLES)]
     if linears:
-        ratio = _of_linears(linears)
+        ratio = _ratio_of_linears(linears)
     elif any(_gemm(p.dense) is not None for p in pairs):
-        ratio = _of_products(pairs)
+        ratio = _ratio_of_products(pairs)
     else:
         ratio = pixels.pop() if len(pixels) == 1 else None
     if ratio is None or (not linears and pixels - {ratio}):
@@ -98,7 +98,7 @@ def _counts(calls: Sequence[Call | None]) -> dict[tuple[str, Gemm], float]:
     return {} if unknown > _REST * sum(call.busy for call in known) else found
 
 
-def _of_linears(linears: list[Pair]) -> float | None:
+def _ratio_of_linears(linears: list[Pair]) -> float | None:
     both = [(p.dense, p.pruned) for p in linears if p.dense is not None and p.pruned is not None]
     rows = [(d.m, p.m) for d, p in both]
     if not rows or not all(d and p and d != p for d, p in rows):
@@ -107,7 +107,7 @@ def _of_linears(linears: list[Pair]) -> float | None:
     return ratios.pop() if len(ratios) == 1 else None
 
 
-def _of_products(pairs: list[Pair]) -> float | None:
+def _ratio_of_products(pairs: list[Pair]) -> float | None:
     """The one ratio of all products whose role is unknown; a few may be as before, none may have
     moved otherwise. With more rows, N and K may be narrower: no pruning adds rows to all."""
     sizes = [(p, _gemm(p.dense), _gemm(p.pruned)) for p in pairs]

@@ -30,8 +30,8 @@ def with_replacements(kernels: Kernels, reference: Kernels) -> Kernels:
     `reference` in whose places they stand, and the kind of an attention."""
     if not (kernels.frame["kind"] == _UNKNOWN).any():
         return kernels
-    frame, scopes = _in_scopes(kernels.frame, reference.frame)
-    found = list(_in_places(replace(kernels, frame=frame), reference))
+    frame, scopes = _matched_by_scope(kernels.frame, reference.frame)
+    found = list(_matched_by_place(replace(kernels, frame=frame), reference))
     for one in found:
         here = (pl.col("name") == one.name) & _is_unknown_unplaced()
         frame = frame.with_columns(
@@ -51,7 +51,9 @@ def _is_unknown_unplaced() -> pl.Expr:
 # -- in the scope of a module ---------------------------------------------------------------------
 
 
-def _in_scopes(frame: pl.DataFrame, reference: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
+def _matched_by_scope(
+    frame: pl.DataFrame, reference: pl.DataFrame
+) -> tuple[pl.DataFrame, list[str]]:
     """Unknown kernels of a role whose work in one class is missing: they do that work."""
     at = ["layer", "role"]
     placed = pl.col("role").is_in(UNPLACED).not_()
@@ -104,7 +106,7 @@ class _Replacement:
     note: str
 
 
-def _in_places(kernels: Kernels, reference: Kernels) -> Iterator[_Replacement]:
+def _matched_by_place(kernels: Kernels, reference: Kernels) -> Iterator[_Replacement]:
     """Kernels without a role that run as often as one that the other side alone has, each in the
     same place."""
     own, other = _one_step(kernels), _one_step(reference)
@@ -119,7 +121,7 @@ def _in_places(kernels: Kernels, reference: Kernels) -> Iterator[_Replacement]:
         fits = [
             target
             for target in targets
-            if len(target.places) == len(one.places) and _in_place(one.places, target.places)
+            if len(target.places) == len(one.places) and _are_in_place(one.places, target.places)
         ]
         if not fits:
             continue
@@ -134,7 +136,7 @@ def _in_places(kernels: Kernels, reference: Kernels) -> Iterator[_Replacement]:
         )
 
 
-def _in_place(places: NDArray[np.int64], targets: NDArray[np.int64]) -> bool:
+def _are_in_place(places: NDArray[np.int64], targets: NDArray[np.int64]) -> bool:
     """Whether most kernels are nearer to the one that they replace than to the next of its name:
     other kernels, whose names happen to be as frequent on both sides, move places a little."""
     gaps = np.diff(targets, prepend=targets[:1], append=targets[-1:])

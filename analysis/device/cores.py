@@ -1,7 +1,7 @@
 """Which units a kernel multiplies on, by its name: matrix units or CUDA cores.
 
 In: a kernel's name, and the dtype of its op. Out: whether it runs on CUDA cores, and the dtype of
-its products: that of the op where the name does not tell.
+its products: that of the op where the name does not show it.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def multiplied_in(names: pl.Series, dtype: pl.Series) -> pl.Series:
     multiply it in TF32, or as three products in TF32."""
     fp32 = dtype == "fp32"
     for name in names.filter(fp32).unique():
-        if format_ := _of_fp32(name or ""):
+        if format_ := _format_of_fp32(name or ""):
             dtype = pl.Series([format_]).zip_with(fp32 & (names == name), dtype)
     return dtype
 
 
-def _of_fp32(name: str) -> str | None:
+def _format_of_fp32(name: str) -> str | None:
     """The format in which matrix units multiply fp32, by a kernel's name; None on CUDA cores."""
     if _IN_THREE.search(name):
         return THREE_TF32

@@ -172,7 +172,7 @@ def find_device(name: str) -> Device:
 
 
 def _hint(name: str) -> str:
-    """What to give instead of an unknown device."""
+    """A hint with devices to give instead of an unknown one."""
     if _CPU.search(" ".join(_words(name))):
         known = _ids([device for device in DEVICES if device.is_cpu])
         return (
@@ -281,7 +281,7 @@ def rate_of(rates: Mapping[str, float], name: str) -> float | None:
 def same_chip(device: Device, name: str) -> bool:
     """Whether the device of this name is the same chip: as many SMs at the same clock. A100 and
     A800, H100 SXM and H200 differ in memory and links alone, so rates of one hold for the other."""
-    return name == device.name or name in _of_chip(device.sm, device.boost_hz)
+    return name == device.name or name in _devices_of_chip(device.sm, device.boost_hz)
 
 
 def best_gemm_share(device: Device, dtype: str) -> float | None:
@@ -291,7 +291,9 @@ def best_gemm_share(device: Device, dtype: str) -> float | None:
     if not sheet:
         return None
     formats = sorted(("bf16", "fp16"), key=lambda f: f != dtype) if dtype in _SAME_RATE else [dtype]
-    same = [known for known in DEVICES if known.name in _of_chip(device.sm, device.boost_hz)]
+    same = [
+        known for known in DEVICES if known.name in _devices_of_chip(device.sm, device.boost_hz)
+    ]
     for known in (device, *same):
         for name in formats:
             reached, peak = known.achievable_flop_per_s.get(name), known.peak(name)
@@ -301,7 +303,7 @@ def best_gemm_share(device: Device, dtype: str) -> float | None:
 
 
 @lru_cache
-def _of_chip(sm: int | None, boost_hz: float | None) -> tuple[str, ...]:
+def _devices_of_chip(sm: int | None, boost_hz: float | None) -> tuple[str, ...]:
     """Names of the devices with as many SMs at this clock."""
     if sm is None or boost_hz is None:
         return ()

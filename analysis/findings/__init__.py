@@ -1,4 +1,4 @@
-"""What is worth knowing about a phase, and what to change.
+"""Findings: what is worth knowing about a phase, and what to change.
 
 In: a Context: phase, kernels, pairs, evidence. Out: findings, each with evidence, one change and
 the predicted gain of it.

@@ -1,5 +1,6 @@
 """Work that the dense model does not have: factors of a low rank, masks, parametrisations, fake
-quantisation and adapters that were left on, routing, gathers, estimators, copies, residual maps.
+quantisation and adapters that were left on, routing, gathers, estimators, copies, residual maps,
+and a forward pass that is computed again in the backward pass (gradient checkpointing).
 
 In: a Context. Out: Found, or None. New work is what the baseline has no op for in the same role, in
 an added unit or inside a matched one; weight statistics name the matrices that hooks make anew.
@@ -17,8 +18,8 @@ import polars as pl
 
 from prunescope.analysis.comparison.more_calls import MoreCalls, on_weights
 from prunescope.analysis.findings.context import Context, is_significant, role_or_kernel, sized
-from prunescope.analysis.findings.recomputed_forward import WITHOUT, is_recomputed
 from prunescope.analysis.findings.registry import Found, Severity, finding
+from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, POINT, Kernels
 from prunescope.analysis.kernels.phase_kind import has_backward
 from prunescope.analysis.ledger.purpose import (
@@ -37,7 +38,7 @@ from prunescope.analysis.schema.report import LedgerPart
 from prunescope.analysis.verdict.detectors.zeros import MANY_ZEROS
 from prunescope.analysis.verdict.evidence import matrices
 from prunescope.taxonomy.families import known
-from prunescope.taxonomy.roles import LINEARS
+from prunescope.taxonomy.roles import BACKWARD, LINEARS
 from prunescope.taxonomy.run_blocks import Matrix
 from prunescope.taxonomy.words import ms, percent, shortened
 
@@ -55,6 +56,45 @@ _UNMASK_ANY = (
 _UNMASK_TRAINED = "multiply the mask into the weight once per optimizer step (weight.mul_(mask))"
 _UNMASK_OWN = "multiply the mask into the weight once before the run (weight.mul_(mask))"
 _FAKE = re.compile(r"fake_?quant|obs_fq_helper", re.IGNORECASE)
+_WITHOUT_RECOMPUTING = (
+    "turn gradient checkpointing off, or on in both runs (it trades time for memory, and no "
+    "pruning removes it)"
+)
+_BACKWARD_OP = "backward|bwd"
+
+
+@finding("recomputed-forward", "warning")
+def recomputed_forward(c: Context) -> Found | None:
+    """The backward pass computes forward ops again."""
+    if not _is_recomputed(c):
+        return None
+    calls = _recomputed(c.kernels)
+    names = calls["op"].drop_nulls().unique().sort().to_list()
+    often = len(calls) / c.kernels.num_steps
+    return Found(
+        text="the backward pass computes forward ops again: attention runs forward in it, "
+        f"{often:,.4g} × a step",
+        evidence=[shortened(name) for name in names[:3]],
+        change=_WITHOUT_RECOMPUTING,
+    )
+
+
+def _is_recomputed(c: Context) -> bool:
+    """Whether the backward pass attends forward; of a pair, whether that of the dense step does
+    not."""
+    dense = c.baseline_kernels
+    return len(_recomputed(c.kernels)) > 0 and (dense is None or not len(_recomputed(dense)))
+
+
+def _recomputed(kernels: Kernels) -> pl.DataFrame:
+    """The calls of fused attention in the backward pass that compute no gradient. (A forward that
+    has no backward pass, of frozen layers or of a teacher, is in none.)"""
+    frame = kernels.frame
+    backward = [role for role in kernels.values("role") if role.endswith(BACKWARD)]
+    attends = (frame["class"] == ATTENTION) & frame["carries_work"]
+    rows = frame[["op", "name"]].filter(attends & is_one_of(frame["role"], backward))
+    op = pl.coalesce("op", "name").str.to_lowercase()
+    return rows if rows.is_empty() else rows.filter(op.str.contains(_BACKWARD_OP).not_())
 
 
 @finding("second-gemm", "warning", needs_valid_times=True, compares=True)
@@ -89,7 +129,7 @@ def added_work(c: Context) -> Found | None:
     masks = _masks_left_on(c)
     # Then most of what is multiplied element by element goes with the masks, and is not to be fused
     of_masks = masks is not None and 2 * (masks.predicted_ns or 0.0) > pointwise
-    again = is_recomputed(c)
+    again = _is_recomputed(c)
     changes = [
         (part, _unmask(c) if of_masks and part.cls == POINT else _less_of(c, part, scores=scores))
         for part in row.parts[:2]
@@ -97,7 +137,7 @@ def added_work(c: Context) -> Found | None:
     return Found(
         text=f"work that the dense model does not have takes {ms(row.moves_ns)}",
         evidence=[f"{p.name}: {ms(p.ns)}" for p in row.parts[:5]],
-        change=WITHOUT if again else "; ".join(_with_kernels(c, changes)),
+        change=_WITHOUT_RECOMPUTING if again else "; ".join(_with_kernels(c, changes)),
         predicted_ns=row.ns if again else min(row.ns or 0.0, sum(part.ns for part, _ in changes)),
         explains_roles=frozenset(p.role for p in row.parts[:5] if p.role is not None),
     )
@@ -194,7 +234,8 @@ def _unmask(c: Context) -> str:
 
 
 def masked_weights(c: Context) -> list[Matrix]:
-    """Matrices that masks of torch.nn.utils.prune were left on; empty where no run tells."""
+    """Matrices that masks of torch.nn.utils.prune were left on; empty where no run.json lists
+    them."""
     return [m for m in _hooked(c) if m.applied == _PRUNE]
 
 
@@ -301,8 +342,8 @@ def added_adapter(c: Context) -> Found | None:
     if c.phase.phase_kind is not None and c.phase.phase_kind["kind"] == "training":
         return Found(
             severity="info",
-            text=f"adapters are trained: their products{rank} take {c.ms(total)} a step beside the "
-            "linears",
+            text=f"adapters are trained: their products{rank} take {c.ms(total)} a step in "
+            "addition to the linears",
             evidence=["the step holds backward passes, so that they cannot be merged in it"],
             change="merge them once they are trained (model.merge_and_unload() of peft), and time "
             "inference then",
@@ -413,7 +454,7 @@ def _severity(c: Context, ns: float) -> Severity:
 
 @dataclass(frozen=True)
 class _Purpose:
-    """What new work is for, and how to have less of it."""
+    """The purpose of new work, and how to have less of it."""
 
     what: str
     change: str

@@ -1,4 +1,4 @@
-"""All findings of a phase: every registered function is asked, and the answers are sorted.
+"""All findings of a phase: the results of every registered function, sorted.
 
 In: a Context. Out: Findings of the report, most severe first, then by gain, then as registered.
 """
@@ -46,11 +46,11 @@ def find(context: Context) -> list[Finding]:
             _mark_unreliable(finding)
         findings.append(finding)
     rank: dict[str, int] = {severity: i for i, severity in enumerate(SEVERITIES)}
-    doubted = not DOUBTED_SIDES.isdisjoint(one.id for one, _ in found)
+    sides_are_uncertain = not DOUBTED_SIDES.isdisjoint(one.id for one, _ in found)
     findings.sort(
         key=lambda f: (rank[f.severity], f.id not in DOUBTED_SIDES, -(f.predicted_ns or 0))
     )
-    if not times_are_valid or doubted:
+    if not times_are_valid or sides_are_uncertain:
         for finding in findings:
             finding.predicted_ns = (
                 None  # no gain can be read from times or shapes that may be wrong

@@ -4,7 +4,7 @@ In: kernels frames of ranks that run the same program. Out: CollectiveReplay, or
 communication kernels are not the same collectives. Times are ns of all steps.
 
 A collective begins on a rank when the rank reaches it and ends on all of its group at once, so the
-last to arrive starts it. Where not all ranks end together, those that do are a group (tensor beside
+last to arrive starts it. Where not all ranks end together, those that do are a group (tensor and
 data parallelism). Between two collectives a rank takes the time that it took in its trace; what
 its other kernels do during a collective hides that much of it. Replayed without one rank among
 those that the others wait for, the ranks end earlier: by so much it holds them up.

@@ -1,4 +1,4 @@
-"""What a finding reads, when a difference is more than noise, and how findings print numbers.
+"""The context that a finding reads, whether a difference is more than noise, and printed numbers.
 
 Times are ns a step.
 """
@@ -243,5 +243,5 @@ def sized(gemm: GemmRow) -> str:
 
 
 def role_or_kernel(role: str, kernel: str | None) -> str:
-    """What names a cost: its role, or its kernel where the role is unknown."""
+    """The name of a cost: its role, or its kernel where the role is unknown."""
     return (kernel or "?") if role in UNPLACED else role

@@ -75,7 +75,7 @@ def _rows(c: Context) -> list[Row]:
 
 
 def _causes(c: Context, dense: Kernels, rows: list[Row]) -> Iterator[str]:
-    """What the kernels of both sides show of the cause."""
+    """Evidence of the cause in the kernels of both sides."""
     kernels = [row for row in rows if row.row != "launch_idle"]
     if not rows:
         return

@@ -17,14 +17,14 @@ import polars as pl
 from prunescope.analysis.findings.context import LITTLE, Context
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.ledger.experts import EXPERTS, ROUTER
+from prunescope.analysis.ledger.experts import EXPERTS, ROUTER, mean_of_known
 from prunescope.analysis.schema.report import GemmRow, Phase
 from prunescope.taxonomy.dtypes import itemsize
 from prunescope.taxonomy.expert_routing import expert_load, fullest_expert
 from prunescope.taxonomy.roles import BACKWARD
 from prunescope.taxonomy.words import percent, shortened
 
-_ALIKE = 0.5  # of the share of experts that are gone: saved reads below it are alike
+_ALIKE = 0.5  # of the share of experts that were removed: saved reads below it are alike
 # Of that share: from here on reads follow the experts, of which a step reads more or fewer by
 # chance.
 _FOLLOWS = 0.9
@@ -33,7 +33,7 @@ _MOST_TOKENS = 1 << 16  # up to which a gain is looked for
 _UNEVEN = 2.0  # times the fullest expert of an even router, which chance makes fuller than the mean
 _LARGE = 0.1  # of the step
 _STACKED = 3  # dimensions of the matrices of all experts in one tensor
-# What a layer of experts does beside its products and its activation: chooses, sorts, moves rows.
+# Work of a layer of experts other than products and activation: it chooses, sorts and moves rows.
 _MOVES = ("routing", "sampling", "gather_scatter", "layout", "scan", "reduction", "memset")
 
 
@@ -65,10 +65,10 @@ def experts_read_alike(c: Context) -> Found | None:
         return _copies_alike(c)
     if not pruned.experts < dense.experts:
         return None
-    gone, saved = 1 - pruned.experts / dense.experts, 1 - pruned.read / dense.read
-    if saved >= _FOLLOWS * gone:
+    removed, saved = 1 - pruned.experts / dense.experts, 1 - pruned.read / dense.read
+    if saved >= _FOLLOWS * removed:
         return None
-    alike = saved < _ALIKE * gone
+    alike = saved < _ALIKE * removed
     now, before = _bytes(c, of_dense=False), _bytes(c, of_dense=True)
     little = "little time" if alike else "less than their share"
     return Found(
@@ -76,7 +76,9 @@ def experts_read_alike(c: Context) -> Found | None:
         f"{_count(pruned.read)} of {_count(pruned.experts)} experts a layer, and read "
         f"{_count(dense.read)} of {_count(dense.experts)} before"
         + (
-            "" if alike else f": {percent(saved)} fewer, where {percent(gone)} of them were removed"
+            ""
+            if alike
+            else f": {percent(saved)} fewer, where {percent(removed)} of them were removed"
         ),
         severity=None if alike else "info",
         evidence=[
@@ -304,22 +306,22 @@ def _copies(kernels: Kernels) -> _Copies | None:
             item = None if work is None else itemsize(work.dtype)
             numbers[shape[1:]] = None if item is None else math.prod(shape) * item
     gathers = frame.filter(pl.col("kind") == "gather_scatter")
-    made = {
+    copied = {
         call: stacks[0][1:]
         for call in gathers["call"].unique().to_list()
         if (stacks := _stacks(kernels.calls[call].shapes)[:1]) and stacks[0][1:] in sizes
     }
-    rows = gathers.filter(pl.col("call").is_in(list(made)))
+    rows = gathers.filter(pl.col("call").is_in(list(copied)))
     if rows.is_empty():
         return None
     steps = kernels.num_steps
     times = rows.group_by("call").agg(pl.col("instance").n_unique())
-    moved = [(numbers[made[call]], count) for call, count in times.iter_rows()]
+    moved = [(numbers[copied[call]], count) for call, count in times.iter_rows()]
     known = all(size is not None for size, _ in moved)
     return _Copies(
-        calls=list(made),
-        op=kernels.calls[next(iter(made))].name,
-        each=max(sizes[shape] for shape in made.values()),
+        calls=list(copied),
+        op=kernels.calls[next(iter(copied))].name,
+        each=max(sizes[shape] for shape in copied.values()),
         busy=float(rows["busy"].sum()) / steps,
         kernels=rows.height / steps,
         bytes=sum(2 * (size or 0.0) * count for size, count in moved) / steps if known else None,
@@ -327,7 +329,7 @@ def _copies(kernels: Kernels) -> _Copies | None:
 
 
 def _stacks(shapes: Iterable[Any]) -> list[tuple[int, ...]]:
-    """Those of the operands of a call that are stacks of matrices, wider than a vector."""
+    """Operands of a call that are stacks of matrices, wider than a vector."""
     whole = (s for s in shapes if isinstance(s, tuple) and all(isinstance(n, int) for n in s))
     return [shape for shape in whole if len(shape) == _STACKED and min(shape[1:]) > 1]
 
@@ -360,7 +362,7 @@ def _routed(rows: list[GemmRow]) -> float | None:
 
 
 def _routed_before(c: Context) -> float | None:
-    """The same of the dense side."""
+    """Rows of a layer's experts on the dense side, all together."""
     layers = {p.key[0] for p in c.pairs or [] if p.key[1] == EXPERTS and p.dense is not None}
     rows: dict[int, float] = defaultdict(float)  # by product of a layer
     for pair in c.pairs or []:
@@ -376,16 +378,11 @@ def _side(
     routed: float | None,
 ) -> _Side | None:
     """`routed`: rows of all experts of a layer together."""
-    there, seen = _mean(experts), _mean(read)
+    there, seen = mean_of_known(experts), mean_of_known(read)
     if not there or not seen or not tokens or not routed:
         return None
     per_token = max(1, round(routed / tokens))
     return _Side(experts=there, read=seen, tokens=tokens, per_token=per_token)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _tokens(value: float) -> str:

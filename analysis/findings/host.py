@@ -1,5 +1,5 @@
-"""What the host did while the device idled, other than launching ops: first calls, the allocator,
-collectives, work of its own.
+"""Findings on host work other than launching ops while the device idles: first calls, the
+allocator, collectives, work of its own.
 
 In: a Context. Out: Found, or None. Times are ns a step.
 """
@@ -118,8 +118,8 @@ def host_collectives(c: Context) -> Found | None:
 
 
 def _overlap(c: Context) -> str:
-    """What communication can overlap with: gradients with the rest of the backward pass. Tensor
-    parallel inference has none: each sum of its ranks is needed before the next layer."""
+    """The work that communication can overlap with: gradients with the rest of the backward pass.
+    Tensor parallel inference has none: each sum of its ranks is needed before the next layer."""
     if has_backward(c.kernels):
         return (
             "overlap this communication: start collectives while the backward pass still runs "
@@ -147,7 +147,7 @@ def that_waits(found: Finding, late: list[str], ns: float) -> Finding:
 
 
 class _Activity(NamedTuple):
-    """What a host does that is no dispatch: how its name is told, what it is, what helps."""
+    """Host work other than dispatch: the pattern of its name, what it is, and what helps."""
 
     pattern: str
     text: str
@@ -235,7 +235,7 @@ def long_gap(c: Context) -> Found | None:
     names = by["host_activity"].to_list()
     doing = _activity_of(names[0])
     interrupted = by["is"][0] == INTERRUPTED
-    # What is said of the work with the largest part holds for its own gaps alone.
+    # The advice on the work with the largest part is for its own gaps alone.
     own, every, count, place = by["long"][0], by["long"].sum(), by["count"][0], _place(names[0])
     if 2 * own < every:
         own, count, place = every, len(gaps), f"at {len(by)} places, most of it {place}"
@@ -352,7 +352,7 @@ class _Work(NamedTuple):
 
 
 def _host_work(frame: pl.DataFrame) -> list[_Work]:
-    """What the host did other than dispatch, ns of all steps. What it computes in a data loader is
+    """The host work other than dispatch, ns of all steps. What it computes in a data loader is
     the loader's."""
     found = []
     loads = loads_data(frame)

@@ -150,7 +150,7 @@ def late_first_launch(c: Context) -> Found | None:
     if not c.kernels.on_device or idle < SOME * whole:
         return None
     if linked.host_runs_ahead:
-        return _lead_once(c, idle)
+        return _latency_of_first_step(c, idle)
     has_work = bool(linked.launch_latency_work.get("events"))
     first = "wall time" if has_work else "first event on the device"
     begins = "the step begins" if steps == 1 else f"the first of {steps} steps begins"
@@ -170,8 +170,9 @@ def late_first_launch(c: Context) -> Found | None:
     )
 
 
-def _lead_once(c: Context, idle: float) -> Found:
-    """The lead of steps that the host launches while the device still runs the step before."""
+def _latency_of_first_step(c: Context, idle: float) -> Found:
+    """The finding where later steps do not wait: the host launches each while the device still runs
+    the one before."""
     return Found(
         severity="info",
         text=f"the first of {c.kernels.num_steps} steps begins with {ms(idle)} on the host in "
@@ -236,7 +237,7 @@ def earlier_work(c: Context) -> Found | None:
 
 
 def _earlier_work_of_dense(c: Context) -> Found | None:
-    """The same of the dense trace alone."""
+    """The finding where only the dense trace begins during earlier work."""
     dense = c.phase.baseline
     if dense is None or dense.earlier_work_ns < MUCH * dense.wall_ns:
         return None

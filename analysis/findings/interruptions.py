@@ -88,7 +88,7 @@ def interrupted_ns(kernels: Kernels) -> float:
 
 def hide_the_work(c: Context) -> list[str]:
     """Why interruptions make the recorded times no evidence, in words: they hold most of a step, or
-    half of what the two walls differ by. Empty where they do not, or samples tell the step."""
+    half of what the two walls differ by. Empty where they do not, or samples give the step."""
     if c.phase.unprofiled_ns is not None:
         return []
     walls = {"pruned": (c.kernels, c.phase.wall_ns)}
@@ -112,11 +112,11 @@ def hide_the_work(c: Context) -> list[str]:
 
 def _lines(rows: pl.DataFrame) -> list[str]:
     return [
-        f"{shortened(r['op'] or '?')} ({r['role']}{_at(r['layer'])}) takes {ms(r['busy'])} in step "
-        f"{r['step']}, {ms(r['usual'])} as the median of {r['calls']} calls"
+        f"{shortened(r['op'] or '?')} ({r['role']}{_layer_in_words(r['layer'])}) takes "
+        f"{ms(r['busy'])} in step {r['step']}, {ms(r['usual'])} as the median of {r['calls']} calls"
         for r in rows.head(_LINES).iter_rows(named=True)
     ]
 
 
-def _at(layer: int | None) -> str:
+def _layer_in_words(layer: int | None) -> str:
     return "" if layer is None else f" of layer {layer}"

@@ -36,7 +36,7 @@ def dispatch_bound(c: Context) -> Found | None:
     """On a CPU, much of the step is Python and dispatch between ops."""
     phase = c.phase
     dispatch = c.kernels.idle_by_cause["host"] / c.kernels.num_steps
-    # Of a run on a device that was not recorded nobody saw whether anything waited for the host.
+    # Of a device run without a recording it is unknown whether anything waited for the host.
     if c.kernels.on_device or c.kernels.device_unseen or dispatch <= 0.25 * phase.wall_ns:
         return None
     repeated = repeated_gaps(c.kernels.frame)
@@ -62,7 +62,8 @@ def _is_decode(c: Context) -> bool:
 
 
 def _longer_ops(c: Context) -> str:
-    """What makes ops longer. A step that is no prompt (a forward of images, training) has none."""
+    """The advice that makes ops longer. A step that is no prompt (a forward of images, training)
+    has none."""
     if _is_decode(c):
         return "a larger batch"
     return "larger batches" + " or longer prompts" * (_kind(c) in _WITH_PROMPTS)
@@ -276,7 +277,7 @@ def slower_kernels(c: Context) -> Found | None:
 
 
 def _faster_kernels(c: Context, parts: list[LedgerPart], row: Row) -> tuple[str, float | None]:
-    """What may help the kernels of these parts: their shapes, if the pruning moved those of the
+    """Advice for the kernels of these parts: their shapes, if the pruning moved those of the
     largest. With it what that saves at most, in ns a step, where it is of less than the whole row:
     a change that names one role saves no time of another. Else None."""
     as_before = (

@@ -1,4 +1,4 @@
-"""What a reader must know of a phase: notes on its kernels (replays, roles by order, concurrency,
+"""Notes that a reader of a phase needs: notes on its kernels (replays, roles by order, concurrency,
 communication), and warnings that the headline may not describe a whole step.
 
 In: Kernels, or a Phase of the report (ns). Out: sentences.
@@ -44,7 +44,7 @@ def notes(kernels: Kernels) -> list[str]:
         lines.append(kernels.replay_note)
     elif kernels.linked.replayed.any():
         lines.append(f"{replayed_begin(kernels.linked, kernels.frame)}{_replay_shapes(kernels)}")
-    if _in_whole_us(kernels):
+    if _has_whole_us(kernels):
         lines.append("all times of the trace are whole µs: each may be off by up to 1 µs")
     if not kernels.calls:
         lines.append(f"no host ops in the trace: kinds come from kernel names, {_shapes(kernels)}")
@@ -53,8 +53,8 @@ def notes(kernels: Kernels) -> list[str]:
 
 
 def _steps_from(kernels: Kernels) -> list[str]:
-    """What the steps are where no profiler or engine annotated them, or its annotations contain no
-    launches."""
+    """A note on how steps were found where no profiler or engine annotated them, or its annotations
+    contain no launches."""
     source, names = kernels.windows.source, kernels.windows.names
     if kernels.windows.ignored is not None:
         annotations = f"{shortened(kernels.windows.ignored)} and similar annotations"
@@ -124,9 +124,9 @@ def _without_modules(kernels: Kernels) -> list[str]:
 def _two_models(kernels: Kernels) -> list[str]:
     """A note if heads read hidden states of two widths: one model has one width."""
     heads = _sizes(kernels, kernels.frame["role"] == "lm_head")
-    made = {n for n, _ in heads}
+    written = {n for n, _ in heads}
     # The second of two products through a rank reads what the first one makes.
-    widths = sorted({k for _, k in heads if k not in made}, reverse=True)
+    widths = sorted({k for _, k in heads if k not in written}, reverse=True)
     if len(widths) < 2:
         return []
     layers = {
@@ -148,8 +148,8 @@ def _sizes(kernels: Kernels, which: pl.Series) -> set[tuple[int, int]]:
     calls = kernels.frame["call"].filter(which & kernels.frame["primary"])
     calls = calls.drop_nulls().unique() if len(calls) else calls
     works = [work for call in calls if (work := kernels.works[call]) is not None]
-    gemms = [work.gemms[0] for work in works if len(work.gemms) == 1]
-    return {(gemm.n, gemm.k) for gemm in gemms if gemm.batch == 1}
+    gemms = [work.single_gemm for work in works]
+    return {(gemm.n, gemm.k) for gemm in gemms if gemm is not None and gemm.batch == 1}
 
 
 def _reading_layers(kernels: Kernels) -> set[tuple[int, int]]:
@@ -163,7 +163,7 @@ _SPARSE = "products with matrices that store some of their numbers (CSR, CSC, CO
 
 
 def _sparse(kernels: Kernels) -> list[str]:
-    """What is known of the work of products with sparse matrices."""
+    """A note on the work of products with sparse matrices."""
     found = sparse_products(kernels)
     if found is None:
         return []
@@ -179,7 +179,7 @@ def _sparse(kernels: Kernels) -> list[str]:
     return [f"{line}: their FLOPs and bytes count the numbers that are stored"]
 
 
-def _in_whole_us(kernels: Kernels) -> bool:
+def _has_whole_us(kernels: Kernels) -> bool:
     """Whether no time has a fraction of a µs, as older profilers wrote them."""
     frame = kernels.frame
     times = (frame["start"] - frame["start"].min(), frame["duration"]) if len(frame) else ()
@@ -200,7 +200,7 @@ def _shapes(kernels: Kernels) -> str:
     return "shapes are unknown (--model gives those of a decoder)"
 
 
-def _of_device(kernels: Kernels) -> pl.DataFrame:
+def _device_rows(kernels: Kernels) -> pl.DataFrame:
     """The rows of the frame that are events of the device."""
     columns = ["category", "step", "name", "kind", "start", "duration", "busy"]
     return kernels.frame[columns].drop_nulls("category")
@@ -208,7 +208,7 @@ def _of_device(kernels: Kernels) -> pl.DataFrame:
 
 def _early(kernels: Kernels) -> list[str]:
     """Events that ran before the wall of their step began, which no busy time contains."""
-    rows = _of_device(kernels)
+    rows = _device_rows(kernels)
     early = carry_over_ns(rows)
     if not early.any():
         return []
@@ -229,7 +229,7 @@ def _early(kernels: Kernels) -> list[str]:
 def _concurrent(kernels: Kernels) -> list[str]:
     """Kinds of kernels that ran concurrently with others, so that their busy time differs from how
     long they ran."""
-    rows = _of_device(kernels)
+    rows = _device_rows(kernels)
     concurrent = rows["duration"] - alone_ns(rows)
     if concurrent.sum() <= _HIDDEN * kernels.wall:
         return []
@@ -253,7 +253,7 @@ def _communication(kernels: Kernels) -> list[str]:
     for other ranks."""
     if "comm" not in kernels.values("kind"):
         return []
-    rows = _of_device(kernels)
+    rows = _device_rows(kernels)
     is_comm = rows["kind"] == "comm"
     busy = int(rows.filter(is_comm)["busy"].sum())
     if busy <= _HIDDEN * kernels.wall:

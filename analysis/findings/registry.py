@@ -2,7 +2,7 @@
 
 In: functions decorated with `@finding`. Out: `registered()`, all of them in the order in which
 findings of equal severity and gain are shown. The modules of findings, which need polars, are
-imported when that list is asked for, and not before.
+imported when that list is first read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 # A new module of findings gets its row here; a new finding in one of them needs none.
 MODULES = (
     "validity", "removed", "memory", "dynamic", "shape", "host", "interruptions", "idle", "steps",
-    "losses", "recomputed_forward", "added", "experts", "trust", "equal_work", "largest",
+    "losses", "added", "experts", "trust", "equal_work", "largest",
     "stragglers",
 )  # fmt: skip
 
@@ -35,7 +35,7 @@ OLD_IDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What the function of a finding returns: a sentence, its evidence, one concrete change and its
+    """Result of the function of a finding: a sentence, its evidence, one concrete change and its
     gain in ns a step.
 
     `severity`: where it is lower than the registered one. `explains_roles`: the roles, or the names
@@ -90,10 +90,10 @@ def finding(
     `severity`: the highest that it may have; the function may return a lower one.
     `needs_valid_times`: it rests on a measured time; where times are not valid, a critical one is a
     warning, and one registered as a warning is information.
-    `needs_one_clock`: it says who waited for whom; it is doubtful where the clocks of host and
-    device differ, and left out of a graph capture.
-    `compares`: it says what pruning did to the dense step; left out where what differs
-    between the runs hides it (`Phase.shows_pruning`).
+    `needs_one_clock`: it states which of host and device waited for the other; it is unreliable
+    where their clocks differ, and left out of a graph capture.
+    `compares`: it states what pruning did to the dense step; left out where a difference between
+    the runs hides it (`Phase.shows_pruning`).
     `reads`: a Context ("phase"), one whose `explained` holds what the other findings explain
     ("findings"), or a Late rank among several ("ranks").
     """

@@ -1,4 +1,4 @@
-"""What the shapes of GEMMs show: dimensions that do not propagate or are not aligned, kernels on
+"""Findings on the shapes of GEMMs: dimensions that do not propagate or are not aligned, kernels on
 CUDA cores, waves that were not saved, better dimensions close by.
 
 In: a Context; tiles and cores come from the names of device kernels. Out: Found, or None. Times are
@@ -62,14 +62,14 @@ def broken_propagation(c: Context) -> Found | None:
     )
 
 
-def _some(of: list[str]) -> str:
+def _first_two(of: list[str]) -> str:
     """The first two as text, and that there are more."""
     return ", ".join(of[:2]) + (f" and {len(of) - 2} more" if len(of) > 2 else "")
 
 
 @finding("outside-taxonomy", "warning", compares=True)
 def outside_taxonomy(c: Context) -> Found | None:
-    """What changed is not a pruning of M, N or K."""
+    """The change is not a pruning of M, N or K."""
     family = c.phase.family
     if family is None or family.id != "outside":
         return None
@@ -120,7 +120,7 @@ def unaligned(c: Context) -> Found | None:
         "dimensions that tensor-core kernels cannot load aligned",
         evidence=[line for _, line, _ in bad[:4]],
         change=f"round the kept dimension up to a multiple of {GOOD} (--set align={GOOD}): "
-        f"{_some([where for _, _, where in bad])}",
+        f"{_first_two([where for _, _, where in bad])}",
         explains_roles=frozenset(g.role for g, _, _ in bad[:4]),
     )
 
@@ -148,7 +148,9 @@ def cuda_cores(c: Context) -> Found | None:
         .sort("busy", *keys, descending=[True] + [False] * len(keys))
     )
     rows = list(shown.iter_rows(named=True))
-    is_unaligned = any(_odd(gemm, row["dtype"]) for row in rows if (gemm := _gemm(c, row)))
+    is_unaligned = any(
+        _unaligned_dims(gemm, row["dtype"]) for row in rows if (gemm := _gemm(c, row))
+    )
     return Found(
         text=f"GEMM kernels that take {c.ms(busy)} of the busy time run on CUDA cores"
         f"{_rates(faster)}",
@@ -194,7 +196,7 @@ def _line(c: Context, row: dict[str, Any]) -> str:
     gemm = _gemm(c, row)
     if gemm is None or dtype is None:
         return f"{name}: {cost}"
-    odd = _odd(gemm, dtype)
+    odd = _unaligned_dims(gemm, dtype)
     reason = f"{', '.join(odd)} is not aligned" if odd else "chosen by the library"
     reason = reason if dtype in HALF else "not a 16-bit format"
     return f"{row['role']} {gemm.m}×{gemm.n}×{gemm.k} {dtype}: {cost}, {reason}, {name}"
@@ -203,10 +205,10 @@ def _line(c: Context, row: dict[str, Any]) -> str:
 def _gemm(c: Context, row: dict[str, Any]) -> Gemm | None:
     """The one GEMM of a kernel's call; None where it is unknown, or one of several."""
     work = c.kernels.works[row["call"]] if row["call"] is not None else None
-    return work.gemms[0] if work is not None and len(work.gemms) == 1 else None
+    return None if work is None else work.single_gemm
 
 
-def _odd(gemm: Gemm, dtype: str | None) -> list[str]:
+def _unaligned_dims(gemm: Gemm, dtype: str | None) -> list[str]:
     """N and K of a 16-bit GEMM that are not aligned, as text."""
     sizes = (("N", gemm.n), ("K", gemm.k)) if dtype in HALF else ()
     return [f"{axis} = {n}" for axis, n in sizes if n and n % ALIGNED]
@@ -342,8 +344,8 @@ def _follows(g: _Group, kept: float) -> bool:
 def _fewer_waves(axes: set[str], narrower: list[str]) -> str:
     """How to save a wave along the axes that moved; `narrower`: each N that does."""
     of_n = (
-        f"prune {_some(narrower)}, which saves a wave, or prune less, which costs no time up to "
-        "the next wave"
+        f"prune {_first_two(narrower)}, which saves a wave, or prune less, which costs no time up "
+        "to the next wave"
         if narrower
         else "prune N until a wave less is left, or less, which costs no time up to the next wave"
     )
@@ -386,7 +388,7 @@ def nearest_dimension(c: Context) -> Found | None:
     return Found(
         text=f"dimensions close to the kept ones are predicted to run {ms(gain)} faster",
         evidence=lines[:5],
-        change=f"keep {_some(better)}{aligned}",
+        change=f"keep {_first_two(better)}{aligned}",
         predicted_ns=max(gain, with_alignment),
         explains_roles=frozenset(roles[:5]),
     )
@@ -505,7 +507,6 @@ def _tiled(kernels: Kernels) -> dict[tuple[str, Gemm], _Tiled]:
     found: dict[tuple[str, Gemm], _Tiled] = {}
     for row in sums.sort("busy", "call").iter_rows(named=True):
         work = kernels.works[row["call"]]
-        if work is not None and len(work.gemms) == 1:
-            gemm = work.gemms[0]
+        if work is not None and (gemm := work.single_gemm) is not None:
             found[row["role"], gemm] = _Tiled(tiling_of(gemm, row), row["tiles"])
     return found

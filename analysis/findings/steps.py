@@ -15,7 +15,7 @@ from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.taxonomy.words import ms
 
-_LEAST = 3  # steps: of two no median tells which is odd
+_LEAST = 3  # steps: the median of two does not show which is odd
 _NAMED = 4  # odd steps with a line of their own
 _ODD, _USUAL = 0.25, 5  # of the median step; times the median distance from it
 
@@ -31,7 +31,7 @@ def step_outlier(c: Context) -> Found | None:
             continue
         side = f"{name}: " if c.baseline is not None else ""
         profiled = "profiled " * (c.phase.unprofiled_ns is not None)
-        texts.append(f"{side}{profiled}{_apart(kernels, odd)}")
+        texts.append(f"{side}{profiled}{_odd_steps(kernels, odd)}")
         lines += [f"{side}{line}" for line in _parts(kernels, odd)]
     if not texts:
         return None
@@ -53,7 +53,7 @@ def odd_steps(walls: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.flatnonzero((apart > _ODD * middle) & (apart > _USUAL * np.median(apart)))
 
 
-def _apart(kernels: Kernels, odd: NDArray[np.int64]) -> str:
+def _odd_steps(kernels: Kernels, odd: NDArray[np.int64]) -> str:
     """Which steps are odd, with their times and that of the others."""
     walls = kernels.linked.wall
     named = odd[:_NAMED].tolist()

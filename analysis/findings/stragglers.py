@@ -144,14 +144,18 @@ def with_straggler(
     late = late_rank(ranks, compared, frames)
     if late is not None and (found := straggler(late)) is not None:
         result = as_finding(FINDINGS[LATE_RANK], found)
-        result.evidence.insert(1, _against(late.rank.name, _usual(late), compared, frames))
+        result.evidence.insert(
+            1, _difference_from_usual(late.rank.name, _usual(late), compared, frames)
+        )
         for one in late.each:
             name = one.rank.name
             behind.append(one.rank)
             first = [f for f in phases[name].findings if f.severity == "critical"]
             own = [result] if one.rank is late.rank else []
             rest = [
-                _of_slow_rank(f, one) for f in phases[name].findings if f.severity != "critical"
+                _finding_of_late_rank(f, one)
+                for f in phases[name].findings
+                if f.severity != "critical"
             ]
             marked[name] = msgspec.structs.replace(phases[name], findings=[*first, *own, *rest])
     for rank in ranks:
@@ -171,7 +175,7 @@ def _behind_critical(phase: Phase, item: Finding) -> Phase:
     return msgspec.structs.replace(phase, findings=[*critical, item, *rest])
 
 
-def _of_slow_rank(item: Finding, late: Late) -> Finding:
+def _finding_of_late_rank(item: Finding, late: Late) -> Finding:
     """A finding of a late rank; without a change of its own, and without a gain, where it is on
     kernels that take longer than their shapes let expect by no more than the rank works longer
     than the others do for as many FLOPs: mending the rank gives that time once."""
@@ -286,12 +290,12 @@ def rank_time(name: str, phase: Phase, frame: pl.DataFrame) -> RankTime:
         flop=float(frame["flop"].sum() or 0.0) / phase.steps,
         on_device=_on_device(frame),
         idle_finding=next((f.id for f in phase.findings if f.id in _OF_HOSTS), None),
-        own_by_step=_by_step(frame, own),
-        comm_by_step=_by_step(frame, pl.col("busy").filter(comm).sum() + in_host),
+        own_by_step=_sums_by_step(frame, own),
+        comm_by_step=_sums_by_step(frame, pl.col("busy").filter(comm).sum() + in_host),
     )
 
 
-def _by_step(frame: pl.DataFrame, ns: pl.Expr) -> tuple[float, ...]:
+def _sums_by_step(frame: pl.DataFrame, ns: pl.Expr) -> tuple[float, ...]:
     """A sum over the rows of each step, ns."""
     sums = frame.group_by("step").agg(ns=ns).sort("step")
     return tuple(sums["ns"].cast(pl.Float64).to_list())
@@ -333,7 +337,7 @@ def straggler(late: Late) -> Found | None:
             "of the others"
         )
     elif late.turns:
-        text = _in_turns(late, found)
+        text = _cost_of_several(late, found)
         saved = max(saved, found.together / late.steps)
     else:
         text = (
@@ -348,8 +352,9 @@ def straggler(late: Late) -> Found | None:
     return Found(text=text, evidence=lines, change=_changes(late), predicted_ns=saved)
 
 
-def _in_turns(late: Late, found: CollectiveReplay) -> str:
-    """What several late ranks cost, each with the share of the collectives that it reaches last."""
+def _cost_of_several(late: Late, found: CollectiveReplay) -> str:
+    """The cost of several late ranks, each with the share of the collectives that it reaches
+    last."""
     names = [one.rank.name for one in late.each]
     lasts = [found.last[name] for name in names]
     whom = "each other" if len(names) == len(late.ranks) else "the other ranks"
@@ -378,12 +383,12 @@ def _and(words: list[str]) -> str:
 
 
 def _changes(late: Late) -> str:
-    """What to change in each late rank; once where it is the same."""
+    """The change for each late rank; once where all are the same."""
     causes: dict[str, list[str]] = {}
     for one in late.each:
-        causes.setdefault(_by_cause(one), []).append(one.rank.name)
+        causes.setdefault(_change_by_cause(one), []).append(one.rank.name)
     return "; ".join(
-        f"{_and(names)}: {change if len(names) == 1 else _of_several(change)}"
+        f"{_and(names)}: {change if len(names) == 1 else _reworded_for_several(change)}"
         for change, names in causes.items()
     )
 
@@ -409,8 +414,8 @@ _OF_SEVERAL = (
 )
 
 
-def _of_several(change: str) -> str:
-    """A change of one rank, said of several."""
+def _reworded_for_several(change: str) -> str:
+    """The change of one rank, reworded for several."""
     for one, several in _OF_SEVERAL:
         change = re.sub(rf"\b{one}", several, change)
     return change
@@ -504,14 +509,14 @@ _IDLE = {
 }
 
 
-def _by_cause(late: Late) -> str:
-    """What to change, by what a late rank does more of than the others."""
+def _change_by_cause(late: Late) -> str:
+    """The change, by the work or idle time that a late rank has more of than the others."""
     if late.more_idle > max(late.more_work, 0.0):
         cause = _idle_cause(late)
         change = _HOST if cause == "host" and not late.rank.on_device else _IDLE.get(cause, _HOST)
         if change.startswith(_HOST) and late.rank.idle_finding is not None:
-            said = f"in that time (its finding {late.rank.idle_finding} says)"
-            change = change.replace("in that time", said, 1)
+            explained = f"in that time (its finding {late.rank.idle_finding} says)"
+            change = change.replace("in that time", explained, 1)
         return change
     if late.more_work <= 0:
         return (
@@ -551,7 +556,7 @@ def _usual(late: Late) -> str:
     return others[(len(others) - 1) // 2].name
 
 
-def _against(
+def _difference_from_usual(
     slow: str, usual: str, phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFrame]
 ) -> str:
     """The difference of the walls of the slow and the median rank, by kind of kernel and idle time;

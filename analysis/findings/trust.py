@@ -141,7 +141,7 @@ def no_speedup(c: Context) -> Found | None:
 
 
 def _interval_of(phase: Phase) -> str:
-    """What the interval of the realised speedup was computed from."""
+    """The samples behind the interval of the realised speedup."""
     if phase.sampled is None:
         return f"95 % bootstrap interval of the walls of {phase.steps} profiled steps"
     dense, pruned = phase.sampled
@@ -440,7 +440,7 @@ def swapped_sides(c: Context) -> Found | None:
 
 def _has_larger_gemms(c: Context) -> bool:
     """Whether GEMMs have larger N, K or M than their dense partners, or whole layers were added,
-    and nothing shrank: adapters, masks and maps add work beside GEMMs that stay as they were."""
+    and nothing shrank: adapters, masks and maps add work and leave GEMMs as they were."""
     pairs = c.evidence.pairs if c.evidence is not None else []
     grew = False
     for pair in pairs:
@@ -482,7 +482,7 @@ def _why_it_differs(c: Context, shares: list[float], nominal: float) -> str:
 
 
 def _aligned_words(pruning: Pruning | None) -> str:
-    """What the run's families rounded kept dimensions up to, in words."""
+    """The alignments to which the run's families rounded kept dimensions up, in words."""
     families = (pruning.parts or [pruning]) if pruning is not None else []
     asked = [str((one.knobs or {}).get("align", ALIGN)) for one in families] or [ALIGN]
     return " or ".join(dict.fromkeys(map(aligned_words, asked)))
@@ -520,7 +520,7 @@ def unsteady_clocks(c: Context) -> Found | None:
 
 
 def _sampled(c: Context) -> list[str]:
-    """The same by the samples that the traces hold, with the power drawn."""
+    """Unsteady clocks by the samples that the traces hold, and the mean power."""
     sides = [("dense", c.baseline_kernels), ("pruned", c.kernels)]
     found = [(name, k.sampled) for name, k in sides if k is not None and k.sampled is not None]
     moved = any(_differ(one.low, one.high) for _, one in found)

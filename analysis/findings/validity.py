@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 
 from prunescope.analysis.comparison.differences import (
     CUT,
+    FIRST_CALLS,
     GRAPHS,
     UNREADABLE,
     cut_text,
     difference_text,
 )
-from prunescope.analysis.comparison.first_calls import FIRST_CALLS
 from prunescope.analysis.comparison.other_inputs import batch_ratio
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import Found, finding
@@ -77,7 +77,7 @@ def not_comparable(c: Context) -> Found | None:
         return Found(
             text="the dense baseline is not comparable: it ran in another number format",
             evidence=evidence,
-            change=_in_one_format(differences[0]),
+            change=_dense_model_in_one_format(differences[0]),
         )
     ran = any(one.kind not in UNREADABLE for one in differences)
     return Found(
@@ -87,7 +87,7 @@ def not_comparable(c: Context) -> Found | None:
     )
 
 
-def _in_one_format(of: Difference) -> str:
+def _dense_model_in_one_format(of: Difference) -> str:
     """Which dense model to compare with instead."""
     name = dtype(str(of.pruned)) or str(of.pruned)
     if name in QUANTISED:

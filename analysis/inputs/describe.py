@@ -1,4 +1,4 @@
-"""What a report says of a side and its device: in, a Side; out, plain values and names, without
+"""Entries of a report on a side and its device: in, a Side; out, plain values and names, without
 paths."""
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def device_of(side: Side, phases: Iterable[Phase]) -> DeviceUsed:
 
 
 def unique_suffixes(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell all of them apart; equal paths are numbered."""
+    """The shortest distinct ends of the paths; equal paths are numbered."""
     parts = [[part for part in path.parts if part != path.anchor] for path in paths]
     longest = max((len(p) for p in parts), default=1)
     for count in range(1, longest + 1):

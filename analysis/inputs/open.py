@@ -179,7 +179,7 @@ def open_side(
 
 def _without_model(side: Side) -> Side:
     """A side without a config; a warning where a workload is given for one."""
-    kinds = side.kinds or [one for one in side.told_phases if one != "unknown"]
+    kinds = side.kinds or [one for one in side.trace_phases if one != "unknown"]
     if kinds and side.options.phase is not None and side.options.phase not in kinds:
         raise PrunescopeError(
             f"{side.path.name} has no step of phase {side.options.phase}",
@@ -292,7 +292,7 @@ def _sides_as_ranks(path: Path, parts: FoundTraces) -> tuple[str, ...]:
 
 
 def _reports_left_out(path: Path) -> tuple[str, ...]:
-    """Warnings of the reports of Nsight Systems in a folder that nobody exported."""
+    """Warnings of the reports of Nsight Systems in a folder that were not exported."""
     reports = reports_in(path) if path.is_dir() else []
     return tuple(
         f"{report.name} is left out: export it with `{EXPORT} {report.name}`" for report in reports

@@ -18,7 +18,7 @@ from prunescope.taxonomy.option import (
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a trace does not record itself: sparsity, device, peaks, model, phase."""
+    """Options for what a trace does not record: sparsity, device, peaks, model, phase."""
 
     sparsity: Annotated[
         float | None,
@@ -160,7 +160,7 @@ class _Analysis(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class AnalyzeRequest(_Analysis):
-    """What `prunescope.analyze` takes."""
+    """The options of `prunescope.analyze`."""
 
     subject: Annotated[
         Path | str,
@@ -174,7 +174,7 @@ class AnalyzeRequest(_Analysis):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareRequest(_Analysis):
-    """What `prunescope.compare` and the command `analyze` take."""
+    """The options of `prunescope.compare` and the command `analyze`."""
 
     subjects: Annotated[
         Sequence[Path | str] | Path | str,

@@ -37,8 +37,8 @@ class Diagnostics:
     """Warnings and losses found while an input was read; a sum keeps their order.
 
     `partial`: a part of what ran is missing. `eager_used`: a phase has graph replays, or took roles
-    from an eager pass. `ranks`: what the trace of each rank says of itself. `left_out`: ranks that
-    cannot be analysed.
+    from an eager pass. `ranks`: number and count of ranks by the trace of each. `left_out`: ranks
+    that cannot be analysed.
     """
 
     warnings: tuple[str, ...] = ()
@@ -125,7 +125,7 @@ class Side:
         return list(self.mixed) or list(self.ranks) or list(self._kinds) or [BARE]
 
     def phase(self, name: str) -> PhaseRun | None:
-        """What the manifest says of a phase."""
+        """The block of a phase in run.json."""
         return None if self.run is None else self.run.phases.get(name)
 
     @property
@@ -152,7 +152,7 @@ class Side:
 
     @property
     def recorder(self) -> Recorder:
-        """How the profiler is asked for what a trace lacks."""
+        """How to make the profiler record what a trace lacks."""
         return recorder_called(self.profiler)
 
     def rank_of(self, name: str) -> str | None:
@@ -254,9 +254,9 @@ class Side:
         return Diagnostics(tuple(warnings), partial=lacks is not None)
 
     @property
-    def told_phases(self) -> list[str]:
+    def trace_phases(self) -> list[str]:
         """The phases of the steps of a trace without run.json, or of its first rank, as far as its
-        annotations or its kernels tell them."""
+        annotations or its kernels show them."""
         is_bare = self.run is None and self.bare is not None
         return phases_of(self._windows_of_bare) if is_bare else []
 
@@ -264,7 +264,7 @@ class Side:
     def _kinds(self) -> list[str]:
         """Kinds of step that a serving engine annotated, or that generated text shows, where there
         are more than one."""
-        found = [] if self.ranks else self.told_phases
+        found = [] if self.ranks else self.trace_phases
         return found if len(found) > 1 else []
 
     @cached_property
@@ -347,7 +347,7 @@ class SidePhase:
 
     @property
     def run(self) -> PhaseRun | None:
-        """What the manifest says of this phase, None for a trace without run.json."""
+        """The block of this phase in run.json; None for a trace without one."""
         return self.side.phase(self.name)
 
     def without_shapes(self) -> SidePhase:

@@ -1,4 +1,5 @@
-"""The anatomy of a phase: sums of its kernels by bound, layer, tile, cause of idle time and op.
+"""The anatomy of a phase: sums of its kernels by bound, layer, tile, cause of idle time and op,
+and its communication.
 
 In: Kernels and the report's GEMM rows. Out: schema.anatomy.Anatomy; times in ns a step.
 """
@@ -12,13 +13,20 @@ import polars as pl
 
 from prunescope.analysis.device.tiles import tile_of
 from prunescope.analysis.kernels.columns import is_one_of
-from prunescope.analysis.kernels.communication import communication
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.idle import PARTS
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.kernels.what_if import what_if
-from prunescope.analysis.schema.anatomy import Anatomy, HostTime, Idle, LayerTime, RooflinePoint
+from prunescope.analysis.schema.anatomy import (
+    Anatomy,
+    Communication,
+    HostTime,
+    Idle,
+    LayerTime,
+    RooflinePoint,
+)
 from prunescope.analysis.schema.report import GemmRow, clock
+from prunescope.analysis.timeline.intervals import cover
 
 _POINTS, _HOST, _ACTIVITIES = 60, 20, 12
 # Names of causes in report.json that differ from those of the frame: "blocked" is a kernel whose
@@ -54,7 +62,7 @@ def anatomy(kernels: Kernels, gemms: list[GemmRow]) -> Anatomy:
         shapes=shapes,
         fit=fit,
         idle=_idle(frame, steps) if kernels.on_device else [],
-        communication=communication(kernels),
+        communication=_communication(kernels),
     )
 
 
@@ -206,3 +214,47 @@ def _host_blocked(kernels: Kernels) -> dict[tuple[str, str], int]:
     for op, role, ns in by.iter_rows():
         out[op, role or "unknown"] += ns
     return out
+
+
+def _communication(kernels: Kernels) -> Communication | None:
+    """Communication, ns a step; None without any on a device.
+
+    The busy time of a kind counts for the kernel that began first, so that a collective takes time
+    from a concurrent GEMM, or the other way round. Here other work comes first: what only
+    communication fills is exposed.
+    """
+    if "comm" not in kernels.values("kind"):
+        return None
+    rows = _rows_within_walls(kernels.frame.filter(pl.col("category").is_not_null()))
+    of_comm = rows.filter(pl.col("kind") == "comm")
+    if not len(of_comm):
+        return None
+    work = rows.filter(pl.col("kind") != "comm").with_columns(busy=pl.lit(0))
+    if len(work):
+        work = work.with_columns(busy=pl.Series(_uncovered_ns(work)))
+    steps = kernels.num_steps
+    exposed = int(_uncovered_ns(rows).sum()) - int(work["busy"].sum())
+    kinds = work.group_by("kind").agg(pl.col("busy").sum()).sort("busy", "kind", descending=True)
+    return Communication(
+        exposed_ns=exposed / steps,
+        overlapped_ns=(int(_uncovered_ns(of_comm).sum()) - exposed) / steps,
+        kinds={kind: ns / steps for kind, ns in kinds.iter_rows()},
+    )
+
+
+def _rows_within_walls(frame: pl.DataFrame) -> pl.DataFrame:
+    """Kind, start and end of the rows within the walls of their steps, in order of start."""
+    start, end = pl.col("start"), pl.col("start") + pl.col("duration")
+    # The first row with a gap or busy time says where the wall of its step begins.
+    begin = pl.when(pl.col("gap") > 0).then(start - pl.col("gap")).otherwise(end - pl.col("busy"))
+    counts = (pl.col("gap") > 0) | (pl.col("busy") > 0)
+    first = begin.filter(counts).first().over("step")
+    rows = frame.select("kind", start=pl.max_horizontal(start, first), end=end)
+    return rows.filter(pl.col("end") > pl.col("start")).sort("start")
+
+
+def _uncovered_ns(rows: pl.DataFrame) -> pl.Series:
+    """The part of each row that no earlier one covers, ns."""
+    start = rows["start"].to_numpy()
+    busy, _ = cover(start, rows["end"].to_numpy(), int(start[0]))
+    return pl.Series(busy)

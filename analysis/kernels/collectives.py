@@ -1,4 +1,4 @@
-"""What collectives of a phase send, and how fast: from what torch writes beside their kernels.
+"""Bytes that collectives of a phase send, and their rates, from the arguments of their kernels.
 
 In: a Trace and linked rows. Out: a sentence for each of the largest. The bandwidth is that of the
 bus, as NCCL's own tests count it: what a link must carry, whatever the algorithm. A kernel also
@@ -60,7 +60,7 @@ def _spelled(spelling: str | None) -> str | None:
 
 
 def _share(one: Collective) -> float | None:
-    """What a link carries of the larger buffer; None where that is not known."""
+    """Bytes of the larger buffer that a link carries; None where unknown."""
     if one.ranks is None or one.ranks < 2:
         return None
     name = one.name.lower().translate(_PLAIN)

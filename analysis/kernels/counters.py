@@ -1,9 +1,11 @@
-"""What the counters of a device say of a phase, beside what its work models say.
+"""Counters of a device in a phase, compared with what its work models count, and the memory that
+torch's allocator held.
 
 In: a Trace with samples of counters (an export's of `--gpu-metrics-devices`, or counter events of a
 Chrome trace), linked rows, and how long the memory and the tensor cores need at their peaks for
 what the work models count. Out: sentences, and the clock and power of the steps. Samples count that
-lie between the first and the last kernel of a step, idle time included.
+lie between the first and the last kernel of a step, idle time included. Of the allocator: snapshots
+(`profile_memory=True`).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.trace.collect import Floats, Ints, unique_ids
 from prunescope.analysis.trace.events import Trace
@@ -59,7 +62,7 @@ class SampledClock(NamedTuple):
 def counter_notes(trace: Trace, linked: Linked, needed: Needed) -> list[str]:
     """A note on what the counters show in the steps, and whether that confirms the bounds; none
     without samples."""
-    inside = _in_the_steps(trace, linked)
+    inside = _samples_in_steps(trace, linked)
     parts = []
     means: dict[str, float] = {}
     for label in (SMS, TENSOR, READ, WRITTEN):
@@ -116,7 +119,7 @@ def _verdict(
 
 def sampled_clock(trace: Trace, linked: Linked) -> SampledClock | None:
     """The clock of the steps by its samples; None without any."""
-    inside = _in_the_steps(trace, linked)
+    inside = _samples_in_steps(trace, linked)
     if not (clocks := inside.get(CLOCK)):
         return None
     low, median, high = np.percentile(clocks[0], (_LOW, 50, _HIGH)).tolist()
@@ -125,12 +128,12 @@ def sampled_clock(trace: Trace, linked: Linked) -> SampledClock | None:
     return SampledClock(low, median, high, len(clocks[0]), watts)
 
 
-def _in_the_steps(trace: Trace, linked: Linked) -> dict[str, list[Floats]]:
+def _samples_in_steps(trace: Trace, linked: Linked) -> dict[str, list[Floats]]:
     """Samples in the steps by what they say: shares in %, clocks in Hz, power in W, bytes."""
     found: dict[str, list[Floats]] = {}
     for name, (ts, values) in trace.counters.items():
         kind = kind_of_counter(name)
-        kept = values[_in_steps(linked, ts)]
+        kept = values[_is_in_steps(linked, ts)]
         if kind is None or not len(kept):
             continue
         if kind in (CLOCK, POWER, MEMORY):
@@ -159,8 +162,23 @@ def _spans(linked: Linked) -> list[tuple[int, int]]:
     return spans
 
 
-def _in_steps(linked: Linked, ts: Ints) -> np.ndarray:
+def _is_in_steps(linked: Linked, ts: Ints) -> np.ndarray:
     found = np.zeros(len(ts), bool)
     for start, end in _spans(linked):
         found |= (ts >= start) & (ts < end)
     return found
+
+
+def memory_notes(trace: Trace, windows: Windows) -> list[str]:
+    """A note with the most that was allocated at once in the steps; none without snapshots."""
+    if not trace.on_device or not trace.memory or not len(trace.memory["ts"]):
+        return []
+    inside = windows.step_of(trace.memory["ts"]) >= 0
+    allocated, reserved = (trace.memory[name][inside] for name in ("allocated", "reserved"))
+    if not len(allocated) or allocated.max() < 0:
+        return []
+    of = f" ({reserved.max() / _GB:,.3g} GB were reserved)" if reserved.max() > 0 else ""
+    return [
+        f"the allocator held at most {allocated.max() / _GB:,.3g} GB of device memory in "
+        f"the steps{of}, by {len(allocated):,} snapshots"
+    ]

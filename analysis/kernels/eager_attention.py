@@ -49,5 +49,5 @@ def _reads(values: Gemm, scores: Gemm) -> bool:
 
 def _product(call: OpCall) -> Gemm | None:
     work = work_of(call)
-    one = work.gemms[0] if work is not None and len(work.gemms) == 1 else None
+    one = None if work is None else work.single_gemm
     return one if one is not None and one.batch > 1 else None

@@ -1,5 +1,5 @@
 """Roles of a recorded step whose kernels have ops of their own, and no modules: torch.compile
-leaves out the hooks that name modules, and the eager pass beside it has them.
+leaves out the hooks that name modules, and the eager pass recorded with it has them.
 
 In: the rows of the recorded step and of the eager pass, both with kinds, calls and works. Out:
 columns `layer` and `role`. Products of one shape run in the same order in both; a compiler moves
@@ -94,20 +94,20 @@ def _first_step(eager: pl.DataFrame) -> pl.DataFrame:
 
 
 def _keys(frame: pl.DataFrame, calls: Sequence[OpCall], works: Sequence[Work | None]) -> list[str]:
-    """What a row is matched by: the shapes of its products, else its op and what it was called
+    """The key of a row in matching: the shapes of its products, else its op and what it was called
     with; its name where it has no op."""
-    made: dict[tuple[str, int | None, str | None], str] = {}
+    key_of: dict[tuple[str, int | None, str | None], str] = {}
     keys = []
     for kind, call, name in frame.select("kind", "call", "name").iter_rows():
         at = kind, call, name
-        if at not in made:
+        if at not in key_of:
             work = None if call is None else works[call]
-            made[at] = str(name)
+            key_of[at] = str(name)
             if kind in _PRODUCTS and work is not None and work.gemms:
-                made[at] = str([(g.batch, g.m, g.n, g.k) for g in work.gemms])
+                key_of[at] = str([(g.batch, g.m, g.n, g.k) for g in work.gemms])
             elif call is not None:
-                made[at] = f"{calls[call].name} {calls[call].shapes}"
-        keys.append(made[at])
+                key_of[at] = f"{calls[call].name} {calls[call].shapes}"
+        keys.append(key_of[at])
     return keys
 
 

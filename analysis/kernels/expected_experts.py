@@ -21,11 +21,14 @@ _GROUPED = "grouped_gemm"
 def with_expected_experts(
     frame: pl.DataFrame, works: list[Work | None], counted: float | None = None
 ) -> list[Work | None]:
-    """The Work of each call. `counted`: experts of a layer that get a token in a step; without it,
+    """The Work of each call. `counted`: experts of a layer that get a token in a step, of which a
+    GEMM reads at most as many as it has rows or matrices; without it,
     a grouped GEMM whose router is not known keeps the most experts that its rows can read."""
     if counted is not None:
         return [
-            work if work is None or not _rows(work) else _as_counted(work, counted)
+            work
+            if work is None or not (rows := _rows(work))
+            else reading(work, min(counted, rows, work.stack or counted))
             for work in works
         ]
     stacks = {
@@ -56,15 +59,11 @@ def with_expected_experts(
     return out
 
 
-def _as_counted(work: Work, counted: float) -> Work:
-    """The counted experts, at most as many as rows or matrices."""
-    return reading(work, min(counted, work.gemms[0].m, work.stack or counted))
-
-
 def _rows(work: Work) -> int:
     """Rows of a grouped GEMM by one stack of expert matrices; 0 for any other work."""
-    is_most = work.kind == _GROUPED and len(work.gemms) == 1 and work.each is not None
-    return work.gemms[0].m if is_most and work.gemms[0].batch == 1 else 0
+    gemm = work.single_gemm
+    is_grouped = work.kind == _GROUPED and work.each is not None
+    return gemm.m if gemm is not None and gemm.batch == 1 and is_grouped else 0
 
 
 def _tokens(frame: pl.DataFrame, works: list[Work | None]) -> dict[int, set[int]]:
@@ -73,6 +72,7 @@ def _tokens(frame: pl.DataFrame, works: list[Work | None]) -> dict[int, set[int]
     routers = frame["call"].filter(frame["role"] == "router")
     for call in routers.drop_nulls().unique():
         work = works[call]
-        if work is not None and len(work.gemms) == 1 and work.gemms[0].m:
-            found[work.gemms[0].n].add(work.gemms[0].m)
+        gemm = None if work is None else work.single_gemm
+        if gemm is not None and gemm.m:
+            found[gemm.n].add(gemm.m)
     return found

@@ -16,7 +16,13 @@ import polars as pl
 
 from prunescope.analysis.kernels.collectives import collective_notes
 from prunescope.analysis.kernels.columns import instance_numbers, is_one_of, is_true, known_ids
-from prunescope.analysis.kernels.counters import Needed, SampledClock, counter_notes, sampled_clock
+from prunescope.analysis.kernels.counters import (
+    Needed,
+    SampledClock,
+    counter_notes,
+    memory_notes,
+    sampled_clock,
+)
 from prunescope.analysis.kernels.eager_roles import roles_of_pass
 from prunescope.analysis.kernels.expected_experts import with_expected_experts
 from prunescope.analysis.kernels.graph_replay import LEAST, GraphReplay, read_eager
@@ -36,7 +42,6 @@ from prunescope.analysis.kernels.idle import (
     host_collectives,
     host_late,
 )
-from prunescope.analysis.kernels.memory_held import memory_notes
 from prunescope.analysis.kernels.number_formats import format_notes, with_formats
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE, find_roles
@@ -338,8 +343,8 @@ def build(  # noqa: PLR0913
 
 
 def _needed(frame: pl.DataFrame) -> Needed:
-    """What memory and tensor cores need for the work of a frame; None where the models know less
-    than half of the busy time, or of that of the products."""
+    """The time that memory and tensor cores need for the work of a frame; None where the models
+    know less than half of the busy time, or of that of the products."""
     busy = frame["busy"]
     on_tensor = (frame["flop"] > 0) & ~is_one_of(frame["dtype"], _SIMT)
     products = busy.filter(is_one_of(frame["class"], (MATMUL, ATTENTION)))
@@ -472,7 +477,7 @@ def _add_role(
     if len(scopes.place) and scopes.source != "none":
         lost = lost | (linked.thread < 0)
     layer[lost] = NONE
-    # Without an op only the kind of a kernel tells its role.
+    # Without an op only the kind of a kernel gives its role.
     role[lost] = [
         "attention" if kinds[i] == "attention" else "unknown" for i in np.flatnonzero(lost)
     ]
@@ -510,17 +515,18 @@ def _add_graph_places(layer: np.ndarray, role: np.ndarray, found: GraphPlaces | 
 
 
 def _products_of_rows(frame: pl.DataFrame, host: Ints) -> Ints:
-    """By row the row whose role is its own: of a kernel that an op of a product launches beside
-    its first product (a fill, the sum of a split K, a second part), that one; else itself."""
+    """The row that gives each row its role: itself, or for a kernel that the op of a product
+    launches in addition to its first product (a fill, the sum of a split K, a second part) that
+    product."""
     kinds = [*GEMM_KINDS, "attention"]
     product = is_true(is_one_of(frame["kind"], kinds))
     rows = host[is_true(is_one_of(frame["op"], _multiplying(frame)))[host]]
     number = instance_numbers(frame)
     rows = rows[np.lexsort((~product[rows], number[rows]))]  # else in order of their launches
     first = np.diff(number[rows], prepend=NONE) != 0
-    lead = rows[first][np.cumsum(first) - 1]
+    primary = rows[first][np.cumsum(first) - 1]
     out = np.arange(len(frame))
-    out[rows] = np.where(product[lead], lead, rows)
+    out[rows] = np.where(product[primary], primary, rows)
     return out
 
 

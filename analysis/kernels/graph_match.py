@@ -32,7 +32,7 @@ Size = tuple[int, int, int] | None  # M, N, K of a GEMM
 @dataclass(frozen=True)
 class Launches:
     """Eager launches in order: the name of their kernel, the shape of their GEMM and its grid, None
-    for what is no GEMM or does not say; `at`: where each stands in the whole eager pass."""
+    for other kernels and unknown sizes; `at`: where each stands in the whole eager pass."""
 
     names: list[str]
     sizes: list[Size]

@@ -121,7 +121,7 @@ def read_eager(trace: Trace) -> EagerPass:
 def _unusable(trace: Trace, lacks: str) -> PrunescopeError:
     cut = ": the file is cut off" if trace.source.cut else ""
     return PrunescopeError(
-        f"{trace.source.name} cannot tell the ops of graph replays, it holds {lacks}{cut}",
+        f"{trace.source.name} cannot name the ops of graph replays, it holds {lacks}{cut}",
         hint="give a trace of the same step without a graph, captured with ProfilerActivity.CPU",
     )
 
@@ -137,7 +137,7 @@ def _sizes(kinds: list[str], call: Ints, calls: list[OpCall]) -> list[Size]:
     known: dict[int, Size] = {NONE: None}
     for i in unique_ids(call[call >= 0]).tolist():
         work = work_of(calls[i])
-        gemm = work.gemms[0] if work is not None and len(work.gemms) == 1 else None
+        gemm = None if work is None else work.single_gemm
         known[i] = None if gemm is None or gemm.batch != 1 else (gemm.m, gemm.n, gemm.k)
     return [
         known[c] if kind in GEMM_KINDS else None
@@ -181,7 +181,7 @@ def map_replay(
                         tuple(grids[i] for i in way),
                         whole=len(launches) == 1,
                     )
-                    for way in _ways(launch, nodes[launch])
+                    for way in _orders(launch, nodes[launch])
                 ]
             )
             for launch in launches
@@ -228,7 +228,7 @@ def _launches(rows: Ints, graph: Ints) -> list[Ints]:
     return [parts[i] for i in np.argsort(first)]
 
 
-def _ways(part: Ints, nodes: Ints) -> list[Ints]:
+def _orders(part: Ints, nodes: Ints) -> list[Ints]:
     """A launch's rows in order of time; and of graph nodes, which a profiler numbers in the order
     of the capture, where all are known: branches of a graph run side by side."""
     if (nodes < 0).any() or len(unique_ids(nodes)) < len(nodes):

@@ -71,7 +71,7 @@ def host_time(linked: Linked, launched: Mask, calls: dict[str, Ints]) -> tuple[I
     of a step."""
     out, blocked = (np.full(len(linked.start), NONE) for _ in range(2))
     before, after = launches_in_turn(linked, launched)
-    for pair, rows in _by_threads(linked, before, after):
+    for pair, rows in _pairs_by_threads(linked, before, after):
         own = np.isin(calls["thread"], pair)
         begin = calls["ts"][own]
         spans = Spans.of(begin, begin + calls["dur"][own])
@@ -91,7 +91,9 @@ def launches_in_turn(linked: Linked, launched: Mask) -> tuple[Ints, Ints]:
     return before[same], after[same]
 
 
-def _by_threads(linked: Linked, before: Ints, after: Ints) -> Iterator[tuple[list[int], Mask]]:
+def _pairs_by_threads(
+    linked: Linked, before: Ints, after: Ints
+) -> Iterator[tuple[list[int], Mask]]:
     """Pairs of rows by the threads that launched them: the two threads, and which pairs."""
     first, second = linked.thread[before], linked.thread[after]
     for one in unique_ids(first).tolist():
@@ -123,7 +125,7 @@ def host_blocked_by_op(trace: Trace, linked: Linked) -> pl.DataFrame:
         return pl.DataFrame(schema=_BLOCKED)
     spent = np.zeros(len(calls["ts"]), np.int64)
     before, after = launches_in_turn(linked, launch_of(trace, linked.event) >= 0)
-    for pair, wanted in _by_threads(linked, before, after):
+    for pair, wanted in _pairs_by_threads(linked, before, after):
         own = np.flatnonzero(np.isin(calls["thread"], pair))
         own = own[np.argsort(calls["ts"][own], kind="stable")]
         spans = Spans.of(calls["ts"][own], calls["ts"][own] + calls["dur"][own])
@@ -178,9 +180,7 @@ def allocator_calls(trace: Trace, windows: Windows) -> AllocatorCalls:
     """The allocator's calls of all threads in the steps."""
     calls = runtime_calls(trace)
     rows = named(trace, calls["name"], ALLOCATION) & (windows.step_of(calls["ts"]) >= 0)
-    often = np.bincount(calls["name"][rows])
-    order = [int(i) for i in np.argsort(-often, kind="stable") if often[i]]
-    return AllocatorCalls({trace.names[i][:_SHOWN]: int(often[i]) for i in order})
+    return AllocatorCalls(_counts_of_names(trace, calls["name"][rows]))
 
 
 _SHOWN = 60  # characters of a call's name
@@ -224,14 +224,18 @@ def graph_blockers(trace: Trace, windows: Windows, linked: Linked) -> GraphBlock
     step = windows.step_of(calls["ts"])
     step = np.where(np.isin(calls["thread"], threads), step, NONE)
     step = np.where((step >= 0) & (calls["ts"] < last[np.maximum(step, 0)]), step, NONE)
-    waited = calls["name"][sync & (step >= 0)]
-    often = np.bincount(waited)
-    order = [int(i) for i in np.argsort(-often, kind="stable") if often[i]]
     return GraphBlockers(
-        by=", ".join(trace.names[i][:_SHOWN] for i in order),
+        by=", ".join(_counts_of_names(trace, calls["name"][sync & (step >= 0)])),
         waits=_median(step[sync], len(windows)),
         copies=_median(step[blocking_copies(trace, calls)], len(windows)),
     )
+
+
+def _counts_of_names(trace: Trace, names: Ints) -> dict[str, int]:
+    """How often each name (id) occurs, the most frequent first."""
+    counts = np.bincount(names)
+    order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
+    return {trace.names[i][:_SHOWN]: int(counts[i]) for i in order}
 
 
 def _median(step: Ints, steps: int) -> float:

@@ -110,10 +110,10 @@ def add_waits(
         launch = launch_of(trace, linked.event)
         late = linked.starved & (launch >= 0) & (gap > 0)
         no_launch = (gap > 0) & (launch < 0) & ~_op_in_time(linked, trace)
-        ran = _in_gaps(linked, trace)
+        ran = _work_in_gaps(linked, trace)
         other = ran.spent(linked.start) - ran.spent(linked.start - gap)
         idle = gap - other
-        threads = _of_threads(linked, trace, launch, late, ran, unusual)
+        threads = _parts_of_threads(linked, trace, launch, late, ran, unusual)
         parts = {**parts, **threads, "other_step": other}
         parts["unknown"] = np.where(no_launch, idle, 0)
         waits = ~(late | no_launch) & (idle > _LAUNCHED)
@@ -221,7 +221,7 @@ def _within_replay(linked: Linked, launch: Ints) -> Mask:
     return ~first_of(launch) & linked.replayed & (launch >= 0)
 
 
-def _in_gaps(linked: Linked, trace: Trace) -> Spans:
+def _work_in_gaps(linked: Linked, trace: Trace) -> Spans:
     """Device work inside gaps. It belongs to later steps: earlier steps, and work of no step, have
     ended when a gap begins."""
     gaps = Spans.of(linked.start - linked.gap, linked.start)
@@ -236,7 +236,7 @@ def _stream_waits(linked: Linked, trace: Trace) -> Ints:
     return np.asarray(waits.spent(linked.start) - waits.spent(linked.start - linked.gap))
 
 
-def _of_threads(
+def _parts_of_threads(
     linked: Linked, trace: Trace, launch: Ints, late: Mask, ran: Spans, unusual: UnusualCalls
 ) -> dict[str, Ints]:
     """The parts of starved gaps that are due to the launching threads and to the streams, without

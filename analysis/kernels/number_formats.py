@@ -11,7 +11,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 import polars as pl
 
@@ -48,7 +47,9 @@ def with_formats(frame: pl.DataFrame, calls: Sequence[OpCall]) -> list[OpCall]:
         if call.dtypes or op_kind(call.name, None) not in _KINDS:
             continue
         if (spelling := format_of(name)) is not None:
-            found[index] = replace(call, dtypes=tuple(_of(s, spelling) for s in call.shapes))
+            # A size is () where the input is no tensor.
+            dtypes = tuple(spelling if shape else "Scalar" for shape in call.shapes)
+            found[index] = replace(call, dtypes=dtypes)
     return found
 
 
@@ -59,11 +60,6 @@ def format_notes(recorded: Sequence[OpCall], calls: Sequence[OpCall]) -> list[st
         f"number formats of {given:,} distinct op calls are those that the names of their kernels "
         "say: the trace holds none"
     ] * bool(given)
-
-
-def _of(shape: Any, spelling: str) -> str:
-    """The format of one input, whose size is () where it is no tensor."""
-    return spelling if shape else "Scalar"
 
 
 @lru_cache(maxsize=4096)

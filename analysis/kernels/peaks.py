@@ -1,4 +1,4 @@
-"""What a device can do at most: FLOP/s by dtype, byte/s, and the time of the shortest kernel.
+"""The peak rates of a device: FLOP/s by dtype, byte/s, and the time of the shortest kernel.
 
 In: the device table, the peaks that `trace` and `calibrate` measured, peaks of the command line.
 Out: `Peaks`, with their source and what makes them doubtful.
@@ -118,7 +118,7 @@ def sheet_peaks(device: Device) -> Peaks:
         source=device.source,
         sm=device.sm,
         device=device,
-        sheet=_of_sheet(device),
+        sheet=_rates_of_sheet(device),
     )
 
 
@@ -131,7 +131,7 @@ _USED = {
 }
 
 
-def _of_sheet(device: Device) -> DeviceRates:
+def _rates_of_sheet(device: Device) -> DeviceRates:
     return DeviceRates(dense_flop_per_s=dict(device.dense_flop_per_s), byte_per_s=device.byte_per_s)
 
 
@@ -175,7 +175,7 @@ def run_peaks(
         floor_ns=floor if _positive(floor) else None,
         sm=sheet.sm if sheet else None,
         device=sheet,
-        sheet=None if sheet is None else _of_sheet(sheet),
+        sheet=None if sheet is None else _rates_of_sheet(sheet),
         taken=taken,
         disturbed=disturbed,
     )
@@ -200,7 +200,7 @@ def _taken(peaks: MeasuredPeaks) -> dict[str, PeakTaken]:
 
 
 def _run_disturbed(peaks: MeasuredPeaks) -> tuple[str, ...]:
-    """What disturbed the peaks of a run. A disturbance lowers a rate, so the better of two
+    """The disturbances of a run's peaks. A disturbance lowers a rate, so the better of two
     measurements is doubtful only where both were disturbed."""
     before, after = peaks.before, peaks.after
     if before is None or after is None:
@@ -210,7 +210,7 @@ def _run_disturbed(peaks: MeasuredPeaks) -> tuple[str, ...]:
 
 
 def _calibration_disturbed(device: DeviceEntry) -> tuple[str, ...]:
-    """What disturbed a calibration whose rates are used."""
+    """The disturbances of a calibration whose rates are used."""
     measured = device.calibration.measured if device.calibration else None
     return tuple(measured.disturbed) if measured else ()
 

@@ -2,7 +2,7 @@
 
 In: the kernels of the trace. Out: {"kind", "evidence"}, and "doubt", a caveat, where there is one;
 kind is prefill (many query tokens a sequence), decode (one a sequence), mixed, training, forward
-(of a model that nothing says decodes tokens) or unknown. Mixed steps of a serving engine are split
+(of a model that may not decode tokens) or unknown. Mixed steps of a serving engine are split
 by the tokens that their annotation counts: linears by tokens, attention by the names of its
 kernels.
 """
@@ -68,7 +68,7 @@ def phase_kind(kernels: Kernels) -> PhaseKind:
         kind, evidence, caveat = *_NO_DECODER, None
     else:
         linears = _linears(kernels)
-        kind, evidence, caveat = *_by_shape(kernels, linears), _several(kernels, linears)
+        kind, evidence, caveat = *_kind_by_shapes(kernels, linears), _several(kernels, linears)
         kind = "mixed" if caveat and _prompts_and_tokens(kernels) else kind
     answer = PhaseKind(kind=kind, evidence=evidence)
     if caveat:
@@ -100,7 +100,7 @@ def _generated(kernels: Kernels) -> tuple[str, str] | None:
         return None
     names = kernels.windows.names
     kind = engine_step(names[0]) or "unknown"
-    by_shape, shown = _by_shape(kernels, _linears(kernels))
+    by_shape, shown = _kind_by_shapes(kernels, _linears(kernels))
     what = "prompt" if kind == "prefill" else "token"
     each = f"each step is one {what} a sequence" if len(names) > 1 else f"the step is a {what}"
     if kind == "decode" and by_shape == "prefill":  # several queries of a sequence at a time
@@ -160,9 +160,9 @@ def _is_mostly_causal(kernels: Kernels) -> bool:
     return 0 < of_attention <= 2 * int(busy[eager & causal].sum())
 
 
-def _by_shape(kernels: Kernels, linears: pl.DataFrame) -> tuple[str, str]:
+def _kind_by_shapes(kernels: Kernels, linears: pl.DataFrame) -> tuple[str, str]:
     linear = _usual(_rows(linears))
-    queries = _usual(_rows(_of(kernels, kernels.frame["class"] == "attention")))
+    queries = _usual(_rows(_product_rows(kernels, kernels.frame["class"] == "attention")))
     rows = "M of the linears is unknown" if linear is None else f"M of the linears is {linear}"
     if queries is not None:
         # More queries than tokens are the heads that share a key, taken together.
@@ -183,7 +183,7 @@ def _by_shape(kernels: Kernels, linears: pl.DataFrame) -> tuple[str, str]:
         return "prefill", rows
     if linear <= DECODE_ROWS:
         return "decode", rows
-    head = _usual(_rows(_of(kernels, kernels.frame["role"] == "lm_head")))
+    head = _usual(_rows(_product_rows(kernels, kernels.frame["role"] == "lm_head")))
     if head is not None and head != linear:
         return "prefill", f"{rows}, that of lm_head {head}"
     attends = (kernels.frame["class"] == ATTENTION).any()
@@ -206,7 +206,7 @@ def _tokens_a_sequence(kernels: Kernels) -> int | None:
 def _prompts_and_tokens(kernels: Kernels) -> bool:
     """Whether attention was called for single queries and for many, each often enough to be a
     phase: a prompt and what was generated after it."""
-    calls = _of(kernels, kernels.frame["class"] == "attention").drop_nulls("m")
+    calls = _product_rows(kernels, kernels.frame["class"] == "attention").drop_nulls("m")
     single = int((calls["m"] == 1).sum())
     return min(single, len(calls) - single) > _SHARE * len(calls)
 
@@ -230,14 +230,15 @@ def trained_tokens(kernels: Kernels) -> int | None:
     k: Counter[int] = Counter()
     for call in rows["call"].drop_nulls().unique().to_list():
         work = kernels.works[call]
-        if work is not None and len(work.gemms) == 1 and work.gemms[0].batch == 1:
-            m[work.gemms[0].m] += 1
-            k[work.gemms[0].k] += 1
+        gemm = None if work is None else work.single_gemm
+        if gemm is not None and gemm.batch == 1:
+            m[gemm.m] += 1
+            k[gemm.k] += 1
     both = [(m[size], size) for size in m.keys() & k.keys()]
     return max(both)[1] if both else None
 
 
-def _of(kernels: Kernels, which: pl.Series) -> pl.DataFrame:
+def _product_rows(kernels: Kernels, which: pl.Series) -> pl.DataFrame:
     """The primary kernels of GEMMs and attentions that `which` selects, with the M of their first
     GEMM (`m`)."""
     frame = kernels.frame
@@ -260,7 +261,7 @@ def _linears(kernels: Kernels) -> pl.DataFrame:
     those of experts, which see a part of the tokens, where there are others."""
     frame = kernels.frame
     plain = (frame["class"] == "matmul") & (frame["kind"] != "batched_gemm")
-    linears = _of(kernels, plain & ~is_one_of(frame["role"], _NO_LINEARS))
+    linears = _product_rows(kernels, plain & ~is_one_of(frame["role"], _NO_LINEARS))
     single = linears["batch"] == 1
     found = linears.filter(single | (linears["m"].is_null() & linears["replayed"]))
     if "experts" not in kernels.values("role"):

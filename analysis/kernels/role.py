@@ -80,15 +80,15 @@ def find_roles(  # noqa: PLR0913
     steps = np.zeros(len(kinds), np.int64) if step is None else step
 
     def ordered() -> Roles:
-        found = _by_order(_marked(kinds, calls, vocabulary), calls, steps, sizes, vocabulary)
-        _by_annotation(parts, kinds, calls, sizes, found)
+        found = _roles_by_order(_marked(kinds, calls, vocabulary), calls, steps, sizes, vocabulary)
+        _add_roles_of_annotations(parts, kinds, calls, sizes, found)
         tied_heads(found.role, kinds, calls, sizes)
         gated(found.role, found.layer, sizes)
         return found
 
     if scopes.source in ("none", "layers"):
-        return _in_ranges(ordered(), scopes) if scopes.source == "layers" else ordered()
-    found = _in_modules(scopes, kinds, calls, sizes, vocabulary)
+        return _with_layers_of_ranges(ordered(), scopes) if scopes.source == "layers" else ordered()
+    found = _roles_of_modules(scopes, kinds, calls, sizes, vocabulary)
     if scopes.source != "nn.Module":
         return found
     weights = np.ones(len(kinds), np.int64) if busy is None else busy
@@ -107,7 +107,7 @@ def _placed(roles: Roles, kinds: list[str], busy: Ints) -> tuple[int, int]:
     return int(busy[gemm & known].sum()), int(busy[gemm].sum())
 
 
-def _in_modules(
+def _roles_of_modules(
     scopes: Scopes,
     kinds: list[str],
     calls: list[OpCall | None],
@@ -143,7 +143,7 @@ def _in_modules(
                 found = _outside_layers(kind, layered=layered)
             else:
                 after = scope_call in attended
-                found = _in_scope(place, kind, calls[i], after=after, experts=experts)
+                found = _role_in_scope(place, kind, calls[i], after=after, experts=experts)
                 guessed += [i] * (found == "rope" and place.scope == "attention")
             if place.scope == "attention" and _is_attention(kind, calls[i]):
                 attended.add(scope_call)
@@ -168,7 +168,7 @@ def _in_modules(
     return Roles(layer, role, scopes.source)
 
 
-def _in_ranges(ordered: Roles, scopes: Scopes) -> Roles:
+def _with_layers_of_ranges(ordered: Roles, scopes: Scopes) -> Roles:
     """Roles by order, with the layers that ranges around launches name."""
     layers = np.array([NONE, *(NONE if p.layer is None else p.layer for p in scopes.places)])
     return Roles(layers[scopes.place + 1], ordered.role, ordered.source)
@@ -193,7 +193,7 @@ def _around_experts(role: list[str], scopes: Scopes) -> None:
             role[i] = "experts" if place.layer in ran else "router"
 
 
-def _by_annotation(
+def _add_roles_of_annotations(
     parts: Parts | None,
     kinds: list[str],
     calls: list[OpCall | None],
@@ -218,7 +218,7 @@ def _by_annotation(
         role = place.role
         if role == "unknown":
             after = behind.get(notes[i], False)
-            role = _in_scope(place, kind, calls[i], after=after, experts=True)
+            role = _role_in_scope(place, kind, calls[i], after=after, experts=True)
         if place.scope == "attention":
             role = _projection_role(role, kind, calls[i], sizes[i], behind, notes[i])
         elif role == "unknown" and kind in _WEIGHED and not parts.backward[i]:
@@ -267,11 +267,13 @@ def _is_attention(kind: str, call: OpCall | None) -> bool:
     return kind in ("attention", "softmax")
 
 
-def _in_scope(place: Place, kind: str, call: OpCall | None, *, after: bool, experts: bool) -> str:
+def _role_in_scope(
+    place: Place, kind: str, call: OpCall | None, *, after: bool, experts: bool
+) -> str:
     """The role of work that a module with children does itself. `after`: attention has been seen in
     it; `experts`: the model has some, else what gathers in an MLP are rows that a router chose."""
     if place.scope == "attention":
-        return _in_attention(kind, call, after=after)
+        return _role_in_attention(kind, call, after=after)
     if place.scope == "mlp":
         if kind in ("routing", "sampling"):
             return "router"
@@ -292,7 +294,7 @@ def _outside_layers(kind: str, *, layered: bool) -> str:
     return kind if kind in ("embedding", "sampling", "rope") else "unknown"
 
 
-def _in_attention(kind: str, call: OpCall | None, *, after: bool) -> str:
+def _role_in_attention(kind: str, call: OpCall | None, *, after: bool) -> str:
     if _is_attention(kind, call):
         return "attention"
     if kind in GEMM_KINDS:
@@ -380,7 +382,7 @@ def _marked(kinds: list[str], calls: list[OpCall | None], vocabulary: set[int]) 
     return marked
 
 
-def _by_order(
+def _roles_by_order(
     kinds: list[str],
     calls: list[OpCall | None],
     step: Ints,
@@ -394,14 +396,14 @@ def _by_order(
     next to a decoder) is left unknown. Where no model has as many GEMMs, two of them through a rank
     next to a linear of the same inputs and outputs may be its adapter (LoRA).
     """
-    plain = _in_order(kinds, calls, step, sizes, vocabulary, adapted=False)
+    plain = _ordered_roles(kinds, calls, step, sizes, vocabulary, adapted=False)
     if plain.source == "order":
         return plain
-    adapted = _in_order(kinds, calls, step, sizes, vocabulary, adapted=True)
+    adapted = _ordered_roles(kinds, calls, step, sizes, vocabulary, adapted=True)
     return adapted if adapted.source == "order" else plain
 
 
-def _in_order(
+def _ordered_roles(
     kinds: list[str],
     calls: list[OpCall | None],
     step: Ints,

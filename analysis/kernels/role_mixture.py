@@ -9,7 +9,7 @@ projections are its experts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from prunescope.analysis.kernels.role_shapes import Size
 from prunescope.analysis.ops.call import OpCall
@@ -37,7 +37,8 @@ def find_mixture(
     products = [at for at, i in enumerate(rows) if kinds[i] in (*_PLAIN, *_OF_MANY)]
     projections = sum(at < attentions[0] for at in products)
     found: dict[int, str] = {}
-    for first, last in _segments(attentions, len(rows)):
+    # From each attention to the next one, or to the end of the pass.
+    for first, last in zip(attentions, [*attentions[1:], len(rows)], strict=True):
         here = [at for at in products if first < at < last]
         if last < len(rows):
             here = here[: len(here) - projections]
@@ -49,11 +50,6 @@ def find_mixture(
             found[rows[here[router]]] = "router"
             found |= _behind([rows[at] for at in here[router + 1 :]], kinds, calls, sizes)
     return found
-
-
-def _segments(attentions: list[int], end: int) -> Iterator[tuple[int, int]]:
-    """(an attention, the next one or the end) by position in the pass."""
-    yield from zip(attentions, [*attentions[1:], end], strict=True)
 
 
 def _is_of(size: Size | None, vocabulary: set[int]) -> bool:

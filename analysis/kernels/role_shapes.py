@@ -41,9 +41,8 @@ def sizes_of(kinds: Sequence[str], calls: Sequence[OpCall | None]) -> list[Size 
             continue
         if id(call) not in known:
             work = work_of(call)
-            one = work.gemms[0] if work is not None and len(work.gemms) == 1 else None
-            plain = one is not None and one.batch == 1
-            known[id(call)] = (one.m, one.n, one.k) if plain and one is not None else None
+            one = None if work is None else work.single_gemm
+            known[id(call)] = None if one is None or one.batch != 1 else (one.m, one.n, one.k)
         out.append(known[id(call)])
     return out
 
@@ -144,7 +143,8 @@ def no_heads_of_activations(
 def _is_of_activations(call: OpCall) -> bool:
     """Whether it multiplies two batches of matrices, neither of them one that is broadcast."""
     work = work_of(call)
-    if work is None or len(work.gemms) != 1 or work.gemms[0].batch <= 1:
+    gemm = None if work is None else work.single_gemm
+    if gemm is None or gemm.batch <= 1:
         return False
     try:
         factors = [t for t in operands(call) if len(t.shape) > 2][-2:]

@@ -21,7 +21,6 @@ from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.ops.call import Work
 from prunescope.analysis.timeline.grid_units import ITEMS, UNKNOWN_UNIT, grid_units
 from prunescope.analysis.trace.events import Trace
-from prunescope.taxonomy.gemm import Gemm
 
 _KEYS = ["name_id", "call", "grid", "block", "registers", "shared_memory", "unit", "parts"]
 _SCHEMA = {
@@ -61,9 +60,11 @@ def _wave_columns(
     out: dict[str, Any] = {"blocks": blocks if 0 < blocks < 1 << 62 else None}
     name = trace.names[row["name_id"]] if row["name_id"] is not None else ""
     tile = tile_of(name)
-    # If an op has several kernels, no single kernel computes the whole GEMM.
+    # If an op has several kernels, no single kernel computes the whole GEMM. Of several GEMMs (a
+    # fused attention) the name states no tiles.
     whole = row["call"] is not None and row["parts"] == 1
-    gemm = _gemm(works[row["call"]]) if whole else None
+    work = works[row["call"]] if whole else None
+    gemm = None if work is None else work.single_gemm
     if tile is None or gemm is None or not grid:
         return out
     launch = Launch(grid, block, row["registers"], row["shared_memory"])
@@ -82,11 +83,6 @@ def _wave_columns(
         "wave_efficiency": waves.wave_efficiency,
         "shape_loss": shape_loss(waves),
     }
-
-
-def _gemm(work: Work | None) -> Gemm | None:
-    """The only GEMM of a call; None for others (the name of a fused attention tells no tiles)."""
-    return work.gemms[0] if work is not None and len(work.gemms) == 1 else None
 
 
 # A kernel on few SMs that runs longer than this many floors is doing work.
@@ -122,7 +118,7 @@ def add_bound(frame: pl.DataFrame, peaks: Peaks | None) -> pl.DataFrame:
     ideal = np.maximum(compute, memory)
     loss = frame["shape_loss"].to_numpy()
     predicted = np.maximum(compute * np.where(np.isnan(loss), 1.0, loss), memory)
-    # Where no name tells the tile of a GEMM, its loss is unknown, not none.
+    # Where no name states the tile of a GEMM, its loss is unknown, not 0.
     predicted[is_true(frame["class"] == "matmul") & np.isnan(loss)] = math.nan
     floor = peaks.floor_ns if peaks else None
     short = duration < _FLOORS * (floor or _USUAL_FLOOR_NS)

@@ -1,4 +1,4 @@
-"""What a GEMM would take at a neighbouring N or K: tile × wave × alignment × roofline.
+"""The time of a GEMM at a neighbouring N or K: tile × wave × alignment × roofline.
 
 In: the kernels frame (roofline, tiles and waves) and the report's GEMM rows. Out: Shapes of the
 GEMM rows, and the Fit of the model to the GEMMs seen. Times in ns a step.
@@ -29,13 +29,13 @@ _FEWEST, _MOST = 3, 100  # distinct GEMMs from which on a spread is one, and eno
 _SMALL = 64  # a K below is no dimension of a model's
 _CURVES, _POINTS = 4, 96
 _Z = 1.96  # normal: of prediction intervals, and not of measured times (ledger/noise.py)
-_ROOFLINE = ("compute", "memory")  # the bounds whose time it tells
+_ROOFLINE = ("compute", "memory")  # the bounds whose time it predicts
 
 
-NO_TILE = "the kernel's name tells no tile that fits"
+NO_TILE = "the kernel's name states no tile that fits"
 HIDDEN = "hidden in part under other kernels: what a shorter one would save is not known"
 _NO_LAUNCH = (
-    "the trace tells no registers or shared memory of the kernel: how many tiles run at a time is "
+    "the trace holds no registers or shared memory of the kernel: how many tiles run at a time is "
     "not known"
 )
 _NO_LIMITS = "how many tiles run at a time on this device is not known"
@@ -98,7 +98,7 @@ def is_hidden(busy: float, ran: float) -> bool:
 
 
 def gemm_summaries(kernels: Kernels) -> GemmSummaries:
-    """The GEMMs that did not run concurrently with others, in kernels whose names tell tiles that
+    """The GEMMs that did not run concurrently with others, in kernels whose names state tiles that
     explain their grids; for the others the reason why not."""
     frame = kernels.frame
     own = frame["primary"] & is_one_of(frame["kind"], GEMM_KINDS)
@@ -117,10 +117,11 @@ def gemm_summaries(kernels: Kernels) -> GemmSummaries:
     found = GemmSummaries()
     for row in sums.sort("duration", *_KEYS).iter_rows(named=True):
         work = kernels.works[row["call"]] if row["call"] is not None else None
-        if work is None or len(work.gemms) != 1 or not work.gemms[0].k or not row["duration"]:
+        gemm = None if work is None else work.single_gemm
+        if gemm is None or not gemm.k or not row["duration"]:
             continue
         # The kernel that took the most time comes last and stays.
-        key = row["role"], work.gemms[0]
+        key = row["role"], gemm
         is_under = is_hidden(row["busy"], row["duration"])
         refused = row["refused"] or (HIDDEN if is_under else None)
         if refused is not None:
@@ -131,7 +132,7 @@ def gemm_summaries(kernels: Kernels) -> GemmSummaries:
 
 
 def _refusal() -> pl.Expr:
-    """Why a row tells nothing of other shapes; null where it does."""
+    """Why a row predicts no other shapes; null where it does."""
     no_launch = pl.col("registers").is_null() | pl.col("shared_memory").is_null()
     return (
         pl.when(pl.col("tile").is_null() | (pl.col("fit") == "unexplained"))
@@ -219,7 +220,8 @@ def _mean_log(seen: list[GemmSummary]) -> float:
 def _spread(seen: list[GemmSummary]) -> float | None:
     longest = sorted(seen, key=lambda s: -s.total)[:_MOST]
     pairs = [
-        (_apart(a.gemm, b.gemm), math.log(a.factor / b.factor)) for a, b in combinations(longest, 2)
+        (_log_distance(a.gemm, b.gemm), math.log(a.factor / b.factor))
+        for a, b in combinations(longest, 2)
     ]
     distance = sum(apart for apart, _ in pairs)
     if len({s.gemm for s in seen}) < _FEWEST or not distance:
@@ -230,10 +232,10 @@ def _spread(seen: list[GemmSummary]) -> float | None:
 def spread_at(spread: float, a: Gemm, b: Gemm, *, beyond: float = 0.0) -> float:
     """Half of the 95 % interval of log(time ÷ prediction) between two GEMMs, of a Fit's spread.
     `beyond`: how much further apart they count."""
-    return _Z * spread * math.sqrt(_apart(a, b) + beyond)
+    return _Z * spread * math.sqrt(_log_distance(a, b) + beyond)
 
 
-def _apart(a: Gemm, b: Gemm) -> float:
+def _log_distance(a: Gemm, b: Gemm) -> float:
     return sum(abs(math.log(x / y)) for x, y in ((a.m, b.m), (a.n, b.n), (a.k, b.k)))
 
 
@@ -281,7 +283,7 @@ def _shape(row: Row, axis: str, summaries: GemmSummaries, fit: Fit | None) -> Sh
 
 @dataclass(frozen=True)
 class _Model:
-    """What predicts GEMMs that did not run: the fit, and the aligned GEMMs behind it."""
+    """The model of GEMMs that did not run: the fit, and the aligned GEMMs behind it."""
 
     fit: Fit
     aligned: list[GemmSummary]
@@ -290,13 +292,13 @@ class _Model:
         """Half of the 95 % interval of log(time) at `gemm`, predicted from `ran`; None without a
         spread.
 
-        `is_moved`: an unaligned GEMM becomes an aligned one. Its own time then tells little, and
+        `is_moved`: an unaligned GEMM becomes an aligned one. Its own time then says little, and
         the interval grows with the distance of the aligned GEMMs that ran.
         """
         if self.fit.spread is None:
             return None
         total = sum(s.total for s in self.aligned)
-        far = sum(_apart(gemm, s.gemm) * s.total / total for s in self.aligned)
+        far = sum(_log_distance(gemm, s.gemm) * s.total / total for s in self.aligned)
         return spread_at(self.fit.spread, gemm, ran.gemm, beyond=far if is_moved else 0.0)
 
 

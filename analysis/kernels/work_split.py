@@ -98,7 +98,7 @@ def crosses_link(name: str) -> bool:
 def _add_copies(frame: pl.DataFrame, copied: np.ndarray | None) -> pl.DataFrame:
     """Bytes of copies and fills as they were recorded, and `crosses`: whether a copy goes over the
     link between host and device. One inside the device reads and writes its memory; one between
-    devices goes over links of which a trace says nothing."""
+    devices goes over links that a trace does not name."""
     if not is_one_of(frame["category"], _MOVES).any():
         return frame.with_columns(crosses=pl.lit(value=False))
     kind = pl.col("category").replace_strict(_MOVES, default=None, return_dtype=pl.String)
@@ -144,11 +144,13 @@ def _is_of_op_kind(frame: pl.DataFrame, calls: list[OpCall], works: list[Work | 
         else op_kind(call.name, None)
         for call, work in zip(calls, works, strict=True)
     ]
-    of_call = pl.Series([None if k == "unknown" else _alike(k) for k in kinds], dtype=pl.String)
+    of_call = pl.Series(
+        [None if k == "unknown" else _comparable_kind(k) for k in kinds], dtype=pl.String
+    )
     of_op, of_row = of_call.gather(frame["call"]), frame["kind"]
     same = np.zeros(len(frame), bool)
     for kind in of_row.unique():
-        same |= is_true((of_row == kind) & (of_op == _alike(kind)))
+        same |= is_true((of_row == kind) & (of_op == _comparable_kind(kind)))
     return same
 
 
@@ -183,13 +185,13 @@ def _repeated(frame: pl.DataFrame, linked: Linked, works: list[Work | None]) -> 
     calls, kinds = frame["call"].to_list(), frame["kind"].to_list()
     for row in np.flatnonzero(linked.above >= 0):
         outer = linked.above[row]
-        same = _alike(kinds[row]) == _alike(kinds[outer])
+        same = _comparable_kind(kinds[row]) == _comparable_kind(kinds[outer])
         if same and calls[row] is not None and works[calls[row]] is not None:
             out[outer] = True
     return out
 
 
-def _alike(kind: str) -> str:
+def _comparable_kind(kind: str) -> str:
     if kind in GEMM_KINDS:
         return "matmul"
     return "pointwise" if kind in (*POINTWISE, "layout") else kind

@@ -49,7 +49,7 @@ def align(dense: Kernels, pruned: Kernels, layer_map: list[int] | None) -> Align
     elif _has_holes(p) and set(p) <= set(d) or _has_holes(d) and set(d) <= set(p):
         mapped, how, exact = {i: i for i in p if i in set(d)}, "number", True
     else:
-        mapped, how = _by_content(_content(dense, d), _content(pruned, p))
+        mapped, how = _align_by_content(_content(dense, d), _content(pruned, p))
         exact = False
     if not d or not p:
         how = "none"
@@ -86,8 +86,8 @@ _Unit = tuple[str, str]  # role, class
 
 @dataclass(frozen=True)
 class _Content:
-    """What the layers of a side hold: ns and FLOPs a step by unit, both [layers, units]; FLOPs are
-    NaN where unknown, ns where the layer has no such unit."""
+    """The work in the layers of a side: ns and FLOPs a step by unit, both [layers, units]; FLOPs
+    are NaN where unknown, ns where the layer has no such unit."""
 
     layers: list[int]
     units: list[_Unit]
@@ -121,16 +121,16 @@ def _content(kernels: Kernels, layers: list[int]) -> _Content:
     return _Content(layers, units, ns, flop)
 
 
-def _by_content(dense: _Content, pruned: _Content) -> tuple[dict[int, int], str]:
-    """The alignment in order of the layers that are most similar, and how equal layers were told
-    apart: from the front, or by their times where these leave no doubt."""
-    # Routers and other work that pruning adds say nothing of which layer this was.
+def _align_by_content(dense: _Content, pruned: _Content) -> tuple[dict[int, int], str]:
+    """The alignment in order of the layers that are most similar, and how equal layers were
+    matched: from the front, or by their times where these are decisive."""
+    # Routers and other work that pruning adds do not identify the layer.
     pruned = pruned.of(dense.units)
     alike = _likeness(dense, pruned)
-    front = _in_order(alike)
+    front = _best_pairs_in_order(alike)
     for scaled in (False, True):
         apart = _times_apart(dense, pruned, scaled=scaled)
-        found = _in_order(alike - apart / (len(alike) + 1))
+        found = _best_pairs_in_order(alike - apart / (len(alike) + 1))
         far, near = (sum(apart[pair] for pair in pairs) for pairs in (front, found))
         if near < far and near <= _DECISIVE * far:
             return _named(found, dense, pruned), "times"
@@ -145,7 +145,7 @@ def _likeness(dense: _Content, pruned: _Content) -> _Matrix:
     """[pruned layers, dense layers]: how alike what they multiply is, in whole numbers; 0 where
     they have nothing in common. Kinds of work: 2·|A∩B| ÷ (|A|+|B|) (Dice); sizes: the share of the
     common units whose FLOPs are equal. A layer without products, of which a file was cut off or
-    all GEMMs are gone, is compared by its other work."""
+    all GEMMs were removed, is compared by its other work."""
     products = np.array([cls in (MATMUL, ATTENTION) for _, cls in dense.units], bool)
     any_d, any_p = ~np.isnan(dense.ns), ~np.isnan(pruned.ns)
     out = np.zeros((len(pruned.layers), len(dense.layers)))
@@ -186,7 +186,7 @@ def _median(ns: _Matrix) -> _Matrix:
     return np.where(found > 0, found, 1.0)
 
 
-def _in_order(alike: _Matrix) -> list[tuple[int, int]]:
+def _best_pairs_in_order(alike: _Matrix) -> list[tuple[int, int]]:
     """The pairs (row, column), in order, with the largest sum of what they have in common; of equal
     sums the one nearest the front."""
     rows, columns = alike.shape

@@ -32,7 +32,7 @@ _UNIT = {"unit_layer": pl.Int64, "role": pl.String, "class": pl.String}
 
 @dataclass(frozen=True)
 class AttributionInputs:
-    """What rows, ladder and overhead of a phase are computed from. `nominal`: the requested
+    """The inputs of rows, ladder and overhead of a phase. `nominal`: the requested
     sparsity, None where it is unknown; `promises`: whether a speedup was promised at all;
     `replicates`: of the ledger, None where nothing can be resampled; `few_steps`: those of single
     steps that are too few for intervals."""

@@ -38,11 +38,11 @@ def category(key: UnitKey, *, added: bool) -> str:
     if role == "attention" or kind == ATTENTION:
         return "attention"
     if kind == MATMUL:
-        return _of_gemm(role)
+        return _gemm_category(role)
     return "other" if kind in _NEITHER else "elementwise"
 
 
-def _of_gemm(role: str) -> str:
+def _gemm_category(role: str) -> str:
     if role in _MLP:
         return "mlp"
     if role == "lm_head":
@@ -56,8 +56,8 @@ def categories(inputs: AttributionInputs) -> list[CategoryTime]:
     added = units.added.tolist()
     names = [category(key, added=new) for key, new in zip(units.keys, added, strict=True)]
     at = {name: np.flatnonzero([one == name for one in names]) for name in CATEGORIES}
-    point = _of_sides(inputs.times, at)
-    spread = None if inputs.replicates is None else _of_sides(inputs.replicates.times, at)
+    point = _sums_of_sides(inputs.times, at)
+    spread = None if inputs.replicates is None else _sums_of_sides(inputs.replicates.times, at)
     found = []
     for name, (dense, pruned) in point.items():
         if not (dense.any() or pruned.any()):
@@ -75,8 +75,8 @@ def categories(inputs: AttributionInputs) -> list[CategoryTime]:
     return found
 
 
-def _of_sides(t: Times, at: dict[str, np.ndarray]) -> dict[str, tuple[Floats, Floats]]:
+def _sums_of_sides(t: Times, at: dict[str, np.ndarray]) -> dict[str, tuple[Floats, Floats]]:
     """[replicates] of each category, dense and pruned."""
     found = {name: (t.t_d[rows].sum(axis=0), t.t_p[rows].sum(axis=0)) for name, rows in at.items()}
-    idle = (t.g_d.sum(axis=0) + t.tail_d, t.g_p.sum(axis=0) + t.tail_p)
+    idle = (t.g_d.sum(axis=0) + t.trailing_idle_d, t.g_p.sum(axis=0) + t.trailing_idle_p)
     return {**found, "idle": idle}

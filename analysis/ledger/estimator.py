@@ -1,4 +1,4 @@
-"""What scores attention's own keys or blocks, called by one word: estimator.
+"""The kernels that score attention's own keys or blocks (the estimator).
 
 In: units, pairs and pruned kernels of a phase, and what its families choose by. Out: the same with
 the role `estimator` in place of `router`, the name of the scope that such scores often run in.

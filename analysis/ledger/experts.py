@@ -1,7 +1,7 @@
 """The GEMMs of experts: one for each weight shape of a layer, however many experts ran.
 
 A router chooses how many experts of a layer see tokens, and how many tokens each: the position of a
-call tells nothing of which expert it was. Calls of one N and K are summed, gate and up together
+call does not show which expert it was. Calls of one N and K are summed, gate and up together
 where they are separate; what moved is identified by N and K, and by the rows of all experts
 together.
 """
@@ -9,7 +9,7 @@ together.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from prunescope.analysis.ledger.call import Call, GemmKey
@@ -101,7 +101,7 @@ def pooled(calls: Sequence[Call]) -> Call:
         flop=_mean(calls, [call.flop for call in calls]),
         bytes=_mean(calls, [call.bytes for call in calls]),
         count=count,
-        groups=_plain_mean(call.groups for call in calls),
+        groups=mean_of_known([call.groups for call in calls]),
         stack=max((call.stack for call in calls if call.stack is not None), default=None),
         rows=None if None in rows else sum(call.rows or 0.0 for call in calls),
         spans=tuple(
@@ -158,7 +158,7 @@ def _mean(calls: Sequence[Call], values: Sequence[float | None]) -> float | None
     return sum(known) / count if len(known) == len(calls) and count else None
 
 
-def _plain_mean(values: Iterable[float | None]) -> float | None:
-    given = list(values)
-    known = [value for value in given if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(given) else None
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """The mean; None where one value is unknown, or there are none."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None

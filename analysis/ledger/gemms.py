@@ -86,7 +86,7 @@ def calls_of(
         frame = with_dense_layer(frame, alignment)
     gemms = _op_calls(frame if kernels.on_device else frame.with_columns(duration="busy"))
     products = [_products(work) for work in kernels.works]
-    makes: dict[tuple[object, ...], int] = {}
+    identities: dict[tuple[object, ...], int] = {}
     tokens = trained_tokens(kernels) if any(map(is_gradient, kernels.values("role"))) else None
     sums: dict[GemmKey, _Sum] = defaultdict(_Sum)
     position: dict[tuple[object, ...], int] = defaultdict(int)
@@ -103,8 +103,8 @@ def calls_of(
             key = (row["unit_layer"], row["role"], group, apart + position[place])
             position[place] += 1
             size = (gemm.n, gemm.k) if gemm is not None else kernels.known.get(row["call"])
-            if by_shape and (make := _make_of(row, gemm, size, key)) is not None:
-                key = (*key[:3], makes.setdefault(make, len(makes)))
+            if by_shape and (identity := _identity(row, gemm, size, key)) is not None:
+                key = (*key[:3], identities.setdefault(identity, len(identities)))
             if row["role"] == EXPERTS and size is not None:
                 shapes = weights[key[:3]]
                 key = (*key[:3], shapes.setdefault(size, len(shapes)))
@@ -184,9 +184,9 @@ def _accumulate(total: _Sum, row: dict[str, object], gemm: Gemm | None, share: f
     total.auxiliary += float(row["auxiliary"]) * share  # type: ignore[arg-type]
     total.duration += float(row["took"]) * share  # type: ignore[arg-type]
     flop = gemm.flop if gemm is not None and row["flop"] is None else row["flop"]
-    total.ideal = _more(total.ideal, row["ideal"], share)
-    total.flop = _more(total.flop, flop, share)
-    total.bytes = _more(total.bytes, row["bytes"], share)
+    total.ideal = _plus(total.ideal, row["ideal"], share)
+    total.flop = _plus(total.flop, flop, share)
+    total.bytes = _plus(total.bytes, row["bytes"], share)
     if gemm is not None:
         total.dims.append((gemm.batch, gemm.m, gemm.n, gemm.k))
     if not total.first:
@@ -194,7 +194,7 @@ def _accumulate(total: _Sum, row: dict[str, object], gemm: Gemm | None, share: f
     total.bounds[str(row["bound"])] += float(row["total"])  # type: ignore[arg-type]
 
 
-def _more(total: float | None, value: object, share: float) -> float | None:
+def _plus(total: float | None, value: object, share: float) -> float | None:
     """The sum with a part of one more; None once one of them is unknown."""
     return None if total is None or value is None else total + float(value) * share  # type: ignore[arg-type]
 
@@ -436,7 +436,7 @@ def _axis_shown(pair: Pair) -> str | None:
 
 def _moved_width(dense: Call, pruned: Call) -> str | None:
     """The axis of two GEMMs whose M is not known on a side: N or K or both where these moved, else
-    unknown, for M may have; None where N and K are not known either."""
+    unknown, because M may have moved; None where N and K are not known either."""
     if dense.n is None or dense.k is None or pruned.n is None or pruned.k is None:
         return None
     widths = [Gemm(1, round(call.n or 0), round(call.k or 0)) for call in (dense, pruned)]
@@ -445,7 +445,7 @@ def _moved_width(dense: Call, pruned: Call) -> str | None:
 
 
 def report_rows(pairs: list[Pair], *, promised: float, exact_layers: bool) -> list[GemmRow]:
-    """Rows of the report: pairs of one make (role, op, shapes, axis) over all layers."""
+    """Rows of the report: pairs with one key (role, op, shapes, axis) over all layers."""
     groups: dict[tuple[object, ...], list[Pair]] = defaultdict(list)
     for pair in pairs:
         call = pair.pruned or pair.dense
@@ -453,7 +453,7 @@ def report_rows(pairs: list[Pair], *, promised: float, exact_layers: bool) -> li
         if _is_attention_of_unknown_shape(call):
             continue
         lacks = pair.pruned is None
-        groups[_make(call), _dims(pair.dense), pair.axis, lacks].append(pair)
+        groups[_row_key(call), _dims(pair.dense), pair.axis, lacks].append(pair)
     rows = [
         _row(members, promised=promised, exact_layers=exact_layers) for members in groups.values()
     ]
@@ -465,15 +465,15 @@ def single_rows(calls: dict[GemmKey, Call]) -> list[GemmRow]:
     groups: dict[tuple[object, ...], list[Pair]] = defaultdict(list)
     for key, call in calls.items():
         if not _is_attention_of_unknown_shape(call):
-            groups[_make(call)].append(Pair(key, None, call, ""))
+            groups[_row_key(call)].append(Pair(key, None, call, ""))
     rows = [_row(members, promised=None, exact_layers=True) for members in groups.values()]
     return sorted(rows, key=lambda r: -r.busy_ns)
 
 
-def _make_of(
+def _identity(
     row: dict[str, object], gemm: Gemm | None, size: tuple[int, int] | None, key: GemmKey
 ) -> tuple[object, ...] | None:
-    """What tells a GEMM from others at its place in other steps; None where its place does."""
+    """The key that identifies a GEMM across steps; None where its place does."""
     if row["role"] in UNPLACED:
         return (row["op"], row["kind"], row["dtype"], gemm, row["name"])
     return (key[3], size) if size is not None and key[2] not in _OF_ATTENTION else None
@@ -484,7 +484,7 @@ def _is_attention_of_unknown_shape(call: Call) -> bool:
     return call.kind == "attention" and call.gemm is None
 
 
-def _make(call: Call) -> tuple[object, ...]:
+def _row_key(call: Call) -> tuple[object, ...]:
     # Whether an expert sees one row or several is its router's choice.
     kind = "gemm" if call.role == EXPERTS and call.kind == "gemv" else call.kind
     return (call.role, call.group, call.op, kind, call.dtype, call.shapes, *_dims(call))
@@ -499,7 +499,7 @@ def _dims(call: Call | None) -> tuple[float | None, ...]:
 
 
 def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> GemmRow:
-    gone = members[0].pruned is None
+    removed = members[0].pruned is None
     calls = [p.pruned or p.dense for p in members]
     shown = [c for c in calls if c is not None]
     first, dense = shown[0], members[0].dense
@@ -507,10 +507,10 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
         first = pooled(shown)
         dense = pooled([p.dense for p in members if p.dense is not None]) if dense else None
     rows = first.spans[1] if first.role == EXPERTS and first.spans else (None, None)
-    busy = 0.0 if gone else sum(c.busy for c in shown)
+    busy = 0.0 if removed else sum(c.busy for c in shown)
     ideals = [c.ideal for c in shown]
-    ideal = None if gone or None in ideals else sum(i for i in ideals if i is not None)
-    took = 0.0 if gone else sum(c.duration for c in shown)
+    ideal = None if removed or None in ideals else sum(i for i in ideals if i is not None)
+    took = 0.0 if removed else sum(c.duration for c in shown)
     known = clock(busy, took)
     dense_busy = _dense_busy(members)
     wanted = None if promised is None or dense_busy is None else promised * dense_busy
@@ -519,39 +519,39 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
     return GemmRow(
         role=first.role,
         group="added" if members[0].axis == "added" else first.group,
-        layers=layers if exact_layers or not gone else [],
+        layers=layers if exact_layers or not removed else [],
         op=first.op,
         kind=first.kind,
         dtype=first.dtype,
-        batch=_whole(first.batch),
-        m=_whole(first.m),
-        n=_whole(first.n),
-        k=_whole(first.k),
-        dense_m=_whole(dense.m) if dense else None,
-        dense_n=_whole(dense.n) if dense else None,
-        dense_k=_whole(dense.k) if dense else None,
-        dense_batch=_whole(dense.batch) if dense else None,
+        batch=_rounded(first.batch),
+        m=_rounded(first.m),
+        n=_rounded(first.n),
+        k=_rounded(first.k),
+        dense_m=_rounded(dense.m) if dense else None,
+        dense_n=_rounded(dense.n) if dense else None,
+        dense_k=_rounded(dense.k) if dense else None,
+        dense_batch=_rounded(dense.batch) if dense else None,
         dense_count=sum(p.dense.count for p in members if p.dense is not None) if dense else None,
         axis=_axis_shown(members[0]) if calls_left is None else "gone",
-        keep=_kept(members[0], dense, None if gone else first, calls_left) if dense else None,
-        count=0.0 if gone else sum(c.count for c in shown),
+        keep=_kept(members[0], dense, None if removed else first, calls_left) if dense else None,
+        count=0.0 if removed else sum(c.count for c in shown),
         flop=first.flop,
         bytes=first.bytes,
         busy_ns=busy,
-        helper_ns=0.0 if gone else sum(c.auxiliary for c in shown),
+        helper_ns=0.0 if removed else sum(c.auxiliary for c in shown),
         ideal_ns=ideal,
-        bound=None if gone or first.flop == 0 else first.bound,
+        bound=None if removed or first.flop == 0 else first.bound,
         efficiency=ideal / known if ideal is not None and known > 0 else None,
-        duration_ns=None if gone else took,
+        duration_ns=None if removed else took,
         dense_busy_ns=dense_busy,
         promised_ns=wanted,
         loss_ns=None if wanted is None else busy - wanted,
         split=first.split,
-        groups=None if gone else first.groups,
+        groups=None if removed else first.groups,
         dense_groups=dense.groups if dense else None,
-        m_min=None if gone else _whole(rows[0]),
-        m_max=None if gone else _whole(rows[1]),
-        kernels=[] if gone else list(dict.fromkeys(c.kernel for c in shown))[:3],
+        m_min=None if removed else _rounded(rows[0]),
+        m_max=None if removed else _rounded(rows[1]),
+        kernels=[] if removed else list(dict.fromkeys(c.kernel for c in shown))[:3],
         shapes=first.shapes,
     )
 
@@ -584,12 +584,12 @@ def _dense_busy(members: list[Pair]) -> float | None:
     return total
 
 
-def _whole(value: float | None) -> int | None:
+def _rounded(value: float | None) -> int | None:
     return None if value is None else round(value)
 
 
 def _kept(pair: Pair, dense: Call, pruned: Call | None, calls: float | None) -> dict[str, float]:
-    """Kept share of every axis that moved, and of `calls`; {"calls": 0} where the GEMM is gone.
+    """Kept share of every axis that moved, and of `calls`; {"calls": 0} where the GEMM was removed.
     `pair`: one of the row, which `dense` and `pruned` pool."""
     if pruned is None:
         return {"calls": 0.0}

@@ -3,7 +3,7 @@
 In: the calls of the backward pass of a unit of both sides. Out: the dense call of each pruned one.
 A linear has two gradients: of its input, dX = dY·W, and of its weight, dW = dYᵀ·X, which sums over
 tokens. A weight that is not trained has no dW, and an adapter has both of each of its matrices: the
-position in a unit says nothing then.
+position in a unit then identifies nothing.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def _between(
 
 
 def _size(call: Call) -> _Size:
-    """What two GEMMs that no pruning touched have in common; the rows may be of another input."""
+    """The key that two unpruned GEMMs share; their rows may be of another input."""
     if call.n is None or call.k is None:
         return call.op, call.kind
     return call.batch, round(call.n), round(call.k)

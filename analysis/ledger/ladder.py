@@ -24,7 +24,7 @@ def ladder(
     rows: list[Row], inputs: AttributionInputs, *, is_known: bool, is_bounded: bool
 ) -> Ladder:
     """The ladder. `is_known`: most of the work has a model; `is_bounded`: shapes, or kernels that
-    are gone, say what could have got faster."""
+    were removed, say what could have got faster."""
     units, ratio, base = inputs.units, inputs.ratio, inputs.time_base
     ns = {row.row: row.moves_ns for row in rows}
     covered = ns["promised"] + ns["coverage"]

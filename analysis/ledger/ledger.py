@@ -30,7 +30,8 @@ ROWS = ("dense", "promised", "coverage", "roofline_shift", "shape", "kernel_effi
 
 @dataclass(frozen=True)
 class Ratios:
-    """What should remain of each dense unit: by FLOPs, by roofline, by tile and wave. 0 = removed.
+    """The share of each dense unit that should remain: by FLOPs, by roofline, by tile and wave. 0 =
+    removed.
 
     `promised` is ρ: 1 - s, or the FLOPs of matched units over those of the dense model.
     """
@@ -44,20 +45,21 @@ class Ratios:
 
 @dataclass(frozen=True)
 class Times:
-    """ns a step of both sides, [units, replicates]; tails [replicates]."""
+    """ns a step of both sides, [units, replicates]; trailing idle [replicates]."""
 
     t_d: Floats
     g_d: Floats
-    tail_d: Floats
+    trailing_idle_d: Floats
     t_p: Floats
     g_p: Floats
-    tail_p: Floats
+    trailing_idle_p: Floats
 
 
 @dataclass
 class Split:
     """Every row as [units + 1, replicates]: the last line is what belongs to no unit (gaps of the
-    coverage row, the tail of launch and idle). `dense` and `pruned` are walls [replicates]."""
+    coverage row, trailing idle of the row launch and idle). `dense`, `pruned`: walls
+    [replicates]."""
 
     dense: Floats
     promised: Floats
@@ -86,10 +88,10 @@ def ratios(units: Units, sparsity: float | None) -> Ratios:
     # Of work that is no product, bytes say little where there are few: where they grew, no more is
     # expected on top of the dense time than all of the pruned time.
     most = 1.0 + _first_known(_ratio(p.busy, d.busy), np.full(len(r_f), np.inf))
-    gone = ~units.pruned.present[parts.unit]
+    removed = ~units.pruned.present[parts.unit]
     for r in (r_f, r_r, r_q):
         r[~counted] = np.minimum(r, most)[~counted]
-        r[gone] = 0.0
+        r[removed] = 0.0
     total_d = float(np.nansum(d.flop[counted & units.dense.present[parts.unit]]))
     kept = counted & units.matched[parts.unit] & ~np.isnan(d.flop)
     # A part whose pruned FLOPs are unknown keeps what the ratio says of it.
@@ -98,7 +100,7 @@ def ratios(units: Units, sparsity: float | None) -> Ratios:
     promised = matched / total_d if total_d and matched else 1.0  # nothing pairs: nothing promised
     if sparsity is not None:
         promised = 1.0 - sparsity
-    r_f, r_r, r_q = (_of_units(r, parts, len(units.keys)) for r in (r_f, r_r, r_q))
+    r_f, r_r, r_q = (_mean_ratios(r, parts, len(units.keys)) for r in (r_f, r_r, r_q))
     return Ratios(r_f, r_r, r_q, promised, total_d / every if total_d and every else None)
 
 
@@ -111,7 +113,7 @@ def one_part_each(units: Units) -> UnitParts:
     return UnitParts(np.arange(len(units.keys)), *sides)
 
 
-def _of_units(ratio: Floats, parts: UnitParts, count: int) -> Floats:
+def _mean_ratios(ratio: Floats, parts: UnitParts, count: int) -> Floats:
     """The mean ratio of each unit over its parts, weighted by their dense time; where that is 0, by
     their number. The ratio of a unit of one part is exactly that of the part."""
     number = np.bincount(parts.unit, minlength=count)
@@ -150,23 +152,25 @@ def times(units: Units, dense_steps: Floats, pruned_steps: Floats) -> Times:
     return Times(
         d.busy @ dense_steps,
         d.gap @ dense_steps,
-        d.tail @ dense_steps,
+        d.trailing_idle @ dense_steps,
         p.busy @ pruned_steps,
         p.gap @ pruned_steps,
-        p.tail @ pruned_steps,
+        p.trailing_idle @ pruned_steps,
     )
 
 
-SideTimes = tuple[Floats, Floats, Floats]  # busy and gaps [units, replicates], tail [replicates]
+SideTimes = tuple[
+    Floats, Floats, Floats
+]  # busy and gaps [units, replicates], trailing idle [replicates]
 
 
 def scale_idle(side: SideTimes, wall: Floats) -> SideTimes:
     """One side of a device trace in the unprofiled time base, whose wall is `wall`: a profiler
     slows the host and not the kernels, so that idle time alone is scaled."""
-    busy, gap, tail = side
-    idle = gap.sum(axis=0) + tail
+    busy, gap, trailing_idle = side
+    idle = gap.sum(axis=0) + trailing_idle
     factor = (wall - busy.sum(axis=0)) / np.where(idle > 0, idle, 1.0)
-    return busy, gap * factor, tail * factor
+    return busy, gap * factor, trailing_idle * factor
 
 
 def subtract_profiler_overhead(
@@ -181,7 +185,7 @@ def subtract_profiler_overhead(
     """
     parts = np.vstack([side[0], side[1], side[2][None, :]])
     if records is not None:
-        weights = np.concatenate([records.busy, records.gap, [records.tail]])[:, None]
+        weights = np.concatenate([records.busy, records.gap, [records.trailing_idle]])[:, None]
         held = weights[:, 0] > 0
         if held.any():
             excess = np.maximum(parts.sum(axis=0) - wall, 0.0)
@@ -199,17 +203,20 @@ def split(units: Units, ratio: Ratios, t: Times) -> Split:
     p = ratio.promised
     matched, removed, added = (m[:, None] for m in (units.matched, units.removed, units.added))
     r_f, r_r, r_q = (r[:, None] for r in (ratio.flop, ratio.roofline, ratio.shape))
-    dense = t.t_d.sum(axis=0) + t.g_d.sum(axis=0) + t.tail_d
-    pruned = t.t_p.sum(axis=0) + t.g_p.sum(axis=0) + t.tail_p
+    dense = t.t_d.sum(axis=0) + t.g_d.sum(axis=0) + t.trailing_idle_d
+    pruned = t.t_p.sum(axis=0) + t.g_p.sum(axis=0) + t.trailing_idle_p
     kept = units.kept_calls[:, None]
     gaps = (t.g_d * matched * (kept - p)).sum(axis=0) - (t.g_d * removed).sum(axis=0) * p
     rows = {
-        "coverage": (t.t_d * (r_f - p), gaps + t.tail_d * (1 - p)),
+        "coverage": (t.t_d * (r_f - p), gaps + t.trailing_idle_d * (1 - p)),
         "roofline_shift": (t.t_d * (r_r - r_f), None),
         "shape": (t.t_d * (r_q - r_r), None),
         "kernel_efficiency": (matched * (t.t_p - t.t_d * r_q), None),
         "added_work": (added * t.t_p, None),
-        "launch_idle": (matched * (t.g_p - kept * t.g_d) + added * t.g_p, t.tail_p - t.tail_d),
+        "launch_idle": (
+            matched * (t.g_p - kept * t.g_d) + added * t.g_p,
+            t.trailing_idle_p - t.trailing_idle_d,
+        ),
     }
     zero = np.zeros_like(dense)
     stacked = {

@@ -36,9 +36,9 @@ from prunescope.analysis.ledger.ledger import (
 from prunescope.analysis.ledger.pairing import Floats, Units
 from prunescope.analysis.ledger.samples import (
     Samples,
-    of_steps,
     sample_placements,
     sampled_shares,
+    weights_of_steps,
     widened,
     widened_weights,
 )
@@ -110,7 +110,7 @@ def choose_time_base(
     scalable = len(d) > 0 and len(p) > 0
     for side, samples in ((units.dense, d), (units.pruned, p)):
         busy = side.busy.sum(axis=0).mean()
-        idle = side.gap.sum(axis=0).mean() + side.tail.mean()
+        idle = side.gap.sum(axis=0).mean() + side.trailing_idle.mean()
         if on_device:
             scalable = scalable and bool(idle > 0 and busy < samples.wall)
         else:
@@ -138,7 +138,7 @@ def observer_share(units: Units, base: TimeBase) -> float | None:
         return None
     side = units.dense
     busy = float(side.busy.sum(axis=0).mean())
-    wall = busy + float(side.gap.sum(axis=0).mean()) + float(side.tail.mean())
+    wall = busy + float(side.gap.sum(axis=0).mean()) + float(side.trailing_idle.mean())
     target = base.dense.wall
     if base.on_device:
         return 1 - (target - busy) / (wall - busy) if wall > busy else None
@@ -230,13 +230,20 @@ def _step_weights(picks: NDArray[np.int64], placement: NDArray[np.int64] | None)
     """Weights of steps [steps, replicates] from samples of the placements that profiled them,
     widened; of steps themselves where no placement is known."""
     shares = sampled_shares(picks)
-    return shares if placement is None else widened(of_steps(shares, placement), picks.shape[1])
+    return (
+        shares
+        if placement is None
+        else widened(weights_of_steps(shares, placement), picks.shape[1])
+    )
 
 
 def _is_below_zero(t: Times, base: TimeBase) -> bool:
     """Whether a side has negative time in a replicate, or none that could be scaled to W."""
-    for busy, gap, tail in ((t.t_d, t.g_d, t.tail_d), (t.t_p, t.g_p, t.tail_p)):
-        left = gap.sum(axis=0) + tail
+    for busy, gap, trailing_idle in (
+        (t.t_d, t.g_d, t.trailing_idle_d),
+        (t.t_p, t.g_p, t.trailing_idle_p),
+    ):
+        left = gap.sum(axis=0) + trailing_idle
         if not (base.on_device and base.unprofiled):
             left = left + busy.sum(axis=0)
         if bool((left < 0).any()):
@@ -295,7 +302,7 @@ def _resampled_wall(rng: np.random.Generator, samples: Samples) -> Floats:
 def _scaled(t: Times, walls: Both | None, units: Units, base: TimeBase) -> Times:
     if walls is None:
         return t
-    sides = (t.t_d, t.g_d, t.tail_d), (t.t_p, t.g_p, t.tail_p)
+    sides = (t.t_d, t.g_d, t.trailing_idle_d), (t.t_p, t.g_p, t.trailing_idle_p)
     out: list[Floats] = []
     for side, wall, sums in zip(sides, walls, (units.dense, units.pruned), strict=True):
         target = np.atleast_1d(np.asarray(wall, np.float64))
@@ -382,14 +389,14 @@ def _halves_of_capture(
         return (one, other), _walls_of_halves(rng, base, one.shape[1])
     one, other = _half_weights(rng, int(placement[-1]) + 1)
     if dense.all_profiled:
-        return (of_steps(one, placement), of_steps(other, placement)), (
+        return (weights_of_steps(one, placement), weights_of_steps(other, placement)), (
             dense.walls(one),
             dense.walls(other),
         )
     # Two placements can be split in two ways: too few for all that the samples of eight have.
     again = -(-HALVES // one.shape[1])
     one, other = np.tile(one, again), np.tile(other, again)
-    return (of_steps(one, placement), of_steps(other, placement)), _walls_of_halves(
+    return (weights_of_steps(one, placement), weights_of_steps(other, placement)), _walls_of_halves(
         rng, base, one.shape[1]
     )
 

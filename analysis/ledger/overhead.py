@@ -1,4 +1,4 @@
-"""What a dynamic family pays to skip work, part by part, and the sparsity at which it pays.
+"""The overhead of a dynamic family, part by part, and the sparsity from which on it saves time.
 
 In: the attribution inputs of a phase, its pruned kernels and its verdict. Out: an Overhead, ns a
 step in the ledger's time base. Parts follow from role, kind and op of what only the pruned side
@@ -42,7 +42,7 @@ _ROUTED = frozenset({"q", "o", "qkv", *MLP_ROLES})
 ADDED = (ROUTER, INDEX, GATHER, SCATTER, ESTIMATOR, "copies and other work")
 HOST, KEY_VALUE, WEIGHTS = "host time", "k and v of skipped tokens", "weights read all the same"
 _WITH_KEPT = (GATHER, SCATTER)  # these fall with what is kept
-_WORK = ["role", "kind", "work", "call"]  # what tells the part of an op or kernel
+_WORK = ["role", "kind", "work", "call"]  # these give the part of an op or kernel
 
 
 def overhead(
@@ -109,7 +109,7 @@ def break_even(
 
 
 def touched_sparsity(units: Units, ratio: Ratios, *, layers_decide: bool = False) -> float | None:
-    """Share of the FLOPs that is gone, over the GEMMs and attention that do less than the dense
+    """Share of the FLOPs that was removed, over the GEMMs and attention that do less than the dense
     ones; 0.0 where none does, None where no FLOPs are known. `layers_decide`: each layer decides
     for itself, so that one that happened to skip nothing counts with the others of its role."""
     flop = units.dense.flop.mean(axis=1)
@@ -126,8 +126,9 @@ def touched_sparsity(units: Units, ratio: Ratios, *, layers_decide: bool = False
 
 
 def of_saved(rows: Iterable[Row] | None, overhead: Overhead | None = None) -> Added | None:
-    """What a family adds, part by part, as a share of the time it saves before that; None where it
-    adds nothing. Parts are those of `overhead`, else those of the ledger's `added_work` row.
+    """The work that a family adds, part by part, as a share of the time it saves before that; None
+    where it adds nothing. Parts are those of `overhead`, else those of the ledger's `added_work`
+    row.
 
     saved = dense - pruned + added: what the step would have gained had nothing been added.
     `overhead` also has the sparsity at which that equals what is added.
@@ -232,12 +233,12 @@ def _added_intervals(
         return {}
     spent = frame.join(of_part, on=_WORK, how="left", nulls_equal=True)
     spent = spent.group_by("unit", "step", "part").agg(pl.col("busy").sum())
-    found = _of_each_part(inputs, inputs.replicates, spent)
+    found = _time_of_each_part(inputs, inputs.replicates, spent)
     nothing = np.zeros_like(inputs.replicates.dense)
     return {name: interval(found.get(name, nothing)) for name in ADDED}
 
 
-def _of_each_part(
+def _time_of_each_part(
     inputs: AttributionInputs, replicates: Replicates, spent: pl.DataFrame
 ) -> dict[str, Floats]:
     """Replicates of the time of each part, ns a step in the ledger's time base. `spent`: a row for

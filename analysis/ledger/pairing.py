@@ -25,16 +25,16 @@ UnitKey = tuple[int | None, str, str]  # layer (of the dense model), role, class
 @dataclass(frozen=True)
 class RecordWeight:
     """Weight of what was recorded (timeline/overhead.py), a step: in busy time and gaps [units],
-    and in the tail."""
+    and in trailing idle."""
 
     busy: Floats
     gap: Floats
-    tail: float
+    trailing_idle: float
 
     @property
     def total(self) -> float:
         """Busy, gap and trailing idle ns of a step."""
-        return float(self.busy.sum() + self.gap.sum()) + self.tail
+        return float(self.busy.sum() + self.gap.sum()) + self.trailing_idle
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class UnitSums:
     ideal: Floats
     predicted: Floats
     present: NDArray[np.bool_]  # [units]
-    tail: Floats  # [steps]
+    trailing_idle: Floats  # [steps]
     recorded: RecordWeight | None = None  # of a CPU trace
 
 
@@ -76,8 +76,8 @@ class UnitParts:
 @dataclass(frozen=True)
 class Units:
     """The units of a pair; `keys[i]` names unit i, whose layer is that of the dense model. `parts`:
-    None takes each unit as one part. `kept`, [units]: where layers are gone, the share of the calls
-    that is left of matched work which no layer is known of; None: all of every unit's."""
+    None takes each unit as one part. `kept`, [units]: where layers were removed, the share of the
+    calls that is left of matched work which no layer is known of; None: all of every unit's."""
 
     keys: list[UnitKey]
     dense: UnitSums
@@ -133,7 +133,7 @@ def _kept_calls(
     keys: list[UnitKey], frames: tuple[pl.DataFrame, pl.DataFrame], sides: tuple[Kernels, Kernels]
 ) -> Floats:
     """The share of the calls of each unit that is left: of norms and the like, which no module puts
-    into a layer, those of layers that are gone went with these, and the gaps before them too."""
+    into a layer, those of removed layers were removed with these, and the gaps before them too."""
     calls = []
     for frame, side in zip(frames, sides, strict=True):
         rows = frame.filter(pl.col("unit_layer").is_null()).select(*_UNIT, "step", "instance")
@@ -176,29 +176,29 @@ def _parts(
     of an op that shrank are not pooled with those of one that did not."""
     by_order = any(side.is_by_order for side in sides)
     steps = [side.num_steps for side in sides]
-    made = [
-        _by_make(frame, count, by_order=by_order)
+    parts = [
+        _sums_by_part(frame, count, by_order=by_order)
         for frame, count in zip(frames, steps, strict=True)
     ]
-    old, new = (_makes(one) for one in made)
+    old, new = (_parts_of_units(one) for one in parts)
     differ = [unit for unit in old.keys() & new.keys() if old[unit] != new[unit]]
     if differ:
-        pooled = pl.DataFrame(differ, schema=made[0][_UNIT].schema, orient="row")
-        made = [
+        pooled = pl.DataFrame(differ, schema=parts[0][_UNIT].schema, orient="row")
+        parts = [
             pl.concat(
                 [
                     one.join(pooled, on=_UNIT, how="anti", nulls_equal=True),
-                    _by_make(
+                    _sums_by_part(
                         frame.join(pooled, on=_UNIT, how="semi", nulls_equal=True),
                         count,
                         pooled=True,
                     ),
                 ]
             )
-            for one, frame, count in zip(made, frames, steps, strict=True)
+            for one, frame, count in zip(parts, frames, steps, strict=True)
         ]
-    d, p = made
-    on = [*_UNIT, "make"]
+    d, p = parts
+    on = [*_UNIT, "part"]
     rows = d.join(p, on=on, how="full", nulls_equal=True, coalesce=True).sort(on)
     unit = np.array([index[key] for key in _keys(rows)], np.int64)
     absent = [rows["busy"].is_null(), rows["busy_right"].is_null()]
@@ -209,30 +209,30 @@ def _parts(
     return UnitParts(unit, PartSums(**sums[0]), PartSums(**sums[1]))
 
 
-def _makes(made: pl.DataFrame) -> dict[UnitKey, set[str]]:
-    """The makes of each unit."""
+def _parts_of_units(parts: pl.DataFrame) -> dict[UnitKey, set[str]]:
+    """The names of the parts of each unit."""
     out: dict[UnitKey, set[str]] = defaultdict(set)
-    for *unit, make in made[[*_UNIT, "make"]].iter_rows():
-        out[tuple(unit)].add(make)
+    for *unit, part in parts[[*_UNIT, "part"]].iter_rows():
+        out[tuple(unit)].add(part)
     return out
 
 
-def _by_make(
+def _sums_by_part(
     frame: pl.DataFrame, steps: int, *, by_order: bool = False, pooled: bool = False
 ) -> pl.DataFrame:
-    """Means a step by unit and make: of products whether their shapes are known, else the op. Names
-    of generated kernels are numbers of a compilation, which say nothing across two. Where the place
-    of a product is inferred (`by_order`), its ratio is not lent to what is launched beside it."""
+    """Means a step by unit and part: of products whether their shapes are known, else the op. Names
+    of generated kernels are numbers of one compilation, and differ between two. Where the place
+    of a product is inferred (`by_order`), its ratio is not applied to its auxiliary kernels."""
     op = pl.coalesce("op", "name", pl.lit(""))
     op = pl.when(op.str.starts_with(_GENERATED)).then(pl.lit(_GENERATED)).otherwise(op)
     of_kind = pl.when(pl.col("class").is_in(PRODUCTS)).then(pl.lit("")).otherwise(op)
     unknown = pl.when("modelled").then(pl.lit("")).otherwise(pl.lit("?"))
     if by_order:
         of_kind = pl.when("auxiliary").then(pl.lit(_AUXILIARY)).otherwise(of_kind)
-    make = of_kind + pl.when(of_kind == _GENERATED).then(pl.lit("")).otherwise(unknown)
+    part = of_kind + pl.when(of_kind == _GENERATED).then(pl.lit("")).otherwise(unknown)
     if pooled:
-        make = pl.lit("")
-    return frame.group_by(*_UNIT, make.alias("make")).agg(
+        part = pl.lit("")
+    return frame.group_by(*_UNIT, part.alias("part")).agg(
         pl.col("busy").sum() / steps, *(_known(c).alias(c) / steps for c in _OF_PART[1:])
     )
 
@@ -260,14 +260,19 @@ def _side(sums: pl.DataFrame, index: dict[UnitKey, int], kernels: Kernels) -> Un
         out[column] = values
     present = np.zeros(len(index), bool)
     present[unit] = True
-    tail = kernels.linked.trailing_idle.astype(np.float64)
-    return UnitSums(**out, present=present, tail=tail, recorded=_cost(sums, unit, shape, kernels))
+    trailing_idle = kernels.linked.trailing_idle.astype(np.float64)
+    return UnitSums(
+        **out,
+        present=present,
+        trailing_idle=trailing_idle,
+        recorded=_cost(sums, unit, shape, kernels),
+    )
 
 
 def _cost(
     sums: pl.DataFrame, unit: NDArray[np.int64], shape: tuple[int, int], kernels: Kernels
 ) -> RecordWeight | None:
-    """What was recorded a step; None of a device trace."""
+    """The weight of what was recorded in a step; None for a device trace."""
     if kernels.on_device:
         return None
     inside, before = np.zeros(shape[0]), np.zeros(shape[0])

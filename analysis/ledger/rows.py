@@ -30,7 +30,7 @@ _BY_WORK = ("coverage", "roofline_shift", "shape", "kernel_efficiency")
 NOT_EXPLAINED = "not_explained"
 # Names of the part of a row that belongs to no unit.
 _RESTS = {"coverage": "gaps kept", "launch_idle": "trailing idle", NOT_EXPLAINED: "gaps kept"}
-_UNKNOWN = "unknown"  # class of work of which nobody knows whether it shrank
+_UNKNOWN = "unknown"  # class of work that may have shrunk or not
 _NOTHING = 1e-6  # ns: below it a part is a rounding error and not listed
 _SAME_BYTES = 0.01  # results of other routes are written to other places
 
@@ -127,7 +127,7 @@ def untouched(
     fewer matrices, as fewer experts do."""
     return frozenset(
         key
-        for key, rows in _whole(units, ratio)
+        for key, rows in _whole_groups(units, ratio)
         if key[0] not in regrouped and key[1] != _UNKNOWN and not _reads_less(units, rows)
     )
 
@@ -136,10 +136,10 @@ def as_much_work(
     units: Units, ratio: Ratios, regrouped: Collection[str]
 ) -> frozenset[tuple[str, str]]:
     """The (role, class) of the roles `regrouped` of which all FLOPs are kept."""
-    return frozenset(key for key, _ in _whole(units, ratio) if key[0] in regrouped)
+    return frozenset(key for key, _ in _whole_groups(units, ratio) if key[0] in regrouped)
 
 
-def _whole(units: Units, ratio: Ratios) -> Iterator[tuple[tuple[str, str], list[int]]]:
+def _whole_groups(units: Units, ratio: Ratios) -> Iterator[tuple[tuple[str, str], list[int]]]:
     return (
         (key, rows) for key, rows in _groups(units).items() if _is_whole(_kept(units, ratio, rows))
     )
@@ -296,9 +296,9 @@ class LargestKernels:
         elif row == "added_work":
             shown = pruned[:2]
         elif row == "launch_idle":
-            return [*self._idle_text(role, cls), *_both(dense, pruned)]
+            return [*self._idle_text(role, cls), *_largest_of_sides(dense, pruned)]
         else:
-            return _both(dense, pruned)
+            return _largest_of_sides(dense, pruned)
         return [_kernel_text(entry) for entry in shown]
 
     def _idle_text(self, role: str, cls: str) -> list[str]:
@@ -315,7 +315,7 @@ class LargestKernels:
         return lines
 
 
-def _both(
+def _largest_of_sides(
     dense: list[tuple[str, float, float]], pruned: list[tuple[str, float, float]]
 ) -> list[str]:
     return [_largest(*side) for side in (("dense", dense), ("pruned", pruned)) if side[1]]

@@ -123,7 +123,7 @@ def widened_weights(picks: NDArray[np.int64]) -> Floats:
     return widened(sampled_shares(picks), picks.shape[1])
 
 
-def of_steps(weights: Floats, placement: NDArray[np.int64]) -> Floats:
+def weights_of_steps(weights: Floats, placement: NDArray[np.int64]) -> Floats:
     """Weights of steps [steps, replicates] from those of their placements; each column sums to 1.
 
     Equal weights of placements give equal weights of steps, as the ledger itself has them.

@@ -43,7 +43,7 @@ class OpCall:
     dtypes: tuple[str, ...]  # as in the trace: "c10::BFloat16", "Scalar", "", "TensorList"
     strides: tuple[Any, ...] = ()  # empty: unknown
     concrete: tuple[str, ...] = ()  # "Concrete Inputs": "[1, -1]", "True", "0.125"; may be empty
-    # Shape of what it makes, as ops inside or behind it show it; of a product with a sparse matrix
+    # Shape of its result, as ops inside or behind it show it; of a product with a sparse matrix
     # how many numbers that stores, and the bytes of their indices.
     result: tuple[int, ...] = ()
 
@@ -66,6 +66,11 @@ class Work:
     groups: float | None = None  # matrices of a grouped GEMM that are read
     stack: int | None = None  # matrices that a grouped GEMM holds, read or not
     each: float | None = None  # bytes of one of them
+
+    @property
+    def single_gemm(self) -> Gemm | None:
+        """The only GEMM of the call; None where it has several or none."""
+        return self.gemms[0] if len(self.gemms) == 1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,7 @@ class Operand:
 Model = Callable[[OpCall], Work]
 MODELS: dict[str, Model] = {}
 USUAL_KINDS: dict[str, str] = {}  # of an op whose call cannot be modelled
-NEED_RESULT: set[str] = set()  # ops whose weight has no shape: `OpCall.result` tells N
+NEED_RESULT: set[str] = set()  # ops whose weight has no shape: `OpCall.result` gives N
 
 
 def op_model(*names: str, kind: str, needs_result: bool = False) -> Callable[[Model], Model]:
@@ -246,6 +251,6 @@ def broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(result)
 
 
-def bytes_only(parts: list[float | None], *, kind: str, dtype: str | None = None) -> Work:
+def bytes_only(parts: list[float | None], *, kind: str) -> Work:
     """Work without matrix FLOPs."""
-    return Work(flop=0, bytes=total(parts), gemms=(), dtype=dtype, kind=kind)
+    return Work(flop=0, bytes=total(parts), gemms=(), dtype=None, kind=kind)

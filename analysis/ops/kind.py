@@ -1,4 +1,4 @@
-"""What a unit of device work does: its kind, from the op that launched it and the kernel's name.
+"""The kind of a unit of device work, from the op that launched it and the kernel's name.
 
 In: op name, kernel name (None on a CPU trace), the op's call where known. Out: one of KINDS.
 The op decides where its kind is known, except for auxiliary kernels that it launches. GAP_OPS are

@@ -141,7 +141,7 @@ def linear(call: OpCall) -> Work:
 
 @op_model("mkl::_mkl_linear", kind="gemm")
 def mkl_linear(call: OpCall) -> Work:
-    """[.., k] x packed + [n]; the packed weight hides its shape, the original one tells."""
+    """[.., k] x packed + [n]; the packed weight has no shape, the original one gives it."""
     a, weight = tensor(call, 0), tensor(call, 2, rank=2)
     return gemm_work(rows(a, weight), a, weight, optional(call, 3))
 
@@ -252,3 +252,25 @@ def _product(a: Operand, b: Operand) -> Gemm:
         return Gemm(math.prod(left[:-1]), right[1], left[-1])
     batch = math.prod(broadcast(left[:-2], right[:-2]))
     return Gemm(left[-2], right[-1], left[-1], batch=batch)
+
+
+@op_model("aten::mkldnn_rnn_layer", kind="gemm")
+def mkldnn_rnn_layer(call: OpCall) -> Work:
+    """A recurrent layer: inputs [T, B, I], weights [G·H, I] and [G·H, H], two biases [G·H], states
+    [B, H] each: all T steps multiply T·B rows by G·H x (I + H) numbers. FLOPs are those of the
+    products of inputs and states; the Gemm is one of both."""
+    x, of_inputs, of_states = tensor(call, 0, rank=3), tensor(call, 1, rank=2), tensor(call, 2)
+    (steps, batch, width), (gates, inputs) = x.shape, of_inputs.shape
+    if inputs != width or len(of_states.shape) != 2 or of_states.shape[0] != gates:
+        raise NoModel
+    hidden = of_states.shape[1]
+    gemm = Gemm(steps * batch, gates, width + hidden)
+    weights = [one.bytes for one in (of_inputs, of_states, tensor(call, 3), tensor(call, 4))]
+    written = size(steps * batch * hidden, x.dtype)
+    return Work(
+        flop=gemm.flop,
+        bytes=total([x.bytes, *weights, written]),
+        gemms=(gemm,),
+        dtype=x.dtype,
+        kind="gemm",
+    )

@@ -81,7 +81,7 @@ def index_select(call: OpCall) -> Work:
 @op_model("aten::index", kind="gather_scatter", needs_result=True)
 def index(call: OpCall) -> Work:
     """A stack of matrices and indices that traces do not hold: the matrices that are copied, as
-    what the op makes tells them, read and written. Those of other tensors have no model."""
+    the result of the op gives them, read and written. Those of other tensors have no model."""
     x = tensor(call, 0, rank=3)
     if len(call.result) < len(x.shape) or call.result[-2:] != x.shape[-2:]:
         raise NoModel

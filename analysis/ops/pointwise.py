@@ -194,7 +194,7 @@ def reduction(call: OpCall) -> Work:
         return bytes_only(parts, kind="elementwise")
     position, first, dtype_at = _REDUCTIONS[name]
     partial = len(call.shapes) >= first
-    left = _left(call, x, position) if partial else 1
+    left = _elements_left(call, x, position) if partial else 1
     requested = scalar_type(call, dtype_at) if dtype_at is not None and partial else None
     written = size(left, _reduced(name, x.dtype, requested))
     if name in _TWO_RESULTS:
@@ -203,7 +203,7 @@ def reduction(call: OpCall) -> Work:
     return bytes_only([x.bytes, written, index], kind="reduction")
 
 
-def _left(call: OpCall, x: Operand, position: int) -> int:
+def _elements_left(call: OpCall, x: Operand, position: int) -> int:
     """Elements left when the dimensions at `position` are reduced; all of them where it is None."""
     if not call.concrete:
         raise NoModel
@@ -215,8 +215,8 @@ def _left(call: OpCall, x: Operand, position: int) -> int:
     rank = max(len(x.shape), 1)
     if any(not -rank <= d < rank for d in dims):
         raise NoModel
-    gone = {d % rank for d in dims}
-    return math.prod(n for i, n in enumerate(x.shape) if i not in gone)
+    reduced = {d % rank for d in dims}
+    return math.prod(n for i, n in enumerate(x.shape) if i not in reduced)
 
 
 def _reduced(name: str, dtype: str | None, requested: str | None) -> str | None:
@@ -280,7 +280,7 @@ def _looks_up(name: str, sizes: list[int]) -> bool:
 def _may_write_over(name: str, sizes: list[int]) -> bool:
     """Whether a pointwise kernel of n ops of two operands has too few arguments, all of one size,
     for n + 1 operands and a result: one of them is read and written, unless an operand is a number
-    or the result of another. A trace tells none of these."""
+    or the result of another. A trace shows none of these."""
     of_two = len(_OF_TWO.findall(name))
     alike = len(set(sizes)) == 1
     return name.startswith("triton_poi") and alike and of_two > 0 and len(sizes) < of_two + 2

@@ -2,7 +2,7 @@
 FBGEMM, GGUF and the engines that use them.
 
 K is the width of the activations. N is given by the weight, its scales, an argument, or what the
-call was seen to make (`OpCall.result`); where none of them tells it, the call has no model. Bytes
+call returned (`OpCall.result`); where none of them gives it, the call has no model. Bytes
 count the weight as it is stored. FLOPs are those of the product; unpacking is not counted.
 """
 
@@ -191,17 +191,17 @@ def fp4_into(call: OpCall) -> Work:
 def ggml(call: OpCall) -> Work:
     """Weight [n, bytes of a row], a [m, k], type, n."""
     weight, a = tensor(call, 0, rank=2), tensor(call, 1)
-    return _of_blocks(a, weight)
+    return _gguf_weight(a, weight)
 
 
 @op_model("vllm::_fused_mul_mat_gguf", kind="gemm")
 def gguf(call: OpCall) -> Work:
     """a [.., k], weight [n, bytes of a row], type."""
-    return _of_blocks(tensor(call, 0), tensor(call, 1, rank=2))
+    return _gguf_weight(tensor(call, 0), tensor(call, 1, rank=2))
 
 
-def _of_blocks(a: Operand, weight: Operand) -> Work:
-    """A weight whose rows are blocks of GGUF, of which the type alone tells how many numbers they
+def _gguf_weight(a: Operand, weight: Operand) -> Work:
+    """A weight whose rows are blocks of GGUF, of which the type alone gives how many numbers they
     hold: at least a bit and at most 32 each."""
     if not a.shape or not 1 <= _BYTE * weight.shape[1] / max(1, a.shape[-1]) <= 32:
         raise NoModel
@@ -222,10 +222,10 @@ def dequantise_four_bit(call: OpCall) -> Work:
     packed, shape = tensor(call, 0), integers(call, 4)
     if shape is None:
         raise NoModel
-    made = size(math.prod(map(_positive, shape)), scalar_type(call, 5) or "bf16")
+    result = size(math.prod(map(_positive, shape)), scalar_type(call, 5) or "bf16")
     scales = optional(call, 1)
     return bytes_only(
-        [packed.bytes, None if scales is None else scales.bytes, made], kind="quantise"
+        [packed.bytes, None if scales is None else scales.bytes, result], kind="quantise"
     )
 
 
@@ -272,15 +272,15 @@ def by_sizes(call: OpCall) -> Work:
         raise NoModel
     k, count = a.shape[-1], math.prod(a.shape[:-1])
     others = [t for i in range(1, len(call.shapes)) if (t := optional(call, i)) is not None]
-    told = _told(call, k)
-    widths = told or _widths(k, (t for t in others if len(t.shape) == 2))
-    if len(widths) != 1 or (not told and any(_is_result_first(a, t, others) for t in others)):
+    stated = _stated_widths(call, k)
+    widths = stated or _widths(k, (t for t in others if len(t.shape) == 2))
+    if len(widths) != 1 or (not stated and any(_is_result_first(a, t, others) for t in others)):
         raise NoModel
     out = a.dtype if a.dtype in (*_HALF, "fp32") else "bf16"
     return gemm_work(Gemm(count, widths.pop(), k), a, *others, out=out)
 
 
-def _told(call: OpCall, k: int) -> set[int]:
+def _stated_widths(call: OpCall, k: int) -> set[int]:
     """The numbers right before k among the arguments that are one whole number each."""
     found = [integers(call, i) for i in range(len(call.shapes))]
     numbers = [one[0] if one is not None and len(one) == 1 else None for one in found]

@@ -14,7 +14,6 @@ from prunescope.analysis.ops import (
     memory,
     pointwise,
     quantised,
-    recurrent,
     serving,
     sparse,
     training,
@@ -33,7 +32,7 @@ __all__ = ["MODELS", "NEED_RESULT", "USUAL_KINDS", "OpCall", "Work", "op_model",
 
 # Importing a module registers its models; the tuple is the list of them.
 MODEL_MODULES = (
-    attention, convolution, experts, matmul, memory, pointwise, quantised, recurrent, serving,
+    attention, convolution, experts, matmul, memory, pointwise, quantised, serving,
     sparse, training,
 )  # fmt: skip
 

@@ -32,7 +32,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Protocol
 
-from prunescope.analysis.shapes.evidence import misplaced
+from prunescope.analysis.shapes.evidence import set_aside_misplaced
 from prunescope.analysis.shapes.items import (
     ATTENTION,
     BATCHED,
@@ -97,7 +97,7 @@ def align(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[Assignme
 
 @dataclass(frozen=True)
 class _Segment:
-    """What is known of the kernels between two anchors. `slots`: by kernel its slot, and the anchor
+    """The kernels between two anchors, as far as known. `slots`: by kernel its slot, and the anchor
     whose layer it belongs to, counted from the anchor before the segment. `lost`: anchors between
     the two that the trace lacks. `damaged`: it differs from its pattern."""
 
@@ -154,9 +154,8 @@ def _assign(items: Sequence[Item], strategy: _Strategy | None, shape: ModelShape
     if layers != shape.layers:
         note = f" (or so: {damaged} of them lack kernels)" if damaged else ""
         return Assignment(by_order=True, problems=[wrong_layers(layers, shape) + note])
-    if strategy.by_time and (moved := misplaced(out.gemms)):
-        out.unsure += [one.item for one in out.gemms if one.item.row in moved]
-        out.gemms = [one for one in out.gemms if one.item.row not in moved]
+    if strategy.by_time:
+        set_aside_misplaced(out)
     return out
 
 
@@ -165,9 +164,9 @@ def _assign(items: Sequence[Item], strategy: _Strategy | None, shape: ModelShape
 
 @dataclass(frozen=True)
 class Pattern:
-    """What most segments between two anchors run: a `sample` of the kernels, their `tokens`, and
-    usual, least and most durations (ns). `slots`: of each kernel, as `match_layer` found them; the
-    first `split` kernels belong to the layer of the anchor before."""
+    """The kernels of most segments between two anchors: a `sample` of the kernels, their `tokens`,
+    and usual, least and most durations (ns). `slots`: of each kernel, as `match_layer` found them;
+    the first `split` kernels belong to the layer of the anchor before."""
 
     sample: list[Item]
     tokens: list[Token]
@@ -282,14 +281,15 @@ def _most_pairs(can: list[list[bool]], rows: int, columns: int) -> list[list[int
 
 
 def find_pattern(items: Sequence[Item], spans: Sequence[range]) -> Pattern | None:
-    """What most of several segments run; None where no more than half of them are equal."""
-    made = [tuple(items[i].token for i in span) for span in spans]
-    if not made:
+    """The kernels that most of several segments run; None where no more than half of them are
+    equal."""
+    runs = [tuple(items[i].token for i in span) for span in spans]
+    if not runs:
         return None
-    (tokens, count), *_ = Counter(made).most_common(1)
-    if count <= _ALIKE * len(made) or not 0 < len(tokens) <= _LONGEST:
+    (tokens, count), *_ = Counter(runs).most_common(1)
+    if count <= _ALIKE * len(runs) or not 0 < len(tokens) <= _LONGEST:
         return None
-    whole = [span for span, run in zip(spans, made, strict=True) if run == tokens]
+    whole = [span for span, run in zip(spans, runs, strict=True) if run == tokens]
     times = [[items[span[place]].ns for span in whole] for place in range(len(tokens))]
     low, high = zip(*(_usual_range(one) for one in times), strict=True)
     usual: list[float] = [median(one) for one in times]
@@ -328,12 +328,12 @@ class _Patterns:
 
     @property
     def into(self) -> Pattern:
-        """What precedes the first anchor, at its end."""
+        """The slots before the first anchor, aligned at their end."""
         return next(p for (_, right), p in self.patterns.items() if right == self.order[0])
 
     @property
     def out(self) -> Pattern:
-        """What follows the last anchor, at its begin."""
+        """The slots after the last anchor, aligned at their beginning."""
         return next(p for (left, _), p in self.patterns.items() if left == self.order[-1])
 
     def passes(self, items: Sequence[Item]) -> list[tuple[Sequence[Item], _Strategy | None]]:
@@ -348,9 +348,9 @@ class _Patterns:
         ahead = self.into.ahead
         cuts = [max(anchors[i - 1] + 1, anchors[i] - ahead) for i in ends] if is_cut else []
         parts = [items[a:b] for a, b in pairwise([0, *cuts, len(items)])]
-        return [(part, self._of_pass(part)) for part in parts]
+        return [(part, self._for_pass(part)) for part in parts]
 
-    def _of_pass(self, items: Sequence[Item]) -> _Patterns | None:
+    def _for_pass(self, items: Sequence[Item]) -> _Patterns | None:
         """The patterns with the times of one pass, where times are compared."""
         if not self.by_time:
             return self
@@ -383,7 +383,7 @@ class _Patterns:
         return alike and (not self.by_time or pattern.takes_as_long(items, first))
 
     def _opening(self, items: Sequence[Item]) -> _Segment:
-        """What stands before the first anchor ends with the projections of the first layer."""
+        """The slots before the first anchor: they end with the projections of the first layer."""
         pattern = self.into
         begin = max(0, len(items) - pattern.ahead)
         lost = pattern.lost(len(items) - pattern.ahead) if self.by_time else 0
@@ -396,8 +396,8 @@ class _Patterns:
         return pattern.segment(pattern.aligned(items, lost + 1, first=pattern.split), lost=lost)
 
     def _closing(self, items: Sequence[Item]) -> _Segment:
-        """What follows the last anchor: the end of the last layer, then the head of the model where
-        it is the only GEMM there."""
+        """The slots after the last anchor: the end of the last layer, then the head of the model
+        where it is the only GEMM there."""
         pattern = self.out
         split = pattern.split
         rest = range(split, len(items))
@@ -507,7 +507,7 @@ def is_expert_loop(items: Sequence[Item], shape: ModelShape) -> bool:
 
 
 def _expert_loop(items: Sequence[Item], shape: ModelShape) -> _ExpertLoop | list[str]:
-    """What surrounds the loop is the same in all layers: output projection and router before it,
+    """The slots around the loop are the same in all layers: output projection and router before it,
     the next layer's projections behind it. N and K of an expert are known, its rows are not: the
     router chose them."""
     anchors = anchors_of(items)
@@ -538,9 +538,9 @@ def _expert_loop(items: Sequence[Item], shape: ModelShape) -> _ExpertLoop | list
 
 
 def _usual_tokens(parts: Sequence[Sequence[Item]]) -> tuple[Token, ...] | None:
-    """What one edge of a loop runs in most layers."""
-    made = Counter(tuple(item.token for item in part) for part in parts)
-    tokens, count = made.most_common(1)[0] if made else ((), 0)
+    """The kernels at one edge of a loop in most layers."""
+    runs = Counter(tuple(item.token for item in part) for part in parts)
+    tokens, count = runs.most_common(1)[0] if runs else ((), 0)
     return tokens if count and count >= _ALIKE_EDGES * len(parts) else None
 
 

@@ -63,7 +63,7 @@ def _assign_call(items: Sequence[Item], shape: ModelShape, ranks: int) -> Assign
     out.attentions = [
         (item, item.layer) for item in items if item.what == ATTENTION and item.layer is not None
     ]
-    groups = _by_role(items, shape)
+    groups = _gemms_by_role(items, shape)
     counts = [len(members) for (_, role), members in groups.items() if role == "experts"]
     turns = one_expert(shape, counts) if ranks == 1 and counts else None
     for (layer, role), members in groups.items():
@@ -115,7 +115,9 @@ def _shared(members: Sequence[Item], shape: ModelShape, ranks: int) -> tuple[Slo
     return found.layer.after if isinstance(found, LayerMatch) else None
 
 
-def _by_role(items: Sequence[Item], shape: ModelShape) -> dict[tuple[int | None, str], list[Item]]:
+def _gemms_by_role(
+    items: Sequence[Item], shape: ModelShape
+) -> dict[tuple[int | None, str], list[Item]]:
     """GEMMs by layer and role. Of a layer with experts the first one of no role is the router."""
     groups: dict[tuple[int | None, str], list[Item]] = defaultdict(list)
     routed: set[int | None] = set()

@@ -1,8 +1,8 @@
 """The shape of a model named on the command line, without loading its weights.
 
 In: a preset name, a config.json, a folder with one, or the id of a model on the Hub. Out: its
-ModelShape, by the headers of the weights beside the config where there are any, and what the config
-says of its number formats.
+ModelShape, by the headers of the weights next to the config where there are any, and its number
+formats by the config.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$", re.ASC
 
 
 class NamedModel(NamedTuple):
-    """What a config says. `source`: where it comes from, never a path; `dtype`: as it is written
-    there; `quantised`: the format of the weights where they are published in fewer bits; `traits`:
-    what decides which families apply; `notes`: where the weights differ from the config."""
+    """The contents of a config. `source`: where it comes from, never a path; `dtype`: as it is
+    written there; `quantised`: the format of the weights where they are published in fewer bits;
+    `traits`: what decides which families apply; `notes`: where the weights differ from the
+    config."""
 
     shape: ModelShape
     source: str
@@ -67,12 +68,12 @@ def read_model(name: str) -> NamedModel:
             hint=f"nearest presets: {nearest_presets(name)}; or give a config.json",
         )
     if file.name == MANIFEST:
-        return _of_run(file)
-    return _of_weights(_named_model(_config(file), file.name), file)
+        return _model_of_run(file)
+    return _with_sizes_of_weights(_named_model(_config(file), file.name), file)
 
 
-def _of_weights(model: NamedModel, file: Path) -> NamedModel:
-    """The model with the sizes of the weights beside its config."""
+def _with_sizes_of_weights(model: NamedModel, file: Path) -> NamedModel:
+    """The model with the sizes of the weights next to its config."""
     stored = stored_tensors(file)
     if stored is None:
         return model
@@ -82,7 +83,7 @@ def _of_weights(model: NamedModel, file: Path) -> NamedModel:
     )
 
 
-def _of_run(file: Path) -> NamedModel:
+def _model_of_run(file: Path) -> NamedModel:
     run = read_run(file.parent)
     shape = ModelShape.of_fields(run.model.shape)
     if shape is None:
@@ -99,7 +100,7 @@ def _named_model(config: dict[str, Any], source: str, quantised: str | None = No
 
 
 def model_name(name: str) -> str:
-    """What a prediction calls a model: a preset's name, or a folder's without its path."""
+    """The name of a model in a prediction: a preset's name, or a folder's without its path."""
     path = Path(name).resolve()
     if name.lower() in preset_names() or (preset_named(name) and not path.exists()):
         return name

@@ -150,7 +150,7 @@ def _blocks(grid: tuple[int, ...], threads: tuple[int, ...] | None, unit: int) -
 
 
 def _countable(name: str) -> tuple[str, int] | None:
-    """What a kernel counts, and of an element-wise one the elements a thread."""
+    """The quantity that a kernel counts, and of an element-wise one the elements a thread."""
     name = name[:_NAME_LIMIT]
     for kind, pattern in (("adds", _ADDED), ("activations", _ACTIVE)):
         if (found := pattern.search(name)) is not None:
@@ -187,21 +187,21 @@ class RowCounts:
 
     @property
     def allowed(self) -> Intervals | None:
-        """What M may be; None: anything. Adds or activations alone show nothing: others may have
-        their size."""
+        """The M that all counts allow; None: any. Adds or activations alone show nothing: others
+        may have their size."""
         tokens = None if self.tokens is None else ((self.tokens, self.tokens),)
         return meet(tokens, self.by_elements)
 
     @property
     def by_elements(self) -> Intervals | None:
-        """What M may be by residual adds and activations of the config's widths; () where no M
+        """The M that fits residual adds and activations of the config's widths; () where no M
         fits both."""
         if self.adds is None or self.activations is None:
             return None
         hidden, width = self._widths
         return meet(_rows(self.adds, hidden), _rows(self.activations, width))
 
-    def against(self, rows: int | None) -> list[str]:
+    def contradictions(self, rows: int | None) -> list[str]:
         """A sentence where the residual adds are not those of M rows of the hidden size."""
         hidden, _ = self._widths
         if rows is None or self.adds is None or self.adds[0] <= rows * hidden <= self.adds[1]:
@@ -239,6 +239,6 @@ def _elements(counts: list[Count], kind: str, count: int, layers: int) -> tuple[
 
 
 def _rows(elements: tuple[int, int], width: int) -> Intervals:
-    """What M may be where M·width is between two numbers."""
+    """The M for which M·width is between two numbers."""
     low, high = -(-elements[0] // width), elements[1] // width
     return ((low, high),) if low <= high else ()

@@ -1,4 +1,4 @@
-"""What in a trace contradicts a model's config, and which other configs it would fit as well.
+"""Contradictions between a trace and a model's config, and other configs that fit as well.
 
 In: GEMMs with the slots (role, N, K) that the config gives them, names and grids of the other
 kernels of a forward, peaks. Out: sentences that name each contradiction (none where the trace
@@ -19,7 +19,7 @@ from statistics import median
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.device.tiles import Tile, tile_of
 from prunescope.analysis.shapes.grids import Intervals, holds, meet, rows_of, widths_of, written
-from prunescope.analysis.shapes.items import ATTENTION, Item, Placed
+from prunescope.analysis.shapes.items import ATTENTION, Assignment, Item, Placed
 from prunescope.analysis.shapes.slots import EXPERT, GEMM, Slot
 from prunescope.taxonomy.shape import ModelShape
 
@@ -89,7 +89,7 @@ def time_limit(a: float, b: float, *, same: bool) -> float:
     return (_SAME_KERNEL if same else _OTHER_KERNEL) + fixed / shorter
 
 
-def against_head(placed: Iterable[Placed], sm: int | None) -> list[str]:
+def head_contradictions(placed: Iterable[Placed], sm: int | None) -> list[str]:
     """A contradiction: no M fits the grid of lm_head."""
     for one in placed:
         if one.slot.role == "lm_head" and allowed_rows(one, sm) == ():
@@ -154,7 +154,7 @@ def usual_times(placed: Iterable[Placed], *, with_head: bool) -> Usual:
     return {key: median(ns) for key, ns in times.items()}
 
 
-def against_times(placed: Sequence[Placed], *, with_head: bool) -> list[str]:
+def time_contradictions(placed: Sequence[Placed], *, with_head: bool) -> list[str]:
     """A contradiction: the times of two GEMMs do not both fit their N·K. `with_head`: lm_head has
     as many rows as the linears; otherwise it may have fewer, and counts only if it takes too
     long."""
@@ -182,7 +182,14 @@ def against_times(placed: Sequence[Placed], *, with_head: bool) -> list[str]:
     return [worst[1]] if worst[1] else []
 
 
-def misplaced(placed: Iterable[Placed]) -> set[int]:
+def set_aside_misplaced(out: Assignment) -> None:
+    """Make GEMMs unsure whose times are those of another slot."""
+    if moved := _misplaced(out.gemms):
+        out.unsure += [one.item for one in out.gemms if one.item.row in moved]
+        out.gemms = [one for one in out.gemms if one.item.row not in moved]
+
+
+def _misplaced(placed: Iterable[Placed]) -> set[int]:
     """Rows of GEMMs that do not take the time of their slot but that of a slot of another size, on
     the same kernel and grid: two GEMMs that were mixed up."""
     times: dict[object, dict[Slot, list[Placed]]] = defaultdict(lambda: defaultdict(list))
@@ -199,18 +206,20 @@ def misplaced(placed: Iterable[Placed]) -> set[int]:
             out.update(
                 one.item.row
                 for one in own
-                if not _near(one.item.ns, usual[slot])
-                and any(_near(one.item.ns, ns) for ns in others)
+                if not _may_be_one_gemm(one.item.ns, usual[slot])
+                and any(_may_be_one_gemm(one.item.ns, ns) for ns in others)
             )
     return out
 
 
-def _near(a: float, b: float) -> bool:
+def _may_be_one_gemm(a: float, b: float) -> bool:
     """Whether two times may be those of one GEMM on one kernel."""
     return max(a, b) <= min(a, b) * time_limit(a, b, same=True)
 
 
-def against_narrow(placed: Sequence[Placed], rows: int | None, device: Device | None) -> list[str]:
+def narrow_gemm_contradictions(
+    placed: Sequence[Placed], rows: int | None, device: Device | None
+) -> list[str]:
     """A contradiction: a GEMM narrower than a tile takes longer than its waves or its bytes
     explain, by the time of a wider GEMM on the same kernel. N·K shows less, because a partly filled
     wave takes as long as a full one."""
@@ -244,7 +253,7 @@ def against_narrow(placed: Sequence[Placed], rows: int | None, device: Device | 
     return []
 
 
-def against_width(placed: Sequence[Placed], width: int, seen: int) -> list[str]:
+def mlp_width_contradictions(placed: Sequence[Placed], width: int, seen: int) -> list[str]:
     """A contradiction: the activations (by their grids) have another width than the config's MLP,
     unless the times of its GEMMs, compared with others on the same kernels, clearly support the
     config. A small difference in times is noise."""
@@ -266,11 +275,11 @@ def against_width(placed: Sequence[Placed], width: int, seen: int) -> list[str]:
         return []
     return [
         f"the MLP has {width:,} channels in the config; activations have {seen:,}, by their grids, "
-        "and the times of its GEMMs do not speak against that"
+        "and the times of its GEMMs do not contradict that"
     ]
 
 
-def against_peaks(
+def peak_contradictions(
     placed: Collection[Placed],
     rows: int | None,
     *,
@@ -303,7 +312,7 @@ def against_peaks(
     return []
 
 
-def against_records(placed: Iterable[Placed]) -> list[str]:
+def recorded_shape_contradictions(placed: Iterable[Placed]) -> list[str]:
     """A contradiction: the recorded N and K of a GEMM are not those of the config."""
     for one in placed:
         if one.item.nk is not None and one.item.nk != (one.slot.n, one.slot.k):
@@ -333,16 +342,16 @@ def fitting_widths(
         if one.slot.what == GEMM:
             of_slot[one.slot].append(one)
     usual = usual_times(gemms, with_head=with_head)
-    by_tiles = _by_tiles(gemms)
+    by_tiles = _widths_by_tiles(gemms)
     ranges: list[str] = []
     by_time: list[str] = []
     outside: list[str] = []
     for slot, members in of_slot.items():
         m = head_rows(members[0], heads, sm) if slot.role == "lm_head" else rows
-        by_grid = _by_grid(members, m, sm) if m is not None else None
+        by_grid = _widths_by_grid(members, m, sm) if m is not None else None
         if slot.role != "lm_head":
             by_grid = meet(by_grid, by_tiles.get(slot.n))
-        allowed = meet(by_grid, _by_time(slot, usual))
+        allowed = meet(by_grid, _widths_by_time(slot, usual))
         if allowed:
             how = "grid" if allowed == by_grid else "time" if by_grid is None else "grid and time"
             # By time alone a width is often known to a factor of 5: used if nothing is closer.
@@ -360,7 +369,7 @@ def fitting_widths(
     return [f"the trace fits N of {', '.join(ranges)}: {config}"]
 
 
-def _by_tiles(placed: Iterable[Placed]) -> dict[int, Intervals]:
+def _widths_by_tiles(placed: Iterable[Placed]) -> dict[int, Intervals]:
     """By the config's N, the N that a kernel with a block for every tile allows. The widest launch
     of a kernel is left out: its blocks may be as many as fit on the device, with several tiles
     each."""
@@ -373,14 +382,14 @@ def _by_tiles(placed: Iterable[Placed]) -> dict[int, Intervals]:
     return out
 
 
-def _by_grid(members: Sequence[Placed], rows: int, sm: int | None) -> Intervals | None:
+def _widths_by_grid(members: Sequence[Placed], rows: int, sm: int | None) -> Intervals | None:
     allowed: Intervals | None = None
     for one in {member.item.token: member for member in members}.values():
         allowed = meet(allowed, width_allowed(one, rows, sm))
     return allowed
 
 
-def _by_time(slot: Slot, usual: Usual) -> Intervals | None:
+def _widths_by_time(slot: Slot, usual: Usual) -> Intervals | None:
     """The N at which the rate N·K/time differs from that of every other GEMM by at most
     `time_limit`, which is narrower for two GEMMs on one kernel."""
     low, high = 0.0, math.inf
@@ -438,7 +447,7 @@ def named_in(names: Iterable[str]) -> Named:
     return Named(cached.pop() if len(cached) == 1 else None, max(norms, default=None), each)
 
 
-def against_names(named: Named, shape: ModelShape, ranks: int) -> list[str]:
+def named_size_contradictions(named: Named, shape: ModelShape, ranks: int) -> list[str]:
     """A contradiction: the width of the keys is not that of the cache, or the hidden size is larger
     than the widest norm kernel allows."""
     keys = shape.c // min(ranks, shape.kv_heads)
@@ -457,7 +466,7 @@ def against_names(named: Named, shape: ModelShape, ranks: int) -> list[str]:
     return []
 
 
-def against_heads(items: Iterable[Item], shape: ModelShape) -> list[str]:
+def attention_name_contradictions(items: Iterable[Item], shape: ModelShape) -> list[str]:
     """A contradiction: the name of an attention kernel has a head dimension, or a number of query
     heads per KV head, that the config does not have. Latent attention is not judged: its kernels
     run on the width of the latent or of the heads."""
@@ -489,7 +498,9 @@ def _size(pattern: re.Pattern[str], name: str) -> int | None:
     return None if found is None else next((int(n) for n in found.groups() if n), None)
 
 
-def against_attention_grid(items: Iterable[Item], shape: ModelShape, ranks: int) -> list[str]:
+def attention_grid_contradictions(
+    items: Iterable[Item], shape: ModelShape, ranks: int
+) -> list[str]:
     """A contradiction: the grid of an attention kernel has another number of query heads. The grid
     of FlashAttention 2 in prefill is query tiles × sequences × heads, that of memory-efficient
     attention query tiles × heads × sequences."""

@@ -46,8 +46,8 @@ def fill(traced: Traced, model: ModelConfig | AutoModel, device: Device | None) 
     out = Filled(traced.frame, traced.source)
     if not traced.trace.on_device:
         out.warnings.append(
-            f"--model {model.name} is not used: this is a CPU trace, and a config tells shapes to "
-            "kernels of a GPU alone (record_shapes=True keeps those of a CPU's ops)"
+            f"--model {model.name} is not used: this is a CPU trace, and a config gives shapes "
+            "only to kernels of a GPU (record_shapes=True keeps those of a CPU's ops)"
         )
         return out
     steps = items_of(traced.frame, traced.trace, traced.works)
@@ -111,7 +111,7 @@ def _filled(out: Filled, trial: Trial) -> Filled:
     heads = trial.tokens[first].heads
     widths = fitting_widths(trial.placed[first].gemms, trial.rows[first], trial.sm, heads=heads)
     if not writer.time:
-        out.notes.append(f"--model {trial.model.name} tells no shapes that the trace lacks")
+        out.notes.append(f"--model {trial.model.name} adds no shapes to those of the trace")
         return out
     out.notes += [_note(trial, writer), *widths]
     if trial.model.shape.experts and (reason := trial.experts.reason) is not None:
@@ -135,9 +135,9 @@ def _note(trial: Trial, writer: Writer) -> str:
     )
 
 
-Made = Callable[[], Work] | None  # the work of a call, made once a distinct call
+WorkFunction = Callable[[], Work] | None  # computes the work of a call, once a distinct call
 NAME = "prunescope::model_shape"  # the op of a call that the config gives
-_OWN = -(1 << 50)  # instances of kernels that stand alone in their op
+_OWN = -(1 << 50)  # instances of kernels that are the only one of their op
 
 
 class Writer:
@@ -171,7 +171,7 @@ class Writer:
             if assignment.by_order and not item.has_work:
                 self._place(item, None, "unknown")
 
-    def _gemm(self, at: Pass, one: Placed) -> tuple[object, Made, tuple[int, int] | None]:
+    def _gemm(self, at: Pass, one: Placed) -> tuple[object, WorkFunction, tuple[int, int] | None]:
         trial, slot, item = self.trial, one.slot, one.item
         model = trial.model
         name, dtype = item.name, model.dtype
@@ -196,7 +196,7 @@ class Writer:
 
     def _attention(
         self, at: Pass, item: Item, layer: int
-    ) -> tuple[object, Made, tuple[int, int] | None]:
+    ) -> tuple[object, WorkFunction, tuple[int, int] | None]:
         trial, tokens = self.trial, self.trial.tokens[at]
         shape = trial.model.shape.like(layer)
         known = tokens.batch and tokens.queries and tokens.keys and shape.kv_rank is None
@@ -216,8 +216,10 @@ class Writer:
 
         return ("attention", sizes, kv_heads, bool(slides), name), work, None
 
-    def _call(self, item: Item, key: object, made: Made, known: tuple[int, int] | None) -> None:
-        if key is None or (made is None and known is None):
+    def _call(
+        self, item: Item, key: object, compute: WorkFunction, known: tuple[int, int] | None
+    ) -> None:
+        if key is None or (compute is None and known is None):
             return
         self.time += item.ns
         if key not in self.numbers:
@@ -225,7 +227,7 @@ class Writer:
             if known is not None:
                 self.known[self.numbers[key]] = known
             self.calls.append(OpCall(NAME, (), ()))
-            self.works.append(None if made is None else made())
+            self.works.append(None if compute is None else compute())
         self.filled.append((item.step, _instance(item), self.numbers[key]))
 
     def _place(self, item: Item, layer: int | None, role: str) -> None:
@@ -255,9 +257,6 @@ class Writer:
 
 def _instance(item: Item) -> int:
     return _OWN - item.row if item.alone else item.instance
-
-
-AUTO = "auto"
 
 
 def guess(
@@ -344,7 +343,7 @@ class Clues:
 
 
 def clues_of(name: str, config: Mapping[str, Any], trial: Trial) -> Clues:
-    """What of a preset the trace shows."""
+    """The clues to a preset that the trace shows."""
     traced, shape = trial.traced, trial.model.shape
     key = next(iter(trial.placed))
     gemms = trial.placed[key].gemms
@@ -362,8 +361,8 @@ def clues_of(name: str, config: Mapping[str, Any], trial: Trial) -> Clues:
 
 
 def _vocabulary(trial: Trial, key: Pass) -> str | None:
-    """What shows the vocabulary: the grid of the head, or kernels after it whose elements are those
-    of some rows of logits; None without any."""
+    """The clues to the vocabulary: the grid of the head, or kernels after it whose elements are
+    those of some rows of logits; None without any."""
     head = next((one for one in trial.placed[key].gemms if one.slot.role == "lm_head"), None)
     if head is None:
         return None

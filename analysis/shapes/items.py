@@ -58,7 +58,7 @@ class Item:
 
     @property
     def token(self) -> Token:
-        """What equal kernels of other layers share."""
+        """The key that equal kernels of other layers share."""
         return self.name, self.grid
 
 
@@ -73,7 +73,7 @@ class Placed:
 
 @dataclass
 class Assignment:
-    """What is known of the kernels of one forward pass. `gemms` and `attentions` (item, layer) are
+    """The kernels of one forward pass. `gemms` and `attentions` (item, layer) are
     sure; `problems`: contradictions of the config; `unsure`: items that more than one place would
     fit; `explained`: the share of a layer's GEMM time that has slots."""
 
@@ -133,7 +133,7 @@ def _item(record: dict[str, Any], trace: Trace, works: Sequence[Any], unit: int)
     elif unit == UNKNOWN_UNIT:
         grid = None
     work = None if record["call"] is None else works[record["call"]]
-    gemm = work.gemms[0] if work is not None and len(work.gemms) == 1 else None
+    gemm = None if work is None else work.single_gemm
     return Item(
         row=record["row"],
         step=record["step"],

@@ -59,7 +59,7 @@ class ExpertSlots:
 def experts_of(
     gemms: Iterable[Placed], shape: ModelShape, ranks: int, collectives: Mapping[str, float]
 ) -> ExpertSlots:
-    """What a rank runs of the experts. `collectives`: how often a step runs each; where there are
+    """The experts of one rank. `collectives`: how often a step runs each; where there are
     none, one rank runs all."""
     part, whole = expert_slots(shape, ranks), expert_slots(shape)
     if not collectives:

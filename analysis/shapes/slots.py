@@ -2,7 +2,7 @@
 
 In: ModelShape, the degree of tensor parallelism, kernel names. Out: slots, a role with the N and K
 that one rank's kernel has, before and after attention, in each of the ways in which they are fused;
-and the work of a slot in the number formats that the kernel's name tells, else the config. Weights
+and the work of a slot in the number formats that the kernel's name states, else the config. Weights
 of 4 bits under activations of 16 are read as 4 bits.
 """
 
@@ -122,7 +122,7 @@ def pair_ways(shape: ModelShape, left: str, right: str) -> list[Layer]:
 
 
 def attention_ways(shape: ModelShape, slots: dict[str, Slot]) -> list[tuple[Slot, ...]]:
-    """What runs before an attention, fused or not. `slots`: of `role_slots`."""
+    """The slots before an attention, fused or not. `slots`: of `role_slots`."""
     befores = [("q", "k", "v"), ("qkv",)]
     if shape.kv_rank is not None:
         query = ("q_a", "q_b") if shape.q_rank else ("q",)
@@ -133,7 +133,8 @@ def attention_ways(shape: ModelShape, slots: dict[str, Slot]) -> list[tuple[Slot
 
 
 def mlp_ways(shape: ModelShape, ranks: int, *, experts: bool) -> list[tuple[Slot, ...]]:
-    """What follows the output projection: a plain MLP, or router, experts and what they share."""
+    """The slots after the output projection: a plain MLP, or router, experts and what they
+    share."""
     slots = role_slots(shape, ranks)
     if not experts:
         return [tuple(slots[role] for role in roles) for roles in _plain(shape)]

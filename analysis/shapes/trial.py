@@ -122,7 +122,7 @@ class Trial:
     def _check(
         self, key: Pass, items: list[Item], phase: str | None, counts: list[Count]
     ) -> list[str]:
-        """What in a pass contradicts the config; sets its tokens and M."""
+        """Contradictions between a pass and the config; sets its tokens and M."""
         shape, gemms = self.model.shape, self.placed[key].gemms
         allowed, problems = evidence.rows_allowed(gemms, self.sm)
         if problems:
@@ -149,16 +149,16 @@ class Trial:
             for why in evidence.off_the_tiles(gemms)
         ]
         return [
-            *evidence.against_records(gemms),
-            *evidence.against_heads(items, shape),
-            *evidence.against_attention_grid(items, shape, self.ranks),
-            *evidence.against_names(self.traced.counting.named, shape, self.ranks),
-            *evidence.against_head(gemms, self.sm),
-            *evidence.against_times(gemms, with_head=self.has_full_head(key)),
-            *evidence.against_narrow(gemms, self.rows[key], self.device),
-            *self._against_peaks(gemms, self.rows[key]),
-            *counted.against(self.rows[key]),
-            *self._against_width(gemms, counted, self.rows[key]),
+            *evidence.recorded_shape_contradictions(gemms),
+            *evidence.attention_name_contradictions(items, shape),
+            *evidence.attention_grid_contradictions(items, shape, self.ranks),
+            *evidence.named_size_contradictions(self.traced.counting.named, shape, self.ranks),
+            *evidence.head_contradictions(gemms, self.sm),
+            *evidence.time_contradictions(gemms, with_head=self.has_full_head(key)),
+            *evidence.narrow_gemm_contradictions(gemms, self.rows[key], self.device),
+            *self._peak_contradictions(gemms, self.rows[key]),
+            *counted.contradictions(self.rows[key]),
+            *self._width_contradictions(gemms, counted, self.rows[key]),
         ]
 
     def _check_head(self, key: Pass) -> None:
@@ -174,7 +174,7 @@ class Trial:
                     f"M {written(allowed)}, and it would run {counts} rows"
                 )
 
-    def _against_width(
+    def _width_contradictions(
         self, gemms: Sequence[Placed], counted: RowCounts, rows: int | None
     ) -> list[str]:
         """Activations whose width is not the config's. Where M is known the residual adds confirm
@@ -188,7 +188,7 @@ class Trial:
                 f"elements as residual adds, by their grids; in the config the MLP is "
                 f"{width / self.model.shape.hidden:.2f} times as wide as the hidden state"
             ]
-        found = evidence.against_width(gemms, width, channels)
+        found = evidence.mlp_width_contradictions(gemms, width, channels)
         if not found:
             self.warnings.append(
                 f"activations have a width of {channels:,}, by their grids, the MLP {width:,} "
@@ -211,11 +211,11 @@ class Trial:
         self.warnings.append(f"M = {rows:,} ({tokens.source}) does not fit {what}")
         return UNKNOWN
 
-    def _against_peaks(self, gemms: Sequence[Placed], rows: int | None) -> list[str]:
+    def _peak_contradictions(self, gemms: Sequence[Placed], rows: int | None) -> list[str]:
         if self.device is None or not gemms:
             return []
         inputs, weights = formats(gemms[0].item.name, self.model.dtype)
-        return evidence.against_peaks(
+        return evidence.peak_contradictions(
             gemms,
             rows,
             flop_per_s=self.device.peak(inputs),
@@ -264,7 +264,7 @@ class Trial:
 
     @cached_property
     def experts(self) -> ExpertSlots:
-        """What a rank runs of the experts."""
+        """The experts of one rank."""
         gemms = [one for assignment in self.placed.values() for one in assignment.gemms]
         return experts_of(gemms, self.model.shape, self.ranks, self.traced.collectives)
 

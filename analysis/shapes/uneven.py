@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 
-from prunescope.analysis.shapes.evidence import misplaced
+from prunescope.analysis.shapes.evidence import set_aside_misplaced
 from prunescope.analysis.shapes.items import (
     ATTENTION,
     BATCHED,
@@ -48,14 +48,18 @@ class _Way:
             wanted = places
             if number == len(parts) - 1 and len(items) == len(places) - 1:
                 wanted = places[:-1]  # no head
-            own = _own(items, len(wanted), first=number == 0, last=number == len(parts) - 1)
+            own = _items_of_layers(
+                items, len(wanted), first=number == 0, last=number == len(parts) - 1
+            )
             slots = [slot for slot, _ in wanted]
             fits = len(own) == len(wanted) and all(map(can_run, own, slots))
             found.append(wanted if fits else None)
         return found
 
 
-def _own(items: Sequence[Item], count: int, *, first: bool, last: bool) -> Sequence[Item]:
+def _items_of_layers(
+    items: Sequence[Item], count: int, *, first: bool, last: bool
+) -> Sequence[Item]:
     """The items of a segment that belong to layers: others may come before all and behind all."""
     if first and len(items) > count:
         return items[len(items) - count :]
@@ -122,7 +126,7 @@ def _cost(way: _Way, passes: list[list[Sequence[Item]]]) -> float:
         for number, (items, places) in enumerate(zip(parts, way.matched(parts), strict=True)):
             if places is not None:
                 last = number == len(parts) - 1
-                own = _own(items, len(places), first=number == 0, last=last)
+                own = _items_of_layers(items, len(places), first=number == 0, last=last)
                 pairs = [
                     (i, s) for i, (s, layer) in zip(own, places, strict=True) if layer is not None
                 ]
@@ -136,15 +140,15 @@ def _assigned(items: Sequence[Item], way: _Way) -> Assignment:
     for number, (part, places) in enumerate(zip(parts, way.matched(parts), strict=True)):
         own: Sequence[Item] = ()
         if places is not None:
-            own = _own(part, len(places), first=number == 0, last=number == len(parts) - 1)
+            own = _items_of_layers(
+                part, len(places), first=number == 0, last=number == len(parts) - 1
+            )
             out.gemms += [Placed(i, slot, n) for i, (slot, n) in zip(own, places, strict=True)]
         rows = {item.row for item in own}
         out.unsure += [item for item in part if item.row not in rows]
     attentions = [item for item in items if item.what == ATTENTION]
     out.attentions = list(zip(attentions, way.attending, strict=True))
-    if moved := misplaced(out.gemms):
-        out.unsure += [one.item for one in out.gemms if one.item.row in moved]
-        out.gemms = [one for one in out.gemms if one.item.row not in moved]
+    set_aside_misplaced(out)
     placed = sum(one.item.ns for one in out.gemms)
     total = placed + sum(item.ns for item in out.unsure)
     out.explained = placed / total if total else 0.0

@@ -118,11 +118,11 @@ def _counted(name: str) -> Tokens | None:
     """The tokens of a step whose name counts the requests and tokens of both phases."""
     if found := _VLLM.match(name):
         requests, tokens, squares, others, generated = (int(x or 0) for x in found.groups())
-        return _of_sums(requests, tokens, None, squares, others, generated)
+        return _workload_of_sums(requests, tokens, None, squares, others, generated)
     if found := _SUMS.match(name):
         numbers = [int(x) for x in found.groups()]
         _, requests, tokens, keys, squares, others, generated, _ = numbers
-        return _of_sums(requests, tokens, keys, squares, others, generated)
+        return _workload_of_sums(requests, tokens, keys, squares, others, generated)
     if found := _MODE.match(name):
         sums = {key: int(value) for key, value in _SUM.findall(found[2])}
         batch = _BATCH.search(found[2])
@@ -130,7 +130,7 @@ def _counted(name: str) -> Tokens | None:
         prompts = sums.get("c", every if "c_sq" in sums else 0)
         single = sums.get("g", every if "g_sq" in sums else 0)
         if prompts + single:
-            return _of_sums(
+            return _workload_of_sums(
                 prompts,
                 sums.get("c_sq", 0),
                 sums.get("c_sk"),
@@ -141,7 +141,7 @@ def _counted(name: str) -> Tokens | None:
     return None
 
 
-def _of_sums(
+def _workload_of_sums(
     requests: int, tokens: int, keys: int | None, squares: int, others: int, generated: int
 ) -> Tokens | None:
     """Numbers of requests and tokens, with sums of squares: equal lengths are those for which

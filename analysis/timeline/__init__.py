@@ -1,4 +1,4 @@
-"""What launched what, in which step.
+"""Launches of device work, the ops that launched it, and its step.
 
 In: a Trace. Out: kernels linked to launches, ops and module scopes; windows of steps; busy, gap
 and trailing idle time.

@@ -3,8 +3,8 @@
 In: a Trace, rows of its device events, the windows of its steps. Out: rows of launches (by
 correlation id) and of ops (by External id where there is no launch), -1 where there is none; and
 the step of every event. A stream runs in the order of launch, and correlation ids grow with it:
-both tell when an event was launched whose launch the trace lacks, or that it is of no step: carried
-over from before the trace, or late.
+both show when an event without a launch in the trace was launched, or that it is of no step:
+carried over from before the trace, or late.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ import numpy as np
 
 from prunescope.analysis.ops.kind import MATMUL_KINDS, kernel_kind
 from prunescope.analysis.ops.work import work_of
+from prunescope.analysis.timeline.intervals import outermost
 from prunescope.analysis.trace.collect import Ints, unique_ids
 from prunescope.analysis.trace.events import Trace
 
@@ -42,14 +43,14 @@ def engine_step(name: str) -> str | None:
     """The phase of a step that a serving engine annotates, one of PHASES; None for other names."""
     counts = _COUNTS.match(name)
     if counts is not None:
-        return _of_counts(int(counts[1]), int(counts[2]))
+        return _phase_of_counts(int(counts[1]), int(counts[2]))
     counts = _COUNTS_OLD.match(name)
     if counts is not None:
         # A cached request may be one whose prompt goes on in pieces: its shapes show it.
         return "prefill" if int(counts[1]) and not int(counts[2]) else "unknown"
     counts = _TRT.match(name)
     if counts is not None:
-        return _of_counts(int(counts[1]), int(counts[2]))
+        return _phase_of_counts(int(counts[1]), int(counts[2]))
     if (found := _FOUND.match(name)) is not None:
         return found[1]
     mode = _MODE.match(name)
@@ -75,7 +76,7 @@ def named_phases(names: Collection[str]) -> Iterator[dict[str, str]]:
             yield found
 
 
-# A context is many things where no generation stands beside it.
+# "context" means a prompt only next to "generation": alone it may be many things.
 _ALONE = {"prefill": "prefill", "decode": "decode", "generation": "decode"}
 
 
@@ -97,7 +98,7 @@ def convolves(trace: Trace) -> bool:
     )
 
 
-def _of_counts(context: int, generation: int) -> str:
+def _phase_of_counts(context: int, generation: int) -> str:
     if context and generation:
         return "mixed"
     return "prefill" if context else "decode" if generation else "unknown"
@@ -162,7 +163,10 @@ def find_iterations(trace: Trace) -> Iterations | None:
         (trace.frames, np.ones(len(trace.frames["ts"]), bool)),
     ):
         hits = np.flatnonzero(np.isin(spans["name"], list(called)) & keep)
-        start, end, order = _outermost(spans["ts"][hits], spans["dur"][hits])
+        start = spans["ts"][hits]
+        end = start + spans["dur"][hits]
+        order = outermost(start, end)
+        start, end = start[order], end[order]
         steps = _steps(trace, start, end)
         busy = [i for i, step in enumerate(steps) if step.gemm]
         if len(busy) >= _LEAST:
@@ -183,18 +187,6 @@ def attention_phase(kernel: str) -> str | None:
     if _PREFILL.search(kernel):
         return "prefill"
     return "decode" if _DECODE.search(kernel) else None
-
-
-def _outermost(start: Ints, length: Ints) -> tuple[Ints, Ints, Ints]:
-    """Spans in time order without those inside another, and which they are."""
-    end = start + length
-    order = np.lexsort((-end, start))
-    kept: list[int] = []
-    for i in order:
-        if not kept or start[i] >= end[kept[-1]]:
-            kept.append(int(i))
-    chosen = np.array(kept, np.int64)
-    return start[chosen], end[chosen], chosen
 
 
 @dataclass
@@ -279,7 +271,8 @@ def _phases(steps: list[_Step]) -> list[str]:
 def _large(steps: list[_Step]) -> list[bool] | None:
     """Which steps are far larger than the others; None where none are. By rows, else by blocks of
     kernels whose grids count rows, else by GEMM time: above the widest gap between two of them. A
-    larger batch of single tokens hardly takes longer, for the weights are read once: prompts do."""
+    larger batch of single tokens hardly takes longer, because the weights are read once; prompts
+    do."""
     for values, apart in (
         ([step.rows for step in steps], PROMPT_OVER_TOKENS),
         ([step.blocks or None for step in steps], PROMPT_OVER_TOKENS),

@@ -118,7 +118,7 @@ class HostSpans:
         )
 
     def longest(self, idle: Spans, most: int) -> list[tuple[str, int]]:
-        """What the spans with the most of the `idle` time are, and how much of it lies in each, ns;
+        """Names of the spans with the most of the `idle` time, and how much of it lies in each, ns;
         one that lies in another of its thread is left out."""
         ns = idle.spent(self.end) - idle.spent(self.begin)
         order = np.lexsort((self.begin, -ns))
@@ -154,7 +154,7 @@ def unusual_calls(trace: Trace) -> UnusualCalls:
     found = [*_launches(trace, warm), *_other_calls(trace, warm), *_ops(trace, warm)]
     first = [span for span, is_first in found if is_first]
     stalled = [span for span, is_first in found if not is_first]
-    first += _by_name(trace)
+    first += _compiler_spans(trace)
     first += _compilations(trace, warm)
     return UnusualCalls(HostSpans.of(first), HostSpans.of(stalled))
 
@@ -252,7 +252,7 @@ def _ops(trace: Trace, warm: int) -> Found:
         return
     key = ops["name"] if trace.on_device else ops["call"]  # the time of a host op is that of shapes
     rows = np.flatnonzero(np.isin(key, unique_ids(key[long])))
-    own = ops["dur"][rows] - _in_calls(trace, rows)
+    own = ops["dur"][rows] - _ns_in_calls(trace, rows)
     far, known = _far_above(key[rows], ops["dur"][rows], own)
     first = _firsts(key[rows], ops["ts"][rows], warm)
     kept = np.flatnonzero(far & known)
@@ -264,7 +264,7 @@ def _ops(trace: Trace, warm: int) -> Found:
             yield _span(ops, int(rows[at]), name), bool(first[at])
 
 
-def _in_calls(trace: Trace, rows: Ints) -> Ints:
+def _ns_in_calls(trace: Trace, rows: Ints) -> Ints:
     """For how long each of these ops is in calls that copy, wait or allocate, ns."""
     ops, calls = trace.ops, runtime_calls(trace)
     other = np.zeros(len(calls["ts"]), bool)
@@ -308,7 +308,7 @@ def _launches_inside(trace: Trace, rows: Ints) -> Mask:
     return found
 
 
-def _by_name(trace: Trace) -> list[Span]:
+def _compiler_spans(trace: Trace) -> list[Span]:
     """Long ops, annotations and Python frames that are named after a compiler or a tuner."""
     spans = []
     for table in (trace.ops, trace.annotations, trace.frames):

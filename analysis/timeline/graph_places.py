@@ -2,7 +2,7 @@
 
 In: a Trace and linked rows. Out: the place of each replayed row. torch annotates kernels of a graph
 with module paths (`torch.cuda.graph(enable_annotations=True)`, merged into the trace); an export of
-Nsight Systems tells when each node of a graph was captured, and so in which module's range.
+Nsight Systems states when each node of a graph was captured, and so in which module's range.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class GraphPlaces:
 
 
 def find_graph_places(trace: Trace, linked: Linked) -> GraphPlaces | None:
-    """The places of replayed rows; None where nothing tells any."""
+    """The places of replayed rows; None where none is known."""
     if not trace.on_device or not linked.replayed.any():
         return None
     device = trace.device

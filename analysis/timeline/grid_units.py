@@ -1,4 +1,4 @@
-"""What the grid of a device event counts: blocks, or work-items, as some records of ROCm do.
+"""The unit of a device event's grid: blocks, or work-items, as some records of ROCm do.
 
 In: a trace and rows of its device events. Out: one of BLOCKS, ITEMS, UNKNOWN_UNIT for each. CUDA
 records blocks. Of ROCm's launches hipExtModuleLaunchKernel takes work-items, and the other ones
@@ -55,8 +55,8 @@ def grid_units(trace: Trace, events: Ints) -> Ints:
 
 
 def _recorded(trace: Trace, events: Ints) -> int:
-    """What the profiler recorded of launches that take blocks: a grid that its block does not
-    divide is no count of work-items."""
+    """The unit that the profiler recorded of launches that take blocks: a grid that its block does
+    not divide is no count of work-items."""
     grid, block = taken(trace.device["grid"], events), taken(trace.device["block"], events)
     known = (grid >= 0) & (block >= 0)
     pairs = set(zip(grid[known].tolist(), block[known].tolist(), strict=True))

@@ -67,6 +67,15 @@ def cover(start: Ints, end: Ints, begin: int) -> tuple[Ints, Ints]:
     return busy, gap
 
 
+def outermost(start: Ints, end: Ints) -> Ints:
+    """Indices of the intervals in time order, without those that start inside the one before."""
+    kept: list[int] = []
+    for i in np.lexsort((-end, start)).tolist():
+        if not kept or start[i] >= end[kept[-1]]:
+            kept.append(i)
+    return np.array(kept, np.int64)
+
+
 @dataclass(frozen=True)
 class Spans:
     """The union of intervals: disjoint, in order. `before`: the time within all spans before

@@ -28,10 +28,10 @@ def lost_launches(trace: Trace, windows: Windows) -> dict[str, int]:
     launches = trace.launches
     if not len(launches["ts"]):
         return {"events": 0, "lost": 0, "captured": 0}
-    wanted = _of_kernels(trace)
+    wanted = _launches_kernels(trace)
     wanted &= windows.step_of(launches["ts"]) >= 0
     absent = wanted & ~trace.launches_named
-    captured = absent & _in_captures(trace, launches["ts"])
+    captured = absent & _is_in_capture(trace, launches["ts"])
     recorded = int(captured.sum())
     return {
         "events": int(wanted.sum()) - recorded,
@@ -44,7 +44,7 @@ def nameless_notes(trace: Trace) -> list[str]:
     """A note if kernels that name no launch belong to launches that seem to have no kernel."""
     kernels, launches = (
         _nameless_kernels(trace),
-        int((_of_kernels(trace) & ~trace.launches_named).sum()),
+        int((_launches_kernels(trace) & ~trace.launches_named).sum()),
     )
     if not kernels or not launches:
         return []
@@ -60,7 +60,7 @@ def _nameless_kernels(trace: Trace) -> int:
     return int(((device["correlation"] < 0) & (device["category"] == _KERNEL)).sum())
 
 
-def _of_kernels(trace: Trace) -> NDArray[np.bool_]:
+def _launches_kernels(trace: Trace) -> NDArray[np.bool_]:
     return _called(trace, "launchkernel")[trace.launches["name"]]
 
 
@@ -69,7 +69,7 @@ def _called(trace: Trace, part: str) -> NDArray[np.bool_]:
     return np.array([part in name.lower() for name in trace.names], bool)
 
 
-def _in_captures(trace: Trace, ts: Ints) -> NDArray[np.bool_]:
+def _is_in_capture(trace: Trace, ts: Ints) -> NDArray[np.bool_]:
     """Which times lie in the capture of a stream, on whatever thread: a capture may join streams
     that others launch on, and end on another thread than it began."""
     found = np.zeros(len(ts), bool)

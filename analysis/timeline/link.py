@@ -1,7 +1,8 @@
 """Kernels with their launch, op and step; every ns of a step covered once.
 
 In: Trace and Windows. Out: `Linked`: one row per unit of device work (or per host op that does
-work, on a CPU trace), with busy and gap ns, so that sum(busy) + sum(gap) + tail = wall of a step.
+work, on a CPU trace), with busy and gap ns, so that sum(busy) + sum(gap) + trailing idle = wall
+of a step.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
     by_op = op_by_external_id(trace, order, launch)
     launched = taken(trace.launches["ts"], launch, absent=0)
     launched = np.where(by_op >= 0, taken(trace.ops["ts"], by_op), launched)
-    replayed = _by_graph(trace, launch)
+    replayed = _launched_by_graph(trace, launch)
     returned = _returned(trace, launch, launched, start)
     linked = (launch >= 0) | (by_op >= 0)
     placed = steps_of_events(trace, order, launched, linked, windows)
@@ -279,7 +280,7 @@ def is_graph_launch(name: str) -> bool:
     return "graphlaunch" in name.lower()
 
 
-def _by_graph(trace: Trace, launch: Ints) -> NDArray[np.bool_]:
+def _launched_by_graph(trace: Trace, launch: Ints) -> NDArray[np.bool_]:
     """Which rows a graph replay launched: all of one replay share its launch."""
     names = trace.launches["name"]
     graph = np.array([is_graph_launch(name) for name in trace.names], bool)
@@ -321,11 +322,11 @@ def link_host(trace: Trace, windows: Windows) -> Linked:
     end = np.minimum(start + ops["dur"][work], windows.end[step] if len(step) else start)
     busy, gap, above = np.zeros_like(start), np.zeros_like(start), np.full(len(start), NONE)
     wall = windows.end - windows.start
-    tail = np.zeros(len(windows), np.int64)
+    trailing_idle = np.zeros(len(windows), np.int64)
     for i in range(len(windows)):
         rows = np.flatnonzero(step == i)
         up = _work_above(ops["thread"][work[rows]], start[rows], end[rows])
-        busy[rows], gap[rows], tail[i] = _host_step(up, start[rows], end[rows], windows, i)
+        busy[rows], gap[rows], trailing_idle[i] = _host_step(up, start[rows], end[rows], windows, i)
         above[rows] = np.where(up >= 0, rows[np.maximum(up, 0)], NONE)
     return Linked(
         step=step,
@@ -339,7 +340,7 @@ def link_host(trace: Trace, windows: Windows) -> Linked:
         launched=start,
         thread=ops["thread"][work],
         wall=wall,
-        trailing_idle=tail,
+        trailing_idle=trailing_idle,
         between=np.zeros(len(windows), np.int64),
         left_out=left_out,
         replayed=np.zeros(len(work), bool),
@@ -360,7 +361,7 @@ def _work_above(thread: Ints, start: Ints, end: Ints) -> Ints:
 def _host_step(
     up: Ints, start: Ints, end: Ints, windows: Windows, step: int
 ) -> tuple[Ints, Ints, int]:
-    """Busy and gap of the work ops of one step, and its tail."""
+    """Busy and gap of the work ops of one step, and its trailing idle."""
     top = np.flatnonzero(up < 0)
     begin, finish = int(windows.start[step]), int(windows.end[step])
     busy, gap = np.zeros_like(start), np.zeros_like(start)

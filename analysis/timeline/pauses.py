@@ -1,8 +1,8 @@
 """Time between steps in which the host waits: for the next request, or for the user.
 
 In: a Trace and windows of ranges that users put around their steps. Out: `Pauses`, host ns. A step
-owns the time up to it, for Python between two ranges is a part of a loop. A wait of the host is
-not: it runs no op and makes no call for longer than it ever does inside of a range, and for longer
+owns the time up to it, because Python between two ranges is a part of a loop. A wait of the host is
+none: it runs no op and makes no call for longer than it ever does inside of a range, and for longer
 than Python between two ops takes.
 """
 

@@ -24,7 +24,7 @@ _SEEN = 0.014
 
 def phases_of(windows: Windows) -> list[str]:
     """The phases among steps that a pattern did not pick, in the order of PHASES; empty where
-    nothing tells them."""
+    they are unknown."""
     if windows.source == "pattern":
         return []
     seen = {engine_step(name) for name in windows.names}

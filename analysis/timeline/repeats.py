@@ -2,7 +2,7 @@
 
 In: a Trace and its work in order. Out: windows of the steps (host ns), or None.
 
-A layer repeats as a step does. What tells them apart is what every part holds: a lookup of tokens
+A layer repeats as a step does. Every part of a step, unlike a layer, holds a lookup of tokens
 before several attentions, more attentions, convolutions or scans than a layer has (and a lookup,
 where the trace has any), or a backward pass. Equal parts without these stay one step.
 """
@@ -23,7 +23,7 @@ from prunescope.analysis.trace.events import Trace
 Sign = list[tuple[Ints, int]]
 _LOOKUP = "aten::embedding"
 # A layer mixes tokens once or twice (its own, those of an encoder), a residual block of a
-# convolutional network four times (three convolutions, and one beside them).
+# convolutional network four times (three convolutions, and one in the shortcut).
 _MIXERS, _OF_A_LAYER = ("attention", "softmax", "conv", "scan"), 4
 _ATTENTIONS_OF_A_LAYER = 2
 _TRIES = 4  # names that occur as often: the first that begins a step is enough
@@ -48,14 +48,16 @@ def parts_of_whole_passes(trace: Trace, work: WorkSequence) -> Iterator[Windows]
         for start in _beginnings(work, np.flatnonzero(count == often)):
             windows = _windows(trace, work, start)
             # The begins do not rise where threads launch side by side.
-            if (np.diff(windows.start) > 0).all() and any(_in_each(windows, s) for s in signs):
+            if (np.diff(windows.start) > 0).all() and any(
+                _occurs_in_each(windows, s) for s in signs
+            ):
                 yield windows
 
 
 def _signs(trace: Trace, work: WorkSequence) -> list[Sign]:
-    """What no layer holds. A layer may look up its positions, and then has one attention; a group
-    of layers with attention and of others with scans, as hybrid models repeat it, has many mixers:
-    the lookup alone tells it from a step."""
+    """Marks of a step: work that no layer holds. A layer may look up its positions, and then has
+    one attention; a group of layers with attention and of others with scans, as hybrid models
+    repeat it, has many mixers: only the lookup distinguishes it from a step."""
     distinct, row = work.kinds
     kinds = [op_kind(name, None) for name in (trace.names[i] for i in distinct)]
     kinds = [
@@ -84,7 +86,7 @@ def _called(trace: Trace, name: str) -> Ints:
     return np.sort(trace.ops["ts"][np.isin(trace.ops["name"], ids)])
 
 
-def _in_each(windows: Windows, sign: Sign) -> bool:
+def _occurs_in_each(windows: Windows, sign: Sign) -> bool:
     """Whether every window holds each of the calls as often as the sign asks for."""
     for at, least in sign:
         step = windows.step_of(at)

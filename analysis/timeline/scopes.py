@@ -142,8 +142,8 @@ def _range_places(trace: Trace) -> tuple[Ints, list[Place], str]:
     named[[i for i, path in paths.items() if path]] = True
     rows = np.flatnonzero(named[names])
     places = [known[paths[i]] for i in names[rows].tolist()]
-    told = any(place.role != _UNKNOWN for place in known.values() if place.layer is not None)
-    return rows, places, "modules" if told else "layers"
+    has_roles = any(place.role != _UNKNOWN for place in known.values() if place.layer is not None)
+    return rows, places, "modules" if has_roles else "layers"
 
 
 def module_path(name: str) -> str:
@@ -244,7 +244,7 @@ def _nested_places(
 
 def _adapters(nest: _Nest) -> list[int]:
     """Linears of adapters: a linear that holds three or more linears (one and pairs) is the first
-    of them and a pair through a rank beside it for each adapter (peft)."""
+    of them, followed by a pair through a rank for each adapter (peft)."""
     found = []
     for i, held in nest.inside.items():
         if i < 0 or nest.scope[i] not in ("attention", "mlp"):
@@ -302,7 +302,7 @@ def _nest(
 def _linears_of_linears(
     classes: list[str], scope: list[str], inside: dict[int, list[int]]
 ) -> set[int]:
-    """The modules of somebody's own class that hold linears and nothing else, beside others of an
+    """The modules of a user's own class that hold linears and nothing else, next to others of an
     attention or MLP: each stands for one linear, as two through a rank do for what they replace.
     Alone in its part such a module may hold all linears of it."""
     found: set[int] = set()
@@ -387,8 +387,8 @@ def _class_of(label: str) -> str:
 
 
 def _number(label: str) -> int | None:
-    tail = label.rsplit("_", 1)[-1]
-    return int(tail) if tail.isascii() and tail.isdigit() and len(tail) < 9 else None
+    number = label.rsplit("_", 1)[-1]
+    return int(number) if number.isascii() and number.isdigit() and len(number) < 9 else None
 
 
 @lru_cache(maxsize=4096)
@@ -462,7 +462,7 @@ def _called_first(linears: list[int], labels: list[str]) -> dict[int, list[int]]
 
 
 def _norm_roles(nest: _Nest, above: int, children: list[int]) -> dict[int, str]:
-    """Roles of the norms among the modules inside one, by what stands beside them."""
+    """Roles of the norms among the modules inside one, by the modules next to them."""
     classes, scope = nest.classes, nest.scope
     # A wrapper of a norm and of what reads it is no norm (PreNorm).
     norms = [i for i in children if "Norm" in classes[i] and not nest.part[i]]
@@ -492,7 +492,7 @@ def _norm_roles(nest: _Nest, above: int, children: list[int]) -> dict[int, str]:
 
 def _mixture_roles(nest: _Nest, above: int, children: list[int]) -> dict[int, str]:
     """Roles inside a mixture of experts: modules that hold linears, in one that is called a mixture
-    or holds several MLPs of one class; beside experts in one module, such a module is shared, and
+    or holds several MLPs of one class; next to experts in one module, such a module is shared, and
     a linear is a router."""
     if above < 0 or nest.scope[above] != "mlp":
         return {}
@@ -525,7 +525,7 @@ _BY_CLASS = tuple(
         ("router", r"Router|TopK|Gate$|Gating"), ("experts", _EXPERTS_CLASS.pattern),
     )
 )  # fmt: skip
-_UP_DOWN = ("up", "down")  # or a fused gate and up: the shapes tell
+_UP_DOWN = ("up", "down")  # or a fused gate and up: the shapes decide
 _BY_COUNT: dict[tuple[str, int], tuple[str, ...]] = {
     ("attention", 4): ("q", "k", "v", "o"),
     ("attention", 3): ("q", "k", "v"),  # with o in a module of its own
@@ -554,10 +554,10 @@ def _linear_roles(
             named[i] = "o" if scope[i] == "attention" else "down"
     if named:
         return named
-    return _by_count(linears, scope[first], around)
+    return _roles_by_count(linears, scope[first], around)
 
 
-def _by_count(linears: list[int], scope: str, around: str) -> dict[int, str]:
+def _roles_by_count(linears: list[int], scope: str, around: str) -> dict[int, str]:
     """Roles of linears in one call of `around`, a part of a layer, by how many they are."""
     known = roles_by_number(scope, len(linears))
     if scope == "mlp" and len(linears) == 1:
@@ -569,5 +569,5 @@ def _by_count(linears: list[int], scope: str, around: str) -> dict[int, str]:
 
 
 def roles_by_number(scope: str, number: int) -> tuple[str, ...]:
-    """The roles of so many linears in one part of a layer; empty where their number tells none."""
+    """The roles of so many linears in one part of a layer; empty where their number gives none."""
     return _BY_COUNT.get((scope, number), ())

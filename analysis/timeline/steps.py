@@ -26,7 +26,7 @@ from prunescope.analysis.timeline.engines import (
     phases_named_alone,
 )
 from prunescope.analysis.timeline.generation import may_generate, prompts_and_tokens
-from prunescope.analysis.timeline.intervals import SEQUENCE, WHOLE, Windows, innermost
+from prunescope.analysis.timeline.intervals import SEQUENCE, WHOLE, Windows, innermost, outermost
 from prunescope.analysis.timeline.markers import marked_steps
 from prunescope.analysis.timeline.repeats import parts_of_whole_passes, repeated_sequence
 from prunescope.analysis.timeline.work_sequence import work_sequence
@@ -69,7 +69,7 @@ def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
             ignored = marked.names[0]
         if source == "pattern":
             raise _without_match(trace, str(phase_pattern), set(distinct.values()))
-    unmarked = _of_one_phase(trace, notes, distinct, _repeated(trace) or _whole())
+    unmarked = _of_one_phase(trace, notes, distinct, _repeated(trace) or _whole_trace())
     return replace(unmarked, ignored=ignored)
 
 
@@ -207,7 +207,7 @@ def _repeated(trace: Trace) -> Windows | None:
     return marked_steps(trace, work) or repeated_sequence(trace, work)
 
 
-def _whole() -> Windows:
+def _whole_trace() -> Windows:
     low, high = np.iinfo(np.int64).min // 4, np.iinfo(np.int64).max // 4
     return Windows(np.array([low]), np.array([high]), "whole", ["trace"])
 
@@ -261,11 +261,7 @@ def _disjoint(trace: Trace, hits: Ints, source: str) -> Windows:
     """Windows in time order; one that starts inside the window before it is not a step."""
     start = trace.annotations["ts"][hits]
     end = start + trace.annotations["dur"][hits]
-    order = np.lexsort((-end, start))
-    kept: list[int] = []
-    for i in order:
-        if not kept or start[i] >= end[kept[-1]]:
-            kept.append(int(i))
-    names = [trace.names[trace.annotations["name"][hits[i]]] for i in kept]
+    kept = outermost(start, end)
+    names = [trace.names[i] for i in trace.annotations["name"][hits[kept]].tolist()]
     are_ranges = source in ("pattern", "numbered") and not any(map(engine_step, names))
     return Windows(start[kept], end[kept], source, names, are_ranges=are_ranges)

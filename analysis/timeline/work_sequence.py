@@ -18,10 +18,10 @@ from prunescope.analysis.timeline.intervals import Windows, parents
 from prunescope.analysis.trace.collect import Ints, unique_ids
 from prunescope.analysis.trace.events import Trace
 
-# Of the launches of a usual part: the first pass of a loop builds masks and caches beside them, and
+# Of the launches of a usual part: the first pass of a loop also builds masks and caches, and
 # a prompt is masked where a single token is not. Most parts do the same work but for a few.
 _ALIKE, _ALL_ALIKE = 0.95, 0.75
-NEARLY_ALL = 0.9  # of the time that the device runs: what repeats beside it is no step
+NEARLY_ALL = 0.9  # of the time that the device runs: what repeats in the rest is no step
 Floats = NDArray[np.float64]
 
 
@@ -96,7 +96,7 @@ def _shared(held: Ints, usual: Floats | None = None) -> Floats:
 
 def work_sequence(trace: Trace) -> WorkSequence:
     """The rows of all launches whose kernels are in the trace, or of all outermost work ops."""
-    return _of_device(trace) if trace.on_device else _of_host(trace)
+    return _device_sequence(trace) if trace.on_device else _host_sequence(trace)
 
 
 def host_span(trace: Trace) -> tuple[int, int]:
@@ -107,7 +107,7 @@ def host_span(trace: Trace) -> tuple[int, int]:
     return min(int(table["ts"].min()) for table in tables), end + trace.on_device
 
 
-def _of_device(trace: Trace) -> WorkSequence:
+def _device_sequence(trace: Trace) -> WorkSequence:
     """Named by its op where there is one: a prompt and a token run other kernels of one op."""
     device = trace.device
     launch = launch_of(trace, np.arange(len(device["ts"])))
@@ -122,7 +122,7 @@ def _of_device(trace: Trace) -> WorkSequence:
     return WorkSequence(trace.names, name, begin, device["dur"][events])
 
 
-def _of_host(trace: Trace) -> WorkSequence:
+def _host_sequence(trace: Trace) -> WorkSequence:
     ops = trace.ops
     work = np.array([is_work_op(name) for name in trace.names], bool)
     rows = np.flatnonzero(work[ops["name"]]) if len(ops["name"]) else np.zeros(0, np.int64)

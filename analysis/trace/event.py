@@ -23,7 +23,7 @@ OP_CATEGORIES = ("cpu_op", "Operator")
 LAUNCH_CATEGORIES = ("cuda_runtime", "cuda_driver", "hip_runtime", "hip_driver", "xpu_runtime",
                      "xpu_driver", "privateuse1_runtime", "privateuse1_driver", "mtia_runtime",
                      "Runtime")  # fmt: skip
-# From 2^42 us on, a double no longer tells all nanoseconds apart: read the decimal text instead.
+# From 2^42 us on, a double no longer distinguishes all nanoseconds: read the decimal text instead.
 EXACT_FROM_US = float(1 << 42)
 
 Number = int | float | str | None
@@ -56,7 +56,7 @@ class Args(msgspec.Struct, gc=False):
     module: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="module_fqn")
     label: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="name")
     label_legacy: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="str")
-    # What torch says of a collective, raw as well.
+    # Arguments that torch writes on a collective, as they are.
     collective: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Collective name")
     sent: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="In msg nelems")
     received: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Out msg nelems")
@@ -85,7 +85,7 @@ class Event(msgspec.Struct, gc=False):
 
 MEMORY = "cpu_instant_event"  # among others of no use
 SNAPSHOT = "[memory]"  # the events of MEMORY that are read
-OVERHEAD = "overhead"  # what the profiler and the driver do beside the program
+OVERHEAD = "overhead"  # work of the profiler and the driver, not of the program
 # How a graph that was recorded as one interval is called, before its number.
 WHOLE_GRAPH = "CUDA graph "
 # Arrows and spans that become no column: most events of many traces.

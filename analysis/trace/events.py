@@ -86,7 +86,7 @@ class Trace:
     waits: dict[str, Ints] = field(default_factory=_no_waits)
 
     def __post_init__(self) -> None:
-        """What a trace says of people and their machine is in none of its strings from here on."""
+        """Remove secrets and paths of people and their machine from all strings."""
         names = scrub_all(self.names)
         if names is not self.names and names != self.names:
             new = dict(zip(self.names, names, strict=True))

@@ -1,4 +1,4 @@
-"""What a trace holds beside the kernels of the steps, as a frame, for export to a timeline.
+"""Events of a trace other than the kernels of the steps, as a frame, for export to a timeline.
 
 In: a Trace. Out: events in time order, ns; `category` is scope, op or launch for the host's, and
 carry-over or outside for those of the device that are in no step.
@@ -64,8 +64,8 @@ def outside_steps(trace: Trace, kept: pl.Series) -> pl.DataFrame:
 
 def _shapes(trace: Trace, table: dict[str, Ints]) -> pl.Series:
     shapes = ([list(s) if isinstance(s, tuple) else s for s in c.shapes] for c in trace.calls)
-    told = scrub_all([str(one) if one else "" for one in shapes])
-    texts = pl.Series([one or None for one in told], dtype=pl.String)
+    scrubbed = scrub_all([str(one) if one else "" for one in shapes])
+    texts = pl.Series([one or None for one in scrubbed], dtype=pl.String)
     if "call" not in table or not len(texts):
         return pl.Series([None] * len(table["ts"]), dtype=pl.String)
     return texts.gather(pl.Series(np.maximum(table["call"], 0), dtype=pl.UInt32))

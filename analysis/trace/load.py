@@ -90,7 +90,7 @@ def load(path: Path, member: str | None = None) -> Trace:
             "Systems, or what `prunescope trace` wrote",
         )
     try:
-        trace = _of_nsys(path, member) if is_nsys(path) else _of_chrome(path, member)
+        trace = _load_nsys(path, member) if is_nsys(path) else _load_chrome(path, member)
     except PrunescopeError:
         refuse_own_file(path)
         raise
@@ -101,15 +101,15 @@ def load(path: Path, member: str | None = None) -> Trace:
     return with_results(trace)
 
 
-def _of_nsys(path: Path, member: str | None) -> Trace:
+def _load_nsys(path: Path, member: str | None) -> Trace:
     source, collect, caveats = read(path, member)
     trace = _trace(source, collect)
     trace.caveats += caveats
     return trace
 
 
-def _of_chrome(path: Path, member: str | None) -> Trace:
-    source, collect = _in_processes(path, member) or _in_this_process(path, member)
+def _load_chrome(path: Path, member: str | None) -> Trace:
+    source, collect = _read_in_processes(path, member) or _read_in_this_process(path, member)
     trace = _trace(source, collect)
     if trace.on_device and is_timed_around_ops(collect.threads):
         keep = innermost_only(trace.device)
@@ -121,13 +121,13 @@ def _of_chrome(path: Path, member: str | None) -> Trace:
     return trace
 
 
-def _in_processes(path: Path, member: str | None) -> tuple[Source, Collector] | None:
+def _read_in_processes(path: Path, member: str | None) -> tuple[Source, Collector] | None:
     """A large file, read by several processes; None where one process is as fast."""
     shares = shares_of(path, member)
     return None if shares is None else join_shares(path, member, shares)
 
 
-def _in_this_process(path: Path, member: str | None) -> tuple[Source, Collector]:
+def _read_in_this_process(path: Path, member: str | None) -> tuple[Source, Collector]:
     source, collect = Source(path, member, decoder=LEAN), Collector()
     try:
         for events in source.blocks():

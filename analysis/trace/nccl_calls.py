@@ -1,4 +1,4 @@
-"""What NCCL's own NVTX ranges say of its calls: bytes and ranks, where an export holds them.
+"""Bytes and ranks of NCCL's calls, from its own NVTX ranges where an export holds them.
 
 In: the ranges of NCCL's domain, their payloads as JSON or as bytes that a table of schemas lays
 out. Out: a collective for each kernel that one call, or one group of calls, launched. A group that
@@ -68,7 +68,11 @@ class Payloads:
 
     def fields(self, binary: Any, text: Any) -> Fields:
         """The whole numbers of a payload by their labels; empty for none that can be read."""
-        return _of_bytes(binary, self._layouts) if isinstance(binary, bytes) else _of_json(text)
+        return (
+            _fields_of_bytes(binary, self._layouts)
+            if isinstance(binary, bytes)
+            else _fields_of_json(text)
+        )
 
 
 def _layouts(file: Database) -> dict[tuple[int, int], Layout]:
@@ -91,7 +95,7 @@ def _layouts(file: Database) -> dict[tuple[int, int], Layout]:
     return {key: layout for key, layout in found.items() if key not in differs}
 
 
-def _of_bytes(binary: bytes, layouts: dict[tuple[int, int], Layout]) -> Fields:
+def _fields_of_bytes(binary: bytes, layouts: dict[tuple[int, int], Layout]) -> Fields:
     if len(binary) < _HEADER.size:
         return {}
     domain, _, schema, _, size, _ = _HEADER.unpack_from(binary)
@@ -103,7 +107,7 @@ def _of_bytes(binary: bytes, layouts: dict[tuple[int, int], Layout]) -> Fields:
     }
 
 
-def _of_json(text: Any) -> Fields:
+def _fields_of_json(text: Any) -> Fields:
     if not isinstance(text, str):
         return {}
     try:
@@ -111,10 +115,10 @@ def _of_json(text: Any) -> Fields:
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return {}
     numbers = found.items() if isinstance(found, dict) else ()
-    return {name: number for name, value in numbers if (number := _whole(value)) is not None}
+    return {name: number for name, value in numbers if (number := _whole_number(value)) is not None}
 
 
-def _whole(value: Any) -> int | None:
+def _whole_number(value: Any) -> int | None:
     """A number, or a text of digits (64 bits do not fit a double of JSON)."""
     if type(value) is int:
         return value

@@ -22,7 +22,7 @@ RANGES, GPU_OF = "NVTX_EVENTS", "TARGET_INFO_CUDA_DEVICE"
 WORK = (KERNEL, COPY, FILL, GRAPH)  # tables of what a GPU runs
 _OF_KERNELS = (KERNEL, GRAPH)
 PLACED = ("start", "end", "deviceId")
-# Columns without which a table says nothing of use; all exports since 2021 have them.
+# Columns without which a table is of no use; all exports since 2021 have them.
 _SIZES = tuple(f"{what}{axis}" for what in ("grid", "block") for axis in "XYZ")
 _NEEDED = {
     KERNEL: ("streamId", "globalPid", "registersPerThread", *_SIZES),
@@ -100,7 +100,7 @@ def _no_kernels(file: Database) -> PrunescopeError:
     if file.has_wal:
         return PrunescopeError(
             f"{file.path.name} holds no kernel of a GPU{others}: what SQLite keeps in a file "
-            "beside it (-wal) is not read",
+            "next to it (-wal) is not read",
             hint=f'move it into the file: `sqlite3 {file.path.name} "PRAGMA '
             'wal_checkpoint(TRUNCATE)"`, or export the report again',
         )
@@ -131,7 +131,7 @@ def _only(gpu_of: dict[tuple[int, int], int], number: int) -> int | None:
 
 
 def lacking_caveats(file: Database) -> Iterator[str]:
-    """What the tables beside that of the kernels lack."""
+    """Caveats on columns that tables other than that of the kernels lack."""
     for table, needed in _NEEDED.items():
         if lacking := file.lacks(table, *needed):
             yield f"its table {table} lacks {_columns(lacking)}: what depends on that is unknown"

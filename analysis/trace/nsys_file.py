@@ -1,10 +1,10 @@
 """An SQLite export of Nsight Systems, opened as hostile input.
 
 In: a file that `nsys export --type sqlite` wrote. Out: the columns of its plain tables, in blocks
-of rows, and the strings that their ids name. The file is opened read-only and immutable (what a WAL
-beside it holds is not read, a change that was not finished is refused); no view, trigger, generated
-column or function of its schema runs, and the work and memory of every query are bounded by the
-size of the file.
+of rows, and the strings that their ids name. The file is opened read-only and immutable (changes in
+a WAL next to it are not read, a file with an unfinished change is refused); no view, trigger,
+generated column or function of its schema runs, and the size of the file bounds the work and memory
+of every query.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def exported(path: Path) -> Path:
 
 
 def reports_in(folder: Path) -> list[Path]:
-    """The reports of Nsight Systems in a folder beside which no export lies."""
+    """The reports of Nsight Systems in a folder that have no export next to them."""
     return sorted(
         file
         for file in folder.iterdir()
@@ -104,8 +104,8 @@ def _folder() -> Path:
 
 
 class Database:
-    """The plain tables of one file. `tables`: the names of their columns. `has_wal`: changes beside
-    the file were not read."""
+    """The plain tables of one file. `tables`: the names of their columns. `has_wal`: changes in
+    a WAL next to the file were not read."""
 
     def __init__(self, path: Path, wanted: Iterable[str]) -> None:
         """Open the `wanted` tables of a file: those that it has.
@@ -244,14 +244,14 @@ class Database:
             )
 
     def _refuse_unfinished(self) -> None:
-        """A journal beside the file that is not empty, and whose header was not wiped, holds what a
-        change that was not finished has overwritten: without it the rows are partly new."""
+        """Refuse a file next to a journal that is not empty and whose header was not wiped: an
+        unfinished change has overwritten the rows that the journal holds."""
         journal = self.path.with_name(f"{self.path.name}-journal")
         with suppress(OSError, ValueError), journal.open("rb") as file:
             if file.read(1) not in (b"", b"\0"):
                 raise self.damaged(
                     f"it is being written, or its writing was broken off: {journal.name} lies "
-                    "beside it"
+                    "next to it"
                 )
 
     def damaged(self, problem: str) -> PrunescopeError:

@@ -1,4 +1,4 @@
-"""What an export of Nsight Systems says of the GPU itself: its properties, and samples of counters.
+"""The GPU in an export of Nsight Systems: its properties, and samples of counters.
 
 In: `Tables`. Out: properties under the names that kineto gives them; counters of the Collector.
 """
@@ -40,7 +40,7 @@ def add_counters(tables: Tables) -> None:
             named[kind, metric] = name[:_COUNTER_NAME]
     kinds = {kind for kind, _ in named if gpu is None or kind & _GPU_OF_TYPE == gpu}
     if len(kinds) != 1 or not tables.file.has(SAMPLES, "timestamp", "typeId", "value"):
-        return  # samples of several devices, and nothing says which is this one
+        return  # samples of several devices, and it is unknown which is this one
     kind = kinds.pop()
     found: dict[int, tuple[list[Ints], list[Floats]]] = {}
     read = ("timestamp", "metricId", "value")
@@ -65,7 +65,9 @@ def _gpus(tables: Tables) -> set[int]:
     return {gpu for gpu in known if gpu is not None}
 
 
-def _of_number(tables: Tables, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+def _rows_of_device_number(
+    tables: Tables, rows: Sequence[tuple[Any, ...]]
+) -> list[tuple[Any, ...]]:
     """Those of the GPUs that CUDA calls as it calls the device, in a file that maps no numbers
     of processes to GPUs: by `cuDevice` where it is written, else by their ids."""
     numbers = {number for _, number in tables.device.names}
@@ -77,13 +79,13 @@ def _of_number(tables: Tables, rows: Sequence[tuple[Any, ...]]) -> list[tuple[An
 
 
 def properties(tables: Tables) -> list[dict[str, Any]]:
-    """What the file says of the GPU, under the names that kineto gives them."""
+    """Properties of the GPU under the names that kineto gives them."""
     if not tables.file.has(GPU, "id", "name"):
         return []
     mine = _gpus(tables)
     columns = ("id", *_PROPERTIES, "maxWarpsPerSm", "cuDevice")
     rows = [row for block in tables.file.rows(GPU, columns) for row in block]
-    known = [row for row in rows if row[0] in mine] or _of_number(tables, rows)
+    known = [row for row in rows if row[0] in mine] or _rows_of_device_number(tables, rows)
     if not known and len({row[1:-1] for row in rows}) == 1:  # of one kind all of them
         known = rows
     if not known or not isinstance(known[0][1], str):

@@ -65,7 +65,7 @@ def _add_ops(tables: Tables, rows: dict[str, Ints], ranges: list[Range | None]) 
 
 
 def add_collectives(tables: Tables) -> None:
-    """What the kernels of NCCL send, where its own ranges say it."""
+    """Bytes that the kernels of NCCL send, where its own ranges state them."""
     payloads = Payloads(tables.file)
     rows = list(_nccl_rows(tables, payloads)) if payloads.domains else []
     if not rows:
@@ -101,7 +101,7 @@ def _nccl_rows(tables: Tables, payloads: Payloads) -> Iterator[NcclRange]:
 
 
 def add_overheads(tables: Tables) -> None:
-    """What the profiler and the driver did beside the program."""
+    """Work of the profiler and the driver, not of the program."""
     for table in OVERHEADS:
         columns = {"thread": "globalTid", "name": "nameId"}
         rows = tables.columns(table, columns, tables.of_processes(table))

@@ -37,9 +37,10 @@ _ID_BITS = 33
 
 
 class Tables:
-    """What is read of one device: the file, the Collector that its rows go to, and `caveats`: what
-    the file lacks, as sentences. `order`: the processes that used the device, by number; `alone`:
-    CUDA's numbers that no other device has; `others`: what these processes call the others."""
+    """Input and output of reading one device: the file, the Collector that its rows go to, and
+    `caveats`: what the file lacks, as sentences. `order`: the processes that used the device, by
+    number; `alone`: CUDA's numbers that no other device has; `others`: what these processes call
+    the others."""
 
     def __init__(
         self, file: Database, source: Source, device: NsysDevice, devices: Sequence[NsysDevice]

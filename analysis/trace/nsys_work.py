@@ -1,4 +1,4 @@
-"""What one device of an export of Nsight Systems ran: kernels, copies, fills, graphs, and waits of
+"""Work of one device in an export of Nsight Systems: kernels, copies, fills, graphs, and waits of
 its streams.
 
 In: `Tables`. Out: rows of the table of device events of their Collector.
@@ -33,7 +33,6 @@ from prunescope.analysis.trace.nsys_tables import (
     places_in,
     processes_of,
 )
-from prunescope.analysis.trace.stream_waits import begins_of_waits
 
 NODES = "CUDA_GRAPH_NODE_EVENTS"
 SYNCS, EVENTS = "CUPTI_ACTIVITY_KIND_SYNCHRONIZATION", "CUPTI_ACTIVITY_KIND_CUDA_EVENT"
@@ -53,24 +52,24 @@ _LITERALS = {"unsigned int": "u", "long": "l", "unsigned long": "ul", "long long
 
 
 class DeviceWork:
-    """Fills the device's table, told apart by streams and the nodes of graphs."""
+    """Fills the device's table; streams and nodes of graphs get numbers of their own."""
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
         self._contexts: Ids[tuple[int, int]] = Ids()
 
     def read(self) -> None:
-        """All that the device ran, as far as the file has it."""
+        """Read all work of the device that the file holds."""
         self.tables.collect.tables[DEVICE].reserve(self._device_rows())
         for rows in self._work():
             self._add_device(rows)
         self._graphs()
         self._stream_waits()
-        self._say_unnamed()
+        self._note_unnamed()
 
     def _device_rows(self) -> int:
-        """How many rows of the device's work there are at most. Those that name no device are
-        counted apart."""
+        """The largest possible number of rows of the device's work. Rows that name no device are
+        counted separately."""
         tables = placed_tables(self.tables.file)
         self.tables.collect.unplaced = sum(
             self.tables.file.count(table, UNPLACED) for table in tables
@@ -173,7 +172,7 @@ class DeviceWork:
             wanted = (rows["kind"] == _STREAM_WAITS) & (rows["ts"] != NO_TIME) & (until >= 0)
             rows, until = {name: column[wanted] for name, column in rows.items()}, until[wanted]
             called = rows["ts"] + rows["dur"]
-            begin = begins_of_waits(called, until, self._streams(rows), work)
+            begin = _begins_of_waits(called, until, self._streams(rows), work)
             waits = begin >= 0
             rows = {name: column[waits] for name, column in rows.items()}
             name = interned(self.tables.collect.names, [_STREAM_WAIT] * len(rows["ts"]))
@@ -183,8 +182,8 @@ class DeviceWork:
             self._add_device(rows)
 
     def _streams(self, rows: dict[str, Ints]) -> Ints:
-        """Streams, told apart where several contexts number theirs alike: those of the first
-        context keep their numbers."""
+        """Numbers of streams, distinct where several contexts number theirs alike; those of the
+        first context stay."""
         places = list(zip(rows["process"].tolist(), rows["context"].tolist(), strict=True))
         context = np.array(interned(self._contexts, places), np.int64)
         stream = rows["stream"]
@@ -223,7 +222,7 @@ class DeviceWork:
             "captured_on": np.where(known, rows["thread"][at], NONE),
         }
 
-    def _say_unnamed(self) -> None:
+    def _note_unnamed(self) -> None:
         """A caveat where names of kernels are not in the file."""
         if count := self.tables.unnamed["kernels"]:
             self.tables.caveats.append(
@@ -233,7 +232,7 @@ class DeviceWork:
 
 
 def _copy_name(kind: int, source: int, target: int) -> str:
-    """As kineto names a copy."""
+    """The name that kineto gives a copy."""
     ends = f"({_MEMORY.get(source, _UNKNOWN)} -> {_MEMORY.get(target, _UNKNOWN)})"
     return f"Memcpy {_COPIES.get(kind, _UNKNOWN)} {ends}"
 
@@ -250,3 +249,28 @@ def _literal(found: re.Match[str]) -> str:
     if kind == "bool":
         return "false" if number == "0" else "true"
     return f"{number}{_LITERALS.get(kind, '')}"
+
+
+def _begins_of_waits(
+    called: Ints, complete: Ints, streams: Ints, work: tuple[Ints, Ints, Ints]
+) -> Ints:
+    """When waits begin, ns; NONE where a stream still had work when the event was complete.
+
+    The export gives the times of the call, which returns at once; the stream itself waits from the
+    end of what it ran before, until the event is complete.
+
+    `called`: when the call returned; `complete`: when the event was; `work`: start, end and stream
+    of each device event. What begins on a stream before the event is complete was launched ahead of
+    the wait, because all that comes behind the wait begins later.
+    """
+    begin = called.copy()
+    start, end, on = work
+    for stream in np.unique(streams).tolist():
+        rows = np.flatnonzero(on == stream)
+        rows = rows[np.argsort(start[rows], kind="stable")]
+        waits = np.flatnonzero(streams == stream)
+        before = np.searchsorted(start[rows], complete[waits], side="left") - 1
+        busy_until = np.maximum.accumulate(end[rows]) if len(rows) else np.zeros(1, np.int64)
+        until = np.where(before >= 0, busy_until[np.maximum(before, 0)], called[waits])
+        begin[waits] = np.maximum(called[waits], until)
+    return np.where(begin < complete, begin, NONE)

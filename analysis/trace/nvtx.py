@@ -1,4 +1,4 @@
-"""What the text of an NVTX range says: an op that torch ran, a module's call, or an annotation.
+"""The meaning of an NVTX range's text: an op that torch ran, a module's call, or an annotation.
 
 In: texts. Out: `Range`. torch's `emit_nvtx` writes `aten::addmm, seq = 7, op_id = 9, sizes =
 [[4], [2, 3], [3, 4]]`; the layer hooks of vLLM, SGLang and TensorRT-LLM write `{'Module':
@@ -42,7 +42,7 @@ class Range:
 def read_range(text: str) -> Range:
     """The text of a range, read."""
     if text.startswith(_HOOK):
-        return _of_hook(text)
+        return _call_of_hook(text)
     if ", " not in text:
         return Range(text)
     rest, _, _ = text.partition(_INPUTS)
@@ -61,7 +61,7 @@ def _is_op(name: str) -> bool:
     return name.startswith(_NODE) or _FUNCTION.fullmatch(name) is not None
 
 
-def _of_hook(text: str) -> Range:
+def _call_of_hook(text: str) -> Range:
     """The call of a module: of a linear with its sizes, those of `aten::linear`."""
     found = _MODULE.match(text)
     if found is None:

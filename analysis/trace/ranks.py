@@ -1,9 +1,8 @@
 """The traces of several ranks: in, a folder, zip or tar of them, or an export of Nsight Systems, of
 which a device is a rank; out, the file of each rank.
 
-A rank is identified by `distributedInfo` in the trace, else by the file's name; where these do not
-tell all of them apart, traces go by their file names. Files that are no trace are left out and
-named.
+A rank is identified by `distributedInfo` in the trace, else by the file's name; where these are
+not all distinct, traces go by their file names. Files that are no trace are left out and named.
 """
 
 from __future__ import annotations
@@ -50,9 +49,9 @@ class TraceFile:
 
 @dataclass
 class FoundTraces:
-    """The traces of a folder or zip by the name of their phase, "" for one alone. `ranks_of`: what
-    each of several says of its rank in front of its events; `left_out`: files that are no trace;
-    `broken`: the name of one of them is that of a rank."""
+    """The traces of a folder or zip by the name of their phase, "" for one alone. `ranks_of`: the
+    rank of each of several, as stated in front of its events; `left_out`: files that are no trace;
+    `broken`: one of these is named as a rank."""
 
     parts: dict[str, TraceFile] = field(default_factory=dict)
     ranks_of: dict[str, Rank] = field(default_factory=dict)
@@ -62,7 +61,8 @@ class FoundTraces:
 
 @dataclass(frozen=True)
 class Rank:
-    """What a trace says of its rank, None where it says nothing, and of how many there are."""
+    """The number of a rank and the number of ranks, as its trace states them; None where it does
+    not."""
 
     number: int | None
     world: int | None
@@ -128,7 +128,7 @@ def _parts_of(file: Path) -> list[TraceFile]:
 
 
 def missing(name: str, ranks: Iterable[Rank]) -> str | None:
-    """Which ranks are not there, of a folder or zip; None where all are, or nothing tells."""
+    """A sentence on the ranks that a folder or zip lacks; None where none is known to lack."""
     ranks = list(ranks)
     known = {rank.number for rank in ranks if rank.number is not None}
     world = max((rank.world for rank in ranks if rank.world is not None), default=0)
@@ -177,8 +177,8 @@ def _head(part: TraceFile) -> dict[str, Any] | None:
 
 def rank_of(part: TraceFile, meta: dict[str, Any]) -> Rank:
     """The rank of a trace, by its metadata, else by its file's name. In a world of one, every trace
-    is of rank 0, and its metadata tells nothing. A device of a file that is alone is the rank of
-    its number; beside other files, as of another node, nothing tells it."""
+    is of rank 0, so that its metadata gives no rank. In a file that is alone, the number of a
+    device is its rank; next to other files, as of another node, the rank is unknown."""
     if part.member is not None and is_nsys(part.path):
         return Rank(device_number(part.member) if part.all_ranks else None, None)
     world = _number(meta, "world_size")

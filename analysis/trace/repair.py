@@ -32,7 +32,7 @@ _EXACT = 1 << 53  # ns that a double still holds to the ns: 104 days
 _LONGEST_PAUSE = 600 * 10**9  # ns; no capture waits longer between two kernels
 # At most this share of the events, or this many, beyond such a pause have wrong times.
 _FEW_SHARE, _FEW = 0.01, 3
-# Columns that tell two events apart where they start at once.
+# Columns that distinguish two events with the same start.
 _DEVICE = ("dur", "name", "stream", "device", "correlation", "node", "grid")
 _OPS = ("dur", "name", "thread", "external", "call")
 _LAUNCHES = ("dur", "name", "thread", "correlation")

@@ -1,4 +1,4 @@
-"""What an op makes whose weight or indices have no shape in a trace, read from the ops around.
+"""Results of ops whose weight or indices have no shape in a trace, by the shapes of ops around.
 
 In: a trace. Out: the trace, the calls of such ops with their `result`. Of a packed weight: what the
 op allocates for as many rows as it reads, else the operand of the op behind it that has as many. Of
@@ -37,26 +37,26 @@ Shape = tuple[int, ...]
 
 
 def with_results(trace: Trace) -> Trace:
-    """The trace, in which calls of ops with a packed weight that make different things differ."""
-    needing = [i for i, call in enumerate(trace.calls) if _is_asked(call)]
+    """The trace, in which calls of ops with a packed weight and different results differ."""
+    needing = [i for i, call in enumerate(trace.calls) if _needs_result(call)]
     rows = np.flatnonzero(np.isin(trace.ops["call"], needing))
     if not len(rows):
         return trace
     behind, inside = _behind(trace.ops, rows)
     calls, ids = list(trace.calls), dict[OpCall, int]()
-    made: dict[tuple[int, ...], int] = {}
+    id_of: dict[tuple[int, ...], int] = {}
     new = trace.ops["call"].copy()
     for row, near, count in zip(rows.tolist(), behind.tolist(), inside.tolist(), strict=True):
         key = (int(new[row]), count, *near)
-        if key not in made:
+        if key not in id_of:
             call = trace.calls[key[0]]
             around = [None if i == _ABSENT else trace.calls[i] for i in near]
             found = replace(call, result=_result(call, around[:count], around[count:]))
             if found not in ids:
                 ids[found] = key[0] if not found.result else len(calls)
                 calls += [found] if found.result else []
-            made[key] = ids[found]
-        new[row] = made[key]
+            id_of[key] = ids[found]
+        new[row] = id_of[key]
     return replace(trace, calls=calls, ops={**trace.ops, "call": new})
 
 
@@ -74,7 +74,7 @@ def _behind(ops: dict[str, Ints], rows: Ints) -> tuple[Ints, Ints]:
     return np.where(same, ops["call"][next_ones], _ABSENT), inside
 
 
-def _is_asked(call: OpCall) -> bool:
+def _needs_result(call: OpCall) -> bool:
     """Whether the result of a call is looked for: most tensors that are indexed are no stacks, and
     they are many."""
     if call.name == _INDEX:
@@ -121,7 +121,7 @@ def _stored(inside: list[OpCall | None]) -> Shape:
 
 
 def _result(call: OpCall, inside: list[OpCall | None], behind: list[OpCall | None]) -> Shape:
-    """The shape of what a call makes; empty where nothing shows it."""
+    """The shape of the result of a call; empty where unknown."""
     if call.name == _INDEX:
         return _copies(call, inside, behind)
     try:
@@ -133,19 +133,20 @@ def _result(call: OpCall, inside: list[OpCall | None], behind: list[OpCall | Non
     if not read:
         return ()
     for one in inside:
-        if one is not None and (made := _allocated(one, read)):
-            return made
+        if one is not None and (shape := _allocated(one, read)):
+            return shape
     follower = next((one for one in behind if one is not None and _tensors(one)), None)
     if follower is None:
         return ()
     found = [shape for shape in _tensors(follower) if _has_rows(shape, read)]
-    # An op that reads the same operand again (k after q) says nothing of what was made.
+    # An op that reads the same operand again (k after q) does not show the result.
     reads_again = follower.name in NEED_RESULT and found[:1] == [read]
     return found[0] if found and not reads_again else ()
 
 
 def _allocated(call: OpCall, read: Shape) -> Shape:
-    """What an allocation makes room for, where it has as many rows as what was read."""
+    """The shape that an allocation reserves, where it has as many rows as the operand that was
+    read."""
     if not call.name.startswith(("aten::empty", "aten::resize_", "aten::_empty", "aten::new_")):
         return ()
     for i in range(len(call.concrete)):

@@ -43,7 +43,7 @@ _UNITS = {
               "Gi": 2**30}),
 }  # fmt: skip
 _DEVICE = re.compile(r"\b(?:GPU|device)[ :#]?(\d{1,4})\b[ :/]*", re.IGNORECASE)
-_VALUE = ("value", "values")  # names that say nothing of an argument
+_VALUE = ("value", "values")  # names that do not describe an argument
 _NAME = 80  # characters of a name
 _MOST_ARGS = 4096  # bytes of the values of one event
 _MOST_SERIES = 64  # of one trace
@@ -65,7 +65,7 @@ class Sample(msgspec.Struct, gc=False):
 
 
 def kind_of_counter(name: str) -> str | None:
-    """What a counter says by its name, None for any other."""
+    """The quantity that a counter measures, by its name; None for others."""
     return next((kind for kind, pattern in KINDS.items() if pattern.search(name)), None)
 
 
@@ -126,7 +126,7 @@ def counters_of(
     table: dict[str, Ints], names: Sequence[str], devices: Ints
 ) -> dict[str, tuple[Ints, Floats]]:
     """Times and values by name, of the device of a trace: where several ones are sampled and none
-    of them is its only one, nothing says which is meant."""
+    of them is its only one, it is unknown which is meant."""
     found: dict[str, tuple[Ints, Floats]] = {}
     if not len(table["name"]):
         return found

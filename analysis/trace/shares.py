@@ -17,7 +17,7 @@ from prunescope.analysis.trace.collect import COLUMNS, NONE, Call, Collector, In
 from prunescope.analysis.trace.event import LEAN
 from prunescope.analysis.trace.reader import Source
 
-# Columns that hold ids, and the table that tells what of.
+# Columns that hold ids, and the table whose entries they number.
 _IDS = {
     "name": "names", "kernel": "names", "label": "names", "thread": "threads", "call": "calls",
     "grid": "grids", "block": "grids", "collective": "collectives",
@@ -26,9 +26,9 @@ _TABLES = ("names", "threads", "calls", "grids", "collectives")
 
 
 class ReadShare(msgspec.Struct, array_like=True):
-    """What one process read. `known`: of each table (_TABLES), how many entries it had after each
-    block; `rows`: of each table of events, how many rows came from each block, and its columns
-    (int64, one after the other)."""
+    """The rows that one process read. `known`: of each table (_TABLES), how many entries it had
+    after each block; `rows`: of each table of events, how many rows came from each block, and its
+    columns (int64, one after the other)."""
 
     has_end: bool
     meta: dict[str, Any]
@@ -97,7 +97,8 @@ def read_share(path: Path, member: str | None, *, index: int, count: int) -> byt
 def join_shares(
     path: Path, member: str | None, parts: Sequence[bytes]
 ) -> tuple[Source, Collector] | None:
-    """What one process would have read; None where the parts are not the shares of one file."""
+    """All shares joined as one process would have read them; None where the parts are not the
+    shares of one file."""
     try:
         shares = [_DECODER.decode(part) for part in parts]
     except msgspec.DecodeError:
@@ -114,7 +115,7 @@ def join_shares(
     collect.uncategorised = sum(share.uncategorised for share in shares)
     for name in _TABLES:
         table = getattr(collect, name)
-        for key in _in_order(shares, name):
+        for key in _entries_in_order(shares, name):
             table.setdefault(key, len(table))
     for group in COLUMNS:
         collect.dropped[group] = sum(share.dropped[group] for share in shares)
@@ -122,7 +123,7 @@ def join_shares(
     return source, collect
 
 
-def _in_order(shares: Sequence[ReadShare], name: str) -> Iterator[Any]:
+def _entries_in_order(shares: Sequence[ReadShare], name: str) -> Iterator[Any]:
     """The entries of a table, in the order in which the blocks of all shares brought them."""
     which = _TABLES.index(name)
     entries = [getattr(share, name) for share in shares]

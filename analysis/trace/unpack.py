@@ -35,7 +35,7 @@ HINT = (
     "unpack an SQLite export of Nsight Systems (.sqlite) first"
 )
 TAR_BLOCK = 512
-_OF_BUNDLE = {"SHA256SUMS", "bundle.json"}  # that `prunescope bundle` writes beside its runs
+_OF_BUNDLE = {"SHA256SUMS", "bundle.json"}  # files that `prunescope bundle` writes next to its runs
 # What zipfile and tarfile raise on a damaged, encrypted or forged archive.
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, RuntimeError, ValueError, EOFError, struct.error,
           zlib.error, lzma.LZMAError, OverflowError)  # fmt: skip
@@ -393,5 +393,5 @@ def _library() -> tuple[Callable[[], Any], type[Exception]]:
             "a trace packed with zstd needs the package zstandard",
             hint="pip install zstandard, or unpack it with `unzstd` first",
         ) from None
-    made = library.ZstdDecompressor(max_window_size=_MAX_WINDOW)
-    return made.decompressobj, library.ZstdError
+    decompressor = library.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+    return decompressor.decompressobj, library.ZstdError

@@ -1,9 +1,9 @@
 """Processes that read a large trace together, and can begin before anything else is imported.
 
-In: a path. Out: what each of them read, as bytes (see shares.py). A worker that fails says nothing:
-the trace is then read by this process alone, which words what is wrong with it. Imports little, for
-it runs while everything else waits: what the workers import, this process needs as well, so that
-early ones are forks of it (0.1 s each that is not spent twice).
+In: a path. Out: what each of them read, as bytes (see shares.py). A worker that fails writes
+nothing: the trace is then read by this process alone, which words what is wrong with it. Imports
+little, for it runs while everything else waits: what the workers import, this process needs as
+well, so that early ones are forks of it (0.1 s each that is not spent twice).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Worker(Protocol):
     """A process at work on a share of a file."""
 
     def result(self) -> bytes | None:
-        """What it read, once it has ended; None where it failed."""
+        """The bytes of its share, once it has ended; None where it failed."""
 
     def stop(self) -> None:
         """End it, at work or not."""
@@ -137,7 +137,7 @@ class Workers:
     processes: list[Worker]
 
     def results(self) -> list[bytes] | None:
-        """What each of them read; None where one failed."""
+        """The bytes of each share; None where one failed."""
         try:
             found = [process.result() for process in self.processes]
         finally:
@@ -225,13 +225,14 @@ def be_alone() -> None:
 
 
 def shares_of(path: Path, member: str | None = None) -> list[bytes] | None:
-    """What the workers of a file read, begun early or now; None where one process is to read it."""
+    """The shares of a file that workers read, begun early or now; None where one process reads
+    it."""
     workers = _begun.pop(_key(path, member), None) or begin(path, member)
     return None if workers is None else workers.results()
 
 
 def work(path: str, member: str, index: str, count: str) -> None:
-    """What a worker runs: its share of the file, to standard output."""
+    """The main function of a worker: write its share of the file to standard output."""
     sys.stdout.buffer.write(_share(path, member, index, count))
 
 

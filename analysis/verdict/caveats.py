@@ -1,7 +1,8 @@
 """How far a verdict can be trusted: kernels that a trace lacks, lost roles, unequal steps.
 
 In: the kernels of both sides and what the verdict read. Out: caveats, each with the confidence that
-it leaves, and the verdict under them. A lost kernel looks like a pruned one: this tells them apart.
+it leaves, and the verdict under them. A lost kernel looks like a pruned one; caveats name which it
+may be.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from prunescope.taxonomy.words import percent
 
 _FALL = 0.05  # of busy time, from the dense to the pruned side
 _SPREAD = 0.02  # of the kernels of a step: a library may choose another kernel for a longer context
-# The GEMMs of a sublayer, and the work between them that goes with them: where attention proper has
+# The GEMMs of a sublayer, and the work between them that goes with them: where attention itself has
 # gone, what has its role scales or copies.
 _SUBLAYERS = (
     ({*QKV_ROLES, "attention", "o"}, {"rope", "qk_norm", "kv_update", "attention"}),
@@ -50,8 +51,8 @@ WEIGHT = {
 
 @dataclass(frozen=True)
 class Caveat:
-    """What speaks against a verdict. `side`: "dense", "pruned", "the trace" where there is but one,
-    None where it is of the pair; `numbers`: those of its sentence, in order."""
+    """A reason why a verdict may be wrong. `side`: "dense", "pruned", "the trace" where there is
+    but one, None where it is of the pair; `numbers`: those of its sentence, in order."""
 
     kind: str
     side: str | None = None
@@ -184,17 +185,19 @@ def _no_gemm(e: Evidence, lossy: set[str | None]) -> Iterator[Caveat]:
 
 
 def _layers(e: Evidence, family: FamilyVerdict, sides: tuple[Kernels, Kernels]) -> Iterator[Caveat]:
-    """Layers of the verdict that are not gone as a pruning of layers leaves them: but for
+    """Layers of the verdict that were not removed as a pruning of layers does: but for
     linears that the run does not hold any more, or whose modules were not called."""
     if not any(one.skips_layers and not one.is_dynamic for one in known(family.ids)):
         return
-    gone, here = e.gone_and_here()
+    removed, here = e.removed_and_kept_roles()
     meant = e.removed_weights() | _not_called(e, *sides)
     # Attention has no weight of its own: it goes with its projection.
     meant |= {(i, "attention") for i, role in meant if role == "o"}
-    gone = {i: {role for role in roles if (i, role) not in meant} for i, roles in gone.items()}
+    removed = {
+        i: {role for role in roles if (i, role) not in meant} for i, roles in removed.items()
+    }
     running = {k[:2] for k, on in zip(e.units.keys, e.units.pruned.present, strict=True) if on}
-    lost = [(i, gemms, rest) for i in gone for gemms, rest in _SUBLAYERS if gone[i] & gemms]
+    lost = [(i, gemms, rest) for i in removed for gemms, rest in _SUBLAYERS if removed[i] & gemms]
     torn = [i for i, gemms, _ in lost if here.get(i, set()) & gemms]
     hollow = [i for i, _, rest in lost if any((i, role) in running for role in rest)]
     if torn:
@@ -228,8 +231,8 @@ def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Caveat]:
         yield Caveat("other-roles", numbers=(now, before))
         return
     # Compiled code runs outside of the modules and of the ops that tell roles: none is lost. Layers
-    # that are gone, or another optimizer, leave no more kernels without a role than there were. An
-    # op of a host trace is its own work.
+    # that were removed, or another optimizer, leave no more kernels without a role than there were.
+    # An op of a host trace is its own work.
     if pruned.on_device and rest > rest_before and (dense.compiled or not pruned.compiled):
         yield Caveat("fewer-roles", numbers=(now, before))
 

@@ -1,4 +1,4 @@
-"""What the detectors of the verdict read, and what one of them reports.
+"""The input of the detectors of the verdict, and their results.
 
 In: the GEMM pairs, units and weight statistics of a phase. Out: Evidence; Detection and Reason.
 Times in ns a step.
@@ -40,7 +40,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the detectors read. `stats_*`: None without a run.json."""
+    """The input of the detectors. `stats_*`: None without a run.json."""
 
     pairs: list[Pair]
     units: Units
@@ -60,20 +60,20 @@ class Evidence:
     activation: Reason | None = None  # what stands in its place; None: the same, or not known
 
     def hidden(self) -> list[str]:
-        """What no work model reads, where it is enough to hide a pruning: a line a side."""
+        """Work without a model, where it is enough to hide a pruning: a line a side."""
         sides = zip(("dense", "pruned"), self.unread, strict=True)
         return [one.text(side) for side, one in sides if one.may_hide]
 
-    def gone_and_here(self) -> tuple[dict[int, set[str]], dict[int, set[str]]]:
+    def removed_and_kept_roles(self) -> tuple[dict[int, set[str]], dict[int, set[str]]]:
         """Roles of the GEMMs of each layer of the dense model that the pruned side lacks, and of
         those that it has."""
-        gone: dict[int, set[str]] = defaultdict(set)
-        here: dict[int, set[str]] = defaultdict(set)
+        removed: dict[int, set[str]] = defaultdict(set)
+        kept: dict[int, set[str]] = defaultdict(set)
         for pair in self.pairs:
             layer, role = pair.key[0], pair.key[1]
             if layer is not None and layer >= 0:
-                (gone if pair.pruned is None else here)[layer].add(role)
-        return gone, here
+                (removed if pair.pruned is None else kept)[layer].add(role)
+        return removed, kept
 
     def times(self, touches: Touches) -> tuple[float, float]:
         """(time of the dense GEMMs, time of the pruned ones) that a family touches, each weighted
@@ -120,16 +120,16 @@ class Evidence:
         active, total = sum(a for a, _ in done), sum(t for _, t in done)
         return (active, total) if total else None
 
-    def counted_layers(self, unit: str) -> list[int]:
-        """The layers that were counted whole, and did less than all of a unit in some phase."""
-        done = [(locate(n), *_done(row)) for n, row in self._counts(unit, any_phase=True)]
+    def layers_with_fewer_rows(self) -> list[int]:
+        """The layers that were counted whole, and ran fewer than all rows in some phase."""
+        done = [(locate(n), *_done(row)) for n, row in self._counts("rows", any_phase=True)]
         less = {place.layer for place, active, total in done if active < total}
         whole = all(place.scope == "layer" for place, _, _ in done)
         return sorted(layer for layer in less if layer is not None) if whole else []
 
-    def layers_with_fewer(self, unit: str) -> list[int]:
-        """The layers a module of which counted less than all of a unit in some phase."""
-        counts = self._counts(unit, any_phase=True)
+    def layers_with_fewer_keys(self) -> list[int]:
+        """The layers with a module that read fewer than all keys in some phase."""
+        counts = self._counts("keys", any_phase=True)
         found = {locate(n).layer for n, row in counts if row.active < row.total}
         return sorted(layer for layer in found if layer is not None)
 

@@ -1,4 +1,5 @@
-"""What the gathers of a side pick from: slices of a weight, or rows and columns of activations.
+"""The operands that the gathers of a side pick from: slices of a weight, or rows and columns of
+activations.
 
 In: the kernels of a side, and the MLP's GEMMs of the dense one. Out: Gather; `of_weights`.
 """

@@ -68,7 +68,8 @@ def replaced(e: Evidence) -> Reason | None:
     linears = [p for p in e.pairs if p.key[1] in _LINEARS and p.dense is not None]
     if not linears or any(p.pruned is not None for p in linears):
         return None
-    # GEMMs whose place in the model is not known may be theirs: then nothing says they are gone.
+    # GEMMs whose place in the model is not known may be theirs: then it is unknown whether they
+    # were removed.
     elsewhere = [p.pruned for p in e.pairs if p.dense is None and p.key[1] == "unknown"]
     if sum(c.count for c in elsewhere if c is not None and c.gemm is not None) >= len(linears):
         return None
@@ -83,7 +84,7 @@ def replaced(e: Evidence) -> Reason | None:
     )
     instead = ", ".join(f"{name} × {count}" for name, count in kinds.most_common(3))
     if not instead and any(p.key[1] in _OTHER_LINEARS and p.pruned is not None for p in e.pairs):
-        return None  # the layers that have such linears are gone, others are not
+        return None  # the layers that have such linears were removed, others were not
     others = (
         f"other ops stand in their places ({instead})" if instead else "nothing is in their places"
     )
@@ -139,7 +140,7 @@ def larger(e: Evidence) -> Reason | None:
     found: list[Pair] = []
     for pair in e.pairs:
         if pair.pruned is None:
-            return None  # what is gone is smaller
+            return None  # what was removed is smaller
         if pair.dense is None or pair.axis == "rank":
             continue
         old, new = pair.dense.gemm, pair.pruned.gemm
@@ -174,17 +175,17 @@ def other_attention(e: Evidence) -> Reason | None:
 
 def other_work(e: Evidence) -> Reason | None:
     """No GEMM moved, and other units came or went."""
-    added, gone = _names(e, e.units.added), _names(e, e.units.removed)
-    if not added and not gone:
+    added, removed = _names(e, e.units.added), _names(e, e.units.removed)
+    if not added and not removed:
         return None
     hidden = e.hidden()
     moved = "no GEMM of known shape moved" if hidden else "no GEMM moved"
     lines = [
         f"{moved}; {found.total()} units {what}: {most_common(found)}"
-        for what, found in (("added", added), ("gone", gone))
+        for what, found in (("added", added), ("gone", removed))
         if found
     ]
-    numbers = {"added": added.total(), "gone": gone.total()}
+    numbers = {"added": added.total(), "gone": removed.total()}
     return Reason(kind=OTHER_WORK, lines=(*lines, *hidden), numbers=numbers, confidence=0.7)
 
 
@@ -225,11 +226,11 @@ def other_activation(dense: Kernels, pruned: Kernels) -> Reason | None:
         }
         for kernels in (dense, pruned)
     )
-    gone, added = sorted(old - new), sorted(new - old)
-    if not gone or not added:
+    removed, added = sorted(old - new), sorted(new - old)
+    if not removed or not added:
         return None
-    text = f"the activation op differs: {', '.join(added)} instead of {', '.join(gone)}"
-    return Reason(kind="activation", lines=(text,), numbers={"dense": gone, "pruned": added})
+    text = f"the activation op differs: {', '.join(added)} instead of {', '.join(removed)}"
+    return Reason(kind="activation", lines=(text,), numbers={"dense": removed, "pruned": added})
 
 
 # When a reason is tried.

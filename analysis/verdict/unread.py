@@ -22,7 +22,7 @@ _OF_TORCH = r"^(?:aten|prim|torch|autograd)::"
 
 @dataclass(frozen=True)
 class Unread:
-    """What no work model reads of a side: `share` of its busy time, and `ops` that take most;
+    """The work of a side without a model: `share` of its busy time, and `ops` that take most;
     `without_attention`: the share of what is no attention."""
 
     share: float = 0.0

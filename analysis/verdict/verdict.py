@@ -48,7 +48,7 @@ _MOSTLY = 0.5  # of the busy time: where as much is not read, what is read says 
 
 
 def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evidence:
-    """What the detectors read of both sides of a phase."""
+    """The evidence of both sides of a phase."""
     dense, pruned = sides.dense, sides.pruned
     apart = unpaired(units)
     run_d, run_p = dense.side.run, pruned.side.run
@@ -95,12 +95,12 @@ def verdict(evidence: Evidence) -> Verdict:
     narrower = narrower_heads(evidence)
     if not found:
         if narrower is not None:
-            lines = [narrower, *_of_channels(evidence)]
+            lines = [narrower, *_channels_in_words(evidence)]
             return Verdict(FamilyVerdict(id="unknown", confidence=0.5, evidence=lines))
         return Verdict(_unmoved(evidence))
     family = _named(evidence, found, is_dynamic=bool(dynamic))
     if blind := _blind(evidence):
-        family.evidence.append(_unread(evidence, blind))  # calls that are gone have no width
+        family.evidence.append(_unread(evidence, blind))  # calls that were removed have no width
         family.confidence = min(family.confidence, 0.5)
     if (other_format := quantised_too(evidence)) is not None:
         family.evidence.append(other_format)
@@ -112,7 +112,8 @@ def verdict(evidence: Evidence) -> Verdict:
 
 
 def _detected(e: Evidence, *, dynamic: bool) -> dict[str, Detection]:
-    """What the dynamic or the static detectors found, by the id of the family, in their order."""
+    """The results of the dynamic or the static detectors, by the id of the family, in their
+    order."""
     half = [one for one in detectors() if one.family.is_dynamic == dynamic]
     found = {one.family.id: one.detect(e) for one in half}
     return {name: _limited(seen, e) for name, seen in found.items() if seen is not None}
@@ -163,7 +164,7 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
     GEMM has any to move."""
     if blind := _blind(e):
         return FamilyVerdict(id="unknown", confidence=0.1, evidence=[_unread(e, blind)])
-    channels = _of_channels(e)
+    channels = _channels_in_words(e)
     unclear = [p for p in e.pairs if p.axis != "none"] if not other_routes(e) else []
     if (fewer := shorter_cache(e)) is not None:
         return fewer
@@ -199,7 +200,7 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
             "no GEMM moved and no work was added: nothing was pruned, or zeros are in dense "
             "tensors, which a trace does not show (the weight statistics in run.json do)"
         )
-        # These change no shape and no kernel: only weight statistics tell them apart.
+        # These change no shape and no kernel: only weight statistics show them.
         unseen = [one.id for one in families() if not one.cuts or one.zeroes_weights]
         return FamilyVerdict(id="unknown", confidence=0.5, evidence=[line], alternatives=unseen)
     if (moved := _other_weights(e)) is not None:
@@ -209,7 +210,7 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
     )
 
 
-def _of_channels(e: Evidence) -> list[str]:
+def _channels_in_words(e: Evidence) -> list[str]:
     """A sentence if convolutions have fewer channels; else nothing. As implicit GEMMs they lost N
     and K, but families are defined for linears, and the table of GEMMs does not list
     convolutions."""

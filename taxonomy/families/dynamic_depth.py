@@ -21,14 +21,14 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     Any of them: the mean over the draws. An early exit skips the last ones. The lower ones, behind
     the first, are skipped in decode alone, and their keys are not read again.
     """
-    gone, leave = removed_layers(shape.layers, point.sparsity), point.knobs["exit"]
+    skipped, leave = removed_layers(shape.layers, point.sparsity), point.knobs["exit"]
     if leave == "lower" and work.prefill:
         return [dense_plan(shape, work)]
-    left, runs = shape.layers - gone, shape
+    left, runs = shape.layers - skipped, shape
     if leave == "early":
         runs = shape.part(range(left))
     elif leave == "lower":
-        runs = shape.part([0, *range(gone + 1, shape.layers)])
+        runs = shape.part([0, *range(skipped + 1, shape.layers)])
     return [replace(dense_plan(runs, work), attention_layers=left, mlp_layers=left)]
 
 

@@ -18,7 +18,7 @@ _KEPT = ("k", "v", "kv_a", "kv_b")
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """Of T tokens, q, o and the MLP compute p·T rows, where p = 1 − s; k and v compute all, and
+    """q, o and the MLP compute p·T rows of T tokens, where p = 1 − s; k and v compute all, and
     the p·T queries attend to all keys. With `keys=routed` k and v compute p·T rows too: p·p of
     the pairs of a query and a key are left, and p of the cache.
 

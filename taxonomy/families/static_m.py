@@ -33,12 +33,12 @@ def _left(shape: ModelShape, point: FamilyPoint, kind: str) -> tuple[ModelShape,
     unit, named = point.knobs["unit"], str(point.knobs["layers"])
     if unit not in ("layer", "sublayers", kind):
         return shape, shape.layers
-    gone = point.removed.get("layer" if unit == "layer" else kind)
+    removed = point.removed.get("layer" if unit == "layer" else kind)
     if named:
-        gone = named_layers(named, shape.layers)
-    if gone is None:
+        removed = named_layers(named, shape.layers)
+    if removed is None:
         return shape, shape.layers - removed_layers(shape.layers, point.sparsity)
-    left = [i for i in range(shape.layers) if i not in gone]
+    left = [i for i in range(shape.layers) if i not in removed]
     if not left:
         raise PrunescopeError(f"no {kind} is left", hint="keep one layer at least")
     return shape.part(left), len(left)

@@ -78,7 +78,7 @@ def _ends(stages: int, valid: range) -> list[int]:
     return ends
 
 
-def gone_after(sparsity: float, step: int, steps: int) -> float:
+def dropped_after(sparsity: float, step: int, steps: int) -> float:
     """The share of all tokens that is gone after a step of several: each drops the same share of
     those left, 1 − (1 − s)^(step/steps)."""
     return sparsity if step == steps else float(1 - (1 - sparsity) ** (step / steps))
@@ -91,7 +91,7 @@ def steps(shape: ModelShape, point: FamilyPoint) -> list[tuple[int, float]]:
     """
     layers = drop_layers(point.knobs, ranked(shape))
     return [
-        (after, gone_after(point.sparsity, step, len(layers)))
+        (after, dropped_after(point.sparsity, step, len(layers)))
         for step, after in enumerate(layers, 1)
     ]
 
@@ -118,14 +118,14 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
         )
     ends = [*(after for after, _ in drops[1:]), shape.layers]
     found = [_stack(shape, range(drops[0][0]), work, 0)]
-    for (after, gone), end in zip(drops, ends, strict=True):
-        away, new = _away(work, gone, revived)
+    for (after, dropped), end in zip(drops, ends, strict=True):
+        away, new = _away(work, dropped, revived)
         found.append(_stack(shape, range(after, end), _shorter(work, away), new))
     return found
 
 
 def _stack(shape: ModelShape, layers: range, work: Workload, new: float) -> Plan:
-    """These layers, on `new` earlier tokens beside the one of a step."""
+    """These layers, on `new` earlier tokens and the one of a step."""
     plan = dense_plan(shape.part(layers), work)
     plan = replace(plan, attention_layers=len(layers), mlp_layers=len(layers))
     if not new:
@@ -133,10 +133,10 @@ def _stack(shape: ModelShape, layers: range, work: Workload, new: float) -> Plan
     return replace(plan, rows=dict.fromkeys(_ROWS, 1 + new), scores=1 + new, queries=1 + new)
 
 
-def _away(work: Workload, gone: float, revived: float) -> tuple[int, float]:
+def _away(work: Workload, dropped: float, revived: float) -> tuple[int, float]:
     """The tokens of each prompt that are away in these layers, and those that come back in this
     step: the share `revived` of all that left, until none is away."""
-    left = work.prompt_len - kept_count(work.prompt_len, gone)
+    left = work.prompt_len - kept_count(work.prompt_len, dropped)
     if work.prefill or work.context is None:
         return left, 0
     before, after = (

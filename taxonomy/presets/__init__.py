@@ -58,9 +58,10 @@ def _hub_ids() -> dict[str, str]:
 
 _SIZE = re.compile(r"(?:^|[-_])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])")
 _FAMILY = re.compile(r"[a-z]+")
+_NEAREST = 4  # presets that a message names
 
 
-def nearest_presets(name: str, *, more: Iterable[str] = (), count: int = 4) -> str:
+def nearest_presets(name: str, *, more: Iterable[str] = ()) -> str:
     """The presets most like a name, as a part of a sentence: those of its family, the nearest size
     first; without a family among the presets, those that are written most alike, or that there are
     none. A name may be that of an architecture: GraniteMoE, or granitemoe as a config spells it.
@@ -68,7 +69,7 @@ def nearest_presets(name: str, *, more: Iterable[str] = (), count: int = 4) -> s
     known = (*preset_names(), *more)
     key = _plain(name.lower()).rpartition("/")[2]
     family, size = _family(key), _size(key)
-    of_family = _of_architecture(key) or [one for one in known if _family(one) == family]
+    of_family = _presets_of_architecture(key) or [one for one in known if _family(one) == family]
 
     def distance(preset: str) -> tuple[float, float]:
         other = _size(preset)
@@ -76,11 +77,11 @@ def nearest_presets(name: str, *, more: Iterable[str] = (), count: int = 4) -> s
         return round(apart, 1), -difflib.SequenceMatcher(None, key, preset).ratio()
 
     close = sorted(of_family, key=distance)
-    close += [n for n in difflib.get_close_matches(key, known, n=count) if n not in close]
-    return ", ".join(close[:count]) or f"none of {len(known)}"
+    close += [n for n in difflib.get_close_matches(key, known, n=_NEAREST) if n not in close]
+    return ", ".join(close[:_NEAREST]) or f"none of {len(known)}"
 
 
-def _of_architecture(key: str) -> list[str]:
+def _presets_of_architecture(key: str) -> list[str]:
     """The presets whose model type is the key, or begins a class's name (GraniteMoeForCausalLM)."""
     written = _letters(key.removesuffix("forcausallm"))
     types = {one: str(_read(one)["config"]["model_type"]) for one in preset_names()}

@@ -46,14 +46,14 @@ def sides(draw: st.DrawFn, num: int, present: list[bool]) -> UnitSums:
         return np.array(cells, float).reshape(num, steps)
 
     work = {name: column(WORK) for name in MODELLED}
-    tail = np.array([draw(NS) for _ in range(steps)])
+    trailing_idle = np.array([draw(NS) for _ in range(steps)])
     recorded = None
     if draw(st.booleans()):
         inside, before = (np.array([draw(COUNT) for _ in present]) for _ in range(2))
         recorded = RecordWeight(inside, before, draw(COUNT))
     return UnitSums(
         column(NS), column(NS), **work,
-        present=np.array(present, bool), tail=tail, recorded=recorded,
+        present=np.array(present, bool), trailing_idle=trailing_idle, recorded=recorded,
     )  # fmt: skip
 
 
@@ -92,8 +92,8 @@ def test_rows_sum_to_the_pruned_wall(units: Units, sparsity: float | None) -> No
     ratio = ratios(units, sparsity)
     ledger = split(units, ratio, times(units, uniform(units.dense), uniform(units.pruned)))
     d, p = units.dense, units.pruned
-    wall_d = (d.busy.sum() + d.gap.sum() + d.tail.sum()) / d.busy.shape[1]
-    wall_p = (p.busy.sum() + p.gap.sum() + p.tail.sum()) / p.busy.shape[1]
+    wall_d = (d.busy.sum() + d.gap.sum() + d.trailing_idle.sum()) / d.busy.shape[1]
+    wall_p = (p.busy.sum() + p.gap.sum() + p.trailing_idle.sum()) / p.busy.shape[1]
     assert ledger.dense[0] == pytest.approx(wall_d, abs=1e-3)
     assert ledger.pruned[0] == pytest.approx(wall_p, abs=1e-3)
     closes(ledger)
@@ -153,18 +153,21 @@ def test_parts_sum_to_their_row(units: Units, sparsity: float | None) -> None:
 
 
 @QUIET
-@given(busy=NS, gap=NS, tail=NS, wall=st.integers(1, 10**8))
-def test_scaling_reaches_the_wall(busy: float, gap: float, tail: float, wall: int) -> None:
+@given(busy=NS, gap=NS, trailing_idle=NS, wall=st.integers(1, 10**8))
+def test_scaling_reaches_the_wall(busy: float, gap: float, trailing_idle: float, wall: int) -> None:
     """A device keeps its busy time, and idles φ = (W - busy) / (wall - busy) of what it did; a CPU
     whose records are unknown is scaled as a whole."""
-    if busy + gap + tail == 0:
+    if busy + gap + trailing_idle == 0:
         return  # nothing that could be scaled
-    side, walls = (np.array([[busy]]), np.array([[gap]]), np.array([tail])), np.array([float(wall)])
+    side, walls = (
+        (np.array([[busy]]), np.array([[gap]]), np.array([trailing_idle])),
+        np.array([float(wall)]),
+    )
     b, g, t = subtract_profiler_overhead(side, walls, None)
     assert (b + g + t)[0, 0] == pytest.approx(wall, rel=1e-9, abs=1e-6)
-    factor = wall / (busy + gap + tail)
+    factor = wall / (busy + gap + trailing_idle)
     assert (b[0, 0], g[0, 0]) == (pytest.approx(busy * factor), pytest.approx(gap * factor))
-    if gap + tail > 0:
+    if gap + trailing_idle > 0:
         b, g, t = scale_idle(side, walls)
         assert (b + g + t)[0, 0] == pytest.approx(wall, rel=1e-9, abs=1e-6)
         assert b[0, 0] == busy
@@ -172,25 +175,31 @@ def test_scaling_reaches_the_wall(busy: float, gap: float, tail: float, wall: in
 
 @QUIET
 @given(
-    busy=NS, gap=NS, tail=NS, inside=COUNT, before=COUNT, after=COUNT, wall=st.integers(1, 10**8)
+    busy=NS,
+    gap=NS,
+    trailing_idle=NS,
+    inside=COUNT,
+    before=COUNT,
+    after=COUNT,
+    wall=st.integers(1, 10**8),
 )
 def test_what_records_cost_is_taken_by_their_number(
-    *, busy: float, gap: float, tail: float,
+    *, busy: float, gap: float, trailing_idle: float,
     inside: float, before: float, after: float, wall: int,
 ) -> None:  # fmt: skip
     """Parts reach the wall, none below 0; one without records loses by the factor of all alone,
     which no part with records loses less than."""
-    total = busy + gap + tail
+    total = busy + gap + trailing_idle
     if not 0 < wall < total:
         return
-    side = np.array([[busy]]), np.array([[gap]]), np.array([tail])
+    side = np.array([[busy]]), np.array([[gap]]), np.array([trailing_idle])
     cost = RecordWeight(np.array([inside]), np.array([before]), after)
     b, g, t = (
         float(x.ravel()[0]) for x in subtract_profiler_overhead(side, np.array([float(wall)]), cost)
     )
     assert b + g + t == pytest.approx(wall, rel=1e-9, abs=1e-6)
     kept = [(new / old, weight) for new, old, weight in
-            ((b, busy, inside), (g, gap, before), (t, tail, after)) if old]  # fmt: skip
+            ((b, busy, inside), (g, gap, before), (t, trailing_idle, after)) if old]  # fmt: skip
     assert min(share for share, _ in kept) >= 0
     without = [share for share, weight in kept if not weight]
     if without:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import StaticLayer
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.families.token_drop import drop_layers, gone_after
+from prunescope.taxonomy.families.token_drop import drop_layers, dropped_after
 from prunescope.taxonomy.keep import kept_count
 from prunescope.tracer.attention.counted_cache import LayerPlace, last_rows, layer_places
 from prunescope.tracer.attention.parts import AttentionParts
@@ -114,7 +114,7 @@ def _static_layers(
                 )
             step = sum(after <= place.number for after in afters)
             if step and place.attends:
-                dropped = gone_after(sparsity, step, len(afters))
+                dropped = dropped_after(sparsity, step, len(afters))
                 found[place.cached] = StaticLayer(kept_count(prompt, dropped) + more)
         return found
 
@@ -183,7 +183,7 @@ class TokenRanker(nn.Module):
         mass = (grouped @ keys.transpose(-1, -2)).softmax(-1).mean((1, 2))  # [B, S]
         scores = self.sampler.replace(mass)
         scores[:, -1] = float("inf")  # the next token follows from the last one
-        kept = kept_count(prompt, gone_after(self.sparsity, self.step, self.steps))
+        kept = kept_count(prompt, dropped_after(self.sparsity, self.step, self.steps))
         positions = scores.topk(kept).indices.sort().values
         flat = flat_positions(positions, length).flatten()
         rows = hidden.reshape(batch * length, -1).index_select(0, flat)

@@ -7,7 +7,7 @@ reads the evidence alone. Out: `detectors()`, in the order in which they are tri
 is found by its mark, in any file of this folder; its place in the order follows from what its
 family cuts.
 
-The order. Dynamic families come first: what they skip at run time looks as if it were gone, and
+The order. Dynamic families come first: what they skip at run time looks removed, and
 they name the static families that they explain (`Detection.explains`). Within either half the
 coarse units come before the fine ones (COARSE_TO_FINE), and a family of the paper before an
 extension. It decides two things: work that was added is charged to the first dynamic family that

@@ -57,7 +57,7 @@ class Fewer:
 @detector("static-experts")
 def static_experts(e: Evidence) -> Detection | None:
     """Outputs of the router, and matrices of the stack or of the list of experts, that fell."""
-    by_router, others = _by_router(e), [_by_stack(e), _by_weights(e)]
+    by_router, others = _experts_by_router(e), [_experts_by_stack(e), _experts_by_weights(e)]
     found = [one for one in (by_router, *others) if one is not None and one.fell]
     if not found:
         return None
@@ -102,7 +102,7 @@ _PER_TOKEN = "rows of their GEMMs a token"
 _ROWS = "rows of their GEMMs"
 
 
-def _by_router(e: Evidence) -> Fewer | None:
+def _experts_by_router(e: Evidence) -> Fewer | None:
     """N of the routers; what decides with one output (a gate of the shared expert, a choice of
     rows) is none, wherever it stands."""
     dense, pruned = (_routers(e, side) for side in ("dense", "pruned"))
@@ -123,7 +123,7 @@ def _routers(e: Evidence, side: str) -> dict[int | None, Call]:
     return found
 
 
-def _by_stack(e: Evidence) -> Fewer | None:
+def _experts_by_stack(e: Evidence) -> Fewer | None:
     """The first dimension of the weights of grouped GEMMs, by layer where both sides know it; else
     of all, where each side has stacks of one size."""
     sides = [_stacks(e, side) for side in ("dense", "pruned")]
@@ -147,10 +147,10 @@ def _stacks(e: Evidence, side: str) -> dict[int | None, float]:
     return found
 
 
-def _by_weights(e: Evidence) -> Fewer | None:
+def _experts_by_weights(e: Evidence) -> Fewer | None:
     """Experts in the matrices that both runs list, by layer of the dense model."""
     dense, pruned = _listed(e.stats_dense), _listed(e.stats_pruned)
-    if len(pruned) < len(dense):  # layers are gone, and those behind them have other numbers
+    if len(pruned) < len(dense):  # layers were removed, and those behind them have other numbers
         moved = e.units.alignment.dense_layer
         pruned = {moved.get(n, -1 - n): count for n, count in pruned.items()}
     both: dict[int | None, tuple[float, float]] = {
@@ -191,7 +191,7 @@ def _routes(e: Evidence) -> Fewer | None:
             rows[layer][side] += call.all_rows if call is not None else 0.0
         if pair.dense is not None and pair.dense.all_rows:
             least[layer] = min(pair.dense.all_rows, least.get(layer, math.inf))
-    there = by_router.numbers if (by_router := _by_router(e)) is not None else {}
+    there = by_router.numbers if (by_router := _experts_by_router(e)) is not None else {}
     found: dict[int | None, tuple[float, float]] = {}
     for layer, (old, new) in rows.items():
         if old and new:

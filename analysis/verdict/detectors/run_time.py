@@ -97,7 +97,7 @@ def dynamic_m(e: Evidence) -> Detection | None:
 
     is_counted = is_less(e.counted("rows"))
     confidence = 1.0 if is_routed(e) or is_counted else 0.7
-    explains = ("static-m", "static-nk-heads")  # gone sublayers and sequences of single steps
+    explains = ("static-m", "static-nk-heads")  # removed sublayers and sequences of single steps
     return Detection([line], touches, confidence, explains, proven=is_counted)
 
 
@@ -151,7 +151,7 @@ def token_drop(e: Evidence) -> Detection | None:
         return _dropped_along(layers, left)
     shorter = [n for n, x in layers.items() if attends_to_less(x)]
     full = [n for n in layers if n not in shorter]
-    behind = e.counted_layers("rows")
+    behind = e.layers_with_fewer_rows()
     if behind and not shorter and len(early) == len(layers):
         line = f"tokens were dropped in prefill before layer {min(behind)}; no GEMM shows it here"
         return Detection([line], of_attention(behind), 0.6)
@@ -209,7 +209,7 @@ def kv_evict(e: Evidence) -> Detection | None:
         return None
     assert counted is not None
     shorter = [n for n, x in layers.items() if attends_to_less(x)]
-    held = e.layers_with_fewer("keys") or shorter
+    held = e.layers_with_fewer_keys() or shorter
     of = f" of {len(held)} of {len(layers)} layers" if 0 < len(held) < len(layers) else ""
     lines = [
         f"the cache{of} holds {percent(counted[0] / counted[1])} of the keys seen; no linear moved"
@@ -319,7 +319,7 @@ def shorter_cache(e: Evidence) -> FamilyVerdict | None:
         )
     line += "left the cache, if both sides saw the same prompt; a shorter one looks the same"
     line += " where the other layers have a window" * some
-    line += ", and nothing that was recorded tells which"
+    line += ", and nothing recorded shows which"
     return FamilyVerdict(
         id="kv-evict",
         confidence=_CONFIDENCE,
@@ -340,8 +340,8 @@ SAME = 1e-9
 
 @dataclass
 class LayerShares:
-    """What is left of a layer's linears by role: the share of their calls, and of the rows of a
-    call; and of the products of its attention. `reshaped`: N or K moved too."""
+    """The shares of a layer's linears that ran, by role: the share of their calls, and of the rows
+    of a call; and of the products of its attention. `reshaped`: N or K moved too."""
 
     calls: dict[str, float] = field(default_factory=dict)
     rows: dict[str, float] = field(default_factory=dict)
@@ -382,7 +382,7 @@ class LayerShares:
 
 
 def is_one(share: float) -> bool:
-    """Whether nothing is gone."""
+    """Whether nothing was removed."""
     return abs(share - 1) < SAME
 
 
@@ -390,20 +390,24 @@ def layer_shares(e: Evidence) -> dict[int, LayerShares]:
     """The layers of the dense model by number."""
     out: dict[int, LayerShares] = defaultdict(LayerShares)
     fused: dict[int, list[Pair]] = defaultdict(list)
-    gone, smaller = e.removed_weights(), e.smaller_weights()
+    removed, smaller = e.removed_weights(), e.smaller_weights()
     for pair in e.pairs:
         number, role, group, position = pair.key
-        if number is None or number < 0 or (number, "o" if group in ("qk", "pv") else role) in gone:
+        if (
+            number is None
+            or number < 0
+            or (number, "o" if group in ("qk", "pv") else role) in removed
+        ):
             continue
         stored = _FUSED if role == "qkv" else (role,)
         whole = not any((number, part) in smaller for part in stored)
         if group in ("qk", "pv"):
-            # Heads that are gone from the weights were not skipped at run time.
+            # Heads that were removed from the weights were not skipped at run time.
             fewer = (number, "o") in smaller and "heads" in fell(pair)
             heads = pair.dense.batch if fewer and pair.dense is not None else None
             one, before, now = out[number], pair.dense, pair.pruned
-            one.scores_dense = _more(one.scores_dense, _products(before))
-            one.scores_pruned = _more(one.scores_pruned, _products(now, heads, like=before))
+            one.scores_dense = _plus(one.scores_dense, _products(before))
+            one.scores_pruned = _plus(one.scores_pruned, _products(now, heads, like=before))
             if pair.dense is not None and pair.dense.m is not None and group == "qk":
                 out[number].queries = pair.dense.m
         elif role == "qkv" and whole:
@@ -449,7 +453,7 @@ def _add_fused(layer: LayerShares, pairs: list[Pair]) -> None:
             layer.rows[role] = part.m / dense.m
 
 
-def _more(total: float | None, value: float | None) -> float | None:
+def _plus(total: float | None, value: float | None) -> float | None:
     """The sum, None where a part is not known."""
     return None if total is None or value is None else total + value
 
@@ -459,7 +463,7 @@ def _products(
 ) -> float | None:
     """Multiplications a step of one of attention's GEMMs, of `heads` (its own where that is None)
     of the dimension that `like` has: no method of run time makes a head narrower. Masked pairs
-    count. 0 for a call that is gone, None for one whose shape is not known."""
+    count. 0 for a call that was removed, None for one whose shape is not known."""
     if call is None:
         return 0.0
     if call.batch is None or call.m is None or call.n is None or call.k is None:

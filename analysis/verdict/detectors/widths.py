@@ -62,7 +62,7 @@ def static_nk_cross(e: Evidence) -> Detection | None:
     )
     here = sum(1 for p in readers if p.pruned is not None) or 1
     confidence = 0.9 if entered / here > 0.5 else 0.5
-    return Detection([line], lambda p: _of_stream(p, stream), confidence)
+    return Detection([line], lambda p: _share_of_stream(p, stream), confidence)
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ def _heads_are_read(e: Evidence) -> bool:
         )
     if _attention_is_known(e):
         return False
-    if made := _widths_by_layer(e, ("q",), "N"):
-        return made == read
+    if written := _widths_by_layer(e, ("q",), "N"):
+        return written == read
     fused = _widths_by_layer(e, ("qkv",), "N")
     return fused.keys() == read.keys() and all(
         len(fused[layer]) == len(read[layer]) == 1
@@ -204,7 +204,7 @@ def _fewer_units(e: Evidence, *fallen: _Fallen) -> Detection:
         if pair.key[1] in experts:
             return 1.0
         moved = pair.axis in ("N", "K", "NK", "heads") or "heads" in fell(pair)
-        return moved * (1.0 - _of_stream(pair, stream))
+        return moved * (1.0 - _share_of_stream(pair, stream))
 
     broken = tuple(one.line for one in fallen if not one.is_whole)
     confidence = 0.6 if broken else 1.0
@@ -215,7 +215,7 @@ def _fewer_units(e: Evidence, *fallen: _Fallen) -> Detection:
     return Detection(lines, touches, confidence, broken=broken)
 
 
-def _of_stream(pair: Pair, stream: Widths) -> float:
+def _share_of_stream(pair: Pair, stream: Widths) -> float:
     """The share of a pair's fall that the narrower residual stream (`stream`) explains."""
     role, took = pair.key[1], fell(pair)
     axis = "K" if role in _READERS else "N" if role in _WRITERS else ""
@@ -248,9 +248,9 @@ def _heads(e: Evidence) -> _Fallen | None:
         return None
     sizes = _sizes_kept(e, ("v", "qkv"), "N")
     if _shares_keys(e):
-        where = _both(narrow, "projections", 0, "") or f"in {fewer} attentions alone"
+        where = _counts_that_fell(narrow, "projections", 0, "") or f"in {fewer} attentions alone"
         return _Fallen("KV heads", where, sizes, stay="all query heads stay")
-    where = _both(narrow, "projections", down, "o") or f"in {fewer} attentions alone"
+    where = _counts_that_fell(narrow, "projections", down, "o") or f"in {fewer} attentions alone"
     broken = (
         "" if down and (fewer or not _attention_is_known(e)) else "o or the heads did not follow"
     )
@@ -274,7 +274,7 @@ def narrower_heads(e: Evidence) -> str | None:
     arrow = _arrow(scores[0], "k") if scores else _arrow(values[0], "n")
     what = "the head dimension" if scores else "the head dimension of the values"
     narrow, down = _count(e, _PRODUCERS, "N"), _count(e, ("o",), "K")
-    with_it = _both(narrow, "projections", down, "o")
+    with_it = _counts_that_fell(narrow, "projections", down, "o")
     known = any(p.key[1] in (*_PRODUCERS, "o") for p in e.pairs)
     without = "no projection did" if known else "which GEMMs are its projections is not known"
     rest = f"{with_it} fell with it" if with_it else without
@@ -283,7 +283,7 @@ def narrower_heads(e: Evidence) -> str | None:
     )
 
 
-def _both(narrow: int, producers: str, down: int, consumers: str) -> str:
+def _counts_that_fell(narrow: int, producers: str, down: int, consumers: str) -> str:
     """Counts of producers and consumers that fell; those that did not are left out."""
     parts = [f"N of {narrow} {producers}"] * bool(narrow) + [f"K of {down} {consumers}"] * bool(
         down
@@ -299,7 +299,7 @@ def _channels(e: Evidence) -> _Fallen | None:
         return None
     gated = any(p.key[1] in ("gate", "gate_up") for p in e.pairs) or of_experts != (0, 0)
     into = "gate/up" if gated else "up"
-    where = _both(narrow, into, down, "down")
+    where = _counts_that_fell(narrow, into, down, "down")
     broken = "" if narrow and down else f"{into} and down did not move together"
     return _Fallen("MLP channels", where, _sizes_kept(e, ("down",), "K"), broken)
 

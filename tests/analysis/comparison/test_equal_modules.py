@@ -118,6 +118,6 @@ def test_modules_that_tell_no_roles_on_one_side(tmp_path: Path) -> None:
     assert phase.comparison is not None
     assert phase.comparison.one_sided == [OneSided(ROLES, "pruned", "pruned.json")]
     assert {gemm.axis for gemm in phase.gemms} == {"none"}
-    assert any("only on the dense side do modules tell roles" in note for note in phase.notes)
+    assert any("only on the dense side do modules give roles" in note for note in phase.notes)
     assert not any("slows" in text for text in (*report.warnings, *phase.notes))
     assert "slows" not in statistic(phase)

@@ -104,14 +104,14 @@ def test_the_steps_of_the_papers_q_projection(tmp_path: Path) -> None:
 
 def test_nothing_is_claimed_where_the_tile_is_unknown(tmp_path: Path) -> None:
     (shape,) = anatomy_of(told(tmp_path, projection("my_gemm_kernel"))).shapes
-    assert shape.refused == "the kernel's name tells no tile that fits"
+    assert shape.refused == "the kernel's name states no tile that fits"
     assert (shape.below, shape.above, shape.curve, shape.waves) == (None, None, [], None)
 
 
 def test_nor_where_the_tile_does_not_explain_the_grid(tmp_path: Path) -> None:
     """513 blocks for 512 tiles."""
     (shape,) = anatomy_of(told(tmp_path, projection(TILE, tiles=513))).shapes
-    assert shape.refused == "the kernel's name tells no tile that fits"
+    assert shape.refused == "the kernel's name states no tile that fits"
 
 
 def test_good_dimensions_are_the_last_of_a_wave(tmp_path: Path) -> None:

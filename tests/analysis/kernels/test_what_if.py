@@ -76,7 +76,7 @@ def test_a_trace_without_registers_says_that_they_are_what_is_missing(
         event["args"].pop("registers per thread", None)
     found = analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]
     (shape,) = anatomy_of(found).shapes
-    assert (shape.refused or "").startswith("the trace tells no registers or shared memory")
+    assert (shape.refused or "").startswith("the trace holds no registers or shared memory")
     for name in ("mi300x_compile_triton", "mi300x_sglang_qwen3-8b_prefilldecode"):
         phase = real_report(f"{name}.json.gz").phases["trace"]
         told = {s.refused for s in anatomy_of(phase).shapes if s.role != "attention"}
@@ -105,7 +105,7 @@ def test_the_sentence_is_there_only_where_no_table_is(tiles: int, tmp_path: Path
     assert shown is (tiles == 512)
     assert len(said) == (tiles == 513)
     if said:
-        assert "the kernel's name tells no tile that fits (100.0 % of" in said[0]
+        assert "the kernel's name states no tile that fits (100.0 % of" in said[0]
 
 
 def test_what_alignment_is_worth_is_as_uncertain_as_the_aligned_gemms_differ(

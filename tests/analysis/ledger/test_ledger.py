@@ -35,7 +35,7 @@ def side(rows: list[dict[str, float] | None], tail: float) -> UnitSums:
         name: np.array([[0.0 if row is None else row[name]] for row in rows]) for name in unit()
     }
     present = np.array([row is not None for row in rows])
-    return UnitSums(**columns, present=present, tail=np.array([tail]))
+    return UnitSums(**columns, present=present, trailing_idle=np.array([tail]))
 
 
 def made(

@@ -31,11 +31,11 @@ from prunescope.analysis.ledger.samples import Samples, sample_placements
 KEYS = [(0, "up", "matmul"), (0, "residual", "pointwise")]
 
 
-def side(busy: list[list[float]], gap: list[list[float]], tail: list[float]) -> UnitSums:
+def side(busy: list[list[float]], gap: list[list[float]], trailing_idle: list[float]) -> UnitSums:
     known = np.ones_like(np.array(busy))
     return UnitSums(
         np.array(busy, float), np.array(gap, float), known, known, known, known,
-        present=np.array([True, True]), tail=np.array(tail, float),
+        present=np.array([True, True]), trailing_idle=np.array(trailing_idle, float),
     )  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def test_both_domains_close_and_hold_the_point(wall: int, *, device: bool) -> No
 def test_a_device_scales_its_idle_time_alone() -> None:
     """120 busy, 8 + 2 idle; W = 125: φ = (125 - 120) / 10 = 0.5."""
     domain = choose_time_base(units(EQUAL), [125], [125], on_device=True)
-    pair = units(EQUAL, replace(EQUAL, tail=np.array([7.0] * 5)))
+    pair = units(EQUAL, replace(EQUAL, trailing_idle=np.array([7.0] * 5)))
     ledger = point(pair, ratios(pair, 0.5), domain)
     # promised 0.5·125; coverage keeps 0.5 of 120 busy, of 8·0.5 of gaps and of 2·0.5 of tail.
     assert ledger.promised[0] == 62.5
@@ -144,7 +144,7 @@ def test_a_wait_that_recording_does_not_slow() -> None:
     t = mean_times(pair, domain)
     assert t.t_d[:, 0] == pytest.approx([96, 20])
     assert t.g_d[:, 0] == pytest.approx([3, 1])
-    assert (t.tail_d[0], t.tail_p[0]) == pytest.approx((2, 2))
+    assert (t.trailing_idle_d[0], t.trailing_idle_p[0]) == pytest.approx((2, 2))
 
 
 def test_what_is_more_than_records_can_cost_is_drift() -> None:
@@ -157,7 +157,7 @@ def test_what_is_more_than_records_can_cost_is_drift() -> None:
     drift = 90 / 121.2
     assert t.g_d[:, 0] == pytest.approx([1.8 * drift, 0.6 * drift])
     assert t.t_d[:, 0] == pytest.approx([96.8 * drift, 20 * drift])
-    assert t.tail_d[0] == pytest.approx(2 * drift)
+    assert t.trailing_idle_d[0] == pytest.approx(2 * drift)
 
 
 def test_a_cpu_without_records_scales_everything() -> None:

@@ -18,7 +18,7 @@ from prunescope.analysis.ledger.noise import (
     interval,
     realised_interval,
 )
-from prunescope.analysis.ledger.samples import Samples, of_steps, sampled_shares, widened
+from prunescope.analysis.ledger.samples import Samples, sampled_shares, weights_of_steps, widened
 from tests.analysis.ledger.test_samples import side, units
 
 
@@ -90,7 +90,9 @@ def test_placements_of_unequal_steps_keep_their_sign() -> None:
     """One step of the first placement, two of the second: both drawn alike is the mean of steps,
     and the second alone, widened 9.17 times, stands as far from it on its own side."""
     placement = np.array([0, 1, 1])
-    weights = widened(of_steps(sampled_shares(np.array([[0, 1], [1, 1], [0, 0]])), placement), 2)
+    weights = widened(
+        weights_of_steps(sampled_shares(np.array([[0, 1], [1, 1], [0, 0]])), placement), 2
+    )
     assert weights.sum(axis=0) == pytest.approx([1, 1, 1])
     assert weights[:, 0] == pytest.approx([1 / 3] * 3)
     by = 12.7062 / 1.959964 * sqrt(2)

@@ -22,7 +22,7 @@ from prunescope.analysis.ledger.noise import (
     wall_interval,
 )
 from prunescope.analysis.ledger.pairing import Units, UnitSums
-from prunescope.analysis.ledger.samples import Samples, of_steps, widened_weights
+from prunescope.analysis.ledger.samples import Samples, weights_of_steps, widened_weights
 from prunescope.taxonomy.student_t import t_quantile_975
 
 KEYS = [(0, "up", "matmul"), (0, "residual", "pointwise")]
@@ -32,7 +32,7 @@ def side(busy: list[list[float]]) -> UnitSums:
     known = np.ones_like(np.array(busy))
     return UnitSums(
         np.array(busy, float), np.zeros_like(known), known, known, known, known,
-        present=np.array([True, True]), tail=np.zeros(known.shape[1]),
+        present=np.array([True, True]), trailing_idle=np.zeros(known.shape[1]),
     )  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def test_weights_are_stretched_about_equal_ones() -> None:
     weights = widened_weights(np.array([[0, 0, 1, 2], [0, 1, 2, 3]]))
     assert weights[:, 1] == pytest.approx([0.25] * 4)
     assert weights[:, 0] == pytest.approx([0.25 + 1.875 * d for d in (0.25, 0, 0, -0.25)], abs=1e-3)
-    steps = of_steps(weights, np.array([0, 0, 1, 1, 2, 2, 3, 3]))
+    steps = weights_of_steps(weights, np.array([0, 0, 1, 1, 2, 2, 3, 3]))
     assert steps.sum(axis=0) == pytest.approx([1, 1])
 
 

@@ -7,12 +7,12 @@ import pytest
 from prunescope.analysis.shapes.counts import Count, RowCounts, rows_by_tokens
 from prunescope.analysis.shapes.evidence import (
     Named,
-    against_attention_grid,
-    against_heads,
-    against_names,
-    against_peaks,
+    attention_grid_contradictions,
+    attention_name_contradictions,
     named_in,
+    named_size_contradictions,
     off_the_tiles,
+    peak_contradictions,
 )
 from prunescope.analysis.shapes.grids import holds, meet, only, rows_of, widths_of
 from prunescope.analysis.shapes.items import ATTENTION, Item, Placed
@@ -90,8 +90,8 @@ def test_residual_adds_and_activations_tell_m_together() -> None:
     adds, active = elementwise("adds", 8944 * 1024, 48), elementwise("activations", 8944 * 2816, 24)
     assert only(RowCounts(adds + active, QWEN, 1).allowed) == 8944
     assert RowCounts(adds, QWEN, 1).allowed is None
-    assert RowCounts(adds + active, QWEN, 1).against(8944) == []
-    (said,) = RowCounts(adds + active, QWEN, 1).against(8000)
+    assert RowCounts(adds + active, QWEN, 1).contradictions(8944) == []
+    (said,) = RowCounts(adds + active, QWEN, 1).contradictions(8000)
     assert "residual adds have 9,158,656 elements" in said
     assert RowCounts(adds + active, QWEN, 1).width(8944) is None
     narrow = elementwise("activations", 8944 * 2048, 24)
@@ -125,7 +125,7 @@ LL4MI = (
     ],
 )
 def test_the_name_of_an_attention_kernel_tells_heads(name: str, said: str | None) -> None:
-    found = against_heads([attention(name)], QWEN3)
+    found = attention_name_contradictions([attention(name)], QWEN3)
     assert found == [] if said is None else said in found[0]
 
 
@@ -134,10 +134,10 @@ def test_the_grid_of_an_attention_counts_heads() -> None:
         "pytorch_flash::flash_fwd_kernel<",
         "fmha_cutlassF_bf16_aligned_64x64_rf_sm80",
     )
-    assert against_attention_grid([attention(flash, (5, 16, 32))], QWEN3, 1) == []
-    assert against_attention_grid([attention(flash, (5, 16, 32))], QWEN3, 2) != []
-    assert against_attention_grid([attention(efficient, (4, 32, 4))], QWEN3, 1) == []
-    assert against_attention_grid([attention(efficient, (4, 8, 4))], QWEN3, 1) != []
+    assert attention_grid_contradictions([attention(flash, (5, 16, 32))], QWEN3, 1) == []
+    assert attention_grid_contradictions([attention(flash, (5, 16, 32))], QWEN3, 2) != []
+    assert attention_grid_contradictions([attention(efficient, (4, 32, 4))], QWEN3, 1) == []
+    assert attention_grid_contradictions([attention(efficient, (4, 8, 4))], QWEN3, 1) != []
 
 
 def test_names_of_cache_and_norm_kernels_tell_widths() -> None:
@@ -145,12 +145,14 @@ def test_names_of_cache_and_norm_kernels_tell_widths() -> None:
                       "_ZN5aiter24add_rmsnorm_quant_kernelIDF16bDF16bLi256ELi16ELb1ELb0E",
                       "_ZN5aiter24add_rmsnorm_quant_kernelIDF16bDF16bLi64ELi8ELb0E"])  # fmt: skip
     assert named == Named(cached=2048, norm=4096)
-    assert against_names(named, QWEN3, 1) == []  # 8 keys of 128 numbers of 2 bytes
-    assert against_names(named, QWEN3, 8) != []
-    assert against_names(Named(norm=2048), QWEN3, 1) != []
-    assert against_names(Named(cached=1024), QWEN3, 1) == []  # of one byte, as far as is known
+    assert named_size_contradictions(named, QWEN3, 1) == []  # 8 keys of 128 numbers of 2 bytes
+    assert named_size_contradictions(named, QWEN3, 8) != []
+    assert named_size_contradictions(Named(norm=2048), QWEN3, 1) != []
+    assert (
+        named_size_contradictions(Named(cached=1024), QWEN3, 1) == []
+    )  # of one byte, as far as is known
     plain = named_in(["store_kvcache<1024l, 4, false, long>", LL4MI.format(128, 4)])
-    assert against_names(plain, QWEN3, 1) != []
+    assert named_size_contradictions(plain, QWEN3, 1) != []
 
 
 @pytest.mark.parametrize(
@@ -186,7 +188,7 @@ def test_bytes_of_quantised_weights_are_not_those_of_the_config(
 ) -> None:
     """128 MB at 2 bytes a weight in 20 µs: 6,711 GB/s of 3,350, which 4.5 bits keep."""
     item = Item(0, 0, GEMM, kernel, None, 20_000, "up", 0, 0, "gemv")
-    found = against_peaks(
+    found = peak_contradictions(
         [Placed(item, Slot("up", 16_385, 4_096), 0)],
         None,
         flop_per_s=None,

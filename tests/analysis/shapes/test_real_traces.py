@@ -184,7 +184,7 @@ def test_a_workload_that_annotations_contradict_is_said(
 def test_a_config_that_adds_nothing_to_an_eager_trace_says_so() -> None:
     eager = SHARED / f"{GRAPH.eager}.json.gz"
     (phase,) = report(GRAPH.path, GRAPH, model=GRAPH.model, eager_trace=eager).phases.values()
-    assert f"--model {GRAPH.model} tells no shapes that the trace lacks" in phase.notes
+    assert f"--model {GRAPH.model} adds no shapes to those of the trace" in phase.notes
 
 
 def test_mistakes_in_the_request_have_hints(tmp_path: Path) -> None:

@@ -85,10 +85,10 @@ def evidence(
     keys = [*{(k[0], k[1], "matmul") for k in dense}, *added]
     here = np.array([k not in added for k in keys])
     empty = np.zeros((len(keys), 1))
-    side = UnitSums(*[empty] * 6, present=here, tail=np.zeros(1))
+    side = UnitSums(*[empty] * 6, present=here, trailing_idle=np.zeros(1))
     left = {(k[0], k[1], "matmul") for k in pruned}
     there = np.array([k in left or k in added for k in keys])
-    other = UnitSums(*[empty] * 6, present=there, tail=np.zeros(1))
+    other = UnitSums(*[empty] * 6, present=there, trailing_idle=np.zeros(1))
     layers = sorted({k[0] for k in dense})
     alignment = Alignment({i: i for i in layers}, [], "identity", exact=True, num_dense=len(layers))
     units = Units(keys, side, other, alignment)

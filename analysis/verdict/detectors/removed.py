@@ -22,17 +22,19 @@ _MLP_ENDS = ("down", "experts")
 @detector("static-m")
 def static_m(e: Evidence) -> Detection | None:
     """Whole layers, or all GEMMs of an attention or MLP sublayer, were removed."""
-    gone, here = e.gone_and_here()
-    if not here:  # no layer is known on the pruned side: none is known to be gone
+    removed, here = e.removed_and_kept_roles()
+    if not here:  # no layer is known on the pruned side: none is known to be removed
         return None
-    layers = [i for i in gone if i not in here]
-    attention = [i for i in gone if i in here and _lacks(_ATTENTION_ENDS, gone[i], here[i])]
-    mlp = [i for i in gone if i in here and _lacks(_MLP_ENDS, gone[i], here[i])]
+    layers = [i for i in removed if i not in here]
+    attention = [
+        i for i in removed if i in here and _end_is_removed(_ATTENTION_ENDS, removed[i], here[i])
+    ]
+    mlp = [i for i in removed if i in here and _end_is_removed(_MLP_ENDS, removed[i], here[i])]
     # The router and experts are one sublayer: some of them here means that it is.
     mlp = [i for i in mlp if not here[i] & {*_MLP_ENDS, "router", "shared_expert"}]
     weights = e.removed_weights()
     if weights:  # weights of layers that a router skips are still stored
-        layers = [i for i in layers if any((i, role) in weights for role in gone[i])]
+        layers = [i for i in layers if any((i, role) in weights for role in removed[i])]
         attention = [i for i in attention if any((i, end) in weights for end in _ATTENTION_ENDS)]
         mlp = [i for i in mlp if any((i, end) in weights for end in _MLP_ENDS)]
     if not layers and not attention and not mlp:
@@ -53,8 +55,8 @@ def static_m(e: Evidence) -> Detection | None:
     )
 
 
-def _lacks(ends: tuple[str, ...], gone: set[str], here: set[str]) -> bool:
-    return any(end in gone and end not in here for end in ends)
+def _end_is_removed(ends: tuple[str, ...], removed: set[str], here: set[str]) -> bool:
+    return any(end in removed and end not in here for end in ends)
 
 
 def _listed(values: list[int]) -> str:
@@ -67,7 +69,7 @@ def static_k_lowrank(e: Evidence) -> Detection | None:
     """GEMMs that became two, through a rank."""
     found = [p for p in e.pairs if p.axis == "rank" and p.key[1] not in UNPLACED]
     if not found:
-        return _by_shapes(e) or _in_order(e)
+        return _lowrank_by_shapes(e) or _lowrank_by_order(e)
     roles = Counter(p.key[1] for p in found if p.key[3] == 0)
     line = f"{sum(roles.values())} GEMMs became two through a rank: {most_common(roles)}"
     return Detection([line], lambda p: float(p.axis == "rank"))
@@ -76,7 +78,7 @@ def static_k_lowrank(e: Evidence) -> Detection | None:
 _NARROWED = ("static-nk", "static-nk-heads", "static-nk-mlp", "static-nk-cross")
 
 
-def _by_shapes(e: Evidence) -> Detection | None:
+def _lowrank_by_shapes(e: Evidence) -> Detection | None:
     """Every linear that only the dense side has is replaced by two GEMMs that only the pruned side
     has, [T,K]→[T,r]→[T,N] with one rank for all, whatever the module names."""
     dense, pruned = _plain(p.dense for p in e.pairs), _plain(p.pruned for p in e.pairs)
@@ -99,7 +101,7 @@ def _by_shapes(e: Evidence) -> Detection | None:
     return None
 
 
-def _in_order(e: Evidence) -> Detection | None:
+def _lowrank_by_order(e: Evidence) -> Detection | None:
     """Every GEMM is there in its shape or as two through a rank of its own, in order, with no
     module that names them."""
     replaced = {id(p.dense): p.dense for p in e.pairs if p.axis == "rank" and p.dense is not None}
