@@ -13,7 +13,7 @@ import msgspec
 
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.view import Cell, Column, Columns, Table, number, table_of
-from prunescope.analysis.schema.report import BESIDE, GemmRow, KernelRow, Phase, clock
+from prunescope.analysis.schema.report import EXCLUSIVE_SHARE, GemmRow, KernelRow, Phase, clock
 
 _WIDTHS = ("none", "N", "K", "NK", "heads")
 _SUMS = ("count", "dense_count", "busy_ns", "helper_ns", "ideal_ns", "duration_ns", "dense_busy_ns",
@@ -223,7 +223,7 @@ def _has_auxiliary(gemm: GemmRow) -> bool:
 def _is_concurrent(row: GemmRow | KernelRow) -> bool:
     """Whether a row's kernels ran concurrently with others: its time is what no earlier one
     covers."""
-    return row.duration_ns is not None and row.busy_ns < BESIDE * row.duration_ns
+    return row.duration_ns is not None and row.busy_ns < EXCLUSIVE_SHARE * row.duration_ns
 
 
 def _is_hidden(row: GemmRow | KernelRow) -> bool:

@@ -17,12 +17,12 @@ from prunescope.analysis.report import evidence, ledger_view, numbers, sentences
 from prunescope.analysis.report.gemm_table import without_sizes
 from prunescope.analysis.schema.pair_comparison import OWN_CONFIG
 from prunescope.analysis.schema.report import (
-    DOUBTED_SIDES,
     EARLIER_WORK,
     INVALID_TIMES,
     LATE_RANK,
     NOT_COMPARABLE,
     NOT_VALID,
+    SIDE_CAVEATS,
     UNCERTAIN_CONFIG,
     Finding,
     Ladder,
@@ -392,7 +392,7 @@ def recommended_changes(phase: Phase) -> list[Finding]:
 
 def _side_caveats(phase: Phase) -> list[Finding]:
     """The findings that the sides may not be what they are taken for."""
-    return [finding for finding in phase.findings if finding.id in DOUBTED_SIDES]
+    return [finding for finding in phase.findings if finding.id in SIDE_CAVEATS]
 
 
 def _change(phase: Phase) -> Iterator[str]:
@@ -474,7 +474,7 @@ def _no_gain(phase: Phase) -> str:
 
 def _with_gain(item: Finding) -> str:
     """The change with what it gains at most, where that is known."""
-    if item.id in DOUBTED_SIDES:
+    if item.id in SIDE_CAVEATS:
         return f"first: {item.change}"
     if item.severity != "critical" and item.predicted_ns:
         gain = numbers.time(_gain(item))

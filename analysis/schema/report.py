@@ -31,14 +31,14 @@ from prunescope.analysis.schema.sides import (
 )
 from prunescope.taxonomy.formats import decode, scrubbed
 
-# Where busy is less than this share of the duration, kernels ran concurrently with others.
-BESIDE = 0.99
+# Busy over duration, below which kernels ran concurrently with others.
+EXCLUSIVE_SHARE = 0.99
 CLOCK_SKEW = "clock-skew"  # the finding that makes causes of idle time doubtful
 CUT_OFF = "truncated-trace"  # the finding that a file ends before its trace does
 UNCERTAIN_CONFIG, SWAPPED_SIDES = "uncertain-config", "swapped-sides"
 # The findings that the sides, or the shapes of one, may not be what the reader takes them for: what
 # the ledger and other findings say of a pruning is then uncertain.
-DOUBTED_SIDES = frozenset({UNCERTAIN_CONFIG, SWAPPED_SIDES})
+SIDE_CAVEATS = frozenset({UNCERTAIN_CONFIG, SWAPPED_SIDES})
 NOT_VALID, CAPTURED = "timing-not-valid", "captured-step"
 # The findings that make the times of a phase no evidence: they were disturbed, or no step was
 # timed. (A cut-off trace is a difference between the sides: `Phase.is_speedup`.)
@@ -60,7 +60,7 @@ WHOLE_TRACE = "no step marker in the trace: all of it counts as one step"
 def clock(busy: float, ran: float) -> float:
     """The time that a rate of work rests on: busy or, for concurrent kernels, of which busy is only
     what no earlier one covers, the time that they ran. All in one unit."""
-    return ran if busy < BESIDE * ran else busy
+    return ran if busy < EXCLUSIVE_SHARE * ran else busy
 
 
 class GemmShape(msgspec.Struct, kw_only=True):

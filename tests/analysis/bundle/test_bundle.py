@@ -249,7 +249,10 @@ def test_a_bundle_that_was_zipped_again_is_named(evidence: Path, tmp_path: Path)
     with zipfile.ZipFile(tmp_path / "other.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in members(evidence).items():
             archive.writestr(name, data + b" " * (name == "samples.csv"))
-    assert "match SHA256SUMS either (samples.csv: not the file" in failed(tmp_path / "other.zip")["other.zip"]
+    assert (
+        "match SHA256SUMS either (samples.csv: not the file"
+        in failed(tmp_path / "other.zip")["other.zip"]
+    )
 
 
 def test_a_file_added_with_its_sum_is_no_part_of_it(evidence: Path, tmp_path: Path) -> None:
