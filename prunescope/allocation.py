@@ -226,7 +226,7 @@ def _kept_layers(problem: Problem, losses: ModelLosses, chosen: Sequence[LayerOp
         found.append(
             KeptLayer(
                 layer=number,
-                dropped=one.gone,
+                dropped=one.dropped,
                 heads=after.heads or None,
                 kv_heads=after.kv_heads or None,
                 channels=after.intermediate or None,

@@ -149,7 +149,7 @@ class LayerCosts:
     """Cost of each size of a layer's parts, by part, less that of the dense layer."""
 
     parts: Mapping[str, Mapping[int, float]]
-    gone: float | None
+    dropped: float | None
 
 
 def costs_of(
@@ -234,7 +234,7 @@ def layer_costs(costs: Costs, sizes: Sequence[Candidates], *, memory: bool) -> l
                     part: {n: change(number, **{part: n}) for n in candidates.of(part)}
                     for part in PARTS
                 },
-                gone=change(number, gone=True) if candidates.may_go else None,
+                dropped=change(number, dropped=True) if candidates.may_go else None,
             )
         found.append(seen[key])
     return found

@@ -158,7 +158,7 @@ def check_reachable(problem: Problem, sizes: Sequence[Candidates]) -> None:
 
 def _smallest(options: Sequence[LayerOption], layers: int) -> str:
     """The cheapest plan in words: `1 of 32 layers left, of 1 KV head, of 448 channels`."""
-    left = [one for one in options if not one.gone]
+    left = [one for one in options if not one.dropped]
     words = [f"{len(left)} of {layers} layers left"]
     for name, unit in (("kv_heads", "KV head"), ("channels", "channel")):
         sizes = {size for one in left if (size := one.sizes.get(name)) is not None}
@@ -183,7 +183,7 @@ def _tables(
     found = []
     for number, (one, cost) in enumerate(zip(sizes, problem.layer_costs, strict=True)):
         loss = losses[number] if losses else None
-        gone = cost.gone if one.may_go else None
+        dropped = cost.dropped if one.may_go else None
         found.append(
             LayerTable(
                 parts={
@@ -193,7 +193,9 @@ def _tables(
                     }
                     for part in PARTS
                 },
-                gone=None if gone is None else (gone, (loss.gone or 0.0) if loss else 0.0),
+                dropped=None
+                if dropped is None
+                else (dropped, (loss.dropped or 0.0) if loss else 0.0),
             )
         )
     return found

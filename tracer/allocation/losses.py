@@ -165,7 +165,7 @@ class ModelLosses:
         return [
             LayerLosses(
                 parts={part: self._curve(number, part, sizes.of(part)) for part in PARTS},
-                gone=max(2 * _LEAST, self._rise([Removal(number, "layer")]))  # of both parts
+                dropped=max(2 * _LEAST, self._rise([Removal(number, "layer")]))  # of both parts
                 if sizes.may_go
                 else None,
             )
@@ -253,7 +253,7 @@ class ModelLosses:
 
 
 def _removals(number: int, option: LayerOption) -> list[Removal]:
-    if option.gone:
+    if option.dropped:
         return [Removal(number, "layer")]
     return [Removal(number, what, size) for what, size in option.sizes.items()]
 
