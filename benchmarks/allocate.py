@@ -163,8 +163,8 @@ def by_loss(work: Path) -> list[int]:
             removed = json.loads(path.read_bytes())["removed"]
             alone = {key: nats for key, nats in removed.items() if key.endswith(" layer 0")}
             worst = max(nats for nats in alone.values() if nats is not None)
-            lost = {int(key.split()[0]): nats or worst for key, nats in alone.items()}
-            return sorted(lost, key=lost.__getitem__)
+            loss_of = {int(key.split()[0]): nats or worst for key, nats in alone.items()}
+            return sorted(loss_of, key=loss_of.__getitem__)
     return []  # until the first plan is made
 
 
@@ -177,8 +177,8 @@ def variants(work: Path) -> list[Variant]:
             found.append(Variant(name, family, sparsity, select="importance"))
     order = by_loss(work)
     for sparsity in SPARSITIES if order else ():
-        gone = order[: int(len(order) * sparsity)]
-        knobs = (("layers", ",".join(map(str, sorted(gone)))),)
+        removed = order[: int(len(order) * sparsity)]
+        knobs = (("layers", ",".join(map(str, sorted(removed)))),)
         found.append(Variant(f"{DEPTH}-{sparsity:g}", DEPTH, sparsity, knobs))
     for phase, speedup in TARGETS:
         path = plan_path(work, phase, speedup)
@@ -231,11 +231,11 @@ class Scorer:
         """Keep what the page says of texts and training."""
         asked, passages = self.stage.asked, self.passages
         shown = {name: str(passage.record.source) for name, passage in passages.items()}
-        said = (
+        text = (
             f"Losses: {asked.tokens:,} tokens of each text, intervals over blocks of {BLOCK}; "
             f"trained alike, the dense model too: {asked.recover}."
         )
-        _write(self.stage.work / "texts.json", {"texts": shown, "said": said})
+        _write(self.stage.work / "texts.json", {"texts": shown, "said": text})
 
     def score(self, one: Variant) -> bool:
         """Score what is missing of a variant; False where the time was over before."""
@@ -305,11 +305,11 @@ def times(stage: Stage) -> int:
     assert peaks is not None
     peaks = changed(peaks, reached=None)
     asked = stage.asked
-    said = (
+    text = (
         f"Times: batch 1, prompts of {asked.prompt_len} tokens, {asked.repeats} samples of each "
         f"model in turns over {asked.placements} placements."
     )
-    _write(stage.work / "times.json", {"threads": asked.threads, "said": said})
+    _write(stage.work / "times.json", {"threads": asked.threads, "said": text})
     with statistics_cached({}):
         for one in sorted(variants(stage.work), key=lambda v: v.sparsity is not None):
             for phase in one.phases:

@@ -3,11 +3,12 @@
     python benchmarks/allocate_page.py FOLDER...                  # of finished stages, one a model
     python benchmarks/allocate_page.py benchmarks/allocate.json
 
-Out: allocate.md beside this file, and its JSON with speeds, their intervals and the nats of each
+Out: allocate.md next to this file, and its JSON with speeds, their intervals and the nats of each
 block of tokens, from which the page is made. A family's loss at the speed of a plan lies on the
 line between its two neighbouring points (the dense model is one); where several pairs of
 neighbours have the speed between them, the least counts. Intervals of differences are those of
-2,000 samples: blocks of tokens are drawn, the same for both sides, and speeds from their intervals.
+2,000 samples: blocks of tokens are resampled, the same for both sides, and speeds from their
+intervals.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class Measured(msgspec.Struct, kw_only=True):
 
 
 class Published(msgspec.Struct, kw_only=True):
-    """What the page is made of."""
+    """The data of the page."""
 
     models: list[Measured]
 
@@ -119,7 +120,7 @@ def read(path: Path) -> Published:
 
 
 def stored(found: Published) -> bytes:
-    """The JSON beside the page: a line a variant."""
+    """The JSON next to the page: a line a variant."""
     plain = msgspec.to_builtins(found)
     for model in plain["models"]:
         model["variants"] = [f"@{json.dumps(one)}@" for one in model["variants"]]
@@ -197,7 +198,7 @@ def target_of(phase: str, speedup: float, plan: PlanOfLayers) -> Target:
 
 
 def kept_text(layers: Sequence[KeptLayer]) -> str:
-    """What stays, in words: layers, KV heads and channels."""
+    """The kept parts in words: layers, KV heads and channels."""
     left = [one for one in layers if not one.dropped]
     parts = [f"{len(left)} of {len(layers)} layers"]
     for name, now, dense in (
@@ -306,7 +307,7 @@ def _speed_row(target: Target, by_name: Mapping[str, Variant]) -> str:
 
 
 def _measured(speed: Speed) -> str:
-    """With its interval; marked where its times are no evidence."""
+    """A speedup with its interval; marked where its times are no evidence."""
     return f"{ratio(speed.realised)}{'' if speed.valid else ' ?'} {ratios(list(speed.ci95))}"
 
 
@@ -362,7 +363,7 @@ def best_family(
     known = points[best[0]]
     blocks = len(plan.nats[stage][name])
     sides = np.array([side.nats[stage][name] for side in (plan, by_name[DENSE], *known)])
-    speeds = np.array([_drawn(side.speeds[target.phase], chance) for side in (plan, *known)])
+    speeds = np.array([_sampled(side.speeds[target.phase], chance) for side in (plan, *known)])
     differences = []
     for sample in range(_SAMPLES):
         mine, dense, *others = sides[:, chance.integers(blocks, size=blocks)].mean(1)
@@ -374,13 +375,13 @@ def best_family(
     return best[0], best[1], float(low), float(high)
 
 
-def _drawn(speed: Speed, chance: np.random.Generator) -> np.ndarray:
-    """Speeds drawn from the interval of one, whose logarithm is normal."""
+def _sampled(speed: Speed, chance: np.random.Generator) -> np.ndarray:
+    """Speeds sampled from the interval of one, whose logarithm is normal."""
     low, high = np.log(speed.ci95)
-    drawn: np.ndarray = np.exp(
+    samples: np.ndarray = np.exp(
         chance.normal(np.log(speed.realised), (high - low) / (2 * _Z95), _SAMPLES)
     )
-    return drawn
+    return samples
 
 
 def at_speed(points: Sequence[tuple[float, float]], speed: float) -> float | None:

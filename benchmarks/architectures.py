@@ -290,7 +290,8 @@ def totals(
 
 
 def outcome(text: str | None) -> str:
-    """Of a cell: "ok", "a sentence", "a crash", or "not tried" where dense did not run."""
+    """The outcome of a cell: "ok", "a sentence", "a crash", or "not tried" where dense did not
+    run."""
     if text is None:
         return "not tried"
     if text == OK:

@@ -3,8 +3,8 @@
     python benchmarks/bounds.py
 
 Calibrates, traces the dense model (prefill of 512 tokens, decode), analyses it and writes bounds.md
-beside this file. Exit code 1 where one of the claims in it does not hold, the first of which is
-that nothing else ran beside it.
+next to this file. Exit code 1 where one of the claims in it does not hold, the first of which is
+that nothing else ran concurrently.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RIDGE = ("k", "v")  # 192 columns: on either side
 
 @dataclass(frozen=True)
 class Claim:
-    """What is said of one or many GEMMs, and whether it holds."""
+    """A claim about one or many GEMMs, and whether it holds."""
 
     text: str
     holds: bool
@@ -71,7 +71,7 @@ def checked(report: Report) -> Iterator[Claim]:
         for line in finding.evidence
     ]
     yield Claim(
-        "nothing else ran beside what was timed", not caveats,
+        "nothing else ran during the timing", not caveats,
         "; ".join(caveats) or f"{len(report.phases)} phases",
     )  # fmt: skip
     rows = [(name, g) for name, p in report.phases.items() for g in p.gemms if g.ideal_ns]

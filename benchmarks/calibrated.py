@@ -1,4 +1,4 @@
-"""Perplexity of drawn against calibrated selection on SmolLM2-135M, family by family.
+"""Perplexity of random against calibrated selection on SmolLM2-135M, family by family.
 
     python benchmarks/calibrated.py [FAMILY ...] [--out FILE.md]
 
@@ -37,12 +37,12 @@ THREADS, SEEDS, TOKENS, CONTEXT = 2, (0, 1, 2), 2048, 512
 
 @dataclass(frozen=True)
 class Case:
-    """A point of a family. `drawn`: knobs of the drawn selection alone; `seeds`: it depends on."""
+    """A point of a family. `random`: knobs of the random selection alone; `seeds`: used by it."""
 
     family: str
     sparsity: float
     knobs: dict[str, str] = field(default_factory=dict)
-    drawn: dict[str, str] = field(default_factory=dict)
+    random: dict[str, str] = field(default_factory=dict)
     seeds: tuple[int, ...] = SEEDS
     what: str = ""
 
@@ -52,7 +52,7 @@ CASES = (
     Case("static-m", 0.2, {"unit": "attention"}),
     Case("static-m", 0.2, {"unit": "mlp"}),
     Case("static-k-24", 0.5),
-    Case("static-k-mask", 0.5, drawn={"score": "random"}),
+    Case("static-k-mask", 0.5, random={"score": "random"}),
     Case("static-k-mask", 0.5, seeds=(0,), what="magnitude"),
     Case("static-k-lowrank", 0.25, seeds=(0,), what="plain SVD"),
     Case("static-nk", 0.25),
@@ -110,24 +110,24 @@ def measured(
 ) -> tuple[str, bool]:
     """A row of the table, and whether calibrated is better than every draw."""
     point = Point(sparsity=case.sparsity, knobs=case.knobs, calibration=calibration)
-    draws, shares = [], []
+    perplexities, shares = [], []
     for seed in case.seeds:
-        drawn = replace(point, knobs={**case.knobs, **case.drawn}, seed=seed)
-        perplexity, share = one(case.family, drawn, model, passage)
-        draws.append(perplexity)
+        random = replace(point, knobs={**case.knobs, **case.random}, seed=seed)
+        perplexity, share = one(case.family, random, model, passage)
+        perplexities.append(perplexity)
         shares.append(share)
     chosen, realised = one(case.family, replace(point, select="importance"), model, passage)
     if max(abs(share - realised) for share in shares) > 0.002:
         raise RuntimeError(f"{case.family}: {shares} drawn against {realised} calibrated")
     knobs = ", ".join(f"{key}={value}" for key, value in case.knobs.items())
-    seen = " / ".join(number(value) for value in sorted(draws))
+    seen = " / ".join(number(value) for value in sorted(perplexities))
     seen += f" ({case.what})" if case.what else ""
-    gain = statistics.median(draws) / chosen
+    gain = statistics.median(perplexities) / chosen
     row = (
         f"| {case.family} | {knobs or '–'} | {case.sparsity:g} | {_share(realised)} "
         f"| {seen} | {number(chosen)} | {number(float(f'{gain:.2g}'))}× |"
     )
-    return row, chosen < min(draws)
+    return row, chosen < min(perplexities)
 
 
 def one(name: str, point: Point, model: Any, passage: Passage) -> tuple[float, float]:
@@ -145,7 +145,8 @@ def numbers(model: Any) -> int:
 
 
 def _share(realised: float) -> str:
-    """Of the weights; a dynamic family takes none away, and adds its routers."""
+    """The share of the weights that was removed; a dynamic family removes none and adds its
+    routers."""
     return f"{realised:.3f}" if realised > 0 else "–"
 
 
@@ -167,16 +168,17 @@ def page(
     read = calibration.record["tokens"]
     chosen = "; ".join(f"{by} ({families})" for by, families in CHOSEN_BY)
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    return f"""# Drawn against calibrated selection, SmolLM2-135M-Instruct
+    return f"""# Random against calibrated selection, SmolLM2-135M-Instruct
 
 Perplexity on {passage.record["source"]} ({TOKENS:,} tokens of the second half, contexts of
 {CONTEXT}); dense {dense:.2f}. Calibrated on {read:,} tokens of the first half.
 No weight was trained after pruning. s is the nominal sparsity, realised the share of the decoder
-layers' weights that is gone or zero (residual maps counted against it); drawn and calibrated agree
-in it to 0.002. {ROUTED} takes no weight away: s is the share of the tokens that skip a sublayer.
-Gain: median of the draws / calibrated.
+layers' weights that is removed or zero (residual maps counted against it); random and calibrated
+agree in it to 0.002. {ROUTED} takes no weight away: s is the share of the tokens that skip
+a sublayer.
+Gain: median of the random selections / calibrated.
 
-| family | knobs | s | realised | drawn, {len(SEEDS)} seeds | calibrated | gain |
+| family | knobs | s | realised | random, {len(SEEDS)} seeds | calibrated | gain |
 |---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 

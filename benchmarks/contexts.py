@@ -1,10 +1,10 @@
-"""What a family loses behind prompts of several lengths: perplexity of both models, on two texts.
+"""Loss of a family after prompts of several lengths: perplexity of both models, on two texts.
 
     python benchmarks/contexts.py benchmarks/recovery/longer.yaml [--out FILE.md]
     python benchmarks/contexts.py benchmarks/recovery-contexts.json
 
 In: a sweep file, of which model, families, sparsities, texts and selection count; nothing is timed.
-Or the JSON of an earlier run. Out: recovery-contexts.md beside this file, and its JSON with the
+Or the JSON of an earlier run. Out: recovery-contexts.md next to this file, and its JSON with the
 losses and their intervals. Windows are as long as the prompts, as in a sweep of them; of each the
 end is scored.
 """
@@ -57,7 +57,7 @@ class Row(msgspec.Struct, kw_only=True):
 
 
 class Contexts(msgspec.Struct, kw_only=True):
-    """What the page is made of. `source`: "page" where the numbers are those of an older page."""
+    """The data of the page. `source`: "page" where the numbers are those of an older page."""
 
     model: str
     select: str
@@ -83,7 +83,7 @@ def read(path: Path) -> Contexts:
 
 
 def stored(found: msgspec.Struct) -> bytes:
-    """The JSON beside the page."""
+    """The JSON next to the page."""
     return msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n"
 
 
@@ -145,7 +145,7 @@ def text(found: Contexts) -> str:
 
 def page(found: Contexts) -> Iterator[str]:
     """The lines of recovery-contexts.md."""
-    yield "# What is lost behind longer prompts"
+    yield "# Loss after longer prompts"
     yield ""
     yield (
         f"{found.model}, {found.select}, no recovery. Loss = perplexity ÷ that of the dense model"

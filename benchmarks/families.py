@@ -95,7 +95,7 @@ def table_lines(rows: Rows, reasons: dict[str, int]) -> Iterator[str]:
 
 
 def mark(cell: Cell, reasons: dict[str, int]) -> str:
-    """What stands in a cell."""
+    """The text of a cell."""
     if cell.state == "none":
         return str(reasons.setdefault(general(cell.why), len(reasons) + 1))
     half = "" if cell.expected == cell.family else f" as {cell.expected}"

@@ -87,7 +87,7 @@ def inputs(
 def in_turns(
     stem: Path, ours: Tool, repeats: int, folder: Path, limit_s: float
 ) -> tuple[Taken, Taken]:
-    """What Chrome JSON and the export took, a repeat of each in turn."""
+    """Times of Chrome JSON and of the export, a repeat of each in turn."""
     both = Taken(), Taken()
     for _ in range(repeats):
         for taken, suffix in zip(both, (".json", ".sqlite"), strict=True):

@@ -25,8 +25,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 ARCHIVE_BYTES = 15_000_000
 MAX_ARCHIVES = 7
-# Of packages that the commands import beside torch and transformers, one each that tells whether
-# they are there; a bare machine takes them from carried wheels.
+# Packages that the commands import apart from torch and transformers; a bare machine takes them
+# from carried wheels.
 NEEDED = ("typer", "rich", "msgspec", "psutil", "yaml", "safetensors", "gguf")
 WHEELS = ("typer", "rich", "msgspec", "psutil", "pyyaml", "safetensors", "gguf")
 # Families whose captures a CUDA graph can hold: shapes do not depend on the input.

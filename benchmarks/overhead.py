@@ -1,10 +1,11 @@
-"""What each dynamic family pays to skip work, on SmolLM2-135M: router to host time, and break-even.
+"""The cost at which each dynamic family skips work, on SmolLM2-135M: router to host time, and
+break-even.
 
     python benchmarks/overhead.py [--model NAME] [--prompt-len N] [--batches B ...] [--repeats N]
 
-Writes overhead.md beside this file: a table for each phase and batch, read from the traces by
+Writes overhead.md next to this file: a table for each phase and batch, read from the traces by
 `analyze`. All variants share the dense model's weights and take turns with it. Give it the machine:
-what was timed beside other work is marked. Eight placements of a sample each, three of which are
+what was timed while other work ran is marked. Eight placements of a sample each, three of which are
 profiled too: 22 forwards of prefill and 155 of decode a variant. Three placements that are all
 profiled have 12 and 75, with the same traces to analyse: less than twice their time.
 """
@@ -151,12 +152,12 @@ def page(
     lines = [
         f"# Overhead of dynamic families, {options.model}",
         "",
-        f"Prefill of {options.prompt_len} tokens, and decode after it; decisions are drawn, at the "
-        "full cost of making them. Times are ms a step and, in brackets, shares of the dense step. "
-        "*Added in all* sums the columns before it; *k, v* and *weights* are not added but "
+        f"Prefill of {options.prompt_len} tokens, and decode after it; decisions are random, at "
+        "the full cost of making them. Times are ms a step and, in brackets, shares of the dense "
+        "step. *Added in all* sums the columns before it; *k, v* and *weights* are not added but "
         "not saved: k and v run for skipped tokens too, and weights are read for the few that are "
         "left. Break-even: the share of the FLOPs that the family touches at which gain equals "
-        "overhead, with its 95 % interval; *gone* is that share here. How each is read from the "
+        "overhead, with its 95 % interval; *removed* is that share here. How each is read from the "
         "trace: analysis/ledger/overhead.py.",
         "",
     ]
@@ -181,7 +182,7 @@ def table(rows: list[tuple[str, float, Phase]]) -> Iterator[str]:
 
     parts = [*ADDED, HOST]
     heads = ["family", "s", "dense", "speedup", *parts, "added in all", "k, v", "weights"]
-    heads += ["gone", "break-even"]
+    heads += ["removed", "break-even"]
     yield "| " + " | ".join(heads) + " |"
     yield "|:--|" + "--:|" * (len(heads) - 1)
     for family, sparsity, phase in rows:

@@ -2,7 +2,7 @@
 
     python benchmarks/predict.py
 
-Reads taxonomy/paper.json and published.json, writes predict.md beside this file. No GPU, no
+Reads taxonomy/paper.json and published.json, writes predict.md next to this file. No GPU, no
 weights; under a minute. Exit code 1 where a goal of accuracy or of coverage is missed.
 """
 
@@ -165,9 +165,9 @@ def _accuracy() -> str:
 
 
 def _line(source: str, name: str, values: list[list[float]]) -> str:
-    told = " | ".join("{:.1%}, {:.1%}, {:.0%}".format(*summary(v)) for v in values)
+    errors = " | ".join("{:.1%}, {:.1%}, {:.0%}".format(*summary(v)) for v in values)
     worst = max(values[0], key=abs)
-    return f"| {source} | {name} | {len(values[0])} | {told} | {worst:+.1%} |"
+    return f"| {source} | {name} | {len(values[0])} | {errors} | {worst:+.1%} |"
 
 
 def _constants() -> str:

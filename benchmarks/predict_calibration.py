@@ -7,7 +7,7 @@ In: cells with a measured and an expected speedup, and what constants and chance
 Out: a ModelError, and for each cell how it lies in a range that it had no part in. Nested: a group
 (a phase of a figure, a publication; or a family) is left out, the error is chosen on the others, by
 leaving each of *them* out in turn, and the group is looked at once, with the result. Expected
-speedups are blind throughout: constants that were read from a cell's group are read anew without
+speedups are blind throughout: constants that were read from a cell's group are read again without
 it. Run alone, it prints the error to use.
 """
 
@@ -69,7 +69,7 @@ class Judged:
 
     @cached_property
     def uncertainty(self) -> Uncertainty:
-        """What constants and random routing make."""
+        """The error that constants and random routing make."""
         return self.cell.uncertainty()
 
     @cached_property

@@ -59,7 +59,8 @@ class Cell:
     apart: bool = False  # its set-up differs in more than the pruning, or is not printed
 
     def uncertainty(self) -> Uncertainty:
-        """What constants and chance spread of it; GEMMs alone have no other kernels with them."""
+        """The spread of the prediction by constants and chance; GEMMs alone have no other kernels
+        with them."""
         now = self.setting
         if self.new_tokens:
             sides = [

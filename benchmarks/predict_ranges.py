@@ -46,12 +46,12 @@ REASONS = (
 
 
 def group(cell: Cell) -> str:
-    """What shares a set-up: a phase of the figure, or a paper."""
+    """The group of measurements with one set-up: a phase of the figure, or a paper."""
     return cell.group
 
 
 def family(cell: Cell) -> str:
-    """What shares a mechanism."""
+    """The group of measurements with one mechanism."""
     return cell.family
 
 
@@ -94,7 +94,7 @@ def _in_use_rows(known: tuple[Cell, ...]) -> list[str]:
 
 
 def device(cell: Cell) -> str:
-    """What shares silicon."""
+    """The group of measurements on one kind of device."""
     return cell.setting.device.name
 
 
@@ -117,7 +117,7 @@ def worst(known: tuple[Cell, ...]) -> str:
     rows = [
         "## The worst ten cells\n",
         "Each paper, and each phase of the seed paper's figure, left out in turn: constants that "
-        "were read from it are read anew without it. Of the seed paper's figure no constant is "
+        "were read from it are read again without it. Of the seed paper's figure no constant is "
         "read. Cells that differ in more than the pruning (TensorRT) or whose model and device are "
         "not printed (TEAL) stand apart.\n",
         "| cell | expected | range | measured | off | why |", "|---|---|---|---|---|---|",
@@ -142,7 +142,7 @@ def ranges(known: tuple[Cell, ...]) -> str:
         "interval score with one group after the other left out; a group is a phase of the "
         "figure, or a publication, and groups count alike. The tables are nested: a group is left "
         "out, the settings are chosen on the others in the same way, constants that were read "
-        "from it are read anew, and it is looked at once. What was chosen with all cells in "
+        "from it are read again, and it is looked at once. What was chosen with all cells in "
         "sight: the form of the error, the grid of its settings, the rates of tiles and the ends "
         "of the constants. Where two laboratories differ on what is the same on both sides, a "
         "floor of the range says so (common). Of some devices little can be said about another: "

@@ -5,7 +5,7 @@
 
 In: a trace of ../shared/data/traces, written as often as there are ranks. Out: a table of whole
 processes: wall time, memory of the largest process, the ratio to the first of --ways, whether the
-JSON is the same to the byte, and which rank is told as slow.
+JSON is the same to the byte, and which rank is reported as slow.
 """
 
 from __future__ import annotations
@@ -51,16 +51,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     options = parser.parse_args()
     lines = [line for ranks in options.ranks for line in _table(options, ranks)]
-    said = " ".join(f'"{word}"' if " " in word else word for word in sys.argv[1:])
+    arguments = " ".join(f'"{word}"' if " " in word else word for word in sys.argv[1:])
     head = [
         "# Ranks of one job, analysed together",
         "",
-        f"`python benchmarks/ranks.py {said}`: {options.trace}, a file a rank; {os.cpu_count()} "
-        f"cores, {platform.machine()}, Python {platform.python_version()}. One rank's kernels take "
-        f"{SLOWED:.0%} longer. Whole processes: median of {options.repeats}, lowest to highest.",
+        f"`python benchmarks/ranks.py {arguments}`: {options.trace}, a file a rank; "
+        f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}. One "
+        f"rank's kernels take {SLOWED:.0%} longer. Whole processes: median of "
+        f"{options.repeats}, lowest to highest.",
         "",
         "| ranks | events in all | engine | processes | wall s | × | MB of the largest process "
-        "| same bytes | told as slow |",
+        "| same bytes | reported as slow |",
         "|--:|--:|---|--:|--:|--:|--:|---|---|",
     ]
     options.out.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
@@ -85,12 +86,12 @@ def _table(options: Any, ranks: int) -> Iterator[str]:
         times = [run.seconds for run in each]
         middle = statistics.median(times)
         same = {run.digest for run in each} == {first[0].digest}
-        told = ", ".join(each[0].slow) or "none"
+        slow = ", ".join(each[0].slow) or "none"
         yield (
             f"| {ranks:,} | {ranks * len(trace['traceEvents']):,} | {engine} | {jobs} "
             f"| {middle:.1f} ({min(times):.1f}–{max(times):.1f}) "
             f"| {middle / statistics.median(run.seconds for run in first):.2f} "
-            f"| {max(run.megabytes for run in each):,.0f} | {'yes' if same else 'NO'} | {told} |"
+            f"| {max(run.megabytes for run in each):,.0f} | {'yes' if same else 'NO'} | {slow} |"
         )
         sys.stderr.write(f"{ranks} ranks, {way}: {middle:.1f} s\n")
 
@@ -107,8 +108,8 @@ def slowed(trace: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(where: Path, trace: dict[str, Any], rank: int, ranks: int) -> None:
-    told = {**trace, "distributedInfo": {"rank": rank, "world_size": ranks}}
-    data = gzip.compress(json.dumps(told).encode(), compresslevel=1)
+    of_rank = {**trace, "distributedInfo": {"rank": rank, "world_size": ranks}}
+    data = gzip.compress(json.dumps(of_rank).encode(), compresslevel=1)
     (where / f"rank{rank}.json.gz").write_bytes(data)
 
 

@@ -8,8 +8,8 @@
     python benchmarks/same.py report FOLDER [--out FILE]
 
 `capture` appends a line a capture to FOLDER/MODEL.jsonl and may be called again and again; `report`
-writes same.md beside this file: how many 95 % intervals hold the truth, and which scaling of a CPU
-ledger tells it. `--busy` has so many loops run beside it for a part of the time. `costs` measures
+writes same.md next to this file: how many 95 % intervals hold the truth, and which scaling of a CPU
+ledger tells it. `--busy` runs so many loops at the same time, for a part of it. `costs` measures
 what a record costs, and what the wait does to a plain loop. Give it the machine. `places` compares
 placements with new processes, `plain` our unprofiled samples with those of a plain loop.
 """
@@ -34,7 +34,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import same_plain
 from same_cases import (
-    BESIDE,
+    BUSY_LOOPS,
     CASES,
     PHASES,
     ROWS,
@@ -84,7 +84,11 @@ def main() -> None:
     one.add_argument("--captures", type=int, default=24, help="of this model and case, in all")
     one.add_argument("--minutes", type=float, default=60.0, help="begin none after so long")
     one.add_argument(
-        "--busy", type=int, default=0, choices=range(3), help="busy loops beside it, 8 of 14 s"
+        "--busy",
+        type=int,
+        default=0,
+        choices=range(3),
+        help="concurrent busy loops, 8 of 14 s",
     )
     one.add_argument("--out", type=Path, required=True)
     commands.add_parser("costs").add_argument("--out", type=Path, required=True)
@@ -114,7 +118,7 @@ def capture(options: Any) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / f"{options.model}.jsonl"
-    wanted = options.model, options.case, BESIDE[options.busy]
+    wanted = options.model, options.case, BUSY_LOOPS[options.busy]
     ours = [x for x in lines_of(options.out) if key_of(x) == wanted]
     end = time.monotonic() + 60 * options.minutes
     for number in range(len(ours), options.captures):
@@ -124,8 +128,8 @@ def capture(options: Any) -> None:
             found = _captured(options, number, Path(folder) / "run")
         with file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(found) + "\n")
-        told = {phase: found[phase]["realised_ci95"] for phase in PHASES}
-        sys.stderr.write(f"{options.model} {options.case} {number}: {told}\n")
+        intervals = {phase: found[phase]["realised_ci95"] for phase in PHASES}
+        sys.stderr.write(f"{options.model} {options.case} {number}: {intervals}\n")
 
 
 @contextmanager
@@ -152,7 +156,7 @@ def _captured(options: Any, number: int, out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         "model": options.model,
         "case": options.case,
-        "beside": BESIDE[options.busy],
+        "beside": BUSY_LOOPS[options.busy],
         "seconds": round(time.perf_counter() - begun, 1),
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
@@ -161,7 +165,7 @@ def _captured(options: Any, number: int, out: Path) -> dict[str, Any]:
 
 
 def _seen(run: Path) -> dict[str, Any]:
-    """What the report of a capture says."""
+    """The numbers that are kept of a capture's report."""
     import prunescope
     from prunescope.taxonomy.run import read_run
 
@@ -202,7 +206,7 @@ def _scalings(run: Path, phase: str) -> dict[str, dict[str, float]]:
     walls = samples_of(dense.run), samples_of(pruned.run)
 
     def by_time(side: UnitSums) -> RecordWeight:
-        """As if recording cost each part of a step as much as it is long."""
+        """The ledger as if recording cost were proportional to the time of each part of a step."""
         return RecordWeight(side.busy.mean(axis=1), side.gap.mean(axis=1), float(side.tail.mean()))
 
     costs = {"records": lambda side: side.recorded, "everything": by_time, "gaps": lambda _: None}

@@ -1,4 +1,4 @@
-"""What same.py and its parts share: models, settings, cases, and what they keep in a folder."""
+"""Shared by same.py and its parts: models, settings, cases, and what they keep in a folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, int]]] = {
     "waiting": ("same:waiting", {"prompt_len": 64}, {"launch_idle": WAIT_NS}),
     "gone": ("static-m", {"sparsity": 0.05, "knobs": {"layers": "3"}}, {}),
 }
-BESIDE = ("", "one busy loop, 8 of 14 s", "two busy loops, 8 of 14 s")
+BUSY_LOOPS = ("", "one busy loop, 8 of 14 s", "two busy loops, 8 of 14 s")
 WORDS = {
     "same": "nothing was done",
     "waiting": "the first layer waits 2 ms in Python",
@@ -37,14 +37,14 @@ WORDS = {
 
 
 def in_new_process(script: str, *words: object) -> Any:
-    """What a script writes last, as JSON."""
+    """Run a script in a new process and read the last line it writes as JSON."""
     command = [sys.executable, script, *map(str, words)]
     ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(ran.stdout.splitlines()[-1])
 
 
 def key_of(line: dict[str, Any]) -> tuple[str, str, str]:
-    """Model, case, and what ran beside it."""
+    """Model, case, and what ran concurrently."""
     return line["model"], line["case"], line["beside"]
 
 
@@ -55,7 +55,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def kept(folder: Path, name: str) -> list[dict[str, Any]]:
-    """What was measured of each model, from a file of the folder."""
+    """The measurements of each model, from a file of the folder."""
     file = folder / name
     found: list[dict[str, Any]] = json.loads(file.read_text("utf-8")) if file.is_file() else []
     return found

@@ -1,4 +1,4 @@
-"""What same.py's page needs to know of the machine: the cost of a record, and of the known wait.
+"""Machine costs for same.py's page: the cost of a record, and of the known wait.
 
 In: nothing. Out: costs.json in a folder, ns. `record`: to record an op, and a module's span, under
 the profiler. `wait`: by how much a plain loop, without any of prunescope's, becomes slower when the
@@ -36,7 +36,7 @@ def costs(out: Path) -> None:
 
 
 def cost_lines(folder: Path) -> list[str]:
-    """What the page says of them, where they were measured."""
+    """The lines of the page on these costs, where they were measured."""
     file = folder / "costs.json"
     if not file.is_file():
         return []

@@ -37,15 +37,15 @@ def page_of(lines: list[dict[str, Any]], folder: Path) -> str:
         *cost_lines(folder),
         *same_plain.lines(folder),
         *spread(folder),
-        *_beside(lines, models),
+        *_busy_loops(lines, models),
     ]
     return "\n".join(parts)
 
 
 def _of(
-    lines: Iterable[dict[str, Any]], model: str, case: str, beside: str = ""
+    lines: Iterable[dict[str, Any]], model: str, case: str, busy: str = ""
 ) -> list[dict[str, Any]]:
-    return [line for line in lines if key_of(line) == (model, case, beside)]
+    return [line for line in lines if key_of(line) == (model, case, busy)]
 
 
 def _same(lines: list[dict[str, Any]], models: list[str]) -> list[str]:
@@ -60,8 +60,8 @@ def _same(lines: list[dict[str, Any]], models: list[str]) -> list[str]:
     return [
         "## Nothing was done",
         "",
-        "Every capture draws its placements anew. Mean: of the log ratios, ± its standard error. "
-        "Rows: kernel efficiency, and launch and idle.",
+        "Every capture samples its placements again. Mean: of the log ratios, ± its standard "
+        "error. Rows: kernel efficiency, and launch and idle.",
         "",
         "| model | phase | captures | called disturbed | 95 % intervals that hold 1.00 | mean "
         "ratio | median width | row intervals that exclude 0 |",
@@ -132,13 +132,13 @@ def _cell(values: list[float], true: float) -> str:
     return f"{mean / 1e6:+.3f} ± {error / 1e6:.3f} ({(mean - true) / error:+.1f})"
 
 
-def _beside(lines: list[dict[str, Any]], models: list[str]) -> list[str]:
-    """What is claimed of nothing while something else runs."""
+def _busy_loops(lines: list[dict[str, Any]], models: list[str]) -> list[str]:
+    """A table of the differences claimed between equal models while busy loops run."""
     rows = []
     for model in models:
         quiet = [x for x in lines if x["model"] == model and not x["beside"] and x["peaks"]]
-        for beside in dict.fromkeys(x["beside"] for x in lines if x["model"] == model):
-            found = _of(lines, model, "same", beside) if beside else []
+        for busy in dict.fromkeys(x["beside"] for x in lines if x["model"] == model):
+            found = _of(lines, model, "same", busy) if busy else []
             phases = [line[phase] for line in found for phase in PHASES]
             if not phases:
                 continue
@@ -147,7 +147,7 @@ def _beside(lines: list[dict[str, Any]], models: list[str]) -> list[str]:
                 not one["valid"] and bool(set(one["critical"]) - _TRUST) for one in phases
             )
             rows.append(
-                f"| {model} | {beside} | {len(phases)} | {sum(not x['valid'] for x in phases)} | "
+                f"| {model} | {busy} | {len(phases)} | {sum(not x['valid'] for x in phases)} | "
                 f"{sum(x['valid'] and x['retaken'] > 0 for x in phases)} | "
                 f"{sum(x['valid'] and not x['retaken'] for x in phases)} | {claims} | {critical} | "
                 f"{_peak_ratio(found, quiet)} | {sum(bool(x['doubts']) for x in found)} |"
@@ -161,9 +161,9 @@ def _beside(lines: list[dict[str, Any]], models: list[str]) -> list[str]:
         "many as were asked for were quiet, and the run has those. Peaks: those used in the "
         "reports, over the median of the quiet captures, lowest to highest.",
         "",
-        "| model | beside it | phases captured | called disturbed | quiet again | nothing seen | "
+        "| model | other load | phases captured | called disturbed | quiet again | nothing seen | "
         "claims of a difference | disturbed and yet a critical finding | peaks | captures with "
-        "doubted peaks |",
+        "peaks with caveats |",
         "|---|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",

@@ -4,7 +4,7 @@
 
 In: a model. Out: places.json in a folder: log ratios of the times of a model and its own copy, of
 20 new processes with one placement each, and of one process with 20 placements. Where weights lie
-is what differs; as much in both, where placements draw it afresh.
+is what differs; as much in both, where placements sample it again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from same_costs import plain_steps
 PLACES, ROUNDS, WARMUP = 20, 16, 2
 FILE = "places.json"
 WAYS = {"processes": "new processes", "placements": "placements of one process"}
-DRAWS = 2000
+RESAMPLES = 2000
 
 
 def places(model: str, out: Path) -> None:
@@ -44,7 +44,7 @@ def places(model: str, out: Path) -> None:
 
 
 def spread(folder: Path) -> list[str]:
-    """What the page says of it, where it was measured."""
+    """The lines of the page on this spread, where it was measured."""
     rows = []
     for found in kept(folder, FILE):
         for phase in ("prefill", "decode"):
@@ -81,11 +81,11 @@ def _one(name: str, count: int) -> list[dict[str, float]]:
     from prunescope.tracer.model.load import load_model
 
     model = load_model(name, dtype="auto", device=torch.device("cpu"), attn="sdpa").model
-    models, draw = [model, copy.deepcopy(model)], random.Random(os.getpid())
+    models, random_numbers = [model, copy.deepcopy(model)], random.Random(os.getpid())
     found = []
     with torch.inference_mode():
         for _ in range(count):
-            move_weights(models, draw)
+            move_weights(models, random_numbers)
             times = _sampled(models)
             medians = {phase: [statistics.median(ns) for ns in own] for phase, own in times.items()}
             found.append({phase: math.log(a / b) for phase, (a, b) in medians.items()})
@@ -109,12 +109,12 @@ def _spread(values: list[float]) -> float:
 
 def _ratio(a: list[float], b: list[float]) -> tuple[float, float]:
     """The 95 % bootstrap of the ratio of both spreads."""
-    draw = random.Random(0)
-    drawn = sorted(
-        _spread(draw.choices(a, k=len(a))) / _spread(draw.choices(b, k=len(b)))
-        for _ in range(DRAWS)
+    random_numbers = random.Random(0)
+    ratios = sorted(
+        _spread(random_numbers.choices(a, k=len(a))) / _spread(random_numbers.choices(b, k=len(b)))
+        for _ in range(RESAMPLES)
     )
-    return drawn[round(0.025 * DRAWS)], drawn[round(0.975 * DRAWS) - 1]
+    return ratios[round(0.025 * RESAMPLES)], ratios[round(0.975 * RESAMPLES) - 1]
 
 
 if __name__ == "__main__":

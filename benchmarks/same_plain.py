@@ -44,7 +44,7 @@ def measure(model: str, out: Path) -> None:
 
 
 def lines(folder: Path) -> list[str]:
-    """What the page says of it, where it was measured."""
+    """The lines of the page on the plain loop, where it was measured."""
     rows = []
     for found in kept(folder, FILE):
         for phase in PHASES:
@@ -86,7 +86,8 @@ def _column(found: dict[str, Any], way: str, phase: str, key: str) -> list[float
 
 
 def _placed(name: str, count: int) -> list[dict[str, Any]]:
-    """By placement, {way: {phase: medians of ns a step and of pages first touched in it}}."""
+    """The times of each placement, {way: {phase: medians of ns a step and of pages first touched in
+    it}}."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -98,17 +99,17 @@ def _placed(name: str, count: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         ours.save_pretrained(folder)
         plain = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
-    draw = random.Random(0)
+    random_numbers = random.Random(0)
     found = []
     with torch.inference_mode():
         for _ in range(count):
-            move_weights([ours, plain], draw)
+            move_weights([ours, plain], random_numbers)
             with collector_paused():
-                found.append(_sampled(ours, plain, draw))
+                found.append(_sampled(ours, plain, random_numbers))
     return found
 
 
-def _sampled(ours: Any, plain: Any, draw: random.Random) -> dict[str, Any]:
+def _sampled(ours: Any, plain: Any, random_numbers: random.Random) -> dict[str, Any]:
     import torch
 
     from prunescope.tracer.capture.phases import DecodeLoop, PrefillLoop
@@ -125,7 +126,7 @@ def _sampled(ours: Any, plain: Any, draw: random.Random) -> dict[str, Any]:
     }
     found: dict[str, dict[str, list[Clock]]] = {way: {p: [] for p in PHASES} for way in ways}
     for number in range(WARMUP + ROUNDS):
-        for way in draw.sample(list(ways), len(ways)):
+        for way in random_numbers.sample(list(ways), len(ways)):
             for phase, clock in zip(PHASES, ways[way](), strict=True):
                 if number >= WARMUP:
                     found[way][phase].append(clock)

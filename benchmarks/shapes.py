@@ -2,7 +2,7 @@
 
 In: ../shared/data, damage and wrong configs of the tests. Out: benchmarks/shapes.md. Run from the
 project's root, with it on PYTHONPATH: `python benchmarks/shapes.py`; `--times` takes the times
-alone anew, on a machine that does nothing else.
+alone again, on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def recovered(folder: Path) -> Iterator[str]:
     for case, (modules, ops) in product(CASES, ((1, 1), (0, 1), (1, 0), (0, 0))):
         true, total = truth(case), sum(truth(case).values())
         path = strip(case, folder, modules=bool(modules), ops=bool(ops), annotations=False)
-        gone = ["shapes", *(["modules"] if not modules else []), *(["ops"] if not ops else [])]
+        removed = ["shapes", *(["modules"] if not modules else []), *(["ops"] if not ops else [])]
         cells = []
         for workload in (case.workload, {}):
             got = known(table(report(path, case, model=case.model, **workload), case))
@@ -53,7 +53,7 @@ def recovered(folder: Path) -> Iterator[str]:
             every = {(role, n, k) for role, _, n, k in true}
             wrong = [r for r in got if r not in true and (r[1] or (r[0], *r[2:]) not in every)]
             cells += [f"{whole / total:.1%}", f"{partly / total:.1%}", str(len(wrong))]
-        yield f"| {case.name.split('/')[1]} | {', '.join(gone)} | {' | '.join(cells)} |"
+        yield f"| {case.name.split('/')[1]} | {', '.join(removed)} | {' | '.join(cells)} |"
 
 
 def refused(folder: Path) -> Iterator[str]:
@@ -62,11 +62,11 @@ def refused(folder: Path) -> Iterator[str]:
         path = strip(case, folder, modules=False)
         true = {(role, n, k) for role, _, n, k in truth(case)}
         model = test_wrong_configs.changed(case, folder, changes)
-        told = report(path, case, model=model, **case.workload)
-        wrong = {(role, n, k) for role, _, n, k in known(table(told, case))} - true
-        why = next((w.split(": ", 1)[1] for w in told.warnings if w.startswith("no shapes")), "-")
-        said = json.dumps(changes).strip("{}").replace('"', "")
-        yield f"| {case.name.split('/')[1]} | {said} | {len(wrong)} | {why.replace('|', '/')} |"
+        shown = report(path, case, model=model, **case.workload)
+        wrong = {(role, n, k) for role, _, n, k in known(table(shown, case))} - true
+        why = next((w.split(": ", 1)[1] for w in shown.warnings if w.startswith("no shapes")), "-")
+        changed = json.dumps(changes).strip("{}").replace('"', "")
+        yield f"| {case.name.split('/')[1]} | {changed} | {len(wrong)} | {why.replace('|', '/')} |"
 
 
 def damaged(folder: Path, seeds: int = SEEDS) -> Iterator[str]:
@@ -77,8 +77,8 @@ def damaged(folder: Path, seeds: int = SEEDS) -> Iterator[str]:
             rng = random.Random(f"{case.name} {damage.__name__} {count} {seed}")
             trace = json.loads(stripped.events(case.name))
             left = damage(test_damaged_traces.numbered(trace), rng, count)
-            gone = ("kernel", "python_function", "cpu_op")
-            kept = [e for e in trace["traceEvents"] if e.get("cat") not in gone]
+            dropped = ("kernel", "python_function", "cpu_op")
+            kept = [e for e in trace["traceEvents"] if e.get("cat") not in dropped]
             path = stripped.save(trace | {"traceEvents": kept + left}, folder / "damaged.json.gz")
             options = {"model": case.model, **case.workload}
             got = test_damaged_traces.placed(
@@ -101,9 +101,9 @@ def near(folder: Path) -> Iterator[str]:
     for case, width, role, true in test_wrong_configs.CANNOT_TELL:
         path = strip(case, folder, modules=False)
         model = test_wrong_configs.changed(case, folder, {"intermediate_size": width})
-        told = report(path, case, model=model, **case.workload)
-        said = " ".join(note for phase in told.phases.values() for note in phase.notes)
-        found = re.search(rf"[ ,]{role} ([\d,]+–[\d,]+) by its ([a-z ]+?)[,:]", said)
+        shown = report(path, case, model=model, **case.workload)
+        notes = " ".join(note for phase in shown.phases.values() for note in phase.notes)
+        found = re.search(rf"[ ,]{role} ([\d,]+–[\d,]+) by its ([a-z ]+?)[,:]", notes)
         fits = f"{found[1]}, by its {found[2]}" if found else "-"
         yield (
             f"| {case.name.split('/')[1]} | intermediate_size: {width} | {role} | {true:,} | "
@@ -167,7 +167,7 @@ def page(folder: Path) -> str:
         "their model. Made by `python benchmarks/shapes.py`; the traces are in no repository of "
         "ours. "
         "Shares are of the time of linear GEMMs; annotations of engines are stripped too. A row is "
-        "wrong where its M, N or K is another than the recorded one.",
+        "wrong where its M, N or K differs from the recorded one.",
         "",
         "| trace | without | M, N, K with B and S | N, K alone | wrong | M, N, K without B and S | "
         "N, K alone | wrong |",
@@ -190,7 +190,7 @@ def page(folder: Path) -> str:
         "|---|---|---|---|---|",
         *near(folder),
         "",
-        "## Kernels dropped, merged, reordered, exchanged",
+        "## Kernels dropped, merged, reordered, swapped",
         "",
         f"{', '.join(map(str, COUNTS))} at a time, {SEEDS} seeds each, without modules and ops. "
         "Kernels of linears: of the truth's, those that get their role, layer, N and K; null; and "
@@ -208,7 +208,7 @@ if __name__ == "__main__":
     out = HERE / "shapes.md"
     with TemporaryDirectory() as scratch:
         if "--times" in sys.argv:
-            told = out.read_text(encoding="utf-8").split(TIME)[0]
+            text = out.read_text(encoding="utf-8").split(TIME)[0]
         else:
-            told = page(Path(scratch))
-        out.write_text(told.rstrip() + "\n\n" + time_section(Path(scratch)), encoding="utf-8")
+            text = page(Path(scratch))
+        out.write_text(text.rstrip() + "\n\n" + time_section(Path(scratch)), encoding="utf-8")

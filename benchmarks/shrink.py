@@ -75,7 +75,7 @@ def shrunk(model_type: str) -> Any:
 
 
 def _fields(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config is made with: what is larger than it need be, shrunk."""
+    """The fields of a config, with sizes shrunk as far as they can be."""
     fields: dict[str, Any] = {}
     for name, value in plain.items():
         small = _small(name, value)
@@ -112,7 +112,8 @@ def _small(name: str, value: Any) -> Any:
 
 
 def _set_heads(plain: Mapping[str, Any], fields: dict[str, Any]) -> None:
-    """As many KV heads as heads where the default says so; widths that follow from others."""
+    """Set as many KV heads as heads where the default says so, and widths that follow from
+    others."""
     for heads, kv_heads in ((h, k) for h in _HEADS for k in _KV_HEADS):
         if plain.get(heads) is not None and plain.get(heads) == plain.get(kv_heads):
             fields[kv_heads] = fields[heads]

@@ -7,7 +7,7 @@
     python benchmarks/sizes.py benchmarks/sizes.json
 
 In: finished sweeps of one architecture, the smallest model first, or the JSON of an earlier run.
-Out: sizes.md beside this file, and sizes.json with the speedups and their intervals. What is
+Out: sizes.md next to this file, and sizes.json with the speedups and their intervals. What is
 predicted comes from the dense side of the first result of each phase (`predict --from-run`) and
 knows of no pruned time.
 """
@@ -37,8 +37,8 @@ POWER = 0.8  # with which a change of order is to be seen, as is usual for plann
 
 
 class Family(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one family at one size: speedups, measured and predicted, each with an interval.
-    `rounded`: half a unit of the last digit that is known of the measured one."""
+    """Speedups of one family at one size, measured and predicted, each with an interval. `rounded`:
+    half a unit of the last digit that is known of the measured one."""
 
     measured: float
     ci95: tuple[float, float]
@@ -64,7 +64,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sizes(msgspec.Struct, frozen=True, kw_only=True):
-    """What the page is made of. `source`: "page" where the numbers are those of an older page."""
+    """The data of the page. `source`: "page" where the numbers are those of an older page."""
 
     source: str | None = None
     sizes: list[Size]
@@ -138,7 +138,7 @@ def page(found: Sizes) -> Iterator[str]:
     yield (
         f"{names}, weights at random, on {sizes[0].machine}; s = {sizes[0].sparsity:g}. Speedup = "
         "dense ÷ pruned, measured, with its 95 % interval over placements; below it what `predict "
-        "--from-run` makes of the dense run alone, with its range. ?: timed beside other work."
+        "--from-run` makes of the dense run alone, with its range. ?: timed while other work ran."
     )
     yield ""
     yield "```"
@@ -147,8 +147,8 @@ def page(found: Sizes) -> Iterator[str]:
     if found.source == "page":
         yield ""
         yield (
-            "The runs are gone: speedups and intervals are those that an earlier edition of this"
-            " page printed, with two decimals, and all else is computed from them."
+            "The runs were not kept: speedups and intervals are those that an earlier edition of "
+            "this page printed, with two decimals, and all else is computed from them."
         )
     for phase in sizes[0].phases:
         yield from _phase(phase, [size for size in sizes if phase in size.phases])
@@ -211,7 +211,8 @@ def _moves(phase: str, one: Size, other: Size) -> Iterator[str]:
 
 
 def _no_change(one: dict[str, Family], other: dict[str, Family], common: list[str]) -> str:
-    """What it means that no change was seen: of how many pairs, and how large it had to be."""
+    """A sentence where no change of order was seen: among how many pairs, and how large it had to
+    be."""
     pairs = list(itertools.combinations(common, 2))
     least = [
         _least_gap(*(np.hypot(own[i].error, own[j].error) for own in (one, other)))

@@ -1,4 +1,4 @@
-"""What a capture takes beside its samples, by stage.
+"""Time of a capture apart from its samples, by stage.
 
     python benchmarks/stages.py [--model NAME] [--method FAMILY] [--repeats 3]
 

@@ -1,4 +1,4 @@
-"""Write strangers.md: what is said of each public trace beside the checkout, and what stays null.
+"""Write strangers.md: the report of each public trace next to the checkout, and its null values.
 
 In: ../shared/data (traces, strangers). Out: benchmarks/strangers.md. Run from the project's root.
 """
@@ -13,7 +13,7 @@ from prunescope.taxonomy.words import percent
 
 HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "shared" / "data"
-# What was compared by hand with the raw events, beside the recomputation of tests.
+# What was compared by hand with the raw events, apart from the recomputation by tests.
 BY_HAND = {
     "h100_qwen1.5-0.5b_prefill": "GEMM table and times against TraceLens's tables; roles by module",
     "h100_owlv2-large": "490 ms of scipy's zoom_shift before the images are copied",
@@ -58,18 +58,18 @@ def row(name: str, phase: str, p: Phase, device: str) -> str:
 
 
 def null_of(p: Phase) -> list[str]:
-    """What the report does not claim of a phase."""
+    """The values of a phase that the report leaves null."""
     busy = p.busy_ns or 1.0
-    said = []
+    unknown = []
     if p.coverage["work"] < 0.99:
-        said.append(f"FLOPs and bytes of {percent(1 - p.coverage['work'])}")
+        unknown.append(f"FLOPs and bytes of {percent(1 - p.coverage['work'])}")
     if p.coverage["role"] < 0.99:
-        said.append(f"roles of {percent(1 - p.coverage['role'])}")
+        unknown.append(f"roles of {percent(1 - p.coverage['role'])}")
     if p.bound["unknown"] > 0.01 * busy:
-        said.append(f"bound of {percent(p.bound['unknown'] / busy)}")
+        unknown.append(f"bound of {percent(p.bound['unknown'] / busy)}")
     if p.anatomy is not None and p.anatomy.gaps.get("unknown"):
-        said.append(f"cause of {p.anatomy.gaps['unknown'] / 1e6:.3f} ms idle")
-    return said
+        unknown.append(f"cause of {p.anatomy.gaps['unknown'] / 1e6:.3f} ms idle")
+    return unknown
 
 
 def page() -> str:

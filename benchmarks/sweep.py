@@ -4,12 +4,12 @@
     python benchmarks/sweep.py traces/smollm2
     python benchmarks/sweep.py benchmarks/sweep.json [--losses FILE]
 
-Writes sweep.md and sweep.json beside this file and the figures into sweep/. sweep.json holds the
+Writes sweep.md and sweep.json next to this file and the figures into sweep/. sweep.json holds the
 points with their intervals and the seed of the samples, from which frontier, shares, claims and
-sentences follow: given instead of a folder, it is judged anew, and page and figures are written
+sentences follow: given instead of a folder, it is judged again, and page and figures are written
 from it; `--losses` puts the losses that benchmarks/rescore.py wrote in the place of its own, and
 the page lists these with what they moved. Exit code 1 where results are missing or were timed
-beside other work, 2 where the files are larger than 500 kB.
+while other work ran, 2 where the files are larger than 500 kB.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ScoredAgain(msgspec.Struct, kw_only=True):
 
 
 class Published(Pareto, kw_only=True):
-    """NAME.json beside a page: the comparison, and the day on which the sweep ended. `moved`: what
+    """NAME.json next to a page: the comparison, and the day on which the sweep ended. `moved`: what
     the losses that were scored again changed of frontier and claims."""
 
     ended: str
@@ -82,7 +82,7 @@ def main() -> int:
 
 
 def read(path: Path) -> Published:
-    """The JSON beside a page."""
+    """The JSON next to a page."""
     return decoded(path.read_bytes())
 
 
@@ -134,8 +134,8 @@ def _moved(before: dict[str, list[str]], now: dict[str, list[str]]) -> list[str]
     found = []
     for cell, points in now.items():
         new = [p for p in points if p not in before[cell]]
-        gone = [p for p in before[cell] if p not in points]
-        words = [f"{', '.join(p)} {verb}" for p, verb in ((new, "came"), (gone, "went")) if p]
+        left = [p for p in before[cell] if p not in points]
+        words = [f"{', '.join(p)} {verb}" for p, verb in ((new, "came"), (left, "went")) if p]
         if words:
             found.append(f"Frontier of {cell}: {'; '.join(words)}.")
     return found or ["No frontier has other points than before."]
@@ -156,12 +156,12 @@ def decoded(data: bytes) -> Published:
 
 
 def write(found: Published, page: Path) -> int:
-    """Judge the points anew, and write page, JSON and figures; gives the exit code."""
+    """Judge the points again, and write page, JSON and figures; gives the exit code."""
     # Judged as the JSON has it, with its digits, so that page and JSON agree whoever reads it.
     new = judged(decoded(stored(found)))
     files = {page: text(new, page.stem).encode(), page.with_suffix(".json"): stored(new)}
     for name, png in pareto_figures(new, "png").items():
-        # The ledgers and exact bounds are gone with the runs of a page that was read back.
+        # A page that was read back has no runs, hence no ledgers and exact bounds.
         if found.source != "page" or name.startswith("speed-quality"):
             files[page.with_suffix("") / name] = reduced(png)
     for path, data in files.items():
@@ -179,7 +179,7 @@ def text(found: Published, name: str) -> str:
     page = render_pareto(found).replace("](", f"]({name}/")
     return (
         f"{page}{_scored_again(found)}---\n\nSweep ended {found.ended}; points and intervals: "
-        f"[{name}.json]({name}.json), judged anew by "
+        f"[{name}.json]({name}.json), judged again by "
         f"`python benchmarks/sweep.py benchmarks/{name}.json`.\n"
     )
 
@@ -204,14 +204,14 @@ def _scored_again(found: Published) -> str:
         "## Losses scored again\n\nThese losses are by the rules of docs/sweep.md, in the windows "
         "named above, scored by `python benchmarks/rescore.py` after the sweep, without timing "
         "anything; before, all tokens of a window were read in one forward in decode too, and "
-        "decisions that are drawn went on from window to window.\n\n"
+        "random decisions went on from window to window.\n\n"
         f"{chr(10).join(table)}\n\n{lines}\n\n"
     )
 
 
 def stored(found: Published) -> bytes:
     """The JSON of a page: a line a point. Every page and phase has the same keys; of points, cells
-    and what stands beside them, what has its default is left out."""
+    and what stands next to them, what has its default is left out."""
     plain = _every(found)
     lines = [f"{json.dumps(name)}: {_line(sparse(value))}" for name, value in plain.items()
              if name != "phases"]  # fmt: skip

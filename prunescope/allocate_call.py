@@ -1,4 +1,4 @@
-"""What `prunescope.allocate` takes. Light: the API imports it.
+"""The arguments of `prunescope.allocate`. Light: the API imports it.
 
 Options are checked by the types of the fields, so that this file must not postpone annotations, as
 that of the API does.

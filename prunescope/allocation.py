@@ -1,6 +1,6 @@
 """`prunescope allocate`: which parts of each layer to keep, for a target and the least loss.
 
-In: an AllocateRequest. Out: plan.json, its picture, and the measured losses beside it. Costs and
+In: an AllocateRequest. Out: plan.json, its picture, and the measured losses next to it. Costs and
 the choice come from analysis/predict, losses from tracer/allocation (the model with each part
 removed); here the two meet.
 """
@@ -76,7 +76,8 @@ def problem_asked(request: AllocateRequest) -> Problem:
 
 
 def evaluations(problem: Problem) -> dict[str, Any]:
-    """What `--dry-run` says: how often the model is evaluated, and how many of these are known."""
+    """The numbers of `--dry-run`: how often the model is evaluated, and how many of these are
+    known."""
     shape, request = problem.costs.shape, problem.request
     layers = [shape.layer(number) for number in range(shape.layers)]
     wanted = removals_of(problem.sizes, [(one.kv_heads, one.intermediate) for one in layers])
@@ -119,7 +120,7 @@ def allocate(request: AllocateRequest, progress: Progress | None = None) -> Plan
 
 
 def _measured(problem: Problem, progress: Progress) -> ModelLosses:
-    """The losses of every removal, from the file beside the plan as far as it has them."""
+    """The losses of every removal, from the file next to the plan as far as it has them."""
     request = problem.request
     request.losses_path.parent.mkdir(parents=True, exist_ok=True)
     progress.stage("loading the model")
@@ -168,7 +169,7 @@ def _described(
     if losses.calibration.record.get("text") is None:
         notes.append(
             "losses are measured on random token ids, as the model has no tokenizer: they rank "
-            "layers, and say nothing of a text"
+            "layers but do not predict the loss on a text"
         )
     return PlanOfLayers(
         kind=KIND,
@@ -225,7 +226,7 @@ def _kept_layers(problem: Problem, losses: ModelLosses, chosen: Sequence[LayerOp
         found.append(
             KeptLayer(
                 layer=number,
-                dropped=one.gone,
+                dropped=one.dropped,
                 heads=after.heads or None,
                 kv_heads=after.kv_heads or None,
                 channels=after.intermediate or None,

@@ -129,7 +129,7 @@ def predict(request: PredictRequest) -> Prediction:
 
 
 def answer(request: PredictRequest) -> Prediction:
-    """What `predict` returns for a request."""
+    """The result of `predict` for a request."""
     import msgspec
 
     from prunescope.public import Prediction
@@ -222,8 +222,8 @@ def pareto(folder: Path | str) -> Pareto:
 
 @helpful
 def reproduce(sweep: Path | str | None = None, *, against: str = "paper") -> Reproduction:
-    """The numbers of the taxonomy's paper (arXiv 2606.09080) beside those of a sweep and their
-    bounds, and what differs in set-up; without a sweep, beside predictions in its own setting.
+    """The numbers of the taxonomy's paper (arXiv 2606.09080) next to those of a sweep and their
+    bounds, and the differences in set-up; without a sweep, next to predictions in its own setting.
 
     Raises PrunescopeError where there is no sweep, none of its results is done, or `against` is not
     "paper".

@@ -353,10 +353,10 @@ def _pareto(
     if gemm is not None and figures is None:
         raise PrunescopeError("--gemm is for --figures paper", hint="add --figures paper")
     found, target = judge(folder), out or folder / "pareto"
-    drawn = paper_set(found, folder, gemm) if figures is not None else None
-    write_pareto(found, target, more=paper_files(drawn) if drawn is not None else None)
+    paper = paper_set(found, folder, gemm) if figures is not None else None
+    write_pareto(found, target, more=paper_files(paper) if paper is not None else None)
     write_json(to_json(found), json_target)
-    missing = [str(one) for one in drawn.missing] if drawn is not None else []
+    missing = [str(one) for one in paper.missing] if paper is not None else []
     console_for(json_target).print(pareto_summary(found, target, missing))
 
 
@@ -366,8 +366,8 @@ def _reproduce(
     sweep: Annotated[
         Path | None,
         Option(
-            help="Folder that a sweep wrote; without it, the numbers stand beside predictions in "
-            "the paper's own setting.",
+            help="Folder that a sweep wrote; without it, predictions in the paper's own setting "
+            "stand next to the numbers.",
             metavar="SWEEP",
             argument=True,
         ),
@@ -528,7 +528,7 @@ def _bundle(
     console.print(line, markup=False, soft_wrap=True)
     for kind, names in local_names(written).items() if anonymous else ():
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        text = f"kept {kind}: {shown}; rename them in your code if they tell who you are"
+        text = f"kept {kind}: {shown}; rename them in your code if they identify you"
         console.print(text, markup=False, soft_wrap=True)
 
 
@@ -539,11 +539,13 @@ def _verify(
         Path, Option(help="Zip file that `bundle` wrote.", metavar="FILE.zip", argument=True)
     ],
     *,
-    allow_undrawn: Annotated[
+    allow_missing_figures: Annotated[
         bool,
         Option(
-            help="Accept files that cannot be rebuilt here, as another matplotlib or prunescope "
-            "wrote them; without it, the result is partial."
+            help="Accept figures and other files that cannot be rebuilt here, because another "
+            "matplotlib or prunescope wrote them; without it, the result is partial and the exit "
+            "code 3. The old name, --allow-undrawn, still works.",
+            flag="--allow-missing-figures --allow-undrawn",
         ),
     ] = False,
     json_target: Json = None,
@@ -556,7 +558,7 @@ def _verify(
 
     \b
     prunescope verify evidence.zip
-    prunescope verify evidence.zip --allow-undrawn
+    prunescope verify evidence.zip --allow-missing-figures
     prunescope verify review.zip --json -
     """
     from prunescope.analysis.bundle.verify import verify
@@ -564,10 +566,10 @@ def _verify(
     from prunescope.output import show_result
 
     result = verify(path)
-    shown = verified(result, allow_undrawn=allow_undrawn)
+    shown = verified(result, allow_missing_figures=allow_missing_figures)
     show_result(result, json_target, people=shown)
-    undrawn = result["partial"] and not allow_undrawn
-    if not result["ok"] or undrawn or result["samples_agree"] is False:
+    is_partial = result["partial"] and not allow_missing_figures
+    if not result["ok"] or is_partial or result["samples_agree"] is False:
         raise typer.Exit(3)
 
 
@@ -824,5 +826,6 @@ def _run(args: list[str]) -> Any:
 
 @cache
 def _commands() -> Any:
-    """What typer makes of the functions above, once: 0.04 s of each further call in a process."""
+    """The commands that typer makes of the functions above, once: 0.04 s of each further call in a
+    process."""
     return typer.main.get_command(app)

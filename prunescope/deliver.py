@@ -35,9 +35,9 @@ FORMATS = ",".join(DEFAULT_FORMATS)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Delivery:
-    """Where results go. `folder`: of the files, None for the default; `formats`: comma-separated,
-    None for the default; `json`: a file or "-"; `label_prefix`: of labels in LaTeX; `full`: every
-    table on screen; `quiet`: nothing there."""
+    """The outputs of a command. `folder`: of the files, None for the default; `formats`:
+    comma-separated, None for the default; `json`: a file or "-"; `label_prefix`: of labels in
+    LaTeX; `full`: every table on screen; `quiet`: nothing there."""
 
     folder: Path | None = None
     formats: str | None = None
@@ -164,7 +164,7 @@ def format_names(formats: str | None) -> list[str]:
 
 
 def report_folder(subject: Path) -> Path | None:
-    """Where the report of `subject` goes by default.
+    """The default folder of the report of `subject`.
 
     F/report for F and F/pruned alike (and F/dense where it is alone); `report` inside any other
     run; None for a trace file or a folder of them.

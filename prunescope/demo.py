@@ -1,6 +1,6 @@
-"""What `prunescope demo` does: prunings of one model, each traced and explained.
+"""`prunescope demo`: several prunings of one model, each traced and explained.
 
-In: demo.json beside this file, and a folder. Out: a run with its report a pruning, in the folder.
+In: demo.json next to this file, and a folder. Out: a run with its report a pruning, in the folder.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where output goes: JSON to a file or alone to standard output, text for people elsewhere.
+"""Output of commands: JSON to a file or alone to standard output, text for people elsewhere.
 
 A target is None (no JSON), "-" (standard output) or a file name. Files appear whole or not at all.
 """

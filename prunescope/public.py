@@ -1,4 +1,4 @@
-"""What the Python API returns: the values of analysis/schema with methods for people.
+"""Results of the Python API: the values of analysis/schema with methods for people.
 
 In: results of `analysis`. Out: objects that print, plot, save and turn into data frames. They are
 the schema's own structs, so that whatever takes a Report takes these.
@@ -178,7 +178,7 @@ class Report(report_schema.Report, kw_only=True, dict=True):
 
 
 class _Shown:
-    """What results do alike: print what their command prints, here or in a notebook."""
+    """Shared by all results: they print as their command does, in a console or a notebook."""
 
     __slots__ = ()
 
@@ -200,7 +200,7 @@ class _Shown:
 
 
 class _Tabled(_Shown):
-    """What results do alike that have a table."""
+    """Shared by results that have a table."""
 
     __slots__ = ()
 
@@ -332,7 +332,7 @@ class Pareto(_Shown, pareto_schema.Pareto, kw_only=True, dict=True):
 
 
 class Reproduction(_Tabled, reproduction_schema.Reproduction, kw_only=True, dict=True):
-    """A paper's numbers beside those of a sweep or of `predict`, as `prunescope reproduce` prints
+    """A paper's numbers next to those of a sweep or of `predict`, as `prunescope reproduce` prints
     them.
 
     Examples:
@@ -387,7 +387,7 @@ class Reproduction(_Tabled, reproduction_schema.Reproduction, kw_only=True, dict
 
 
 class Prediction(_Tabled, ByName):
-    """What `predict` gives: the dict of `--json`, which can show itself.
+    """The result of `predict`: the dict of `--json`, with tables and plots.
 
     Examples:
         >>> found = prunescope.predict(model="llama-3.1-8b", device="h100-sxm")
@@ -419,7 +419,7 @@ class Prediction(_Tabled, ByName):
     ) -> list[Path]:
         """Write prediction.md, prediction.json, prediction.csv, and curves as png, pdf or svg, into
         `folder`; returns the paths. Raises PrunescopeError for another format."""
-        from prunescope.analysis.report.figure_style import drawing, saved
+        from prunescope.analysis.report.figure_style import plotting, saved
         from prunescope.analysis.report.predict_records import render_prediction
         from prunescope.analysis.report.write import check_formats, write_files
 
@@ -434,7 +434,7 @@ class Prediction(_Tabled, ByName):
             elif name == "csv":
                 files["prediction.csv"] = self.to_polars().write_csv().encode()
             else:
-                with drawing():
+                with plotting():
                     files[f"curves.{name}"] = saved(self.plot.curves(), name)
         return write_files(files, _path(folder))
 
@@ -452,7 +452,7 @@ class Prediction(_Tabled, ByName):
 
 
 class Verified(_Shown, ByName):
-    """What `verify` finds in a bundle: the dict of `--json`, which can show itself.
+    """The result of `verify`: the dict of `--json`, which prints as the command does.
 
     Examples:
         >>> found = prunescope.verify("evidence.zip")
@@ -478,7 +478,7 @@ class Verified(_Shown, ByName):
     def __rich__(self) -> Text:
         from prunescope.analysis.report.listings import verified
 
-        return verified(self, allow_undrawn=False)
+        return verified(self, allow_missing_figures=False)
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(self.__rich__().plain)}</pre>"
@@ -544,11 +544,10 @@ class AllocationPlan(_Tabled, PlanOfLayers, kw_only=True, dict=True):
     def __repr__(self) -> str:
         from prunescope.analysis.report.allocation_tables import target_text
 
-        gone = len(self.removed)
+        count = len(self.removed)
         text = f"{target_text(self.target)}, {self.expected.speedup:.2f}× expected"
-        return (
-            f"<AllocationPlan of {self.model}: {text}, {gone} of {len(self.layers)} layers dropped>"
-        )
+        text += f", {count} of {len(self.layers)} layers dropped"
+        return f"<AllocationPlan of {self.model}: {text}>"
 
     def __rich__(self) -> Sheet:
         from prunescope.analysis.report.allocation_tables import plan_sheet
@@ -573,7 +572,7 @@ class Replayed(_Tabled):
 
     @classmethod
     def of(cls, replays: Replays, done: Analysis | None = None) -> Self:
-        """With the report of the run's analysis, if it was one of a run."""
+        """Return the result with the report of the run's analysis, if it was one of a run."""
         return cls(replays, None if done is None else Report.of(done))
 
     @property

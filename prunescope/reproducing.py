@@ -1,4 +1,4 @@
-"""`prunescope reproduce`: a paper's numbers beside those of a sweep, or beside `predict`.
+"""`prunescope reproduce`: a paper's numbers next to those of a sweep, or next to `predict`.
 
 In: the folder of a sweep, or none. Out: a Reproduction. Without a sweep, predictions are of the
 paper's own model, device and settings.
@@ -36,7 +36,7 @@ def reproduce_predicted() -> Reproduction:
         families = [one.name for one in values if one.figure == FIGURE_5]
         expected = _predicted(paper(), batch, length, families, sparsity=0.5)
         for one in values:
-            if one.figure == STEP_TIME:  # the dense side is the same beside each family
+            if one.figure == STEP_TIME:  # each family has the same dense side
                 execution, _ = expected[families[0], str(one.phase)]
                 one.predicted = execution.dense_ns / 1e6
                 continue

@@ -60,7 +60,7 @@ _TIMED = (
 _COMPARES = ("coverage", "roofline", "busy", "realised", "share_of_bound", "ledger.")
 _NO_INTERVAL = "it has no interval, which takes five steps a side or unprofiled samples"
 _FINDING = "findings."
-_VERDICTS = ("outside", "unknown")  # of `family`, beside the families
+_VERDICTS = ("outside", "unknown")  # of `family`, apart from the families
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,9 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class RuleOutcome:
-    """What came of a rule in one phase. `seen`: the value with its interval, in words; `value` and
-    `ci95`: as numbers in ns, bytes or 1 (a share of dense is 0..1), None for a word and where it is
-    not known."""
+    """The outcome of a rule in one phase. `seen`: the value with its interval, in words; `value`
+    and `ci95`: as numbers in ns, bytes or 1 (a share of dense is 0..1), None for a word and where
+    it is not known."""
 
     rule: str
     phase: str
@@ -247,7 +247,7 @@ def check_report(report: Report, rules: Sequence[Rule]) -> Check:
 
 
 def _is_there(rule: Rule, report: Report) -> Iterator[bool]:
-    """For each phase of a rule, whether it has the quantity, decided or not."""
+    """Whether each phase of a rule has the quantity, decided or not."""
     for name, phase in report.phases.items():
         if rule.phase in (None, name):
             yield (phase.family if rule.number is None else _values(rule, phase)[0]) is not None

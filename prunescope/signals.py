@@ -33,8 +33,9 @@ _came: list[int] = []  # signals that raised, since `raising_signals` began
 
 
 def ended_by() -> BaseException | None:
-    """What a signal raised since `raising_signals` began; None where none came. Libraries make
-    other exceptions of it: an import or a callback from C that it interrupts fails."""
+    """The exception that a signal raised since `raising_signals` began; None where none came.
+    Libraries make other exceptions of it: an import or a callback from C that it interrupts
+    fails."""
     return _exception(_came[0]) if _came else None
 
 
@@ -80,7 +81,7 @@ def _exception(number: int) -> BaseException:
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
-    """Before there is anything to undo."""
+    """End the process while there is nothing to undo."""
     problem, hint = INTERRUPTED
     message = f"error: {problem}\n  hint: {hint}\n"
     if any(word.partition("=")[0] == "--json" for word in sys.argv):

@@ -1,4 +1,5 @@
-"""What makes `prunescope analyze` start faster, and by how much (medians, in turns, two cores).
+"""The settings that make `prunescope analyze` start faster, and by how much (medians, in turns, two
+cores).
 
 - BLAS gets one thread: an analysis multiplies no matrices. 0.11 s of wall time on a small trace
   (n = 15).
@@ -52,8 +53,8 @@ class _Fast:
 
 
 class FastCommand(_Fast, TyperCommand):
-    """For `app.command(cls=...)`. Its paths may be missing, a file or a folder: options that are to
-    exist (`exists=True` and the like) are not for it."""
+    """The class for `app.command(cls=...)`. Its paths may be missing, a file or a folder: options
+    that are to exist (`exists=True` and the like) are not for it."""
 
 
 class FastGroup(_Fast, TyperGroup):

@@ -26,7 +26,7 @@ _EXACT = 1e-6  # of a unit: sums of floats land a hair above a whole number of u
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerOption:
-    """One way to run a layer, with its cost and the loss that it adds. `gone`: the whole layer is
+    """One way to run a layer, with its cost and the loss that it adds. `dropped`: the layer is
     removed; one layer of a model has to stay. `attention_lowrank`, `mlp_lowrank`: percent of the
     parameters of its matrices that stay, with each matrix stored as two of a low rank. None: as in
     the dense layer."""
@@ -37,7 +37,7 @@ class LayerOption:
     channels: int | None = None
     attention_lowrank: int | None = None
     mlp_lowrank: int | None = None
-    gone: bool = False
+    dropped: bool = False
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -49,7 +49,7 @@ class LayerOption:
     def kept(self) -> tuple[float, ...]:
         """The larger, the more of the layer is kept: of two equal options the larger stays."""
         sizes = self.sizes
-        return (not self.gone, *(sizes.get(name, math.inf) for name in PARTS))
+        return (not self.dropped, *(sizes.get(name, math.inf) for name in PARTS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +97,16 @@ class Allocation:
         self._rows, self._emptied = [], []
         emptied: tuple[int, float] | None = (0, 0.0)
         for layer in self._layers:
-            row, gone = [math.inf] * size, None
+            row, dropped = [math.inf] * size, None
             for units, one in layer:
                 row[units:] = map(min, row[units:], map(add, before, repeat(one.loss)))
-                if one.gone:
-                    gone = units, one.loss
+                if one.dropped:
+                    dropped = units, one.loss
                 elif emptied is not None:  # the first layer that stays
                     start, loss = emptied[0] + units, emptied[1] + one.loss
                     row[start:] = [min(value, loss) for value in row[start:]]
-            if emptied is not None and gone is not None:
-                emptied = emptied[0] + gone[0], emptied[1] + gone[1]
+            if emptied is not None and dropped is not None:
+                emptied = emptied[0] + dropped[0], emptied[1] + dropped[1]
             else:
                 emptied = None
             self._rows.append(row)
@@ -138,10 +138,10 @@ class Allocation:
         for number in reversed(range(len(self._layers))):
             one, units, alone = self._step_back(number, units)
             chosen.append(one)
-            if alone:  # every layer before it is gone
+            if alone:  # every layer before it is dropped
                 rest = self._layers[:number]
-                gone = [next(o for _, o in layer if o.gone) for layer in reversed(rest)]
-                chosen += gone
+                dropped = [next(o for _, o in layer if o.dropped) for layer in reversed(rest)]
+                chosen += dropped
                 break
         return chosen[::-1]
 
@@ -157,7 +157,7 @@ class Allocation:
                 continue
             if before is not None and before[left] + one.loss == value:
                 return one, left, False
-            if empty is not None and not one.gone:
+            if empty is not None and not one.dropped:
                 fits, loss = left >= empty[0], empty[1] + one.loss
                 if fits and loss == value:
                     return one, left, True
@@ -172,7 +172,7 @@ def undominated(options: Iterable[tuple[int, LayerOption]]) -> list[tuple[int, L
     lost = math.inf
     ranked = sorted(options, key=lambda it: (it[0], it[1].loss, tuple(-k for k in it[1].kept)))
     for units, one in ranked:
-        if one.gone:
+        if one.dropped:
             found.append((units, one))
         elif one.loss < lost:
             found.append((units, one))

@@ -134,16 +134,16 @@ class LayerLosses:
     """The rise of the loss at each size of a layer's parts, by part; None: the layer cannot go."""
 
     parts: Mapping[str, Mapping[int, float]]
-    gone: float | None
+    dropped: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerTable:
     """(cost, loss) of each size of a layer's parts, by part, relative to the dense layer, whose own
-    are 0. `gone`: of the layer without any of them; None: it has to stay."""
+    are 0. `dropped`: of the layer without any of them; None: it has to stay."""
 
     parts: Mapping[str, Mapping[int, tuple[float, float]]] = field(default_factory=dict)
-    gone: tuple[float, float] | None = None
+    dropped: tuple[float, float] | None = None
 
     def of(self, part: str) -> Mapping[int, tuple[float, float]]:
         """(cost, loss) of each size of one of PARTS."""
@@ -164,8 +164,8 @@ class LayerTable:
             for parts in (ATTENTION_PARTS, MLP_PARTS)
         )
         found = [self.option(**a, **b) for a in attention for b in mlp]
-        if self.gone is not None:
-            found.append(LayerOption(cost=self.gone[0], loss=self.gone[1], gone=True))
+        if self.dropped is not None:
+            found.append(LayerOption(cost=self.dropped[0], loss=self.dropped[1], dropped=True))
         return found
 
 
@@ -203,15 +203,15 @@ def uniform_choices(shape: ModelShape, tables: Sequence[LayerTable]) -> Iterator
             both = _all(tables, attention_lowrank=share, mlp_lowrank=share)
             yield _choice(cutting("ranks"), text, both)
     ranked = sorted(
-        (number for number, table in enumerate(tables) if table.gone is not None),
-        key=lambda number: tables[number].gone[1],  # type: ignore[index]
+        (number for number, table in enumerate(tables) if table.dropped is not None),
+        key=lambda number: tables[number].dropped[1],  # type: ignore[index]
     )
     dense = [table.option() for table in tables]
     for count in range(1, min(len(ranked) + 1, len(tables))):
         chosen = list(dense)
         for number in ranked[:count]:
-            cost, loss = tables[number].gone or (0.0, 0.0)
-            chosen[number] = LayerOption(cost=cost, loss=loss, gone=True)
+            cost, loss = tables[number].dropped or (0.0, 0.0)
+            chosen[number] = LayerOption(cost=cost, loss=loss, dropped=True)
         left = len(tables) - count
         yield _choice(cutting("layers"), f"{left} layer{'s' * (left > 1)}", chosen)
 
@@ -239,7 +239,7 @@ def changed_layer(shape: ModelShape, number: int, option: LayerOption) -> ModelS
 
 def _cut(shape: ModelShape, number: int, option: LayerOption) -> LayerShape:
     layer = shape.layer(number)
-    if option.gone:
+    if option.dropped:
         return LayerShape(attention_kind="none", mlp_kind="none")
     if option.kv_heads is not None:
         queries = option.kv_heads * layer.heads // layer.kv_heads

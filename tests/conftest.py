@@ -1,4 +1,4 @@
-"""Shared by all tests: real traces beside the checkout, and a cache that is not the user's."""
+"""Shared by all tests: real traces next to the checkout, and a cache that is not the user's."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ os.fsync = lambda _file: None
 
 _read = presets._read
 _known = [0]  # modules that were imported when the heap was set aside
-# The readings of other work, without an answer, as on a system that has none: a capture beside
-# which something runs takes its samples and its profile twice, as it should, and beside tests
+# The readings of other work, without an answer, as on a system that has none: a capture during
+# which something else runs takes its samples and its profile twice, as it should, and during tests
 # something always runs. Tests that are marked `machine` are about that, and have the system's.
-_UNTOLD: dict[str, Callable[[], Any]] = {
+_NO_READINGS: dict[str, Callable[[], Any]] = {
     "_busy_and_steal": lambda: (None, None),
     "_waited_ns": lambda: None,
 }
-_told: dict[str, Callable[[], Any]] = {}
+_readings: dict[str, Callable[[], Any]] = {}
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -56,7 +56,7 @@ def real_trace() -> Callable[[str], Path]:
     def find(name: str) -> Path:
         path = SHARED / "traces" / name
         if not path.is_file():
-            pytest.skip(f"needs ../shared/data/traces/{name} beside the checkout")
+            pytest.skip(f"needs ../shared/data/traces/{name} next to the checkout")
         return path
 
     return find
@@ -76,7 +76,7 @@ def real_report(real_trace: Callable[[str], Path]) -> Callable[[str], Report]:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is kept between runs goes to a folder of the tests."""
+    """Caches that are kept between runs go to a folder of the tests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
@@ -93,8 +93,8 @@ def _libraries_set_aside() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """From here on garbage is looked for, though not among the tests, nor as often as by default:
-    what a test makes is mostly gone without it."""
+    """Collect garbage from here on, though not among the tests, and less often than by default:
+    reference counts free most of what a test makes."""
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     gc.enable()
@@ -102,7 +102,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """What runs a model runs a quarter of it, and once: see _cut and _UNTOLD."""
+    """Tests that run a model run a quarter of it, and once: see _cut and _NO_READINGS."""
     if item.get_closest_marker("torch") is None:
         presets._read = _read
         return
@@ -110,11 +110,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     presets._read = _read if item.get_closest_marker("all_layers") else partial(_cut, layers)
     from prunescope.tracer.machine import disturbance
 
-    if not _told:
-        _told.update({name: getattr(disturbance, name) for name in _UNTOLD})
-    is_told = item.get_closest_marker("machine") is not None
-    for name, untold in _UNTOLD.items():
-        setattr(disturbance, name, _told[name] if is_told else untold)
+    if not _readings:
+        _readings.update({name: getattr(disturbance, name) for name in _NO_READINGS})
+    is_real = item.get_closest_marker("machine") is not None
+    for name, no_reading in _NO_READINGS.items():
+        setattr(disturbance, name, _readings[name] if is_real else no_reading)
 
 
 def _cut(layers: int, name: str) -> dict[str, Any]:
@@ -126,5 +126,5 @@ def _cut(layers: int, name: str) -> dict[str, Any]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Golden numbers are written anew on request only."""
+    """Golden numbers are rewritten on request only."""
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/expected")

@@ -26,7 +26,7 @@ _BAD = (zipfile.BadZipFile, RuntimeError, ValueError, EOFError, struct.error, OS
 @dataclass
 class Unpacked:
     """The files that could be read, and what is wrong with each of the others; `repacked`: those of
-    a zip that was made anew with compression, which is wrong as a whole."""
+    a zip that was rewritten with compression, which is wrong as a whole."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -67,7 +67,7 @@ def read_zip(path: Path) -> Unpacked:
 def _read_members(archive: zipfile.ZipFile, size: int, name: str, out: Unpacked) -> None:
     members = archive.infolist()
     if all(m.compress_type != zipfile.ZIP_STORED for m in members if m.file_size):
-        out.failed[name] = "zipped anew, with compression, as `prunescope bundle` never does"
+        out.failed[name] = "zipped again, with compression, as `prunescope bundle` never does"
         if len(members) <= _MOST_FILES and sum(m.file_size for m in members) <= _EXPANDS * size:
             out.repacked = {m.filename: archive.read(m) for m in members if not m.is_dir()}
         return
@@ -96,7 +96,7 @@ def _problem(member: zipfile.ZipInfo, out: Unpacked) -> str | None:
         return "refused: compressed, as `prunescope bundle` never does"
     if member.flag_bits & 0x1:
         return "refused: encrypted"
-    return "refused: the name stands twice" if name in out.files or name in out.failed else None
+    return "refused: the name occurs twice" if name in out.files or name in out.failed else None
 
 
 def _check_whole(path: Path, out: Unpacked) -> None:

@@ -271,7 +271,7 @@ def _phase(
     staged_folder: Path,
     scrubber: Scrubber | None,
 ) -> PhaseRun:
-    """The phase with its trimmed trace beside the manifest."""
+    """The phase with its trimmed trace next to the manifest."""
     written: list[str | None] = []
     for name in (original.trace, original.eager_trace):
         if not name:

@@ -1,4 +1,4 @@
-"""Which run.json or trace of a bundle was edited, where the checksums were made anew: in, its files
+"""Find the edited run.json or trace of a bundle, where the checksums were recomputed: in, its files
 and runs; out, reasons by file. Hashes of them stand in bundle.json and in the run.json that names a
 trace or a baseline; samples.csv and environment.json repeat what a run.json says."""
 
@@ -46,7 +46,7 @@ def with_edited(
 
 
 def _of_runs(runs: Runs) -> Iterator[tuple[str, str | None, str]]:
-    """What a manifest says of its traces, and of the dense manifest."""
+    """The checksums in a manifest: of its traces, and of the dense manifest."""
     for run, variants in runs.items():
         for variant, manifest in variants.items():
             folder = f"runs/{run}/{variant}"
@@ -85,7 +85,7 @@ def _samples(files: Files, run: str, variant: str, phase: str) -> list[str] | No
 
 
 def _environment(files: Files, run: str, variant: str) -> Any:
-    """What environment.json says of a side; None where it cannot be read."""
+    """The entry of environment.json for a side; None where it cannot be read."""
     try:
         return json.loads(files["environment.json"])[run][variant]
     except (KeyError, ValueError, TypeError, RecursionError):

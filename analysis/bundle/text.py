@@ -100,7 +100,7 @@ def _claims(
 
 
 def _limits(variants: Mapping[str, Run], name: str, report: Report) -> Iterator[str]:
-    """What is to be known of one run."""
+    """The limits of one run that a reader should know."""
     pruned = variants.get("pruned")
     how = pruned.pruning.selection if pruned and pruned.pruning else None
     yield f"{markdown(name)}: one device ({markdown(report.device.get('name') or 'unknown')})"

@@ -54,7 +54,7 @@ _NUMBERS = ("correlation", "stream", "device", "bytes")
 
 
 class Words(Protocol):
-    """What becomes of the strings of a trace."""
+    """How the strings of a trace are rewritten."""
 
     def kernel(self, name: str) -> str:
         """The name of a kernel, a launch, an op or a device."""
@@ -85,7 +85,7 @@ class Scrubbed:
         return self.kernel(name)
 
     def inputs(self, kind: str, raw: bytes) -> Any:
-        """As they are, undecoded; texts scrubbed."""
+        """The inputs of an event unchanged and undecoded; texts scrubbed."""
         if b'"' not in raw or kind == "types":
             return msgspec.Raw(raw)
         try:
@@ -211,7 +211,8 @@ def _sizes(args: Args) -> dict[str, msgspec.Raw]:
 
 
 def _collective(args: Args) -> dict[str, Any]:
-    """What torch says of a collective: its name, elements, ranks and number format."""
+    """The arguments of a collective that torch recorded: its name, elements, ranks and number
+    format."""
     raws = (("Collective name", args.collective), ("In msg nelems", args.sent),
             ("Out msg nelems", args.received), ("Group size", args.group),
             ("dtype", args.dtype))  # fmt: skip

@@ -52,7 +52,7 @@ _NUMBERS = ("samples.csv", "environment.json", "frontier.csv")  # whatever versi
 _ACTIVE = re.compile(rb"<script|javascript:|\son[a-z]+\s*=", re.IGNORECASE)
 _PLOTTED = (".svg", ".png")
 _LABEL = re.compile(rb"<text\b[^<>]*>([^<]*)</text>")
-# Sentences may be worded anew by another version; their numbers stand elsewhere too.
+# Another version may word sentences differently; their numbers stand elsewhere too.
 _WORDED = frozenset({"findings", "notes", "warnings", "evidence", "says", "source", "tool"})
 
 
@@ -161,19 +161,20 @@ def _check_file(path: Path) -> None:
 
 
 def _repacked(files: Mapping[str, bytes]) -> str:
-    """What the sums say of the content of a zip that was made anew, and how to get on."""
+    """Whether the content of a recompressed zip still matches its checksums, and what to do
+    next."""
     wrong = dict(_sums(files))
     if wrong:
         name, why = next(iter(wrong.items()))
-        return f"its content is not as SHA256SUMS says either ({name}: {why})"
+        return f"its content does not match SHA256SUMS either ({name}: {why})"
     return (
-        "its content is as SHA256SUMS says; ask for the zip as it was written, or unzip it and "
+        "its content matches SHA256SUMS; ask for the zip as it was written, or unzip it and "
         "`prunescope analyze` each folder in its runs/"
     )
 
 
 def _sums(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
-    """Files that are not as SHA256SUMS says, missing from it or from the bundle."""
+    """Files that do not match SHA256SUMS, missing from it or from the bundle."""
     if SUMS not in files:
         yield SUMS, "missing: nothing can be checked"
         return
@@ -217,7 +218,7 @@ def _rebuilt(
         rebuild.unpack()
         for name in names:
             rebuild.report(name, label_prefixes(names)[name])
-        rebuild.beside(anonymous=index.anonymous)
+        rebuild.shared(anonymous=index.anonymous)
         if not rebuild.failed:
             rebuild.rest()
     failed = with_edited(files, index.inputs, rebuild.runs, rebuild.failed)
@@ -225,10 +226,10 @@ def _rebuilt(
 
 
 class _Rebuild:
-    """What the bundled traces give, file by file: `done` were compared, `apart` could not be,
+    """Rebuilds the files of a bundle from its traces: `done` were compared, `apart` could not be,
     `failed` differ. Files that another version of this tool (`tool`) wrote may differ in words, and
-    figures of other versions of what plots (`plotted`) in where they draw: they are `apart` then.
-    Numbers are compared whatever the versions."""
+    figures of other versions of what plots (`plotted`) in positions: they are `apart` then. Numbers
+    are compared whatever the versions."""
 
     def __init__(self, files: Mapping[str, bytes], stage: Path, *, tool: str, plotted: str) -> None:
         self.files, self.stage, self.tool, self.plotted = files, stage, tool, plotted
@@ -274,7 +275,7 @@ class _Rebuild:
             if path.name != "report.json":
                 self._compare(f"{place}/{path.name}", path.read_bytes(), "not what its traces give")
 
-    def beside(self, *, anonymous: bool) -> None:
+    def shared(self, *, anonymous: bool) -> None:
         """The files that follow from all runs."""
         if self.failed:
             return

@@ -18,7 +18,7 @@ from prunescope.analysis.findings.registry import (
     Severity,
     registered,
 )
-from prunescope.analysis.schema.report import DOUBTED_SIDES, INVALID_TIMES, NOT_VALID, Finding
+from prunescope.analysis.schema.report import INVALID_TIMES, NOT_VALID, SIDE_CAVEATS, Finding
 
 
 def find(context: Context) -> list[Finding]:
@@ -46,9 +46,9 @@ def find(context: Context) -> list[Finding]:
             _mark_unreliable(finding)
         findings.append(finding)
     rank: dict[str, int] = {severity: i for i, severity in enumerate(SEVERITIES)}
-    sides_are_uncertain = not DOUBTED_SIDES.isdisjoint(one.id for one, _ in found)
+    sides_are_uncertain = not SIDE_CAVEATS.isdisjoint(one.id for one, _ in found)
     findings.sort(
-        key=lambda f: (rank[f.severity], f.id not in DOUBTED_SIDES, -(f.predicted_ns or 0))
+        key=lambda f: (rank[f.severity], f.id not in SIDE_CAVEATS, -(f.predicted_ns or 0))
     )
     if not times_are_valid or sides_are_uncertain:
         for finding in findings:

@@ -21,7 +21,7 @@ from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.schema.anatomy import Fit, Good, Shape
-from prunescope.analysis.schema.report import BESIDE
+from prunescope.analysis.schema.report import EXCLUSIVE_SHARE
 from prunescope.analysis.schema.report import GemmRow as Row
 from prunescope.taxonomy.gemm import Gemm
 
@@ -94,7 +94,7 @@ class GemmSummaries:
 
 def is_hidden(busy: float, ran: float) -> bool:
     """Whether kernels ran concurrently with earlier ones: shorter ones may then save nothing."""
-    return busy < BESIDE * ran
+    return busy < EXCLUSIVE_SHARE * ran
 
 
 def gemm_summaries(kernels: Kernels) -> GemmSummaries:

@@ -1,4 +1,5 @@
-"""What follows from the points of a sweep alone: cells, frontier, winners, claims, sentences.
+"""Everything that is computed from the points of a sweep alone: cells, frontier, winners, claims,
+sentences.
 
 In: a Pareto with its points, and cells with the times of the dense model. Out: the whole Pareto.
 The same points give the same answer, whether they come from runs or from a stored pareto.json.
@@ -28,7 +29,7 @@ from prunescope.analysis.schema.pareto import (
 
 
 def judged(found: Pareto) -> Pareto:
-    """A copy whose frontiers, winners, claims and sentences are computed from its points anew."""
+    """A copy whose frontiers, winners, claims and sentences are recomputed from its points."""
     phases = {name: _phase(phase) for name, phase in found.phases.items()}
     new = msgspec.structs.replace(
         found, phases=phases, samples=SampleCount(count=NUM_SAMPLES, seed=SEED)

@@ -72,7 +72,8 @@ def hypotheses(found: Pareto) -> list[Hypothesis]:
 
 
 def _of_models(found: Pareto) -> Pareto:
-    """Without layers that ran alone: the claims are about whole models."""
+    """The points of whole models, without layers that ran alone: the claims are about whole
+    models."""
     phases = {
         name: replace(
             phase,
@@ -96,8 +97,8 @@ def _tested(found: Pareto) -> list[Hypothesis]:
 
 
 def _low_loss(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypothesis]:
-    """Among the points of low loss, the fastest of static depth against the fastest of the other
-    families: the ratio of their speedups."""
+    """Test whether static depth is the fastest at low loss: the ratio of its best speedup to the
+    best of the other families."""
     points = [p for p in phase.points_in(cell) if not p.removed_nothing]
     of_depth = [p for p in points if p.family == DEPTH and _is_low(p) is not None]
     rivals = [p for p in points if p.family != DEPTH and _is_low(p) is not None]
@@ -109,11 +110,11 @@ def _low_loss(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypoth
     if why is not None:
         yield judged(verdict=UNDECIDED, text=why, points=len(low))
         return
-    drawn = sampled([p for p in points if p.timing_valid and (p in low or has_intervals(p))])
-    within = drawn.losses <= np.log1p(LOW_PERPLEXITY)
-    own = np.where(within & drawn.of(DEPTH), drawn.speeds, -np.inf).max(axis=1)
-    gain = np.where(np.isfinite(own), own, 0.0) - drawn.best(
-        np.log1p(LOW_PERPLEXITY), ~drawn.of(DEPTH)
+    samples = sampled([p for p in points if p.timing_valid and (p in low or has_intervals(p))])
+    within = samples.losses <= np.log1p(LOW_PERPLEXITY)
+    own = np.where(within & samples.of(DEPTH), samples.speeds, -np.inf).max(axis=1)
+    gain = np.where(np.isfinite(own), own, 0.0) - samples.best(
+        np.log1p(LOW_PERPLEXITY), ~samples.of(DEPTH)
     )
     effect, ci95 = interval(np.exp(gain))
     best, rival = (
@@ -137,9 +138,9 @@ def _low_loss(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypoth
 
 def _is_low(point: SweepPoint) -> bool | None:
     """Whether a point is at low loss; None where no loss is known."""
-    lost, scored = loss_of(point), point.loss.tasks_points if point.loss else None
-    if lost is not None:
-        return lost <= LOW_PERPLEXITY
+    rise, scored = loss_of(point), point.loss.tasks_points if point.loss else None
+    if rise is not None:
+        return rise <= LOW_PERPLEXITY
     return None if scored is None else scored >= -LOW_TASK_POINTS
 
 
@@ -155,7 +156,7 @@ def _too_few_low(
     """Why the points of low loss decide nothing; None where they may."""
     for whose, own in ((DEPTH, of_depth), ("another family", rivals)):
         if not any(p in low for p in own):
-            known = [lost for lost in map(loss_of, own) if lost is not None]
+            known = [rise for rise in map(loss_of, own) if rise is not None]
             least = f"; the least is {loss(min(known))}" if known else ""
             return f"no point of {whose} loses at most {_low_words(own)}{least}"
     if len(low) < LEAST_POINTS:
@@ -166,7 +167,7 @@ def _too_few_low(
 
 
 def _no_intervals(points: Iterable[SweepPoint]) -> str | None:
-    """Which points lack the interval of their speedup or of the loss that is compared."""
+    """The points that lack an interval of their speedup or of the compared loss."""
     named = dict.fromkeys(
         p.name
         for p in points
@@ -226,7 +227,7 @@ def _closest(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypothe
 
 
 def _missed(points: list[SweepPoint]) -> dict[str, Array]:
-    """By family, samples of |realised / bound − 1|, the mean over its points: a point above its
+    """Samples of |realised / bound − 1| by family: the mean over its points: a point above its
     bound does not make up for one below."""
     found: dict[str, list[Array]] = {}
     for point in filter(_misses, points):
@@ -259,8 +260,8 @@ def _order(phase: ParetoPhase) -> Iterator[Hypothesis]:
             if len(missing) < len(PAPER_ORDER):
                 yield judged(verdict=UNTESTED, text=_not_measured(missing))
             continue
-        gone = _invalid(points)
-        unknown = [p for p in points if p.family in PAPER_ORDER and p.label in gone]
+        invalid = _invalid(points)
+        unknown = [p for p in points if p.family in PAPER_ORDER and p.label in invalid]
         if unknown:
             yield judged(verdict=UNDECIDED, text=_not_valid(unknown))
             continue
@@ -269,11 +270,11 @@ def _order(phase: ParetoPhase) -> Iterator[Hypothesis]:
         if why is not None:
             yield judged(verdict=UNDECIDED, text=why, points=len(used))
             continue
-        drawn = sample_points(points)
-        if drawn is None:
+        samples = sample_points(points)
+        if samples is None:
             continue
-        share = _share_in_order(drawn)
-        effect, ci95 = interval(np.exp(_weaker_step(drawn)))
+        share = _share_in_order(samples)
+        effect, ci95 = interval(np.exp(_weaker_step(samples)))
         steps = " → ".join(
             f"{w.family} from {loss(w.loss[0])}" for w in cell.winners if w.family != "dense"
         )
@@ -293,32 +294,32 @@ def _order(phase: ParetoPhase) -> Iterator[Hypothesis]:
         )
 
 
-def _share_in_order(drawn: SampledPoints) -> float:
+def _share_in_order(samples: SampledPoints) -> float:
     """The share of samples whose frontier has the three families, in that order."""
     hits = 0
-    for speeds, losses in zip(drawn.speeds, drawn.losses, strict=True):
+    for speeds, losses in zip(samples.speeds, samples.losses, strict=True):
         top = 0.0
         order: list[str] = []
         for i in np.argsort(losses):
             if speeds[i] > top:
                 top = speeds[i]
-                family = drawn.families[i]
+                family = samples.families[i]
                 if family in PAPER_ORDER and order[-1:] != [family]:
                     order.append(family)
         hits += tuple(order) == PAPER_ORDER
-    return hits / len(drawn.speeds)
+    return hits / len(samples.speeds)
 
 
-def _weaker_step(drawn: SampledPoints) -> Array:
+def _weaker_step(samples: SampledPoints) -> Array:
     """[samples]: of both steps the smaller log ratio by which a family beats the one before it, at
     the loss at which it does so most."""
     steps = []
     for before, after in zip(PAPER_ORDER, PAPER_ORDER[1:], strict=False):
         gains = [
-            drawn.speeds[:, i] - drawn.best(drawn.losses[:, i], drawn.of(before))
-            for i in np.flatnonzero(drawn.of(after))
+            samples.speeds[:, i] - samples.best(samples.losses[:, i], samples.of(before))
+            for i in np.flatnonzero(samples.of(after))
         ]
-        steps.append(np.max(gains, axis=0) if gains else np.full(len(drawn.speeds), -np.inf))
+        steps.append(np.max(gains, axis=0) if gains else np.full(len(samples.speeds), -np.inf))
     weaker: Array = np.min(steps, axis=0)
     return weaker
 

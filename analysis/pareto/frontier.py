@@ -86,9 +86,9 @@ def winners(on_frontier: Sequence[SweepPoint], *, batch: int, prompt_len: int) -
 
 
 def break_even(points: Iterable[SweepPoint]) -> dict[str, float | None]:
-    """By family, the smallest nominal sparsity from which it and all larger measured ones are
-    faster than dense beyond noise; None where the largest is not. Points that cannot be judged, or
-    have no nominal sparsity, are left out, and a family that has no others."""
+    """The break-even of each family: the smallest nominal sparsity from which it and all larger
+    measured ones are faster than dense beyond noise; None where the largest is not. Points that
+    cannot be judged, or have no nominal sparsity, are left out, and a family that has no others."""
     found: dict[str, float | None] = {}
     judged = [p for p in points if p.is_judged and p.sparsity is not None]
     for family, of_family in _by_family(judged).items():

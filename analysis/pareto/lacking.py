@@ -1,4 +1,4 @@
-"""What a sweep lacks for a published number: the keys, each with the value that is not there.
+"""The keys and values that a sweep would need for a published number and does not have.
 
 In: a published value, a Pareto, curves of GEMMs. Out: `key: value` of each, and notes.
 """
@@ -33,7 +33,7 @@ def skips_rows(point: SweepPoint) -> bool:
 
 
 def missing(one: PublishedValue, found: Pareto, curves: Sequence[SpeedupCurve]) -> list[str]:
-    """What is not there for a number that the sweep has none for; at least one key."""
+    """The missing keys and values of a number that the sweep does not have; at least one."""
     if one.figure == GEMM_STEPS:
         return [_size(one, curves)]
     return list(_keys(one, found)) or ["a result of this setting that is done"]

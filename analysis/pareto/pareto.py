@@ -44,7 +44,7 @@ _AnyLoss = TypeVar("_AnyLoss", bound=TextLoss)
 
 
 class _Measured(msgspec.Struct, kw_only=True):
-    """One run: its point, and the time of its dense baseline for the cell."""
+    """The measurement of one run: its point, and the time of its dense baseline for the cell."""
 
     point: SweepPoint
     dense_ns: float | None
@@ -175,8 +175,8 @@ def _phase(runs: Sequence[_Measured]) -> ParetoPhase:
 
 
 def _merge_samples(points: Iterable[SweepPoint]) -> list[SweepPoint]:
-    """One point for the random samples of one model (its draws): medians, and intervals from the
-    lowest to the highest.
+    """Merge the points of one model's random selections (its draws) into one: medians, and
+    intervals from the lowest to the highest.
 
     Kept apart, the luckiest sample would stand on the frontier.
     """

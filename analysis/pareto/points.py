@@ -74,7 +74,7 @@ def point_of(
 
 
 def _counts(run: Run, phase: str) -> dict[str, ModuleCounts]:
-    """What modules of a dynamic family counted in a phase."""
+    """The counts that modules of a dynamic family recorded in a phase."""
     return run.census.counts_in(phase) if run.census else {}
 
 
@@ -98,7 +98,7 @@ def _dimensions(run: Run, phase: str) -> dict[str, list[list[int]]]:
 
 
 def _ran(run: Run, phase: str) -> dict[str, float]:
-    """By the name of a module in its layer, the share of what it decides on that ran."""
+    """The share of units that ran, by the name of a module in its layer."""
     sums: dict[str, list[int]] = {}
     for name, one in _counts(run, phase).items():
         of = sums.setdefault(f"{one.unit} of {name.rpartition('.')[2]}", [0, 0])
@@ -195,8 +195,8 @@ def _on_other_text(quality: Quality) -> TextLoss:
 
 
 def simulated_by(pruning: Pruning, *, decides: bool) -> str | None:
-    """What stands in for something that is not there; None for nothing. `decides`: something is
-    decided at run time."""
+    """The simulated part of a point (such as masks in place of a kernel); None without any.
+    `decides`: something is decided at run time."""
     parts = pruning.parts or [pruning]
     if any(part.backend == "masked" for part in parts):
         return "2:4 zeros in dense tensors on dense kernels: no sparse kernels on this device"
@@ -208,7 +208,7 @@ def simulated_by(pruning: Pruning, *, decides: bool) -> str | None:
 
 
 def _decides_at_random(part: Pruning) -> bool:
-    """Whether what a part of a composite decides at run time is drawn: all but the latest keys,
+    """Whether what a part of a composite decides at run time is random: all but the latest keys,
     and the first, which stay by a rule."""
     found = known([part.method or ""])
     by_rule = (part.knobs or {}).get("keep") in ("recent", "sinks")
@@ -220,8 +220,8 @@ _NUM_SAMPLES, _SEED = 2000, 0  # as of perplexities
 
 
 def recovery_loss(own: Recovered | None, controls: Iterable[Recovered]) -> RecoveryLoss | None:
-    """The loss on the held-out tokens of a recovery training, before and after it, beside a dense
-    model that was trained and judged on the same tokens; None without one.
+    """The loss on the held-out tokens of a recovery training, before and after it, compared with a
+    dense model that was trained and judged on the same tokens; None without one.
 
     The statistic is exp(mean nats of the pruned model − mean nats of the dense one) − 1 over the
     same tokens; intervals of 95 % are percentiles of a bootstrap over blocks of neighbouring

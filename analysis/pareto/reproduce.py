@@ -1,4 +1,4 @@
-"""The paper's numbers beside those of a sweep.
+"""The paper's numbers next to those of a sweep.
 
 In: a Pareto, replayed GEMMs, and the published values. Out: a Reproduction. Where a sweep lacks the
 batch or length of a number, its closest setting stands for it, and is named.
@@ -194,9 +194,9 @@ def _share(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
 
 
 def _aligned(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
-    """Of the closest setting that has this alignment, over the usual one there: of dimensions that
-    no larger power of two divides, else of multiples. Multiples of 2 that are the usual dimensions
-    are multiples of 16, and stand for those alone."""
+    """The speedup at this alignment over that at the usual one, in the closest setting: of
+    dimensions that no larger power of two divides, else of multiples. Multiples of 2 that are the
+    usual dimensions are multiples of 16, and stand for those alone."""
     points = sorted(_of_family(_points(found, one.phase), one), key=_is_multiple)
     aligned = (p for p in points if _stands_for(_align_of(p), one.at))
     wanted = next(iter(_closest(aligned, one)), None)
@@ -242,10 +242,10 @@ def _tasks(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
 def _gemm(value: ReproducedValue, one: PublishedValue, curves: Sequence[SpeedupCurve]) -> None:
     """The size of a curve over this axis whose share is the closest; of equally close ones the
     first, and those with valid times before others."""
-    gone = float(one.at or 0)
+    removed = float(one.at or 0)
 
     def far(found: tuple[SpeedupCurve, SpeedupPoint]) -> tuple[float, bool]:
-        return abs(found[1].gone - gone), not found[0].timing_valid
+        return abs(found[1].gone - removed), not found[0].timing_valid
 
     every = [(curve, p) for curve in curves if curve.curve.axis == one.name for p in curve.points]
     near = [found for found in every if far(found)[0] <= _NEAR]
@@ -341,7 +341,7 @@ def _notes(made: Reproduction) -> list[str]:
     elsewhere = [one for one in known if one.where and not one.where.startswith(_setting(one))]
     if elsewhere:
         notes.append(
-            f"{len(elsewhere)} of ours are of another batch or length, the closest of the sweep: "
+            f"{len(elsewhere)} of ours have another batch or length, the closest in the sweep: "
             "the column ours at, and `where` of --json"
         )
     notes += lacking(made)

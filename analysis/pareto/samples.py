@@ -37,7 +37,7 @@ class SampledPoints:
     losses: Array
 
     def of(self, family: str) -> npt.NDArray[np.bool_]:
-        """Which points are of a family."""
+        """A mask [points] of the points of a family."""
         return np.array([name == family for name in self.families])
 
     def best(self, budget: Array | float, among: npt.NDArray[np.bool_]) -> Array:
@@ -74,19 +74,19 @@ def random_of(point: SweepPoint) -> np.random.Generator:
 
 
 def add_frontier_shares(points: Sequence[SweepPoint], on_frontier: Sequence[SweepPoint]) -> None:
-    """Into each point the share of samples in which it is on the frontier, and into those of the
-    frontier and their equals with those that they are indistinguishable from.
+    """Set on each point the share of samples in which it is on the frontier, and on points of the
+    frontier and their equals which points they are indistinguishable from.
 
     A point without both intervals takes part in each sample with its estimate, and has no share.
     """
     able = comparable(points)
     if not able:
         return
-    drawn = sampled(able)
-    shares = _on_frontier(drawn).mean(axis=0)
+    samples = sampled(able)
+    shares = _on_frontier(samples).mean(axis=0)
     for point, share in zip(able, shares, strict=True):
         point.frontier_share = float(share) if has_intervals(point) else None
-    for one, other in _equal_pairs(able, drawn, {p.id for p in on_frontier}):
+    for one, other in _equal_pairs(able, samples, {p.id for p in on_frontier}):
         one.equal_to.append(other.id)
         other.equal_to.append(one.id)
 
@@ -107,10 +107,10 @@ def sampled(points: Sequence[SweepPoint]) -> SampledPoints:
     )
 
 
-def _on_frontier(drawn: SampledPoints) -> npt.NDArray[np.bool_]:
+def _on_frontier(samples: SampledPoints) -> npt.NDArray[np.bool_]:
     """[samples, points]: whether a point is faster than dense and than all that lose less."""
-    order = np.lexsort((-drawn.speeds, drawn.losses), axis=-1)
-    speeds = np.take_along_axis(drawn.speeds, order, axis=1)
+    order = np.lexsort((-samples.speeds, samples.losses), axis=-1)
+    speeds = np.take_along_axis(samples.speeds, order, axis=1)
     before = np.maximum.accumulate(speeds, axis=1)[:, :-1]
     before = np.hstack([np.zeros((len(speeds), 1)), np.maximum(before, 0.0)])
     found = np.empty(speeds.shape, dtype=bool)
@@ -119,7 +119,7 @@ def _on_frontier(drawn: SampledPoints) -> npt.NDArray[np.bool_]:
 
 
 def _equal_pairs(
-    points: Sequence[SweepPoint], drawn: SampledPoints, on_frontier: set[str]
+    points: Sequence[SweepPoint], samples: SampledPoints, on_frontier: set[str]
 ) -> Iterator[tuple[SweepPoint, SweepPoint]]:
     """Pairs, one of them on the frontier, that differ beyond noise neither in speed nor in loss."""
     for i, one in enumerate(points):
@@ -129,7 +129,7 @@ def _equal_pairs(
             other = points[j]
             if not has_intervals(other) or on_frontier.isdisjoint((one.id, other.id)):
                 continue
-            if not any(_differ(v[:, i], v[:, j]) for v in (drawn.speeds, drawn.losses)):
+            if not any(_differ(v[:, i], v[:, j]) for v in (samples.speeds, samples.losses)):
                 yield one, other
 
 
@@ -140,16 +140,17 @@ def _differ(one: Array, other: Array) -> bool:
 
 
 def add_winning_shares(winners: Sequence[Winner], points: Iterable[SweepPoint]) -> None:
-    """Into each winner the share of samples in which its family is the fastest, over its range."""
-    drawn = sample_points(points)
-    if drawn is None:
+    """Set on each winner the share of samples in which its family is the fastest, over its
+    range."""
+    samples = sample_points(points)
+    if samples is None:
         return
-    top = float(np.quantile(drawn.losses, 0.99))
+    top = float(np.quantile(samples.losses, 0.99))
     for winner in winners:
         low = np.log1p(max(winner.loss[0] or 0.0, -0.99))
         high = top if winner.loss[1] is None else np.log1p(winner.loss[1])
         budgets = low + (max(high, low) - low) * (np.arange(_BUDGETS) + 0.5) / _BUDGETS
-        wins = [label == winner.family for budget in budgets for label in drawn.fastest(budget)]
+        wins = [label == winner.family for budget in budgets for label in samples.fastest(budget)]
         winner.share_of_draws = sum(wins) / len(wins)
 
 

@@ -1,4 +1,4 @@
-"""What a sweep shows, in plain sentences that go no further than its intervals.
+"""The results of a sweep in plain sentences, none stronger than its intervals.
 
 In: a Pareto without its summary. Out: lines, unescaped: what was compared, the frontier of each
 cell, where pruning pays, the paper's claims, and what does not generalise.
@@ -57,9 +57,9 @@ def _compared(found: Pareto) -> Iterator[str]:
     )
     if found.source == "page":
         yield (
-            "The runs of this sweep are gone: all numbers, but losses that were scored again, are"
-            " those that an earlier edition of this page printed, rounded as they stood there;"
-            " frontier, shares and claims are computed from them anew."
+            "The runs of this sweep were not kept: all numbers, but losses that were scored again, "
+            "are those that an earlier edition of this page printed, rounded as they stood there;"
+            " frontier, shares and claims are recomputed from them."
         )
     text = subject.text or {}
     windows = sorted({p.loss.context for p in points if p.loss and p.loss.context})
@@ -96,7 +96,7 @@ def _fewer_tokens(points: list[SweepPoint]) -> str:
 
 
 def _recovered(found: Pareto) -> Iterator[str]:
-    """What was trained, and against which dense model losses are then given."""
+    """Which models were trained, and against which dense model losses are then given."""
     wanted = found.subject.config.get("recover")
     if wanted:
         yield (
@@ -107,7 +107,7 @@ def _recovered(found: Pareto) -> Iterator[str]:
 
 
 def _named_losses(points: list[SweepPoint]) -> Iterator[str]:
-    """Which losses were measured; none of them is called the quality."""
+    """A sentence on the measured losses; none of them is called the quality."""
     if any(p.loss and p.loss.has_tasks for p in points):
         yield (
             "Three losses: relative perplexity, by which the frontier is computed; the mean signed"
@@ -188,12 +188,12 @@ def _pays_line(name: str, phase: ParetoPhase) -> str:
         parts.append(f"{up_to}: {', '.join(never)}")
     if slower:
         parts.append(f"not faster beyond noise {where}: {', '.join(slower)}")
-    gone = not_judged(phase.points)
+    unjudged = not_judged(phase.points)
     for reason, words in (
         (NOT_VALID, "their times are not valid"),
         (NO_INTERVAL, "they have no interval"),
     ):
-        families = [family for family, why in gone.items() if why == reason]
+        families = [family for family, why in unjudged.items() if why == reason]
         if families:
             parts.append(f"not judged, as {words}: {', '.join(families)}")
     return f"{name}: {'; '.join(parts)}."
@@ -246,8 +246,8 @@ def _limits(found: Pareto) -> Iterator[str]:
     ]
     if spreads:
         yield (
-            "Drift: the median of the dense model, measured anew with every result, spread by up to"
-            f" {percent(max(spreads), decimals=1)} within a cell; intervals describe one capture."
+            "Drift: the median of the dense model, measured again with every result, spread by up "
+            f"to {percent(max(spreads), decimals=1)} within a cell; intervals describe one capture."
         )
     if found.subject.config.get("recover"):
         why = "losses are those after a short training, and a longer one can change their order"
@@ -260,8 +260,8 @@ def _limits(found: Pareto) -> Iterator[str]:
 
 
 def _unjudged(subject: SweepSubject, points: list[SweepPoint]) -> Iterator[str]:
-    """What the losses do not cover: prompts longer than the windows of the text, a text of random
-    ids, another text that needs a tokenizer."""
+    """The limits of the losses: prompts longer than the windows of the text, a text of random ids,
+    another text that needs a tokenizer."""
     longer = [
         (p.prompt_len, p.loss.context)
         for p in points
@@ -270,7 +270,7 @@ def _unjudged(subject: SweepSubject, points: list[SweepPoint]) -> Iterator[str]:
     if longer:
         lengths, windows = (sorted(set(each)) for each in zip(*longer, strict=True))
         yield (
-            f"Not measured: what is lost behind prompts of {_listed(lengths)} tokens; their losses"
+            f"Not measured: the loss after prompts of {_listed(lengths)} tokens; their losses"
             f" are those in windows of {_listed(windows)}."
         )
     shorter = [
@@ -281,7 +281,7 @@ def _unjudged(subject: SweepSubject, points: list[SweepPoint]) -> Iterator[str]:
     if shorter:
         lengths, windows = (sorted(set(each)) for each in zip(*shorter, strict=True))
         yield (
-            f"Not measured: what is lost behind prompts as short as {_listed(lengths)} tokens;"
+            f"Not measured: the loss after prompts as short as {_listed(lengths)} tokens;"
             f" losses are those in windows of {_listed(windows)}, in which a share of the keys or"
             " tokens is more of them."
         )

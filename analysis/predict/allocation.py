@@ -1,4 +1,4 @@
-"""What a model costs when its layers are cut: ns a request, or bytes, for `allocate`.
+"""Cost of a model whose layers are cut: ns a request, or bytes, for `allocate`.
 
 In: a PredictRequest, from a measured dense run or for a device. Out: Costs of any ModelShape: dense
 times of the run by role, scaled by the execution model (its tiles and waves included), or that
@@ -101,7 +101,7 @@ class PhaseCosts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """What a request costs on the dense model and on any model that is cut from it."""
+    """Cost of a request on the dense model and on any model that is cut from it."""
 
     shape: ModelShape
     phases: Mapping[str, PhaseCosts]
@@ -146,10 +146,10 @@ class Costs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerCosts:
-    """What each size of a layer's parts costs, by part, less what the dense layer does."""
+    """Cost of each size of a layer's parts, by part, less that of the dense layer."""
 
     parts: Mapping[str, Mapping[int, float]]
-    gone: float | None
+    dropped: float | None
 
 
 def costs_of(
@@ -216,7 +216,8 @@ def workload_request(request: PredictRequest, name: str) -> tuple[PredictRequest
 
 
 def layer_costs(costs: Costs, sizes: Sequence[Candidates], *, memory: bool) -> list[LayerCosts]:
-    """What each size of each layer costs, less what the dense layer does; equal layers once."""
+    """Cost of each size of each layer, less that of the dense layer; equal layers are computed
+    once."""
     shape, dense = costs.shape, costs.cost(costs.shape, memory=memory)
     seen: dict[object, LayerCosts] = {}
 
@@ -233,7 +234,7 @@ def layer_costs(costs: Costs, sizes: Sequence[Candidates], *, memory: bool) -> l
                     part: {n: change(number, **{part: n}) for n in candidates.of(part)}
                     for part in PARTS
                 },
-                gone=change(number, gone=True) if candidates.may_go else None,
+                dropped=change(number, dropped=True) if candidates.may_go else None,
             )
         found.append(seen[key])
     return found

@@ -1,4 +1,4 @@
-"""What an allocation costs and has to reach, and the choice of what each layer keeps.
+"""The optimisation problem of `allocate`: costs, the target, and what each layer keeps.
 
 In: an AllocateRequest, without the model: costs come from a dense run or a device. Then the losses
 of every size of every layer. Out: a Problem, and a Choice, an option a layer. A target that cannot
@@ -44,8 +44,8 @@ _ROUNDING = 1e-9  # of a cost
 
 @dataclass(kw_only=True)
 class Problem:
-    """What a request asks, without the model: costs of every size of every layer, and the cost that
-    has to be reached, both less those of the dense model."""
+    """A request as a problem, without the model: costs of every size of every layer, and the cost
+    that has to be reached, both less those of the dense model."""
 
     request: AllocateRequest
     costs: Costs
@@ -75,7 +75,7 @@ class Problem:
 
 
 def predicted(request: AllocateRequest) -> tuple[PredictRequest, int | None]:
-    """What `predict` would be asked for the costs, and the tokens of an answer where both phases
+    """The `predict` request that gives the costs, and the tokens of an answer where both phases
     count."""
     asked = PredictRequest(
         request.model,
@@ -157,8 +157,8 @@ def check_reachable(problem: Problem, sizes: Sequence[Candidates]) -> None:
 
 
 def _smallest(options: Sequence[LayerOption], layers: int) -> str:
-    """What the cheapest plan keeps: `1 of 32 layers left, of 1 KV head, of 448 channels`."""
-    left = [one for one in options if not one.gone]
+    """The cheapest plan in words: `1 of 32 layers left, of 1 KV head, of 448 channels`."""
+    left = [one for one in options if not one.dropped]
     words = [f"{len(left)} of {layers} layers left"]
     for name, unit in (("kv_heads", "KV head"), ("channels", "channel")):
         sizes = {size for one in left if (size := one.sizes.get(name)) is not None}
@@ -183,7 +183,7 @@ def _tables(
     found = []
     for number, (one, cost) in enumerate(zip(sizes, problem.layer_costs, strict=True)):
         loss = losses[number] if losses else None
-        gone = cost.gone if one.may_go else None
+        dropped = cost.dropped if one.may_go else None
         found.append(
             LayerTable(
                 parts={
@@ -193,7 +193,9 @@ def _tables(
                     }
                     for part in PARTS
                 },
-                gone=None if gone is None else (gone, (loss.gone or 0.0) if loss else 0.0),
+                dropped=None
+                if dropped is None
+                else (dropped, (loss.dropped or 0.0) if loss else 0.0),
             )
         )
     return found
@@ -255,7 +257,8 @@ def _chosen(problem: Problem, table: Allocation) -> list[LayerOption]:
 
 
 def reached(problem: Problem, change: float) -> dict[str, float]:
-    """What a change of the cost reaches: the speedup, or the bytes of memory, by its key."""
+    """The target value that a change of the cost reaches: the speedup, or the bytes of memory, by
+    its key."""
     cost = problem.dense_cost + change
     return {"memory_bytes": cost} if problem.memory else {"speedup": problem.dense_cost / cost}
 

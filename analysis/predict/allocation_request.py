@@ -1,4 +1,4 @@
-"""What `prunescope allocate` is asked for: every option, written once.
+"""The request of `prunescope allocate`: every option, written once.
 
 Inert, and light: the command line imports it.
 """
@@ -156,10 +156,10 @@ class AllocateRequest:
 
     @property
     def path(self) -> Path:
-        """Where the plan goes."""
+        """The path of the plan."""
         return Path(self.out)
 
     @property
     def losses_path(self) -> Path:
-        """Where the measured losses are kept."""
+        """The path of the file of measured losses."""
         return self.path.with_name(f"{self.path.stem}.losses.json")

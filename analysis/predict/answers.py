@@ -253,7 +253,8 @@ def answer_memory(whole: Answer, *, pruned: bool) -> Memory:
 
 
 def _step_bytes(side: PredictedSide) -> float:
-    """What a step allocates: [T, h] twice, the widest GEMM's input and output, [T_o, V] logits."""
+    """Bytes that a step allocates: [T, h] twice, the widest GEMM's input and output, [T_o, V]
+    logits."""
     work, shape = side.work, side.setting.shape
     gemms = [op.gemms[0] for op in side.bounded if op.cls == "matmul" and op.role != "lm_head"]
     widest = max((g.m * (g.n + g.k) * g.batch for g in gemms), default=0)

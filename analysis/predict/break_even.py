@@ -1,4 +1,4 @@
-"""Where a pruning starts or stops to pay: the sparsity, batches and contexts of speedup FASTER.
+"""Break-even of a pruning: the sparsity, batches and contexts of speedup FASTER.
 
 In: a workload and its speedup as a function of workload and sparsity, or a Setting, whose speedups
 at the roofline and with the costs of execution a Speedups computes once each. Out: a BreakEven,
@@ -148,7 +148,7 @@ class Speedups:
         self._from: dict[Hashable, float | None] = {}
 
     def break_even(self, setting: Setting, work: Workload) -> tuple[BreakEven, BreakEven]:
-        """Where the pruning pays at the roofline, and where with the costs of execution."""
+        """The break-even at the roofline, and with the costs of execution."""
         return (
             self._break_even(setting, work, _ROOFLINE),
             self._break_even(setting, work, _EXPECTED),

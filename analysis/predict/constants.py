@@ -112,7 +112,7 @@ TABLE: dict[str, Constant] = {
         "clock", (PRO_6000, H100, A100, B200)),
     "dispatch_ns": Constant(
         20000, 5000, 27000, "ns an op that launches", "launch",
-        "the host dispatches one op in eager mode; a device says nothing of its host",
+        "the host dispatches one op in eager mode; a device does not determine its host",
         "arXiv 2406.15786, Tables 1-2: 8 of 32 MLPs gone gain 1.06, so the host sets the pace of a "
         "step of more than 26 ms; upper end: Llama-2-7B in eager PyTorch at 25.5 token/s on an "
         "A100 (pytorch.org, Accelerating Generative AI II), 1,450 ops; lower end: 7-8B models in "

@@ -1,6 +1,6 @@
 """The expected time of a forward: its roofline plus the costs of execution, term by term.
 
-In: a side and the names of the active terms. Out: ns a forward. Beside the kernels of its ops a
+In: a side and the names of the active terms. Out: ns a forward. Apart from the kernels of its ops a
 forward has added kernels, which only pruning needs; an eager forward has host dispatches and the
 traffic of unfused modules; tensor parallelism has all-reduces. What a cost needs to know of a
 family it reads from the ops (sparse, gathered, estimated, added): no family is known by name here.
@@ -21,7 +21,7 @@ from prunescope.analysis.predict.constants import (
 from prunescope.analysis.predict.forward import LAST
 from prunescope.analysis.predict.kernels import OpCost, kernels_of, op_cost, op_cost_ns, rates
 from prunescope.analysis.predict.setting import Setting
-from prunescope.analysis.predict.side import PredictedSide, handed_on, predicted_side
+from prunescope.analysis.predict.side import PredictedSide, predicted_side, sent_bytes
 from prunescope.taxonomy.plan import Op, Workload
 
 _OF_ENGINES = tuple(name for name, row in TABLE.items() if row.term == "engine")
@@ -40,13 +40,13 @@ class CostEstimate:
     ops: tuple[Op, ...]
     op_costs: tuple[OpCost, ...]
     kernels: float
-    adds_up: bool  # whether any GEMM may use split-K, whose partial sums a kernel adds up
+    sums_parts: bool  # whether any GEMM may use split-K, whose partial sums a kernel adds up
     added_kernels: float
     added_bytes: AddedBytes
     eager_bytes: float
-    exchanged: tuple[tuple[float, float], ...]
+    allreduces: tuple[tuple[float, float], ...]
     host_ops: tuple[float, float]  # ops that launch; module calls, with half of each view
-    handed_on: float = 0.0  # bytes between two stages of a pipeline
+    sent_bytes: float = 0.0  # bytes between two stages of a pipeline
     stage_shares: tuple[float, float] = (1.0, 1.0)  # of the layers: the longest stage, the last
     batch: int = 1
     prefill: bool = False
@@ -72,7 +72,7 @@ class CostEstimate:
         setting, r = self.setting, rates(self.setting, c, active)
         eager = setting.launch == "eager"
         # Most constants and terms change no rate, and few GEMMs pay for the start of a kernel.
-        key = r if self.adds_up else r[:-1]
+        key = r if self.sums_parts else r[:-1]
         total = self._op_sums.get(key)
         if total is None:
             total = sum([cost.layers * op_cost_ns(cost, r) for cost in self.op_costs])
@@ -86,7 +86,7 @@ class CostEstimate:
         if "kernel" in active:
             total += kernels * c.ramp_ns(setting.device)
         if "exchange" in active:
-            total += self._exchange_ns(c)
+            total += self._communication_ns(c)
         if "launch" not in active:
             return total
         total += kernels * c.launch_ns
@@ -107,18 +107,18 @@ class CostEstimate:
         setting = self.setting
         if setting.pp == 1:
             return self.total_ns(c, active)
-        handing = self.handing_ns(c) if "exchange" in active else 0.0
+        send = self.send_ns(c) if "exchange" in active else 0.0
         forward = self._forward_ns(c, active)
-        device = forward - (setting.pp - 1) * handing
+        device = forward - (setting.pp - 1) * send
         roles = self.role_ns(c, active)
         ends = sum(roles.get(role, 0.0) for role in LAST)
         layers, (most, least) = device - ends, self.stage_shares
         host = self.total_ns(c, active) - forward - setting.extra_ns
-        return max(layers * most, layers * least + ends, host) + handing
+        return max(layers * most, layers * least + ends, host) + send
 
-    def handing_ns(self, c: Constants) -> float:
+    def send_ns(self, c: Constants) -> float:
         """ns in which a stage sends its rows to the next one."""
-        return c.allreduce_ns + self.handed_on / link_byte_per_s(self.setting.device) * 1e9
+        return c.allreduce_ns + self.sent_bytes / link_byte_per_s(self.setting.device) * 1e9
 
     def waits_share(self, c: Constants, active: frozenset[str]) -> float:
         """The share of a prefill in which the device waits for an engine's host."""
@@ -127,8 +127,8 @@ class CostEstimate:
         return max(0.0, total - device) / total if "engine" in active else 0.0
 
     def _with_engine(self, device_ns: float, c: Constants, kernels: float) -> float:
-        """What an engine makes of a forward: no prefill is shorter than the host's part of it, and
-        each step waits for the scheduler and the sampler."""
+        """ns of a forward inside a serving engine: no prefill is shorter than the host's part of
+        it, and each step waits for the scheduler and the sampler."""
         engine = self.setting.runtime
         if engine is None:
             return device_ns
@@ -172,15 +172,15 @@ class CostEstimate:
         r = rates(self.setting, c, active)
         return self.added_bytes.ns(c, r.stream_byte_per_s) + self.added_kernels * r.start * 1e9
 
-    def _exchange_ns(self, c: Constants) -> float:
+    def _communication_ns(self, c: Constants) -> float:
         """A ring all-reduce of B bytes moves 2(n-1)/n · B at the rate of a link; N stages send
         N-1 times."""
         n = max(self.setting.tp, self.setting.ep)
         link = link_byte_per_s(self.setting.device)
         between = self.setting.pp - 1
-        return between * self.handing_ns(c) + sum(
+        return between * self.send_ns(c) + sum(
             times * (c.allreduce_ns + 2 * (n - 1) / n * size / link * 1e9)
-            for times, size in self.exchanged
+            for times, size in self.allreduces
         )
 
     def unused_terms(self) -> frozenset[str]:
@@ -192,7 +192,7 @@ class CostEstimate:
             "added": bool(
                 self.added_kernels or self.added_bytes.streamed or self.added_bytes.gathered
             ),
-            "exchange": bool(self.exchanged) or self.setting.pp > 1,
+            "exchange": bool(self.allreduces) or self.setting.pp > 1,
             "engine": self.setting.runtime is not None,
         }
         return frozenset(name for name, counts in used.items() if not counts)
@@ -209,7 +209,7 @@ class CostEstimate:
             "unpack_rate": any(cost.unpacks for cost in self.op_costs),
             "gather_rate": self.added_bytes.gathered > 0,
             "cache_passes": self.added_bytes.cached > 0,
-            "allreduce_ns": bool(self.exchanged) or self.setting.pp > 1,
+            "allreduce_ns": bool(self.allreduces) or self.setting.pp > 1,
             **dict.fromkeys(_OF_ENGINES, self.setting.runtime is not None),
         }
         return frozenset(name for name in TABLE if relevant.get(name, True))
@@ -227,13 +227,13 @@ def cost_estimate(side: PredictedSide) -> CostEstimate:
             ops=ops,
             op_costs=op_costs,
             kernels=kernels_of(ops),
-            adds_up=any(choice.adds_up for cost in op_costs for *_, choice in cost.cuts),
+            sums_parts=any(choice.sums_parts for cost in op_costs for *_, choice in cost.cuts),
             added_kernels=_added_kernels(side),
             added_bytes=_added_bytes(side),
             eager_bytes=sum(op.layers * _eager_bytes(side, op) for op in ops) if eager else 0.0,
-            exchanged=side.forward.exchanged,
+            allreduces=side.forward.allreduces,
             host_ops=_host_ops(side) if eager else (0.0, 0.0),
-            handed_on=handed_on(side.forward) if setting.pp > 1 else 0.0,
+            sent_bytes=sent_bytes(side.forward) if setting.pp > 1 else 0.0,
             stage_shares=side.forward.stage_shares,
             batch=side.work.batch,
             prefill=side.work.prefill,

@@ -52,7 +52,7 @@ def expert_parallel(own: Forward, everyone: Forward, devices: int) -> Forward:
         ops=tuple(parts),
         bounded=tuple(op for op in parts if op.bounded),
         resident=tuple(parts) if same else tuple(resident),
-        exchanged=own.exchanged if own is everyone else tuple(_sent(own, fullest)),
+        allreduces=own.allreduces if own is everyone else tuple(_sent(own, fullest)),
         memo={},
     )
 

@@ -25,7 +25,7 @@ class Forward:
 
     `bounded`: the ops of the roofline bound. `resident`: the ops whose weights lie in memory, read
     or not; under tensor parallelism a device holds `weight_share` of them and `kv_share` of the KV
-    cache. `exchanged`: (sublayers, bytes that each sums over all devices). Work is that of all
+    cache. `allreduces`: (sublayers, bytes that each sums over all devices). Work is that of all
     `stages` of a pipeline, memory that of the fullest one.
     """
 
@@ -36,7 +36,7 @@ class Forward:
     plans: tuple[Plan, ...]
     weight_share: float = 1.0
     kv_share: float = 1.0
-    exchanged: tuple[tuple[float, float], ...] = ()
+    allreduces: tuple[tuple[float, float], ...] = ()
     stages: int = 1  # of a pipeline, with equal layers as nearly as whole ones allow
     memo: dict[Hashable, Any] = field(default_factory=dict, compare=False)
 

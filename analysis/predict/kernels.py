@@ -59,7 +59,7 @@ _KERNELS_PER_OP = {"attn_norm": 2, "mlp_norm": 2, "attention": 2}
 
 @dataclass(frozen=True, slots=True)
 class TileChoice:
-    """A tile and how often it runs. `waves`: full or partial ones; `parts`: of K; `adds_up`:
+    """A tile and how often it runs. `waves`: full or partial ones; `parts`: of K; `sums_parts`:
     whether one more kernel sums the parts. `factor` is that of whole tiles in whole waves, `even`
     that where the last wave is evened out: libraries choose among tens of tiles, and some share it
     out."""
@@ -71,13 +71,13 @@ class TileChoice:
     waves: float
     factor: float
     even: float
-    adds_up: bool = False
+    sums_parts: bool = False
 
 
 class SplitCosts(NamedTuple):
-    """What decides whether K is split, in one unit of time: the useful work at the largest tile's
-    rate, the traffic of one part's sums (infinite: the library does not split K), and the start of
-    the kernel that adds them up."""
+    """The costs that decide whether K is split, in one unit of time: the useful work at the largest
+    tile's rate, the traffic of one part's sums (infinite: the library does not split K), and the
+    start of the kernel that adds them up."""
 
     work: float
     sums: float
@@ -218,7 +218,7 @@ def _fastest_cut(cost: OpCost, r: Rates) -> tuple[float, TileChoice]:
         seconds = even + r.idle * (whole - even)
         compute = seconds / r.gemm_share * slower + sums / r.stream_byte_per_s
         took = compute if compute > memory else memory
-        if choice.adds_up:
+        if choice.sums_parts:
             took += r.start
         if took < best:
             best, found = took, choice
@@ -308,20 +308,20 @@ def _best_split(
     for one in wholes:
         if split.work * one.per_tile * one.filled + 2 * split.sums >= below:
             continue  # slower with every unit busy
-        adds_up = gemm[0] > one.rows
+        sums_parts = gemm[0] > one.rows
         # Below one wave until the units are full; any number for a single row of tiles, where
         # kernels for few tokens balance the load.
         most = min(_MAX_PARTS, gemm[2] // _MIN_SPLIT_K)
-        for parts in range(2, (min(most, int(sm / one.tiles)) if adds_up else most) + 1):
+        for parts in range(2, (min(most, int(sm / one.tiles)) if sums_parts else most) + 1):
             waves = math.ceil(one.tiles * parts / sm)
             factor = waves * sm / parts * one.per_tile
             even = _evened(one.filled, sm / parts) * one.per_tile
             took = split.work * (even + idle * (factor - even))
-            took += split.sums * parts + split.start * adds_up
+            took += split.sums * parts + split.start * sums_parts
             if took < below:
                 below = took
                 found = TileChoice(
-                    one.rows, one.columns, one.tiles, parts, waves, factor, even, adds_up
+                    one.rows, one.columns, one.tiles, parts, waves, factor, even, sums_parts
                 )
     return found
 

@@ -109,7 +109,7 @@ def read_losses(folder: Path | str) -> SweepLosses:
     """The losses of all runs under a folder whose method is a family and whose quality was
     measured.
 
-    Raises PrunescopeError where there is none, or none that lost anything.
+    Raises PrunescopeError where there is none, or none with a loss.
     """
     path = Path(folder)
     if not path.is_dir():

@@ -157,7 +157,7 @@ def sums(side: PredictedSide) -> Sums:
 
 
 def _experts(side: PredictedSide) -> Experts | None:
-    """Of the experts of a layer that a forward's tokens choose from, on all devices together: means
+    """The experts of a layer that a forward's tokens choose from, on all devices together: means
     over the layers that have some, which may differ in their number."""
     shape, work = side.forward.plans[-1].shape, side.work
     if not shape.experts:
@@ -329,8 +329,8 @@ def _above_roofline(
 def gemm_rows(
     dense: PredictedSide, pruned: PredictedSide, family: Family | None, *, dtype: str
 ) -> list[PredictedGemm]:
-    """A row for each GEMM that runs, then for each that is gone, with count 0. FLOPs and bytes are
-    a call's, `count` and times a forward's. An attention gives a row each for qk and pv."""
+    """A row for each GEMM that runs, then for each removed one, with count 0. FLOPs and bytes are a
+    call's, `count` and times a forward's. An attention gives a row each for qk and pv."""
     compared = pruned is not dense
     dense_weights, pruned_weights = _weights_by_name(dense), _weights_by_name(pruned)
     layers_left: defaultdict[str, float] = defaultdict(float)
@@ -360,7 +360,7 @@ def gemm_rows(
     for name, found in dense_weights.items():
         if sum(ops[0].layers for ops in found) - layers_left[name] > 1e-9:
             op = found[0][0]
-            rows += [_gone(dense, op, part, dtype) for part in range(len(op.gemms))]
+            rows += [_removed(dense, op, part, dtype) for part in range(len(op.gemms))]
     return rows
 
 
@@ -440,7 +440,7 @@ def _row(side: PredictedSide, op: Op, part: int, baseline: Op | None, dtype: str
     )
 
 
-def _gone(dense: PredictedSide, op: Op, part: int, dtype: str) -> PredictedGemm:
+def _removed(dense: PredictedSide, op: Op, part: int, dtype: str) -> PredictedGemm:
     row = _row(dense, op, part, op, dtype)
     unknown = dict.fromkeys(("m", "n", "k", "flop", "bytes", "bound"))
     return msgspec.structs.replace(row, axis="gone", count=0, ideal_ns=0.0, **unknown)

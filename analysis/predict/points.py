@@ -124,7 +124,7 @@ def _family_id(name: str | None) -> str | None:
 
 
 def _kernel_key(name: str | None, knobs: Mapping[str, Any]) -> object:
-    """What two names with the same kernels share: the family and all of its knobs."""
+    """The key that two names with the same kernels share: the family and all of its knobs."""
     if not _is_family(name):
         return name
     family, method_knobs = named_family(str(name))

@@ -120,8 +120,7 @@ def _pruned_name(request: PredictRequest) -> str | None:
 
 
 def _taken_for_granted(setting: Setting, request: PredictRequest) -> list[str]:
-    """What the name of the family leaves open: the knobs that were not given and change its
-    kernels by themselves."""
+    """The assumed knobs: those that were not given and that change the kernels of the family."""
     method = setting.family
     if method is None:
         return []

@@ -35,7 +35,7 @@ _MLP = frozenset({"gate", "up", "down", "activation", "mlp_norm", "experts", "sh
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """What the dense model leaves unknown about a pruned forward.
+    """The parts of a pruned forward that a measured dense model leaves unknown.
 
     `reshaped`: (share of the time, waves of tiles) of each kernel at a shape that the dense model
     does not run. `added`: the share of the time in added kernels. `routing`: the spread that random
@@ -82,7 +82,7 @@ class Uncertainty:
         return own * (1.0 if measured else error.unseen)
 
     def spreads(self, error: ModelError = ERROR, *, measured: bool) -> tuple[float, float]:
-        """Both standard deviations with the model's own error, before its scale."""
+        """The two standard deviations including the model's own error, before its scale."""
         of_model = self.of_model(error, measured=measured)
         return math.hypot(self.below, of_model), math.hypot(self.above, of_model)
 
@@ -241,5 +241,5 @@ def _skew_spread(dense: PredictedSide, pruned: PredictedSide, terms: Collection[
 
 
 def _kernel_key(op: Op) -> tuple[object, ...]:
-    """What the time of an op's kernels depends on."""
+    """The key of an op: everything that the time of its kernels depends on."""
     return op.name, op.gemms, op.flop, op.bytes, op.sparse, op.rows

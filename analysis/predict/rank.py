@@ -1,4 +1,4 @@
-"""Which family, here? Every family on one model, device and workload, side by side.
+"""`predict --rank`: every family on one model, device and workload, side by side.
 
 In: a PredictRequest with `rank`. Out: a Ranking: families by expected speedup of the whole workload
 at equal FLOPs, at equal parameters and, with the losses of a sweep, at equal loss, with ranges, and

@@ -1,5 +1,5 @@
-"""What `prunescope predict` is asked for: every option, written once, and the command line that
-asks for the same answer again.
+"""The request of `prunescope predict`: every option, written once, and the command line that asks
+for the same answer again.
 
 Inert, and light: the command line imports it.
 """

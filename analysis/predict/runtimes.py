@@ -1,4 +1,4 @@
-"""Serving engines as facts: what runs on the host beside each forward, and in which formats.
+"""Serving engines: host work per forward, and weight formats.
 
 RUNTIMES: `--runtime` by name. Shares multiply the constants of the term "engine" (TABLE in
 constants.py), which are those of vLLM. An engine that nobody measured in that respect says so.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
-    """What an engine does beside the kernels of a forward.
+    """Host work of a serving engine, apart from the kernels of a forward.
 
     `step`: the share of a step's scheduler, sampler and outputs that the device waits for. `prompt`
     and `uncaptured`: the shares of the host's work for a prompt and for each kernel that no graph
@@ -36,7 +36,7 @@ class Runtime:
 
     @property
     def assumed(self) -> str:
-        """What a prediction takes for granted, in a sentence."""
+        """The assumption behind a prediction, in a sentence."""
         return f"{self.name} {self.versions}: {self.figure}"
 
 

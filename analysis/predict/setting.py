@@ -77,8 +77,8 @@ class Setting:
     wide_flop_per_s: float | None = None  # of what stays in 16 bits; None: all is in `dtype`
     stored_itemsize: float | None = None  # bytes a number of linear layers; None: as multiplied
     fused_attention: bool = False  # in eager modules; elsewhere it always is
-    layers_kept: float = 1.0  # share of whole layers, beside what the method removes
-    extra_ns: float = 0.0  # beside the model, on both sides
+    layers_kept: float = 1.0  # share of whole layers, apart from the method
+    extra_ns: float = 0.0  # outside the model, on both sides
     named: Mapping[str, str] = field(default_factory=dict)  # knobs that the method's name implies
     removed: Mapping[str, Sequence[int]] = field(default_factory=dict)  # layers that a run removed
     pruned_shape: ModelShape | None = None  # of another model, that stands in place of a family
@@ -279,7 +279,7 @@ def resolve(
 
 
 def assumptions(setting: Setting) -> list[str]:
-    """What a prediction takes for granted of the engine, in sentences."""
+    """Assumptions about the engine behind a prediction, in sentences."""
     found = []
     if setting.layers_kept < 1:
         left = round(setting.layers_kept * setting.shape.layers)
@@ -337,7 +337,7 @@ def _rounded(setting: Setting) -> list[str]:
         what = "experts of a layer stay"
         pairs = [(part.kept_experts(asked), part.experts) for part in parts]
     else:
-        what = "experts a token goes to stay"
+        what = "experts of each token stay"
         routes = [part.experts_per_token for part in parts]
         pairs = [(kept_routes(count, asked), count) for count in routes]
     layers = [part.moe_layers for part in parts]
@@ -347,11 +347,12 @@ def _rounded(setting: Setting) -> list[str]:
     if abs(1 - left / there - asked) < _ROUNDED:
         return []
     kept, count = (spread(min(one), max(one)) for one in zip(*pairs, strict=True))
-    return [f"{kept} of {count} {what}: {1 - left / there:.1%} fewer, where {asked:.1%} were asked"]
+    return [f"{kept} of {count} {what}: {1 - left / there:.1%} fewer; {asked:.1%} were requested"]
 
 
 def _of_experts(setting: Setting) -> list[str]:
-    """What stays of experts, how tokens fall among them, and how they lie on devices."""
+    """How many experts are kept, how tokens are spread over them, and their placement on
+    devices."""
     found = _rounded(setting)
     if setting.routing is None:
         found.append(
@@ -461,7 +462,8 @@ def _expert_devices(ep: int, tp: int, shape: ModelShape) -> int:
 
 
 def routing_of_model(given: str, shape: ModelShape) -> Routing:
-    """What `--routing` names. Raises PrunescopeError where it is of another model."""
+    """The token counts that `--routing` names. Raises PrunescopeError where it is of another
+    model."""
     if not shape.experts:
         raise PrunescopeError("--routing needs a model with experts", hint="remove --routing")
     found = read_routing(given)
@@ -515,7 +517,8 @@ def _constants(request: PredictRequest) -> Constants:
 
 
 def _wide_peak(device: Device, name: str) -> float | None:
-    """FLOP/s of what stays in 16 bits beside linear layers of `name`; None: nothing is narrower."""
+    """FLOP/s of ops that stay in 16 bits next to linear layers of `name`; None: nothing is
+    narrower."""
     if (itemsize(name) or 2) >= WIDE_ITEMSIZE:
         return None
     return device.peak("bf16") or device.peak("fp16")

@@ -250,7 +250,7 @@ def _one_device(
         bounded=tuple(op for op in ops if op.bounded),
         weight_share=after / before if before else 1.0,
         kv_share=1.0 if shape.kv_rank is not None else _kv_share(whole, share_of),
-        exchanged=tuple(_exchanged(whole)),
+        allreduces=tuple(_allreduces(whole)),
         memo={},
     )
 
@@ -329,7 +329,7 @@ def _fewer_heads(op: Op, devices: int, kv_share: float) -> Op:
     )
 
 
-def handed_on(whole: Forward) -> float:
+def sent_bytes(whole: Forward) -> float:
     """Bytes of the residual stream between two stages: the mean output of the layers' last GEMMs.
     It has 16 bits where linear layers have fewer."""
     size, found = max(WIDE, whole.work.itemsize), []
@@ -341,7 +341,7 @@ def handed_on(whole: Forward) -> float:
     return sum(count * each for count, each in found) / layers if layers else 0.0
 
 
-def _exchanged(whole: Forward) -> Iterator[tuple[float, float]]:
+def _allreduces(whole: Forward) -> Iterator[tuple[float, float]]:
     """(sublayers, bytes that each sums over the devices): the output of the first GEMM that is
     split along K. Routed experts sum their tokens first."""
     for op, *_ in weights(whole.ops):

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from prunescope.analysis.report.allocation_tables import target_text
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.figure_style import drawing, saved
+from prunescope.analysis.report.figure_style import plotting, saved
 from prunescope.taxonomy.allocation_plan import KeptLayer, PlanOfLayers
 
 _CHANNELS, _HEADS, _LOSS, _SAVES, _UNIFORM = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#555555"
@@ -24,7 +24,7 @@ _WIDTH, _HEIGHT = 7.0, 3.0  # inches
 
 def plan_figure(plan: PlanOfLayers, ending: str) -> bytes:
     """The figure as PNG, PDF or SVG."""
-    with drawing():
+    with plotting():
         return saved(_figure(plan), ending)
 
 
@@ -35,7 +35,7 @@ class AllocationPlots:
         self._plan = plan
 
     def layers(self) -> Figure:
-        """What each layer keeps, gives up and saves, and the least loss over the target."""
+        """The size, loss and saved time of each layer, and the least loss over the target."""
         return _figure(self._plan)
 
 

@@ -1,4 +1,4 @@
-"""What `allocate` prints: in, a plan; out, a Sheet.
+"""Output of `allocate`: in, a plan; out, a Sheet.
 
 The target and the expected speedup, what each layer keeps and saves, the frontier of targets and
 losses, and how well losses add up.
@@ -26,7 +26,7 @@ def plan_sheet(plan: PlanOfLayers, where: str, *, model: str) -> Sheet:
 
 
 def dry_run_sheet(found: dict[str, Any]) -> Sheet:
-    """What `--dry-run` found."""
+    """Output of `allocate --dry-run`."""
     known = f", {found['measured']:,} of them in {found['losses']}" if found["measured"] else ""
     if found["losses_of"] is not None:
         known = f"; {found['losses']} has those of {found['losses_of']}, and none counts here"

@@ -60,11 +60,11 @@ def write_comparison(
 ) -> list[Path]:
     """Write the formats into `folder`, all or none. Raises PrunescopeError as `write_report`."""
     check_formats(formats, COMPARISON_FORMATS)
-    drawn = _drawn(comparison, ["svg" if name == "html" else name for name in formats])
+    figures = _figures(comparison, ["svg" if name == "html" else name for name in formats])
     texts: dict[str, Callable[[], str]] = {
         "md": partial(render_markdown, comparison),
         "csv": partial(render_csv, comparison),
-        "html": partial(_page, comparison, drawn.get("svg")),
+        "html": partial(_page, comparison, figures.get("svg")),
         "tex": partial(render_latex, comparison, label_prefix=label_prefix),
     }
     files: dict[str, bytes] = {}
@@ -73,12 +73,12 @@ def write_comparison(
             files[f"comparison.{name}"] = texts[name]().encode()
         elif name == "json":
             files["comparison.json"] = to_json(comparison)
-        elif name in drawn:
-            files[f"comparison.{name}"] = drawn[name]
+        elif name in figures:
+            files[f"comparison.{name}"] = figures[name]
     return write_files(files, folder)
 
 
-def _drawn(comparison: Comparison, formats: Sequence[str]) -> dict[str, bytes]:
+def _figures(comparison: Comparison, formats: Sequence[str]) -> dict[str, bytes]:
     """The figure in those of `formats` that are pictures; empty where no row has a ladder."""
     pictures = [name for name in dict.fromkeys(formats) if name in ("svg", "png", "pdf")]
     if not pictures:
@@ -301,7 +301,7 @@ def _ends(name: str, ci95: list[float] | None) -> Iterator[tuple[str, float | No
 
 def render_html(comparison: Comparison) -> str:
     """One self-contained page: the figure inline, the table sortable."""
-    return _page(comparison, _drawn(comparison, ["svg"]).get("svg"))
+    return _page(comparison, _figures(comparison, ["svg"]).get("svg"))
 
 
 def _page(comparison: Comparison, svg: bytes | None) -> str:

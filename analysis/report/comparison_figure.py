@@ -21,9 +21,9 @@ from prunescope.analysis.report import evidence
 from prunescope.analysis.report.figure_style import (
     CURVE_MARKERS,
     CURVES,
-    drawing,
     ground,
     no_evidence,
+    plotting,
     saved_as,
 )
 from prunescope.analysis.report.ledger_view import LEDGER, is_visible
@@ -37,7 +37,7 @@ _MOST_BARS, _MOST_CURVES = 30, 14  # what one page has room for
 _SMALL = 6
 _LABEL = 44  # letters left of the bars
 _LEGEND_LETTERS, _MARK = 88, 4  # above them, a mark being as wide as so many
-_BESIDE = 48  # letters right of the curves
+_NOTE_WIDTH = 48  # letters right of the curves
 _PROMISED = "#DDDDDD"
 # Other strokes than those of what is no evidence (evidence.HATCHES).
 _ROWS = {
@@ -53,7 +53,7 @@ _ROWS = {
 
 def plot_comparison(rows: Sequence[ComparisonRow], *endings: str) -> dict[str, bytes]:
     """The figure by format, plotted once; empty where no row has a ladder."""
-    with drawing():
+    with plotting():
         figure = comparison_figure(rows)
         return {} if figure is None else saved_as(figure, endings)
 
@@ -103,7 +103,7 @@ def plot_curves(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
     found = [evidence.of_row(row) for _, points in shown for _, row in points]
     reasons = [one for one in evidence.HATCHES if any(one in each for each in found)]
     if reasons:
-        words = textwrap.fill(f"open: {', '.join(reasons)}", _BESIDE)
+        words = textwrap.fill(f"open: {', '.join(reasons)}", _NOTE_WIDTH)
         axes.plot([], [], "o", color="black", markersize=3, markerfacecolor="white", label=words)
     axes.set_xlim(left, right)
     axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
@@ -132,7 +132,7 @@ def _left_out(
     *,
     shown: int,
 ) -> str | None:
-    """Which runs have no point in the curves, and how many curves have no room."""
+    """Notes on runs without a point in the curves, and on curves without room."""
     hidden = len(curves) - shown
     lines = [f"{hidden} more curves left out"] if hidden > 0 else []
     placed = {id(row) for points in curves.values() for _, row in points}
@@ -140,7 +140,7 @@ def _left_out(
     if without:
         more = f" and {len(without) - 2} more" if len(without) > 2 else ""
         text = f"no point, as its sparsity is unknown: {', '.join(without[:2])}{more}"
-        lines.append(textwrap.fill(text, _BESIDE))
+        lines.append(textwrap.fill(text, _NOTE_WIDTH))
     return "\n".join(lines) or None
 
 

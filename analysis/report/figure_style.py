@@ -41,13 +41,18 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#9
 MARKERS = "osD^"
 CURVES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 CURVE_MARKERS = "osD^vP*"
-_FAMILY_MARKERS = "osD^vP*X<>hpd8"
+# Of families, dark and light in turns: without the black of whiskers and bounds, and without
+# yellow, which a small marker on white hardly shows.
+_FAMILY_COLOURS = (
+    "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#888888", "#332288",
+)  # fmt: skip
+_FAMILY_MARKERS = f"{CURVE_MARKERS}X<>hpd8"
 THIN = 0.6
 EDGE: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.4}  # of bars and their keys
 _LETTER_WIDTH, _MARK_WIDTH = 0.05, 0.33  # inches in a legend
 
 
-class Drawn(Figure):
+class NotebookFigure(Figure):
     """A figure that a notebook shows though pyplot was never imported."""
 
     def _repr_png_(self) -> bytes:
@@ -55,8 +60,9 @@ class Drawn(Figure):
 
 
 @contextmanager
-def drawing() -> Iterator[None]:
-    """Around one figure, plotted and saved: our style, and signals wait for its end."""
+def plotting() -> Iterator[None]:
+    """Context in which one figure is plotted and saved: sets our style, and lets signals wait for
+    its end."""
     with uninterrupted(), matplotlib.rc_context(STYLE):
         yield
 
@@ -89,7 +95,7 @@ def saved_as(figure: Figure, endings: Sequence[str]) -> dict[str, bytes]:
 
 def row_axes(num_rows: int) -> tuple[Figure, Axes]:
     """A figure and its axes for rows of bars, with room for so many."""
-    figure = Drawn(figsize=(WIDTH, 0.98 + 0.19 * num_rows), layout="constrained")
+    figure = NotebookFigure(figsize=(WIDTH, 0.98 + 0.19 * num_rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -100,7 +106,7 @@ def row_axes(num_rows: int) -> tuple[Figure, Axes]:
 
 def page_axes(height: float, what: str, of: str) -> tuple[Figure, Axes]:
     """A figure of so many inches and its axes, under a title of two lines: what, and of what."""
-    figure = Drawn(figsize=(WIDTH, height), layout="constrained")
+    figure = NotebookFigure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
@@ -148,10 +154,13 @@ def wrapped_legend(figure: Figure, handles: list[Any], columns: int) -> None:
     legend(figure, handles, max(1, min(columns, int(WIDTH / widest))))
 
 
-def looks_of(labels: Iterable[str], colours: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each label, in the order in which they first come."""
+def family_looks(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each family, in the order of the sweep: the same in all its figures."""
     return {
-        label: (colours[i % len(colours)], _FAMILY_MARKERS[i % len(_FAMILY_MARKERS)])
+        label: (
+            _FAMILY_COLOURS[i % len(_FAMILY_COLOURS)],
+            _FAMILY_MARKERS[i % len(_FAMILY_MARKERS)],
+        )
         for i, label in enumerate(dict.fromkeys(labels))
     }
 

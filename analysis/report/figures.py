@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from prunescope.analysis.report import evidence
-from prunescope.analysis.report.figure_style import drawing, saved_as
+from prunescope.analysis.report.figure_style import plotting, saved_as
 from prunescope.analysis.report.pair_figures import ladder_figure, ledger_figure
 from prunescope.analysis.report.replay_figure import replay_figure
 from prunescope.analysis.report.run_figures import (
@@ -43,7 +43,7 @@ def figure_files(report: Report, *endings: str) -> dict[str, bytes]:
     for name, phase in report.phases.items():
         alone = phase.ladder is None and phase.anatomy is None
         for kind in KINDS:
-            with drawing():
+            with plotting():
                 figure = plot(report, name, kind) if kind != "kinds" or alone else None
                 if figure is not None:
                     for ending, data in saved_as(figure, endings).items():
@@ -52,9 +52,9 @@ def figure_files(report: Report, *endings: str) -> dict[str, bytes]:
 
 
 def plot(report: Report, name: str, kind: str) -> Figure | None:
-    """One of KINDS of a phase; None where the phase has no data for it."""
+    """Plot one of KINDS of a phase; None where the phase has no data for it."""
     phase = report.phases[name]
-    with drawing():
+    with plotting():
         if kind == "ladder":
             return ladder_figure(phase, name, title=_title(report, name, "speedup"))
         if kind == "ledger":
@@ -105,7 +105,7 @@ class Plots:
         return self._plot("ladder", phase)
 
     def ledger(self, phase: str | None = None) -> Figure:
-        """Where the time went, as a waterfall."""
+        """The ledger as a waterfall."""
         return self._plot("ledger", phase)
 
     def kinds(self, phase: str | None = None) -> Figure:

@@ -1,6 +1,6 @@
 """The tables of GEMMs and of kernels: in, a Phase of the Report; out, Tables.
 
-Rows that people read as one are merged first: layers that are gone, layers of other widths. Sums
+Rows that people read as one are merged first: removed layers, layers of other widths. Sums
 over the merged rows are those of the report.
 """
 
@@ -13,7 +13,7 @@ import msgspec
 
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.view import Cell, Column, Columns, Table, number, table_of
-from prunescope.analysis.schema.report import BESIDE, GemmRow, KernelRow, Phase, clock
+from prunescope.analysis.schema.report import EXCLUSIVE_SHARE, GemmRow, KernelRow, Phase, clock
 
 _WIDTHS = ("none", "N", "K", "NK", "heads")
 _SUMS = ("count", "dense_count", "busy_ns", "helper_ns", "ideal_ns", "duration_ns", "dense_busy_ns",
@@ -39,7 +39,7 @@ class MergedRow:
 def shown_rows(gemms: list[GemmRow]) -> list[MergedRow]:
     """The rows as they are shown."""
     groups: dict[tuple[object, ...], list[GemmRow]] = {}
-    for gemm in with_gone(gemms):
+    for gemm in merged_removals(gemms):
         make = (gemm.role, gemm.group, gemm.op, gemm.kind, gemm.dtype, gemm.m)
         dense = (gemm.dense_batch, gemm.dense_m, gemm.dense_n, gemm.dense_k)
         groups.setdefault((*make, *dense, gemm.axis in _WIDTHS), []).append(gemm)
@@ -81,32 +81,32 @@ def _summed(rows: list[GemmRow], axis: str) -> GemmRow:
     )
 
 
-def with_gone(gemms: list[GemmRow]) -> list[GemmRow]:
-    """The rows of a GEMM of which some layers are gone as one: its calls fall, and its losses, of
-    which one is the other's gain, are summed. Other rows stay as they are."""
+def merged_removals(gemms: list[GemmRow]) -> list[GemmRow]:
+    """Merge the two rows of a GEMM that was removed from some layers: its calls fall, and the
+    losses, of which one is the other's gain, are summed. Other rows stay as they are."""
     shapes: dict[tuple[object, ...], list[GemmRow]] = {}
     for gemm in gemms:
         make = (gemm.role, gemm.group, gemm.op, gemm.kind, gemm.dtype)
         shapes.setdefault((*make, gemm.batch, gemm.m, gemm.n, gemm.k), []).append(gemm)
     shown = []
     for rows in shapes.values():
-        lost = [row for row in rows if row.axis == "gone" and not row.count]
-        left = [row for row in rows if row not in lost]
-        both = len(lost) == len(left) == 1 and left[0].axis in ("none", "gone")
-        shown += [_with_gone_layers(left[0], lost[0])] if both else rows
+        removed = [row for row in rows if row.axis == "gone" and not row.count]
+        left = [row for row in rows if row not in removed]
+        both = len(removed) == len(left) == 1 and left[0].axis in ("none", "gone")
+        shown += [_with_removed_calls(left[0], removed[0])] if both else rows
     return shown
 
 
-def _with_gone_layers(stayed: GemmRow, gone: GemmRow) -> GemmRow:
+def _with_removed_calls(kept: GemmRow, removed: GemmRow) -> GemmRow:
     def both(name: str) -> float | None:
-        kept, lost = getattr(stayed, name), getattr(gone, name)
-        return None if kept is None or lost is None else kept + lost
+        one, other = getattr(kept, name), getattr(removed, name)
+        return None if one is None or other is None else one + other
 
     before = both("dense_count")
     return msgspec.structs.replace(
-        stayed,
+        kept,
         axis="gone",
-        keep={"calls": stayed.count / before} if before else None,
+        keep={"calls": kept.count / before} if before else None,
         dense_count=before,
         dense_busy_ns=both("dense_busy_ns"),
         promised_ns=both("promised_ns"),
@@ -115,14 +115,14 @@ def _with_gone_layers(stayed: GemmRow, gone: GemmRow) -> GemmRow:
 
 
 def gemm_order(gemms: list[GemmRow]) -> list[GemmRow]:
-    """By group, in the order of a decoder layer, then by time."""
+    """GEMMs sorted by group, in the order of a decoder layer, then by time."""
     place = {group: i for i, group in enumerate(GROUPS)}
     return sorted(gemms, key=lambda g: (place.get(g.group, len(place)), -g.busy_ns))
 
 
 def without_sizes(phase: Phase) -> bool:
-    """Whether no GEMM has sizes, and nothing else identifies what was pruned: rows that are gone or
-    new do only where a family was identified from them."""
+    """Whether no GEMM has sizes, and nothing else identifies what was pruned: removed or new rows
+    do only where a family was identified from them."""
     if not phase.gemms:
         return any(row.row == "not_explained" for row in phase.ledger or ())
     if any(n is not None for g in phase.gemms for n in (g.m, g.n, g.k)):
@@ -223,7 +223,7 @@ def _has_auxiliary(gemm: GemmRow) -> bool:
 def _is_concurrent(row: GemmRow | KernelRow) -> bool:
     """Whether a row's kernels ran concurrently with others: its time is what no earlier one
     covers."""
-    return row.duration_ns is not None and row.busy_ns < BESIDE * row.duration_ns
+    return row.duration_ns is not None and row.busy_ns < EXCLUSIVE_SHARE * row.duration_ns
 
 
 def _is_hidden(row: GemmRow | KernelRow) -> bool:
@@ -253,7 +253,7 @@ def _dimension(now: int | None, dense: int | None, span: tuple[int, int] | None 
 
 
 def _calls(gemm: GemmRow) -> Cell:
-    """`30`, or `30→23` where calls are gone."""
+    """`30`, or `30→23` where calls were removed."""
     now = numbers.count(gemm.count)
     before = now if gemm.dense_count is None else numbers.count(gemm.dense_count)
     return Cell(now if before == now else f"{before}→{now}", gemm.count)
@@ -326,7 +326,7 @@ def _experts_note(gemm: GemmRow) -> str | None:
 
 
 def _concurrent_note(rows: Sequence[GemmRow | KernelRow], unit: numbers.Scale) -> str:
-    """What the time of concurrent rows leaves out."""
+    """A note on the time that concurrent rows leave out."""
     busy, ran = (sum(getattr(r, n) or 0.0 for r in rows) for n in ("busy_ns", "duration_ns"))
     return (
         "‖ ran concurrently with other kernels: the time is what no earlier one covers, "

@@ -170,7 +170,7 @@ def is_visible(ci95: list[float] | None, across: float) -> bool:
 
 
 def shown_bounds(ladder: Ladder) -> dict[str, tuple[str, str]]:
-    """LADDER, with parameters and bytes beside the FLOPs where the family keeps these."""
+    """LADDER, with parameters and bytes next to the FLOPs where the family keeps these."""
     has = ladder.parameters is not UNSET
     counted = "gemms" if ladder.parameters_of == "gemms" else "parameters"
     out: dict[str, tuple[str, str]] = {}
@@ -295,7 +295,7 @@ def without_unknown(table: Table) -> Table:
 
 
 def ledger_notes(rows: list[Row], *, decodes: bool = True) -> list[str]:
-    """Which rows are no evidence, and what is unknown. `decodes`: the model may decode tokens; a
+    """Notes on rows that are no evidence or unknown. `decodes`: the model may decode tokens; a
     config tells the shapes of no other."""
     changes = (row for row in rows if row.row not in TOTALS and row.row != "promised")
     quiet = [label_of(row) for row in changes if row.ns and not is_beyond_noise(row)]

@@ -75,8 +75,8 @@ class KnownDevice(Protocol):
 def families(
     listed: Sequence[Family], *, more_knobs: Callable[[Family], Mapping[str, Knob]]
 ) -> RenderableType:
-    """One row a family: what moves in each GEMM group, what is removed, who published it.
-    `more_knobs`: those of a family beside those of its pruning."""
+    """A table of families: what moves in each GEMM group, what is removed, who published it.
+    `more_knobs`: those of a family in addition to those of its pruning."""
     table = _table("family", "kind", "moves", "removes", "published as")
     for one in listed:
         axes = " ".join("-" if one.axes[g] == "none" else one.axes[g] for g in _GROUPS)
@@ -112,7 +112,8 @@ def published(method: PublishedMethod) -> RenderableType:
 
 
 def _by_importance(listed: Sequence[Family]) -> str:
-    """Which families a text gives importance scores for, and which the attention of the input."""
+    """A note on the families with importance scores from a text, and from the attention of the
+    input."""
     words = {"text": "scored on a text in", "input": "by the attention of the input in"}
     return "; ".join(
         f"{how} {', '.join(one.id for one in listed if one.calibration == by)}"
@@ -131,8 +132,8 @@ def _knob(name: str, knob: Knob) -> str:
 def devices(
     listed: Sequence[KnownDevice], measured: CalibrationPasses | None = None
 ) -> RenderableType:
-    """One row a device: dense peaks, bandwidth, SMs; "?" where no second number agrees. `measured`:
-    how `calibrate` came to the row."""
+    """A table of devices, a row each: dense peaks, bandwidth, SMs; "?" where no second number
+    agrees. `measured`: how `calibrate` came to the row."""
     table = _table("device", "GB/s", "SMs", "dense TFLOP/s")
     for one in listed:
         peaks = (f"{name} {rate / 1e12:.4g}" for name, rate in one.dense_flop_per_s.items())
@@ -149,7 +150,7 @@ def devices(
 
 
 def _measurement(measured: CalibrationPasses) -> str:
-    """What `calibrate` measured besides the peaks, and whether its passes agree."""
+    """The measurements of `calibrate` other than the peaks, and whether its passes agree."""
     spread = measured.spread or Spread()
     apart = max([*spread.dense_flop_per_s.values(), spread.byte_per_s])
     text = (
@@ -178,7 +179,7 @@ def read_runs(folder: Path) -> dict[str, Run]:
 
 
 def run_summary(folder: Path, runs: Mapping[str, Run]) -> dict[str, Any]:
-    """What `trace --json` prints: the runs and the unprofiled samples (ns) of each phase."""
+    """Output of `trace --json`: the runs and the unprofiled samples (ns) of each phase."""
     summary = {}
     for variant, run in runs.items():
         samples = {name: {"samples_ns": p.samples_ns} for name, p in run.phases.items()}
@@ -191,7 +192,7 @@ def run_summary(folder: Path, runs: Mapping[str, Run]) -> dict[str, Any]:
 def traced(
     folder: Path, runs: Mapping[str, Run], answers: Mapping[str, str] | None = None
 ) -> RenderableType:
-    """One row a run and phase: the time of a step as a report gives it; then the answer of each
+    """A table of runs and phases: the time of a step as a report gives it; then the answer of each
     phase, where it is known, and what to do next."""
     table = _table("run", "phase", "time", "samples")
     for variant, run in runs.items():
@@ -206,7 +207,7 @@ def traced(
 
 
 def doctor(checks: Iterable[MachineCheck]) -> RenderableType:
-    """One row a check; the hint, where there is one, under what was found."""
+    """A table of checks; the hint, where there is one, under what was found."""
     table = Table(box=None, show_header=False, pad_edge=False)
     for check in checks:
         word, style = _MARKS[check.ok]
@@ -216,14 +217,14 @@ def doctor(checks: Iterable[MachineCheck]) -> RenderableType:
     return table
 
 
-def verified(result: Mapping[str, Any], *, allow_undrawn: bool) -> Text:
-    """What `verify` found in a bundle: the verdict, the files that failed or were not compared, how
-    many were, and what is taken on trust."""
+def verified(result: Mapping[str, Any], *, allow_missing_figures: bool) -> Text:
+    """The result of `verify`: the verdict, the files that failed or were not compared, how many
+    were, and what is taken on trust."""
     lines = []
     if result["ok"]:
         skipped = result["not_compared"]
         unchanged = result["checked"] - result["rebuilt"] - len(skipped)
-        outcome = "ok: " if allow_undrawn or not skipped else "partial: "
+        outcome = "ok: " if allow_missing_figures or not skipped else "partial: "
         if result["samples_agree"] is False:
             outcome = ""
             lines.append(
@@ -252,8 +253,8 @@ def _sample_line(entry: Mapping[str, Any]) -> str:
         return f"{where} are taken on trust: {entry['why']}; {overhead}"
     samples, (low, high) = entry["speedup"]["samples"], entry["speedup"]["profiled"]
     steps = f"{low:.2f}×" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f}× to {high:.2f}×"
-    told = f"{where} {samples:.2f}×, {entry['why']} of what the trace allows, {steps}; {overhead}"
-    return told if entry["agree"] else f"{told}: ask for the samples, or measure again"
+    text = f"{where} {samples:.2f}×, {entry['why']} of what the trace allows, {steps}; {overhead}"
+    return text if entry["agree"] else f"{text}: ask for the samples, or measure again"
 
 
 def verdict(report: Report, *, name: str, folder: Path) -> RenderableType:
@@ -347,7 +348,7 @@ def sweep_state(found: Mapping[str, Any]) -> RenderableType:
 
 
 def _time_left(plan: dict[str, Any]) -> str:
-    """What is left, with and without recovery training."""
+    """The remaining time, with and without recovery training."""
     trained = plan.get("recovery_seconds") or 0.0
     line = f"about {_hours(plan['seconds'])} on this machine, roughly"
     most = plan.get("seconds_most") or 0.0

@@ -23,7 +23,7 @@ def render_markdown(report: Report) -> str:
 
 
 def sheet_text(title: str, sheet: Sheet) -> str:
-    """What a command prints, as Markdown under a title."""
+    """The output of a command as Markdown, under a title."""
     blocks = [f"# {text(title)}"]
     for part in sheet.parts:
         if isinstance(part, Line):
@@ -97,5 +97,5 @@ def table_blocks(table: Table, *, level: int = 3, title: bool = True) -> Iterato
 
 def _cell(cell: Cell) -> str:
     shown = markdown_code(cell.text) if cell.code and cell.text else text(cell.text)
-    lost = cell.tone == "loss" and shown.startswith("+") and not shown.endswith("%")
-    return f"**{shown}**" if lost else shown
+    is_loss = cell.tone == "loss" and shown.startswith("+") and not shown.endswith("%")
+    return f"**{shown}**" if is_loss else shown

@@ -142,7 +142,7 @@ def closure(phase: Phase) -> str:
 
 
 def profiler_overhead(phase: Phase) -> str:
-    """What profiling cost, and the time base of the ledger."""
+    """The profiler's overhead, and the time base of the ledger."""
     base = _time_base(phase)
     if phase.observer_ratio is None:
         return f"profiler overhead: unknown, no unprofiled samples; {base}"
@@ -283,7 +283,7 @@ def outside_steps(phase: Phase) -> list[str]:
 
 
 def _launch_latency(phase: Phase) -> str:
-    """What lies between the begin of the first step on the host and the begin of its wall."""
+    """The launch latency: from the start of the first step on the host to the start of its wall."""
     events, alone_ns = phase.lead_own.get("events") or 0, phase.lead_own.get("ns") or 0.0
     end = "the end of work launched before it" if events else "its first device event"
     text = f"launch latency before the first kernel: {numbers.time(phase.lead_ns)} from the begin "
@@ -301,7 +301,7 @@ def _launch_latency(phase: Phase) -> str:
 
 
 def second_opinion(phase: Phase) -> list[str]:
-    """What Holistic Trace Analysis finds in the whole trace, with our totals of it."""
+    """Totals of the whole trace by Holistic Trace Analysis, next to ours."""
     hta = phase.hta
     if hta is None:
         return []

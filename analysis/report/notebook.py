@@ -23,7 +23,7 @@ _TOP_GEMMS = 12
 
 
 def brief(report: Report) -> str:
-    """What was measured and what came of it, in at most 300 characters."""
+    """What was measured and the result, in at most 300 characters."""
     lines = [
         f"{name}: {_outcome(phase)}" for name, phase in in_reading_order(report.phases).items()
     ]

@@ -1,4 +1,4 @@
-"""What pruning costs beside GEMMs, and what recovery training gives back: two figures of a sweep.
+"""The cost of pruning other than GEMMs, and the gain of recovery training: two figures of a sweep.
 
 Work that a family adds, by its parts, as a share of the dense step. Speed against loss before and
 after recovery training, each with its frontier.
@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from prunescope.analysis.report import evidence
-from prunescope.analysis.report.figure_style import no_evidence, reason_patches, shade
+from prunescope.analysis.report.figure_style import family_looks, no_evidence, reason_patches, shade
 from prunescope.analysis.report.ledger_view import is_visible
 from prunescope.analysis.report.numbers import percent
 from prunescope.analysis.report.paper_figure import (
-    NotDrawn,
+    MissingFigure,
     Panel,
     PaperFigure,
     Row,
@@ -26,7 +26,6 @@ from prunescope.analysis.report.paper_figure import (
     families_of,
     family_label,
     grid_of,
-    looks_of,
     mark_words,
     named,
     not_shown,
@@ -65,12 +64,12 @@ _REST = "other parts"
 _MOST_WHISKER = 1.3  # times the highest bar or point: where an interval leaves the panel
 
 
-def overhead(found: Pareto) -> PaperFigure | NotDrawn:
+def overhead(found: Pareto) -> PaperFigure | MissingFigure:
     """Added work by part, as a share of the dense step."""
     shown = panels(found, lambda points: [p for p in usually_aligned(points) if _adds(p)])
     name, title = "overhead", "Work that a family adds"
     if not shown:
-        return NotDrawn(
+        return MissingFigure(
             name,
             "no family of the sweep adds work to the step",
             "add one that decides at run time to `families` (see `prunescope families`)",
@@ -84,7 +83,7 @@ def overhead(found: Pareto) -> PaperFigure | NotDrawn:
         "where it leaves the panel."
         f"{mark_words(points)}{not_shown(shown)} {of_sweep(found, points)}",
         rows=[row for panel in shown for p in panel.points for row in _added_rows(panel, p)],
-        draw=lambda: _overhead_figure(on_a_page(shown)),
+        plot=lambda: _overhead_figure(on_a_page(shown)),
     )
 
 
@@ -165,7 +164,7 @@ def _added_bar(axes: Axes, at: int, point: SweepPoint, looks: dict[str, tuple[st
     return top
 
 
-def recovery(found: Pareto) -> PaperFigure | NotDrawn:
+def recovery(found: Pareto) -> PaperFigure | MissingFigure:
     """Speed against loss before and after recovery training."""
     shown = panels(
         found, lambda points: [p for p in usually_aligned(points) if p.recovery is not None]
@@ -173,7 +172,7 @@ def recovery(found: Pareto) -> PaperFigure | NotDrawn:
     name, title = "recovery", "Frontier before and after recovery"
     if not shown:
         key = "add `recover: steps=100,rank=16` to the sweep"
-        return NotDrawn(name, "no pruned model was trained", key)
+        return MissingFigure(name, "no pruned model was trained", key)
     points = points_of(shown)
     tokens = max((p.recovery.tokens or 0 for p in points if p.recovery), default=0)
     return PaperFigure(
@@ -185,7 +184,7 @@ def recovery(found: Pareto) -> PaperFigure | NotDrawn:
         "Whiskers: 95 % intervals, those of speedups cut where they leave the panel."
         f"{mark_words(points)}{not_shown(shown)} {of_sweep(found, points)}",
         rows=[row for panel in shown for row in _recovery_rows(panel)],
-        draw=lambda: _recovery_figure(on_a_page(shown), on_random_ids=found.subject.on_random_ids),
+        plot=lambda: _recovery_figure(on_a_page(shown), on_random_ids=found.subject.on_random_ids),
     )
 
 
@@ -208,7 +207,7 @@ def _ratios(ends: list[float] | None) -> list[float] | None:
 
 
 def _of_losses(points: Sequence[SweepPoint]) -> str:
-    """What the intervals of the losses rest on, as the end of a caption."""
+    """The basis of the intervals of the losses, as the end of a caption."""
     counts = sorted(
         {p.recovery.blocks or 0 for p in points if p.recovery and p.recovery.after_ci95}
     )
@@ -255,7 +254,7 @@ def _recovery_rows(panel: Panel) -> list[Row]:
 def _recovery_figure(shown: Sequence[Panel], *, on_random_ids: bool) -> Figure:
     figure, every = grid_of(shown, 2.3)
     points = points_of(shown)
-    looks = looks_of(families_of(points))
+    looks = family_looks(families_of(points))
     placed = []
     for axes, panel in zip(every, shown, strict=True):
         for point in panel.points:

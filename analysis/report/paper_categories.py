@@ -24,7 +24,7 @@ from prunescope.analysis.report.numbers import Scale, scale, time
 from prunescope.analysis.report.paper_figure import (
     LAYER,
     PAGE,
-    NotDrawn,
+    MissingFigure,
     Panel,
     PaperFigure,
     Row,
@@ -64,21 +64,21 @@ _ROW = 0.21  # inches
 Spread = tuple[float, float, float]  # of the median result, lowest, highest
 
 
-def shares(found: Pareto) -> PaperFigure | NotDrawn:
+def shares(found: Pareto) -> PaperFigure | MissingFigure:
     """Shares of the dense step, a bar a phase and setting."""
     known = [panel for panel in panels(found) if _of_dense(panel)]
     shown = [panel for panel in map(_with_shares, known) if panel.points]
     withheld = sum(len(p.points) for p in known) - sum(len(p.points) for p in shown)
     name, title = "shares", "Shares of the dense step"
     if known and not shown:
-        return NotDrawn(
+        return MissingFigure(
             name,
             "every result has a share of its dense step outside of 0 to 100 %",
             "sweep again with more `steps`, while nothing else runs",
         )
     if not shown:
         reason = "no result has the time of its dense step by category"
-        return NotDrawn(name, reason, "sweep with profiled steps, as `steps: 2`")
+        return MissingFigure(name, reason, "sweep with profiled steps, as `steps: 2`")
     every = [(panel, _shares(panel)) for panel in shown]
     apart = max(high - low for _, of in every for _, low, high in of.values())
     return PaperFigure(
@@ -103,7 +103,7 @@ def shares(found: Pareto) -> PaperFigure | NotDrawn:
             for panel, of_panel in every
             for category, (share, lowest, highest) in of_panel.items()
         ],
-        draw=lambda: _shares_figure(every),
+        plot=lambda: _shares_figure(every),
     )
 
 
@@ -224,13 +224,13 @@ def _stack(axes: Axes, at: int, of_panel: dict[str, float]) -> None:
         left += share
 
 
-def layer(found: Pareto) -> PaperFigure | NotDrawn:
-    """One layer alone: the dense one beside that of each family, in the categories of Fig. 6."""
+def layer(found: Pareto) -> PaperFigure | MissingFigure:
+    """One layer alone: the dense one next to that of each family, in the categories of Fig. 6."""
     shown = panels(found, _largest, only=LAYER)
     name, title = "layer", "One layer alone"
     if not shown:
         key = "add `only: [model, layer]` to the sweep"
-        return NotDrawn(name, "no result is of one layer alone", key)
+        return MissingFigure(name, "no result is of one layer alone", key)
     points = points_of(shown)
     return PaperFigure(
         name=name,
@@ -242,7 +242,7 @@ def layer(found: Pareto) -> PaperFigure | NotDrawn:
         f"the layer, cut where it leaves the panel.{_own_words(points)}{_layer_sum_words(points)}"
         f"{mark_words(points)}{not_shown(shown)} {of_sweep(found, points)}",
         rows=[row for panel in shown for row in _layer_rows(panel)],
-        draw=lambda: _layer_figure(on_a_page(shown)),
+        plot=lambda: _layer_figure(on_a_page(shown)),
     )
 
 
@@ -269,7 +269,8 @@ _ORDER = (_GEMM, *(name for name in CATEGORIES if name not in GEMMS))
 
 
 def _own_words(points: Sequence[SweepPoint]) -> str:
-    """What `here` in a name means, for a caption; empty where no layer has a share of its own."""
+    """The meaning of `here` in a name, for a caption; empty where no layer has a share of its
+    own."""
     if not any(map(_here, points)):
         return ""
     return " Here: the share that this layer left out of what it decides on, where it is not s."
@@ -310,11 +311,11 @@ def _layer_rows(panel: Panel) -> list[Row]:
         row
         for point in panel.points
         for side in ("dense", "pruned")
-        for row in _rows_of_side(panel, point, side, drawn=side == "pruned" or point is median)
+        for row in _rows_of_side(panel, point, side, is_plotted=side == "pruned" or point is median)
     ]
 
 
-def _rows_of_side(panel: Panel, point: SweepPoint, side: str, *, drawn: bool) -> list[Row]:
+def _rows_of_side(panel: Panel, point: SweepPoint, side: str, *, is_plotted: bool) -> list[Row]:
     is_dense = side == "dense"
     closure = (point.closure or {}).get(side)
     return [
@@ -332,7 +333,7 @@ def _rows_of_side(panel: Panel, point: SweepPoint, side: str, *, drawn: bool) ->
             **ends(None if is_dense else point.realised_ci95, "realised_"),
             "closure": closure.ratio if closure else None,
             **ends(closure.ratio_ci95 if closure else None, "closure_"),
-            "drawn": drawn,
+            "drawn": is_plotted,
             "timing_valid": point.timing_valid,
         }
         for one in point.categories
@@ -373,7 +374,7 @@ def _layer_figure(shown: Sequence[Panel]) -> Figure:
 
 
 def _dense_spread(axes: Axes, panel: Panel, unit: Scale) -> None:
-    """From the lowest to the highest time of the dense layer, beside the dense bar."""
+    """Plot the range of the dense layer's time, lowest to highest, next to the dense bar."""
     times = [sum(_parts(point, dense=True).values()) / unit.per for point in _of_dense(panel)]
     axes.plot([0.28] * 2, [min(times), max(times)], color="black", linewidth=0.8)
 
@@ -392,7 +393,7 @@ def _column(axes: Axes, at: int, parts: dict[str, float], unit: Scale, *, clear:
 
 
 def _whisker(axes: Axes, at: int, of: tuple[float, SweepPoint], unit: Scale) -> None:
-    """The interval of the speedup as one of the pruned time, beside the number on top."""
+    """The interval of the speedup as one of the pruned time, next to the number on top."""
     top, point = of
     if point.realised_ci95 is None:
         return

@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from prunescope.analysis.report.evidence import MARKS, marked, marks_of_point
-from prunescope.analysis.report.figure_style import EDGE, drawing
-from prunescope.analysis.report.figure_style import looks_of as looks_in
+from prunescope.analysis.report.figure_style import EDGE, plotting
 from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.pareto import Pareto, SweepCell, SweepPoint
 from prunescope.taxonomy.keep import ALIGNMENTS, alignment_size, is_just
@@ -25,8 +24,6 @@ PAGE, COLUMN = 7.0, 3.35  # inches: both columns of a page, and one
 MODEL, LAYER = "model", "layer"  # what ran
 ALIGN = "align="
 _USUAL_ALIGNMENT = ("paper", "16")  # what families round to without the knob
-# Okabe-Ito without black, in which whiskers and bounds are drawn, dark and light in turns.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#888888", "#F0E442")
 _LONGEST_TITLE = 64  # characters of the title of a panel
 _LONGEST_NAME = 32  # characters of a family: more leave no room for its panel
 _MOST_PANELS = 8  # four rows of two: a page
@@ -35,13 +32,13 @@ _MOST_PANELS = 8  # four rows of two: a page
 @dataclass(frozen=True, kw_only=True)
 class PaperFigure:
     """A figure. `caption`: what it shows, of what, n and which interval; `rows`: the numbers that
-    it draws by their names, for a CSV. `draw` is called within `drawing()`."""
+    it shows by their names, for a CSV. `plot` is called within `plotting()`."""
 
     name: str
     title: str
     caption: str
     rows: Sequence[Row]
-    draw: Callable[[], Figure]
+    plot: Callable[[], Figure]
 
     @property
     def columns(self) -> list[str]:
@@ -50,12 +47,12 @@ class PaperFigure:
 
     def plotted(self) -> Figure:
         """The figure in our style."""
-        with drawing():
-            return self.draw()
+        with plotting():
+            return self.plot()
 
 
 @dataclass(frozen=True)
-class NotDrawn:
+class MissingFigure:
     """A figure that the sweep has no data for. `key`: what to add to the sweep, or to run."""
 
     name: str
@@ -69,7 +66,7 @@ class NotDrawn:
 @dataclass(frozen=True)
 class Panel:
     """A phase and a cell, with the points that are shown there. `shared`: what the settings of all
-    panels have in common beside batch and length, which the caption says."""
+    panels have in common apart from batch and length, which the caption says."""
 
     phase: str
     cell: SweepCell
@@ -102,7 +99,8 @@ def _words(where: str) -> tuple[list[str], list[str]]:
 
 
 def _shared(settings: Iterable[str]) -> list[str]:
-    """What all settings have in common beside batch and length, in the order of the first."""
+    """The settings other than batch and length that all panels have in common, in the order of the
+    first."""
     every = [_words(where)[1] for where in settings]
     return [word for word in (every[0] if every else []) if all(word in one for one in every)]
 
@@ -177,18 +175,13 @@ def family_label(point: SweepPoint) -> str:
     return f"{point.family} ({', '.join(words)})" if words else point.family
 
 
-def looks_of(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each family, in the order of the sweep."""
-    return looks_in(labels, _COLOURS)
-
-
 def points_of(shown: Iterable[Panel]) -> list[SweepPoint]:
     """The points of all panels."""
     return [point for panel in shown for point in panel.points]
 
 
 def on_a_page(shown: Sequence[Panel]) -> list[Panel]:
-    """As many panels as a page has room for, of each phase alike."""
+    """The panels that fit on a page, the same number for each phase."""
     phases = list(dict.fromkeys(panel.phase for panel in shown))
     each = max(1, _MOST_PANELS // len(phases))
     return [p for phase in phases for p in [q for q in shown if q.phase == phase][:each]]
@@ -221,7 +214,7 @@ def stacked(
 
 
 def mark_words(points: Iterable[SweepPoint]) -> str:
-    """What the marks behind the names of points mean, for a caption."""
+    """The meaning of the marks behind the names of points, for a caption."""
     found = "".join(map(marks_of_point, points))
     return "".join(f" {mark} {words}." for mark, words in MARKS.items() if mark in found)
 

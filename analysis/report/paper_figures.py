@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from prunescope.analysis.report.escape import csv_text
 from prunescope.analysis.report.escape import markdown as text
-from prunescope.analysis.report.figure_style import drawing, saved_as
+from prunescope.analysis.report.figure_style import plotting, saved_as
 from prunescope.analysis.report.latex import figure_snippet, head
 from prunescope.analysis.report.paper_added import overhead, recovery
 from prunescope.analysis.report.paper_categories import layer, shares
-from prunescope.analysis.report.paper_figure import NotDrawn, PaperFigure
+from prunescope.analysis.report.paper_figure import MissingFigure, PaperFigure
 from prunescope.analysis.report.paper_gemms import gemm_steps
 from prunescope.analysis.report.paper_speedup import alignments, speedups
 from prunescope.analysis.report.titles import figure_name
@@ -30,7 +30,7 @@ class PaperSet:
     """The figures of a sweep, and those that it has no data for."""
 
     figures: list[PaperFigure]
-    missing: list[NotDrawn]
+    missing: list[MissingFigure]
 
 
 def paper_set(found: Pareto, curves: Sequence[SpeedupCurve] = ()) -> PaperSet:
@@ -38,11 +38,11 @@ def paper_set(found: Pareto, curves: Sequence[SpeedupCurve] = ()) -> PaperSet:
     every = list(_every(found, curves))
     return PaperSet(
         [one for one in every if isinstance(one, PaperFigure)],
-        [one for one in every if isinstance(one, NotDrawn)],
+        [one for one in every if isinstance(one, MissingFigure)],
     )
 
 
-def _every(found: Pareto, curves: Sequence[SpeedupCurve]) -> Iterator[PaperFigure | NotDrawn]:
+def _every(found: Pareto, curves: Sequence[SpeedupCurve]) -> Iterator[PaperFigure | MissingFigure]:
     yield shares(found)
     yield from speedups(found)
     yield layer(found)
@@ -57,8 +57,8 @@ def paper_files(found: PaperSet, tool: str, endings: Sequence[str]) -> dict[str,
     files: dict[str, bytes] = {}
     snippets = []
     for one in found.figures:
-        with drawing():
-            figure = one.draw()
+        with plotting():
+            figure = one.plot()
             for ending, data in saved_as(figure, endings).items():
                 files[figure_name(_KIND, one.name, ending)] = data
         numbers = csv_text(one.columns, (row.values() for row in one.rows))

@@ -1,4 +1,4 @@
-"""The paper's study of GEMM shapes: the speedup of one GEMM over the share of N or K that is gone.
+"""The paper's study of GEMM shapes: the speedup of one GEMM over the removed share of N or K.
 
 In: speedups of GEMMs that `prunescope gemm` replayed alone. The largest size of a curve is the
 dense one; tiles and waves make steps where N shrinks.
@@ -18,7 +18,7 @@ from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figure_style import ground, no_evidence
 from prunescope.analysis.report.paper_figure import (
-    NotDrawn,
+    MissingFigure,
     PaperFigure,
     Row,
     ends,
@@ -32,11 +32,11 @@ _MEASURED, _LAW = "#0072B2", "#D55E00"
 _SIZES = {"N": "output features", "K": "input features"}
 
 
-def gemm_steps(curves: Sequence[SpeedupCurve]) -> PaperFigure | NotDrawn:
+def gemm_steps(curves: Sequence[SpeedupCurve]) -> PaperFigure | MissingFigure:
     """The steps of GEMMs that were replayed alone over N or K."""
     name, title = "gemms", "GEMM steps"
     if not curves:
-        return NotDrawn(
+        return MissingFigure(
             name,
             "no GEMM was replayed over N or K",
             "run `prunescope gemm RUN` on a run of the sweep, or give --gemm FILE of "
@@ -50,24 +50,24 @@ def gemm_steps(curves: Sequence[SpeedupCurve]) -> PaperFigure | NotDrawn:
         name=name,
         title=title,
         caption=f"{title}: speedup of one GEMM [M, K] × [K, N] alone, warm operands, over the share"
-        " of N or K that is gone (points), in proportion to the size (dotted) and by roofline "
+        " of N or K that is removed (points), in proportion to the size (dotted) and by roofline "
         f"(dashed); steps of tiles and waves where they describe it better than a line. "
         f"{', '.join(devices)}; {samples} of each size, the ratio of geometric means over "
         "placements of medians; whiskers: its 95 % interval, with the noise of both times, cut "
         f"where it leaves the panel.{_hatched(curves)}",
         rows=[row for one in curves for row in _rows(one)],
-        draw=lambda: _figure(curves[:_MOST]),
+        plot=lambda: _figure(curves[:_MOST]),
     )
 
 
 def _disturbed(curves: Sequence[SpeedupCurve]) -> str:
-    """By what, where times are not valid; else empty."""
+    """The reasons why times are not valid; else empty."""
     found = dict.fromkeys(why for one in curves for why in one.disturbed)
     return f"disturbed by {', '.join(found)}" if found else ""
 
 
 def _hatched(curves: Sequence[SpeedupCurve]) -> str:
-    """What is hatched, for a caption."""
+    """Which points are hatched, for a caption."""
     count, why = sum(not one.timing_valid for one in curves), _disturbed(curves)
     return f" Hatched: {count} of {len(curves)} curves, {why}: no evidence." if why else ""
 
@@ -124,19 +124,19 @@ def _figure(curves: Sequence[SpeedupCurve]) -> Figure:
 
 def _panel(axes: Axes, one: SpeedupCurve) -> None:
     curve, points, dense = one.curve, one.points, one.points[-1]
-    gone = [point.gone for point in points]
+    removed = [point.gone for point in points]
     if not one.timing_valid:
         axes.axvspan(-0.02, 1.02, zorder=-1, **ground([evidence.NOT_VALID_TIMING]))
     speedups = [point.speedup for point in points]
-    axes.plot(gone, speedups, color=_MEASURED, marker="o", markersize=3, linewidth=0.6)
+    axes.plot(removed, speedups, color=_MEASURED, marker="o", markersize=3, linewidth=0.6)
     for point in points:
         if point.speedup_ci95 is not None:
             axes.plot([point.gone] * 2, point.speedup_ci95, color=_MEASURED, linewidth=0.6)
     proportional = [dense.size / point.size for point in points]
-    axes.plot(gone, proportional, color="black", linewidth=0.8, linestyle=":")
+    axes.plot(removed, proportional, color="black", linewidth=0.8, linestyle=":")
     if _has_roofline(one):
         bounds = [point.roofline or 0.0 for point in points]
-        axes.plot(gone, bounds, color="black", linewidth=0.8, linestyle=(0, (4, 2)))
+        axes.plot(removed, bounds, color="black", linewidth=0.8, linestyle=(0, (4, 2)))
     if curve.width and curve.step_ns is not None and curve.base_ns is not None:
         fine = range(points[0].size, dense.size + 1)
         law = [curve.base_ns + curve.step_ns * math.ceil(size / curve.width) for size in fine]
@@ -148,11 +148,11 @@ def _panel(axes: Axes, one: SpeedupCurve) -> None:
             zorder=1,
         )
     axes.set_ylim(0, 1.06 * max(*speedups, *proportional))
-    axes.set_xlim(-0.02, max(gone) + 0.02)
+    axes.set_xlim(-0.02, max(removed) + 0.02)
     fixed = f"K = {curve.k:,}" if curve.axis == "N" else f"N = {curve.n:,}"
     what = [curve.role or "GEMM", *([curve.phase] if curve.phase else [])]
     axes.set_title(
         clean(f"{', '.join(what)}: M = {curve.m:,}, {fixed}, {curve.dtype}"), loc="left", fontsize=7
     )
-    axes.set_xlabel(f"share of {curve.axis} = {dense.size:,} {_SIZES[curve.axis]} that is gone")
+    axes.set_xlabel(f"share of {curve.axis} = {dense.size:,} {_SIZES[curve.axis]} that is removed")
     axes.set_ylabel("speedup over the largest size")

@@ -1,4 +1,4 @@
-"""Fig. 5 of the paper, and its study of alignment: realised speedups beside their bounds."""
+"""Fig. 5 of the paper, and its study of alignment: realised speedups next to their bounds."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from matplotlib.lines import Line2D
 
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.figure_style import hatch_of, reason_patches
+from prunescope.analysis.report.figure_style import family_looks, hatch_of, reason_patches
 from prunescope.analysis.report.paper_figure import (
     PAGE,
-    NotDrawn,
+    MissingFigure,
     Panel,
     PaperFigure,
     Row,
@@ -25,7 +25,6 @@ from prunescope.analysis.report.paper_figure import (
     families_of,
     family_label,
     grid_of,
-    looks_of,
     mark_words,
     not_shown,
     of_sweep,
@@ -61,7 +60,7 @@ class _Strip:
 
     @property
     def values(self) -> list[int]:
-        """Where there are bars."""
+        """The values of the axis at which there are bars."""
         return sorted({getattr(p, self.axis) for p in self.points})
 
     @property
@@ -75,12 +74,12 @@ class _Strip:
         return clean(", ".join([self.phase, fixed[self.axis], *how]))
 
 
-def speedups(found: Pareto) -> Iterator[PaperFigure | NotDrawn]:
+def speedups(found: Pareto) -> Iterator[PaperFigure | MissingFigure]:
     """A figure a sparsity: families over length and over batch, with nominal and bound."""
     sparsities = sorted({p.sparsity for p in points_of(panels(found)) if p.sparsity is not None})
     if not sparsities:
         key = "give `families` and `sparsities`"
-        yield NotDrawn("speedup", "no point has a nominal sparsity", key)
+        yield MissingFigure("speedup", "no point has a nominal sparsity", key)
     for sparsity in sparsities:
         yield _speedup(found, sparsity)
 
@@ -98,17 +97,17 @@ def _speedup(found: Pareto, sparsity: float) -> PaperFigure:
         title=title,
         caption=f"{title} by family, batch and length: realised (bars), nominal 1/(1 − s) "
         "(dotted) and roofline bound of each (line at its bar). Whiskers: 95 % intervals"
-        f"{_of_draws(points)}, cut where they leave the panel.{mark_words(points)} "
+        f"{_of_selections(points)}, cut where they leave the panel.{mark_words(points)} "
         f"{of_sweep(found, points)}",
         rows=[_row(panel, p, sparsity) for panel in shown for p in panel.points],
-        draw=lambda: _speedup_figure(strips, sparsity),
+        plot=lambda: _speedup_figure(strips, sparsity),
     )
 
 
-def _of_draws(points: Sequence[SweepPoint]) -> str:
-    """What an interval is where a point has several random samples."""
-    draws = max((len(p.draws) for p in points), default=1)
-    return f", the hull over {draws} random selections" if draws > 1 else ""
+def _of_selections(points: Sequence[SweepPoint]) -> str:
+    """The meaning of an interval where a point has several random selections."""
+    count = max((len(p.draws) for p in points), default=1)
+    return f", the hull over {count} random selections" if count > 1 else ""
 
 
 def _row(panel: Panel, p: SweepPoint, sparsity: float | None) -> Row:
@@ -149,7 +148,7 @@ def _strips(shown: Sequence[Panel]) -> list[_Strip]:
 def _speedup_figure(strips: Sequence[_Strip], sparsity: float) -> Figure:
     points = [p for strip in strips for p in strip.points]
     families = families_of(points)
-    colours = {name: colour for name, (colour, _) in looks_of(families).items()}
+    colours = {name: colour for name, (colour, _) in family_looks(families).items()}
     figure, every = two_columns(len(strips), 1.9, (PAGE / 2, 0.75 * PAGE))
     for axes, strip in zip(every, strips, strict=True):
         _bars(axes, strip, colours, sparsity)
@@ -195,12 +194,12 @@ def _bars(axes: Axes, strip: _Strip, colours: dict[str, str], sparsity: float) -
     axes.set_title(strip.title, loc="left", fontsize=7)
 
 
-def alignments(found: Pareto) -> PaperFigure | NotDrawn:
+def alignments(found: Pareto) -> PaperFigure | MissingFigure:
     """Realised speedup over the alignment of the kept dimensions."""
     shown = panels(found, _aligned)
     name, title = "alignment", "Alignment"
     if not shown:
-        return NotDrawn(
+        return MissingFigure(
             name,
             "no family has points of two alignments at one sparsity",
             "add `set: {align: [odd, just-2, just-4, just-8, 16, 128]}` to the sweep",
@@ -213,14 +212,14 @@ def alignments(found: Pareto) -> PaperFigure | NotDrawn:
         caption=f"{title}: realised speedup over what kept dimensions are rounded up to a multiple "
         "of (odd, even and just-N: of no larger power of two), each family at the sparsity with "
         "the most alignments; its roofline bound dotted. "
-        f"Whiskers: 95 % intervals{_of_draws(points)}, cut where they leave the panel."
+        f"Whiskers: 95 % intervals{_of_selections(points)}, cut where they leave the panel."
         f"{_same_words(same)}{mark_words(points)}{not_shown(shown)} {of_sweep(found, points)}",
         rows=[
             _row(panel, p, p.sparsity) | {"same_model_as": ", ".join(_others(p, groups)) or None}
             for panel, groups in zip(shown, same, strict=True)
             for p in panel.points
         ],
-        draw=lambda: _alignment_figure(on_a_page(shown)),
+        plot=lambda: _alignment_figure(on_a_page(shown)),
     )
 
 
@@ -265,8 +264,8 @@ def _place(point: SweepPoint) -> tuple[int, int]:
 
 
 def _aligned(points: Sequence[SweepPoint]) -> list[SweepPoint]:
-    """Of each family the points of the sparsity with the most alignments, the largest of several;
-    none of a family with one alignment."""
+    """For each family, its points at the sparsity with the most alignments (the largest of
+    several); none for a family with one alignment."""
     groups: dict[str, dict[float, list[SweepPoint]]] = {}
     for point in points:
         if alignment(point) is not None and point.sparsity is not None:
@@ -277,8 +276,8 @@ def _aligned(points: Sequence[SweepPoint]) -> list[SweepPoint]:
 
 
 def _order(align: str) -> tuple[int, int]:
-    """By size: just that (odd, even), then multiples, then the name of what families round to; last
-    what is no alignment."""
+    """The sort key of an alignment, by size: just that (odd, even), then multiples, then the name
+    of what families round to; last what is no alignment."""
     size = size_of(align)
     if not size:
         return 1 << 30, 0
@@ -289,7 +288,7 @@ def _alignment_figure(shown: Sequence[Panel]) -> Figure:
     figure, every = grid_of(shown, 2.1)
     points = points_of(shown)
     aligns = sorted({align for p in points if (align := alignment(p))}, key=_order)
-    looks = looks_of(families_of(points))
+    looks = family_looks(families_of(points))
     for axes, panel in zip(every, shown, strict=True):
         for i, (name, look) in enumerate(looks.items()):
             aside = 0.08 * (i - (len(looks) - 1) / 2)

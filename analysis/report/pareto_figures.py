@@ -28,10 +28,10 @@ from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.evidence import MARKS, marked, marks_of_point
 from prunescope.analysis.report.figure_style import (
     EDGE,
-    drawing,
+    family_looks,
     ground,
-    looks_of,
     no_evidence,
+    plotting,
     reason_patches,
     saved_as,
     shade,
@@ -48,17 +48,6 @@ from prunescope.analysis.schema.pareto import (
 from prunescope.taxonomy.run_quality import RANDOM_IDS
 from prunescope.taxonomy.words import factor
 
-# Okabe-Ito, dark and light in turns.
-_FAMILY_COLOURS = (
-    "#0072B2",
-    "#E69F00",
-    "#000000",
-    "#56B4E9",
-    "#D55E00",
-    "#CC79A7",
-    "#009E73",
-    "#888888",
-)
 Marks = dict[str, tuple[str, str]]
 _PANEL, _COLUMNS = 3.35, 2  # inches wide; two columns of a page side by side
 _ROWS = (
@@ -79,8 +68,8 @@ _Line = tuple[tuple[float, float], tuple[float, float]]
 
 
 def marks_of(points: Iterable[SweepPoint]) -> Marks:
-    """Colour and marker of each label, in the order in which they come."""
-    return looks_of((p.label for p in points), _FAMILY_COLOURS)
+    """Colour and marker of the label of each point, in the order in which they come."""
+    return family_looks(p.label for p in points)
 
 
 def dot(  # noqa: PLR0913
@@ -155,7 +144,7 @@ def _figure(
     marks = marks_of(phase.points)
     columns = min(_COLUMNS, len(phase.cells))
     rows = -(-len(phase.cells) // columns)
-    with drawing():
+    with plotting():
         figure = Figure(figsize=(_PANEL * columns, 2.5 * rows + 0.6), layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.subplots(rows, columns, squeeze=False)
@@ -270,13 +259,13 @@ def _label_with_marks(label: str, points: Iterable[SweepPoint]) -> str:
 
 
 def _mark_notes(points: Iterable[SweepPoint]) -> list[Line2D]:
-    """What the marks in a figure mean, as entries of its legend."""
+    """Legend entries for the marks of a figure."""
     found = "".join(map(marks_of_point, points))
     return [_written_mark(mark, words) for mark, words in MARKS.items() if mark in found]
 
 
 def _written_mark(mark: str, words: str) -> Line2D:
-    """An entry of a legend whose mark is a letter, as it stands beside the points."""
+    """An entry of a legend whose mark is a letter, as it stands next to the points."""
     letter = TextPath((0, 0), mark, size=10)
     box = letter.get_extents()
     middle = Path(letter.vertices - [(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2], letter.codes)
@@ -295,7 +284,7 @@ def _share(point: SweepPoint) -> str:
 
 @dataclass
 class Obstacles:
-    """What labels should not hide, in units of the axes: marks, and ends of lines."""
+    """The marks and ends of lines that labels should not hide, in units of the axes."""
 
     marks: list[tuple[float, float]] = field(default_factory=list)
     lines: list[_Line] = field(default_factory=list)
@@ -303,7 +292,7 @@ class Obstacles:
 
 def frontier_figure(found: Pareto, *endings: str, most: float = MOST_RATIO) -> dict[str, bytes]:
     """The figure as a file of each format; `most`: the largest perplexity ratio that is shown."""
-    with drawing():
+    with plotting():
         return saved_as(frontier_plot(found, most=most), endings)
 
 
@@ -311,7 +300,7 @@ def frontier_plot(found: Pareto, *, most: float = MOST_RATIO) -> Figure:
     """The figure."""
     marks = marks_of(p for phase in found.phases.values() for p in phase.points)
     rows = sorted({c.setting for phase in found.phases.values() for c in phase.cells})
-    with drawing():
+    with plotting():
         wide, high = _PANEL * max(1, len(found.phases)), 2.4 * len(rows)
         figure = Figure(figsize=(wide, high), layout="constrained")
         FigureCanvasAgg(figure)
@@ -441,12 +430,12 @@ def _say_all_beyond(axes: Axes, ratios: Sequence[float], most: float) -> None:
     """Why a panel is empty."""
     axes.set_xlim(1.0, most)
     ends = [factor(one - 1) or f"{one:.3g}×" for one in (min(ratios), max(ratios))]
-    lost = " to ".join(dict.fromkeys(ends))
+    span = " to ".join(dict.fromkeys(ends))
     which = "its one point lies" if len(ratios) == 1 else f"all {len(ratios)} points lie"
     axes.text(
         0.5,
         0.75,
-        f"{which} beyond this axis,\nat {lost} the dense perplexity",
+        f"{which} beyond this axis,\nat {span} the dense perplexity",
         transform=axes.transAxes,
         ha="center",
         va="center",

@@ -137,7 +137,7 @@ def cell_tables(cell: SweepCell, points: Sequence[SweepPoint]) -> Iterator[Table
 
 
 def break_even_table(phase: ParetoPhase) -> Table:
-    """From which sparsity on each family is faster than dense."""
+    """A table of the sparsity from which each family is faster than dense."""
     rows = [
         (family, "none measured" if s is None else f"{s:g}")
         for family, s in phase.break_even.items()
@@ -208,7 +208,7 @@ def held_out_table(points: Sequence[SweepPoint]) -> Table:
 
 
 def _point_row(point: SweepPoint, *, recovered: bool, other: bool, tasks: bool) -> list[str]:
-    lost = point.loss or Loss()
+    quality = point.loss or Loss()
     row = [
         marked(point.label, point),
         "" if point.sparsity is None else " = ".join(f"{s:g}" for s in point.sparsities),
@@ -220,24 +220,24 @@ def _point_row(point: SweepPoint, *, recovered: bool, other: bool, tasks: bool) 
             percent(point.shares.get(b) if point.timing_valid else None, decimals=0)
             for b in ("flop", "coverage", "roofline")
         ),
-        loss(lost.perplexity_rel),
-        interval(lost.ci95, loss),
+        loss(quality.perplexity_rel),
+        interval(quality.ci95, loss),
     ]
     if recovered:
-        row += [loss(lost.perplexity_rel_recovered), interval(lost.recovered_ci95, loss)]
+        row += [loss(quality.perplexity_rel_recovered), interval(quality.recovered_ci95, loss)]
     if other:
-        elsewhere = lost.other_text or TextLoss()
+        elsewhere = quality.other_text or TextLoss()
         after = elsewhere.perplexity_rel_recovered
         row.append(loss(elsewhere.perplexity_rel if after is None else after))
     if tasks:
         row += [
-            percent(_known(lost.tasks_signed), signed=True),
-            interval(_known(lost.tasks_signed_ci95), loss),
-            percent(_known(lost.tasks_absolute)),
+            percent(_known(quality.tasks_signed), signed=True),
+            interval(_known(quality.tasks_signed_ci95), loss),
+            percent(_known(quality.tasks_absolute)),
         ]
-    kl = UNKNOWN if lost.kl is None else f"{lost.kl:.3g}"
+    kl = UNKNOWN if quality.kl is None else f"{quality.kl:.3g}"
     place = ["yes" if point.on_frontier else "", percent(point.frontier_share, decimals=0)]
-    return [*row, kl, percent(lost.agreement), *place]
+    return [*row, kl, percent(quality.agreement), *place]
 
 
 def winners_table(cell: SweepCell) -> Table:
@@ -277,7 +277,7 @@ def equal_tables(cell: SweepCell) -> Iterator[Table]:
 
 
 def added_work_table(points: Iterable[SweepPoint]) -> Table:
-    """What families add, as a share of the time that they save before it."""
+    """The work that families add, as a share of the time that they save before it."""
     rows = []
     for point in points:
         found = point.overhead

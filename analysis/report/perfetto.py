@@ -20,7 +20,7 @@ from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.schema.report import Phase, Report
 
 _TRACKS = ("kernels", "kind", "role", "bound", "ledger row")
-_PID, _HOST, _BESIDE = 1, 2, 3
+_PID, _HOST, _OUTSIDE_STEPS = 1, 2, 3
 _CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")  # of device events, by their number
 _CARRY_OVER, _OUTSIDE = "carry-over", "outside"  # categories of the device's events in no step
 _STEPS = 1  # the track of the steps; lanes follow, ten track ids each
@@ -109,7 +109,7 @@ def _host(host: pl.DataFrame, origin: int) -> Iterator[Event]:
     """Modules, ops and launches on the threads that they ran on. Their categories are none that a
     profiler writes: who analyses this file again reads the kernels alone."""
     on_host = pl.col("category").is_in([_CARRY_OVER, _OUTSIDE]).not_()
-    yield from _beside(host.filter(on_host.not_()), origin)
+    yield from _outside_steps(host.filter(on_host.not_()), origin)
     host = host.filter(on_host)
     for row in host.iter_rows(named=True):
         args = {"shapes": _plain(row["shapes"])} if row["shapes"] else None
@@ -122,17 +122,17 @@ def _host(host: pl.DataFrame, origin: int) -> Iterator[Event]:
         yield {**_named("thread_name", f"thread {thread}", thread), "pid": _HOST}
 
 
-def _beside(rows: pl.DataFrame, origin: int) -> Iterator[Event]:
+def _outside_steps(rows: pl.DataFrame, origin: int) -> Iterator[Event]:
     """Work of the device that no step holds, on the streams that it ran on. Its category is none
     that a profiler writes either."""
     for row in rows.iter_rows(named=True):
         span = (row["start"] - origin, row["duration"])
         event = _slice(clean(row["name"]), f"prunescope.{row['category']}", 0, span)
-        yield {**event, "pid": _BESIDE, "tid": row["thread"]}
+        yield {**event, "pid": _OUTSIDE_STEPS, "tid": row["thread"]}
     if rows.height:
-        yield {**_named("process_name", "device, in no step", None), "pid": _BESIDE}
+        yield {**_named("process_name", "device, in no step", None), "pid": _OUTSIDE_STEPS}
     for stream in sorted(rows["thread"].unique().to_list()):
-        yield {**_named("thread_name", f"stream {stream}", stream), "pid": _BESIDE}
+        yield {**_named("thread_name", f"stream {stream}", stream), "pid": _OUTSIDE_STEPS}
 
 
 def _events(name: str, phase: Phase, rows: Iterable[Row], origin: int) -> Iterator[Event]:

@@ -253,7 +253,7 @@ def overhead_table(phase: Phase, *, brief: bool = False) -> Table | None:
 
 
 def _break_even(phase: Phase, found: Overhead) -> str:
-    """Where gain equals overhead, in a sentence."""
+    """The break-even of gain and overhead, in a sentence."""
     if phase.invalid_times:
         return "break-even is not known: the timing is not valid"
     if found.break_even is None:
@@ -290,7 +290,7 @@ def _break_even_interval(ci95: list[float | None] | None) -> str:
 
 
 def kinds_table(phase: Phase, top: int | None) -> Table:
-    """Busy time by kind; a note where communication runs beside it."""
+    """Busy time by kind; a note where communication runs concurrently with it."""
     table = split_table("kind", phase.busy_by_kind, phase.busy_ns, top=top)
     comm = phase.communication
     if comm is not None and comm.overlapped_ns:

@@ -16,21 +16,21 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from prunescope.analysis.report.escape import clean, csv_text
-from prunescope.analysis.report.figure_style import CURVE_MARKERS, CURVES, drawing, saved_as
+from prunescope.analysis.report.figure_style import CURVE_MARKERS, CURVES, plotting, saved_as
 from prunescope.analysis.schema.prediction import Prediction
 from prunescope.taxonomy.errors import PrunescopeError
 
 Curves = dict[str, dict[str, dict[str, list[float]]]]
-_WIDTH, _HEIGHT, _LEGEND = 2.6, 2.3, 1.3  # inches: a panel, and the legend beside them
+_WIDTH, _HEIGHT, _LEGEND = 2.6, 2.3, 1.3  # inches: a panel, and the legend next to them
 
 
 def curve_files(values: dict[str, Any]) -> dict[str, bytes]:
     """File name to bytes: curves.png, .pdf, .svg and .csv, of the plain values of --json."""
     result = msgspec.convert(values, Prediction)
     curves = result.curves
-    with drawing():
-        drawn = saved_as(_curves(result), ("png", "pdf", "svg"))
-    files = {f"curves.{ending}": data for ending, data in drawn.items()}
+    with plotting():
+        pictures = saved_as(_curves(result), ("png", "pdf", "svg"))
+    files = {f"curves.{ending}": data for ending, data in pictures.items()}
     return {**files, "curves.csv": curves_csv(curves)}
 
 
@@ -42,7 +42,7 @@ def curves_figure(values: dict[str, Any]) -> Figure:
             "there is no curve over sparsity to plot",
             hint="predict with method= one family or several, and sparsity= one value or several",
         )
-    with drawing():
+    with plotting():
         return _curves(msgspec.convert(values, Prediction))
 
 

@@ -104,5 +104,5 @@ def _expected(speedup: float, ends: list[float], dense_ns: float, pruned_ns: flo
 
 
 def render_prediction(values: dict[str, Any]) -> str:
-    """What the command prints, as Markdown."""
+    """The output of `predict` as Markdown."""
     return sheet_text("Prediction", prediction(values))

@@ -1,4 +1,4 @@
-"""What `predict` prints: in, the plain values that `--json` writes; out, a rich renderable.
+"""Output of `predict`: in, the plain values that `--json` writes; out, a rich renderable.
 
 One point: what each phase is bound by, takes and would gain. A grid: a row a point. From a run: a
 row a family. A workload: a prompt with its answer, or families ranked by its time.
@@ -128,7 +128,7 @@ def _images(batch: int, tokens: int) -> str:
 
 
 def _break_even_table(phase: PredictedPhase) -> Table:
-    """From which sparsity, batch and context on pruned is faster than dense."""
+    """A table of the sparsity, batch and context from which pruned is faster than dense."""
     assert phase.ladder is not None
     assert phase.predicted is not None
     expected = phase.predicted.execution
@@ -181,7 +181,7 @@ def _caches(phase: PredictedPhase) -> bool:
 
 
 def _sides_table(phase: PredictedPhase, title: str, *, every_role: bool) -> Table:
-    """What a forward moves, where its time goes at the roofline, and what lies in memory. Without
+    """The bytes of a forward, its time at the roofline by role, and the memory it needs. Without
     `every_role`, smaller roles are one row, and a note names them: the roles sum to the time."""
     dense = phase.baseline
     sides: list[Sums | PredictedPhase] = [*([dense] if dense else []), phase]
@@ -245,13 +245,13 @@ def gemm_table(name: str, phase: PredictedPhase) -> Table:
     """The expected time of each GEMM of a phase, and how it is cut. A GEMM that keeps its shape but
     runs in fewer layers has the axis `gone`."""
     gemms = [gemm for gemm in phase.gemms if gemm.count]
-    gone = {(gemm.role, gemm.group) for gemm in phase.gemms if gemm.axis == "gone"}
+    removed = {(gemm.role, gemm.group) for gemm in phase.gemms if gemm.axis == "gone"}
     unit = numbers.scale([gemm.expected_ns for gemm in gemms])
     groups = any(map(is_grouped, gemms))
     rows = []
     for gemm in gemms:
         waves = numbers.UNKNOWN if gemm.waves is None else f"{gemm.waves:.3g}"
-        fewer = gemm.axis == "none" and (gemm.role, gemm.group) in gone
+        fewer = gemm.axis == "none" and (gemm.role, gemm.group) in removed
         rows.append(
             [
                 gemm.role,

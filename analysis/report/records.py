@@ -48,7 +48,7 @@ class Records:
         object.__setattr__(self, "rows", rows)
 
     def to_polars(self) -> pl.DataFrame:
-        """As a polars DataFrame: the same columns and types whether there are rows or not."""
+        """Return a polars DataFrame: the same columns and types whether there are rows or not."""
         import polars as pl
 
         kinds: dict[Any, Any] = {str: pl.String, int: pl.Int64, float: pl.Float64, bool: pl.Boolean}
@@ -61,7 +61,7 @@ class Records:
         return pl.DataFrame(list(self.rows), schema=schema, orient="row")
 
     def to_pandas(self) -> pd.DataFrame:
-        """As a pandas DataFrame. Raises PrunescopeError where pandas is not installed."""
+        """Return a pandas DataFrame. Raises PrunescopeError where pandas is not installed."""
         try:
             import pandas as pd
         except ImportError:

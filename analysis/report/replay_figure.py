@@ -19,11 +19,11 @@ from prunescope.analysis.report.figure_style import (
     PALETTE,
     REALISED,
     THIN,
-    drawing,
     ground,
     legend,
     no_evidence,
     page_axes,
+    plotting,
     saved_as,
 )
 from prunescope.analysis.report.records import Records
@@ -128,7 +128,7 @@ def replay_files(
         files["curves.csv"] = _csv(curve_records(replays))
     endings = [name for name in PICTURES if name in formats]
     if endings:
-        with drawing():
+        with plotting():
             figure = _figure(replays, report)
             if figure is not None:
                 for ending, data in saved_as(figure, endings).items():
@@ -145,7 +145,7 @@ class ReplayPlots:
     def curves(self) -> Figure:
         """Time over N or K, and time a kept number at each alignment. Raises PrunescopeError where
         neither was replayed."""
-        with drawing():
+        with plotting():
             figure = _figure(*self._of)
         if figure is None:
             raise PrunescopeError(

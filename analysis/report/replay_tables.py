@@ -28,7 +28,7 @@ _MARK = " ?"  # behind a time that is no evidence
 
 
 def replayed(replays: Replays, report: Report | None) -> Sheet:
-    """What `gemm` prints: the shapes, then for each phase of a run which kernels are slow alone."""
+    """Output of `gemm`: the shapes, then for each phase of a run which kernels are slow alone."""
     parts: list[Line | Table] = [Line(_taken(replays), "dim")]
     if report is None:
         parts.append(shapes_table("GEMMs alone", replays.gemms, replays.disturbed))
@@ -106,7 +106,7 @@ def replay_table(phase: Phase, name: str = "") -> Table | None:
     def time(ns: float, reasons: Sequence[str]) -> Cell:
         return Cell(_marked(calls.text(ns), reasons), ns)
 
-    def lost(ns: float | None) -> Cell:
+    def cell(ns: float | None) -> Cell:
         return Cell(_marked(steps.text(ns, signed=True), inside), ns)
 
     def interval(ci95: list[float] | None) -> str:
@@ -119,7 +119,7 @@ def replay_table(phase: Phase, name: str = "") -> Table | None:
         (number("in the model", calls.unit), lambda one: time(one.inside_ns, inside)),
         (number("alone, warm", calls.unit, drop=1), lambda one: time(one.warm_ns, alone)),
         (number("alone, cold", calls.unit, drop=2), lambda one: time(one.cold_ns, alone)),
-        (number("lost inside", per_step), lambda one: lost(one.ledger_ns)),
+        (number("lost inside", per_step), lambda one: cell(one.ledger_ns)),
         (number("95 % interval", steps.unit, drop=4), lambda one: steps.interval(one.ledger_ci95)),
         (
             number("lost alone", per_step),
@@ -130,8 +130,8 @@ def replay_table(phase: Phase, name: str = "") -> Table | None:
     title = f"{name}: the ledger's kernel row, and GEMMs alone" if name else "GEMMs alone"
     title += f", {calls.unit} a call; lost: {steps.unit} a step"
     notes = [
-        "lost: what a step takes longer than its dense GEMMs times what work, roofline and shape "
-        "leave of them; inside: in the ledger"
+        "lost: time of a step beyond that of its dense GEMMs scaled by work, roofline and shape; "
+        "inside: in the ledger"
     ]
     notes += [f"? in the model: {text}" for text in inside] + _mark_notes(replay.disturbed)
     notes += [] if name else [replay.text]
@@ -154,7 +154,7 @@ def _marked(text: str, reasons: Sequence[str]) -> str:
 
 
 def _mark_notes(disturbed: Sequence[str]) -> list[str]:
-    """What the mark means."""
+    """The meaning of the mark."""
     why = f"? timing not valid: disturbed by {', '.join(disturbed)} while the GEMMs ran alone"
     return [why] if disturbed else []
 

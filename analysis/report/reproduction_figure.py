@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import csv_text
-from prunescope.analysis.report.figure_style import drawing, saved_as
-from prunescope.analysis.report.paper_figure import PAGE, looks_of, page, patch
+from prunescope.analysis.report.figure_style import family_looks, plotting, saved_as
+from prunescope.analysis.report.paper_figure import PAGE, page, patch
 from prunescope.analysis.report.pareto_figures import legend_below
 from prunescope.analysis.schema.reproduction import ReproducedValue, Reproduction
 from prunescope.taxonomy.paper import FIGURE_5
@@ -39,9 +39,9 @@ def reproduction_files(
         elif name == "json":
             files[f"{_NAME}.json"] = msgspec.json.format(msgspec.json.encode(found), indent=2)
     if pictures := [name for name in dict.fromkeys(formats) if name not in ("csv", "json")]:
-        with drawing():
-            drawn = saved_as(speedups_figure(found), pictures)
-        files |= {f"{_NAME}.{name}": data for name, data in drawn.items()}
+        with plotting():
+            plots = saved_as(speedups_figure(found), pictures)
+        files |= {f"{_NAME}.{name}": data for name, data in plots.items()}
     return files
 
 
@@ -74,7 +74,7 @@ def speedups_figure(found: Reproduction) -> Figure:
     """Fig. 5 redrawn, a panel a phase."""
     values = [one for one in found.values if one.figure == FIGURE_5]
     phases = list(dict.fromkeys(str(one.phase) for one in values))
-    colours = {name: colour for name, (colour, _) in looks_of(list(_families(values))).items()}
+    colours = {name: colour for name, (colour, _) in family_looks(list(_families(values))).items()}
     figure, grid = page(len(phases), 1, (PAGE, 2.0))
     for (axes,), phase in zip(grid, phases, strict=True):
         _panel(axes, [one for one in values if one.phase == phase], colours)

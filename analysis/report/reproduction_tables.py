@@ -1,4 +1,4 @@
-"""A paper's numbers beside ours as text: in, a Reproduction; out, tables for a terminal."""
+"""A paper's numbers next to ours as text: in, a Reproduction; out, tables for a terminal."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from prunescope.taxonomy.run import NARROW
 FAMILIES = {
     "dense": "nothing changed between the two runs",
     "outside": "what changed is no pruning of M, N or K",
-    "unknown": "the shapes do not say",
+    "unknown": "the shapes do not identify a family",
 }
 HOLDS_BOUND = "the interval includes the bound"
 BOUND_WITHOUT_INTERVAL = "the bound has no interval"
@@ -150,12 +150,12 @@ def _outcome(phase: Phase) -> str:
         )
         return f"{why}: the rest took {numbers.time(phase.wall_ns)}{ratio}"
     if damage := phase.finding(CUT_OFF):
-        left = f"what is left takes {numbers.time(phase.wall_ns)} a step"
+        left = f"the rest takes {numbers.time(phase.wall_ns)} a step"
         ratio = f"{numbers.ratio(phase.ladder.realised)} is no speedup" if phase.ladder else left
         return f"{damage.text}; {ratio}"
     if phase.ladder is None:
         share = numbers.share_of(phase.in_step(phase.busy_ns), phase.step_time_ns)
-        text = f"{_step(phase)}{_beside_median(phase)}, busy "
+        text = f"{_step(phase)}{_and_median(phase)}, busy "
         text += f"{numbers.percent(share)} of the wall"
         text += _communication(phase)
         return text + ", much of which is earlier work, most likely" * bool(
@@ -195,7 +195,7 @@ def _step(phase: Phase) -> str:
     return f"{numbers.time(phase.step_time_ns)} a step without the profiler ({profiled} with it)"
 
 
-def _beside_median(phase: Phase) -> str:
+def _and_median(phase: Phase) -> str:
     """A sentence if the time of a step is a mean over unlike steps, with their median."""
     if not phase.finding("step-outlier"):
         return ""
@@ -246,8 +246,8 @@ def _realised(phase: Phase, ladder: Ladder) -> str:
 
 
 def _beyond(ladder: Ladder) -> str:
-    """What more than the bound means: nothing, where the interval includes the bound, or where the
-    bound, which rests on few steps, has none beside a speedup that has one."""
+    """A note on a speedup above its bound; empty where the interval includes the bound, or where
+    the bound, which rests on few steps, has no interval although the speedup has one."""
     if ladder.holds_bound:
         return HOLDS_BOUND
     is_known = ladder.realised_ci95 is None or ladder.share_of_bound_ci95 is not None
@@ -406,8 +406,8 @@ def _not_randomised(phase: Phase) -> list[str]:
 
 
 def statistic(phase: Phase) -> str:
-    """What the realised speedup is a ratio of, and which side's host was slower for what it
-    recorded; for a run alone, the statistic of its time."""
+    """The statistic of which the realised speedup is a ratio, and which side's host was slower for
+    what it recorded; for a run alone, the statistic of its time."""
     text = _statistic(phase)
     ignored = phase.comparison.one_sided if phase.comparison else ()
     if phase.sampled is not None or all(one.kind != MODULES for one in ignored):

@@ -81,7 +81,7 @@ class Page:
 
     def fitted(self, table: Table) -> Iterator[Grid]:
         """The table as grids of at most the page's width, one below the other where the columns
-        that stay do not fit beside each other; units stand in the table's title."""
+        that stay do not fit next to each other; units stand in the table's title."""
         for columns in column_groups(table, self.width):
             yield self._grid_of(table, columns)
 
@@ -132,7 +132,7 @@ class Page:
         if cell_len(bare) <= width or room < 8 or not bare.isascii():
             return bare
         tail = room // 3
-        # A digit beside the mark may be of a longer number.
+        # A digit next to the mark may be of a longer number.
         head, end = bare[: room - tail].rstrip(_OF_NUMBERS), bare[-tail:].lstrip(_OF_NUMBERS)
         return f"{head}{mark}{end}"
 

@@ -17,12 +17,12 @@ from prunescope.analysis.report import evidence, ledger_view, numbers, sentences
 from prunescope.analysis.report.gemm_table import without_sizes
 from prunescope.analysis.schema.pair_comparison import OWN_CONFIG
 from prunescope.analysis.schema.report import (
-    DOUBTED_SIDES,
     EARLIER_WORK,
     INVALID_TIMES,
     LATE_RANK,
     NOT_COMPARABLE,
     NOT_VALID,
+    SIDE_CAVEATS,
     UNCERTAIN_CONFIG,
     Finding,
     Ladder,
@@ -62,9 +62,8 @@ _IN_WORDS = {
 }
 # Of a row that is mostly attention whose keys nobody counted.
 _KEYS_UNKNOWN = (
-    "longer attention, of which the trace does not say how many keys it read",
-    "shorter attention, which key eviction would look like, as the trace does not say how many "
-    "keys it read",
+    "longer attention over a number of keys that the trace does not show",
+    "shorter attention over a number of keys that the trace does not show, as with key eviction",
 )
 # What of a row is no kernel and no gap of the model's own, by the finding that says so.
 _ESTIMATES = "added-estimator"  # the finding on what scores keys
@@ -130,7 +129,7 @@ def _reasons(phase: Phase, late: Finding | None) -> Iterator[str]:
         yield from _family(phase)  # read from shapes, whatever the times are
         if not phase.invalid_times:
             yield from _spread(phase)
-        if phase.ledger and not phase.invalid_times and not _doubted(phase):
+        if phase.ledger and not phase.invalid_times and not _side_caveats(phase):
             if disturbed := evidence.why_no_row(phase):
                 yield f"no row of the ledger is evidence: {', '.join(disturbed)}"
             else:
@@ -150,9 +149,9 @@ def _modules(phase: Phase) -> str:
 
 
 def _few_roles(phase: Phase) -> Iterator[str]:
-    """Where a model that attends was recorded with its ops and without its modules, and most of
-    its GEMMs have no role. (Modules without attention or a head tell no roles either; the names of
-    those that were recorded may tell none.)"""
+    """A hint to record modules, for a model with attention that was recorded with ops and without
+    modules and most of whose GEMMs have no role. (Modules without attention or a head tell no roles
+    either; the names of those that were recorded may tell none.)"""
     whole = sum(gemm.busy_ns for gemm in phase.gemms)
     named = sum(gemm.busy_ns for gemm in phase.gemms if gemm.role != "unknown")
     attends = "attention" in phase.busy_by_kind
@@ -178,8 +177,8 @@ def _family(phase: Phase) -> Iterator[str]:
     if verdict.id in sentences.FAMILIES:
         if verdict.by_order:
             perhaps = f", perhaps {verdict.alternatives[0]}" if verdict.alternatives else ""
-            unsaid = f"which family it is{perhaps}, the order of kernels does not say"
-            yield f"{unsaid}: {_modules(phase)}"
+            unidentified = f"the order of kernels does not identify the family{perhaps}"
+            yield f"{unidentified}: {_modules(phase)}"
         elif verdict.id == "unknown" and not without_sizes(phase):  # else the headline says it
             yield from _few_shapes(phase)
         return
@@ -203,7 +202,7 @@ def _few_shapes(phase: Phase) -> Iterator[str]:
 
 
 def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
-    """What stands between the promise and the measured step."""
+    """The causes of the difference between the promised and the measured step."""
     by_name = {row.row: row for row in rows}
     dense, promised, pruned = by_name["dense"], by_name["promised"].ns, by_name["pruned"]
     if promised is None or pruned.ns is None or phase.nothing_moved:
@@ -217,14 +216,15 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
         return
     longer = f"{numbers.time(abs(over))} {'longer' if over > 0 else 'shorter'}"
     text = f"the step takes {numbers.time(pruned.ns)}, {longer} than {reference}"
-    lost = _lost(phase.ladder, dense.moves_ns, promised, pruned)
+    excess = _excess(phase.ladder, dense.moves_ns, promised, pruned)
     if (expected := _overlapping(phase, promised, dense.moves_ns)) is not None:
         low, high = map(numbers.time, expected)
         why = f"at that ratio single dense steps take {low} to {high}, and so do pruned ones"
         yield f"{text}, which is no evidence: {why}"
         return
-    if not is_beyond_noise(lost):
-        why = "the interval of the speedup includes the promised one" if lost.ci95 else _quiet(lost)
+    if not is_beyond_noise(excess):
+        includes = "the interval of the speedup includes the promised one"
+        why = includes if excess.ci95 else _quiet(excess)
         yield f"{text}, which is no evidence: {why}"
         return
     changes = [
@@ -232,20 +232,20 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
         for row in rows
         if ledger_view.tone(row) in ("loss", "gain") and abs(row.moves_ns) >= _LEAST * abs(over)
     ]
-    told = sorted((row for row in changes if row.moves_ns * over > 0), key=_size)[:_CAUSES]
-    if not told:
+    causes = sorted((row for row in changes if row.moves_ns * over > 0), key=_size)[:_CAUSES]
+    if not causes:
         yield f"{text}; no row of the ledger that explains it is beyond its noise"
         return
-    yield f"{text}: {', '.join(_cause(phase, row, dense) for row in told)}"
+    yield f"{text}: {', '.join(_cause(phase, row, dense) for row in causes)}"
     against = sorted((row for row in changes if row.moves_ns * over < 0), key=_size)[:1]
     if against:
         yield f"against it: {_cause(phase, against[0], dense)}"
-    yield from _unproven(rows, abs(told[0].moves_ns))
+    yield from _unproven(rows, abs(causes[0].moves_ns))
 
 
 def _spread(phase: Phase) -> Iterator[str]:
-    """For a ratio without an interval, the range of its steps' times, on the sides where
-    that is not small beside the difference of the two."""
+    """The range of the steps' times of a ratio without an interval, on the sides where it is not
+    small compared with the difference of the two."""
     if phase.ladder is None or phase.ladder.realised_ci95 is not None or phase.unprofiled_ns:
         return
     sides = {"pruned": phase.step_ns, "dense": phase.baseline.step_ns if phase.baseline else []}
@@ -275,16 +275,16 @@ def _overlapping(phase: Phase, promised: float, dense: float) -> tuple[float, fl
     return (low, high) if min(steps) <= high and low <= max(steps) else None
 
 
-def _lost(ladder: Ladder | None, dense: float, promised: float, pruned: Row) -> Row:
-    """What the step takes more than promised, as a row that is evidence or not. Its interval is
-    that of the speedup, whose samples took turns, at the dense time: it holds 0 where that of the
-    speedup holds the promised one. Without one it has the noise of the step."""
+def _excess(ladder: Ladder | None, dense: float, promised: float, pruned: Row) -> Row:
+    """The time of the step above the promised one, as a row that is evidence or not. Its interval
+    is that of the speedup, whose samples took turns, at the dense time: it holds 0 where that of
+    the speedup holds the promised one. Without one it has the noise of the step."""
     ci95 = ladder.realised_ci95 if ladder is not None else None
     over = pruned.moves_ns - promised
     if not ci95 or min(ci95) <= 0:
-        return Row(row="lost", ns=over, noise_ns=pruned.noise_ns)
+        return Row(row="excess", ns=over, noise_ns=pruned.noise_ns)
     low, high = ci95
-    return Row(row="lost", ns=over, ci95=[dense / high - promised, dense / low - promised])
+    return Row(row="excess", ns=over, ci95=[dense / high - promised, dense / low - promised])
 
 
 def _quiet(row: Row) -> str:
@@ -295,7 +295,7 @@ def _quiet(row: Row) -> str:
 
 
 def _unproven(rows: list[Row], most: float) -> Iterator[str]:
-    """The largest row without evidence, where it would be a larger cause than any that is told."""
+    """The largest row without evidence, where it would be a larger cause than any that is named."""
     quiet = [row for row in rows if ledger_view.tone(row) == "quiet" and abs(row.moves_ns) > most]
     for row in sorted(quiet, key=_size)[:1]:
         label = ledger_view.LEDGER[row.row][0]
@@ -303,8 +303,8 @@ def _unproven(rows: list[Row], most: float) -> Iterator[str]:
 
 
 def _meaning(phase: Phase) -> str:
-    """What the promised time is: of a nominal sparsity, of the FLOPs, or dense where neither is
-    known."""
+    """The meaning of the promised time: of a nominal sparsity, of the FLOPs, or dense where neither
+    is known."""
     if sentences.has_promise(phase):
         return "promised"
     known = phase.ladder is not None and phase.ladder.flop is not None
@@ -315,8 +315,8 @@ def _size(row: Row) -> float:
     return -abs(row.moves_ns)
 
 
-def _told_by(phase: Phase, row: Row) -> str:
-    """What a finding, or the FLOPs, say most of a row is, in words; empty where none does."""
+def _explanation(phase: Phase, row: Row) -> str:
+    """The cause of most of a row by a finding, or by the FLOPs, in words; empty without one."""
     for finding in phase.findings:
         rows = finding.accounts_for
         ns = 0.0 if rows is msgspec.UNSET else rows.get(row.row, 0.0)
@@ -332,11 +332,11 @@ def _cause(phase: Phase, row: Row, dense: Row) -> str:
     """`work that the pruning did not touch (coverage) +1.296 ms, +20.4 % of the dense step
     (largest part: gaps kept, +1.048 ms)`."""
     label, words = ledger_view.LEDGER[row.row][0], _IN_WORDS[row.row][row.moves_ns < 0]
-    told = _told_by(phase, row)
-    words = told or words
-    if not told and row.row == "kernel_efficiency" and _is_communication(row):
+    explanation = _explanation(phase, row)
+    words = explanation or words
+    if not explanation and row.row == "kernel_efficiency" and _is_communication(row):
         words = "communication that takes longer" if row.moves_ns > 0 else "shorter communication"
-    elif not told and row.row in _OF_SHAPES and phase.is_mostly_of_unknown_keys(row):
+    elif not explanation and row.row in _OF_SHAPES and phase.is_mostly_of_unknown_keys(row):
         words = _KEYS_UNKNOWN[row.moves_ns < 0]
     share = numbers.percent(numbers.share_of(row.ns, dense.ns), signed=True)
     text = f"{words} ({label}) {numbers.time(row.ns, signed=True)}, {share} of the dense step"
@@ -353,7 +353,7 @@ def _is_communication(row: Row) -> bool:
 
 
 def _largest(phase: Phase) -> Iterator[str]:
-    """What a step alone spends its busy time on."""
+    """The kinds on which a step alone spends most of its busy time."""
     kinds = sorted(phase.busy_by_kind.items(), key=lambda one: -one[1])
     shown = [
         f"{kind} {numbers.time(phase.in_step(ns))} ({numbers.percent(share, decimals=0)})"
@@ -364,13 +364,13 @@ def _largest(phase: Phase) -> Iterator[str]:
         yield f"most of the busy time: {', '.join(shown)}"
 
 
-def changes_told(phase: Phase) -> list[Finding]:
+def recommended_changes(phase: Phase) -> list[Finding]:
     """The findings whose changes end the paragraph: a critical one, else the one that would gain
     most, else a warning; none where none has a change. One that leaves the times no evidence comes
-    first, and behind it the first that is critical whatever the times are. One that doubts the
-    sides leaves no other: it would be of another comparison."""
-    if (doubted := _doubted(phase)) and not phase.invalid_times:
-        return doubted[:1]
+    first, and behind it the first that is critical whatever the times are. Where a finding says
+    that the sides are uncertain, it stands alone: other advice would be of another comparison."""
+    if (caveats := _side_caveats(phase)) and not phase.invalid_times:
+        return caveats[:1]
     advice = [finding for finding in phase.findings if finding.change]
     gains = sorted((finding for finding in advice if finding.predicted_ns), key=_gain, reverse=True)
     invalid = [finding for finding in phase.invalid_times if finding.change][:1]
@@ -390,26 +390,26 @@ def changes_told(phase: Phase) -> list[Finding]:
     return [*critical, *gains, *warnings][:1]
 
 
-def _doubted(phase: Phase) -> list[Finding]:
+def _side_caveats(phase: Phase) -> list[Finding]:
     """The findings that the sides may not be what they are taken for."""
-    return [finding for finding in phase.findings if finding.id in DOUBTED_SIDES]
+    return [finding for finding in phase.findings if finding.id in SIDE_CAVEATS]
 
 
 def _change(phase: Phase) -> Iterator[str]:
     """The changes that end the paragraph; where times are not valid, behind the one that mends
     them, what the shapes say of the gain and what to change all the same."""
     if not phase.invalid_times:
-        doubted = _doubted(phase)[:1]
+        caveats = _side_caveats(phase)[:1]
         # The headline says that of a config.
-        yield from (told.text for told in doubted if told.id != UNCERTAIN_CONFIG)
-        yield from map(_pays, changes_told(phase))
+        yield from (caveat.text for caveat in caveats if caveat.id != UNCERTAIN_CONFIG)
+        yield from map(_with_gain, recommended_changes(phase))
         return
     sure = [_no_gain(phase)] if _keeps_shapes(phase) else [*_shares(phase), *_scoring(phase)]
-    for told in changes_told(phase):
-        if told.id in INVALID_TIMES:
-            yield f"first: {told.change}"
+    for item in recommended_changes(phase):
+        if item.id in INVALID_TIMES:
+            yield f"first: {item.change}"
         else:
-            sure.append(str(told.change))
+            sure.append(str(item.change))
     if sure:
         yield f"whatever the times are: {'; '.join(sure)}"
 
@@ -445,22 +445,22 @@ def _choose(families: Iterable[Family]) -> bool:
 
 
 def _shares(phase: Phase) -> Iterator[str]:
-    """What the shapes of a known family leave of the dense FLOPs and bytes; nothing of a step that
-    is not whole, or of sides that do not compare."""
+    """The shares of the dense FLOPs and bytes that a known family keeps by its shapes; nothing of a
+    step that is not whole, or of sides that do not compare."""
     whole = all(finding.id == NOT_VALID for finding in phase.invalid_times)
     one_format = phase.comparison is None or phase.comparison.formats is None
-    gone = phase.sparsity.get("flop")
-    if phase.family is None or phase.family.id in sentences.FAMILIES or gone is None:
+    removed = phase.sparsity.get("flop")
+    if phase.family is None or phase.family.id in sentences.FAMILIES or removed is None:
         return
-    if not (whole and one_format and phase.is_speedup) or _doubted(phase):
+    if not (whole and one_format and phase.is_speedup) or _side_caveats(phase):
         return
-    told = [("FLOPs", gone), ("bytes", phase.sparsity.get("bytes"))]
-    kept = [(name, share) for name, share in told if share is not None]
+    shares_removed = [("FLOPs", removed), ("bytes", phase.sparsity.get("bytes"))]
+    kept = [(name, share) for name, share in shares_removed if share is not None]
     shares = " and ".join(
         f"{numbers.percent(1 - share)} of the dense {name}" for name, share in kept
     )
     text = f"by its shapes a step keeps {shares}"
-    all_same = len(kept) == len(told) and all(abs(share) < _SAME for _, share in kept)
+    all_same = len(kept) == len(shares_removed) and all(abs(share) < _SAME for _, share in kept)
     if all_same and not _choose(known(phase.family.ids)):
         text += ", so no gain is to be expected"
     yield text
@@ -472,14 +472,14 @@ def _no_gain(phase: Phase) -> str:
     return f"{why} in the shape of its dense one, so no gain is to be expected"
 
 
-def _pays(told: Finding) -> str:
+def _with_gain(item: Finding) -> str:
     """The change with what it gains at most, where that is known."""
-    if told.id in DOUBTED_SIDES:
-        return f"first: {told.change}"
-    if told.severity != "critical" and told.predicted_ns:
-        gain = numbers.time(_gain(told))
-        return f"what would gain most: {told.change} (at most {gain} a step)"
-    return f"what to change: {told.change}"
+    if item.id in SIDE_CAVEATS:
+        return f"first: {item.change}"
+    if item.severity != "critical" and item.predicted_ns:
+        gain = numbers.time(_gain(item))
+        return f"what would gain most: {item.change} (at most {gain} a step)"
+    return f"what to change: {item.change}"
 
 
 def _gain(finding: Finding) -> float:

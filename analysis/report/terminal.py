@@ -33,7 +33,7 @@ from prunescope.analysis.report.sheet import Page, kept_columns, plain_name
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import Finding, Phase, Report
 
-WIDE = 110  # columns from which evidence stands beside its row
+WIDE = 110  # columns from which evidence stands next to its row
 _EXTENT = Extent(gemms=14, kernels=8, kinds=8, brief=True)
 _LINES = 45  # of a phase, unless it is shown in full
 _BRIEF = Extent(gemms=6, kernels=0, kinds=6, brief=True)
@@ -104,7 +104,8 @@ class _ReportPage(Page):
             yield self.ink(f"! {warning}", "yellow")
 
     def brief(self, phase: Phase) -> Iterator[RenderableType]:
-        """At most 45 lines where there are few findings; one that is grave is always shown."""
+        """The short report: at most 45 lines where there are few findings; a critical one is always
+        shown."""
         answer = list(self.answer(phase))
         yield from answer
         yield from self.findings_that_fit(phase, _LINES - 2 - self.height(answer))
@@ -133,12 +134,12 @@ class _ReportPage(Page):
         lines -= self.height([self.section("Findings")]) + 1
         shown = 0
         waits = summary.waits_for(phase, self._all) is not None
-        told = [] if waits else summary.changes_told(phase)
+        recommended = [] if waits else summary.recommended_changes(phase)
         for item in phase.findings:
             # The paragraph above ends with their changes.
-            is_told = any(item is one for one in told)
-            said = replace_fields(item, change=None, predicted_ns=None) if is_told else item
-            part = self._finding(said)
+            is_above = any(item is one for one in recommended)
+            shown_item = replace_fields(item, change=None, predicted_ns=None) if is_above else item
+            part = self._finding(shown_item)
             lines -= self.height([part])
             if shown and (lines < 0 or item.severity == "info"):
                 break
@@ -263,8 +264,8 @@ class _ReportPage(Page):
 
     def _brief_notes(self, table: Table, phase: Phase) -> list[str]:
         """The first note, and why intervals are missing where the strokes do not say it."""
-        said = evidence.ONE_STEP in evidence.of_ledger(phase)
-        missing = [] if said else ledger_view.interval_notes(phase.ledger or [])
+        is_one_step = evidence.ONE_STEP in evidence.of_ledger(phase)
+        missing = [] if is_one_step else ledger_view.interval_notes(phase.ledger or [])
         return list(dict.fromkeys([*table.notes[:1], *missing]))
 
     def _shares(self, table: Table, busy_ns: float) -> RenderableType:

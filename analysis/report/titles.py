@@ -1,4 +1,4 @@
-"""What a report is about, in titles, captions and file names: in, the Report; out, plain lines,
+"""The subject of a report in titles, captions and file names: in, the Report; out, plain lines,
 unescaped, and ASCII file names. Device: its peaks, where they come from, and share of the sheet.
 """
 
@@ -101,7 +101,7 @@ def _of_sheet(peaks: DeviceRates, sheet: DeviceRates) -> str:
 
 
 def title(report: Report) -> str:
-    """What was measured, in one line."""
+    """The measured model, method and sparsity in one line."""
     subject = report.subject
     name = named(subject.get("name")) or named(subject.get("model")) or "report"
     facts = [named(subject.get(key)) for key in ("model", "method")]
@@ -128,7 +128,7 @@ def _formats(report: Report) -> str:
 
 
 def against(report: Report) -> str:
-    """What it was compared with."""
+    """The baseline of the comparison."""
     if report.baseline is None:
         return "no baseline: shapes, bounds and kernels only; --baseline gives the ledger"
     name = named(report.baseline.get("name")) or named(report.baseline.get("model")) or "dense"
@@ -141,8 +141,8 @@ def heading(name: str, phase: Phase) -> str:
     """The name of a phase, and of a trace without run.json the kind of phase that it turned out to
     be."""
     kind = phase.phase_kind["kind"] if phase.phase_kind else "unknown"
-    is_said = kind in ("unknown", name) or name.endswith(f"-{kind}")  # rank0-decode
-    return name if is_said else f"{name} ({kind})"
+    is_in_name = kind in ("unknown", name) or name.endswith(f"-{kind}")  # rank0-decode
+    return name if is_in_name else f"{name} ({kind})"
 
 
 def phase_slugs(report: Report) -> dict[str, str]:

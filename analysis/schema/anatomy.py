@@ -1,5 +1,5 @@
-"""What a phase is made of beneath its totals: bounds of a kind, layers, gaps by cause, host time,
-and the cost of neighbouring dimensions. Plain values of schema 1; ns a step; null: unknown.
+"""The parts of a phase beneath its totals: bounds of a kind, layers, gaps by cause, host time, and
+the cost of neighbouring dimensions. Plain values of schema 1; ns a step; null: unknown.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Fit(msgspec.Struct, kw_only=True):
 
 
 class Communication(msgspec.Struct, kw_only=True):
-    """Communication kernels of a step: how long nothing else runs beside them, how long other
+    """Communication kernels of a step: how long nothing else runs concurrently, how long other
     kernels do, and the busy time of those by kind; exposed_ns and kinds sum to busy_ns."""
 
     exposed_ns: float

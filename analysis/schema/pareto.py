@@ -95,8 +95,8 @@ class AddedPart(msgspec.Struct, kw_only=True):
 
 
 class Added(msgspec.Struct, kw_only=True):
-    """What a family adds, in ns a step, and as a share of the time it saves before that (null:
-    nothing was saved); the largest part first."""
+    """The work that a family adds, in ns a step, and as a share of the time it saves before that
+    (null: nothing was saved); the largest part first."""
 
     saved_ns: float
     added_ns: float
@@ -108,7 +108,7 @@ class Added(msgspec.Struct, kw_only=True):
         float | None, meaning("the speedup, had nothing been added: dense / (dense - saved_ns)")
     ] = None
     sparsity: Annotated[
-        float | None, meaning("share of the FLOPs that is gone, of what the family touches")
+        float | None, meaning("removed share of the FLOPs that the family touches")
     ] = None
     break_even: Annotated[
         float | None, meaning("of that share, where gain equals overhead; null: nowhere seen")
@@ -227,7 +227,7 @@ class SweepPoint(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
 
     @property
     def is_judged(self) -> bool:
-        """Whether anything can be said of its speed: a valid time with an interval."""
+        """Whether its speed is evidence: a valid time with an interval."""
         return self.timing_valid and self.realised_ci95 is not None
 
     @property
@@ -354,10 +354,10 @@ def without_sparsity(points: Iterable[SweepPoint]) -> dict[str, bool]:
     with one each), and whether all of their points are faster than dense beyond noise. Those that
     cannot be judged are left out."""
     points = list(points)
-    gone = not_judged(points)
+    unjudged = not_judged(points)
     found: dict[str, bool] = {}
     for point in points:
-        if point.sparsity is None and point.is_judged and point.label not in gone:
+        if point.sparsity is None and point.is_judged and point.label not in unjudged:
             found[point.label] = found.get(point.label, True) and point.is_faster
     return found
 
@@ -409,7 +409,7 @@ class Pareto(msgspec.Struct, kw_only=True):
     source: Annotated[
         str | None,
         meaning(
-            '"page": the runs are gone, and the numbers are those that a page printed, '
+            '"page": the runs were not kept, and the numbers are those that a page printed, '
             "rounded. null: the runs"
         ),
     ] = None

@@ -40,7 +40,7 @@ class PredictedGemm(GemmShape, kw_only=True):
     ideal_ns: float
     bound: str | None
     added: bool = False
-    expected_ns: float | None = None  # a forward, with its kernels' starts; null: gone
+    expected_ns: float | None = None  # a forward, with its kernels' starts; null: removed
     tile: list[int] | None = None  # rows and columns; null: no GEMM, or SMs unknown
     waves: float | None = None
     parts: int | None = None  # of K
@@ -75,7 +75,8 @@ class Sums(msgspec.Struct, kw_only=True):
 
 
 class BreakEven(msgspec.Struct, kw_only=True):
-    """Where the speedup crosses 1; null where it does not in the range that is searched."""
+    """The values at which the speedup crosses 1; null where it does not in the range that is
+    searched."""
 
     sparsity: float | None
     batch: Span | None
@@ -105,7 +106,7 @@ class Sensitivity(msgspec.Struct, kw_only=True):
 
 
 class Pipeline(msgspec.Struct, kw_only=True):
-    """What a full pipeline gives: ns between two forwards, which is its slowest stage, and the
+    """Performance of a full pipeline: ns between two forwards, which is its slowest stage, and the
     speedup of that, hence of the throughput."""
 
     stages: int
@@ -133,7 +134,8 @@ class Execution(msgspec.Struct, kw_only=True):
 
 
 class Expected(msgspec.Struct, kw_only=True):
-    """Where a pruning pays at the roofline, and the expected time with the costs of execution."""
+    """The break-even of a pruning at the roofline, and its expected time with the costs of
+    execution."""
 
     break_even: BreakEven | None
     execution: Execution
@@ -271,7 +273,7 @@ class Ranked(msgspec.Struct, kw_only=True):
 
 
 class Ranking(msgspec.Struct, kw_only=True):
-    """Which family, here? `by`: what is equal (flop, param: the removed share; loss: as a sweep
+    """A ranking of families. `by`: what is equal (flop, param: the removed share; loss: as a sweep
     measured it) -> families, the fastest first. `left_out`: family -> reason."""
 
     schema: int = 1

@@ -1,5 +1,5 @@
 """GEMMs replayed alone (`prunescope gemm`), held against the ledger's kernel row; and their
-speedups over the share of N or K that is gone, as the paper's study of GEMM shapes plots them.
+speedups over the removed share of N or K, as the paper's study of GEMM shapes plots them.
 Times in ns; null: not known.
 """
 

@@ -31,14 +31,14 @@ from prunescope.analysis.schema.sides import (
 )
 from prunescope.taxonomy.formats import decode, scrubbed
 
-# Where busy is less than this share of the duration, kernels ran concurrently with others.
-BESIDE = 0.99
+# Busy over duration, below which kernels ran concurrently with others.
+EXCLUSIVE_SHARE = 0.99
 CLOCK_SKEW = "clock-skew"  # the finding that makes causes of idle time doubtful
 CUT_OFF = "truncated-trace"  # the finding that a file ends before its trace does
 UNCERTAIN_CONFIG, SWAPPED_SIDES = "uncertain-config", "swapped-sides"
 # The findings that the sides, or the shapes of one, may not be what the reader takes them for: what
-# the ledger and other findings say of a pruning is then in doubt.
-DOUBTED_SIDES = frozenset({UNCERTAIN_CONFIG, SWAPPED_SIDES})
+# the ledger and other findings say of a pruning is then uncertain.
+SIDE_CAVEATS = frozenset({UNCERTAIN_CONFIG, SWAPPED_SIDES})
 NOT_VALID, CAPTURED = "timing-not-valid", "captured-step"
 # The findings that make the times of a phase no evidence: they were disturbed, or no step was
 # timed. (A cut-off trace is a difference between the sides: `Phase.is_speedup`.)
@@ -60,11 +60,11 @@ WHOLE_TRACE = "no step marker in the trace: all of it counts as one step"
 def clock(busy: float, ran: float) -> float:
     """The time that a rate of work rests on: busy or, for concurrent kernels, of which busy is only
     what no earlier one covers, the time that they ran. All in one unit."""
-    return ran if busy < BESIDE * ran else busy
+    return ran if busy < EXCLUSIVE_SHARE * ran else busy
 
 
 class GemmShape(msgspec.Struct, kw_only=True):
-    """Which GEMM a row is, its shape, and the shape of the dense GEMM that it came from."""
+    """The role of a GEMM, its shape, and the shape of the dense GEMM that it came from."""
 
     role: Annotated[str, meaning("where in the model")]
     group: Annotated[str, meaning("qkv, qk, pv, o, gate_up, down, lm_head, router, other, added")]
@@ -194,7 +194,7 @@ class Row(msgspec.Struct, kw_only=True):
 
     @property
     def moves_ns(self) -> float:
-        """What it adds to the sum: 0 where it is null."""
+        """ns that the row adds to the sum: 0 where it is null."""
         return self.ns or 0.0
 
 
@@ -372,13 +372,13 @@ class OverheadPart(msgspec.Struct, kw_only=True):
 
 
 class Overhead(msgspec.Struct, kw_only=True):
-    """What a dynamic family pays to skip work. saved_ns: dense - pruned + added_ns, what the step
-    would have gained had nothing been added."""
+    """The cost at which a dynamic family skips work. saved_ns: dense - pruned + added_ns, what the
+    step would have gained had nothing been added."""
 
     parts: list[OverheadPart]
     added_ns: float
     saved_ns: float
-    sparsity: Annotated[float | None, meaning("share of the FLOPs that is gone, where any is")]
+    sparsity: Annotated[float | None, meaning("removed share of the FLOPs, where any is removed")]
     break_even: Annotated[
         float | None, meaning("of that share, where gain equals overhead; null: `why`")
     ]
@@ -588,11 +588,11 @@ class Phase(msgspec.Struct, kw_only=True):
         return unmoved and not pairs.added and not pairs.removed
 
     def __repr__(self) -> str:
-        """A few lines of a phase that has thousands of values: how its answer begins."""
+        """A short form of a phase: the number of steps and the start of its summary."""
         steps = f"{self.steps} step{'s' * (self.steps != 1)}"
-        told = self.summary if isinstance(self.summary, str) else ""
-        told = told or f"{self.wall_ns / 1e6:.3f} ms each"
-        return f"<Phase of {steps}: {textwrap.shorten(told, _REPR, placeholder=' …')}>"
+        summary = self.summary if isinstance(self.summary, str) else ""
+        summary = summary or f"{self.wall_ns / 1e6:.3f} ms each"
+        return f"<Phase of {steps}: {textwrap.shorten(summary, _REPR, placeholder=' …')}>"
 
     def is_mostly_of_unknown_keys(self, row: Row) -> bool:
         """Whether most of a row is attention of which the trace does not say how many keys it
@@ -637,7 +637,7 @@ class Phase(msgspec.Struct, kw_only=True):
     @property
     def busy_by_kind(self) -> dict[str, float]:
         """Busy time by kind, ns a step: what only communication fills is apart, and the work that
-        it runs beside counts in full."""
+        it runs concurrently with counts in full."""
         comm = self.communication
         if comm is None:
             return self.kinds

@@ -1,4 +1,4 @@
-"""A paper's numbers beside those of a sweep, or of a prediction: schema 1 of `reproduce --json`.
+"""A paper's numbers next to those of a sweep, or of a prediction: schema 1 of `reproduce --json`.
 
 Null means "not known": the sweep has no such point. Additive changes only.
 """

@@ -74,7 +74,7 @@ class DeviceUsed(TypedDict, total=False):
 
 
 class LayerSum(msgspec.Struct, kw_only=True):
-    """What one decoder layer that ran alone says of its model: ns of a step, without the profiler,
+    """The time of a model by one decoder layer that ran alone: ns of a step, without the profiler,
     of samples taken in turns."""
 
     layer: Annotated[int, meaning("its number in this model")]
@@ -119,9 +119,9 @@ class TokenSplit(TypedDict):
 
 
 class PhaseKind(TypedDict):
-    """Which phase a trace without run.json shows: prefill, decode, mixed, training, forward (of a
-    model that nothing says decodes tokens) or unknown; the evidence, and `doubt`: a caveat against
-    reading it as a step of one phase."""
+    """The phase that a trace without run.json shows: prefill, decode, mixed, training, forward (of
+    a model that nothing says decodes tokens) or unknown; the evidence, and `doubt`: a caveat
+    against reading it as a step of one phase."""
 
     kind: str
     evidence: str
@@ -186,7 +186,7 @@ class Unprofiled(msgspec.Struct, kw_only=True):
 
     @property
     def in_words(self) -> str:
-        """What `median` is, in the words of sentences and of evidence."""
+        """The statistic in `median`, in the words of sentences and of evidence."""
         samples = self.samples_in_words
         if not self.placements:
             return f"the median of {samples}"

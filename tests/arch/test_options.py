@@ -61,7 +61,7 @@ COMMANDS = {
     "check": {"subject", "--require", "-r", "--baseline", "--strict", "--junit", "--json"},
     "reproduce": {"sweep", "--against", "--out", "--json"},
     "bundle": {"runs", "--out", "-o", "--anonymous", "--overwrite"},
-    "verify": {"path", "--allow-undrawn", "--json"},
+    "verify": {"path", "--allow-missing-figures", "--allow-undrawn", "--json"},
     "gemm": {
         "run", "--m", "--n", "--k", "--dtype", "--device", "--warmup", "--repeats",
         "--placements", "--seed", "--threads", "--script", "--out", "--json",

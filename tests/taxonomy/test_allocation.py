@@ -34,7 +34,7 @@ def brute_force(options: list[list[LayerOption]], cost: float) -> float:
     fitting = (
         sum(one.loss for one in chosen)
         for chosen in itertools.product(*options)
-        if sum(one.cost for one in chosen) <= cost and not all(one.gone for one in chosen)
+        if sum(one.cost for one in chosen) <= cost and not all(one.dropped for one in chosen)
     )
     return min(fitting, default=math.inf)
 
@@ -75,14 +75,14 @@ choices = st.lists(
     min_size=1,
     max_size=4,
 )
-gone = st.builds(
-    LayerOption, cost=st.just(0.0), loss=st.integers(0, 20).map(float), gone=st.just(True)
+dropped = st.builds(
+    LayerOption, cost=st.just(0.0), loss=st.integers(0, 20).map(float), dropped=st.just(True)
 )
 
 
 @settings(deadline=None, max_examples=15)
 @given(
-    st.lists(st.tuples(choices, st.lists(gone, max_size=1)), min_size=1, max_size=4),
+    st.lists(st.tuples(choices, st.lists(dropped, max_size=1)), min_size=1, max_size=4),
     st.integers(0, 48),
 )
 def test_as_brute_force_with_layers_that_go(
@@ -93,7 +93,7 @@ def test_as_brute_force_with_layers_that_go(
     if chosen is None:
         assert brute_force(options, cost) == math.inf
         return
-    assert not all(one.gone for one in chosen)
+    assert not all(one.dropped for one in chosen)
     assert sum(one.cost for one in chosen) <= cost
     assert sum(one.loss for one in chosen) == brute_force(options, cost)
 
@@ -195,7 +195,7 @@ def test_never_worse_than_a_uniform_family_at_the_same_cost() -> None:
                     },
                     "mlp_lowrank": {n: (2.0 * n - 240, 0.003 * worse) for n in sizes.mlp_lowrank},
                 },
-                gone=(-500.0, 0.2 * worse),
+                dropped=(-500.0, 0.2 * worse),
             )
         )
     found = Allocation([table.options() for table in tables], unit=1)

@@ -124,7 +124,7 @@ def test_a_loss_of_windows_shorter_than_the_prompts_is_said_to_be() -> None:
     assert "on 8192 tokens of a text, in windows of 1,024 tokens." in lines
     assert "Not measured" not in lines
     one.prompt_len = 4096
-    said = "what is lost behind prompts of 4,096 tokens; their losses are those in windows of 1,024"
+    said = "the loss after prompts of 4,096 tokens; their losses are those in windows of 1,024"
     assert f"Not measured: {said}." in whole([one]).summary
 
 

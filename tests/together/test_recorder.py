@@ -155,7 +155,7 @@ def test_mistakes_are_told(recorder: Any, tmp_path: Path) -> None:
     ):
         layer(torch.ones(4))
     with (
-        pytest.raises(RuntimeError, match="inside of another"),
+        pytest.raises(RuntimeError, match="inside another"),
         recorder.record(tmp_path) as step,
         step(),
         step(),

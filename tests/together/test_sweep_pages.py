@@ -182,7 +182,7 @@ def test_the_index_says_in_what_losses_were_read() -> None:
     for name in ("recovery-long", "recovery-longer"):
         assert "read in windows of 1,024 tokens" in rows[f"| [{name}.md"]
         page = (BENCHMARKS / f"{name}.md").read_text(encoding="utf-8")
-        assert "Not measured: what is lost behind prompts of" in page
+        assert "Not measured: the loss after prompts of" in page
     assert "length and text are confounded" in rows["| [recovery-contexts.md"]
     contexts = (BENCHMARKS / "recovery-contexts.md").read_text(encoding="utf-8")
     assert "Length and text are confounded" in contexts

@@ -340,7 +340,7 @@ def test_too_few_steps_write_nothing(tiny: Any, tmp_path: Path) -> None:
 
 def test_a_step_inside_of_a_step_is_said_to_be(tiny: Any, tmp_path: Path) -> None:
     with (
-        pytest.raises(PrunescopeError, match="inside of another"),
+        pytest.raises(PrunescopeError, match="inside another"),
         capture(tiny, out=tmp_path / "run", **FEW) as c,
         c.step(),
         c.step(),

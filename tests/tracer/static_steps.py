@@ -82,7 +82,7 @@ def sampled(model: Any, loop: Any) -> torch.Tensor:
     if isinstance(loop, StaticDecode):
         loop._read(PROMPT)
         loop._filled = PROMPT
-        loop._static.draw_again()
+        loop._static.resample()
     else:
         if isinstance(loop, DecodeLoop):
             loop._fill(0)

@@ -70,7 +70,9 @@ class LossFile(msgspec.Struct, kw_only=True):
 def read_losses(path: Path) -> LossFile | None:
     """The measured losses of a file; None where there is none. Raises PrunescopeError for a damaged
     one."""
-    return decode_file(path, LossFile, where=path.name, hint=f"remove {path.name}: it is made anew")
+    return decode_file(
+        path, LossFile, where=path.name, hint=f"remove {path.name}: losses are measured again"
+    )
 
 
 def losses_nearby(path: Path) -> Iterator[tuple[Path, LossFile]]:
@@ -86,8 +88,8 @@ def losses_nearby(path: Path) -> Iterator[tuple[Path, LossFile]]:
 
 
 def losses_of_others(found: LossFile, *, model: str, text: Path | None) -> str:
-    """Whose losses a file has, if they are those of another model or text; else "". By the names
-    and the text alone: the weights are compared once the model is loaded."""
+    """The model or text of a file's losses, if it is another one; else "". By the names and the
+    text alone: the weights are compared once the model is loaded."""
     if found.model not in (None, model):
         return str(found.model)
     known = found.text.get("sha256")
@@ -163,7 +165,7 @@ class ModelLosses:
         return [
             LayerLosses(
                 parts={part: self._curve(number, part, sizes.of(part)) for part in PARTS},
-                gone=max(2 * _LEAST, self._rise([Removal(number, "layer")]))  # of both parts
+                dropped=max(2 * _LEAST, self._rise([Removal(number, "layer")]))  # of both parts
                 if sizes.may_go
                 else None,
             )
@@ -177,7 +179,7 @@ class ModelLosses:
         return found
 
     def additivity(self, advance: Advance) -> Additivity:
-        """Pairs of measured removals in two layers, drawn at random, against the sum of both."""
+        """Pairs of measured removals in two layers, chosen at random, against the sum of both."""
         known = [
             one
             for one in removals_of(self.sizes, self.dense_sizes)
@@ -213,9 +215,9 @@ class ModelLosses:
         points, most = [(0.0, 0.0)], 0.0
         for size in sorted(measured_sizes(sizes, ranked.total), reverse=True):
             most = max(most, self._rise([Removal(number, what, size)]))
-            points.append((ranked.lost_share(size), most))
-        lost = {size: ranked.lost_share(size) for size in sizes}
-        return {n: max(_between(points, share), _LEAST * share) for n, share in lost.items()}
+            points.append((ranked.removed_share(size), most))
+        removed = {size: ranked.removed_share(size) for size in sizes}
+        return {n: max(_between(points, share), _LEAST * share) for n, share in removed.items()}
 
     def _rise(self, removals: Sequence[Removal]) -> float:
         """The rise of the loss by these removals together, from the file where it has them."""
@@ -234,7 +236,7 @@ class ModelLosses:
 
     @torch.no_grad()
     def _loss(self, removals: Sequence[Removal]) -> float:
-        gone = [one.layer for one in removals if one.what == "layer"]
+        removed = [one.layer for one in removals if one.what == "layer"]
         cut = [one for one in removals if one.what in PARTS]
         found = [(self.parts.layers[one.layer].of(one.what), one.size) for one in cut]
         # Low ranks are fitted to what the whole model gives, before anything is masked.
@@ -242,7 +244,7 @@ class ModelLosses:
         with ExitStack() as masks:
             for change in changes:
                 masks.enter_context(change)
-            return self._stack.loss_from(min(one.layer for one in removals), gone)
+            return self._stack.loss_from(min(one.layer for one in removals), removed)
 
     def _save(self) -> None:
         self._saved = time.monotonic()
@@ -251,7 +253,7 @@ class ModelLosses:
 
 
 def _removals(number: int, option: LayerOption) -> list[Removal]:
-    if option.gone:
+    if option.dropped:
         return [Removal(number, "layer")]
     return [Removal(number, what, size) for what, size in option.sizes.items()]
 

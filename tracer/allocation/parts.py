@@ -49,7 +49,7 @@ class RankedParts:
         """The indices of the `size` most important ones, ascending."""
         return sorted(self.order[:size])
 
-    def lost_share(self, size: int) -> float:
+    def removed_share(self, size: int) -> float:
         """The share of the importance that goes where `size` of them stay."""
         return 1 - self.shares[size]
 
@@ -84,7 +84,7 @@ class Factorable:
         """The size of the dense part."""
         return PERCENT
 
-    def lost_share(self, size: int) -> float:
+    def removed_share(self, size: int) -> float:
         """The share of the numbers that go."""
         return 1 - size / PERCENT
 
@@ -94,7 +94,7 @@ class Factorable:
         ranks: dict[str, int | None] = {}
         for path, module in self.matrices.items():
             outputs, inputs = weight_of(module).shape
-            ranks[path] = low_rank_or_dense(outputs, inputs, self.lost_share(size))
+            ranks[path] = low_rank_or_dense(outputs, inputs, self.removed_share(size))
         chosen = {path: rank for path, rank in ranks.items() if rank is not None}
         moments = collect(self.model, self.batches, moments=list(chosen)).moments
         products = {}
@@ -118,7 +118,8 @@ class Factorable:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerParts:
-    """What can be cut of a layer; None where there is no such part, or no way to cut it."""
+    """The parts of a layer that can be cut; None where there is no such part, or no way to cut
+    it."""
 
     kv_heads: RankedParts | None = None
     channels: RankedParts | None = None

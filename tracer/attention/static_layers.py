@@ -72,7 +72,7 @@ class QueueLayer(_Evicting):
         return self.keys, self.values
 
     def seen(self) -> torch.Tensor:
-        """Which places a query sees, [1, 1, L]: the pinned ones and the newest."""
+        """A mask [1, 1, L] of the places that a query sees: the pinned ones and the newest."""
         places = torch.arange(self.max_cache_len, device=self.device)
         age = (self._count - 1 - places) % (self.max_cache_len - self.pinned)
         return ((places < self.pinned) | (age < self._budget() - self.pinned)).view(1, 1, -1)
@@ -113,7 +113,7 @@ class MassLayer(_Evicting):
         return self.keys, self.values
 
     def seen(self) -> torch.Tensor:
-        """Which places hold a key, [B, n, L]."""
+        """A mask [B, n, L] of the places that hold a key."""
         return self.order >= 0
 
     def evict(self, scores: torch.Tensor) -> None:
@@ -133,8 +133,8 @@ class GatedLayer(StaticLayer):
     """Holds a key of every token; those of tokens whose layer was skipped are not seen."""
 
     def show(self, num: int, *, ran: torch.Tensor) -> torch.Tensor:
-        """Before `num` tokens are added: whether they will be seen, by the number `ran` (0 or 1).
-        Returns which places are, [L]."""
+        """Set, before `num` tokens are added, whether they will be seen, by the number `ran` (0 or
+        1). Returns a mask [L] of the seen places."""
         device = ran.device
         if not hasattr(self, "shown"):
             self.shown = torch.zeros(self.max_cache_len, dtype=torch.bool, device=device)
@@ -178,7 +178,7 @@ class BlockLayer(StaticLayer):
         return self.sums / self.block
 
     def complete(self) -> torch.Tensor:
-        """Which blocks are complete, [blocks]."""
+        """A mask [blocks] of the complete blocks."""
         places = torch.arange(self.sums.shape[2], device=self.sums.device)
         return places < self.cumulative_length // self.block
 

@@ -50,7 +50,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class _Request:
-    """What is measured: the arguments of `collect`, and whether of experts."""
+    """A measurement: the arguments of `collect`, and whether of experts."""
 
     squares: Collection[str] = ()
     moments: Collection[str] = ()

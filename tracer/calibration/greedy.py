@@ -42,17 +42,17 @@ def greedy_removal(
             hint="use --set unit=layer, or --select importance",
         )
     stack = Stack(model, calibration.batches[:SEQUENCES])
-    gone: list[int] = []
-    losses = [stack.loss(gone)]
-    while len(gone) < count:
-        stack.begin_round(gone)
+    removed: list[int] = []
+    losses = [stack.loss(removed)]
+    while len(removed) < count:
+        stack.begin_round(removed)
         scores = {
-            index: stack.loss([*gone, index])
+            index: stack.loss([*removed, index])
             for index in range(len(stack.layers))
-            if index not in gone and counts_without(model, [*gone, index])
+            if index not in removed and counts_without(model, [*removed, index])
         }
         best = min(scores, key=scores.__getitem__)
-        gone.append(best)
+        removed.append(best)
         losses.append(scores[best])
     tokens = sum(ids.numel() for ids in stack.batches)
     record["calibration"] = {
@@ -60,8 +60,8 @@ def greedy_removal(
         "sequences": len(stack.batches),
         "tokens": tokens,
     }
-    record["greedy"] = {"order": gone, "losses": losses}
-    return {"layer": sorted(gone)}
+    record["greedy"] = {"order": removed, "losses": losses}
+    return {"layer": sorted(removed)}
 
 
 @torch.no_grad()
@@ -89,22 +89,22 @@ class Stack:
         self._returned = _values_returned(model, self.layers[0], self.batches[0])
         # By sequence and layer; empty if all layers must run.
         self._entering: list[list[torch.Tensor]] = []
-        self._gone: list[int] = []
+        self._removed: list[int] = []
         self._reuse_inputs = True
         self._reuse_inputs = self._inputs_are_enough()
 
-    def loss(self, gone: Sequence[int]) -> float:
+    def loss(self, removed: Sequence[int]) -> float:
         """Nats a token without these layers, in the order of removal; infinity instead of NaN, so
         that it is never the lowest."""
-        known = bool(gone) and list(gone[:-1]) == self._gone
-        return self.loss_from(gone[-1] if known else None, gone)
+        known = bool(removed) and list(removed[:-1]) == self._removed
+        return self.loss_from(removed[-1] if known else None, removed)
 
-    def loss_from(self, first: int | None, gone: Sequence[int] = ()) -> float:
+    def loss_from(self, first: int | None, removed: Sequence[int] = ()) -> float:
         """`loss`, where the layers before `first` do what they did at the start of the round: they
         do not run again. None: all layers run."""
         total, tokens = 0.0, 0
         for number, ids in enumerate(self.batches):
-            forwards = dict.fromkeys(gone, self._identity)
+            forwards = dict.fromkeys(removed, self._identity)
             if self._entering and first is not None:
                 given = partial(_given, self._identity, self._entering[number][first])
                 forwards |= dict.fromkeys(range(first), given)
@@ -113,16 +113,16 @@ class Stack:
             tokens += ids.shape[1] - 1
         return total / tokens if total == total else float("inf")
 
-    def begin_round(self, gone: Sequence[int]) -> None:
+    def begin_round(self, removed: Sequence[int]) -> None:
         """Start a round without these layers: keep the input of each other layer."""
-        self._gone, self._entering = list(gone), []
+        self._removed, self._entering = list(removed), []
         for ids in self.batches if self._reuse_inputs else ():
             entering: list[torch.Tensor] = []
             record = partial(_record_input, entering)
             with hooked(
                 [one.register_forward_pre_hook(record, with_kwargs=True) for one in self.layers]
             ):
-                self._logits(ids, dict.fromkeys(gone, self._identity))
+                self._logits(ids, dict.fromkeys(removed, self._identity))
             self._entering.append(entering)
 
     def _inputs_are_enough(self) -> bool:

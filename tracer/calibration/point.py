@@ -37,7 +37,8 @@ class Point:
 
     @property
     def align(self) -> str:
-        """What kept dimensions are rounded up to, one of `taxonomy.keep.ALIGNMENTS`."""
+        """The alignment that kept dimensions are rounded up to, one of
+        `taxonomy.keep.ALIGNMENTS`."""
         return str(self.knobs.get("align", ALIGN))
 
     @property
@@ -47,5 +48,5 @@ class Point:
 
     @property
     def is_random(self) -> bool:
-        """Whether the parts to prune are drawn from the seed."""
+        """Whether the parts to prune are chosen at random, from the seed."""
         return self.select == "random"

@@ -150,7 +150,7 @@ class StaticPrefill(PrefillLoop):
                 self._forward(self.ids_BS)  # makes the cache's tensors, and finds the samplers
             self.run = self._record(self._forward, self.ids_BS, self._empty)
         self._empty()
-        self._static.draw_again()
+        self._static.resample()
 
     def sample(self) -> Any:
         """One forward."""
@@ -207,7 +207,7 @@ class StaticDecode(DecodeLoop):
                 self._forward(token)  # finds the samplers
             self.run = self._record(self._forward, token, lambda: self._rewind(length))
             self._rewind(length)
-        self._static.draw_again()
+        self._static.resample()
 
     def _rewind(self, length: int) -> None:
         # A recorded step advances the cache itself.
@@ -226,7 +226,7 @@ class StaticDecode(DecodeLoop):
         self.cache.reset()
         if not length:
             return
-        self._prompt.draw_again()
+        self._prompt.resample()
         self._prompt.begin()
         prefill(self.model, self.ids_BL[:, :length], cache=self.cache, logits="last")
         self._prompt.end()

@@ -66,7 +66,8 @@ def _flushed(
 def layer_sum_loops(
     request: TraceRequest, phase: str, variants: list[Variant], device: torch.device
 ) -> dict[str, dict[str, Sampled]]:
-    """By variant: one "layer" alone, the "rest" without the layers, and the "whole" model."""
+    """The loops by variant: one "layer" alone, the "rest" without the layers, and the "whole"
+    model."""
     layers = layer_loops(request, phase, variants, device)
     layer = _flushed(request, layers, device)
     whole, rest = (

@@ -38,14 +38,14 @@ def layers_alone(variants: Sequence[Variant]) -> dict[str, int]:
 class LayerCall:
     """The arguments that a layer was called with, the model's cache at the time, the tokens `held`
     in each layer of a static one, what the layers before it left (None: nothing), and what the
-    layer returned beside the hidden states (None: it returned them alone)."""
+    layer returned apart from the hidden states (None: it returned them alone)."""
 
     args: tuple[Any, ...]
     keywords: Mapping[str, Any]
     cache: Any
     held: list[int]
     found: dict[str, Any] | None
-    beside: tuple[Any, ...] | None
+    extras: tuple[Any, ...] | None
 
     @property
     def hidden(self) -> torch.Tensor:
@@ -54,7 +54,7 @@ class LayerCall:
         return found
 
     def restore(self, layer: Any) -> None:
-        """Before a call: what the layers before it left."""
+        """Restore, before a call, the state that earlier layers left."""
         state = forward_state(layer)
         if state is not None and self.found is not None:
             state.restore(self.found)
@@ -113,7 +113,7 @@ class LayerLoop:
 
     @property
     def form(self) -> LayerCall:
-        """One of the calls."""
+        """One of the recorded calls, as a sample of their form."""
         return self._steps[0]
 
     def prepare(self) -> None:
@@ -151,7 +151,7 @@ class LayerLoop:
             self.run = self._record(self._static_call, self._steps[self._lead].hidden, self._rewind)
         self._rewind()
         if self._record is not None:
-            self._static.draw_again()
+            self._static.resample()
 
     def _rewind(self) -> None:
         if self._record is not None:
@@ -160,7 +160,7 @@ class LayerLoop:
         for call in self._prompt:
             call.restore(self._layer)
             if self._record is not None:
-                self._reads.draw_again()
+                self._reads.resample()
                 self._reads.begin()
             call.again(self._layer, self.cache)
             if self._record is not None:
@@ -203,9 +203,9 @@ def _calls(whole: Loop, layer: torch.nn.Module, *, decodes: bool) -> list[LayerC
         held[:] = compat.static_lengths(whole.cache)
 
     def keep(_layer: Any, args: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-        beside = output[1:] if isinstance(output, tuple) else None
+        extras = output[1:] if isinstance(output, tuple) else None
         state_before = next(iter(found), None)
-        calls.append(LayerCall(args, dict(keywords), whole.cache, list(held), state_before, beside))
+        calls.append(LayerCall(args, dict(keywords), whole.cache, list(held), state_before, extras))
 
     hooks = [
         layer.register_forward_pre_hook(look),
@@ -225,15 +225,15 @@ class RestLoop:
 
     def __init__(self, whole: Loop, layers: Iterable[torch.nn.Module], form: LayerCall) -> None:
         self.steps_per_sample = whole.steps_per_sample
-        self._whole, self._layers, self._beside = whole, list(layers), form.beside
+        self._whole, self._layers, self._extras = whole, list(layers), form.extras
 
     def prepare(self) -> None:
-        """As the whole model."""
+        """Prepare a sample as the whole model does."""
         with self._skipped():
             self._whole.prepare()
 
     def sample(self) -> Any:
-        """As the whole model."""
+        """Run a sample as the whole model does."""
         with self._skipped():
             return self._whole.sample()
 
@@ -241,4 +241,4 @@ class RestLoop:
         return forwards_replaced(dict.fromkeys(self._layers, self._unchanged))
 
     def _unchanged(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
-        return hidden_states if self._beside is None else (hidden_states, *self._beside)
+        return hidden_states if self._extras is None else (hidden_states, *self._extras)

@@ -31,7 +31,7 @@ def decode(
 
 
 class Sampled(Protocol):
-    """What is timed, sample by sample. `prepare` is never timed."""
+    """A loop that is timed sample by sample. `prepare` is never timed."""
 
     steps_per_sample: int
 
@@ -157,19 +157,19 @@ class FlushedLoop:
         self._loop.run = value
 
     def prepare(self) -> None:
-        """As the loop, then the flush."""
+        """Prepare a sample of the loop, then flush the cache."""
         self._loop.prepare()
         self._flush()
 
     def sample(self) -> Any:
-        """As the loop."""
+        """Run a sample of the loop."""
         return self._loop.sample()
 
     def prepare_step(self, index: int) -> None:
-        """As the loop, then the flush."""
+        """Prepare a step of the loop, then flush the cache."""
         self._loop.prepare_step(index)
         self._flush()
 
     def step(self, index: int) -> Any:
-        """As the loop."""
+        """Run a step of the loop."""
         return self._loop.step(index)

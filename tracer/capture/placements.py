@@ -34,7 +34,7 @@ _COPY_ROOM = 1.2  # free memory that a second copy of a model needs, in copies
 
 @dataclass(frozen=True, kw_only=True)
 class PlacementPlan:
-    """What one placement measures: its samples, and its profiled steps of a prefill, in these
+    """The measurements of one placement: its samples, and its profiled steps of a prefill, in these
     phases."""
 
     number: int

@@ -1,4 +1,4 @@
-"""What `prunescope trace` is asked for: every option, written once, and the checks of their values.
+"""The request of `prunescope trace`: every option, written once, and the checks of their values.
 
 Inert, and light: the command line imports it. `check` looks at the values alone and at no model, so
 that a mistake is named at once.
@@ -310,7 +310,7 @@ class TraceRequest:
 
     @property
     def folder(self) -> Path:
-        """Where both runs go."""
+        """The folder of both runs."""
         if self.out is not None:
             return Path(self.out)
         from prunescope.taxonomy.method_names import run_name
@@ -448,7 +448,7 @@ class TraceRequest:
 
 @dataclass(kw_only=True)
 class TraceCall(TraceRequest):
-    """What `prunescope.trace` and the command take: a request, and what shows its progress."""
+    """The arguments of `prunescope.trace` and of the command: a request, and a progress display."""
 
     progress: Progress | None = None
 

@@ -251,7 +251,7 @@ class _Session:
         return phases.setdefault(phase, _phase(self.request, phase, variant, self.device))
 
     def _report_placement(self, plan: PlacementPlan) -> None:
-        """One progress stage for everything that is done in a placement."""
+        """Report everything that is done in a placement as one progress stage."""
         count = len(planned_placements(self.request))
         if count == 1:
             return
@@ -312,8 +312,8 @@ class _Session:
             on_step = no_progress
 
     def _finish(self, phase: str, variants: list[Variant], loops: dict[str, Loop]) -> None:
-        """After the last placement: the memory of a step, the eager pass of a recorded one, and the
-        tokens of each expert."""
+        """Measure, after the last placement: the memory of a step, the eager pass of a recorded
+        one, and the tokens of each expert."""
         if self.request.only == "layer":
             self._time_layer_sum(phase, variants)
         for variant in variants:
@@ -371,9 +371,9 @@ class _Session:
             )
 
     def _profile_eagerly(self, phase: str, variants: list[Variant], loops: dict[str, Loop]) -> None:
-        """One step of the same `loops` with hooks and nothing recorded: it shows the module and the
-        shapes of each kernel, which a replay does not, and what the modules of dynamic families
-        count in every step."""
+        """Profile one step of the same `loops` with hooks and nothing recorded: it shows the module
+        and the shapes of each kernel, which a replay does not, and what the modules of dynamic
+        families count in every step."""
         models = [v.model for v in variants]
         self.progress.stage(f"profile {phase}, eager", 2)
         traces = _profiled(

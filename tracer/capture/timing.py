@@ -130,7 +130,7 @@ def no_progress() -> None:
 def _take(
     loops: Mapping[str, Sampled], device: torch.device, *, reverse_order: bool
 ) -> dict[str, int]:
-    """One sample of every variant, ns a step."""
+    """Take one sample of every variant, ns a step."""
     names = list(loops)[::-1] if reverse_order else list(loops)
     times = {name: _sample(loops[name], device) / loops[name].steps_per_sample for name in names}
     return {name: max(1, round(ns)) for name, ns in times.items()}

@@ -130,7 +130,7 @@ def _time(seconds: float) -> str:
 def _advice(
     widths: dict[int, float], reasons: Counter[str], *, quiet: bool, threads: int
 ) -> str | None:
-    """What improves the precision, the most useful first; None if nothing is needed."""
+    """Ways to improve the precision, the most useful first; None if nothing is needed."""
     wide = widths[8] > _FINE
     shared = not quiet and bool({"other processes", "waits"} & reasons.keys())
     advice = []

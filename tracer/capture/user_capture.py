@@ -150,7 +150,7 @@ class UserCapture:
         """
         if self._inside_step:
             raise PrunescopeError(
-                "a step is inside of another step",
+                "a step was started inside another step",
                 hint="`with c.step():` goes once around each step of the loop",
             )
         self._inside_step = True
@@ -163,7 +163,7 @@ class UserCapture:
             self._inside_step = False
 
     def restore_storages(self) -> None:
-        """After the loop: weights that moved get storages of their own again."""
+        """Give weights that moved storages of their own again, after the loop."""
         if len(self._plans) > 1:
             separate_storages(self._model, self._rng)
 

@@ -51,7 +51,7 @@ def skips_no_block(stats: Mapping[str, ModuleCounts]) -> bool:
 
 
 def fixed_shares(phase: str, stats: Mapping[str, ModuleCounts]) -> list[str]:
-    """What share of their units the recorded steps of a phase work on, by `dynamic_stats`."""
+    """The share of units that the recorded steps of a phase work on, by `dynamic_stats`."""
     shares: dict[str, tuple[int, int]] = {}
     for counts in stats.values():
         unit = counts.unit or "units"

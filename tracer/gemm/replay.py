@@ -45,7 +45,7 @@ _FEWEST_POINTS = 4  # of a curve over sizes that were given
 
 
 class GemmTimer(Protocol):
-    """What times calls: a device, or a law in a test."""
+    """A timer of calls: a device, or a formula in a test."""
 
     def prepare(self, gemms: Iterable[Gemm]) -> None:
         """Get ready for these shapes."""
@@ -205,7 +205,7 @@ def _watched(
 def _round(
     shapes: Sequence[Gemm], timer: GemmTimer, states: tuple[bool, ...], *, reverse_order: bool
 ) -> dict[tuple[Gemm, bool], float]:
-    """One sample of every shape in each state of the cache."""
+    """Take one sample of every shape in each state of the cache."""
     order = list(shapes)[::-1] if reverse_order else list(shapes)
     return {(gemm, cold): timer.sample(gemm, cold=cold) for gemm in order for cold in states}
 

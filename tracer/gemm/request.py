@@ -114,7 +114,7 @@ class GemmRequest:
 
 
 def _incomplete(given: dict[str, list[int]]) -> PrunescopeError:
-    """Which of the dimensions is missing, with the command completed by an example."""
+    """An error that names the missing dimension, with the command completed by an example."""
     usual = {"--m": "128", "--n": "384,400,512", "--k": "576"}
     missing = [name for name, sizes in given.items() if not sizes]
     verb = "is" if len(missing) == 1 else "are"

@@ -1,6 +1,6 @@
 """Standalone scripts that reproduce a GEMM with torch alone, as for a bug report to a library.
 
-In: Replays. Out: a .py for each pruned or given shape, which times it beside the shapes around it.
+In: Replays. Out: a .py for each pruned or given shape, which times it together with nearby shapes.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Which shapes are replayed beside a pruned GEMM: the dense one, good dimensions, each alignment,
-and the points of a curve.
+"""The shapes that are replayed along with a pruned GEMM: the dense one, good dimensions, each
+alignment, and the points of a curve.
 
 In: a GemmCase. Out: Variants, a shape with the reasons why it is there.
 """

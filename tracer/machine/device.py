@@ -113,7 +113,8 @@ def prunescope_version() -> str:
 
 
 def cache_folder() -> Path:
-    """For models and measured peaks: $XDG_CACHE_HOME/prunescope, else ~/.cache/prunescope."""
+    """The folder of models and measured peaks: $XDG_CACHE_HOME/prunescope, else
+    ~/.cache/prunescope."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "prunescope"
 
@@ -171,7 +172,8 @@ def _memory(*names: str) -> int | None:
 
 
 def _psutil() -> Any:
-    """For systems without /proc: a machine that only captures needs torch and transformers."""
+    """Import psutil, for systems without /proc: a machine that only captures needs torch and
+    transformers."""
     return importlib.import_module("psutil")
 
 

@@ -21,7 +21,7 @@ import torch
 from prunescope.tracer.machine.gpu_tools import is_throttled, num_processes
 from prunescope.tracer.machine.host import num_cores
 
-# Reasons that may be gone when a capture is repeated; a GPU that is hot or shared stays so.
+# Reasons that may have ended when a capture is repeated; a GPU that is hot or shared stays so.
 PASSING = ("other processes", "steal", "waits")
 T = TypeVar("T")
 _STAT, _TASKS = Path("/proc/stat"), Path("/proc/self/task")
@@ -153,7 +153,7 @@ class DisturbanceMonitor:
         self._samples.append(between(before, self._ended, self._device))
 
     def reasons(self) -> list[list[str]]:
-        """What disturbed each of them, the state of a GPU included."""
+        """The reasons that disturbed each sample, the state of a GPU included."""
         if self._begun is None or self._ended is None:
             return []
         whole = between(self._begun, self._ended, self._device)
@@ -171,12 +171,12 @@ class DisturbanceMonitor:
 
 
 def distinct(reasons: list[list[str]]) -> list[str]:
-    """What disturbed any of the samples, each reason once."""
+    """The reasons that disturbed any of the samples, each once."""
     return list(dict.fromkeys(why for each in reasons for why in each))
 
 
 def most_disturbed(reasons: list[list[str]]) -> list[str]:
-    """What disturbed the samples, where it was more than half of them."""
+    """The reasons that disturbed the samples; empty unless more than half were disturbed."""
     return distinct(reasons) if 2 * sum(map(bool, reasons)) > len(reasons) else []
 
 

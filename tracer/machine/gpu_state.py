@@ -1,4 +1,4 @@
-"""What of a GPU's state spoils a trace or its times, each with the line to type.
+"""Checks of a GPU's state that may spoil a trace or its times, each with the command that mends it.
 
 In: nvidia-smi and the files of the drivers. Out: MachineChecks, none without a GPU. No torch here,
 and no context on the GPU, so that every process that computes there is foreign. Not tried on
@@ -87,7 +87,7 @@ def _persistence() -> Iterator[MachineCheck]:
         )
     elif modes:
         known = all(mode == "Enabled" for (mode,) in modes.values())
-        says = "on" if known else "the driver does not tell"
+        says = "on" if known else "unknown to the driver"
         yield _check("persistence", ok=True if known else None, says=says)
 
 
@@ -114,7 +114,7 @@ def _locked_clocks() -> Iterator[MachineCheck]:
         fix = "; ".join(_lock(gpu, most) for gpu, (_, most) in free.items())
         yield _check("locked clocks", ok=False, says=f"not locked: {at} at rest", hint=fix)
     elif any(clocks.values()):
-        says = "the GPU is at a working clock: locked, or busy (the driver does not tell which)"
+        says = "the GPU is at a working clock: locked, or busy (the driver does not report which)"
         yield _check("locked clocks", ok=None, says=says, hint="nvidia-smi -q -d CLOCK,PERFORMANCE")
 
 

@@ -96,8 +96,8 @@ def _nvidia(query: str, device: torch.device | None) -> list[str] | None:
 
 
 def _amd_processes(device: torch.device) -> int:
-    """By the driver's files: proc/PID/vram_ID has the bytes of a process on the GPU ID. (amd-smi
-    lists the processes of all GPUs under each.)"""
+    """Processes on an AMD GPU by the driver's files: proc/PID/vram_ID has the bytes of a process on
+    the GPU ID. (amd-smi lists the processes of all GPUs under each.)"""
     address = _address(device)
     gpu = None if address is None else _kfd_id(address)
     if gpu is None:

@@ -13,7 +13,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def cpu_name() -> str:
-    """As Linux or Python names it."""
+    """The name of the CPU as Linux or Python gives it."""
     try:
         lines = CPU_INFO.read_text(errors="replace").splitlines()
     except OSError:

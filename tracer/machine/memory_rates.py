@@ -74,7 +74,7 @@ def _read(device: torch.device, size: int) -> float:
 
 
 def _dispatch(device: torch.device) -> float:
-    """From call to call on the host, while the device keeps up."""
+    """The time from call to call on the host, while the device keeps up."""
     x = torch.ones(1, device=device)
 
     def calls() -> None:

@@ -40,7 +40,7 @@ def cache_in(arguments: dict[str, Any]) -> Any:
 
 
 def windows(model: torch.nn.Module) -> list[int | None]:
-    """By layer of the cache: the keys that a query attends to, None for all."""
+    """The number of keys that a query attends to, by layer of the cache; None for all."""
     return [
         int(layer.sliding_window) if getattr(layer, "is_sliding", False) else None
         for layer in new_cache(model).layers
@@ -48,7 +48,7 @@ def windows(model: torch.nn.Module) -> list[int | None]:
 
 
 def keeps_keys(model: torch.nn.Module) -> list[bool]:
-    """By layer of the cache: whether it holds keys, alone or with the state of a mixer."""
+    """Whether each layer of the cache holds keys, alone or with the state of a mixer."""
     return [isinstance(layer, CacheLayerMixin) for layer in new_cache(model).layers]
 
 

@@ -34,7 +34,7 @@ class Mixture:
     """The routed experts of a layer, without shared ones. `block` holds them and the `routers`:
     the module that chooses experts, and those inside of it.
 
-    `groups` of experts beside one another are chosen first in group-limited routing, `open_groups`
+    `groups` of neighbouring experts are chosen first in group-limited routing, `open_groups`
     of them for each token; 1 and 1 elsewhere.
     """
 
@@ -122,7 +122,7 @@ class Mixture:
 
     def _terms(self) -> Iterator[tuple[Any, str, int, bool]]:
         """Module, name and expert axis of each tensor of the router, and whether it is a vector:
-        its matrix, its bias, the correction of its scores, which may lie beside it."""
+        its matrix, its bias, the correction of its scores, which may be stored next to it."""
         for module in (self.block, *self.routers):
             for name, tensor in _tensors(module):
                 if tensor.shape == (1, self.total):

@@ -20,8 +20,8 @@ Forward = Callable[..., Any]
 
 
 class ForwardState(Protocol):
-    """What layers of one forward leave for those after them. A layer that reads such has it as its
-    attribute `forward_state`, so that it can run alone on what it found."""
+    """State that layers of one forward leave for those after them. A layer that reads it has it as
+    its attribute `forward_state`, so that it can run alone on what it found."""
 
     def saved(self) -> dict[str, Any]:
         """A copy of it, as `restore` takes it."""
@@ -33,7 +33,7 @@ class ForwardState(Protocol):
 
 
 def forward_state(layer: nn.Module) -> ForwardState | None:
-    """What a layer finds of the layers before it, beside its arguments; None for nothing."""
+    """The state that earlier layers left for a layer, apart from its arguments; None for none."""
     return getattr(layer, "forward_state", None)
 
 

@@ -97,13 +97,13 @@ def renumber_cache(
         )
 
 
-def counts_without(model: nn.Module, gone: Collection[int]) -> bool:
+def counts_without(model: nn.Module, removed: Collection[int]) -> bool:
     """Whether the model still knows its number of tokens without these layers."""
     if not compat.counts_tokens(model):
         return True
     before = getattr(model, "cache_layers", None)
     total = int(text_config(model).num_hidden_layers)
-    setattr(model, "cache_layers", [i for i in range(total) if i not in gone])  # noqa: B010
+    setattr(model, "cache_layers", [i for i in range(total) if i not in removed])  # noqa: B010
     counted = compat.counts_tokens(model)
     setattr(model, "cache_layers", before)  # noqa: B010
     return counted

@@ -1,4 +1,4 @@
-"""Which tokens reach which experts in a forward: by hooks on the modules of experts.
+"""The tokens that reach each expert in a forward, by hooks on the modules of experts.
 
 In: a model. Out: counts [E] of each call of a layer's experts, and the scores of its experts. A
 call has an index [T, k] of the experts of each token; or, as in Llama 4, rows [E·T, h] with zeros
@@ -88,7 +88,7 @@ class _Stacked:
             self.routed.scores.index_add_(0, places, gained)
 
     def _by_rows(self, rows: torch.Tensor, output: torch.Tensor) -> None:
-        """For rows [E·T, h] that the gate scaled before the experts."""
+        """Count rows [E·T, h] that the gate scaled before the experts."""
         if rows.numel() % (self.total * rows.shape[-1]):
             self.routed.is_read = False
             return

@@ -2,7 +2,7 @@
 
 In: the forwards of one sample. Out: a StaticStep, which the modules of dynamic families find while
 it runs (`static_step`). They then keep a fixed number of rows, blocks or keys, read masks instead
-of lengths, and take random numbers that were drawn before the sample.
+of lengths, and take random numbers that were sampled before it.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import torch
 class StaticStep:
     """A forward with static shapes on a static cache. `prompt`: whether it fills an empty cache.
 
-    `turn` [1] counts the forwards of a sample on the device; `draws` holds a tensor
+    `turn` [1] counts the forwards of a sample on the device; `random_numbers` holds a tensor
     [num_forwards, ..] of random numbers for each number of a sampler.
     """
 
     def __init__(self, *, prompt: bool, num_forwards: int, device: torch.device) -> None:
         self.prompt, self.num_forwards = prompt, num_forwards
         self.turn = torch.zeros(1, dtype=torch.long, device=device)
-        self.draws: dict[int, torch.Tensor] = {}
+        self.random_numbers: dict[int, torch.Tensor] = {}
         self._fills: dict[int, Callable[[], torch.Tensor]] = {}
 
     def begin(self) -> None:
-        """From now on modules run in their static form."""
+        """Let modules run in their static form from now on."""
         _RUNNING.step = self
 
     def end(self) -> None:
@@ -35,23 +35,24 @@ class StaticStep:
         if self.num_forwards > 1:
             self.turn.add_(1)
 
-    def hold(self, number: int, draw: Callable[[], torch.Tensor]) -> None:
-        """Give the sampler `number` a tensor [num_forwards, ..] of what `draw` returns, in place of
-        one of another shape."""
-        self.draws[number] = torch.stack([draw() for _ in range(self.num_forwards)])
-        self._fills[number] = draw
+    def hold(self, number: int, sample: Callable[[], torch.Tensor]) -> None:
+        """Give the sampler `number` a tensor [num_forwards, ..] of what `sample` returns, in
+        place of one of another shape."""
+        self.random_numbers[number] = torch.stack([sample() for _ in range(self.num_forwards)])
+        self._fills[number] = sample
 
     def held(self, number: int) -> torch.Tensor:
         """The random numbers of this forward, for the sampler `number`."""
-        drawn = self.draws[number]
-        return drawn[0] if self.num_forwards == 1 else drawn.index_select(0, self.turn)[0]
+        numbers = self.random_numbers[number]
+        return numbers[0] if self.num_forwards == 1 else numbers.index_select(0, self.turn)[0]
 
-    def draw_again(self) -> None:
-        """Before a sample: new random numbers, in the order in which an eager model draws them."""
+    def resample(self) -> None:
+        """Take new random numbers before a sample, in the order in which an eager model takes
+        them."""
         self.turn.zero_()
         for row in range(self.num_forwards):
-            for number, draw in self._fills.items():
-                self.draws[number][row].copy_(draw())
+            for number, sample in self._fills.items():
+                self.random_numbers[number][row].copy_(sample())
 
 
 class _Running:

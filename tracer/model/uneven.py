@@ -205,7 +205,7 @@ def _filled(
 
 
 def _with_zeros(tensor: torch.Tensor, own: int, most: int) -> torch.Tensor:
-    """With zeros along the axis of the experts: the first, or that of a row [1, E]."""
+    """Pad with zeros along the axis of the experts: the first, or that of a row [1, E]."""
     axis = 1 if tensor.shape == (1, own) else 0
     if own == most or not tensor.dim() or tensor.shape[axis] != own:
         return tensor

@@ -112,9 +112,9 @@ def _weight(path: str, module: Any, name: str, bias: str) -> Weight:
 
 def _zero(tensor: torch.Tensor, kept: torch.Tensor, axis: int) -> None:
     """Zero all entries of an axis but `kept`."""
-    gone = torch.ones(tensor.shape, dtype=torch.bool, device=tensor.device)
-    gone.scatter_(axis, _spread(kept, gone, axis), value=False)
-    tensor.data.masked_fill_(gone, 0)
+    is_removed = torch.ones(tensor.shape, dtype=torch.bool, device=tensor.device)
+    is_removed.scatter_(axis, _spread(kept, is_removed, axis), value=False)
+    tensor.data.masked_fill_(is_removed, 0)
 
 
 def _spread(index: torch.Tensor, like: torch.Tensor, axis: int) -> torch.Tensor:

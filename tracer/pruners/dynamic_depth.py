@@ -76,16 +76,16 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     if leave != "lower":
         compat.set_static_layers(model, functools.partial(_static_layers, places))
     check_runs(model, "with layers skipped", route.sampler.stream)
-    gone = removed_layers(len(layers), point.sparsity)
+    skipped = removed_layers(len(layers), point.sparsity)
     state = " and updates no state" if has_mixers(model) else ""
     how = {
-        "skip": f"each forward skips {gone} of {len(layers)} layers, chosen at random",
-        "early": f"each forward skips one of the {gone} ± 1 last layers, chosen at random",
-        "lower": f"each step of decode skips the {gone} layers behind the first, a prompt none",
+        "skip": f"each forward skips {skipped} of {len(layers)} layers, chosen at random",
+        "early": f"each forward skips one of the {skipped} ± 1 last layers, chosen at random",
+        "lower": f"each step of decode skips the {skipped} layers behind the first, a prompt none",
     }
     notes = [f"{how[leave]}; a skipped layer caches nothing{state}"]
-    notes += rounding(len(layers) - gone, len(layers), point.sparsity, "layers")
-    record = {"kept": {"layers": len(layers) - gone}, "notes": notes}
+    notes += rounding(len(layers) - skipped, len(layers), point.sparsity, "layers")
+    record = {"kept": {"layers": len(layers) - skipped}, "notes": notes}
     # Early exit skips a random number of the last layers: there is nothing to learn.
     learners: list[Learner] = []
     if leave == "lower":
@@ -110,7 +110,7 @@ def _static_layers(places: list[LayerPlace], prompt: int, more: int) -> dict[int
 
 @dataclass
 class _Route:
-    """Which layers the current forward skips."""
+    """The choice of layers that the current forward skips."""
 
     num_layers: int
     leave: str  # "skip", "early" or "lower", as the knob `exit`
@@ -140,7 +140,7 @@ class _Route:
             self.skipped = set(self.sampler.stream.sample(range(self.num_layers), count))
 
     def saved(self) -> dict[str, Any]:
-        """What it has decided of a forward: see ForwardState."""
+        """The decisions for a forward: see ForwardState."""
         return {"skipped": set(self.skipped), "left": self.left}
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -148,7 +148,7 @@ class _Route:
         self.skipped, self.left = set(saved["skipped"]), saved["left"]
 
     def held(self, step: StaticStep) -> torch.Tensor:
-        """Which layers of a static step run, 0 or 1 for each: drawn as `start` draws.
+        """The layers of a static step that run, 0 or 1 for each, sampled as `start` samples them.
 
         Raises PrunescopeError for trained routers, which decide one after the other.
         """
@@ -157,11 +157,11 @@ class _Route:
                 "trained routers of layers decide on the host, and a recorded step cannot",
                 hint="use --mode eager",
             )
-        if self.sampler.number not in step.draws:
-            step.hold(self.sampler.number, functools.partial(self._drawn, step.turn.device))
+        if self.sampler.number not in step.random_numbers:
+            step.hold(self.sampler.number, functools.partial(self._sampled, step.turn.device))
         return step.held(self.sampler.number)
 
-    def _drawn(self, device: torch.device) -> torch.Tensor:
+    def _sampled(self, device: torch.device) -> torch.Tensor:
         self.start(past=0)
         runs = [float(index not in self.skipped) for index in range(self.num_layers)]
         return torch.tensor(runs, device=device)
@@ -201,7 +201,7 @@ class _DepthRouter(nn.Module):
         return linear(pooled, self.weight)
 
     def standardise(self, states: torch.Tensor) -> None:
-        """Until `unstandardise`, score states relative to the mean and spread of `states` [n, h],
+        """Score states, until `unstandardise`, relative to the mean and spread of `states` [n, h],
         with a spread of 1 over their scores. Otherwise the large components that all states share
         would move all scores at once in training, by more than the scores differ."""
         free = min(1, len(states) - 1)  # one sequence has no spread
@@ -229,7 +229,7 @@ class _Skippable(Counted):
 
     @property
     def forward_state(self) -> _Route:
-        """What was decided before this layer: which are skipped."""
+        """The decisions of earlier layers: which layers are skipped."""
         return self.route
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -366,7 +366,8 @@ class _DepthLearner:
         self.route.may_skip = [i for i, s in enumerate(self.sites) if s.router.sparsity]
 
     def _set_thresholds(self, calibration: Calibration) -> None:
-        """By the scores with all layers running, then by those with layers skipped."""
+        """Set thresholds by the scores with all layers running, then by those with layers
+        skipped."""
         sparsity = self.route.sparsity
         for self.route.sparsity in (0.0, sparsity):
             pooled = at_routers(self.model, self.sites, calibration, _DepthRouter.score)

@@ -265,8 +265,9 @@ class _RoutedKeys(_RoutedAttention):
 
 
 def _present(rows: Rows, batch: int, *, some: bool) -> torch.Tensor | None:
-    """Which sequences have a key in each new slot, [B, slots]; None: all. Not those without an
-    active token in a step (`some`), nor rows that fill up a sequence, whose gate is zero."""
+    """A mask [B, slots] of the sequences that have a key in each new slot; None: all. Not those
+    without an active token in a step (`some`), nor rows that fill up a sequence, whose gate is
+    zero."""
     if some:
         slot = torch.zeros(batch, 1, dtype=torch.bool, device=rows.flat.device)
         return slot.index_fill_(0, rows.flat, value=True)

@@ -303,7 +303,7 @@ class FlexRouter(BlockRouter):
     """Chooses blocks as a block mask for a prompt, as a BlockRouter for a single token."""
 
     def decided(self, scores: torch.Tensor, *, block: int, length: int, like: torch.Tensor) -> Any:
-        """By scores [B, n_kv, query blocks, key blocks]."""
+        """The decisions by scores [B, n_kv, query blocks, key blocks]."""
         if like.shape[2] == 1:
             return super().decided(scores, block=block, length=length, like=like)
         return flex.block_mask(

@@ -224,8 +224,8 @@ class _EvictingAttention(PlainAttention, Counted):
         kv: tuple[torch.Tensor, torch.Tensor],
         keys: torch.Tensor,
     ) -> None:
-        """After a prompt of a static cache, with its queries, cached and expanded keys: keep its
-        budget."""
+        """Keep the budget of keys after a prompt of a static cache, by its queries, cached and
+        expanded keys."""
         tokens = q.shape[2]
         budget = self._budget(tokens)
         k, v = self.kept(q, kv, keys, budget)
@@ -242,28 +242,28 @@ class _EvictingAttention(PlainAttention, Counted):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The `budget` keys and values of a prompt that stay, the first to leave in front behind
         the sinks."""
-        gone = kv[0].shape[2] - budget
-        if not gone:
+        evicted = kv[0].shape[2] - budget
+        if not evicted:
             return kv
         first = min(self.kept_first, budget - 1)
-        return _without(kv[0], first, gone), _without(kv[1], first, gone)
+        return _without(kv[0], first, evicted), _without(kv[1], first, evicted)
 
     def static_evict(
         self, layer: Any, q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor
     ) -> None:
-        """After a token, on a static cache: a queue needs nothing."""
+        """Evict after a token on a static cache: a queue needs nothing."""
 
     def make_room(self, held: CountedKeys, count: int) -> None:
-        """Before new keys: drop the oldest `count` keys behind the sinks, but never all; the next
-        update copies the rest."""
+        """Drop the oldest `count` keys behind the sinks before new keys come, but never all; the
+        next update copies the rest."""
         if (count := min(count, held.held - 1)) > 0:
             first = min(self.kept_first, held.held - count - 1)
             held.keys = _without(held.keys, first, count)
             held.values = _without(held.values, first, count)
 
     def evict(self, held: CountedKeys, q: torch.Tensor, k: torch.Tensor, *, first: bool) -> None:
-        """After attention, with its queries [B, n_q, T, d] and keys: reduce the cache of a prompt
-        (`first`) to its budget, copied so that memory is freed."""
+        """Reduce the cache of a prompt (`first`) to its budget after attention with queries [B,
+        n_q, T, d] and keys, copied so that memory is freed."""
         if first:
             budget = min(self._budget(held.seen), held.held)  # skipped tokens leave no keys
             keys, values = self.kept(q, (held.keys, held.values), k, budget)
@@ -283,7 +283,7 @@ class _RankedAttention(_EvictingAttention):
     """The keys stay that the end of the prompt attends to most, and the latest."""
 
     def add_router(self, sampler: Sampler) -> None:
-        """One ranking, at the end of the prompt."""
+        """Add the router: one ranking, at the end of the prompt."""
         self.router = KeyRanker(sampler)
 
     def kept(
@@ -319,7 +319,7 @@ class _AccumulatingAttention(_EvictingAttention):
         kv: tuple[torch.Tensor, torch.Tensor],
         keys: torch.Tensor,
     ) -> None:
-        """After a prompt: keep the keys that it attended to most."""
+        """Keep the keys that the prompt attended to most."""
         tokens, sets = q.shape[2], kv[0].shape[1]
         count = max(1, self._budget(tokens + 1) - 1)
         rows, mass = self.router(q, keys, None, count=count, scaling=self.scaling, sets=sets)
@@ -329,7 +329,7 @@ class _AccumulatingAttention(_EvictingAttention):
     def static_evict(
         self, layer: Any, q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor
     ) -> None:
-        """After a token: add its attention, and make room for the next."""
+        """Add the attention of a token, and make room for the next."""
         sets = layer.mass.shape[1]
         scores = q.unflatten(1, (k.shape[1], -1)).squeeze(3) @ k.transpose(-1, -2)
         mask = mask.expand(-1, q.shape[1], -1, -1).unflatten(1, (k.shape[1], -1))
@@ -342,7 +342,7 @@ class _AccumulatingAttention(_EvictingAttention):
         """The forward before made room."""
 
     def evict(self, held: CountedKeys, q: torch.Tensor, k: torch.Tensor, *, first: bool) -> None:
-        """After each forward: keep as many keys as leave room for the next token's."""
+        """Keep, after each forward, as many keys as leave room for the next token's."""
         layer: Any = held
         rows, layer.mass = self.router(
             q,

@@ -63,7 +63,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 def _scores(
     model: Any, mixtures: Sequence[Mixture], point: Point, record: Record
 ) -> dict[str, torch.Tensor]:
-    """By path of the experts, a score [E] of each; empty for a random selection."""
+    """A score [E] of the experts at each path; empty for a random selection."""
     if point.is_random:
         return {}
     if point.by_importance and any(one.is_list for one in mixtures):
@@ -123,14 +123,14 @@ def _chosen(mixture: Mixture, point: Point, scores: torch.Tensor | None) -> list
 
 
 def _members(mixture: Mixture, kept: Sequence[int]) -> dict[int, list[int]]:
-    """By kept expert, the experts that are merged into it: itself, and those of its group whose
+    """The experts that are merged into each kept expert: itself, and those of its group whose
     router rows are nearest to its row by cosine."""
     rows = nn.functional.normalize(mixture.rows.double(), dim=-1)
     size = mixture.total // mixture.groups
     members = {i: [i] for i in kept}
-    for gone in sorted(set(range(mixture.total)) - set(kept)):
-        near = [i for i in kept if i // size == gone // size]
-        members[near[int((rows[near] @ rows[gone]).argmax())]].append(gone)
+    for removed in sorted(set(range(mixture.total)) - set(kept)):
+        near = [i for i in kept if i // size == removed // size]
+        members[near[int((rows[near] @ rows[removed]).argmax())]].append(removed)
     return members
 
 
@@ -165,14 +165,14 @@ def _masked(mixtures: Sequence[Mixture], chosen: Sequence[Sequence[int]]) -> Ite
     handles: list[Any] = []
     before: list[tuple[torch.Tensor, torch.Tensor]] = []
     for mixture, kept in zip(mixtures, chosen, strict=True):
-        gone = torch.ones(mixture.total, dtype=torch.bool)
-        gone[list(kept)] = False
+        removed = torch.ones(mixture.total, dtype=torch.bool)
+        removed[list(kept)] = False
         router = (*mixture.routers, mixture.block)[0]
-        handles.append(router.register_forward_pre_hook(mask.entering(gone)))
+        handles.append(router.register_forward_pre_hook(mask.entering(removed)))
         handles.append(router.register_forward_hook(mask.leaving))
         for term in mixture.terms():
             before.append((term, term.clone()))
-            term.masked_fill_(gone.to(term.device), float("-inf"))
+            term.masked_fill_(removed.to(term.device), float("-inf"))
     try:
         with mask:
             yield
@@ -184,27 +184,27 @@ def _masked(mixtures: Sequence[Mixture], chosen: Sequence[Sequence[int]]) -> Ite
 
 
 class _Mask(TorchFunctionMode):
-    """Sets outputs of linears of the router that runs to −∞ where `gone` [E] is true."""
+    """Sets outputs of linears of the router that runs to −∞ where `removed` [E] is true."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.gone: torch.Tensor | None = None
+        self.removed: torch.Tensor | None = None
 
-    def entering(self, gone: torch.Tensor) -> Any:
+    def entering(self, removed: torch.Tensor) -> Any:
         """A pre-hook for a router."""
 
         def hook(_module: nn.Module, _args: Any) -> None:
-            self.gone = gone
+            self.removed = removed
 
         return hook
 
     def leaving(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         """A hook for a router."""
-        self.gone = None
+        self.removed = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The function itself, and the mask on its output."""
         output = func(*args, **(kwargs or {}))
-        if self.gone is None or func not in _LINEARS or output.shape[-1] != len(self.gone):
+        if self.removed is None or func not in _LINEARS or output.shape[-1] != len(self.removed):
             return output
-        return output.masked_fill(self.gone.to(output.device), float("-inf"))
+        return output.masked_fill(self.removed.to(output.device), float("-inf"))

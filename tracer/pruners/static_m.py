@@ -37,11 +37,11 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     if point.select == "greedy" and not point.knobs["layers"]:
         calibration = calibration_of(model, point.calibration, seed=point.seed)
         count = removed_layers(len(layers), point.sparsity)
-        gone = greedy_removal(model, calibration, kinds, count, record)
+        removed = greedy_removal(model, calibration, kinds, count, record)
     else:
-        gone = {kind: _chosen(model, len(layers), point, kind, influence) for kind in kinds}
-    record["removed"] = gone
-    if point.sparsity and not any(gone.values()):
+        removed = {kind: _chosen(model, len(layers), point, kind, influence) for kind in kinds}
+    record["removed"] = removed
+    if point.sparsity and not any(removed.values()):
         least = f"{1 / len(layers):g} is the lowest sparsity that removes one"
         too_few = (
             f"s = {point.sparsity:g} of {len(layers)} layers rounds to none: nothing is removed; "
@@ -52,25 +52,25 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         if text := named_share(named, len(layers), point.sparsity):
             record.setdefault("notes", []).append(text)
     else:
-        left = len(layers) - len(gone[kinds[0]])
+        left = len(layers) - len(removed[kinds[0]])
         what = "layers" if unit == "layer" else f"{' and '.join(kinds)} sublayers"
         record.setdefault("notes", []).extend(rounding(left, len(layers), point.sparsity, what))
     if point.knobs["layers"]:
-        record["sparsity"] = len(gone[kinds[0]]) / len(layers)
+        record["sparsity"] = len(removed[kinds[0]]) / len(layers)
         if record["sparsity"] != point.sparsity:
-            named = f"layers={point.knobs['layers']} says which: s is {record['sparsity']:g}"
+            named = f"layers={point.knobs['layers']} sets the sparsity: s is {record['sparsity']:g}"
             record.setdefault("notes", []).append(named)
     if unit == "layer":
-        kept = [i for i in range(len(layers)) if i not in gone["layer"]]
+        kept = [i for i in range(len(layers)) if i not in removed["layer"]]
         keep_layers(model, name, kept)
         record["kept"] = {"layers": kept}
         return Applied(model=model, record=record, layer_map=kept)
-    without = remove_sublayers(model, gone) if any(gone.values()) else {}
+    without = remove_sublayers(model, removed) if any(removed.values()) else {}
     for kind, numbers in without.items():
         text = f"layers without {kind}, where there was nothing to remove: {numbers}"
         record.setdefault("notes", []).append(text)
     record["kept"] = {
-        kind: [i for i in range(len(layers)) if i not in gone[kind]] for kind in kinds
+        kind: [i for i in range(len(layers)) if i not in removed[kind]] for kind in kinds
     }
     return Applied(model=model, record=record)
 

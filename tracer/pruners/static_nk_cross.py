@@ -94,8 +94,8 @@ def _bases(model: Any, stream: Stream, point: Point, kept: int, record: Record) 
         ]
         bases = [Basis(dimensions=torch.tensor(index, device=stream.device)) for index in indices]
     else:
-        drawn = (seeded(point.seed, f"stream {i}") for i in range(count))
-        normal = (torch.randn(stream.hidden, kept, generator=one) for one in drawn)
+        generators = (seeded(point.seed, f"stream {i}") for i in range(count))
+        normal = (torch.randn(stream.hidden, kept, generator=one) for one in generators)
         bases = [Basis(directions=torch.linalg.qr(x.to(stream.device)).Q) for x in normal]
     return bases * count if same else bases
 

@@ -114,8 +114,8 @@ def _static_layers(
                 )
             step = sum(after <= place.number for after in afters)
             if step and place.attends:
-                gone = dropped_after(sparsity, step, len(afters))
-                found[place.cached] = StaticLayer(kept_count(prompt, gone) + more)
+                dropped = dropped_after(sparsity, step, len(afters))
+                found[place.cached] = StaticLayer(kept_count(prompt, dropped) + more)
         return found
 
     return layers
@@ -175,7 +175,7 @@ class TokenRanker(nn.Module):
     def forward(
         self, hidden: torch.Tensor, query: torch.Tensor, keys: torch.Tensor, *, prompt: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the S tokens that are left of a `prompt`, the hidden states [B, S, h] of k in their
+        """Keep k of the S tokens that are left of a `prompt`: their hidden states [B, k, h] in
         order, and their places [B, k] among the S, by the last token's query [B, n_q, 1, d]
         (scaled) and all keys [B, n_kv, S, d]."""
         batch, heads, length, _ = keys.shape
@@ -220,7 +220,7 @@ class _Dropping(Counted):
 
     @property
     def forward_state(self) -> _Drop:
-        """What layers before this one leave: which tokens are left."""
+        """The state that earlier layers leave: which tokens are kept."""
         return self.drop
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -284,7 +284,7 @@ class _Dropping(Counted):
 
 
 def _first(value: Any) -> Any:
-    """What tells one argument from another: torch.compile compares tensors, and no tuples."""
+    """The tensor by which an argument is identified: torch.compile does not compare tuples."""
     return value[0] if isinstance(value, tuple) else value
 
 

@@ -2,7 +2,7 @@
 
 In: a model, its tokenizer and a TaskList. Out: TaskScores for run.json; metrics as the harness
 gives them, with its standard errors (null where it gives none). A request gets one answer, whatever
-is asked beside it and before it. In decode scoring the context of a request fills the cache, and
+is asked next to it and before it. In decode scoring the context of a request fills the cache, and
 its answer follows token by token.
 """
 
@@ -122,7 +122,7 @@ def _read_by_token(harness_model: Any) -> Any:
         def _loglikelihood_tokens(
             self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
         ) -> list[tuple[float, bool]]:
-            """For each (text, context, answer): ln p(answer | context), and whether each of its
+            """ln p(answer | context) of each (text, context, answer), and whether each of its
             tokens is the most likely one."""
             found = []
             for text, context, answer in requests:

@@ -141,7 +141,7 @@ class RecordedSteps:
     def __call__(self) -> Iterator[None]:
         """One step: it warms up, is timed or is profiled. Raises RuntimeError inside another."""
         if self._inside:
-            raise RuntimeError("a step is inside of another step")
+            raise RuntimeError("a step was started inside another step")
         number = self._number
         self._inside, self._number = True, number + 1
         try:
@@ -334,7 +334,7 @@ def _num_parameters(module: torch.nn.Module) -> int:
 @contextmanager
 def _scopes(model: torch.nn.Module) -> Iterator[None]:
     """A span with the name of its module around every forward, until the context closes. A model
-    that torch.compile made has none: the spans would compile it anew."""
+    that torch.compile made has none: the spans would compile it again."""
     modules = dict(model.named_modules())
     names = [] if any(hasattr(m, "_orig_mod") for m in modules.values()) else scoped_names(model)
     with ExitStack() as stack:

@@ -92,7 +92,7 @@ class Adapters:
 
 
 def zero_shares(model: nn.Module) -> dict[str, float]:
-    """By role, the largest share of zeros in a matrix of the layers."""
+    """The largest share of zeros in a matrix of the layers, by role."""
     shares: dict[str, float] = {}
     for path, module in layer_matrices(model).items():
         role = locate(path).role

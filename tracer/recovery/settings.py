@@ -67,7 +67,7 @@ def read_recovery(
                 hint=f"nearest: {nearest(str(key)[:99], _KEYS)}; known: {', '.join(_KEYS)}",
             )
     if value.get("steps") is None:
-        raise PrunescopeError(f"{where} does not say how many steps", hint=f"{where} steps=100")
+        raise PrunescopeError(f"{where} gives no number of steps", hint=f"{where} steps=100")
     values = {k: _READ[k](f"{where} {k}", v) for k, v in value.items() if v is not None}
     return Recovery(**values)
 

@@ -1,4 +1,4 @@
-"""Where a training stores its checkpoints and finished weights, and reports its progress.
+"""Storage of a training: its checkpoints, its finished weights, and its progress.
 
 In: a folder and a Progress, set around the code that prunes; tensors by name and plain values.
 Out: TrainingStorage; the same tensors and values. A killed training is resumed from there, and a

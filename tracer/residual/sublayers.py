@@ -121,8 +121,8 @@ def _kind(path: str, module: nn.Module) -> str:
     return scope if scope in KINDS else ""
 
 
-def remove_sublayers(model: Any, gone: Mapping[str, Collection[int]]) -> dict[str, list[int]]:
-    """Remove the sublayers `gone`, layer numbers by kind; returns the layers without such a
+def remove_sublayers(model: Any, removed: Mapping[str, Collection[int]]) -> dict[str, list[int]]:
+    """Remove the sublayers `removed`, layer numbers by kind; returns the layers without such a
     sublayer.
 
     Raises PrunescopeError if the model does not run without them, or gives other logits than with
@@ -135,10 +135,10 @@ def remove_sublayers(model: Any, gone: Mapping[str, Collection[int]]) -> dict[st
     without: dict[str, list[int]] = {}
     for index, layer in enumerate(layers):
         found = roots(layer, f"{name}.{index}")
-        leaving = [p for kind in KINDS if index in gone.get(kind, ()) for p in found[kind]]
+        leaving = [p for kind in KINDS if index in removed.get(kind, ()) for p in found[kind]]
         norms += _served(layer, f"{name}.{index}", leaving, calls)
         for kind in KINDS:
-            if index in gone.get(kind, ()) and not found[kind]:
+            if index in removed.get(kind, ()) and not found[kind]:
                 without.setdefault(kind, []).append(index)
         for path in leaving:
             stub = RemovedSublayer(calls.parts.get(path, 0))
@@ -146,7 +146,8 @@ def remove_sublayers(model: Any, gone: Mapping[str, Collection[int]]) -> dict[st
             stubs.append(stub)
     if not stubs:
         raise PrunescopeError(
-            f"the layers of {type(model).__name__} have no {' or '.join(gone)} sublayer to remove",
+            f"the layers of {type(model).__name__} have no {' or '.join(removed)} sublayer "
+            "to remove",
             hint="use --set unit=layer",
         )
     renumber_cache(model, layers)
@@ -171,7 +172,7 @@ def _masked(stubs: list[RemovedSublayer]) -> Iterator[None]:
 
 
 def _watch(model: Any, name: str, layers: nn.ModuleList) -> _Calls:
-    """One forward of a few tokens, which shows the norm of each sublayer."""
+    """Run one forward of a few tokens, which shows the norm of each sublayer."""
     calls, handles = _Calls(), []
     for path, module in layers.named_modules(prefix=name):
         if locate(path).layer is not None and path.count(".") > name.count(".") + 1:

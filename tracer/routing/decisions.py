@@ -83,10 +83,10 @@ class Sampler:
         if not self.is_random:
             return scores
         step = static_step()
-        numbers = self._drawn(scores) if step is None else self._held(step, scores)
+        numbers = self._sampled(scores) if step is None else self._held(step, scores)
         return torch.add(numbers, scores, alpha=0)
 
-    def _drawn(self, like: torch.Tensor) -> torch.Tensor:
+    def _sampled(self, like: torch.Tensor) -> torch.Tensor:
         """Random numbers of the shape of `like`, from the host's stream."""
         count = like.numel()
         table = self._root._uniform(count, like.device)
@@ -95,10 +95,10 @@ class Sampler:
         return table[start : start + count].view(like.shape)
 
     def _held(self, step: StaticStep, like: torch.Tensor) -> torch.Tensor:
-        """Random numbers of a static step, which were drawn before the sample."""
+        """Random numbers of a static step, which were taken before the sample."""
         # Prompts of another length, which no graph holds, need other ones.
-        if self.number not in step.draws or step.held(self.number).shape != like.shape:
-            step.hold(self.number, functools.partial(self._drawn, torch.empty_like(like)))
+        if self.number not in step.random_numbers or step.held(self.number).shape != like.shape:
+            step.hold(self.number, functools.partial(self._sampled, torch.empty_like(like)))
         return step.held(self.number)
 
     def count_successes(self, trials: int, share: float) -> int:
@@ -124,7 +124,7 @@ class Tally:
     total: list[int] = field(default_factory=list)
 
     def add(self, active: int | torch.Tensor, total: int) -> None:
-        """One forward. A compiled one counts nothing: it does what its eager form does."""
+        """Count one forward. A compiled one counts nothing: it does what its eager form does."""
         if torch.compiler.is_compiling():
             return
         self.active.append(active)

@@ -23,16 +23,16 @@ class Learner(Protocol):
     how: str  # what is trained and how, with its source, for the notes of a run
 
     def begin(self, calibration: Calibration) -> None:
-        """Before training: decide by scores from now on, with weights in float32."""
+        """Start training: decide by scores from now on, with weights in float32."""
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained, by name."""
+        """The trained parameters, by name."""
 
     def finish(self, calibration: Calibration) -> None:
-        """After training: cast the weights to the model's dtype, and set the thresholds."""
+        """Finish training: cast the weights to the model's dtype, and set the thresholds."""
 
     def record(self) -> RouterTraining:
-        """For run.json."""
+        """The record of the training for run.json."""
 
 
 def straight_through(scores: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Which models the dynamic families support, and a check that their modules compute the same.
+"""Models that the dynamic families support, and a check that their modules compute the same.
 
 In: a model. Out: its layers or attentions, or a PrunescopeError that says what is not supported.
 `rebuilt` first runs the family's modules at s = 0 and compares the logits with the dense ones.

@@ -22,7 +22,7 @@ from prunescope.tracer.routing.row_router import RowRouter, Rows, SameRows, scat
 
 @dataclass(frozen=True)
 class Mlp:
-    """Where the MLP of a layer is: its modules (several with the same input: experts, and a shared
+    """The place of a layer's MLP: its modules (several with the same input: experts, and a shared
     MLP), or, if it has no module, its first and last projection (`bare`)."""
 
     modules: list[str]

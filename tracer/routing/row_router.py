@@ -166,10 +166,10 @@ class RowRouter(nn.Module):
             self.tracked[1].copy_(gain)
 
     def _passes(self, scores: torch.Tensor, threshold: float) -> torch.Tensor:
-        """Which of [B] go through. A tracked threshold rises by g·s with each that does, and falls
-        by g·(1−s) with each that does not, so that the share over t tokens is off by at most the
-        threshold's total change / (g·t): online quantile tracking (Gibbs and Candès, arXiv
-        2106.00193)."""
+        """A mask [B] of the rows that go through. A tracked threshold rises by g·s with each that
+        does, and falls by g·(1−s) with each that does not, so that the share over t tokens is off
+        by at most the threshold's total change / (g·t): online quantile tracking (Gibbs and Candès,
+        arXiv 2106.00193)."""
         static = static_step() is not None
         ours = static or self._tracked_for is current_request()
         if self.tracked is None or not ours or len(self.tracked[0]) != len(scores):

@@ -24,7 +24,7 @@ _SHOWN = 6  # parts of what is left out that are named
 
 @dataclass(frozen=True)
 class Budget:
-    """What of a sweep runs within `hours`; `seconds`: of it, and of what is left out."""
+    """The part of a sweep that runs within `hours`; `seconds`: of it, and of the rest."""
 
     hours: float
     kept: tuple[Planned, ...]
@@ -33,7 +33,7 @@ class Budget:
     left_out_seconds: float
 
     def lines(self) -> list[str]:
-        """What is in, what is left out, and why."""
+        """Lines on the results within the budget, those left out, and why."""
         total = len(self.kept) + len(self.left_out)
         found = [
             f"--budget {self.hours:g}: {len(self.kept)} of {total} results, about "
@@ -77,9 +77,10 @@ def within(
 
 
 def _order(results: Iterable[Planned]) -> Callable[[Planned], tuple[int, ...]]:
-    """By random sample, then whole models before layers, cells with few tokens first, prefill
-    before decode (two of the three claims are about it), and the ends of the sparsities first.
-    Points of a family under options of `set` follow where it is there without them too."""
+    """The sort key of results: by random sample, then whole models before layers, cells with few
+    tokens first, prefill before decode (two of the three claims are about it), and the ends of the
+    sparsities first. Points of a family under options of `set` follow where it is there without
+    them too."""
     results = list(results)
     usual = {_point(one) for one in results if not one.set}
     cells = sorted(
@@ -100,7 +101,7 @@ def _order(results: Iterable[Planned]) -> Callable[[Planned], tuple[int, ...]]:
 
 
 def _point(one: Planned) -> tuple[object, ...]:
-    """What a result measures, without the options of its family."""
+    """The measured point of a result, without the options of its family."""
     return one.family, one.sparsity, one.select, one.draw, one.phase, one.setting
 
 

@@ -35,7 +35,7 @@ _KEYS = tuple(named.name for named in options_of(SweepConfig))
 
 @dataclass(frozen=True)
 class _Preset:
-    """`about`: a line on each of its sweeps; `also`: what is said above them."""
+    """`about`: a line on each of its sweeps; `also`: the text above them."""
 
     sweeps: tuple[SweepConfig, ...]
     about: tuple[str, ...]
@@ -179,8 +179,8 @@ for _tag, _form in _NUMBERS.items():
 
 
 def _from_plain(plain: dict[str, Any], path: Path, *, whole: bool = True) -> dict[str, Any]:
-    """The values of the keys, paths beside the file. `whole`: with those that a sweep needs; else
-    a key without a value has the default of a sweep, in place of that of a preset."""
+    """The values of the keys, paths relative to the file. `whole`: with those that a sweep needs;
+    else a key without a value has the default of a sweep, in place of that of a preset."""
     for key in plain:
         if key not in _KEYS:
             raise PrunescopeError(
@@ -203,13 +203,13 @@ def _from_plain(plain: dict[str, Any], path: Path, *, whole: bool = True) -> dic
 
 
 def _located(key: str, value: Any, path: Path) -> Any:
-    """A value that names a file or folder, beside the sweep file; any other as it is."""
+    """A value that names a file or folder, relative to the sweep file; any other as it is."""
     if value is None:
         return None
     if key == "model":
-        return _beside(value, path, when=True)
+        return _path_from_file(value, path, when=True)
     if key == "families":
-        return tuple(_beside(name, path, when=is_file(name)) for name in value)
+        return tuple(_path_from_file(name, path, when=is_file(name)) for name in value)
     if key in ("text", "other_text"):
         return _text(value, path)
     if key == "recover" and value.text is not None:
@@ -220,7 +220,7 @@ def _located(key: str, value: Any, path: Path) -> Any:
 
 
 def _text(value: Path | str, path: Path) -> Path:
-    """A text beside the sweep file, or the name of a data set."""
+    """A text file next to the sweep file, or the name of a data set."""
     there = path.parent / home_path(str(value))
     return Path(value) if is_named_text(value) and not there.exists() else there
 
@@ -234,8 +234,8 @@ def _folder(path: Path) -> Path:
     return path.resolve()  # the harness works inside it, and a worker may stand elsewhere
 
 
-def _beside(name: str, path: Path, *, when: bool) -> str:
-    """`name` as a path beside the sweep file, where there is such a folder or file."""
+def _path_from_file(name: str, path: Path, *, when: bool) -> str:
+    """`name` as a path relative to the sweep file, where there is such a folder or file."""
     there = path.parent / home_path(name)
     try:
         found = str(there) if when and there.exists() else name
@@ -318,7 +318,8 @@ def _knobs(key: str, value: Any) -> dict[str, tuple[str, ...]]:
 
 
 def _reader(named: NamedOption) -> Callable[[str, Any], Any]:
-    """What reads and checks a value of a key, by the type and the limits of its option."""
+    """The function that reads and checks a value of a key, by the type and the limits of its
+    option."""
     if named.name in _OF_THEIR_OWN:
         return _OF_THEIR_OWN[named.name]
     kind = next((k for k in get_args(named.type) if k is not NoneType), named.type)

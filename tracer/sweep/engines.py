@@ -1,4 +1,4 @@
-"""Where the jobs of a sweep run: `local` in this process, `ray` on a cluster's workers.
+"""Engines that run the jobs of a sweep: `local` in this process, `ray` on a cluster's workers.
 
 An engine is a function of jobs and `on_result`, which is called with each result before it starts;
 ray calls it with a job's first result when the job is done. Jobs write their results to the folder

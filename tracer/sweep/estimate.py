@@ -40,7 +40,7 @@ _STEP_FORWARDS = 2.6
 def peaks_here(folder: Path, config: SweepConfig, dtype: str) -> list[MeasuredPeaks]:
     """The peaks that this sweep has measured, or those of now: with the threads of the sweep, as
     threads beyond the cores that are free wait for each other, and up to three times where other
-    work ran beside, which lowers a peak and never raises one."""
+    work ran concurrently, which lowers a peak and never raises one."""
     with thread_count(config.threads):
         kept = sorted(folder.glob(f"peaks-*-{dtype}-{torch.get_num_threads()}.json"))
         read = (read_json(path, KeptPeaks) for path in kept)

@@ -227,7 +227,7 @@ class JobRunner:
     def _compared(
         self, job: Job, result: Planned, prepared: Prepared, fingerprint: str
     ) -> Compared:
-        """Both models on the text that judges, and on the other one, where there is one."""
+        """Compare both models on the text that judges, and on the other one, where there is one."""
         dense, pruned = prepared.variants
         scoring, length = _scoring(result), _eval_len(result)
         passages = {"text": self._text(job, dense, length)}

@@ -1,5 +1,5 @@
-"""What a sweep cannot run, checked before it starts: on this machine, with this model, or as a
-sequence of families; what steps of fixed shapes (mode compile or graph) cannot show of rows that
+"""Results that a sweep cannot run, found before it starts: on this machine, with this model, or as
+a sequence of families; what steps of fixed shapes (mode compile or graph) cannot show of rows that
 are chosen in decode; and a model's config and dimensions, read without its weights.
 
 In: a plan, a method, a model's name. Out: sentences, each with the number of results that it
@@ -47,7 +47,7 @@ def check_possible(remaining: Sequence[Planned]) -> None:
     able = [result for result in remaining if result.problem is None]
     if able and pick_device("auto").type == "cpu" and all(one.mode == "graph" for one in able):
         raise PrunescopeError(
-            f"all {len(able)} results that are left record CUDA graphs (mode: graph), and this "
+            f"all {len(able)} remaining results record CUDA graphs (mode: graph), and this "
             "machine has no GPU",
             hint=_HINT,
         )
@@ -73,7 +73,7 @@ def _of_device(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
 
 
 def _of_memory(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
-    """The weights of both models, or what the steps of some results need beside them."""
+    """The weights of both models, or the memory that steps of some results need in addition."""
     from prunescope.tracer.machine.device import free_bytes, pick_device, total_bytes
 
     shape = shape_without_weights(plan.config.model)
@@ -150,7 +150,7 @@ def limits_of_fixed_steps(plan: SweepPlan) -> list[str]:
         found.append(
             f"{len(by_count)} of {len(plan.results)} results decode "
             f"{_names(by_count)} in steps of fixed shapes, which run "
-            "max(1, int((1 − s)·B)) of B rows, another share than 1 − s (at batch 1 all: "
+            "max(1, int((1 − s)·B)) of B rows, a share other than 1 − s (at batch 1 all: "
             f"the dense model), and get no loss; {_EAGER}"
         )
     return found

@@ -1,4 +1,4 @@
-"""What a sweep will do: a configuration, and the results that it asks for, with stable ids.
+"""The plan of a sweep: a configuration, and the results that it asks for, with stable ids.
 
 In: a YAML file or a preset. Out: SweepConfigs and Planned results. Points of a family whose
 dimensions are equal are one result. Nothing here loads a model.
@@ -165,8 +165,8 @@ class SweepConfig:
         return (self.select,) if isinstance(self.select, str) else self.select
 
     def identity(self) -> dict[str, Any]:
-        """What makes results comparable, as plan.json has it, without local paths: the keys that
-        list nothing. A folder holds results of one identity."""
+        """The settings that comparable results share, as in plan.json and without local paths: the
+        keys that list nothing. A folder holds results of one identity."""
         listing = {named.name for named in options_of(SweepConfig) if named.option.lists}
         values = {
             field.name: _without_path(getattr(self, field.name))
@@ -507,8 +507,8 @@ def _all_points(
 def _one_model(
     config: SweepConfig, name: str, shape: ModelShape | None, points: Sequence[_Point]
 ) -> list[str]:
-    """Which points of a family are one model under several names, as their dimensions are equal: a
-    sparsity may align by itself to more than an option asks for."""
+    """Group the points of a family that are one model under several names, as their dimensions are
+    equal: a sparsity may align by itself to more than an option asks for."""
     same: dict[Any, list[_Point]] = {}
     for point in points:
         if point.set and point.sparsity is not None and point.problem is None and shape is not None:

@@ -60,7 +60,7 @@ class SweepRequest:
 
     @property
     def folder(self) -> Path:
-        """Where the sweep lies. Raises PrunescopeError where no folder was named."""
+        """The folder of the sweep. Raises PrunescopeError where no folder was named."""
         if self.out is None:
             raise PrunescopeError(
                 "--out is missing", hint="name the folder to write to, as --out traces/sweep"

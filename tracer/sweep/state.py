@@ -108,7 +108,7 @@ class SweepFolder:
         failure_of(self.path, result).unlink(missing_ok=True)
 
     def quality(self, key: str) -> Path:
-        """Where the quality of a model is kept."""
+        """The file of a model's quality."""
         return self.path / "quality" / f"{key}.json"
 
     def start(self, plan: SweepPlan) -> None:
@@ -213,7 +213,7 @@ class SweepFolder:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """One writer of the folder's own files at a time."""
+        """Lock the folder's own files: one writer at a time."""
         with (self.path / ".sweep.lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -267,7 +267,7 @@ def read_json(path: Path, kind: type[T]) -> T | None:
 
 
 def _without_path(result: Planned) -> Planned:
-    """As files hold it: a checkpoint or a plan is named there without its path."""
+    """A value as files hold it: a checkpoint or a plan is named there without its path."""
     if not is_file(result.family):
         return result
     return msgspec.structs.replace(result, family=family_slug(result.family))
@@ -279,5 +279,5 @@ def _check_same(before: dict[str, Any], now: dict[str, Any], path: Path) -> None
         if before.get(name) != value:
             raise PrunescopeError(
                 f"{path} holds a sweep with {name} {before.get(name)!r}, this one has {value!r}",
-                hint="numbers of both would not compare: choose another --out",
+                hint="their numbers are not comparable: choose another --out",
             )

@@ -116,7 +116,7 @@ def plan_of(request: SweepRequest) -> SweepPlan:
 
 
 def _budget(request: SweepRequest, plan: SweepPlan) -> Budget:
-    """What is left of a request's part of a sweep, as far as its hours reach."""
+    """The remaining results of a request's part of a sweep, as far as its hours reach."""
     assert request.budget is not None
     folder = SweepFolder(request.folder)
     mine = shard_of(plan, read_shard(request.shard))
@@ -143,8 +143,8 @@ def _named_as_stored(config: SweepConfig, folder: Path) -> SweepConfig:
 
 
 def before_it_starts(plan: SweepPlan) -> list[str]:
-    """What to say of a plan before it runs: what this machine cannot do of it, what steps of fixed
-    shapes cannot show, and what its budget leaves out."""
+    """Notes on a plan before it runs: results that this machine cannot run, that steps of fixed
+    shapes cannot show, or that its budget leaves out."""
     return [
         *limits_here(plan),
         *limits_of_fixed_steps(plan),
@@ -153,7 +153,7 @@ def before_it_starts(plan: SweepPlan) -> list[str]:
 
 
 class Duration(TypedDict):
-    """What is left of a sweep, roughly; null: not known.
+    """A rough estimate of the remaining time of a sweep; null: not known.
 
     `seconds` rests on the best of `peaks_measured` measurements of this machine, `seconds_most` on
     the worst, which other work made slow.
@@ -257,8 +257,8 @@ def _estimate(
 
 @dataclass(frozen=True)
 class _Durations:
-    """What estimates results of a sweep: forwards by the best measurement of the peaks here, and by
-    each; `disturbed`: by what the best one was."""
+    """Estimates the time of results of a sweep: forwards by the best measurement of the peaks here,
+    and by each; `disturbed`: by what the best one was."""
 
     config: SweepConfig
     best: ForwardTimes

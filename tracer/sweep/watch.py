@@ -25,7 +25,7 @@ from prunescope.tracer.sweep.state import SweepFolder, timing_slot
 IDLE_S, SILENT_S = 1800.0, 6 * 3600.0
 IDLE_SHARE = 0.01  # of a core
 GRACE_S = 60.0  # from the error in the thread that hangs to the end of the process
-POLL_S = 30.0  # it wakes beside timed code: seldom
+POLL_S = 30.0  # it wakes while code is timed: seldom
 EXIT_CODE = 3
 
 

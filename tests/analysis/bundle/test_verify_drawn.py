@@ -173,7 +173,7 @@ def test_numbers_in_figures_are_compared_whatever_draws(evidence: Path, tmp_path
 
     path = rewritten(evidence, tmp_path / "a.zip", both)
     assert list(failed(path)) == changed
-    assert prunescope.main(["verify", str(path), "--allow-undrawn"]) == 3
+    assert prunescope.main(["verify", str(path), "--allow-missing-figures"]) == 3
 
 
 def test_what_another_version_wrote_is_rebuilt_where_it_can_be(

@@ -69,7 +69,7 @@ def test_a_number_stands_beside_the_point_of_its_setting(found: Reproduction) ->
 def test_the_closest_setting_stands_in_and_is_named(found: Reproduction) -> None:
     one = value(found, "Fig. 5", "static-nk", phase="prefill", batch=1, prompt_len=32768)
     assert (one.ours, one.where, one.timing_valid) == (1.7, "batch 1, 8192 tokens", False)
-    assert any("of another batch or length" in note for note in found.notes)
+    assert any("have another batch or length" in note for note in found.notes)
     assert any(note.startswith("? ") for note in found.notes)
 
 

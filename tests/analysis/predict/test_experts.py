@@ -273,10 +273,10 @@ def test_a_router_cannot_choose_more_experts_than_there_are() -> None:
 def test_what_a_router_needs_stays_and_is_said() -> None:
     """8 experts a token of 128: of 99 % fewer, 8 stay; half an expert a token fewer is none."""
     for asked, says in (
-        ({"sparsity": 0.99}, "8 of 128 experts of a layer stay: 93.8% fewer, where 99.0% were"),
+        ({"sparsity": 0.99}, "8 of 128 experts of a layer stay: 93.8% fewer; 99.0% were"),
         (
             {"method": "static-topk", "sparsity": 0.0625},
-            "8 of 8 experts a token goes to stay: 0.0%",
+            "8 of 8 experts of each token stay: 0.0%",
         ),
     ):
         answer = prunescope.predict(**{**QWEN, **DROPPED, "phase": "decode", **asked})

@@ -164,7 +164,7 @@ def test_the_best_tile_by_hand() -> None:
     assert (best.rows, best.columns, best.waves) == (128, 256, 3)
     # 40 tiles: K in four parts of 1,024 fills 160 of 188
     whole, parts = tile_choices((1024, 1280, 4096, 1), 188, free)
-    assert (whole.parts, parts.parts, parts.waves, parts.adds_up) == (1, 4, 1, True)
+    assert (whole.parts, parts.parts, parts.waves, parts.sums_parts) == (1, 4, 1, True)
     # a start that is longer than what the split saves: K stays whole
     dear = SplitCosts(work=1.0, sums=0.0, start=whole.factor - parts.factor)
     assert tile_choices((1024, 1280, 4096, 1), 188, dear) == (whole,)

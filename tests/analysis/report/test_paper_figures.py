@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from prunescope.analysis.pareto.gemm_speedups import speedup_curves
 from prunescope.analysis.pareto.write import paper_files
-from prunescope.analysis.report.paper_figure import NotDrawn, PaperFigure, usually_aligned
+from prunescope.analysis.report.paper_figure import MissingFigure, PaperFigure, usually_aligned
 from prunescope.analysis.report.paper_figures import PaperSet, paper_set
 from prunescope.analysis.schema.categories import CategoryTime
 from prunescope.analysis.schema.pareto import (
@@ -185,7 +185,7 @@ def test_what_has_no_data_is_not_drawn_and_names_its_key() -> None:
     assert "align: [" in keys["alignment"] and "`families`" in keys["overhead"]
     assert "prunescope gemm" in keys["gemms"] and all("not plotted" in one for one in keys.values())
     bare = paper_set(sweep({"prefill": [at("x", 1.5, sparsity=None, sparsities=[])]}))
-    assert any(isinstance(one, NotDrawn) and one.name == "speedup" for one in bare.missing)
+    assert any(isinstance(one, MissingFigure) and one.name == "speedup" for one in bare.missing)
 
 
 def test_nothing_is_wider_than_its_figure(whole: PaperSet) -> None:

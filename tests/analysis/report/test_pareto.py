@@ -10,6 +10,8 @@ from matplotlib.patches import Patch
 from matplotlib.transforms import Bbox
 
 from prunescope.analysis.pareto.frontier import frontier
+from prunescope.analysis.report.figure_style import family_looks
+from prunescope.analysis.report.paper_figure import families_of
 from prunescope.analysis.report.pareto_figures import (
     frontier_figure,
     frontier_plot,
@@ -139,6 +141,11 @@ def test_one_legend_for_all_phases_and_a_marker_a_family() -> None:
     assert [text.get_text() for text in legends[0].get_texts()][:4] == ["a", "b", "c", "d"]
     many = marks_of(point(f"family {i}", 1.1, 0.1) for i in range(14))
     assert len({marker for _, marker in many.values()}) == 14
+
+
+def test_a_family_looks_the_same_in_the_paper_set() -> None:
+    points = [point(f"family {i}", 1.1, 0.1) for i in range(9)]
+    assert marks_of(points) == family_looks(families_of(points))
 
 
 def test_a_cell_without_a_loss_is_drawn() -> None:

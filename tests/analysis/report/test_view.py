@@ -61,7 +61,7 @@ def test_layers_that_are_gone_and_those_that_stay_are_one_row() -> None:
 
 def test_a_merged_row_sums_what_its_two_rows_lose() -> None:
     (phase, _) = golden("tiny-static-m")
-    for gemm in gemm_table.with_gone(phase.gemms):
+    for gemm in gemm_table.merged_removals(phase.gemms):
         parts = [g for g in phase.gemms if (g.role, g.group) == (gemm.role, gemm.group)]
         for name in ("loss_ns", "promised_ns", "dense_busy_ns", "dense_count", "busy_ns"):
             told = [getattr(g, name) for g in parts]

@@ -281,7 +281,7 @@ def test_a_cut_off_file_alone_lacks_kernels(tmp_path: Path) -> None:
     path.write_text(text[: text.index("model.layers.4.") - 20])
     phase = analyze(path).report.phases["trace"]
     present(phase, "truncated-trace", "critical", "the trace: the file is cut off")
-    assert headline(phase).startswith("the trace is cut off; what is left takes")
+    assert headline(phase).startswith("the trace is cut off; the rest takes")
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -51,7 +51,7 @@ def written(path: Path, losses: ModelLosses, options: list[LayerOption]) -> Path
         layers.append(
             KeptLayer(
                 layer=number,
-                dropped=one.gone,
+                dropped=one.dropped,
                 kv_heads=one.kv_heads,
                 channels=one.channels,
                 kept_kv_heads=heads.kept(one.kv_heads) if heads and one.kv_heads else None,
@@ -132,7 +132,7 @@ def test_a_model_of_low_ranks_loses_what_its_products_do(name: str, tmp_path: Pa
 def test_a_dropped_layer_and_a_plan_for_another_model(tiny: Any, tmp_path: Path) -> None:
     losses = losses_of(tiny)
     plain = LayerOption(cost=0, loss=0)
-    options = [plain, LayerOption(cost=0, loss=0, gone=True), *[plain] * 5,
+    options = [plain, LayerOption(cost=0, loss=0, dropped=True), *[plain] * 5,
                LayerOption(cost=0, loss=0, kv_heads=2)]  # fmt: skip
     rise = losses.together(options)
     plan = written(tmp_path / "plan.json", losses, options)

@@ -165,15 +165,15 @@ def test_random_numbers_of_a_static_step_are_drawn_before_each_sample() -> None:
     static: Any = loops(model, "decode")[1]
     static.prepare()
     static.sample()  # finds the samplers
-    [drawn, *_] = static._static.draws.values()
+    [numbers, *_] = static._static.random_numbers.values()
     static.prepare()
-    first = drawn.clone()
-    assert drawn.shape[0] == static.steps_per_sample + 1
-    assert not torch.equal(drawn[0], drawn[1])
+    first = numbers.clone()
+    assert numbers.shape[0] == static.steps_per_sample + 1
+    assert not torch.equal(numbers[0], numbers[1])
     static.sample()
-    assert torch.equal(drawn, first)
+    assert torch.equal(numbers, first)
     static.prepare()
-    assert not torch.equal(drawn, first)
+    assert not torch.equal(numbers, first)
     assert int(static._static.turn) == 0
 
 

@@ -194,7 +194,7 @@ def test_progress_is_told_in_a_sweep(trained: tuple[Path, str]) -> None:
 @pytest.mark.parametrize(
     ("keys", "problem"),
     [({"recover": {"steps": 0}}, "recover steps=0 is invalid"), ({"recover": 3}, "not a training"),
-     ({"recover": "rank=3"}, "how many steps"), ({"select": ["importance", "best"]}, "'best'")],
+     ({"recover": "rank=3"}, "no number of steps"), ({"select": ["importance", "best"]}, "'best'")],
 )  # fmt: skip
 def test_a_mistake_is_found_before_any_work(asked: Any, keys: Any, problem: str) -> None:
     with pytest.raises(PrunescopeError, match=problem):

@@ -24,7 +24,7 @@ def test_words_and_mappings_say_the_same() -> None:
 @pytest.mark.parametrize(
     ("value", "problem"),
     [("steps=0", "steps=.*0.* is invalid"), ("steps=-3", "is invalid"), ("steps=ten", "is invalid"),
-     ("steps=99999999999", "is invalid"), ("rank=4", "does not say how many steps"),
+     ("steps=99999999999", "is invalid"), ("rank=4", "gives no number of steps"),
      ("steps=5,rank=0", "rank=.*0.* is invalid"), ("steps=5,lr=0", "not a learning rate"),
      ("steps=5,lr=nan", "not a learning rate"), ("steps=5,stpes=5", "has no 'stpes'"),
      ("steps=5,target=", "not KEY=VALUE"), ("steps=5,target=q++v", "names nothing"),
