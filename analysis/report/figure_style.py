@@ -48,6 +48,9 @@ _FAMILY_COLOURS = (
 )  # fmt: skip
 _FAMILY_MARKERS = f"{CURVE_MARKERS}X<>hpd8"
 THIN = 0.6
+# An axis of speedups or times ends at so many times the highest mark; the interval of a disturbed
+# time may leave the panel there, or it would leave no room for marks.
+MOST_WHISKER = 1.4
 EDGE: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.4}  # of bars and their keys
 _LETTER_WIDTH, _MARK_WIDTH = 0.05, 0.33  # inches in a legend
 

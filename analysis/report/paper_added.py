@@ -14,7 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from prunescope.analysis.report import evidence
-from prunescope.analysis.report.figure_style import family_looks, no_evidence, reason_patches, shade
+from prunescope.analysis.report.figure_style import (
+    MOST_WHISKER,
+    family_looks,
+    no_evidence,
+    reason_patches,
+    shade,
+)
 from prunescope.analysis.report.ledger_view import is_visible
 from prunescope.analysis.report.numbers import percent
 from prunescope.analysis.report.paper_figure import (
@@ -61,7 +67,6 @@ _COLOURS = (
     ("#F0E442", "...."),
 )
 _REST = "other parts"
-_MOST_WHISKER = 1.3  # times the highest bar or point: where an interval leaves the panel
 
 
 def overhead(found: Pareto) -> PaperFigure | MissingFigure:
@@ -120,7 +125,7 @@ def _overhead_figure(shown: Sequence[Panel]) -> Figure:
         for i, point in enumerate(panel.points):
             shade(axes, i, point)
         slanted(axes, [named(p) for p in panel.points])
-        axes.set_ylim(0, _MOST_WHISKER * max(tops))
+        axes.set_ylim(0, MOST_WHISKER * max(tops))
         axes.set_ylabel("added, % of the dense step")
     handles: list[Any] = [
         patch(colour, short(n, 32), hatch) for n, (colour, hatch) in looks.items()
@@ -286,7 +291,7 @@ def _recovery_figure(shown: Sequence[Panel], *, on_random_ids: bool) -> Figure:
         highest = max(p.realised for p in panel.points)
         lows = [(p.realised_ci95 or [p.realised])[0] for p in panel.points]
         lowest = max(0.0, min(1.0, *lows))
-        top = min(axes.get_ylim()[1], _MOST_WHISKER * max(1.0, highest))
+        top = min(axes.get_ylim()[1], MOST_WHISKER * max(1.0, highest))
         axes.set_ylim(lowest - 0.05 * (top - lowest), top)
         placed.append((axes, *_labels(panel)))
         right = axes.get_xlim()[1]

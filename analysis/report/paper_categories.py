@@ -14,6 +14,7 @@ from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figure_style import (
     EDGE,
+    MOST_WHISKER,
     ground,
     no_evidence,
     reason_patches,
@@ -59,7 +60,6 @@ _LEAST_SHOWN = 0.06  # of a step: a share that has room for its number
 _GEMM = "gemm"
 _LAYER_LOOKS = {_GEMM: ("#0072B2", ""), **_LOOKS}
 _LAYER_NAMES = {_GEMM: "GEMM, GEMV", **CATEGORIES}
-_MOST_WHISKER = 1.3  # times the highest bar: where an interval leaves the panel
 _ROW = 0.21  # inches
 Spread = tuple[float, float, float]  # of the median result, lowest, highest
 
@@ -359,7 +359,7 @@ def _layer_figure(shown: Sequence[Panel]) -> Figure:
                 axes.plot([i - 0.4, i + 0.4], [own / unit.per] * 2, color="black", linewidth=1.2)
                 _whisker(axes, i, (top, point), unit)
         _dense_spread(axes, panel, unit)
-        axes.set_ylim(0, _MOST_WHISKER * max(tops) / unit.per)
+        axes.set_ylim(0, MOST_WHISKER * max(tops) / unit.per)
         slanted(axes, ["dense", *(f"{named(p)}{_here(p)}" for p in panel.points)])
         axes.set_ylabel(f"time of a layer ({unit.unit})")
     handles: list[Any] = [

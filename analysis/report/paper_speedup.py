@@ -13,7 +13,12 @@ from matplotlib.lines import Line2D
 
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.figure_style import family_looks, hatch_of, reason_patches
+from prunescope.analysis.report.figure_style import (
+    MOST_WHISKER,
+    family_looks,
+    hatch_of,
+    reason_patches,
+)
 from prunescope.analysis.report.paper_figure import (
     PAGE,
     MissingFigure,
@@ -45,7 +50,6 @@ from prunescope.taxonomy.run_setting import RunSetting
 _GROUP = 0.84  # of the distance of two groups of bars
 _BOUND = Line2D([], [], color="black", linewidth=1.2, label="roofline bound")
 _BAND = 0.94  # of a panel's height that the largest speedup takes
-_MOST_WHISKER = 1.4  # times the largest speedup: where an interval leaves the panel
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,7 @@ def _bars(axes: Axes, strip: _Strip, colours: dict[str, str], sparsity: float) -
     axes.axhline(nominal, color="black", linewidth=0.8, linestyle=":")
     axes.set_xticks(range(len(strip.values)), [f"{value:,}" for value in strip.values])
     axes.set_xlim(-0.5, len(strip.values) - 0.5)
-    axes.set_ylim(0, min(max(ends), _MOST_WHISKER * max(highest)) / _BAND)
+    axes.set_ylim(0, min(max(ends), MOST_WHISKER * max(highest)) / _BAND)
     axes.tick_params(axis="x", length=0)
     names = {"batch": "batch (sequences)", "prompt_len": "length (tokens)"}
     axes.set_xlabel(names[strip.axis])
@@ -305,7 +309,7 @@ def _alignment_figure(shown: Sequence[Panel]) -> Figure:
         axes.set_xlim(-0.4, len(aligns) - 0.6)
         speeds = [p.realised for p in panel.points]
         speeds += [p.bounds.get("roofline") or 0.0 for p in panel.points]
-        most = _MOST_WHISKER * max(1.0, *speeds)
+        most = MOST_WHISKER * max(1.0, *speeds)
         axes.set_ylim(0, min(axes.get_ylim()[1], most))
         axes.set_xlabel("alignment of kept dimensions")
         axes.set_ylabel("speedup, dense ÷ pruned")

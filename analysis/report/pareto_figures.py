@@ -29,6 +29,7 @@ from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.evidence import MARKS, marked, marks_of_point
 from prunescope.analysis.report.figure_style import (
     EDGE,
+    MOST_WHISKER,
     family_looks,
     ground,
     no_evidence,
@@ -61,7 +62,6 @@ _ROWS = (
     ("not_explained", "#FFFFFF", "++++"),
 )
 _PROMISED = "#DDDDDD"
-_MOST_OF_SPEEDUP = 1.6  # an axis reaches so many times the largest speedup, an interval perhaps not
 Panel = Callable[[Axes, list[SweepPoint], Marks], None]
 # Where a label may stand, in points from its mark, the best place first.
 _PLACES = ((4, 4), (4, -9), (-4, 5), (-4, -10), (9, 0), (-9, 0), (0, 11), (0, -16), (14, 9),
@@ -411,11 +411,10 @@ def _frontier_panel(
 
 
 def _cut_intervals(axes: Axes, speedups: Sequence[float]) -> None:
-    """End an axis of speedups where intervals of disturbed times would leave no room for points: an
-    interval that reaches the edge goes on beyond it."""
+    """End the axis of speedups near the points: an interval that reaches its edge goes on."""
     low, high = axes.get_ylim()
     if speedups:
-        axes.set_ylim(max(low, 0.0), min(high, _MOST_OF_SPEEDUP * max(1.0, *speedups)))
+        axes.set_ylim(max(low, 0.0), min(high, MOST_WHISKER * max(1.0, *speedups)))
 
 
 def _frontier_line(axes: Axes, best: Sequence[tuple[float, float]], right: float) -> list[_Line]:
