@@ -136,7 +136,7 @@ def _reasons(phase: Phase, late: Finding | None) -> Iterator[str]:
                 yield from _causes(phase, phase.ledger)
     yield from _few_roles(phase)
     if late is not None and late.change:
-        yield f"first mend what the others wait for, {late.change}"
+        yield f"first fix what the others wait for, {late.change}"
     else:
         yield from _change(phase)
 

@@ -1,6 +1,6 @@
 """The report in a terminal: in, a Report; out, rich renderables.
 
-By default the answer alone, in at most 45 lines a phase at 80 columns: the paragraph, the ladder,
+By default the answer alone, in at most 45 lines per phase at 80 columns: the paragraph, the ladder,
 the ledger, the findings that matter; peaks and notes on the whole report stand last. In full: every
 table, and what was measured.
 
