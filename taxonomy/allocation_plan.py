@@ -1,4 +1,4 @@
-"""plan.json, version 1: what `allocate` decided, and what it expects of it.
+"""plan.json, version 1: the plan of `allocate` and the speedup, memory and loss expected of it.
 
 `allocate` writes it; `trace --method plan.json`, `sweep` and `recover` prune by it. Times in ns,
 memory in bytes, losses in nats a token. Additive changes only.

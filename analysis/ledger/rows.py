@@ -1,4 +1,4 @@
-"""Ledger rows for people: every row with its parts by (role, class), intervals, noise, evidence.
+"""Ledger rows for the report: each with its parts by (role, class), intervals, noise, evidence.
 
 In: the point ledger, its replicates and halves, and both frames. Out: schema.report.Row values.
 """

@@ -129,7 +129,7 @@ class _ReportPage(Page):
                 yield from self._table(table_id, phase, _BRIEF)
 
     def findings_that_fit(self, phase: Phase, lines: int) -> Iterator[RenderableType]:
-        """The gravest findings that take so many lines, at least one; and how many more there
+        """The most severe findings that take so many lines, at least one; and how many more there
         are."""
         lines -= self.height([self.section("Findings")]) + 1
         shown = 0
