@@ -21,6 +21,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.path import Path
 from matplotlib.text import Annotation
 from matplotlib.textpath import TextPath
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from prunescope.analysis.report import evidence
@@ -60,6 +61,7 @@ _ROWS = (
     ("not_explained", "#FFFFFF", "++++"),
 )
 _PROMISED = "#DDDDDD"
+_MOST_OF_SPEEDUP = 1.6  # an axis reaches so many times the largest speedup, an interval perhaps not
 Panel = Callable[[Axes, list[SweepPoint], Marks], None]
 # Where a label may stand, in points from its mark, the best place first.
 _PLACES = ((4, 4), (4, -9), (-4, 5), (-4, -10), (9, 0), (-9, 0), (0, 11), (0, -16), (14, 9),
@@ -385,6 +387,8 @@ def _frontier_panel(
     left, right = axes.get_xlim()
     left, right = min(left, 1.0), min(right, most) if points else most
     axes.set_xlim(left, right)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    _cut_intervals(axes, [y for _, y in obstacles.marks])
     obstacles.lines += _frontier_line(axes, best, right)
     obstacles.lines.append(((left, 1.0), (right, 1.0)))
     axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
@@ -404,6 +408,14 @@ def _frontier_panel(
             fontsize=6,
         )
     return [label for label in labels if label[2]], obstacles
+
+
+def _cut_intervals(axes: Axes, speedups: Sequence[float]) -> None:
+    """End an axis of speedups where intervals of disturbed times would leave no room for points: an
+    interval that reaches the edge goes on beyond it."""
+    low, high = axes.get_ylim()
+    if speedups:
+        axes.set_ylim(max(low, 0.0), min(high, _MOST_OF_SPEEDUP * max(1.0, *speedups)))
 
 
 def _frontier_line(axes: Axes, best: Sequence[tuple[float, float]], right: float) -> list[_Line]:
@@ -485,7 +497,7 @@ def place_labels(
         for place, also in tries:
             label, box = _written(axes, (x, y), text, place)
             free = not any(box.overlaps(other) for other in (*taken, *also))
-            if free and box.x0 >= inside.x0 and box.x1 <= inside.x1 and box.y1 <= inside.y1:
+            if free and inside.contains(*box.min) and inside.contains(*box.max):
                 break
             label.remove()
         else:

@@ -122,6 +122,13 @@ def test_an_empty_panel_says_why() -> None:
     assert not any("this axis" in text.get_text() for text in axes.texts)
 
 
+def test_an_interval_of_disturbed_times_leaves_room_for_the_points() -> None:
+    """1.2x [0.9, 180]: the axis ends at 1.6 times the largest speedup."""
+    far = [point("a", 1.2, 0.1, realised_ci95=[0.9, 180.0]), point("b", 1.5, 0.2)]
+    (axes,) = frontier_plot(whole({"prefill": far})).axes
+    assert axes.get_ylim()[1] == pytest.approx(1.6 * 1.5)
+
+
 def test_the_legend_is_no_wider_than_the_figure() -> None:
     """One panel is 3.35 inches wide: four columns of such labels are not."""
     found = whole({"prefill": [point("static-nk-mlp", 1.3, 0.2, timing_valid=False)]})
