@@ -6,7 +6,7 @@
 | trace     | a Chrome trace, an nsys export | Trace: its events in columns                      |
 | timeline  | Trace                          | which step, op and module every kernel belongs to |
 | shapes    | a model's config               | shapes that a trace did not record                |
-| kernels   | Trace, timeline                | Kernels: a row a kernel, with its work and bound  |
+| kernels   | Trace, timeline                | Kernels: one row a kernel, with work and bound    |
 | ledger    | Kernels of both sides          | units, GEMM pairs, rows that sum to the wall      |
 | comparison | both sides, GEMM pairs        | whether they compare, and which settings differ   |
 | verdict   | GEMM pairs, units, manifests   | the family, and its caveats                       |

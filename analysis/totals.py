@@ -125,7 +125,7 @@ def pass_kind(one: SidePhase) -> str | msgspec.UnsetType:
 
 
 def _is_of_items(run: PhaseRun) -> bool:
-    """Whether a model without a cache was given one row an item, as images are, in one call of a
+    """Whether a model without a cache was given one row per item, as images are, in one call of a
     step or in several, as a loop that denoises them makes."""
     return run.cache == "none" and run.prompt_len == 1
 

@@ -1,4 +1,4 @@
-"""The Python API: one function a command, with the command's names and defaults.
+"""The Python API: one function per command, with the command's names and defaults.
 
 An option is a field of a request class (TraceCall, AnalyzeRequest, PredictRequest, SweepRequest),
 where its type, default and help stand once. Nothing heavy is imported before it is used: `trace`,

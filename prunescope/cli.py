@@ -225,9 +225,9 @@ def _allocate(
     """Plan which heads, channels and layers to remove to reach a target at the least loss.
 
     A layer is removed, or keeps some of its KV heads and MLP channels; low-rank factors, experts
-    and mixers stay as they are. Times come from a dense run or a device, losses from ablating each
-    part; the same command resumes. `trace --method plan.json` measures the plan. A target that
-    cannot be reached is an error that says why.
+    and mixers (state-space, convolution, linear attention) stay as they are. Times come from a
+    dense run or a device, losses from ablating each part; the same command resumes. `trace --method
+    plan.json` measures the plan. A target that cannot be reached is an error that says why.
 
     \b
     prunescope allocate --model ./SmolLM2 --from-run traces/dense --speedup 1.4 --out plan.json
@@ -375,7 +375,7 @@ def _reproduce(
     *,
     against: Annotated[
         Literal["paper"],
-        Option(help="Whose published numbers: those of the taxonomy's paper, arXiv 2606.09080."),
+        Option(help="Published numbers to compare with: the taxonomy paper's (arXiv 2606.09080)."),
     ] = "paper",
     out: Annotated[
         Path | None,
@@ -731,9 +731,10 @@ def _gemm(
     ] = None,
     json_target: Json = None,
 ) -> None:
-    """Replay GEMMs alone: those of a run, also in dense, good and aligned shapes, or given ones.
+    """Time GEMMs outside the model: those of a run and the same in better shapes, or given ones.
 
-    Times are taken in turns, over random placements of the operands, with warm operands and with a
+    Each GEMM of a run is also timed in its dense shape, and in aligned and wave-filling ones. Times
+    are taken in turns, over random placements of the operands, with warm operands and with a
     flushed last-level cache. For a run, the result says which slow kernels of its ledger are also
     slow alone, and RUN/gemms.json holds it for `analyze --gemm`.
 

@@ -119,7 +119,7 @@ class Report(report_schema.Report, kw_only=True, dict=True):
 
     @property
     def gemms(self) -> Records:
-        """A row a GEMM: role, axis, M, N, K, times in ns a step."""
+        """One row per GEMM: role, axis, M, N, K, times in ns a step."""
         return self._table("gemms")
 
     @property
@@ -134,7 +134,7 @@ class Report(report_schema.Report, kw_only=True, dict=True):
 
     @property
     def kernels(self) -> Records:
-        """A row a kernel name, largest first."""
+        """One row per kernel name, largest first."""
         return self._table("kernels")
 
     @property
@@ -225,7 +225,7 @@ class Comparison(_Tabled, comparison_schema.Comparison, kw_only=True, dict=True)
 
     @property
     def table(self) -> Records:
-        """A row a run and phase, the plain columns; `rows` has ladder, ledger and sparsity too."""
+        """One row per run and phase, plain columns; `rows` has ladder, ledger and sparsity too."""
         from prunescope.analysis.report.records import structs
 
         return structs("comparison", comparison_schema.ComparisonRow, self.rows)
@@ -507,7 +507,7 @@ class AllocationPlan(_Tabled, PlanOfLayers, kw_only=True, dict=True):
 
     @property
     def table(self) -> Records:
-        """A row a layer: what stays of it, and the loss that this adds, in nats a token."""
+        """One row per layer: what stays of it, and the loss that this adds, in nats a token."""
         from prunescope.analysis.report.records import structs
 
         return structs("layers", KeptLayer, self.layers)
@@ -591,7 +591,7 @@ class Replayed(_Tabled):
 
     @property
     def verdicts(self) -> Records:
-        """A row a role and phase of the run: whether its GEMMs lose time alone, too."""
+        """One row per role and phase of the run: whether its GEMMs lose time alone, too."""
         from prunescope.analysis.report.replay_records import verdict_records
 
         return verdict_records(self.report)

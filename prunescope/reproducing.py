@@ -26,7 +26,7 @@ def reproduce_sweep(sweep: Path) -> Reproduction:
 
 def reproduce_predicted() -> Reproduction:
     """The speedups of whole models and the time of the dense step, predicted; other numbers of the
-    paper stand alone."""
+    paper have no prediction beside them."""
     found = bare(paper())
     cells: dict[tuple[int, int], list[ReproducedValue]] = defaultdict(list)
     for one in found.values:

@@ -1,6 +1,6 @@
 """`prunescope check`: hold a report to rules such as "prefill.realised >= 1.2".
 
-In: a Report and rules. Out: a Check with a RuleOutcome a rule and phase: held, failed or undecided.
+In: a Report and rules. Out: a Check: one RuleOutcome per rule and phase (held, failed, undecided).
 Intervals decide: a rule holds where the whole 95 % interval does, fails where none of it does, and
 is undecided between, where a value or the interval of a time is not known, and where the report is
 partial, its times are not valid or its two sides do not compare. A ledger row that is no evidence

@@ -1,4 +1,4 @@
-"""plan.json, version 1: what `allocate` decided, and what it expects of it.
+"""plan.json, version 1: the plan of `allocate` and the speedup, memory and loss expected of it.
 
 `allocate` writes it; `trace --method plan.json`, `sweep` and `recover` prune by it. Times in ns,
 memory in bytes, losses in nats a token. Additive changes only.
@@ -35,9 +35,9 @@ class KeptLayer(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The sizes that one layer of the dense model keeps. Sizes are null where it has no such part.
 
     `kept_kv_heads`, `kept_channels`: their indices in the dense layer; null: all stay. `ranks`: of
-    the matrices that are stored as two, by role; `attention_lowrank`, `mlp_lowrank`: the percent of
-    their numbers that this is, null where none is. `loss`: what the layer gives up; `saves_ns`: a
-    forward, by phase.
+    the low-rank matrices, by role; `attention_lowrank`, `mlp_lowrank`: the percentage of parameters
+    that these keep, null if none is low-rank. `loss`: the loss that cutting the layer adds;
+    `saves_ns`: time saved per forward, by phase.
     """
 
     layer: Layer
@@ -67,7 +67,7 @@ class Target(msgspec.Struct, kw_only=True):
 
 
 class ExpectedPhase(msgspec.Struct, kw_only=True):
-    """One phase, dense and as planned. `weight`: forwards of it in one request of the target."""
+    """One phase, dense and as planned. `weight`: number of its forwards in a request."""
 
     dense_ns: Number
     ns: Number
@@ -100,7 +100,7 @@ class TradeOff(msgspec.Struct, kw_only=True):
 
 
 class Uniform(msgspec.Struct, kw_only=True):
-    """The family that reaches the target with the least loss where all layers are cut alike."""
+    """The family that reaches the target with the least loss where all layers are cut equally."""
 
     family: Name
     kept: Name

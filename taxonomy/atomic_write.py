@@ -163,7 +163,7 @@ def _claim(path: Path) -> int | None:
 
 
 def _is_still(path: Path, descriptor: int) -> bool:
-    """Whether what was opened is what the path names now."""
+    """Whether the open file is still the one that the path names."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Configs that describe each layer by itself, as lists with one entry a layer.
+"""Configs that describe each layer by itself, as lists with one entry per layer.
 
 In: a config with `block_configs` (DeciLM, Nemotron-NAS: what Puzzle writes) or `ffn_multipliers`
 (OpenELM). Out: the keys that other configs have, each a list: 0 where a layer has no such sublayer.

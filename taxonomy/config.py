@@ -3,8 +3,8 @@
 In: a config dict. Out: a dict of ModelShape fields; of a config whose layers differ also the fields
 of LayerShape that are each layer's own. What a config leaves to the model's code
 (gates, biases, norms) is in the row of `architecture_table`; the rest comes from its own keys,
-which are listed here: a run keeps them. Only mixers of a hybrid whose code was read, `mixer_code`
-of the table, are known. `linears_alone` is for models that have a mixer and no attention.
+which are listed here: a run keeps them. Of hybrids only the mixers of `mixer_code` in the table
+are known. `linears_alone` is for models that have a mixer and no attention.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def _one_size(value: Any, name: str, *, least: int) -> int:
 def _no_size(name: str, value: Any) -> PrunescopeError:
     return PrunescopeError(
         f"{name} of the config is {str(value)[:40]!r}, not a positive whole number",
-        hint="check its config.json; sizes of heads and MLPs may be lists, an entry a layer",
+        hint="check its config.json; sizes of heads and MLPs may be lists with one entry per layer",
     )
 
 
@@ -436,7 +436,7 @@ def _norms(cfg: Mapping[str, Any], own: Unwritten, known: Fields) -> Fields:
 def read_layers(cfg: Mapping[str, Any], known: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The fields of each layer that are its own; empty where the config has one size for all.
 
-    Raises PrunescopeError for a list that is not one entry a layer, or heads that do not divide.
+    Raises PrunescopeError for a list that has not one entry per layer, or heads that do not divide.
     """
     layers, layout = known["layers"], known.get("layout", "")
     sizes = {name: found for name, keys in _LAYER_SIZES.items() if (found := sizes_in(cfg, keys))}
@@ -445,7 +445,7 @@ def read_layers(cfg: Mapping[str, Any], known: Mapping[str, Any]) -> list[dict[s
         if len(found) != layers:
             raise PrunescopeError(
                 f"the config lists {len(found)} sizes of {name} for {layers} layers",
-                hint="check the lists of its config.json: one entry a layer",
+                hint="check the lists of its config.json: one entry per layer",
             )
     if not (sizes or kinds) or len(layout) != layers:
         return []

@@ -18,7 +18,7 @@ from functools import lru_cache
 
 from prunescope.taxonomy.errors import PrunescopeError
 
-Shares = tuple[float, ...]  # P(a token takes the expert), an entry an expert: their sum is k
+Shares = tuple[float, ...]  # P(a token takes the expert), one entry per expert: their sum is k
 
 # Picks an expert in the mean from which the counts are its shares: one that is chosen half as often
 # as the mean then stays uncounted in 2 % of samples (e^-4), and a count of 8 is right to 35 %.

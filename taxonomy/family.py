@@ -61,8 +61,8 @@ class Knob:
 # Of every family that chooses the size of a dimension.
 ALIGNMENT = Knob(
     ALIGN,
-    "what the kept dimension is rounded up to: a multiple of N; just-N, of N and of no larger "
-    "power of two; odd and even, which are just-1 and just-2; or paper, which is 16",
+    "what kept dimensions are rounded up to: N: a multiple of N; just-N: a multiple of N and not "
+    "of 2N; odd and even: just-1 and just-2; paper: 16",
     ALIGNMENTS,
     if_given=True,
     only_sizes=True,

@@ -1,7 +1,7 @@
 """JSON files that prunescope itself writes, identified by their keys.
 
 In: a file or its content that a command could not use. Out: what it is, and which command takes it:
-a person who gives the wrong file of a sweep gets that message, and not that it is no trace.
+a person who gives the wrong file of a sweep is told so, instead of that it is not a trace.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Version 1. Times are integer ns, memory is bytes. No host, user, path, secret or environment value,
 neither in what is written nor in what is read of a file from elsewhere.
-`pruning` says what the tool did; `census` says what the weights are. A verdict reads the census.
+`pruning` is what the tool did; `census` holds statistics of the weights, which the verdict reads.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class PhaseRun(Block, kw_only=True):
     def time_ns(self) -> float | None:
         """The time of a step as reports give it: the geometric mean over placements of the medians
         of their samples; None without samples."""
-        from statistics import fmean, median  # an analysis needs neither
+        from statistics import fmean, median  # imported late: an analysis needs neither
 
         medians = [median(samples) for samples in self.samples_by_placement if samples]
         if not medians or min(medians) <= 0:
@@ -165,7 +165,7 @@ class Run(Block, kw_only=True):
     inputs: OmitDefault[InputText | None] = None
     timing: OmitDefault[TimingNote | None] = None
     # By phase and layer, in steps outside of those that were timed: the tokens that each expert
-    # got, one entry an expert, summed over the steps; and how many experts got one, a step.
+    # got, one entry per expert, summed over the steps; and how many experts got one, per step.
     routing: OmitDefault[dict[str, dict[LayerNumber, ExpertTokens]]] = {}
     distinct_experts: OmitDefault[dict[str, dict[LayerNumber, Number]]] = {}
     quality: OmitDefault[Quality | None] = None

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from prunescope.taxonomy.formats import Block, Count, Interval, Name, Number, Numbers, OmitDefault
 
-# Neighbouring tokens of a text that a bootstrap takes together: they are correlated.
+# Neighbouring tokens that the bootstrap resamples as one block, as they are correlated.
 BLOCK = 128
 RANDOM_IDS = "random token ids"  # the source of what stands for a text where none can be read
 
 
 class TextDataset(Block, kw_only=True):
-    """The part of a data set that a text is, as the library `datasets` loaded it."""
+    """The part of a data set that a text comes from, as the library `datasets` loaded it."""
 
     repository: str | None = None
     config: OmitDefault[str | None] = None
@@ -26,7 +26,7 @@ class TextDataset(Block, kw_only=True):
 
 
 class TextSource(Block, kw_only=True):
-    """Where the tokens that were scored are from: a part of a text, or random ids."""
+    """The source of the scored tokens: a part of a text, or random ids."""
 
     source: str | None = None
     sha256: OmitDefault[Name | None] = None  # of the whole text
@@ -74,9 +74,9 @@ class TaskSource(Block, kw_only=True):
 
 
 class Quality(Block, kw_only=True):
-    """One model on one text. What compares it with the dense one is that of a pruned model."""
+    """One model on one text. Only a pruned model has the fields that compare it with the dense."""
 
-    weights_fingerprint: OmitDefault[Name | None] = None  # of the model that was judged
+    weights_fingerprint: OmitDefault[Name | None] = None  # of the model that was scored
     text: TextSource | None = None
     context: Count | None = None  # tokens of a window; longer than usual: its end alone is scored
     stride: Count | None = None  # tokens from window to window
@@ -99,21 +99,19 @@ class Quality(Block, kw_only=True):
     kl: OmitDefault[Number | None] = None  # KL(dense || pruned), nats a token
     kl_ci95: OmitDefault[Interval | None] = None
     agreement: OmitDefault[Number | None] = (
-        None  # share of tokens for which both would say the same next
+        None  # share of tokens with the same most likely next token
     )
     agreement_ci95: OmitDefault[Interval | None] = None
     # Compared with the dense model after the training that the pruned one had.
     control_perplexity: OmitDefault[Number | None] = None
     perplexity_rel_recovered: OmitDefault[Number | None] = None
     perplexity_rel_recovered_ci95: OmitDefault[Interval | None] = None
-    other_text: OmitDefault[Quality | None] = (
-        None  # on a text that nothing was chosen or trained by
-    )
+    other_text: OmitDefault[Quality | None] = None  # on a text not used for selection or training
     tasks: OmitDefault[dict[str, TaskScore]] = {}
     tasks_change: OmitDefault[TaskChange | None] = None
 
     @property
     def is_compared(self) -> bool:
-        """Whether it is compared with a dense model's, with a loss or without a finite one."""
+        """Whether it was compared with a dense model, also where the loss is not finite."""
         known = (self.perplexity_rel, self.agreement, self.dense_perplexity)
         return any(value is not None for value in known)

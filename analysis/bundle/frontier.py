@@ -1,6 +1,6 @@
 """The table of a bundle's runs with their losses, and which of them lie on the frontier: CSV text.
 
-In: reports, and the runs that they are of. Out: a row a run and phase; times are speedups.
+In: reports, and the runs that they are of. Out: one row per run and phase; times are speedups.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _HEAD = ("phase", "run", "family", "s", "batch", "prompt_len", "speedup", "speed
 def frontier_csv(
     reports: Mapping[str, Report], runs: Mapping[str, Mapping[str, Run]]
 ) -> str | None:
-    """The table; None where no run was judged. Runs are compared within a phase, batch, length and
-    dense model alone."""
+    """The table; None where no run has a measured loss. Runs are only compared within one
+    phase, batch, length and dense model."""
     cells: dict[tuple[Any, ...], list[tuple[SweepPoint, Run]]] = {}
     for point, run, cell in _frontier_points(reports, runs):
         cells.setdefault(cell, []).append((point, run))

@@ -1,6 +1,6 @@
 """Whether the unprofiled samples of a run agree with its traces, which hold other steps.
 
-In: reports that were rebuilt from a bundle. Out: an entry a phase, with the speedup that the
+In: reports that were rebuilt from a bundle. Out: one entry per phase, with the speedup that the
 samples give and the speedups that the profiled steps allow. Samples that were changed on one side
 move the first alone.
 """

@@ -1,4 +1,4 @@
-"""Whether a bundle is what was written, and what its traces give: in, a zip; out, plain values.
+"""Verifies a bundle by checksums and by rebuilding it: in, a zip; out, plain values.
 
 Every file is compared with its SHA-256; reports, figures and annotated traces are rebuilt from the
 bundled traces and compared: numbers within a rounding error, pixels within what another processor

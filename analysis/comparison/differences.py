@@ -80,7 +80,7 @@ def differences(dense: SidePhase, pruned: SidePhase, pairs: list[Pair]) -> tuple
             if not (evicted and one.kind == "context")
         ]
         found += _models(dense.side, pruned.side, length=max(pruned.run.positions, default=0))
-    # A manifest names the format of the model's parameters, which packed weights are none of.
+    # A manifest names the number format of parameters; packed weights are not parameters.
     if all(one.kind != DTYPE for one in found) and (formats := other_formats(formats_of(pairs))):
         found.append(Difference(DTYPE, *formats))
     other = other_model(pairs)
@@ -95,8 +95,8 @@ def _cut_off(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
 
 
 def _steps(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
-    """Several steps on one side, while the other is all of its trace as one: it is unknown how many
-    steps that holds, so that its time and its layers may be those of several."""
+    """Several steps on one side, while the whole trace of the other counts as one: that one may
+    hold the time and the layers of several steps."""
     sides = [one.kernels for one in (dense, pruned)]
     whole = [one.is_whole_trace for one in sides]
     counts = [one.num_steps for one in sides]
@@ -142,16 +142,16 @@ def _device(side: Side) -> str | None:
 
 
 def _rank(side: Side) -> int | None:
-    """The rank whose trace a bare side is, as the profiler writes it."""
+    """The rank of a trace without run.json, as the profiler recorded it."""
     info = side.bare.source.meta.get("distributedInfo") if side.bare and not side.ranks else None
     rank = info.get("rank") if isinstance(info, dict) else None
     return rank if isinstance(rank, int) else None
 
 
 def _phases(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
-    """Prefill against decode, or training against a forward pass, as traces without run.json may be
-    by mistake; and training with another batch or length, in which K of the weights' gradients
-    moves."""
+    """Prefill compared with decode, or training with a forward pass, by mistake in traces without
+    run.json; and training with another batch or length, which changes K of the gradients of
+    weights."""
     kinds = [one.name if one.kind is None else one.kind["kind"] for one in (dense, pruned)]
     if "training" in kinds:
         if kinds[0] != kinds[1] and set(kinds) <= {"training", "forward", "prefill", "decode"}:
@@ -214,9 +214,9 @@ def formats_of(pairs: Iterable[Pair]) -> set[tuple[str, str]]:
 
 
 def other_formats(every: set[tuple[str, str]]) -> tuple[str, str] | None:
-    """Formats, dense and pruned, that differ as a setting, of `formats_of` all GEMMs, whatever a
-    manifest says of the model. None where they are equal, or a library may have picked them: it
-    picks TF32 or FP32 for a shape, so that these are a setting only where all GEMMs move alike."""
+    """The formats, dense and pruned, if they differ by a setting; `every`: `formats_of` all GEMMs.
+    None where they are equal or a library may have picked them: it picks TF32 or FP32 by shape, so
+    that these are a setting only where all GEMMs changed in the same way."""
     chosen = {one for one in every if one[0] != one[1] and not _OF_FP32.issuperset(one)}
     if not chosen and len(every) == 1:
         chosen = {(dense, pruned) for dense, pruned in every if dense != pruned}
@@ -345,8 +345,8 @@ def not_comparable_text(one: Difference) -> str:
 
 def _unequal_first_calls(dense: SidePhase, pruned: SidePhase) -> Difference | None:
     """A Difference if one side spends more of a step in first calls than two captures differ by.
-    First calls on both sides, as of an edited trace and its original, leave them comparable. Our
-    own runs are warmed up."""
+    Equal first calls on both sides, as of a trace and an edited copy, leave them comparable. Runs
+    of `prunescope trace` are warmed up."""
     if dense.run is not None and pruned.run is not None:
         return None
     held = [one.kernels.first_call_ns / one.kernels.num_steps for one in (dense, pruned)]

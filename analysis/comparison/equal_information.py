@@ -203,7 +203,7 @@ def _equal_modules(
 def _equal_places(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
     """Both sides with layers and roles, or both without, where the cut of a file took the spans of
     all modules of one side, where the compiled code of one side runs outside of them, or where a
-    graph of one side replays what the other one launches: its kernels are no added work."""
+    graph of one side replays what the other side launches: its kernels are no added work."""
     cut = [one.kernels.linked.cut for one in (dense, pruned)]
     same_code = dense.kernels.compiled == pruned.kernels.compiled
     bare = [_replays_have_no_places(one.kernels) for one in (dense, pruned)]

@@ -81,7 +81,7 @@ def is_context_of_fewer_keys(dense: SidePhase, pruned: SidePhase, pairs: Sequenc
 
 
 def _records_no_prompt(run: PhaseRun) -> bool:
-    """Whether what the manifest has for a prompt is the tokens of a step, behind those in the
+    """Whether the prompt of the manifest is the tokens of a step, which follow those in the
     cache."""
     first, last = run.positions[0], run.positions[-1]
     step = run.batch * run.prompt_len

@@ -80,12 +80,12 @@ class Context:
 
     @property
     def phase_run(self) -> PhaseRun | None:
-        """This phase in the candidate's run.json, None for a bare trace."""
+        """This phase in the candidate's run.json, None for a trace without one."""
         return self.candidate.run
 
     @property
     def baseline_phase_run(self) -> PhaseRun | None:
-        """This phase in the baseline's run.json, None for a bare trace or without a baseline."""
+        """This phase in the baseline's run.json, None without a run.json or a baseline."""
         return self.baseline.run if self.baseline else None
 
     @cached_property

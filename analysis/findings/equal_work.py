@@ -38,7 +38,7 @@ _ROWS = {
 
 @finding(OTHER_TIME, "warning", compares=True)
 def unexplained_difference(c: Context) -> Found | None:
-    """No shape moved, and the runs differ by more than two captures of one program do."""
+    """No shape changed, and the runs differ by more than two captures of one program do."""
     ladder = c.phase.ladder
     if ladder is None or not c.phase.nothing_moved or ladder.is_noise or c.baseline is None:
         return None

@@ -24,13 +24,13 @@ from prunescope.taxonomy.expert_routing import expert_load, fullest_expert
 from prunescope.taxonomy.roles import BACKWARD
 from prunescope.taxonomy.words import percent, shortened
 
-_ALIKE = 0.5  # of the share of experts that were removed: saved reads below it are alike
-# Of that share: from here on reads follow the experts, of which a step reads more or fewer by
-# chance.
+# Shares of experts no longer read, over the share that was removed: below the first about as many
+# are read as before; from the second on reads fell with the experts, up to chance.
+_ALIKE = 0.5
 _FOLLOWS = 0.9
 _WORTH = 0.1  # of the experts that a step reads: fewer of them are no gain to plan with
 _MOST_TOKENS = 1 << 16  # up to which a gain is looked for
-_UNEVEN = 2.0  # times the fullest expert of an even router, which chance makes fuller than the mean
+_UNEVEN = 2.0  # times the fullest expert of an even router, which by chance exceeds the mean
 _LARGE = 0.1  # of the step
 _STACKED = 3  # dimensions of the matrices of all experts in one tensor
 # Work of a layer of experts other than products and activation: it chooses, sorts and moves rows.
@@ -40,7 +40,7 @@ _MOVES = ("routing", "sampling", "gather_scatter", "layout", "scan", "reduction"
 @dataclass(frozen=True, kw_only=True)
 class _Side:
     """A layer's experts of one side, means over layers and steps: how many there are, how many get
-    tokens, tokens a step, and experts a token."""
+    tokens, tokens per step, and experts per token."""
 
     experts: float
     read: float
@@ -49,13 +49,13 @@ class _Side:
 
     @property
     def can_choose(self) -> bool:
-        """Whether a token leaves experts out."""
+        """Whether a token uses only some of the experts."""
         return 0 < self.per_token < self.experts
 
 
 @finding("experts-read-alike", "warning", compares=True)
 def experts_read_alike(c: Context) -> Found | None:
-    """A step reads about as many experts as before, though fewer are left: they save memory alone.
+    """A step reads about as many experts as before, though fewer are left: they save only memory.
 
     Which of them a step reads is the router's choice: with few tokens most experts were not read
     before either.
@@ -109,7 +109,7 @@ def _copies_alike(c: Context) -> Found | None:
 
 
 def _from_where(dense: _Side, pruned: _Side) -> str:
-    """From how many tokens on an even router reads a tenth fewer experts, and what else helps."""
+    """What to change, and from how many tokens on an even router reads a tenth fewer experts."""
     memory = "use the memory that is free for a larger batch or a longer context"
     if not pruned.can_choose or not dense.can_choose:
         return memory
@@ -173,13 +173,13 @@ def experts_on_all_tokens(c: Context) -> Found | None:
     return Found(
         text=f"this implementation multiplies every token by all {first.batch} experts of a "
         f"layer{moved}: the FLOPs of experts follow their number, so that fewer experts can save "
-        "time; if only the chosen ones ran, FLOPs would stay",
+        "time; if only the chosen ones ran, the FLOPs would not change",
         evidence=[
             f"batched products of {first.batch} experts with {first.m} rows each: {c.ms(busy)} a "
             "step"
         ],
         change="run the experts with grouped kernels, which multiply a token by its own alone; "
-        "there FLOPs stay as they are with fewer experts",
+        "there the FLOPs do not fall with the number of experts",
         explains_roles=frozenset([EXPERTS]),
     )
 
@@ -220,7 +220,7 @@ def routing_cost(c: Context) -> Found | None:
     role = pl.col("role").str.strip_suffix(BACKWARD)
     moves = (role == EXPERTS) & pl.col("kind").is_in(_MOVES)
     rows = frame.filter((role == ROUTER) | moves)
-    if (copies := _copies(c.kernels)) is not None:  # experts-copied is about these
+    if (copies := _copies(c.kernels)) is not None:  # the finding experts-copied names these
         rows = rows.filter(~pl.col("call").is_in(copies.calls).fill_null(value=False))
     if rows.is_empty():
         return None
@@ -291,7 +291,7 @@ def _has_experts(kernels: Kernels) -> bool:
 
 
 def _copies(kernels: Kernels) -> _Copies | None:
-    """Gathers from a stack [E, N, K] of which batched products of experts multiply by [S, N, K]."""
+    """Gathers of [S, N, K] from a stack [E, N, K] of experts, by which batched GEMMs multiply."""
     if not _has_experts(kernels):
         return None
     of_experts = pl.col("role").str.strip_suffix(BACKWARD) == EXPERTS
@@ -330,7 +330,7 @@ def _copies(kernels: Kernels) -> _Copies | None:
 
 
 def _stacks(shapes: Iterable[Any]) -> list[tuple[int, ...]]:
-    """Operands of a call that are stacks of matrices, wider than a vector."""
+    """Operands of a call that are stacks of matrices, each wider than a vector."""
     whole = (s for s in shapes if isinstance(s, tuple) and all(isinstance(n, int) for n in s))
     return [shape for shape in whole if len(shape) == _STACKED and min(shape[1:]) > 1]
 
@@ -353,7 +353,7 @@ def _sides(c: Context) -> tuple[_Side | None, _Side | None]:
 
 
 def _routed(rows: list[GemmRow]) -> float | None:
-    """Rows of a layer's experts, all together: of the product that runs once for each."""
+    """Rows of all experts of a layer, from the GEMM that runs once for each expert."""
     known = [
         g.flop * g.count / (2 * g.n * g.k * len(g.layers))
         for g in rows

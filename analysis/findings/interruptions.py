@@ -88,7 +88,7 @@ def interrupted_ns(kernels: Kernels) -> float:
 
 def hide_the_work(c: Context) -> list[str]:
     """Why interruptions make the recorded times no evidence, in words: they hold most of a step, or
-    half of what the two walls differ by. Empty where they do not, or samples give the step."""
+    half of the difference of the two walls. Empty where they do not, or samples give the step."""
     if c.phase.unprofiled_ns is not None:
         return []
     walls = {"pruned": (c.kernels, c.phase.wall_ns)}

@@ -176,14 +176,14 @@ def _behind_critical(phase: Phase, item: Finding) -> Phase:
 
 
 def _finding_of_late_rank(item: Finding, late: Late) -> Finding:
-    """A finding of a late rank; without a change of its own, and without a gain, where it is on
-    kernels that take longer than their shapes let expect by no more than the rank works longer
-    than the others do for as many FLOPs: mending the rank gives that time once."""
+    """A finding of a late rank. One on slower kernels only says to fix the rank first, without a
+    gain, if it explains no more time than the rank works longer than the others for as many FLOPs:
+    that time is gained once."""
     if item.id != SLOWER_KERNELS or not late.is_slow:
         return item
     if (item.predicted_ns or 0.0) > late.more_work:
         return item
-    change = f"mend {late.rank.name} first: its kernels take longer than those of the other ranks"
+    change = f"fix {late.rank.name} first: its kernels take longer than those of the other ranks"
     return msgspec.structs.replace(item, change=change, predicted_ns=None)
 
 
@@ -201,8 +201,8 @@ def _most_of_more(rank: RankTime, ranks: list[RankTime], frames: Mapping[str, pl
 
 
 def _waiting(phase: Phase, rank: RankTime, late: list[RankTime]) -> Phase:
-    """The phase of a rank that others keep waiting. What it is in collectives beyond the late rank
-    that is longest in them is waiting, which its finding on them then says."""
+    """The phase of a rank that waits for others. Its time in collectives beyond that of the late
+    rank (of several: the longest) is waiting, and its finding `host-collectives` says so."""
     waits = rank.comm - max(one.comm for one in late)
     if waits < _WORTH * rank.wall:
         return phase

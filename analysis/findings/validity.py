@@ -49,7 +49,7 @@ def truncated_trace(c: Context) -> Found | None:
 
 @finding(NOT_COMPARABLE, "critical")
 def not_comparable(c: Context) -> Found | None:
-    """The dense baseline ran with other inputs or settings than the pruned run, or one is cold."""
+    """The dense baseline ran with other inputs or settings, or only one run holds first calls."""
     differences = c.phase.comparison.differences if c.phase.comparison else ()
     differences = [one for one in differences if one.kind != CUT]  # truncated-trace says so
     if not differences:

@@ -1,4 +1,4 @@
-"""The capture of a CUDA graph among those of a folder, a trace for each batch.
+"""Chooses the capture of a CUDA graph from a folder with one trace for each batch size.
 
 In: a folder in which an engine wrote what it captured, and the batch of the steps that replay it.
 The batch of a capture is in the name of its file (SGLang: `bs_32_rank0.json.gz`), else in an
@@ -26,7 +26,7 @@ _SHOWN = 12  # batches in a message
 
 
 def usual_batch(steps: Sequence[str]) -> int | None:
-    """The commonest batch of the steps, as their annotations say; None where none does."""
+    """The most common batch size in the annotations of the steps; None if they name none."""
     known = Counter(batch for name in steps if (batch := decode_batch(name)) is not None)
     return known.most_common(1)[0][0] if known else None
 
@@ -43,7 +43,7 @@ def captured_pass(folder: Path, batch: int | None, rank: str | None = None) -> P
     sizes = sizes or {file: found for file in files if (found := _batches(load(file).names))}
     if not sizes:
         raise PrunescopeError(
-            f"{folder.name}/ holds {len(files)} traces, and nothing says of what batch",
+            f"{folder.name}/ holds {len(files)} traces, and no name states a batch size",
             hint="give the trace of one batch, or a folder with names like capture_32.json.gz",
         )
     known = sorted(set().union(*sizes.values()))
@@ -51,7 +51,7 @@ def captured_pass(folder: Path, batch: int | None, rank: str | None = None) -> P
     if batch is None:
         raise PrunescopeError(
             f"{folder.name}/ holds captures of the batches {shown}, and no annotation of the steps "
-            "says theirs",
+            "names one",
             hint="name the batch with --batch, or give the trace of one batch",
         )
     padded = next((size for size in known if size >= batch), None)
@@ -68,5 +68,5 @@ def captured_pass(folder: Path, batch: int | None, rank: str | None = None) -> P
 
 
 def _batches(names: Iterable[str]) -> set[int]:
-    """The batches that names of files or annotations say."""
+    """The batch sizes in names of files or annotations."""
     return {int(found[1]) for name in names if (found := _BATCH.search(name[:_NAME_LIMIT]))}

@@ -1,7 +1,7 @@
 """Opening what the user named: in, paths of a run, a pair, a trace or a folder of traces; out, the
 candidate and its baseline as Sides with their peaks.
 
-A manifest is parsed and hashed once, and the first trace of a bare side loaded once; both go on in
+A manifest is parsed and hashed once, and the first trace without one loaded once; both go on in
 the Side. Diagnostics of opening are in `Side.diagnostics`.
 """
 

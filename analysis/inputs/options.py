@@ -113,7 +113,7 @@ class Options:
         Option(
             help="Phase to analyse: prefill or decode. A run names its phases; a trace shows them "
             "where a serving engine or generate() ran, or by ranges called prefill and decode. "
-            "With --model, the phase of steps that show none. Without it, all phases."
+            "With --model, also the phase of steps that do not show theirs. Without it, all phases."
         ),
     ] = None
 

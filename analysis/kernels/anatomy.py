@@ -164,7 +164,7 @@ def _knows_causes(kernels: Kernels) -> bool:
 
 
 def _speedup(kernels: Kernels, left: int) -> float | None:
-    """Wall over what is `left` of it, ns of all steps; None where nothing is left."""
+    """Wall ÷ the time `left` of it, ns of all steps; None where nothing is left."""
     return kernels.wall / left if kernels.wall and left > 0 else None
 
 

@@ -3,7 +3,7 @@
 In: the kernels frame with roles, the Work of each call (its FLOPs and bytes) and the count of a
 run. Out: the same, where each grouped GEMM reads the experts that a step reads: without a count,
 the number that a router with equal probabilities is expected to choose. The rows of such a call are
-tokens × experts per token; the router of that layer has one row a token.
+tokens × experts per token; the router of that layer has one row per token.
 """
 
 from __future__ import annotations

@@ -336,7 +336,7 @@ def split_of(kernels: Kernels) -> TokenSplit | None:
 
 
 def _linear_ns(kernels: Kernels) -> dict[int, int]:
-    """Busy time of the GEMMs of each step; the head of the model runs a row a sequence."""
+    """Busy time of the GEMMs of each step; the head of the model runs one row per sequence."""
     rows = kernels.frame.filter((pl.col("class") == MATMUL) & (pl.col("role") != "lm_head"))
     return dict(rows.group_by("step").agg(pl.col("busy").sum()).iter_rows())
 

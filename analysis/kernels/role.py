@@ -176,8 +176,8 @@ def _with_layers_of_ranges(ordered: Roles, scopes: Scopes) -> Roles:
 
 
 def _around_experts(role: list[str], scopes: Scopes) -> None:
-    """The role of what a mixture does itself: it chooses before its experts run, and gathers their
-    results behind. None of it is the activation that it is in an MLP."""
+    """The role of a mixture's work outside its experts: routing before they run, and gathering
+    results. None of it is the activation that it is in an MLP."""
     mixtures = {place.layer for place in scopes.places if place.role == "experts"}
     if not mixtures:
         return

@@ -1,4 +1,4 @@
-"""How long each row takes at least, and which resource bounds it: tiles, waves and the roofline.
+"""The least time of each row, and the resource that bounds it: tiles, waves and the roofline.
 
 In: the kernels frame with FLOP, bytes, dtype, grids and op calls; `Peaks`. Out: columns `blocks`,
 `tiles`, `tile`, `along_n`, `split_k`, `fit`, `waves`, `tile_efficiency`, `wave_efficiency`,

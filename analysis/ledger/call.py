@@ -15,7 +15,7 @@ OF_ATTENTION = ("qk", "pv")
 
 @dataclass(frozen=True)
 class Call:
-    """One logical GEMM of a unit, means a step. Dimensions are means where they vary (a context
+    """One logical GEMM of a unit, as means per step. Dimensions are means if they vary (a context
     length grows with the step); None where no model knows them. Times in ns."""
 
     layer: int | None

@@ -66,7 +66,7 @@ def _add_intervals(found: Ladder, units: Units, replicates: Replicates) -> None:
             *(b @ w for b, w in zip(busy, replicates.steps, strict=True))
         )
     if found.share_of_bound is not None:
-        # Realised is of the samples where there are some, also where the ledger is as profiled.
+        # `realised` is of samples where there are any, also if the ledger's times are profiled.
         dense, pruned = replicates.walls or (replicates.dense, replicates.pruned)
         found.share_of_bound_ci95 = ratio_interval(dense * by_roofline, pruned * replicates.dense)
 

@@ -24,8 +24,8 @@ UnitKey = tuple[int | None, str, str]  # layer (of the dense model), role, class
 
 @dataclass(frozen=True)
 class RecordWeight:
-    """Weight of what was recorded (timeline/overhead.py), a step: in busy time and gaps [units],
-    and in trailing idle."""
+    """Weight of the recorded events per step (timeline/overhead.py): in busy time and gaps [units],
+    and in trailing idle time."""
 
     busy: Floats
     gap: Floats
@@ -54,7 +54,7 @@ class UnitSums:
 
 @dataclass(frozen=True)
 class PartSums:
-    """Means a step over the kernels of each part, [parts]; NaN where unknown, 0 where absent."""
+    """Means per step over the kernels of each part, [parts]; NaN if unknown, 0 if absent."""
 
     busy: Floats
     flop: Floats
@@ -76,8 +76,8 @@ class UnitParts:
 @dataclass(frozen=True)
 class Units:
     """The units of a pair; `keys[i]` names unit i, whose layer is that of the dense model. `parts`:
-    None takes each unit as one part. `kept`, [units]: where layers were removed, the share of the
-    calls that is left of matched work which no layer is known of; None: all of every unit's."""
+    None takes each unit as one part. `kept`, [units]: if layers were removed, the share of calls
+    that is left of matched work without a known layer; None: all calls of every unit."""
 
     keys: list[UnitKey]
     dense: UnitSums
@@ -132,8 +132,8 @@ def pair(dense: Kernels, pruned: Kernels, layer_map: list[int] | None = None) ->
 def _kept_calls(
     keys: list[UnitKey], frames: tuple[pl.DataFrame, pl.DataFrame], sides: tuple[Kernels, Kernels]
 ) -> Floats:
-    """The share of the calls of each unit that is left: of norms and the like, which no module puts
-    into a layer, those of removed layers were removed with these, and the gaps before them too."""
+    """The share of the calls of each unit that is left: below 1 for norms and the like that no
+    module assigns to a layer: calls of removed layers, and the gaps before them, are gone."""
     calls = []
     for frame, side in zip(frames, sides, strict=True):
         rows = frame.filter(pl.col("unit_layer").is_null()).select(*_UNIT, "step", "instance")
@@ -220,7 +220,7 @@ def _parts_of_units(parts: pl.DataFrame) -> dict[UnitKey, set[str]]:
 def _sums_by_part(
     frame: pl.DataFrame, steps: int, *, by_order: bool = False, pooled: bool = False
 ) -> pl.DataFrame:
-    """Means a step by unit and part: of products whether their shapes are known, else the op. Names
+    """Means per step, unit and part: of products whether their shapes are known, else the op. Names
     of generated kernels are numbers of one compilation, and differ between two. Where the place
     of a product is inferred (`by_order`), its ratio is not applied to its auxiliary kernels."""
     op = pl.coalesce("op", "name", pl.lit(""))

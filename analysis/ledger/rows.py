@@ -1,4 +1,4 @@
-"""Ledger rows for people: every row with its parts by (role, class), intervals, noise, evidence.
+"""Ledger rows for the report: each with its parts by (role, class), intervals, noise, evidence.
 
 In: the point ledger, its replicates and halves, and both frames. Out: schema.report.Row values.
 """
@@ -32,7 +32,7 @@ NOT_EXPLAINED = "not_explained"
 _RESTS = {"coverage": "gaps kept", "launch_idle": "trailing idle", NOT_EXPLAINED: "gaps kept"}
 _UNKNOWN = "unknown"  # class of work that may have shrunk or not
 _NOTHING = 1e-6  # ns: below it a part is a rounding error and not listed
-_SAME_BYTES = 0.01  # results of other routes are written to other places
+_SAME_BYTES = 0.01  # bytes differ a little where a router sends tokens to other experts
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Work models: one decorated function an op.
+"""Work models: one decorated function per op.
 
 In: an op's name, shapes and dtypes. Out: FLOPs, bytes, GEMM and kind, or null where they are
 unknown.

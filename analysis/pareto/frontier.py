@@ -31,7 +31,7 @@ def frontier(points: Iterable[SweepPoint]) -> list[SweepPoint]:
     other dominates, by their point estimates.
 
     A point that is added removes those alone that it dominates, and within every loss the fastest
-    point that is faster than dense is one of these. Points with equal values stand on it together.
+    point that is faster than dense is one of these. Points with equal values are on it together.
     """
     found: list[SweepPoint] = []
     ranked = [p for p in comparable(points) if p.realised > 1]
@@ -45,7 +45,7 @@ def frontier(points: Iterable[SweepPoint]) -> list[SweepPoint]:
 
 def comparable(points: Iterable[SweepPoint]) -> list[SweepPoint]:
     """The points with a valid time and a known loss, without those that removed nothing: their
-    speedup is 1, and what is measured of it is noise."""
+    speedup is 1, and any other measured value is noise."""
     return [
         p
         for p in points

@@ -178,7 +178,7 @@ def _merge_samples(points: Iterable[SweepPoint]) -> list[SweepPoint]:
     """Merge the points of one model's random selections (its draws) into one: medians, and
     intervals from the lowest to the highest.
 
-    Kept apart, the luckiest sample would stand on the frontier.
+    Kept apart, the luckiest sample would be on the frontier.
     """
     groups: dict[Any, list[SweepPoint]] = {}
     for point in points:

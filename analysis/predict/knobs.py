@@ -1,4 +1,4 @@
-"""Knobs that a prediction has and a pruning has not: in, a Family; out, knobs by name.
+"""Settings (`--set`) of `predict` alone: in, a Family; out, knobs by name.
 
 The library of 2:4 kernels is chosen where a model is served, so `trace` has no knob for it.
 """
@@ -12,8 +12,8 @@ from prunescope.taxonomy.family import Family, Knob
 
 _KERNEL = Knob(
     "torch",
-    "the library of 2:4 kernels, in predict; with --runtime that of the engine; marlin: weights "
-    "of 4 bits, with any family",
+    "the library of 2:4 kernels, in predict; with --runtime that of the engine; marlin: 4-bit "
+    "weights, with any family",
     tuple(SPARSE_LIBRARIES),
 )
 

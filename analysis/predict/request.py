@@ -248,7 +248,7 @@ class PredictRequest:
         int,
         Option(
             help="Number of devices that the experts are divided among, each expert whole (expert "
-            "parallelism): the devices of --tp; with --tp 1, attention is data-parallel.",
+            "parallelism). They are those of --tp; with --tp 1, attention is data-parallel.",
             unit="devices",
             least=1,
         ),

@@ -1,7 +1,7 @@
 """The figure of a Comparison: in, its rows; out, PNG, PDF or SVG bytes, two columns wide.
 
 Above: speedup over sparsity with 95 % intervals, a line for each method and setting. Below: where
-the dense wall went, a bar for each run and phase; losses stand right of the promise, gains left.
+the dense wall went, a bar for each run and phase; losses are right of the promise, gains left.
 """
 
 from __future__ import annotations

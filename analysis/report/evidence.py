@@ -1,6 +1,6 @@
 """Why times or losses that are shown are no evidence, and the hatch or mark that says so.
 
-In: a Phase, a row of a Comparison or a point of a sweep. Out: the reasons, the gravest first; empty
+In: a Phase, a row of a Comparison or a point of a sweep. Out: the reasons, most severe first; empty
 where there is none. Every figure hatches what it shows by the first, and its legend names it.
 Tables and figures mark points that are simulated or do the dense work behind their names.
 """

@@ -169,7 +169,7 @@ def family_looks(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 def hatch_of(reasons: list[str]) -> str:
-    """The hatch of the gravest reason why times are no evidence; empty without one."""
+    """The hatch of the most severe reason why times are no evidence; empty without one."""
     return evidence.HATCHES[reasons[0]] if reasons else ""
 
 
@@ -184,7 +184,7 @@ def ground(reasons: list[str]) -> dict[str, Any]:
 
 
 def no_evidence(reasons: list[str], label: str) -> Patch:
-    """The entry of a legend for what stands on such ground."""
+    """The entry of a legend for what has such a background."""
     look = {**ground(reasons), "edgecolor": "black", "linewidth": 0.4}
     return Rectangle((0, 0), 0, 0, label=label, **look)  # without extent, where it is in the axes
 

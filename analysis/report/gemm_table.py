@@ -246,7 +246,7 @@ def _hidden_note(unit: numbers.Scale, rows: Sequence[GemmRow | KernelRow]) -> st
 
 
 def _dimension(now: int | None, dense: int | None, span: tuple[int, int] | None = None) -> Cell:
-    """`576`, `1536→1160` where pruning moved it, `1536→960–1160` where layers differ."""
+    """`576`, `1536→1160` where pruning changed it, `1536→960–1160` where layers differ."""
     new = numbers.UNKNOWN if now is None else str(now) if span is None else f"{span[0]}–{span[1]}"
     moved = dense is not None and (dense != now or span is not None)
     return Cell(f"{dense}→{new}" if moved else new, now)
@@ -260,8 +260,8 @@ def _calls(gemm: GemmRow) -> Cell:
 
 
 def _kept(merged: MergedRow) -> Cell:
-    """`75 %` of the axis, `50–75 %` where layers differ, or one share an axis where several
-    moved."""
+    """`75 %` of the axis, `50–75 %` where layers differ, or one share per axis where
+    several changed."""
     if merged.kept is not None:
         low, high = (numbers.percent(share, decimals=0) for share in merged.kept)
         return Cell(low if low == high else f"{low.removesuffix(' %')}–{high}", merged.kept[0])

@@ -129,7 +129,7 @@ def phase_view(name: str, slug: str, phase: Phase, late: Finding | None = None) 
 
 
 def _strokes(caveats: list[str]) -> str:
-    """The class of the strokes of the gravest caveat; empty without one."""
+    """The class of the hatching of the most severe caveat; empty without one."""
     return evidence.STROKES[evidence.HATCHES[caveats[0]]] if caveats else ""
 
 

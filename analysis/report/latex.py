@@ -55,7 +55,7 @@ def render_latex(report: Report, *, label_prefix: str = "") -> str:
 def latex_files(report: Report, *, label_prefix: str = "") -> dict[str, str]:
     """File name to text: report.tex, and a file for each table and figure of it.
 
-    `label_prefix` stands in front of every label, `tab:PREFIX-ladder-prefill`, so that two reports
+    `label_prefix` is put in front of every label, `tab:PREFIX-ladder-prefill`, so that two reports
     fit into one paper. Raises PrunescopeError where it is no word of letters, digits and dashes.
     """
     parts = _snippets(report, label_prefix)

@@ -261,7 +261,7 @@ def _noise(row: Row, unit: numbers.Scale) -> Cell:
 
 
 def ledger_table(phase: Phase) -> Table | None:
-    """The ledger: one row a cause, in its order; intervals and noise only where one is known."""
+    """The ledger: one row per cause, in its order; intervals and noise only where one is known."""
     rows = phase.ledger
     if not rows:
         return None

@@ -281,7 +281,7 @@ def _row(table: Table, *cells: str) -> None:
 
 
 def applicable(found: Described) -> RenderableType:
-    """Mechanisms, the GEMMs of a layer, and one row a family: applies, moves, why not."""
+    """Mechanisms, the GEMMs of a layer, and one row per family: applies, moves, why not."""
     title = found.title or "no entry in the table of architectures"
     lines = [Text(clean(f"{found.model_type or 'a model without a type'}: {title}"), "bold")]
     lines += [_mechanism(one) for one in found.mechanisms]

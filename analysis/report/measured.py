@@ -68,7 +68,7 @@ def lines(phase: Phase) -> list[str]:
 
 
 def throughput(phase: Phase) -> str:
-    """Tokens or items a second and memory, dense → pruned where both are known."""
+    """Tokens or items per second and memory, dense → pruned where both are known."""
     facts = []
     for key, label, form in (
         ("tokens_per_s", "tokens/s", numbers.rate),

@@ -1,4 +1,4 @@
-"""Numbers for people: ns, bytes, shares and ratios in; text with a unit out. None becomes "–"."""
+"""Formats numbers: ns, bytes, shares and ratios in; text with a unit out. None becomes "–"."""
 
 from __future__ import annotations
 

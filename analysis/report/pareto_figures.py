@@ -1,7 +1,7 @@
 """Figures of a sweep: in, a Pareto; out, PNG, PDF or SVG bytes by file name.
 
 Speed against loss: a column for each phase, a row for each batch and length; losses are perplexity
-ratios within a range that anyone would use, and the margin counts what lies beyond. Realised
+ratios within a usable range, and the margin says how many points lie beyond it. Realised
 against bound, and the ledger of each family: a panel for each batch and length.
 """
 

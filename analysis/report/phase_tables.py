@@ -169,7 +169,7 @@ def _side_row(
 
 
 def experts_table(phase: Phase, *, brief: bool = False) -> Table | None:
-    """The mean over layers, the least and the most of them, then a row a layer; None where no
+    """The mean over layers, the least and the most of them, then one row per layer; None where no
     experts were counted. `brief`: without the rows of layers."""
     layers = phase.routing.layers if phase.routing else []
     if not layers:
@@ -214,7 +214,7 @@ def _expert_cell(key: str, value: float | None) -> Cell:
 
 
 def overhead_table(phase: Phase, *, brief: bool = False) -> Table | None:
-    """A row a part; None where the phase has no overhead. `brief`: only parts with a time."""
+    """One row per part; None where the phase has no overhead. `brief`: only parts with a time."""
     found = phase.overhead
     if found is None:
         return None

@@ -133,7 +133,7 @@ def _title(result: Prediction, phase: str) -> str:
 
 
 def curves_csv(curves: Curves) -> bytes:
-    """A row a point: phase, method and the columns of its curve. ns and bytes a forward."""
+    """One row per point: phase, method and the columns of its curve. ns and bytes a forward."""
     columns = next((list(c) for m in curves.values() for c in m.values()), [])
     rows = (
         [phase, name, *values]

@@ -111,7 +111,7 @@ def _cell(value: Any) -> str:
 
 
 def gemms(report: Report) -> Records:
-    """A row a GEMM: (role, op, shape, pairing); `keep_n` is the kept share of N, and so on."""
+    """One row per GEMM: (role, op, shape, pairing); `keep_n` is the kept share of N, and so on."""
     columns = _columns(GemmRow, without=("keep",)) | {f"keep_{axis}": float for axis in _AXES}
 
     def rows(phase: Phase) -> Iterator[Row]:
@@ -133,7 +133,7 @@ def ladder(report: Report) -> Records:
 
 
 def kernels(report: Report) -> Records:
-    """A row a kernel name, largest first."""
+    """One row per kernel name, largest first."""
     return _records("kernels", report, _columns(KernelRow), lambda p: map(_fields, p.kernels))
 
 

@@ -70,7 +70,7 @@ def curve_records(replays: Replays) -> Records:
 
 
 def verdict_records(report: Report | None) -> Records:
-    """A row a role and phase of the run: in the model and alone, and the verdict."""
+    """One row per role and phase of the run: in the model and alone, and the verdict."""
     found = {
         name: phase.replay
         for name, phase in (report.phases.items() if report is not None else ())

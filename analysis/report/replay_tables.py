@@ -92,8 +92,8 @@ def shapes_table(title: str, gemms: Sequence[ReplayedGemm], disturbed: Sequence[
 
 
 def replay_table(phase: Phase, name: str = "") -> Table | None:
-    """A row a role: a call in the model and alone, the ledger's part and what it is alone. `name`:
-    of the phase, for its title; without it, the text of all is a note below."""
+    """One row per role: ns per call in the model and alone, the ledger's part and its value alone.
+    `name`: of the phase, for its title; without it, the text of all is a note below."""
     replay = phase.replay
     if replay is None:
         return None

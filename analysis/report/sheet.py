@@ -1,8 +1,8 @@
 """Lines and tables on a terminal: in, Tables and text; out, rich renderables no wider than it.
 
-Columns that may go do; in flexible ones names lose their middle, and prose folds: no number is cut.
-Every string goes in as `Text`, never as
-markup, with control characters spelled out, and in ASCII where the encoding is.
+Columns that may be dropped are dropped first; in flexible columns names are shortened in the middle
+and prose is wrapped. No number is cut. Every string is printed as `Text`, never as markup, with
+control characters escaped, and in ASCII if that is the console's encoding.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from prunescope.analysis.report import escape
 from prunescope.analysis.report.view import Cell, Column, Table
 
 STYLES = {"loss": "red", "gain": "green", "quiet": "dim", "total": "bold", "promise": "cyan"}
-_LEAST = 36  # characters below which a cut name or evidence is of no use: it goes, if it may
-_LEAST_FOLDED = 16  # characters of a line of a folded column that stays
+_LEAST = 36  # fewest useful characters of a cut name or evidence: else dropped, if it may be
+_LEAST_FOLDED = 16  # fewest characters of a line of a wrapped column that may not be dropped
 _OF_NUMBERS = "0123456789.,"
 _SHORT = {"compute": "comp", "memory": "mem", "latency": "lat", "unknown": "?"}
 
@@ -125,7 +125,7 @@ class Page:
         return text
 
     def _shortened(self, name: str, width: int) -> str:
-        """A kernel's name without its middle: templates begin alike, and end apart."""
+        """A kernel's name without its middle: names of templates differ most at their ends."""
         bare = plain_name(name)
         mark = self.ink("…").plain
         room = width - cell_len(mark)

@@ -136,7 +136,7 @@ def _reasons(phase: Phase, late: Finding | None) -> Iterator[str]:
                 yield from _causes(phase, phase.ledger)
     yield from _few_roles(phase)
     if late is not None and late.change:
-        yield f"first mend what the others wait for, {late.change}"
+        yield f"first fix what the others wait for, {late.change}"
     else:
         yield from _change(phase)
 
@@ -391,7 +391,7 @@ def recommended_changes(phase: Phase) -> list[Finding]:
 
 
 def _side_caveats(phase: Phase) -> list[Finding]:
-    """The findings that the sides may not be what they are taken for."""
+    """The findings that the sides may be swapped, or of another config than was given."""
     return [finding for finding in phase.findings if finding.id in SIDE_CAVEATS]
 
 
@@ -473,7 +473,7 @@ def _no_gain(phase: Phase) -> str:
 
 
 def _with_gain(item: Finding) -> str:
-    """The change with what it gains at most, where that is known."""
+    """The change with its largest possible gain, where that is known."""
     if item.id in SIDE_CAVEATS:
         return f"first: {item.change}"
     if item.severity != "critical" and item.predicted_ns:

@@ -129,7 +129,7 @@ def columns_of(file: str) -> list[FieldInfo]:
     return [PHASE, *fields_of(TABLES[file][0])]
 
 
-# Columns of the kernels frame: one row a unit of device work, all steps. An unnamed one is empty.
+# Columns of the kernels frame: one row per unit of device work, all steps. An unnamed one is empty.
 FRAME: dict[str, str] = {
     "step": "index of the kept step",
     "start": "begin of the event, from the first event of the trace",

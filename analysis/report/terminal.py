@@ -1,6 +1,6 @@
 """The report in a terminal: in, a Report; out, rich renderables.
 
-By default the answer alone, in at most 45 lines a phase at 80 columns: the paragraph, the ladder,
+By default the answer alone, in at most 45 lines per phase at 80 columns: the paragraph, the ladder,
 the ledger, the findings that matter; peaks and notes on the whole report stand last. In full: every
 table, and what was measured.
 
@@ -129,7 +129,7 @@ class _ReportPage(Page):
                 yield from self._table(table_id, phase, _BRIEF)
 
     def findings_that_fit(self, phase: Phase, lines: int) -> Iterator[RenderableType]:
-        """The gravest findings that take so many lines, at least one; and how many more there
+        """The most severe findings that take so many lines, at least one; and how many more there
         are."""
         lines -= self.height([self.section("Findings")]) + 1
         shown = 0

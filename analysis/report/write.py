@@ -1,5 +1,5 @@
 """Writes a report into a folder, whole or not at all: in, a Report and the kernels frames; out, the
-files. Everything is rendered before the folder is touched, and files of others in it stay.
+files. Everything is rendered before the folder is touched, and other files in it are kept.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Each side of a report: what it is, its device, its totals, the phase of a trace without run.json.
 
-Typed dicts have keys that come and go, or that are in a different order for runs and traces without
-run.json.
+Typed dicts have keys that may be absent, or that have another order in traces without run.json.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ class DeviceRates(TypedDict):
 
 
 class PeakRates(DeviceRates):
-    """The same with the shortest time of a kernel, ns; null where that was not measured. `link`:
-    between host and device, by its data sheet, in one direction; where copies are judged by it."""
+    """Rates, and the shortest time of a kernel, ns (null: not measured). `link`: between host and
+    device, by its data sheet, in one direction; only where copies are compared with it."""
 
     kernel_floor_ns: NotRequired[float | None]
     link: NotRequired[str]  # pcie-5.0 (16 lanes), nvlink-c2c

@@ -391,7 +391,7 @@ def _classes_in(traced: Traced) -> set[str]:
 
 
 def _is_named(preset: str, traced: Traced) -> bool:
-    """Whether a preset's name stands in the metadata, an annotation or the name of the file."""
+    """Whether a preset's name is in the metadata, an annotation or the name of the file."""
     words = re.compile(rf"(?<![a-z0-9.]){re.escape(preset)}(?![a-z0-9.])")
     return any(words.search(_plain(text)) for text in _texts(traced))
 

@@ -162,7 +162,7 @@ class Trial:
         ]
 
     def _check_head(self, key: Pass) -> None:
-        """A warning where the head runs neither a row a sequence nor all rows: its N is unknown."""
+        """A warning if the head runs neither one row per sequence nor all rows: N is unknown."""
         heads = self.tokens[key].heads
         for one in self.placed[key].gemms:
             allowed = evidence.allowed_rows(one, self.sm) if one.slot.role == "lm_head" else None

@@ -190,7 +190,7 @@ def _ways(shape: ModelShape, ranks: int) -> Iterator[_Way]:
 def _tails(
     layer: ModelShape, slots: dict[str, Slot], ranks: int, *, routed: bool
 ) -> list[tuple[Slot, ...]]:
-    """The ways to run what stands in the place of an MLP."""
+    """The ways to run what replaces an MLP."""
     if layer.mlp_kind == "usual":
         return mlp_ways(layer, ranks, experts=routed)
     return [(slots["down"],)] if layer.mlp_kind == "linear" else [()]

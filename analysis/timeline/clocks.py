@@ -15,7 +15,7 @@ from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.trace.events import Trace
 
 _RESOLUTION = 1_000  # ns: older profilers write whole microseconds
-_FEW, _SHARE = 3, 0.05  # kernels, and of those with a launch: beyond both it is no stray event
+_FEW, _SHARE = 3, 0.05  # kernels, and share of those with a launch: more are no stray events
 
 
 @dataclass(frozen=True)

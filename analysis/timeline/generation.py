@@ -45,10 +45,11 @@ def may_generate(trace: Trace) -> bool:
 def prompts_and_tokens(
     trace: Trace, work: WorkSequence, parts: Iterable[Windows]
 ) -> Windows | None:
-    """The first of the `parts` that are prompts and tokens, as steps of two phases. What is called
-    before each prompt, and before no token, belongs to it; before a single one, all that is."""
+    """The first of `parts` that splits the work into prompts and tokens, as steps of two phases.
+    Work that precedes every prompt and no token belongs to the prompt; all work before the prompt
+    does where there is only one."""
     for passes in parts:
-        if not work.most_alike(passes):  # tokens are: what follows reads all kernels of a trace
+        if not work.most_alike(passes):  # tokens are; the rest reads all kernels of a trace
             continue
         windows = _with_first(trace, work, passes)
         phases = phases_of_spans(trace, windows.start, windows.end)
@@ -67,8 +68,8 @@ def prompts_and_tokens(
 
 
 def _with_first(trace: Trace, work: WorkSequence, passes: Windows) -> Windows:
-    """The passes; where they hold too little of the trace to be all of it, with what runs before
-    them as the first one: an encoder of sounds or images begins in another way."""
+    """The passes. Where they cover too little of the trace, the work before them is added as the
+    first one: encoders of audio or images begin with other work."""
     if work.covered(passes) >= NEARLY_ALL:
         return passes
     begin = host_span(trace)[0]
@@ -80,8 +81,8 @@ def _with_first(trace: Trace, work: WorkSequence, passes: Windows) -> Windows:
 
 
 def _with_encoders(work: WorkSequence, windows: Windows, prompts: Ints, tokens: Ints) -> Windows:
-    """The windows, named after their phase. An encoder makes no token: where a prompt is other work
-    than a token is, it is one step with the pass behind it, which makes the first token."""
+    """The windows, named after their phase. An encoder makes no token: where the work of a
+    prompt is not that of a token, it is one step with the next pass, which makes the first."""
     is_prompt = np.zeros(len(windows), bool)
     is_prompt[prompts] = True
     joined = np.zeros(len(windows), bool)  # with the window before
@@ -107,8 +108,8 @@ def _named(work: WorkSequence, windows: Windows) -> Windows:
 
 
 def _one_query(trace: Trace, windows: Windows, phases: list[str]) -> bool:
-    """Whether attention runs a query a sequence in the steps of tokens and more in those of
-    prompts, where its shapes are known: a smaller batch of images is no token."""
+    """Whether attention has one query per sequence in steps of tokens and more in those of prompts,
+    where its shapes are known: a smaller batch of images is no token."""
     queries: dict[str, set[int]] = {"prefill": set(), "decode": set()}
     for call, m in _attention_rows(trace):
         ops = trace.ops["ts"][trace.ops["call"] == call]

@@ -16,9 +16,9 @@ from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
 _DEEP = 256  # rounds of jumps: calls nest less deep, and each is a pass over what is left
 
 
-# Sources of steps that no profiler or engine marked: what ends with an update of the weights, what
-# begins with clearing the gradients, an annotation or a compiled region that repeats, work that
-# repeats, of this the prompts and tokens of generated text; else all of the trace.
+# Sources of steps that no profiler or engine annotated: a step ends with a weight update or
+# begins with clearing the gradients; it is an annotation, a compiled region or a sequence of work
+# that repeats, or a prompt or token of generated text; else the whole trace is one step.
 UPDATE, ZERO_GRAD, ANNOTATION = "Optimizer.step", "Optimizer.zero_grad", "annotation"
 COMPILED = "compiled"
 SEQUENCE, GENERATION, WHOLE = "sequence", "generation", "whole"
@@ -27,8 +27,8 @@ SEQUENCE, GENERATION, WHOLE = "sequence", "generation", "whole"
 @dataclass(frozen=True)
 class Windows:
     """Host windows of the steps, in time order. `source`: "prunescope" | "pattern" | "engine" |
-    "ProfilerStep" | "numbered", or one of those above. `picked`: those of them that a pattern
-    keeps, None where it names annotations that are no steps otherwise, and without a pattern.
+    "ProfilerStep" | "numbered", or one of those above. `picked`: indices
+    of the steps that --phase-pattern keeps; None without a pattern that names some of the steps.
     `ignored`: an annotation that is called as a step is, in none of which work was launched.
     `are_ranges`: a user put a range around each step, and time between two may be of none."""
 

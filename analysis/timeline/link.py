@@ -32,7 +32,7 @@ __all__ = ["Linked", "is_graph_launch", "link", "link_device", "link_host", "loo
            "op_of_launch", "taken"]  # fmt: skip
 
 
-# Columns of Linked that hold a value a row and no number of another row or step.
+# Columns of Linked with one value per row that is no index of another row or step.
 PER_ROW = (
     "start", "duration", "busy", "gap", "starved", "op", "event", "launched", "thread",
     "replayed",
@@ -41,7 +41,7 @@ PER_ROW = (
 
 @dataclass
 class Linked:
-    """Rows in time order, one array a column (int64 ns, -1 absent), and what was left out.
+    """Rows in time order, one array per column (int64 ns, -1 absent), and what was left out.
 
     `op`: row of the host op, `launched`: host time of the launch (the begin of the op where no
     launch is known), `starved`: when the device went idle, this row's launch call had not

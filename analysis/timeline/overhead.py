@@ -1,5 +1,5 @@
-"""Profiler overhead: where in a step of a CPU trace the cost of recording lies, and what profilers
-say of their own work.
+"""Profiler overhead: where in a step of a CPU trace the cost of recording lies, and the work that
+profilers record of themselves.
 
 In: a trace and its linked rows. Out: a note with that work while the device idled; `Recorded`, the
 weight of what was recorded in each part of a step's time: inside a row, in the gap before it,
@@ -24,8 +24,8 @@ from prunescope.taxonomy.words import ms
 
 # A span around a module costs two hooks in Python and its record: benchmarks/same.md.
 SPAN = 8
-# Of CUPTI's kinds of overhead, those that a run without a profiler has not: a compiler, the loading
-# of code and a full queue of commands are the driver's.
+# CUPTI's kinds of overhead that only a profiled run has. The others (a compiler, the loading of
+# code, a full queue of commands) are the driver's.
 _PROFILER = re.compile(r"buffer flush|buffer request|instrumentation|resource", re.IGNORECASE)
 _NAMED, _NAME = 3, 80  # names in a note, and their characters
 
@@ -75,8 +75,8 @@ def recorded(trace: Trace, linked: Linked, windows: Windows) -> Recorded:
 
 
 def _around(linked: Linked, row: Ints, begin: Ints, end: Ints) -> Ints:
-    """The row around each event, from the innermost one where it begins: what begins with a row and
-    does not end before it is around it."""
+    """The row that encloses each event, found outward from the innermost one at its begin. An event
+    that begins with a row and ends with it or later is outside of it."""
     ends = linked.start + linked.duration
     while True:
         same = (linked.start[row] == begin) & (ends[row] == end)

@@ -22,7 +22,7 @@ _OPTIMIZER = "Optimizer."
 
 @dataclass(frozen=True)
 class Passes:
-    """One entry a row, -1 where unknown. `sequence`: the sequence number of the op that a row of
+    """One entry per row, -1 where unknown. `sequence`: the sequence number of the op that a row of
     the forward pass belongs to, or of the op whose gradient a row of the backward pass computes;
     `op`: the numbered op that a row of the forward pass is in."""
 

@@ -1,4 +1,4 @@
-"""The work of a trace in the order of its launches, by name: what repeats in it, and how alike.
+"""The work of a trace in the order of its launches, by name: what repeats, and how similarly.
 
 In: a Trace. Out: `WorkSequence`: what was launched, when on the host (ns) and how long it ran (ns);
 on a CPU trace the outermost ops that do work.
@@ -27,8 +27,8 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class WorkSequence:
-    """A row a launch, in the order of the host. `name`: rows of `names`; `begin`: host ns at which
-    its outermost op, else its launch, begins; `ns`: how long it ran."""
+    """One row per launch, in the order of the host. `name`: rows of `names`; `begin`: host ns at
+    which its outermost op, else its launch, begins; `ns`: how long it ran."""
 
     names: list[str]
     name: Ints

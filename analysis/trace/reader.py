@@ -129,7 +129,7 @@ class _Splitter:
         self.packed = packed  # bytes of the file read so far
         self.buffer = b""
         self.total = 0
-        self.in_object = False  # the events stand in an object, with metadata around them
+        self.in_object = False  # the events are in an object, with metadata around them
         self.closed = False  # the list of events has ended
         self.ended = False  # the file has
         self.number = 0  # blocks before this one

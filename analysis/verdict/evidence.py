@@ -57,10 +57,10 @@ class Evidence:
     gathers: tuple[Gather, ...] | None = None  # of the pruned side; None: no shapes are known
     convolutions: tuple[Convolution, ...] = ()  # the same on both sides
     more_calls: tuple[MoreCalls, ...] = ()  # pointwise ops that the pruned side calls more often
-    activation: Reason | None = None  # what stands in its place; None: the same, or not known
+    activation: Reason | None = None  # another activation function; None: the same, or not known
 
     def hidden(self) -> list[str]:
-        """Work without a model, where it is enough to hide a pruning: a line a side."""
+        """Work without a model, where it is enough to hide a pruning: one line per side."""
         sides = zip(("dense", "pruned"), self.unread, strict=True)
         return [one.text(side) for side, one in sides if one.may_hide]
 

@@ -64,7 +64,7 @@ OTHER_WORK = "other-work"  # a kind of Reason
 
 
 def replaced(e: Evidence) -> Reason | None:
-    """No linear of the model is a GEMM any more, and other ops stand in their places."""
+    """No linear of the model is a GEMM any more, and other ops replace them."""
     linears = [p for p in e.pairs if p.key[1] in _LINEARS and p.dense is not None]
     if not linears or any(p.pruned is not None for p in linears):
         return None

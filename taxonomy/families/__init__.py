@@ -1,8 +1,8 @@
-"""One file a pruning family, with a constant FAMILY: adding a file adds the family.
+"""One file per pruning family, with a constant FAMILY: adding a file adds the family.
 
 In: the modules of this folder. Out: `families()`, `family(id)`. An id is that of one file, with `_`
-for `-`; the same name is its file in tracer/pruners (how it is done). How it is read back from a
-trace is in analysis/verdict/detectors, one file a kind of evidence (widths, zeros, removed,
+for `-`; the same name is its file in tracer/pruners (how it is done). How it is detected in a
+trace is in analysis/verdict/detectors, one file per kind of evidence (widths, zeros, removed,
 run_time).
 `applies` says which architectures (MLA, mixers) the family supports; what several families share of
 that is in taxonomy/applies.py.

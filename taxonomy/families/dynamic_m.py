@@ -87,7 +87,7 @@ FAMILY = Family(
     knobs={
         "unit": Knob(
             "sublayer",
-            "what a token is routed past: attention and MLP each on its own, or whole layers",
+            "what a token can skip: attention and MLP each on its own, or whole layers",
             ("sublayer", "layer"),
         ),
         "choose": Knob(

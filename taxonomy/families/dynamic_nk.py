@@ -51,7 +51,7 @@ FAMILY = Family(
         "block": Knob(
             0,
             "tokens in a block of queries or keys; 0: 64, or fewer in short prompts; 1: each query "
-            "chooses for itself, and none by a mean with later ones",
+            "chooses its own blocks, which no later query influences",
         ),
         "backend": Knob(
             "torch",

@@ -84,7 +84,7 @@ FAMILY = Family(
     knobs={
         "sets": Knob(
             "forward",
-            "who has a set of channels of its own: a forward (its slices of the weights are "
+            "what a set of channels is chosen for: a forward (its slices of the weights are "
             "gathered for all tokens), or each token (kernels skip what it does not use), in "
             "predict",
             ("forward", "token"),

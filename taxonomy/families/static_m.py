@@ -61,7 +61,7 @@ FAMILY = Family(
             "what is removed: whole layers, sublayers of one kind, or both, sampled independently",
             ("layer", "attention", "mlp", "sublayers"),
         ),
-        "layers": Knob("", "which ones, as 3,4,5; int(n·s) random ones by the seed where empty"),
+        "layers": Knob("", "layers to remove, such as 3,4,5; if empty, int(n·s) at random"),
     },
     calibration="text",
     greedy=True,

@@ -198,8 +198,8 @@ FAMILY = Family(
         ),
         "revived": Knob(
             0.0,
-            "share of the tokens that left which each step of decode computes again and keeps "
-            "(LazyLLM), in predict",
+            "share of the dropped tokens that each decode step computes again and keeps (LazyLLM), "
+            "in predict",
             predicted_only=True,
         ),
     },

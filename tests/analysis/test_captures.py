@@ -77,7 +77,7 @@ def test_what_no_capture_holds_is_an_error(tmp_path: Path) -> None:
     other.mkdir()
     for name in ("a.json", "b.json"):
         save(eager(4), other / name)
-    with pytest.raises(PrunescopeError, match="nothing says of what batch"):
+    with pytest.raises(PrunescopeError, match="no name states a batch size"):
         captured_pass(other, 4)
 
 

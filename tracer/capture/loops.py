@@ -1,7 +1,7 @@
 """The token ids that a capture runs on, and the loops of its phases over them.
 
-In: a request and its variants. Out: ids [B, L], the same for all variants, of a text where what
-runs depends on them, else random; Loops by variant, eager or recorded.
+In: a request and its variants. Out: ids [B, L], the same for all variants: of a text where the ids
+decide what runs, else random; Loops by variant, eager or recorded.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ class Silent:
 
 
 class Bar:
-    """A progress bar on standard error, one line a stage: `with Bar() as bar: trace(r, bar)`. What
-    ends with an exception stays where it was."""
+    """A progress bar on standard error, one line per stage: `with Bar() as bar: trace(r, bar)`.
+    A stage that ends with an exception stays where it was."""
 
     def __init__(self) -> None:
         self._bar = _rich_bar()

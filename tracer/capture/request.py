@@ -254,7 +254,7 @@ class TraceRequest:
         Literal["model", "layer"],
         Option(
             help="What to run: the whole model, or one decoder layer alone on the inputs that it "
-            "gets in the model. A layer's report adds (n x layer + rest) / whole model, in time.",
+            "gets in the model; then (n x layer + rest) / whole model, in time, is reported too.",
             in_name="",
             default_in_name=False,
         ),

@@ -371,9 +371,9 @@ class _Session:
             )
 
     def _profile_eagerly(self, phase: str, variants: list[Variant], loops: dict[str, Loop]) -> None:
-        """Profile one step of the same `loops` with hooks and nothing recorded: it shows the module
-        and the shapes of each kernel, which a replay does not, and what the modules of dynamic
-        families count in every step."""
+        """Profile one step of the same `loops` in eager mode with hooks: it shows the
+        module and the shapes of each kernel, which a replay does not, and what the modules of
+        dynamic families count in every step."""
         models = [v.model for v in variants]
         self.progress.stage(f"profile {phase}, eager", 2)
         traces = _profiled(

@@ -17,8 +17,8 @@ from prunescope.tracer.capture.placements import move_weights
 from prunescope.tracer.machine.device import synchronize
 from prunescope.tracer.machine.timed_calls import CacheFlush, call_ns, operands, product
 
-# A warm sample takes this long at least, so that reading the clock is nothing of it, and holds so
-# many calls at most.
+# The shortest duration of a warm sample, beside which reading the clock is negligible, and the most
+# calls in it.
 _SAMPLE_NS, _MOST_CALLS = 300_000, 100
 
 
@@ -33,11 +33,11 @@ class DeviceTimer:
 
     @property
     def flush_bytes(self) -> int:
-        """Size of the buffer that a flush goes through."""
+        """Size in bytes of the buffer that a flush reads or writes."""
         return self._flush.bytes
 
     def prepare(self, gemms: Iterable[Gemm]) -> None:
-        """Make the operands of these shapes, in place of those before."""
+        """Make the operands of these shapes, and drop those of earlier ones."""
         self._operands = {gemm: _Operands(gemm, self._dtype, self.device) for gemm in gemms}
         self._calls = {}
         for gemm in self._operands:
@@ -60,7 +60,7 @@ class DeviceTimer:
         return call_ns(call, self.device, calls=self._calls[gemm])
 
     def kernel(self, gemm: Gemm) -> str | None:
-        """The name of the longest kernel of a call; None on a CPU, whose library tells none."""
+        """The name of the longest kernel of a call; None on a CPU."""
         if self.device.type == "cpu":
             return None
         activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]

@@ -65,7 +65,7 @@ def calibrate(device: str = "auto", *, budget_s: float = 3.0) -> CalibratedDevic
         sm=info.properties.get("multi_processor_count"),
         l2_bytes=last_cache_bytes(place),
         source="measured by prunescope calibrate",
-        verified=False,  # no second witness
+        verified=False,  # no independent source confirms it
         measured=_measured(peaks, memory, list(dict.fromkeys([*best.disturbed, *disturbed]))),
     )
     _keep(entry)

@@ -1,4 +1,4 @@
-"""Checks of a GPU's state that may spoil a trace or its times, each with the command that mends it.
+"""Checks of a GPU's state that may spoil a trace or its times, each with the command that fixes it.
 
 In: nvidia-smi and the files of the drivers. Out: MachineChecks, none without a GPU. No torch here,
 and no context on the GPU, so that every process that computes there is foreign. Not tried on
@@ -25,7 +25,7 @@ _RESTRICTED = re.compile(
     r"^(?:RmProfilingAdminOnly|NVreg_RestrictProfilingToAdminUsers):\s*1\s*$", re.MULTILINE
 )
 _SYS_ADMIN, _PERFMON = 21, 38  # Linux capabilities, either of which lets a process profile
-# Share of the largest clock: GPUs at rest are at a fifth or less (H100 345 of 1980 MHz, L4 210 of
+# Share of the largest clock: idle GPUs are at a fifth or less (H100 345 of 1980 MHz, L4 210 of
 # 2040), and base clocks, the lowest that one locks, at two fifths or more (L4 795).
 _AT_REST = 1 / 3
 
@@ -42,7 +42,7 @@ def gpu_checks(
 
 
 def profiling_is_restricted(params: Path = _PARAMS, status: Path = _STATUS) -> bool:
-    """Whether the driver lets administrators alone profile, and this process is none."""
+    """Whether the driver lets only administrators profile, and this process has no such rights."""
     return _RESTRICTED.search(_text(params)) is not None and not _may_profile(status)
 
 
@@ -102,7 +102,7 @@ def _mig() -> Iterator[MachineCheck]:
 
 
 def _locked_clocks() -> Iterator[MachineCheck]:
-    """No query tells whether clocks are locked; a GPU at rest with a low clock has none locked."""
+    """No query tells whether clocks are locked; an idle GPU with a low clock has none locked."""
     clocks = {gpu: _numbers(values) for gpu, values in _by_gpu("clocks.sm,clocks.max.sm").items()}
     free = {
         gpu: known
@@ -112,7 +112,7 @@ def _locked_clocks() -> Iterator[MachineCheck]:
     if free:
         at = ", ".join(f"{now} of {most} MHz on GPU {gpu}" for gpu, (now, most) in free.items())
         fix = "; ".join(_lock(gpu, most) for gpu, (_, most) in free.items())
-        yield _check("locked clocks", ok=False, says=f"not locked: {at} at rest", hint=fix)
+        yield _check("locked clocks", ok=False, says=f"not locked: {at} while idle", hint=fix)
     elif any(clocks.values()):
         says = "the GPU is at a working clock: locked, or busy (the driver does not report which)"
         yield _check("locked clocks", ok=None, says=says, hint="nvidia-smi -q -d CLOCK,PERFORMANCE")

@@ -1,7 +1,7 @@
 """How fast a device moves bytes, and how long the host takes to dispatch an op to it.
 
-Out: bytes/s of a copy beyond the last cache (read and written) and of a read within the cache, and
-ns from call to call of a tiny op. A second or less; medians over repeats.
+Out: bytes/s of a copy larger than the last-level cache (read and written) and of a read inside it,
+and ns from call to call of a tiny op. Takes a second or less; medians over repeats.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from prunescope.taxonomy.dtypes import ITEMSIZE
 from prunescope.tracer.machine.device import free_bytes, last_cache_bytes, synchronize
 
 _REPEATS = 7
-_BEYOND = 4  # size of the copy, in last caches
+_BEYOND = 4  # size of the copy, in sizes of the last-level cache
 _LEAST_COPY = 128 << 20
-_INSIDE = 4  # size of the cached read: a quarter of the last cache
+_INSIDE = 4  # size of the cached read: a quarter of the last-level cache
 _LEAST_CACHE = 1 << 20
 _TRIPS = 32  # reads in one measurement: a single one is too short for the clock
 _DISPATCHES = 500

@@ -1,7 +1,7 @@
-"""Measured peaks of a device, in seconds: GEMMs, a read beyond the last cache, the kernel floor.
+"""Measures the peaks of a device: GEMMs, a read from memory, the shortest time of a kernel.
 
-Out: FLOP/s by dtype, bytes/s, ns. The statistic is the best over shapes of the median over
-repeats: neither one large GEMM nor one lucky repeat is the peak.
+Out: FLOP/s by dtype, bytes/s, ns; takes seconds. The statistic is the best over shapes of the
+median over repeats: neither one large GEMM nor one lucky repeat is the peak.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _GPU_SHAPES = (
 )
 _REPEATS = 7
 _TURNS, _FASTER = 3, 0.9
-# A GPU at rest runs at a fraction of its clock: it computes this long before the measurement.
+# An idle GPU runs at a fraction of its clock: it computes this long before the measurement.
 _WAKE_S = 0.2
 _WAKE_WIDTH = 4096
 # On a GPU a read must be long compared to the few microseconds of its launch.
@@ -185,7 +185,7 @@ def _seconds_for(work: int, rows: list[GemmTime]) -> float:
 
 
 def _read_byte_per_s(device: torch.device, *, deadline: float) -> float:
-    """Sum of a buffer four times the last cache, 256 MiB (2 GiB on a GPU) at least, read once a
+    """Sum of a buffer four times the last-level cache, at least 256 MiB (GPU: 2 GiB), read once per
     repeat."""
     size = max(_LEAST_READ[device.type], 4 * (last_cache_bytes(device) or 0))
     size = min(size, free_bytes(device) // 4)
@@ -195,7 +195,7 @@ def _read_byte_per_s(device: torch.device, *, deadline: float) -> float:
 
 
 def _kernel_floor_ns(device: torch.device) -> int:
-    """The shortest that one small op takes: on the CPU from call to return, on a GPU on the device
+    """The shortest time of one small op: on the CPU from call to return, on a GPU on the device
     (many launches between two events, ÷ their number)."""
     x = torch.ones(32, device=device)
     if device.type == "cpu":

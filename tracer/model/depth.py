@@ -25,7 +25,7 @@ def keep_layers(model: PreTrainedModel, name: str, kept: list[int]) -> None:
     setattr(model.get_submodule(parent), leaf, shorter)
     config, total = text_config(model), len(layers)
     for key, value in list(vars(config).items()):
-        # One entry a layer: layer_types, mlp_layer_types, no_rope_layers, ...
+        # One entry per layer: layer_types, mlp_layer_types, no_rope_layers, ...
         if isinstance(value, list) and len(value) == total:
             setattr(config, key, [value[i] for i in kept])
         elif key in DENSE_FIRST and isinstance(value, int):
@@ -39,7 +39,7 @@ def keep_layers(model: PreTrainedModel, name: str, kept: list[int]) -> None:
 
 
 def _set_derived(config: Any, kept: list[int]) -> None:
-    """Fix the lists with one entry a layer that a config computes (Jamba: from a period) to those
+    """Fix the lists with one entry per layer that a config computes (Jamba: from a period) to those
     of the layers that are left."""
     total = config.num_hidden_layers
     names = [

@@ -159,7 +159,7 @@ class _Loader(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
-        """A mapping. Raises PrunescopeError where a key stands in it twice."""
+        """A mapping. Raises PrunescopeError where a key is in it twice."""
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
@@ -281,7 +281,7 @@ def _choice(key: str, value: Any, *, choices: tuple[str, ...]) -> str:
 
 
 def _many(read_one: Callable[[str, Any], Any]) -> Callable[[str, Any], tuple[Any, ...]]:
-    """A list of values without repeats; a single one stands for itself."""
+    """A list of values without repeats; a single value is a list of one."""
 
     def read(key: str, value: Any) -> tuple[Any, ...]:
         values = value if isinstance(value, list) else [value]

@@ -119,7 +119,7 @@ class JobRunner:
         self.watch: HangWatchdog
 
     def run(self, job: Job) -> None:
-        """Do what is not done; a result that fails is recorded with its error."""
+        """Run the results that are left; one that fails is recorded with its error."""
         folder = SweepFolder(job.folder)
         remaining = [result for result in job.results if folder.state(result) != DONE]
         remaining = [result for result in remaining if not folder.failed_in(result, job.call)]

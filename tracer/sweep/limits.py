@@ -1,6 +1,6 @@
 """Results that a sweep cannot run, found before it starts: on this machine, with this model, or as
-a sequence of families; what steps of fixed shapes (mode compile or graph) cannot show of rows that
-are chosen in decode; and a model's config and dimensions, read without its weights.
+families applied in sequence; what steps of fixed shapes (mode compile or graph) cannot show of rows
+that are chosen in decode; and a model's config and dimensions, read without its weights.
 
 In: a plan, a method, a model's name. Out: sentences, each with the number of results that it
 concerns; a PrunescopeError where nothing can run; a config and a ModelShape.

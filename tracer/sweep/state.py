@@ -1,4 +1,4 @@
-"""The folder of a sweep: what is done is what lies on disk, and `sweep.json` is a view of it.
+"""The folder of a sweep: results on disk are done, and `sweep.json` is derived from them.
 
 Layout: runs/<id>/{dense,pruned}, quality/<model>.json, failed/<id>.json, peaks-*.json, plan.json
 (results ever planned here, and what makes them comparable), sweep.json. Every file appears whole.

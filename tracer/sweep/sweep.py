@@ -77,7 +77,7 @@ def run_plan(request: SweepRequest, plan: SweepPlan, progress: Progress | None =
         with folder.claimed(shard):
             mine = shard_of(plan, shard)
             states = {result: folder.state(result) for result in mine}
-            # What failed or hung before comes last: it must not stand in the way of the others.
+            # What failed or hung before comes last: it must not block the others.
             order = (PENDING, FAILED)
             remaining = [r for state in order for r in mine if states[r] == state]
             if plan.budget is not None:
@@ -132,7 +132,7 @@ def _budget(request: SweepRequest, plan: SweepPlan) -> Budget:
 
 
 def _named_as_stored(config: SweepConfig, folder: Path) -> SweepConfig:
-    """The config with the names of selections that the folder has: they stand in the names of its
+    """The config with the names of selections that the folder has: they are in the names of its
     results. A folder of a version before 0.2 has older ones."""
     before = read_json(folder / PLAN, PlanFile)
     stored = (before.config.get("select") if before else None) or ()

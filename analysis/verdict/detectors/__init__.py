@@ -1,4 +1,4 @@
-"""The detectors of the verdict: one function a family, marked with its id, in this folder.
+"""The detectors of the verdict: one function per family, marked with its id, in this folder.
 
     @detector("static-vocab")
     def static_vocab(e: Evidence) -> Detection | None: ...
@@ -43,7 +43,7 @@ class Detector:
 
 
 def detector(family_id: str) -> Callable[[Detect], Detect]:
-    """Mark the function that reads a family back."""
+    """Mark the function that detects a family."""
 
     def mark(detect: Detect) -> Detect:
         setattr(detect, _MARK, family_id)

@@ -1,4 +1,4 @@
-"""Families that leave out layers, or replace a GEMM by two through a rank, read back.
+"""Detects families that remove layers, or replace a GEMM by two of a low rank.
 
 In: Evidence. Out: a Detection, or None.
 """

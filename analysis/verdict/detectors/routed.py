@@ -1,8 +1,8 @@
-"""Families of mixtures of experts, read back: fewer experts in a layer, or fewer for each token.
+"""Detects families of mixtures of experts: fewer experts in a layer, or fewer for each token.
 
 In: Evidence. Out: a Detection, or None. Which experts see how many tokens is the router's choice:
 what is compared is how many there are (N of the router, matrices of a stack, matrices that a run
-lists) and the rows that all of them see together, a token.
+lists) and the rows that all of them see together, per token.
 """
 
 from __future__ import annotations

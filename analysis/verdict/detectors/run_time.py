@@ -1,4 +1,4 @@
-"""Families that skip work at run time, read back: layers, rows, keys, blocks of keys, channels.
+"""Detects families that skip work at run time: layers, rows, keys, blocks of keys, channels.
 
 In: Evidence. Out: a Detection, or None; `shorter_cache` gives a verdict where no run counted keys,
 so that keys that left the cache and keys that were skipped look alike.

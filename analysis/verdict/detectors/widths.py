@@ -1,4 +1,4 @@
-"""Families that narrow weights, read back: heads, MLP channels, the residual width.
+"""Detects families that narrow weights: heads, MLP channels, the residual width.
 
 In: Evidence. Out: a Detection, or None. A GEMM whose N and K both fell belongs to two families (a
 model that is narrower everywhere, as Minitron and Sheared-LLaMA leave it), by the logarithm of what

@@ -1,4 +1,4 @@
-"""Families that zero weights, read back: 2:4 and masks, from the weight statistics of both runs.
+"""Detects families that zero weights: 2:4 and masks, from the weight statistics of both runs.
 
 In: Evidence. Out: a Detection, or None. A trace without run.json shows no zeros, only sparse
 kernels.

@@ -85,7 +85,7 @@ def test_a_folder_of_ranks_is_a_phase_each_and_the_straggler_is_named(tmp_path: 
     # The products are as large as those of the other ranks.
     assert str(found["rank2"].change).startswith("rank2: check its clocks")
     assert any(REDUCE[:40] in line for line in found["rank2"].evidence)
-    waits = "First mend what the others wait for, rank2: check its clocks"
+    waits = "First fix what the others wait for, rank2: check its clocks"
     assert [waits in phase.summary for phase in report.phases.values()] == [True, True, False, True]
 
 
