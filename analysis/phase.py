@@ -23,6 +23,7 @@ from prunescope.analysis.kernels.anatomy import anatomy
 from prunescope.analysis.kernels.phase_kind import format_split
 from prunescope.analysis.ledger.attribution import AttributionInputs, attribution_inputs
 from prunescope.analysis.ledger.categories import categories
+from prunescope.analysis.ledger.dynamic_overhead import overhead
 from prunescope.analysis.ledger.estimator import (
     is_estimator,
     kernels_with_estimator,
@@ -40,7 +41,6 @@ from prunescope.analysis.ledger.gemms import (
 )
 from prunescope.analysis.ledger.ladder import has_ideals, ladder, without_roofline
 from prunescope.analysis.ledger.noise import halves, profiler_overhead_share
-from prunescope.analysis.ledger.overhead import overhead
 from prunescope.analysis.ledger.pairing import pair
 from prunescope.analysis.ledger.rows import LargestKernels, as_much_work, build_rows, untouched
 from prunescope.analysis.ledger.samples import samples_of

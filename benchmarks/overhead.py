@@ -158,7 +158,7 @@ def page(
         "not saved: k and v run for skipped tokens too, and weights are read for the few that are "
         "left. Break-even: the share of the FLOPs that the family touches at which gain equals "
         "overhead, with its 95 % interval; *removed* is that share here. How each is read from the "
-        "trace: analysis/ledger/overhead.py.",
+        "trace: analysis/ledger/dynamic_overhead.py.",
         "",
     ]
     if busy:
@@ -177,7 +177,7 @@ def page(
 
 def table(rows: list[tuple[str, float, Phase]]) -> Iterator[str]:
     """A row a family and sparsity."""
-    from prunescope.analysis.ledger.overhead import ADDED, HOST, KEY_VALUE, WEIGHTS
+    from prunescope.analysis.ledger.dynamic_overhead import ADDED, HOST, KEY_VALUE, WEIGHTS
     from prunescope.analysis.report.numbers import percent, ratio
 
     parts = [*ADDED, HOST]

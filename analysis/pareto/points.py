@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from prunescope.analysis.ledger.overhead import of_saved
+from prunescope.analysis.ledger.dynamic_overhead import of_saved
 from prunescope.analysis.schema.pareto import Loss, RecoveryLoss, SweepPoint, TextLoss
 from prunescope.analysis.schema.report import Phase
 from prunescope.taxonomy.families import known

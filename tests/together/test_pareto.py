@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from prunescope.analysis.ledger.overhead import of_saved
+from prunescope.analysis.ledger.dynamic_overhead import of_saved
 from prunescope.analysis.pareto import pareto
 from prunescope.analysis.pareto.cells import judged
 from prunescope.analysis.pareto.write import to_json, write_pareto

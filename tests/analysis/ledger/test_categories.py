@@ -9,7 +9,7 @@ import pytest
 from prunescope.analysis.ledger.categories import category
 from prunescope.analysis.pipeline import analyze
 from tests.analysis.finding_cases import report
-from tests.analysis.ledger.test_overhead import US, dense_rows, routed_rows
+from tests.analysis.ledger.test_dynamic_overhead import US, dense_rows, routed_rows
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -21,7 +21,7 @@ from prunescope.analysis.ledger.purpose import (
     purpose,
 )
 from tests.analysis.finding_cases import found, layers, mm, report, sdpa
-from tests.analysis.ledger.test_overhead import blocks, dense_rows, parts, routed_rows
+from tests.analysis.ledger.test_dynamic_overhead import blocks, dense_rows, parts, routed_rows
 
 CASES = [
     (NewWork("q", "gather_scatter", "aten::index_select"), ROUTER, GATHER),

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from prunescope.analysis.ledger.overhead import ADDED, KEY_VALUE, WEIGHTS
+from prunescope.analysis.ledger.dynamic_overhead import ADDED, KEY_VALUE, WEIGHTS
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Phase
 from tests.small_capture import traced_together

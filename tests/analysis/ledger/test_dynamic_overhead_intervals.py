@@ -15,12 +15,12 @@ import pytest
 from prunescope.analysis.ledger import noise, overhead
 from prunescope.analysis.ledger.alignment import Alignment
 from prunescope.analysis.ledger.attribution import attribution_inputs
-from prunescope.analysis.ledger.overhead import ADDED, HOST, KEY_VALUE, WEIGHTS
+from prunescope.analysis.ledger.dynamic_overhead import ADDED, HOST, KEY_VALUE, WEIGHTS
 from prunescope.analysis.ledger.pairing import RecordWeight, Units, UnitSums
 from prunescope.analysis.ledger.samples import Samples
 from prunescope.analysis.schema.report import Overhead
 from tests.analysis.finding_cases import BF16, mm, pair
-from tests.analysis.ledger.test_overhead import ACTIVE, US, B, K, paid
+from tests.analysis.ledger.test_dynamic_overhead import ACTIVE, US, B, K, paid
 from tests.chrome import chrome, gap, k, module, op, step
 
 AT = "model.layers.0.self_attn"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.ledger.overhead import (
+from prunescope.analysis.ledger.dynamic_overhead import (
     ADDED,
     HOST,
     KEY_VALUE,
