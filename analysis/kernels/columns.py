@@ -13,12 +13,10 @@ from functools import reduce
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from prunescope.analysis.trace.collect import NONE, Ints
-
-Mask = NDArray[np.bool_]
-Floats = NDArray[np.float64]
+from prunescope.analysis.trace.collect import Floats as Floats
+from prunescope.analysis.trace.collect import Mask as Mask
 
 
 def is_one_of(column: pl.Series, values: Iterable[str | int]) -> pl.Series:

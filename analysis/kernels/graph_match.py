@@ -16,15 +16,13 @@ from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from prunescope.analysis.trace.collect import NONE, Ints
+from prunescope.analysis.trace.collect import NONE, Ints, Mask
 
 UNNAMED = "?"
 _ONE_PASS = 1.5  # times the kernels of a launch: more launches are several passes
 _SLACK = 1 / 16  # of the kernels of a launch: lost or left out, at first
 _MOST = 0.9  # of the kernels of a launch
-Mask = NDArray[np.bool_]
 Grid = tuple[int, ...] | None
 Size = tuple[int, int, int] | None  # M, N, K of a GEMM
 

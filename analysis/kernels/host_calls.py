@@ -21,11 +21,10 @@ from prunescope.analysis.timeline.runtime_calls import (
     ALLOCATION,
     COPY,
     SYNC,
-    Mask,
     named,
     runtime_calls,
 )
-from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
+from prunescope.analysis.trace.collect import NONE, Ints, Mask, unique_ids
 from prunescope.analysis.trace.events import Trace
 
 _PAGEABLE = re.compile(r"Memcpy.*Pageable")

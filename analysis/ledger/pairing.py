@@ -15,10 +15,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from prunescope.analysis.kernels.columns import Floats as Floats
+from prunescope.analysis.kernels.columns import Mask
 from prunescope.analysis.kernels.frame import PRODUCTS, Kernels
 from prunescope.analysis.ledger.alignment import Alignment, align, with_dense_layer
 
-Floats = NDArray[np.float64]
 UnitKey = tuple[int | None, str, str]  # layer (of the dense model), role, class
 
 
@@ -47,7 +48,7 @@ class UnitSums:
     bytes: Floats
     ideal: Floats
     predicted: Floats
-    present: NDArray[np.bool_]  # [units]
+    present: Mask  # [units]
     trailing_idle: Floats  # [steps]
     recorded: RecordWeight | None = None  # of a CPU trace
 
@@ -92,17 +93,17 @@ class Units:
         return np.ones(len(self.keys)) if self.kept is None else self.kept
 
     @property
-    def matched(self) -> NDArray[np.bool_]:
+    def matched(self) -> Mask:
         """On both sides."""
         return self.dense.present & self.pruned.present
 
     @property
-    def removed(self) -> NDArray[np.bool_]:
+    def removed(self) -> Mask:
         """On the dense side alone."""
         return self.dense.present & ~self.pruned.present
 
     @property
-    def added(self) -> NDArray[np.bool_]:
+    def added(self) -> Mask:
         """On the pruned side alone."""
         return ~self.dense.present & self.pruned.present
 

@@ -12,10 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prunescope.analysis.timeline.intervals import Windows, innermost
-from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
+from prunescope.analysis.trace.collect import NONE, Ints, Mask, unique_ids
 from prunescope.analysis.trace.events import Trace
 
 _AS_A_RULE = 0.5  # share of correlation ids that name a launch
@@ -87,8 +86,8 @@ class LaunchNeighbours:
 
     before: Ints
     after: Ints
-    both: NDArray[np.bool_]
-    first: NDArray[np.bool_]
+    both: Mask
+    first: Mask
 
 
 def neighbouring_launches(trace: Trace, events: Ints) -> LaunchNeighbours:
@@ -148,7 +147,6 @@ def lookup(ordered: Ints, rows: Ints, wanted: Ints) -> Ints:
     return np.where((ordered[at] == wanted) & (wanted >= 0), rows[at], NONE)
 
 
-Mask = NDArray[np.bool_]
 _NEVER = np.iinfo(np.int64).max
 
 

@@ -38,11 +38,10 @@ from prunescope.analysis.timeline.runtime_calls import (
     COPY,
     LAUNCH,
     SYNC,
-    Mask,
     named,
     runtime_calls,
 )
-from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
+from prunescope.analysis.trace.collect import NONE, Ints, Mask, unique_ids
 from prunescope.analysis.trace.events import Trace
 
 LONG = 1_000_000  # ns: no call of a warm process takes so long, unless it waits

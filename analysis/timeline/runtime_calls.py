@@ -8,12 +8,9 @@ from __future__ import annotations
 import re
 
 import numpy as np
-from numpy.typing import NDArray
 
-from prunescope.analysis.trace.collect import Ints
+from prunescope.analysis.trace.collect import Ints, Mask
 from prunescope.analysis.trace.events import Trace
-
-Mask = NDArray[np.bool_]
 
 COPY = re.compile(r"[Mm]emcpy")
 SYNC = re.compile(

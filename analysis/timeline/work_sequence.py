@@ -10,19 +10,17 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prunescope.analysis.ops.kind import is_work_op
 from prunescope.analysis.timeline.correlate import launch_of, op_of_launch, taken
 from prunescope.analysis.timeline.intervals import Windows, parents
-from prunescope.analysis.trace.collect import Ints, unique_ids
+from prunescope.analysis.trace.collect import Floats, Ints, Mask, unique_ids
 from prunescope.analysis.trace.events import Trace
 
 # Of the launches of a usual part: the first pass of a loop also builds masks and caches, and
 # a prompt is masked where a single token is not. Most parts do the same work but for a few.
 _ALIKE, _ALL_ALIKE = 0.95, 0.75
 NEARLY_ALL = 0.9  # of the time that the device runs: what repeats in the rest is no step
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class WorkSequence:
         """The distinct names, and which of them each row has."""
         return np.unique(self.name, return_inverse=True)
 
-    def named(self, part: str) -> NDArray[np.bool_]:
+    def named(self, part: str) -> Mask:
         """Which rows have a name that ends so."""
         distinct, row = self.kinds
         return np.array([self.names[i].endswith(part) for i in distinct], bool)[row]

@@ -27,12 +27,12 @@ from prunescope.analysis.trace.event import (
     Args,
     Event,
 )
+from prunescope.analysis.trace.samples import Floats as Floats
+from prunescope.analysis.trace.samples import Ints as Ints
+from prunescope.analysis.trace.samples import Mask as Mask
 from prunescope.analysis.trace.samples import Sample, rows_of
 from prunescope.analysis.trace.uncategorised import category_of, table_of
 from prunescope.taxonomy.errors import PrunescopeError
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 MODULE = "nn.Module: "
 OWN_PREFIX = "prunescope."  # of what our own runs annotate

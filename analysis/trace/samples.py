@@ -51,6 +51,7 @@ _MOST_DEVICE = 1 << 40
 _NONE = -1
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 Row = tuple[Any, str, int, float]
 
 

@@ -88,7 +88,7 @@ def losses_nearby(path: Path) -> Iterator[tuple[Path, LossFile]]:
 
 
 def losses_of_others(found: LossFile, *, model: str, text: Path | None) -> str:
-    """The model or text of a file's losses, if it is another one; else "". By the names and the
+    """The model or text of a file's losses, if it differs; else "". By the names and the
     text alone: the weights are compared once the model is loaded."""
     if found.model not in (None, model):
         return str(found.model)
