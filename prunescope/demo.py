@@ -27,7 +27,7 @@ def run(out: Path) -> None:
     model, methods = chosen["model"], chosen["methods"]
     dtype = faster_dtype(pick_device("auto"), "bf16", "fp32")
     console.print(
-        f"{model}, weights of 4 bits dequantised to {dtype}: {len(methods)} times a minute or so"
+        f"{model}, weights of 4 bits dequantised to {dtype}: about {len(methods)} minutes"
     )
     for method, sparsity in methods:
         with Bar() as bar:
