@@ -31,6 +31,16 @@ def whole_sentences(message: str) -> str:
     return " ".join(text[:end].split())
 
 
+def plural(count: float) -> str:
+    """Return the ending of a regular noun after `count`: nothing after one, else `s`."""
+    return "" if count == 1 else "s"
+
+
+def when(holds: bool, text: str) -> str:  # noqa: FBT001 - `when(is_slowed, " profiled")` reads aloud
+    """Return `text` where a condition holds, else an empty text."""
+    return text if holds else ""
+
+
 def spread(low: int, high: int) -> str:
     """`128–320`, or `352` where both are equal."""
     return f"{low}" if low == high else f"{low}–{high}"
