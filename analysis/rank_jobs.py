@@ -159,7 +159,7 @@ def outcome_of(sides: Sides, name: str, frames: Frames) -> Outcome:
     candidate, diagnostics, failed = _read(sides.pruned, name)
     if candidate is None:
         return Outcome(candidate=diagnostics, failed=failed)
-    opinion = _second_opinion(sides.pruned, name) if sides.options.hta else None
+    opinion = _second_opinion(candidate) if sides.options.hta else None
     if sides.dense is None:
         frames[name] = candidate.kernels.frame
         return Outcome(single_phase(candidate, hta=opinion), candidate.diagnostics)
@@ -188,10 +188,10 @@ def _read(side: Side, name: str) -> tuple[SidePhase | None, Diagnostics, tuple[s
         return None, rank_left_out(rank, error), (error.problem, error.hint or "")
 
 
-def _second_opinion(side: Side, name: str) -> SecondOpinion:
+def _second_opinion(candidate: SidePhase) -> SecondOpinion:
     from prunescope.analysis.hta import second_opinion
 
-    return second_opinion(side.trace(name))
+    return second_opinion(candidate.trace)
 
 
 def plain_options(options: Options) -> dict[str, Any]:

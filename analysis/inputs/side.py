@@ -14,9 +14,12 @@ from pathlib import Path
 from prunescope.analysis.device.hardware import device_in_trace
 from prunescope.analysis.inputs.captures import captured_pass, usual_batch
 from prunescope.analysis.inputs.options import Options
-from prunescope.analysis.kernels.frame import Kernels, build
+from prunescope.analysis.kernels.build import KernelsBuilder, PassContext
+from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.linked_phase import link_phase
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.phase_kind import phase_kind
+from prunescope.analysis.schema.pair_comparison import MODULES, REPLAYS
 from prunescope.analysis.schema.sides import PhaseKind
 from prunescope.analysis.shapes.workload import PREFILL, AutoModel, ModelConfig
 from prunescope.analysis.timeline.intervals import Windows
@@ -160,53 +163,34 @@ class Side:
         rank, _ = self.mixed.get(name, (name, ""))
         return rank if rank in self.ranks else None
 
-    def read(
-        self, name: str, *, mapped: bool = True, shapes: bool = True, modules: bool = True
-    ) -> SidePhase:
-        """A phase with its kernels. `mapped`: with the ops of graph replays, where an eager trace
-        names them; `shapes`: with the shapes that its ops recorded; `modules`: with the roles of
-        the modules that it recorded, else by the order of kernels. Raises PrunescopeError where
-        the trace is missing or cannot be read."""
+    def read(self, name: str) -> SidePhase:
+        """Read a phase: its trace, its steps and its kernels, each once.
+
+        Raises:
+            PrunescopeError: The trace is missing or cannot be read.
+        """
         trace, diagnostics = self._open(name)
         windows = self._windows(trace)
-        if not shapes:
-            trace = trace.without_shapes()
         _, kind = self.mixed.get(name, (name, name if name in self._kinds else None))
-        eager = None
-        if mapped:
-            eager, more = self._eager(name, windows, kind)
-            diagnostics += more
-        peaks, more = self._peaks_of(name, trace)
-        diagnostics += more
-        kernels = build(
-            trace,
-            windows,
-            peaks,
-            eager=eager,
-            phase=kind,
-            model=self.model,
-            modules=modules,
-            experts_read=self._experts_read(name),
+        eager, of_eager = self._eager(name, windows, kind)
+        peaks, of_peaks = self._peaks_of(name, trace)
+        builder = KernelsBuilder(
+            PassContext(
+                trace,
+                link_phase(trace, windows, kind),
+                peaks=peaks,
+                eager=eager,
+                model=self.model,
+                experts_read=self._experts_read(name),
+            )
         )
-        pattern = self.options.phase_pattern
+        kernels, pattern = builder.kernels, self.options.phase_pattern
         if pattern is not None and kernels.frame.is_empty():
             raise nothing_picked(trace, kernels.windows, pattern)
-        if kernels.lacks_kernels:
-            count, lost = (kernels.linked.launches[key] for key in ("events", "lost"))
-            warning = (
-                f"{trace.source.name}: {lost:,} of {count:,} kernel launches have no kernel in it"
-            )
-            diagnostics += Diagnostics((warning,), partial=True)
-        if captured := kernels.linked.launches["captured"]:
-            whole = captured + kernels.linked.launches["events"]
-            warning = (
-                f"{trace.source.name}: {captured:,} of {whole:,} kernel launches were captured "
-                "into a graph and did not run"
-            )
-            diagnostics += Diagnostics((warning,), partial=kernels.is_captured)
-        eager_used = bool(kernels.linked.replayed.any()) or kernels.named_by_pass
+        diagnostics += of_eager + of_peaks + _diagnostics_of_launches(trace, kernels)
+        eager_used = bool(kernels.linked.replayed.any()) or kernels.modules.from_pass
         diagnostics += Diagnostics(tuple(kernels.warnings), eager_used=eager_used)
-        return SidePhase(self, name, kernels, diagnostics, shapes=shapes)
+        return SidePhase(self, name, kernels, diagnostics, builder)
 
     def _peaks_of(self, name: str, trace: Trace) -> tuple[Peaks | None, Diagnostics]:
         """The peaks of this side; none for a rank of another device than the one that they are of,
@@ -335,30 +319,69 @@ class Side:
         return trace, diagnostics_of(trace, bare=True) + more
 
 
+def _diagnostics_of_launches(trace: Trace, kernels: Kernels) -> Diagnostics:
+    """Warn of launches whose kernels are not in the trace, or were captured into a graph."""
+    diagnostics = Diagnostics()
+    launches, name = kernels.linked.launches, trace.source.name
+    if kernels.lacks_kernels:
+        count, lost = launches["events"], launches["lost"]
+        warning = f"{name}: {lost:,} of {count:,} kernel launches have no kernel in it"
+        diagnostics += Diagnostics((warning,), partial=True)
+    if captured := launches["captured"]:
+        warning = (
+            f"{name}: {captured:,} of {captured + launches['events']:,} kernel launches were "
+            "captured into a graph and did not run"
+        )
+        diagnostics += Diagnostics((warning,), partial=kernels.is_captured)
+    return diagnostics
+
+
 @dataclass(frozen=True)
 class SidePhase:
-    """One phase of one side, under its name there: its kernels, and diagnostics of reading it."""
+    """One phase of one side, under its name there: its kernels, and diagnostics of reading it.
+
+    Attributes:
+        side: The side.
+        name: The name of the phase there.
+        kernels: The kernels, as far as they are to be compared.
+        diagnostics: What was noticed while the phase was read.
+        builder: What the kernels were built from, for views of them.
+        ignored: What of the recording the kernels are built without.
+    """
 
     side: Side
     name: str
     kernels: Kernels
     diagnostics: Diagnostics = Diagnostics()
-    shapes: bool = True  # whether it was read with the shapes that its ops recorded
+    builder: KernelsBuilder | None = field(default=None, repr=False, compare=False)
+    ignored: frozenset[str] = frozenset()
 
     @property
     def run(self) -> PhaseRun | None:
         """The block of this phase in run.json; None for a trace without one."""
         return self.side.phase(self.name)
 
-    def without_shapes(self) -> SidePhase:
-        """This phase read again, as if neither its trace nor a config gave any shapes."""
-        again = replace(self.side, model=None).read(self.name, shapes=False)
-        return replace(again, diagnostics=self.diagnostics)
+    @property
+    def trace(self) -> Trace:
+        """The trace that the phase is in."""
+        assert self.builder is not None
+        return self.builder.trace
 
-    def without_modules(self) -> SidePhase:
-        """This phase read again, as if its trace had recorded no module."""
-        again = self.side.read(self.name, shapes=self.shapes, modules=False)
-        return replace(again, diagnostics=self.diagnostics)
+    def without(self, kind: str) -> SidePhase:
+        """Return this phase as if its trace had not recorded something.
+
+        Args:
+            kind: SHAPES or REPLAYS, without which no config gives shapes either, or MODULES.
+        """
+        assert self.builder is not None
+        ignored = self.ignored | {kind}
+        kernels = self.builder.view(ignored)
+        side, diagnostics = self.side, self.diagnostics
+        if kind != MODULES:
+            side = replace(side, model=None)
+        if kind == REPLAYS:
+            diagnostics += Diagnostics(tuple(kernels.warnings))
+        return replace(self, side=side, kernels=kernels, diagnostics=diagnostics, ignored=ignored)
 
     @cached_property
     def kind(self) -> PhaseKind | None:
