@@ -22,6 +22,7 @@ import polars as pl
 from prunescope.analysis.comparison.equal_information import with_equal_information
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.inputs.side import Diagnostics, Side, SidePhase, rank_left_out
+from prunescope.analysis.kernels.linked_phase import LinkedTrace
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.phase import compare_phase, single_phase
 from prunescope.analysis.pool import run_tasks
@@ -101,13 +102,13 @@ class RankSide(msgspec.Struct):
     def open(self, name: str, options: Options) -> Side:
         """The side with this rank alone. Raises PrunescopeError where it cannot be read."""
         part = TraceFile(Path(self.file), self.member)
-        bare = load(part.path, part.member)
+        first = LinkedTrace(load(part.path, part.member), options.phase_pattern)
         mixed = {} if self.kind is None else {name: (self.rank, self.kind)}
         return Side(
             Path(self.path),
             None,
             options,
-            bare=bare,
+            first=first,
             ranks={self.rank: part},
             mixed=mixed,
             peaks=self.peaks,

@@ -14,10 +14,9 @@ import polars as pl
 from prunescope.analysis.kernels.build import PassContext, build
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.idle import PARTS
-from prunescope.analysis.kernels.linked_phase import link_phase
+from prunescope.analysis.kernels.linked_phase import LinkedTrace
 from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.link import Linked
-from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.collect import NONE
 from prunescope.analysis.trace.events import Trace
 
@@ -108,4 +107,4 @@ def _windows(frame: pl.DataFrame) -> Windows:
 
 def kernels_in(trace: Trace) -> Kernels:
     """Return the kernels of all steps of a trace, without peaks, as all passes make them."""
-    return build(PassContext(trace, link_phase(trace, find_windows(trace))))
+    return build(PassContext(trace, LinkedTrace(trace).phase()))

@@ -34,7 +34,7 @@ from prunescope.analysis.kernels.graph_replay import GraphReplay, read_eager
 from prunescope.analysis.kernels.grouped_queries import unfold_queries
 from prunescope.analysis.kernels.host_calls import add_first
 from prunescope.analysis.kernels.idle import add_waits
-from prunescope.analysis.kernels.linked_phase import LinkedPhase, link_every_step
+from prunescope.analysis.kernels.linked_phase import LinkedPhase, LinkedTrace
 from prunescope.analysis.kernels.number_formats import format_notes, with_formats
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE, PRODUCT_KINDS
@@ -49,7 +49,6 @@ from prunescope.analysis.shapes.workload import AutoModel, Filled, ModelConfig
 from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.link import Linked, taken
 from prunescope.analysis.timeline.scopes import modules_that_ran
-from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.collect import NONE
 from prunescope.analysis.trace.event import WHOLE_GRAPH
 from prunescope.analysis.trace.events import Trace
@@ -86,7 +85,7 @@ class PassContext:
     trace: Trace
     steps: LinkedPhase
     peaks: Peaks | None = None
-    eager: Trace | None = None
+    eager: LinkedTrace | None = None
     model: ModelConfig | AutoModel | None = None
     takes_modules: bool = True
     experts_read: float | None = None
@@ -121,7 +120,7 @@ def add_replayed_ops(frame: pl.DataFrame, context: PassContext) -> pl.DataFrame:
     if eager is None or not linked.replayed.any():
         return frame
     graph = taken(trace.device["correlation"], linked.event)
-    context.replay = GraphReplay(read_eager(eager), linked, frame, graph, trace)
+    context.replay = GraphReplay(read_eager(eager.trace), linked, frame, graph, trace)
     return context.replay.add_ops(frame, first_call=len(trace.calls))
 
 
@@ -186,10 +185,10 @@ def add_roles_of_eager_pass(frame: pl.DataFrame, context: PassContext) -> pl.Dat
     lacks_modules = context.takes_modules and context.roles_from in ("order", "none")
     if eager is None or context.replay is not None or not lacks_modules:
         return frame
-    steps = link_every_step(eager, find_windows(eager))
+    steps = eager.every_step
     if steps.linked.replayed.any() or not len(steps.linked.step):
         return frame
-    named = PassContext(eager, steps)
+    named = PassContext(eager.trace, steps)
     rows = steps.rows
     for add in (weigh_calls, add_kind, add_roles):
         rows = add(rows, named)

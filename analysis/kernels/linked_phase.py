@@ -1,7 +1,7 @@
 """The linked steps of a phase: what is read once from a trace, however its kernels are viewed.
 
-In: a trace and the windows of its steps. Out: `LinkedPhase`, with the rows of the steps that are
-kept, and what follows from them and the trace alone: the work of the host, facts of the profiler,
+In: a trace. Out: `LinkedTrace`, with all of its steps, and `LinkedPhase`, with the rows of one
+phase and what follows from them and the trace alone: the work of the host, facts of the profiler,
 notes. No shape, role or module changes any of it. Times are in ns.
 """
 
@@ -38,6 +38,7 @@ from prunescope.analysis.timeline.phase_steps import (
     only_picked,
     only_warm,
 )
+from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.collect import NONE
 from prunescope.analysis.trace.events import Trace, lacks_device_events, recorded_waits
 from prunescope.taxonomy.recorder import recorder_of
@@ -170,30 +171,59 @@ class LinkedPhase:
         return warnings
 
 
-def link_phase(trace: Trace, windows: Windows, phase: str | None = None) -> LinkedPhase:
-    """Link the rows of a trace to its steps, and keep the steps of one phase that are warm.
+@dataclass(frozen=True)
+class LinkedTrace:
+    """A trace with all of its steps, each found and linked once for all phases and views.
 
-    Args:
+    Attributes:
         trace: The trace.
-        windows: All of its steps: a wall begins where the step before ends, kept or not.
-        phase: Keep the steps that a serving engine's annotations assign to this phase; None keeps
-            those that a pattern picked, or all.
+        phase_pattern: A regular expression of the annotations that are steps; None finds steps by
+            their usual names.
     """
-    linked = link(trace, windows)
-    if phase is not None:
-        linked, windows = only_phase(trace, linked, windows, phase)
-    else:
-        linked, windows = only_picked(trace, linked, windows)
-    unusual = unusual_calls(trace)
-    linked, windows, cold = only_warm(trace, linked, windows, unusual.first)
-    return LinkedPhase(trace, linked, windows, cold, unusual, recorded(trace, linked, windows))
 
+    trace: Trace
+    phase_pattern: str | None = None
 
-def link_every_step(trace: Trace, windows: Windows) -> LinkedPhase:
-    """Link the rows of a trace to its steps and keep them all, those with first calls too."""
-    linked, none = link(trace, windows), HostSpans.of([])
-    overhead = recorded(trace, linked, windows)
-    return LinkedPhase(trace, linked, windows, ColdStepTimes(), UnusualCalls(none, none), overhead)
+    @cached_property
+    def windows(self) -> Windows:
+        """All steps on the host."""
+        return find_windows(self.trace, phase_pattern=self.phase_pattern)
+
+    @cached_property
+    def linked(self) -> Linked:
+        """The rows of all steps."""
+        return link(self.trace, self.windows)
+
+    @cached_property
+    def _unusual(self) -> UnusualCalls:
+        """The calls of the trace that take unusually long."""
+        return unusual_calls(self.trace)
+
+    def phase(self, kind: str | None = None) -> LinkedPhase:
+        """Return the warm steps of a phase.
+
+        All steps are linked first, because a wall begins where the step before ends, kept or not.
+
+        Args:
+            kind: Keep the steps that a serving engine's annotations assign to this phase; None
+                keeps those that a pattern picked, or all.
+        """
+        trace, linked, windows = self.trace, self.linked, self.windows
+        if kind is not None:
+            linked, windows = only_phase(trace, linked, windows, kind)
+        else:
+            linked, windows = only_picked(trace, linked, windows)
+        linked, windows, cold = only_warm(trace, linked, windows, self._unusual.first)
+        overhead = recorded(trace, linked, windows)
+        return LinkedPhase(trace, linked, windows, cold, self._unusual, overhead)
+
+    @cached_property
+    def every_step(self) -> LinkedPhase:
+        """All steps, those with first calls too: an eager pass has often a single one."""
+        trace, linked, windows, none = self.trace, self.linked, self.windows, HostSpans.of([])
+        overhead = recorded(trace, linked, windows)
+        unusual = UnusualCalls(none, none)
+        return LinkedPhase(trace, linked, windows, ColdStepTimes(), unusual, overhead)
 
 
 def _calls_per_step(trace: Trace, windows: Windows, prefix: str) -> float:

@@ -17,9 +17,8 @@ from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.kernels import linked_phase
 from prunescope.analysis.kernels.build import PassContext, build
 from prunescope.analysis.kernels.frame import HostWork, ModuleRoles
-from prunescope.analysis.kernels.linked_phase import link_phase
+from prunescope.analysis.kernels.linked_phase import LinkedTrace
 from prunescope.analysis.schema.pair_comparison import MODULES, REPLAYS, SHAPES
-from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.load import load
 from tests.analysis.decoder import Layer, decoder
 from tests.chrome import save
@@ -47,9 +46,7 @@ def test_a_view_without_shapes_is_that_of_a_trace_without_shapes(tmp_path: Path)
     path = save(decoder([Layer(), Layer()]), tmp_path / "t.json")
     phase = open_side(path, Options(), eager=None).read("trace")
     bare = load(path).without_shapes()
-    expected = build(
-        PassContext(bare, link_phase(bare, find_windows(bare)), peaks=phase.side.peaks)
-    )
+    expected = build(PassContext(bare, LinkedTrace(bare).phase(), peaks=phase.side.peaks))
     view = phase.without(SHAPES)
     assert phase.kernels.has_shapes and not view.kernels.has_shapes
     assert view.kernels.frame.equals(expected.frame)
@@ -64,8 +61,8 @@ def test_nothing_is_read_or_linked_again_for_a_view(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
 ) -> None:
     calls: Counter[str] = Counter()
-    read = [(reading, "load"), (reading, "find_windows")]
-    read += [(linked_phase, name) for name in ("link", "unusual_calls", "clock_skew")]
+    names = ("find_windows", "link", "unusual_calls", "clock_skew")
+    read = [(reading, "load"), *((linked_phase, name) for name in names)]
     for module, name in read:
         function = getattr(module, name)
 
@@ -78,4 +75,4 @@ def test_nothing_is_read_or_linked_again_for_a_view(
     phase = open_side(path, Options(), eager=None).read("trace")
     once = calls.copy()
     phase.without(kind)
-    assert calls == once and once["link"] == once["unusual_calls"] == 1
+    assert calls == once and {once[name] for name in names} == {1}
