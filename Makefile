@@ -1,6 +1,6 @@
 # `make` or `make help` lists the targets. The first run makes .venv and installs into it.
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all fuzz lint format demo docs package audit clean
+.PHONY: help install test test-all frozen fuzz lint format demo docs package audit clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -40,6 +40,10 @@ test: lint ## Check format, lint and types, and run the quick tests
 
 test-all: lint ## The same with the slow tests, and those for a GPU where there is one
 	$(PYTEST)
+
+frozen: $(STAMP) ## Compare some 270 results with their frozen digests (ONLY='story-*', UPDATE=1)
+	$(BIN)/python -m tests.frozen.run $(if $(ONLY),--only '$(ONLY)') $(if $(UPDATE),--update) \
+		$(if $(AGAINST),--against '$(AGAINST)')
 
 fuzz: $(STAMP) ## Analyze random files for ten minutes (make fuzz MINUTES=1)
 	nice $(BIN)/python -m tests.fuzz.run --minutes $(or $(MINUTES),10) --seed $(or $(SEED),$(shell date +%s))
