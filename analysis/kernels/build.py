@@ -280,8 +280,8 @@ def add_class(frame: pl.DataFrame, context: PassContext) -> pl.DataFrame:  # noq
     primary_of_instance = np.full(len(frame), NONE)  # by instance
     primary_of_instance[number[primary]] = primary
     of_op = cls.gather(known_ids(primary_of_instance[number]))
-    is_product = pl.Series(is_true(is_one_of(frame["op"], multiplying_ops(frame))))
-    wrapper = ~is_product & ~frame["modelled"]
+    is_other_op = ~is_one_of(frame["op"], multiplying_ops(frame))  # null for a row without an op
+    wrapper = pl.Series(is_true(is_other_op)) & ~frame["modelled"]
     auxiliary = is_one_of(of_op, (MATMUL, ATTENTION)) & ~frame["carries_work"] & ~wrapper
     columns = {"class": of_op.zip_with(auxiliary, cls), "auxiliary": auxiliary, "wrapper": wrapper}
     return frame.hstack([column.alias(name) for name, column in columns.items()])
