@@ -401,7 +401,7 @@ def _phase(
         shapes=sums.shapes,
         comparison=found.comparison,
         step_ns=sums.step_ns,
-        roles_from=kernels.roles_from,
+        roles_from=kernels.modules.source,
         cold_steps=sums.cold_steps,
         first_call_ns=sums.first_call_ns,
         earlier_work_ns=sums.earlier_work_ns,

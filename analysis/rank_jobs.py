@@ -22,6 +22,7 @@ import polars as pl
 from prunescope.analysis.comparison.equal_information import with_equal_information
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.inputs.side import Diagnostics, Side, SidePhase, rank_left_out
+from prunescope.analysis.kernels.linked_phase import LinkedTrace
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.phase import compare_phase, single_phase
 from prunescope.analysis.pool import run_tasks
@@ -101,13 +102,13 @@ class RankSide(msgspec.Struct):
     def open(self, name: str, options: Options) -> Side:
         """The side with this rank alone. Raises PrunescopeError where it cannot be read."""
         part = TraceFile(Path(self.file), self.member)
-        bare = load(part.path, part.member)
+        first = LinkedTrace(load(part.path, part.member), options.phase_pattern)
         mixed = {} if self.kind is None else {name: (self.rank, self.kind)}
         return Side(
             Path(self.path),
             None,
             options,
-            bare=bare,
+            first=first,
             ranks={self.rank: part},
             mixed=mixed,
             peaks=self.peaks,
@@ -159,7 +160,7 @@ def outcome_of(sides: Sides, name: str, frames: Frames) -> Outcome:
     candidate, diagnostics, failed = _read(sides.pruned, name)
     if candidate is None:
         return Outcome(candidate=diagnostics, failed=failed)
-    opinion = _second_opinion(sides.pruned, name) if sides.options.hta else None
+    opinion = _second_opinion(candidate) if sides.options.hta else None
     if sides.dense is None:
         frames[name] = candidate.kernels.frame
         return Outcome(single_phase(candidate, hta=opinion), candidate.diagnostics)
@@ -188,10 +189,10 @@ def _read(side: Side, name: str) -> tuple[SidePhase | None, Diagnostics, tuple[s
         return None, rank_left_out(rank, error), (error.problem, error.hint or "")
 
 
-def _second_opinion(side: Side, name: str) -> SecondOpinion:
+def _second_opinion(candidate: SidePhase) -> SecondOpinion:
     from prunescope.analysis.hta import second_opinion
 
-    return second_opinion(side.trace(name))
+    return second_opinion(candidate.trace)
 
 
 def plain_options(options: Options) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def totals(one: SidePhase) -> Totals:
     wall = one.kernels.wall / steps
     unprofiled = _unprofiled(samples_of(run), run)
     images = _images(one)
-    rows = images or (run.tokens_per_step if run else one.kernels.tokens)
+    rows = images or (run.tokens_per_step if run else one.kernels.shapes.tokens)
     took = unprofiled.median if unprofiled else wall
     rate = rows * 1e9 / took if rows and took else None
     of_items = images is not None or (run is not None and _is_of_items(run))
@@ -62,7 +62,7 @@ def totals(one: SidePhase) -> Totals:
         kernels_per_step=one.kernels.kernels_per_step,
         step_ns=one.kernels.linked.wall.tolist(),
         cold_steps=_cold(one.kernels),
-        first_call_ns=one.kernels.first_call_ns / steps,
+        first_call_ns=one.kernels.host.first_call_ns / steps,
         earlier_work_ns=_earlier_work_ns(one.kernels),
         shapes=_shape_sources(frame),
         phase_kind=msgspec.UNSET if one.kind is None else one.kind,
@@ -85,13 +85,13 @@ def time_scale(one: Totals, *, on_device: bool) -> TimeScale | None:
 
 def _cold(kernels: Kernels) -> ColdSteps | None:
     """The steps that were left out for their first calls."""
-    cold = kernels.cold
+    cold = kernels.host.cold_steps
     return ColdSteps(step_ns=cold.walls, first_call_ns=cold.first_calls) if cold.walls else None
 
 
 def _images(one: SidePhase) -> float | None:
     """Images a step of a trace alone, whose model decodes no tokens."""
-    if one.run is not None or one.kernels.tokens is not None or one.kind is None:
+    if one.run is not None or one.kernels.shapes.tokens is not None or one.kind is None:
         return None
     return _images_of_convolutions(one.kernels) if one.kind["kind"] in _PASSES else None
 
@@ -105,7 +105,7 @@ def _images_of_convolutions(kernels: Kernels) -> float | None:
     convolutions = frame["call"].filter((frame["kind"] == "conv") & frame["primary"])
     read: dict[tuple[object, ...], int] = {}  # images of all steps, by the weights that read them
     for call, count in Counter(convolutions.drop_nulls()).items():
-        image, weight = (*kernels.calls[call].shapes, (), ())[:2]
+        image, weight = (*kernels.shapes.calls[call].shapes, (), ())[:2]
         if not isinstance(image, tuple) or not isinstance(weight, tuple):
             continue
         if len(image) == _IMAGE_RANK and image[1] == _COLOURS and isinstance(image[0], int):

@@ -59,7 +59,7 @@ def _convolutions(kernels: Kernels) -> list[tuple[Dims, Dims] | None]:
     )
     found: list[tuple[Dims, Dims] | None] = []
     for call in rows.sort("launched", "start")["call"].to_list():
-        shapes: tuple[Any, ...] = () if call is None else kernels.calls[call].shapes[:2]
+        shapes: tuple[Any, ...] = () if call is None else kernels.shapes.calls[call].shapes[:2]
         known = len(shapes) == 2 and all(_is_dims(shape) for shape in shapes)
         found.append((shapes[0], shapes[1]) if known else None)
     return found

@@ -110,7 +110,7 @@ def _steps(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
 
 def _ran_on(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
     """Device, rank, whether the code was compiled, and whether one side is cold."""
-    whole = [one.kernels.whole_graphs for one in (dense, pruned)]
+    whole = [one.kernels.replays.hide_kernels for one in (dense, pruned)]
     if whole[0] != whole[1]:
         texts = ["one interval a launch" if is_whole else "their kernels" for is_whole in whole]
         yield Difference(GRAPHS, texts[0], texts[1], hides_pruning=True)
@@ -124,12 +124,12 @@ def _ran_on(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
         yield Difference("rank", *ranks)
     if (ranks_differ := parallelism(dense, pruned)) is not None:
         yield ranks_differ
-    if dense.kernels.compiled != pruned.kernels.compiled:
+    if dense.kernels.host.is_compiled != pruned.kernels.host.is_compiled:
         code = {True: "compiled", False: "eager"}
         yield Difference(
             CODE,
-            code[dense.kernels.compiled],
-            code[pruned.kernels.compiled],
+            code[dense.kernels.host.is_compiled],
+            code[pruned.kernels.host.is_compiled],
             hides_pruning=True,
         )
 
@@ -349,7 +349,7 @@ def _unequal_first_calls(dense: SidePhase, pruned: SidePhase) -> Difference | No
     of `prunescope trace` are warmed up."""
     if dense.run is not None and pruned.run is not None:
         return None
-    held = [one.kernels.first_call_ns / one.kernels.num_steps for one in (dense, pruned)]
+    held = [one.kernels.host.first_call_ns / one.kernels.num_steps for one in (dense, pruned)]
     walls = [one.kernels.wall / one.kernels.num_steps for one in (dense, pruned)]
     apart = abs(held[0] - held[1]) > _MOVES_A_STEP * min(walls)
     return Difference(FIRST_CALLS, held[0], held[1]) if apart else None

@@ -50,13 +50,13 @@ def with_equal_information(dense: SidePhase, pruned: SidePhase) -> ComparableSid
     The order matters: each step reads what the ones before it left."""
     # A graph that is one interval has no kernels to which anything below could apply.
     dense, pruned = _equal_graphs(dense, pruned)
-    # These read a side again without what the other one lacks: a new frame, in which no rewrite of
-    # a column survives. So they come before the rewrites, and shapes, which roles follow from,
+    # These take a view of a side without what the other one lacks: a new frame, in which no rewrite
+    # of a column survives. So they come before the rewrites, and shapes, which roles follow from,
     # first.
     dense, pruned, shapes = _equal_shapes(dense, pruned)
     dense, pruned, replays = _equal_replays(dense, pruned)
     dense, pruned, modules = _equal_modules(dense, pruned)
-    for one in (*shapes, *modules):  # now that no side is read again, which would lose them
+    for one in (*shapes, *modules):  # now that no view is taken, which would lose them
         pruned = _noted(pruned, one_sided_text(one))
     # Rewrites of layers and roles. Layers without a number cannot be folded, GEMMs are compared
     # with those of the same layer, and fused roles are the ones that a reference may hand on.
@@ -115,14 +115,14 @@ def one_sided_text(one: OneSided) -> str:
 def _lacking(kind: str, dense: SidePhase, pruned: SidePhase) -> OneSided:
     """The side whose kernels have no shapes."""
     missing, side = ("pruned", pruned) if dense.kernels.has_shapes else ("dense", dense)
-    refused = side.kernels.config_refused if kind == SHAPES else None
+    refused = side.kernels.shapes.refused if kind == SHAPES else None
     return OneSided(kind, missing, side.side.path.name, side.side.profiler, refused)
 
 
 def _equal_graphs(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
     """Both sides with kernels, or both with all work as one, where graphs of one side are one
     interval each: what ran in them was neither removed from the other side nor added to it."""
-    if dense.kernels.whole_graphs == pruned.kernels.whole_graphs:
+    if dense.kernels.replays.hide_kernels == pruned.kernels.replays.hide_kernels:
         return dense, pruned
     return _folded_whole(dense), _folded_whole(pruned)
 
@@ -134,7 +134,8 @@ def _folded_whole(phase: SidePhase) -> SidePhase:
     ]
     layer, modelled = pl.lit(None, pl.Int64).alias("layer"), pl.lit(value=False).alias("modelled")
     frame = phase.kernels.frame.with_columns(*unknown, *work, layer, modelled)
-    return replace(phase, kernels=replace(phase.kernels, frame=frame, is_folded=True))
+    replays = replace(phase.kernels.replays, are_folded=True)
+    return replace(phase, kernels=replace(phase.kernels, frame=frame, replays=replays))
 
 
 def _equal_shapes(
@@ -149,14 +150,14 @@ def _equal_shapes(
         return same
     found = _lacking(SHAPES, dense, pruned)
     lacking, other = (pruned, dense) if found.missing == "pruned" else (dense, pruned)
-    if any(call.shapes for call in lacking.kernels.calls):
+    if any(call.shapes for call in lacking.kernels.shapes.calls):
         return same  # some of its ops have shapes: its own warnings say which
-    if not lacking.kernels.calls and other.side.model is None:
+    if not lacking.kernels.shapes.calls and other.side.model is None:
         return same  # a record of the device alone is compared with recorded shapes by its kernels
     if found.missing == "pruned":
-        dense = dense.without_shapes()
+        dense = dense.without(SHAPES)
     else:
-        pruned = pruned.without_shapes()
+        pruned = pruned.without(SHAPES)
     return dense, pruned, (found,)
 
 
@@ -184,19 +185,19 @@ def _equal_modules(
     kernels: modules of one side alone are no difference of the models. Graph replays have what
     their eager trace names, and the layers of a config stand for modules."""
     sides = dense, pruned
-    lacking = [one for one in sides if not one.kernels.has_modules]
+    lacking = [one for one in sides if not one.kernels.modules.give_roles]
     if len(lacking) != 1 or any(one.kernels.linked.replayed.any() for one in sides):
         return dense, pruned, ()
     (other,) = lacking
     if (other.kernels.frame["shapes"] == "model").any():
         return dense, pruned, ()
     missing = "dense" if other is dense else "pruned"
-    kind = ROLES if other.kernels.modules_recorded else MODULES
+    kind = ROLES if other.kernels.modules.were_recorded else MODULES
     found = OneSided(kind, missing, other.side.path.name, other.side.profiler)
     if missing == "pruned":
-        dense = dense.without_modules()
+        dense = dense.without(MODULES)
     else:
-        pruned = pruned.without_modules()
+        pruned = pruned.without(MODULES)
     return dense, pruned, (found,)
 
 
@@ -205,7 +206,7 @@ def _equal_places(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SideP
     all modules of one side, where the compiled code of one side runs outside of them, or where a
     graph of one side replays what the other side launches: its kernels are no added work."""
     cut = [one.kernels.linked.cut for one in (dense, pruned)]
-    same_code = dense.kernels.compiled == pruned.kernels.compiled
+    same_code = dense.kernels.host.is_compiled == pruned.kernels.host.is_compiled
     bare = [_replays_have_no_places(one.kernels) for one in (dense, pruned)]
     if bare[0] != bare[1]:
         dense, pruned = (
@@ -259,16 +260,15 @@ def _without_places(kernels: Kernels) -> Kernels:
 
 def _without_ops(phase: SidePhase) -> SidePhase:
     """A side whose graph replays have no ops, and no shapes of a config."""
-    if phase.kernels.mapping_rate is None and phase.side.model is None:
+    if phase.kernels.replays.mapping_rate is None and phase.side.model is None:
         return phase
-    again = replace(phase.side, model=None).read(phase.name, mapped=False)
-    return replace(again, diagnostics=phase.diagnostics + again.diagnostics)
+    return phase.without(REPLAYS)
 
 
 def fold_layers(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
     """Both sides, with the longer numbering counted anew after as many layers as the shorter one
     has, where both run as many layers a step in all: a side that runs fewer has lost some."""
-    if not dense.kernels.roles_from == pruned.kernels.roles_from == "order":
+    if not dense.kernels.modules.source == pruned.kernels.modules.source == "order":
         return dense, pruned
     (layers_d, runs_d), (layers_p, runs_p) = _layers_run(dense.kernels), _layers_run(pruned.kernels)
     fewer, more = sorted((layers_d, layers_p))
@@ -336,7 +336,7 @@ def _read_one_width(kernels: Kernels, roles: tuple[str, ...]) -> bool:
     rows = frame[["layer", "call"]].filter(_gemm_rows(kernels) & is_one_of(frame["role"], roles))
     widths: dict[int | None, set[int | None]] = defaultdict(set)
     for layer, call in rows.unique().iter_rows():
-        work = None if call is None else kernels.works[call]
+        work = None if call is None else kernels.shapes.works[call]
         widths[layer].add(work.gemms[0].k if work is not None and work.gemms else None)
     return all(len(found) == 1 for found in widths.values())
 
@@ -355,8 +355,8 @@ def _with_fused_role(phase: SidePhase, fused: str, parts: tuple[str, ...]) -> Si
     kernels = phase.kernels
     role = pl.when(pl.col("role").is_in(parts)).then(pl.lit(fused)).otherwise("role")
     frame = kernels.frame.with_columns(role=role)
-    fusions = {**kernels.fused, fused: len(parts)}
-    return replace(phase, kernels=replace(kernels, frame=frame, fused=fusions))
+    modules = replace(kernels.modules, fused={**kernels.modules.fused, fused: len(parts)})
+    return replace(phase, kernels=replace(kernels, frame=frame, modules=modules))
 
 
 def _layers_run(kernels: Kernels) -> tuple[int, float]:
@@ -424,7 +424,7 @@ def _linears(kernels: Kernels) -> dict[tuple[int, int], list[_Linear]]:
     rows = rows.drop_nulls(["layer", "call"]).sort("launched", "start")
     out: dict[tuple[int, int], list[_Linear]] = defaultdict(list)
     for step, layer, instance, role, call in rows[columns].iter_rows():
-        work = kernels.works[call]
+        work = kernels.shapes.works[call]
         gemm = None if work is None else work.single_gemm
         if gemm is not None and gemm.batch == 1:
             out[step, layer].append(_Linear(instance, role, gemm))

@@ -44,7 +44,7 @@ def more_calls(dense: Kernels, pruned: Kernels) -> tuple[MoreCalls, ...]:
     if not (dense.has_shapes and pruned.has_shapes) or dense.is_replay or pruned.is_replay:
         return ()
     old, new = _counts(dense), _counts(pruned)
-    shapes = {_text(one): one for one in (call.shapes[:2] for call in pruned.calls)}
+    shapes = {_text(one): one for one in (call.shapes[:2] for call in pruned.shapes.calls)}
     found = []
     for key, steps in new.items():
         before = max((calls for calls, _ in old.get(key, ())), default=0)
@@ -64,7 +64,7 @@ def on_weights(calls: tuple[MoreCalls, ...], kernels: Kernels) -> tuple[MoreCall
     forward = kernels.frame["call"].filter(
         ~is_one_of(kernels.frame["role"], kernels.backward_roles)
     )
-    works = [kernels.works[call] for call in forward.drop_nulls().unique()]
+    works = [kernels.shapes.works[call] for call in forward.drop_nulls().unique()]
     gemms = {g for work in works if work is not None for g in work.gemms if g.batch == 1}
     weights = {size for g in gemms for size in ((g.n, g.k), (g.k, g.n))}
     others = {size for g in gemms for size in _activations(g)}
@@ -79,7 +79,7 @@ def with_work_on_weights(kernels: Kernels, reference: Kernels) -> Kernels:
     added = {(one.op, one.shapes) for one in new if not one.dense}
     calls = [
         i
-        for i, call in enumerate(kernels.calls)
+        for i, call in enumerate(kernels.shapes.calls)
         if (call.name.rstrip("_"), call.shapes[:2]) in added
     ]
     if not calls:
@@ -98,7 +98,7 @@ def _counts(kernels: Kernels) -> dict[tuple[str, str], list[tuple[int, int]]]:
     numbers: dict[tuple[str, str], int] = {}
     of_call = [
         numbers.setdefault((call.name.rstrip("_"), _text(call.shapes[:2])), len(numbers))
-        for call in kernels.calls
+        for call in kernels.shapes.calls
     ]
     frame = kernels.frame
     pointwise = is_one_of(frame["class"], (POINT, ON_WEIGHTS))

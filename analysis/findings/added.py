@@ -224,7 +224,7 @@ def _masks_left_on(c: Context) -> Found | None:
 
 def _unmask(c: Context) -> str:
     """How to remove the masks, by their origin in the trace or the run."""
-    if c.kernels.prune_hooks or masked_weights(c):
+    if c.kernels.host.has_prune_hooks or masked_weights(c):
         return UNMASK
     if has_backward(c.kernels):  # an optimizer makes masked weights other than zero again
         return _UNMASK_TRAINED
@@ -410,8 +410,8 @@ def _calls_on_weights(c: Context, held: list[Matrix], *, only: str | None = None
     return [
         call
         for role, call in _other_calls(c.kernels)
-        if c.kernels.calls[call].shapes[:1] in sizes
-        and only in (None, c.kernels.calls[call].name)
+        if c.kernels.shapes.calls[call].shapes[:1] in sizes
+        and only in (None, c.kernels.shapes.calls[call].name)
         and _call_key(c.kernels, role, call) not in before
     ]
 
@@ -423,12 +423,12 @@ def _other_calls(kernels: Kernels) -> list[tuple[str, int]]:
 
 
 def _call_key(kernels: Kernels, role: str, call: int) -> tuple[object, ...]:
-    return role, kernels.calls[call].name, kernels.calls[call].shapes[:2]
+    return role, kernels.shapes.calls[call].name, kernels.shapes.calls[call].shapes[:2]
 
 
 def _fake_quantising(kernels: Kernels) -> list[int]:
     """Calls that round numbers and keep their dtype."""
-    return [i for i, call in enumerate(kernels.calls) if _FAKE.search(call.name)]
+    return [i for i, call in enumerate(kernels.shapes.calls) if _FAKE.search(call.name)]
 
 
 def _hooked(c: Context) -> list[Matrix]:

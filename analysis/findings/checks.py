@@ -42,7 +42,7 @@ def find(context: Context) -> list[Finding]:
         finding = as_finding(one, answer)
         if one.needs_valid_times and not times_are_valid:
             _lower(finding, below=one.severity)
-        if one.needs_one_clock and context.kernels.apart is not None:
+        if one.needs_one_clock and context.kernels.profiler.clock_skew is not None:
             _mark_unreliable(finding)
         findings.append(finding)
     rank: dict[str, int] = {severity: i for i, severity in enumerate(SEVERITIES)}

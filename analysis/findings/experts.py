@@ -301,8 +301,8 @@ def _copies(kernels: Kernels) -> _Copies | None:
     sizes: dict[tuple[object, ...], int] = {}  # copies of a product, by N and K
     numbers: dict[tuple[object, ...], float | None] = {}  # bytes of them
     for call in products["call"].unique().to_list():
-        work = kernels.works[call]
-        for shape in _stacks(kernels.calls[call].shapes):
+        work = kernels.shapes.works[call]
+        for shape in _stacks(kernels.shapes.calls[call].shapes):
             sizes[shape[1:]] = max(shape[0], sizes.get(shape[1:], 0))
             item = None if work is None else itemsize(work.dtype)
             numbers[shape[1:]] = None if item is None else math.prod(shape) * item
@@ -310,7 +310,7 @@ def _copies(kernels: Kernels) -> _Copies | None:
     copied = {
         call: stacks[0][1:]
         for call in gathers["call"].unique().to_list()
-        if (stacks := _stacks(kernels.calls[call].shapes)[:1]) and stacks[0][1:] in sizes
+        if (stacks := _stacks(kernels.shapes.calls[call].shapes)[:1]) and stacks[0][1:] in sizes
     }
     rows = gathers.filter(pl.col("call").is_in(list(copied)))
     if rows.is_empty():
@@ -321,7 +321,7 @@ def _copies(kernels: Kernels) -> _Copies | None:
     known = all(size is not None for size, _ in moved)
     return _Copies(
         calls=list(copied),
-        op=kernels.calls[next(iter(copied))].name,
+        op=kernels.shapes.calls[next(iter(copied))].name,
         each=max(sizes[shape] for shape in copied.values()),
         busy=float(rows["busy"].sum()) / steps,
         kernels=rows.height / steps,

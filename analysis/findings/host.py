@@ -61,9 +61,11 @@ def first_calls(c: Context) -> Found | None:
         text=f"{which}: the device waits {c.idle_ms(ns)} ({percent(share)} of "
         f"{'the' if steps == 1 else 'a mean'} step) for first calls or compilation, which a later "
         f"step does not make; without them it takes {ms(c.step_ns - c.idle_in_step(ns))}",
-        evidence=[f"{c.idle_ms(long)}: {shortened(what)}" for what, long in c.kernels.first_calls],
-        change=f"run a few steps before the profiler starts ({c.kernels.recorder.warm}), and "
-        "compare warm steps only",
+        evidence=[
+            f"{c.idle_ms(long)}: {shortened(what)}" for what, long in c.kernels.host.first_calls
+        ],
+        change="run a few steps before the profiler starts "
+        f"({c.kernels.profiler.recorder.warm}), and compare warm steps only",
     )
 
 
@@ -74,7 +76,7 @@ def allocator_calls(c: Context) -> Found | None:
     share = c.idle_share(ns)
     if share < SOME:
         return None
-    calls, steps = c.kernels.allocations, c.kernels.num_steps
+    calls, steps = c.kernels.host.allocations, c.kernels.num_steps
     counts = [f"{count / steps:,.4g} {name}" for name, count in calls.counts.items()]
     frees = calls.frees >= _POOL * steps
     why = (
@@ -107,7 +109,7 @@ def host_collectives(c: Context) -> Found | None:
     if share < MUCH:
         return None
     idle = c.phase.gap_ns
-    names = ", ".join(c.kernels.host_collectives[:_LINES])
+    names = ", ".join(c.kernels.host.collectives[:_LINES])
     where = "the device idles" if c.kernels.on_device else "no op runs"
     return Found(
         text=f"for {percent(share)} of the step {where} while other threads of the host are in "
@@ -220,7 +222,7 @@ def long_gaps(frame: pl.DataFrame) -> pl.DataFrame | None:
 @finding("long-gap", "warning")
 def long_gap(c: Context) -> Found | None:
     """On a CPU, most of the time between ops is one gap of a step: the cause is not dispatch."""
-    if c.kernels.on_device or c.kernels.device_unseen:
+    if c.kernels.on_device or c.kernels.profiler.lacks_device:
         return None
     gaps, steps = long_gaps(c.kernels.frame), c.kernels.num_steps
     if gaps is None or c.idle_share(int(gaps["long"].sum()) / steps) < MUCH:
@@ -252,7 +254,7 @@ def long_gap(c: Context) -> Found | None:
             f"{f' ({count} times)' if count > 1 else ''}"
             for name, ns, before, count, _ in by.head(_LINES).iter_rows()
         ],
-        change=c.kernels.recorder.host
+        change=c.kernels.profiler.recorder.host
         if names[0] is None
         else _STALLED.change
         if interrupted
@@ -299,7 +301,7 @@ def repeated_gaps(frame: pl.DataFrame) -> pl.DataFrame | None:
 @finding("repeated-gap", "warning")
 def repeated_gap(c: Context) -> Found | None:
     """On a CPU, a long gap repeats at one place of each layer: the cause is not dispatch."""
-    if c.kernels.on_device or c.kernels.device_unseen:
+    if c.kernels.on_device or c.kernels.profiler.lacks_device:
         return None
     gaps, steps = repeated_gaps(c.kernels.frame), c.kernels.num_steps
     total = 0 if gaps is None else int(gaps["long"].sum())
@@ -316,7 +318,7 @@ def repeated_gap(c: Context) -> Found | None:
         f"{c.idle_ms(total / steps)} of a step ({percent(c.idle_share(total / steps))}), "
         f"{c.idle_ms(total / len(gaps))} each, {_place(names[0][0] if names else None)}",
         evidence=[f"{c.idle_ms(ns / steps)} in {shortened(name)}" for name, ns in names[:_LINES]],
-        change=c.kernels.recorder.host
+        change=c.kernels.profiler.recorder.host
         if not names
         else "shorten that call, or move it out of the layers"
         if doing is _OTHER

@@ -48,7 +48,7 @@ def unequal_steps(c: Context) -> Found | None:
 @finding(CLOCK_SKEW, "warning")
 def clock_skew(c: Context) -> Found | None:
     """Kernels start before they are launched: the clocks of host and device differ."""
-    apart = c.kernels.apart
+    apart = c.kernels.profiler.clock_skew
     if apart is None:
         return None
     return Found(
@@ -71,7 +71,7 @@ def launch_bound(c: Context) -> Found | None:
     share = large_share(c, spared)
     if share is None:
         return None
-    stacks = c.kernels.stacks
+    stacks = c.kernels.profiler.python_calls
     copies = int(c.kernels.frame["idle_copy_launch"].sum()) / steps
     launches = spared + idle_ns(c, "device") + copies
     return Found(
@@ -130,7 +130,7 @@ def _fewer_launches(c: Context) -> str:
         if c.side.run is not None
         else "torch.cuda.graph, or torch.compile(mode='reduce-overhead')"
     )
-    stops = c.kernels.stops
+    stops = c.kernels.host.graph_blockers
     first = f", once the {stops} of a step are removed: no graph can hold them" if stops else ""
     if c.kernels.frame["idle_computed"].sum() >= NAMED * c.kernels.wall:
         first = f", once the ops that the host computes run on the device{first}"
@@ -254,7 +254,7 @@ def _earlier_work_of_dense(c: Context) -> Found | None:
 def _warm_start(c: Context) -> str:
     return (
         "synchronise before the profiler starts, or skip its first step "
-        f"({c.kernels.recorder.warm})"
+        f"({c.kernels.profiler.recorder.warm})"
     )
 
 

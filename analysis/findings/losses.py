@@ -37,7 +37,7 @@ def dispatch_bound(c: Context) -> Found | None:
     phase = c.phase
     dispatch = c.kernels.idle_by_cause["host"] / c.kernels.num_steps
     # Of a device run without a recording it is unknown whether anything waited for the host.
-    if c.kernels.on_device or c.kernels.device_unseen or dispatch <= 0.25 * phase.wall_ns:
+    if c.kernels.on_device or c.kernels.profiler.lacks_device or dispatch <= 0.25 * phase.wall_ns:
         return None
     repeated = repeated_gaps(c.kernels.frame)
     at_one_place = 0 if repeated is None else repeated["long"].sum() / c.kernels.num_steps
@@ -203,11 +203,11 @@ def _kept_as_promised(c: Context, role: str) -> tuple[float, float] | None:
 def _gap_change(c: Context) -> str:
     """How to shorten gaps, by their main cause where it is known."""
     longer = f"longer kernels: {_longer_ops(c)}"
-    if c.kernels.apart is not None:
+    if c.kernels.profiler.clock_skew is not None:
         return longer
     causes = c.kernels.idle_by_cause if c.kernels.on_device else {"host": 1}
     most = max(causes, key=lambda cause: causes[cause])
-    able = c.kernels.on_device and not c.kernels.is_replay and not c.kernels.stops
+    able = c.kernels.on_device and not c.kernels.is_replay and not c.kernels.host.graph_blockers
     graph = ", or a CUDA graph" if able else ""
     return {
         "host": f"fewer and larger ops: {_longer_ops(c)}{graph}",

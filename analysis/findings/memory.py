@@ -94,7 +94,7 @@ def _weights_remade(kernels: Kernels) -> pl.DataFrame:
     matmul = frame.filter((frame["class"] == MATMUL) & frame["primary"]).drop_nulls("call")
     routed: dict[tuple[int | None, str], Counter[tuple[int, int]]] = defaultdict(Counter)
     for layer, role, call, count in _how_often(matmul):
-        work = kernels.works[call]
+        work = kernels.shapes.works[call]
         for gemm in work.gemms if work is not None else ():
             weights.setdefault((layer, role), set()).update({(gemm.n, gemm.k), (gemm.k, gemm.n)})
             if role == EXPERTS:
@@ -123,8 +123,8 @@ def _weights_remade(kernels: Kernels) -> pl.DataFrame:
 def _is_remade(kernels: Kernels, call: int | None, weights: set[tuple[int, ...]]) -> bool:
     """Whether the largest matrix of a call has the shape of a weight; a product of two of them is
     a mask, which `added-mask` reports."""
-    if call is not None and kernels.calls[call].name == MULTIPLIES:
-        left, *right = kernels.calls[call].shapes[:2]
+    if call is not None and kernels.shapes.calls[call].name == MULTIPLIES:
+        left, *right = kernels.shapes.calls[call].shapes[:2]
         if right == [left]:
             return False
     return _matrix(kernels, call) in weights
@@ -135,7 +135,7 @@ def _packed_places(kernels: Kernels, frame: pl.DataFrame) -> dict[tuple[int | No
     the packed tensors, whose bits an op takes apart."""
     calls = {
         i: math.prod(shape)
-        for i, call in enumerate(kernels.calls)
+        for i, call in enumerate(kernels.shapes.calls)
         if unpacks_bits(call.name, call.dtypes)
         and (shape := next((s for s in call.shapes if isinstance(s, tuple) and s), None))
     }
@@ -161,7 +161,7 @@ def _is_of_packed(
         return False
     sizes = packed[at] | {math.prod(shape) for shape in weights.get(at, ())}
     largest = 0
-    for shape in kernels.calls[row["call"]].shapes:
+    for shape in kernels.shapes.calls[row["call"]].shapes:
         parts = shape if shape and isinstance(shape[0], tuple) else (shape,)
         known = [p for p in parts if all(isinstance(n, int) for n in p)]
         largest = max(largest, sum(math.prod(p) for p in known))
@@ -176,7 +176,7 @@ def _how_often(matmul: pl.DataFrame) -> Iterable[tuple[Any, ...]]:
 
 def _matrix(kernels: Kernels, call: int | None) -> tuple[int, ...] | None:
     """The largest two-dimensional input of a call; None where none is known."""
-    shapes = [] if call is None else kernels.calls[call].shapes
+    shapes = [] if call is None else kernels.shapes.calls[call].shapes
     flat = [s for s in shapes if isinstance(s, tuple) and len(s) == 2]
     known = [s for s in flat if all(isinstance(n, int) and n > 1 for n in s)]
     return max(known, key=math.prod, default=None)
@@ -241,7 +241,7 @@ def _copies(kernels: Kernels) -> Iterator[_Copy]:
         gemm = _copied(kernels, call, products.get((layer, role), []))
         if gemm is None:
             continue
-        work = kernels.works[call]
+        work = kernels.shapes.works[call]
         moved = None if work is None or work.bytes is None else work.bytes * count
         key = (role, gemm.n, gemm.k, _change(kernels, call, gemm))
         found.setdefault(key, []).append((busy, count, moved))
@@ -267,7 +267,7 @@ def _products(kernels: Kernels) -> dict[tuple[int | None, str], list[Gemm]]:
     primary = (frame["class"] == MATMUL) & frame["primary"]
     of_role = frame[["layer", "role", "call"]].filter(primary).drop_nulls("call").unique()
     for layer, role, call in of_role.iter_rows():
-        work = kernels.works[call]
+        work = kernels.shapes.works[call]
         found.setdefault((layer, role), []).extend(work.gemms if work is not None else ())
     return found
 
@@ -275,7 +275,7 @@ def _products(kernels: Kernels) -> dict[tuple[int | None, str], list[Gemm]]:
 def _copied(kernels: Kernels, call: int, gemms: list[Gemm]) -> Gemm | None:
     """The GEMM whose weight a call copies: the last two dimensions of its first operand are N and
     K. None where activations of that product have these dimensions too."""
-    shapes = kernels.calls[call].shapes
+    shapes = kernels.shapes.calls[call].shapes
     first = shapes[0] if shapes else ()
     if not isinstance(first, tuple) or len(first) < 2 or not isinstance(first[-1], int):
         return None
@@ -285,10 +285,10 @@ def _copied(kernels: Kernels, call: int, gemms: list[Gemm]) -> Gemm | None:
 
 def _change(kernels: Kernels, call: int, gemm: Gemm) -> str:
     """How to avoid the copy: another dtype, another call, another layout."""
-    formats = {name for name in kernels.calls[call].dtypes[:2] if name not in ("", "Scalar")}
+    formats = {name for name in kernels.shapes.calls[call].dtypes[:2] if name not in ("", "Scalar")}
     if len(formats) > 1:
         return _CAST
-    shape = kernels.calls[call].shapes[0]
+    shape = kernels.shapes.calls[call].shapes[0]
     return _SLICED if len(shape) > 2 and gemm.batch == shape[0] else _LAID_OUT
 
 
@@ -331,7 +331,7 @@ def _without_scores(c: Context, rows: pl.DataFrame, total: float) -> float | Non
 
 def _fuse(c: Context, softmaxes: float) -> str:
     """How to get a fused kernel. `softmaxes`: softmax kernels a step."""
-    if c.kernels.sdpa_math >= softmaxes:
+    if c.kernels.host.math_attention_calls >= softmaxes:
         return (
             "scaled_dot_product_attention fell back to its math path: with "
             "torch.nn.attention.sdpa_kernel(SDPBackend.FLASH_ATTENTION) torch warns what rules out "

@@ -40,13 +40,13 @@ def notes(kernels: Kernels) -> list[str]:
     """The notes of a phase on its kernels."""
     lines = list(kernels.notes)
     lines += _steps_from(kernels)
-    if kernels.replay_note is not None:
-        lines.append(kernels.replay_note)
+    if kernels.replays.note is not None:
+        lines.append(kernels.replays.note)
     elif kernels.linked.replayed.any():
         lines.append(f"{replayed_begin(kernels.linked, kernels.frame)}{_replay_shapes(kernels)}")
     if _has_whole_us(kernels):
         lines.append("all times of the trace are whole µs: each may be off by up to 1 µs")
-    if not kernels.calls:
+    if not kernels.shapes.calls:
         lines.append(f"no host ops in the trace: kinds come from kernel names, {_shapes(kernels)}")
     lines += _without_modules(kernels) + _two_models(kernels) + _sparse(kernels)
     return lines + _early(kernels) + _concurrent(kernels) + _communication(kernels)
@@ -90,14 +90,14 @@ def _unmarked(source: str, names: list[str]) -> list[str]:
 def _without_modules(kernels: Kernels) -> list[str]:
     """A note on the source of roles in a trace without modules, and the line that gives more. A
     graph replay and a trace without ops have notes of their own."""
-    if kernels.roles_from not in ("none", "order"):
+    if kernels.modules.source not in ("none", "order"):
         return []
-    by_order = kernels.roles_from == "order"
-    if kernels.modules_ignored:  # a note of the pair says so
+    by_order = kernels.modules.source == "order"
+    if kernels.modules.were_ignored:  # a note of the pair says so
         return _unequal_layers(kernels) if by_order else []
     why = (
         "the modules of the trace name fewer of its linears than their order does"
-        if kernels.modules_recorded
+        if kernels.modules.were_recorded
         else "no scopes of linears in the trace"
     )
     lines = [f"{why}: roles come from the order of kernels"] * by_order
@@ -108,11 +108,11 @@ def _without_modules(kernels: Kernels) -> list[str]:
     unnamed_ns = int(frame["busy"].filter(unnamed).sum())
     # Of a model without attention or head modules tell no roles of GEMMs either.
     seen = kernels.values("kind") | kernels.values("role")
-    if kernels.calls and unnamed_ns > _HIDDEN * busy and seen & {"attention", "lm_head"}:
+    if kernels.shapes.calls and unnamed_ns > _HIDDEN * busy and seen & {"attention", "lm_head"}:
         change = (
             "torch.compile records no modules: name an eager capture by --eager-trace"
-            if kernels.compiled
-            else f"capture with {kernels.recorder.both}"
+            if kernels.host.is_compiled
+            else f"capture with {kernels.profiler.recorder.both}"
         )
         lines.append(
             f"{percent(unnamed_ns / busy)} of the time of GEMMs and attention has no role, because "
@@ -147,7 +147,7 @@ def _sizes(kernels: Kernels, which: pl.Series) -> set[tuple[int, int]]:
     """N and K of the plain GEMMs of these rows."""
     calls = kernels.frame["call"].filter(which & kernels.frame["primary"])
     calls = calls.drop_nulls().unique() if len(calls) else calls
-    works = [work for call in calls if (work := kernels.works[call]) is not None]
+    works = [work for call in calls if (work := kernels.shapes.works[call]) is not None]
     gemms = [work.single_gemm for work in works]
     return {(gemm.n, gemm.k) for gemm in gemms if gemm is not None and gemm.batch == 1}
 
@@ -188,14 +188,14 @@ def _has_whole_us(kernels: Kernels) -> bool:
 
 def _replay_shapes(kernels: Kernels) -> str:
     """The source of shapes and roles of replayed kernels, or how to get them."""
-    if (kernels.frame["shapes"] == "model").any() or kernels.known:
+    if (kernels.frame["shapes"] == "model").any() or kernels.shapes.widths:
         return "roles and shapes of their GEMMs come from the model's config"
     return "give --eager-trace, or --model with the model's config, for their shapes and roles"
 
 
 def _shapes(kernels: Kernels) -> str:
     """The source of shapes without host ops."""
-    if (kernels.frame["shapes"] == "model").any() or kernels.known:
+    if (kernels.frame["shapes"] == "model").any() or kernels.shapes.widths:
         return "shapes from the model's config"
     return "shapes are unknown (--model gives those of a decoder)"
 

@@ -204,7 +204,7 @@ def _line(c: Context, row: dict[str, Any]) -> str:
 
 def _gemm(c: Context, row: dict[str, Any]) -> Gemm | None:
     """The one GEMM of a kernel's call; None where it is unknown, or one of several."""
-    work = c.kernels.works[row["call"]] if row["call"] is not None else None
+    work = c.kernels.shapes.works[row["call"]] if row["call"] is not None else None
     return None if work is None else work.single_gemm
 
 
@@ -219,9 +219,8 @@ def _change(
 ) -> str | None:
     """How to run on tensor cores, in dtypes in which those are faster."""
     if not formats:
-        lacking = (
-            f"capture with {c.kernels.recorder.shapes}: the trace lacks the shapes of these GEMMs"
-        )
+        how = c.kernels.profiler.recorder.shapes
+        lacking = f"capture with {how}: the trace lacks the shapes of these GEMMs"
         return None if c.side.asked_for_shapes else lacking
     if all(f in HALF for f in formats):
         return f"make N and K multiples of {ALIGNED}" if is_unaligned else None
@@ -506,7 +505,7 @@ def _tiled(kernels: Kernels) -> dict[tuple[str, Gemm], _Tiled]:
     sums = known.group_by(keys, maintain_order=True).agg(pl.col("busy").sum())
     found: dict[tuple[str, Gemm], _Tiled] = {}
     for row in sums.sort("busy", "call").iter_rows(named=True):
-        work = kernels.works[row["call"]]
+        work = kernels.shapes.works[row["call"]]
         if work is not None and (gemm := work.single_gemm) is not None:
             found[row["role"], gemm] = _Tiled(tiling_of(gemm, row), row["tiles"])
     return found

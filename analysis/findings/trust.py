@@ -70,7 +70,7 @@ def uncertain_config(c: Context) -> Found | None:
     lines = []
     for name, kernels in (("dense", c.baseline_kernels), ("pruned", c.kernels)):
         if kernels is not None:
-            lines += [f"{name}: {line}" if c.baseline else line for line in kernels.config_caveats]
+            lines += [f"{name}: {line}" if c.baseline else line for line in kernels.shapes.caveats]
     if not lines:
         return None
     return Found(
@@ -522,7 +522,9 @@ def unsteady_clocks(c: Context) -> Found | None:
 def _sampled(c: Context) -> list[str]:
     """Unsteady clocks by the samples that the traces hold, and the mean power."""
     sides = [("dense", c.baseline_kernels), ("pruned", c.kernels)]
-    found = [(name, k.sampled) for name, k in sides if k is not None and k.sampled is not None]
+    found = [
+        (name, k.profiler.sampled_clock) for name, k in sides if k and k.profiler.sampled_clock
+    ]
     moved = any(_differ(one.low, one.high) for _, one in found)
     medians = [one.median for _, one in found]
     if not moved and not (len(found) > 1 and _differ(*medians)):

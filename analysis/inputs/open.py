@@ -23,6 +23,7 @@ from prunescope.analysis.inputs.side import (
     diagnostics_of,
     rank_left_out,
 )
+from prunescope.analysis.kernels.linked_phase import LinkedTrace
 from prunescope.analysis.kernels.peaks import Peaks, override, run_peaks, sheet_peaks
 from prunescope.analysis.shapes.config import model_name, read_model
 from prunescope.analysis.shapes.workload import (
@@ -33,7 +34,6 @@ from prunescope.analysis.shapes.workload import (
     ModelConfig,
 )
 from prunescope.analysis.timeline.phase_steps import phases_of
-from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import is_there, load, readable
 from prunescope.analysis.trace.nsys_file import EXPORT, reports_in
@@ -245,21 +245,22 @@ def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
     parts = find_parts(path) if path.exists() else FoundTraces()
     warnings = tuple(f"{name} is not a trace that can be read: left out" for name in parts.left_out)
     warnings += _reports_left_out(path) + _sides_as_ranks(path, parts)
-    first, trace, lost = _first_rank(path, parts.parts)
+    part_of_first, trace, lost = _first_rank(path, parts.parts)
+    first = LinkedTrace(trace, options.phase_pattern)
     diagnostics = Diagnostics(warnings, partial=parts.broken) + lost
     ranks = {name: part for name, part in parts.parts.items() if name not in lost.left_out}
     if len(ranks) < 2:
         diagnostics += diagnostics_of(trace, bare=True)
-        return Side(path, None, options, eager=eager, bare=trace, diagnostics=diagnostics)
+        return Side(path, None, options, eager=eager, first=first, diagnostics=diagnostics)
     # Diagnostics of each rank follow when it is read.
     diagnostics += Diagnostics(ranks={name: parts.ranks_of[name] for name in ranks})
     mixed: dict[str, tuple[str, str]] = {}
-    found = phases_of(find_windows(trace, phase_pattern=options.phase_pattern))
+    found = phases_of(first.windows)
     if found:  # a serving engine: its ranks may hold steps of several phases
         kinds = {}
         for name, part in ranks.items():
             try:
-                kinds[name] = found if part is first else _phases_of_rank(part, options)
+                kinds[name] = found if part is part_of_first else _phases_of_rank(part, options)
             except PrunescopeError as error:
                 diagnostics += rank_left_out(name, error)
         ranks = {name: ranks[name] for name in kinds}
@@ -271,7 +272,7 @@ def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
         None,
         options,
         eager=eager,
-        bare=trace,
+        first=first,
         ranks=ranks,
         mixed=mixed,
         diagnostics=diagnostics,
@@ -315,7 +316,7 @@ def _first_rank(path: Path, parts: dict[str, TraceFile]) -> tuple[TraceFile, Tra
 
 def _phases_of_rank(part: TraceFile, options: Options) -> list[str]:
     trace = load(part.path, part.member)
-    return phases_of(find_windows(trace, phase_pattern=options.phase_pattern))
+    return phases_of(LinkedTrace(trace, options.phase_pattern).windows)
 
 
 def _check_phases(side: Side) -> None:

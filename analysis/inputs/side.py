@@ -1,7 +1,8 @@
 """One side of an analysis: a run folder, or traces that have no manifest.
 
-`open.open_sides` makes a `Side`; reading one of its phases gives a `SidePhase` and changes nothing:
-diagnostics of the reading come back with it. Paths stay out of everything that is written.
+`open.open_sides` makes a `Side`; `Side.read` gives one of its phases as a `SidePhase`, with the
+diagnostics of reading it. A side never changes. Each trace is loaded, divided into steps and linked
+once, for all of its phases and for every view of them. No path gets into anything that is written.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ from pathlib import Path
 from prunescope.analysis.device.hardware import device_in_trace
 from prunescope.analysis.inputs.captures import captured_pass, usual_batch
 from prunescope.analysis.inputs.options import Options
-from prunescope.analysis.kernels.frame import Kernels, build
+from prunescope.analysis.kernels.build import KernelsBuilder, PassContext
+from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.linked_phase import LinkedTrace
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.phase_kind import phase_kind
+from prunescope.analysis.schema.pair_comparison import MODULES, REPLAYS
 from prunescope.analysis.schema.sides import PhaseKind
 from prunescope.analysis.shapes.workload import PREFILL, AutoModel, ModelConfig
 from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.phase_steps import phases_of
-from prunescope.analysis.timeline.steps import find_windows, nothing_picked
+from prunescope.analysis.timeline.steps import nothing_picked
 from prunescope.analysis.trace.events import Trace, host_instead, is_partial, trace_warnings
 from prunescope.analysis.trace.load import load, readable
 from prunescope.analysis.trace.ranks import Rank, TraceFile, missing, rank_of, twice
@@ -34,11 +38,14 @@ BARE = "trace"  # the phase of a trace without run.json
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """Warnings and losses found while an input was read; a sum keeps their order.
+    """The warnings and losses that were noticed while an input was read; a sum keeps their order.
 
-    `partial`: a part of what ran is missing. `eager_used`: a phase has graph replays, or took roles
-    from an eager pass. `ranks`: number and count of ranks by the trace of each. `left_out`: ranks
-    that cannot be analysed.
+    Attributes:
+        warnings: Sentences for the warnings of a report.
+        partial: Whether a part of what ran is missing.
+        eager_used: Whether a phase has graph replays, or took roles from an eager pass.
+        ranks: Number and count of ranks, by the trace of each.
+        left_out: Ranks that cannot be analysed.
     """
 
     warnings: tuple[str, ...] = ()
@@ -63,25 +70,25 @@ class Diagnostics:
 
 
 def rank_left_out(rank: str, error: PrunescopeError) -> Diagnostics:
-    """The warning that a rank, whose trace cannot be analysed, is left out."""
+    """Warn that a rank, whose trace cannot be analysed, is left out."""
     warning = f"{rank} is left out: {error.problem}"
     return Diagnostics((warning,), partial=True, left_out=frozenset({rank}))
 
 
 def diagnostics_of(trace: Trace, *, bare: bool) -> Diagnostics:
-    """Warnings of a trace itself. `bare`: no manifest says where it ran."""
+    """Return the warnings of a trace itself; of a bare one no manifest says where it ran."""
     warnings = trace_warnings(trace) + (host_instead(trace) if bare else [])
     return Diagnostics(tuple(warnings), is_partial(trace))
 
 
 class _LastRead:
-    """Holds the trace that was read last: the phases of a rank are read one after the other."""
+    """Holds the trace that was read last: the phases of a trace are read one after the other."""
 
     def __init__(self) -> None:
-        self._held: tuple[str, Trace] | None = None
+        self._held: tuple[str, LinkedTrace] | None = None
 
-    def trace(self, name: str, read: Callable[[], Trace]) -> Trace:
-        """The trace of that name; the one held before is released first."""
+    def trace(self, name: str, read: Callable[[], LinkedTrace]) -> LinkedTrace:
+        """Return the trace of that name; the one held before is released before it is read."""
         if self._held is None or self._held[0] != name:
             self._held = None
             self._held = name, read()
@@ -90,15 +97,24 @@ class _LastRead:
 
 @dataclass(frozen=True)
 class Side:
-    """The candidate or its baseline. A trace without a manifest has one phase, called "trace", or
-    one for each kind of step (that a serving engine annotates, or of generated text); traces of
-    several ranks (`ranks`) have a phase each, or one for each of those kinds (`mixed`: the rank and
-    kind of a phase).
+    """The candidate or its baseline.
 
-    `manifest_sha256`: of its run.json, None without one. `bare`: the only trace without a manifest,
-    or that of the first rank. `eager`: an eager trace that names the ops of graph replays and
-    the modules of compiled steps.
-    `model`: its config infers shapes that the trace did not record. `diagnostics`: of opening it.
+    A trace without a manifest has one phase, called "trace", or one for each kind of step that a
+    serving engine annotates or that generated text shows. Traces of several ranks have a phase for
+    each rank, or one for each rank and kind of step.
+
+    Attributes:
+        path: The run folder, trace or folder of traces.
+        run: Its manifest; None without one.
+        options: The options of the analysis.
+        manifest_sha256: The digest of its run.json; None without one.
+        eager: An eager trace that names the ops of graph replays and the modules of compiled steps.
+        first: The only trace without a manifest, or that of the first rank; None for a run.
+        ranks: The file of each rank, by its name; empty where there is one trace.
+        mixed: The rank and kind of each phase, where ranks hold steps of several kinds.
+        peaks: The peaks of the device; None if they are unknown.
+        model: A config, which infers shapes that the trace did not record.
+        diagnostics: What was noticed while the side was opened.
     """
 
     path: Path
@@ -106,17 +122,23 @@ class Side:
     options: Options
     manifest_sha256: str | None = None
     eager: Path | None = None
-    bare: Trace | None = None
+    first: LinkedTrace | None = None
     ranks: Mapping[str, TraceFile] = field(default_factory=dict)
     mixed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     peaks: Peaks | None = None
     model: ModelConfig | AutoModel | None = None
     diagnostics: Diagnostics = Diagnostics()
     _last: _LastRead = field(default_factory=_LastRead, repr=False, compare=False)
+    _last_eager: _LastRead = field(default_factory=_LastRead, repr=False, compare=False)
+
+    @property
+    def bare(self) -> Trace | None:
+        """The only trace without a manifest, or that of the first rank; None for a run."""
+        return None if self.first is None else self.first.trace
 
     @cached_property
     def phases(self) -> list[str]:
-        """Names of the phases that this side has."""
+        """The names of the phases that this side has."""
         if self.run is not None:
             wanted = self.options.phase
             return [name for name in self.run.phases if wanted in (None, name)]
@@ -125,13 +147,12 @@ class Side:
         return list(self.mixed) or list(self.ranks) or list(self._kinds) or [BARE]
 
     def phase(self, name: str) -> PhaseRun | None:
-        """The block of a phase in run.json."""
+        """Return the block of a phase in run.json."""
         return None if self.run is None else self.run.phases.get(name)
 
     @property
     def takes_model(self) -> bool:
-        """Whether --model would help: a trace without run.json with kernels, and no config
-        given."""
+        """Whether --model would help: kernels without run.json, and no config is given."""
         return self.model is None and self.bare is not None and self.bare.on_device
 
     @property
@@ -141,12 +162,12 @@ class Side:
 
     @property
     def kinds(self) -> list[str]:
-        """The phases of a trace without run.json, or of its ranks, that holds steps of several."""
+        """The kinds of steps in a trace without run.json, or in its ranks, if it has several."""
         return list(dict.fromkeys(kind for _, kind in self.mixed.values())) or list(self._kinds)
 
     @property
     def profiler(self) -> str | None:
-        """The profiler of a trace without run.json, where its file says it."""
+        """The profiler of a trace without run.json; None where its file does not say it."""
         known = None if self.bare is None else self.bare.source.meta.get(PROFILER)
         return known if isinstance(known, str) else None
 
@@ -156,61 +177,40 @@ class Side:
         return recorder_called(self.profiler)
 
     def rank_of(self, name: str) -> str | None:
-        """The rank whose trace a phase is in; None where there is one trace."""
+        """Return the rank whose trace a phase is in; None where there is one trace."""
         rank, _ = self.mixed.get(name, (name, ""))
         return rank if rank in self.ranks else None
 
-    def read(
-        self, name: str, *, mapped: bool = True, shapes: bool = True, modules: bool = True
-    ) -> SidePhase:
-        """A phase with its kernels. `mapped`: with the ops of graph replays, where an eager trace
-        names them; `shapes`: with the shapes that its ops recorded; `modules`: with the roles of
-        the modules that it recorded, else by the order of kernels. Raises PrunescopeError where
-        the trace is missing or cannot be read."""
-        trace, diagnostics = self._open(name)
-        windows = self._windows(trace)
-        if not shapes:
-            trace = trace.without_shapes()
+    def read(self, name: str) -> SidePhase:
+        """Read a phase: its trace, its steps and its kernels, each once.
+
+        Raises:
+            PrunescopeError: The trace is missing or cannot be read, or no step was picked.
+        """
+        linked, diagnostics = self._open(name)
+        trace = linked.trace
         _, kind = self.mixed.get(name, (name, name if name in self._kinds else None))
-        eager = None
-        if mapped:
-            eager, more = self._eager(name, windows, kind)
-            diagnostics += more
-        peaks, more = self._peaks_of(name, trace)
-        diagnostics += more
-        kernels = build(
+        eager, of_eager = self._eager(name, linked.windows, kind)
+        peaks, of_peaks = self._peaks_of(name, trace)
+        context = PassContext(
             trace,
-            windows,
-            peaks,
+            linked.phase(kind),
+            peaks=peaks,
             eager=eager,
-            phase=kind,
             model=self.model,
-            modules=modules,
             experts_read=self._experts_read(name),
         )
-        pattern = self.options.phase_pattern
+        builder = KernelsBuilder(context)
+        kernels, pattern = builder.kernels, self.options.phase_pattern
         if pattern is not None and kernels.frame.is_empty():
             raise nothing_picked(trace, kernels.windows, pattern)
-        if kernels.lacks_kernels:
-            count, lost = (kernels.linked.launches[key] for key in ("events", "lost"))
-            warning = (
-                f"{trace.source.name}: {lost:,} of {count:,} kernel launches have no kernel in it"
-            )
-            diagnostics += Diagnostics((warning,), partial=True)
-        if captured := kernels.linked.launches["captured"]:
-            whole = captured + kernels.linked.launches["events"]
-            warning = (
-                f"{trace.source.name}: {captured:,} of {whole:,} kernel launches were captured "
-                "into a graph and did not run"
-            )
-            diagnostics += Diagnostics((warning,), partial=kernels.is_captured)
-        eager_used = bool(kernels.linked.replayed.any()) or kernels.named_by_pass
+        diagnostics += of_eager + of_peaks + _diagnostics_of_launches(trace, kernels)
+        eager_used = bool(kernels.linked.replayed.any()) or kernels.modules.from_pass
         diagnostics += Diagnostics(tuple(kernels.warnings), eager_used=eager_used)
-        return SidePhase(self, name, kernels, diagnostics, shapes=shapes)
+        return SidePhase(self, name, kernels, diagnostics, builder)
 
     def _peaks_of(self, name: str, trace: Trace) -> tuple[Peaks | None, Diagnostics]:
-        """The peaks of this side; none for a rank of another device than the one that they are of,
-        and a warning."""
+        """Return the peaks for a phase: None, and a warning, for a rank of a different device."""
         peaks, options = self.peaks, self.options
         given = options.device or options.peaks or options.bandwidth is not None
         if peaks is None or peaks.device is None or given or not (self.ranks and trace.on_device):
@@ -225,12 +225,15 @@ class Side:
         return None, Diagnostics((warning,))
 
     def trace(self, name: str) -> Trace:
-        """The trace that a phase is in."""
-        return self._open(name)[0]
+        """Return the trace that a phase is in."""
+        return self._open(name)[0].trace
 
     def comparable_ranks(self, diagnostics: Diagnostics) -> list[list[str]]:
-        """Groups of phases: those of all ranks with one kind of step, once all were read. Empty for
-        a single trace, and where a rank occurs twice."""
+        """Return groups of phases that were to run alike: all ranks with one kind of step.
+
+        `diagnostics` are those of all phases. Empty for a single trace, and where a rank occurs
+        twice.
+        """
         if twice(self.path.name, diagnostics.ranks_left.values()):
             return []
         kinds = dict.fromkeys(kind for _, kind in self.mixed.values())
@@ -240,8 +243,11 @@ class Side:
         return [[name for name, (_, k) in self.mixed.items() if k == kind] for kind in kinds]
 
     def final_diagnostics(self, diagnostics: Diagnostics, option: str) -> Diagnostics:
-        """Diagnostics that need all phases: an eager trace (given as `option`) that no replays use;
-        ranks that are missing, or occur twice."""
+        """Return the diagnostics that need those of all phases.
+
+        They are about an eager trace (given as `option`) that no replays use, and about ranks that
+        are missing or occur twice.
+        """
         warnings = []
         if self.eager is not None and not diagnostics.eager_used:
             warnings.append(
@@ -255,41 +261,35 @@ class Side:
 
     @property
     def trace_phases(self) -> list[str]:
-        """The phases of the steps of a trace without run.json, or of its first rank, as far as its
-        annotations or its kernels show them."""
-        is_bare = self.run is None and self.bare is not None
-        return phases_of(self._windows_of_bare) if is_bare else []
+        """The phases of the steps of a trace without run.json, or of its first rank.
+
+        Annotations or kernels show them; empty where they do not.
+        """
+        return phases_of(self.first.windows) if self.first is not None else []
 
     @cached_property
     def _kinds(self) -> list[str]:
-        """Kinds of step that a serving engine annotated, or that generated text shows, where there
-        are more than one."""
-        found = [] if self.ranks else self.trace_phases
-        return found if len(found) > 1 else []
-
-    @cached_property
-    def _windows_of_bare(self) -> Windows:
-        assert self.bare is not None
-        return find_windows(self.bare, phase_pattern=self.options.phase_pattern)
-
-    def _windows(self, trace: Trace) -> Windows:
-        """The steps of a trace; those of the only one are sought once."""
-        if trace is self.bare:
-            return self._windows_of_bare
-        return find_windows(trace, phase_pattern=self.options.phase_pattern)
+        """The kinds of step of a single trace, where there are more than one."""
+        kinds = [] if self.ranks else self.trace_phases
+        return kinds if len(kinds) > 1 else []
 
     def _experts_read(self, phase: str) -> float | None:
-        """Experts of a layer that got a token in a step, as the run counted: the mean over layers;
-        None where it counted none."""
+        """Return how many experts of a layer got a token in a step, as the run counted.
+
+        The mean over layers; None where the run counted none.
+        """
         counted = [*self.run.distinct_experts.get(phase, {}).values()] if self.run else []
         return sum(counted) / len(counted) if counted else None
 
     def _eager(
         self, name: str, windows: Windows, kind: str | None
-    ) -> tuple[Trace | None, Diagnostics]:
-        """The eager trace that names the ops of graph replays: given, the one in a given folder
-        that was captured for the batch of the steps (none for steps with prompts, which have no
-        batch of single tokens), or the one kept in the run."""
+    ) -> tuple[LinkedTrace | None, Diagnostics]:
+        """Return the eager trace for a phase.
+
+        It is the one that was given; of a folder, the one that was captured for the batch of the
+        steps (None for steps with prompts, which have no batch of single tokens); else the one that
+        is kept in the run.
+        """
         phase = self.phase(name)
         kept = self.path / phase.eager_trace if phase and phase.eager_trace else None
         path = self.eager or kept
@@ -301,16 +301,18 @@ class Side:
                 if batch is None and kind in (PREFILL, "mixed"):
                     return None, Diagnostics()
                 path = captured_pass(path, batch, self.rank_of(name))
-            eager = load(readable(path))
-        if not eager.source.cut:
+            file = path
+            eager = self._last_eager.trace(str(file), lambda: LinkedTrace(load(readable(file))))
+        if not eager.trace.source.cut:
             return eager, Diagnostics()
         warning = f"{path.name} is cut off: its ops are read up to the cut"
         return eager, Diagnostics((warning,), partial=True)
 
-    def _open(self, name: str) -> tuple[Trace, Diagnostics]:
-        if self.bare is not None:
+    def _open(self, name: str) -> tuple[LinkedTrace, Diagnostics]:
+        """Return the trace that a phase is in, and its diagnostics."""
+        if self.first is not None:
             rank = self.rank_of(name)
-            return (self.bare, Diagnostics()) if rank is None else self._open_rank(rank)
+            return (self.first, Diagnostics()) if rank is None else self._open_rank(rank)
         assert self.run is not None
         phase = self.run.phases[name]
         path = self.path / phase.trace
@@ -324,44 +326,94 @@ class Side:
             warning = f"{self.path.name}/{phase.trace} is not the file that was captured"
             diagnostics = Diagnostics((warning,))
         trace = load(path)
-        return trace, diagnostics + diagnostics_of(trace, bare=False)
+        linked = LinkedTrace(trace, self.options.phase_pattern)
+        return linked, diagnostics + diagnostics_of(trace, bare=False)
 
-    def _open_rank(self, rank: str) -> tuple[Trace, Diagnostics]:
+    def _open_rank(self, rank: str) -> tuple[LinkedTrace, Diagnostics]:
+        """Return the trace of a rank, and its diagnostics."""
         part = self.ranks[rank]
         is_first = part is next(iter(self.ranks.values()))
-        first = self.bare if is_first else None
-        trace = self._last.trace(rank, lambda: first or load(part.path, part.member))
-        more = Diagnostics(ranks={rank: rank_of(part, trace.source.meta)})
-        return trace, diagnostics_of(trace, bare=True) + more
+
+        def read() -> LinkedTrace:
+            if is_first and self.first is not None:
+                return self.first
+            return LinkedTrace(load(part.path, part.member), self.options.phase_pattern)
+
+        linked = self._last.trace(rank, read)
+        number = Diagnostics(ranks={rank: rank_of(part, linked.trace.source.meta)})
+        return linked, diagnostics_of(linked.trace, bare=True) + number
+
+
+def _diagnostics_of_launches(trace: Trace, kernels: Kernels) -> Diagnostics:
+    """Warn of launches whose kernels are not in the trace, or were captured into a graph."""
+    diagnostics = Diagnostics()
+    launches, name = kernels.linked.launches, trace.source.name
+    if kernels.lacks_kernels:
+        count, lost = launches["events"], launches["lost"]
+        warning = f"{name}: {lost:,} of {count:,} kernel launches have no kernel in it"
+        diagnostics += Diagnostics((warning,), partial=True)
+    if captured := launches["captured"]:
+        warning = (
+            f"{name}: {captured:,} of {captured + launches['events']:,} kernel launches were "
+            "captured into a graph and did not run"
+        )
+        diagnostics += Diagnostics((warning,), partial=kernels.is_captured)
+    return diagnostics
 
 
 @dataclass(frozen=True)
 class SidePhase:
-    """One phase of one side, under its name there: its kernels, and diagnostics of reading it."""
+    """One phase of one side, under its name there.
+
+    Attributes:
+        side: The side.
+        name: The name of the phase there.
+        kernels: The kernels, as far as they are to be compared.
+        diagnostics: What was noticed while the phase was read.
+        builder: What the kernels were built from, for views of them.
+        ignored: What the kernels are built without, though it may have been recorded.
+    """
 
     side: Side
     name: str
     kernels: Kernels
     diagnostics: Diagnostics = Diagnostics()
-    shapes: bool = True  # whether it was read with the shapes that its ops recorded
+    builder: KernelsBuilder | None = field(default=None, repr=False, compare=False)
+    ignored: frozenset[str] = frozenset()
 
     @property
     def run(self) -> PhaseRun | None:
         """The block of this phase in run.json; None for a trace without one."""
         return self.side.phase(self.name)
 
-    def without_shapes(self) -> SidePhase:
-        """This phase read again, as if neither its trace nor a config gave any shapes."""
-        again = replace(self.side, model=None).read(self.name, shapes=False)
-        return replace(again, diagnostics=self.diagnostics)
+    @property
+    def trace(self) -> Trace:
+        """The trace that the phase is in."""
+        assert self.builder is not None
+        return self.builder.trace
 
-    def without_modules(self) -> SidePhase:
-        """This phase read again, as if its trace had recorded no module."""
-        again = self.side.read(self.name, shapes=self.shapes, modules=False)
-        return replace(again, diagnostics=self.diagnostics)
+    def without(self, kind: str) -> SidePhase:
+        """Return a view of this phase, as if something had not been recorded.
+
+        Nothing is read again. What the kernels were rewritten to since they were read is lost.
+
+        Args:
+            kind: SHAPES or REPLAYS, without which no config gives shapes either, or MODULES.
+        """
+        assert self.builder is not None
+        ignored = self.ignored | {kind}
+        kernels = self.builder.view(ignored)
+        side, diagnostics = self.side, self.diagnostics
+        if kind != MODULES:
+            side = replace(side, model=None)
+        if kind == REPLAYS:
+            diagnostics += Diagnostics(tuple(kernels.warnings))
+        return replace(self, side=side, kernels=kernels, diagnostics=diagnostics, ignored=ignored)
 
     @cached_property
     def kind(self) -> PhaseKind | None:
-        """Prefill or decode, as a trace without run.json shows it; None for a run, whose manifest
-        says it."""
+        """Prefill or decode, as a trace without run.json shows it; None for a run.
+
+        The manifest of a run says it.
+        """
         return phase_kind(self.kernels) if self.side.run is None else None

@@ -160,7 +160,7 @@ def _knows_causes(kernels: Kernels) -> bool:
     made of what a graph would spare."""
     sums = kernels.idle_by_cause
     known = 2 * sums["unknown"] <= sum(sums.values())
-    return kernels.on_device and kernels.apart is None and known
+    return kernels.on_device and kernels.profiler.clock_skew is None and known
 
 
 def _speedup(kernels: Kernels, left: int) -> float | None:
@@ -204,11 +204,11 @@ def _host(kernels: Kernels, steps: int) -> list[HostTime]:
 def _host_blocked(kernels: Kernels) -> dict[tuple[str, str], int]:
     """Host time in calls that copy or wait, ns of all steps, by op and by the role of what the op
     launched (unknown where it launched nothing)."""
-    if kernels.host_blocked.is_empty():
+    if kernels.host.blocked.is_empty():
         return {}
     roles = kernels.frame[["instance", "role"]]
     roles = roles.unique("instance", keep="first", maintain_order=True)
-    blocked = kernels.host_blocked.join(roles, on="instance", how="left")
+    blocked = kernels.host.blocked.join(roles, on="instance", how="left")
     by = blocked.group_by("op", "role").agg(pl.col("ns").sum())
     out: Counter[tuple[str, str]] = Counter()
     for op, role, ns in by.iter_rows():

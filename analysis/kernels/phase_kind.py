@@ -113,11 +113,11 @@ def has_backward(kernels: Kernels) -> bool:
 
 
 def _trained(kernels: Kernels) -> tuple[str, str] | None:
-    if any(_BACKWARD.search(call.name) for call in kernels.calls):
+    if any(_BACKWARD.search(call.name) for call in kernels.shapes.calls):
         return "training", "the trace holds backward passes"
     if kernels.backward_roles:
         return "training", "annotations name backward passes"
-    names = () if kernels.calls else kernels.values("name")
+    names = () if kernels.shapes.calls else kernels.values("name")
     if not any(_BACKWARD_KERNEL.search(name) for name in names):
         return None
     return "training", "the trace holds kernels of backward passes, and no ops"
@@ -132,13 +132,16 @@ _NO_DECODER = (
 
 def _decodes_tokens(kernels: Kernels) -> bool:
     """Whether anything shows that the model decodes tokens; True where that is unknown (no ops)."""
-    if not kernels.calls:
+    if not kernels.shapes.calls:
         return True
     if _is_mostly_causal(kernels):
         return True
-    if kernels.values("role") & {"lm_head", "kv_update", "sampling"} or kernels.decoder_modules:
+    if (
+        kernels.values("role") & {"lm_head", "kv_update", "sampling"}
+        or kernels.modules.decode_tokens
+    ):
         return True
-    names = [*kernels.values("name"), *(call.name for call in kernels.calls)]
+    names = [*kernels.values("name"), *(call.name for call in kernels.shapes.calls)]
     return any(_CACHE.search(name) for name in names)
 
 
@@ -146,7 +149,7 @@ def _is_mostly_causal(kernels: Kernels) -> bool:
     """Whether at least half of the time of attention, or of its softmax, is of calls that mask what
     comes later, by their arguments or by their name. Graph replays say neither; and a model that
     makes images may hold a text encoder that is causal."""
-    calls = [i for i, work in enumerate(kernels.works) if work is not None and work.causal]
+    calls = [i for i, work in enumerate(kernels.shapes.works) if work is not None and work.causal]
     frame = kernels.frame
     causal = is_true(frame["call"].is_in(calls)) if calls else np.zeros(len(frame), bool)
     for column in ("name", "op"):
@@ -195,7 +198,7 @@ def _tokens_a_sequence(kernels: Kernels) -> int | None:
     (serving engines embed the tokens of all sequences in one row)."""
     ids = [
         call.shapes[1]
-        for call in kernels.calls
+        for call in kernels.shapes.calls
         if call.name == "aten::embedding" and len(call.shapes) > 1
     ]
     known = [shape[1] for shape in ids if isinstance(shape, tuple) and len(shape) == _IDS]
@@ -228,7 +231,7 @@ def trained_tokens(kernels: Kernels) -> int | None:
     m: Counter[int] = Counter()
     k: Counter[int] = Counter()
     for call in rows["call"].drop_nulls().unique().to_list():
-        work = kernels.works[call]
+        work = kernels.shapes.works[call]
         gemm = None if work is None else work.single_gemm
         if gemm is not None and gemm.batch == 1:
             m[gemm.m] += 1
@@ -243,7 +246,7 @@ def _product_rows(kernels: Kernels, which: pl.Series) -> pl.DataFrame:
     frame = kernels.frame
     products = frame["primary"] & is_one_of(frame["kind"], PRODUCT_KINDS)
     rows = frame[["role", "call", "busy", "start"]].filter(products & which)
-    gemms = [work.gemms[0] if work and work.gemms else None for work in kernels.works]
+    gemms = [work.gemms[0] if work and work.gemms else None for work in kernels.shapes.works]
     of_call = pl.DataFrame(
         {
             "m": [None if gemm is None else gemm.m for gemm in gemms],

@@ -26,7 +26,7 @@ class SparseProducts:
 
 def sparse_products(kernels: Kernels) -> SparseProducts | None:
     """The products with sparse matrices of a phase; those inside another one count alone."""
-    calls = [i for i, call in enumerate(kernels.calls) if indexed_operand(call) is not None]
+    calls = [i for i, call in enumerate(kernels.shapes.calls) if indexed_operand(call) is not None]
     if not calls:
         return None
     product = pl.col("call").is_in(calls) & (pl.col("class") == MATMUL)

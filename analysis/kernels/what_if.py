@@ -116,7 +116,7 @@ def gemm_summaries(kernels: Kernels) -> GemmSummaries:
     )
     found = GemmSummaries()
     for row in sums.sort("duration", *_KEYS).iter_rows(named=True):
-        work = kernels.works[row["call"]] if row["call"] is not None else None
+        work = kernels.shapes.works[row["call"]] if row["call"] is not None else None
         gemm = None if work is None else work.single_gemm
         if gemm is None or not gemm.k or not row["duration"]:
             continue

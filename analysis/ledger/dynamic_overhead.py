@@ -213,7 +213,7 @@ def _added_parts(
     spent: dict[str, dict[tuple[str, str], list[float]]] = {name: {} for name in ADDED}
     parts = []
     for row in sums.iter_rows(named=True):
-        dtypes = () if row["call"] is None else pruned.calls[row["call"]].dtypes
+        dtypes = () if row["call"] is None else pruned.shapes.calls[row["call"]].dtypes
         work = NewWork(row["role"], row["kind"], row["work"], dtypes)
         part = _part_of(work, {one.scorer for one in seen}, fused=fused)
         entry = spent[part].setdefault((row["work"], row["role"]), [0.0, 0.0])

@@ -84,7 +84,7 @@ def calls_of(
     else:
         frame = with_dense_layer(frame, alignment)
     gemms = _op_calls(frame if kernels.on_device else frame.with_columns(duration="busy"))
-    products = [_products(work) for work in kernels.works]
+    products = [_products(work) for work in kernels.shapes.works]
     identities: dict[tuple[object, ...], int] = {}
     tokens = trained_tokens(kernels) if any(map(is_gradient, kernels.values("role"))) else None
     sums: dict[GemmKey, _Sum] = defaultdict(_Sum)
@@ -101,26 +101,26 @@ def calls_of(
             place = (row["step"], row["unit_layer"], row["role"], group, apart)
             key = (row["unit_layer"], row["role"], group, apart + position[place])
             position[place] += 1
-            size = (gemm.n, gemm.k) if gemm is not None else kernels.known.get(row["call"])
+            size = (gemm.n, gemm.k) if gemm is not None else kernels.shapes.widths.get(row["call"])
             if by_shape and (identity := _identity(row, gemm, size, key)) is not None:
                 key = (*key[:3], identities.setdefault(identity, len(identities)))
             if row["role"] == EXPERTS and size is not None:
                 shapes = weights[key[:3]]
                 key = (*key[:3], shapes.setdefault(size, len(shapes)))
             _accumulate(sums[key], row, gemm, share)
-            sums[key].known = kernels.known.get(row["call"]) or sums[key].known
-            work = kernels.works[row["call"]] if row["call"] is not None else None
+            sums[key].known = kernels.shapes.widths.get(row["call"]) or sums[key].known
+            work = kernels.shapes.works[row["call"]] if row["call"] is not None else None
             sums[key].groups = work.groups if work is not None else None
             sums[key].stack = work.stack if work is not None else None
             if is_gradient(row["role"]):
-                op = kernels.calls[row["call"]] if row["call"] is not None else None
+                op = kernels.shapes.calls[row["call"]] if row["call"] is not None else None
                 sums[key].of_weight = is_of_weight(op, gemm, tokens)
     calls = {key: _call(key, s, kernels.num_steps) for key, s in sums.items()}
     with_tokens = {
         key: sum(dims[1] > 0 for dims in s.dims) / kernels.num_steps for key, s in sums.items()
     }
     calls = with_groups(calls, with_tokens)
-    return _fused(calls, kernels.fused) if kernels.fused else calls
+    return _fused(calls, kernels.modules.fused) if kernels.modules.fused else calls
 
 
 def _products(work: Work | None) -> Parts:

@@ -279,5 +279,5 @@ def _cost(
     inside, before = np.zeros(shape[0]), np.zeros(shape[0])
     np.add.at(inside, unit, sums["recorded_inside"].to_numpy() / shape[1])
     np.add.at(before, unit, sums["recorded_before"].to_numpy() / shape[1])
-    after = kernels.recorded_after
+    after = kernels.profiler.recorded_after
     return RecordWeight(inside, before, float(after.mean()) if len(after) else 0.0)

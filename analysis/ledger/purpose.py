@@ -102,9 +102,9 @@ def _work(kernels: Kernels, *, by_name: bool) -> pl.DataFrame:
     frame = kernels.frame[["role", "kind", "op", "name", "call", "busy"]]
     work = (pl.col("name") if by_name else pl.coalesce("op", "name")).fill_null("?")
     # Casting one number for a product is no change of layout.
-    numbers = [i for i, call in enumerate(kernels.calls) if call.shapes[:1] == ((),)]
+    numbers = [i for i, call in enumerate(kernels.shapes.calls) if call.shapes[:1] == ((),)]
     # Unpacking weights is no mask: the finding `decompressed` says it.
-    calls = enumerate(kernels.calls)
+    calls = enumerate(kernels.shapes.calls)
     unpacking = [i for i, one in calls if unpacks_bits(one.name, one.dtypes)]
     if numbers or unpacking:
         number = (pl.col("kind") == "layout") & pl.col("call").is_in(numbers)

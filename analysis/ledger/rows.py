@@ -265,7 +265,7 @@ class LargestKernels:
     @staticmethod
     def _causes(kernels: Kernels) -> dict[tuple[str, ...], dict[str, float]]:
         """Idle time of a step by cause; of a host trace, whose gaps are dispatch, nothing."""
-        if not kernels.on_device or kernels.apart is not None:
+        if not kernels.on_device or kernels.profiler.clock_skew is not None:
             return {}
         return {
             key: {cause: ns / kernels.num_steps for cause, ns in causes.items()}

@@ -128,7 +128,7 @@ def caveats(
     # What was captured explains what else would seem lost.
     if captured or dense is None or evidence is None or family is None:
         return found
-    found += [Caveat("other-config", name) for name, kernels in sides if kernels.config_caveats]
+    found += [Caveat("other-config", name) for name, kernels in sides if kernels.shapes.caveats]
     found += [*_no_gemm(evidence, lossy)]
     found += [*_layers(evidence, family, (dense, pruned)), *_roles(dense, pruned)]
     if not any(one.is_dynamic for one in known(family.ids)):  # whose steps differ by nature
@@ -209,11 +209,11 @@ def _layers(e: Evidence, family: FamilyVerdict, sides: tuple[Kernels, Kernels]) 
 def _not_called(e: Evidence, dense: Kernels, pruned: Kernels) -> frozenset[tuple[int, str]]:
     """(layer of the dense model, role) of the modules that only the dense side called; none where
     a trace does not record calls of modules."""
-    if not dense.modules or not pruned.modules:
+    if not dense.modules.ran or not pruned.modules.ran:
         return frozenset()
     place = e.units.alignment.dense_layer
-    called = {(place.get(i, -1 - i), role) for i, role in pruned.modules}
-    return dense.modules - called
+    called = {(place.get(i, -1 - i), role) for i, role in pruned.modules.ran}
+    return dense.modules.ran - called
 
 
 def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Caveat]:
@@ -226,14 +226,20 @@ def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Caveat]:
     if placed / (placed + rest) >= placed_before / (placed_before + rest_before) - _FALL:
         return
     # Replays without an eager trace, and a trace without modules, know of fewer roles.
-    same_source = dense.roles_from == pruned.roles_from and dense.is_replay == pruned.is_replay
+    same_source = (
+        dense.modules.source == pruned.modules.source and dense.is_replay == pruned.is_replay
+    )
     if not same_source:
         yield Caveat("other-roles", numbers=(now, before))
         return
     # Compiled code runs outside of the modules and of the ops that give roles: none is lost. Layers
     # that were removed, or another optimizer, leave no more kernels without a role than there were.
     # An op of a host trace is its own work.
-    if pruned.on_device and rest > rest_before and (dense.compiled or not pruned.compiled):
+    if (
+        pruned.on_device
+        and rest > rest_before
+        and (dense.host.is_compiled or not pruned.host.is_compiled)
+    ):
         yield Caveat("fewer-roles", numbers=(now, before))
 
 

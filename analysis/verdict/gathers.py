@@ -35,7 +35,7 @@ def gathers(kernels: Kernels) -> tuple[Gather, ...]:
     counts = rows.group_by("role", "call").len().sort("role", "call")
     found = []
     for role, call, count in counts.iter_rows():
-        shapes = kernels.calls[call].shapes
+        shapes = kernels.shapes.calls[call].shapes
         source = shapes[0] if shapes else ()
         if isinstance(source, tuple) and source and all(isinstance(n, int) for n in source):
             found.append(Gather(role, count, source))

@@ -194,7 +194,7 @@ def _executed(kernels: Kernels, roles: tuple[str, ...]) -> float:
     rows = kernels.frame.filter(pl.col("primary") & pl.col("role").is_in(roles))
     # A batch of products is an estimator's, not that of a router of experts.
     rows = rows.filter((pl.col("role") != "router") | (pl.col("kind") != "batched_gemm"))
-    works = (kernels.works[call] for call in rows["call"].drop_nulls())
+    works = (kernels.shapes.works[call] for call in rows["call"].drop_nulls())
     return sum(gemm.flop for work in works if work for gemm in work.gemms) / kernels.num_steps
 
 

@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.inputs.options import Options
-from prunescope.analysis.kernels.frame import Kernels, build
+from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.alignment import Alignment, align
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.load import load
 from tests.analysis.decoder import Layer, Setting, decoder
 from tests.chrome import k, op, save
+from tests.records import kernels_in
 
 FULL, NO_MLP = Layer(), Layer(mlp=False)
 
 
 def kernels(layers: Sequence[Layer], tmp_path: Path, setting: Setting | None = None) -> Kernels:
     trace = load(save(decoder(layers, setting), tmp_path / "t.json"))
-    return build(trace, find_windows(trace), None)
+    return kernels_in(trace)
 
 
 def timed(us: float) -> Layer:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prunescope.analysis.kernels.frame import Kernels, build
+from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.alignment import Alignment, align
 from prunescope.analysis.ledger.pairing import pair
-from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.load import load
 from tests.analysis.decoder import Layer, Setting, decoder
 from tests.chrome import k, op, save
+from tests.records import kernels_in
 
 FULL, NO_MLP = Layer(), Layer(mlp=False)
 Layers = Mapping[int, Layer] | Sequence[Layer]
@@ -24,7 +24,7 @@ Layers = Mapping[int, Layer] | Sequence[Layer]
 
 def kernels(layers: Layers, tmp_path: Path, setting: Setting | None = None) -> Kernels:
     trace = load(save(decoder(layers, setting), tmp_path / "t.json"))
-    return build(trace, find_windows(trace), None)
+    return kernels_in(trace)
 
 
 def aligned(
@@ -73,7 +73,7 @@ def test_without_layers_nothing_is_aligned(tmp_path: Path) -> None:
     bare = save({"traceEvents": [{"ph": "X", "cat": "kernel", "name": "k", "ts": 1, "dur": 1}]},
                 tmp_path / "b.json")  # fmt: skip
     trace = load(bare)
-    none = build(trace, find_windows(trace), None)
+    none = kernels_in(trace)
     assert align(none, none, None).how == "none"
     assert align(none, kernels([FULL], tmp_path), None).num_dense == 0
 

@@ -108,9 +108,9 @@ def widths(told: Kernels) -> dict[int, Truth]:
     """M, N and K of each product that is no attention, by the number of its kernel."""
     out: dict[int, Truth] = {}
     for row in told.frame.filter("primary").iter_rows(named=True):
-        work = None if row["call"] is None else told.works[row["call"]]
-        if row["call"] in told.known:
-            out[row["registers"]] = (None, *told.known[row["call"]])
+        work = None if row["call"] is None else told.shapes.works[row["call"]]
+        if row["call"] in told.shapes.widths:
+            out[row["registers"]] = (None, *told.shapes.widths[row["call"]])
         elif work is not None and len(work.gemms) == 1:
             m = None if row["kind"] == "grouped_gemm" else work.gemms[0].m
             out[row["registers"]] = (m, work.gemms[0].n, work.gemms[0].k)

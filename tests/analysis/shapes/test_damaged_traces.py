@@ -96,8 +96,8 @@ def placed(told: Kernels, case: Case) -> dict[int, Place]:
     """Role, layer, N and K of each linear, by the number of its kernel."""
     out = {}
     for row in told.frame.filter("primary").iter_rows(named=True):
-        work = None if row["call"] is None else told.works[row["call"]]
-        widths = None if row["call"] is None else told.known.get(row["call"])
+        work = None if row["call"] is None else told.shapes.works[row["call"]]
+        widths = None if row["call"] is None else told.shapes.widths.get(row["call"])
         if work is not None and len(work.gemms) == 1:
             widths = work.gemms[0].n, work.gemms[0].k
         if row["role"] in (*LINEARS, *case.same) and widths is not None:

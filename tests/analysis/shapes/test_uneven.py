@@ -148,5 +148,6 @@ def test_a_real_trace_whose_layers_were_made_to_differ(tmp_path: Path, *, module
     assert not wrong
     assert len(got) >= 0.99 * len(wanted), told.warnings
     assert len({n for role, _, n, _ in got.values() if role == "gate"}) == 12
-    rows = {work.gemms[0].m for work in told.works if work is not None and len(work.gemms) == 1}
+    works = [work for work in told.shapes.works if work is not None]
+    rows = {work.gemms[0].m for work in works if len(work.gemms) == 1}
     assert REAL.rows in rows

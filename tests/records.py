@@ -1,0 +1,110 @@
+"""Records of the analysis made by hand, or from a loaded trace, for tests of the rooms after them.
+
+kernels = kernels_of({"op": "aten::mm", "class": "matmul", "busy": 7_000}, {"gap": 3_000})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from prunescope.analysis.kernels.build import PassContext, build
+from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.idle import PARTS
+from prunescope.analysis.kernels.linked_phase import LinkedTrace
+from prunescope.analysis.timeline.intervals import Windows
+from prunescope.analysis.timeline.link import Linked
+from prunescope.analysis.trace.collect import NONE
+from prunescope.analysis.trace.events import Trace
+
+_INT, _FLOAT, _TEXT, _BOOL = pl.Int64, pl.Float64, pl.String, pl.Boolean
+# Every column of the kernels frame: its type, and its value where a test does not say.
+COLUMNS: dict[str, tuple[Any, Any]] = {
+    "step": (_INT, 0), "start": (_INT, None), "duration": (_INT, None), "busy": (_INT, 1_000),
+    "gap": (_INT, 0), "starved": (_BOOL, False), "launched": (_INT, None), "name_id": (_INT, None),
+    "op_id": (_INT, None), "call": (_INT, None), "instance": (_INT, None), "event": (_INT, None),
+    "category": (_INT, 0), "stream": (_INT, 7), "grid": (_INT, None), "block": (_INT, None),
+    "registers": (_INT, None), "shared_memory": (_INT, None), "node": (_INT, None),
+    "recorded_inside": (_INT, 0), "recorded_before": (_INT, 0),
+    "name": (_TEXT, "a_kernel"), "op": (_TEXT, None),
+    "kind": (_TEXT, "elementwise"), "layer": (_INT, None), "role": (_TEXT, "unknown"),
+    "carries_work": (_BOOL, True), "primary": (_BOOL, True), "parts": (pl.UInt32, 1),
+    "flop": (_FLOAT, None), "bytes": (_FLOAT, None), "dtype": (_TEXT, None),
+    "modelled": (_BOOL, False), "crosses": (_BOOL, False), "shapes": (_TEXT, None),
+    "class": (_TEXT, "pointwise"), "auxiliary": (_BOOL, False), "wrapper": (_BOOL, False),
+    "blocks": (_INT, None), "tile": (_TEXT, None), "along_n": (_INT, None), "tiles": (_INT, None),
+    "split_k": (_INT, None), "fit": (_TEXT, None), "waves": (_FLOAT, None),
+    "tile_efficiency": (_FLOAT, None), "wave_efficiency": (_FLOAT, None),
+    "shape_loss": (_FLOAT, None), "compute_ns": (_FLOAT, None), "memory_ns": (_FLOAT, None),
+    "ideal": (_FLOAT, None), "predicted": (_FLOAT, None), "bound": (_TEXT, "unknown"),
+    **{f"idle_{part}": (_INT, 0) for part in PARTS},
+    "cause": (_TEXT, None), "host_activity": (_TEXT, None), "host_activity_ns": (_INT, 0),
+    "host_activity_is": (_TEXT, None), "host_ns": (_INT, None), "host_blocked_ns": (_INT, None),
+    "first_of_launch": (_BOOL, True),
+}  # fmt: skip
+
+
+def kernels_of(*rows: Mapping[str, Any], trailing_idle: int = 0, **records: Any) -> Kernels:
+    """Return kernels with these rows, which follow one another, each after its gap.
+
+    Args:
+        rows: The columns that matter to a test; COLUMNS gives the others. Times are in ns.
+        trailing_idle: Idle time at the end of each step, ns.
+        records: Other fields of `Kernels`, e.g. `shapes=OpShapes(...)`.
+    """
+    table: list[dict[str, Any]] = []
+    clock = 0
+    for number, given in enumerate(rows):
+        row = {name: value for name, (_, value) in COLUMNS.items()} | dict(given)
+        clock += row["gap"]
+        unset = {"start": clock, "duration": row["busy"], "launched": clock, "instance": number}
+        table.append(row | {name: v for name, v in unset.items() if row[name] is None})
+        clock += row["busy"]
+    frame = pl.DataFrame(table, schema={name: kind for name, (kind, _) in COLUMNS.items()})
+    return Kernels(
+        frame,
+        linked_of(frame, trailing_idle=trailing_idle),
+        **{"windows": _windows(frame), **records},
+    )
+
+
+def linked_of(frame: pl.DataFrame, *, trailing_idle: int = 0) -> Linked:
+    """Return the linked rows of a frame, with walls to which its busy and idle times sum."""
+    step, busy, gap = (frame[name].to_numpy() for name in ("step", "busy", "gap"))
+    none, num_steps = np.full(len(frame), NONE), int(step.max(initial=0)) + 1
+    idle = np.full(num_steps, trailing_idle)
+    return Linked(
+        step=step,
+        start=frame["start"].to_numpy(),
+        duration=frame["duration"].to_numpy(),
+        busy=busy,
+        gap=gap,
+        starved=frame["starved"].to_numpy(),
+        op=none,
+        event=none,
+        launched=frame["launched"].to_numpy(),
+        thread=none,
+        wall=np.bincount(step, busy + gap, minlength=num_steps).astype(np.int64) + idle,
+        trailing_idle=idle,
+        replayed=np.zeros(len(frame), bool),
+        above=none,
+    )
+
+
+def _windows(frame: pl.DataFrame) -> Windows:
+    """Return one window a step, from the begin of its first row's gap to the end of its last."""
+    steps = frame.group_by("step").agg(
+        begin=(pl.col("start") - pl.col("gap")).min(),
+        end=(pl.col("start") + pl.col("duration")).max(),
+    )
+    steps = steps.sort("step")
+    names = [f"step {number}" for number in steps["step"]]
+    return Windows(steps["begin"].to_numpy(), steps["end"].to_numpy(), "by hand", names)
+
+
+def kernels_in(trace: Trace) -> Kernels:
+    """Return the kernels of all steps of a trace, without peaks, as all passes make them."""
+    return build(PassContext(trace, LinkedTrace(trace).phase()))
