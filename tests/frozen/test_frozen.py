@@ -30,8 +30,8 @@ def test_the_other_cases() -> None:
     left = len(cases()) - len(HERE)
     with_data = sum(case.needs_data for case in cases().values())
     pytest.skip(
-        f"{left} of {len(cases())} cases are left to `make frozen`: {with_data} need ../shared/data, "
-        "and the others would take more than a minute"
+        f"{left} of {len(cases())} cases are left to `make frozen`: {with_data} need "
+        "../shared/data, and the others would take more than a minute"
     )
 
 
