@@ -26,6 +26,8 @@ from tests.frozen.places import DATA, DIGESTS, ROOT
 
 FORMATS = ("json", "csv", "md", "html", "tex", "text")
 _NUMBER = re.compile(r"\d+\.\d+(?:[eE][-+]?\d+)?")
+# Progress is printed every ten seconds: how often depends on the machine.
+_PROGRESS = re.compile(r"^(?:runs|ranks): \d+ of \d+\n", re.MULTILINE)
 _IMAGE = re.compile(r"data:image/[a-z+]+;base64,[A-Za-z0-9+/=]+")
 
 
@@ -41,7 +43,12 @@ def texts(case: Case, folder: Path) -> dict[str, str]:
             title = f"== {' '.join(words)}"
             is_json = printed.startswith("{")
             lines["json"] += [title, _plain_json(printed)] if is_json else []
-            lines["text"] += [title, f"exit code {code}", "" if is_json else printed, told]
+            lines["text"] += [
+                title,
+                f"exit code {code}",
+                "" if is_json else printed,
+                _PROGRESS.sub("", told),
+            ]
             for path in sorted(path for path in (folder / "out").rglob("*") if path.is_file()):
                 if path.suffix[1:] not in FORMATS:
                     continue

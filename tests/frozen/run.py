@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from itertools import zip_longest
 from multiprocessing import get_context
 from pathlib import Path
-from shutil import copytree
+from shutil import copytree, rmtree
 
 from tests.frozen.cases import LEFT_OUT, cases
 from tests.frozen.places import DATA, ROOT
@@ -66,25 +66,30 @@ def commit_before() -> str:
 @contextmanager
 def worktree(commit: str) -> Iterator[Path]:
     """Yield a temporary worktree of a commit, with the cases of today; it is removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="frozen-") as folder:
-        place, git = Path(folder) / "before", ["git", "-C", str(ROOT), "worktree"]
-        add = [*git, "add", "--quiet", "--detach", str(place), commit]
-        try:
-            subprocess.run(add, check=True)
-            copytree(ROOT / "tests" / "frozen", place / "tests" / "frozen", dirs_exist_ok=True)
-            yield place
-        finally:
-            subprocess.run([*git, "remove", "--force", str(place)], check=False)
-            subprocess.run([*git, "prune"], check=False)
+    git, folder = ["git", "-C", str(ROOT), "worktree"], Path(tempfile.mkdtemp(prefix="frozen-"))
+    place = folder / "before"
+    try:
+        subprocess.run([*git, "add", "--quiet", "--detach", str(place), commit], check=True)
+        copytree(ROOT / "tests" / "frozen", place / "tests" / "frozen", dirs_exist_ok=True)
+        yield place
+    finally:
+        # One that was interrupted while it was made is locked, and no worktree yet.
+        subprocess.run([*git, "unlock", str(place)], check=False, capture_output=True)
+        rmtree(folder)
+        subprocess.run([*git, "prune"], check=False)
 
 
 def texts_of(root: Path, name: str) -> dict[str, str]:
     """Run a case with the code below `root`, in a process of its own; return the texts."""
     with tempfile.TemporaryDirectory(prefix="frozen-") as folder:
         command = [sys.executable, "-m", "tests.frozen.run", "--only", name, "--keep", folder]
-        environment = {**os.environ, "PYTHONPATH": str(root), "FROZEN_DATA": str(DATA)}
+        (Path(folder) / "temporary").mkdir()  # of the process, which may be killed by Ctrl-C
+        environment = {
+            **os.environ, "PYTHONPATH": str(root), "FROZEN_DATA": str(DATA),
+            "TMPDIR": f"{folder}/temporary",
+        }  # fmt: skip
         subprocess.run(command, check=True, cwd=root, env=environment)
-        kept = sorted(Path(folder).iterdir())
+        kept = sorted(path for path in Path(folder).iterdir() if path.is_file())
         return {path.suffix[1:]: path.read_text(errors="replace") for path in kept}
 
 
@@ -194,4 +199,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
