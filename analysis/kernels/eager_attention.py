@@ -1,7 +1,8 @@
 """Attention of separate ops: two batched products around a softmax.
 
 In: kinds and op calls of rows in the order of their launch. Out: the rows from QKᵀ to PV of each,
-where the sizes fit: S queries, L keys, [b, S, d] x [b, d, L] and then [b, S, L] x [b, L, d_v].
+where the sizes fit: with S queries and L keys, [b, S, d] x [b, d, L] and then [b, S, L] x [b, L,
+d_v].
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ _PRODUCTS = ("gemm", "gemv", "sparse_gemm", "batched_gemm", "grouped_gemm")
 
 
 def eager_attentions(kinds: Sequence[str], calls: Sequence[OpCall | None]) -> list[tuple[int, int]]:
-    """The first and last row of each: those of its two products."""
-    found: list[tuple[int, int]] = []
+    """Return the first and last row of each attention: those of its two products."""
+    attentions: list[tuple[int, int]] = []
     first, scores, softmax = -1, None, False
     known: dict[int, Gemm | None] = {}
     for i, kind in enumerate(kinds):
@@ -35,19 +36,19 @@ def eager_attentions(kinds: Sequence[str], calls: Sequence[OpCall | None]) -> li
                 known[id(call)] = _product(call)
             gemm = known[id(call)]
         if softmax and scores is not None and gemm is not None and _reads(gemm, scores):
-            found.append((first, i))
+            attentions.append((first, i))
             first, scores, softmax = -1, None, False
         else:
             first, scores, softmax = i, gemm, False
-    return found
+    return attentions
 
 
 def _reads(values: Gemm, scores: Gemm) -> bool:
-    """Whether the second product multiplies what the first one gave."""
+    """Return whether the second product multiplies what the first one gave."""
     return (values.batch, values.m, values.k) == (scores.batch, scores.m, scores.n)
 
 
 def _product(call: OpCall) -> Gemm | None:
     work = work_of(call)
-    one = None if work is None else work.single_gemm
-    return one if one is not None and one.batch > 1 else None
+    gemm = None if work is None else work.single_gemm
+    return gemm if gemm is not None and gemm.batch > 1 else None

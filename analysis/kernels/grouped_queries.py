@@ -1,7 +1,7 @@
-"""Queries of heads that share a key, folded into rows: [B, H_kv, g * S, d] instead of [B, H, S, d].
+"""The queries of heads that share a key, folded into rows: [B, H_kv, g * S, d] for [B, H, S, d].
 
 In: the calls of a trace and their work. Out: the work with the heads and queries of the model. An
-engine folds them so that a token's g queries read each key once; the rows of attention are then g
+engine folds them so that a token's g queries read each key once. The rows of attention are then g
 times the tokens that the linears multiply, which the width of a projection confirms.
 """
 
@@ -21,7 +21,7 @@ Linears = set[tuple[int, int]]  # M and N
 
 
 def unfold_queries(calls: Sequence[OpCall], works: Sequence[Work | None]) -> list[Work | None]:
-    """The works, those of folded attention with g times the heads and a g-th of the queries."""
+    """Return the works, those of folded attention with g times the heads and 1/g of the queries."""
     linears = {
         (gemm.m, gemm.n)
         for work in works
@@ -56,7 +56,7 @@ def _unfolded(call: OpCall, work: Work, linears: Linears) -> Work:
 
 
 def _group(scores: Gemm, sequences: int, linears: Linears) -> int:
-    """How many heads share a key; 1 where their queries are not folded."""
+    """Return how many heads share a key; 1 where their queries are not folded."""
     rows, heads = sequences * scores.m, scores.batch // sequences
     if any(rows == m for m, _ in linears):
         return 1

@@ -1,8 +1,8 @@
-"""Number formats of op calls whose sizes alone were recorded, from the kernels that ran them.
+"""The number formats of op calls whose sizes alone were recorded, from the kernels that ran them.
 
 In: the kernels frame and calls without formats (torch's emit_nvtx writes none). Out: the calls,
-with the format of their tensors where the name of their longest kernel says one. Only of ops all of
-whose tensors have one format: a copy or an embedding reads and writes different ones.
+with the format of their tensors where the name of their longest kernel states one. Only ops all of
+whose tensors have one format get it: a copy or an embedding reads and writes different ones.
 """
 
 from __future__ import annotations
@@ -31,11 +31,14 @@ _NAME_LIMIT = 1024
 
 
 def with_formats(frame: pl.DataFrame, calls: Sequence[OpCall]) -> list[OpCall]:
-    """The calls, with formats where they had none. `frame`: columns call, name, duration."""
+    """Return the calls, with formats where they had none.
+
+    `frame` needs the columns call, name and duration.
+    """
     bare = [i for i, call in enumerate(calls) if call.shapes and not call.dtypes]
-    found = list(calls)
+    formatted = list(calls)
     if not bare:
-        return found
+        return formatted
     times = (
         frame.filter(pl.col("call").is_in(bare))
         .group_by("call", "name", maintain_order=True)
@@ -43,28 +46,30 @@ def with_formats(frame: pl.DataFrame, calls: Sequence[OpCall]) -> list[OpCall]:
         .sort("duration", descending=True, maintain_order=True)
     )
     for index, name, _ in times.iter_rows():
-        call = found[index]
+        call = formatted[index]
         if call.dtypes or op_kind(call.name, None) not in _KINDS:
             continue
         if (spelling := format_of(name)) is not None:
             # A size is () where the input is no tensor.
             dtypes = tuple(spelling if shape else "Scalar" for shape in call.shapes)
-            found[index] = replace(call, dtypes=dtypes)
-    return found
+            formatted[index] = replace(call, dtypes=dtypes)
+    return formatted
 
 
 def format_notes(recorded: Sequence[OpCall], calls: Sequence[OpCall]) -> list[str]:
-    """A note on the calls that got a format; none where all were recorded."""
+    """Say how many calls got their format from kernels; empty where all formats were recorded."""
     given = sum(bool(b.dtypes) and not a.dtypes for a, b in zip(recorded, calls, strict=False))
+    if not given:
+        return []
     return [
         f"number formats of {given:,} distinct op calls are those that the names of their kernels "
         "say: the trace holds none"
-    ] * bool(given)
+    ]
 
 
 @lru_cache(maxsize=4096)
 def format_of(kernel: str) -> str | None:
-    """The format of what a kernel reads, by its name; None where it says none, or several."""
+    """Return the format of what a kernel reads, by its name; None if it states none or several."""
     kernel = kernel[:_NAME_LIMIT]
     if (letters := _NVJET.match(kernel)) is not None:
         return _LETTERS[letters[1]]
