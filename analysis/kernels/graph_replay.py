@@ -24,7 +24,8 @@ from prunescope.analysis.kernels.graph_match import (
     Order,
     Size,
 )
-from prunescope.analysis.kernels.role import GEMM_KINDS, Roles, find_roles
+from prunescope.analysis.kernels.role import GEMM_KINDS, find_roles
+from prunescope.analysis.kernels.role_shapes import LaunchedRows, Roles
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.ops.kind import kernel_kind, kind_of
 from prunescope.analysis.ops.work import work_of
@@ -137,7 +138,8 @@ def _unusable(trace: Trace, lacks: str) -> PrunescopeError:
 def _roles(trace: Trace, launch: Ints, kinds: list[str], calls: list[OpCall | None]) -> Roles:
     at = trace.launches["ts"][launch]
     scopes = find_scopes(trace, trace.launches["thread"][launch], at)
-    return find_roles(scopes, kinds, calls, find_windows(trace).step_of(at), every=trace.calls)
+    step = find_windows(trace).step_of(at)
+    return find_roles(scopes, LaunchedRows.of(kinds, calls, every=trace.calls, step=step))
 
 
 def _sizes(kinds: list[str], call: Ints, calls: list[OpCall]) -> list[Size]:

@@ -6,21 +6,23 @@ roles come from the order of attention and GEMMs in each step, and `source` says
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from prunescope.analysis.kernels.eager_attention import eager_attentions
 from prunescope.analysis.kernels.role_mixture import find_mixture
 from prunescope.analysis.kernels.role_shapes import (
+    LaunchedRows,
+    Roles,
     Size,
+    eager_attentions,
     is_adapter,
     is_fused_qkv,
     is_sum,
     is_through_rank,
     keep_heads,
-    last_vocabulary,
+    last_head,
     mark_adapters,
     name_gated,
     name_residuals,
@@ -28,8 +30,6 @@ from prunescope.analysis.kernels.role_shapes import (
     name_work_on_weights,
     remove_heads_of_activations,
     rename_adapted,
-    sizes_of,
-    vocabularies,
     with_embeddings,
 )
 from prunescope.analysis.ops.call import OpCall
@@ -48,87 +48,48 @@ _NORMS = ("attn_norm", "mlp_norm", "final_norm", "qk_norm")
 POINTWISE = ("norm", "activation", "rope", "softmax", "elementwise", "reduction")
 
 
-@dataclass(frozen=True)
-class Roles:
-    """The layers and roles of rows.
-
-    Attributes:
-        layer: The layer of each row; -1 where it belongs to none.
-        role: The role of each row, one of prunescope.taxonomy.roles.ROLES.
-        source: "modules", "nn.Module", "order" (from order and shape) or "none".
-    """
-
-    layer: Ints
-    role: list[str]
-    source: str
-
-
-def find_roles(  # noqa: PLR0913
-    scopes: Scopes,
-    kinds: list[str],
-    calls: list[OpCall | None],
-    step: Ints | None = None,
-    *,
-    every: Iterable[OpCall] = (),
-    parts: Parts | None = None,
-    busy: Ints | None = None,
-) -> Roles:
-    """Find the roles of rows, which are in the order of their launch.
+def find_roles(scopes: Scopes, rows: LaunchedRows, parts: Parts | None = None) -> Roles:
+    """Find the roles of rows.
 
     Classes of modules (`Linear_0`) say less than paths: where they place less of the time of GEMMs
     than order does, roles come from order.
 
     Args:
         scopes: The module or range that each row is in.
-        kinds: The kind of each row.
-        calls: The op call of each row.
-        step: The step that each row is in; None if all are in one.
-        every: All calls of the trace, those that launch nothing themselves too.
+        rows: The rows.
         parts: What annotations name where no module is known.
-        busy: The time of each row; None if all took the same.
     """
-    sizes = sizes_of(kinds, calls)
-    vocabulary = vocabularies({id(call): call for call in (*every, *calls)}.values())
-    steps = np.zeros(len(kinds), np.int64) if step is None else step
 
     def ordered() -> Roles:
-        by_order = _roles_by_order(
-            _marked(kinds, calls, vocabulary), calls, steps, sizes, vocabulary
-        )
-        _add_roles_of_annotations(parts, kinds, calls, sizes, by_order)
-        name_tied_heads(by_order.role, kinds, calls, sizes)
-        name_gated(by_order.role, by_order.layer, sizes)
-        return by_order
+        roles = _roles_by_order(_with_whole_attentions(rows))
+        _add_roles_of_annotations(parts, rows, roles)
+        name_tied_heads(roles, rows)
+        name_gated(roles, rows)
+        return roles
 
     if scopes.source in ("none", "layers"):
         return _with_layers_of_ranges(ordered(), scopes) if scopes.source == "layers" else ordered()
-    by_modules = _roles_of_modules(scopes, kinds, calls, sizes, vocabulary)
+    by_modules = _roles_of_modules(scopes, rows)
     if scopes.source != "nn.Module":
         return by_modules
-    weights = np.ones(len(kinds), np.int64) if busy is None else busy
-    placed, whole = _placed(by_modules, kinds, weights)
+    placed, whole = _placed(by_modules, rows)
     if placed == whole:
         return by_modules
     by_order = ordered()
-    places_more = _placed(by_order, kinds, weights)[0] > placed
+    places_more = _placed(by_order, rows)[0] > placed
     return by_order if by_order.source == "order" and places_more else by_modules
 
 
-def _placed(roles: Roles, kinds: list[str], busy: Ints) -> tuple[int, int]:
+def _placed(roles: Roles, rows: LaunchedRows) -> tuple[int, int]:
     """Return the time of GEMMs that have a role, and of all GEMMs."""
-    gemm = np.isin(kinds, GEMM_KINDS)
+    gemm = np.isin(rows.kinds, GEMM_KINDS)
     known = ~np.isin(roles.role, UNPLACED)
-    return int(busy[gemm & known].sum()), int(busy[gemm].sum())
+    return int(rows.busy[gemm & known].sum()), int(rows.busy[gemm].sum())
 
 
-def _roles_of_modules(
-    scopes: Scopes,
-    kinds: list[str],
-    calls: list[OpCall | None],
-    sizes: list[Size | None],
-    vocabulary: set[int],
-) -> Roles:
+def _roles_of_modules(scopes: Scopes, rows: LaunchedRows) -> Roles:
     """Find roles from the modules that rows are in."""
+    kinds, calls, sizes = rows.kinds, rows.calls, rows.sizes
     layer = np.full(len(kinds), NONE)
     named = [False] * len(kinds)
     role: list[str] = []
@@ -166,6 +127,7 @@ def _roles_of_modules(
             by_name = scopes.source == "modules" and place.role != "unknown"
             own_role = own_role if by_name else by_order
         role.append(own_role)
+    roles = Roles(layer, role, scopes.source)
     _name_around_experts(role, scopes)
     # Rows before attention that may rotate queries and keys: no module's name says that they do.
     unnamed = {
@@ -174,18 +136,18 @@ def _roles_of_modules(
         if place.scope == "attention" and place.role == "unknown"
     }
     guessed = [i for i, own in enumerate(role) if own == "rope" and numbers[i] in unnamed]
-    _keep_rotations(role, guessed, kinds, calls, scope_calls)
-    remove_heads_of_activations(role, kinds, calls, scope_calls, layer)
-    keep_heads(role, sizes, named, vocabulary)
+    _keep_rotations(role, guessed, rows, scope_calls)
+    remove_heads_of_activations(roles, rows, scope_calls)
+    keep_heads(roles, rows, named)
     if scopes.source == "nn.Module":  # whose classes give roles by the number of linears
         products = [i for i, size in enumerate(sizes) if size is not None and numbers[i] >= 0]
         parts = {i: scopes.places[numbers[i]].scope for i in products}
-        rename_adapted(role, layer, parts, sizes)
-    mark_adapters(role, layer, sizes)
-    name_gated(role, layer, sizes)
-    name_residuals(role, layer, calls)
-    name_work_on_weights(role, layer, calls, sizes)
-    return Roles(layer, role, scopes.source)
+        rename_adapted(roles, rows, parts)
+    mark_adapters(roles, rows)
+    name_gated(roles, rows)
+    name_residuals(roles, rows)
+    name_work_on_weights(roles, rows)
+    return roles
 
 
 def _with_layers_of_ranges(ordered: Roles, scopes: Scopes) -> Roles:
@@ -216,13 +178,7 @@ def _name_around_experts(role: list[str], scopes: Scopes) -> None:
             role[i] = "experts" if place.layer in ran else "router"
 
 
-def _add_roles_of_annotations(
-    parts: Parts | None,
-    kinds: list[str],
-    calls: list[OpCall | None],
-    sizes: list[Size | None],
-    roles: Roles,
-) -> None:
+def _add_roles_of_annotations(parts: Parts | None, rows: LaunchedRows, roles: Roles) -> None:
     """Set roles and layers of rows that order leaves open, from the parts that annotations name.
 
     The linears in one call of an MLP are named by their number.
@@ -232,10 +188,10 @@ def _add_roles_of_annotations(
     linears: dict[int, list[int]] = {}  # by call: linears of an MLP
     behind: dict[int, bool] = {}  # by call, as in `_projection_role`
     numbers, notes = parts.place.tolist(), parts.call.tolist()
-    for i, kind in enumerate(kinds):
+    for i, kind in enumerate(rows.kinds):
         if numbers[i] < 0:
             continue
-        place = parts.places[numbers[i]]
+        call, place = rows.calls[i], parts.places[numbers[i]]
         if place.scope == "attention" and roles.role[i] == "attention":
             behind[notes[i]] = True
         if roles.role[i] != "unknown":
@@ -243,20 +199,20 @@ def _add_roles_of_annotations(
         role = place.role
         if role == "unknown":
             after = behind.get(notes[i], False)
-            role = _role_in_scope(place, kind, calls[i], after=after, experts=True)
+            role = _role_in_scope(place, kind, call, after=after, experts=True)
         if place.scope == "attention":
-            role = _projection_role(role, kind, calls[i], sizes[i], behind, notes[i])
+            role = _projection_role(role, kind, call, rows.sizes[i], behind, notes[i])
         elif role == "unknown" and kind in _WEIGHED and not parts.backward[i]:
             linears.setdefault(notes[i], []).append(i)
         roles.role[i] = f"{role}{BACKWARD}" if parts.backward[i] else role
         roles.layer[i] = NONE if place.layer is None else place.layer
-    for rows in linears.values():
-        _name_mlp(rows, roles.role)
+    for in_mlp in linears.values():
+        _name_mlp(in_mlp, roles.role)
 
 
-def _name_mlp(rows: list[int], role: list[str]) -> None:
+def _name_mlp(linears: list[int], role: list[str]) -> None:
     """Name the linears in one call of an MLP by their number."""
-    for i, name in zip(rows, _MLPS.get(len(rows), ()), strict=False):
+    for i, name in zip(linears, _MLPS.get(len(linears), ()), strict=False):
         role[i] = name
 
 
@@ -350,16 +306,13 @@ def _role_in_attention(kind: str, call: OpCall | None, *, after: bool) -> str:
 
 
 def _keep_rotations(
-    role: list[str],
-    guessed: list[int],
-    kinds: list[str],
-    calls: list[OpCall | None],
-    scope_calls: list[int],
+    role: list[str], guessed: list[int], rows: LaunchedRows, scope_calls: list[int]
 ) -> None:
     """Turn rows that were guessed to be rope into `attention`, where nothing in their call rotates.
 
     Queries that are scaled by a number next to a rotation are attention too.
     """
+    kinds, calls = rows.kinds, rows.calls
     rotating = {scope_calls[i] for i in guessed if kinds[i] == "rope" or _may_rotate(calls[i])}
     for i in guessed:
         if role[i] == "rope" and (scope_calls[i] not in rotating or _is_scaling(calls[i])):
@@ -429,26 +382,20 @@ class _Pass:
 _ATTENDED = "attended"  # the rows of an attention of separate ops behind its first one
 
 
-def _marked(kinds: list[str], calls: list[OpCall | None], vocabulary: set[int]) -> list[str]:
-    """Return the kinds as order reads them.
+def _with_whole_attentions(rows: LaunchedRows) -> LaunchedRows:
+    """Return the rows with the kinds that order reads.
 
     An attention of separate ops is one attention where it begins, and rows of a table of tokens
     that are picked are an embedding.
     """
-    marked = with_embeddings(kinds, calls, vocabulary)
-    for first, last in eager_attentions(kinds, calls):
-        marked[first] = "attention"
-        marked[first + 1 : last + 1] = [_ATTENDED] * (last - first)
-    return marked
+    kinds = with_embeddings(rows)
+    for first, last in eager_attentions(rows.kinds, rows.calls):
+        kinds[first] = "attention"
+        kinds[first + 1 : last + 1] = [_ATTENDED for _ in range(first, last)]
+    return replace(rows, kinds=kinds)
 
 
-def _roles_by_order(
-    kinds: list[str],
-    calls: list[OpCall | None],
-    step: Ints,
-    sizes: list[Size | None],
-    vocabulary: set[int],
-) -> Roles:
+def _roles_by_order(rows: LaunchedRows) -> Roles:
     """Find roles by the order of attention and of the GEMMs by a weight.
 
     Attention kernels divide the GEMMs into o, MLP and the next q, k, v: between two attentions of a
@@ -459,30 +406,19 @@ def _roles_by_order(
     Limitations: A sequence whose segments differ in length (an encoder next to a decoder) is left
     unknown.
     """
-    plain = _ordered_roles(kinds, calls, step, sizes, vocabulary, adapted=False)
+    plain = _ordered_roles(rows, adapted=False)
     if plain.source == "order":
         return plain
-    adapted = _ordered_roles(kinds, calls, step, sizes, vocabulary, adapted=True)
+    adapted = _ordered_roles(rows, adapted=True)
     return adapted if adapted.source == "order" else plain
 
 
-def _ordered_roles(
-    kinds: list[str],
-    calls: list[OpCall | None],
-    step: Ints,
-    sizes: list[Size | None],
-    vocabulary: set[int],
-    *,
-    adapted: bool,
-) -> Roles:
+def _ordered_roles(rows: LaunchedRows, *, adapted: bool) -> Roles:
     """Find roles by order, with adapters next to linears or without (`adapted`)."""
-    layer = np.full(len(kinds), NONE)
+    kinds, layer = rows.kinds, np.full(len(rows.kinds), NONE)
     named = {_ATTENDED: "attention", **{k: k for k in ("attention", "embedding", "sampling")}}
     role = [named.get(kind, "unknown") for kind in kinds]
-    candidates = (
-        _pass(kinds, calls, rows, sizes, vocabulary, adapted=adapted)
-        for rows in _passes(kinds, step)
-    )
+    candidates = (_pass(rows, members, adapted=adapted) for members in _passes(rows))
     passes = [p for p in candidates if len(p.attention)]
     if adapted and not any(p.adapters for p in passes):
         return Roles(layer, role, "none")
@@ -502,7 +438,7 @@ def _ordered_roles(
                     break
                 layer[j] = layer[i]
         after_last = forward.gemms[forward.before[-1] + len(names[usual][1]) :]
-        head = last_vocabulary(after_last, sizes, vocabulary)
+        head = last_head(after_last, rows)
         if head is not None and role[head] == "unknown":
             role[head] = "lm_head"
     return Roles(layer, role, "order")
@@ -559,20 +495,13 @@ def _name_pass(
         layer[i], role[i] = layer[linear], "adapter"
 
 
-def _pass(
-    kinds: list[str],
-    calls: list[OpCall | None],
-    rows: Ints,
-    sizes: list[Size | None],
-    vocabulary: set[int],
-    *,
-    adapted: bool,
-) -> _Pass:
-    attention = np.array([i for i in rows if kinds[i] == "attention"], np.int64)
-    mixture = find_mixture(kinds, calls, sizes, rows.tolist(), vocabulary)
-    every = [i for i in rows.tolist() if kinds[i] in _WEIGHED and i not in mixture]
-    seconds = _pair_through_ranks(kinds, np.array([i for i in rows if i not in mixture]), sizes)
-    adapters = _adapters(every, sizes, seconds) if adapted else {}
+def _pass(rows: LaunchedRows, members: Ints, *, adapted: bool) -> _Pass:
+    attention = np.array([i for i in members if rows.kinds[i] == "attention"], np.int64)
+    mixture = find_mixture(rows, members.tolist())
+    plain = [i for i in members.tolist() if i not in mixture]
+    every = [i for i in plain if rows.kinds[i] in _WEIGHED]
+    seconds = _pair_through_ranks(rows, plain)
+    adapters = _adapters(every, rows.sizes, seconds) if adapted else {}
     not_own = {*seconds.values(), *adapters}
     gemms = np.array([i for i in every if i not in not_own], np.int64)
     return _Pass(attention, gemms, np.searchsorted(gemms, attention), seconds, mixture, adapters)
@@ -593,11 +522,12 @@ def _adapters(
     return linears
 
 
-def _pair_through_ranks(kinds: list[str], rows: Ints, sizes: list[Size | None]) -> dict[int, int]:
+def _pair_through_ranks(rows: LaunchedRows, members: list[int]) -> dict[int, int]:
     """Pair GEMMs, one right behind the other, through a rank that is no width of other GEMMs."""
     pairs: dict[int, int] = {}
     last = NONE  # the GEMM right before, with only auxiliary kernels between
-    for i in rows.tolist():
+    kinds, sizes = rows.kinds, rows.sizes
+    for i in members:
         if kinds[i] not in _WEIGHED:
             last = last if kinds[i] in _AUXILIARY else NONE
         elif last != NONE and is_through_rank(sizes[last], sizes[i]):
@@ -607,28 +537,28 @@ def _pair_through_ranks(kinds: list[str], rows: Ints, sizes: list[Size | None]) 
     if not pairs:
         return pairs
     inner = {*pairs.values()}
-    known = {i: size for i in rows.tolist() if (size := sizes[i]) is not None}
+    known = {i: size for i in members if (size := sizes[i]) is not None}
     widths = {n for i, (_, n, _) in known.items() if i not in pairs}
     widths |= {k for i, (_, _, k) in known.items() if i not in inner}
     return {i: j for i, j in pairs.items() if known[i][1] not in widths}
 
 
-def _passes(kinds: list[str], step: Ints) -> Iterator[Ints]:
+def _passes(rows: LaunchedRows) -> Iterator[Ints]:
     """Yield the rows of each forward pass.
 
     A pass is a step, cut where tokens are embedded again, if that gives passes of as many layers
     (the last of several may be cut off).
     """
-    for number in unique_ids(step):
-        rows = np.flatnonzero(step == number)
-        begins, layers = _beginnings([kinds[i] for i in rows])
+    for number in unique_ids(rows.step):
+        members = np.flatnonzero(rows.step == number)
+        begins, layers = _beginnings([rows.kinds[i] for i in members])
         whole, last = layers[:-1], layers[-1]
         alike = len(set(whole)) == 1 and whole[0] > 1
         cut_off = len(whole) > 1 and last < whole[0]
         if alike and (last == whole[0] or cut_off):
-            yield from np.split(rows, begins)
+            yield from np.split(members, begins)
         else:
-            yield rows
+            yield members
 
 
 def _beginnings(kinds: list[str]) -> tuple[list[int], list[int]]:

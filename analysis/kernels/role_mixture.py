@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from prunescope.analysis.kernels.role_shapes import Size
+from prunescope.analysis.kernels.role_shapes import LaunchedRows, Size
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.ops.work import work_of
 
@@ -22,65 +22,47 @@ _OF_MANY = (_GROUPED, "batched_gemm")
 _CHOOSE = ("aten::topk", "aten::sort", "aten::argsort")
 
 
-def find_mixture(
-    kinds: Sequence[str],
-    calls: Sequence[OpCall | None],
-    sizes: Sequence[Size | None],
-    rows: Sequence[int],
-    vocabulary: set[int],
-) -> dict[int, str]:
+def find_mixture(rows: LaunchedRows, members: Sequence[int]) -> dict[int, str]:
     """Find the routers of a pass, and the experts that run behind each.
 
     The projections of the next layer are not among them: they are as many products as there are
-    before the first attention. `rows` holds the rows of the pass in time order.
+    before the first attention. `members` holds the rows of the pass, in the order of their launch.
     """
-    attentions = [at for at, i in enumerate(rows) if kinds[i] == "attention"]
+    attentions = [at for at, i in enumerate(members) if rows.kinds[i] == "attention"]
     if not attentions:
         return {}
-    products = [at for at, i in enumerate(rows) if kinds[i] in (*_PLAIN, *_OF_MANY)]
+    products = [at for at, i in enumerate(members) if rows.kinds[i] in (*_PLAIN, *_OF_MANY)]
     projections = sum(at < attentions[0] for at in products)
     roles: dict[int, str] = {}
     # From each attention to the next one, or to the end of the pass.
-    for first, last in zip(attentions, [*attentions[1:], len(rows)], strict=True):
+    for first, last in zip(attentions, [*attentions[1:], len(members)], strict=True):
         here = [at for at in products if first < at < last]
-        if last < len(rows):
+        if last < len(members):
             here = here[: len(here) - projections]
         else:
-            here = [at for at in here if not _is_of(sizes[rows[at]], vocabulary)]
-        routers = (n for n, at in enumerate(here) if _routes(at, rows, kinds, calls, sizes))
+            here = [at for at in here if not rows.multiplies_vocabulary(members[at])]
+        routers = (n for n, at in enumerate(here) if _routes(at, members, rows))
         router = next(routers, len(here))
         if router + 1 < len(here):
-            roles[rows[here[router]]] = "router"
-            roles |= _roles_after_router(
-                [rows[at] for at in here[router + 1 :]], kinds, calls, sizes
-            )
+            roles[members[here[router]]] = "router"
+            roles |= _roles_after_router([members[at] for at in here[router + 1 :]], rows)
     return roles
 
 
-def _is_of(size: Size | None, vocabulary: set[int]) -> bool:
-    return size is not None and size[1] in vocabulary
-
-
-def _routes(
-    at: int,
-    rows: Sequence[int],
-    kinds: Sequence[str],
-    calls: Sequence[OpCall | None],
-    sizes: Sequence[Size | None],
-) -> bool:
+def _routes(at: int, members: Sequence[int], rows: LaunchedRows) -> bool:
     """Return whether a top-k or a sort reads the result of a product before the next product runs.
 
     It then reads as many values as the product made. A kernel that routes by itself (a gating
     softmax of a serving engine) says so by its name.
     """
-    size = sizes[rows[at]]
-    if kinds[rows[at]] not in _PLAIN:
+    kinds, size = rows.kinds, rows.sizes[members[at]]
+    if kinds[members[at]] not in _PLAIN:
         return False
-    for later in range(at + 1, len(rows)):
-        i = rows[later]
+    for later in range(at + 1, len(members)):
+        i = members[later]
         if kinds[i] in (*_PLAIN, *_OF_MANY, "attention"):
             return False
-        call = calls[i]
+        call = rows.calls[i]
         if call is not None and call.shapes and call.name.startswith("aten::"):
             if call.name in _CHOOSE and size is not None and _numel(call) == size[0] * size[1]:
                 return True
@@ -96,12 +78,7 @@ def _numel(call: OpCall) -> int | None:
     return math.prod(shape) if is_tensor else None
 
 
-def _roles_after_router(
-    products: Sequence[int],
-    kinds: Sequence[str],
-    calls: Sequence[OpCall | None],
-    sizes: Sequence[Size | None],
-) -> dict[int, str]:
+def _roles_after_router(products: Sequence[int], rows: LaunchedRows) -> dict[int, str]:
     """Return the roles of the products behind a router.
 
     Where kernels multiply by many experts at once, plain products are those of shared experts. The
@@ -112,10 +89,11 @@ def _roles_after_router(
     its channels. At most as many products read channels as make them: what runs behind those is
     shared.
     """
+    kinds, sizes = rows.kinds, rows.sizes
     many = {i for i in products if kinds[i] in _OF_MANY}
     if many:
         grouped = [i for i in many if kinds[i] == _GROUPED]
-        inside = {weight for i in grouped for weight in _weights(calls[i])}
+        inside = {weight for i in grouped for weight in _weights(rows.calls[i])}
         return {
             i: "experts"
             if i in many or _weight(sizes[i]) in inside
