@@ -35,6 +35,7 @@ _HARDLY = 0.01  # of the idle time: what ran before it
 def totals(phase: SidePhase) -> Totals:
     """Sum up a side; memory, tokens and samples are those of its manifest."""
     frame, steps, run = phase.kernels.frame, phase.kernels.num_steps, phase.run
+    cold = phase.kernels.host.cold_steps
     wall = phase.kernels.wall / steps
     unprofiled = _unprofiled(samples_of(run), run)
     images = _images(phase)
@@ -61,7 +62,9 @@ def totals(phase: SidePhase) -> Totals:
         roles=_sums(frame, "role", steps),
         kernels_per_step=phase.kernels.kernels_per_step,
         step_ns=phase.kernels.linked.wall.tolist(),
-        cold_steps=_cold(phase.kernels),
+        cold_steps=ColdSteps(step_ns=cold.walls, first_call_ns=cold.first_calls)
+        if cold.walls
+        else None,
         first_call_ns=phase.kernels.host.first_call_ns / steps,
         earlier_work_ns=_earlier_work_ns(phase.kernels),
         shapes=_shape_sources(frame),
@@ -84,12 +87,6 @@ def time_scale(sums: Totals, *, on_device: bool) -> TimeScale | None:
     if idle <= 0 or unprofiled.median <= sums.busy_ns:  # no idle time that could be scaled
         return None
     return TimeScale(busy=1.0, idle=(unprofiled.median - sums.busy_ns) / idle)
-
-
-def _cold(kernels: Kernels) -> ColdSteps | None:
-    """Return the steps that were left out for their first calls; None without any."""
-    cold = kernels.host.cold_steps
-    return ColdSteps(step_ns=cold.walls, first_call_ns=cold.first_calls) if cold.walls else None
 
 
 def _images(phase: SidePhase) -> float | None:

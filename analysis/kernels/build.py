@@ -261,7 +261,7 @@ _SOURCES = pl.Series(["model", "eager-trace", "recorded", None])
 _MODEL, _EAGER, _RECORDED, _NO_SHAPES = range(4)
 
 
-def add_class(frame: pl.DataFrame, context: PassContext) -> pl.DataFrame:  # noqa: ARG001
+def add_class(frame: pl.DataFrame, _: PassContext) -> pl.DataFrame:
     """Add columns `class`, `auxiliary` and `wrapper`.
 
     `class` is matmul, attention, pointwise, or else the kind. `auxiliary` is a row that the op of a
@@ -364,11 +364,6 @@ class KernelsBuilder:
                 self._kept.setdefault(add, (frame, replace(context)))
             frame = add(frame, context)
         return _kernels(frame, context)
-
-
-def build(context: PassContext) -> Kernels:
-    """Run all passes of a phase; see PASSES."""
-    return KernelsBuilder(context).kernels
 
 
 def _kernels(frame: pl.DataFrame, context: PassContext) -> Kernels:

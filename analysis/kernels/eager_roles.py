@@ -42,8 +42,9 @@ def roles_of_pass(
         eager: The rows of the eager pass, with kinds, layers and roles.
         of_eager: Its calls and their works.
     """
-    here, there = frame.sort("launched", maintain_order=True), _first_step(eager)
-    here = here.with_row_index("at_here")
+    here = frame.sort("launched", maintain_order=True).with_row_index("at_here")
+    first_step = eager.filter(pl.col("step") == pl.col("step").min())
+    there = first_step.sort("launched", maintain_order=True)
     wanted, known = _keys(here, *of), _keys(there, *of_eager)
     product = here["kind"].is_in(PRODUCT_KINDS).to_numpy()
     products = {wanted[i] for i in np.flatnonzero(product)}
@@ -93,12 +94,6 @@ def _places(names: Iterable[str]) -> dict[str, list[int]]:
     for place, name in enumerate(names):
         places[name].append(place)
     return places
-
-
-def _first_step(eager: pl.DataFrame) -> pl.DataFrame:
-    return eager.filter(pl.col("step") == pl.col("step").min()).sort(
-        "launched", maintain_order=True
-    )
 
 
 def _keys(frame: pl.DataFrame, calls: Sequence[OpCall], works: Sequence[Work | None]) -> list[str]:

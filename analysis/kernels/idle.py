@@ -15,7 +15,6 @@ import operator
 import re
 from collections.abc import Iterator
 from functools import reduce
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -357,7 +356,11 @@ def _computed(trace: Trace, rows: Ints, calls: Ints, launching: Ints) -> Ints:
     computed = _without(ops, rows[np.isin(ops["name"][rows], products) | long], calls)
     if not len(computed):
         return computed
-    empty = [i for i, call in enumerate(trace.calls) if any(_is_empty(s) for s in call.shapes)]
+    empty = [
+        i
+        for i, call in enumerate(trace.calls)
+        if any(isinstance(shape, tuple) and 0 in shape for shape in call.shapes)
+    ]
     known = np.isin(rows, launching) | np.isin(ops["external"][rows], _ids(trace))
     computed = computed[~np.isin(ops["call"][computed], empty)]
     return _without(ops, computed, ops["ts"][rows[known]])
@@ -369,10 +372,6 @@ def _without(ops: dict[str, Ints], rows: Ints, at: Ints) -> Ints:
     begin = ops["ts"][rows]
     end = begin + ops["dur"][rows]
     return np.asarray(rows[np.searchsorted(at, begin) == np.searchsorted(at, end)])
-
-
-def _is_empty(shape: Any) -> bool:
-    return isinstance(shape, tuple) and 0 in shape
 
 
 def _ids(trace: Trace) -> Ints:

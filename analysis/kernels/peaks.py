@@ -6,7 +6,7 @@ line. Out: `Peaks`, with their source and what makes them doubtful.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.schema.sides import DeviceRates, DeviceUsed, PeakRates, PeakTaken
@@ -260,19 +260,14 @@ def override(
         return peaks
     base = peaks or Peaks(name="given", flop_per_s={}, byte_per_s=None, source="")
     given = [*flop_per_s, *([BANDWIDTH] if byte_per_s else [])]
-    taken = dict(base.taken)
-    taken |= {name: {**taken[name], "used": "given"} for name in given if name in taken}
-    return Peaks(
-        name=base.name,
+    used: dict[str, PeakTaken]
+    used = {name: {**base.taken[name], "used": "given"} for name in given if name in base.taken}
+    return replace(
+        base,
         flop_per_s={**base.flop_per_s, **flop_per_s},
         byte_per_s=byte_per_s or base.byte_per_s,
         source=f"{base.source}; {', '.join(given)} given on the command line".removeprefix("; "),
-        measured=base.measured,
-        floor_ns=base.floor_ns,
-        sm=base.sm,
-        device=base.device,
-        sheet=base.sheet,
-        taken=taken,
+        taken={**base.taken, **used},
         disturbed=() if {*base.flop_per_s, BANDWIDTH}.issubset(given) else base.disturbed,
     )
 

@@ -132,10 +132,7 @@ def vocabularies(calls: Iterable[OpCall | None]) -> set[int]:
         if call is not None and _GENERATED.match(call.name):
             tables |= _table_of(call)
         elif call is not None and call.name in _TABLES:
-            try:
-                tables.add(tensor(call, 0, rank=2).shape[0])
-            except NoModel:
-                continue
+            tables |= {*_matrix_sizes(call)[:1]}
     return {rows for rows in tables if _FAR * rows >= max(tables)}
 
 
@@ -153,6 +150,14 @@ def with_embeddings(rows: LaunchedRows) -> list[str]:
 def _picks_tokens(call: OpCall, vocabulary: set[int]) -> bool:
     table = call.shapes[0] if call.name == "aten::index_select" and call.shapes else ()
     return isinstance(table, tuple) and len(table) == 2 and table[0] in vocabulary
+
+
+def _matrix_sizes(call: OpCall) -> tuple[int, ...]:
+    """Return the sizes of a call's first operand; empty where that is no matrix."""
+    try:
+        return tensor(call, 0, rank=2).shape
+    except NoModel:
+        return ()
 
 
 def _table_of(call: OpCall) -> set[int]:
@@ -240,7 +245,7 @@ def name_work_on_weights(roles: Roles, rows: LaunchedRows) -> None:
     worked = [
         call
         for call in {id(c): c for c in calls if c is not None}.values()
-        if _is_elementwise(call)
+        if op_kind(call.name, call) == "elementwise"
     ]
     shapes = {
         id(call): {tuple(s) for s in call.shapes if isinstance(s, tuple)} - {()} for call in worked
@@ -286,11 +291,6 @@ def is_sum(call: OpCall | None) -> bool:
     return bool(left == right and left != ())
 
 
-def _is_elementwise(call: OpCall) -> bool:
-    """Return whether a call works element by element."""
-    return op_kind(call.name, call) == "elementwise"
-
-
 def mark_adapters(roles: Roles, rows: LaunchedRows) -> None:
     """Set `adapter` for two products through a rank that run next to a linear of the same sizes.
 
@@ -302,10 +302,8 @@ def mark_adapters(roles: Roles, rows: LaunchedRows) -> None:
 
     def mark_run() -> None:
         for first in range(0, len(run) - len(run) % _ADAPTED, _ADAPTED):
-            a, b, c = run[first : first + _ADAPTED]
-            for down, up, whole in ((b, c, a), (a, b, c)):
-                if is_adapter(sizes[whole], sizes[down], sizes[up]):
-                    role[down] = role[up] = "adapter"
+            for i in _adapter_among(run[first : first + _ADAPTED], sizes):
+                role[i] = "adapter"
 
     for i, given in enumerate(role):
         if sizes[i] is None:
@@ -347,13 +345,19 @@ def _adapters_by_number(
 ) -> set[int]:
     """Return both products of each adapter among three in a row that have these names."""
     adapters: set[int] = set()
-    for a, b, c in zip(run, run[1:], run[2:], strict=False):
-        if (role[a], role[b], role[c]) != names:
-            continue
-        for down, up, whole in ((b, c, a), (a, b, c)):
-            if is_adapter(sizes[whole], sizes[down], sizes[up]):
-                adapters |= {down, up}
+    for three in zip(run, run[1:], run[2:], strict=False):
+        if tuple(role[i] for i in three) == names:
+            adapters |= {*_adapter_among(three, sizes)}
     return adapters
+
+
+def _adapter_among(three: Sequence[int], sizes: Sequence[Size | None]) -> tuple[int, ...]:
+    """Return both products of an adapter before or behind its linear; empty without one."""
+    a, b, c = three
+    for down, up, whole in ((b, c, a), (a, b, c)):
+        if is_adapter(sizes[whole], sizes[down], sizes[up]):
+            return down, up
+    return ()
 
 
 def is_adapter(whole: Size | None, down: Size | None, up: Size | None) -> bool:
@@ -378,18 +382,14 @@ def name_tied_heads(roles: Roles, rows: LaunchedRows) -> None:
     Its N and K are those of the table, and it runs no more often than the table was read. Rows that
     are picked after the first product are tokens sent to experts, unless the op is an embedding's.
     """
-    read: dict[tuple[int, int], int] = defaultdict(int)
+    read: dict[tuple[int, ...], int] = defaultdict(int)
     role, multiplied = roles.role, False
     for kind, call in zip(rows.kinds, rows.calls, strict=True):
         multiplied = multiplied or kind in _PRODUCTS
         if call is None or call.name not in _PICKS or multiplied and call.name not in _TABLES:
             continue
-        try:
-            tokens, width = tensor(call, 0, rank=2).shape
-        except NoModel:
-            continue
-        read[tokens, width] += 1
-    by_table: dict[tuple[int, int], list[int]] = defaultdict(list)
+        read[_matrix_sizes(call)] += 1
+    by_table: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i, size in enumerate(rows.sizes):
         if size is not None and size[1:] in read:
             by_table[size[1:]].append(i)
