@@ -1,6 +1,6 @@
 """One phase of a report: a side alone, or compared with the dense one.
 
-In: a phase of one or both sides. Out: schema.report.Phase; all times ns a step.
+In: a phase of one or both sides. Out: `schema.report.Phase`; all times are in ns per step.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class _Compared:
 
 
 def single_phase(own: SidePhase, *, hta: SecondOpinion | None = None) -> Phase:
-    """A phase without a baseline: no pairing, ladder or ledger."""
+    """Describe a phase without a baseline: no pairing, ladder or ledger."""
     rows = single_rows(calls_of(own.kernels, by_shape=True))
     sums = totals(own)
     scale = time_scale(sums, on_device=own.kernels.on_device)
@@ -111,8 +111,16 @@ def single_phase(own: SidePhase, *, hta: SecondOpinion | None = None) -> Phase:
 def compare_phase(
     sides: ComparableSides, *, sparsity: float | None = None, hta: SecondOpinion | None = None
 ) -> Phase:
-    """A phase of the pruned side against the dense one. `sparsity`: the nominal one, where it is
-    not that of the run's manifest."""
+    """Compare a phase of the pruned side with the dense one.
+
+    Args:
+        sides: Both sides, with equal information.
+        sparsity: The nominal sparsity, where it is not that of the run's manifest.
+        hta: The totals by Holistic Trace Analysis, where they were asked for.
+
+    Raises:
+        PrunescopeError: The sides cannot be compared, or no kernel of one takes any time.
+    """
     dense, pruned = sides.dense, sides.pruned
     _check(dense, pruned)
     run = pruned.side.run
@@ -122,16 +130,16 @@ def compare_phase(
     seen = verdict(evidence)
     weighed = caveats(pruned.kernels, dense=dense.kernels, evidence=evidence, family=seen.family)
     family = apply_caveats(seen.family, weighed)
-    scorers = {one.scorer for one in known(family.ids)} - {""}
+    scorers = {f.scorer for f in known(family.ids)} - {""}
     if is_estimator(units, scorers):
         units, pairs = units_with_estimator(units), pairs_with_estimator(pairs)
         pruned = replace(pruned, kernels=kernels_with_estimator(pruned.kernels))
         sides = replace(sides, pruned=pruned)
     # Rows in one ratio may be a pruning of tokens, which the verdict names.
-    other = other_inputs(evidence.pairs, evidence.convolutions)
+    inputs_differ = other_inputs(evidence.pairs, evidence.convolutions)
     comparison = pair_comparison(
         evidence.differences,
-        inputs=other if family.id == "outside" else None,
+        inputs=inputs_differ if family.id == "outside" else None,
         one_sided=sides.one_sided,
         formats=gemm_dtypes(evidence),
     )
@@ -151,9 +159,11 @@ def compare_phase(
     exact = units.alignment.exact
     fewer = _regrouped(family)
     shown = along_groups(pairs) if fewer else pairs
-    if any(one.kind == CODE for one in comparison.differences):
+    if any(difference.kind == CODE for difference in comparison.differences):
         shown = [
-            replace(one, dense=None, axis="unknown") for one in pairs if one.pruned is not None
+            replace(gemm_pair, dense=None, axis="unknown")
+            for gemm_pair in pairs
+            if gemm_pair.pruned is not None
         ]
     gemms = report_rows(shown, promised=inputs.ratio.promised, exact_layers=exact)
     return _with_findings(
@@ -179,7 +189,10 @@ def _compared(
     comparison: PairComparison,
     family: FamilyVerdict,
 ) -> _Compared:
-    """`sums`: of the pruned side; `family`: the verdict with its caveats."""
+    """Attribute the difference of both sides.
+
+    `sums` are those of the pruned side; `family` is the verdict with its caveats.
+    """
     dense, pruned = sides.dense, sides.pruned
     units, time_base = inputs.units, inputs.time_base
     known = comparison.has_bounds and is_known(dense.kernels) and is_known(pruned.kernels)
@@ -206,8 +219,8 @@ def _compared(
         [None, None]
         if not time_base.unprofiled
         else [
-            time_scale(of_side, on_device=one.kernels.on_device)
-            for one, of_side in ((dense, of_dense), (pruned, sums))
+            time_scale(of_side, on_device=side.kernels.on_device)
+            for side, of_side in ((dense, of_dense), (pruned, sums))
         ]
     )
     if _cuts(family, "experts"):
@@ -238,24 +251,27 @@ def _compared(
 
 
 def _regrouped(family: FamilyVerdict) -> frozenset[str]:
-    """Roles that do the same work with fewer matrices: experts, of which fewer are left."""
+    """Return the roles that do the same work with fewer matrices: experts, if fewer are left."""
     return frozenset([EXPERTS]) if _cuts(family, "experts") else frozenset()
 
 
 def _weights_ratio(pairs: Sequence[Pair]) -> float | None:
-    """Dense over pruned numbers in the weights of all GEMMs, where no run lists its parameters."""
+    """Return dense over pruned numbers in the weights of all GEMMs; None if a side has none.
+
+    It stands for the parameters, where no run lists them.
+    """
     dense = weight_numbers({p.key: p.dense for p in pairs if p.dense is not None})
     pruned = weight_numbers({p.key: p.pruned for p in pairs if p.pruned is not None})
     return dense / pruned if dense and pruned else None
 
 
 def _ratio(removed: float | None) -> float | None:
-    """Dense over pruned, of a removed share."""
+    """Return dense over pruned for a removed share; None where all or an unknown share is gone."""
     return None if removed is None or removed >= 1 else 1 / (1 - removed)
 
 
 def _other_steps(dense: SidePhase, pruned: SidePhase) -> tuple[str, ...]:
-    """A note where the means of the two sides are over unequal numbers of steps."""
+    """Note where the means of the two sides are over unequal numbers of steps."""
     old, new = dense.kernels.num_steps, pruned.kernels.num_steps
     if old == new:
         return ()
@@ -266,7 +282,7 @@ def _other_steps(dense: SidePhase, pruned: SidePhase) -> tuple[str, ...]:
 
 
 def _took_turns(dense: SidePhase, pruned: SidePhase) -> bool:
-    """Whether both sides are of one capture, which took them in turns."""
+    """Return whether both sides are of one capture, which took them in turns."""
     recorded = pruned.side.run.twin if pruned.side.run else None
     of_one_capture = recorded is not None and recorded.sha256 == dense.side.manifest_sha256
     return (
@@ -277,7 +293,7 @@ def _took_turns(dense: SidePhase, pruned: SidePhase) -> bool:
 
 
 def _executed(own: SidePhase) -> Iterator[str]:
-    """The number of graphs in a captured step, and the backend of a method that has several."""
+    """Yield the number of graphs in a captured step, and the backend of a method with several."""
     run, manifest = own.run, own.side.run
     if run is not None and run.graphs is not None:
         by = "CUDA graph" if run.mode == "graph" else "graph of torch.compile"
@@ -294,7 +310,7 @@ def _executed(own: SidePhase) -> Iterator[str]:
 
 
 def _not_in_turns(dense: SidePhase, pruned: SidePhase) -> tuple[str, ...]:
-    """A note where the samples of the two sides were not taken in turns, as in one capture."""
+    """Note where the samples of the two sides were not taken in turns, as in one capture."""
     if (
         pruned.run is None
         or dense.run is None
@@ -324,7 +340,7 @@ def _predicted(
 
     # Removing one sublayer from every layer removes no whole layer; the theory covers whole layers
     # only.
-    of_layers = any(one.skips_layers and not one.is_dynamic for one in known([family.id]))
+    of_layers = any(f.skips_layers and not f.is_dynamic for f in known([family.id]))
     whole = bool(inputs.units.alignment.removed) or not of_layers
     expected = predicted_phase(
         dense.side,
@@ -340,17 +356,17 @@ def _phase(
     own: SidePhase,
     sums: Totals,
     gemms: list[GemmRow],
-    found: _Compared,
+    compared: _Compared,
     hta: SecondOpinion | None,
 ) -> Phase:
-    """The phase of the report, without its findings."""
+    """Build the phase of the report, without its findings."""
     kernels, linked = own.kernels, own.kernels.linked
     frame, steps = kernels.frame, kernels.num_steps
-    lines = [*notes(kernels), *found.notes, *_executed(own)]
+    lines = [*notes(kernels), *compared.notes, *_executed(own)]
     if own.kind is not None:
         lines.append(f"{own.kind['evidence']}: {own.kind['kind']}")
         lines += [format_split(own.kind["split"])] if "split" in own.kind else []
-    closures = _layer_sums(own, found.dense)
+    closures = _layer_sums(own, compared.dense)
     return Phase(
         steps=steps,
         profiler=own.side.profiler or msgspec.UNSET,
@@ -378,52 +394,57 @@ def _phase(
         kinds=sums.kinds,
         roles=sums.roles,
         gemms=gemms,
-        pairing=found.pairing,
-        family=found.family,
-        ladder=found.ladder,
-        domain=found.time_base,
-        observer_share=found.profiler_overhead_share,
-        time_scale=found.time_scale,
-        ledger=found.ledger,
+        pairing=compared.pairing,
+        family=compared.family,
+        ladder=compared.ladder,
+        domain=compared.time_base,
+        observer_share=compared.profiler_overhead_share,
+        time_scale=compared.time_scale,
+        ledger=compared.ledger,
         findings=[],
         kernels=kernel_rows(frame, steps, _TOP_KERNELS),
         kernels_per_step=sums.kernels_per_step,
         unknown_kernels=kernel_rows(frame.filter(pl.col("kind") == "unknown"), steps, 10),
-        baseline=found.baseline,
+        baseline=compared.baseline,
         closure=closures or msgspec.UNSET,
-        sparsity=found.sparsity,
+        sparsity=compared.sparsity,
         notes=lines,
-        predicted=found.predicted,
+        predicted=compared.predicted,
         phase_kind=own.kind,
         hta=hta,
         anatomy=anatomy(kernels, gemms),
-        overhead=found.overhead,
+        overhead=compared.overhead,
         shapes=sums.shapes,
-        comparison=found.comparison,
+        comparison=compared.comparison,
         step_ns=sums.step_ns,
         roles_from=kernels.modules.source,
         cold_steps=sums.cold_steps,
         first_call_ns=sums.first_call_ns,
         earlier_work_ns=sums.earlier_work_ns,
-        routing=routing_of(own.side.run, found.dense.side.run if found.dense else None, own.name),
-        token_ids=_token_ids(own.side.run, decides=found.overhead is not None),
-        categories=found.categories,
+        routing=routing_of(
+            own.side.run, compared.dense.side.run if compared.dense else None, own.name
+        ),
+        token_ids=_token_ids(own.side.run, decides=compared.overhead is not None),
+        categories=compared.categories,
     )
 
 
 def _layer_sums(own: SidePhase, dense: SidePhase | None) -> dict[str, LayerSum]:
-    """The layer sums of sides whose run is one layer alone; "pruned": the side of the phase."""
+    """Return the layer sums of sides whose run is one layer alone.
+
+    "pruned" is the side of the phase, where it has a baseline.
+    """
     sides = (
         {"dense": dense, "pruned": own}
         if dense
         else {own.side.run.variant if own.side.run else "pruned": own}
     )
-    alone = {name: one.run.alone for name, one in sides.items() if one and one.run}
-    return {name: LayerSum.of(found) for name, found in alone.items() if found is not None}
+    alone = {name: side.run.alone for name, side in sides.items() if side and side.run}
+    return {name: LayerSum.of(block) for name, block in alone.items() if block is not None}
 
 
 def _token_ids(run: Run | None, *, decides: bool) -> str | msgspec.UnsetType:
-    """The source of the token ids, in a run whose experts or decisions follow from them."""
+    """Return the source of the token ids, in a run whose experts or decisions follow from them."""
     source = run.inputs.source if run is not None and run.inputs is not None else None
     if run is None or source is None or not (run.routing or decides):
         return msgspec.UNSET
@@ -440,31 +461,31 @@ def _check(dense: SidePhase, pruned: SidePhase) -> None:
             "one side has device events, the other only host ops",
             hint="compare two traces of one device",
         )
-    for one in (dense, pruned):
-        if not one.kernels.wall or not total(one.kernels.frame, "busy"):
+    for side in (dense, pruned):
+        if not side.kernels.wall or not total(side.kernels.frame, "busy"):
             raise PrunescopeError(
-                f"{one.side.path.name}: nothing in the steps of {pruned.name} takes any time",
+                f"{side.side.path.name}: nothing in the steps of {pruned.name} takes any time",
                 hint="capture whole steps, or name them with --phase-pattern",
             )
 
 
 def _cuts(family: FamilyVerdict, unit: str) -> bool:
-    """Whether one of the families of a verdict cuts such units."""
-    return any(unit in one.cuts for one in known(family.id.split("+")))
+    """Return whether one of the families of a verdict cuts such units."""
+    return any(unit in cutting.cuts for cutting in known(family.id.split("+")))
 
 
 def _nominal(pruned: SidePhase) -> float | None:
-    """Nominal sparsity of a run that the tool pruned."""
+    """Return the nominal sparsity of a run that the tool pruned; None if there is none."""
     pruning = pruned.side.run.pruning if pruned.side.run else None
     value = pruning.sparsity if pruning else None
     return float(value) if value is not None and 0 <= value < 1 else None
 
 
 def _pairing(evidence: Evidence, family: FamilyVerdict) -> Pairing:
-    """How units pair; layers that are left out at run time were not removed."""
+    """Describe how units pair; layers that are left out at run time were not removed."""
     units, a = evidence.units, evidence.units.alignment
     layers = f"{len(a.removed)} of {a.num_dense} layers removed" if a.num_dense else None
-    if any("layers" in one.cuts and one.is_dynamic for one in known(family.id.split("+"))):
+    if any("layers" in f.cuts and f.is_dynamic for f in known(family.id.split("+"))):
         layers = layers_that_run(evidence)
     return Pairing(
         matched=int(units.matched.sum()),
@@ -478,9 +499,12 @@ def _pairing(evidence: Evidence, family: FamilyVerdict) -> Pairing:
 def _realised(
     sides: ComparableSides, evidence: Evidence, inputs: AttributionInputs, *, is_known: bool
 ) -> dict[str, float | None]:
-    """Realised sparsity in parameters, FLOPs and bytes, and the nominal one. None where no count
-    holds packed weights, or where the work of a side is mostly unknown (not `is_known`). Bytes are
-    those of all kernels that have a model, whether or not modules place them."""
+    """Return the realised sparsity in parameters, FLOPs and bytes, and the nominal one.
+
+    None where no count holds packed weights, or where the work of a side is mostly unknown (not
+    `is_known`). Bytes are those of all kernels that have a model, whether or not modules place
+    them.
+    """
     ratio = inputs.ratio
     size_d, size_p = evidence.parameters
     if is_quantised(evidence):

@@ -15,14 +15,14 @@
 | schema    | all of these                   | Report: plain values, written by report/          |
 | report    | a phase of it                  | its summary in one paragraph                      |
 
-Reading a phase of a side calls trace, timeline, shapes and kernels; `phase.py` calls the rooms
-below them. Nothing here changes a side: diagnostics come back with what was read.
+Reading a phase of a side calls trace, timeline, shapes and kernels, each once; `phase.py` calls the
+rooms below them. Nothing here changes a side: diagnostics come back with what was read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
@@ -53,36 +53,64 @@ OnDone = Callable[[int, int], None]
 
 @dataclass
 class Analysis:
-    """A report and the kernels frames it was made from, by phase."""
+    """A report and the kernels frames that it was made from.
+
+    Attributes:
+        report: The report.
+        frames: The kernels frame of each phase.
+        side: The candidate.
+        names: The name of each phase in the candidate, by its name in the report.
+    """
 
     report: Report
     frames: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     side: Side | None = None
-    names: Mapping[str, str] = field(default_factory=dict)  # of phases in the side, by the report's
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def hosts(self) -> dict[str, pl.DataFrame]:
-        """The host's events of each phase, as recorded, and those of the device that are in no step
-        of it; the traces are read again for them."""
+        """Return the host's events of each phase, and the device's events outside of its steps.
+
+        The traces are read again for them: a report needs neither.
+        """
         from prunescope.analysis.trace.host_events import host_events, outside_steps
 
-        found: dict[str, pl.DataFrame] = {}
+        events: dict[str, pl.DataFrame] = {}
         for name, frame in self.frames.items():
             if self.side is not None:
                 trace = self.side.trace(self.names.get(name, name))
                 outside = outside_steps(trace, frame["event"])
-                found[name] = pl.concat([host_events(trace), outside])
-        return found
+                events[name] = pl.concat([host_events(trace), outside])
+        return events
 
 
-@dataclass(frozen=True)
-class _Done:
-    """A side, and its diagnostics so far."""
+@dataclass
+class _Collected:
+    """What the phases of both sides gave, as they are analysed one after the other.
 
-    side: Side
-    diagnostics: Diagnostics
+    Attributes:
+        sides: The candidate and its baseline.
+        pruned: The diagnostics of the candidate.
+        dense: Those of the baseline.
+        phases: The phases of the report, by their name in the candidate.
+        frames: Their kernels frames.
+    """
 
-    def add(self, diagnostics: Diagnostics) -> _Done:
-        return replace(self, diagnostics=self.diagnostics + diagnostics)
+    sides: Sides
+    pruned: Diagnostics
+    dense: Diagnostics
+    phases: dict[str, Phase] = field(default_factory=dict)
+    frames: Frames = field(default_factory=Frames)
+
+    def add(self, name: str, outcome: Outcome) -> None:
+        """Add the outcome of a phase, unless its rank was left out of the baseline."""
+        self.pruned += outcome.candidate
+        dense = self.sides.dense
+        if dense is not None:
+            if dense.rank_of(self.sides.baseline_of(name)) in self.dense.left_out:
+                return
+            self.dense += outcome.baseline
+        if outcome.phase is not None:
+            self.phases[name] = outcome.phase
 
 
 def analyze(
@@ -94,77 +122,75 @@ def analyze(
     engine: str = "local",
     on_done: OnDone | None = None,
 ) -> Analysis:
-    """Analyze a run folder or a trace, against its baseline or `baseline`.
+    """Analyze a run folder or a trace, alone or against its baseline; nothing is written.
 
-    `jobs`: processes for the ranks of a folder or an archive, None for one a core where that is
-    worth it; `engine`: "ray" has them on the workers of a cluster. The report is the same.
-    `on_done` is called with the number of phases done, and of all.
-    Raises PrunescopeError where the input cannot be analysed; nothing is written.
+    Args:
+        candidate: A run folder, a trace, or a folder or an archive of traces.
+        baseline: The dense side; None takes the one that the candidate's manifest names.
+        options: What the trace does not record.
+        jobs: Processes for the ranks of a folder or an archive; None for one per core where that is
+            worth it. The report is the same.
+        engine: "local", or "ray" for processes on the workers of a cluster.
+        on_done: Called with the number of phases done, and of all.
+
+    Returns:
+        The report and its kernels frames.
+
+    Raises:
+        PrunescopeError: The input cannot be analysed.
     """
-    options = options or Options()
-    pruned, dense = _open(candidate, baseline, options)
-    phases: dict[str, Phase] = {}
-    frames = Frames()
-    names, diagnostics = _phases(pruned.side, dense.side if dense else None)
-    pruned = pruned.add(diagnostics)
-    sides = Sides(pruned.side, dense.side if dense else None, options)
+    opened = _open(candidate, baseline, options or Options())
+    collected = _analyze_phases(opened, jobs, engine, on_done)
+    _add_final_diagnostics(collected)
+    _add_stragglers(collected)
+    _add_summaries(collected)
+    report = scrubbed(_with_replays(_report(collected), opened))
+    names = dict(zip(report.phases, collected.phases, strict=True))
+    return Analysis(report, collected.frames.renamed(names), opened.pruned, names)
+
+
+def _open(candidate: Path, baseline: Path | None, options: Options) -> Sides:
+    """Open the candidate and its baseline where there is one, with equal peaks."""
+    opened = open_sides(candidate, baseline, options)
+    pruned, dense = opened.candidate, opened.baseline
+    if dense is not None:
+        pruned, dense = with_shared_peaks(pruned, dense)
+    return Sides(pruned, dense, options)
+
+
+def _analyze_phases(
+    sides: Sides, jobs: int | None, engine: str, on_done: OnDone | None
+) -> _Collected:
+    """Analyze the phases that both sides have, one after the other or in processes."""
+    names, diagnostics = _shared_phases(sides.pruned, sides.dense)
+    of_dense = sides.dense.diagnostics if sides.dense is not None else Diagnostics()
+    collected = _Collected(sides, sides.pruned.diagnostics + diagnostics, of_dense)
     outcomes: Iterator[Outcome] | None = None
     count = jobs_for(jobs, sides.sizes() if sides.can_share else (), engine)
     if len(names) > 1 and sides.can_share and (count > 1 or engine != "local"):
-        outcomes = shared(sides, names, frames, jobs=count, engine=engine)
+        outcomes = shared(sides, names, collected.frames, jobs=count, engine=engine)
     for number, name in enumerate(names):
-        done = next(outcomes) if outcomes is not None else None
-        if pruned.side.rank_of(name) in pruned.diagnostics.left_out:
+        outcome = next(outcomes) if outcomes is not None else None
+        if sides.pruned.rank_of(name) in collected.pruned.left_out:
             continue
-        done = done or outcome_of(sides, name, frames)
-        if done.failed is not None and name == names[-1] and not phases:
-            raise PrunescopeError(done.failed[0], hint=done.failed[1])
-        pruned = pruned.add(done.candidate)
-        lost = False
-        if dense is not None:
-            lost = dense.side.rank_of(sides.baseline_of(name)) in dense.diagnostics.left_out
-            dense = dense if lost else dense.add(done.baseline)
-        if done.phase is not None and not lost:
-            phases[name] = done.phase
+        outcome = outcome or outcome_of(sides, name, collected.frames)
+        if outcome.failed is not None and name == names[-1] and not collected.phases:
+            raise PrunescopeError(outcome.failed[0], hint=outcome.failed[1])
+        collected.add(name, outcome)
         if on_done is not None:
             on_done(number + 1, len(names))
-    pruned = pruned.add(pruned.side.final_diagnostics(pruned.diagnostics, "--eager-trace"))
-    if dense is not None:
-        option = "--baseline-eager-trace"
-        dense = dense.add(dense.side.final_diagnostics(dense.diagnostics, option))
-    for group in pruned.side.comparable_ranks(pruned.diagnostics):
-        ran, warnings = with_straggler({n: phases[n] for n in group if n in phases}, frames)
-        phases.update(ran)
-        pruned = pruned.add(Diagnostics(tuple(warnings)))
-    report = scrubbed(_replayed(_report(pruned, dense, phases), pruned.side, options))
-    phase_of = dict(zip(report.phases, phases, strict=True))
-    return Analysis(report, frames.renamed(phase_of), pruned.side, phase_of)
+    return collected
 
 
-def _replayed(report: Report, side: Side, options: Options) -> Report:
-    if options.gemm is None:
-        return report
-    return with_replays(report, read_replays(Path(options.gemm)), side.run)
+def _shared_phases(pruned: Side, dense: Side | None) -> tuple[list[str], Diagnostics]:
+    """Return the phases of the candidate that the baseline has too.
 
-
-def _open(candidate: Path, baseline: Path | None, options: Options) -> tuple[_Done, _Done | None]:
-    """The candidate, and its baseline where there is one, with equal peaks."""
-    opened = open_sides(candidate, baseline, options)
-    pruned, dense = opened.candidate, opened.baseline
+    A trace without run.json stands for the only phase.
+    """
     if dense is None:
-        return _Done(pruned, pruned.diagnostics), None
-    pruned, dense = with_shared_peaks(pruned, dense)
-    return _Done(pruned, pruned.diagnostics), _Done(dense, dense.diagnostics)
-
-
-def _phases(pruned: Side, dense: Side | None) -> tuple[list[str], Diagnostics]:
-    """Phases of the candidate that the baseline has too; a trace without run.json stands for the
-    only one."""
-    if (
-        dense is None
-        or len(pruned.phases) == 1 == len(dense.phases)
-        and not _both_runs(pruned, dense)
-    ):
+        return pruned.phases, Diagnostics()
+    are_runs = pruned.run is not None and dense.run is not None
+    if len(pruned.phases) == 1 == len(dense.phases) and not are_runs:
         return pruned.phases, Diagnostics()
     if not pruned.ranks and not dense.ranks and (dense.run is None) != (pruned.run is None):
         raise PrunescopeError(
@@ -179,44 +205,78 @@ def _phases(pruned: Side, dense: Side | None) -> tuple[list[str], Diagnostics]:
             "steps with --phase or --phase-pattern, or give the traces of all ranks on both sides",
         )
     alone = [n for n in dict.fromkeys([*pruned.phases, *dense.phases]) if n not in both]
-    if alone and not _both_runs(pruned, dense):
+    if alone and not are_runs:
         return both, Diagnostics((f"{', '.join(alone)}: on one side only, left out",))
     return both, Diagnostics()
 
 
-def _both_runs(pruned: Side, dense: Side) -> bool:
-    return pruned.run is not None and dense.run is not None
+def _add_final_diagnostics(collected: _Collected) -> None:
+    """Add the diagnostics that need those of all phases."""
+    pruned, dense = collected.sides.pruned, collected.sides.dense
+    collected.pruned += pruned.final_diagnostics(collected.pruned, "--eager-trace")
+    if dense is not None:
+        option = "--baseline-eager-trace"
+        collected.dense += dense.final_diagnostics(collected.dense, option)
 
 
-def _report(pruned: _Done, dense: _Done | None, phases: Mapping[str, Phase]) -> Report:
-    sides = [done for done in (pruned, dense) if done is not None]
-    described = [facts_of(done.side, done.diagnostics) for done in sides]
-    if dense is not None and described[0]["name"] == described[1]["name"]:
-        names = unique_suffixes([done.side.path.resolve() for done in sides])
-        for facts, name in zip(described, names, strict=True):
-            facts["name"] = name
-    asked, takes_model = pruned.side.asked_for_shapes, pruned.side.takes_model
+def _add_stragglers(collected: _Collected) -> None:
+    """Add the finding on the rank that the others wait for, in each group of ranks."""
+    for group in collected.sides.pruned.comparable_ranks(collected.pruned):
+        ranks = {name: collected.phases[name] for name in group if name in collected.phases}
+        phases, warnings = with_straggler(ranks, collected.frames)
+        collected.phases.update(phases)
+        collected.pruned += Diagnostics(tuple(warnings))
+
+
+def _add_summaries(collected: _Collected) -> None:
+    """Add to each phase its summary, which tells the rank that it waits for from the others."""
+    phases = collected.phases
+    collected.phases = {
+        name: replace_fields(phase, summary=summary(phase, waits_for(phase, phases)))
+        for name, phase in phases.items()
+    }
+
+
+def _report(collected: _Collected) -> Report:
+    """Put the report together: its sides, its device, its phases and its warnings."""
+    pruned, dense, phases = collected.sides.pruned, collected.sides.dense, collected.phases
+    subject, reference = facts_of(pruned, collected.pruned), None
+    if dense is not None:
+        reference = facts_of(dense, collected.dense)
+        if subject["name"] == reference["name"]:
+            names = unique_suffixes([side.path.resolve() for side in (pruned, dense)])
+            subject["name"], reference["name"] = names
+    return Report(
+        tool=TOOL,
+        subject=subject,
+        baseline=reference,
+        device=device_of(pruned, phases.values()),
+        phases=phases,
+        warnings=_warnings(collected),
+        partial=collected.pruned.partial or collected.dense.partial,
+    )
+
+
+def _warnings(collected: _Collected) -> list[str]:
+    """Return the warnings of both sides and of all phases, each once."""
+    side, phases = collected.sides.pruned, collected.phases
+    asked, takes_model = side.asked_for_shapes, side.takes_model
     warnings = [
         warning
         for name, phase in phases.items()
         for warning in missing_shapes(
-            name, phase, requested=asked, takes_model=takes_model, recorder=pruned.side.recorder
+            name, phase, requested=asked, takes_model=takes_model, recorder=side.recorder
         )
     ]
-    warnings += pruned.diagnostics.warnings
+    warnings += collected.pruned.warnings
     for name, phase in phases.items():
         warnings += phase_warnings(name, phase)
-    found = dense.diagnostics.warnings if dense is not None else ()
-    of_dense = [f"baseline: {warning}" for warning in found if warning not in warnings]
-    return Report(
-        tool=TOOL,
-        subject=described[0],
-        baseline=None if dense is None else described[1],
-        device=device_of(pruned.side, phases.values()),
-        phases={
-            n: replace_fields(p, summary=summary(p, waits_for(p, phases)))
-            for n, p in phases.items()
-        },
-        warnings=list(dict.fromkeys([*warnings, *of_dense])),
-        partial=any(done.diagnostics.partial for done in sides),
-    )
+    of_dense = [text for text in collected.dense.warnings if text not in warnings]
+    return list(dict.fromkeys([*warnings, *(f"baseline: {text}" for text in of_dense)]))
+
+
+def _with_replays(report: Report, sides: Sides) -> Report:
+    """Return the report with the replayed GEMMs of --gemm, where that is given."""
+    if sides.options.gemm is None:
+        return report
+    return with_replays(report, read_replays(Path(sides.options.gemm)), sides.pruned.run)

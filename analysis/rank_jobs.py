@@ -1,6 +1,6 @@
-"""The ranks of a folder, analysed in processes of their candidate: what one process gives, sooner.
+"""The ranks of a folder, analysed in processes of their own: the result of one process, sooner.
 
-In: both sides, opened, and the names of phases. Out: an Outcome of each, and the kernels frames,
+In: both sides, opened, and the names of phases. Out: an `Outcome` of each, and the kernels frames,
 which come as Parquet and stay in files of a temporary folder: memory holds those of the ranks at
 work.
 """
@@ -34,9 +34,15 @@ from prunescope.taxonomy.errors import PrunescopeError, errors_about
 
 
 class Outcome(msgspec.Struct):
-    """The result of a phase (None if a rank could not be analysed; `failed` says why) and the
-    diagnostics of the candidate and of the baseline. `frame`: the kernels frame as Parquet, where
-    it comes from another process."""
+    """The result of a phase.
+
+    Attributes:
+        phase: The phase of the report; None if it could not be analysed.
+        candidate: The diagnostics of the candidate.
+        baseline: The diagnostics of the baseline.
+        failed: Why it could not be analysed, and a hint; else None.
+        frame: The kernels frame as Parquet, where it comes from another process.
+    """
 
     phase: Phase | None = None
     candidate: Diagnostics = Diagnostics()
@@ -46,15 +52,15 @@ class Outcome(msgspec.Struct):
 
 
 class Frames(Mapping[str, pl.DataFrame]):
-    """Kernels frames by phase: in memory, or in files that are read when they are asked for."""
+    """The kernels frames by phase: in memory, or in files that are read when they are asked for."""
 
     def __init__(self) -> None:
         self._held: dict[str, pl.DataFrame | Path] = {}
         self._folder: Path | None = None
 
     def __getitem__(self, name: str) -> pl.DataFrame:
-        found = self._held[name]
-        return pl.read_parquet(found) if isinstance(found, Path) else found
+        held = self._held[name]
+        return pl.read_parquet(held) if isinstance(held, Path) else held
 
     def __setitem__(self, name: str, frame: pl.DataFrame | Path) -> None:
         self._held[name] = frame
@@ -66,13 +72,13 @@ class Frames(Mapping[str, pl.DataFrame]):
         return len(self._held)
 
     def renamed(self, names: Mapping[str, str]) -> Frames:
-        """These frames by new names (`names`: from a new one to the one here)."""
+        """Return these frames by new names; `names` gives for each new one the name here."""
         now = {old: new for new, old in names.items()}
         self._held = {now.get(name, name): frame for name, frame in self._held.items()}
         return self
 
     def folder(self) -> Path:
-        """The folder for files of frames; it is removed with these frames."""
+        """Return the folder for files of frames; it is removed with these frames."""
         if self._folder is None:
             stack = ExitStack()
             self._folder = stack.enter_context(scratch_folder())
@@ -81,7 +87,16 @@ class Frames(Mapping[str, pl.DataFrame]):
 
 
 class RankSide(msgspec.Struct):
-    """One side of one phase of a rank, as a process needs it."""
+    """One side of one phase of a rank, as a process needs it.
+
+    Attributes:
+        path: The folder or archive of the side.
+        file: The trace of the rank, or the archive that it is in.
+        member: Its name in the archive; None for a file.
+        rank: The name of the rank.
+        kind: The kind of the steps; None where the rank has steps of one kind.
+        peaks: The peaks of the side.
+    """
 
     path: str
     file: str
@@ -92,7 +107,7 @@ class RankSide(msgspec.Struct):
 
     @classmethod
     def of(cls, side: Side, name: str) -> RankSide:
-        """The side of a phase."""
+        """Return the side of a phase."""
         rank = side.rank_of(name)
         assert rank is not None
         part = side.ranks[rank]
@@ -100,7 +115,11 @@ class RankSide(msgspec.Struct):
         return cls(str(side.path), str(part.path), part.member, rank, kind, side.peaks)
 
     def open(self, name: str, options: Options) -> Side:
-        """The side with this rank alone. Raises PrunescopeError where it cannot be read."""
+        """Open the side with this rank alone.
+
+        Raises:
+            PrunescopeError: The trace cannot be read.
+        """
         part = TraceFile(Path(self.file), self.member)
         first = LinkedTrace(load(part.path, part.member), options.phase_pattern)
         mixed = {} if self.kind is None else {name: (self.rank, self.kind)}
@@ -116,7 +135,15 @@ class RankSide(msgspec.Struct):
 
 
 class Task(msgspec.Struct):
-    """A phase to be analysed. `baseline`: the phase of the baseline to compare it with."""
+    """A phase to be analysed.
+
+    Attributes:
+        name: Its name in the candidate.
+        baseline: The phase of the baseline to compare it with.
+        pruned: The candidate.
+        dense: The baseline; None without one.
+        options: The options that are given, as plain values.
+    """
 
     name: str
     baseline: str
@@ -127,14 +154,20 @@ class Task(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Sides:
-    """The candidate and its baseline, opened, of one analysis."""
+    """The candidate and its baseline, opened, of one analysis.
+
+    Attributes:
+        pruned: The candidate.
+        dense: The baseline; None without one.
+        options: The options of the analysis.
+    """
 
     pruned: Side
     dense: Side | None
     options: Options = field(default_factory=Options)
 
     def baseline_of(self, name: str) -> str:
-        """The phase of the baseline that a phase is compared with."""
+        """Return the phase of the baseline that a phase is compared with."""
         phases = self.dense.phases if self.dense is not None else [name]
         return name if name in phases else phases[0]
 
@@ -145,18 +178,21 @@ class Sides:
         common = (options.eager_trace, options.baseline_eager_trace, options.model, options.gemm)
         sides = [side for side in (self.pruned, self.dense) if side is not None]
         ranks = all(side.ranks and side.model is None for side in sides)
-        return ranks and all(one is None for one in common) and not options.hta
+        return ranks and all(path is None for path in common) and not options.hta
 
     def sizes(self) -> Iterator[int]:
-        """Bytes of the files of all ranks."""
+        """Yield the bytes of the files of all ranks."""
         for side in (self.pruned, self.dense):
             for path in {part.path for part in side.ranks.values()} if side is not None else ():
                 yield path.stat().st_size
 
 
 def outcome_of(sides: Sides, name: str, frames: Frames) -> Outcome:
-    """A phase, analysed here; its frame goes into `frames`. Raises PrunescopeError where it is no
-    rank's and cannot be analysed."""
+    """Analyse a phase here; its frame goes into `frames`.
+
+    Raises:
+        PrunescopeError: The phase cannot be analysed, and is not that of a rank.
+    """
     candidate, diagnostics, failed = _read(sides.pruned, name)
     if candidate is None:
         return Outcome(candidate=diagnostics, failed=failed)
@@ -196,14 +232,14 @@ def _second_opinion(candidate: SidePhase) -> SecondOpinion:
 
 
 def plain_options(options: Options) -> dict[str, Any]:
-    """The options that are given, as plain values, without paths."""
+    """Return the options that are given, as plain values, without paths."""
     return {n: v for n, v in dataclasses.asdict(options).items() if v is not None}
 
 
 def shared(
     sides: Sides, names: Sequence[str], frames: Frames, *, jobs: int, engine: str = "local"
 ) -> Iterator[Outcome]:
-    """The outcomes of phases in their order, analysed in `jobs` processes of `engine`."""
+    """Yield the outcomes of phases in their order, analysed in `jobs` processes of `engine`."""
     plain = plain_options(sides.options)
     tasks = []
     for name in names:
@@ -233,7 +269,7 @@ def _failed(rank: str, error: PrunescopeError) -> Outcome:
 
 
 def run_task(task: Task) -> Outcome:
-    """A phase of a rank, analysed in another process."""
+    """Analyse a phase of a rank, in another process."""
     options, frames = Options(**task.options), Frames()
     try:
         pruned = task.pruned.open(task.name, options)
@@ -252,9 +288,9 @@ def run_task(task: Task) -> Outcome:
         left = rank_left_out(task.dense.rank, failed)
         message = (f"baseline: {failed.problem}", failed.hint or "")
         return Outcome(candidate=candidate.diagnostics, baseline=left, failed=message)
-    found = outcome_of(Sides(pruned, dense, options), task.name, frames)
-    if found.phase is not None:
+    outcome = outcome_of(Sides(pruned, dense, options), task.name, frames)
+    if outcome.phase is not None:
         held = io.BytesIO()
         frames[task.name].write_parquet(held, compression="lz4")
-        found.frame = held.getvalue()
-    return found
+        outcome.frame = held.getvalue()
+    return outcome

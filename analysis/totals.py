@@ -1,6 +1,6 @@
 """One side of a phase in numbers: totals, coverage, bounds, and the kernels with the most time.
 
-In: a phase of a side. Out: `Totals` and `KernelRow`s; times are ns a step.
+In: a phase of a side. Out: `Totals` and `KernelRow`s; times are in ns per step.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ _IMAGE_RANK = 4  # [B, C, H, W]
 _HARDLY = 0.01  # of the idle time: what ran before it
 
 
-def totals(one: SidePhase) -> Totals:
-    """The totals of a side; memory, tokens and samples are those of its manifest."""
-    frame, steps, run = one.kernels.frame, one.kernels.num_steps, one.run
-    wall = one.kernels.wall / steps
+def totals(phase: SidePhase) -> Totals:
+    """Sum up a side; memory, tokens and samples are those of its manifest."""
+    frame, steps, run = phase.kernels.frame, phase.kernels.num_steps, phase.run
+    cold = phase.kernels.host.cold_steps
+    wall = phase.kernels.wall / steps
     unprofiled = _unprofiled(samples_of(run), run)
-    images = _images(one)
-    rows = images or (run.tokens_per_step if run else one.kernels.shapes.tokens)
+    images = _images(phase)
+    rows = images or (run.tokens_per_step if run else phase.kernels.shapes.tokens)
     took = unprofiled.median if unprofiled else wall
     rate = rows * 1e9 / took if rows and took else None
     of_items = images is not None or (run is not None and _is_of_items(run))
@@ -47,10 +48,10 @@ def totals(one: SidePhase) -> Totals:
         wall_ns=wall,
         busy_ns=total(frame, "busy") / steps,
         gap_ns=total(frame, "gap") / steps,
-        tail_ns=one.kernels.trailing_idle / steps,
+        tail_ns=phase.kernels.trailing_idle / steps,
         tokens_per_s=None if of_items else rate,
         items_per_s=rate if of_items else None,
-        weight_bytes=one.side.run.weight_bytes if one.side.run else None,
+        weight_bytes=phase.side.run.weight_bytes if phase.side.run else None,
         peak_memory_bytes=run.peak_memory_bytes if run else None,
         kv_bytes=run.kv_bytes if run else None,
         unprofiled_ns=unprofiled,
@@ -59,46 +60,48 @@ def totals(one: SidePhase) -> Totals:
         bound=_bounds(frame, steps),
         kinds=_sums(frame, "kind", steps),
         roles=_sums(frame, "role", steps),
-        kernels_per_step=one.kernels.kernels_per_step,
-        step_ns=one.kernels.linked.wall.tolist(),
-        cold_steps=_cold(one.kernels),
-        first_call_ns=one.kernels.host.first_call_ns / steps,
-        earlier_work_ns=_earlier_work_ns(one.kernels),
+        kernels_per_step=phase.kernels.kernels_per_step,
+        step_ns=phase.kernels.linked.wall.tolist(),
+        cold_steps=ColdSteps(step_ns=cold.walls, first_call_ns=cold.first_calls)
+        if cold.walls
+        else None,
+        first_call_ns=phase.kernels.host.first_call_ns / steps,
+        earlier_work_ns=_earlier_work_ns(phase.kernels),
         shapes=_shape_sources(frame),
-        phase_kind=msgspec.UNSET if one.kind is None else one.kind,
+        phase_kind=msgspec.UNSET if phase.kind is None else phase.kind,
     )
 
 
-def time_scale(one: Totals, *, on_device: bool) -> TimeScale | None:
-    """From recorded times to the unprofiled step, as the ledger scales them: all times of a CPU, on
-    a device the idle ones."""
-    unprofiled, idle = one.unprofiled_ns, one.wall_ns - one.busy_ns
-    if unprofiled is None or one.wall_ns <= 0:
+def time_scale(sums: Totals, *, on_device: bool) -> TimeScale | None:
+    """Return the factors from recorded times to the unprofiled step, as the ledger scales them.
+
+    On a CPU all times are scaled, on a device the idle ones. None without samples, or without idle
+    time that could be scaled.
+    """
+    unprofiled, idle = sums.unprofiled_ns, sums.wall_ns - sums.busy_ns
+    if unprofiled is None or sums.wall_ns <= 0:
         return None
     if not on_device:
-        whole = unprofiled.median / one.wall_ns
+        whole = unprofiled.median / sums.wall_ns
         return TimeScale(busy=whole, idle=whole)
-    if idle <= 0 or unprofiled.median <= one.busy_ns:  # no idle time that could be scaled
+    if idle <= 0 or unprofiled.median <= sums.busy_ns:  # no idle time that could be scaled
         return None
-    return TimeScale(busy=1.0, idle=(unprofiled.median - one.busy_ns) / idle)
+    return TimeScale(busy=1.0, idle=(unprofiled.median - sums.busy_ns) / idle)
 
 
-def _cold(kernels: Kernels) -> ColdSteps | None:
-    """The steps that were left out for their first calls."""
-    cold = kernels.host.cold_steps
-    return ColdSteps(step_ns=cold.walls, first_call_ns=cold.first_calls) if cold.walls else None
-
-
-def _images(one: SidePhase) -> float | None:
-    """Images a step of a trace alone, whose model decodes no tokens."""
-    if one.run is not None or one.kernels.shapes.tokens is not None or one.kind is None:
+def _images(phase: SidePhase) -> float | None:
+    """Return the images per step of a trace alone, whose model decodes no tokens; else None."""
+    if phase.run is not None or phase.kernels.shapes.tokens is not None or phase.kind is None:
         return None
-    return _images_of_convolutions(one.kernels) if one.kind["kind"] in _PASSES else None
+    return _images_of_convolutions(phase.kernels) if phase.kind["kind"] in _PASSES else None
 
 
 def _images_of_convolutions(kernels: Kernels) -> float | None:
-    """B of the convolution that reads images, [B, 3, H, W], times its calls a step. None where none
-    does, several differ (views of one image, say), or tokens are embedded as well."""
+    """Return the images per step by the convolution that reads them, [B, 3, H, W].
+
+    That is B times its calls per step. None where no convolution reads images, several that differ
+    do (views of one image, say), or tokens are embedded as well.
+    """
     frame = kernels.frame
     if (frame["kind"] == "embedding").any() or (frame["role"] == "embedding").any():
         return None
@@ -113,37 +116,42 @@ def _images_of_convolutions(kernels: Kernels) -> float | None:
     return sum(read.values()) / kernels.num_steps if len(read) == 1 else None
 
 
-def pass_kind(one: SidePhase) -> str | msgspec.UnsetType:
-    """ "forward" or "training" where a step is one; unset where it may be a prompt or a token."""
-    if one.run is None:
-        kind = one.kind["kind"] if one.kind is not None else None
+def pass_kind(phase: SidePhase) -> str | msgspec.UnsetType:
+    """Return "forward" or "training" where a step is one; unset where it decodes."""
+    if phase.run is None:
+        kind = phase.kind["kind"] if phase.kind is not None else None
         return kind if kind in _PASSES else msgspec.UNSET
-    decodes = one.name in ("prefill", "decode") and not _is_of_items(one.run)
-    if one.name == "training":
-        return one.name
-    return msgspec.UNSET if decodes or one.run.cache != "none" else "forward"
+    decodes = phase.name in ("prefill", "decode") and not _is_of_items(phase.run)
+    if phase.name == "training":
+        return phase.name
+    return msgspec.UNSET if decodes or phase.run.cache != "none" else "forward"
 
 
 def _is_of_items(run: PhaseRun) -> bool:
-    """Whether a model without a cache was given one row per item, as images are, in one call of a
-    step or in several, as a loop that denoises them makes."""
+    """Return whether a model without a cache was given one row per item, as images are.
+
+    It was given them in one call of a step or in several, as a loop that denoises them makes.
+    """
     return run.cache == "none" and run.prompt_len == 1
 
 
 def total(frame: pl.DataFrame, column: str) -> int:
-    """The sum of a column of whole ns."""
+    """Sum a column of whole ns."""
     return int(frame[column].sum())
 
 
 def is_known(kernels: Kernels) -> bool:
-    """Whether sums of work say something: in most of the busy time none hides that may be large."""
+    """Return whether sums of work say something.
+
+    They do where no large work is hidden in most of the busy time.
+    """
     share = _coverage(kernels.frame)
     largest = min(share["kind"], share["gemm_work"])  # where there is no GEMM, all the work counts
     return kernels.has_shapes and max(share["work"], largest) >= _MOST
 
 
 def kernel_rows(frame: pl.DataFrame, steps: int, count: int) -> list[KernelRow]:
-    """The `count` kernels with the most time, by name, kind and role."""
+    """Return the `count` kernels with the most time, by name, kind and role."""
     if frame.is_empty():
         return []
     keys = ["name", "kind", "role"]
@@ -178,8 +186,10 @@ def kernel_rows(frame: pl.DataFrame, steps: int, count: int) -> list[KernelRow]:
 
 
 def _largest_part(rows: pl.DataFrame, keys: list[str], column: str) -> dict[Any, Any]:
-    """The value of a column with the most busy time of each group of rows; of equal ones none, else
-    the first by name."""
+    """Return, for each group of rows, the value of a column with the most busy time.
+
+    Of equal times none comes first, else the first value by name.
+    """
     parts = rows.group_by(*keys, column).agg(pl.col("busy").sum())
     parts = parts.sort("busy", column, descending=[False, True], nulls_last=True)
     return {tuple(key): value for *key, value, _ in parts.iter_rows()}  # the last of each stays
@@ -207,7 +217,11 @@ def _unprofiled(samples: Samples, run: PhaseRun | None) -> Unprofiled | None:
 
 
 def _coverage(frame: pl.DataFrame) -> dict[str, float]:
-    """Shares of busy time with a kind, a work model (helpers with their op) and a role."""
+    """Return the shares of busy time with a kind, a work model and a role.
+
+    Auxiliary kernels count with their op. `gemm_work` is the share of the products with a work
+    model.
+    """
     busy, modelled = frame["busy"], frame["modelled"]
     product = is_one_of(frame["class"], ("matmul", "attention"))
 
@@ -224,8 +238,11 @@ def _coverage(frame: pl.DataFrame) -> dict[str, float]:
 
 
 def _shape_sources(frame: pl.DataFrame) -> dict[str, float]:
-    """Shares of the time of GEMMs and attention by where their shapes come from. The softmax of an
-    attention of separate ops and the auxiliary kernels of a GEMM have no M, N and K."""
+    """Return the shares of the time of GEMMs and attention by where their shapes come from.
+
+    The softmax of an attention of separate ops and the auxiliary kernels of a GEMM have no M, N and
+    K.
+    """
     product = is_one_of(frame["kind"], PRODUCT_KINDS)
     busy, sources = frame["busy"].filter(product), frame["shapes"].filter(product)
     of_all = int(busy.sum())
@@ -236,9 +253,9 @@ def _shape_sources(frame: pl.DataFrame) -> dict[str, float]:
 def _bounds(frame: pl.DataFrame, steps: int) -> dict[str, float]:
     busy, bound = frame["busy"], frame["bound"]
     names = ("compute", "memory", "latency", "unknown")
-    out = {name: int(busy.filter(bound == name).sum()) / steps for name in names}
-    out["launch"] = int(frame["gap"].filter(frame["starved"]).sum()) / steps
-    return out
+    bounds = {name: int(busy.filter(bound == name).sum()) / steps for name in names}
+    bounds["launch"] = int(frame["gap"].filter(frame["starved"]).sum()) / steps
+    return bounds
 
 
 def _sums(frame: pl.DataFrame, column: str, steps: int) -> dict[str, float]:
@@ -248,9 +265,12 @@ def _sums(frame: pl.DataFrame, column: str, steps: int) -> dict[str, float]:
 
 
 def _earlier_work_ns(kernels: Kernels) -> float:
-    """ns a step at the beginning of a trace in which, most likely, work ran that was launched
-    before it: a kernel of the first step was blocked before the first event of its stream, and
-    hardly anything ran before."""
+    """Return the time at the begin of a trace in which earlier work ran, ns per step.
+
+    Limitations: It is a guess, made where a kernel of the first step was blocked before the first
+    event of its stream, and hardly anything ran before: most likely what ran then was launched
+    before the trace began.
+    """
     frame = kernels.frame
     if not kernels.on_device or frame.is_empty():
         return 0.0

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.kernels.build import PassContext, build
+from prunescope.analysis.kernels.build import KernelsBuilder, PassContext
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.idle import PARTS
 from prunescope.analysis.kernels.linked_phase import LinkedTrace
@@ -107,4 +107,4 @@ def _windows(frame: pl.DataFrame) -> Windows:
 
 def kernels_in(trace: Trace) -> Kernels:
     """Return the kernels of all steps of a trace, without peaks, as all passes make them."""
-    return build(PassContext(trace, LinkedTrace(trace).phase()))
+    return KernelsBuilder(PassContext(trace, LinkedTrace(trace).phase())).kernels

@@ -1,4 +1,4 @@
-"""Chooses the capture of a CUDA graph from a folder with one trace for each batch size.
+"""The capture of a CUDA graph for the batch of a step, from a folder with one trace per batch size.
 
 In: a folder in which an engine wrote what it captured, and the batch of the steps that replay it.
 The batch of a capture is in the name of its file (SGLang: `bs_32_rank0.json.gz`), else in an
@@ -26,21 +26,27 @@ _SHOWN = 12  # batches in a message
 
 
 def usual_batch(steps: Sequence[str]) -> int | None:
-    """The most common batch size in the annotations of the steps; None if they name none."""
+    """Return the most common batch size in the annotations of the steps; None if they name none."""
     known = Counter(batch for name in steps if (batch := decode_batch(name)) is not None)
     return known.most_common(1)[0][0] if known else None
 
 
 def captured_pass(folder: Path, batch: int | None, rank: str | None = None) -> Path:
-    """The trace in `folder` that was captured for `batch`, of several ranks that of `rank`.
+    """Choose the trace in `folder` that was captured for a batch.
 
-    Raises PrunescopeError where the batch is not known, or no capture holds it.
+    Args:
+        folder: The folder of captures.
+        batch: The number of sequences; None if it is unknown.
+        rank: Where several ranks captured, the one whose trace is chosen.
+
+    Raises:
+        PrunescopeError: The batch is unknown, or no capture holds it.
     """
     files = trace_files(folder)
     if len(files) == 1:
         return files[0]
     sizes = {file: batches for file in files if (batches := _batches([file.name]))}
-    sizes = sizes or {file: found for file in files if (found := _batches(load(file).names))}
+    sizes = sizes or {file: batches for file in files if (batches := _batches(load(file).names))}
     if not sizes:
         raise PrunescopeError(
             f"{folder.name}/ holds {len(files)} traces, and no name states a batch size",
@@ -68,5 +74,5 @@ def captured_pass(folder: Path, batch: int | None, rank: str | None = None) -> P
 
 
 def _batches(names: Iterable[str]) -> set[int]:
-    """The batch sizes in names of files or annotations."""
-    return {int(found[1]) for name in names if (found := _BATCH.search(name[:_NAME_LIMIT]))}
+    """Return the batch sizes in names of files or annotations."""
+    return {int(size[1]) for name in names if (size := _BATCH.search(name[:_NAME_LIMIT]))}

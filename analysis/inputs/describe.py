@@ -1,5 +1,4 @@
-"""Entries of a report on a side and its device: in, a Side; out, plain values and names, without
-paths."""
+"""The entries of a report on a side and its device: in, a Side; out, plain values without paths."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from prunescope.taxonomy.run_blocks import Pruning
 
 
 def facts_of(side: Side, diagnostics: Diagnostics) -> SideFacts:
-    """The `subject` or `baseline` object of a report, with the ranks that are not left out."""
+    """Return the `subject` or `baseline` object of a report, without ranks that are left out."""
     if side.run is None:
         name = side.path.name or side.path.resolve().name
         bare = SideFacts(name=name, model=None, method=None, variant=None)
@@ -41,11 +40,13 @@ def facts_of(side: Side, diagnostics: Diagnostics) -> SideFacts:
 
 
 def device_of(side: Side, phases: Iterable[Phase]) -> DeviceUsed:
-    """The `device` object of a report; with the link to the host where copies of its phases are
-    judged by it."""
+    """Return the `device` object of a report.
+
+    It has the link to the host where copies of a phase are judged by it.
+    """
     if side.peaks is not None and (side.peaks.flop_per_s or side.peaks.byte_per_s):
         used, device = side.peaks.as_json(), side.peaks.device
-        judged = (row for one in phases for row in one.kernels if row.efficiency is not None)
+        judged = (row for phase in phases for row in phase.kernels if row.efficiency is not None)
         is_crossed = any(row.kind == "memcpy" and crosses_link(row.name) for row in judged)
         peaks = used["peaks"]
         if is_crossed and peaks and device and device.link and device.link_byte_per_s:
@@ -56,7 +57,7 @@ def device_of(side: Side, phases: Iterable[Phase]) -> DeviceUsed:
 
 
 def unique_suffixes(paths: Sequence[Path]) -> list[str]:
-    """The shortest distinct ends of the paths; equal paths are numbered."""
+    """Return the shortest distinct ends of the paths; equal paths are numbered."""
     parts = [[part for part in path.parts if part != path.anchor] for path in paths]
     longest = max((len(p) for p in parts), default=1)
     for count in range(1, longest + 1):

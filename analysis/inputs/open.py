@@ -1,8 +1,8 @@
-"""Opening what the user named: in, paths of a run, a pair, a trace or a folder of traces; out, the
-candidate and its baseline as Sides with their peaks.
+"""The sides of an analysis, opened: in, what the user named; out, `Side`s with their peaks.
 
-A manifest is parsed and hashed once, and the first trace without one loaded once; both go on in
-the Side. Diagnostics of opening are in `Side.diagnostics`.
+A user names a run, a pair, a trace or a folder of traces. A manifest is parsed and hashed once, and
+the first trace without one loaded once; both go on in the Side. Diagnostics of opening are in
+`Side.diagnostics`.
 """
 
 from __future__ import annotations
@@ -58,23 +58,29 @@ class OpenSides:
 
 
 def open_sides(candidate: Path, baseline: Path | None, options: Options) -> OpenSides:
-    """Open the candidate, and `baseline` or the one that its manifest names.
+    """Open the candidate, and its baseline.
 
-    Raises PrunescopeError where a path means no run or trace, or an option does not fit.
+    Args:
+        candidate: The path of a run or trace.
+        baseline: That of the dense side; None takes the one that the candidate's manifest names.
+        options: The options of the analysis.
+
+    Raises:
+        PrunescopeError: A path means no run or trace, or an option does not fit.
     """
     if options.sparsity is not None:
         check_sparsity(options.sparsity)
     path = locate(candidate)
     with errors_about("baseline"):
-        found = None if baseline is None else locate(baseline, prefer="dense")
+        reference = None if baseline is None else locate(baseline, prefer="dense")
     side = open_side(path, options, eager=as_path(options.eager_trace), model=options.model)
-    found = found or recorded_baseline(path, side.run)
-    if found is None:
+    reference = reference or recorded_baseline(path, side.run)
+    if reference is None:
         _refuse_options_of_the_baseline(options)
         return OpenSides(side, None)
     with errors_about("baseline"):
         dense = open_side(
-            found,
+            reference,
             options,
             eager=as_path(options.baseline_eager_trace),
             model=options.baseline_model or options.model,
@@ -87,8 +93,11 @@ def open_sides(candidate: Path, baseline: Path | None, options: Options) -> Open
 
 
 def recorded_baseline(folder: Path, run: Run | None) -> Path | None:
-    """The folder of the dense run that a manifest names; None where it names none. Raises
-    PrunescopeError where it is missing, or outside of the folder of the pair."""
+    """Return the folder of the dense run that a manifest names; None where it names none.
+
+    Raises:
+        PrunescopeError: It is missing, or outside of the folder of the pair.
+    """
     if run is None or run.twin is None:
         return None
     dense = (folder / (run.twin.path or "")).parent.resolve()
@@ -107,8 +116,15 @@ def recorded_baseline(folder: Path, run: Run | None) -> Path | None:
 
 
 def locate(path: Path, *, prefer: str = "pruned") -> Path:
-    """The run folder that a path means (of a pair the preferred one), or the trace or folder of
-    traces itself. Raises PrunescopeError where there is none."""
+    """Return the run folder that a path means, or the trace or folder of traces itself.
+
+    Args:
+        path: A path that the user gave.
+        prefer: The side that the folder of a pair means.
+
+    Raises:
+        PrunescopeError: The path means neither.
+    """
     if not is_there(path):
         given = path.name if path.is_absolute() else str(path)  # as typed, but no path of a machine
         raise PrunescopeError(
@@ -157,8 +173,14 @@ def _refuse_options_of_the_baseline(options: Options) -> None:
 def open_side(
     path: Path, options: Options, *, eager: Path | None, model: str | None = None
 ) -> Side:
-    """Read the manifest, or the trace without one, and choose the peaks. `model`: the config from
-    which shapes are inferred that the trace did not record."""
+    """Read the manifest, or the trace without one, and choose the peaks.
+
+    Args:
+        path: The folder of a run, or a trace.
+        options: The options of the analysis.
+        eager: The eager trace of the side; None without one.
+        model: The name of the config from which shapes are inferred that the trace did not record.
+    """
     if (path / MANIFEST).is_file():
         run = read_run(path)
         digest = sha256_of(path / MANIFEST)
@@ -170,16 +192,16 @@ def open_side(
     diagnostics += Diagnostics(() if peaks is None else tuple(peaks.caveats()))
     side = replace(side, peaks=peaks, diagnostics=side.diagnostics + diagnostics)
     if model is None:
-        return _without_model(side)
+        return _check_without_model(side)
     if side.run is None:
         return replace(side, model=named_config(model, options))
     warning = f"--model is not used: {path.name} is a run, with its own shapes"
     return replace(side, diagnostics=side.diagnostics + Diagnostics((warning,)))
 
 
-def _without_model(side: Side) -> Side:
-    """A side without a config; a warning where a workload is given for one."""
-    kinds = side.kinds or [one for one in side.trace_phases if one != "unknown"]
+def _check_without_model(side: Side) -> Side:
+    """Check the phase of a side without a config, and warn of a workload given for a config."""
+    kinds = side.kinds or [phase for phase in side.trace_phases if phase != "unknown"]
     if kinds and side.options.phase is not None and side.options.phase not in kinds:
         raise PrunescopeError(
             f"{side.path.name} has no step of phase {side.options.phase}",
@@ -206,7 +228,7 @@ def _without_model(side: Side) -> Side:
 
 
 def named_config(name: str, options: Options) -> ModelConfig | AutoModel:
-    """The config of --model, with the workload of the options."""
+    """Read the config of --model, with the workload of the options."""
     workload = _workload(options)
     if name == "auto":
         return AutoModel(workload=workload)
@@ -241,7 +263,7 @@ def _workload(options: Options) -> GivenWorkload:
 
 
 def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
-    """The only trace of a file, folder or zip, or the first one of its ranks."""
+    """Open the only trace of a file, folder or zip, or the first one of its ranks."""
     parts = find_parts(path) if path.exists() else FoundTraces()
     warnings = tuple(f"{name} is not a trace that can be read: left out" for name in parts.left_out)
     warnings += _reports_left_out(path) + _sides_as_ranks(path, parts)
@@ -255,16 +277,16 @@ def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
     # Diagnostics of each rank follow when it is read.
     diagnostics += Diagnostics(ranks={name: parts.ranks_of[name] for name in ranks})
     mixed: dict[str, tuple[str, str]] = {}
-    found = phases_of(first.windows)
-    if found:  # a serving engine: its ranks may hold steps of several phases
+    phases = phases_of(first.windows)
+    if phases:  # a serving engine: its ranks may hold steps of several phases
         kinds = {}
         for name, part in ranks.items():
             try:
-                kinds[name] = found if part is part_of_first else _phases_of_rank(part, options)
+                kinds[name] = phases if part is part_of_first else _phases_of_rank(part, options)
             except PrunescopeError as error:
                 diagnostics += rank_left_out(name, error)
         ranks = {name: ranks[name] for name in kinds}
-        if any(len(phases) > 1 for phases in kinds.values()):
+        if any(len(of_rank) > 1 for of_rank in kinds.values()):
             mixed = {f"{name}-{kind}": (name, kind) for name in kinds for kind in kinds[name]}
             mixed = {p: of for p, of in mixed.items() if of[1] == options.phase} or mixed
     return Side(
@@ -280,12 +302,12 @@ def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
 
 
 def _sides_as_ranks(path: Path, parts: FoundTraces) -> tuple[str, ...]:
-    """A warning where two files of a folder are called as the sides of a pair are."""
+    """Warn where two files of a folder are named as the sides of a pair are."""
     files = sorted({part.path for part in parts.parts.values()}) if path.is_dir() else []
     sides = [[file for file in files if file.name.lower().startswith(words)] for words in _SIDES]
     if not all(sides):
         return ()
-    dense, pruned = (found[0].name for found in sides)
+    dense, pruned = (files_of_side[0].name for files_of_side in sides)
     return (
         f"{path.name}: its files are read as ranks of one run; to compare two of them, give "
         f"{pruned} --baseline {dense}",
@@ -293,7 +315,7 @@ def _sides_as_ranks(path: Path, parts: FoundTraces) -> tuple[str, ...]:
 
 
 def _reports_left_out(path: Path) -> tuple[str, ...]:
-    """Warnings of the reports of Nsight Systems in a folder that were not exported."""
+    """Warn of the reports of Nsight Systems in a folder that were not exported."""
     reports = reports_in(path) if path.is_dir() else []
     return tuple(
         f"{report.name} is left out: export it with `{EXPORT} {report.name}`" for report in reports
@@ -301,7 +323,10 @@ def _reports_left_out(path: Path) -> tuple[str, ...]:
 
 
 def _first_rank(path: Path, parts: dict[str, TraceFile]) -> tuple[TraceFile, Trace, Diagnostics]:
-    """The only trace, or that of the first rank that can be read; the ranks before it are lost."""
+    """Load the only trace, or that of the first rank that can be read.
+
+    The ranks before it are lost, and the diagnostics say so.
+    """
     lost = Diagnostics()
     left = parts or {"": TraceFile(path)}
     for number, (name, part) in enumerate(left.items(), 1):
@@ -331,7 +356,11 @@ def _check_phases(side: Side) -> None:
 
 
 def _peaks(side: Side) -> tuple[Peaks | None, Diagnostics]:
-    """Peaks given as options, else measured in the run, else those of the device in the trace."""
+    """Choose the peaks of a side.
+
+    They are those given as options, else measured in the run, else those of the device in the
+    trace.
+    """
     options, diagnostics = side.options, Diagnostics()
     given = find_device(options.device) if options.device else None
     if options.bandwidth is not None and not 0 < options.bandwidth < float("inf"):

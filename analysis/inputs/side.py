@@ -54,13 +54,13 @@ class Diagnostics:
     ranks: Mapping[str, Rank] = field(default_factory=dict)
     left_out: frozenset[str] = frozenset()
 
-    def __add__(self, other: Diagnostics) -> Diagnostics:
+    def __add__(self, later: Diagnostics) -> Diagnostics:
         return Diagnostics(
-            (*self.warnings, *other.warnings),
-            self.partial or other.partial,
-            self.eager_used or other.eager_used,
-            {**self.ranks, **other.ranks},
-            self.left_out | other.left_out,
+            (*self.warnings, *later.warnings),
+            self.partial or later.partial,
+            self.eager_used or later.eager_used,
+            {**self.ranks, **later.ranks},
+            self.left_out | later.left_out,
         )
 
     @property

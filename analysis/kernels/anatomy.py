@@ -1,7 +1,7 @@
-"""The anatomy of a phase: sums of its kernels by bound, layer, tile, cause of idle time and op,
-and its communication.
+"""The anatomy of a phase: its kernels summed by bound, layer, tile, cause of idle time and op.
 
-In: Kernels and the report's GEMM rows. Out: schema.anatomy.Anatomy; times in ns a step.
+In: `Kernels` and the GEMM rows of the report. Out: `schema.anatomy.Anatomy`, with the communication
+of the phase; times are in ns per step.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NO_TILE, _NO_SHAPE, _NO_GRID = "no tile in the name", "no shape", "no grid"
 
 
 def anatomy(kernels: Kernels, gemms: list[GemmRow]) -> Anatomy:
-    """Everything in an Anatomy of one phase."""
+    """Sum the kernels of a phase in all the ways that a report shows."""
     frame, steps = kernels.frame, kernels.num_steps
     shapes, fit = what_if(kernels, gemms)
     dispatch, _ = kernels.late_host if kernels.on_device else (0, 0)
@@ -67,33 +67,36 @@ def anatomy(kernels: Kernels, gemms: list[GemmRow]) -> Anatomy:
 
 
 def _kind_bounds(frame: pl.DataFrame, steps: int) -> dict[str, dict[str, float]]:
-    """Busy time of each kind by what bounds it, the largest kind first."""
+    """Sum the busy time of each kind by what bounds it, the largest kind first."""
     sums = frame[["kind", "bound", "busy"]].group_by("kind", "bound").agg(pl.col("busy").sum())
     of_kind: Counter[str] = Counter()
     for kind, _, busy in sums.iter_rows():
         of_kind[kind] += busy
-    out: dict[str, dict[str, float]] = {}
+    bounds: dict[str, dict[str, float]] = {}
     order = sorted(sums.iter_rows(), key=lambda row: (-of_kind[row[0]], row[0], -row[2], row[1]))
     for kind, bound, busy in order:
-        out.setdefault(kind, {})[bound] = busy / steps
-    return out
+        bounds.setdefault(kind, {})[bound] = busy / steps
+    return bounds
 
 
 def _layers(frame: pl.DataFrame, steps: int) -> list[LayerTime]:
-    """Layers in order; rows outside all layers last."""
+    """Sum busy and idle time by layer and role, in the order of layers.
+
+    Rows outside all layers come last.
+    """
     rows = frame[["layer", "role", "busy", "gap"]]
     sums = rows.group_by("layer", "role").agg(pl.col("busy", "gap").sum())
-    out: dict[int | None, LayerTime] = {}
+    layers: dict[int | None, LayerTime] = {}
     for layer, role, busy, gap in sums.sort("layer", "role", nulls_last=True).iter_rows():
-        time = out.setdefault(layer, LayerTime(layer=layer, busy_ns=0.0, gap_ns=0.0, roles={}))
+        time = layers.setdefault(layer, LayerTime(layer=layer, busy_ns=0.0, gap_ns=0.0, roles={}))
         time.roles[role] = busy / steps
         time.busy_ns += busy / steps
         time.gap_ns += gap / steps
-    return list(out.values())[-_LAYERS:]
+    return list(layers.values())[-_LAYERS:]
 
 
 def _points(frame: pl.DataFrame, steps: int) -> list[RooflinePoint]:
-    """Calls with FLOPs and bytes, by kernel, role and work; those that take the most time."""
+    """Return the calls with FLOPs and bytes that take the most time, by kernel, role and work."""
     flop, size = frame["flop"], frame["bytes"]
     known = frame["carries_work"] & (frame["busy"] > 0)
     known = known & (flop > 0) & (flop < math.inf) & (size > 0) & (size < math.inf)
@@ -123,25 +126,30 @@ def _points(frame: pl.DataFrame, steps: int) -> list[RooflinePoint]:
 
 
 def _tiles(frame: pl.DataFrame, steps: int) -> dict[str, float]:
-    """GEMM time by how the tile of the kernel's name explains its grid."""
+    """Sum the time of GEMMs by how the tile in the kernel's name explains its grid."""
     gemms = is_one_of(frame["kind"], GEMM_KINDS)
     rows = frame[["name", "fit", "blocks", "busy"]].filter(gemms)
     sums = rows.group_by("name", "fit", "blocks").agg(pl.col("busy").sum())
-    out: dict[str, float] = {}
+    times: dict[str, float] = {}
     for name, fit, blocks, busy in sums.sort("busy", "name", descending=True).iter_rows():
         tile = fit or (
             _NO_TILE if tile_of(name or "") is None else _NO_GRID if blocks is None else _NO_SHAPE
         )
-        out[tile] = out.get(tile, 0.0) + busy / steps
-    return out
+        times[tile] = times.get(tile, 0.0) + busy / steps
+    return times
 
 
 def _idle(frame: pl.DataFrame, steps: int) -> list[Idle]:
-    """Parts of the idle time by what the host was in, the longest first; short ones without it."""
+    """Sum the idle time by cause and by what the host was doing, the longest first.
+
+    Only the activities with the most idle time are named.
+    """
     sums: dict[tuple[str, str | None], int] = {}
     idle = [f"idle_{name}" for name in PARTS]
-    by = frame[["host_activity", *idle]].group_by("host_activity").agg(pl.col(idle).sum())
-    for activity, *parts in by.iter_rows():
+    sums_by_activity = (
+        frame[["host_activity", *idle]].group_by("host_activity").agg(pl.col(idle).sum())
+    )
+    for activity, *parts in sums_by_activity.iter_rows():
         for (name, cause), ns in zip(PARTS.items(), parts, strict=True):
             key = (name, activity if cause == "host" else None)
             sums[key] = sums.get(key, 0) + ns
@@ -156,38 +164,43 @@ def _idle(frame: pl.DataFrame, steps: int) -> list[Idle]:
 
 
 def _knows_causes(kernels: Kernels) -> bool:
-    """Whether most idle time of a device has a known cause, by clocks that agree: else no claim is
-    made of what a graph would spare."""
+    """Return whether most idle time of a device has a known cause, by clocks that agree.
+
+    Else nothing is claimed about what a CUDA graph would save.
+    """
     sums = kernels.idle_by_cause
     known = 2 * sums["unknown"] <= sum(sums.values())
     return kernels.on_device and kernels.profiler.clock_skew is None and known
 
 
 def _speedup(kernels: Kernels, left: int) -> float | None:
-    """Wall ÷ the time `left` of it, ns of all steps; None where nothing is left."""
+    """Return the wall over the time `left` of it, ns of all steps; None if nothing is left."""
     return kernels.wall / left if kernels.wall and left > 0 else None
 
 
 def _host(kernels: Kernels, steps: int) -> list[HostTime]:
-    """Host time by op and role. A launch counts once; time in a blocking call belongs to the op
-    around it. The longest waits, of the device or in such a call, come first."""
+    """Sum the time of the host by op and role, the longest waits first.
+
+    A launch counts once. Time in a blocking call belongs to the op around it. The device waits for
+    the host, or the host waits in a blocking call: the longer of the two orders the rows.
+    """
     frame, keys = kernels.frame, ["op", "role"]
     counts = frame["host_ns"].is_not_null() | frame["starved"] | frame["first_of_launch"]
     rows = frame[[*keys, "host_ns", "starved", "gap", "first_of_launch"]].filter(counts)
-    by = rows.group_by(keys).agg(
+    sums_by_op = rows.group_by(keys).agg(
         pl.col("first_of_launch").fill_null(pl.col("starved")).sum(),
         pl.col("host_ns").sum(),
         pl.col("gap").filter(pl.col("starved")).sum(),
     )
-    sums = {(op, role): (count, ns, wait) for op, role, count, ns, wait in by.iter_rows()}
+    sums = {(op, role): (count, ns, wait) for op, role, count, ns, wait in sums_by_op.iter_rows()}
     blocked = _host_blocked(kernels)
-    found = [
+    host_times = [
         (key, *sums.get(key, (0, 0, 0)), blocked.get(key, 0))
         for key in dict.fromkeys([*sums, *blocked])
     ]
-    found = [one for one in found if sum(one[2:]) > 0]
+    host_times = [entry for entry in host_times if sum(entry[2:]) > 0]
     # By the longest wait, then by time; of the same times by name, the last without one.
-    found.sort(key=lambda one: (-max(one[3:]), -one[2], one[0][0] is None, one[0]))
+    host_times.sort(key=lambda entry: (-max(entry[3:]), -entry[2], entry[0][0] is None, entry[0]))
     return [
         HostTime(
             op=op or "?",
@@ -197,30 +210,32 @@ def _host(kernels: Kernels, steps: int) -> list[HostTime]:
             blocked_ns=within / steps,
             wait_ns=wait / steps,
         )
-        for (op, role), count, ns, wait, within in found[:_HOST]
+        for (op, role), count, ns, wait, within in host_times[:_HOST]
     ]
 
 
 def _host_blocked(kernels: Kernels) -> dict[tuple[str, str], int]:
-    """Host time in calls that copy or wait, ns of all steps, by op and by the role of what the op
-    launched (unknown where it launched nothing)."""
+    """Sum the time of the host in calls that copy or wait, by op and role; ns of all steps.
+
+    The role is that of what the op launched: unknown where it launched nothing.
+    """
     if kernels.host.blocked.is_empty():
         return {}
     roles = kernels.frame[["instance", "role"]]
     roles = roles.unique("instance", keep="first", maintain_order=True)
     blocked = kernels.host.blocked.join(roles, on="instance", how="left")
-    by = blocked.group_by("op", "role").agg(pl.col("ns").sum())
-    out: Counter[tuple[str, str]] = Counter()
-    for op, role, ns in by.iter_rows():
-        out[op, role or "unknown"] += ns
-    return out
+    sums_by_op = blocked.group_by("op", "role").agg(pl.col("ns").sum())
+    blocked_ns: Counter[tuple[str, str]] = Counter()
+    for op, role, ns in sums_by_op.iter_rows():
+        blocked_ns[op, role or "unknown"] += ns
+    return blocked_ns
 
 
 def _communication(kernels: Kernels) -> Communication | None:
-    """Communication, ns a step; None without any on a device.
+    """Measure the communication on a device, ns per step; None without any.
 
     The busy time of a kind counts for the kernel that began first, so that a collective takes time
-    from a concurrent GEMM, or the other way round. Here other work comes first: what only
+    from a concurrent GEMM, or the other way round. Here other work comes first: the time that only
     communication fills is exposed.
     """
     if "comm" not in kernels.values("kind"):
@@ -243,7 +258,7 @@ def _communication(kernels: Kernels) -> Communication | None:
 
 
 def _rows_within_walls(frame: pl.DataFrame) -> pl.DataFrame:
-    """Kind, start and end of the rows within the walls of their steps, in order of start."""
+    """Return kind, start and end of the rows within the walls of their steps, by start."""
     start, end = pl.col("start"), pl.col("start") + pl.col("duration")
     # The first row with a gap or busy time says where the wall of its step begins.
     begin = pl.when(pl.col("gap") > 0).then(start - pl.col("gap")).otherwise(end - pl.col("busy"))
@@ -254,7 +269,7 @@ def _rows_within_walls(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _uncovered_ns(rows: pl.DataFrame) -> pl.Series:
-    """The part of each row that no earlier one covers, ns."""
+    """Return the part of each row that no earlier row covers, ns."""
     start = rows["start"].to_numpy()
     busy, _ = cover(start, rows["end"].to_numpy(), int(start[0]))
     return pl.Series(busy)

@@ -16,10 +16,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import polars as pl
 
+from prunescope.analysis.kernels.call_work import (
+    format_notes,
+    unfold_queries,
+    with_expected_experts,
+    with_formats,
+)
 from prunescope.analysis.kernels.columns import instance_numbers, is_one_of, is_true, known_ids
 from prunescope.analysis.kernels.counters import Needed, counter_notes
 from prunescope.analysis.kernels.eager_roles import roles_of_pass
-from prunescope.analysis.kernels.expected_experts import with_expected_experts
 from prunescope.analysis.kernels.frame import (
     ATTENTION,
     ENOUGH,
@@ -31,11 +36,9 @@ from prunescope.analysis.kernels.frame import (
     OpShapes,
 )
 from prunescope.analysis.kernels.graph_replay import GraphReplay, read_eager
-from prunescope.analysis.kernels.grouped_queries import unfold_queries
 from prunescope.analysis.kernels.host_calls import add_first
 from prunescope.analysis.kernels.idle import add_waits
 from prunescope.analysis.kernels.linked_phase import LinkedPhase, LinkedTrace
-from prunescope.analysis.kernels.number_formats import format_notes, with_formats
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE, PRODUCT_KINDS
 from prunescope.analysis.kernels.roofline import add_bound, add_waves
@@ -258,7 +261,7 @@ _SOURCES = pl.Series(["model", "eager-trace", "recorded", None])
 _MODEL, _EAGER, _RECORDED, _NO_SHAPES = range(4)
 
 
-def add_class(frame: pl.DataFrame, context: PassContext) -> pl.DataFrame:  # noqa: ARG001
+def add_class(frame: pl.DataFrame, _: PassContext) -> pl.DataFrame:
     """Add columns `class`, `auxiliary` and `wrapper`.
 
     `class` is matmul, attention, pointwise, or else the kind. `auxiliary` is a row that the op of a
@@ -361,11 +364,6 @@ class KernelsBuilder:
                 self._kept.setdefault(add, (frame, replace(context)))
             frame = add(frame, context)
         return _kernels(frame, context)
-
-
-def build(context: PassContext) -> Kernels:
-    """Run all passes of a phase; see PASSES."""
-    return KernelsBuilder(context).kernels
 
 
 def _kernels(frame: pl.DataFrame, context: PassContext) -> Kernels:

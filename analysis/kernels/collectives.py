@@ -1,8 +1,8 @@
-"""Bytes that collectives of a phase send, and their rates, from the arguments of their kernels.
+"""The bytes that the collectives of a phase send, and their rates, from the kernels' arguments.
 
-In: a Trace and linked rows. Out: a sentence for each of the largest. The bandwidth is that of the
-bus, as NCCL's own tests count it: what a link must carry, whatever the algorithm. A kernel also
-waits for the last rank, so it is a lower bound.
+In: a `Trace` and its linked rows. Out: a sentence about the largest ones. The bandwidth is that of
+the bus, as NCCL's own tests count it: what a link must carry, whatever the algorithm. It is a lower
+bound, because the time of a kernel includes its wait for the last rank.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BYTE = "byte"  # c10's, and of a size in bytes
 
 
 def collective_notes(trace: Trace, linked: Linked) -> list[str]:
-    """A note on the collectives of all steps that take the most time; none without any."""
+    """Describe the collectives of all steps that take the most time; empty without any."""
     if not trace.on_device or not trace.collectives:
         return []
     which = taken(trace.device["collective"], linked.event)
@@ -36,35 +36,39 @@ def collective_notes(trace: Trace, linked: Linked) -> list[str]:
         for i in order[:_SHOWN]
     ]
     more = len(order) - len(parts)
-    rest = f"; {more} more kinds or sizes are not shown" if more else ""
-    return [f"collectives, a step: {'; '.join(parts)}{rest}"]
+    left_out = f"; {more} more kinds or sizes are not shown" if more else ""
+    return [f"collectives, a step: {'; '.join(parts)}{left_out}"]
 
 
-def _sentence(one: Collective, count: float, ns: float) -> str:
-    spelled = _spelled(one.dtype)
+def _sentence(collective: Collective, count: float, ns: float) -> str:
+    """Describe one collective: its calls per step, its size, and the rate of a call of `ns`."""
+    spelled = _spelled(collective.dtype)
     size = 1 if spelled == _BYTE else itemsize(dtype(spelled))
-    elements = max(one.sent or 0, one.received or 0)
+    elements = max(collective.sent or 0, collective.received or 0)
     unit = "bytes" if spelled == _BYTE else dtype(spelled) or "elements"
     of = f" of {elements:,} {unit}" if elements else ""
-    ranks = f" over {one.ranks} ranks" if one.ranks else ""
-    text = f"{count:,.4g} {one.name[:40]}{of}{ranks}, {ms(ns)} each"
-    share = _share(one)
+    ranks = f" over {collective.ranks} ranks" if collective.ranks else ""
+    text = f"{count:,.4g} {collective.name[:40]}{of}{ranks}, {ms(ns)} each"
+    share = _share(collective)
     if size is None or not elements or share is None or ns <= 0:
         return text
     return f"{text}, at least {elements * size * share / ns:,.3g} GB/s on the bus"
 
 
 def _spelled(spelling: str | None) -> str | None:
-    """c10's names of formats as kineto spells them elsewhere: BFloat16, Float, Long."""
+    """Spell c10's names of number formats (BFloat16, Float, Long) as kineto does elsewhere."""
     return None if spelling is None else spelling.lower()
 
 
-def _share(one: Collective) -> float | None:
-    """Bytes of the larger buffer that a link carries; None where unknown."""
-    if one.ranks is None or one.ranks < 2:
+def _share(collective: Collective) -> float | None:
+    """Return how many times its larger buffer a collective sends over a link; None if unknown.
+
+    Source: the bus bandwidth of NCCL's tests (doc/PERFORMANCE.md of nccl-tests).
+    """
+    if collective.ranks is None or collective.ranks < 2:
         return None
-    name = one.name.lower().translate(_PLAIN)
-    part = (one.ranks - 1) / one.ranks
+    name = collective.name.lower().translate(_PLAIN)
+    part = (collective.ranks - 1) / collective.ranks
     if "allreduce" in name:
         return 2 * part
     if any(kind in name for kind in ("allgather", "reducescatter", "alltoall")):

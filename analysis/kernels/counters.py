@@ -1,11 +1,10 @@
-"""Counters of a device in a phase, compared with what its work models count, and the memory that
-torch's allocator held.
+"""The counters of a device in a phase, compared with the work models, and the memory of torch.
 
-In: a Trace with samples of counters (an export's of `--gpu-metrics-devices`, or counter events of a
-Chrome trace), linked rows, and how long the memory and the tensor cores need at their peaks for
+In: a Trace with samples of counters (an export of `--gpu-metrics-devices`, or counter events of a
+Chrome trace), its linked rows, and how long the memory and the tensor cores need at their peaks for
 what the work models count. Out: sentences, and the clock and power of the steps. Samples count that
-lie between the first and the last kernel of a step, idle time included. Of the allocator: snapshots
-(`profile_memory=True`).
+lie between the first and the last kernel of a step, idle time included. The memory is that of
+torch's allocator, by its snapshots (`profile_memory=True`).
 """
 
 from __future__ import annotations
@@ -41,16 +40,27 @@ _AGREE = 1.5
 
 
 class Needed(NamedTuple):
-    """Time in ns that a part needs at its peak for what the work models count in all steps; None
-    where they know too little. `tensor`: products in formats that tensor cores multiply."""
+    """The time in ns that memory and tensor cores need at their peaks for the work of all steps.
+
+    Attributes:
+        memory: For all bytes that the work models count; None where they know too few.
+        tensor: For the products in formats that tensor cores multiply; None likewise.
+    """
 
     memory: float | None
     tensor: float | None
 
 
 class SampledClock(NamedTuple):
-    """Clock in Hz (low, median, high) and power in W (mean; None where not sampled) of the steps.
-    `samples`: of the clock."""
+    """The clock of a device in the steps, in Hz, and its power.
+
+    Attributes:
+        low: The 5th percentile: a single sample may be taken while the clock changes.
+        median: The median.
+        high: The 95th percentile.
+        samples: The number of samples of the clock.
+        power: The mean power in W; None where it was not sampled.
+    """
 
     low: float
     median: float
@@ -60,15 +70,17 @@ class SampledClock(NamedTuple):
 
 
 def counter_notes(trace: Trace, linked: Linked, needed: Needed) -> list[str]:
-    """A note on what the counters show in the steps, and whether that confirms the bounds; none
-    without samples."""
+    """Say what the counters show in the steps, and whether that confirms the bounds.
+
+    Empty without samples.
+    """
     inside = _samples_in_steps(trace, linked)
     parts = []
     means: dict[str, float] = {}
     for label in (SMS, TENSOR, READ, WRITTEN):
-        found = [float(np.mean(values)) for values in inside.get(label, []) if _is_share(values)]
-        if found:
-            means[label] = max(found)
+        shares = [float(np.mean(values)) for values in inside.get(label, []) if _is_share(values)]
+        if shares:
+            means[label] = max(shares)
             parts.append(f"{label} {means[label]:,.0f} %")
     if clocks := inside.get(CLOCK):
         mhz = clocks[0] / _MHZ
@@ -79,12 +91,12 @@ def counter_notes(trace: Trace, linked: Linked, needed: Needed) -> list[str]:
         parts.append(f"at most {np.max(memory[0]) / _GB:,.3g} GB of memory used")
     if not parts:
         return []
-    samples = max(len(values) for found in inside.values() for values in found)
-    text = f"counters of the device, means of {samples:,} samples in the steps: {', '.join(parts)}"
+    samples = max(len(values) for shares in inside.values() for values in shares)
+    note = f"counters of the device, means of {samples:,} samples in the steps: {', '.join(parts)}"
     span = sum(end - start for start, end in _spans(linked))
     traffic = means.get(READ, 0.0) + means.get(WRITTEN, 0.0)
     if traffic and needed.memory and span:
-        text += _verdict(
+        note += _verdict(
             "the work models move",
             "what the memory can",
             100 * needed.memory / span,
@@ -94,7 +106,7 @@ def counter_notes(trace: Trace, linked: Linked, needed: Needed) -> list[str]:
             "say",
         )
     if TENSOR in means and needed.tensor and span:
-        text += _verdict(
+        note += _verdict(
             "the work models compute",
             "what tensor cores can",
             100 * needed.tensor / span,
@@ -104,13 +116,13 @@ def counter_notes(trace: Trace, linked: Linked, needed: Needed) -> list[str]:
             more="the models lack GEMMs, or the peak given is too high, so more is "
             "compute-bound than the bounds say",
         )
-    return [text]
+    return [note]
 
 
 def _verdict(
     who: str, peak: str, modelled: float, measured: float, *, fewer: str, more: str
 ) -> str:
-    """Whether a counter confirms what the models count; both in % of the peak."""
+    """Say whether a counter confirms what the models count; both are in % of the peak."""
     text = f"; {who} {modelled:,.0f} % of {peak} in that time, the counters show {measured:,.0f} %"
     if measured * _AGREE < modelled:
         return f"{text}: {fewer}"
@@ -118,7 +130,7 @@ def _verdict(
 
 
 def sampled_clock(trace: Trace, linked: Linked) -> SampledClock | None:
-    """The clock of the steps by its samples; None without any."""
+    """Return the clock of the steps by its samples; None without any."""
     inside = _samples_in_steps(trace, linked)
     if not (clocks := inside.get(CLOCK)):
         return None
@@ -129,8 +141,8 @@ def sampled_clock(trace: Trace, linked: Linked) -> SampledClock | None:
 
 
 def _samples_in_steps(trace: Trace, linked: Linked) -> dict[str, list[Floats]]:
-    """Samples in the steps by what they say: shares in %, clocks in Hz, power in W, bytes."""
-    found: dict[str, list[Floats]] = {}
+    """Return the samples in the steps by what they measure: shares in %, clocks in Hz, W, bytes."""
+    samples: dict[str, list[Floats]] = {}
     for name, (ts, values) in trace.counters.items():
         kind = kind_of_counter(name)
         kept = values[_is_in_steps(linked, ts)]
@@ -143,17 +155,20 @@ def _samples_in_steps(trace: Trace, linked: Linked) -> dict[str, list[Floats]]:
             if unit is None:
                 continue
             kept = kept * unit
-        found.setdefault(kind, []).append(kept)
-    return found
+        samples.setdefault(kind, []).append(kept)
+    return samples
 
 
 def _is_share(values: Floats) -> bool:
-    """Whether values can be shares in %; counters round, and PM samples exceed 100 % by a bit."""
+    """Return whether values can be shares in %.
+
+    Counters round, and samples exceed 100 % by a bit.
+    """
     return bool(values.min() >= 0 and values.max() <= 110)
 
 
 def _spans(linked: Linked) -> list[tuple[int, int]]:
-    """Begin and end of the device's work in each step, ns."""
+    """Return begin and end of the device's work in each step, ns."""
     spans = []
     for step in unique_ids(linked.step).tolist():
         rows = linked.step == step
@@ -163,14 +178,15 @@ def _spans(linked: Linked) -> list[tuple[int, int]]:
 
 
 def _is_in_steps(linked: Linked, ts: Ints) -> np.ndarray:
-    found = np.zeros(len(ts), bool)
+    """Return which times lie in the device's work of a step."""
+    inside = np.zeros(len(ts), bool)
     for start, end in _spans(linked):
-        found |= (ts >= start) & (ts < end)
-    return found
+        inside |= (ts >= start) & (ts < end)
+    return inside
 
 
 def memory_notes(trace: Trace, windows: Windows) -> list[str]:
-    """A note with the most that was allocated at once in the steps; none without snapshots."""
+    """Say how much memory was allocated at most in the steps; empty without snapshots."""
     if not trace.on_device or not trace.memory or not len(trace.memory["ts"]):
         return []
     inside = windows.step_of(trace.memory["ts"]) >= 0

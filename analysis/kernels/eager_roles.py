@@ -1,12 +1,12 @@
-"""Roles of a recorded step whose kernels have ops of their own, and no modules: torch.compile
-leaves out the hooks that name modules, and the eager pass recorded with it has them.
+"""Roles of a compiled step, whose kernels have ops and no modules, from an eager pass with both.
 
+torch.compile leaves out the hooks that name modules, and the eager pass recorded with it has them.
 In: the rows of the recorded step and of the eager pass, both with kinds, calls and works. Out:
 columns `layer` and `role`. Products of one shape run in the same order in both; a compiler moves
 those that need not wait for each other (q behind k and v, a router before the MLP), so that shapes
 change places. Other ops that were not fused are matched by their order, step by step. A gather that
-was fused has the role of the product behind it, which reads it; any other row that has no match
-stays without, as where roles come from the order of kernels.
+was fused has the role of the product after it, which reads it. Any other row without a match stays
+without a role, as where roles come from the order of kernels.
 """
 
 from __future__ import annotations
@@ -34,22 +34,29 @@ def roles_of_pass(
     eager: pl.DataFrame,
     of_eager: tuple[Sequence[OpCall], Sequence[Work | None]],
 ) -> pl.DataFrame | None:
-    """The frame with the layers and roles of an eager pass; None where the pass is of another step.
-    `of`, `of_eager`: calls and works."""
-    here, there = frame.sort("launched", maintain_order=True), _first_step(eager)
-    here = here.with_row_index("at_here")
+    """Return the frame with the layers and roles of an eager pass; None for a pass of another step.
+
+    Args:
+        frame: The rows of the recorded step, with kinds.
+        of: Its calls and their works.
+        eager: The rows of the eager pass, with kinds, layers and roles.
+        of_eager: Its calls and their works.
+    """
+    here = frame.sort("launched", maintain_order=True).with_row_index("at_here")
+    first_step = eager.filter(pl.col("step") == pl.col("step").min())
+    there = first_step.sort("launched", maintain_order=True)
     wanted, known = _keys(here, *of), _keys(there, *of_eager)
     product = here["kind"].is_in(PRODUCT_KINDS).to_numpy()
     products = {wanted[i] for i in np.flatnonzero(product)}
     at = np.full(len(here), NONE)
     steps = here["step"].to_numpy()
-    found: dict[tuple[str, ...], Ints] = {}
+    matched: dict[tuple[str, ...], Ints] = {}
     for step in unique_ids(steps):
         rows = np.flatnonzero(steps == step)
         names = tuple(wanted[i] for i in rows)
-        if names not in found:
-            found[names] = _matched(names, known, products)
-        at[rows] = found[names]
+        if names not in matched:
+            matched[names] = _matched(names, known, products)
+        at[rows] = matched[names]
     busy = here["busy"].to_numpy()
     if busy[product & (at >= 0)].sum() < _LEAST * busy[product].sum():
         return None
@@ -69,8 +76,11 @@ def roles_of_pass(
 
 
 def _matched(names: Sequence[str], known: list[str], products: Collection[str]) -> Ints:
-    """The row of the pass that each row of a step repeats: of products whose shape both have
-    equally often, in the order of that shape; of all others by the order of the step."""
+    """Return the row of the pass that each row of a step repeats.
+
+    Products whose shape both have equally often are matched in the order of that shape, all other
+    rows in the order of the step.
+    """
     at = align(list(names), known)
     here, there = _places(names), _places(known)
     for key in here.keys() & products:
@@ -80,21 +90,18 @@ def _matched(names: Sequence[str], known: list[str], products: Collection[str]) 
 
 
 def _places(names: Iterable[str]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = defaultdict(list)
+    places: dict[str, list[int]] = defaultdict(list)
     for place, name in enumerate(names):
-        found[name].append(place)
-    return found
-
-
-def _first_step(eager: pl.DataFrame) -> pl.DataFrame:
-    return eager.filter(pl.col("step") == pl.col("step").min()).sort(
-        "launched", maintain_order=True
-    )
+        places[name].append(place)
+    return places
 
 
 def _keys(frame: pl.DataFrame, calls: Sequence[OpCall], works: Sequence[Work | None]) -> list[str]:
-    """The key of a row in matching: the shapes of its products, else its op and what it was called
-    with; its name where it has no op."""
+    """Return the key of each row in matching.
+
+    It is made of the shapes of its products, else of its op and the shapes of the call; it is the
+    name of the kernel where the row has no op.
+    """
     key_of: dict[tuple[str, int | None, str | None], str] = {}
     keys = []
     for kind, call, name in frame.select("kind", "call", "name").iter_rows():
@@ -111,12 +118,12 @@ def _keys(frame: pl.DataFrame, calls: Sequence[OpCall], works: Sequence[Work | N
 
 
 def _products_behind(kinds: Sequence[str], at: Ints, steps: Ints) -> Ints:
-    """By row the match of the next product of its step; NONE where none follows."""
-    found, last, step = np.full(len(at), NONE), NONE, NONE
+    """Return, by row, the match of the next product of its step; NONE where none follows."""
+    behind, last, step = np.full(len(at), NONE), NONE, NONE
     for i in range(len(at) - 1, -1, -1):
         if steps[i] != step:
             last, step = NONE, steps[i]
-        found[i] = last
+        behind[i] = last
         if kinds[i] in PRODUCT_KINDS:
             last = at[i]
-    return found
+    return behind

@@ -1,8 +1,8 @@
 """The kernels of one phase of a trace: one row per unit of device work, and what is known of them.
 
-`build.build` makes `Kernels` from a trace; the rooms after this one read it. Times are in ns, work
-in FLOP and bytes; null is unknown. A record holds what one question needs: the shapes of ops, the
-graph replays, the host, the modules, the profiler.
+`build.KernelsBuilder` makes `Kernels` from a trace; the rooms after this one read it. Times are in
+ns, work in FLOP and bytes; null is unknown. A record holds what one question needs: the shapes of
+ops, the graph replays, the host, the modules, the profiler.
 """
 
 from __future__ import annotations

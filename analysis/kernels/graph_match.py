@@ -1,4 +1,4 @@
-"""Finds the kernels of graph launches among the launches of an eager pass.
+"""The kernels of graph launches, found among the launches of an eager pass.
 
 In: names, GEMM shapes and grids on both sides, in order. Out: for every replayed kernel its eager
 launch, and M of all passes that match equally well, if their shapes differ. Names are aligned as in
@@ -29,8 +29,14 @@ Size = tuple[int, int, int] | None  # M, N, K of a GEMM
 
 @dataclass(frozen=True)
 class Launches:
-    """Eager launches in order: the name of their kernel, the shape of their GEMM and its grid, None
-    for other kernels and unknown sizes; `at`: where each stands in the whole eager pass."""
+    """The launches of an eager pass, or some of them, in order.
+
+    Attributes:
+        names: The name of the kernel of each.
+        sizes: M, N, K of its GEMM; None for other kernels and unknown sizes.
+        grids: The grid of its GEMM; None likewise.
+        at: Where each stands in the whole eager pass.
+    """
 
     names: list[str]
     sizes: list[Size]
@@ -43,7 +49,7 @@ class Launches:
         return any(name != UNNAMED for name in self.names)
 
     def only(self, keep: Ints) -> Launches:
-        """Some of the launches."""
+        """Return some of the launches."""
         return Launches(
             [self.names[i] for i in keep],
             [self.sizes[i] for i in keep],
@@ -54,8 +60,14 @@ class Launches:
 
 @dataclass(frozen=True)
 class GraphPart:
-    """The kernels of one graph launch in one order; `rows`: of the frame. `whole`: the only launch
-    of its step."""
+    """The kernels of one graph launch in one order.
+
+    Attributes:
+        rows: Their rows in the frame.
+        names: Their names.
+        grids: Their grids.
+        whole: Whether it is the only launch of its step.
+    """
 
     rows: Ints
     names: tuple[str, ...]
@@ -65,9 +77,15 @@ class GraphPart:
 
 @dataclass
 class MatchedLaunches:
-    """`at`: the eager launch behind each row of `rows`, -1 where there is none. `compared`: how
-    many GEMMs have a grid on both sides. `rivals`: M of the passes that match as well and have
-    other shapes. `batch`: that of the step, by its annotation."""
+    """The eager launches behind the rows of one graph launch.
+
+    Attributes:
+        rows: The rows in the frame.
+        at: The eager launch behind each row, -1 where there is none.
+        compared: How many GEMMs have a grid on both sides.
+        rivals: M of the passes that match as well and have other shapes.
+        batch: The batch of the step, by its annotation; None without one.
+    """
 
     rows: Ints
     at: Ints
@@ -78,8 +96,13 @@ class MatchedLaunches:
 
 @dataclass(frozen=True)
 class _Best:
-    """The places in which a launch is found best, how many of its kernels are there, and M of each
-    where they differ in shapes."""
+    """The places in which most kernels of a launch are found.
+
+    Attributes:
+        places: For each place, the index of every kernel.
+        score: How many of the kernels are there.
+        rivals: M of each place, where they differ in shapes.
+    """
 
     places: list[Ints]
     score: int
@@ -87,7 +110,7 @@ class _Best:
 
 
 class Order:
-    """Finds the kernels of one graph launch after the other among the eager launches.
+    """A search for the kernels of one graph launch after the other among the eager launches.
 
     A launch goes on where the one before ended (a step in pieces, a graph each), or starts anew
     where that finds more of it (the whole step once more). Where the eager pass does not name its
@@ -101,16 +124,16 @@ class Order:
         self.known: dict[tuple[Any, ...], _Best] = {}
 
     def find(self, ways: list[GraphPart]) -> MatchedLaunches:
-        """The best of several orders of one launch's kernels, and where they are."""
+        """Find the kernels of one launch, in the best of several orders of them."""
         if not self.launches.named:
             return self._counted(ways[-1])
         tried = [(way, self._best(way)) for way in ways]
         way, best = max(tried, key=lambda pair: pair[1].score)
-        found = next((p for p in best.places if _first(p) >= self.next), best.places[0])
-        self.next = max(self.next if (found < 0).all() else 0, int(found.max(initial=NONE)) + 1)
-        same, other = self._grids(way, found)
-        at = np.where((found >= 0) & ~other, self.launches.at[np.maximum(found, 0)], NONE)
-        return MatchedLaunches(way.rows, at, int((same | other).sum()), best.rivals)
+        place = next((p for p in best.places if _first(p) >= self.next), best.places[0])
+        self.next = max(self.next if (place < 0).all() else 0, int(place.max(initial=NONE)) + 1)
+        same, differs = self._grids(way, place)
+        at = np.where((place >= 0) & ~differs, self.launches.at[np.maximum(place, 0)], NONE)
+        return MatchedLaunches(way.rows, at, int((same | differs).sum()), best.rivals)
 
     def _counted(self, part: GraphPart) -> MatchedLaunches:
         count = len(self.launches.names)
@@ -118,7 +141,7 @@ class Order:
         return MatchedLaunches(part.rows, at)
 
     def _best(self, part: GraphPart) -> _Best:
-        """The places that hold the most of a launch's kernels, with the grids of its GEMMs."""
+        """Return the places that hold the most of a launch's kernels, with their grids."""
         key = part.names, part.grids, part.whole
         if key not in self.known:
             places = self._places(part.names)
@@ -129,7 +152,7 @@ class Order:
         return self.known[key]
 
     def _places(self, names: tuple[str, ...]) -> list[Ints]:
-        """Every run of exactly these kernels; without one, places that have some of them."""
+        """Return every run of exactly these kernels; without one, places that have some."""
         if names not in self.places:
             wanted, there = list(names), self.launches.names
             self.places[names] = list(_runs(wanted, there)) or _nearly(wanted, there)
@@ -139,8 +162,11 @@ class Order:
         return int((place >= 0).sum()) - int(self._grids(part, place)[1].sum())
 
     def _grids(self, part: GraphPart, place: Ints) -> tuple[Mask, Mask]:
-        """Which kernels have the grid of the eager GEMM that they are found at, and which have
-        another: one of another batch or length has kernels of the same names."""
+        """Return two masks of kernels: those with the grid of the eager GEMM, and those without.
+
+        A GEMM of a different batch or length has kernels of the same names and other grids. A
+        kernel whose grid is unknown on a side is in neither mask.
+        """
         there = [self.launches.grids[i] if i >= 0 else None for i in place]
         both = list(zip(part.grids, there, strict=True))
         same = np.array([a is not None and a == b for a, b in both], bool)
@@ -148,14 +174,17 @@ class Order:
         return same, known & ~same
 
     def _rivals(self, part: GraphPart, places: list[Ints]) -> tuple[int, ...]:
-        """M of each of several places, where their shapes differ. Only M is compared of a piece of
-        a step, whose layers may differ in N and K, and where kernels were lost."""
+        """Return M of each of several places, where their shapes differ.
+
+        Only M is compared where a launch is a piece of a step, whose layers may differ in N and K,
+        and where kernels were lost.
+        """
         shapes: dict[object, int] = {}
         for place in places:
-            found = [self.launches.sizes[i] for i in place if i >= 0]
-            sizes = [size for size in found if size is not None]
+            kernel_sizes = [self.launches.sizes[i] for i in place if i >= 0]
+            sizes = [size for size in kernel_sizes if size is not None]
             rows = [m for m, _, _ in sizes]
-            whole = len(found) == len(place)
+            whole = len(kernel_sizes) == len(place)
             key: object = frozenset(rows)
             if whole:
                 key = tuple(sizes) if part.whole else tuple(rows)
@@ -169,7 +198,7 @@ def _first(place: Ints) -> int:
 
 
 def _runs(replayed: list[str], names: list[str]) -> Iterator[Ints]:
-    """Every place where the whole run of replayed kernels stands."""
+    """Yield every place where the whole run of replayed kernels stands."""
     size = len(replayed)
     for at in range(len(names) - size + 1):
         if names[at] == replayed[0] and names[at : at + size] == replayed:
@@ -177,9 +206,12 @@ def _runs(replayed: list[str], names: list[str]) -> Iterator[Ints]:
 
 
 def _nearly(replayed: list[str], names: list[str]) -> list[Ints]:
-    """Partial matches for replayed kernels without a contiguous match. With one pass: an alignment
-    with all of it. With several: an alignment around each occurrence of the rarest kernel name, so
-    that a match does not span two passes if most of it is in one."""
+    """Return partial matches for replayed kernels that stand nowhere as a whole.
+
+    With one pass that is an alignment with all of it. With several it is an alignment around each
+    occurrence of the rarest kernel name, so that a match does not span two passes if most of it is
+    in one.
+    """
     size, count = len(replayed), Counter(names)
     shared = [name for name in dict.fromkeys(replayed) if count[name]]
     if not shared or len(names) <= _ONE_PASS * size:
@@ -199,9 +231,9 @@ def _nearly(replayed: list[str], names: list[str]) -> list[Ints]:
 
 
 def _aligned(replayed: list[str], names: list[str], begin: int, end: int) -> Ints:
-    """The index of each replayed kernel in names[begin:end]."""
-    found = align(replayed, names[begin:end])
-    return np.where(found >= 0, found + begin, NONE)
+    """Return the index of each replayed kernel in `names`, searched in names[begin:end]."""
+    index = align(replayed, names[begin:end])
+    return np.where(index >= 0, index + begin, NONE)
 
 
 _MOST_LEFT_OUT = 400  # left out on both sides; its square is the time and memory of the search
@@ -209,34 +241,34 @@ _MOST_COMPARED = 1 << 20  # equal pairs of names that a search for the longest r
 
 
 def align(here: list[str], there: list[str]) -> Ints:
-    """The index in `there` of each name of `here`, growing, -1 where it is left out."""
-    out = np.full(len(here), NONE)
+    """Return the index in `there` of each name of `here`, growing, -1 where it is left out."""
+    index = np.full(len(here), NONE)
     both = min(len(here), len(there))
     head = next((i for i in range(both) if here[i] != there[i]), both)
-    rest = both - head
-    tail = next((i for i in range(rest) if here[-1 - i] != there[-1 - i]), rest)
-    out[:head] = np.arange(head)
-    out[len(here) - tail :] = np.arange(len(there) - tail, len(there))
+    left = both - head
+    tail = next((i for i in range(left) if here[-1 - i] != there[-1 - i]), left)
+    index[:head] = np.arange(head)
+    index[len(here) - tail :] = np.arange(len(there) - tail, len(there))
     middle = here[head : len(here) - tail], there[head : len(there) - tail]
     for i, j in _middle(*middle):
-        out[head + i] = head + j
-    return out
+        index[head + i] = head + j
+    return index
 
 
 def _middle(here: list[str], there: list[str]) -> list[tuple[int, int]]:
-    """Pairs of equal names."""
+    """Pair equal names of two lists, in order."""
     shared = set(here) & set(there)
     a = [i for i, name in enumerate(here) if name in shared]
     b = [j for j, name in enumerate(there) if name in shared]
     x, y = [here[i] for i in a], [there[j] for j in b]
-    found = _fewest(x, y)
-    if found is None:
-        found = _longest_runs(x, y)
-    return [(a[i], b[j]) for i, j in found]
+    pairs = _fewest(x, y)
+    if pairs is None:
+        pairs = _longest_runs(x, y)
+    return [(a[i], b[j]) for i, j in pairs]
 
 
 def _fewest(x: list[str], y: list[str]) -> list[tuple[int, int]] | None:
-    """The pairs that leave out the fewest names; None where those are more than _MOST_LEFT_OUT."""
+    """Pair equal names so that the fewest are left out; None where those exceed _MOST_LEFT_OUT."""
     reach = {1: 0}  # on the diagonal i - j: the furthest i that is reached
     seen: list[dict[int, int]] = []
     for left_out in range(min(_MOST_LEFT_OUT, len(x) + len(y)) + 1):
@@ -252,7 +284,7 @@ def _fewest(x: list[str], y: list[str]) -> list[tuple[int, int]] | None:
 
 
 def _step(reach: dict[int, int], diagonal: int, left_out: int) -> int:
-    """The begin of a diagonal: one name of `there` left out more, or one of `here`."""
+    """Return where a diagonal begins: after one more name of `there` is left out, or of `here`."""
     down = diagonal == -left_out or (
         diagonal != left_out and reach[diagonal - 1] < reach[diagonal + 1]
     )
@@ -260,7 +292,7 @@ def _step(reach: dict[int, int], diagonal: int, left_out: int) -> int:
 
 
 def _back(seen: list[dict[int, int]], i: int, j: int) -> list[tuple[int, int]]:
-    """The equal names on the way back from the end."""
+    """Return the pairs of equal names on the way back from the end."""
     pairs: list[tuple[int, int]] = []
     for left_out in range(len(seen) - 1, -1, -1):
         diagonal = i - j
@@ -274,7 +306,7 @@ def _back(seen: list[dict[int, int]], i: int, j: int) -> list[tuple[int, int]]:
 
 
 def _longest_runs(x: list[str], y: list[str]) -> list[tuple[int, int]]:
-    """Pairs of equal names of two runs that differ in much; none where that would take long."""
+    """Pair equal names of two lists that differ in much; empty where that would take long."""
     count = Counter(y)
     if sum(count[name] for name in x) > _MOST_COMPARED:
         return []

@@ -1,11 +1,10 @@
-"""Graph replays carry no ops: their shapes and roles come from an eager pass of the same step.
+"""The ops of graph replays, which carry none: they come from an eager pass of the same step.
 
 In: a trace with replays, and the trace of an eager (or capture) pass. Out: for every replayed row
 the eager launch that it repeats, by launch order, and by kernel name and the grid of GEMMs where
 the pass has these; the mapping rate (the share of replayed time that is matched); and which of
-several passes matches, or that this is not known.
-Every graph launch is matched on its own: a step may replay one graph often, or many graphs one
-after the other.
+several passes matches, or that this is unknown. Every graph launch is matched on its own: a step
+may replay one graph often, or many graphs one after the other.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ from prunescope.analysis.kernels.graph_match import (
     Order,
     Size,
 )
-from prunescope.analysis.kernels.role import GEMM_KINDS, Roles, find_roles
+from prunescope.analysis.kernels.role import GEMM_KINDS, find_roles
+from prunescope.analysis.kernels.role_shapes import LaunchedRows, Roles
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.ops.kind import kernel_kind, kind_of
 from prunescope.analysis.ops.work import work_of
@@ -38,7 +38,7 @@ from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
 from prunescope.analysis.trace.event import DEVICE_CATEGORIES
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.words import percent
+from prunescope.taxonomy.words import percent, when
 
 # Of replayed time. Two steps of one model share the names of small kernels and may choose different
 # kernels for GEMMs and attention. If less than half is matched, the pass is of a different step.
@@ -48,8 +48,16 @@ _SURE = 0.9
 
 @dataclass(frozen=True)
 class EagerPass:
-    """The kernel launches of an eager pass in launch order, each with its row in the trace's
-    launches, its op row and call."""
+    """The kernel launches of an eager pass, in launch order.
+
+    Attributes:
+        trace: Its trace.
+        launch: The row of each launch in the trace's launches.
+        op: The row of its op.
+        call: The call of its op.
+        launches: What the launches are matched by.
+        roles: Their layers and roles.
+    """
 
     trace: Trace
     launch: Ints
@@ -58,8 +66,8 @@ class EagerPass:
     launches: Launches
     roles: Roles
 
-    def of_batch(self, batch: int) -> Ints:
-        """The launches inside annotations that carry a batch; none where no annotation does."""
+    def launches_of_batch(self, batch: int) -> Ints:
+        """Return the launches inside annotations that carry a batch; empty without any."""
         annotations, names = self.trace.annotations, self.trace.names
         at = taken(self.trace.launches["ts"], self.launch)
         inside = np.zeros(len(at), bool)
@@ -75,9 +83,10 @@ class EagerPass:
 
 
 def read_eager(trace: Trace) -> EagerPass:
-    """The launches of an eager pass that start work on the device.
+    """Read the launches of an eager pass that start work on the device.
 
-    Raises PrunescopeError where the trace has no host ops, or no launches from them.
+    Raises:
+        PrunescopeError: The trace has no host ops, or no launches from them.
     """
     launches = trace.launches
     graph = np.array([is_graph_launch(name) for name in trace.names], bool)
@@ -129,11 +138,12 @@ def _unusable(trace: Trace, lacks: str) -> PrunescopeError:
 def _roles(trace: Trace, launch: Ints, kinds: list[str], calls: list[OpCall | None]) -> Roles:
     at = trace.launches["ts"][launch]
     scopes = find_scopes(trace, trace.launches["thread"][launch], at)
-    return find_roles(scopes, kinds, calls, find_windows(trace).step_of(at), every=trace.calls)
+    step = find_windows(trace).step_of(at)
+    return find_roles(scopes, LaunchedRows.of(kinds, calls, every=trace.calls, step=step))
 
 
 def _sizes(kinds: list[str], call: Ints, calls: list[OpCall]) -> list[Size]:
-    """M, N, K of each launch of a plain GEMM."""
+    """Return M, N, K of each launch of a plain GEMM; None for other launches."""
     known: dict[int, Size] = {NONE: None}
     for i in unique_ids(call[call >= 0]).tolist():
         work = work_of(calls[i])
@@ -146,7 +156,7 @@ def _sizes(kinds: list[str], call: Ints, calls: list[OpCall]) -> list[Size]:
 
 
 def _grids(trace: Trace, event: Ints) -> list[Grid]:
-    """The grid of each device event, None where the trace does not say."""
+    """Return the grid of each device event; None where the trace does not state it."""
     return [trace.grids[g] if g >= 0 else None for g in taken(trace.device["grid"], event).tolist()]
 
 
@@ -160,15 +170,17 @@ def _grids_of_gemms(trace: Trace, event: Ints, names: list[str]) -> list[Grid]:
 def map_replay(
     frame: pl.DataFrame, linked: Linked, graph: Ints, eager: EagerPass, trace: Trace
 ) -> list[MatchedLaunches]:
-    """The eager launches behind the kernels of every graph launch; `graph`: the graph launch of a
-    row. Kernels are taken in order of time, or of their graph nodes where more is found so. What
-    the eager trace annotates with the batch of a step comes before the rest of it.
+    """Find the eager launches behind the kernels of every graph launch.
+
+    Kernels are taken in order of time, or of their graph nodes where more is found so. What the
+    eager trace annotates with the batch of a step is searched before the rest of it. `graph` holds
+    the graph launch of each row.
     """
-    out: list[MatchedLaunches] = []
+    matched: list[MatchedLaunches] = []
     names, nodes = frame["name"].to_list(), frame["node"].fill_null(NONE).to_numpy()
     grids = _grids(trace, linked.event)
 
-    def found_in(order: Order, rows: Ints) -> list[MatchedLaunches]:
+    def find_launches(order: Order, rows: Ints) -> list[MatchedLaunches]:
         order.next = 0
         as_one = not order.launches.named and len(rows) == len(order.launches.names)
         launches = [rows] if as_one else _launches(rows, graph[rows])
@@ -192,15 +204,18 @@ def map_replay(
         rows = np.flatnonzero(linked.replayed & (linked.step == step))
         batch = batch_around(trace, int(linked.launched[rows[0]]))
         if batch is not None and batch not in orders:
-            orders[batch] = Order(eager.launches.only(eager.of_batch(batch)))
-        tried = [found_in(orders[key], rows) for key in dict.fromkeys((batch, None))]
-        best = max(tried, key=lambda found: sum(int((part.at >= 0).sum()) for part in found))
-        out += [replace(part, batch=batch) for part in best]
-    return out
+            orders[batch] = Order(eager.launches.only(eager.launches_of_batch(batch)))
+        tried = [find_launches(orders[key], rows) for key in dict.fromkeys((batch, None))]
+        best = max(tried, key=lambda parts: sum(int((part.at >= 0).sum()) for part in parts))
+        matched += [replace(part, batch=batch) for part in best]
+    return matched
 
 
 def batch_around(trace: Trace, ts: int) -> int | None:
-    """The batch that a serving engine's annotations around a host time agree on."""
+    """Return the batch that a serving engine's annotations around a host time agree on.
+
+    None where they name none, or several.
+    """
     begin, dur, name, module = (
         trace.annotations[column] for column in ("ts", "dur", "name", "module")
     )
@@ -210,17 +225,17 @@ def batch_around(trace: Trace, ts: int) -> int | None:
 
 
 def replayed_begin(linked: Linked, frame: pl.DataFrame) -> str:
-    """The begin of a message: how many kernels and other events replays launched a step."""
+    """Begin a message: how many kernels and other events replays launched per step."""
     is_kernel = (frame["category"] == DEVICE_CATEGORIES["kernel"]).fill_null(value=False)
     kernels = int((is_kernel.to_numpy() & linked.replayed).sum()) / len(linked.wall)
     others = int(linked.replayed.sum()) / len(linked.wall) - kernels
     parts = [(kernels, "kernels"), (others, "copies and memsets")]
-    counted = " and ".join(f"{count:,.6g} {what}" for count, what in parts if count)
+    counted = " and ".join(f"{count:,.6g} {kind}" for count, kind in parts if count)
     return f"{counted} a step were launched by graph replays and have no op: "
 
 
 def _launches(rows: Ints, graph: Ints) -> list[Ints]:
-    """The rows of each graph launch, in order of their first one."""
+    """Return the rows of each graph launch, in the order of their first one."""
     _, first, of_row, sizes = np.unique(
         graph, return_index=True, return_inverse=True, return_counts=True
     )
@@ -229,8 +244,10 @@ def _launches(rows: Ints, graph: Ints) -> list[Ints]:
 
 
 def _orders(part: Ints, nodes: Ints) -> list[Ints]:
-    """A launch's rows in order of time; and of graph nodes, which a profiler numbers in the order
-    of the capture, where all are known: branches of a graph run side by side."""
+    """Return a launch's rows in order of time, and in order of graph nodes where all are known.
+
+    A profiler numbers nodes in the order of the capture; branches of a graph run concurrently.
+    """
     if (nodes < 0).any() or len(unique_ids(nodes)) < len(nodes):
         return [part]
     return [part, part[np.argsort(nodes)]]
@@ -239,24 +256,29 @@ def _orders(part: Ints, nodes: Ints) -> list[Ints]:
 class GraphReplay:
     """The mapping of one trace's replays onto an eager pass, and the columns that it gives.
 
-    `graph`: the graph launch of every row. `rate`: share of replayed busy time that was found;
-    below LEAST nothing is taken from the eager pass, and never what one of several passes of other
-    shapes may have been.
+    Attributes:
+        eager: The eager pass.
+        graph: The graph launch of every row.
+        at: The eager launch behind every row, -1 for none. Nothing is taken from the pass below
+            a rate
+            of LEAST, and never what one of several passes of other shapes may have been.
+        rate: The share of the replayed busy time that was found; None if that is 0.
+        unsure: The share that several passes of other shapes match equally well.
     """
 
     def __init__(
         self, eager: EagerPass, linked: Linked, frame: pl.DataFrame, graph: Ints, trace: Trace
     ) -> None:
         self.eager, self.graph = eager, graph
-        self.found = map_replay(frame, linked, graph, eager, trace)
+        self.matched = map_replay(frame, linked, graph, eager, trace)
         self.at = np.full(len(linked.step), NONE)
         unsure = np.zeros(len(linked.step), bool)
-        for part in self.found:
+        for part in self.matched:
             self.at[part.rows] = NONE if part.rivals else part.at
             unsure[part.rows] = bool(part.rivals)
         replayed = int(linked.busy[linked.replayed].sum())
-        found = int(linked.busy[linked.replayed & (self.at >= 0)].sum())
-        self.rate = found / replayed if replayed else None
+        mapped = int(linked.busy[linked.replayed & (self.at >= 0)].sum())
+        self.rate = mapped / replayed if replayed else None
         self.unsure = int(linked.busy[unsure].sum()) / replayed if replayed else 0.0
         self.count, self.steps = int(linked.replayed.sum()), len(linked.wall)
         self.begin = replayed_begin(linked, frame)
@@ -270,21 +292,22 @@ class GraphReplay:
             return "the count of launches alone, for it has neither names nor grids of kernels"
         sizes = self.eager.launches.sizes
         gemms = sum(sizes[i] is not None for i in self.at if i >= 0)
-        compared = sum(part.compared for part in self.found)
+        compared = sum(part.compared for part in self.matched)
         if not compared:
             return "launch order and kernel name, without grids of GEMMs to compare"
         of_gemms = "GEMMs" if compared >= gemms else f"{compared} of {gemms} GEMMs"
         return f"launch order, kernel name and the grid of {of_gemms}"
 
     def note(self) -> str:
-        """How the replayed kernels were mapped."""
+        """Say how the replayed kernels were mapped."""
         begin = self.begin
         if self.rate is None:
             return f"{begin}none of them takes any time"
         if self.rate >= LEAST:
             return (
                 f"{percent(self.rate, 1)} of the time of {self.count} replayed kernels"
-                f"{' of all steps' * (self.steps > 1)} was mapped to the eager pass by {self.basis}"
+                f"{when(self.steps > 1, ' of all steps')} was mapped to the eager pass by "
+                f"{self.basis}"
             )
         if self.rate + self.unsure >= LEAST:
             return f"{begin}the eager trace holds several passes that may be theirs"
@@ -294,7 +317,7 @@ class GraphReplay:
         )
 
     def warnings(self) -> list[str]:
-        """Messages on an eager pass that leaves some of the replay unknown or uncertain."""
+        """Warn of an eager pass that leaves some of the replay unknown or uncertain."""
         name, rate = self.eager.trace.source.name, self.rate
         messages = [*self._rivals(name)]
         if rate is None or (messages and rate + self.unsure >= LEAST):
@@ -320,7 +343,7 @@ class GraphReplay:
         return [*messages, *self._other_batch(name)]
 
     def _rivals(self, name: str) -> list[str]:
-        rows = sorted({m for part in self.found for m in part.rivals})
+        rows = sorted({m for part in self.matched for m in part.rivals})
         if not rows:
             return []
         shapes = f"M = {' or '.join(map(str, rows))}"
@@ -334,9 +357,9 @@ class GraphReplay:
         ]
 
     def _other_batch(self, name: str) -> list[str]:
-        """A message where M of what was found differs from the batch in the step's annotation."""
+        """Warn where M of what was found differs from the batch in the step's annotation."""
         sizes = self.eager.launches.sizes
-        for part in self.found:
+        for part in self.matched:
             at = [i for i in self.at[part.rows] if i >= 0]
             rows = Counter(size[0] for i in at if (size := sizes[i]) is not None)
             usual = rows.most_common(1)[0][0] if rows else None
@@ -348,7 +371,10 @@ class GraphReplay:
         return []
 
     def add_ops(self, frame: pl.DataFrame, *, first_call: int) -> pl.DataFrame:
-        """Op, call and instance of mapped rows; eager calls are numbered from `first_call`."""
+        """Return the frame with op, call and instance of mapped rows.
+
+        Eager calls are numbered from `first_call`.
+        """
         trace, mapped = self.eager.trace, self.at >= 0
         at = np.maximum(self.at, 0)
         op, call = self.eager.op[at], self.eager.call[at]
@@ -368,7 +394,7 @@ class GraphReplay:
         )
 
     def add_roles(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, str]:
-        """Layer and role of mapped rows, and where they come from."""
+        """Return the frame with layer and role of mapped rows, and where they come from."""
         roles, at = self.eager.roles, np.maximum(self.at, 0)
         mapped = pl.Series(self.at >= 0)
         layer = pl.Series(roles.layer[at])

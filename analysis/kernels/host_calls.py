@@ -1,7 +1,7 @@
-"""Runtime calls of the host: launches, copies that block, and calls that wait for the device.
+"""The runtime calls of the host: launches, copies that block, and calls that wait for the device.
 
-In: a trace on a device, its linked rows and the windows of its steps. Out: host time between
-launches and time in blocking calls (ns) by row and by op; the column `first_of_launch`;
+In: a trace on a device, its linked rows and the windows of its steps. Out: the host's time between
+launches and in blocking calls (ns) by row and by op; the column `first_of_launch`; and
 `GraphBlockers`, the calls of a step that no CUDA graph can hold.
 """
 
@@ -34,22 +34,24 @@ _RETURNS = re.compile(r"Async", re.IGNORECASE)  # a copy call that may return be
 
 
 def first_of(launch: Ints) -> Mask:
-    """Rows that are the first of their launch: a graph replay is one launch of many."""
+    """Return the rows that are the first of their launch: a graph replay is one launch of many."""
     first = np.zeros(len(launch), bool)
     first[np.unique(launch, return_index=True)[1]] = True
     return first
 
 
 def blocking_calls(trace: Trace) -> dict[str, Ints]:
-    """Runtime calls that copy, or wait for the device."""
+    """Return the runtime calls that copy, or wait for the device."""
     calls = runtime_calls(trace)
     rows = named(trace, calls["name"], COPY) | named(trace, calls["name"], SYNC)
     return {name: column[rows] for name, column in calls.items()}
 
 
 def blocking_copies(trace: Trace, calls: dict[str, Ints]) -> Mask:
-    """Which of all runtime `calls` are copies that no CUDA graph can hold: of pageable memory, or
-    by a call that returns only after the copy."""
+    """Return which of all runtime `calls` are copies that no CUDA graph can hold.
+
+    Those copy pageable memory, or are made by a call that returns only after the copy.
+    """
     copy, returns = (named(trace, calls["name"], pattern) for pattern in (COPY, _RETURNS))
     events = np.flatnonzero(named(trace, trace.device["name"], _PAGEABLE))
     of_copy = launch_of(trace, events)
@@ -59,16 +61,19 @@ def blocking_copies(trace: Trace, calls: dict[str, Ints]) -> Mask:
 
 
 def is_op(trace: Trace) -> Mask:
-    """Which names are those of ops: profilers before PyTorch 1.12 wrote annotations among them."""
+    """Return which names are those of ops: before PyTorch 1.12, annotations were among them."""
     return np.array(["#" not in name or "::" in name for name in trace.names], bool)
 
 
 def host_time(linked: Linked, launched: Mask, calls: dict[str, Ints]) -> tuple[Ints, Ints]:
-    """Host time (ns) from the previous launch in the same step, by any thread, to each row's own
-    launch; and apart from it the time in which a thread of the two launches was in one of `calls`,
-    which copy or wait: that is no work of the op. NONE for a row without a launch and for the first
-    of a step."""
-    out, blocked = (np.full(len(linked.start), NONE) for _ in range(2))
+    """Return the host's time from the launch before to the launch of each row, ns.
+
+    The launch before is that of the same step, by any thread. The second array is the part of the
+    time in which a thread of the two launches was in one of `calls`, which copy or wait: that is no
+    work of the op, and the first array is without it. Both are NONE for a row without a launch, and
+    for the first one of a step.
+    """
+    host_ns, blocked = (np.full(len(linked.start), NONE) for _ in range(2))
     before, after = launches_in_turn(linked, launched)
     for pair, rows in _pairs_by_threads(linked, before, after):
         own = np.isin(calls["thread"], pair)
@@ -76,13 +81,15 @@ def host_time(linked: Linked, launched: Mask, calls: dict[str, Ints]) -> tuple[I
         spans = Spans.of(begin, begin + calls["dur"][own])
         since, until = linked.launched[before[rows]], linked.launched[after[rows]]
         blocked[after[rows]] = spans.spent(until) - spans.spent(since)
-        out[after[rows]] = until - since - blocked[after[rows]]
-    return out, blocked
+        host_ns[after[rows]] = until - since - blocked[after[rows]]
+    return host_ns, blocked
 
 
 def launches_in_turn(linked: Linked, launched: Mask) -> tuple[Ints, Ints]:
-    """Pairs of rows whose launches follow one another in one step, by any thread; `launched`: the
-    rows with a known launch."""
+    """Return pairs of rows whose launches follow one another in one step, by any thread.
+
+    `launched` marks the rows with a known launch.
+    """
     order = np.lexsort((linked.launched, linked.step))
     order = order[launched[order]]
     before, after = order[:-1], order[1:]
@@ -93,20 +100,22 @@ def launches_in_turn(linked: Linked, launched: Mask) -> tuple[Ints, Ints]:
 def _pairs_by_threads(
     linked: Linked, before: Ints, after: Ints
 ) -> Iterator[tuple[list[int], Mask]]:
-    """Pairs of rows by the threads that launched them: the two threads, and which pairs."""
+    """Yield pairs of rows by the threads that launched them: both threads, and a mask."""
     first, second = linked.thread[before], linked.thread[after]
-    for one in unique_ids(first).tolist():
-        of_one = first == one
-        for other in unique_ids(second[of_one]).tolist():
-            yield [one, other], of_one & (second == other)
+    for thread in unique_ids(first).tolist():
+        of_thread = first == thread
+        for next_thread in unique_ids(second[of_thread]).tolist():
+            yield [thread, next_thread], of_thread & (second == next_thread)
 
 
 _BLOCKED = {"instance": pl.Int64, "op": pl.String, "ns": pl.Int64}
 
 
 def add_first(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame:
-    """Column `first_of_launch`: whether a row is the first of its launch (a graph replay is one
-    launch of many rows); null where no launch is known."""
+    """Add column `first_of_launch`: whether a row is the first of its launch.
+
+    A graph replay is one launch of many rows. Null where no launch is known.
+    """
     launch = launch_of(trace, linked.event) if trace.on_device else np.full(len(frame), NONE)
     first = pl.Series(first_of(launch)).zip_with(pl.Series(launch >= 0), _UNKNOWN)
     return frame.hstack([first.alias("first_of_launch")])
@@ -116,9 +125,11 @@ _UNKNOWN = pl.Series([None], dtype=pl.Boolean)
 
 
 def host_blocked_by_op(trace: Trace, linked: Linked) -> pl.DataFrame:
-    """The time of the column `host_blocked_ns`, ns of all steps, by the innermost op around each
-    call that copies or waits: `instance` is its row in the trace; -1 for a call outside any op,
-    which is listed by its own name."""
+    """Sum the time of the column `host_blocked_ns` by the innermost op around each blocking call.
+
+    `ns` is of all steps. `instance` is the row of the op in the trace; it is -1 for a call outside
+    any op, which is listed by its own name.
+    """
     calls = blocking_calls(trace)
     if not trace.on_device or not len(calls["ts"]):
         return pl.DataFrame(schema=_BLOCKED)
@@ -131,18 +142,18 @@ def host_blocked_by_op(trace: Trace, linked: Linked) -> pl.DataFrame:
         since, until = linked.launched[before[wanted]], linked.launched[after[wanted]]
         at, ns = _overlaps(spans, since, until)
         np.add.at(spent, own[at], ns)
-    found = np.flatnonzero(spent)
-    around = _op_around(trace, calls["thread"][found], calls["ts"][found])
-    names = np.where(around >= 0, taken(trace.ops["name"], around), calls["name"][found])
-    found_ns = pl.DataFrame(
-        {"instance": around, "op": [trace.names[i] for i in names], "ns": spent[found]},
+    rows = np.flatnonzero(spent)
+    around = _op_around(trace, calls["thread"][rows], calls["ts"][rows])
+    names = np.where(around >= 0, taken(trace.ops["name"], around), calls["name"][rows])
+    blocked = pl.DataFrame(
+        {"instance": around, "op": [trace.names[i] for i in names], "ns": spent[rows]},
         schema=_BLOCKED,
     )
-    return found_ns.group_by("instance", "op", maintain_order=True).agg(pl.col("ns").sum())
+    return blocked.group_by("instance", "op", maintain_order=True).agg(pl.col("ns").sum())
 
 
 def _overlaps(spans: Spans, since: Ints, until: Ints) -> tuple[Ints, Ints]:
-    """Indices of disjoint spans, and for how long each lies in one of the windows."""
+    """Return the indices of disjoint spans, and how long each lies in one of the windows."""
     low = np.searchsorted(spans.end, since, "right")
     many = np.maximum(np.searchsorted(spans.begin, until, "left") - low, 0)
     window = np.repeat(np.arange(len(since)), many)
@@ -152,23 +163,26 @@ def _overlaps(spans: Spans, since: Ints, until: Ints) -> tuple[Ints, Ints]:
 
 
 def _op_around(trace: Trace, thread: Ints, ts: Ints) -> Ints:
-    """Row of the innermost op around each time on its thread, -1 for none."""
+    """Return the row of the innermost op around each time on its thread, -1 for none."""
     ops = np.flatnonzero(is_op(trace)[trace.ops["name"]])
     spans = {name: trace.ops[name][ops] for name in ("ts", "dur", "thread")}
-    found = innermost({**spans, "order": trace.ops["external"][ops]}, thread, ts)
-    return taken(ops, found)
+    inner = innermost({**spans, "order": trace.ops["external"][ops]}, thread, ts)
+    return taken(ops, inner)
 
 
 @dataclass(frozen=True)
 class AllocatorCalls:
-    """Calls in the steps that allocate or free memory: how often each is made, the most frequent
-    first."""
+    """The calls in the steps that allocate or free memory.
+
+    Attributes:
+        counts: How often each is made, the most frequent first.
+    """
 
     counts: dict[str, int]
 
     @property
     def frees(self) -> int:
-        """How many calls give memory back."""
+        """The number of calls that give memory back."""
         return sum(n for name, n in self.counts.items() if _FREES.search(name))
 
 
@@ -176,7 +190,7 @@ _FREES = re.compile(r"Free|Release|Unmap|Trim")
 
 
 def allocator_calls(trace: Trace, windows: Windows) -> AllocatorCalls:
-    """The allocator's calls of all threads in the steps."""
+    """Count the allocator's calls of all threads in the steps."""
     calls = runtime_calls(trace)
     rows = named(trace, calls["name"], ALLOCATION) & (windows.step_of(calls["ts"]) >= 0)
     return AllocatorCalls(_counts_of_names(trace, calls["name"][rows]))
@@ -188,29 +202,41 @@ _FETCH = re.compile(r"DtoH|DeviceToHost|^Memcpy D2[HM]")
 
 @dataclass(frozen=True)
 class GraphBlockers:
-    """Calls that stop a step from becoming a CUDA graph, medians over steps. Only calls before the
-    last launch count that is no copy to the host: what follows may fetch the result of a graph."""
+    """The calls that stop a step from becoming a CUDA graph, medians over steps.
+
+    Only calls before the last launch that is no copy to the host count: what follows it may fetch
+    the result of a graph.
+
+    Attributes:
+        waits: Calls that wait for the device.
+        copies: Copies that no graph can hold.
+        by: Names of the calls that wait, the most frequent first.
+    """
 
     waits: float = 0.0
     copies: float = 0.0
     by: str = ""  # names of the calls that wait, the most frequent first
 
     def __bool__(self) -> bool:
-        """Whether more calls of a kind stop the step than the one that fetches a result."""
+        """Return whether more calls of a kind stop the step than the one that fetches a result."""
         return max(self.waits, self.copies) > 1
 
     def __str__(self) -> str:
-        """`10 waits (cudaStreamSynchronize) and 1 copy`."""
+        """Return e.g. `10 waits (cudaStreamSynchronize) and 1 copy`."""
         by = f" ({self.by})" if self.by else ""
         kinds = ((self.waits, "wait", "waits", by), (self.copies, "copy", "copies", ""))
         return " and ".join(
-            f"{n:g} {one if n == 1 else more}{which}" for n, one, more, which in kinds if n
+            f"{n:g} {singular if n == 1 else plural}{which}"
+            for n, singular, plural, which in kinds
+            if n
         )
 
 
 def graph_blockers(trace: Trace, windows: Windows, linked: Linked) -> GraphBlockers:
-    """The calls of threads that launch kernels; a copy blocks where its memory is pageable or its
-    call does not return at once."""
+    """Count the calls, of threads that launch kernels, that no CUDA graph can hold.
+
+    A copy counts where its memory is pageable or its call does not return at once.
+    """
     if not (trace.on_device and len(windows)):
         return GraphBlockers()
     name = taken(trace.device["name"], linked.event, absent=0)
@@ -231,7 +257,7 @@ def graph_blockers(trace: Trace, windows: Windows, linked: Linked) -> GraphBlock
 
 
 def _counts_of_names(trace: Trace, names: Ints) -> dict[str, int]:
-    """How often each name (id) occurs, the most frequent first."""
+    """Count how often each name (id) occurs, the most frequent first."""
     counts = np.bincount(names)
     order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
     return {trace.names[i][:_SHOWN]: int(counts[i]) for i in order}

@@ -1,10 +1,10 @@
-"""Causes of idle time of the device, and the host's work in that time: each ns has one cause.
+"""The causes of idle time of the device, and the host's work in that time: each ns has one cause.
 
-In: the kernels frame and its links. Out: columns `idle_*`, the parts of the gap before a row in ns
-(they sum to it); `cause`, the CAUSE of most of it (null without a gap); `host_activity`, the
-annotation, Python frame or long op that the host was in for half or more of its part of the gap,
-`host_activity_ns`, how much of that part it covers, and `host_activity_is`, INTERRUPTED or AROUND
-where that is no reason for the gap; `host_ns` since the previous launch by any
+In: the kernels frame and its links. Out: these columns. `idle_*` are the parts of the gap before a
+row in ns (they sum to it). `cause` is the CAUSE of most of it (null without a gap). `host_activity`
+is the annotation, Python frame or long op that the host was in for half or more of its part of the
+gap, `host_activity_ns` how much of that part it covers, and `host_activity_is` INTERRUPTED or
+AROUND where that is no reason for the gap. `host_ns` is the time since the launch before by any
 thread, without `host_blocked_ns`, the time in calls that copy or wait.
 """
 
@@ -15,7 +15,6 @@ import operator
 import re
 from collections.abc import Iterator
 from functools import reduce
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -81,23 +80,24 @@ _COLLECTIVE = re.compile(r"^(?:gloo|mpi|ucc):")
 def add_waits(
     frame: pl.DataFrame, trace: Trace, linked: Linked, unusual: UnusualCalls
 ) -> pl.DataFrame:
-    """Add the columns above. A gap is divided in this order:
+    """Add the columns above.
 
-    `other_step` is the part in which the device ran what a later step had launched ahead.
+    A gap is divided in this order. `other_step` is the part in which the device ran what a later
+    step had launched ahead.
 
     If the launch call had not ended when the device ran out of work (the gap starved), the time up
     to its end is what the launching thread did: a first call or compilation (`first_call`), a copy
     call that blocks (`memcpy`) or returns at once (`copy_launch`), a call that waits for the device
     (`sync`), one of the allocator (`allocation`), an op that the host computed itself (`computed`),
     an op or call far above its median (`stalled`), another runtime call (`launch`), another `op`,
-    or `nothing` recorded; of that, what other threads spent in a collective is `collective`, and in
-    a first call or in calls of the allocator is theirs too. The
-    rest is `launch`, or `blocked` where it is longer than any launch takes: its stream waited.
+    or `nothing` recorded. Of that, what other threads spent in a collective is `collective`, and in
+    a first call or in calls of the allocator is theirs too. The time after the end of the call is
+    `launch`, or `blocked` where it is longer than any launch takes: its stream waited.
 
-    If it was launched in time, the gap is the `device`'s, or `blocked` where it is that long, or
-    where the trace shows that a stream waited. A gap that long within one graph replay is `replay`:
-    the trace lacks what ran there, or it is a host node. In such a trace one that long before the
-    first event of a replay is `unknown`.
+    If the kernel was launched in time, the gap is the `device`'s, or `blocked` where it is that
+    long, or where the trace shows that a stream waited. A gap that long within one graph replay is
+    `replay`: the trace lacks what ran there, or it is a host node. In such a trace one that long
+    before the first event of a replay is `unknown`.
 
     A gap without a known launch is `unknown`, unless its op ended in time. On a host trace every
     gap is dispatch (`op`), or a `collective` of other threads.
@@ -111,13 +111,13 @@ def add_waits(
         late = linked.starved & (launch >= 0) & (gap > 0)
         no_launch = (gap > 0) & (launch < 0) & ~_op_in_time(linked, trace)
         ran = _work_in_gaps(linked, trace)
-        other = ran.spent(linked.start) - ran.spent(linked.start - gap)
-        idle = gap - other
+        other_ns = ran.spent(linked.start) - ran.spent(linked.start - gap)
+        idle = gap - other_ns
         threads = _parts_of_threads(linked, trace, launch, late, ran, unusual)
-        parts = {**parts, **threads, "other_step": other}
+        parts = {**parts, **threads, "other_step": other_ns}
         parts["unknown"] = np.where(no_launch, idle, 0)
         waits = ~(late | no_launch) & (idle > _LAUNCHED)
-        inside = waits & _within_replay(linked, launch)
+        inside = waits & _continues_replay(linked, launch)
         begins = waits & ~inside & linked.replayed & inside.any()
         parts["replay"] = np.where(inside, idle, 0)
         parts["unknown"] += np.where(begins, idle, 0)
@@ -130,13 +130,13 @@ def add_waits(
         parts["collective"] = elsewhere.spent(linked.start) - elsewhere.spent(linked.start - gap)
         parts["op"] = gap - parts["collective"]
     late_host = sum((parts[name] for name, cause in PARTS.items() if cause == "host"), none)
-    activities, covered, what = host_activities(trace, linked, late_host, calls)
+    activities, covered, reasons = host_activities(trace, linked, late_host, calls)
     columns = {
         **{f"idle_{name}": ns for name, ns in parts.items()},
         "cause": pl.Series(_main_causes(parts, gap), dtype=pl.String),
         "host_activity": pl.Series(activities, dtype=pl.String),
         "host_activity_ns": covered,
-        "host_activity_is": pl.Series(what, dtype=pl.String),
+        "host_activity_is": pl.Series(reasons, dtype=pl.String),
         "host_ns": known_ids(host_ns),
         "host_blocked_ns": known_ids(blocked_ns),
     }
@@ -144,40 +144,45 @@ def add_waits(
 
 
 def dispatch_ns(frame: pl.DataFrame) -> pl.Series:
-    """The host's part of a gap that a CUDA graph would remove, ns. Not counted: time in which the
-    host computed or stalled, gaps in a data loader, and gaps in which the host ran no op and made
-    no call for longer than between two ops of a model."""
+    """Return the host's part of each gap that a CUDA graph would remove, ns.
+
+    Not counted are the time in which the host computed or stalled, gaps in a data loader, and gaps
+    in which the host ran no op and made no call for longer than between two ops of a model.
+    """
     spared = ~loads_data(frame) & (frame["idle_nothing"] <= BETWEEN_OPS).to_numpy()
     dispatch = late_host_ns(frame) - frame["idle_computed"] - frame["idle_stalled"]
     return pl.Series(np.where(spared, dispatch, 0))
 
 
 def loads_data(frame: pl.DataFrame) -> Mask:
-    """Rows in whose gap the host was in a data loader."""
+    """Return the rows in whose gap the host was in a data loader."""
     activity = frame["host_activity"]
     names = [name for name in activity.unique() if name is not None and _LOADER.search(name)]
     return is_true(is_one_of(activity, names))
 
 
 def first_call_ns(frame: pl.DataFrame) -> pl.Series:
-    """Idle time of each row's gap in which the host made a first call or compiled, ns."""
+    """Return the time of each row's gap in which the host made a first call or compiled, ns."""
     return frame["idle_first_call"]
 
 
 def late_host_ns(frame: pl.DataFrame) -> pl.Series:
-    """The host's part of each gap, ns."""
+    """Return the host's part of each gap, ns."""
     parts = (frame[f"idle_{name}"] for name, cause in PARTS.items() if cause == "host")
     return reduce(operator.add, parts)
 
 
 def host_late(frame: pl.DataFrame) -> tuple[int, int]:
-    """Idle time before late launches, ns of all steps: due to dispatch, due to other host work."""
+    """Return the idle time before late launches: in dispatch, and in other host work.
+
+    ns of all steps.
+    """
     late, spared = int(late_host_ns(frame).sum()), int(dispatch_ns(frame).sum())
     return spared, late - spared
 
 
 def cause_sums(frame: pl.DataFrame) -> dict[str, int]:
-    """Idle time of a frame by cause, ns of all its steps."""
+    """Sum the idle time of a frame by cause, ns of all its steps."""
     sums = dict.fromkeys(CAUSES, 0)
     for name, cause in PARTS.items():
         sums[cause] += int(frame[f"idle_{name}"].sum())
@@ -185,20 +190,22 @@ def cause_sums(frame: pl.DataFrame) -> dict[str, int]:
 
 
 def causes_by(frame: pl.DataFrame, *keys: str) -> dict[tuple[str, ...], dict[str, int]]:
-    """Idle time by cause for each value of the columns `keys`, ns of all steps; causes without any
-    are left out."""
+    """Sum the idle time by cause for each value of the columns `keys`, ns of all steps.
+
+    Causes without any time are left out.
+    """
     parts = frame.group_by(keys).agg(pl.col(f"idle_{name}").sum() for name in PARTS)
-    out: dict[tuple[str, ...], dict[str, int]] = {}
+    causes: dict[tuple[str, ...], dict[str, int]] = {}
     for row in parts.iter_rows(named=True):
-        sums = out.setdefault(tuple(row[key] for key in keys), {})
+        sums = causes.setdefault(tuple(row[key] for key in keys), {})
         for name, cause in PARTS.items():
             if ns := row[f"idle_{name}"]:
                 sums[cause] = sums.get(cause, 0) + ns
-    return out
+    return causes
 
 
 def _main_causes(parts: dict[str, Ints], gap: Ints) -> list[str | None]:
-    """The cause of most of each gap; None without a gap."""
+    """Return the cause of most of each gap; None without a gap."""
     sums = {cause: np.zeros_like(gap) for cause in CAUSES}
     for name, cause in PARTS.items():
         sums[cause] = sums[cause] + parts[name]
@@ -211,19 +218,21 @@ def _main_causes(parts: dict[str, Ints], gap: Ints) -> list[str | None]:
 
 
 def _op_in_time(linked: Linked, trace: Trace) -> Mask:
-    """Rows whose op ended before the device ran out of work: so did their launch."""
+    """Return the rows whose op, and so their launch, ended before the device ran out of work."""
     end = taken(trace.ops["ts"], linked.op) + taken(trace.ops["dur"], linked.op, absent=0)
     return np.asarray((linked.op >= 0) & (end <= linked.start - linked.gap))
 
 
-def _within_replay(linked: Linked, launch: Ints) -> Mask:
-    """Rows after the first of their graph launch, whatever else ran between."""
+def _continues_replay(linked: Linked, launch: Ints) -> Mask:
+    """Return the rows after the first of their graph launch, whatever else ran between."""
     return ~first_of(launch) & linked.replayed & (launch >= 0)
 
 
 def _work_in_gaps(linked: Linked, trace: Trace) -> Spans:
-    """Device work inside gaps. It belongs to later steps: earlier steps, and work of no step, have
-    ended when a gap begins."""
+    """Return the device work inside gaps.
+
+    It belongs to later steps: earlier steps, and work of no step, have ended when a gap begins.
+    """
     gaps = Spans.of(linked.start - linked.gap, linked.start)
     begin, end = trace.device["ts"], trace.device["ts"] + trace.device["dur"]
     inside = gaps.spent(end) > gaps.spent(begin)
@@ -231,7 +240,10 @@ def _work_in_gaps(linked: Linked, trace: Trace) -> Spans:
 
 
 def _stream_waits(linked: Linked, trace: Trace) -> Ints:
-    """Time of each gap in which a stream waits for an event, by a record of the device, ns."""
+    """Return the time of each gap in which a stream waits for an event, ns.
+
+    The device recorded the waits.
+    """
     waits = Spans.of(trace.waits["ts"], trace.waits["ts"] + trace.waits["dur"])
     return np.asarray(waits.spent(linked.start) - waits.spent(linked.start - linked.gap))
 
@@ -239,33 +251,37 @@ def _stream_waits(linked: Linked, trace: Trace) -> Ints:
 def _parts_of_threads(
     linked: Linked, trace: Trace, launch: Ints, late: Mask, ran: Spans, unusual: UnusualCalls
 ) -> dict[str, Ints]:
-    """The parts of starved gaps that are due to the launching threads and to the streams, without
-    what the device `ran` then."""
+    """Return the parts of starved gaps that are due to the launching threads and to the streams.
+
+    What the device `ran` in them is left out.
+    """
     begin = linked.start - linked.gap
     end = taken(trace.launches["ts"] + trace.launches["dur"], launch)
     until = np.clip(end, begin, linked.start)
-    rest = linked.start - until - (ran.spent(linked.start) - ran.spent(until))
-    out = {name: np.zeros_like(linked.gap) for name in (*_OF_THREADS, "blocked")}
+    after_call = linked.start - until - (ran.spent(linked.start) - ran.spent(until))
+    parts = {name: np.zeros_like(linked.gap) for name in (*_OF_THREADS, "blocked")}
     for thread in unique_ids(linked.thread[late]):
         rows = np.flatnonzero(late & (linked.thread == thread))
         below = ran.spent(until[rows]) - ran.spent(begin[rows])
         for name, spans in _layers(trace, int(thread), linked.op, ran, unusual):
             spent = spans.spent(until[rows]) - spans.spent(begin[rows])
-            out[name][rows] += spent - below
+            parts[name][rows] += spent - below
             below = spent
-        out["nothing"][rows] = until[rows] - begin[rows] - below
-    waits = late & (rest > _LAUNCHED)
-    out["blocked"][waits] = rest[waits]
-    out["launch"][late & ~waits] += rest[late & ~waits]
-    return out
+        parts["nothing"][rows] = until[rows] - begin[rows] - below
+    waits = late & (after_call > _LAUNCHED)
+    parts["blocked"][waits] = after_call[waits]
+    parts["launch"][late & ~waits] += after_call[late & ~waits]
+    return parts
 
 
 def _layers(
     trace: Trace, thread: int, launching: Ints, ran: Spans, unusual: UnusualCalls
 ) -> Iterator[tuple[str, Spans]]:
-    """Time spans of a thread by activity, each merged with all earlier entries and with `ran`, so
-    that overlapping time counts for the first entry only. `launching`: ops known to have launched
-    device work."""
+    """Yield the time spans of a thread by activity.
+
+    Each is merged with all entries before it and with `ran`, so that overlapping time counts for
+    the first entry only. `launching` holds the ops that are known to have launched device work.
+    """
     ops, calls = trace.ops, runtime_calls(trace)
     rows = np.flatnonzero(calls["thread"] == thread)
     called = calls["name"][rows]
@@ -274,23 +290,23 @@ def _layers(
     inside = np.flatnonzero((ops["thread"] == thread) & is_op(trace)[ops["name"]])
     blocks = blocking_copies(trace, calls)[rows]
 
-    def of_calls(which: Mask) -> Spans:
+    def call_spans(which: Mask) -> Spans:
         return Spans.of(begin[which], end[which])
 
-    def of_ops(rows: Ints) -> Spans:
+    def op_spans(rows: Ints) -> Spans:
         return Spans.of(ops["ts"][rows], ops["ts"][rows] + ops["dur"][rows])
 
     elsewhere = named(trace, calls["name"], ALLOCATION)
     layers = (
         ("first_call", unusual.first.of_thread(thread)),
-        ("memcpy", of_calls(blocks)),
-        ("copy_launch", of_calls(copy)),
-        ("sync", of_calls(sync)),
-        ("allocation", of_calls(allocates)),
-        ("computed", of_ops(_computed(trace, inside, begin, launching))),
+        ("memcpy", call_spans(blocks)),
+        ("copy_launch", call_spans(copy)),
+        ("sync", call_spans(sync)),
+        ("allocation", call_spans(allocates)),
+        ("computed", op_spans(_computed(trace, inside, begin, launching))),
         ("stalled", unusual.stalled.of_thread(thread)),
-        ("launch", of_calls(np.ones(len(rows), bool))),
-        ("op", of_ops(inside)),
+        ("launch", call_spans(np.ones(len(rows), bool))),
+        ("op", op_spans(inside)),
         # A thread that records nothing may wait for what another one does.
         ("collective", _collectives(trace)),
         ("first_call", Spans.of(unusual.first.begin, unusual.first.end)),
@@ -305,15 +321,14 @@ def _layers(
 
 
 def _collectives(trace: Trace) -> Spans:
-    """When any thread carries out a collective on the host."""
+    """Return when any thread carries out a collective on the host."""
     notes = trace.annotations
     rows = named(trace, notes["name"], _COLLECTIVE)
     return Spans.of(notes["ts"][rows], notes["ts"][rows] + notes["dur"][rows])
 
 
 def host_collectives(trace: Trace) -> list[str]:
-    """The names of the collectives that host threads carry out, the one with the most time
-    first."""
+    """Return the names of the collectives that host threads carry out, the longest first."""
     notes = trace.annotations
     rows = named(trace, notes["name"], _COLLECTIVE)
     spent = np.bincount(notes["name"][rows], notes["dur"][rows], minlength=1)
@@ -322,37 +337,45 @@ def host_collectives(trace: Trace) -> list[str]:
 
 
 def _computed(trace: Trace, rows: Ints, calls: Ints, launching: Ints) -> Ints:
-    """The ops among the ops `rows` of a thread that the host computed itself: matrix products, and
-    others that take longer than any dispatch; nothing was launched inside, by calls, links and ids,
-    and no operand is empty. `calls`: when the thread made calls."""
+    """Return the ops of a thread that the host computed itself.
+
+    Those are matrix products, and other ops that take longer than any dispatch, in which nothing
+    was launched (by calls, links and ids) and of which no operand is empty.
+
+    Args:
+        trace: The trace.
+        rows: The ops of the thread.
+        calls: When the thread made runtime calls.
+        launching: The ops that are known to have launched device work.
+    """
     ops = trace.ops
     names = unique_ids(ops["name"][rows]).tolist()
     products = [i for i in names if op_kind(trace.names[i], None) in _PRODUCTS]
     works = [i for i in names if kind_of(trace.names[i], None, None) not in _UNKNOWN]
     long = np.isin(ops["name"][rows], works) & (ops["dur"][rows] >= _COMPUTES)
-    found = _without(ops, rows[np.isin(ops["name"][rows], products) | long], calls)
-    if not len(found):
-        return found
-    empty = [i for i, call in enumerate(trace.calls) if any(_is_empty(s) for s in call.shapes)]
+    computed = _without(ops, rows[np.isin(ops["name"][rows], products) | long], calls)
+    if not len(computed):
+        return computed
+    empty = [
+        i
+        for i, call in enumerate(trace.calls)
+        if any(isinstance(shape, tuple) and 0 in shape for shape in call.shapes)
+    ]
     known = np.isin(rows, launching) | np.isin(ops["external"][rows], _ids(trace))
-    found = found[~np.isin(ops["call"][found], empty)]
-    return _without(ops, found, ops["ts"][rows[known]])
+    computed = computed[~np.isin(ops["call"][computed], empty)]
+    return _without(ops, computed, ops["ts"][rows[known]])
 
 
 def _without(ops: dict[str, Ints], rows: Ints, at: Ints) -> Ints:
-    """The ops among `rows` within which none of the times `at` lies."""
+    """Return the ops among `rows` within which none of the times `at` lies."""
     at = np.sort(at)
     begin = ops["ts"][rows]
     end = begin + ops["dur"][rows]
     return np.asarray(rows[np.searchsorted(at, begin) == np.searchsorted(at, end)])
 
 
-def _is_empty(shape: Any) -> bool:
-    return isinstance(shape, tuple) and 0 in shape
-
-
 def _ids(trace: Trace) -> Ints:
-    """External ids of the ops that device events name."""
+    """Return the external ids of the ops that device events name."""
     ids = unique_ids(trace.device["external"])
     return np.asarray(ids[ids > 0])
 
@@ -376,19 +399,27 @@ _FEW = 3  # calls of a name: a median needs more
 def host_activities(
     trace: Trace, linked: Linked, host: Ints, blocks: Table
 ) -> tuple[list[str | None], Ints, list[str | None]]:
-    """The innermost annotation, Python frame or long op that covers at least half of the host's
-    part of each gap, on the launching thread, else on any; and how much of that part it covers, ns.
-    Inside a data loader it is the loader, with what is innermost in it unless that is an op. Not
-    counted are annotations of steps, ops that hold one of `blocks` (calls that copy or wait), and
-    time in `blocks`. None for short gaps, and for all but the longest. Last: INTERRUPTED or AROUND,
-    where one of them holds."""
-    out: list[str | None] = [None] * len(host)
-    what: list[str | None] = [None] * len(host)
+    """Return the host's activity in each gap, the ns that it covers, and whether it is no reason.
+
+    The activity is the innermost annotation, Python frame or long op that covers at least half of
+    the host's part of the gap, on the launching thread, else on any. Inside a data loader it is the
+    loader, with what is innermost in it unless that is an op. Annotations of steps do not count,
+    nor do ops that hold one of `blocks`, nor time in `blocks`. It is None for short gaps, and for
+    all but the longest. The third list holds INTERRUPTED or AROUND where one of them is true.
+
+    Args:
+        trace: The trace.
+        linked: The linked rows.
+        host: The host's part of each gap, ns.
+        blocks: The calls that copy or wait.
+    """
+    activities: list[str | None] = [None] * len(host)
+    reasons: list[str | None] = [None] * len(host)
     within = np.zeros_like(host)
     order = np.argsort(-host, kind="stable")[:_MOST]
     rows = order[host[order] >= _LEAST]
     if not len(rows):
-        return out, within, what
+        return activities, within, reasons
     shown = [_label(name) for name in trace.names]
     begin, end, thread, names = _spans(trace, blocks, shown)
     is_op = np.array(["::" in name for name in names], bool)
@@ -399,37 +430,41 @@ def host_activities(
         shared = np.minimum(end, linked.start[row]) - np.maximum(begin, first)
         near = np.flatnonzero(shared >= _ENOUGH * host[row])
         launching = near[thread[near] == linked.thread[row]]
-        found = launching if len(launching) else near
-        loading = found[loads[found] & ~is_op[found]]
-        if len(found):
-            inner = int(found[np.argmin(end[found] - begin[found])])
+        spans = launching if len(launching) else near
+        loading = spans[loads[spans] & ~is_op[spans]]
+        if len(spans):
+            inner = int(spans[np.argmin(end[spans] - begin[spans])])
             span = int(loading[np.argmin((end - begin)[loading])]) if len(loading) else inner
             nested = span != inner and not is_op[inner]
-            out[row] = f"{names[span]}: {names[inner]}" if nested else names[span]
+            activities[row] = f"{names[span]}: {names[inner]}" if nested else names[span]
             since, until = max(int(begin[span]), first), min(int(end[span]), int(linked.start[row]))
             blocked = _blocked(blocks, int(linked.thread[row]), since, until)
             within[row] = min(int(shared[span]) - blocked, int(host[row]))
             name = names[inner]
             if name not in usual:
-                usual[name] = _usual_ns(trace, [i for i, one in enumerate(shown) if one == name])
+                usual[name] = _usual_ns(
+                    trace, [i for i, label in enumerate(shown) if label == name]
+                )
             if end[inner] - begin[inner] >= max(_LONG_OP, FAR * usual[name]):
-                what[row] = INTERRUPTED
+                reasons[row] = INTERRUPTED
             elif end[span] > linked.start[row]:
-                what[row] = AROUND
-    return out, within, what
+                reasons[row] = AROUND
+    return activities, within, reasons
 
 
 def _usual_ns(trace: Trace, ids: list[int]) -> float:
-    """The median time of the ops, annotations and frames with one of the names `ids`, ns; infinite
-    for _FEW or fewer. Frames that are too short to be kept are not among them: of these nothing is
-    known."""
+    """Return the median time of the ops, annotations and frames with one of the names `ids`, ns.
+
+    It is infinite for _FEW or fewer. Frames that are too short to be kept are not among them:
+    nothing is known of these.
+    """
     tables = (trace.ops, trace.annotations, trace.frames)
     all_ns = np.concatenate([t["dur"][np.isin(t["name"], ids)] for t in tables])
     return float(np.median(all_ns)) if len(all_ns) > _FEW else math.inf
 
 
 def _blocked(blocks: Table, thread: int, begin: int, end: int) -> int:
-    """Time of a span in which a thread is in calls that copy or wait, ns."""
+    """Return the time of a span in which a thread is in calls that copy or wait, ns."""
     at = blocks["ts"]
     own = (blocks["thread"] == thread) & (at < end) & (at + blocks["dur"] > begin)
     rows = np.flatnonzero(own)[np.argsort(at[own], kind="stable")]
@@ -440,8 +475,11 @@ def _blocked(blocks: Table, thread: int, begin: int, end: int) -> int:
 def _spans(
     trace: Trace, blocks: Table, shown: list[str | None]
 ) -> tuple[Ints, Ints, Ints, list[str]]:
-    """Annotations (also those that older profilers wrote among the ops), frames and long ops:
-    begin, end, thread and name. `shown`: the label of each name of the trace."""
+    """Return begin, end, thread and name of the annotations, frames and long ops of a trace.
+
+    Older profilers wrote annotations among the ops; they count too. `shown` is the label of each
+    name of the trace.
+    """
     is_annotation = np.array(["#" in name and "::" not in name for name in trace.names], bool)
     tables = [
         (trace.annotations, np.arange(len(trace.annotations["ts"]))),
@@ -463,7 +501,7 @@ def _spans(
 
 
 def _long_ops(ops: Table, blocks: Table) -> NDArray[np.bool_]:
-    """Ops that the host itself was long in, with no call inside that copies or waits."""
+    """Return the ops that the host itself was long in, with no call inside that copies or waits."""
     long = ops["dur"] >= _LONG_OP
     for thread in unique_ids(ops["thread"][long]):
         rows = np.flatnonzero(long & (ops["thread"] == thread))
@@ -475,8 +513,11 @@ def _long_ops(ops: Table, blocks: Table) -> NDArray[np.bool_]:
 
 
 def _label(name: str) -> str | None:
-    """The name to show for a span; None for a step, for a frame whose name is left out, and for a
-    collective: that part of a gap is not the host's."""
+    """Return the name to show for a span.
+
+    None for a step, for a frame whose name is left out, and for a collective: that part of a gap is
+    not the host's.
+    """
     if (
         name == FRAME
         or _STEP.search(name)

@@ -1,12 +1,12 @@
 """The peak rates of a device: FLOP/s by dtype, byte/s, and the time of the shortest kernel.
 
-In: the device table, the peaks that `trace` and `calibrate` measured, peaks of the command line.
-Out: `Peaks`, with their source and what makes them doubtful.
+In: the device table, the peaks that `trace` and `calibrate` measured, and those of the command
+line. Out: `Peaks`, with their source and what makes them doubtful.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.schema.sides import DeviceRates, DeviceUsed, PeakRates, PeakTaken
@@ -23,10 +23,20 @@ APART = 1.2  # times: how far two measurements of one peak may differ
 
 @dataclass(frozen=True)
 class Peaks:
-    """Peaks of a device: FLOP/s by dtype (dense), byte/s, and the floor of one kernel (ns).
+    """The peaks of a device.
 
-    `measured`: whether they were measured on the device; `sheet`: the data sheet's rates, where
-    they are known. `sm`: multiprocessors, None on a CPU.
+    Attributes:
+        name: The name of the device.
+        flop_per_s: Dense FLOP/s by dtype.
+        byte_per_s: The bandwidth of its memory; None if unknown.
+        source: Where the peaks come from, in words.
+        measured: Whether they were measured on the device.
+        floor_ns: The time of the shortest kernel; None if it was not measured.
+        sm: The number of multiprocessors; None on a CPU.
+        device: Its row in the device table; None if it has none.
+        sheet: The rates of its data sheet; None if they are unknown.
+        taken: The measurements behind a peak, by dtype and "bandwidth", where `trace` kept them.
+        disturbed: What disturbed every measurement of the rates; empty where one was undisturbed.
     """
 
     name: str
@@ -45,11 +55,11 @@ class Peaks:
 
     @property
     def link_byte_per_s(self) -> float | None:
-        """Bandwidth between host and device, in one direction."""
+        """The bandwidth between host and device, in one direction; None if unknown."""
         return self.device.link_byte_per_s if self.device else None
 
     def as_json(self) -> DeviceUsed:
-        """The `device` object of the report."""
+        """Return the `device` object of the report."""
         used = DeviceUsed(
             name=self.name,
             peaks=PeakRates(
@@ -64,8 +74,7 @@ class Peaks:
         return {**used, "taken": self.taken} if self.taken else used
 
     def caveats(self) -> list[str]:
-        """Peaks that two measurements give further apart than they may be, and peaks of which no
-        measurement was quiet."""
+        """Describe peaks whose two measurements differ much, and those never measured quietly."""
         rates = {**self.flop_per_s, BANDWIDTH: self.byte_per_s or 0.0}
         below = {
             name: f"{_named(name)} is {rate_text(rates[name], name)}, and was at most "
@@ -103,14 +112,14 @@ def _named(name: str) -> str:
 
 
 def rate_text(per_s: float, name: str) -> str:
-    """A peak with its unit: "989 TFLOP/s", or of the bandwidth "3.35e+03 GB/s"."""
+    """Format a peak with its unit: "989 TFLOP/s", or for the bandwidth "3.35e+03 GB/s"."""
     if name == BANDWIDTH:
         return f"{per_s / 1e9:.3g} GB/s"
     return f"{per_s / 1e12:.3g} TFLOP/s"
 
 
 def sheet_peaks(device: Device) -> Peaks:
-    """Peaks from the device table."""
+    """Return the peaks of the device table."""
     return Peaks(
         name=device.name,
         flop_per_s=dict(device.dense_flop_per_s),
@@ -138,10 +147,15 @@ def _rates_of_sheet(device: Device) -> DeviceRates:
 def run_peaks(
     device: DeviceEntry, sheet: Device | None, *, by: str = "`prunescope trace`"
 ) -> Peaks | None:
-    """Peaks that `trace` measured and kept in run.json, or those of `calibrate` with as many
-    threads where they are higher; None where `trace` measured none.
+    """Return the peaks that `trace` measured and kept in run.json; None where it measured none.
 
-    A peak is a ceiling: what disturbs a measurement lowers it. `by`: what recorded the run.
+    A peak is a ceiling, and what disturbs a measurement lowers it: the rates of `calibrate` with as
+    many threads are taken where they are higher.
+
+    Args:
+        device: The device of run.json.
+        sheet: Its row in the device table.
+        by: What recorded the run, in words.
     """
     peaks = device.peaks
     if peaks is None:
@@ -151,7 +165,7 @@ def run_peaks(
         return None
     source = f"measured on this device by {by}"
     taken = _taken(peaks)
-    raised = [name for name, one in taken.items() if one["used"] == "reached"]
+    raised = [name for name, peak in taken.items() if peak["used"] == "reached"]
     rates |= {name: taken[name]["reached"] or 0.0 for name in raised}
     if raised:
         source += f" ({', '.join(raised)} raised to what a GEMM of this run reached)"
@@ -182,26 +196,32 @@ def run_peaks(
 
 
 def _taken(peaks: MeasuredPeaks) -> dict[str, PeakTaken]:
-    """The measurements behind each peak: before and after the capture, and what a product of that
-    dtype reached in the run, below which no compute peak lies. Bandwidth is not raised this way:
-    caches are faster. Empty for a run that kept one measurement only."""
+    """Return the measurements behind each peak.
+
+    They are from before and after the capture, and what a product of that dtype reached in the run,
+    below which no compute peak lies. The bandwidth is not raised this way: caches are faster. Empty
+    for a run that kept one measurement only.
+    """
     before, after = _rates_of(peaks.before), _rates_of(peaks.after)
     reached = {k: v for k, v in (peaks.reached or {}).items() if _positive(v)}
     known = _rates_of(peaks)
-    out: dict[str, PeakTaken] = {}
+    taken: dict[str, PeakTaken] = {}
     for name, best in known.items():
         rates = before.get(name), after.get(name), reached.get(name)
         if rates == (None, None, None):
             continue
         used = "before" if rates[0] == best else "after" if rates[1] == best else "given"
         used = "reached" if (rates[2] or 0.0) > best else used
-        out[name] = PeakTaken(before=rates[0], after=rates[1], reached=rates[2], used=used)
-    return out
+        taken[name] = PeakTaken(before=rates[0], after=rates[1], reached=rates[2], used=used)
+    return taken
 
 
 def _run_disturbed(peaks: MeasuredPeaks) -> tuple[str, ...]:
-    """The disturbances of a run's peaks. A disturbance lowers a rate, so the better of two
-    measurements is doubtful only where both were disturbed."""
+    """Return the disturbances of a run's peaks.
+
+    A disturbance lowers a rate, so the better of two measurements is doubtful only where both were
+    disturbed.
+    """
     before, after = peaks.before, peaks.after
     if before is None or after is None:
         return tuple(peaks.disturbed)
@@ -210,13 +230,13 @@ def _run_disturbed(peaks: MeasuredPeaks) -> tuple[str, ...]:
 
 
 def _calibration_disturbed(device: DeviceEntry) -> tuple[str, ...]:
-    """The disturbances of a calibration whose rates are used."""
+    """Return the disturbances of a calibration whose rates are used."""
     measured = device.calibration.measured if device.calibration else None
     return tuple(measured.disturbed) if measured else ()
 
 
 def _rates_of(peaks: MeasuredPeaks | MeasuredRates | CalibratedDevice | None) -> dict[str, float]:
-    """Compute peaks by dtype and the bandwidth of one measurement."""
+    """Return the compute peaks by dtype and the bandwidth of one measurement."""
     if peaks is None:
         return {}
     every = {**peaks.dense_flop_per_s, BANDWIDTH: peaks.byte_per_s}
@@ -226,7 +246,7 @@ def _rates_of(peaks: MeasuredPeaks | MeasuredRates | CalibratedDevice | None) ->
 
 
 def _calibrated(entry: CalibratedDevice | None, threads: int | None) -> dict[str, float]:
-    """Rates that `calibrate` found with as many threads; none where it did not."""
+    """Return the rates that `calibrate` found with as many threads; empty where it found none."""
     if entry is None or entry.measured is None or entry.measured.threads != threads:
         return {}
     return _rates_of(entry)
@@ -235,24 +255,19 @@ def _calibrated(entry: CalibratedDevice | None, threads: int | None) -> dict[str
 def override(
     peaks: Peaks | None, *, flop_per_s: dict[str, float], byte_per_s: float | None
 ) -> Peaks | None:
-    """`peaks` with each number that was given on the command line in its place."""
+    """Return `peaks` with each number that was given on the command line in its place."""
     if not flop_per_s and byte_per_s is None:
         return peaks
     base = peaks or Peaks(name="given", flop_per_s={}, byte_per_s=None, source="")
     given = [*flop_per_s, *([BANDWIDTH] if byte_per_s else [])]
-    taken = dict(base.taken)
-    taken |= {name: {**taken[name], "used": "given"} for name in given if name in taken}
-    return Peaks(
-        name=base.name,
+    used: dict[str, PeakTaken]
+    used = {name: {**base.taken[name], "used": "given"} for name in given if name in base.taken}
+    return replace(
+        base,
         flop_per_s={**base.flop_per_s, **flop_per_s},
         byte_per_s=byte_per_s or base.byte_per_s,
         source=f"{base.source}; {', '.join(given)} given on the command line".removeprefix("; "),
-        measured=base.measured,
-        floor_ns=base.floor_ns,
-        sm=base.sm,
-        device=base.device,
-        sheet=base.sheet,
-        taken=taken,
+        taken={**base.taken, **used},
         disturbed=() if {*base.flop_per_s, BANDWIDTH}.issubset(given) else base.disturbed,
     )
 

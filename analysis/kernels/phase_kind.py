@@ -1,9 +1,9 @@
-"""Prefill or decode: which phase a trace without run.json is of, why, and how a mixed step divides.
+"""Prefill or decode: the phase of a trace without run.json, and the parts of mixed steps.
 
-In: the kernels of the trace. Out: {"kind", "evidence"}, and "doubt", a caveat, where there is one;
-kind is prefill (many query tokens a sequence), decode (one a sequence), mixed, training, forward
-(of a model that may not decode tokens) or unknown. Mixed steps of a serving engine are split
-by the tokens that their annotation counts: linears by tokens, attention by the names of its
+In: the kernels of the trace. Out: {"kind", "evidence"}, and "doubt", a caveat, where there is one.
+The kind is prefill (many query tokens per sequence), decode (one per sequence), mixed, training,
+forward (of a model that may not decode tokens) or unknown. Mixed steps of a serving engine are
+split by the tokens that their annotation counts: linears by tokens, attention by the names of its
 kernels.
 """
 
@@ -55,10 +55,15 @@ PHASES_APART = (
 
 
 def phase_kind(kernels: Kernels) -> PhaseKind:
-    """The phase of a trace without run.json: by a serving engine's annotations, else by its
-    shapes."""
-    if found := _annotated(kernels):
-        kind, evidence, caveat = found
+    """Return the phase of a trace without run.json.
+
+    A serving engine's annotations give it, else generated text or backward passes, else shapes.
+
+    Limitations: Shapes give a guess, whose evidence is part of the answer. M of the linears alone
+    decides only where it is as small as that of a decode step, or as large as that of a prompt.
+    """
+    if annotations := _annotated(kernels):
+        kind, evidence, caveat = annotations
     elif generated := _generated(kernels):
         kind, evidence, caveat = *generated, None
     elif trained := _trained(kernels):
@@ -78,7 +83,7 @@ def phase_kind(kernels: Kernels) -> PhaseKind:
 
 
 def _annotated(kernels: Kernels) -> tuple[str, str, str | None] | None:
-    """The phase, evidence and caveat where all steps are annotated, as one phase or several."""
+    """Return phase, evidence and caveat where all steps are annotated, as one phase or several."""
     names = kernels.windows.names
     if kernels.windows.source == GENERATION:
         return None
@@ -94,21 +99,21 @@ def _annotated(kernels: Kernels) -> tuple[str, str, str | None] | None:
 
 
 def _generated(kernels: Kernels) -> tuple[str, str] | None:
-    """The phase of steps that were separated into prompts and tokens, and how."""
+    """Return phase and evidence of steps that were separated into prompts and tokens."""
     if kernels.windows.source != GENERATION:
         return None
     names = kernels.windows.names
     kind = engine_step(names[0]) or "unknown"
     by_shape, shown = _kind_by_shapes(kernels, _linears(kernels))
-    what = "prompt" if kind == "prefill" else "token"
-    each = f"each step is one {what} a sequence" if len(names) > 1 else f"the step is a {what}"
+    unit = "prompt" if kind == "prefill" else "token"
+    each = f"each step is one {unit} a sequence" if len(names) > 1 else f"the step is a {unit}"
     if kind == "decode" and by_shape == "prefill":  # several queries of a sequence at a time
         each += ", or a few that were drafted and are checked together"
     return kind, f"the trace generates text, {each}: {shown}"
 
 
 def has_backward(kernels: Kernels) -> bool:
-    """Whether the trace holds backward passes."""
+    """Return whether the trace holds backward passes."""
     return _trained(kernels) is not None
 
 
@@ -131,7 +136,7 @@ _NO_DECODER = (
 
 
 def _decodes_tokens(kernels: Kernels) -> bool:
-    """Whether anything shows that the model decodes tokens; True where that is unknown (no ops)."""
+    """Return whether anything shows that the model decodes tokens; True without ops."""
     if not kernels.shapes.calls:
         return True
     if _is_mostly_causal(kernels):
@@ -146,9 +151,12 @@ def _decodes_tokens(kernels: Kernels) -> bool:
 
 
 def _is_mostly_causal(kernels: Kernels) -> bool:
-    """Whether at least half of the time of attention, or of its softmax, is of calls that mask what
-    comes later, by their arguments or by their name. Graph replays say neither; and a model that
-    makes images may hold a text encoder that is causal."""
+    """Return whether at least half of the time of attention, or of its softmax, is causal.
+
+    A call that masks what comes later is causal by its arguments or by its name. Graph replays have
+    neither. A model that makes images may hold a text encoder that is causal: so half of the time
+    decides, and not one call.
+    """
     calls = [i for i, work in enumerate(kernels.shapes.works) if work is not None and work.causal]
     frame = kernels.frame
     causal = is_true(frame["call"].is_in(calls)) if calls else np.zeros(len(frame), bool)
@@ -189,13 +197,15 @@ def _kind_by_shapes(kernels: Kernels, linears: pl.DataFrame) -> tuple[str, str]:
     if head is not None and head != linear:
         return "prefill", f"{rows}, that of lm_head {head}"
     attends = (kernels.frame["class"] == ATTENTION).any()
-    other = "attention has no shapes" if attends else "no attention is known"
-    return "unknown", f"{rows}, which both phases may have, and {other}"
+    attention = "attention has no shapes" if attends else "no attention is known"
+    return "unknown", f"{rows}, which both phases may have, and {attention}"
 
 
 def _tokens_a_sequence(kernels: Kernels) -> int | None:
-    """S of the ids [B, S] that are embedded, the most of all calls; None where none has that form
-    (serving engines embed the tokens of all sequences in one row)."""
+    """Return S of the ids [B, S] that are embedded, the most of all calls.
+
+    None where no call has that form: serving engines embed the tokens of all sequences in one row.
+    """
     ids = [
         call.shapes[1]
         for call in kernels.shapes.calls
@@ -206,15 +216,20 @@ def _tokens_a_sequence(kernels: Kernels) -> int | None:
 
 
 def _prompts_and_tokens(kernels: Kernels) -> bool:
-    """Whether attention was called for single queries and for many, each often enough to be a
-    phase: a prompt and what was generated after it."""
+    """Return whether attention was called for single queries and for many, each often enough.
+
+    That is a prompt and what was generated after it.
+    """
     calls = _product_rows(kernels, kernels.frame["class"] == "attention").drop_nulls("m")
     single = int((calls["m"] == 1).sum())
     return min(single, len(calls) - single) > _SHARE * len(calls)
 
 
 def rows_of_linears(kernels: Kernels) -> int | None:
-    """The largest M of the linears (an expert sees a part of the tokens); None without shapes."""
+    """Return the largest M of the linears; None without shapes.
+
+    An expert sees only a part of the tokens.
+    """
     return _most_rows(_linears(kernels))
 
 
@@ -223,10 +238,12 @@ def _most_rows(linears: pl.DataFrame) -> int | None:
 
 
 def trained_tokens(kernels: Kernels) -> int | None:
-    """Tokens of a training step: the size that is M of the most GEMMs among those that are M of
-    some and K of others; None where no size is both. The tokens are M of the forward GEMM and of
-    its input's gradient, and K of its weight's; a width is M of the last alone. Calls are counted
-    and not timed: one slow GEMM moves no size."""
+    """Return the tokens of a training step; None where no size is both M and K of GEMMs.
+
+    It is the size that is M of the most GEMMs among those that are M of some and K of others. The
+    tokens are M of the forward GEMM and of its input's gradient, and K of its weight's gradient; a
+    width is M of the last alone. Calls are counted and not timed: one slow GEMM moves no size.
+    """
     rows = kernels.frame.filter(pl.col("kind").is_in(GEMM_KINDS) & pl.col("primary"))
     m: Counter[int] = Counter()
     k: Counter[int] = Counter()
@@ -241,8 +258,10 @@ def trained_tokens(kernels: Kernels) -> int | None:
 
 
 def _product_rows(kernels: Kernels, which: pl.Series) -> pl.DataFrame:
-    """The primary kernels of GEMMs and attentions that `which` selects, with the M of their first
-    GEMM (`m`)."""
+    """Return the primary kernels of GEMMs and attentions that `which` selects.
+
+    `m` and `batch` are those of their first GEMM.
+    """
     frame = kernels.frame
     products = frame["primary"] & is_one_of(frame["kind"], PRODUCT_KINDS)
     rows = frame[["role", "call", "busy", "start"]].filter(products & which)
@@ -259,17 +278,20 @@ def _product_rows(kernels: Kernels, which: pl.Series) -> pl.DataFrame:
 
 
 def _linears(kernels: Kernels) -> pl.DataFrame:
-    """Plain GEMMs outside of attention, head and router; of graph replays also without an M. Not
-    those of experts, which see a part of the tokens, where there are others."""
+    """Return the plain GEMMs outside of attention, head and router.
+
+    Those of graph replays count without an M too. Those of experts, which see a part of the tokens,
+    count only where there are no others.
+    """
     frame = kernels.frame
     plain = (frame["class"] == "matmul") & (frame["kind"] != "batched_gemm")
     linears = _product_rows(kernels, plain & ~is_one_of(frame["role"], _NO_LINEARS))
     single = linears["batch"] == 1
-    found = linears.filter(single | (linears["m"].is_null() & linears["replayed"]))
+    linear_rows = linears.filter(single | (linears["m"].is_null() & linears["replayed"]))
     if "experts" not in kernels.values("role"):
-        return found
-    others = found.filter(found["role"] != "experts")
-    return found if others.is_empty() else others
+        return linear_rows
+    others = linear_rows.filter(linear_rows["role"] != "experts")
+    return linear_rows if others.is_empty() else others
 
 
 def _rows(calls: pl.DataFrame) -> Iterable[tuple[int, int]]:
@@ -277,13 +299,16 @@ def _rows(calls: pl.DataFrame) -> Iterable[tuple[int, int]]:
 
 
 def _usual(rows: Iterable[tuple[int, int]]) -> int | None:
-    """The value with the most time; None where there is none."""
+    """Return the value with the most time; None without any."""
     return max(rows, key=lambda row: (row[1], row[0]), default=(None, 0))[0]
 
 
 def _several(kernels: Kernels, linears: pl.DataFrame) -> str | None:
-    """A message where linears of very different M follow one another: a mean over several phases.
-    Those of graph replays have no M, which counts as one."""
+    """Return a caveat where linears of very different M follow one another; else None.
+
+    A step is then the mean over several phases. Those of graph replays have no M, which counts as
+    one.
+    """
     if linears["m"].n_unique() < 2:
         return None
     linears = linears.sort("start").with_columns(pl.col("m").fill_null(0))
@@ -300,20 +325,23 @@ def _several(kernels: Kernels, linears: pl.DataFrame) -> str | None:
     if (np.count_nonzero(np.diff(m)) + 1) * _RUN > len(m):
         return None
     (first, often), *others = seen
-    rest = ", ".join(f"{m or 'unknown (graph replays)'} in {count:,}" for m, count in others[-3:])
+    fewer = ", ".join(f"{m or 'unknown (graph replays)'} in {count:,}" for m, count in others[-3:])
     change = (
         f"record prefill and decode separately, or annotate their steps: {PHASES_APART}"
         if kernels.windows.source == "whole"
         else "--phase-pattern picks the steps of one"
     )
     return (
-        f"M of the linears is {first} in {often:,} GEMMs and {rest}, one after the other: more "
+        f"M of the linears is {first} in {often:,} GEMMs and {fewer}, one after the other: more "
         f"than one phase, or parts of a model that differ; {change}"
     )
 
 
 def split_of(kernels: Kernels) -> TokenSplit | None:
-    """None where a step is not mixed, or its annotation does not count the tokens of both."""
+    """Split a mixed step into prompts and single tokens.
+
+    None where a step is not mixed, or its annotation does not count the tokens of both.
+    """
     names = kernels.windows.names
     if any(engine_step(name) != "mixed" for name in names):
         return None
@@ -339,14 +367,19 @@ def split_of(kernels: Kernels) -> TokenSplit | None:
 
 
 def _linear_ns(kernels: Kernels) -> dict[int, int]:
-    """Busy time of the GEMMs of each step; the head of the model runs one row per sequence."""
+    """Return the busy time of the GEMMs of each step without the head.
+
+    The head of the model runs one row per sequence.
+    """
     rows = kernels.frame.filter((pl.col("class") == MATMUL) & (pl.col("role") != "lm_head"))
     return dict(rows.group_by("step").agg(pl.col("busy").sum()).iter_rows())
 
 
 def _attention_ns(kernels: Kernels) -> dict[str, int] | None:
-    """Busy time of attention by the phase that its kernels are made for; None where one of them may
-    serve both."""
+    """Return the busy time of attention by the phase that its kernels are made for.
+
+    None where one of them may serve both.
+    """
     took = {"prefill": 0, "decode": 0}
     rows = kernels.frame.filter(pl.col("class") == ATTENTION).group_by("name")
     for name, ns in rows.agg(pl.col("busy").sum()).iter_rows():
@@ -358,7 +391,7 @@ def _attention_ns(kernels: Kernels) -> dict[str, int] | None:
 
 
 def format_split(split: TokenSplit) -> str:
-    """A sentence with the times of both parts in µs."""
+    """Format the times of both parts as a sentence, in µs."""
     tokens, linear = split["tokens"], split["linear_ns"]
     each = tokens["prompts"] + tokens["single"]
     linears = (

@@ -6,31 +6,31 @@ roles come from the order of attention and GEMMs in each step, and `source` says
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from prunescope.analysis.kernels.eager_attention import eager_attentions
 from prunescope.analysis.kernels.role_mixture import find_mixture
 from prunescope.analysis.kernels.role_shapes import (
+    LaunchedRows,
+    Roles,
     Size,
-    added_back,
-    gated,
-    heads_only,
+    eager_attentions,
     is_adapter,
     is_fused_qkv,
     is_sum,
     is_through_rank,
-    last_vocabulary,
+    keep_heads,
+    last_head,
     mark_adapters,
-    no_heads_of_activations,
+    name_gated,
+    name_residuals,
+    name_tied_heads,
+    name_work_on_weights,
+    remove_heads_of_activations,
     rename_adapted,
-    sizes_of,
-    tied_heads,
-    vocabularies,
     with_embeddings,
-    with_weights,
 )
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.timeline.parts import Parts
@@ -48,74 +48,48 @@ _NORMS = ("attn_norm", "mlp_norm", "final_norm", "qk_norm")
 POINTWISE = ("norm", "activation", "rope", "softmax", "elementwise", "reduction")
 
 
-@dataclass(frozen=True)
-class Roles:
-    """`layer`: -1 where a row belongs to no layer; `role`: one of prunescope.taxonomy.roles.ROLES.
-    `source`: "modules", "nn.Module", "order" (from order and shape) or "none"."""
+def find_roles(scopes: Scopes, rows: LaunchedRows, parts: Parts | None = None) -> Roles:
+    """Find the roles of rows.
 
-    layer: Ints
-    role: list[str]
-    source: str
-
-
-def find_roles(  # noqa: PLR0913
-    scopes: Scopes,
-    kinds: list[str],
-    calls: list[OpCall | None],
-    step: Ints | None = None,
-    *,
-    every: Iterable[OpCall] = (),
-    parts: Parts | None = None,
-    busy: Ints | None = None,
-) -> Roles:
-    """Roles of rows in time order of their launch; `calls[i]` is the op call of row i, `step[i]`
-    the step that it is in (None: all are in one), `every`: all calls of the trace, those that
-    launch nothing themselves too; `parts`: what annotations name where no module is known;
-    `busy`: the time of each row (None: as much for all).
-
-    Classes of modules (`Linear_0`) tell less than paths: where they place less of the time of GEMMs
+    Classes of modules (`Linear_0`) say less than paths: where they place less of the time of GEMMs
     than order does, roles come from order.
+
+    Args:
+        scopes: The module or range that each row is in.
+        rows: The rows.
+        parts: What annotations name where no module is known.
     """
-    sizes = sizes_of(kinds, calls)
-    vocabulary = vocabularies({id(call): call for call in (*every, *calls)}.values())
-    steps = np.zeros(len(kinds), np.int64) if step is None else step
 
     def ordered() -> Roles:
-        found = _roles_by_order(_marked(kinds, calls, vocabulary), calls, steps, sizes, vocabulary)
-        _add_roles_of_annotations(parts, kinds, calls, sizes, found)
-        tied_heads(found.role, kinds, calls, sizes)
-        gated(found.role, found.layer, sizes)
-        return found
+        roles = _roles_by_order(_with_whole_attentions(rows))
+        _add_roles_of_annotations(parts, rows, roles)
+        name_tied_heads(roles, rows)
+        name_gated(roles, rows)
+        return roles
 
     if scopes.source in ("none", "layers"):
         return _with_layers_of_ranges(ordered(), scopes) if scopes.source == "layers" else ordered()
-    found = _roles_of_modules(scopes, kinds, calls, sizes, vocabulary)
+    by_modules = _roles_of_modules(scopes, rows)
     if scopes.source != "nn.Module":
-        return found
-    weights = np.ones(len(kinds), np.int64) if busy is None else busy
-    placed, whole = _placed(found, kinds, weights)
+        return by_modules
+    placed, whole = _placed(by_modules, rows)
     if placed == whole:
-        return found
-    other = ordered()
-    by_order = other.source == "order" and _placed(other, kinds, weights)[0] > placed
-    return other if by_order else found
+        return by_modules
+    by_order = ordered()
+    places_more = _placed(by_order, rows)[0] > placed
+    return by_order if by_order.source == "order" and places_more else by_modules
 
 
-def _placed(roles: Roles, kinds: list[str], busy: Ints) -> tuple[int, int]:
-    """The time of GEMMs that have a role, and of all."""
-    gemm = np.isin(kinds, GEMM_KINDS)
+def _placed(roles: Roles, rows: LaunchedRows) -> tuple[int, int]:
+    """Return the time of GEMMs that have a role, and of all GEMMs."""
+    gemm = np.isin(rows.kinds, GEMM_KINDS)
     known = ~np.isin(roles.role, UNPLACED)
-    return int(busy[gemm & known].sum()), int(busy[gemm].sum())
+    return int(rows.busy[gemm & known].sum()), int(rows.busy[gemm].sum())
 
 
-def _roles_of_modules(
-    scopes: Scopes,
-    kinds: list[str],
-    calls: list[OpCall | None],
-    sizes: list[Size | None],
-    vocabulary: set[int],
-) -> Roles:
-    """Roles from the modules that rows are in."""
+def _roles_of_modules(scopes: Scopes, rows: LaunchedRows) -> Roles:
+    """Find roles from the modules that rows are in."""
+    kinds, calls, sizes = rows.kinds, rows.calls, rows.sizes
     layer = np.full(len(kinds), NONE)
     named = [False] * len(kinds)
     role: list[str] = []
@@ -125,7 +99,6 @@ def _roles_of_modules(
     )
     attended: set[int] = set()  # calls of attention modules whose attention has been seen
     behind: dict[int, bool] = {}  # by layer: attention has been seen, its projection has not
-    guessed: list[int] = []  # rows before attention that may rotate queries and keys
     numbers, scope_calls = scopes.place.tolist(), scopes.call.tolist()
     for i, kind in enumerate(kinds):
         place = scopes.places[numbers[i]] if numbers[i] >= 0 else None
@@ -134,50 +107,61 @@ def _roles_of_modules(
             continue
         if place.layer is not None:
             layer[i] = place.layer
-        found = place.role
-        if found in _NORMS and kind in ("gemm", "gemv"):
-            found = "unknown"  # a norm multiplies by no matrix: its module was the last to be named
-        named[i] = found == "lm_head"
-        if found == "unknown":
+        own_role = place.role
+        # A norm multiplies by no matrix: its module was the last to be named.
+        if own_role in _NORMS and kind in ("gemm", "gemv"):
+            own_role = "unknown"
+        named[i] = own_role == "lm_head"
+        if own_role == "unknown":
             scope_call = scope_calls[i]
             if place.scope == "model":
-                found = _outside_layers(kind, layered=layered)
+                own_role = _role_outside_layers(kind, layered=layered)
             else:
                 after = scope_call in attended
-                found = _role_in_scope(place, kind, calls[i], after=after, experts=experts)
-                guessed += [i] * (found == "rope" and place.scope == "attention")
+                own_role = _role_in_scope(place, kind, calls[i], after=after, experts=experts)
             if place.scope == "attention" and _is_attention(kind, calls[i]):
                 attended.add(scope_call)
         if place.scope == "attention":
-            by_order = _projection_role(found, kind, calls[i], sizes[i], behind, int(layer[i]))
+            by_order = _projection_role(own_role, kind, calls[i], sizes[i], behind, int(layer[i]))
             # The name of a module says more than the number of its linears.
             by_name = scopes.source == "modules" and place.role != "unknown"
-            found = found if by_name else by_order
-        role.append(found)
-    _around_experts(role, scopes)
-    _only_rotations(role, guessed, kinds, calls, scope_calls)
-    no_heads_of_activations(role, kinds, calls, scope_calls, layer)
-    heads_only(role, sizes, named, vocabulary)
+            own_role = own_role if by_name else by_order
+        role.append(own_role)
+    roles = Roles(layer, role, scopes.source)
+    _name_around_experts(role, scopes)
+    # Rows before attention that may rotate queries and keys: no module's name says that they do.
+    unnamed = {
+        number
+        for number, place in enumerate(scopes.places)
+        if place.scope == "attention" and place.role == "unknown"
+    }
+    guessed = [i for i, own in enumerate(role) if own == "rope" and numbers[i] in unnamed]
+    _keep_rotations(role, guessed, rows, scope_calls)
+    remove_heads_of_activations(roles, rows, scope_calls)
+    keep_heads(roles, rows, named)
     if scopes.source == "nn.Module":  # whose classes give roles by the number of linears
         products = [i for i, size in enumerate(sizes) if size is not None and numbers[i] >= 0]
         parts = {i: scopes.places[numbers[i]].scope for i in products}
-        rename_adapted(role, layer, parts, sizes)
-    mark_adapters(role, layer, sizes)
-    gated(role, layer, sizes)
-    added_back(role, layer, calls)
-    with_weights(role, layer, calls, sizes)
-    return Roles(layer, role, scopes.source)
+        rename_adapted(roles, rows, parts)
+    mark_adapters(roles, rows)
+    name_gated(roles, rows)
+    name_residuals(roles, rows)
+    name_work_on_weights(roles, rows)
+    return roles
 
 
 def _with_layers_of_ranges(ordered: Roles, scopes: Scopes) -> Roles:
-    """Roles by order, with the layers that ranges around launches name."""
+    """Return roles by order, with the layers that ranges around launches name."""
     layers = np.array([NONE, *(NONE if p.layer is None else p.layer for p in scopes.places)])
     return Roles(layers[scopes.place + 1], ordered.role, ordered.source)
 
 
-def _around_experts(role: list[str], scopes: Scopes) -> None:
-    """The role of a mixture's work outside its experts: routing before they run, and gathering
-    results. None of it is the activation that it is in an MLP."""
+def _name_around_experts(role: list[str], scopes: Scopes) -> None:
+    """Set the role of a mixture's work outside its experts, in place.
+
+    It is routing before they run, and the gathering of their results after. None of it is the
+    activation that it would be in an MLP.
+    """
     mixtures = {place.layer for place in scopes.places if place.role == "experts"}
     if not mixtures:
         return
@@ -194,45 +178,41 @@ def _around_experts(role: list[str], scopes: Scopes) -> None:
             role[i] = "experts" if place.layer in ran else "router"
 
 
-def _add_roles_of_annotations(
-    parts: Parts | None,
-    kinds: list[str],
-    calls: list[OpCall | None],
-    sizes: list[Size | None],
-    found: Roles,
-) -> None:
-    """Roles and layers of rows that order leaves open, from the parts that annotations name: the
-    linears in one call of an MLP by their number."""
+def _add_roles_of_annotations(parts: Parts | None, rows: LaunchedRows, roles: Roles) -> None:
+    """Set roles and layers of rows that order leaves open, from the parts that annotations name.
+
+    The linears in one call of an MLP are named by their number.
+    """
     if parts is None:
         return
     linears: dict[int, list[int]] = {}  # by call: linears of an MLP
     behind: dict[int, bool] = {}  # by call, as in `_projection_role`
     numbers, notes = parts.place.tolist(), parts.call.tolist()
-    for i, kind in enumerate(kinds):
+    for i, kind in enumerate(rows.kinds):
         if numbers[i] < 0:
             continue
-        place = parts.places[numbers[i]]
-        if place.scope == "attention" and found.role[i] == "attention":
+        call, place = rows.calls[i], parts.places[numbers[i]]
+        if place.scope == "attention" and roles.role[i] == "attention":
             behind[notes[i]] = True
-        if found.role[i] != "unknown":
+        if roles.role[i] != "unknown":
             continue
         role = place.role
         if role == "unknown":
             after = behind.get(notes[i], False)
-            role = _role_in_scope(place, kind, calls[i], after=after, experts=True)
+            role = _role_in_scope(place, kind, call, after=after, experts=True)
         if place.scope == "attention":
-            role = _projection_role(role, kind, calls[i], sizes[i], behind, notes[i])
+            role = _projection_role(role, kind, call, rows.sizes[i], behind, notes[i])
         elif role == "unknown" and kind in _WEIGHED and not parts.backward[i]:
             linears.setdefault(notes[i], []).append(i)
-        found.role[i] = f"{role}{BACKWARD}" if parts.backward[i] else role
-        found.layer[i] = NONE if place.layer is None else place.layer
-    for rows in linears.values():
-        _name_mlp(rows, found.role)
+        roles.role[i] = f"{role}{BACKWARD}" if parts.backward[i] else role
+        roles.layer[i] = NONE if place.layer is None else place.layer
+    for in_mlp in linears.values():
+        _name_mlp(in_mlp, roles.role)
 
 
-def _name_mlp(rows: list[int], role: list[str]) -> None:
+def _name_mlp(linears: list[int], role: list[str]) -> None:
     """Name the linears in one call of an MLP by their number."""
-    for i, name in zip(rows, _MLPS.get(len(rows), ()), strict=False):
+    for i, name in zip(linears, _MLPS.get(len(linears), ()), strict=False):
         role[i] = name
 
 
@@ -240,29 +220,35 @@ _MLPS = {2: ("up", "down"), 3: ("gate", "up", "down")}  # by their number; shape
 
 
 def _projection_role(
-    found: str,
+    own_role: str,
     kind: str,
     call: OpCall | None,
     size: Size | None,
     behind: dict[int, bool],
     layer: int,
 ) -> str:
-    """The role of a product by a weight that an attention module runs itself: a fused QKV before
-    attention, `o` after it."""
+    """Return the role of a product by a weight that an attention module runs itself.
+
+    That is a fused QKV before attention, and `o` after it. `behind` notes by layer whether
+    attention has been seen, and its projection has not.
+    """
     if _is_attention(kind, call):
         behind[layer] = True
-        return found
-    if kind not in ("gemm", "gemv") or found not in ("o", "qkv", "unknown"):
-        return found
+        return own_role
+    if kind not in ("gemm", "gemv") or own_role not in ("o", "qkv", "unknown"):
+        return own_role
     if behind.get(layer):
         behind[layer] = False
-        return "o" if found == "unknown" else found
+        return "o" if own_role == "unknown" else own_role
     # Where attention runs outside of any recorded op, the module's role stays.
-    return "qkv" if is_fused_qkv(size) else found
+    return "qkv" if is_fused_qkv(size) else own_role
 
 
 def _is_attention(kind: str, call: OpCall | None) -> bool:
-    """Attention proper, or the products and softmax of an eager one; not a product by a weight."""
+    """Return whether a row is attention, or one of the products and the softmax of an eager one.
+
+    A product by a weight is not.
+    """
     if kind in GEMM_KINDS:
         return call is None or call.name not in _BY_A_WEIGHT
     return kind in ("attention", "softmax")
@@ -271,8 +257,16 @@ def _is_attention(kind: str, call: OpCall | None) -> bool:
 def _role_in_scope(
     place: Place, kind: str, call: OpCall | None, *, after: bool, experts: bool
 ) -> str:
-    """The role of work that a module with children does itself. `after`: attention has been seen in
-    it; `experts`: the model has some, else what gathers in an MLP are rows that a router chose."""
+    """Return the role of work that a module with children does itself.
+
+    Args:
+        place: Where the module is.
+        kind: The kind of the row.
+        call: Its op call.
+        after: Whether attention has been seen in the module.
+        experts: Whether the model has experts; else what gathers in an MLP are rows that a router
+            chose.
+    """
     if place.scope == "attention":
         return _role_in_attention(kind, call, after=after)
     if place.scope == "mlp":
@@ -288,8 +282,11 @@ def _role_in_scope(
     return kind if kind in ("conv", "scan") else "scan"
 
 
-def _outside_layers(kind: str, *, layered: bool) -> str:
-    """A model with layers multiplies by one weight outside of them: its head, if it has one."""
+def _role_outside_layers(kind: str, *, layered: bool) -> str:
+    """Return the role of work outside all layers.
+
+    A model with layers multiplies by one weight outside of them: its head, if it has one.
+    """
     if layered and kind in ("gemm", "gemv"):
         return "lm_head"
     return kind if kind in ("embedding", "sampling", "rope") else "unknown"
@@ -308,15 +305,14 @@ def _role_in_attention(kind: str, call: OpCall | None, *, after: bool) -> str:
     return "rope" if pointwise and not after and not _copies(call) else "attention"
 
 
-def _only_rotations(
-    role: list[str],
-    guessed: list[int],
-    kinds: list[str],
-    calls: list[OpCall | None],
-    scope_calls: list[int],
+def _keep_rotations(
+    role: list[str], guessed: list[int], rows: LaunchedRows, scope_calls: list[int]
 ) -> None:
-    """`attention` for rows guessed to be rope where nothing in their module's call rotates, and for
-    queries scaled by a number next to a rotation."""
+    """Turn rows that were guessed to be rope into `attention`, where nothing in their call rotates.
+
+    Queries that are scaled by a number next to a rotation are attention too.
+    """
+    kinds, calls = rows.kinds, rows.calls
     rotating = {scope_calls[i] for i in guessed if kinds[i] == "rope" or _may_rotate(calls[i])}
     for i in guessed:
         if role[i] == "rope" and (scope_calls[i] not in rotating or _is_scaling(calls[i])):
@@ -324,7 +320,10 @@ def _only_rotations(
 
 
 def _may_rotate(call: OpCall | None) -> bool:
-    """Whether a call can be part of a rotation x·cos + rotate_half(x)·sin; True for unknown ops."""
+    """Return whether a call can be part of a rotation x·cos + rotate_half(x)·sin.
+
+    True for unknown ops.
+    """
     if call is None or not call.name.startswith("aten::"):
         return True
     if call.name in _PRODUCTS:
@@ -333,14 +332,17 @@ def _may_rotate(call: OpCall | None) -> bool:
 
 
 def _is_scaling(call: OpCall | None) -> bool:
-    """Whether it multiplies a tensor by one number."""
+    """Return whether a call multiplies a tensor by one number."""
     if call is None or call.name not in _PRODUCTS or len(call.shapes) < 2:
         return False
     return any(s == () for s in call.shapes[:2])
 
 
 def _appends(call: OpCall | None) -> bool:
-    """Whether a call writes keys or values into a cache: an index_copy, a cat of unequal parts."""
+    """Return whether a call writes keys or values into a cache.
+
+    That is an index_copy, or a cat of two unequal parts.
+    """
     if call is None:
         return False
     if call.name in ("aten::index_copy_", "aten::index_copy", "aten::_index_put_impl_"):
@@ -357,10 +359,17 @@ def _copies(call: OpCall | None) -> bool:
 
 @dataclass(frozen=True)
 class _Pass:
-    """The rows of the attentions and weight GEMMs of one forward pass, and how many of its GEMMs
-    stand before each attention, but for those of `mixture`: routers and experts, with their roles.
-    Two GEMMs through a rank are one: `seconds` has the row of the second one by that of the
-    first. `adapters` are no GEMMs of the model: rows of the linears that they are added to."""
+    """The attentions and weight GEMMs of one forward pass.
+
+    Attributes:
+        attention: The rows of attentions.
+        gemms: The rows of GEMMs by a weight, without those of `mixture`, `adapters` and `seconds`.
+        before: How many of the GEMMs stand before each attention.
+        seconds: The row of the second of two GEMMs through a rank, by that of the first: they
+            are one.
+        mixture: The roles of routers and experts, by row.
+        adapters: The row of the linear that an adapter's GEMM is added to, by row.
+    """
 
     attention: Ints
     gemms: Ints
@@ -373,55 +382,44 @@ class _Pass:
 _ATTENDED = "attended"  # the rows of an attention of separate ops behind its first one
 
 
-def _marked(kinds: list[str], calls: list[OpCall | None], vocabulary: set[int]) -> list[str]:
-    """The kinds as order is read: an attention of separate ops is one attention where it begins,
-    and rows of a table of tokens that are picked are an embedding."""
-    marked = with_embeddings(kinds, calls, vocabulary)
-    for first, last in eager_attentions(kinds, calls):
-        marked[first] = "attention"
-        marked[first + 1 : last + 1] = [_ATTENDED] * (last - first)
-    return marked
+def _with_whole_attentions(rows: LaunchedRows) -> LaunchedRows:
+    """Return the rows with the kinds that order reads.
 
-
-def _roles_by_order(
-    kinds: list[str],
-    calls: list[OpCall | None],
-    step: Ints,
-    sizes: list[Size | None],
-    vocabulary: set[int],
-) -> Roles:
-    """Roles from order: attention kernels divide the weight GEMMs into o, MLP and the next q, k, v.
-
-    Between two attentions of a pass stand o, the MLP's GEMMs and the projections of the next layer;
-    layers are numbered anew in every pass. A sequence whose segments differ in length (an encoder
-    next to a decoder) is left unknown. Where no model has as many GEMMs, two of them through a rank
-    next to a linear of the same inputs and outputs may be its adapter (LoRA).
+    An attention of separate ops is one attention where it begins, and rows of a table of tokens
+    that are picked are an embedding.
     """
-    plain = _ordered_roles(kinds, calls, step, sizes, vocabulary, adapted=False)
+    kinds = with_embeddings(rows)
+    for first, last in eager_attentions(rows.kinds, rows.calls):
+        kinds[first] = "attention"
+        kinds[first + 1 : last + 1] = [_ATTENDED for _ in range(first, last)]
+    return replace(rows, kinds=kinds)
+
+
+def _roles_by_order(rows: LaunchedRows) -> Roles:
+    """Find roles by the order of attention and of the GEMMs by a weight.
+
+    Attention kernels divide the GEMMs into o, MLP and the next q, k, v: between two attentions of a
+    pass stand o, the MLP's GEMMs and the projections of the next layer. Layers are numbered anew in
+    every pass. Where no model has as many GEMMs, two of them through a rank next to a linear of the
+    same inputs and outputs may be its adapter (LoRA).
+
+    Limitations: A sequence whose segments differ in length (an encoder next to a decoder) is left
+    unknown.
+    """
+    plain = _ordered_roles(rows, adapted=False)
     if plain.source == "order":
         return plain
-    adapted = _ordered_roles(kinds, calls, step, sizes, vocabulary, adapted=True)
+    adapted = _ordered_roles(rows, adapted=True)
     return adapted if adapted.source == "order" else plain
 
 
-def _ordered_roles(
-    kinds: list[str],
-    calls: list[OpCall | None],
-    step: Ints,
-    sizes: list[Size | None],
-    vocabulary: set[int],
-    *,
-    adapted: bool,
-) -> Roles:
-    """The roles by order, with adapters next to linears or without (`adapted`)."""
-    layer = np.full(len(kinds), NONE)
+def _ordered_roles(rows: LaunchedRows, *, adapted: bool) -> Roles:
+    """Find roles by order, with adapters next to linears or without (`adapted`)."""
+    kinds, layer = rows.kinds, np.full(len(rows.kinds), NONE)
     named = {_ATTENDED: "attention", **{k: k for k in ("attention", "embedding", "sampling")}}
     role = [named.get(kind, "unknown") for kind in kinds]
-    found = (
-        _pass(kinds, calls, rows, sizes, vocabulary, adapted=adapted)
-        for rows in _passes(kinds, step)
-    )
-    passes = [p for p in found if len(p.attention)]
+    candidates = (_pass(rows, members, adapted=adapted) for members in _passes(rows))
+    passes = [p for p in candidates if len(p.attention)]
     if adapted and not any(p.adapters for p in passes):
         return Roles(layer, role, "none")
     inner = np.concatenate([np.diff(p.before) for p in passes]) if passes else np.zeros(0, int)
@@ -439,8 +437,8 @@ def _ordered_roles(
                 if kinds[j] != _ATTENDED:
                     break
                 layer[j] = layer[i]
-        rest = forward.gemms[forward.before[-1] + len(names[usual][1]) :]
-        head = last_vocabulary(rest, sizes, vocabulary)
+        after_last = forward.gemms[forward.before[-1] + len(names[usual][1]) :]
+        head = last_head(after_last, rows)
         if head is not None and role[head] == "unknown":
             role[head] = "lm_head"
     return Roles(layer, role, "order")
@@ -450,9 +448,17 @@ Names = tuple[tuple[str, ...], tuple[str, ...]]  # of projections, of what follo
 
 
 def _names(inner: Ints, usual: int, first: int, *, routed: bool) -> dict[int, Names] | None:
-    """Names of the GEMMs around an attention by how many stand up to the next one (`inner`), None
-    where too few of the segments are known. `first`: GEMMs before the first attention. Layers of a
-    plain model are alike; of a mixture (`routed`) some have an MLP instead of experts."""
+    """Return the names of the GEMMs around an attention, by their number up to the next one.
+
+    None where too few of the segments are known. Layers of a plain model are alike; in a mixture
+    some have an MLP instead of experts.
+
+    Args:
+        inner: The number of GEMMs between two attentions, for each pair.
+        usual: The most common of these numbers.
+        first: The number of GEMMs before the first attention.
+        routed: Whether the model is a mixture of experts.
+    """
     if not routed:
         plain = _SEGMENTS.get((usual, first))
         alike = (inner == usual).mean() > _ALIKE
@@ -460,16 +466,18 @@ def _names(inner: Ints, usual: int, first: int, *, routed: bool) -> dict[int, Na
     projections = _PROJECTIONS.get(first)
     if projections is None:
         return None
-    found: dict[int, Names] = {first + len(after): (projections, after) for after in _AFTER}
-    is_known = usual in found and np.isin(inner, [*found]).mean() > _ALIKE
-    return found if is_known else None
+    segments: dict[int, Names] = {first + len(after): (projections, after) for after in _AFTER}
+    is_known = usual in segments and np.isin(inner, [*segments]).mean() > _ALIKE
+    return segments if is_known else None
 
 
 def _name_pass(
     forward: _Pass, names: Mapping[int, Names], usual: int, layer: Ints, role: list[str]
 ) -> None:
-    """Put the layers and roles of one pass into the columns. What follows the last attention is
-    as after most."""
+    """Put the layers and roles of one pass into the columns.
+
+    What follows the last attention is what follows most attentions.
+    """
     numbers = np.searchsorted(forward.attention, [*forward.mixture]) - 1
     for (i, label), number in zip(forward.mixture.items(), numbers.tolist(), strict=True):
         layer[i], role[i] = number, label
@@ -487,78 +495,77 @@ def _name_pass(
         layer[i], role[i] = layer[linear], "adapter"
 
 
-def _pass(
-    kinds: list[str],
-    calls: list[OpCall | None],
-    rows: Ints,
-    sizes: list[Size | None],
-    vocabulary: set[int],
-    *,
-    adapted: bool,
-) -> _Pass:
-    attention = np.array([i for i in rows if kinds[i] == "attention"], np.int64)
-    mixture = find_mixture(kinds, calls, sizes, rows.tolist(), vocabulary)
-    every = [i for i in rows.tolist() if kinds[i] in _WEIGHED and i not in mixture]
-    seconds = _through_ranks(kinds, np.array([i for i in rows if i not in mixture]), sizes)
-    adapters = _adapters(every, sizes, seconds) if adapted else {}
-    rest = {*seconds.values(), *adapters}
-    gemms = np.array([i for i in every if i not in rest], np.int64)
+def _pass(rows: LaunchedRows, members: Ints, *, adapted: bool) -> _Pass:
+    attention = np.array([i for i in members if rows.kinds[i] == "attention"], np.int64)
+    mixture = find_mixture(rows, members.tolist())
+    plain = [i for i in members.tolist() if i not in mixture]
+    every = [i for i in plain if rows.kinds[i] in _WEIGHED]
+    seconds = _pair_through_ranks(rows, plain)
+    adapters = _adapters(every, rows.sizes, seconds) if adapted else {}
+    not_own = {*seconds.values(), *adapters}
+    gemms = np.array([i for i in every if i not in not_own], np.int64)
     return _Pass(attention, gemms, np.searchsorted(gemms, attention), seconds, mixture, adapters)
 
 
 def _adapters(
     products: list[int], sizes: list[Size | None], seconds: Mapping[int, int]
 ) -> dict[int, int]:
-    """The rows of both GEMMs of each adapter, with the row of the linear that they run next to."""
-    found: dict[int, int] = {}
+    """Return the row of the linear that both GEMMs of each adapter run next to, by their rows."""
+    linears: dict[int, int] = {}
     at = {i: n for n, i in enumerate(products)}
     for first, second in seconds.items():
         near = [at[first] - 1, at[second] + 1]
         for linear in (products[n] for n in near if 0 <= n < len(products)):
             if is_adapter(sizes[linear], sizes[first], sizes[second]):
-                found[first] = found[second] = linear
+                linears[first] = linears[second] = linear
                 break
-    return found
+    return linears
 
 
-def _through_ranks(kinds: list[str], rows: Ints, sizes: list[Size | None]) -> dict[int, int]:
-    """Pairs of GEMMs, one right behind the other, through a rank that is no width of others."""
-    found: dict[int, int] = {}
+def _pair_through_ranks(rows: LaunchedRows, members: list[int]) -> dict[int, int]:
+    """Pair GEMMs, one right behind the other, through a rank that is no width of other GEMMs."""
+    pairs: dict[int, int] = {}
     last = NONE  # the GEMM right before, with only auxiliary kernels between
-    for i in rows.tolist():
+    kinds, sizes = rows.kinds, rows.sizes
+    for i in members:
         if kinds[i] not in _WEIGHED:
             last = last if kinds[i] in _AUXILIARY else NONE
         elif last != NONE and is_through_rank(sizes[last], sizes[i]):
-            found[last], last = i, NONE
+            pairs[last], last = i, NONE
         else:
             last = i
-    if not found:
-        return found
-    inner = {*found.values()}
-    known = {i: size for i in rows.tolist() if (size := sizes[i]) is not None}
-    widths = {n for i, (_, n, _) in known.items() if i not in found}
+    if not pairs:
+        return pairs
+    inner = {*pairs.values()}
+    known = {i: size for i in members if (size := sizes[i]) is not None}
+    widths = {n for i, (_, n, _) in known.items() if i not in pairs}
     widths |= {k for i, (_, _, k) in known.items() if i not in inner}
-    return {i: j for i, j in found.items() if known[i][1] not in widths}
+    return {i: j for i, j in pairs.items() if known[i][1] not in widths}
 
 
-def _passes(kinds: list[str], step: Ints) -> Iterator[Ints]:
-    """The rows of each forward pass: of a step, cut where tokens are embedded again, if that gives
-    passes of as many layers (the last of several may be cut off)."""
-    for number in unique_ids(step):
-        rows = np.flatnonzero(step == number)
-        begins, layers = _beginnings([kinds[i] for i in rows])
+def _passes(rows: LaunchedRows) -> Iterator[Ints]:
+    """Yield the rows of each forward pass.
+
+    A pass is a step, cut where tokens are embedded again, if that gives passes of as many layers
+    (the last of several may be cut off).
+    """
+    for number in unique_ids(rows.step):
+        members = np.flatnonzero(rows.step == number)
+        begins, layers = _beginnings([rows.kinds[i] for i in members])
         whole, last = layers[:-1], layers[-1]
         alike = len(set(whole)) == 1 and whole[0] > 1
         cut_off = len(whole) > 1 and last < whole[0]
         if alike and (last == whole[0] or cut_off):
-            yield from np.split(rows, begins)
+            yield from np.split(members, begins)
         else:
-            yield rows
+            yield members
 
 
 def _beginnings(kinds: list[str]) -> tuple[list[int], list[int]]:
-    """The places where an embedding follows attention, and the number of attentions up to each such
-    place and from the last one on."""
+    """Return the places where an embedding follows attention, and the attentions between them.
+
+    The counts are those up to each place, and from the last place on.
+    """
     begins: list[int] = []
     layers = [0]
     for i, kind in enumerate(kinds):

@@ -2,7 +2,7 @@
 
 In: kinds, op calls and sizes of one pass's rows in time order. Out: the roles of routers and of
 what runs behind them (experts, shared_expert), by row. A router is the product whose result a top-k
-reads: as many values a row as it has outputs. What multiplies between it and the next layer's
+reads: as many values per row as it has outputs. What multiplies between it and the next layer's
 projections are its experts.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from prunescope.analysis.kernels.role_shapes import Size
+from prunescope.analysis.kernels.role_shapes import LaunchedRows, Size
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.ops.work import work_of
 
@@ -22,58 +22,47 @@ _OF_MANY = (_GROUPED, "batched_gemm")
 _CHOOSE = ("aten::topk", "aten::sort", "aten::argsort")
 
 
-def find_mixture(
-    kinds: Sequence[str],
-    calls: Sequence[OpCall | None],
-    sizes: Sequence[Size | None],
-    rows: Sequence[int],
-    vocabulary: set[int],
-) -> dict[int, str]:
-    """The routers of a pass (`rows`, in time order) and what runs behind each, but for the
-    projections of the next layer: as many products as there are before the first attention."""
-    attentions = [at for at, i in enumerate(rows) if kinds[i] == "attention"]
+def find_mixture(rows: LaunchedRows, members: Sequence[int]) -> dict[int, str]:
+    """Find the routers of a pass, and the experts that run behind each.
+
+    The projections of the next layer are not among them: they are as many products as there are
+    before the first attention. `members` holds the rows of the pass, in the order of their launch.
+    """
+    attentions = [at for at, i in enumerate(members) if rows.kinds[i] == "attention"]
     if not attentions:
         return {}
-    products = [at for at, i in enumerate(rows) if kinds[i] in (*_PLAIN, *_OF_MANY)]
+    products = [at for at, i in enumerate(members) if rows.kinds[i] in (*_PLAIN, *_OF_MANY)]
     projections = sum(at < attentions[0] for at in products)
-    found: dict[int, str] = {}
+    roles: dict[int, str] = {}
     # From each attention to the next one, or to the end of the pass.
-    for first, last in zip(attentions, [*attentions[1:], len(rows)], strict=True):
+    for first, last in zip(attentions, [*attentions[1:], len(members)], strict=True):
         here = [at for at in products if first < at < last]
-        if last < len(rows):
+        if last < len(members):
             here = here[: len(here) - projections]
         else:
-            here = [at for at in here if not _is_of(sizes[rows[at]], vocabulary)]
-        routers = (n for n, at in enumerate(here) if _routes(at, rows, kinds, calls, sizes))
+            here = [at for at in here if not rows.multiplies_vocabulary(members[at])]
+        routers = (n for n, at in enumerate(here) if _routes(at, members, rows))
         router = next(routers, len(here))
         if router + 1 < len(here):
-            found[rows[here[router]]] = "router"
-            found |= _behind([rows[at] for at in here[router + 1 :]], kinds, calls, sizes)
-    return found
+            roles[members[here[router]]] = "router"
+            roles |= _roles_after_router([members[at] for at in here[router + 1 :]], rows)
+    return roles
 
 
-def _is_of(size: Size | None, vocabulary: set[int]) -> bool:
-    return size is not None and size[1] in vocabulary
+def _routes(at: int, members: Sequence[int], rows: LaunchedRows) -> bool:
+    """Return whether a top-k or a sort reads the result of a product before the next product runs.
 
-
-def _routes(
-    at: int,
-    rows: Sequence[int],
-    kinds: Sequence[str],
-    calls: Sequence[OpCall | None],
-    sizes: Sequence[Size | None],
-) -> bool:
-    """Whether a top-k or a sort reads the result of a product, before the next product: as many
-    values as it made. A kernel that routes by itself (a gating softmax of a serving engine) says so
-    by name."""
-    size = sizes[rows[at]]
-    if kinds[rows[at]] not in _PLAIN:
+    It then reads as many values as the product made. A kernel that routes by itself (a gating
+    softmax of a serving engine) says so by its name.
+    """
+    kinds, size = rows.kinds, rows.sizes[members[at]]
+    if kinds[members[at]] not in _PLAIN:
         return False
-    for later in range(at + 1, len(rows)):
-        i = rows[later]
+    for later in range(at + 1, len(members)):
+        i = members[later]
         if kinds[i] in (*_PLAIN, *_OF_MANY, "attention"):
             return False
-        call = calls[i]
+        call = rows.calls[i]
         if call is not None and call.shapes and call.name.startswith("aten::"):
             if call.name in _CHOOSE and size is not None and _numel(call) == size[0] * size[1]:
                 return True
@@ -83,27 +72,28 @@ def _routes(
 
 
 def _numel(call: OpCall) -> int | None:
-    """Elements of the first operand of a call; None where that is no tensor."""
+    """Return the number of elements of a call's first operand; None where that is no tensor."""
     shape = call.shapes[0]
     is_tensor = isinstance(shape, tuple) and shape and all(isinstance(n, int) for n in shape)
     return math.prod(shape) if is_tensor else None
 
 
-def _behind(
-    products: Sequence[int],
-    kinds: Sequence[str],
-    calls: Sequence[OpCall | None],
-    sizes: Sequence[Size | None],
-) -> dict[int, str]:
-    """Roles of the products behind a router. Where kernels multiply by many experts at once, plain
-    ones are of shared experts, but for those of one matrix of the many, which a CPU runs inside of
-    a grouped product (a batched one is a kernel of its own, and a shared expert may be as wide).
-    Else the first is of an expert, and so are those of its size and of the one that reads its
-    channels: of these as many at most, what runs behind is shared."""
+def _roles_after_router(products: Sequence[int], rows: LaunchedRows) -> dict[int, str]:
+    """Return the roles of the products behind a router.
+
+    Where kernels multiply by many experts at once, plain products are those of shared experts. The
+    exception is a product with one matrix of the many, which a CPU runs inside of a grouped
+    product. (A batched product is a kernel of its own, and a shared expert may be as wide.)
+
+    Else the first product is that of an expert, and so are those of its size and those that read
+    its channels. At most as many products read channels as make them: what runs behind those is
+    shared.
+    """
+    kinds, sizes = rows.kinds, rows.sizes
     many = {i for i in products if kinds[i] in _OF_MANY}
     if many:
         grouped = [i for i in many if kinds[i] == _GROUPED]
-        inside = {weight for i in grouped for weight in _weights(calls[i])}
+        inside = {weight for i in grouped for weight in _weights(rows.calls[i])}
         return {
             i: "experts"
             if i in many or _weight(sizes[i]) in inside
@@ -125,18 +115,18 @@ def _behind(
         None,
     )
     ups = sum(_weight(sizes[i]) == up for i in products)
-    found: dict[int, str] = {}
+    roles: dict[int, str] = {}
     downs = 0
     for i in products:
         weight = _weight(sizes[i])
         downs += weight == down != up
         routed = weight == up or weight == down and downs <= ups
-        found[i] = "experts" if routed else _shared_or_router(sizes[i])
-    return found
+        roles[i] = "experts" if routed else _shared_or_router(sizes[i])
+    return roles
 
 
 def _weights(call: OpCall | None) -> set[tuple[int, int]]:
-    """N and K of the matrices of a grouped product."""
+    """Return N and K of the matrices of a grouped product."""
     work = None if call is None else work_of(call)
     return set() if work is None else {(gemm.n, gemm.k) for gemm in work.gemms}
 
@@ -146,5 +136,8 @@ def _weight(size: Size | None) -> tuple[int, int] | None:
 
 
 def _shared_or_router(size: Size | None) -> str:
-    """A product with one output is the gate of a shared expert, which decides a row at a time."""
+    """Return the role of a plain product behind a router.
+
+    A product with one output is the gate of a shared expert, which decides one row at a time.
+    """
     return "router" if size is not None and size[1] == 1 else "shared_expert"

@@ -1,8 +1,8 @@
 """Roles by shapes and order, where modules leave them open or give them without evidence.
 
 In: roles of rows in time order of their launch, kinds, and M, N, K of plain GEMMs (None: unknown).
-Out: the roles, changed in place: lm_head only where N is a vocabulary; a fused QKV distinguished
-from the projection after attention, an ungated `up` from a fused gate and up.
+Out: the roles, changed in place. lm_head stays only where N is a vocabulary, a fused QKV is
+distinguished from the projection after attention, and an ungated `up` from a fused gate and up.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
+
+import numpy as np
 
 from prunescope.analysis.ops.call import NoModel, OpCall, operands, tensor
 from prunescope.analysis.ops.kind import op_kind
 from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.timeline.scopes import roles_by_number
 from prunescope.analysis.trace.collect import Ints
+from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.roles import LINEARS, MLP_ROLES
 
 Size = tuple[int, int, int]
@@ -25,57 +29,135 @@ _IN_PARTS = (*LINEARS, "unknown")
 _ADAPTED = 3  # products of a linear with an adapter: its own and two through a rank
 _PLAIN = ("gemm", "gemv", "sparse_gemm")
 _PRODUCTS = ("gemm", "gemv", "batched_gemm")
+_ALL_PRODUCTS = ("gemm", "gemv", "sparse_gemm", "batched_gemm", "grouped_gemm")
 _TABLE = 2  # times: elements of a table over what else a generated kernel reads
 _FAR = 4  # times: N of a vocabulary over that of any other linear
 _GENERATED = re.compile(r"triton_\w*embedding")
 _TABLES = ("aten::embedding", "aten::embedding_bag", "aten::_embedding_bag")
 
 
-def sizes_of(kinds: Sequence[str], calls: Sequence[OpCall | None]) -> list[Size | None]:
-    """M, N, K of each plain GEMM; None for every other row, and where no model knows them."""
+@dataclass(frozen=True)
+class Roles:
+    """The layers and roles of rows.
+
+    Attributes:
+        layer: The layer of each row; -1 where it belongs to none.
+        role: The role of each row, one of prunescope.taxonomy.roles.ROLES.
+        source: "modules", "nn.Module", "order" (from order and shape) or "none".
+    """
+
+    layer: Ints
+    role: list[str]
+    source: str
+
+
+@dataclass(frozen=True)
+class LaunchedRows:
+    """Rows in the order of their launch; `of` makes them.
+
+    Attributes:
+        kinds: The kind of each row.
+        calls: The op call of each row; None without one.
+        sizes: M, N, K of each plain GEMM; None for other rows, and where no model knows them.
+        vocabulary: The numbers of rows of the tables that tokens are looked up in.
+        step: The step that each row is in.
+        busy: The time of each row.
+    """
+
+    kinds: list[str]
+    calls: list[OpCall | None]
+    sizes: list[Size | None]
+    vocabulary: set[int]
+    step: Ints
+    busy: Ints
+
+    def multiplies_vocabulary(self, row: int) -> bool:
+        """Return whether a row is a GEMM whose N is a vocabulary, as a head is."""
+        size = self.sizes[row]
+        return size is not None and size[1] in self.vocabulary
+
+    @classmethod
+    def of(
+        cls,
+        kinds: Sequence[str],
+        calls: Sequence[OpCall | None],
+        *,
+        every: Iterable[OpCall] = (),
+        step: Ints | None = None,
+        busy: Ints | None = None,
+    ) -> LaunchedRows:
+        """Describe rows by their kinds and calls.
+
+        Args:
+            kinds: The kind of each row.
+            calls: The op call of each row.
+            every: All calls of the trace, those that launch nothing themselves too.
+            step: The step that each row is in; None if all are in one.
+            busy: The time of each row; None if all took the same.
+        """
+        return cls(
+            list(kinds),
+            list(calls),
+            _sizes_of(kinds, calls),
+            vocabularies({id(call): call for call in (*every, *calls)}.values()),
+            np.zeros(len(kinds), np.int64) if step is None else step,
+            np.ones(len(kinds), np.int64) if busy is None else busy,
+        )
+
+
+def _sizes_of(kinds: Sequence[str], calls: Sequence[OpCall | None]) -> list[Size | None]:
+    """Return M, N, K of each plain GEMM; None for other rows, and where no model knows them."""
     known: dict[int, Size | None] = {}
-    out: list[Size | None] = []
+    sizes: list[Size | None] = []
     for kind, call in zip(kinds, calls, strict=True):
         if call is None or kind not in _PLAIN:
-            out.append(None)
+            sizes.append(None)
             continue
         if id(call) not in known:
             work = work_of(call)
-            one = None if work is None else work.single_gemm
-            known[id(call)] = None if one is None or one.batch != 1 else (one.m, one.n, one.k)
-        out.append(known[id(call)])
-    return out
+            gemm = None if work is None else work.single_gemm
+            known[id(call)] = None if gemm is None or gemm.batch != 1 else (gemm.m, gemm.n, gemm.k)
+        sizes.append(known[id(call)])
+    return sizes
 
 
 def vocabularies(calls: Iterable[OpCall | None]) -> set[int]:
-    """Rows of the tables that tokens are looked up in: the large ones, positions have fewer. A
-    generated kernel's table is a matrix that is larger than all else that it reads."""
-    found: set[int] = set()
+    """Return the numbers of rows of the tables that tokens are looked up in.
+
+    Those are the large tables; that of positions has fewer rows. A generated kernel's table is a
+    matrix that is larger than all else that it reads.
+    """
+    tables: set[int] = set()
     for call in calls:
         if call is not None and _GENERATED.match(call.name):
-            found |= _table_of(call)
+            tables |= _table_of(call)
         elif call is not None and call.name in _TABLES:
-            try:
-                found.add(tensor(call, 0, rank=2).shape[0])
-            except NoModel:
-                continue
-    return {rows for rows in found if _FAR * rows >= max(found)}
+            tables |= {*_matrix_sizes(call)[:1]}
+    return {rows for rows in tables if _FAR * rows >= max(tables)}
 
 
-def with_embeddings(
-    kinds: list[str], calls: Sequence[OpCall | None], vocabulary: set[int]
-) -> list[str]:
-    """The kinds, where rows of a table of tokens are picked as an embedding: on a CPU that op does
-    its work by another, aten::index_select."""
+def with_embeddings(rows: LaunchedRows) -> list[str]:
+    """Return the kinds, where rows of a table of tokens that are picked are an embedding.
+
+    On a CPU that op does its work by another one, aten::index_select.
+    """
     return [
-        "embedding" if call is not None and _picks_tokens(call, vocabulary) else kind
-        for kind, call in zip(kinds, calls, strict=True)
+        "embedding" if call is not None and _picks_tokens(call, rows.vocabulary) else kind
+        for kind, call in zip(rows.kinds, rows.calls, strict=True)
     ]
 
 
 def _picks_tokens(call: OpCall, vocabulary: set[int]) -> bool:
     table = call.shapes[0] if call.name == "aten::index_select" and call.shapes else ()
     return isinstance(table, tuple) and len(table) == 2 and table[0] in vocabulary
+
+
+def _matrix_sizes(call: OpCall) -> tuple[int, ...]:
+    """Return the sizes of a call's first operand; empty where that is no matrix."""
+    try:
+        return tensor(call, 0, rank=2).shape
+    except NoModel:
+        return ()
 
 
 def _table_of(call: OpCall) -> set[int]:
@@ -88,36 +170,37 @@ def _table_of(call: OpCall) -> set[int]:
     return {table.shape[0]} if alone and len(table.shape) == 2 else set()
 
 
-def heads_only(
-    role: list[str], sizes: Sequence[Size | None], named: Sequence[bool], vocabulary: set[int]
-) -> None:
-    """Take `lm_head` from every row whose module is not named so, unless its N is that of a token
-    embedding, or far larger than N of any other linear in a model that has such an embedding."""
+def keep_heads(roles: Roles, rows: LaunchedRows, named: Sequence[bool]) -> None:
+    """Take `lm_head` from rows whose module is not named so, unless their shape is a head's.
+
+    N of a head is that of a token embedding, or far larger than N of any other linear in a model
+    that has such an embedding.
+    """
+    role, sizes, vocabulary = roles.role, rows.sizes, rows.vocabulary
     others = [s[1] for r, s in zip(role, sizes, strict=True) if s is not None and r != "lm_head"]
     far = _FAR * max(others, default=0)
-    for i, found in enumerate(role):
+    for i, given in enumerate(role):
         size = sizes[i]
-        if found != "lm_head" or named[i]:
+        if given != "lm_head" or named[i]:
             continue
         is_head = size is not None and vocabulary and (size[1] in vocabulary or size[1] >= far > 0)
         role[i] = "lm_head" if is_head else "unknown"
 
 
-def no_heads_of_activations(
-    role: list[str],
-    kinds: Sequence[str],
-    calls: Sequence[OpCall | None],
-    scope_calls: Sequence[int],
-    layer: Ints,
+def remove_heads_of_activations(
+    roles: Roles, rows: LaunchedRows, scope_calls: Sequence[int]
 ) -> None:
-    """Take `lm_head` from batched products of two activations, which no module's name makes a
-    product by a weight: two around a softmax, in one call of a module (`scope_calls`) and one
-    layer, are attention with what runs between them; one alone is unknown."""
+    """Take `lm_head` from batched products of two activations, which are no product by a weight.
+
+    The name of their module does not matter. Two of them around a softmax, in one call of a module
+    (`scope_calls`) and one layer, are attention with what runs between them; one alone is unknown.
+    """
+    role, layer, kinds, calls = roles.role, roles.layer, rows.kinds, rows.calls
     known: dict[int, bool] = {}
     first, softmax = -1, False  # a product that awaits its second, and whether a softmax followed
-    for i, found in enumerate(role):
+    for i, given in enumerate(role):
         call = calls[i]
-        if found != "lm_head":
+        if given != "lm_head":
             continue
         if kinds[i] == "softmax":
             softmax = True
@@ -141,7 +224,7 @@ def no_heads_of_activations(
 
 
 def _is_of_activations(call: OpCall) -> bool:
-    """Whether it multiplies two batches of matrices, neither of them one that is broadcast."""
+    """Return whether a call multiplies two batches of matrices, neither of which is broadcast."""
     work = work_of(call)
     gemm = None if work is None else work.single_gemm
     if gemm is None or gemm.batch <= 1:
@@ -153,98 +236,100 @@ def _is_of_activations(call: OpCall) -> bool:
     return len(factors) == 2 and all(t.distinct == t.numel for t in factors)
 
 
-def with_weights(
-    role: list[str], layer: Ints, calls: Sequence[OpCall | None], sizes: Sequence[Size | None]
-) -> None:
-    """Give work on a weight alone the role of the product that reads the weight next in its layer:
-    a mask that a hook multiplies in runs before the linear's own scope begins."""
+def name_work_on_weights(roles: Roles, rows: LaunchedRows) -> None:
+    """Give work on a weight alone the role of the product that reads the weight next in its layer.
+
+    A mask that a hook multiplies in runs before the scope of the linear begins.
+    """
+    role, calls, sizes = roles.role, rows.calls, rows.sizes
     worked = [
         call
         for call in {id(c): c for c in calls if c is not None}.values()
-        if _is_elementwise(call)
+        if op_kind(call.name, call) == "elementwise"
     ]
     shapes = {
         id(call): {tuple(s) for s in call.shapes if isinstance(s, tuple)} - {()} for call in worked
     }
     # Where hidden states have a batch, a matrix is none of them, as large as it may be.
-    is_flat = not any(len(s) == 3 for found in shapes.values() for s in found)
+    is_flat = not any(len(s) == 3 for seen in shapes.values() for s in seen)
     reads: dict[int, int] = {}  # by layer: the next product
-    layers = layer.tolist()
+    layers = roles.layer.tolist()
     for i in range(len(role) - 1, -1, -1):
         at = layers[i]
         if sizes[i] is not None:
             reads[at] = i
             continue
-        found = shapes.get(id(calls[i]), set())
+        seen = shapes.get(id(calls[i]), set())
         size = sizes[reads[at]] if at in reads else None
-        if len(found) == 1 and size is not None and role[i] != "unknown":
+        if len(seen) == 1 and size is not None and role[i] != "unknown":
             m, n, k = size
             states = {(m, k), (m, n)} if is_flat else set()
-            if found <= {(n, k), (k, n)} - states:
+            if seen <= {(n, k), (k, n)} - states:
                 role[i] = role[reads[at]]
 
 
-def added_back(role: list[str], layer: Ints, calls: Sequence[OpCall | None]) -> None:
-    """`residual` for a sum of two tensors of one shape behind the `down` of its layer: a class that
-    holds both (ViTOutput, BloomMLP) adds what went around the MLP."""
+def name_residuals(roles: Roles, rows: LaunchedRows) -> None:
+    """Set `residual` for a sum of two tensors of one shape behind the `down` of its layer.
+
+    A class that holds both (ViTOutput, BloomMLP) adds what went around the MLP.
+    """
     behind: set[int] = set()  # layers
-    for i, (found, at) in enumerate(zip(role, layer.tolist(), strict=True)):
-        if found == "down":
+    for i, (given, at) in enumerate(zip(roles.role, roles.layer.tolist(), strict=True)):
+        if given == "down":
             behind.add(at)
-        elif found in MLP_ROLES:
+        elif given in MLP_ROLES:
             behind.discard(at)
-        elif found == "activation" and at in behind and is_sum(calls[i]):
-            role[i] = "residual"
+        elif given == "activation" and at in behind and is_sum(rows.calls[i]):
+            roles.role[i] = "residual"
 
 
 def is_sum(call: OpCall | None) -> bool:
-    """Whether it adds two tensors of one shape."""
+    """Return whether a call adds two tensors of one shape."""
     if call is None or call.name not in ("aten::add", "aten::add_") or len(call.shapes) < 2:
         return False
     left, right = call.shapes[:2]
     return bool(left == right and left != ())
 
 
-def _is_elementwise(call: OpCall) -> bool:
-    """Whether it works element by element."""
-    return op_kind(call.name, call) == "elementwise"
+def mark_adapters(roles: Roles, rows: LaunchedRows) -> None:
+    """Set `adapter` for two products through a rank that run next to a linear of the same sizes.
 
-
-def mark_adapters(role: list[str], layer: Ints, sizes: Sequence[Size | None]) -> None:
-    """`adapter` for the two products through a rank, [T,K]→[T,r]→[T,N], that run next to the [T,K]→
-    [T,N] of a linear: an adapter that was not merged, whatever its class is called."""
+    The products are [T, K] → [T, r] → [T, N] next to [T, K] → [T, N]: an adapter that was not
+    merged, whatever its class is called.
+    """
+    role, layer, sizes = roles.role, roles.layer, rows.sizes
     run: list[int] = []  # products in a row with the role of one linear
 
     def mark_run() -> None:
         for first in range(0, len(run) - len(run) % _ADAPTED, _ADAPTED):
-            a, b, c = run[first : first + _ADAPTED]
-            for down, up, whole in ((b, c, a), (a, b, c)):
-                if is_adapter(sizes[whole], sizes[down], sizes[up]):
-                    role[down] = role[up] = "adapter"
+            for i in _adapter_among(run[first : first + _ADAPTED], sizes):
+                role[i] = "adapter"
 
-    for i, found in enumerate(role):
+    for i, given in enumerate(role):
         if sizes[i] is None:
             continue
-        here = (int(layer[i]), found)
+        here = (int(layer[i]), given)
         if run and here != (int(layer[run[0]]), role[run[0]]):
             mark_run()
             run = []
-        if found in LINEARS:
+        if given in LINEARS:
             run.append(i)
     mark_run()
 
 
-def rename_adapted(
-    role: list[str], layer: Ints, parts: Mapping[int, str], sizes: Sequence[Size | None]
-) -> None:
-    """Roles in an attention or MLP one of whose modules holds a linear and its adapter, where the
-    number of linears in a module made q, k and v, or gate, up and down, of the three. Shapes tell:
-    no q, k and v multiply through a rank. The linears that are left are named by their own number.
-    `parts`: the part of its layer that each product is in, by row in time order."""
+def rename_adapted(roles: Roles, rows: LaunchedRows, parts: Mapping[int, str]) -> None:
+    """Name the linears again in an attention or MLP that holds a linear and its adapter.
+
+    There the number of linears in a module made q, k and v, or gate, up and down, of the three.
+    Shapes show it: no q, k and v multiply through a rank. The linears that are left are named by
+    their own number. `parts` gives the part of its layer that each product is in, by row in time
+    order.
+    """
+    role = roles.role
     products = [i for i, part in parts.items() if part in _PARTS and role[i] in _IN_PARTS]
-    for (_, part), rows in groupby(products, key=lambda i: (int(layer[i]), parts[i])):
-        run = list(rows)
-        adapters = _adapters_by_number(run, role, roles_by_number(part, _ADAPTED), sizes)
+    for (_, part), group in groupby(products, key=lambda i: (int(roles.layer[i]), parts[i])):
+        run = list(group)
+        adapters = _adapters_by_number(run, role, roles_by_number(part, _ADAPTED), rows.sizes)
         if not adapters:
             continue
         linears = [i for i in run if i not in adapters]
@@ -258,93 +343,94 @@ def rename_adapted(
 def _adapters_by_number(
     run: list[int], role: list[str], names: tuple[str, ...], sizes: Sequence[Size | None]
 ) -> set[int]:
-    """Both products of each adapter among three in a row that have these names."""
-    found: set[int] = set()
-    for a, b, c in zip(run, run[1:], run[2:], strict=False):
-        if (role[a], role[b], role[c]) != names:
-            continue
-        for down, up, whole in ((b, c, a), (a, b, c)):
-            if is_adapter(sizes[whole], sizes[down], sizes[up]):
-                found |= {down, up}
-    return found
+    """Return both products of each adapter among three in a row that have these names."""
+    adapters: set[int] = set()
+    for three in zip(run, run[1:], run[2:], strict=False):
+        if tuple(role[i] for i in three) == names:
+            adapters |= {*_adapter_among(three, sizes)}
+    return adapters
+
+
+def _adapter_among(three: Sequence[int], sizes: Sequence[Size | None]) -> tuple[int, ...]:
+    """Return both products of an adapter before or behind its linear; empty without one."""
+    a, b, c = three
+    for down, up, whole in ((b, c, a), (a, b, c)):
+        if is_adapter(sizes[whole], sizes[down], sizes[up]):
+            return down, up
+    return ()
 
 
 def is_adapter(whole: Size | None, down: Size | None, up: Size | None) -> bool:
-    """Whether two GEMMs through a rank, `down` and `up`, read and make what the linear `whole`
-    does."""
+    """Return whether two GEMMs through a rank, `down` and `up`, read and make what `whole` does."""
     if whole is None or down is None or up is None or not is_through_rank(down, up):
         return False
     return whole == (down[0], up[1], down[2])
 
 
-def last_vocabulary(rows: Ints, sizes: Sequence[Size | None], vocabulary: set[int]) -> int | None:
-    """The last of some rows whose N is a vocabulary; None without one."""
-    found = [i for i in rows.tolist() if (size := sizes[i]) is not None and size[1] in vocabulary]
-    return found[-1] if found else None
+def last_head(gemms: Ints, rows: LaunchedRows) -> int | None:
+    """Return the last of some GEMMs whose N is a vocabulary; None without one."""
+    heads = [i for i in gemms.tolist() if rows.multiplies_vocabulary(i)]
+    return heads[-1] if heads else None
 
 
 _PICKS = (*_TABLES, "aten::index_select", "aten::index")
 
 
-def tied_heads(
-    role: list[str],
-    kinds: Sequence[str],
-    calls: Sequence[OpCall | None],
-    sizes: Sequence[Size | None],
-) -> None:
-    """`lm_head` for a product by the matrix whose rows were picked as embeddings: its N and K are
-    those of the table, and it runs no more often than the table was read. Rows that are picked
-    behind the first product are tokens sent to experts, unless the op is an embedding's."""
-    read: dict[tuple[int, int], int] = defaultdict(int)
-    multiplied = False
-    for kind, call in zip(kinds, calls, strict=True):
+def name_tied_heads(roles: Roles, rows: LaunchedRows) -> None:
+    """Set `lm_head` for a product by the matrix whose rows were picked as embeddings.
+
+    Its N and K are those of the table, and it runs no more often than the table was read. Rows that
+    are picked after the first product are tokens sent to experts, unless the op is an embedding's.
+    """
+    read: dict[tuple[int, ...], int] = defaultdict(int)
+    role, multiplied = roles.role, False
+    for kind, call in zip(rows.kinds, rows.calls, strict=True):
         multiplied = multiplied or kind in _PRODUCTS
         if call is None or call.name not in _PICKS or multiplied and call.name not in _TABLES:
             continue
-        try:
-            rows, width = tensor(call, 0, rank=2).shape
-        except NoModel:
-            continue
-        read[rows, width] += 1
-    found: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for i, size in enumerate(sizes):
+        read[_matrix_sizes(call)] += 1
+    by_table: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for i, size in enumerate(rows.sizes):
         if size is not None and size[1:] in read:
-            found[size[1:]].append(i)
-    for table, products in found.items():
+            by_table[size[1:]].append(i)
+    for table, products in by_table.items():
         if len(products) <= read[table]:
             for i in products:
                 role[i] = "lm_head" if role[i] == "unknown" else role[i]
 
 
 def is_fused_qkv(size: Size | None) -> bool:
-    """N = (1 + 2/g)·K: queries of width K with keys and values that g heads share."""
+    """Return whether N = (1 + 2/g)·K: queries of width K, with keys and values of g heads."""
     if size is None or not size[2] or size[1] <= size[2]:
         return False
-    shared, rest = divmod(2 * size[2], size[1] - size[2])
-    return rest == 0 and shared in (1, 2, 3, 4, 5, 6, 7, 8, 12, 16)
+    shared, remainder = divmod(2 * size[2], size[1] - size[2])
+    return remainder == 0 and shared in (1, 2, 3, 4, 5, 6, 7, 8, 12, 16)
 
 
 def is_through_rank(first: Size | None, second: Size | None) -> bool:
-    """Whether two GEMMs in a row are [T,K]→[T,r]→[T,N] with a rank r below K and N."""
+    """Return whether two GEMMs are [T, K] → [T, r] → [T, N] with a rank r below K and N."""
     if first is None or second is None:
         return False
     (rows, rank, k), (m, n, inner) = first, second
     return rows == m and rank == inner and rank < min(k, n)
 
 
-def gated(role: list[str], layer: Ints, sizes: Sequence[Size | None]) -> None:
-    """`up` and `gate_up` by the shapes of a layer: N of an ungated `up` is K of `down`, that of a
-    fused gate and up is twice as large."""
+def name_gated(roles: Roles, rows: LaunchedRows) -> None:
+    """Name `up` and `gate_up` by the shapes of a layer.
+
+    N of an ungated `up` is K of `down`; that of a fused gate and up is twice as large.
+    """
+    role, layer, sizes = roles.role, roles.layer, rows.sizes
     widths: dict[int, set[int]] = defaultdict(set)
-    for i, found in enumerate(role):
+    for i, given in enumerate(role):
         size = sizes[i]
-        if found == "down" and size is not None:
+        if given == "down" and size is not None:
             widths[int(layer[i])].add(size[2])
-    with_gate = {int(layer[i]) for i, found in enumerate(role) if found == "gate"}
-    for i, found in enumerate(role):
+    with_gate = {int(layer[i]) for i, given in enumerate(role) if given == "gate"}
+    for i, given in enumerate(role):
         size = sizes[i]
         if (
-            found not in ("up", "gate_up")
+            given not in ("up", "gate_up")
             or size is None
             or (of_layer := int(layer[i])) in with_gate
         ):
@@ -353,3 +439,45 @@ def gated(role: list[str], layer: Ints, sizes: Sequence[Size | None]) -> None:
             role[i] = "up"
         elif any(size[1] == 2 * width for width in widths[of_layer]):
             role[i] = "gate_up"
+
+
+def eager_attentions(kinds: Sequence[str], calls: Sequence[OpCall | None]) -> list[tuple[int, int]]:
+    """Return the first and last row of each attention of separate ops: those of its two products.
+
+    They multiply around a softmax, and their sizes fit: with S queries and L keys they are
+    [b, S, d] x [b, d, L] and [b, S, L] x [b, L, d_v].
+    """
+    attentions: list[tuple[int, int]] = []
+    first, scores, softmax = -1, None, False
+    known: dict[int, Gemm | None] = {}
+    for i, kind in enumerate(kinds):
+        if kind == "softmax":
+            softmax = True
+            continue
+        if kind not in _ALL_PRODUCTS:
+            continue
+        call = calls[i]
+        if call is not None and call is calls[first] and first >= 0 and not softmax:
+            continue  # a second kernel of the first product
+        gemm = None
+        if call is not None and kind == "batched_gemm":
+            if id(call) not in known:
+                known[id(call)] = _batched_product(call)
+            gemm = known[id(call)]
+        if softmax and scores is not None and gemm is not None and _reads(gemm, scores):
+            attentions.append((first, i))
+            first, scores, softmax = -1, None, False
+        else:
+            first, scores, softmax = i, gemm, False
+    return attentions
+
+
+def _reads(values: Gemm, scores: Gemm) -> bool:
+    """Return whether the second product multiplies what the first one gave."""
+    return (values.batch, values.m, values.k) == (scores.batch, scores.m, scores.n)
+
+
+def _batched_product(call: OpCall) -> Gemm | None:
+    work = work_of(call)
+    gemm = None if work is None else work.single_gemm
+    return gemm if gemm is not None and gemm.batch > 1 else None

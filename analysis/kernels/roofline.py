@@ -33,15 +33,15 @@ _SCHEMA = {
 def add_waves(
     frame: pl.DataFrame, trace: Trace, works: list[Work | None], peaks: Peaks | None
 ) -> pl.DataFrame:
-    """The columns of tiles and waves, computed once for every distinct kernel, call and grid."""
+    """Add the columns of tiles and waves, computed once for each distinct kernel, call and grid."""
     unit = pl.Series("unit", grid_units(trace, frame["event"].to_numpy()))
     rows = frame[[name for name in _KEYS if name != "unit"]].hstack([unit])
     distinct = rows.filter(frame["event"] >= 0).unique()
     waves = [_wave_columns(row, trace, works, peaks) for row in distinct.iter_rows(named=True)]
     columns = {name: [t.get(name) for t in waves] for name in _SCHEMA}
     table = distinct.hstack(pl.DataFrame(columns, schema=_SCHEMA))
-    found = rows.join(table, on=_KEYS, how="left", nulls_equal=True, maintain_order="left")
-    return frame.hstack(found[list(_SCHEMA)])
+    waves_of_rows = rows.join(table, on=_KEYS, how="left", nulls_equal=True, maintain_order="left")
+    return frame.hstack(waves_of_rows[list(_SCHEMA)])
 
 
 def _wave_columns(
@@ -57,7 +57,7 @@ def _wave_columns(
             return {}
         grid = in_blocks(grid, block)
     blocks = math.prod(grid)
-    out: dict[str, Any] = {"blocks": blocks if 0 < blocks < 1 << 62 else None}
+    columns: dict[str, Any] = {"blocks": blocks if 0 < blocks < 1 << 62 else None}
     name = trace.names[row["name_id"]] if row["name_id"] is not None else ""
     tile = tile_of(name)
     # If an op has several kernels, no single kernel computes the whole GEMM. Of several GEMMs (a
@@ -66,13 +66,13 @@ def _wave_columns(
     work = works[row["call"]] if whole else None
     gemm = None if work is None else work.single_gemm
     if tile is None or gemm is None or not grid:
-        return out
+        return columns
     launch = Launch(grid, block, row["registers"], row["shared_memory"])
     waves = wave_model(gemm, tile, launch, device)
     if waves is None:
-        return out
+        return columns
     return {
-        **out,
+        **columns,
         "tile": f"{tile.rows}x{tile.columns}",
         "along_n": tile.rows if waves.swapped else tile.columns,
         "tiles": waves.tiles,
@@ -96,16 +96,18 @@ _USUAL_FLOOR_NS = 2000.0  # of a kernel on a GPU whose floor was not measured: 1
 
 
 def add_bound(frame: pl.DataFrame, peaks: Peaks | None) -> pl.DataFrame:
-    """Columns `compute_ns`, `memory_ns`, `ideal`, `predicted` (ns) and `bound`.
+    """Add columns `compute_ns`, `memory_ns`, `ideal`, `predicted` (ns) and `bound`.
 
     Needs `flop`, `bytes`, `dtype`, `busy`, `duration`, `blocks` (null off a GPU), `shape_loss` (>=
     1, null where the tile is unknown), `category` and `crosses` (a copy between host and device,
-    which goes at the rate of their link). ideal = max(FLOP/peak, bytes/bandwidth); an op without
-    FLOPs has bytes alone. A row without bytes, or with FLOPs of a dtype without a peak, has no
-    ideal. A row is latency-bound if its ideal time is below the minimum kernel time (floor); or if
-    it runs for less than ten floors and has blocks (or 128-byte lines to move) for fewer than half
-    of the SMs, or is a copy or fill with an ideal time below the floor. A partial last wave of a
-    long kernel counts as shape loss.
+    which goes at the rate of their link).
+
+    ideal = max(FLOP/peak, bytes/bandwidth); an op without FLOPs has bytes alone. A row without
+    bytes, or with FLOPs of a dtype without a peak, has no ideal. A row is latency-bound if its
+    ideal time is below the minimum kernel time (floor). It is also latency-bound if it runs for
+    less than ten floors and has blocks (or 128-byte lines to move) for fewer than half of the SMs,
+    or is a copy or fill with an ideal time below the floor. A partial last wave of a long kernel
+    counts as shape loss.
     """
     flop, size, duration, category = (
         frame[name].to_numpy() for name in ("flop", "bytes", "duration", "category")
@@ -142,7 +144,7 @@ _UNKNOWN, _LATENCY, _COMPUTE, _MEMORY = range(4)
 
 
 def _rates(frame: pl.DataFrame, peaks: Peaks | None) -> Floats:
-    """The peak rate of each row's dtype, FLOP/s; NaN where there is none."""
+    """Return the peak rate of each row's dtype, FLOP/s; NaN where there is none."""
     rates = np.full(len(frame), math.nan)
     for dtype in frame["dtype"].unique():
         rate = rate_of(peaks.flop_per_s, dtype) if peaks and dtype is not None else None

@@ -11,6 +11,7 @@ import polars as pl
 
 from prunescope.analysis.kernels.columns import instance_numbers, is_one_of, is_true, known_ids
 from prunescope.analysis.kernels.role import PRODUCT_KINDS, find_roles
+from prunescope.analysis.kernels.role_shapes import LaunchedRows
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.ops.kind import op_kind
 from prunescope.analysis.timeline.graph_places import GraphPlaces, find_graph_places
@@ -42,14 +43,14 @@ def with_roles(
     call_ids, kinds = frame["call"].to_list(), frame["kind"].to_list()
     roles = find_roles(
         scopes,
-        [kinds[i] for i in forward],
-        [None if call_ids[i] is None else calls[call_ids[i]] for i in forward],
-        linked.step[forward],
-        every=trace.calls,
-        busy=linked.busy[forward],
-        parts=find_parts(trace, linked.thread[forward], linked.launched[forward])
-        if has_parts
-        else None,
+        LaunchedRows.of(
+            [kinds[i] for i in forward],
+            [None if call_ids[i] is None else calls[call_ids[i]] for i in forward],
+            every=trace.calls,
+            step=linked.step[forward],
+            busy=linked.busy[forward],
+        ),
+        find_parts(trace, linked.thread[forward], linked.launched[forward]) if has_parts else None,
     )
     layer = np.full(len(host), NONE)
     layer[forward] = roles.layer

@@ -1,6 +1,6 @@
 """Products with matrices that store some of their numbers (CSR, CSC, COO), and how long they take.
 
-In: Kernels. Out: SparseProducts, ns a step, or None. M, N, K of such a product are those of the
+In: Kernels. Out: `SparseProducts`, ns per step, or None. M, N, K of such a product are those of the
 dense matrices: its work is known where the trace shows how many numbers are stored.
 """
 
@@ -17,7 +17,13 @@ from prunescope.analysis.ops.sparse import indexed_operand
 
 @dataclass(frozen=True)
 class SparseProducts:
-    """The ops, their busy time, and that of those whose work is unknown."""
+    """The products with sparse matrices of a phase.
+
+    Attributes:
+        ops: Their ops.
+        busy: Their busy time, ns per step.
+        unknown: The busy time of those whose work is unknown, ns per step.
+    """
 
     ops: list[str]
     busy: float
@@ -25,7 +31,10 @@ class SparseProducts:
 
 
 def sparse_products(kernels: Kernels) -> SparseProducts | None:
-    """The products with sparse matrices of a phase; those inside another one count alone."""
+    """Find the products with sparse matrices of a phase; None without any.
+
+    A product inside another one counts alone.
+    """
     calls = [i for i, call in enumerate(kernels.shapes.calls) if indexed_operand(call) is not None]
     if not calls:
         return None

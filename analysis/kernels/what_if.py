@@ -1,10 +1,11 @@
 """The time of a GEMM at a neighbouring N or K: tile × wave × alignment × roofline.
 
-In: the kernels frame (roofline, tiles and waves) and the report's GEMM rows. Out: Shapes of the
-GEMM rows, and the Fit of the model to the GEMMs seen. Times in ns a step.
+In: the kernels frame (roofline, tiles and waves) and the report's GEMM rows. Out: a `Shape` for the
+GEMM rows, and the `Fit` of the model to the GEMMs that ran. Times are in ns per step.
 
 At N' the tiles of the kernel that ran are counted anew, in whole waves, and the compute time grows
-with them; bytes follow the shape. The time is that of the kernel seen times the ratio of the two.
+with them; bytes follow the shape. The time is that of the kernel that ran times the ratio of the
+two.
 """
 
 from __future__ import annotations
@@ -48,7 +49,22 @@ Key = tuple[str, Gemm]  # role, shape
 
 @dataclass(frozen=True)
 class GemmSummary:
-    """A distinct GEMM as it ran: means a call, ns."""
+    """A distinct GEMM as it ran: means per call, ns.
+
+    Attributes:
+        role: Its role.
+        gemm: Its shape.
+        tile: The tile of its kernel, "128x64".
+        tiling: How the tiles lie over it.
+        tiles: Their number.
+        split_k: The number of parts of K.
+        slots: The tiles in flight at a time.
+        compute: Its compute time by the roofline, without the loss of tiles and waves.
+        memory: Its memory time by the roofline.
+        bound: What bounds it.
+        duration: Its time.
+        total: The time of all its calls.
+    """
 
     role: str
     gemm: Gemm
@@ -64,7 +80,10 @@ class GemmSummary:
     total: float  # of all calls
 
     def predicted(self, n: int, k: int) -> float:
-        """Roofline time at another N and K: compute with whole tiles in whole waves, or memory."""
+        """Return the roofline time at another N and K.
+
+        It is the compute time with whole tiles in whole waves, or the memory time.
+        """
         old = self.gemm
         rows, columns = (int(part) for part in self.tile.split("x"))
         # Every slot of a wave works on a tile, or idles for as long.
@@ -75,7 +94,7 @@ class GemmSummary:
 
     @property
     def factor(self) -> float:
-        """Time ÷ prediction."""
+        """The time over its prediction."""
         return self.duration / self.predicted(self.gemm.n, self.gemm.k)
 
     @property
@@ -86,20 +105,31 @@ class GemmSummary:
 
 @dataclass(frozen=True)
 class GemmSummaries:
-    """`gemms` whose time can be predicted at other shapes, and the reason why the rest cannot."""
+    """The distinct GEMMs of a phase.
+
+    Attributes:
+        gemms: Those whose time can be predicted at other shapes.
+        refused: Why the time of the others cannot be predicted.
+    """
 
     gemms: dict[Key, GemmSummary] = field(default_factory=dict)
     refused: dict[Key, str] = field(default_factory=dict)
 
 
 def is_hidden(busy: float, ran: float) -> bool:
-    """Whether kernels ran concurrently with earlier ones: shorter ones may then save nothing."""
+    """Return whether kernels ran concurrently with earlier ones.
+
+    Shorter ones may then save nothing.
+    """
     return busy < EXCLUSIVE_SHARE * ran
 
 
 def gemm_summaries(kernels: Kernels) -> GemmSummaries:
-    """The GEMMs that did not run concurrently with others, in kernels whose names state tiles that
-    explain their grids; for the others the reason why not."""
+    """Summarise the distinct GEMMs of a phase.
+
+    Predictable are those that did not run concurrently with others, in kernels whose names state
+    tiles that explain their grids.
+    """
     frame = kernels.frame
     own = frame["primary"] & is_one_of(frame["kind"], GEMM_KINDS)
     rows = frame[[name for name in (*_KEYS, *_TOLD) if name != "refused"]].filter(own)
@@ -114,7 +144,7 @@ def gemm_summaries(kernels: Kernels) -> GemmSummaries:
             pl.col("memory_ns").first(),
         )
     )
-    found = GemmSummaries()
+    summaries = GemmSummaries()
     for row in sums.sort("duration", *_KEYS).iter_rows(named=True):
         work = kernels.shapes.works[row["call"]] if row["call"] is not None else None
         gemm = None if work is None else work.single_gemm
@@ -125,14 +155,14 @@ def gemm_summaries(kernels: Kernels) -> GemmSummaries:
         is_under = is_hidden(row["busy"], row["duration"])
         refused = row["refused"] or (HIDDEN if is_under else None)
         if refused is not None:
-            found.refused[key] = refused
+            summaries.refused[key] = refused
         else:
-            found.gemms[key] = _summary(key, row)
-    return found
+            summaries.gemms[key] = _summary(key, row)
+    return summaries
 
 
 def _refusal() -> pl.Expr:
-    """Why a row predicts no other shapes; null where it does."""
+    """Return why a row predicts no other shapes; null where it does."""
     no_launch = pl.col("registers").is_null() | pl.col("shared_memory").is_null()
     return (
         pl.when(pl.col("tile").is_null() | (pl.col("fit") == "unexplained"))
@@ -163,14 +193,18 @@ def _summary(key: Key, row: dict[str, Any]) -> GemmSummary:
 
 
 def tiling_of(gemm: Gemm, row: dict[str, Any]) -> Tiling:
-    """How the tiles of a row of the frame (`along_n`, `tiles`, `waves`) lie over a GEMM."""
+    """Return how the tiles of a row of the frame (`along_n`, `tiles`, `waves`) lie over a GEMM."""
     across = max(1, math.ceil(gemm.n / row["along_n"]))
     slots = row["tiles"] / row["waves"] if row["waves"] else None
     return Tiling(side=row["along_n"], column=row["tiles"] / across, slots=slots)
 
 
 def what_if(kernels: Kernels, rows: list[Row]) -> tuple[list[Shape], Fit | None]:
-    """A Shape for the N of every GEMM row, and for its K where that is not aligned."""
+    """Predict the time of every GEMM row at neighbouring N, and at neighbouring K if not aligned.
+
+    Limitations: The kernel that ran is taken to run at the other size too; a library may choose a
+    different one there. The interval of a prediction covers such GEMMs as ran in this trace.
+    """
     if not kernels.on_device:
         return [], None
     summaries = gemm_summaries(kernels)
@@ -192,11 +226,11 @@ def what_if(kernels: Kernels, rows: list[Row]) -> tuple[list[Shape], Fit | None]
 
 
 def fitted(seen: list[GemmSummary]) -> Fit | None:
-    """How time ÷ prediction lies over the GEMMs seen, by time; None without any.
+    """Return how time ÷ prediction lies over the GEMMs that ran; None without any.
 
-    A GEMM that waits for latency follows no roofline and is left out. The spread is that of
-    log(time ÷ prediction) between two GEMMs that lie a factor e apart, its square growing with
-    |Δlog M| + |Δlog N| + |Δlog K|: neighbours in shape are neighbours in efficiency.
+    It is weighted by time. A GEMM that waits for latency follows no roofline and is left out. The
+    spread is that of log(time ÷ prediction) between two GEMMs that lie a factor e apart, its square
+    growing with |Δlog M| + |Δlog N| + |Δlog K|: neighbours in shape are neighbours in efficiency.
     """
     seen = [s for s in seen if s.bound in _ROOFLINE]
     if not seen:
@@ -212,7 +246,7 @@ def fitted(seen: list[GemmSummary]) -> Fit | None:
 
 
 def _mean_log(seen: list[GemmSummary]) -> float:
-    """Mean of log(time ÷ prediction), weighted by time."""
+    """Return the mean of log(time ÷ prediction), weighted by time."""
     total = sum(s.total for s in seen)
     return sum(math.log(s.factor) * s.total / total for s in seen)
 
@@ -230,8 +264,10 @@ def _spread(seen: list[GemmSummary]) -> float | None:
 
 
 def spread_at(spread: float, a: Gemm, b: Gemm, *, beyond: float = 0.0) -> float:
-    """Half of the 95 % interval of log(time ÷ prediction) between two GEMMs, of a Fit's spread.
-    `beyond`: how much further apart they count."""
+    """Return half of the 95 % interval of log(time ÷ prediction) between two GEMMs.
+
+    `spread` is that of a Fit; `beyond` is how much further apart the two count.
+    """
     return _Z * spread * math.sqrt(_log_distance(a, b) + beyond)
 
 
@@ -246,8 +282,7 @@ def _key(row: Row) -> Key | None:
 
 
 def _shape(row: Row, axis: str, summaries: GemmSummaries, fit: Fit | None) -> Shape | None:
-    """The prediction for one axis of a row; None for a K that is aligned, of which none is
-    better."""
+    """Predict one axis of a row; None for a K that is aligned, of which no neighbour is better."""
     now = row.n if axis == "N" else row.k
     if axis == "K" and (now is None or now % GOOD == 0 or now < _SMALL):
         return None
@@ -283,17 +318,22 @@ def _shape(row: Row, axis: str, summaries: GemmSummaries, fit: Fit | None) -> Sh
 
 @dataclass(frozen=True)
 class _Model:
-    """The model of GEMMs that did not run: the fit, and the aligned GEMMs behind it."""
+    """The model of GEMMs that did not run.
+
+    Attributes:
+        fit: How time ÷ prediction lies over the GEMMs that ran.
+        aligned: The aligned GEMMs among them.
+    """
 
     fit: Fit
     aligned: list[GemmSummary]
 
     def off(self, ran: GemmSummary, gemm: Gemm, *, is_moved: bool) -> float | None:
-        """Half of the 95 % interval of log(time) at `gemm`, predicted from `ran`; None without a
-        spread.
+        """Return half of the 95 % interval of log(time) at `gemm`, predicted from `ran`.
 
-        `is_moved`: an unaligned GEMM becomes an aligned one. Its own time then says little, and
-        the interval grows with the distance of the aligned GEMMs that ran.
+        None without a spread. With `is_moved`, an unaligned GEMM becomes an aligned one: its own
+        time then says little, and the interval grows with the distance of the aligned GEMMs that
+        ran.
         """
         if self.fit.spread is None:
             return None
@@ -303,7 +343,7 @@ class _Model:
 
 
 def _good(ran: GemmSummary, axis: str, value: int, busy_ns: float, model: _Model | None) -> Good:
-    """A dimension with the predicted change of time, and its interval."""
+    """Return a dimension with the predicted change of time, and its interval."""
     n, k = (value, ran.gemm.k) if axis == "N" else (ran.gemm.n, value)
     if (n, k) == (ran.gemm.n, ran.gemm.k):
         return Good(value=value, change_ns=0.0, low_ns=0.0, high_ns=0.0)
@@ -323,7 +363,7 @@ def _good(ran: GemmSummary, axis: str, value: int, busy_ns: float, model: _Model
 
 
 def _curve(row: Row, summaries: GemmSummaries) -> list[list[float]]:
-    """[N, ns a step] up to a quarter beyond the wider of the two models."""
+    """Return [N, ns per step] up to a quarter beyond the wider of the two models."""
     key = _key(row)
     if key is None or row.n is None:
         return []

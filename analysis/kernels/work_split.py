@@ -1,8 +1,8 @@
-"""Divides the work of an op among its kernels: those of the op's kind, in proportion to their time.
+"""The work of an op, divided among its kernels in proportion to their time.
 
-In: the kernels frame with kinds, and the Work of each call. Out: columns `primary`,
-`carries_work`, `parts`, `flop`, `bytes`, `dtype`, and `modelled`: whether a work model or the
-profiler gives its FLOPs and bytes. Null is unknown.
+In: the kernels frame with kinds, and the Work of each call. Out: columns `primary`, `carries_work`,
+`parts`, `flop`, `bytes`, `dtype`, and `modelled`: whether a work model or the profiler gives its
+FLOPs and bytes. Null is unknown.
 """
 
 from __future__ import annotations
@@ -42,10 +42,21 @@ def add_work(
     *,
     copied: np.ndarray | None = None,
 ) -> pl.DataFrame:
-    """Add the columns above. An op's work is shared by duration among its kernels of its own kind
-    (`carries_work`); without any, its longest kernel takes it all. `primary`: the longest of these.
-    `parts`: how many. Auxiliary kernels have time and no work. `copied`: bytes of each row's copy
-    or fill as the profiler recorded them, -1 for none."""
+    """Add the columns above.
+
+    The work of an op is shared by duration among its kernels of its own kind (`carries_work`);
+    without any, its longest kernel takes it all. `primary` is the longest of them, `parts` is their
+    number. Auxiliary kernels have time and no work.
+
+    Args:
+        frame: The kernels frame with kinds.
+        linked: The linked rows.
+        calls: The distinct op calls.
+        works: The work of each call.
+        copied: Bytes of the copy or fill of each row as the profiler recorded them, -1 for
+            none; None
+            where the profiler records no bytes.
+    """
     duration = frame["duration"].to_numpy()
     carries, once = _is_of_op_kind(frame, calls, works), ~_repeated(frame, linked, works)
     number, longest = _instances(frame, carries)
@@ -77,9 +88,11 @@ _UNKNOWN = pl.Series([None], dtype=pl.Float64)
 
 
 def _instances(frame: pl.DataFrame, carries: Mask) -> tuple[Ints, Mask]:
-    """By row a number of its instance, and whether it is the one row of it that carries its work,
-    else is no copy or fill, else the longest, else the first. By numpy: a rank over structs takes
-    ten times as long."""
+    """Return the number of each row's instance, and the one row that stands for each instance.
+
+    That is a row that carries the work, else one that is no copy or fill, else the longest, else
+    the first. numpy ranks them: a rank over structs in polars takes ten times as long.
+    """
     moves = is_one_of(frame["kind"], ("memset", "memcpy")).to_numpy()
     number, busy, start = (
         instance_numbers(frame), frame["busy"].to_numpy(), frame["start"].to_numpy()
@@ -91,14 +104,17 @@ def _instances(frame: pl.DataFrame, carries: Mask) -> tuple[Ints, Mask]:
 
 
 def crosses_link(name: str) -> bool:
-    """Whether a copy of that name goes over the link between host and device."""
+    """Return whether a copy of that name goes over the link between host and device."""
     return re.search(_CROSSES, name) is not None
 
 
 def _add_copies(frame: pl.DataFrame, copied: np.ndarray | None) -> pl.DataFrame:
-    """Bytes of copies and fills as they were recorded, and `crosses`: whether a copy goes over the
-    link between host and device. One inside the device reads and writes its memory; one between
-    devices goes over links that a trace does not name."""
+    """Set the recorded bytes of copies and fills, and add column `crosses`.
+
+    `crosses` says whether a copy goes over the link between host and device. A copy inside the
+    device reads and writes its memory; one between devices goes over links that a trace does not
+    name.
+    """
     if not is_one_of(frame["category"], _MOVES).any():
         return frame.with_columns(crosses=pl.lit(value=False))
     kind = pl.col("category").replace_strict(_MOVES, default=None, return_dtype=pl.String)
@@ -137,7 +153,7 @@ def _table(works: list[Work | None]) -> pl.DataFrame:
 
 
 def _is_of_op_kind(frame: pl.DataFrame, calls: list[OpCall], works: list[Work | None]) -> Mask:
-    """Rows whose kind is that of their op; none of an op whose kind is not known."""
+    """Return the rows whose kind is that of their op; none for an op whose kind is unknown."""
     kinds = [
         work.kind
         if work is not None and not call.name.startswith("triton_")
@@ -155,20 +171,22 @@ def _is_of_op_kind(frame: pl.DataFrame, calls: list[OpCall], works: list[Work | 
 
 
 def _element_size_factor(frame: pl.DataFrame, calls: list[OpCall]) -> pl.Series | float:
-    """Factor from the element size that a list of tensors was taken to have to that which the
-    kernel's name states; 1 where it states none."""
+    """Return the true size of an element over the one that a list of tensors was taken to have.
+
+    The kernel's name states the true size; the factor is 1 where it states none.
+    """
     lists = [i for i, call in enumerate(calls) if call.name in _OF_A_LIST]
     if not lists:
         return 1.0
-    found: dict[tuple[int, str], float] = {}
+    factors: dict[tuple[int, str], float] = {}
     rows = frame.filter(pl.col("call").is_in(lists) & pl.col("name").is_not_null())
     for call, name in rows.select("call", "name").unique().iter_rows():
         taken = itemsize(dtype(calls[call].dtypes[0])) if calls[call].dtypes else None
         is_known = _named_itemsize(name)
         if taken and is_known:
-            found[call, name] = is_known / taken
+            factors[call, name] = is_known / taken
     keys = zip(frame["call"].to_list(), frame["name"].to_list(), strict=True)
-    return pl.Series([found.get(key, 1.0) for key in keys], dtype=pl.Float64)
+    return pl.Series([factors.get(key, 1.0) for key in keys], dtype=pl.Float64)
 
 
 def _named_itemsize(name: str) -> float | None:
@@ -179,16 +197,18 @@ def _named_itemsize(name: str) -> float | None:
 
 
 def _repeated(frame: pl.DataFrame, linked: Linked, works: list[Work | None]) -> np.ndarray:
-    """Rows whose modelled work an op inside them does (mean > sum, _grouped_mm > mm): the inner one
-    keeps it."""
-    out = np.zeros(len(linked.above), bool)
+    """Return the rows whose modelled work an op inside them does again.
+
+    The inner op keeps the work (mean > sum, _grouped_mm > mm).
+    """
+    repeated = np.zeros(len(linked.above), bool)
     calls, kinds = frame["call"].to_list(), frame["kind"].to_list()
     for row in np.flatnonzero(linked.above >= 0):
         outer = linked.above[row]
         same = _comparable_kind(kinds[row]) == _comparable_kind(kinds[outer])
         if same and calls[row] is not None and works[calls[row]] is not None:
-            out[outer] = True
-    return out
+            repeated[outer] = True
+    return repeated
 
 
 def _comparable_kind(kind: str) -> str:

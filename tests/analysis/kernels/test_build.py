@@ -15,7 +15,7 @@ from prunescope.analysis.inputs import side as reading
 from prunescope.analysis.inputs.open import open_side
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.kernels import linked_phase
-from prunescope.analysis.kernels.build import PassContext, build
+from prunescope.analysis.kernels.build import KernelsBuilder, PassContext
 from prunescope.analysis.kernels.frame import HostWork, ModuleRoles
 from prunescope.analysis.kernels.linked_phase import LinkedTrace
 from prunescope.analysis.schema.pair_comparison import MODULES, REPLAYS, SHAPES
@@ -46,7 +46,8 @@ def test_a_view_without_shapes_is_that_of_a_trace_without_shapes(tmp_path: Path)
     path = save(decoder([Layer(), Layer()]), tmp_path / "t.json")
     phase = open_side(path, Options(), eager=None).read("trace")
     bare = load(path).without_shapes()
-    expected = build(PassContext(bare, LinkedTrace(bare).phase(), peaks=phase.side.peaks))
+    context = PassContext(bare, LinkedTrace(bare).phase(), peaks=phase.side.peaks)
+    expected = KernelsBuilder(context).kernels
     view = phase.without(SHAPES)
     assert phase.kernels.has_shapes and not view.kernels.has_shapes
     assert view.kernels.frame.equals(expected.frame)

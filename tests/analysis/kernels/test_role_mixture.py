@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from prunescope.analysis.kernels.role_mixture import find_mixture
+from prunescope.analysis.kernels.role_shapes import LaunchedRows
 from prunescope.analysis.ops.call import OpCall
 
 T, H, F, E = 64, 128, 192, 8
@@ -16,7 +19,7 @@ def roles(ran: list[Ran]) -> list[str]:
         OpCall(name, shape, ("float",) * len(shape))
         for name, shape in zip(names, shapes, strict=True)
     ]
-    found = find_mixture(kinds, calls, sizes, range(len(ran)), set())
+    found = find_mixture(replace(LaunchedRows.of(kinds, calls), sizes=list(sizes)), range(len(ran)))
     return [found.get(i, "") for i in range(len(ran))]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from prunescope.analysis.kernels.role import find_roles
+from prunescope.analysis.kernels.role_shapes import LaunchedRows
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.ops.kind import op_kind
 from prunescope.analysis.pipeline import analyze
@@ -27,7 +28,7 @@ def role(
     kinds = [*before, kind]
     index = np.array([-1 if place is None else 0] * len(kinds))
     scopes = Scopes(index, np.zeros(len(kinds), np.int64), [place] if place else [], "modules")
-    found = find_roles(scopes, kinds, [*[None] * len(before), call])
+    found = find_roles(scopes, LaunchedRows.of(kinds, [*[None] * len(before), call]))
     assert set(found.role) <= set(ROLES)
     return found.role[-1]
 
@@ -60,7 +61,10 @@ def test_what_gathers_in_an_mlp_gathers_for_its_experts_where_it_has_some() -> N
     assert role(at("mlp"), "gather_scatter", before=("grouped_gemm",)) == "experts"
     places = [at("mlp"), at("mlp", "experts")]
     scopes = Scopes(np.array([0, 1]), np.zeros(2, np.int64), places, "modules")
-    assert find_roles(scopes, ["gather_scatter", "gemm"], [None, None]).role[0] == "experts"
+    assert (
+        find_roles(scopes, LaunchedRows.of(["gather_scatter", "gemm"], [None, None])).role[0]
+        == "experts"
+    )
 
 
 def test_a_gemm_outside_of_layers_is_a_head_where_tokens_are_embedded() -> None:
@@ -74,7 +78,7 @@ def test_a_gemm_outside_of_layers_is_a_head_where_tokens_are_embedded() -> None:
         ([outside, at("mlp", "up")], [], "unknown"),
     ):
         scopes = Scopes(np.zeros(2, np.int64), np.zeros(2, np.int64), places, "modules")
-        found = find_roles(scopes, ["gemm", "gemm"], [head, head], every=calls)
+        found = find_roles(scopes, LaunchedRows.of(["gemm", "gemm"], [head, head], every=calls))
         assert found.role == [want, want]
 
 
@@ -103,7 +107,7 @@ def test_an_ungated_up_is_no_fused_gate(n: int, named: str, want: str) -> None:
     ]
     places = [at("mlp", named), at("mlp", "down")]
     scopes = Scopes(np.arange(2), np.zeros(2, np.int64), places, "modules")
-    assert find_roles(scopes, ["gemm"] * 2, list(calls)).role == [want, "down"]
+    assert find_roles(scopes, LaunchedRows.of(["gemm"] * 2, list(calls))).role == [want, "down"]
 
 
 def test_passes_of_a_cpu_trace_are_cut_where_tokens_are_picked() -> None:
@@ -119,7 +123,9 @@ def test_passes_of_a_cpu_trace_are_cut_where_tokens_are_picked() -> None:
     one = [picked, *layer, *layer, mm(1000, 64)]
     kinds = ["gather_scatter" if c is picked else "attention" if c is None else "gemm" for c in one]
     none = np.full(3 * len(one), -1)
-    found = find_roles(Scopes(none, none, [], "none"), kinds * 3, one * 3, every=[table])
+    found = find_roles(
+        Scopes(none, none, [], "none"), LaunchedRows.of(kinds * 3, one * 3, every=[table])
+    )
     names = ["q", "k", "v", "attention", "o", "gate", "up", "down"]
     assert found.role == ["embedding", *names, *names, "lm_head"] * 3
     assert found.layer.tolist() == [-1, *[0] * 8, *[1] * 8, -1] * 3
@@ -137,7 +143,7 @@ def test_two_products_next_to_a_linear_are_its_adapter() -> None:
         calls = [*q, *k, *v, None, *mlp] * 2
         kinds = ["attention" if call is None else "gemm" for call in calls]
         none = np.full(len(calls), -1)
-        return find_roles(Scopes(none, none, [], "none"), kinds, calls).role
+        return find_roles(Scopes(none, none, [], "none"), LaunchedRows.of(kinds, calls)).role
 
     pair = [mm(8, 64), mm(64, 8)]
     rest = ["attention", "o", "gate", "up", "down"]
@@ -189,7 +195,7 @@ def test_a_batched_product_of_two_activations_is_no_head(
     index = np.zeros(len(calls), np.int64)
     scopes = Scopes(index, index, [Place(None, "lm_head", "model")], "modules")
     kinds = [op_kind(call.name, call) for call in calls]
-    assert find_roles(scopes, kinds, list(calls)).role == want
+    assert find_roles(scopes, LaunchedRows.of(kinds, list(calls))).role == want
 
 
 def test_no_scope() -> None:
@@ -232,7 +238,10 @@ def test_a_sum_behind_down_is_the_residual(
     places = [at("mlp", before), at("mlp")]
     scopes = Scopes(np.array([0, 1]), np.array([0, 1]), places, "nn.Module")
     add = OpCall("aten::add", shapes, ("float", "float", "Scalar"))
-    assert find_roles(scopes, ["gemm", "elementwise"], [None, add]).role == [before, want]
+    assert find_roles(scopes, LaunchedRows.of(["gemm", "elementwise"], [None, add])).role == [
+        before,
+        want,
+    ]
 
 
 def mul(*shapes: tuple[int, ...]) -> OpCall:
@@ -253,4 +262,4 @@ def mul(*shapes: tuple[int, ...]) -> OpCall:
 def test_rope_is_what_stands_beside_a_rotation(calls: list[OpCall | None], want: list[str]) -> None:
     index = np.zeros(len(calls), np.int64)
     scopes = Scopes(index, index, [at("attention")], "nn.Module")
-    assert find_roles(scopes, ["elementwise"] * len(calls), calls).role == want
+    assert find_roles(scopes, LaunchedRows.of(["elementwise"] * len(calls), calls)).role == want
