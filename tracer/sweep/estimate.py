@@ -21,7 +21,7 @@ from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.capture.request import LAYER_SUM_SAMPLES
 from prunescope.tracer.machine import peaks as machine_peaks
 from prunescope.tracer.machine.device import pick_device, thread_count
-from prunescope.tracer.quality.quality import decoded_of, windows_of
+from prunescope.tracer.quality.quality import decode_sizes, window_sizes
 from prunescope.tracer.sweep.plan import SweepConfig, is_checkpoint, model_name
 from prunescope.tracer.sweep.state import KeptPeaks, read_json
 
@@ -92,14 +92,14 @@ def _scoring_s(
 ) -> float:
     """Seconds to score each model, and the dense one, in one way: behind each length of prompts."""
     of_way = [r for r in results if scoring_of(r.family, r.phase) == scoring]
-    pruned = {(model_name(result), windows_of(result.prompt_len)) for result in of_way}
+    pruned = {(model_name(result), window_sizes(result.prompt_len)) for result in of_way}
     dense = {("", windows) for _, windows in pruned}
     total = 0.0
     for _, (window, tokens) in [*pruned, *dense]:
         if scoring == "prefill":
             seconds = forward.seconds("prefill", 1, window, logits="all")
         else:
-            prompt, decoded = decoded_of(window)
+            prompt, decoded = decode_sizes(window)
             seconds = forward.seconds("prefill", 1, prompt)
             seconds += decoded * forward.seconds("decode", 1, prompt)
         total += seconds * tokens / window

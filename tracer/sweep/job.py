@@ -50,9 +50,9 @@ from prunescope.tracer.model.weights import weights_fingerprint
 from prunescope.tracer.quality.quality import (
     CONTEXT,
     TOKENS,
-    Compared,
     Dense,
     Passage,
+    QualityPair,
     compare,
     looks_ahead,
     text_passage,
@@ -226,7 +226,7 @@ class JobRunner:
 
     def _compared(
         self, job: Job, result: Planned, prepared: Prepared, fingerprint: str
-    ) -> Compared:
+    ) -> QualityPair:
         """Compare both models on the text that judges, and on the other one, where there is one."""
         dense, pruned = prepared.variants
         scoring, length = _scoring(result), _eval_len(result)
@@ -247,7 +247,7 @@ class JobRunner:
                 seed=job.config.seed,
                 part=_of_length(result),
             )
-        found: dict[str, Compared] = {}
+        found: dict[str, QualityPair] = {}
         for name, passage in passages.items():
             reference = self._reference(dense, f"{fingerprint}-{name}-{length}", passage, scoring)
             found[name] = compare(pruned.model, reference, control=control.get(name))
@@ -262,7 +262,7 @@ class JobRunner:
 
     def _add_tasks(
         self,
-        found: Compared,
+        found: QualityPair,
         tasks: TaskList,
         prepared: Prepared,
         fingerprint: str,
