@@ -20,7 +20,7 @@ from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.model.forwards import Forward, first_tensor, forwards_replaced, hooked
 from prunescope.tracer.model.layers import counts_without, decoder_layers
 
-SEQUENCES = 2  # of the calibration: each runs n times for every layer that is removed
+SEQUENCES = 2  # of the calibration; each runs n times for every layer that is removed
 # Errors of a layer that needs something from a skipped layer.
 _NEEDS_OTHERS = (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError)
 
@@ -108,7 +108,7 @@ class Stack:
         self.batches = [ids.to(device) for ids in batches]
         self.layers: list[Any] = list(decoder_layers(model)[1])
         self._num_returned = _count_returned_values(model, self.layers[0], self.batches[0])
-        # By sequence and layer; empty if all layers must run.
+        # The inputs by sequence and layer; empty if all layers must run.
         self._entering: list[list[torch.Tensor]] = []
         self._removed: list[int] = []
         self._reuse_inputs = True

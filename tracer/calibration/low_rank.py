@@ -17,7 +17,7 @@ from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.model.narrow import successor
 from prunescope.tracer.model.weights import layer_matrices, weight_of
 
-# Bytes of second moments [K, K] in float32 held at a time; layers are measured in such portions.
+# The most bytes of second moments [K, K] in float32 that are held at a time.
 _MOMENT_BYTES = 4 << 30
 
 
@@ -53,7 +53,7 @@ def factors(
     Returns:
         The factors [r, K] and [N, r].
     """
-    # Activations span six orders of magnitude, and their squares twelve.
+    # Activations span six orders of magnitude and their squares twelve, too many for float32.
     wide = weight.to(torch.float32 if moment is None else torch.float64)
     spread = None if moment is None else moment.to(wide)
     outputs, inputs = weight.shape

@@ -17,8 +17,8 @@ from typing import Any
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_quality import TextDataset
 
-_MAX_CHARACTERS = 8 << 20  # characters of a part; the first are taken
-# What `datasets` raises for a network, a cache, a missing set or one in another form.
+_MAX_CHARACTERS = 8 << 20  # the most characters of a part
+# The errors of `datasets` about a network, a cache, or a set that is missing or differs in form.
 _NOT_LOADED = (OSError, ValueError, RuntimeError, LookupError, ImportError, TypeError)
 _REVISION = re.compile(r"@([0-9a-f]{7,40})/")
 
@@ -39,14 +39,14 @@ class NamedText:
 
 
 NAMED_TEXTS = {
-    # As GPTQ, SparseGPT and those after them read it: the raw lines of a split, joined.
+    # The raw lines of a split, joined, as GPTQ, SparseGPT and later papers read them.
     "wikitext2": NamedText(
         repository="Salesforce/wikitext",
         config="wikitext-2-raw-v1",
         calibration=("train", None),
         evaluation=("test", None),
     ),
-    # The first file of each split, of 1,024 and of 8.
+    # The first of the 1,024 and 8 files of the splits.
     "c4": NamedText(
         repository="allenai/c4",
         calibration=("train", "en/c4-train.00000-of-01024.json.gz"),

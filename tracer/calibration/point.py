@@ -32,7 +32,7 @@ class Point:
     knobs: Mapping[str, Any] = field(default_factory=dict)
     select: str = "random"
     seed: int = 0
-    calibration: Calibration | None = None  # None: random token ids from the seed
+    calibration: Calibration | None = None  # None means random token ids from the seed
 
     @property
     def align(self) -> str:

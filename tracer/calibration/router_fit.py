@@ -22,9 +22,9 @@ from prunescope.tracer.calibration.collect import run_hooked
 from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.model.forwards import first_tensor
 
-_RIDGE = 0.01  # of the variance of a feature
+_RIDGE = 0.01  # the ridge, as a share of the variance of a feature
 _TINY = 1e-12
-_MIN_COST = 1e-3  # lower costs count as this
+_MIN_COST = 1e-3  # costs below it count as this one
 
 
 @dataclass(frozen=True, kw_only=True)

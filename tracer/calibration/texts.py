@@ -92,7 +92,7 @@ def token_rows(tokenizer: Any, text: str, *, rows: int, length: int) -> torch.Te
     Raises:
         PrunescopeError: The text does not fill one row.
     """
-    # A token rarely has more than eight characters: no need to tokenise a whole book.
+    # A token rarely has more than eight characters, so that a whole book need not be tokenised.
     ids = tokenizer(text[: 16 * rows * length], add_special_tokens=False)["input_ids"]
     whole = min(rows, len(ids) // length)
     if whole == 0:
@@ -126,7 +126,7 @@ def _read_dataset(name: str) -> Text:
 
 
 def _split_in_halves(name: str, whole: str) -> Text:
-    # The cut lies between two paragraphs where there is one.
+    # The cut lies between two paragraphs if there are any.
     """Split a text into halves, between two paragraphs if there are any."""
     cut = whole.find("\n\n", len(whole) // 2)
     cut = len(whole) // 2 if cut < 0 else cut
