@@ -128,7 +128,8 @@ def _test_low_loss(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[H
     than = rival.name if rival.realised > 1 else "the dense model"
     text = (
         f"of {_count_points(len(low))} that lose at most {_low_words(low)}, {best.name} is"
-        f" {effect:.2f}× [{ci95[0]:.2f}, {ci95[1]:.2f}] as fast as the fastest of another family, {than}"
+        f" {effect:.2f}× [{ci95[0]:.2f}, {ci95[1]:.2f}] as fast as the fastest of another"
+        f" family, {than}"
     )
     yield judged(
         verdict=_judge_interval(ci95, 1.0),
