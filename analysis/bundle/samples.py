@@ -46,11 +46,7 @@ def _compare_speedups(phase: Phase, dense_ratio: float | None) -> dict[str, Any]
         return {"speedup": None, "agree": None, "why": "one side alone has samples"}
     low, high = allowed_speedups(phase, dense)
     ends = ladder.realised_ci95 or [ladder.realised, ladder.realised]
-    speedup = {
-        "samples": ladder.realised,
-        "ci95": ladder.realised_ci95,
-        "profiled": [low, high],
-    }
+    speedup = {"samples": ladder.realised, "ci95": ladder.realised_ci95, "profiled": [low, high]}
     why = not_judged = _why_not_judged(phase)
     apart = ends[1] < low / MUCH_SLOWED or ends[0] > high * MUCH_SLOWED
     why = why or f"{'more than' if apart else 'within'} {MUCH_SLOWED:g} times"

@@ -99,10 +99,7 @@ def judge(folder: Path, on_result: Callable[[str], None] | None = None) -> Paret
                 phases=phases,
                 failed=failed,
                 pending=sum(e.state in (PENDING, RUNNING) for e in sweep.results),
-                notes=[
-                    *sweep.notes,
-                    *_busy_note([m for runs in measured.values() for m in runs]),
-                ],
+                notes=[*sweep.notes, *_busy_note([m for runs in measured.values() for m in runs])],
             )
         )
     )

@@ -16,11 +16,7 @@ from prunescope.analysis.pareto.lacking import lacking, missing, skips_rows
 from prunescope.analysis.pipeline import TOOL
 from prunescope.analysis.schema.pareto import Pareto, SweepPoint
 from prunescope.analysis.schema.replay import SpeedupCurve, SpeedupPoint
-from prunescope.analysis.schema.reproduction import (
-    ReproducedValue,
-    Reproduction,
-    SetupDifference,
-)
+from prunescope.analysis.schema.reproduction import ReproducedValue, Reproduction, SetupDifference
 from prunescope.taxonomy.keep import ALIGN, ALIGNMENTS, alignment_size, is_just
 from prunescope.taxonomy.paper import (
     ALIGNMENT,

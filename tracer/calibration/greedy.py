@@ -27,11 +27,7 @@ _NEEDS_OTHERS = (KeyError, IndexError, AttributeError, TypeError, ValueError, Ru
 
 @torch.no_grad()
 def greedy_removal(
-    model: Any,
-    calibration: Calibration,
-    kinds: Sequence[str],
-    count: int,
-    record: Record,
+    model: Any, calibration: Calibration, kinds: Sequence[str], count: int, record: Record
 ) -> dict[str, list[int]]:
     """Choose the layers to remove, one after the other, by the loss that remains.
 

@@ -15,11 +15,7 @@ import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_quality import TextDataset
-from prunescope.tracer.calibration.named_texts import (
-    NAMED_TEXTS,
-    is_named_text,
-    read_named_text,
-)
+from prunescope.tracer.calibration.named_texts import NAMED_TEXTS, is_named_text, read_named_text
 
 _MAX_BYTES = 64 << 20
 DEFAULT = "pydoc_data.topics"

@@ -250,8 +250,7 @@ def _make_record(
         resumed_from=training.resumed_from,
         stopped=training.state.stopped,
         losses=Losses(
-            train=[[i + 1, losses[i]] for i in range(0, len(losses), every)],
-            held_out=held_out,
+            train=[[i + 1, losses[i]] for i in range(0, len(losses), every)], held_out=held_out
         ),
     )
 

@@ -69,10 +69,7 @@ class SweepConfig:
     one value in a sweep.
     """
 
-    model: Annotated[
-        str,
-        Option(help="Folder, hub id, FILE.gguf or preset.", example="tiny-llama"),
-    ]
+    model: Annotated[str, Option(help="Folder, hub id, FILE.gguf or preset.", example="tiny-llama")]
     families: Annotated[
         tuple[str, ...],
         Option(
@@ -125,11 +122,7 @@ class SweepConfig:
         ),
     ] = None
     recover: Annotated[
-        Recovery | None,
-        Option(
-            help=_OPTIONS["recover"].option.help,
-            example="steps=100,rank=16",
-        ),
+        Recovery | None, Option(help=_OPTIONS["recover"].option.help, example="steps=100,rank=16")
     ] = None
     repeats: Repeats = TraceRequest.repeats
     steps: Steps = TraceRequest.steps
@@ -144,10 +137,9 @@ class SweepConfig:
     tasks_path: Annotated[
         Path | None, Option(help="Folder of task files of your own.", example="tasks")
     ] = None
-    mode: Annotated[
-        tuple[Literal["eager", "compile", "graph"], ...],
-        _lists("mode"),
-    ] = (TraceRequest.mode,)
+    mode: Annotated[tuple[Literal["eager", "compile", "graph"], ...], _lists("mode")] = (
+        TraceRequest.mode,
+    )
     attn: Annotated[tuple[str, ...], _lists("attn")] = (TraceRequest.attn,)
     logits: Annotated[tuple[Literal["last", "all"], ...], _lists("logits")] = (TraceRequest.logits,)
     set: Annotated[
