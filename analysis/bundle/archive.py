@@ -56,9 +56,8 @@ def read_zip(path: Path) -> Unpacked:
         path: The archive.
 
     Returns:
-        The files. Its `failed` names members that are damaged or not such as `zip_bytes`
-        writes: links,
-        paths out of the folder, and compressed or encrypted members.
+        The files. Its `failed` names members that are damaged or not such as `zip_bytes` writes:
+        links, paths out of the folder, and compressed or encrypted members.
     """
     unpacked = Unpacked()
     size = path.stat().st_size

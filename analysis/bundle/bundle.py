@@ -78,9 +78,8 @@ def bundle(
         The path of the zip.
 
     Raises:
-        PrunescopeError: A subject is no run or is damaged, the zip cannot be written or exists,
-            or, with
-            `anonymous`, something suspicious is left.
+        PrunescopeError: A subject is no run or is damaged, the zip cannot be written or exists, or,
+            with `anonymous`, something suspicious is left.
     """
     _check_target(out, overwrite=overwrite)
     named = find_runs(runs)

@@ -66,9 +66,8 @@ def _frontier_points(
         run = runs.get(name, {}).get("pruned")
         for phase_name, phase in report.phases.items():
             entered = None if run is None else run.phases.get(phase_name)
-            if run is None or entered is None or phase.ladder is None:
-                continue
-            if phase_name not in ("prefill", "decode"):
+            known = phase_name in ("prefill", "decode")
+            if run is None or entered is None or phase.ladder is None or not known:
                 continue
             pruning = run.pruning or Pruning()
             entry = SweepResult(

@@ -26,9 +26,8 @@ def on_trust(reports: Mapping[str, Report]) -> Iterator[dict[str, Any]]:
 
     Yields:
         {"run", "phase", "profiled_over_unprofiled": {"pruned", "dense"}, "speedup": {"samples",
-        "ci95", "profiled": [low, high]}, "agree", "why"}. `agree` is None if nothing can be
-        judged. `why`
-        says why that is, or why they agree or not.
+        "ci95", "profiled": [low, high]}, "agree", "why"}. `agree` is None if nothing can be judged.
+        `why` says why that is, or why they agree or not.
     """
     for name, report in reports.items():
         for phase_name, phase in report.phases.items():

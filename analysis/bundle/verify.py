@@ -120,10 +120,9 @@ def verify(path: Path) -> dict[str, Any]:
         path: The bundle.
 
     Returns:
-        A dictionary of these keys. "ok" tells whether no file is wrong, "partial" whether some
-        were not
-        compared. "checked" counts all files, "rebuilt" those that were rebuilt from the traces and
-        compared; the others are inputs of the rebuild, whose checksums alone are compared.
+        A dictionary of these keys. "ok" tells whether no file is wrong, "partial" whether some were
+        not compared. "checked" counts all files, "rebuilt" those that were rebuilt from the traces
+        and compared; the others are inputs of the rebuild, whose checksums alone are compared.
         "not_compared" and "failed" list {"file", "why"}. "samples_on_trust" has the entries of the
         phases. "samples_agree" is False if one of them does not agree, and None if none can be
         judged.
@@ -218,8 +217,7 @@ def _rebuild_all(
 
     Returns:
         The files that were rebuilt, those that could not be compared, those that differ, with
-        reasons,
-        and the samples that are taken on trust.
+        reasons, and the samples that are taken on trust.
     """
     try:
         hint = "bundle the runs again"
@@ -285,7 +283,9 @@ class _Rebuild:
     def check_report(self, name: str, prefix: str) -> None:
         """Rebuild and compare the report of a run, with its figures and annotated traces."""
         place, folder = f"reports/{name}", self.stage / "runs" / name
-        if self.failed or self._lacks(f"{place}/report.json"):
+        if not self.failed and f"{place}/report.json" not in self.files:
+            self.failed[f"{place}/report.json"] = "missing"
+        if self.failed:
             return
         try:
             manifests = sorted(folder.glob(f"*/{MANIFEST}"))
@@ -331,11 +331,6 @@ class _Rebuild:
                 self.failed[name] = "no part of a bundle"
             else:
                 self.apart[name] = f"written by {self.tool}"
-
-    def _lacks(self, name: str) -> bool:
-        if name not in self.files:
-            self.failed[name] = "missing"
-        return name in self.failed
 
     def _compare(self, name: str, wanted: bytes, why: str) -> None:
         ending, data = PurePosixPath(name).suffix, self.files.get(name)

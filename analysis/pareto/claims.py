@@ -131,14 +131,8 @@ def _test_low_loss(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[H
         f" {effect:.2f}× [{ci95[0]:.2f}, {ci95[1]:.2f}] as fast as the fastest of another"
         f" family, {than}"
     )
-    yield judged(
-        verdict=_judge_interval(ci95, 1.0),
-        text=text,
-        effect=effect,
-        effect_ci95=ci95,
-        share_of_draws=float((gain > 0).mean()),
-        points=len(low),
-    )
+    tested = judged(verdict=_judge_interval(ci95, 1.0), text=text, points=len(low))
+    yield _with_effect(tested, effect, ci95, share=float((gain > 0).mean()))
 
 
 def _is_low(point: SweepPoint) -> bool | None:
@@ -224,14 +218,8 @@ def _test_closest(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hy
         f" {DEPTH} is closer"
         f" than the next by {points_closer.replace('-', MINUS)}"
     )
-    yield judged(
-        verdict=_judge_interval(ci95, 0.0),
-        text=text,
-        effect=effect,
-        effect_ci95=ci95,
-        share_of_draws=float((gain > 0).mean()),
-        points=len(used),
-    )
+    tested = judged(verdict=_judge_interval(ci95, 0.0), text=text, points=len(used))
+    yield _with_effect(tested, effect, ci95, share=float((gain > 0).mean()))
 
 
 def _sample_distances(points: list[SweepPoint]) -> dict[str, Array]:
@@ -294,14 +282,8 @@ def _test_order(phase: ParetoPhase) -> Iterator[Hypothesis]:
             f" the three families, the weaker of the two steps makes the fastest {effect:.2f}×"
             f" [{ci95[0]:.2f}, {ci95[1]:.2f}] as fast"
         )
-        yield judged(
-            verdict=verdict,
-            text=text,
-            effect=effect,
-            effect_ci95=ci95,
-            share_of_draws=share,
-            points=len(used),
-        )
+        tested = judged(verdict=verdict, text=text, points=len(used))
+        yield _with_effect(tested, effect, ci95, share=share)
 
 
 def _share_in_order(samples: SampledPoints) -> float:
@@ -360,6 +342,12 @@ def _not_measured(families: list[str]) -> str:
 
 def _judge_interval(ci95: list[float], none: float) -> str:
     return HOLDS if ci95[0] > none else FAILS if ci95[1] < none else UNDECIDED
+
+
+def _with_effect(
+    hypothesis: Hypothesis, effect: float, ci95: list[float], *, share: float
+) -> Hypothesis:
+    return replace(hypothesis, effect=effect, effect_ci95=ci95, share_of_draws=share)
 
 
 def _claim_about(claim: str, phase: str, cell: SweepCell | None) -> partial[Hypothesis]:

@@ -62,9 +62,8 @@ def _interval(curve: StepCurve, dense: int, i: int) -> list[float] | None:
     """Return the interval of the speedup of size `i`.
 
     Returns:
-        The interval; None for the dense size itself, for too few placements, and for files
-        without the
-        times of each placement.
+        The interval; None for the dense size itself, for too few placements, and for files without
+        the times of each placement.
     """
     if i == dense or len(curve.placements_ns) != len(curve.sizes):
         return None

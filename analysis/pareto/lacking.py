@@ -70,9 +70,11 @@ def _missing_keys(published: PublishedValue, pareto: Pareto) -> Iterator[str]:
     elif not is_of_step and not any(_has_sparsity(p, published) for p in of_family):
         yield f"sparsities: {published.sparsity:g}"
     if published.figure in _LOSS_FIGURES:
-        yield from _loss_keys(
-            published, [p for p in of_family if _has_sparsity(p, published)], pareto
-        )
+        if not pareto.subject.config.get("recover"):
+            yield "recover: steps=1000,rank=16"
+        judged = (p.loss for p in of_family if _has_sparsity(p, published))
+        if published.figure == TASKS and not any(loss and loss.has_tasks for loss in judged):
+            yield "tasks: [...]"
         return
     phase = pareto.phases.get(str(published.phase))
     points = [p for p in (phase.points if phase else ()) if p.only == only]
@@ -81,15 +83,6 @@ def _missing_keys(published: PublishedValue, pareto: Pareto) -> Iterator[str]:
         yield from _alignment_keys(published, here)
     elif here and not any(map(skips_rows, here)):
         yield _ROWS_RUN
-
-
-def _loss_keys(
-    published: PublishedValue, points: Sequence[SweepPoint], pareto: Pareto
-) -> Iterator[str]:
-    if not pareto.subject.config.get("recover"):
-        yield "recover: steps=1000,rank=16"
-    if published.figure == TASKS and not any(p.loss and p.loss.has_tasks for p in points):
-        yield "tasks: [...]"
 
 
 def _alignment_keys(published: PublishedValue, points: Sequence[SweepPoint]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -167,28 +168,28 @@ def loss_in(quality: Quality | None, phase: str) -> Loss | None:
     if quality is None or not quality.is_compared or quality.phase not in (None, phase):
         return None
     tasks, other_text = quality.tasks_change, quality.other_text
+    shared = {*Quality.__struct_fields__} & {*Loss.__struct_fields__} - {
+        *TextLoss.__struct_fields__
+    }
     return Loss(
-        perplexity_rel=quality.perplexity_rel,
-        ci95=quality.perplexity_rel_ci95,
-        perplexity_rel_recovered=quality.perplexity_rel_recovered,
-        recovered_ci95=quality.perplexity_rel_recovered_ci95,
-        other_text=None if other_text is None else _text_loss(other_text),
-        kl=quality.kl,
-        kl_ci95=quality.kl_ci95,
-        agreement=quality.agreement,
-        agreement_ci95=quality.agreement_ci95,
-        bits_per_byte=quality.bits_per_byte,
-        perplexity=quality.perplexity,
-        dense_perplexity=quality.dense_perplexity,
-        scoring=quality.scoring,
-        looks_ahead=quality.looks_ahead,
-        scored_tokens=quality.scored_tokens,
-        context=quality.context,
+        **_text_losses(quality),
+        **{name: getattr(quality, name) for name in shared - {"other_text"}},
+        other_text=None if other_text is None else TextLoss(**_text_losses(other_text)),
         tasks_signed=msgspec.UNSET if tasks is None else tasks.signed,
         tasks_signed_ci95=msgspec.UNSET if tasks is None else tasks.signed_ci95,
         tasks_absolute=msgspec.UNSET if tasks is None else tasks.absolute,
         tasks_points=_task_points(quality),
     )
+
+
+def _text_losses(quality: Quality) -> dict[str, Any]:
+    """Return the fields of a TextLoss."""
+    return {
+        "perplexity_rel": quality.perplexity_rel,
+        "ci95": quality.perplexity_rel_ci95,
+        "perplexity_rel_recovered": quality.perplexity_rel_recovered,
+        "recovered_ci95": quality.perplexity_rel_recovered_ci95,
+    }
 
 
 def _task_points(quality: Quality) -> float | None:
@@ -207,15 +208,6 @@ def _task_points(quality: Quality) -> float | None:
             return None
         changes.append(value - value / (1 + relative))
     return sum(changes) / len(changes) if changes else None
-
-
-def _text_loss(quality: Quality) -> TextLoss:
-    return TextLoss(
-        perplexity_rel=quality.perplexity_rel,
-        ci95=quality.perplexity_rel_ci95,
-        perplexity_rel_recovered=quality.perplexity_rel_recovered,
-        recovered_ci95=quality.perplexity_rel_recovered_ci95,
-    )
 
 
 def simulated_by(pruning: Pruning, *, decides: bool) -> str | None:

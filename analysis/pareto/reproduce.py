@@ -40,6 +40,7 @@ from prunescope.taxonomy.replays import Replays
 
 PAPER = "paper"
 _ALIGN = "align="
+_SHORT = {"bfloat16": "bf16"}  # number formats as a run names them
 _USUAL = ("16", "paper")  # what families round to without the knob
 _NEAR = 0.05  # of N or K: a size of a curve that stands for a pruned share
 # Categories of ours that the paper's Fig. 2 has no name for, and where their time is there.
@@ -52,20 +53,12 @@ def bare(paper: Paper) -> Reproduction:
     Args:
         paper: The published values and their set-up.
     """
-    values = [
-        ReproducedValue(
-            figure=printed.figure,
-            quantity=QUANTITIES[printed.figure],
-            name=printed.name,
-            phase=printed.phase,
-            batch=printed.batch,
-            prompt_len=printed.prompt_len,
-            sparsity=printed.sparsity,
-            at=printed.at,
-            published=printed.value,
-        )
-        for printed in published(paper)
-    ]
+    values = []
+    for printed in published(paper):
+        fields = msgspec.structs.asdict(printed)
+        number = fields.pop("value")
+        quantity = QUANTITIES[printed.figure]
+        values.append(ReproducedValue(quantity=quantity, published=number, **fields))
     return Reproduction(tool=TOOL, against=PAPER, source=paper.source, values=values)
 
 
@@ -78,9 +71,8 @@ def reproduce(pareto: Pareto, paper: Paper, replays: Sequence[Replays] = ()) -> 
         replays: The replayed GEMMs.
 
     Returns:
-        Each published value with that of the sweep, its interval and its bound, and the
-        settings in which
-        sweep and paper differ.
+        Each published value with that of the sweep, its interval and its bound, and the settings in
+        which sweep and paper differ.
     """
     ways = {
         FIGURE_2: _fill_share,
@@ -318,7 +310,7 @@ def _differences(pareto: Pareto, paper: Paper) -> list[SetupDifference]:
             name=name, paper=_format_values(_listed(theirs[name])), ours=_format_values(values)
         )
         for name, values in ours.items()
-        if not _agree(_listed(theirs[name]), values)
+        if [_SHORT.get(str(v), str(v)) for v in _listed(theirs[name])] != [str(v) for v in values]
     ]
 
 
@@ -337,11 +329,6 @@ def _training(recover: object) -> list[object]:
     if not isinstance(recover, dict):
         return ["none"]
     return [f"{name}={value}" for name, value in recover.items() if value is not None]
-
-
-def _agree(theirs: list[object], ours: list[object]) -> bool:
-    short = {"bfloat16": "bf16"}
-    return [short.get(str(value), str(value)) for value in theirs] == [str(value) for value in ours]
 
 
 def _format_values(values: Sequence[object]) -> str:

@@ -262,22 +262,15 @@ def _loss_limits(subject: SweepSubject, points: list[SweepPoint]) -> Iterator[st
     These are prompts of other lengths than the windows of the text, a text of random ids, and
     another text that needs a tokenizer.
     """
-    longer = [
-        (p.prompt_len, p.loss.context)
-        for p in points
-        if p.loss and p.loss.context and p.prompt_len > p.loss.context
-    ]
+    pairs = [(p.prompt_len, p.loss.context) for p in points if p.loss and p.loss.context]
+    longer = [(length, window) for length, window in pairs if length > window]
     if longer:
         lengths, windows = (sorted(set(each)) for each in zip(*longer, strict=True))
         yield (
             f"Not measured: the loss after prompts of {_listed(lengths)} tokens; their losses"
             f" are those in windows of {_listed(windows)}."
         )
-    shorter = [
-        (p.prompt_len, p.loss.context)
-        for p in points
-        if p.loss and p.loss.context and p.prompt_len < p.loss.context // 2
-    ]
+    shorter = [(length, window) for length, window in pairs if length < window // 2]
     if shorter:
         lengths, windows = (sorted(set(each)) for each in zip(*shorter, strict=True))
         yield (
@@ -285,7 +278,7 @@ def _loss_limits(subject: SweepSubject, points: list[SweepPoint]) -> Iterator[st
             f" losses are those in windows of {_listed(windows)}, in which a share of the keys or"
             " tokens is more of them."
         )
-    contexts = sorted({p.loss.context for p in points if p.loss and p.loss.context})
+    contexts = sorted({window for _, window in pairs})
     if len(contexts) > 1:
         yield (
             f"Confounded: losses in windows of {_listed(contexts)} tokens were read on"

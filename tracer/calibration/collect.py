@@ -130,8 +130,7 @@ def collect(
             feature.
         moments: Names of the linear modules for which to collect the mean of x·xᵀ.
         stream: Names of the modules whose first input is the residual stream: a norm, or an
-            attention or
-            MLP without one before it.
+            attention or MLP without one before it.
         influence: Whether to collect how much each layer changes the hidden state.
 
     Returns:

@@ -36,8 +36,8 @@ def greedy_removal(
         calibration: The tokens to compute losses on; the first two sequences are used.
         kinds: The kinds of parts to remove; only ("layer",) is possible.
         count: The number of layers to remove.
-        record: The record of the pruning, to which the calibration, the order and the losses
-            are added.
+        record: The record of the pruning, to which the calibration, the order and the losses are
+            added.
 
     Returns:
         {"layer": the indices of the layers to remove, ascending}.
@@ -114,9 +114,8 @@ class Stack:
         """Return the loss without some layers, in nats per token.
 
         Args:
-            removed: The removed layers, in the order of removal. If all but the last were
-                removed when the
-                round began, the stored inputs are used.
+            removed: The removed layers, in the order of removal. If all but the last were removed
+                when the round began, the stored inputs are used.
 
         Returns:
             The loss, or infinity instead of NaN, so that NaN is never the lowest loss.
@@ -129,8 +128,7 @@ class Stack:
 
         Args:
             first: The first layer that computes something else than when the round began; the
-                layers
-                before it do not run again. None means that all layers run.
+                layers before it do not run again. None means that all layers run.
             removed: The removed layers.
         """
         total, tokens = 0.0, 0

@@ -97,9 +97,8 @@ def factor(
     Args:
         model: The model, which is not changed.
         ranks: The rank of each matrix, by the path of its linear module.
-        calibration: The tokens on which the error of the output is least; None means that the
-            error of
-            the weights themselves is least.
+        calibration: The tokens on which the error of the output is least; None means that the error
+            of the weights themselves is least.
 
     Returns:
         The pairs by the path of the linear module.

@@ -105,9 +105,9 @@ def fit_routers(
         sites: The routers and the sublayers that they skip or run.
         calibration: The tokens. The last quarter of the sequences is held out.
         sparsity: The share s of the tokens to skip.
-        costs: The mean cost of skipping each site for a token, in any unit. The changes are
-            shifted so
-            that their mean matches the logarithm of the cost. None leaves the changes as measured.
+        costs: The mean cost of skipping each site for a token, in any unit. The changes are shifted
+            so that their mean matches the logarithm of the cost. None leaves the changes as
+            measured.
         equal: Whether every sublayer gets the share 1 − s itself.
 
     Returns:

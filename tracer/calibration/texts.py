@@ -43,9 +43,8 @@ def read_text(path: Path | None = None) -> Text:
     """Read a text in two parts, one to calibrate and one to judge.
 
     Args:
-        path: A UTF-8 file or the name of a data set (wikitext2, c4); None means
-            `pydoc_data.topics` of
-            the standard library, which is English prose.
+        path: A UTF-8 file or the name of a data set (wikitext2, c4); None means `pydoc_data.topics`
+            of the standard library, which is English prose.
 
     Returns:
         The text, split in half, or by the splits of the data set.

@@ -168,9 +168,8 @@ def text_passage(  # noqa: PLR0913
             limit.
         seed: The seed of random ids.
         tokens: The number of tokens to score.
-        prompt_len: The length of the prompts to evaluate. If they are longer than a usual
-            window, the
-            windows have their length, as far as positions and text allow, and there are at
+        prompt_len: The length of the prompts to evaluate. If they are longer than a usual window,
+            the windows have their length, as far as positions and text allow, and there are at
             least four.
 
     Returns:
@@ -225,10 +224,8 @@ def quality(model: Any, passage: Passage, *, scoring: str = "prefill") -> Qualit
         model: The model.
         passage: The tokens to score.
         scoring: "prefill" takes all tokens of a window in one forward. "decode" fills the cache
-            with half
-            a window, or with all but the end of one as long as a prompt, and scores the next
-            tokens one
-            by one.
+            with half a window, or with all but the end of one as long as a prompt, and scores the
+            next tokens one by one.
 
     Returns:
         The quality, with an interval of 95 % for the perplexity.
@@ -265,9 +262,8 @@ def compare(model: Any, dense: Dense, *, control: torch.Tensor | None = None) ->
     Args:
         model: The pruned model.
         dense: The dense model, with the passage and the way of scoring.
-        control: The nats [n] of the dense model after the same recovery training as the pruned
-            one. Then
-            perplexity_rel_recovered is perplexity / perplexity of the control − 1.
+        control: The nats [n] of the dense model after the same recovery training as the pruned one.
+            Then perplexity_rel_recovered is perplexity / perplexity of the control − 1.
 
     Returns:
         The quality of both models.
@@ -350,9 +346,8 @@ def logits_by_token(model: Any, row: torch.Tensor, first: int) -> torch.Tensor:
 
     Args:
         model: The model.
-        row: The token ids [1, C]. Those before `first` fill the cache in one forward, and each
-            of the
-            others but the last is then read alone.
+        row: The token ids [1, C]. Those before `first` fill the cache in one forward, and each of
+            the others but the last is then read alone.
         first: The first token to predict.
 
     Returns:

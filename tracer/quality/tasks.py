@@ -81,21 +81,19 @@ def score_tasks(
         model: The model.
         tokenizer: The tokenizer of the model.
         tasks: The tasks.
-        one_by_one: Whether each request is a forward of its own. A model that decides at run
-            time needs
-            it: it would rank padding, and neighbours in a batch, among a request's own tokens.
-                Its random
-            decisions follow from the tokens of the request.
+        one_by_one: Whether each request is a forward of its own. A model that decides at run time
+            needs it: it would rank padding, and neighbours in a batch, among a request's own
+            tokens. Its random decisions follow from the tokens of the request.
         scoring: "prefill" reads a request in one forward. "decode" fills the cache with the
-            context,
-            which predicts the first token of the answer, and then reads the answer token by token.
+            context, which predicts the first token of the answer, and then reads the answer token
+            by token.
 
     Returns:
         The score of each task by its name.
 
     Raises:
-        PrunescopeError: The harness or a tokenizer is missing, or a task does not exist or has
-            no data.
+        PrunescopeError: The harness or a tokenizer is missing, or a task does not exist or has no
+            data.
     """
     check_installed()
     if tokenizer is None:
@@ -185,9 +183,8 @@ def changes(dense: dict[str, TaskScore], pruned: dict[str, TaskScore]) -> TaskCh
         pruned: The scores of the pruned model on the same tasks.
 
     Returns:
-        The changes; their interval is None without standard errors. None if a dense value is 0,
-        a value
-        is unknown or there are no tasks.
+        The changes; their interval is None without standard errors. None if a dense value is 0, a
+        value is unknown or there are no tasks.
     """
     by_task: dict[str, float] = {}
     variances: list[float | None] = []

@@ -122,9 +122,8 @@ def attach(
         settings: The rank, and which linears to train.
         seed: The seed of the initial adapters.
         masks: Whether the zeros of all weights stay zeros.
-        before: The `zero_shares` of the dense model. Without `masks`, a matrix counts as masked
-            if it has
-            clearly more zeros than that.
+        before: The `zero_shares` of the dense model. Without `masks`, a matrix counts as masked if
+            it has clearly more zeros than that.
 
     Returns:
         The adapters.

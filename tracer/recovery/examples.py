@@ -62,18 +62,20 @@ def read_examples(
     length = min(settings.length, longest or settings.length)
     rows = max(1, HELD_OUT // length)
     if tokenizer is None:
-        return _random_examples(settings, rows, length, vocabulary, seed)
-    text = read_text(settings.text)
-    train, held_out = (
-        _tokenize_rows(tokenizer, part, length, most, text.name)
-        for part, most in ((text.calibration, None), (text.evaluation, rows))
-    )
+        train, held_out = _random_rows(settings, rows, length, vocabulary, seed)
+        parts, source = [part.numpy().tobytes() for part in (train, held_out)], RANDOM_IDS
+    else:
+        text = read_text(settings.text)
+        train = _tokenize_rows(tokenizer, text.calibration, length, None, text.name)
+        held_out = _tokenize_rows(tokenizer, text.evaluation, length, rows, text.name)
+        parts, source = [part.encode() for part in (text.calibration, text.evaluation)], text.name
+    digests = [hashlib.sha256(part).hexdigest() for part in parts]
     return Examples(
         rows=train,
         held_out=held_out,
-        train_sha256=_sha256(text.calibration.encode()),
-        eval_sha256=_sha256(text.evaluation.encode()),
-        source=text.name,
+        train_sha256=digests[0],
+        eval_sha256=digests[1],
+        source=source,
     )
 
 
@@ -94,9 +96,10 @@ def check_unseen(used: Sequence[Path | None], text: Path) -> None:
         )
 
 
-def _random_examples(
+def _random_rows(
     settings: Recovery, rows: int, length: int, vocabulary: int, seed: int
-) -> Examples:
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return random ids [n, length] to train on, and [rows, length] to evaluate."""
     if settings.text is not None:
         read_text(settings.text)  # raises for a missing file first
         raise PrunescopeError(
@@ -108,13 +111,7 @@ def _random_examples(
     count = min(_RANDOM_ROWS, max(rows, settings.steps * settings.batch))
     train = random_ids(vocabulary, batch=count, length=length, seed=seed ^ (1 << 30))
     held_out = random_ids(vocabulary, batch=rows, length=length, seed=seed ^ (1 << 31))
-    return Examples(
-        rows=train,
-        held_out=held_out,
-        train_sha256=_sha256(train.numpy().tobytes()),
-        eval_sha256=_sha256(held_out.numpy().tobytes()),
-        source=RANDOM_IDS,
-    )
+    return train, held_out
 
 
 def _tokenize_rows(
@@ -135,7 +132,3 @@ def _tokenize_rows(
 def _epoch_order(total: int, seed: int, epoch: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed((seed + 7919 * epoch) % 2**63)
     return torch.randperm(total, generator=generator)
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

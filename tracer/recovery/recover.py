@@ -119,8 +119,8 @@ def token_losses(model: Any, rows: torch.Tensor) -> torch.Tensor | None:
         rows: The token ids [n, L]; each sequence is scored by itself.
 
     Returns:
-        The losses; None if one is not finite, or if the model dropped tokens and has no logits
-        for them.
+        The losses; None if one is not finite, or if the model dropped tokens and has no logits for
+        them.
     """
     parts = []
     for row in rows.split(1):

@@ -102,9 +102,9 @@ def exclusive(path: Path | None) -> Iterator[None]:
         yield
 
 
-def storage_next_to(out: Path) -> Path:
-    """Return the folder that stores the training of a capture into `out` until it is written."""
-    return Path(os.path.abspath(out)).parent / f".{out.name}.recovery"  # noqa: PTH100
+def storage_next_to(folder: Path) -> Path:
+    """Return the folder that stores the training of a capture into `folder` until it is written."""
+    return Path(os.path.abspath(folder)).parent / f".{folder.name}.recovery"  # noqa: PTH100
 
 
 @dataclass(frozen=True, kw_only=True)

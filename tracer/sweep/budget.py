@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import attrgetter
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.sweep_files import Planned
@@ -20,6 +21,8 @@ from prunescope.taxonomy.words import when
 
 _HOUR = 3600.0
 _MINUTE = 60.0
+# What identifies the measured point of a result, without the options of its family.
+_measured_point = attrgetter("family", "sparsity", "select", "draw", "phase", "setting")
 _SHOWN = 6  # the most counts that a line names
 
 
@@ -110,18 +113,6 @@ def _sort_key(results: Iterable[Planned]) -> Callable[[Planned], tuple[int, ...]
         return result.draw, varies, place[result.setting], result.phase != "prefill", share
 
     return key
-
-
-def _measured_point(result: Planned) -> tuple[object, ...]:
-    """Return what identifies the measured point of a result, without the options of its family."""
-    return (
-        result.family,
-        result.sparsity,
-        result.select,
-        result.draw,
-        result.phase,
-        result.setting,
-    )
 
 
 def _format_time(seconds: float) -> str:

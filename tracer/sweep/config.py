@@ -69,9 +69,8 @@ def read_configs(
     """Read the configurations of a sweep file, a preset, or a preset with keys of a file.
 
     Args:
-        config: A file, or its keys as a mapping. Paths are relative to the file; those of a
-            mapping are
-            relative to the working directory.
+        config: A file, or its keys as a mapping. Paths are relative to the file; those of a mapping
+            are relative to the working directory.
         preset: The name of a preset. If a config is given too, its keys replace those of the
             preset.
 
@@ -241,7 +240,13 @@ def _resolve_paths(key: str, value: Any, path: Path) -> Any:
     if key == "recover" and value.text is not None:
         return dataclasses.replace(value, text=_text_path(value.text, path))
     if key == "tasks_path":
-        return _existing_folder(path.parent / home_path(str(value)))
+        folder = path.parent / home_path(str(value))
+        if not folder.is_dir():
+            raise PrunescopeError(
+                f"tasks_path: there is no folder {folder.name}",
+                hint="a folder of task files of lm-evaluation-harness, next to the sweep file",
+            )
+        return folder.resolve()  # the harness runs inside it, and a worker elsewhere
     return value
 
 
@@ -249,15 +254,6 @@ def _text_path(value: Path | str, path: Path) -> Path:
     """Return a text file next to the sweep file, or the name of a data set."""
     there = path.parent / home_path(str(value))
     return Path(value) if is_named_text(value) and not there.exists() else there
-
-
-def _existing_folder(path: Path) -> Path:
-    if not path.is_dir():
-        raise PrunescopeError(
-            f"tasks_path: there is no folder {path.name}",
-            hint="a folder of task files of lm-evaluation-harness, next to the sweep file",
-        )
-    return path.resolve()  # the harness runs inside it, and a worker elsewhere
 
 
 def _path_from_file(name: str, path: Path) -> str:
@@ -279,14 +275,14 @@ def _invalid_value(key: str, value: Any, wanted: str) -> PrunescopeError:
     return PrunescopeError(f"{key}: {shown} is not {wanted}", hint=f"give {key} as {wanted}")
 
 
-def _read_path(key: str, value: Any) -> Path:
-    return Path(_read_word(key, value))
-
-
 def _read_word(key: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise _invalid_value(key, value, "a word")
     return value
+
+
+def _read_path(key: str, value: Any) -> Path:
+    return Path(_read_word(key, value))
 
 
 def _read_count(key: str, value: Any, *, least: int, most: int) -> int:

@@ -59,24 +59,20 @@ def run_on_ray(jobs: Sequence[Job], on_result: Callable[[Planned], None]) -> Non
     if ours:
         ray.init(log_to_driver=False)
     try:
-        _run_remotely(ray, jobs, on_result)
+        gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_work)
+        waiting = {remote.remote(job): job for job in jobs}
+        while waiting:
+            done, _ = ray.wait(list(waiting), num_returns=1)
+            job = waiting.pop(done[0])
+            try:
+                ray.get(done[0])
+            except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+                _record_death(job, type(error).__name__)
+            on_result(job.results[0])
     finally:
         if ours:
             ray.shutdown()
-
-
-def _run_remotely(ray: Any, jobs: Sequence[Job], on_result: Callable[[Planned], None]) -> None:
-    gpus = 1 if ray.cluster_resources().get("GPU") else 0
-    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_work)
-    waiting = {remote.remote(job): job for job in jobs}
-    while waiting:
-        done, _ = ray.wait(list(waiting), num_returns=1)
-        job = waiting.pop(done[0])
-        try:
-            ray.get(done[0])
-        except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
-            _record_death(job, type(error).__name__)
-        on_result(job.results[0])
 
 
 def _record_death(job: Job, name: str) -> None:

@@ -72,17 +72,9 @@ from prunescope.tracer.sweep.watch import HangWatchdog
 
 # A bug or a limit of one family must not end the sweep; a full disk or a signal must.
 FAILURES = (
-    PrunescopeError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+    PrunescopeError, ArithmeticError, AssertionError, AttributeError, ImportError, LookupError,
+    MemoryError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 
 # On a machine that is never quiet, peaks are measured so often and then taken as they are.
 _MOST_MEASURED = 5
@@ -194,7 +186,11 @@ class JobRunner:
                 peaks = self._choose_peaks(job, device, prepared)
                 trace(request, progress=self.watch, peaks=peaks, prepared=prepared)
                 if peaks is None:
-                    peaks = self._keep_peaks(_peaks_file(job, device, prepared), request.folder)
+                    # All results after the first are judged by the peaks of its capture.
+                    measured = read_run(request.folder / "dense").device.peaks
+                    assert measured is not None
+                    peaks = self._peaks = changed(measured, reached=None)
+                    write_json(_peaks_file(job, device, prepared), peaks)
                 if _was_disturbed(request.folder):
                     self.watch.describe("repeats: other work disturbed it")
                     again = replace(request, overwrite=True)
@@ -354,14 +350,6 @@ class JobRunner:
         self._peaks = peaks
         return peaks
 
-    def _keep_peaks(self, path: Path, out: Path) -> MeasuredPeaks:
-        """Keep the peaks that the first capture measured, for all results after it."""
-        peaks = read_run(out / "dense").device.peaks
-        assert peaks is not None
-        self._peaks = changed(peaks, reached=None)
-        write_json(path, self._peaks)
-        return self._peaks
-
 
 def _peaks_file(job: Job, device: torch.device, prepared: Prepared) -> Path:
     with thread_count(job.config.threads):
@@ -384,9 +372,9 @@ def _should_remeasure(peaks: MeasuredPeaks) -> bool:
     return bool(peaks.disturbed) and len(peaks.measurements) < _MOST_MEASURED
 
 
-def _was_disturbed(out: Path) -> bool:
+def _was_disturbed(folder: Path) -> bool:
     """Return whether the times of a capture are invalid for a reason that may have passed."""
-    runs = [read_run(out / name) for name in ("dense", "pruned")]
+    runs = [read_run(folder / name) for name in ("dense", "pruned")]
     placements = [p for run in runs for phase in run.phases.values() for p in phase.placements]
     reasons = {reason for p in placements for reason in (*p.reasons, *p.steps_disturbed)}
     return any(run.is_disturbed for run in runs) and not reasons.isdisjoint(PASSING)

@@ -195,21 +195,12 @@ def model_name(result: Planned) -> str:
 
 # The fields of a result by the option of `trace` that they vary, in the order of the result's name.
 VARIED = {
-    "method": "family",
-    "sparsity": "sparsity",
-    "phase": "phase",
-    "batch": "batch",
-    "prompt_len": "prompt_len",
-    "seed": "draw",
-    "select": "select",
-    "mode": "mode",
-    "attn": "attn",
-    "logits": "logits",
-    "knobs": "set",
-    "flush": "flush",
-    "warmup": "warmup",
-    "only": "only",
-}
+    option: {"method": "family", "seed": "draw", "knobs": "set"}.get(option, option)
+    for option in (
+        "method", "sparsity", "phase", "batch", "prompt_len", "seed", "select", "mode", "attn",
+        "logits", "knobs", "flush", "warmup", "only",
+    )
+}  # fmt: skip
 
 
 def result_name(values: Mapping[str, Any], *, model: bool = False) -> str:
@@ -217,9 +208,8 @@ def result_name(values: Mapping[str, Any], *, model: bool = False) -> str:
 
     Args:
         values: The fields of the result.
-        model: Whether to return the name of its model instead, which has only those options
-            that make
-            another model.
+        model: Whether to return the name of its model instead, which has only those options that
+            make another model.
     """
     parts = []
     for option, field in VARIED.items():

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from prunescope.taxonomy.arguments import home_path
 from prunescope.taxonomy.atomic_write import clean_termination
@@ -83,8 +83,8 @@ def run_plan(request: SweepRequest, plan: SweepPlan, progress: Progress | None =
         The folder of the sweep.
 
     Raises:
-        PrunescopeError: No result can run on this machine, or the folder is in use or holds
-            other data.
+        PrunescopeError: No result can run on this machine, or the folder is in use or holds other
+            data.
     """
     progress = progress or Silent()
     shard = read_shard(request.shard)
@@ -236,8 +236,7 @@ def summary(request: SweepRequest, plan: SweepPlan, *, estimate: bool = False) -
         request: The sweep, and the folder that it fills.
         plan: The plan of the request.
         estimate: Whether to estimate the seconds that the rest will take, which may measure the
-            peaks of
-            this machine.
+            peaks of this machine.
     """
     folder = SweepFolder(request.folder)
     mine = shard_of(plan, read_shard(request.shard))
@@ -270,18 +269,19 @@ def _estimate(
 ) -> Duration:
     from prunescope.tracer.sweep.estimate import num_trainings
 
+    # If nothing is left, do not measure the peaks of this machine, which takes seconds.
+    seconds = 0.0 if estimate and not remaining else None
     unknown: Duration = {
-        "seconds": None,
-        "seconds_most": None,
+        "seconds": seconds,
+        "seconds_most": seconds,
         "peaks_measured": 0,
         "peaks_disturbed": [],
-        "recovery_seconds": None,
-        "decode_scoring_seconds": None,
+        "recovery_seconds": seconds,
+        "decode_scoring_seconds": seconds,
         "trainings": num_trainings(remaining, config),
     }
-    if not remaining and estimate:  # do not measure the peaks of this machine, which takes seconds
-        names = ("seconds", "seconds_most", "recovery_seconds", "decode_scoring_seconds")
-        return cast(Duration, {**unknown, **dict.fromkeys(names, 0.0)})
+    if seconds is not None:
+        return unknown
     times = _estimate_durations(folder, config) if estimate else None
     if times is None:
         return unknown
