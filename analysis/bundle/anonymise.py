@@ -33,7 +33,7 @@ from prunescope.taxonomy.run_blocks import DeviceEntry, ModelEntry, Pruning
 
 T = TypeVar("T")
 _BLOCK, _OVERLAP = 4 << 20, 4096
-# Fields whose text may stay, where it looks like a plain value and holds nothing suspicious.
+# Fields whose text may stay if it looks like a plain value and holds nothing suspicious.
 _TEXT_FIELDS = frozenset({
     "reasons", "disturbed",
     "variant", "dtype", "kind", "isa", "vendor", "gcnArchName", "logits", "cache", "attention",
@@ -70,7 +70,7 @@ _COMPONENTS = frozenset({
     "first", "second", "norm", "weight", "bias", "wrapped", "module",
 })  # fmt: skip
 _OP = re.compile(r"(?P<space>[A-Za-z_]\w*)::(?P<own>[\w.]+)")
-# Namespaces of operators that torch and libraries for everybody register.
+# Namespaces of operators that torch and public libraries register.
 _LIBRARIES = frozenset({
     "aten", "prim", "prims", "c10", "c10d", "c10d_functional", "_c10d_functional", "autograd",
     "cuda", "symm_mem", "torch", "torchvision", "torchaudio", "torchao", "quantized",
@@ -91,7 +91,10 @@ _WORDS = frozenset({"trace", "analyze", "demo", "both", "prefill", "decode", "la
 
 
 class Scrubber:
-    """Strings of runs and traces without people, hosts and paths (`names`: in lower case)."""
+    """A scrubber of the strings of runs and traces, which then name no people, hosts or paths.
+
+    `names` are the names to remove, in lower case.
+    """
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = frozenset(names)
@@ -101,23 +104,28 @@ class Scrubber:
         self._inputs: dict[tuple[str, bytes], Any] = {}
 
     def text(self, text: str) -> str:
-        """The text with everything suspicious replaced."""
-        found = self._known.get(text)
-        if found is None:
-            found = self._known[text] = cleared(text, self.names)
-        return found
+        """Return the text with everything suspicious replaced."""
+        if text not in self._known:
+            self._known[text] = cleared(text, self.names)
+        return self._known[text]
 
     def kernel(self, name: str) -> str:
-        """The name of a kernel, a launch, an op or a device. The namespace of an op of
-        no known library is numbered, not named."""
+        """Return the name of a kernel, a launch, an op or a device without what is suspicious.
+
+        The namespace of an op of no known library is replaced by a number.
+        """
         op = _OP.fullmatch(name)
-        if op is None or op["space"] in _LIBRARIES | _modelled():
+        if op is None or op["space"] in _LIBRARIES | _known_namespaces():
             return self.text(name)
         space = self._spaces.setdefault(op["space"], f"op{len(self._spaces) + 1}")
         return self.text(f"{space}::{op['own']}")
 
     def annotation(self, name: str) -> str | None:
-        """Our own annotations, profiler steps and module paths; every other one is dropped."""
+        """Return the name of an annotation of prunescope, a profiler step or a module path.
+
+        Returns:
+            The name; None for any other annotation, which is dropped.
+        """
         if _OURS.fullmatch(name):
             return name
         if _MODULE.fullmatch(name):
@@ -125,7 +133,7 @@ class Scrubber:
         return self.path(name) if _SCOPE.fullmatch(name) else None
 
     def path(self, path: str) -> str:
-        """A module path: components of no known library are numbered, not named."""
+        """Return a module path, whose components of no known library are replaced by numbers."""
         return ".".join(self._component(part) for part in path.split("."))
 
     def _component(self, part: str) -> str:
@@ -135,7 +143,7 @@ class Scrubber:
         return self._parts.setdefault(part, f"module{len(self._parts)}")
 
     def inputs(self, kind: str, raw: bytes) -> Any:
-        """Shapes as numbers; dtypes and values where they look like ones."""
+        """Return shapes as numbers, and dtypes and values that look like such."""
         if (kind, raw) not in self._inputs:
             self._inputs[kind, raw] = self._plain_inputs(kind, raw)
         return self._inputs[kind, raw]
@@ -155,8 +163,10 @@ class Scrubber:
         ]
 
     def run(self, run: Run) -> Run:
-        """The manifest with the fields of the allow-list. BaselineRef and sha256 are the
-        caller's."""
+        """Return the manifest with the fields of the allow-list.
+
+        The caller replaces `BaselineRef` and `sha256`.
+        """
         phases = {
             name: self._phase(phase)
             for name, phase in run.phases.items()
@@ -178,24 +188,24 @@ class Scrubber:
             tool=self.text(run.tool),
             quality=self._block("quality", run.quality),
             routing={name: counts for name, counts in run.routing.items() if name in phases},
-            distinct_experts={n: found for n, found in run.distinct_experts.items() if n in phases},
+            distinct_experts={
+                n: counts for n, counts in run.distinct_experts.items() if n in phases
+            },
         )
         unknown = {k: v for k, v in (run.as_read or {}).items() if k not in run.__struct_fields__}
         return read(Run, {**plain(scrubbed), **self.value("extra", unknown)})
 
     def _phase(self, phase: PhaseRun) -> PhaseRun:
-        """Its known fields; a text that is dropped becomes an empty one."""
-        fields = {name: getattr(phase, name) for name in phase.__struct_fields__}
-        kept: dict[str, Any] = {
-            name: ""
-            if (found := self.value(name, value)) is None and isinstance(value, str)
-            else found
-            for name, value in fields.items()
-        }
+        """Return a phase with its known fields. A text that is dropped becomes an empty one."""
+        kept: dict[str, Any] = {}
+        for name in phase.__struct_fields__:
+            field = getattr(phase, name)
+            value = self.value(name, field)
+            kept[name] = "" if value is None and isinstance(field, str) else value
         return PhaseRun(**kept)
 
     def value(self, key: str, value: Any) -> Any:
-        """Numbers as they are; text where its field may have one; everything else is dropped."""
+        """Return numbers as they are, and text if its field may have one; drop everything else."""
         if value is None or isinstance(value, bool | int | float):
             return value
         if isinstance(value, str):
@@ -220,7 +230,7 @@ class Scrubber:
         }
 
     def _string(self, key: str, value: str) -> str | None:
-        if key == "name":  # of a matrix of the weight statistics
+        if key == "name":  # the name of a matrix of the weight statistics
             return self.path(value) if _SCOPE.fullmatch(value) else None
         if key not in _TEXT_FIELDS or not _PLAIN.fullmatch(value):
             return None
@@ -230,7 +240,7 @@ class Scrubber:
         return key not in _DROPPED and bool(_KEY.fullmatch(key)) and self.text(key) == key
 
     def _key(self, key: str) -> str:
-        """A module path may be a key of the counts."""
+        """Return a key, which may be a module path in the counts."""
         return self.path(key) if "." in key else key
 
     def _model(self, model: dict[str, Any]) -> dict[str, Any]:
@@ -270,7 +280,7 @@ class Scrubber:
         if pruning is None:
             return None
         kept = self.value("pruning", plain(pruning))
-        method = pruning.method if of_families(pruning.method) else "custom"
+        method = pruning.method if names_only_families(pruning.method) else "custom"
         return read(Pruning, {"method": method, **kept})
 
     def _block(self, key: str, block: T | None) -> T | None:
@@ -280,18 +290,18 @@ class Scrubber:
         option, _, value = word.partition("=") if word.startswith("--") else ("", "", word)
         if option and not re.fullmatch(r"--[a-z-]+", option):
             return False
-        known = not value or value in {*_WORDS, *preset_names()} or of_families(value)
+        known = not value or value in {*_WORDS, *preset_names()} or names_only_families(value)
         return known or bool(re.fullmatch(r"-?\d+(?:\.\d+)?", value))
 
 
 @cache
-def _modelled() -> frozenset[str]:
-    """Namespaces of the operators that the analysis knows by name."""
+def _known_namespaces() -> frozenset[str]:
+    """Return the namespaces of the operators that the analysis knows by name."""
     return frozenset(name.partition("::")[0] for name in {**MODELS, **OP_KINDS} if "::" in name)
 
 
-def of_families(method: Any) -> bool:
-    """Whether a method names only families and their sparsities."""
+def names_only_families(method: Any) -> bool:
+    """Return whether a method names only families and their sparsities."""
     parts = method_parts(method) if isinstance(method, str) else []
     shares = [number(own) for _, own in parts if own is not None]
     ids = {family.id for family in families()}
@@ -299,65 +309,76 @@ def of_families(method: Any) -> bool:
 
 
 def _numbers(plain: Any) -> Any:
-    """Nested lists of integers; everything else an empty list."""
+    """Return nested lists of integers, with an empty list for everything else."""
     if isinstance(plain, int) and not isinstance(plain, bool):
         return plain
     return [_numbers(p) for p in plain] if isinstance(plain, list) else []
 
 
 def names_of(files: Iterable[Path]) -> set[str]:
-    """Names of users and hosts in the files, compressed or not, and of the process."""
-    found = names_here()
+    """Return names of users and hosts in the files, compressed or not, and of this process."""
+    names = names_here()
     for path in files:
         with path.open("rb") as file:
             stream, before = unpacked(path, file), b""
             while block := stream.read(_BLOCK):
-                found |= names_in((before + block).decode("utf-8", "replace"))
+                names |= names_in((before + block).decode("utf-8", "replace"))
                 before = block[-_OVERLAP:]
-    return found
+    return names
 
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _CLASS = re.compile(r"nn\.Module: ([A-Za-z_]\w*?)(?:_\d+)?")
 _NUMBERED_OP = re.compile(r"op\d+::(\w+)")
 _TRITON = re.compile(r"(?!triton_(?:poi|per|red|tem|for|mm|bmm)_)(?:triton_|_)?\w+_kernel\w*")
-_OF_TORCH = frozenset({
+_TORCH_CLASSES = frozenset({
     "Linear", "Embedding", "LayerNorm", "RMSNorm", "ModuleList", "Sequential", "Dropout", "SiLU",
     "GELU", "ReLU", "Softmax", "Conv1d", "Conv2d", "Identity", "MultiheadAttention", "Module",
     "Transformer", "TransformerEncoder", "TransformerEncoderLayer", "TransformerDecoder",
     "GELUActivation", "NewGELUActivation", "SiLUActivation",
 })  # fmt: skip
-_MODELS = tuple(re.sub(r"\W|_", "", one).lower() for one in BY_ID)
+_MODEL_PREFIXES = tuple(re.sub(r"\W|_", "", name).lower() for name in BY_ID)
 
-# What transformers appends to the name of a model for the class that is loaded.
+# What transformers appends to the name of a model in the name of its class.
 _LOADED = re.compile(r"(?:text)?(?:model|lmheadmodel|for[a-z]+)")
 
 
 def is_public_architecture(name: str | None) -> bool:
-    """Whether the class of a whole model is one of a public library: `LlamaForCausalLM`."""
+    """Return whether a model's class is one of a public library, as `LlamaForCausalLM` is."""
     lower = (name or "").lower()
-    public = (lower[len(one) :] for one in _MODELS if lower.startswith(one))
-    return name in _OF_TORCH or any(map(_LOADED.fullmatch, public))
+    public = (lower[len(prefix) :] for prefix in _MODEL_PREFIXES if lower.startswith(prefix))
+    return name in _TORCH_CLASSES or any(map(_LOADED.fullmatch, public))
 
 
 def trace_strings(data: bytes) -> set[str]:
-    """The strings of a gzipped trace: few, each many times."""
-    return {json.loads(one) for one in set(_STRING.findall(gzip.decompress(data)))}
+    """Return the strings of a gzipped trace. They are few, and each occurs many times."""
+    return {json.loads(text) for text in set(_STRING.findall(gzip.decompress(data)))}
 
 
 def local_names(bundle: Path) -> dict[str, list[str]]:
-    """Names that may be the authors' own, by kind (classes of modules, ops, Triton kernels): those
-    that no public library is known to have, in order. An anonymous bundle keeps them, as roles and
-    kinds are read from them; nobody but the authors knows whether one tells who they are."""
+    """Return names in a bundle that may be the authors' own: those of no known public library.
+
+    An anonymous bundle keeps them, as roles and kinds are read from them.
+
+    Limitations: only the authors know whether a name tells who they are.
+
+    Args:
+        bundle: The bundle, a zip.
+
+    Returns:
+        The sorted names by kind: classes of modules, ops, and Triton kernels.
+    """
     texts: set[str] = set()
     with zipfile.ZipFile(bundle) as archive:
         for name in archive.namelist():
             if name.startswith("runs/") and name.endswith(".gz"):
                 texts |= trace_strings(archive.read(name))
-    classes = {m[1] for one in texts if (m := _CLASS.fullmatch(one))} - _OF_TORCH
-    found = {
-        "module classes": {name for name in classes if not name.lower().startswith(_MODELS)},
-        "ops": {m[1] for one in texts if (m := _NUMBERED_OP.fullmatch(one))},
-        "kernels": {one for one in texts if _TRITON.fullmatch(one)},
+    classes = {m[1] for text in texts if (m := _CLASS.fullmatch(text))} - _TORCH_CLASSES
+    local = {
+        "module classes": {
+            name for name in classes if not name.lower().startswith(_MODEL_PREFIXES)
+        },
+        "ops": {m[1] for text in texts if (m := _NUMBERED_OP.fullmatch(text))},
+        "kernels": {text for text in texts if _TRITON.fullmatch(text)},
     }
-    return {kind: sorted(names) for kind, names in found.items() if names}
+    return {kind: sorted(names) for kind, names in local.items() if names}

@@ -1,7 +1,8 @@
-"""A zip whose bytes follow from its files alone, and a reader that trusts none.
+"""A zip whose bytes follow from its files alone, and a reader that trusts no zip.
 
-In: file names and bytes. Out: a stored (not deflated) archive: the same on every machine, no member
-larger than the file says, no date, no owner. Reading refuses any other zip.
+In: file names and bytes. Out: a stored (not deflated) archive, which is the same on every machine.
+No member is larger than the file says, and none has a date or an owner. The reader refuses any
+other zip.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 _MODE = 0o100644 << 16
 _NAME = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]{0,120}/){0,6}[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
 _MOST_FILES, _MOST_BYTES = 20_000, 4 << 30
-_EXPANDS = 20  # times: pages and tables of a bundle shrink tenfold at most, its traces not at all
+_EXPANDS = 20  # the most times that files expand; those of a bundle shrink tenfold at most
 _BAD = (zipfile.BadZipFile, RuntimeError, ValueError, EOFError, struct.error, OSError,
         NotImplementedError)  # fmt: skip
 
 
 @dataclass
 class Unpacked:
-    """The files that could be read, and what is wrong with each of the others; `repacked`: those of
-    a zip that was rewritten with compression, which is wrong as a whole."""
+    """The files that could be read, and what is wrong with each of the others.
+
+    `repacked` holds the files of a zip that was rewritten with compression, which is wrong as a
+    whole.
+    """
 
     files: dict[str, bytes] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -34,59 +38,66 @@ class Unpacked:
 
 
 def zip_bytes(files: Mapping[str, bytes]) -> bytes:
-    """The archive of `files`, sorted by name."""
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+    """Return the archive of `files`, sorted by name."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(files):
             info = zipfile.ZipInfo(name, _DATE)
             info.create_system = 3
             info.external_attr = _MODE
             archive.writestr(info, files[name])
-    return out.getvalue()
+    return buffer.getvalue()
 
 
 def read_zip(path: Path) -> Unpacked:
-    """The files of an archive, nothing written anywhere. `failed` names members that are damaged or
-    not such as `zip_bytes` writes: links, paths out of the folder, compressed or encrypted ones."""
-    out = Unpacked()
+    """Read the files of an archive, without writing anything anywhere.
+
+    Args:
+        path: The archive.
+
+    Returns:
+        The files. Its `failed` names members that are damaged or not such as `zip_bytes` writes:
+        links, paths out of the folder, and compressed or encrypted members.
+    """
+    unpacked = Unpacked()
     size = path.stat().st_size
     if size > _MOST_BYTES:
-        out.failed[path.name] = "larger than any bundle (4 GiB)"
-        return out
+        unpacked.failed[path.name] = "larger than any bundle (4 GiB)"
+        return unpacked
     try:
         with zipfile.ZipFile(path) as archive:
-            _read_members(archive, size, path.name, out)
+            _read_members(archive, size, path.name, unpacked)
     except _BAD as error:
-        out.failed[path.name] = f"no readable zip ({error})"
-        return out
-    if not out.failed:
-        _check_whole(path, out)
-    return out
+        unpacked.failed[path.name] = f"no readable zip ({error})"
+        return unpacked
+    if not unpacked.failed:
+        _check_whole(path, unpacked)
+    return unpacked
 
 
-def _read_members(archive: zipfile.ZipFile, size: int, name: str, out: Unpacked) -> None:
+def _read_members(archive: zipfile.ZipFile, size: int, name: str, unpacked: Unpacked) -> None:
     members = archive.infolist()
     if all(m.compress_type != zipfile.ZIP_STORED for m in members if m.file_size):
-        out.failed[name] = "zipped again, with compression, as `prunescope bundle` never does"
+        unpacked.failed[name] = "zipped again, with compression, as `prunescope bundle` never does"
         if len(members) <= _MOST_FILES and sum(m.file_size for m in members) <= _EXPANDS * size:
-            out.repacked = {m.filename: archive.read(m) for m in members if not m.is_dir()}
+            unpacked.repacked = {m.filename: archive.read(m) for m in members if not m.is_dir()}
         return
-    # Stored members that claim more than the file holds lie over one another.
+    # Stored members that claim more bytes than the file holds must overlap.
     if len(members) > _MOST_FILES or sum(m.file_size for m in members) > size:
-        out.failed[name] = "holds more files or bytes than it can"
+        unpacked.failed[name] = "holds more files or bytes than it can"
         return
     for member in members:
-        problem = _problem(member, out)
+        problem = _problem(member, unpacked)
         if problem is None:
             try:
-                out.files[member.filename] = archive.read(member)
+                unpacked.files[member.filename] = archive.read(member)
                 continue
             except _BAD as error:
                 problem = f"damaged ({error})"
-        out.failed[member.filename] = problem
+        unpacked.failed[member.filename] = problem
 
 
-def _problem(member: zipfile.ZipInfo, out: Unpacked) -> str | None:
+def _problem(member: zipfile.ZipInfo, unpacked: Unpacked) -> str | None:
     name = member.filename
     if member.orig_filename != name or not _NAME.fullmatch(name):
         return "refused: its name is no plain path inside the bundle"
@@ -96,34 +107,39 @@ def _problem(member: zipfile.ZipInfo, out: Unpacked) -> str | None:
         return "refused: compressed, as `prunescope bundle` never does"
     if member.flag_bits & 0x1:
         return "refused: encrypted"
-    return "refused: the name occurs twice" if name in out.files or name in out.failed else None
+    if name in unpacked.files or name in unpacked.failed:
+        return "refused: the name occurs twice"
+    return None
 
 
-def _check_whole(path: Path, out: Unpacked) -> None:
-    """Bytes around the files (headers, dates, the directory) must be as they were written too."""
-    found, wanted = path.read_bytes(), zip_bytes(out.files)
-    if found == wanted:
+def _check_whole(path: Path, unpacked: Unpacked) -> None:
+    """Check that the bytes around the files (headers, dates, directory) are unchanged."""
+    data, expected = path.read_bytes(), zip_bytes(unpacked.files)
+    if data == expected:
         return
-    if added := _added(found, out.files):
+    if added := _added_files(data, unpacked.files):
         reason = "no part of the bundle: added to the zip after it was written"
-        out.failed.update(dict.fromkeys(added, reason))
+        unpacked.failed.update(dict.fromkeys(added, reason))
         return
-    at = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), None)
-    at = min(len(found), len(wanted)) if at is None else at
-    with zipfile.ZipFile(io.BytesIO(wanted)) as archive:
+    at = next((i for i, (a, b) in enumerate(zip(data, expected, strict=False)) if a != b), None)
+    at = min(len(data), len(expected)) if at is None else at
+    with zipfile.ZipFile(io.BytesIO(expected)) as archive:
         starts = [(m.header_offset, m.filename) for m in archive.infolist()]
         inside = [name for start, name in starts if start <= at < archive.start_dir]
     name = inside[-1] if inside else path.name
-    out.failed[name] = f"changed outside of its content, at byte {at} of the zip"
+    unpacked.failed[name] = f"changed outside of its content, at byte {at} of the zip"
 
 
-def _added(found: bytes, files: Mapping[str, bytes]) -> list[str]:
-    """The files that stand behind the others of a zip, out of their order, where those are as
-    `zip_bytes` writes them; empty where the zip differs otherwise."""
-    with zipfile.ZipFile(io.BytesIO(found)) as archive:
+def _added_files(data: bytes, files: Mapping[str, bytes]) -> list[str]:
+    """Return the files that were added behind the others of a zip, out of order.
+
+    Returns:
+        The files; empty if the rest of the zip is not as `zip_bytes` writes it.
+    """
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = [m.filename for m in sorted(archive.infolist(), key=lambda m: m.header_offset)]
     added = [name for i, name in enumerate(names) if name < max(names[:i], default="")]
-    wanted = zip_bytes({name: data for name, data in files.items() if name not in added})
-    with zipfile.ZipFile(io.BytesIO(wanted)) as archive:
+    expected = zip_bytes({name: files[name] for name in files if name not in added})
+    with zipfile.ZipFile(io.BytesIO(expected)) as archive:
         end = archive.start_dir
-    return added if found[:end] == wanted[:end] else []
+    return added if data[:end] == expected[:end] else []

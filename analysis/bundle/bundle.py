@@ -1,7 +1,8 @@
-"""Evidence to attach to a paper: in, run folders; out, one zip that `verify` can check.
+"""Evidence to attach to a paper.
 
-It holds trimmed traces, manifests, raw samples, reports with their figures and data, a README and
-SHA-256 sums. The same runs give the same bytes. Nothing is written where a check fails.
+In: run folders. Out: one zip that `verify` can check. It holds trimmed traces, manifests, raw
+samples, reports with their figures and data, a README and SHA-256 sums. The same runs give the same
+bytes. Nothing is written if a check fails.
 """
 
 from __future__ import annotations
@@ -37,17 +38,21 @@ from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.run import MANIFEST, PhaseRun, Run, read_run
 from prunescope.taxonomy.run_blocks import BaselineRef
 from prunescope.taxonomy.scrub import scrub
+from prunescope.taxonomy.words import when
 
 SUMS, INDEX, FRONTIER = "SHA256SUMS", "bundle.json", "frontier.csv"
-# Text formats can be rebuilt and compared; a PDF's text cannot be scanned, and svg holds the same.
+# Text formats can be rebuilt and compared. A PDF cannot be scanned, and svg holds the same.
 FORMATS = ("md", "html", "json", "tex", "csv", "svg", "png")
-FRAMED = ("perfetto",)  # from the kernels frames, which make tables of csv too large
+FRAMED = ("perfetto",)  # needs the kernels frames, which would make the tables of csv too large
 _TEXT = (".md", ".html", ".json", ".tex", ".csv", ".svg", ".cff", "SUMS")
 
 
 class BundleIndex(msgspec.Struct, kw_only=True):
-    """bundle.json: what a bundle holds. `runs`: the phases of each; `inputs`: SHA-256 of each
-    run.json and trace, which all else is rebuilt from (none in bundles of older versions)."""
+    """The file bundle.json, which tells what a bundle holds.
+
+    `runs` names the phases of each run. `inputs` has the SHA-256 of each run.json and trace, from
+    which all else is rebuilt; bundles of older versions have none.
+    """
 
     schema: Literal[1] = 1
     tool: str
@@ -61,18 +66,27 @@ class BundleIndex(msgspec.Struct, kw_only=True):
 def bundle(
     runs: Sequence[Path], out: Path, *, anonymous: bool = False, overwrite: bool = False
 ) -> Path:
-    """Write the evidence of `runs` (run folders, or folders of them) to `out`, whole or not at all.
+    """Write the evidence of runs into one zip, whole or not at all.
 
-    Raises PrunescopeError for a subject that is no run, a damaged one, a target that cannot be
-    written or, without `overwrite`, exists, and, with `anonymous`, where something suspicious is
-    left.
+    Args:
+        runs: Run folders, or folders of them.
+        out: The zip to write.
+        anonymous: Whether to remove what names people, hosts, paths and accounts.
+        overwrite: Whether to replace an existing zip.
+
+    Returns:
+        The path of the zip.
+
+    Raises:
+        PrunescopeError: A subject is no run or is damaged, the zip cannot be written or exists, or,
+            with `anonymous`, something suspicious is left.
     """
-    _check_out(out, overwrite=overwrite)
-    found = find_runs(runs)
-    if not found:
+    _check_target(out, overwrite=overwrite)
+    named = find_runs(runs)
+    if not named:
         raise PrunescopeError("no run to bundle", hint="name the folder that `trace --out` wrote")
-    sources = {_slug(i, one, anonymous=anonymous): _variants(one) for i, one in enumerate(found, 1)}
-    if len(sources) < len(found):
+    sources = {_slug(i, run, anonymous=anonymous): _variants(run) for i, run in enumerate(named, 1)}
+    if len(sources) < len(named):
         raise PrunescopeError(
             "two runs would have one name in the bundle", hint="rename one of their folders"
         )
@@ -82,63 +96,63 @@ def bundle(
         content = _build(sources, stage.resolve(), scrubber)
     if scrubber is not None:
         _refuse_suspicious(content, scrubber)
-    _write(out, zip_bytes(content))
+    _write_zip(out, zip_bytes(content))
     return out
 
 
 def sums_text(files: Mapping[str, bytes]) -> str:
-    """SHA256SUMS of all files but itself, in the form of sha256sum."""
+    """Return SHA256SUMS of all files but itself, in the form of sha256sum."""
     names = sorted(name for name in files if name != SUMS)
     return "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in names)
 
 
 def inputs_of(files: Mapping[str, bytes]) -> dict[str, str]:
-    """SHA-256 of the files that all others are rebuilt from: run.json and traces."""
+    """Return the SHA-256 of the files that all others are rebuilt from: run.json and traces."""
     names = sorted(name for name in files if name.startswith("runs/"))
     return {name: hashlib.sha256(files[name]).hexdigest() for name in names}
 
 
 def tool_version() -> str:
-    """The installed version; "0+source" where the package is run from a checkout."""
+    """Return the installed version; "0+source" if the package is run from a checkout."""
     try:
         return importlib.metadata.version("prunescope")
     except importlib.metadata.PackageNotFoundError:
         return "0+source"
 
 
-def _check_out(out: Path, *, overwrite: bool) -> None:
-    if out.suffix.lower() != ".zip":
+def _check_target(target: Path, *, overwrite: bool) -> None:
+    if target.suffix.lower() != ".zip":
         raise PrunescopeError(
-            f"cannot write {out.name}: a bundle is a zip",
-            hint=f"for example -o {out.stem or 'evidence'}.zip",
+            f"cannot write {target.name}: a bundle is a zip",
+            hint=f"for example -o {target.stem or 'evidence'}.zip",
         )
-    taken = out.exists() and (not out.is_file() or not zipfile.is_zipfile(out))
-    folder = out.absolute().parent
+    taken = target.exists() and (not target.is_file() or not zipfile.is_zipfile(target))
+    folder = target.absolute().parent
     if taken or not folder.is_dir():
         why = "is a file" if folder.exists() else "does not exist"
         raise PrunescopeError(
-            f"cannot write {out.name}: "
+            f"cannot write {target.name}: "
             + ("it exists and is no zip" if taken else f"its folder {folder.name} {why}"),
             hint="name a .zip file in an existing folder with -o",
         )
-    if out.exists() and not overwrite:
+    if target.exists() and not overwrite:
         raise PrunescopeError(
-            f"{out.name} exists", hint="give another -o FILE.zip, or replace it with --overwrite"
+            f"{target.name} exists", hint="give another -o FILE.zip, or replace it with --overwrite"
         )
 
 
-def _slug(i: int, found: NamedRun, *, anonymous: bool) -> str:
-    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", scrub(found.name)).strip("-")[:80]
+def _slug(i: int, named: NamedRun, *, anonymous: bool) -> str:
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", scrub(named.name)).strip("-")[:80]
     return f"run-{i}" if anonymous or not plain else plain
 
 
-def _variants(found: NamedRun) -> dict[str, Path]:
-    """The folders of a run and its dense baseline."""
-    folder = locate(found.path)
+def _variants(named: NamedRun) -> dict[str, Path]:
+    """Return the folders of a run and its dense baseline."""
+    folder = locate(named.path)
     if not (folder / MANIFEST).is_file():
-        refuse_own_file(found.path)
+        refuse_own_file(named.path)
         raise PrunescopeError(
-            f"{found.name} is a trace, not a run: its workload and device are unknown",
+            f"{named.name} is a trace, not a run: its workload and device are unknown",
             hint="capture a run with `prunescope trace`, or around your own loop with "
             "prunescope.capture",
         )
@@ -150,7 +164,7 @@ def _variants(found: NamedRun) -> dict[str, Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The manifest of a run and the traces that it names."""
+    """Return the manifest of a run and the traces that it names."""
     if (folder / MANIFEST).is_symlink():
         raise PrunescopeError(
             f"{folder.name}/{MANIFEST} is a link, not a file of the run",
@@ -158,10 +172,10 @@ def _files(folder: Path) -> list[Path]:
         )
     run = read_run(folder)
     traces = [name for p in run.phases.values() for name in (p.trace, p.eager_trace) if name]
-    return [folder / MANIFEST, *(_trace(folder, name) for name in traces)]
+    return [folder / MANIFEST, *(_trace_file(folder, name) for name in traces)]
 
 
-def _trace(folder: Path, name: str) -> Path:
+def _trace_file(folder: Path, name: str) -> Path:
     path = folder / name
     if Path(name).name != name or not path.is_file() or path.is_symlink():
         raise PrunescopeError(
@@ -177,7 +191,7 @@ def _build(
     runs: dict[str, dict[str, Run]] = {}
     reports: dict[str, Report] = {}
     for name, variants in sources.items():
-        runs[name] = _stage(variants, stage / "runs" / name, scrubber)
+        runs[name] = _stage_runs(variants, stage / "runs" / name, scrubber)
         done = analyze(stage / "runs" / name, options=Options())
         if done.report.partial:
             raise PrunescopeError(
@@ -196,14 +210,26 @@ def _build(
 
 
 def write_formats(done: Analysis, folder: Path, label_prefix: str) -> list[Path]:
-    """Write the files of one report of a bundle into `folder`; returns their paths."""
+    """Write the files of one report of a bundle into a folder.
+
+    Args:
+        done: The analysis of the run.
+        folder: The folder to write to.
+        label_prefix: The prefix of the report's labels in LaTeX.
+
+    Returns:
+        The paths of the files.
+    """
     written = write_report(done.report, folder, formats=FORMATS, label_prefix=label_prefix)
     return written + write_report(done.report, folder, formats=FRAMED, frames=done.frames)
 
 
 def label_prefixes(names: Iterable[str]) -> dict[str, str]:
-    """The distinct prefix of each run's labels in LaTeX: its name without characters that a label
-    refuses; where two would be equal, its number."""
+    """Return a distinct prefix for each run's labels in LaTeX.
+
+    It is the name of the run without characters that a label refuses, or its number if two names
+    would be equal.
+    """
     plain = {name: re.sub(r"[^A-Za-z0-9.-]", "-", name)[:40] for name in names}
     if len(set(plain.values())) == len(plain):
         return plain
@@ -218,8 +244,15 @@ def texts(
     plotted: str,
     inputs: Mapping[str, str],
 ) -> dict[str, bytes]:
-    """README, citation, samples and other files made from the runs and reports. `plotted`: the
-    versions that the figures were plotted with; `inputs`: as `inputs_of` gives them."""
+    """Return README, citation, samples and other files that follow from the runs and reports.
+
+    Args:
+        reports: The reports by run.
+        runs: The manifests by run and variant.
+        anonymous: Whether the bundle is anonymous.
+        plotted: The versions that the figures were plotted with.
+        inputs: The SHA-256 sums by `inputs_of`.
+    """
     version = tool_version()
     index = BundleIndex(
         tool=f"prunescope {version}",
@@ -241,8 +274,10 @@ def texts(
     return {name: text.encode() for name, text in files.items()}
 
 
-def _stage(variants: Mapping[str, Path], target: Path, scrubber: Scrubber | None) -> dict[str, Run]:
-    """The trimmed runs under `target`, dense first: the pruned one names its digest."""
+def _stage_runs(
+    variants: Mapping[str, Path], target: Path, scrubber: Scrubber | None
+) -> dict[str, Run]:
+    """Write the trimmed runs under `target`, dense first, as the pruned one names its digest."""
     staged: dict[str, Run] = {}
     digest: str | None = None
     for variant, folder in variants.items():
@@ -252,7 +287,7 @@ def _stage(variants: Mapping[str, Path], target: Path, scrubber: Scrubber | None
         staged_folder = target / variant
         staged_folder.mkdir(parents=True)
         phases = {
-            name: _phase(phase, original[name], folder, staged_folder, scrubber)
+            name: _stage_phase(phase, original[name], folder, staged_folder, scrubber)
             for name, phase in run.phases.items()
         }
         baseline = BaselineRef(path=f"../dense/{MANIFEST}", sha256=digest) if digest else None
@@ -264,20 +299,20 @@ def _stage(variants: Mapping[str, Path], target: Path, scrubber: Scrubber | None
     return staged
 
 
-def _phase(
+def _stage_phase(
     phase: PhaseRun,
     original: PhaseRun,
     folder: Path,
     staged_folder: Path,
     scrubber: Scrubber | None,
 ) -> PhaseRun:
-    """The phase with its trimmed trace next to the manifest."""
+    """Write the trimmed traces of a phase next to the manifest, and return the phase."""
     written: list[str | None] = []
     for name in (original.trace, original.eager_trace):
         if not name:
             written.append(None)
             continue
-        data = trim(_trace(folder, name), scrubber)
+        data = trim(_trace_file(folder, name), scrubber)
         file_name = re.sub(r"[^A-Za-z0-9._-]+", "-", scrub(name)).lstrip(".-")
         file_name = file_name if file_name.endswith(".gz") else f"{file_name}.gz"
         (staged_folder / file_name).write_bytes(data)
@@ -289,13 +324,13 @@ def _phase(
 
 def _refuse_suspicious(files: Mapping[str, bytes], scrubber: Scrubber) -> None:
     left = []
-    # The runs first: what is suspicious in a report comes from there.
+    # The runs come first, as suspicious text in a report comes from them.
     for name in sorted(files, key=lambda n: (not n.startswith("runs/"), n)):
-        text = _readable(name, files[name])
-        if text is not None:
-            left += [f"{name} ({what})" for what in suspicious(name, text, scrubber.names)[:3]]
+        content = _readable(name, files[name])
+        if content is not None:
+            left += [f"{name} ({text})" for text in suspicious(name, content, scrubber.names)[:3]]
     if left:
-        more = f", and {len(left) - 5} more" if len(left) > 5 else ""
+        more = when(len(left) > 5, f", and {len(left) - 5} more")
         raise PrunescopeError(
             f"not anonymous, so not written: {'; '.join(left[:5])}{more}",
             hint="rename what is named there in the run, or bundle without --anonymous",
@@ -308,11 +343,11 @@ def _readable(name: str, data: bytes) -> str | None:
     return data.decode("utf-8", "replace") if name.endswith(_TEXT) else None
 
 
-def _write(out: Path, data: bytes) -> None:
+def _write_zip(target: Path, data: bytes) -> None:
     try:
-        write_file(out.resolve(), data)
+        write_file(target.resolve(), data)
     except OSError as error:
         raise PrunescopeError(
-            f"cannot write {out.name} ({error.strerror or error})",
+            f"cannot write {target.name} ({error.strerror or error})",
             hint="give a file in a folder that can be written with -o",
         ) from None

@@ -1,5 +1,7 @@
-"""Whether two versions of a file agree: in, texts or plain values; out, the first difference in
-words, None where there is none. Numbers agree within a rounding error."""
+"""Whether two versions of a file agree, with numbers within a rounding error.
+
+In: texts or plain values. Out: the first difference in words; None if there is none.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,17 @@ _DIGITS = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
 def difference(old: Any, new: Any, skipped: frozenset[str], where: str = "report") -> str | None:
-    """The first value (or missing part) in which two reports differ; parts of a name in `skipped`
-    are not compared."""
+    """Return the first value, or missing part, in which two reports differ.
+
+    Args:
+        old: The value of the bundle.
+        new: The value that was rebuilt.
+        skipped: Names of parts that are not compared.
+        where: The path of the value, for the text.
+
+    Returns:
+        The difference; None if there is none.
+    """
     if isinstance(old, str) and isinstance(new, str):
         same = same_text(old.encode("utf-8", "replace"), new.encode("utf-8", "replace"))
         return None if same else f"{where}: {old[:60]} and {new[:60]}"
@@ -30,12 +41,12 @@ def difference(old: Any, new: Any, skipped: frozenset[str], where: str = "report
         pairs = [(key, old[key], new[key]) for key in old if key not in skipped]
     else:
         return f"{where}: parts are missing"
-    found = (difference(a, b, skipped, f"{where}.{key}") for key, a, b in pairs)
-    return next((d for d in found if d is not None), None)
+    differences = (difference(a, b, skipped, f"{where}.{key}") for key, a, b in pairs)
+    return next(filter(None, differences), None)
 
 
 def same_text(old: bytes, new: bytes) -> bool:
-    """Whether two texts agree, numbers within a rounding error."""
+    """Return whether two texts agree, with numbers within a rounding error."""
     a, b = (data.decode("utf-8", "replace") for data in (old, new))
     if a == b:
         return True

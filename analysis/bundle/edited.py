@@ -1,6 +1,9 @@
-"""Find the edited run.json or trace of a bundle, where the checksums were recomputed: in, its files
-and runs; out, reasons by file. Hashes of them stand in bundle.json and in the run.json that names a
-trace or a baseline; samples.csv and environment.json repeat what a run.json says."""
+"""The edited run.json or trace of a bundle whose checksums were computed again.
+
+In: its files and runs. Out: reasons by file. Hashes of these files are in bundle.json, and in the
+run.json that names a trace or a baseline. samples.csv and environment.json repeat what a run.json
+says.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,21 @@ Files = Mapping[str, bytes]
 def with_edited(
     files: Files, inputs: Mapping[str, str], runs: Runs, failed: Mapping[str, str]
 ) -> dict[str, str]:
-    """`failed` with each edited file under runs/ before what follows from it, and why. `inputs`:
-    the SHA-256 that bundle.json has of each. Where no hash tells, and a report that does not follow
-    from its run.json agrees with other files, its reason says so: either may be edited."""
+    """Return the failures with each edited file under runs/ before what follows from it.
+
+    If no hash tells, and a report that does not follow from its run.json agrees with other files,
+    the reason says so: either may be edited.
+
+    Args:
+        files: The files of the bundle.
+        inputs: The SHA-256 of each input, from bundle.json.
+        runs: The manifests by run and variant.
+        failed: The failures by file.
+    """
     edited: dict[str, str] = {}
-    other = dict(failed)
+    others = dict(failed)
     of_index = ((name, digest, "bundle.json") for name, digest in inputs.items())
-    for name, digest, where in (*of_index, *_of_runs(runs)):
+    for name, digest, where in (*of_index, *_manifest_checksums(runs)):
         if name in files and digest and hashlib.sha256(files[name]).hexdigest() != digest:
             edited.setdefault(name, f"edited: its SHA-256 is not the one in {where}")
     for run, variants in runs.items():
@@ -36,17 +47,17 @@ def with_edited(
             name = f"runs/{run}/{variant}/{MANIFEST}"
             if name not in edited and report not in failed:
                 continue
-            what = _differs(files, run, variant, manifest)
-            if what is not None and name in edited:
-                edited[name] += f"; {what}"
-            elif what is not None:
-                other[report] += f"; {name} may be what was edited: {what}"
-    both = {name: f"{other.pop(name)}; {why}" for name, why in edited.items() if name in other}
-    return {**edited, **both, **other}
+            text = _first_difference(files, run, variant, manifest)
+            if text is not None and name in edited:
+                edited[name] += f"; {text}"
+            elif text is not None:
+                others[report] += f"; {name} may be what was edited: {text}"
+    both = {name: f"{others.pop(name)}; {why}" for name, why in edited.items() if name in others}
+    return {**edited, **both, **others}
 
 
-def _of_runs(runs: Runs) -> Iterator[tuple[str, str | None, str]]:
-    """The checksums in a manifest: of its traces, and of the dense manifest."""
+def _manifest_checksums(runs: Runs) -> Iterator[tuple[str, str | None, str]]:
+    """Yield the checksums in a manifest: those of its traces, and of the dense manifest."""
     for run, variants in runs.items():
         for variant, manifest in variants.items():
             folder = f"runs/{run}/{variant}"
@@ -57,8 +68,8 @@ def _of_runs(runs: Runs) -> Iterator[tuple[str, str | None, str]]:
                 yield f"runs/{run}/dense/{MANIFEST}", manifest.twin.sha256, f"{variant}/{MANIFEST}"
 
 
-def _differs(files: Files, run: str, variant: str, manifest: Run) -> str | None:
-    """The first sample, or setting of the device, that other files of the bundle have otherwise."""
+def _first_difference(files: Files, run: str, variant: str, manifest: Run) -> str | None:
+    """Return the first sample, or setting of the device, in which other files differ."""
     for phase, entered in manifest.phases.items():
         listed = _samples(files, run, variant, phase)
         if listed is None:
@@ -68,15 +79,16 @@ def _differs(files: Files, run: str, variant: str, manifest: Run) -> str | None:
         for i, (now, then) in enumerate(zip(entered.samples_ns, listed, strict=True)):
             if str(now) != then:
                 return f"sample {i} of {phase} is {now} ns, in samples.csv {then[:20]}"
-    found = _environment(files, run, variant)
-    now = json.loads(environment_json({run: {variant: manifest}}))[run][variant]
-    if found is None or (what := difference(found, now, frozenset(), where="")) is None:
+    listed_environment = _environment(files, run, variant)
+    if listed_environment is None:
         return None
-    return f"in environment.json and here, {what.lstrip('.')}"
+    current = json.loads(environment_json({run: {variant: manifest}}))[run][variant]
+    text = difference(listed_environment, current, frozenset(), where="")
+    return None if text is None else f"in environment.json and here, {text.lstrip('.')}"
 
 
 def _samples(files: Files, run: str, variant: str, phase: str) -> list[str] | None:
-    """The samples of samples.csv; None where it cannot be read."""
+    """Return the samples of samples.csv; None if it cannot be read."""
     try:
         rows = list(csv.reader(io.StringIO(files["samples.csv"].decode("utf-8", "replace"))))
     except (KeyError, csv.Error):
@@ -85,7 +97,7 @@ def _samples(files: Files, run: str, variant: str, phase: str) -> list[str] | No
 
 
 def _environment(files: Files, run: str, variant: str) -> Any:
-    """The entry of environment.json for a side; None where it cannot be read."""
+    """Return the entry of environment.json for a side; None if it cannot be read."""
     try:
         return json.loads(files["environment.json"])[run][variant]
     except (KeyError, ValueError, TypeError, RecursionError):

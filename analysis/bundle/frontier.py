@@ -1,6 +1,6 @@
-"""The table of a bundle's runs with their losses, and which of them lie on the frontier: CSV text.
+"""The table of a bundle's runs with their losses, and which of them are on the frontier.
 
-In: reports, and the runs that they are of. Out: one row per run and phase; times are speedups.
+In: reports and their runs. Out: CSV text, one row per run and phase; times are speedups.
 """
 
 from __future__ import annotations
@@ -27,26 +27,35 @@ _HEAD = ("phase", "run", "family", "s", "batch", "prompt_len", "speedup", "speed
 def frontier_csv(
     reports: Mapping[str, Report], runs: Mapping[str, Mapping[str, Run]]
 ) -> str | None:
-    """The table; None where no run has a measured loss. Runs are only compared within one
-    phase, batch, length and dense model."""
+    """Return the table of runs, compared within a phase, batch, length and dense model.
+
+    Args:
+        reports: The reports by run.
+        runs: The manifests by run and variant.
+
+    Returns:
+        The table; None if no run has a measured loss.
+    """
     cells: dict[tuple[Any, ...], list[tuple[SweepPoint, Run]]] = {}
     for point, run, cell in _frontier_points(reports, runs):
         cells.setdefault(cell, []).append((point, run))
     if not any(point.loss for in_cell in cells.values() for point, _ in in_cell):
         return None
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
     writer.writerow(_HEAD)
     for cell, in_cell in sorted(cells.items(), key=lambda item: str(item[0])):
         best = {point.id for point in frontier(point for point, _ in in_cell)}
         for point, run in in_cell:
             writer.writerow(_frontier_row(str(cell[0]), point, run, on_frontier=point.id in best))
-    return out.getvalue()
+    return table.getvalue()
 
 
 def without_places(table: bytes) -> bytes:
-    """A table without its last column, `on_frontier`, whose rule is that of the version which
-    wrote it: up to 0.2.0 intervals that overlapped were ties."""
+    """Return a table without its last column, `on_frontier`.
+
+    Its rule depends on the version that wrote it: up to 0.2.0 intervals that overlapped were ties.
+    """
     return b"\n".join(line.rpartition(b",")[0] for line in table.split(b"\n"))
 
 
@@ -57,9 +66,8 @@ def _frontier_points(
         run = runs.get(name, {}).get("pruned")
         for phase_name, phase in report.phases.items():
             entered = None if run is None else run.phases.get(phase_name)
-            if run is None or entered is None or phase.ladder is None:
-                continue
-            if phase_name not in ("prefill", "decode"):
+            known = phase_name in ("prefill", "decode")
+            if run is None or entered is None or phase.ladder is None or not known:
                 continue
             pruning = run.pruning or Pruning()
             entry = SweepResult(
@@ -78,7 +86,7 @@ def _frontier_points(
 
 def _frontier_row(phase: str, point: SweepPoint, run: Run, *, on_frontier: bool) -> list[Any]:
     loss = point.loss or Loss()
-    other = loss.other_text or TextLoss()
+    on_other_text = loss.other_text or TextLoss()
     recovery = run.pruning and run.pruning.recovery
     steps = recovery and recovery.steps
     values = [
@@ -86,7 +94,7 @@ def _frontier_row(phase: str, point: SweepPoint, run: Run, *, on_frontier: bool)
         point.realised, *(point.realised_ci95 or (None, None)), _yes(point.timing_valid),
         loss.perplexity_rel, *(loss.ci95 or (None, None)),
         loss.perplexity_rel_recovered, *(loss.recovered_ci95 or (None, None)),
-        other.perplexity_rel, other.perplexity_rel_recovered, steps,
+        on_other_text.perplexity_rel, on_other_text.perplexity_rel_recovered, steps,
         _yes(on_frontier),
     ]  # fmt: skip
     return ["" if value is None else value for value in values]

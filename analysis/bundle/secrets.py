@@ -28,7 +28,7 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
     (kind, re.compile(pattern), instead)
     for kind, pattern, instead in (
         ("private key", PRIVATE_KEY.pattern, SECRET),
-        # Stricter than what is written elsewhere: short ones, and whatever they stand behind.
+        # Stricter than scrub: short tokens too, whatever precedes them.
         ("token", rf"{TOKEN.pattern}|hf_[A-Za-z0-9]{{8,}}|sk-[A-Za-z0-9_-]{{16,}}", SECRET),
         ("token", r"(?i)(?:api_?-?key|secret|access_?-?token|auth_?-?token|(?<![a-z_])token"
                   r"|passw(?:or)?d|bearer)[\"']?\s*(?:=|:(?!:))\s*[\"']?[^\s\"'&,;<>{}\[\]()]{6,}",
@@ -51,14 +51,14 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
 )  # fmt: skip
 # LaTeX commands, and the paths of a drawing's fonts, look like paths.
 _NOT_PATHS = (".tex", ".svg")
-# In Markdown a backslash before a sign stands for the sign: `\_in\_place\_` is no path.
+# In Markdown a backslash before a sign escapes the sign: `\_in\_place\_` is no path.
 _MARKDOWN_ESCAPE = re.compile(r"\\([!-/:-@\[-`{-~])")
 _NAMES = re.compile(
     r"(?:[/\\]{1,4}(?:home|Users|users|export/home|scratch|data/users)[/\\]{1,4}([\w.-]{2,}))"
     r"|(?<![\w.+-])([\w.+-]{1,64})@([A-Za-z0-9-]+)(?:\.[A-Za-z0-9-]+)+"
     r"|[\"'](?:host_?name|user_?name|user|login|owner|node_?name|author)[\"']\s*:\s*[\"']([^\"']{2,80})"
 )
-# Names that many machines and texts have: they identify nobody.
+# Names that many machines and texts have, and that identify nobody.
 _COMMON = {
     "admin", "anon", "author", "authors", "build", "builder", "cloud", "container", "default",
     "docker", "home", "host", "jovyan", "local", "localhost", "model", "node", "none", "null",
@@ -68,20 +68,20 @@ _COMMON = {
 
 
 def names_in(text: str) -> set[str]:
-    """Names of users and hosts in a text: in a home folder, an address or a field."""
-    found: set[str] = set()
+    """Return names of users and hosts in a text: in a home folder, an address or a field."""
+    names: set[str] = set()
     for groups in _NAMES.findall(text):
         for name in filter(None, groups):
-            found |= {name, name.split(".")[0]}
-    return {name.lower() for name in found if _identifies(name)}
+            names |= {name, name.split(".")[0]}
+    return {name.lower() for name in names if _identifies(name)}
 
 
 def names_here() -> set[str]:
-    """The user and the host of the process."""
-    found = {socket.gethostname(), socket.gethostname().split(".")[0]}
+    """Return the names of the user and the host of this process."""
+    names = {socket.gethostname(), socket.gethostname().split(".")[0]}
     with suppress(KeyError, OSError):  # a user without a name
-        found.add(getpass.getuser())
-    return {name.lower() for name in found if _identifies(name)}
+        names.add(getpass.getuser())
+    return {name.lower() for name in names if _identifies(name)}
 
 
 def _identifies(name: str) -> bool:
@@ -91,7 +91,7 @@ def _identifies(name: str) -> bool:
 
 @cache
 def _vocabulary() -> frozenset[str]:
-    """Words of reports and traces that a name may equal by chance."""
+    """Return words of reports and traces that a name may equal by chance."""
     words = {
         *ROLES, *KINDS, "cuda", "gemm", "aten", "native", "torch", "cutlass", "triton", "layer",
         "layers", "mlp", "cpu", "gpu", "dense", "pruned", "prefill", "decode", "trace", "bound",
@@ -103,8 +103,8 @@ def _vocabulary() -> frozenset[str]:
 
 
 @cache
-def _public() -> re.Pattern[str]:
-    """Addresses of published sources: device sheets, presets, standards."""
+def _public_addresses() -> re.Pattern[str]:
+    """Return the pattern of addresses of published sources: device sheets, presets, standards."""
     sources = [d.source for d in DEVICES] + [preset_source(name) for name in preset_names()]
     links = (link for text in sources for link in re.findall(r"https?://[^\s;,)]+", text))
     hosts = {urlsplit(link).hostname for link in links} - {None}
@@ -115,39 +115,53 @@ def _public() -> re.Pattern[str]:
 
 
 def cleared(text: str, names: Iterable[str] = ()) -> str:
-    """The text with everything suspicious replaced."""
+    """Return the text with everything suspicious replaced.
+
+    Args:
+        text: The text.
+        names: The names to replace, in lower case.
+    """
     kept: list[str] = []
 
     def keep(match: re.Match[str]) -> str:
         kept.append(match[0])
         return f"\x00{len(kept) - 1}\x00"
 
-    text = _public().sub(keep, text)
+    text = _public_addresses().sub(keep, text)
     for _, pattern, instead in _PATTERNS:
         text = pattern.sub(instead, text)
-    named = _of_names(names)
+    named = _name_pattern(names)
     if named is not None:
         text = named.sub("anon", text)
     return re.sub("\x00(\\d+)\x00", lambda m: kept[int(m[1])], text) if kept else text
 
 
 def suspicious(file: str, text: str, names: Iterable[str] = ()) -> list[str]:
-    """Suspicious text left in a file: "kind: the first letters …", each once."""
+    """Return the suspicious text that is left in a file.
+
+    Args:
+        file: The name of the file, whose ending tells how it is read.
+        text: The text of the file.
+        names: The names to look for, in lower case.
+
+    Returns:
+        "kind: the first letters …" of each finding, once.
+    """
     plain = _MARKDOWN_ESCAPE.sub(r"\1", text) if file.endswith(".md") else text
     plain = html.unescape(plain) if file.endswith((".md", ".html")) else plain
-    plain = _public().sub("", plain)
-    found = []
+    plain = _public_addresses().sub("", plain)
+    matches = []
     for kind, pattern, _ in _PATTERNS:
         if kind == "path" and file.endswith(_NOT_PATHS):
             continue
-        found += [f"{kind}: {match[0][:4]}…" for match in pattern.finditer(plain)]
-    named = _of_names(names)
+        matches += [f"{kind}: {match[0][:4]}…" for match in pattern.finditer(plain)]
+    named = _name_pattern(names)
     if named is not None:
-        found += [f"name: {match[0][:2]}…" for match in named.finditer(plain)]
-    return list(dict.fromkeys(found))
+        matches += [f"name: {match[0][:2]}…" for match in named.finditer(plain)]
+    return list(dict.fromkeys(matches))
 
 
-def _of_names(names: Iterable[str]) -> re.Pattern[str] | None:
+def _name_pattern(names: Iterable[str]) -> re.Pattern[str] | None:
     ordered = sorted(names, key=lambda name: (-len(name), name))
     if not ordered:
         return None

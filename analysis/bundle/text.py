@@ -1,6 +1,7 @@
-"""The texts of a bundle: in, reports and manifests; out, README, CITATION, samples and environment.
+"""The texts of a bundle.
 
-Every claim of the README names the command that rebuilds it, without a GPU.
+In: reports and manifests. Out: README, CITATION, samples and environment. Every claim of the README
+names the command that rebuilds it, without a GPU.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 
-from prunescope.analysis.bundle.anonymise import of_families
+from prunescope.analysis.bundle.anonymise import names_only_families
 from prunescope.analysis.report import measured, sentences
 from prunescope.analysis.report.escape import markdown, markdown_code
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.schema.report import MUCH_SLOWED, Phase, Report
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.run import Run
+from prunescope.taxonomy.words import plural
 
 Runs = Mapping[str, Mapping[str, Run]]  # name of the bundled run -> variant -> manifest
 
@@ -52,7 +54,7 @@ measured in turns; the profiled steps serve the split of the time only."""  # no
 
 
 def readme(reports: Mapping[str, Report], runs: Runs, *, version: str, anonymous: bool) -> str:
-    """README.md of the bundle."""
+    """Return the README.md of the bundle."""
     blocks = _readme(reports, runs, version=version, anonymous=anonymous)
     return "\n\n".join([*blocks, ""])
 
@@ -77,17 +79,17 @@ def _readme(
                 claims.append(f"| {markdown(claim)} | {where[0]} | {markdown_code(command)} |")
     yield "\n".join(claims)
     yield _CONTENTS
-    yield f"{len(reports)} run{'s' * (len(reports) != 1)}: " + ", ".join(map(markdown, reports))
+    yield f"{len(reports)} run{plural(len(reports))}: " + ", ".join(map(markdown, reports))
     yield "## Limitations"
     yield "\n".join(
-        f"- {'; '.join(_limits(runs[name], name, one))}" for name, one in reports.items()
+        f"- {'; '.join(_limits(runs[name], name, report))}" for name, report in reports.items()
     )
 
 
 def _claims(
     name: str, phase_name: str, phase: Phase, slug: str
 ) -> Iterator[tuple[str, tuple[str, str]]]:
-    """(claim, (file, formats)) of a phase."""
+    """Yield (claim, (file, formats)) for each claim of a phase."""
     place, label = f"reports/{name}", f"{name}, {phase_name}"
     yield f"{label}: {sentences.headline(phase)}", (f"{place}/ladder.csv, samples.csv", "csv,md")
     if phase.ledger:
@@ -95,16 +97,16 @@ def _claims(
         yield f"{label}: where the promised time went", (files, "csv,svg")
     if phase.family:
         yield f"{label}: {sentences.family(phase.family)}", (f"{place}/gemms.csv", "csv,md")
-    what = measured.throughput(phase) or "what was measured"
-    yield f"{label}: {what}", (f"{place}/report.md", "md")
+    result = measured.throughput(phase) or "what was measured"
+    yield f"{label}: {result}", (f"{place}/report.md", "md")
 
 
 def _limits(variants: Mapping[str, Run], name: str, report: Report) -> Iterator[str]:
-    """The limits of one run that a reader should know."""
+    """Yield the limits of one run that a reader should know."""
     pruned = variants.get("pruned")
     how = pruned.pruning.selection if pruned and pruned.pruning else None
     yield f"{markdown(name)}: one device ({markdown(report.device.get('name') or 'unknown')})"
-    if how and pruned and pruned.pruning and not of_families(pruned.pruning.method):
+    if how and pruned and pruned.pruning and not names_only_families(pruned.pruning.method):
         yield "a function of the authors' own chose what to prune"
     elif how == "random":
         yield "parts to prune were chosen at random: speed, not quality"
@@ -114,7 +116,7 @@ def _limits(variants: Mapping[str, Run], name: str, report: Report) -> Iterator[
 
 
 def citation(version: str) -> str:
-    """CITATION.cff of the tool that measured; the paper cites itself."""
+    """Return the CITATION.cff of the tool that measured; the paper cites itself."""
     return (
         "cff-version: 1.2.0\n"
         "message: If you use this evidence, please cite its paper, and the tool.\n"
@@ -128,21 +130,21 @@ def citation(version: str) -> str:
 
 
 def samples_csv(runs: Runs) -> str:
-    """Every unprofiled sample: run, variant, phase, index, ns."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    """Return every unprofiled sample as CSV: run, variant, phase, index, ns."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["run", "variant", "phase", "sample", "ns"])
     for name, variants in runs.items():
         for variant, run in variants.items():
             for phase, entered in run.phases.items():
                 rows = enumerate(entered.samples_ns)
                 writer.writerows([name, variant, phase, i, ns] for i, ns in rows)
-    return out.getvalue()
+    return table.getvalue()
 
 
 def environment_json(runs: Runs) -> str:
-    """Device, versions, dtype, seeds and timing of every run."""
-    found = {
+    """Return the device, versions, dtype, seeds and timing of every run as JSON."""
+    environments = {
         name: {
             variant: {
                 "device": plain(run.device),
@@ -155,4 +157,4 @@ def environment_json(runs: Runs) -> str:
         }
         for name, variants in runs.items()
     }
-    return json.dumps(found, indent=1, allow_nan=False) + "\n"
+    return json.dumps(environments, indent=1, allow_nan=False) + "\n"

@@ -1,9 +1,10 @@
-"""A trace reduced to what the analysis reads: in, any trace; out, a gzipped Chrome trace.
+"""A trace reduced to what the analysis reads.
 
-Events, fields and times (their decimal text) that decide a report stay, everything else goes: names
-of hosts and processes, short frames of stacks, flows. Of long frames the time stays, and the name
-where it is a file of a public library; of counters those that the analysis reads, between the first
-and the last event that stays. The same trace gives the same bytes.
+In: any trace. Out: a gzipped Chrome trace. Events, fields and times (their decimal text) that
+decide a report stay. Everything else is dropped: names of hosts and processes, short frames of
+stacks, flows. Of long frames the time stays, and the name if it is a file of a public library. Of
+counters those stay that the analysis reads, between the first and the last event that stays. The
+same trace gives the same bytes.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from prunescope.analysis.trace.samples import Row, plain_counter, rows_of
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.scrub import scrub, scrub_values
 
-# What the analysis and its device limits read of a device's properties.
+# The properties of a device that the analysis and its device limits read.
 _PROPERTIES = (
     "id", "name", "totalGlobalMem", "computeMajor", "computeMinor", "maxThreadsPerBlock",
     "maxThreadsPerMultiprocessor", "regsPerBlock", "warpSize", "sharedMemPerBlock", "numSms",
@@ -44,48 +45,51 @@ _ANNOTATION, _PYTHON = "user_annotation", "python_function"
 _KEPT = {
     *OP_CATEGORIES, _ANNOTATION, _PYTHON, OVERHEAD, *DEVICE_CATEGORIES, *LAUNCH_CATEGORIES,
 }  # fmt: skip
-# Files whose names say nothing of a user; compilers and tuners are identified by them.
+# Files whose names tell nothing about a user; they identify compilers and tuners.
 _PUBLIC = re.compile(r"(?:^|/)((?:torch|triton|transformers)/[\w/.-]+\.py\(\d+\): \w+)$")
 _WHOLE = re.compile(rb"-?\d{1,19}")
 _PLAIN = re.compile(rb'-?\d{1,19}|"\w{1,40}"')  # a number, or a word without spaces
 _DECIMAL = re.compile(r"-?\d{1,18}(?:\.\d{0,20})?", re.ASCII)
-_DEVICES = 1024  # a larger number of a device is that of a process
+_DEVICES = 1024  # a larger number is not a device but a process
 _NUMBERS = ("correlation", "stream", "device", "bytes")
 
 
 class Words(Protocol):
-    """How the strings of a trace are rewritten."""
+    """The way in which the strings of a trace are rewritten."""
 
     def kernel(self, name: str) -> str:
-        """The name of a kernel, a launch, an op or a device."""
+        """Return the name of a kernel, a launch, an op or a device."""
 
     def annotation(self, name: str) -> str | None:
-        """The name of an annotation or a module; None drops it."""
+        """Return the name of an annotation or a module; None drops it."""
 
     def inputs(self, kind: str, raw: bytes) -> Any:
-        """JSON of the shapes ("dims", "strides"), dtypes ("types") or values ("concrete") of an
-        op."""
+        """Return the inputs of an op, of which `raw` is the JSON.
+
+        Args:
+            kind: "dims", "strides", "types" (dtypes) or "concrete" (values).
+            raw: The JSON of the trace.
+        """
 
 
-class Scrubbed:
-    """The strings of a trace without secrets, mail addresses and paths; all else as it is."""
+class ScrubbedWords:
+    """The strings of a trace without secrets, mail addresses and paths, and all else as it is."""
 
     def __init__(self) -> None:
         self._known: dict[str, str] = {}
 
     def kernel(self, name: str) -> str:
-        """Scrubbed."""
-        found = self._known.get(name)
-        if found is None:
-            found = self._known[name] = scrub(name)
-        return found
+        """Return the name, scrubbed."""
+        if name not in self._known:
+            self._known[name] = scrub(name)
+        return self._known[name]
 
     def annotation(self, name: str) -> str | None:
-        """Scrubbed."""
+        """Return the name, scrubbed."""
         return self.kernel(name)
 
     def inputs(self, kind: str, raw: bytes) -> Any:
-        """The inputs of an event unchanged and undecoded; texts scrubbed."""
+        """Return the inputs of an event unchanged and undecoded, but with texts scrubbed."""
         if b'"' not in raw or kind == "types":
             return msgspec.Raw(raw)
         try:
@@ -95,30 +99,38 @@ class Scrubbed:
 
 
 def trim(path: Path, words: Words | None = None) -> bytes:
-    """The trace at `path` with what the analysis reads. Raises PrunescopeError where it is cut."""
+    """Return the trace with only what the analysis reads, as gzipped JSON.
+
+    Args:
+        path: The trace.
+        words: The way to rewrite its strings; None removes secrets, mail addresses and paths.
+
+    Raises:
+        PrunescopeError: The trace is cut off.
+    """
     source = Source(path)
     threads: dict[tuple[str, Any], int] = {}
-    say = words or Scrubbed()
+    rewriter = words or ScrubbedWords()
     events: list[Any] = []
     samples: list[Row] = []
     span, stacks = _Span(), 0
     for block in source.blocks():
         samples += rows_of(source.take_samples())
         for event in block:
-            plain = _event(event, say, threads)
+            plain = _trim_event(event, rewriter, threads)
             if plain is not None:
                 events.append(plain)
                 span.add(event)
             else:
                 stacks += event.cat == _PYTHON
-    events += _counters(samples, span, threads)
+    events += _trim_counters(samples, span, threads)
     if source.cut:
         raise PrunescopeError(
             f"{path.name} is cut off: it is no evidence", hint="copy the file again, whole"
         )
     trace = {
         "schemaVersion": 1,
-        "deviceProperties": _properties(source.meta.get("deviceProperties"), say.kernel),
+        "deviceProperties": _trim_properties(source.meta.get("deviceProperties"), rewriter.kernel),
         LEFT_OUT: {STACKS: stacks + stacks_left_out(source.meta)},
         "traceEvents": events,
     }
@@ -132,29 +144,29 @@ class _Span:
         self.begin, self.end = Decimal("Infinity"), Decimal("-Infinity")
 
     def add(self, event: Event) -> None:
-        """Make room for an event."""
-        ts, dur = _time(event.ts), _time(event.dur)
+        """Extend the span to an event."""
+        ts, dur = _read_time(event.ts), _read_time(event.dur)
         if ts is not None:
             self.begin, self.end = min(self.begin, ts), max(self.end, ts + (dur or 0))
 
     def holds(self, ts: Any) -> bool:
-        """Whether a time is within."""
-        at = _time(ts)
+        """Return whether a time lies within the span."""
+        at = _read_time(ts)
         return at is not None and self.begin <= at <= self.end
 
 
-def _time(value: Any) -> Decimal | None:
-    """A time as a number, None for what is none."""
+def _read_time(value: Any) -> Decimal | None:
+    """Return a time as a number; None if it is none."""
     if isinstance(value, str):
         return Decimal(value) if _DECIMAL.fullmatch(value) else None
     known = type(value) in (int, float, Decimal) and value == value  # no NaN
     return Decimal(value) if known else None
 
 
-def _counters(
+def _trim_counters(
     samples: Sequence[Row], span: _Span, threads: dict[tuple[str, Any], int]
 ) -> Iterator[Any]:
-    """Counter events under plain names, with a number where a trace has several of one kind."""
+    """Yield counter events under plain names, numbered if a trace has several of one kind."""
     names: dict[str, str] = {}
     counts: dict[str, int] = {}
     for ts, name, device, value in samples:
@@ -169,15 +181,15 @@ def _counters(
             "ph": "C",
             "name": names[name],
             **({} if device < 0 else {"pid": place}),
-            "ts": _number(ts),
+            "ts": _write_time(ts),
             "args": {"value": plain},
         }
 
 
-def _event(event: Event, words: Words, threads: dict[tuple[str, Any], int]) -> Any:
+def _trim_event(event: Event, words: Words, threads: dict[tuple[str, Any], int]) -> Any:
     if event.cat == MEMORY and event.name == SNAPSHOT and event.args is not None:
-        at = _number(event.ts)
-        args = _sizes(event.args)
+        at = _write_time(event.ts)
+        args = _memory_sizes(event.args)
         return {"ph": event.ph, "cat": MEMORY, "name": SNAPSHOT, "ts": at, "args": args}
     if event.ph != "X" or event.cat not in _KEPT or event.ts is None:
         return None
@@ -195,24 +207,23 @@ def _event(event: Event, words: Words, threads: dict[tuple[str, Any], int]) -> A
         # Ids of processes and threads count only as equal or not.
         "pid": threads.setdefault(("p", event.pid), len(threads)),
         "tid": threads.setdefault(("t", event.tid), len(threads)),
-        "ts": _number(event.ts),
+        "ts": _write_time(event.ts),
     }
     if event.dur is not None:
-        plain["dur"] = _number(event.dur)
-    args = {} if event.args is None or marks else _args(event.args, words)
+        plain["dur"] = _write_time(event.dur)
+    args = {} if event.args is None or marks else _trim_args(event.args, words)
     return {**plain, "args": args} if args else plain
 
 
-def _sizes(args: Args) -> dict[str, msgspec.Raw]:
-    """Bytes that torch's allocator held and had reserved, and the type of the device."""
+def _memory_sizes(args: Args) -> dict[str, msgspec.Raw]:
+    """Return the bytes that torch's allocator held and had reserved, and the type of the device."""
     raws = (("Total Allocated", args.allocated), ("Total Reserved", args.reserved),
             ("Device Type", args.device_type))  # fmt: skip
     return {key: raw for key, raw in raws if _WHOLE.fullmatch(bytes(raw))}
 
 
 def _collective(args: Args) -> dict[str, Any]:
-    """The arguments of a collective that torch recorded: its name, elements, ranks and number
-    format."""
+    """Return the name, elements, ranks and number format of a collective that torch recorded."""
     raws = (("Collective name", args.collective), ("In msg nelems", args.sent),
             ("Out msg nelems", args.received), ("Group size", args.group),
             ("dtype", args.dtype))  # fmt: skip
@@ -222,23 +233,23 @@ def _collective(args: Args) -> dict[str, Any]:
 
 
 def _frame(event: Event) -> str | None:
-    """The name of a long frame of Python; None drops a short one."""
+    """Return the name of a long frame of Python; None drops a short one."""
     if not is_long_frame(event.dur):
         return None
     public = _PUBLIC.search(event.name)
     return FRAME if public is None else public[1]
 
 
-def _args(args: Args, words: Words) -> dict[str, Any]:
-    found: dict[str, Any] = {key: getattr(args, key) for key in _NUMBERS}
-    found["External id"] = (
-        args.external_id if args.external_id is not None else args.external_id_legacy
+def _trim_args(args: Args, words: Words) -> dict[str, Any]:
+    values: dict[str, Any] = {key: getattr(args, key) for key in _NUMBERS}
+    values["External id"] = (
+        args.external_id_legacy if args.external_id is None else args.external_id
     )
-    found["registers per thread"] = args.registers
-    found["shared memory"] = args.shared_memory
-    found["graph node id"] = args.graph_node
-    found["Sequence number"] = args.sequence  # by it a gradient finds the op that it is of
-    numbers = {key: _digits(value) for key, value in found.items() if value is not None}
+    values["registers per thread"] = args.registers
+    values["shared memory"] = args.shared_memory
+    values["graph node id"] = args.graph_node
+    values["Sequence number"] = args.sequence  # it relates a gradient to its op
+    numbers = {key: _digits(value) for key, value in values.items() if value is not None}
     plain = {key: value for key, value in numbers.items() if value is not None}
     plain |= {k: v for k, v in (("grid", args.grid), ("block", args.block)) if v}
     plain |= _collective(args)
@@ -255,28 +266,27 @@ def _args(args: Args, words: Words) -> dict[str, Any]:
 
 
 def _digits(value: Any) -> Any:
-    """A number, or a string of digits; the analysis reads no other string."""
+    """Return a number, or a string of digits. The analysis reads no other string."""
     if isinstance(value, str):
         return value if value.isascii() and value.isdigit() else None
     return value
 
 
-def _number(value: Any) -> msgspec.Raw:
-    """A time with all of its decimals, as a text where it was one."""
+def _write_time(value: Any) -> msgspec.Raw:
+    """Return a time with all of its decimals, as a text if it was one."""
     if isinstance(value, str):
         return msgspec.Raw(msgspec.json.encode(value))
     text = format(value, "f") if isinstance(value, Decimal) else repr(value)
     return msgspec.Raw(text.encode())
 
 
-def _properties(found: Any, text: Callable[[str], str]) -> list[dict[str, Any]]:
-    devices = found if isinstance(found, list) else []
+def _trim_properties(devices: Any, text: Callable[[str], str]) -> list[dict[str, Any]]:
     return [
         {
             key: text(device[key]) if isinstance(device[key], str) else device[key]
             for key in _PROPERTIES
             if isinstance(device.get(key), (int, float, str))
         }
-        for device in devices
+        for device in (devices if isinstance(devices, list) else [])
         if isinstance(device, dict)
     ]

@@ -1,11 +1,11 @@
-"""Verifies a bundle by checksums and by rebuilding it: in, a zip; out, plain values.
+"""The verification of a bundle, by checksums and by rebuilding it.
 
-Every file is compared with its SHA-256; reports, figures and annotated traces are rebuilt from the
-bundled traces and compared: numbers within a rounding error, pixels within what another processor
-rounds. What a bundle says of the versions that wrote it decides nothing: all is rebuilt, and where
-another version wrote other bytes, the file is listed as not compared, and the result is partial;
-labels of figures are compared all the same. The zip is untrusted: only the run folders are
-unpacked, into a temporary one.
+In: a zip. Out: plain values. Every file is compared with its SHA-256. Reports, figures and
+annotated traces are rebuilt from the bundled traces and compared: numbers within a rounding error,
+pixels within what another processor rounds. What a bundle says about the versions that wrote it
+decides nothing: all is rebuilt. If another version wrote other bytes, the file is listed as not
+compared, and the result is partial; labels of figures are compared all the same. The zip is
+untrusted: only the run folders are unpacked, into a temporary folder.
 """
 
 from __future__ import annotations
@@ -48,16 +48,20 @@ _LARGEST = 1 << 30  # decompressed bytes of one trace
 _PNG_HEAD = 33  # bytes of signature and header: the size and the kind of pixels
 _SHADE = 0.04  # of full brightness
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
-_NUMBERS = ("samples.csv", "environment.json", "frontier.csv")  # whatever version wrote them
+_NUMBERS = (
+    "samples.csv",
+    "environment.json",
+    "frontier.csv",
+)  # compared whatever version wrote them
 _ACTIVE = re.compile(rb"<script|javascript:|\son[a-z]+\s*=", re.IGNORECASE)
 _PLOTTED = (".svg", ".png")
 _LABEL = re.compile(rb"<text\b[^<>]*>([^<]*)</text>")
-# Another version may word sentences differently; their numbers stand elsewhere too.
+# Another version may word sentences differently; other fields hold their numbers too.
 _WORDED = frozenset({"findings", "notes", "warnings", "evidence", "says", "source", "tool"})
 
 
 def fits(data: bytes) -> bool:
-    """Whether a gzipped file expands to at most 1 GiB."""
+    """Return whether a gzipped file expands to at most 1 GiB."""
     stream, total = zlib.decompressobj(31), 0
     while data:
         try:
@@ -73,7 +77,7 @@ def fits(data: bytes) -> bool:
 
 
 def same_packed(old: bytes, new: bytes) -> bool:
-    """Whether two gzipped JSON files hold the same."""
+    """Return whether two gzipped JSON files hold the same."""
     if old == new:
         return True
     if not fits(old):
@@ -86,18 +90,20 @@ def same_packed(old: bytes, new: bytes) -> bool:
 
 
 def same_pixels(old: bytes, new: bytes) -> bool:
-    """Whether two PNG files show the same; how they are packed may differ."""
+    """Return whether two PNG files show the same; how they are packed may differ."""
     if old == new:
         return True
-    if old[:_PNG_HEAD] != new[:_PNG_HEAD]:  # of another size: nothing of it is unpacked
+    if old[:_PNG_HEAD] != new[:_PNG_HEAD]:  # differs in size: it is not unpacked
         return False
     apart = most_apart(old, new)
     return apart is not None and apart <= _SHADE
 
 
 def same_labels(old: bytes, new: bytes) -> bool:
-    """Whether two SVG files have the same texts, numbers within a rounding error: what a figure
-    says stays the same where another matplotlib places it elsewhere."""
+    """Return whether two SVG files have the same texts, with numbers within a rounding error.
+
+    What a figure says stays the same if another matplotlib places it elsewhere.
+    """
     return same_text(*(b"\n".join(_LABEL.findall(data)) for data in (old, new)))
 
 
@@ -105,46 +111,59 @@ _SAME = {".gz": same_packed, ".png": same_pixels}  # every other file is a text
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """{"ok", "partial", "checked", "rebuilt", "not_compared": [{"file", "why"}],
-    "failed": [{"file", "why"}], "samples_on_trust": [...], "samples_agree"}: whether no file is
-    wrong, whether something was not compared, how many files, how many of them were rebuilt from
-    the traces and compared, which ones could not be, and what is wrong. The other files are inputs
-    of the rebuild; only their checksums are compared. Unprofiled samples are in no trace: an entry
-    a phase (`on_trust`) says whether the profiled steps allow their speedup. `samples_agree`: False
-    where one of them does not, None where nothing could be judged.
+    """Verify a bundle.
 
-    Raises PrunescopeError where there is no such file, or one that is no zip at all.
+    Unprofiled samples are in no trace. An entry for each phase (`on_trust`) therefore tells whether
+    the profiled steps allow their speedup.
+
+    Args:
+        path: The bundle.
+
+    Returns:
+        A dictionary of these keys. "ok" tells whether no file is wrong, "partial" whether some were
+        not compared. "checked" counts all files, "rebuilt" those that were rebuilt from the traces
+        and compared; the others are inputs of the rebuild, whose checksums alone are compared.
+        "not_compared" and "failed" list {"file", "why"}. "samples_on_trust" has the entries of the
+        phases. "samples_agree" is False if one of them does not agree, and None if none can be
+        judged.
+
+    Raises:
+        PrunescopeError: There is no such file, or it is no zip at all.
     """
     _check_file(path)
     unpacked = read_zip(path)
     failed = dict(unpacked.failed)
     checked = len(unpacked.files.keys() | failed.keys())
     if unpacked.repacked:
-        failed = {name: f"{why}: {_repacked(unpacked.repacked)}" for name, why in failed.items()}
+        failed = {
+            name: f"{why}: {_explain_repacked(unpacked.repacked)}" for name, why in failed.items()
+        }
     rebuilt: set[str] = set()
     apart: dict[str, str] = {}
     trusted: list[dict[str, Any]] = []
     if unpacked.files or not failed:
-        for name, why in _sums(unpacked.files):
-            if name not in failed or name in unpacked.files:  # it could be read: a better reason
+        for name, why in _wrong_sums(unpacked.files):
+            if (
+                name not in failed or name in unpacked.files
+            ):  # if it could be read, this reason is better
                 failed[name] = why
     if not failed:
-        rebuilt, apart, problems, trusted = _rebuilt(unpacked.files)
+        rebuilt, apart, problems, trusted = _rebuild_all(unpacked.files)
         failed.update(problems)
-    judged = [one["agree"] for one in trusted if one["agree"] is not None]
+    judged = [phase["agree"] for phase in trusted if phase["agree"] is not None]
     return {
         "ok": not failed,
         "partial": bool(apart),
         "checked": checked,
         "rebuilt": len(rebuilt),
-        "not_compared": _listed(apart),
-        "failed": _listed(failed),
+        "not_compared": _list_reasons(apart),
+        "failed": _list_reasons(failed),
         "samples_on_trust": trusted,
         "samples_agree": all(judged) if judged else None,
     }
 
 
-def _listed(reasons: Mapping[str, str]) -> list[dict[str, str]]:
+def _list_reasons(reasons: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"file": name, "why": why} for name, why in reasons.items()]
 
 
@@ -160,10 +179,9 @@ def _check_file(path: Path) -> None:
             raise PrunescopeError(f"{path.name} is no bundle: no readable zip", hint=hint)
 
 
-def _repacked(files: Mapping[str, bytes]) -> str:
-    """Whether the content of a recompressed zip still matches its checksums, and what to do
-    next."""
-    wrong = dict(_sums(files))
+def _explain_repacked(files: Mapping[str, bytes]) -> str:
+    """Return whether the content of a recompressed zip matches its sums, and what to do next."""
+    wrong = dict(_wrong_sums(files))
     if wrong:
         name, why = next(iter(wrong.items()))
         return f"its content does not match SHA256SUMS either ({name}: {why})"
@@ -173,8 +191,8 @@ def _repacked(files: Mapping[str, bytes]) -> str:
     )
 
 
-def _sums(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
-    """Files that do not match SHA256SUMS, missing from it or from the bundle."""
+def _wrong_sums(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
+    """Yield files that do not match SHA256SUMS, or are missing from it or from the bundle."""
     if SUMS not in files:
         yield SUMS, "missing: nothing can be checked"
         return
@@ -192,11 +210,15 @@ def _sums(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
         yield SUMS, "not in the form in which it was written"
 
 
-def _rebuilt(
+def _rebuild_all(
     files: Mapping[str, bytes],
 ) -> tuple[set[str], dict[str, str], dict[str, str], list[dict[str, Any]]]:
-    """The files that were rebuilt, those that could not be compared, what differs, and the samples
-    that are taken on trust."""
+    """Rebuild the files of a bundle, and compare them.
+
+    Returns:
+        The files that were rebuilt, those that could not be compared, those that differ, with
+        reasons, and the samples that are taken on trust.
+    """
     try:
         hint = "bundle the runs again"
         index = decode(files.get(INDEX, b""), BundleIndex, where=INDEX, hint=hint)
@@ -217,19 +239,22 @@ def _rebuilt(
         rebuild = _Rebuild(files, stage.resolve(), tool=index.tool, plotted=index.drawn_with)
         rebuild.unpack()
         for name in names:
-            rebuild.report(name, label_prefixes(names)[name])
-        rebuild.shared(anonymous=index.anonymous)
+            rebuild.check_report(name, label_prefixes(names)[name])
+        rebuild.check_shared(anonymous=index.anonymous)
         if not rebuild.failed:
-            rebuild.rest()
+            rebuild.check_unknown()
     failed = with_edited(files, index.inputs, rebuild.runs, rebuild.failed)
     return rebuild.done, rebuild.apart, failed, list(on_trust(rebuild.reports))
 
 
 class _Rebuild:
-    """Rebuilds the files of a bundle from its traces: `done` were compared, `apart` could not be,
-    `failed` differ. Files that another version of this tool (`tool`) wrote may differ in words, and
-    figures of other versions of what plots (`plotted`) in positions: they are `apart` then. Numbers
-    are compared whatever the versions."""
+    """The rebuild of a bundle from its traces.
+
+    `done` are the files that were compared, `apart` those that could not be, and `failed` those
+    that differ. Files that another version of this tool (`tool`) wrote may differ in words, and
+    figures that other versions plotted (`plotted`) in positions: they are `apart`. Numbers are
+    compared whatever the versions.
+    """
 
     def __init__(self, files: Mapping[str, bytes], stage: Path, *, tool: str, plotted: str) -> None:
         self.files, self.stage, self.tool, self.plotted = files, stage, tool, plotted
@@ -241,7 +266,7 @@ class _Rebuild:
         self.failed: dict[str, str] = {}
 
     def unpack(self) -> None:
-        """The run folders, and nothing else."""
+        """Unpack the run folders, and nothing else."""
         for name, data in self.files.items():
             if not name.startswith("runs/"):
                 continue
@@ -255,10 +280,12 @@ class _Rebuild:
                 self.failed[name] = "refused: a file and a folder of one name"
                 return
 
-    def report(self, name: str, prefix: str) -> None:
-        """The report of a run, with its figures and annotated traces."""
+    def check_report(self, name: str, prefix: str) -> None:
+        """Rebuild and compare the report of a run, with its figures and annotated traces."""
         place, folder = f"reports/{name}", self.stage / "runs" / name
-        if self.failed or self._lacks(f"{place}/report.json"):
+        if not self.failed and f"{place}/report.json" not in self.files:
+            self.failed[f"{place}/report.json"] = "missing"
+        if self.failed:
             return
         try:
             manifests = sorted(folder.glob(f"*/{MANIFEST}"))
@@ -275,8 +302,8 @@ class _Rebuild:
             if path.name != "report.json":
                 self._compare(f"{place}/{path.name}", path.read_bytes(), "not what its traces give")
 
-    def shared(self, *, anonymous: bool) -> None:
-        """The files that follow from all runs."""
+    def check_shared(self, *, anonymous: bool) -> None:
+        """Rebuild and compare the files that follow from all runs."""
         if self.failed:
             return
         wanted = texts(
@@ -289,9 +316,11 @@ class _Rebuild:
         for name, text in wanted.items():
             self._compare(name, text, "not what the bundled runs give")
 
-    def rest(self) -> None:
-        """Each of the other files, but for what all is rebuilt from: this version wrote none of
-        them, another one may have."""
+    def check_unknown(self) -> None:
+        """Refuse each file that this version neither wrote nor rebuilds from.
+
+        A file of a bundle that another version wrote may be one of that version, and is `apart`.
+        """
         sources = {SUMS}
         for name, variants in self.runs.items():
             for variant, run in variants.items():
@@ -303,26 +332,21 @@ class _Rebuild:
             else:
                 self.apart[name] = f"written by {self.tool}"
 
-    def _lacks(self, name: str) -> bool:
-        if name not in self.files:
-            self.failed[name] = "missing"
-        return name in self.failed
-
     def _compare(self, name: str, wanted: bytes, why: str) -> None:
-        ending, found = PurePosixPath(name).suffix, self.files.get(name)
+        ending, data = PurePosixPath(name).suffix, self.files.get(name)
         may_differ = not self.same_tool and name not in _NUMBERS
-        if found is not None and name == FRONTIER and not self.same_tool:
-            found, wanted = without_places(found), without_places(wanted)
-        if found is None:
+        if data is not None and name == FRONTIER and not self.same_tool:
+            data, wanted = without_places(data), without_places(wanted)
+        if data is None:
             if not may_differ:
                 self.failed[name] = "missing"
-        elif _SAME.get(ending, same_text)(found, wanted):
+        elif _SAME.get(ending, same_text)(data, wanted):
             self.done.add(name)
         elif may_differ:
             self.apart[name] = f"written by {self.tool}"
         elif ending in _PLOTTED and self.plotted != plotted_with():
             self.apart[name] = f"plotted with {self.plotted}, here is {plotted_with()}"
-            if ending == ".svg" and not same_labels(found, wanted):
+            if ending == ".svg" and not same_labels(data, wanted):
                 self.failed[name] = why
         else:
             self.done.add(name)

@@ -1,5 +1,4 @@
-"""Everything that is computed from the points of a sweep alone: cells, frontier, winners, claims,
-sentences.
+"""All that follows from the points of a sweep: cells, frontier, winners, claims, sentences.
 
 In: a Pareto with its points, and cells with the times of the dense model. Out: the whole Pareto.
 The same points give the same answer, whether they come from runs or from a stored pareto.json.
@@ -28,36 +27,40 @@ from prunescope.analysis.schema.pareto import (
 )
 
 
-def judged(found: Pareto) -> Pareto:
-    """A copy whose frontiers, winners, claims and sentences are recomputed from its points."""
-    phases = {name: _phase(phase) for name, phase in found.phases.items()}
-    new = msgspec.structs.replace(
-        found, phases=phases, samples=SampleCount(count=NUM_SAMPLES, seed=SEED)
+def judged(pareto: Pareto) -> Pareto:
+    """Return a copy whose frontiers, winners, claims and sentences are computed from its points.
+
+    Args:
+        pareto: The comparison with its points, and the cells with the times of the dense model.
+    """
+    phases = {name: _recompute_phase(phase) for name, phase in pareto.phases.items()}
+    recomputed = msgspec.structs.replace(
+        pareto, phases=phases, samples=SampleCount(count=NUM_SAMPLES, seed=SEED)
     )
-    new.hypotheses = hypotheses(new)
-    new.summary = summary(new)
-    return new
+    recomputed.hypotheses = hypotheses(recomputed)
+    recomputed.summary = summary(recomputed)
+    return recomputed
 
 
-def _phase(phase: ParetoPhase) -> ParetoPhase:
-    """A phase whose points are compared within each batch and length."""
-    bare = msgspec.structs.replace(phase, points=[_unplaced(point) for point in phase.points])
-    cells = [_cell(cell, bare.points_in(cell)) for cell in phase.cells]
+def _recompute_phase(phase: ParetoPhase) -> ParetoPhase:
+    """Return a phase whose points are compared within each batch and length."""
+    points = [
+        msgspec.structs.replace(point, on_frontier=False, frontier_share=None, equal_to=[])
+        for point in phase.points
+    ]
+    bare = msgspec.structs.replace(phase, points=points)
+    cells = [_recompute_cell(cell, bare.points_in(cell)) for cell in phase.cells]
     return ParetoPhase(
-        points=bare.points,
+        points=points,
         winners=[winner for cell in cells for winner in cell.winners],
-        break_even=frontier.in_every_cell(
-            [cell.break_even for cell in cells], not_judged(bare.points)
+        break_even=frontier.merge_break_even(
+            [cell.break_even for cell in cells], not_judged(points)
         ),
         cells=cells,
     )
 
 
-def _unplaced(point: SweepPoint) -> SweepPoint:
-    return msgspec.structs.replace(point, on_frontier=False, frontier_share=None, equal_to=[])
-
-
-def _cell(cell: SweepCell, points: list[SweepPoint]) -> SweepCell:
+def _recompute_cell(cell: SweepCell, points: list[SweepPoint]) -> SweepCell:
     best = frontier.frontier(points)
     for point in best:
         point.on_frontier = True

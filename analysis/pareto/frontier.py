@@ -1,8 +1,8 @@
-"""The points of a cell that no other dominates; winners, break-even, and points at equal cost.
+"""The points of a cell that no other dominates, winners, break-even, and equal costs.
 
-In: Points of one phase, batch and length. Out: plain values. One point dominates another if it is
-no slower, loses no more, and is better in one of the two: a relation of point estimates, which is
-transitive. How certain a place on the frontier is follows from samples (samples.py).
+In: points of one phase, batch and length. Out: plain values. One point dominates another if it is
+no slower, loses no more, and is better in one of the two. This relates point estimates, and is
+transitive. The share of samples in which a point is on the frontier is computed in samples.py.
 """
 
 from __future__ import annotations
@@ -27,50 +27,63 @@ _Known = tuple[float, float, float | None, bool]
 
 
 def frontier(points: Iterable[SweepPoint]) -> list[SweepPoint]:
-    """The points on the frontier, by loss: those that are faster than the dense model and that no
-    other dominates, by their point estimates.
+    """Return the points on the frontier, by loss.
 
-    A point that is added removes those alone that it dominates, and within every loss the fastest
-    point that is faster than dense is one of these. Points with equal values are on it together.
+    They are faster than the dense model, and no other point dominates them by their point
+    estimates. A point that is added removes only points that it dominates, and within every loss
+    the fastest point that is faster than dense is one of them. Points with equal values are on the
+    frontier together.
+
+    Args:
+        points: The points of one cell.
     """
-    found: list[SweepPoint] = []
-    ranked = [p for p in comparable(points) if p.realised > 1]
-    for point in sorted(ranked, key=lambda p: (_rel(p), -p.realised, p.id)):
-        last = found[-1] if found else None
-        equal = last is not None and (_rel(last), last.realised) == (_rel(point), point.realised)
-        if last is None or point.realised > last.realised or equal:
-            found.append(point)
-    return found
+    best: list[SweepPoint] = []
+    faster = [p for p in comparable(points) if p.realised > 1]
+    for point in sorted(faster, key=lambda p: (_known_loss(p), -p.realised, p.id)):
+        last = best[-1] if best else point
+        equal = (_known_loss(last), last.realised) == (_known_loss(point), point.realised)
+        if point.realised > last.realised or equal:
+            best.append(point)
+    return best
 
 
 def comparable(points: Iterable[SweepPoint]) -> list[SweepPoint]:
-    """The points with a valid time and a known loss, without those that removed nothing: their
-    speedup is 1, and any other measured value is noise."""
+    """Return the points with a valid time and a known loss that removed something.
+
+    A point that removed nothing has the speedup 1, and any other measured value is noise.
+    """
     return [
         p
         for p in points
         if p.timing_valid
         and not p.removed_nothing
         and math.isfinite(p.realised)
-        and math.isfinite(_known_or_nan(loss_of(p)))
+        and (loss := loss_of(p)) is not None
+        and math.isfinite(loss)
     ]
 
 
 def winners(on_frontier: Sequence[SweepPoint], *, batch: int, prompt_len: int) -> list[Winner]:
-    """The fastest family by range of loss: dense up to the first point, then point by point.
+    """Return the fastest family by range of loss.
 
-    Neighbouring ranges of one family are one range, with the speedup at its end.
+    It is the dense model up to the first point, then the family of each point. Neighbouring ranges
+    of one family are one range, with the speedup at its end.
+
+    Args:
+        on_frontier: The points on the frontier, by loss.
+        batch: The batch of the cell.
+        prompt_len: The prompt length of the cell.
     """
     steps: list[tuple[float | None, str, float, bool]] = [(None, DENSE, 1.0, True)]
-    steps += [(_rel(p), p.label, p.realised, p.timing_valid) for p in on_frontier]
-    found: list[Winner] = []
+    steps += [(_known_loss(p), p.label, p.realised, p.timing_valid) for p in on_frontier]
+    ranges: list[Winner] = []
     for (low, family, realised, valid), after in zip(steps, [*steps[1:], None], strict=True):
         high = after[0] if after else None
-        if found and found[-1].family == family:
-            found[-1].loss[1], found[-1].realised = high, realised
-            found[-1].timing_valid = valid
+        if ranges and ranges[-1].family == family:
+            ranges[-1].loss[1], ranges[-1].realised = high, realised
+            ranges[-1].timing_valid = valid
             continue
-        found.append(
+        ranges.append(
             Winner(
                 loss=[0.0 if low is None else low, high],
                 family=family,
@@ -80,46 +93,68 @@ def winners(on_frontier: Sequence[SweepPoint], *, batch: int, prompt_len: int) -
                 timing_valid=valid,
             )
         )
-    first = found[0].loss[1]
+    first = ranges[0].loss[1]
     # A first point without a loss, within noise below zero, leaves no range to the dense model.
-    return found[1:] if first is not None and first <= 0 else found
+    return ranges[1:] if first is not None and first <= 0 else ranges
 
 
 def break_even(points: Iterable[SweepPoint]) -> dict[str, float | None]:
-    """The break-even of each family: the smallest nominal sparsity from which it and all larger
-    measured ones are faster than dense beyond noise; None where the largest is not. Points that
-    cannot be judged, or have no nominal sparsity, are left out, and a family that has no others."""
-    found: dict[str, float | None] = {}
+    """Return the break-even of each family.
+
+    It is the smallest nominal sparsity from which it and all larger measured ones are faster than
+    dense beyond noise. Points that cannot be judged or have no nominal sparsity are left out, and
+    so is a family without other points.
+
+    Args:
+        points: The points of one cell.
+
+    Returns:
+        The break-even by family; None if the largest sparsity is not faster.
+    """
+    from_sparsity: dict[str, float | None] = {}
     judged = [p for p in points if p.is_judged and p.sparsity is not None]
-    for family, of_family in _by_family(judged).items():
+    for family, of_family in _group_by_family(judged).items():
         pays: float | None = None
         for point in sorted(of_family, key=lambda p: -(p.sparsity or 0)):
             if not point.is_faster:
                 break
             pays = point.sparsity
-        found[family] = pays
-    return found
+        from_sparsity[family] = pays
+    return from_sparsity
 
 
-def in_every_cell(
-    found: Sequence[dict[str, float | None]], without: Collection[str] = ()
+def merge_break_even(
+    cells: Sequence[dict[str, float | None]], without: Collection[str] = ()
 ) -> dict[str, float | None]:
-    """The largest break-even of the cells, None where a family never pays in one of them; families
-    in `without` are left out."""
-    families = dict.fromkeys(family for one in found for family in one)
+    """Return the largest break-even of the cells.
+
+    Args:
+        cells: The break-even by family of each cell.
+        without: The families to leave out.
+
+    Returns:
+        The break-even by family; None if a family never pays in one of the cells.
+    """
+    families = dict.fromkeys(family for cell in cells for family in cell if family not in without)
     merged: dict[str, float | None] = {}
-    for family in (one for one in families if one not in without):
-        values = [one.get(family) for one in found if family in one]
+    for family in families:
+        values = [cell[family] for cell in cells if family in cell]
         known = [value for value in values if value is not None]
         merged[family] = max(known) if len(known) == len(values) else None
     return merged
 
 
 def equal_flops(points: Iterable[SweepPoint]) -> list[AtFlops]:
-    """Speedup and loss of each family at equal FLOP sparsity, by straight lines between its two
-    nearest points (the dense model is one of them, at 0); nothing beyond its last point."""
+    """Return the speedup and loss of each family at equal FLOP sparsities.
+
+    Values lie on straight lines between the two nearest points of the family, of which the dense
+    model is one, at 0. There are none beyond its last point.
+
+    Args:
+        points: The points of one cell.
+    """
     curves: dict[str, list[_Known]] = {}
-    for family, of_family in _by_family(points).items():
+    for family, of_family in _group_by_family(points).items():
         curve: list[_Known] = [(0.0, 1.0, 0.0, True)]
         curve += [
             (p.flop_sparsity, p.realised, loss_of(p), p.timing_valid)
@@ -129,15 +164,15 @@ def equal_flops(points: Iterable[SweepPoint]) -> list[AtFlops]:
         curves[family] = sorted(curve, key=lambda point: point[0])
     rows = []
     for at in FLOP_SPARSITIES:
-        families = {family: _between(curve, at) for family, curve in curves.items()}
-        there = {family: found for family, found in families.items() if found is not None}
-        if there:
-            rows.append(AtFlops(flop_sparsity=at, families=there))
+        values = {family: _interpolate(curve, at) for family, curve in curves.items()}
+        known = {family: value for family, value in values.items() if value is not None}
+        if known:
+            rows.append(AtFlops(flop_sparsity=at, families=known))
     return rows
 
 
 def equal_sparsity(points: Iterable[SweepPoint]) -> list[AtSparsity]:
-    """Speedup, loss and FLOP sparsity of each family at equal nominal sparsity, as measured."""
+    """Return the measured speedup, loss and FLOP sparsity of families at equal sparsity."""
     rows: dict[float, dict[str, SpeedLoss]] = {}
     for point in points:
         for share in point.sparsities:
@@ -150,7 +185,7 @@ def equal_sparsity(points: Iterable[SweepPoint]) -> list[AtSparsity]:
     return [AtSparsity(sparsity=share, families=rows[share]) for share in sorted(rows)]
 
 
-def _between(curve: Sequence[_Known], at: float) -> SpeedLoss | None:
+def _interpolate(curve: Sequence[_Known], at: float) -> SpeedLoss | None:
     for (x0, y0, z0, valid0), (x1, y1, z1, valid1) in zip(curve, curve[1:], strict=False):
         if x0 <= at <= x1 and x1 > x0:
             share = (at - x0) / (x1 - x0)
@@ -160,32 +195,30 @@ def _between(curve: Sequence[_Known], at: float) -> SpeedLoss | None:
     return None
 
 
-def _by_family(points: Iterable[SweepPoint]) -> dict[str, list[SweepPoint]]:
-    found: dict[str, list[SweepPoint]] = {}
+def _group_by_family(points: Iterable[SweepPoint]) -> dict[str, list[SweepPoint]]:
+    families: dict[str, list[SweepPoint]] = {}
     for point in points:
-        found.setdefault(point.label, []).append(point)
-    return found
+        families.setdefault(point.label, []).append(point)
+    return families
 
 
 def loss_of(point: SweepPoint) -> float | None:
-    """The loss by which points are compared: relative perplexity against the dense model, which is
-    also trained if the pruned one was trained."""
+    """Return the loss by which points are compared: perplexity relative to the dense model.
+
+    If the pruned model was trained, the dense model is the one after the same training.
+    """
     loss = point.loss or Loss()
     after = loss.perplexity_rel_recovered
     return loss.perplexity_rel if after is None else after
 
 
 def loss_ci95(point: SweepPoint) -> list[float] | None:
-    """The interval of that loss."""
+    """Return the interval of the loss by which points are compared."""
     loss = point.loss or Loss()
     return loss.ci95 if loss.perplexity_rel_recovered is None else loss.recovered_ci95
 
 
-def _known_or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _rel(point: SweepPoint) -> float:
+def _known_loss(point: SweepPoint) -> float:
     value = loss_of(point)
     assert value is not None
     return value

@@ -1,6 +1,7 @@
 """The keys and values that a sweep would need for a published number and does not have.
 
-In: a published value, a Pareto, curves of GEMMs. Out: `key: value` of each, and notes.
+In: a published value, a Pareto, and curves of GEMMs. Out: the missing `key: value` texts, and
+notes.
 """
 
 from __future__ import annotations
@@ -23,86 +24,98 @@ from prunescope.taxonomy.paper import (
     PublishedValue,
 )
 
-_OF_LOSS = (PERPLEXITY, TASKS)
+_LOSS_FIGURES = (PERPLEXITY, TASKS)
 _ROWS_RUN = "mode: eager (steps of fixed shapes run other rows)"
 
 
 def skips_rows(point: SweepPoint) -> bool:
-    """Whether a point that chooses rows runs as many as its sparsity says; true of others."""
+    """Return whether a point runs as many rows as its sparsity says; True if it chooses none."""
     return point.unscored is None and not point.runs_every_row
 
 
-def missing(one: PublishedValue, found: Pareto, curves: Sequence[SpeedupCurve]) -> list[str]:
-    """The missing keys and values of a number that the sweep does not have; at least one."""
-    if one.figure == GEMM_STEPS:
-        return [_size(one, curves)]
-    return list(_keys(one, found)) or ["a result of this setting that is done"]
+def missing(published: PublishedValue, pareto: Pareto, curves: Sequence[SpeedupCurve]) -> list[str]:
+    """Return the keys and values, at least one, that a number needs and the sweep does not have.
+
+    Args:
+        published: The published number, for which the sweep has no value.
+        pareto: The sweep.
+        curves: The curves of replayed GEMMs.
+    """
+    if published.figure == GEMM_STEPS:
+        return [_missing_size(published, curves)]
+    return list(_missing_keys(published, pareto)) or ["a result of this setting that is done"]
 
 
-def _size(one: PublishedValue, curves: Sequence[SpeedupCurve]) -> str:
-    """The size of the longest curve over the axis that has no point near the share."""
-    axis = one.name.lower()
-    largest = [max(of.curve.sizes) for of in curves if of.curve.axis == one.name]
+def _missing_size(published: PublishedValue, curves: Sequence[SpeedupCurve]) -> str:
+    """Return the size, on the longest curve over the axis, that the published share needs."""
+    axis = published.name.lower()
+    largest = [max(c.curve.sizes) for c in curves if c.curve.axis == published.name]
     if not largest:
-        return f"prunescope gemm over {one.name}: several --{axis}"
-    return f"prunescope gemm --{axis}: {round(max(largest) * (1 - float(one.at or 0)))}"
+        return f"prunescope gemm over {published.name}: several --{axis}"
+    return f"prunescope gemm --{axis}: {round(max(largest) * (1 - float(published.at or 0)))}"
 
 
-def _keys(one: PublishedValue, found: Pareto) -> Iterator[str]:
-    """Keys of which the sweep has nothing at all; where it has each, those of its points here."""
-    every = [p for phase in found.phases.values() for p in phase.points]
-    only = "layer" if one.figure == FIGURE_6 else "model"
-    of_family = [p for p in every if p.family == one.name]
-    is_of_step = one.figure in (FIGURE_2, STEP_TIME)
-    if one.phase is not None and one.phase not in found.phases:
-        yield f"phases: {one.phase}"
+def _missing_keys(published: PublishedValue, pareto: Pareto) -> Iterator[str]:
+    """Yield keys that the sweep lacks altogether; if it has each, those that its points lack."""
+    every = [p for phase in pareto.phases.values() for p in phase.points]
+    only = "layer" if published.figure == FIGURE_6 else "model"
+    of_family = [p for p in every if p.family == published.name]
+    is_of_step = published.figure in (FIGURE_2, STEP_TIME)
+    if published.phase is not None and published.phase not in pareto.phases:
+        yield f"phases: {published.phase}"
     if not any(p.only == only for p in every):
         yield f"only: {only}"
     if not of_family and not is_of_step:
-        yield f"families: {one.name}"
-    elif not is_of_step and not any(_has_sparsity(p, one) for p in of_family):
-        yield f"sparsities: {one.sparsity:g}"
-    if one.figure in _OF_LOSS:
-        yield from _of_loss(one, [p for p in of_family if _has_sparsity(p, one)], found)
+        yield f"families: {published.name}"
+    elif not is_of_step and not any(_has_sparsity(p, published) for p in of_family):
+        yield f"sparsities: {published.sparsity:g}"
+    if published.figure in _LOSS_FIGURES:
+        if not pareto.subject.config.get("recover"):
+            yield "recover: steps=1000,rank=16"
+        judged = (p.loss for p in of_family if _has_sparsity(p, published))
+        if published.figure == TASKS and not any(loss and loss.has_tasks for loss in judged):
+            yield "tasks: [...]"
         return
-    phase = found.phases.get(str(one.phase))
+    phase = pareto.phases.get(str(published.phase))
     points = [p for p in (phase.points if phase else ()) if p.only == only]
-    here = [p for p in points if p.family == one.name and _has_sparsity(p, one)]
-    if one.figure == ALIGNMENT:
-        yield from _of_alignment(one, here)
+    here = [p for p in points if p.family == published.name and _has_sparsity(p, published)]
+    if published.figure == ALIGNMENT:
+        yield from _alignment_keys(published, here)
     elif here and not any(map(skips_rows, here)):
         yield _ROWS_RUN
 
 
-def _of_loss(one: PublishedValue, points: Sequence[SweepPoint], found: Pareto) -> Iterator[str]:
-    if not found.subject.config.get("recover"):
-        yield "recover: steps=1000,rank=16"
-    if one.figure == TASKS and not any(p.loss and p.loss.has_tasks for p in points):
-        yield "tasks: [...]"
+def _alignment_keys(published: PublishedValue, points: Sequence[SweepPoint]) -> Iterator[str]:
+    """Yield the alignments that are missing.
 
-
-def _of_alignment(one: PublishedValue, points: Sequence[SweepPoint]) -> Iterator[str]:
-    """Other alignments are relative to the usual one, and are just multiples of their number."""
+    Other alignments are relative to the usual one. Finer ones must divide by no larger power of
+    two.
+    """
     there = {option for point in points for option in point.set}
-    if not there & {f"align={ALIGN}", "align=paper"} and one.at != ALIGN:
+    if not there & {f"align={ALIGN}", "align=paper"} and published.at != ALIGN:
         yield f"set: align={ALIGN}"
-    finer = (one.at or "").isdecimal() and int(one.at or 0) < int(ALIGN)
-    wanted = f"align={'just-' if finer else ''}{one.at}"
+    finer = (published.at or "").isdecimal() and int(published.at or 0) < int(ALIGN)
+    wanted = f"align={'just-' if finer else ''}{published.at}"
     if wanted not in there:
         yield f"set: {wanted}"
 
 
-def _has_sparsity(point: SweepPoint, one: PublishedValue) -> bool:
-    return one.sparsity in (point.sparsity, *point.sparsities)
+def _has_sparsity(point: SweepPoint, published: PublishedValue) -> bool:
+    return published.sparsity in (point.sparsity, *point.sparsities)
 
 
-def lacking(made: Reproduction) -> list[str]:
-    """A note a figure with numbers that stay empty: each key with the values that are not there,
-    and for how many numbers."""
+def lacking(reproduction: Reproduction) -> list[str]:
+    """Return a note for each figure with numbers that stay empty.
+
+    It names each key with the values that are missing, and for how many numbers.
+
+    Args:
+        reproduction: The published values next to those of the sweep.
+    """
     notes = []
-    for figure in dict.fromkeys(one.figure for one in made.values):
-        empty = [one for one in made.values if one.figure == figure and one.missing]
-        counts = Counter(key for one in empty for key in one.missing or ())
+    for figure in dict.fromkeys(value.figure for value in reproduction.values):
+        empty = [value for value in reproduction.values if value.figure == figure and value.missing]
+        counts = Counter(key for value in empty for key in value.missing or ())
         if not empty:
             continue
         by_key: dict[str, list[str]] = {}

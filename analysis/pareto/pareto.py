@@ -1,7 +1,8 @@
-"""`prunescope pareto`: the runs of a sweep as points of speed against loss, and who wins where.
+"""The command `prunescope pareto`: the runs of a sweep as points of speed against loss.
 
-In: the folder of a sweep (sweep.json and its runs). Out: a Pareto. Each run is analysed as
-`prunescope analyze` does it; its loss is the `quality` of its manifest, of the same model.
+In: the folder of a sweep (sweep.json and its runs). Out: a Pareto, which tells who wins where. Each
+run is analysed as `prunescope analyze` does it. Its loss is the `quality` of its manifest, measured
+on the same model.
 """
 
 from __future__ import annotations
@@ -53,10 +54,17 @@ class _Measured(msgspec.Struct, kw_only=True):
 
 
 def judge(folder: Path, on_result: Callable[[str], None] | None = None) -> Pareto:
-    """Compare the results of a sweep that are done; `on_result` is called with the id
-    of each before it is analysed.
+    """Compare the results of a sweep that are done.
 
-    Raises PrunescopeError where there is no sweep or nothing in it is done.
+    Args:
+        folder: The folder of the sweep.
+        on_result: The function to call with the id of each result before it is analysed, or None.
+
+    Returns:
+        The comparison, without secrets and paths.
+
+    Raises:
+        PrunescopeError: There is no sweep, or no result is done.
     """
     sweep, controls = read_sweep(folder), tuple(read_controls(folder))
     measured: dict[str, list[_Measured]] = {}
@@ -80,7 +88,7 @@ def judge(folder: Path, on_result: Callable[[str], None] | None = None) -> Paret
             hint="run the same `prunescope sweep` again; sweep.json lists the errors",
         )
     subject = next(iter(measured.values()))[0].subject
-    phases = {phase: _phase(runs) for phase, runs in measured.items()}
+    phases = {phase: _collect_phase(runs) for phase, runs in measured.items()}
     return scrubbed(
         judged(
             Pareto(
@@ -91,10 +99,7 @@ def judge(folder: Path, on_result: Callable[[str], None] | None = None) -> Paret
                 phases=phases,
                 failed=failed,
                 pending=sum(e.state in (PENDING, RUNNING) for e in sweep.results),
-                notes=[
-                    *sweep.notes,
-                    *_busy_note([m for runs in measured.values() for m in runs]),
-                ],
+                notes=[*sweep.notes, *_busy_note([m for runs in measured.values() for m in runs])],
             )
         )
     )
@@ -111,9 +116,9 @@ def _busy_note(runs: list[_Measured]) -> list[str]:
 
 
 def _measure(folder: Path, entry: SweepResult, controls: Sequence[Recovered]) -> _Measured:
-    run_folder = _inside(folder, entry)
-    run = read_run(run_folder)
-    report = analyze(run_folder).report
+    path = _run_folder(folder, entry)
+    run = read_run(path)
+    report = analyze(path).report
     phase = report.phases.get(entry.phase)
     if phase is None or phase.ladder is None:
         raise PrunescopeError(
@@ -139,15 +144,21 @@ def _measure(folder: Path, entry: SweepResult, controls: Sequence[Recovered]) ->
 
 
 def _was_loaded(run: Run, phase: str) -> bool:
-    """Whether the load average of an older run was high: a guess, which counts only where nothing
-    was measured around each sample."""
+    """Return whether the load average of an older run was high.
+
+    Limitations: the load average is a guess. It counts only if nothing was measured around each
+    sample.
+    """
     timed = run.phases.get(phase)
     measured = timed is not None and bool(timed.placements)
     return not measured and bool(run.timing and run.timing.notes)
 
 
-def _inside(folder: Path, entry: SweepResult) -> Path:
-    """The run's folder; a sweep.json is untrusted, so it must lie in the sweep's."""
+def _run_folder(folder: Path, entry: SweepResult) -> Path:
+    """Return the folder of a run.
+
+    It must lie in the folder of the sweep, as sweep.json is untrusted.
+    """
     path = (folder / (entry.run or "")).resolve()
     if entry.run is None or folder.resolve() not in path.parents:
         raise PrunescopeError(
@@ -156,39 +167,35 @@ def _inside(folder: Path, entry: SweepResult) -> Path:
     return path
 
 
-def _phase(runs: Sequence[_Measured]) -> ParetoPhase:
-    """The points of a phase, and the times of its dense baseline by cell; not compared yet."""
+def _collect_phase(runs: Sequence[_Measured]) -> ParetoPhase:
+    """Return the points of a phase, not compared yet, and its dense times by cell."""
     cells: dict[RunSetting, list[_Measured]] = {}
     for run in runs:
         cells.setdefault(run.point.setting, []).append(run)
-    points = [
-        p for where in sorted(cells) for p in _merge_samples(run.point for run in cells[where])
-    ]
-    timed = [
-        SweepCell(
-            **msgspec.structs.asdict(where),
-            dense_ns=_spread([run.dense_ns for run in in_cell if run.dense_ns is not None]),
-        )
-        for where, in_cell in sorted(cells.items())
-    ]
+    points: list[SweepPoint] = []
+    timed: list[SweepCell] = []
+    for setting, in_cell in sorted(cells.items()):
+        points += _merge_samples(run.point for run in in_cell)
+        dense_ns = _spread([run.dense_ns for run in in_cell if run.dense_ns is not None])
+        timed.append(SweepCell(**msgspec.structs.asdict(setting), dense_ns=dense_ns))
     return ParetoPhase(points=points, cells=timed)
 
 
 def _merge_samples(points: Iterable[SweepPoint]) -> list[SweepPoint]:
-    """Merge the points of one model's random selections (its draws) into one: medians, and
-    intervals from the lowest to the highest.
+    """Merge the points of one model's random selections into one point.
 
-    Kept apart, the luckiest sample would be on the frontier.
+    It has their medians, and intervals from the lowest to the highest. Kept apart, the luckiest
+    sample would be on the frontier.
     """
     groups: dict[Any, list[SweepPoint]] = {}
     for point in points:
         groups.setdefault((point.label, point.sparsity), []).append(point)
-    return [samples[0] if len(samples) == 1 else _merged(samples) for samples in groups.values()]
+    return [samples[0] if len(samples) == 1 else _merge(samples) for samples in groups.values()]
 
 
-def _merged(samples: list[SweepPoint]) -> SweepPoint:
+def _merge(samples: list[SweepPoint]) -> SweepPoint:
     losses = [p.loss for p in samples if p.loss is not None]
-    loss = _merged_loss(losses) if len(losses) == len(samples) else None
+    loss = _merge_losses(losses) if len(losses) == len(samples) else None
     return msgspec.structs.replace(
         samples[0],
         draws=[p.id for p in samples],
@@ -203,22 +210,25 @@ def _merged(samples: list[SweepPoint]) -> SweepPoint:
     )
 
 
-def _merged_loss(losses: Sequence[_AnyLoss]) -> _AnyLoss:
-    """Field by field; absent in all where it is absent in the first."""
+def _merge_losses(losses: Sequence[_AnyLoss]) -> _AnyLoss:
+    """Merge losses field by field. A field that is absent in the first is absent in the result."""
     merged: dict[str, Any] = {}
     for name in losses[0].__struct_fields__:
-        values = [getattr(one, name) for one in losses]
+        values = [getattr(loss, name) for loss in losses]
         if isinstance(values[0], TextLoss):
-            merged[name] = _merged_loss([one or TextLoss() for one in values])
+            merged[name] = _merge_losses([value or TextLoss() for value in values])
         elif values[0] is not msgspec.UNSET:
-            known = [None if one is msgspec.UNSET else one for one in values]
+            known = [None if value is msgspec.UNSET else value for value in values]
             merged[name] = (_hull if name.endswith("ci95") else _median)(known)
     return msgspec.structs.replace(losses[0], **merged)
 
 
 def _median(values: list[Any]) -> Any:
-    """The median of numbers; None where one is unknown; whether one is true; the first of anything
-    else."""
+    """Return the median of numbers, whether any boolean is true, or the first of anything else.
+
+    Returns:
+        The value; None if any value is unknown.
+    """
     if any(value is None for value in values):
         return None
     if isinstance(values[0], bool):
@@ -227,7 +237,7 @@ def _median(values: list[Any]) -> Any:
 
 
 def _hull(intervals: list[Any]) -> list[float] | None:
-    if any(one is None for one in intervals):
+    if None in intervals:
         return None
     return [min(low for low, _ in intervals), max(high for _, high in intervals)]
 

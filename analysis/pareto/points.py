@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -22,21 +23,27 @@ from prunescope.taxonomy.run import Run
 from prunescope.taxonomy.run_blocks import HeldOut, ModuleCounts, Pruning, Recovered
 from prunescope.taxonomy.run_quality import Quality
 from prunescope.taxonomy.sweep_files import SweepResult
-from prunescope.taxonomy.words import percent
+from prunescope.taxonomy.words import percent, plural
 
 
 def point_of(
     entry: SweepResult, run: Run, phase: Phase, controls: Iterable[Recovered] = ()
 ) -> SweepPoint:
-    """The point of a result, from its run and the report of its phase. `controls`: the trainings of
-    the dense model in its sweep."""
+    """Return the point of a result.
+
+    Args:
+        entry: The result.
+        run: The manifest of its run.
+        phase: The report of its phase.
+        controls: The trainings of the dense model in the sweep.
+    """
     ladder = phase.ladder
     assert ladder is not None
     bounds = {"flop": ladder.flop, "coverage": ladder.coverage, "roofline": ladder.roofline}
     dense = phase.baseline.bound if phase.baseline else {}
     classes = {name: dense.get(name) or 0.0 for name in ("compute", "memory", "latency")}
     known = sum(classes.values())
-    ran = _ran(run, entry.phase)
+    ran = _shares_that_ran(run, entry.phase)
     recovery = run.pruning.recovery if run.pruning else None
     return SweepPoint(
         id=entry.id,
@@ -74,54 +81,65 @@ def point_of(
 
 
 def _counts(run: Run, phase: str) -> dict[str, ModuleCounts]:
-    """The counts that modules of a dynamic family recorded in a phase."""
+    """Return the counts that modules of a dynamic family recorded in a phase."""
     return run.census.counts_in(phase) if run.census else {}
 
 
 def _dimensions(run: Run, phase: str) -> dict[str, list[list[int]]]:
-    """The sizes of the weights by role, and those of what is chosen at run time."""
+    """Return the sizes of the weights by role, and those of what is chosen at run time."""
     weights = Counter(
-        (one.role, tuple(one.shape))
-        for one in (run.census.matrices if run.census else ())
-        if one.role is not None and one.shape
+        (matrix.role, tuple(matrix.shape))
+        for matrix in (run.census.matrices if run.census else ())
+        if matrix.role is not None and matrix.shape
     )
-    found: dict[str, list[list[int]]] = {}
+    dimensions: dict[str, list[list[int]]] = {}
     for (role, shape), count in sorted(weights.items()):
-        found.setdefault(role, []).append([*shape, count])
+        dimensions.setdefault(role, []).append([*shape, count])
     channels = {
         pair
-        for one in _counts(run, phase).values()
-        if one.unit == "channels"
-        for pair in zip(one.active, one.total, strict=False)
+        for counts in _counts(run, phase).values()
+        if counts.unit == "channels"
+        for pair in zip(counts.active, counts.total, strict=False)
     }
-    return found | ({"channels": [list(pair) for pair in sorted(channels)]} if channels else {})
+    if channels:
+        dimensions["channels"] = [list(pair) for pair in sorted(channels)]
+    return dimensions
 
 
-def _ran(run: Run, phase: str) -> dict[str, float]:
-    """The share of units that ran, by the name of a module in its layer."""
+def _shares_that_ran(run: Run, phase: str) -> dict[str, float]:
+    """Return the share of units that ran, by the name of a module in its layer."""
     sums: dict[str, list[int]] = {}
-    for name, one in _counts(run, phase).items():
-        of = sums.setdefault(f"{one.unit} of {name.rpartition('.')[2]}", [0, 0])
-        of[0], of[1] = of[0] + sum(one.active), of[1] + sum(one.total)
+    for name, counts in _counts(run, phase).items():
+        both = sums.setdefault(f"{counts.unit} of {name.rpartition('.')[2]}", [0, 0])
+        both[0], both[1] = both[0] + sum(counts.active), both[1] + sum(counts.total)
     return {name: active / total for name, (active, total) in sums.items() if total}
 
 
 def why_unscored(
     entry: SweepResult, pruning: Pruning | None, ran: Mapping[str, float]
 ) -> str | None:
-    """Why the scored model is not the one that was timed; None where it is.
+    """Return why the model that was scored differs from the one that was timed.
 
-    A step of fixed shapes (mode compile or graph) of rows that are chosen at random runs
-    max(1, int(p·B)) of its B rows, where the model that was scored runs each with probability p.
+    A step of fixed shapes (mode compile or graph) whose rows are chosen at random runs max(1,
+    int(p·B)) of its B rows. The model that was scored runs each row with probability p.
+
+    Args:
+        entry: The result.
+        pruning: The record of the pruning.
+        ran: The share of units that ran, by module.
+
+    Returns:
+        The reason; None if both models are the same.
     """
     if entry.mode == "eager" or entry.phase != "decode" or pruning is None:
         return None
     shares = [share for unit, share in ran.items() if unit.startswith("rows")]
-    wanted = [1 - one.sparsity for one in _parts_by_count(pruning) if one.sparsity is not None]
+    parts = _parts_by_count(pruning)
+    wanted = [1 - part.sparsity for part in parts if part.sparsity is not None]
     if not shares or not wanted or all(math.isclose(share, wanted[0]) for share in shares):
         return None
     if min(shares) == 1:
-        rows = f"{entry.batch} {'row' if entry.batch == 1 else 'rows'}"
+        rows = f"{entry.batch} row{plural(entry.batch)}"
         return f"a {entry.mode} step of {rows} always runs: this point is the dense model"
     return (
         f"each {entry.mode} step runs {percent(max(shares))} of its {entry.batch} rows, the model "
@@ -130,8 +148,11 @@ def why_unscored(
 
 
 def _parts_by_count(pruning: Pruning) -> list[Pruning]:
-    """The parts whose decode steps of fixed shapes run a number of rows that the batch gives; by a
-    threshold, fitted or trained, all rows are computed and those that do not pass count nothing."""
+    """Return the parts whose fixed decode steps run a number of rows given by the batch.
+
+    With a threshold, fitted or trained, all rows are computed, and those that do not pass are
+    multiplied by 0.
+    """
     recovery = pruning.recovery
     if recovery is not None and any(router.trained for router in recovery.routers):
         return []
@@ -143,27 +164,17 @@ def _parts_by_count(pruning: Pruning) -> list[Pruning]:
 
 
 def loss_in(quality: Quality | None, phase: str) -> Loss | None:
-    """The losses of a run's quality in a phase; None where the run was not judged in it."""
+    """Return the losses of a run's quality in a phase; None if the run was not judged in it."""
     if quality is None or not quality.is_compared or quality.phase not in (None, phase):
         return None
-    tasks, other = quality.tasks_change, quality.other_text
+    tasks, other_text = quality.tasks_change, quality.other_text
+    shared = {*Quality.__struct_fields__} & {*Loss.__struct_fields__} - {
+        *TextLoss.__struct_fields__
+    }
     return Loss(
-        perplexity_rel=quality.perplexity_rel,
-        ci95=quality.perplexity_rel_ci95,
-        perplexity_rel_recovered=quality.perplexity_rel_recovered,
-        recovered_ci95=quality.perplexity_rel_recovered_ci95,
-        other_text=None if other is None else _on_other_text(other),
-        kl=quality.kl,
-        kl_ci95=quality.kl_ci95,
-        agreement=quality.agreement,
-        agreement_ci95=quality.agreement_ci95,
-        bits_per_byte=quality.bits_per_byte,
-        perplexity=quality.perplexity,
-        dense_perplexity=quality.dense_perplexity,
-        scoring=quality.scoring,
-        looks_ahead=quality.looks_ahead,
-        scored_tokens=quality.scored_tokens,
-        context=quality.context,
+        **_text_losses(quality),
+        **{name: getattr(quality, name) for name in shared - {"other_text"}},
+        other_text=None if other_text is None else TextLoss(**_text_losses(other_text)),
         tasks_signed=msgspec.UNSET if tasks is None else tasks.signed,
         tasks_signed_ci95=msgspec.UNSET if tasks is None else tasks.signed_ci95,
         tasks_absolute=msgspec.UNSET if tasks is None else tasks.absolute,
@@ -171,10 +182,24 @@ def loss_in(quality: Quality | None, phase: str) -> Loss | None:
     )
 
 
+def _text_losses(quality: Quality) -> dict[str, Any]:
+    """Return the fields of a TextLoss."""
+    return {
+        "perplexity_rel": quality.perplexity_rel,
+        "ci95": quality.perplexity_rel_ci95,
+        "perplexity_rel_recovered": quality.perplexity_rel_recovered,
+        "recovered_ci95": quality.perplexity_rel_recovered_ci95,
+    }
+
+
 def _task_points(quality: Quality) -> float | None:
-    """The mean change of the tasks' scores, pruned - dense. The dense score d follows from the
-    pruned one p and the relative change r = (p - d) / d. None where a score is no share of right
-    answers, or d does not follow."""
+    """Return the mean change of the tasks' scores, pruned − dense.
+
+    The dense score d follows from the pruned score p and the relative change r = (p − d) / d.
+
+    Returns:
+        The mean; None if a score is not a share of right answers, or d does not follow.
+    """
     changes = []
     for name, relative in (quality.tasks_change.by_task if quality.tasks_change else {}).items():
         score = quality.tasks.get(name)
@@ -185,18 +210,16 @@ def _task_points(quality: Quality) -> float | None:
     return sum(changes) / len(changes) if changes else None
 
 
-def _on_other_text(quality: Quality) -> TextLoss:
-    return TextLoss(
-        perplexity_rel=quality.perplexity_rel,
-        ci95=quality.perplexity_rel_ci95,
-        perplexity_rel_recovered=quality.perplexity_rel_recovered,
-        recovered_ci95=quality.perplexity_rel_recovered_ci95,
-    )
-
-
 def simulated_by(pruning: Pruning, *, decides: bool) -> str | None:
-    """The simulated part of a point (such as masks in place of a kernel); None without any.
-    `decides`: something is decided at run time."""
+    """Return which part of a point is simulated, such as masks instead of a sparse kernel.
+
+    Args:
+        pruning: The record of the pruning.
+        decides: Whether something is decided at run time.
+
+    Returns:
+        The description; None if nothing is simulated.
+    """
     parts = pruning.parts or [pruning]
     if any(part.backend == "masked" for part in parts):
         return "2:4 zeros in dense tensors on dense kernels: no sparse kernels on this device"
@@ -208,11 +231,13 @@ def simulated_by(pruning: Pruning, *, decides: bool) -> str | None:
 
 
 def _decides_at_random(part: Pruning) -> bool:
-    """Whether what a part of a composite decides at run time is random: all but the latest keys,
-    and the first, which stay by a rule."""
-    found = known([part.method or ""])
+    """Return whether a part of a composite decides at random at run time.
+
+    Keeping the latest keys and the first is a rule, and not random.
+    """
+    families = known([part.method or ""])
     by_rule = (part.knobs or {}).get("keep") in ("recent", "sinks")
-    is_dynamic = not found or found[0].is_dynamic  # a function of the user's own may decide
+    is_dynamic = not families or families[0].is_dynamic  # a function of the user's own may decide
     return part.selection == "random" and is_dynamic and not by_rule
 
 
@@ -220,16 +245,22 @@ _NUM_SAMPLES, _SEED = 2000, 0  # as of perplexities
 
 
 def recovery_loss(own: Recovered | None, controls: Iterable[Recovered]) -> RecoveryLoss | None:
-    """The loss on the held-out tokens of a recovery training, before and after it, compared with a
-    dense model that was trained and judged on the same tokens; None without one.
+    """Return the loss on the held-out tokens of a recovery training, before and after it.
 
-    The statistic is exp(mean nats of the pruned model − mean nats of the dense one) − 1 over the
-    same tokens; intervals of 95 % are percentiles of a bootstrap over blocks of neighbouring
-    tokens, the same blocks of both.
+    It is exp(mean nats of the pruned model − mean nats of the dense one) − 1 over the same tokens.
+    Intervals of 95 % are percentiles of a bootstrap over blocks of neighbouring tokens, which are
+    the same blocks for both models.
+
+    Args:
+        own: The training of the pruned model.
+        controls: The trainings of the dense model, of which one must be judged on the same tokens.
+
+    Returns:
+        The losses; None if there is no such training.
     """
     if own is None or own.eval_sha256 is None:
         return None
-    dense = next((one for one in controls if one.eval_sha256 == own.eval_sha256), None)
+    dense = next((run for run in controls if run.eval_sha256 == own.eval_sha256), None)
     pruned, plain = _held_out(own), _held_out(dense)
     if pruned is None or plain is None:
         return None
@@ -246,18 +277,22 @@ def recovery_loss(own: Recovered | None, controls: Iterable[Recovered]) -> Recov
     )
 
 
-def _held_out(one: Recovered | None) -> HeldOut | None:
-    """The losses before and after a training; None where one of them is not known."""
-    losses = one.losses.held_out if one is not None and one.losses is not None else None
-    known = losses is not None and losses.before is not None and losses.after is not None
-    return losses if known else None
+def _held_out(training: Recovered | None) -> HeldOut | None:
+    """Return the losses before and after a training; None if one of them is unknown."""
+    losses = training.losses.held_out if training and training.losses else None
+    if losses is None or losses.before is None or losses.after is None:
+        return None
+    return losses
 
 
 def _ci95(
     pruned: list[float], plain: list[float], tokens: NDArray[np.float64]
 ) -> list[float] | None:
-    """The interval of exp(mean nats apart) − 1 of blocks [n], weighted by their `tokens` [n]; None
-    for a single block, and where not all have losses."""
+    """Return the interval of exp(difference of mean nats) − 1, by blocks of `tokens` [n].
+
+    Returns:
+        The interval; None for a single block, or if some blocks have no losses.
+    """
     count = len(tokens)
     if count < 2 or not len(pruned) == len(plain) == count:
         return None

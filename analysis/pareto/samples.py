@@ -1,8 +1,9 @@
 """Points sampled from their intervals, so that a place on the frontier has a probability.
 
-In: points of a cell. Out: SampledPoints: log speedups and log perplexity ratios, each point on its
-own, normal with the width of its 95 % interval. A point's samples follow from its id alone: neither
-the order of points nor another point changes them.
+In: the points of a cell. Out: SampledPoints, with log speedups and log perplexity ratios. Each
+point is sampled independently, from a normal distribution with the width of its 95 % interval. Its
+samples follow from its id alone, so that neither the order of points nor another point changes
+them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +31,7 @@ NOISE = 0.025
 
 @dataclass(frozen=True)
 class SampledPoints:
-    """`speeds`, `losses` [samples, points], logarithms; `labels` of the points."""
+    """The logarithms of `speeds` and `losses` [samples, points], and the labels of the points."""
 
     labels: tuple[str, ...]
     families: tuple[str, ...]
@@ -37,19 +39,25 @@ class SampledPoints:
     losses: Array
 
     def of(self, family: str) -> npt.NDArray[np.bool_]:
-        """A mask [points] of the points of a family."""
+        """Return a mask [points] of the points of a family."""
         return np.array([name == family for name in self.families])
 
     def best(self, budget: Array | float, among: npt.NDArray[np.bool_]) -> Array:
-        """[samples]: the largest log speedup at a log loss within `budget`; 0, the dense model's,
-        where nothing is faster."""
+        """Return the largest log speedup [samples] at a log loss within `budget`.
+
+        It is 0, that of the dense model, if nothing is faster.
+
+        Args:
+            budget: The largest log loss, or one for each sample.
+            among: A mask [points] of the points to choose from.
+        """
         within = (self.losses <= np.asarray(budget).reshape(-1, 1)) & among
         inside = np.where(within, self.speeds, -np.inf)
         best: Array = inside.max(axis=1, initial=0.0)
         return best
 
     def fastest(self, budget: float) -> list[str]:
-        """The label of the fastest point of each sample at a log loss within `budget`, or dense."""
+        """Return the fastest point's label in each sample, at a log loss within `budget`."""
         within = np.where(self.losses <= budget, self.speeds, -np.inf)
         at = within.argmax(axis=1)
         top = within[np.arange(len(at)), at]
@@ -57,48 +65,61 @@ class SampledPoints:
 
 
 def sample_points(points: Iterable[SweepPoint]) -> SampledPoints | None:
-    """Samples of the points that have both intervals and a valid time, and removed something; None
-    without any."""
+    """Sample the comparable points that have both intervals.
+
+    Args:
+        points: The points of one cell.
+
+    Returns:
+        The samples; None if there is no such point.
+    """
     able = [p for p in comparable(points) if has_intervals(p)]
     return sampled(able) if able else None
 
 
 def has_intervals(point: SweepPoint) -> bool:
-    """Whether both the speedup and the loss of a point have an interval."""
+    """Return whether both the speedup and the loss of a point have an interval."""
     return bool(point.realised_ci95 and loss_ci95(point))
 
 
 def random_of(point: SweepPoint) -> np.random.Generator:
-    """The stream of random numbers of a point, which follows from its id."""
+    """Return the random numbers of a point, which follow from its id."""
     return np.random.default_rng([SEED, zlib.crc32(point.id.encode())])
 
 
 def add_frontier_shares(points: Sequence[SweepPoint], on_frontier: Sequence[SweepPoint]) -> None:
-    """Set on each point the share of samples in which it is on the frontier, and on points of the
-    frontier and their equals which points they are indistinguishable from.
+    """Set on each point the share of samples in which it is on the frontier, and its equals.
 
-    A point without both intervals takes part in each sample with its estimate, and has no share.
+    Points of the frontier, and points that are indistinguishable from one, name each other in
+    `equal_to`. A point without both intervals takes part in each sample with its estimate, and has
+    no share.
+
+    Args:
+        points: The points of one cell, which are changed.
+        on_frontier: Those on the frontier by their estimates.
     """
     able = comparable(points)
     if not able:
         return
     samples = sampled(able)
-    shares = _on_frontier(samples).mean(axis=0)
+    shares = _frontier_masks(samples).mean(axis=0)
     for point, share in zip(able, shares, strict=True):
         point.frontier_share = float(share) if has_intervals(point) else None
-    for one, other in _equal_pairs(able, samples, {p.id for p in on_frontier}):
-        one.equal_to.append(other.id)
-        other.equal_to.append(one.id)
+    for first, second in _equal_pairs(able, samples, {p.id for p in on_frontier}):
+        first.equal_to.append(second.id)
+        second.equal_to.append(first.id)
 
 
 def sampled(points: Sequence[SweepPoint]) -> SampledPoints:
-    """Samples of points, at least one; a value without an interval, or an unknown loss, has no
-    spread."""
+    """Sample points, at least one.
+
+    A value without an interval, or an unknown loss, has no spread.
+    """
     speeds, losses = [], []
     for point in points:
         random = random_of(point)
-        speeds.append(_normal(random, point.realised, point.realised_ci95, 0.0))
-        losses.append(_normal(random, loss_of(point) or 0.0, loss_ci95(point), 1.0))
+        speeds.append(_sample_normal(random, point.realised, point.realised_ci95, 0.0))
+        losses.append(_sample_normal(random, loss_of(point) or 0.0, loss_ci95(point), 1.0))
     return SampledPoints(
         labels=tuple(p.label for p in points),
         families=tuple(p.family for p in points),
@@ -107,41 +128,42 @@ def sampled(points: Sequence[SweepPoint]) -> SampledPoints:
     )
 
 
-def _on_frontier(samples: SampledPoints) -> npt.NDArray[np.bool_]:
-    """[samples, points]: whether a point is faster than dense and than all that lose less."""
+def _frontier_masks(samples: SampledPoints) -> npt.NDArray[np.bool_]:
+    """Return [samples, points]: is a point faster than dense and all that lose less?"""
     order = np.lexsort((-samples.speeds, samples.losses), axis=-1)
     speeds = np.take_along_axis(samples.speeds, order, axis=1)
     before = np.maximum.accumulate(speeds, axis=1)[:, :-1]
     before = np.hstack([np.zeros((len(speeds), 1)), np.maximum(before, 0.0)])
-    found = np.empty(speeds.shape, dtype=bool)
-    np.put_along_axis(found, order, speeds > before, axis=1)
-    return found
+    masks = np.empty(speeds.shape, dtype=bool)
+    np.put_along_axis(masks, order, speeds > before, axis=1)
+    return masks
 
 
 def _equal_pairs(
     points: Sequence[SweepPoint], samples: SampledPoints, on_frontier: set[str]
 ) -> Iterator[tuple[SweepPoint, SweepPoint]]:
-    """Pairs, one of them on the frontier, that differ beyond noise neither in speed nor in loss."""
-    for i, one in enumerate(points):
-        if not has_intervals(one):
+    """Yield pairs with a point of the frontier that differ beyond noise in nothing."""
+    known = [(i, point) for i, point in enumerate(points) if has_intervals(point)]
+    for (i, first), (j, second) in combinations(known, 2):
+        if on_frontier.isdisjoint((first.id, second.id)):
             continue
-        for j in range(i + 1, len(points)):
-            other = points[j]
-            if not has_intervals(other) or on_frontier.isdisjoint((one.id, other.id)):
-                continue
-            if not any(_differ(v[:, i], v[:, j]) for v in (samples.speeds, samples.losses)):
-                yield one, other
+        if not any(_differ(v[:, i], v[:, j]) for v in (samples.speeds, samples.losses)):
+            yield first, second
 
 
-def _differ(one: Array, other: Array) -> bool:
-    """Whether the order of two values is beyond noise; equal values have none."""
-    share = float((one > other).mean() + (one == other).mean() / 2)
+def _differ(first: Array, second: Array) -> bool:
+    """Return whether the order of two values is beyond noise. Equal values have no order."""
+    share = float((first > second).mean() + (first == second).mean() / 2)
     return not NOISE < share < 1 - NOISE
 
 
 def add_winning_shares(winners: Sequence[Winner], points: Iterable[SweepPoint]) -> None:
-    """Set on each winner the share of samples in which its family is the fastest, over its
-    range."""
+    """Set on each winner the share of samples in which its family is fastest in its range.
+
+    Args:
+        winners: The winners of one cell, which are changed.
+        points: The points of the cell.
+    """
     samples = sample_points(points)
     if samples is None:
         return
@@ -155,17 +177,17 @@ def add_winning_shares(winners: Sequence[Winner], points: Iterable[SweepPoint]) 
 
 
 def interval(values: Array) -> tuple[float, list[float]]:
-    """The median and the middle 95 % of samples."""
+    """Return the median and the middle 95 % of samples."""
     low, middle, high = (float(v) for v in np.quantile(values, (0.025, 0.5, 0.975)))
     return middle, [low, high]
 
 
-def _normal(
+def _sample_normal(
     random: np.random.Generator, middle: float, ci95: Sequence[float] | None, plus: float
 ) -> Array:
-    """Normal samples of log(plus + x); all alike without an interval."""
+    """Return normal samples of log(plus + x). All are equal without an interval."""
     low, high = (np.log(max(plus + bound, 1e-6)) for bound in ci95 or (middle, middle))
     centre = np.log(max(plus + middle, 1e-6))
     spread = (high - low) / (2 * _Z95)
-    found: Array = centre + spread * random.standard_normal(NUM_SAMPLES)
-    return found
+    values: Array = centre + spread * random.standard_normal(NUM_SAMPLES)
+    return values

@@ -1,7 +1,7 @@
 """The results of a sweep in plain sentences, none stronger than its intervals.
 
-In: a Pareto without its summary. Out: lines, unescaped: what was compared, the frontier of each
-cell, where pruning pays, the paper's claims, and what does not generalise.
+In: a Pareto without its summary. Out: unescaped lines: what was compared, the frontier of each
+cell, the sparsities from which pruning pays, the paper's claims, and what does not generalise.
 """
 
 from __future__ import annotations
@@ -9,11 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prunescope.analysis.pareto.claims import sentence
-from prunescope.analysis.pareto.frontier import (
-    comparable,
-    loss_ci95,
-    loss_of,
-)
+from prunescope.analysis.pareto.frontier import comparable, loss_ci95, loss_of
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.numbers import percent, ratio
 from prunescope.analysis.schema.pareto import (
@@ -29,33 +25,34 @@ from prunescope.analysis.schema.pareto import (
 )
 from prunescope.taxonomy.run_quality import RANDOM_IDS
 from prunescope.taxonomy.scoring import may_decide, scoring_of
+from prunescope.taxonomy.words import when
 
 
-def summary(found: Pareto) -> list[str]:
-    """The sentences of a sweep, in reading order."""
-    lines = [*_compared(found)]
-    for name, phase in found.phases.items():
+def summary(pareto: Pareto) -> list[str]:
+    """Return the sentences of a sweep, in reading order."""
+    lines = [*_comparison_lines(pareto)]
+    for name, phase in pareto.phases.items():
         for cell in phase.cells:
             lines += _frontier_lines(name, phase, cell)
         lines.append(_pays_line(name, phase))
-    lines += [sentence(one) for one in found.hypotheses]
-    lines += _limits(found)
+    lines += [sentence(hypothesis) for hypothesis in pareto.hypotheses]
+    lines += _limit_lines(pareto)
     return lines
 
 
-def _compared(found: Pareto) -> Iterator[str]:
-    points = [p for phase in found.phases.values() for p in phase.points]
+def _comparison_lines(pareto: Pareto) -> Iterator[str]:
+    points = [p for phase in pareto.phases.values() for p in phase.points]
     families = dict.fromkeys(p.family for p in points)
-    subject = found.subject
-    missing = {"failed": len(found.failed), "not run yet": found.pending}
+    subject = pareto.subject
+    missing = {"failed": len(pareto.failed), "not run yet": pareto.pending}
     not_done = ", ".join(f"{count} {why}" for why, count in missing.items() if count)
     results = sum(len(p.draws) or 1 for p in points)
-    merged = f" (of {results} results: random samples are one point)" * (results > len(points))
+    merged = when(results > len(points), f" (of {results} results: random samples are one point)")
     yield (
         f"{len(points)} points{merged} of {len(families)} families of {subject.model}"
-        f" ({subject.dtype}) on {subject.device}{f'; {not_done}' if not_done else ''}."
+        f" ({subject.dtype}) on {subject.device}{when(bool(not_done), f'; {not_done}')}."
     )
-    if found.source == "page":
+    if pareto.source == "page":
         yield (
             "The runs of this sweep were not kept: all numbers, but losses that were scored again, "
             "are those that an earlier edition of this page printed, rounded as they stood there;"
@@ -69,21 +66,21 @@ def _compared(found: Pareto) -> Iterator[str]:
         " timed ÷ that of dense − 1, on"
         f" {text.get('tokens', 'an unknown number of')} tokens of"
         f" {text.get('source', 'an unknown text')}{_fewer_tokens(points)}"
-        f"{f', in windows of {_listed(windows)} tokens' if windows else ''}."
+        f"{when(bool(windows), f', in windows of {_listed(windows)} tokens')}."
     )
-    if found.samples is not None:
+    if pareto.samples is not None:
         yield (
-            f"Shares of samples: each point is sampled {found.samples.count:,} times from its"
+            f"Shares of samples: each point is sampled {pareto.samples.count:,} times from its"
             " intervals, independent of the others. A point is on the frontier if it is faster than"
             " dense and no other is as fast and loses as little."
         )
-    yield from scoring_notes({name: phase.points for name, phase in found.phases.items()})
-    yield from _recovered(found)
-    yield from _named_losses(points)
+    yield from scoring_notes({name: phase.points for name, phase in pareto.phases.items()})
+    yield from _recovery_lines(pareto)
+    yield from _loss_lines(points)
 
 
 def _fewer_tokens(points: list[SweepPoint]) -> str:
-    """A sentence: losses scored token by token rest on fewer tokens than those of one forward."""
+    """Return a note that losses scored token by token rest on fewer tokens than the others."""
     by_token = [p for p in points if p.loss and p.loss.scoring == "decode"]
     if not by_token:
         return ""
@@ -95,19 +92,19 @@ def _fewer_tokens(points: list[SweepPoint]) -> str:
     )
 
 
-def _recovered(found: Pareto) -> Iterator[str]:
-    """Which models were trained, and against which dense model losses are then given."""
-    wanted = found.subject.config.get("recover")
-    if wanted:
+def _recovery_lines(pareto: Pareto) -> Iterator[str]:
+    """Yield which models were trained, and against which dense model losses are given."""
+    recover = pareto.subject.config.get("recover")
+    if recover:
         yield (
-            f"Recovered: {wanted.get('steps')} steps of LoRA, rank {wanted.get('rank')}, on"
-            f" {wanted.get('batch')} × {wanted.get('length')} tokens each; the dense model got the"
-            " same, and the losses of frontier, winners and claims are against it."
+            f"Recovered: {recover.get('steps')} steps of LoRA, rank {recover.get('rank')}, on"
+            f" {recover.get('batch')} × {recover.get('length')} tokens each; the dense model got"
+            " the same, and the losses of frontier, winners and claims are against it."
         )
 
 
-def _named_losses(points: list[SweepPoint]) -> Iterator[str]:
-    """A sentence on the measured losses; none of them is called the quality."""
+def _loss_lines(points: list[SweepPoint]) -> Iterator[str]:
+    """Yield a sentence on the measured losses. None of them is called the quality."""
     if any(p.loss and p.loss.has_tasks for p in points):
         yield (
             "Three losses: relative perplexity, by which the frontier is computed; the mean signed"
@@ -120,7 +117,7 @@ def _frontier_lines(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[
     points = phase.points_in(cell)
     best = sorted((p for p in points if p.on_frontier), key=lambda p: loss_of(p) or 0.0)
     not_valid = sum(not p.timing_valid for p in points)
-    left = f" ({not_valid} left out: their times are not valid)" if not_valid else ""
+    left = when(bool(not_valid), f" ({not_valid} left out: their times are not valid)")
     if not best:
         able = comparable(points)
         if any(p.is_judged for p in able) or all(p.removed_nothing for p in points):
@@ -129,8 +126,8 @@ def _frontier_lines(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[
             yield f"{where}: no point could be judged: {_why_none(points)}."
         return
     steps = " → ".join(
-        f"{p.name} {ratio(p.realised)}{_interval(p.realised_ci95, '{:.2f}'.format)} at "
-        f"{numbers.loss(loss_of(p))}{_interval(loss_ci95(p), numbers.loss)} perplexity, "
+        f"{p.name} {ratio(p.realised)}{_format_interval(p.realised_ci95, '{:.2f}'.format)} at "
+        f"{numbers.loss(loss_of(p))}{_format_interval(loss_ci95(p), numbers.loss)} perplexity, "
         f"{_share_text(p)}"
         for p in best
     )
@@ -141,7 +138,7 @@ def _frontier_lines(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[
 
 
 def _why_none(points: list[SweepPoint]) -> str:
-    """Why none of the points of a cell could be judged, with counts."""
+    """Return why none of the points of a cell could be judged, with counts."""
     valid = [p for p in points if p.timing_valid]
     counts = {
         "with times that are not valid": len(points) - len(valid),
@@ -155,19 +152,19 @@ def _why_none(points: list[SweepPoint]) -> str:
 
 
 def _equal_pairs(points: list[SweepPoint]) -> list[str]:
-    """Pairs with a point of the frontier that differ in nothing beyond noise, each once."""
+    """Return each pair with a point of the frontier that differs in nothing beyond noise, once."""
     names = {p.id: p.name for p in points}
     order = [p.id for p in sorted(points, key=lambda p: not p.on_frontier)]
     return [
-        f"{names[one.id]} and {names[other]}"
-        for one in sorted(points, key=lambda p: order.index(p.id))
-        for other in one.equal_to
-        if order.index(one.id) < order.index(other)
+        f"{names[point.id]} and {names[equal]}"
+        for point in sorted(points, key=lambda p: order.index(p.id))
+        for equal in point.equal_to
+        if order.index(point.id) < order.index(equal)
     ]
 
 
 def _share_text(point: SweepPoint) -> str:
-    """In how many samples a point is on the frontier."""
+    """Return in how many samples a point is on the frontier."""
     if point.frontier_share is None:
         return "without an interval"
     return f"on it in {percent(point.frontier_share, decimals=0)} of samples"
@@ -200,7 +197,7 @@ def _pays_line(name: str, phase: ParetoPhase) -> str:
 
 
 def control(points: list[SweepPoint]) -> Iterator[str]:
-    """How often the interval of a point that does the dense work holds 1, which is its speedup."""
+    """Yield how often the interval of a point that removed nothing holds 1, its true speedup."""
     idle = [p for p in points if p.removed_nothing and p.timing_valid]
     same = [p.realised_ci95 for p in idle if p.realised_ci95]
     if same:
@@ -212,19 +209,19 @@ def control(points: list[SweepPoint]) -> Iterator[str]:
 
 
 def _unscored(points: list[SweepPoint]) -> dict[str, list[str]]:
-    """The names of points without a loss, by the reason."""
-    found: dict[str, list[str]] = {}
+    """Return the names of points without a loss, by the reason."""
+    by_reason: dict[str, list[str]] = {}
     for point in points:
-        if point.unscored and point.name not in found.setdefault(point.unscored, []):
-            found[point.unscored].append(point.name)
-    return found
+        if point.unscored and point.name not in by_reason.setdefault(point.unscored, []):
+            by_reason[point.unscored].append(point.name)
+    return by_reason
 
 
-def _limits(found: Pareto) -> Iterator[str]:
-    points = [p for phase in found.phases.values() for p in phase.points]
+def _limit_lines(pareto: Pareto) -> Iterator[str]:
+    points = [p for phase in pareto.phases.values() for p in phase.points]
     simulated = {p.label: p.simulated for p in points if p.simulated}
-    for label, what in simulated.items():
-        yield f"Simulated: {label}: {what}."
+    for label, how in simulated.items():
+        yield f"Simulated: {label}: {how}."
     whole = list(dict.fromkeys(f"{p.name} ({p.where})" for p in points if p.runs_every_row))
     if whole:
         yield (
@@ -236,11 +233,11 @@ def _limits(found: Pareto) -> Iterator[str]:
     stopped = {p.name: p.training_stopped for p in points if p.training_stopped}
     for name, why in stopped.items():
         yield f"Not recovered: {name}: {why}; its loss is no evidence of what it costs."
-    yield from _unjudged(found.subject, points)
+    yield from _loss_limits(pareto.subject, points)
     yield from control(points)
     spreads = [
         cell.dense_ns["spread"]
-        for phase in found.phases.values()
+        for phase in pareto.phases.values()
         for cell in phase.cells
         if cell.dense_ns
     ]
@@ -249,7 +246,7 @@ def _limits(found: Pareto) -> Iterator[str]:
             "Drift: the median of the dense model, measured again with every result, spread by up "
             f"to {percent(max(spreads), decimals=1)} within a cell; intervals describe one capture."
         )
-    if found.subject.config.get("recover"):
+    if pareto.subject.config.get("recover"):
         why = "losses are those after a short training, and a longer one can change their order"
     else:
         why = (
@@ -259,25 +256,21 @@ def _limits(found: Pareto) -> Iterator[str]:
     yield f"Does not generalise: {why}; times hold for this device, software and these shapes."
 
 
-def _unjudged(subject: SweepSubject, points: list[SweepPoint]) -> Iterator[str]:
-    """The limits of the losses: prompts longer than the windows of the text, a text of random ids,
-    another text that needs a tokenizer."""
-    longer = [
-        (p.prompt_len, p.loss.context)
-        for p in points
-        if p.loss and p.loss.context and p.prompt_len > p.loss.context
-    ]
+def _loss_limits(subject: SweepSubject, points: list[SweepPoint]) -> Iterator[str]:
+    """Yield the limits of the losses.
+
+    These are prompts of other lengths than the windows of the text, a text of random ids, and
+    another text that needs a tokenizer.
+    """
+    pairs = [(p.prompt_len, p.loss.context) for p in points if p.loss and p.loss.context]
+    longer = [(length, window) for length, window in pairs if length > window]
     if longer:
         lengths, windows = (sorted(set(each)) for each in zip(*longer, strict=True))
         yield (
             f"Not measured: the loss after prompts of {_listed(lengths)} tokens; their losses"
             f" are those in windows of {_listed(windows)}."
         )
-    shorter = [
-        (p.prompt_len, p.loss.context)
-        for p in points
-        if p.loss and p.loss.context and p.prompt_len < p.loss.context // 2
-    ]
+    shorter = [(length, window) for length, window in pairs if length < window // 2]
     if shorter:
         lengths, windows = (sorted(set(each)) for each in zip(*shorter, strict=True))
         yield (
@@ -285,7 +278,7 @@ def _unjudged(subject: SweepSubject, points: list[SweepPoint]) -> Iterator[str]:
             f" losses are those in windows of {_listed(windows)}, in which a share of the keys or"
             " tokens is more of them."
         )
-    contexts = sorted({p.loss.context for p in points if p.loss and p.loss.context})
+    contexts = sorted({window for _, window in pairs})
     if len(contexts) > 1:
         yield (
             f"Confounded: losses in windows of {_listed(contexts)} tokens were read on"
@@ -293,16 +286,16 @@ def _unjudged(subject: SweepSubject, points: list[SweepPoint]) -> Iterator[str]:
         )
     if subject.on_random_ids:
         yield f"No loss here means anything: the text that judges is {RANDOM_IDS}."
-    other = subject.config.get("other_text")
-    if other and not any(p.loss and p.loss.other_text for p in points):
-        yield f"Not measured: losses on {other}; it takes a model with a tokenizer to read it."
+    other_text = subject.config.get("other_text")
+    if other_text and not any(p.loss and p.loss.other_text for p in points):
+        yield f"Not measured: losses on {other_text}; it takes a model with a tokenizer to read it."
 
 
 def _listed(counts: list[int]) -> str:
     return ", ".join(f"{n:,}" for n in counts)
 
 
-def _interval(ci95: list[float] | None, form: Callable[[float], str]) -> str:
+def _format_interval(ci95: list[float] | None, form: Callable[[float], str]) -> str:
     return f" {numbers.interval(ci95, form)}" if ci95 else ""
 
 
@@ -322,12 +315,16 @@ _ORDER = (_BY_TOKEN, _CAUSAL, _AHEAD, _AHEAD_IN_DECODE, _UNKNOWN, _OLDER)
 
 
 def scoring_notes(phases: Mapping[str, Iterable[SweepPoint]]) -> list[str]:
-    """A sentence for each phase with losses: the families by how they were scored."""
+    """Return a sentence for each phase with losses: the families by how they were scored.
+
+    Args:
+        phases: The points by phase.
+    """
     notes = []
     for phase, points in phases.items():
         ways: dict[str, dict[str, None]] = {}
         for point in points:
-            if (way := _way(point, phase)) is not None:
+            if (way := _scoring_way(point, phase)) is not None:
                 ways.setdefault(way, {})[point.label] = None
         parts = [f"{', '.join(ways[way])} {way}" for way in _ORDER if way in ways]
         if parts:
@@ -335,8 +332,8 @@ def scoring_notes(phases: Mapping[str, Iterable[SweepPoint]]) -> list[str]:
     return notes
 
 
-def _way(point: SweepPoint, phase: str) -> str | None:
-    """How the loss of a point was scored; None where it is unknown."""
+def _scoring_way(point: SweepPoint, phase: str) -> str | None:
+    """Return how the loss of a point was scored; None if it is unknown."""
     loss = point.loss
     if loss is None or loss.scoring is None:
         return None

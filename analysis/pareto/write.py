@@ -1,4 +1,4 @@
-"""Files of a sweep's comparison: pareto.md, pareto.json and figures in its folder.
+"""The files of a sweep's comparison: pareto.md, pareto.json and figures.
 
 Nothing is written before everything is computed.
 """
@@ -27,53 +27,72 @@ _MOST_REPLAYS = 16  # files of replayed GEMMs that are looked for in a sweep
 
 
 def write_pareto(
-    found: Pareto,
+    pareto: Pareto,
     folder: Path,
     *,
     formats: Sequence[str] = USUAL,
     more: Mapping[str, bytes] | None = None,
 ) -> list[Path]:
-    """Write pareto.md, pareto.json, figures, and `more` into `folder`, all or none; returns the
-    paths.
+    """Write pareto.md, pareto.json and figures into a folder, all or none.
 
-    Raises PrunescopeError for an unknown format or a folder that cannot be written.
+    Args:
+        pareto: The comparison.
+        folder: The folder to write to.
+        formats: Which files to write: md, json, and the formats of figures.
+        more: Other files to write with them, by name.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        PrunescopeError: A format is unknown, or the folder cannot be written.
     """
     check_formats(formats, FORMATS)
     files: dict[str, bytes] = dict(more or {})
     for name in dict.fromkeys(formats):
         if name == "md":
-            files["pareto.md"] = render_pareto(found, figures="png" in formats).encode()
+            files["pareto.md"] = render_pareto(pareto, figures="png" in formats).encode()
         elif name == "json":
-            files["pareto.json"] = to_json(found)
+            files["pareto.json"] = to_json(pareto)
     if pictures := [name for name in dict.fromkeys(formats) if name in PICTURES]:
         from prunescope.analysis.report.pareto_figures import pareto_figures
 
-        files |= pareto_figures(found, *pictures)
+        files |= pareto_figures(pareto, *pictures)
     return write_files(files, folder)
 
 
-def paper_set(found: Pareto, sweep: Path | None, gemm: Path | None = None) -> PaperSet:
-    """The paper's kinds of figure of a sweep, and those that it has no data for. GEMMs are those of
-    the file `gemm`, else of each gemms*.json in the sweep's folder and of gemms.json in its runs.
+def paper_set(pareto: Pareto, sweep: Path | None, gemm: Path | None = None) -> PaperSet:
+    """Return the paper's kinds of figure for a sweep, and those that it has no data for.
 
-    Raises PrunescopeError where `gemm` is no file of replayed GEMMs.
+    Args:
+        pareto: The comparison.
+        sweep: The folder of the sweep, whose replayed GEMMs are used; None if there is none.
+        gemm: A file of replayed GEMMs to use instead.
+
+    Raises:
+        PrunescopeError: `gemm` is not a file of replayed GEMMs.
     """
     from prunescope.analysis.report import paper_figures
 
     replays = [read_replays(gemm)] if gemm is not None else replays_in(sweep)
-    return paper_figures.paper_set(found, speedup_curves(replays))
+    return paper_figures.paper_set(pareto, speedup_curves(replays))
 
 
-def paper_files(found: PaperSet, formats: Sequence[str] = USUAL) -> dict[str, bytes]:
-    """The files of those figures, pictures in the formats that are any."""
+def paper_files(figures: PaperSet, formats: Sequence[str] = USUAL) -> dict[str, bytes]:
+    """Return the files of the paper's kinds of figure.
+
+    Args:
+        figures: The figures, by `paper_set`.
+        formats: The formats to write; those that are no formats of figures are ignored.
+    """
     from prunescope.analysis.report import paper_figures
 
     pictures = [name for name in dict.fromkeys(formats) if name in PICTURES]
-    return paper_figures.paper_files(found, TOOL, pictures)
+    return paper_figures.paper_files(figures, TOOL, pictures)
 
 
 def replays_in(sweep: Path | None) -> list[Replays]:
-    """The replayed GEMMs of a sweep's folder and of its runs, in the order of their names."""
+    """Return the replayed GEMMs in a sweep's folder and in its runs, in order of name."""
     if sweep is None:
         return []
     stem, _, ending = REPLAYS.rpartition(".")
@@ -81,6 +100,6 @@ def replays_in(sweep: Path | None) -> list[Replays]:
     return [read_replays(path) for path in paths[:_MOST_REPLAYS] if path.is_file()]
 
 
-def to_json(found: Pareto) -> bytes:
-    """The comparison as UTF-8 JSON, two-space indented."""
-    return json_bytes(found)
+def to_json(pareto: Pareto) -> bytes:
+    """Return the comparison as UTF-8 JSON, indented by two spaces."""
+    return json_bytes(pareto)

@@ -137,7 +137,7 @@ def test_silent_work_hangs_after_hours_only(
         monkeypatch.setattr(watch, name, value)
     seen = HangWatchdog(SweepFolder(tmp_path), "c")
     begin = time.monotonic()
-    with seen.watching(), seen.of(PLANNED):
+    with seen.watching(), seen.working_on(PLANNED):
         while time.monotonic() - begin < 0.5:  # signs of life
             seen.advance()
         begin = time.monotonic()

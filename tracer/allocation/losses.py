@@ -1,7 +1,7 @@
 """The loss of a model without parts of its layers, measured and interpolated.
 
 In: a model, calibration tokens and the sizes that each layer may keep. Out: ModelLosses, the rise
-of the loss in nats a token at each size. A few sizes of each part are measured one by one; the
+of the loss in nats per token at each size. A few sizes of each part are measured one by one; the
 others are interpolated linearly in the share of the importance that is removed. Measured losses are
 kept in a file; a later call continues from it, also for another plan in the same folder.
 """
@@ -56,8 +56,11 @@ Advance = Callable[[], None]
 
 
 class LossFile(msgspec.Struct, kw_only=True):
-    """PLAN.losses.json: the loss of the dense model and of each removal that was measured, in nats
-    a token; null where the model gave no number. They hold for one model and one text."""
+    """The file PLAN.losses.json: losses of the dense model and of each removal.
+
+    Losses are nats per token. A loss is null if the model gave no number. The losses hold for one
+    model and one text.
+    """
 
     schema: Literal[1] = 1
     model: Name | None = None  # the last part of its path; null in older files
@@ -68,38 +71,69 @@ class LossFile(msgspec.Struct, kw_only=True):
 
 
 def read_losses(path: Path) -> LossFile | None:
-    """The measured losses of a file; None where there is none. Raises PrunescopeError for a damaged
-    one."""
+    """Read the measured losses of a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The losses; None if there is no file.
+
+    Raises:
+        PrunescopeError: The file is damaged.
+    """
     return decode_file(
         path, LossFile, where=path.name, hint=f"remove {path.name}: losses are measured again"
     )
 
 
 def losses_nearby(path: Path) -> Iterator[tuple[Path, LossFile]]:
-    """The measured losses of a file, PLAN.losses.json, then those of the other plans in its folder:
-    plans for other targets need the same ones. Damaged files of other plans are passed over."""
-    if (found := read_losses(path)) is not None:
-        yield path, found
-    for other in sorted(path.parent.glob("*" + "".join(path.suffixes[-2:]))):
-        if other.name != path.name:
+    """Yield the measured losses of a file, then those of other plans in its folder.
+
+    Plans for other targets need the same losses. Damaged files of other plans are skipped.
+
+    Args:
+        path: The file of this plan.
+
+    Raises:
+        PrunescopeError: The file of this plan is damaged.
+    """
+    if (losses := read_losses(path)) is not None:
+        yield path, losses
+    for neighbour in sorted(path.parent.glob("*" + "".join(path.suffixes[-2:]))):
+        if neighbour.name != path.name:
             with suppress(PrunescopeError):
-                if (found := read_losses(other)) is not None:
-                    yield other, found
+                if (losses := read_losses(neighbour)) is not None:
+                    yield neighbour, losses
 
 
-def losses_of_others(found: LossFile, *, model: str, text: Path | None) -> str:
-    """The model or text of a file's losses, if it differs; else "". By the names and the
-    text alone: the weights are compared once the model is loaded."""
-    if found.model not in (None, model):
-        return str(found.model)
-    known = found.text.get("sha256")
-    return str(found.text.get("text")) if known not in (None, read_text(text).sha256) else ""
+def losses_of_others(losses: LossFile, *, model: str, text: Path | None) -> str:
+    """Return the model or the text that the losses of a file are of, if it differs from these.
+
+    Limitations: only the names and the text are compared. The weights are compared once the model
+    is loaded.
+
+    Args:
+        losses: The measured losses.
+        model: The name of the model.
+        text: The text; None means the default text.
+
+    Returns:
+        The name of the differing model or text; empty if both are the same.
+    """
+    if losses.model not in (None, model):
+        return str(losses.model)
+    known = losses.text.get("sha256")
+    return str(losses.text.get("text")) if known not in (None, read_text(text).sha256) else ""
 
 
 @dataclass(kw_only=True)
 class ModelLosses:
-    """Losses of one model on one text; `measure` fills them in. `name`: of the model, kept with
-    them."""
+    """The losses of one model on one text, which `measure` fills in.
+
+    `name` is the name of the model, which the file of losses keeps. `resumed` is the number of
+    removals that the file already had.
+    """
 
     model: Any
     calibration: Calibration
@@ -122,21 +156,23 @@ class ModelLosses:
             text["sequences"] = len(self._stack.batches)
             weights = weights_fingerprint(self.model)
             nearby = iter(()) if self.path is None else losses_nearby(self.path)
-            ours = (one for _, one in nearby if (one.weights, one.text) == (weights, text))
-            found = next(ours, None)
-            if found is None:
+            alike = (
+                losses for _, losses in nearby if (losses.weights, losses.text) == (weights, text)
+            )
+            file = next(alike, None)
+            if file is None:
                 dense = self._stack.loss([])
                 if not math.isfinite(dense):
                     raise PrunescopeError(
                         "the dense model gives no finite loss on this text",
                         hint="give another --dtype or --text",
                     )
-                found = LossFile(model=self.name, weights=weights, text=text, dense=dense)
-        self.file, self.resumed = found, len(found.removed)
-        self.sizes = [self._possible(i, one) for i, one in enumerate(self.sizes)]
+                file = LossFile(model=self.name, weights=weights, text=text, dense=dense)
+        self.file, self.resumed = file, len(file.removed)
+        self.sizes = [self._keep_possible(i, sizes) for i, sizes in enumerate(self.sizes)]
 
-    def _possible(self, number: int, sizes: Candidates) -> Candidates:
-        """The sizes whose parts were found in the model, which the config alone does not tell."""
+    def _keep_possible(self, number: int, sizes: Candidates) -> Candidates:
+        """Return the sizes whose parts the model has, which its config alone does not tell."""
         parts = self.parts.layers[number]
         return Candidates(
             **{part: sizes.of(part) if parts.of(part) else () for part in PARTS},
@@ -145,23 +181,27 @@ class ModelLosses:
 
     @property
     def dense_sizes(self) -> list[tuple[int, int]]:
-        """KV heads and channels of each layer; 0 where none can be cut."""
-        found = [(one.kv_heads, one.channels) for one in self.parts.layers]
-        return [(a.total if a else 0, b.total if b else 0) for a, b in found]
+        """The KV heads and channels of each layer; 0 if none can be cut."""
+        pairs = [(layer.kv_heads, layer.channels) for layer in self.parts.layers]
+        return [(a.total if a else 0, b.total if b else 0) for a, b in pairs]
 
     def measure(self, advance: Advance) -> None:
-        """Measure each removal that the file does not have; `advance` is called after each."""
+        """Measure each removal that the file does not have.
+
+        Args:
+            advance: The function to call after each removal.
+        """
         try:
             # Sizes of one part in a row need the same second moments.
             with statistics_cached({}):
-                for one in removals_of(self.sizes, self.dense_sizes):
-                    self._rise([one])
+                for removal in removals_of(self.sizes, self.dense_sizes):
+                    self._rise([removal])
                     advance()
         finally:
             self._save()
 
     def layers(self) -> list[LayerLosses]:
-        """The losses of every size of every layer."""
+        """Return the losses of every size of every layer."""
         return [
             LayerLosses(
                 parts={part: self._curve(number, part, sizes.of(part)) for part in PARTS},
@@ -173,24 +213,29 @@ class ModelLosses:
         ]
 
     def together(self, options: Sequence[LayerOption]) -> float:
-        """The rise of the loss with an option a layer."""
-        found = self._rise([r for i, one in enumerate(options) for r in _removals(i, one)])
+        """Return the rise of the loss with one option for each layer."""
+        removals = [r for i, option in enumerate(options) for r in _removals(i, option)]
+        rise = self._rise(removals)
         self._save()
-        return found
+        return rise
 
     def additivity(self, advance: Advance) -> Additivity:
-        """Pairs of measured removals in two layers, chosen at random, against the sum of both."""
+        """Compare pairs of removals in two layers, chosen at random, with the sum of both alone.
+
+        Args:
+            advance: The function to call after each pair.
+        """
         known = [
-            one
-            for one in removals_of(self.sizes, self.dense_sizes)
-            # What breaks the model alone does so in a pair, whatever the other is.
-            if 0 < self._rise([one]) < self.file.dense
+            removal
+            for removal in removals_of(self.sizes, self.dense_sizes)
+            # What breaks the model alone does so in every pair.
+            if 0 < self._rise([removal]) < self.file.dense
         ]
         chance = random.Random(0)
         pairs: set[tuple[Removal, Removal]] = set()
         for _ in range(4 * PAIRS):
             if len(known) > 1 and len(pairs) < PAIRS:
-                first, second = sorted(chance.sample(known, 2), key=lambda one: one.layer)
+                first, second = sorted(chance.sample(known, 2), key=lambda removal: removal.layer)
                 if first.layer != second.layer:
                     pairs.add((first, second))
         both, sums = [], []
@@ -206,24 +251,27 @@ class ModelLosses:
             worst_error=max(errors, key=abs) if errors else None,
         )
 
-    def _curve(self, number: int, what: str, sizes: Sequence[int]) -> dict[int, float]:
-        """Losses of all sizes. A narrower part never loses less than a wider one, and none less
-        than nothing: on so short a text such a gain is chance."""
-        ranked = self.parts.layers[number].of(what)
+    def _curve(self, number: int, part: str, sizes: Sequence[int]) -> dict[int, float]:
+        """Return the losses of all sizes of a part of a layer.
+
+        A narrower part never loses less than a wider one, and none loses less than nothing: on so
+        short a text such a gain is chance.
+        """
+        ranked = self.parts.layers[number].of(part)
         if ranked is None or not sizes:
             return {}
         points, most = [(0.0, 0.0)], 0.0
         for size in sorted(measured_sizes(sizes, ranked.total), reverse=True):
-            most = max(most, self._rise([Removal(number, what, size)]))
+            most = max(most, self._rise([Removal(number, part, size)]))
             points.append((ranked.removed_share(size), most))
         removed = {size: ranked.removed_share(size) for size in sizes}
-        return {n: max(_between(points, share), _LEAST * share) for n, share in removed.items()}
+        return {n: max(_interpolate(points, share), _LEAST * share) for n, share in removed.items()}
 
     def _rise(self, removals: Sequence[Removal]) -> float:
-        """The rise of the loss by these removals together, from the file where it has them."""
+        """Return the rise of the loss by these removals together, from the file if it has them."""
         if not removals:
             return 0.0
-        key = PAIR.join(one.key for one in removals)
+        key = PAIR.join(removal.key for removal in removals)
         if len(removals) > 2:
             key = f"plan {hashlib.sha256(key.encode()).hexdigest()[:16]}"
         if key not in self.file.removed:
@@ -236,15 +284,18 @@ class ModelLosses:
 
     @torch.no_grad()
     def _loss(self, removals: Sequence[Removal]) -> float:
-        removed = [one.layer for one in removals if one.what == "layer"]
-        cut = [one for one in removals if one.what in PARTS]
-        found = [(self.parts.layers[one.layer].of(one.what), one.size) for one in cut]
+        removed = [removal.layer for removal in removals if removal.what == "layer"]
+        cuts = [
+            (self.parts.layers[removal.layer].of(removal.what), removal.size)
+            for removal in removals
+            if removal.what in PARTS
+        ]
         # Low ranks are fitted to what the whole model gives, before anything is masked.
-        changes = [part.masked(size) for part, size in found if part is not None]
+        changes = [part.masked(size) for part, size in cuts if part is not None]
         with ExitStack() as masks:
             for change in changes:
                 masks.enter_context(change)
-            return self._stack.loss_from(min(one.layer for one in removals), removed)
+            return self._stack.loss_from(min(removal.layer for removal in removals), removed)
 
     def _save(self) -> None:
         self._saved = time.monotonic()
@@ -255,11 +306,11 @@ class ModelLosses:
 def _removals(number: int, option: LayerOption) -> list[Removal]:
     if option.dropped:
         return [Removal(number, "layer")]
-    return [Removal(number, what, size) for what, size in option.sizes.items()]
+    return [Removal(number, part, size) for part, size in option.sizes.items()]
 
 
-def _between(points: Sequence[tuple[float, float]], share: float) -> float:
-    """The loss at a share of the importance, on lines between the points; those are ascending."""
+def _interpolate(points: Sequence[tuple[float, float]], share: float) -> float:
+    """Return the loss at a share of the importance, on lines between the ascending points."""
     for (x, low), (y, high) in pairwise(points):
         if share <= y:
             return low + (high - low) * (share - x) / (y - x) if y > x else low
@@ -267,7 +318,7 @@ def _between(points: Sequence[tuple[float, float]], share: float) -> float:
 
 
 def _correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Pearson's; None for fewer than three pairs, or where one side does not vary."""
+    """Return Pearson's correlation; None for fewer than three pairs, or if a side does not vary."""
     if len(first) < 3:
         return None
     a, b = (torch.tensor(side, dtype=torch.float64) for side in (first, second))

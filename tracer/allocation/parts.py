@@ -1,15 +1,14 @@
-"""The parts of each layer that can be cut, ranked by importance, or stored as matrices of a low
-rank, and masked to measure a removal.
+"""The parts of each layer that can be cut or factored, and masked to measure a removal.
 
 In: a model and calibration tokens. Out: LayerParts. A masked part gives what a cut one would: its
-inputs to the last matrix are zero, or the products of each pair stand in the place of its matrix.
+inputs to the last matrix are zero, or the product of each pair of factors replaces its matrix.
 Importance is that of the pruners: what a head or channel adds to the output of its last matrix,
 ‖W[:, k]‖²·E[x_k²].
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,8 +32,10 @@ PERCENT = 100  # sizes are percent of the parameters of each matrix
 
 @dataclass(frozen=True, kw_only=True)
 class RankedParts:
-    """Heads or channels of a layer, the most important first, and the share of the importance that
-    the first n of them have, for n from 0."""
+    """The heads or channels of a layer, the most important first.
+
+    `shares` holds the share of the importance that the first n of them have, for n from 0.
+    """
 
     part: Heads | Channels
     order: list[int]
@@ -46,29 +47,26 @@ class RankedParts:
         return len(self.order)
 
     def kept(self, size: int) -> list[int]:
-        """The indices of the `size` most important ones, ascending."""
+        """Return the indices of the `size` most important ones, ascending."""
         return sorted(self.order[:size])
 
     def removed_share(self, size: int) -> float:
-        """The share of the importance that goes where `size` of them stay."""
+        """Return the share of the importance that is lost if only `size` of them stay."""
         return 1 - self.shares[size]
 
     @contextmanager
     def masked(self, size: int) -> Iterator[None]:
-        """Within, the layer computes as if only the `size` most important ones were there."""
-        weights = _weights(self.part)
-        before = [one.tensor.detach().clone() for one in weights]
-        biases = [
-            getattr(one.module, one.bias).detach().clone() if one.bias else None for one in weights
-        ]
+        """Mask all but the `size` most important ones while the context is open."""
+        weights = _masked_weights(self.part)
+        tensors = [weight.tensor for weight in weights]
+        tensors += [getattr(weight.module, weight.bias) for weight in weights if weight.bias]
+        before = [tensor.detach().clone() for tensor in tensors]
         try:
             self.part.mask(self.kept(size))
             yield
         finally:
-            for one, tensor, bias in zip(weights, before, biases, strict=True):
-                one.tensor.data.copy_(tensor)
-                if bias is not None and one.bias is not None:
-                    getattr(one.module, one.bias).data.copy_(bias)
+            for tensor, values in zip(tensors, before, strict=True):
+                tensor.data.copy_(values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,16 +79,19 @@ class Factorable:
 
     @property
     def total(self) -> int:
-        """The size of the dense part."""
+        """The size of the dense part, in percent of its parameters."""
         return PERCENT
 
     def removed_share(self, size: int) -> float:
-        """The share of the numbers that go."""
+        """Return the share of the parameters that is removed."""
         return 1 - size / PERCENT
 
     def masked(self, size: int) -> AbstractContextManager[None]:
-        """Within, the sublayer computes as if its matrices were of low rank. They are factored by
-        this call, on the model as it is now."""
+        """Factor the matrices, and use their products while the context is open.
+
+        The matrices are factored by this call, on the model as it is now, not when the context is
+        entered.
+        """
         ranks: dict[str, int | None] = {}
         for path, module in self.matrices.items():
             outputs, inputs = weight_of(module).shape
@@ -118,8 +119,7 @@ class Factorable:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerParts:
-    """The parts of a layer that can be cut; None where there is no such part, or no way to cut
-    it."""
+    """The parts of a layer that can be cut; None for a part that is missing or cannot be cut."""
 
     kv_heads: RankedParts | None = None
     channels: RankedParts | None = None
@@ -127,9 +127,9 @@ class LayerParts:
     mlp_lowrank: Factorable | None = None
 
     def of(self, part: str) -> RankedParts | Factorable | None:
-        """One of taxonomy's PARTS."""
-        found: RankedParts | Factorable | None = getattr(self, part)
-        return found
+        """Return the part with this name, one of PARTS of the taxonomy."""
+        ranked: RankedParts | Factorable | None = getattr(self, part)
+        return ranked
 
 
 @dataclass(kw_only=True)
@@ -141,26 +141,31 @@ class ModelParts:
 
 
 def find_parts(model: Any, batches: Sequence[torch.Tensor]) -> ModelParts:
-    """The heads and the plain MLP of each layer, ranked on these token ids, [1, L] each."""
+    """Find the heads and the plain MLP of each layer, and rank them by importance.
+
+    Args:
+        model: The model, which is not changed.
+        batches: The calibration tokens, ids [1, L] each.
+    """
     name, layers = decoder_layers(model)
-    found: list[tuple[Heads | None, Channels | None]] = []
+    pairs: list[tuple[Heads | None, Channels | None]] = []
     notes: dict[str, None] = {}
     for index, layer in enumerate(layers):
         path = f"{name}.{index}"
-        heads = _found(lambda: find_heads(model, layer, path), notes)  # noqa: B023 - called here
-        plain = _found(lambda: _plain_mlp(layer, path), notes)  # noqa: B023
-        found.append((heads, plain))
-    parts = [part for pair in found for part in pair if part is not None]
-    names = [_last(part).path for part in parts]
+        heads = _find_or_note(notes, find_heads, model, layer, path)
+        plain = _find_or_note(notes, _plain_mlp, layer, path)
+        pairs.append((heads, plain))
+    parts = [part for pair in pairs for part in pair if part is not None]
+    names = [_reading_matrix(part).path for part in parts]
     squares = collect(model, batches, squares=names).squares
     ranked = [
         LayerParts(
-            kv_heads=_rank(a, squares),
-            channels=_rank(b, squares),
+            kv_heads=_rank(heads, squares),
+            channels=_rank(channels, squares),
             attention_lowrank=_factorable(model, f"{name}.{index}", ("qkv", "o"), batches),
             mlp_lowrank=_factorable(model, f"{name}.{index}", ("gate_up", "down"), batches),
         )
-        for index, (a, b) in enumerate(found)
+        for index, (heads, channels) in enumerate(pairs)
     ]
     return ModelParts(layers=ranked, notes=list(notes))
 
@@ -168,46 +173,46 @@ def find_parts(model: Any, batches: Sequence[torch.Tensor]) -> ModelParts:
 def _factorable(
     model: Any, path: str, groups: tuple[str, str], batches: Sequence[torch.Tensor]
 ) -> Factorable | None:
-    """The linear modules of a layer whose roles are of these groups; None without any."""
+    """Return the linear modules of a layer whose roles are in these groups; None without any."""
     layer = model.get_submodule(path)
     matrices = {
-        at: module
-        for at, module in layer.named_modules(prefix=path)
-        if isinstance(module, torch.nn.Linear | Conv1D) and GROUPS.get(locate(at).role) in groups
+        name: module
+        for name, module in layer.named_modules(prefix=path)
+        if isinstance(module, torch.nn.Linear | Conv1D) and GROUPS.get(locate(name).role) in groups
     }
     return Factorable(model=model, matrices=matrices, batches=batches) if matrices else None
 
 
-def _found(find: Any, notes: dict[str, None]) -> Any:
+def _find_or_note(notes: dict[str, None], find: Callable[..., Any], *args: Any) -> Any:
     try:
-        return find()
+        return find(*args)
     except PrunescopeError as error:
         notes[error.problem] = None
         return None
 
 
 def _plain_mlp(layer: Any, path: str) -> Channels | None:
-    """The MLP of a layer without experts."""
-    found = find_channels(layer, path)
-    return found[0] if len(found) == 1 and found[0].kind == "mlp" else None
+    """Return the MLP of a layer; None if the layer has experts."""
+    mlps = find_channels(layer, path)
+    return mlps[0] if len(mlps) == 1 and mlps[0].kind == "mlp" else None
 
 
-def _last(part: Heads | Channels) -> Weight:
-    """The matrix that reads a part's heads or channels."""
+def _reading_matrix(part: Heads | Channels) -> Weight:
+    """Return the matrix that reads a part's heads or channels."""
     return part.weights["o"] if isinstance(part, Heads) else part.down
 
 
-def _weights(part: Heads | Channels) -> list[Weight]:
-    """The matrices that a mask of this part changes."""
+def _masked_weights(part: Heads | Channels) -> list[Weight]:
+    """Return the matrices that a mask of this part changes."""
     if isinstance(part, Heads):
         return [part.weights["o"], *(part.weights[role] for _, _, role in part.wide_norms)]
     return [part.down, *(part.ups if part.norms else ())]
 
 
 def _rank(part: Heads | Channels | None, squares: dict[str, torch.Tensor]) -> RankedParts | None:
-    if part is None or _last(part).path not in squares:
+    if part is None or _reading_matrix(part).path not in squares:
         return None
-    last = _last(part)
+    last = _reading_matrix(part)
     scores = input_scores(weight_of(last.module), squares[last.path])
     if isinstance(part, Heads):
         scores = scores.view(part.kv_heads, -1).sum(1)

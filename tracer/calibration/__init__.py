@@ -1,5 +1,5 @@
-"""Statistics of a model on a calibration text, to select the parts that stay.
+"""Statistics of a model on a calibration text, which select the parts that stay.
 
-In: a model and token ids. Out: statistics, scores and fitted routers.
-Exports: Point, Calibration, `collect.collect`, scores.
+In: a model and token ids. Out: statistics, scores and fitted routers. Exports: `point.Point`,
+`point.Calibration`, `collect.collect`, `scores`.
 """

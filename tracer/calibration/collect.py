@@ -1,7 +1,7 @@
-"""Statistics of a model's activations on a calibration text, by forward hooks in one pass.
+"""Statistics of a model's activations on a calibration text, collected by hooks in one pass.
 
-In: a model and token ids [B, L]. Out: Statistics in float32 on the model's device. K is the input
-features of a linear module, h the hidden dimensions; means are over all tokens.
+In: a model and token ids [B, L]. Out: Statistics in float32 on the model's device. K is the number
+of input features of a linear module, h that of hidden dimensions. Means are over all tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MAX_CACHED_BYTES = 1 << 30
 
 @dataclass(kw_only=True)
 class Statistics:
-    """Activation statistics; only those requested from `collect` are filled in."""
+    """The activation statistics of a model; only those that were requested are filled in."""
 
     tokens: int = 0
     # Linear module -> [K], the mean square of each input feature.
@@ -50,7 +50,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class _Request:
-    """A measurement: the arguments of `collect`, and whether of experts."""
+    """The statistics to collect: the arguments of `collect`, and whether to score experts."""
 
     squares: Collection[str] = ()
     moments: Collection[str] = ()
@@ -63,7 +63,16 @@ _CACHE: ContextVar[dict[str, Statistics] | None] = ContextVar("cache", default=N
 
 
 def calibration_of(model: Any, given: Calibration | None, *, seed: int) -> Calibration:
-    """`given`, or random token ids from the seed if no text was tokenised."""
+    """Return the given calibration, or one of random token ids if no text was tokenised.
+
+    Args:
+        model: The model whose vocabulary and number of positions limit the random ids.
+        given: The calibration to return, or None.
+        seed: The seed of the random ids.
+
+    Returns:
+        `given`, or eight sequences of 512 random ids (fewer if the model has fewer positions).
+    """
     if given is not None:
         return given
     length = min(LENGTH, num_positions(model) or LENGTH)
@@ -74,7 +83,20 @@ def calibration_of(model: Any, given: Calibration | None, *, seed: int) -> Calib
 
 
 def text_calibration(model: Any, tokenizer: Any, text: Path | None = None) -> Calibration:
-    """The first tokens of a text's calibration half. Raises PrunescopeError for a bad text."""
+    """Return the first tokens of the calibration half of a text.
+
+    Args:
+        model: The model, which limits the length of a sequence.
+        tokenizer: The tokenizer of the model.
+        text: A UTF-8 file or the name of a data set; None means Python's own reference prose.
+
+    Returns:
+        Up to eight sequences of 512 tokens (fewer if the model has fewer positions), and their
+        source.
+
+    Raises:
+        PrunescopeError: The text cannot be read or does not fill one sequence.
+    """
     source = read_text(text)
     length = min(LENGTH, num_positions(model) or LENGTH)
     ids = token_rows(tokenizer, source.calibration, rows=ROWS, length=length)
@@ -99,41 +121,70 @@ def collect(
     stream: Collection[str] = (),
     influence: bool = False,
 ) -> Statistics:
-    """Run the batches through `model` once and collect statistics of the named modules.
+    """Run the batches through a model once and collect statistics of the named modules.
 
-    `squares`, `moments` name linear modules, `stream` modules whose first input is the residual
-    stream (a norm, or an attention or MLP without one before it).
+    Args:
+        model: The model, which is not changed.
+        batches: Token ids [B, L], one forward for each.
+        squares: Names of the linear modules for which to collect the mean square of each input
+            feature.
+        moments: Names of the linear modules for which to collect the mean of x·xᵀ.
+        stream: Names of the modules whose first input is the residual stream: a norm, or an
+            attention or MLP without one before it.
+        influence: Whether to collect how much each layer changes the hidden state.
+
+    Returns:
+        The statistics. Do not change them: `statistics_cached` may hand them out again.
     """
-    return _once(model, batches, _Request(squares, moments, stream, influence))
+    return _cached_statistics(model, batches, _Request(squares, moments, stream, influence))
 
 
 def collect_experts(model: Any, batches: Sequence[torch.Tensor]) -> dict[str, Routed]:
-    """Run the batches through `model` once and count and score the experts of each layer, by the
-    path of their module."""
-    return _once(model, batches, _Request(experts=True)).experts
+    """Run the batches through a model once, and count and score the experts of each layer.
+
+    Args:
+        model: The model, which is not changed.
+        batches: Token ids [B, L], one forward for each.
+
+    Returns:
+        The counts and scores by the path of the module that holds the experts.
+    """
+    return _cached_statistics(model, batches, _Request(experts=True)).experts
 
 
-def _once(model: Any, batches: Sequence[torch.Tensor], request: _Request) -> Statistics:
-    """The statistics, from the cache where it has them."""
+def _cached_statistics(
+    model: Any, batches: Sequence[torch.Tensor], request: _Request
+) -> Statistics:
+    """Return the statistics, from the cache if `statistics_cached` set one that holds them."""
     cache = _CACHE.get()
     if cache is None:
-        return _collected(model, batches, request)
-    key = _key(model, batches, request)
+        return _collect_once(model, batches, request)
+    key = _cache_key(model, batches, request)
     if key in cache:
         return cache[key]
-    found = _collected(model, batches, request)
+    statistics = _collect_once(model, batches, request)
     cache.clear()
-    totals = {id(t): t for s in (found.squares, found.moments, found.stream) for t in s.values()}
+    kinds = (statistics.squares, statistics.moments, statistics.stream)
+    totals = {id(total): total for sums in kinds for total in sums.values()}
     if sum(t.numel() * t.element_size() for t in totals.values()) <= _MAX_CACHED_BYTES:
-        cache[key] = found
-    return found
+        cache[key] = statistics
+    return statistics
 
 
 def input_squares(
     model: Any, point: Point, *, names: Collection[str], record: Record
 ) -> dict[str, torch.Tensor]:
-    """The mean square [K] of each input feature of the named linear modules, on the point's tokens
-    or on random ones; their source is added to `record`. Empty for a random selection."""
+    """Return the mean square of each input feature of linear modules, to score their weights.
+
+    Args:
+        model: The model, which is not changed.
+        point: The pruning request. Its calibration tokens are used, or random ones if it has none.
+        names: The names of the linear modules.
+        record: The record of the pruning, to which the source of the tokens is added.
+
+    Returns:
+        The mean squares [K] by module; empty if the point does not select by importance.
+    """
     if not point.by_importance:
         return {}
     calibration = calibration_of(model, point.calibration, seed=point.seed)
@@ -143,8 +194,15 @@ def input_squares(
 
 @contextmanager
 def statistics_cached(cache: dict[str, Statistics]) -> Iterator[None]:
-    """Within, `collect` stores its last result in `cache` and reuses it: the sparsities of a family
-    need the same statistics of the same weights. The results must not be changed."""
+    """Let `collect` reuse its last result while the context is open.
+
+    All sparsities of a family need the same statistics of the same weights. Nobody may change the
+    results.
+
+    Args:
+        cache: The dictionary that holds the last result. A caller that passes the same one again
+            continues with it.
+    """
     token = _CACHE.set(cache)
     try:
         yield
@@ -152,7 +210,8 @@ def statistics_cached(cache: dict[str, Statistics]) -> Iterator[None]:
         _CACHE.reset(token)
 
 
-def _key(model: Any, batches: Sequence[torch.Tensor], request: _Request) -> str:
+def _cache_key(model: Any, batches: Sequence[torch.Tensor], request: _Request) -> str:
+    """Return a digest of all that statistics depend on: weights, token ids and the request."""
     digest = hashlib.sha256(weights_fingerprint(model).encode())
     for ids in batches:
         digest.update(ids.cpu().contiguous().numpy().tobytes())
@@ -161,40 +220,42 @@ def _key(model: Any, batches: Sequence[torch.Tensor], request: _Request) -> str:
     return digest.hexdigest()
 
 
-def _collected(model: Any, batches: Sequence[torch.Tensor], request: _Request) -> Statistics:
-    found = Statistics()
-    handles = _hooks(model, found, request)
+def _collect_once(model: Any, batches: Sequence[torch.Tensor], request: _Request) -> Statistics:
+    """Run the batches through the model once, and turn the sums of the hooks into means."""
+    statistics = Statistics(tokens=sum(ids.numel() for ids in batches))
+    handles = _attach_hooks(model, statistics, request)
     if request.experts:
-        watching, found.experts = watch_experts(model, scored=True)
-        handles += watching
+        expert_hooks, statistics.experts = watch_experts(model, scored=True)
+        handles += expert_hooks
     run_hooked(model, batches, handles)
-    found.tokens = sum(ids.numel() for ids in batches)
-    for sums in (found.squares, found.moments, found.stream):
+    tokens = statistics.tokens
+    for sums in (statistics.squares, statistics.moments, statistics.stream):
         # A sum that several modules share is divided once.
-        means = {id(total): total / found.tokens for total in sums.values()}
+        means = {id(total): total / tokens for total in sums.values()}
         sums.update({name: means[id(total)] for name, total in sums.items()})
-    found.influence = {name: 1 - total / found.tokens for name, total in found.influence.items()}
-    return found
+    influence = statistics.influence
+    statistics.influence = {name: 1 - total / tokens for name, total in influence.items()}
+    return statistics
 
 
 def run_hooked(model: Any, batches: Sequence[torch.Tensor], handles: Sequence[Any]) -> None:
-    """Run the batches, each on a new cache, then remove the hooks of these handles."""
+    """Run each of the batches on a new cache, then remove the hooks that have these handles."""
     with hooked(handles), torch.no_grad():
         for ids in batches:
             ids = ids.to(model.get_input_embeddings().weight.device)
             compat.forward(model, ids, cache=compat.new_cache(model), logits="last")
 
 
-def _hooks(model: Any, found: Statistics, request: _Request) -> list[Any]:
-    """Attach the hooks; returns their handles."""
+def _attach_hooks(model: Any, statistics: Statistics, request: _Request) -> list[Any]:
+    """Attach the hooks that fill in the requested statistics, and return their handles."""
     handles: list[Any] = []
     modules = dict(model.named_modules())
-    statistics = (
-        (request.squares, _Sums(found.squares, lambda rows: rows.square().sum(0))),
-        (request.moments, _Sums(found.moments, lambda rows: rows.T @ rows)),
-        (request.stream, _Sums(found.stream, _unit_outer_sum)),
+    kinds = (
+        (request.squares, _Sums(statistics.squares, lambda rows: rows.square().sum(0))),
+        (request.moments, _Sums(statistics.moments, lambda rows: rows.T @ rows)),
+        (request.stream, _Sums(statistics.stream, _unit_outer_sum)),
     )
-    for names, sums in statistics:
+    for names, sums in kinds:
         handles += [
             modules[name].register_forward_pre_hook(sums.hook(name), with_kwargs=True)
             for name in modules
@@ -203,13 +264,15 @@ def _hooks(model: Any, found: Statistics, request: _Request) -> list[Any]:
     if request.influence:
         name, layers = decoder_layers(model)
         for index, layer in enumerate(layers):
-            handles += _Influence(f"{name}.{index}", found.influence).attach(layer)
+            handles += _Influence(f"{name}.{index}", statistics.influence).attach(layer)
     return handles
 
 
 class _Sums:
-    """Sums a statistic of a module's input. Consecutive modules with the same input tensor share
-    the sum, which is computed once."""
+    """The sums of a statistic over the inputs of modules.
+
+    Consecutive modules with the same input tensor share one sum, which is computed once.
+    """
 
     def __init__(self, totals: dict[str, torch.Tensor], statistic: Any) -> None:
         self.totals, self.statistic = totals, statistic
@@ -218,7 +281,7 @@ class _Sums:
         self.owners: dict[str, str] = {}
 
     def hook(self, name: str) -> Any:
-        """A pre-hook for the module `name`."""
+        """Return a pre-hook that adds the input of the module `name` to its sum."""
 
         def add(_module: nn.Module, args: Any, kwargs: Any) -> None:
             entering = first_tensor(args, kwargs)
@@ -226,29 +289,29 @@ class _Sums:
                 self.last, self.owner = entering, name
             owner = self.owners.setdefault(name, self.owner)
             if owner == name:
-                self._add(name, entering)
+                value = self.statistic(entering.detach().flatten(0, -2).float())
+                if name in self.totals:
+                    self.totals[name] += value
+                else:
+                    self.totals[name] = value
             self.totals[name] = self.totals[owner]
 
         return add
 
-    def _add(self, name: str, entering: torch.Tensor) -> None:
-        value = self.statistic(entering.detach().flatten(0, -2).float())
-        if name in self.totals:
-            self.totals[name] += value
-        else:
-            self.totals[name] = value
-
 
 class _Influence:
-    """1 − cosine between input and output of a layer and, in layers with a norm before each
-    sublayer, of its sublayers: the block influence of ShortGPT (arXiv 2403.03853)."""
+    """The cosine between what enters and what leaves a layer, summed over tokens.
+
+    In a layer with a norm before each sublayer, the same of attention and MLP. 1 − its mean is the
+    block influence of ShortGPT (arXiv 2403.03853).
+    """
 
     def __init__(self, path: str, totals: dict[str, float]) -> None:
         self.path, self.totals = path, totals
         self.entered = self.between = torch.empty(0)
 
     def attach(self, layer: nn.Module) -> list[Any]:
-        """Hooks on a layer; returns their handles."""
+        """Attach the hooks to a layer, and return their handles."""
         handles = [
             layer.register_forward_pre_hook(self._enter, with_kwargs=True),
             layer.register_forward_hook(self._leave),
@@ -279,7 +342,11 @@ class _Influence:
 
 
 def _unit_outer_sum(rows: torch.Tensor) -> torch.Tensor:
-    """Every token has the same weight: the norm that reads the stream scales it to RMS 1."""
+    """Return the sum of x·xᵀ over rows that are scaled to RMS 1.
+
+    Every token has the same weight then, as the norm that reads the stream scales it in the same
+    way.
+    """
     scale = rows.square().mean(1, keepdim=True).rsqrt()
     scaled = rows * scale.nan_to_num(posinf=0.0)
     return scaled.T @ scaled

@@ -1,7 +1,8 @@
-"""Greedy layer removal: one after the other, the layer whose removal raises the loss least.
+"""Greedy layer removal: each round removes the layer whose removal raises the loss least.
 
-In: a model, calibration tokens and a count. Out: layers, and the losses on the way (nats a token).
-Scored again after every removal, as in SLEB (arXiv 2402.09025) and Shortened LLaMA (2402.02834).
+In: a model, calibration tokens and a count. Out: layers, and the loss after each round (nats per
+token). All remaining layers are scored again after every removal, as in SLEB (arXiv 2402.09025) and
+Shortened LLaMA (arXiv 2402.02834).
 """
 
 from __future__ import annotations
@@ -19,22 +20,30 @@ from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.model.forwards import Forward, first_tensor, forwards_replaced, hooked
 from prunescope.tracer.model.layers import counts_without, decoder_layers
 
-SEQUENCES = 2  # of the calibration: each runs n times for every layer that is removed
+SEQUENCES = 2  # of the calibration; each runs n times for every layer that is removed
 # Errors of a layer that needs something from a skipped layer.
 _NEEDS_OTHERS = (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError)
 
 
 @torch.no_grad()
 def greedy_removal(
-    model: Any,
-    calibration: Calibration,
-    kinds: Sequence[str],
-    count: int,
-    record: Record,
+    model: Any, calibration: Calibration, kinds: Sequence[str], count: int, record: Record
 ) -> dict[str, list[int]]:
-    """{"layer": the layers to remove}; order and losses are added to `record`.
+    """Choose the layers to remove, one after the other, by the loss that remains.
 
-    Raises PrunescopeError for sublayers.
+    Args:
+        model: The model, which is not changed.
+        calibration: The tokens to compute losses on; the first two sequences are used.
+        kinds: The kinds of parts to remove; only ("layer",) is possible.
+        count: The number of layers to remove.
+        record: The record of the pruning, to which the calibration, the order and the losses are
+            added.
+
+    Returns:
+        {"layer": the indices of the layers to remove, ascending}.
+
+    Raises:
+        PrunescopeError: Sublayers are to be removed instead of layers.
     """
     if tuple(kinds) != ("layer",):
         raise PrunescopeError(
@@ -54,11 +63,10 @@ def greedy_removal(
         best = min(scores, key=scores.__getitem__)
         removed.append(best)
         losses.append(scores[best])
-    tokens = sum(ids.numel() for ids in stack.batches)
     record["calibration"] = {
         **calibration.record,
         "sequences": len(stack.batches),
-        "tokens": tokens,
+        "tokens": sum(ids.numel() for ids in stack.batches),
     }
     record["greedy"] = {"order": removed, "losses": losses}
     return {"layer": sorted(removed)}
@@ -66,7 +74,15 @@ def greedy_removal(
 
 @torch.no_grad()
 def costs_of_layers(model: Any, calibration: Calibration) -> list[float]:
-    """The rise of the loss, nats a token, without each layer alone, on the first sequences."""
+    """Return how much the loss rises without each single layer, in nats per token.
+
+    Args:
+        model: The model, which is not changed.
+        calibration: The tokens to compute losses on; the first two sequences are used.
+
+    Returns:
+        The rise of the loss by layer. It is below zero for a layer whose removal lowers the loss.
+    """
     stack = Stack(model, calibration.batches[:SEQUENCES])
     stack.begin_round([])
     whole = stack.loss([])
@@ -74,11 +90,12 @@ def costs_of_layers(model: Any, calibration: Calibration) -> list[float]:
 
 
 class Stack:
-    """Losses of a model without some layers, which then return their input.
+    """The losses of a model without some of its layers, which then return their input.
 
-    The input of each layer is kept for a round: to remove one more, the layers before it need not
+    The input of each layer is kept for a round: to remove one more layer, those before it need not
     run again. Inputs are kept on the CPU in the model's dtype: layers · tokens · hidden numbers,
-    0.5 GB for the 2,048 tokens of an allocation of a model of 8 billion parameters in 16 bits.
+    which is 0.5 GB for the 2,048 tokens of an allocation of a model of 8 billion parameters in 16
+    bits.
     """
 
     def __init__(self, model: Any, batches: Sequence[torch.Tensor]) -> None:
@@ -86,48 +103,64 @@ class Stack:
         device = model.get_input_embeddings().weight.device
         self.batches = [ids.to(device) for ids in batches]
         self.layers: list[Any] = list(decoder_layers(model)[1])
-        self._returned = _values_returned(model, self.layers[0], self.batches[0])
-        # By sequence and layer; empty if all layers must run.
+        self._num_returned = _count_returned_values(model, self.layers[0], self.batches[0])
+        # The inputs by sequence and layer; empty if all layers must run.
         self._entering: list[list[torch.Tensor]] = []
         self._removed: list[int] = []
         self._reuse_inputs = True
-        self._reuse_inputs = self._inputs_are_enough()
+        self._reuse_inputs = self._can_reuse_inputs()
 
     def loss(self, removed: Sequence[int]) -> float:
-        """Nats a token without these layers, in the order of removal; infinity instead of NaN, so
-        that it is never the lowest."""
+        """Return the loss without some layers, in nats per token.
+
+        Args:
+            removed: The removed layers, in the order of removal. If all but the last were removed
+                when the round began, the stored inputs are used.
+
+        Returns:
+            The loss, or infinity instead of NaN, so that NaN is never the lowest loss.
+        """
         known = bool(removed) and list(removed[:-1]) == self._removed
         return self.loss_from(removed[-1] if known else None, removed)
 
     def loss_from(self, first: int | None, removed: Sequence[int] = ()) -> float:
-        """`loss`, where the layers before `first` do what they did at the start of the round: they
-        do not run again. None: all layers run."""
+        """Return the loss without some layers, and reuse what was stored when the round began.
+
+        Args:
+            first: The first layer that computes something else than when the round began; the
+                layers before it do not run again. None means that all layers run.
+            removed: The removed layers.
+        """
         total, tokens = 0.0, 0
         for number, ids in enumerate(self.batches):
-            forwards = dict.fromkeys(removed, self._identity)
+            forwards = dict.fromkeys(removed, self._return_input)
             if self._entering and first is not None:
-                given = partial(_given, self._identity, self._entering[number][first])
-                forwards |= dict.fromkeys(range(first), given)
+                stored = self._entering[number][first]
+                skipped = partial(_run_on_input, self._return_input, stored)
+                forwards |= dict.fromkeys(range(first), skipped)
             logits = self._logits(ids, forwards)[0, :-1]
             total += float(cross_entropy(logits.float(), ids[0, 1:], reduction="sum"))
             tokens += ids.shape[1] - 1
         return total / tokens if total == total else float("inf")
 
     def begin_round(self, removed: Sequence[int]) -> None:
-        """Start a round without these layers: keep the input of each other layer."""
+        """Start a round without some layers: run the model and store the input of each layer."""
         self._removed, self._entering = list(removed), []
         for ids in self.batches if self._reuse_inputs else ():
             entering: list[torch.Tensor] = []
             record = partial(_record_input, entering)
             with hooked(
-                [one.register_forward_pre_hook(record, with_kwargs=True) for one in self.layers]
+                [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in self.layers]
             ):
-                self._logits(ids, dict.fromkeys(removed, self._identity))
+                self._logits(ids, dict.fromkeys(removed, self._return_input))
             self._entering.append(entering)
 
-    def _inputs_are_enough(self) -> bool:
-        """Whether a layer needs only the output of the layers before it; one that shares keys and
-        values with them needs more."""
+    def _can_reuse_inputs(self) -> bool:
+        """Return whether each layer needs nothing but the output of the layer before it.
+
+        A layer that shares keys and values with earlier layers needs more. It is tried: the loss
+        without the second last layer must be the same with stored inputs as with a full run.
+        """
         if len(self.layers) < 3:
             return False
         second_last = [len(self.layers) - 2]
@@ -141,33 +174,40 @@ class Stack:
             self._entering = []
 
     def _logits(self, ids: torch.Tensor, forwards: Mapping[int, Forward]) -> torch.Tensor:
-        """[1, L, V], with other forwards for some layers."""
+        """Return the logits [1, L, V], with other forwards for some layers."""
         with forwards_replaced({self.layers[i]: forward for i, forward in forwards.items()}):
             logits: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits
             return logits
 
-    def _identity(self, hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
-        """A layer's forward that returns its input."""
-        returned = self._returned
-        return (hidden_states, *[None] * (returned - 1)) if returned else hidden_states
+    def _return_input(self, hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        """Return the input as a removed layer does, in a tuple as long as the layer's own."""
+        if not self._num_returned:
+            return hidden_states
+        return hidden_states, *[None] * (self._num_returned - 1)
 
 
-def _values_returned(model: Any, layer: Any, ids: torch.Tensor) -> int:
-    """Length of the tuple that a layer returns; 0 if it returns a tensor."""
-    seen: list[int] = []
+def _count_returned_values(model: Any, layer: Any, ids: torch.Tensor) -> int:
+    """Return the length of the tuple that a layer returns; 0 if it returns a tensor."""
+    lengths: list[int] = []
     handle = layer.register_forward_hook(
-        lambda _module, _args, out: seen.append(len(out) if isinstance(out, tuple) else 0)
+        lambda _module, _args, output: lengths.append(
+            len(output) if isinstance(output, tuple) else 0
+        )
     )
     with hooked([handle]):
         model(input_ids=ids[:, :2], use_cache=False)
-    return seen[0]
+    return lengths[0]
 
 
-def _record_input(seen: list[torch.Tensor], _layer: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    seen.append(first_tensor(args, kwargs).to("cpu"))
+def _record_input(
+    inputs: list[torch.Tensor], _layer: Any, args: Any, kwargs: dict[str, Any]
+) -> None:
+    """Append the hidden state that enters a layer to `inputs`, on the CPU (a pre-hook)."""
+    inputs.append(first_tensor(args, kwargs).to("cpu"))
 
 
-def _given(
-    run: Forward, given: torch.Tensor, hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any
+def _run_on_input(
+    run: Forward, stored: torch.Tensor, hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any
 ) -> Any:
-    return run(given.to(hidden_states.device))
+    """Run a forward on the stored hidden state instead of the one that enters."""
+    return run(stored.to(hidden_states.device))

@@ -1,7 +1,7 @@
-"""Texts that the literature judges models on, through the library `datasets` (an optional extra).
+"""Texts that the literature judges models on, read by the library `datasets` (an optional extra).
 
-In: a name. Out: the two parts that papers use, with what was loaded: one split calibrates, another
-judges, so that no perplexity is measured on what chose the weights.
+In: a name. Out: the two parts that papers use, and what was loaded. One split calibrates and
+another judges, so that no perplexity is measured on the text that chose the weights.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from typing import Any
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_quality import TextDataset
 
-_MOST = 8 << 20  # characters of a part; the first are taken
-# What `datasets` raises for a network, a cache, a missing set or one in another form.
+_MAX_CHARACTERS = 8 << 20  # the most characters of a part
+# The errors of `datasets` about a network, a cache, or a set that is missing or differs in form.
 _NOT_LOADED = (OSError, ValueError, RuntimeError, LookupError, ImportError, TypeError)
 _REVISION = re.compile(r"@([0-9a-f]{7,40})/")
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedText:
-    """A data set of a hub. `calibration` and `evaluation`: the split of each, and the file of the
-    split where one of many is enough. `joined`: what stands between two of its records."""
+    """A data set of a hub.
+
+    `calibration` and `evaluation` are the split of each, and the file of the split if one of many
+    is enough. `joined` is the text between two of its records.
+    """
 
     repository: str
     config: str | None = None
@@ -36,14 +39,14 @@ class NamedText:
 
 
 NAMED_TEXTS = {
-    # As GPTQ, SparseGPT and those after them read it: the raw lines of a split, joined.
+    # The raw lines of a split, joined, as GPTQ, SparseGPT and later papers read them.
     "wikitext2": NamedText(
         repository="Salesforce/wikitext",
         config="wikitext-2-raw-v1",
         calibration=("train", None),
         evaluation=("test", None),
     ),
-    # The first file of each split, of 1,024 and of 8.
+    # The first of the 1,024 and 8 files of the splits.
     "c4": NamedText(
         repository="allenai/c4",
         calibration=("train", "en/c4-train.00000-of-01024.json.gz"),
@@ -54,72 +57,85 @@ NAMED_TEXTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A split as one text, and what it was read from."""
+    """A split as one text, and the data set from which it was read."""
 
     text: str
     dataset: TextDataset
 
 
 def is_named_text(text: Path | str | None) -> bool:
-    """Whether this is the name of a data set, and not a file."""
+    """Return whether this is the name of a data set, and no file of that name exists."""
     return text is not None and str(text) in NAMED_TEXTS and not Path(text).exists()
 
 
 @cache
 def read_named_text(name: str) -> tuple[Part, Part]:
-    """The part that calibrates and the part that judges.
+    """Load a data set by its name here.
 
-    Raises PrunescopeError where `datasets` is not installed or cannot load it.
+    Args:
+        name: A key of NAMED_TEXTS.
+
+    Returns:
+        The part that calibrates and the part that judges.
+
+    Raises:
+        PrunescopeError: `datasets` is not installed or cannot load the data set.
     """
-    known = NAMED_TEXTS[name]
-    calibration, evaluation = (
-        _part(name, known, split, file) for split, file in (known.calibration, known.evaluation)
-    )
-    return calibration, evaluation
+    source = NAMED_TEXTS[name]
+    return _load_part(name, *source.calibration), _load_part(name, *source.evaluation)
 
 
-def _part(name: str, known: NamedText, split: str, file: str | None) -> Part:
+def _load_part(name: str, split: str, file: str | None) -> Part:
+    """Load one split of a data set as a text.
+
+    The revision and the fingerprint of the split are recorded if this version of `datasets` tells
+    them.
+    """
+    source = NAMED_TEXTS[name]
     words = {"data_files": {split: file}} if file else {}
     try:
-        found = _library(name).load_dataset(known.repository, known.config, split=split, **words)
-        text = known.joined.join(_until(found, _MOST))
+        dataset = _import_datasets(name).load_dataset(
+            source.repository, source.config, split=split, **words
+        )
+        text = source.joined.join(_first_texts(dataset))
     except _NOT_LOADED as error:
         lines = str(error).strip().splitlines() or [""]
         raise PrunescopeError(
             f"the text {name} could not be loaded ({type(error).__name__}: {lines[0][:200]})",
-            hint=f"`datasets` downloads {known.repository} once, and reads it from its cache then; "
+            hint=f"`datasets` downloads {source.repository} once and reads it from its cache then; "
             "without a network give a UTF-8 text file",
         ) from error
-    info = getattr(found, "info", None)
+    info = getattr(dataset, "info", None)
     sums = getattr(info, "download_checksums", None) or {}
     revision = next((m[1] for url in sums if (m := _REVISION.search(str(url)))), None)
     version = getattr(info, "version", None)
     return Part(
         text=text,
         dataset=TextDataset(
-            repository=known.repository,
-            config=known.config,
+            repository=source.repository,
+            config=source.config,
             split=split,
             file=file,
             revision=revision,
             version=None if version is None else str(version),
-            fingerprint=getattr(found, "_fingerprint", None),
+            fingerprint=getattr(dataset, "_fingerprint", None),
         ),
     )
 
 
-def _until(records: Iterable[dict[str, Any]], most: int) -> Iterable[str]:
-    """The texts of the first records, as many as have `most` characters."""
+def _first_texts(records: Iterable[dict[str, Any]]) -> Iterable[str]:
+    """Yield the texts of the first records, with at most 8 Mi characters in all."""
     total = 0
     for record in records:
         text = str(record["text"])
-        yield text[: most - total]
+        yield text[: _MAX_CHARACTERS - total]
         total += len(text)
-        if total >= most:
+        if total >= _MAX_CHARACTERS:
             return
 
 
-def _library(name: str) -> Any:
+def _import_datasets(name: str) -> Any:
+    """Import the library `datasets`, which is an optional extra."""
     try:
         library = importlib.import_module("datasets")
     except ImportError:

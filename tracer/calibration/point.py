@@ -1,6 +1,6 @@
 """A pruning request: sparsity, knobs, how parts are selected, and the calibration tokens.
 
-Without torch, so that a request can be checked before it is imported.
+It needs no torch, so that a request can be checked before torch is imported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Token ids [1, L] each, and their source as plain JSON values for run.json."""
+    """The calibration tokens, ids [1, L] each, and their source as JSON values for run.json."""
 
     batches: tuple[torch.Tensor, ...]
     record: Record
@@ -26,24 +26,22 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One pruning request: nominal sparsity, the family's knobs, how parts are selected, and the
-    seed of random choices."""
+    """A pruning request: nominal sparsity, knobs, selection, and the seed of random choices."""
 
     sparsity: float
     knobs: Mapping[str, Any] = field(default_factory=dict)
     select: str = "random"
     seed: int = 0
-    calibration: Calibration | None = None  # None: random token ids from the seed
+    calibration: Calibration | None = None  # None means random token ids from the seed
 
     @property
     def align(self) -> str:
-        """The alignment that kept dimensions are rounded up to, one of
-        `taxonomy.keep.ALIGNMENTS`."""
+        """The alignment that kept dimensions are rounded up to, one of `keep.ALIGNMENTS`."""
         return str(self.knobs.get("align", ALIGN))
 
     @property
     def by_importance(self) -> bool:
-        """Whether the parts to prune are chosen by their importance, measured on an input."""
+        """Whether the parts to prune are chosen by their importance on calibration tokens."""
         return self.select == "importance"
 
     @property

@@ -1,8 +1,9 @@
-"""Routers fitted to a text: the tokens that a sublayer changes most score highest.
+"""Routers fitted to a text, so that the tokens that a sublayer changes most score highest.
 
 In: a model whose routers let every token through, and token ids [B, L]. Out: in each router its
 weight [1, h], its share of the tokens, and the score above which a token of decode goes through.
-The target is the change of the hidden state, log(‖f(x)‖ / ‖x‖) of each token, by ridge regression.
+The target is the change of the hidden state, log(‖f(x)‖ / ‖x‖) of each token. The fit is by ridge
+regression.
 """
 
 from __future__ import annotations
@@ -21,16 +22,19 @@ from prunescope.tracer.calibration.collect import run_hooked
 from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.model.forwards import first_tensor
 
-_RIDGE = 0.01  # of the variance of a feature
+_RIDGE = 0.01  # the ridge, as a share of the variance of a feature
 _TINY = 1e-12
-_MIN_COST = 1e-3  # lower costs count as this
+_MIN_COST = 1e-3  # costs below it count as this one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """A router, its decoder layer, and the sublayers whose summed outputs are the change of the
-    hidden state: less the `residual` that a sublayer was called with, if any; of a whole layer,
-    less its input. Sites of one `kind` (attention, mlp, layer) share their budget."""
+    """A router, its decoder layer, and the sublayers that it skips or runs.
+
+    The change of the hidden state is the sum of the outputs of the sublayers, minus the `residual`
+    that a sublayer was called with, if any; for a whole layer it is minus the layer's input. Sites
+    of one `kind` (attention, mlp, layer) share their budget.
+    """
 
     kind: str
     layer: nn.Module
@@ -40,7 +44,7 @@ class Site:
 
 @dataclass
 class _Moments:
-    """Sums over tokens: of x [h] and y, of x·xᵀ [h, h], x·y [h] and y²."""
+    """Sums over tokens: of x [h] and y, of x·xᵀ [h, h], of x·y [h] and of y²."""
 
     count: int = 0
     x: Any = 0.0
@@ -50,7 +54,7 @@ class _Moments:
     yy: float = 0.0
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """The tokens x [n, h] with their targets y [n]."""
+        """Add the tokens x [n, h] with their targets y [n]."""
         self.count += len(y)
         self.x += x.sum(0).double().cpu()
         self.y += float(y.sum())
@@ -59,7 +63,7 @@ class _Moments:
         self.yy += float(y.square().sum())
 
     def centred(self) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """Covariance of x [h, h], of x and y [h], and the variance of y."""
+        """Return the covariance of x [h, h], that of x and y [h], and the variance of y."""
         x, y = self.x / self.count, self.y / self.count
         return (
             self.xx / self.count - torch.outer(x, x),
@@ -70,8 +74,11 @@ class _Moments:
 
 @dataclass
 class _SiteData:
-    """Data of a site: moments of the tokens to fit (`fit`) and to test (`held`), the change of
-    every token, and its score by the fitted router."""
+    """The data of a site.
+
+    `fit` and `held` are the moments of the tokens to fit and to test. `changes` holds the change of
+    every token, `scores` its score by the fitted router, one tensor per forward.
+    """
 
     fit: _Moments = field(default_factory=_Moments)
     held: _Moments = field(default_factory=_Moments)
@@ -88,39 +95,62 @@ def fit_routers(
     costs: Sequence[float] | None = None,
     equal: bool = False,
 ) -> float | None:
-    """Fit the routers in place; they must let every token through while this runs.
+    """Fit the routers in place. They must let every token through while this runs.
 
-    A sublayer gets the share of the tokens whose change is among the 1 − s largest of its kind, so
-    that shares differ between sublayers and average 1 − s; if `equal`, 1 − s itself. `costs`, in
-    any unit: the mean cost of skipping each site for a token; changes are shifted to match them.
-    Returns the median R² of the routers on the last quarter of the sequences, which is held out;
-    None with fewer than four sequences.
+    A sublayer gets the share of the tokens whose change is among the 1 − s largest of its kind.
+    Shares thus differ between sublayers and average 1 − s.
+
+    Args:
+        model: The model that holds the routers.
+        sites: The routers and the sublayers that they skip or run.
+        calibration: The tokens. The last quarter of the sequences is held out.
+        sparsity: The share s of the tokens to skip.
+        costs: The mean cost of skipping each site for a token, in any unit. The changes are shifted
+            so that their mean matches the logarithm of the cost. None leaves the changes as
+            measured.
+        equal: Whether every sublayer gets the share 1 − s itself.
+
+    Returns:
+        The median R² of the routers on the held-out sequences; None with fewer than four sequences.
     """
-    seen = [_SiteData() for _ in sites]
+    data = [_SiteData() for _ in sites]
     count = len(calibration.batches)
     fitted = calibration.batches[: count - count // 4]
-    run_hooked(model, fitted, _watching(sites, seen, [s.fit for s in seen]))
+    run_hooked(model, fitted, _attach_watches(sites, data, [site_data.fit for site_data in data]))
     held = calibration.batches[len(fitted) :]
-    run_hooked(model, held, _watching(sites, seen, [s.held for s in seen]))
-    weights = [_solved(found.fit) for found in seen]
+    run_hooked(model, held, _attach_watches(sites, data, [site_data.held for site_data in data]))
+    weights = [_solve_ridge(site_data.fit) for site_data in data]
     for site, weight in zip(sites, weights, strict=True):
         site.router.weight.data.copy_(weight)
-    run_hooked(model, calibration.batches, _scoring(sites, seen))
-    for found, cost in zip(seen, costs or (), strict=costs is not None):
-        _shift_to(found, cost)
+    run_hooked(model, calibration.batches, _attach_score_hooks(sites, data))
+    for site_data, cost in zip(data, costs or (), strict=costs is not None):
+        # Then the mean of the changes is the logarithm of the cost.
+        mean = float(torch.cat(site_data.changes).mean())
+        shift = math.log(max(cost, _MIN_COST)) - mean
+        site_data.changes = [change + shift for change in site_data.changes]
     for kind in {site.kind for site in sites}:
-        own = [(t, s) for t, s in zip(sites, seen, strict=True) if t.kind == kind]
-        _set_shares(own, sparsity, equal=equal)
-    r2 = [_r2(s.held, w) for s, w in zip(seen, weights, strict=True) if s.held.count]
+        alike = [(site, own) for site, own in zip(sites, data, strict=True) if site.kind == kind]
+        _set_shares(alike, sparsity, equal=equal)
+    r2 = [
+        _held_out_r2(site_data.held, weight)
+        for site_data, weight in zip(data, weights, strict=True)
+        if site_data.held.count
+    ]
     return statistics.median(r2) if r2 else None
 
 
 def set_thresholds(model: Any, sites: Sequence[Site], calibration: Calibration) -> None:
-    """Set the threshold of each router by its scores in the current model."""
-    seen = [_SiteData() for _ in sites]
-    run_hooked(model, calibration.batches, _scoring(sites, seen))
-    for site, found in zip(sites, seen, strict=True):
-        site.router.threshold = quantile(torch.cat(found.scores), site.router.sparsity)
+    """Set the threshold of each router by its scores in the current model.
+
+    Args:
+        model: The model that holds the routers.
+        sites: The routers, each with its sparsity.
+        calibration: The tokens to score.
+    """
+    data = [_SiteData() for _ in sites]
+    run_hooked(model, calibration.batches, _attach_score_hooks(sites, data))
+    for site, site_data in zip(sites, data, strict=True):
+        site.router.threshold = quantile(torch.cat(site_data.scores), site.router.sparsity)
 
 
 def at_routers(
@@ -129,8 +159,17 @@ def at_routers(
     calibration: Calibration,
     read: Callable[[Any, torch.Tensor], torch.Tensor],
 ) -> list[torch.Tensor]:
-    """`read(router, input [1, L, h])` of each router, stacked over the sequences, in float32, in
-    the current model."""
+    """Read something at each router in the current model.
+
+    Args:
+        model: The model that holds the routers.
+        sites: The routers.
+        calibration: The tokens to run through the model.
+        read: The function from a router and its input [1, L, h] to a tensor.
+
+    Returns:
+        The result of `read` for each router in float32, concatenated over the sequences.
+    """
     kept: list[list[torch.Tensor]] = [[] for _ in sites]
     handles = [
         site.router.register_forward_pre_hook(
@@ -139,62 +178,64 @@ def at_routers(
         for site, own in zip(sites, kept, strict=True)
     ]
     run_hooked(model, calibration.batches, handles)
-    return [torch.cat(own) for own in kept]
-
-
-def _shift_to(found: _SiteData, cost: float) -> None:
-    """Shift the changes of a site so that their mean is the logarithm of its cost."""
-    shift = math.log(max(cost, _MIN_COST)) - float(torch.cat(found.changes).mean())
-    found.changes = [change + shift for change in found.changes]
+    return [torch.cat(values) for values in kept]
 
 
 def _set_shares(sites: Sequence[tuple[Site, _SiteData]], sparsity: float, *, equal: bool) -> None:
-    """Set the sparsity and threshold of each router of a kind."""
+    """Set the sparsity and the threshold of each router of a kind."""
     if equal:
-        for site, found in sites:
+        for site, site_data in sites:
             site.router.sparsity = sparsity
-            site.router.threshold = quantile(torch.cat(found.scores), sparsity)
+            site.router.threshold = quantile(torch.cat(site_data.scores), sparsity)
         return
-    changes = [torch.cat(found.changes) for _, found in sites]
+    changes = [torch.cat(site_data.changes) for _, site_data in sites]
     least = quantile(torch.cat(changes), sparsity)
-    for (site, found), change in zip(sites, changes, strict=True):
-        own = float((change < least).double().mean())
-        site.router.sparsity = min(own, 1 - 1 / len(change))  # a prefill has at least one row
-        site.router.threshold = quantile(torch.cat(found.scores), own)
+    for (site, site_data), change in zip(sites, changes, strict=True):
+        share = float((change < least).double().mean())
+        site.router.sparsity = min(share, 1 - 1 / len(change))  # a prefill has at least one row
+        site.router.threshold = quantile(torch.cat(site_data.scores), share)
 
 
 def quantile(values: torch.Tensor, share: float) -> float:
-    """The value with a `share` of [n] below it; -inf for none below, inf for all."""
+    """Return the value that has a given share of the values [n] below it.
+
+    Returns:
+        The value; -inf if the share is below one value, inf if it is all of them.
+    """
     below = int(len(values) * share)
     if below == 0:
         return float("-inf")
     return float(values.sort().values[below]) if below < len(values) else float("inf")
 
 
-def _solved(moments: _Moments) -> torch.Tensor:
-    """The weight [h] by ridge regression over features of variance 1."""
+def _solve_ridge(moments: _Moments) -> torch.Tensor:
+    """Return the weight [h] of a ridge regression over features that are scaled to variance 1."""
     xx, xy, _ = moments.centred()
     scale = xx.diagonal().clamp(min=_TINY).rsqrt()
     ridge = _RIDGE * torch.eye(len(xy), dtype=xx.dtype)
     return torch.linalg.solve(xx * torch.outer(scale, scale) + ridge, xy * scale) * scale
 
 
-def _r2(moments: _Moments, weight: torch.Tensor) -> float:
+def _held_out_r2(moments: _Moments, weight: torch.Tensor) -> float:
+    """Return R² of a weight [h] on the tokens of these moments."""
     xx, xy, yy = moments.centred()
-    left = yy - 2 * float(weight @ xy) + float(weight @ xx @ weight)
-    return 1 - left / max(yy, _TINY)
+    unexplained = yy - 2 * float(weight @ xy) + float(weight @ xx @ weight)
+    return 1 - unexplained / max(yy, _TINY)
 
 
-def _watching(
-    sites: Sequence[Site], seen: Sequence[_SiteData], moments: Sequence[_Moments]
+def _attach_watches(
+    sites: Sequence[Site], data: Sequence[_SiteData], moments: Sequence[_Moments]
 ) -> list[Any]:
-    """Hooks that add the tokens of every forward to the moments and changes of each site."""
-    each = zip(sites, seen, moments, strict=True)
-    return [h for site, found, sums in each for h in _Watch(sums, found.changes).attach(site)]
+    """Attach hooks that add the tokens of each forward to the moments and changes of each site."""
+    return [
+        handle
+        for site, own, sums in zip(sites, data, moments, strict=True)
+        for handle in _Watch(sums, own.changes).attach(site)
+    ]
 
 
 class _Watch:
-    """The hooks of one site: the input of the layer, the input of its router, the change."""
+    """The hooks of one site, which see the inputs of the layer and its router, and the change."""
 
     def __init__(self, moments: _Moments, changes: list[torch.Tensor]) -> None:
         self.moments, self.changes = moments, changes
@@ -203,12 +244,12 @@ class _Watch:
         self.outputs: list[torch.Tensor] = []  # of the sublayers that ran in this forward
 
     def attach(self, site: Site) -> list[Any]:
-        """Attach the hooks; returns their handles."""
+        """Attach the hooks, and return their handles."""
         self.whole, self.count = site.sublayers[0] is site.layer, len(site.sublayers)
         return [
             site.layer.register_forward_pre_hook(self._enter, with_kwargs=True),
             site.router.register_forward_pre_hook(self._read),
-            *(one.register_forward_hook(self._change, with_kwargs=True) for one in site.sublayers),
+            *(sub.register_forward_hook(self._change, with_kwargs=True) for sub in site.sublayers),
         ]
 
     def _enter(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -234,17 +275,17 @@ class _Watch:
         self.changes.append(changes.cpu())
 
 
-def _scoring(sites: Sequence[Site], seen: Sequence[_SiteData]) -> list[Any]:
-    """Hooks that keep the scores of every token."""
+def _attach_score_hooks(sites: Sequence[Site], data: Sequence[_SiteData]) -> list[Any]:
+    """Attach hooks that keep the scores of every token."""
 
-    def keep(found: _SiteData) -> Any:
+    def keep(site_data: _SiteData) -> Any:
         def read(router: Any, args: Any) -> None:
-            found.scores.append(linear(args[0], router.weight).flatten().float().cpu())
+            site_data.scores.append(linear(args[0], router.weight).flatten().float().cpu())
 
         return read
 
-    each = zip(sites, seen, strict=True)
-    return [site.router.register_forward_pre_hook(keep(found)) for site, found in each]
+    each = zip(sites, data, strict=True)
+    return [site.router.register_forward_pre_hook(keep(own)) for site, own in each]
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:

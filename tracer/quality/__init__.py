@@ -1,5 +1,5 @@
 """The loss of quality by pruning.
 
-In: a dense and a pruned model, a text. Out: perplexity with intervals, tasks.
+In: a dense and a pruned model, and a text. Out: perplexity with intervals, and scores of tasks.
 Exports: `quality.compare`, `tasks`. Results are stored as `Quality` of taxonomy/run_quality.py.
 """

@@ -1,10 +1,10 @@
-"""Quality of a model on a text, compared to its dense model.
+"""The quality of a model on a text, compared to its dense model.
 
-In: models, token ids [N] and their source (Passage). Out: Quality, for run.json.
-Losses are nats a token; bits per byte uses the UTF-8 bytes of the tokens that were scored.
+In: models, token ids [N] and their source (Passage). Out: Quality, for run.json. Losses are nats
+per token. Bits per byte uses the UTF-8 bytes of the tokens that were scored.
 
-Windows of C tokens start every R tokens (R = C by default). A window scores each of its tokens but
-the first that no earlier window scored, given all tokens before it in the window:
+Windows of C tokens start every R tokens (R = C by default). A window scores those of its tokens
+that no earlier window scored, except its first one, given all tokens before it in the window:
     perplexity = exp(sum of -ln p(token | window so far) / tokens scored)
 For prompts longer than a window, windows are as long as the prompt, and only the end of each is
 scored. Random decisions of a pruned model follow from the tokens of the window.
@@ -47,8 +47,11 @@ _KEEP_BYTES = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class Passage:
-    """The tokens to score: ids [N], the UTF-8 bytes of each (None: no text), and their source.
-    `ends`: score only the last tokens of each window."""
+    """The tokens to score: ids [N], the UTF-8 bytes of each, and their source.
+
+    `bytes_of` is None if there is no text. With `ends`, only the last tokens of each window are
+    scored.
+    """
 
     ids: torch.Tensor
     bytes_of: torch.Tensor | None
@@ -58,7 +61,7 @@ class Passage:
     ends: bool = False
 
     def windows(self) -> Iterator[tuple[int, int, int]]:
-        """(begin, first token scored, end) of every window."""
+        """Yield (begin, first token to score, end) of every window."""
         stride, total, scored = self.stride or self.context, len(self.ids), 0
         for begin in range(0, total, stride):
             end = min(begin + self.context, total)
@@ -70,7 +73,10 @@ class Passage:
                 break
 
     def scored(self, scoring: str) -> Iterator[tuple[int, int, int]]:
-        """The windows; in decode scoring only the tokens right after the prompt of each."""
+        """Yield the windows, with the tokens to score in this way of scoring.
+
+        Decode scoring scores only the tokens right after the prompt of a window.
+        """
         for begin, first, end in self.windows():
             if self.ends:
                 yield begin, max(first, end - _ENDS[scoring]), end
@@ -82,7 +88,7 @@ class Passage:
 
 
 @dataclass(kw_only=True)
-class Compared:
+class QualityPair:
     """The quality of the two models of a comparison."""
 
     dense: Quality
@@ -91,7 +97,7 @@ class Compared:
 
 @dataclass(kw_only=True)
 class Scores:
-    """Values of the scored tokens, in order: nats, and in a comparison KL and agreement."""
+    """The values of the scored tokens, in order: nats, and in a comparison KL and agreement."""
 
     nats: list[torch.Tensor] = field(default_factory=list)
     kl: list[torch.Tensor] = field(default_factory=list)
@@ -99,7 +105,7 @@ class Scores:
 
 
 class Dense:
-    """The dense model as a reference: its logits on a passage, kept if they are small."""
+    """The dense model as a reference: its logits on a passage, which are kept if they are small."""
 
     def __init__(self, model: Any, passage: Passage, *, scoring: str = "prefill") -> None:
         self.model, self.passage, self.scoring = model, passage, scoring
@@ -110,7 +116,7 @@ class Dense:
         self._keep = size <= _KEEP_BYTES
 
     def logits(self, window: tuple[int, int, int]) -> torch.Tensor:
-        """The logits [scored, V] of a window, in the model's dtype."""
+        """Return the logits [scored, V] of a window, in the model's dtype."""
         begin = window[0]
         if begin in self._kept:
             return self._kept[begin]
@@ -120,15 +126,23 @@ class Dense:
         return logits
 
 
-def windows_of(prompt_len: int, *, tokens: int = TOKENS) -> tuple[int, int]:
-    """(tokens of a window, tokens of all windows) to evaluate prompts of a length."""
+def window_sizes(prompt_len: int, *, tokens: int = TOKENS) -> tuple[int, int]:
+    """Return the sizes of windows that evaluate prompts of a given length.
+
+    Args:
+        prompt_len: The number of tokens of a prompt.
+        tokens: The number of tokens to score with windows of the usual length.
+
+    Returns:
+        The tokens of a window, and those of all windows together.
+    """
     if prompt_len <= CONTEXT:
         return CONTEXT, tokens
     return prompt_len, max(_LONG_WINDOWS, tokens // prompt_len) * prompt_len
 
 
-def decoded_of(window: int) -> tuple[int, int]:
-    """(tokens of the prompt, tokens scored one by one) of a window in decode scoring."""
+def decode_sizes(window: int) -> tuple[int, int]:
+    """Return how many tokens of a window decode scoring reads as a prompt, and scores after it."""
     if window > CONTEXT:
         return window - _ENDS["decode"], _ENDS["decode"]
     return int(window * _PROMPT), _DECODED
@@ -144,13 +158,27 @@ def text_passage(  # noqa: PLR0913
     tokens: int = TOKENS,
     prompt_len: int = 0,
 ) -> Passage:
-    """The first `tokens` tokens of a text's evaluation half; random ids without a tokenizer.
+    """Return the first tokens of the evaluation part of a text, to be scored.
 
-    `longest`: positions of the model. `prompt_len`: of the prompts to evaluate; longer ones than a
-    window give windows of their length, as far as positions and text allow, at least four.
-    Raises PrunescopeError if the text is too short.
+    Args:
+        tokenizer: The tokenizer of the model; None means random ids instead of a text.
+        text: A UTF-8 file or the name of a data set; None means Python's own reference prose.
+        vocabulary: The number of ids of the model.
+        longest: The number of positions of the model, which limits the windows; None means no
+            limit.
+        seed: The seed of random ids.
+        tokens: The number of tokens to score.
+        prompt_len: The length of the prompts to evaluate. If they are longer than a usual window,
+            the windows have their length, as far as positions and text allow, and there are at
+            least four.
+
+    Returns:
+        The passage.
+
+    Raises:
+        PrunescopeError: The text cannot be read or has fewer than two tokens.
     """
-    context, tokens = windows_of(min(prompt_len, longest or prompt_len), tokens=tokens)
+    context, tokens = window_sizes(min(prompt_len, longest or prompt_len), tokens=tokens)
     context = min(context, longest or context)
     ends = context > CONTEXT
     if tokenizer is None:
@@ -159,8 +187,10 @@ def text_passage(  # noqa: PLR0913
         return Passage(ids=ids, bytes_of=None, record=record, context=context, ends=ends)
     source = read_text(text)
     part = source.evaluation[: 16 * tokens]
-    made = tokenizer(part, add_special_tokens=False, return_offsets_mapping=bool(tokenizer.is_fast))
-    ids = torch.tensor(made["input_ids"][:tokens])
+    encoding = tokenizer(
+        part, add_special_tokens=False, return_offsets_mapping=bool(tokenizer.is_fast)
+    )
+    ids = torch.tensor(encoding["input_ids"][:tokens])
     if len(ids) < 2:
         raise PrunescopeError(
             f"{source.name} has fewer than two tokens in its {source.evaluation_part}",
@@ -170,7 +200,7 @@ def text_passage(  # noqa: PLR0913
         context = min(context, len(ids))
         tokens = len(ids) // context * context
         ids = ids[:tokens]
-    offsets = made["offset_mapping"][:tokens] if tokenizer.is_fast else None
+    offsets = encoding["offset_mapping"][:tokens] if tokenizer.is_fast else None
     record = TextSource(
         source=source.name,
         sha256=source.sha256,
@@ -188,33 +218,55 @@ def text_passage(  # noqa: PLR0913
 
 
 def quality(model: Any, passage: Passage, *, scoring: str = "prefill") -> Quality:
-    """Perplexity and bits per byte of `model`.
+    """Measure the perplexity and the bits per byte of a model.
 
-    `scoring`: "prefill" takes all tokens of a window in one forward; "decode" fills the cache with
-    half a window (of one as long as a prompt, with all but its end) and scores the next tokens one
-    by one.
+    Args:
+        model: The model.
+        passage: The tokens to score.
+        scoring: "prefill" takes all tokens of a window in one forward. "decode" fills the cache
+            with half a window, or with all but the end of one as long as a prompt, and scores the
+            next tokens one by one.
+
+    Returns:
+        The quality, with an interval of 95 % for the perplexity.
     """
-    return _record(passage, nats_of(model, passage, scoring=scoring), scoring)
+    return _summarize(passage, nats_of(model, passage, scoring=scoring), scoring)
 
 
 def nats_of(model: Any, passage: Passage, *, scoring: str = "prefill") -> torch.Tensor:
-    """The loss of every scored token, [n], in order: the `control` of `compare`."""
+    """Return the loss of every scored token in nats, [n], in order.
+
+    These are the values that `compare` takes as `control`.
+
+    Args:
+        model: The model.
+        passage: The tokens to score.
+        scoring: "prefill" or "decode", as for `quality`.
+    """
     scores = Scores()
     with torch.inference_mode():
         for window in passage.scored(scoring):
             logits = _logits(model, passage.ids, window, scoring)
-            _add(scores, Scores(), logits, None, passage.ids[window[1] : window[2]])
+            _score_rows(scores, Scores(), logits, None, passage.ids[window[1] : window[2]])
     return torch.cat(scores.nats)
 
 
-def compare(model: Any, dense: Dense, *, control: torch.Tensor | None = None) -> Compared:
-    """The quality of both models on the dense model's passage.
+def compare(model: Any, dense: Dense, *, control: torch.Tensor | None = None) -> QualityPair:
+    """Measure the quality of a pruned and a dense model on the same passage.
 
-    The pruned one also gets KL(dense ‖ pruned) in nats a token, agreement (share of tokens with the
-    same most likely next token), and perplexity_rel = perplexity / dense perplexity − 1. Intervals
-    of 95 % by a bootstrap over blocks of 128 neighbouring tokens, dense and pruned on the same
-    blocks. `control`: nats [n] of the dense model after the same recovery training; then
-    perplexity_rel_recovered is perplexity / perplexity of the control − 1.
+    The pruned one also gets KL(dense ‖ pruned) in nats per token, agreement (the share of tokens
+    with the same most likely next token), and perplexity_rel = perplexity / dense perplexity − 1.
+    Intervals of 95 % come from a bootstrap over blocks of 128 neighbouring tokens, which are the
+    same blocks for both models.
+
+    Args:
+        model: The pruned model.
+        dense: The dense model, with the passage and the way of scoring.
+        control: The nats [n] of the dense model after the same recovery training as the pruned one.
+            Then perplexity_rel_recovered is perplexity / perplexity of the control − 1.
+
+    Returns:
+        The quality of both models.
     """
     passage, scoring = dense.passage, dense.scoring
     scores, reference = Scores(), Scores()
@@ -222,38 +274,43 @@ def compare(model: Any, dense: Dense, *, control: torch.Tensor | None = None) ->
         for window in passage.scored(scoring):
             logits = _logits(model, passage.ids, window, scoring)
             targets = passage.ids[window[1] : window[2]]
-            _add(scores, reference, logits, dense.logits(window), targets)
+            _score_rows(scores, reference, logits, dense.logits(window), targets)
     nats, dense_nats = torch.cat(scores.nats), torch.cat(reference.nats)
-    pruned, (_, blocks) = _record(passage, nats, scoring), _blocks(passage, scoring)
-    pruned.dense_perplexity = _exp(float(dense_nats.mean()))
-    pruned.perplexity_rel = _relative(nats, dense_nats)
+    pruned, (_, blocks) = _summarize(passage, nats, scoring), _scored_blocks(passage, scoring)
+    pruned.dense_perplexity = _finite_exp(float(dense_nats.mean()))
+    pruned.perplexity_rel = _relative_perplexity(nats, dense_nats)
     pruned.perplexity_rel_ci95 = relative_ci95(blocks, nats, dense_nats)
     kl, agree = torch.cat(scores.kl), torch.cat(scores.agree)
     pruned.kl, pruned.kl_ci95 = _finite(float(kl.mean())), mean_ci95(blocks, kl)
     pruned.agreement, pruned.agreement_ci95 = float(agree.mean()), mean_ci95(blocks, agree)
     if control is not None:
-        pruned.control_perplexity = _exp(float(control.mean()))
-        pruned.perplexity_rel_recovered = _relative(nats, control)
+        pruned.control_perplexity = _finite_exp(float(control.mean()))
+        pruned.perplexity_rel_recovered = _relative_perplexity(nats, control)
         pruned.perplexity_rel_recovered_ci95 = relative_ci95(blocks, nats, control)
-    return Compared(dense=_record(passage, dense_nats, scoring), pruned=pruned)
+    return QualityPair(dense=_summarize(passage, dense_nats, scoring), pruned=pruned)
 
 
 def looks_ahead(model: Any, passage: Passage, *, scoring: str) -> bool:
-    """Whether a token changes what the model predicts before it, where all tokens of a window are
-    scored in one forward: then it knows more than a model that writes one token after another.
+    """Return whether a token changes what the model predicts before it.
 
-    Measured on up to four windows of at most 256 tokens: the last 30 % of each are reversed, and
-    the logits before them compared, beyond rounding. False token by token.
+    Then the model knows more than one that writes one token after another, and its perplexity is
+    too good. Up to four windows of at most 256 tokens are tried: the last 30 % of each are
+    reversed, and the logits before them must stay the same within rounding.
+
+    Args:
+        model: The model.
+        passage: The tokens to try.
+        scoring: The way of scoring. "decode" reads token by token, and so never looks ahead.
     """
     if scoring == "decode":
         return False
     with torch.inference_mode():
         tried = list(passage.windows())[:_TRIED]
-        return any(_end_matters(model, passage.ids[begin:end]) for begin, _, end in tried)
+        return any(_depends_on_end(model, passage.ids[begin:end]) for begin, _, end in tried)
 
 
-def _end_matters(model: Any, ids: torch.Tensor) -> bool:
-    """Whether the last of the token ids [C] change the logits of the first ones."""
+def _depends_on_end(model: Any, ids: torch.Tensor) -> bool:
+    """Return whether the last of the token ids [C] change the logits of the first ones."""
     ids = ids[:_TRIED_TOKENS].to(model.get_input_embeddings().weight.device)
     kept = int(len(ids) * _UNCHANGED)
     if not kept:
@@ -271,7 +328,7 @@ def _end_matters(model: Any, ids: torch.Tensor) -> bool:
 def _logits(
     model: Any, ids: torch.Tensor, window: tuple[int, int, int], scoring: str
 ) -> torch.Tensor:
-    """[end − first, V]: the logits that predict tokens first … end−1."""
+    """Return the logits [end − first, V] that predict tokens first … end−1 of a window."""
     begin, first, end = window
     row = ids[None, begin:end].to(model.get_input_embeddings().weight.device)
     with decided_by(row):
@@ -285,8 +342,17 @@ def _logits(
 
 
 def logits_by_token(model: Any, row: torch.Tensor, first: int) -> torch.Tensor:
-    """[C − first, V]: the logits that predict tokens first … C−1 of the token ids [1, C]: those
-    before them fill the cache in one forward, and then each is read alone, but the last."""
+    """Read token ids one by one and return the logits that predict those from `first` on.
+
+    Args:
+        model: The model.
+        row: The token ids [1, C]. Those before `first` fill the cache in one forward, and each of
+            the others but the last is then read alone.
+        first: The first token to predict.
+
+    Returns:
+        The logits [C − first, V] that predict tokens first … C−1.
+    """
     cache = compat.new_cache(model)
     output = compat.forward(model, row[:, :first], cache=cache, logits="last")
     last = [output.logits[0, -1:]]
@@ -297,30 +363,31 @@ def logits_by_token(model: Any, row: torch.Tensor, first: int) -> torch.Tensor:
     return torch.cat(last)
 
 
-def _add(
+def _score_rows(
     scores: Scores,
     reference: Scores,
     logits: torch.Tensor,
-    against: torch.Tensor | None,
+    dense_logits: torch.Tensor | None,
     targets: torch.Tensor,
 ) -> None:
-    """Score the rows of one window, a few at a time: [1024, V] in fp32 is large."""
+    """Add the scores of one window, a few rows at a time, as [1024, V] in fp32 is large."""
     targets = targets.to(logits.device)
     for start in range(0, len(targets), _ROWS):
         rows = slice(start, start + _ROWS)
         log_p = F.log_softmax(logits[rows].float(), dim=-1)
         scores.nats.append(F.nll_loss(log_p, targets[rows], reduction="none").double().cpu())
-        if against is None:
+        if dense_logits is None:
             continue
-        log_d = F.log_softmax(against[rows].float(), dim=-1)
+        log_d = F.log_softmax(dense_logits[rows].float(), dim=-1)
         reference.nats.append(F.nll_loss(log_d, targets[rows], reduction="none").double().cpu())
         kl = (log_d.exp() * (log_d - log_p)).sum(-1)
         scores.kl.append(kl.double().cpu())
         scores.agree.append((log_p.argmax(-1) == log_d.argmax(-1)).double().cpu())
 
 
-def _record(passage: Passage, nats: torch.Tensor, scoring: str) -> Quality:
-    positions, blocks = _blocks(passage, scoring)
+def _summarize(passage: Passage, nats: torch.Tensor, scoring: str) -> Quality:
+    """Return the Quality of a model whose scored tokens have these nats [n]."""
+    positions, blocks = _scored_blocks(passage, scoring)
     mean = float(nats.mean())
     record = Quality(
         text=passage.record,
@@ -329,7 +396,7 @@ def _record(passage: Passage, nats: torch.Tensor, scoring: str) -> Quality:
         scoring=scoring,
         scored_tokens=len(nats),
         nats_per_token=_finite(mean),
-        perplexity=_exp(mean),
+        perplexity=_finite_exp(mean),
         perplexity_ci95=perplexity_ci95(blocks, nats),
     )
     if passage.bytes_of is not None:
@@ -338,31 +405,33 @@ def _record(passage: Passage, nats: torch.Tensor, scoring: str) -> Quality:
     return record
 
 
-def _relative(nats: torch.Tensor, reference: torch.Tensor) -> float | None:
-    """Perplexity over that of a reference, less 1."""
-    ratio = _exp(float((nats - reference).mean()))
+def _relative_perplexity(nats: torch.Tensor, reference: torch.Tensor) -> float | None:
+    """Return the perplexity divided by that of a reference, minus 1; None if it is not finite."""
+    ratio = _finite_exp(float((nats - reference).mean()))
     return None if ratio is None else ratio - 1
 
 
-def _blocks(passage: Passage, scoring: str) -> tuple[torch.Tensor, Blocks]:
-    """The positions scored [n], and their blocks."""
+def _scored_blocks(passage: Passage, scoring: str) -> tuple[torch.Tensor, Blocks]:
+    """Return the positions of the scored tokens [n], and their blocks."""
     spans = (torch.arange(first, end) for _, first, end in passage.scored(scoring))
     positions = torch.cat(list(spans))
     return positions, Blocks.of(positions, BLOCK)
 
 
 def _finite(value: float) -> float | None:
-    """None where a broken model gives no number: it must not look like one."""
+    """Return a value, or None if a broken model gave no number: it must not look like one."""
     return value if math.isfinite(value) else None
 
 
-def _exp(nats: float) -> float | None:
+def _finite_exp(nats: float) -> float | None:
     return math.exp(nats) if math.isfinite(nats) and nats < 700 else None
 
 
 def _token_bytes(text: str, offsets: list[tuple[int, int]]) -> torch.Tensor:
-    """UTF-8 bytes that each token adds. Tokens that share a character share its span: the last
-    character's bytes go to the first of them."""
+    """Return the number of UTF-8 bytes that each token adds.
+
+    Tokens that share a character have the same span, and the bytes go to the first of them.
+    """
     end, sizes = 0, []
     for _, upto in offsets:
         sizes.append(len(text[end:upto].encode()) if upto > end else 0)

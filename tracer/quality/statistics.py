@@ -1,6 +1,6 @@
-"""Intervals of means over the tokens of a text: a bootstrap over blocks of neighbours.
+"""Intervals of means over the tokens of a text, by a bootstrap over blocks of neighbours.
 
-In: a value for each token [n]. Out: [low, high] of 95 %, or None for fewer than two blocks or
+In: a value for each token [n]. Out: [low, high] of 95 %, or None for fewer than two blocks or for
 values that are not finite.
 """
 
@@ -22,7 +22,7 @@ class Blocks:
 
     @classmethod
     def of(cls, positions: torch.Tensor, size: int) -> Blocks:
-        """Blocks of `size` neighbouring positions [n], ascending."""
+        """Group ascending positions [n] into blocks of `size` neighbouring positions."""
         _, block_of = torch.unique(positions // size, return_inverse=True)
         count = int(block_of.max()) + 1
         generator = torch.Generator().manual_seed(_SEED)
@@ -30,11 +30,11 @@ class Blocks:
 
     @property
     def count(self) -> int:
-        """Number of blocks."""
+        """The number of blocks."""
         return self.sampled.shape[1]
 
     def means(self, values: torch.Tensor) -> torch.Tensor:
-        """[samples]: the mean over the tokens in the blocks of each bootstrap sample."""
+        """Return the mean over the tokens in the blocks of each bootstrap sample, [samples]."""
         sums = torch.zeros(self.count, dtype=torch.float64)
         sums.index_add_(0, self.block_of, values.double())
         sizes = torch.bincount(self.block_of, minlength=self.count).double()
@@ -42,17 +42,17 @@ class Blocks:
 
 
 def mean_ci95(blocks: Blocks, values: torch.Tensor) -> list[float] | None:
-    """The interval of the mean of `values` [n]."""
+    """Return the interval of the mean of `values` [n]."""
     return _interval(blocks, blocks.means(values))
 
 
 def perplexity_ci95(blocks: Blocks, nats: torch.Tensor) -> list[float] | None:
-    """The interval of exp(mean of `nats`)."""
+    """Return the interval of exp(mean of `nats`)."""
     return _interval(blocks, blocks.means(nats).exp())
 
 
 def relative_ci95(blocks: Blocks, nats: torch.Tensor, dense: torch.Tensor) -> list[float] | None:
-    """The interval of exp(mean of nats − mean of dense nats) − 1, both over the same blocks."""
+    """Return the interval of exp(mean of nats − mean of dense nats) − 1, over the same blocks."""
     return _interval(blocks, blocks.means(nats - dense).expm1())
 
 

@@ -1,9 +1,9 @@
-"""Zero-shot tasks through lm-evaluation-harness, the optional extra `eval`, on the timed model.
+"""Zero-shot tasks on the timed model, by lm-evaluation-harness (the optional extra `eval`).
 
-In: a model, its tokenizer and a TaskList. Out: TaskScores for run.json; metrics as the harness
-gives them, with its standard errors (null where it gives none). A request gets one answer, whatever
-is asked next to it and before it. In decode scoring the context of a request fills the cache, and
-its answer follows token by token.
+In: a model, its tokenizer and a TaskList. Out: TaskScores for run.json, with the metrics and
+standard errors of the harness (null if it gives none). A request gets the same answer, whatever is
+asked next to it and before it. In decode scoring the context of a request fills the cache, and its
+answer follows token by token.
 """
 
 from __future__ import annotations
@@ -38,21 +38,25 @@ _Z95 = 1.96  # normal: tasks give standard errors and no values to resample (sta
 
 @dataclass(frozen=True, kw_only=True)
 class TaskList:
-    """Names of tasks, and the folder with their definitions; None: those of the harness."""
+    """The names of tasks, and the folder that defines them; None means those of the harness."""
 
     names: tuple[str, ...]
     folder: Path | None = None
 
     def source(self) -> TaskSource:
-        """The names, the folder and the sha256 of its files, and the version of the harness."""
-        digest = None if self.folder is None else _digest(self.folder)
+        """Return the names, the folder, the sha256 of its files and the version of the harness."""
+        digest = None if self.folder is None else _hash_folder(self.folder)
         folder = None if self.folder is None else self.folder.name
         version = importlib.metadata.version("lm_eval")
         return TaskSource(names=list(self.names), folder=folder, sha256=digest, lm_eval=version)
 
 
 def check_installed() -> None:
-    """Raises PrunescopeError if lm-evaluation-harness is not installed."""
+    """Check that lm-evaluation-harness is installed.
+
+    Raises:
+        PrunescopeError: It is not installed.
+    """
     if importlib.util.find_spec("lm_eval") is None:
         raise PrunescopeError(
             "tasks need lm-evaluation-harness, which is not installed",
@@ -68,16 +72,28 @@ def score_tasks(
     one_by_one: bool = False,
     scoring: str = "prefill",
 ) -> dict[str, TaskScore]:
-    """The score of each task, by its name.
+    """Score a model on tasks.
 
-    `one_by_one`: a forward for each request, for a model that decides at run time: it would rank
-    padding, and neighbours in a batch, among a request's own tokens. Its random decisions follow
-    from the tokens of the request. `scoring`: "prefill" reads a request in one forward; "decode"
-    fills the cache with its context, whose forward predicts the answer's first token, and then
-    reads the answer token by token.
+    `TaskScore.metric` is the first metric that the file of the task names. No few-shot examples are
+    added beyond those that the file asks for.
 
-    "metric" is the first one that the task's own file names. No few-shot examples are added beyond
-    those that the file asks for. Raises PrunescopeError where a task does not exist or has no data.
+    Args:
+        model: The model.
+        tokenizer: The tokenizer of the model.
+        tasks: The tasks.
+        one_by_one: Whether each request is a forward of its own. A model that decides at run time
+            needs it: it would rank padding, and neighbours in a batch, among a request's own
+            tokens. Its random decisions follow from the tokens of the request.
+        scoring: "prefill" reads a request in one forward. "decode" fills the cache with the
+            context, which predicts the first token of the answer, and then reads the answer token
+            by token.
+
+    Returns:
+        The score of each task by its name.
+
+    Raises:
+        PrunescopeError: The harness or a tokenizer is missing, or a task does not exist or has no
+            data.
     """
     check_installed()
     if tokenizer is None:
@@ -91,13 +107,13 @@ def score_tasks(
         include_defaults=tasks.folder is None,
     )
     huggingface: Any = importlib.import_module("lm_eval.models.huggingface")
-    asked = _read_by_token(huggingface.HFLM) if scoring == "decode" else huggingface.HFLM
+    harness_class = _reading_by_token(huggingface.HFLM) if scoring == "decode" else huggingface.HFLM
     batch = 1 if one_by_one else _BATCH
     decided = decided_by_request(model) if one_by_one else contextlib.nullcontext()
     try:
-        with _inside(tasks.folder), decided:
-            found = evaluator.simple_evaluate(
-                model=asked(pretrained=model, tokenizer=tokenizer, batch_size=batch),
+        with _run_in(tasks.folder), decided:
+            results = evaluator.simple_evaluate(
+                model=harness_class(pretrained=model, tokenizer=tokenizer, batch_size=batch),
                 tasks=list(tasks.names),
                 task_manager=manager,
                 log_samples=False,
@@ -109,12 +125,14 @@ def score_tasks(
             f"the tasks {', '.join(tasks.names)} cannot be run ({type(error).__name__}: {message})",
             hint="tasks_path names a folder of task files; paths of data in them begin there",
         ) from error
-    return {name: _entry(name, found) for name in tasks.names}
+    return {name: _read_score(name, results) for name in tasks.names}
 
 
-def _read_by_token(harness_model: Any) -> Any:
-    """The harness's class of models, changed so that it reads answers token by token. Texts that it
-    lets a model write are written so anyway."""
+def _reading_by_token(harness_model: Any) -> Any:
+    """Return a subclass of the harness's model class that reads answers token by token.
+
+    Texts that the harness lets a model write are written token by token anyway.
+    """
 
     class ReadByToken(harness_model):
         """A model that has read the context of a request when the answer begins."""
@@ -122,14 +140,16 @@ def _read_by_token(harness_model: Any) -> Any:
         def _loglikelihood_tokens(
             self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
         ) -> list[tuple[float, bool]]:
-            """ln p(answer | context) of each (text, context, answer), and whether each of its
-            tokens is the most likely one."""
-            found = []
+            """Return ln p(answer | context), and whether each token is the most likely one.
+
+            The harness calls this with (text, context, answer) of each request.
+            """
+            scores = []
             for text, context, answer in requests:
-                found.append(_log_likelihood(self.model, context, answer, self.max_length))
+                scores.append(_log_likelihood(self.model, context, answer, self.max_length))
                 if text is not None:  # a part of a longer text has none
-                    self.cache_hook.add_partial("loglikelihood", text, found[-1])
-            return found
+                    self.cache_hook.add_partial("loglikelihood", text, scores[-1])
+            return scores
 
     return ReadByToken
 
@@ -137,8 +157,10 @@ def _read_by_token(harness_model: Any) -> Any:
 def _log_likelihood(
     model: Any, context: list[int], answer: list[int], longest: int
 ) -> tuple[float, bool]:
-    """The log-likelihood of an answer's token ids; a context that is too long loses its
-    beginning."""
+    """Return ln p of an answer, and whether all its tokens are the most likely ones.
+
+    A context that is too long loses its beginning.
+    """
     ids = torch.tensor([[*context, *answer][-(longest + 1) :]])
     ids = ids.to(model.get_input_embeddings().weight.device)
     targets = ids[0, -len(answer) :]
@@ -149,12 +171,20 @@ def _log_likelihood(
 
 
 def changes(dense: dict[str, TaskScore], pruned: dict[str, TaskScore]) -> TaskChange | None:
-    """The two losses over tasks; None if a dense value is 0 or a value is unknown.
+    """Return the two losses over tasks: the mean change, and the mean of absolute changes.
 
-    change of a task = (pruned − dense) / dense, with its sign turned where lower is better, so that
-    below zero is worse. "signed" = mean of the changes, "absolute" = mean of their absolute values.
-    Interval of the signed one: normal, 1.96 standard errors, dense and pruned as if independent
-    (they answer the same questions, so it is rather too wide); null without standard errors.
+    The change of a task is (pruned − dense) / dense, with its sign turned if lower is better, so
+    that values below zero are worse. The interval of the signed mean is normal, 1.96 standard
+    errors. Dense and pruned count as independent, although they answer the same questions, so that
+    the interval is rather too wide.
+
+    Args:
+        dense: The scores of the dense model by task.
+        pruned: The scores of the pruned model on the same tasks.
+
+    Returns:
+        The changes; their interval is None without standard errors. None if a dense value is 0, a
+        value is unknown or there are no tasks.
     """
     by_task: dict[str, float] = {}
     variances: list[float | None] = []
@@ -164,17 +194,18 @@ def changes(dense: dict[str, TaskScore], pruned: dict[str, TaskScore]) -> TaskCh
         if not d or p is None:
             return None
         by_task[name] = (p - d) / d * (-1 if before.higher_is_better is False else 1)
-        error, own = before.stderr, after.stderr
-        variances.append(
-            None if error is None or own is None else (own / d) ** 2 + (p * error / d**2) ** 2
-        )
+        d_error, p_error = before.stderr, after.stderr
+        if d_error is None or p_error is None:
+            variances.append(None)
+        else:
+            variances.append((p_error / d) ** 2 + (p * d_error / d**2) ** 2)
     if not by_task:
         return None
     signed = sum(by_task.values()) / len(by_task)
-    known_variances = [v for v in variances if v is not None]
+    known = [variance for variance in variances if variance is not None]
     spread = None
-    if len(known_variances) == len(variances):
-        spread = _Z95 * math.sqrt(sum(known_variances)) / len(variances)
+    if len(known) == len(variances):
+        spread = _Z95 * math.sqrt(sum(known)) / len(known)
     return TaskChange(
         signed=signed,
         signed_ci95=None if spread is None else [signed - spread, signed + spread],
@@ -183,7 +214,7 @@ def changes(dense: dict[str, TaskScore], pruned: dict[str, TaskScore]) -> TaskCh
     )
 
 
-def _digest(folder: Path) -> str:
+def _hash_folder(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
@@ -192,8 +223,8 @@ def _digest(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _inside(folder: Path | None) -> Iterator[None]:
-    """Run in the folder of the tasks: the harness looks for their data files there."""
+def _run_in(folder: Path | None) -> Iterator[None]:
+    """Run the harness in the folder of the tasks, as it looks for their data files there."""
     offline = {"HF_DATASETS_OFFLINE": "1"} if folder is not None else {}
     before = {name: os.environ.get(name) for name in (*offline, "TOKENIZERS_PARALLELISM")}
     os.environ.update(offline, TOKENIZERS_PARALLELISM="false")
@@ -210,22 +241,22 @@ def _inside(folder: Path | None) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _entry(name: str, found: dict[str, Any]) -> TaskScore:
-    """A task from the harness's results, whose keys are "metric,filter"."""
-    if name not in found["results"] or name not in found["configs"]:
+def _read_score(name: str, results: dict[str, Any]) -> TaskScore:
+    """Read the score of a task from the results of the harness, whose keys are "metric,filter"."""
+    if name not in results["results"] or name not in results["configs"]:
         raise PrunescopeError(
             f"{name} is a group of tasks, which has no score of its own here",
             hint="list the tasks of the group one by one",
         )
-    raw = found["results"][name]
+    raw = results["results"][name]
     metrics: dict[str, TaskMetric] = {}
     for key, value in raw.items():
         metric, comma, kind = key.partition(",")
         if comma and kind == "none" and not metric.endswith("_stderr"):
             error = raw.get(f"{metric}_stderr,none")
-            metrics[metric] = TaskMetric(value=_number(value), stderr=_number(error))
-    better = found.get("higher_is_better", {}).get(name, {})
-    listed = [m["metric"] for m in found["configs"][name].get("metric_list") or ()]
+            metrics[metric] = TaskMetric(value=_finite_number(value), stderr=_finite_number(error))
+    better = results.get("higher_is_better", {}).get(name, {})
+    listed = [m["metric"] for m in results["configs"][name].get("metric_list") or ()]
     first = next((m for m in (*listed, *metrics) if m in metrics), None)
     if first is None:
         raise PrunescopeError(f"{name} gave no metric", hint="name one in its metric_list")
@@ -234,14 +265,14 @@ def _entry(name: str, found: dict[str, Any]) -> TaskScore:
         value=metrics[first].value,
         stderr=metrics[first].stderr,
         higher_is_better=better.get(first),
-        samples=(found.get("n-samples", {}).get(name) or {}).get("effective"),
-        version=found.get("versions", {}).get(name),
+        samples=(results.get("n-samples", {}).get(name) or {}).get("effective"),
+        version=results.get("versions", {}).get(name),
         metrics=metrics,
     )
 
 
-def _number(value: Any) -> float | None:
-    """A finite number, or None: the harness writes "N/A" for unknown values."""
+def _finite_number(value: Any) -> float | None:
+    """Return a finite number, or None: the harness writes "N/A" for unknown values."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) else None

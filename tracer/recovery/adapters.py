@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685, by peft) on the linears of a model's layers.
 
 In: a model and Recovery. Out: Adapters, whose parameters are trained in float32 and then merged, so
-that modules, shapes and work are as before. W is [N, K], an update B·A of rank r times a scale.
+that modules, shapes and work are as before. W is [N, K]; an update is B·A of rank r times a scale.
 """
 
 from __future__ import annotations
@@ -33,14 +33,16 @@ _ROUNDED = 0.2
 
 
 class _Masked:
-    """A linear with an adapter whose update keeps the zeros of the weight, in training and after:
-    x·(W + (B·A)∘[W ≠ 0])ᵀ."""
+    """A linear with an adapter whose update keeps zeros of the weight.
+
+    It computes x·(W + (B·A)∘[W ≠ 0])ᵀ, in training and after it.
+    """
 
     base_layer: Any
     get_delta_weight: Any
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[.., K] to [.., N]."""
+        """Map inputs [.., K] to outputs [.., N]."""
         base = self.base_layer
         update = self.get_delta_weight(_NAME) * (base.weight != 0)
         weight = base.weight + update.to(base.weight.dtype)
@@ -61,7 +63,7 @@ class Adapters:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The trained parameters, in a stable order."""
+        """The trained parameters by name, in a stable order."""
         return {
             f"{path}.{letter}": getattr(module, f"lora_{letter}")[_NAME].weight
             for path, module in sorted(self.modules.items())
@@ -72,7 +74,8 @@ class Adapters:
     def merge(self) -> None:
         """Add the updates to the weights and remove the adapters.
 
-        Raises RuntimeError if a module or a shape differs from before.
+        Raises:
+            RuntimeError: A module or a shape of the model differs from before.
         """
         for path, module in self.modules.items():
             base = module.get_base_layer()
@@ -87,16 +90,20 @@ class Adapters:
             del self.model.peft_config
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self.flags.get(name, False))
-        if _shapes(self.model) != self.shapes:
+        if _parameter_shapes(self.model) != self.shapes:
             raise RuntimeError("the merged model has other modules or shapes than the pruned one")
 
 
 def zero_shares(model: nn.Module) -> dict[str, float]:
-    """The largest share of zeros in a matrix of the layers, by role."""
+    """Return the largest share of zeros in a matrix of the layers, by role.
+
+    Args:
+        model: The model.
+    """
     shares: dict[str, float] = {}
     for path, module in layer_matrices(model).items():
         role = locate(path).role
-        shares[role] = max(_zeros(module), shares.get(role, 0.0))
+        shares[role] = max(_zero_share(module), shares.get(role, 0.0))
     return shares
 
 
@@ -108,17 +115,28 @@ def attach(
     masks: bool,
     before: Mapping[str, float] | None = None,
 ) -> Adapters:
-    """Add an adapter to every linear that `settings` names; `masks`: zeros stay zeros. `before`:
-    `zero_shares` of the dense model, whose zeros are not a mask.
+    """Add an adapter to every linear that the settings name.
 
-    Raises PrunescopeError if there is no such linear, or the rank exceeds one of their dimensions.
+    Args:
+        model: The model. Its linears are replaced in place until `Adapters.merge`.
+        settings: The rank, and which linears to train.
+        seed: The seed of the initial adapters.
+        masks: Whether the zeros of all weights stay zeros.
+        before: The `zero_shares` of the dense model. Without `masks`, a matrix counts as masked if
+            it has clearly more zeros than that.
+
+    Returns:
+        The adapters.
+
+    Raises:
+        PrunescopeError: There is no such linear, or the rank exceeds one of their dimensions.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    chosen, left_out = _chosen(model, settings.target)
+    chosen, left_out = _choose_linears(model, settings.target)
     _check_rank(chosen, settings.rank)
-    shapes = _shapes(model)
-    packed = frozenset(path for path, module in chosen.items() if _unpacked(module))
+    shapes = _parameter_shapes(model)
+    packed = frozenset(path for path, module in chosen.items() if _unpack(module))
     dense = before or {}
     masked = frozenset(
         path
@@ -151,10 +169,13 @@ def attach(
     )
 
 
-def _chosen(model: nn.Module, target: str) -> tuple[dict[str, nn.Module], tuple[str, ...]]:
-    """The linears to train, and the roles of those that cannot be: extended ones."""
-    every = layer_matrices(model)
-    roles = {path: locate(path).role for path in every}
+def _choose_linears(model: nn.Module, target: str) -> tuple[dict[str, nn.Module], tuple[str, ...]]:
+    """Choose the linears to train, and name the roles of those that cannot be trained.
+
+    A linear whose forward was extended runs on some of its rows or channels, and cannot be trained.
+    """
+    matrices = layer_matrices(model)
+    roles = {path: locate(path).role for path in matrices}
     words = target.split("+")
     groups = {group for word in words for group in _GROUPS.get(word, ())}
     known = {*set(roles.values()), *_GROUPS, "all"}
@@ -165,7 +186,10 @@ def _chosen(model: nn.Module, target: str) -> tuple[dict[str, nn.Module], tuple[
                 hint=f"one or several of {', '.join(sorted(known))}, joined by +",
             )
     matched = [p for p, r in roles.items() if "all" in words or r in words or GROUPS[r] in groups]
-    plain = {path: every[path] for path in matched if not hasattr(type(every[path]), "_extends")}
+    plain = {path: matrices[path] for path in matched}
+    plain = {
+        path: module for path, module in plain.items() if not hasattr(type(module), "_extends")
+    }
     if not plain:
         raise PrunescopeError(
             f"nothing of {target} can be trained in this model",
@@ -174,9 +198,10 @@ def _chosen(model: nn.Module, target: str) -> tuple[dict[str, nn.Module], tuple[
     return plain, tuple(sorted({roles[path] for path in matched if path not in plain}))
 
 
-def _check_rank(modules: Mapping[str, nn.Module], rank: int) -> None:
-    path = min(modules, key=lambda p: min(_size(modules[p])))
-    least = min(_size(modules[path]))
+def _check_rank(modules: Mapping[str, Any], rank: int) -> None:
+    sizes = {path: min(module.weight.shape) for path, module in modules.items()}
+    path = min(sizes, key=sizes.__getitem__)
+    least = sizes[path]
     if rank > least:
         raise PrunescopeError(
             f"--recover rank={rank} is above the smallest dimension, {least} of "
@@ -185,24 +210,18 @@ def _check_rank(modules: Mapping[str, nn.Module], rank: int) -> None:
         )
 
 
-def _size(module: Any) -> tuple[int, int]:
-    """(N, K)."""
-    outputs, inputs = module.weight.shape
-    return int(outputs), int(inputs)
-
-
 def _is_masked(module: nn.Module, before: float) -> bool:
-    """Whether the zeros of a matrix are a mask; `before`: its share of zeros before pruning."""
-    return _zeros(module) > _ZEROS + (before if before <= _ROUNDED else 0.0)
+    """Return whether the zeros of a matrix are a mask, given their share before pruning."""
+    return _zero_share(module) > _ZEROS + (before if before <= _ROUNDED else 0.0)
 
 
-def _zeros(module: nn.Module) -> float:
+def _zero_share(module: nn.Module) -> float:
     weight = weight_of(module)
     return int((weight == 0).sum()) / weight.numel()
 
 
-def _unpacked(module: Any) -> bool:
-    """Unpack a packed 2:4 weight for training; returns whether it was packed."""
+def _unpack(module: Any) -> bool:
+    """Unpack a packed 2:4 weight for training, and return whether it was packed."""
     weight = module.weight
     if stored_tensors(weight)[0] is weight:
         return False
@@ -217,5 +236,5 @@ def _pack(module: Any) -> None:
     module.weight = nn.Parameter(packed, requires_grad=module.weight.requires_grad)
 
 
-def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+def _parameter_shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: parameter.shape for name, parameter in model.named_parameters()}

@@ -1,6 +1,6 @@
 """Training sequences: the first half of a text, in an order from a seed.
 
-In: a tokenizer (None: random token ids, from which nothing can be learnt) and a text. Out:
+In: a tokenizer (None means random token ids, from which nothing can be learnt) and a text. Out:
 Examples. The second half of the text is held out for evaluation.
 """
 
@@ -25,7 +25,7 @@ HELD_OUT = 2048  # tokens of the second half that are scored before and after th
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """`rows` [n, L] to train on, `held_out` [m, L] to evaluate, and the digests of both parts."""
+    """The sequences `rows` [n, L] to train on, `held_out` [m, L] to evaluate, and their digests."""
 
     rows: torch.Tensor
     held_out: torch.Tensor
@@ -34,70 +34,89 @@ class Examples:
     source: str
 
     def batch(self, step: int, size: int, *, seed: int) -> torch.Tensor:
-        """The batch [size, L] of a step, from 0: each epoch takes every row once, in a new
-        order."""
+        """Return the batch [size, L] of a step, counted from 0.
+
+        Each epoch takes every row once, in a new order.
+        """
         total = len(self.rows)
         indices = range(step * size, (step + 1) * size)
-        orders = {e: _order(total, seed, e) for e in {index // total for index in indices}}
+        orders = {e: _epoch_order(total, seed, e) for e in {index // total for index in indices}}
         return self.rows[[int(orders[i // total][i % total]) for i in indices]]
 
 
-def examples(
-    tokenizer: Any | None, wanted: Recovery, *, vocabulary: int, longest: int | None, seed: int
+def read_examples(
+    tokenizer: Any | None, settings: Recovery, *, vocabulary: int, longest: int | None, seed: int
 ) -> Examples:
-    """The sequences of a training. Raises PrunescopeError if the text does not fill one.
+    """Read the sequences of a training.
 
-    `longest`: positions of the model.
+    Args:
+        tokenizer: The tokenizer of the model; None means random token ids.
+        settings: The settings of the training.
+        vocabulary: The number of ids of the model.
+        longest: The number of positions of the model; None means no limit.
+        seed: The seed of random ids.
+
+    Raises:
+        PrunescopeError: The text cannot be read or does not fill one sequence.
     """
-    length = min(wanted.length, longest or wanted.length)
+    length = min(settings.length, longest or settings.length)
     rows = max(1, HELD_OUT // length)
     if tokenizer is None:
-        return _random(wanted, rows, length, vocabulary, seed)
-    text = read_text(wanted.text)
-    train, held_out = (
-        _rows(tokenizer, part, length, most, text.name)
-        for part, most in ((text.calibration, None), (text.evaluation, rows))
-    )
+        train, held_out = _random_rows(settings, rows, length, vocabulary, seed)
+        parts, source = [part.numpy().tobytes() for part in (train, held_out)], RANDOM_IDS
+    else:
+        text = read_text(settings.text)
+        train = _tokenize_rows(tokenizer, text.calibration, length, None, text.name)
+        held_out = _tokenize_rows(tokenizer, text.evaluation, length, rows, text.name)
+        parts, source = [part.encode() for part in (text.calibration, text.evaluation)], text.name
+    digests = [hashlib.sha256(part).hexdigest() for part in parts]
     return Examples(
         rows=train,
         held_out=held_out,
-        train_sha256=_digest(text.calibration.encode()),
-        eval_sha256=_digest(text.evaluation.encode()),
-        source=text.name,
+        train_sha256=digests[0],
+        eval_sha256=digests[1],
+        source=source,
     )
 
 
-def check_unseen(used: Sequence[Path | None], other: Path) -> None:
-    """Raises PrunescopeError if `other` is one of the texts that are used (None: the default)."""
-    if read_text(other).sha256 in {read_text(path).sha256 for path in used}:
+def check_unseen(used: Sequence[Path | None], text: Path) -> None:
+    """Check that a text differs from the texts that are used for training and calibration.
+
+    Args:
+        used: The texts that are used; None stands for the default text.
+        text: The text to check.
+
+    Raises:
+        PrunescopeError: It is one of them.
+    """
+    if read_text(text).sha256 in {read_text(path).sha256 for path in used}:
         raise PrunescopeError(
-            f"other_text: {other.name} is also used for training or calibration",
+            f"other_text: {text.name} is also used for training or calibration",
             hint="give a different text, or remove other_text",
         )
 
 
-def _random(wanted: Recovery, rows: int, length: int, vocabulary: int, seed: int) -> Examples:
-    if wanted.text is not None:
-        read_text(wanted.text)  # raises for a missing file first
+def _random_rows(
+    settings: Recovery, rows: int, length: int, vocabulary: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return random ids [n, length] to train on, and [rows, length] to evaluate."""
+    if settings.text is not None:
+        read_text(settings.text)  # raises for a missing file first
         raise PrunescopeError(
-            f"the model has no tokenizer to read {wanted.text.name} with",
+            f"the model has no tokenizer to read {settings.text.name} with",
             hint="remove text from --recover to train on random token ids",
         )
     # Other ids than those of the evaluation, which use the seed itself. Torch uses 32 bits of a
     # seed.
-    count = min(_RANDOM_ROWS, max(rows, wanted.steps * wanted.batch))
+    count = min(_RANDOM_ROWS, max(rows, settings.steps * settings.batch))
     train = random_ids(vocabulary, batch=count, length=length, seed=seed ^ (1 << 30))
     held_out = random_ids(vocabulary, batch=rows, length=length, seed=seed ^ (1 << 31))
-    return Examples(
-        rows=train,
-        held_out=held_out,
-        train_sha256=_digest(train.numpy().tobytes()),
-        eval_sha256=_digest(held_out.numpy().tobytes()),
-        source=RANDOM_IDS,
-    )
+    return train, held_out
 
 
-def _rows(tokenizer: Any, text: str, length: int, most: int | None, name: str) -> torch.Tensor:
+def _tokenize_rows(
+    tokenizer: Any, text: str, length: int, most: int | None, name: str
+) -> torch.Tensor:
     part = text if most is None else text[: 16 * most * length]
     ids = tokenizer(part, add_special_tokens=False)["input_ids"]
     count = len(ids) // length
@@ -110,10 +129,6 @@ def _rows(tokenizer: Any, text: str, length: int, most: int | None, name: str) -
     return torch.tensor(ids[: count * length]).view(count, length)
 
 
-def _order(total: int, seed: int, epoch: int) -> torch.Tensor:
+def _epoch_order(total: int, seed: int, epoch: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed((seed + 7919 * epoch) % 2**63)
     return torch.randperm(total, generator=generator)
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -1,7 +1,7 @@
-"""Train a model on a text with adapters, merge them, and record the training.
+"""Recovery training: adapters are trained on a text, merged, and recorded.
 
-In: a model, its tokenizer, Recovery and a seed. Out: the record `pruning.recovery` of run.json;
-the model has the trained weights. Losses are nats a token.
+In: a model, its tokenizer, Recovery and a seed. Out: the record `pruning.recovery` of run.json; the
+model has the trained weights. Losses are nats per token.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from prunescope.tracer.model.packed_weights import stored_tensors
 from prunescope.tracer.model.weights import expert_notes, weights_fingerprint
 from prunescope.tracer.quality.statistics import Blocks, mean_ci95
 from prunescope.tracer.recovery.adapters import Adapters, attach
-from prunescope.tracer.recovery.examples import Examples, examples
+from prunescope.tracer.recovery.examples import Examples, read_examples
 from prunescope.tracer.recovery.settings import Recovery, check_installed
-from prunescope.tracer.recovery.storage import current_storage, exclusive
+from prunescope.tracer.recovery.storage import current_storage
 from prunescope.tracer.recovery.training import Training
 from prunescope.tracer.routing.learning import Learner
 
@@ -43,7 +43,7 @@ _ROUTED = 8  # sequences to fit routers and set their thresholds
 def recover(  # noqa: PLR0913
     model: Any,
     tokenizer: Any | None,
-    wanted: Recovery,
+    settings: Recovery,
     *,
     name: str,
     seed: int,
@@ -51,34 +51,59 @@ def recover(  # noqa: PLR0913
     before: Mapping[str, float] | None = None,
     learners: Sequence[Learner] = (),
 ) -> Recovered:
-    """Train `model` in place. `name`: of the training, for progress and checkpoints; `masks`: zeros
-    of the weights stay zeros; `before`: `zero_shares` of the dense model; `learners`: routers to
-    train too.
+    """Train a model in place on a text, and record the training.
 
-    Raises PrunescopeError if the model, the text or a setting does not allow it.
+    Args:
+        model: The model, whose weights are changed.
+        tokenizer: The tokenizer of the model; None means random token ids.
+        settings: The settings of the training.
+        name: The name of the training, for progress and checkpoints.
+        seed: The seed of the adapters and of the order of sequences.
+        masks: Whether zeros of the weights stay zeros.
+        before: The `zero_shares` of the dense model.
+        learners: The routers to train together with the adapters.
+
+    Returns:
+        The record of the training.
+
+    Raises:
+        PrunescopeError: The model, the text or a setting does not allow the training.
     """
     check_installed()
-    read = examples(
+    examples = read_examples(
         tokenizer,
-        wanted,
+        settings,
         vocabulary=model.get_input_embeddings().num_embeddings,
         longest=num_positions(model),
         seed=seed,
     )
     fingerprint = weights_fingerprint(model)
-    before_nats = token_losses(model, read.held_out)
-    calibration = Calibration(batches=read.rows[:_ROUTED].split(1), record={})
+    before_nats = token_losses(model, examples.held_out)
+    calibration = Calibration(batches=examples.rows[:_ROUTED].split(1), record={})
     for learner in learners:
         learner.begin(calibration)
-    adapters = attach(model, wanted, seed=seed, masks=masks, before=before)
-    training = _trained(
-        model, adapters, learners, read, wanted, name=name, seed=seed, fingerprint=fingerprint
+    adapters = attach(model, settings, seed=seed, masks=masks, before=before)
+    parameters = dict(adapters.parameters)
+    for learner in learners:
+        parameters |= learner.parameters()
+    training = Training(
+        parameters=parameters,
+        backward=_Backward(model, one_by_one=bool(learners)),
+        examples=examples,
+        settings=settings,
+        seed=seed,
+        key=_training_key(settings, seed, examples, parameters, fingerprint),
+        storage=current_storage(),
+        name=name,
     )
+    training.run()
     adapters.merge()
     for learner in learners:
         learner.finish(calibration)
-    held_out = held_out_losses(before_nats, token_losses(model, read.held_out), read.held_out)
-    record = _record(wanted, seed, read, training, held_out)
+    held_out = held_out_losses(
+        before_nats, token_losses(model, examples.held_out), examples.held_out
+    )
+    record = _make_record(settings, seed, examples, training, held_out)
     record.weights_sha256 = weights_sha256(model)
     record.notes = _notes(model, adapters, learners, training)
     record.routers = [learner.record() for learner in learners]
@@ -87,40 +112,54 @@ def recover(  # noqa: PLR0913
 
 @torch.no_grad()
 def token_losses(model: Any, rows: torch.Tensor) -> torch.Tensor | None:
-    """Nats [n·(L − 1)] of all tokens of [n, L] but the first ones, each sequence by itself; None if
-    one is not finite, or if the model dropped tokens and has no logits for them."""
+    """Return the losses of all tokens but the first of each sequence, in nats [n·(L − 1)].
+
+    Args:
+        model: The model.
+        rows: The token ids [n, L]; each sequence is scored by itself.
+
+    Returns:
+        The losses; None if one is not finite, or if the model dropped tokens and has no logits for
+        them.
+    """
     parts = []
     for row in rows.split(1):
-        given = _logits_and_targets(model, row)
-        if given is None:
+        scored = _logits_and_targets(model, row)
+        if scored is None:
             return None
-        nats = [cross_entropy(x.float(), y, reduction="none") for x, y in given]
+        nats = [cross_entropy(x.float(), y, reduction="none") for x, y in scored]
         parts.append(torch.cat(nats)[:-1].double().cpu())
-    found = torch.cat(parts)
-    return found if bool(found.isfinite().all()) else None
+    losses = torch.cat(parts)
+    return losses if bool(losses.isfinite().all()) else None
 
 
 def held_out_losses(
     before: torch.Tensor | None, after: torch.Tensor | None, rows: torch.Tensor
 ) -> HeldOut:
-    """The record of what `token_losses` gave of rows [n, L] before and after a training."""
-    places = torch.arange(rows.numel()).view(rows.shape)[:, 1:].flatten()  # in the text
-    blocks = Blocks.of(places, BLOCK)
+    """Record the losses on held-out sequences before and after a training.
+
+    Args:
+        before: What `token_losses` gave before the training.
+        after: What it gave after the training.
+        rows: The held-out token ids [n, L].
+    """
+    positions = torch.arange(rows.numel()).view(rows.shape)[:, 1:].flatten()  # in the text
+    blocks = Blocks.of(positions, BLOCK)
     tokens = torch.bincount(blocks.block_of)
-    found = HeldOut(tokens=rows.numel(), block=BLOCK, block_tokens=tokens.tolist())
-    for when, nats in (("before", before), ("after", after)):
+    held_out = HeldOut(tokens=rows.numel(), block=BLOCK, block_tokens=tokens.tolist())
+    for moment, nats in (("before", before), ("after", after)):
         if nats is not None:
             sums = tokens.new_zeros(len(tokens), dtype=torch.float64)
             sums.index_add_(0, blocks.block_of, nats)
-            setattr(found, when, float(nats.mean()))
-            setattr(found, f"{when}_ci95", mean_ci95(blocks, nats))
-            setattr(found, f"{when}_by_block", (sums / tokens).tolist())
-    return found
+            setattr(held_out, moment, float(nats.mean()))
+            setattr(held_out, f"{moment}_ci95", mean_ci95(blocks, nats))
+            setattr(held_out, f"{moment}_by_block", (sums / tokens).tolist())
+    return held_out
 
 
 @torch.no_grad()
 def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 of every number of a model's weights, by name."""
+    """Return the SHA-256 of every number of a model's weights, by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -130,80 +169,50 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _trained(  # noqa: PLR0913
-    model: Any,
-    adapters: Adapters,
-    learners: Sequence[Learner],
-    read: Examples,
-    wanted: Recovery,
-    *,
-    name: str,
-    seed: int,
-    fingerprint: str,
-) -> Training:
-    """Run the training of the adapters and routers."""
-    parameters = dict(adapters.parameters)
-    for learner in learners:
-        parameters |= learner.parameters()
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)  # noqa: FBT003 - torch's own signature
-    storage = current_storage()
-    file = storage.file(name)
-    training = Training(
-        parameters=parameters,
-        backward=_Backward(model, one_by_one=bool(learners)),
-        examples=read,
-        wanted=wanted,
-        seed=seed,
-        file=file,
-        key=_key(wanted, seed, read, parameters, fingerprint),
-        storage=storage,
-        name=name,
-    )
-    with exclusive(file):
-        training.run()
-    for parameter in parameters.values():
-        parameter.requires_grad_(False).grad = None  # noqa: FBT003 - torch's own signature
-    return training
-
-
 class _Backward:
-    """Gradients of a batch, a few sequences at a time, as their logits are large. `one_by_one`:
-    single sequences, for routers that decide for a whole forward."""
+    """The gradients of a batch, a few sequences at a time, as their logits are large.
+
+    `one_by_one` takes single sequences, for routers that decide for a whole forward.
+    """
 
     def __init__(self, model: Any, *, one_by_one: bool) -> None:
         self.model, self.one_by_one = model, one_by_one
         self.vocabulary = model.get_input_embeddings().num_embeddings
 
     def __call__(self, batch: torch.Tensor) -> float:
-        """The loss of [B, L] in nats a token; the gradients are added to the parameters."""
-        size = max(1, _LOGIT_BYTES // (4 * self.vocabulary * batch.shape[1]))
-        size = 1 if self.one_by_one else size
+        """Return the loss of a batch [B, L] in nats per token, and add its gradients."""
+        fitting = max(1, _LOGIT_BYTES // (4 * self.vocabulary * batch.shape[1]))
+        size = 1 if self.one_by_one else fitting
         tokens, total = batch.shape[0] * (batch.shape[1] - 1), 0.0
         for rows in batch.split(size):
-            scored = _loss(self.model, rows)
-            assert scored is not None
-            loss, _ = scored
+            loss = _summed_loss(self.model, rows)
+            assert loss is not None
             (loss / tokens).backward()
             total += float(loss.detach())
         return total / tokens
 
 
-def _loss(model: Any, rows: torch.Tensor) -> tuple[torch.Tensor, int] | None:
-    """The summed loss of all tokens of [n, L] but the first ones, and their number; None if the
-    model dropped tokens and has no logits for them."""
+def _summed_loss(model: Any, rows: torch.Tensor) -> torch.Tensor | None:
+    """Return the summed loss of all tokens of [n, L] but the first ones.
+
+    Returns:
+        The loss; None if the model dropped tokens and has no logits for them.
+    """
     parts = _logits_and_targets(model, rows)
     if parts is None:
         return None
-    losses = [checkpoint(_nats, *part, use_reentrant=False) for part in parts]
-    return torch.stack(losses).sum(), rows.shape[0] * (rows.shape[1] - 1)
+    losses = [checkpoint(_summed_nats, *part, use_reentrant=False) for part in parts]
+    return torch.stack(losses).sum()
 
 
 def _logits_and_targets(
     model: Any, rows: torch.Tensor
 ) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
-    """Logits [.., V] and next tokens [..] of rows [n, L], a part at a time; None if the model
-    dropped tokens and has no logits for them."""
+    """Return the logits [.., V] and next tokens [..] of rows [n, L], in parts that fit a cache.
+
+    Returns:
+        The parts; None if the model dropped tokens and has no logits for them.
+    """
     rows = rows.to(model.get_input_embeddings().weight.device)
     logits = model(input_ids=rows, use_cache=False).logits
     if logits.shape[1] < rows.shape[1]:
@@ -215,34 +224,33 @@ def _logits_and_targets(
     return list(zip(logits.flatten(0, 1).split(size), targets.flatten().split(size), strict=True))
 
 
-def _nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The summed loss of some tokens, in float32; recomputed for the gradient."""
+def _summed_nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the summed loss of some tokens, in float32. It is recomputed for the gradient."""
     return cross_entropy(logits.float(), targets, reduction="sum", ignore_index=_NO_TARGET)
 
 
-def _record(
-    wanted: Recovery, seed: int, read: Examples, training: Training, held_out: HeldOut
+def _make_record(
+    settings: Recovery, seed: int, examples: Examples, training: Training, held_out: HeldOut
 ) -> Recovered:
     losses = training.state.losses
     every = max(1, -(-len(losses) // _CURVE))
     return Recovered(
-        steps=wanted.steps,
-        rank=wanted.rank,
-        lr=wanted.lr,
-        batch=wanted.batch,
-        length=read.rows.shape[1],
-        text=read.source,
-        target=wanted.target,
+        steps=settings.steps,
+        rank=settings.rank,
+        lr=settings.lr,
+        batch=settings.batch,
+        length=examples.rows.shape[1],
+        text=examples.source,
+        target=settings.target,
         seed=seed,
         steps_done=training.state.step,
-        epochs=round(training.state.step * wanted.batch / len(read.rows), 2),
-        train_sha256=read.train_sha256,
-        eval_sha256=read.eval_sha256,
+        epochs=round(training.state.step * settings.batch / len(examples.rows), 2),
+        train_sha256=examples.train_sha256,
+        eval_sha256=examples.eval_sha256,
         resumed_from=training.resumed_from,
         stopped=training.state.stopped,
         losses=Losses(
-            train=[[i + 1, losses[i]] for i in range(0, len(losses), every)],
-            held_out=held_out,
+            train=[[i + 1, losses[i]] for i in range(0, len(losses), every)], held_out=held_out
         ),
     )
 
@@ -250,7 +258,7 @@ def _record(
 def _notes(
     model: Any, adapters: Adapters, learners: Sequence[Learner], training: Training
 ) -> list[str]:
-    """Notes on what was trained and what was not."""
+    """Return notes on what was trained and what was not."""
     notes = [training.state.stopped] if training.state.stopped else []
     notes.append(f"{len(adapters.modules)} linears trained by adapters, which were merged")
     if adapters.masked:
@@ -266,10 +274,10 @@ def _notes(
     return notes
 
 
-def _key(
-    wanted: Recovery, seed: int, read: Examples, parameters: dict[str, Any], fingerprint: str
+def _training_key(
+    settings: Recovery, seed: int, examples: Examples, parameters: dict[str, Any], fingerprint: str
 ) -> str:
-    """Identifies a training: its settings, parameters, initial weights and text."""
+    """Identify a training by its settings, parameters, initial weights and text."""
     named = {name: list(p.shape) for name, p in parameters.items()}
-    values = [wanted.plain(), seed, read.train_sha256, named, fingerprint]
+    values = [settings.plain(), seed, examples.train_sha256, named, fingerprint]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,6 +1,6 @@
 """The settings of `--recover` and of the sweep key `recover`, checked without a model or a text.
 
-In: "steps=100,rank=16" or the same as a mapping. Out: Recovery, every value checked.
+In: "steps=100,rank=16" or the same as a mapping. Out: Recovery, with every value checked.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ TARGETS = ("all", "attention", "mlp")
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """A training: `steps` of AdamW over `batch` sequences of `length` tokens, on adapters of `rank`
-    whose learning rate falls from `lr` by a cosine. `text`: a UTF-8 file, whose first half trains;
-    None: the text that calibrates. `target`: all linears of the layers, or a part of them."""
+    """The settings of a training: `steps` of AdamW over `batch` sequences of `length` tokens.
+
+    The adapters have rank `rank`, and the learning rate falls from `lr` by a cosine. `text` is a
+    UTF-8 file whose first half trains; None means the text that calibrates. `target` is all linears
+    of the layers, or a part of them.
+    """
 
     steps: int
     rank: int = 16
@@ -37,7 +40,7 @@ class Recovery:
     target: str = "all"
 
     def plain(self) -> dict[str, Any]:
-        """The values as JSON, without a local path."""
+        """Return the values as JSON, without a local path."""
         return {**dataclasses.asdict(self), "text": None if self.text is None else self.text.name}
 
 
@@ -47,9 +50,17 @@ _KEYS = tuple(f.name for f in dataclasses.fields(Recovery))
 def read_recovery(
     value: str | Mapping[str, Any] | Recovery | None, *, where: str = "--recover"
 ) -> Recovery | None:
-    """The settings in `value`; None for no training. Raises PrunescopeError on the first mistake.
+    """Read the settings of a training.
 
-    `where` names the option or key in messages.
+    Args:
+        value: The settings as a text, a mapping or a Recovery; None means no training.
+        where: The option or key that messages name.
+
+    Returns:
+        The settings; None for no training.
+
+    Raises:
+        PrunescopeError: A key is unknown or a value is invalid; the first mistake is reported.
     """
     if value is None or isinstance(value, Recovery):
         return value
@@ -68,24 +79,32 @@ def read_recovery(
             )
     if value.get("steps") is None:
         raise PrunescopeError(f"{where} gives no number of steps", hint=f"{where} steps=100")
-    values = {k: _READ[k](f"{where} {k}", v) for k, v in value.items() if v is not None}
+    values = {
+        key: _READERS[key](f"{where} {key}", entry)
+        for key, entry in value.items()
+        if entry is not None
+    }
     return Recovery(**values)
 
 
 def training_name(method: str, sparsity: float, select: str, seed: int) -> str:
-    """The name of a pruned model's training, unique in a sweep."""
+    """Return the name of a pruned model's training, which is unique in a sweep."""
     return f"{method} {sparsity:g} {select} seed {seed}"
 
 
 def check_installed() -> None:
-    """Raises PrunescopeError if peft, which trains, is not installed."""
+    """Check that peft, which trains the adapters, is installed.
+
+    Raises:
+        PrunescopeError: It is not installed.
+    """
     if importlib.util.find_spec("peft") is None:
         raise PrunescopeError(
             "recovery training needs peft", hint="pip install 'prunescope[recover]'"
         )
 
 
-def _count(where: str, value: Any) -> int:
+def _read_count(where: str, value: Any) -> int:
     name = where.rpartition(" ")[2]
     least, most = _LEAST[name], _MOST[name]
     count = None if isinstance(value, bool) else whole_number(str(value))
@@ -97,7 +116,7 @@ def _count(where: str, value: Any) -> int:
     return count
 
 
-def _rate(where: str, value: Any) -> float:
+def _read_rate(where: str, value: Any) -> float:
     rate = number(value) if isinstance(value, str) else value
     if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < float(rate) <= 1:
         raise PrunescopeError(
@@ -106,7 +125,7 @@ def _rate(where: str, value: Any) -> float:
     return float(rate)
 
 
-def _target(where: str, value: Any) -> str:
+def _read_target(where: str, value: Any) -> str:
     if not isinstance(value, str) or not value or not all(part for part in value.split("+")):
         raise PrunescopeError(
             f"{where}={reprlib.repr(value)} names nothing to train",
@@ -115,7 +134,7 @@ def _target(where: str, value: Any) -> str:
     return value
 
 
-def _file(where: str, value: Any) -> Path:
+def _read_file(where: str, value: Any) -> Path:
     if isinstance(value, Path):
         return value
     if not isinstance(value, str) or not value:
@@ -125,12 +144,12 @@ def _file(where: str, value: Any) -> Path:
     return home_path(value)
 
 
-_READ: dict[str, Callable[[str, Any], Any]] = {
-    "steps": _count,
-    "rank": _count,
-    "lr": _rate,
-    "batch": _count,
-    "length": _count,
-    "text": _file,
-    "target": _target,
+_READERS: dict[str, Callable[[str, Any], Any]] = {
+    "steps": _read_count,
+    "rank": _read_count,
+    "lr": _read_rate,
+    "batch": _read_count,
+    "length": _read_count,
+    "text": _read_file,
+    "target": _read_target,
 }

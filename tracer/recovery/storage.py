@@ -1,9 +1,9 @@
 """Storage of a training: its checkpoints, its finished weights, and its progress.
 
-In: a folder and a Progress, set around the code that prunes; tensors by name and plain values.
-Out: TrainingStorage; the same tensors and values. A killed training is resumed from there, and a
+In: a folder and a Progress, set around the code that prunes; tensors by name and plain values. Out:
+TrainingStorage, and the same tensors and values. A killed training is resumed from there, and a
 finished one is not repeated. A checkpoint is one safetensors file, written atomically, with a key
-of its training; a damaged one, or one of another training, is ignored.
+of its training. A checkpoint that is damaged or of another training is ignored.
 """
 
 from __future__ import annotations
@@ -33,24 +33,28 @@ ENDING = ".safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStorage:
-    """A folder for trainings (None: nothing is stored), and a Progress."""
+    """A folder for trainings, and a Progress. Without a folder nothing is stored."""
 
     folder: Path | None = None
     progress: Any = None
 
     def file(self, name: str) -> Path | None:
-        """The file of the training with this name."""
+        """Return the file of the training with this name; None if nothing is stored."""
         if self.folder is None:
             return None
         return self.folder / f"{re.sub(r'[^A-Za-z0-9._]+', '-', name)}{ENDING}"
 
     def stage(self, name: str, total: int) -> None:
-        """Start a progress stage of `total` steps."""
+        """Start a stage of the progress with `total` steps."""
         if self.progress is not None:
             self.progress.stage(name, total)
 
     def advance(self, text: str) -> None:
-        """A step is done; `text` describes the state, if the Progress has `describe`."""
+        """Report that a step is done.
+
+        Args:
+            text: The state of the training, which is shown if the Progress has `describe`.
+        """
         if self.progress is None:
             return
         describe = getattr(self.progress, "describe", None)
@@ -64,7 +68,12 @@ _STORAGE: ContextVar[TrainingStorage | None] = ContextVar("storage", default=Non
 
 @contextmanager
 def trainings_stored(folder: Path | None, progress: Any) -> Iterator[None]:
-    """Within, trainings are stored in `folder`, and report their steps to `progress`."""
+    """Store trainings in a folder and report their steps while the context is open.
+
+    Args:
+        folder: The folder; None stores nothing.
+        progress: The Progress to report to, or None.
+    """
     token = _STORAGE.set(TrainingStorage(folder=folder, progress=progress))
     try:
         yield
@@ -73,13 +82,17 @@ def trainings_stored(folder: Path | None, progress: Any) -> Iterator[None]:
 
 
 def current_storage() -> TrainingStorage:
-    """The storage that was set, or one that stores nothing."""
+    """Return the storage that `trainings_stored` has set, or one that stores nothing."""
     return _STORAGE.get() or TrainingStorage()
 
 
 @contextmanager
 def exclusive(path: Path | None) -> Iterator[None]:
-    """Only one process runs the training stored in `path`; others wait, and find it done."""
+    """Let only one process run the training that is stored in `path`.
+
+    Other processes wait here and then find it done. None means that nothing is stored and nobody
+    waits.
+    """
     if path is None:
         yield
         return
@@ -89,9 +102,9 @@ def exclusive(path: Path | None) -> Iterator[None]:
         yield
 
 
-def storage_next_to(out: Path) -> Path:
-    """The folder that stores the training of a capture into `out` until the capture is written."""
-    return Path(os.path.abspath(out)).parent / f".{out.name}.recovery"  # noqa: PTH100
+def storage_next_to(folder: Path) -> Path:
+    """Return the folder that stores the training of a capture into `folder` until it is written."""
+    return Path(os.path.abspath(folder)).parent / f".{folder.name}.recovery"  # noqa: PTH100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +115,12 @@ class Checkpoint:
     state: dict[str, Any]
 
     def part(self, prefix: str) -> dict[str, torch.Tensor]:
-        """The tensors with names `prefix`/…, without that prefix."""
+        """Return the tensors with names `prefix`/…, by their names without the prefix."""
         whole = f"{prefix}/"
         return {k.removeprefix(whole): v for k, v in self.tensors.items() if k.startswith(whole)}
 
 
-class _Head(msgspec.Struct, kw_only=True):
+class _CheckpointHead(msgspec.Struct, kw_only=True):
     """The JSON in the metadata of a checkpoint."""
 
     schema: Literal[1] = 1
@@ -116,25 +129,43 @@ class _Head(msgspec.Struct, kw_only=True):
 
 
 def write_checkpoint(path: Path | None, key: str, checkpoint: Checkpoint) -> None:
-    """Store a training; `key` identifies it."""
+    """Store the state of a training.
+
+    Args:
+        path: The file to write; None stores nothing.
+        key: The key that identifies the training.
+        checkpoint: The tensors and the state.
+    """
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}
-    head = msgspec.json.encode(_Head(key=key, state=checkpoint.state)).decode()
+    head = msgspec.json.encode(_CheckpointHead(key=key, state=checkpoint.state)).decode()
     write_file(path, save(plain, metadata={"prunescope": head}))
 
 
 def read_checkpoint(path: Path | None, key: str) -> Checkpoint | None:
-    """The stored state of this training; None if there is none, or if it is damaged. Raises
-    PrunescopeError if a newer prunescope wrote it."""
+    """Read the stored state of a training.
+
+    Args:
+        path: The file to read; None means that nothing is stored.
+        key: The key that identifies the training.
+
+    Returns:
+        The state; None if there is none, it is damaged, or it belongs to another training.
+
+    Raises:
+        PrunescopeError: A newer prunescope wrote the file.
+    """
     if path is None or not path.is_file():
         return None
     try:
         data = path.read_bytes()
         size = int.from_bytes(data[:8], "little")
         text = json.loads(data[8 : 8 + size])["__metadata__"]["prunescope"]
-        head = decode(text, _Head, where=path.name, hint="remove it: the training starts again")
+        head = decode(
+            text, _CheckpointHead, where=path.name, hint="remove it: the training starts again"
+        )
         if head.key != key:
             return None
         return Checkpoint(tensors=load(data), state=head.state)

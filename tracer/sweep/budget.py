@@ -1,10 +1,10 @@
-"""The part of a sweep that fits into a number of hours, what answers its claims first.
+"""The part of a sweep that fits into a number of hours: what answers its claims comes first.
 
-In: results that are left, and what estimates the seconds of any of them. Out: a Budget. The claims
-compare families within one batch, length and way to run: all families at one sparsity are a step,
-and the steps are in the order of cells, so that one cell is whole before the next begins. Further
-random samples come last: they narrow what is known of a point, and answer nothing new. Points that
-ask what an option of a family is worth come after those without the option.
+In: the results that are left, and a function that estimates the seconds of any of them. Out: a
+Budget. The claims compare families within one batch, length and way to run. All families at one
+sparsity are therefore one step, and the steps are in the order of cells, so that one cell is whole
+before the next begins. Further random samples come last, as they only narrow the interval of a
+point. Points with an option of a family come after those without it.
 """
 
 from __future__ import annotations
@@ -13,18 +13,22 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import attrgetter
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.sweep_files import Planned
+from prunescope.taxonomy.words import when
 
 _HOUR = 3600.0
 _MINUTE = 60.0
-_SHOWN = 6  # parts of what is left out that are named
+# What identifies the measured point of a result, without the options of its family.
+_measured_point = attrgetter("family", "sparsity", "select", "draw", "phase", "setting")
+_SHOWN = 6  # the most counts that a line names
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The part of a sweep that runs within `hours`; `seconds`: of it, and of the rest."""
+    """The part of a sweep that runs within `hours`, and the seconds of it and of the rest."""
 
     hours: float
     kept: tuple[Planned, ...]
@@ -33,29 +37,38 @@ class Budget:
     left_out_seconds: float
 
     def lines(self) -> list[str]:
-        """Lines on the results within the budget, those left out, and why."""
+        """Return the lines that tell the results within the budget, those left out, and why."""
         total = len(self.kept) + len(self.left_out)
-        found = [
+        lines = [
             f"--budget {self.hours:g}: {len(self.kept)} of {total} results, about "
-            f"{_time(self.seconds)}: {_parts(self.kept)}"
+            f"{_format_time(self.seconds)}: {_format_counts(self.kept)}"
         ]
         if self.left_out:
-            found.append(
-                f"left out, as about {_time(self.left_out_seconds)} more would not fit: "
-                f"{_parts(self.left_out)}"
+            lines.append(
+                f"left out, as about {_format_time(self.left_out_seconds)} more would not fit: "
+                f"{_format_counts(self.left_out)}"
             )
-        return found
+        return lines
 
 
-def within(
+def fit_budget(
     results: Sequence[Planned], hours: float, seconds_of: Callable[[Sequence[Planned]], float]
 ) -> Budget:
-    """The first steps of `results` whose estimate stays below `hours`.
+    """Take the first steps of the results whose estimate stays below the hours.
 
-    Raises PrunescopeError where not even the first one does.
+    Args:
+        results: The results that are left.
+        hours: The hours that they may take.
+        seconds_of: The function that estimates the seconds of results together.
+
+    Returns:
+        The budget, with the results that fit and those that do not.
+
+    Raises:
+        PrunescopeError: Not even the first step fits.
     """
-    ordered = sorted(results, key=_order(results))
-    steps = [list(step) for _, step in groupby(ordered, key=_order(results))]
+    ordered = sorted(results, key=_sort_key(results))
+    steps = [list(step) for _, step in groupby(ordered, key=_sort_key(results))]
     kept: list[Planned] = []
     seconds = 0.0
     for step in steps:
@@ -67,7 +80,7 @@ def within(
         first = seconds_of(steps[0])
         raise PrunescopeError(
             f"--budget {hours:g} is too little for the first step, which takes about "
-            f"{_time(first)}: {_parts(steps[0])}",
+            f"{_format_time(first)}: {_format_counts(steps[0])}",
             hint=f"--budget {first / _HOUR * 1.1:.2g}, or fewer repeats, shorter prompts, a "
             "smaller model",
         )
@@ -76,37 +89,34 @@ def within(
     return Budget(hours, tuple(kept), tuple(left), seconds, whole - seconds)
 
 
-def _order(results: Iterable[Planned]) -> Callable[[Planned], tuple[int, ...]]:
-    """The sort key of results: by random sample, then whole models before layers, cells with few
-    tokens first, prefill before decode (two of the three claims are about it), and the ends of the
-    sparsities first. Points of a family under options of `set` follow where it is there without
-    them too."""
+def _sort_key(results: Iterable[Planned]) -> Callable[[Planned], tuple[int, ...]]:
+    """Return the key by which results are sorted into steps.
+
+    Random samples come one after the other. Within a sample whole models come before layers, cells
+    with few tokens first, prefill before decode (two of the three claims are about it), and the
+    largest sparsity before the others, from the smallest on. Points of a family under options of
+    `set` follow if the family is there without them too.
+    """
     results = list(results)
-    usual = {_point(one) for one in results if not one.set}
+    usual = {_measured_point(result) for result in results if not result.set}
     cells = sorted(
-        {one.setting for one in results},
+        {result.setting for result in results},
         key=lambda cell: (cell.only != "model", cell.batch * cell.prompt_len, cell),
     )
     place = {cell: number for number, cell in enumerate(cells)}
-    shares = sorted({one.sparsity for one in results if one.sparsity is not None})
-    ends_first = [*shares[-1:], *shares[:-1]]
-    rank = {share: number for number, share in enumerate(ends_first)}
+    shares = sorted({result.sparsity for result in results if result.sparsity is not None})
+    rank = {share: number for number, share in enumerate([*shares[-1:], *shares[:-1]])}
 
-    def key(one: Planned) -> tuple[int, ...]:
-        share = -1 if one.sparsity is None else rank[one.sparsity]
-        varies = bool(one.set) and _point(one) in usual
-        return one.draw, varies, place[one.setting], one.phase != "prefill", share
+    def key(result: Planned) -> tuple[int, ...]:
+        share = -1 if result.sparsity is None else rank[result.sparsity]
+        varies = bool(result.set) and _measured_point(result) in usual
+        return result.draw, varies, place[result.setting], result.phase != "prefill", share
 
     return key
 
 
-def _point(one: Planned) -> tuple[object, ...]:
-    """The measured point of a result, without the options of its family."""
-    return one.family, one.sparsity, one.select, one.draw, one.phase, one.setting
-
-
-def _time(seconds: float) -> str:
-    """Hours; below one, minutes; below two minutes, seconds."""
+def _format_time(seconds: float) -> str:
+    """Return a time in hours, in minutes below one hour, or in seconds below two minutes."""
     if seconds < 2 * _MINUTE:
         return f"{max(1, round(seconds))} s"
     if seconds < _HOUR:
@@ -114,14 +124,17 @@ def _time(seconds: float) -> str:
     return f"{seconds / _HOUR:.3g} h"
 
 
-def _parts(results: Sequence[Planned]) -> str:
-    """Results by random sample and cell, with how many of each."""
-    counts = Counter(f"random sample {one.draw + 1}" if one.draw else _cell(one) for one in results)
+def _format_counts(results: Sequence[Planned]) -> str:
+    """Return the number of results for each random sample and cell."""
+    counts = Counter(
+        f"random sample {result.draw + 1}" if result.draw else _format_cell(result)
+        for result in results
+    )
     shown = [f"{name} ({count})" for name, count in list(counts.items())[:_SHOWN]]
     more = len(counts) - len(shown)
     return "; ".join([*shown, f"and {more} more"] if more else shown)
 
 
-def _cell(one: Planned) -> str:
-    options = ", ".join(word.partition("=")[0] for word in one.set)
-    return f"{one.where} {one.phase}" + (f" by {options}" if options else "")
+def _format_cell(result: Planned) -> str:
+    options = ", ".join(word.partition("=")[0] for word in result.set)
+    return f"{result.where} {result.phase}{when(bool(options), f' by {options}')}"

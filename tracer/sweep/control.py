@@ -1,7 +1,8 @@
-"""The dense model after the same training as the pruned ones: the control of recovery.
+"""The dense model after the same training as the pruned ones, which is the control of recovery.
 
-In: a dense Variant and the passages that judge. Out: nats [n] of each passage. Trained once a
-sweep, by whoever needs it first; the others wait, and read what is in the sweep's folder.
+In: a dense Variant and the passages that judge. Out: nats [n] of each passage. The process that
+needs the control first trains it, once per sweep; the others wait and read its losses from the
+folder.
 """
 
 from __future__ import annotations
@@ -32,34 +33,47 @@ NAME = "dense control"
 def control_nats(  # noqa: PLR0913
     folder: Path,
     dense: Variant,
-    wanted: Recovery,
+    settings: Recovery,
     passages: Mapping[str, Passage],
     *,
     scoring: str,
-    mark: str,
+    fingerprint: str,
     seed: int,
     part: str = "",
 ) -> dict[str, torch.Tensor]:
-    """Losses of the trained dense model on each passage. `mark`: fingerprint of the dense one;
-    `part`: of the name of the file, for passages of another length. A training is scored in every
-    way at once: it takes longer than all of them."""
-    judged = {
+    """Return the losses of the trained dense model on each passage, in nats per token [n].
+
+    The model is scored in every way at once, as training takes longer than all scoring together.
+
+    Args:
+        folder: The folder of the sweep.
+        dense: The dense model.
+        settings: The settings of the training.
+        passages: The passages to score, by name.
+        scoring: "prefill" or "decode".
+        fingerprint: The fingerprint of the weights of the dense model.
+        seed: The seed of the training.
+        part: The part of the file's name that tells passages of another length apart.
+    """
+    identified = {
         name: {**plain(passage.record), "context": passage.context, "stride": passage.stride}
         for name, passage in passages.items()
     }
     digests = {}
     for way in PHASES:
-        identity = json.dumps([mark, wanted.plain(), seed, way, judged], sort_keys=True)
+        identity = json.dumps(
+            [fingerprint, settings.plain(), seed, way, identified], sort_keys=True
+        )
         digests[way] = hashlib.sha256(identity.encode()).hexdigest()
     paths = {way: folder / "quality" / CONTROL.format(way, part) for way in PHASES}
     with exclusive(paths[PHASES[0]]):
-        found = read_json(paths[scoring], ControlLosses)
-        if found is None or found.of != digests[scoring]:
+        stored = read_json(paths[scoring], ControlLosses)
+        if stored is None or stored.of != digests[scoring]:
             model = copy.deepcopy(dense.model)
             record = recover(
                 model,
                 load_tokenizer(dense.loaded),
-                wanted,
+                settings,
                 name=NAME,
                 seed=seed,
                 before=zero_shares(model),
@@ -69,5 +83,5 @@ def control_nats(  # noqa: PLR0913
                 nats = {n: nats_of(model, p, scoring=way).tolist() for n, p in passages.items()}
                 losses[way] = ControlLosses(of=digests[way], recovery=record, nats=nats)
                 write_json(paths[way], losses[way])
-            found = losses[scoring]
-    return {n: torch.tensor(v, dtype=torch.float64) for n, v in found.nats.items()}
+            stored = losses[scoring]
+    return {name: torch.tensor(v, dtype=torch.float64) for name, v in stored.nats.items()}

@@ -1,8 +1,8 @@
-"""How long a sweep will take, roughly, before anything is run.
+"""A rough estimate of how long a sweep will take, before anything is run.
 
-In: a Plan, the dense shape and the peaks of the device. Out: seconds. Dense theory at a share of
-the peaks, plus what experience says about loading, profiling and writing; dense and pruned count
-alike.
+In: planned results, the dense shape and the peaks of the device. Out: seconds. The estimate is
+dense theory at a share of the peaks, plus what loading, profiling and writing took in the past.
+Pruned models count like dense ones.
 """
 
 from __future__ import annotations
@@ -21,44 +21,59 @@ from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.capture.request import LAYER_SUM_SAMPLES
 from prunescope.tracer.machine import peaks as machine_peaks
 from prunescope.tracer.machine.device import pick_device, thread_count
-from prunescope.tracer.quality.quality import decoded_of, windows_of
+from prunescope.tracer.quality.quality import decode_sizes, window_sizes
 from prunescope.tracer.sweep.plan import SweepConfig, is_checkpoint, model_name
 from prunescope.tracer.sweep.state import KeptPeaks, read_json
 
-_TURNS, _BUDGET_S = 3, 2.0  # of a measurement of the peaks
-ATTAINED = 0.4  # of the peaks, by a whole model in eager mode
+_TURNS, _BUDGET_S = 3, 2.0  # the most measurements of the peaks, and the seconds of each
+ATTAINED = 0.4  # the share of the peaks that a whole model attains in eager mode
 _LOAD_S, _RESULT_S = 3.0, 1.5
-_PLACEMENT_S = 0.2  # weights are copied
-_PASS_S = 0.5  # a profiler starts, its trace is split and written
-_PROFILED = 1.5  # a profiled step, in plain ones
+_PLACEMENT_S = 0.2  # to copy the weights
+_PASS_S = 0.5  # to start a profiler, and to split and write its trace
+_PROFILED = 1.5  # the time of a profiled step in that of a plain one
 _OP_S = 15e-6  # host time of an op
-# A training step in forwards: frozen weights need no gradients, so that the way back is as long as
-# the way there; the rest is adapters, the loss in float32 and the optimizer.
+# The time of a training step in that of a forward. Frozen weights need no gradients, so that the
+# backward pass takes as long as the forward one; adapters, the loss in float32 and the optimizer
+# take the rest.
 _STEP_FORWARDS = 2.6
 
 
 def peaks_here(folder: Path, config: SweepConfig, dtype: str) -> list[MeasuredPeaks]:
-    """The peaks that this sweep has measured, or those of now: with the threads of the sweep, as
-    threads beyond the cores that are free wait for each other, and up to three times where other
-    work ran concurrently, which lowers a peak and never raises one."""
+    """Return the peaks that this sweep has measured, or measure them now.
+
+    They are measured with the threads of the sweep, as threads beyond the free cores wait for each
+    other. A measurement is repeated up to three times if other work disturbed it, which lowers a
+    peak and never raises it.
+
+    Args:
+        folder: The folder of the sweep.
+        config: The configuration of the sweep.
+        dtype: The name of the number format to measure.
+    """
     with thread_count(config.threads):
         kept = sorted(folder.glob(f"peaks-*-{dtype}-{torch.get_num_threads()}.json"))
         read = (read_json(path, KeptPeaks) for path in kept)
-        found: list[MeasuredPeaks] = [peaks for peaks in read if peaks is not None]
-        while not found or (found[-1].disturbed and len(found) < _TURNS):
-            found.append(
+        measured: list[MeasuredPeaks] = [peaks for peaks in read if peaks is not None]
+        while not measured or (measured[-1].disturbed and len(measured) < _TURNS):
+            measured.append(
                 machine_peaks.measure_peaks(pick_device("auto"), dtype, budget_s=_BUDGET_S)
             )
-    return found
+    return measured
 
 
 def estimate_s(results: Sequence[Planned], config: SweepConfig, forward: ForwardTimes) -> float:
-    """Seconds for `results`: samples, profiled steps, quality of each model, and overheads."""
+    """Return the seconds of results: samples, profiled steps, quality and overheads.
+
+    Args:
+        results: The results to run.
+        config: The configuration of their sweep.
+        forward: The times of dense forwards.
+    """
     placed = min(config.placements, config.repeats)
-    passes = min(config.steps, placed)  # of the profiler; the first step of each is thrown away
+    passes = min(config.steps, placed)  # of the profiler; the first step of each is dropped
     total = 0.0
     for result in results:
-        sampled = result.warmup + placed - 1 + config.repeats + 2  # two more count memory
+        sampled = result.warmup + placed - 1 + config.repeats + 2  # two more steps measure memory
         # A layer alone is a share of a step; the whole model runs once in each placement, for the
         # inputs of the layer, and for its layer sum.
         share = 1 / forward.shape.layers if result.only == "layer" else 1.0
@@ -75,31 +90,34 @@ def estimate_s(results: Sequence[Planned], config: SweepConfig, forward: Forward
             total += 2 * (fill * (2 + placed * (whole > 0)) + step * steps)
             total += 2 * step * config.decode_steps * whole
         total += _RESULT_S + placed * _PLACEMENT_S + passes * _PASS_S
-    total += _scoring_s(results, config, forward, "prefill")
-    total += _scoring_s(results, config, forward, "decode")
+    total += scoring_s(results, config, forward, "prefill")
+    total += scoring_s(results, config, forward, "decode")
     return total + len({model_name(result) for result in results}) * _LOAD_S
 
 
-def decode_scoring_s(
-    results: Sequence[Planned], config: SweepConfig, forward: ForwardTimes
-) -> float:
-    """The part of `estimate_s` that scores models token by token, in seconds."""
-    return _scoring_s(results, config, forward, "decode")
-
-
-def _scoring_s(
+def scoring_s(
     results: Sequence[Planned], config: SweepConfig, forward: ForwardTimes, scoring: str
 ) -> float:
-    """Seconds to score each model, and the dense one, in one way: behind each length of prompts."""
-    of_way = [r for r in results if scoring_of(r.family, r.phase) == scoring]
-    pruned = {(model_name(result), windows_of(result.prompt_len)) for result in of_way}
+    """Return the seconds to score each model and the dense one, for each length of prompts.
+
+    Args:
+        results: The results whose models are scored.
+        config: The configuration of their sweep.
+        forward: The times of dense forwards.
+        scoring: The way of scoring to count, "prefill" or "decode".
+    """
+    pruned = {
+        (model_name(result), window_sizes(result.prompt_len))
+        for result in results
+        if scoring_of(result.family, result.phase) == scoring
+    }
     dense = {("", windows) for _, windows in pruned}
     total = 0.0
     for _, (window, tokens) in [*pruned, *dense]:
         if scoring == "prefill":
             seconds = forward.seconds("prefill", 1, window, logits="all")
         else:
-            prompt, decoded = decoded_of(window)
+            prompt, decoded = decode_sizes(window)
             seconds = forward.seconds("prefill", 1, prompt)
             seconds += decoded * forward.seconds("decode", 1, prompt)
         total += seconds * tokens / window
@@ -107,7 +125,7 @@ def _scoring_s(
 
 
 def num_trainings(results: Sequence[Planned], config: SweepConfig) -> int:
-    """The number of trainings: one for each model of `results`, and one of the dense model."""
+    """Return the number of trainings: one per model of the results, and one of the dense model."""
     if config.recover is None:
         return 0
     keys = {model_name(result) for result in results if not is_checkpoint(result.family)}
@@ -115,12 +133,16 @@ def num_trainings(results: Sequence[Planned], config: SweepConfig) -> int:
 
 
 def training_s(results: Sequence[Planned], config: SweepConfig, forward: ForwardTimes) -> float:
-    """Seconds for the trainings that `results` need, by dense steps; pruned ones are shorter."""
-    wanted = config.recover
-    if wanted is None:
+    """Return the seconds of the trainings that results need.
+
+    Limitations: all steps count as those of the dense model, and those of pruned models are
+    shorter.
+    """
+    recovery = config.recover
+    if recovery is None:
         return 0.0
-    step = forward.seconds("prefill", wanted.batch, wanted.length, logits="all")
-    return num_trainings(results, config) * wanted.steps * step * _STEP_FORWARDS
+    step = forward.seconds("prefill", recovery.batch, recovery.length, logits="all")
+    return num_trainings(results, config) * recovery.steps * step * _STEP_FORWARDS
 
 
 class ForwardTimes:
@@ -134,7 +156,7 @@ class ForwardTimes:
         self._known: dict[tuple[str, int, int, str], float] = {}
 
     def seconds(self, phase: str, batch: int, length: int, *, logits: str = "last") -> float:
-        """Seconds of one dense forward."""
+        """Return the seconds of one dense forward."""
         key = phase, batch, length, logits
         if key not in self._known:
             self._known[key] = self._seconds(phase, batch, length, logits)

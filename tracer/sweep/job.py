@@ -1,7 +1,7 @@
-"""One model of a sweep: prepared once, judged once, then timed and traced in each of its results.
+"""One model of a sweep: prepared and judged once, then timed and traced in each result.
 
-In: a Job, plain values that any worker can be given. Out: run folders, quality and failures in the
-sweep's folder, so that a worker that dies loses the result in hand alone.
+In: a Job, whose plain values any worker can be given. Out: run folders, quality and failures in the
+folder of the sweep, so that a worker that dies loses only the result that it works on.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ from prunescope.tracer.model.weights import weights_fingerprint
 from prunescope.tracer.quality.quality import (
     CONTEXT,
     TOKENS,
-    Compared,
     Dense,
     Passage,
+    QualityPair,
     compare,
     looks_ahead,
     text_passage,
@@ -72,19 +72,11 @@ from prunescope.tracer.sweep.watch import HangWatchdog
 
 # A bug or a limit of one family must not end the sweep; a full disk or a signal must.
 FAILURES = (
-    PrunescopeError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+    PrunescopeError, ArithmeticError, AssertionError, AttributeError, ImportError, LookupError,
+    MemoryError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 
-# On a machine that is never quiet peaks are measured so often, and then taken as they are.
+# On a machine that is never quiet, peaks are measured so often and then taken as they are.
 _MOST_MEASURED = 5
 
 
@@ -96,21 +88,24 @@ class Job:
     folder: Path
     results: tuple[Planned, ...]
     argv: tuple[str, ...] = ()
-    call: str = ""  # names the call of the command: what failed in it is not tried again in it
+    call: str = ""  # the id of the call; results that failed in it are not tried again in it
 
     def request(self, result: Planned) -> TraceRequest:
-        """The capture of one of its results."""
-        out = SweepFolder(self.folder).run(result)
-        return request_of(self.config, result, out=out, argv=self.argv)
+        """Return the request that captures one of the results."""
+        folder = SweepFolder(self.folder).run(result)
+        return request_of(self.config, result, out=folder, argv=self.argv)
 
 
 class JobRunner:
-    """Runs jobs one after another. `on_result` is called with each result before it begins. Between
-    jobs it keeps what they share: text, the dense model's logits and scores, statistics, peaks."""
+    """A runner of jobs, one after another.
+
+    `on_result` is called with each result before it begins. Between jobs it keeps what they share:
+    text, logits and scores of the dense model, statistics, peaks.
+    """
 
     def __init__(self, on_result: Callable[..., None]) -> None:
         self.on_result = on_result
-        # By whether it is the other text, and the length of its windows.
+        # The passages by whether they are of the other text, and by the length of their windows.
         self._passages: dict[tuple[bool, int], Passage] = {}
         self._dense: dict[str, Dense] = {}
         self._statistics: dict[str, Statistics] = {}
@@ -119,10 +114,13 @@ class JobRunner:
         self.watch: HangWatchdog
 
     def run(self, job: Job) -> None:
-        """Run the results that are left; one that fails is recorded with its error."""
+        """Run the results that are left. One that fails is recorded with its error."""
         folder = SweepFolder(job.folder)
-        remaining = [result for result in job.results if folder.state(result) != DONE]
-        remaining = [result for result in remaining if not folder.failed_in(result, job.call)]
+        remaining = [
+            result
+            for result in job.results
+            if folder.state(result) != DONE and not folder.failed_in(result, job.call)
+        ]
         folder.remove_partial_captures(remaining)
         prepared: Prepared | str | None = None
         self.watch = HangWatchdog(
@@ -131,7 +129,7 @@ class JobRunner:
         with self.watch.watching():
             for result in remaining:
                 self.on_result(result)
-                with _begun(folder, result), self.watch.of(result):
+                with _recording_begin(folder, result), self.watch.working_on(result):
                     if prepared is None:
                         prepared = self._prepare(job, result)
                     if isinstance(prepared, str):
@@ -147,7 +145,7 @@ class JobRunner:
         release()
 
     def _prepare(self, job: Job, result: Planned) -> Prepared | str:
-        """The models, judged, or why there are none."""
+        """Return the models, judged, or the reason why there are none."""
         if result.problem is not None:
             return result.problem
         try:
@@ -157,7 +155,7 @@ class JobRunner:
             device = pick_device(request.device)
             with thread_count(request.threads), memory_explained(), contextlib.ExitStack() as stack:
                 trains = job.config.recover is not None
-                # Loading and pruning take the very cores that are timed, and training the device.
+                # Loading and pruning take the cores that are timed, and training takes the device.
                 if device.type == "cpu" or trains:
                     stack.enter_context(self.watch.slot(str(device)))
                 stack.enter_context(trainings_stored(job.folder / "recovery", self.watch))
@@ -166,26 +164,33 @@ class JobRunner:
                 prepared = Prepared(variants=variants)
                 if device.type != "cpu" and not trains:
                     stack.enter_context(self.watch.slot(str(device)))
-                return self._evaluated(job, result, prepared)
+                return self._evaluate(job, result, prepared)
         except BaselineDoesNotFit:
             return "dense and pruned do not fit in memory together, and a sweep judges both"
         except FAILURES as error:
             return _error_line(error)
 
     def _trace(self, job: Job, result: Planned, prepared: Prepared) -> str | None:
-        """Capture a result; repeat it once if it was disturbed, and keep the repeat. Returns an
-        error in one line, or None."""
+        """Capture a result. If other work disturbed it, repeat it once and keep the repeat.
+
+        Returns:
+            The error in one line, or None.
+        """
         try:
             request = job.request(result)
             device = pick_device(request.device)
             with self.watch.slot(str(device)):
-                if prepared.evaluated_for != (_eval_len(result), result.phase):
+                if prepared.evaluated_for != (_evaluation_window(result), result.phase):
                     with thread_count(request.threads), memory_explained():
-                        self._evaluated(job, result, prepared)
-                peaks = self._measured(job, device, prepared)
+                        self._evaluate(job, result, prepared)
+                peaks = self._choose_peaks(job, device, prepared)
                 trace(request, progress=self.watch, peaks=peaks, prepared=prepared)
                 if peaks is None:
-                    peaks = self._kept(_peaks_file(job, device, prepared), request.folder)
+                    # All results after the first are judged by the peaks of its capture.
+                    measured = read_run(request.folder / "dense").device.peaks
+                    assert measured is not None
+                    peaks = self._peaks = changed(measured, reached=None)
+                    write_json(_peaks_file(job, device, prepared), peaks)
                 if _was_disturbed(request.folder):
                     self.watch.describe("repeats: other work disturbed it")
                     again = replace(request, overwrite=True)
@@ -194,87 +199,94 @@ class JobRunner:
             return _error_line(error)
         return None
 
-    def _evaluated(self, job: Job, result: Planned, prepared: Prepared) -> Prepared:
-        """`prepared` with the quality of both models in the result's phase, behind prompts of its
-        length: measured now, or kept from before."""
+    def _evaluate(self, job: Job, result: Planned, prepared: Prepared) -> Prepared:
+        """Set the quality of both models in the phase of a result, after prompts of its length.
+
+        The quality is read from the folder of the sweep if the same weights and tasks were judged
+        before, else it is measured.
+        """
         dense, pruned = prepared.variants
         scoring = _scoring(result)
         path = SweepFolder(job.folder).quality(
-            model_name(result) + _of_length(result) + _of_scoring(result)
+            model_name(result) + _length_suffix(result) + _scoring_suffix(result)
         )
         fingerprints = {v.name: weights_fingerprint(v.model) for v in (dense, pruned)}
-        found = read_json(path, EvaluatedModel)
+        stored = read_json(path, EvaluatedModel)
         names, folder = job.config.tasks, job.config.tasks_path
         tasks = TaskList(names=names, folder=folder) if names else None
         source = None if tasks is None else tasks.source()
-        kept = found is not None and found.dense.scoring == scoring
-        if found is None or not kept or found.weights != fingerprints or found.tasks != source:
+        expected = (scoring, fingerprints, source)
+        if stored is None or (stored.dense.scoring, stored.weights, stored.tasks) != expected:
             with trainings_stored(job.folder / "recovery", self.watch):
-                scored = self._compared(job, result, prepared, fingerprints["dense"])
+                scored = self._compare(job, result, prepared, fingerprints["dense"])
             if tasks is not None:
                 self._add_tasks(scored, tasks, prepared, fingerprints["dense"], result)
-            found = EvaluatedModel(
+            stored = EvaluatedModel(
                 weights=fingerprints, tasks=source, dense=scored.dense, pruned=scored.pruned
             )
-            write_json(path, found)
+            write_json(path, stored)
         prepared.quality = {
-            name: changed(one, weights_fingerprint=fingerprints[name], phase=result.phase)
-            for name, one in (("dense", found.dense), ("pruned", found.pruned))
+            name: changed(quality, weights_fingerprint=fingerprints[name], phase=result.phase)
+            for name, quality in (("dense", stored.dense), ("pruned", stored.pruned))
         }
-        prepared.evaluated_for = (_eval_len(result), result.phase)
+        prepared.evaluated_for = (_evaluation_window(result), result.phase)
         return prepared
 
-    def _compared(
+    def _compare(
         self, job: Job, result: Planned, prepared: Prepared, fingerprint: str
-    ) -> Compared:
-        """Compare both models on the text that judges, and on the other one, where there is one."""
+    ) -> QualityPair:
+        """Compare both models on the text that judges, and on the other text if there is one."""
         dense, pruned = prepared.variants
-        scoring, length = _scoring(result), _eval_len(result)
-        passages = {"text": self._text(job, dense, length)}
+        scoring, length = _scoring(result), _evaluation_window(result)
+        passages = {"text": self._passage(job, dense, length)}
         if job.config.other_text is not None and load_tokenizer(dense.loaded) is not None:
-            passages["other"] = self._text(job, dense, length, other=True)
+            passages["other"] = self._passage(job, dense, length, is_other=True)
         control: dict[str, torch.Tensor] = {}
         if pruned.pruning is not None and pruned.pruning.recovery is not None:
-            wanted = job.request(job.results[0]).recovery
-            assert wanted is not None
+            settings = job.request(job.results[0]).recovery
+            assert settings is not None
             control = control_nats(
                 job.folder,
                 dense,
-                wanted,
+                settings,
                 passages,
                 scoring=scoring,
-                mark=fingerprint,
+                fingerprint=fingerprint,
                 seed=job.config.seed,
-                part=_of_length(result),
+                part=_length_suffix(result),
             )
-        found: dict[str, Compared] = {}
+        pairs: dict[str, QualityPair] = {}
         for name, passage in passages.items():
             reference = self._reference(dense, f"{fingerprint}-{name}-{length}", passage, scoring)
-            found[name] = compare(pruned.model, reference, control=control.get(name))
-        found["text"].dense.looks_ahead = False
-        found["text"].pruned.looks_ahead = may_decide(result.family) and looks_ahead(
+            pairs[name] = compare(pruned.model, reference, control=control.get(name))
+        judged = pairs["text"]
+        judged.dense.looks_ahead = False
+        judged.pruned.looks_ahead = may_decide(result.family) and looks_ahead(
             pruned.model, passages["text"], scoring=scoring
         )
-        if "other" in found:
-            found["text"].dense.other_text = found["other"].dense
-            found["text"].pruned.other_text = found["other"].pruned
-        return found["text"]
+        if "other" in pairs:
+            judged.dense.other_text = pairs["other"].dense
+            judged.pruned.other_text = pairs["other"].pruned
+        return judged
 
     def _add_tasks(
         self,
-        found: Compared,
+        pair: QualityPair,
         tasks: TaskList,
         prepared: Prepared,
         fingerprint: str,
         result: Planned,
     ) -> None:
-        """Scores of both models, and the losses. Kept: those of an equal dense model, and of this
-        one, which several lengths of prompts may ask for."""
+        """Add the scores of both models on the tasks, and the losses.
+
+        The scores of the last dense and pruned model are kept, as several lengths of prompts need
+        them.
+        """
         dense, pruned = prepared.variants
         tokenizer = load_tokenizer(dense.loaded)
         alone, scoring = may_decide(result.family), _scoring(result)
-        # What decides nothing answers in one forward as it does token by token.
-        wanted = {
+        # A model that decides nothing answers in one forward as it does token by token.
+        requested = {
             ("dense", fingerprint): (dense.model, False, "prefill"),
             ("pruned", model_name(result) + scoring): (pruned.model, alone, scoring),
         }
@@ -282,65 +294,61 @@ class JobRunner:
             key: self._tasks[key]
             if key in self._tasks
             else score_tasks(model, tokenizer, tasks, one_by_one=decides, scoring=way)
-            for key, (model, decides, way) in wanted.items()
+            for key, (model, decides, way) in requested.items()
         }
         before, after = self._tasks.values()
-        found.dense.tasks, found.pruned.tasks = before, after
-        found.pruned.tasks_change = changes(before, after)
+        pair.dense.tasks, pair.pruned.tasks = before, after
+        pair.pruned.tasks_change = changes(before, after)
 
-    def _text(self, job: Job, dense: Variant, length: int, *, other: bool = False) -> Passage:
-        if (other, length) not in self._passages:
+    def _passage(self, job: Job, dense: Variant, length: int, *, is_other: bool = False) -> Passage:
+        if (is_other, length) not in self._passages:
             config = text_config(dense.model)
-            self._passages[other, length] = text_passage(
+            self._passages[is_other, length] = text_passage(
                 load_tokenizer(dense.loaded),
-                job.config.other_text if other else job.config.text,
+                job.config.other_text if is_other else job.config.text,
                 vocabulary=dense.model.get_input_embeddings().num_embeddings,
                 longest=getattr(config, "max_position_embeddings", None),
                 seed=job.config.seed,
                 tokens=TOKENS,
                 prompt_len=length,
             )
-        return self._passages[other, length]
+        return self._passages[is_other, length]
 
     def _reference(self, dense: Variant, fingerprint: str, passage: Passage, scoring: str) -> Dense:
-        """The dense model as reference; its logits are kept for the next job where it is equal."""
+        """Return the dense model as a reference, with the logits of an equal earlier model."""
         key = f"{fingerprint}-{scoring}"
         if key not in self._dense:
-            alike = [known for known, one in self._dense.items() if one.scoring == scoring]
-            for known in alike[:-1]:  # of a scoring those of the text and of the other one stay
-                self._dense.pop(known)
+            alike = [name for name, kept in self._dense.items() if kept.scoring == scoring]
+            for old in alike[:-1]:  # for each scoring, those of the text and the other text stay
+                self._dense.pop(old)
             self._dense[key] = Dense(dense.model, passage, scoring=scoring)
         else:
             self._dense[key].model = dense.model
         return self._dense[key]
 
-    def _measured(self, job: Job, device: torch.device, prepared: Prepared) -> MeasuredPeaks | None:
-        """Peaks of this device, one for all results, so that all bounds rest on the same ones. None
-        for the first: its capture measures them, before and after. Where that was disturbed they
-        are measured again before the next result, and the better count from there on; a result that
-        is written keeps what it has."""
-        found = self._peaks
-        if found is not None and not _should_remeasure(found):
-            return found
+    def _choose_peaks(
+        self, job: Job, device: torch.device, prepared: Prepared
+    ) -> MeasuredPeaks | None:
+        """Return the peaks of this device that all results are judged by.
+
+        None for the first result, whose capture measures them before and after. If that was
+        disturbed, they are measured again before the next result, and the better ones count from
+        there on. A result that is written keeps the peaks that it has.
+        """
+        peaks = self._peaks
+        if peaks is not None and not _should_remeasure(peaks):
+            return peaks
         path = _peaks_file(job, device, prepared)
-        if found is None:
-            found = read_json(path, KeptPeaks)
-        if found is not None and _should_remeasure(found):
+        if peaks is None:
+            peaks = read_json(path, KeptPeaks)
+        if peaks is not None and _should_remeasure(peaks):
             with thread_count(job.config.threads):
                 again = measure_peaks(device, _dtype(prepared))
-            each = [*_measurements(found), rates_of(again)]
-            found = changed(better_peaks(found, again), measurements=each)
-            write_json(path, found)
-        self._peaks = found
-        return found
-
-    def _kept(self, path: Path, out: Path) -> MeasuredPeaks:
-        """The peaks that the first capture measured, for all results after it."""
-        peaks = read_run(out / "dense").device.peaks
-        assert peaks is not None
-        self._peaks = changed(peaks, reached=None)
-        write_json(path, self._peaks)
-        return self._peaks
+            each = [*_measurements(peaks), rates_of(again)]
+            peaks = changed(better_peaks(peaks, again), measurements=each)
+            write_json(path, peaks)
+        self._peaks = peaks
+        return peaks
 
 
 def _peaks_file(job: Job, device: torch.device, prepared: Prepared) -> Path:
@@ -354,27 +362,30 @@ def _dtype(prepared: Prepared) -> str:
 
 
 def _measurements(peaks: MeasuredPeaks) -> list[MeasuredRates]:
-    """Each measurement of peaks that rest on several: those of a sweep, or before and after."""
-    either = [one for one in (peaks.before, peaks.after) if one is not None]
+    """Return each measurement that peaks rest on: those of a sweep, or before and after."""
+    either = [rates for rates in (peaks.before, peaks.after) if rates is not None]
     return peaks.measurements or either or [rates_of(peaks)]
 
 
 def _should_remeasure(peaks: MeasuredPeaks) -> bool:
-    """Whether every measurement was disturbed and the limit of measurements is not reached."""
+    """Return whether every measurement was disturbed and their number is below the limit."""
     return bool(peaks.disturbed) and len(peaks.measurements) < _MOST_MEASURED
 
 
-def _was_disturbed(out: Path) -> bool:
-    """Whether the times of a capture are not valid, by something that may have passed meanwhile."""
-    runs = [read_run(out / name) for name in ("dense", "pruned")]
-    placements = [s for run in runs for phase in run.phases.values() for s in phase.placements]
-    reasons = {why for one in placements for why in (*one.reasons, *one.steps_disturbed)}
+def _was_disturbed(folder: Path) -> bool:
+    """Return whether the times of a capture are invalid for a reason that may have passed."""
+    runs = [read_run(folder / name) for name in ("dense", "pruned")]
+    placements = [p for run in runs for phase in run.phases.values() for p in phase.placements]
+    reasons = {reason for p in placements for reason in (*p.reasons, *p.steps_disturbed)}
     return any(run.is_disturbed for run in runs) and not reasons.isdisjoint(PASSING)
 
 
 @contextlib.contextmanager
-def _begun(folder: SweepFolder, result: Planned) -> Iterator[None]:
-    """A process that dies inside leaves a failure; an error that ends the sweep leaves none."""
+def _recording_begin(folder: SweepFolder, result: Planned) -> Iterator[None]:
+    """Record that a result has begun, so that a process that dies inside leaves a failure.
+
+    An error that ends the sweep removes the record again.
+    """
     folder.begin(result)
     try:
         yield
@@ -383,14 +394,14 @@ def _begun(folder: SweepFolder, result: Planned) -> Iterator[None]:
         raise
 
 
-def _eval_len(result: Planned) -> int:
-    """The windows that judge it: as long as its prompts, where those are longer than usual ones."""
+def _evaluation_window(result: Planned) -> int:
+    """Return the tokens of the windows that judge a result: the usual, or those of its prompts."""
     return max(CONTEXT, result.prompt_len)
 
 
-def _of_length(result: Planned) -> str:
-    """Names what is kept of windows that are not the usual ones."""
-    length = _eval_len(result)
+def _length_suffix(result: Planned) -> str:
+    """Return the part of a name that tells unusual windows apart; empty for usual ones."""
+    length = _evaluation_window(result)
     return "" if length == CONTEXT else f"-p{length}"
 
 
@@ -398,14 +409,14 @@ def _scoring(result: Planned) -> str:
     return scoring_of(result.family, result.phase)
 
 
-def _of_scoring(result: Planned) -> str:
-    """Names what is kept of a scoring that is not that of the model in every phase."""
+def _scoring_suffix(result: Planned) -> str:
+    """Return the part of a name that tells the scoring apart; empty if all phases share one."""
     ways = {scoring_of(result.family, phase) for phase in PHASES}
     return "" if len(ways) == 1 else f"-{_scoring(result)}"
 
 
 def _error_line(error: BaseException) -> str:
-    """An error in one line, without secrets and the paths of this machine."""
+    """Return an error in one line, without secrets and paths of this machine."""
     if isinstance(error, PrunescopeError):
         return scrub(f"{error.problem} ({error.hint})")
     lines = str(error).strip().splitlines() or [""]

@@ -1,9 +1,9 @@
-"""Results that a sweep cannot run, found before it starts: on this machine, with this model, or as
-families applied in sequence; what steps of fixed shapes (mode compile or graph) cannot show of rows
-that are chosen in decode; and a model's config and dimensions, read without its weights.
+"""What a sweep cannot run or show, found before it starts.
 
-In: a plan, a method, a model's name. Out: sentences, each with the number of results that it
-concerns; a PrunescopeError where nothing can run; a config and a ModelShape.
+In: a plan, a method, or the name of a model. Out: sentences, each with the number of results that
+it concerns, on this machine, this model, and steps of fixed shapes (mode compile or graph); a
+PrunescopeError if nothing can run, or if families cannot be applied in sequence; and the config and
+dimensions of a model, read without its weights.
 """
 
 from __future__ import annotations
@@ -28,24 +28,42 @@ from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.sweep.plan import SweepPlan
 
-_SHARE = 0.5  # every family has this sparsity, whatever it counts
+_SHARE = 0.5  # a sparsity that every family has
 _EAGER = "mode: eager skips them"
 _HINT = "run it on a GPU, or put `mode: eager` or `compile` into a file: sweep FILE --preset NAME"
 
 
 def limits_here(plan: SweepPlan) -> list[str]:
-    """Sentences on what this machine or this model cannot do; empty where all of it can run."""
+    """Return sentences on what this machine or this model cannot do.
+
+    Args:
+        plan: The plan of the sweep.
+
+    Returns:
+        The sentences; empty if all of it can run.
+    """
     feasible = [result for result in plan.results if result.problem is None]
-    found = [*_of_device(plan, feasible), *_of_memory(plan, feasible)]
-    return [*(f"this machine: {text}" for text in found), *_of_lengths(plan, feasible)]
+    texts = [*_device_limits(plan, feasible), *_memory_limits(plan, feasible)]
+    return [*(f"this machine: {text}" for text in texts), *_length_limits(plan, feasible)]
 
 
 def check_possible(remaining: Sequence[Planned]) -> None:
-    """Raises PrunescopeError where none of the results can run on the devices of this machine."""
+    """Check that some of the results can run on the devices of this machine.
+
+    Args:
+        remaining: The results that are left.
+
+    Raises:
+        PrunescopeError: None of them can run.
+    """
     from prunescope.tracer.machine.device import pick_device
 
     able = [result for result in remaining if result.problem is None]
-    if able and pick_device("auto").type == "cpu" and all(one.mode == "graph" for one in able):
+    if (
+        able
+        and pick_device("auto").type == "cpu"
+        and all(result.mode == "graph" for result in able)
+    ):
         raise PrunescopeError(
             f"all {len(able)} remaining results record CUDA graphs (mode: graph), and this "
             "machine has no GPU",
@@ -53,27 +71,28 @@ def check_possible(remaining: Sequence[Planned]) -> None:
         )
 
 
-def _of_device(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
+def _device_limits(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
     from prunescope.tracer.machine.device import pick_device
 
     if pick_device("auto").type != "cpu":
         return []
-    found = [
-        f"{one.id}: no matrix units (tensor cores) for 2:4 here: zeros in dense tensors run instead"
-        for one in families()
-        if one.without_sparse_units and one.id in plan.config.families
+    limits = [
+        f"{known.id}: no matrix units (tensor cores) for 2:4 here: zeros in dense tensors run "
+        "instead"
+        for known in families()
+        if known.without_sparse_units and known.id in plan.config.families
     ]
     graphs = sum(result.mode == "graph" for result in feasible)
     if graphs:
-        found.append(
+        limits.append(
             f"{graphs} of {len(plan.results)} results record CUDA graphs (mode: graph), and this "
             "machine has no GPU: they will fail; mode: compile runs on a CPU"
         )
-    return found
+    return limits
 
 
-def _of_memory(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
-    """The weights of both models, or the memory that steps of some results need in addition."""
+def _memory_limits(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
+    """Return a sentence on the memory of both models' weights, or of steps in addition."""
     from prunescope.tracer.machine.device import free_bytes, pick_device, total_bytes
 
     shape = shape_without_weights(plan.config.model)
@@ -81,15 +100,15 @@ def _of_memory(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
         return []
     device = pick_device("auto")
     memory = total_bytes() if device.type == "cpu" else free_bytes(device)
-    size = ITEMSIZE.get(dtype_name(plan.config.dtype) or "bf16", 2)
-    weights = 1.5 * size * shape.parameters()  # of the dense model, and of half of it
+    itemsize = ITEMSIZE.get(dtype_name(plan.config.dtype) or "bf16", 2)
+    weights = 1.5 * itemsize * shape.parameters()  # of the dense model, and of one half as large
     if weights > memory:
         return [
             f"{plan.config.model} and a pruned copy need {weights / 1e9:.1f} GB for their weights, "
             f"and this machine has {memory / 1e9:.1f} GB"
         ]
-    needed = [weights + size * _step_numbers(shape, result) for result in feasible]
-    large = [one for one in needed if one > memory]
+    needed = [weights + itemsize * _step_numbers(shape, result) for result in feasible]
+    large = [size for size in needed if size > memory]
     if not large:
         return []
     return [
@@ -100,15 +119,15 @@ def _of_memory(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
 
 
 def _step_numbers(shape: ModelShape, result: Planned) -> float:
-    """Elements in the caches of both models, which are in memory together, and in one's logits."""
+    """Return the elements in the caches of both models, which coexist, and in the logits of one."""
     tokens = result.batch * result.prompt_len
     a_token = shape.layers * shape.kv_heads * (shape.head_dim + shape.value_dim)
     all_logits = result.logits == "all" and result.phase == "prefill"
     return 2 * tokens * a_token + (tokens if all_logits else result.batch) * shape.vocab
 
 
-def _of_lengths(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
-    """Prompts longer than the positions that the model was trained for."""
+def _length_limits(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
+    """Return a sentence on prompts longer than the positions that the model was trained for."""
     config = config_without_weights(plan.config.model)
     most = config.get("max_position_embeddings")
     if not isinstance(most, int):
@@ -118,59 +137,72 @@ def _of_lengths(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
         return []
     return [
         f"{len(longer)} of {len(plan.results)} results have prompts of up to "
-        f"{max(one.prompt_len for one in longer):,} tokens, and {plan.config.model} was made for "
-        f"{most:,} positions: their losses mean nothing, and a model with learnt positions fails"
+        f"{max(result.prompt_len for result in longer):,} tokens, and {plan.config.model} was made "
+        f"for {most:,} positions: their losses mean nothing, and a model with learnt positions "
+        "fails"
     ]
 
 
 def limits_of_fixed_steps(plan: SweepPlan) -> list[str]:
-    """Sentences; empty where every result can be timed as the model that is scored."""
+    """Return sentences on results whose fixed steps differ from the model that is scored.
+
+    Args:
+        plan: The plan of the sweep.
+
+    Returns:
+        The sentences; empty if every result can be timed as the model that is scored.
+    """
     chosen = [
         (result, sparsity)
         for result in plan.results
         if result.problem is None and result.mode != "eager" and result.phase == "decode"
         for sparsity in _row_shares(result)
     ]
-    by_threshold = [one for one, _ in chosen if _by_threshold(plan, one)]
+    by_threshold = [result for result, _ in chosen if _chooses_by_threshold(plan, result)]
     by_count = [
-        one
-        for one, sparsity in chosen
-        if not _by_threshold(plan, one)
-        and not math.isclose(kept_count(one.batch, sparsity) / one.batch, 1 - sparsity)
+        result
+        for result, sparsity in chosen
+        if not _chooses_by_threshold(plan, result)
+        and not math.isclose(kept_count(result.batch, sparsity) / result.batch, 1 - sparsity)
     ]
-    found = []
+    limits = []
     if by_threshold:
-        found.append(
+        limits.append(
             f"{len(by_threshold)} of {len(plan.results)} results decode "
-            f"{_names(by_threshold)} by a threshold in steps of fixed shapes, which compute "
+            f"{_family_names(by_threshold)} by a threshold in steps of fixed shapes, which compute "
             "all rows and multiply by 0 or 1: never faster "
             f"by construction; {_EAGER}"
         )
     if by_count:
-        found.append(
+        limits.append(
             f"{len(by_count)} of {len(plan.results)} results decode "
-            f"{_names(by_count)} in steps of fixed shapes, which run "
+            f"{_family_names(by_count)} in steps of fixed shapes, which run "
             "max(1, int((1 − s)·B)) of B rows, a share other than 1 − s (at batch 1 all: "
             f"the dense model), and get no loss; {_EAGER}"
         )
-    return found
+    return limits
 
 
-def _names(results: Sequence[Planned]) -> str:
-    return ", ".join(dict.fromkeys(one.family for one in results))
+def _family_names(results: Sequence[Planned]) -> str:
+    return ", ".join(dict.fromkeys(result.family for result in results))
 
 
 def _row_shares(result: Planned) -> list[float]:
-    """The sparsities of the parts of a method that choose rows."""
-    routed = {one.id for one in families() if one.routes_rows}
-    own = [own for name, own in method_parts(result.family) if name in routed]
-    shares = [result.sparsity if one is None else number(one) for one in own]
+    """Return the sparsities of the parts of a method that choose rows."""
+    routed = {known.id for known in families() if known.routes_rows}
+    shares = [
+        result.sparsity if own is None else number(own)
+        for name, own in method_parts(result.family)
+        if name in routed
+    ]
     return [share for share in shares if share is not None]
 
 
-def _by_threshold(plan: SweepPlan, result: Planned) -> bool:
-    """Whether scores decide and not a number of rows: of routers that are fitted or trained, or
-    where the option asks for it."""
+def _chooses_by_threshold(plan: SweepPlan, result: Planned) -> bool:
+    """Return whether scores decide instead of a number of rows.
+
+    Routers that are fitted or trained decide so, and others if their option asks for it.
+    """
     if plan.config.recover is not None or "choose=threshold" in result.set:
         return True
     select = result.select or plan.config.selections[0]
@@ -178,9 +210,17 @@ def _by_threshold(plan: SweepPlan, result: Planned) -> bool:
 
 
 def check_together(method: str) -> None:
-    """Raises PrunescopeError where the families of `FAMILY:S+FAMILY` cannot follow one another.
-    Their sparsities are not looked at: they depend on the model."""
-    problem = _problem_of("+".join(name for name, _ in method_parts(method)))
+    """Check that the families of `FAMILY:S+FAMILY` can be applied one after another.
+
+    Limitations: their sparsities are not checked, as these depend on the model.
+
+    Args:
+        method: The method, with families joined by +.
+
+    Raises:
+        PrunescopeError: They cannot follow one another.
+    """
+    problem = _combination_problem("+".join(name for name, _ in method_parts(method)))
     if problem is not None:
         raise PrunescopeError(
             f"{method} is infeasible: {problem}",
@@ -190,10 +230,13 @@ def check_together(method: str) -> None:
 
 
 @cache
-def _problem_of(names: str) -> str | None:
-    """Why families cannot follow one another. What one leaves of a layer (factors in place of a
-    matrix, a router in an attention) may be nothing that the next one finds its way in, whatever
-    the model: it is tried on the smallest preset, which takes a second."""
+def _combination_problem(names: str) -> str | None:
+    """Return why families cannot follow one another; None if they can.
+
+    What a family leaves of a layer (factors instead of a matrix, a router in an attention) may be
+    something that the next family cannot prune, whatever the model. The smallest preset is pruned
+    to find out, which takes a second.
+    """
     import torch
 
     from prunescope.tracer.capture.application import apply_request
@@ -211,7 +254,7 @@ def _problem_of(names: str) -> str | None:
 
 
 def shape_without_weights(model: str) -> ModelShape | None:
-    """A model's dense dimensions; None where they are not known before it is loaded."""
+    """Return the dense dimensions of a model; None if they are unknown before it is loaded."""
     try:
         return ModelShape.from_config(config_without_weights(model))
     except PrunescopeError:
@@ -219,7 +262,7 @@ def shape_without_weights(model: str) -> ModelShape | None:
 
 
 def config_without_weights(model: str) -> dict[str, Any]:
-    """A model's config, read without its weights; empty where that is not possible."""
+    """Return the config of a model, read without its weights; empty if that is not possible."""
     name = model.lower()
     if name in preset_names():
         return preset_config(name)

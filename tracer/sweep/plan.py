@@ -1,7 +1,7 @@
 """The plan of a sweep: a configuration, and the results that it asks for, with stable ids.
 
-In: a YAML file or a preset. Out: SweepConfigs and Planned results. Points of a family whose
-dimensions are equal are one result. Nothing here loads a model.
+In: a SweepConfig for each document of a sweep file or preset. Out: Planned results. Points of a
+family whose dimensions are equal are one result. Nothing here loads a model.
 """
 
 import dataclasses
@@ -28,6 +28,7 @@ from prunescope.taxonomy.run_setting import RunSetting
 from prunescope.taxonomy.scrub import scrub_values
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.sweep_files import Planned, family_slug
+from prunescope.taxonomy.words import when
 from prunescope.tracer.capture.request import (
     DecodeSteps,
     Dtype,
@@ -44,31 +45,31 @@ from prunescope.tracer.recovery.settings import Recovery
 from prunescope.tracer.sweep.budget import Budget
 
 MAX_RESULTS = 100_000
-# Options of the capture of a result.
+# The options of the request that captures a result.
 _OPTIONS = {named.name: named for named in options_of(TraceRequest)}
 
 
 def _lists(name: str, *, least: float | None = None) -> Option:
-    """A key that lists values of an option of `trace`, with the help of that option."""
+    """Return an Option that lists values of an option of `trace`, with the help of that option."""
     return Option(help=_OPTIONS[name].option.help, lists=name, least=least)
 
 
 @dataclass(kw_only=True)
 class SweptRequest(TraceRequest):
-    """The capture of a result: `steps` profiled steps in all, not at least one per placement."""
+    """The capture of a result, whose `steps` are not raised to one per placement."""
 
     profile_every_placement: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """The keys of a sweep file. Those that list values of an option make a result of each; all
-    others have one value in a sweep."""
+    """The keys of a sweep file.
 
-    model: Annotated[
-        str,
-        Option(help="Folder, hub id, FILE.gguf or preset.", example="tiny-llama"),
-    ]
+    Each value of a key that lists values of an option makes results of its own. All other keys have
+    one value in a sweep.
+    """
+
+    model: Annotated[str, Option(help="Folder, hub id, FILE.gguf or preset.", example="tiny-llama")]
     families: Annotated[
         tuple[str, ...],
         Option(
@@ -121,11 +122,7 @@ class SweepConfig:
         ),
     ] = None
     recover: Annotated[
-        Recovery | None,
-        Option(
-            help=_OPTIONS["recover"].option.help,
-            example="steps=100,rank=16",
-        ),
+        Recovery | None, Option(help=_OPTIONS["recover"].option.help, example="steps=100,rank=16")
     ] = None
     repeats: Repeats = TraceRequest.repeats
     steps: Steps = TraceRequest.steps
@@ -140,10 +137,9 @@ class SweepConfig:
     tasks_path: Annotated[
         Path | None, Option(help="Folder of task files of your own.", example="tasks")
     ] = None
-    mode: Annotated[
-        tuple[Literal["eager", "compile", "graph"], ...],
-        _lists("mode"),
-    ] = (TraceRequest.mode,)
+    mode: Annotated[tuple[Literal["eager", "compile", "graph"], ...], _lists("mode")] = (
+        TraceRequest.mode,
+    )
     attn: Annotated[tuple[str, ...], _lists("attn")] = (TraceRequest.attn,)
     logits: Annotated[tuple[Literal["last", "all"], ...], _lists("logits")] = (TraceRequest.logits,)
     set: Annotated[
@@ -165,8 +161,11 @@ class SweepConfig:
         return (self.select,) if isinstance(self.select, str) else self.select
 
     def identity(self) -> dict[str, Any]:
-        """The settings that comparable results share, as in plan.json and without local paths: the
-        keys that list nothing. A folder holds results of one identity."""
+        """Return the settings that comparable results share, as JSON without local paths.
+
+        These are the keys that list nothing. plan.json holds them, and a folder has results of one
+        identity.
+        """
         listing = {named.name for named in options_of(SweepConfig) if named.option.lists}
         values = {
             field.name: _without_path(getattr(self, field.name))
@@ -181,7 +180,7 @@ class SweepConfig:
 
 
 def _without_path(value: Any) -> Any:
-    """A value as JSON; of a path, the name alone."""
+    """Return a value as JSON; a path becomes its name."""
     if isinstance(value, Recovery):
         return value.plain()
     if isinstance(value, Path):
@@ -190,32 +189,28 @@ def _without_path(value: Any) -> Any:
 
 
 def model_name(result: Planned) -> str:
-    """Names the model: results of one name run the same object."""
+    """Return the name of the model of a result. Results of the same name run the same model."""
     return result_name(msgspec.structs.asdict(result), model=True)
 
 
-# Fields of a result by the option of its capture that they vary, in the order of its name.
+# The fields of a result by the option of `trace` that they vary, in the order of the result's name.
 VARIED = {
-    "method": "family",
-    "sparsity": "sparsity",
-    "phase": "phase",
-    "batch": "batch",
-    "prompt_len": "prompt_len",
-    "seed": "draw",
-    "select": "select",
-    "mode": "mode",
-    "attn": "attn",
-    "logits": "logits",
-    "knobs": "set",
-    "flush": "flush",
-    "warmup": "warmup",
-    "only": "only",
-}
+    option: {"method": "family", "seed": "draw", "knobs": "set"}.get(option, option)
+    for option in (
+        "method", "sparsity", "phase", "batch", "prompt_len", "seed", "select", "mode", "attn",
+        "logits", "knobs", "flush", "warmup", "only",
+    )
+}  # fmt: skip
 
 
 def result_name(values: Mapping[str, Any], *, model: bool = False) -> str:
-    """The id of a result with these fields; with `model`, the name of the model that it runs, which
-    is made of the options that make another model."""
+    """Return the id of a result with these fields.
+
+    Args:
+        values: The fields of the result.
+        model: Whether to return the name of its model instead, which has only those options that
+            make another model.
+    """
     parts = []
     for option, field in VARIED.items():
         value, known = values.get(field), _OPTIONS[option].option
@@ -223,15 +218,15 @@ def result_name(values: Mapping[str, Any], *, model: bool = False) -> str:
             continue
         if not known.default_in_name and (not value or value == _OPTIONS[option].default):
             continue
-        parts.append(f"{known.in_name}{_in_name(field, value)}")
+        parts.append(f"{known.in_name}{_format_value(field, value)}")
     return "-".join(parts)
 
 
-def _in_name(field: str, value: Any) -> str:
-    """A value as the id of a result holds it; of a switch, its name says it all."""
+def _format_value(field: str, value: Any) -> str:
+    """Return a value as the id of a result holds it; empty for a switch, whose name says it all."""
     if isinstance(value, bool):
         return ""
-    if isinstance(value, tuple):  # KNOB=VALUE, each
+    if isinstance(value, tuple):  # KNOB=VALUE words
         return "-".join(re.sub(r"[^A-Za-z0-9.]+", "", word) for word in value)
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return family_slug(text) if field == "family" else text
@@ -244,22 +239,30 @@ class SweepPlan:
     config: SweepConfig
     results: tuple[Planned, ...]
     notes: tuple[str, ...] = ()
-    budget: Budget | None = None  # what of it runs now; None: all that is left
+    budget: Budget | None = None  # the part that runs now; None means all that is left
 
     def groups(self) -> dict[str, list[Planned]]:
-        """Results by model key, in order."""
-        found: dict[str, list[Planned]] = {}
+        """Return the results by the name of their model, in order."""
+        groups: dict[str, list[Planned]] = {}
         for result in self.results:
-            found.setdefault(model_name(result), []).append(result)
-        return found
+            groups.setdefault(model_name(result), []).append(result)
+        return groups
 
 
 def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> SweepPlan:
-    """The results of all `configs` (those of a folder differ in what they list alone), once.
+    """Plan the results of all configurations, each result once.
 
-    `shape`: of the dense model, or None where it is not known; then nothing is merged.
+    Args:
+        configs: The configurations. Those of one folder differ only in keys that list values.
+        shape: The shape of the dense model; None if it is unknown, and then no points are merged.
+
+    Returns:
+        The plan.
+
+    Raises:
+        PrunescopeError: There are too many results, or a knob or a name of a family is invalid.
     """
-    found: dict[str, Planned] = {}
+    planned: dict[str, Planned] = {}
     notes: dict[str, None] = {}
     for config in configs:
         _check_count(config)
@@ -272,7 +275,7 @@ def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Sweep
             ] = None
         for method in config.families:
             points, point_notes = _all_points(config, method, shape)
-            ways = _ways(config, method).names
+            ways = _possible_selections(config, method).names
             lacks = [way for way in config.selections if way not in ways]
             if lacks and not is_plan(method):
                 point_notes.append(f"{method}: chosen {_chosen(ways)}, not {_chosen(lacks)}")
@@ -281,14 +284,14 @@ def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Sweep
             for point in points:
                 for select in selections:
                     results = list(_results(config, method, point, select))
-                    found |= {result.id: result for result in results}
+                    planned |= {result.id: result for result in results}
                     problems = (
                         recording_problem(r.family, r.mode, knobs_of(config, r.family, r.set))
                         for r in results
                     )
                     notes |= dict.fromkeys(filter(None, problems))
-    order = {model_name(r): i for i, r in reversed(list(enumerate(found.values())))}
-    ordered = sorted(found.values(), key=lambda r: order[model_name(r)])
+    order = {model_name(r): i for i, r in reversed(list(enumerate(planned.values())))}
+    ordered = sorted(planned.values(), key=lambda r: order[model_name(r)])
     return SweepPlan(configs[0], tuple(ordered), tuple(notes))
 
 
@@ -304,7 +307,11 @@ def _check_count(config: SweepConfig) -> None:
 
 
 def _check_knobs(config: SweepConfig) -> None:
-    """Raises PrunescopeError for a knob of no family of the sweep, or with a bad value."""
+    """Check that each knob belongs to a family of the sweep and has a valid value.
+
+    Raises:
+        PrunescopeError: One does not.
+    """
     names = {name for method in config.families for name, _ in _parts(method)}
     for word in config.knobs:
         left, equals, value = word.partition("=")
@@ -327,20 +334,26 @@ def _check_knobs(config: SweepConfig) -> None:
 
 
 def settable(methods: Sequence[str]) -> dict[str, Family]:
-    """The options that `set` may give to one of the families of these methods, each with the first
-    family that has it."""
+    """Return the options that `set` may give, each with the first family that has it.
+
+    Args:
+        methods: The methods of the sweep.
+    """
     names = {name for method in methods for name, _ in _parts(method)}
-    found: dict[str, Family] = {}
-    for one in families():
-        if one.id in names:
-            found = {**dict.fromkeys(one.knobs, one), **found}
-    return found
+    by_knob: dict[str, Family] = {}
+    for known in families():
+        if known.id in names:
+            by_knob = {**dict.fromkeys(known.knobs, known), **by_knob}
+    return by_knob
 
 
 def knob_points(config: SweepConfig, method: str) -> list[tuple[str, ...]]:
-    """The OPTION=VALUE of each point of a method under `set`: each value with each, of the knobs
-    that one of its families has; a single empty one where it has none."""
-    has = {knob for one, _ in _known_parts(method) for knob in one.knobs}
+    """Return the OPTION=VALUE words of each point of a method under `set`.
+
+    Each value is combined with each value of the other knobs that one of the families has. The only
+    point is empty if they have none.
+    """
+    has = {knob for part, _ in _known_parts(method) for knob in part.knobs}
     lists = [
         [f"{knob}={value}" for value in values]
         for knob, values in config.set.items()
@@ -350,19 +363,26 @@ def knob_points(config: SweepConfig, method: str) -> list[tuple[str, ...]]:
 
 
 def knobs_of(config: SweepConfig, method: str, words: Sequence[str] = ()) -> dict[str, str]:
-    """The knobs of a method's families, as `--set` takes them: with the name of their family where
-    the method has several. `words`: OPTION=VALUE of a point, of the families that have the knob."""
+    """Return the knobs of the families of a method, as `--set` takes them.
+
+    A knob has the name of its family in front if the method has several families.
+
+    Args:
+        config: The configuration of the sweep.
+        method: The method.
+        words: The OPTION=VALUE words of a point, for the families that have the option.
+    """
     names = [name for name, _ in _parts(method)]
-    found = {}
+    knobs = {}
     for left, _, value in (word.partition("=") for word in config.knobs):
         name, _, knob = left.partition(".")
         if name in names:
-            found[left if len(names) > 1 else knob] = value
+            knobs[left if len(names) > 1 else knob] = value
     for knob, _, value in (word.partition("=") for word in words):
-        for one, _ in _known_parts(method):
-            if knob in one.knobs:
-                found[f"{one.id}.{knob}" if len(names) > 1 else knob] = value
-    return found
+        for part, _ in _known_parts(method):
+            if knob in part.knobs:
+                knobs[f"{part.id}.{knob}" if len(names) > 1 else knob] = value
+    return knobs
 
 
 def _parts(method: str) -> list[tuple[str, str | None]]:
@@ -370,26 +390,33 @@ def _parts(method: str) -> list[tuple[str, str | None]]:
 
 
 def _known_parts(method: str) -> list[tuple[Family, str | None]]:
-    """The families of ours in a method, each with the sparsity of its own."""
-    by_id = {one.id: one for one in families()}
+    """Return the families of a method that prunescope has, each with the sparsity of its own."""
+    by_id = {known.id: known for known in families()}
     return [(by_id[name], own) for name, own in _parts(method) if name in by_id]
 
 
-def _own_knobs(one: Family, method: str, knobs: Mapping[str, str]) -> dict[str, str]:
-    """The knobs of a family of a method, of those that `knobs_of` gives the method."""
-    before = f"{one.id}." if len(_parts(method)) > 1 else ""
-    return {knob: knobs[before + knob] for knob in one.knobs if before + knob in knobs}
+def _select_knobs(part: Family, method: str, knobs: Mapping[str, str]) -> dict[str, str]:
+    """Return the knobs of one part of a method, from those that `knobs_of` gives the method."""
+    before = when(len(_parts(method)) > 1, f"{part.id}.")
+    return {knob: knobs[before + knob] for knob in part.knobs if before + knob in knobs}
 
 
 def shard_of(plan: SweepPlan, shard: tuple[int, int]) -> list[Planned]:
-    """Part i of n (from 0), by models, so that a model is prepared and judged in one place."""
+    """Return part i of n (from 0) of the results.
+
+    Parts are divided by models, so that each model is prepared and judged in one place.
+    """
     index, count = shard
     mine = [group for i, group in enumerate(plan.groups().values()) if i % count == index]
     return [result for group in mine for result in group]
 
 
 def read_shard(text: str | None) -> tuple[int, int]:
-    """(i, n) of "i/n", i from 0; (0, 1) for None. Raises PrunescopeError on anything else."""
+    """Read (i, n) from "i/n", with i from 0; None is (0, 1).
+
+    Raises:
+        PrunescopeError: The text is anything else.
+    """
     match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text or "0/1")
     index, count = (int(match[1]), int(match[2])) if match else (0, 0)
     if index >= count:
@@ -402,9 +429,16 @@ def read_shard(text: str | None) -> tuple[int, int]:
 def request_of(
     config: SweepConfig, result: Planned, *, out: Path, argv: Sequence[str] = ()
 ) -> TraceRequest:
-    """The capture that a result is, into the folder `out`."""
+    """Return the request that captures a result.
+
+    Args:
+        config: The configuration of the sweep.
+        result: The result.
+        out: The folder to write to.
+        argv: The command line, which run.json keeps.
+    """
     checkpoint = is_checkpoint(result.family)
-    ways = _ways(config, result.family)
+    ways = _possible_selections(config, result.family)
     select = cast(Selection, read_selection(result.select or ways.names[0]))
     recover = None if checkpoint else config.recover
     if recover is not None and recover.text is None:
@@ -437,40 +471,42 @@ def request_of(
 
 
 def is_checkpoint(family: str) -> bool:
-    """Whether this names a model folder or file rather than a way of pruning."""
+    """Return whether this names a model folder or file rather than a way of pruning."""
     return ("/" in family or family.endswith(".gguf")) and not is_plan(family)
 
 
 def is_file(family: str) -> bool:
-    """Whether this is one point: a checkpoint, or a plan of `allocate`."""
+    """Return whether this is a single point: a checkpoint, or a plan of `allocate`."""
     return is_checkpoint(family) or is_plan(family)
 
 
 @dataclass(frozen=True)
-class _Ways:
-    """The selections of a sweep that a method has; random where it has none of them.
-    `calibrations`: what importance is measured on; empty where a part has no importance, and for a
-    checkpoint or a function."""
+class _Selections:
+    """The selections of a sweep that a method has; random if it has none of them.
+
+    `calibrations` names what importance is measured on. It is empty if a part has no importance,
+    and for a checkpoint or a function.
+    """
 
     names: tuple[str, ...]
     calibrations: frozenset[str]
 
 
-def _ways(config: SweepConfig, method: str) -> _Ways:
+def _possible_selections(config: SweepConfig, method: str) -> _Selections:
     by_id = {known.id: known for known in families()}
     parts = [by_id.get(name) for name, _ in _parts(method)]
     measured = [part.calibration if part else None for part in parts]
-    calibrations = frozenset(by for by in measured if by) if None not in measured else frozenset()
+    calibrations = frozenset() if None in measured else frozenset(filter(None, measured))
     able = {
         "random": True,
         "importance": bool(calibrations),
         "greedy": bool(parts) and all(part is not None and part.greedy for part in parts),
         "frequency": bool(parts) and all(part is not None and part.cuts_experts for part in parts),
     }
-    found = [way for way in config.selections if able[read_selection(way)]]
-    if not found and able["importance"] and "greedy" in config.selections:
-        found = ["importance"]  # the nearest to it
-    return _Ways(tuple(found) or ("random",), calibrations)
+    names = [way for way in config.selections if able[read_selection(way)]]
+    if not names and able["importance"] and "greedy" in config.selections:
+        names = ["importance"]  # the selection nearest to greedy
+    return _Selections(tuple(names) or ("random",), calibrations)
 
 
 _CHOSEN = {
@@ -494,39 +530,39 @@ class _Point:
 def _all_points(
     config: SweepConfig, name: str, shape: ModelShape | None
 ) -> tuple[list[_Point], list[str]]:
-    """The points of a family under each choice of the knobs of `set`, and what to say of them."""
+    """Return the points of a family under each choice of the knobs of `set`, and notes on them."""
     points: list[_Point] = []
     notes: list[str] = []
     for words in knob_points(config, name):
-        found, point_notes = _points(config, name, shape, words)
-        points += [dataclasses.replace(point, set=words) for point in found]
+        new, point_notes = _points(config, name, shape, words)
+        points += [dataclasses.replace(point, set=words) for point in new]
         notes += [f"{note} ({', '.join(words)})" if words else note for note in point_notes]
-    return points, notes + _one_model(config, name, shape, points)
+    return points, notes + _note_equal_models(config, name, shape, points)
 
 
-def _one_model(
+def _note_equal_models(
     config: SweepConfig, name: str, shape: ModelShape | None, points: Sequence[_Point]
 ) -> list[str]:
-    """Group the points of a family that are one model under several names, as their dimensions are
-    equal: a sparsity may align by itself to more than an option asks for."""
+    """Return notes on points of a family that are one model under several names.
+
+    Their dimensions are equal, as a sparsity may align by itself to more than an option asks for.
+    """
     same: dict[Any, list[_Point]] = {}
     for point in points:
         if point.set and point.sparsity is not None and point.problem is None and shape is not None:
             knobs = knobs_of(config, name, point.set)
             same.setdefault(_signature(name, point.sparsity, shape, knobs), []).append(point)
-    return [_named_one_model(name, group) for group in same.values() if len(group) > 1]
+    return [_describe_equal_models(name, group) for group in same.values() if len(group) > 1]
 
 
-def _named_one_model(name: str, group: Sequence[_Point]) -> str:
-    """A sentence for points of equal dimensions."""
+def _describe_equal_models(name: str, group: Sequence[_Point]) -> str:
+    """Return a sentence on points of equal dimensions."""
     sparsities = list(dict.fromkeys(f"{point.sparsity:g}" for point in group))
-    one_s = len(sparsities) == 1
-    names = [
-        " ".join(point.set) + ("" if one_s else f" at s = {point.sparsity:g}") for point in group
-    ]
-    where = f"{name}, s = {sparsities[0]}" if one_s else name
+    differ = len(sparsities) > 1
+    names = [" ".join(point.set) + when(differ, f" at s = {point.sparsity:g}") for point in group]
+    where = name if differ else f"{name}, s = {sparsities[0]}"
     aligned = any(word.startswith("align=") for word in group[0].set)
-    instead = "; align=just-4 is a multiple of 4 and of no larger power of two" if aligned else ""
+    instead = when(aligned, "; align=just-4 is a multiple of 4 and of no larger power of two")
     return (
         f"{where}: {', '.join(names)} give equal dimensions: {len(group)} points are the same "
         f"model{instead}"
@@ -536,16 +572,16 @@ def _named_one_model(name: str, group: Sequence[_Point]) -> str:
 def _points(
     config: SweepConfig, name: str, shape: ModelShape | None, words: Sequence[str]
 ) -> tuple[list[_Point], list[str]]:
-    """The points of a family, equal ones merged, and what to say about it."""
+    """Return the points of a family, with equal ones merged, and notes on them."""
     wanted = sorted(set(config.sparsities))
     knobs = knobs_of(config, name, words)
     if is_file(name):
-        what = "plan" if is_plan(name) else "checkpoint"
-        return [_Point(None, ())], [f"{family_slug(name)}: a {what}, one point"]
-    why = None if shape is None else _cannot(name, traits_of(shape))
-    if why is not None:
-        return [_Point(s, (s,), why) for s in wanted], [why]
-    known = {one.id: one for one in families()}
+        kind = "plan" if is_plan(name) else "checkpoint"
+        return [_Point(None, ())], [f"{family_slug(name)}: a {kind}, one point"]
+    reason = None if shape is None else _why_impossible(name, traits_of(shape))
+    if reason is not None:
+        return [_Point(s, (s,), reason) for s in wanted], [reason]
+    known = {family.id: family for family in families()}
     if name not in known:
         return [_Point(s, (s,), _composite_problem(name, s, shape)) for s in wanted], []
     merged: dict[Any, list[float]] = {}
@@ -565,48 +601,59 @@ def _points(
     return [_Point(same[0], tuple(same)) for same in merged.values()] + problems, notes
 
 
-def _cannot(name: str, traits: Traits) -> str | None:
-    """Why a family, or one of a combination, cannot prune this model at any sparsity; None if it
-    can."""
-    for one, _ in _known_parts(name):
+def _why_impossible(name: str, traits: Traits) -> str | None:
+    """Return why a family, or a part of a combination, cannot prune this model at any sparsity.
+
+    Returns:
+        The reason; None if it can.
+    """
+    for part, _ in _known_parts(name):
         try:
-            check_applies(one.id, one.applies, traits)
+            check_applies(part.id, part.applies, traits)
         except PrunescopeError as error:
             return error.problem
         # Families that are only predicted are refused when the file is read.
-        can_tell = traits.entry is not None and not one.predicted_only
-        reason = one.not_implemented(traits) if can_tell else ""
+        is_known = traits.entry is not None and not part.predicted_only
+        reason = part.not_implemented(traits) if is_known else ""
         if reason:
-            return f"{one.id} is not implemented for this model: {reason}"
+            return f"{part.id} is not implemented for this model: {reason}"
     return None
 
 
 def _composite_problem(name: str, sparsity: float, shape: ModelShape | None) -> str | None:
-    """Why one of several families cannot prune this model at its sparsity; None if all can. Names
-    of none are refused when the method is read."""
-    for one, own in _known_parts(name):
+    """Return why a part of a combination cannot prune this model at its sparsity.
+
+    Names that are no family are refused when the method is read.
+
+    Returns:
+        The reason; None if all parts can.
+    """
+    for part, own in _known_parts(name):
         share = sparsity if own is None else number(own)
         if share is not None:
             try:
-                one.check(share)
-                _dimensions(one, share, shape, {})
+                part.check(share)
+                _dimensions(part, share, shape, {})
             except PrunescopeError as error:
-                return f"{one.id}: {error.problem}"
+                return f"{part.id}: {error.problem}"
     return None
 
 
 def _signature(
     method: str, sparsity: float, shape: ModelShape, knobs: Mapping[str, str]
 ) -> tuple[Any, ...]:
-    """Equal for two points of a method that make the same model: `_dimensions` of its parts; of
-    one that is no family of ours, which may do anything, with every option."""
+    """Return a value that is equal for two points of a method that make the same model.
+
+    It consists of the `_dimensions` of the parts. A method that is no family of prunescope may do
+    anything, so that its signature has every option.
+    """
     parts = _known_parts(method)
     shares = [sparsity if own is None else number(own) for _, own in parts]
     if len(parts) < len(_parts(method)) or None in shares:
         return method, sparsity, *sorted(knobs.items())
     return tuple(
-        (one.id, _dimensions(one, share, shape, _own_knobs(one, method, knobs)))
-        for (one, _), share in zip(parts, shares, strict=True)
+        (part.id, _dimensions(part, share, shape, _select_knobs(part, method, knobs)))
+        for (part, _), share in zip(parts, shares, strict=True)
         if share is not None
     )
 
@@ -614,18 +661,25 @@ def _signature(
 def _dimensions(
     family: Family, sparsity: float, shape: ModelShape | None, knobs: Mapping[str, str]
 ) -> Any:
-    """Equal for two points of a family that make the same model: its dimensions, and every option
-    that says more than how large they are. Also the sparsity, where dimensions do not say all; and
-    it and all options alone where they are not known."""
+    """Return a value that is equal for two points of a family that make the same model.
+
+    It consists of the dimensions and of every option that says more than how large they are. If
+    dimensions do not say all, it also has the sparsity. If dimensions are unknown, it is the
+    sparsity and all options.
+    """
     point = family.point(sparsity, knobs)
     if shape is None:
         return sparsity, *sorted(point.knobs.items())
     ops = family.theory(shape, Workload(phase="prefill", prompt_len=64), point)
-    others = [one for one in sorted(point.knobs.items()) if not family.knobs[one[0]].only_sizes]
+    knobs_beyond_sizes = [
+        (knob, value)
+        for knob, value in sorted(point.knobs.items())
+        if not family.knobs[knob].only_sizes
+    ]
     moves = any(family.axes[group] != "none" for group in GEMM_GROUPS)
     nominal = () if moves and not family.is_dynamic else (sparsity,)
     sizes = ((op.name, op.layers, op.gemms, op.flop, op.parameters) for op in ops)
-    return *nominal, *others, *sizes
+    return *nominal, *knobs_beyond_sizes, *sizes
 
 
 # The keys of a sweep file that list the values of each field of a setting.
@@ -637,7 +691,7 @@ _AXES = {
 
 
 def _axes(config: SweepConfig) -> dict[str, tuple[Any, ...]]:
-    """The values of each field of a setting that a sweep asks for."""
+    """Return the values of each field of a setting that a sweep asks for."""
     return {field: getattr(config, key) for field, key in _AXES.items()}
 
 
@@ -657,7 +711,7 @@ def _results(
             **dataclasses.asdict(point),
         }
         if values["logits"] == "all" and values["phase"] == "decode" and "last" in config.logits:
-            continue  # a decode step computes the logits of its one token in either way
+            continue  # a decode step computes the logits of its one token either way
         if point.problem is None:
             knobs = knobs_of(config, family, point.set)
             values["problem"] = recording_problem(family, values["mode"], knobs)
@@ -665,17 +719,25 @@ def _results(
 
 
 def recording_problem(method: str, mode: str, knobs: Mapping[str, str]) -> str | None:
-    """Why steps of a method cannot be recorded in a mode, at the knobs that `knobs_of` gives it;
-    None where they can."""
+    """Return why steps of a method cannot be recorded in a mode.
+
+    Args:
+        method: The method.
+        mode: The mode: eager, compile or graph.
+        knobs: The knobs that `knobs_of` gives the method.
+
+    Returns:
+        The reason; None if they can be recorded.
+    """
     problems = (
-        not_recorded(mode, one.id, _own_knobs(one, method, knobs))
-        for one, _ in _known_parts(method)
+        not_recorded(mode, part.id, _select_knobs(part, method, knobs))
+        for part, _ in _known_parts(method)
     )
     return next(filter(None, problems), None)
 
 
 def _check_names(names: Iterable[str]) -> None:
-    seen: Mapping[str, str] = {}
+    seen: dict[str, str] = {}
     for name in names:
         slug = family_slug(name)
         if slug in seen:
@@ -683,4 +745,4 @@ def _check_names(names: Iterable[str]) -> None:
                 f"families {seen[slug]!r} and {name!r} have the same name in results",
                 hint="list a family once, and name model folders differently",
             )
-        seen = {**seen, slug: name}
+        seen[slug] = name

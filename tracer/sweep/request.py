@@ -1,4 +1,4 @@
-"""The options of `prunescope sweep`: no torch here, because the command line imports it."""
+"""The options of `prunescope sweep`, without torch, because the command line imports them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,7 +60,11 @@ class SweepRequest:
 
     @property
     def folder(self) -> Path:
-        """The folder of the sweep. Raises PrunescopeError where no folder was named."""
+        """The folder of the sweep.
+
+        Raises:
+            PrunescopeError: No folder was named.
+        """
         if self.out is None:
             raise PrunescopeError(
                 "--out is missing", hint="name the folder to write to, as --out traces/sweep"

@@ -1,7 +1,8 @@
 """The folder of a sweep: results on disk are done, and `sweep.json` is derived from them.
 
 Layout: runs/<id>/{dense,pruned}, quality/<model>.json, failed/<id>.json, peaks-*.json, plan.json
-(results ever planned here, and what makes them comparable), sweep.json. Every file appears whole.
+(all results ever planned here, and what makes them comparable), sweep.json. Every file is written
+whole.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ T = TypeVar("T")
 
 
 class EvaluatedModel(Block, kw_only=True):
-    """quality/MODEL.json: the quality of both models, and of which weights and tasks it is."""
+    """The file quality/MODEL.json: the quality of both models, their weights and the tasks."""
 
     schema: Literal[1] = 1
     weights: dict[str, str]  # fingerprints
@@ -64,69 +65,83 @@ class EvaluatedModel(Block, kw_only=True):
 
 
 class KeptPeaks(MeasuredPeaks, kw_only=True):
-    """peaks-*.json: the peaks of a device that all results of a sweep are judged by."""
+    """The file peaks-*.json: the peaks of a device that all results of a sweep are judged by."""
 
     schema: OmitDefault[Literal[1]] = 1  # not written into the run.json that takes these peaks
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepFolder:
-    """Paths, states and locks of a sweep folder. A *result* is a Planned, before it ran as after;
-    a *call* is the id of one run of the command `sweep`."""
+    """The paths, states and locks of a sweep folder.
+
+    A *result* is a Planned, before it ran as after. A *call* is the id of one run of the command
+    `sweep`.
+    """
 
     path: Path
 
     def run(self, result: Planned) -> Path:
-        """The folder of a result's runs."""
+        """Return the folder of a result's runs."""
         return self.path / RUNS / result.id
 
     def state(self, result: Planned) -> State:
-        """done, failed or pending, by what is on disk."""
+        """Return the state of a result by what is on disk: done, failed or pending."""
         return state_of(self.path, result)
 
     def begin(self, result: Planned) -> None:
-        """Record that a result was started, as a failure that `clear_failure` removes or `fail`
-        replaces when it ends: what a process that dies meanwhile leaves behind."""
-        self.fail(result, BEGUN)  # of no call of the command: the next one tries it again
+        """Record a started result as a failure, which stays if the process dies meanwhile.
+
+        `clear_failure` removes the record or `fail` replaces it when the result ends.
+        """
+        self.fail(result, BEGUN)  # without a call, so that the next call tries it again
 
     def fail(self, result: Planned, error: str, call: str = "") -> None:
         """Record that a result failed, and in which call."""
         write_json(failure_of(self.path, result), Failure(id=result.id, error=error, call=call))
 
     def failed_in(self, result: Planned, call: str) -> bool:
-        """Whether it failed in this call."""
-        found = self._read_failure(result)
-        return found is not None and found.call == call != ""
+        """Return whether a result failed in this call."""
+        failure = self._read_failure(result)
+        return failure is not None and failure.call == call != ""
 
     def is_begun(self, result: Planned) -> bool:
-        """Whether it was started and did not finish."""
-        found = self._read_failure(result)
-        return found is not None and found.error == BEGUN
+        """Return whether a result was started and did not finish."""
+        failure = self._read_failure(result)
+        return failure is not None and failure.error == BEGUN
 
     def clear_failure(self, result: Planned) -> None:
         """Remove the record of a failure: the result is done, or was interrupted."""
         failure_of(self.path, result).unlink(missing_ok=True)
 
     def quality(self, key: str) -> Path:
-        """The file of a model's quality."""
+        """Return the file of a model's quality."""
         return self.path / "quality" / f"{key}.json"
 
     def start(self, plan: SweepPlan) -> None:
         """Make the folder, or add to the plan of the sweep that it holds.
 
-        Raises PrunescopeError where it holds anything but a sweep with the same settings.
+        Args:
+            plan: The plan to store.
+
+        Raises:
+            PrunescopeError: The folder holds anything but a sweep with the same settings.
         """
-        self._check_ours()
-        (self.path / "runs").mkdir(parents=True, exist_ok=True)
+        path = self.path
+        is_ours = path.is_dir() and ((path / RUNS).is_dir() or not any(path.iterdir()))
+        if path.exists() and not is_ours:
+            raise PrunescopeError(
+                f"{path} exists and is no sweep", hint="give --out a new folder, or a sweep's own"
+            )
+        (path / RUNS).mkdir(parents=True, exist_ok=True)
         identity = plan.config.identity()
         with self._locked():
             before = self._read_plan() or PlanFile(config=identity, results=[])
-            _check_same(before.config, identity, self.path)
+            _check_same(before.config, identity, path)
             planned = {r.id: r for r in (*before.results, *map(_without_path, plan.results))}
             after = PlanFile(
                 config=identity, notes=list(plan.notes), results=list(planned.values())
             )
-            write_json(self.path / PLAN, after)
+            write_json(path / PLAN, after)
         self.refresh()
 
     def refresh(self) -> None:
@@ -136,16 +151,18 @@ class SweepFolder:
             assert plan is not None
             results = [self._entry(result) for result in plan.results]
             if plan.config.get("recover"):
-                results = [self._with_held_out(entry) for entry in results]
+                results = [self._add_held_out(entry) for entry in results]
             after = SweepFile(config=plan.config, notes=plan.notes, results=results)
             write_json(self.path / SWEEP, after)
 
     def entries(self, plan: SweepPlan) -> list[SweepResult]:
-        """The entries of sweep.json for a plan, by what is on disk; `running` where another
-        process works on it."""
-        found = [self._entry(result) for result in plan.results]
-        if not any(entry.error == BEGUN for entry in found):
-            return found
+        """Return the entries of sweep.json for a plan, by what is on disk.
+
+        A result that another process works on is `running`.
+        """
+        entries = [self._entry(result) for result in plan.results]
+        if not any(entry.error == BEGUN for entry in entries):
+            return entries
         at_work = {
             result.id for shard in held_shards(self.path) for result in shard_of(plan, shard)
         }
@@ -153,14 +170,17 @@ class SweepFolder:
             msgspec.structs.replace(entry, state=RUNNING, error=None)
             if entry.error == BEGUN and entry.id in at_work
             else entry
-            for entry in found
+            for entry in entries
         ]
 
     @contextlib.contextmanager
     def claimed(self, shard: tuple[int, int]) -> Iterator[None]:
-        """Hold this shard of the folder. Raises PrunescopeError where another process has it.
+        """Hold this shard of the folder while the context is open.
 
         The system frees the claim of a process that was killed.
+
+        Raises:
+            PrunescopeError: Another process holds it.
         """
         name = f".shard-{shard[0]}-of-{shard[1]}.lock"
         with (self.path / name).open("a") as file:
@@ -176,7 +196,7 @@ class SweepFolder:
     def remove_partial_captures(self, results: Sequence[Planned]) -> None:
         """Remove what a killed capture of these results left behind."""
         for result in results:
-            for partial in (self.path / "runs").glob(f".{result.id}.*partial*"):
+            for partial in (self.path / RUNS).glob(f".{result.id}.*partial*"):
                 shutil.rmtree(partial, ignore_errors=True)
 
     def _entry(self, result: Planned) -> SweepResult:
@@ -189,13 +209,13 @@ class SweepFolder:
             error=failure.error if failure else result.problem if state == FAILED else None,
         )
 
-    def _with_held_out(self, entry: SweepResult) -> SweepResult:
-        """A result that is done, with the held-out losses of its training."""
+    def _add_held_out(self, entry: SweepResult) -> SweepResult:
+        """Return the entry of a result that is done, with the held-out losses of its training."""
         if entry.run is None:
             return entry
         run = self.path / entry.run
-        found = _held_out(run, (run / MANIFEST).stat().st_mtime_ns)
-        return msgspec.structs.replace(entry, held_out=found)
+        losses = _held_out(run, (run / MANIFEST).stat().st_mtime_ns)
+        return msgspec.structs.replace(entry, held_out=losses)
 
     def _read_failure(self, result: Planned) -> Failure | None:
         return read_json(failure_of(self.path, result), Failure)
@@ -203,17 +223,9 @@ class SweepFolder:
     def _read_plan(self) -> PlanFile | None:
         return read_json(self.path / PLAN, PlanFile)
 
-    def _check_ours(self) -> None:
-        path = self.path
-        is_ours = path.is_dir() and ((path / RUNS).is_dir() or not any(path.iterdir()))
-        if path.exists() and not is_ours:
-            raise PrunescopeError(
-                f"{path} exists and is no sweep", hint="give --out a new folder, or a sweep's own"
-            )
-
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Lock the folder's own files: one writer at a time."""
+        """Lock the folder's own files, so that one process writes at a time."""
         with (self.path / ".sweep.lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -221,7 +233,10 @@ class SweepFolder:
 
 @functools.lru_cache(maxsize=4096)
 def _held_out(run: Path, _changed: int) -> HeldOut | None:
-    """The held-out losses of a run, without those of each block; read once for every change."""
+    """Return the held-out losses of a run, without those of each block.
+
+    They are read again only if the manifest has changed, as told by its time in `_changed`.
+    """
     pruning = read_run(run).pruning
     losses = pruning.recovery.losses if pruning is not None and pruning.recovery else None
     if losses is None or losses.held_out is None:
@@ -233,9 +248,14 @@ def _held_out(run: Path, _changed: int) -> HeldOut | None:
 
 @contextlib.contextmanager
 def timing_slot(device: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """The right to time on a device of this machine: a second timing on it would falsify both.
+    """Hold the right to time on a device of this machine while the context is open.
 
-    Sweeps, shards and workers of one user wait for each other here; `on_wait` is called before.
+    A second timing on the device would falsify both. Sweeps, shards and workers of one user wait
+    for each other here.
+
+    Args:
+        device: The name of the device, as torch writes it.
+        on_wait: The function to call before waiting.
     """
     name = device.replace(":", "-")
     path = Path(tempfile.gettempdir()) / f"prunescope-slot-{os.getuid()}-{name}.lock"
@@ -250,24 +270,38 @@ def timing_slot(device: str, on_wait: Callable[[], None] | None = None) -> Itera
 
 
 def write_json(path: Path, content: msgspec.Struct) -> None:
-    """Write a file, and the folder that it is in, where there is none. The file appears whole, and
-    tells no secret, no mail address and no path."""
+    """Write a file whole, and make its folder if there is none.
+
+    The file tells no secret, no mail address and no path.
+
+    Args:
+        path: The file to write.
+        content: The content.
+    """
     text = scrub_values(plain(content))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, f"{json.dumps(text, indent=1, allow_nan=False)}\n".encode())
 
 
 def read_json(path: Path, kind: type[T]) -> T | None:
-    """A file that `write_json` wrote; None where there is none.
+    """Read a file that `write_json` wrote.
 
-    Raises PrunescopeError where it is damaged or of another version.
+    Args:
+        path: The file to read.
+        kind: The type of its content.
+
+    Returns:
+        The content; None if there is no file.
+
+    Raises:
+        PrunescopeError: The file is damaged or of another version.
     """
     hint = "restore it, or remove it: runs that are done stay done"
     return decode_file(path, kind, where=f"{path.name} of the sweep", hint=hint)
 
 
 def _without_path(result: Planned) -> Planned:
-    """A value as files hold it: a checkpoint or a plan is named there without its path."""
+    """Return a result as files hold it, which name a checkpoint or a plan without its path."""
     if not is_file(result.family):
         return result
     return msgspec.structs.replace(result, family=family_slug(result.family))

@@ -1,4 +1,4 @@
-"""`prunescope sweep`: models x sparsities x phases x batches x lengths, each result a run folder.
+"""The command `prunescope sweep`: each model, sparsity, phase, batch and length is a run folder.
 
 In: a SweepRequest. Out: a folder with runs/, quality/ and sweep.json. The same request again
 resumes: finished results are neither lost nor repeated.
@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from prunescope.taxonomy.arguments import home_path
 from prunescope.taxonomy.atomic_write import clean_termination
@@ -27,7 +27,7 @@ from prunescope.taxonomy.presets import preset_names
 from prunescope.taxonomy.scrub import scrub_values
 from prunescope.taxonomy.sweep_files import DONE, FAILED, PENDING, PLAN, RUNNING, PlanFile, Planned
 from prunescope.tracer.capture.progress import Progress, Silent
-from prunescope.tracer.sweep.budget import Budget, within
+from prunescope.tracer.sweep.budget import Budget, fit_budget
 from prunescope.tracer.sweep.config import read_configs
 from prunescope.tracer.sweep.limits import (
     check_possible,
@@ -56,20 +56,41 @@ if TYPE_CHECKING:
 
 
 def sweep(request: SweepRequest, progress: Progress | None = None) -> Path:
-    """Run what is not done yet of a sweep, and return its folder.
+    """Run what is not done yet of a sweep.
 
-    Raises PrunescopeError on a bad request; a result that fails is recorded in sweep.json.
+    Args:
+        request: The sweep, and the folder that it fills.
+        progress: The Progress to report to, or None.
+
+    Returns:
+        The folder of the sweep. A result that fails is recorded in its sweep.json.
+
+    Raises:
+        PrunescopeError: The request is invalid.
     """
     return run_plan(request, plan_of(request), progress)
 
 
 def run_plan(request: SweepRequest, plan: SweepPlan, progress: Progress | None = None) -> Path:
-    """Run what is not done yet of the plan of a request, and return its folder."""
+    """Run what is not done yet of the plan of a request.
+
+    Args:
+        request: The sweep, and the folder that it fills.
+        plan: The plan of the request, by `plan_of`.
+        progress: The Progress to report to, or None.
+
+    Returns:
+        The folder of the sweep.
+
+    Raises:
+        PrunescopeError: No result can run on this machine, or the folder is in use or holds other
+            data.
+    """
     progress = progress or Silent()
     shard = read_shard(request.shard)
     folder = SweepFolder(request.folder)
     if request.engine == "local":
-        check_possible([one for one in shard_of(plan, shard) if folder.state(one) != DONE])
+        check_possible([result for result in shard_of(plan, shard) if folder.state(result) != DONE])
     with clean_termination():
         # Kineto writes to standard error at every start and stop, unless this is set beforehand.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -77,7 +98,7 @@ def run_plan(request: SweepRequest, plan: SweepPlan, progress: Progress | None =
         with folder.claimed(shard):
             mine = shard_of(plan, shard)
             states = {result: folder.state(result) for result in mine}
-            # What failed or hung before comes last: it must not block the others.
+            # Results that failed or hung before come last, so that they do not block the others.
             order = (PENDING, FAILED)
             remaining = [r for state in order for r in mine if states[r] == state]
             if plan.budget is not None:
@@ -87,53 +108,64 @@ def run_plan(request: SweepRequest, plan: SweepPlan, progress: Progress | None =
 
                 try:
                     ENGINES[request.engine](
-                        _jobs(request, plan, remaining), _reporter(progress, remaining)
+                        _jobs(request, plan, remaining), _make_reporter(progress, remaining)
                     )
-                finally:  # also where a signal ends it: sweep.json says what is done
+                finally:  # also if a signal ends the sweep: sweep.json tells what is done
                     folder.refresh()
     return request.folder
 
 
 def plan_of(request: SweepRequest) -> SweepPlan:
-    """The plan of a request, checked. Raises PrunescopeError on the first mistake in it."""
+    """Return the plan of a request, after checking it.
+
+    Args:
+        request: The sweep, and the folder that it fills.
+
+    Raises:
+        PrunescopeError: The request is invalid; the first mistake is reported.
+    """
     check_options(request)
-    read_shard(request.shard)  # a mistake in these comes before the work of a plan
-    folder = request.folder
-    asked = request.config
-    configs = read_configs(asked if isinstance(asked, Mapping) else as_path(asked), request.preset)
+    read_shard(request.shard)  # a mistake in it is reported before the plan is made
+    folder, source = request.folder, request.config
+    source = source if isinstance(source, Mapping) else as_path(source)
+    configs = read_configs(source, request.preset)
     for config in configs:
         unknown = [way for way in config.selections if read_selection(way) not in SELECTIONS]
         if unknown:
             raise PrunescopeError(
                 f"select: {unknown[0]!r} is no selection", hint=" or ".join(SELECTIONS)
             )
-    configs = tuple(_named_as_stored(config, folder) for config in configs)
+    configs = tuple(_rename_as_stored(config, folder) for config in configs)
     for model in dict.fromkeys([configs[0].model, *filter(is_checkpoint, configs[0].families)]):
         _check_model(model)
     plan = make_plan(configs, shape_without_weights(configs[0].model))
-    _check(plan)
+    _check_captures(plan)
     return plan if request.budget is None else replace(plan, budget=_budget(request, plan))
 
 
 def _budget(request: SweepRequest, plan: SweepPlan) -> Budget:
-    """The remaining results of a request's part of a sweep, as far as its hours reach."""
+    """Return the remaining results of a request's part of a sweep that fit into its hours."""
     assert request.budget is not None
     folder = SweepFolder(request.folder)
     mine = shard_of(plan, read_shard(request.shard))
-    remaining = [one for one in mine if one.problem is None and folder.state(one) != DONE]
-    times = _durations(request.folder, plan.config) if remaining else None
+    remaining = [
+        result for result in mine if result.problem is None and folder.state(result) != DONE
+    ]
+    times = _estimate_durations(request.folder, plan.config) if remaining else None
     if times is None and remaining:
         raise PrunescopeError(
             f"--budget needs an estimate, and the dimensions of {plan.config.model} are not known "
             "before it is loaded",
             hint="give a folder with a config.json, or leave --budget out",
         )
-    return within(remaining, request.budget, times.seconds if times else lambda _: 0.0)
+    return fit_budget(remaining, request.budget, times.seconds if times else lambda _: 0.0)
 
 
-def _named_as_stored(config: SweepConfig, folder: Path) -> SweepConfig:
-    """The config with the names of selections that the folder has: they are in the names of its
-    results. A folder of a version before 0.2 has older ones."""
+def _rename_as_stored(config: SweepConfig, folder: Path) -> SweepConfig:
+    """Return the config with the names of selections that the folder uses.
+
+    These are part of the names of results, and a folder of a version before 0.2 has older ones.
+    """
     before = read_json(folder / PLAN, PlanFile)
     stored = (before.config.get("select") if before else None) or ()
     stored = (stored,) if isinstance(stored, str) else tuple(stored)
@@ -143,8 +175,14 @@ def _named_as_stored(config: SweepConfig, folder: Path) -> SweepConfig:
 
 
 def before_it_starts(plan: SweepPlan) -> list[str]:
-    """Notes on a plan before it runs: results that this machine cannot run, that steps of fixed
-    shapes cannot show, or that its budget leaves out."""
+    """Return notes on a plan before it runs.
+
+    They name results that this machine cannot run, that steps of fixed shapes cannot show, or that
+    the budget leaves out.
+
+    Args:
+        plan: The plan of the sweep.
+    """
     return [
         *limits_here(plan),
         *limits_of_fixed_steps(plan),
@@ -153,23 +191,23 @@ def before_it_starts(plan: SweepPlan) -> list[str]:
 
 
 class Duration(TypedDict):
-    """A rough estimate of the remaining time of a sweep; null: not known.
+    """A rough estimate of the remaining time of a sweep, in seconds; null means unknown.
 
     `seconds` rests on the best of `peaks_measured` measurements of this machine, `seconds_most` on
     the worst, which other work made slow.
     """
 
-    seconds: float | None  # in all
+    seconds: float | None  # of the whole rest
     seconds_most: float | None
     peaks_measured: int
     peaks_disturbed: list[str]
-    recovery_seconds: float | None  # of them for training
-    decode_scoring_seconds: float | None  # of them to score models one token after another
+    recovery_seconds: float | None  # the part for training
+    decode_scoring_seconds: float | None  # the part to score models token by token
     trainings: int
 
 
 class Counts(Duration):
-    """A request's part of a sweep."""
+    """The numbers of results in a request's part of a sweep, by their state."""
 
     results: int
     models: int
@@ -178,12 +216,12 @@ class Counts(Duration):
     pending: int
     running: int
     impossible: int
-    left_out: int  # by --budget: possible, not done, and not in this call
+    left_out: int  # possible results that are not done, and that --budget leaves out of this call
     notes: list[str]
 
 
 class Summary(TypedDict):
-    """sweep.json, and what is left to do."""
+    """The content of sweep.json, and what is left to do."""
 
     schema: int
     out: str
@@ -192,9 +230,13 @@ class Summary(TypedDict):
 
 
 def summary(request: SweepRequest, plan: SweepPlan, *, estimate: bool = False) -> Summary:
-    """sweep.json as it stands, or will stand, and `plan`: counts of this request's part of it.
+    """Return sweep.json as it stands or will stand, and counts of this request's part.
 
-    `estimate`: with the seconds that what is left will take, roughly (null: not known).
+    Args:
+        request: The sweep, and the folder that it fills.
+        plan: The plan of the request.
+        estimate: Whether to estimate the seconds that the rest will take, which may measure the
+            peaks of this machine.
     """
     folder = SweepFolder(request.folder)
     mine = shard_of(plan, read_shard(request.shard))
@@ -227,38 +269,41 @@ def _estimate(
 ) -> Duration:
     from prunescope.tracer.sweep.estimate import num_trainings
 
+    # If nothing is left, do not measure the peaks of this machine, which takes seconds.
+    seconds = 0.0 if estimate and not remaining else None
     unknown: Duration = {
-        "seconds": None,
-        "seconds_most": None,
+        "seconds": seconds,
+        "seconds_most": seconds,
         "peaks_measured": 0,
         "peaks_disturbed": [],
-        "recovery_seconds": None,
-        "decode_scoring_seconds": None,
+        "recovery_seconds": seconds,
+        "decode_scoring_seconds": seconds,
         "trainings": num_trainings(remaining, config),
     }
-    if not remaining and estimate:  # the peaks of this machine take seconds to measure
-        names = ("seconds", "seconds_most", "recovery_seconds", "decode_scoring_seconds")
-        return cast(Duration, {**unknown, **dict.fromkeys(names, 0.0)})
-    times = _durations(folder, config) if estimate else None
+    if seconds is not None:
+        return unknown
+    times = _estimate_durations(folder, config) if estimate else None
     if times is None:
         return unknown
-    from prunescope.tracer.sweep.estimate import decode_scoring_s, training_s
+    from prunescope.tracer.sweep.estimate import scoring_s, training_s
 
     return {
         **unknown,
         "seconds": times.seconds(remaining),
-        "seconds_most": max(times.seconds(remaining, one) for one in times.each),
+        "seconds_most": max(times.seconds(remaining, forward) for forward in times.each),
         "peaks_measured": len(times.each),
         "peaks_disturbed": times.disturbed,
         "recovery_seconds": training_s(remaining, config, times.best),
-        "decode_scoring_seconds": decode_scoring_s(remaining, config, times.best),
+        "decode_scoring_seconds": scoring_s(remaining, config, times.best, "decode"),
     }
 
 
 @dataclass(frozen=True)
 class _Durations:
-    """Estimates the time of results of a sweep: forwards by the best measurement of the peaks here,
-    and by each; `disturbed`: by what the best one was."""
+    """The estimated times of results, by the best measurement of the peaks here and by each.
+
+    `disturbed` tells what disturbed the best measurement.
+    """
 
     config: SweepConfig
     best: ForwardTimes
@@ -266,15 +311,15 @@ class _Durations:
     disturbed: list[str]
 
     def seconds(self, results: Sequence[Planned], forward: ForwardTimes | None = None) -> float:
-        """Seconds of results, with their trainings."""
+        """Return the seconds of results, with their trainings."""
         from prunescope.tracer.sweep.estimate import estimate_s, training_s
 
-        by = forward or self.best
-        return estimate_s(results, self.config, by) + training_s(results, self.config, by)
+        times = forward or self.best
+        return estimate_s(results, self.config, times) + training_s(results, self.config, times)
 
 
-def _durations(folder: Path, config: SweepConfig) -> _Durations | None:
-    """None where the dimensions of the model are not known before it is loaded."""
+def _estimate_durations(folder: Path, config: SweepConfig) -> _Durations | None:
+    """Return the times of forwards; None if the dimensions of the model are unknown yet."""
     shape = shape_without_weights(config.model)
     if shape is None:
         return None
@@ -290,7 +335,7 @@ def _durations(folder: Path, config: SweepConfig) -> _Durations | None:
     return _Durations(
         config,
         ForwardTimes(shape, best, itemsize),
-        [ForwardTimes(shape, one, itemsize) for one in each],
+        [ForwardTimes(shape, peaks, itemsize) for peaks in each],
         best.disturbed,
     )
 
@@ -299,12 +344,12 @@ def _jobs(request: SweepRequest, plan: SweepPlan, remaining: Sequence[Planned]) 
     from prunescope.tracer.sweep.job import Job
 
     groups = replace(plan, results=tuple(remaining)).groups().values()
-    out = request.folder.resolve()  # a worker may stand elsewhere
+    folder = request.folder.resolve()  # a worker may run in another directory
     call = secrets.token_hex(8)
     return [
         Job(
             config=plan.config,
-            folder=out,
+            folder=folder,
             results=tuple(group),
             argv=tuple(request.argv),
             call=call,
@@ -313,8 +358,8 @@ def _jobs(request: SweepRequest, plan: SweepPlan, remaining: Sequence[Planned]) 
     ]
 
 
-def _reporter(progress: Progress, remaining: Sequence[Planned]) -> Callable[..., None]:
-    """Shows each result when it begins, and later how its training goes."""
+def _make_reporter(progress: Progress, remaining: Sequence[Planned]) -> Callable[..., None]:
+    """Return a function that shows each result when it begins, and later how its training goes."""
     number = {result.id: i for i, result in enumerate(remaining, 1)}
 
     def report(result: Planned, text: str = "") -> None:
@@ -328,10 +373,15 @@ def _reporter(progress: Progress, remaining: Sequence[Planned]) -> Callable[...,
     return report
 
 
-def _check(plan: SweepPlan) -> None:
-    """Refuse, before the first capture, options that would make every capture fail: texts and
-    functions of the user's own are read and imported as the captures will. Infeasible points are
-    recorded as failed instead."""
+def _check_captures(plan: SweepPlan) -> None:
+    """Refuse, before the first capture, options that would make every capture fail.
+
+    Texts and functions of the user's own are read and imported as the captures will do. Infeasible
+    points are recorded as failed instead.
+
+    Raises:
+        PrunescopeError: An option is invalid, or a method is not possible at any sparsity.
+    """
     from prunescope.tracer.calibration.texts import read_text
     from prunescope.tracer.capture.variants import check_method
 
@@ -358,7 +408,7 @@ def _check(plan: SweepPlan) -> None:
                 check_together(family)
         elif "+" in family and not is_checkpoint(family):
             result = next(r for r in plan.results if r.family == family)
-            request_of(config, result, out=Path()).check()  # a better reason, where there is one
+            request_of(config, result, out=Path()).check()  # raises a better reason if there is one
             raise PrunescopeError(
                 f"{family} is not possible at any sparsity of this sweep: {result.problem}",
                 hint="give each part a sparsity of its own, FAMILY:0.25+FAMILY:0.5, or remove it",
@@ -366,10 +416,13 @@ def _check(plan: SweepPlan) -> None:
 
 
 def _check_model(model: str) -> None:
-    """Raises PrunescopeError where there is no such folder with a model, file or preset, and no
-    such hub id."""
+    """Check that there is such a folder with a model, file, preset or hub id.
+
+    Raises:
+        PrunescopeError: There is none.
+    """
     path, name, is_folder = home_path(model), model.lower(), False
-    with suppress(OSError):  # no name that a file can have
+    with suppress(OSError):  # no file can have this name
         is_folder = path.is_dir()
     if name in preset_names() and not is_folder:
         return

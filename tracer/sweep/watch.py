@@ -1,8 +1,8 @@
-"""Detects that a result of a sweep hangs, names it, and lets the others go on.
+"""A watchdog that detects a hanging result of a sweep, names it, and lets the others go on.
 
-In: heartbeats, one a stage or step, as Progress. Out: `Hung` in the thread that hangs, so that the
-next result begins; if the thread does not react, the failure is written to disk and the process is
-ended.
+In: heartbeats, one per stage or step, as Progress. Out: `Hung` in the thread that hangs, so that
+the next result begins. If the thread does not react, the failure is written to disk and the process
+is ended.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from types import FrameType
 from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.sweep.state import SweepFolder, timing_slot
 
-# Loading and quality have long stages: silence alone is a hang only after hours. A process that
-# does nothing at all meanwhile (a deadlock, a lost disk) hangs after half an hour.
+# Loading and quality have long stages, so that silence alone is a hang only after hours. A process
+# that also uses no processor time (a deadlock, a lost disk) hangs after half an hour.
 IDLE_S, SILENT_S = 1800.0, 6 * 3600.0
 IDLE_SHARE = 0.01  # of a core
-GRACE_S = 60.0  # from the error in the thread that hangs to the end of the process
-POLL_S = 30.0  # it wakes while code is timed: seldom
+GRACE_S = 60.0  # between the error in the thread that hangs and the end of the process
+POLL_S = 30.0  # rarely, as it wakes while code is timed
 EXIT_CODE = 3
 
 
 class Hung(RuntimeError):
-    """A result made no progress for too long."""
+    """The error of a result that made no progress for too long."""
 
 
 class HangWatchdog:
@@ -54,8 +54,8 @@ class HangWatchdog:
         self._over = threading.Event()
 
     @contextmanager
-    def of(self, result: Planned) -> Iterator[None]:
-        """Inside the block, heartbeats belong to this result."""
+    def working_on(self, result: Planned) -> Iterator[None]:
+        """Attribute heartbeats to this result while the context is open."""
         self.stage("prepare")
         self.result = result
         try:
@@ -64,24 +64,24 @@ class HangWatchdog:
             self.result = None
 
     def stage(self, name: str, total: int | None = None) -> None:  # noqa: ARG002
-        """A heartbeat, and the name of the stage."""
+        """Take a heartbeat, and the name of the stage."""
         self._stage = name
         self.advance()
 
     def advance(self) -> None:
-        """A heartbeat."""
+        """Take a heartbeat."""
         self._beat = (time.monotonic(), time.process_time())
         self._hung_at = None
 
     def describe(self, text: str) -> None:
-        """Describe the work in progress to `on_result`."""
+        """Pass a description of the work in progress to `on_result`."""
         self._stage = text
         if self.on_result is not None and self.result is not None:
             self.on_result(self.result, text)
 
     @contextmanager
     def slot(self, device: str) -> Iterator[None]:
-        """The right to time on a device; waiting for another process does not count as a hang."""
+        """Hold the right to time on a device; waiting for it does not count as a hang."""
         with ExitStack() as stack:
             self._waits = True
             text = f"waits for another process that measures on {device}"
@@ -94,13 +94,18 @@ class HangWatchdog:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch until the end; only the main thread, which alone gets signals, is watched."""
+        """Watch for hangs while the context is open.
+
+        Only the main thread is watched, as it alone gets signals.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         self.advance()
         before = signal.signal(signal.SIGALRM, self._interrupt)
-        thread = threading.Thread(target=self._look, name="prunescope-watch", daemon=True)
+        thread = threading.Thread(
+            target=self._watch_heartbeats, name="prunescope-watch", daemon=True
+        )
         thread.start()
         try:
             yield
@@ -109,7 +114,7 @@ class HangWatchdog:
             thread.join()
             signal.signal(signal.SIGALRM, before)
 
-    def _look(self) -> None:
+    def _watch_heartbeats(self) -> None:
         while not self._over.wait(POLL_S):
             result = self.result
             if result is None or self._waits or not self._is_silent():
@@ -118,7 +123,7 @@ class HangWatchdog:
                 self._hung_at = time.monotonic()
                 signal.pthread_kill(self._main, signal.SIGALRM)
             elif time.monotonic() - self._hung_at > GRACE_S:
-                self._end(result)
+                self._end_process(result)
 
     def _is_silent(self) -> bool:
         beat, used = self._beat
@@ -134,10 +139,10 @@ class HangWatchdog:
         silence = time.monotonic() - self._beat[0]
         return f"no progress for {silence:.0f} s, in stage {self._stage!r}"
 
-    def _end(self, result: Planned) -> None:
-        """The last way out: the thread that hangs is in code that no signal reaches."""
+    def _end_process(self, result: Planned) -> None:
+        """Record the failure and end the process, as no signal reaches the thread that hangs."""
         problem = self._problem()
-        # Not sweep.json: the thread that hangs may hold its lock, and the next call writes it.
+        # The thread that hangs may hold the lock of sweep.json, which the next call writes anyway.
         self.folder.fail(result, f"Hung: {problem}; its process was ended", self.call)
         hint = "it is recorded as failed; the same command again goes on with the others"
         if sys.stderr.isatty():

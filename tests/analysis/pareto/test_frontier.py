@@ -182,7 +182,7 @@ def test_break_even_needs_every_larger_sparsity() -> None:
     points += [point("c", 1.5, 0.1, sparsity=None)]
     assert frontier.break_even(points) == {"a": 0.375, "b": None}
     assert without_sparsity(points) == {"c": True}  # a plan: no sparsity pays off, it is faster
-    assert frontier.in_every_cell([{"a": 0.25, "b": None}, {"a": 0.5, "b": 0.5}]) == {
+    assert frontier.merge_break_even([{"a": 0.25, "b": None}, {"a": 0.5, "b": 0.5}]) == {
         "a": 0.5, "b": None,
     }  # fmt: skip
 
@@ -219,7 +219,7 @@ def test_times_that_are_not_valid_are_not_beyond_noise() -> None:
     assert pays == [{"a": 0.25, "c": 0.25, "d": 0.25}, {}]
     unknown = not_judged([a, b, c, *d, other])
     assert unknown == {"b": NOT_VALID, "c": NOT_VALID}
-    assert frontier.in_every_cell(pays, unknown) == {"a": 0.25, "d": 0.25}
+    assert frontier.merge_break_even(pays, unknown) == {"a": 0.25, "d": 0.25}
     (row,) = frontier.equal_sparsity([a, b])
     assert {name: one.timing_valid for name, one in row.families.items()} == {"a": True, "b": False}
     first = frontier.equal_flops([a, b])[0].families  # at 0.125, between dense and 0.2

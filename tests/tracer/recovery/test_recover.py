@@ -17,7 +17,7 @@ from prunescope.tracer.model.load import load_model
 from prunescope.tracer.recovery import recover as recovery
 from prunescope.tracer.recovery import training
 from prunescope.tracer.recovery.adapters import attach, zero_shares
-from prunescope.tracer.recovery.examples import examples
+from prunescope.tracer.recovery.examples import read_examples
 from prunescope.tracer.recovery.settings import Recovery
 from prunescope.tracer.recovery.storage import trainings_stored
 
@@ -235,7 +235,7 @@ def test_random_ids_train_where_there_is_no_tokenizer(tmp_path: Path) -> None:
 
 def test_random_ids_that_judge_are_others_than_those_that_train() -> None:
     wanted = recovery.Recovery(steps=8, rank=2, length=16)
-    read = examples(None, wanted, vocabulary=512, longest=None, seed=3)
+    read = read_examples(None, wanted, vocabulary=512, longest=None, seed=3)
     parts = [read.rows, read.held_out, random_ids(512, batch=8, length=16, seed=3)]
     rows = [{tuple(row) for row in part.tolist()} for part in parts]
     assert all(rows)

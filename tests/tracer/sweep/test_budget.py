@@ -15,7 +15,7 @@ from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.sweep import sweep as sweep_module
-from prunescope.tracer.sweep.budget import _time, within
+from prunescope.tracer.sweep.budget import _format_time, fit_budget
 from prunescope.tracer.sweep.config import presets, read_configs
 from prunescope.tracer.sweep.limits import check_possible, limits_here, limits_of_fixed_steps
 from prunescope.tracer.sweep.plan import SweepConfig, SweepPlan, make_plan
@@ -40,7 +40,7 @@ def plan(**options: object) -> SweepPlan:
 def test_a_cell_is_whole_before_the_next_and_samples_come_last() -> None:
     """4 sparsities × 2 families, in 2 phases of 2 batches, drawn twice: 64 results."""
     results = plan().results
-    found = within(results, 19.5, each_an_hour)
+    found = fit_budget(results, 19.5, each_an_hour)
     assert (len(found.kept), len(found.left_out)) == (18, 46)
     assert {(one.batch, one.draw) for one in found.kept[:16]} == {(1, 0)}
     assert {one.phase for one in found.kept[:8]} == {"prefill"}
@@ -57,15 +57,15 @@ def test_a_cell_is_whole_before_the_next_and_samples_come_last() -> None:
 
 def test_layers_come_after_whole_models_and_all_may_fit() -> None:
     results = plan(only=("layer", "model")).results
-    assert [one.only for one in within(results, 64, each_an_hour).kept] == ["model"] * 32 + [
+    assert [one.only for one in fit_budget(results, 64, each_an_hour).kept] == ["model"] * 32 + [
         "layer"
     ] * 32
-    whole = within(results, 1e3, each_an_hour)
+    whole = fit_budget(results, 1e3, each_an_hour)
     assert len(whole.kept) == 128 and not whole.left_out and len(whole.lines()) == 1
     with pytest.raises(PrunescopeError, match="too little for the first step") as caught:
-        within(results, 0.5, each_an_hour)
+        fit_budget(results, 0.5, each_an_hour)
     assert "--budget 2.2" in str(caught.value.hint)
-    assert within([], 1, each_an_hour).kept == ()
+    assert fit_budget([], 1, each_an_hour).kept == ()
 
 
 def test_what_an_option_is_worth_comes_after_the_families_without_it() -> None:
@@ -73,11 +73,11 @@ def test_what_an_option_is_worth_comes_after_the_families_without_it() -> None:
     are its points, in their cells."""
     usual = SweepConfig(model="m", families=("static-nk", "dynamic-m"), batches=(1, 8))
     aligned = SweepConfig(model="m", families=("static-nk",), set={"align": ("1", "16")})
-    whole = within(make_plan([aligned, usual], None).results, 99, each_an_hour)
+    whole = fit_budget(make_plan([aligned, usual], None).results, 99, each_an_hour)
     assert [bool(one.set) for one in whole.kept] == [False] * 32 + [True] * 16
     assert "prefill by align (8)" in whole.lines()[0]
     alone = make_plan([SweepConfig(**{**vars(usual), "set": {"align": ("1", "16")}})], None)
-    first = within(alone.results, 3, each_an_hour).kept
+    first = fit_budget(alone.results, 3, each_an_hour).kept
     assert {(one.family, one.sparsity, one.batch) for one in first} == {
         ("static-nk", 0.5, 1), ("dynamic-m", 0.5, 1),
     }  # fmt: skip
@@ -141,7 +141,7 @@ def test_a_request_with_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_short_times_are_in_seconds() -> None:
-    assert [_time(seconds) for seconds in (0.2, 36, 119, 150, 7200)] == [
+    assert [_format_time(seconds) for seconds in (0.2, 36, 119, 150, 7200)] == [
         "1 s", "36 s", "119 s", "2 min", "2 h",
     ]  # fmt: skip
 
