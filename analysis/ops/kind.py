@@ -101,45 +101,23 @@ _KINDS_OF_NAMES: dict[str, str] = {
     "_native_multi_head_attention "
     "_transformer_encoder_layer_fwd",
 }
-_OTHER_KINDS: dict[str, str] = {
-    "vllm::unified_attention": "attention",
-    "vllm::unified_attention_with_output": "attention",
-    "vllm::all_reduce": "comm",
-    "vllm::all_gather": "comm",
-    "vllm::reduce_scatter": "comm",
-    "symm_mem::multimem_all_reduce_": "comm",
-    "symm_mem::one_shot_all_reduce": "comm",
-    "symm_mem::two_shot_all_reduce_": "comm",
-    "c10d::allreduce_": "comm",
-    "c10d::alltoall_base_": "comm",
-    "c10d::alltoall_": "comm",
-    "c10d::_allgather_base_": "comm",
-    "c10d::allgather_": "comm",
-    "c10d::_reduce_scatter_base_": "comm",
-    "c10d::reduce_scatter_": "comm",
-    "c10d::broadcast_": "comm",
-    "c10d::send": "comm",
-    "c10d::recv_": "comm",
-    "c10d::barrier": "comm",
-    "record_param_comms": "comm",
+_KINDS_OF_LIBRARY_OPS: dict[str, str] = {
+    "attention": "vllm::unified_attention vllm::unified_attention_with_output",
+    "comm": "vllm::all_reduce vllm::all_gather vllm::reduce_scatter symm_mem::multimem_all_reduce_ "
+    "symm_mem::one_shot_all_reduce symm_mem::two_shot_all_reduce_ c10d::allreduce_ "
+    "c10d::alltoall_base_ c10d::alltoall_ c10d::_allgather_base_ c10d::allgather_ "
+    "c10d::_reduce_scatter_base_ c10d::reduce_scatter_ c10d::broadcast_ c10d::send c10d::recv_ "
+    "c10d::barrier record_param_comms",
     # The format of their result is in no trace.
-    "bitsandbytes::int8_vectorwise_quant": "quantise",
-    "bitsandbytes::int8_vectorwise_dequant": "quantise",
-    "bitsandbytes::int8_mm_dequant": "quantise",
-    "bitsandbytes::int8_double_quant": "quantise",
-    "bitsandbytes::quantize_4bit": "quantise",
-    "bitsandbytes::quantize_blockwise": "quantise",
-    "bitsandbytes::dequantize_blockwise": "quantise",
-    "_C::awq_dequantize": "quantise",
-    "sgl_kernel::awq_dequantize": "quantise",
-    "_C::ggml_dequantize": "quantise",
-    "quantized::linear_prepack": "layout",
-    "quantized::linear_prepack_fp16": "layout",
-    "onednn::qlinear_prepack": "layout",
+    "quantise": "bitsandbytes::int8_vectorwise_quant bitsandbytes::int8_vectorwise_dequant "
+    "bitsandbytes::int8_mm_dequant bitsandbytes::int8_double_quant bitsandbytes::quantize_4bit "
+    "bitsandbytes::quantize_blockwise bitsandbytes::dequantize_blockwise _C::awq_dequantize "
+    "sgl_kernel::awq_dequantize _C::ggml_dequantize",
+    "layout": "quantized::linear_prepack quantized::linear_prepack_fp16 onednn::qlinear_prepack",
 }
 OP_KINDS: dict[str, str] = {
-    **{f"aten::{n}": kind for kind, names in _KINDS_OF_NAMES.items() for n in names.split()},
-    **_OTHER_KINDS,
+    **{f"aten::{name}": kind for kind, names in _KINDS_OF_NAMES.items() for name in names.split()},
+    **{name: kind for kind, names in _KINDS_OF_LIBRARY_OPS.items() for name in names.split()},
 }
 
 
@@ -151,9 +129,9 @@ KINDS = (
 )  # fmt: skip
 MATMUL_KINDS = ("gemm", "gemv", "batched_gemm", "sparse_gemm", "grouped_gemm")
 
-# The first pattern found in a kernel's name decides, so specific patterns stand before general ones:
-# the name of a Triton kernel lists the ops that it fused, and that of a cuBLAS kernel may hold
-# "relu", "reduce" or "copy".
+# The first pattern found in a kernel's name decides, so specific patterns come first: the name of a
+# Triton kernel lists the ops that it fused, and that of a cuBLAS kernel may hold "relu", "reduce"
+# or "copy".
 _PATTERNS: tuple[tuple[str, str], ...] = (
     ("memcpy", r"^mem_?cpy|copyBuffer"),
     ("memset", r"^mem_?set|fillBuffer"),

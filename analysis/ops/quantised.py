@@ -79,36 +79,21 @@ def onednn_linear(call: OpCall) -> Work:
     return gemm_work(_gemm_of_either_layout(a, weight), a, weight)
 
 
-@op_model(
-    "aten::fbgemm_linear_int8_weight_fp32_activation",
-    "aten::fbgemm_linear_int8_weight",
-    "bitsandbytes::int8_linear_matmul",
-    "bitsandbytes::int8_scaled_mm",
-    "quanto::qbytes_mm",
-    "torchao::float8_linear_cpu",
-    "fbgemm::f8f8bf16",
-    "fbgemm::f8f8bf16_cublas",
-    "fbgemm::f8f8bf16_lite",
-    "fbgemm::f8f8bf16_tensorwise",
-    "fbgemm::f8f8bf16_rowwise",
-    "fbgemm::f8f8bf16_blockwise",
-    "fbgemm::i8i8bf16",
-    "fbgemm::i8i8bf16_dynamic",
-    "mslk::f8f8bf16",
-    "mslk::f8f8bf16_rowwise",
-    "mslk::f8f8bf16_tensorwise",
-    "mslk::f8f8bf16_blockwise",
-    "mslk::i8i8bf16",
-    "vllm::apply_w8a8_block_fp8_linear",
-    "vllm::w8a8_triton_block_scaled_mm_func",
-    "vllm::w8a8_block_fp8_matmul",
-    "vllm::padded_cutlass",
-    "vllm::fp8_gemm_nt",
-    "sglang::deep_gemm_fp8_fp8_bf16_nt",
-    "vllm::rocm_unquantized_gemm",
+_WEIGHT_ROWS = (
+    "aten::fbgemm_linear_int8_weight_fp32_activation", "aten::fbgemm_linear_int8_weight",
+    "bitsandbytes::int8_linear_matmul", "bitsandbytes::int8_scaled_mm", "quanto::qbytes_mm",
+    "torchao::float8_linear_cpu", "fbgemm::f8f8bf16", "fbgemm::f8f8bf16_cublas",
+    "fbgemm::f8f8bf16_lite", "fbgemm::f8f8bf16_tensorwise", "fbgemm::f8f8bf16_rowwise",
+    "fbgemm::f8f8bf16_blockwise", "fbgemm::i8i8bf16", "fbgemm::i8i8bf16_dynamic", "mslk::f8f8bf16",
+    "mslk::f8f8bf16_rowwise", "mslk::f8f8bf16_tensorwise", "mslk::f8f8bf16_blockwise",
+    "mslk::i8i8bf16", "vllm::apply_w8a8_block_fp8_linear", "vllm::w8a8_triton_block_scaled_mm_func",
+    "vllm::w8a8_block_fp8_matmul", "vllm::padded_cutlass", "vllm::fp8_gemm_nt",
+    "sglang::deep_gemm_fp8_fp8_bf16_nt", "vllm::rocm_unquantized_gemm",
     "vllm::rocm_aiter_tuned_gemm",
-    kind="gemm",
-)
+)  # fmt: skip
+
+
+@op_model(*_WEIGHT_ROWS, kind="gemm")
 def weight_rows(call: OpCall) -> Work:
     """Model a [.., k], weight [n, k], then scales, which may be blocks of either, and a bias."""
     a, weight = tensor(call, 0), tensor(call, 1, rank=2)
