@@ -269,7 +269,7 @@ def with_overrides(
     Raises:
         PrunescopeError: A dtype is unknown, or a value is not positive.
     """
-    given = {_parse_dtype(name): value * 1e12 for name, value in (peaks or {}).items()}
+    given = {parse_dtype(name): value * 1e12 for name, value in (peaks or {}).items()}
     bandwidth = None if bandwidth_gb_per_s is None else bandwidth_gb_per_s * 1e9
     for value in (*given.values(), *([] if bandwidth is None else [bandwidth])):
         if not 0 < value < float("inf"):
@@ -474,12 +474,12 @@ def _nearest_ids(key: str) -> list[str]:
     return ids[:4] or [device.name for device in DEVICES][:4]
 
 
-def _parse_dtype(name: str) -> str:
+def parse_dtype(name: str) -> str:
     """Return our name of a number format; raise PrunescopeError for an unknown one."""
     ours = dtype(name)
     if ours is None:
         raise PrunescopeError(
-            f"no number format is called {name!r}", hint="one of bf16, fp16, tf32, fp32, fp8"
+            f"no number format is called {name!r}", hint="for example bf16, fp16, tf32, fp32 or fp8"
         )
     return ours
 

@@ -212,13 +212,13 @@ def test_a_question_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch
     module = SimpleNamespace(TraceAnalysis=load_it)
     monkeypatch.setitem(sys.modules, "hta", SimpleNamespace(trace_analysis=module))
     monkeypatch.setitem(sys.modules, "hta.trace_analysis", module)
-    monkeypatch.setattr(hta_bridge, "_temporal", fail)
+    monkeypatch.setattr(hta_bridge, "_add_breakdown", fail)
     for name in ("waits", "kernel_types", "launches"):
 
-        def answer_it(_analysis: Any, out: HtaAnswer, name: str = name) -> None:
-            setattr(out, name, {"a": 1.0})
+        def answer_it(_analysis: Any, answer: HtaAnswer, name: str = name) -> None:
+            setattr(answer, name, {"a": 1.0})
 
-        monkeypatch.setattr(hta_bridge, f"_{name}", answer_it)
+        monkeypatch.setattr(hta_bridge, f"_add_{name}", answer_it)
     answer = hta_bridge.ask("t.json")
     assert answer.failed == ["temporal breakdown: AssertionError: /x is wrong"]
     assert answer.waits == {"a": 1.0}
