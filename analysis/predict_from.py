@@ -20,13 +20,13 @@ from prunescope.analysis.device.hardware import (
 )
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.predict.constants import MARLIN, Constants
+from prunescope.analysis.predict.constants import MARLIN
 from prunescope.analysis.predict.measured import (
     DensePhase,
     Measured,
+    measured_uncertainty,
     part_of,
-    scaled,
-    scaled_speedup,
+    scale_measured,
 )
 from prunescope.analysis.predict.points import (
     check_knobs,
@@ -36,7 +36,6 @@ from prunescope.analysis.predict.points import (
     methods,
     sparsities,
 )
-from prunescope.analysis.predict.ranges import differences, uncertainty_of
 from prunescope.analysis.predict.request import PredictRequest, command_of, options_of_request
 from prunescope.analysis.predict.setting import (
     Setting,
@@ -249,15 +248,8 @@ def _row(phase: DensePhase, setting: Setting, name: str, label: str) -> FamilyRo
     """Return the row of a setting's family, or of its pruned model."""
     work, measured, terms = phase.work, phase.measured, setting.terms
     dense, pruned = predicted_side(setting, work, pruned=False), predicted_side(setting, work)
-    times = scaled(measured, dense, pruned, terms)
-
-    def speedup(constants: Constants) -> float:
-        """Return the expected speedup with other constants."""
-        sides = (dense.with_constants(constants), pruned.with_constants(constants))
-        return scaled_speedup(measured, *sides, terms)
-
-    unknown = differences(dense, pruned, terms)
-    uncertainty = uncertainty_of(speedup, pruned, terms, differences=unknown)
+    times = scale_measured(measured, dense, pruned, terms)
+    uncertainty = measured_uncertainty(measured, dense, pruned, terms)
     weights, cache = round(pruned.forward.weight_bytes), round(pruned.forward.kv_bytes)
     return FamilyRow(
         id=name,

@@ -220,12 +220,12 @@ def tensor_list(call: OpCall, index: int) -> tuple[Operand, ...]:
     if not isinstance(shapes, tuple | list) or not all(_is_shape(s) for s in shapes):
         raise NoModel
     raw = call.strides[index] if index < len(call.strides) else None
-    is_known = isinstance(raw, tuple | list) and len(raw) == len(shapes)
-    strides = raw if is_known else [None] * len(shapes)
+    if not isinstance(raw, tuple | list) or len(raw) != len(shapes):
+        raw = [None] * len(shapes)
     name = our_dtype(_spelling(call, index))
     return tuple(
         Operand(tuple(s), name, _stride(stride, len(s)))
-        for s, stride in zip(shapes, strides, strict=True)
+        for s, stride in zip(shapes, raw, strict=True)
     )
 
 

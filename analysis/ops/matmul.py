@@ -37,7 +37,7 @@ def gemm_kind(gemm: Gemm, *, batched: bool = False) -> str:
 def gemm_work(
     gemm: Gemm,
     *read: Operand | None,
-    result: str | None = None,
+    out: str | None = None,
     batched: bool = False,
     kind: str | None = None,
 ) -> Work:
@@ -46,7 +46,7 @@ def gemm_work(
     Args:
         gemm: M, N, K and the batch.
         read: The tensors that it reads; the first two are its operands.
-        result: The format of the result; None: that of the first operand.
+        out: The format of the result; None: that of the first operand.
         batched: Whether the op is a batched one, whatever its batch.
         kind: A kind to give; None: the kind that the GEMM has.
 
@@ -56,7 +56,7 @@ def gemm_work(
     first = read[0]
     dtype = first.dtype if first is not None else None
     results = gemm.batch * gemm.m * gemm.n
-    moved = [*(t.bytes for t in read if t is not None), byte_size(results, result or dtype)]
+    moved = [*(t.bytes for t in read if t is not None), byte_size(results, out or dtype)]
     return Work(
         flop=gemm.flop,
         bytes=total(moved) if results else 0.0,
@@ -161,7 +161,7 @@ def mkl_linear(call: OpCall) -> Work:
 def int_mm(call: OpCall) -> Work:
     """Model int8 [m, k] x [k, n] to int32."""
     a, b = tensor(call, 0), tensor(call, 1)
-    return gemm_work(matrix_gemm(a, b), a, b, result="int32")
+    return gemm_work(matrix_gemm(a, b), a, b, out="int32")
 
 
 @op_model("aten::_scaled_mm", "aten::_scaled_mm_v2", kind="gemm")
@@ -169,7 +169,7 @@ def scaled_mm(call: OpCall) -> Work:
     """Model fp8 or fp4 [m, k] x [k, n] with scales, a bias, a result scale and an out_dtype."""
     a, b = _unpacked(tensor(call, 0, rank=2), 1), _unpacked(tensor(call, 1, rank=2), 0)
     result = scalar_type(call, 6) or "bf16"  # the op's own results are 16-bit by default
-    return gemm_work(matrix_gemm(a, b), a, b, *tensors_at(call, range(2, 6)), result=result)
+    return gemm_work(matrix_gemm(a, b), a, b, *tensors_at(call, range(2, 6)), out=result)
 
 
 @op_model("aten::_weight_int8pack_mm", kind="gemm")
@@ -213,7 +213,7 @@ def grouped_mm(call: OpCall) -> Work:
         b = _first(b, a.shape[0])
     elif ranks == (3, 2):
         a = _first(a, b.shape[1])
-    work = gemm_work(gemm, a, b, result=result, kind="grouped_gemm")
+    work = gemm_work(gemm, a, b, out=result, kind="grouped_gemm")
     stacked = b if len(b.shape) > 2 else a
     read = stacked.shape[0] if len(stacked.shape) > 2 else groups
     each = byte_size(gemm.n * gemm.k, b.dtype) if ranks == (2, 3) else None

@@ -98,7 +98,7 @@ def weight_rows(call: OpCall) -> Work:
     """Model a [.., k], weight [n, k], then scales, which may be blocks of either, and a bias."""
     a, weight = tensor(call, 0), tensor(call, 1, rank=2)
     read = tensors_at(call, range(2, len(call.shapes)))
-    return gemm_work(linear_gemm(a, weight), a, weight, *read, result=_result_dtype(a))
+    return gemm_work(linear_gemm(a, weight), a, weight, *read, out=_result_dtype(a))
 
 
 def _result_dtype(a: Operand) -> str:
@@ -114,7 +114,7 @@ def mixed_rows(call: OpCall) -> Work:
     """
     a, quantised, weight = tensor(call, 0), tensor(call, 1), tensor(call, 2, rank=2)
     scales = [optional(call, 3), optional(call, 4)]
-    return gemm_work(linear_gemm(quantised, weight), quantised, weight, a, *scales, result=a.dtype)
+    return gemm_work(linear_gemm(quantised, weight), quantised, weight, a, *scales, out=a.dtype)
 
 
 @op_model("bitsandbytes::gemv_4bit", "bitsandbytes::gemm_4bit", kind="gemm")
@@ -189,7 +189,7 @@ def fp4_into(call: OpCall) -> Work:
     if a.shape[1] != weight.shape[1] or result.shape != (a.shape[0], weight.shape[0]):
         raise NoModel
     gemm = Gemm(a.shape[0], weight.shape[0], 2 * a.shape[1])
-    work = gemm_work(gemm, a, weight, *operands(call)[3:], result=result.dtype)
+    work = gemm_work(gemm, a, weight, *operands(call)[3:], out=result.dtype)
     return replace(work, dtype="fp4")
 
 
@@ -295,7 +295,7 @@ def work_by_sizes(call: OpCall) -> Work:
     widths = stated or _widths(k, (t for t in read if len(t.shape) == 2))
     if len(widths) != 1 or (not stated and any(_is_result_first(a, t, read) for t in read)):
         raise NoModel
-    return gemm_work(Gemm(count, widths.pop(), k), a, *read, result=_result_dtype(a))
+    return gemm_work(Gemm(count, widths.pop(), k), a, *read, out=_result_dtype(a))
 
 
 def _stated_widths(call: OpCall, k: int) -> set[int]:

@@ -115,7 +115,7 @@ def scaled_into(call: OpCall) -> Work:
     gemm = matrix_gemm(a, b)
     if result.shape != (gemm.m, gemm.n):
         raise NoModel
-    return gemm_work(gemm, a, b, *operands(call)[3:], result=result.dtype)
+    return gemm_work(gemm, a, b, *operands(call)[3:], out=result.dtype)
 
 
 @op_model(
@@ -151,7 +151,7 @@ def _scaled_work(call: OpCall, gemm: Gemm, a: Operand, weight: Operand) -> Work:
     Its result is 16-bit unless the call has an `out_dtype`.
     """
     result = scalar_type(call, 4) or "bf16"
-    return gemm_work(gemm, a, weight, *tensors_at(call, (2, 3)), result=result)
+    return gemm_work(gemm, a, weight, *tensors_at(call, (2, 3)), out=result)
 
 
 @op_model(

@@ -1,7 +1,8 @@
 """Serving engines: host work per forward, and weight formats.
 
-RUNTIMES: `--runtime` by name. Shares multiply the constants of the term "engine" (TABLE in
-constants.py), which are those of vLLM. An engine that nobody measured in that respect says so.
+RUNTIMES are the engines of `--runtime` by name. Shares multiply the constants of the term "engine"
+(TABLE in constants.py), which are those of vLLM. An engine that nobody measured in that respect
+says so.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
-    """Host work of a serving engine, apart from the kernels of a forward.
+    """The host work of a serving engine, apart from the kernels of a forward.
 
-    `step`: the share of a step's scheduler, sampler and outputs that the device waits for. `prompt`
-    and `uncaptured`: the shares of the host's work for a prompt and for each kernel that no graph
-    holds, below which no prefill falls. `mixed`: with weights of 8 bits or fewer, lm_head,
-    attention, its cache and what lies between GEMMs stay in 16 bits. `library`: its 2:4 kernels.
-    `absorbs`: decode of latent attention multiplies queries into the cached latents.
+    `step` is the share of a step's scheduler, sampler and outputs that the device waits for.
+    `prompt` and `uncaptured` are the shares of the host's work for a prompt and for each kernel
+    that no graph holds, below which no prefill falls. `mixed`: with weights of 8 bits or fewer,
+    lm_head, attention, its cache and what lies between GEMMs stay in 16 bits. `library` has its 2:4
+    kernels. `absorbs`: decode of latent attention multiplies queries into the cached latents.
     `loops_experts`: the experts of a layer that got a token are called one after another, not all
     of them by one grouped kernel.
     """
