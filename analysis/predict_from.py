@@ -32,18 +32,18 @@ from prunescope.analysis.predict.points import (
     check_knobs,
     check_matches_run,
     check_options,
-    labels,
+    label_methods,
     methods,
     sparsities,
 )
 from prunescope.analysis.predict.request import PredictRequest, command_of, options_of_request
 from prunescope.analysis.predict.setting import (
     Setting,
+    active_terms,
+    as_runnable,
     named_family,
     routing_of_model,
-    runnable,
     split_library,
-    terms_of,
 )
 from prunescope.analysis.predict.side import predicted_side
 from prunescope.analysis.schema.prediction import FamilyRow, FromRun, MeasuredPhase
@@ -99,7 +99,9 @@ def dense_phases(
     The phases are those from which times can be scaled. Raises PrunescopeError as `predict_from`
     does.
     """
-    path = _dense_folder(Path(str(request.from_run)))
+    path = Path(str(request.from_run))
+    if (path / "dense" / MANIFEST).is_file():
+        path /= "dense"
     run = read_run(path) if (path / MANIFEST).is_file() else None
     if run is not None and run.pruning is not None:
         raise PrunescopeError(
@@ -110,6 +112,7 @@ def dense_phases(
     options = Options(device=request.device, peaks=dict(request.peaks), bandwidth=request.bandwidth)
     report = analyze(path, options=options).report
     warnings += report.warnings
+    is_on_cpu = report.device.get("name") == "cpu" or (run is not None and run.device.kind == "cpu")
     phases = {}
     for name, phase in report.phases.items():
         work = _workload(request, run, name, phase)
@@ -125,7 +128,7 @@ def dense_phases(
         phases[label] = DensePhase(
             setting=setting,
             work=replace(work, routing=routing),
-            measured=measured_phase(phase, host=_is_on_cpu(run, report)),
+            measured=measured_phase(phase, host=is_on_cpu),
         )
     if not phases:
         raise PrunescopeError(
@@ -198,7 +201,7 @@ def _rows_of_families(
     refused: list[PrunescopeError] = []
     for name, label, sparsity in _requested_points(request, warnings):
         named, method_knobs = named_family(name)
-        chosen = runnable(named, setting.device, warnings) or named
+        chosen = as_runnable(named, setting.device, warnings) or named
         knobs = {k: v for k, v in {**method_knobs, **setting.knobs}.items() if k in chosen.knobs}
         label = chosen.id if label == named.id else label
         key = chosen.id, repr(knobs), sparsity
@@ -276,13 +279,8 @@ def _requested_points(request: PredictRequest, warnings: list[str]) -> list[tupl
     names = names or [family.id for family in pruning_families()]
     check_knobs(request.knobs, names)
     shares = [s for s in sparsities(request.sparsity) if s is not None] or [0.5]
-    labelled = labels(names, request.knobs, warnings).items()
+    labelled = label_methods(names, request.knobs, warnings).items()
     return [(str(name), str(label), share) for name, label in labelled for share in shares]
-
-
-def _dense_folder(path: Path) -> Path:
-    """Return the dense run of a pair, or the path itself."""
-    return path / "dense" if (path / "dense" / MANIFEST).is_file() else path
 
 
 def _workload(request: PredictRequest, run: Run | None, name: str, phase: Phase) -> Workload | None:
@@ -357,7 +355,7 @@ def _setting(request: PredictRequest, run: Run | None, report: Report) -> Settin
         sparsity=0.0,
         knobs=knobs,
         sparse_library=library,
-        terms=terms_of(request.terms, request.without),
+        terms=active_terms(request.terms, request.without),
     )
 
 
@@ -398,9 +396,3 @@ def _device(
         byte_per_s=byte_per_s,
         source=str(report.device.get("source")),
     )
-
-
-def _is_on_cpu(run: Run | None, report: Report) -> bool:
-    """Return whether the measured ops ran on the CPU."""
-    kind = run.device.kind if run else None
-    return kind == "cpu" or report.device.get("name") == "cpu"

@@ -25,7 +25,7 @@ LINEAR = frozenset({
 _SHARED_INPUT = frozenset({"k", "v", "up", "kv_a"})
 
 
-def mixed(whole: Forward) -> Forward:
+def with_wide_rest(whole: Forward) -> Forward:
     """Return a forward in a format below 16 bits with all but its linear layers in 16 bits."""
     size = whole.work.itemsize
     if size >= WIDE:
@@ -33,7 +33,9 @@ def mixed(whole: Forward) -> Forward:
     return whole.with_ops(lambda ops: _mixed_ops(ops, size), kv_share=whole.kv_share * WIDE / size)
 
 
-def stored_as(whole: Forward, itemsize: float, *, indices_shrink: bool = True) -> Forward:
+def with_stored_itemsize(
+    whole: Forward, itemsize: float, *, indices_shrink: bool = True
+) -> Forward:
     """Return a forward whose linear layers store a number in `itemsize` bytes.
 
     `indices_shrink`: whether the 2-bit indices of 2:4 weights take as much less; Marlin keeps them

@@ -80,7 +80,7 @@ def _parse_grid(text: str) -> list[float]:
     return [start + i * step for i in range(math.floor(steps) + 1)]
 
 
-def labels(
+def label_methods(
     names: Iterable[str | None], knobs: Mapping[str, Any], warnings: list[str]
 ) -> dict[str | None, str | None]:
     """Return the label of each method, in order.

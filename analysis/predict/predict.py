@@ -16,7 +16,7 @@ from prunescope.analysis.predict.points import (
     as_one_pass,
     check_knobs,
     check_options,
-    labels,
+    label_methods,
     methods,
     sparsities,
 )
@@ -67,7 +67,7 @@ def predict(request: PredictRequest) -> Prediction:
     """
     check_options(request)
     warnings: list[str] = []
-    names = labels(methods(request.method), request.knobs, warnings)
+    names = label_methods(methods(request.method), request.knobs, warnings)
     grid_sparsities = sparsities(request.sparsity)
     if request.curves and not any(names):
         raise PrunescopeError("curves need a --method", hint="one or several of `families`")

@@ -23,7 +23,7 @@ from prunescope.analysis.predict.answers import (
 from prunescope.analysis.predict.losses import SweepLosses, read_losses
 from prunescope.analysis.predict.points import as_one_pass, check_knobs, check_options, sparsities
 from prunescope.analysis.predict.request import PredictRequest, command_of, options_of_request
-from prunescope.analysis.predict.setting import Setting, resolve, runnable, split_library
+from prunescope.analysis.predict.setting import Setting, as_runnable, resolve, split_library
 from prunescope.analysis.schema.pareto import MOST_RATIO
 from prunescope.analysis.schema.prediction import Ranked, Ranking
 from prunescope.taxonomy.applies import check_applies
@@ -222,7 +222,7 @@ def _row_at_loss(
 
 def _applicable(base: Setting, family: Family) -> Family:
     """Return the family as the device runs it; raise PrunescopeError where it does not apply."""
-    chosen = runnable(family, base.device, []) or family
+    chosen = as_runnable(family, base.device, []) or family
     if base.traits is not None:
         check_applies(chosen.id, chosen.applies, base.traits)
     return chosen

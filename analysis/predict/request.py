@@ -28,8 +28,8 @@ WorkloadName = Literal["chat", "rag", "batch", "long", "agent"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictRequest:
-    """A question to `predict`. Several methods or sparsities make a grid."""
+class ForwardRequest:
+    """A question about single forwards: model, device, pruning, workload and costs to count."""
 
     model: Annotated[
         str | None,
@@ -181,6 +181,15 @@ class PredictRequest:
     ] = None
     curves: bool = False  # a grid, even of one point
     break_even: bool = True  # also where a pruning starts to pay: most of the time of a point
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictRequest(ForwardRequest):
+    """A question to `predict`, which may also be about answers, a ranking and several devices.
+
+    Several methods or sparsities make a grid.
+    """
+
     new_tokens: Annotated[
         int | None,
         Option(

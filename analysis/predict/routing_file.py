@@ -7,6 +7,7 @@ a run folder, or `zipf:EXPONENT` gives a Routing. A file is untrusted, so sizes 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ ZIPF_EXPONENT = 0.5
 _LARGEST_EXPONENT = 4.0
 _MAX_BYTES = 64 << 20
 _MAX_EXPERTS = 1 << 14
+_LAYER = re.compile(r"\d{1,5}", re.ASCII)
 _FORM = 'as {"decode": {"0": [12, 3, ...]}}: tokens of each expert, by layer'
 
 
@@ -49,7 +51,8 @@ def read_routing(given: str) -> Routing:
 
 def _routing_of(counts: Any, name: str, *, random_ids: bool) -> Routing:
     """Return the routing of untrusted counts, for every phase where they name none."""
-    by_phase = counts if _is_by_phase(counts) else dict.fromkeys(PHASES, counts)
+    is_by_phase = isinstance(counts, dict) and all(isinstance(c, dict) for c in counts.values())
+    by_phase = counts if is_by_phase else dict.fromkeys(PHASES, counts)
     # A run names its phases itself: "training" stands for both where there is no other.
     unknown = [phase for phase in by_phase if phase not in PHASES]
     if unknown and name != MANIFEST:
@@ -70,14 +73,14 @@ def _routing_of(counts: Any, name: str, *, random_ids: bool) -> Routing:
     )
     return Routing(
         source=name,
-        phases={p: _estimate(counts) if p in few else counts for p, counts in phases.items()},
+        phases={p: _add_pick(layers) if p in few else layers for p, layers in phases.items()},
         picks=picks,
         few=few,
         random_ids=random_ids,
     )
 
 
-def _estimate(layers: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], ...]:
+def _add_pick(layers: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], ...]:
     """Return counts with one more pick of every expert.
 
     That is the mean of the shares behind few picks where any shares were as likely before (a
@@ -131,24 +134,14 @@ def _read_object(file: Path) -> Mapping[str, Any]:
     return held
 
 
-def _is_by_phase(counts: Any) -> bool:
-    """Return whether counts are by phase, and not by layer."""
-    return isinstance(counts, dict) and all(isinstance(layers, dict) for layers in counts.values())
-
-
 def _read_layers(layers: Any, name: str) -> tuple[tuple[float, ...], ...]:
     """Return counts in the order of the layers; raise PrunescopeError for another content."""
     if not isinstance(layers, dict) or len(layers) > MAX_LAYERS:
         raise PrunescopeError(f"{name} does not count experts by layer", hint=_FORM)
-    numbered = {int(layer): counts for layer, counts in layers.items() if _is_number(layer)}
+    numbered = {int(layer): counts for layer, counts in layers.items() if _LAYER.fullmatch(layer)}
     if len(numbered) < len(layers):
         raise PrunescopeError(f"{name} has a layer that is no number", hint=_FORM)
     return tuple(_read_counts(numbered[layer], name) for layer in sorted(numbered))
-
-
-def _is_number(layer: str) -> bool:
-    """Return whether a key is the number of a layer."""
-    return layer.isascii() and layer.isdecimal() and len(layer) < 6
 
 
 def _read_counts(counts: Any, name: str) -> tuple[float, ...]:

@@ -105,16 +105,13 @@ class Setting:
         return self.constants.dispatch_ns != DEFAULT.dispatch_ns
 
 
+_read_preset = lru_cache(maxsize=64)(read_model)
+
+
 def _read_model(name: str) -> NamedModel:
     """Return the model of a name; presets are read once."""
     is_preset = preset_named(name) and not Path(name).exists()
-    return _preset(name) if is_preset else read_model(name)
-
-
-@lru_cache(maxsize=64)
-def _preset(name: str) -> NamedModel:
-    """Return a preset."""
-    return read_model(name)
+    return _read_preset(name) if is_preset else read_model(name)
 
 
 def workloads(request: PredictRequest, setting: Setting) -> list[Workload]:
@@ -238,7 +235,7 @@ def resolve(
     chosen, method_knobs = _family_of_method(method)
     shape, device = target.shape, target.device
     default = (chosen.only if chosen else None) or 0.25
-    chosen = runnable(chosen, device, warnings)
+    chosen = as_runnable(chosen, device, warnings)
     if chosen is not None:
         check_applies(chosen.id, chosen.applies, target.traits)
     given = default if sparsity is None else sparsity
@@ -268,7 +265,7 @@ def resolve(
         family=chosen,
         sparsity=given,
         knobs=filled,
-        terms=terms_of(request.terms, request.without),
+        terms=active_terms(request.terms, request.without),
         launch=_launch_mode(request.launch, runtime, device),
         sparse_library=sparse_library,
         tp=_check_tp(request.tp),
@@ -436,7 +433,7 @@ def split_library(knobs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return library, family_knobs
 
 
-def runnable(chosen: Family | None, device: Device, warnings: list[str]) -> Family | None:
+def as_runnable(chosen: Family | None, device: Device, warnings: list[str]) -> Family | None:
     """Return the family as this device runs it.
 
     2:4 on a device without matrix units for it is a mask, with a warning.
@@ -447,7 +444,7 @@ def runnable(chosen: Family | None, device: Device, warnings: list[str]) -> Fami
     return family(chosen.without_sparse_units)
 
 
-def terms_of(terms: Collection[str] | None, without: Collection[str]) -> Collection[str]:
+def active_terms(terms: Collection[str] | None, without: Collection[str]) -> Collection[str]:
     """Return the execution costs to count: `terms` (None: all) but those in `without`.
 
     Raises PrunescopeError for an unknown name.

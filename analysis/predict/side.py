@@ -17,7 +17,7 @@ from itertools import groupby
 
 from prunescope.analysis.predict.constants import MARLIN, Constants
 from prunescope.analysis.predict.expert_parallel import expert_parallel, is_expert
-from prunescope.analysis.predict.formats import LINEAR, WIDE, mixed, stored_as
+from prunescope.analysis.predict.formats import LINEAR, WIDE, with_stored_itemsize, with_wide_rest
 from prunescope.analysis.predict.forward import Forward
 from prunescope.analysis.predict.setting import Setting
 from prunescope.taxonomy.family import Family, FamilyPoint
@@ -167,10 +167,10 @@ def predicted_side(
     stored = setting.stored_itemsize
     if stored is not None:
         shrink = setting.sparse_library != MARLIN
-        narrow = partial(stored_as, whole, stored, indices_shrink=shrink)
+        narrow = partial(with_stored_itemsize, whole, stored, indices_shrink=shrink)
         whole = whole.once(("stored", stored, shrink), narrow)
     if setting.wide_flop_per_s is not None:
-        whole = whole.once("mixed", partial(mixed, whole))
+        whole = whole.once("mixed", partial(with_wide_rest, whole))
     return PredictedSide(setting=setting, forward=whole)
 
 
