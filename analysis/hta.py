@@ -70,7 +70,7 @@ def second_opinion(trace: Trace, *, time_limit_s: float = TIME_LIMIT_S) -> Secon
         return _opinion(_answer_of_process(link, time_limit_s), trace)
 
 
-def ours(trace: Trace) -> dict[str, float]:
+def own_totals(trace: Trace) -> dict[str, float]:
     """Return total, busy (union) and idle ns of all device events of a trace.
 
     Carry-over from the step before is included.
@@ -136,7 +136,7 @@ def _answer_of_process(link: Path, time_limit_s: float) -> HtaAnswer:
 
 def _opinion(answer: HtaAnswer, trace: Trace) -> SecondOpinion:
     """Return an answer of HTA together with our own totals."""
-    return SecondOpinion(**msgspec.structs.asdict(answer), ours=ours(trace))
+    return SecondOpinion(**msgspec.structs.asdict(answer), ours=own_totals(trace))
 
 
 def ask(name: str) -> HtaAnswer:

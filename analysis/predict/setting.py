@@ -24,12 +24,13 @@ from prunescope.analysis.predict.constants import (
     LAUNCHES,
     MARLIN,
     NAMES,
+    RUNTIMES,
     SPARSE_LIBRARIES,
     Constants,
+    Runtime,
 )
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.routing_file import read_routing
-from prunescope.analysis.predict.runtimes import RUNTIMES, Runtime
 from prunescope.analysis.shapes.config import NamedModel, read_model
 from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.architecture_traits import Traits
@@ -643,7 +644,7 @@ def _choose_dtype(
 ) -> str:
     """Return the requested format, else the model's, else bf16.
 
-    Without a request, a device without that format gets the next wider one that it has, with a
+    Without a request, a device that lacks a 16-bit format gets fp16 or fp32 instead, with a
     warning.
     """
     name = parse_dtype(requested or model_dtype or "bf16")

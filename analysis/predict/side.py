@@ -141,7 +141,7 @@ def predicted_side(
         setting = replace(setting, shape=setting.pruned_shape, pruned_shape=None)
 
     def forward_of(work: Workload) -> Forward:
-        """Return the forward of a workload on one device."""
+        """Return the forward of a workload before it is split over devices."""
         if not pruned or setting.family is None:
             return dense_forward(setting.shape, work)
         at = setting.sparsity if sparsity is None else sparsity
@@ -215,7 +215,7 @@ def _remove_layers(plan: Plan, kept: float) -> Plan:
 
 
 def _build_forward(work: Workload, ops: list[Op], resident: list[Op], plans: list[Plan]) -> Forward:
-    """Return a forward on one device."""
+    """Return the ops of a forward, not yet split over devices."""
     return Forward(
         work=work,
         ops=tuple(ops),

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from prunescope.analysis import hta as hta_bridge
-from prunescope.analysis.hta import HtaAnswer, ours, second_opinion
+from prunescope.analysis.hta import HtaAnswer, own_totals, second_opinion
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.measured import second_opinion as sentences
@@ -100,7 +100,7 @@ def test_ours_is_the_union_of_all_device_events(tmp_path: Path) -> None:
     """Two of 5 and 7 us with 3 us between, and one of 4 us that overlaps the second by 2."""
     over = op("aten::mm", [4, 4], [4, 4], kernels=[k(us=4, gap_us=-2, stream=9)])
     trace = load(save(chrome(*matmuls(5), gap(us=3), *matmuls(7), over), tmp_path / "t.json"))
-    assert ours(trace) == {"total_ns": 17_000, "busy_ns": 14_000, "idle_ns": 3_000}
+    assert own_totals(trace) == {"total_ns": 17_000, "busy_ns": 14_000, "idle_ns": 3_000}
 
 
 @hta_is_here
