@@ -21,6 +21,7 @@ from prunescope.analysis.ops.call import (
     number,
     op_model,
     optional,
+    require,
     tensor,
     total,
 )
@@ -128,15 +129,12 @@ def _sizes_of_tensors(q: Operand, k: Operand, v: Operand, *, rows_first: bool) -
     k and v may have fewer heads than q (GQA). Raises NoModel where the three do not fit together.
     """
     rank = len(q.shape)
-    if rank < 3 or len(k.shape) != rank or len(v.shape) != rank:
-        raise NoModel
-    if rows_first and rank != 4:
-        raise NoModel
+    require(rank >= 3 and len(k.shape) == rank and len(v.shape) == rank)
+    require(not rows_first or rank == 4)
     heads, rows = (-2, -3) if rows_first else (-3, -2)
     groups_fit = k.shape[heads] > 0 and q.shape[heads] % k.shape[heads] == 0
     same_rows = k.shape[rows] == v.shape[rows] and q.shape[-1] == k.shape[-1]
-    if not groups_fit or not same_rows:
-        raise NoModel
+    require(groups_fit and same_rows)
     batch = math.prod(q.shape) // (
         max(q.shape[heads], 1) * max(q.shape[rows], 1) * max(q.shape[-1], 1)
     )
@@ -153,8 +151,7 @@ def _fused_work(call: OpCall, signature: Signature) -> Work:
     causal = flag(call, signature.causal)
     left = integers(call, signature.window) if signature.window is not None else None
     window = left[0] if left and left[0] >= 0 else None
-    if window is not None and not causal:
-        raise NoModel  # a window around the query: not a shape of decoders, not modelled
+    require(window is None or causal)  # no decoder has a window around the query
     return attention_work(sizes, q, k, v, mask, causal=causal, window=window)
 
 
@@ -175,8 +172,7 @@ def flash_forward(call: OpCall) -> Work:
 @op_model("aten::_cudnn_attention_forward", kind="attention")
 def cudnn_forward(call: OpCall) -> Work:
     """Model attention over q [B, H, S, d]; packed calls are not modelled."""
-    if optional(call, 4) is not None:
-        raise NoModel
+    require(optional(call, 4) is None)
     return _fused_work(call, _CUDNN)
 
 
@@ -187,8 +183,7 @@ def efficient_forward(call: OpCall) -> Work:
     The mask type is 0 for none, 1 for causal from the top left, and 2 for causal from the bottom
     right.
     """
-    if optional(call, 4) is not None:
-        raise NoModel
+    require(optional(call, 4) is None)
     q, k, v = tensor(call, 0), tensor(call, 1), tensor(call, 2)
     sizes = _sizes_of_tensors(q, k, v, rows_first=True)
     mask_type = integers(call, 9)
@@ -219,8 +214,7 @@ def _packed_work(
     """Return the work of packed sequences. `lengths` and `longest` are argument positions."""
     q, k, v = tensor(call, 0, rank=3), tensor(call, 1, rank=3), tensor(call, 2, rank=3)
     sizes = _sizes_of_packed(call, q, lengths=lengths, longest=longest)
-    if sizes.batch * sizes.keys != k.shape[0]:
-        raise NoModel
+    require(sizes.batch * sizes.keys == k.shape[0])
     return attention_work(sizes, q, k, v, causal=causal)
 
 

@@ -36,6 +36,12 @@ class NoModel(Exception):  # a signal between a model and `work_of`, not a failu
     """The signal that a call lacks the shapes, types or flags which its op's model needs."""
 
 
+def require(holds: object) -> None:
+    """Raise NoModel where `holds`, which a model requires of a call, is false or empty."""
+    if not holds:
+        raise NoModel
+
+
 @dataclass(frozen=True, slots=True)
 class OpCall:
     """One distinct call of an op, as a torch profiler trace records it."""
@@ -194,8 +200,7 @@ def optional(call: OpCall, index: int) -> Operand | None:
     if index >= len(call.shapes):
         return None
     shape, spelling = call.shapes[index], _spelling(call, index)
-    if not _is_shape(shape):
-        raise NoModel
+    require(_is_shape(shape))
     if not shape and our_dtype(spelling) is None:
         return None
     raw = call.strides[index] if index < len(call.strides) else None
@@ -243,8 +248,7 @@ def operands(call: OpCall) -> tuple[Operand, ...]:
     Raises NoModel on a malformed one and without any.
     """
     tensors = tuple(tensors_at(call, range(len(call.shapes))))
-    if not tensors:
-        raise NoModel
+    require(tensors)
     return tensors
 
 
@@ -293,8 +297,7 @@ def broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
     result = []
     for i in range(-rank, 0):
         sizes = {s[i] for s in shapes if len(s) >= -i} - {1}
-        if len(sizes) > 1:
-            raise NoModel
+        require(len(sizes) <= 1)
         result.append(sizes.pop() if sizes else 1)
     return tuple(result)
 

@@ -18,6 +18,7 @@ from prunescope.analysis.ops.call import (
     integers,
     op_model,
     optional,
+    require,
     tensor,
     total,
 )
@@ -80,15 +81,12 @@ def convolution(call: OpCall) -> Work:
     positions = _POSITIONS[call.name]
     x, weight = tensor(call, 0), tensor(call, 1)
     axes = len(weight.shape) - 2
-    if axes < 1 or len(x.shape) != axes + 2:
-        raise NoModel
-    if positions.transposed is not None and flag(call, positions.transposed) is not False:
-        raise NoModel
+    require(axes >= 1 and len(x.shape) == axes + 2)
+    require(positions.transposed is None or flag(call, positions.transposed) is False)
     stride = _expand_to_axes(call, positions.stride, axes, 1)
     padding = _expand_to_axes(call, positions.padding, axes, 0)
     dilation = _expand_to_axes(call, positions.dilation, axes, 1)
-    if 0 in stride:
-        raise NoModel
+    require(0 not in stride)
     sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     pixels = math.prod(max(0, (n + 2 * p - d * (k - 1) - 1) // s + 1) for n, k, s, p, d in sizes)
     bias = optional(call, positions.bias) if positions.bias is not None else None

@@ -19,6 +19,7 @@ from prunescope.analysis.ops.call import (
     byte_size,
     library_op,
     op_model,
+    require,
     tensor,
     tensors_at,
     total,
@@ -62,10 +63,9 @@ def fused_experts(call: OpCall) -> Work:
     ids = tensor(call, 4, rank=2)
     (tokens, hidden), (experts, wide, _), width = x.shape, up.shape, down.shape[2]
     per_token = ids.shape[1]
-    if up.shape[2] != hidden or down.shape[:2] != (experts, hidden) or ids.shape[0] != tokens:
-        raise NoModel
-    if wide not in (width, 2 * width) or not 0 < per_token <= experts:
-        raise NoModel
+    require(up.shape[2] == hidden and down.shape[:2] == (experts, hidden))
+    require(ids.shape[0] == tokens)
+    require(wide in (width, 2 * width) and 0 < per_token <= experts)
     pairs = tokens * per_token
     read = expected_experts(experts, per_token, tokens)
     each = total([byte_size(wide * hidden, up.dtype), byte_size(hidden * width, down.dtype)])
@@ -93,8 +93,7 @@ def sorted_rows(call: OpCall) -> Work:
     """
     x, stack = tensor(call, 0, rank=2), tensor(call, 1, rank=3)
     rows, k = x.shape
-    if k not in stack.shape[1:]:
-        raise NoModel
+    require(k in stack.shape[1:])
     n = stack.shape[2] if stack.shape[1] == k else stack.shape[1]
     return _work_of_sorted_rows(x, stack, Gemm(rows, n, k))
 
@@ -150,11 +149,10 @@ def work_by_stack(call: OpCall) -> Work:
     tensors = tensors_at(call, range(len(call.shapes)))
     stacks = [t for t in tensors if len(t.shape) == 3 and min(t.shape[1:]) > 1]
     flat = [t for t in tensors if len(t.shape) == 2]
-    if not stacks or not flat:
-        raise NoModel
+    require(stacks and flat)
     stack = max(stacks, key=lambda t: t.numel)
-    if any(t is not stack and _SCALES * t.numel > stack.numel for t in stacks):
-        raise NoModel  # two products in one op
+    # A second large stack would be that of a second product in the op.
+    require(all(t is stack or _SCALES * t.numel <= stack.numel for t in stacks))
     widths = set(stack.shape[1:])
     x = next((t for t in flat if t.shape[1] in widths), None)
     if x is None:
@@ -164,8 +162,7 @@ def work_by_stack(call: OpCall) -> Work:
         t.shape[1] for t in flat if t is not x and t.shape[0] == rows and t.shape[1] in widths
     ]
     n = next(iter(widths - {k}), k)
-    if results and results[0] != n:
-        raise NoModel
+    require(not results or results[0] == n)
     return _work_of_sorted_rows(x, stack, Gemm(rows, n, k))
 
 

@@ -19,6 +19,7 @@ from prunescope.analysis.ops.call import (
     number,
     op_model,
     optional,
+    require,
     scalar_type,
     tensor,
     tensors_at,
@@ -68,17 +69,14 @@ def gemm_work(
 
 def matrix_gemm(a: Operand, b: Operand) -> Gemm:
     """Return the GEMM of [m, k] x [k, n]; raise NoModel where the shapes do not fit."""
-    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[1] != b.shape[0]:
-        raise NoModel
+    require(len(a.shape) == 2 and len(b.shape) == 2 and a.shape[1] == b.shape[0])
     return Gemm(a.shape[0], b.shape[1], a.shape[1])
 
 
 def _stack_gemm(a: Operand, b: Operand) -> Gemm:
     """Return the GEMM of [b, m, k] x [b, k, n]; raise NoModel where the shapes do not fit."""
-    if len(a.shape) != 3 or len(b.shape) != 3:
-        raise NoModel
-    if a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1]:
-        raise NoModel
+    require(len(a.shape) == 3 and len(b.shape) == 3)
+    require(a.shape[0] == b.shape[0] and a.shape[2] == b.shape[1])
     return Gemm(a.shape[1], b.shape[2], a.shape[2], batch=a.shape[0])
 
 
@@ -203,8 +201,7 @@ def grouped_mm(call: OpCall) -> Work:
     groups = offsets.shape[0] if offsets is not None and len(offsets.shape) == 1 else None
     result = "bf16" if scaled else a.dtype
     ranks = (len(a.shape), len(b.shape))
-    if ranks not in ((2, 3), (3, 2), (2, 2), (3, 3)) or a.shape[-1] != b.shape[-2]:
-        raise NoModel
+    require(ranks in ((2, 3), (3, 2), (2, 2), (3, 3)) and a.shape[-1] == b.shape[-2])
     gemm = Gemm(a.shape[-2], b.shape[-1], a.shape[-1])
     if ranks == (3, 3):
         gemm = replace(gemm, batch=a.shape[0])
@@ -245,8 +242,7 @@ def _unpacked(t: Operand, axis: int) -> Operand:
 
 def linear_gemm(a: Operand, weight: Operand) -> Gemm:
     """Return the GEMM of [.., k] x [n, k]ᵀ, whose leading dimensions are all rows."""
-    if not a.shape or len(weight.shape) not in (1, 2) or a.shape[-1] != weight.shape[-1]:
-        raise NoModel
+    require(a.shape and len(weight.shape) in (1, 2) and a.shape[-1] == weight.shape[-1])
     n = weight.shape[0] if len(weight.shape) == 2 else 1
     return Gemm(math.prod(a.shape[:-1]), n, a.shape[-1])
 
@@ -256,12 +252,10 @@ def _matmul_gemm(a: Operand, b: Operand) -> Gemm:
 
     A batched left side times one matrix is one GEMM of all rows.
     """
-    if not a.shape or not b.shape:
-        raise NoModel
+    require(a.shape and b.shape)
     left = a.shape if len(a.shape) > 1 else (1, *a.shape)
     right = b.shape if len(b.shape) > 1 else (*b.shape, 1)
-    if left[-1] != right[-2]:
-        raise NoModel
+    require(left[-1] == right[-2])
     if len(right) == 2:
         return Gemm(math.prod(left[:-1]), right[1], left[-1])
     batch = math.prod(broadcast(left[:-2], right[:-2]))
@@ -281,8 +275,7 @@ def mkldnn_rnn_layer(call: OpCall) -> Work:
         tensor(call, 2),
     )
     (steps, batch, width), (gates, inputs) = x.shape, input_weight.shape
-    if inputs != width or len(state_weight.shape) != 2 or state_weight.shape[0] != gates:
-        raise NoModel
+    require(inputs == width and len(state_weight.shape) == 2 and state_weight.shape[0] == gates)
     hidden = state_weight.shape[1]
     gemm = Gemm(steps * batch, gates, width + hidden)
     weights = [t.bytes for t in (input_weight, state_weight, tensor(call, 3), tensor(call, 4))]

@@ -18,6 +18,7 @@ from prunescope.analysis.ops.call import (
     integers,
     op_model,
     optional,
+    require,
     tensor,
     tensor_list,
     total,
@@ -46,8 +47,7 @@ def cat(call: OpCall) -> Work:
     Bytes are None where the trace does not record the format of the list.
     """
     parts = tensor_list(call, 0)
-    if not parts:
-        raise NoModel
+    require(parts)
     moved_bytes = [byte_size(p.numel, p.dtype) for p in parts]
     return bytes_only([*(p.bytes for p in parts), *moved_bytes], kind="layout")
 
@@ -81,8 +81,7 @@ def index(call: OpCall) -> Work:
     The indices are in no trace. Indexing of other tensors has no model.
     """
     x = tensor(call, 0, rank=3)
-    if len(call.result) < len(x.shape) or call.result[-2:] != x.shape[-2:]:
-        raise NoModel
+    require(len(call.result) >= len(x.shape) and call.result[-2:] == x.shape[-2:])
     taken = byte_size(math.prod(call.result), x.dtype)
     return bytes_only([taken, taken], kind="gather_scatter")
 
@@ -174,8 +173,7 @@ def foreach_copy(call: OpCall) -> Work:
 def _axis(dim: int, x: Operand) -> int:
     """Return a dimension of x counted from the front; raise NoModel where x does not have it."""
     rank = len(x.shape)
-    if not -rank <= dim < rank:
-        raise NoModel
+    require(-rank <= dim < rank)
     return dim % rank
 
 

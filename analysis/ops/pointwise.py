@@ -25,6 +25,7 @@ from prunescope.analysis.ops.call import (
     op_model,
     operands,
     optional,
+    require,
     scalar_type,
     tensor,
     tensors_at,
@@ -91,8 +92,7 @@ def _register_elementwise(listed: str, arity: int, *, kind: str, result: str | N
     def model(call: OpCall) -> Work:
         """Model one call of these ops."""
         read = tensors_at(call, range(arity))
-        if not read:
-            raise NoModel
+        require(read)
         if call.name.endswith("_") and not call.name.endswith("__"):
             target = tensor(call, 0)
             written = target.bytes
@@ -139,12 +139,10 @@ def where(call: OpCall) -> Work:
 
     The form with a condition alone finds indices and has no model.
     """
-    if len(call.shapes) < 3:
-        raise NoModel
+    require(len(call.shapes) >= 3)
     condition = tensor(call, 0)
     choices = tensors_at(call, (1, 2))
-    if not choices:
-        raise NoModel
+    require(choices)
     shape = broadcast(condition.shape, *(t.shape for t in choices))
     written = byte_size(math.prod(shape), promoted_dtype(choices))
     return bytes_only([condition.bytes, *(t.bytes for t in choices), written], kind="elementwise")
@@ -185,8 +183,7 @@ def causal_softmax(call: OpCall) -> Work:
     A row reads the scores up to its own place, (L + 1)/2 of L on average, and writes all.
     """
     x = tensor(call, 0, rank=3)
-    if not x.shape[-1]:
-        raise NoModel
+    require(x.shape[-1])
     read = x.numel * (x.shape[-1] + 1) // (2 * x.shape[-1])
     return bytes_only([byte_size(read, x.dtype), x.bytes], kind="softmax")
 
@@ -276,16 +273,14 @@ def _elements_left(call: OpCall, x: Operand, position: int) -> int:
     `position` is that of the argument; an empty argument stands for all dimensions. Raises NoModel
     where the trace does not record it.
     """
-    if not call.concrete:
-        raise NoModel
+    require(call.concrete)
     dims = integers(call, position)
     if dims is None and text(call, position):
         raise NoModel
     if not dims:
         return 1
     rank = max(len(x.shape), 1)
-    if any(not -rank <= d < rank for d in dims):
-        raise NoModel
+    require(all(-rank <= d < rank for d in dims))
     reduced = {d % rank for d in dims}
     return math.prod(n for i, n in enumerate(x.shape) if i not in reduced)
 
@@ -337,8 +332,7 @@ def generated_kernel_model(name: str) -> Model | None:
         """Model one call of the kernel."""
         tensors = operands(call)
         sizes = [t.numel for t in tensors]
-        if _looks_up(name, sizes) or _may_write_over(name, sizes):
-            raise NoModel
+        require(not _looks_up(name, sizes) and not _may_write_over(name, sizes))
         return bytes_only([t.bytes for t in tensors], kind=fused)
 
     return model

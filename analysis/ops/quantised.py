@@ -27,6 +27,7 @@ from prunescope.analysis.ops.call import (
     op_model,
     operands,
     optional,
+    require,
     scalar_type,
     tensor,
     tensors_at,
@@ -55,8 +56,7 @@ _PACKED = {
 def packed_linear(call: OpCall) -> Work:
     """Model [.., k] x a packed weight of unknown shape, whose result is [.., n]."""
     a = tensor(call, 0)
-    if len(call.result) < 1 or math.prod(call.result[:-1]) != math.prod(a.shape[:-1]):
-        raise NoModel
+    require(len(call.result) >= 1 and math.prod(call.result[:-1]) == math.prod(a.shape[:-1]))
     stored = _PACKED[call.name]
     weight = Operand((call.result[-1], a.shape[-1]), stored)
     return replace(gemm_work(linear_gemm(a, weight), a, weight), dtype=stored)
@@ -138,8 +138,7 @@ def awq(call: OpCall) -> Work:
     """Model a [m, k], weight [k, n·4/32] in int32, scales [k/group, n] and zeros."""
     a, weight = tensor(call, 0), tensor(call, 1, rank=2)
     scales = tensor(call, 2, rank=2)
-    if not a.shape or weight.shape[0] != a.shape[-1] or scales.shape[1] % weight.shape[1]:
-        raise NoModel
+    require(a.shape and weight.shape[0] == a.shape[-1] and scales.shape[1] % weight.shape[1] == 0)
     gemm = Gemm(math.prod(a.shape[:-1]), scales.shape[1], a.shape[-1])
     return gemm_work(gemm, a, weight, scales, optional(call, 3))
 
@@ -149,10 +148,8 @@ def gptq(call: OpCall) -> Work:
     """Model a [m, k], weight [k·bits/32, n] in int32, zeros, scales [k/group, n] and g_idx."""
     a, weight = tensor(call, 0), tensor(call, 1, rank=2)
     scales = tensor(call, 3, rank=2)
-    if not a.shape or scales.shape[1] != weight.shape[1]:
-        raise NoModel
-    if not 0 < weight.shape[0] < a.shape[-1]:
-        raise NoModel
+    require(a.shape and scales.shape[1] == weight.shape[1])
+    require(0 < weight.shape[0] < a.shape[-1])
     gemm = Gemm(math.prod(a.shape[:-1]), weight.shape[1], a.shape[-1])
     return gemm_work(gemm, a, weight, scales, optional(call, 2))
 
@@ -166,11 +163,9 @@ def machete(call: OpCall) -> Work:
     a, weight = tensor(call, 0, rank=2), tensor(call, 1, rank=2)
     scales = tensors_at(call, (4, 7))
     widths = {t.shape[-1] for t in scales if t.shape} or {weight.shape[1]}
-    if len(widths) != 1:
-        raise NoModel
+    require(len(widths) == 1)
     gemm = Gemm(a.shape[0], widths.pop(), a.shape[1])
-    if weight.numel * 32 not in (gemm.n * gemm.k * bits for bits in (4, 8)):
-        raise NoModel
+    require(weight.numel * 32 in (gemm.n * gemm.k * bits for bits in (4, 8)))
     return gemm_work(gemm, a, weight, *scales)
 
 
@@ -186,8 +181,7 @@ def fp4_into(call: OpCall) -> Work:
     Scales of blocks follow.
     """
     result, a, weight = (tensor(call, i, rank=2) for i in range(3))
-    if a.shape[1] != weight.shape[1] or result.shape != (a.shape[0], weight.shape[0]):
-        raise NoModel
+    require(a.shape[1] == weight.shape[1] and result.shape == (a.shape[0], weight.shape[0]))
     gemm = Gemm(a.shape[0], weight.shape[0], 2 * a.shape[1])
     work = gemm_work(gemm, a, weight, *operands(call)[3:], out=result.dtype)
     return replace(work, dtype="fp4")
@@ -211,8 +205,7 @@ def _gguf_work(a: Operand, *, weight: Operand) -> Work:
     The type alone tells how many numbers a block holds, so a row only has to fit k numbers of at
     least one bit and at most 32.
     """
-    if not a.shape or not 1 <= _BYTE * weight.shape[1] / max(1, a.shape[-1]) <= 32:
-        raise NoModel
+    require(a.shape and 1 <= _BYTE * weight.shape[1] / max(1, a.shape[-1]) <= 32)
     gemm = Gemm(math.prod(a.shape[:-1]), weight.shape[0], a.shape[-1])
     return gemm_work(gemm, a, weight)
 
@@ -239,8 +232,7 @@ def dequantise_four_bit(call: OpCall) -> Work:
 
 def _check_not_negative(value: int) -> int:
     """Return a size; raise NoModel where it is negative."""
-    if value < 0:
-        raise NoModel
+    require(value >= 0)
     return value
 
 
@@ -249,8 +241,7 @@ def _gemm_of_either_layout(a: Operand, weight: Operand) -> Gemm:
 
     For a square weight both are the same.
     """
-    if not a.shape:
-        raise NoModel
+    require(a.shape)
     if weight.shape[1] == a.shape[-1]:
         return linear_gemm(a, weight)
     flat = Operand((math.prod(a.shape[:-1]), a.shape[-1]))
@@ -287,14 +278,12 @@ def work_by_sizes(call: OpCall) -> Work:
     two ways.
     """
     a = tensor(call, 0)
-    if len(a.shape) < 2:
-        raise NoModel
+    require(len(a.shape) >= 2)
     k, count = a.shape[-1], math.prod(a.shape[:-1])
     read = tensors_at(call, range(1, len(call.shapes)))
     stated = _stated_widths(call, k)
     widths = stated or _widths(k, (t for t in read if len(t.shape) == 2))
-    if len(widths) != 1 or (not stated and any(_is_result_first(a, t, read) for t in read)):
-        raise NoModel
+    require(len(widths) == 1 and (stated or not any(_is_result_first(a, t, read) for t in read)))
     return gemm_work(Gemm(count, widths.pop(), k), a, *read, out=_result_dtype(a))
 
 

@@ -19,6 +19,7 @@ from prunescope.analysis.ops.call import (
     bytes_only,
     op_model,
     operands,
+    require,
     scalar_type,
     tensor,
     tensors_at,
@@ -113,8 +114,7 @@ def scaled_into(call: OpCall) -> Work:
     """Model result [m, n], a [m, k], b [k, n], scales and bias: the result is an argument."""
     result, a, b = (tensor(call, i, rank=2) for i in range(3))
     gemm = matrix_gemm(a, b)
-    if result.shape != (gemm.m, gemm.n):
-        raise NoModel
+    require(result.shape == (gemm.m, gemm.n))
     return gemm_work(gemm, a, b, *operands(call)[3:], out=result.dtype)
 
 

@@ -23,6 +23,7 @@ from prunescope.analysis.ops.call import (
     number,
     op_model,
     optional,
+    require,
     tensor,
     total,
 )
@@ -61,8 +62,7 @@ def indexed_product(call: OpCall) -> Work:
         raise NoModel
     stored, index_bytes = call.result
     a, b = tensor(call, first, rank=2), tensor(call, first + 1, rank=2)
-    if a.shape[1] != b.shape[0] or stored > (b if sparse > first else a).numel:
-        raise NoModel
+    require(a.shape[1] == b.shape[0] and stored <= (b if sparse > first else a).numel)
     dense = a if sparse > first else b
     times = a.shape[0] if sparse > first else b.shape[1]
     added = optional(call, 0) if first and number(call, first + 2) != 0 else None
@@ -99,8 +99,7 @@ def cslt_sparse_mm(call: OpCall) -> Work:
     k, m = dense.shape
     # cuSPARSELt stores half the values and 2 bits for each of them: 9/16 of 16 bits, 10/16 of 8.
     share = 10 if dense.dtype in ("int8", "fp8") else 9
-    if k == 0 or packed.numel * 16 % (share * k):
-        raise NoModel
+    require(k != 0 and packed.numel * 16 % (share * k) == 0)
     gemm = Gemm(m, packed.numel * 16 // (share * k), k)
     return _sparse_work(gemm, packed, dense, optional(call, 2), dtype=dense.dtype)
 
@@ -110,8 +109,7 @@ def semi_structured_linear(call: OpCall) -> Work:
     """Model [.., k] x sparse values [n, k/2] with their indices, and bias [n]."""
     a, values, indices = tensor(call, 0), tensor(call, 1, rank=2), tensor(call, 2)
     n, half = values.shape
-    if not a.shape or a.shape[-1] != 2 * half:
-        raise NoModel
+    require(a.shape and a.shape[-1] == 2 * half)
     gemm = Gemm(math.prod(a.shape[:-1]), n, a.shape[-1])
     return _sparse_work(gemm, a, values, indices, optional(call, 3), dtype=a.dtype)
 
@@ -135,8 +133,7 @@ def _sparse_times_dense(call: OpCall, *, values: int) -> Work:
     """
     kept, indices = tensor(call, values, rank=2), tensor(call, values + 1)
     dense = tensor(call, values + 2, rank=2)
-    if dense.shape[0] != 2 * kept.shape[1]:
-        raise NoModel
+    require(dense.shape[0] == 2 * kept.shape[1])
     gemm = Gemm(dense.shape[1], kept.shape[0], dense.shape[0])
     bias = optional(call, 0) if values else None
     return _sparse_work(gemm, kept, indices, dense, bias, dtype=dense.dtype)
