@@ -25,7 +25,7 @@ from prunescope.analysis.predict.side import PredictedSide, predicted_side, sent
 from prunescope.taxonomy.plan import Op, Workload
 
 _ENGINE_CONSTANTS = tuple(name for name, row in TABLE.items() if row.term == "engine")
-ADDED = "added"  # among roles: ops that only pruning needs
+ADDED = "added"  # the role of ops that only pruning needs
 
 
 @dataclass(slots=True)
@@ -45,13 +45,13 @@ class CostEstimate:
     added_bytes: AddedBytes
     eager_bytes: float
     allreduces: tuple[tuple[float, float], ...]
-    host_ops: tuple[float, float]  # ops that launch; module calls, with half of each view
+    host_ops: tuple[float, float]  # ops that launch, and module calls with half of each view
     sent_bytes: float = 0.0  # bytes between two stages of a pipeline
-    stage_shares: tuple[float, float] = (1.0, 1.0)  # of the layers: the longest stage, the last
+    stage_shares: tuple[float, float] = (1.0, 1.0)  # of layers: longest and last stage
     batch: int = 1
     prefill: bool = False
     _totals: dict[tuple[Constants, frozenset[str]], float] = field(default_factory=dict)
-    _op_sums: dict[tuple[float, ...], float] = field(default_factory=dict)  # by rates
+    _op_sums: dict[tuple[float, ...], float] = field(default_factory=dict)  # by their rates
     _roles: dict[tuple[Constants, frozenset[str]], dict[str, float]] = field(default_factory=dict)
 
     def total_ns(self, c: Constants, active: frozenset[str]) -> float:
@@ -330,19 +330,19 @@ def _added_bytes(side: PredictedSide) -> AddedBytes:
     streamed = gathered = cached = 0.0
     for op in ops:
         if _is_added_router(op):
-            # [T, h]: active rows read, written; then their outputs read, added to residual rows
-            # read and written.
+            # [T, h]: active rows are read and written; then their outputs are read and added to
+            # residual rows, which are read and written.
             rows = work.rows * _active_rows(ops)
             gathered += op.layers * 5 * rows * op.gemms[0].k * work.itemsize
         elif op.sparse and has_copies:
-            gemm = op.gemms[0]  # the output, read and written
+            gemm = op.gemms[0]  # its output is read and written
             streamed += op.layers * 2 * gemm.batch * gemm.m * gemm.n * work.itemsize
         elif op.cls == "attention":
             streamed += op.layers * op.ranked * _rank_score_bytes(side)
-            if op.estimated and work.prefill:  # queries pooled
+            if op.estimated and work.prefill:  # queries are pooled
                 heads = op.gemms[0].batch // work.batch
                 streamed += op.layers * work.rows * heads * op.gemms[0].k * work.itemsize
-            if op.rows < 1 and not work.prefill:  # the whole cache, of which it reads a part
+            if op.rows < 1 and not work.prefill:  # it reads a part of the whole cache
                 cached += op.layers * (op.kv_read / _active_rows(ops))
     return AddedBytes(streamed, gathered, cached)
 

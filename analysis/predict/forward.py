@@ -37,7 +37,7 @@ class Forward:
     weight_share: float = 1.0
     kv_share: float = 1.0
     allreduces: tuple[tuple[float, float], ...] = ()
-    stages: int = 1  # of a pipeline, with as equal numbers of layers as whole ones allow
+    stages: int = 1  # of a pipeline; numbers of layers differ by at most one
     memo: dict[Hashable, Any] = field(default_factory=dict, compare=False)
 
     def once(self, key: Hashable, compute: Callable[[], _T]) -> _T:
@@ -81,7 +81,7 @@ class Forward:
         last = sum(size for op, size in sizes if op.role in LAST)
         most, least = self.stage_shares
         if not sum(size for op, size in sizes if op.role == "lm_head"):
-            last += first  # a head that shares the embedding's weights has a copy of them
+            last += first  # a head that shares the weights of the embedding has a copy of them
         fullest = max(layers * most + first, layers * least + last)
         return self.weight_share * fullest
 

@@ -105,30 +105,30 @@ class OpCost(NamedTuple):
     memory: float
     cuts: tuple[_Cut, ...]
     pointwise: bool
-    sparse: float  # its rate over half of the dense time; 0: no 2:4 GEMM
+    sparse: float  # the time of a 2:4 GEMM over half of the dense time; 0: not 2:4
     gathered: bool
-    unpacks: bool = False  # weights of fewer bits than they are multiplied in
+    unpacks: bool = False  # weights have fewer bits than they are multiplied in
 
 
 class Rates(NamedTuple):
     """The constants that the active terms apply to an OpCost."""
 
     tiles: bool
-    idle: float  # the share that costs time of what whole tiles and waves leave idle
-    gemm_share: float  # of the peak
-    stream_share: float  # of the data sheet's bandwidth
+    idle: float  # the share of what whole tiles and waves leave idle that costs time
+    gemm_share: float  # the share of the peak that the best GEMM reaches
+    stream_share: float  # the share of the data sheet's bandwidth
     stream_byte_per_s: float
     pointwise: float
     sparse: float
     gathered: float
     start: float  # seconds that one more kernel takes
-    unpack: float = 1.0  # over the rate of a GEMM whose weights are not unpacked
+    unpack: float = 1.0  # the rate over that of a GEMM whose weights are not unpacked
 
 
 def op_cost(side: PredictedSide, op: Op) -> OpCost:
     """Return the cost of one layer of an op."""
     setting, union = side.setting, op.union
-    # Rows that need different inputs compute what any of them needs.
+    # Rows that need different inputs all compute what any of them needs.
     compute = (op.gemms[0].flop * union if union else op.flop) / side.flop_per_s(op)
     cuts: tuple[_Cut, ...] = ()
     if op.cls == "matmul" and setting.device.sm:
@@ -276,7 +276,7 @@ def tile_choices(
         One choice or two.
     """
     (m, n, k, batch), depth = gemm, -(-gemm[2] // _MMA_K) * _MMA_K
-    per_element = depth / (m * n * k * batch)  # an element of a tile, over the useful work
+    per_element = depth / (m * n * k * batch)  # work of an element of a tile over all useful work
     wholes = []
     for rows, columns, rate, evened in _SPARSE_TILES if sparse else TILES:
         per_tile = rows * columns / (rate if idle == 1 else evened) * per_element
@@ -339,10 +339,10 @@ def _best_split(
     best = None
     for tile in wholes:
         if split.work * tile.per_tile * tile.filled + 2 * split.sums >= below:
-            continue  # slower with every unit busy
+            continue  # it is slower even with every unit busy
         sums_parts = gemm[0] > tile.rows
-        # Below one wave until the units are full; any number for a single row of tiles, where
-        # kernels for few tokens balance the load.
+        # There may be as many parts as fill the units in one wave; for a single row of tiles any
+        # number, as kernels for few tokens balance the load.
         most = min(_MAX_PARTS, gemm[2] // _MIN_SPLIT_K)
         for parts in range(2, (min(most, int(sm / tile.tiles)) if sums_parts else most) + 1):
             waves = math.ceil(tile.tiles * parts / sm)

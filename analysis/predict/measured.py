@@ -20,7 +20,7 @@ from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.roles import GROUPS
 
 _NORMS = ("attn_norm", "mlp_norm", "qk_norm", "residual", "final_norm")
-_IDLE = "idle"  # the gaps, among the parts
+_IDLE = "idle"  # the part that the gaps are
 _ROUNDING = 0.995  # a speedup above the bound by less is rounding
 # The roles whose work each part of a measurement is. Other parts do not change.
 _PARTS: dict[str, tuple[str, ...]] = {
@@ -57,7 +57,7 @@ class Measured:
 
     parts: Mapping[str, float]
     gap_ns: float = 0.0
-    kernels: float | None = None  # recorded, a forward; None: as many as predicted
+    kernels: float | None = None  # recorded per forward; None: as many as predicted
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -85,7 +85,7 @@ class Scaled:
     parts: dict[str, float]
     gap_ns: float
     added_ns: float
-    above_by: str | None = None  # where `expected` is above `bound`: the part that falls further
+    above_by: str | None = None  # the part that falls furthest, where `expected` is above `bound`
 
 
 def part_of(role: str) -> str:

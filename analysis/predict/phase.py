@@ -442,7 +442,7 @@ def _moved_axis(op: Op, part: int, baseline: Op | None, family: Family | None) -
         return "2:4"
     letter = family.axes.get(_group_of(op, part), family.axes["gate_up"])
     if fewer_flop:
-        # An expectation below one row: at B = 1 a decode step runs the sublayer or does not.
+        # The mean number of rows is below one: at B = 1 a decode step runs the sublayer or not.
         return letter
     # Rows and keys fall together where tokens are dropped, and active experts with the rows.
     mixed = moved == "unknown" or (moved == "heads" and op.role == "experts")

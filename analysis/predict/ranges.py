@@ -74,7 +74,7 @@ class Uncertainty:
     differences: Differences
     measured: bool
     sensitivities: tuple[Sensitivity, ...] = ()
-    modes: tuple[float, ...] = ()  # speedups of an eager forward by whether its host is the slower
+    modes: tuple[float, ...] = ()  # speedups of an eager forward, by its host (see `host_modes`)
 
     def of_model(self, error: ModelError = ERROR, *, measured: bool) -> float:
         """Return the standard deviation of the model's own error, before its scale."""

@@ -179,8 +179,8 @@ class ForwardRequest:
             metavar="RUN|TRACE",
         ),
     ] = None
-    curves: bool = False  # a grid, even of one point
-    break_even: bool = True  # also where a pruning starts to pay: most of the time of a point
+    curves: bool = False  # whether to make curves, even of one point
+    break_even: bool = True  # whether to find where a pruning pays: most of the time of a point
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from prunescope.taxonomy.run import MANIFEST
 from prunescope.taxonomy.run_quality import RANDOM_IDS
 
 _ZIPF = "zipf"
-# The most chosen of 128 experts then gets 6 times the mean: assumed where nothing was counted.
+# Assumed where nothing was counted: the most chosen of 128 experts then gets 6 times the mean.
 ZIPF_EXPONENT = 0.5
 _LARGEST_EXPONENT = 4.0
 _MAX_BYTES = 64 << 20
@@ -53,7 +53,7 @@ def _routing_of(counts: Any, name: str, *, random_ids: bool) -> Routing:
     """Return the routing of untrusted counts, for every phase where they name none."""
     is_by_phase = isinstance(counts, dict) and all(isinstance(c, dict) for c in counts.values())
     by_phase = counts if is_by_phase else dict.fromkeys(PHASES, counts)
-    # A run names its phases itself: "training" stands for both where there is no other.
+    # A run names its phases itself: "training" stands for both phases where there is no other.
     unknown = [phase for phase in by_phase if phase not in PHASES]
     if unknown and name != MANIFEST:
         raise PrunescopeError(f"{name} counts in no phase: {unknown[0][:40]!r}", hint=_FORM)

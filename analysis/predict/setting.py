@@ -66,7 +66,7 @@ class Setting:
     knobs: Mapping[str, Any]
     terms: Collection[str]
     launch: str = "graph"
-    sparse_library: str = "torch"  # of 2:4 GEMMs
+    sparse_library: str = "torch"  # the library of 2:4 GEMMs
     tp: int = 1  # devices that share each layer; a PredictedSide is one of them
     ep: int = 1  # devices that hold whole experts of each layer
     pp: int = 1  # stages of layers, which a forward passes in sequence
@@ -74,15 +74,15 @@ class Setting:
     gemm_ceiling: float | None = None  # the best published GEMM, as a share of the peak
     constants: Constants = DEFAULT
     runtime: Runtime | None = None  # None: the kernels alone
-    wide_flop_per_s: float | None = None  # of what stays in 16 bits; None: all is in `dtype`
-    stored_itemsize: float | None = None  # bytes a number of linear layers; None: as multiplied
-    fused_attention: bool = False  # in eager modules; elsewhere it always is
-    layers_kept: float = 1.0  # share of whole layers, apart from the method
-    extra_ns: float = 0.0  # outside the model, on both sides
+    wide_flop_per_s: float | None = None  # rate of what stays in 16 bits; None: all is `dtype`
+    stored_itemsize: float | None = None  # bytes per stored number; None: as multiplied
+    fused_attention: bool = False  # in eager modules; elsewhere attention is fused
+    layers_kept: float = 1.0  # the share of layers that --depth keeps
+    extra_ns: float = 0.0  # time outside the model, on both sides
     named: Mapping[str, str] = field(default_factory=dict)  # knobs that the method's name implies
     removed: Mapping[str, Sequence[int]] = field(default_factory=dict)  # layers that a run removed
-    pruned_shape: ModelShape | None = None  # of another model, that stands in place of a family
-    traits: Traits | None = None  # decide which families apply; None: all do
+    pruned_shape: ModelShape | None = None  # of a model in place of a family
+    traits: Traits | None = None  # they decide which families apply; None: all do
 
     @property
     def prunes(self) -> bool:
@@ -129,7 +129,7 @@ def workloads(request: PredictRequest, setting: Setting) -> list[Workload]:
 def _phases(request: PredictRequest) -> tuple[str, ...]:
     """Return the phases of a request."""
     if request.phase == FORWARD:
-        return ("prefill",)  # its work is that of a prompt, without causality and cache
+        return ("prefill",)  # the work of a prompt, without causality and cache
     return PHASES if request.phase == "both" else (request.phase,)
 
 
@@ -146,7 +146,7 @@ class ModelOnDevice:
     byte_per_s: float
     gemm_ceiling: float | None
     routing: Routing | None
-    pruned: NamedModel | None = None  # another model, to compare with
+    pruned: NamedModel | None = None  # a pruned model to compare with
 
 
 def model_on_device(request: PredictRequest, warnings: list[str]) -> ModelOnDevice:
@@ -247,7 +247,7 @@ def resolve(
     )
     knobs = {k: v for k, v in given_knobs.items() if chosen and k in chosen.knobs}
     if chosen and not request.has_several_methods:
-        knobs = given_knobs  # an unknown one is an error
+        knobs = given_knobs  # so that an unknown one is an error
     filled = chosen.point(given, knobs).knobs if chosen else {}
     if shape.uneven and given and filled.get("layers") == "":
         warnings.append(

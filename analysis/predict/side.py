@@ -137,7 +137,7 @@ def predicted_side(
     """
     if pruned and setting.pruned_shape is not None:
         if setting.pruned_shape.experts != setting.shape.experts:
-            work = replace(work, routing=None)  # it counts the experts of the dense model
+            work = replace(work, routing=None)  # it counts experts of the dense model
         setting = replace(setting, shape=setting.pruned_shape, pruned_shape=None)
 
     def forward_of(work: Workload) -> Forward:
@@ -238,7 +238,7 @@ def _sum_work(ops: list[Op], *, in_flop: bool) -> float:
     return sum(op.layers * (op.flop if in_flop else op.bytes) for op in ops)
 
 
-# Tensor parallelism: roles by how their weights are split.
+# The roles by how tensor parallelism splits their weights.
 _ALONG_N = frozenset({"q", "k", "v", "q_b", "kv_b", "gate", "up", "lm_head", "mixer_in"})
 _ALONG_K = frozenset({"o", "down", "mixer_out"})
 _WITH_WIDTH = frozenset({"rope", "activation", "attention", "conv", "scan", "kv_update"})
