@@ -1,6 +1,6 @@
-"""Several runs side by side: in, runs, traces and folders of runs; out, a Comparison.
+"""Several runs side by side: runs, traces and folders of runs give a Comparison.
 
-Each run is analysed as `analyze` does it; nothing is computed anew. Times are ns a step.
+Each run is analysed as `analyze` does it, and nothing is computed anew. Times are ns per step.
 """
 
 from __future__ import annotations
@@ -38,21 +38,30 @@ def compare(
     engine: str = "local",
     on_done: OnDone | None = None,
 ) -> Comparison:
-    """Analyze every run against `baseline`, or each against its own where that is None.
+    """Analyse every run against `baseline`, or each against its own.
 
-    `jobs`: processes that analyse a run each, None for one a core where that is worth it; `engine`:
-    "ray" has them on the workers of a cluster; `on_done` is called with how many are done, of all.
+    Args:
+        subjects: Runs, traces and folders of runs.
+        baseline: The dense run that all are compared with; None: each run's own.
+        options: Options of each analysis.
+        jobs: Processes that analyse a run each; None: one per core where that is worth it.
+        engine: "local", or "ray" to run them on the workers of a cluster.
+        on_done: Called with how many runs are done, and how many there are.
 
-    A run that cannot be analysed is listed in `failed`. Raises PrunescopeError where none can.
+    Returns:
+        The comparison, which lists a run that cannot be analysed in `failed`.
+
+    Raises:
+        PrunescopeError: No run can be analysed, or there is none.
     """
-    found = [s for s in subjects if isinstance(s, NamedRun)]
-    found += find_runs(s for s in subjects if isinstance(s, Path))
+    runs = [s for s in subjects if isinstance(s, NamedRun)]
+    runs += find_runs(s for s in subjects if isinstance(s, Path))
     options = options or Options()
-    if not found:
+    if not runs:
         raise PrunescopeError(
             "no run and no trace to compare", hint="name run folders, traces, or folders of runs"
         )
-    if len(found) > 1 and (options.eager_trace or options.baseline_eager_trace):
+    if len(runs) > 1 and (options.eager_trace or options.baseline_eager_trace):
         raise PrunescopeError(
             "--eager-trace belongs to one trace, and several were given",
             hint="analyze that trace alone, or capture with `prunescope trace --mode graph`",
@@ -61,27 +70,27 @@ def compare(
     rows: list[ComparisonRow] = []
     failed: list[FailedCandidate] = []
     error: PrunescopeError | None = None
-    count = jobs_for(jobs, (_size(one.path) for one in found), engine)
-    done = _reports(found, baseline, options, count, engine)
-    for number, one in enumerate(found):
+    count = jobs_for(jobs, (_file_bytes(run.path) for run in runs), engine)
+    analyses = _analyses(runs, baseline, options, count, engine)
+    for number, run in enumerate(runs):
         if on_done is not None:
-            on_done(number, len(found))
+            on_done(number, len(runs))
         try:
-            analysed = next(done)()
+            analysed = next(analyses)()
         except PrunescopeError as problem:
             error = problem
-            failed.append(FailedCandidate(run=one.name, why=problem.problem))
+            failed.append(FailedCandidate(run=run.name, why=problem.problem))
             continue
-        reports[one.name] = analysed.report
-        rows += [_row(one.name, analysed, phase) for phase in analysed.report.phases]
+        reports[run.name] = analysed.report
+        rows += [_row(run.name, analysed, phase) for phase in analysed.report.phases]
     if error is not None and not rows:
-        with errors_about(failed[-1].run) if len(found) > 1 else nullcontext():
+        with errors_about(failed[-1].run) if len(runs) > 1 else nullcontext():
             raise error
     first = next(iter(reports.values()), None)
     compared = Comparison(
         tool=TOOL,
         baseline=first.baseline if first and baseline is not None else None,
-        rows=sorted(rows, key=_order),
+        rows=sorted(rows, key=_sort_key),
         failed=failed,
         warnings=[f"{name}: {w}" for name, report in reports.items() for w in report.warnings],
         reports=reports,
@@ -89,30 +98,30 @@ def compare(
     return scrubbed(compared)
 
 
-def _size(path: Path) -> int:
-    """Bytes of a trace, or of the files of a run and its baseline."""
+def _file_bytes(path: Path) -> int:
+    """Return the bytes of a trace, or of the files of a run and its baseline."""
     if not path.is_dir():
         return path.stat().st_size if path.is_file() else 0
     return sum(file.stat().st_size for file in path.rglob("*.json*") if file.is_file())
 
 
-def _reports(
-    found: Sequence[NamedRun], baseline: Path | None, options: Options, jobs: int, engine: str
+def _analyses(
+    runs: Sequence[NamedRun], baseline: Path | None, options: Options, jobs: int, engine: str
 ) -> Iterator[Callable[[], AnalysedRun]]:
-    """A call for each run, in order, that gives its report or raises its error."""
-    if len(found) < 2 or (jobs < 2 and engine == "local"):
-        for one in found:
-            yield partial(_report, one.path, baseline, options)
+    """Yield a call for each run, in order, that gives its report or raises its error."""
+    if len(runs) < 2 or (jobs < 2 and engine == "local"):
+        for run in runs:
+            yield partial(_analyse, run.path, baseline, options)
         return
-    against = None if baseline is None else str(baseline)
+    dense = None if baseline is None else str(baseline)
     plain = plain_options(options)
-    tasks = [RunTask(str(one.path), against, plain) for one in found]
+    tasks = [RunTask(str(run.path), dense, plain) for run in runs]
     for result in run_tasks(run_task, tasks, AnalysedRun, jobs=jobs, engine=engine):
-        yield partial(_report_or_raise, result)
+        yield partial(_result_or_raise, result)
 
 
 class _Workload(msgspec.Struct):
-    """Inputs of a phase as its manifest has them."""
+    """The inputs of a phase, as its manifest has them."""
 
     batch: int
     prompt_len: int
@@ -126,18 +135,20 @@ class AnalysedRun(msgspec.Struct):
     workloads: dict[str, _Workload]
 
 
-def _report(path: Path, baseline: Path | None, options: Options) -> AnalysedRun:
-    found = analyze(path, baseline=baseline, options=options)
-    run = found.side.run if found.side is not None else None
+def _analyse(path: Path, baseline: Path | None, options: Options) -> AnalysedRun:
+    """Analyse one run in this process."""
+    analysis = analyze(path, baseline=baseline, options=options)
+    run = analysis.side.run if analysis.side is not None else None
     phases: dict[str, PhaseRun] = {} if run is None else run.phases
     workloads = {
         name: _Workload(phase.batch, phase.prompt_len, phase.context)
         for name, phase in phases.items()
     }
-    return AnalysedRun(found.report, workloads)
+    return AnalysedRun(analysis.report, workloads)
 
 
-def _report_or_raise(result: AnalysedRun | PrunescopeError) -> AnalysedRun:
+def _result_or_raise(result: AnalysedRun | PrunescopeError) -> AnalysedRun:
+    """Return the result of a task, or raise its error."""
     if isinstance(result, PrunescopeError):
         raise result
     return result
@@ -152,12 +163,17 @@ class RunTask(msgspec.Struct):
 
 
 def run_task(task: RunTask) -> AnalysedRun:
-    """The report of a run, in another process."""
+    """Analyse a run in another process."""
     baseline = None if task.baseline is None else Path(task.baseline)
-    return _report(Path(task.path), baseline, Options(**task.options))
+    return _analyse(Path(task.path), baseline, Options(**task.options))
 
 
 def _row(name: str, analysed: AnalysedRun, phase_name: str) -> ComparisonRow:
+    """Return the row of one phase of a run.
+
+    Dense and pruned are shown in the same time base: unprofiled where both sides have samples, else
+    profiled.
+    """
     report, workload = analysed.report, analysed.workloads.get(phase_name)
     phase = report.phases[phase_name]
     dense = phase.baseline
@@ -169,8 +185,8 @@ def _row(name: str, analysed: AnalysedRun, phase_name: str) -> ComparisonRow:
         wall_dense = dense.unprofiled_ns.median if dense and dense.unprofiled_ns else None
     return ComparisonRow(
         run=name,
-        model=_text(report.subject.get("model")),
-        method=_text(report.subject.get("method")),
+        model=_text_or_none(report.subject.get("model")),
+        method=_text_or_none(report.subject.get("method")),
         family=phase.family.id if phase.family else None,
         phase=phase_name,
         batch=workload.batch if workload else None,
@@ -201,11 +217,13 @@ def _row(name: str, analysed: AnalysedRun, phase_name: str) -> ComparisonRow:
     )
 
 
-def _text(value: object) -> str | None:
+def _text_or_none(value: object) -> str | None:
+    """Return a value that is a text; None for any other."""
     return value if isinstance(value, str) else None
 
 
-def _order(row: ComparisonRow) -> tuple[object, ...]:
+def _sort_key(row: ComparisonRow) -> tuple[object, ...]:
+    """Return the key by which rows are sorted: model, phase, sizes, method, sparsity, name."""
     phase = _PHASES.index(row.phase) if row.phase in _PHASES else len(_PHASES)
     nominal = row.sparsity.get("nominal")
     return (
@@ -221,7 +239,10 @@ def _order(row: ComparisonRow) -> tuple[object, ...]:
 
 
 def comparison_folder(subjects: Sequence[Path]) -> Path | None:
-    """The default folder of a comparison: the one folder that was named."""
+    """Return the default folder of a comparison, inside the one folder that was named.
+
+    Returns None where several paths were named, or no folder.
+    """
     if len(subjects) == 1 and subjects[0].is_dir():
         return Path(os.path.normpath(subjects[0])) / "comparison"
     return None

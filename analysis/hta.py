@@ -1,8 +1,8 @@
-"""Holistic Trace Analysis (HTA) as a second opinion; the only importer of hta.
+"""Holistic Trace Analysis (HTA) as a second opinion; this is the only importer of hta.
 
-In: a trace file. Out: SecondOpinion, ns over the whole trace. HTA runs in a process of its own on a
-link in a temporary folder: it needs a GB a million events and asserts on some traces. What fails is
-named, and no number of ours depends on it.
+A trace file gives a SecondOpinion, in ns over the whole trace. HTA runs in a process of its own on
+a link in a temporary folder: it needs a GB per million events, and asserts on some traces. What
+fails is named, and no number of ours depends on it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from prunescope.taxonomy.atomic_write import scratch_folder
 
 TIME_LIMIT_S = 1800
 _ANSWER = "answer.json"
-_ROOT = Path(__file__).parents[2]  # what holds the package: a checkout, or site-packages
+_ROOT = Path(__file__).parents[2]  # the folder of the package: a checkout, or site-packages
 _US = 1000.0
 # Whatever HTA and pandas raise on a trace that they cannot handle.
 _FAILURES = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError,
@@ -34,7 +34,7 @@ _FAILURES = (ArithmeticError, AssertionError, AttributeError, ImportError, Looku
 
 
 class HtaAnswer(msgspec.Struct):
-    """HTA's totals of a whole trace, ns; None where it did not run or failed (`failed`)."""
+    """HTA's totals of a whole trace in ns; None where it did not run or failed (`failed`)."""
 
     failed: list[str] = []
     version: str | None = None
@@ -48,9 +48,15 @@ class HtaAnswer(msgspec.Struct):
 
 
 def second_opinion(trace: Trace, *, time_limit_s: float = TIME_LIMIT_S) -> SecondOpinion:
-    """HTA's totals of the file that `trace` was read from, and ours of all its events.
+    """Return HTA's totals of the file that `trace` was read from, and ours of all its events.
 
-    Never raises for what HTA does: `failed` names a failure, a crash or the end of `time_limit_s`.
+    Args:
+        trace: A trace.
+        time_limit_s: Seconds after which HTA is stopped.
+
+    Returns:
+        The opinion. It never raises for what HTA does: `failed` names a failure, a crash or the
+        end of the time limit.
     """
     if not trace.on_device:
         return _opinion(
@@ -64,8 +70,11 @@ def second_opinion(trace: Trace, *, time_limit_s: float = TIME_LIMIT_S) -> Secon
         return _opinion(_answer_of_process(link, time_limit_s), trace)
 
 
-def ours(trace: Trace) -> dict[str, float]:
-    """total, busy (union) and idle ns of all device events of a trace, carry-over included."""
+def own_totals(trace: Trace) -> dict[str, float]:
+    """Return total, busy (union) and idle ns of all device events of a trace.
+
+    Carry-over from the step before is included.
+    """
     order = np.argsort(trace.device["ts"], kind="stable")
     start = trace.device["ts"][order]
     if not len(start):
@@ -77,8 +86,11 @@ def ours(trace: Trace) -> dict[str, float]:
 
 
 def _link(trace: Trace, folder: Path) -> Path:
-    """The trace under a name that tells HTA how to open it; unpacked where it is in an archive, or
-    packed with zstd."""
+    """Give the trace a name that tells HTA how to open it.
+
+    The file is unpacked where it is in an archive, or packed with zstd; else the name is a link to
+    it.
+    """
     source = trace.source
     with source.path.open("rb") as file:
         magic = file.read(4)
@@ -90,14 +102,14 @@ def _link(trace: Trace, folder: Path) -> Path:
             return link
         file.seek(0)
         stream = unpacked(source.path, file, source.member)
-        with link.open("wb") as out:
+        with link.open("wb") as plain:
             while block := stream.read(1 << 20):
-                out.write(block)
+                plain.write(block)
     return link
 
 
 def _answer_of_process(link: Path, time_limit_s: float) -> HtaAnswer:
-    """The answer of the process that runs HTA, or why there is none."""
+    """Return the answer of the process that runs HTA, or why there is none."""
     environment = {
         **os.environ,
         "HTA_DISABLE_NS_ROUNDING": "1",  # else HTA loses 3 to 18 % of the time, or asserts
@@ -123,69 +135,77 @@ def _answer_of_process(link: Path, time_limit_s: float) -> HtaAnswer:
 
 
 def _opinion(answer: HtaAnswer, trace: Trace) -> SecondOpinion:
-    return SecondOpinion(**msgspec.structs.asdict(answer), ours=ours(trace))
+    """Return an answer of HTA together with our own totals."""
+    return SecondOpinion(**msgspec.structs.asdict(answer), ours=own_totals(trace))
 
 
 def ask(name: str) -> HtaAnswer:
-    """HTA's answers on the trace file `name` of this folder; runs in the process started above."""
-    out = HtaAnswer()
+    """Return HTA's answers on the trace file `name` of this folder.
+
+    Runs in the process started above.
+    """
+    answer = HtaAnswer()
     try:
         from importlib.metadata import version
 
         from hta.trace_analysis import TraceAnalysis
 
-        out.version = version("traceinsight")
+        answer.version = version("traceinsight")
         analysis = TraceAnalysis(
             trace_files={0: str(Path.cwd() / name)}, include_last_profiler_step=True
         )
     except ModuleNotFoundError as error:
         missing = f"HTA is not installed ({error.name} is missing): pip install traceinsight"
-        return msgspec.structs.replace(out, failed=[missing])
+        return msgspec.structs.replace(answer, failed=[missing])
     except _FAILURES as error:
-        return msgspec.structs.replace(out, failed=[f"loading: {_reason(error)}"])
+        return msgspec.structs.replace(answer, failed=[f"loading: {_reason(error)}"])
     questions: tuple[tuple[str, Callable[[Any, HtaAnswer], None]], ...] = (
-        ("temporal breakdown", _temporal),
-        ("idle-time breakdown", _waits),
-        ("kernel breakdown", _kernel_types),
-        ("launch statistics", _launches),
+        ("temporal breakdown", _add_breakdown),
+        ("idle-time breakdown", _add_waits),
+        ("kernel breakdown", _add_kernel_types),
+        ("launch statistics", _add_launches),
     )
-    for what, question in questions:
+    for title, question in questions:
         try:
-            question(analysis, out)
+            question(analysis, answer)
         except _FAILURES as error:
-            out.failed.append(f"{what}: {_reason(error)}")
-    return out
+            answer.failed.append(f"{title}: {_reason(error)}")
+    return answer
 
 
 def _reason(error: BaseException) -> str:
-    """The type and first line of an error, without the temporary folder's path."""
+    """Return the type and first line of an error, without the temporary folder's path."""
     lines = str(error).replace(str(Path.cwd()), "").splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:160]}".rstrip(": ")
 
 
-def _temporal(analysis: Any, out: HtaAnswer) -> None:
+def _add_breakdown(analysis: Any, answer: HtaAnswer) -> None:
+    """Add the total, busy, idle and compute times."""
     row = analysis.get_temporal_breakdown(visualize=False).iloc[0]
     total, idle = row["kernel_time(us)"] * _US, row["idle_time(us)"] * _US
     compute = float(row["compute_time(us)"] * _US)
-    out.total_ns, out.idle_ns, out.busy_ns = float(total), float(idle), float(total - idle)
-    out.compute_ns = compute
+    answer.total_ns, answer.idle_ns, answer.busy_ns = float(total), float(idle), float(total - idle)
+    answer.compute_ns = compute
 
 
-def _waits(analysis: Any, out: HtaAnswer) -> None:
+def _add_waits(analysis: Any, answer: HtaAnswer) -> None:
+    """Add the idle times by what the device waited for."""
     frame = analysis.get_idle_time_breakdown(visualize=False)[0]
     sums = frame.groupby("idle_category")["idle_time"].sum()
-    out.waits = {str(k): float(v * _US) for k, v in sums.items()}
+    answer.waits = {str(k): float(v * _US) for k, v in sums.items()}
 
 
-def _kernel_types(analysis: Any, out: HtaAnswer) -> None:
+def _add_kernel_types(analysis: Any, answer: HtaAnswer) -> None:
+    """Add the times by type of kernel."""
     frame = analysis.get_gpu_kernel_breakdown(visualize=False)[0]
     pairs = zip(frame["kernel_type"], frame["sum"], strict=True)
-    out.kernel_types = {str(k).lower(): float(v * _US) for k, v in pairs}
+    answer.kernel_types = {str(k).lower(): float(v * _US) for k, v in pairs}
 
 
-def _launches(analysis: Any, out: HtaAnswer) -> None:
+def _add_launches(analysis: Any, answer: HtaAnswer) -> None:
+    """Add how many kernels were launched, and the means of their times."""
     frame = analysis.get_cuda_kernel_launch_stats(visualize=False)[0]
-    if not len(frame):  # HTA knows the names of CUDA's launches only
+    if not len(frame):  # HTA knows only the names of CUDA's launches
         return
     means = {
         f"{name}_ns": float(frame[column].mean() * _US)
@@ -195,7 +215,7 @@ def _launches(analysis: Any, out: HtaAnswer) -> None:
             ("delay", "launch_delay"),
         )
     }
-    out.launches = {"count": float(len(frame)), **means}
+    answer.launches = {"count": float(len(frame)), **means}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Tasks in processes of their own, on this machine or on a ray cluster.
 
-In: a function of an importable module, its tasks (msgspec structs or plain values), and the type of
-its result. Out: the results in the order of the tasks, or the error of each. A process that dies
-fails its own task; the others go on.
+A function of an importable module, its tasks (msgspec structs or plain values) and the type of its
+result give the results in the order of the tasks, or the error of each. A process that dies fails
+its own task, and the others go on.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from prunescope.taxonomy.errors import PrunescopeError
 
 ENGINES = ("local", "ray")
 T = TypeVar("T")
-_UNLIMITED = 1 << 20  # on a cluster: as many as there are tasks
+_UNLIMITED = 1 << 20  # processes on a cluster: as many as there are tasks
 _WORTH_BYTES = 8 << 20  # packed traces that take one process about two seconds
-# Processes are begun by hand, not by multiprocessing: that would run the user's script again, which
-# need not be guarded. Ctrl-C reaches every process of a terminal; the one that began these ends
-# them.
+# Processes are begun by hand, not by multiprocessing, which would run the user's script again: that
+# need not be guarded. Ctrl-C reaches every process of a terminal, and these ignore it: the process
+# that began them ends them.
 _CODE = """import json, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 sys.path[:] = json.loads(sys.argv[1])
 from prunescope.analysis.pool import serve
 serve(sys.argv[2])"""
 _LENGTH_BYTES = 8  # in front of every message
-_RETRIES = 3  # of a task on ray
+_RETRIES = 3  # how often ray tries a task again
 _AHEAD = 2  # tasks per core begun before the first is done, so that few results wait in memory
 
 
 class Reply(msgspec.Struct):
-    """A task's packed result, or its problem and a hint."""
+    """The packed result of a task, or its problem and a hint."""
 
     value: bytes = b""
     problem: str = ""
@@ -58,11 +58,22 @@ def run_tasks(
     jobs: int,
     engine: str = "local",
 ) -> Iterator[T | PrunescopeError]:
-    """The results of `function` for every task in order, each as soon as it and all before it are
-    there; the error where a task fails.
+    """Run `function` on every task, and yield the results in order.
 
-    `function` takes one annotated argument and stands at the top of a module of ours. Raises
-    PrunescopeError where ray is not installed or its cluster cannot be reached.
+    Each result is yielded as soon as it and all before it are there.
+
+    Args:
+        function: A function of one annotated argument, at the top of a module of ours.
+        tasks: Its arguments.
+        returns: The type of its result.
+        jobs: How many processes.
+        engine: "local" or "ray".
+
+    Yields:
+        The result of a task, or the error where it failed.
+
+    Raises:
+        PrunescopeError: ray is not installed, or its cluster cannot be reached.
     """
     name = f"{function.__module__}:{function.__qualname__}"
     with (_LocalPool if engine == "local" else _RayPool)(name, min(jobs, len(tasks))) as pool:
@@ -74,10 +85,19 @@ def run_tasks(
 
 
 def jobs_for(requested: int | None, sizes: Iterable[int], engine: str = "local") -> int:
-    """How many processes: as requested, else one a core where the files (`sizes`, packed bytes)
-    take longer than starting them; a cluster decides itself.
+    """Return how many processes to start.
 
-    Raises PrunescopeError for an unknown engine.
+    Args:
+        requested: A number that was asked for; None: one per core where the files take longer
+            than starting the processes. A cluster decides itself.
+        sizes: Packed bytes of the files.
+        engine: "local" or "ray".
+
+    Returns:
+        The number of processes.
+
+    Raises:
+        PrunescopeError: The engine is unknown.
     """
     if engine not in ENGINES:
         raise PrunescopeError(f"unknown engine {engine!r}", hint=f"one of {', '.join(ENGINES)}")
@@ -89,7 +109,7 @@ def jobs_for(requested: int | None, sizes: Iterable[int], engine: str = "local")
 
 
 class _LocalPool:
-    """`jobs` processes of this machine, begun as tasks come, each driven by a thread."""
+    """The processes of this machine, begun as tasks come, each driven by a thread."""
 
     def __init__(self, function: str, jobs: int) -> None:
         self.processes = [_Process(function) for _ in range(jobs)]
@@ -111,9 +131,11 @@ class _LocalPool:
             process.stop()
 
     def run(self, tasks: Sequence[bytes]) -> Iterator[Reply]:
+        """Yield the replies to packed tasks, in order."""
         yield from self.threads.map(self._ask, tasks)
 
     def _ask(self, task: bytes) -> Reply:
+        """Wait for a free process, and let it run one task."""
         process = self.free.get()
         try:
             return process.ask(task)
@@ -122,7 +144,7 @@ class _LocalPool:
 
 
 class _Process:
-    """One process, begun with its first task and again after it died."""
+    """A process, begun with its first task and again after it died."""
 
     def __init__(self, function: str) -> None:
         self.function = function
@@ -130,8 +152,9 @@ class _Process:
         self.killed = False
 
     def ask(self, task: bytes) -> Reply:
+        """Run one task in the process; a reply with a problem means that the process died."""
         process = self.process = self.process or self._begin()
-        if self.killed:  # while it began
+        if self.killed:  # while the process began
             process.kill()
         assert process.stdin is not None and process.stdout is not None
         try:
@@ -145,6 +168,7 @@ class _Process:
             )
 
     def _begin(self) -> subprocess.Popen[bytes]:
+        """Start the process, which waits for tasks."""
         return subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _CODE, workers.search_path(), self.function],
             stdin=subprocess.PIPE,
@@ -170,7 +194,7 @@ class _Process:
 
 
 def serve(function: str) -> None:
-    """The main loop of a local process: tasks from standard input until it ends."""
+    """Run the main loop of a local process: tasks come from standard input until it ends."""
     tasks, replies = sys.stdin.buffer, sys.stdout.buffer
     while True:
         try:
@@ -179,7 +203,7 @@ def serve(function: str) -> None:
             return
         try:
             _write(replies, msgspec.msgpack.encode(_reply(function, task)))
-        except BrokenPipeError:  # who asked was killed
+        except BrokenPipeError:  # the process that asked was killed
             # What Python would still write at its end is discarded.
             os.dup2(os.open(os.devnull, os.O_WRONLY), replies.fileno())
             return
@@ -198,11 +222,13 @@ def _reply(function: str, task: bytes) -> Reply:
 
 
 def _write(file: IO[bytes], message: bytes) -> None:
+    """Write a message behind its length."""
     file.write(len(message).to_bytes(_LENGTH_BYTES, "little") + message)
     file.flush()
 
 
 def _read(file: IO[bytes]) -> bytes:
+    """Read one message; raise EOFError where the pipe ends before it does."""
     head = file.read(_LENGTH_BYTES)
     size = int.from_bytes(head, "little")
     message = file.read(size) if len(head) == _LENGTH_BYTES else b""
@@ -212,10 +238,10 @@ def _read(file: IO[bytes]) -> bytes:
 
 
 class _RayPool:
-    """At most `jobs` tasks at a time on the workers of ray: a cluster (RAY_ADDRESS) or a local one.
+    """The workers of ray, with at most `jobs` tasks at a time.
 
-    Workers read the traces where they are, so all machines share the folder. A worker that dies is
-    tried again, then fails its task.
+    They are those of a cluster (RAY_ADDRESS) or of a local one. Workers read the traces where they
+    are, so all machines share the folder. A worker that dies is tried again, then fails its task.
     """
 
     def __init__(self, function: str, jobs: int) -> None:
@@ -246,6 +272,7 @@ class _RayPool:
             self.ray.shutdown()
 
     def run(self, tasks: Sequence[bytes]) -> Iterator[Reply]:
+        """Yield the replies to packed tasks, in order; few of them wait in memory."""
         cores = int(self.ray.cluster_resources().get("CPU", 1))
         limit = max(1, min(self.jobs, _AHEAD * cores))
         remote = self.ray.remote(num_cpus=1, max_retries=_RETRIES)(_reply_on_ray)
@@ -259,6 +286,7 @@ class _RayPool:
             yield self._result(waiting.popleft())
 
     def _result(self, reference: Any) -> Reply:
+        """Wait for one reply; a worker that died for good gives a reply with a problem."""
         errors = self.ray.exceptions
         try:
             reply: Reply = self.ray.get(reference)
@@ -272,7 +300,7 @@ class _RayPool:
 
 
 def _reply_on_ray(function: str, task: bytes, folder: str) -> Reply:
-    """Run one task on a worker, in the working directory of the command: paths may be relative."""
+    """Run one task on a worker, in the command's working directory: paths may be relative."""
     try:
         os.chdir(folder)
     except OSError:

@@ -1,7 +1,7 @@
-"""Every family predicted from one measured dense run or trace.
+"""Predictions of every family from one measured dense run or trace.
 
-In: a PredictRequest with `from_run`. Out: a FromRun: for each phase its measured parts, and for
-each family the bound, the expected speedup with its range, and memory. Times are ns a forward.
+A PredictRequest with `from_run` gives a FromRun: for each phase its measured parts, and for each
+family the bound, the expected speedup with its range, and memory. Times are ns per forward.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from prunescope.analysis.device.hardware import (
     Device,
     device_in_trace,
     find_device,
+    parse_dtype,
     rate_of,
     unknown_device,
 )
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.predict.constants import MARLIN, Constants
+from prunescope.analysis.predict.constants import MARLIN
 from prunescope.analysis.predict.measured import (
     DensePhase,
     Measured,
+    measured_uncertainty,
     part_of,
-    scaled,
-    scaled_speedup,
+    scale_measured,
 )
 from prunescope.analysis.predict.points import (
     check_knobs,
     check_matches_run,
     check_options,
-    labels,
+    label_methods,
     methods,
     sparsities,
 )
-from prunescope.analysis.predict.ranges import differences, uncertainty_of
 from prunescope.analysis.predict.request import PredictRequest, command_of, options_of_request
 from prunescope.analysis.predict.setting import (
     Setting,
+    active_terms,
+    as_runnable,
     named_family,
     routing_of_model,
-    runnable,
     split_library,
-    terms_of,
 )
 from prunescope.analysis.predict.side import predicted_side
 from prunescope.analysis.schema.prediction import FamilyRow, FromRun, MeasuredPhase
@@ -51,7 +51,7 @@ from prunescope.analysis.schema.report import Phase, Report
 from prunescope.analysis.shapes.config import model_name, read_model
 from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.architecture_traits import Traits, traits_of
-from prunescope.taxonomy.dtypes import dtype, itemsize
+from prunescope.taxonomy.dtypes import itemsize
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.expert_routing import Routing, counted
 from prunescope.taxonomy.families import pruning_families
@@ -61,8 +61,18 @@ from prunescope.taxonomy.shape import ModelShape
 
 
 def predict_from(request: PredictRequest) -> FromRun:
-    """The table of families. Raises PrunescopeError where the run is not dense, or its shape, its
-    phase or the peaks of its device are unknown."""
+    """Predict every family from a measured dense run.
+
+    Args:
+        request: The request, whose `from_run` names the run or trace.
+
+    Returns:
+        A table of families for each phase.
+
+    Raises:
+        PrunescopeError: The run is not dense, its shape, its phase or the peaks of its device
+            are unknown, or an option contradicts another.
+    """
     check_options(request)
     if request.curves:
         raise PrunescopeError(
@@ -70,10 +80,7 @@ def predict_from(request: PredictRequest) -> FromRun:
         )
     warnings: list[str] = []
     report, dense = dense_phases(request, warnings)
-    phases = {
-        name: table(request, one.setting, one.work, one.measured, warnings)
-        for name, one in dense.items()
-    }
+    phases = {name: family_table(request, phase, warnings) for name, phase in dense.items()}
     return FromRun(
         subject=report.subject,
         device=report.device,
@@ -87,9 +94,14 @@ def predict_from(request: PredictRequest) -> FromRun:
 def dense_phases(
     request: PredictRequest, warnings: list[str]
 ) -> tuple[Report, dict[str, DensePhase]]:
-    """The report of the dense run of a request, and its phases that times can be scaled from.
-    Raises PrunescopeError as `predict_from`."""
-    path = _dense_folder(Path(str(request.from_run)))
+    """Analyse the dense run of a request, and return its report and its phases.
+
+    The phases are those from which times can be scaled. Raises PrunescopeError as `predict_from`
+    does.
+    """
+    path = Path(str(request.from_run))
+    if (path / "dense" / MANIFEST).is_file():
+        path /= "dense"
     run = read_run(path) if (path / MANIFEST).is_file() else None
     if run is not None and run.pruning is not None:
         raise PrunescopeError(
@@ -100,13 +112,14 @@ def dense_phases(
     options = Options(device=request.device, peaks=dict(request.peaks), bandwidth=request.bandwidth)
     report = analyze(path, options=options).report
     warnings += report.warnings
+    is_on_cpu = report.device.get("name") == "cpu" or (run is not None and run.device.kind == "cpu")
     phases = {}
     for name, phase in report.phases.items():
-        work = _work(request, run, name, phase)
+        work = _workload(request, run, name, phase)
         if work is None:
             continue
         label = name if name == FORWARD else work.phase
-        # Invalid measured times, which all others are scaled from.
+        # Invalid measured times are noted, as all others are scaled from them.
         warnings += [f"{label}: {finding.text}" for finding in phase.invalid_times]
         setting = _setting(request, run, report)
         routing = _routing(request, run, setting.shape)
@@ -115,7 +128,7 @@ def dense_phases(
         phases[label] = DensePhase(
             setting=setting,
             work=replace(work, routing=routing),
-            measured=measured_phase(phase, host=_is_on_cpu(run, report)),
+            measured=measured_phase(phase, host=is_on_cpu),
         )
     if not phases:
         raise PrunescopeError(
@@ -126,15 +139,12 @@ def dense_phases(
     return report, phases
 
 
-def table(
-    request: PredictRequest,
-    setting: Setting,
-    work: Workload,
-    measured: Measured,
-    warnings: list[str],
-) -> MeasuredPhase:
-    """One phase: the measured dense time by part, and a row for each family, the fastest first, or
-    for the pruned model of the request."""
+def family_table(request: PredictRequest, dense: DensePhase, warnings: list[str]) -> MeasuredPhase:
+    """Return the table of one phase: the measured dense time by part, and a row for each family.
+
+    The fastest family comes first. For a request with a pruned model, that model is the only row.
+    """
+    work, measured = dense.work, dense.measured
     wall = measured.wall_ns
     if wall <= 0:
         raise PrunescopeError(
@@ -142,10 +152,10 @@ def table(
         )
     notes = measured.notes
     if request.pruned_model is not None:
-        rows = [_pruned_model(request.pruned_model, setting, work, measured, warnings)]
+        rows = [_row_of_pruned_model(request.pruned_model, dense, warnings)]
         notes = [*notes, "s of a pruned model: the share of the parameters that it lacks"]
     else:
-        rows = _families(request, setting, work, measured, warnings)
+        rows = _rows_of_families(request, dense, warnings)
     return MeasuredPhase(
         batch=work.batch,
         prompt_len=work.prompt_len,
@@ -159,12 +169,13 @@ def table(
     )
 
 
-def _pruned_model(
-    name: str, setting: Setting, work: Workload, measured: Measured, warnings: list[str]
-) -> FamilyRow:
-    """The row of a model that was pruned already: its shape in place of a family, and the share of
-    the parameters that it lacks as its sparsity."""
-    named = read_model(name)
+def _row_of_pruned_model(name: str, phase: DensePhase, warnings: list[str]) -> FamilyRow:
+    """Return the row of a model that was pruned already.
+
+    Its shape stands in place of a family, and its sparsity is the share of the parameters that it
+    lacks.
+    """
+    setting, named = phase.setting, read_model(name)
     warnings += named.notes
     if named.shape.one_pass != setting.shape.one_pass:
         raise PrunescopeError(
@@ -172,25 +183,25 @@ def _pruned_model(
             hint="one decodes tokens and the other does not: give the pruned form of that model",
         )
     dense, pruned = setting.shape.parameters(), named.shape.parameters()
-    at = replace(setting, pruned_shape=named.shape, sparsity=1 - pruned / dense)
+    setting = replace(setting, pruned_shape=named.shape, sparsity=1 - pruned / dense)
     label = model_name(name)
-    return _row(at, label, label, work, measured)
+    return _row(phase, setting, label, label)
 
 
-def _families(
-    request: PredictRequest,
-    setting: Setting,
-    work: Workload,
-    measured: Measured,
-    warnings: list[str],
+def _rows_of_families(
+    request: PredictRequest, phase: DensePhase, warnings: list[str]
 ) -> list[FamilyRow]:
-    """A row for each family of a request."""
+    """Return a row for each family of a request.
+
+    A family that cannot be predicted adds a warning. Raises PrunescopeError where none can.
+    """
+    setting = phase.setting
     rows: list[FamilyRow] = []
     seen: set[tuple[str, str, float]] = set()
     refused: list[PrunescopeError] = []
     for name, label, sparsity in _requested_points(request, warnings):
         named, method_knobs = named_family(name)
-        chosen = runnable(named, setting.device, warnings) or named
+        chosen = as_runnable(named, setting.device, warnings) or named
         knobs = {k: v for k, v in {**method_knobs, **setting.knobs}.items() if k in chosen.knobs}
         label = chosen.id if label == named.id else label
         key = chosen.id, repr(knobs), sparsity
@@ -200,8 +211,8 @@ def _families(
         try:
             check_applies(chosen.id, chosen.applies, setting.traits or traits_of(setting.shape))
             point = chosen.point(sparsity, knobs)
-            at = replace(setting, family=chosen, sparsity=point.sparsity, knobs=point.knobs)
-            rows.append(_row(at, chosen.id, label, work, measured))
+            pruned = replace(setting, family=chosen, sparsity=point.sparsity, knobs=point.knobs)
+            rows.append(_row(phase, pruned, chosen.id, label))
         except PrunescopeError as error:
             refused.append(error)
             warnings.append(f"{label} at {sparsity:g} is left out: {error.problem}")
@@ -211,82 +222,76 @@ def _families(
 
 
 def measured_phase(phase: Phase, *, host: bool) -> Measured:
-    """The parts of a dense phase, in unprofiled time where there are samples.
+    """Return the parts of a dense phase, in unprofiled time where there are samples.
 
-    A profiler slows the host, not the kernels: on a device the gaps absorb the difference, on a CPU
-    all times are scaled alike.
+    A profiler slows the host, not the kernels: on a device the gaps absorb the difference, while on
+    a CPU (`host`) all times are scaled alike.
     """
     parts: defaultdict[str, float] = defaultdict(float)
     for role, ns in phase.roles.items():
         parts[part_of(role)] += ns
     gap, wall = phase.gap_ns + phase.tail_ns, phase.wall_ns
-    true = phase.unprofiled_ns.median if phase.unprofiled_ns else wall
+    unprofiled = phase.unprofiled_ns.median if phase.unprofiled_ns else wall
     notes = [] if phase.unprofiled_ns else ["profiled times: there are no unprofiled samples"]
-    notes += ["the costs of execution are fitted to GPUs: on a CPU they are guesses"] * host
+    if host:
+        notes.append("the costs of execution are fitted to GPUs: on a CPU they are guesses")
     busy = sum(parts.values())
-    if host or true <= busy:
-        factor = true / wall if wall else 1.0
+    if host or unprofiled <= busy:
+        factor = unprofiled / wall if wall else 1.0
         parts_now, gap = {name: ns * factor for name, ns in parts.items()}, gap * factor
     else:
-        parts_now, gap = dict(parts), true - busy
+        parts_now, gap = dict(parts), unprofiled - busy
     ranked = dict(sorted(parts_now.items(), key=lambda item: -item[1]))
     steps = phase.kernels_per_step
     kernels = sum(steps) / len(steps) if steps and sum(steps) else None
     return Measured(parts=ranked, gap_ns=gap, kernels=kernels, notes=notes)
 
 
-def _row(setting: Setting, name: str, label: str, work: Workload, measured: Measured) -> FamilyRow:
-    """The row of a setting's family, or of its pruned model."""
+def _row(phase: DensePhase, setting: Setting, name: str, label: str) -> FamilyRow:
+    """Return the row of a setting's family, or of its pruned model."""
+    work, measured, terms = phase.work, phase.measured, setting.terms
     dense, pruned = predicted_side(setting, work, pruned=False), predicted_side(setting, work)
-    terms = setting.terms
-    found = scaled(measured, dense, pruned, terms)
-
-    def speedup(constants: Constants) -> float:
-        sides = (dense.with_constants(constants), pruned.with_constants(constants))
-        return scaled_speedup(measured, *sides, terms)
-
-    unknown = differences(dense, pruned, terms)
-    uncertainty = uncertainty_of(speedup, pruned, terms, differences=unknown)
+    times = scale_measured(measured, dense, pruned, terms)
+    uncertainty = measured_uncertainty(measured, dense, pruned, terms)
     weights, cache = round(pruned.forward.weight_bytes), round(pruned.forward.kv_bytes)
     return FamilyRow(
         id=name,
         label=label,
         extension=setting.family is not None and setting.family.extension,
         sparsity=setting.sparsity,
-        bound=found.bound,
-        expected=found.expected,
-        range=uncertainty.range_of(found.expected),  # around measured times
-        wall_ns=found.wall_ns,
-        parts=found.parts,
-        gap_ns=found.gap_ns,
-        added_ns=found.added_ns,
+        bound=times.bound,
+        expected=times.expected,
+        range=uncertainty.range_of(times.expected),  # around measured times
+        wall_ns=times.wall_ns,
+        parts=times.parts,
+        gap_ns=times.gap_ns,
+        added_ns=times.added_ns,
         weight_bytes=weights,
         kv_bytes=cache,
         memory_bytes=weights + cache,
-        above_by=found.above_by,
+        above_by=times.above_by,
     )
 
 
 def _requested_points(request: PredictRequest, warnings: list[str]) -> list[tuple[str, str, float]]:
-    """(name, label, sparsity) of each row; by default all families, at sparsity 0.5."""
+    """Return (name, label, sparsity) of each row; by default all families at sparsity 0.5."""
     names = [name for name in methods(request.method) if name]
     names = names or [family.id for family in pruning_families()]
     check_knobs(request.knobs, names)
     shares = [s for s in sparsities(request.sparsity) if s is not None] or [0.5]
-    found = labels(names, request.knobs, warnings)
-    return [(str(name), str(label), share) for name, label in found.items() for share in shares]
+    labelled = label_methods(names, request.knobs, warnings).items()
+    return [(str(name), str(label), share) for name, label in labelled for share in shares]
 
 
-def _dense_folder(path: Path) -> Path:
-    """The dense run of a pair, or the path itself."""
-    return path / "dense" if (path / "dense" / MANIFEST).is_file() else path
+def _workload(request: PredictRequest, run: Run | None, name: str, phase: Phase) -> Workload | None:
+    """Return the workload of a phase.
 
-
-def _work(request: PredictRequest, run: Run | None, name: str, phase: Phase) -> Workload | None:
-    """The workload of a phase, from the manifest, else from the request and the trace's shapes."""
+    It is from the manifest, else from the request and the trace's shapes. Returns None for a phase
+    that the request does not ask for, or that has no known kind.
+    """
     size = itemsize(_dtype(request, run)) or 2
     if name == FORWARD:
-        return _one_pass(request, run, size)
+        return _workload_of_one_pass(request, run, size)
     if run is not None:
         if name not in PHASES or request.phase not in (name, "both"):
             return None
@@ -297,8 +302,11 @@ def _work(request: PredictRequest, run: Run | None, name: str, phase: Phase) -> 
     return Workload.of(kind, request, itemsize=size) if kind in PHASES else None
 
 
-def _one_pass(request: PredictRequest, run: Run | None, size: float) -> Workload | None:
-    """The forward of a run whose model decodes nothing; an image is its tokens."""
+def _workload_of_one_pass(request: PredictRequest, run: Run | None, size: float) -> Workload | None:
+    """Return the forward of a run whose model decodes nothing.
+
+    The tokens of an image are its prompt.
+    """
     shape = ModelShape.of_fields(run.model.shape) if run else None
     if run is None or shape is None or not shape.one_pass or request.phase not in (FORWARD, "both"):
         return None
@@ -307,24 +315,22 @@ def _one_pass(request: PredictRequest, run: Run | None, size: float) -> Workload
 
 
 def _routing(request: PredictRequest, run: Run | None, shape: ModelShape) -> Routing | None:
-    """The given expert counts, else those of the run."""
+    """Return the given expert counts, else those of the run."""
     if request.routing is not None:
         return routing_of_model(request.routing, shape)
     return counted(run.routing, source="the run") if run else None
 
 
 def _dtype(request: PredictRequest, run: Run | None) -> str:
-    """The requested format, else the run's; bf16 for a trace, which records none."""
-    given = request.dtype or (run.dtype if run else "bf16")
-    name = dtype(given)
-    if name is None:
-        raise PrunescopeError(
-            f"no number format is called {given!r}", hint="for example --dtype bf16"
-        )
-    return name
+    """Return the requested format, else the run's; bf16 for a trace, which records none."""
+    return parse_dtype(request.dtype or (run.dtype if run else "bf16"))
 
 
 def _setting(request: PredictRequest, run: Run | None, report: Report) -> Setting:
+    """Return the setting of the dense run, with the peaks of its report.
+
+    Raises PrunescopeError where these or the shape of the model are unknown.
+    """
     peaks = report.device.get("peaks")
     name = _dtype(request, run)
     rates = peaks["dense_flop_per_s"] if peaks else {}
@@ -349,7 +355,7 @@ def _setting(request: PredictRequest, run: Run | None, report: Report) -> Settin
         sparsity=0.0,
         knobs=knobs,
         sparse_library=library,
-        terms=terms_of(request.terms, request.without),
+        terms=active_terms(request.terms, request.without),
     )
 
 
@@ -363,6 +369,7 @@ def refuse_marlin(library: str) -> None:
 
 
 def _model(request: PredictRequest, run: Run | None) -> tuple[ModelShape, Traits]:
+    """Return the shape and the traits of the model that the request names, else of the run's."""
     if request.model is not None:
         named = read_model(request.model)
         return named.shape, named.traits
@@ -377,6 +384,10 @@ def _model(request: PredictRequest, run: Run | None) -> tuple[ModelShape, Traits
 def _device(
     request: PredictRequest, report: Report, rates: dict[str, float], byte_per_s: float
 ) -> Device:
+    """Return the device of the request or the report.
+
+    An unknown one has the report's peaks alone.
+    """
     name = str(report.device.get("name"))
     known = find_device(request.device) if request.device else device_in_trace(name)
     return known or unknown_device(
@@ -385,9 +396,3 @@ def _device(
         byte_per_s=byte_per_s,
         source=str(report.device.get("source")),
     )
-
-
-def _is_on_cpu(run: Run | None, report: Report) -> bool:
-    """Whether the measured ops ran on the CPU."""
-    kind = run.device.kind if run else None
-    return kind == "cpu" or report.device.get("name") == "cpu"

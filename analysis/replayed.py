@@ -1,9 +1,9 @@
 """GEMMs replayed alone, compared with the kernel row of a run's ledger.
 
-In: a report, and what `prunescope gemm` replayed of it. Out: the cases to replay; the report with a
-`replay` in each phase. A role's kernel efficiency is Σ t_p − R·Σ t_d over its GEMMs, where R is
-what remains of the dense time by work, roofline and shape; alone it is the same sum over calls that
-ran alone, with the same R. Times in ns a step, in the time base of the ledger.
+A report gives the cases to replay; with what `prunescope gemm` replayed of them it gets a `replay`
+in each phase. A role's kernel efficiency is Σ t_p − R·Σ t_d over its GEMMs, where R is the share of
+the dense time that remains by work, roofline and shape. Alone it is the same sum over calls that
+ran alone, with the same R. Times are ns per step, in the time base of the ledger.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from functools import partial
 import msgspec
 
 from prunescope.analysis.device.tiles import tile_of
-from prunescope.analysis.paying_alignment import paying_alignment
-from prunescope.analysis.schema.replay import AlignedTime, Replay, ReplayLine
+from prunescope.analysis.paying_alignment import alignment_times, paying_alignment
+from prunescope.analysis.schema.replay import Replay, ReplayLine
 from prunescope.analysis.schema.report import GemmRow, LedgerPart, Phase, Report, is_beyond_noise
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.gemm import Gemm
@@ -28,16 +28,16 @@ from prunescope.taxonomy.replays import (
     interval_of,
 )
 from prunescope.taxonomy.run import Run
-from prunescope.taxonomy.words import ms
+from prunescope.taxonomy.words import ms, plural, when
 
 _KINDS = ("gemm", "gemv", "batched_gemm")
-# What torch.matmul multiplies; tf32 is a mode of fp32.
+# The formats that torch.matmul multiplies in; tf32 is a mode of fp32.
 _DTYPES = {"fp32": "fp32", "tf32": "fp32", "bf16": "bf16", "fp16": "fp16"}
 
 
 def cases_of(report: Report) -> tuple[list[GemmCase], list[str]]:
-    """The distinct GEMMs of a report, and what is left out of it and why."""
-    found: dict[tuple[Gemm, Gemm | None, str], GemmCase] = {}
+    """Return the distinct GEMMs of a report, and what is left out of it and why."""
+    cases: dict[tuple[Gemm, Gemm | None, str], GemmCase] = {}
     left_out: dict[str, None] = {}
     for name, phase in report.phases.items():
         for row in phase.gemms:
@@ -46,32 +46,28 @@ def cases_of(report: Report) -> tuple[list[GemmCase], list[str]]:
             if row.axis == "gone" or row.kind == "attention":
                 continue
             if row.kind not in _KINDS or gemm is None or dtype is None:
-                left_out[f"{name} {row.role}: {row.kind} in {row.dtype or 'an unknown format'}"] = (
-                    None
-                )
+                number_format = row.dtype or "an unknown format"
+                left_out[f"{name} {row.role}: {row.kind} in {number_format}"] = None
                 continue
             key = gemm, _dense_gemm(row), dtype
-            if key in found:
-                found[key] = _with_role(found[key], row.role)
-            else:
-                found[key] = GemmCase(
-                    pruned=gemm, dense=key[1], dtype=dtype, role=row.role, phase=name
-                )
-    return list(found.values()), list(left_out)
+            case = GemmCase(pruned=gemm, dense=key[1], dtype=dtype, role=row.role, phase=name)
+            cases[key] = _with_role(cases.get(key, case), row.role)
+    return list(cases.values()), list(left_out)
 
 
 def with_tiles(replays: Replays) -> Replays:
-    """The GEMMs with the tile of each kernel whose name states one."""
-    for one in replays.gemms:
-        tile = tile_of(one.kernel) if one.kernel else None
-        one.tile = f"{tile.rows}x{tile.columns}" if tile else None
+    """Set the tile of each GEMM whose kernel's name states one."""
+    for gemm in replays.gemms:
+        tile = tile_of(gemm.kernel) if gemm.kernel else None
+        gemm.tile = f"{tile.rows}x{tile.columns}" if tile else None
     return replays
 
 
 def with_replays(report: Report, replays: Replays, run: Run | None) -> Report:
-    """The report with a `replay` in each phase of which GEMMs were replayed.
+    """Return the report with a `replay` in each phase of which GEMMs were replayed.
 
-    Raises PrunescopeError for replays of another device than the run's.
+    Raises PrunescopeError for replays on another device than the run's, and where none belongs to
+    the run.
     """
     ran = run.device.name if run is not None and run.device is not None else None
     if ran and replays.device.name and ran != replays.device.name:
@@ -80,7 +76,7 @@ def with_replays(report: Report, replays: Replays, run: Run | None) -> Report:
             hint="replay them where the run was traced: prunescope gemm RUN",
         )
     phases = {
-        name: msgspec.structs.replace(phase, replay=_replay(name, phase, replays))
+        name: msgspec.structs.replace(phase, replay=_compare_phase(name, phase, replays))
         for name, phase in report.phases.items()
     }
     if all(phase.replay is None for phase in phases.values()):
@@ -92,8 +88,11 @@ def with_replays(report: Report, replays: Replays, run: Run | None) -> Report:
 
 
 @dataclass(frozen=True)
-class _Alone:
-    """The GEMM of a row alone, and the dense one; `dense_calls`: a step."""
+class _ReplayedRow:
+    """A row of the GEMM table with its replays: the pruned GEMM and the dense one that it replaces.
+
+    `dense_calls` counts the calls of the dense one per step.
+    """
 
     row: GemmRow
     pruned: ReplayedGemm
@@ -101,7 +100,10 @@ class _Alone:
     dense_calls: float
 
     def kernel_ns(self, kept: float, *, cold: bool) -> list[float]:
-        """count·τ_p − kept·dense_calls·τ_d for each placement."""
+        """Return count·τ_p − kept·dense_calls·τ_d for each placement.
+
+        Nothing without a dense one.
+        """
         pruned = _times(self.pruned, cold=cold).placements_ns
         dense = _times(self.dense, cold=cold).placements_ns if self.dense else []
         if not dense:
@@ -113,9 +115,12 @@ class _Alone:
 
 
 @dataclass(frozen=True)
-class _Role:
-    """The GEMMs of a role: its part of the ledger's kernel row, and what they make of it alone, by
-    placement, with warm and with cold operands."""
+class _ReplayedRole:
+    """The GEMMs of a role, in the ledger and alone.
+
+    `part` is their part of the ledger's kernel row; `warm` and `cold` are what they make of it
+    alone, by placement, with warm and with cold operands.
+    """
 
     line: ReplayLine
     part: LedgerPart | None
@@ -123,53 +128,61 @@ class _Role:
     cold: list[float]
 
 
-def _replay(name: str, phase: Phase, replays: Replays) -> Replay | None:
+def _compare_phase(name: str, phase: Phase, replays: Replays) -> Replay | None:
+    """Compare the GEMMs of one phase with their replays; None where none was replayed."""
     by_shape = {
-        (one.gemm, one.dtype): one
-        for one in replays.gemms
-        if {"pruned", "given"} & set(one.reasons)
+        (gemm.gemm, gemm.dtype): gemm
+        for gemm in replays.gemms
+        if {"pruned", "given"} & set(gemm.reasons)
     }
-    dense = {(one.role, one.phase): one for one in replays.gemms if "dense" in one.reasons}
-    rows: dict[str, list[_Alone]] = {}
+    dense_gemms = {
+        (gemm.role, gemm.phase): gemm for gemm in replays.gemms if "dense" in gemm.reasons
+    }
+    rows: dict[str, list[_ReplayedRow]] = {}
     unknown = set()
     for row in phase.gemms:
-        gemm, dtype = _gemm(row), _DTYPES.get(row.dtype or "")
-        pruned = by_shape.get((gemm, dtype)) if gemm and dtype else None
+        shape, dtype = _gemm(row), _DTYPES.get(row.dtype or "")
+        pruned = by_shape.get((shape, dtype)) if shape and dtype else None
         if pruned is None:
-            unknown |= {row.role} if row.kind in _KINDS and row.axis != "gone" else set()
+            if row.kind in _KINDS and row.axis != "gone":
+                unknown.add(row.role)
             continue
-        base = dense.get((pruned.role, pruned.phase))
-        base = base if base is not None and base.gemm == _dense_gemm(row) else None
+        dense = dense_gemms.get((pruned.role, pruned.phase))
+        if dense is not None and dense.gemm != _dense_gemm(row):
+            dense = None
         calls = (row.dense_count or 0.0) * _share_of_dense(row, phase.gemms)
-        rows.setdefault(row.role, []).append(_Alone(row, pruned, base, calls))
+        rows.setdefault(row.role, []).append(_ReplayedRow(row, pruned, dense, calls))
     if not rows:
         return None
-    withheld = _withheld(phase, replays)
+    withheld = _why_withheld(phase, replays)
     roles = [
-        _role(phase, role, found, is_whole=role not in unknown, withheld=withheld)
-        for role, found in rows.items()
+        _compare_role(phase, role, replayed, is_whole=role not in unknown, withheld=withheld)
+        for role, replayed in rows.items()
     ]
-    roles.sort(key=lambda one: -(one.line.inside_ns * one.line.count))
-    compared = [one for one in roles if one.part is not None and one.warm and one.cold]
-    ledger = sum(one.part.ns for one in compared if one.part) if compared else None
-    ends = _sum_ends(compared)
-    alone = _hull(_summed(one.warm for one in compared), _summed(one.cold for one in compared))
-    lines = [one.line for one in roles]
+    roles.sort(key=lambda role: -(role.line.inside_ns * role.line.count))
+    compared = [role for role in roles if role.part is not None and role.warm and role.cold]
+    ledger = sum(role.part.ns for role in compared if role.part) if compared else None
+    ends = _interval_of_sum(compared)
+    alone = _hull(
+        _sum_placements(role.warm for role in compared),
+        _sum_placements(role.cold for role in compared),
+    )
+    lines = [role.line for role in roles]
     if withheld is not None:
         text = f"No GEMM has a verdict: {withheld}."
     else:
-        text = _summary(len(compared), ledger, ends, alone, lines)
+        text = _summarise(len(compared), ledger, ends, alone, lines)
     # Alignments compare GEMMs alone, whatever the times of the run are.
-    aligned = paying_alignment(name, replays.gemms, partial(_calls, phase))
+    aligned = paying_alignment(name, replays.gemms, partial(_count_calls, phase))
     return Replay(
         lines=lines,
         ledger_ns=ledger,
         ledger_ci95=ends,
         alone_ci95=alone,
-        explains=None if ends is None or alone is None or withheld else _meet(alone, ends),
+        explains=None if ends is None or alone is None or withheld else _overlap(alone, ends),
         text=f"{text} {aligned}".rstrip() if replays.timing_valid else text,
-        curves=[one for one in replays.curves if one.phase == name],
-        alignments=_alignments(name, replays.gemms),
+        curves=[curve for curve in replays.curves if curve.phase == name],
+        alignments=alignment_times(name, replays.gemms),
         device=replays.device.name,
         placements=replays.placements,
         repeats=replays.repeats,
@@ -178,10 +191,13 @@ def _replay(name: str, phase: Phase, replays: Replays) -> Replay | None:
     )
 
 
-def _withheld(phase: Phase, replays: Replays) -> str | None:
-    """Why no GEMM gets a verdict; None where the times of the run and those alone are valid, and
-    what differs between the two runs is the pruning."""
-    reasons = [f"{one.text} ({'; '.join(one.evidence)})" for one in phase.invalid_times]
+def _why_withheld(phase: Phase, replays: Replays) -> str | None:
+    """Return why no GEMM gets a verdict; None where verdicts are allowed.
+
+    They are where the times of the run and those alone are valid, and the two runs differ in the
+    pruning alone.
+    """
+    reasons = [f"{finding.text} ({'; '.join(finding.evidence)})" for finding in phase.invalid_times]
     if not phase.shows_pruning:
         reasons.append("the two runs differ in more than the pruning")
     if not replays.timing_valid:
@@ -189,30 +205,36 @@ def _withheld(phase: Phase, replays: Replays) -> str | None:
     return "; ".join(reasons) or None
 
 
-def _role(
+def _compare_role(
     phase: Phase,
     role: str,
-    found: Sequence[_Alone],
+    rows: Sequence[_ReplayedRow],
     *,
     is_whole: bool,
     withheld: str | None,
-) -> _Role:
-    largest = max(found, key=lambda one: one.row.busy_ns)
+) -> _ReplayedRole:
+    """Compare the GEMMs of one role with their replays.
+
+    `is_whole`: all GEMMs of the role were replayed; else the role has no part of the ledger to
+    compare.
+    """
+    largest = max(rows, key=lambda replayed: replayed.row.busy_ns)
     row, alone = largest.row, largest.pruned
     part = _kernel_part(phase, role) if is_whole else None
     warm, cold = list[float](), list[float]()
-    unpruned = is_whole and all(_gemm(one.row) == _dense_gemm(one.row) for one in found)
+    unpruned = is_whole and all(_gemm(each.row) == _dense_gemm(each.row) for each in rows)
     if part is not None and isinstance(part.expected, float) and not unpruned:
         kept = part.expected
         warm, cold = (
-            _summed(one.kernel_ns(kept, cold=state) for one in found) for state in (False, True)
+            _sum_placements(each.kernel_ns(kept, cold=is_cold) for each in rows)
+            for is_cold in (False, True)
         )
     if unpruned:
-        verdict, text = "unpruned", _same_twice(role, part, is_valid=withheld is None)
+        verdict, text = "unpruned", _describe_unpruned(role, part, is_valid=withheld is None)
     elif withheld is not None:
         verdict, text = "withheld", f"{role}: no verdict: {withheld}"
     else:
-        verdict, text = _verdict(role, part, warm, cold)
+        verdict, text = _judge(role, part, warm, cold)
     line = ReplayLine(
         role=role,
         axis=row.axis,
@@ -232,19 +254,19 @@ def _role(
         dense_cold_ns=_times(largest.dense, cold=True).ns if largest.dense else None,
         share_of_bound=alone.share_of_bound,
         ledger_ns=part.ns if part else None,
-        ledger_ci95=_part_ends(part),
+        ledger_ci95=_interval_of_part(part),
         alone_ci95=_hull(warm, cold),
         verdict=verdict,
         text=text,
     )
-    return _Role(line, part, warm, cold)
+    return _ReplayedRole(line, part, warm, cold)
 
 
-def _verdict(
+def _judge(
     role: str, part: LedgerPart | None, warm: list[float], cold: list[float]
 ) -> tuple[str, str]:
-    """Whether a role's GEMMs lose time alone, too."""
-    hot, chilled, ends = interval_of(warm), interval_of(cold), _part_ends(part)
+    """Return a verdict, and its sentence, on whether a role's GEMMs lose time alone, too."""
+    hot, chilled, ends = interval_of(warm), interval_of(cold), _interval_of_part(part)
     if part is None or hot is None or chilled is None or ends is None:
         return "unknown", f"{role}: the ledger or the replay has no interval to compare"
     if not is_beyond_noise(part):
@@ -255,76 +277,83 @@ def _verdict(
     low, high = min(hot[0], chilled[0]), max(hot[1], chilled[1])
     here = f"{role}: its kernels lose {lost} in the model"
     if hot[0] > 0:
-        more = f", and {ms(ends[0] - high)} more inside" if ends[0] > high else ""
-        return "library", f"{here} and {_range(low, high)} alone: the library{more}"
+        more = when(ends[0] > high, f", and {ms(ends[0] - high)} more inside")
+        return "library", f"{here} and {_range_text(low, high)} alone: the library{more}"
     if chilled[0] > 0:
-        rest = ends[0] - high
-        more = f", and {ms(rest)} at least are neighbours or the launch" if rest > 0 else ""
+        unexplained = ends[0] - high
+        more = when(
+            unexplained > 0, f", and {ms(unexplained)} at least are neighbours or the launch"
+        )
         return (
             "inside",
-            f"{here}, and alone only with a cold cache ({_range(*chilled)}): the cache{more}",
+            f"{here}, and alone only with a cold cache ({_range_text(*chilled)}): the cache{more}",
         )
     if high < ends[0]:
         return (
             "inside",
-            f"{here}, and {_range(low, high)} alone: neither state of the cache explains it, so "
-            "it is neighbours or the launch",
+            f"{here}, and {_range_text(low, high)} alone: neither state of the cache explains it, "
+            "so it is neighbours or the launch",
         )
-    return "unknown", f"{here}, and {_range(low, high)} alone, which decides nothing"
+    return "unknown", f"{here}, and {_range_text(low, high)} alone, which decides nothing"
 
 
-def _same_twice(role: str, part: LedgerPart | None, *, is_valid: bool) -> str:
-    """A GEMM that both models run: two measurements of one thing in the model."""
+def _describe_unpruned(role: str, part: LedgerPart | None, *, is_valid: bool) -> str:
+    """Describe a GEMM that both models run: the model measured the same thing twice."""
     text = f"{role}: not pruned, both models run the same GEMM"
-    ends = _part_ends(part)
+    ends = _interval_of_part(part)
     if part is None or ends is None or not is_valid:
         return text
-    apart = f"{text}; its two times in the model differ by {ms(part.ns)} (95 %: {_range(*ends)})"
+    apart = (
+        f"{text}; its two times in the model differ by {ms(part.ns)} (95 %: {_range_text(*ends)})"
+    )
     if is_beyond_noise(part):
         return f"{apart}, beyond noise: so much comes from what runs around a GEMM, not its shape"
     return f"{apart}, within noise as they should"
 
 
-def _summary(
+def _summarise(
     count: int,
     ledger: float | None,
     ends: list[float] | None,
     alone: list[float] | None,
     lines: Sequence[ReplayLine],
 ) -> str:
-    """The outcome in one sentence."""
+    """Return the outcome in one sentence."""
     if lines and all(line.verdict == "unpruned" for line in lines):
         return "None of the replayed GEMMs was pruned: both models run the same ones."
     if ledger is None or alone is None or ends is None:
         return "The ledger has no kernel row to hold the replayed GEMMs against."
     text = (
-        f"Replayed alone, the GEMMs of {count} role{'s' if count != 1 else ''} account for "
-        f"{_range(*alone)} of the {ms(ledger)} (95 %: {_range(*ends)}) that the ledger calls "
-        "their kernel efficiency"
+        f"Replayed alone, the GEMMs of {count} role{plural(count)} account for "
+        f"{_range_text(*alone)} of the {ms(ledger)} (95 %: {_range_text(*ends)}) that the ledger "
+        "calls their kernel efficiency"
     )
     if _has_zero(alone) and _has_zero(ends):
         return f"{text}: both intervals include 0, so that neither shows a loss or a gain."
-    if _meet(alone, ends):
+    if _overlap(alone, ends):
         return f"{text}: within its interval."
     apart = ends[0] - alone[1] if ends[0] > alone[1] else alone[0] - ends[1]
     inside = [line.role for line in lines if line.verdict == "inside"]
-    where = f", in {', '.join(inside)}" if inside else ""
+    where = when(bool(inside), f", in {', '.join(inside)}")
     side = "only inside the model" if ends[0] > alone[1] else "only alone"
     return f"{text}: {ms(apart)} at least are {side}{where}."
 
 
 def _kernel_part(phase: Phase, role: str) -> LedgerPart | None:
-    """The role's part of the kernel row for matrix products; one of 0 where the row has none, of
-    which it is not known what was expected."""
+    """Return the role's part of the kernel row for matrix products.
+
+    A role that is not in the row has a part of 0, of which no expected share is known. Returns None
+    without a kernel row.
+    """
     rows = [row for row in phase.ledger or [] if row.row == "kernel_efficiency"]
     if not rows or rows[0].ns is None:
         return None
-    found = [one for one in rows[0].parts if one.role == role and one.cls == "matmul"]
-    return found[0] if found else LedgerPart(name=role, role=role, cls="matmul", ns=0.0)
+    parts = (part for part in rows[0].parts if part.role == role and part.cls == "matmul")
+    return next(parts, LedgerPart(name=role, role=role, cls="matmul", ns=0.0))
 
 
-def _part_ends(part: LedgerPart | None) -> list[float] | None:
-    """The widest of a part's interval and twice its noise; None where it has neither."""
+def _interval_of_part(part: LedgerPart | None) -> list[float] | None:
+    """Return the widest of a part's interval and twice its noise; None where it has neither."""
     if part is None:
         return None
     ends = list(part.ci95 or ())
@@ -333,102 +362,86 @@ def _part_ends(part: LedgerPart | None) -> list[float] | None:
     return [min(ends), max(ends)] if ends else None
 
 
-def _sum_ends(roles: Iterable[_Role]) -> list[float] | None:
-    """The interval of a sum of parts, as if they were independent."""
+def _interval_of_sum(roles: Iterable[_ReplayedRole]) -> list[float] | None:
+    """Return the interval of a sum of parts, as if they were independent."""
     middle, low, high = 0.0, 0.0, 0.0
-    for one in roles:
-        ends = _part_ends(one.part)
-        if one.part is None or ends is None:
+    for part in (role.part for role in roles):
+        ends = _interval_of_part(part)
+        if part is None or ends is None:
             return None
-        middle += one.part.ns
-        low += (one.part.ns - ends[0]) ** 2
-        high += (ends[1] - one.part.ns) ** 2
+        middle += part.ns
+        low += (part.ns - ends[0]) ** 2
+        high += (ends[1] - part.ns) ** 2
     return [middle - low**0.5, middle + high**0.5]
 
 
 def _hull(warm: Sequence[float], cold: Sequence[float]) -> list[float] | None:
-    """From the lower end of the two intervals to the upper one."""
+    """Return the range from the lower end of two intervals to the upper one; None without both."""
     both = [ends for ends in (interval_of(warm), interval_of(cold)) if ends is not None]
     return [min(e[0] for e in both), max(e[1] for e in both)] if len(both) == 2 else None
 
 
-def _summed(by_placement: Iterable[Sequence[float]]) -> list[float]:
-    """The sums over GEMMs or roles, placement by placement."""
-    return [sum(each) for each in zip(*by_placement, strict=False)]
+def _sum_placements(by_gemm: Iterable[Sequence[float]]) -> list[float]:
+    """Return the sums over GEMMs or roles, placement by placement."""
+    return [sum(placement) for placement in zip(*by_gemm, strict=False)]
 
 
 def _has_zero(ends: Sequence[float]) -> bool:
+    """Return whether an interval includes 0."""
     return ends[0] <= 0 <= ends[1]
 
 
-def _meet(one: Sequence[float], other: Sequence[float]) -> bool:
-    return one[0] <= other[1] and other[0] <= one[1]
+def _overlap(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Return whether two intervals overlap."""
+    return first[0] <= second[1] and second[0] <= first[1]
 
 
-def _alignments(phase: str, gemms: Sequence[ReplayedGemm]) -> list[AlignedTime]:
-    """The time at each alignment, by pruned GEMM and axis that moved."""
-    found = []
-    kept = {(one.role, one.phase): one for one in gemms if "pruned" in one.reasons}
-    for one in gemms:
-        now = kept.get((one.role, one.phase))
-        if one.align is None or one.phase != phase or now is None or not (one.warm and now.warm):
-            continue
-        for axis in ("n", "k"):
-            size, was = getattr(one, axis), getattr(now, axis)
-            moved = was != getattr(now, f"dense_{axis}")
-            other = "k" if axis == "n" else "n"
-            if moved and getattr(one, other) == getattr(now, other):
-                found.append(
-                    AlignedTime(
-                        role=str(one.role),
-                        axis=axis.upper(),
-                        now=was,
-                        align=one.align,
-                        size=size,
-                        ns=one.warm.ns,
-                        relative=one.warm.ns / size / (now.warm.ns / was),
-                    )
-                )
-    return sorted(found, key=lambda each: (each.role, each.axis, each.align))
-
-
-def _calls(phase: Phase, one: ReplayedGemm) -> float:
-    """How often a pruned GEMM runs in a step of a phase."""
-    return sum(row.count for row in phase.gemms if _gemm(row) == one.gemm)
+def _count_calls(phase: Phase, gemm: ReplayedGemm) -> float:
+    """Return how often a pruned GEMM runs in a step of a phase."""
+    return sum(row.count for row in phase.gemms if _gemm(row) == gemm.gemm)
 
 
 def _share_of_dense(row: GemmRow, rows: Sequence[GemmRow]) -> float:
-    """A row's share, by FLOPs, of the dense GEMM that it is paired with: both GEMMs of a low-rank
-    pair stand for one."""
+    """Return a row's share, by FLOPs, of the dense GEMM that it is paired with.
+
+    Both GEMMs of a low-rank pair stand for one dense GEMM.
+    """
     if row.axis != "rank" or not row.flop:
         return 1.0
-    pair = [one for one in rows if one.role == row.role and _dense_gemm(one) == _dense_gemm(row)]
-    return row.flop / sum(one.flop or 0.0 for one in pair)
+    pair = [r for r in rows if r.role == row.role and _dense_gemm(r) == _dense_gemm(row)]
+    return row.flop / sum(r.flop or 0.0 for r in pair)
 
 
 def _gemm(row: GemmRow) -> Gemm | None:
-    sizes = (row.m, row.n, row.k, row.batch)
-    return Gemm(*map(int, sizes)) if all(sizes) else None  # type: ignore[arg-type]
+    """Return the GEMM of a row; None where a size is unknown."""
+    return _known_gemm(row.m, row.n, row.k, row.batch)
 
 
 def _dense_gemm(row: GemmRow) -> Gemm | None:
-    sizes = (row.dense_m, row.dense_n, row.dense_k, row.dense_batch)
-    return Gemm(*map(int, sizes)) if all(sizes) else None  # type: ignore[arg-type]
+    """Return the dense GEMM of a row; None where a size is unknown."""
+    return _known_gemm(row.dense_m, row.dense_n, row.dense_k, row.dense_batch)
+
+
+def _known_gemm(*sizes: float | None) -> Gemm | None:
+    """Return the GEMM of M, N, K and a batch; None where one of them is unknown."""
+    return Gemm(*(int(size) for size in sizes if size)) if all(sizes) else None
 
 
 def _with_role(case: GemmCase, role: str) -> GemmCase:
+    """Return the case with a further role that has the same GEMM."""
     known = str(case.role).split(", ")
     return case if role in known else replace(case, role=", ".join([*known, role]))
 
 
-def _times(one: ReplayedGemm, *, cold: bool) -> ReplayTimes:
-    times = one.cold if cold else one.warm
+def _times(gemm: ReplayedGemm, *, cold: bool) -> ReplayTimes:
+    """Return the times of a GEMM with warm or cold operands; raise PrunescopeError without them."""
+    times = gemm.cold if cold else gemm.warm
     if times is None:
-        raise PrunescopeError(
-            f"{one.role} {one.m}×{one.n}×{one.k} has no times", hint="run `prunescope gemm` again"
-        )
+        name = f"{gemm.role} {gemm.m}×{gemm.n}×{gemm.k}"
+        raise PrunescopeError(f"{name} has no times", hint="run `prunescope gemm` again")
     return times
 
 
-def _range(low: float, high: float) -> str:
+def _range_text(low: float, high: float) -> str:
+    """Return an interval in ns as a text."""
     return f"{ms(low)} to {ms(high)}"

@@ -1,7 +1,7 @@
 """The spread of tokens over experts, from the counts of runs.
 
-In: the runs of one or two sides and the name of a phase. Out: PhaseRouting of the schema; None
-where the run counted no experts, as of a trace alone.
+The runs of one or two sides and the name of a phase give the PhaseRouting of the schema; None where
+the run counted no experts, which is so for a trace alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from prunescope.taxonomy.run import Run
 
 @dataclass(frozen=True, kw_only=True)
 class _Spread:
-    """One layer: `counts` of tokens an expert, and how many experts got a token, in a step."""
+    """The spread of tokens over the experts of one layer.
+
+    `counts` are tokens per expert; `distinct` is how many experts got a token per step.
+    """
 
     counts: Sequence[int]
     distinct: float | None
@@ -29,7 +32,7 @@ class _Spread:
 
     @property
     def entropy(self) -> float | None:
-        """Σ −p·log2 p over log2 E; of a single expert it is not defined."""
+        """Σ −p·log2 p over log2 E; None for a single expert, for which it is not defined."""
         total = sum(self.counts)
         if not total or len(self.counts) < 2:
             return None
@@ -38,8 +41,10 @@ class _Spread:
 
 
 def routing_of(run: Run | None, dense: Run | None, phase: str) -> PhaseRouting | None:
-    """The routing of a phase of `run`, and of its `dense` baseline where it has one. A
-    pruned run without layers of the dense one is compared by where its layers were."""
+    """Return the routing of a phase of `run`, and of its `dense` baseline where it has one.
+
+    A pruned run without some layers of the dense one is compared by where its layers were.
+    """
     own = _spreads(run, phase)
     if run is None or not own:
         return None
@@ -53,6 +58,7 @@ def routing_of(run: Run | None, dense: Run | None, phase: str) -> PhaseRouting |
 
 
 def _layer(number: int, own: _Spread, dense: _Spread | None) -> LayerRouting:
+    """Return one layer's routing next to that of the dense model."""
     return LayerRouting(
         layer=number,
         experts=len(own.counts),
@@ -67,12 +73,12 @@ def _layer(number: int, own: _Spread, dense: _Spread | None) -> LayerRouting:
 
 
 def _spreads(run: Run | None, phase: str) -> dict[int, _Spread]:
-    """By number of the layer, in order; a layer without experts is left out."""
+    """Return the spreads by number of the layer, in order; a layer without experts is left out."""
     if run is None:
         return {}
     counts, distinct = run.routing.get(phase, {}), run.distinct_experts.get(phase, {})
-    found = {
+    return {
         int(key): _Spread(counts=counts[key], distinct=distinct.get(key))
         for key in sorted(counts, key=int)
+        if counts[key]
     }
-    return {number: spread for number, spread in found.items() if spread.counts}

@@ -1,7 +1,7 @@
-"""Work models: one decorated function per op.
+"""The work models: one decorated function per op.
 
-In: an op's name, shapes and dtypes. Out: FLOPs, bytes, GEMM and kind, or null where they are
-unknown.
-Exports: OpCall, Work, `work.work_of`; `kind` reads a kind from the op or the kernel's name (a
-`sparse_gemm` is 2:4); `serving` models the ops of vLLM, SGLang and AITER.
+In: an op's name, shapes and dtypes.
+Out: its FLOPs, bytes, GEMMs and kind, or None where these are unknown.
+Exports: OpCall, Work and `work.work_of`; `kind` reads a kind from the op or from the kernel's name
+(a `sparse_gemm` is 2:4); `serving` models the ops of vLLM, SGLang and AITER.
 """

@@ -1,7 +1,8 @@
-"""Work of fused attention: two logical GEMMs a head, QKᵀ [S_q, S_kv, d] and PV [S_q, d, S_kv].
+"""The work of fused attention: two logical GEMMs per head.
 
-FLOPs are 2·(d_qk + d_v) for each pair of a query and a key that it sees; a causal query of S sees
-(S + 1)/2 keys on average. Bytes: q, k, v, o (and a mask) once each at their own sizes.
+They are QKᵀ [S_q, S_kv, d] and PV [S_q, d, S_kv]. FLOPs are 2·(d_qk + d_v) for each pair of a query
+and a key that it sees; a causal query of S sees (S + 1)/2 keys on average. Bytes count q, k, v and
+o (and a mask) once each, at their own sizes.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from prunescope.analysis.ops.call import (
     OpCall,
     Operand,
     Work,
+    byte_size,
     flag,
     integers,
     number,
     op_model,
     optional,
-    size,
+    require,
     tensor,
     total,
 )
@@ -28,7 +30,7 @@ from prunescope.taxonomy.gemm import Gemm
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Where an op keeps its arguments. Unset positions: the op has no such argument."""
+    """The positions of an op's arguments. None: the op has no such argument."""
 
     causal: int
     mask: int | None = None
@@ -38,7 +40,7 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class AttentionSizes:
-    """Sizes of one attention call; heads are those of the queries."""
+    """The sizes of one attention call; heads are those of the queries."""
 
     batch: int
     heads: int
@@ -63,11 +65,12 @@ _PLAIN_FLASH = Signature(causal=8, window=11, rows_first=True)
 _CUDNN = Signature(causal=10, mask=3)
 
 
-def pairs(queries: int, keys: int, *, causal: bool, window: int | None = None) -> int:
-    """(query, key) pairs of one head: all of them, or those at or before the query.
+def seen_pairs(queries: int, keys: int, *, causal: bool, window: int | None = None) -> int:
+    """Count the (query, key) pairs of one head: all of them, or those whose key the query sees.
 
-    The last query sees the last key (bottom right), so S queries over S keys make S·(S+1)/2 and
-    one query over L keys makes L. `window` is the number of keys before its own that a query sees.
+    The last query sees the last key (the mask is aligned at the bottom right), so S queries over S
+    keys make S·(S+1)/2 pairs, and one query over L keys makes L. `window` is the number of keys
+    before its own that a query sees; None means all.
     """
     if not causal:
         return queries * keys
@@ -87,22 +90,23 @@ def attention_work(
     causal: bool | None,
     window: int | None = None,
 ) -> Work:
-    """Work of one fused attention call; `read` is q, k, v and the mask, q first.
+    """Return the work of one fused attention call.
 
-    FLOPs are None where whether it is causal is unknown and matters (more than one query).
+    `read` are q, k, v and the mask, q first. FLOPs are None where the call has several queries and
+    it is unknown whether it is causal.
     """
     q = read[0]
     one_query = sizes.queries == 1
     flop = None
     if causal is not None or one_query:
-        seen = pairs(sizes.queries, sizes.keys, causal=bool(causal), window=window)
+        pairs = seen_pairs(sizes.queries, sizes.keys, causal=bool(causal), window=window)
         heads = sizes.batch * sizes.heads
-        flop = 2 * heads * seen * (sizes.head_dim + sizes.value_head_dim)
+        flop = 2 * heads * pairs * (sizes.head_dim + sizes.value_head_dim)
     dtype = q.dtype if q is not None else None
-    out = sizes.batch * sizes.heads * sizes.queries * sizes.value_head_dim
+    written = sizes.batch * sizes.heads * sizes.queries * sizes.value_head_dim
     return Work(
         flop=flop,
-        bytes=total([*(t.bytes for t in read if t is not None), size(out, dtype)]),
+        bytes=total([*(t.bytes for t in read if t is not None), byte_size(written, dtype)]),
         gemms=logical_gemms(sizes),
         dtype=dtype,
         kind="attention",
@@ -111,7 +115,7 @@ def attention_work(
 
 
 def logical_gemms(sizes: AttentionSizes) -> tuple[Gemm, Gemm]:
-    """QKᵀ, then PV; the batch counts heads."""
+    """Return the GEMMs of an attention call: QKᵀ, then PV, whose batch counts heads."""
     batch = sizes.batch * sizes.heads
     return (
         Gemm(sizes.queries, sizes.keys, sizes.head_dim, batch=batch),
@@ -119,18 +123,18 @@ def logical_gemms(sizes: AttentionSizes) -> tuple[Gemm, Gemm]:
     )
 
 
-def _dense(q: Operand, k: Operand, v: Operand, *, rows_first: bool) -> AttentionSizes:
-    """Sizes of [.., H, S, d] or [B, S, H, d] tensors; k and v may have fewer heads (GQA)."""
+def _sizes_of_tensors(q: Operand, k: Operand, v: Operand, *, rows_first: bool) -> AttentionSizes:
+    """Return the sizes of [.., H, S, d] or [B, S, H, d] tensors.
+
+    k and v may have fewer heads than q (GQA). Raises NoModel where the three do not fit together.
+    """
     rank = len(q.shape)
-    if rank < 3 or len(k.shape) != rank or len(v.shape) != rank:
-        raise NoModel
-    if rows_first and rank != 4:
-        raise NoModel
+    require(rank >= 3 and len(k.shape) == rank and len(v.shape) == rank)
+    require(not rows_first or rank == 4)
     heads, rows = (-2, -3) if rows_first else (-3, -2)
     groups_fit = k.shape[heads] > 0 and q.shape[heads] % k.shape[heads] == 0
     same_rows = k.shape[rows] == v.shape[rows] and q.shape[-1] == k.shape[-1]
-    if not groups_fit or not same_rows:
-        raise NoModel
+    require(groups_fit and same_rows)
     batch = math.prod(q.shape) // (
         max(q.shape[heads], 1) * max(q.shape[rows], 1) * max(q.shape[-1], 1)
     )
@@ -139,52 +143,49 @@ def _dense(q: Operand, k: Operand, v: Operand, *, rows_first: bool) -> Attention
     )
 
 
-def _window(call: OpCall, signature: Signature) -> int | None:
-    if signature.window is None:
-        return None
-    left = integers(call, signature.window)
-    return left[0] if left and left[0] >= 0 else None
-
-
-def _fused(call: OpCall, signature: Signature) -> Work:
+def _fused_work(call: OpCall, signature: Signature) -> Work:
+    """Return the work of an unpacked call. A window of a non-causal call is not modelled."""
     q, k, v = tensor(call, 0), tensor(call, 1), tensor(call, 2)
-    sizes = _dense(q, k, v, rows_first=signature.rows_first)
+    sizes = _sizes_of_tensors(q, k, v, rows_first=signature.rows_first)
     mask = optional(call, signature.mask) if signature.mask is not None else None
-    causal, window = flag(call, signature.causal), _window(call, signature)
-    if window is not None and not causal:
-        raise NoModel  # a window around the query: not a shape of decoders, not modelled
+    causal = flag(call, signature.causal)
+    left = integers(call, signature.window) if signature.window is not None else None
+    window = left[0] if left and left[0] >= 0 else None
+    require(window is None or causal)  # no decoder has a window around the query
     return attention_work(sizes, q, k, v, mask, causal=causal, window=window)
 
 
 @op_model(*_SDPA, kind="attention")
 def scaled_dot_product(call: OpCall) -> Work:
-    """q [.., H, S, d], k and v [.., H_kv, S_kv, d]."""
-    return _fused(call, _SDPA[call.name])
+    """Model attention over q [.., H, S, d], k and v [.., H_kv, S_kv, d]."""
+    return _fused_work(call, _SDPA[call.name])
 
 
 @op_model("aten::_flash_attention_forward", kind="attention")
 def flash_forward(call: OpCall) -> Work:
-    """q [B, S, H, d], or packed [T, H, d] with cumulative lengths."""
+    """Model attention over q [B, S, H, d], or packed [T, H, d] with cumulative lengths."""
     if optional(call, 3) is None:
-        return _fused(call, _PLAIN_FLASH)
-    return _packed(call, lengths=(3, 4), longest=(5, 6), causal=flag(call, 8))
+        return _fused_work(call, _PLAIN_FLASH)
+    return _packed_work(call, lengths=(3, 4), longest=(5, 6), causal=flag(call, 8))
 
 
 @op_model("aten::_cudnn_attention_forward", kind="attention")
 def cudnn_forward(call: OpCall) -> Work:
-    """q [B, H, S, d]; packed calls are not modelled."""
-    if optional(call, 4) is not None:
-        raise NoModel
-    return _fused(call, _CUDNN)
+    """Model attention over q [B, H, S, d]; packed calls are not modelled."""
+    require(optional(call, 4) is None)
+    return _fused_work(call, _CUDNN)
 
 
 @op_model("aten::_efficient_attention_forward", kind="attention")
 def efficient_forward(call: OpCall) -> Work:
-    """q [B, S, H, d]; mask type 0 none, 1 causal from the top left, 2 from the bottom right."""
-    if optional(call, 4) is not None:
-        raise NoModel
+    """Model attention over q [B, S, H, d]; packed calls are not modelled.
+
+    The mask type is 0 for none, 1 for causal from the top left, and 2 for causal from the bottom
+    right.
+    """
+    require(optional(call, 4) is None)
     q, k, v = tensor(call, 0), tensor(call, 1), tensor(call, 2)
-    sizes = _dense(q, k, v, rows_first=True)
+    sizes = _sizes_of_tensors(q, k, v, rows_first=True)
     mask_type = integers(call, 9)
     causal = None if not mask_type else mask_type[0] != 0
     return attention_work(sizes, q, k, v, optional(call, 3), causal=causal)
@@ -192,35 +193,39 @@ def efficient_forward(call: OpCall) -> Work:
 
 @op_model("flash_attn::_flash_attn_varlen_forward", kind="attention")
 def flash_varlen(call: OpCall) -> Work:
-    """Packed q [T, H, d], cumulative lengths [n + 1] of queries and keys."""
-    return _packed(call, lengths=(3, 4), longest=(5, 6), causal=flag(call, 9))
+    """Model packed attention: q [T, H, d], cumulative lengths [n + 1] of queries and keys."""
+    return _packed_work(call, lengths=(3, 4), longest=(5, 6), causal=flag(call, 9))
 
 
 @op_model("aiter::mha_batch_prefill", kind="attention")
 def paged_prefill(call: OpCall) -> Work:
-    """Packed q [T, H, d] over a paged cache [pages, H_kv, d] with one key a page."""
+    """Model packed q [T, H, d] over a paged cache [pages, H_kv, d] with one key per page."""
     q, k, v = tensor(call, 0, rank=3), tensor(call, 1, rank=3), tensor(call, 2, rank=3)
-    sizes = _equal_lengths(call, q, lengths=(3, 4), longest=(6, 7))
+    sizes = _sizes_of_packed(call, q, lengths=(3, 4), longest=(6, 7))
     rows = sizes.batch * sizes.keys
     read_k = Operand((rows, *k.shape[1:]), k.dtype)
     read_v = Operand((rows, *v.shape[1:]), v.dtype)
     return attention_work(sizes, q, read_k, read_v, causal=flag(call, 12))
 
 
-def _packed(
+def _packed_work(
     call: OpCall, *, lengths: tuple[int, int], longest: tuple[int, int], causal: bool | None
 ) -> Work:
+    """Return the work of packed sequences. `lengths` and `longest` are argument positions."""
     q, k, v = tensor(call, 0, rank=3), tensor(call, 1, rank=3), tensor(call, 2, rank=3)
-    sizes = _equal_lengths(call, q, lengths=lengths, longest=longest)
-    if sizes.batch * sizes.keys != k.shape[0]:
-        raise NoModel
+    sizes = _sizes_of_packed(call, q, lengths=lengths, longest=longest)
+    require(sizes.batch * sizes.keys == k.shape[0])
     return attention_work(sizes, q, k, v, causal=causal)
 
 
-def _equal_lengths(
+def _sizes_of_packed(
     call: OpCall, q: Operand, *, lengths: tuple[int, int], longest: tuple[int, int]
 ) -> AttentionSizes:
-    """Lengths of packed sequences are values: known only where all are as long as the longest."""
+    """Return the sizes of packed sequences that are all as long as the longest one.
+
+    The lengths themselves are values, which a trace does not hold. Raises NoModel where the
+    sequences do not fill q at the length of the longest.
+    """
     ends = tensor(call, lengths[0], rank=1)
     most_q, most_k = number(call, longest[0]), number(call, longest[1])
     count = ends.shape[0] - 1

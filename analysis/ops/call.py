@@ -1,7 +1,8 @@
-"""Types of work models: an op call in, its FLOPs and bytes out; the registry of models, operands.
+"""The types of work models: an op call goes in, its FLOPs and bytes come out.
 
-Shapes, types and flags come from an untrusted trace: a model asks for what it needs and `NoModel`
-ends it where the call does not have that. FLOPs count a multiply and an add, bytes are compulsory.
+The registry of models and the readers of arguments are here, too. Shapes, types and flags come from
+an untrusted trace: a model asks for what it needs, and `NoModel` ends it where the call does not
+have that. FLOPs count a multiplication and an addition as two; bytes are compulsory.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ _MAX_NUMEL = 2**62
 _MAX_RANK = 64
 _NUMBER = re.compile(r"-?\d{1,18}(?:\.\d{0,40})?(?:e[+-]?\d{1,3})?\.?", re.ASCII)
 _INT = re.compile(r"-?\d{1,18}", re.ASCII)
+_LIBRARY_OP = re.compile(r"(?!aten::|prim::|torch::|autograd::)[A-Za-z_]\w{0,60}::")
 
 # c10::ScalarType, as "Concrete Inputs" write an `out_dtype` argument.
 _SCALAR_TYPES = {
@@ -31,7 +33,13 @@ _SCALAR_TYPES = {
 
 
 class NoModel(Exception):  # a signal between a model and `work_of`, not a failure
-    """The call does not have the shapes, types or flags that its op's model needs."""
+    """The signal that a call lacks the shapes, types or flags which its op's model needs."""
+
+
+def require(holds: object) -> None:
+    """Raise NoModel where `holds`, which a model requires of a call, is false or empty."""
+    if not holds:
+        raise NoModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +51,8 @@ class OpCall:
     dtypes: tuple[str, ...]  # as in the trace: "c10::BFloat16", "Scalar", "", "TensorList"
     strides: tuple[Any, ...] = ()  # empty: unknown
     concrete: tuple[str, ...] = ()  # "Concrete Inputs": "[1, -1]", "True", "0.125"; may be empty
-    # Shape of its result, as ops inside or behind it show it; of a product with a sparse matrix
-    # how many numbers that stores, and the bytes of their indices.
+    # The shape of its result, as ops inside or behind it show it. For a product with a sparse
+    # matrix: how many numbers that matrix stores, and the bytes of their indices.
     result: tuple[int, ...] = ()
 
 
@@ -52,9 +60,10 @@ class OpCall:
 class Work:
     """The least work of a call: its FLOPs and bytes.
 
-    `flop` counts matrix products alone: 0 for ops without any (`bytes` bound their time), None
-    where it depends on values that the trace does not hold. A bias add is not counted. `gemms` are
-    the logical GEMMs, whole even where `flop` counts less (causal attention, 2:4 sparsity).
+    `flop` counts matrix products alone: it is 0 for ops without any (`bytes` bound their time), and
+    None where it depends on values that the trace does not hold. The addition of a bias is not
+    counted. `gemms` are the logical GEMMs, whole even where `flop` counts less (causal attention,
+    2:4 sparsity).
     """
 
     flop: int | None
@@ -78,38 +87,50 @@ class Operand:
     """One tensor of a call."""
 
     shape: tuple[int, ...]
-    dtype: str | None = None  # ours
+    dtype: str | None = None  # our name of it
     stride: tuple[int, ...] | None = None
 
     @property
     def numel(self) -> int:
-        """Elements, broadcast ones counted as often as they appear."""
+        """The number of elements; a broadcast element counts as often as it appears."""
         return math.prod(self.shape)
 
     @property
     def distinct(self) -> int:
-        """Elements in memory: a stride-0 (broadcast) dimension is there once."""
+        """The number of elements in memory, where a broadcast dimension (stride 0) counts once."""
         if self.stride is None or 0 in self.shape:
             return self.numel
         return math.prod(n for n, s in zip(self.shape, self.stride, strict=True) if s != 0)
 
     @property
     def bytes(self) -> float | None:
-        """Bytes in memory; None where the format is unknown."""
-        return size(self.distinct, self.dtype)
+        """The bytes in memory; None where the format is unknown."""
+        return byte_size(self.distinct, self.dtype)
 
 
 Model = Callable[[OpCall], Work]
 MODELS: dict[str, Model] = {}
-USUAL_KINDS: dict[str, str] = {}  # of an op whose call cannot be modelled
+USUAL_KINDS: dict[str, str] = {}  # kinds of ops whose call is refused
 NEED_RESULT: set[str] = set()  # ops whose weight has no shape: `OpCall.result` gives N
 
 
 def op_model(*names: str, kind: str, needs_result: bool = False) -> Callable[[Model], Model]:
-    """Register a model for the ops `names`, and their usual kind. A second one is an error.
-    `needs_result`: the model reads `OpCall.result`."""
+    """Register a model for ops, with their usual kind.
+
+    Args:
+        names: Names of the ops, as a trace has them.
+        kind: The kind of a call that the model refuses.
+        needs_result: Whether the model reads `OpCall.result`.
+
+    Returns:
+        A decorator that registers the model and returns it unchanged.
+
+    Raises:
+        ValueError: An op has a model already.
+    """
 
     def register(model: Model) -> Model:
+        """Register one model and return it."""
         for name in names:
             if name in MODELS:
                 raise ValueError(f"{name} has two work models")
@@ -122,14 +143,22 @@ def op_model(*names: str, kind: str, needs_result: bool = False) -> Callable[[Mo
     return register
 
 
-def size(numel: int, dtype: str | None) -> float | None:
-    """Bytes of `numel` elements; None where the format is unknown."""
+def library_op(name: str) -> str | None:
+    """Return the lower-case name of a library's op, without its namespace.
+
+    Returns None for PyTorch's own ops.
+    """
+    return name.rpartition("::")[2].lower()[:200] if _LIBRARY_OP.match(name) else None
+
+
+def byte_size(numel: int, dtype: str | None) -> float | None:
+    """Return the bytes of `numel` elements; None where the format is unknown."""
     item = itemsize(dtype)
     return None if item is None else numel * item
 
 
 def total(parts: Iterable[float | None]) -> float | None:
-    """The sum, or None where a part is unknown."""
+    """Return the sum of the parts, or None where one of them is unknown."""
     result = 0.0
     for part in parts:
         if part is None:
@@ -139,6 +168,7 @@ def total(parts: Iterable[float | None]) -> float | None:
 
 
 def _is_shape(shape: object) -> bool:
+    """Return whether a value of a trace is a plausible shape of a tensor."""
     if not isinstance(shape, tuple | list) or len(shape) > _MAX_RANK:
         return False
     if any(type(n) is not int or not 0 <= n <= _MAX_NUMEL for n in shape):
@@ -147,26 +177,30 @@ def _is_shape(shape: object) -> bool:
 
 
 def _stride(raw: object, rank: int) -> tuple[int, ...] | None:
+    """Return the strides of a tensor of `rank` dimensions.
+
+    Returns None where the trace has no valid ones.
+    """
     if not isinstance(raw, tuple | list) or len(raw) != rank:
         return None
     return tuple(raw) if all(type(s) is int for s in raw) else None
 
 
 def _spelling(call: OpCall, index: int) -> str:
+    """Return the dtype at `index` as the trace spells it; empty where it has none."""
     raw = call.dtypes[index] if index < len(call.dtypes) else ""
     return raw if isinstance(raw, str) else ""
 
 
 def optional(call: OpCall, index: int) -> Operand | None:
-    """The tensor at `index`, or None where the argument is absent, None or a plain number.
+    """Return the tensor at `index`, or None where the argument is absent, None or a plain number.
 
-    Raises NoModel where the argument is there but is no tensor of ints.
+    Raises NoModel where the argument is there but has no valid shape.
     """
     if index >= len(call.shapes):
         return None
     shape, spelling = call.shapes[index], _spelling(call, index)
-    if not _is_shape(shape):
-        raise NoModel
+    require(_is_shape(shape))
     if not shape and our_dtype(spelling) is None:
         return None
     raw = call.strides[index] if index < len(call.strides) else None
@@ -174,57 +208,72 @@ def optional(call: OpCall, index: int) -> Operand | None:
 
 
 def tensor(call: OpCall, index: int, rank: int | None = None) -> Operand:
-    """The tensor at `index`, of `rank` dimensions where given. Raises NoModel without one."""
-    found = optional(call, index)
-    if found is None or (rank is not None and len(found.shape) != rank):
+    """Return the tensor at `index`, of `rank` dimensions where given; raise NoModel without one."""
+    operand = optional(call, index)
+    if operand is None or (rank is not None and len(operand.shape) != rank):
         raise NoModel
-    return found
+    return operand
 
 
 def tensor_list(call: OpCall, index: int) -> tuple[Operand, ...]:
-    """The tensors of a TensorList. Traces do not hold their format: it is that of `dtypes[index]`
-    where the caller put one there, else unknown. Raises NoModel without a list."""
+    """Return the tensors of a TensorList.
+
+    Traces do not hold the format of a list: it is `dtypes[index]` where the caller put one there,
+    else unknown. Raises NoModel where the argument is no list of shapes.
+    """
     shapes = call.shapes[index] if index < len(call.shapes) else None
     if not isinstance(shapes, tuple | list) or not all(_is_shape(s) for s in shapes):
         raise NoModel
     raw = call.strides[index] if index < len(call.strides) else None
-    strides = (
-        raw if isinstance(raw, tuple | list) and len(raw) == len(shapes) else [None] * len(shapes)
-    )
+    if not isinstance(raw, tuple | list) or len(raw) != len(shapes):
+        raw = [None] * len(shapes)
     name = our_dtype(_spelling(call, index))
     return tuple(
         Operand(tuple(s), name, _stride(stride, len(s)))
-        for s, stride in zip(shapes, strides, strict=True)
+        for s, stride in zip(shapes, raw, strict=True)
     )
 
 
+def tensors_at(call: OpCall, indices: Iterable[int]) -> list[Operand]:
+    """Return the tensors at `indices`.
+
+    Arguments that are absent, None or plain numbers are skipped.
+    """
+    return [operand for i in indices if (operand := optional(call, i)) is not None]
+
+
 def operands(call: OpCall) -> tuple[Operand, ...]:
-    """Every plain tensor among the inputs. Raises NoModel on a malformed one, and without any."""
-    found = tuple(t for i in range(len(call.shapes)) if (t := optional(call, i)) is not None)
-    if not found:
-        raise NoModel
-    return found
+    """Return every plain tensor among the inputs.
+
+    Raises NoModel on a malformed one and without any.
+    """
+    tensors = tuple(tensors_at(call, range(len(call.shapes))))
+    require(tensors)
+    return tensors
 
 
 def text(call: OpCall, index: int) -> str:
-    """The concrete input at `index`; empty where the trace has none."""
+    """Return the concrete input at `index` as the trace spells it.
+
+    Returns an empty text where the trace has none.
+    """
     raw = call.concrete[index] if index < len(call.concrete) else ""
     return raw if isinstance(raw, str) else ""
 
 
 def flag(call: OpCall, index: int) -> bool | None:
-    """A boolean argument; None where the trace does not say."""
+    """Return a boolean argument; None where the trace does not record it."""
     return {"True": True, "False": False}.get(text(call, index))
 
 
 def number(call: OpCall, index: int) -> float | None:
-    """A numeric argument; None where the trace does not say."""
+    """Return a numeric argument; None where the trace does not record it."""
     raw = text(call, index)
     return float(raw) if _NUMBER.fullmatch(raw) else None
 
 
 def integers(call: OpCall, index: int) -> tuple[int, ...] | None:
-    """A list of ints such as "[1, -1]", or one int; None where the trace does not say."""
+    """Return a list of ints such as "[1, -1]", or a single int; None where the trace has none."""
     raw = text(call, index)
     inner = raw[1:-1] if raw.startswith("[") and raw.endswith("]") else raw
     parts = [part.strip() for part in inner.split(",")] if inner.strip() else []
@@ -234,23 +283,25 @@ def integers(call: OpCall, index: int) -> tuple[int, ...] | None:
 
 
 def scalar_type(call: OpCall, index: int) -> str | None:
-    """Our name of an `out_dtype` argument; None where the trace does not say."""
-    found = integers(call, index)
-    return _SCALAR_TYPES.get(found[0]) if found and len(found) == 1 else None
+    """Return our name of an `out_dtype` argument; None where the trace does not record it."""
+    codes = integers(call, index)
+    return _SCALAR_TYPES.get(codes[0]) if codes and len(codes) == 1 else None
 
 
 def broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    """The common shape of tensors, aligned at the right. Raises NoModel where there is none."""
+    """Return the common shape of tensors, aligned at the right.
+
+    Raises NoModel where there is none.
+    """
     rank = max((len(s) for s in shapes), default=0)
     result = []
     for i in range(-rank, 0):
         sizes = {s[i] for s in shapes if len(s) >= -i} - {1}
-        if len(sizes) > 1:
-            raise NoModel
+        require(len(sizes) <= 1)
         result.append(sizes.pop() if sizes else 1)
     return tuple(result)
 
 
 def bytes_only(parts: list[float | None], *, kind: str) -> Work:
-    """Work without matrix FLOPs."""
+    """Return work without matrix FLOPs, whose bytes are the sum of `parts`."""
     return Work(flop=0, bytes=total(parts), gemms=(), dtype=None, kind=kind)

@@ -1,6 +1,7 @@
-"""Work of convolutions: 2·N·(output pixels)·(weight elements) FLOPs, input, weight, output once.
+"""The work of convolutions: 2·N·(output pixels)·(weight elements) FLOPs.
 
-No GEMM rows: a convolution has no M, N, K of a linear layer.
+Bytes count input, weight and output once each. There are no GEMMs: a convolution has no M, N, K of
+a linear layer.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from prunescope.analysis.ops.call import (
     NoModel,
     OpCall,
     Work,
+    byte_size,
     flag,
     integers,
     op_model,
     optional,
-    size,
+    require,
     tensor,
     total,
 )
@@ -24,7 +26,7 @@ from prunescope.analysis.ops.call import (
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """Where an op keeps its arguments; an absent one has its default."""
+    """The positions of an op's arguments; an absent argument has its default."""
 
     stride: int
     padding: int
@@ -57,34 +59,38 @@ _POSITIONS = {
 }
 
 
-def _per_axis(call: OpCall, index: int | None, axes: int, default: int) -> tuple[int, ...]:
+def _expand_to_axes(call: OpCall, index: int | None, axes: int, default: int) -> tuple[int, ...]:
+    """Return one value per axis of an argument that may be a single number.
+
+    Raises NoModel where the trace does not record a valid one.
+    """
     if index is None:
         return (default,) * axes
-    found = integers(call, index)
-    if found is None or len(found) not in (1, axes) or any(n < 0 for n in found):
+    values = integers(call, index)
+    if values is None or len(values) not in (1, axes) or any(n < 0 for n in values):
         raise NoModel
-    return found * axes if len(found) == 1 else found
+    return values * axes if len(values) == 1 else values
 
 
 @op_model(*_POSITIONS, kind="conv")
 def convolution(call: OpCall) -> Work:
-    """Input [N, C_in, *pixels], weight [C_out, C_in / groups, *kernel]."""
-    where = _POSITIONS[call.name]
+    """Model a convolution of [N, C_in, *pixels] with a weight [C_out, C_in / groups, *kernel].
+
+    Transposed convolutions are not modelled.
+    """
+    positions = _POSITIONS[call.name]
     x, weight = tensor(call, 0), tensor(call, 1)
     axes = len(weight.shape) - 2
-    if axes < 1 or len(x.shape) != axes + 2:
-        raise NoModel
-    if where.transposed is not None and flag(call, where.transposed) is not False:
-        raise NoModel
-    stride = _per_axis(call, where.stride, axes, 1)
-    padding = _per_axis(call, where.padding, axes, 0)
-    dilation = _per_axis(call, where.dilation, axes, 1)
-    if 0 in stride:
-        raise NoModel
+    require(axes >= 1 and len(x.shape) == axes + 2)
+    require(positions.transposed is None or flag(call, positions.transposed) is False)
+    stride = _expand_to_axes(call, positions.stride, axes, 1)
+    padding = _expand_to_axes(call, positions.padding, axes, 0)
+    dilation = _expand_to_axes(call, positions.dilation, axes, 1)
+    require(0 not in stride)
     sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     pixels = math.prod(max(0, (n + 2 * p - d * (k - 1) - 1) // s + 1) for n, k, s, p, d in sizes)
-    bias = optional(call, where.bias) if where.bias is not None else None
-    written = size(x.shape[0] * weight.shape[0] * pixels, x.dtype)
+    bias = optional(call, positions.bias) if positions.bias is not None else None
+    written = byte_size(x.shape[0] * weight.shape[0] * pixels, x.dtype)
     return Work(
         flop=2 * x.shape[0] * pixels * weight.numel,
         bytes=total([x.bytes, weight.bytes, bias.bytes if bias else 0, written]),

@@ -1,9 +1,9 @@
 """The kind of a unit of device work, from the op that launched it and the kernel's name.
 
-In: op name, kernel name (None on a CPU trace), the op's call where known. Out: one of KINDS.
-The op decides where its kind is known, except for auxiliary kernels that it launches. GAP_OPS are
-dispatch and bookkeeping on a CPU trace: what they cost is the host's, not the computation's; the
-work of a wrapper is in the ops that it calls.
+An op's name, a kernel's name (None on a CPU trace) and, where it is known, the op's call give one
+of KINDS. The op decides where its kind is known, except for auxiliary kernels that it launches.
+GAP_OPS are dispatch and bookkeeping on a CPU trace: what they cost is the host's, not the
+computation's; the work of a wrapper is in the ops that it calls.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _METADATA_QUERIES = """
     _has_compatible_shallow_copy_type output_nr _version requires_grad_ size stride numel
     sym_size sym_numel sym_stride _is_zerotensor is_contiguous
 """
-# Each calls the op that does the work: linear calls addmm, to calls _to_copy, that calls copy_.
+# Each calls the op that does the work: linear calls addmm; to calls _to_copy, which calls copy_.
 _WRAPPERS = """
     linear matmul einsum tensordot inner bilinear scaled_dot_product_attention
     _scaled_dot_product_attention_math to _to_copy type_as contiguous clone float half bfloat16
@@ -101,45 +101,23 @@ _KINDS_OF_NAMES: dict[str, str] = {
     "_native_multi_head_attention "
     "_transformer_encoder_layer_fwd",
 }
-_OTHER_KINDS: dict[str, str] = {
-    "vllm::unified_attention": "attention",
-    "vllm::unified_attention_with_output": "attention",
-    "vllm::all_reduce": "comm",
-    "vllm::all_gather": "comm",
-    "vllm::reduce_scatter": "comm",
-    "symm_mem::multimem_all_reduce_": "comm",
-    "symm_mem::one_shot_all_reduce": "comm",
-    "symm_mem::two_shot_all_reduce_": "comm",
-    "c10d::allreduce_": "comm",
-    "c10d::alltoall_base_": "comm",
-    "c10d::alltoall_": "comm",
-    "c10d::_allgather_base_": "comm",
-    "c10d::allgather_": "comm",
-    "c10d::_reduce_scatter_base_": "comm",
-    "c10d::reduce_scatter_": "comm",
-    "c10d::broadcast_": "comm",
-    "c10d::send": "comm",
-    "c10d::recv_": "comm",
-    "c10d::barrier": "comm",
-    "record_param_comms": "comm",
-    # What they make is of a format that a trace does not hold.
-    "bitsandbytes::int8_vectorwise_quant": "quantise",
-    "bitsandbytes::int8_vectorwise_dequant": "quantise",
-    "bitsandbytes::int8_mm_dequant": "quantise",
-    "bitsandbytes::int8_double_quant": "quantise",
-    "bitsandbytes::quantize_4bit": "quantise",
-    "bitsandbytes::quantize_blockwise": "quantise",
-    "bitsandbytes::dequantize_blockwise": "quantise",
-    "_C::awq_dequantize": "quantise",
-    "sgl_kernel::awq_dequantize": "quantise",
-    "_C::ggml_dequantize": "quantise",
-    "quantized::linear_prepack": "layout",
-    "quantized::linear_prepack_fp16": "layout",
-    "onednn::qlinear_prepack": "layout",
+_KINDS_OF_LIBRARY_OPS: dict[str, str] = {
+    "attention": "vllm::unified_attention vllm::unified_attention_with_output",
+    "comm": "vllm::all_reduce vllm::all_gather vllm::reduce_scatter symm_mem::multimem_all_reduce_ "
+    "symm_mem::one_shot_all_reduce symm_mem::two_shot_all_reduce_ c10d::allreduce_ "
+    "c10d::alltoall_base_ c10d::alltoall_ c10d::_allgather_base_ c10d::allgather_ "
+    "c10d::_reduce_scatter_base_ c10d::reduce_scatter_ c10d::broadcast_ c10d::send c10d::recv_ "
+    "c10d::barrier record_param_comms",
+    # The format of their result is in no trace.
+    "quantise": "bitsandbytes::int8_vectorwise_quant bitsandbytes::int8_vectorwise_dequant "
+    "bitsandbytes::int8_mm_dequant bitsandbytes::int8_double_quant bitsandbytes::quantize_4bit "
+    "bitsandbytes::quantize_blockwise bitsandbytes::dequantize_blockwise _C::awq_dequantize "
+    "sgl_kernel::awq_dequantize _C::ggml_dequantize",
+    "layout": "quantized::linear_prepack quantized::linear_prepack_fp16 onednn::qlinear_prepack",
 }
 OP_KINDS: dict[str, str] = {
-    **{f"aten::{n}": kind for kind, names in _KINDS_OF_NAMES.items() for n in names.split()},
-    **_OTHER_KINDS,
+    **{f"aten::{name}": kind for kind, names in _KINDS_OF_NAMES.items() for name in names.split()},
+    **{name: kind for kind, names in _KINDS_OF_LIBRARY_OPS.items() for name in names.split()},
 }
 
 
@@ -151,8 +129,9 @@ KINDS = (
 )  # fmt: skip
 MATMUL_KINDS = ("gemm", "gemv", "batched_gemm", "sparse_gemm", "grouped_gemm")
 
-# The first pattern found in a kernel's name decides, so the specific stands before the general:
-# a Triton kernel's name lists the ops it fused, a cuBLAS one may hold "relu", "reduce" or "copy".
+# The first pattern found in a kernel's name decides, so specific patterns come first: the name of a
+# Triton kernel lists the ops that it fused, and that of a cuBLAS kernel may hold "relu", "reduce"
+# or "copy".
 _PATTERNS: tuple[tuple[str, str], ...] = (
     ("memcpy", r"^mem_?cpy|copyBuffer"),
     ("memset", r"^mem_?set|fillBuffer"),
@@ -166,7 +145,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ("reduction", r"^triton_(red|per|split_scan)_"),
     ("layout", r"^(triton_poi|graph_\d+_cpp)_fused_(cat|clone|_to_copy|copy|constant_pad_nd"
                r"|transpose)+_?\d*$"),
-    # Nothing but gathers and views; atomic, as `index_select` reads as one word and as two.
+    # Nothing but gathers and views; atomic, since `index_select` reads as one word and as two.
     ("gather_scatter", r"^(triton_poi|graph_\d+_cpp)_fused_(?=\w{0,99}(index|gather))(?>_?"
                        r"(?:index_select|index|gather|unsafe_view|view|reshape|transpose|permute"
                        r"|t|expand|unsqueeze|squeeze|select|slice)_)++\d+$"),
@@ -176,7 +155,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ("rope", r"rotary|(?<![a-z])m?rope(?![a-z])"),
     ("gather_scatter", r"kv_?cache_kernel|reshape_and_cache|concat_and_cache|store_kv_?cache"
                        r"|set_(mla_)?kv_buffer|kv_indices|page_indices"),
-    # llama.cpp's: its quantised products, their parts and vectors, rows of the cache, broadcasts.
+    # llama.cpp: its quantised products, their parts and vectors, rows of the cache, broadcasts.
     ("reduction", r"mul_mat_\w*fixup"),
     ("gemv", r"mul_mat_vec"),
     ("gemm", r"mul_mat_[qf](?![a-z])"),
@@ -235,48 +214,56 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
                     r"|vectorized|clamp|arange|where_kernel|compute_position|_add_kernel"
                     r"|_mul_kernel|index_hash"),
 )  # fmt: skip
-# Of names in lower case: with re.IGNORECASE the search takes five times as long.
+# Names are searched in lower case: with re.IGNORECASE the search takes five times as long.
 _TABLE = tuple((kind, re.compile(pattern.lower())) for kind, pattern in _PATTERNS)
 _ROPE = re.compile(r"RoPE|(?<=[a-z])Rope|Rope(?=[A-Z])")
-# Epilogues of products: next to "gemm" such a word names what is fused, and the op decides.
-_FUSED = ("norm", "quantise", "routing", "activation", "softmax", "rope", "comm", "layout",
+# Epilogues of products: next to "gemm" such a word names what is fused into it, so the op decides.
+_EPILOGUES = ("norm", "quantise", "routing", "activation", "softmax", "rope", "comm", "layout",
           "gather_scatter")  # fmt: skip
 # Libraries whose own name matches a pattern.
 _LIBRARY = re.compile(r"fbgemm(_gpu)?(::)?")
 _CUSTOM = re.compile(r"(?!aten::|prim::|torch::|autograd::)\w+::")
-# Beyond this a name is template arguments; a bound keeps hostile names cheap.
+# Beyond this length a name is template arguments, and a limit keeps hostile names cheap.
 _NAME_LIMIT = 1000
 
 
 def kind_of(op: str | None, kernel: str | None, call: OpCall | None) -> str:
-    """The kind of a kernel (or, with no kernel, of an op that did the work itself).
+    """Return the kind of a kernel, or of an op that did the work itself.
 
-    `op` is the innermost op that launched it. A memset, copy or reduction that a matmul or an
-    attention op launches as an auxiliary kernel keeps its own kind.
+    A memset, copy or reduction that a matmul or an attention op launches as an auxiliary kernel
+    keeps its own kind.
+
+    Args:
+        op: The innermost op that launched the kernel; None where it is unknown.
+        kernel: The kernel's name; None on a CPU, where the op is the work.
+        call: The op's call with its shapes, where known.
+
+    Returns:
+        One of KINDS; "unknown" where neither name tells.
     """
     by_name = kernel_kind(kernel) if kernel else "unknown"
     by_op = op_kind(op, call)
     if by_op == by_name == "unknown" and op is not None and _CUSTOM.match(op):
-        # Custom ops are named after what they do; their library may be named after something else.
+        # Custom ops are named after what they do, while their library may have any name.
         named = kernel_kind(op.rpartition("::")[2])
         return named if named != "unknown" else kernel_kind(op)
     if by_op == "unknown" or by_name in ("memcpy", "memset"):
         return by_name
     if by_op in MATMUL_KINDS:
-        fused = by_name in _FUSED and kernel is not None and _names_a_product(kernel)
-        return _matmul(by_op, "unknown" if fused else by_name)
+        is_epilogue = by_name in _EPILOGUES and kernel is not None and _names_a_product(kernel)
+        return _product_kind(by_op, "unknown" if is_epilogue else by_name)
     if by_op in ("attention", "conv"):
         own = (by_op, "unknown", "softmax", *MATMUL_KINDS)
         return by_op if by_name in own else by_name
     return by_op
 
 
-# Kernels that Inductor generates: of a GPU, and of a CPU with its profile switched on.
+# Kernels that Inductor generates for a GPU, and for a CPU whose profile is switched on.
 _GENERATED = re.compile(r"triton_|graph_\d+_cpp_")
 
 
 def op_kind(op: str | None, call: OpCall | None) -> str:
-    """The kind of an op: of its work where it can be modelled, else of its name."""
+    """Return the kind of an op: that of its work where it has a model, else that of its name."""
     if op is None:
         return "unknown"
     if _GENERATED.match(op):
@@ -284,44 +271,57 @@ def op_kind(op: str | None, call: OpCall | None) -> str:
     work = work_of(call) if call is not None else None
     if work is not None:
         return work.kind
-    return USUAL_KINDS.get(op) or OP_KINDS.get(op) or "unknown"
+    return USUAL_KINDS.get(op) or OP_KINDS.get(op, "unknown")
 
 
-def _plain(kernel: str) -> str:
-    """A name as the patterns take it: in lower case, where a capital alone sets RoPE apart too."""
+def _searched_text(kernel: str) -> str:
+    """Return a kernel's name in lower case, with the word RoPE set apart by underscores.
+
+    Capitals alone tell RoPE from words such as "europe", so it is found before they are lost.
+    """
     return _ROPE.sub("_rope_", kernel[:_NAME_LIMIT]).lower()
 
 
 @lru_cache(maxsize=4096)
 def _names_a_product(kernel: str) -> bool:
-    """Whether a kernel's name names a product, whatever else it names first."""
-    name = _plain(kernel)
+    """Return whether a kernel's name names a product, whatever else it names first."""
+    name = _searched_text(kernel)
     return any(pattern.search(name) for kind, pattern in _TABLE if kind in MATMUL_KINDS)
 
 
 @lru_cache(maxsize=4096)
 def kernel_kind(kernel: str) -> str:
-    """The kind by a kernel's name; "unknown" where no pattern matches."""
-    name = _LIBRARY.sub("", _plain(kernel))
+    """Return the kind that a kernel's name tells; "unknown" where no pattern matches.
+
+    Limitations: names are conventions of libraries, not a contract, and the first pattern that
+    matches wins.
+    """
+    name = _LIBRARY.sub("", _searched_text(kernel))
     return next((kind for kind, pattern in _TABLE if pattern.search(name)), "unknown")
 
 
 def is_work_op(name: str) -> bool:
-    """Whether an op of a CPU trace does work itself. Gaps are the short list GAP_OPS (views,
-    allocation, dispatch wrappers, Python); every other op is work, known to us or not."""
+    """Return whether an op of a CPU trace does work itself.
+
+    Gaps are the short list GAP_OPS (views, allocation, dispatch wrappers, Python) and the nodes of
+    autograd; every other op is work, known to us or not.
+    """
     if name in GAP_OPS or name.startswith(_GAP_PREFIXES):
         return False
-    return _NODE.fullmatch(name) is None
+    return _AUTOGRAD_NODE.fullmatch(name) is None
 
 
 # A node of autograd (MmBackward0, ViewBackward0): what it computes is in the ops that it calls.
-_NODE = re.compile(r"[A-Z]\w{0,200}Backward\d{1,3}")
+_AUTOGRAD_NODE = re.compile(r"[A-Z]\w{0,200}Backward\d{1,3}")
 _GAP_PREFIXES = ("Torch-Compiled Region", "autograd::engine::evaluate_function", "ProfilerStep#")
 
 
-def _matmul(by_op: str, by_name: str) -> str:
-    """The op says whether a product is batched, the kernel's name whether it is sparse or a
-    vector's."""
+def _product_kind(by_op: str, by_name: str) -> str:
+    """Return the kind of a product's kernel.
+
+    The op tells whether the product is batched, the kernel's name whether it is sparse or by a
+    vector. A kernel with a name of another kind is auxiliary and keeps that kind.
+    """
     if by_name in ("gemv", "sparse_gemm") and by_op != "batched_gemm":
         return by_name
     if by_name in MATMUL_KINDS or by_name in ("unknown", "conv", "attention"):

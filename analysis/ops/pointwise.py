@@ -1,7 +1,9 @@
-"""Work of elementwise ops, activations, softmax, norms and reductions: bytes alone.
+"""The work of elementwise ops, activations, softmax, norms and reductions: bytes alone.
 
-Their FLOPs are 0: none of them is matrix work, and their time follows the bytes. An operand is
-read once at its size in memory (a broadcast dimension once), the result is written once.
+Their FLOPs are 0: none of them is matrix work, and their time follows the bytes. An operand is read
+once at its size in memory (a broadcast dimension once), and the result is written once. The fused
+ops of training frameworks (Megatron-LM, apex) are autograd functions, whose ops have the names of
+their classes.
 """
 
 from __future__ import annotations
@@ -16,21 +18,24 @@ from prunescope.analysis.ops.call import (
     Operand,
     Work,
     broadcast,
+    byte_size,
     bytes_only,
     flag,
     integers,
     op_model,
     operands,
     optional,
+    require,
     scalar_type,
-    size,
     tensor,
+    tensors_at,
     text,
     total,
 )
 
 _FORMATS = ("bool", "int8", "int16", "int32", "int64", "fp8", "fp16", "bf16", "fp32", "fp64")
 _FIRST_FLOAT = _FORMATS.index("fp8")
+_SMALL_INTEGERS = ("bool", "int8", "int16", "int32")  # sums of them are int64
 
 # Number of leading inputs that may be tensors; what follows them is an option or the result.
 _UNARY = """
@@ -57,10 +62,12 @@ _FLOATS_OF_INTEGERS = """
 _FLOATING = frozenset(f"aten::{name}" for name in _FLOATS_OF_INTEGERS.split())
 
 
-def promoted(tensors: list[Operand]) -> str | None:
-    """The format of a result of several tensors. As in PyTorch, a 0-dim tensor counts only if its
-    category (integer < float) is higher, and a Python float (recorded as fp64) promotes integers to
-    fp32."""
+def promoted_dtype(tensors: list[Operand]) -> str | None:
+    """Return the format of a result of several tensors, as in PyTorch; None where one is unknown.
+
+    A 0-dim tensor counts only if its category (integer < float) is higher, and a Python float
+    (recorded as fp64) promotes integers to fp32.
+    """
     if any(t.dtype not in _FORMATS for t in tensors):
         return None
     full = [_FORMATS.index(t.dtype) for t in tensors if t.shape and t.dtype is not None]
@@ -76,84 +83,136 @@ def promoted(tensors: list[Operand]) -> str | None:
     return _FORMATS[best]
 
 
-def _elementwise(listed: str, arity: int, *, kind: str, out: str | None = None) -> None:
-    """Register ops whose first `arity` inputs may be tensors, and their in-place forms."""
+def _register_elementwise(listed: str, arity: int, *, kind: str, result: str | None = None) -> None:
+    """Register ops whose first `arity` inputs may be tensors, and their in-place forms.
+
+    `result` is the format of the result; None promotes those of the inputs.
+    """
 
     def model(call: OpCall) -> Work:
-        read = [t for i in range(arity) if (t := optional(call, i)) is not None]
-        if not read:
-            raise NoModel
+        """Model one call of these ops."""
+        read = tensors_at(call, range(arity))
+        require(read)
         if call.name.endswith("_") and not call.name.endswith("__"):
             target = tensor(call, 0)
             written = target.bytes
         else:
-            dtype = out or promoted(read)
+            dtype = result or promoted_dtype(read)
             if call.name in _FLOATING and dtype in _FORMATS[:_FIRST_FLOAT]:
                 dtype = "fp32"
-            written = size(math.prod(broadcast(*(t.shape for t in read))), dtype)
+            written = byte_size(math.prod(broadcast(*(t.shape for t in read))), dtype)
         return bytes_only([*(t.bytes for t in read), written], kind=kind)
 
     names = [f"aten::{name}" for name in listed.split()]
     op_model(*names, *(f"{name}_" for name in names), kind=kind)(model)
 
 
-_elementwise(_UNARY, 1, kind="elementwise")
-_elementwise(_BINARY, 2, kind="elementwise")
-_elementwise(_TERNARY, 3, kind="elementwise")
-_elementwise(_ACTIVATIONS, 1, kind="activation")
-_elementwise(_TO_BOOL_UNARY, 1, kind="elementwise", out="bool")
-_elementwise(_TO_BOOL, 2, kind="elementwise", out="bool")
+_register_elementwise(_UNARY, 1, kind="elementwise")
+_register_elementwise(_BINARY, 2, kind="elementwise")
+_register_elementwise(_TERNARY, 3, kind="elementwise")
+_register_elementwise(_ACTIVATIONS, 1, kind="activation")
+_register_elementwise(_TO_BOOL_UNARY, 1, kind="elementwise", result="bool")
+_register_elementwise(_TO_BOOL, 2, kind="elementwise", result="bool")
 
 
 @op_model(
     *(
         f"aten::{name}"
-        for one in ("fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine")
-        for name in (one, f"{one}_cachemask", f"_{one}_cachemask_tensor_qparams")
+        for base in ("fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine")
+        for name in (base, f"{base}_cachemask", f"_{base}_cachemask_tensor_qparams")
     ),
     kind="quantise",
 )
 def fake_quantise(call: OpCall) -> Work:
-    """x in, rounded x out, and which entries were in range where a gradient may ask for it."""
+    """Model x and its rounded copy, with the mask of entries in range.
+
+    A gradient may ask for the mask.
+    """
     x = tensor(call, 0)
     kept = x.numel if "cachemask" in call.name else 0
-    return bytes_only([x.bytes, size(x.numel, x.dtype), kept], kind="quantise")
+    return bytes_only([x.bytes, byte_size(x.numel, x.dtype), kept], kind="quantise")
 
 
 @op_model("aten::where", kind="elementwise")
 def where(call: OpCall) -> Work:
-    """Condition, then the two choices. The form that only takes a condition finds indices."""
-    if len(call.shapes) < 3:
-        raise NoModel
+    """Model a condition and its two choices.
+
+    The form with a condition alone finds indices and has no model.
+    """
+    require(len(call.shapes) >= 3)
     condition = tensor(call, 0)
-    choices = [t for i in (1, 2) if (t := optional(call, i)) is not None]
-    if not choices:
-        raise NoModel
+    choices = tensors_at(call, (1, 2))
+    require(choices)
     shape = broadcast(condition.shape, *(t.shape for t in choices))
-    written = size(math.prod(shape), promoted(choices))
+    written = byte_size(math.prod(shape), promoted_dtype(choices))
     return bytes_only([condition.bytes, *(t.bytes for t in choices), written], kind="elementwise")
 
 
 @op_model("aten::_softmax", "aten::_log_softmax", "aten::_safe_softmax", kind="softmax")
 def softmax(call: OpCall) -> Work:
-    """Rows in, rows out; fp32 out where the call says so."""
+    """Model a softmax, which reads and writes rows.
+
+    The result is fp32 where the call asks for it.
+    """
     x = tensor(call, 0)
-    out = "fp32" if flag(call, 2) else x.dtype
-    return bytes_only([x.bytes, size(x.numel, out)], kind="softmax")
+    written = byte_size(x.numel, "fp32" if flag(call, 2) else x.dtype)
+    return bytes_only([x.bytes, written], kind="softmax")
 
 
 @op_model("aten::native_layer_norm", "aten::_fused_rms_norm", kind="norm")
 def row_norm(call: OpCall) -> Work:
-    """x [.., *normalized], then the normalized shape, weight and bias; keeps fp32 statistics."""
+    """Model a norm of x [.., *normalized]; the op also writes its fp32 statistics.
+
+    What follows x are the normalized shape, the weight and, but for RMS norms, a bias.
+    """
     x = tensor(call, 0)
     rms = call.name == "aten::_fused_rms_norm"
-    scale = [t for i in ((2,) if rms else (2, 3)) if (t := optional(call, i)) is not None]
+    scale = tensors_at(call, (2,) if rms else (2, 3))
     inner = scale[0].numel if scale else math.prod(integers(call, 1) or ())
     rows = x.numel // inner if inner > 0 else 0
-    kept = size(rows * (1 if rms else 2), "fp32")
+    kept = byte_size(rows * (1 if rms else 2), "fp32")
     return bytes_only(
-        [x.bytes, *(t.bytes for t in scale), size(x.numel, x.dtype), kept], kind="norm"
+        [x.bytes, *(t.bytes for t in scale), byte_size(x.numel, x.dtype), kept], kind="norm"
     )
+
+
+@op_model("ScaledUpperTriangMaskedSoftmax", kind="softmax")
+def causal_softmax(call: OpCall) -> Work:
+    """Model a causal softmax of scores [b, S, L].
+
+    A row reads the scores up to its own place, (L + 1)/2 of L on average, and writes all.
+    """
+    x = tensor(call, 0, rank=3)
+    require(x.shape[-1])
+    read = x.numel * (x.shape[-1] + 1) // (2 * x.shape[-1])
+    return bytes_only([byte_size(read, x.dtype), x.bytes], kind="softmax")
+
+
+@op_model("ScaledSoftmax", "ScaledMaskedSoftmax", kind="softmax")
+def scaled_softmax(call: OpCall) -> Work:
+    """Model a softmax that reads scores and a mask and writes as many probabilities as scores."""
+    return bytes_only([*(t.bytes for t in operands(call)), tensor(call, 0).bytes], kind="softmax")
+
+
+@op_model(
+    "FusedLayerNormAffineFunction",
+    "FusedRMSNormAffineFunction",
+    "FusedLayerNormFunction",
+    "FusedRMSNormFunction",
+    "FastLayerNormFN",
+    kind="norm",
+)
+def fused_norm(call: OpCall) -> Work:
+    """Model a norm that reads rows, weight and bias and writes rows.
+
+    It also writes a mean and a deviation in fp32 per row (an RMS norm one of them).
+    """
+    read = operands(call)
+    x = read[0]
+    width = read[1].numel if len(read) > 1 else 0
+    rows = x.numel // width if width else 0
+    kept = byte_size(rows * (1 if "RMS" in call.name else 2), "fp32")
+    return bytes_only([*(t.bytes for t in read), x.bytes, kept], kind="norm")
 
 
 @op_model(
@@ -165,9 +224,11 @@ def row_norm(call: OpCall) -> Work:
     kind="norm",
 )
 def channel_norm(call: OpCall) -> Work:
-    """x, then weight, bias and running statistics."""
+    """Model a norm of x with its weight, bias and running statistics."""
     x = tensor(call, 0)
-    return bytes_only([*(t.bytes for t in operands(call)), size(x.numel, x.dtype)], kind="norm")
+    return bytes_only(
+        [*(t.bytes for t in operands(call)), byte_size(x.numel, x.dtype)], kind="norm"
+    )
 
 
 # Position of the dimensions, where the form with dimensions starts (number of inputs), and the
@@ -185,59 +246,67 @@ _TWO_RESULTS = ("var_mean", "std_mean")
 
 @op_model(*(f"aten::{name}" for name in _REDUCTIONS), kind="reduction")
 def reduction(call: OpCall) -> Work:
-    """Reads x, writes what is left of it when some dimensions (or all) are gone."""
+    """Model a reduction, which reads x and writes what remains of it.
+
+    Some of the dimensions are reduced, or all of them.
+    """
     x = tensor(call, 0)
     name = call.name.removeprefix("aten::")
-    if name in _WITH_INDEX and len(call.shapes) == 2 and (other := optional(call, 1)) is not None:
-        shape = broadcast(x.shape, other.shape)
-        parts = [x.bytes, other.bytes, size(math.prod(shape), promoted([x, other]))]
+    if name in _WITH_INDEX and len(call.shapes) == 2 and (y := optional(call, 1)) is not None:
+        shape = broadcast(x.shape, y.shape)
+        parts = [x.bytes, y.bytes, byte_size(math.prod(shape), promoted_dtype([x, y]))]
         return bytes_only(parts, kind="elementwise")
     position, first, dtype_at = _REDUCTIONS[name]
     partial = len(call.shapes) >= first
     left = _elements_left(call, x, position) if partial else 1
     requested = scalar_type(call, dtype_at) if dtype_at is not None and partial else None
-    written = size(left, _reduced(name, x.dtype, requested))
+    written = byte_size(left, _reduced_dtype(name, x.dtype, requested))
     if name in _TWO_RESULTS:
         written = total([written, written])
-    index = size(left, "int64") if name in _WITH_INDEX and partial else 0
+    index = byte_size(left, "int64") if name in _WITH_INDEX and partial else 0
     return bytes_only([x.bytes, written, index], kind="reduction")
 
 
 def _elements_left(call: OpCall, x: Operand, position: int) -> int:
-    """Elements left when the dimensions at `position` are reduced; all of them where it is None."""
-    if not call.concrete:
-        raise NoModel
+    """Return how many elements remain when the dimensions at `position` are reduced.
+
+    `position` is that of the argument; an empty argument stands for all dimensions. Raises NoModel
+    where the trace does not record it.
+    """
+    require(call.concrete)
     dims = integers(call, position)
     if dims is None and text(call, position):
         raise NoModel
     if not dims:
         return 1
     rank = max(len(x.shape), 1)
-    if any(not -rank <= d < rank for d in dims):
-        raise NoModel
+    require(all(-rank <= d < rank for d in dims))
     reduced = {d % rank for d in dims}
     return math.prod(n for i, n in enumerate(x.shape) if i not in reduced)
 
 
-def _reduced(name: str, dtype: str | None, requested: str | None) -> str | None:
+def _reduced_dtype(name: str, dtype: str | None, requested: str | None) -> str | None:
+    """Return the format of a reduction's result.
+
+    Indices are int64, and sums of small integers widen to int64.
+    """
     if name in ("all", "any"):
         return "bool"
     if name in ("argmax", "argmin"):
         return "int64"
-    counts = dtype in ("bool", "int8", "int16", "int32") and name in ("sum", "nansum", "prod")
-    return requested or ("int64" if counts else dtype)
+    widens = dtype in _SMALL_INTEGERS and name in ("sum", "nansum", "prod")
+    return requested or ("int64" if widens else dtype)
 
 
 @op_model("aten::cumsum", "aten::cumprod", "aten::logcumsumexp", "aten::cumsum_", kind="scan")
-def prefix(call: OpCall) -> Work:
-    """A prefix sum along one dimension; small integers widen."""
+def prefix_sum(call: OpCall) -> Work:
+    """Model a prefix sum along one dimension; small integers widen to int64."""
     x = tensor(call, 0)
-    small = x.dtype in ("bool", "int8", "int16", "int32")
-    out = scalar_type(call, 2) or ("int64" if small else x.dtype)
-    return bytes_only([x.bytes, size(x.numel, out)], kind="scan")
+    result = scalar_type(call, 2) or ("int64" if x.dtype in _SMALL_INTEGERS else x.dtype)
+    return bytes_only([x.bytes, byte_size(x.numel, result)], kind="scan")
 
 
-_OF_TWO = re.compile(r"_(?:add|sub|mul|div)(?=_|$)")
+_BINARY_OP = re.compile(r"_(?:add|sub|mul|div)(?=_|$)")
 _TAKES = re.compile(r"embedding|index|gather|select|slice|split")
 _GENERATED = {
     "triton_poi_fused": "elementwise",
@@ -246,29 +315,36 @@ _GENERATED = {
 }
 
 
-def generated(name: str) -> Model | None:
-    """The model of a kernel that Inductor generated: its arguments once each, results included.
-    A call has no model if the kernel may read only part of an argument or overwrite one of its
-    inputs."""
+def generated_kernel_model(name: str) -> Model | None:
+    """Return the model of a kernel that Inductor generated; None for other names.
+
+    The kernel reads or writes each of its arguments once, results included. A call has no model if
+    the kernel may read only part of an argument or overwrite one of its inputs.
+
+    Limitations: a trace shows neither, so both are guessed from the name and the sizes.
+    """
     kind = _GENERATED.get(name[:16])
     if kind is None:
         return None
     fused = "norm" if "rsqrt" in name or "_norm" in name else kind
 
     def model(call: OpCall) -> Work:
+        """Model one call of the kernel."""
         tensors = operands(call)
         sizes = [t.numel for t in tensors]
-        if _looks_up(name, sizes) or _may_write_over(name, sizes):
-            raise NoModel
+        require(not _looks_up(name, sizes) and not _may_write_over(name, sizes))
         return bytes_only([t.bytes for t in tensors], kind=fused)
 
     return model
 
 
 def _looks_up(name: str, sizes: list[int]) -> bool:
-    """Whether a generated kernel reads a part of an argument, of as many elements as it has
-    threads: an embedding's table, a cache of cosines, a slice. A pointwise one has an element of
-    its result a thread, and may read two (a gated activation)."""
+    """Return whether a generated kernel reads only a part of an argument.
+
+    It then reads as many elements as it has threads: of an embedding's table, a cache of cosines, a
+    slice. A pointwise kernel has one thread per element of its result, and may read two elements
+    with it (a gated activation).
+    """
     takes = _TAKES.search(name) is not None
     if not name.startswith("triton_poi"):  # a reduction reads more than it writes
         second, first = (0, *sorted(sizes))[-2:]
@@ -278,9 +354,14 @@ def _looks_up(name: str, sizes: list[int]) -> bool:
 
 
 def _may_write_over(name: str, sizes: list[int]) -> bool:
-    """Whether a pointwise kernel of n ops of two operands has too few arguments, all of one size,
-    for n + 1 operands and a result: one of them is read and written, unless an operand is a number
-    or the result of another. A trace shows none of these."""
-    of_two = len(_OF_TWO.findall(name))
+    """Return whether a pointwise kernel may overwrite one of its inputs.
+
+    A kernel of n binary ops needs n + 1 operands and a result. With fewer arguments, all of one
+    size, one of them is read and written, unless an operand is a number or the result of another
+    op, which a trace does not show.
+    """
+    binary_ops = len(_BINARY_OP.findall(name))
     alike = len(set(sizes)) == 1
-    return name.startswith("triton_poi") and alike and of_two > 0 and len(sizes) < of_two + 2
+    return (
+        name.startswith("triton_poi") and alike and binary_ops > 0 and len(sizes) < binary_ops + 2
+    )

@@ -1,7 +1,7 @@
 """The work of one distinct op call: FLOPs, compulsory bytes and logical GEMMs.
 
-In: an OpCall as a torch profiler trace records it. Out: a Work, or None where nothing is known.
-Every op has one model, a decorated function in analysis/ops.
+An OpCall as a torch profiler trace records it gives a Work, or None where nothing is known. Every
+op has one model, a decorated function in analysis/ops.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from prunescope.analysis.ops import (
     quantised,
     serving,
     sparse,
-    training,
 )
 from prunescope.analysis.ops.call import (
     MODELS,
     NEED_RESULT,
     USUAL_KINDS,
+    Model,
     NoModel,
     OpCall,
     Work,
@@ -33,19 +33,32 @@ __all__ = ["MODELS", "NEED_RESULT", "USUAL_KINDS", "OpCall", "Work", "op_model",
 # Importing a module registers its models; the tuple is the list of them.
 MODEL_MODULES = (
     attention, convolution, experts, matmul, memory, pointwise, quantised, serving,
-    sparse, training,
+    sparse,
 )  # fmt: skip
 
 
 def work_of(call: OpCall) -> Work | None:
-    """FLOPs, bytes and GEMMs of a call; None where its op has no model, the trace has no shapes
-    of its inputs, or they do not fit."""
+    """Return the FLOPs, bytes and GEMMs of a call.
+
+    Args:
+        call: The call, as a trace records it.
+
+    Returns:
+        The work; None where the op has no model, or the trace has no shapes of its inputs or
+        shapes that do not fit.
+    """
     if not call.shapes:
         return None
-    is_indexed = sparse.indexed_operand(call) is not None
-    model = sparse.indexed_product if is_indexed else MODELS.get(call.name)
-    model = model or pointwise.generated(call.name)
-    model = model or quantised.custom_product(call.name) or experts.custom_grouped(call.name)
+    model: Model | None
+    if sparse.indexed_operand(call) is not None:
+        model = sparse.indexed_product
+    else:
+        model = (
+            MODELS.get(call.name)
+            or pointwise.generated_kernel_model(call.name)
+            or quantised.library_product_model(call.name)
+            or experts.library_grouped_model(call.name)
+        )
     if model is None:
         return None
     try:

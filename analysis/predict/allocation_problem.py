@@ -1,8 +1,8 @@
 """The optimisation problem of `allocate`: costs, the target, and what each layer keeps.
 
-In: an AllocateRequest, without the model: costs come from a dense run or a device. Then the losses
-of every size of every layer. Out: a Problem, and a Choice, an option a layer. A target that cannot
-be reached is refused before a model is loaded.
+An AllocateRequest gives a Problem without the model, as costs come from a dense run or a device.
+The losses of every size of every layer then give a Choice, with one option per layer. A target that
+cannot be reached is refused before a model is loaded.
 """
 
 from __future__ import annotations
@@ -34,18 +34,21 @@ from prunescope.taxonomy.allocation_plan import Target, TradeOff
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import as_path
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.words import significant, spread
+from prunescope.taxonomy.words import plural, significant, spread, when
 
-_POINTS = 24  # of the frontier, in a plan
-_TRIES = 20
-_NAMED = 3  # parts that hold a target back
-_ROUNDING = 1e-9  # of a cost
+_POINTS = 24  # how many points of the frontier a plan has
+_TRIES = 20  # budgets that are tried for a choice whose layers cost more together
+_NAMED = 3  # how many parts that hold a target back are named
+_ROUNDING = 1e-9  # a share of a cost that is rounding
 
 
 @dataclass(kw_only=True)
 class Problem:
-    """A request as a problem, without the model: costs of every size of every layer, and the cost
-    that has to be reached, both less those of the dense model."""
+    """A request as a problem, without the model.
+
+    It has the costs of every size of every layer, and the cost that has to be reached, both less
+    those of the dense model.
+    """
 
     request: AllocateRequest
     costs: Costs
@@ -61,11 +64,11 @@ class Problem:
 
     @property
     def dense_cost(self) -> float:
-        """ns of a request, or bytes."""
+        """The cost of a request to the dense model: ns, or bytes."""
         return self.costs.cost(self.costs.shape, memory=self.memory)
 
     def shown(self, change: float) -> str:
-        """A change of the cost in words: the speedup, or the memory, that it gives."""
+        """Return a change of the cost as the speedup, the time or the memory that it gives."""
         cost = self.dense_cost + change
         if self.memory:
             return f"{significant(cost / 1e9)} GB"
@@ -75,9 +78,11 @@ class Problem:
 
 
 def predicted(request: AllocateRequest) -> tuple[PredictRequest, int | None]:
-    """The `predict` request that gives the costs, and the tokens of an answer where both phases
-    count."""
-    asked = PredictRequest(
+    """Return the `predict` request that gives the costs, and the number of tokens of an answer.
+
+    That number is None where only one phase counts.
+    """
+    cost_request = PredictRequest(
         request.model,
         device=request.device,
         from_run=as_path(request.from_run),
@@ -87,18 +92,28 @@ def predicted(request: AllocateRequest) -> tuple[PredictRequest, int | None]:
         dtype=request.dtype,
     )
     if request.workload is None:
-        return asked, None
-    return workload_request(asked, request.workload)
+        return cost_request, None
+    return workload_request(cost_request, request.workload)
 
 
 def problem_of(
     request: AllocateRequest, measured: Mapping[str, DensePhase] | None, notes: Sequence[str]
 ) -> Problem:
-    """The costs and the target of a request. `measured`: the phases of its dense run, with what is
-    to be noted of them. Raises PrunescopeError for a target that no allocation reaches, or that the
-    dense model has reached."""
-    asked, new_tokens = predicted(request)
-    costs = costs_of(asked, new_tokens, measured=measured, notes=list(notes))
+    """Return the costs and the target of a request.
+
+    Args:
+        request: The request.
+        measured: The phases of its dense run; None: the execution model gives the times.
+        notes: What is to be noted of the run.
+
+    Returns:
+        The problem.
+
+    Raises:
+        PrunescopeError: No allocation reaches the target, or the dense model has reached it.
+    """
+    cost_request, new_tokens = predicted(request)
+    costs = costs_of(cost_request, new_tokens, measured=measured, notes=list(notes))
     sizes = [
         candidates(costs.shape, number, low_rank=request.low_rank)
         for number in range(costs.shape.layers)
@@ -128,6 +143,7 @@ def problem_of(
 
 
 def _target_cost(request: AllocateRequest, dense: float) -> float:
+    """Return the cost that a request asks for: ns, or bytes."""
     if request.speedup is not None:
         return dense / request.speedup
     if request.latency_ms is not None:
@@ -136,75 +152,75 @@ def _target_cost(request: AllocateRequest, dense: float) -> float:
 
 
 def check_reachable(problem: Problem, sizes: Sequence[Candidates]) -> None:
-    """Raises PrunescopeError, which says what keeps the time, for a target beyond the cheapest
-    allocation of all."""
+    """Raise PrunescopeError for a target beyond the cheapest allocation of all.
+
+    The hint names the parts that keep most of its time or memory.
+    """
     tables = _tables(problem, sizes, None)
     cheapest = Allocation([table.options() for table in tables]).cheapest()
-    least = sum(one.cost for one in cheapest)
+    least = sum(option.cost for option in cheapest)
     if least <= problem.cost + _ROUNDING * problem.dense_cost:
         return
-    asked = problem.shown(problem.cost)
-    where = f" in {problem.target.phase}" * (not problem.memory)
+    target = problem.shown(problem.cost)
+    where = when(not problem.memory, f" in {problem.target.phase}")
     shape = allocated_shape(problem.costs.shape, cheapest)
     together = problem.costs.cost(shape, memory=problem.memory) - problem.dense_cost
     limit = "most" if problem.request.speedup is not None else "least"
     raise PrunescopeError(
-        f"no allocation of {problem.request.model_name} reaches {asked}{where}: "
+        f"no allocation of {problem.request.model_name} reaches {target}{where}: "
         f"{problem.shown(max(least, together))} is the {limit}, with "
-        f"{_smallest(cheapest, len(problem.sizes))}",
-        hint=_what_holds(problem, shape),
+        f"{_describe_cheapest(cheapest, len(problem.sizes))}",
+        hint=_explain_limit(problem, shape),
     )
 
 
-def _smallest(options: Sequence[LayerOption], layers: int) -> str:
-    """The cheapest plan in words: `1 of 32 layers left, of 1 KV head, of 448 channels`."""
-    left = [one for one in options if not one.dropped]
+def _describe_cheapest(options: Sequence[LayerOption], layers: int) -> str:
+    """Describe the cheapest plan: `1 of 32 layers left, of 1 KV head, of 448 channels`."""
+    left = [option for option in options if not option.dropped]
     words = [f"{len(left)} of {layers} layers left"]
     for name, unit in (("kv_heads", "KV head"), ("channels", "channel")):
-        sizes = {size for one in left if (size := one.sizes.get(name)) is not None}
+        sizes = {size for option in left if (size := option.sizes.get(name)) is not None}
         if sizes:
-            words.append(f"of {spread(min(sizes), max(sizes))} {unit}{'s' * (max(sizes) > 1)}")
+            words.append(f"of {spread(min(sizes), max(sizes))} {unit}{plural(max(sizes))}")
     return ", ".join(words)
 
 
-def _what_holds(problem: Problem, shape: ModelShape) -> str:
-    """The parts that keep most of the cheapest model's time, or memory."""
+def _explain_limit(problem: Problem, shape: ModelShape) -> str:
+    """Name the parts that keep most of the cheapest model's time, or memory."""
     if problem.memory:
         outside = problem.costs.outside_bytes(shape) / 1e9
         return f"embeddings and lm_head stay, {significant(outside)} GB of it"
-    held = list(problem.costs.holds(shape).items())[:_NAMED]
+    held = list(problem.costs.ns_by_part(shape).items())[:_NAMED]
     return "what holds it: " + ", ".join(f"{name} {significant(ns / 1e6)} ms" for name, ns in held)
 
 
 def _tables(
     problem: Problem, sizes: Sequence[Candidates], losses: Sequence[LayerLosses] | None
 ) -> list[LayerTable]:
-    """Costs and losses of every size of every layer; losses of 0 without any."""
-    found = []
-    for number, (one, cost) in enumerate(zip(sizes, problem.layer_costs, strict=True)):
+    """Return costs and losses of every size of every layer; without losses they are 0."""
+    tables = []
+    for number, (candidate, cost) in enumerate(zip(sizes, problem.layer_costs, strict=True)):
         loss = losses[number] if losses else None
-        dropped = cost.dropped if one.may_go else None
-        found.append(
-            LayerTable(
-                parts={
-                    part: {
-                        n: (cost.parts[part][n], loss.parts[part][n] if loss else 0.0)
-                        for n in one.of(part)
-                    }
-                    for part in PARTS
-                },
-                dropped=None
-                if dropped is None
-                else (dropped, (loss.dropped or 0.0) if loss else 0.0),
-            )
-        )
-    return found
+        parts = {
+            part: {
+                n: (cost.parts[part][n], loss.parts[part][n] if loss else 0.0)
+                for n in candidate.of(part)
+            }
+            for part in PARTS
+        }
+        dropped = None
+        if candidate.may_go and cost.dropped is not None:
+            dropped = cost.dropped, (loss.dropped or 0.0) if loss else 0.0
+        tables.append(LayerTable(parts=parts, dropped=dropped))
+    return tables
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """An option a layer, the table that it is from, and the best uniform choice that reaches the
-    target too; None: none does."""
+    """The option of each layer, and the table that it is from.
+
+    `uniform` is the best uniform choice that reaches the target, too; None: none does.
+    """
 
     options: list[LayerOption]
     table: Allocation
@@ -212,34 +228,43 @@ class Choice:
 
     @property
     def loss(self) -> float:
-        """The sum over layers, nats a token."""
-        return sum(one.loss for one in self.options)
+        """The sum of the losses over layers, in nats per token."""
+        return sum(option.loss for option in self.options)
 
 
 def choose(problem: Problem, sizes: Sequence[Candidates], losses: Sequence[LayerLosses]) -> Choice:
-    """The least loss that reaches the target; of `sizes`, whose losses these are. Raises
-    PrunescopeError where the target is out of reach."""
+    """Return the choice with the least loss that reaches the target.
+
+    Args:
+        problem: The problem.
+        sizes: The sizes of each layer whose losses are known.
+        losses: The losses of these sizes.
+
+    Returns:
+        The choice; it is a uniform one where that loses less.
+
+    Raises:
+        PrunescopeError: The target is out of reach.
+    """
     check_reachable(problem, sizes)
     tables = _tables(problem, sizes, losses)
-    table = Allocation([one.options() for one in tables])
-    found = Choice(
-        options=_chosen(problem, table), table=table, uniform=_best_uniform(problem, tables)
-    )
-    # Costs are rounded up: a uniform choice may fit by less than that.
-    if found.uniform is not None and found.uniform.loss < found.loss:
-        return replace(found, options=list(found.uniform.options))
-    return found
-
-
-def _best_uniform(problem: Problem, tables: list[LayerTable]) -> UniformChoice | None:
+    table = Allocation([layer.options() for layer in tables])
     choices = uniform_choices(problem.costs.shape, tables)
-    fitting = [one for one in choices if one.cost <= problem.cost]
-    return min(fitting, key=lambda one: (one.loss, one.cost), default=None)
+    fitting = [choice for choice in choices if choice.cost <= problem.cost]
+    uniform = min(fitting, key=lambda choice: (choice.loss, choice.cost), default=None)
+    best = Choice(options=_best_options(problem, table), table=table, uniform=uniform)
+    # Costs are rounded up: a uniform choice may fit by less than that.
+    if uniform is not None and uniform.loss < best.loss:
+        return replace(best, options=list(uniform.options))
+    return best
 
 
-def _chosen(problem: Problem, table: Allocation) -> list[LayerOption]:
-    """The choice that reaches the target with all of its layers together, whose cost may differ
-    from the sum by what does not add (a host that sets the pace)."""
+def _best_options(problem: Problem, table: Allocation) -> list[LayerOption]:
+    """Return the options that reach the target with all of their layers together.
+
+    Their cost together may differ from the sum by what does not add up (a host that sets the pace).
+    The budget shrinks until it is met. Raises PrunescopeError where it is not.
+    """
     budget, dense = problem.cost, problem.dense_cost
     for _ in range(_TRIES):
         chosen = table.best(budget)
@@ -250,23 +275,26 @@ def _chosen(problem: Problem, table: Allocation) -> list[LayerOption]:
         if over <= _ROUNDING * dense:
             return chosen
         budget -= max(over, table.step)
+    target = problem.shown(problem.cost)
     raise PrunescopeError(
-        f"no allocation reaches {problem.shown(problem.cost)}: what layers save does not add up",
+        f"no allocation reaches {target}: what layers save does not add up",
         hint="give a smaller target",
     )
 
 
 def reached(problem: Problem, change: float) -> dict[str, float]:
-    """The target value that a change of the cost reaches: the speedup, or the bytes of memory, by
-    its key."""
+    """Return the target value that a change of the cost reaches, by its key.
+
+    It is the speedup, or the bytes of memory.
+    """
     cost = problem.dense_cost + change
     return {"memory_bytes": cost} if problem.memory else {"speedup": problem.dense_cost / cost}
 
 
 def frontier(problem: Problem, table: Allocation) -> list[TradeOff]:
-    """The least loss at some targets, evenly spread over those that can be reached."""
-    trades = [(reached(problem, one.cost), one.loss) for one in table.frontier()]
-    values = [next(iter(reached.values())) for reached, _ in trades]
+    """Return the least loss at some targets, evenly spread over those that can be reached."""
+    trades = [(reached(problem, point.cost), point.loss) for point in table.frontier()]
+    values = [next(iter(target.values())) for target, _ in trades]
     least, most = min(values), max(values)
     steps = [least + (most - least) * i / (_POINTS - 1) for i in range(_POINTS)]
     nearest = {min(range(len(values)), key=lambda i: abs(values[i] - step)) for step in steps}

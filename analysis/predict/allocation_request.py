@@ -1,6 +1,6 @@
 """The request of `prunescope allocate`: every option, written once.
 
-Inert, and light: the command line imports it.
+It does nothing and imports little, as the command line imports it.
 """
 
 from dataclasses import dataclass, field
@@ -123,7 +123,7 @@ class AllocateRequest:
         fill_missing(self)
 
     def check(self) -> None:
-        """Raises PrunescopeError for options that leave nothing to do or contradict each other."""
+        """Raise PrunescopeError for options that leave nothing to do or contradict each other."""
         check_options(self)
         targets = {
             "--speedup": self.speedup, "--latency-ms": self.latency_ms,

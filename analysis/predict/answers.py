@@ -1,8 +1,8 @@
-"""A prompt with its answer: time to the first token, time a token, tokens a second, and memory.
+"""A prompt with its answer: time to the first token, time per token, tokens per second, memory.
 
-In: a Setting, a prompt's workload and the number of new tokens. Out: an Answer, for any constants,
-and a PredictedAnswer of both sides with ranges. The prompt is one prefill, or chunks of it; each
-new token is a decode step whose context grows by one. Times are ns, memory is bytes a device.
+A Setting, a prompt's workload and the number of new tokens give an Answer, for any constants, and a
+PredictedAnswer of both sides with ranges. The prompt is one prefill, or chunks of it; each new
+token is a decode step whose context grows by one. Times are ns, memory is bytes per device.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ from prunescope.analysis.schema.prediction import Generation, Memory, PredictedA
 from prunescope.taxonomy.dtypes import itemsize
 from prunescope.taxonomy.plan import Workload
 
-# Simpson's rule: a step's time is nearly linear in its context, but for windows.
+# Simpson's rule: a step's time is nearly linear in its context, except where a window ends.
 _WEIGHTS = (1 / 6, 2 / 3, 1 / 6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The forwards of a prompt and of `new_tokens` after it. `steps`: at the first, the middle and
-    the last context; `chunk`: one of the prompt's `chunks`, None where the prompt is one forward.
+    """The forwards of a prompt and of `new_tokens` after it.
+
+    `steps` are decode steps at the first, the middle and the last context. `chunk` is one of the
+    prompt's `chunks`; None where the prompt is one forward.
     """
 
     setting: Setting
@@ -47,8 +49,11 @@ class Answer:
     chunk: PredictedSide | None
 
     def ttft_ns(self, c: Constants) -> float:
-        """Time to the first token: the prompt. In chunks: every chunk with all of its kernels, and
-        attention at least as over the whole prompt."""
+        """Return the time to the first token, which is that of the prompt.
+
+        In chunks, every chunk runs all of its kernels, and attention takes at least as long as over
+        the whole prompt.
+        """
         terms = frozenset(self.setting.terms)
         if self.chunk is None:
             return cost_estimate(self.prompt).total_ns(c, terms)
@@ -58,7 +63,7 @@ class Answer:
         return self.chunks * (chunk_ns - attention) + max(whole, self.chunks * attention)
 
     def tpot_ns(self, c: Constants) -> float:
-        """Time per output token after the first: the mean of the steps."""
+        """Return the time per output token after the first: the mean of the steps."""
         terms = frozenset(self.setting.terms)
         return sum(
             weight * cost_estimate(side).total_ns(c, terms)
@@ -66,12 +71,14 @@ class Answer:
         )
 
     def total_ns(self, c: Constants) -> float:
-        """Time to the last token."""
+        """Return the time to the last token."""
         return self.ttft_ns(c) + (self.new_tokens - 1) * self.tpot_ns(c)
 
     def paced_ns(self, c: Constants) -> float:
-        """Time between two answers where every stage of a pipeline is busy, with a batch each;
-        without a pipeline, time to the last token."""
+        """Return the time between two answers of a full pipeline, each of whose stages has a batch.
+
+        Without a pipeline it is the time to the last token.
+        """
         if self.setting.pp == 1:
             return self.total_ns(c)
         terms = frozenset(self.setting.terms)
@@ -84,7 +91,7 @@ class Answer:
         return prompt + (self.new_tokens - 1) * step
 
     def as_schema(self) -> Generation:
-        """The fields of a prediction, at the setting's constants."""
+        """Return the fields of a prediction, at the setting's constants."""
         c = self.setting.constants
         total = self.total_ns(c)
         return Generation(
@@ -106,10 +113,21 @@ def answer(
     chunk: int | None = None,
     pruned: bool = True,
 ) -> Answer:
-    """A prompt of `prompt.prompt_len` tokens and `new_tokens` after it; `chunk`: tokens of the
-    prompt in one forward."""
+    """Return a prompt of `prompt.prompt_len` tokens and `new_tokens` after it.
+
+    Args:
+        setting: The setting.
+        prompt: The workload of the prompt.
+        new_tokens: The number of tokens of the answer.
+        chunk: Tokens of the prompt per forward; None: all.
+        pruned: Whether the pruned model answers.
+
+    Returns:
+        The answer.
+    """
 
     def side(work: Workload) -> PredictedSide:
+        """Return one forward of the side that answers."""
         return predicted_side(setting, work, pruned=pruned)
 
     first = replace(prompt, phase="prefill", context=None)
@@ -128,13 +146,14 @@ def answer(
 
 
 def _attention_ns(side: PredictedSide, c: Constants, terms: frozenset[str]) -> float:
+    """Return the ns of the attention of a forward."""
     r = rates(side.setting, c, terms)
     pairs = zip(side.bounded, cost_estimate(side).op_costs, strict=True)
     return sum(cost.layers * op_cost_ns(cost, r) for op, cost in pairs if op.cls == "attention")
 
 
 def prompt_of(setting: Setting, *, batch: int, prompt_len: int, logits: str) -> Workload:
-    """The prefill with which an answer begins, in the dtype of the setting."""
+    """Return the prefill with which an answer begins, in the dtype of the setting."""
     return Workload(
         phase="prefill",
         batch=batch,
@@ -147,12 +166,16 @@ def prompt_of(setting: Setting, *, batch: int, prompt_len: int, logits: str) -> 
 
 
 def predicted_answer(setting: Setting, request: PredictRequest) -> PredictedAnswer:
-    """Both sides of the workload, their speedup, and the batch that pruning makes room for."""
+    """Predict both sides of the workload and their speedup.
+
+    The prediction includes the batch that pruning makes room for.
+    """
     work = prompt_of(
         setting, batch=request.batch, prompt_len=request.prompt_len, logits=request.logits
     )
 
     def side(batch: int, *, pruned: bool) -> Answer:
+        """Return the answer of one side at a batch."""
         return answer(
             setting,
             replace(work, batch=batch),
@@ -167,10 +190,11 @@ def predicted_answer(setting: Setting, request: PredictRequest) -> PredictedAnsw
         return PredictedAnswer(dense=dense.as_schema(), dense_memory=dense_memory)
     pruned = side(request.pruned_batch or work.batch, pruned=True)
     pruned_memory = answer_memory(pruned, pruned=True)
-    most = dense_memory.max_batch, pruned_memory.max_batch
     at_max_batch = None
-    if most[0] and most[1]:
-        at_max_batch = _throughput(side(most[0], pruned=False), side(most[1], pruned=True))
+    if dense_memory.max_batch and pruned_memory.max_batch:
+        at_max_batch = _throughput(
+            side(dense_memory.max_batch, pruned=False), side(pruned_memory.max_batch, pruned=True)
+        )
     return PredictedAnswer(
         dense=dense.as_schema(),
         pruned=pruned.as_schema(),
@@ -183,26 +207,29 @@ def predicted_answer(setting: Setting, request: PredictRequest) -> PredictedAnsw
 
 
 def speed_of(dense: Answer, pruned: Answer) -> Speed:
-    """The speedup of the total time, and its range."""
+    """Return the speedup of the total time, and its range."""
     return _speed(dense, pruned, Answer.total_ns)
 
 
 def _throughput(dense: Answer, pruned: Answer) -> Speed:
+    """Return the speedup of the time per sequence, and its range."""
     return _speed(dense, pruned, lambda side, c: side.paced_ns(c) / side.work.batch)
 
 
 def _speed(dense: Answer, pruned: Answer, cost: Callable[[Answer, Constants], float]) -> Speed:
-    value, found = answer_uncertainty(dense, pruned, cost)
-    return Speed(speedup=value, range=found.range_of(value))
+    """Return the speedup of a cost of whole answers, and its range."""
+    value, spread = answer_uncertainty(dense, pruned, cost)
+    return Speed(speedup=value, range=spread.range_of(value))
 
 
 def answer_uncertainty(
     dense: Answer, pruned: Answer, cost: Callable[[Answer, Constants], float] = Answer.total_ns
 ) -> tuple[float, Uncertainty]:
-    """The speedup of a cost of whole answers, and its uncertainty."""
+    """Return the speedup of a cost of whole answers, and its uncertainty."""
     c, terms = pruned.setting.constants, pruned.setting.terms
 
     def speedup(constants: Constants) -> float:
+        """Return the speedup with other constants."""
         return cost(dense, constants) / cost(pruned, constants)
 
     # Prompt and steps count by their times. Random routing averages out over the steps.
@@ -228,12 +255,15 @@ def answer_uncertainty(
 
 
 def answer_memory(whole: Answer, *, pruned: bool) -> Memory:
-    """The memory that an answer needs, and the largest batch that fits: weights, the KV cache at
-    the end of the answer, the prompt's activations, and a fixed overhead."""
+    """Return the memory that an answer needs, and the largest batch that fits.
+
+    The memory is the weights, the KV cache at the end of the answer, the prompt's activations, and
+    a fixed overhead.
+    """
     setting, work = whole.setting, whole.work
     last = replace(work, phase="decode", context=work.prompt_len + whole.new_tokens - 1)
     end = predicted_side(setting, last, pruned=pruned).forward
-    in_flight = setting.pp  # batches, each with its cache of the stage's layers
+    in_flight = setting.pp  # as many batches, each with its cache of the stage's layers
     weights, step = end.weight_bytes, _step_bytes(whole.prompt)
     cache = end.kv_bytes * in_flight
     capacity = setting.device.memory_bytes
@@ -253,8 +283,10 @@ def answer_memory(whole: Answer, *, pruned: bool) -> Memory:
 
 
 def _step_bytes(side: PredictedSide) -> float:
-    """Bytes that a step allocates: [T, h] twice, the widest GEMM's input and output, [T_o, V]
-    logits."""
+    """Return the bytes that a step allocates.
+
+    They are [T, h] twice, the widest GEMM's input and output, and [T_o, V] logits.
+    """
     work, shape = side.work, side.setting.shape
     gemms = [op.gemms[0] for op in side.bounded if op.cls == "matmul" and op.role != "lm_head"]
     widest = max((g.m * (g.n + g.k) * g.batch for g in gemms), default=0)

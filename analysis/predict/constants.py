@@ -1,8 +1,9 @@
-"""The costs of execution, and the constants of their models: one a mechanism, none a family.
+"""The costs of execution, and the constants of their models: one per mechanism, none per family.
 
-TERMS: the costs that `predict` adds to the roofline, in order. TABLE: the constants, fitted to
-published measurements, each with its range on other devices and its source. Constants: the values
-in use. SPARSE: rates of 2:4 kernels by device and library. `benchmarks/predict.md` prints all.
+TERMS are the costs that `predict` adds to the roofline, in order. TABLE has the constants, fitted
+to published measurements, each with its range on other devices and its source. Constants has the
+values in use. SPARSE has the rates of 2:4 kernels by device and library, and RUNTIMES the host work
+of serving engines. `benchmarks/predict.md` prints the constants and the rates.
 """
 
 from __future__ import annotations
@@ -49,8 +50,11 @@ NAMES = tuple(term.name for term in TERMS)
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """A constant of one mechanism: its value, its range on other devices, the source that it is
-    fitted to, and the devices measured there."""
+    """A constant of one mechanism.
+
+    It has a value, its range on other devices, the source that it is fitted to, and the devices
+    measured there.
+    """
 
     value: float
     low: float
@@ -62,7 +66,10 @@ class Constant:
     devices: tuple[str, ...] = ()
 
     def ends(self, *, seen: bool) -> tuple[float, float]:
-        """(low, high); half as far from the value on a chip where it was measured."""
+        """Return (low, high).
+
+        Both are half as far from the value on a chip where it was measured (`seen`).
+        """
         if not seen:
             return self.low, self.high
         return (self.low + self.value) / 2, (self.high + self.value) / 2
@@ -174,8 +181,11 @@ TABLE: dict[str, Constant] = {
 
 @dataclass(frozen=True, slots=True)
 class SparseRate:
-    """A compute-bound 2:4 GEMM: its time over half of the dense time. The first row of a library,
-    a chip and a format holds; no devices or formats: the others."""
+    """The time of a compute-bound 2:4 GEMM over half of the dense time.
+
+    The first row of a library, a chip and a format holds. Empty devices or formats stand for all
+    that have no row.
+    """
 
     libraries: tuple[str, ...]
     devices: tuple[str, ...]
@@ -184,7 +194,7 @@ class SparseRate:
     figure: str
 
 
-# Values of `--set kernel=`, and whether the library makes its caller copy layouts.
+# The values of `--set kernel=`, and whether the library makes its caller copy layouts.
 SPARSE_LIBRARIES = {
     "torch": True,
     "cusparselt": False,
@@ -192,7 +202,7 @@ SPARSE_LIBRARIES = {
     "tensorrt": False,
     "marlin": False,
 }
-MARLIN = "marlin"  # W4A16: also the kernel of linear layers that are not 2:4
+MARLIN = "marlin"  # W4A16, and also the kernel of linear layers that are not 2:4
 # Libraries whose 2:4 kernels split K for few rows: cuSPARSELt does in three or four parts at 64
 # rows on an A100 (_KERNEL_TABLES), PyTorch's kernel never does, the others are assumed to.
 SPLITTING_LIBRARIES = frozenset({"cusparselt", "cutlass", "tensorrt", "marlin"})
@@ -242,11 +252,11 @@ class ModelError:
     """The model's own error, as standard deviations of the logarithm of a speedup.
 
     `common`: two measurements of the same speedup. `waits`: the part of a step in which an engine's
-    host sets the pace on both sides. `reshaped`: a kernel at a shape that the dense
-    model does not run, of a single wave of tiles, where the library's choice of a tile decides;
-    divided by w to the `power` for w waves. `added`: kernels that only pruning needs, whose number
-    and traffic are those of one implementation. `unseen` multiplies all of them on a chip without
-    measurements; `scale` makes the range hold 90 %.
+    host sets the pace on both sides. `reshaped`: a kernel at a shape that the dense model does not
+    run, of a single wave of tiles, where the library's choice of a tile decides; it is divided by w
+    to the `power` for w waves. `added`: kernels that only pruning needs, whose number and traffic
+    are those of one implementation. `unseen` multiplies all of them on a chip without measurements;
+    `scale` makes the range hold 90 %.
     """
 
     common: float
@@ -258,14 +268,15 @@ class ModelError:
     scale: float
 
 
-# Fitted to published measurements by benchmarks/predict_calibration.py, which also tests the fit on
+# benchmarks/predict_calibration.py fits the error to published measurements, and tests the fit on
 # measurements that were left out.
 ERROR = ModelError(0.06, 0.08, 1 / 2, 0.5, 0.12, 1.25, 1.354)
 MEASURED_ON = (PRO_6000, A100, ADA)
 # Routing is random in each step; papers give the mean of three samples (arXiv 2606.09080).
 ROUTING_SAMPLES = 3
 
-# Byte/s between devices of a server, one way, by data sheet: NVLink, xGMI; else PCIe 4 x16.
+# Byte/s between the devices of a server, in one direction, by data sheet: NVLink and xGMI. Other
+# devices have PCIe 4 with 16 lanes.
 LINKS = {
     300e9: ("a100-40gb-sxm", "a100-80gb-sxm"), 200e9: ("a800-80gb-sxm", "h800-sxm"),
     450e9: ("h100-sxm", "h200-sxm", "h20", "mi300x", "mi325x"), 150e9: ("v100-sxm2",),
@@ -275,24 +286,25 @@ OTHER_LINK = 32e9
 
 
 def link_byte_per_s(device: Device) -> float:
-    """Byte/s from one device of a server to the others, one way."""
+    """Return the byte/s from one device of a server to the others, in one direction."""
     return next((rate for rate, names in LINKS.items() if device.name in names), OTHER_LINK)
 
 
-# A CUDA context, library workspaces and allocator losses: 0.5-1 GB on A100 and H100 under PyTorch.
+# A CUDA context, workspaces of libraries and losses of the allocator take 0.5 to 1 GB under PyTorch
+# on A100 and H100.
 OVERHEAD_BYTES = 1_000_000_000
 
-# Where whole waves were measured: with N from 4,096 to 2,867 (M = K = 4,096) nothing is won on the
-# RTX Pro 6000, arXiv 2606.09080.
+# The chips on which whole waves were measured: on the RTX Pro 6000 nothing is won with N from 4,096
+# to 2,867 (M = K = 4,096), arXiv 2606.09080.
 WHOLE_WAVES = (PRO_6000,)
 
-# Chips whose boost clock is not in the device table: the median of the others.
+# For chips whose boost clock is not in the device table: the median of the others.
 TYPICAL_HZ = 1.83e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constants:
-    """The values in use, by name; units as in TABLE."""
+    """The values in use, by name; units are those of TABLE."""
 
     gemm_share: float = TABLE["gemm_share"].value
     idle_share: float = TABLE["idle_share"].value
@@ -313,45 +325,108 @@ class Constants:
     uncaptured_ns: float = TABLE["uncaptured_ns"].value
     sparse_rate: float = TABLE["sparse_rate"].value
 
-    def idle_on(self, device: Device) -> float:
-        """The share of idle tiles and waves that costs time on a device."""
+    def idle_share_on(self, device: Device) -> float:
+        """Return the share of idle tiles and waves that costs time on a device."""
         whole = any(same_chip(device, name) for name in WHOLE_WAVES)
         return 1.0 if whole else self.idle_share
 
     def ramp_ns(self, device: Device) -> float:
-        """A ramp is a number of clocks: ns at the device's boost clock."""
+        """Return the ns of a ramp, which is a number of clocks, at the device's boost clock."""
         return self.ramp_clocks / (device.boost_hz or TYPICAL_HZ) * 1e9
 
 
 DEFAULT = Constants()
 
 
-def measured_on(device: Device) -> bool:
-    """Whether published speedups of this chip are among those the model is fitted to."""
+def is_measured_on(device: Device) -> bool:
+    """Return whether the model is fitted to published speedups of this chip."""
     return any(same_chip(device, name) for name in MEASURED_ON)
 
 
-def ends(
+def constants_at_ends(
     terms: frozenset[str], device: Device, now: Constants = DEFAULT
 ) -> tuple[tuple[str, Constants, Constants], ...]:
-    """(name, low, high) of every constant of `terms`: the constants in use with that one at its
-    ends. A constant that was given is known within a tenth."""
+    """Return (name, low, high) of every constant of `terms`.
+
+    low and high are the constants in use with that one at its ends. A constant that was given is
+    known within a tenth.
+    """
     seen = tuple(
         name for name, row in TABLE.items() if any(same_chip(device, d) for d in row.devices)
     )
-    return _ends(terms, seen, now)
+    return _constants_at_ends(terms, seen, now)
 
 
 @lru_cache(maxsize=256)
-def _ends(
+def _constants_at_ends(
     terms: frozenset[str], seen: tuple[str, ...], now: Constants
 ) -> tuple[tuple[str, Constants, Constants], ...]:
-    found = []
+    """Return the same, where `seen` names the constants that were measured on the device's chip."""
+    changed = []
     for name, row in TABLE.items():
         if row.term in terms:
             low, high = row.ends(seen=name in seen)
-            given = getattr(now, name)
-            if given != row.value:
-                low, high = 0.9 * given, 1.1 * given
-            found.append((name, replace(now, **{name: low}), replace(now, **{name: high})))
-    return tuple(found)
+            value = getattr(now, name)
+            if value != row.value:  # it was given
+                low, high = 0.9 * value, 1.1 * value
+            changed.append((name, replace(now, **{name: low}), replace(now, **{name: high})))
+    return tuple(changed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """The host work of a serving engine, apart from the kernels of a forward.
+
+    Its shares multiply the constants of the term "engine", which are those of vLLM. An engine that
+    nobody measured in that respect says so.
+
+    `step` is the share of a step's scheduler, sampler and outputs that the device waits for.
+    `prompt` and `uncaptured` are the shares of the host's work for a prompt and for each kernel
+    that no graph holds, below which no prefill falls. `mixed`: with weights of 8 bits or fewer,
+    lm_head, attention, its cache and what lies between GEMMs stay in 16 bits. `library` has its 2:4
+    kernels. `absorbs`: decode of latent attention multiplies queries into the cached latents.
+    `loops_experts`: the experts of a layer that got a token are called one after another, not all
+    of them by one grouped kernel.
+    """
+
+    name: str
+    versions: str
+    launch: str
+    library: str
+    mixed: bool = True
+    absorbs: bool = True
+    loops_experts: bool = False
+    step: float = 0.0
+    prompt: float = 0.0
+    uncaptured: float = 0.0
+    figure: str
+
+    @property
+    def assumed(self) -> str:
+        """The assumption behind a prediction, in a sentence."""
+        return f"{self.name} {self.versions}: {self.figure}"
+
+
+_RUNTIMES = (
+    Runtime(
+        name="hf", versions="transformers 4.x, PyTorch eager", launch="eager", library="torch",
+        absorbs=False, loops_experts=True,
+        figure="modules run op by op, and nothing is captured; 8-bit formats replace the "
+        "linear layers of the blocks alone"),
+    Runtime(
+        name="vllm", versions="0.8 to 0.13 (V1)", launch="graph", library="cutlass",
+        step=1.0, prompt=1.0, uncaptured=1.0,
+        figure="graphs hold decode steps, not prompts of more than 512 tokens "
+        "(docs.vllm.ai, design/cuda_graphs); lm_head, attention and its cache stay in 16 bits"),
+    Runtime(
+        name="sglang", versions="0.4 to 0.5", launch="graph", library="cutlass",
+        step=0.2, prompt=0.2, uncaptured=1.0,
+        figure="graphs hold decode steps; the scheduler runs one batch ahead, nearly without "
+        "idle time (SGLang 0.4, zero-overhead batch scheduler); its prefill floor is a guess"),
+    Runtime(
+        name="trtllm", versions="0.17 to 1.2", launch="graph", library="tensorrt",
+        step=0.2, prompt=0.2, uncaptured=0.3,
+        figure="graphs hold decode steps; the scheduler overlaps with the device (TensorRT-LLM "
+        "docs, overlap scheduler); its prefill floor is a guess"),
+)  # fmt: skip
+RUNTIMES = {row.name: row for row in _RUNTIMES}  # by the name that `--runtime` takes

@@ -1,6 +1,6 @@
 """The expected time of a forward: its roofline plus the costs of execution, term by term.
 
-In: a side and the names of the active terms. Out: ns a forward. Apart from the kernels of its ops a
+A side and the names of the active terms give ns per forward. Apart from the kernels of its ops a
 forward has added kernels, which only pruning needs; an eager forward has host dispatches and the
 traffic of unfused modules; tensor parallelism has all-reduces. What a cost needs to know of a
 family it reads from the ops (sparse, gathered, estimated, added): no family is known by name here.
@@ -24,16 +24,16 @@ from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import PredictedSide, predicted_side, sent_bytes
 from prunescope.taxonomy.plan import Op, Workload
 
-_OF_ENGINES = tuple(name for name, row in TABLE.items() if row.term == "engine")
-ADDED = "added"  # among roles: ops that only pruning needs
+_ENGINE_CONSTANTS = tuple(name for name, row in TABLE.items() if row.term == "engine")
+ADDED = "added"  # the role of ops that only pruning needs
 
 
 @dataclass(slots=True)
 class CostEstimate:
     """The costs of a forward before constants and terms.
 
-    Counts are kernels, bytes and host ops a forward. The three dicts keep totals for the constants
-    and terms of earlier calls, which several sparsities repeat for the dense side.
+    Counts are kernels, bytes and host ops per forward. The three dicts keep totals for the
+    constants and terms of earlier calls, which several sparsities repeat for the dense side.
     """
 
     setting: Setting
@@ -45,30 +45,30 @@ class CostEstimate:
     added_bytes: AddedBytes
     eager_bytes: float
     allreduces: tuple[tuple[float, float], ...]
-    host_ops: tuple[float, float]  # ops that launch; module calls, with half of each view
+    host_ops: tuple[float, float]  # ops that launch, and module calls with half of each view
     sent_bytes: float = 0.0  # bytes between two stages of a pipeline
-    stage_shares: tuple[float, float] = (1.0, 1.0)  # of the layers: the longest stage, the last
+    stage_shares: tuple[float, float] = (1.0, 1.0)  # of layers: longest and last stage
     batch: int = 1
     prefill: bool = False
     _totals: dict[tuple[Constants, frozenset[str]], float] = field(default_factory=dict)
-    _op_sums: dict[tuple[float, ...], float] = field(default_factory=dict)  # by rates
+    _op_sums: dict[tuple[float, ...], float] = field(default_factory=dict)  # by their rates
     _roles: dict[tuple[Constants, frozenset[str]], dict[str, float]] = field(default_factory=dict)
 
     def total_ns(self, c: Constants, active: frozenset[str]) -> float:
-        """ns a forward with the terms in `active`; the roofline where there are none."""
-        found = self._totals.get((c, active))
-        if found is None:
-            found = self._totals[c, active] = self._total_ns(c, active)
-        return found
+        """Return the ns of a forward with the terms in `active`.
 
-    def _total_ns(self, c: Constants, active: frozenset[str]) -> float:
-        total = self._forward_ns(c, active)
-        if "engine" in active:
-            kernels = self.kernels + self.added_kernels * ("added" in active)
-            total = self._with_engine(total, c, kernels)
-        return total + self.setting.extra_ns
+        Without any, those of the roofline.
+        """
+        if (c, active) not in self._totals:
+            total = self._forward_ns(c, active)
+            if "engine" in active:
+                kernels = self.kernels + self.added_kernels * ("added" in active)
+                total = self._add_engine(total, c, kernels)
+            self._totals[c, active] = total + self.setting.extra_ns
+        return self._totals[c, active]
 
     def _forward_ns(self, c: Constants, active: frozenset[str]) -> float:
+        """Return the ns of a forward outside of a serving engine."""
         setting, r = self.setting, rates(self.setting, c, active)
         eager = setting.launch == "eager"
         # Most constants and terms change no rate, and few GEMMs pay for the start of a kernel.
@@ -97,13 +97,16 @@ class CostEstimate:
         return total + dispatch if setting.device.is_cpu else max(total, dispatch)
 
     def dispatch_ns(self, c: Constants, active: frozenset[str]) -> float:
-        """ns in which the host dispatches the ops of an eager forward."""
+        """Return the ns in which the host dispatches the ops of an eager forward."""
         ops = self.host_ops[0] + c.module_share * self.host_ops[1]
         return (ops + self.added_kernels * ("added" in active)) * c.dispatch_ns
 
     def stage_ns(self, c: Constants, active: frozenset[str]) -> float:
-        """ns between two forwards of a full pipeline: its slowest stage with one transfer, or the
-        engine's host where that takes longer. Without a pipeline, ns a forward."""
+        """Return the ns between two forwards of a full pipeline.
+
+        They are those of its slowest stage with one transfer, or of the engine's host where that
+        takes longer. Without a pipeline they are the ns of a forward.
+        """
         setting = self.setting
         if setting.pp == 1:
             return self.total_ns(c, active)
@@ -117,18 +120,21 @@ class CostEstimate:
         return max(layers * most, layers * least + ends, host) + send
 
     def send_ns(self, c: Constants) -> float:
-        """ns in which a stage sends its rows to the next one."""
+        """Return the ns in which a stage sends its rows to the next one."""
         return c.allreduce_ns + self.sent_bytes / link_byte_per_s(self.setting.device) * 1e9
 
-    def waits_share(self, c: Constants, active: frozenset[str]) -> float:
-        """The share of a prefill in which the device waits for an engine's host."""
+    def wait_share(self, c: Constants, active: frozenset[str]) -> float:
+        """Return the share of a prefill in which the device waits for an engine's host."""
         total = self.total_ns(c, active)
         device = self.total_ns(c, active - {"engine"}) + self._step_ns(c)
         return max(0.0, total - device) / total if "engine" in active else 0.0
 
-    def _with_engine(self, device_ns: float, c: Constants, kernels: float) -> float:
-        """ns of a forward inside a serving engine: no prefill is shorter than the host's part of
-        it, and each step waits for the scheduler and the sampler."""
+    def _add_engine(self, device_ns: float, c: Constants, kernels: float) -> float:
+        """Return the ns of a forward inside a serving engine.
+
+        No prefill is shorter than the host's part of it, and each step waits for the scheduler and
+        the sampler.
+        """
         engine = self.setting.runtime
         if engine is None:
             return device_ns
@@ -138,16 +144,19 @@ class CostEstimate:
         return device_ns + self._step_ns(c)
 
     def _step_ns(self, c: Constants) -> float:
+        """Return the ns in which the device waits for an engine in each step."""
         engine = self.setting.runtime
         if engine is None:
             return 0.0
         return engine.step * (c.engine_step_ns + self.batch * c.engine_sequence_ns)
 
     def role_ns(self, c: Constants, active: frozenset[str]) -> dict[str, float]:
-        """ns by role, each op with the ramps of its kernels; ADDED: what only pruning needs."""
-        found = self._roles.get((c, active))
-        if found is not None:
-            return found
+        """Return the ns by role, each op with the ramps of its kernels.
+
+        ADDED is the role of what only pruning needs.
+        """
+        if (c, active) in self._roles:
+            return self._roles[c, active]
         r, ramp = rates(self.setting, c, active), c.ramp_ns(self.setting.device)
         ramp *= "kernel" in active
         sums: defaultdict[str, float] = defaultdict(float)
@@ -158,7 +167,10 @@ class CostEstimate:
         return sums
 
     def added_busy_ns(self, c: Constants, active: frozenset[str]) -> float:
-        """ns in which the added kernels keep the device busy: their traffic and their ramps."""
+        """Return the ns in which added kernels keep the device busy.
+
+        They are those of their traffic and of their ramps.
+        """
         if "added" not in active:
             return 0.0
         traffic = self.added_bytes.ns(c, rates(self.setting, c, active).stream_byte_per_s)
@@ -166,15 +178,18 @@ class CostEstimate:
         return traffic + self.added_kernels * ramp
 
     def added_ns(self, c: Constants, active: frozenset[str]) -> float:
-        """The part of a total that the added kernels make, the gaps before them included."""
+        """Return the part of a total that added kernels make, including the gaps before them."""
         if "added" not in active:
             return 0.0
         r = rates(self.setting, c, active)
         return self.added_bytes.ns(c, r.stream_byte_per_s) + self.added_kernels * r.start * 1e9
 
     def _communication_ns(self, c: Constants) -> float:
-        """A ring all-reduce of B bytes moves 2(n-1)/n · B at the rate of a link; N stages send
-        N-1 times."""
+        """Return the ns of all-reduces and of sends between stages.
+
+        A ring all-reduce of B bytes moves 2(n-1)/n · B at the rate of a link; N stages send N-1
+        times.
+        """
         n = max(self.setting.tp, self.setting.ep)
         link = link_byte_per_s(self.setting.device)
         between = self.setting.pp - 1
@@ -184,7 +199,7 @@ class CostEstimate:
         )
 
     def unused_terms(self) -> frozenset[str]:
-        """The terms that add nothing to this forward."""
+        """Return the terms that add nothing to this forward."""
         used = {
             "sparse_kernel": any(cost.sparse for cost in self.op_costs),
             "gathered": any(cost.gathered for cost in self.op_costs),
@@ -198,11 +213,11 @@ class CostEstimate:
         return frozenset(name for name, counts in used.items() if not counts)
 
     def relevant_constants(self) -> frozenset[str]:
-        """The constants that can change a total of this forward."""
+        """Return the constants that can change a total of this forward."""
         relevant = {
             "dispatch_ns": self.setting.launch == "eager",
             "module_share": self.setting.launch == "eager",
-            "idle_share": self.setting.constants.idle_on(self.setting.device) < 1,
+            "idle_share": self.setting.constants.idle_share_on(self.setting.device) < 1,
             "gemm_share": self.setting.gemm_ceiling is None,
             "sparse_rate": any(cost.sparse for cost in self.op_costs),
             "gathered_kernel": any(cost.gathered for cost in self.op_costs),
@@ -210,16 +225,17 @@ class CostEstimate:
             "gather_rate": self.added_bytes.gathered > 0,
             "cache_passes": self.added_bytes.cached > 0,
             "allreduce_ns": bool(self.allreduces) or self.setting.pp > 1,
-            **dict.fromkeys(_OF_ENGINES, self.setting.runtime is not None),
+            **dict.fromkeys(_ENGINE_CONSTANTS, self.setting.runtime is not None),
         }
         return frozenset(name for name in TABLE if relevant.get(name, True))
 
 
 def cost_estimate(side: PredictedSide) -> CostEstimate:
-    """The costs of a side, computed once for all constants and terms."""
+    """Return the costs of a side, computed once for all constants and terms."""
     setting, device = side.setting, side.setting.device
 
     def compute() -> CostEstimate:
+        """Compute the costs."""
         ops, eager = side.bounded, setting.launch == "eager"
         op_costs = tuple([op_cost(side, op) for op in ops])
         return CostEstimate(
@@ -247,48 +263,54 @@ def cost_estimate(side: PredictedSide) -> CostEstimate:
 
 
 def total_ns(side: PredictedSide, active: Collection[str]) -> float:
-    """ns a forward with the terms in `active`; the roofline where there are none."""
+    """Return the ns of a forward with the terms in `active`; without any, those of the roofline."""
     return cost_estimate(side).total_ns(side.setting.constants, frozenset(active))
 
 
 def expected_speedup(setting: Setting, work: Workload, sparsity: float | None = None) -> float:
-    """Dense over pruned with the setting's costs; `sparsity` None is the setting's."""
+    """Return dense over pruned time with the setting's costs; `sparsity` None is the setting's."""
     dense = predicted_side(setting, work, pruned=False)
     pruned = predicted_side(setting, work, sparsity=sparsity)
     return total_ns(dense, setting.terms) / total_ns(pruned, setting.terms)
 
 
-# Added kernels: a routed sublayer gathers its rows and scatters them back; a 2:4 GEMM converts
+# The added kernels: a routed sublayer gathers its rows and scatters them back; a 2:4 GEMM converts
 # layouts where its library makes its caller do so; an estimated attention pools, scores and picks;
-# attention on gathered rows passes its cache once more; keys are ranked by scores of their own, of
-# a piece of the queries at a time.
+# attention on gathered rows passes its cache once more; and keys are ranked by scores of their own,
+# for a piece of the queries at a time.
 _ROUTE_KERNELS = 2  # gather and scatter
 _LAYOUT_KERNELS = 2  # into the layout of the sparse kernel and out of it
-_ROW_MULTIPLE = 8  # rows of a 2:4 GEMM; one more kernel pads the others
+_ROW_MULTIPLE = 8  # of the rows of a 2:4 GEMM; one more kernel pads other numbers of rows
 _ESTIMATE_KERNELS = 3  # pooled scores, softmax, top-k
-_SCORE_KERNELS = 5  # scores, scale, mask, softmax, their sum: of each piece of the queries
+_SCORE_KERNELS = 5  # scores, scale, mask, softmax and their sum, for each piece of the queries
 _PICK_KERNELS = 3  # top-k, gathered keys and values
 
 
 @dataclass(frozen=True, slots=True)
 class AddedBytes:
-    """Bytes a forward that added kernels move: streamed, gathered by index, passes over a cache."""
+    """The bytes per forward that added kernels move.
+
+    They are streamed, gathered by index, or passes over a cache.
+    """
 
     streamed: float
     gathered: float
     cached: float
 
     def ns(self, c: Constants, byte_per_s: float) -> float:
-        """Their time, at `byte_per_s` of a streaming kernel."""
+        """Return the time of the bytes, where a streaming kernel moves `byte_per_s`."""
         total = self.streamed + self.gathered / c.gather_rate + self.cached * c.cache_passes
         return total / byte_per_s * 1e9
 
 
 def _added_kernels(side: PredictedSide) -> float:
-    """Added kernels a forward. Routers and residual GEMMs are ops, and count as those."""
+    """Count the added kernels of a forward.
+
+    Routers and residual GEMMs are ops, and count as those.
+    """
     work, total = side.work, 0.0
-    copies = SPARSE_LIBRARIES[side.setting.sparse_library]
-    per_sparse = _LAYOUT_KERNELS * copies + (work.rows % _ROW_MULTIPLE != 0)
+    has_copies = SPARSE_LIBRARIES[side.setting.sparse_library]
+    per_sparse = _LAYOUT_KERNELS * has_copies + (work.rows % _ROW_MULTIPLE != 0)
     for op in side.bounded:
         if _is_added_router(op):
             total += op.layers * _ROUTE_KERNELS
@@ -302,56 +324,58 @@ def _added_kernels(side: PredictedSide) -> float:
 
 
 def _added_bytes(side: PredictedSide) -> AddedBytes:
-    """Bytes that the added kernels of a forward read and write."""
+    """Return the bytes that the added kernels of a forward read and write."""
     work, ops = side.work, side.bounded
-    copies, streamed, gathered, cached = (
-        SPARSE_LIBRARIES[side.setting.sparse_library],
-        0.0,
-        0.0,
-        0.0,
-    )
+    has_copies = SPARSE_LIBRARIES[side.setting.sparse_library]
+    streamed = gathered = cached = 0.0
     for op in ops:
         if _is_added_router(op):
-            # [T, h]: active rows read, written; then their outputs read, added to residual rows
-            # read and written.
+            # [T, h]: active rows are read and written; then their outputs are read and added to
+            # residual rows, which are read and written.
             rows = work.rows * _active_rows(ops)
             gathered += op.layers * 5 * rows * op.gemms[0].k * work.itemsize
-        elif op.sparse and copies:
-            gemm = op.gemms[0]  # the output, read and written
+        elif op.sparse and has_copies:
+            gemm = op.gemms[0]  # its output is read and written
             streamed += op.layers * 2 * gemm.batch * gemm.m * gemm.n * work.itemsize
         elif op.cls == "attention":
-            streamed += op.layers * op.ranked * _bytes_of_a_rank_score(side)
-            if op.estimated and work.prefill:  # queries pooled
+            streamed += op.layers * op.ranked * _rank_score_bytes(side)
+            if op.estimated and work.prefill:  # queries are pooled
                 heads = op.gemms[0].batch // work.batch
                 streamed += op.layers * work.rows * heads * op.gemms[0].k * work.itemsize
-            if op.rows < 1 and not work.prefill:  # the whole cache, of which it reads a part
+            if op.rows < 1 and not work.prefill:  # it reads a part of the whole cache
                 cached += op.layers * (op.kv_read / _active_rows(ops))
     return AddedBytes(streamed, gathered, cached)
 
 
-def _bytes_of_a_rank_score(side: PredictedSide) -> float:
-    """Traffic of a score that ranks keys: written, scaled, masked, its softmax taken in float32,
-    and added up over the queries (as tracer.pruners.kv_evict does). Writing it takes longer than
-    the 2d FLOPs that make it. Eager attention writes its scores anyway, and they are added up."""
+def _rank_score_bytes(side: PredictedSide) -> float:
+    """Return the traffic of a score that ranks keys.
+
+    The score is written, scaled and masked, its softmax is taken in float32, and it is added up
+    over the queries (as tracer.pruners.kv_evict does). Writing it takes longer than the 2d FLOPs
+    that make it. Eager attention writes its scores anyway, and they are added up.
+    """
     b, setting = side.work.itemsize, side.setting
     unfused = setting.launch == "eager" and not setting.fused_attention
     return b if unfused else 6 * b + 8
 
 
 def _is_added_router(op: Op) -> bool:
-    """Whether pruning added this router; that of a mixture of experts belongs to the model."""
+    """Return whether pruning added this router; that of a mixture of experts is the model's."""
     return op.added and op.role == "router"
 
 
 def _active_rows(ops: Sequence[Op]) -> float:
-    """Share of the rows that a routed sublayer works on."""
+    """Return the share of the rows that a routed sublayer works on."""
     return next((op.rows for op in ops if op.gathered and op.cls == "matmul"), 1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class EagerOp:
-    """An op as eager modules run it: ops that launch a kernel, views, module calls, and its traffic
-    over that of the fused kernel."""
+    """An op as eager modules run it.
+
+    It has ops that launch a kernel, views, module calls, and its traffic over that of the fused
+    kernel.
+    """
 
     launches: int
     views: int
@@ -359,11 +383,11 @@ class EagerOp:
     traffic: float = 1.0
 
 
-# Counted in transformers' Llama. A norm: cast, square, mean, eps, rsqrt, product, cast, product;
-# with its residual's sum. 42 bytes an element in 16 bit (float32 between), 8 where fused. RoPE, on
-# queries and keys each: product, negation, concatenation, product, sum; 18 bytes an element for 4.
-# An activation: 10 for 6. Attention: two concatenations into the cache, scores, scale, mask,
-# softmax, cast, values, copy.
+# Counted in transformers' Llama. A norm has cast, square, mean, eps, rsqrt, product, cast, product
+# and the sum of its residual: 42 bytes per element in 16 bits (float32 in between), 8 where fused.
+# RoPE has, on queries and on keys, product, negation, concatenation, product and sum: 18 bytes per
+# element for 4. An activation moves 10 for 6. Attention has two concatenations into the cache,
+# scores, scale, mask, softmax, cast, values and a copy.
 _NORM = EagerOp(9, 0, 1, 42 / 8)
 _EAGER = {
     "attn_norm": _NORM,
@@ -372,15 +396,16 @@ _EAGER = {
     "activation": EagerOp(2, 0, 1, 10 / 6),
     "attention": EagerOp(9, 10, 1),
 }
-# An expert in a loop calls its linear layers and its activation; and it finds its tokens (a number
-# compared, four read back, a mask searched), gathers their rows and gates, multiplies by the gates
-# and adds to the output (Qwen3MoeExperts.forward, by the ops of a profile).
+# An expert in a loop calls its linear layers and its activation. It also finds its tokens (a number
+# is compared, four are read back, a mask is searched), gathers their rows and gates, multiplies by
+# the gates and adds to the output (Qwen3MoeExperts.forward, by the ops of a profile).
 _EXPERT_ACTIVATION = EagerOp(2 + 10, 8, 2, 10 / 6)
 _FUSED_ATTENTION = EagerOp(4, 6, 1)  # two concatenations, the fused kernel, a copy
 _LINEAR, _OTHER = EagerOp(1, 2, 1), EagerOp(1, 0, 0)
 
 
 def _eager_op(op: Op, setting: Setting) -> EagerOp:
+    """Return an op as eager modules run it."""
     if op.cls == "attention" and setting.fused_attention:
         return _FUSED_ATTENTION
     if op.experts and op.role == "activation" and setting.loops_experts:
@@ -389,7 +414,7 @@ def _eager_op(op: Op, setting: Setting) -> EagerOp:
 
 
 def _host_ops(side: PredictedSide) -> tuple[float, float]:
-    """Ops of a forward that launch a kernel, and module calls with half of each view."""
+    """Count the ops of a forward that launch a kernel, and module calls with half of each view."""
     launches = calls = 0.0
     for op in side.bounded:
         eager, times = _eager_op(op, side.setting), op.layers * op.runs
@@ -401,11 +426,11 @@ def _host_ops(side: PredictedSide) -> tuple[float, float]:
 
 
 def _eager_bytes(side: PredictedSide, op: Op) -> float:
-    """Bytes that one layer of an op moves beyond its fused kernel.
+    """Return the bytes that one layer of an op moves beyond its fused kernel.
 
     Attention in decode copies the cache to append to it, and expands the keys and values of grouped
-    queries; in both phases it writes scores b bytes each, scales and masks them, and takes the
-    softmax in float32: 8b + 8 bytes a score, none where the kernel is fused.
+    queries. In both phases it writes scores of b bytes each, scales and masks them, and takes the
+    softmax in float32: 8b + 8 bytes per score, none where the kernel is fused.
     """
     b = side.work.itemsize
     more = (_eager_op(op, side.setting).traffic - 1) * op.bytes
@@ -414,13 +439,12 @@ def _eager_bytes(side: PredictedSide, op: Op) -> float:
     scores = op.gemms[0]
     if not side.setting.fused_attention:
         more += (8 * b + 8) * scores.batch * scores.m * scores.n
-    cache = op.kv_read
     if side.work.prefill:
         return more
-    more += 2 * cache
-    return more + _kv_copies(side, op) / 2 * (1 + side.setting.shape.group) * cache
+    expanded = _kv_copies(side, op) / 2 * (1 + side.setting.shape.group)
+    return more + 2 * op.kv_read + expanded * op.kv_read
 
 
 def _kv_copies(side: PredictedSide, op: Op) -> int:
-    """Copies of keys and values for the queries that share them."""
+    """Count the copies of keys and values for the queries that share them."""
     return 2 * (op.cls == "attention" and side.setting.shape.group > 1)

@@ -1,63 +1,60 @@
-"""Number formats of a forward whose linear layers alone are in 8 bits or fewer.
+"""The number formats of a forward whose linear layers alone are in 8 bits or fewer.
 
-In: a Forward in one format, and the formats of a setting. Out: the Forward as engines run it. The
-linear layers of the blocks multiply in the narrow format; attention, its cache, lm_head, routers
-and all that is element-wise stay in 16 bits, and a kernel before each GEMM quantises its input.
-Weights that are stored in fewer bits than they are multiplied in (W4A16) are read as stored.
+A Forward in one format and the formats of a setting give the Forward as engines run it. The linear
+layers of the blocks multiply in the narrow format; attention, its cache, lm_head, routers and all
+that is element-wise stay in 16 bits, and a kernel before each GEMM quantises its input. Weights
+that are stored in fewer bits than they are multiplied in (W4A16) are read as stored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
 from prunescope.analysis.predict.forward import Forward
 from prunescope.taxonomy.plan import Op
 
 WIDE = 2.0  # bytes of a number that stays in 16 bits
-# The GEMMs that formats of 8 bits or fewer replace.
+# The roles of the GEMMs that formats of 8 bits or fewer replace.
 LINEAR = frozenset({
     "q", "k", "v", "q_a", "q_b", "kv_a", "kv_b", "o", "gate", "up", "down", "experts",
     "shared_expert", "mixer_in", "mixer_out",
 })  # fmt: skip
-# GEMMs that share their input with one before them.
+# The roles of GEMMs that share their input with one before them.
 _SHARED_INPUT = frozenset({"k", "v", "up", "kv_a"})
 
 
-def mixed(whole: Forward) -> Forward:
-    """A forward in a format below 16 bits, with everything but its linear layers in 16 bits."""
+def with_wide_rest(whole: Forward) -> Forward:
+    """Return a forward in a format below 16 bits with all but its linear layers in 16 bits."""
     size = whole.work.itemsize
     if size >= WIDE:
         return whole
-    ops = tuple(_mixed_ops(whole.ops, size))
-    kept = ops if whole.resident == whole.ops else tuple(_mixed_ops(whole.resident, size))
-    return replace(
-        whole,
-        ops=ops,
-        bounded=tuple(op for op in ops if op.bounded),
-        resident=kept,
-        kv_share=whole.kv_share * WIDE / size,
-        memo={},
+    return whole.with_ops(lambda ops: _mixed_ops(ops, size), kv_share=whole.kv_share * WIDE / size)
+
+
+def with_stored_itemsize(
+    whole: Forward, itemsize: float, *, indices_shrink: bool = True
+) -> Forward:
+    """Return a forward whose linear layers store a number in `itemsize` bytes.
+
+    `indices_shrink`: whether the 2-bit indices of 2:4 weights take as much less; Marlin keeps them
+    whole.
+    """
+    narrow = partial(
+        _stored_op,
+        itemsize=itemsize,
+        before=whole.work.itemsize,
+        indices_shrink=indices_shrink,
     )
+    return whole.with_ops(partial(map, narrow))
 
 
-def stored_as(whole: Forward, itemsize: float, *, indices_shrink: bool = True) -> Forward:
-    """A forward whose linear layers store a number in `itemsize` bytes. `indices_shrink`: whether
-    the 2-bit indices of 2:4 weights take as much less; Marlin keeps them whole."""
-    size = whole.work.itemsize
-    ops = tuple(_stored(op, itemsize, size, indices_shrink=indices_shrink) for op in whole.ops)
-    kept = ops
-    if whole.resident != whole.ops:
-        kept = tuple(
-            _stored(op, itemsize, size, indices_shrink=indices_shrink) for op in whole.resident
-        )
-    return replace(
-        whole, ops=ops, bounded=tuple(op for op in ops if op.bounded), resident=kept, memo={}
-    )
+def _stored_op(op: Op, *, itemsize: float, before: float, indices_shrink: bool) -> Op:
+    """Return an op that stores its weights in `itemsize` bytes per number instead of `before`.
 
-
-def _stored(op: Op, itemsize: float, before: float, *, indices_shrink: bool) -> Op:
-    """The indices of 2:4 weights are a ninth of what is stored at 16 bits."""
+    The indices of 2:4 weights are a ninth of what is stored at 16 bits.
+    """
     if op.role not in LINEAR:
         return op
     indices = 1 / (4 * before + 1) if op.sparse and not indices_shrink else 0.0
@@ -71,18 +68,24 @@ def _stored(op: Op, itemsize: float, before: float, *, indices_shrink: bool) -> 
 
 
 def _mixed_ops(ops: Iterable[Op], size: float) -> Iterator[Op]:
+    """Yield the ops in 16 bits, except for linear layers.
+
+    Each of these comes behind the kernel that quantises its input, unless it shares its input with
+    one before it.
+    """
     for op in ops:
         if op.role not in LINEAR:
-            yield _widened(op, WIDE / size)
+            yield _widen(op, WIDE / size)
             continue
         gemm = op.gemms[0]
         rows = gemm.m * gemm.batch
         if op.role not in _SHARED_INPUT:
-            yield _quantise(op, rows * gemm.k * (WIDE + size))
+            yield _quantising_op(op, rows * gemm.k * (WIDE + size))
         yield replace(op, bytes=op.bytes + (WIDE - size) * rows * gemm.n)
 
 
-def _widened(op: Op, times: float) -> Op:
+def _widen(op: Op, times: float) -> Op:
+    """Return an op with `times` as many bytes."""
     return replace(
         op,
         bytes=op.bytes * times,
@@ -93,8 +96,11 @@ def _widened(op: Op, times: float) -> Op:
     )
 
 
-def _quantise(op: Op, size: float) -> Op:
-    """The kernel that scales and rounds the input of a GEMM: read in 16 bits, written in fewer."""
+def _quantising_op(op: Op, size: float) -> Op:
+    """Return the kernel that scales and rounds the input of a GEMM.
+
+    It reads the input in 16 bits and writes it in fewer.
+    """
     return Op(
         name=f"{op.name}.quantise",
         role="quantise",

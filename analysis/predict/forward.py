@@ -1,14 +1,14 @@
 """A forward as ops: what runs, what lies in memory, and what devices exchange.
 
-In: the ops of a dense or pruned model. Out: a Forward, on any device; times are those of a
+The ops of a dense or pruned model give a Forward, on any device; times are those of a
 PredictedSide.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from prunescope.taxonomy.plan import Op, Plan, Workload
@@ -16,17 +16,17 @@ from prunescope.taxonomy.theory import kv_cache_bytes
 
 _T = TypeVar("_T")
 FIRST, LAST = ("embedding",), ("final_norm", "lm_head")  # roles at the ends of a pipeline
-_ROUNDING = 1e-9  # layer counts are shares of whole numbers
+_ROUNDING = 1e-9  # layer counts are shares of whole numbers, and floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forward:
     """The ops of a forward, on any device.
 
-    `bounded`: the ops of the roofline bound. `resident`: the ops whose weights lie in memory, read
-    or not; under tensor parallelism a device holds `weight_share` of them and `kv_share` of the KV
-    cache. `allreduces`: (sublayers, bytes that each sums over all devices). Work is that of all
-    `stages` of a pipeline, memory that of the fullest one.
+    `bounded` are the ops of the roofline bound. `resident` are the ops whose weights lie in memory,
+    read or not; under tensor parallelism a device holds `weight_share` of them and `kv_share` of
+    the KV cache. `allreduces` are (sublayers, bytes that each sums over all devices). Work is that
+    of all `stages` of a pipeline, memory that of the fullest one.
     """
 
     work: Workload
@@ -37,24 +37,42 @@ class Forward:
     weight_share: float = 1.0
     kv_share: float = 1.0
     allreduces: tuple[tuple[float, float], ...] = ()
-    stages: int = 1  # of a pipeline, with equal layers as nearly as whole ones allow
+    stages: int = 1  # of a pipeline; numbers of layers differ by at most one
     memo: dict[Hashable, Any] = field(default_factory=dict, compare=False)
 
     def once(self, key: Hashable, compute: Callable[[], _T]) -> _T:
-        """`compute()`, called once a key: all points of a grid share their dense forward."""
+        """Return `compute()`, called once per key.
+
+        All points of a grid share their dense forward, and with it these values.
+        """
         if key not in self.memo:
             self.memo[key] = compute()
-        found: _T = self.memo[key]
-        return found
+        value: _T = self.memo[key]
+        return value
+
+    def with_ops(
+        self, change: Callable[[tuple[Op, ...]], Iterable[Op]], *, kv_share: float | None = None
+    ) -> Forward:
+        """Return the forward with changed ops, in what runs and in what lies in memory alike.
+
+        `kv_share` replaces that of the forward where given.
+        """
+        ops = tuple(change(self.ops))
+        resident = ops if self.resident == self.ops else tuple(change(self.resident))
+        bounded = tuple(op for op in ops if op.bounded)
+        kv_share = self.kv_share if kv_share is None else kv_share
+        return replace(
+            self, ops=ops, bounded=bounded, resident=resident, kv_share=kv_share, memo={}
+        )
 
     @property
     def parameters(self) -> float:
-        """Numbers in memory."""
+        """The number of parameters in memory."""
         return self.weight_share * sum(op.layers * op.parameters for op in self.resident)
 
     @property
     def weight_bytes(self) -> float:
-        """Bytes of the weights in memory."""
+        """The bytes of the weights in memory."""
         sizes = [(op, op.layers * op.stored_bytes) for op in self.resident]
         if self.stages == 1:
             return self.weight_share * sum(size for _, size in sizes)
@@ -63,13 +81,13 @@ class Forward:
         last = sum(size for op, size in sizes if op.role in LAST)
         most, least = self.stage_shares
         if not sum(size for op, size in sizes if op.role == "lm_head"):
-            last += first  # a head that shares the embedding's weights has a copy of them
+            last += first  # a head that shares the weights of the embedding has a copy of them
         fullest = max(layers * most + first, layers * least + last)
         return self.weight_share * fullest
 
     @property
     def kv_bytes(self) -> float:
-        """Bytes of the KV cache at the end of the forward."""
+        """The bytes of the KV cache at the end of the forward."""
         return self.kv_share * self.stage_shares[0] * kv_cache_bytes(self.plans)
 
     @property

@@ -1,4 +1,4 @@
-"""Settings (`--set`) of `predict` alone: in, a Family; out, knobs by name.
+"""The settings (`--set`) of `predict` alone: a Family gives knobs by name.
 
 The library of 2:4 kernels is chosen where a model is served, so `trace` has no knob for it.
 """
@@ -19,17 +19,17 @@ _KERNEL = Knob(
 
 
 def predicted_knobs(family: Family) -> dict[str, Knob]:
-    """The further knobs of `predict` for a family."""
+    """Return the further knobs of `predict` for a family."""
     return {"kernel": _KERNEL} if "layout" in family.adds else {}
 
 
 def with_predicted_knobs(family: Family) -> dict[str, Any]:
-    """A family as `families --json` prints it."""
-    found = family.to_dict()
+    """Return a family as `families --json` prints it."""
+    fields = family.to_dict()
     for name, knob in predicted_knobs(family).items():
-        found["knobs"][name] = {
+        fields["knobs"][name] = {
             "default": knob.default,
             "choices": list(knob.choices),
             "text": knob.text,
         }
-    return found
+    return fields

@@ -1,8 +1,8 @@
 """A family on a device where the dense model was measured: the measured times, scaled.
 
-In: ns of the dense forward by part (a role, a GEMM group, or a coarser category) and of its gaps,
-and both PredictedSides. Out: the bound (remaining work, at the roofline) and the expected time
-(with the costs of execution) of each part. Times are ns a forward.
+The ns of the dense forward by part (a role, a GEMM group, or a coarser category) and of its gaps,
+and both PredictedSides, give the bound (remaining work, at the roofline) and the expected time
+(with the costs of execution) of each part. Times are ns per forward.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from prunescope.analysis.predict.constants import NAMES
+from prunescope.analysis.predict.constants import NAMES, Constants
 from prunescope.analysis.predict.costs import ADDED, cost_estimate
+from prunescope.analysis.predict.ranges import Uncertainty, differences, uncertainty_of
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import PredictedSide
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.roles import GROUPS
 
 _NORMS = ("attn_norm", "mlp_norm", "qk_norm", "residual", "final_norm")
-_IDLE = "idle"  # the gaps, among the parts
-_ROUNDING = 0.995  # above the bound by less is rounding
-# Part of a measurement -> roles whose work it is. Other parts do not change.
+_IDLE = "idle"  # the part that the gaps are
+_ROUNDING = 0.995  # a speedup above the bound by less is rounding
+# The roles whose work each part of a measurement is. Other parts do not change.
 _PARTS: dict[str, tuple[str, ...]] = {
     "qkv": tuple(role for role, group in GROUPS.items() if group == "qkv"),
     "o": ("o",),
@@ -56,7 +57,7 @@ class Measured:
 
     parts: Mapping[str, float]
     gap_ns: float = 0.0
-    kernels: float | None = None  # recorded, a forward; None: as many as predicted
+    kernels: float | None = None  # recorded per forward; None: as many as predicted
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -84,22 +85,36 @@ class Scaled:
     parts: dict[str, float]
     gap_ns: float
     added_ns: float
-    above_by: str | None = None  # where `expected` is above `bound`: the part that falls further
+    above_by: str | None = None  # the part that falls furthest, where `expected` is above `bound`
 
 
 def part_of(role: str) -> str:
-    """The part that a role's time belongs to."""
+    """Return the part that a role's time belongs to."""
     return _PART_OF_ROLE.get(role, role)
 
 
-def scaled(
+def scale_measured(
     measured: Measured, dense: PredictedSide, pruned: PredictedSide, terms: Collection[str] = NAMES
 ) -> Scaled:
-    """The times of one family. `terms`: the costs of execution to count; without "launch" gaps
-    shrink with the number of layers alone."""
+    """Return the times of one family.
+
+    Args:
+        measured: The dense forward.
+        dense: The predicted dense side.
+        pruned: The predicted pruned side.
+        terms: The costs of execution to count; without "launch", gaps shrink with the number of
+            layers alone.
+
+    Returns:
+        The scaled times.
+    """
     parts, gap, added = _expected_ns(measured, dense, pruned, terms)
     wall, ideal = sum(parts.values()) + gap + added, _bound_ns(measured, dense, pruned)
-    bound = sum(ideal.values())
+    bound, above_by = sum(ideal.values()), None
+    if wall < bound * _ROUNDING:
+        expected = {**parts, _IDLE: gap}
+        # The part that falls furthest below its bound: its waves, starts or gaps fall too.
+        above_by = max(ideal, key=lambda name: ideal[name] - expected[name])
     return Scaled(
         bound=measured.wall_ns / bound,
         expected=measured.wall_ns / wall,
@@ -107,29 +122,35 @@ def scaled(
         parts=parts,
         gap_ns=gap,
         added_ns=added,
-        above_by=_falls_furthest(ideal, {**parts, _IDLE: gap})
-        if wall < bound * _ROUNDING
-        else None,
+        above_by=above_by,
     )
-
-
-def _falls_furthest(ideal: Mapping[str, float], expected: Mapping[str, float]) -> str:
-    """The part that falls furthest below its bound: its waves, starts or gaps fall too."""
-    return max(ideal, key=lambda name: ideal[name] - expected[name])
 
 
 def scaled_speedup(
     measured: Measured, dense: PredictedSide, pruned: PredictedSide, terms: Collection[str] = NAMES
 ) -> float:
-    """The expected speedup of `scaled` alone."""
+    """Return the expected speedup of `scale_measured` alone."""
     parts, gap, added = _expected_ns(measured, dense, pruned, terms)
     return measured.wall_ns / (sum(parts.values()) + gap + added)
+
+
+def measured_uncertainty(
+    measured: Measured, dense: PredictedSide, pruned: PredictedSide, terms: Collection[str]
+) -> Uncertainty:
+    """Return the uncertainty of the expected speedup of `scale_measured`."""
+
+    def speedup(constants: Constants) -> float:
+        """Return the speedup with other constants."""
+        sides = dense.with_constants(constants), pruned.with_constants(constants)
+        return scaled_speedup(measured, *sides, terms)
+
+    return uncertainty_of(speedup, pruned, terms, differences=differences(dense, pruned, terms))
 
 
 def _expected_ns(
     measured: Measured, dense: PredictedSide, pruned: PredictedSide, terms: Collection[str]
 ) -> tuple[dict[str, float], float, float]:
-    """Expected ns of each part, of the gaps, and of what only pruning needs."""
+    """Return the expected ns of each part, of the gaps, and of what only pruning needs."""
     active, c = frozenset(terms), pruned.setting.constants
     before = cost_estimate(dense).role_ns(dense.setting.constants, active)
     estimate = cost_estimate(pruned)
@@ -148,39 +169,42 @@ def _expected_ns(
 
 
 def _bound_ns(measured: Measured, dense: PredictedSide, pruned: PredictedSide) -> dict[str, float]:
-    """ns of each part and of the gaps at the roofline, without costs of execution. Combined
-    element-wise time shrinks like its most pruned role, so that this is a lower bound on time."""
+    """Return the ns of each part and of the gaps at the roofline, without costs of execution.
+
+    Combined element-wise time shrinks like its most pruned role, so that this is a lower bound on
+    time.
+    """
     before, after = _ideal_ns(dense), _ideal_ns(pruned)
-    found = {_IDLE: measured.gap_ns * _layers_left(dense, pruned)}
+    bound = {_IDLE: measured.gap_ns * _layers_left(dense, pruned)}
     for part, ns in measured.parts.items():
         roles = _PARTS.get(part, ())
         if part == "elementwise":
-            found[part] = ns * min(_share_left((role,), before, after) for role in roles)
+            bound[part] = ns * min(_share_left((role,), before, after) for role in roles)
         else:
-            found[part] = ns * _share_left(roles, before, after)
-    return found
+            bound[part] = ns * _share_left(roles, before, after)
+    return bound
 
 
 def _ideal_ns(side: PredictedSide) -> dict[str, float]:
-    """ns at the roofline by role, without added ops."""
-    found: defaultdict[str, float] = defaultdict(float)
+    """Return the ns at the roofline by role, without added ops."""
+    by_role: defaultdict[str, float] = defaultdict(float)
     for op in side.bounded:
         if not op.added:
-            found[op.role] += side.op_ns(op)
-    return found
+            by_role[op.role] += side.op_ns(op)
+    return by_role
 
 
 def _share_left(
     roles: Iterable[str], before: Mapping[str, float], after: Mapping[str, float]
 ) -> float:
-    """Cost of `roles` after over before; 1 where the model has none of them."""
+    """Return the cost of `roles` after over before; 1 where the model has none of them."""
     wanted = frozenset(roles)
     total = sum(before.get(role, 0.0) for role in wanted)
     return sum(after.get(role, 0.0) for role in wanted) / total if total else 1.0
 
 
 def _layers_left(dense: PredictedSide, pruned: PredictedSide) -> float:
-    """Sublayers that run over those of the dense model, counted by their norms."""
+    """Return the sublayers that run over those of the dense model, counted by their norms."""
     before = sum(op.layers for op in dense.bounded if op.role in _NORMS)
     after = sum(op.layers for op in pruned.bounded if op.role in _NORMS and not op.added)
     return after / before if before else 1.0

@@ -1,8 +1,8 @@
 """One phase of a prediction, in the fields of the report's phase that need no run.
 
-In: a Setting and a Workload. Out: a PredictedPhase: ladder, roles, bytes, memory, break-even, the
-GEMM table, and the expected time cost by cost with its range. Times are ns a forward; bounds that
-need a run are null.
+A Setting and a Workload give a PredictedPhase: ladder, roles, bytes, memory, break-even, the GEMM
+table, and the expected time cost by cost with its range. Times are ns per forward; bounds that need
+a run are null.
 """
 
 from __future__ import annotations
@@ -43,16 +43,25 @@ _SOURCES = {
     name: "; ".join(c.figure for c in TABLE.values() if c.term == name) or "shapes and SMs alone"
     for name in NAMES
 }
-_NARROW = 0.02
-GAIN_BATCHES = tuple(2**i for i in range(11))  # as those of the break-even
-_ROUNDING = 1.005  # above the roofline's speedup by less is rounding
+_NARROW = 0.02  # a range that ends so near to the speedup, as a share of it, is explained
+GAIN_BATCHES = tuple(2**i for i in range(11))  # the batches of the break-even
+_ROUNDING = 1.005  # a speedup above that of the roofline by less is rounding
 
 
 def predict_phase(
     setting: Setting, work: Workload, speedups: Speedups | None = None, *, gains: bool = False
 ) -> PredictedPhase:
-    """One phase of a prediction. `speedups` finds where it breaks even; without it that is null.
-    `gains`: also, of fewer experts, at which batches the range is above 1."""
+    """Predict one phase.
+
+    Args:
+        setting: The setting.
+        work: The workload of the phase.
+        speedups: Finds where the phase breaks even; None: the break-even is null.
+        gains: Whether to find, for fewer experts, at which batches the range is above 1.
+
+    Returns:
+        The phase.
+    """
     dense = predicted_side(setting, work, pruned=False)
     pruned = predicted_side(setting, work) if setting.prunes else dense
     result = PredictedPhase(
@@ -88,8 +97,10 @@ def predict_phase(
 
 
 def _largest_dense_batch(dense: PredictedSide) -> int | None:
-    """The largest batch whose weights and KV cache fit into the device; None where its memory is
-    unknown, or nothing is kept."""
+    """Return the largest batch whose weights and KV cache fit into the device.
+
+    Returns None where the memory of the device is unknown, or no cache is kept.
+    """
     capacity, forward = dense.setting.device.memory_bytes, dense.forward
     if capacity is None or not forward.kv_bytes:
         return None
@@ -98,6 +109,7 @@ def _largest_dense_batch(dense: PredictedSide) -> int | None:
 
 
 def _gains_note(gains: Span | None, fits: int | None) -> str:
+    """Tell at which batches fewer experts gain for sure."""
     if gains is None:
         return (
             f"no certain gain at any batch up to {GAIN_BATCHES[-1]:,}: the range of the expected "
@@ -116,9 +128,10 @@ def _gains_note(gains: Span | None, fits: int | None) -> str:
 
 
 def gaining_batches(setting: Setting, work: Workload) -> Span | None:
-    """The batches at which the whole range of the expected speedup is above 1."""
+    """Return the batches at which the whole range of the expected speedup is above 1."""
 
     def gains(batch: int) -> bool:
+        """Return whether the whole range is above 1 at a batch."""
         at = replace(work, batch=batch)
         dense = predicted_side(setting, at, pruned=False)
         pruned = predicted_side(setting, at)
@@ -129,7 +142,7 @@ def gaining_batches(setting: Setting, work: Workload) -> Span | None:
 
 
 def ladder(setting: Setting, dense: PredictedSide, pruned: PredictedSide) -> PredictedLadder:
-    """The bounds on the speedup that need no run. Two models promise what their FLOPs do."""
+    """Return the bounds on the speedup that need no run. Two models promise what their FLOPs do."""
     return PredictedLadder(
         nominal=1 / (1 - setting.sparsity) if setting.family else dense.flop / pruned.flop,
         flop=dense.flop / pruned.flop,
@@ -139,7 +152,7 @@ def ladder(setting: Setting, dense: PredictedSide, pruned: PredictedSide) -> Pre
 
 
 def sums(side: PredictedSide) -> Sums:
-    """Work and roofline time of a forward, and its memory."""
+    """Return the work and the roofline time of a forward, and its memory."""
     forward = side.forward
     return Sums(
         flop=side.flop,
@@ -157,8 +170,10 @@ def sums(side: PredictedSide) -> Sums:
 
 
 def _experts(side: PredictedSide) -> Experts | None:
-    """The experts of a layer that a forward's tokens choose from, on all devices together: means
-    over the layers that have some, which may differ in their number."""
+    """Return the experts of a layer that a forward's tokens choose from, on all devices together.
+
+    Numbers are means over the layers that have experts, which may differ in how many.
+    """
     shape, work = side.forward.plans[-1].shape, side.work
     if not shape.experts:
         return None
@@ -176,13 +191,14 @@ def _experts(side: PredictedSide) -> Experts | None:
         count=max(part.experts for part in parts),
         fewest=min(part.experts for part in parts),
         per_token=shape.experts_per_token,
-        distinct=_weighted([load.distinct for load in loads], layers),
-        rows=_weighted([load.rows for load in loads], layers),
-        fullest=_weighted(fullest, layers),
+        distinct=_weighted_mean([load.distinct for load in loads], layers),
+        rows=_weighted_mean([load.rows for load in loads], layers),
+        fullest=_weighted_mean(fullest, layers),
     )
 
 
-def _weighted(values: Sequence[float], weights: Sequence[int]) -> float:
+def _weighted_mean(values: Sequence[float], weights: Sequence[int]) -> float:
+    """Return the weighted mean of values."""
     total = sum(value * weight for value, weight in zip(values, weights, strict=True))
     return total / sum(weights)
 
@@ -190,7 +206,7 @@ def _weighted(values: Sequence[float], weights: Sequence[int]) -> float:
 def execution(
     dense: PredictedSide, pruned: PredictedSide, terms: Collection[str] = NAMES
 ) -> Execution:
-    """The expected time of both sides, cost by cost, and the speedup with its range."""
+    """Return the expected time of both sides, cost by cost, and the speedup with its range."""
     rows = []
     active: set[str] = set()
     before = (dense.ns, pruned.ns)
@@ -215,16 +231,16 @@ def execution(
         )
         before = after
     speedup = before[0] / before[1]
-    found = uncertainty(dense, pruned, terms)
-    low, high = found.range_of(speedup)
-    notes = _host_notes(dense, pruned, found, terms)
+    spread = uncertainty(dense, pruned, terms)
+    low, high = spread.range_of(speedup)
+    notes = _host_notes(dense, pruned, spread, terms)
     if high / speedup - 1 < _NARROW or 1 - low / speedup < _NARROW:
-        same = percent(1 - found.differences.reshaped_share)
+        same = percent(1 - spread.differences.reshaped_share)
         notes.append(
             f"the range is narrow because {same} of the remaining time is in kernels that the "
             "dense model runs too: their uncertainty cancels in the ratio"
         )
-    pipeline = _pipeline(estimates, frozenset(active), c, found)
+    pipeline = _pipeline(estimates, frozenset(active), c, spread)
     if pipeline is not None:
         notes.append(_pipeline_note(pipeline))
     return Execution(
@@ -234,7 +250,7 @@ def execution(
         pruned_ns=before[1],
         speedup=speedup,
         range=[low, high],
-        sensitivities=list(found.sensitivities),
+        sensitivities=list(spread.sensitivities),
         notes=notes,
         pipeline=pipeline,
         above_roofline=_above_roofline(dense, pruned, before, rows),
@@ -245,23 +261,25 @@ def _pipeline(
     estimates: tuple[CostEstimate, CostEstimate],
     active: frozenset[str],
     c: Constants,
-    found: Uncertainty,
+    spread: Uncertainty,
 ) -> Pipeline | None:
+    """Return the times between two forwards of a full pipeline; None without a pipeline."""
     stages = estimates[0].setting.pp
     if stages == 1:
         return None
-    dense_ns, pruned_ns = (one.stage_ns(c, active) for one in estimates)
+    dense_ns, pruned_ns = (estimate.stage_ns(c, active) for estimate in estimates)
     speedup = dense_ns / pruned_ns
     return Pipeline(
         stages=stages,
         dense_ns=dense_ns,
         pruned_ns=pruned_ns,
         speedup=speedup,
-        range=found.range_of(speedup),
+        range=spread.range_of(speedup),
     )
 
 
 def _pipeline_note(pipeline: Pipeline) -> str:
+    """Tell in how much time a full pipeline ends a forward."""
     low, high = pipeline.range
     return (
         f"with {pipeline.stages} stages full, a forward ends every "
@@ -271,18 +289,21 @@ def _pipeline_note(pipeline: Pipeline) -> str:
     )
 
 
-_APART = 1.02  # two modes that are nearer are one
+_APART = 1.02  # two modes whose ratio is smaller count as one
 
 
 def _host_notes(
-    dense: PredictedSide, pruned: PredictedSide, found: Uncertainty, terms: Collection[str]
+    dense: PredictedSide, pruned: PredictedSide, spread: Uncertainty, terms: Collection[str]
 ) -> list[str]:
-    """On which host an eager forward gains: where some published hosts set the pace of a side, and
-    on others the device does."""
-    if not found.modes:
+    """Tell on which hosts an eager forward gains.
+
+    There is a note where some published hosts set the pace of a side, and on others the device
+    does.
+    """
+    if not spread.modes:
         return []
-    slow, fast, *_ = found.modes
-    device = max(found.modes[-1], fast)
+    slow, fast, *_ = spread.modes
+    device = max(spread.modes[-1], fast)
     if max(slow, device) < _APART * min(slow, device):
         return []
     active, c = frozenset(terms), dense.setting.constants
@@ -301,7 +322,7 @@ def _host_notes(
 
 
 def _fastest_host_us(side: PredictedSide, active: frozenset[str]) -> float:
-    """us an op below which the device sets the pace of a side."""
+    """Return the us per op below which the device sets the pace of a side."""
     c, estimate = side.setting.constants, cost_estimate(side)
     device_ns = estimate.total_ns(replace(c, dispatch_ns=0.0), active)
     return device_ns / estimate.dispatch_ns(replace(c, dispatch_ns=1e3), active)
@@ -310,8 +331,10 @@ def _fastest_host_us(side: PredictedSide, active: frozenset[str]) -> float:
 def _above_roofline(
     dense: PredictedSide, pruned: PredictedSide, ns: tuple[float, float], rows: list[TermRow]
 ) -> str | None:
-    """Why a speedup is above that of the rooflines, with the cost that does most of it; None where
-    it is not."""
+    """Tell why a speedup is above that of the rooflines, with the cost that does most of it.
+
+    Returns None where it is not above.
+    """
     if ns[0] / ns[1] <= dense.ns / pruned.ns * _ROUNDING:
         return None
     over = [time / side.ns for time, side in zip(ns, (dense, pruned), strict=True)]
@@ -329,8 +352,11 @@ def _above_roofline(
 def gemm_rows(
     dense: PredictedSide, pruned: PredictedSide, family: Family | None, *, dtype: str
 ) -> list[PredictedGemm]:
-    """A row for each GEMM that runs, then for each removed one, with count 0. FLOPs and bytes are a
-    call's, `count` and times a forward's. An attention gives a row each for qk and pv."""
+    """Return a row for each GEMM that runs, then for each removed one, with count 0.
+
+    FLOPs and bytes are those of a call; `count` and times are those of a forward. An attention
+    gives one row for qk and one for pv.
+    """
     compared = pruned is not dense
     dense_weights, pruned_weights = _weights_by_name(dense), _weights_by_name(pruned)
     layers_left: defaultdict[str, float] = defaultdict(float)
@@ -338,7 +364,7 @@ def gemm_rows(
     r = rates(setting, setting.constants, setting.terms)
     costs = iter(cost_estimate(pruned).op_costs)
     for weight in weights(pruned.bounded):
-        before = _before(weight, pruned_weights, dense_weights) if compared else []
+        before = _dense_ops_of(weight, pruned_weights, dense_weights) if compared else []
         is_pair = _is_pair(weight, before)
         for place, op in enumerate(weight):
             cost = next(costs)
@@ -348,54 +374,63 @@ def gemm_rows(
             expected_ns = op.layers * op_cost_ns(cost, r) + starts * ("kernel" in setting.terms)
             cut = cut_of(cost, r)
             for part in range(len(op.gemms)):
-                row = _row(pruned, op, part, baseline, dtype)
+                row = _gemm_row(pruned, op, part, baseline, dtype)
                 if compared:
-                    row.axis = "rank" if is_pair and baseline else _axis(op, part, baseline, family)
-                row.expected_ns = expected_ns * _share(op, part)
+                    row.axis = (
+                        "rank" if is_pair and baseline else _moved_axis(op, part, baseline, family)
+                    )
+                row.expected_ns = expected_ns * _share_of_op(op, part)
                 if cut is not None:
                     row.tile, row.waves, row.parts = [cut.rows, cut.columns], cut.waves, cut.parts
                 rows.append(row)
     if not compared:
         return rows
-    for name, found in dense_weights.items():
-        if sum(ops[0].layers for ops in found) - layers_left[name] > 1e-9:
-            op = found[0][0]
-            rows += [_removed(dense, op, part, dtype) for part in range(len(op.gemms))]
+    for name, weights_of_name in dense_weights.items():
+        if sum(ops[0].layers for ops in weights_of_name) - layers_left[name] > 1e-9:
+            op = weights_of_name[0][0]
+            rows += [_removed_row(dense, op, part, dtype) for part in range(len(op.gemms))]
     return rows
 
 
 def _weights_by_name(side: PredictedSide) -> dict[str, list[list[Op]]]:
-    """{name: the ops of each weight of this name}, in order; a stack of equal layers has one."""
-    found: dict[str, list[list[Op]]] = {}
+    """Return the ops of each weight by its name, in order.
+
+    A stack of equal layers has one weight.
+    """
+    by_name: dict[str, list[list[Op]]] = {}
     for ops in weights(side.bounded):
-        found.setdefault(ops[0].name, []).append(ops)
-    return found
+        by_name.setdefault(ops[0].name, []).append(ops)
+    return by_name
 
 
-def _before(
+def _dense_ops_of(
     weight: list[Op], pruned: dict[str, list[list[Op]]], dense: dict[str, list[list[Op]]]
 ) -> list[Op]:
-    """The dense ops of a weight: of several stacks that in its place, else one of its N and K, else
-    the first; none where it is added."""
+    """Return the dense ops of a weight; none where it is added.
+
+    With several stacks of layers they are those of the stack in its place, else of one with its N
+    and K, else of the first.
+    """
     name = weight[0].name
-    found = dense.get(name, [])
-    if len(found) < 2:
-        return found[0] if found else []
-    if len(found) == len(pruned[name]):
-        return found[next(i for i, ops in enumerate(pruned[name]) if ops[0] is weight[0])]
+    stacks = dense.get(name, [])
+    if len(stacks) < 2:
+        return stacks[0] if stacks else []
+    if len(stacks) == len(pruned[name]):
+        return stacks[next(i for i, ops in enumerate(pruned[name]) if ops[0] is weight[0])]
     sizes = [(g.n, g.k) for op in weight for g in op.gemms]
-    same = (ops for ops in found if [(g.n, g.k) for op in ops for g in op.gemms] == sizes)
-    return next(same, found[0])
+    same = (ops for ops in stacks if [(g.n, g.k) for op in ops for g in op.gemms] == sizes)
+    return next(same, stacks[0])
 
 
 def _is_pair(weight: list[Op], before: list[Op]) -> bool:
-    """Whether the ops of a weight are one dense GEMM split in two (a low-rank pair)."""
+    """Return whether the ops of a weight are one dense GEMM split in two (a low-rank pair)."""
     if weight[0].cls != "matmul" or weight[0].added or len(before) > 1:
         return False
     return len({(op.gemms[0].n, op.gemms[0].k) for op in weight}) > 1
 
 
-def _axis(op: Op, part: int, baseline: Op | None, family: Family | None) -> str:
+def _moved_axis(op: Op, part: int, baseline: Op | None, family: Family | None) -> str:
+    """Return the axis along which a GEMM differs from the dense one, as the report names it."""
     if op.added or baseline is None:
         return "added"
     gemm, dense_gemm = op.gemms[part], baseline.gemms[part]
@@ -405,21 +440,24 @@ def _axis(op: Op, part: int, baseline: Op | None, family: Family | None) -> str:
     fewer_flop = op.flop < baseline.flop and gemm == dense_gemm
     if op.sparse and fewer_flop:
         return "2:4"
-    letter = family.axes.get(_group(op, part), family.axes["gate_up"])
+    letter = family.axes.get(_group_of(op, part), family.axes["gate_up"])
     if fewer_flop:
-        # An expectation below one row: at B = 1 a decode step runs the sublayer or does not.
+        # The mean number of rows is below one: at B = 1 a decode step runs the sublayer or not.
         return letter
     # Rows and keys fall together where tokens are dropped, and active experts with the rows.
     mixed = moved == "unknown" or (moved == "heads" and op.role == "experts")
     return letter if mixed else moved
 
 
-def _row(side: PredictedSide, op: Op, part: int, baseline: Op | None, dtype: str) -> PredictedGemm:
-    gemm, share = op.gemms[part], _share(op, part)
+def _gemm_row(
+    side: PredictedSide, op: Op, part: int, baseline: Op | None, dtype: str
+) -> PredictedGemm:
+    """Return the row of one GEMM of an op."""
+    gemm, share = op.gemms[part], _share_of_op(op, part)
     dense = baseline.gemms[part] if baseline else None
     return PredictedGemm(
         role=op.role,
-        group=_group(op, part),
+        group=_group_of(op, part),
         layers=[],
         op=None,
         kind=op.cls,
@@ -440,18 +478,23 @@ def _row(side: PredictedSide, op: Op, part: int, baseline: Op | None, dtype: str
     )
 
 
-def _removed(dense: PredictedSide, op: Op, part: int, dtype: str) -> PredictedGemm:
-    row = _row(dense, op, part, op, dtype)
+def _removed_row(dense: PredictedSide, op: Op, part: int, dtype: str) -> PredictedGemm:
+    """Return the row of a dense GEMM that no longer runs."""
+    row = _gemm_row(dense, op, part, op, dtype)
     unknown = dict.fromkeys(("m", "n", "k", "flop", "bytes", "bound"))
     return msgspec.structs.replace(row, axis="gone", count=0, ideal_ns=0.0, **unknown)
 
 
-def _group(op: Op, part: int) -> str:
+def _group_of(op: Op, part: int) -> str:
+    """Return the group of one GEMM of an op."""
     return ("qk", "pv")[part] if op.cls == "attention" else op.group
 
 
-def _share(op: Op, part: int) -> float:
-    """An attention's FLOPs, bytes and time are split between its GEMMs by their FLOPs."""
+def _share_of_op(op: Op, part: int) -> float:
+    """Return the share of one GEMM in its op.
+
+    An attention's FLOPs, bytes and time are split between its GEMMs by their FLOPs.
+    """
     if len(op.gemms) == 1:
         return 1.0
     return op.gemms[part].flop / sum(gemm.flop for gemm in op.gemms)

@@ -1,7 +1,7 @@
-"""The points of a request: its methods and sparsities; and options that contradict each other.
+"""The points of a request: its methods and sparsities, and options that contradict each other.
 
-In: a PredictRequest, with names as people type them, "a,b" and "0.1:0.7:0.1". Out: lists and
-labels, or a PrunescopeError that names the options, before any work is done.
+A PredictRequest, with names as people type them, "a,b" and "0.1:0.7:0.1", gives lists and labels,
+or a PrunescopeError that names the options, before any work is done.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FORMS = "a share (0.5), several (0.25,0.5), or START:STOP:STEP (0.1:0.7:0.1, th
 
 
 def methods(given: str | Sequence[str] | None) -> list[str | None]:
-    """The methods, in order, each once; [None] for the dense model alone."""
+    """Return the methods, in order, each once; [None] for the dense model alone."""
     if given is None:
         return [None]
     words = [given] if isinstance(given, str) else given
@@ -38,7 +38,7 @@ def methods(given: str | Sequence[str] | None) -> list[str | None]:
 
 
 def sparsities(given: float | str | Sequence[float] | None) -> list[float | None]:
-    """The sparsities, ascending, each once; [None] for the method's default.
+    """Return the sparsities, ascending, each once; [None] for the method's default.
 
     Raises PrunescopeError where one is outside [0, 1), or the text has none of the three forms.
     """
@@ -46,12 +46,13 @@ def sparsities(given: float | str | Sequence[float] | None) -> list[float | None
         return [None]
     if isinstance(given, int | float):
         return [check_sparsity(given)]
-    found = _parsed(given) if isinstance(given, str) else [check_sparsity(s) for s in given]
-    _check_grid(len(found))
-    return [*sorted({check_sparsity(round(value, 9)) for value in found})]
+    values = _parse_grid(given) if isinstance(given, str) else [check_sparsity(s) for s in given]
+    _check_grid(len(values))
+    return [*sorted({check_sparsity(round(value, 9)) for value in values})]
 
 
 def _check_grid(count: float) -> None:
+    """Raise PrunescopeError for no sparsity, or too many for one call."""
     if not 0 < count <= _MAX_SPARSITIES:
         shown = f"{count:,.0f}" if count < 1e9 else "more than a billion"
         raise PrunescopeError(
@@ -61,11 +62,12 @@ def _check_grid(count: float) -> None:
         )
 
 
-def _parsed(text: str) -> list[float]:
+def _parse_grid(text: str) -> list[float]:
+    """Return the sparsities of a text: a share, several, or START:STOP:STEP."""
     separator = ":" if ":" in text else ","
-    found = [number(word) for word in text.split(separator)]
-    numbers = [value for value in found if value is not None]
-    if len(numbers) < len(found) or (separator == ":" and len(found) != 3):
+    words = text.split(separator)
+    numbers = [value for word in words if (value := number(word)) is not None]
+    if len(numbers) < len(words) or (separator == ":" and len(words) != 3):
         raise PrunescopeError(f"invalid sparsity {text[:80]!r}", hint=_FORMS)
     if separator == ",":
         return numbers
@@ -78,13 +80,14 @@ def _parsed(text: str) -> list[float]:
     return [start + i * step for i in range(math.floor(steps) + 1)]
 
 
-def labels(
+def label_methods(
     names: Iterable[str | None], knobs: Mapping[str, Any], warnings: list[str]
 ) -> dict[str | None, str | None]:
-    """{name: label}, in order. A label is the family's id, or the name where several methods of one
-    family have different kernels. Methods with the same kernels are merged, with a warning.
+    """Return the label of each method, in order.
 
-    Raises PrunescopeError for an unknown name.
+    A label is the family's id, or the name where several methods of one family have different
+    kernels. Methods with the same kernels are merged, with a warning. Raises PrunescopeError for an
+    unknown name.
     """
     kept: dict[object, str | None] = {}
     for name in names:
@@ -116,15 +119,20 @@ def check_knobs(knobs: Iterable[str], names: Iterable[str | None]) -> None:
 
 
 def _is_family(name: str | None) -> bool:
+    """Return whether a name stands for a family, or for a method of one."""
     return name is not None and name != "dense" and not is_function(name)
 
 
 def _family_id(name: str | None) -> str | None:
+    """Return the id of a method's family; a name without a family stays as it is."""
     return named_family(str(name))[0].id if _is_family(name) else name
 
 
 def _kernel_key(name: str | None, knobs: Mapping[str, Any]) -> object:
-    """The key that two names with the same kernels share: the family and all of its knobs."""
+    """Return the key that two names with the same kernels share.
+
+    It is the family with all of its knobs.
+    """
     if not _is_family(name):
         return name
     family, method_knobs = named_family(str(name))
@@ -138,15 +146,8 @@ _NOT_WITH_FROM_RUN = ("--rank", "--workload", "--losses", "--loss",
                       "--launch", "--runtime", "--attn", "--host-us-per-op", "--weights",
                       "--extra-ms", "--depth")  # fmt: skip
 _NOT_WITH_PRUNED_MODEL = ("--method", "--sparsity", "--set", "--depth", "--out")
-_NOT_WITH_RANK = (
-    "--pruned-model",
-    "--method",
-    "--phase",
-    "--context",
-    "--out",
-    "--pruned-batch",
-    "--depth",
-)
+_NOT_WITH_RANK = ("--pruned-model", "--method", "--phase", "--context", "--out", "--pruned-batch",
+                  "--depth")  # fmt: skip
 _SIZES = ("--batch", "--prompt-len", "--new-tokens")
 _DEFAULT = PredictRequest()
 
@@ -154,12 +155,13 @@ _DEFAULT = PredictRequest()
 def check_options(request: PredictRequest) -> None:
     """Raise PrunescopeError for an option that would be ignored, or contradicts another."""
     given = {
-        one.flags[0]: getattr(request, one.name) != one.default
-        for one in options_of(PredictRequest)
+        option.flags[0]: getattr(request, option.name) != option.default
+        for option in options_of(PredictRequest)
     }
     given["--out"] = request.curves
 
     def refuse(names: Iterable[str], why: str, hint: str = "remove one of them") -> None:
+        """Raise PrunescopeError for the first of these options that was given."""
         for name in names:
             if given[name]:
                 raise PrunescopeError(f"{name} {why}", hint=hint)
@@ -183,9 +185,9 @@ def check_options(request: PredictRequest) -> None:
 def check_matches_run(request: PredictRequest, run: Run) -> None:
     """Raise PrunescopeError for sizes or a model other than those of the run."""
     sizes = {"batch": request.batch, "prompt_len": request.prompt_len, "logits": request.logits}
-    of_decode = {"context": request.context} if request.context is not None else {}
+    context = {"context": request.context} if request.context is not None else {}
     for name, phase in run.phases.items():
-        for field, value in {**sizes, **(of_decode if name == "decode" else {})}.items():
+        for field, value in {**sizes, **(context if name == "decode" else {})}.items():
             recorded = getattr(phase, field)
             default = getattr(_DEFAULT, field)
             if value not in (recorded, default) and request.phase in (name, "both"):
@@ -204,10 +206,12 @@ def check_matches_run(request: PredictRequest, run: Run) -> None:
         )
 
 
-def of_one_pass(request: PredictRequest, shape: ModelShape) -> PredictRequest:
-    """The request as one forward, where the model decodes nothing, with the tokens of an image as
-    its prompt where it takes images. Raises PrunescopeError for what only a decoder has: a decode
-    step, new tokens; and for one forward of a decoder."""
+def as_one_pass(request: PredictRequest, shape: ModelShape) -> PredictRequest:
+    """Return the request as one forward, where the model decodes nothing.
+
+    Its prompt is the tokens of an image where the model takes images. Raises PrunescopeError for
+    what only a decoder has (a decode step, new tokens), and for one forward of a decoder.
+    """
     if not shape.one_pass:
         if request.phase == FORWARD:
             raise PrunescopeError(

@@ -1,7 +1,7 @@
 """The expected speed of a pruned model from shapes and peaks, without a run: read this file first.
 
-In: a PredictRequest (model, device, method, sparsity, phase, workload). Out: a Prediction: a point
-or a grid in one form, whose phases have the fields of the report's that need no run, and curves.
+A PredictRequest (model, device, method, sparsity, phase, workload) gives a Prediction: a point or a
+grid in one form, whose phases have the fields of the report's that need no run, and curves.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from prunescope.analysis.predict.answers import predicted_answer
 from prunescope.analysis.predict.break_even import Speedups
 from prunescope.analysis.predict.phase import predict_phase
 from prunescope.analysis.predict.points import (
+    as_one_pass,
     check_knobs,
     check_options,
-    labels,
+    label_methods,
     methods,
-    of_one_pass,
     sparsities,
 )
 from prunescope.analysis.predict.request import PredictRequest, command_of, options_of_request
@@ -40,34 +40,44 @@ from prunescope.taxonomy.methods import find_published
 from prunescope.taxonomy.plan import FORWARD
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.stored_layers import differing_layers
+from prunescope.taxonomy.words import when
 
-# Numbers of 16 bits that one load of 16 bytes takes; the finding `unaligned` asks for as many.
+# How many numbers of 16 bits one load of 16 bytes takes; the finding `unaligned` asks for as many.
 _ALIGNED = 8
 _WIDTHS_SHOWN = 3
-# Sizes that count tokens or experts are no widths that could be aligned.
+# GEMMs whose sizes count tokens or experts: these are no widths that could be aligned.
 _WITHOUT_WIDTH = frozenset({"attention", "router"})
+# A point with its setting and the source of the model's shape.
+_ResolvedPoint = tuple[Setting, str, PredictedPoint]
 
 __all__ = ["PredictRequest", "Setting", "predict", "predict_phase"]
 
 
 def predict(request: PredictRequest) -> Prediction:
-    """The prediction: every method at every sparsity. A point that does not exist is left out, with
-    a warning.
+    """Predict every method at every sparsity.
 
-    Raises PrunescopeError where no point exists, or an option is unknown or contradicts another.
+    Args:
+        request: The request.
+
+    Returns:
+        The prediction. A point that does not exist is left out, with a warning.
+
+    Raises:
+        PrunescopeError: No point exists, or an option is unknown or contradicts another.
     """
     check_options(request)
     warnings: list[str] = []
-    names = labels(methods(request.method), request.knobs, warnings)
+    names = label_methods(methods(request.method), request.knobs, warnings)
     grid_sparsities = sparsities(request.sparsity)
     if request.curves and not any(names):
         raise PrunescopeError("curves need a --method", hint="one or several of `families`")
     check_knobs(request.knobs, names)
     target = model_on_device(request, warnings)
-    request = of_one_pass(request, target.shape)
+    request = as_one_pass(request, target.shape)
     speedups = Speedups() if request.break_even else None
-    single = len(names) * len(grid_sparsities) == 1  # of a grid the batches would take most time
-    found: list[tuple[Setting, str, PredictedPoint]] = []
+    # The gaining batches of a whole grid would take most of its time.
+    single = len(names) * len(grid_sparsities) == 1
+    points: list[_ResolvedPoint] = []
     refused: dict[str, list[PrunescopeError]] = {}
     for name, label in names.items():
         for sparsity in grid_sparsities:
@@ -77,25 +87,23 @@ def predict(request: PredictRequest) -> Prediction:
                 point.label = label or _pruned_name(request)
                 published = find_published(name or "")  # None for a family
                 point.published = None if published is None else published.to_dict()
-                found.append((setting, source, point))
+                points.append((setting, source, point))
             except PrunescopeError as error:
                 refused.setdefault(str(name), []).append(error)
-    if not found:
+    if not points:
         raise next(iter(refused.values()))[0]
     left_out = [
         f"{name}: {len(errors)} of {len(grid_sparsities)} points left out ({errors[0].problem})"
         for name, errors in refused.items()
     ]
-    return _prediction(
-        request,
-        found,
-        [*left_out, *dict.fromkeys([*warnings, *_too_large(found), *_unaligned(found)])],
-    )
+    warnings += [*_memory_warnings(points), *_alignment_warnings(points)]
+    return _prediction(request, points, [*left_out, *dict.fromkeys(warnings)])
 
 
 def _point(
     request: PredictRequest, setting: Setting, speedups: Speedups | None, *, gains: bool
 ) -> PredictedPoint:
+    """Predict one point: its phases, and its answer where the request has new tokens."""
     method = setting.family
     phases = {
         FORWARD if request.phase == FORWARD else work.phase: predict_phase(
@@ -111,16 +119,17 @@ def _point(
         phases=phases,
         answer=predicted_answer(setting, request) if request.new_tokens else None,
         kernel=setting.sparse_library if method and "layout" in method.adds else None,
-        assumed=_taken_for_granted(setting, request),
+        assumed=_assumed_knobs(setting, request),
     )
 
 
 def _pruned_name(request: PredictRequest) -> str | None:
+    """Return the name of the request's pruned model; None without one."""
     return None if request.pruned_model is None else model_name(request.pruned_model)
 
 
-def _taken_for_granted(setting: Setting, request: PredictRequest) -> list[str]:
-    """The assumed knobs: those that were not given and that change the kernels of the family."""
+def _assumed_knobs(setting: Setting, request: PredictRequest) -> list[str]:
+    """Return the knobs that were not given and that change the kernels of the family."""
     method = setting.family
     if method is None:
         return []
@@ -133,16 +142,15 @@ def _taken_for_granted(setting: Setting, request: PredictRequest) -> list[str]:
 
 
 def _prediction(
-    request: PredictRequest,
-    found: list[tuple[Setting, str, PredictedPoint]],
-    warnings: list[str],
+    request: PredictRequest, resolved: list[_ResolvedPoint], warnings: list[str]
 ) -> Prediction:
-    setting, source, first = found[0]
-    points = [point for _, _, point in found]
+    """Return the prediction of points, which is flat where there is only one."""
+    setting, source, first = resolved[0]
+    points = [point for _, _, point in resolved]
     name = None if request.model is None else model_name(request.model)
-    model = {"id": name, "source": source, **_shape(setting.shape)}
+    model = {"id": name, "source": source, **_shape_fields(setting.shape)}
     if setting.pruned_shape is not None:
-        model["pruned"] = {"id": _pruned_name(request), **_shape(setting.pruned_shape)}
+        model["pruned"] = {"id": _pruned_name(request), **_shape_fields(setting.pruned_shape)}
     only = first if len(points) == 1 else None
     return Prediction(
         subject=Subject(
@@ -155,7 +163,7 @@ def _prediction(
             dtype=setting.dtype,
             device=setting.device.name,
         ),
-        baseline={"name": f"{name}, dense"} if any(one.prunes for one, _, _ in found) else None,
+        baseline={"name": f"{name}, dense"} if any(s.prunes for s, _, _ in resolved) else None,
         device=_device_json(setting),
         points=points,
         phases=only.phases if only else None,
@@ -168,40 +176,42 @@ def _prediction(
     )
 
 
-def _shape(shape: ModelShape) -> dict[str, Any]:
-    """The shape of a model, and in what its layers differ where they do."""
+def _shape_fields(shape: ModelShape) -> dict[str, Any]:
+    """Return the shape of a model, and in what its layers differ where they do."""
     differ = differing_layers(shape)
     return {"shape": shape.to_dict(), **({"layers_differ": differ} if differ else {})}
 
 
-def _too_large(found: list[tuple[Setting, str, PredictedPoint]]) -> Iterator[str]:
-    """A line for each method whose weights and KV cache alone do not fit into the device."""
-    device = found[0][0].device
+def _memory_warnings(points: list[_ResolvedPoint]) -> Iterator[str]:
+    """Yield a line for each method whose weights and KV cache alone do not fit into the device."""
+    device = points[0][0].device
     capacity = device.memory_bytes
     needs: dict[str, dict[float, int]] = {}
-    for _, _, point in found:
+    for _, _, point in points:
         for phase in point.phases.values():
             sizes = [(point.label or "dense", point.sparsity or 0.0, phase.memory_bytes)]
             if phase.baseline:
                 sizes.append(("dense", 0.0, phase.baseline.memory_bytes))
-            for who, sparsity, size in sizes:
+            for label, sparsity, size in sizes:
                 if capacity is not None and size > capacity:
-                    by_sparsity = needs.setdefault(who, {})
+                    by_sparsity = needs.setdefault(label, {})
                     by_sparsity[sparsity] = max(size, by_sparsity.get(sparsity, 0))
-    for who, by_sparsity in sorted(needs.items(), key=lambda item: item[0] != "dense"):
-        at = f" at {', '.join(f'{s:g}' for s in by_sparsity)}" if who != "dense" else ""
-        more = " or more" if len(by_sparsity) > 1 else ""
+    for label, by_sparsity in sorted(needs.items(), key=lambda item: item[0] != "dense"):
+        at = when(label != "dense", f" at {', '.join(f'{s:g}' for s in by_sparsity)}")
+        more = when(len(by_sparsity) > 1, " or more")
         yield (
-            f"{who}{at} does not fit into the {(capacity or 0) / 1e9:.2f} GB of {device.name}: "
+            f"{label}{at} does not fit into the {(capacity or 0) / 1e9:.2f} GB of {device.name}: "
             f"it needs {min(by_sparsity.values()) / 1e9:.2f} GB{more}"
         )
 
 
-def _unaligned(found: list[tuple[Setting, str, PredictedPoint]]) -> Iterator[str]:
-    """A line where pruned GEMMs have widths that are not aligned, which slows their kernels. By how
-    much is not modelled: one study alone has numbers, of one device and its libraries."""
+def _alignment_warnings(points: list[_ResolvedPoint]) -> Iterator[str]:
+    """Yield a line where pruned GEMMs have widths that are not aligned, which slows their kernels.
+
+    By how much is not modelled: only one study has numbers, for one device and its libraries.
+    """
     widths: dict[str, None] = {}
-    for _, _, point in found:
+    for _, _, point in points:
         for phase in point.phases.values():
             for gemm in phase.gemms:
                 if not gemm.count or gemm.role in _WITHOUT_WIDTH:
@@ -223,17 +233,21 @@ def _unaligned(found: list[tuple[Setting, str, PredictedPoint]]) -> Iterator[str
 
 
 def _curves(points: Sequence[PredictedPoint]) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """{phase: {method: {column: values}}}, by ascending sparsity; the dense model has no curve."""
-    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    """Return {phase: {method: {column: values}}}, by ascending sparsity.
+
+    The dense model has no curve.
+    """
+    curves: dict[str, dict[str, dict[str, list[float]]]] = {}
     for point in points:
         for name, phase in point.phases.items():
-            curve = found.setdefault(name, {}).setdefault(str(point.label), {})
+            curve = curves.setdefault(name, {}).setdefault(str(point.label), {})
             for column, value in _columns(point, phase).items():
                 curve.setdefault(column, []).append(value)
-    return {name: {m: c for m, c in methods.items() if c} for name, methods in found.items()}
+    return {name: {m: c for m, c in methods.items() if c} for name, methods in curves.items()}
 
 
 def _columns(point: PredictedPoint, phase: PredictedPhase) -> dict[str, float]:
+    """Return the values of a point in the columns of a curve; none for the dense model."""
     if phase.ladder is None or phase.predicted is None or point.sparsity is None:
         return {}
     bounds, expected = phase.ladder, phase.predicted.execution
@@ -250,7 +264,7 @@ def _columns(point: PredictedPoint, phase: PredictedPhase) -> dict[str, float]:
 
 
 def _device_json(setting: Setting) -> dict[str, Any]:
-    """The device of a prediction, in the fields of the report's."""
+    """Return the device of a prediction, in the fields of the report's."""
     device = setting.device
     return {
         "name": device.name,

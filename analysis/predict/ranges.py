@@ -1,8 +1,8 @@
-"""The range of an expected speedup, which is to hold 90 of 100 measurements.
+"""The range of an expected speedup, which is meant to hold 90 of 100 measurements.
 
-In: the dense and the pruned side. Out: an Uncertainty: constants at their ends, random routing, and
-the model's own error. Errors are of the logarithm of the speedup and independent: squares add.
-`benchmarks/predict.md` tests the ranges on published measurements.
+The dense and the pruned side give an Uncertainty: constants at their ends, random routing, and the
+model's own error. Errors are those of the logarithm of the speedup and independent, so their
+squares add up. `benchmarks/predict.md` tests the ranges on published measurements.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from prunescope.analysis.predict.constants import (
     TABLE,
     Constants,
     ModelError,
-    ends,
-    measured_on,
+    constants_at_ends,
+    is_measured_on,
 )
 from prunescope.analysis.predict.costs import cost_estimate, total_ns
 from prunescope.analysis.predict.kernels import cut_of, op_cost_ns, rates
@@ -37,9 +37,9 @@ _MLP = frozenset({"gate", "up", "down", "activation", "mlp_norm", "experts", "sh
 class Differences:
     """The parts of a pruned forward that a measured dense model leaves unknown.
 
-    `reshaped`: (share of the time, waves of tiles) of each kernel at a shape that the dense model
-    does not run. `added`: the share of the time in added kernels. `routing`: the spread that random
-    routing makes. `waits`: the share in which an engine's host sets the pace.
+    `reshaped` is (share of the time, waves of tiles) of each kernel at a shape that the dense model
+    does not run. `added` is the share of the time in added kernels. `routing` is the spread that
+    random routing makes. `waits` is the share in which an engine's host sets the pace.
     """
 
     reshaped: tuple[tuple[float, float], ...]
@@ -53,26 +53,31 @@ class Differences:
         return sum(share for share, _ in self.reshaped)
 
     def weighted_share(self, power: float) -> float:
-        """The share above, divided by the waves of each kernel to `power`: what a library's choice
-        of a tile costs is a part of one wave, and averages out over several."""
+        """Return the share above, divided by the waves of each kernel to `power`.
+
+        What a library's choice of a tile costs is a part of one wave, and averages out over
+        several.
+        """
         return sum(share / math.pow(waves, power) for share, waves in self.reshaped)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uncertainty:
-    """Standard deviations of the logarithm of a speedup, downwards and upwards, due to constants
-    and routing; the model's own error follows from `differences`. `measured`: whether the model is
-    fitted to measurements on this chip."""
+    """The standard deviations of the logarithm of a speedup, downwards and upwards.
+
+    They are due to constants and routing; the model's own error follows from `differences`.
+    `measured`: whether the model is fitted to measurements on this chip.
+    """
 
     below: float
     above: float
     differences: Differences
     measured: bool
     sensitivities: tuple[Sensitivity, ...] = ()
-    modes: tuple[float, ...] = ()  # speedups of an eager forward by whether its host is the slower
+    modes: tuple[float, ...] = ()  # speedups of an eager forward, by its host (see `host_modes`)
 
     def of_model(self, error: ModelError = ERROR, *, measured: bool) -> float:
-        """The standard deviation of the model's own error, before its scale."""
+        """Return the standard deviation of the model's own error, before its scale."""
         own = math.hypot(
             error.common,
             error.reshaped * self.differences.weighted_share(error.power),
@@ -82,14 +87,14 @@ class Uncertainty:
         return own * (1.0 if measured else error.unseen)
 
     def spreads(self, error: ModelError = ERROR, *, measured: bool) -> tuple[float, float]:
-        """The two standard deviations including the model's own error, before its scale."""
+        """Return the two standard deviations with the model's own error, before its scale."""
         of_model = self.of_model(error, measured=measured)
         return math.hypot(self.below, of_model), math.hypot(self.above, of_model)
 
     def range_of(
         self, speedup: float, error: ModelError = ERROR, *, measured: bool | None = None
     ) -> list[float]:
-        """[low, high] of a speedup; both modes with the model's own error lie in it."""
+        """Return [low, high] of a speedup; both modes with the model's own error lie in it."""
         seen = self.measured if measured is None else measured
         below, above = self.spreads(error, measured=seen)
         own = math.exp(error.scale * self.of_model(error, measured=seen))
@@ -99,29 +104,30 @@ class Uncertainty:
 
 
 def differences(dense: PredictedSide, pruned: PredictedSide, terms: Collection[str]) -> Differences:
-    """The differences of one pruned forward from its dense one."""
-    known = dense.forward.once("kernels", lambda: {_kernel_key(op) for op in dense.bounded})
+    """Return the differences of one pruned forward from its dense one."""
+    known = dense.forward.once("kernels", lambda: {_op_key(op) for op in dense.bounded})
     estimate, c, active = cost_estimate(pruned), pruned.setting.constants, frozenset(terms)
     r, total, reshaped = rates(pruned.setting, c, terms), 0.0, []
     for op, cost in zip(pruned.bounded, estimate.op_costs, strict=True):
         ns = cost.layers * op_cost_ns(cost, r)
         total += ns
-        if _kernel_key(op) not in known:
+        if _op_key(op) not in known:
             cut = cut_of(cost, r)
             reshaped.append((ns, max(1.0, cut.waves) if cut else 1.0))
     return Differences(
         reshaped=tuple([(ns / total, waves) for ns, waves in reshaped]),
         added=estimate.added_ns(c, active) / estimate.total_ns(c, active),
         routing=math.hypot(_routing_spread(pruned, terms), _skew_spread(dense, pruned, terms)),
-        waits=(cost_estimate(dense).waits_share(c, active) + estimate.waits_share(c, active)) / 2,
+        waits=(cost_estimate(dense).wait_share(c, active) + estimate.wait_share(c, active)) / 2,
     )
 
 
 def uncertainty(dense: PredictedSide, pruned: PredictedSide, terms: Collection[str]) -> Uncertainty:
-    """The uncertainty of the speedup from `dense` to `pruned`."""
+    """Return the uncertainty of the speedup from `dense` to `pruned`."""
     before, after, active = cost_estimate(dense), cost_estimate(pruned), frozenset(terms)
 
     def speedup(constants: Constants) -> float:
+        """Return the speedup with other constants."""
         return before.total_ns(constants, active) / after.total_ns(constants, active)
 
     names = before.relevant_constants() | after.relevant_constants()
@@ -136,11 +142,11 @@ def uncertainty(dense: PredictedSide, pruned: PredictedSide, terms: Collection[s
 
 
 def host_modes(speedup: Speedup, dense: PredictedSide, terms: Collection[str]) -> tuple[float, ...]:
-    """The speedups of an eager forward whose host sets the pace and of one whose device does; none
-    where the host is known, or only one of the two is possible.
+    """Return the speedups of an eager forward by whether its host or its device sets the pace.
 
     Published hosts differ by a factor of five. A slow one hides what a device gains; on a fast one
-    the device sets the pace.
+    the device sets the pace. Returns nothing where the host is known, or only one of the two is
+    possible.
     """
     setting, active = dense.setting, frozenset(terms)
     if setting.launch != "eager" or setting.host_is_known or "launch" not in active:
@@ -164,12 +170,23 @@ def uncertainty_of(
     names: Collection[str] = tuple(TABLE),
     modes: tuple[float, ...] = (),
 ) -> Uncertainty:
-    """The uncertainty of any speedup on the device of `side`. `names`: the constants that can
-    change it; `modes` as in Uncertainty."""
+    """Return the uncertainty of any speedup on the device of `side`.
+
+    Args:
+        speedup: The speedup as a function of constants.
+        side: A side on the device, with the constants in use.
+        terms: The costs of execution that count.
+        differences: What a measured dense model leaves unknown.
+        names: The constants that can change the speedup.
+        modes: The speedups by whether the host is the slower (see `Uncertainty`).
+
+    Returns:
+        The uncertainty.
+    """
     device = side.setting.device
     value, rows = speedup(side.setting.constants), []
     below = above = differences.routing**2
-    for name, low, high in ends(frozenset(terms), device, side.setting.constants):
+    for name, low, high in constants_at_ends(frozenset(terms), device, side.setting.constants):
         if name not in names or (modes and name == "dispatch_ns"):
             continue
         at_ends = sorted((speedup(low), speedup(high)))
@@ -195,16 +212,18 @@ def uncertainty_of(
         below=below**0.5,
         above=above**0.5,
         differences=differences,
-        measured=measured_on(device),
+        measured=is_measured_on(device),
         sensitivities=tuple(rows),
         modes=modes,
     )
 
 
 def _routing_spread(pruned: PredictedSide, terms: Collection[str]) -> float:
-    """Standard deviation of the mean of a few forwards in which each sublayer runs by chance: of
-    one sequence in decode, where no other needs its weights. sqrt(n·r(1-r)) of n sublayers,
-    attention and MLP independent."""
+    """Return the spread of the mean of a few forwards in which each sublayer runs by chance.
+
+    It is a standard deviation over the time of a forward, for one sequence in decode, where no
+    other needs its weights: sqrt(n·r(1-r)) of n sublayers, attention and MLP independent.
+    """
     variance, r = 0.0, rates(pruned.setting, pruned.setting.constants, terms)
     pairs = list(zip(pruned.bounded, cost_estimate(pruned).op_costs, strict=True))
     for mlp in (True, False):
@@ -217,8 +236,11 @@ def _routing_spread(pruned: PredictedSide, terms: Collection[str]) -> float:
 
 
 def _skew_spread(dense: PredictedSide, pruned: PredictedSide, terms: Collection[str]) -> float:
-    """Standard deviation of the logarithm of the speedup where experts are cut and no counts of a
-    text say how often each is chosen: its change under Zipf's law is two of them."""
+    """Return the spread that unknown choices of experts make, where experts are cut.
+
+    It is a standard deviation of the logarithm of the speedup where no counts of a text tell how
+    often each expert is chosen: the change under Zipf's law is two of them.
+    """
     setting, work = pruned.setting, pruned.work
     if setting.family is None or not setting.family.changes_experts:
         return 0.0
@@ -226,6 +248,7 @@ def _skew_spread(dense: PredictedSide, pruned: PredictedSide, terms: Collection[
         return 0.0
 
     def speedup(routing: Routing | None) -> float:
+        """Return the speedup with another routing."""
         sides = (
             predicted_side(dense.setting, replace(dense.work, routing=routing), pruned=False),
             predicted_side(setting, replace(work, routing=routing)),
@@ -240,6 +263,6 @@ def _skew_spread(dense: PredictedSide, pruned: PredictedSide, terms: Collection[
     return abs(math.log(speedup(SKEWED) / uniform)) / 2
 
 
-def _kernel_key(op: Op) -> tuple[object, ...]:
-    """The key of an op: everything that the time of its kernels depends on."""
+def _op_key(op: Op) -> tuple[object, ...]:
+    """Return everything that the time of an op's kernels depends on."""
     return op.name, op.gemms, op.flop, op.bytes, op.sparse, op.rows

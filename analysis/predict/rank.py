@@ -1,7 +1,7 @@
 """`predict --rank`: every family on one model, device and workload, side by side.
 
-In: a PredictRequest with `rank`. Out: a Ranking: families by expected speedup of the whole workload
-at equal FLOPs, at equal parameters and, with the losses of a sweep, at equal loss, with ranges, and
+A PredictRequest with `rank` gives a Ranking: families by expected speedup of the whole workload at
+equal FLOPs, at equal parameters and, with the losses of a sweep, at equal loss, with ranges, and
 which of them tie with the first.
 """
 
@@ -21,14 +21,9 @@ from prunescope.analysis.predict.answers import (
     speed_of,
 )
 from prunescope.analysis.predict.losses import SweepLosses, read_losses
-from prunescope.analysis.predict.points import check_knobs, check_options, of_one_pass, sparsities
+from prunescope.analysis.predict.points import as_one_pass, check_knobs, check_options, sparsities
 from prunescope.analysis.predict.request import PredictRequest, command_of, options_of_request
-from prunescope.analysis.predict.setting import (
-    Setting,
-    resolve,
-    runnable,
-    split_library,
-)
+from prunescope.analysis.predict.setting import Setting, as_runnable, resolve, split_library
 from prunescope.analysis.schema.pareto import MOST_RATIO
 from prunescope.analysis.schema.prediction import Ranked, Ranking
 from prunescope.taxonomy.applies import check_applies
@@ -61,7 +56,7 @@ _BY = ("flop", "param")
 
 
 def workload_named(name: str) -> ServingWorkload:
-    """One of WORKLOADS. Raises PrunescopeError for an unknown name."""
+    """Return one of WORKLOADS; raise PrunescopeError for an unknown name."""
     if name not in WORKLOADS:
         raise PrunescopeError(
             f"no workload is called {name!r}", hint=f"one of {', '.join(WORKLOADS)}"
@@ -70,7 +65,7 @@ def workload_named(name: str) -> ServingWorkload:
 
 
 def _serving_workload(request: PredictRequest) -> ServingWorkload:
-    """The named workload of a request, or the one of its sizes."""
+    """Return the named workload of a request, or the one of its sizes."""
     if request.workload is None:
         return ServingWorkload(
             request.batch, request.prompt_len, request.new_tokens or 1, "as given"
@@ -79,20 +74,27 @@ def _serving_workload(request: PredictRequest) -> ServingWorkload:
 
 
 def rank(request: PredictRequest) -> Ranking:
-    """Every family that applies to the model, by the expected speedup of the whole workload.
+    """Rank every family that applies to the model by the speedup of the whole workload.
 
-    Raises PrunescopeError where the model, the device or the workload is unknown, or an option
-    contradicts another.
+    Args:
+        request: The request.
+
+    Returns:
+        The ranking.
+
+    Raises:
+        PrunescopeError: The model, the device or the workload is unknown, or an option
+            contradicts another.
     """
     check_options(replace(request, rank=True))
     warnings: list[str] = []
-    share = _share(request)
-    losses, loss = _losses(request)
+    share = _requested_share(request)
+    losses, loss = _read_losses(request)
     known = [family for family in families() if family.dynamics and family.id != "dense"]
     check_knobs(request.knobs, [family.id for family in known])
     library, knobs = split_library(request.knobs)
     base, _ = resolve(replace(request, knobs={"kernel": library}), None, None, warnings)
-    load = _serving_workload(of_one_pass(request, base.shape))
+    load = _serving_workload(as_one_pass(request, base.shape))
     work = prompt_of(base, batch=load.batch, prompt_len=load.prompt_len, logits=request.logits)
     dense = answer(base, work, new_tokens=load.new_tokens, chunk=request.chunk, pruned=False)
     if answer_memory(dense, pruned=False).fits is False:
@@ -104,7 +106,7 @@ def rank(request: PredictRequest) -> Ranking:
             family.id: partial(_row_at_share, base, family, by, share, dense, knobs)
             for family in known
         }
-        tables[by] = _table(at_share, left_out)
+        tables[by] = _rank_rows(at_share, left_out)
     if losses is not None and loss is not None:
         usable = losses.usable()
         kept = {curve.family for curve in usable.curves}
@@ -117,7 +119,7 @@ def rank(request: PredictRequest) -> Ranking:
             curve.family: partial(_row_at_loss, base, usable, curve.family, loss, dense)
             for curve in usable.curves
         }
-        tables["loss"] = _table(at_loss, left_out)
+        tables["loss"] = _rank_rows(at_loss, left_out)
         warnings += _loss_warnings(losses, usable, request.model)
     return Ranking(
         subject={"model": request.model, "dtype": base.dtype, "device": base.device.name},
@@ -141,17 +143,18 @@ def rank(request: PredictRequest) -> Ranking:
     )
 
 
-def _share(request: PredictRequest) -> float:
+def _requested_share(request: PredictRequest) -> float:
+    """Return the share to remove, by default 0.25; raise PrunescopeError for several."""
     shares = [s for s in sparsities(request.sparsity) if s is not None]
     if len(shares) > 1:
         raise PrunescopeError("--rank needs one sparsity", hint="for example --sparsity 0.25")
     return shares[0] if shares else 0.25
 
 
-def _table(
+def _rank_rows(
     rows_by_family: Mapping[str, Callable[[], Ranked]], left_out: dict[str, str]
 ) -> list[Ranked]:
-    """The rows that exist, the fastest first; `left_out` gets the reasons of the others."""
+    """Return the rows that exist, the fastest first; `left_out` gets the reasons of the others."""
     rows: list[Ranked] = []
     for name, make in rows_by_family.items():
         try:
@@ -167,15 +170,17 @@ def _table(
 def _row_at_share(
     base: Setting, family: Family, by: str, share: float, dense: Answer, given: Mapping[str, Any]
 ) -> Ranked:
-    """A family where it removes `share` of the parameters, or of the FLOPs of what takes longer:
-    the prompt, or a step in the middle of its answer."""
+    """Return the row of a family where it removes `share` of the parameters, or of the FLOPs.
+
+    FLOPs are those of what takes longer: the prompt, or a step in the middle of its answer.
+    """
     chosen = _applicable(base, family)
     knobs = chosen.point(0.0, {k: v for k, v in given.items() if k in chosen.knobs}).knobs
-    at = _longer(dense)
+    work = _longer_forward(dense)
     sparsity = family.only
     if not sparsity:
-        sparsity = solve(chosen, share, by=by, shape=base.shape, work=at, knobs=knobs).own
-    row = _row(replace(base, family=chosen, sparsity=sparsity, knobs=knobs), dense)
+        sparsity = solve(chosen, share, by=by, shape=base.shape, work=work, knobs=knobs).own
+    row = _rank_family(replace(base, family=chosen, sparsity=sparsity, knobs=knobs), dense)
     if row.removed[by] <= 1e-5:
         raise PrunescopeError(f"{chosen.id} removes no {MATCHES[by]}", hint="")
     return row
@@ -184,21 +189,25 @@ def _row_at_share(
 def _row_at_loss(
     base: Setting, losses: SweepLosses, name: str, loss: float, dense: Answer
 ) -> Ranked:
-    """A family at the sparsity that loses `loss`, with the curve that allows the largest; its range
-    includes the ends of that sparsity."""
+    """Return the row of a family at the sparsity that loses `loss`.
+
+    Of its curves, the one that allows the largest sparsity counts; the range includes the ends of
+    that sparsity.
+    """
     curves = [curve for curve in losses.curves if curve.family == name]
-    found = [(at, curve) for curve in curves if (at := curve.sparsities_at(loss)) is not None]
-    if not found:
+    at_loss = [(at, curve) for curve in curves if (at := curve.sparsities_at(loss)) is not None]
+    if not at_loss:
         most = percent(max(curve.most for curve in curves), 1)
         raise PrunescopeError(f"the largest measured loss of {name} is {most}", hint="")
-    (sparsity, *ends), curve = max(found, key=lambda item: item[0][0])
+    (sparsity, *ends), curve = max(at_loss, key=lambda item: item[0][0])
     chosen = _applicable(base, family(name))
     known = {k: v for k, v in curve.knobs.items() if k in chosen.knobs}
 
     def row_at(sparsity: float) -> Ranked:
+        """Return the row at a sparsity."""
         at = chosen.only or sparsity
         knobs = chosen.point(at, known).knobs
-        return _row(replace(base, family=chosen, sparsity=at, knobs=knobs), dense)
+        return _rank_family(replace(base, family=chosen, sparsity=at, knobs=knobs), dense)
 
     row = row_at(sparsity)
     slower, faster = sorted(math.log(row_at(end).speedup / row.speedup) for end in ends)
@@ -212,16 +221,15 @@ def _row_at_loss(
 
 
 def _applicable(base: Setting, family: Family) -> Family:
-    """The family as the device runs it. Raises PrunescopeError where it does not apply to the
-    model."""
-    chosen = runnable(family, base.device, []) or family
+    """Return the family as the device runs it; raise PrunescopeError where it does not apply."""
+    chosen = as_runnable(family, base.device, []) or family
     if base.traits is not None:
         check_applies(chosen.id, chosen.applies, base.traits)
     return chosen
 
 
-def _losses(request: PredictRequest) -> tuple[SweepLosses | None, float | None]:
-    """The losses of a sweep, and the one at which families are compared."""
+def _read_losses(request: PredictRequest) -> tuple[SweepLosses | None, float | None]:
+    """Return the losses of a sweep, and the one at which families are compared."""
     loss = request.loss
     if request.losses is None:
         if loss is not None:
@@ -241,11 +249,11 @@ def _losses(request: PredictRequest) -> tuple[SweepLosses | None, float | None]:
 
 
 def _loss_warnings(losses: SweepLosses, usable: SweepLosses, model: str | None) -> list[str]:
-    """Losses of another model, and families with a single usable point."""
+    """Warn of losses of another model, and of families with a single usable point."""
     warnings = []
-    others = [name for name in losses.models if name != model]
-    if others:
-        warnings.append(f"the losses were measured on {', '.join(others)}")
+    foreign = [name for name in losses.models if name != model]
+    if foreign:
+        warnings.append(f"the losses were measured on {', '.join(foreign)}")
     most: dict[str, int] = {}
     for curve in usable.curves:
         most[curve.family] = max(len(curve.points), most.get(curve.family, 0))
@@ -258,15 +266,15 @@ def _loss_warnings(losses: SweepLosses, usable: SweepLosses, model: str | None) 
     return warnings
 
 
-def _longer(dense: Answer) -> Workload:
-    """The forward that takes most of the dense time: the prompt, or a step of its answer."""
+def _longer_forward(dense: Answer) -> Workload:
+    """Return the forward that takes most of the dense time: the prompt, or a step of its answer."""
     c = dense.setting.constants
     long_prompt = dense.ttft_ns(c) >= dense.total_ns(c) / 2
     return dense.work if long_prompt else dense.steps[1].work
 
 
-def _row(setting: Setting, dense: Answer) -> Ranked:
-    """A family at its own sparsity."""
+def _rank_family(setting: Setting, dense: Answer) -> Ranked:
+    """Return the row of a family at its own sparsity."""
     chosen = setting.family
     assert chosen is not None
     pruned = answer(
@@ -276,13 +284,16 @@ def _row(setting: Setting, dense: Answer) -> Ranked:
         chunk=dense.chunk.work.prompt_len if dense.chunk else None,
     )
     speed = speed_of(dense, pruned)
-    at = _longer(dense)
     return Ranked(
         family=chosen.id,
         extension=chosen.extension,
         sparsity=setting.sparsity,
         removed=removed_shares(
-            chosen, setting.sparsity, shape=setting.shape, work=at, knobs=setting.knobs
+            chosen,
+            setting.sparsity,
+            shape=setting.shape,
+            work=_longer_forward(dense),
+            knobs=setting.knobs,
         ),
         speedup=speed.speedup,
         range=speed.range,

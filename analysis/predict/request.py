@@ -1,7 +1,7 @@
-"""The request of `prunescope predict`: every option, written once, and the command line that asks
-for the same answer again.
+"""The request of `prunescope predict`: every option, written once.
 
-Inert, and light: the command line imports it.
+The command line that asks for the same answer again is made here, too. The module does nothing and
+imports little, as the command line imports it.
 """
 
 import shlex
@@ -28,8 +28,8 @@ WorkloadName = Literal["chat", "rag", "batch", "long", "agent"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictRequest:
-    """A question to `predict`. Several methods or sparsities make a grid."""
+class ForwardRequest:
+    """A question about single forwards: model, device, pruning, workload and costs to count."""
 
     model: Annotated[
         str | None,
@@ -179,8 +179,17 @@ class PredictRequest:
             metavar="RUN|TRACE",
         ),
     ] = None
-    curves: bool = False  # a grid, even of one point
-    break_even: bool = True  # also where a pruning starts to pay: most of the time of a point
+    curves: bool = False  # whether to make curves, even of one point
+    break_even: bool = True  # whether to find where a pruning pays: most of the time of a point
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictRequest(ForwardRequest):
+    """A question to `predict`, which may also be about answers, a ranking and several devices.
+
+    Several methods or sparsities make a grid.
+    """
+
     new_tokens: Annotated[
         int | None,
         Option(
@@ -275,18 +284,19 @@ class PredictRequest:
         fill_missing(self)
 
     @property
-    def many(self) -> bool:
+    def has_several_methods(self) -> bool:
         """Whether several methods are asked for, so that a knob need not be one of each."""
         return bool(self.method) and not (isinstance(self.method, str) and "," not in self.method)
 
 
 def options_of_request(request: PredictRequest) -> dict[str, Any]:
-    """Every option by its name in Python, given or not."""
-    return {one.name: _plain(getattr(request, one.name)) for one in options_of(PredictRequest)}
+    """Return every option by its name in Python, given or not."""
+    options = options_of(PredictRequest)
+    return {option.name: _plain(getattr(request, option.name)) for option in options}
 
 
 def command_of(request: PredictRequest) -> str:
-    """The command line of a request: the options that differ from their defaults."""
+    """Return the command line of a request, with the options that differ from their defaults."""
     words = ["prunescope", "predict"]
     for option in options_of(PredictRequest):
         value = getattr(request, option.name)
@@ -296,30 +306,33 @@ def command_of(request: PredictRequest) -> str:
 
 
 def _words(option: NamedOption, value: Any) -> Iterator[str]:
+    """Yield the words of an option on a command line."""
     flag = option.flags[0]
     if isinstance(value, Mapping):
-        for key, one in value.items():
-            yield from (flag, f"{key}={_text(one)}")
+        for key, setting in value.items():
+            yield from (flag, f"{key}={_text(setting)}")
     elif value is True:
         yield flag
     elif isinstance(value, str | Path | int | float):
         yield from (flag, _text(value))
     elif option.option.typed == list[str] and option.name != "method":  # repeatable
-        for one in value:
-            yield from (flag, _text(one))
+        for item in value:
+            yield from (flag, _text(item))
     else:
-        yield from (flag, ",".join(_text(one) for one in value))
+        yield from (flag, ",".join(map(_text, value)))
 
 
 def _text(value: Any) -> str:
+    """Return a value as the command line reads it."""
     return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 def _plain(value: Any) -> Any:
+    """Return a value as plain lists, texts and numbers."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Path):
         return str(value)
-    return [_plain(one) for one in value]
+    return [_plain(item) for item in value]

@@ -1,8 +1,8 @@
 """The predicted ladder of a run, to compare with the realised one.
 
-In: both sides of a phase (shape, workload and peaks from their manifests), its family, its ladder.
-Out: `Phase.predicted`: the ladder in theory on the run's own peaks, and which step misses it. None
-where the shape, the family or a peak is unknown. Ratios are dense over pruned.
+Both sides of a phase (shape, workload and peaks from their manifests), its family and its ladder
+give `Phase.predicted`: the ladder in theory on the run's own peaks, and which step misses it. It is
+None where the shape, the family or a peak is unknown. Ratios are dense over pruned.
 """
 
 from __future__ import annotations
@@ -45,11 +45,13 @@ _NOTABLE = 0.98
 def predicted_phase(
     dense: Side, pruned: Side, name: str, *, sparsity: float | None, family_id: str | None
 ) -> PredictedRun | None:
-    """The prediction without its miss; None where something is unknown. The family is the run's
-    method, else `family_id` (the verdict's)."""
+    """Return the prediction of a phase without its miss; None where something is unknown.
+
+    The family is the run's method, else `family_id` (the verdict's).
+    """
     run = pruned.phase(name)
     sparsity = _family_sparsity(pruned, sparsity)
-    chosen = _family(pruned, family_id)
+    chosen = _find_family(pruned, family_id)
     if run is None or chosen is None or not sparsity or name not in PHASES:
         return None
     try:
@@ -64,6 +66,7 @@ def predicted_phase(
         known = {(work, sparsity): bounds.roofline}
 
         def speedup(work: Workload, at: float | None) -> float:
+            """Return the speedup at the roofline, computed once."""
             key = work, sparsity if at is None else at
             if key not in known:
                 known[key] = roofline_speedup(setting, *key)
@@ -85,8 +88,11 @@ def predicted_phase(
 
 
 def add_miss(predicted: PredictedRun, ladder: Ladder, ledger: list[Row]) -> PredictedRun:
-    """`predicted` with "miss": realised ÷ predicted roofline bound as a product of terms, and the
-    largest loss among those beyond noise. An unknown step counts in the next term."""
+    """Return `predicted` with "miss": which step keeps the run from its prediction.
+
+    It is realised ÷ predicted roofline bound as a product of terms, and the largest loss among
+    those beyond noise. An unknown step counts in the next term.
+    """
     theory = predicted["ladder"]
     terms: list[MissTerm] = []
     beyond_noise = set()
@@ -126,25 +132,29 @@ def add_miss(predicted: PredictedRun, ladder: Ladder, ledger: list[Row]) -> Pred
     return {**predicted, "miss": miss}
 
 
-def _family(side: Side, verdict: str | None) -> Family | None:
+def _find_family(side: Side, verdict: str | None) -> Family | None:
+    """Return the family of a run, or of its verdict, as the device runs it."""
     by_id = {f.id: f for f in pruning_families()}
     method = side.run.pruning.method if side.run and side.run.pruning else None
-    found = next((by_id[name] for name in (method, verdict) if name in by_id), None)
+    chosen = next((by_id[name] for name in (method, verdict) if name in by_id), None)
     device = side.peaks.device if side.peaks else None
-    if found and found.without_sparse_units and not (device and device.sparse_24):
-        return family(found.without_sparse_units)
-    return found
+    if chosen and chosen.without_sparse_units and not (device and device.sparse_24):
+        return family(chosen.without_sparse_units)
+    return chosen
 
 
 def _family_sparsity(side: Side, nominal: float | None) -> float | None:
-    """The sparsity in the family's own unit, also where the run was matched by FLOPs, parameters or
-    bytes."""
+    """Return the sparsity in the family's own unit.
+
+    A run may have been matched by FLOPs, parameters or bytes; then its own unit is recorded, too.
+    """
     match = side.run.pruning.match if side.run and side.run.pruning else None
     matched = match.own if match else None
     return float(matched) if matched is not None and 0 < matched < 1 else nominal
 
 
 def _setting(dense: Side, pruned: Side, chosen: Family, sparsity: float) -> Setting | None:
+    """Return the setting of a run on its own peaks; None where one of them is unknown."""
     shape = ModelShape.of_fields(dense.run.model.shape) if dense.run else None
     peaks, run = pruned.peaks, pruned.run
     if shape is None or peaks is None or run is None or not peaks.byte_per_s:

@@ -1,7 +1,7 @@
 """A request to `predict`, and the setting it resolves to: shape, device, peaks, family, terms.
 
-In: a PredictRequest, with peaks in TFLOP/s and bandwidth in GB/s. Out: a Setting, with both in
-FLOP/s and byte/s, and the workloads of its phases.
+A PredictRequest, with peaks in TFLOP/s and bandwidth in GB/s, gives a Setting, with both in FLOP/s
+and byte/s, and the workloads of its phases.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from prunescope.analysis.device.hardware import (
     Device,
     best_gemm_share,
     find_device,
+    parse_dtype,
     with_overrides,
 )
 from prunescope.analysis.predict.constants import (
@@ -23,12 +24,13 @@ from prunescope.analysis.predict.constants import (
     LAUNCHES,
     MARLIN,
     NAMES,
+    RUNTIMES,
     SPARSE_LIBRARIES,
     Constants,
+    Runtime,
 )
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.routing_file import read_routing
-from prunescope.analysis.predict.runtimes import RUNTIMES, Runtime
 from prunescope.analysis.shapes.config import NamedModel, read_model
 from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.architecture_traits import Traits
@@ -43,13 +45,11 @@ from prunescope.taxonomy.methods import family_of, method_names, slug
 from prunescope.taxonomy.plan import FORWARD, PHASES, Workload
 from prunescope.taxonomy.presets import preset_named
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.words import spread
+from prunescope.taxonomy.words import spread, when
 
 WIDE_ITEMSIZE = 2.0  # bytes of a number that engines do not narrow
-MARLIN_WEIGHTS = "int4"  # where --weights says nothing
-
-
-_ROUNDED = 0.01  # of the sparsity: what rounding to whole experts may change without a word
+MARLIN_WEIGHTS = "int4"  # the format of weights without --weights
+_ROUNDED = 0.01  # how much of the sparsity rounding to whole experts may change without a note
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class Setting:
     knobs: Mapping[str, Any]
     terms: Collection[str]
     launch: str = "graph"
-    sparse_library: str = "torch"  # of 2:4 GEMMs
+    sparse_library: str = "torch"  # the library of 2:4 GEMMs
     tp: int = 1  # devices that share each layer; a PredictedSide is one of them
     ep: int = 1  # devices that hold whole experts of each layer
     pp: int = 1  # stages of layers, which a forward passes in sequence
@@ -74,15 +74,15 @@ class Setting:
     gemm_ceiling: float | None = None  # the best published GEMM, as a share of the peak
     constants: Constants = DEFAULT
     runtime: Runtime | None = None  # None: the kernels alone
-    wide_flop_per_s: float | None = None  # of what stays in 16 bits; None: all is in `dtype`
-    stored_itemsize: float | None = None  # bytes a number of linear layers; None: as multiplied
-    fused_attention: bool = False  # in eager modules; elsewhere it always is
-    layers_kept: float = 1.0  # share of whole layers, apart from the method
-    extra_ns: float = 0.0  # outside the model, on both sides
+    wide_flop_per_s: float | None = None  # rate of what stays in 16 bits; None: all is `dtype`
+    stored_itemsize: float | None = None  # bytes per stored number; None: as multiplied
+    fused_attention: bool = False  # in eager modules; elsewhere attention is fused
+    layers_kept: float = 1.0  # the share of layers that --depth keeps
+    extra_ns: float = 0.0  # time outside the model, on both sides
     named: Mapping[str, str] = field(default_factory=dict)  # knobs that the method's name implies
     removed: Mapping[str, Sequence[int]] = field(default_factory=dict)  # layers that a run removed
-    pruned_shape: ModelShape | None = None  # of another model, that stands in place of a family
-    traits: Traits | None = None  # decide which families apply; None: all do
+    pruned_shape: ModelShape | None = None  # of a model in place of a family
+    traits: Traits | None = None  # they decide which families apply; None: all do
 
     @property
     def prunes(self) -> bool:
@@ -106,18 +106,17 @@ class Setting:
         return self.constants.dispatch_ns != DEFAULT.dispatch_ns
 
 
-def _model(name: str) -> NamedModel:
+_read_preset = lru_cache(maxsize=64)(read_model)
+
+
+def _read_model(name: str) -> NamedModel:
+    """Return the model of a name; presets are read once."""
     is_preset = preset_named(name) and not Path(name).exists()
-    return _preset(name) if is_preset else read_model(name)
-
-
-@lru_cache(maxsize=64)
-def _preset(name: str) -> NamedModel:
-    return read_model(name)
+    return _read_preset(name) if is_preset else read_model(name)
 
 
 def workloads(request: PredictRequest, setting: Setting) -> list[Workload]:
-    """The workload of each phase of a request."""
+    """Return the workload of each phase of a request."""
     size = itemsize(setting.dtype) or 2
     return [
         Workload.of(
@@ -128,8 +127,9 @@ def workloads(request: PredictRequest, setting: Setting) -> list[Workload]:
 
 
 def _phases(request: PredictRequest) -> tuple[str, ...]:
+    """Return the phases of a request."""
     if request.phase == FORWARD:
-        return ("prefill",)  # its work is that of a prompt, without causality and cache
+        return ("prefill",)  # the work of a prompt, without causality and cache
     return PHASES if request.phase == "both" else (request.phase,)
 
 
@@ -146,12 +146,14 @@ class ModelOnDevice:
     byte_per_s: float
     gemm_ceiling: float | None
     routing: Routing | None
-    pruned: NamedModel | None = None  # another model, to compare with
+    pruned: NamedModel | None = None  # a pruned model to compare with
 
 
 def model_on_device(request: PredictRequest, warnings: list[str]) -> ModelOnDevice:
-    """The model and the device of a request. Raises PrunescopeError where one is unknown or
-    incomplete."""
+    """Return the model and the device of a request.
+
+    Raises PrunescopeError where one is unknown or incomplete.
+    """
     if request.phase not in (*PHASES, "both", FORWARD):
         raise PrunescopeError(
             f"no phase is called {request.phase!r}", hint="prefill, decode, both or forward"
@@ -165,16 +167,16 @@ def model_on_device(request: PredictRequest, warnings: list[str]) -> ModelOnDevi
             "predict needs --device, or --peak and --bandwidth",
             hint="`prunescope devices` lists the known ones",
         )
-    model = _model(request.model)
-    pruned = None if request.pruned_model is None else _model(request.pruned_model)
+    model = _read_model(request.model)
+    pruned = None if request.pruned_model is None else _read_model(request.pruned_model)
     warnings += [*model.notes, *(pruned.notes if pruned else ())]
     given = request.routing
     routing = None if given is None else routing_of_model(given, model.shape)
     if routing is not None:
-        warnings += [text for one in _phases(request) for text in routing.caveats(one)]
+        warnings += [text for phase in _phases(request) for text in routing.caveats(phase)]
     known = find_device(request.device) if request.device else None
     device = with_overrides(known, peaks=request.peaks, bandwidth_gb_per_s=request.bandwidth)
-    name = _dtype(request.dtype, model.dtype, device, warnings)
+    name = _choose_dtype(request.dtype, model.dtype, device, warnings)
     if model.quantised and request.dtype is None and request.weights is None:
         warnings.append(
             f"its weights are published as {model.quantised}: predicted as if all of them were "
@@ -187,9 +189,9 @@ def model_on_device(request: PredictRequest, warnings: list[str]) -> ModelOnDevi
             "one measured run"
         )
     if peak is None or device.byte_per_s is None:
-        what = f"{name} peak" if peak is None else "bandwidth"
+        missing = f"{name} peak" if peak is None else "bandwidth"
         raise PrunescopeError(
-            f"{device.name} has no {what}",
+            f"{device.name} has no {missing}",
             hint=f"it has {', '.join(device.dense_flop_per_s) or 'none'}; "
             "give --peak DTYPE=TFLOPS or --bandwidth GB/s",
         )
@@ -214,17 +216,27 @@ def resolve(
     warnings: list[str],
     target: ModelOnDevice | None = None,
 ) -> tuple[Setting, str]:
-    """The setting of one point of a request, and the source of the model's shape. `target`: its
-    model and device, if they were looked up before.
+    """Return the setting of one point of a request, and the source of the model's shape.
 
-    Raises PrunescopeError for an unknown method, a knob of none, or a family that does not apply to
-    the model.
+    Args:
+        request: The request.
+        method: The method of the point; None: the dense model.
+        sparsity: The sparsity of the point; None: the method's default.
+        warnings: Warnings so far, to which this adds its own.
+        target: The model and device of the request, if they were looked up before.
+
+    Returns:
+        The setting and the source.
+
+    Raises:
+        PrunescopeError: The method is unknown, it lacks a knob, or its family does not apply to
+            the model.
     """
     target = target or model_on_device(request, warnings)
-    chosen, method_knobs = _family(method)
+    chosen, method_knobs = _family_of_method(method)
     shape, device = target.shape, target.device
     default = (chosen.only if chosen else None) or 0.25
-    chosen = runnable(chosen, device, warnings)
+    chosen = as_runnable(chosen, device, warnings)
     if chosen is not None:
         check_applies(chosen.id, chosen.applies, target.traits)
     given = default if sparsity is None else sparsity
@@ -234,8 +246,8 @@ def resolve(
         {"kernel": library, **method_knobs, **request.knobs}
     )
     knobs = {k: v for k, v in given_knobs.items() if chosen and k in chosen.knobs}
-    if chosen and not request.many:
-        knobs = given_knobs  # an unknown one is an error
+    if chosen and not request.has_several_methods:
+        knobs = given_knobs  # so that an unknown one is an error
     filled = chosen.point(given, knobs).knobs if chosen else {}
     if shape.uneven and given and filled.get("layers") == "":
         warnings.append(
@@ -254,23 +266,23 @@ def resolve(
         family=chosen,
         sparsity=given,
         knobs=filled,
-        terms=terms_of(request.terms, request.without),
-        launch=_launch(request.launch, runtime, device),
+        terms=active_terms(request.terms, request.without),
+        launch=_launch_mode(request.launch, runtime, device),
         sparse_library=sparse_library,
-        tp=_devices(request.tp),
-        ep=_expert_devices(request.ep, request.tp, shape),
-        pp=_stages(request.pp, shape.layers),
+        tp=_check_tp(request.tp),
+        ep=_check_ep(request.ep, request.tp, shape),
+        pp=_check_pp(request.pp, shape.layers),
         routing=target.routing,
         gemm_ceiling=target.gemm_ceiling,
         constants=_constants(request),
         runtime=runtime,
         wide_flop_per_s=_wide_peak(device, target.dtype) if runtime and runtime.mixed else None,
-        stored_itemsize=_stored(
+        stored_itemsize=_stored_itemsize(
             request.weights or (MARLIN_WEIGHTS if sparse_library == MARLIN else None)
         ),
         fused_attention=request.attn == "sdpa",
         layers_kept=_layers_kept(request.depth, shape.layers),
-        extra_ns=_extra(request.extra_ms),
+        extra_ns=_extra_ns(request.extra_ms),
         named=method_knobs,
         traits=target.traits,
         pruned_shape=target.pruned.shape if target.pruned else None,
@@ -279,39 +291,39 @@ def resolve(
 
 
 def assumptions(setting: Setting) -> list[str]:
-    """Assumptions about the engine behind a prediction, in sentences."""
-    found = []
+    """Return assumptions about the engine behind a prediction, in sentences."""
+    sentences = []
     if setting.layers_kept < 1:
         left = round(setting.layers_kept * setting.shape.layers)
-        found.append(f"the pruned model has {left} of {setting.shape.layers} layers")
+        sentences.append(f"the pruned model has {left} of {setting.shape.layers} layers")
     if setting.pp > 1:
-        found.append(
+        sentences.append(
             f"{setting.pp} stages of equal layers, as nearly as whole layers allow, with lm_head "
             f"on the last; memory is that of the fullest stage with {setting.pp} batches in flight"
         )
     if setting.shape.experts:
-        found += _of_experts(setting)
+        sentences += _expert_assumptions(setting)
     if setting.shape.kv_rank is not None:
-        found.append(_of_latents(setting))
+        sentences.append(_latent_assumption(setting))
     if setting.sparse_library == MARLIN:
         bits = round(8 * (setting.stored_itemsize or WIDE_ITEMSIZE))
-        found.append(
+        sentences.append(
             f"both sides store the weights of linear layers in {bits} bits and multiply them in "
             f"{setting.dtype} by Marlin kernels"
         )
     if setting.runtime is None:
-        return found
-    found.append(setting.runtime.assumed)
+        return sentences
+    sentences.append(setting.runtime.assumed)
     if setting.wide_flop_per_s is not None:
-        found.append(
+        sentences.append(
             f"linear layers multiply in {setting.dtype}; lm_head, attention, its cache and what "
             "lies between stay in 16 bits"
         )
-    return found
+    return sentences
 
 
-def _of_latents(setting: Setting) -> str:
-    """How decode reads a cache of latents."""
+def _latent_assumption(setting: Setting) -> str:
+    """Tell how decode reads a cache of latents."""
     shape = setting.shape
     numbers = f"{shape.cache_elements():,} numbers a cached token and layer"
     if setting.absorbs:
@@ -326,54 +338,59 @@ def _of_latents(setting: Setting) -> str:
     )
 
 
-def _rounded(setting: Setting) -> list[str]:
-    """How many experts stay, or a token goes to, where that is not the share that was asked for: a
-    router needs as many as a token goes to, and a token one."""
-    family, shape, asked = setting.family, setting.shape, setting.sparsity
+def _rounding_notes(setting: Setting) -> list[str]:
+    """Tell how many experts stay, or a token goes to, where that is not the requested share.
+
+    A router needs as many experts as a token goes to, and a token needs one.
+    """
+    family, shape, requested = setting.family, setting.shape, setting.sparsity
     if family is None or not family.changes_experts or not shape.experts:
         return []
     parts = [part for part in shape.mlp_parts() if part.moe_layers]
     if family.cuts_experts:
-        what = "experts of a layer stay"
-        pairs = [(part.kept_experts(asked), part.experts) for part in parts]
+        unit = "experts of a layer stay"
+        pairs = [(part.kept_experts(requested), part.experts) for part in parts]
     else:
-        what = "experts of each token stay"
+        unit = "experts of each token stay"
         routes = [part.experts_per_token for part in parts]
-        pairs = [(kept_routes(count, asked), count) for count in routes]
+        pairs = [(kept_routes(count, requested), count) for count in routes]
     layers = [part.moe_layers for part in parts]
     left, there = (
-        sum(n * m for n, m in zip(one, layers, strict=True)) for one in zip(*pairs, strict=True)
+        sum(n * m for n, m in zip(counts, layers, strict=True))
+        for counts in zip(*pairs, strict=True)
     )
-    if abs(1 - left / there - asked) < _ROUNDED:
+    if abs(1 - left / there - requested) < _ROUNDED:
         return []
-    kept, count = (spread(min(one), max(one)) for one in zip(*pairs, strict=True))
-    return [f"{kept} of {count} {what}: {1 - left / there:.1%} fewer; {asked:.1%} were requested"]
+    kept, count = (spread(min(counts), max(counts)) for counts in zip(*pairs, strict=True))
+    return [
+        f"{kept} of {count} {unit}: {1 - left / there:.1%} fewer; {requested:.1%} were requested"
+    ]
 
 
-def _of_experts(setting: Setting) -> list[str]:
-    """How many experts are kept, how tokens are spread over them, and their placement on
-    devices."""
-    found = _rounded(setting)
+def _expert_assumptions(setting: Setting) -> list[str]:
+    """Tell how many experts are kept, how tokens spread over them, and which devices hold them."""
+    sentences = _rounding_notes(setting)
     if setting.routing is None:
-        found.append(
+        sentences.append(
             "every expert is chosen as often; a real router is uneven and reads fewer experts: "
             "give --routing"
         )
     else:
-        goes = setting.family is not None and setting.family.cuts_experts
-        found.append(
-            f"experts are chosen as often as in {setting.routing.source}"
-            + _picks(setting.routing)
-            + "; of experts that are removed, the least chosen go first" * goes
+        cuts = setting.family is not None and setting.family.cuts_experts
+        order = when(cuts, "; of experts that are removed, the least chosen go first")
+        picks = _format_picks(setting.routing)
+        sentences.append(
+            f"experts are chosen as often as in {setting.routing.source}{picks}{order}"
         )
-        most = max((len(one) for by in setting.routing.phases.values() for one in by), default=0)
+        phases = setting.routing.phases.values()
+        most = max((len(counts) for layers in phases for counts in layers), default=0)
         if most > setting.shape.experts:
-            found.append(
+            sentences.append(
                 f"{setting.routing.source} counts {most} experts of a layer, and the model has "
                 f"{setting.shape.experts}: taken for those that were chosen most"
             )
     if setting.loops_experts:
-        found.append(
+        sentences.append(
             "the host calls each expert that got a token on its own, as eager experts of "
             "transformers do; grouped ones (its default from 5.0 on where it has them) take as "
             "many calls for any number of experts"
@@ -384,15 +401,15 @@ def _of_experts(setting: Setting) -> list[str]:
             if setting.tp == 1
             else "all share every other layer"
         )
-        found.append(
+        sentences.append(
             f"{setting.ep} devices hold the experts in their order, as whole ones; {whose}; times "
             "are those of the device whose experts get most tokens"
         )
-    return found
+    return sentences
 
 
-def _picks(routing: Routing) -> str:
-    """How many picks were counted, in brackets; empty where none were."""
+def _format_picks(routing: Routing) -> str:
+    """Return how many picks were counted, in brackets; empty where none were."""
     if not routing.picks:
         return ""
     sizes = {f"{picks:,.0f}" for picks in routing.picks.values()}
@@ -403,32 +420,36 @@ def _picks(routing: Routing) -> str:
 
 
 def split_library(knobs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The library of 2:4 GEMMs (`--set kernel=`), and the other knobs, which are the family's.
+    """Return the library of 2:4 GEMMs (`--set kernel=`), and the knobs of the family.
 
     Raises PrunescopeError for an unknown library.
     """
-    rest = dict(knobs)
-    library = str(rest.pop("kernel", "torch"))
+    family_knobs = dict(knobs)
+    library = str(family_knobs.pop("kernel", "torch"))
     if library not in SPARSE_LIBRARIES:
         raise PrunescopeError(
             f"option kernel={library!r} is no library of 2:4 kernels",
             hint=f"one of {', '.join(SPARSE_LIBRARIES)}",
         )
-    return library, rest
+    return library, family_knobs
 
 
-def runnable(chosen: Family | None, device: Device, warnings: list[str]) -> Family | None:
-    """The family as this device runs it: 2:4 without matrix units for it is a mask, with a
-    warning."""
+def as_runnable(chosen: Family | None, device: Device, warnings: list[str]) -> Family | None:
+    """Return the family as this device runs it.
+
+    2:4 on a device without matrix units for it is a mask, with a warning.
+    """
     if chosen is None or not chosen.without_sparse_units or device.sparse_24 is not False:
         return chosen
     warnings.append(f"{device.name} has no matrix units for 2:4: the weights stay dense with zeros")
     return family(chosen.without_sparse_units)
 
 
-def terms_of(terms: Collection[str] | None, without: Collection[str]) -> Collection[str]:
-    """The execution costs to count: `terms` (None: all) but those in `without`. Raises
-    PrunescopeError for an unknown name."""
+def active_terms(terms: Collection[str] | None, without: Collection[str]) -> Collection[str]:
+    """Return the execution costs to count: `terms` (None: all) but those in `without`.
+
+    Raises PrunescopeError for an unknown name.
+    """
     for name in (*(terms or ()), *without):
         if name not in NAMES:
             raise PrunescopeError(
@@ -437,13 +458,21 @@ def terms_of(terms: Collection[str] | None, without: Collection[str]) -> Collect
     return tuple(name for name in (NAMES if terms is None else terms) if name not in without)
 
 
-def _devices(tp: int) -> int:
+def _check_tp(tp: int) -> int:
+    """Return the number of devices that share layers.
+
+    Raises PrunescopeError for an impossible one.
+    """
     if not 1 <= tp <= 64:
         raise PrunescopeError(f"{tp} devices cannot share a layer", hint="--tp 1 to 64")
     return tp
 
 
-def _expert_devices(ep: int, tp: int, shape: ModelShape) -> int:
+def _check_ep(ep: int, tp: int, shape: ModelShape) -> int:
+    """Return the number of devices that hold experts.
+
+    Raises PrunescopeError for an impossible one.
+    """
     if ep == 1:
         return ep
     if not shape.experts:
@@ -462,15 +491,17 @@ def _expert_devices(ep: int, tp: int, shape: ModelShape) -> int:
 
 
 def routing_of_model(given: str, shape: ModelShape) -> Routing:
-    """The token counts that `--routing` names. Raises PrunescopeError where it is of another
-    model."""
+    """Return the token counts that `--routing` names.
+
+    Raises PrunescopeError where they are of another model.
+    """
     if not shape.experts:
         raise PrunescopeError("--routing needs a model with experts", hint="remove --routing")
-    found = read_routing(given)
-    for layers in found.phases.values():
+    routing = read_routing(given)
+    for layers in routing.phases.values():
         if len(layers) not in (1, shape.moe_layers):
             raise PrunescopeError(
-                f"{found.source} counts experts of {len(layers)} layers, and the model has "
+                f"{routing.source} counts experts of {len(layers)} layers, and the model has "
                 f"{shape.moe_layers} with experts",
                 hint="give the counts of each of them, or of one that stands for all",
             )
@@ -482,14 +513,15 @@ def routing_of_model(given: str, shape: ModelShape) -> Routing:
             if len(counts) < experts:
                 where = f" of layer {number} of those with experts" if len(layers) > 1 else ""
                 raise PrunescopeError(
-                    f"{found.source} counts {len(counts)} experts{where}, and the model has "
+                    f"{routing.source} counts {len(counts)} experts{where}, and the model has "
                     f"{experts} there",
                     hint="give --routing the counts of the dense model",
                 )
-    return found
+    return routing
 
 
-def _stages(pp: int, layers: int) -> int:
+def _check_pp(pp: int, layers: int) -> int:
+    """Return the number of stages; raise PrunescopeError where there are more than layers."""
     if not 1 <= pp <= layers:
         raise PrunescopeError(
             f"{layers} layers cannot make {pp} stages", hint=f"--pp 1 to {layers}"
@@ -498,6 +530,7 @@ def _stages(pp: int, layers: int) -> int:
 
 
 def _runtime(name: str | None) -> Runtime | None:
+    """Return the engine of a name; raise PrunescopeError for an unknown one."""
     if name is not None and name not in RUNTIMES:
         raise PrunescopeError(
             f"no runtime is called {name!r}", hint=f"one of {', '.join(RUNTIMES)}"
@@ -506,6 +539,7 @@ def _runtime(name: str | None) -> Runtime | None:
 
 
 def _constants(request: PredictRequest) -> Constants:
+    """Return the constants with the host time of a request."""
     us = request.host_us_per_op
     if us is None:
         return DEFAULT
@@ -517,14 +551,17 @@ def _constants(request: PredictRequest) -> Constants:
 
 
 def _wide_peak(device: Device, name: str) -> float | None:
-    """FLOP/s of ops that stay in 16 bits next to linear layers of `name`; None: nothing is
-    narrower."""
+    """Return the FLOP/s of ops that stay in 16 bits next to linear layers of `name`.
+
+    Returns None where nothing is narrower.
+    """
     if (itemsize(name) or 2) >= WIDE_ITEMSIZE:
         return None
     return device.peak("bf16") or device.peak("fp16")
 
 
-def _stored(name: str | None) -> float | None:
+def _stored_itemsize(name: str | None) -> float | None:
+    """Return the bytes per number of a format; raise PrunescopeError for an unknown one."""
     if name is None:
         return None
     size = itemsize(dtype(name))
@@ -536,18 +573,23 @@ def _stored(name: str | None) -> float | None:
 
 
 def _layers_kept(depth: float, layers: int) -> float:
-    """The share of layers that is left when whole ones go."""
+    """Return the share of layers that remain when whole ones go."""
     check_sparsity(depth)
     return max(1, layers - round(depth * layers)) / layers
 
 
-def _extra(ms: float) -> float:
+def _extra_ns(ms: float) -> float:
+    """Return a time outside the model in ns; raise PrunescopeError for an impossible one."""
     if not 0 <= ms < 1e9:
         raise PrunescopeError(f"{ms:g} ms outside the model", hint="--extra-ms 0 or more")
     return ms * 1e6
 
 
-def _launch(given: str | None, runtime: Runtime | None, device: Device) -> str:
+def _launch_mode(given: str | None, runtime: Runtime | None, device: Device) -> str:
+    """Return how kernels are launched: as given, else as the engine or the device does.
+
+    Raises PrunescopeError for an unknown mode, and for graphs on a CPU.
+    """
     name = given or (runtime.launch if runtime else "eager" if device.is_cpu else "graph")
     if name not in LAUNCHES:
         raise PrunescopeError(
@@ -560,8 +602,11 @@ def _launch(given: str | None, runtime: Runtime | None, device: Device) -> str:
     return name
 
 
-def _family(method: str | None) -> tuple[Family | None, Mapping[str, str]]:
-    """The family of an id or of a published method, and the knobs that the method implies."""
+def _family_of_method(method: str | None) -> tuple[Family | None, Mapping[str, str]]:
+    """Return the family of an id or of a published method, and the knobs that the method implies.
+
+    Raises PrunescopeError for a function, which has no cost model.
+    """
     if method is None or method == "dense":
         return None, {}
     if is_function(method):
@@ -573,7 +618,7 @@ def _family(method: str | None) -> tuple[Family | None, Mapping[str, str]]:
 
 
 def named_family(method: str) -> tuple[Family, Mapping[str, str]]:
-    """The family of a name, and the knobs that a published method implies.
+    """Return the family of a name, and the knobs that a published method implies.
 
     Raises PrunescopeError with the nearest families and methods.
     """
@@ -594,17 +639,17 @@ def named_family(method: str) -> tuple[Family, Mapping[str, str]]:
     return family(name), knobs
 
 
-def _dtype(requested: str | None, of_model: str | None, device: Device, warnings: list[str]) -> str:
-    """The requested format, else the model's, else bf16; with a warning the widest next one that
-    the device has where it has no bf16."""
-    name = dtype(requested or of_model or "bf16")
-    if name is None:
-        raise PrunescopeError(
-            f"no number format is called {requested or of_model!r}",
-            hint="for example bf16 or fp32",
-        )
+def _choose_dtype(
+    requested: str | None, model_dtype: str | None, device: Device, warnings: list[str]
+) -> str:
+    """Return the requested format, else the model's, else bf16.
+
+    Without a request, a device that lacks a 16-bit format gets fp16 or fp32 instead, with a
+    warning.
+    """
+    name = parse_dtype(requested or model_dtype or "bf16")
     if requested is None and name in ("bf16", "fp16") and device.peak(name) is None:
-        instead = next((other for other in ("fp16", "fp32") if device.peak(other)), None)
+        instead = next((known for known in ("fp16", "fp32") if device.peak(known)), None)
         if instead is not None:
             warnings.append(f"{device.name} has no {name} matrix units: predicted in {instead}")
             return instead

@@ -1,7 +1,7 @@
 """One side of a prediction: the ops of a forward, and their roofline times on a device.
 
-In: a Setting and a Workload. Out: a PredictedSide. Times are ns a forward. With tensor parallelism
-a side is one device: rows of q, k, v, gate and up are split along N, o and down along K, heads,
+A Setting and a Workload give a PredictedSide. Times are ns per forward. With tensor parallelism a
+side is one device: rows of q, k, v, gate and up are split along N, o and down along K, heads,
 caches and the vocabulary alike (Megatron's way), and the outputs of attention and of the MLP are
 summed over all devices. Norms, routers and the maps between two residual bases (SliceGPT) run whole
 on each device.
@@ -17,7 +17,7 @@ from itertools import groupby
 
 from prunescope.analysis.predict.constants import MARLIN, Constants
 from prunescope.analysis.predict.expert_parallel import expert_parallel, is_expert
-from prunescope.analysis.predict.formats import LINEAR, WIDE, mixed, stored_as
+from prunescope.analysis.predict.formats import LINEAR, WIDE, with_stored_itemsize, with_wide_rest
 from prunescope.analysis.predict.forward import Forward
 from prunescope.analysis.predict.setting import Setting
 from prunescope.taxonomy.family import Family, FamilyPoint
@@ -45,17 +45,17 @@ class PredictedSide:
         return self.forward.bounded
 
     def with_constants(self, constants: Constants) -> PredictedSide:
-        """The same forward with other constants."""
+        """Return the same forward with other constants."""
         return replace(self, setting=replace(self.setting, constants=constants))
 
     @property
     def flop(self) -> float:
-        """FLOPs."""
+        """The FLOPs of the forward."""
         return sum(op.layers * op.flop for op in self.bounded)
 
     @property
     def bytes(self) -> float:
-        """Compulsory bytes."""
+        """The compulsory bytes of the forward."""
         return sum(op.layers * op.bytes for op in self.bounded)
 
     @property
@@ -65,48 +65,54 @@ class PredictedSide:
         return self.forward.once(key, lambda: float(sum([self.op_ns(op) for op in self.bounded])))
 
     def flop_per_s(self, op: Op) -> float:
-        """The peak of the format that an op multiplies in."""
+        """Return the peak of the format that an op multiplies in."""
         wide = self.setting.wide_flop_per_s
         return self.setting.flop_per_s if wide is None or op.role in LINEAR else wide
 
     def op_ns(self, op: Op) -> float:
-        """Roofline time of an op over its layers."""
+        """Return the roofline time of an op over its layers."""
         compute = op.flop / self.flop_per_s(op)
         return op.layers * max(compute, op.bytes / self.setting.byte_per_s) * 1e9
 
     def is_compute(self, op: Op) -> bool:
-        """Whether FLOPs bind the op."""
+        """Return whether FLOPs bind the op."""
         return op.flop / self.flop_per_s(op) >= op.bytes / self.setting.byte_per_s
 
     def bound_ns(self) -> dict[str, float]:
-        """Roofline time by what binds it: compute, memory."""
+        """Return the roofline time by what binds it: compute, memory."""
         compute = sum(self.op_ns(op) for op in self.bounded if self.is_compute(op))
         return {"compute": compute, "memory": self.ns - compute}
 
     def role_ns(self) -> dict[str, float]:
-        """Roofline time by role, largest first."""
+        """Return the roofline time by role, largest first."""
         roles: defaultdict[str, float] = defaultdict(float)
         for op in self.bounded:
             roles[op.role] += self.op_ns(op)
         return dict(sorted(roles.items(), key=lambda item: -item[1]))
 
     def covered_ns(self, dense: PredictedSide) -> float:
-        """Σ t_d·r_F: the dense time of each op, scaled by the share of its FLOPs that is left
-        (bytes, where it has none). Added ops count 0: this bound covers what pruning removes."""
+        """Return Σ t_d·r_F: the dense time of each op, scaled by the share of its FLOPs left.
+
+        An op without FLOPs is scaled by its bytes. Added ops count 0: this bound covers what
+        pruning removes.
+        """
         left = ops_by_name(self.bounded)
         total = 0.0
-        for name, in_flop, work, ns in dense._works():
+        for name, in_flop, work, ns in dense._work_by_name():
             kept = [op for op in left.get(name, []) if not op.added]
-            total += ns * (_work(kept, in_flop=in_flop) / work if work else 1.0)
+            total += ns * (_sum_work(kept, in_flop=in_flop) / work if work else 1.0)
         return total
 
-    def _works(self) -> list[tuple[str, bool, float, float]]:
-        """(name, whether its work is in FLOPs, work, roofline ns) of the ops of each name; work is
-        in bytes where none of them has FLOPs."""
+    def _work_by_name(self) -> list[tuple[str, bool, float, float]]:
+        """Return (name, whether its work is in FLOPs, work, roofline ns) of the ops of each name.
+
+        Work is in bytes where none of them has FLOPs.
+        """
 
         def compute() -> list[tuple[str, bool, float, float]]:
+            """Compute the works."""
             return [
-                (name, in_flop, _work(ops, in_flop=in_flop), sum(self.op_ns(op) for op in ops))
+                (name, in_flop, _sum_work(ops, in_flop=in_flop), sum(self.op_ns(op) for op in ops))
                 for name, ops in ops_by_name(self.bounded).items()
                 for in_flop in (any(op.flop for op in ops),)
             ]
@@ -118,13 +124,24 @@ class PredictedSide:
 def predicted_side(
     setting: Setting, work: Workload, *, sparsity: float | None = None, pruned: bool = True
 ) -> PredictedSide:
-    """The dense side of a workload, or its pruned one at `sparsity` (None: the setting's)."""
+    """Return the dense side of a workload, or its pruned side.
+
+    Args:
+        setting: The setting.
+        work: The workload.
+        sparsity: The sparsity of the pruned side; None: the setting's.
+        pruned: Whether to return the pruned side.
+
+    Returns:
+        The side; with parallelism, that of one device.
+    """
     if pruned and setting.pruned_shape is not None:
         if setting.pruned_shape.experts != setting.shape.experts:
-            work = replace(work, routing=None)  # it counts the experts of the dense model
+            work = replace(work, routing=None)  # it counts experts of the dense model
         setting = replace(setting, shape=setting.pruned_shape, pruned_shape=None)
 
     def forward_of(work: Workload) -> Forward:
+        """Return the forward of a workload before it is split over devices."""
         if not pruned or setting.family is None:
             return dense_forward(setting.shape, work)
         at = setting.sparsity if sparsity is None else sparsity
@@ -142,7 +159,7 @@ def predicted_side(
     if setting.tp > 1:
         key = "tp", setting.tp
         apart = is_expert if setting.ep > 1 else None
-        split = partial(_one_device, whole, setting.tp, setting.shape, apart)
+        split = partial(_part_of_device, whole, setting.tp, setting.shape, apart)
         whole = whole.once(key, split)
     if setting.pp > 1:
         staged = partial(replace, whole, stages=setting.pp, memo={})
@@ -150,25 +167,25 @@ def predicted_side(
     stored = setting.stored_itemsize
     if stored is not None:
         shrink = setting.sparse_library != MARLIN
-        narrow = partial(stored_as, whole, stored, indices_shrink=shrink)
+        narrow = partial(with_stored_itemsize, whole, stored, indices_shrink=shrink)
         whole = whole.once(("stored", stored, shrink), narrow)
     if setting.wide_flop_per_s is not None:
-        whole = whole.once("mixed", partial(mixed, whole))
+        whole = whole.once("mixed", partial(with_wide_rest, whole))
     return PredictedSide(setting=setting, forward=whole)
 
 
 def roofline_speedup(setting: Setting, work: Workload, sparsity: float | None = None) -> float:
-    """Dense over pruned at the roofline; `sparsity` None is the setting's."""
+    """Return dense over pruned time at the roofline; `sparsity` None is the setting's."""
     dense = predicted_side(setting, work, pruned=False)
     return dense.ns / predicted_side(setting, work, sparsity=sparsity).ns
 
 
 @lru_cache(maxsize=4096)
 def dense_forward(shape: ModelShape, work: Workload) -> Forward:
-    """The dense forward; every method of a grid is compared with the same one."""
+    """Return the dense forward, with which every method of a grid is compared."""
     plans = [dense_plan(shape, work)]
     ops = forward(plans)
-    return _forward(work, ops, ops, plans)
+    return _build_forward(work, ops, ops, plans)
 
 
 def pruned_forward(
@@ -178,17 +195,18 @@ def pruned_forward(
     point: FamilyPoint,
     layers_kept: float = 1.0,
 ) -> Forward:
-    """The forward of `family` at `point`, with a share `layers_kept` of the layers."""
-    plans = [_shallower(plan, layers_kept) for plan in family.plans(shape, work, point)]
+    """Return the forward of `family` at `point`, with a share `layers_kept` of the layers."""
+    plans = [_remove_layers(plan, layers_kept) for plan in family.plans(shape, work, point)]
     ops = forward(plans)
     resident = ops
     if family.keeps_weights:  # every weight of the layers stays in memory, read or not
         added = (op for op in ops if op.added)
-        resident = [*forward([_shallower(dense_plan(shape, work), layers_kept)]), *added]
-    return _forward(work, ops, resident, plans)
+        resident = [*forward([_remove_layers(dense_plan(shape, work), layers_kept)]), *added]
+    return _build_forward(work, ops, resident, plans)
 
 
-def _shallower(plan: Plan, kept: float) -> Plan:
+def _remove_layers(plan: Plan, kept: float) -> Plan:
+    """Return a plan with a share of its layers."""
     if kept == 1:
         return plan
     return replace(
@@ -196,7 +214,8 @@ def _shallower(plan: Plan, kept: float) -> Plan:
     )
 
 
-def _forward(work: Workload, ops: list[Op], resident: list[Op], plans: list[Plan]) -> Forward:
+def _build_forward(work: Workload, ops: list[Op], resident: list[Op], plans: list[Plan]) -> Forward:
+    """Return the ops of a forward, not yet split over devices."""
     return Forward(
         work=work,
         ops=tuple(ops),
@@ -207,56 +226,56 @@ def _forward(work: Workload, ops: list[Op], resident: list[Op], plans: list[Plan
 
 
 def ops_by_name(ops: Iterable[Op]) -> dict[str, list[Op]]:
-    """{name: ops}, in order."""
+    """Return the ops by their names, in order."""
     names: dict[str, list[Op]] = {}
     for op in ops:
         names.setdefault(op.name, []).append(op)
     return names
 
 
-def _work(ops: list[Op], *, in_flop: bool) -> float:
-    """FLOPs, or bytes."""
+def _sum_work(ops: list[Op], *, in_flop: bool) -> float:
+    """Return the FLOPs of ops, or their bytes."""
     return sum(op.layers * (op.flop if in_flop else op.bytes) for op in ops)
 
 
-# Tensor parallelism: roles by how their weights are split.
+# The roles by how tensor parallelism splits their weights.
 _ALONG_N = frozenset({"q", "k", "v", "q_b", "kv_b", "gate", "up", "lm_head", "mixer_in"})
 _ALONG_K = frozenset({"o", "down", "mixer_out"})
 _WITH_WIDTH = frozenset({"rope", "activation", "attention", "conv", "scan", "kv_update"})
 _EXPERTS = frozenset({"experts", "shared_expert"})
 
 
-def _one_device(
+def _part_of_device(
     whole: Forward, devices: int, shape: ModelShape, apart: Callable[[Op], bool] | None
 ) -> Forward:
-    """The part of one of several devices. Fewer key/value heads than devices are copied to several
-    of them, a latent cache to each; keys and values that are expanded from it are split. Matrices
-    of an expert are split as an MLP's, but for ops that are split already (`apart`). Of a low-rank
-    pair only the factor at the split side is split; every device holds the other."""
+    """Return the part of one of several devices.
+
+    Fewer key/value heads than devices are copied to several of them, a latent cache to each; keys
+    and values that are expanded from it are split. Matrices of an expert are split as an MLP's, but
+    for ops that are split already (`apart`). Of a low-rank pair only the factor at the split side
+    is split; every device holds the other.
+    """
 
     def share_of(kv_heads: int) -> float:
+        """Return the share of a cache with this many key/value heads that a device holds."""
         return 1 / min(devices, kv_heads or shape.kv_heads)
 
-    def split(ops: tuple[Op, ...]) -> tuple[Op, ...]:
-        return _split_all(ops, devices, share_of, apart)
-
-    ops = split(whole.ops)
-    kept = ops if whole.resident == whole.ops else split(whole.resident)
-    before = sum(op.layers * op.stored_bytes for op in whole.resident)
-    after = sum(op.layers * op.stored_bytes for op in kept)
-    return replace(
-        whole,
-        ops=ops,
-        bounded=tuple(op for op in ops if op.bounded),
-        weight_share=after / before if before else 1.0,
+    part = whole.with_ops(
+        lambda ops: _split_ops(ops, devices, share_of, apart),
         kv_share=1.0 if shape.kv_rank is not None else _kv_share(whole, share_of),
+    )
+    before = sum(op.layers * op.stored_bytes for op in whole.resident)
+    after = sum(op.layers * op.stored_bytes for op in part.resident)
+    return replace(
+        part,
+        resident=whole.resident,  # of which `weight_share` is the part of the device
+        weight_share=after / before if before else 1.0,
         allreduces=tuple(_allreduces(whole)),
-        memo={},
     )
 
 
 def _kv_share(whole: Forward, share_of: Callable[[int], float]) -> float:
-    """The share of the cache that a device holds, over layers whose KV heads may differ."""
+    """Return the share of the cache that a device holds, over layers whose KV heads may differ."""
     parts = [part for plan in whole.plans for part in equal_parts(plan)]
     shares = {share_of(part.shape.kv_heads) for part in parts if part.attention_layers}
     if len(shares) < 2:
@@ -267,36 +286,40 @@ def _kv_share(whole: Forward, share_of: Callable[[int], float]) -> float:
 
 
 def weights(ops: Iterable[Op]) -> Iterator[list[Op]]:
-    """The ops of each weight: one, or the two in a row of a low-rank pair. A weight of that name in
-    another stack of layers comes later and counts apart."""
+    """Return the ops of each weight: one, or the two in a row of a low-rank pair.
+
+    A weight of that name in another stack of layers comes later and counts apart.
+    """
     return (list(group) for _, group in groupby(ops, key=lambda op: op.name))
 
 
-def _split_all(
+def _split_ops(
     ops: Iterable[Op],
     devices: int,
     share_of: Callable[[int], float],
     apart: Callable[[Op], bool] | None,
 ) -> tuple[Op, ...]:
-    found: list[Op] = []
+    """Return a device's part of each op; ops that are `apart` stay whole."""
+    split: list[Op] = []
     for parts in weights(ops):
         if apart is not None and apart(parts[0]):
-            found += parts
+            split += parts
             continue
         for index, op in enumerate(parts):
             expert = op.role in _EXPERTS
             along_k = op.role in _ALONG_K or (expert and op.group == "down")
             along_n = op.role in _ALONG_N or (expert and not along_k)
             if op.role in _WITH_WIDTH:
-                found.append(_fewer_heads(op, devices, share_of(op.kv_heads)))
+                split.append(_fewer_heads(op, devices, share_of(op.kv_heads)))
             elif (along_k and index == 0) or (along_n and index == len(parts) - 1):
-                found.append(_split_gemm(op, devices, along_k=along_k))
+                split.append(_split_gemm(op, devices, along_k=along_k))
             else:
-                found.append(op)
-    return tuple(found)
+                split.append(op)
+    return tuple(split)
 
 
 def _split_gemm(op: Op, devices: int, *, along_k: bool) -> Op:
+    """Return a device's part of a GEMM that is split along K or along N."""
     gemm = op.gemms[0]
     n, k = (gemm.n, -(-gemm.k // devices)) if along_k else (-(-gemm.n // devices), gemm.k)
     activations = (op.bytes - op.weight_bytes) * (n + k) / (gemm.n + gemm.k)
@@ -313,7 +336,7 @@ def _split_gemm(op: Op, devices: int, *, along_k: bool) -> Op:
 
 
 def _fewer_heads(op: Op, devices: int, kv_share: float) -> Op:
-    """An op on its device's share of the heads or channels, and of the KV cache."""
+    """Return an op on its device's share of the heads or channels, and of the KV cache."""
     gemms = tuple(
         Gemm(g.m, g.n, g.k, max(1, g.batch // devices)) if op.cls == "attention" else g
         for g in op.gemms
@@ -330,20 +353,24 @@ def _fewer_heads(op: Op, devices: int, kv_share: float) -> Op:
 
 
 def sent_bytes(whole: Forward) -> float:
-    """Bytes of the residual stream between two stages: the mean output of the layers' last GEMMs.
-    It has 16 bits where linear layers have fewer."""
-    size, found = max(WIDE, whole.work.itemsize), []
-    for parts in weights(whole.ops):
-        if parts[-1].role in _ALONG_K:
-            gemm = parts[-1].gemms[0]
-            found.append((parts[-1].layers, gemm.m * gemm.n * size))
-    layers = sum(count for count, _ in found)
-    return sum(count * each for count, each in found) / layers if layers else 0.0
+    """Return the bytes of the residual stream between two stages.
+
+    They are the mean output of the layers' last GEMMs, which has 16 bits where linear layers have
+    fewer.
+    """
+    size = max(WIDE, whole.work.itemsize)
+    last = [parts[-1] for parts in weights(whole.ops) if parts[-1].role in _ALONG_K]
+    outputs = [(op.layers, op.gemms[0].m * op.gemms[0].n * size) for op in last]
+    layers = sum(count for count, _ in outputs)
+    return sum(count * moved for count, moved in outputs) / layers if layers else 0.0
 
 
 def _allreduces(whole: Forward) -> Iterator[tuple[float, float]]:
-    """(sublayers, bytes that each sums over the devices): the output of the first GEMM that is
-    split along K. Routed experts sum their tokens first."""
+    """Yield (sublayers, bytes that each sums over the devices).
+
+    The bytes are the output of the first GEMM that is split along K. Routed experts sum their
+    tokens first.
+    """
     for op, *_ in weights(whole.ops):
         if op.role in _ALONG_K or (op.role == "experts" and op.group == "down"):
             rows = whole.work.rows if op.role == "experts" else op.gemms[0].m

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from prunescope.analysis import hta as hta_bridge
-from prunescope.analysis.hta import HtaAnswer, ours, second_opinion
+from prunescope.analysis.hta import HtaAnswer, own_totals, second_opinion
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.measured import second_opinion as sentences
@@ -100,7 +100,7 @@ def test_ours_is_the_union_of_all_device_events(tmp_path: Path) -> None:
     """Two of 5 and 7 us with 3 us between, and one of 4 us that overlaps the second by 2."""
     over = op("aten::mm", [4, 4], [4, 4], kernels=[k(us=4, gap_us=-2, stream=9)])
     trace = load(save(chrome(*matmuls(5), gap(us=3), *matmuls(7), over), tmp_path / "t.json"))
-    assert ours(trace) == {"total_ns": 17_000, "busy_ns": 14_000, "idle_ns": 3_000}
+    assert own_totals(trace) == {"total_ns": 17_000, "busy_ns": 14_000, "idle_ns": 3_000}
 
 
 @hta_is_here
@@ -212,13 +212,13 @@ def test_a_question_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch
     module = SimpleNamespace(TraceAnalysis=load_it)
     monkeypatch.setitem(sys.modules, "hta", SimpleNamespace(trace_analysis=module))
     monkeypatch.setitem(sys.modules, "hta.trace_analysis", module)
-    monkeypatch.setattr(hta_bridge, "_temporal", fail)
+    monkeypatch.setattr(hta_bridge, "_add_breakdown", fail)
     for name in ("waits", "kernel_types", "launches"):
 
-        def answer_it(_analysis: Any, out: HtaAnswer, name: str = name) -> None:
-            setattr(out, name, {"a": 1.0})
+        def answer_it(_analysis: Any, answer: HtaAnswer, name: str = name) -> None:
+            setattr(answer, name, {"a": 1.0})
 
-        monkeypatch.setattr(hta_bridge, f"_{name}", answer_it)
+        monkeypatch.setattr(hta_bridge, f"_add_{name}", answer_it)
     answer = hta_bridge.ask("t.json")
     assert answer.failed == ["temporal breakdown: AssertionError: /x is wrong"]
     assert answer.waits == {"a": 1.0}

@@ -11,7 +11,7 @@ import pytest
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.paying_alignment import paying_alignment
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.replayed import _summary, _verdict, cases_of, with_replays, with_tiles
+from prunescope.analysis.replayed import _judge, _summarise, cases_of, with_replays, with_tiles
 from prunescope.analysis.report.figures import plot
 from prunescope.analysis.report.phase_tables import Extent, phase_tables
 from prunescope.analysis.report.replay_tables import replay_table, replayed
@@ -236,9 +236,9 @@ def test_no_verdict_rests_on_times_that_are_not_valid(report: Report) -> None:
 def test_intervals_that_say_nothing_explain_nothing() -> None:
     """Replayed on a busy machine: -563 to 237 ms of -46 ms, which is -151 to 59 ms itself."""
     wide, row = [-563e6, 237e6], [-151e6, 59e6]
-    found = _summary(8, -46e6, row, wide, [])
+    found = _summarise(8, -46e6, row, wide, [])
     assert found.endswith("both intervals include 0, so that neither shows a loss or a gain.")
-    assert _summary(8, 46e6, [31e6, 59e6], wide, []).endswith("within its interval.")
+    assert _summarise(8, 46e6, [31e6, 59e6], wide, []).endswith("within its interval.")
 
 
 def test_a_cold_cache_explains_no_more_than_it_takes() -> None:
@@ -246,11 +246,11 @@ def test_a_cold_cache_explains_no_more_than_it_takes() -> None:
     freedom) = 4.3, so that the interval of 0.5 ± 0.1 is ± 0.25 wide."""
     warm, cold = [-1e3, 0.0, 1e3], [0.4e6, 0.5e6, 0.6e6]
     part = LedgerPart(name="up", role="up", cls="matmul", ns=6e6, ci95=[5e6, 7e6], noise_ns=0.1e6)
-    kind, text = _verdict("up", part, warm, cold)
+    kind, text = _judge("up", part, warm, cold)
     assert kind == "inside"
     assert text.endswith(": the cache, and 4.252 ms at least are neighbours or the launch")
     part.ci95 = [0.2e6, 9e6]
-    assert _verdict("up", part, warm, cold)[1].endswith(": the cache")
+    assert _judge("up", part, warm, cold)[1].endswith(": the cache")
 
 
 @pytest.mark.parametrize(("faster", "apart", "says"), [

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from prunescope.analysis.ops.attention import pairs
+from prunescope.analysis.ops.attention import seen_pairs
 from prunescope.analysis.ops.call import OpCall, Work, op_model
 from prunescope.analysis.ops.work import work_of
 from prunescope.taxonomy.gemm import Gemm
@@ -239,7 +239,7 @@ def test_a_compressed_weight_that_is_no_9_16_is_not_guessed() -> None:
     ],
 )
 def test_pairs(queries: int, keys: int, causal: bool, window: int | None, expected: int) -> None:
-    assert pairs(queries, keys, causal=causal, window=window) == expected
+    assert seen_pairs(queries, keys, causal=causal, window=window) == expected
     if causal:
         by_hand = 0
         for i in range(queries):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prunescope.analysis.device.tiles import Launch, tile_of, wave_model
 from prunescope.analysis.ops.call import MODELS, OpCall
 from prunescope.analysis.ops.kind import KINDS, is_work_op, kernel_kind, kind_of
-from prunescope.analysis.ops.pointwise import generated
+from prunescope.analysis.ops.pointwise import generated_kernel_model
 from prunescope.analysis.ops.work import work_of
 from prunescope.taxonomy.gemm import Gemm
 
@@ -108,7 +108,7 @@ def test_any_name_has_a_kind(name: str) -> None:
     assert kernel_kind(name) in KINDS
     assert kind_of(name, name, None) in KINDS
     assert is_work_op(name) in (True, False)
-    generated(name)
+    generated_kernel_model(name)
 
 
 @given(

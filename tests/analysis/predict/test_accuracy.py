@@ -20,7 +20,7 @@ from prunescope.analysis.predict.constants import (
     TERMS,
     Constants,
 )
-from prunescope.analysis.predict.measured import Measured, Scaled, scaled
+from prunescope.analysis.predict.measured import Measured, Scaled, scale_measured
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.setting import resolve, workloads
 from prunescope.analysis.predict.side import predicted_side
@@ -176,7 +176,7 @@ def from_paper(method: str, phase: str, constants: Constants = DEFAULT) -> Scale
         gap_ns=figure["gap"] * wall,
     )
     sides = (predicted_side(setting, work, pruned=False), predicted_side(setting, work))
-    return scaled(measured, *(side.with_constants(constants) for side in sides))
+    return scale_measured(measured, *(side.with_constants(constants) for side in sides))
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
