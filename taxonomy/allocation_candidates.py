@@ -47,7 +47,11 @@ def candidates(shape: ModelShape, number: int, *, low_rank: bool = False) -> Can
     cannot be cut has none: latent attention, a mixer, experts, a single KV head."""
     layer, letter = shape.layer(number), shape.layout[number]
     heads: tuple[int, ...] = ()
-    if letter.lower() != "m" and shape.kv_rank is None and layer.attention_kind == "usual":
+    if (
+        letter.lower() != "m"
+        and shape.attention.kv_rank is None
+        and layer.attention_kind == "usual"
+    ):
         heads = _spread(range(1, layer.kv_heads))
     channels: tuple[int, ...] = ()
     if letter.islower() and layer.mlp_kind == "usual" and layer.intermediate:
@@ -58,7 +62,11 @@ def candidates(shape: ModelShape, number: int, *, low_rank: bool = False) -> Can
     found = Candidates(heads, channels, may_go=not first)
     if not low_rank:
         return found
-    usual = letter.lower() != "m" and shape.kv_rank is None and layer.attention_kind == "usual"
+    usual = (
+        letter.lower() != "m"
+        and shape.attention.kv_rank is None
+        and layer.attention_kind == "usual"
+    )
     attention = _lowrank(shape, number, "attention_lowrank") if usual else ()
     mlp = _lowrank(shape, number, "mlp_lowrank") if channels else ()
     return replace(found, attention_lowrank=attention, mlp_lowrank=mlp)
@@ -78,7 +86,7 @@ def ranks_of(shape: ModelShape, number: int, part: str, percent: int) -> dict[st
     """The rank of each matrix of an attention or MLP, by role, at which it keeps this share of its
     parameters. Matrices that this rank would not make smaller are left out, and stay dense."""
     found = {}
-    for role, (n, k) in shape.like(number).linears().items():
+    for role, (n, k) in shape.repeat_layer(number).linears().items():
         if GROUPS[role] in _GROUPS[part]:
             rank = low_rank_or_dense(n, k, 1 - percent / 100)
             if rank is not None:
@@ -192,7 +200,7 @@ def uniform_choices(shape: ModelShape, tables: Sequence[LayerTable]) -> Iterator
     for count in heads:
         yield _choice(cutting("heads"), f"{count} KV heads", _all(tables, kv_heads=count))
     for width in widths:
-        count = max(1, round(shape.kv_heads * width / shape.intermediate))
+        count = max(1, round(shape.attention.kv_heads * width / shape.mlp.intermediate))
         if count in heads:
             text = f"{count} KV heads, {width:,} channels"
             both = _all(tables, kv_heads=count, channels=width)

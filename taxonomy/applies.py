@@ -63,7 +63,7 @@ def to_mlp(traits: Traits) -> Applies:
 def to_experts(traits: Traits) -> Applies:
     """The answer of families that cut experts behind a router."""
     shape = traits.shape
-    if shape is None or not shape.experts:
+    if shape is None or not shape.experts.count:
         return Applies(NO, "no layer has experts")
     if shape.moe_layers < shape.layers:
         where = f"in {shape.moe_layers} of {shape.layers} layers: the others have no experts"
@@ -76,7 +76,7 @@ def to_heads(traits: Traits) -> Applies:
     shape, reason = traits.shape, no_heads(traits)
     if shape is None or reason:
         return Applies(NO, reason)
-    if shape.kv_rank is not None:
+    if shape.attention.kv_rank is not None:
         latent = "heads are rows of q_b and kv_b; the latents and the cache stay as they are"
         return Applies(PARTLY, latent)
     if traits.mixer:
@@ -93,7 +93,7 @@ def no_heads(traits: Traits) -> str:
     """Why no head can be cut; "" where some can."""
     if traits.shape is None:
         return STATE
-    if traits.shape.kv_heads == 1:
+    if traits.shape.attention.kv_heads == 1:
         return "one KV head serves all query heads, so that no group can go"
     if traits.alibi:
         return f"{ALIBI}, counted from the first"
@@ -107,12 +107,12 @@ def to_keys(traits: Traits) -> Applies:
         return Applies(NO, STATE)
     full = shape.full_layers
     if not full:
-        window = f"no layer sees more than {shape.window} keys"
-        return Applies(PARTLY, window) if shape.window else Applies(NO, STATE)
+        window = f"no layer sees more than {shape.attention.window} keys"
+        return Applies(PARTLY, window) if shape.attention.window else Applies(NO, STATE)
     if shape.other_layers:
         return Applies(PARTLY, f"in {full} of {shape.layers} layers: {STATE}")
     if shape.sliding_layers:
-        sliding = f"{shape.sliding_layers} layers see {shape.window} keys as they are"
+        sliding = f"{shape.sliding_layers} layers see {shape.attention.window} keys as they are"
         return Applies(PARTLY, sliding)
     if traits.parallel_mixer:
         return Applies(PARTLY, f"attention alone: the {traits.mixer} in parallel reads no keys")
@@ -127,8 +127,8 @@ def to_projections(traits: Traits, *also: str) -> Applies:
         return Applies(PARTLY, "the projections into and out of its mixers, not the state")
     reasons = [f"{mixer} stays dense"] if mixer else []
     reasons += also
-    if shape.experts:
-        shared = ", and shared ones with them" if shape.shared_intermediate else ""
+    if shape.experts.count:
+        shared = ", and shared ones with them" if shape.experts.shared_intermediate else ""
         reasons.append(f"routed experts, slices of stacked tensors, stay dense{shared}")
     return Applies(PARTLY, "; ".join(reasons)) if reasons else Applies(YES)
 
@@ -147,5 +147,5 @@ def no_parts(traits: Traits, *, whole_layers: bool = False) -> str:
 def no_keys(traits: Traits) -> str:
     """Why keys are not left out at run time."""
     shape = traits.shape
-    windowed = shape is not None and shape.window and not shape.full_layers
+    windowed = shape is not None and shape.attention.window and not shape.full_layers
     return no_parts(traits) or ("every layer attends through a sliding window" if windowed else "")

@@ -84,7 +84,7 @@ def traits_of(shape: ModelShape) -> Traits:
     """Those of a shape alone, as a run.json has it. Slopes and scales are in no shape: an
     architecture without an entry may have them unseen."""
     entry = BY_ID.get(shape.model_type)
-    usual = {"linear": "linear_attention", "ssm": "mamba", "conv": "conv"}.get(shape.mixer, "")
+    usual = {"linear": "linear_attention", "ssm": "mamba", "conv": "conv"}.get(shape.mixer.kind, "")
     mixer = (entry.mixer if entry else "") or _MIXER_NAMES.get(usual, "another mixer")
     has_mixer = bool(shape.mixer_layers or shape.other_layers)
     return Traits(
@@ -108,7 +108,7 @@ def _mixer_linears(
     """[N, K] of a mixer's projections; of an unknown mixer only the residual dimension is known."""
     known: Mapping[str, tuple[int, int]] = {}
     if shape is not None:
-        known = shape.mixer_linears()
+        known = shape.mixer.linears(shape.hidden)
     elif hidden is not None:
         known = linears_alone(cfg, hidden)
     return known or {"mixer_in": (None, hidden), "mixer_out": (hidden, None)}

@@ -70,10 +70,10 @@ def _attention_and_mlp(traits: Traits) -> dict[str, tuple[int, int]]:
     if entry and entry.gate_up and "gate" in sizes:
         rows = sizes.pop("gate")[0] + sizes.pop("up")[0]
         sizes = {**sizes, "gate_up": (rows, shape.hidden)}
-    extra = {"experts": shape.expert_intermediate, "shared": shape.shared_intermediate}
+    extra = {"experts": shape.experts.intermediate, "shared": shape.experts.shared_intermediate}
     for name, width in extra.items():
-        if shape.experts and width:
-            sizes[f"{name} gate_up"] = (width * (1 + shape.gated), shape.hidden)
+        if shape.experts.count and width:
+            sizes[f"{name} gate_up"] = (width * (1 + shape.mlp.gated), shape.hidden)
             sizes[f"{name} down"] = (shape.hidden, width)
     return sizes
 
@@ -83,7 +83,7 @@ def products(traits: Traits) -> list[LayerGemm]:
     mixer does between its projections, a convolution and a recurrence, is no GEMM."""
     shape = traits.shape
     experts = spread(*shape.spread("experts")) if shape and shape.layer_shapes else None
-    count = experts or (shape.experts if shape else 0)
+    count = experts or (shape.experts.count if shape else 0)
     rows = [
         LayerGemm(
             role=role,
@@ -112,7 +112,7 @@ def _spreads(traits: Traits) -> Mapping[str, tuple[Size, Size]]:
     if shape is None or not shape.layer_shapes:
         return matrices(traits)
     layers = dict(zip(shape.layer_shapes, range(shape.layers), strict=True)).values()
-    found = [matrices(replace(traits, shape=shape.like(number))) for number in layers]
+    found = [matrices(replace(traits, shape=shape.repeat_layer(number))) for number in layers]
     sides: dict[str, list[tuple[int | None, int | None]]] = {}
     for one in [matrices(traits), *found]:
         for role, size in one.items():
@@ -225,7 +225,7 @@ def read_architecture(name: str) -> Described:
     if path.suffix == ".gguf":
         return _with_weights(gguf_config(path), path)
     if path.name == MANIFEST:
-        shape = ModelShape.of_fields(read_run(path.parent).model.shape)
+        shape = ModelShape.from_run(read_run(path.parent).model.shape)
         if shape is not None:
             return of_traits(traits_of(shape))
     if path.stat().st_size > _MAX_BYTES:
@@ -270,20 +270,22 @@ def _mechanisms(traits: Traits) -> list[Mechanism]:
     found: list[Mechanism] = []
     shape = traits.shape
     if shape is not None:
-        absent = shape.count("attention_kind", "none") + shape.count("attention_kind", "linear")
+        absent = shape.count_layers("attention_kind", "none") + shape.count_layers(
+            "attention_kind", "linear"
+        )
         layers = shape.layers - shape.other_layers - absent
         kv_heads, heads = shape.spread("kv_heads"), spread(*shape.spread("heads"))
         kv = f"{spread(*kv_heads)} KV head{'s' * (kv_heads != (1, 1))}"
         heads = f"{heads} query heads, {kv} of {spread(*shape.spread('head_dim'))}"
         found.append(Mechanism(_attention(shape), layers, heads))
-        if shape.window and shape.sliding_layers:
-            text = f"a query sees {shape.window} keys"
+        if shape.attention.window and shape.sliding_layers:
+            text = f"a query sees {shape.attention.window} keys"
             found.append(Mechanism("sliding", shape.sliding_layers, text))
-        if shape.sinks:
+        if shape.attention.sinks:
             found.append(Mechanism("sinks", layers, "a learnt logit for each head"))
-        if shape.experts:
+        if shape.experts.count:
             experts = spread(*shape.spread("experts"))
-            text = f"{shape.experts_per_token} of {experts} experts a token"
+            text = f"{shape.experts.per_token} of {experts} experts a token"
             found.append(Mechanism("experts", shape.moe_layers, text))
         if differ := differing_layers(shape):
             found.append(Mechanism("different sizes", shape.layers, differ))
@@ -295,11 +297,11 @@ def _mechanisms(traits: Traits) -> list[Mechanism]:
 
 
 def _attention(shape: ModelShape) -> str:
-    if shape.kv_rank is not None:
+    if shape.attention.kv_rank is not None:
         return "MLA"
-    if shape.kv_heads == 1 and shape.heads > 1:
+    if shape.attention.kv_heads == 1 and shape.attention.heads > 1:
         return "MQA"
-    return "MHA" if shape.kv_heads == shape.heads else "GQA"
+    return "MHA" if shape.attention.kv_heads == shape.attention.heads else "GQA"
 
 
 def _verdict(one: Family, traits: Traits) -> Applicable:

@@ -503,7 +503,7 @@ def read_mixer(cfg: Mapping[str, Any], known: Fields) -> Fields:
 
 def linears_alone(cfg: Mapping[str, Any], hidden: int) -> dict[str, tuple[int, int]]:
     """(N, K) of the matrices of a mixer without attention, by role and part as
-    `ModelShape.mixer_linears` has them; none where its sizes or its code are not known."""
+    `MixerShape.linears` has them; none where its sizes or its code are not known."""
     code = unwritten(str(cfg.get("model_type"))).mixer_code
     width, state = _expanded(cfg.get("expand"), hidden), size_in(cfg, ("state_size",))
     if width is None or state is None:

@@ -176,7 +176,11 @@ class Plan:
     @property
     def absorbed(self) -> bool:
         """Whether queries attend to cached latents as they are."""
-        return self.work.absorbed and not self.work.prefill and self.shape.kv_rank is not None
+        return (
+            self.work.absorbed
+            and not self.work.prefill
+            and self.shape.attention.kv_rank is not None
+        )
 
 
 # Not frozen: most of the time of a forward is in making these, and that would double it.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -28,7 +28,7 @@ from prunescope.taxonomy.formats import (
     Size,
 )
 from prunescope.taxonomy.run_quality import TextDataset
-from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.shape import types_of_keys
 from prunescope.taxonomy.student_t import t_quantile_975
 
 # What a family, a calibration or a training says of itself, in keys of its own: plain JSON values.
@@ -233,7 +233,7 @@ class InputText(Block, kw_only=True):
 # The fields of ModelShape, each of which may be absent.
 _PartialShape = msgspec.defstruct(
     "_PartialShape",
-    [(name, hint, None) for name, hint in get_type_hints(ModelShape, include_extras=True).items()],
+    [(key, hint, None) for key, hint in types_of_keys().items()],
 )
 _HoldsShape = msgspec.defstruct("_HoldsShape", [("shape", _PartialShape | None)])
 

@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from prunescope.taxonomy.roles import QKV_ROLES, locate, matrix_role
 from prunescope.taxonomy.shape import LayerShape, ModelShape
@@ -56,7 +56,7 @@ def shape_of_weights(shape: ModelShape, stored: StoredTensors) -> tuple[ModelSha
     found, odd = _outside(shape, tensors), list[str]()
     count = max(layers) + 1
     if stored.complete and count < shape.layers and len(layers) == count:
-        found = found.part(range(count))
+        found = found.select_layers(range(count))
     known = {n: layers[n] for n in layers if n < found.layers}
     roles = {role for one in known.values() for role in one.matrices}
     read: list[LayerShape] = []
@@ -130,8 +130,8 @@ def _outside(shape: ModelShape, tensors: Mapping[str, Matrix]) -> ModelShape:
             tables.append(size)
     hidden = norms.pop() if len(norms) == 1 else shape.hidden
     rows = [size[0] for size in tables if size[1] == hidden]
-    vocab = max(rows, default=shape.vocab)
-    return replace(shape, hidden=hidden, vocab=vocab)
+    vocab = max(rows, default=shape.embedding.vocab)
+    return shape.change(hidden=hidden, vocab=vocab)
 
 
 def _read(shape: ModelShape, number: int, layer: _Layer, roles: set[str]) -> LayerShape:
@@ -147,7 +147,11 @@ def _read(shape: ModelShape, number: int, layer: _Layer, roles: set[str]) -> Lay
             if found[1] is not None:
                 ranks[role] = found[1]
     changes: dict[str, Any] = {}
-    if letter.lower() != "m" and shape.kv_rank is None and usual.attention_kind == "usual":
+    if (
+        letter.lower() != "m"
+        and shape.attention.kv_rank is None
+        and usual.attention_kind == "usual"
+    ):
         changes |= _attention(shape, usual, sizes, layer, roles)
     if usual.mlp_kind == "usual":
         changes |= _experts(usual, layer, shape) if letter.isupper() else _mlp(sizes, layer, roles)
@@ -183,7 +187,7 @@ def _attention(
             return {}
         absent = dict.fromkeys(("heads", "kv_heads", "head_dim", "value_dim"), 0)
         return {**absent, "attention_kind": "none"}
-    if shape.query_gate:
+    if shape.attention.query_gate:
         return {}
     q, k, v, o = (sizes.get(role) for role in ("q", "k", "v", "o"))
     if "qkv" in sizes and o is not None:
@@ -282,9 +286,13 @@ def differing_layers(shape: ModelShape) -> str:
 def _lacking(shape: ModelShape) -> list[str]:
     """Sublayers that are absent or one matrix, and matrices of a low rank, with their numbers."""
     found = []
-    for kind, label in (("attention_kind", "attention"), ("mlp_kind", "an MLP")):
-        found.append((shape.count(kind, "none"), f"without {label}"))
-        found.append((shape.count(kind, "linear"), f"with a matrix in place of {label}"))
+    sublayers: dict[Literal["attention_kind", "mlp_kind"], str] = {
+        "attention_kind": "attention",
+        "mlp_kind": "an MLP",
+    }
+    for kind, label in sublayers.items():
+        found.append((shape.count_layers(kind, "none"), f"without {label}"))
+        found.append((shape.count_layers(kind, "linear"), f"with a matrix in place of {label}"))
     ranked = sum(bool(shape.layer(i).ranks) for i in range(shape.layers))
     found.append((ranked, "with matrices of a low rank"))
     return [f"{count} of {shape.layers} layers {text}" for count, text in found if count]
@@ -292,6 +300,5 @@ def _lacking(shape: ModelShape) -> list[str]:
 
 def _spread(shape: ModelShape, name: str) -> tuple[int, int]:
     if name in ("layers", "hidden", "vocab"):
-        value = getattr(shape, name)
-        return value, value
+        return shape.get(name), shape.get(name)
     return shape.spread(name)

@@ -19,12 +19,13 @@ from prunescope.taxonomy.expert_routing import ExpertLoad, expert_load
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.plan import RANKED_AT_ONCE, Op, Plan, Workload, whole_gemm
 from prunescope.taxonomy.roles import GROUPS
-from prunescope.taxonomy.shape import STATE_ITEMSIZE, ModelShape
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.sublayers import STATE_ITEMSIZE
 
 
 def dense_plan(shape: ModelShape, work: Workload) -> Plan:
     """The dense forward. Raises PrunescopeError for layers with a mixer that is not known."""
-    if shape.other_layers and not shape.mixer:
+    if shape.other_layers and not shape.mixer.kind:
         raise PrunescopeError(
             f"{shape.other_layers} of {shape.layers} layers of {shape.model_type} are no attention",
             hint="the theory knows gated delta nets, Mamba-2 and short convolutions of some "
@@ -63,14 +64,14 @@ def equal_parts(plan: Plan) -> list[Plan]:
 def attention_ops(plan: Plan) -> Iterable[Op]:
     """The sublayers that mix tokens: norm, attention, and a mixer next to it or in its place."""
     shape, layers = plan.shape, plan.attention_layers
-    if not layers or shape.attention_kind == "none":
+    if not layers or shape.attention.kind == "none":
         return
-    norms = shape.norms / 2 if shape.norms > 1 else 1
+    norms = shape.norms.per_layer / 2 if shape.norms.per_layer > 1 else 1
     yield _pointwise(plan, "attn_norm", 4 * shape.hidden * norms, layers, _norm_numbers(shape))
     attending = layers
     if shape.other_layers:
         attending = layers * shape.attention_layers / shape.layers
-    if attending and shape.attention_kind == "linear":
+    if attending and shape.attention.kind == "linear":
         yield from _linear(plan, "o", *shape.linears()["o"], attending)
     elif attending:
         yield from _attending(plan, attending)
@@ -87,27 +88,36 @@ def _attending(plan: Plan, layers: float) -> Iterable[Op]:
         if role not in ("o", "gate", "up", "down"):
             yield from _linear(plan, role, n, k, layers)
     share = plan.rows.get("q", 1)
-    rope = 2 * (share * plan.heads * shape.q + _share_of_keys(plan) * shape.c)
-    extras = shape.qk_norm_parameters + shape.heads * shape.sinks
-    if not (shape.one_pass and shape.positions):  # a learnt table is added once
+    rope = 2 * (
+        share * plan.heads * shape.attention.query_width
+        + _share_of_keys(plan) * shape.attention.key_width
+    )
+    extras = shape.attention.qk_norm_parameters + shape.attention.heads * shape.attention.sinks
+    if not (shape.one_pass and shape.embedding.positions):  # a learnt table is added once
         yield _pointwise(plan, "rope", rope, layers, extras)
-    kinds = ((None, shape.full_layers, "full"), (shape.window, shape.sliding_layers, "sliding"))
+    kinds = (
+        (None, shape.full_layers, "full"),
+        (shape.attention.window, shape.sliding_layers, "sliding"),
+    )
     for window, count, name in kinds:
         if count:
             attends = _windowed(plan) if window else plan
             yield _attention(attends, window, layers * count / shape.attention_layers, name)
-    if shape.query_gate:  # a gate read, its product with what attention puts out
-        yield replace(_pointwise(plan, "activation", 3 * shape.q, layers, 0), name="attention.gate")
+    if shape.attention.query_gate:  # a gate read, its product with what attention puts out
+        yield replace(
+            _pointwise(plan, "activation", 3 * shape.attention.query_width, layers, 0),
+            name="attention.gate",
+        )
     yield from _linear(plan, "o", *linears["o"], layers)
 
 
 def mlp_ops(plan: Plan) -> Iterable[Op]:
     """The MLP sublayers: norm, gate, up, activation, down; or router and experts."""
     shape, layers = plan.shape, plan.mlp_layers
-    if not layers or shape.mlp_kind == "none":
+    if not layers or shape.mlp.kind == "none":
         return
-    norms = shape.norms / 2 if shape.norms > 1 else 1
-    numbers = _norm_numbers(shape) if shape.norms > 1 else 0
+    norms = shape.norms.per_layer / 2 if shape.norms.per_layer > 1 else 1
+    numbers = _norm_numbers(shape) if shape.norms.per_layer > 1 else 0
     yield _pointwise(plan, "mlp_norm", 4 * shape.hidden * norms, layers, numbers)
     plain = layers * shape.mlp_layers / shape.layers
     if plain:
@@ -115,8 +125,8 @@ def mlp_ops(plan: Plan) -> Iterable[Op]:
         for role in ("gate", "up", "down"):
             if role in linears:
                 yield from _linear(plan, role, *linears[role], plain)
-        if shape.mlp_kind == "usual":
-            width = (2 + shape.gated) * shape.intermediate
+        if shape.mlp.kind == "usual":
+            width = (2 + shape.mlp.gated) * shape.mlp.intermediate
             yield _pointwise(plan, "activation", width, plain, 0)
     if shape.moe_layers:
         yield from expert_ops(plan, layers * shape.moe_layers / shape.layers)
@@ -164,8 +174,8 @@ def _latents(plan: Plan) -> int:
     """Numbers a token that an absorbed kv_b moves in addition to the N and K of one product. It is
     two, for each head: d_nope of a query become r, r of what attention puts out become d_v. Weights
     and FLOPs are those of one product of a row; in and out are heads·(d_nope + d_v + 2r)."""
-    rank = plan.shape.kv_rank or 0
-    return 2 * plan.shape.heads * rank - rank
+    rank = plan.shape.attention.kv_rank or 0
+    return 2 * plan.shape.attention.heads * rank - rank
 
 
 def _windowed(plan: Plan) -> Plan:
@@ -194,11 +204,19 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
     if work.prefill:
         pairs = seen * (seen + 1) / 2 + (keys - seen) * seen
         pairs = keys * keys if shape.one_pass else pairs
-    key, value, cached = shape.head_dim, shape.value_dim, shape.kv_elements()
+    key, value, cached = (
+        shape.attention.head_dim,
+        shape.attention.value_dim,
+        shape.attention.kv_elements,
+    )
     if plan.absorbed:
-        key, value, cached = shape.cache_elements(), shape.kv_rank or 0, shape.cache_elements()
+        key, value, cached = (
+            shape.cache_elements(),
+            shape.attention.kv_rank or 0,
+            shape.cache_elements(),
+        )
     per_head = key + value
-    heads = batch * max(1, round(shape.heads * plan.heads))
+    heads = batch * max(1, round(shape.attention.heads * plan.heads))
     q_io = heads * per_head * queries * plan.queries
     new = batch * queries * cached * _share_of_keys(plan)
     read = b * batch * seen * cached * plan.keys * (1 if plan.absorbed else plan.heads)
@@ -219,7 +237,7 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
         bytes=b * (q_io + new) + read,
         kv_read=read,
         kv_write=b * batch * queries * shape.cache_elements() * _share_of_keys(plan),
-        kv_heads=1 if plan.absorbed else shape.kv_heads,
+        kv_heads=1 if plan.absorbed else shape.attention.kv_heads,
         rows=plan.queries,
         runs=plan.runs if plan.queries < 1 else 1,
         estimated=plan.scores < plan.queries * plan.cached,
@@ -268,8 +286,8 @@ def _pointwise(plan: Plan, role: str, elements: float, layers: float, numbers: f
 
 def _embedding(plan: Plan) -> Op:
     shape, b = plan.shape, plan.work.itemsize
-    numbers = (shape.vocab + shape.positions) * shape.hidden
-    numbers += shape.embedding_norm * shape.norm_parameters * shape.hidden
+    numbers = (shape.embedding.vocab + shape.embedding.positions) * shape.hidden
+    numbers += shape.embedding.norm * shape.norms.per_element * shape.hidden
     return Op(
         name="embedding",
         role="embedding",
@@ -286,8 +304,8 @@ def _embedding(plan: Plan) -> Op:
 
 def _head(plan: Plan) -> Iterable[Op]:
     shape, work, b = plan.shape, plan.work, plan.work.itemsize
-    h, vocab, rows = shape.hidden, shape.vocab, work.head_rows
-    norm = shape.norm_parameters * h
+    h, vocab, rows = shape.hidden, shape.embedding.vocab, work.head_rows
+    norm = shape.norms.per_element * h
     yield Op(
         name="final_norm",
         role="final_norm",
@@ -302,7 +320,7 @@ def _head(plan: Plan) -> Iterable[Op]:
     )
     if shape.encoder and work.logits == "last":
         return  # poolers and classifiers are not counted; all logits are those of a masked LM
-    numbers = (0 if shape.tied else vocab * h) + shape.head_bias * vocab
+    numbers = (0 if shape.embedding.tied else vocab * h) + shape.embedding.head_bias * vocab
     yield Op(
         name="lm_head",
         role="lm_head",
@@ -320,8 +338,8 @@ def _head(plan: Plan) -> Iterable[Op]:
 
 def _norm_numbers(shape: ModelShape) -> float:
     """Stored numbers of the norms of one sublayer."""
-    count = shape.norms / 2 if shape.norms > 1 else 1
-    return count * shape.norm_parameters * shape.hidden
+    count = shape.norms.per_layer / 2 if shape.norms.per_layer > 1 else 1
+    return count * shape.norms.per_element * shape.hidden
 
 
 def _bias(plan: Plan, role: str, n: int) -> int:
@@ -329,10 +347,10 @@ def _bias(plan: Plan, role: str, n: int) -> int:
     if plan.shifted and role not in ("o", "down", "q_b", "kv_b"):
         return n
     if role in ("q", "k", "v"):
-        return n * shape.qkv_bias
+        return n * shape.attention.qkv_bias
     if role == "o":
-        return n * shape.o_bias
-    return n * shape.mlp_bias if role in ("gate", "up", "down") else 0
+        return n * shape.attention.o_bias
+    return n * shape.mlp.bias if role in ("gate", "up", "down") else 0
 
 
 def roofline(ops: Iterable[Op], *, flop_per_s: float, byte_per_s: float) -> float:
@@ -374,16 +392,16 @@ def expert_ops(plan: Plan, layers: float) -> Iterable[Op]:
     """Router, routed experts as grouped GEMMs over the experts expected active, shared expert."""
     shape, work = plan.shape, plan.work
     share = plan.rows.get("experts", 1)
-    yield from _matrix(plan, "router", shape.experts, shape.hidden, layers)
+    yield from _matrix(plan, "router", shape.experts.count, shape.hidden, layers)
     load = expert_load(
         work.routing,
         work.phase,
-        experts=shape.experts,
-        per_token=shape.experts_per_token,
+        experts=shape.experts.count,
+        per_token=shape.experts.per_token,
         tokens=work.rows,
         share=share,
     )
-    rows = work.rows * share * shape.experts_per_token
+    rows = work.rows * share * shape.experts.per_token
     for matrix in _matrices(shape):
         yield from _routed(plan, matrix, layers, load=load, rows=rows)
     yield Op(
@@ -393,18 +411,18 @@ def expert_ops(plan: Plan, layers: float) -> Iterable[Op]:
         cls="pointwise",
         layers=layers,
         flop=0,
-        bytes=work.itemsize * (2 + shape.gated) * shape.expert_intermediate * rows,
+        bytes=work.itemsize * (2 + shape.mlp.gated) * shape.experts.intermediate * rows,
         experts=load.distinct,
     )
-    if shape.shared_intermediate:
+    if shape.experts.shared_intermediate:
         for matrix in _matrices(shape):
-            n, k = shape.shared_intermediate, shape.hidden
+            n, k = shape.experts.shared_intermediate, shape.hidden
             n, k = (k, n) if matrix == "down" else (n, k)
             yield from _matrix(plan, "shared_expert", n, k, layers, GROUPS[matrix])
 
 
 def _matrices(shape: ModelShape) -> tuple[str, ...]:
-    return ("gate", "up", "down") if shape.gated else ("up", "down")
+    return ("gate", "up", "down") if shape.mlp.gated else ("up", "down")
 
 
 def _routed(
@@ -414,12 +432,12 @@ def _routed(
     groups of the grouped GEMM are these experts, and M is the mean of their rows."""
     shape, b = plan.shape, plan.work.itemsize
     share = plan.rows.get("experts", 1)
-    h, width, count = shape.hidden, shape.expert_intermediate, shape.experts
+    h, width, count = shape.hidden, shape.experts.intermediate, shape.experts.count
     n, k = (h, width) if matrix == "down" else (width, h)
     active = load.distinct
     each = max(1, round(rows / max(1.0, active)))
     # The biases of the whole expert are counted with its last GEMM.
-    bias = count * shape.mlp_biases(width) * (matrix == "down")
+    bias = count * shape.mlp.biases(width, shape.hidden) * (matrix == "down")
     for index, piece in enumerate(plan.linear("experts", n, k)):
         numbers = piece.n * piece.k
         read = b * piece.stored * numbers * active
@@ -449,8 +467,8 @@ def _matrix(
 ) -> Iterable[Op]:
     """A GEMM of a mixture-of-experts layer that no family prunes by itself."""
     b, rows = plan.work.itemsize, plan.work.rows * plan.rows.get(role, 1)
-    bias = n * plan.shape.router_bias if role == "router" else 0
-    bias += plan.shape.shared_gate * plan.shape.hidden if role == "router" else 0
+    bias = n * plan.shape.experts.router_bias if role == "router" else 0
+    bias += plan.shape.experts.shared_gate * plan.shape.hidden if role == "router" else 0
     yield Op(
         name=f"{role}.{group}" if group else role,
         role=role,
@@ -474,10 +492,10 @@ _STATE_FLOP = {"linear": 7, "ssm": 5}
 
 def mixer_ops(plan: Plan, layers: float) -> Iterable[Op]:
     """Projections in, convolution, recurrence (a short convolution has none), projection out."""
-    for name, (n, k) in plan.shape.mixer_linears().items():
+    for name, (n, k) in plan.shape.mixer.linears(plan.shape.hidden).items():
         if name == "mixer_out":
             yield _convolution(plan, layers)
-            if plan.shape.mixer in _STATE_FLOP:
+            if plan.shape.mixer.kind in _STATE_FLOP:
                 yield _recurrence(plan, layers)
         role, gemm = name.partition(".")[0], Gemm(plan.work.rows, n, k)
         yield whole_gemm(plan, name, gemm, role=role, group="other", layers=layers)
@@ -488,11 +506,11 @@ def _convolution(plan: Plan, layers: float) -> Op:
     has a gate before and one behind, which read a channel each. In decode the last taps − 1 inputs
     of each sequence are read too, and one is written."""
     shape, work, b = plan.shape, plan.work, plan.work.itemsize
-    channels, taps = shape.mixer_channels, shape.mixer_taps
+    channels, taps = shape.mixer.channels, shape.mixer.taps
     last = b * work.batch * channels * (taps - 1)
     read, write = (last, b * work.batch * channels) if not work.prefill else (0.0, last)
-    moved = 4 if shape.mixer == "conv" else 2
-    extras = 0 if shape.mixer in _STATE_FLOP else shape.mixer_extras
+    moved = 4 if shape.mixer.kind == "conv" else 2
+    extras = 0 if shape.mixer.kind in _STATE_FLOP else shape.mixer.extras
     numbers = channels * taps + extras
     return Op(
         name="conv",
@@ -515,20 +533,20 @@ def _recurrence(plan: Plan, layers: float) -> Op:
     and decays, the gate of the norm; out: values. A prefill writes the state once, a decode step
     reads and writes it."""
     shape, work, b = plan.shape, plan.work, plan.work.itemsize
-    numbers = shape.mixer_width * shape.mixer_state
+    numbers = shape.mixer.width * shape.mixer.state
     state = float(STATE_ITEMSIZE * work.batch * numbers)
     read = 0.0 if work.prefill else state
-    elements = 3 * shape.mixer_width + 2 * shape.mixer_keys + shape.mixer_gates
+    elements = 3 * shape.mixer.width + 2 * shape.mixer.keys + shape.mixer.gates
     return Op(
         name="scan",
         role="scan",
         group="other",
         cls="scan",
         layers=layers,
-        flop=_STATE_FLOP[shape.mixer] * numbers * work.rows,
+        flop=_STATE_FLOP[shape.mixer.kind] * numbers * work.rows,
         bytes=b * work.rows * elements + read + state,
         kv_read=read,
         kv_write=state,
-        parameters=shape.mixer_extras,
-        stored_bytes=b * shape.mixer_extras,
+        parameters=shape.mixer.extras,
+        stored_bytes=b * shape.mixer.extras,
     )

@@ -418,9 +418,9 @@ def _eager_bytes(side: PredictedSide, op: Op) -> float:
     if side.work.prefill:
         return more
     more += 2 * cache
-    return more + _kv_copies(side, op) / 2 * (1 + side.setting.shape.group) * cache
+    return more + _kv_copies(side, op) / 2 * (1 + side.setting.shape.attention.group) * cache
 
 
 def _kv_copies(side: PredictedSide, op: Op) -> int:
     """Copies of keys and values for the queries that share them."""
-    return 2 * (op.cls == "attention" and side.setting.shape.group > 1)
+    return 2 * (op.cls == "attention" and side.setting.shape.attention.group > 1)

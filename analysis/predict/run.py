@@ -145,7 +145,7 @@ def _family_sparsity(side: Side, nominal: float | None) -> float | None:
 
 
 def _setting(dense: Side, pruned: Side, chosen: Family, sparsity: float) -> Setting | None:
-    shape = ModelShape.of_fields(dense.run.model.shape) if dense.run else None
+    shape = ModelShape.from_run(dense.run.model.shape) if dense.run else None
     peaks, run = pruned.peaks, pruned.run
     if shape is None or peaks is None or run is None or not peaks.byte_per_s:
         return None

@@ -120,7 +120,7 @@ def predicted_side(
 ) -> PredictedSide:
     """The dense side of a workload, or its pruned one at `sparsity` (None: the setting's)."""
     if pruned and setting.pruned_shape is not None:
-        if setting.pruned_shape.experts != setting.shape.experts:
+        if setting.pruned_shape.experts.count != setting.shape.experts.count:
             work = replace(work, routing=None)  # it counts the experts of the dense model
         setting = replace(setting, shape=setting.pruned_shape, pruned_shape=None)
 
@@ -235,7 +235,7 @@ def _one_device(
     pair only the factor at the split side is split; every device holds the other."""
 
     def share_of(kv_heads: int) -> float:
-        return 1 / min(devices, kv_heads or shape.kv_heads)
+        return 1 / min(devices, kv_heads or shape.attention.kv_heads)
 
     def split(ops: tuple[Op, ...]) -> tuple[Op, ...]:
         return _split_all(ops, devices, share_of, apart)
@@ -249,7 +249,7 @@ def _one_device(
         ops=ops,
         bounded=tuple(op for op in ops if op.bounded),
         weight_share=after / before if before else 1.0,
-        kv_share=1.0 if shape.kv_rank is not None else _kv_share(whole, share_of),
+        kv_share=1.0 if shape.attention.kv_rank is not None else _kv_share(whole, share_of),
         allreduces=tuple(_allreduces(whole)),
         memo={},
     )
@@ -258,11 +258,11 @@ def _one_device(
 def _kv_share(whole: Forward, share_of: Callable[[int], float]) -> float:
     """The share of the cache that a device holds, over layers whose KV heads may differ."""
     parts = [part for plan in whole.plans for part in equal_parts(plan)]
-    shares = {share_of(part.shape.kv_heads) for part in parts if part.attention_layers}
+    shares = {share_of(part.shape.attention.kv_heads) for part in parts if part.attention_layers}
     if len(shares) < 2:
         return next(iter(shares), 1.0)
     held = [kv_cache_bytes([part]) for part in parts]
-    shared = sum(h * share_of(p.shape.kv_heads) for h, p in zip(held, parts, strict=True))
+    shared = sum(h * share_of(p.shape.attention.kv_heads) for h, p in zip(held, parts, strict=True))
     return shared / sum(held) if sum(held) else 1.0
 
 

@@ -26,9 +26,9 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
         return [dense_plan(shape, work)]
     left, runs = shape.layers - skipped, shape
     if leave == "early":
-        runs = shape.part(range(left))
+        runs = shape.select_layers(range(left))
     elif leave == "lower":
-        runs = shape.part([0, *range(skipped + 1, shape.layers)])
+        runs = shape.select_layers([0, *range(skipped + 1, shape.layers)])
     return [replace(dense_plan(runs, work), attention_layers=left, mlp_layers=left)]
 
 

@@ -25,7 +25,7 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
 def applies(traits: Traits) -> Applies:
     """As other families of keys; blocks of latent attention stay in its cache."""
     found = to_keys(traits)
-    if found.answer == YES and traits.shape and traits.shape.kv_rank is not None:
+    if found.answer == YES and traits.shape and traits.shape.attention.kv_rank is not None:
         latent = "each latent is expanded; blocks are left out of the products alone"
         return Applies(YES, latent)
     return found

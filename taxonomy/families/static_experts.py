@@ -7,8 +7,6 @@ tokens.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from prunescope.taxonomy.applies import DENSE_MATRICES, NO, Applies, to_experts
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
@@ -24,9 +22,9 @@ def with_experts(shape: ModelShape, point: FamilyPoint) -> ModelShape:
     N and K of an expert, and the shared experts stay."""
 
     def fewer(layer: ModelShape) -> ModelShape:
-        if not layer.experts:
+        if not layer.experts.count:
             return layer
-        return replace(layer, experts=layer.kept_experts(point.sparsity))
+        return layer.change(experts=layer.experts.kept(point.sparsity))
 
     return shape.map_layers(fewer)
 
@@ -39,12 +37,12 @@ def applies(traits: Traits) -> Applies:
     if found.answer == NO or shape is None:
         return found
     parts = [part for part in shape.mlp_parts() if part.moe_layers]
-    if any(part.kept_experts(ALL_THAT_CAN_GO) < part.experts for part in parts):
+    if any(part.experts.kept(ALL_THAT_CAN_GO) < part.experts.count for part in parts):
         return found
-    needs = f"a token goes to {shape.experts_per_token} of {shape.experts} experts"
-    if shape.expert_groups > 1:
-        size = shape.experts // shape.expert_groups
-        needs += f", in {shape.open_groups} of {shape.expert_groups} groups of {size}"
+    needs = f"a token goes to {shape.experts.per_token} of {shape.experts.count} experts"
+    if shape.experts.groups > 1:
+        size = shape.experts.count // shape.experts.groups
+        needs += f", in {shape.experts.open_groups} of {shape.experts.groups} groups of {size}"
     return Applies(NO, f"{needs}, so that none can go")
 
 

@@ -55,9 +55,9 @@ def _stored_rows(shape: ModelShape, role: str, n: int) -> int:
 def applies(traits: Traits) -> Applies:
     """Applies to projections; those of latent attention are of low rank as they are."""
     shape = traits.shape
-    if shape is None or shape.kv_rank is None:
+    if shape is None or shape.attention.kv_rank is None:
         return to_projections(traits)
-    both = ", q_a and q_b too" if shape.q_rank else ""
+    both = ", q_a and q_b too" if shape.attention.q_rank else ""
     return to_projections(traits, f"kv_a and kv_b are two low-rank GEMMs already{both}")
 
 

@@ -41,7 +41,7 @@ def _left(shape: ModelShape, point: FamilyPoint, kind: str) -> tuple[ModelShape,
     left = [i for i in range(shape.layers) if i not in removed]
     if not left:
         raise PrunescopeError(f"no {kind} is left", hint="keep one layer at least")
-    return shape.part(left), len(left)
+    return shape.select_layers(left), len(left)
 
 
 FAMILY = Family(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from prunescope.taxonomy.applies import PARTLY, Applies, no_heads, to_heads
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.family import ALIGNMENT, Family, FamilyPoint, Knob, pattern
@@ -26,8 +24,8 @@ def with_heads(shape: ModelShape, point: FamilyPoint) -> ModelShape:
     dimensions: q N = G·n_kv'·d; k, v N = n_kv'·d; o K = G·n_kv'·d."""
 
     def narrow(layer: ModelShape) -> ModelShape:
-        kept = kept_kv_heads(layer.kv_heads, point.sparsity, str(point.knobs["rounding"]))
-        return replace(layer, kv_heads=kept, heads=kept * layer.group)
+        kept = kept_kv_heads(layer.attention.kv_heads, point.sparsity, str(point.knobs["rounding"]))
+        return layer.change(kv_heads=kept, heads=kept * layer.attention.group)
 
     return shape.map_layers(narrow)
 
@@ -39,11 +37,10 @@ def with_channels(shape: ModelShape, point: FamilyPoint) -> ModelShape:
         return kept_intermediate(width, point.sparsity, point.align) if width else 0
 
     return shape.map_layers(
-        lambda layer: replace(
-            layer,
-            intermediate=kept(layer.intermediate),
-            expert_intermediate=kept(layer.expert_intermediate),
-            shared_intermediate=kept(layer.shared_intermediate),
+        lambda layer: layer.change(
+            intermediate=kept(layer.mlp.intermediate),
+            expert_intermediate=kept(layer.experts.intermediate),
+            shared_intermediate=kept(layer.experts.shared_intermediate),
         )
     )
 

@@ -24,12 +24,11 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """
     if point.sparsity == 0:
         return [dense_plan(shape, work)]
-    different, biased = point.knobs["junctions"] == "different", shape.norm_parameters == 2
-    narrow = replace(
-        shape,
+    different, biased = point.knobs["junctions"] == "different", shape.norms.per_element == 2
+    narrow = shape.change(
         hidden=kept_hidden(shape.hidden, point.sparsity, point.align),
-        tied=shape.tied and not (different or shape.centred_norms),
-        head_bias=shape.head_bias or biased,
+        tied=shape.embedding.tied and not (different or shape.norms.centred),
+        head_bias=shape.embedding.head_bias or biased,
         norm_parameters=1,
         embedding_norm=False,
     )
@@ -42,7 +41,7 @@ def applies(traits: Traits) -> Applies:
     if shape is None:
         return Applies(YES)
     reasons = []
-    if shape.centred_norms:
+    if shape.norms.centred:
         reasons.append("layer norms become RMS norms, their mean and bias part of the weights")
     if entry is not None and entry.no_maps:
         reasons.append(f"with junctions=same alone: {entry.no_maps}")

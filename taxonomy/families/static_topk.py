@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from prunescope.taxonomy.applies import DENSE_MATRICES, NO, Applies, to_experts
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.family import Family, FamilyPoint, pattern
@@ -18,11 +16,9 @@ def with_routes(shape: ModelShape, point: FamilyPoint) -> ModelShape:
     number of experts stay."""
 
     def fewer(layer: ModelShape) -> ModelShape:
-        if not layer.experts:
+        if not layer.experts.count:
             return layer
-        return replace(
-            layer, experts_per_token=kept_routes(layer.experts_per_token, point.sparsity)
-        )
+        return layer.change(experts_per_token=kept_routes(layer.experts.per_token, point.sparsity))
 
     return shape.map_layers(fewer)
 
@@ -34,7 +30,7 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
 
 def applies(traits: Traits) -> Applies:
     """Applies to experts of which a token takes several."""
-    if traits.shape and traits.shape.experts and traits.shape.experts_per_token < 2:
+    if traits.shape and traits.shape.experts.count and traits.shape.experts.per_token < 2:
         return Applies(NO, "a token goes to one expert, and has to go to one at least")
     return to_experts(traits)
 

@@ -112,9 +112,10 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
             f"revived={revived:g} is not a share",
             hint="0 brings none back, 1 all in the first step",
         )
-    if revived and shape.mixer:
+    if revived and shape.mixer.kind:
         raise PrunescopeError(
-            f"tokens cannot come back behind {shape.mixer}, whose state has gone on without them",
+            f"tokens cannot come back behind {shape.mixer.kind}, whose state has gone on without "
+            "them",
             hint="leave revived at 0",
         )
     ends = [*(after for after, _ in drops[1:]), shape.layers]
@@ -127,7 +128,7 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
 
 def _stack(shape: ModelShape, layers: range, work: Workload, new: float) -> Plan:
     """These layers, on `new` earlier tokens and the one of a step."""
-    plan = dense_plan(shape.part(layers), work)
+    plan = dense_plan(shape.select_layers(layers), work)
     plan = replace(plan, attention_layers=len(layers), mlp_layers=len(layers))
     if not new:
         return plan

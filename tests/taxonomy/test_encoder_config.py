@@ -24,7 +24,7 @@ def test_an_encoder_is_one_pass_unless_its_config_says_decoder() -> None:
     # BERT-base has 109.48 M, 0.59 M of them in its pooler.
     assert shape.parameters() == pytest.approx(109.48e6 - 0.59e6, rel=0.001)
     assert not ModelShape.from_config({**BERT, "is_decoder": True}).one_pass
-    assert ModelShape.of_fields(shape.to_dict()) == shape
+    assert ModelShape.from_run(shape.to_dict()) == shape
 
 
 def test_predict_takes_one_pass_of_an_encoder(

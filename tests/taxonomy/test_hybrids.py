@@ -57,7 +57,7 @@ def pruned(name: str, config: dict[str, Any], work: Workload) -> list[Op]:
 
 def test_a_delta_net_by_hand() -> None:
     shape = ModelShape.from_config(DELTA)
-    assert (shape.mixer, shape.mixer_layers, shape.other_layers) == ("linear", 3, 3)
+    assert (shape.mixer.kind, shape.mixer_layers, shape.other_layers) == ("linear", 3, 3)
     ops = dense(DELTA, PREFILL)
     # values and their gate 2*64, keys and queries 2*32; a step and a decay for 4 heads
     assert ops["mixer_in"].gemms == (Gemm(12, 192, 64),)
@@ -85,7 +85,7 @@ def test_a_decode_step_reads_and_writes_the_state() -> None:
 
 def test_mamba_beside_attention_by_hand() -> None:
     shape = ModelShape.from_config(FALCON)
-    assert (shape.mixer, shape.mixer_layers, shape.other_layers) == ("ssm", 4, 0)
+    assert (shape.mixer.kind, shape.mixer_layers, shape.other_layers) == ("ssm", 4, 0)
     ops = dense(FALCON, PREFILL)
     # x and its gate 2*128, B and C 2*64, a step for each of 8 heads
     assert ops["mixer_in"].gemms == (Gemm(12, 392, 64),)
@@ -98,7 +98,7 @@ def test_mamba_beside_attention_by_hand() -> None:
 def test_a_short_convolution_by_hand() -> None:
     shape = ModelShape.from_config(LFM2)
     # int(2 * 96 / 3) = 64, a multiple of 16
-    assert (shape.mixer, shape.mixer_layers, shape.intermediate) == ("conv", 3, 64)
+    assert (shape.mixer.kind, shape.mixer_layers, shape.mlp.intermediate) == ("conv", 3, 64)
     ops = dense(LFM2, PREFILL)
     assert ops["mixer_in"].gemms == (Gemm(12, 192, 64),)
     assert ops["conv"].flop == 2 * 3 * 64 * 12
@@ -114,7 +114,7 @@ def test_a_state_does_not_grow() -> None:
     assert shape.kv_bytes(batch=2, context=10) == 2 * (10 * 64 * 2 + 3 * (4096 + 1024))
     more = shape.kv_bytes(batch=1, context=1001) - shape.kv_bytes(batch=1, context=1000)
     assert more == 64 * 2
-    assert ModelShape.from_config(LFM2).state_bytes() == 3 * 64 * 2
+    assert ModelShape.from_config(LFM2).mixer.state_bytes() == 3 * 64 * 2
 
 
 SAME = [
@@ -146,7 +146,7 @@ def test_configs_that_say_the_same(config: dict[str, Any], change: dict[str, Any
 def test_a_mixer_that_is_not_known_is_refused(config: dict[str, Any]) -> None:
     shape = ModelShape.from_config(config)
     assert shape.other_layers
-    assert not shape.mixer
+    assert not shape.mixer.kind
     with pytest.raises(PrunescopeError, match="no attention"):
         dense_plan(shape, PREFILL)
 
@@ -157,7 +157,7 @@ def test_the_ops_hold_all_parameters_and_a_run_reads_the_shape(config: dict[str,
     ops = forward([dense_plan(shape, PREFILL)])
     assert sum(op.layers * op.parameters for op in ops) == shape.parameters()
     written = json.loads(json.dumps(shape.to_dict()))
-    assert ModelShape(**written) == shape
+    assert ModelShape.from_fields(**written) == shape
     assert read(ModelEntry, {"shape": written}).shape == written
     with pytest.raises(PrunescopeError, match="shape.mixer: invalid enum value 'lstm'"):
         read(ModelEntry, {"shape": {**written, "mixer": "lstm"}})
@@ -247,7 +247,7 @@ def test_fewer_tokens_are_fewer_rows_of_the_mixers() -> None:
 def test_the_order_of_the_layers(config: dict[str, Any], layout: str) -> None:
     shape = ModelShape.from_config(config)
     assert shape.layout == layout
-    parts = [shape.part([1]), shape.part([0, 2, 3])]
+    parts = [shape.select_layers([1]), shape.select_layers([0, 2, 3])]
     assert sum(part.parameters() - part.outside_parameters() for part in parts) == (
         shape.parameters() - shape.outside_parameters()
     )
@@ -354,7 +354,7 @@ def test_parameters_equal_those_of_transformers(model_type: str, fields: dict[st
     config = transformers.AutoConfig.for_model(model_type, **fields)
     plain = json.loads(config.to_json_string(use_diff=False))
     shape = ModelShape.from_config(plain)
-    assert shape.mixer
+    assert shape.mixer.kind
     assert shape.parameters() == numel(config)
 
 

@@ -58,7 +58,7 @@ def test_lists_of_widths_and_heads_count_by_hand() -> None:
     assert work_of(of(intermediate_size=WIDTHS)) == 4 * ATTENTION + mlp + HEAD
     heads = of(num_attention_heads=[4, 2, 4, 4], num_key_value_heads=[2, 1, 2, 2])
     assert work_of(heads) == 3.5 * ATTENTION + T * 3 * 64 * 4 * 96 + HEAD
-    assert heads.spread("heads") == (2, 4) and heads.group == 2
+    assert heads.spread("heads") == (2, 4) and heads.attention.group == 2
     # 2 sequences of 6 tokens, 2 bytes, keys and values of 2 or 1 heads of 16
     assert kv_cache_bytes([dense_plan(heads, PREFILL)]) == 2 * 6 * 2 * 2 * 16 * 7
 
@@ -141,11 +141,11 @@ def test_a_published_config_has_the_published_number_of_parameters() -> None:
     shape = nas(*blocks, hidden_size=8192, num_attention_heads=64, head_dim=None, vocab_size=128256)
     assert shape.parameters() == 49_867_145_216  # the total of its safetensors
     assert shape.spread("intermediate") == (2816, 28672)
-    assert shape.count("attention_kind", "none") == 31
+    assert shape.count_layers("attention_kind", "none") == 31
     ops = forward([dense_plan(shape, PREFILL)])
     assert sum(op.layers * op.parameters for op in ops) == shape.parameters()
     assert len(ops) < 45  # equal sublayers once
-    assert ModelShape.of_fields(json.loads(json.dumps(shape.to_dict()))) == shape
+    assert ModelShape.from_run(json.loads(json.dumps(shape.to_dict()))) == shape
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,10 @@ def test_weights_that_agree_say_nothing(tmp_path: Path) -> None:
 def test_absent_sublayers_and_layers_in_the_weights(tmp_path: Path) -> None:
     shapes = {n: s for n, s in model([96] * 4).items() if ".1.self_attn" not in n}
     shape, notes = read(folder_of(tmp_path, shapes))
-    assert shape.layer(1).attention_kind == "none" and shape.count("attention_kind", "none") == 1
+    assert (
+        shape.layer(1).attention_kind == "none"
+        and shape.count_layers("attention_kind", "none") == 1
+    )
     assert "1 of 4 layers without attention" in notes[0]
     shape, notes = read(folder_of(tmp_path, model([96] * 3)))
     assert shape.layers == 3 and not shape.layer_shapes
@@ -255,7 +258,7 @@ def test_low_rank_matrices_in_the_weights(tmp_path: Path) -> None:
     assert shape.parameters() == of().parameters() - saved
     assert work_of(shape) == work_of(of()) - T * saved
     assert "matrices of a low rank" in notes[0]
-    assert ModelShape.of_fields(json.loads(json.dumps(shape.to_dict()))) == shape
+    assert ModelShape.from_run(json.loads(json.dumps(shape.to_dict()))) == shape
 
 
 def test_experts_that_were_dropped_in_some_layers(tmp_path: Path) -> None:
@@ -278,14 +281,14 @@ def test_experts_that_were_dropped_in_some_layers(tmp_path: Path) -> None:
 def test_a_manifest_keeps_layers_and_refuses_broken_ones() -> None:
     shape = of(num_attention_heads=[4, 0, 4, 4], intermediate_size=[96, 96, 0, 96])
     written = json.loads(json.dumps(shape.to_dict()))
-    assert ModelShape.of_fields(entry(ModelEntry, {"shape": written}).shape) == shape
+    assert ModelShape.from_run(entry(ModelEntry, {"shape": written}).shape) == shape
     layers = written["layer_shapes"]
     for broken in (
         layers[:2], [5, 5, 5, 5], [{**layers[0], "kv_heads": 0}, *layers[1:]],
         [{**layers[0], "what": 1}, *layers[1:]],
     ):  # fmt: skip
-        assert ModelShape.of_fields({**written, "layer_shapes": broken}) is None
-    assert ModelShape.of_fields({**written, "layout": ""}) is None
+        assert ModelShape.from_run({**written, "layer_shapes": broken}) is None
+    assert ModelShape.from_run({**written, "layout": ""}) is None
     with pytest.raises(PrunescopeError, match="layer_shapes"):
         entry(ModelEntry, {"shape": {**written, "layer_shapes": [{"heads": "x"}]}})
 
@@ -335,7 +338,7 @@ def test_shards_that_are_missing_say_nothing_of_their_layers(tmp_path: Path) -> 
     index.write_text(json.dumps({"weight_map": names}))
     shape, _ = read(folder)
     assert [one.intermediate for one in shape.layer_shapes] == [96, 48, 96, 96]
-    assert shape.count("attention_kind", "none") == 0
+    assert shape.count_layers("attention_kind", "none") == 0
 
 
 def test_published_configs_are_as_they_were() -> None:

@@ -127,5 +127,5 @@ def test_knobs() -> None:
     with pytest.raises(PrunescopeError, match="layers=3,4 names them"):
         take_match({"match": "flop", "layers": "3,4"})
     with pytest.raises(PrunescopeError, match="no attention"):
-        shape = ModelShape(**{**LARGE.to_dict(), "other_layers": 4})
+        shape = ModelShape.from_fields(**{**LARGE.to_dict(), "other_layers": 4})
         solve(family("static-m"), 0.3, by="flop", shape=shape, work=PREFILL, knobs={})

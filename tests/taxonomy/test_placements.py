@@ -14,7 +14,7 @@ from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import flop, forward, kv_cache_bytes
 
 H, N, HEADS, KV, D, F, V = 64, 8, 8, 4, 8, 128, 256
-SHAPE = ModelShape(
+SHAPE = ModelShape.from_fields(
     model_type="llama", hidden=H, layers=N, heads=HEADS, kv_heads=KV, head_dim=D, value_dim=D,
     intermediate=F, vocab=V, layout="f" * N,
 )  # fmt: skip
@@ -68,7 +68,7 @@ def test_heads_that_a_token_uses(attention: str, dense: tuple[str, ...]) -> None
 
 
 def test_heads_of_latent_attention_have_no_set_of_their_own() -> None:
-    latent = ModelShape(
+    latent = ModelShape.from_fields(
         model_type="x", hidden=H, layers=N, heads=HEADS, kv_heads=HEADS, head_dim=D, value_dim=D,
         intermediate=F, vocab=V, kv_rank=16, rope_dim=4,
     )  # fmt: skip

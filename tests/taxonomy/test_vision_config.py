@@ -33,7 +33,12 @@ VIT: dict[str, Any] = {
 def test_an_image_is_its_patches_and_the_tokens_added(changes: Any, tokens: int) -> None:
     shape = ModelShape.from_config({**VIT, **changes})
     assert shape.image_tokens == tokens
-    assert (shape.hidden, shape.layers, shape.heads, shape.gated) == (768, 12, 12, False)
+    assert (shape.hidden, shape.layers, shape.attention.heads, shape.mlp.gated) == (
+        768,
+        12,
+        12,
+        False,
+    )
     assert shape.cache_elements() == 0
 
 
