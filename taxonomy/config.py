@@ -271,11 +271,11 @@ def _heads(cfg: Mapping[str, Any], own: Unwritten, known: dict[str, int]) -> Fie
 
 
 def _switches(cfg: Mapping[str, Any], own: Unwritten) -> Fields:
-    every = bool(cfg.get("bias") or cfg.get("use_bias", own.bias_by_default))
-    attention = bool(cfg.get("attention_bias", every or own.biased))
-    if own.bias_key:
-        attention = bool(cfg.get(own.bias_key, True))
-    qkv = bool(cfg.get("use_qkv_bias", attention or own.qkv_bias))
+    every = bool(cfg.get("bias") or cfg.get("use_bias", own.biases.by_default))
+    attention = bool(cfg.get("attention_bias", every or own.biases.every))
+    if own.biases.key:
+        attention = bool(cfg.get(own.biases.key, True))
+    qkv = bool(cfg.get("use_qkv_bias", attention or own.biases.qkv))
     gated = not (own.ungated or own.four_times)
     projection = str(cfg.get("feed_forward_proj", ""))
     if projection:
@@ -285,9 +285,9 @@ def _switches(cfg: Mapping[str, Any], own: Unwritten) -> Fields:
         "gated": gated,
         "tied": own.tied if tied is None else bool(tied),
         "qkv_bias": qkv or bool(cfg.get("qkv_bias")),
-        "o_bias": (attention and not (own.no_o_bias or own.qkv_bias)) or own.o_bias,
-        "mlp_bias": bool(cfg.get("mlp_bias", every or own.mlp_bias or own.biased)),
-        "head_bias": own.head_bias,
+        "o_bias": (attention and not (own.biases.no_o or own.biases.qkv)) or own.biases.o,
+        "mlp_bias": bool(cfg.get("mlp_bias", every or own.biases.mlp or own.biases.every)),
+        "head_bias": own.biases.head,
         "query_gate": own.query_gate,
     }
 
@@ -379,7 +379,7 @@ def _experts(cfg: Mapping[str, Any], own: Unwritten, known: Fields) -> Fields:
         "moe_layers": sum(moe),
         "layout": "".join(kind.upper() if has else kind for kind, has in letters),
         "intermediate": 0 if all(moe) else known["intermediate"],
-        "router_bias": own.router_bias,
+        "router_bias": own.biases.router,
         "shared_gate": own.shared_gate,
         **_groups(cfg, experts),
     }
@@ -403,17 +403,19 @@ def _groups(cfg: Mapping[str, Any], experts: int) -> Fields:
 
 def _norms(cfg: Mapping[str, Any], own: Unwritten, known: Fields) -> Fields:
     q, c = known["heads"] * known["head_dim"], known["kv_heads"] * known["head_dim"]
-    qk = 2 * known["head_dim"] if own.head_qk_norm else 0
-    qk = q + c if own.wide_qk_norm else qk
+    qk = 2 * known["head_dim"] if own.norms.head_qk else 0
+    qk = q + c if own.norms.wide_qk else qk
     if cfg.get("qk_layernorm") and own.has_layer_norm:
         qk = 4 * known["head_dim"]
     if "kv_rank" in known:
         qk = known["kv_rank"] + (known["q_rank"] or 0)
-    norms = own.norms
+    norms = own.norms.per_layer
     if own.falcon_blocks and not cfg.get("new_decoder_architecture"):
         norms = 1 if cfg.get("parallel_attn", True) else 2
-    parallel = bool(cfg.get("use_parallel_residual", own.parallel_residual)) or own.norms == 1
-    if own.one_norm_if_parallel:
+    parallel = (
+        bool(cfg.get("use_parallel_residual", own.parallel_residual)) or own.norms.per_layer == 1
+    )
+    if own.norms.one_if_parallel:
         norms = 2 - parallel
     if own.falcon_blocks:
         parallel = bool(cfg.get("new_decoder_architecture") or cfg.get("parallel_attn", True))
@@ -426,10 +428,10 @@ def _norms(cfg: Mapping[str, Any], own: Unwritten, known: Fields) -> Fields:
         "centred_norms": own.subtracts_mean,
         "qk_norm_parameters": qk,
         "norms": norms,
-        "norm_parameters": 0 if own.bare_norms else 2 if own.has_layer_norm else 1,
+        "norm_parameters": 0 if own.norms.bare else 2 if own.has_layer_norm else 1,
         "sinks": own.sinks,
         "positions": positions,
-        "embedding_norm": own.embedding_norm,
+        "embedding_norm": own.norms.embedding,
     }
 
 

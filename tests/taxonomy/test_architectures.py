@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from prunescope.taxonomy.architecture_table import ARCHITECTURES, BY_ID, Architecture, Unwritten
+from prunescope.taxonomy.architecture_table import (
+    ARCHITECTURES,
+    BY_ID,
+    Architecture,
+    Biases,
+    Unwritten,
+)
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
 from tests.described import describe, read_architecture
@@ -324,7 +330,7 @@ def test_a_row_of_the_table_is_an_architecture(monkeypatch: pytest.MonkeyPatch) 
     }  # fmt: skip
     with pytest.raises(PrunescopeError, match="intermediate_size"):
         describe(config)
-    own = Unwritten(four_times=True, biased=True, tied=True)
+    own = Unwritten(four_times=True, biases=Biases(every=True), tied=True)
     row = Architecture(
         ids=("zebra",), title="Zebra", qkv="parts", no_maps="of stripes", unwritten=own
     )
