@@ -1,8 +1,8 @@
 """One short entry for each architecture whose layers were read: what differs from the common rules.
 
 The common rules are the table of names in `taxonomy.roles`, separate q, k, v, o and gate, up, down,
-sequential residuals and heads of one width. An entry holds the rest, and is the only place that
-does.
+sequential residuals and heads of one width. An entry holds everything else, and nothing else holds
+it.
 """
 
 from __future__ import annotations
@@ -81,16 +81,15 @@ class Unwritten:
 class Architecture:
     """Properties of one or more Hugging Face model types, `ids`, beyond the common rules.
 
-    `roles`: end of a module path -> role, and `mark`: the name of a module by which those names
-    are known where the model type is not. `qkv`: how a fused q, k, v orders its rows, "parts" (all
-    queries, all keys, all values) or "groups" (a KV head's queries, its key, its value, and so on).
-    `gate_up`: gate and up are one matrix. `widths`: attributes of an attention module that hold
-    heads · head_dim. `mixer`: what runs in parallel with or in place of attention in some layers.
-    `no_heads`: why heads cannot be cut. `no_maps`: why residuals cannot go through a map of their
-    own, so that the stream has one basis for all junctions.
-    `no_parts`: why its attention cannot be taken apart, for what is decided at run time.
-    `windowed_rope`: layers that see the whole context do not rotate. `unwritten`: what its config
-    leaves to its code.
+    `roles`: the role by the end of a module path, and `mark`: the name of a module by which those
+    names are known if the model type is not. `qkv`: how a fused q, k, v orders its rows, "parts"
+    (all queries, all keys, all values) or "groups" (a KV head's queries, its key, its value, and so
+    on). `gate_up`: gate and up are one matrix. `widths`: attributes of an attention module that
+    hold heads · head_dim. `mixer`: what runs in parallel with or in place of attention in some
+    layers. `no_heads`: why heads cannot be cut. `no_maps`: why residuals cannot go through a map of
+    their own, so that the stream has one basis for all junctions. `no_parts`: why its attention
+    cannot be taken apart, for what is decided at run time. `windowed_rope`: layers that see the
+    whole context do not rotate. `unwritten`: what its config leaves to its code.
     """
 
     ids: tuple[str, ...]
@@ -382,8 +381,10 @@ _OTHERS = {name: rules for names, rules in OTHERS for name in names}
 
 
 def unwritten(model_type: str) -> Unwritten:
-    """Properties that a config of this type leaves to its code; the common rules of a type nobody
-    knows."""
+    """Return the properties that a config of this type leaves to its code.
+
+    A type that nobody knows has the common rules.
+    """
     entry = BY_ID.get(model_type)
     return entry.unwritten if entry else _OTHERS.get(model_type, Unwritten())
 

@@ -1,6 +1,6 @@
 """One spelling per number format, and the many spellings found in traces, configs and kernels.
 
-Our names: fp64 fp32 tf32 bf16 fp16 fp8 fp4 int64 int32 int16 int8 int4 bool. Sizes are bytes an
+Our names: fp64 fp32 tf32 bf16 fp16 fp8 fp4 int64 int32 int16 int8 int4 bool. Sizes are bytes per
 element.
 """
 
@@ -79,7 +79,7 @@ _SPELLINGS: dict[str, str] = {
 
 
 def dtype(spelling: str | None) -> str | None:
-    """Our name for a number format, from any known spelling; None where it is not one."""
+    """Return our name for a number format, from any known spelling; None if it is not one."""
     if not spelling:
         return None
     name = spelling.strip().lower().removeprefix("torch.")
@@ -87,7 +87,7 @@ def dtype(spelling: str | None) -> str | None:
 
 
 def itemsize(name: str | None) -> float | None:
-    """Bytes an element of one of our dtype names; None where the name is unknown."""
+    """Return the bytes per element of one of our dtype names; None if the name is unknown."""
     return None if name is None else ITEMSIZE.get(name)
 
 
@@ -96,6 +96,6 @@ THREE_TF32 = "3xtf32"
 
 
 def three_tf32_rate(rates: Mapping[str, float]) -> float | None:
-    """FLOP/s of fp32 as three products of TF32: a third of that of TF32; None: not known."""
+    """Return the FLOP/s of fp32 as three products of TF32, a third of TF32's; None: not known."""
     tf32 = rates.get("tf32")
     return None if tf32 is None else tf32 / 3

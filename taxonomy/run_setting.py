@@ -1,7 +1,7 @@
 """How a point of a sweep was run: a batch and a length, and each axis of its sweep.
 
-Written once: planned results, points and cells have these fields. Only points of one setting are
-compared with each other.
+Planned results, points and cells have these fields, which are written once here. Only points of one
+setting are compared with each other.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class RunSetting(msgspec.Struct, kw_only=True, frozen=True):
     ] = "model"
 
     def __lt__(self, other: RunSetting) -> bool:
-        """Whole models before layers, then in the order of the fields."""
+        """Sort whole models before layers, then in the order of the fields."""
         return self._rank < other._rank
 
     @property
@@ -47,7 +47,7 @@ class RunSetting(msgspec.Struct, kw_only=True, frozen=True):
 
     @property
     def where(self) -> str:
-        """`batch 1, 64 tokens`, and what is not as usual."""
+        """The setting in words: `batch 1, 64 tokens`, and what is not as usual."""
         words = [f"batch {self.batch}", f"{self.prompt_len} tokens"]
         usual = RunSetting(batch=self.batch, prompt_len=self.prompt_len)
         names = {

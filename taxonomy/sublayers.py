@@ -114,8 +114,8 @@ class MlpShape:
             return {"down": (hidden, hidden)}
         if self.kind == "none" or not self.intermediate:
             return {}
-        into, out = (self.intermediate, hidden), (hidden, self.intermediate)
-        return {"gate": into, "up": into, "down": out} if self.gated else {"up": into, "down": out}
+        up, down = (self.intermediate, hidden), (hidden, self.intermediate)
+        return {"gate": up, "up": up, "down": down} if self.gated else {"up": up, "down": down}
 
     def biases(self, intermediate: int, hidden: int) -> int:
         """Count the bias numbers of one MLP, or one expert, with `intermediate` channels."""
@@ -190,13 +190,13 @@ class MixerShape:
         """Return (N, K) of the matrices into and out of it, by role and part ("mixer_in.gates")."""
         if not self.kind:
             return {}
-        out = {"mixer_out": (hidden, self.width)}
+        last = {"mixer_out": (hidden, self.width)}
         if self.kind == "conv":
-            return {"mixer_in": (3 * self.width, hidden), **out}
+            return {"mixer_in": (3 * self.width, hidden), **last}
         rows, gates = self.width + self.channels, self.gates
         if self.kind == "linear":  # steps and decays have a matrix of their own
-            return {"mixer_in": (rows, hidden), "mixer_in.gates": (gates, hidden), **out}
-        return {"mixer_in": (rows + gates, hidden), **out}
+            return {"mixer_in": (rows, hidden), "mixer_in.gates": (gates, hidden), **last}
+        return {"mixer_in": (rows + gates, hidden), **last}
 
     def parameters(self, hidden: int) -> int:
         """Count every number of one mixer."""

@@ -20,11 +20,14 @@ _ALL = ("q", "k", "v", "qkv", "q_a", "q_b", "kv_a", "o", "gate", *_CHANNELS)
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """The FLOPs of a GEMM times p = 1 − s. A column of W is read if any of T tokens needs it: with
-    probability 1 − s^T. A kernel skips a column only if no row of its tile needs it, so many
-    tokens compute as in the dense model. With `zeros=channels` the gate runs first and stays
-    dense, because its output chooses the channels: rows of up, columns of down. Experts stay
-    dense, because each sees few tokens, and others in each forward."""
+    """Multiply the FLOPs of a GEMM by p = 1 − s.
+
+    A column of W is read if any of T tokens needs it: with probability 1 − s^T. A kernel skips a
+    column only if no row of its tile needs it, so many tokens compute as in the dense model. With
+    `zeros=channels` the gate runs first and stays dense, because its output chooses the channels:
+    rows of up, columns of down. Experts stay dense, because each sees few tokens, and others in
+    each forward.
+    """
     roles = _CHANNELS if point.knobs["zeros"] == "channels" else _ALL
     kept, union = 1 - point.sparsity, 1 - point.sparsity**work.rows
 

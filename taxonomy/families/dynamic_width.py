@@ -20,13 +20,16 @@ _HEADS = {"queries": {"q": "n", "o": "k"}, "heads": {"q": "n", "k": "n", "v": "n
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """f' = int(f·p), aligned, of the f channels run (p = 1 − s); with `attention` only n_kv' groups
-    of query heads attend. One set for a forward: it reads f'/f of the weights. One set for each of
-    T tokens: each computes f' channels, and a channel is read if any token uses it, with
-    probability 1 − (1 − f'/f)^T; heads likewise. For `queries` k and v are dense; the cache is
-    full.
+    """Return the forward in which f' = int(f·p), aligned, of the f channels run (p = 1 − s).
 
-    Raises PrunescopeError for heads of latent attention, whose queries and keys have no own weight.
+    With `attention` only n_kv' groups of query heads attend. One set for a forward: it reads f'/f
+    of the weights. One set for each of T tokens: each computes f' channels, and a channel is read
+    if any token uses it, with probability 1 − (1 − f'/f)^T; heads likewise. For `queries` k and v
+    are dense; the cache is full.
+
+    Raises:
+        PrunescopeError: The heads are of latent attention, whose queries and keys have no own
+            weight.
     """
     narrow = with_channels(shape, point)
     dense = {
@@ -59,7 +62,7 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
 
 
 def _head_share(shape: ModelShape, point: FamilyPoint) -> float:
-    """The share of heads that a token uses: whole groups of a KV head, one at least."""
+    """Return the share of heads that a token uses: whole groups of a KV head, one at least."""
     if point.knobs.get("attention", "dense") == "dense":
         return 1.0
     if shape.attention.kv_rank is not None:
@@ -71,7 +74,7 @@ def _head_share(shape: ModelShape, point: FamilyPoint) -> float:
 
 
 def applies(traits: Traits) -> Applies:
-    """Applies to an MLP that is no set of experts."""
+    """Answer for an MLP that is not a set of experts."""
     if traits.shape and traits.shape.experts.count:
         return Applies(NO, "its experts are chosen by a router of its own")
     return to_mlp(traits)

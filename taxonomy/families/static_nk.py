@@ -20,8 +20,10 @@ LATENTS = ("q_a", "kv_a")  # they belong to no head
 
 
 def with_heads(shape: ModelShape, point: FamilyPoint) -> ModelShape:
-    """n_kv' = max(1, round(n_kv·p)) KV heads stay, p = 1 − s, with G query heads each of d
-    dimensions: q N = G·n_kv'·d; k, v N = n_kv'·d; o K = G·n_kv'·d."""
+    """Return the model with n_kv' = max(1, round(n_kv·p)) KV heads, p = 1 − s.
+
+    Each has G query heads of d dimensions: q N = G·n_kv'·d; k, v N = n_kv'·d; o K = G·n_kv'·d.
+    """
 
     def narrow(layer: ModelShape) -> ModelShape:
         kept = kept_kv_heads(layer.attention.kv_heads, point.sparsity, str(point.knobs["rounding"]))
@@ -31,7 +33,10 @@ def with_heads(shape: ModelShape, point: FamilyPoint) -> ModelShape:
 
 
 def with_channels(shape: ModelShape, point: FamilyPoint) -> ModelShape:
-    """f' = int(f·p), p = 1 − s, aligned: gate, up N = f'; down K = f'. As many experts stay."""
+    """Return the model with f' = int(f·p) channels, p = 1 − s, aligned, and as many experts.
+
+    gate, up N = f'; down K = f'.
+    """
 
     def kept(width: int) -> int:
         return kept_intermediate(width, point.sparsity, point.align) if width else 0
@@ -46,12 +51,15 @@ def with_channels(shape: ModelShape, point: FamilyPoint) -> ModelShape:
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """Both: attention and cache scale with the KV heads, the MLP with its channels."""
+    """Return the narrow forward.
+
+    Attention and cache scale with the KV heads, the MLP with its channels.
+    """
     return [dense_plan(with_channels(with_heads(shape, point), point), work)]
 
 
 def applies(traits: Traits) -> Applies:
-    """Applies to heads and channels; to channels alone where no head can be cut."""
+    """Answer for heads and channels; for channels alone if no head can be cut."""
     reason = no_heads(traits)
     if reason and traits.shape and not traits.alibi:
         return Applies(PARTLY, f"the MLP alone: {reason}")

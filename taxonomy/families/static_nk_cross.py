@@ -14,13 +14,14 @@ from prunescope.taxonomy.theory import dense_plan
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """h' = int(h·p), aligned, of the h residual dimensions stay (p = 1 − s): K of q, k, v, gate,
-    up, routers, experts and mixers; N of o, down, experts and mixers; the width of embedding, norms
-    and lm_head.
+    """Return the forward of a stream with h' = int(h·p), aligned, of h dimensions (p = 1 − s).
 
-    Where junctions keep different dimensions, the residual from one to the next gets an h'×h'
-    GEMM, and lm_head a matrix of its own. A norm with a bias becomes an RMS norm, and the matrices
-    that read it take over its bias.
+    h' is K of q, k, v, gate, up, routers, experts and mixers; N of o, down, experts and mixers; the
+    width of embedding, norms and lm_head.
+
+    Where junctions keep different dimensions, the residual from one to the next gets an h'×h' GEMM,
+    and lm_head a matrix of its own. A norm with a bias becomes an RMS norm, and the matrices that
+    read it take over its bias.
     """
     if point.sparsity == 0:
         return [dense_plan(shape, work)]
@@ -36,7 +37,7 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
 
 
 def applies(traits: Traits) -> Applies:
-    """Applies to every stream; with one basis where residuals cannot go through a map."""
+    """Answer for every stream; with one basis if residuals cannot go through a map."""
     shape, entry = traits.shape, traits.entry
     if shape is None:
         return Applies(YES)

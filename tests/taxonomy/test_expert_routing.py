@@ -30,13 +30,13 @@ def drawn(shares: tuple[float, ...], rng: random.Random) -> list[int]:
     """The k experts of one token, each with its share: systematic sampling in a random order."""
     order = list(range(len(shares)))
     rng.shuffle(order)
-    at, found, point = 0.0, [], rng.random()
+    at, chosen, point = 0.0, [], rng.random()
     for expert in order:
         at += shares[expert]
         while point < at:
-            found.append(expert)
+            chosen.append(expert)
             point += 1
-    return found
+    return chosen
 
 
 def simulated(shares: tuple[float, ...], tokens: int, *, ranks: int) -> tuple[float, ...]:
@@ -52,7 +52,7 @@ def simulated(shares: tuple[float, ...], tokens: int, *, ranks: int) -> tuple[fl
         sums[0] += sum(count > 0 for count in counts)
         sums[1] += max(counts)
         sums[2] += max(held) * ranks / sum(held)
-    return tuple(one / 300 for one in sums)
+    return tuple(total / 300 for total in sums)
 
 
 def test_uniform_by_hand() -> None:
@@ -62,8 +62,8 @@ def test_uniform_by_hand() -> None:
         load = expert_load(None, "decode", experts=experts, per_token=8, tokens=64)
         assert load.distinct == pytest.approx(experts * (1 - missed**64))
         assert load.rows == pytest.approx(64 * 8 / load.distinct)
-    one = expert_load(None, "decode", experts=128, per_token=8, tokens=1)
-    assert (one.distinct, one.rows) == pytest.approx((8, 1))
+    single = expert_load(None, "decode", experts=128, per_token=8, tokens=1)
+    assert (single.distinct, single.rows) == pytest.approx((8, 1))
     # Half of the tokens are routed past the layer: each misses an expert with 31/32.
     half = expert_load(None, "decode", experts=128, per_token=8, tokens=64, share=0.5)
     assert half.distinct == pytest.approx(128 * (1 - (31 / 32) ** 64))
@@ -138,10 +138,10 @@ def test_experts_of_a_law_lie_in_no_order_on_devices() -> None:
     for _ in range(2000):
         layout = rng.sample(shares, 40)
         total += max(sum(layout[i : i + 5]) for i in range(0, 40, 5))
-    found = fullest_rank(zipf(0.8), "decode", **sizes)
-    assert found == pytest.approx(total / 2000, rel=0.06)
-    assert found < 0.8 * in_order
-    assert found == fullest_rank(zipf(0.8), "decode", **sizes)  # the same in every process
+    fullest = fullest_rank(zipf(0.8), "decode", **sizes)
+    assert fullest == pytest.approx(total / 2000, rel=0.06)
+    assert fullest < 0.8 * in_order
+    assert fullest == fullest_rank(zipf(0.8), "decode", **sizes)  # the same in every process
     assert fullest_rank(zipf(0.0), "decode", **sizes) == pytest.approx(1, rel=0.01)
 
 

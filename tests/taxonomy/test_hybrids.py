@@ -51,8 +51,8 @@ def dense(config: dict[str, Any], work: Workload) -> dict[str, Op]:
 
 
 def pruned(name: str, config: dict[str, Any], work: Workload) -> list[Op]:
-    one, shape = family(name), ModelShape.from_config(config)
-    return one.theory(shape, work, one.point(0.5))
+    pruning, shape = family(name), ModelShape.from_config(config)
+    return pruning.theory(shape, work, pruning.point(0.5))
 
 
 def test_a_delta_net_by_hand() -> None:
@@ -171,13 +171,13 @@ def test_ops_are_sound_and_s_0_is_dense(config: dict[str, Any], work: Workload) 
         assert op.bytes > 0
         assert op.weight_bytes + op.kv_read <= op.bytes
         assert bool(op.gemms) == (op.cls in ("matmul", "attention"))
-    for one in families():
+    for pruning in families():
         shape = ModelShape.from_config(config)
-        same = one.theory(shape, work, one.point(0.0))
+        same = pruning.theory(shape, work, pruning.point(0.0))
         for key in ("flop", "bytes", "parameters"):
             want = sum(op.layers * getattr(op, key) for op in plain.values())
-            found = sum(op.layers * getattr(op, key) for op in same)
-            assert found == pytest.approx(want), (one.id, key)
+            total = sum(op.layers * getattr(op, key) for op in same)
+            assert total == pytest.approx(want), (pruning.id, key)
 
 
 MIXER = ("mixer_in", "conv", "scan", "mixer_out")
@@ -200,8 +200,8 @@ def test_static_m_takes_mixers_and_attention_in_equal_shares() -> None:
     for op in left:  # which layers is not known: an average layer
         if op.role not in ("embedding", "final_norm", "lm_head"):
             assert op.layers == plain[op.name].layers / 2
-    one, shape = family("static-m"), ModelShape.from_config(DELTA)
-    plans = one.plans(shape, DECODE, one.point(0.5))
+    pruning, shape = family("static-m"), ModelShape.from_config(DELTA)
+    plans = pruning.plans(shape, DECODE, pruning.point(0.5))
     assert kv_cache_bytes(plans) == shape.kv_bytes(batch=2, context=10) / 2
 
 
@@ -219,20 +219,20 @@ def test_tokens_are_routed_past_attention_and_not_past_a_state() -> None:
 
 def test_fewer_tokens_are_fewer_rows_of_the_mixers() -> None:
     kinds = ["linear_attention", "full_attention", "linear_attention", "linear_attention"]
-    one, shape = family("token-drop"), ModelShape.from_config({**DELTA, "layer_types": kinds})
-    ops = one.theory(shape, PREFILL, one.point(0.5, {"after": 2}))
+    pruning, shape = family("token-drop"), ModelShape.from_config({**DELTA, "layer_types": kinds})
+    ops = pruning.theory(shape, PREFILL, pruning.point(0.5, {"after": 2}))
     mixers = [(op.gemms[0].m, op.layers) for op in ops if op.name == "mixer_in"]
     assert mixers == [(12, 1), (6, 2)]
     assert [(op.gemms[0].m, op.layers) for op in ops if op.name == "o"] == [(12, 1)]
     # a token: keys and values 2*32 in 2 bytes; the states do not grow
-    cache = kv_cache_bytes(one.plans(shape, PREFILL, one.point(0.5, {"after": 2})))
+    cache = kv_cache_bytes(pruning.plans(shape, PREFILL, pruning.point(0.5, {"after": 2})))
     assert cache == shape.kv_bytes(batch=2, context=6)
     for after in (1, 4):
         with pytest.raises(PrunescopeError, match=f"after={after}"):
-            one.theory(shape, PREFILL, one.point(0.5, {"after": after}))
+            pruning.theory(shape, PREFILL, pruning.point(0.5, {"after": after}))
     last = ModelShape.from_config(DELTA)
     with pytest.raises(PrunescopeError) as raised:
-        one.theory(last, PREFILL, one.point(0.5, {"after": 2}))
+        pruning.theory(last, PREFILL, pruning.point(0.5, {"after": 2}))
     assert "before the last layer" in raised.value.hint
 
 
@@ -286,21 +286,21 @@ MIXERS: list[tuple[dict[str, Any], dict[str, list[int]]]] = [
 def test_families_show_the_products_of_a_mixer(
     config: dict[str, Any], sizes: dict[str, list[int]]
 ) -> None:
-    found = describe(config)
-    of_mixer = {r: size for r, size in found["matrices"].items() if r.startswith("mixer_")}
+    description = describe(config)
+    of_mixer = {r: size for r, size in description["matrices"].items() if r.startswith("mixer_")}
     assert of_mixer == sizes
-    rows = [one for one in found["gemms"] if one["role"].startswith("mixer_")]
+    rows = [row for row in description["gemms"] if row["role"].startswith("mixer_")]
     assert rows == [
         {"role": role, "group": "other", "m": "T", "n": n, "k": k, "count": 1}
         for role, (n, k) in sizes.items()
     ]
-    whole = next(one for one in found["families"] if one["id"] == "static-m")
+    whole = next(row for row in description["families"] if row["id"] == "static-m")
     assert whole["gemms"]["other"] == {"axis": "M", "matrices": sizes}
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
-    "config", [one for one, _ in MIXERS], ids=lambda one: str(one["model_type"])
+    "config", [config for config, _ in MIXERS], ids=lambda config: str(config["model_type"])
 )
 def test_the_products_of_a_mixer_are_those_of_transformers(config: dict[str, Any]) -> None:
     torch = pytest.importorskip("torch")

@@ -43,8 +43,8 @@ def work_of(shape: ModelShape) -> float:
 def block(groups: int | None = 2, width: int | None = 96, **ffn: Any) -> dict[str, Any]:
     """A block of block_configs; without `groups` it has no attention, without `width` no MLP."""
     attention = {"n_heads_in_group": groups, "no_op": groups is None, "replace_with_linear": False}
-    found = {"ffn_mult": None, "intermediate_size": width, "no_op": width is None and not ffn}
-    return {"attention": attention, "ffn": {**found, "replace_with_linear": False, **ffn}}
+    ffn_part = {"ffn_mult": None, "intermediate_size": width, "no_op": width is None and not ffn}
+    return {"attention": attention, "ffn": {**ffn_part, "replace_with_linear": False, **ffn}}
 
 
 def nas(*blocks: dict[str, Any], **changes: Any) -> ModelShape:
@@ -80,7 +80,7 @@ def test_equal_lists_are_a_plain_shape() -> None:
     assert listed.to_dict() == of().to_dict() and "layer_shapes" not in listed.to_dict()
 
 
-@pytest.mark.parametrize("one", pruning_families(), ids=lambda one: one.id)
+@pytest.mark.parametrize("pruning", pruning_families(), ids=lambda pruning: pruning.id)
 def test_layers_that_are_told_one_by_one_and_agree_are_priced_as_one(one: Any) -> None:
     """Equal layers written as unequal ones: the theory gives the same sums."""
     shape = of()
@@ -102,8 +102,8 @@ def test_layers_that_are_told_one_by_one_and_agree_are_priced_as_one(one: Any) -
 def test_families_prune_each_layer_by_its_own_sizes() -> None:
     shape = of(intermediate_size=WIDTHS, num_attention_heads=[4, 2, 4, 4],
                num_key_value_heads=[2, 1, 2, 2])  # fmt: skip
-    one = family("static-nk")
-    (plan,) = one.plans(shape, PREFILL, one.point(0.5))
+    pruning = family("static-nk")
+    (plan,) = pruning.plans(shape, PREFILL, pruning.point(0.5))
     assert [layer.intermediate for layer in plan.shape.layer_shapes] == [48, 32, 48, 16]
     assert [layer.heads for layer in plan.shape.layer_shapes] == [2, 2, 2, 2]
     gone = family("static-m")
@@ -113,9 +113,14 @@ def test_families_prune_each_layer_by_its_own_sizes() -> None:
 
 def test_blocks_of_puzzle() -> None:
     shape = nas(block(), block(groups=None), block(groups=4, width=48), block(width=None))
-    assert [one.attention_kind for one in shape.layer_shapes] == ["usual", "none", "usual", "usual"]
-    assert [one.kv_heads for one in shape.layer_shapes] == [2, 0, 1, 2]
-    assert [one.intermediate for one in shape.layer_shapes] == [96, 96, 48, 0]
+    assert [layer.attention_kind for layer in shape.layer_shapes] == [
+        "usual",
+        "none",
+        "usual",
+        "usual",
+    ]
+    assert [layer.kv_heads for layer in shape.layer_shapes] == [2, 0, 1, 2]
+    assert [layer.intermediate for layer in shape.layer_shapes] == [96, 96, 48, 0]
     linear = nas(block(), block(replace_with_linear=True), block(), block())
     assert linear.layer(1).mlp_kind == "linear"
     saved = 3 * 96 * 64 - 64 * 64
@@ -179,10 +184,10 @@ def matrices(number: int, width: int, heads: int = 4, kv: int = 2) -> dict[str, 
 
 
 def model(widths: list[int] = WIDTHS) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (512, 64)}
+    tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (512, 64)}
     for number, width in enumerate(widths):
-        found |= matrices(number, width)
-    return found
+        tensors |= matrices(number, width)
+    return tensors
 
 
 def folder_of(
@@ -219,8 +224,8 @@ def test_weights_win_over_their_config_and_it_is_said(tmp_path: Path) -> None:
         "the weights differ from their config, and count: 32–96 MLP channels (config: 96)"
     ]
     told = read_architecture(str(tmp_path))
-    assert told.notes == notes and [one["intermediate"] for one in told.layers] == WIDTHS
-    assert any(one.text == "32–96 MLP channels" for one in told.mechanisms)
+    assert told.notes == notes and [entry["intermediate"] for entry in told.layers] == WIDTHS
+    assert any(entry.text == "32–96 MLP channels" for entry in told.mechanisms)
     rows = {row.role: (row.n, row.k) for row in told.gemms}
     assert rows["gate"] == ("32–96", 64) and rows["down"] == (64, "32–96")
 
@@ -272,7 +277,7 @@ def test_experts_that_were_dropped_in_some_layers(tmp_path: Path) -> None:
             shapes |= {f"{at}.gate_proj.weight": (32, 64), f"{at}.up_proj.weight": (32, 64),
                        f"{at}.down_proj.weight": (64, 32)}  # fmt: skip
     shape, notes = read(folder_of(tmp_path, shapes, **config))
-    assert [one.experts for one in shape.layer_shapes] == [4, 3, 4, 2]
+    assert [row.experts for row in shape.layer_shapes] == [4, 3, 4, 2]
     assert "2–4 experts (config: 4)" in notes[0]
     whole = ModelShape.from_config({**PLAIN, **config})
     assert shape.parameters() == whole.parameters() - 3 * (3 * 32 * 64 + 64)
@@ -337,7 +342,7 @@ def test_shards_that_are_missing_say_nothing_of_their_layers(tmp_path: Path) -> 
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": names}))
     shape, _ = read(folder)
-    assert [one.intermediate for one in shape.layer_shapes] == [96, 48, 96, 96]
+    assert [row.intermediate for row in shape.layer_shapes] == [96, 48, 96, 96]
     assert shape.count_layers("attention_kind", "none") == 0
 
 

@@ -18,7 +18,7 @@ NOTES = Path(__file__).resolve().parents[3] / "shared/PAPER.md"
 def test_every_number_is_published_once() -> None:
     """12 shares of 2 steps; 7 families x 2 phases x 7 settings; 2 x 2 ends; 6 x 2 layers; 6 x 3
     alignments; 7 x 2 steps; 10 perplexities; 20 changes of tasks."""
-    counts = Counter(one.figure for one in published(paper()))
+    counts = Counter(number.figure for number in published(paper()))
     assert list(counts.values()) == [12, 2, 98, 4, 12, 18, 14, 10, 20] and list(counts) == list(
         QUANTITIES
     )
@@ -37,13 +37,13 @@ def test_a_layer_agrees_with_the_model() -> None:
     elementwise work stay, and at most its share of the step more."""
     whole = {(o.name, o.phase): o.value for o in published(paper())
              if o.figure == FIGURE_5 and (o.batch, o.prompt_len) == (1, 32768)}  # fmt: skip
-    for one in (o for o in published(paper()) if o.figure == FIGURE_6):
-        assert one.value == pytest.approx(whole[one.name, one.phase], rel=0.08), one
+    for number in (o for o in published(paper()) if o.figure == FIGURE_6):
+        assert number.value == pytest.approx(whole[number.name, number.phase], rel=0.08), number
 
 
 def test_families_are_those_of_the_taxonomy() -> None:
     names = {o.name for o in published(paper()) if o.sparsity is not None}
-    assert {one.id for one in known(names)} == names
+    assert {member.id for member in known(names)} == names
 
 
 def test_the_numbers_are_those_of_the_notes() -> None:
@@ -59,7 +59,7 @@ def test_the_numbers_are_those_of_the_notes() -> None:
     assert len(rows) == 7
     for family, *columns in rows:
         for phase, noted in (("prefill", columns[:2]), ("decode", columns[2:])):
-            speeds = [float(one) for column in noted for one in column.split("/")]
+            speeds = [float(word) for column in noted for word in column.split("/")]
             for (batch, length), speed in zip(cells, speeds, strict=True):
                 assert ours[family, phase, batch, length] == speed
     for phase, step in paper().figure_2.items():

@@ -247,8 +247,8 @@ def test_experts_that_groups_need_all_cannot_go() -> None:
         (4, 1, "no"),
         (5, 1, "partly"),
     ):
-        found = applies(read_traits({**plain, "n_routed_experts": experts, "n_group": groups,
+        applied = applies(read_traits({**plain, "n_routed_experts": experts, "n_group": groups,
                                      "topk_group": min(2, groups)}))  # fmt: skip
-        assert found.answer == answer
-        assert ("so that none can go" in found.why) == (answer == "no")
+        assert applied.answer == answer
+        assert ("so that none can go" in applied.why) == (answer == "no")
     assert "in 2 of 8 groups of 2" in applies(read_traits({**plain, "n_routed_experts": 16})).why
