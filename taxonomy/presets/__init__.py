@@ -48,7 +48,10 @@ def preset_named(name: str) -> str | None:
 
 @cache
 def _hub_ids() -> dict[str, str]:
-    """Return the preset of each Hub id without what tuning adds, of those whose source is the Hub."""
+    """Return the preset of each Hub id without what tuning adds.
+
+    Presets whose source is not the Hub have none, unless a model of their shape is named.
+    """
     by_id = {}
     for name in preset_names():
         parts = preset_source(name).removeprefix(_HUB).split("/")

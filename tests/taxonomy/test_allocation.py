@@ -1,4 +1,4 @@
-"""The choice of what to keep: against every combination of a small model, a MILP, uniform choices."""
+"""The choice of what each layer keeps, against all combinations, a MILP and uniform choices."""
 
 import importlib
 import itertools
@@ -29,7 +29,7 @@ def layer(costs: tuple[float, ...], losses: tuple[float, ...]) -> list[LayerOpti
 
 
 def brute_force(options: list[list[LayerOption]], cost: float) -> float:
-    """The least loss of all combinations within a cost that keep a layer."""
+    """Return the least loss of all combinations within a cost that keep a layer."""
     fitting = (
         sum(option.loss for option in chosen)
         for chosen in itertools.product(*options)
@@ -150,9 +150,12 @@ def test_the_same_optimum_as_a_mixed_integer_program() -> None:
 
 
 def test_low_ranks_by_hand() -> None:
-    """q and o are [128, 128], k and v [64, 128], gate, up and down 352 by 128. A half of the
-    numbers: ranks of 0.5·128·128/256 = 32, 0.5·64·128/192 = 21.3 and 0.5·352·128/480 = 46.9, which
-    are cut off to 21 and 46 and rounded up to 16s."""
+    """Half of the numbers of a matrix give a rank of 0.5·N·K/(N+K), rounded up to 16s.
+
+    q and o are [128, 128], k and v [64, 128], gate, up and down 352 by 128. The ranks are
+    0.5·128·128/256 = 32, 0.5·64·128/192 = 21.3 and 0.5·352·128/480 = 46.9, which are cut off to 21
+    and 46 before they are rounded up.
+    """
     config = {
         "model_type": "llama", "hidden_size": 128, "intermediate_size": 352,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -173,8 +176,10 @@ def test_low_ranks_by_hand() -> None:
 
 
 def test_never_worse_than_a_uniform_family_at_the_same_cost() -> None:
-    """Eight layers of 4 KV heads and 352 channels, the outer ones more sensitive; the budget is
-    what each uniform choice costs, in whole units."""
+    """The budget is what each uniform choice costs, in whole units.
+
+    Eight layers have 4 KV heads and 352 channels; the outer ones are more sensitive.
+    """
     config = {
         "model_type": "llama", "hidden_size": 128, "intermediate_size": 352,
         "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4,

@@ -345,10 +345,6 @@ def test_a_row_of_the_table_is_an_architecture(monkeypatch: pytest.MonkeyPatch) 
         "up": [256, 64],
         "down": [64, 256],
     }
-    cross = next(
-        family_row
-        for family_row in description["families"]
-        if family_row["id"] == "static-nk-cross"
-    )
+    cross = verdict(description, "static-nk-cross")
     assert cross["why"].endswith("with junctions=same alone: of stripes")
     assert cross["why"].startswith("layer norms become RMS norms")

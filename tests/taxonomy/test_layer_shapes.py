@@ -41,7 +41,10 @@ def work_of(shape: ModelShape) -> float:
 
 
 def block(groups: int | None = 2, width: int | None = 96, **ffn: Any) -> dict[str, Any]:
-    """A block of block_configs; without `groups` it has no attention, without `width` no MLP."""
+    """Make a block of block_configs.
+
+    Without `groups` it has no attention, without `width` no MLP.
+    """
     attention = {"n_heads_in_group": groups, "no_op": groups is None, "replace_with_linear": False}
     ffn_part = {"ffn_mult": None, "intermediate_size": width, "no_op": width is None and not ffn}
     return {"attention": attention, "ffn": {**ffn_part, "replace_with_linear": False, **ffn}}
@@ -81,22 +84,22 @@ def test_equal_lists_are_a_plain_shape() -> None:
 
 
 @pytest.mark.parametrize("pruning", pruning_families(), ids=lambda pruning: pruning.id)
-def test_layers_that_are_told_one_by_one_and_agree_are_priced_as_one(one: Any) -> None:
+def test_layers_that_are_told_one_by_one_and_agree_are_priced_as_one(pruning: Any) -> None:
     """Equal layers written as unequal ones: the theory gives the same sums."""
     shape = of()
     listed = shape.with_layers([shape.layer(i) for i in range(4)])
     assert listed == shape
     # Layers differ in a size that no family of these touches: the head size of a layer's values.
-    point = one.point(one.only or 0.25)
+    point = pruning.point(pruning.only or 0.25)
     try:
-        ops = one.theory(shape, PREFILL, point)
+        ops = pruning.theory(shape, PREFILL, point)
     except PrunescopeError:
         return  # no experts here, or no rank that saves
     uneven = of(intermediate_size=[96, 96, 96, 80])
-    pruned = one.theory(uneven, PREFILL, point)
+    pruned = pruning.theory(uneven, PREFILL, point)
     even, less = flop(ops), flop(pruned)
     assert less < even
-    assert flop(one.theory(listed, PREFILL, point)) == even
+    assert flop(pruning.theory(listed, PREFILL, point)) == even
 
 
 def test_families_prune_each_layer_by_its_own_sizes() -> None:
@@ -193,7 +196,7 @@ def model(widths: list[int] = WIDTHS) -> dict[str, tuple[int, ...]]:
 def folder_of(
     folder: Path, shapes: dict[str, tuple[int, ...]], *, dtype: str = "BF16", **changes: Any
 ) -> Path:
-    """A checkpoint of zeros without its numbers: the file is as long as its header says."""
+    """Write a checkpoint of zeros without its numbers, as long as its header says."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():

@@ -16,7 +16,7 @@ COLUMNS = ["method", "year", "placed", "because", "arXiv"]
 
 
 def rows() -> list[dict[str, str]]:
-    """The table, a dict a row."""
+    """Read the table of published methods, as a dict per row."""
     text = README.read_text(encoding="utf-8").split("## Published methods")[1]
     lines = [line for line in text.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
@@ -92,8 +92,11 @@ PLACED_BY_THE_PAPER = {
 
 
 def test_every_method_says_what_runs_and_what_was_read() -> None:
-    """What the paper executes, what runs here where that differs, and the title and address of what
-    was read of it, or why nothing was: no method claims a reading without its place."""
+    """No method claims a reading without its place.
+
+    A method says what the paper executes, what runs here if that differs, and the title and address
+    of what was read of it, or why nothing was.
+    """
     text = (README.parent / "methods.json").read_text(encoding="utf-8")
     for name, row in json.loads(text).items():
         assert row["executes"], name

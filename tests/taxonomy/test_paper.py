@@ -1,5 +1,8 @@
-"""The paper's numbers have a second witness: what follows from others, and the facts as they
-were noted from the paper, where these are at hand."""
+"""The paper's numbers have a second witness.
+
+It is what follows from other numbers, and the facts as they were noted from the paper, where these
+are at hand.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,11 @@ NOTES = Path(__file__).resolve().parents[3] / "shared/PAPER.md"
 
 
 def test_every_number_is_published_once() -> None:
-    """12 shares of 2 steps; 7 families x 2 phases x 7 settings; 2 x 2 ends; 6 x 2 layers; 6 x 3
-    alignments; 7 x 2 steps; 10 perplexities; 20 changes of tasks."""
+    """The counts follow from the axes of each figure.
+
+    12 shares of 2 steps; 7 families x 2 phases x 7 settings; 2 x 2 ends; 6 x 2 layers; 6 x 3
+    alignments; 7 x 2 steps; 10 perplexities; 20 changes of tasks.
+    """
     counts = Counter(number.figure for number in published(paper()))
     assert list(counts.values()) == [12, 2, 98, 4, 12, 18, 14, 10, 20] and list(counts) == list(
         QUANTITIES
@@ -33,8 +39,11 @@ def test_shares_of_the_step_add_up() -> None:
 
 
 def test_a_layer_agrees_with_the_model() -> None:
-    """At batch 1 and 32k a layer alone gains at least what the model gains, whose LM head and
-    elementwise work stay, and at most its share of the step more."""
+    """A layer alone gains at least what the model gains, at batch 1 and 32k.
+
+    LM head and elementwise work of the model stay; the layer gains at most its share of the step
+    more.
+    """
     whole = {(o.name, o.phase): o.value for o in published(paper())
              if o.figure == FIGURE_5 and (o.batch, o.prompt_len) == (1, 32768)}  # fmt: skip
     for number in (o for o in published(paper()) if o.figure == FIGURE_6):

@@ -87,8 +87,11 @@ def test_lower_layers_are_skipped_in_decode_alone() -> None:
 
 
 def test_tokens_without_keys_leave_a_quarter_of_the_pairs() -> None:
-    """Of T tokens T/2 are queries and keys: T/2 rows of k and v, a quarter of the pairs, half of
-    the cache; with keys of all, half of the pairs and the whole cache."""
+    """If half of the tokens are queries and keys, a quarter of the pairs is left.
+
+    Of T tokens k and v then have T/2 rows, and half of the cache is left; with keys of all, half of
+    the pairs and the whole cache are left.
+    """
     every, routed = (ops("dynamic-m", PROMPT, keys=keys) for keys in ("all", "routed"))
     dense = ops("dense", PROMPT, 0.0)
     assert (every["k"].flop, routed["k"].flop) == (dense["k"].flop, dense["k"].flop / 2)
@@ -126,8 +129,10 @@ def test_stages_are_a_schedule_of_their_ends() -> None:
 
 
 def test_tokens_that_come_back_are_rows_of_a_step_and_keys_from_then_on() -> None:
-    """16 of 32 tokens leave after 2 layers; an eighth of them, 2, comes back in each step: the
-    third computes 3 rows and sees 16 + 3·2 + 3 keys, and from the eighth on none is away."""
+    """Of 32 tokens 16 leave after 2 layers; an eighth of them, 2, comes back in each step.
+
+    The third step computes 3 rows and sees 16 + 3·2 + 3 keys, and from the eighth on none is away.
+    """
     pruning = family("token-drop")
     for steps_done, rows, keys in ((1, 3, 19), (3, 3, 25), (8, 3, 40), (9, 1, 41)):
         work = step(context=32 + steps_done)

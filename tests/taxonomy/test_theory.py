@@ -285,8 +285,11 @@ def test_a_workload_that_cannot_be_is_refused(bad: dict[str, object]) -> None:
 
 
 def test_absorbed_latent_attention_by_hand() -> None:
-    """4 heads over latents of 16 + 8 numbers: kv_b is a product of each head on a row a sequence,
-    in [16] and out [16] of queries and of values; queries of 24 attend to 24, and get 16."""
+    """With 4 heads over latents of 16 + 8 numbers, kv_b is a product per head and sequence.
+
+    It has in [16] and out [16] of queries and of values, on one row; queries of 24 attend to 24,
+    and get 16.
+    """
     config = {
         "model_type": "deepseek_v3", "hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 512,
         "num_attention_heads": 4, "intermediate_size": 96, "kv_lora_rank": 16, "q_lora_rank": 24,
