@@ -313,10 +313,7 @@ ARCHITECTURES = (
 
 # Model types whose layers nobody read: what their configs leave unwritten is known, no more.
 OTHERS: tuple[tuple[tuple[str, ...], Unwritten], ...] = (
-    (
-        ("apertus", "arcee", "bart", "fuyu", "gpt_neox_japanese", "vit"),
-        Unwritten(ungated=True),
-    ),
+    (("apertus", "arcee", "bart", "fuyu", "gpt_neox_japanese", "vit"), Unwritten(ungated=True)),
     (
         ("bert", "camembert", "distilbert", "electra", "ernie", "roberta", "xlm-roberta"),
         Unwritten(

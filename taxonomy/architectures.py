@@ -238,8 +238,7 @@ def read_architecture(name: str) -> Described:
         close = nearest(name, (*preset_names(), *BY_ID))
         problem = f"{name!r} is a model type, not a config" if name in BY_ID else f"no file {name}"
         raise PrunescopeError(
-            problem,
-            hint=f"give a config.json, a model folder or a preset (nearest names: {close})",
+            problem, hint=f"give a config.json, a model folder or a preset (nearest names: {close})"
         )
     if path.suffix == ".gguf":
         return _with_weights(gguf_config(path), path)

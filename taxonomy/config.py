@@ -106,20 +106,11 @@ def read_config(config: Mapping[str, Any]) -> Fields:
         return of_images
     kind = str(cfg.get("model_type", ""))
     own = unwritten(kind)
-    size = {
-        "hidden": size_in(cfg, _HIDDEN),
-        "layers": size_in(cfg, _LAYERS),
-        "heads": size_in(cfg, HEADS),
-        "vocab": size_in(cfg, _VOCAB),
-        "intermediate": _intermediate(cfg, own),
-    }
     names = {
-        "hidden": _HIDDEN,
-        "layers": _LAYERS,
-        "heads": HEADS,
-        "vocab": _VOCAB,
-        "intermediate": MLP,
-    }
+        "hidden": _HIDDEN, "layers": _LAYERS, "heads": HEADS, "vocab": _VOCAB, "intermediate": MLP,
+    }  # fmt: skip
+    size = {field: size_in(cfg, names[field]) for field in names if field != "intermediate"}
+    size["intermediate"] = _intermediate(cfg, own)
     missing = [names[field][0] for field, value in size.items() if value is None]
     if missing and (recognised := own_document(config)) is not None:
         raise PrunescopeError(f"this file {recognised[0]}, no model config", hint=recognised[1])
@@ -563,16 +554,9 @@ def _linear(cfg: Mapping[str, Any]) -> Fields | None:
 
     It stores, besides its matrices, a step and a decay per head, and the norm of one head.
     """
-    sizes = _sizes(
-        cfg,
-        (
-            "linear_num_value_heads",
-            "linear_value_head_dim",
-            "linear_num_key_heads",
-            "linear_key_head_dim",
-            "linear_conv_kernel_dim",
-        ),
-    )
+    keys = ("linear_num_value_heads", "linear_value_head_dim", "linear_num_key_heads",
+            "linear_key_head_dim", "linear_conv_kernel_dim")  # fmt: skip
+    sizes = _sizes(cfg, keys)
     if sizes is None:
         return None
     heads, value_dim, key_heads, key_dim, taps = sizes

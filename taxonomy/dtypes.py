@@ -9,73 +9,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 ITEMSIZE: dict[str, float] = {
-    "fp64": 8,
-    "fp32": 4,
-    "tf32": 4,
-    "bf16": 2,
-    "fp16": 2,
-    "fp8": 1,
-    "fp4": 0.5,
-    "int64": 8,
-    "int32": 4,
-    "int16": 2,
-    "int8": 1,
-    "int4": 0.5,
-    "bool": 1,
-}
+    "fp64": 8, "fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "fp4": 0.5,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "int4": 0.5, "bool": 1,
+}  # fmt: skip
 
 # Formats that weights and inputs are converted to before a product runs in them.
 QUANTISED = frozenset({"int8", "fp8", "fp4"})
 
-# Left: as kineto ("c10::BFloat16"), torch ("torch.bfloat16"), configs and kernel names write it.
-_SPELLINGS: dict[str, str] = {
-    "double": "fp64",
-    "float64": "fp64",
-    "float": "fp32",
-    "float32": "fp32",
-    "c10::bfloat16": "bf16",
-    "bfloat16": "bf16",
-    "c10::half": "fp16",
-    "half": "fp16",
-    "float16": "fp16",
-    "c10::float8_e4m3fn": "fp8",
-    "c10::float8_e5m2": "fp8",
-    "c10::float8_e4m3fnuz": "fp8",
-    "c10::float8_e5m2fnuz": "fp8",
-    "float8_e4m3fn": "fp8",
-    "float8_e5m2": "fp8",
-    "float8_e4m3fnuz": "fp8",
-    "float8_e5m2fnuz": "fp8",
-    "float8": "fp8",
-    "fp8_e4m3": "fp8",
-    "fp8_e5m2": "fp8",
-    "fp8e4nv": "fp8",
-    "fp8e5": "fp8",
-    "c10::float8_e8m0fnu": "fp8",
-    "float8_e8m0fnu": "fp8",
-    "c10::float4_e2m1fn_x2": "fp4",
-    "float4_e2m1fn_x2": "fp4",
-    "long int": "int64",
-    "long": "int64",
-    "long long": "int64",
-    "int64_t": "int64",
-    "int": "int32",
-    "short": "int16",
-    "short int": "int16",
-    "signed char": "int8",
-    "unsigned char": "int8",
-    "char": "int8",
-    "uint8": "int8",
-    "uint8_t": "int8",
-    "int8_t": "int8",
-    "c10::quint8": "int8",
-    "c10::qint8": "int8",
-    "unsigned short": "int16",
-    "unsigned int": "int32",
-    "unsigned long": "int64",
-    "unsigned long int": "int64",
-    "bool": "bool",
-}
+# As kineto ("c10::BFloat16"), torch ("torch.bfloat16"), configs and kernel names write them.
+_WRITTEN = {
+    "fp64": ("double", "float64"),
+    "fp32": ("float", "float32"),
+    "bf16": ("c10::bfloat16", "bfloat16"),
+    "fp16": ("c10::half", "half", "float16"),
+    "fp8": (
+        "c10::float8_e4m3fn", "c10::float8_e5m2", "c10::float8_e4m3fnuz", "c10::float8_e5m2fnuz",
+        "c10::float8_e8m0fnu", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz",
+        "float8_e5m2fnuz", "float8_e8m0fnu", "float8", "fp8_e4m3", "fp8_e5m2", "fp8e4nv", "fp8e5",
+    ),
+    "fp4": ("c10::float4_e2m1fn_x2", "float4_e2m1fn_x2"),
+    "int64": ("long int", "long", "long long", "int64_t", "unsigned long", "unsigned long int"),
+    "int32": ("int", "unsigned int"),
+    "int16": ("short", "short int", "unsigned short"),
+    "int8": (
+        "signed char", "unsigned char", "char", "uint8", "uint8_t", "int8_t", "c10::quint8",
+        "c10::qint8",
+    ),
+}  # fmt: skip
+_SPELLINGS = {spelling: name for name, spellings in _WRITTEN.items() for spelling in spellings}
 
 
 def dtype(spelling: str | None) -> str | None:

@@ -231,13 +231,7 @@ def _load_of_layer(shares: Shares, tokens: float, share: float) -> ExpertLoad:
 
 @lru_cache(maxsize=1 << 10)
 def fullest_rank(
-    routing: Routing | None,
-    phase: str,
-    *,
-    experts: int,
-    per_token: int,
-    tokens: float,
-    ranks: int,
+    routing: Routing | None, phase: str, *, experts: int, per_token: int, tokens: float, ranks: int
 ) -> float:
     """Return the tokens of the fullest of `ranks` devices over their mean.
 

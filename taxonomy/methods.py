@@ -180,18 +180,9 @@ def _table() -> dict[str, PublishedMethod]:
     rows: dict[str, dict[str, Any]] = json.loads(text)
     methods = {}
     for name, row in rows.items():
-        method = PublishedMethod(
-            name=name,
-            family=row["family"],
-            because=row["because"],
-            knobs=row.get("knobs", {}),
-            executes=row["executes"],
-            runs=row["runs"],
-            source=row["source"],
-            not_read=row.get("not_read"),
-            by_extension=row["by_extension"],
-            select=row.get("select"),
-        )
+        fields = {field: row.get(field) for field in PublishedMethod.__slots__}
+        fields |= {"name": name, "knobs": row.get("knobs", {})}
+        method = PublishedMethod(**fields)
         for spelling in (name, *row.get("also", ())):
             key = slug(spelling)
             assert key not in methods, f"two methods are called {key}"

@@ -26,10 +26,7 @@ _KNOWN: tuple[tuple[frozenset[str], tuple[str, str]], ...] = (
     (frozenset({"config", "results"}), _OF_SWEEP),
     (
         frozenset({"subject", "baseline", "device", "phases", "tool"}),
-        (
-            "is a report",
-            "`prunescope check` takes it; analyze its run or trace for another report",
-        ),
+        ("is a report", "`prunescope check` takes it; analyze its run or trace for another report"),
     ),
     (
         frozenset({"model", "phases", "versions"}),

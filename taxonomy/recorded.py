@@ -37,6 +37,6 @@ def _stored(matrices: list[Matrix]) -> StoredTensors:
     shapes = {}
     for row in matrices:
         if row.name is not None and row.shape is not None:
-            of_experts = len(row.shape) > 2 and "experts" in row.name
-            shapes[row.name if of_experts else f"{row.name}.weight"] = tuple(row.shape)
+            is_stack = len(row.shape) > 2 and "experts" in row.name
+            shapes[row.name if is_stack else f"{row.name}.weight"] = tuple(row.shape)
     return StoredTensors(shapes)

@@ -247,8 +247,7 @@ class InputText(Block, kw_only=True):
 
 # The fields of ModelShape, each of which may be absent.
 _PartialShape = msgspec.defstruct(
-    "_PartialShape",
-    [(key, hint, None) for key, hint in types_of_keys().items()],
+    "_PartialShape", [(key, hint, None) for key, hint in types_of_keys().items()]
 )
 _HoldsShape = msgspec.defstruct("_HoldsShape", [("shape", _PartialShape | None)])
 

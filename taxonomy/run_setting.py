@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from prunescope.taxonomy.formats import Size
+from prunescope.taxonomy.words import plural
 
 
 class RunSetting(msgspec.Struct, kw_only=True, frozen=True):
@@ -55,7 +56,7 @@ class RunSetting(msgspec.Struct, kw_only=True, frozen=True):
             "attn": f"{self.attn} attention",
             "logits": f"{self.logits} logits",
             "flush": "cache flushed",
-            "warmup": f"{self.warmup} warm-up{'s' if self.warmup != 1 else ''}",
+            "warmup": f"{self.warmup} warm-up{plural(self.warmup)}",
             "only": f"one {self.only} alone",
         }
         differing = [name for name in names if getattr(self, name) != getattr(usual, name)]

@@ -156,7 +156,7 @@ class ModelShape:
             if "layer_shapes" in values:
                 values["layer_shapes"] = tuple(map(_read_layer, values["layer_shapes"]))
             if "ranks" in values:
-                values["ranks"] = tuple((str(role), int(r)) for role, r in values["ranks"])
+                values["ranks"] = _read_ranks(values["ranks"])
             shape = cls.from_fields(**values)
         except (TypeError, ValueError, AttributeError):
             return None
@@ -168,9 +168,9 @@ class ModelShape:
         Some are there only if they are not as usual, so that older manifests stay as they are.
         """
         values = {key: self.get(key) for key in _FIELDS}
-        for key, usual in _USUAL.items():
-            if values[key] == usual:
-                del values[key]
+        values = {
+            key: value for key, value in values.items() if key not in _USUAL or value != _USUAL[key]
+        }
         if self.layer_shapes:
             values["layer_shapes"] = [layer.to_dict() for layer in self.layer_shapes]
         return values
@@ -416,62 +416,29 @@ _RECORDS: dict[str, type] = {
 }
 # The field of each key of run.json, in the order in which they are written.
 _FIELDS = {
-    "model_type": "model_type",
-    "hidden": "hidden",
-    "layers": "layers",
-    "heads": "attention.heads",
-    "kv_heads": "attention.kv_heads",
-    "head_dim": "attention.head_dim",
-    "value_dim": "attention.value_dim",
-    "intermediate": "mlp.intermediate",
-    "vocab": "embedding.vocab",
-    "gated": "mlp.gated",
-    "tied": "embedding.tied",
-    "qkv_bias": "attention.qkv_bias",
-    "o_bias": "attention.o_bias",
-    "mlp_bias": "mlp.bias",
-    "head_bias": "embedding.head_bias",
-    "experts": "experts.count",
-    "experts_per_token": "experts.per_token",
-    "expert_intermediate": "experts.intermediate",
-    "shared_intermediate": "experts.shared_intermediate",
-    "moe_layers": "moe_layers",
-    "expert_groups": "experts.groups",
-    "open_groups": "experts.open_groups",
-    "group_ranked_by": "experts.group_ranked_by",
-    "router_bias": "experts.router_bias",
-    "shared_gate": "experts.shared_gate",
-    "window": "attention.window",
-    "sliding_layers": "sliding_layers",
-    "other_layers": "other_layers",
-    "q_rank": "attention.q_rank",
-    "kv_rank": "attention.kv_rank",
-    "rope_dim": "attention.rope_dim",
-    "parallel": "parallel",
-    "norms": "norms.per_layer",
-    "norm_parameters": "norms.per_element",
-    "centred_norms": "norms.centred",
-    "qk_norm_parameters": "attention.qk_norm_parameters",
-    "sinks": "attention.sinks",
-    "positions": "embedding.positions",
-    "image_tokens": "image_tokens",
-    "encoder": "encoder",
-    "embedding_norm": "embedding.norm",
-    "query_gate": "attention.query_gate",
-    "mixer": "mixer.kind",
-    "mixer_layers": "mixer_layers",
-    "mixer_width": "mixer.width",
-    "mixer_heads": "mixer.heads",
-    "mixer_keys": "mixer.keys",
-    "mixer_state": "mixer.state",
-    "mixer_taps": "mixer.taps",
-    "mixer_extras": "mixer.extras",
-    "layout": "layout",
-    "attention_kind": "attention.kind",
-    "mlp_kind": "mlp.kind",
-    "ranks": "ranks",
+    "model_type": "model_type", "hidden": "hidden", "layers": "layers", "heads": "attention.heads",
+    "kv_heads": "attention.kv_heads", "head_dim": "attention.head_dim",
+    "value_dim": "attention.value_dim", "intermediate": "mlp.intermediate",
+    "vocab": "embedding.vocab", "gated": "mlp.gated", "tied": "embedding.tied",
+    "qkv_bias": "attention.qkv_bias", "o_bias": "attention.o_bias", "mlp_bias": "mlp.bias",
+    "head_bias": "embedding.head_bias", "experts": "experts.count",
+    "experts_per_token": "experts.per_token", "expert_intermediate": "experts.intermediate",
+    "shared_intermediate": "experts.shared_intermediate", "moe_layers": "moe_layers",
+    "expert_groups": "experts.groups", "open_groups": "experts.open_groups",
+    "group_ranked_by": "experts.group_ranked_by", "router_bias": "experts.router_bias",
+    "shared_gate": "experts.shared_gate", "window": "attention.window",
+    "sliding_layers": "sliding_layers", "other_layers": "other_layers",
+    "q_rank": "attention.q_rank", "kv_rank": "attention.kv_rank", "rope_dim": "attention.rope_dim",
+    "parallel": "parallel", "norms": "norms.per_layer", "norm_parameters": "norms.per_element",
+    "centred_norms": "norms.centred", "qk_norm_parameters": "attention.qk_norm_parameters",
+    "sinks": "attention.sinks", "positions": "embedding.positions", "image_tokens": "image_tokens",
+    "encoder": "encoder", "embedding_norm": "embedding.norm", "query_gate": "attention.query_gate",
+    "mixer": "mixer.kind", "mixer_layers": "mixer_layers", "mixer_width": "mixer.width",
+    "mixer_heads": "mixer.heads", "mixer_keys": "mixer.keys", "mixer_state": "mixer.state",
+    "mixer_taps": "mixer.taps", "mixer_extras": "mixer.extras", "layout": "layout",
+    "attention_kind": "attention.kind", "mlp_kind": "mlp.kind", "ranks": "ranks",
     "layer_shapes": "layer_shapes",
-}
+}  # fmt: skip
 _ATTENTION_SIZES = ("heads", "kv_heads", "head_dim", "value_dim")
 _MLP_SIZES = (
     "intermediate", "experts", "experts_per_token", "expert_intermediate", "shared_intermediate",
@@ -479,15 +446,9 @@ _MLP_SIZES = (
 _LAYER_SIZES = (*_ATTENTION_SIZES, *_MLP_SIZES)
 # Keys that are not written while they have these values.
 _USUAL: dict[str, Any] = {
-    "encoder": False,
-    "expert_groups": 1,
-    "open_groups": 1,
-    "group_ranked_by": 1,
-    "attention_kind": "usual",
-    "mlp_kind": "usual",
-    "ranks": (),
-    "layer_shapes": (),
-}
+    "encoder": False, "expert_groups": 1, "open_groups": 1, "group_ranked_by": 1,
+    "attention_kind": "usual", "mlp_kind": "usual", "ranks": (), "layer_shapes": (),
+}  # fmt: skip
 
 
 def types_of_keys() -> dict[str, Any]:
@@ -517,10 +478,7 @@ def _layer_of(shape: ModelShape) -> LayerShape:
     if shape.mlp.kind != "usual":
         sizes |= dict.fromkeys(_MLP_SIZES, 0)
     return LayerShape(
-        **sizes,
-        attention_kind=shape.attention.kind,
-        mlp_kind=shape.mlp.kind,
-        ranks=shape.ranks,
+        **sizes, attention_kind=shape.attention.kind, mlp_kind=shape.mlp.kind, ranks=shape.ranks
     )
 
 
@@ -540,8 +498,11 @@ def _fields_of(layer: LayerShape) -> dict[str, Any]:
 
 
 def _read_layer(written: Mapping[str, Any]) -> LayerShape:
-    ranks = tuple((str(role), int(r)) for role, r in written.get("ranks", ()))
-    return LayerShape(**{**written, "ranks": ranks})
+    return LayerShape(**{**written, "ranks": _read_ranks(written.get("ranks", ()))})
+
+
+def _read_ranks(written: Iterable[tuple[Any, Any]]) -> tuple[tuple[str, int], ...]:
+    return tuple((str(role), int(rank)) for role, rank in written)
 
 
 def _uniform(shape: ModelShape, layer: LayerShape) -> ModelShape:

@@ -221,6 +221,11 @@ class NormShape:
     per_element: Count = 1  # numbers stored per element: 1 scale, 2 with bias, 0 without either
     centred: bool = False  # they subtract the mean
 
+    @property
+    def per_sublayer(self) -> float:
+        """The norms of one sublayer; of a single one per layer, that one."""
+        return self.per_layer / 2 if self.per_layer > 1 else 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingShape:

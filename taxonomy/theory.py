@@ -69,7 +69,7 @@ def attention_ops(plan: Plan) -> Iterable[Op]:
     shape, layers = plan.shape, plan.attention_layers
     if not layers or shape.attention.kind == "none":
         return
-    norms = shape.norms.per_layer / 2 if shape.norms.per_layer > 1 else 1
+    norms = shape.norms.per_sublayer
     yield _pointwise(plan, "attn_norm", 4 * shape.hidden * norms, layers, _norm_numbers(shape))
     attending = layers
     if shape.other_layers:
@@ -119,7 +119,7 @@ def mlp_ops(plan: Plan) -> Iterable[Op]:
     shape, layers = plan.shape, plan.mlp_layers
     if not layers or shape.mlp.kind == "none":
         return
-    norms = shape.norms.per_layer / 2 if shape.norms.per_layer > 1 else 1
+    norms = shape.norms.per_sublayer
     numbers = _norm_numbers(shape) if shape.norms.per_layer > 1 else 0
     yield _pointwise(plan, "mlp_norm", 4 * shape.hidden * norms, layers, numbers)
     plain = layers * shape.mlp_layers / shape.layers
@@ -241,10 +241,7 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
         group="qk",
         cls="attention",
         layers=layers,
-        gemms=(
-            Gemm(rows, columns, key, heads),
-            Gemm(rows, value, columns, heads),
-        ),
+        gemms=(Gemm(rows, columns, key, heads), Gemm(rows, value, columns, heads)),
         flop=2 * heads * per_head * pairs * plan.scores,
         bytes=b * (q_io + new) + read,
         kv_read=read,
@@ -272,10 +269,7 @@ def _additions(plan: Plan, sublayer: str, layers: float, *, routed: float) -> It
     """
     h, rows = plan.shape.hidden, plan.work.rows
     own = plan.residual and not (plan.shape.parallel and sublayer == "mlp")
-    wanted = (
-        ((sublayer in plan.routers) * routed, "router", 1),
-        (own * layers, "residual", h),
-    )
+    wanted = (((sublayer in plan.routers) * routed, "router", 1), (own * layers, "residual", h))
     for count, role, n in wanted:
         if count:
             name = f"added.{sublayer}.{role}"
@@ -305,62 +299,34 @@ def _pointwise(plan: Plan, role: str, elements: float, layers: float, numbers: f
 
 def _embedding(plan: Plan) -> Op:
     """Return the look-up of the tokens, with the parameters of the tables."""
-    shape, b = plan.shape, plan.work.itemsize
+    shape = plan.shape
     numbers = (shape.embedding.vocab + shape.embedding.positions) * shape.hidden
     numbers += shape.embedding.norm * shape.norms.per_element * shape.hidden
-    return Op(
-        name="embedding",
-        role="embedding",
-        group="other",
-        cls="pointwise",
-        layers=1,
-        flop=0,
-        bytes=2 * b * plan.work.rows * shape.hidden,
-        parameters=numbers,
-        stored_bytes=b * numbers,
-        bounded=False,
-    )
+    op = _pointwise(plan, "embedding", 2 * shape.hidden, 1, numbers)
+    op.bounded = False
+    return op
 
 
 def _head(plan: Plan) -> Iterable[Op]:
     """Yield the final norm and lm_head."""
     shape, work, b = plan.shape, plan.work, plan.work.itemsize
     h, vocab, rows = shape.hidden, shape.embedding.vocab, work.head_rows
-    norm = shape.norms.per_element * h
-    yield Op(
-        name="final_norm",
-        role="final_norm",
-        group="other",
-        cls="pointwise",
-        layers=1,
-        flop=0,
-        bytes=2 * b * work.rows * h,
-        parameters=norm,
-        stored_bytes=b * norm,
-        bounded=False,
-    )
+    norm = _pointwise(plan, "final_norm", 2 * h, 1, shape.norms.per_element * h)
+    norm.bounded = False
+    yield norm
     if shape.encoder and work.logits == "last":
         return  # poolers and classifiers are not counted; all logits are those of a masked LM
     numbers = (0 if shape.embedding.tied else vocab * h) + shape.embedding.head_bias * vocab
-    yield Op(
-        name="lm_head",
-        role="lm_head",
-        group="lm_head",
-        cls="matmul",
-        layers=1,
-        gemms=(Gemm(rows, vocab, h),),
-        flop=2 * rows * vocab * h,
-        bytes=b * (rows * (vocab + h) + vocab * h),
-        weight_bytes=b * vocab * h,
-        parameters=numbers,
-        stored_bytes=b * numbers,
+    head = whole_gemm(
+        plan, "lm_head", Gemm(rows, vocab, h), role="lm_head", group="lm_head", layers=1
     )
+    head.parameters, head.stored_bytes = numbers, b * numbers
+    yield head
 
 
 def _norm_numbers(shape: ModelShape) -> float:
     """Count the stored numbers of the norms of one sublayer."""
-    count = shape.norms.per_layer / 2 if shape.norms.per_layer > 1 else 1
-    return count * shape.norms.per_element * shape.hidden
+    return shape.norms.per_sublayer * shape.norms.per_element * shape.hidden
 
 
 def _bias(plan: Plan, role: str, n: int) -> int:

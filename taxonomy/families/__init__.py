@@ -15,14 +15,7 @@ from collections.abc import Iterable
 from functools import cache
 
 from prunescope.taxonomy.errors import PrunescopeError, nearest
-from prunescope.taxonomy.family import (
-    CALIBRATIONS,
-    DYNAMICS,
-    GEMM_GROUPS,
-    MIXERS,
-    SCORERS,
-    Family,
-)
+from prunescope.taxonomy.family import CALIBRATIONS, DYNAMICS, GEMM_GROUPS, MIXERS, SCORERS, Family
 from prunescope.taxonomy.plan import PHASES
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from prunescope.taxonomy.applies import EXPERT_MATRICES, to_projections
-from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
 from prunescope.taxonomy.plan import Piece, Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -37,10 +36,6 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     return [replace(dense_plan(shape, work), linear=linear, read=dict.fromkeys(roles, union))]
 
 
-def _not_realised(_traits: Traits) -> str:
-    return "no kernel of PyTorch leaves out the weights of inputs that are zero: theory alone"
-
-
 FAMILY = Family(
     id="dynamic-k",
     title="Dynamic K",
@@ -49,7 +44,9 @@ FAMILY = Family(
     unit="input features, per token",
     cuts=("inputs",),
     applies=to_projections,
-    not_implemented=_not_realised,
+    not_implemented=lambda _: (
+        "no kernel of PyTorch leaves out the weights of inputs that are zero: theory alone"
+    ),
     predicted_only=True,
     leaves=EXPERT_MATRICES,
     methods=("TEAL", "CATS"),

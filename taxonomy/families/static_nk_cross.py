@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import attrgetter
 
 from prunescope.taxonomy.applies import YES, Applies
 from prunescope.taxonomy.architecture_traits import Traits
@@ -49,10 +50,6 @@ def applies(traits: Traits) -> Applies:
     return Applies(YES, "; ".join(reasons))
 
 
-def _not_realised(traits: Traits) -> str:
-    return traits.outside
-
-
 FAMILY = Family(
     id="static-nk-cross",
     title="Static NK, cross-layer",
@@ -61,7 +58,7 @@ FAMILY = Family(
     unit="residual-stream (hidden) dimensions",
     cuts=("stream",),
     applies=applies,
-    not_implemented=_not_realised,
+    not_implemented=attrgetter("outside"),
     leaves=("q_b", "kv_b"),  # they read latents, not the stream
     mixers="stream",
     methods=("SliceGPT",),

@@ -248,10 +248,7 @@ DYNAMIC = (
             {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2},
             {"dynamic-width": "router of its own"},
         ),
-        (
-            {"model_type": "deepseek_v3", **LATENT},
-            {"dynamic-width": "router of its own"},
-        ),
+        ({"model_type": "deepseek_v3", **LATENT}, {"dynamic-width": "router of its own"}),
         (
             {"model_type": "ministral3"},
             dict.fromkeys(
