@@ -48,10 +48,10 @@ def peaks(words: Iterable[str] | None) -> dict[str, float]:
         if rate is None:
             raise _no_rate(f"{key}={text}")
         rates[key] = rate
-    return by_format(rates)
+    return rename_formats(rates)
 
 
-def by_format(rates: Mapping[str, float]) -> dict[str, float]:
+def rename_formats(rates: Mapping[str, float]) -> dict[str, float]:
     """Rename peaks to our names of number formats.
 
     Raises:

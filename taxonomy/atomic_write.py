@@ -98,10 +98,10 @@ def write_file(path: Path, data: bytes) -> None:
     Remove what killed processes left of earlier tries.
     """
     with _named(path):
-        _write_file(path, data)
+        _write_locked(path, data)
 
 
-def _write_file(path: Path, data: bytes) -> None:
+def _write_locked(path: Path, data: bytes) -> None:
     for old in _named_like(path, (".tmp",)):
         _remove_abandoned(old)
     while True:

@@ -50,10 +50,6 @@ def check_sparsity(sparsity: Any) -> float:
     return float(sparsity)
 
 
-def _is_layer(word: str, layers: int) -> bool:
-    return word.isascii() and word.isdecimal() and len(word) < 10 and int(word) < layers
-
-
 def aligned(x: float, align: str = ALIGN) -> int:
     """Return int(x) rounded up to a dimension of an alignment; 0 stays 0.
 
@@ -110,7 +106,10 @@ def named_layers(text: str, layers: int) -> list[int]:
         PrunescopeError: A layer is not there or is named twice, or none would be left.
     """
     words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words or not all(_is_layer(word, layers) for word in words):
+    if not words or not all(
+        word.isascii() and word.isdecimal() and len(word) < 10 and int(word) < layers
+        for word in words
+    ):
         raise PrunescopeError(
             f"--set layers={text} does not name layers of this model",
             hint=f"numbers from 0 to {layers - 1}, as layers=3,4,5",

@@ -180,7 +180,7 @@ def _table() -> dict[str, PublishedMethod]:
     rows: dict[str, dict[str, Any]] = json.loads(text)
     methods = {}
     for name, row in rows.items():
-        fields = {field: row.get(field) for field in PublishedMethod.__slots__}
+        fields: dict[str, Any] = {key: row.get(key) for key in PublishedMethod.__slots__}
         fields |= {"name": name, "knobs": row.get("knobs", {})}
         method = PublishedMethod(**fields)
         for spelling in (name, *row.get("also", ())):

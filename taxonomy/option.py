@@ -22,7 +22,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
-from prunescope.taxonomy.arguments import by_format, pairs, peaks
+from prunescope.taxonomy.arguments import pairs, peaks, rename_formats
 from prunescope.taxonomy.errors import PrunescopeError, helpful
 
 P = ParamSpec("P")
@@ -288,12 +288,13 @@ def takes(request: Callable[P, Request]) -> Callable[[Callable[[Request], R]], C
 
         signature, returns = inspect.signature(request), inspect.signature(function)
         described = {named.name: named for named in options_of(request)}  # type: ignore[arg-type]
-        parameters = [
-            p.replace(annotation=described[p.name].type, default=_shown(described[p.name], p))
-            if p.name in described
-            else p
-            for p in signature.parameters.values()
-        ]
+        parameters = []
+        for parameter in signature.parameters.values():
+            if (named := described.get(parameter.name)) is not None:
+                # A dataclass's signature has `<factory>` as the default of a mapping.
+                default = parameter.default if named.default is MISSING else named.default
+                parameter = parameter.replace(annotation=named.type, default=default)
+            parameters.append(parameter)
         call.__signature__ = signature.replace(  # type: ignore[attr-defined]
             parameters=parameters, return_annotation=returns.return_annotation
         )
@@ -303,11 +304,6 @@ def takes(request: Callable[P, Request]) -> Callable[[Callable[[Request], R]], C
         return helpful(call)
 
     return decorate
-
-
-def _shown(named: NamedOption, parameter: inspect.Parameter) -> Any:
-    """Return a default as a signature shows it; dataclasses write `<factory>` for a mapping."""
-    return parameter.default if named.default is MISSING else named.default
 
 
 def _documented(text: str, options: Mapping[str, NamedOption]) -> str:
@@ -381,7 +377,7 @@ Peaks = Annotated[
         metavar="DTYPE=TFLOPS",
         typed=list[str],
         parse=peaks,
-        canonical=by_format,
+        canonical=rename_formats,
         least=LEAST_RATE,
         most=MOST_RATE,
     ),

@@ -144,25 +144,12 @@ def _values_of_steps(of: Paper) -> Iterator[PublishedValue]:
 
 def _values_of_models(of: Paper) -> Iterator[PublishedValue]:
     for family, phase, batch, length, speedup in of.figure_5:
-        yield PublishedValue(
-            figure=FIGURE_5,
-            name=family,
-            value=speedup,
-            phase=phase,
-            batch=batch,
-            prompt_len=length,
-            sparsity=0.5,
-        )
+        where: dict[str, Any] = {"phase": phase, "batch": batch, "prompt_len": length}
+        yield PublishedValue(figure=FIGURE_5, name=family, value=speedup, sparsity=0.5, **where)
     for family, phase, sparsity, *ends in of.figure_5_ends:
         for at, speedup in zip((LOWEST, HIGHEST), ends, strict=True):
-            yield PublishedValue(
-                figure=ALL_SETTINGS,
-                name=family,
-                value=speedup,
-                phase=phase,
-                sparsity=sparsity,
-                at=at,
-            )
+            where = {"phase": phase, "sparsity": sparsity, "at": at}
+            yield PublishedValue(figure=ALL_SETTINGS, name=family, value=speedup, **where)
 
 
 def _values_of_layers(of: Paper) -> Iterator[PublishedValue]:
@@ -176,16 +163,10 @@ def _values_of_layers(of: Paper) -> Iterator[PublishedValue]:
 
 def _values_of_shapes(of: Paper) -> Iterator[PublishedValue]:
     usual = {family: value for align, family, value in of.alignment if align == "16"}
+    where = {"phase": "prefill", "sparsity": 0.5, **_AT_32K}
     for align, family, value in of.alignment:
-        yield PublishedValue(
-            figure=ALIGNMENT,
-            name=family,
-            value=value / usual[family],
-            phase="prefill",
-            sparsity=0.5,
-            at=align,
-            **_AT_32K,
-        )
+        relative = value / usual[family]
+        yield PublishedValue(figure=ALIGNMENT, name=family, value=relative, at=align, **where)
     for axis, speedups in (("N", of.gemm.of_n), ("K", of.gemm.of_k)):
         for share, speedup in zip(of.gemm.pruned, speedups, strict=True):
             yield PublishedValue(figure=GEMM_STEPS, name=axis, value=speedup, at=f"{share:g}")

@@ -96,6 +96,10 @@ _MIXER = re.compile(
 _EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
 _SHARED = re.compile(r"(^|\.)(shared_experts?|shared_mlp)(\.|$)")
 _ADAPTER = re.compile(r"\.(lora|vera)_(embedding_)?[AB](\.|$)")  # peft: next to a linear, not in it
+_LEAVES_OF_MLP = {
+    "Wi": "gate_up", "Wo": "down", "c_proj": "down", "dense": "down", "proj": "down", "fc": "up",
+    "wi": "up",
+}  # fmt: skip
 _NORMS = ("norm", "layer_norm", "LayerNorm", "layernorm", "out_norm", "ln_out")
 
 
@@ -201,15 +205,7 @@ def _role_in_context(role: str, leaf: str, names: list[str], scope: str) -> str:
     if scope == "attention":
         return _role_in_attention(role, leaf)
     if scope == "mlp":
-        return {
-            "Wi": "gate_up",
-            "Wo": "down",
-            "c_proj": "down",
-            "dense": "down",
-            "proj": "down",
-            "fc": "up",
-            "wi": "up",
-        }.get(leaf, role)
+        return _LEAVES_OF_MLP.get(leaf, role)
     if scope == "layer":
         return _role_in_layer(role, leaf, names)
     if leaf in _NORMS:
