@@ -307,7 +307,7 @@ def _workload_of_one_pass(request: PredictRequest, run: Run | None, size: float)
 
     The tokens of an image are its prompt.
     """
-    shape = ModelShape.of_fields(run.model.shape) if run else None
+    shape = ModelShape.from_run(run.model.shape) if run else None
     if run is None or shape is None or not shape.one_pass or request.phase not in (FORWARD, "both"):
         return None
     work = Workload.of("prefill", run.phases[FORWARD], itemsize=size)
@@ -373,7 +373,7 @@ def _model(request: PredictRequest, run: Run | None) -> tuple[ModelShape, Traits
     if request.model is not None:
         named = read_model(request.model)
         return named.shape, named.traits
-    shape = ModelShape.of_fields(run.model.shape) if run else None
+    shape = ModelShape.from_run(run.model.shape) if run else None
     if shape is None:
         raise PrunescopeError(
             "the shape of the model is unknown", hint="name it with --model PRESET|config.json"

@@ -1,9 +1,9 @@
 """The sizes that each layer may keep, with their costs and losses: the options of an allocation.
 
-In: a ModelShape; costs and losses of each size of each layer. Out: the sizes to try, a LayerTable a
-layer, and the uniform choices that an allocation is compared with. Heads are cut as whole KV heads
-with their queries, channels as multiples of 16; where low ranks are asked for, all matrices of an
-attention or of an MLP keep the same share of their parameters, as two matrices each.
+In: a ModelShape; costs and losses of each size of each layer. Out: the sizes to try, a LayerTable
+per layer, and the uniform choices that an allocation is compared with. Heads are cut as whole KV
+heads with their queries, channels as multiples of 16. If low ranks are asked for, all matrices of
+an attention or of an MLP keep the same share of their parameters, as two matrices each.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.keep import aligned, low_rank_or_dense
 from prunescope.taxonomy.roles import GROUPS
 from prunescope.taxonomy.shape import LayerShape, ModelShape
+from prunescope.taxonomy.words import plural
 
 _WIDTHS = 32  # widths that are tried of an MLP, and counts of KV heads of an attention
 _MEASURED = (0.0, 0.25, 0.5, 0.75)  # of the dense size: where losses are measured, 0 the smallest
@@ -28,7 +29,9 @@ _GROUPS = {"attention_lowrank": ("qkv", "o"), "mlp_lowrank": ("gate_up", "down")
 @dataclass(frozen=True, slots=True)
 class Candidates:
     """The sizes below the dense one that a layer may keep, ascending, and whether it may go.
-    Those of a low rank are percent of the parameters of the matrices."""
+
+    Sizes of a low rank are percent of the parameters of the matrices.
+    """
 
     kv_heads: tuple[int, ...]
     channels: tuple[int, ...]
@@ -37,36 +40,40 @@ class Candidates:
     may_go: bool = True
 
     def of(self, part: str) -> tuple[int, ...]:
-        """The sizes of one of PARTS."""
+        """Return the sizes of one of PARTS."""
         sizes: tuple[int, ...] = getattr(self, part)
         return sizes
 
 
 def candidates(shape: ModelShape, number: int, *, low_rank: bool = False) -> Candidates:
-    """The candidates of one layer; with `low_rank` each matrix may also become two. A part that
-    cannot be cut has none: latent attention, a mixer, experts, a single KV head."""
+    """Return the candidates of one layer; with `low_rank` each matrix may also become two.
+
+    A part that cannot be cut has none: latent attention, a mixer, experts, a single KV head.
+    """
     layer, letter = shape.layer(number), shape.layout[number]
-    heads: tuple[int, ...] = ()
-    if letter.lower() != "m" and shape.kv_rank is None and layer.attention_kind == "usual":
-        heads = _spread(range(1, layer.kv_heads))
+    plain_attention = shape.attention.kv_rank is None and layer.attention_kind == "usual"
+    has_heads = letter.lower() != "m" and plain_attention
+    heads = _spread(range(1, layer.kv_heads)) if has_heads else ()
     channels: tuple[int, ...] = ()
     if letter.islower() and layer.mlp_kind == "usual" and layer.intermediate:
         step = aligned(max(1, layer.intermediate // _WIDTHS))
         channels = tuple(range(step, layer.intermediate, step))
     # Positions are counted by the cache of an attention: a hybrid keeps its first one.
     first = bool(shape.other_layers) and number == shape.order.replace("s", "f").find("f")
-    found = Candidates(heads, channels, may_go=not first)
+    widths = Candidates(heads, channels, may_go=not first)
     if not low_rank:
-        return found
-    usual = letter.lower() != "m" and shape.kv_rank is None and layer.attention_kind == "usual"
-    attention = _lowrank(shape, number, "attention_lowrank") if usual else ()
+        return widths
+    attention = _lowrank(shape, number, "attention_lowrank") if has_heads else ()
     mlp = _lowrank(shape, number, "mlp_lowrank") if channels else ()
-    return replace(found, attention_lowrank=attention, mlp_lowrank=mlp)
+    return replace(widths, attention_lowrank=attention, mlp_lowrank=mlp)
 
 
 def _lowrank(shape: ModelShape, number: int, part: str) -> tuple[int, ...]:
-    """The percentages at which two matrices are smaller than one, for some matrix of the part.
-    None where q, k, v or gate and up are one matrix: their rank would be a common one."""
+    """Return the percentages at which two matrices are smaller than one, for some matrix of a part.
+
+    There are none if q, k, v or gate and up are one matrix, because their rank would be a common
+    one.
+    """
     entry = BY_ID.get(shape.model_type)
     fused = entry and (entry.qkv if part == "attention_lowrank" else entry.gate_up)
     if fused or shape.layer(number).ranks:
@@ -75,19 +82,22 @@ def _lowrank(shape: ModelShape, number: int, part: str) -> tuple[int, ...]:
 
 
 def ranks_of(shape: ModelShape, number: int, part: str, percent: int) -> dict[str, int]:
-    """The rank of each matrix of an attention or MLP, by role, at which it keeps this share of its
-    parameters. Matrices that this rank would not make smaller are left out, and stay dense."""
-    found = {}
-    for role, (n, k) in shape.like(number).linears().items():
+    """Return the rank of each matrix of an attention or MLP that keeps a share of its parameters.
+
+    The ranks are by role. Matrices that their rank would not make smaller are left out, and stay
+    dense.
+    """
+    ranks = {}
+    for role, (n, k) in shape.repeat_layer(number).linears().items():
         if GROUPS[role] in _GROUPS[part]:
             rank = low_rank_or_dense(n, k, 1 - percent / 100)
             if rank is not None:
-                found[role] = rank
-    return found
+                ranks[role] = rank
+    return ranks
 
 
 def _spread(sizes: range) -> tuple[int, ...]:
-    """At most _WIDTHS of these sizes, evenly spaced."""
+    """Return at most _WIDTHS of these sizes, evenly spaced."""
     if len(sizes) <= _WIDTHS:
         return tuple(sizes)
     return tuple(
@@ -96,8 +106,10 @@ def _spread(sizes: range) -> tuple[int, ...]:
 
 
 def measured_sizes(sizes: Sequence[int], dense: int) -> tuple[int, ...]:
-    """The sizes whose loss is measured: the smallest, and those nearest to quarters of the dense
-    one. The losses of the others are interpolated."""
+    """Return the sizes whose loss is measured; the losses of the others are interpolated.
+
+    They are the smallest, and those nearest to quarters of the dense size.
+    """
     nearest = (min(sizes, key=lambda size: abs(size - share * dense)) for share in _MEASURED)
     return tuple(sorted(set(nearest))) if sizes else ()
 
@@ -112,26 +124,29 @@ class Removal:
 
     @property
     def key(self) -> str:
-        """Its name among measured losses."""
+        """The name of the removal among measured losses."""
         return f"{self.layer} {self.what} {self.size}"
 
 
 def removals_of(sizes: Sequence[Candidates], dense: Sequence[tuple[int, int]]) -> list[Removal]:
-    """The removals to measure. `dense`: KV heads and channels of each layer."""
-    found = []
+    """Return the removals to measure; `dense` holds the KV heads and channels of each layer."""
+    removals = []
     for number, (layer, (heads, width)) in enumerate(zip(sizes, dense, strict=True)):
-        found += [Removal(number, "kv_heads", n) for n in measured_sizes(layer.kv_heads, heads)]
-        found += [Removal(number, "channels", n) for n in measured_sizes(layer.channels, width)]
+        removals += [Removal(number, "kv_heads", n) for n in measured_sizes(layer.kv_heads, heads)]
+        removals += [Removal(number, "channels", n) for n in measured_sizes(layer.channels, width)]
         for part in _GROUPS:
-            found += [Removal(number, part, n) for n in measured_sizes(layer.of(part), 100)]
+            removals += [Removal(number, part, n) for n in measured_sizes(layer.of(part), 100)]
         if layer.may_go:
-            found.append(Removal(number, "layer"))
-    return found
+            removals.append(Removal(number, "layer"))
+    return removals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerLosses:
-    """The rise of the loss at each size of a layer's parts, by part; None: the layer cannot go."""
+    """The rise of the loss at each size of a layer's parts, by part.
+
+    `dropped`: the rise without the layer; None: the layer cannot go.
+    """
 
     parts: Mapping[str, Mapping[int, float]]
     dropped: float | None
@@ -139,34 +154,39 @@ class LayerLosses:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerTable:
-    """(cost, loss) of each size of a layer's parts, by part, relative to the dense layer, whose own
-    are 0. `dropped`: of the layer without any of them; None: it has to stay."""
+    """The (cost, loss) of each size of a layer's parts, by part, relative to the dense layer.
+
+    Cost and loss of the dense layer are 0. `dropped`: those of the layer without any of its parts;
+    None: it has to stay.
+    """
 
     parts: Mapping[str, Mapping[int, tuple[float, float]]] = field(default_factory=dict)
     dropped: tuple[float, float] | None = None
 
-    def of(self, part: str) -> Mapping[int, tuple[float, float]]:
-        """(cost, loss) of each size of one of PARTS."""
+    def outcomes(self, part: str) -> Mapping[int, tuple[float, float]]:
+        """Return the (cost, loss) of each size of one of PARTS."""
         return self.parts.get(part, {})
 
     def option(self, **sizes: int) -> LayerOption:
-        """The layer with these sizes of some of PARTS; the others are as in the dense one."""
-        found = [self.of(part)[size] for part, size in sizes.items()]
-        cost, loss = sum(one[0] for one in found), sum(one[1] for one in found)
+        """Return the layer with these sizes of some of PARTS; other parts are dense."""
+        outcomes = [self.outcomes(part)[size] for part, size in sizes.items()]
+        cost, loss = (
+            sum(outcome[0] for outcome in outcomes),
+            sum(outcome[1] for outcome in outcomes),
+        )
         kept: dict[str, Any] = sizes
         return LayerOption(cost=cost, loss=loss, **kept)
 
     def options(self) -> list[LayerOption]:
-        """Every combination of a size of the attention and one of the MLP, and the layer that is
-        gone."""
+        """Return every combination of a size of attention and MLP, and the layer that is gone."""
         attention, mlp = (
-            [{}, *({part: size} for part in parts for size in self.of(part))]
+            [{}, *({part: size} for part in parts for size in self.outcomes(part))]
             for parts in (ATTENTION_PARTS, MLP_PARTS)
         )
-        found = [self.option(**a, **b) for a in attention for b in mlp]
+        options = [self.option(**a, **b) for a in attention for b in mlp]
         if self.dropped is not None:
-            found.append(LayerOption(cost=self.dropped[0], loss=self.dropped[1], dropped=True))
-        return found
+            options.append(LayerOption(cost=self.dropped[0], loss=self.dropped[1], dropped=True))
+        return options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,10 +201,13 @@ class UniformChoice:
 
 
 def uniform_choices(shape: ModelShape, tables: Sequence[LayerTable]) -> Iterator[UniformChoice]:
-    """The models that families leave which cut every layer alike, at each size that all layers
-    have; of whole layers those go whose removal loses least."""
+    """Yield the models in which a family cuts every layer alike, at each size that all layers have.
+
+    Of whole layers those go whose removal loses least.
+    """
     common = {
-        part: sorted(set.intersection(*(set(table.of(part)) for table in tables))) for part in PARTS
+        part: sorted(set.intersection(*(set(table.outcomes(part)) for table in tables)))
+        for part in PARTS
     }
     widths, heads = common["channels"], common["kv_heads"]
     for width in widths:
@@ -192,7 +215,7 @@ def uniform_choices(shape: ModelShape, tables: Sequence[LayerTable]) -> Iterator
     for count in heads:
         yield _choice(cutting("heads"), f"{count} KV heads", _all(tables, kv_heads=count))
     for width in widths:
-        count = max(1, round(shape.kv_heads * width / shape.intermediate))
+        count = max(1, round(shape.attention.kv_heads * width / shape.mlp.intermediate))
         if count in heads:
             text = f"{count} KV heads, {width:,} channels"
             both = _all(tables, kv_heads=count, channels=width)
@@ -213,7 +236,7 @@ def uniform_choices(shape: ModelShape, tables: Sequence[LayerTable]) -> Iterator
             cost, loss = tables[number].dropped or (0.0, 0.0)
             chosen[number] = LayerOption(cost=cost, loss=loss, dropped=True)
         left = len(tables) - count
-        yield _choice(cutting("layers"), f"{left} layer{'s' * (left > 1)}", chosen)
+        yield _choice(cutting("layers"), f"{left} layer{plural(left)}", chosen)
 
 
 def _all(tables: Sequence[LayerTable], **sizes: int) -> list[LayerOption]:
@@ -221,23 +244,24 @@ def _all(tables: Sequence[LayerTable], **sizes: int) -> list[LayerOption]:
 
 
 def _choice(family: str, kept: str, options: Sequence[LayerOption]) -> UniformChoice:
-    cost, loss = sum(one.cost for one in options), sum(one.loss for one in options)
+    cost, loss = sum(option.cost for option in options), sum(option.loss for option in options)
     return UniformChoice(family=family, kept=kept, cost=cost, loss=loss, options=tuple(options))
 
 
 def allocated_shape(shape: ModelShape, options: Sequence[LayerOption]) -> ModelShape:
-    """The model with an option a layer."""
-    return shape.with_layers([_cut(shape, number, one) for number, one in enumerate(options)])
+    """Return the model with one option per layer."""
+    return shape.with_layers([_cut(shape, number, option) for number, option in enumerate(options)])
 
 
 def changed_layer(shape: ModelShape, number: int, option: LayerOption) -> ModelShape:
-    """The model with one layer changed."""
+    """Return the model with one layer changed."""
     layers = [shape.layer(i) for i in range(shape.layers)]
     layers[number] = _cut(shape, number, option)
     return shape.with_layers(layers)
 
 
 def _cut(shape: ModelShape, number: int, option: LayerOption) -> LayerShape:
+    """Return the dimensions of a layer that an option leaves."""
     layer = shape.layer(number)
     if option.dropped:
         return LayerShape(attention_kind="none", mlp_kind="none")
@@ -251,10 +275,10 @@ def _cut(shape: ModelShape, number: int, option: LayerOption) -> LayerShape:
 
 
 def layer_ranks(shape: ModelShape, number: int, option: LayerOption) -> dict[str, int]:
-    """The rank of each matrix of a layer that an option stores as two, by role."""
-    found: dict[str, int] = {}
+    """Return the rank of each matrix of a layer that an option stores as two, by role."""
+    ranks: dict[str, int] = {}
     for part in _GROUPS:
         percent = getattr(option, part)
         if percent is not None:
-            found |= ranks_of(shape, number, part, percent)
-    return found
+            ranks |= ranks_of(shape, number, part, percent)
+    return ranks

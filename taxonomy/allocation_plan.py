@@ -1,7 +1,7 @@
-"""plan.json, version 1: the plan of `allocate` and the speedup, memory and loss expected of it.
+"""The plan of `allocate` (plan.json, version 1) and the speedup, memory and loss expected of it.
 
-`allocate` writes it; `trace --method plan.json`, `sweep` and `recover` prune by it. Times in ns,
-memory in bytes, losses in nats a token. Additive changes only.
+`allocate` writes it; `trace --method plan.json`, `sweep` and `recover` prune by it. Times are in
+ns, memory in bytes, losses in nats per token. A later version may add keys, and changes none.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Indices = Annotated[list[Count], Meta(min_length=1, max_length=_MOST)]
 
 
 class KeptLayer(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """The sizes that one layer of the dense model keeps. Sizes are null where it has no such part.
+    """The sizes that one layer of the dense model keeps; null where it has no such part.
 
-    `kept_kv_heads`, `kept_channels`: their indices in the dense layer; null: all stay. `ranks`: of
-    the low-rank matrices, by role; `attention_lowrank`, `mlp_lowrank`: the percentage of parameters
-    that these keep, null if none is low-rank. `loss`: the loss that cutting the layer adds;
-    `saves_ns`: time saved per forward, by phase.
+    `kept_kv_heads`, `kept_channels`: their indices in the dense layer; null: all stay. `ranks`:
+    those of the low-rank matrices, by role; `attention_lowrank`, `mlp_lowrank`: the percentage of
+    parameters that these keep, null if none is low-rank. `loss`: the loss that cutting the layer
+    adds; `saves_ns`: the time saved per forward, by phase.
     """
 
     layer: Layer
@@ -57,8 +57,10 @@ class KeptLayer(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Target(msgspec.Struct, kw_only=True):
-    """The target of the plan: exactly one of the three. `phase`: prefill, decode, or the name of
-    the workload that weighs both."""
+    """The target of the plan: exactly one of the three.
+
+    `phase`: prefill, decode, or the name of the workload that weighs both.
+    """
 
     phase: Name
     speedup: Number | None = None
@@ -67,7 +69,7 @@ class Target(msgspec.Struct, kw_only=True):
 
 
 class ExpectedPhase(msgspec.Struct, kw_only=True):
-    """One phase, dense and as planned. `weight`: number of its forwards in a request."""
+    """One phase, dense and as planned; `weight` is the number of its forwards in a request."""
 
     dense_ns: Number
     ns: Number
@@ -77,9 +79,11 @@ class ExpectedPhase(msgspec.Struct, kw_only=True):
 
 
 class PlanEstimate(msgspec.Struct, kw_only=True):
-    """The predicted and measured results of the plan. `loss`: the sum over layers; `loss_measured`:
-    of the planned model on the same text; null: not measured. `perplexity_rel`: exp(loss) − 1 of
-    the measured one."""
+    """The predicted and measured results of the plan.
+
+    `loss`: the sum over layers; `loss_measured`: that of the planned model on the same text; null:
+    not measured. `perplexity_rel`: exp(loss) − 1 of the measured one.
+    """
 
     speedup: Number
     range: Interval
@@ -100,7 +104,7 @@ class TradeOff(msgspec.Struct, kw_only=True):
 
 
 class Uniform(msgspec.Struct, kw_only=True):
-    """The family that reaches the target with the least loss where all layers are cut equally."""
+    """The family that reaches the target with the least loss if all layers are cut equally."""
 
     family: Name
     kept: Name
@@ -110,8 +114,10 @@ class Uniform(msgspec.Struct, kw_only=True):
 
 
 class Additivity(msgspec.Struct, kw_only=True):
-    """Whether losses add: pairs of removals, measured together against the sum of both. Errors are
-    together − sum; null: too few pairs."""
+    """Whether losses add: pairs of removals, measured together against the sum of both.
+
+    Errors are together − sum; null: too few pairs.
+    """
 
     pairs: Count
     correlation: Number | None
@@ -119,7 +125,7 @@ class Additivity(msgspec.Struct, kw_only=True):
 
 
 class PlanOfLayers(msgspec.Struct, kw_only=True):
-    """plan.json of `allocate`."""
+    """The content of the plan.json of `allocate`."""
 
     schema: Literal[1] = 1
     kind: Literal["allocation"]
@@ -139,26 +145,30 @@ class PlanOfLayers(msgspec.Struct, kw_only=True):
     @property
     def has_ranks(self) -> bool:
         """Whether any matrix is stored as two of a low rank."""
-        return any(one.ranks for one in self.layers)
+        return any(layer.ranks for layer in self.layers)
 
     @property
     def removed(self) -> list[int]:
-        """Layers that are dropped whole."""
-        return [one.layer for one in self.layers if one.dropped]
+        """The numbers of the layers that are dropped whole."""
+        return [layer.layer for layer in self.layers if layer.dropped]
 
 
 def read_plan(path: Path | str) -> PlanOfLayers:
-    """A plan file. Raises PrunescopeError where it is absent, damaged, or another JSON file."""
+    """Read a plan file.
+
+    Raises:
+        PrunescopeError: The file is absent, damaged, or another JSON file.
+    """
     file = Path(path)
     refuse_own_file(file)
-    found = decode_file(file, PlanOfLayers, where=file.name, hint=_HINT)
-    if found is None:
+    plan = decode_file(file, PlanOfLayers, where=file.name, hint=_HINT)
+    if plan is None:
         raise PrunescopeError(
             f"there is no plan {file.name}", hint="`prunescope allocate --out` writes one"
         )
-    numbers = [one.layer for one in found.layers]
-    if numbers != list(range(len(numbers))) or len(found.removed) == len(numbers):
+    numbers = [layer.layer for layer in plan.layers]
+    if numbers != list(range(len(numbers))) or len(plan.removed) == len(numbers):
         raise PrunescopeError(
             f"{file.name} does not list each layer once, one of them kept", hint=_HINT
         )
-    return found
+    return plan

@@ -1,8 +1,7 @@
-"""The architectures (MLA, mixers, ALiBi, …) that a family applies to: yes, partly or no, and why.
-What several families share.
+"""The architectures (MLA, mixers, ALiBi, …) that a family applies to, as several families share it.
 
-In: Traits. Out: Applies, or a sentence that says why the tool does not prune an architecture so; ""
-where it does. What a single family asks for stands in its own file.
+In: Traits. Out: Applies (yes, partly or no, and why), or a sentence that says why the tool does not
+prune an architecture so, "" if it does. What a single family asks for stands in its own file.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ DENSE_MATRICES = ("gate", "up", "gate_up", "down", "shared gate_up", "shared dow
 
 
 class Applies(NamedTuple):
-    """YES, PARTLY or NO, and the sentence why not, or where."""
+    """The answer YES, PARTLY or NO, and the sentence that says why not, or where."""
 
     answer: str
     why: str = ""
 
 
 def check_applies(name: str, applies: Callable[[Traits], Applies], traits: Traits) -> None:
-    """Raises PrunescopeError, with the reason, where a family of this `name` cannot be applied."""
+    """Raise PrunescopeError, with the reason, if a family of this `name` cannot be applied."""
     answer, why = applies(traits)
     if answer == NO:
         raise PrunescopeError(
@@ -41,29 +40,29 @@ def check_applies(name: str, applies: Callable[[Traits], Applies], traits: Trait
 
 
 def everywhere(_traits: Traits) -> Applies:
-    """Applies to every architecture."""
+    """Answer for families that apply to every architecture."""
     return Applies(YES)
 
 
 def realised(_traits: Traits) -> str:
-    """The tool prunes whatever the family applies to."""
+    """Answer "" for families that the tool prunes wherever they apply."""
     return ""
 
 
 def to_layers(traits: Traits) -> Applies:
-    """The answer of families that cut whole layers: every architecture."""
+    """Answer for families that cut whole layers: every architecture has them."""
     return Applies(YES) if traits.shape else Applies(YES, f"layers of {traits.mixer} go whole")
 
 
 def to_mlp(traits: Traits) -> Applies:
-    """The answer of families that cut MLP channels."""
+    """Answer for families that cut MLP channels."""
     return Applies(YES) if traits.shape else Applies(NO, NO_MLP)
 
 
 def to_experts(traits: Traits) -> Applies:
-    """The answer of families that cut experts behind a router."""
+    """Answer for families that cut experts behind a router."""
     shape = traits.shape
-    if shape is None or not shape.experts:
+    if shape is None or not shape.experts.count:
         return Applies(NO, "no layer has experts")
     if shape.moe_layers < shape.layers:
         where = f"in {shape.moe_layers} of {shape.layers} layers: the others have no experts"
@@ -72,11 +71,11 @@ def to_experts(traits: Traits) -> Applies:
 
 
 def to_heads(traits: Traits) -> Applies:
-    """The answer of families that cut KV heads with their query heads."""
+    """Answer for families that cut KV heads with their query heads."""
     shape, reason = traits.shape, no_heads(traits)
     if shape is None or reason:
         return Applies(NO, reason)
-    if shape.kv_rank is not None:
+    if shape.attention.kv_rank is not None:
         latent = "heads are rows of q_b and kv_b; the latents and the cache stay as they are"
         return Applies(PARTLY, latent)
     if traits.mixer:
@@ -90,10 +89,10 @@ def to_heads(traits: Traits) -> Applies:
 
 
 def no_heads(traits: Traits) -> str:
-    """Why no head can be cut; "" where some can."""
+    """Return why no head can be cut; "" if some can."""
     if traits.shape is None:
         return STATE
-    if traits.shape.kv_heads == 1:
+    if traits.shape.attention.kv_heads == 1:
         return "one KV head serves all query heads, so that no group can go"
     if traits.alibi:
         return f"{ALIBI}, counted from the first"
@@ -101,18 +100,18 @@ def no_heads(traits: Traits) -> str:
 
 
 def to_keys(traits: Traits) -> Applies:
-    """The answer of families that cut the keys that a query attends to."""
+    """Answer for families that cut the keys that a query attends to."""
     shape = traits.shape
     if shape is None:
         return Applies(NO, STATE)
     full = shape.full_layers
     if not full:
-        window = f"no layer sees more than {shape.window} keys"
-        return Applies(PARTLY, window) if shape.window else Applies(NO, STATE)
+        window = f"no layer sees more than {shape.attention.window} keys"
+        return Applies(PARTLY, window) if shape.attention.window else Applies(NO, STATE)
     if shape.other_layers:
         return Applies(PARTLY, f"in {full} of {shape.layers} layers: {STATE}")
     if shape.sliding_layers:
-        sliding = f"{shape.sliding_layers} layers see {shape.window} keys as they are"
+        sliding = f"{shape.sliding_layers} layers see {shape.attention.window} keys as they are"
         return Applies(PARTLY, sliding)
     if traits.parallel_mixer:
         return Applies(PARTLY, f"attention alone: the {traits.mixer} in parallel reads no keys")
@@ -120,22 +119,28 @@ def to_keys(traits: Traits) -> Applies:
 
 
 def to_projections(traits: Traits, *also: str) -> Applies:
-    """The answer of families that change single matrices of attention and MLP; `also`: what stays
-    dense."""
+    """Answer for families that change single matrices of attention and MLP.
+
+    Args:
+        traits: The mechanisms of the model.
+        also: Sentences on what else stays dense in the family.
+    """
     shape, mixer = traits.shape, traits.mixer
     if shape is None:
         return Applies(PARTLY, "the projections into and out of its mixers, not the state")
     reasons = [f"{mixer} stays dense"] if mixer else []
     reasons += also
-    if shape.experts:
-        shared = ", and shared ones with them" if shape.shared_intermediate else ""
+    if shape.experts.count:
+        shared = ", and shared ones with them" if shape.experts.shared_intermediate else ""
         reasons.append(f"routed experts, slices of stacked tensors, stay dense{shared}")
     return Applies(PARTLY, "; ".join(reasons)) if reasons else Applies(YES)
 
 
 def no_parts(traits: Traits, *, whole_layers: bool = False) -> str:
-    """Why a family that decides at run time is not realised: its attention cannot be taken apart,
-    or (for `whole_layers`) not be left out."""
+    """Return why a family that decides at run time is not realised; "" if it is.
+
+    Its attention cannot be taken apart, or, for `whole_layers`, cannot be left out.
+    """
     shape, entry = traits.shape, traits.entry
     if shape is None or entry is None:
         return ""
@@ -145,7 +150,7 @@ def no_parts(traits: Traits, *, whole_layers: bool = False) -> str:
 
 
 def no_keys(traits: Traits) -> str:
-    """Why keys are not left out at run time."""
+    """Return why keys are not left out at run time; "" if they are."""
     shape = traits.shape
-    windowed = shape is not None and shape.window and not shape.full_layers
+    windowed = shape is not None and shape.attention.window and not shape.full_layers
     return no_parts(traits) or ("every layer attends through a sliding window" if windowed else "")

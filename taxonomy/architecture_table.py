@@ -1,8 +1,8 @@
 """One short entry for each architecture whose layers were read: what differs from the common rules.
 
 The common rules are the table of names in `taxonomy.roles`, separate q, k, v, o and gate, up, down,
-sequential residuals and heads of one width. An entry holds the rest, and is the only place that
-does.
+sequential residuals and heads of one width. An entry holds everything else, and nothing else holds
+it.
 """
 
 from __future__ import annotations
@@ -12,42 +12,55 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Biases:
+    """The matrices that have a bias, where the config does not say so."""
+
+    every: bool = False  # every linear of attention and MLP
+    by_default: bool = False  # where `use_bias` is not written
+    key: str = ""  # the key of the config that says whether attention has biases
+    qkv: bool = False  # q, k and v alone
+    no_o: bool = False
+    o: bool = False
+    mlp: bool = False
+    head: bool = False
+    router: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormRules:
+    """The norms of a model type: how many there are, and what they store."""
+
+    layer_norm: bool = False  # with a bias, and the mean subtracted
+    bare: bool = False  # without weights, and the mean subtracted
+    centred: bool = False  # the mean is subtracted, no bias
+    per_layer: int = 2  # with one, attention and MLP are in parallel
+    one_if_parallel: bool = False
+    head_qk: bool = False  # of the queries and keys of one head
+    wide_qk: bool = False  # of the queries and keys of all heads at once
+    embedding: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Unwritten:
-    """Properties that a Hugging Face config leaves to the model's code: gates, biases, norms,
-    defaults.
+    """The properties that a Hugging Face config leaves to the code of the model.
 
     A key of the config, where there is one, comes before what stands here.
     """
 
+    biases: Biases = Biases()
+    norms: NormRules = NormRules()
     ungated: bool = False  # the MLP is up, activation, down
-    four_times: bool = False  # and is four times as wide as the stream, without a key for it
+    four_times: bool = False  # such an MLP is four times as wide as the stream, without a key
     adjusted_mlp: bool = False  # LFM2: two thirds of the width that is written
-    shared_mlp: bool = False  # with no routed experts, the shared width is the MLP's
-    biased: bool = False  # every linear of attention and MLP
-    bias_by_default: bool = False  # where `use_bias` is not written
-    bias_key: str = ""  # the key that says whether attention has biases
-    qkv_bias: bool = False  # q, k and v alone
-    no_o_bias: bool = False
-    o_bias: bool = False
-    mlp_bias: bool = False
-    head_bias: bool = False
-    router_bias: bool = False
+    shared_mlp: bool = False  # without routed experts, the width of the shared one is the MLP's
     tied: bool = False  # embedding and head, where the config does not say
-    layer_norm: bool = False  # with a bias, and the mean subtracted
-    bare_norms: bool = False  # without weights, and the mean subtracted
-    centred_norms: bool = False  # the mean is subtracted, no bias
-    norms: int = 2  # a layer; of one, attention and MLP are in parallel
     falcon_blocks: bool = False  # norms, parallel blocks and KV heads by Falcon's own keys
     parallel_residual: bool = False  # where `use_parallel_residual` is not written
-    one_norm_if_parallel: bool = False
-    head_qk_norm: bool = False  # of one head's queries and keys
-    wide_qk_norm: bool = False  # of all heads' at once
     query_gate: bool = False  # q holds a gate of each output
     shared_gate: bool = False  # of the shared expert
     shared_expert: bool = False  # one as wide as a routed one, without a key for it
     sinks: bool = False  # a learnt logit for each head
-    embedding_norm: bool = False
-    positions: tuple[str, int, int] | None = None  # a table: key, its default, rows more
+    positions: tuple[str, int, int] | None = None  # a table: its key, its default, and extra rows
     window_pattern: int = 0  # every so many-th layer sees all keys
     mixer_code: str = ""  # a mixer whose sizes `config` reads
     encoder: bool = False  # where `is_decoder` is not written: all tokens attend to all
@@ -55,29 +68,28 @@ class Unwritten:
 
     @property
     def has_layer_norm(self) -> bool:
-        """Norms with a scale and a bias."""
-        return self.layer_norm or self.biased
+        """Whether norms have a scale and a bias."""
+        return self.norms.layer_norm or self.biases.every
 
     @property
     def subtracts_mean(self) -> bool:
         """Whether norms subtract the mean."""
-        return self.has_layer_norm or self.bare_norms or self.centred_norms
+        return self.has_layer_norm or self.norms.bare or self.norms.centred
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
     """Properties of one or more Hugging Face model types, `ids`, beyond the common rules.
 
-    `roles`: end of a module path -> role, and `mark`: the name of a module by which those names
-    are known where the model type is not. `qkv`: how a fused q, k, v orders its rows, "parts" (all
-    queries, all keys, all values) or "groups" (a KV head's queries, its key, its value, and so on).
-    `gate_up`: gate and up are one matrix. `widths`: attributes of an attention module that hold
-    heads · head_dim. `mixer`: what runs in parallel with or in place of attention in some layers.
-    `no_heads`: why heads cannot be cut. `no_maps`: why residuals cannot go through a map of their
-    own, so that the stream has one basis for all junctions.
-    `no_parts`: why its attention cannot be taken apart, for what is decided at run time.
-    `windowed_rope`: layers that see the whole context do not rotate. `unwritten`: what its config
-    leaves to its code.
+    `roles`: the role by the end of a module path, and `mark`: the name of a module by which those
+    names are known if the model type is not. `qkv`: how a fused q, k, v orders its rows, "parts"
+    (all queries, all keys, all values) or "groups" (a KV head's queries, its key, its value, and so
+    on). `gate_up`: gate and up are one matrix. `widths`: attributes of an attention module that
+    hold heads · head_dim. `mixer`: what runs in parallel with or in place of attention in some
+    layers. `no_heads`: why heads cannot be cut. `no_maps`: why residuals cannot go through a map of
+    their own, so that the stream has one basis for all junctions. `no_parts`: why its attention
+    cannot be taken apart, for what is decided at run time. `windowed_rope`: layers that see the
+    whole context do not rotate. `unwritten`: what its config leaves to its code.
     """
 
     ids: tuple[str, ...]
@@ -106,28 +118,32 @@ ARCHITECTURES = (
         title="Ministral 3",
         no_parts="its queries are scaled by their position",
     ),
-    Architecture(ids=("qwen2",), title="Qwen2", unwritten=Unwritten(qkv_bias=True)),
-    Architecture(ids=("qwen3",), title="Qwen3", unwritten=Unwritten(head_qk_norm=True)),
+    Architecture(ids=("qwen2",), title="Qwen2", unwritten=Unwritten(biases=Biases(qkv=True))),
+    Architecture(ids=("qwen3",), title="Qwen3", unwritten=Unwritten(norms=NormRules(head_qk=True))),
     Architecture(ids=("gemma",), title="Gemma", unwritten=Unwritten(tied=True)),
     Architecture(
         ids=("gemma2",),
         title="Gemma 2",
         roles=_AFTER,
         mark=_MARK,
-        unwritten=Unwritten(tied=True, norms=4, window_pattern=2),
+        unwritten=Unwritten(tied=True, window_pattern=2, norms=NormRules(per_layer=4)),
     ),
     Architecture(
         ids=("gemma3", "gemma3_text"),
         title="Gemma 3",
         roles=_AFTER,
         mark=_MARK,
-        unwritten=Unwritten(head_qk_norm=True, tied=True, norms=4, window_pattern=6),
+        unwritten=Unwritten(
+            tied=True, window_pattern=6, norms=NormRules(head_qk=True, per_layer=4)
+        ),
     ),
     Architecture(ids=("phi3",), title="Phi-3", qkv="parts", gate_up=True),
     Architecture(
         ids=("phi",),
         title="Phi",
-        unwritten=Unwritten(ungated=True, biased=True, head_bias=True, norms=1),
+        unwritten=Unwritten(
+            ungated=True, biases=Biases(every=True, head=True), norms=NormRules(per_layer=1)
+        ),
     ),
     Architecture(
         ids=("gpt2",),
@@ -135,55 +151,63 @@ ARCHITECTURES = (
         qkv="parts",
         widths=("split_size", "embed_dim"),
         unwritten=Unwritten(
-            four_times=True, biased=True, tied=True, positions=("n_positions", 1024, 0)
+            four_times=True,
+            tied=True,
+            positions=("n_positions", 1024, 0),
+            biases=Biases(every=True),
         ),
     ),
     Architecture(
         ids=("gpt_neox",),
         title="GPT-NeoX, Pythia",
         qkv="groups",
-        unwritten=Unwritten(ungated=True, biased=True, parallel_residual=True),
+        unwritten=Unwritten(ungated=True, parallel_residual=True, biases=Biases(every=True)),
     ),
-    Architecture(ids=("olmo",), title="OLMo", unwritten=Unwritten(bare_norms=True)),
+    Architecture(ids=("olmo",), title="OLMo", unwritten=Unwritten(norms=NormRules(bare=True))),
     Architecture(
         ids=("olmo2", "olmo3"),
         title="OLMo 2",
         roles=_AFTER,
         mark=_MARK,
-        unwritten=Unwritten(wide_qk_norm=True),
+        unwritten=Unwritten(norms=NormRules(wide_qk=True)),
     ),
-    Architecture(ids=("olmoe",), title="OLMoE", unwritten=Unwritten(wide_qk_norm=True)),
+    Architecture(ids=("olmoe",), title="OLMoE", unwritten=Unwritten(norms=NormRules(wide_qk=True))),
     Architecture(ids=("granite",), title="Granite"),
     Architecture(ids=("granitemoe", "granitemoeshared"), title="Granite MoE"),
     Architecture(
         ids=("stablelm",),
         title="StableLM",
-        unwritten=Unwritten(layer_norm=True, one_norm_if_parallel=True),
+        unwritten=Unwritten(norms=NormRules(layer_norm=True, one_if_parallel=True)),
     ),
     Architecture(ids=("smollm3",), title="SmolLM3", unwritten=Unwritten(tied=True)),
     Architecture(
         ids=("starcoder2",),
         title="StarCoder2",
         unwritten=Unwritten(
-            ungated=True, mlp_bias=True, layer_norm=True, tied=True, bias_by_default=True
+            ungated=True,
+            tied=True,
+            biases=Biases(mlp=True, by_default=True),
+            norms=NormRules(layer_norm=True),
         ),
     ),
     Architecture(
         ids=("cohere",),
         title="Command R",
-        unwritten=Unwritten(centred_norms=True, tied=True, norms=1),
+        unwritten=Unwritten(tied=True, norms=NormRules(centred=True, per_layer=1)),
     ),
     Architecture(
         ids=("cohere2",),
         title="Command R7B",
         windowed_rope=True,
-        unwritten=Unwritten(centred_norms=True, tied=True, norms=1),
+        unwritten=Unwritten(tied=True, norms=NormRules(centred=True, per_layer=1)),
     ),
     Architecture(
         ids=("falcon",),
         title="Falcon",
         qkv="groups",
-        unwritten=Unwritten(four_times=True, layer_norm=True, tied=True, falcon_blocks=True),
+        unwritten=Unwritten(
+            four_times=True, tied=True, falcon_blocks=True, norms=NormRules(layer_norm=True)
+        ),
     ),
     Architecture(
         ids=("bloom",),
@@ -191,28 +215,33 @@ ARCHITECTURES = (
         qkv="groups",
         no_heads="its positions are a slope for each head (ALiBi), counted from the first",
         no_maps="its sublayers add to the stream themselves",
-        unwritten=Unwritten(four_times=True, biased=True, tied=True, embedding_norm=True),
+        unwritten=Unwritten(
+            four_times=True, tied=True, biases=Biases(every=True), norms=NormRules(embedding=True)
+        ),
     ),
     Architecture(
         ids=("opt",),
         title="OPT",
         unwritten=Unwritten(
             ungated=True,
-            biased=True,
             tied=True,
-            bias_key="enable_bias",
             positions=("max_position_embeddings", 2048, 2),
+            biases=Biases(every=True, key="enable_bias"),
         ),
     ),
     Architecture(ids=("mixtral",), title="Mixtral"),
     Architecture(
-        ids=("qwen2_moe",), title="Qwen MoE", unwritten=Unwritten(qkv_bias=True, shared_gate=True)
+        ids=("qwen2_moe",),
+        title="Qwen MoE",
+        unwritten=Unwritten(shared_gate=True, biases=Biases(qkv=True)),
     ),
-    Architecture(ids=("qwen3_moe",), title="Qwen MoE", unwritten=Unwritten(head_qk_norm=True)),
+    Architecture(
+        ids=("qwen3_moe",), title="Qwen MoE", unwritten=Unwritten(norms=NormRules(head_qk=True))
+    ),
     Architecture(
         ids=("gpt_oss",),
         title="gpt-oss",
-        unwritten=Unwritten(mlp_bias=True, router_bias=True, sinks=True, window_pattern=2),
+        unwritten=Unwritten(sinks=True, window_pattern=2, biases=Biases(mlp=True, router=True)),
     ),
     Architecture(ids=("deepseek_v2", "deepseek_v3"), title="DeepSeek-V2, -V3"),
     Architecture(
@@ -220,14 +249,14 @@ ARCHITECTURES = (
         title="Qwen3-Next",
         mixer="linear attention",
         unwritten=Unwritten(
-            head_qk_norm=True, query_gate=True, shared_gate=True, mixer_code="delta net"
+            query_gate=True, shared_gate=True, mixer_code="delta net", norms=NormRules(head_qk=True)
         ),
     ),
     Architecture(
         ids=("qwen3_5_text",),
         title="Qwen3-Next",
         mixer="linear attention",
-        unwritten=Unwritten(head_qk_norm=True, query_gate=True, mixer_code="delta net"),
+        unwritten=Unwritten(query_gate=True, mixer_code="delta net", norms=NormRules(head_qk=True)),
     ),
     Architecture(
         ids=("falcon_h1",),
@@ -254,14 +283,19 @@ ARCHITECTURES = (
         title="LFM2",
         mixer="short convolution",
         unwritten=Unwritten(
-            head_qk_norm=True, tied=True, adjusted_mlp=True, mixer_code="short convolution"
+            tied=True,
+            adjusted_mlp=True,
+            mixer_code="short convolution",
+            norms=NormRules(head_qk=True),
         ),
     ),
     Architecture(
         ids=("lfm2_moe",),
         title="LFM2",
         mixer="short convolution",
-        unwritten=Unwritten(head_qk_norm=True, tied=True, mixer_code="short convolution"),
+        unwritten=Unwritten(
+            tied=True, mixer_code="short convolution", norms=NormRules(head_qk=True)
+        ),
     ),
     Architecture(
         ids=("mamba", "falcon_mamba"),
@@ -279,56 +313,64 @@ ARCHITECTURES = (
 
 # Model types whose layers nobody read: what their configs leave unwritten is known, no more.
 OTHERS: tuple[tuple[tuple[str, ...], Unwritten], ...] = (
-    (
-        ("apertus", "arcee", "bart", "fuyu", "gpt_neox_japanese", "vit"),
-        Unwritten(ungated=True),
-    ),
+    (("apertus", "arcee", "bart", "fuyu", "gpt_neox_japanese", "vit"), Unwritten(ungated=True)),
     (
         ("bert", "camembert", "distilbert", "electra", "ernie", "roberta", "xlm-roberta"),
         Unwritten(
             ungated=True,
-            biased=True,
             tied=True,
             encoder=True,
-            embedding_norm=True,
             positions=("max_position_embeddings", 512, 0),
+            biases=Biases(every=True),
+            norms=NormRules(embedding=True),
         ),
     ),
     (
         ("biogpt",),
         Unwritten(
-            ungated=True, biased=True, tied=True, positions=("max_position_embeddings", 2048, 2)
+            ungated=True,
+            tied=True,
+            positions=("max_position_embeddings", 2048, 2),
+            biases=Biases(every=True),
         ),
     ),
     (
         ("codegen", "gptj"),
-        Unwritten(four_times=True, mlp_bias=True, layer_norm=True, head_bias=True, norms=1),
+        Unwritten(
+            four_times=True,
+            biases=Biases(mlp=True, head=True),
+            norms=NormRules(layer_norm=True, per_layer=1),
+        ),
     ),
-    (("exaone4", "qwen3_vl_text"), Unwritten(head_qk_norm=True)),
-    (("glm", "glm4_moe"), Unwritten(no_o_bias=True)),
-    (("glm4",), Unwritten(no_o_bias=True, norms=4)),
+    (("exaone4", "qwen3_vl_text"), Unwritten(norms=NormRules(head_qk=True))),
+    (("glm", "glm4_moe"), Unwritten(biases=Biases(no_o=True))),
+    (("glm4",), Unwritten(biases=Biases(no_o=True), norms=NormRules(per_layer=4))),
     (
         ("gpt_bigcode",),
-        Unwritten(four_times=True, biased=True, tied=True, positions=("n_positions", 1024, 0)),
+        Unwritten(
+            four_times=True,
+            tied=True,
+            positions=("n_positions", 1024, 0),
+            biases=Biases(every=True),
+        ),
     ),
     (
         ("gpt_neo",),
         Unwritten(
             four_times=True,
-            mlp_bias=True,
-            layer_norm=True,
             tied=True,
-            o_bias=True,
             positions=("max_position_embeddings", 2048, 0),
+            biases=Biases(mlp=True, o=True),
+            norms=NormRules(layer_norm=True),
         ),
     ),
     (("llama4", "llama4_text"), Unwritten(shared_expert=True)),
     (("mpt",), Unwritten(four_times=True, tied=True)),
-    (("nemotron",), Unwritten(ungated=True, layer_norm=True)),
+    (("nemotron",), Unwritten(ungated=True, norms=NormRules(layer_norm=True))),
     (("openai-gpt",), Unwritten(ungated=True, positions=("n_positions", 1024, 0))),
-    (("persimmon",), Unwritten(ungated=True, biased=True)),
-    (("qwen2_5_vl", "qwen2_vl"), Unwritten(qkv_bias=True)),
-    (("xglm",), Unwritten(ungated=True, biased=True, tied=True)),
+    (("persimmon",), Unwritten(ungated=True, biases=Biases(every=True))),
+    (("qwen2_5_vl", "qwen2_vl"), Unwritten(biases=Biases(qkv=True))),
+    (("xglm",), Unwritten(ungated=True, tied=True, biases=Biases(every=True))),
 )
 
 BY_ID = {name: entry for entry in ARCHITECTURES for name in entry.ids}
@@ -336,8 +378,10 @@ _OTHERS = {name: rules for names, rules in OTHERS for name in names}
 
 
 def unwritten(model_type: str) -> Unwritten:
-    """Properties that a config of this type leaves to its code; the common rules of a type nobody
-    knows."""
+    """Return the properties that a config of this type leaves to its code.
+
+    A type that nobody knows has the common rules.
+    """
     entry = BY_ID.get(model_type)
     return entry.unwritten if entry else _OTHERS.get(model_type, Unwritten())
 

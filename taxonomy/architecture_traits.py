@@ -24,10 +24,10 @@ _MIXER_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """The mechanisms of a model, which decide what applies. `shape` is None where no layer has
-    attention.
+    """The mechanisms of a model, which decide what applies.
 
-    `mixer_linears`: (N, K) of a mixer's matrices by role and part; None is not known.
+    `shape` is None if no layer has attention. `mixer_linears`: (N, K) of a mixer's matrices by role
+    and part; a side of None is not known.
     """
 
     model_type: str
@@ -44,7 +44,11 @@ class Traits:
 
 
 def read_traits(config: Mapping[str, Any]) -> Traits:
-    """The mechanisms of a config. Raises PrunescopeError that lists what is missing."""
+    """Read the mechanisms of a config.
+
+    Raises:
+        PrunescopeError: A dimension is missing; the message lists all that are.
+    """
     cfg = language_part(config)
     model_type = str(cfg.get("model_type", ""))
     entry = BY_ID.get(model_type)
@@ -61,10 +65,10 @@ def read_traits(config: Mapping[str, Any]) -> Traits:
     own = [k for k in kinds if k not in WINDOW_TYPES]
     if not mixer and own:
         mixer = _MIXER_NAMES.get(own[0], "another mixer")
-    other = shape.other_layers if shape else layers
-    parallel = bool(mixer) and not own and not other
+    other_layers = shape.other_layers if shape else layers
+    parallel = bool(mixer) and not own and not other_layers
     hidden = shape.hidden if shape else _hidden(cfg)
-    mixer = mixer if parallel or other else ""
+    mixer = mixer if parallel or other_layers else ""
     return Traits(
         model_type=model_type,
         entry=entry,
@@ -72,7 +76,7 @@ def read_traits(config: Mapping[str, Any]) -> Traits:
         layers=layers,
         hidden=hidden,
         mixer=mixer,
-        mixer_layers=layers if parallel else other,
+        mixer_layers=layers if parallel else other_layers,
         mixer_linears=_mixer_linears(cfg, shape, hidden) if mixer else {},
         parallel_mixer=parallel,
         alibi=bool(cfg.get("alibi")),
@@ -81,10 +85,13 @@ def read_traits(config: Mapping[str, Any]) -> Traits:
 
 
 def traits_of(shape: ModelShape) -> Traits:
-    """Those of a shape alone, as a run.json has it. Slopes and scales are in no shape: an
-    architecture without an entry may have them unseen."""
+    """Return the mechanisms of a shape alone, as a run.json has it.
+
+    Limitations: no shape holds position slopes (ALiBi) or scales of the residual stream, so that an
+    architecture without an entry may have them unseen.
+    """
     entry = BY_ID.get(shape.model_type)
-    usual = {"linear": "linear_attention", "ssm": "mamba", "conv": "conv"}.get(shape.mixer, "")
+    usual = {"linear": "linear_attention", "ssm": "mamba", "conv": "conv"}.get(shape.mixer.kind, "")
     mixer = (entry.mixer if entry else "") or _MIXER_NAMES.get(usual, "another mixer")
     has_mixer = bool(shape.mixer_layers or shape.other_layers)
     return Traits(
@@ -105,16 +112,20 @@ def traits_of(shape: ModelShape) -> Traits:
 def _mixer_linears(
     cfg: Mapping[str, Any], shape: ModelShape | None, hidden: int | None
 ) -> Mapping[str, tuple[int | None, int | None]]:
-    """[N, K] of a mixer's projections; of an unknown mixer only the residual dimension is known."""
+    """Return [N, K] of a mixer's projections.
+
+    Of an unknown mixer only the side that is the residual stream is known.
+    """
     known: Mapping[str, tuple[int, int]] = {}
     if shape is not None:
-        known = shape.mixer_linears()
+        known = shape.mixer.linears(shape.hidden)
     elif hidden is not None:
         known = linears_alone(cfg, hidden)
     return known or {"mixer_in": (None, hidden), "mixer_out": (hidden, None)}
 
 
 def _outside(cfg: Mapping[str, Any], hidden: int | None) -> str:
+    """Return what keeps the residual stream from being narrowed; "" if nothing does."""
     if cfg.get("do_layer_norm_before") is False:
         return "its norms stand in the stream itself, behind each residual add"
     if cfg.get("word_embed_proj_dim") not in (None, hidden):
@@ -123,5 +134,6 @@ def _outside(cfg: Mapping[str, Any], hidden: int | None) -> str:
 
 
 def _hidden(cfg: Mapping[str, Any]) -> int | None:
-    found = cfg.get("hidden_size") or cfg.get("d_model")
-    return found if isinstance(found, int) else None
+    """Return the width of the residual stream that a config names; None if it names none."""
+    size = cfg.get("hidden_size") or cfg.get("d_model")
+    return size if isinstance(size, int) else None

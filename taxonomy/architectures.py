@@ -26,7 +26,7 @@ from prunescope.taxonomy.run import MANIFEST, read_run
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.stored_layers import differing_layers, shape_of_weights
 from prunescope.taxonomy.stored_tensors import stored_tensors
-from prunescope.taxonomy.words import spread
+from prunescope.taxonomy.words import spread, when
 
 _HEADS = ("qkv", "qk", "pv", "o")
 Size = int | str | None  # a number, "T", "S", "L", "expert rows"; None: not known
@@ -34,8 +34,10 @@ Size = int | str | None  # a number, "T", "S", "L", "expert rows"; None: not kno
 
 @dataclass(frozen=True, kw_only=True)
 class LayerGemm:
-    """A GEMM of a layer, `count` times: T tokens of a forward, S queries and L keys; a text,
-    `128–320`, where layers differ."""
+    """A GEMM of a layer, `count` times, over T tokens of a forward, or S queries and L keys.
+
+    Where layers differ, a size is a text such as `128–320`.
+    """
 
     role: str
     group: str
@@ -47,19 +49,25 @@ class LayerGemm:
 
 @dataclass(frozen=True)
 class MovedAxis:
-    """The axis of a group that a family shrinks, and in which matrices, [N, K] by role."""
+    """The axis of a group that a family shrinks, and the matrices in which it does.
+
+    The matrices are [N, K] by role.
+    """
 
     axis: str
     matrices: dict[str, list[int | None]]
 
 
 def matrices(traits: Traits) -> dict[str, tuple[int | None, int | None]]:
-    """(N, K) by role, as the architecture stores them: fused ones as one, the parts of a mixer's
-    projection apart ("mixer_in.gates")."""
+    """Return (N, K) by role, as the architecture stores the matrices.
+
+    Fused matrices are one entry; the parts of a mixer's projection are apart ("mixer_in.gates").
+    """
     return {**_attention_and_mlp(traits), **traits.mixer_linears}
 
 
 def _attention_and_mlp(traits: Traits) -> dict[str, tuple[int, int]]:
+    """Return (N, K) by role of the matrices of attention, MLP and experts."""
     shape, entry = traits.shape, traits.entry
     if shape is None:
         return {}
@@ -70,20 +78,22 @@ def _attention_and_mlp(traits: Traits) -> dict[str, tuple[int, int]]:
     if entry and entry.gate_up and "gate" in sizes:
         rows = sizes.pop("gate")[0] + sizes.pop("up")[0]
         sizes = {**sizes, "gate_up": (rows, shape.hidden)}
-    extra = {"experts": shape.expert_intermediate, "shared": shape.shared_intermediate}
+    extra = {"experts": shape.experts.intermediate, "shared": shape.experts.shared_intermediate}
     for name, width in extra.items():
-        if shape.experts and width:
-            sizes[f"{name} gate_up"] = (width * (1 + shape.gated), shape.hidden)
+        if shape.experts.count and width:
+            sizes[f"{name} gate_up"] = (width * (1 + shape.mlp.gated), shape.hidden)
             sizes[f"{name} down"] = (shape.hidden, width)
     return sizes
 
 
 def products(traits: Traits) -> list[LayerGemm]:
-    """Every GEMM of a layer, `count` times: the matrices, and QKᵀ and PV of each query head. What a
-    mixer does between its projections, a convolution and a recurrence, is no GEMM."""
+    """Return every GEMM of a layer: the matrices, and QKᵀ and PV of each query head.
+
+    What a mixer does between its projections, a convolution and a recurrence, is not a GEMM.
+    """
     shape = traits.shape
     experts = spread(*shape.spread("experts")) if shape and shape.layer_shapes else None
-    count = experts or (shape.experts if shape else 0)
+    count = experts or (shape.experts.count if shape else 0)
     rows = [
         LayerGemm(
             role=role,
@@ -107,15 +117,18 @@ def products(traits: Traits) -> list[LayerGemm]:
 
 
 def _spreads(traits: Traits) -> Mapping[str, tuple[Size, Size]]:
-    """`matrices`, with the least and the most of the layers that have one where layers differ."""
+    """Return `matrices`, each size as a spread if layers differ.
+
+    The spread is the least and the most of the layers that have such a matrix.
+    """
     shape = traits.shape
     if shape is None or not shape.layer_shapes:
         return matrices(traits)
     layers = dict(zip(shape.layer_shapes, range(shape.layers), strict=True)).values()
-    found = [matrices(replace(traits, shape=shape.like(number))) for number in layers]
+    by_layer = [matrices(replace(traits, shape=shape.repeat_layer(number))) for number in layers]
     sides: dict[str, list[tuple[int | None, int | None]]] = {}
-    for one in [matrices(traits), *found]:
-        for role, size in one.items():
+    for stored in [matrices(traits), *by_layer]:
+        for role, size in stored.items():
             sides.setdefault(role, []).append(size)
     whole = {role: sizes[1:] or sizes for role, sizes in sides.items()}
     return {
@@ -125,39 +138,40 @@ def _spreads(traits: Traits) -> Mapping[str, tuple[Size, Size]]:
 
 
 def _between(sizes: Sequence[tuple[int | None, int | None]]) -> Any:
-    """The one number of several, or the least and the most as a text; None where not known."""
+    """Return the one number of several, or the least and the most as a text; None if not known."""
     known = [n for two in sizes for n in two if n is not None]
     if not known:
         return None
     return known[0] if min(known) == max(known) else spread(min(known), max(known))
 
 
-def moved_gemms(one: Family, traits: Traits) -> dict[str, MovedAxis]:
-    """By GEMM group, those that the family moves."""
+def moved_gemms(family: Family, traits: Traits) -> dict[str, MovedAxis]:
+    """Return what a family moves, by GEMM group."""
     moved: dict[str, MovedAxis] = {}
     sizes = matrices(traits)
-    heads = one.cuts_heads and not no_heads(traits)
-    for group, axis in one.axes.items():
+    heads = family.cuts_heads and not no_heads(traits)
+    for group, axis in family.axes.items():
         inside = {
-            r: list(s) for r, s in sizes.items() if _group(r) == group and r not in one.leaves
+            r: list(s) for r, s in sizes.items() if _group(r) == group and r not in family.leaves
         }
         products = group in ("qk", "pv") and traits.shape is not None
-        if axis == "none" or (one.cuts_heads and not heads and group in _HEADS):
+        if axis == "none" or (family.cuts_heads and not heads and group in _HEADS):
             continue
         if heads and products:
             axis = "heads"  # M, N and K of one head stay: there are fewer of them
         if products or inside:
             moved[group] = MovedAxis(axis, inside)
     mixers = {r: list(s) for r, s in sizes.items() if r.startswith("mixer_")}
-    if mixers and one.mixers == "rows":
+    if mixers and family.mixers == "rows":
         moved["other"] = MovedAxis("M", mixers)
-    elif mixers and one.mixers == "stream":
+    elif mixers and family.mixers == "stream":
         stream = {r: s for r, s in mixers.items() if s[r.startswith("mixer_in")] == traits.hidden}
         moved["other"] = MovedAxis("NK", stream)  # K of what reads, N of what writes
     return moved
 
 
 def _group(role: str) -> str:
+    """Return the GEMM group of a role, also of the matrices of experts."""
     return GROUPS.get(role.rpartition(" ")[2], "other")
 
 
@@ -166,7 +180,7 @@ _MAX_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class Mechanism:
-    """A kind of attention or mixer, or what goes with one, and in how many layers."""
+    """A kind of attention or mixer, or what goes with one, and how many layers have it."""
 
     id: str
     layers: int
@@ -175,9 +189,11 @@ class Mechanism:
 
 @dataclass(frozen=True, kw_only=True)
 class Applicable:
-    """Whether a family applies to an architecture ("yes", "partly", "no"), what it moves by GEMM
-    group, and why not all. `realised`: whether the tool can prune it so; None for an architecture
-    without an entry, which is checked as it is pruned."""
+    """Whether a family applies to an architecture ("yes", "partly", "no"), and why not.
+
+    `realised`: whether the tool can prune it so; None for an architecture without an entry, which
+    is checked as it is pruned. `gemms`: what the family moves, by GEMM group.
+    """
 
     id: str
     applies: str
@@ -207,9 +223,12 @@ class Described:
 
 
 def read_architecture(name: str) -> Described:
-    """`described` of a config.json, a folder that holds one, or a preset.
+    """Describe the architecture of a config.json, a folder that holds one, or a preset.
 
-    Raises PrunescopeError where there is none, with the nearest names.
+    Raises:
+        PrunescopeError: There is no such file or preset (the hint gives the nearest names), or
+            it is
+            not a decoder's config.
     """
     if name.lower() in preset_names():
         return described(preset_config(name))
@@ -217,17 +236,16 @@ def read_architecture(name: str) -> Described:
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         close = nearest(name, (*preset_names(), *BY_ID))
-        what = f"{name!r} is a model type, not a config" if name in BY_ID else f"no file {name}"
+        problem = f"{name!r} is a model type, not a config" if name in BY_ID else f"no file {name}"
         raise PrunescopeError(
-            what,
-            hint=f"give a config.json, a model folder or a preset (nearest names: {close})",
+            problem, hint=f"give a config.json, a model folder or a preset (nearest names: {close})"
         )
     if path.suffix == ".gguf":
         return _with_weights(gguf_config(path), path)
     if path.name == MANIFEST:
-        shape = ModelShape.of_fields(read_run(path.parent).model.shape)
+        shape = ModelShape.from_run(read_run(path.parent).model.shape)
         if shape is not None:
-            return of_traits(traits_of(shape))
+            return describe_traits(traits_of(shape))
     if path.stat().st_size > _MAX_BYTES:
         raise PrunescopeError(f"{name} is too large for a config", hint="give a config.json")
     try:
@@ -238,21 +256,27 @@ def read_architecture(name: str) -> Described:
 
 
 def _with_weights(config: Mapping[str, Any], path: Path) -> Described:
-    """Families that apply to a config, with the sizes of the weights next to it."""
+    """Describe a config, with the sizes of the weights next to it."""
     traits, stored = read_traits(config), stored_tensors(path)
     if stored is None or traits.shape is None:
-        return of_traits(traits)
+        return describe_traits(traits)
     shape, notes = shape_of_weights(traits.shape, stored)
-    return of_traits(replace(traits, shape=shape, layers=shape.layers, hidden=shape.hidden), notes)
+    return describe_traits(
+        replace(traits, shape=shape, layers=shape.layers, hidden=shape.hidden), notes
+    )
 
 
 def described(config: Mapping[str, Any]) -> Described:
-    """Families that apply to a config. Raises PrunescopeError on one that is no decoder's."""
-    return of_traits(read_traits(config))
+    """Describe the architecture of a config.
+
+    Raises:
+        PrunescopeError: It is not a decoder's config.
+    """
+    return describe_traits(read_traits(config))
 
 
-def of_traits(traits: Traits, notes: Sequence[str] = ()) -> Described:
-    """The families that apply to the traits of a config; `notes`: how they were read."""
+def describe_traits(traits: Traits, notes: Sequence[str] = ()) -> Described:
+    """Describe the architecture whose config has these traits; `notes` say how they were read."""
     return Described(
         model_type=traits.model_type,
         title=traits.entry.title if traits.entry else None,
@@ -260,63 +284,71 @@ def of_traits(traits: Traits, notes: Sequence[str] = ()) -> Described:
         mechanisms=_mechanisms(traits),
         matrices={role: list(size) for role, size in matrices(traits).items()},
         gemms=products(traits),
-        families=[_verdict(one, traits) for one in pruning_families()],
-        layers=[one.to_dict() for one in traits.shape.layer_shapes] if traits.shape else [],
+        families=[_verdict(family, traits) for family in pruning_families()],
+        layers=[family.to_dict() for family in traits.shape.layer_shapes] if traits.shape else [],
         notes=list(notes),
     )
 
 
 def _mechanisms(traits: Traits) -> list[Mechanism]:
-    found: list[Mechanism] = []
+    """List the mechanisms of a model, attention first."""
+    mechanisms: list[Mechanism] = []
     shape = traits.shape
     if shape is not None:
-        absent = shape.count("attention_kind", "none") + shape.count("attention_kind", "linear")
+        absent = shape.count_layers("attention_kind", "none") + shape.count_layers(
+            "attention_kind", "linear"
+        )
         layers = shape.layers - shape.other_layers - absent
         kv_heads, heads = shape.spread("kv_heads"), spread(*shape.spread("heads"))
-        kv = f"{spread(*kv_heads)} KV head{'s' * (kv_heads != (1, 1))}"
+        kv = f"{spread(*kv_heads)} KV head{when(kv_heads != (1, 1), 's')}"
         heads = f"{heads} query heads, {kv} of {spread(*shape.spread('head_dim'))}"
-        found.append(Mechanism(_attention(shape), layers, heads))
-        if shape.window and shape.sliding_layers:
-            text = f"a query sees {shape.window} keys"
-            found.append(Mechanism("sliding", shape.sliding_layers, text))
-        if shape.sinks:
-            found.append(Mechanism("sinks", layers, "a learnt logit for each head"))
-        if shape.experts:
+        mechanisms.append(Mechanism(_attention(shape), layers, heads))
+        if shape.attention.window and shape.sliding_layers:
+            text = f"a query sees {shape.attention.window} keys"
+            mechanisms.append(Mechanism("sliding", shape.sliding_layers, text))
+        if shape.attention.sinks:
+            mechanisms.append(Mechanism("sinks", layers, "a learnt logit for each head"))
+        if shape.experts.count:
             experts = spread(*shape.spread("experts"))
-            text = f"{shape.experts_per_token} of {experts} experts a token"
-            found.append(Mechanism("experts", shape.moe_layers, text))
+            text = f"{shape.experts.per_token} of {experts} experts a token"
+            mechanisms.append(Mechanism("experts", shape.moe_layers, text))
         if differ := differing_layers(shape):
-            found.append(Mechanism("different sizes", shape.layers, differ))
+            mechanisms.append(Mechanism("different sizes", shape.layers, differ))
     if traits.mixer:
         text = f"{traits.mixer}{', in parallel with attention' if traits.parallel_mixer else ''}"
         ids = {"state space": "SSM", "short convolution": "convolution"}
-        found.append(Mechanism(ids.get(traits.mixer, "linear"), traits.mixer_layers, text))
-    return found
+        mechanisms.append(Mechanism(ids.get(traits.mixer, "linear"), traits.mixer_layers, text))
+    return mechanisms
 
 
 def _attention(shape: ModelShape) -> str:
-    if shape.kv_rank is not None:
+    """Return the usual name of a kind of attention by its heads."""
+    if shape.attention.kv_rank is not None:
         return "MLA"
-    if shape.kv_heads == 1 and shape.heads > 1:
+    if shape.attention.kv_heads == 1 and shape.attention.heads > 1:
         return "MQA"
-    return "MHA" if shape.kv_heads == shape.heads else "GQA"
+    return "MHA" if shape.attention.kv_heads == shape.attention.heads else "GQA"
 
 
-def _verdict(one: Family, traits: Traits) -> Applicable:
-    applies, why = one.applies(traits)
-    realised, reason = _realised(one, traits) if applies != NO else (False, "")
+def _verdict(family: Family, traits: Traits) -> Applicable:
+    """Say whether a family applies to a model, what it moves there, and why not all."""
+    applies, why = family.applies(traits)
+    realised, reason = _realised(family, traits) if applies != NO else (False, "")
     return Applicable(
-        id=one.id,
+        id=family.id,
         applies=applies,
         realised=realised,
-        gemms={} if applies == NO else moved_gemms(one, traits),
+        gemms={} if applies == NO else moved_gemms(family, traits),
         why="; ".join(part for part in (why, reason) if part),
     )
 
 
-def _realised(one: Family, traits: Traits) -> tuple[bool | None, str]:
-    """Whether the tool prunes this architecture so, and why not; None: it is tried and checked."""
+def _realised(family: Family, traits: Traits) -> tuple[bool | None, str]:
+    """Return whether the tool prunes this architecture so, and why not.
+
+    None means that pruning it is tried, and checked as it runs.
+    """
     if traits.entry is None:
         return None, "no entry in the table: checked against the masked model as it is pruned"
-    why = one.not_implemented(traits)
+    why = family.not_implemented(traits)
     return not why, f"not realised: {why}" if why else ""

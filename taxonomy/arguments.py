@@ -18,43 +18,54 @@ from prunescope.taxonomy.errors import PrunescopeError
 def pairs(
     words: Iterable[str] | None, *, option: str = "--set", example: str = "rounding=paper"
 ) -> dict[str, str]:
-    """{"key": "value"} from repeated KEY=VALUE; a key given twice is refused."""
-    found: dict[str, str] = {}
+    """Parse repeated KEY=VALUE words into {"key": "value"}.
+
+    Raises:
+        PrunescopeError: A word is not KEY=VALUE, or a key is given twice.
+    """
+    values: dict[str, str] = {}
     for word in words or ():
         key, _, value = (part.strip() for part in word.partition("="))
         if not (key and value):
             raise PrunescopeError(
                 f"{option} {word!r} is not KEY=VALUE", hint=f"for example {option} {example}"
             )
-        if key in found:
+        if key in values:
             raise PrunescopeError(f"{option} {key} is given twice", hint="keep one of the two")
-        found[key] = value
-    return found
+        values[key] = value
+    return values
 
 
 def peaks(words: Iterable[str] | None) -> dict[str, float]:
-    """{dtype: dense TFLOP/s} from repeated DTYPE=TFLOPS; the dtype in any known spelling."""
-    found: dict[str, float] = {}
+    """Parse repeated DTYPE=TFLOPS words into {dtype: dense TFLOP/s}; any known spelling is taken.
+
+    Raises:
+        PrunescopeError: A word is not a rate of a number format.
+    """
+    rates: dict[str, float] = {}
     for key, text in pairs(words, option="--peak", example="bf16=989").items():
         rate = number(text)
         if rate is None:
             raise _no_rate(f"{key}={text}")
-        found[key] = rate
-    return by_format(found)
+        rates[key] = rate
+    return rename_formats(rates)
 
 
-def by_format(rates: Mapping[str, float]) -> dict[str, float]:
-    """Peaks by our names of number formats. Raises PrunescopeError for a name of none, and for two
-    names of one."""
-    found: dict[str, float] = {}
+def rename_formats(rates: Mapping[str, float]) -> dict[str, float]:
+    """Rename peaks to our names of number formats.
+
+    Raises:
+        PrunescopeError: A name is not a number format, or two names are the same one.
+    """
+    named: dict[str, float] = {}
     for key, rate in rates.items():
         name = dtype(key)
         if name is None:
             raise _no_rate(f"{key}={rate:g}")
-        if name in found:
+        if name in named:
             raise PrunescopeError(f"--peak {name} is given twice", hint="keep one of the two")
-        found[name] = rate
-    return found
+        named[name] = rate
+    return named
 
 
 def _no_rate(given: str) -> PrunescopeError:
@@ -69,21 +80,28 @@ _WHOLE = re.compile(r"[+-]?[0-9]{1,400}")  # Python spells out and reads no more
 
 
 def number(text: str) -> float | None:
-    """The number that a text is, else None. `0.1_5` and the digits of other scripts, of which
-    Python makes numbers, are none: a slip of the finger, or two readings of one word."""
+    """Return the number that a text is, else None.
+
+    `0.1_5` and the digits of other scripts, which Python reads as numbers, are refused: a slip of
+    the finger, or two readings of one word.
+    """
     plain = text.strip()
     return float(plain) if _NUMBER.fullmatch(plain) else None
 
 
 def whole_number(text: str) -> int | None:
-    """The whole number that a text is, else None; in digits as `number` takes them."""
+    """Return the whole number that a text is, else None; in digits as `number` takes them."""
     plain = text.strip()
     return int(plain) if _WHOLE.fullmatch(plain) else None
 
 
 def sizes(text: str) -> list[int]:
-    """The whole numbers of a list as 1,8,64 or of a range as 64:512:64, its ends included."""
-    found: list[int] = []
+    """Parse a list of whole numbers as 1,8,64, or a range as 64:512:64 that includes its ends.
+
+    Raises:
+        PrunescopeError: A word is not a whole number above 0.
+    """
+    numbers: list[int] = []
     for word in text.split(","):
         ends = [whole_number(part) for part in word.split(":")]
         if len(ends) not in (1, 3) or not all(end and end > 0 for end in ends):
@@ -93,21 +111,24 @@ def sizes(text: str) -> list[int]:
             )
         first, last, step = (ends[0], ends[-1], ends[-1]) if len(ends) == 1 else ends
         assert first and last and step
-        found += range(first, min(last, first + 10_000 * step) + 1, step)
-    return found
+        numbers += range(first, min(last, first + 10_000 * step) + 1, step)
+    return numbers
 
 
 def refuse_empty(args: Iterable[str]) -> None:
-    """Raises PrunescopeError for an empty argument: a path would be taken for this folder."""
+    """Raise PrunescopeError for an empty argument: as a path it would mean this folder."""
     for i, arg in enumerate(args, 1):
         name, sign, value = arg.partition("=")
         if not arg.strip() or (name.startswith("--") and sign and not value.strip()):
-            what = f"{name} has no value" if name.strip() else f"argument {i} is empty"
-            raise PrunescopeError(what, hint="is a variable of the shell unset? leave it out")
+            problem = f"{name} has no value" if name.strip() else f"argument {i} is empty"
+            raise PrunescopeError(problem, hint="is a variable of the shell unset? leave it out")
 
 
 def bare_json(args: list[str]) -> list[str]:
-    """`--json` without a target means standard output, in every command that has it."""
+    """Complete `--json` without a target to `--json -`, standard output.
+
+    Every command that has the option takes it so.
+    """
     full: list[str] = []
     for arg, following in pairwise([*args, "--"]):
         bare = arg == "--json" and following.startswith("-") and following != "-"
@@ -116,10 +137,10 @@ def bare_json(args: list[str]) -> list[str]:
 
 
 def asks_json(args: Iterable[str]) -> bool:
-    """Whether a command line asks for JSON: its error is JSON too."""
+    """Return whether a command line asks for JSON: its error is JSON too."""
     return any(arg.partition("=")[0] == "--json" for arg in args)
 
 
 def home_path(text: str) -> Path:
-    """The path that a user wrote; `~nobody/x` stays as it is, where Path.expanduser raises."""
+    """Return the path that a user wrote; `~nobody/x` stays, for which Path.expanduser raises."""
     return Path(os.path.expanduser(text))  # noqa: PTH111

@@ -1,8 +1,8 @@
-"""Folders that appear whole or not at all, whatever stops the process, and what it left behind.
+"""Folders that appear whole or not at all, whatever stops the process.
 
 In: the path of a folder that will be written. Out: a partial folder next to it, and the steps by
-which it takes the place of the old one. Partial folders of killed processes are removed by the
-next one that writes the same: a living process holds a lock on its own.
+which it takes the place of the old one. Partial folders of killed processes are removed by the next
+one that writes the same: a living process holds a lock on its own.
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ _AT_FDCWD, _EXCHANGE = -100, 2  # renameat2(2)
 
 
 @contextmanager
-def partial_folder(out: Path) -> Iterator[Path]:
-    """A new, empty folder next to `out`; whatever is in its place at the end is removed.
+def partial_folder(target: Path) -> Iterator[Path]:
+    """Make an empty folder next to `target`; whatever is in its place at the end is removed.
 
-    Removes what killed processes left of earlier tries at `out`, and gives back an `out` that one
-    of them had moved aside.
+    First remove what killed processes left of earlier tries at `target`, and give back a `target`
+    that one of them had moved aside.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _recover(out)
-    with _named(out), _locked_folder(out.parent, f".{out.name}.", ".partial") as partial:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _recover(target)
+    with _named(target), _locked_folder(target.parent, f".{target.name}.", ".partial") as partial:
         yield partial
 
 
 @contextmanager
-def _named(out: Path) -> Iterator[None]:
+def _named(target: Path) -> Iterator[None]:
     """Add the name of the file to an error of writing: the system gives none for a full disk."""
     try:
         yield
     except OSError as error:
         if error.filename is None and error.errno is not None:
-            error.filename = out.name
+            error.filename = target.name
         raise
 
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder for temporary files; removes those of processes that were killed."""
+    """Make a folder for temporary files, and remove those of processes that were killed."""
     parent = Path(tempfile.gettempdir())
     prefix = f"prunescope-{_user()}-"
     for path in parent.glob(f"{prefix}*.scratch"):
@@ -67,39 +67,41 @@ def scratch_folder() -> Iterator[Path]:
         yield folder
 
 
-def put_in_place(partial: Path, out: Path) -> None:
-    """`partial` becomes `out`; the folder that was there is left in the place of `partial`.
+def put_in_place(partial: Path, target: Path) -> None:
+    """Move `partial` to `target`; the folder that was there is left in the place of `partial`.
 
-    There is always a whole folder at `out` where the system can exchange two names (Linux); else
+    There is always a whole folder at `target` if the system can exchange two names (Linux); else
     the old one steps aside for a moment.
     """
-    partial.chmod(out.stat().st_mode & 0o7777 if out.is_dir() else 0o777 & ~_umask())
+    partial.chmod(target.stat().st_mode & 0o7777 if target.is_dir() else 0o777 & ~_umask())
     try:
-        partial.rename(out)
+        partial.rename(target)
         return
     except OSError:
-        if not out.is_dir() or out.is_symlink():
+        if not target.is_dir() or target.is_symlink():
             raise
-    if _exchange(partial, out):
+    if _exchange(partial, target):
         return
-    aside = out.parent / f".{out.name}.{secrets.token_hex(4)}.old"
-    out.rename(aside)
+    aside = target.parent / f".{target.name}.{secrets.token_hex(4)}.old"
+    target.rename(aside)
     try:
-        partial.rename(out)
+        partial.rename(target)
     except BaseException:
-        aside.rename(out)
+        aside.rename(target)
         raise
     aside.rename(partial)
 
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a file that appears whole: a temporary sibling first, on disk before one rename.
-    Removes what killed processes left of earlier tries."""
+
+    Remove what killed processes left of earlier tries.
+    """
     with _named(path):
-        _write_file(path, data)
+        _write_locked(path, data)
 
 
-def _write_file(path: Path, data: bytes) -> None:
+def _write_locked(path: Path, data: bytes) -> None:
     for old in _named_like(path, (".tmp",)):
         _remove_abandoned(old)
     while True:
@@ -119,15 +121,18 @@ def _write_file(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def claimed(out: Path) -> Iterator[None]:
-    """Only one process of a machine writes `out` at a time. The claim of a killed one is free.
+def claimed(target: Path) -> Iterator[None]:
+    """Claim `target`, so that only one process of a machine writes it at a time.
 
-    Raises PrunescopeError where another process has it.
+    The claim of a killed process is free.
+
+    Raises:
+        PrunescopeError: Another process has the claim.
     """
     if sys.platform == "win32":
         yield
         return
-    name = hashlib.sha256(os.fsencode(out.absolute().resolve())).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(target.absolute().resolve())).hexdigest()[:16]
     folder, prefix = Path(tempfile.gettempdir()), f"prunescope-{_user()}-"
     path = folder / f"{prefix}{name}.lock"
     for old in folder.glob(f"{prefix}{'[0-9a-f]' * len(name)}.lock"):
@@ -135,7 +140,7 @@ def claimed(out: Path) -> Iterator[None]:
     descriptor = _claim(path)
     if descriptor is None:
         raise PrunescopeError(
-            f"another process is writing {out}", hint="wait for it, or choose another --out"
+            f"another process is writing {target}", hint="wait for it, or choose another --out"
         )
     try:
         yield
@@ -145,7 +150,7 @@ def claimed(out: Path) -> Iterator[None]:
 
 
 def _claim(path: Path) -> int | None:
-    """A lock on the file, None where another process has it."""
+    """Lock a file and return its descriptor; None if another process has the lock."""
     flags = os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
     tries = 3
     while True:
@@ -163,7 +168,7 @@ def _claim(path: Path) -> int | None:
 
 
 def _is_still(path: Path, descriptor: int) -> bool:
-    """Whether the open file is still the one that the path names."""
+    """Return whether the open file is still the one that the path names."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -189,6 +194,7 @@ def clean_termination() -> Iterator[None]:
 
 @contextmanager
 def _locked_folder(parent: Path, prefix: str, suffix: str) -> Iterator[Path]:
+    """Make a folder that this process holds a lock on, and remove it at the end."""
     path, descriptor = _new_locked(parent, prefix, suffix)
     try:
         yield path
@@ -213,6 +219,7 @@ def _new_locked(parent: Path, prefix: str, suffix: str) -> tuple[Path, int | Non
 
 
 def _lock(descriptor: int) -> bool:
+    """Try to lock a file for this process alone, and return whether nobody else has it."""
     if sys.platform == "win32":
         return True
     try:
@@ -224,23 +231,26 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def _recover(out: Path) -> None:
-    """Restore or remove what killed processes left while they wrote `out`."""
-    partial_folders = [p for p in _named_like(out) if p.is_dir() and not p.is_symlink()]
+def _recover(target: Path) -> None:
+    """Restore or remove what killed processes left while they wrote `target`."""
+    partial_folders = [p for p in _named_like(target) if p.is_dir() and not p.is_symlink()]
     for path in partial_folders:
-        if path.suffix == ".old" and not out.exists():
-            path.rename(out)
+        if path.suffix == ".old" and not target.exists():
+            path.rename(target)
     for path in partial_folders:
         if path.suffix == ".partial":
             _remove_abandoned(path)
 
 
-def _named_like(out: Path, suffixes: tuple[str, ...] = (".partial", ".old")) -> list[Path]:
-    """Paths next to `out` with the names that this module gives, of eight hexadecimal digits."""
-    names = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{8}}(\.\w+)")
+def _named_like(target: Path, suffixes: tuple[str, ...] = (".partial", ".old")) -> list[Path]:
+    """Return the paths next to `target` with the names that this module gives.
+
+    Such a name has eight hexadecimal digits.
+    """
+    names = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}(\.\w+)")
     with suppress(OSError):
-        found = [(p, names.fullmatch(p.name)) for p in out.parent.iterdir()]
-        return [p for p, match in found if match is not None and match[1] in suffixes]
+        matches = [(p, names.fullmatch(p.name)) for p in target.parent.iterdir()]
+        return [p for p, match in matches if match is not None and match[1] in suffixes]
     return []
 
 
@@ -262,7 +272,7 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Swap two names in one step; False where the system or the file system cannot."""
+    """Swap two names in one step; return False if the system or the file system cannot."""
     if sys.platform != "linux":
         return False
     try:

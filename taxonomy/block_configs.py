@@ -18,9 +18,10 @@ _MULTIPLE = 256  # channels are rounded up to it
 
 
 def as_lists(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with lists in place of what it says of each block; itself where it has none.
+    """Return the config with lists in place of its descriptions of blocks; a copy if it has none.
 
-    Raises PrunescopeError for a block that is not described as its format asks.
+    Raises:
+        PrunescopeError: A block is not described as its format asks.
     """
     blocks, multipliers = cfg.get("block_configs"), cfg.get("ffn_multipliers")
     if isinstance(blocks, list) and blocks:
@@ -31,6 +32,7 @@ def as_lists(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _config_of_blocks(cfg: Mapping[str, Any], blocks: list[Any]) -> dict[str, Any]:
+    """Return the keys of other configs for `block_configs`, each with an entry per block."""
     heads, hidden = _whole(cfg, "num_attention_heads"), _whole(cfg, "hidden_size")
     kv_heads: list[int] = []
     widths: list[int] = []
@@ -61,7 +63,10 @@ def _kind(part: Mapping[str, Any]) -> str:
 
 
 def _width(ffn: Mapping[str, Any], hidden: int, number: int) -> int:
-    """`intermediate_size` where it is given, else int(2·ffn_mult·h/3) up to a multiple of 256."""
+    """Return the channels of a block's MLP: `intermediate_size`, else 2/3 of ffn_mult times hidden.
+
+    The latter is int(2·ffn_mult·h/3), rounded up to a multiple of 256.
+    """
     if ffn.get("intermediate_size") is not None:
         return _whole(ffn, "intermediate_size", number)
     width = int(2 * _factor(ffn.get("ffn_mult"), f"ffn_mult of block {number}") * hidden / 3)
@@ -69,7 +74,11 @@ def _width(ffn: Mapping[str, Any], hidden: int, number: int) -> int:
 
 
 def _widths_of_multipliers(cfg: Mapping[str, Any], multipliers: list[Any]) -> list[int]:
-    """OpenELM: the nearest multiple of the divisor, one more where that is a tenth too small."""
+    """Return the channels of each layer of OpenELM.
+
+    They are the nearest multiple of the divisor, and one multiple more if that is a tenth too
+    small.
+    """
     hidden = _whole(cfg, "model_dim")
     divisor = _whole(cfg, "ffn_dim_divisor") if "ffn_dim_divisor" in cfg else _MULTIPLE
     widths = []
@@ -101,10 +110,10 @@ def _whole(part: Mapping[str, Any], name: str, number: int | None = None) -> int
     return value
 
 
-def _factor(value: Any, what: str) -> float:
+def _factor(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1024:
         raise PrunescopeError(
-            f"{what} of the config is {str(value)[:40]!r}, not a factor",
+            f"{name} of the config is {str(value)[:40]!r}, not a factor",
             hint="check its config.json",
         )
     return float(value)

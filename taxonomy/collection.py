@@ -1,8 +1,8 @@
 """A pause of Python's cyclic garbage collector while many objects without cycles are created.
 
-In: nothing. Out: a context in which the collector does not run. It looks at everything that is
-alive again and again, which takes a fifth of a grid of predictions and most of the reading of a
-large trace.
+In: nothing. Out: a context in which the collector does not run. The collector looks at everything
+that is alive again and again, which takes a fifth of a grid of predictions and most of the reading
+of a large trace.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """How Hugging Face configs spell a decoder's dimensions, read into the fields of ModelShape.
 
-In: a config dict. Out: a dict of ModelShape fields; of a config whose layers differ also the fields
-of LayerShape that are each layer's own. What a config leaves to the model's code
-(gates, biases, norms) is in the row of `architecture_table`; the rest comes from its own keys,
-which are listed here: a run keeps them. Of hybrids only the mixers of `mixer_code` in the table
-are known. `linears_alone` is for models that have a mixer and no attention.
+In: a config dict. Out: a dict of ModelShape's fields, by their keys in run.json; of a config whose
+layers differ, also the fields of LayerShape that are each layer's own. What a config leaves to the
+model's code (gates, biases, norms) is in the row of `architecture_table`; everything else comes
+from its own keys, which are listed here, and which a run keeps. Of hybrids only the mixers of
+`mixer_code` in the table are known. `linears_alone` is for models that have a mixer and no
+attention.
 """
 
 from __future__ import annotations
@@ -93,29 +94,23 @@ _ATTENTION = (*_SLIDING, "full_attention", "attention")
 
 
 def read_config(config: Mapping[str, Any]) -> Fields:
-    """The fields of ModelShape that `config` gives.
+    """Read the fields of ModelShape that a config gives.
 
-    Raises PrunescopeError that names every missing dimension, or the value that is not a size.
+    Raises:
+        PrunescopeError: A dimension is missing (the message names all that are), or a value is
+            not a
+            size.
     """
     cfg = language_part(config)
     if (of_images := vision_fields(cfg)) is not None:
         return of_images
     kind = str(cfg.get("model_type", ""))
     own = unwritten(kind)
-    size = {
-        "hidden": size_in(cfg, _HIDDEN),
-        "layers": size_in(cfg, _LAYERS),
-        "heads": size_in(cfg, HEADS),
-        "vocab": size_in(cfg, _VOCAB),
-        "intermediate": _intermediate(cfg, own),
-    }
     names = {
-        "hidden": _HIDDEN,
-        "layers": _LAYERS,
-        "heads": HEADS,
-        "vocab": _VOCAB,
-        "intermediate": MLP,
-    }
+        "hidden": _HIDDEN, "layers": _LAYERS, "heads": HEADS, "vocab": _VOCAB, "intermediate": MLP,
+    }  # fmt: skip
+    size = {field: size_in(cfg, names[field]) for field in names if field != "intermediate"}
+    size["intermediate"] = _intermediate(cfg, own)
     missing = [names[field][0] for field, value in size.items() if value is None]
     if missing and (recognised := own_document(config)) is not None:
         raise PrunescopeError(f"this file {recognised[0]}, no model config", hint=recognised[1])
@@ -142,7 +137,7 @@ def read_config(config: Mapping[str, Any]) -> Fields:
 
 
 def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config of the decoder: of a multimodal model, its text part."""
+    """Return the config of the decoder: of a multimodal model, its text part."""
     if not isinstance(config, Mapping):
         raise PrunescopeError("a model config is not a JSON object", hint="give its config.json")
     for name in NESTED:
@@ -156,8 +151,10 @@ def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def size_in(cfg: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
-    """The first of `names` that holds a number; of a list the largest, which is that of all layers
-    unless `sizes_in` says otherwise."""
+    """Return the size under the first of `names` that holds one; None if none does.
+
+    Of a list it is the largest, which is that of all layers unless `sizes_in` says otherwise.
+    """
     for name in names:
         value = cfg.get(name)
         if isinstance(value, list) and value:
@@ -171,8 +168,10 @@ def size_in(cfg: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
 
 
 def sizes_in(cfg: Mapping[str, Any], names: tuple[str, ...]) -> list[int]:
-    """The list of the first of `names` that holds one with sizes that differ, 0 for null; empty
-    where that name holds one size for all."""
+    """Return the sizes under the first of `names` that holds a list of different sizes, 0 for null.
+
+    The list is empty if that name holds one size for all layers.
+    """
     for name in names:
         value = cfg.get(name)
         if isinstance(value, list) and value and size_in(cfg, (name,)):
@@ -184,6 +183,7 @@ def sizes_in(cfg: Mapping[str, Any], names: tuple[str, ...]) -> list[int]:
 
 
 def _one_size(value: Any, name: str, *, least: int) -> int:
+    """Return a whole number of at least `least`. Raise PrunescopeError for another value."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**40:
         raise _no_size(name, value)
     return value
@@ -197,19 +197,20 @@ def _no_size(name: str, value: Any) -> PrunescopeError:
 
 
 def _count(cfg: Mapping[str, Any], name: str) -> int | None:
-    """A size that may be 0."""
+    """Return a size that may be 0."""
     return 0 if cfg.get(name) == 0 else size_in(cfg, (name,))
 
 
 def _intermediate(cfg: Mapping[str, Any], own: Unwritten) -> int | None:
+    """Return the channels of a plain MLP; None if the config says nothing of them."""
     if own.adjusted_mlp:
         return _adjusted(cfg)
     if own.shared_mlp and cfg.get("num_local_experts") == 0:
         return size_in(cfg, ("shared_intermediate_size",))
-    found = size_in(cfg, MLP)
+    width = size_in(cfg, MLP)
     hidden = size_in(cfg, _HIDDEN)
-    if found is not None or hidden is None:
-        return found
+    if width is not None or hidden is None:
+        return width
     ratio = size_in(cfg, ("expansion_ratio",))
     if ratio is not None:
         return ratio * hidden
@@ -219,7 +220,10 @@ def _intermediate(cfg: Mapping[str, Any], own: Unwritten) -> int | None:
 
 
 def _adjusted(cfg: Mapping[str, Any]) -> int | None:
-    """LFM2: two thirds of the size that is written, times a factor, up to a multiple."""
+    """Return the channels of LFM2's MLP; None if the config names no width.
+
+    They are two thirds of the written width, times a factor, rounded up to a multiple.
+    """
     width = size_in(cfg, ("block_ff_dim", "intermediate_size"))
     if width is None or not cfg.get("block_auto_adjust_ff_dim", True):
         return width
@@ -236,6 +240,7 @@ def _adjusted(cfg: Mapping[str, Any]) -> int | None:
 
 
 def _heads(cfg: Mapping[str, Any], own: Unwritten, known: dict[str, int]) -> Fields:
+    """Read the heads of attention and their sizes, also those of latent attention."""
     heads = known["heads"]
     kv_heads = size_in(cfg, KV_HEADS) or heads
     if cfg.get("multi_query") and not cfg.get("new_decoder_architecture"):
@@ -271,11 +276,12 @@ def _heads(cfg: Mapping[str, Any], own: Unwritten, known: dict[str, int]) -> Fie
 
 
 def _switches(cfg: Mapping[str, Any], own: Unwritten) -> Fields:
-    every = bool(cfg.get("bias") or cfg.get("use_bias", own.bias_by_default))
-    attention = bool(cfg.get("attention_bias", every or own.biased))
-    if own.bias_key:
-        attention = bool(cfg.get(own.bias_key, True))
-    qkv = bool(cfg.get("use_qkv_bias", attention or own.qkv_bias))
+    """Read which matrices there are and which have a bias."""
+    every = bool(cfg.get("bias") or cfg.get("use_bias", own.biases.by_default))
+    attention = bool(cfg.get("attention_bias", every or own.biases.every))
+    if own.biases.key:
+        attention = bool(cfg.get(own.biases.key, True))
+    qkv = bool(cfg.get("use_qkv_bias", attention or own.biases.qkv))
     gated = not (own.ungated or own.four_times)
     projection = str(cfg.get("feed_forward_proj", ""))
     if projection:
@@ -285,14 +291,15 @@ def _switches(cfg: Mapping[str, Any], own: Unwritten) -> Fields:
         "gated": gated,
         "tied": own.tied if tied is None else bool(tied),
         "qkv_bias": qkv or bool(cfg.get("qkv_bias")),
-        "o_bias": (attention and not (own.no_o_bias or own.qkv_bias)) or own.o_bias,
-        "mlp_bias": bool(cfg.get("mlp_bias", every or own.mlp_bias or own.biased)),
-        "head_bias": own.head_bias,
+        "o_bias": (attention and not (own.biases.no_o or own.biases.qkv)) or own.biases.o,
+        "mlp_bias": bool(cfg.get("mlp_bias", every or own.biases.mlp or own.biases.every)),
+        "head_bias": own.biases.head,
         "query_gate": own.query_gate,
     }
 
 
 def _layer_kinds(cfg: Mapping[str, Any], own: Unwritten, layers: int) -> Fields:
+    """Read which layers see a window, have another mixer, or see all keys."""
     if own.parallel_mixer:
         return {"layout": "f" * layers}
     window = size_in({"sliding_window": cfg.get("sliding_window") or None}, ("sliding_window",))
@@ -304,14 +311,14 @@ def _layer_kinds(cfg: Mapping[str, Any], own: Unwritten, layers: int) -> Fields:
     kinds = _listed(cfg, layers)
     if kinds:
         sliding = sum(k in _SLIDING for k in kinds)
-        other = sum(k not in _ATTENTION for k in kinds)
+        others = sum(k not in _ATTENTION for k in kinds)
         chunk = size_in(cfg, ("attention_chunk_size",))
         window = window or chunk if sliding else None
         letters = ["s" if k in _SLIDING else "f" if k in _ATTENTION else "m" for k in kinds]
         return {
             "window": window,
             "sliding_layers": sliding,
-            "other_layers": other,
+            "other_layers": others,
             "layout": "".join(letters),
         }
     if window is None:
@@ -327,7 +334,10 @@ def _layer_kinds(cfg: Mapping[str, Any], own: Unwritten, layers: int) -> Fields:
 
 
 def _listed(cfg: Mapping[str, Any], layers: int) -> list[str]:
-    """The kind of each layer, or nothing: a list, a period, or which layers have attention."""
+    """Return the kind of each layer; nothing if the config does not tell layers apart.
+
+    It comes from a list, a period, or the numbers of the layers with attention.
+    """
     for name in ("layer_types", "layers_block_type"):
         kinds = cfg.get(name)
         if isinstance(kinds, list) and len(kinds) == layers:
@@ -342,6 +352,7 @@ def _listed(cfg: Mapping[str, Any], layers: int) -> list[str]:
 
 
 def _experts(cfg: Mapping[str, Any], own: Unwritten, known: Fields) -> Fields:
+    """Read the experts and the layers that have them; nothing for a model without experts."""
     if any(cfg.get(name) == 0 for name in EXPERTS):
         return {}
     experts = size_in(cfg, EXPERTS)
@@ -379,15 +390,18 @@ def _experts(cfg: Mapping[str, Any], own: Unwritten, known: Fields) -> Fields:
         "moe_layers": sum(moe),
         "layout": "".join(kind.upper() if has else kind for kind, has in letters),
         "intermediate": 0 if all(moe) else known["intermediate"],
-        "router_bias": own.router_bias,
+        "router_bias": own.biases.router,
         "shared_gate": own.shared_gate,
         **_groups(cfg, experts),
     }
 
 
 def _groups(cfg: Mapping[str, Any], experts: int) -> Fields:
-    """Group-limited routing. DeepSeek-V2 names its method: a group is ranked by its best expert, or
-    there are none ("greedy"). DeepSeek-V3 and those that followed rank by the two best."""
+    """Read the groups of experts of group-limited routing; nothing for a router without groups.
+
+    DeepSeek-V2 names its method: a group is ranked by its best expert, or there are no groups
+    ("greedy"). DeepSeek-V3 and those that followed rank a group by the two best.
+    """
     groups, method = size_in(cfg, GROUPS) or 1, cfg.get("topk_method")
     if groups < 2 or method == "greedy":
         return {}
@@ -402,18 +416,21 @@ def _groups(cfg: Mapping[str, Any], experts: int) -> Fields:
 
 
 def _norms(cfg: Mapping[str, Any], own: Unwritten, known: Fields) -> Fields:
+    """Read the norms, the order of sublayers, and the position table."""
     q, c = known["heads"] * known["head_dim"], known["kv_heads"] * known["head_dim"]
-    qk = 2 * known["head_dim"] if own.head_qk_norm else 0
-    qk = q + c if own.wide_qk_norm else qk
+    qk = 2 * known["head_dim"] if own.norms.head_qk else 0
+    qk = q + c if own.norms.wide_qk else qk
     if cfg.get("qk_layernorm") and own.has_layer_norm:
         qk = 4 * known["head_dim"]
     if "kv_rank" in known:
         qk = known["kv_rank"] + (known["q_rank"] or 0)
-    norms = own.norms
+    norms = own.norms.per_layer
     if own.falcon_blocks and not cfg.get("new_decoder_architecture"):
         norms = 1 if cfg.get("parallel_attn", True) else 2
-    parallel = bool(cfg.get("use_parallel_residual", own.parallel_residual)) or own.norms == 1
-    if own.one_norm_if_parallel:
+    parallel = (
+        bool(cfg.get("use_parallel_residual", own.parallel_residual)) or own.norms.per_layer == 1
+    )
+    if own.norms.one_if_parallel:
         norms = 2 - parallel
     if own.falcon_blocks:
         parallel = bool(cfg.get("new_decoder_architecture") or cfg.get("parallel_attn", True))
@@ -426,39 +443,44 @@ def _norms(cfg: Mapping[str, Any], own: Unwritten, known: Fields) -> Fields:
         "centred_norms": own.subtracts_mean,
         "qk_norm_parameters": qk,
         "norms": norms,
-        "norm_parameters": 0 if own.bare_norms else 2 if own.has_layer_norm else 1,
+        "norm_parameters": 0 if own.norms.bare else 2 if own.has_layer_norm else 1,
         "sinks": own.sinks,
         "positions": positions,
-        "embedding_norm": own.embedding_norm,
+        "embedding_norm": own.norms.embedding,
     }
 
 
 def read_layers(cfg: Mapping[str, Any], known: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The fields of each layer that are its own; empty where the config has one size for all.
+    """Read the fields of each layer that are its own; empty if one size serves all layers.
 
-    Raises PrunescopeError for a list that has not one entry per layer, or heads that do not divide.
+    Raises:
+        PrunescopeError: A list has not one entry per layer, or heads do not divide.
     """
     layers, layout = known["layers"], known.get("layout", "")
-    sizes = {name: found for name, keys in _LAYER_SIZES.items() if (found := sizes_in(cfg, keys))}
+    listed = {name: sizes_in(cfg, keys) for name, keys in _LAYER_SIZES.items()}
+    sizes = {name: numbers for name, numbers in listed.items() if numbers}
     kinds = {name: list(cfg[name]) for name in (ATTENTION_KINDS, MLP_KINDS) if name in cfg}
-    for name, found in {**sizes, **kinds}.items():
-        if len(found) != layers:
+    for name, entries in {**sizes, **kinds}.items():
+        if len(entries) != layers:
             raise PrunescopeError(
-                f"the config lists {len(found)} sizes of {name} for {layers} layers",
+                f"the config lists {len(entries)} sizes of {name} for {layers} layers",
                 hint="check the lists of its config.json: one entry per layer",
             )
     if not (sizes or kinds) or len(layout) != layers:
         return []
-    out = []
+    usual = ["usual"] * layers
+    attention_kinds, mlp_kinds = kinds.get(ATTENTION_KINDS, usual), kinds.get(MLP_KINDS, usual)
+    rows = []
     for number in range(layers):
-        own: Fields = {name: found[number] for name, found in sizes.items()}
-        own |= _own_attention(own, known, kinds.get(ATTENTION_KINDS, ["usual"] * layers)[number])
-        own |= _own_mlp(own, kinds.get(MLP_KINDS, ["usual"] * layers)[number], layout[number])
-        out.append(own)
-    return out
+        own: Fields = {name: numbers[number] for name, numbers in sizes.items()}
+        own |= _own_attention(own, known, attention_kinds[number])
+        own |= _own_mlp(own, mlp_kinds[number], layout[number])
+        rows.append(own)
+    return rows
 
 
 def _own_attention(own: dict[str, Any], known: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Return the fields of the attention of one layer; sizes of 0 if it has no usual attention."""
     heads, kv_heads = own.get("heads", known["heads"]), own.get("kv_heads", known["kv_heads"])
     if kind == "usual" and not kv_heads:  # llama.cpp writes a matrix in place of attention so
         kind = "linear" if heads else "none"
@@ -475,8 +497,10 @@ def _own_attention(own: dict[str, Any], known: Mapping[str, Any], kind: str) -> 
 
 
 def _own_mlp(own: dict[str, Any], kind: str, letter: str) -> dict[str, Any]:
-    """The MLP fields, all 0, of a layer without the usual MLP; none of a layer that has it. A width
-    of 0 means no MLP, except in a layer of experts."""
+    """Return the MLP fields of a layer, all 0, if it has no usual MLP; else nothing.
+
+    A width of 0 means no MLP, except in a layer of experts.
+    """
     plain = letter.islower()
     if kind == "usual" and plain and own.get("intermediate") == 0:
         kind = "none"
@@ -488,53 +512,50 @@ def _own_mlp(own: dict[str, Any], kind: str, letter: str) -> dict[str, Any]:
 
 
 def read_mixer(cfg: Mapping[str, Any], known: Fields) -> Fields:
-    """The fields of the mixer; none where its sizes or the code of the model type are not known."""
+    """Read the fields of the mixer; none if its sizes or its model type's code are not known."""
     own, hidden = unwritten(known["model_type"]), known["hidden"]
     layers = known["layers"] if own.parallel_mixer else known.get("other_layers", 0)
-    found: Fields | None = None
+    sizes: Fields | None = None
     if own.mixer_code == "delta net":
-        found = _linear(cfg)
+        sizes = _linear(cfg)
     elif own.mixer_code == "mamba-2":
-        found = _state_space(cfg, hidden, parallel=own.parallel_mixer)
+        sizes = _state_space(cfg, hidden, parallel=own.parallel_mixer)
     elif own.mixer_code == "short convolution":
-        found = _convolution(cfg, hidden)
-    return {"mixer_layers": layers, **found} if found and layers else {}
+        sizes = _convolution(cfg, hidden)
+    return {"mixer_layers": layers, **sizes} if sizes and layers else {}
 
 
 def linears_alone(cfg: Mapping[str, Any], hidden: int) -> dict[str, tuple[int, int]]:
-    """(N, K) of the matrices of a mixer without attention, by role and part as
-    `ModelShape.mixer_linears` has them; none where its sizes or its code are not known."""
+    """Return (N, K) of the matrices of a mixer without attention, by role and part.
+
+    The roles are those of `MixerShape.linears`. There are none if the sizes or the code are not
+    known.
+    """
     code = unwritten(str(cfg.get("model_type"))).mixer_code
     width, state = _expanded(cfg.get("expand"), hidden), size_in(cfg, ("state_size",))
     if width is None or state is None:
         return {}
-    out = {"mixer_out": (hidden, width)}
+    last = {"mixer_out": (hidden, width)}
     if code == "mamba-1 alone":
         auto = cfg.get("time_step_rank") in ("auto", None)
         rank = math.ceil(hidden / 16) if auto else size_in(cfg, ("time_step_rank",))
         assert rank is not None
         step = {"mixer_in.x": (rank + 2 * state, width), "mixer_in.dt": (width, rank)}
-        return {"mixer_in": (2 * width, hidden), **step, **out}
+        return {"mixer_in": (2 * width, hidden), **step, **last}
     sizes = _sizes(cfg, ("num_heads", "n_groups")) if code == "mamba-2 alone" else None
     if sizes is None:
         return {}
     heads, groups = sizes
-    return {"mixer_in": (2 * width + 2 * groups * state + heads, hidden), **out}
+    return {"mixer_in": (2 * width + 2 * groups * state + heads, hidden), **last}
 
 
 def _linear(cfg: Mapping[str, Any]) -> Fields | None:
-    """Gated delta net. In addition to its matrices: a step and a decay a head, a norm of one
-    head."""
-    sizes = _sizes(
-        cfg,
-        (
-            "linear_num_value_heads",
-            "linear_value_head_dim",
-            "linear_num_key_heads",
-            "linear_key_head_dim",
-            "linear_conv_kernel_dim",
-        ),
-    )
+    """Read a gated delta net; None if a size is missing.
+
+    It stores, besides its matrices, a step and a decay per head, and the norm of one head.
+    """
+    sizes = _sizes(cfg, ("linear_num_value_heads", "linear_value_head_dim", "linear_num_key_heads",
+                         "linear_key_head_dim", "linear_conv_kernel_dim"))  # fmt: skip
     if sizes is None:
         return None
     heads, value_dim, key_heads, key_dim, taps = sizes
@@ -550,19 +571,22 @@ def _linear(cfg: Mapping[str, Any]) -> Fields | None:
 
 
 def _state_space(cfg: Mapping[str, Any], hidden: int, *, parallel: bool) -> Fields | None:
-    """Mamba-2. In addition to its matrices: a step, a decay and a skip a head, biases, a norm.
+    """Read a Mamba-2 mixer; None if a size is missing.
+
+    It stores, besides its matrices, a step, a decay and a skip per head, biases and a norm.
     `parallel` to attention it has its own key for the bias of its output, and no norm unless the
-    config says so."""
+    config says so.
+    """
     sizes = _sizes(cfg, ("mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_conv"))
     width = size_in(cfg, ("mamba_d_ssm",)) or _expanded(cfg.get("mamba_expand"), hidden)
     if sizes is None or width is None:
         return None
     heads, groups, state, taps = sizes
     channels = width + 2 * groups * state
-    into, out = bool(cfg.get("mamba_proj_bias")), bool(cfg.get("mamba_proj_bias"))
+    bias_in, bias_out = bool(cfg.get("mamba_proj_bias")), bool(cfg.get("mamba_proj_bias"))
     if parallel:
-        out = bool(cfg.get("projectors_bias"))
-    extras = 3 * heads + (width + channels + heads) * into + hidden * out
+        bias_out = bool(cfg.get("projectors_bias"))
+    extras = 3 * heads + (width + channels + heads) * bias_in + hidden * bias_out
     extras += channels * bool(cfg.get("mamba_conv_bias", True))
     extras += width * bool(cfg.get("mamba_rms_norm", not parallel))
     return {
@@ -577,7 +601,10 @@ def _state_space(cfg: Mapping[str, Any], hidden: int, *, parallel: bool) -> Fiel
 
 
 def _convolution(cfg: Mapping[str, Any], hidden: int) -> Fields | None:
-    """Short convolution between two gates. One switch for its biases: 3 in, 1 each taps and out."""
+    """Read a short convolution between two gates; None if a size is missing.
+
+    It has one switch for its biases: three in, one each for taps and out.
+    """
     sizes = _sizes(cfg, ("conv_L_cache",))
     if sizes is None:
         return None
@@ -590,14 +617,14 @@ def _convolution(cfg: Mapping[str, Any], hidden: int) -> Fields | None:
 
 
 def _sizes(cfg: Mapping[str, Any], names: tuple[str, ...]) -> list[int] | None:
-    """All of `names`, or None where one is missing."""
-    found = [size_in(cfg, (name,)) for name in names]
-    known = [size for size in found if size is not None]
+    """Return the sizes under all of `names`, or None if one is missing."""
+    sizes = [size_in(cfg, (name,)) for name in names]
+    known = [size for size in sizes if size is not None]
     return known if len(known) == len(names) else None
 
 
 def _expanded(factor: object, hidden: int) -> int | None:
-    """The inner width of a config that gives it as a multiple of the hidden size."""
+    """Return the inner width of a config that gives it as a multiple of the hidden size."""
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < 1024:
         return None
     return int(factor * hidden)

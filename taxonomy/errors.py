@@ -35,17 +35,22 @@ class PrunescopeError(Exception):
 
 
 @contextmanager
-def errors_about(what: str) -> Iterator[None]:
-    """Put `what` before every PrunescopeError: files of two arguments may have one name."""
+def errors_about(subject: str) -> Iterator[None]:
+    """Put `subject` before the problem of a PrunescopeError.
+
+    Files of two arguments may have one name.
+    """
     try:
         yield
     except PrunescopeError as error:
-        raise PrunescopeError(f"{what}: {error.problem}", hint=error.hint) from None
+        raise PrunescopeError(f"{subject}: {error.problem}", hint=error.hint) from None
 
 
 def nearest(name: str, known: Iterable[str], *, count: int = 4) -> str:
-    """The `count` known names most like `name`, as a comma-separated sentence part. Where none is
-    like it: all of them if they are as few, else how many there are."""
+    """Return the `count` known names most like `name`, as a comma-separated part of a sentence.
+
+    If none is like it: all of them if they are as few, else how many there are.
+    """
     names = sorted(known)
     close = difflib.get_close_matches(name.lower(), names, n=count, cutoff=0.4)
     if not close and len(names) > count:
@@ -54,8 +59,11 @@ def nearest(name: str, known: Iterable[str], *, count: int = 4) -> str:
 
 
 def helpful(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, whose TypeError for an option that it does not have names the nearest ones, and
-    for a value without a name the options that take a name."""
+    """Make the TypeError of a function helpful.
+
+    For an option that the function does not have, it names the nearest ones; for a value without a
+    name, it names the options that need none.
+    """
     parameters = inspect.signature(function).parameters.values()
     known = [p.name for p in parameters]
     by_place = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]

@@ -1,10 +1,12 @@
 """How tokens fall among the experts of a layer: how many experts get one, and how many the fullest.
 
-In: how often each expert is chosen (counts of a run, or Zipf's law), experts a token k, and tokens
-T. Out: expectations, means over the layers. Tokens choose independently; those of one text are
-alike, so that fewer experts get one. Where a token first chooses groups of experts, it takes an
-expert as often as without them: as many get a token, and only the spread over devices differs. A
-Monte Carlo simulation is the second witness (tests).
+In: how often each expert is chosen (counts of a run, or Zipf's law), experts per token k, and
+tokens T. Out: expectations, means over the layers. A Monte Carlo simulation is the second witness
+(tests).
+
+Limitations: tokens are taken to choose independently; those of one text are alike, so that fewer
+experts get one. Where a token first chooses groups of experts, it takes an expert as often as
+without them: as many get a token, and only the spread over devices differs.
 """
 
 from __future__ import annotations
@@ -34,10 +36,13 @@ _LAYOUTS = 16  # layers, each with an order of its own, over which experts of a 
 # Compared by identity: workloads are keys of caches, and this may hold 100 layers of 512 experts.
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Routing:
-    """How often each expert is chosen. `phases`: counts of tokens, {"decode": a list a layer with
-    experts}; without any it is Zipf's law: the expert of rank r has the weight r^-`exponent`.
-    `picks`: how often experts were chosen, a layer, by phase, where that was counted; in the phases
-    of `few` too rarely, so that weights are estimates. `random_ids`: of no text."""
+    """How often each expert is chosen.
+
+    `phases`: counts of tokens, {"decode": a list per layer with experts}; without any it is Zipf's
+    law: the expert of rank r has the weight r^-`exponent`. `picks`: how often experts were chosen
+    per layer, by phase, if that was counted; in the phases of `few` too rarely, so that weights are
+    estimates. `random_ids`: the tokens were of no text.
+    """
 
     source: str
     phases: Mapping[str, tuple[tuple[float, ...], ...]]
@@ -47,7 +52,7 @@ class Routing:
     random_ids: bool = False
 
     def weights(self, phase: str, experts: int) -> tuple[tuple[float, ...], ...]:
-        """Weights by layer, of a phase or, where there are none of it, of another one."""
+        """Return the weights by layer of a phase or, if it has none, of another phase."""
         if not self.phases:
             return (zipf_weights(experts, self.exponent),)
         return self.phases[self._counted_phase(phase)]
@@ -56,11 +61,14 @@ class Routing:
         return phase if self.phases.get(phase) else next(iter(self.phases), phase)
 
     def is_of_a_text(self, phase: str) -> bool:
-        """Whether it says how a text chooses: not by few picks, nor by random token ids."""
+        """Return whether the weights show how a text chooses.
+
+        Few picks and random token ids do not.
+        """
         return self._counted_phase(phase) not in self.few and not self.random_ids
 
     def caveats(self, phase: str) -> Iterator[str]:
-        """Why experts may be chosen in `phase` otherwise than it says, in sentences."""
+        """Yield sentences on why experts may be chosen in `phase` in another way than counted."""
         counted = self._counted_phase(phase)
         if counted != phase:
             yield (
@@ -83,7 +91,7 @@ class Routing:
 
 
 def counted(phases: Mapping[str, Mapping[str, Sequence[float]]], *, source: str) -> Routing | None:
-    """The routing of counts by phase and layer, as run.json holds them; None for no counts."""
+    """Make a routing of counts by phase and layer, as run.json holds them; None for no counts."""
     known = {
         phase: tuple(
             tuple(map(float, layers[layer])) for layer in sorted(layers, key=int) if layers[layer]
@@ -95,14 +103,19 @@ def counted(phases: Mapping[str, Mapping[str, Sequence[float]]], *, source: str)
 
 
 def zipf_weights(experts: int, exponent: float) -> tuple[float, ...]:
-    """r^-exponent for ranks 1 to E: 0 is uniform; at 0.5 the first of 128 gets 6 times the mean."""
+    """Return the weights r^-exponent of ranks 1 to E.
+
+    At 0 they are uniform; at 0.5 the first of 128 has 6 times the mean.
+    """
     return tuple(rank**-exponent for rank in range(1, experts + 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertLoad:
-    """One layer: `distinct` experts get a token, and each of them `rows` in the mean, with a
-    standard deviation of `spread`."""
+    """The load of one layer: `distinct` experts get a token, and each of them `rows` in the mean.
+
+    `spread` is the standard deviation of these rows.
+    """
 
     distinct: float
     rows: float
@@ -119,17 +132,25 @@ def expert_load(
     tokens: float,
     share: float = 1.0,
 ) -> ExpertLoad:
-    """The load of `tokens` tokens, of which a share takes part, with k = `per_token` of E =
-    `experts`. Without a routing every expert is as likely.
+    """Return the mean load of the experts of a layer.
 
-    Raises PrunescopeError where the routing has fewer experts than the model.
+    Args:
+        routing: How often each expert is chosen; None: all as often.
+        phase: The phase whose counts are taken.
+        experts: E, the experts of a layer.
+        per_token: k, the experts that a token goes to.
+        tokens: T, the tokens of the forward.
+        share: The share of the tokens that takes part.
+
+    Raises:
+        PrunescopeError: The routing has fewer experts than the model.
     """
     layers = token_shares(routing, phase, experts, per_token)
-    one = [_load_of_layer(shares, tokens, share) for shares in layers]
+    loads = [_load_of_layer(shares, tokens, share) for shares in layers]
     return ExpertLoad(
-        distinct=_mean(load.distinct for load in one),
-        rows=_mean(load.rows for load in one),
-        spread=_mean(load.spread**2 for load in one) ** 0.5,
+        distinct=_mean(load.distinct for load in loads),
+        rows=_mean(load.rows for load in loads),
+        spread=_mean(load.spread**2 for load in loads) ** 0.5,
     )
 
 
@@ -137,21 +158,24 @@ def expert_load(
 def fullest_expert(
     routing: Routing | None, phase: str, *, experts: int, per_token: int, tokens: float
 ) -> float:
-    """Tokens of the expert of a layer that gets most: one at least, and all of them at most."""
-    found = _mean(
+    """Return the tokens of the expert of a layer that gets most: at least one, and at most all."""
+    most = _mean(
         expected_maximum([(tokens, p, n) for p, n in Counter(shares).items()])
         for shares in token_shares(routing, phase, experts, per_token)
     )
-    return min(max(found, 1.0), tokens) if tokens >= 1 else found
+    return min(max(most, 1.0), tokens) if tokens >= 1 else most
 
 
 @lru_cache(maxsize=256)
 def token_shares(
     routing: Routing | None, phase: str, experts: int, per_token: int
 ) -> tuple[Shares, ...]:
-    """P(a token takes the expert), by layer. Where more experts were counted than there are now,
-    those that were chosen most are left, in their order, and take the tokens of the others. A layer
-    with fewer than others has counts of its own, and no part in those of `experts`."""
+    """Return P(a token takes the expert) of each expert, by layer.
+
+    If more experts were counted than there are now, those that were chosen most are left, in their
+    order, and take the tokens of the others. A layer with fewer experts than other layers has
+    counts of its own, and no part in those of `experts`.
+    """
     if routing is None:
         return ((per_token / experts,) * experts,)
     counted = routing.weights(phase, experts)
@@ -160,6 +184,7 @@ def token_shares(
 
 
 def _shares(weights: Sequence[float], experts: int, per_token: int) -> Shares:
+    """Turn the weights of a layer into probabilities for its `experts` most chosen experts."""
     if len(weights) < experts:
         raise PrunescopeError(
             f"the routing counts {len(weights)} experts in a layer, and the model has {experts}",
@@ -174,21 +199,27 @@ def _shares(weights: Sequence[float], experts: int, per_token: int) -> Shares:
 
 
 def _capped(shares: list[float], per_token: int) -> Shares:
-    """No expert is taken twice by a token: what is above 1 goes to the others in their shares."""
+    """Cap the shares at 1, as a token takes no expert twice: what is above goes to the others.
+
+    The others get it in proportion to their shares.
+    """
     while any(share > 1 + 1e-12 for share in shares):
         full = sum(share >= 1 for share in shares)
-        rest = sum(share for share in shares if share < 1)
-        if not rest:  # fewer experts are ever chosen than a token takes
+        below = sum(share for share in shares if share < 1)
+        if not below:  # fewer experts are ever chosen than a token takes
             even = (per_token - full) / max(1, len(shares) - full)
             return tuple(1.0 if share >= 1 else even for share in shares)
-        scale = (per_token - full) / rest
+        scale = (per_token - full) / below
         shares = [1.0 if share >= 1 else share * scale for share in shares]
     return tuple(shares)
 
 
 def _load_of_layer(shares: Shares, tokens: float, share: float) -> ExpertLoad:
-    """An expert that a token takes with p gets none of T with (1 − p)^T, else Tp/(1 − (1 − p)^T) in
-    the mean."""
+    """Return the load of one layer.
+
+    An expert that a token takes with probability p gets none of T tokens with (1 − p)^T, else it
+    gets Tp/(1 − (1 − p)^T) in the mean.
+    """
     alike = [(p * share, n) for p, n in Counter(shares).items()]
     distinct = sum(n * (1 - (1 - p) ** tokens) for p, n in alike)
     if not distinct:
@@ -200,25 +231,25 @@ def _load_of_layer(shares: Shares, tokens: float, share: float) -> ExpertLoad:
 
 @lru_cache(maxsize=1 << 10)
 def fullest_rank(
-    routing: Routing | None,
-    phase: str,
-    *,
-    experts: int,
-    per_token: int,
-    tokens: float,
-    ranks: int,
+    routing: Routing | None, phase: str, *, experts: int, per_token: int, tokens: float, ranks: int
 ) -> float:
-    """Tokens of the fullest of `ranks` devices over their mean, where the experts lie on devices in
-    their order, as evenly as whole ones allow. Counts have that order; Zipf's law has none, so that
-    its experts lie in `_LAYOUTS` random orders, the same ones each time."""
+    """Return the tokens of the fullest of `ranks` devices over their mean.
+
+    The experts lie on devices in their order, as evenly as whole ones allow. Counts have that
+    order; Zipf's law has none, so that its experts lie in `_LAYOUTS` random orders, the same ones
+    each time.
+    """
     layers = token_shares(routing, phase, experts, per_token)
     if routing is not None and not routing.phases:
-        layers = _in_any_order(layers[0])
+        layers = _shuffle_experts(layers[0])
     return _mean(_fullest_rank(shares, tokens, ranks) for shares in layers)
 
 
-def _in_any_order(shares: Shares) -> tuple[Shares, ...]:
-    """The experts of some layers, each in a random order of its own; one where all are alike."""
+def _shuffle_experts(shares: Shares) -> tuple[Shares, ...]:
+    """Return the experts of some layers, each layer in a random order of its own.
+
+    If all experts are alike, one layer is enough.
+    """
     if len(set(shares)) == 1:
         return (shares,)
     rng = random.Random(0)
@@ -226,7 +257,10 @@ def _in_any_order(shares: Shares) -> tuple[Shares, ...]:
 
 
 def _fullest_rank(shares: Shares, tokens: float, ranks: int) -> float:
-    """Each of the k draws of a token hits a device with the share of the draws that it serves."""
+    """Return the load of the fullest device of one layer over the mean.
+
+    Each of the k draws of a token hits a device with the share of the draws that it serves.
+    """
     per_token = sum(shares)
     ends = [len(shares) * rank // ranks for rank in range(ranks + 1)]
     held = Counter(
@@ -239,8 +273,11 @@ def _fullest_rank(shares: Shares, tokens: float, ranks: int) -> float:
 
 
 def expected_maximum(counts: Iterable[tuple[float, float, int]]) -> float:
-    """The mean of the largest of independent binomial counts, given as (draws n, chance p, how many
-    of them): Σ over j ≥ 0 of 1 − Π P(count ≤ j)."""
+    """Return the mean of the largest of independent binomial counts.
+
+    The counts are given as (draws n, chance p, how many of them). The mean is Σ over j ≥ 0 of 1 − Π
+    P(count ≤ j).
+    """
     known = [(n, min(p, 1.0), many) for n, p, many in counts if many and p > 0]
     if not known:
         return 0.0
@@ -260,7 +297,7 @@ def expected_maximum(counts: Iterable[tuple[float, float, int]]) -> float:
 
 
 def _distribution(draws: float, chance: float) -> Callable[[float], float]:
-    """P(count ≤ x) of a binomial count: exact where its mean is small, else normal."""
+    """Return P(count ≤ x) of a binomial count: exact if its mean is small, else normal."""
     mean = draws * chance
     if mean >= _NORMAL_FROM or chance >= 1:
         deviation = max(1e-9, (mean * (1 - chance)) ** 0.5) * 2**0.5

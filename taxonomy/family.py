@@ -34,7 +34,7 @@ Value = str | int | float | bool
 
 
 def pattern(letters: str) -> dict[str, str]:
-    """Axis letters in the order of GEMM_GROUPS, "-" where nothing moves: "K - - K K K"."""
+    """Assign axis letters to GEMM_GROUPS in order, "-" where nothing moves: "K - - K K K"."""
     return {
         group: ("none" if letter == "-" else letter)
         for group, letter in zip(GEMM_GROUPS, letters.split(), strict=True)
@@ -43,11 +43,13 @@ def pattern(letters: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Knob:
-    """An option of a family (`--set`): its default, its meaning, and its choices where they are
-    few. `assumed`: what the default assumes, where published methods differ in it. `if_given`: a
-    point holds it only where it is given, as in runs of versions without the knob.
-    `predicted_only`: so too, and no pruner realises another value. `only_sizes`: it changes the
-    sizes of dimensions and nothing else, so that points of equal dimensions are one model."""
+    """An option of a family (`--set`): its default, its meaning, and its choices if they are few.
+
+    `assumed`: what the default assumes, where published methods differ in it. `if_given`: a point
+    holds it only if it is given, as in runs of versions without the knob. `predicted_only`: so too,
+    and no pruner realises another value. `only_sizes`: it changes the sizes of dimensions and
+    nothing else, so that points of equal dimensions are one model.
+    """
 
     default: Value
     text: str
@@ -70,15 +72,17 @@ ALIGNMENT = Knob(
 
 
 def recorded(_knobs: Mapping[str, Value]) -> str:
-    """A value of `Family.unrecorded`: a graph can hold the steps at all knobs."""
+    """Return "" for `Family.unrecorded`: a graph can hold the steps at all knobs."""
     return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyPoint:
-    """The request to a family: nominal sparsity s in [0, 1) and knobs by name. `removed`: the
-    indices of removed layers, by what is removed of them ("layer", "attention", "mlp"), as a run
-    recorded them."""
+    """The request to a family: nominal sparsity s in [0, 1) and knobs by name.
+
+    `removed`: the indices of removed layers, by what is removed of them ("layer", "attention",
+    "mlp"), as a run recorded them.
+    """
 
     sparsity: float
     knobs: Mapping[str, Value] = field(default_factory=dict)
@@ -99,14 +103,16 @@ OLD_SELECTIONS = {"calibrated": "importance"}
 
 
 def read_selection(name: str) -> str:
-    """Today's name of a selection that a file or a run holds."""
+    """Return today's name of a selection that a file or a run holds."""
     return OLD_SELECTIONS.get(name, name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Family:
-    """One family, equal to itself alone. `plans` turns a dense shape and a workload into what runs
-    at a point."""
+    """One pruning family, equal to itself alone.
+
+    `plans` turns a dense shape and a workload into what runs at a point.
+    """
 
     id: str
     title: str
@@ -183,7 +189,7 @@ class Family:
         return "weights" in self.cuts
 
     def not_recorded(self, knobs: Mapping[str, Value]) -> str:
-        """Why a graph cannot hold steps of this family at these knobs; "" where it can."""
+        """Return why a graph cannot hold steps of this family at these knobs; "" if it can."""
         if not self.is_dynamic:
             return ""
         if self.unrecorded is None:
@@ -191,9 +197,10 @@ class Family:
         return self.unrecorded(self.point(0.0, knobs).knobs)
 
     def point(self, sparsity: float, knobs: Mapping[str, Value] | None = None) -> FamilyPoint:
-        """A checked point with every knob filled in.
+        """Make a checked point with every knob filled in.
 
-        Raises PrunescopeError for a sparsity outside [0, 1), an unknown knob or a bad choice.
+        Raises:
+            PrunescopeError: The sparsity is outside [0, 1), a knob is unknown, or a choice is bad.
         """
         given = dict(knobs or {})
         for name, value in given.items():
@@ -211,12 +218,12 @@ class Family:
         return FamilyPoint(sparsity=sparsity, knobs={**defaults, **given})
 
     def theory(self, shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Op]:
-        """The ops of one pruned forward, in order."""
+        """Return the ops of one pruned forward, in order."""
         filled = self.point(point.sparsity, point.knobs)
         return forward(self.plans(shape, work, replace(filled, removed=point.removed)))
 
     def to_dict(self) -> dict[str, Any]:
-        """As `families --json` prints it."""
+        """Return the family as `families --json` prints it."""
         knobs = {
             name: {"default": k.default, "choices": list(k.choices), "text": k.text}
             for name, k in self.knobs.items()
@@ -236,22 +243,22 @@ class Family:
 
 
 def identity(shape: ModelShape, work: Workload, _point: FamilyPoint) -> list[Plan]:
-    """The dense forward: a family that moves no dimension."""
+    """Return the dense forward, for a family that moves no dimension."""
     return [dense_plan(shape, work)]
 
 
 def _number(text: str, kind: type) -> Value:
-    """A text as a knob of another type. Raises ValueError where it is none."""
-    found: Value | None = (
+    """Convert a text to the type of a knob. Raise ValueError if it is not such a value."""
+    value: Value | None = (
         whole_number(text) if kind is int else number(text) if kind is float else kind(text)
     )
-    if found is None:
+    if value is None:
         raise ValueError
-    return found
+    return value
 
 
 def _typed(name: str, value: Value, knob: Knob) -> Value:
-    """`value` in the type of the knob's default: the command line gives strings."""
+    """Convert a value to the type of the knob's default, as the command line gives strings."""
     kind, bad = type(knob.default), f"option {name}={value!r}"
     typed: Value = value
     try:

@@ -53,12 +53,12 @@ class Block(msgspec.Struct, kw_only=True, dict=True):
 
     @property
     def as_read(self) -> Mapping[str, Any] | None:
-        """The object that it was read from; None for a block that was made here."""
+        """The object that the block was read from; None for a block that was made here."""
         return self.__dict__.get("as_read")
 
     @classmethod
     def upgraded(cls, plain: dict[str, Any]) -> dict[str, Any]:
-        """The object of a file with the keys of today, where older versions wrote other ones."""
+        """Return the object of a file with the keys of today; older versions wrote other ones."""
         return plain
 
 
@@ -67,8 +67,19 @@ class UnknownVersion(PrunescopeError):
 
 
 def decode(data: str | bytes, kind: type[T], *, where: str, hint: str) -> T:
-    """A file of a struct with a field `schema`. Raises PrunescopeError where it is not JSON, of a
-    version that `kind` does not know, or wrong in a field; `where` and `hint` are for the user."""
+    """Decode a file of a struct with a field `schema`.
+
+    Args:
+        data: The content of the file.
+        kind: The struct; its `schema` is a Literal of the versions that can be read.
+        where: The name of the file in messages.
+        hint: What the user can do about a bad file.
+
+    Raises:
+        PrunescopeError: The file is not JSON, is of a version that `kind` does not know, or is
+            wrong
+            in a field.
+    """
     try:
         plain = msgspec.json.decode(data)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
@@ -83,7 +94,7 @@ def decode(data: str | bytes, kind: type[T], *, where: str, hint: str) -> T:
 
 
 def decode_file(path: Path, kind: type[T], *, where: str, hint: str) -> T | None:
-    """As `decode`; None where there is no such file."""
+    """Decode a file as `decode` does; return None if there is no such file."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -92,37 +103,41 @@ def decode_file(path: Path, kind: type[T], *, where: str, hint: str) -> T | None
 
 
 def _check_version(plain: Mapping[str, Any], kind: Any, *, where: str, hint: str) -> None:
-    """Raise UnknownVersion where `schema` of a file is none that `kind` knows; absent means 1."""
+    """Raise UnknownVersion if `schema` of a file is not one that `kind` knows; absent means 1."""
     known = get_args(_without_meta(_hints(kind)["schema"]))
-    found = plain.get("schema", 1)
-    if found in known and not isinstance(found, bool):
+    version = plain.get("schema", 1)
+    if version in known and not isinstance(version, bool):
         return
-    if isinstance(found, int) and found > max(known):
+    if isinstance(version, int) and version > max(known):
         hint = f"written by a newer prunescope: update prunescope, or {hint}"
     raise UnknownVersion(
-        f"{where} has schema {str(found)[:40]}; this prunescope reads schema "
+        f"{where} has schema {str(version)[:40]}; this prunescope reads schema "
         f"{' or '.join(map(str, known))}",
         hint=hint,
     )
 
 
 def read(kind: type[T], plain: Mapping[str, Any], *, where: str = "", hint: str = "") -> T:
-    """A struct of `kind` and the blocks inside it. Raises PrunescopeError that names the first
-    wrong field, as `phases.prefill.batch`."""
-    what = where or f"the record {kind.__name__}"
-    _check_depth(plain, where=what, hint=hint)
+    """Convert an object to a struct of `kind` and the blocks inside it.
+
+    Raises:
+        PrunescopeError: A field is wrong; the message names the first one, as
+            `phases.prefill.batch`.
+    """
+    name = where or f"the record {kind.__name__}"
+    _check_depth(plain, where=name, hint=hint)
     try:
-        found = msgspec.convert(plain, kind)
+        value = msgspec.convert(plain, kind)
     except msgspec.ValidationError as error:
         place, reason = _explained(str(error), plain, kind)
         wrong = f"{place}: {reason}" if place else reason
-        raise PrunescopeError(f"{what}: {wrong}", hint=hint) from None
-    _keep_as_read(found, plain)
-    return found
+        raise PrunescopeError(f"{name}: {wrong}", hint=hint) from None
+    _keep_as_read(value, plain)
+    return value
 
 
 def plain(value: Any) -> Any:
-    """The JSON value of anything: blocks become objects, at any depth."""
+    """Return the JSON value of anything: blocks become objects, at any depth."""
     if isinstance(value, Block):
         return _plain_block(value)
     if isinstance(value, dict):
@@ -137,27 +152,27 @@ def plain(value: Any) -> Any:
 
 
 def scrubbed(value: T) -> T:
-    """A value with each of its strings and keys scrubbed: structs, lists and dicts in place."""
-    found: Any = value
+    """Scrub each string and key of a value: structs, lists and dicts in place."""
+    clean: Any = value
     if isinstance(value, str):
-        found = scrub(value)
+        clean = scrub(value)
     elif isinstance(value, msgspec.Struct):
         for name in value.__struct_fields__:
             msgspec.structs.force_setattr(value, name, scrubbed(getattr(value, name)))
     elif isinstance(value, list):
         value[:] = map(scrubbed, value)
     elif isinstance(value, tuple):
-        found = tuple(map(scrubbed, value))
+        clean = tuple(map(scrubbed, value))
     elif isinstance(value, dict):
         pairs = [(scrubbed(key), scrubbed(inner)) for key, inner in value.items()]
         value.clear()
         for key, inner in pairs:
             value[free_key(key, value) if isinstance(key, str) else key] = inner
-    return cast(T, found)
+    return cast(T, clean)
 
 
 def changed(block: B, **values: Any) -> B:
-    """A copy of a block with other values, written like the block that it copies."""
+    """Copy a block with other values, written like the block that it copies."""
     copy = msgspec.structs.replace(block, **values)
     copy.__dict__.update(block.__dict__)
     return copy
@@ -179,7 +194,7 @@ def _plain_block(block: Block) -> dict[str, Any]:
 
 @cache
 def _fields(kind: type[Block]) -> dict[str, tuple[Any, bool]]:
-    """The default of each field (UNSET: none), and whether a new block omits it."""
+    """Return the default of each field (UNSET: none), and whether a new block omits it."""
     return {
         field.name: (
             field.default
@@ -198,7 +213,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 @cache
 def _holders(kind: type[Any]) -> tuple[str, ...]:
-    """The fields that hold blocks."""
+    """Return the names of the fields that hold blocks."""
     return tuple(f.encode_name for f in msgspec.structs.fields(kind) if _holds_blocks(f.type))
 
 
@@ -224,7 +239,7 @@ def _keep_as_read(value: Any, plain: Any) -> None:
 
 
 def _explained(error: str, plain: Any, kind: Any) -> tuple[str, str]:
-    """The place of the wrong field and what is wrong with it, from the text of a ValidationError.
+    """Return the place of the wrong field and what is wrong with it, from a ValidationError's text.
 
     Its path writes each key of a dict as `[...]`: the first key whose value is wrong is meant.
     """
@@ -248,7 +263,7 @@ def _explained(error: str, plain: Any, kind: Any) -> tuple[str, str]:
 
 
 def _without_meta(hint: Any) -> Any:
-    """The type in Annotated, or in `type | None`."""
+    """Return the type in Annotated, or in `type | None`."""
     while get_origin(hint) in (Annotated, Union, UnionType):
         hint = next(arg for arg in get_args(hint) if arg is not NoneType)
     return hint

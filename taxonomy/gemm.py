@@ -25,18 +25,18 @@ class Gemm:
 
     @property
     def flop(self) -> int:
-        """2·M·N·K for every matrix of the batch."""
+        """The FLOPs of the product: 2·M·N·K for every matrix of the batch."""
         return 2 * self.batch * self.m * self.n * self.k
 
     def bytes(self, itemsize: float) -> float:
-        """Compulsory bytes: A, W and O once each, `itemsize` bytes an element."""
+        """Return the compulsory bytes: A, W and O once each, `itemsize` bytes per element."""
         return itemsize * self.batch * (self.m * self.k + self.n * self.k + self.m * self.n)
 
 
 def axis_moved(dense: Gemm, pruned: Gemm) -> str:
-    """Which of the axes moved between a dense GEMM and the pruned one that replaces it.
+    """Return which axis moved between a dense GEMM and the pruned one that replaces it.
 
-    "none", "M", "N", "K", "NK", "heads" (only the batch of a batched GEMM fell) or "unknown"
+    It is "none", "M", "N", "K", "NK", "heads" (only the batch of a batched GEMM fell) or "unknown"
     (M moved together with N or K, or the batch with a dimension: no family does that to one GEMM).
     """
     moved = "".join(

@@ -37,9 +37,10 @@ _MOST_DIMS, _DEEPEST = 4, 4
 
 
 def gguf_config(path: Path) -> dict[str, Any]:
-    """The dimensions in the header of a GGUF file, by the names of a Hugging Face config.
+    """Read the dimensions in the header of a GGUF file, by the names of a Hugging Face config.
 
-    Raises PrunescopeError for a damaged file, and for an architecture whose names are not known.
+    Raises:
+        PrunescopeError: The file is damaged, or its architecture's names are not known.
     """
     header = _read(path)
     kind = str(header.values.get("general.architecture"))
@@ -76,23 +77,29 @@ _TENSORS = {
 
 
 def gguf_tensors(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors by their names in Hugging Face, the slowest dimension first. Raises
-    PrunescopeError for a damaged file."""
-    found = {}
+    """Read the shapes of the tensors by their Hugging Face names, the slowest dimension first.
+
+    Raises:
+        PrunescopeError: The file is damaged.
+    """
+    shapes = {}
     for name, shape in _read(path).tensors.items():
         part, _, number_and_rest = name.partition(".")
-        number, _, rest = number_and_rest.partition(".")
-        leaf, _, kind = rest.rpartition(".")
+        number, _, suffix = number_and_rest.partition(".")
+        leaf, _, kind = suffix.rpartition(".")
         if name == "token_embd.weight":
-            found["model.embed_tokens.weight"] = shape[::-1]
+            shapes["model.embed_tokens.weight"] = shape[::-1]
         elif part == "blk" and leaf in _TENSORS:
-            found[f"model.layers.{number}.{_TENSORS[leaf]}.{kind}"] = shape[::-1]
-    return found
+            shapes[f"model.layers.{number}.{_TENSORS[leaf]}.{kind}"] = shape[::-1]
+    return shapes
 
 
 def stored_elements(path: Path) -> int:
-    """The numbers of all tensors together. Raises PrunescopeError where a length leads out of the
-    file, or the tensors cannot fit in it."""
+    """Count the numbers of all tensors together.
+
+    Raises:
+        PrunescopeError: A length leads out of the file, or the tensors cannot fit in it.
+    """
     size = path.stat().st_size
     total = sum(math.prod(shape) for shape in _read(path).tensors.values())
     if total * _LEAST_BITS / 8 > size:
@@ -116,8 +123,10 @@ def _read(path: Path) -> _Header:
 
 
 class _Header:
-    """A place in the file that moves forward, never past the end; `values`: what one number or a
-    text says, `tensors`: shapes, the fastest dimension first."""
+    """A place in the file that moves forward, never past the end.
+
+    `values`: the numbers and texts by key; `tensors`: shapes, the fastest dimension first.
+    """
 
     def __init__(self, data: mmap.mmap, size: int) -> None:
         self.data, self.size, self.at = data, size, 0
@@ -148,8 +157,10 @@ class _Header:
         self.tensors[name if name not in self.tensors else f"{name} {number}"] = shape
 
     def value(self, kind: int, depth: int = 0) -> Any:
-        """One number or text, or whole numbers of layers; None of another list, which is passed
-        over."""
+        """Read one number or text, or a list of whole numbers of layers.
+
+        Other lists are skipped, and None stands for them.
+        """
         if kind == _TEXT:
             return self.text()
         elif kind == _LIST and depth < _DEEPEST:
@@ -174,15 +185,15 @@ class _Header:
         return bytes(self.data[start : min(self.at, start + _LONGEST)]).decode("utf-8", "replace")
 
     def number(self, count: int, *, least: int) -> int:
-        """A count of things of `least` bytes each that the rest of the file can hold."""
+        """Return a count of things of `least` bytes each, if the bytes ahead can hold them."""
         if count * least > self.size - self.at:
             raise ValueError(f"{count} entries in {self.size - self.at} bytes")
         return count
 
     def take(self, form: str) -> tuple[int, ...]:
-        found: tuple[int, ...] = struct.unpack_from(form, self.data, self.at)
+        values: tuple[int, ...] = struct.unpack_from(form, self.data, self.at)
         self.at += struct.calcsize(form)
-        return found
+        return values
 
     def skip(self, count: int) -> None:
         self.at += count

@@ -1,6 +1,6 @@
 """A short check whether the Hub can be reached: its own client tries for half a minute.
 
-In: its address. Out: nothing, or an OSError. What a model's id names is for others to say.
+In: the Hub's address. Out: nothing, or an OSError. Other code says what a model's id names.
 """
 
 from __future__ import annotations
@@ -9,8 +9,12 @@ SECONDS = 5
 
 
 def reach(address: str) -> None:
-    """One short request; any answer will do. Raises OSError where there is none, ValueError where
-    `address` is none."""
+    """Send one short request; any answer will do.
+
+    Raises:
+        OSError: There is no answer.
+        ValueError: `address` is not an address.
+    """
     import urllib.request  # ssl and http, for a question that is seldom asked
 
     try:

@@ -31,17 +31,17 @@ _EPSILON = 1e-9
 _SHOWN = 0.005
 
 
-def rounding(kept: int, total: int, sparsity: float, what: str) -> list[str]:
-    """A note for the run where rounding to whole units changed the share that is removed."""
+def rounding(kept: int, total: int, sparsity: float, unit: str) -> list[str]:
+    """Return a note for the run if rounding to whole units changed the share that is removed."""
     share = 1 - kept / total
     if abs(share - sparsity) <= _SHOWN:
         return []
     removed, asked = percent(share, 1), percent(sparsity, 1)
-    return [f"{kept} of {total} {what} stay: {removed} of them removed, {asked} requested"]
+    return [f"{kept} of {total} {unit} stay: {removed} of them removed, {asked} requested"]
 
 
 def check_sparsity(sparsity: Any) -> float:
-    """`sparsity` as a float where it is a number and 0 ≤ s < 1; else PrunescopeError."""
+    """Return `sparsity` as a float. Raise PrunescopeError unless it is a number and 0 ≤ s < 1."""
     if isinstance(sparsity, bool) or not isinstance(sparsity, Real) or not 0 <= float(sparsity) < 1:
         raise PrunescopeError(
             f"sparsity {sparsity} is outside [0, 1)",
@@ -50,14 +50,11 @@ def check_sparsity(sparsity: Any) -> float:
     return float(sparsity)
 
 
-def _is_layer(word: str, layers: int) -> bool:
-    return word.isascii() and word.isdecimal() and len(word) < 10 and int(word) < layers
-
-
 def aligned(x: float, align: str = ALIGN) -> int:
-    """int(x) rounded up to a dimension of this alignment, one of ALIGNMENTS; 0 stays 0.
+    """Return int(x) rounded up to a dimension of an alignment; 0 stays 0.
 
-    Raises PrunescopeError for another alignment.
+    Raises:
+        PrunescopeError: `align` is not one of ALIGNMENTS.
     """
     if align not in ALIGNMENTS:
         raise PrunescopeError(
@@ -70,17 +67,20 @@ def aligned(x: float, align: str = ALIGN) -> int:
 
 
 def alignment_size(align: str) -> int:
-    """The number that divides dimensions of an alignment: 8 for `8` and `just-8`."""
+    """Return the number that divides dimensions of an alignment: 8 for `8` and `just-8`."""
     return int(_NAMED.get(align, align).removeprefix(_JUST))
 
 
 def is_just(align: str) -> bool:
-    """Whether twice that number divides no dimension of an alignment, as of `odd` and `just-8`."""
+    """Return whether an alignment is exact: twice its number divides no dimension.
+
+    `odd` and `just-8` are such.
+    """
     return _NAMED.get(align, align).startswith(_JUST)
 
 
 def aligned_words(align: str) -> str:
-    """The dimensions of an alignment in words: `multiples of 16`."""
+    """Return the dimensions of an alignment in words: `multiples of 16`."""
     if align not in ALIGNMENTS:  # of a run folder, which may hold anything
         return f"multiples of {align}"
     size = alignment_size(align)
@@ -90,22 +90,26 @@ def aligned_words(align: str) -> str:
 
 
 def floor_of(x: float) -> int:
-    """int(x), but 2.9999999999 (an exact 3 in decimal) is 3."""
+    """Return int(x), but 3 for 2.9999999999, which is an exact 3 in decimal."""
     return int(x + _EPSILON)
 
 
 def removed_layers(layers: int, sparsity: float) -> int:
-    """int(n·s) sublayers of each kind, or whole layers."""
+    """Return int(n·s) of n layers: sublayers of each kind, or whole layers."""
     return floor_of(layers * check_sparsity(sparsity))
 
 
 def named_layers(text: str, layers: int) -> list[int]:
-    """The layers that `--set layers=3,4` names of `layers`, in order.
+    """Return the layers that `--set layers=3,4` names of `layers`, in order.
 
-    Raises PrunescopeError where one is not there or named twice, and where none would be left.
+    Raises:
+        PrunescopeError: A layer is not there or is named twice, or none would be left.
     """
     words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words or not all(_is_layer(word, layers) for word in words):
+    if not words or not all(
+        word.isascii() and word.isdecimal() and len(word) < 10 and int(word) < layers
+        for word in words
+    ):
         raise PrunescopeError(
             f"--set layers={text} does not name layers of this model",
             hint=f"numbers from 0 to {layers - 1}, as layers=3,4,5",
@@ -124,9 +128,10 @@ def named_layers(text: str, layers: int) -> list[int]:
 
 
 def named_share(text: str, layers: int, sparsity: float) -> str | None:
-    """A note where `--set layers=` names another share than the sparsity, else None.
+    """Return a note if `--set layers=` names another share than the sparsity, else None.
 
-    Raises PrunescopeError as `named_layers` does.
+    Raises:
+        PrunescopeError: `named_layers` refuses the text.
     """
     named = len(named_layers(text, layers))
     if abs(named / layers - sparsity) * layers < 1:  # int(n·s) rounds less than a layer away
@@ -138,9 +143,12 @@ def named_share(text: str, layers: int, sparsity: float) -> str | None:
 
 
 def kept_kv_heads(kv_heads: int, sparsity: float, rounding: str = "nearest") -> int:
-    """KV heads left of n_kv: max(1, round(n_kv·p)), ties to even; "paper" takes int(n_kv·p).
+    """Return the KV heads left of n_kv: max(1, round(n_kv·p)), ties to even.
 
-    The paper's int() of a single-head share may be 0: then PrunescopeError.
+    The rounding "paper" takes int(n_kv·p), which may be 0 for a small share.
+
+    Raises:
+        PrunescopeError: No head would be left, or the rounding is unknown.
     """
     share = kv_heads * (1 - check_sparsity(sparsity))
     if rounding not in ROUNDINGS:
@@ -153,27 +161,28 @@ def kept_kv_heads(kv_heads: int, sparsity: float, rounding: str = "nearest") -> 
     if kept == 0:
         raise PrunescopeError(
             f"int({kv_heads} KV heads x {1 - sparsity:g}) leaves 0 heads",
-            hint=f"use rounding=nearest, which keeps one head, or {_at_most(kv_heads)}",
+            hint=f"use rounding=nearest, which keeps one head, or {_largest_sparsity(kv_heads)}",
         )
     return kept
 
 
 def kept_intermediate(intermediate: int, sparsity: float, align: str = ALIGN) -> int:
-    """MLP channels left of f: int(f·p), aligned, never more than f."""
+    """Return the MLP channels left of f: int(f·p), aligned, never more than f."""
     kept = aligned(floor_of(intermediate * (1 - check_sparsity(sparsity))), align)
-    return _some(min(kept, intermediate), "MLP channels", intermediate, sparsity)
+    return _require_some(min(kept, intermediate), "MLP channels", intermediate, sparsity)
 
 
 def kept_hidden(hidden: int, sparsity: float, align: str = ALIGN) -> int:
-    """Residual-stream dimensions left of h: int(h·p), aligned, never more than h."""
+    """Return the residual-stream dimensions left of h: int(h·p), aligned, never more than h."""
     kept = aligned(floor_of(hidden * (1 - check_sparsity(sparsity))), align)
-    return _some(min(kept, hidden), "hidden dimensions", hidden, sparsity)
+    return _require_some(min(kept, hidden), "hidden dimensions", hidden, sparsity)
 
 
 def low_rank(n: int, k: int, sparsity: float, align: str = ALIGN) -> int:
-    """The rank r = int(p·N·K/(N+K)), aligned, of a weight [N, K].
+    """Return the rank r = int(p·N·K/(N+K)), aligned, of a weight [N, K].
 
-    Raises PrunescopeError where r ≥ N·K/(N+K): the pair would cost as much as the matrix.
+    Raises:
+        PrunescopeError: r ≥ N·K/(N+K), so that the pair would cost as much as the matrix.
     """
     rank = _rank(n, k, sparsity, align)
     if not _saves(rank, n, k):
@@ -185,13 +194,13 @@ def low_rank(n: int, k: int, sparsity: float, align: str = ALIGN) -> int:
 
 
 def low_rank_or_dense(n: int, k: int, sparsity: float, align: str = ALIGN) -> int | None:
-    """`low_rank`, or None where the pair would save nothing and the matrix stays dense."""
+    """Return `low_rank`, or None if the pair would save nothing and the matrix stays dense."""
     rank = _rank(n, k, sparsity, align)
     return rank if _saves(rank, n, k) else None
 
 
 def rank_hint(shapes: Iterable[tuple[int, int]], sparsity: float, align: str = ALIGN) -> str:
-    """The nearest sparsity at which some rank makes one of the weights [N, K] smaller."""
+    """Name the nearest sparsity at which some rank makes one of the weights [N, K] smaller."""
     break_even = [n * k / (n + k) for n, k in shapes]
     # The largest aligned rank below N·K/(N+K), as a share of it.
     least = [1 - rank / e for e in break_even if (rank := _largest_below(e, align))]
@@ -201,7 +210,7 @@ def rank_hint(shapes: Iterable[tuple[int, int]], sparsity: float, align: str = A
         )
     nearest = math.ceil(min(least) * 1000) / 1000
     if sparsity > nearest:  # no rank is left
-        return _at_most(math.floor(max(break_even)))
+        return _largest_sparsity(math.floor(max(break_even)))
     return (
         f"raise the sparsity: from --sparsity {nearest:g} on a rank aligned to {align} saves "
         "something"
@@ -209,13 +218,16 @@ def rank_hint(shapes: Iterable[tuple[int, int]], sparsity: float, align: str = A
 
 
 def _largest_below(limit: float, align: str) -> int:
-    """The largest aligned number below `limit`; 0 where there is none."""
+    """Return the largest aligned number below `limit`; 0 if there is none."""
     return next((n for n in range(math.ceil(limit) - 1, 0, -1) if aligned(n, align) == n), 0)
 
 
 def spared_share(sparsity: float, full_heads: float) -> float:
-    """The sparsity of keys over all heads where a share `full_heads` of them reads every key.
-    Raises PrunescopeError outside [0, 1)."""
+    """Return the sparsity of keys over all heads if a share `full_heads` of them reads every key.
+
+    Raises:
+        PrunescopeError: The share is outside [0, 1).
+    """
     if not 0 <= full_heads < 1:
         raise PrunescopeError(
             f"full_heads={full_heads:g} is not a share of the heads below 1",
@@ -236,11 +248,11 @@ def kept_experts(
     open_groups: int = 1,
     ranked_by: int = 1,
 ) -> int:
-    """Experts left of E in a layer: max(k, round(E·p)), ties to even; a token needs its top k.
+    """Return the experts left of E in a layer: max(k, round(E·p)), ties to even.
 
-    Of `groups` between which a router chooses `open_groups` first, as many are left in each, at
-    least the share of k that they have to serve and the `ranked_by` that rank a group; all of them
-    where none can go.
+    A token needs its top k, so that k stay at least. Of `groups` between which a router chooses
+    `open_groups` first, as many are left in each, at least the share of k that they have to serve
+    and the `ranked_by` that rank a group; all of them if none can go.
     """
     kept = max(per_token, round(round(experts * (1 - check_sparsity(sparsity)), 9)))
     if groups < 2:
@@ -250,12 +262,12 @@ def kept_experts(
 
 
 def kept_routes(per_token: int, sparsity: float) -> int:
-    """Experts that a token still goes to, of its k: max(1, round(k·p)), ties to even."""
+    """Return the experts that a token still goes to, of its k: max(1, round(k·p)), ties to even."""
     return max(1, round(round(per_token * (1 - check_sparsity(sparsity)), 9)))
 
 
 def kept_count(total: int, sparsity: float) -> int:
-    """max(1, int(total·p)): tokens, cached keys, blocks or ranks kept of `total`."""
+    """Return max(1, int(total·p)): the tokens, cached keys, blocks or ranks kept of `total`."""
     return max(1, floor_of(total * (1 - check_sparsity(sparsity))))
 
 
@@ -267,15 +279,15 @@ def _saves(rank: int, n: int, k: int) -> bool:
     return 0 < rank * (n + k) < n * k
 
 
-def _at_most(total: int) -> str:
-    """The largest sparsity, in thousandths, that leaves one unit of `total`."""
+def _largest_sparsity(total: int) -> str:
+    """Name the largest sparsity, in thousandths, that leaves one unit of `total`."""
     return f"--sparsity {math.floor((1 - 1 / total) * 1000) / 1000:g} is the most"
 
 
-def _some(kept: int, what: str, total: int, sparsity: float) -> int:
+def _require_some(kept: int, unit: str, total: int, sparsity: float) -> int:
     if kept == 0:
         raise PrunescopeError(
-            f"sparsity {sparsity} leaves 0 of {total} {what}",
-            hint=f"use a lower sparsity: {_at_most(total)}",
+            f"sparsity {sparsity} leaves 0 of {total} {unit}",
+            hint=f"use a lower sparsity: {_largest_sparsity(total)}",
         )
     return kept

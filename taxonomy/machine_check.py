@@ -1,4 +1,4 @@
-"""One check of `doctor` on a machine: created in tracer/, shown by analysis/report/."""
+"""One check of `doctor` on a machine, which tracer/ makes and analysis/report/ shows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(kw_only=True)
 class MachineCheck:
-    """One check. `needed`: without it `trace` or `analyze` does not work."""
+    """One check of a machine; `needed`: without it `trace` or `analyze` does not work."""
 
     check: str  # its name
     ok: bool | None  # None: cannot be known

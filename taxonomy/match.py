@@ -1,4 +1,4 @@
-"""At which sparsity of its own a family removes a given share of the FLOPs, parameters or bytes.
+"""The sparsity at which a family removes a given share of the FLOPs, parameters or bytes.
 
 In: a family, a dense shape, a workload, knobs, and the share that is to go. Out: Match, from the
 family's theory: the nearest point that its whole heads, layers and multiples of 16 allow. FLOPs and
@@ -31,13 +31,16 @@ _SHOWN = 0.0005  # shares are shown to a tenth of a percent
 
 
 class RemovesNothing(PrunescopeError):
-    """A family that removes nothing of what is to be matched, at any sparsity."""
+    """The error for a family that removes nothing of what is to be matched, at any sparsity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """`own`: the family's own sparsity; `removed`: the shares of FLOPs, parameters and bytes that
-    go at it, in theory; `asked` is the share of `by` that was to go."""
+    """The sparsity that removes a share of FLOPs, parameters or bytes, and what goes at it.
+
+    `own`: the family's own sparsity; `removed`: the shares of FLOPs, parameters and bytes that go
+    at it, in theory; `asked` is the share of `by` that was to go.
+    """
 
     by: str
     asked: float
@@ -46,12 +49,12 @@ class Match:
     removed: Mapping[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """As run.json holds it."""
+        """Return the match as run.json holds it."""
         return asdict(self)
 
     @property
     def note(self) -> str:
-        """The requested share, and the nearest share that was found."""
+        """The requested share, and the nearest share that was found, in a sentence."""
         return (
             f"match={self.by}: s = {self.own:g} of the family removes "
             f"{percent(self.removed[self.by], 1)} of the {MATCHES[self.by]} ({self.phase}, in "
@@ -60,20 +63,24 @@ class Match:
 
 
 def take_match(knobs: Mapping[str, Value]) -> tuple[str, dict[str, Value]]:
-    """The value of `match` and the other knobs. Raises PrunescopeError on one that there is not."""
-    rest = dict(knobs)
-    by = str(rest.pop(KNOB, NOMINAL))
+    """Split the knobs into the value of `match` and the other knobs.
+
+    Raises:
+        PrunescopeError: The value is not a choice, or contradicts the knob `layers`.
+    """
+    others = dict(knobs)
+    by = str(others.pop(KNOB, NOMINAL))
     if by not in (NOMINAL, *MATCHES):
         raise PrunescopeError(
             f"option {KNOB}={by!r} is not a valid choice",
             hint=f"one of {NOMINAL}, {', '.join(MATCHES)}",
         )
-    if by != NOMINAL and rest.get("layers"):
+    if by != NOMINAL and others.get("layers"):
         raise PrunescopeError(
-            f"{KNOB}={by} chooses how many layers go, and layers={rest['layers']} names them",
+            f"{KNOB}={by} chooses how many layers go, and layers={others['layers']} names them",
             hint="leave one of the two out",
         )
-    return by, rest
+    return by, others
 
 
 def removed_shares(
@@ -85,8 +92,10 @@ def removed_shares(
     knobs: Mapping[str, Any],
     removed: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, float]:
-    """Shares that a family removes at its own sparsity: {"flop", "param", "byte"}. `removed`: the
-    layers that went, by kind, where they are known."""
+    """Return the shares that a family removes at its own sparsity: {"flop", "param", "byte"}.
+
+    `removed`: the layers that went, by kind, if they are known.
+    """
     point = replace(chosen.point(sparsity, knobs), removed=removed or {})
     return _removed_by(chosen, chosen.plans(shape, work, point), shape, work)
 
@@ -96,9 +105,9 @@ def _removed_by(
 ) -> dict[str, float]:
     dense = _sums(shape, work)
     ops = forward(plans)
-    left = _of_ops(ops)
+    left = _sum_ops(ops)
     if chosen.keeps_weights:
-        left["param"] = dense["param"] + _of_ops(op for op in ops if op.added)["param"]
+        left["param"] = dense["param"] + _sum_ops(op for op in ops if op.added)["param"]
     return {name: 1 - left[name] / dense[name] for name in left}
 
 
@@ -111,26 +120,37 @@ def solve(
     work: Workload,
     knobs: Mapping[str, Any],
 ) -> Match:
-    """The point whose removed share of `by` is the nearest to `asked`.
+    """Return the point whose removed share of `by` is the nearest to `asked`.
 
-    Raises PrunescopeError where the family cannot remove as little or as much, with the nearest
-    share that it can; RemovesNothing where it removes nothing of it.
+    Args:
+        chosen: The family.
+        asked: The share to remove, in 0..1.
+        by: One of MATCHES.
+        shape: The dense model.
+        work: The forward in which FLOPs and bytes count.
+        knobs: The family's knobs by name.
+
+    Raises:
+        RemovesNothing: The family removes nothing of it.
+        PrunescopeError: The family cannot remove as little or as much; the message gives the
+            nearest
+            share that it can.
     """
 
     shares = _shares(chosen, shape, work, tuple(sorted(knobs.items())))
 
     def share(sparsity: float) -> float | None:
-        found = shares(sparsity)
-        return None if found is None else found[by]
+        candidates = shares(sparsity)
+        return None if candidates is None else candidates[by]
 
     own = 0.0
     if asked > 0:
         dense_plan(shape, work)  # a shape that the theory does not cover says so here
-        found = _candidates(share, asked)
-        if max(found.values(), default=0.0) < _SHOWN:
-            raise _removes_nothing(chosen, by, work, some=bool(found))
-        _check_range(chosen, by, asked, found)
-        own = _short(share, min(found, key=lambda s: (abs(found[s] - asked), s)))
+        candidates = _candidates(share, asked)
+        if max(candidates.values(), default=0.0) < _SHOWN:
+            raise _removes_nothing(chosen, by, work, some=bool(candidates))
+        _check_range(chosen, by, asked, candidates)
+        own = _short(share, min(candidates, key=lambda s: (abs(candidates[s] - asked), s)))
     removed = dict.fromkeys(MATCHES, 0.0)
     if own > 0:
         removed = removed_shares(chosen, own, shape=shape, work=work, knobs=knobs)
@@ -141,12 +161,14 @@ def solve(
 def _shares(
     chosen: Family, shape: ModelShape, work: Workload, knobs: tuple[tuple[str, Value], ...]
 ) -> Callable[[float], Mapping[str, float] | None]:
-    """The removals of a family at a sparsity of its own, each computed once; None where it has no
-    such point: no rank that saves, 2:4 at other than 0.5."""
+    """Return a function from a sparsity to what the family removes at it, each computed once.
+
+    It gives None where the family has no such point: no rank that saves, 2:4 at other than 0.5.
+    """
     last: tuple[list[Plan], dict[str, float]] | None = None
 
     @cache
-    def at(sparsity: float) -> Mapping[str, float] | None:
+    def removals_at(sparsity: float) -> Mapping[str, float] | None:
         nonlocal last
         try:
             plans = chosen.plans(shape, work, chosen.point(sparsity, dict(knobs)))
@@ -157,16 +179,16 @@ def _shares(
         except PrunescopeError:
             return None
 
-    return at
+    return removals_at
 
 
 @cache
 def _sums(shape: ModelShape, work: Workload) -> dict[str, float]:
-    return _of_ops(forward([dense_plan(shape, work)]))
+    return _sum_ops(forward([dense_plan(shape, work)]))
 
 
-def _of_ops(ops: Iterable[Op]) -> dict[str, float]:
-    """FLOPs and parameters of a forward, and the bytes of the ops counted in the roofline."""
+def _sum_ops(ops: Iterable[Op]) -> dict[str, float]:
+    """Sum FLOPs and parameters of a forward, and the bytes of the ops counted in the roofline."""
     every = list(ops)
     return {
         "flop": flop(every),
@@ -176,28 +198,31 @@ def _of_ops(ops: Iterable[Op]) -> dict[str, float]:
 
 
 def _candidates(share: Callable[[float], float | None], asked: float) -> dict[float, float]:
-    """{s: share} of the points that remove something: a grid, and both sides of each place where
-    the share passes `asked` (it is a staircase, and need not rise everywhere)."""
+    """Return {s: share} of the points that remove something.
+
+    They are a grid, and both sides of each place at which the share passes `asked`: the share is a
+    staircase over s, and need not rise everywhere.
+    """
     grid = [i / _GRID for i in range(1, _GRID)]
-    found = {s: x for s in grid if (x := share(s)) is not None and x > _SAME}
+    shares = {s: x for s in grid if (x := share(s)) is not None and x > _SAME}
     for low, high in zip(grid[:-1], grid[1:], strict=True):
-        if low not in found or high not in found:
+        if low not in shares or high not in shares:
             continue
-        if (found[low] < asked) == (found[high] < asked):
+        if (shares[low] < asked) == (shares[high] < asked):
             continue
-        below = found[low] < asked
+        below = shares[low] < asked
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
             x = share(middle)
             if x is None:
                 break
-            found[middle] = x
+            shares[middle] = x
             low, high = (middle, high) if (x < asked) == below else (low, middle)
-    return found
+    return shares
 
 
-def _check_range(chosen: Family, by: str, asked: float, found: dict[float, float]) -> None:
-    least, most = min(found.values()), max(found.values())
+def _check_range(chosen: Family, by: str, asked: float, shares: dict[float, float]) -> None:
+    least, most = min(shares.values()), max(shares.values())
     if least - _TOLERANCE <= asked <= most + _TOLERANCE:
         return
     edge, word = (least, "least") if asked < least else (most, "most")
@@ -223,7 +248,7 @@ def _removes_nothing(chosen: Family, by: str, work: Workload, *, some: bool) -> 
 
 
 def _short(share: Callable[[float], float | None], own: float) -> float:
-    """The shortest decimal with the same share."""
+    """Return the shortest decimal with the same share."""
     for digits in range(2, 9):
         rounded = round(own, digits)
         x, y = share(rounded) if 0 < rounded < 1 else None, share(own)

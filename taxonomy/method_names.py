@@ -1,4 +1,7 @@
-"""Values of `--method`: families with their sparsities, a function of the user's, a plan's file."""
+"""Values of `--method`: families with their sparsities, a function of the user's, a plan's file.
+
+In: the value as typed. Out: which of the three it is, the families in it, or a folder name.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from prunescope.taxonomy.arguments import number
 
 
 def is_function(method: str) -> bool:
-    """Whether `--method` names `package.module:function`, not families."""
+    """Return whether `--method` names `package.module:function`, not families."""
     from prunescope.taxonomy.families import families  # here: `--help` need not load the theory
 
     name, colon, sparsity = method.partition(":")
@@ -18,13 +21,16 @@ def is_function(method: str) -> bool:
 
 
 def is_plan(method: str) -> bool:
-    """Whether `--method` names a plan that `allocate` wrote."""
+    """Return whether `--method` names a plan that `allocate` wrote."""
     return method.lower().endswith(".json")
 
 
 def method_parts(method: str) -> list[tuple[str, str | None]]:
-    """(family, its own sparsity or None) in order, as typed in `FAMILY:0.25+FAMILY`; empty for a
-    function and for a plan. Whether there are such families and sparsities is not looked at."""
+    """Split a method as typed in `FAMILY:0.25+FAMILY` into (family, its own sparsity or None).
+
+    The list is empty for a function and for a plan. Whether there are such families and sparsities
+    is not checked.
+    """
     if is_function(method) or is_plan(method):
         return []
     words = (word.partition(":") for word in method.split("+"))
@@ -32,7 +38,7 @@ def method_parts(method: str) -> list[tuple[str, str | None]]:
 
 
 def run_name(model: str, method: str | None = None, sparsity: float | None = None) -> str:
-    """A folder name such as tiny-llama-FAMILY-0.5, from what was asked for."""
+    """Return a folder name such as tiny-llama-FAMILY-0.5, from what was asked for."""
     from prunescope.taxonomy.scrub import scrub  # here: `--help` need not compile its patterns
 
     words = [Path(model).name, method or "dense"]

@@ -23,12 +23,12 @@ from prunescope.taxonomy.families import known
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PublishedMethod:
-    """A method: the id of its family, None where no GEMM moves; why; and the knobs it means.
+    """A method: the id of its family, None if no GEMM moves; why; and the knobs that it means.
 
-    `executes`: what its inference runs; `runs`: what ours runs instead, None where it is the same
-    GEMMs; `source`: {"title", "url"} of what was read of it, None where nothing was; then
-    `not_read` says why; `by_extension`: whether the placement is ours and not of arXiv 2606.09080;
-    `select`: the `--select` that chooses parts as the paper does, None where none does.
+    `executes`: what its inference runs; `runs`: what ours runs instead, None if it is the same
+    GEMMs; `source`: {"title", "url"} of what was read of it, None if nothing was; then `not_read`
+    says why; `by_extension`: whether the placement is ours and not of arXiv 2606.09080; `select`:
+    the `--select` that chooses parts as the paper does, None if none does.
     """
 
     name: str
@@ -44,32 +44,40 @@ class PublishedMethod:
 
     @property
     def predict_only(self) -> dict[str, str]:
-        """The knobs of it that no pruner realises: with them `predict` computes what the paper
-        executes, and not what a trace of the family runs."""
-        found = known([self.family or ""])
-        unreal = {name for one in found for name, knob in one.knobs.items() if knob.predicted_only}
+        """The knobs of the method that no pruner realises.
+
+        With them `predict` computes what the paper executes, and not what a trace of the family
+        runs.
+        """
+        families = known([self.family or ""])
+        unreal = {
+            name
+            for family in families
+            for name, knob in family.knobs.items()
+            if knob.predicted_only
+        }
         return {name: value for name, value in self.knobs.items() if name in unreal}
 
     @property
     def runnable(self) -> dict[str, str]:
-        """The knobs of it that `trace` has, too."""
+        """The knobs of the method that `trace` has, too."""
         unreal = self.predict_only
         return {name: value for name, value in self.knobs.items() if name not in unreal}
 
     @property
     def is_predicted_only(self) -> bool:
-        """Whether nothing of it runs here: its family has no pruner."""
-        return any(one.predicted_only for one in known([self.family or ""]))
+        """Whether nothing of the method runs here: its family has no pruner."""
+        return any(family.predicted_only for family in known([self.family or ""]))
 
     def to_dict(self) -> dict[str, Any]:
-        """As `families --json` and `predict --json` hold it."""
-        found = {name: getattr(self, name) for name in self.__slots__}
+        """Return the method as `families --json` and `predict --json` hold it."""
+        fields = {name: getattr(self, name) for name in self.__slots__}
         source = None if self.source is None else dict(self.source)
         knobs = {"knobs": dict(self.knobs), "predict_only": self.predict_only}
-        return {**found, **knobs, "source": source}
+        return {**fields, **knobs, "source": source}
 
     def heading(self) -> str:
-        """The method's family with the knobs that run, those that predict alone has, and why."""
+        """Return the method's family with the knobs that run, those of predict alone, and why."""
         place = f"{self.family or 'outside'}{_options(self.runnable)}"
         place += "" if self.select is None else f" --select {self.select}"
         if self.is_predicted_only:
@@ -79,7 +87,7 @@ class PublishedMethod:
         return f"{self.name}: {place}, {self.because}"
 
     def sentences(self) -> list[str]:
-        """A sentence: what the paper executes, what runs here, and where that was read."""
+        """Say what the paper executes, what runs here, and where that was read."""
         where = self.not_read or "not looked up"
         read = f"not read: {where}"
         if self.source is not None:
@@ -99,54 +107,65 @@ class PublishedMethod:
 
 
 def find_published(name: str) -> PublishedMethod | None:
-    """The method of a name, in any case and with any marks between words; None for no method."""
+    """Return the method of a name; None for no method.
+
+    Any case is read, and any marks between words.
+    """
     return _table().get(slug(name))
 
 
 def published(name: str) -> PublishedMethod:
-    """The method of a name. Raises PrunescopeError with the nearest names for one of none."""
-    found = find_published(name)
-    if found is None and known([slug(name)]):
+    """Return the method of a name.
+
+    Raises:
+        PrunescopeError: No method has this name; the hint gives the nearest ones.
+    """
+    method = find_published(name)
+    if method is None and known([slug(name)]):
         raise PrunescopeError(
             f"{name} is a family, and --method takes a published method",
             hint="`prunescope families` shows all families",
         )
-    if found is None:
+    if method is None:
         raise PrunescopeError(
             f"no published method is called {name!r}",
             hint=f"nearest: {nearest(slug(name), method_names())}; `prunescope families` lists "
             "the families",
         )
-    return found
+    return method
 
 
 def family_of(name: str) -> tuple[str, Mapping[str, str]]:
-    """The family that a name means and the knobs that go with it, as the family runs it: without
-    those of `predict_only`. A name that is no method's stays as it is. Raises PrunescopeError for a
-    method that moves no axis of a GEMM."""
-    found = find_published(name)
-    if found is None:
+    """Return the family that a name means, and the knobs that go with it, as the family runs it.
+
+    The knobs of `predict_only` are left out. A name that is no method's stays as it is.
+
+    Raises:
+        PrunescopeError: The method moves no axis of a GEMM.
+    """
+    method = find_published(name)
+    if method is None:
         return name, {}
-    if found.family is None:
+    if method.family is None:
         raise PrunescopeError(
-            f"{found.name} moves no M, N or K of a GEMM: {found.because}",
+            f"{method.name} moves no M, N or K of a GEMM: {method.because}",
             hint="`prunescope families` lists what pruning can move",
         )
-    return found.family, found.runnable
+    return method.family, method.runnable
 
 
 def methods() -> tuple[PublishedMethod, ...]:
-    """Every method once, in the order of the table."""
+    """Return every method once, in the order of the table."""
     return tuple(dict.fromkeys(_table().values()))
 
 
 def method_names() -> tuple[str, ...]:
-    """Every name that `placed` knows, as a slug, sorted."""
+    """Return every name that `published` knows, as a slug, sorted."""
     return tuple(sorted(_table()))
 
 
 def slug(name: str) -> str:
-    """A name in small letters and digits with single hyphens between."""
+    """Return a name in small letters and digits with single hyphens between."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 
@@ -159,22 +178,13 @@ def _options(knobs: Mapping[str, str]) -> str:
 def _table() -> dict[str, PublishedMethod]:
     text = resources.files("prunescope.taxonomy").joinpath("methods.json").read_text("utf-8")
     rows: dict[str, dict[str, Any]] = json.loads(text)
-    found = {}
+    methods = {}
     for name, row in rows.items():
-        one = PublishedMethod(
-            name=name,
-            family=row["family"],
-            because=row["because"],
-            knobs=row.get("knobs", {}),
-            executes=row["executes"],
-            runs=row["runs"],
-            source=row["source"],
-            not_read=row.get("not_read"),
-            by_extension=row["by_extension"],
-            select=row.get("select"),
-        )
+        fields: dict[str, Any] = {key: row.get(key) for key in PublishedMethod.__slots__}
+        fields |= {"name": name, "knobs": row.get("knobs", {})}
+        method = PublishedMethod(**fields)
         for spelling in (name, *row.get("also", ())):
             key = slug(spelling)
-            assert key not in found, f"two methods are called {key}"
-            found[key] = one
-    return found
+            assert key not in methods, f"two methods are called {key}"
+            methods[key] = method
+    return methods

@@ -5,8 +5,8 @@
 is the option `--batch` of the command, the parameter `batch` of the Python function, and a part of
 the name of a result. A key of a sweep file is annotated with the same constant (`repeats`), or,
 where it lists values of an option (`mode`), takes its help from it (`tracer/sweep/plan.py`). In: a
-request class. Out: its options, checked values. The command line imports this before anything else:
-the standard library alone.
+request class. Out: its options, checked values. The command line imports this before anything else,
+so that it needs the standard library alone.
 """
 
 import inspect
@@ -22,7 +22,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
-from prunescope.taxonomy.arguments import by_format, pairs, peaks
+from prunescope.taxonomy.arguments import pairs, peaks, rename_formats
 from prunescope.taxonomy.errors import PrunescopeError, helpful
 
 P = ParamSpec("P")
@@ -72,17 +72,17 @@ class NamedOption:
 
     @property
     def flags(self) -> list[str]:
-        """Its words on the command line, the long one first."""
+        """The words of the option on the command line, the long one first."""
         return self.option.flag.split() or [f"--{self.name.replace('_', '-')}"]
 
 
 def is_union(kind: Any) -> bool:
-    """Whether a type is `A | B`."""
+    """Return whether a type is `A | B`."""
     return get_origin(kind) in (Union, UnionType)
 
 
 def named_option(name: str, annotation: Any, default: Any) -> NamedOption | None:
-    """The option that an annotation describes; None where it describes none."""
+    """Return the option that an annotation describes; None if it describes none."""
     option = next((m for m in getattr(annotation, "__metadata__", ()) if type(m) is Option), None)
     if option is None:
         return None
@@ -90,20 +90,24 @@ def named_option(name: str, annotation: Any, default: Any) -> NamedOption | None
 
 
 def options_of(request: type) -> Iterator[NamedOption]:
-    """The options of a request class, in order. Its other fields are Python's alone."""
+    """Yield the options of a request class, in order. Its other fields are Python's alone."""
     for field in fields(request):
         factory = field.default_factory
         default = field.default if factory is MISSING else factory()
-        if (found := named_option(field.name, field.type, default)) is not None:
-            yield found
+        if (option := named_option(field.name, field.type, default)) is not None:
+            yield option
 
 
 def checked(request: Request) -> Request:
-    """The request with each value in the type of its option: numbers of numpy become Python's.
+    """Return the request with each value in the type of its option.
 
-    The validation behind both doors, the command line and Python. Raises PrunescopeError, which
-    says what is accepted, for the first value of another type, outside its range or none of its
-    choices.
+    Numbers of numpy become Python's. This is the validation behind both doors, the command line and
+    Python.
+
+    Raises:
+        PrunescopeError: A value is of another type, outside its range or not one of its
+            choices; the
+            hint says what is accepted.
     """
     options = {named.name: named for named in options_of(type(request))}
     for field in fields(request):  # type: ignore[arg-type]
@@ -129,7 +133,11 @@ def checked(request: Request) -> Request:
 
 
 def check_count(name: str, value: object, *, least: int) -> int:
-    """A whole number of at least `least` and at most MOST. Raises PrunescopeError for others."""
+    """Return a whole number of at least `least` and at most MOST.
+
+    Raises:
+        PrunescopeError: `value` is not such a number.
+    """
     try:
         count: int = _typed_one(int, value)
     except _WrongTypeError:
@@ -142,7 +150,7 @@ def check_count(name: str, value: object, *, least: int) -> int:
 
 
 def check_options(request: object) -> None:
-    """Raises PrunescopeError for the first value that is none of its choices or out of range."""
+    """Raise PrunescopeError for the first value that is not one of its choices or out of range."""
     for named in options_of(type(request)):
         value, option = getattr(request, named.name), named.option
         if value is None:
@@ -160,8 +168,10 @@ def check_options(request: object) -> None:
 
 
 def check_range(name: str, value: float, least: float | None, most: float | None) -> None:
-    """Raises PrunescopeError for a number outside [least, most], or none that is finite. `name`:
-    what stands before the number in the sentence."""
+    """Raise PrunescopeError for a number outside [least, most], or one that is not finite.
+
+    `name` is what stands before the number in the message.
+    """
     # Python itself does not spell out a number of thousands of digits.
     huge = isinstance(value, int) and value.bit_length() >= 256
     shown = name.rstrip(" =") if huge else f"{name}{value}"
@@ -180,11 +190,13 @@ def _range_text(least: float | None, most: float | None) -> str:
 
 
 def _label(named: NamedOption) -> str:
-    """The name of an option in a message: an argument has no flag."""
+    """Return the name of an option in a message: an argument has no flag."""
     return named.name if named.option.argument else named.flags[0]
 
 
 class _WrongTypeError(Exception):
+    """A value that is not of an option's type."""
+
     pass
 
 
@@ -193,12 +205,12 @@ _ONE = {int: "a whole number", float: "a number", str: "a text", bool: "True or 
 
 
 def _typed(kind: Any, value: Any) -> Any:
-    """`value` as a value of a type of an option. Raises _WrongTypeError where it is none."""
+    """Return `value` as a value of an option's type. Raise _WrongTypeError if it is not one."""
     kind = kind.__origin__ if get_origin(kind) is Annotated else kind
     if is_union(kind):
-        for one in sorted(get_args(kind), key=lambda one: one is not type(value)):
+        for member in sorted(get_args(kind), key=lambda member: member is not type(value)):
             with suppress(_WrongTypeError):
-                return _typed(one, value)
+                return _typed(member, value)
         raise _WrongTypeError
     origin = get_origin(kind)
     if isinstance(origin, type) and issubclass(origin, Mapping):
@@ -211,7 +223,7 @@ def _typed(kind: Any, value: Any) -> Any:
         values = value.tolist() if hasattr(value, "tolist") else value  # an array
         if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
             raise _WrongTypeError
-        return tuple(_typed(get_args(kind)[0], one) for one in values)
+        return tuple(_typed(get_args(kind)[0], member) for member in values)
     return _typed_one(str if origin is Literal else kind, value)
 
 
@@ -235,7 +247,7 @@ def _typed_one(kind: Any, value: Any) -> Any:
 
 
 def _described(kind: Any) -> str:
-    """A type in words, for a hint."""
+    """Describe a type in words, for a hint."""
     kind = kind.__origin__ if get_origin(kind) is Annotated else kind
     if is_union(kind):
         return " or ".join(dict.fromkeys(map(_described, get_args(kind))))
@@ -251,8 +263,10 @@ def _described(kind: Any) -> str:
 
 
 def fill_missing(request: object) -> None:
-    """Give a field that is None its default, where that is made anew for each request: a mapping or
-    a list. For `__post_init__`."""
+    """Give a field that is None its default, if that is made anew for each request.
+
+    Such a default is a mapping or a list. Call it in `__post_init__`.
+    """
     for field in fields(request):  # type: ignore[arg-type]
         factory = field.default_factory
         if factory is not MISSING and getattr(request, field.name) is None:
@@ -260,9 +274,12 @@ def fill_missing(request: object) -> None:
 
 
 def takes(request: Callable[P, Request]) -> Callable[[Callable[[Request], R]], Callable[P, R]]:
-    """Make a function of a request one of the options of that request: `trace(request)` is called
-    as `trace("tiny-llama", phase="decode")`, with the signature of the class. Its docstring
-    lists them. An option that there is not raises TypeError with the nearest ones."""
+    """Make a function of a request one of the options of that request.
+
+    `trace(request)` is then called as `trace("tiny-llama", phase="decode")`, with the signature of
+    the class, and its docstring lists the options. An option that does not exist raises TypeError
+    with the nearest ones.
+    """
 
     def decorate(function: Callable[[Request], R]) -> Callable[P, R]:
         @wraps(function)
@@ -271,12 +288,13 @@ def takes(request: Callable[P, Request]) -> Callable[[Callable[[Request], R]], C
 
         signature, returns = inspect.signature(request), inspect.signature(function)
         described = {named.name: named for named in options_of(request)}  # type: ignore[arg-type]
-        parameters = [
-            p.replace(annotation=described[p.name].type, default=_shown(described[p.name], p))
-            if p.name in described
-            else p
-            for p in signature.parameters.values()
-        ]
+        parameters = []
+        for parameter in signature.parameters.values():
+            if (named := described.get(parameter.name)) is not None:
+                # A dataclass's signature has `<factory>` as the default of a mapping.
+                default = parameter.default if named.default is MISSING else named.default
+                parameter = parameter.replace(annotation=named.type, default=default)
+            parameters.append(parameter)
         call.__signature__ = signature.replace(  # type: ignore[attr-defined]
             parameters=parameters, return_annotation=returns.return_annotation
         )
@@ -288,13 +306,8 @@ def takes(request: Callable[P, Request]) -> Callable[[Callable[[Request], R]], C
     return decorate
 
 
-def _shown(named: NamedOption, parameter: inspect.Parameter) -> Any:
-    """A default as a signature shows it: dataclasses write `<factory>` for an empty mapping."""
-    return parameter.default if named.default is MISSING else named.default
-
-
 def _documented(text: str, options: Mapping[str, NamedOption]) -> str:
-    """A docstring with what its options do, before its examples."""
+    """Add what the options do to a docstring, before its examples."""
     before, examples, after = text.partition("Examples:\n")
     lines = "".join(f"    {name}: {named.option.help}\n" for name, named in options.items())
     return f"{before.rstrip()}\n\nArgs:\n{lines}\n{examples}{after}"
@@ -364,7 +377,7 @@ Peaks = Annotated[
         metavar="DTYPE=TFLOPS",
         typed=list[str],
         parse=peaks,
-        canonical=by_format,
+        canonical=rename_formats,
         least=LEAST_RATE,
         most=MOST_RATE,
     ),
@@ -386,8 +399,11 @@ Engine = Annotated[
 
 
 def as_path(given: Path | str | None) -> Path | None:
-    """A path as it is, or that of a text; None for None. Raises PrunescopeError for anything
-    else."""
+    """Return a path as it is, or that of a text; None for None.
+
+    Raises:
+        PrunescopeError: `given` is anything else.
+    """
     if given is None:
         return None
     if not isinstance(given, str | os.PathLike) or "\0" in str(given):

@@ -1,7 +1,7 @@
 """JSON files that prunescope itself writes, identified by their keys.
 
-In: a file or its content that a command could not use. Out: what it is, and which command takes it:
-a person who gives the wrong file of a sweep is told so, instead of that it is not a trace.
+In: a file or its content that a command could not use. Out: what it is, and which command takes it.
+A person who gives the wrong file of a sweep learns so, instead of that it is not a trace.
 """
 
 from __future__ import annotations
@@ -26,10 +26,7 @@ _KNOWN: tuple[tuple[frozenset[str], tuple[str, str]], ...] = (
     (frozenset({"config", "results"}), _OF_SWEEP),
     (
         frozenset({"subject", "baseline", "device", "phases", "tool"}),
-        (
-            "is a report",
-            "`prunescope check` takes it; analyze its run or trace for another report",
-        ),
+        ("is a report", "`prunescope check` takes it; analyze its run or trace for another report"),
     ),
     (
         frozenset({"model", "phases", "versions"}),
@@ -46,15 +43,17 @@ _KNOWN: tuple[tuple[frozenset[str], tuple[str, str]], ...] = (
 
 
 def own_document(content: Any) -> tuple[str, str] | None:
-    """The kind of a file that prunescope wrote, and the command that takes it; None for others."""
+    """Return what a file of ours is, and the command that takes it; None for other files."""
     if not isinstance(content, Mapping):
         return None
     return next((text for keys, text in _KNOWN if keys <= content.keys()), None)
 
 
 def refuse_own_file(path: Path) -> None:
-    """Raise PrunescopeError that names a file of ours, with the command that takes it; nothing for
-    another file."""
+    """Raise PrunescopeError that names a file of ours and the command that takes it.
+
+    Nothing happens for another file.
+    """
     try:
         if not path.is_file() or path.stat().st_size > _MOST_BYTES:
             return

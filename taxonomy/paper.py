@@ -33,7 +33,7 @@ LOWEST, HIGHEST = "lowest", "highest"
 
 
 class Setup(msgspec.Struct, kw_only=True, frozen=True):
-    """How the paper measured."""
+    """The settings with which the paper measured."""
 
     model: str
     device: str
@@ -57,7 +57,7 @@ class Setup(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Step(msgspec.Struct, kw_only=True, frozen=True):
-    """The dense step of Fig. 2: shares by category; `gap`: launches."""
+    """The dense step of Fig. 2: its time, and shares of it by category; `gap`: launches."""
 
     wall_ns: float
     shares: dict[str, float]
@@ -76,8 +76,11 @@ class GemmSteps(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Paper(msgspec.Struct, kw_only=True, frozen=True):
-    """paper.json. Rows of `figure_5`: family, phase, batch, length, speedup at s = 0.5; of its
-    `ends`: family, phase, sparsity, the lowest and the highest speedup over batches and lengths."""
+    """The content of paper.json.
+
+    Rows of `figure_5`: family, phase, batch, length, speedup at s = 0.5. Rows of `figure_5_ends`:
+    family, phase, sparsity, the lowest and the highest speedup over batches and lengths.
+    """
 
     source: str
     setup: Setup
@@ -93,8 +96,11 @@ class Paper(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class PublishedValue(msgspec.Struct, kw_only=True, frozen=True):
-    """One number of the paper. `name`: a family, a category, or an axis of a GEMM; `at`: what else
-    places it, an alignment, a share, or which end."""
+    """One number of the paper.
+
+    `name`: a family, a category, or an axis of a GEMM; `at`: what else places it, an alignment, a
+    share, or which end.
+    """
 
     figure: str
     name: str
@@ -108,18 +114,18 @@ class PublishedValue(msgspec.Struct, kw_only=True, frozen=True):
 
 @cache
 def paper() -> Paper:
-    """The numbers of the paper."""
+    """Read the numbers of the paper."""
     data = resources.files("prunescope.taxonomy").joinpath("paper.json").read_bytes()
     return msgspec.json.decode(data, type=Paper)
 
 
 def families_of(of: Paper) -> list[str]:
-    """The families of its Fig. 5, in its order."""
+    """Return the families of the paper's Fig. 5, in its order."""
     return list(dict.fromkeys(family for family, *_ in of.figure_5))
 
 
 def published(of: Paper) -> Iterator[PublishedValue]:
-    """Every number of the paper, in the order of its figures."""
+    """Yield every number of the paper, in the order of its figures."""
     yield from _values_of_steps(of)
     yield from _values_of_models(of)
     yield from _values_of_layers(of)
@@ -138,25 +144,12 @@ def _values_of_steps(of: Paper) -> Iterator[PublishedValue]:
 
 def _values_of_models(of: Paper) -> Iterator[PublishedValue]:
     for family, phase, batch, length, speedup in of.figure_5:
-        yield PublishedValue(
-            figure=FIGURE_5,
-            name=family,
-            value=speedup,
-            phase=phase,
-            batch=batch,
-            prompt_len=length,
-            sparsity=0.5,
-        )
+        where: dict[str, Any] = {"phase": phase, "batch": batch, "prompt_len": length}
+        yield PublishedValue(figure=FIGURE_5, name=family, value=speedup, sparsity=0.5, **where)
     for family, phase, sparsity, *ends in of.figure_5_ends:
         for at, speedup in zip((LOWEST, HIGHEST), ends, strict=True):
-            yield PublishedValue(
-                figure=ALL_SETTINGS,
-                name=family,
-                value=speedup,
-                phase=phase,
-                sparsity=sparsity,
-                at=at,
-            )
+            where = {"phase": phase, "sparsity": sparsity, "at": at}
+            yield PublishedValue(figure=ALL_SETTINGS, name=family, value=speedup, **where)
 
 
 def _values_of_layers(of: Paper) -> Iterator[PublishedValue]:
@@ -170,16 +163,10 @@ def _values_of_layers(of: Paper) -> Iterator[PublishedValue]:
 
 def _values_of_shapes(of: Paper) -> Iterator[PublishedValue]:
     usual = {family: value for align, family, value in of.alignment if align == "16"}
+    where = {"phase": "prefill", "sparsity": 0.5, **_AT_32K}
     for align, family, value in of.alignment:
-        yield PublishedValue(
-            figure=ALIGNMENT,
-            name=family,
-            value=value / usual[family],
-            phase="prefill",
-            sparsity=0.5,
-            at=align,
-            **_AT_32K,
-        )
+        relative = value / usual[family]
+        yield PublishedValue(figure=ALIGNMENT, name=family, value=relative, at=align, **where)
     for axis, speedups in (("N", of.gemm.of_n), ("K", of.gemm.of_k)):
         for share, speedup in zip(of.gemm.pruned, speedups, strict=True):
             yield PublishedValue(figure=GEMM_STEPS, name=axis, value=speedup, at=f"{share:g}")

@@ -1,5 +1,4 @@
-"""The data types of the cost model: a workload, what a family changes of a stack of layers, and an
-op.
+"""The data types of the cost model: a workload, what a family changes of a stack of layers, an op.
 
 Workload and Plan are the input of `taxonomy.theory`, Op is its output. FLOPs count multiply and
 add; bytes are compulsory traffic; shares lie in 0..1; time is seconds.
@@ -22,30 +21,30 @@ LOGITS = ("last", "all")
 
 
 class Sizes(Protocol):
-    """The forwards of a phase, as a run or a request states them."""
+    """The sizes of the forwards of a phase, as a run or a request states them."""
 
     @property
     def batch(self) -> int:
-        """Sequences."""
+        """The number of sequences."""
 
     @property
     def prompt_len(self) -> int:
-        """Tokens of each prompt."""
+        """The tokens of each prompt."""
 
     @property
     def context(self) -> int | None:
-        """Keys that a decode query sees."""
+        """The keys that a decode query sees."""
 
     @property
     def logits(self) -> str:
-        """One of LOGITS."""
+        """The positions whose logits are computed, one of LOGITS."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """One forward: a prefill of [batch, prompt_len], or one decode step.
 
-    `context` is L, the keys a decode query sees, itself included; `prompt_len` where it is None.
+    `context` is L, the keys that a decode query sees, itself included; None: `prompt_len`.
     `routing` says how often each expert is chosen; None: all as often. `absorbed`: a decode step of
     latent attention multiplies its queries into the cached latents, as serving engines do, and does
     not expand keys and values from them, as transformers does.
@@ -82,7 +81,7 @@ class Workload:
         routing: Routing | None = None,
         absorbed: bool = False,
     ) -> Workload:
-        """A forward of `phase` with these sizes and bytes a number."""
+        """Make a forward of `phase` with these sizes and `itemsize` bytes per number."""
         return cls(
             phase=phase,
             batch=sizes.batch,
@@ -101,24 +100,27 @@ class Workload:
 
     @property
     def keys(self) -> int:
-        """S in prefill, L in decode."""
+        """The keys of a sequence: S in prefill, L in decode."""
         return self.prompt_len if self.prefill or self.context is None else self.context
 
     @property
     def rows(self) -> int:
-        """T: tokens through a layer."""
+        """The tokens through a layer, called T in formulas."""
         return self.batch * self.prompt_len if self.prefill else self.batch
 
     @property
     def head_rows(self) -> int:
-        """T_o: tokens through lm_head."""
+        """The tokens through lm_head, called T_o in formulas."""
         return self.rows if self.logits == "all" else self.batch
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A GEMM that stands for (a part of) one weight [n, k]: its share of the dense FLOPs of that
-    shape, of the bytes of that shape as stored, and of its numbers."""
+    """A GEMM that stands for one weight [n, k], or a part of it.
+
+    `flop`: its share of the dense FLOPs of that shape; `stored`: that of the bytes as stored;
+    `numbers`: that of the numbers.
+    """
 
     n: int
     k: int
@@ -128,7 +130,7 @@ class Piece:
 
 
 def whole(_role: str, n: int, k: int) -> tuple[Piece, ...]:
-    """The weight as it is: one GEMM."""
+    """Return the weight as it is: one GEMM."""
     return (Piece(n, k),)
 
 
@@ -170,20 +172,27 @@ class Plan:
 
     @property
     def context(self) -> int:
-        """Keys in the cache of a layer that attends to all of it."""
+        """The keys in the cache of a layer that attends to all of it."""
         return self.work.keys if self.held is None else self.held
 
     @property
     def absorbed(self) -> bool:
         """Whether queries attend to cached latents as they are."""
-        return self.work.absorbed and not self.work.prefill and self.shape.kv_rank is not None
+        return (
+            self.work.absorbed
+            and not self.work.prefill
+            and self.shape.attention.kv_rank is not None
+        )
 
 
 # Not frozen: most of the time of a forward is in making these, and that would double it.
 @dataclass(slots=True, kw_only=True)
 class Op:
-    """One op of a forward, in one layer. `gemms` are whole numbers; `flop` and `bytes` are
-    expectations. An attention has two GEMMs, of groups qk and pv. `parameters` counts numbers."""
+    """One op of a forward, in one layer.
+
+    `gemms` are whole numbers; `flop` and `bytes` are expectations. An attention has two GEMMs, of
+    groups qk and pv. `parameters` counts numbers.
+    """
 
     name: str  # pairs dense and pruned
     role: str
@@ -214,16 +223,16 @@ class Op:
 
     @property
     def gathered(self) -> bool:
-        """Whether it works on rows that are chosen at run time."""
+        """Whether the op works on rows that are chosen at run time."""
         return self.rows < 1
 
     def seconds(self, *, flop_per_s: float, byte_per_s: float) -> float:
-        """max(F/π, Q/β) of one layer."""
+        """Return the roofline time of one layer, max(F/π, Q/β)."""
         return max(self.flop / flop_per_s, self.bytes / byte_per_s)
 
 
 def whole_gemm(plan: Plan, name: str, gemm: Gemm, *, role: str, group: str, layers: float) -> Op:
-    """A GEMM that no family makes smaller: Q = b(T·K + N·K + T·N)."""
+    """Make a GEMM that no family makes smaller: Q = b(T·K + N·K + T·N)."""
     b, weights = plan.work.itemsize, gemm.n * gemm.k
     return Op(
         name=name,

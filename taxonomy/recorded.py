@@ -1,5 +1,4 @@
-"""Values that the recorder leaves to the reader of its run: roles of the weights, the model's
-shape.
+"""Values that the recorder leaves to the reader of its run: roles of weights, and the shape.
 
 In: `model` and `census` of a run.json that `prunescope recorder`'s file wrote, which knows no
 architecture. Out: the same blocks, completed in place as a capture writes them. What the config
@@ -34,10 +33,10 @@ def complete(model: ModelEntry, stats: WeightStats) -> None:
 
 
 def _stored(matrices: list[Matrix]) -> StoredTensors:
-    """The matrices under the names that a checkpoint gives them."""
+    """Return the matrices under the names that a checkpoint gives them."""
     shapes = {}
     for row in matrices:
         if row.name is not None and row.shape is not None:
-            of_experts = len(row.shape) > 2 and "experts" in row.name
-            shapes[row.name if of_experts else f"{row.name}.weight"] = tuple(row.shape)
+            is_stack = len(row.shape) > 2 and "experts" in row.name
+            shapes[row.name if is_stack else f"{row.name}.weight"] = tuple(row.shape)
     return StoredTensors(shapes)

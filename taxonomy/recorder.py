@@ -14,8 +14,7 @@ PROFILER, NSYS = "profiler", "Nsight Systems"  # a key and its value in the meta
 
 @dataclass(frozen=True)
 class Recorder:
-    """How to record shapes, modules, both, only steps that are warm, what the host
-    does, and kernels."""
+    """How to record shapes, modules, both, warm steps only, the host, and kernels."""
 
     shapes: str
     modules: str
@@ -46,10 +45,10 @@ _OF_NSYS = Recorder(
 
 
 def recorder_of(meta: Mapping[str, Any]) -> Recorder:
-    """The recorder of a trace with such metadata."""
+    """Return the recorder of a trace with such metadata."""
     return recorder_called(meta.get(PROFILER))
 
 
 def recorder_called(name: Any) -> Recorder:
-    """A recorder by its name in the metadata; torch's for any other."""
+    """Return a recorder by its name in the metadata; torch's for any other name."""
     return _OF_NSYS if name == NSYS else _TORCH

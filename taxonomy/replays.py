@@ -1,7 +1,7 @@
 """GEMMs replayed alone (`prunescope gemm`): the file that the tracer writes and the analysis reads.
 
-Times are ns a call; null: not known. A time is the geometric mean over placements of a placement's
-median, and its interval the t interval of the mean of their logarithms.
+Times are ns per call; null: not known. A time is the geometric mean over placements of a
+placement's median, and its interval the t interval of the mean of their logarithms.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ _HINT = "give the gemms.json that `prunescope gemm` wrote"
 
 @dataclass(frozen=True, kw_only=True)
 class GemmCase:
-    """A GEMM of a pruned model, and the dense one that it replaces where that is known. `role`:
-    those that have it, as "gate, up"."""
+    """A GEMM of a pruned model, and the dense one that it replaces if that is known.
+
+    `role`: the roles that have it, as "gate, up".
+    """
 
     pruned: Gemm
     dtype: str
@@ -51,7 +53,10 @@ class ReplayTimes(Block, kw_only=True):
 
 
 class ReplayedGemm(Block, kw_only=True):
-    """One shape. `warm`: its operands were just used; `cold`: the last-level cache was flushed."""
+    """One shape that was replayed.
+
+    `warm`: its operands were just used; `cold`: the last-level cache was flushed.
+    """
 
     # Why it was replayed: "given" on the command line, a GEMM of the "pruned" model, the "dense"
     # one that it replaces, a "good" dimension near it, one of each alignment near it ("aligned"),
@@ -81,14 +86,16 @@ class ReplayedGemm(Block, kw_only=True):
 
     @property
     def gemm(self) -> Gemm:
-        """Its shape."""
+        """The shape of the GEMM."""
         return Gemm(self.m, self.n, self.k, self.batch)
 
 
 class StepCurve(Block, kw_only=True):
-    """Time over N or K with the other dimensions fixed, operands warm. `width`: one more step every
-    so many, null where time is as well described by a straight line; fitted to the median over
-    placements, so that one that was disturbed makes no step."""
+    """Time over N or K with the other dimensions fixed, operands warm.
+
+    `width`: one more step every so many, null if a straight line describes time as well; fitted to
+    the median over placements, so that one that was disturbed makes no step.
+    """
 
     axis: Name
     role: Name | None = None
@@ -107,7 +114,7 @@ class StepCurve(Block, kw_only=True):
     base_ns: Number | None = None
 
     def gemm(self, size: int) -> Gemm:
-        """The shape of a point."""
+        """Return the shape of the point with a size."""
         n, k = (size, self.k) if self.axis == "N" else (self.n, size)
         return Gemm(self.m, n or 1, k or 1, self.batch)
 
@@ -120,7 +127,10 @@ class ReplayPeaks(Block, kw_only=True):
     source: str | None = None
 
     def ideal_ns(self, gemm: Gemm, dtype: str) -> tuple[float, str] | None:
-        """The roofline time of a call and what bounds it; None where a peak is not known."""
+        """Return the roofline time of a call in ns and what bounds it.
+
+        None means that a peak is not known.
+        """
         rate, size = self.flop_per_s.get(dtype), ITEMSIZE.get(dtype)
         if not rate or not self.byte_per_s or size is None:
             return None
@@ -129,7 +139,7 @@ class ReplayPeaks(Block, kw_only=True):
 
 
 class ReplayDevice(Block, kw_only=True):
-    """Where the GEMMs were replayed."""
+    """The device on which the GEMMs were replayed."""
 
     kind: Name | None = None
     name: str | None = None
@@ -137,8 +147,10 @@ class ReplayDevice(Block, kw_only=True):
 
 
 class Replays(Block, kw_only=True):
-    """All of a gemms.json. `disturbed`: by what, where rounds were; `left_out`: GEMMs that were not
-    replayed, and why."""
+    """The whole of a gemms.json.
+
+    `disturbed`: what disturbed rounds; `left_out`: the GEMMs that were not replayed, and why.
+    """
 
     schema: Literal[1] = 1
     tool: str = ""
@@ -157,21 +169,30 @@ class Replays(Block, kw_only=True):
 
     @property
     def timing_valid(self) -> bool:
-        """Whether its times are evidence: no round that counts was disturbed, though disturbed ones
-        were taken again."""
+        """Whether the times are evidence: no round that counts was disturbed.
+
+        Disturbed rounds are taken again; a round counts as disturbed if its repetition was
+        disturbed too.
+        """
         return not self.disturbed
 
 
 def read_replays(path: Path) -> Replays:
-    """A gemms.json. Raises PrunescopeError for another file, and for none at all."""
+    """Read a gemms.json.
+
+    Raises:
+        PrunescopeError: There is no file, or it is another file.
+    """
     if not path.is_file() or path.stat().st_size > MAX_BYTES:
         raise PrunescopeError(f"{path.name} is not a file of replayed GEMMs", hint=_HINT)
     return decode(path.read_bytes(), Replays, where=path.name, hint=_HINT)
 
 
 def interval_of(values: Sequence[float]) -> list[float] | None:
-    """The 95 % t interval of the mean of a value for each placement; None for fewer than
-    LEAST_PLACEMENTS."""
+    """Return the 95 % t interval of the mean of a value for each placement.
+
+    None means fewer than LEAST_PLACEMENTS.
+    """
     if len(values) < LEAST_PLACEMENTS:
         return None
     mean = statistics.fmean(values)
@@ -180,7 +201,7 @@ def interval_of(values: Sequence[float]) -> list[float] | None:
 
 
 def times_of(placements: Sequence[Sequence[float]]) -> ReplayTimes:
-    """The time of a call from its samples in ns, by placement."""
+    """Return the time of a call from its samples in ns, by placement."""
     medians = [statistics.median(samples) for samples in placements]
     logs = [math.log(ns) for ns in medians]
     ends = interval_of(logs)

@@ -1,8 +1,8 @@
-"""Where a module path stands in a decoder: its layer and its role.
+"""The place of a module path in a decoder: its layer and its role.
 
 In: a dotted module path as `named_modules` gives it (`model.layers.3.mlp.gate_proj`), and the model
-type where it is known. Out: Place(layer, role, scope). One table serves the tracer's pruners and
-the analysis; what an architecture names otherwise is in its entry of `architecture_table`.
+type if it is known. Out: Place(layer, role, scope). One table serves the tracer's pruners and the
+analysis; what an architecture names otherwise is in its entry of `architecture_table`.
 """
 
 from __future__ import annotations
@@ -96,13 +96,20 @@ _MIXER = re.compile(
 _EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
 _SHARED = re.compile(r"(^|\.)(shared_experts?|shared_mlp)(\.|$)")
 _ADAPTER = re.compile(r"\.(lora|vera)_(embedding_)?[AB](\.|$)")  # peft: next to a linear, not in it
+_LEAVES_OF_MLP = {
+    "Wi": "gate_up", "Wo": "down", "c_proj": "down", "dense": "down", "proj": "down", "fc": "up",
+    "wi": "up",
+}  # fmt: skip
 _NORMS = ("norm", "layer_norm", "LayerNorm", "layernorm", "out_norm", "ln_out")
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """`layer`: index in the layer list, or None. `role`: one of ROLES. `scope`: the part of the
-    layer the path lies in ("attention", "mlp", "mixer", "conv", "layer", "model")."""
+    """The place of a module in a decoder.
+
+    `layer`: index in the layer list, or None. `role`: one of ROLES. `scope`: the part of the layer
+    in which the path lies ("attention", "mlp", "mixer", "conv", "layer", "model").
+    """
 
     layer: int | None
     role: str
@@ -111,10 +118,14 @@ class Place:
 
 @lru_cache(maxsize=65536)
 def locate(path: str, architecture: str | None = None) -> Place:
-    """The place of a module path. The role is "unknown" where no entry of the table matches.
+    """Return the place of a module path; its role is "unknown" if no entry of the table matches.
 
-    `architecture` is the model type; without it a name has the role that most architectures give
-    it. A module inside one whose role is known has that role.
+    A module inside one whose role is known has that role.
+
+    Args:
+        path: The dotted path.
+        architecture: The model type; without it a name has the role that most architectures
+            give it.
     """
     layer, inner = _split(path)
     if layer is not None and not inner:
@@ -137,8 +148,10 @@ def locate(path: str, architecture: str | None = None) -> Place:
 
 
 def locate_all(paths: Iterable[str]) -> dict[str, Place]:
-    """`locate` of the module paths of one model whose type is not known: a name that some
-    architectures use otherwise is identified by the modules next to it."""
+    """Locate the module paths of one model whose type is not known.
+
+    A name that some architectures use otherwise is identified by the modules next to it.
+    """
     names = list(paths)
     leaves = {name.rpartition(".")[2] for name in names}
     marked = next(
@@ -148,7 +161,7 @@ def locate_all(paths: Iterable[str]) -> dict[str, Place]:
 
 
 def matrix_role(path: str) -> str:
-    """The role that a path's last names give, of an expert's matrices too: gate, up, down."""
+    """Return the role that a path's last names give: gate, up or down of an expert's matrix."""
     layer, inner = _split(path)
     scope = _scope(inner, inside_layer=layer is not None)
     names = inner.split(".")
@@ -161,8 +174,8 @@ def matrix_role(path: str) -> str:
 
 
 def _split(path: str) -> tuple[int | None, str]:
-    found = _LAYER.search(path)
-    return (int(found.group(1)), found.group(2) or "") if found else (None, path)
+    match = _LAYER.search(path)
+    return (int(match.group(1)), match.group(2) or "") if match else (None, path)
 
 
 def _scope(inner: str, *, inside_layer: bool) -> str:
@@ -181,26 +194,18 @@ def _scope(inner: str, *, inside_layer: bool) -> str:
 
 
 def _usual(leaf: str) -> str:
-    """The role of a name by itself."""
+    """Return the role of a name by itself."""
     return next((role for pattern, role in _LEAF if pattern.match(leaf)), "unknown")
 
 
 def _role_in_context(role: str, leaf: str, names: list[str], scope: str) -> str:
-    """Names that mean different things in different parts of a layer."""
+    """Return the role of a name that means different things in different parts of a layer."""
     if scope == "mixer":
         return _role_in_mixer(role, leaf, names)
     if scope == "attention":
         return _role_in_attention(role, leaf)
     if scope == "mlp":
-        return {
-            "Wi": "gate_up",
-            "Wo": "down",
-            "c_proj": "down",
-            "dense": "down",
-            "proj": "down",
-            "fc": "up",
-            "wi": "up",
-        }.get(leaf, role)
+        return _LEAVES_OF_MLP.get(leaf, role)
     if scope == "layer":
         return _role_in_layer(role, leaf, names)
     if leaf in _NORMS:

@@ -1,8 +1,8 @@
 """The run manifest `run.json`: what one variant of a model is, how it was run and timed.
 
-Version 1. Times are integer ns, memory is bytes. No host, user, path, secret or environment value,
-neither in what is written nor in what is read of a file from elsewhere.
-`pruning` is what the tool did; `census` holds statistics of the weights, which the verdict reads.
+Version 1. Times are integer ns, memory is bytes. Neither what is written nor what is read of a file
+from elsewhere holds a host, user, path, secret or environment value. `pruning` is what the tool
+did; `census` holds statistics of the weights, which the verdict reads.
 """
 
 from __future__ import annotations
@@ -106,25 +106,34 @@ class PhaseRun(Block, kw_only=True):
 
     @property
     def has_disturbed_samples(self) -> bool:
-        """Whether more than a tenth of the samples were disturbed: the mean over placements, each
-        with equal weight as in `time_ns`, so that extra samples of one hide no other."""
-        kept = [one.disturbed / one.samples for one in self.placements if one.samples]
+        """Whether more than a tenth of the samples were disturbed.
+
+        The share is the mean over placements, each with equal weight as in `time_ns`, so that extra
+        samples of one hide no other.
+        """
+        kept = [
+            placement.disturbed / placement.samples
+            for placement in self.placements
+            if placement.samples
+        ]
         return sum(kept) > _DISTURBED * len(kept)
 
     @property
     def has_disturbed_steps(self) -> bool:
         """Whether most profiled steps are of placements whose profiled steps were disturbed."""
-        found = sum(placement.steps for placement in self.placements if placement.steps_disturbed)
-        return 2 * found > sum(placement.steps for placement in self.placements)
+        disturbed = sum(
+            placement.steps for placement in self.placements if placement.steps_disturbed
+        )
+        return 2 * disturbed > sum(placement.steps for placement in self.placements)
 
     @property
     def is_disturbed(self) -> bool:
-        """Whether its times are not valid: of samples, or of most profiled steps."""
+        """Whether the times are not valid: those of samples, or of most profiled steps."""
         return self.has_disturbed_samples or self.has_disturbed_steps
 
     @property
     def samples_by_placement(self) -> list[list[int]]:
-        """`samples_ns` by placement; one list if the weights were not moved."""
+        """The `samples_ns` by placement; one list if the weights were not moved."""
         counts = [placement.samples for placement in self.placements]
         if len(counts) < 2 or sum(counts) != len(self.samples_ns):
             return [self.samples_ns]
@@ -133,8 +142,10 @@ class PhaseRun(Block, kw_only=True):
 
     @property
     def time_ns(self) -> float | None:
-        """The time of a step as reports give it: the geometric mean over placements of the medians
-        of their samples; None without samples."""
+        """The time of a step as reports give it; None without samples.
+
+        It is the geometric mean over placements of the medians of their samples.
+        """
         from statistics import fmean, median  # imported late: an analysis needs neither
 
         medians = [median(samples) for samples in self.samples_by_placement if samples]
@@ -173,15 +184,19 @@ class Run(Block, kw_only=True):
     @property
     def is_disturbed(self) -> bool:
         """Whether another program ran during a phase, so that its times are not valid."""
-        return any(one.is_disturbed for one in self.phases.values())
+        return any(phase.is_disturbed for phase in self.phases.values())
 
     def to_json(self) -> str:
-        """The manifest as it is written, keys in the order of the fields."""
+        """Return the manifest as it is written, keys in the order of the fields."""
         return json.dumps(_scrubbed(plain(self)), indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, *, where: str = MANIFEST) -> Run:
-        """Read a manifest. Raises PrunescopeError for anything but a valid one of version 1."""
+        """Read a manifest.
+
+        Raises:
+            PrunescopeError: The text is anything but a valid manifest of version 1.
+        """
         run = decode(text, cls, where=where, hint="trace the model again, or restore the file")
         if run.model.source == RECORDER:
             from prunescope.taxonomy.recorded import complete  # few runs need it
@@ -191,8 +206,7 @@ class Run(Block, kw_only=True):
 
     @classmethod
     def upgraded(cls, plain: dict[str, Any]) -> dict[str, Any]:
-        """Keys of phases as versions before 0.2 wrote them become those of today, and every string
-        is scrubbed."""
+        """Rename the keys of phases that versions before 0.2 wrote, and scrub every string."""
         plain = _scrubbed(plain)
         phases = plain.get("phases")
         if not isinstance(phases, dict):
@@ -208,30 +222,36 @@ class Run(Block, kw_only=True):
 
 
 def _scrubbed(plain: dict[str, Any]) -> dict[str, Any]:
-    """A manifest without secrets, mail addresses and paths. The names of its traces stay as they
-    are on disk, and so does where its baseline lies."""
+    """Return a manifest without secrets, mail addresses and paths.
+
+    The names of its traces stay as they are on disk, and so does the path of its baseline.
+    """
     model: Any = plain.get("model")
     words = plain.get("argv")
-    found: dict[str, Any] = scrub_values({**plain, "argv": None})
+    scrubbed: dict[str, Any] = scrub_values({**plain, "argv": None})
     if isinstance(words, list) and all(isinstance(word, str) for word in words):
         is_public = isinstance(model, dict) and model.get("source") == "hub"
-        found["argv"] = scrub_words(words, public=model.get("id") if is_public else None)
+        scrubbed["argv"] = scrub_words(words, public=model.get("id") if is_public else None)
     else:
-        found["argv"] = words
+        scrubbed["argv"] = words
     kept: list[tuple[Any, Any, tuple[str, ...]]] = [
-        (plain.get("twin"), found.get("twin"), ("path",))
+        (plain.get("twin"), scrubbed.get("twin"), ("path",))
     ]
     if isinstance(phases := plain.get("phases"), dict):
-        pairs = zip(phases.values(), found["phases"].values(), strict=True)
+        pairs = zip(phases.values(), scrubbed["phases"].values(), strict=True)
         kept += [(old, new, ("trace", "eager_trace")) for old, new in pairs]
     for old, new, names in kept:
         if isinstance(old, dict) and isinstance(new, dict):
             new.update({name: old[name] for name in names if name in old})
-    return found if "argv" in plain else {k: v for k, v in found.items() if k != "argv"}
+    return scrubbed if "argv" in plain else {k: v for k, v in scrubbed.items() if k != "argv"}
 
 
 def read_run(folder: Path) -> Run:
-    """The manifest of a run folder. Raises PrunescopeError where there is none."""
+    """Read the manifest of a run folder.
+
+    Raises:
+        PrunescopeError: The folder has no manifest, or it is damaged or too large.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         raise PrunescopeError(
@@ -247,6 +267,6 @@ def read_run(folder: Path) -> Run:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file, read in blocks."""
+    """Return the hex SHA-256 of a file, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,13 +1,14 @@
 """The blocks of a run.json: what each key is, with its unit. `taxonomy.run` has the whole.
 
-Null and absent: not known. Types hold the limits that a file from a stranger is checked against.
+Null and absent mean not known. Types hold the limits that a file from a stranger is checked
+against.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -28,7 +29,7 @@ from prunescope.taxonomy.formats import (
     Size,
 )
 from prunescope.taxonomy.run_quality import TextDataset
-from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.shape import types_of_keys
 from prunescope.taxonomy.student_t import t_quantile_975
 
 # What a family, a calibration or a training says of itself, in keys of its own: plain JSON values.
@@ -52,7 +53,7 @@ class Matrix(Block, kw_only=True):
 
 
 class ModuleCounts(Block, kw_only=True):
-    """Counts of a module of a dynamic family: an entry of both lists a forward."""
+    """Counts of a module of a dynamic family: an entry of both lists per forward."""
 
     unit: Name | None = None  # "rows" | "blocks" | "layers" | "channels" | "keys"
     active: Counts = []
@@ -67,14 +68,18 @@ class WeightStats(Block, kw_only=True):
     dynamic: OmitDefault[dict[str, dict[str, ModuleCounts]]] = {}
 
     def counts_in(self, phase: str) -> dict[str, ModuleCounts]:
-        """Counts of modules of a dynamic family in a phase; a layer alone leaves the others
-        out."""
-        return {name: one for name, one in self.dynamic.get(phase, {}).items() if one.total}
+        """Return the counts of a dynamic family's modules in a phase.
+
+        Modules without counts are left out: those of the other layers, if one layer ran alone.
+        """
+        return {
+            name: counts for name, counts in self.dynamic.get(phase, {}).items() if counts.total
+        }
 
     def runs_every_row(self, phase: str) -> bool:
-        """Whether modules chose rows in a phase, and every one of them ran all of its rows."""
-        rows = [one for one in self.counts_in(phase).values() if one.unit == "rows"]
-        return bool(rows) and all(sum(one.active) == sum(one.total) for one in rows)
+        """Return whether modules chose rows in a phase, and each of them ran all of its rows."""
+        rows = [counts for counts in self.counts_in(phase).values() if counts.unit == "rows"]
+        return bool(rows) and all(sum(counts.active) == sum(counts.total) for counts in rows)
 
 
 class GemmTime(Block, kw_only=True):
@@ -90,7 +95,7 @@ class GemmTime(Block, kw_only=True):
 
 
 class MeasuredRates(Block, kw_only=True):
-    """FLOP/s by dtype and byte/s of one measurement; `disturbed`: by what."""
+    """The FLOP/s by dtype and byte/s of one measurement; `disturbed`: by what."""
 
     dense_flop_per_s: Numbers = {}
     byte_per_s: Number | None = None
@@ -98,8 +103,10 @@ class MeasuredRates(Block, kw_only=True):
 
 
 class MeasuredPeaks(Block, kw_only=True):
-    """Peaks of a device, measured: FLOP/s by dtype, byte/s, and the shortest time of a kernel.
-    `disturbed`: by what, where no measurement was quiet."""
+    """The measured peaks of a device: FLOP/s by dtype, byte/s, and the shortest time of a kernel.
+
+    `disturbed`: by what, if no measurement was quiet.
+    """
 
     dense_flop_per_s: Numbers = {}
     byte_per_s: Number | None = None
@@ -119,7 +126,7 @@ class MeasuredPeaks(Block, kw_only=True):
 
 
 class Spread(Block, kw_only=True):
-    """(largest − smallest) ÷ median over the passes, of each rate."""
+    """The spread over the passes, (largest − smallest) ÷ median, of each rate."""
 
     dense_flop_per_s: dict[str, float] = {}
     byte_per_s: float = 0.0
@@ -129,8 +136,11 @@ class Spread(Block, kw_only=True):
 
 
 class CalibrationPasses(Block, kw_only=True):
-    """How `calibrate` measured, and values other than peaks: medians over its passes, but of floors
-    the least. `disturbed`: by what, where a measurement was disturbed again."""
+    """How `calibrate` measured, and values other than peaks.
+
+    They are medians over its passes, and the least for floors. `disturbed`: by what, if a
+    measurement was disturbed again.
+    """
 
     statistic: str = ""
     passes: int = 0
@@ -163,7 +173,7 @@ class CalibratedDevice(Block, kw_only=True):
 
 
 class Clocks(Block, kw_only=True):
-    """Hz before and after a capture, by part; null where they cannot be read."""
+    """The clock rates in Hz before and after a capture, by part; null if they cannot be read."""
 
     before: dict[str, float] | None = None
     after: OmitDefault[dict[str, float] | None] = None
@@ -191,9 +201,11 @@ class TimingNote(Block, kw_only=True):
 
 
 class LayerAlone(msgspec.Struct, kw_only=True):
-    """One decoder layer that ran alone, and what it says of its model: median ns of a step, of
-    samples that were taken in turns. `rounds_ns`: layer, rest and whole of each turn; empty: an
-    older version wrote the run."""
+    """One decoder layer that ran alone, and what it says of its model.
+
+    Times are median ns of a step, of samples that were taken in turns. `rounds_ns`: layer, rest and
+    whole of each turn; empty: an older version wrote the run.
+    """
 
     layer: Layer  # its number in this model
     layers: Size  # of this model
@@ -204,15 +216,18 @@ class LayerAlone(msgspec.Struct, kw_only=True):
 
     @property
     def layer_sum(self) -> float:
-        """All layers by this one, with the rest, over the whole model: 1 where it stands for
-        all."""
+        """All layers by this one, with the rest, over the whole model: 1 if it stands for all."""
         return (self.layers * self.layer_ns + self.rest_ns) / self.whole_ns
 
     @property
     def layer_sum_ci95(self) -> list[float] | None:
-        """95 % interval of the layer sum, by Student's t over the logarithms of its rounds; None
-        with fewer than two. All rounds have one placement of the weights."""
-        rounds = [(self.layers * layer + rest, whole) for layer, rest, whole in self.rounds_ns]
+        """The 95 % interval of the layer sum, by Student's t over the logarithms of its rounds.
+
+        None means fewer than two rounds. All rounds have one placement of the weights.
+        """
+        rounds = [
+            (self.layers * layer + outside, whole) for layer, outside, whole in self.rounds_ns
+        ]
         logs = [math.log(sums / whole) for sums, whole in rounds if sums > 0 and whole > 0]
         if len(logs) < 2 or self.layer_sum <= 0:
             return None
@@ -221,7 +236,7 @@ class LayerAlone(msgspec.Struct, kw_only=True):
 
 
 class InputText(Block, kw_only=True):
-    """Where the token ids of the phases came from."""
+    """The source of the token ids of the phases."""
 
     source: str | None = None  # the name of a text, or "random token ids"
     sha256: OmitDefault[str | None] = None  # of the text
@@ -232,8 +247,7 @@ class InputText(Block, kw_only=True):
 
 # The fields of ModelShape, each of which may be absent.
 _PartialShape = msgspec.defstruct(
-    "_PartialShape",
-    [(name, hint, None) for name, hint in get_type_hints(ModelShape, include_extras=True).items()],
+    "_PartialShape", [(key, hint, None) for key, hint in types_of_keys().items()]
 )
 _HoldsShape = msgspec.defstruct("_HoldsShape", [("shape", _PartialShape | None)])
 
@@ -268,9 +282,11 @@ class Matched(Block, kw_only=True):
 
 
 class HeldOut(Block, kw_only=True):
-    """The loss on tokens that were not trained on, in nats a token. Intervals of 95 %: a bootstrap
-    over blocks of `block` neighbouring tokens; null: a single block. By block: the tokens that were
-    scored, and their mean loss."""
+    """The loss on tokens that were not trained on, in nats per token.
+
+    Intervals are of 95 %: a bootstrap over blocks of `block` neighbouring tokens; null: a single
+    block. By block: the tokens that were scored, and their mean loss.
+    """
 
     before: Number | None = None
     after: Number | None = None
@@ -284,15 +300,17 @@ class HeldOut(Block, kw_only=True):
 
 
 class Losses(Block, kw_only=True):
-    """Losses of a training, in nats a token. `train`: [step, loss], a hundred of them at the
-    most."""
+    """The losses of a training, in nats per token.
+
+    `train`: [step, loss], at most a hundred of them.
+    """
 
     train: list[Interval] = []
     held_out: HeldOut | None = None
 
 
 class RouterTraining(Block, kw_only=True):
-    """Training of the routers of a family; `trained`: how many."""
+    """The training of the routers of a family; `trained`: how many."""
 
     unit: OmitDefault[Name | None] = None  # "rows" | "layers"
     trained: Count = 0
@@ -323,8 +341,10 @@ class Recovered(Block, kw_only=True):
 
 
 class Pruning(Block, kw_only=True):
-    """The pruning by this tool. Other keys, which a family or a function records, stay in
-    `as_read`."""
+    """The pruning by this tool.
+
+    Other keys, which a family or a function records, stay in `as_read`.
+    """
 
     method: str | None = None
     sparsity: Share | None = None  # nominal; null for a composite

@@ -1,6 +1,6 @@
 """The record of a model's quality: `quality` of run.json, and quality/MODEL.json of a sweep.
 
-Losses are nats a token; shares and relative changes are ratios; null: no finite number, or not
+Losses are nats per token; shares and relative changes are ratios; null: no finite number, or not
 measured. Keys stand in the order in which they are written.
 """
 
@@ -65,7 +65,7 @@ class TaskChange(Block, kw_only=True):
 
 
 class TaskSource(Block, kw_only=True):
-    """Which tasks, by which files and version of the harness."""
+    """The tasks, and the files and version of the harness that ran them."""
 
     names: list[str] = []
     folder: str | None = None
@@ -74,7 +74,10 @@ class TaskSource(Block, kw_only=True):
 
 
 class Quality(Block, kw_only=True):
-    """One model on one text. Only a pruned model has the fields that compare it with the dense."""
+    """The quality of one model on one text.
+
+    Only a pruned model has the fields that compare it with the dense one.
+    """
 
     weights_fingerprint: OmitDefault[Name | None] = None  # of the model that was scored
     text: TextSource | None = None
@@ -112,6 +115,6 @@ class Quality(Block, kw_only=True):
 
     @property
     def is_compared(self) -> bool:
-        """Whether it was compared with a dense model, also where the loss is not finite."""
+        """Whether the model was compared with a dense one, also if the loss is not finite."""
         known = (self.perplexity_rel, self.agreement, self.dense_perplexity)
         return any(value is not None for value in known)

@@ -1,7 +1,7 @@
 """How a point of a sweep was run: a batch and a length, and each axis of its sweep.
 
-Written once: planned results, points and cells have these fields. Only points of one setting are
-compared with each other.
+Planned results, points and cells have these fields, which are written once here. Only points of one
+setting are compared with each other.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from prunescope.taxonomy.formats import Size
+from prunescope.taxonomy.words import plural
 
 
 class RunSetting(msgspec.Struct, kw_only=True, frozen=True):
@@ -32,7 +33,7 @@ class RunSetting(msgspec.Struct, kw_only=True, frozen=True):
     ] = "model"
 
     def __lt__(self, other: RunSetting) -> bool:
-        """Whole models before layers, then in the order of the fields."""
+        """Sort whole models before layers, then in the order of the fields."""
         return self._rank < other._rank
 
     @property
@@ -47,7 +48,7 @@ class RunSetting(msgspec.Struct, kw_only=True, frozen=True):
 
     @property
     def where(self) -> str:
-        """`batch 1, 64 tokens`, and what is not as usual."""
+        """The setting in words: `batch 1, 64 tokens`, and what is not as usual."""
         words = [f"batch {self.batch}", f"{self.prompt_len} tokens"]
         usual = RunSetting(batch=self.batch, prompt_len=self.prompt_len)
         names = {
@@ -55,7 +56,7 @@ class RunSetting(msgspec.Struct, kw_only=True, frozen=True):
             "attn": f"{self.attn} attention",
             "logits": f"{self.logits} logits",
             "flush": "cache flushed",
-            "warmup": f"{self.warmup} warm-up{'s' if self.warmup != 1 else ''}",
+            "warmup": f"{self.warmup} warm-up{plural(self.warmup)}",
             "only": f"one {self.only} alone",
         }
         differing = [name for name in names if getattr(self, name) != getattr(usual, name)]

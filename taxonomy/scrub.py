@@ -89,7 +89,7 @@ _SECRET_NAME = re.compile(rf"(?i)(?:[\w-]*{_KEYED}|token)")
 
 
 def without_secrets(text: str) -> str:
-    """The text without tokens, passwords, credentials and private keys; paths stay."""
+    """Return the text without tokens, passwords, credentials and private keys; paths stay."""
     if not _may_hold(text):
         return text
     if "-----BEGIN" in text:
@@ -107,8 +107,10 @@ def without_secrets(text: str) -> str:
 
 
 def scrub(text: str) -> str:
-    """The text without secrets and mail addresses, and with the last names of its paths (of a file
-    of an installed library, what follows `site-packages`)."""
+    """Return the text without secrets and mail addresses, and with the last names of its paths.
+
+    Of a file of an installed library, what follows `site-packages` stays.
+    """
     return _known(text) if len(text) < _SHORT else _scrub(text)
 
 
@@ -129,24 +131,26 @@ _known = lru_cache(maxsize=4096)(_scrub)  # most texts of a report are keys, and
 
 
 def scrub_all(texts: list[str]) -> list[str]:
-    """Each of many texts, most of which hold nothing, scrubbed."""
+    """Scrub each of many texts, most of which hold nothing."""
     return [scrub(text) for text in texts] if _may_hold("\n".join(texts)) else texts
 
 
 def scrub_values(value: Any) -> Any:
-    """JSON values, each string and key scrubbed; one that is an absolute path as a whole, with
-    spaces perhaps, becomes its last name."""
+    """Scrub each string and key of JSON values.
+
+    A string that is an absolute path as a whole, with spaces perhaps, becomes its last name.
+    """
     if isinstance(value, str):
         return scrub(_last_name(value) if _is_absolute(value) else value)
     if isinstance(value, dict):
-        found: dict[Any, Any] = {}
+        clean: dict[Any, Any] = {}
         for key, inner in value.items():
             if isinstance(key, str):
                 if isinstance(inner, str) and inner and _SECRET_NAME.fullmatch(key):
                     inner = SECRET
-                key = free_key(scrub(key), found)
-            found[key] = scrub_values(inner)
-        return found
+                key = free_key(scrub(key), clean)
+            clean[key] = scrub_values(inner)
+        return clean
     if isinstance(value, (list, tuple)):
         if set(map(type, value)) <= _NUMBERS:
             return list(value)
@@ -155,12 +159,14 @@ def scrub_values(value: Any) -> Any:
 
 
 def scrub_words(words: Iterable[str], *, public: str | None = None) -> list[str]:
-    """The words of a command line, scrubbed; any path, relative ones too, becomes <path>/NAME.
-    `public`: a word that is none though it has a slash, such as the id of a model on the Hub."""
-    found, hidden = [], False
+    """Scrub the words of a command line; any path, relative ones too, becomes <path>/NAME.
+
+    `public`: a word that is not a path though it has a slash, such as the id of a model on the Hub.
+    """
+    scrubbed, hidden = [], False
     for word in words:
         if hidden and not word.startswith("-"):
-            found.append(SECRET)
+            scrubbed.append(SECRET)
             hidden = False
             continue
         option, separator, value = word.partition("=") if "://" not in word else ("", "", word)
@@ -169,13 +175,13 @@ def scrub_words(words: Iterable[str], *, public: str | None = None) -> list[str]
         is_path = value != public and "://" not in value and len(PurePath(value).parts) > 1
         is_path = is_path and not value.startswith(f"{PATH}/")
         shown = f"{PATH}/{_last_name(value)}" if is_path or _is_absolute(value) else value
-        found.append(scrub(f"{option}{separator}{shown}"))
+        scrubbed.append(scrub(f"{option}{separator}{shown}"))
         hidden = not separator and bool(_SECRET_OPTION.fullmatch(word))
-    return found
+    return scrubbed
 
 
 def free_key(key: str, taken: dict[Any, Any]) -> str:
-    """A scrubbed key; numbered where another one of `taken` was scrubbed to the same."""
+    """Return a scrubbed key; numbered if another key of `taken` was scrubbed to the same."""
     number, free = 2, key
     while free in taken:
         free, number = f"{key}-{number}", number + 1
@@ -200,7 +206,7 @@ def _is_absolute(text: str) -> bool:
 
 
 def _last_name(path: str) -> str:
-    """The last name of a path, of either system; of a home itself, none."""
+    """Return the last name of a path, of either system; of a home itself, `~`."""
     whole = PureWindowsPath(path)  # takes both kinds of slashes
     if whole.parent.name in _HOMES and whole.name:
         return "~"

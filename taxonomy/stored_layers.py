@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from prunescope.taxonomy.roles import QKV_ROLES, locate, matrix_role
 from prunescope.taxonomy.shape import LayerShape, ModelShape
@@ -34,7 +34,7 @@ _LABELS = {
 
 @dataclass
 class _Layer:
-    """The matrices of a layer by role, and how many experts are stored one by one."""
+    """The matrices of a layer by role, and the numbers of experts that are stored one by one."""
 
     matrices: dict[str, list[Matrix]] = field(default_factory=lambda: defaultdict(list))
     experts: dict[str, list[Matrix]] = field(default_factory=lambda: defaultdict(list))
@@ -43,7 +43,7 @@ class _Layer:
 
 
 def shape_of_weights(shape: ModelShape, stored: StoredTensors) -> tuple[ModelShape, list[str]]:
-    """The shape with the sizes of the stored weights, and notes on them."""
+    """Return the shape with the sizes of the stored weights, and notes on the differences."""
     if stored.problem:
         return shape, [
             f"the weights next to the config are unreadable ({stored.problem}): sizes are the "
@@ -53,37 +53,39 @@ def shape_of_weights(shape: ModelShape, stored: StoredTensors) -> tuple[ModelSha
     layers = _layers(tensors, shape)
     if not layers or not shape.order:
         return shape, []
-    found, odd = _outside(shape, tensors), list[str]()
+    weights, odd = _outside(shape, tensors), list[str]()
     count = max(layers) + 1
     if stored.complete and count < shape.layers and len(layers) == count:
-        found = found.part(range(count))
-    known = {n: layers[n] for n in layers if n < found.layers}
-    roles = {role for one in known.values() for role in one.matrices}
+        weights = weights.select_layers(range(count))
+    known = {n: layers[n] for n in layers if n < weights.layers}
+    roles = {role for stored_layer in known.values() for role in stored_layer.matrices}
     read: list[LayerShape] = []
-    for number in range(found.layers):
-        usual = found.layer(number)
+    for number in range(weights.layers):
+        usual = weights.layer(number)
         if number not in known and not stored.complete:
             read.append(usual)
             continue
-        one = known.get(number, _Layer())
+        stored_layer = known.get(number, _Layer())
         try:
-            read.append(_read(found, number, one, roles if stored.complete else set()))
+            read.append(_read(weights, number, stored_layer, roles if stored.complete else set()))
         except ValueError as error:
             odd.append(f"layer {number}: {error}")
             read.append(usual)
-    found = found.with_layers(read)
-    notes = _differences(shape, found)
+    weights = weights.with_layers(read)
+    notes = _differences(shape, weights)
     if odd:
         notes.append(
             f"{len(odd)} layers keep the sizes of the config, for their weights do not add up "
             f"({odd[0]})"
         )
-    return found, notes
+    return weights, notes
 
 
 def _decoder(shapes: Mapping[str, Matrix]) -> dict[str, Matrix]:
-    """The tensors of the layer list with the most numbers, which is the decoder's, and those
-    outside all lists."""
+    """Return the tensors of the decoder, and those outside all lists of layers.
+
+    Limitations: the list of layers with the most numbers is taken for the decoder's.
+    """
     sizes: dict[str, int] = defaultdict(int)
     prefix = {}
     for name, shape in shapes.items():
@@ -94,11 +96,12 @@ def _decoder(shapes: Mapping[str, Matrix]) -> dict[str, Matrix]:
             for n in shape:
                 size *= n
             sizes[match[1]] += size
-    largest = max(sizes, key=lambda one: sizes[one], default=None)
+    largest = max(sizes, key=lambda path: sizes[path], default=None)
     return {n: s for n, s in shapes.items() if prefix[n] in (largest, None)}
 
 
 def _layers(tensors: Mapping[str, Matrix], shape: ModelShape) -> dict[int, _Layer]:
+    """Sort the matrices of tensors by layer and role."""
     layers: dict[int, _Layer] = defaultdict(_Layer)
     for name, size in tensors.items():
         path = name.removesuffix(".weight")
@@ -120,7 +123,7 @@ def _layers(tensors: Mapping[str, Matrix], shape: ModelShape) -> dict[int, _Laye
 
 
 def _outside(shape: ModelShape, tensors: Mapping[str, Matrix]) -> ModelShape:
-    """The shape with the hidden size of the norms and the rows of the embedding."""
+    """Return the shape with the hidden size of the norms and the rows of the embedding."""
     norms, tables = set(), []
     for name, size in tensors.items():
         place = locate(name.rpartition(".")[0], shape.model_type)
@@ -130,24 +133,37 @@ def _outside(shape: ModelShape, tensors: Mapping[str, Matrix]) -> ModelShape:
             tables.append(size)
     hidden = norms.pop() if len(norms) == 1 else shape.hidden
     rows = [size[0] for size in tables if size[1] == hidden]
-    vocab = max(rows, default=shape.vocab)
-    return replace(shape, hidden=hidden, vocab=vocab)
+    vocab = max(rows, default=shape.embedding.vocab)
+    return shape.change(hidden=hidden, vocab=vocab)
 
 
 def _read(shape: ModelShape, number: int, layer: _Layer, roles: set[str]) -> LayerShape:
-    """The dimensions of one layer. `roles`: those that some layer stores: one that lacks all of
-    them has no such sublayer; empty where files are missing. Raises ValueError where the matrices
-    of a sublayer do not fit each other."""
+    """Read the dimensions of one layer.
+
+    Args:
+        shape: The model by its config.
+        number: The layer.
+        layer: Its stored matrices.
+        roles: Those that some layer stores: a layer that lacks all of a sublayer's has no such
+            sublayer. Empty if files are missing.
+
+    Raises:
+        ValueError: The matrices of a sublayer do not fit each other.
+    """
     usual, letter = shape.layer(number), shape.layout[number]
     sizes = {}
     ranks: dict[str, int] = {}
     for role, stored in layer.matrices.items():
-        if role in (*_READS, *_WRITES) and (found := _size(role, stored, shape.hidden)):
-            sizes[role] = found[0]
-            if found[1] is not None:
-                ranks[role] = found[1]
+        if role in (*_READS, *_WRITES) and (width := _size(role, stored, shape.hidden)):
+            sizes[role] = width[0]
+            if width[1] is not None:
+                ranks[role] = width[1]
     changes: dict[str, Any] = {}
-    if letter.lower() != "m" and shape.kv_rank is None and usual.attention_kind == "usual":
+    if (
+        letter.lower() != "m"
+        and shape.attention.kv_rank is None
+        and usual.attention_kind == "usual"
+    ):
         changes |= _attention(shape, usual, sizes, layer, roles)
     if usual.mlp_kind == "usual":
         changes |= _experts(usual, layer, shape) if letter.isupper() else _mlp(sizes, layer, roles)
@@ -157,8 +173,10 @@ def _read(shape: ModelShape, number: int, layer: _Layer, roles: set[str]) -> Lay
 
 
 def _size(role: str, stored: list[Matrix], hidden: int) -> tuple[int, int | None] | None:
-    """The side of a role's matrix that is not the stream, and its rank where it is stored as two;
-    None where the shapes are no such matrix."""
+    """Return the side of a role's matrix that is not the stream, and its rank if stored as two.
+
+    None means that the shapes are no such matrix.
+    """
     if len(stored) == 1:
         (n, k), reads = stored[0], role in _READS
         if hidden not in (n, k):
@@ -177,13 +195,14 @@ def _size(role: str, stored: list[Matrix], hidden: int) -> tuple[int, int | None
 def _attention(
     shape: ModelShape, usual: LayerShape, sizes: dict[str, int], layer: _Layer, roles: set[str]
 ) -> dict[str, Any]:
+    """Return the fields of a layer's attention, by its matrices; nothing that they do not show."""
     own = (*QKV_ROLES, "o")
     if not any(layer.matrices.get(role) for role in own):
         if not roles.intersection(own):
             return {}
         absent = dict.fromkeys(("heads", "kv_heads", "head_dim", "value_dim"), 0)
         return {**absent, "attention_kind": "none"}
-    if shape.query_gate:
+    if shape.attention.query_gate:
         return {}
     q, k, v, o = (sizes.get(role) for role in ("q", "k", "v", "o"))
     if "qkv" in sizes and o is not None:
@@ -201,7 +220,11 @@ def _attention(
 
 
 def _heads(usual: LayerShape, q: int, k: int) -> tuple[int, int, int]:
-    """Query heads, KV heads and their size: whole heads of the config, else as many, smaller."""
+    """Return query heads, KV heads and the size of one.
+
+    They are whole heads of the config's size, else as many heads as the config has, of a smaller
+    size. Raise ValueError if the rows are neither.
+    """
     size = usual.head_dim
     if size and q % size == 0 and k % size == 0 and (q // size) % (k // size) == 0:
         return q // size, k // size, size
@@ -212,6 +235,7 @@ def _heads(usual: LayerShape, q: int, k: int) -> tuple[int, int, int]:
 
 
 def _mlp(sizes: dict[str, int], layer: _Layer, roles: set[str]) -> dict[str, Any]:
+    """Return the fields of the MLP that differ from the config, by the matrices of a layer."""
     own = ("gate", "up", "gate_up", "down")
     if not any(layer.matrices.get(role) for role in own):
         return {"intermediate": 0, "mlp_kind": "none"} if roles.intersection(own) else {}
@@ -224,8 +248,10 @@ def _mlp(sizes: dict[str, int], layer: _Layer, roles: set[str]) -> dict[str, Any
 
 
 def _experts(usual: LayerShape, layer: _Layer, shape: ModelShape) -> dict[str, Any]:
-    """Experts by the rows of their router, or as many as are stored; channels of one, of those
-    that they share."""
+    """Return the experts of a layer by the rows of their router, or as many as are stored.
+
+    Their channels, and those of the shared experts, are those of the matrices if all agree.
+    """
     routers = [size for size in layer.matrices.get("router", ()) if size[1] == shape.hidden]
     counts = {size[0] for size in routers if size[0] > 1}
     if layer.expert_numbers:
@@ -244,7 +270,7 @@ def _experts(usual: LayerShape, layer: _Layer, shape: ModelShape) -> dict[str, A
 
 
 def _widths(matrices: Mapping[str, list[Matrix]], hidden: int) -> Iterator[int]:
-    """Channels by each matrix of an expert, or of all of them in one tensor."""
+    """Yield the channels by each matrix of an expert, or of all experts in one tensor."""
     for role, stored in matrices.items():
         for size in stored:
             sides = list(size[-2:])
@@ -254,10 +280,10 @@ def _widths(matrices: Mapping[str, list[Matrix]], hidden: int) -> Iterator[int]:
 
 
 def _differences(config: ModelShape, weights: ModelShape) -> list[str]:
-    """One sentence that names each size that differs."""
+    """Return one sentence that names each size that differs; none if no size does."""
     parts = []
     for name, label in _LABELS.items():
-        ours, theirs = (_spread(one, name) for one in (weights, config))
+        ours, theirs = (_spread(shape, name) for shape in (weights, config))
         if ours != theirs:
             parts.append(f"{spread(*ours)} {label} (config: {spread(*theirs)})")
     known = _lacking(config)
@@ -270,8 +296,10 @@ def _differences(config: ModelShape, weights: ModelShape) -> list[str]:
 
 
 def differing_layers(shape: ModelShape) -> str:
-    """How the layers of a model differ: `128–320 MLP channels, 1 of 6 layers without
-    attention`; "" where their dimensions agree."""
+    """Say how the layers of a model differ; "" if their dimensions agree.
+
+    For example `128–320 MLP channels, 1 of 6 layers without attention`.
+    """
     if not shape.layer_shapes:
         return ""
     sizes = [(label, _spread(shape, name)) for name, label in _LABELS.items()]
@@ -280,18 +308,22 @@ def differing_layers(shape: ModelShape) -> str:
 
 
 def _lacking(shape: ModelShape) -> list[str]:
-    """Sublayers that are absent or one matrix, and matrices of a low rank, with their numbers."""
-    found = []
-    for kind, label in (("attention_kind", "attention"), ("mlp_kind", "an MLP")):
-        found.append((shape.count(kind, "none"), f"without {label}"))
-        found.append((shape.count(kind, "linear"), f"with a matrix in place of {label}"))
+    """Count sublayers that are absent or one matrix, and matrices of a low rank, in words."""
+    counts = []
+    sublayers: dict[Literal["attention_kind", "mlp_kind"], str] = {
+        "attention_kind": "attention",
+        "mlp_kind": "an MLP",
+    }
+    for kind, label in sublayers.items():
+        counts.append((shape.count_layers(kind, "none"), f"without {label}"))
+        counts.append((shape.count_layers(kind, "linear"), f"with a matrix in place of {label}"))
     ranked = sum(bool(shape.layer(i).ranks) for i in range(shape.layers))
-    found.append((ranked, "with matrices of a low rank"))
-    return [f"{count} of {shape.layers} layers {text}" for count, text in found if count]
+    counts.append((ranked, "with matrices of a low rank"))
+    return [f"{count} of {shape.layers} layers {text}" for count, text in counts if count]
 
 
 def _spread(shape: ModelShape, name: str) -> tuple[int, int]:
+    """Return the least and the most of a dimension, also of one that all layers share."""
     if name in ("layers", "hidden", "vocab"):
-        value = getattr(shape, name)
-        return value, value
+        return shape.get(name), shape.get(name)
     return shape.spread(name)

@@ -1,4 +1,4 @@
-"""Which tensors a checkpoint stores, from the headers of its files alone.
+"""The tensors that a checkpoint stores, from the headers of its files alone.
 
 In: the path of a config, or of a GGUF file; the files next to it are untrusted. Out: StoredTensors,
 names as Hugging Face has them and shapes, and whether every file was there. No number is read.
@@ -30,8 +30,11 @@ _PLAIN = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I8"})
 
 @dataclass(frozen=True)
 class StoredTensors:
-    """`shapes` by name; `complete`: no file of the checkpoint is missing; `problem`: why a file
-    could not be read, "" where all could."""
+    """The shapes of a checkpoint's tensors by name.
+
+    `complete`: no file of the checkpoint is missing; `problem`: why a file could not be read, "" if
+    all could.
+    """
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     complete: bool = True
@@ -39,7 +42,7 @@ class StoredTensors:
 
 
 def stored_tensors(config: Path) -> StoredTensors | None:
-    """The tensors next to a config, or of a GGUF file; None where there are no weights."""
+    """Return the tensors next to a config, or of a GGUF file; None if there are no weights."""
     if config.suffix == ".gguf":
         return _read_gguf(config)
     files, complete = _files(config.parent)
@@ -70,7 +73,7 @@ def _read_safetensors(files: list[Path], *, complete: bool) -> StoredTensors:
 
 
 def _files(folder: Path) -> tuple[list[Path], bool]:
-    """The safetensors files of a checkpoint that are there, and whether that is all of them."""
+    """Return the safetensors files of a checkpoint that are there, and whether those are all."""
     index = folder / _INDEX
     if not index.is_file():
         single = folder / _WEIGHTS
@@ -89,7 +92,7 @@ def _files(folder: Path) -> tuple[list[Path], bool]:
 
 
 def _header(file: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes by name. Raises ValueError where a length leads out of the file."""
+    """Read the shapes of a file by name. Raise ValueError if a length leads out of the file."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         (length,) = struct.unpack("<Q", opened.read(8))
@@ -99,15 +102,15 @@ def _header(file: Path) -> dict[str, tuple[int, ...]]:
     if not isinstance(written, dict):
         raise ValueError("its header is not a JSON object")
     stored = size - 8 - length
-    found = {}
+    shapes = {}
     for name, entry in written.items():
         if name != "__metadata__" and (shape := _shape(entry, stored)) is not None:
-            found[str(name)] = shape
-    return found
+            shapes[str(name)] = shape
+    return shapes
 
 
 def _shape(entry: Any, stored: int) -> tuple[int, ...] | None:
-    """The shape of an entry; None where its numbers are packed."""
+    """Return the shape of an entry; None if its numbers are packed."""
     fields: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
     shape, offsets = (_whole_numbers(fields.get(key)) for key in ("shape", "data_offsets"))
     if max(offsets, default=0) > stored:
@@ -116,7 +119,7 @@ def _shape(entry: Any, stored: int) -> tuple[int, ...] | None:
 
 
 def _whole_numbers(value: Any) -> tuple[int, ...]:
-    """Raises ValueError for anything else."""
+    """Return a list of whole numbers as a tuple. Raise ValueError for anything else."""
     if isinstance(value, list) and len(value) <= _MOST_DIMS:
         numbers = [n for n in value if type(n) is int and 0 <= n < 1 << 48]
         if len(numbers) == len(value):

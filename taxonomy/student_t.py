@@ -7,7 +7,7 @@ _EXACT = {1: 12.7062, 2: 4.30265, 3: 3.18245, 4: 2.77645}
 
 
 def t_quantile_975(degrees_of_freedom: int) -> float:
-    """97.5th percentile, to 1e-3 (Abramowitz and Stegun 26.7.5)."""
+    """Return the 97.5th percentile, to 1e-3 (Abramowitz and Stegun 26.7.5)."""
     if degrees_of_freedom in _EXACT:
         return _EXACT[degrees_of_freedom]
     z, n = NORMAL, degrees_of_freedom

@@ -1,9 +1,9 @@
-"""The files of a sweep's folder that join tracer and analysis: plan.json, sweep.json and the losses
-of the trained dense model, version 1.
+"""The files of a sweep's folder that join tracer and analysis, version 1.
 
-`tracer` plans results and records what came of each; `analysis` reads the results that are done.
-What came of a result is what lies in the folder (`state_of`), for both: sweep.json is a view of it,
-which a process that was killed leaves behind.
+They are plan.json, sweep.json and the losses of the trained dense model. `tracer` plans results and
+records what came of each; `analysis` reads the results that are done. What came of a result is what
+lies in the folder (`state_of`), for both: sweep.json is a view of it, which a process that was
+killed leaves behind.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RUNNING: Literal["running"] = "running"  # in a listing only: it ends with the p
 
 
 class Planned(RunSetting, kw_only=True, frozen=True):
-    """A model of one point in one phase. `problem`: why it is infeasible, if so."""
+    """A model of one point in one phase; `problem`: why it is infeasible, if so."""
 
     id: str
     family: str  # a checkpoint's name without its path, in files
@@ -52,9 +52,11 @@ class Planned(RunSetting, kw_only=True, frozen=True):
 
 
 class SweepResult(Planned, kw_only=True, frozen=True):
-    """The outcome of a planned result. `run`: its folder, relative to the sweep's; `held_out`:
-    losses on the held-out tokens of its recovery training, nats a token; null: it was not
-    trained."""
+    """The outcome of a planned result.
+
+    `run`: its folder, relative to the sweep's; `held_out`: losses on the held-out tokens of its
+    recovery training, nats per token; null: it was not trained.
+    """
 
     state: State
     run: str | None = None
@@ -63,7 +65,10 @@ class SweepResult(Planned, kw_only=True, frozen=True):
 
 
 class PlanFile(msgspec.Struct, kw_only=True):
-    """plan.json: what makes results comparable, and every result ever planned in the folder."""
+    """The plan.json of a sweep: what makes results comparable, and every planned result.
+
+    Results that were planned earlier in the folder stay in it.
+    """
 
     schema: Literal[1] = 1
     config: dict[str, Any] = {}
@@ -72,7 +77,7 @@ class PlanFile(msgspec.Struct, kw_only=True):
 
 
 class SweepFile(msgspec.Struct, kw_only=True):
-    """sweep.json: plan.json with what came of each result."""
+    """The sweep.json of a sweep: plan.json with what came of each result."""
 
     schema: Literal[1] = 1
     config: dict[str, Any] = {}
@@ -81,7 +86,7 @@ class SweepFile(msgspec.Struct, kw_only=True):
 
 
 class Failure(Block, kw_only=True):
-    """failed/<id>.json: a result that was started or has failed, and in which call."""
+    """The record failed/<id>.json of a result that was started or has failed, and in which call."""
 
     schema: Literal[1] = 1
     id: str
@@ -90,7 +95,7 @@ class Failure(Block, kw_only=True):
 
 
 class ControlLosses(Block, kw_only=True):
-    """A CONTROL file: what a training of the dense model gave."""
+    """The content of a CONTROL file: what a training of the dense model gave."""
 
     schema: Literal[1] = 1
     of: str  # a digest of the model, the training, and the passages
@@ -99,27 +104,30 @@ class ControlLosses(Block, kw_only=True):
 
 
 def read_controls(folder: Path) -> Iterator[Recovered]:
-    """The trainings of the dense model in a sweep's folder; a file that is damaged is none."""
+    """Yield the trainings of the dense model in a sweep's folder; damaged files are left out."""
     for path in sorted((folder / "quality").glob(CONTROL.format("*", ""))):
         with suppress(PrunescopeError, OSError):
-            found = decode_file(path, ControlLosses, where=path.name, hint="sweep again")
-            if found is not None:
-                yield found.recovery
+            losses = decode_file(path, ControlLosses, where=path.name, hint="sweep again")
+            if losses is not None:
+                yield losses.recovery
 
 
 def run_of(result: Planned) -> str:
-    """The pruned run of a result, relative to the sweep's folder."""
+    """Return the folder of a result's pruned run, relative to the sweep's folder."""
     return f"{RUNS}/{result.id}/pruned"
 
 
 def failure_of(folder: Path, result: Planned) -> Path:
-    """The record that a result was started or has failed."""
+    """Return the path of the record that a result was started or has failed."""
     return folder / FAILURES / f"{result.id}.json"
 
 
 def state_of(folder: Path, result: Planned) -> State:
-    """Done where its run is whole, failed where a failure is recorded or the plan says that it is
-    infeasible, else pending. (A result that a process is at counts as failed: `held_shards`.)"""
+    """Return the state of a result by what lies in the folder.
+
+    It is done if its run is whole, failed if a failure is recorded or the plan says that it is
+    infeasible, else pending. (A result that a process works on counts as failed: `held_shards`.)
+    """
     if (folder / run_of(result) / MANIFEST).is_file():
         return DONE
     has_failed = result.problem is not None or failure_of(folder, result).is_file()
@@ -127,7 +135,7 @@ def state_of(folder: Path, result: Planned) -> State:
 
 
 def held_shards(folder: Path) -> Iterator[tuple[int, int]]:
-    """The shards that a process of this machine has claimed."""
+    """Yield the shards that a process of this machine has claimed."""
     if sys.platform == "win32":
         return
     import fcntl
@@ -144,26 +152,29 @@ def held_shards(folder: Path) -> Iterator[tuple[int, int]]:
 
 
 def read_sweep(folder: Path) -> SweepFile:
-    """sweep.json of a folder, brought up to what lies there. Raises PrunescopeError where it is
-    absent, damaged or of another version."""
+    """Read sweep.json of a folder, brought up to what lies there.
+
+    Raises:
+        PrunescopeError: The file is absent, damaged or of another version.
+    """
     hint = "run `prunescope sweep` again: it rewrites it"
     if folder.is_file():
         refuse_own_file(folder)
         raise PrunescopeError(
             f"{folder.name} is a file", hint="give the --out folder of `prunescope sweep`"
         )
-    found = decode_file(folder / SWEEP, SweepFile, where=SWEEP, hint=hint)
-    if found is None:
+    sweep = decode_file(folder / SWEEP, SweepFile, where=SWEEP, hint=hint)
+    if sweep is None:
         raise PrunescopeError(
             f"there is no {SWEEP} in {folder}", hint="give the --out folder of `prunescope sweep`"
         )
     is_at_work = any(True for _ in held_shards(folder))
-    results = [_brought_up(folder, one, is_at_work=is_at_work) for one in found.results]
-    return msgspec.structs.replace(found, results=results)
+    results = [_brought_up(folder, result, is_at_work=is_at_work) for result in sweep.results]
+    return msgspec.structs.replace(sweep, results=results)
 
 
 def _brought_up(folder: Path, entry: SweepResult, *, is_at_work: bool) -> SweepResult:
-    """An entry of sweep.json that is not done there, by what lies in the folder."""
+    """Bring an entry of sweep.json that is not done up to what lies in the folder."""
     if entry.state == DONE or Path(entry.id).name != entry.id:  # the file is untrusted
         return entry
     state = state_of(folder, entry)
@@ -180,5 +191,5 @@ def _brought_up(folder: Path, entry: SweepResult, *, is_at_work: bool) -> SweepR
 
 
 def family_slug(family: str) -> str:
-    """The id of a family, or what is left of a path or a method's name in a file name."""
+    """Return the id of a family, or what a file name can hold of a path or a method's name."""
     return re.sub(r"[^A-Za-z0-9._]+", "-", scrub(Path(family).name)).strip("-.") or "model"

@@ -2,10 +2,10 @@
 
 In: Plans (a shape, a workload and what a family changes). Out: Op records of one layer each, with
 the number of layers. FLOPs count multiply and add; bytes are compulsory traffic; time is seconds.
-Element-wise work counts as if fused into its neighbours; the formulas are next to each op. How
-many experts get a token is an expectation (`expert_routing`). Mixers of a hybrid (gated delta net,
-Mamba-2, short convolution) see every token and stay dense in every family but those that take
-whole sublayers or narrow the stream.
+Element-wise work counts as if fused into its neighbours; the formulas are next to each op. How many
+experts get a token is an expectation (`expert_routing`). Mixers of a hybrid (gated delta net,
+Mamba-2, short convolution) see every token and stay dense in every family but those that take whole
+sublayers or narrow the stream.
 """
 
 from __future__ import annotations
@@ -19,12 +19,17 @@ from prunescope.taxonomy.expert_routing import ExpertLoad, expert_load
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.plan import RANKED_AT_ONCE, Op, Plan, Workload, whole_gemm
 from prunescope.taxonomy.roles import GROUPS
-from prunescope.taxonomy.shape import STATE_ITEMSIZE, ModelShape
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.sublayers import STATE_ITEMSIZE
 
 
 def dense_plan(shape: ModelShape, work: Workload) -> Plan:
-    """The dense forward. Raises PrunescopeError for layers with a mixer that is not known."""
-    if shape.other_layers and not shape.mixer:
+    """Return the plan of the dense forward.
+
+    Raises:
+        PrunescopeError: Some layers have a mixer that is not known.
+    """
+    if shape.other_layers and not shape.mixer.kind:
         raise PrunescopeError(
             f"{shape.other_layers} of {shape.layers} layers of {shape.model_type} are no attention",
             hint="the theory knows gated delta nets, Mamba-2 and short convolutions of some "
@@ -34,7 +39,7 @@ def dense_plan(shape: ModelShape, work: Workload) -> Plan:
 
 
 def forward(plans: Sequence[Plan]) -> list[Op]:
-    """Every op of a forward through the stacks of `plans`, first to last."""
+    """Return every op of a forward through the stacks of `plans`, first to last."""
     first, last = plans[0], plans[-1]
     ops = [_embedding(first)]
     for plan in plans:
@@ -44,33 +49,32 @@ def forward(plans: Sequence[Plan]) -> list[Op]:
 
 
 def equal_parts(plan: Plan) -> list[Plan]:
-    """The plan of each stack of equal sublayers: of attention, then of MLPs, where layers
-    differ."""
+    """Split a plan into stacks of equal sublayers: of attention, then of MLPs, if layers differ."""
     shape = plan.shape
     if not shape.layer_shapes:
         return [plan]
     attention, mlp = plan.attention_layers / shape.layers, plan.mlp_layers / shape.layers
     parts = [
-        replace(plan, shape=one, attention_layers=attention * one.layers, mlp_layers=0)
-        for one in shape.attention_parts()
+        replace(plan, shape=part, attention_layers=attention * part.layers, mlp_layers=0)
+        for part in shape.attention_parts()
     ]
     return parts + [
-        replace(plan, shape=one, attention_layers=0, mlp_layers=mlp * one.layers)
-        for one in shape.mlp_parts()
+        replace(plan, shape=part, attention_layers=0, mlp_layers=mlp * part.layers)
+        for part in shape.mlp_parts()
     ]
 
 
 def attention_ops(plan: Plan) -> Iterable[Op]:
-    """The sublayers that mix tokens: norm, attention, and a mixer next to it or in its place."""
+    """Yield the ops of the sublayers that mix tokens: norm, attention, and any mixer."""
     shape, layers = plan.shape, plan.attention_layers
-    if not layers or shape.attention_kind == "none":
+    if not layers or shape.attention.kind == "none":
         return
-    norms = shape.norms / 2 if shape.norms > 1 else 1
+    norms = shape.norms.per_sublayer
     yield _pointwise(plan, "attn_norm", 4 * shape.hidden * norms, layers, _norm_numbers(shape))
     attending = layers
     if shape.other_layers:
         attending = layers * shape.attention_layers / shape.layers
-    if attending and shape.attention_kind == "linear":
+    if attending and shape.attention.kind == "linear":
         yield from _linear(plan, "o", *shape.linears()["o"], attending)
     elif attending:
         yield from _attending(plan, attending)
@@ -80,34 +84,43 @@ def attention_ops(plan: Plan) -> Iterable[Op]:
 
 
 def _attending(plan: Plan, layers: float) -> Iterable[Op]:
-    """Attention itself: projections, rope, attention, o."""
+    """Yield the ops of attention itself: projections, rope, attention, o."""
     shape = plan.shape
     linears = shape.linears()
     for role, (n, k) in linears.items():
         if role not in ("o", "gate", "up", "down"):
             yield from _linear(plan, role, n, k, layers)
     share = plan.rows.get("q", 1)
-    rope = 2 * (share * plan.heads * shape.q + _share_of_keys(plan) * shape.c)
-    extras = shape.qk_norm_parameters + shape.heads * shape.sinks
-    if not (shape.one_pass and shape.positions):  # a learnt table is added once
+    rope = 2 * (
+        share * plan.heads * shape.attention.query_width
+        + _share_of_keys(plan) * shape.attention.key_width
+    )
+    extras = shape.attention.qk_norm_parameters + shape.attention.heads * shape.attention.sinks
+    if not (shape.one_pass and shape.embedding.positions):  # a learnt table is added once
         yield _pointwise(plan, "rope", rope, layers, extras)
-    kinds = ((None, shape.full_layers, "full"), (shape.window, shape.sliding_layers, "sliding"))
+    kinds = (
+        (None, shape.full_layers, "full"),
+        (shape.attention.window, shape.sliding_layers, "sliding"),
+    )
     for window, count, name in kinds:
         if count:
-            attends = _windowed(plan) if window else plan
+            attends = _keep_windowed_layer(plan) if window else plan
             yield _attention(attends, window, layers * count / shape.attention_layers, name)
-    if shape.query_gate:  # a gate read, its product with what attention puts out
-        yield replace(_pointwise(plan, "activation", 3 * shape.q, layers, 0), name="attention.gate")
+    if shape.attention.query_gate:  # a gate read, its product with what attention puts out
+        yield replace(
+            _pointwise(plan, "activation", 3 * shape.attention.query_width, layers, 0),
+            name="attention.gate",
+        )
     yield from _linear(plan, "o", *linears["o"], layers)
 
 
 def mlp_ops(plan: Plan) -> Iterable[Op]:
-    """The MLP sublayers: norm, gate, up, activation, down; or router and experts."""
+    """Yield the ops of the MLPs: norm, gate, up, activation, down; or router and experts."""
     shape, layers = plan.shape, plan.mlp_layers
-    if not layers or shape.mlp_kind == "none":
+    if not layers or shape.mlp.kind == "none":
         return
-    norms = shape.norms / 2 if shape.norms > 1 else 1
-    numbers = _norm_numbers(shape) if shape.norms > 1 else 0
+    norms = shape.norms.per_sublayer
+    numbers = _norm_numbers(shape) if shape.norms.per_layer > 1 else 0
     yield _pointwise(plan, "mlp_norm", 4 * shape.hidden * norms, layers, numbers)
     plain = layers * shape.mlp_layers / shape.layers
     if plain:
@@ -115,8 +128,8 @@ def mlp_ops(plan: Plan) -> Iterable[Op]:
         for role in ("gate", "up", "down"):
             if role in linears:
                 yield from _linear(plan, role, *linears[role], plain)
-        if shape.mlp_kind == "usual":
-            width = (2 + shape.gated) * shape.intermediate
+        if shape.mlp.kind == "usual":
+            width = (2 + shape.mlp.gated) * shape.mlp.intermediate
             yield _pointwise(plan, "activation", width, plain, 0)
     if shape.moe_layers:
         yield from expert_ops(plan, layers * shape.moe_layers / shape.layers)
@@ -124,12 +137,17 @@ def mlp_ops(plan: Plan) -> Iterable[Op]:
 
 
 def _linear(plan: Plan, role: str, n: int, k: int, layers: float) -> Iterable[Op]:
-    """The GEMM(s) of one weight: Q = b(T·K + w·N·K + T·N). `kv_b` expands every cached latent, or
-    is absorbed."""
+    """Yield the GEMM(s) of one weight: Q = b(T·K + w·N·K + T·N).
+
+    `kv_b` expands every cached latent, or is absorbed.
+    """
     b, share = plan.work.itemsize, plan.rows.get(role, 1)
     rows, more = plan.work.rows * share, 0
     if role == "kv_b" and plan.absorbed:
-        rows, more = plan.work.rows * plan.rows.get("q_b", plan.rows.get("q", 1)), _latents(plan)
+        rows, more = (
+            plan.work.rows * plan.rows.get("q_b", plan.rows.get("q", 1)),
+            _absorbed_latent_traffic(plan),
+        )
     elif role == "kv_b":
         rows = plan.work.batch * plan.context * share
     if plan.shape.ranks:  # stored as two matrices, each of which a family may change
@@ -160,16 +178,19 @@ def _linear(plan: Plan, role: str, n: int, k: int, layers: float) -> Iterable[Op
         )
 
 
-def _latents(plan: Plan) -> int:
-    """Numbers a token that an absorbed kv_b moves in addition to the N and K of one product. It is
-    two, for each head: d_nope of a query become r, r of what attention puts out become d_v. Weights
-    and FLOPs are those of one product of a row; in and out are heads·(d_nope + d_v + 2r)."""
-    rank = plan.shape.kv_rank or 0
-    return 2 * plan.shape.heads * rank - rank
+def _absorbed_latent_traffic(plan: Plan) -> int:
+    """Return how many elements per token an absorbed `kv_b` moves beyond one GEMM of its size.
+
+    Absorption splits it into two GEMMs per head: d_nope → r for the query, and r → d_v for the
+    output of attention. Weights and FLOPs stay those of one product of a row; the elements in and
+    out are heads·(d_nope + d_v + 2r).
+    """
+    rank = plan.shape.attention.kv_rank or 0
+    return 2 * plan.shape.attention.heads * rank - rank
 
 
-def _windowed(plan: Plan) -> Plan:
-    """Keys are skipped and evicted where all are seen: a layer with a window stays as it is."""
+def _keep_windowed_layer(plan: Plan) -> Plan:
+    """Undo eviction and skipping for a layer with a sliding window, which never sees all keys."""
     if plan.held is not None or plan.ranking:
         plan = replace(plan, held=None, ranking=0)
     if plan.scores < plan.queries * plan.cached:
@@ -178,13 +199,14 @@ def _windowed(plan: Plan) -> Plan:
 
 
 def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
-    """Fused attention. Prefill: F = 2B·n_q(d+d_v)·pairs; decode: 2B·n_q(d+d_v)·L.
+    """Return fused attention. Prefill: F = 2B·n_q(d+d_v)·pairs; decode: 2B·n_q(d+d_v)·L.
 
     Absorbed latent attention (arXiv 2405.04434, 2.1.2): d = r + d_rope, d_v = r, and all heads read
     the latents of one.
 
-    Pairs that causality leaves, S(S+1)/2; of images and encoders all, S². A kernel that masks
-    executes S²: on a CPU that of latent attention, whose values are narrower than its keys.
+    The pairs of a query and a key that causality leaves are S(S+1)/2; of images and encoders all S²
+    stay. A kernel that masks executes S²: on a CPU that of latent attention, whose values are
+    narrower than its keys.
     """
     shape, work = plan.shape, plan.work
     b, batch, keys = work.itemsize, work.batch, plan.context
@@ -194,11 +216,19 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
     if work.prefill:
         pairs = seen * (seen + 1) / 2 + (keys - seen) * seen
         pairs = keys * keys if shape.one_pass else pairs
-    key, value, cached = shape.head_dim, shape.value_dim, shape.kv_elements()
+    key, value, cached = (
+        shape.attention.head_dim,
+        shape.attention.value_dim,
+        shape.attention.kv_elements,
+    )
     if plan.absorbed:
-        key, value, cached = shape.cache_elements(), shape.kv_rank or 0, shape.cache_elements()
+        key, value, cached = (
+            shape.cache_elements(),
+            shape.attention.kv_rank or 0,
+            shape.cache_elements(),
+        )
     per_head = key + value
-    heads = batch * max(1, round(shape.heads * plan.heads))
+    heads = batch * max(1, round(shape.attention.heads * plan.heads))
     q_io = heads * per_head * queries * plan.queries
     new = batch * queries * cached * _share_of_keys(plan)
     read = b * batch * seen * cached * plan.keys * (1 if plan.absorbed else plan.heads)
@@ -211,15 +241,12 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
         group="qk",
         cls="attention",
         layers=layers,
-        gemms=(
-            Gemm(rows, columns, key, heads),
-            Gemm(rows, value, columns, heads),
-        ),
+        gemms=(Gemm(rows, columns, key, heads), Gemm(rows, value, columns, heads)),
         flop=2 * heads * per_head * pairs * plan.scores,
         bytes=b * (q_io + new) + read,
         kv_read=read,
         kv_write=b * batch * queries * shape.cache_elements() * _share_of_keys(plan),
-        kv_heads=1 if plan.absorbed else shape.kv_heads,
+        kv_heads=1 if plan.absorbed else shape.attention.kv_heads,
         rows=plan.queries,
         runs=plan.runs if plan.queries < 1 else 1,
         estimated=plan.scores < plan.queries * plan.cached,
@@ -229,19 +256,20 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
 
 
 def _share_of_keys(plan: Plan) -> float:
-    """The share of a forward's rows that become keys and values."""
+    """Return the share of a forward's rows that become keys and values."""
     return plan.rows.get("k", plan.rows.get("kv_a", 1))
 
 
 def _additions(plan: Plan, sublayer: str, layers: float, *, routed: float) -> Iterable[Op]:
-    """Residual projections of all sublayers, one for those in parallel, and routers of those that
-    tokens are routed past: a recurrence takes every token, or its state would be another."""
+    """Yield the GEMMs that a pruning adds: residual projections and routers.
+
+    Every sublayer has a residual projection; sublayers in parallel share one. A router stands
+    before those that tokens are routed past: a recurrence takes every token, because its state
+    would otherwise differ.
+    """
     h, rows = plan.shape.hidden, plan.work.rows
     own = plan.residual and not (plan.shape.parallel and sublayer == "mlp")
-    wanted = (
-        ((sublayer in plan.routers) * routed, "router", 1),
-        (own * layers, "residual", h),
-    )
+    wanted = (((sublayer in plan.routers) * routed, "router", 1), (own * layers, "residual", h))
     for count, role, n in wanted:
         if count:
             name = f"added.{sublayer}.{role}"
@@ -249,7 +277,10 @@ def _additions(plan: Plan, sublayer: str, layers: float, *, routed: float) -> It
 
 
 def _pointwise(plan: Plan, role: str, elements: float, layers: float, numbers: float) -> Op:
-    """Element-wise work as if fused into its neighbours: `elements` a token, read or written."""
+    """Return element-wise work as if fused into its neighbours.
+
+    `elements`: those that are read or written, per token; `numbers`: the parameters it stores.
+    """
     b, share = plan.work.itemsize, plan.rows.get(role, 1)
     return Op(
         name=role,
@@ -267,76 +298,54 @@ def _pointwise(plan: Plan, role: str, elements: float, layers: float, numbers: f
 
 
 def _embedding(plan: Plan) -> Op:
-    shape, b = plan.shape, plan.work.itemsize
-    numbers = (shape.vocab + shape.positions) * shape.hidden
-    numbers += shape.embedding_norm * shape.norm_parameters * shape.hidden
-    return Op(
-        name="embedding",
-        role="embedding",
-        group="other",
-        cls="pointwise",
-        layers=1,
-        flop=0,
-        bytes=2 * b * plan.work.rows * shape.hidden,
-        parameters=numbers,
-        stored_bytes=b * numbers,
-        bounded=False,
-    )
+    """Return the look-up of the tokens, with the parameters of the tables."""
+    shape = plan.shape
+    numbers = (shape.embedding.vocab + shape.embedding.positions) * shape.hidden
+    numbers += shape.embedding.norm * shape.norms.per_element * shape.hidden
+    op = _pointwise(plan, "embedding", 2 * shape.hidden, 1, numbers)
+    op.bounded = False
+    return op
 
 
 def _head(plan: Plan) -> Iterable[Op]:
+    """Yield the final norm and lm_head."""
     shape, work, b = plan.shape, plan.work, plan.work.itemsize
-    h, vocab, rows = shape.hidden, shape.vocab, work.head_rows
-    norm = shape.norm_parameters * h
-    yield Op(
-        name="final_norm",
-        role="final_norm",
-        group="other",
-        cls="pointwise",
-        layers=1,
-        flop=0,
-        bytes=2 * b * work.rows * h,
-        parameters=norm,
-        stored_bytes=b * norm,
-        bounded=False,
-    )
+    h, vocab, rows = shape.hidden, shape.embedding.vocab, work.head_rows
+    norm = _pointwise(plan, "final_norm", 2 * h, 1, shape.norms.per_element * h)
+    norm.bounded = False
+    yield norm
     if shape.encoder and work.logits == "last":
         return  # poolers and classifiers are not counted; all logits are those of a masked LM
-    numbers = (0 if shape.tied else vocab * h) + shape.head_bias * vocab
-    yield Op(
-        name="lm_head",
-        role="lm_head",
-        group="lm_head",
-        cls="matmul",
-        layers=1,
-        gemms=(Gemm(rows, vocab, h),),
-        flop=2 * rows * vocab * h,
-        bytes=b * (rows * (vocab + h) + vocab * h),
-        weight_bytes=b * vocab * h,
-        parameters=numbers,
-        stored_bytes=b * numbers,
+    numbers = (0 if shape.embedding.tied else vocab * h) + shape.embedding.head_bias * vocab
+    head = whole_gemm(
+        plan, "lm_head", Gemm(rows, vocab, h), role="lm_head", group="lm_head", layers=1
     )
+    head.parameters, head.stored_bytes = numbers, b * numbers
+    yield head
 
 
 def _norm_numbers(shape: ModelShape) -> float:
-    """Stored numbers of the norms of one sublayer."""
-    count = shape.norms / 2 if shape.norms > 1 else 1
-    return count * shape.norm_parameters * shape.hidden
+    """Count the stored numbers of the norms of one sublayer."""
+    return shape.norms.per_sublayer * shape.norms.per_element * shape.hidden
 
 
 def _bias(plan: Plan, role: str, n: int) -> int:
+    """Count the bias numbers of one weight."""
     shape = plan.shape
     if plan.shifted and role not in ("o", "down", "q_b", "kv_b"):
         return n
     if role in ("q", "k", "v"):
-        return n * shape.qkv_bias
+        return n * shape.attention.qkv_bias
     if role == "o":
-        return n * shape.o_bias
-    return n * shape.mlp_bias if role in ("gate", "up", "down") else 0
+        return n * shape.attention.o_bias
+    return n * shape.mlp.bias if role in ("gate", "up", "down") else 0
 
 
 def roofline(ops: Iterable[Op], *, flop_per_s: float, byte_per_s: float) -> float:
-    """Seconds of a forward at two peaks: Σ layers · max(F/π, Q/β) over the ops in the bound."""
+    """Return the seconds of a forward at two peaks: Σ layers · max(F/π, Q/β).
+
+    The sum is over the ops that count in the bound.
+    """
     return sum(
         op.layers * op.seconds(flop_per_s=flop_per_s, byte_per_s=byte_per_s)
         for op in ops
@@ -345,7 +354,10 @@ def roofline(ops: Iterable[Op], *, flop_per_s: float, byte_per_s: float) -> floa
 
 
 def kv_cache_bytes(plans: Sequence[Plan]) -> float:
-    """Cache after the forward: what each stack's layers keep of its context."""
+    """Return the bytes of the cache after the forward.
+
+    It holds what each stack's layers keep of its context.
+    """
     return sum(
         plan.shape.kv_bytes(
             batch=plan.work.batch,
@@ -361,29 +373,32 @@ def kv_cache_bytes(plans: Sequence[Plan]) -> float:
 
 
 def flop(ops: Iterable[Op]) -> float:
-    """FLOPs of a forward."""
+    """Sum the FLOPs of a forward."""
     return sum(op.layers * op.flop for op in ops)
 
 
 def traffic(ops: Iterable[Op]) -> float:
-    """Compulsory bytes of a forward."""
+    """Sum the compulsory bytes of a forward."""
     return sum(op.layers * op.bytes for op in ops)
 
 
 def expert_ops(plan: Plan, layers: float) -> Iterable[Op]:
-    """Router, routed experts as grouped GEMMs over the experts expected active, shared expert."""
+    """Yield the router, the routed experts as grouped GEMMs, and the shared expert.
+
+    The groups are the experts that are expected to get tokens.
+    """
     shape, work = plan.shape, plan.work
     share = plan.rows.get("experts", 1)
-    yield from _matrix(plan, "router", shape.experts, shape.hidden, layers)
+    yield from _matrix(plan, "router", shape.experts.count, shape.hidden, layers)
     load = expert_load(
         work.routing,
         work.phase,
-        experts=shape.experts,
-        per_token=shape.experts_per_token,
+        experts=shape.experts.count,
+        per_token=shape.experts.per_token,
         tokens=work.rows,
         share=share,
     )
-    rows = work.rows * share * shape.experts_per_token
+    rows = work.rows * share * shape.experts.per_token
     for matrix in _matrices(shape):
         yield from _routed(plan, matrix, layers, load=load, rows=rows)
     yield Op(
@@ -393,33 +408,36 @@ def expert_ops(plan: Plan, layers: float) -> Iterable[Op]:
         cls="pointwise",
         layers=layers,
         flop=0,
-        bytes=work.itemsize * (2 + shape.gated) * shape.expert_intermediate * rows,
+        bytes=work.itemsize * (2 + shape.mlp.gated) * shape.experts.intermediate * rows,
         experts=load.distinct,
     )
-    if shape.shared_intermediate:
+    if shape.experts.shared_intermediate:
         for matrix in _matrices(shape):
-            n, k = shape.shared_intermediate, shape.hidden
+            n, k = shape.experts.shared_intermediate, shape.hidden
             n, k = (k, n) if matrix == "down" else (n, k)
             yield from _matrix(plan, "shared_expert", n, k, layers, GROUPS[matrix])
 
 
 def _matrices(shape: ModelShape) -> tuple[str, ...]:
-    return ("gate", "up", "down") if shape.gated else ("up", "down")
+    """Return the roles of the matrices of one expert."""
+    return ("gate", "up", "down") if shape.mlp.gated else ("up", "down")
 
 
 def _routed(
     plan: Plan, matrix: str, layers: float, *, load: ExpertLoad, rows: float
 ) -> Iterable[Op]:
-    """One matrix of every expert: `rows` token-expert pairs over the experts that get some. The
-    groups of the grouped GEMM are these experts, and M is the mean of their rows."""
+    """Yield one matrix of every expert: `rows` token-expert pairs over the active experts.
+
+    The groups of the grouped GEMM are the experts that get some, and M is the mean of their rows.
+    """
     shape, b = plan.shape, plan.work.itemsize
     share = plan.rows.get("experts", 1)
-    h, width, count = shape.hidden, shape.expert_intermediate, shape.experts
+    h, width, count = shape.hidden, shape.experts.intermediate, shape.experts.count
     n, k = (h, width) if matrix == "down" else (width, h)
     active = load.distinct
     each = max(1, round(rows / max(1.0, active)))
     # The biases of the whole expert are counted with its last GEMM.
-    bias = count * shape.mlp_biases(width) * (matrix == "down")
+    bias = count * shape.mlp.biases(width, shape.hidden) * (matrix == "down")
     for index, piece in enumerate(plan.linear("experts", n, k)):
         numbers = piece.n * piece.k
         read = b * piece.stored * numbers * active
@@ -447,10 +465,10 @@ def _routed(
 def _matrix(
     plan: Plan, role: str, n: int, k: int, layers: float, group: str | None = None
 ) -> Iterable[Op]:
-    """A GEMM of a mixture-of-experts layer that no family prunes by itself."""
+    """Yield a GEMM of a mixture-of-experts layer that no family prunes by itself."""
     b, rows = plan.work.itemsize, plan.work.rows * plan.rows.get(role, 1)
-    bias = n * plan.shape.router_bias if role == "router" else 0
-    bias += plan.shape.shared_gate * plan.shape.hidden if role == "router" else 0
+    bias = n * plan.shape.experts.router_bias if role == "router" else 0
+    bias += plan.shape.experts.shared_gate * plan.shape.hidden if role == "router" else 0
     yield Op(
         name=f"{role}.{group}" if group else role,
         role=role,
@@ -473,26 +491,32 @@ _STATE_FLOP = {"linear": 7, "ssm": 5}
 
 
 def mixer_ops(plan: Plan, layers: float) -> Iterable[Op]:
-    """Projections in, convolution, recurrence (a short convolution has none), projection out."""
-    for name, (n, k) in plan.shape.mixer_linears().items():
+    """Yield the ops of a mixer: projections in, convolution, recurrence, projection out.
+
+    A short convolution has no recurrence.
+    """
+    for name, (n, k) in plan.shape.mixer.linears(plan.shape.hidden).items():
         if name == "mixer_out":
             yield _convolution(plan, layers)
-            if plan.shape.mixer in _STATE_FLOP:
+            if plan.shape.mixer.kind in _STATE_FLOP:
                 yield _recurrence(plan, layers)
         role, gemm = name.partition(".")[0], Gemm(plan.work.rows, n, k)
         yield whole_gemm(plan, name, gemm, role=role, group="other", layers=layers)
 
 
 def _convolution(plan: Plan, layers: float) -> Op:
-    """Depthwise and causal: 2·taps FLOPs a channel and token. In and out once; a short convolution
-    has a gate before and one behind, which read a channel each. In decode the last taps − 1 inputs
-    of each sequence are read too, and one is written."""
+    """Return a depthwise, causal convolution: 2·taps FLOPs per channel and token.
+
+    Its input is read and its output written once; a short convolution has a gate before and one
+    behind, which read a channel each. In decode the last taps − 1 inputs of each sequence are read
+    too, and one is written.
+    """
     shape, work, b = plan.shape, plan.work, plan.work.itemsize
-    channels, taps = shape.mixer_channels, shape.mixer_taps
+    channels, taps = shape.mixer.channels, shape.mixer.taps
     last = b * work.batch * channels * (taps - 1)
     read, write = (last, b * work.batch * channels) if not work.prefill else (0.0, last)
-    moved = 4 if shape.mixer == "conv" else 2
-    extras = 0 if shape.mixer in _STATE_FLOP else shape.mixer_extras
+    moved = 4 if shape.mixer.kind == "conv" else 2
+    extras = 0 if shape.mixer.kind in _STATE_FLOP else shape.mixer.extras
     numbers = channels * taps + extras
     return Op(
         name="conv",
@@ -511,24 +535,26 @@ def _convolution(plan: Plan, layers: float) -> Op:
 
 
 def _recurrence(plan: Plan, layers: float) -> Op:
-    """State of d_k (or d_state) numbers a channel. In: values, keys and queries (x, B, C), steps
-    and decays, the gate of the norm; out: values. A prefill writes the state once, a decode step
-    reads and writes it."""
+    """Return a recurrence with a state of d_k (or d_state) numbers per channel.
+
+    In: values, keys and queries (x, B, C), steps and decays, the gate of the norm; out: values. A
+    prefill writes the state once, a decode step reads and writes it.
+    """
     shape, work, b = plan.shape, plan.work, plan.work.itemsize
-    numbers = shape.mixer_width * shape.mixer_state
+    numbers = shape.mixer.width * shape.mixer.state
     state = float(STATE_ITEMSIZE * work.batch * numbers)
     read = 0.0 if work.prefill else state
-    elements = 3 * shape.mixer_width + 2 * shape.mixer_keys + shape.mixer_gates
+    elements = 3 * shape.mixer.width + 2 * shape.mixer.keys + shape.mixer.gates
     return Op(
         name="scan",
         role="scan",
         group="other",
         cls="scan",
         layers=layers,
-        flop=_STATE_FLOP[shape.mixer] * numbers * work.rows,
+        flop=_STATE_FLOP[shape.mixer.kind] * numbers * work.rows,
         bytes=b * work.rows * elements + read + state,
         kv_read=read,
         kv_write=state,
-        parameters=shape.mixer_extras,
-        stored_bytes=b * shape.mixer_extras,
+        parameters=shape.mixer.extras,
+        stored_bytes=b * shape.mixer.extras,
     )

@@ -17,8 +17,10 @@ _ENDING = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Inside, signals that end a process wait; for a second at most, so keep it short. What is
-    ignored stays so. Only the main thread receives signals: elsewhere nothing changes."""
+    """Make signals that end a process wait, for a second at most, so keep the code inside short.
+
+    What is ignored stays so. Only the main thread receives signals: elsewhere nothing changes.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Configs of vision transformers: images as tokens.
+"""Configs of vision transformers, which see images as tokens.
 
 In: a config dict (ViT, DeiT, BEiT, DINOv2, CLIP's and SigLIP's vision part). Out: fields of
 ModelShape, or None for another config. An image is (image / patch)² tokens and those that the model
@@ -19,7 +19,13 @@ _MOST = 1 << 20  # tokens of an image
 
 
 def vision_fields(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Fields of ModelShape. Raises PrunescopeError where a size is missing or is no number."""
+    """Read the fields of ModelShape from the config of a vision transformer.
+
+    None means that it is another config.
+
+    Raises:
+        PrunescopeError: A size is missing or is not a number.
+    """
     if "patch_size" not in config or config.get("vocab_size") is not None:
         return None
     kind = str(config.get("model_type", ""))
@@ -47,18 +53,20 @@ def vision_fields(config: Mapping[str, Any]) -> dict[str, Any] | None:
             hint="check image_size and patch_size of its config.json",
         )
     width = hidden // heads
-    fields = {
+    return {
         "model_type": kind, "hidden": hidden, "layers": layers, "heads": heads, "kv_heads": heads,
         "head_dim": width, "value_dim": width, "intermediate": int(mlp), "vocab": _classes(config),
         "gated": gated, "tied": True, "qkv_bias": bool(config.get("qkv_bias", True)),
         "o_bias": True, "mlp_bias": True, "norm_parameters": 2, "centred_norms": True,
         "positions": tokens, "image_tokens": tokens, "layout": "f" * layers,
     }  # fmt: skip
-    return fields
 
 
 def _classes(config: Mapping[str, Any]) -> int:
-    """Outputs of the head: classes, or the width that images and texts share; 1 without one."""
+    """Return the outputs of the head; 1 without one.
+
+    They are classes, or the width that images and texts share.
+    """
     for name in ("num_labels", "projection_dim"):
         value = config.get(name)
         if isinstance(value, int) and value > 0:
@@ -67,7 +75,7 @@ def _classes(config: Mapping[str, Any]) -> int:
 
 
 def _size(config: Mapping[str, Any], name: str) -> int:
-    """A size, or the first of two equal ones."""
+    """Return a size, or the first of two equal ones. Raise PrunescopeError for another value."""
     value = config.get(name)
     if isinstance(value, list | tuple) and value and len(set(map(str, value))) == 1:
         value = value[0]

@@ -1,4 +1,7 @@
-"""Text of a share, a range, a loss, a number, a time in ns, and a long name, for sentences."""
+"""Text of a share, a range, a loss, a number, a time in ns, and a long name, for sentences.
+
+In: a number or a name. Out: its text.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,15 @@ _BETWEEN_WORDS = re.compile(r"(?<=\w)(?=[^A-Za-z0-9])|(?<=\W)(?=\w)")
 
 
 def percent(share: float, decimals: int = 0) -> str:
-    """`71 %`, as tables of a report write it; the text around it names the base."""
+    """Format a share as `71 %`, as tables of a report do; the text around it names the base."""
     return f"{100 * share:.{decimals}f} %"
 
 
 def whole_sentences(message: str) -> str:
-    """A library's message in one line: all of it, or the sentences up to the first that ends beyond
-    400 characters. No sentence is cut."""
+    """Return a library's message in one line, cut between sentences if it is long.
+
+    The last sentence is the first that ends beyond 400 characters.
+    """
     text = message.strip()
     end = next((m.start() for m in _SENTENCE.finditer(text) if m.start() >= _ENOUGH), len(text))
     return " ".join(text[:end].split())
@@ -42,27 +47,29 @@ def when(holds: bool, text: str) -> str:  # noqa: FBT001 - `when(is_slowed, " pr
 
 
 def spread(low: int, high: int) -> str:
-    """`128–320`, or `352` where both are equal."""
+    """Format a range as `128–320`, or as `352` if both ends are equal."""
     return f"{low}" if low == high else f"{low}–{high}"
 
 
 def fell_to(before: float, after: Collection[float]) -> str:
-    """`16 → 8`, or `16 → 4 to 8, by layer` where layers keep different numbers."""
+    """Format a fall as `16 → 8`, or `16 → 4 to 8, by layer` if layers keep different numbers."""
     least, most = (_number(pick(after)) for pick in (min, max))
     text = f"{_number(before)} → {least}"
     return text if least == most else f"{text} to {most}, by layer"
 
 
 def _number(value: float) -> str:
-    """A number of heads, channels or keys: whole, or a mean with three digits at least."""
+    """Format a number of heads, channels or keys: whole, or a mean with three digits at least."""
     if abs(value - round(value)) < _WHOLE:
         return f"{round(value)}"
     return f"{value:.3g}" if value < _THREE_DIGITS else f"{value:.0f}"
 
 
 def factor(loss: float) -> str | None:
-    """A loss (perplexity, pruned over dense − 1) too large for percent as a ratio, `17,400×` or
-    `4.3e9×`; None for one that is not."""
+    """Format a loss too large for percent as a ratio, `17,400×` or `4.3e9×`; else return None.
+
+    A loss here is the perplexity of the pruned model over that of the dense one, minus 1.
+    """
     times = 1 + loss
     if not _AS_A_FACTOR <= loss < math.inf:
         return None
@@ -73,19 +80,22 @@ def factor(loss: float) -> str | None:
 
 
 def significant(value: float) -> str:
-    """`0.012`, `290`, `1,490`: three significant digits, and no power of ten in a large number."""
+    """Format three significant digits, without a power of ten: `0.012`, `290`, `1,490`."""
     rounded = float(f"{value:.3g}")
     return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:g}"
 
 
 def ms(ns: float) -> str:
-    """Milliseconds with three decimals, microseconds below one; a minus as tables write it."""
+    """Format ns as milliseconds with three decimals, or as microseconds below one.
+
+    A minus is written as in tables.
+    """
     text = f"{ns / 1e6:.3f} ms" if abs(ns) >= 1e6 else f"{ns / 1e3:.1f} µs"
     return text.replace("-", "−")
 
 
 def shortened(name: str, longest: int = 80) -> str:
-    """A kernel's name, cut between two words where it has more than `longest` characters."""
+    """Cut a kernel's name between two words if it has more than `longest` characters."""
     if len(name) <= longest:
         return name
     cuts = [m.start() for m in _BETWEEN_WORDS.finditer(name[:longest])]

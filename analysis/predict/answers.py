@@ -290,4 +290,6 @@ def _step_bytes(side: PredictedSide) -> float:
     work, shape = side.work, side.setting.shape
     gemms = [op.gemms[0] for op in side.bounded if op.cls == "matmul" and op.role != "lm_head"]
     widest = max((g.m * (g.n + g.k) * g.batch for g in gemms), default=0)
-    return work.itemsize * (2 * work.rows * shape.hidden + widest + work.head_rows * shape.vocab)
+    return work.itemsize * (
+        2 * work.rows * shape.hidden + widest + work.head_rows * shape.embedding.vocab
+    )

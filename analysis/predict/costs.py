@@ -441,10 +441,10 @@ def _eager_bytes(side: PredictedSide, op: Op) -> float:
         more += (8 * b + 8) * scores.batch * scores.m * scores.n
     if side.work.prefill:
         return more
-    expanded = _kv_copies(side, op) / 2 * (1 + side.setting.shape.group)
+    expanded = _kv_copies(side, op) / 2 * (1 + side.setting.shape.attention.group)
     return more + 2 * op.kv_read + expanded * op.kv_read
 
 
 def _kv_copies(side: PredictedSide, op: Op) -> int:
     """Count the copies of keys and values for the queries that share them."""
-    return 2 * (op.cls == "attention" and side.setting.shape.group > 1)
+    return 2 * (op.cls == "attention" and side.setting.shape.attention.group > 1)

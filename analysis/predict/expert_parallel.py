@@ -32,12 +32,12 @@ def expert_parallel(own: Forward, everyone: Forward, devices: int) -> Forward:
     token; its rows are E[max]/mean times 1/n of all.
     """
     shape = everyone.plans[0].shape
-    held = math.ceil(shape.experts / devices) / shape.experts
+    held = math.ceil(shape.experts.count / devices) / shape.experts.count
     fullest = fullest_rank(
         everyone.work.routing,
         everyone.work.phase,
-        experts=shape.experts,
-        per_token=shape.experts_per_token,
+        experts=shape.experts.count,
+        per_token=shape.experts.per_token,
         tokens=everyone.work.rows,
         ranks=devices,
     )
@@ -91,6 +91,6 @@ def _exchanges(own: Forward, fullest: float) -> list[tuple[float, float]]:
     two exchanges of half of that.
     """
     shape = own.plans[0].shape
-    size = own.work.rows * shape.experts_per_token * shape.hidden * own.work.itemsize
+    size = own.work.rows * shape.experts.per_token * shape.hidden * own.work.itemsize
     layers = sum(op.layers for op in own.ops if op.name == "experts.activation")
     return [(2 * layers, size * fullest / 2)]

@@ -175,7 +175,7 @@ def _experts(side: PredictedSide) -> Experts | None:
     Numbers are means over the layers that have experts, which may differ in how many.
     """
     shape, work = side.forward.plans[-1].shape, side.work
-    if not shape.experts:
+    if not shape.experts.count:
         return None
     if side.setting.ep > 1 and side.setting.tp == 1:
         work = replace(work, batch=work.batch * side.setting.ep)
@@ -183,14 +183,14 @@ def _experts(side: PredictedSide) -> Experts | None:
     if not parts:
         return None
     layers = [part.moe_layers for part in parts]
-    sizes = [{"experts": p.experts, "per_token": p.experts_per_token} for p in parts]
+    sizes = [{"experts": p.experts.count, "per_token": p.experts.per_token} for p in parts]
     loads = [expert_load(work.routing, work.phase, tokens=work.rows, **size) for size in sizes]
     fullest = [fullest_expert(work.routing, work.phase, tokens=work.rows, **size) for size in sizes]
     return Experts(
         layers=sum(layers),
-        count=max(part.experts for part in parts),
-        fewest=min(part.experts for part in parts),
-        per_token=shape.experts_per_token,
+        count=max(part.experts.count for part in parts),
+        fewest=min(part.experts.count for part in parts),
+        per_token=shape.experts.per_token,
         distinct=_weighted_mean([load.distinct for load in loads], layers),
         rows=_weighted_mean([load.rows for load in loads], layers),
         fullest=_weighted_mean(fullest, layers),

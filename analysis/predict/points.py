@@ -196,7 +196,7 @@ def check_matches_run(request: PredictRequest, run: Run) -> None:
                     f"{option} {value} does not match this run: its {name} has {recorded}",
                     hint=f"remove {option}: the run records its sizes",
                 )
-    shape = ModelShape.of_fields(run.model.shape)
+    shape = ModelShape.from_run(run.model.shape)
     if request.model is None or shape is None:
         return
     if read_model(request.model).shape.parameters() != shape.parameters():

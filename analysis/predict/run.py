@@ -155,7 +155,7 @@ def _family_sparsity(side: Side, nominal: float | None) -> float | None:
 
 def _setting(dense: Side, pruned: Side, chosen: Family, sparsity: float) -> Setting | None:
     """Return the setting of a run on its own peaks; None where one of them is unknown."""
-    shape = ModelShape.of_fields(dense.run.model.shape) if dense.run else None
+    shape = ModelShape.from_run(dense.run.model.shape) if dense.run else None
     peaks, run = pruned.peaks, pruned.run
     if shape is None or peaks is None or run is None or not peaks.byte_per_s:
         return None

@@ -98,7 +98,7 @@ class Setting:
     def loops_experts(self) -> bool:
         """Whether the host calls the experts of a layer one after another."""
         engine_loops = self.runtime is None or self.runtime.loops_experts
-        return self.launch == "eager" and engine_loops and self.shape.experts > 0
+        return self.launch == "eager" and engine_loops and self.shape.experts.count > 0
 
     @property
     def host_is_known(self) -> bool:
@@ -301,9 +301,9 @@ def assumptions(setting: Setting) -> list[str]:
             f"{setting.pp} stages of equal layers, as nearly as whole layers allow, with lm_head "
             f"on the last; memory is that of the fullest stage with {setting.pp} batches in flight"
         )
-    if setting.shape.experts:
+    if setting.shape.experts.count:
         sentences += _expert_assumptions(setting)
-    if setting.shape.kv_rank is not None:
+    if setting.shape.attention.kv_rank is not None:
         sentences.append(_latent_assumption(setting))
     if setting.sparse_library == MARLIN:
         bits = round(8 * (setting.stored_itemsize or WIDE_ITEMSIZE))
@@ -331,7 +331,7 @@ def _latent_assumption(setting: Setting) -> str:
             f"latent attention reads {numbers} in decode: its queries are multiplied into them, as "
             "serving engines do"
         )
-    more = shape.kv_elements() / shape.cache_elements()
+    more = shape.attention.kv_elements / shape.cache_elements()
     return (
         f"latent attention expands all of its {numbers} in each decode step, as transformers does, "
         f"and reads {more:.0f} times as many; serving engines do not: --runtime vllm or sglang"
@@ -344,15 +344,15 @@ def _rounding_notes(setting: Setting) -> list[str]:
     A router needs as many experts as a token goes to, and a token needs one.
     """
     family, shape, requested = setting.family, setting.shape, setting.sparsity
-    if family is None or not family.changes_experts or not shape.experts:
+    if family is None or not family.changes_experts or not shape.experts.count:
         return []
     parts = [part for part in shape.mlp_parts() if part.moe_layers]
     if family.cuts_experts:
         unit = "experts of a layer stay"
-        pairs = [(part.kept_experts(requested), part.experts) for part in parts]
+        pairs = [(part.experts.kept(requested), part.experts.count) for part in parts]
     else:
         unit = "experts of each token stay"
-        routes = [part.experts_per_token for part in parts]
+        routes = [part.experts.per_token for part in parts]
         pairs = [(kept_routes(count, requested), count) for count in routes]
     layers = [part.moe_layers for part in parts]
     left, there = (
@@ -384,10 +384,10 @@ def _expert_assumptions(setting: Setting) -> list[str]:
         )
         phases = setting.routing.phases.values()
         most = max((len(counts) for layers in phases for counts in layers), default=0)
-        if most > setting.shape.experts:
+        if most > setting.shape.experts.count:
             sentences.append(
                 f"{setting.routing.source} counts {most} experts of a layer, and the model has "
-                f"{setting.shape.experts}: taken for those that were chosen most"
+                f"{setting.shape.experts.count}: taken for those that were chosen most"
             )
     if setting.loops_experts:
         sentences.append(
@@ -475,11 +475,12 @@ def _check_ep(ep: int, tp: int, shape: ModelShape) -> int:
     """
     if ep == 1:
         return ep
-    if not shape.experts:
+    if not shape.experts.count:
         raise PrunescopeError("--ep needs a model with experts", hint="use --tp to share layers")
-    if not 1 <= ep <= shape.experts:
+    if not 1 <= ep <= shape.experts.count:
         raise PrunescopeError(
-            f"{shape.experts} experts cannot lie on {ep} devices", hint=f"--ep 1 to {shape.experts}"
+            f"{shape.experts.count} experts cannot lie on {ep} devices",
+            hint=f"--ep 1 to {shape.experts.count}",
         )
     if tp not in (1, ep):
         raise PrunescopeError(
@@ -495,7 +496,7 @@ def routing_of_model(given: str, shape: ModelShape) -> Routing:
 
     Raises PrunescopeError where they are of another model.
     """
-    if not shape.experts:
+    if not shape.experts.count:
         raise PrunescopeError("--routing needs a model with experts", hint="remove --routing")
     routing = read_routing(given)
     for layers in routing.phases.values():
@@ -505,7 +506,7 @@ def routing_of_model(given: str, shape: ModelShape) -> Routing:
                 f"{shape.moe_layers} with experts",
                 hint="give the counts of each of them, or of one that stands for all",
             )
-        there = [shape.experts]
+        there = [shape.experts.count]
         if len(layers) > 1:
             each = [layer.experts for layer in shape.layer_shapes if layer.experts]
             there = each or there * shape.moe_layers

@@ -136,7 +136,7 @@ def predicted_side(
         The side; with parallelism, that of one device.
     """
     if pruned and setting.pruned_shape is not None:
-        if setting.pruned_shape.experts != setting.shape.experts:
+        if setting.pruned_shape.experts.count != setting.shape.experts.count:
             work = replace(work, routing=None)  # it counts experts of the dense model
         setting = replace(setting, shape=setting.pruned_shape, pruned_shape=None)
 
@@ -258,11 +258,11 @@ def _part_of_device(
 
     def share_of(kv_heads: int) -> float:
         """Return the share of a cache with this many key/value heads that a device holds."""
-        return 1 / min(devices, kv_heads or shape.kv_heads)
+        return 1 / min(devices, kv_heads or shape.attention.kv_heads)
 
     part = whole.with_ops(
         lambda ops: _split_ops(ops, devices, share_of, apart),
-        kv_share=1.0 if shape.kv_rank is not None else _kv_share(whole, share_of),
+        kv_share=1.0 if shape.attention.kv_rank is not None else _kv_share(whole, share_of),
     )
     before = sum(op.layers * op.stored_bytes for op in whole.resident)
     after = sum(op.layers * op.stored_bytes for op in part.resident)
@@ -277,11 +277,11 @@ def _part_of_device(
 def _kv_share(whole: Forward, share_of: Callable[[int], float]) -> float:
     """Return the share of the cache that a device holds, over layers whose KV heads may differ."""
     parts = [part for plan in whole.plans for part in equal_parts(plan)]
-    shares = {share_of(part.shape.kv_heads) for part in parts if part.attention_layers}
+    shares = {share_of(part.shape.attention.kv_heads) for part in parts if part.attention_layers}
     if len(shares) < 2:
         return next(iter(shares), 1.0)
     held = [kv_cache_bytes([part]) for part in parts]
-    shared = sum(h * share_of(p.shape.kv_heads) for h, p in zip(held, parts, strict=True))
+    shared = sum(h * share_of(p.shape.attention.kv_heads) for h, p in zip(held, parts, strict=True))
     return shared / sum(held) if sum(held) else 1.0
 
 

@@ -76,7 +76,7 @@ def align(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[Assignme
     kernels is not that of the config's layers."""
     items = [item for item in items if item.what != BATCHED]
     strategy: _Strategy | list[str]
-    if shape.mixer and ranks == 1:
+    if shape.mixer.kind and ranks == 1:
         items = _one_anchor_a_mixer(items)
         strategy = _hybrid(items, shape)
     else:
@@ -529,9 +529,11 @@ def _expert_loop(items: Sequence[Item], shape: ModelShape) -> _ExpertLoop | list
         if expert is not None and tokens[0] is not None and tokens[1] is not None:
             edges = ((after, tokens[0]), (before, tokens[1]))
             found.append(_ExpertLoop(edges, expert, slots["lm_head"]))
-    if len(found) != 1 or shape.shared_intermediate:
+    if len(found) != 1 or shape.experts.shared_intermediate:
         why = (
-            "in addition to a shared one" if shape.shared_intermediate else f"{len(found)} ways fit"
+            "in addition to a shared one"
+            if shape.experts.shared_intermediate
+            else f"{len(found)} ways fit"
         )
         return [f"experts run one after the other, {why}: their order is not sure"]
     return found[0]

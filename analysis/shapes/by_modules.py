@@ -67,7 +67,7 @@ def _assign_call(items: Sequence[Item], shape: ModelShape, ranks: int) -> Assign
     counts = [len(members) for (_, role), members in groups.items() if role == "experts"]
     turns = one_expert(shape, counts) if ranks == 1 and counts else None
     for (layer, role), members in groups.items():
-        like = shape if layer is None else shape.like(layer)
+        like = shape if layer is None else shape.repeat_layer(layer)
         chosen = _longest_of_each(members, max(1, calls[layer]))
         if role in ("experts", "shared_expert") and all(item.what == GEMM for item in members):
             found = turns if role == "experts" else _shared(members, shape, ranks)
@@ -101,13 +101,13 @@ def _slots_by_layer(shape: ModelShape, ranks: int) -> dict[int | None, dict[str,
     whole = role_slots(shape, ranks)
     layers: dict[int | None, dict[str, Slot]] = dict.fromkeys([*range(shape.layers), None], whole)
     if shape.layer_shapes:
-        layers |= {n: role_slots(shape.like(n), ranks) for n in range(shape.layers)}
+        layers |= {n: role_slots(shape.repeat_layer(n), ranks) for n in range(shape.layers)}
     return layers
 
 
 def _shared(members: Sequence[Item], shape: ModelShape, ranks: int) -> tuple[Slot, ...] | None:
     """The GEMMs of the shared experts, their gate perhaps among them; None where not sure."""
-    gate = [(Slot("shared_expert", 1, shape.hidden),)] if shape.shared_gate else []
+    gate = [(Slot("shared_expert", 1, shape.hidden),)] if shape.experts.shared_gate else []
     ways = [Layer((), own) for own in shared_ways(shape, ranks)]
     ways += [Layer((), (*own.after, *one)) for own in ways[:] for one in gate]
     ways += [Layer((), (*one, *own)) for own in shared_ways(shape, ranks) for one in gate]
@@ -123,7 +123,8 @@ def _gemms_by_role(
     routed: set[int | None] = set()
     for item in items:
         role = item.role
-        if shape.experts and role == "unknown" and item.layer is not None and item.what == GEMM:
+        in_layer = item.layer is not None and item.what == GEMM
+        if shape.experts.count and role == "unknown" and in_layer:
             role = "router" if item.layer not in routed else role
             routed.add(item.layer)
         if item.what in (GEMM, GROUPED) and (item.layer is not None) != (role == "lm_head"):

@@ -85,7 +85,7 @@ def _with_sizes_of_weights(model: NamedModel, file: Path) -> NamedModel:
 
 def _model_of_run(file: Path) -> NamedModel:
     run = read_run(file.parent)
-    shape = ModelShape.of_fields(run.model.shape)
+    shape = ModelShape.from_run(run.model.shape)
     if shape is None:
         raise PrunescopeError(
             f"{file.name} does not hold the shape of its model", hint="give its config.json"

@@ -177,13 +177,15 @@ class RowCounts:
     def __init__(self, counts: list[Count], shape: ModelShape, ranks: int) -> None:
         layers = shape.layers
         self.tokens = rows_by_tokens(counts, layers)
-        absent = shape.count("attention_kind", "none") + shape.count("mlp_kind", "none")
+        absent = shape.count_layers("attention_kind", "none") + shape.count_layers(
+            "mlp_kind", "none"
+        )
         self.adds = _elements(counts, "adds", 2 * layers - absent, layers)
         self.activations: tuple[int, int] | None = None
         least, most = shape.spread("intermediate")
-        if shape.intermediate and least == most and not shape.moe_layers:
+        if shape.mlp.intermediate and least == most and not shape.moe_layers:
             self.activations = _elements(counts, "activations", layers, layers)
-        self._widths = shape.hidden, shape.intermediate // ranks
+        self._widths = shape.hidden, shape.mlp.intermediate // ranks
 
     @property
     def allowed(self) -> Intervals | None:

@@ -450,8 +450,11 @@ def named_in(names: Iterable[str]) -> Named:
 def named_size_contradictions(named: Named, shape: ModelShape, ranks: int) -> list[str]:
     """A contradiction: the width of the keys is not that of the cache, or the hidden size is larger
     than the widest norm kernel allows."""
-    keys = shape.c // min(ranks, shape.kv_heads)
-    latent = shape.kv_rank is not None or shape.spread("kv_heads") != (shape.kv_heads,) * 2
+    keys = shape.attention.key_width // min(ranks, shape.attention.kv_heads)
+    latent = (
+        shape.attention.kv_rank is not None
+        or shape.spread("kv_heads") != (shape.attention.kv_heads,) * 2
+    )
     fits = named.cached in [keys * size for size in named.each]
     if named.cached is not None and not latent and not fits:
         return [
@@ -470,17 +473,17 @@ def attention_name_contradictions(items: Iterable[Item], shape: ModelShape) -> l
     """A contradiction: the name of an attention kernel has a head dimension, or a number of query
     heads per KV head, that the config does not have. Latent attention is not judged: its kernels
     run on the width of the latent or of the heads."""
-    if shape.kv_rank is not None:
+    if shape.attention.kv_rank is not None:
         return []
     for name in {item.name[:_NAME_LIMIT] for item in items if item.what == ATTENTION}:
         group = _GROUP.search(name)
-        groups = {part.group for part in shape.attention_parts()}
+        groups = {part.attention.group for part in shape.attention_parts()}
         if group is not None and int(group[1]) not in groups:
             return [
                 f"the attention kernel is made for {group[1]} query heads a key, the config has "
-                f"{shape.group}"
+                f"{shape.attention.group}"
             ]
-        ours = max(shape.head_dim, shape.value_dim)
+        ours = max(shape.attention.head_dim, shape.attention.value_dim)
         exact, most = _size(_EXACT, name), _size(_UP_TO, name)
         wrong = exact is not None and ours != exact
         if most is not None and (ours > most or ours <= most // 2 and most > 32):
@@ -488,7 +491,7 @@ def attention_name_contradictions(items: Iterable[Item], shape: ModelShape) -> l
         if wrong:
             return [
                 f"the attention kernel is made for heads of {exact or most}, the config has "
-                f"{shape.head_dim}"
+                f"{shape.attention.head_dim}"
             ]
     return []
 
@@ -504,7 +507,7 @@ def attention_grid_contradictions(
     """A contradiction: the grid of an attention kernel has another number of query heads. The grid
     of FlashAttention 2 in prefill is query tiles × sequences × heads, that of memory-efficient
     attention query tiles × heads × sequences."""
-    known = [part.heads // ranks for part in shape.attention_parts()]
+    known = [part.attention.heads // ranks for part in shape.attention_parts()]
     for item in items:
         if item.what != ATTENTION or item.grid is None or len(item.grid) != 3:
             continue

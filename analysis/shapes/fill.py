@@ -61,7 +61,7 @@ def fill(traced: Traced, model: ModelConfig | AutoModel, device: Device | None) 
         out.warnings.append(guess(traced, model.workload, device, steps))
         return out
     out.warnings += model.notes
-    if model.shape.mixer:
+    if model.shape.mixer.kind:
         steps = items_of(traced.frame, traced.trace, traced.works, mixers=True)
     degree = degrees(traced.trace, every, model.shape)
     tried = [Trial(traced, model, device, steps, ranks) for ranks in degree]
@@ -114,7 +114,7 @@ def _filled(out: Filled, trial: Trial) -> Filled:
         out.notes.append(f"--model {trial.model.name} adds no shapes to those of the trace")
         return out
     out.notes += [_note(trial, writer), *widths]
-    if trial.model.shape.experts and (reason := trial.experts.reason) is not None:
+    if trial.model.shape.experts.count and (reason := trial.experts.reason) is not None:
         (out.notes if trial.experts.slots else out.warnings).append(reason)
     return out
 
@@ -198,17 +198,22 @@ class Writer:
         self, at: Pass, item: Item, layer: int
     ) -> tuple[object, WorkFunction, tuple[int, int] | None]:
         trial, tokens = self.trial, self.trial.tokens[at]
-        shape = trial.model.shape.like(layer)
-        known = tokens.batch and tokens.queries and tokens.keys and shape.kv_rank is None
+        shape = trial.model.shape.repeat_layer(layer)
+        known = tokens.batch and tokens.queries and tokens.keys and shape.attention.kv_rank is None
         if not known or item.kind == "eager attention":
             return None, None, None
         batch, queries, keys = tokens.batch or 0, tokens.queries or 0, tokens.keys or 0
-        slides = shape.window and (shape.order[layer : layer + 1] == "s")
+        slides = shape.attention.window and (shape.order[layer : layer + 1] == "s")
         sizes = AttentionSizes(
-            batch, shape.heads // trial.ranks, queries, keys, shape.head_dim, shape.value_dim
+            batch,
+            shape.attention.heads // trial.ranks,
+            queries,
+            keys,
+            shape.attention.head_dim,
+            shape.attention.value_dim,
         )
-        kv_heads = max(1, shape.kv_heads // trial.ranks)
-        window = shape.window if slides else None
+        kv_heads = max(1, shape.attention.kv_heads // trial.ranks)
+        window = shape.attention.window if slides else None
         name, dtype = item.name, trial.model.dtype
 
         def work() -> Work:
@@ -366,7 +371,7 @@ def _vocabulary(trial: Trial, key: Pass) -> str | None:
     head = next((one for one in trial.placed[key].gemms if one.slot.role == "lm_head"), None)
     if head is None:
         return None
-    vocab = trial.model.shape.vocab
+    vocab = trial.model.shape.embedding.vocab
     at = int(trial.traced.counting.place[head.item.row])
     rows = trial.rows[key] or 1 << 20
     for count in elementwise_counts(

@@ -185,12 +185,12 @@ def _is_sure(
 def one_expert(shape: ModelShape, counts: Sequence[int]) -> tuple[Slot, ...] | None:
     """The GEMMs of one expert, by how many the layers run; None where more than one way divides
     them all, or none does."""
-    width, hidden = shape.expert_intermediate, shape.hidden
+    width, hidden = shape.experts.intermediate, shape.hidden
     up, down = Slot("experts", width, hidden, EXPERT), Slot("experts", hidden, width, EXPERT)
     ways = [(up, up, down), (Slot("experts", 2 * width, hidden, EXPERT), down)]
     fit = [
         way
-        for way in (ways if shape.gated else [(up, down)])
+        for way in (ways if shape.mlp.gated else [(up, down)])
         if all(count and count % len(way) == 0 for count in counts)
     ]
     return fit[0] if len(fit) == 1 else None

@@ -63,9 +63,9 @@ def divides(shape: ModelShape, ranks: int) -> bool:
     if shape.layer_shapes:
         parts = (*shape.attention_parts(), *shape.mlp_parts())
         return all(divides(part, ranks) for part in parts)
-    kv = shape.kv_heads % ranks == 0 or ranks % shape.kv_heads == 0
-    width = shape.intermediate or shape.expert_intermediate
-    return shape.heads % ranks == 0 and kv and width % ranks == 0
+    kv = shape.attention.kv_heads % ranks == 0 or ranks % shape.attention.kv_heads == 0
+    width = shape.mlp.intermediate or shape.experts.intermediate
+    return shape.attention.heads % ranks == 0 and kv and width % ranks == 0
 
 
 def role_slots(shape: ModelShape, ranks: int = 1) -> dict[str, Slot]:
@@ -76,20 +76,22 @@ def role_slots(shape: ModelShape, ranks: int = 1) -> dict[str, Slot]:
         found["qkv"] = Slot("qkv", rows, shape.hidden)
     if "gate" in found:
         found["gate_up"] = Slot("gate_up", found["gate"].n + found["up"].n, found["up"].k)
-    if shape.experts:
-        found["router"] = Slot("router", shape.experts, shape.hidden)
-    for role, (n, k) in shape.mixer_linears().items():
-        if "." not in role and ranks == 1 and "mixer_in.gates" not in shape.mixer_linears():
+    if shape.experts.count:
+        found["router"] = Slot("router", shape.experts.count, shape.hidden)
+    mixer = shape.mixer.linears(shape.hidden)
+    for role, (n, k) in mixer.items():
+        if "." not in role and ranks == 1 and "mixer_in.gates" not in mixer:
             found[role] = Slot(role, n, k)
-    padded = -(-shape.vocab // _PADDED_VOCAB) * _PADDED_VOCAB if ranks > 1 else shape.vocab
+    vocab = shape.embedding.vocab
+    padded = -(-vocab // _PADDED_VOCAB) * _PADDED_VOCAB if ranks > 1 else vocab
     found["lm_head"] = Slot("lm_head", -(-padded // ranks), shape.hidden)
     return found
 
 
 def expert_slots(shape: ModelShape, ranks: int = 1) -> tuple[Slot, ...]:
     """The two products of the experts: gate and up together, then down."""
-    width = shape.expert_intermediate // ranks
-    first = width * (1 + shape.gated)
+    width = shape.experts.intermediate // ranks
+    first = width * (1 + shape.mlp.gated)
     return (
         Slot("experts", first, shape.hidden, GROUPED),
         Slot("experts", shape.hidden, width, GROUPED),
@@ -110,7 +112,7 @@ def pair_ways(shape: ModelShape, left: str, right: str) -> list[Layer]:
     """The ways in which a hybrid runs what follows an anchor and precedes the next one; f:
     attention, m: mixer. Where both are in every layer, the MLP follows the second."""
     slots = role_slots(shape)
-    mixer = shape.mixer_linears()
+    mixer = shape.mixer.linears(shape.hidden)
     into = [Slot("mixer_in", *nk) for role, nk in mixer.items() if role.startswith("mixer_in")]
     befores = {"f": attention_ways(shape, slots), "m": [tuple(into), tuple(into[::-1])]}
     after = slots["o"] if left == "f" else Slot("mixer_out", *mixer["mixer_out"])
@@ -124,10 +126,10 @@ def pair_ways(shape: ModelShape, left: str, right: str) -> list[Layer]:
 def attention_ways(shape: ModelShape, slots: dict[str, Slot]) -> list[tuple[Slot, ...]]:
     """The slots before an attention, fused or not. `slots`: of `role_slots`."""
     befores = [("q", "k", "v"), ("qkv",)]
-    if shape.kv_rank is not None:
-        query = ("q_a", "q_b") if shape.q_rank else ("q",)
+    if shape.attention.kv_rank is not None:
+        query = ("q_a", "q_b") if shape.attention.q_rank else ("q",)
         befores = [(*query, "kv_a", "kv_b")]
-        if shape.q_rank:
+        if shape.attention.q_rank:
             befores.append(("q_a", "kv_a", "q_b", "kv_b"))
     return [tuple(slots[role] for role in roles) for roles in befores]
 
@@ -142,7 +144,7 @@ def mlp_ways(shape: ModelShape, ranks: int, *, experts: bool) -> list[tuple[Slot
     shared = shared_ways(shape, ranks)
     if not shared:
         return [routed]
-    gate = (Slot("shared_expert", 1, shape.hidden),) if shape.shared_gate else ()
+    gate = (Slot("shared_expert", 1, shape.hidden),) if shape.experts.shared_gate else ()
     ways = []
     for own in shared:
         ways += [(*routed, *own, *gate), (*own, *gate, *routed), (*own, *routed, *gate)]
@@ -153,16 +155,16 @@ def mlp_ways(shape: ModelShape, ranks: int, *, experts: bool) -> list[tuple[Slot
 
 def shared_ways(shape: ModelShape, ranks: int = 1) -> list[tuple[Slot, ...]]:
     """The MLP of the shared experts, fused or not; none where a model has none."""
-    width, hidden = shape.shared_intermediate // ranks, shape.hidden
+    width, hidden = shape.experts.shared_intermediate // ranks, shape.hidden
     if not width:
         return []
     up, down = Slot("shared_expert", width, hidden), Slot("shared_expert", hidden, width)
     fused = Slot("shared_expert", 2 * width, hidden)
-    return [(up, up, down), (fused, down)] if shape.gated else [(up, down)]
+    return [(up, up, down), (fused, down)] if shape.mlp.gated else [(up, down)]
 
 
 def _plain(shape: ModelShape) -> list[tuple[str, ...]]:
-    return [("gate", "up", "down"), ("gate_up", "down")] if shape.gated else [("up", "down")]
+    return [("gate", "up", "down"), ("gate_up", "down")] if shape.mlp.gated else [("up", "down")]
 
 
 def _shard(role: str, n: int, k: int, shape: ModelShape, ranks: int) -> Slot:
@@ -172,8 +174,8 @@ def _shard(role: str, n: int, k: int, shape: ModelShape, ranks: int) -> Slot:
         return Slot(role, n, k)
     if role in ("o", "down"):
         return Slot(role, n, k // ranks)
-    if role in ("k", "v") and shape.kv_heads < ranks:
-        return Slot(role, n // shape.kv_heads, k)
+    if role in ("k", "v") and shape.attention.kv_heads < ranks:
+        return Slot(role, n // shape.attention.kv_heads, k)
     return Slot(role, n // ranks, k)
 
 
@@ -218,12 +220,12 @@ def expert_work(
     """The work of one product of all experts: as many matrices are read as an even router is
     expected to choose for so many tokens."""
     inputs, weights = formats(kernel, config)
-    rows = tokens * shape.experts_per_token
-    read = Operand((min(shape.experts, rows), slot.n, slot.k), weights)
+    rows = tokens * shape.experts.per_token
+    read = Operand((min(shape.experts.count, rows), slot.n, slot.k), weights)
     a = Operand((rows, slot.k), inputs)
     work = gemm_work(Gemm(rows, slot.n, slot.k), a, read, out="bf16", kind=GROUPED + "_gemm")
-    expected = expected_experts(shape.experts, shape.experts_per_token, tokens)
-    return reading(stack_of(work, shape.experts, read), expected)
+    expected = expected_experts(shape.experts.count, shape.experts.per_token, tokens)
+    return reading(stack_of(work, shape.experts.count, read), expected)
 
 
 def fused_attention(

@@ -179,7 +179,7 @@ class Trial:
     ) -> list[str]:
         """Activations whose width is not the config's. Where M is known the residual adds confirm
         the hidden size, and the times of the GEMMs decide; else either width may be wrong."""
-        width, channels = self.model.shape.intermediate // self.ranks, counted.width(rows)
+        width, channels = self.model.shape.mlp.intermediate // self.ranks, counted.width(rows)
         if channels is None:
             return []
         if rows is None:

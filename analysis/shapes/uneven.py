@@ -158,7 +158,7 @@ def _assigned(items: Sequence[Item], way: _Way) -> Assignment:
 def _ways(shape: ModelShape, ranks: int) -> Iterator[_Way]:
     """The model with q, k, v and gate, up fused or not, and experts in each of their orders: in
     all layers alike."""
-    layers = [shape.like(number) for number in range(shape.layers)]
+    layers = [shape.repeat_layer(number) for number in range(shape.layers)]
     experts = [letter.isupper() for letter in shape.layout]
     slots = [role_slots(layer, ranks) for layer in layers]
     tails = [
@@ -167,18 +167,18 @@ def _ways(shape: ModelShape, ranks: int) -> Iterator[_Way]:
     ]
     plain = max((len(t) for t, routed in zip(tails, experts, strict=True) if not routed), default=1)
     routes = max((len(t) for t, routed in zip(tails, experts, strict=True) if routed), default=1)
-    usual = next((n for n, one in enumerate(layers) if one.attention_kind == "usual"), None)
+    usual = next((n for n, one in enumerate(layers) if one.attention.kind == "usual"), None)
     fusions = 1 if usual is None else len(attention_ways(layers[usual], slots[usual]))
     for fused, mlp, route in product(range(fusions), range(plain), range(routes)):
         segments: list[list[Place]] = [[]]
         attending = []
         for number, layer in enumerate(layers):
             own = slots[number]
-            if layer.attention_kind == "usual":
+            if layer.attention.kind == "usual":
                 segments[-1] += _places(attention_ways(layer, own)[fused], number, layer, ranks)
                 attending.append(number)
                 segments.append([])
-            if layer.attention_kind != "none":
+            if layer.attention.kind != "none":
                 segments[-1] += _places((own["o"],), number, layer, ranks)
             tail = tails[number]
             chosen = tail[min(route if experts[number] else mlp, len(tail) - 1)]
@@ -191,9 +191,9 @@ def _tails(
     layer: ModelShape, slots: dict[str, Slot], ranks: int, *, routed: bool
 ) -> list[tuple[Slot, ...]]:
     """The ways to run what replaces an MLP."""
-    if layer.mlp_kind == "usual":
+    if layer.mlp.kind == "usual":
         return mlp_ways(layer, ranks, experts=routed)
-    return [(slots["down"],)] if layer.mlp_kind == "linear" else [()]
+    return [(slots["down"],)] if layer.mlp.kind == "linear" else [()]
 
 
 def _places(slots: Sequence[Slot], number: int, layer: ModelShape, ranks: int) -> Iterator[Place]:

@@ -16,32 +16,35 @@ from prunescope.taxonomy.theory import dense_plan
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """int(n·s) layers do not run in this forward; their weights stay in memory.
+    """Return the forward without int(n·s) layers; their weights stay in memory.
 
-    Any of them: the mean over the draws. An early exit skips the last ones. The lower ones, behind
-    the first, are skipped in decode alone, and their keys are not read again.
+    If any layer may be skipped, it is the mean over the draws. An early exit skips the last ones.
+    The lower ones, behind the first, are skipped in decode alone, and their keys are not read
+    again.
     """
     skipped, leave = removed_layers(shape.layers, point.sparsity), point.knobs["exit"]
     if leave == "lower" and work.prefill:
         return [dense_plan(shape, work)]
     left, runs = shape.layers - skipped, shape
     if leave == "early":
-        runs = shape.part(range(left))
+        runs = shape.select_layers(range(left))
     elif leave == "lower":
-        runs = shape.part([0, *range(skipped + 1, shape.layers)])
+        runs = shape.select_layers([0, *range(skipped + 1, shape.layers)])
     return [replace(dense_plan(runs, work), attention_layers=left, mlp_layers=left)]
 
 
 def applies(traits: Traits) -> Applies:
-    """A layer that is skipped updates no state of a mixer."""
+    """Answer for whole layers; a layer that is skipped updates no state of a mixer."""
     if traits.shape and traits.mixer:
         return Applies(YES, f"a layer that is skipped updates no state of {traits.mixer}")
     return to_layers(traits)
 
 
 def unrecorded(knobs: Mapping[str, Value]) -> str:
-    """Why a graph cannot hold its steps; "" where it can: by numbers of tokens alone, or with every
-    layer computed."""
+    """Return why a graph cannot hold the steps; "" if it can.
+
+    It can by numbers of tokens alone, or with every layer computed.
+    """
     if knobs["exit"] == "lower" or knobs.get("in_graphs") == "masked":
         return ""
     return (

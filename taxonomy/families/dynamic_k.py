@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from prunescope.taxonomy.applies import EXPERT_MATRICES, to_projections
-from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
 from prunescope.taxonomy.plan import Piece, Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -20,11 +19,14 @@ _ALL = ("q", "k", "v", "qkv", "q_a", "q_b", "kv_a", "o", "gate", *_CHANNELS)
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """The FLOPs of a GEMM times p = 1 − s. A column of W is read if any of T tokens needs it: with
-    probability 1 − s^T. A kernel skips a column only if no row of its tile needs it, so many
-    tokens compute as in the dense model. With `zeros=channels` the gate runs first and stays
-    dense, because its output chooses the channels: rows of up, columns of down. Experts stay
-    dense, because each sees few tokens, and others in each forward."""
+    """Multiply the FLOPs of a GEMM by p = 1 − s.
+
+    A column of W is read if any of T tokens needs it: with probability 1 − s^T. A kernel skips a
+    column only if no row of its tile needs it, so many tokens compute as in the dense model. With
+    `zeros=channels` the gate runs first and stays dense, because its output chooses the channels:
+    rows of up, columns of down. Experts stay dense, because each sees few tokens, and others in
+    each forward.
+    """
     roles = _CHANNELS if point.knobs["zeros"] == "channels" else _ALL
     kept, union = 1 - point.sparsity, 1 - point.sparsity**work.rows
 
@@ -32,10 +34,6 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
         return (Piece(n, k, flop=kept),) if role in roles else (Piece(n, k),)
 
     return [replace(dense_plan(shape, work), linear=linear, read=dict.fromkeys(roles, union))]
-
-
-def _not_realised(_traits: Traits) -> str:
-    return "no kernel of PyTorch leaves out the weights of inputs that are zero: theory alone"
 
 
 FAMILY = Family(
@@ -46,7 +44,9 @@ FAMILY = Family(
     unit="input features, per token",
     cuts=("inputs",),
     applies=to_projections,
-    not_implemented=_not_realised,
+    not_implemented=lambda _: (
+        "no kernel of PyTorch leaves out the weights of inputs that are zero: theory alone"
+    ),
     predicted_only=True,
     leaves=EXPERT_MATRICES,
     methods=("TEAL", "CATS"),

@@ -18,9 +18,10 @@ _KEPT = ("k", "v", "kv_a", "kv_b")
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """q, o and the MLP compute p·T rows of T tokens, where p = 1 − s; k and v compute all, and
-    the p·T queries attend to all keys. With `keys=routed` k and v compute p·T rows too: p·p of
-    the pairs of a query and a key are left, and p of the cache.
+    """Return the forward in which q, o and the MLP compute p·T rows of T tokens, where p = 1 − s.
+
+    k and v compute all rows, and the p·T queries attend to all keys. With `keys=routed` k and v
+    compute p·T rows too: p·p of the pairs of a query and a key are left, and p of the cache.
 
     A weight is read if any of the step's T tokens is routed to it: with probability 1 − s^T.
     """
@@ -51,7 +52,7 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
 
 
 def applies(traits: Traits) -> Applies:
-    """Applies to tokens of attention and MLP: a recurrence takes every one."""
+    """Answer for tokens of attention and MLP: a recurrence takes every token."""
     if traits.shape is None:
         return Applies(NO, "a recurrent state needs every token, and there is no MLP next to it")
     if traits.mixer:
@@ -61,7 +62,7 @@ def applies(traits: Traits) -> Applies:
 
 
 def unrecorded(knobs: Mapping[str, Value]) -> str:
-    """Why a graph cannot hold its steps; "" where it can."""
+    """Return why a graph cannot hold the steps; "" if it can."""
     if knobs["keys"] == "routed":
         return "with keys=routed the cache grows by the active tokens alone, whose number varies"
     return ""

@@ -14,21 +14,23 @@ from prunescope.taxonomy.theory import dense_plan
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """Attention FLOPs and, in decode, cache reads times p = 1 − s, where s is the share of the
-    blocks that are skipped; with `blocks=value` times 1 − s/2, because QKᵀ stays whole. Heads that
-    read every key count with s = 0."""
+    """Multiply attention FLOPs and, in decode, cache reads by p = 1 − s.
+
+    s is the share of the blocks that are skipped; with `blocks=value` the factor is 1 − s/2,
+    because QKᵀ stays whole. Heads that read every key count with s = 0.
+    """
     s = spared_share(point.sparsity, float(point.knobs.get("full_heads", 0.0)))
     share = 1 - s / 2 if point.knobs["blocks"] == "value" else 1 - s
     return [replace(dense_plan(shape, work), scores=share, keys=share)]
 
 
 def applies(traits: Traits) -> Applies:
-    """As other families of keys; blocks of latent attention stay in its cache."""
-    found = to_keys(traits)
-    if found.answer == YES and traits.shape and traits.shape.kv_rank is not None:
+    """Answer as other families of keys; blocks of latent attention stay in its cache."""
+    answer = to_keys(traits)
+    if answer.answer == YES and traits.shape and traits.shape.attention.kv_rank is not None:
         latent = "each latent is expanded; blocks are left out of the products alone"
         return Applies(YES, latent)
-    return found
+    return answer
 
 
 FAMILY = Family(

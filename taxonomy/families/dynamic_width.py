@@ -20,17 +20,28 @@ _HEADS = {"queries": {"q": "n", "o": "k"}, "heads": {"q": "n", "k": "n", "v": "n
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """f' = int(f·p), aligned, of the f channels run (p = 1 − s); with `attention` only n_kv' groups
-    of query heads attend. One set for a forward: it reads f'/f of the weights. One set for each of
-    T tokens: each computes f' channels, and a channel is read if any token uses it, with
-    probability 1 − (1 − f'/f)^T; heads likewise. For `queries` k and v are dense; the cache is
-    full.
+    """Return the forward in which f' = int(f·p), aligned, of the f channels run (p = 1 − s).
 
-    Raises PrunescopeError for heads of latent attention, whose queries and keys have no own weight.
+    With `attention` only n_kv' groups of query heads attend. One set for a forward: it reads f'/f
+    of the weights. One set for each of T tokens: each computes f' channels, and a channel is read
+    if any token uses it, with probability 1 − (1 − f'/f)^T; heads likewise. For `queries` k and v
+    are dense; the cache is full.
+
+    Raises:
+        PrunescopeError: The heads are of latent attention, whose queries and keys have no own
+            weight.
     """
     narrow = with_channels(shape, point)
-    dense = {shape.intermediate, shape.expert_intermediate, shape.shared_intermediate} - {0}
-    kept = {narrow.intermediate, narrow.expert_intermediate, narrow.shared_intermediate} - {0}
+    dense = {
+        shape.mlp.intermediate,
+        shape.experts.intermediate,
+        shape.experts.shared_intermediate,
+    } - {0}
+    kept = {
+        narrow.mlp.intermediate,
+        narrow.experts.intermediate,
+        narrow.experts.shared_intermediate,
+    } - {0}
     channels, heads = max(kept) / max(dense), _head_share(shape, point)
     axes = _HEADS.get(str(point.knobs.get("attention", "dense")), {})
     tokens = work.rows if point.knobs.get("sets", "forward") == "token" else 1
@@ -51,20 +62,20 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
 
 
 def _head_share(shape: ModelShape, point: FamilyPoint) -> float:
-    """The share of heads that a token uses: whole groups of a KV head, one at least."""
+    """Return the share of heads that a token uses: whole groups of a KV head, one at least."""
     if point.knobs.get("attention", "dense") == "dense":
         return 1.0
-    if shape.kv_rank is not None:
+    if shape.attention.kv_rank is not None:
         raise PrunescopeError(
             "heads of latent attention cannot be chosen at run time: all share one latent",
             hint="leave attention=dense",
         )
-    return kept_kv_heads(shape.kv_heads, point.sparsity) / shape.kv_heads
+    return kept_kv_heads(shape.attention.kv_heads, point.sparsity) / shape.attention.kv_heads
 
 
 def applies(traits: Traits) -> Applies:
-    """Applies to an MLP that is no set of experts."""
-    if traits.shape and traits.shape.experts:
+    """Answer for an MLP that is not a set of experts."""
+    if traits.shape and traits.shape.experts.count:
         return Applies(NO, "its experts are chosen by a router of its own")
     return to_mlp(traits)
 

@@ -15,11 +15,13 @@ OBSERVED = 32  # last queries of a prompt whose attention ranks its keys (SnapKV
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """Prefill is dense. Decode reads max(1, int(L·p)) of the L keys (p = 1 − s) in layers that
-    attend to all of them; where some heads keep every key, the mean over the heads. Ranking the
-    keys needs attention scores of its own: once for the end of a prompt, or for all queries in
-    every forward. They are added work, which counts in the expected time and in no bound: a bound
-    counts what a pruning removes, and prefill loses nothing."""
+    """Return a dense prefill, or a decode that reads max(1, int(L·p)) of the L keys (p = 1 − s).
+
+    It reads fewer keys in layers that attend to all of them; if some heads keep every key, the mean
+    over the heads counts. Ranking the keys needs attention scores of its own: once for the end of a
+    prompt, or for all queries in every forward. They are added work, which counts in the expected
+    time and in no bound: a bound counts what a pruning removes, and prefill loses nothing.
+    """
     sparsity = spared_share(point.sparsity, float(point.knobs.get("full_heads", 0.0)))
     keep = str(point.knobs["keep"]) if sparsity else ""
     dense = dense_plan(shape, work)

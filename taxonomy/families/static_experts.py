@@ -7,8 +7,6 @@ tokens.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from prunescope.taxonomy.applies import DENSE_MATRICES, NO, Applies, to_experts
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
@@ -19,38 +17,45 @@ from prunescope.taxonomy.theory import dense_plan
 
 
 def with_experts(shape: ModelShape, point: FamilyPoint) -> ModelShape:
-    """E' = max(k, round(E·p)) of the E experts stay in each layer that has some (p = 1 − s, k
-    experts a token), equally many of each group of group-limited routing: router N = E'. k, the
-    N and K of an expert, and the shared experts stay."""
+    """Return the model with E' = max(k, round(E·p)) of the E experts in each layer that has some.
+
+    p = 1 − s, and k experts serve a token; equally many experts stay of each group of group-limited
+    routing. The router has N = E'. k, the N and K of an expert, and the shared experts stay.
+    """
 
     def fewer(layer: ModelShape) -> ModelShape:
-        if not layer.experts:
+        if not layer.experts.count:
             return layer
-        return replace(layer, experts=layer.kept_experts(point.sparsity))
+        return layer.change(experts=layer.experts.kept(point.sparsity))
 
     return shape.map_layers(fewer)
 
 
 def applies(traits: Traits) -> Applies:
-    """Applies to layers of more experts than their router needs: the k that a token goes to, and in
-    group-limited routing the share of them that each of its groups has to serve."""
-    found = to_experts(traits)
+    """Answer for layers of more experts than their router needs.
+
+    It needs the k that a token goes to, and in group-limited routing the share of them that each of
+    its groups has to serve.
+    """
+    answer = to_experts(traits)
     shape = traits.shape
-    if found.answer == NO or shape is None:
-        return found
+    if answer.answer == NO or shape is None:
+        return answer
     parts = [part for part in shape.mlp_parts() if part.moe_layers]
-    if any(part.kept_experts(ALL_THAT_CAN_GO) < part.experts for part in parts):
-        return found
-    needs = f"a token goes to {shape.experts_per_token} of {shape.experts} experts"
-    if shape.expert_groups > 1:
-        size = shape.experts // shape.expert_groups
-        needs += f", in {shape.open_groups} of {shape.expert_groups} groups of {size}"
+    if any(part.experts.kept(ALL_THAT_CAN_GO) < part.experts.count for part in parts):
+        return answer
+    needs = f"a token goes to {shape.experts.per_token} of {shape.experts.count} experts"
+    if shape.experts.groups > 1:
+        size = shape.experts.count // shape.experts.groups
+        needs += f", in {shape.experts.open_groups} of {shape.experts.groups} groups of {size}"
     return Applies(NO, f"{needs}, so that none can go")
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """E' groups of M·E/E' rows each where all experts get tokens. Dropped or merged, the same
-    kernels run."""
+    """Return the forward with E' groups of M·E/E' rows each, if all experts get tokens.
+
+    Dropped or merged, the same kernels run.
+    """
     return [dense_plan(with_experts(shape, point), work)]
 
 

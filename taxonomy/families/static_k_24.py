@@ -15,7 +15,7 @@ from prunescope.taxonomy.theory import dense_plan
 
 
 def checked(sparsity: float) -> float:
-    """0.5, the only sparsity of the 2:4 format. Raises PrunescopeError for another."""
+    """Return 0.5, the only sparsity of the 2:4 format. Raise PrunescopeError for another."""
     if check_sparsity(sparsity) != 0.5:
         raise PrunescopeError(
             f"2:4 sparsity is 0.5, not {sparsity}",
@@ -25,14 +25,20 @@ def checked(sparsity: float) -> float:
 
 
 def _sparse(_role: str, n: int, k: int, itemsize: float) -> tuple[Piece, ...]:
-    """2MN(K/2) FLOPs at the dense peak. Stored: half the values and a 2-bit index for each, so
-    1/2 + 1/(8·itemsize) of the dense bytes: 9/16 at 16 bit."""
+    """Return one weight in the 2:4 format: 2MN(K/2) FLOPs at the dense peak.
+
+    It stores half the values and a 2-bit index for each, so 1/2 + 1/(8·itemsize) of the dense
+    bytes: 9/16 at 16 bit.
+    """
     return (Piece(n, k, flop=0.5, stored=0.5 + 1 / (8 * itemsize), numbers=0.5),)
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """Every projection of the layers in the 2:4 format; attention, cache, head and experts as
-    dense: an expert is a slice of one stacked tensor, which no such kernel takes."""
+    """Return the forward with every projection of the layers in the 2:4 format.
+
+    Attention, cache, head and experts stay dense: an expert is a slice of one stacked tensor, which
+    no such kernel takes.
+    """
     if point.sparsity == 0:
         return [dense_plan(shape, work)]
     checked(point.sparsity)

@@ -8,15 +8,17 @@ from prunescope.taxonomy.family import Family, Knob, identity, pattern
 
 
 def applies(traits: Traits) -> Applies:
-    """Applies to every weight of a layer, stacked experts too."""
+    """Answer for every weight of a layer, of stacked experts too."""
     if traits.shape is None:
         return to_projections(traits)
     return Applies(YES, "zeros in dense tensors: no dimension moves")
 
 
 def no_matrices(traits: Traits) -> str:
-    """Why a family that changes matrices of attention and MLP alone is not realised: a mixer has
-    others."""
+    """Return why a family that changes matrices of attention and MLP alone is not realised.
+
+    A model of mixers has other matrices. The text is "" if the family is realised.
+    """
     if traits.shape is None:
         return "only projections of attention and MLP are taken; static-k-mask takes all"
     return ""

@@ -14,11 +14,10 @@ from prunescope.taxonomy.theory import dense_plan
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """int(n·s) of the n sublayers of each chosen kind are removed; a removed attention caches
-    nothing.
+    """Return the forward without int(n·s) of the n sublayers of each chosen kind.
 
-    Layers that the options name or a run recorded count with their own dimensions; where the
-    choice is random and not made yet, the mean over all layers counts.
+    A removed attention caches nothing. Layers that the options name or a run recorded count with
+    their own dimensions; if the choice is random and not made yet, the mean over all layers counts.
     """
     attention, num_attention = _left(shape, point, "attention")
     mlp, num_mlp = _left(shape, point, "mlp")
@@ -29,7 +28,7 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
 
 
 def _left(shape: ModelShape, point: FamilyPoint, kind: str) -> tuple[ModelShape, int]:
-    """The layers whose sublayer of this kind stays, and how many."""
+    """Return the layers whose sublayer of this kind stays, and how many they are."""
     unit, named = point.knobs["unit"], str(point.knobs["layers"])
     if unit not in ("layer", "sublayers", kind):
         return shape, shape.layers
@@ -41,7 +40,7 @@ def _left(shape: ModelShape, point: FamilyPoint, kind: str) -> tuple[ModelShape,
     left = [i for i in range(shape.layers) if i not in removed]
     if not left:
         raise PrunescopeError(f"no {kind} is left", hint="keep one layer at least")
-    return shape.part(left), len(left)
+    return shape.select_layers(left), len(left)
 
 
 FAMILY = Family(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from prunescope.taxonomy.applies import PARTLY, Applies, no_heads, to_heads
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.family import ALIGNMENT, Family, FamilyPoint, Knob, pattern
@@ -22,39 +20,46 @@ LATENTS = ("q_a", "kv_a")  # they belong to no head
 
 
 def with_heads(shape: ModelShape, point: FamilyPoint) -> ModelShape:
-    """n_kv' = max(1, round(n_kv·p)) KV heads stay, p = 1 − s, with G query heads each of d
-    dimensions: q N = G·n_kv'·d; k, v N = n_kv'·d; o K = G·n_kv'·d."""
+    """Return the model with n_kv' = max(1, round(n_kv·p)) KV heads, p = 1 − s.
+
+    Each has G query heads of d dimensions: q N = G·n_kv'·d; k, v N = n_kv'·d; o K = G·n_kv'·d.
+    """
 
     def narrow(layer: ModelShape) -> ModelShape:
-        kept = kept_kv_heads(layer.kv_heads, point.sparsity, str(point.knobs["rounding"]))
-        return replace(layer, kv_heads=kept, heads=kept * layer.group)
+        kept = kept_kv_heads(layer.attention.kv_heads, point.sparsity, str(point.knobs["rounding"]))
+        return layer.change(kv_heads=kept, heads=kept * layer.attention.group)
 
     return shape.map_layers(narrow)
 
 
 def with_channels(shape: ModelShape, point: FamilyPoint) -> ModelShape:
-    """f' = int(f·p), p = 1 − s, aligned: gate, up N = f'; down K = f'. As many experts stay."""
+    """Return the model with f' = int(f·p) channels, p = 1 − s, aligned, and as many experts.
+
+    gate, up N = f'; down K = f'.
+    """
 
     def kept(width: int) -> int:
         return kept_intermediate(width, point.sparsity, point.align) if width else 0
 
     return shape.map_layers(
-        lambda layer: replace(
-            layer,
-            intermediate=kept(layer.intermediate),
-            expert_intermediate=kept(layer.expert_intermediate),
-            shared_intermediate=kept(layer.shared_intermediate),
+        lambda layer: layer.change(
+            intermediate=kept(layer.mlp.intermediate),
+            expert_intermediate=kept(layer.experts.intermediate),
+            shared_intermediate=kept(layer.experts.shared_intermediate),
         )
     )
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """Both: attention and cache scale with the KV heads, the MLP with its channels."""
+    """Return the narrow forward.
+
+    Attention and cache scale with the KV heads, the MLP with its channels.
+    """
     return [dense_plan(with_channels(with_heads(shape, point), point), work)]
 
 
 def applies(traits: Traits) -> Applies:
-    """Applies to heads and channels; to channels alone where no head can be cut."""
+    """Answer for heads and channels; for channels alone if no head can be cut."""
     reason = no_heads(traits)
     if reason and traits.shape and not traits.alibi:
         return Applies(PARTLY, f"the MLP alone: {reason}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import attrgetter
 
 from prunescope.taxonomy.applies import YES, Applies
 from prunescope.taxonomy.architecture_traits import Traits
@@ -14,22 +15,22 @@ from prunescope.taxonomy.theory import dense_plan
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """h' = int(h·p), aligned, of the h residual dimensions stay (p = 1 − s): K of q, k, v, gate,
-    up, routers, experts and mixers; N of o, down, experts and mixers; the width of embedding, norms
-    and lm_head.
+    """Return the forward of a stream with h' = int(h·p), aligned, of h dimensions (p = 1 − s).
 
-    Where junctions keep different dimensions, the residual from one to the next gets an h'×h'
-    GEMM, and lm_head a matrix of its own. A norm with a bias becomes an RMS norm, and the matrices
-    that read it take over its bias.
+    h' is K of q, k, v, gate, up, routers, experts and mixers; N of o, down, experts and mixers; the
+    width of embedding, norms and lm_head.
+
+    Where junctions keep different dimensions, the residual from one to the next gets an h'×h' GEMM,
+    and lm_head a matrix of its own. A norm with a bias becomes an RMS norm, and the matrices that
+    read it take over its bias.
     """
     if point.sparsity == 0:
         return [dense_plan(shape, work)]
-    different, biased = point.knobs["junctions"] == "different", shape.norm_parameters == 2
-    narrow = replace(
-        shape,
+    different, biased = point.knobs["junctions"] == "different", shape.norms.per_element == 2
+    narrow = shape.change(
         hidden=kept_hidden(shape.hidden, point.sparsity, point.align),
-        tied=shape.tied and not (different or shape.centred_norms),
-        head_bias=shape.head_bias or biased,
+        tied=shape.embedding.tied and not (different or shape.norms.centred),
+        head_bias=shape.embedding.head_bias or biased,
         norm_parameters=1,
         embedding_norm=False,
     )
@@ -37,20 +38,16 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
 
 
 def applies(traits: Traits) -> Applies:
-    """Applies to every stream; with one basis where residuals cannot go through a map."""
+    """Answer for every stream; with one basis if residuals cannot go through a map."""
     shape, entry = traits.shape, traits.entry
     if shape is None:
         return Applies(YES)
     reasons = []
-    if shape.centred_norms:
+    if shape.norms.centred:
         reasons.append("layer norms become RMS norms, their mean and bias part of the weights")
     if entry is not None and entry.no_maps:
         reasons.append(f"with junctions=same alone: {entry.no_maps}")
     return Applies(YES, "; ".join(reasons))
-
-
-def _not_realised(traits: Traits) -> str:
-    return traits.outside
 
 
 FAMILY = Family(
@@ -61,7 +58,7 @@ FAMILY = Family(
     unit="residual-stream (hidden) dimensions",
     cuts=("stream",),
     applies=applies,
-    not_implemented=_not_realised,
+    not_implemented=attrgetter("outside"),
     leaves=("q_b", "kv_b"),  # they read latents, not the stream
     mixers="stream",
     methods=("SliceGPT",),

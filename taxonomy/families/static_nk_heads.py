@@ -11,7 +11,7 @@ from prunescope.taxonomy.theory import dense_plan
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """Fewer KV heads with their query heads; the cache shrinks with them."""
+    """Return the forward with fewer KV heads and their query heads; the cache shrinks with them."""
     return [dense_plan(with_heads(shape, point), work)]
 
 

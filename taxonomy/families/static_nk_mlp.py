@@ -11,7 +11,7 @@ from prunescope.taxonomy.theory import dense_plan
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """Fewer channels in each MLP and each expert."""
+    """Return the forward with fewer channels in each MLP and each expert."""
     return [dense_plan(with_channels(shape, point), work)]
 
 

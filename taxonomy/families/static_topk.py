@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from prunescope.taxonomy.applies import DENSE_MATRICES, NO, Applies, to_experts
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.family import Family, FamilyPoint, pattern
@@ -14,27 +12,27 @@ from prunescope.taxonomy.theory import dense_plan
 
 
 def with_routes(shape: ModelShape, point: FamilyPoint) -> ModelShape:
-    """A token goes to k' = max(1, round(k·p)) of its k experts, p = 1 − s. The router and the
-    number of experts stay."""
+    """Return the model in which a token goes to k' = max(1, round(k·p)) of its k experts.
+
+    p = 1 − s. The router and the number of experts stay.
+    """
 
     def fewer(layer: ModelShape) -> ModelShape:
-        if not layer.experts:
+        if not layer.experts.count:
             return layer
-        return replace(
-            layer, experts_per_token=kept_routes(layer.experts_per_token, point.sparsity)
-        )
+        return layer.change(experts_per_token=kept_routes(layer.experts.per_token, point.sparsity))
 
     return shape.map_layers(fewer)
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """Rows of the GEMMs of experts, all together: T·k' where they were T·k."""
+    """Return the forward in which the GEMMs of all experts have T·k' rows where they had T·k."""
     return [dense_plan(with_routes(shape, point), work)]
 
 
 def applies(traits: Traits) -> Applies:
-    """Applies to experts of which a token takes several."""
-    if traits.shape and traits.shape.experts and traits.shape.experts_per_token < 2:
+    """Answer for experts of which a token takes several."""
+    if traits.shape and traits.shape.experts.count and traits.shape.experts.per_token < 2:
         return Applies(NO, "a token goes to one expert, and has to go to one at least")
     return to_experts(traits)
 

@@ -23,14 +23,14 @@ _ROWS = (
 
 
 def ranked(shape: ModelShape) -> range:
-    """After how many layers tokens can be dropped: an attention has to stand before."""
+    """Return after how many layers tokens can be dropped: an attention has to stand before."""
     order = shape.order or "f" * shape.layers
     first = next((i for i, letter in enumerate(order) if letter != "m"), shape.layers)
     return range(first + 1, shape.layers)
 
 
 def checked(after: int, valid: range) -> int:
-    """`after` itself. Raises PrunescopeError where it is no `valid` number of layers."""
+    """Return `after`. Raise PrunescopeError if it is not a `valid` number of layers."""
     if after in valid:
         return after
     last = valid.stop - 1
@@ -41,11 +41,15 @@ def checked(after: int, valid: range) -> int:
 
 
 def drop_layers(knobs: Mapping[str, Value], valid: range) -> list[int]:
-    """After which layers tokens leave, ascending: `after`, or those of `schedule`, or the ends of
-    all `stages` but the last, into which the `valid.stop` layers fall.
+    """Return the layers after which tokens leave, ascending.
 
-    Raises PrunescopeError for layers that are no ascending whole numbers, or where no attention
-    stands before one of them to rank the tokens.
+    They are `after`, or those of `schedule`, or the ends of all `stages` but the last, into which
+    the `valid.stop` layers fall.
+
+    Raises:
+        PrunescopeError: The layers are not ascending whole numbers, or no attention stands
+            before one
+            of them to rank the tokens.
     """
     schedule, stages = str(knobs.get("schedule", "")), int(knobs.get("stages", 1))
     if schedule and stages != 1:
@@ -68,7 +72,7 @@ def drop_layers(knobs: Mapping[str, Value], valid: range) -> list[int]:
 
 
 def _ends(stages: int, valid: range) -> list[int]:
-    """The ends of equal stages of `valid.stop` layers, without the last."""
+    """Return the ends of equal stages of `valid.stop` layers, without the last."""
     ends = [round(valid.stop * i / stages) for i in range(1, max(1, stages))]
     if stages < 1 or len(set(ends)) < len(ends) or any(end not in valid for end in ends):
         raise PrunescopeError(
@@ -79,15 +83,18 @@ def _ends(stages: int, valid: range) -> list[int]:
 
 
 def dropped_after(sparsity: float, step: int, steps: int) -> float:
-    """The share of all tokens that is gone after a step of several: each drops the same share of
-    those left, 1 − (1 − s)^(step/steps)."""
+    """Return the share of all tokens that is gone after a step of several.
+
+    Each step drops the same share of those left: 1 − (1 − s)^(step/steps) are gone.
+    """
     return sparsity if step == steps else float(1 - (1 - sparsity) ** (step / steps))
 
 
 def steps(shape: ModelShape, point: FamilyPoint) -> list[tuple[int, float]]:
-    """(layer after which tokens leave, share of all tokens gone from there on), in order.
+    """Return (layer after which tokens leave, share of all tokens gone from there on), in order.
 
-    Raises PrunescopeError as `drop_layers` does.
+    Raises:
+        PrunescopeError: `drop_layers` refuses the knobs.
     """
     layers = drop_layers(point.knobs, ranked(shape))
     return [
@@ -97,12 +104,16 @@ def steps(shape: ModelShape, point: FamilyPoint) -> list[tuple[int, float]]:
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """Layers 0..after-1 are dense; the others, mixers too, run on max(1, int(S·p)) of the S tokens
-    (p = 1 − s), and their caches are shorter by as much. With a schedule or stages the tokens leave
-    in steps. `revived` tokens are additional rows of a decode step, and keys from then on.
+    """Return a stack of layers for each number of tokens left.
 
-    Raises PrunescopeError as `steps` does, and for tokens that come back behind a mixer, whose
-    state they cannot enter.
+    Layers 0..after-1 are dense; the others, mixers too, run on max(1, int(S·p)) of the S tokens (p
+    = 1 − s), and their caches are shorter by as much. With a schedule or stages the tokens leave in
+    steps. `revived` tokens are additional rows of a decode step, and keys from then on.
+
+    Raises:
+        PrunescopeError: `steps` refuses the knobs, or tokens come back behind a mixer, whose
+            state they
+            cannot enter.
     """
     if point.sparsity == 0:
         return [dense_plan(shape, work)]
@@ -112,22 +123,23 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
             f"revived={revived:g} is not a share",
             hint="0 brings none back, 1 all in the first step",
         )
-    if revived and shape.mixer:
+    if revived and shape.mixer.kind:
         raise PrunescopeError(
-            f"tokens cannot come back behind {shape.mixer}, whose state has gone on without them",
+            f"tokens cannot come back behind {shape.mixer.kind}, whose state has gone on without "
+            "them",
             hint="leave revived at 0",
         )
     ends = [*(after for after, _ in drops[1:]), shape.layers]
-    found = [_stack(shape, range(drops[0][0]), work, 0)]
+    stacks = [_stack(shape, range(drops[0][0]), work, 0)]
     for (after, dropped), end in zip(drops, ends, strict=True):
         away, new = _away(work, dropped, revived)
-        found.append(_stack(shape, range(after, end), _shorter(work, away), new))
-    return found
+        stacks.append(_stack(shape, range(after, end), _shorter(work, away), new))
+    return stacks
 
 
 def _stack(shape: ModelShape, layers: range, work: Workload, new: float) -> Plan:
-    """These layers, on `new` earlier tokens and the one of a step."""
-    plan = dense_plan(shape.part(layers), work)
+    """Return the plan of these layers, on `new` earlier tokens and the one of a step."""
+    plan = dense_plan(shape.select_layers(layers), work)
     plan = replace(plan, attention_layers=len(layers), mlp_layers=len(layers))
     if not new:
         return plan
@@ -135,8 +147,10 @@ def _stack(shape: ModelShape, layers: range, work: Workload, new: float) -> Plan
 
 
 def _away(work: Workload, dropped: float, revived: float) -> tuple[int, float]:
-    """The tokens of each prompt that are away in these layers, and those that come back in this
-    step: the share `revived` of all that left, until none is away."""
+    """Return the tokens of each prompt that are away in these layers, and those that come back now.
+
+    In each step the share `revived` of all that left comes back, until none is away.
+    """
     left = work.prompt_len - kept_count(work.prompt_len, dropped)
     if work.prefill or work.context is None:
         return left, 0
@@ -148,7 +162,7 @@ def _away(work: Workload, dropped: float, revived: float) -> tuple[int, float]:
 
 
 def _shorter(work: Workload, away: int) -> Workload:
-    """The workload of layers that `away` tokens of the prompt are absent from."""
+    """Return the workload of layers that `away` tokens of the prompt are absent from."""
     context = work.context
     if context is not None:
         context = max(1, context - away)
@@ -156,7 +170,7 @@ def _shorter(work: Workload, away: int) -> Workload:
 
 
 def applies(traits: Traits) -> Applies:
-    """Applies to tokens behind an attention that ranks them."""
+    """Answer for tokens behind an attention that ranks them."""
     if traits.shape is None:
         return Applies(NO, "no attention ranks its tokens")
     if not traits.mixer:

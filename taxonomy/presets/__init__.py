@@ -24,7 +24,7 @@ _HUB = "https://huggingface.co/"
 
 @cache
 def preset_names() -> tuple[str, ...]:
-    """Every preset, sorted."""
+    """Return the name of every preset, sorted."""
     files = resources.files(__name__).iterdir()
     return tuple(sorted(f.name.removesuffix(".json") for f in files if f.name.endswith(".json")))
 
@@ -37,23 +37,29 @@ _TUNED = re.compile(
 
 
 def preset_named(name: str) -> str | None:
-    """The preset of a name: its own, or the Hub id of the model or of a tuned version of it, with
-    or without its organisation."""
+    """Return the preset of a name; None for no preset.
+
+    The name is the preset's own, or the Hub id of the model or of a tuned version of it, with or
+    without its organisation.
+    """
     key = name.lower()
     return key if key in preset_names() else _hub_ids().get(_plain(key))
 
 
 @cache
 def _hub_ids() -> dict[str, str]:
-    """Hub id without what tuning adds -> preset, of those whose source is the Hub."""
-    found = {}
+    """Return the preset of each Hub id without what tuning adds.
+
+    Presets whose source is not the Hub have none, unless a model of their shape is named.
+    """
+    by_id = {}
     for name in preset_names():
         parts = preset_source(name).removeprefix(_HUB).split("/")
         if preset_source(name).startswith(_HUB) and len(parts) > 1:
-            found[_plain("/".join(parts[:2]).lower())] = name
-        found |= {_plain(other.lower()): name for other in _read(name).get("same_shape", ())}
+            by_id[_plain("/".join(parts[:2]).lower())] = name
+        by_id |= {_plain(alias.lower()): name for alias in _read(name).get("same_shape", ())}
     # Short names do not take one away from a model that has it as its own.
-    return {**{key.rpartition("/")[2]: name for key, name in found.items()}, **found}
+    return {**{key.rpartition("/")[2]: name for key, name in by_id.items()}, **by_id}
 
 
 _SIZE = re.compile(r"(?:^|[-_])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])")
@@ -62,18 +68,23 @@ _NEAREST = 4  # presets that a message names
 
 
 def nearest_presets(name: str, *, more: Iterable[str] = ()) -> str:
-    """The presets most like a name, as a part of a sentence: those of its family, the nearest size
-    first; without a family among the presets, those that are written most alike, or that there are
-    none. A name may be that of an architecture: GraniteMoE, or granitemoe as a config spells it.
-    `more`: names that are as good as presets'."""
+    """Return the presets most like a name, as a part of a sentence.
+
+    They are those of its family, the nearest size first; without a family among the presets, those
+    that are written most alike, or the text says that there are none. A name may be that of an
+    architecture: GraniteMoE, or granitemoe as a config spells it. `more`: names that are as good as
+    presets'.
+    """
     known = (*preset_names(), *more)
     key = _plain(name.lower()).rpartition("/")[2]
     family, size = _family(key), _size(key)
-    of_family = _presets_of_architecture(key) or [one for one in known if _family(one) == family]
+    of_family = _presets_of_architecture(key) or [
+        candidate for candidate in known if _family(candidate) == family
+    ]
 
     def distance(preset: str) -> tuple[float, float]:
-        other = _size(preset)
-        apart = abs(math.log(other / size)) if size and other else 9.0
+        preset_size = _size(preset)
+        apart = abs(math.log(preset_size / size)) if size and preset_size else 9.0
         return round(apart, 1), -difflib.SequenceMatcher(None, key, preset).ratio()
 
     close = sorted(of_family, key=distance)
@@ -82,10 +93,13 @@ def nearest_presets(name: str, *, more: Iterable[str] = ()) -> str:
 
 
 def _presets_of_architecture(key: str) -> list[str]:
-    """The presets whose model type is the key, or begins a class's name (GraniteMoeForCausalLM)."""
+    """Return the presets whose model type is the key.
+
+    The key may also be the name of a class, such as GraniteMoeForCausalLM.
+    """
     written = _letters(key.removesuffix("forcausallm"))
-    types = {one: str(_read(one)["config"]["model_type"]) for one in preset_names()}
-    return [one for one, model_type in types.items() if _letters(model_type) == written]
+    types = {preset: str(_read(preset)["config"]["model_type"]) for preset in preset_names()}
+    return [preset for preset, model_type in types.items() if _letters(model_type) == written]
 
 
 def _letters(name: str) -> str:
@@ -93,16 +107,16 @@ def _letters(name: str) -> str:
 
 
 def _family(name: str) -> str | None:
-    found = _FAMILY.match(name)
-    return found.group() if found else None
+    match = _FAMILY.match(name)
+    return match.group() if match else None
 
 
 def _size(name: str) -> float | None:
-    """Parameters in billions, as a name says them."""
-    found = _SIZE.search(name)
-    if found is None:
+    """Return the parameters in billions that a name states; None if it states none."""
+    match = _SIZE.search(name)
+    if match is None:
         return None
-    return float(found.group(1)) * (1e-3 if found.group(2) == "m" else 1.0)
+    return float(match.group(1)) * (1e-3 if match.group(2) == "m" else 1.0)
 
 
 def _plain(hub_id: str) -> str:
@@ -110,20 +124,28 @@ def _plain(hub_id: str) -> str:
 
 
 def preset_config(name: str) -> dict[str, Any]:
-    """A fresh copy of the preset's config. Raises PrunescopeError with the nearest names."""
+    """Return a fresh copy of the preset's config.
+
+    Raises:
+        PrunescopeError: There is no such preset; the hint gives the nearest names.
+    """
     config: dict[str, Any] = _read(name)["config"]
     return config
 
 
 def preset_source(name: str) -> str:
-    """Where the preset's shape was published. Raises PrunescopeError as `preset_config` does."""
+    """Return where the preset's shape was published.
+
+    Raises:
+        PrunescopeError: There is no such preset; the hint gives the nearest names.
+    """
     return str(_read(name)["source"])
 
 
 def published_as(name: str) -> str | None:
-    """The format of the preset's published weights where they are quantised, else None."""
-    found = _read(name).get("published_as")
-    return None if found is None else str(found)
+    """Return the format of the preset's published weights if they are quantised, else None."""
+    number_format = _read(name).get("published_as")
+    return None if number_format is None else str(number_format)
 
 
 def _read(name: str) -> dict[str, Any]:

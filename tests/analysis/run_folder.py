@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ def write_run(folder: Path, trace: dict[str, Any], *, phase: str = "prefill", **
     path = save(trace, folder / f"{phase}.trace.json.gz")
     fields = more.pop("phase_fields", {})
     told = phase_run(trace=path.name, sha256=sha256_of(path), **fields)
-    shape = dataclasses.asdict(ModelShape.from_config(preset_config("tiny-llama")))
+    shape = ModelShape.from_config(preset_config("tiny-llama")).to_dict()
     plain: dict[str, Any] = {
         "variant": folder.name, "phases": {phase: told}, "dtype": "bf16", "argv": [],
         "model": {"id": "tiny-llama", "architecture": "LlamaForCausalLM", "shape": shape},

@@ -29,7 +29,7 @@ STEPS = (0.0, 0.25, 0.5, 0.75)
 def shapes(draw: st.DrawFn) -> ModelShape:
     kv_heads = draw(st.sampled_from((1, 2, 4, 8)))
     group = draw(st.sampled_from((1, 2, 4)))
-    return ModelShape(
+    return ModelShape.from_fields(
         model_type="llama",
         hidden=128 * draw(st.integers(4, 40)),
         layers=4 * draw(st.integers(1, 12)),
@@ -182,10 +182,10 @@ def test_flop_and_bytes_are_those_of_the_gemms(shape: ModelShape, work: Workload
             assert op.flop == op.gemms[0].flop
             assert op.bytes == op.gemms[0].bytes(work.itemsize)
         elif op.cls == "attention":
-            window = shape.window if op.name == "attention.sliding" else None
+            window = shape.attention.window if op.name == "attention.sliding" else None
             most = min(work.keys, window or work.keys)
             pairs = most
             if work.prefill:
                 pairs = sum(range(1, most + 1)) + (work.prompt_len - most) * most
-            width = shape.heads * (shape.head_dim + shape.value_dim)
+            width = shape.attention.heads * (shape.attention.head_dim + shape.attention.value_dim)
             assert op.flop == 2 * work.batch * width * pairs

@@ -1,5 +1,4 @@
-"""Options of layers in, the choice with the least loss out: against every combination of a small
-model, a MILP, and uniform choices."""
+"""The choice of what each layer keeps, against all combinations, a MILP and uniform choices."""
 
 import importlib
 import itertools
@@ -30,11 +29,12 @@ def layer(costs: tuple[float, ...], losses: tuple[float, ...]) -> list[LayerOpti
 
 
 def brute_force(options: list[list[LayerOption]], cost: float) -> float:
-    """The least loss of all combinations within a cost that keep a layer."""
+    """Return the least loss of all combinations within a cost that keep a layer."""
     fitting = (
-        sum(one.loss for one in chosen)
+        sum(option.loss for option in chosen)
         for chosen in itertools.product(*options)
-        if sum(one.cost for one in chosen) <= cost and not all(one.dropped for one in chosen)
+        if sum(option.cost for option in chosen) <= cost
+        and not all(option.dropped for option in chosen)
     )
     return min(fitting, default=math.inf)
 
@@ -44,7 +44,7 @@ def test_the_narrower_of_two_unequal_layers() -> None:
     options = [layer((10, 6, 5, 4), (0, 3, 4, 5)), layer((10, 6, 5, 4), (0, 1, 4, 5))]
     chosen = Allocation(options, unit=1).best(16)
     assert chosen is not None
-    assert [one.channels for one in chosen] == [352, 256]
+    assert [option.channels for option in chosen] == [352, 256]
 
 
 def test_as_brute_force_on_eight_layers_with_four_widths() -> None:
@@ -55,13 +55,13 @@ def test_as_brute_force_on_eight_layers_with_four_widths() -> None:
         )
         for n in range(8)
     ]
-    found = Allocation(options, unit=1)
+    allocation = Allocation(options, unit=1)
     for cost in (120, 150, 200, 250, 310):
-        chosen = found.best(cost)
+        chosen = allocation.best(cost)
         assert chosen is not None
-        assert sum(one.cost for one in chosen) <= cost
-        assert sum(one.loss for one in chosen) == pytest.approx(brute_force(options, cost))
-    assert found.best(119) is None
+        assert sum(option.cost for option in chosen) <= cost
+        assert sum(option.loss for option in chosen) == pytest.approx(brute_force(options, cost))
+    assert allocation.best(119) is None
 
 
 counts = st.integers(0, 12)
@@ -93,9 +93,9 @@ def test_as_brute_force_with_layers_that_go(
     if chosen is None:
         assert brute_force(options, cost) == math.inf
         return
-    assert not all(one.dropped for one in chosen)
-    assert sum(one.cost for one in chosen) <= cost
-    assert sum(one.loss for one in chosen) == brute_force(options, cost)
+    assert not all(option.dropped for option in chosen)
+    assert sum(option.cost for option in chosen) <= cost
+    assert sum(option.loss for option in chosen) == brute_force(options, cost)
 
 
 @settings(deadline=None, max_examples=15)
@@ -108,12 +108,14 @@ def test_rounding_never_breaks_the_target(
     pairs: list[list[tuple[float, float]]], share: float
 ) -> None:
     options = [[LayerOption(cost=c, loss=x, channels=1) for c, x in layer] for layer in pairs]
-    target = share * sum(max(one.cost for one in layer) for layer in options)
-    found = Allocation(options)
-    chosen = found.best(target)
+    target = share * sum(max(option.cost for option in layer) for layer in options)
+    allocation = Allocation(options)
+    chosen = allocation.best(target)
     if chosen is not None:
-        assert sum(one.cost for one in chosen) <= target + 1e-6 * found.step * len(options)
-    trades = found.frontier()
+        assert sum(option.cost for option in chosen) <= target + 1e-6 * allocation.step * len(
+            options
+        )
+    trades = allocation.frontier()
     assert [t.cost for t in trades] == sorted(t.cost for t in trades)
     assert [t.loss for t in trades] == sorted((t.loss for t in trades), reverse=True)
 
@@ -122,7 +124,7 @@ def test_a_width_that_costs_as_much_as_the_next_larger_one_goes() -> None:
     """320 and 256 channels are as many tiles: 320 stays."""
     steps = [(4, 0.0, 352), (3, 0.1, 320), (3, 0.2, 256), (1, 0.5, 128)]
     options = [(n, LayerOption(cost=n, loss=x, channels=w)) for n, x, w in steps]
-    assert [one.channels for _, one in undominated(options)] == [128, 320, 352]
+    assert [option.channels for _, option in undominated(options)] == [128, 320, 352]
 
 
 def test_the_same_optimum_as_a_mixed_integer_program() -> None:
@@ -131,26 +133,29 @@ def test_the_same_optimum_as_a_mixed_integer_program() -> None:
         layer((41.5, 30.2 + n, 22.9, 14.1), (0, 0.02 * (n % 4), 0.09 + 0.01 * n, 0.5 / (n + 1)))
         for n in range(12)
     ]
-    flat = [one for one_layer in options for one in one_layer]
+    flat = [option for one_layer in options for option in one_layer]
     once = [[float(i // 4 == n) for i in range(len(flat))] for n in range(12)]
     chosen = Allocation(options, unit=0.1).best(300.0)
     result = optimize.milp(
-        c=[one.loss for one in flat],
+        c=[option.loss for option in flat],
         integrality=[1] * len(flat),
         bounds=optimize.Bounds(0, 1),
         constraints=[
-            optimize.LinearConstraint([[one.cost for one in flat]], ub=300.0),
+            optimize.LinearConstraint([[option.cost for option in flat]], ub=300.0),
             optimize.LinearConstraint(once, lb=1, ub=1),
         ],
     )
     assert chosen is not None
-    assert sum(one.loss for one in chosen) == pytest.approx(result.fun)
+    assert sum(option.loss for option in chosen) == pytest.approx(result.fun)
 
 
 def test_low_ranks_by_hand() -> None:
-    """q and o are [128, 128], k and v [64, 128], gate, up and down 352 by 128. A half of the
-    numbers: ranks of 0.5·128·128/256 = 32, 0.5·64·128/192 = 21.3 and 0.5·352·128/480 = 46.9, which
-    are cut off to 21 and 46 and rounded up to 16s."""
+    """Half of the numbers of a matrix give a rank of 0.5·N·K/(N+K), rounded up to 16s.
+
+    q and o are [128, 128], k and v [64, 128], gate, up and down 352 by 128. The ranks are
+    0.5·128·128/256 = 32, 0.5·64·128/192 = 21.3 and 0.5·352·128/480 = 46.9, which are cut off to 21
+    and 46 before they are rounded up.
+    """
     config = {
         "model_type": "llama", "hidden_size": 128, "intermediate_size": 352,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -171,8 +176,10 @@ def test_low_ranks_by_hand() -> None:
 
 
 def test_never_worse_than_a_uniform_family_at_the_same_cost() -> None:
-    """Eight layers of 4 KV heads and 352 channels, the outer ones more sensitive; the budget is
-    what each uniform choice costs, in whole units."""
+    """The budget is what each uniform choice costs, in whole units.
+
+    Eight layers have 4 KV heads and 352 channels; the outer ones are more sensitive.
+    """
     config = {
         "model_type": "llama", "hidden_size": 128, "intermediate_size": 352,
         "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4,
@@ -198,14 +205,14 @@ def test_never_worse_than_a_uniform_family_at_the_same_cost() -> None:
                 dropped=(-500.0, 0.2 * worse),
             )
         )
-    found = Allocation([table.options() for table in tables], unit=1)
+    allocation = Allocation([table.options() for table in tables], unit=1)
     seen = {}
     for uniform in uniform_choices(shape, tables):
-        chosen = found.best(uniform.cost)
+        chosen = allocation.best(uniform.cost)
         assert chosen is not None
-        assert sum(one.cost for one in chosen) <= uniform.cost
-        assert sum(one.loss for one in chosen) <= uniform.loss + 1e-12
-        seen[uniform.family] = uniform.loss - sum(one.loss for one in chosen)
+        assert sum(option.cost for option in chosen) <= uniform.cost
+        assert sum(option.loss for option in chosen) <= uniform.loss + 1e-12
+        seen[uniform.family] = uniform.loss - sum(option.loss for option in chosen)
     static = {"static-nk", "static-nk-heads", "static-nk-mlp", "static-m", "static-k-lowrank"}
     assert set(seen) == static
     assert max(seen.values()) > 0.1

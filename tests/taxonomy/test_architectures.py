@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from prunescope.taxonomy.architecture_table import ARCHITECTURES, BY_ID, Architecture, Unwritten
+from prunescope.taxonomy.architecture_table import (
+    ARCHITECTURES,
+    BY_ID,
+    Architecture,
+    Biases,
+    Unwritten,
+)
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
 from tests.described import describe, read_architecture
@@ -28,29 +34,29 @@ def about(**fields: Any) -> dict[str, Any]:
     return describe({**LLAMA, **fields})
 
 
-def verdict(found: dict[str, Any], family: str) -> dict[str, Any]:
-    return next(one for one in found["families"] if one["id"] == family)
+def verdict(description: dict[str, Any], family: str) -> dict[str, Any]:
+    return next(row for row in description["families"] if row["id"] == family)
 
 
-def mechanisms(found: dict[str, Any]) -> list[str]:
-    return [one["id"] for one in found["mechanisms"]]
+def mechanisms(description: dict[str, Any]) -> list[str]:
+    return [mechanism["id"] for mechanism in description["mechanisms"]]
 
 
 def test_every_family_has_a_verdict_and_a_reason_where_it_is_not_yes() -> None:
     for entry in ARCHITECTURES:
         for model_type in entry.ids:
-            found = about(model_type=model_type)
-            assert found["known"]
-            assert {one["id"] for one in found["families"]} == {
-                one.id for one in families() if one.id != "dense"
+            description = about(model_type=model_type)
+            assert description["known"]
+            assert {row["id"] for row in description["families"]} == {
+                row.id for row in families() if row.id != "dense"
             }
-            for one in found["families"]:
-                assert one["applies"] in ("yes", "partly", "no")
-                assert one["why"] or (one["applies"] == "yes" and one["realised"])
-                assert one["realised"] in (True, False)
-                if one["applies"] == "no":
-                    assert not one["gemms"]
-                    assert one["realised"] is False
+            for row in description["families"]:
+                assert row["applies"] in ("yes", "partly", "no")
+                assert row["why"] or (row["applies"] == "yes" and row["realised"])
+                assert row["realised"] in (True, False)
+                if row["applies"] == "no":
+                    assert not row["gemms"]
+                    assert row["realised"] is False
     assert json.loads(json.dumps(about())) == about()
 
 
@@ -58,25 +64,25 @@ OF_EXPERTS = ["static-experts", "static-topk"]
 
 
 def test_llama_takes_all_families() -> None:
-    found = about()
-    assert mechanisms(found) == ["GQA"]
-    assert [one["id"] for one in found["families"] if one["applies"] != "yes"] == OF_EXPERTS
-    not_realised = [one["id"] for one in found["families"] if not one["realised"]]
+    description = about()
+    assert mechanisms(description) == ["GQA"]
+    assert [row["id"] for row in description["families"] if row["applies"] != "yes"] == OF_EXPERTS
+    not_realised = [row["id"] for row in description["families"] if not row["realised"]]
     assert not_realised == ["dynamic-k", *OF_EXPERTS]
-    heads = verdict(found, "static-nk")["gemms"]
+    heads = verdict(description, "static-nk")["gemms"]
     # q is 4 heads of 16, k and v 2 of 16: N x K
     assert heads["qkv"] == {"axis": "N", "matrices": {"q": [64, 64], "k": [32, 64], "v": [32, 64]}}
     assert heads["down"] == {"axis": "K", "matrices": {"down": [64, 96]}}
-    assert set(verdict(found, "dynamic-nk")["gemms"]) == {"qk", "pv"}
+    assert set(verdict(description, "dynamic-nk")["gemms"]) == {"qk", "pv"}
     assert heads["qk"]["axis"] == heads["pv"]["axis"] == "heads"  # of one head nothing changes
     # A token that is routed past attention is still a key and a value for the others.
-    assert verdict(found, "dynamic-m")["gemms"]["qkv"]["matrices"] == {"q": [64, 64]}
+    assert verdict(description, "dynamic-m")["gemms"]["qkv"]["matrices"] == {"q": [64, 64]}
 
 
 def test_every_gemm_of_a_layer_has_its_dimensions() -> None:
     rows = [
-        (one["role"], one["group"], one["m"], one["n"], one["k"], one["count"])
-        for one in about()["gemms"]
+        (gemm["role"], gemm["group"], gemm["m"], gemm["n"], gemm["k"], gemm["count"])
+        for gemm in about()["gemms"]
     ]
     assert rows == [
         ("q", "qkv", "T", 64, 64, 1), ("k", "qkv", "T", 32, 64, 1), ("v", "qkv", "T", 32, 64, 1),
@@ -85,12 +91,14 @@ def test_every_gemm_of_a_layer_has_its_dimensions() -> None:
         ("up", "gate_up", "T", 96, 64, 1), ("down", "down", "T", 64, 96, 1),
     ]  # fmt: skip
     mamba = describe({"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 4})
-    assert [(one["role"], one["n"], one["k"]) for one in mamba["gemms"]] == [
+    assert [(gemm["role"], gemm["n"], gemm["k"]) for gemm in mamba["gemms"]] == [
         ("mixer_in", None, 64),
         ("mixer_out", 64, None),
     ]
     experts = about(model_type="mixtral", num_local_experts=8, num_experts_per_tok=2)["gemms"]
-    assert [(one["role"], one["m"], one["n"], one["k"], one["count"]) for one in experts[-2:]] == [
+    assert [
+        (gemm["role"], gemm["m"], gemm["n"], gemm["k"], gemm["count"]) for gemm in experts[-2:]
+    ] == [
         ("experts gate_up", "expert rows", 192, 64, 8),
         ("experts down", "expert rows", 64, 96, 8),
     ]
@@ -122,9 +130,9 @@ def test_experts_are_cut_where_there_are_some() -> None:
     for name in OF_EXPERTS:
         assert verdict(about(), name)["why"] == "no layer has experts"
     fields = {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2}
-    found = about(**fields, moe_intermediate_size=32, mlp_only_layers=[0])
+    description = about(**fields, moe_intermediate_size=32, mlp_only_layers=[0])
     for name, axis in zip(OF_EXPERTS, "GM", strict=True):
-        said = verdict(found, name)
+        said = verdict(description, name)
         assert said["applies"] == "partly"
         assert said["why"].startswith("in 3 of 4 layers: the others have no experts")
         # The plain MLP of the first layer keeps its width and its tokens.
@@ -132,24 +140,24 @@ def test_experts_are_cut_where_there_are_some() -> None:
             "gate_up": {"axis": axis, "matrices": {"experts gate_up": [64, 64]}},
             "down": {"axis": axis, "matrices": {"experts down": [64, 32]}},
         }
-    one = about(model_type="llama4", num_local_experts=8, num_experts_per_tok=1)
-    assert "one expert" in verdict(one, "static-topk")["why"]
-    assert verdict(one, "static-experts")["applies"] == "yes"
+    to_one_expert = about(model_type="llama4", num_local_experts=8, num_experts_per_tok=1)
+    assert "one expert" in verdict(to_one_expert, "static-topk")["why"]
+    assert verdict(to_one_expert, "static-experts")["applies"] == "yes"
 
 
 def test_one_kv_head_leaves_no_group_to_cut() -> None:
-    found = about(num_key_value_heads=1)
-    assert verdict(found, "static-nk-heads")["applies"] == "no"
-    assert "one KV head" in verdict(found, "static-nk-heads")["why"]
-    assert verdict(found, "static-nk")["applies"] == "partly"
-    assert set(verdict(found, "static-nk")["gemms"]) == {"gate_up", "down"}
-    assert verdict(found, "static-nk-mlp")["applies"] == "yes"
+    description = about(num_key_value_heads=1)
+    assert verdict(description, "static-nk-heads")["applies"] == "no"
+    assert "one KV head" in verdict(description, "static-nk-heads")["why"]
+    assert verdict(description, "static-nk")["applies"] == "partly"
+    assert set(verdict(description, "static-nk")["gemms"]) == {"gate_up", "down"}
+    assert verdict(description, "static-nk-mlp")["applies"] == "yes"
 
 
 def test_latent_attention_is_low_rank_already_and_its_latents_have_no_heads() -> None:
-    found = about(model_type="deepseek_v3", **LATENT)
-    assert "two low-rank GEMMs already" in verdict(found, "static-k-lowrank")["why"]
-    cut = verdict(found, "static-nk-heads")["gemms"]["qkv"]["matrices"]
+    description = about(model_type="deepseek_v3", **LATENT)
+    assert "two low-rank GEMMs already" in verdict(description, "static-k-lowrank")["why"]
+    cut = verdict(description, "static-nk-heads")["gemms"]["qkv"]["matrices"]
     # 4 heads of 16 + 8 from rank 24; 4 heads of 16 + 16 from rank 16
     assert cut == {"q_b": [96, 24], "kv_b": [128, 16]}
 
@@ -193,8 +201,8 @@ def test_alibi_and_layer_norms_are_named() -> None:
     ],
 )
 def test_the_stream_is_narrowed_whatever_reads_it(fields: dict[str, Any]) -> None:
-    found = verdict(about(**fields), "static-nk-cross")
-    assert (found["applies"], found["realised"]) == ("yes", True)
+    answer = verdict(about(**fields), "static-nk-cross")
+    assert (answer["applies"], answer["realised"]) == ("yes", True)
 
 
 def test_what_keeps_the_stream_as_wide_as_it_is_has_a_reason() -> None:
@@ -210,9 +218,9 @@ def test_what_keeps_the_stream_as_wide_as_it_is_has_a_reason() -> None:
         ({"do_layer_norm_before": False}, "norms stand in the stream"),
         ({"word_embed_proj_dim": 32}, "projections stand between"),
     ):
-        found = verdict(about(model_type="opt", **fields), "static-nk-cross")
-        assert not found["realised"]
-        assert reason in found["why"]
+        answer = verdict(about(model_type="opt", **fields), "static-nk-cross")
+        assert not answer["realised"]
+        assert reason in answer["why"]
     for model_type in ("falcon_h1", "bloom"):
         why = verdict(about(model_type=model_type), NARROWER)["why"]
         assert "junctions=same alone" in why
@@ -240,10 +248,7 @@ DYNAMIC = (
             {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2},
             {"dynamic-width": "router of its own"},
         ),
-        (
-            {"model_type": "deepseek_v3", **LATENT},
-            {"dynamic-width": "router of its own"},
-        ),
+        ({"model_type": "deepseek_v3", **LATENT}, {"dynamic-width": "router of its own"}),
         (
             {"model_type": "ministral3"},
             dict.fromkeys(
@@ -260,12 +265,12 @@ DYNAMIC = (
 def test_what_decides_at_run_time_is_refused_for_a_mechanism(
     fields: dict[str, Any], without: dict[str, str]
 ) -> None:
-    found = about(**fields)
-    assert {name for name in DYNAMIC if not verdict(found, name)["realised"]} == set(without)
+    description = about(**fields)
+    assert {name for name in DYNAMIC if not verdict(description, name)["realised"]} == set(without)
     for name, reason in without.items():
-        assert reason in verdict(found, name)["why"]
+        assert reason in verdict(description, name)["why"]
         if reason == "router of its own":
-            assert verdict(found, name)["applies"] == "no"
+            assert verdict(description, name)["applies"] == "no"
 
 
 def test_a_mixer_takes_every_token() -> None:
@@ -289,10 +294,10 @@ def test_fused_matrices_are_shown_as_they_are_stored() -> None:
 
 
 def test_an_unknown_architecture_is_tried_not_refused() -> None:
-    found = about(model_type="something-new")
-    assert not found["known"]
-    assert verdict(found, "static-nk")["realised"] is None
-    assert "masked" in verdict(found, "static-nk")["why"]
+    description = about(model_type="something-new")
+    assert not description["known"]
+    assert verdict(description, "static-nk")["realised"] is None
+    assert "masked" in verdict(description, "static-nk")["why"]
 
 
 def test_configs_are_read_from_files_folders_and_presets(tmp_path: Path) -> None:
@@ -313,7 +318,7 @@ def test_configs_are_read_from_files_folders_and_presets(tmp_path: Path) -> None
 
 
 def test_the_table_has_one_entry_a_model_type() -> None:
-    assert sum(len(one.ids) for one in ARCHITECTURES) == len(BY_ID)
+    assert sum(len(entry.ids) for entry in ARCHITECTURES) == len(BY_ID)
 
 
 def test_a_row_of_the_table_is_an_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,19 +329,19 @@ def test_a_row_of_the_table_is_an_architecture(monkeypatch: pytest.MonkeyPatch) 
     }  # fmt: skip
     with pytest.raises(PrunescopeError, match="intermediate_size"):
         describe(config)
-    own = Unwritten(four_times=True, biased=True, tied=True)
+    own = Unwritten(four_times=True, biases=Biases(every=True), tied=True)
     row = Architecture(
         ids=("zebra",), title="Zebra", qkv="parts", no_maps="of stripes", unwritten=own
     )
     monkeypatch.setitem(BY_ID, "zebra", row)
-    found = describe(config)
-    assert (found["known"], found["title"]) == (True, "Zebra")
-    assert found["matrices"] == {
+    description = describe(config)
+    assert (description["known"], description["title"]) == (True, "Zebra")
+    assert description["matrices"] == {
         "qkv": [192, 64],
         "o": [64, 64],
         "up": [256, 64],
         "down": [64, 256],
     }
-    cross = next(one for one in found["families"] if one["id"] == "static-nk-cross")
+    cross = verdict(description, "static-nk-cross")
     assert cross["why"].endswith("with junctions=same alone: of stripes")
     assert cross["why"].startswith("layer norms become RMS norms")

@@ -27,7 +27,7 @@ def is_config(node: ast.AST) -> bool:
 
 
 def read_in(module: str) -> Iterator[str]:
-    """The words by which a module looks something up in a config."""
+    """Yield the words by which a module looks something up in a config."""
     for node in ast.walk(ast.parse((ROOT / "taxonomy" / f"{module}.py").read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             if node.func.attr == "get" and is_config(node.func.value):
@@ -48,7 +48,7 @@ def test_the_keys_are_those_that_are_read() -> None:
     seen = {word for module in MODULES for word in read_in(module)}
     seen |= {name for table in TABLES for name in getattr(config_module, table)}
     rows = [*(entry.unwritten for entry in ARCHITECTURES), *(own for _, own in OTHERS)]
-    seen |= {own.bias_key for own in rows} | {own.positions[0] for own in rows if own.positions}
+    seen |= {own.biases.key for own in rows} | {own.positions[0] for own in rows if own.positions}
     seen -= {""}
     assert all(re.fullmatch(r"\w+", word) for word in seen)
     assert seen == READ

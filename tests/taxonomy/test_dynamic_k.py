@@ -20,8 +20,8 @@ SHAPE = ModelShape.from_config(preset_config("llama-2-7b"))
 
 def ops(method: str, sparsity: float, **sizes: int) -> dict[str, Op]:
     name, knobs = family_of(method)
-    one, work = family(name), Workload(phase="decode", prompt_len=512, **sizes)
-    return {op.name: op for op in one.theory(SHAPE, work, one.point(sparsity, dict(knobs)))}
+    pruning, work = family(name), Workload(phase="decode", prompt_len=512, **sizes)
+    return {op.name: op for op in pruning.theory(SHAPE, work, pruning.point(sparsity, dict(knobs)))}
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
@@ -36,11 +36,11 @@ def test_a_column_is_read_where_any_token_needs_it(batch: int) -> None:
 def test_what_teal_and_cats_skip() -> None:
     dense = ops("teal", 0.0)
     for method, whole in (("teal", ()), ("cats", ("q", "k", "v", "o", "gate"))):
-        found = ops(method, 0.4)
+        by_name = ops(method, 0.4)
         for role in ("q", "k", "v", "o", "gate", "up", "down"):
-            share = found[role].bytes / dense[role].bytes
+            share = by_name[role].bytes / dense[role].bytes
             assert share == pytest.approx(1 if role in whole else 0.6, abs=1e-3), role
-        assert found["lm_head"].bytes == dense["lm_head"].bytes
+        assert by_name["lm_head"].bytes == dense["lm_head"].bytes
 
 
 def gain(method: str, sparsity: float, phase: str, batch: int = 1) -> float:

@@ -24,7 +24,7 @@ def test_an_encoder_is_one_pass_unless_its_config_says_decoder() -> None:
     # BERT-base has 109.48 M, 0.59 M of them in its pooler.
     assert shape.parameters() == pytest.approx(109.48e6 - 0.59e6, rel=0.001)
     assert not ModelShape.from_config({**BERT, "is_decoder": True}).one_pass
-    assert ModelShape.of_fields(shape.to_dict()) == shape
+    assert ModelShape.from_run(shape.to_dict()) == shape
 
 
 def test_predict_takes_one_pass_of_an_encoder(
@@ -33,14 +33,14 @@ def test_predict_takes_one_pass_of_an_encoder(
     (tmp_path / "config.json").write_text(json.dumps(BERT))
     asked: dict[str, Any] = {"model": str(tmp_path), "device": "h100-sxm", "dtype": "bf16",
                              "method": "static-nk", "sparsity": 0.25, "batch": 8}  # fmt: skip
-    found = prunescope.predict(**asked, phase="forward", prompt_len=128)
-    (phase,) = found["phases"].values()
+    prediction = prunescope.predict(**asked, phase="forward", prompt_len=128)
+    (phase,) = prediction["phases"].values()
     # Linears 2·T·(4 h² + 2 h f) and attention 4·T·S·h a layer; no lm_head, no causality.
     rows, wide = 8 * 128, 768
     layer = 2 * rows * (4 * wide * wide + 2 * wide * 3072) + 4 * rows * 128 * wide
     assert phase["baseline"]["flop"] == pytest.approx(12 * layer, rel=1e-6)
     assert phase["baseline"]["kv_bytes"] == 0
-    found.show()
+    prediction.show()
     text = capsys.readouterr().out
     assert "forward: batch 8, 128 tokens" in text and "--phase forward" in text
     for word in ("KV cache", "lm_head", "rope", "decode", "image"):

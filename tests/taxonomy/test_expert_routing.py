@@ -27,16 +27,19 @@ def counted(*layers: tuple[float, ...]) -> Routing:
 
 
 def drawn(shares: tuple[float, ...], rng: random.Random) -> list[int]:
-    """The k experts of one token, each with its share: systematic sampling in a random order."""
+    """Draw the k experts of one token by systematic sampling in a random order.
+
+    Each expert is drawn with its share.
+    """
     order = list(range(len(shares)))
     rng.shuffle(order)
-    at, found, point = 0.0, [], rng.random()
+    at, chosen, point = 0.0, [], rng.random()
     for expert in order:
         at += shares[expert]
         while point < at:
-            found.append(expert)
+            chosen.append(expert)
             point += 1
-    return found
+    return chosen
 
 
 def simulated(shares: tuple[float, ...], tokens: int, *, ranks: int) -> tuple[float, ...]:
@@ -52,26 +55,30 @@ def simulated(shares: tuple[float, ...], tokens: int, *, ranks: int) -> tuple[fl
         sums[0] += sum(count > 0 for count in counts)
         sums[1] += max(counts)
         sums[2] += max(held) * ranks / sum(held)
-    return tuple(one / 300 for one in sums)
+    return tuple(total / 300 for total in sums)
 
 
 def test_uniform_by_hand() -> None:
-    """64 tokens with 8 of 128: each misses an expert with 15/16, so 128 (1 − (15/16)^64) = 125.9
-    get one; 8 of 96 leave 96 (1 − (11/12)^64) = 95.6."""
+    """Each of 64 tokens with 8 of 128 experts misses an expert with 15/16.
+
+    So 128 (1 − (15/16)^64) = 125.9 get one; 8 of 96 leave 96 (1 − (11/12)^64) = 95.6.
+    """
     for experts, missed in ((128, 15 / 16), (96, 11 / 12)):
         load = expert_load(None, "decode", experts=experts, per_token=8, tokens=64)
         assert load.distinct == pytest.approx(experts * (1 - missed**64))
         assert load.rows == pytest.approx(64 * 8 / load.distinct)
-    one = expert_load(None, "decode", experts=128, per_token=8, tokens=1)
-    assert (one.distinct, one.rows) == pytest.approx((8, 1))
+    single = expert_load(None, "decode", experts=128, per_token=8, tokens=1)
+    assert (single.distinct, single.rows) == pytest.approx((8, 1))
     # Half of the tokens are routed past the layer: each misses an expert with 31/32.
     half = expert_load(None, "decode", experts=128, per_token=8, tokens=64, share=0.5)
     assert half.distinct == pytest.approx(128 * (1 - (31 / 32) ** 64))
 
 
 def test_counts_by_hand() -> None:
-    """Of 8 experts with k = 1 one takes half of the tokens and the others 1/14 each: of two tokens
-    (1 − 1/4) + 7 (1 − (13/14)²) = 1.714 experts get one."""
+    """Of 8 experts with k = 1 one takes half of the tokens and the others 1/14 each.
+
+    Of two tokens (1 − 1/4) + 7 (1 − (13/14)²) = 1.714 experts get one.
+    """
     routing = counted((7, 1, 1, 1, 1, 1, 1, 1))
     assert token_shares(routing, "decode", 8, 1) == (pytest.approx((0.5, *[1 / 14] * 7)),)
     load = expert_load(routing, "decode", experts=8, per_token=1, tokens=2)
@@ -101,8 +108,11 @@ def test_zipf() -> None:
 
 
 def test_the_largest_of_some_counts() -> None:
-    """Of two coins the mean number of heads of the larger is 3/4; two dice of n draws and chance 1
-    show n; large counts come near their mean."""
+    """Small counts are computed by hand, and large ones come near their mean.
+
+    Of two coins the mean number of heads of the larger is 3/4; two dice of n draws and chance 1
+    show n.
+    """
     assert expected_maximum([(1, 0.5, 2)]) == pytest.approx(0.75)
     assert expected_maximum([(5, 1.0, 2)]) == pytest.approx(5, abs=0.01)
     assert expected_maximum([(10_000, 0.5, 1)]) == pytest.approx(5_000, rel=1e-3)
@@ -138,16 +148,18 @@ def test_experts_of_a_law_lie_in_no_order_on_devices() -> None:
     for _ in range(2000):
         layout = rng.sample(shares, 40)
         total += max(sum(layout[i : i + 5]) for i in range(0, 40, 5))
-    found = fullest_rank(zipf(0.8), "decode", **sizes)
-    assert found == pytest.approx(total / 2000, rel=0.06)
-    assert found < 0.8 * in_order
-    assert found == fullest_rank(zipf(0.8), "decode", **sizes)  # the same in every process
+    fullest = fullest_rank(zipf(0.8), "decode", **sizes)
+    assert fullest == pytest.approx(total / 2000, rel=0.06)
+    assert fullest < 0.8 * in_order
+    assert fullest == fullest_rank(zipf(0.8), "decode", **sizes)  # the same in every process
     assert fullest_rank(zipf(0.0), "decode", **sizes) == pytest.approx(1, rel=0.01)
 
 
 def grouped(experts: int, per_token: int, groups: int, opened: int, tokens: int) -> float:
-    """The mean of distinct experts over 300 simulated forwards: a token chooses groups, then k of
-    the experts in them, all as likely."""
+    """Simulate 300 forwards and return the mean of distinct experts.
+
+    A token chooses groups, then k of the experts in them, all as likely.
+    """
     rng, size, total = random.Random(1), experts // groups, 0
     for _ in range(300):
         seen: set[int] = set()
@@ -160,9 +172,11 @@ def grouped(experts: int, per_token: int, groups: int, opened: int, tokens: int)
 
 @pytest.mark.parametrize("tokens", [1, 4, 64])
 def test_groups_are_read_as_often_as_without_them(tokens: int) -> None:
-    """DeepSeek-V3, 8 of 256 experts in 4 of 8 groups: a token takes an expert with 4/8 · 8/128 =
-    8/256, and tokens choose independently. So 256 (1 − (31/32)^T) get one, with groups or without;
-    only how much two experts of one token have to do with one another differs."""
+    """In DeepSeek-V3 a token takes an expert with 4/8 · 8/128 = 8/256, and tokens are independent.
+
+    It goes to 8 of 256 experts in 4 of 8 groups. So 256 (1 − (31/32)^T) get one, with groups or
+    without; only how much two experts of one token have to do with one another differs.
+    """
     load = expert_load(None, "decode", experts=256, per_token=8, tokens=tokens)
     assert load.distinct == pytest.approx(256 * (1 - (31 / 32) ** tokens))
     assert load.distinct == pytest.approx(grouped(256, 8, 8, 4, tokens), rel=0.02)

@@ -44,23 +44,23 @@ def test_patterns_of_the_table() -> None:
 
 def test_what_a_calibrated_choice_rests_on() -> None:
     """Statistics of a text, or the attention of the input itself; None: it cannot be calibrated."""
-    found = {one.id: one.to_dict()["calibration"] for one in families()}
-    assert {name for name, by in found.items() if by is None} == {
+    calibrations = {member.id: member.to_dict()["calibration"] for member in families()}
+    assert {name for name, by in calibrations.items() if by is None} == {
         "dense", "dynamic-depth", "dynamic-width", "dynamic-k", "static-topk",
     }  # fmt: skip
-    assert {name for name, by in found.items() if by == "input"} == {
+    assert {name for name, by in calibrations.items() if by == "input"} == {
         "dynamic-nk", "token-drop", "kv-evict",
     }  # fmt: skip
-    assert set(found.values()) == {None, "text", "input"}
+    assert set(calibrations.values()) == {None, "text", "input"}
     with pytest.raises(RuntimeError, match="calibration"):
         register(dataclasses.replace(family("dense"), calibration="guess"), {})
 
 
 def test_a_second_family_of_an_id_is_refused() -> None:
-    found: dict[str, Family] = {}
-    register(family("dense"), found)
+    by_id: dict[str, Family] = {}
+    register(family("dense"), by_id)
     with pytest.raises(RuntimeError, match="dense"):
-        register(family("dense"), found)
+        register(family("dense"), by_id)
     with pytest.raises(RuntimeError, match="axes"):
         register(dataclasses.replace(family("dense"), axes={}), {})
 
@@ -81,8 +81,8 @@ def test_knobs_are_checked_and_typed() -> None:
         ("token-drop", {"after": 99}),
     ):
         with pytest.raises(PrunescopeError):
-            one = family(name)
-            one.theory(TINY, Workload(phase="prefill"), one.point(0.5, knobs))
+            pruning = family(name)
+            pruning.theory(TINY, Workload(phase="prefill"), pruning.point(0.5, knobs))
 
 
 def test_impossible_points_are_errors() -> None:
@@ -115,10 +115,10 @@ def test_at_sparsity_zero_every_family_is_dense(preset: str) -> None:
 def test_more_sparsity_is_never_more_flop(
     name: str, phase: str, batch: int, length: int, sparsity: float
 ) -> None:
-    one, work = family(name), Workload(phase=phase, batch=batch, prompt_len=length)
+    pruning, work = family(name), Workload(phase=phase, batch=batch, prompt_len=length)
     shape = ModelShape.from_config(preset_config("llama-3.2-1b"))
-    less = flop(one.theory(shape, work, one.point(sparsity)))
-    more = flop(one.theory(shape, work, one.point(sparsity + 0.2)))
+    less = flop(pruning.theory(shape, work, pruning.point(sparsity)))
+    more = flop(pruning.theory(shape, work, pruning.point(sparsity + 0.2)))
     assert more <= less * (1 + 1e-12)
 
 

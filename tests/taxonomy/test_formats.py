@@ -26,8 +26,8 @@ RUN = Path(__file__).parents[2] / "traces" / "tiny-static-nk" / "pruned" / "run.
      {"matrices": [ROW], "dynamic": {"decode": {"a": {"total": [2], "unit": "keys"}}}}],
 )  # fmt: skip
 def test_order_absent_fields_and_unknown_keys_survive(written: dict[str, Any]) -> None:
-    found = plain(read(WeightStats, written))
-    assert str(found) == str(written)
+    again = plain(read(WeightStats, written))
+    assert str(again) == str(written)
 
 
 def test_a_manifest_that_is_read_and_written_is_the_same_bytes() -> None:

@@ -57,7 +57,7 @@ def test_a_header_gives_the_shape_of_the_config(tmp_path: Path) -> None:
     named = read_model(str(file))
     assert named.shape == wanted
     assert (named.source, named.quantised) == ("m.gguf", "gguf")
-    answers = {one.id: one.applies for one in read_architecture(str(file)).families}
+    answers = {row.id: row.applies for row in read_architecture(str(file)).families}
     assert (answers["static-nk-heads"], answers["kv-evict"]) == ("no", "partly")
 
 
@@ -71,8 +71,8 @@ def test_lists_and_tensors_of_a_header_give_each_layer_its_shape(tmp_path: Path)
     values = {"general.architecture": "deci", **{f"deci.{k}": v for k, v in numbers.items()}}
     file = gguf(tmp_path / "m.gguf", values, {"token_embd.weight": (64, 512)})
     shape = read_model(str(file)).shape
-    assert [one.attention_kind for one in shape.layer_shapes] == ["usual", "linear", "none"]
-    assert [one.intermediate for one in shape.layer_shapes] == [96, 48, 0]
+    assert [layer.attention_kind for layer in shape.layer_shapes] == ["usual", "linear", "none"]
+    assert [layer.intermediate for layer in shape.layer_shapes] == [96, 48, 0]
     tensors = {"token_embd.weight": (64, 512), "blk.0.attn_q.weight": (64, 64),
                "blk.0.attn_k.weight": (64, 32), "blk.0.attn_v.weight": (64, 32),
                "blk.0.attn_output.weight": (64, 64),
@@ -81,7 +81,7 @@ def test_lists_and_tensors_of_a_header_give_each_layer_its_shape(tmp_path: Path)
         tensors |= {f"blk.{number}.ffn_{name}.weight": (64, width) for name in ("gate", "up")}
         tensors[f"blk.{number}.ffn_down.weight"] = (width, 64)
     named = read_model(str(gguf(tmp_path / "m.gguf", values, tensors)))
-    assert [one.intermediate for one in named.shape.layer_shapes] == [80, 48]
+    assert [layer.intermediate for layer in named.shape.layer_shapes] == [80, 48]
     assert named.shape.layer(1).attention_kind == "linear"
     assert "48–80 MLP channels (config: 48–96)" in named.notes[0]
 

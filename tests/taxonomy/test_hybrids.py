@@ -51,13 +51,13 @@ def dense(config: dict[str, Any], work: Workload) -> dict[str, Op]:
 
 
 def pruned(name: str, config: dict[str, Any], work: Workload) -> list[Op]:
-    one, shape = family(name), ModelShape.from_config(config)
-    return one.theory(shape, work, one.point(0.5))
+    pruning, shape = family(name), ModelShape.from_config(config)
+    return pruning.theory(shape, work, pruning.point(0.5))
 
 
 def test_a_delta_net_by_hand() -> None:
     shape = ModelShape.from_config(DELTA)
-    assert (shape.mixer, shape.mixer_layers, shape.other_layers) == ("linear", 3, 3)
+    assert (shape.mixer.kind, shape.mixer_layers, shape.other_layers) == ("linear", 3, 3)
     ops = dense(DELTA, PREFILL)
     # values and their gate 2*64, keys and queries 2*32; a step and a decay for 4 heads
     assert ops["mixer_in"].gemms == (Gemm(12, 192, 64),)
@@ -85,7 +85,7 @@ def test_a_decode_step_reads_and_writes_the_state() -> None:
 
 def test_mamba_beside_attention_by_hand() -> None:
     shape = ModelShape.from_config(FALCON)
-    assert (shape.mixer, shape.mixer_layers, shape.other_layers) == ("ssm", 4, 0)
+    assert (shape.mixer.kind, shape.mixer_layers, shape.other_layers) == ("ssm", 4, 0)
     ops = dense(FALCON, PREFILL)
     # x and its gate 2*128, B and C 2*64, a step for each of 8 heads
     assert ops["mixer_in"].gemms == (Gemm(12, 392, 64),)
@@ -98,7 +98,7 @@ def test_mamba_beside_attention_by_hand() -> None:
 def test_a_short_convolution_by_hand() -> None:
     shape = ModelShape.from_config(LFM2)
     # int(2 * 96 / 3) = 64, a multiple of 16
-    assert (shape.mixer, shape.mixer_layers, shape.intermediate) == ("conv", 3, 64)
+    assert (shape.mixer.kind, shape.mixer_layers, shape.mlp.intermediate) == ("conv", 3, 64)
     ops = dense(LFM2, PREFILL)
     assert ops["mixer_in"].gemms == (Gemm(12, 192, 64),)
     assert ops["conv"].flop == 2 * 3 * 64 * 12
@@ -114,7 +114,7 @@ def test_a_state_does_not_grow() -> None:
     assert shape.kv_bytes(batch=2, context=10) == 2 * (10 * 64 * 2 + 3 * (4096 + 1024))
     more = shape.kv_bytes(batch=1, context=1001) - shape.kv_bytes(batch=1, context=1000)
     assert more == 64 * 2
-    assert ModelShape.from_config(LFM2).state_bytes() == 3 * 64 * 2
+    assert ModelShape.from_config(LFM2).mixer.state_bytes() == 3 * 64 * 2
 
 
 SAME = [
@@ -146,7 +146,7 @@ def test_configs_that_say_the_same(config: dict[str, Any], change: dict[str, Any
 def test_a_mixer_that_is_not_known_is_refused(config: dict[str, Any]) -> None:
     shape = ModelShape.from_config(config)
     assert shape.other_layers
-    assert not shape.mixer
+    assert not shape.mixer.kind
     with pytest.raises(PrunescopeError, match="no attention"):
         dense_plan(shape, PREFILL)
 
@@ -157,7 +157,7 @@ def test_the_ops_hold_all_parameters_and_a_run_reads_the_shape(config: dict[str,
     ops = forward([dense_plan(shape, PREFILL)])
     assert sum(op.layers * op.parameters for op in ops) == shape.parameters()
     written = json.loads(json.dumps(shape.to_dict()))
-    assert ModelShape(**written) == shape
+    assert ModelShape.from_fields(**written) == shape
     assert read(ModelEntry, {"shape": written}).shape == written
     with pytest.raises(PrunescopeError, match="shape.mixer: invalid enum value 'lstm'"):
         read(ModelEntry, {"shape": {**written, "mixer": "lstm"}})
@@ -171,13 +171,13 @@ def test_ops_are_sound_and_s_0_is_dense(config: dict[str, Any], work: Workload) 
         assert op.bytes > 0
         assert op.weight_bytes + op.kv_read <= op.bytes
         assert bool(op.gemms) == (op.cls in ("matmul", "attention"))
-    for one in families():
+    for pruning in families():
         shape = ModelShape.from_config(config)
-        same = one.theory(shape, work, one.point(0.0))
+        same = pruning.theory(shape, work, pruning.point(0.0))
         for key in ("flop", "bytes", "parameters"):
             want = sum(op.layers * getattr(op, key) for op in plain.values())
-            found = sum(op.layers * getattr(op, key) for op in same)
-            assert found == pytest.approx(want), (one.id, key)
+            total = sum(op.layers * getattr(op, key) for op in same)
+            assert total == pytest.approx(want), (pruning.id, key)
 
 
 MIXER = ("mixer_in", "conv", "scan", "mixer_out")
@@ -200,8 +200,8 @@ def test_static_m_takes_mixers_and_attention_in_equal_shares() -> None:
     for op in left:  # which layers is not known: an average layer
         if op.role not in ("embedding", "final_norm", "lm_head"):
             assert op.layers == plain[op.name].layers / 2
-    one, shape = family("static-m"), ModelShape.from_config(DELTA)
-    plans = one.plans(shape, DECODE, one.point(0.5))
+    pruning, shape = family("static-m"), ModelShape.from_config(DELTA)
+    plans = pruning.plans(shape, DECODE, pruning.point(0.5))
     assert kv_cache_bytes(plans) == shape.kv_bytes(batch=2, context=10) / 2
 
 
@@ -219,20 +219,20 @@ def test_tokens_are_routed_past_attention_and_not_past_a_state() -> None:
 
 def test_fewer_tokens_are_fewer_rows_of_the_mixers() -> None:
     kinds = ["linear_attention", "full_attention", "linear_attention", "linear_attention"]
-    one, shape = family("token-drop"), ModelShape.from_config({**DELTA, "layer_types": kinds})
-    ops = one.theory(shape, PREFILL, one.point(0.5, {"after": 2}))
+    pruning, shape = family("token-drop"), ModelShape.from_config({**DELTA, "layer_types": kinds})
+    ops = pruning.theory(shape, PREFILL, pruning.point(0.5, {"after": 2}))
     mixers = [(op.gemms[0].m, op.layers) for op in ops if op.name == "mixer_in"]
     assert mixers == [(12, 1), (6, 2)]
     assert [(op.gemms[0].m, op.layers) for op in ops if op.name == "o"] == [(12, 1)]
     # a token: keys and values 2*32 in 2 bytes; the states do not grow
-    cache = kv_cache_bytes(one.plans(shape, PREFILL, one.point(0.5, {"after": 2})))
+    cache = kv_cache_bytes(pruning.plans(shape, PREFILL, pruning.point(0.5, {"after": 2})))
     assert cache == shape.kv_bytes(batch=2, context=6)
     for after in (1, 4):
         with pytest.raises(PrunescopeError, match=f"after={after}"):
-            one.theory(shape, PREFILL, one.point(0.5, {"after": after}))
+            pruning.theory(shape, PREFILL, pruning.point(0.5, {"after": after}))
     last = ModelShape.from_config(DELTA)
     with pytest.raises(PrunescopeError) as raised:
-        one.theory(last, PREFILL, one.point(0.5, {"after": 2}))
+        pruning.theory(last, PREFILL, pruning.point(0.5, {"after": 2}))
     assert "before the last layer" in raised.value.hint
 
 
@@ -247,7 +247,7 @@ def test_fewer_tokens_are_fewer_rows_of_the_mixers() -> None:
 def test_the_order_of_the_layers(config: dict[str, Any], layout: str) -> None:
     shape = ModelShape.from_config(config)
     assert shape.layout == layout
-    parts = [shape.part([1]), shape.part([0, 2, 3])]
+    parts = [shape.select_layers([1]), shape.select_layers([0, 2, 3])]
     assert sum(part.parameters() - part.outside_parameters() for part in parts) == (
         shape.parameters() - shape.outside_parameters()
     )
@@ -286,21 +286,21 @@ MIXERS: list[tuple[dict[str, Any], dict[str, list[int]]]] = [
 def test_families_show_the_products_of_a_mixer(
     config: dict[str, Any], sizes: dict[str, list[int]]
 ) -> None:
-    found = describe(config)
-    of_mixer = {r: size for r, size in found["matrices"].items() if r.startswith("mixer_")}
+    description = describe(config)
+    of_mixer = {r: size for r, size in description["matrices"].items() if r.startswith("mixer_")}
     assert of_mixer == sizes
-    rows = [one for one in found["gemms"] if one["role"].startswith("mixer_")]
+    rows = [row for row in description["gemms"] if row["role"].startswith("mixer_")]
     assert rows == [
         {"role": role, "group": "other", "m": "T", "n": n, "k": k, "count": 1}
         for role, (n, k) in sizes.items()
     ]
-    whole = next(one for one in found["families"] if one["id"] == "static-m")
+    whole = next(row for row in description["families"] if row["id"] == "static-m")
     assert whole["gemms"]["other"] == {"axis": "M", "matrices": sizes}
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
-    "config", [one for one, _ in MIXERS], ids=lambda one: str(one["model_type"])
+    "config", [config for config, _ in MIXERS], ids=lambda config: str(config["model_type"])
 )
 def test_the_products_of_a_mixer_are_those_of_transformers(config: dict[str, Any]) -> None:
     torch = pytest.importorskip("torch")
@@ -354,7 +354,7 @@ def test_parameters_equal_those_of_transformers(model_type: str, fields: dict[st
     config = transformers.AutoConfig.for_model(model_type, **fields)
     plain = json.loads(config.to_json_string(use_diff=False))
     shape = ModelShape.from_config(plain)
-    assert shape.mixer
+    assert shape.mixer.kind
     assert shape.parameters() == numel(config)
 
 

@@ -124,8 +124,10 @@ def test_a_rank_that_is_given_saves(n: int, k: int, sparsity: float) -> None:
 
 
 def test_groups_of_experts_keep_as_many_each() -> None:
-    """Of 16 experts in 4 groups 11 would stay; 2.75 of a group are 3, so 12. A token that opens two
-    groups for 4 experts needs 2 of each; one ranked by its two best has two."""
+    """Of 16 experts in 4 groups 11 would stay; 2.75 of a group are 3, so 12.
+
+    A token that opens two groups for 4 experts needs 2 of each; one ranked by its two best has two.
+    """
     groups = {"groups": 4, "open_groups": 2, "ranked_by": 2}
     assert keep.kept_experts(16, 4, 0.3) == 11
     assert [keep.kept_experts(16, 4, s, **groups) for s in (0, 0.3, 0.5, 0.9)] == [16, 12, 8, 8]

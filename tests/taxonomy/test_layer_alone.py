@@ -18,10 +18,10 @@ def alone(rounds: list[tuple[float, float, float]]) -> LayerAlone:
 
 def test_a_closure_is_as_sure_as_its_rounds_agree() -> None:
     """1, 1.1 and 1 / 1.1: a standard deviation of log 1.1, and t of two degrees, 4.303."""
-    found = alone([(10.0, 10.0, 50.0), (10.0, 10.0, 50 / 1.1), (10.0, 10.0, 55.0)])
+    layer = alone([(10.0, 10.0, 50.0), (10.0, 10.0, 50 / 1.1), (10.0, 10.0, 55.0)])
     half = 4.30265 * math.log(1.1) / math.sqrt(3)
-    assert found.layer_sum == 1.0
-    assert found.layer_sum_ci95 == pytest.approx([math.exp(-half), math.exp(half)])
+    assert layer.layer_sum == 1.0
+    assert layer.layer_sum_ci95 == pytest.approx([math.exp(-half), math.exp(half)])
 
 
 def test_one_round_or_none_has_no_interval() -> None:

@@ -41,10 +41,13 @@ def work_of(shape: ModelShape) -> float:
 
 
 def block(groups: int | None = 2, width: int | None = 96, **ffn: Any) -> dict[str, Any]:
-    """A block of block_configs; without `groups` it has no attention, without `width` no MLP."""
+    """Make a block of block_configs.
+
+    Without `groups` it has no attention, without `width` no MLP.
+    """
     attention = {"n_heads_in_group": groups, "no_op": groups is None, "replace_with_linear": False}
-    found = {"ffn_mult": None, "intermediate_size": width, "no_op": width is None and not ffn}
-    return {"attention": attention, "ffn": {**found, "replace_with_linear": False, **ffn}}
+    ffn_part = {"ffn_mult": None, "intermediate_size": width, "no_op": width is None and not ffn}
+    return {"attention": attention, "ffn": {**ffn_part, "replace_with_linear": False, **ffn}}
 
 
 def nas(*blocks: dict[str, Any], **changes: Any) -> ModelShape:
@@ -58,7 +61,7 @@ def test_lists_of_widths_and_heads_count_by_hand() -> None:
     assert work_of(of(intermediate_size=WIDTHS)) == 4 * ATTENTION + mlp + HEAD
     heads = of(num_attention_heads=[4, 2, 4, 4], num_key_value_heads=[2, 1, 2, 2])
     assert work_of(heads) == 3.5 * ATTENTION + T * 3 * 64 * 4 * 96 + HEAD
-    assert heads.spread("heads") == (2, 4) and heads.group == 2
+    assert heads.spread("heads") == (2, 4) and heads.attention.group == 2
     # 2 sequences of 6 tokens, 2 bytes, keys and values of 2 or 1 heads of 16
     assert kv_cache_bytes([dense_plan(heads, PREFILL)]) == 2 * 6 * 2 * 2 * 16 * 7
 
@@ -80,30 +83,30 @@ def test_equal_lists_are_a_plain_shape() -> None:
     assert listed.to_dict() == of().to_dict() and "layer_shapes" not in listed.to_dict()
 
 
-@pytest.mark.parametrize("one", pruning_families(), ids=lambda one: one.id)
-def test_layers_that_are_told_one_by_one_and_agree_are_priced_as_one(one: Any) -> None:
+@pytest.mark.parametrize("pruning", pruning_families(), ids=lambda pruning: pruning.id)
+def test_layers_that_are_told_one_by_one_and_agree_are_priced_as_one(pruning: Any) -> None:
     """Equal layers written as unequal ones: the theory gives the same sums."""
     shape = of()
     listed = shape.with_layers([shape.layer(i) for i in range(4)])
     assert listed == shape
     # Layers differ in a size that no family of these touches: the head size of a layer's values.
-    point = one.point(one.only or 0.25)
+    point = pruning.point(pruning.only or 0.25)
     try:
-        ops = one.theory(shape, PREFILL, point)
+        ops = pruning.theory(shape, PREFILL, point)
     except PrunescopeError:
         return  # no experts here, or no rank that saves
     uneven = of(intermediate_size=[96, 96, 96, 80])
-    pruned = one.theory(uneven, PREFILL, point)
+    pruned = pruning.theory(uneven, PREFILL, point)
     even, less = flop(ops), flop(pruned)
     assert less < even
-    assert flop(one.theory(listed, PREFILL, point)) == even
+    assert flop(pruning.theory(listed, PREFILL, point)) == even
 
 
 def test_families_prune_each_layer_by_its_own_sizes() -> None:
     shape = of(intermediate_size=WIDTHS, num_attention_heads=[4, 2, 4, 4],
                num_key_value_heads=[2, 1, 2, 2])  # fmt: skip
-    one = family("static-nk")
-    (plan,) = one.plans(shape, PREFILL, one.point(0.5))
+    pruning = family("static-nk")
+    (plan,) = pruning.plans(shape, PREFILL, pruning.point(0.5))
     assert [layer.intermediate for layer in plan.shape.layer_shapes] == [48, 32, 48, 16]
     assert [layer.heads for layer in plan.shape.layer_shapes] == [2, 2, 2, 2]
     gone = family("static-m")
@@ -113,9 +116,14 @@ def test_families_prune_each_layer_by_its_own_sizes() -> None:
 
 def test_blocks_of_puzzle() -> None:
     shape = nas(block(), block(groups=None), block(groups=4, width=48), block(width=None))
-    assert [one.attention_kind for one in shape.layer_shapes] == ["usual", "none", "usual", "usual"]
-    assert [one.kv_heads for one in shape.layer_shapes] == [2, 0, 1, 2]
-    assert [one.intermediate for one in shape.layer_shapes] == [96, 96, 48, 0]
+    assert [layer.attention_kind for layer in shape.layer_shapes] == [
+        "usual",
+        "none",
+        "usual",
+        "usual",
+    ]
+    assert [layer.kv_heads for layer in shape.layer_shapes] == [2, 0, 1, 2]
+    assert [layer.intermediate for layer in shape.layer_shapes] == [96, 96, 48, 0]
     linear = nas(block(), block(replace_with_linear=True), block(), block())
     assert linear.layer(1).mlp_kind == "linear"
     saved = 3 * 96 * 64 - 64 * 64
@@ -141,11 +149,11 @@ def test_a_published_config_has_the_published_number_of_parameters() -> None:
     shape = nas(*blocks, hidden_size=8192, num_attention_heads=64, head_dim=None, vocab_size=128256)
     assert shape.parameters() == 49_867_145_216  # the total of its safetensors
     assert shape.spread("intermediate") == (2816, 28672)
-    assert shape.count("attention_kind", "none") == 31
+    assert shape.count_layers("attention_kind", "none") == 31
     ops = forward([dense_plan(shape, PREFILL)])
     assert sum(op.layers * op.parameters for op in ops) == shape.parameters()
     assert len(ops) < 45  # equal sublayers once
-    assert ModelShape.of_fields(json.loads(json.dumps(shape.to_dict()))) == shape
+    assert ModelShape.from_run(json.loads(json.dumps(shape.to_dict()))) == shape
 
 
 @pytest.mark.parametrize(
@@ -179,16 +187,16 @@ def matrices(number: int, width: int, heads: int = 4, kv: int = 2) -> dict[str, 
 
 
 def model(widths: list[int] = WIDTHS) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (512, 64)}
+    tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (512, 64)}
     for number, width in enumerate(widths):
-        found |= matrices(number, width)
-    return found
+        tensors |= matrices(number, width)
+    return tensors
 
 
 def folder_of(
     folder: Path, shapes: dict[str, tuple[int, ...]], *, dtype: str = "BF16", **changes: Any
 ) -> Path:
-    """A checkpoint of zeros without its numbers: the file is as long as its header says."""
+    """Write a checkpoint of zeros without its numbers, as long as its header says."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
@@ -219,8 +227,8 @@ def test_weights_win_over_their_config_and_it_is_said(tmp_path: Path) -> None:
         "the weights differ from their config, and count: 32–96 MLP channels (config: 96)"
     ]
     told = read_architecture(str(tmp_path))
-    assert told.notes == notes and [one["intermediate"] for one in told.layers] == WIDTHS
-    assert any(one.text == "32–96 MLP channels" for one in told.mechanisms)
+    assert told.notes == notes and [entry["intermediate"] for entry in told.layers] == WIDTHS
+    assert any(entry.text == "32–96 MLP channels" for entry in told.mechanisms)
     rows = {row.role: (row.n, row.k) for row in told.gemms}
     assert rows["gate"] == ("32–96", 64) and rows["down"] == (64, "32–96")
 
@@ -234,7 +242,10 @@ def test_weights_that_agree_say_nothing(tmp_path: Path) -> None:
 def test_absent_sublayers_and_layers_in_the_weights(tmp_path: Path) -> None:
     shapes = {n: s for n, s in model([96] * 4).items() if ".1.self_attn" not in n}
     shape, notes = read(folder_of(tmp_path, shapes))
-    assert shape.layer(1).attention_kind == "none" and shape.count("attention_kind", "none") == 1
+    assert (
+        shape.layer(1).attention_kind == "none"
+        and shape.count_layers("attention_kind", "none") == 1
+    )
     assert "1 of 4 layers without attention" in notes[0]
     shape, notes = read(folder_of(tmp_path, model([96] * 3)))
     assert shape.layers == 3 and not shape.layer_shapes
@@ -255,7 +266,7 @@ def test_low_rank_matrices_in_the_weights(tmp_path: Path) -> None:
     assert shape.parameters() == of().parameters() - saved
     assert work_of(shape) == work_of(of()) - T * saved
     assert "matrices of a low rank" in notes[0]
-    assert ModelShape.of_fields(json.loads(json.dumps(shape.to_dict()))) == shape
+    assert ModelShape.from_run(json.loads(json.dumps(shape.to_dict()))) == shape
 
 
 def test_experts_that_were_dropped_in_some_layers(tmp_path: Path) -> None:
@@ -269,7 +280,7 @@ def test_experts_that_were_dropped_in_some_layers(tmp_path: Path) -> None:
             shapes |= {f"{at}.gate_proj.weight": (32, 64), f"{at}.up_proj.weight": (32, 64),
                        f"{at}.down_proj.weight": (64, 32)}  # fmt: skip
     shape, notes = read(folder_of(tmp_path, shapes, **config))
-    assert [one.experts for one in shape.layer_shapes] == [4, 3, 4, 2]
+    assert [row.experts for row in shape.layer_shapes] == [4, 3, 4, 2]
     assert "2–4 experts (config: 4)" in notes[0]
     whole = ModelShape.from_config({**PLAIN, **config})
     assert shape.parameters() == whole.parameters() - 3 * (3 * 32 * 64 + 64)
@@ -278,14 +289,14 @@ def test_experts_that_were_dropped_in_some_layers(tmp_path: Path) -> None:
 def test_a_manifest_keeps_layers_and_refuses_broken_ones() -> None:
     shape = of(num_attention_heads=[4, 0, 4, 4], intermediate_size=[96, 96, 0, 96])
     written = json.loads(json.dumps(shape.to_dict()))
-    assert ModelShape.of_fields(entry(ModelEntry, {"shape": written}).shape) == shape
+    assert ModelShape.from_run(entry(ModelEntry, {"shape": written}).shape) == shape
     layers = written["layer_shapes"]
     for broken in (
         layers[:2], [5, 5, 5, 5], [{**layers[0], "kv_heads": 0}, *layers[1:]],
         [{**layers[0], "what": 1}, *layers[1:]],
     ):  # fmt: skip
-        assert ModelShape.of_fields({**written, "layer_shapes": broken}) is None
-    assert ModelShape.of_fields({**written, "layout": ""}) is None
+        assert ModelShape.from_run({**written, "layer_shapes": broken}) is None
+    assert ModelShape.from_run({**written, "layout": ""}) is None
     with pytest.raises(PrunescopeError, match="layer_shapes"):
         entry(ModelEntry, {"shape": {**written, "layer_shapes": [{"heads": "x"}]}})
 
@@ -334,8 +345,8 @@ def test_shards_that_are_missing_say_nothing_of_their_layers(tmp_path: Path) -> 
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": names}))
     shape, _ = read(folder)
-    assert [one.intermediate for one in shape.layer_shapes] == [96, 48, 96, 96]
-    assert shape.count("attention_kind", "none") == 0
+    assert [row.intermediate for row in shape.layer_shapes] == [96, 48, 96, 96]
+    assert shape.count_layers("attention_kind", "none") == 0
 
 
 def test_published_configs_are_as_they_were() -> None:

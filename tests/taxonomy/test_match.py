@@ -28,20 +28,20 @@ NOTHING = {
 
 
 def solved(name: str, asked: float, by: str, work: Workload = PREFILL, **knobs: str):
-    one = family(name)
-    shape = MIXTURE if {"experts", "routes"} & {*one.cuts} else LARGE
-    return solve(one, asked, by=by, shape=shape, work=work, knobs=knobs)
+    pruning = family(name)
+    shape = MIXTURE if {"experts", "routes"} & {*pruning.cuts} else LARGE
+    return solve(pruning, asked, by=by, shape=shape, work=work, knobs=knobs)
 
 
 @pytest.mark.parametrize("name", FINE)
 def test_equal_flops_of_all_families(name: str) -> None:
     for asked in (0.2, 0.3):
-        found = solved(name, asked, "flop")
-        assert found.removed["flop"] == pytest.approx(asked, abs=0.005)
+        match = solved(name, asked, "flop")
+        assert match.removed["flop"] == pytest.approx(asked, abs=0.005)
         again = removed_shares(
-            family(name), found.own, shape=LARGE, work=PREFILL, knobs={}
+            family(name), match.own, shape=LARGE, work=PREFILL, knobs={}
         )  # what is recorded is what the point removes
-        assert again == found.removed
+        assert again == match.removed
 
 
 def test_by_hand() -> None:
@@ -73,9 +73,9 @@ def test_every_family_has_an_answer_or_says_why(name: str, by: str) -> None:
     with pytest.raises(PrunescopeError, match="is the most that it can remove") as caught:
         solved(name, 0.9995, by)
     nearest = float(caught.value.hint.split("--sparsity ")[1].split()[0])
-    found = solved(name, nearest, by)
-    assert found.removed[by] == pytest.approx(nearest, abs=0.005)
-    assert 0 < found.own < 1
+    match = solved(name, nearest, by)
+    assert match.removed[by] == pytest.approx(nearest, abs=0.005)
+    assert 0 < match.own < 1
 
 
 def test_the_hint_offers_what_can_be_matched() -> None:
@@ -101,8 +101,8 @@ def test_too_little_is_refused_too() -> None:
 @settings(max_examples=12, deadline=None)
 @given(st.floats(0.05, 0.6), st.sampled_from(["static-m", "static-nk", "static-k-lowrank"]))
 def test_no_other_point_is_nearer(asked: float, name: str) -> None:
-    found = solved(name, asked, "flop")
-    error = abs(found.removed["flop"] - asked)
+    match = solved(name, asked, "flop")
+    error = abs(match.removed["flop"] - asked)
     for i in range(1, 64):
         try:
             there = removed_shares(family(name), i / 64, shape=LARGE, work=PREFILL, knobs={})
@@ -127,5 +127,5 @@ def test_knobs() -> None:
     with pytest.raises(PrunescopeError, match="layers=3,4 names them"):
         take_match({"match": "flop", "layers": "3,4"})
     with pytest.raises(PrunescopeError, match="no attention"):
-        shape = ModelShape(**{**LARGE.to_dict(), "other_layers": 4})
+        shape = ModelShape.from_fields(**{**LARGE.to_dict(), "other_layers": 4})
         solve(family("static-m"), 0.3, by="flop", shape=shape, work=PREFILL, knobs={})

@@ -16,7 +16,7 @@ COLUMNS = ["method", "year", "placed", "because", "arXiv"]
 
 
 def rows() -> list[dict[str, str]]:
-    """The table, a dict a row."""
+    """Read the table of published methods, as a dict per row."""
     text = README.read_text(encoding="utf-8").split("## Published methods")[1]
     lines = [line for line in text.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
@@ -25,25 +25,25 @@ def rows() -> list[dict[str, str]]:
 
 
 def test_every_method_is_placed_in_a_family_or_outside_with_a_reason() -> None:
-    extension = {one.id: one.extension for one in families()}
+    extension = {member.id: member.extension for member in families()}
     for row in rows():
         (placed,) = re.findall(r"`([^`]+)`", row["placed"])
         assert placed == "outside" or placed in extension, row
         assert row["placed"].startswith("*") == extension.get(placed, False), row
-        for other in re.findall(r"`([^`]+)`", row["because"]):
-            assert other in extension, row
-            italic = f"*`{other}`*" in row["because"]
-            assert italic == extension[other], row
+        for quoted in re.findall(r"`([^`]+)`", row["because"]):
+            assert quoted in extension, row
+            italic = f"*`{quoted}`*" in row["because"]
+            assert italic == extension[quoted], row
         assert row["because"], row
 
 
 def test_there_are_forty_of_recent_years_and_none_twice() -> None:
-    found = rows()
-    named = [row for row in found if row["year"]]
+    table = rows()
+    named = [row for row in table if row["year"]]
     assert len(named) >= 40
     assert all(2023 <= int(row["year"]) <= 2026 for row in named)
-    assert len({row["method"] for row in found}) == len(found)
-    ids = [row["arXiv"] for row in found if row["arXiv"]]
+    assert len({row["method"] for row in table}) == len(table)
+    ids = [row["arXiv"] for row in table if row["arXiv"]]
     assert len(set(ids)) == len(ids)
     for row in named:
         if row["arXiv"]:
@@ -55,16 +55,18 @@ def test_there_are_forty_of_recent_years_and_none_twice() -> None:
 
 def test_what_a_family_names_as_published_is_in_the_table() -> None:
     placed: dict[str, str] = {row["method"]: row["placed"] + row["because"] for row in rows()}
-    for one in families():
-        for method in one.methods:
-            assert method in placed, f"{one.id}: {method}"
-            halves = one.id in ("static-nk-heads", "static-nk-mlp")
-            assert f"`{one.id}`" in placed[method] or halves, f"{method} is not placed in {one.id}"
+    for member in families():
+        for method in member.methods:
+            assert method in placed, f"{member.id}: {method}"
+            halves = member.id in ("static-nk-heads", "static-nk-mlp")
+            assert f"`{member.id}`" in placed[method] or halves, (
+                f"{method} is not placed in {member.id}"
+            )
 
 
 def test_every_family_has_a_method() -> None:
     placed = {family for row in rows() for family in re.findall(r"`([^`]+)`", row["placed"])}
-    assert placed == {one.id for one in families() if one.id != "dense"} | {"outside"}
+    assert placed == {member.id for member in families() if member.id != "dense"} | {"outside"}
 
 
 def test_the_data_that_names_go_by_is_the_table() -> None:
@@ -72,7 +74,7 @@ def test_the_data_that_names_go_by_is_the_table() -> None:
     data = json.loads(text)
     table = {row["method"]: row for row in rows()}
     assert list(data) == list(table)
-    known = {one.id: one for one in families()}
+    known = {member.id: member for member in families()}
     for name, row in data.items():
         (placed_in,) = re.findall(r"`([^`]+)`", table[name]["placed"])
         assert row["family"] == (None if placed_in == "outside" else placed_in)
@@ -90,8 +92,11 @@ PLACED_BY_THE_PAPER = {
 
 
 def test_every_method_says_what_runs_and_what_was_read() -> None:
-    """What the paper executes, what runs here where that differs, and the title and address of what
-    was read of it, or why nothing was: no method claims a reading without its place."""
+    """No method claims a reading without its place.
+
+    A method says what the paper executes, what runs here if that differs, and the title and address
+    of what was read of it, or why nothing was.
+    """
     text = (README.parent / "methods.json").read_text(encoding="utf-8")
     for name, row in json.loads(text).items():
         assert row["executes"], name
@@ -102,7 +107,7 @@ def test_every_method_says_what_runs_and_what_was_read() -> None:
         if row["source"] is not None:
             assert set(row["source"]) == {"title", "url"}, name
             assert row["source"]["url"].startswith("https://"), name
-    assert all(one.sentences()[0].startswith(one.name) for one in methods())
+    assert all(method.sentences()[0].startswith(method.name) for method in methods())
     assert len(methods()) == len(rows())
 
 
@@ -127,10 +132,10 @@ def test_every_method_says_what_runs_and_what_was_read() -> None:
 def test_dynamic_methods_are_placed_by_what_was_read(
     name: str, family: str, knobs: dict[str, str]
 ) -> None:
-    found = find_published(name)
-    assert found is not None
-    assert (found.family, dict(found.knobs)) == (family, knobs)
-    assert found.source is not None
+    method = find_published(name)
+    assert method is not None
+    assert (method.family, dict(method.knobs)) == (family, knobs)
+    assert method.source is not None
 
 
 @pytest.mark.parametrize(
@@ -147,25 +152,25 @@ def test_predict_prices_what_a_trace_runs(
     name: str, runs: dict[str, str], predict_only: dict[str, str]
 ) -> None:
     """A name stands for the knobs that run; those that predict alone has are named beside them."""
-    found = find_published(name)
-    assert found is not None
-    assert family_of(name) == (found.family, runs)
-    assert found.to_dict()["predict_only"] == predict_only
+    method = find_published(name)
+    assert method is not None
+    assert family_of(name) == (method.family, runs)
+    assert method.to_dict()["predict_only"] == predict_only
     only = "".join(f" --set {key}={value}" for key, value in predict_only.items())
-    assert (f"(predict only:{only})" in found.heading()) == bool(predict_only)
-    assert (f"with{only} that of the paper's" in found.sentences()[1]) == bool(predict_only)
+    assert (f"(predict only:{only})" in method.heading()) == bool(predict_only)
+    assert (f"with{only} that of the paper's" in method.sentences()[1]) == bool(predict_only)
 
 
 def test_a_method_whose_family_has_no_pruner_is_predicted_only() -> None:
-    found = find_published("CATS")
-    assert found is not None and found.family is not None
-    assert found.heading().startswith("CATS: dynamic-k --set zeros=channels (predict only), ")
+    method = find_published("CATS")
+    assert method is not None and method.family is not None
+    assert method.heading().startswith("CATS: dynamic-k --set zeros=channels (predict only), ")
     assert family_of("CATS")[1] == {"zeros": "channels"}
 
 
 def test_names_in_any_spelling() -> None:
     for name in ("ShortGPT", "shortgpt", "short-gpt", "Týr-the-Pruner", "tyr the pruner"):
-        found = find_published(name)
-        assert (found is not None) == (name != "short-gpt"), name
+        method = find_published(name)
+        assert (method is not None) == (name != "short-gpt"), name
     assert slug("wanda-2:4") == "wanda-2-4"
     assert len(method_names()) >= len(rows())

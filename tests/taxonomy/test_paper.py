@@ -1,5 +1,8 @@
-"""The paper's numbers have a second witness: what follows from others, and the facts as they
-were noted from the paper, where these are at hand."""
+"""The paper's numbers have a second witness.
+
+It is what follows from other numbers, and the facts as they were noted from the paper, where these
+are at hand.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,12 @@ NOTES = Path(__file__).resolve().parents[3] / "shared/PAPER.md"
 
 
 def test_every_number_is_published_once() -> None:
-    """12 shares of 2 steps; 7 families x 2 phases x 7 settings; 2 x 2 ends; 6 x 2 layers; 6 x 3
-    alignments; 7 x 2 steps; 10 perplexities; 20 changes of tasks."""
-    counts = Counter(one.figure for one in published(paper()))
+    """The counts follow from the axes of each figure.
+
+    12 shares of 2 steps; 7 families x 2 phases x 7 settings; 2 x 2 ends; 6 x 2 layers; 6 x 3
+    alignments; 7 x 2 steps; 10 perplexities; 20 changes of tasks.
+    """
+    counts = Counter(number.figure for number in published(paper()))
     assert list(counts.values()) == [12, 2, 98, 4, 12, 18, 14, 10, 20] and list(counts) == list(
         QUANTITIES
     )
@@ -33,17 +39,20 @@ def test_shares_of_the_step_add_up() -> None:
 
 
 def test_a_layer_agrees_with_the_model() -> None:
-    """At batch 1 and 32k a layer alone gains at least what the model gains, whose LM head and
-    elementwise work stay, and at most its share of the step more."""
+    """A layer alone gains at least what the model gains, at batch 1 and 32k.
+
+    LM head and elementwise work of the model stay; the layer gains at most its share of the step
+    more.
+    """
     whole = {(o.name, o.phase): o.value for o in published(paper())
              if o.figure == FIGURE_5 and (o.batch, o.prompt_len) == (1, 32768)}  # fmt: skip
-    for one in (o for o in published(paper()) if o.figure == FIGURE_6):
-        assert one.value == pytest.approx(whole[one.name, one.phase], rel=0.08), one
+    for number in (o for o in published(paper()) if o.figure == FIGURE_6):
+        assert number.value == pytest.approx(whole[number.name, number.phase], rel=0.08), number
 
 
 def test_families_are_those_of_the_taxonomy() -> None:
     names = {o.name for o in published(paper()) if o.sparsity is not None}
-    assert {one.id for one in known(names)} == names
+    assert {member.id for member in known(names)} == names
 
 
 def test_the_numbers_are_those_of_the_notes() -> None:
@@ -59,7 +68,7 @@ def test_the_numbers_are_those_of_the_notes() -> None:
     assert len(rows) == 7
     for family, *columns in rows:
         for phase, noted in (("prefill", columns[:2]), ("decode", columns[2:])):
-            speeds = [float(one) for column in noted for one in column.split("/")]
+            speeds = [float(word) for column in noted for word in column.split("/")]
             for (batch, length), speed in zip(cells, speeds, strict=True):
                 assert ours[family, phase, batch, length] == speed
     for phase, step in paper().figure_2.items():

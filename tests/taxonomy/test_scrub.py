@@ -93,8 +93,8 @@ def test_values_under_the_name_of_a_secret_are_hidden() -> None:
 
 
 def test_keys_that_become_equal_are_numbered() -> None:
-    other = "hf_" + "Another0secret1token2abcdefg"
-    assert scrub_values({TOKEN: 1, other: 2}) == {"<secret>": 1, "<secret>-2": 2}
+    second_token = "hf_" + "Another0secret1token2abcdefg"
+    assert scrub_values({TOKEN: 1, second_token: 2}) == {"<secret>": 1, "<secret>-2": 2}
 
 
 def test_a_command_line_names_no_folder() -> None:
@@ -102,9 +102,9 @@ def test_a_command_line_names_no_folder() -> None:
              "--api-key", "abc", "--threads", "2", "meta-llama/Llama-3.1-8B"]  # fmt: skip
     wanted = ["trace", "--model", "<path>/llama", "--out=<path>/run", "--set", "key=<secret>",
               "--api-key", "<secret>", "--threads", "2", "meta-llama/Llama-3.1-8B"]  # fmt: skip
-    found = scrub_words(words, public="meta-llama/Llama-3.1-8B")
-    assert found == wanted
-    assert scrub_words(found, public="meta-llama/Llama-3.1-8B") == wanted
+    scrubbed = scrub_words(words, public="meta-llama/Llama-3.1-8B")
+    assert scrubbed == wanted
+    assert scrub_words(scrubbed, public="meta-llama/Llama-3.1-8B") == wanted
 
 
 def _manifest(**more: Any) -> dict[str, Any]:

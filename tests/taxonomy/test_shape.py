@@ -27,7 +27,9 @@ SMALL = {
 
 def test_head_dim_is_its_own_field() -> None:
     shape = ModelShape.from_config(SMALL)
-    assert (shape.q, shape.c, shape.group) == (16, 8, 2)  # 4*4, 2*4; not 8/4 = 2 a head
+    attention = shape.attention
+    widths = (attention.query_width, attention.key_width, attention.group)
+    assert widths == (16, 8, 2)  # 4*4, 2*4; not 8/4 = 2 a head
 
 
 def test_parameters_by_hand() -> None:
@@ -43,7 +45,7 @@ def test_gpt2_names_and_defaults() -> None:
     config = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_inner": None,
               "vocab_size": 50257, "n_positions": 1024}  # fmt: skip
     shape = ModelShape.from_config(config)
-    assert (shape.intermediate, shape.gated, shape.kv_heads) == (3072, False, 12)
+    assert (shape.mlp.intermediate, shape.mlp.gated, shape.attention.kv_heads) == (3072, False, 12)
     assert shape.parameters() == 124_439_808  # as published
 
 
@@ -76,7 +78,7 @@ def test_a_state_space_model_is_an_error() -> None:
 
 def test_sliding_layers() -> None:
     gemma = ModelShape.from_config(preset_config("gemma-3-1b"))
-    assert (gemma.full_layers, gemma.sliding_layers, gemma.window) == (4, 22, 512)
+    assert (gemma.full_layers, gemma.sliding_layers, gemma.attention.window) == (4, 22, 512)
     # 4 full layers of 1000 keys, 22 of 512, 2 numbers of 1*256, 2 bytes
     assert gemma.kv_bytes(batch=1, context=1000) == (4 * 1000 + 22 * 512) * 512 * 2
 
@@ -92,7 +94,7 @@ def test_latent_attention() -> None:
     assert shape.linears()["q_b"] == (4 * 12, 24)
     assert shape.linears()["kv_a"] == (16 + 4, 64)
     assert shape.linears()["kv_b"] == (4 * (8 + 8), 16)
-    assert (shape.moe_layers, shape.mlp_layers, shape.shared_intermediate) == (2, 1, 32)
+    assert (shape.moe_layers, shape.mlp_layers, shape.experts.shared_intermediate) == (2, 1, 32)
     # A latent of 16 and a rotated part of 4 are cached, and expanded anew in each decode step.
     assert shape.kv_bytes(batch=2, context=10) == 2 * 10 * 3 * 20 * 2
     for phase, rows in (("prefill", 2 * 10), ("decode", 2 * 11)):
@@ -222,14 +224,14 @@ def test_groups_of_a_router() -> None:
 
     def groups(**changed: Any) -> tuple[int, ...]:
         shape = ModelShape.from_config({**plain, **changed})
-        return shape.expert_groups, shape.open_groups, shape.group_ranked_by
+        return shape.experts.groups, shape.experts.open_groups, shape.experts.group_ranked_by
 
     assert groups() == (8, 4, 2)
     assert groups(topk_method="group_limited_greedy") == (8, 4, 1)
     assert groups(topk_method="greedy") == groups(n_group=1, topk_group=1) == (1, 1, 1)
-    assert ModelShape.from_config(plain).kept_experts(0.3) == 176  # 179 are 22.4 of each of 8
+    assert ModelShape.from_config(plain).experts.kept(0.3) == 176  # 179 are 22.4 of each of 8
     shape = ModelShape.from_config(plain)
-    assert ModelShape.of_fields(shape.to_dict()) == shape
+    assert ModelShape.from_run(shape.to_dict()) == shape
     for wrong in ({"n_group": 7}, {"topk_group": 9}):
         with pytest.raises(PrunescopeError, match="groups of 256 experts"):
             groups(**wrong)
@@ -245,8 +247,8 @@ def test_experts_that_groups_need_all_cannot_go() -> None:
         (4, 1, "no"),
         (5, 1, "partly"),
     ):
-        found = applies(read_traits({**plain, "n_routed_experts": experts, "n_group": groups,
+        applied = applies(read_traits({**plain, "n_routed_experts": experts, "n_group": groups,
                                      "topk_group": min(2, groups)}))  # fmt: skip
-        assert found.answer == answer
-        assert ("so that none can go" in found.why) == (answer == "no")
+        assert applied.answer == answer
+        assert ("so that none can go" in applied.why) == (answer == "no")
     assert "in 2 of 8 groups of 2" in applies(read_traits({**plain, "n_routed_experts": 16})).why

@@ -25,56 +25,56 @@ def dense(work: Workload) -> list[Op]:
     return forward([dense_plan(LLAMA, work)])
 
 
-def linears(found: list[Op]) -> list[Op]:
+def linears(listed: list[Op]) -> list[Op]:
     inside = ("q", "k", "v", "o", "gate", "up", "down", "residual")
-    return [op for op in found if op.role in inside and op.cls == "matmul"]
+    return [op for op in listed if op.role in inside and op.cls == "matmul"]
 
 
 @pytest.mark.parametrize("logits", ["all", "last"])
 def test_dense_prefill_flop(logits: str) -> None:
     batch, length = 2, 1024
-    found = dense(Workload(phase="prefill", batch=batch, prompt_len=length, logits=logits))
+    dense_ops = dense(Workload(phase="prefill", batch=batch, prompt_len=length, logits=logits))
     rows = batch * length
     head = rows if logits == "all" else batch
     # n[2T*P + 2B*q*S(S+1)] + 2*T_o*h*V
     expected = N * (2 * rows * P + 2 * batch * Q * length * (length + 1)) + 2 * head * H * V
-    assert flop(found) == expected
+    assert flop(dense_ops) == expected
 
 
 def test_dense_decode_flop_and_bytes() -> None:
     batch, context = 3, 777
-    found = dense(Workload(phase="decode", batch=batch, context=context))
+    dense_ops = dense(Workload(phase="decode", batch=batch, context=context))
     # n[2B*P + 4B*q*L] + 2B*h*V
-    assert flop(found) == N * (2 * batch * P + 4 * batch * Q * context) + 2 * batch * H * V
-    assert sum(op.layers * op.weight_bytes for op in found) == 2 * (N * P + H * V)
-    assert sum(op.layers * op.kv_read for op in found) == 2 * N * batch * context * C * 2
-    assert sum(op.layers * op.kv_write for op in found) == 2 * N * batch * C * 2
+    assert flop(dense_ops) == N * (2 * batch * P + 4 * batch * Q * context) + 2 * batch * H * V
+    assert sum(op.layers * op.weight_bytes for op in dense_ops) == 2 * (N * P + H * V)
+    assert sum(op.layers * op.kv_read for op in dense_ops) == 2 * N * batch * context * C * 2
+    assert sum(op.layers * op.kv_write for op in dense_ops) == 2 * N * batch * C * 2
 
 
 def test_gemms_of_a_layer() -> None:
-    found = {op.name: op for op in dense(Workload(phase="prefill", batch=2, prompt_len=100))}
-    assert found["k"].gemms == (Gemm(200, C, H),)
-    assert found["down"].gemms == (Gemm(200, H, F),)
-    assert found["down"].bytes == 2 * (200 * F + H * F + 200 * H)
-    assert found["attention.full"].gemms == (Gemm(100, 100, 128, 64), Gemm(100, 128, 100, 64))
-    assert found["lm_head"].gemms == (Gemm(2, V, H),)
+    by_name = {op.name: op for op in dense(Workload(phase="prefill", batch=2, prompt_len=100))}
+    assert by_name["k"].gemms == (Gemm(200, C, H),)
+    assert by_name["down"].gemms == (Gemm(200, H, F),)
+    assert by_name["down"].bytes == 2 * (200 * F + H * F + 200 * H)
+    assert by_name["attention.full"].gemms == (Gemm(100, 100, 128, 64), Gemm(100, 128, 100, 64))
+    assert by_name["lm_head"].gemms == (Gemm(2, V, H),)
 
 
 def test_elementwise_bytes() -> None:
-    found = {op.name: op for op in dense(Workload(phase="decode", batch=1))}
-    assert found["attn_norm"].bytes == found["mlp_norm"].bytes == 2 * 4 * H
-    assert found["rope"].bytes == 2 * 2 * (Q + C)
-    assert found["activation"].bytes == 2 * 3 * F
-    assert not found["final_norm"].bounded
-    assert not found["embedding"].bounded
+    by_name = {op.name: op for op in dense(Workload(phase="decode", batch=1))}
+    assert by_name["attn_norm"].bytes == by_name["mlp_norm"].bytes == 2 * 4 * H
+    assert by_name["rope"].bytes == 2 * 2 * (Q + C)
+    assert by_name["activation"].bytes == 2 * 3 * F
+    assert not by_name["final_norm"].bounded
+    assert not by_name["embedding"].bounded
 
 
 def test_attention_share_of_flop() -> None:
     shares = []
     for length in (1024, 8192, 32768):
-        found = dense(Workload(phase="prefill", prompt_len=length, logits="all"))
-        shares.append(sum(op.layers * op.flop for op in found if op.cls == "attention")
-                      / flop(found))  # fmt: skip
+        dense_ops = dense(Workload(phase="prefill", prompt_len=length, logits="all"))
+        shares.append(sum(op.layers * op.flop for op in dense_ops if op.cls == "attention")
+                      / flop(dense_ops))  # fmt: skip
     assert shares == pytest.approx([0.018, 0.125, 0.36], abs=0.005)
 
 
@@ -89,8 +89,8 @@ def test_all_logits_cap_static_m() -> None:
 
 def test_a_sliding_window_bounds_the_pairs() -> None:
     shape = ModelShape.from_config({**preset_config("mistral-7b"), "sliding_window": 4})
-    found = forward([dense_plan(shape, Workload(phase="prefill", prompt_len=6))])
-    attention = next(op for op in found if op.cls == "attention")
+    dense_ops = forward([dense_plan(shape, Workload(phase="prefill", prompt_len=6))])
+    attention = next(op for op in dense_ops if op.cls == "attention")
     # queries see 1, 2, 3, 4, 4, 4 keys: 18 pairs; QK and PV, 2 FLOPs, 32 heads of 128
     assert attention.flop == 2 * 2 * 32 * 128 * 18
     step = forward([dense_plan(shape, Workload(phase="decode", context=6))])
@@ -118,21 +118,21 @@ def test_low_rank() -> None:
 
 
 def test_static_nk() -> None:
-    found = {op.name: op for op in ops("static-nk", Workload(phase="prefill", prompt_len=10))}
-    assert found["q"].gemms == (Gemm(10, Q // 2, H),)
-    assert found["v"].gemms == (Gemm(10, C // 2, H),)
-    assert found["o"].gemms == (Gemm(10, H, Q // 2),)
-    assert found["gate"].gemms == (Gemm(10, F // 2, H),)
-    assert found["attention.full"].gemms[0] == Gemm(10, 10, 128, 16)
+    by_name = {op.name: op for op in ops("static-nk", Workload(phase="prefill", prompt_len=10))}
+    assert by_name["q"].gemms == (Gemm(10, Q // 2, H),)
+    assert by_name["v"].gemms == (Gemm(10, C // 2, H),)
+    assert by_name["o"].gemms == (Gemm(10, H, Q // 2),)
+    assert by_name["gate"].gemms == (Gemm(10, F // 2, H),)
+    assert by_name["attention.full"].gemms[0] == Gemm(10, 10, 128, 16)
 
 
 def test_static_nk_cross() -> None:
     work = Workload(phase="prefill", prompt_len=100)
-    found = linears(ops("static-nk-cross", work))
+    pruned_ops = linears(ops("static-nk-cross", work))
     narrow = 2048
     # P' = 2h'(q+c) + 3h'f + 2h'^2 against P: .538 at s = .5
     share = 2 * narrow * (Q + C) + 3 * narrow * F + 2 * narrow**2
-    assert sum(op.flop for op in found) == 2 * 100 * share
+    assert sum(op.flop for op in pruned_ops) == 2 * 100 * share
     assert share / P == pytest.approx(0.538, abs=5e-4)
     head = next(op for op in ops("static-nk-cross", work) if op.name == "lm_head")
     assert head.gemms == (Gemm(1, V, narrow),)
@@ -145,14 +145,14 @@ def test_static_nk_cross_of_parallel_layers_with_layer_norms() -> None:
         "model_type": "gpt_neox", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 512,
         "num_attention_heads": 4, "intermediate_size": 96, "tie_word_embeddings": True,
     }  # fmt: skip
-    work, one = Workload(phase="prefill", prompt_len=10), family("static-nk-cross")
+    work, pruning = Workload(phase="prefill", prompt_len=10), family("static-nk-cross")
     for parallel, maps in ((True, 1), (False, 2)):
         shape = ModelShape.from_config({**config, "use_parallel_residual": parallel})
-        found = one.theory(shape, work, one.point(0.5))
-        residual = [op for op in found if op.role == "residual"]
+        pruned_ops = pruning.theory(shape, work, pruning.point(0.5))
+        residual = [op for op in pruned_ops if op.role == "residual"]
         # 2 layers of `maps` GEMMs [10, 32] x [32, 32]
         assert sum(op.layers * op.flop for op in residual) == 2 * maps * 2 * 10 * 32 * 32
-    stored = {op.name: op.parameters for op in found}
+    stored = {op.name: op.parameters for op in pruned_ops}
     assert stored["attn_norm"] == 32  # a gain; its bias is one of q, k and v
     assert stored["up"] == 96 * 32 + 96
     assert stored["down"] == 32 * 96 + 32
@@ -165,14 +165,14 @@ def test_dynamic_m_expands_the_latents_that_active_queries_read() -> None:
         "num_attention_heads": 4, "intermediate_size": 96, "kv_lora_rank": 16, "q_lora_rank": 24,
         "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16,
     }  # fmt: skip
-    shape, one = ModelShape.from_config(config), family("dynamic-m")
+    shape, pruning = ModelShape.from_config(config), family("dynamic-m")
     prefill = Workload(phase="prefill", batch=2, prompt_len=6, itemsize=2)
     decode = Workload(phase="decode", batch=2, context=10, itemsize=2)
-    found = {
-        work.phase: {op.name: op for op in one.theory(shape, work, one.point(0.5))}
+    by_name = {
+        work.phase: {op.name: op for op in pruning.theory(shape, work, pruning.point(0.5))}
         for work in (prefill, decode)
     }
-    flop = {phase: {n: op.flop for n, op in ops.items()} for phase, ops in found.items()}
+    flop = {phase: {n: op.flop for n, op in ops.items()} for phase, ops in by_name.items()}
     # keys and values 4 * (16 + 16) of a latent of 16; 24 = 16 + 8 from every token
     assert flop["prefill"]["kv_b"] == 2 * 12 * 128 * 16
     assert flop["prefill"]["kv_a"] == 2 * 12 * 24 * 64
@@ -181,13 +181,13 @@ def test_dynamic_m_expands_the_latents_that_active_queries_read() -> None:
     assert flop["decode"]["kv_a"] == 2 * 2 * 24 * 64
     assert flop["decode"]["q_b"] == 2 * 1 * 96 * 24
     # read where one of two sequences is active: 1 - 1/4
-    assert found["decode"]["kv_b"].weight_bytes == 2 * 128 * 16 * 0.75
+    assert by_name["decode"]["kv_b"].weight_bytes == 2 * 128 * 16 * 0.75
 
 
 def test_dynamic_m() -> None:
     batch, length, p = 2, 64, 0.5
     rows = batch * length
-    found = ops("dynamic-m", Workload(phase="prefill", batch=batch, prompt_len=length))
+    pruned_ops = ops("dynamic-m", Workload(phase="prefill", batch=batch, prompt_len=length))
     # n[2T*2hc + 2Tp(2hq + 3hf) + p*2BqS(S+1)] + routers (2 a layer, 2T*h) + 2*T_o*h*V
     expected = N * (
         2 * rows * 2 * H * C
@@ -195,7 +195,7 @@ def test_dynamic_m() -> None:
         + p * 2 * batch * Q * length * (length + 1)
         + 2 * 2 * rows * H
     )
-    assert flop(found) == expected + 2 * batch * H * V
+    assert flop(pruned_ops) == expected + 2 * batch * H * V
     step = ops("dynamic-m", Workload(phase="decode", batch=batch, context=length))
     read = sum(op.layers * op.weight_bytes for op in step if not op.added)
     # E[W] = b[n(2hc + (1 - s^B)(2hq + 3hf)) + hV]
@@ -216,13 +216,13 @@ def test_kv_cache() -> None:
     full = 4 * 1000 * N * 2 * C * 2
     for name, share in (("static-m", 0.5), ("static-nk", 0.5), ("static-nk-cross", 1),
                         ("dynamic-m", 1), ("dynamic-nk", 1), ("kv-evict", 0.5)):  # fmt: skip
-        one = family(name)
-        assert kv_cache_bytes(one.plans(LLAMA, work, one.point(0.5))) == share * full
+        pruning = family(name)
+        assert kv_cache_bytes(pruning.plans(LLAMA, work, pruning.point(0.5))) == share * full
 
 
 def test_token_drop() -> None:
-    found = ops("token-drop", Workload(phase="prefill", prompt_len=100), 0.75, after="8")
-    gates = [(op.layers, op.gemms[0].m) for op in found if op.name == "gate"]
+    pruned_ops = ops("token-drop", Workload(phase="prefill", prompt_len=100), 0.75, after="8")
+    gates = [(op.layers, op.gemms[0].m) for op in pruned_ops if op.name == "gate"]
     assert gates == [(8, 100), (24, 25)]
 
 
@@ -238,9 +238,9 @@ def test_ridge_of_a_linear() -> None:
 
 
 def test_scaled_peaks_scale_the_bound() -> None:
-    found = dense(Workload(phase="decode"))
-    once = roofline(found, flop_per_s=PI, byte_per_s=BETA)
-    assert roofline(found, flop_per_s=2 * PI, byte_per_s=2 * BETA) == pytest.approx(once / 2)
+    dense_ops = dense(Workload(phase="decode"))
+    once = roofline(dense_ops, flop_per_s=PI, byte_per_s=BETA)
+    assert roofline(dense_ops, flop_per_s=2 * PI, byte_per_s=2 * BETA) == pytest.approx(once / 2)
 
 
 # s = .5, Llama-3.1-8B, H100 SXM data sheet; dense over pruned. The cells of the
@@ -269,11 +269,11 @@ TABLE = {
 @pytest.mark.parametrize("name", TABLE)
 def test_the_roofline_table(name: str) -> None:
     peaks = {"flop_per_s": PI, "byte_per_s": BETA}
-    found = []
+    rows = []
     for phase, length, batch, logits in CELLS:
         work = Workload(phase=phase, batch=batch, prompt_len=length, logits=logits)
-        found.append(roofline(dense(work), **peaks) / roofline(ops(name, work), **peaks))
-    assert found == pytest.approx(TABLE[name], abs=0.00501)  # the table has two decimals
+        rows.append(roofline(dense(work), **peaks) / roofline(ops(name, work), **peaks))
+    assert rows == pytest.approx(TABLE[name], abs=0.00501)  # the table has two decimals
 
 
 @pytest.mark.parametrize(
@@ -285,8 +285,11 @@ def test_a_workload_that_cannot_be_is_refused(bad: dict[str, object]) -> None:
 
 
 def test_absorbed_latent_attention_by_hand() -> None:
-    """4 heads over latents of 16 + 8 numbers: kv_b is a product of each head on a row a sequence,
-    in [16] and out [16] of queries and of values; queries of 24 attend to 24, and get 16."""
+    """With 4 heads over latents of 16 + 8 numbers, kv_b is a product per head and sequence.
+
+    It has in [16] and out [16] of queries and of values, on one row; queries of 24 attend to 24,
+    and get 16.
+    """
     config = {
         "model_type": "deepseek_v3", "hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 512,
         "num_attention_heads": 4, "intermediate_size": 96, "kv_lora_rank": 16, "q_lora_rank": 24,
@@ -294,8 +297,8 @@ def test_absorbed_latent_attention_by_hand() -> None:
     }  # fmt: skip
     shape = ModelShape.from_config(config)
     step = Workload(phase="decode", batch=2, context=10, itemsize=2, absorbed=True)
-    found = {op.name: op for op in forward([dense_plan(shape, step)])}
-    kv_b, attention = found["kv_b"], found["attention.full"]
+    by_name = {op.name: op for op in forward([dense_plan(shape, step)])}
+    kv_b, attention = by_name["kv_b"], by_name["attention.full"]
     assert kv_b.flop == 2 * 2 * 128 * 16
     assert kv_b.weight_bytes == 2 * 128 * 16
     assert kv_b.bytes == kv_b.weight_bytes + 2 * 2 * 4 * (16 + 16 + 16 + 16)

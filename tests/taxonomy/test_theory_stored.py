@@ -18,14 +18,14 @@ CONFIG: dict[str, Any] = {
 
 
 def flop(name: str, *roles: str, **fields: Any) -> float:
-    one, shape = family(name), ModelShape.from_config({**CONFIG, **fields})
-    ops = one.theory(shape, Workload(phase="prefill", prompt_len=T), one.point(0.5))
+    pruning, shape = family(name), ModelShape.from_config({**CONFIG, **fields})
+    ops = pruning.theory(shape, Workload(phase="prefill", prompt_len=T), pruning.point(0.5))
     return sum(op.flop for op in ops if op.role in roles)
 
 
 def numbers(name: str, *roles: str, **fields: Any) -> float:
-    one, shape = family(name), ModelShape.from_config({**CONFIG, **fields})
-    ops = one.theory(shape, Workload(phase="prefill", prompt_len=T), one.point(0.5))
+    pruning, shape = family(name), ModelShape.from_config({**CONFIG, **fields})
+    ops = pruning.theory(shape, Workload(phase="prefill", prompt_len=T), pruning.point(0.5))
     return sum(op.parameters for op in ops if op.role in roles)
 
 

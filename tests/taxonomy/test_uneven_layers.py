@@ -89,10 +89,10 @@ def test_of_layers_yet_to_be_drawn_the_mean(shape: ModelShape, unit: str) -> Non
 
 
 def test_the_cache_of_the_layers_that_are_left() -> None:
-    one = family("static-m")
+    pruning = family("static-m")
 
     def cache(**knobs: str) -> float:
-        return kv_cache_bytes(one.plans(HYBRID, PREFILL, one.point(0.25, knobs)))
+        return kv_cache_bytes(pruning.plans(HYBRID, PREFILL, pruning.point(0.25, knobs)))
 
     state = 2 * 64 * 3 * 2  # of two sequences: 64 channels, 3 inputs, 2 bytes
     tokens = 2 * 6 * 64 * 2  # of two sequences of 6: keys and values 2 * 32, 2 bytes
@@ -102,14 +102,14 @@ def test_the_cache_of_the_layers_that_are_left() -> None:
 
 
 def test_an_early_exit_skips_the_last_layers() -> None:
-    one = family("dynamic-depth")
-    left = one.theory(MOE, PREFILL, one.point(0.75, {"exit": "early"}))
+    pruning = family("dynamic-depth")
+    left = pruning.theory(MOE, PREFILL, pruning.point(0.75, {"exit": "early"}))
     assert {op.name for op in left if op.role in ("gate", "experts", "router")} == {"gate"}
-    ops = one.theory(MOE, PREFILL, one.point(0.75))
+    ops = pruning.theory(MOE, PREFILL, pruning.point(0.75))
     assert {op.layers for op in ops if op.role == "router"} == {3 / 4}
 
 
 def test_which_shapes_have_layers_that_differ() -> None:
-    assert [one.uneven for one in (HYBRID, MOE, SLIDING)] == [True] * 3
+    assert [shape.uneven for shape in (HYBRID, MOE, SLIDING)] == [True] * 3
     assert not ModelShape.from_config({**PLAIN, "model_type": "llama"}).uneven
-    assert not HYBRID.part([0, 2]).uneven
+    assert not HYBRID.select_layers([0, 2]).uneven

@@ -33,7 +33,12 @@ VIT: dict[str, Any] = {
 def test_an_image_is_its_patches_and_the_tokens_added(changes: Any, tokens: int) -> None:
     shape = ModelShape.from_config({**VIT, **changes})
     assert shape.image_tokens == tokens
-    assert (shape.hidden, shape.layers, shape.heads, shape.gated) == (768, 12, 12, False)
+    assert (shape.hidden, shape.layers, shape.attention.heads, shape.mlp.gated) == (
+        768,
+        12,
+        12,
+        False,
+    )
     assert shape.cache_elements() == 0
 
 
@@ -56,8 +61,8 @@ def test_predict_takes_images_and_no_tokens(
     (tmp_path / "config.json").write_text(json.dumps(VIT))
     asked: dict[str, Any] = {"model": str(tmp_path), "device": "h100-sxm", "dtype": "bf16",
                              "method": "static-nk", "sparsity": 0.25, "batch": 8}  # fmt: skip
-    found = prunescope.predict(**asked)
-    (name, phase), *others = found["phases"].items()
+    prediction = prunescope.predict(**asked)
+    (name, phase), *others = prediction["phases"].items()
     assert name == "prefill" and not others
     dense = phase["baseline"]
     # Linears 2·T·(4 h² + 2 h f) and attention 4·T·h·T a layer, and the head of each image.
@@ -65,7 +70,7 @@ def test_predict_takes_images_and_no_tokens(
     layer = 2 * rows * (4 * wide * wide + 2 * wide * 3072) + 4 * rows * 197 * wide
     assert dense["flop"] == pytest.approx(12 * layer + 2 * 8 * wide * 1000, rel=1e-6)
     assert dense["kv_bytes"] == 0
-    found.show()
+    prediction.show()
     text = capsys.readouterr().out
     assert "forward: 8 images of 197 tokens" in text
     assert "images/s" in text

@@ -212,7 +212,7 @@ def test_a_planned_model_is_trained(model: str, tmp_path: Path) -> None:
     assert (pruning.method, pruning.recovery.steps_done) == ("plan.json", 2)
     held = pruning.recovery.losses.held_out
     assert held.before is not None and held.after is not None and held.before != held.after
-    shape = ModelShape.of_fields(run.model.shape)
+    shape = ModelShape.from_run(run.model.shape)
     left = [one for one in plan.layers if not one.dropped]
     assert shape is not None and shape.layers == len(left)
     now = [(shape.layer(i).kv_heads, shape.layer(i).intermediate) for i in range(shape.layers)]
@@ -245,7 +245,7 @@ def test_a_plan_of_low_ranks_is_priced_loaded_and_traced(
             placements=2, warmup=0, out=tmp_path / "planned",
         ) / "pruned"
     )  # fmt: skip
-    shape = ModelShape.of_fields(run.model.shape)
+    shape = ModelShape.from_run(run.model.shape)
     left = [one for one in plan.layers if not one.dropped]
     assert shape is not None
     assert [dict(shape.layer(i).ranks) for i in range(shape.layers)] == [one.ranks for one in left]

@@ -120,7 +120,7 @@ def _share(counts: Counts, step: int, *, scope: str = "", layers: Layers = None)
 def _parts(shape: ModelShape, case: Case) -> tuple[str, ...]:
     """Roles of the linears that are compared. Latents of a cache with holes are expanded by kv_b:
     how many there are was not counted in decode."""
-    parts = ("router", *_LINEARS) if shape.experts else _LINEARS
+    parts = ("router", *_LINEARS) if shape.experts.count else _LINEARS
     if (case.name, case.phase) == ("dynamic-depth", "decode"):
         return tuple(role for role in parts if role != "kv_b")
     return parts
@@ -161,7 +161,7 @@ def _attention(
     shape: ModelShape, ops: list[Op], case: Case, counts: Counts, step: int
 ) -> float | None:
     name, phase = case.name, case.phase
-    each = 2 * shape.heads * (shape.head_dim + shape.value_dim)
+    each = 2 * shape.attention.heads * (shape.attention.head_dim + shape.attention.value_dim)
     active = [row.active[step] for row in counts.values()]
     keys = PROMPT + 1 + step
     works: dict[str, float] = defaultdict(float)
@@ -208,7 +208,9 @@ def _left(shape: ModelShape, config: dict[str, Any], kept: list[int]) -> ModelSh
     return replace(
         shape,
         layers=len(kept),
-        sliding_layers=sum(kinds[i] == "sliding_attention" for i in kept) if shape.window else 0,
+        sliding_layers=sum(kinds[i] == "sliding_attention" for i in kept)
+        if shape.attention.window
+        else 0,
         other_layers=other,
         mixer_layers=other if shape.other_layers else len(kept) * bool(shape.mixer_layers),
         moe_layers=len(kept) * bool(shape.moe_layers) if moe is None else moe,

@@ -206,7 +206,7 @@ def _counts(config: Any, module: Any, weights: dict[str, Weight]) -> tuple[int, 
         kv_heads = weights["k"].n // size
         group = getattr(module, "num_key_value_groups", None)
         return (group * kv_heads if isinstance(group, int) else heads), kv_heads
-    return heads, ModelShape.from_config(config.to_dict()).kv_heads
+    return heads, ModelShape.from_config(config.to_dict()).attention.kv_heads
 
 
 def _check(found: Heads) -> None:

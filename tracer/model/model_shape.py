@@ -54,12 +54,12 @@ def set_sizes_of_weights(config: Any, folder: Path) -> list[str]:
     if found == written:
         return []
     for field, attribute in _ATTRIBUTES.items():
-        size = getattr(found, field)
-        if size != getattr(written, field) and getattr(config, attribute, None) is not None:
+        size = found.get(field)
+        if size != written.get(field) and getattr(config, attribute, None) is not None:
             setattr(config, attribute, size)
     kinds = getattr(config, "layer_types", None)
     if found.layers < written.layers and isinstance(kinds, list):
         config.layer_types = kinds[: found.layers]
-    if getattr(config, "head_dim", 0) in (None, written.head_dim):
-        config.head_dim = found.head_dim  # it was the hidden size over the heads, perhaps
+    if getattr(config, "head_dim", 0) in (None, written.attention.head_dim):
+        config.head_dim = found.attention.head_dim  # it was the hidden size over the heads, perhaps
     return notes

@@ -140,7 +140,7 @@ def uneven_experts(folder: Path, config: Any) -> dict[int, int]:
         written = ModelShape.from_config(config.to_dict())
     except PrunescopeError:
         return {}
-    stored = stored_tensors(folder / "config.json") if written.experts else None
+    stored = stored_tensors(folder / "config.json") if written.experts.count else None
     if stored is None or stored.problem or not stored.complete:
         return {}
     found, _ = shape_of_weights(written, stored)

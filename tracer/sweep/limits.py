@@ -121,9 +121,9 @@ def _memory_limits(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
 def _step_numbers(shape: ModelShape, result: Planned) -> float:
     """Return the elements in the caches of both models, which coexist, and in the logits of one."""
     tokens = result.batch * result.prompt_len
-    a_token = shape.layers * shape.kv_heads * (shape.head_dim + shape.value_dim)
+    a_token = shape.layers * (shape.attention.key_width + shape.attention.value_width)
     all_logits = result.logits == "all" and result.phase == "prefill"
-    return 2 * tokens * a_token + (tokens if all_logits else result.batch) * shape.vocab
+    return 2 * tokens * a_token + (tokens if all_logits else result.batch) * shape.embedding.vocab
 
 
 def _length_limits(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:

@@ -34,13 +34,15 @@ class Engine:
     ) -> None:
         begin = self.host
         for _ in range(SHAPE.layers):
-            self.gemm(SHAPE.q + 2 * SHAPE.c, SHAPE.hidden, rows)
+            self.gemm(
+                SHAPE.attention.query_width + 2 * SHAPE.attention.key_width, SHAPE.hidden, rows
+            )
             for name in (attention,) if isinstance(attention, str) else attention:
                 self.kernel(name, [1, rows, 8], 4.0 + rows / 50)
-            self.gemm(SHAPE.hidden, SHAPE.q, rows)
-            self.gemm(2 * SHAPE.intermediate, SHAPE.hidden, rows)
-            self.gemm(SHAPE.hidden, SHAPE.intermediate, rows)
-        self.gemm(SHAPE.vocab, SHAPE.hidden, 4)
+            self.gemm(SHAPE.hidden, SHAPE.attention.query_width, rows)
+            self.gemm(2 * SHAPE.mlp.intermediate, SHAPE.hidden, rows)
+            self.gemm(SHAPE.hidden, SHAPE.mlp.intermediate, rows)
+        self.gemm(SHAPE.embedding.vocab, SHAPE.hidden, 4)
         self.host = max(self.host, self.device) + 20
         self.add(frame, cat, begin, self.host - begin)
         self.host += 50

@@ -47,17 +47,29 @@ def written(
     """A trace of one prefill of ROWS tokens, without ops, and the truth by kernel."""
     writer, shape = Writer("uneven"), ModelShape.from_config(config)
     for number in range(shape.layers):
-        layer, h = shape.like(number), shape.hidden
-        if layer.attention_kind == "usual":
-            for n in (layer.q + layer.c + layer.v,) if fused else (layer.q, layer.c, layer.v):
+        layer, h = shape.repeat_layer(number), shape.hidden
+        if layer.attention.kind == "usual":
+            for n in (
+                (
+                    layer.attention.query_width
+                    + layer.attention.key_width
+                    + layer.attention.value_width,
+                )
+                if fused
+                else (
+                    layer.attention.query_width,
+                    layer.attention.key_width,
+                    layer.attention.value_width,
+                )
+            ):
                 writer.linear(ROWS, n, h)
-            writer.kernel(ATTENTION, 5, [1, 2, layer.heads])
-            writer.linear(ROWS, h, layer.q)
-        if layer.mlp_kind == "usual":
-            f = layer.intermediate
+            writer.kernel(ATTENTION, 5, [1, 2, layer.attention.heads])
+            writer.linear(ROWS, h, layer.attention.query_width)
+        if layer.mlp.kind == "usual":
+            f = layer.mlp.intermediate
             for n, k in ((2 * f, h), (h, f)) if fused else ((f, h), (f, h), (h, f)):
                 writer.linear(ROWS, n, k)
-    writer.linear(2, shape.vocab, shape.hidden, told=False)
+    writer.linear(2, shape.embedding.vocab, shape.hidden, told=False)
     return {"deviceProperties": [H100], "traceEvents": writer.events}, writer.truth
 
 

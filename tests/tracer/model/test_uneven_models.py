@@ -93,7 +93,7 @@ def test_headers_tell_what_the_loaded_model_has(name: str, change: Any, tmp_path
     counted = sum(p.numel() for p in loaded.model.parameters())
     assert named.shape.parameters() == counted
     assert named.shape.parameters() < ModelShape.from_config(config).parameters()
-    assert ModelShape.of_fields(named.shape.to_dict()) == named.shape
+    assert ModelShape.from_run(named.shape.to_dict()) == named.shape
 
 
 @pytest.mark.parametrize("change", [channels, heads, both])

@@ -82,7 +82,7 @@ def test_dropped_equals_masked(
     assert not close(masked, logits(dense), 0.01)
     assert {len(index) for index in applied.kept.values()} == {E // 2}
     shape = ModelShape.from_config(applied.model.config.to_dict())
-    assert (shape.experts, shape.experts_per_token) == (E // 2, TOP_K)
+    assert (shape.experts.count, shape.experts.per_token) == (E // 2, TOP_K)
     assert all(p.is_contiguous() for p in applied.model.parameters())
 
 
@@ -195,7 +195,7 @@ def test_a_token_goes_to_fewer_experts(model_type: str) -> None:
     assert all(int(one.counts.sum()) == 2 * IDS.numel() for one in found.values())
     assert not close(pruned, logits(mixture(model_type)), 0.01)
     shape = ModelShape.from_config(applied.model.config.to_dict())
-    assert (shape.experts, shape.experts_per_token) == (E, 2)
+    assert (shape.experts.count, shape.experts.per_token) == (E, 2)
     # The model's own code with a config of two experts a token.
     config = text_config(mixture(model_type))
     name = "top_k_experts" if hasattr(config, "top_k_experts") else "num_experts_per_tok"

@@ -223,7 +223,7 @@ def test_parameters_are_those_of_the_theory(model_type: str) -> None:
     work = Workload(phase="prefill", batch=BATCH, prompt_len=LENGTH)
     for name, knobs in (("static-k-lowrank", {}), ("static-nk-cross", {"junctions": "different"})):
         one = family(name)
-        untied = dataclasses.replace(shape, tied=shape.tied and name != "static-nk-cross")
+        untied = shape.change(tied=shape.embedding.tied and name != "static-nk-cross")
         ops = one.theory(untied, work, one.point(0.5, knobs))
         model = halved(name, model_type, **knobs).model
         counted = sum(p.numel() for p in model.parameters())

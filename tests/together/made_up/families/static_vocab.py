@@ -13,10 +13,10 @@ from prunescope.taxonomy.theory import dense_plan
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """lm_head N = max(1, int(V·p)); the layers and the embedding stay, which are no longer tied."""
-    kept = kept_count(shape.vocab, point.sparsity)
-    if kept == shape.vocab:
+    kept = kept_count(shape.embedding.vocab, point.sparsity)
+    if kept == shape.embedding.vocab:
         return [dense_plan(shape, work)]
-    head = dense_plan(replace(shape, vocab=kept, tied=False), work)
+    head = dense_plan(shape.change(vocab=kept, tied=False), work)
     return [dense_plan(shape, work), replace(head, attention_layers=0, mlp_layers=0)]
 
 
