@@ -103,7 +103,7 @@ def pooled_keys(layer: Any, keys: torch.Tensor, block: int, past: int) -> torch.
     return known
 
 
-def groups(scores: torch.Tensor, *, block: int, length: int, sparsity: float) -> list[Group]:
+def choose_groups(scores: torch.Tensor, *, block: int, length: int, sparsity: float) -> list[Group]:
     """The keys of each query block by scores [B, n_kv, query blocks, key blocks] over L keys.
 
     The query blocks are the last ones of the L tokens: all in prefill, one of a single token in
@@ -115,36 +115,37 @@ def groups(scores: torch.Tensor, *, block: int, length: int, sparsity: float) ->
     later = torch.arange(num_keys, device=scores.device) >= own.unsqueeze(-1)
     scores = scores.masked_fill(later, float("-inf"))
     best = scores.topk(budget(first + num_queries - 1, sparsity) - 1, dim=-1).indices
-    found = []
-    for start, end, count in _runs(first, num_queries, block, length, sparsity):
+    chosen_groups = []
+    for start, end, count in _budget_runs_from(first, num_queries, block, length, sparsity):
         rows = slice(start - first, end - first)
-        chosen = best[:, :, rows, : count - 1].sort(-1).values
-        mine = own[rows].view(1, 1, -1, 1).expand(*chosen.shape[:3], 1)
+        earlier = best[:, :, rows, : count - 1].sort(-1).values
+        mine = own[rows].view(1, 1, -1, 1).expand(*earlier.shape[:3], 1)
         size = min(block, length - start * block)
-        tokens = _tokens(chosen, mine, block, size)
-        found.append(Group(start, end, count, size, tokens, _flat(tokens, length), None))
-    return found
+        tokens = _key_positions(earlier, mine, block, size)
+        flat = _flat_rows(tokens, length)
+        chosen_groups.append(Group(start, end, count, size, tokens, flat, None))
+    return chosen_groups
 
 
-def static_group(chosen: torch.Tensor, own: torch.Tensor, *, block: int, length: int) -> Group:
+def static_group(earlier: torch.Tensor, own: torch.Tensor, *, block: int, length: int) -> Group:
     """The keys of one token in block `own` [1] of a static cache of L places: those of earlier
     blocks [B, n_kv, 1, c], and its own block. Keys behind the last place are that place."""
-    mine = own.view(1, 1, 1, 1).expand(*chosen.shape[:3], 1)
-    tokens = _tokens(chosen, mine, block, block).clamp(max=length - 1)
-    return Group(0, 1, chosen.shape[-1] + 1, 1, tokens, _flat(tokens, length), None)
+    mine = own.view(1, 1, 1, 1).expand(*earlier.shape[:3], 1)
+    tokens = _key_positions(earlier, mine, block, block).clamp(max=length - 1)
+    return Group(0, 1, earlier.shape[-1] + 1, 1, tokens, _flat_rows(tokens, length), None)
 
 
-def with_masks(found: list[Group], *, like: torch.Tensor) -> list[Group]:
+def with_masks(groups: list[Group], *, like: torch.Tensor) -> list[Group]:
     """The groups with the causal mask of their own block, in the format of `like`."""
-    return [replace(g, mask=lower_right(g.own, g.tokens.shape[-1], like=like)) for g in found]
+    return [replace(g, mask=lower_right(g.own, g.tokens.shape[-1], like=like)) for g in groups]
 
 
-def num_seen(found: list[Group]) -> int:
+def num_blocks_seen(groups: list[Group]) -> int:
     """Number of blocks that all query blocks attend to, summed."""
-    return sum(g.count * (g.end - g.first) for g in found)
+    return sum(g.count * (g.end - g.first) for g in groups)
 
 
-def _runs(
+def _budget_runs_from(
     first: int, num: int, block: int, length: int, sparsity: float
 ) -> list[tuple[int, int, int]]:
     """`budget_runs` from block `first` on; a shorter last block is a run by itself."""
@@ -156,14 +157,14 @@ def _runs(
     return cut
 
 
-def _tokens(chosen: torch.Tensor, own: torch.Tensor, block: int, size: int) -> torch.Tensor:
+def _key_positions(earlier: torch.Tensor, own: torch.Tensor, block: int, size: int) -> torch.Tensor:
     """Key positions of whole chosen blocks [.., c], then those of the own block of `size`."""
-    offsets = torch.arange(block, device=chosen.device)
-    before = (chosen.unsqueeze(-1) * block + offsets).flatten(3)
+    offsets = torch.arange(block, device=earlier.device)
+    before = (earlier.unsqueeze(-1) * block + offsets).flatten(3)
     return torch.cat((before, own * block + offsets[:size]), dim=-1)
 
 
-def _flat(tokens: torch.Tensor, length: int) -> torch.Tensor:
+def _flat_rows(tokens: torch.Tensor, length: int) -> torch.Tensor:
     batch, heads = tokens.shape[:2]
     first = torch.arange(0, batch * heads * length, length, device=tokens.device)
     return (tokens + first.view(batch, heads, 1, 1)).transpose(1, 2).flatten()

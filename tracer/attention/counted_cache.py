@@ -64,7 +64,7 @@ class CountedKeys(DynamicLayer):
         """The part of a mask [.., T, seen + T] for `num` new tokens over the keys held and their
         own. `at` [B, num]: the positions of these tokens among the T; None: all of them."""
         if not self.tracked:
-            return last_rows(mask, self.held + num)
+            return last_columns(mask, self.held + num)
         new = at
         if new is None:
             device = None if mask is None else mask.device
@@ -79,8 +79,8 @@ class CountedKeys(DynamicLayer):
             return None
         mask = mask.expand(positions.shape[0], -1, -1, -1) if positions.shape[0] > 1 else mask
         if at is not None:
-            mask = mask.gather(2, _spread(at, mask, 3))
-        return mask.gather(3, _spread(positions, mask, 2))
+            mask = mask.gather(2, _mask_index(at, mask, 3))
+        return mask.gather(3, _mask_index(positions, mask, 2))
 
     def get_seq_length(self) -> int:
         """Number of tokens seen, from which the next position follows."""
@@ -118,14 +118,14 @@ class CountedWithState(CountedKeys, LinearAttentionAndFullAttentionLayer):
         self.start(window, tracked=tracked)
 
 
-def _spread(positions: torch.Tensor, mask: torch.Tensor, other: int) -> torch.Tensor:
+def _mask_index(positions: torch.Tensor, mask: torch.Tensor, kept_axis: int) -> torch.Tensor:
     """Positions [1 or B, n] as an index into a mask [B, H, T, L], which keeps its axis `other`."""
     shape = [mask.shape[0], mask.shape[1], -1, -1]
-    shape[other] = mask.shape[other]
-    return positions[:, None].unsqueeze(other).expand(shape)
+    shape[kept_axis] = mask.shape[kept_axis]
+    return positions[:, None].unsqueeze(kept_axis).expand(shape)
 
 
-def last_rows(mask: torch.Tensor | None, num_keys: int) -> torch.Tensor | None:
+def last_columns(mask: torch.Tensor | None, num_keys: int) -> torch.Tensor | None:
     """The columns of a causal mask [.., T, L] for the last `num_keys` keys; all earlier keys are
     visible to every query."""
     return None if mask is None else mask[..., -num_keys:]

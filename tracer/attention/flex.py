@@ -20,7 +20,7 @@ LEAST_BLOCK = 16  # of the kernel
 _TILE = 64
 
 
-def missing(device: torch.device) -> str:
+def refused_device(device: torch.device) -> str:
     """Why a device cannot run the kernel; empty if it can."""
     if device.type != "cuda":
         return f"FlexAttention needs a kernel compiled for a GPU, and this is {device.type}"
@@ -76,7 +76,7 @@ def attend(
     """[B, n_q, T, d] over [B, n_kv, T, d] to [B, n_q, T, d]."""
     size = mask.BLOCK_SIZE[0]
     options = {"BLOCK_M": size, "BLOCK_N": size} if size <= _TILE else None
-    out: torch.Tensor = _kernel()(
+    return _kernel()(
         q,
         k,
         v,
@@ -85,7 +85,6 @@ def attend(
         enable_gqa=q.shape[1] != k.shape[1],
         kernel_options=options,
     )
-    return out
 
 
 @cache

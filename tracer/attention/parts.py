@@ -15,7 +15,11 @@ from torch import nn
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate
-from prunescope.tracer.attention.rotation import latent_turns, own_function, turns
+from prunescope.tracer.attention.rotation import (
+    read_latent_rotation,
+    read_rotation,
+    source_function,
+)
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.forwards import hooked
 from prunescope.tracer.model.heads import Heads, find_heads
@@ -47,7 +51,7 @@ class AttentionParts:
     order: str
     norms: dict[str, str]
     spans: str
-    turns: bool | None
+    interleaved: bool | None
     short: bool
     heads: int
     kv_heads: int
@@ -85,19 +89,19 @@ def read_attentions(model: Any) -> list[AttentionParts]:
             hint="use --attn sdpa",
         )
     heads = {i: find_heads(model, layer, f"{name}.{i}") for i, layer in enumerate(layers)}
-    found = {i: layer_heads for i, layer_heads in heads.items() if layer_heads is not None}
-    if not found:
+    attentions = {i: attention for i, attention in heads.items() if attention is not None}
+    if not attentions:
         raise unsupported(model, "no layer has an attention")
-    for layer_heads in found.values():
-        _check(model, layer_heads, implementation)
-    (cached, masked), windows = observe(model), compat.windows(model)
+    for attention in attentions.values():
+        _check_supported(model, attention, implementation)
+    (key_heads, masked), windows = observe(model), compat.windows(model)
     return [
         replace(
-            _parts(i, layer_heads, cached, windows),
+            _parts(i, attention, key_heads, windows),
             masked=masked,
             eager=implementation == "eager",
         )
-        for i, layer_heads in found.items()
+        for i, attention in attentions.items()
     ]
 
 
@@ -110,13 +114,14 @@ def unsupported(model: nn.Module, why: str) -> PrunescopeError:
     )
 
 
-def _check(model: nn.Module, heads: Heads, implementation: str) -> None:
+def _check_supported(model: nn.Module, heads: Heads, implementation: str) -> None:
     """Raises PrunescopeError if an attention has other parts than AttentionParts."""
-    others = list(heads.module.parameters(recurse=False))
-    sinks = implementation == "eager" and all(x.shape == (heads.heads,) for x in others)
-    if heads.gates or (others and not sinks):
+    own = list(heads.module.parameters(recurse=False))
+    are_sinks = implementation == "eager" and all(x.shape == (heads.heads,) for x in own)
+    if heads.gates or (own and not are_sinks):
         raise unsupported(model, "its attention has weights other than q, k, v and o")
-    if implementation == "eager" and own_function(heads.module, "eager_attention_forward") is None:
+    function = source_function(heads.module, "eager_attention_forward")
+    if implementation == "eager" and function is None:
         raise unsupported(model, "it has no eager attention function")
     if any(w.path.rpartition(".")[0] != heads.path for w in heads.weights.values()):
         raise unsupported(model, "its projections are not in one module")
@@ -124,11 +129,11 @@ def _check(model: nn.Module, heads: Heads, implementation: str) -> None:
         raise unsupported(model, "its attention has no layer_idx")
     known = ("qkv", "k", "v", *_LATENT, "qk_norm")
     for name, child in heads.module.named_children():
-        weighs = next(child.parameters(), None) is not None
-        if weighs and locate(f"{heads.path}.{name}").role not in known:
+        has_weights = next(child.parameters(), None) is not None
+        if has_weights and locate(f"{heads.path}.{name}").role not in known:
             raise unsupported(model, f"its attention has {name} next to q, k, v and o")
     rope = getattr(text_config(model), "rope_parameters", None) or {}
-    if own_function(heads.module, "get_llama_4_attn_scale") and rope.get("llama_4_scaling_beta"):
+    if source_function(heads.module, "get_llama_4_attn_scale") and rope.get("llama_4_scaling_beta"):
         raise unsupported(model, "its queries are scaled by their position")
 
 
@@ -138,17 +143,17 @@ def observe(model: Any) -> tuple[dict[int, int], bool]:
     key_heads: dict[int, int] = {}
     windows, masked = compat.windows(model), [False]
 
-    def see(module: Any, _args: Any, arguments: dict[str, Any], _out: Any) -> None:
+    def record(module: Any, _args: Any, arguments: dict[str, Any], _out: Any) -> None:
         index = module.layer_idx
         layers = getattr(compat.cache_in(arguments), "layers", ())
         keys = getattr(layers[index], "keys", None) if index < len(layers) else None
         if isinstance(keys, torch.Tensor) and keys.dim() == _CACHED:
             key_heads[index] = keys.shape[1]
-        whole = index >= len(windows) or windows[index] is None
-        masked[0] |= whole and arguments.get("attention_mask") is not None
+        has_no_window = index >= len(windows) or windows[index] is None
+        masked[0] |= has_no_window and arguments.get("attention_mask") is not None
 
     handles = [
-        module.register_forward_hook(see, with_kwargs=True)
+        module.register_forward_hook(record, with_kwargs=True)
         for module in model.modules()
         if isinstance(getattr(module, "layer_idx", None), int)
     ]
@@ -158,20 +163,20 @@ def observe(model: Any) -> tuple[dict[int, int], bool]:
 
 
 def _parts(
-    layer: int, heads: Heads, cached: dict[int, int], windows: list[int | None]
+    layer: int, heads: Heads, key_heads: dict[int, int], windows: list[int | None]
 ) -> AttentionParts:
     module, root = heads.module, len(heads.path) + 1
     names = {role: weight.path[root:] for role, weight in heads.weights.items()}
-    out, kv_heads = heads.weights["o"], heads.kv_heads
-    head_dim = out.k // heads.heads
+    output, kv_heads = heads.weights["o"], heads.kv_heads
+    head_dim = output.k // heads.heads
     if "qkv" in names:  # by its size, as the config may be wrong
         kv_heads = (heads.weights["qkv"].n // head_dim - heads.heads) // 2
     norms, spans = _norms(heads)
-    pairs, short = turns(module)
+    interleaved, short = read_rotation(module)
     index = int(module.layer_idx)
     window = windows[index] if index < len(windows) else None
     if heads.entry and heads.entry.windowed_rope and window is None:
-        pairs = None
+        interleaved = None
     parts = AttentionParts(
         layer=layer,
         module=module,
@@ -180,16 +185,16 @@ def _parts(
         norms=norms,
         spans=spans,
         order=heads.entry.qkv if heads.entry else "",
-        turns=pairs,
+        interleaved=interleaved,
         short=short,
         heads=heads.heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        hidden=out.n,
+        hidden=output.n,
         scaling=float(getattr(module, "scaling", head_dim**-0.5)),
-        repeats=max(1, cached.get(index, kv_heads) // kv_heads),
+        repeats=max(1, key_heads.get(index, kv_heads) // kv_heads),
         window=window,
-        gated="q" in names and heads.weights["q"].n == 2 * out.k,
+        gated="q" in names and heads.weights["q"].n == 2 * output.k,
         key_scale=float(getattr(module, "key_multiplier", 1.0)),
     )
     return _with_latents(parts, heads) if "kv_b" in names else parts
@@ -207,7 +212,7 @@ def _with_latents(parts: AttentionParts, heads: Heads) -> AttentionParts:
         parts,
         names=names,
         spans="latent",
-        turns=latent_turns(parts.module),
+        interleaved=read_latent_rotation(parts.module),
         short=False,
         head_dim=query.n // heads.heads,
         rope_dim=stored - heads.weights["kv_b"].k,

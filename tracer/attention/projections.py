@@ -13,24 +13,24 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from prunescope.tracer.attention.parts import AttentionParts
-from prunescope.tracer.attention.rotation import Rotary, rotated, turned_pairs
+from prunescope.tracer.attention.rotation import Rotary, rotate, rotate_pairs
 from prunescope.tracer.model.forwards import extend
 from prunescope.tracer.model.weights import weight_of
 
 QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def steps_of(parts: AttentionParts) -> list[type]:
+def projection_mixins(parts: AttentionParts) -> list[type]:
     """The mixins for projections other than separate q, k and v."""
-    found: list[type] = [_Gated] if parts.gated else []
+    mixins: list[type] = [_Gated] if parts.gated else []
     if "qkv" in parts.names:
-        found.append(_Fused)
+        mixins.append(_Fused)
     if "kv_b" in parts.names:
-        found.append(_Latent)
-    return found
+        mixins.append(_Latent)
+    return mixins
 
 
-class _Steps:
+class _ProjectionMixin:
     """The attributes that the attention gives to a mixin."""
 
     parts: AttentionParts
@@ -40,13 +40,12 @@ class _Steps:
     finished: Any  # role, [B, T, n·d] and rotary to [B, n, T, d]
 
 
-class _Fused(_Steps):
+class _Fused(_ProjectionMixin):
     """One matrix for q, k and v: one GEMM if all are of the same tokens, otherwise two."""
 
     def queries(self, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
         """[B, T, h] to rotated queries [B, n_q, T, d]."""
-        out: torch.Tensor = self.finished("q", self.part("qkv")(x, "q"), rotary)
-        return out
+        return self.finished("q", self.part("qkv")(x, "q"), rotary)
 
     def keys_values(
         self, x: torch.Tensor, rotary: Rotary | None
@@ -66,7 +65,7 @@ class _Fused(_Steps):
         )
 
 
-class _Latent(_Steps):
+class _Latent(_ProjectionMixin):
     """Keys and values are expanded from a latent; a part of each key is rotated and shared by all
     heads. The cache holds both, and every forward expands all of it."""
 
@@ -77,7 +76,7 @@ class _Latent(_Steps):
         else:
             q = self.part("q")(x)
         q = q.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        if rotary is None or self.parts.turns is None:
+        if rotary is None or self.parts.interleaved is None:
             return q
         size = self.head_dim - self.parts.rope_dim
         return torch.cat((q[..., :size], self._rotated(q[..., size:], rotary)), dim=-1)
@@ -88,7 +87,7 @@ class _Latent(_Steps):
         """[B, T, h] to the cached tensors: latents [B, 1, T, r] and rotated parts [B, 1, T, d']."""
         both, size = self.part("kv_a")(x).unsqueeze(1), self.parts.rope_dim
         latents, turned = both.split((both.shape[-1] - size, size), dim=-1)
-        if rotary is not None and self.parts.turns is not None:
+        if rotary is not None and self.parts.interleaved is not None:
             turned = self._rotated(turned, rotary)
         return self.normed("k", latents), turned
 
@@ -97,18 +96,18 @@ class _Latent(_Steps):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The cached tensors of L tokens to keys [B, n, L, d] and values [B, n, L, d_v]."""
         size = self.head_dim - self.parts.rope_dim
-        out = self.part("kv_b")(latents.squeeze(1))
-        out = out.unflatten(-1, (self.parts.heads, -1)).transpose(1, 2)
-        keys, values = out[..., :size], out[..., size:]
+        both = self.part("kv_b")(latents.squeeze(1))
+        both = both.unflatten(-1, (self.parts.heads, -1)).transpose(1, 2)
+        keys, values = both[..., :size], both[..., size:]
         return torch.cat((keys, turned.expand(-1, keys.shape[1], -1, -1)), dim=-1), values
 
     def _rotated(self, x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-        if self.parts.turns and not isinstance(rotary, torch.Tensor):
-            return turned_pairs(x, rotary)
-        return rotated(x, rotary)
+        if self.parts.interleaved and not isinstance(rotary, torch.Tensor):
+            return rotate_pairs(x, rotary)
+        return rotate(x, rotary)
 
 
-class _Gated(_Steps):
+class _Gated(_ProjectionMixin):
     """The q projection has twice the outputs: queries, and a gate for the output of each head."""
 
     gate: torch.Tensor  # of the current queries, [B, T, n·d]
@@ -117,14 +116,12 @@ class _Gated(_Steps):
         """[B, T, h] to rotated queries [B, n_q, T, d]; the gate is kept for `output`."""
         both = self.part("q")(x).unflatten(-1, (-1, 2 * self.head_dim))
         self.gate = both[..., self.head_dim :].flatten(-2)
-        out: torch.Tensor = self.finished("q", both[..., : self.head_dim].flatten(-2), rotary)
-        return out
+        return self.finished("q", both[..., : self.head_dim].flatten(-2), rotary)
 
     def output(self, attended: torch.Tensor) -> torch.Tensor:
         """[B, T, n_q·d] to [B, T, h]."""
         gate = self.gate.sigmoid().view_as(attended)
-        out: torch.Tensor = self.part("o")(attended * gate)
-        return out
+        return self.part("o")(attended * gate)
 
 
 class _Rows:

@@ -13,8 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.attention.parts import AttentionParts
-from prunescope.tracer.attention.projections import split_rows, steps_of
-from prunescope.tracer.attention.rotation import Rotary, own_function, rotated
+from prunescope.tracer.attention.projections import projection_mixins, split_rows
+from prunescope.tracer.attention.rotation import Rotary, rotate, source_function
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.forwards import extend
 from prunescope.tracer.model.static_step import static_step
@@ -36,8 +36,8 @@ class PlainAttention(compat.TakesCache):
             setattr(self, name, child)
         for name, parameter in parts.module.named_parameters(recurse=False):
             setattr(self, name, parameter)  # attention sinks
-        for steps in steps_of(parts):
-            extend(self, steps)
+        for mixin in projection_mixins(parts):
+            extend(self, mixin)
         if "qkv" in parts.names:
             split_rows(self.part("qkv"), parts)
 
@@ -64,8 +64,7 @@ class PlainAttention(compat.TakesCache):
 
     def output(self, attended: torch.Tensor) -> torch.Tensor:
         """[B, T, n_q·d] to [B, T, h]."""
-        out: torch.Tensor = self.part("o")(attended)
-        return out
+        return self.part("o")(attended)
 
     def part(self, role: str) -> Any:
         """The projection of a role."""
@@ -86,10 +85,10 @@ class PlainAttention(compat.TakesCache):
         x = self.normed(role, x) if spans == "heads" else x
         if role == "k" and self.parts.key_scale != 1:
             x = x * self.parts.key_scale
-        if rotary is not None and self.parts.turns is not None:
+        if rotary is not None and self.parts.interleaved is not None:
             if self.parts.short:
                 rotary = (torch.cat((rotary[0],) * 2, -1), torch.cat((rotary[1],) * 2, -1))
-            x = rotated(x, rotary, turns=self.parts.turns)
+            x = rotate(x, rotary, interleaved=self.parts.interleaved)
         if role != "q" and self.parts.repeats > 1:
             x = x.repeat_interleave(self.parts.repeats, dim=1)
         return x
@@ -131,15 +130,15 @@ class PlainAttention(compat.TakesCache):
         """[B, n_q, T, d] over [B, n_kv, L, d] to [B, T, n_q·d]. `mask` is additive [.., T, L]."""
         if self.parts.eager:
             return self._attend_eagerly(q, k, v, mask, causal=causal)
-        grouped = self.groups > 1
-        if grouped and mask is not None and q.device.type == "cuda":
+        is_grouped = self.groups > 1
+        if is_grouped and mask is not None and q.device.type == "cuda":
             # Masked attention with grouped heads has no fused kernel there.
             k, v = (x.repeat_interleave(self.groups, dim=1) for x in (k, v))
-            grouped = False
-        out = scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, scale=self.scaling, enable_gqa=grouped
+            is_grouped = False
+        attended = scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, scale=self.scaling, enable_gqa=is_grouped
         )
-        return out.transpose(1, 2).flatten(2)
+        return attended.transpose(1, 2).flatten(2)
 
     def _attend_eagerly(
         self,
@@ -156,10 +155,11 @@ class PlainAttention(compat.TakesCache):
             mask = lower_right(q.shape[2], k.shape[2], like=q)
         cap = getattr(module, "attn_logit_softcapping", None)
         arguments = {} if cap is None else {"softcap": cap}
-        function = own_function(module, "eager_attention_forward")
-        out = function(module, q, k, v, mask, scaling=self.scaling, dropout=0.0, **arguments)[0]
-        attended: torch.Tensor = out.flatten(2)
-        return attended
+        function = source_function(module, "eager_attention_forward")
+        attended, *_ = function(
+            module, q, k, v, mask, scaling=self.scaling, dropout=0.0, **arguments
+        )
+        return attended.flatten(2)
 
     def attend_causally(
         self,

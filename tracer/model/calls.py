@@ -22,8 +22,8 @@ _LOGITS_KEYWORDS = ("logits_to_keep", "num_logits_to_keep")  # the second until 
 def inner(model: torch.nn.Module) -> torch.nn.Module:
     """The model inside a wrapper of peft; otherwise the model itself."""
     unwrap = getattr(model, "get_base_model", None)
-    found = unwrap() if callable(unwrap) else model
-    return found if isinstance(found, torch.nn.Module) else model
+    base = unwrap() if callable(unwrap) else model
+    return base if isinstance(base, torch.nn.Module) else model
 
 
 def keywords(model: torch.nn.Module) -> tuple[str | None, bool]:
@@ -44,16 +44,16 @@ def call_shape(model: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> dic
     and the kind of its cache: "none" if it takes none, as an encoder or a convolutional net."""
     cache = next((kwargs[name] for name in CACHE_KEYWORDS if kwargs.get(name) is not None), None)
     kept = next((kwargs[name] for name in _LOGITS_KEYWORDS if name in kwargs), None)
-    last = isinstance(kept, int) and kept == 1
-    if last:
-        taken = inspect.signature(type(inner(model)).forward).parameters
-        last = any(name in taken for name in _LOGITS_KEYWORDS)
-    batch, length = _rows(next(_tensors((args, kwargs)), None))
+    is_last = isinstance(kept, int) and kept == 1
+    if is_last:
+        parameters = inspect.signature(type(inner(model)).forward).parameters
+        is_last = any(name in parameters for name in _LOGITS_KEYWORDS)
+    batch, length = _batch_and_length(next(_tensors((args, kwargs)), None))
     return {
         "batch": batch,
         "length": length,
         "past": 0 if cache is None else _tokens_in(cache),
-        "logits": "last" if last else "all",
+        "logits": "last" if is_last else "all",
         "cache": "dynamic" if cache is not None or _takes_cache(model) else "none",
     }
 
@@ -99,11 +99,11 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, (dict, list, tuple)):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(one)
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
 
 
-def _rows(given: torch.Tensor | None) -> tuple[int, int]:
+def _batch_and_length(given: torch.Tensor | None) -> tuple[int, int]:
     """(batch, length): ids are [B, S] or [S], vectors [B, S, h] or [B, h]; items of more
     dimensions, as images [B, C, H, W], have length 1."""
     if given is None or not given.dim():

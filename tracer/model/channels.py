@@ -87,8 +87,8 @@ def find_channels(layer: nn.Module, path: str) -> list[Channels]:
     for role, weight in weights_of(layer, path):
         if locate(weight.path).scope != "attention":
             groups[_owner(weight)].append((role, weight))
-    found = (_channels(layer, path, owner, group) for owner, group in groups.items())
-    return [channels for channels in found if channels is not None]
+    mlps = (_channels(layer, path, owner, group) for owner, group in groups.items())
+    return [channels for channels in mlps if channels is not None]
 
 
 def _owner(weight: Weight) -> str:
@@ -104,7 +104,9 @@ def _channels(
     down = next((weight for role, weight in group if role == "down"), None)
     ups = [weight for role, weight in group if role in _UPS]
     if down is None or not ups:
-        down, ups = _by_shape(owner, [weight for role, weight in group if role == "unknown"])
+        down, ups = _guess_projections(
+            owner, [weight for role, weight in group if role == "unknown"]
+        )
     if down is None or not ups:
         return None
     if any(weight.n not in (down.k, 2 * down.k) for weight in ups):
@@ -127,7 +129,7 @@ def _channels(
     return Channels(path=owner, kind=kind, ups=ups, down=down, norms=norms, modules=modules)
 
 
-def _by_shape(owner: str, weights: list[Weight]) -> tuple[Weight | None, list[Weight]]:
+def _guess_projections(owner: str, weights: list[Weight]) -> tuple[Weight | None, list[Weight]]:
     """Up and down projections of an MLP with unknown names, by their shapes; down is the last."""
     if len(weights) not in (2, 3) or locate(owner).scope != "mlp":
         return None, []

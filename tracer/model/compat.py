@@ -5,7 +5,7 @@ In 5.x `past_key_values=` is becoming `cache=`, and a cache is cropped by a nega
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,8 +35,8 @@ class TakesCache(torch.nn.Module):
 
 def cache_in(arguments: dict[str, Any]) -> Any:
     """The cache among the arguments of a layer or an attention; None without one."""
-    found = (arguments[name] for name in _LAYER_KEYWORDS if arguments.get(name) is not None)
-    return next(found, None)
+    caches = (arguments[name] for name in _LAYER_KEYWORDS if arguments.get(name) is not None)
+    return next(caches, None)
 
 
 def windows(model: torch.nn.Module) -> list[int | None]:
@@ -116,9 +116,9 @@ def static_mask(
     the format of a mask of its model, `like`; None where that has none."""
     if like is None:
         return None
-    held = cache.layers[layer].cumulative_length.to(like.device)
+    num_held = cache.layers[layer].cumulative_length.to(like.device)
     places = torch.arange(cache.layers[layer].max_cache_len, device=like.device)
-    seen = places <= held + torch.arange(num, device=like.device).unsqueeze(-1)
+    seen = places <= num_held + torch.arange(num, device=like.device).unsqueeze(-1)
     if like.dtype != torch.bool:
         seen = torch.where(seen, 0.0, float("-inf")).to(like.dtype)
     return seen[None, None]
@@ -168,13 +168,8 @@ def cache_bytes(cache: Any) -> int:
     total = 0
     for layer in cache.layers:
         for name, value in vars(layer).items():
-            for tensor in _values(value):
-                if isinstance(tensor, torch.Tensor) and not name.startswith("_"):
-                    total += tensor.numel() * tensor.element_size()
+            items = list(value.values()) if isinstance(value, dict) else value
+            for item in items if isinstance(items, list | tuple) else (items,):
+                if isinstance(item, torch.Tensor) and not name.startswith("_"):
+                    total += item.numel() * item.element_size()
     return total
-
-
-def _values(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list | tuple) else (value,)

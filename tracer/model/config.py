@@ -45,30 +45,30 @@ def kept_config(config: Any) -> dict[str, Any]:
 
 def _kept(plain: dict[str, Any], config: Any, depth: int) -> dict[str, Any]:
     known = None if isinstance(config, dict) else _known_keys(type(config))
-    found = {}
+    kept = {}
     for key, value in plain.items():
         part = None if isinstance(config, dict) else getattr(config, str(key), None)
         if isinstance(value, dict) and depth and (key in NESTED or hasattr(part, "to_dict")):
-            found[key] = _kept(value, part if hasattr(part, "to_dict") else value, depth - 1)
+            kept[key] = _kept(value, part if hasattr(part, "to_dict") else value, depth - 1)
             continue
-        by_name = key in READ or key in (known or ())
+        is_read = key in READ or key in (known or ())
         is_number = isinstance(value, bool | int | float)
-        if key in _NOT_KEPT or not (by_name or (known is None and is_number)):
+        if key in _NOT_KEPT or not (is_read or (known is None and is_number)):
             continue
         clean = _clean(value, words=True)
         if clean is not _DROPPED and _KEY.fullmatch(str(key)) and not _is_secret(str(key)):
-            found[key] = clean
-    return found
+            kept[key] = clean
+    return kept
 
 
 def _known_keys(cls: type) -> set[str] | None:
     """The keys of the default config of the first base class that is part of transformers."""
-    for one in cls.__mro__:
-        if one.__module__.startswith("transformers.models."):
+    for base in cls.__mro__:
+        if base.__module__.startswith("transformers.models."):
             try:
-                return set(one().to_dict())
+                return set(base().to_dict())
             except (TypeError, ValueError, AttributeError, LookupError, ImportError):
-                return set()  # it has no default: the taxonomy's keys alone
+                return set()  # without a default config, the keys of the taxonomy alone are kept
     return None
 
 
@@ -99,6 +99,6 @@ def _is_word(text: str) -> bool:
 def _is_secret(text: str) -> bool:
     """Whether it looks like an access key (by prefix), a long hex number, random text or a host."""
     mixed = re.search("[a-z]", text) and re.search("[A-Z]", text)
-    random = len(text) >= 20 and mixed and len(re.findall(r"\d", text)) >= 4
-    named = (pattern.fullmatch(text) for pattern in (_SERVICE_KEY, _HEX, _HOST))
-    return bool(random) or any(named)
+    is_random = len(text) >= 20 and mixed and len(re.findall(r"\d", text)) >= 4
+    matches = (pattern.fullmatch(text) for pattern in (_SERVICE_KEY, _HEX, _HOST))
+    return bool(is_random) or any(matches)

@@ -158,13 +158,13 @@ def find_mixtures(model: nn.Module) -> list[Mixture]:
     Raises PrunescopeError where there is none, and for a router that is not found or chooses by a
     table.
     """
-    found = [_mixture(model, one.layer, one.path, one.total) for one in expert_modules(model)]
-    if not found:
+    mixtures = [_mixture(model, experts) for experts in expert_modules(model)]
+    if not mixtures:
         raise PrunescopeError(
             f"no layer of {type(model).__name__} has routed experts, stacked or in a list",
             hint="`prunescope families --architecture` says which families apply",
         )
-    return found
+    return mixtures
 
 
 def _num_experts(path: str, module: Any) -> int:
@@ -177,8 +177,8 @@ def _num_experts(path: str, module: Any) -> int:
     return sizes.pop() if len(sizes) == 1 else 0
 
 
-def _mixture(model: Any, layer: int, path: str, total: int) -> Mixture:
-    parent = path.rpartition(".")[0]
+def _mixture(model: Any, experts: ExpertModule) -> Mixture:
+    parent, total = experts.path.rpartition(".")[0], experts.total
     block = model.get_submodule(parent)
     routers = tuple(
         module
@@ -189,11 +189,11 @@ def _mixture(model: Any, layer: int, path: str, total: int) -> Mixture:
     holders = (block, *routers, text_config(model))
     top_k = _first_int(holders, _TOP_K)
     groups = _first_int(holders[:-1], _GROUPS)
-    if groups < 2 or any(getattr(one, "topk_method", "") == "greedy" for one in routers):
+    if groups < 2 or any(getattr(r, "topk_method", "") == "greedy" for r in routers):
         groups = 1
-    found = Mixture(
-        layer=layer,
-        path=path,
+    mixture = Mixture(
+        layer=experts.layer,
+        path=experts.path,
         block=block,
         routers=routers,
         total=total,
@@ -202,18 +202,18 @@ def _mixture(model: Any, layer: int, path: str, total: int) -> Mixture:
         open_groups=_first_int(routers, ("topk_group",)) if groups > 1 else 1,
     )
     # The second sizes of the router's matrices are hidden dimensions.
-    matrices = [getattr(module, name) for module, name, _, vector in found._terms() if not vector]
-    ambiguous = any(matrix.shape[1] == total for matrix in matrices)
+    matrices = [getattr(module, name) for module, name, _, vector in mixture._terms() if not vector]
+    is_ambiguous = any(matrix.shape[1] == total for matrix in matrices)
     tables = [t for r in routers for _, t in _tensors(r) if not t.is_floating_point()]
-    if top_k < 1 or not matrices or ambiguous or tables:
+    if top_k < 1 or not matrices or is_ambiguous or tables:
         reason = "it chooses by a table" if tables else f"no matrix of {total} rows was found in it"
-        if ambiguous:
+        if is_ambiguous:
             reason = f"its {total} experts are as many as hidden dimensions"
         raise PrunescopeError(
             f"the router of {parent} in {type(model).__name__} is not understood: {reason}",
             hint="prune it with a function of your own: --method package.module:function",
         )
-    return found
+    return mixture
 
 
 def _tensors(module: Any) -> Iterator[tuple[str, torch.Tensor]]:

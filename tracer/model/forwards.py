@@ -105,7 +105,7 @@ def _extended(kind: Any, mixin: Any) -> type:
     return type(kind.__name__, (mixin, kind), own)
 
 
-def by_name(module: Any, args: tuple[Any, ...], arguments: dict[str, Any]) -> dict[str, Any]:
+def name_arguments(module: Any, args: tuple[Any, ...], arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call of an extended module after the first, all by their names."""
     named = dict(zip(module._argument_names[1:], args, strict=False))
     return {**named, **arguments}

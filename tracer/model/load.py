@@ -41,7 +41,7 @@ from prunescope.taxonomy.words import whole_sentences
 from prunescope.tracer.machine.device import cache_folder, total_bytes
 from prunescope.tracer.model.model_shape import set_sizes_of_weights
 from prunescope.tracer.model.uneven import (
-    differing,
+    differing_shapes,
     experts_note,
     load_uneven,
     load_uneven_experts,
@@ -252,7 +252,7 @@ def _pretrained(where: str, model_id: str, source: str, options: LoadOptions) ->
             if notes:
                 model, seen = _attempt(where, config, options)
         fits = seen is not None and not any(n.endswith(".bias") for n in seen["unexpected_keys"])
-        shapes = {} if fits or not Path(where).is_dir() else differing(Path(where), config)
+        shapes = {} if fits or not Path(where).is_dir() else differing_shapes(Path(where), config)
         if shapes:
             model = load_uneven(Path(where), config, shapes, options)
             notes.append(widths_note(shapes))
@@ -300,16 +300,16 @@ def _check_weights(seen: LoadingInfo | None, model_id: str) -> None:
 
 def _check_index(where: str, options: LoadOptions) -> None:
     """Raises PrunescopeError if the index names other files than safetensors, e.g. pickled ones."""
-    found = cached_file(
+    index = cached_file(
         where,
         SAFE_WEIGHTS_INDEX_NAME,
         local_files_only=options.get("local_files_only", False),
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    if found is None:
+    if index is None:
         return
-    names = set(dict(json.loads(Path(found).read_bytes())["weight_map"]).values())
+    names = set(dict(json.loads(Path(index).read_bytes())["weight_map"]).values())
     bad = [n for n in names if not str(n).endswith(".safetensors") or PurePath(str(n)).name != n]
     if bad:
         raise PrunescopeError(
@@ -401,11 +401,12 @@ def load_tokenizer(loaded: Loaded) -> Any | None:
         return None
     try:
         with _quiet():
-            found = AutoTokenizer.from_pretrained(loaded.where, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(loaded.where, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError):
         return None
     # For a folder without one, transformers makes a tokenizer of special tokens alone.
-    return found if set(found.get_vocab()) - set(found.all_special_tokens) else None
+    has_words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    return tokenizer if has_words else None
 
 
 def _check_causal(config: Any, model_id: str) -> None:

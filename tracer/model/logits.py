@@ -24,7 +24,7 @@ ROTATED = {2: 0.15, 4: 0.01, 8: 1e-4}
 
 
 @torch.no_grad()
-def probe(model: Any, what: str) -> torch.Tensor:
+def probe(model: Any, change: str) -> torch.Tensor:
     """Logits of a few tokens, the last one decoded with the cache of the others.
 
     `what`: what was done to the model, for the message. Raises PrunescopeError if it does not run.
@@ -41,36 +41,36 @@ def probe(model: Any, what: str) -> torch.Tensor:
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
         raise PrunescopeError(
-            f"{type(model).__name__} does not run {what} ({reason})",
+            f"{type(model).__name__} does not run {change} ({reason})",
             hint="its layers differ from those of the known architectures, which "
             "`prunescope families --architecture` lists",
         ) from error
     return torch.cat(parts, 1)
 
 
-def within(found: torch.Tensor, expected: torch.Tensor, tolerance: dict[int, float]) -> bool:
+def within(logits: torch.Tensor, expected: torch.Tensor, tolerance: dict[int, float]) -> bool:
     """Whether no logit differs by more than a share of the largest expected one. `tolerance`: that
     share by bytes an element. False where their numbers differ."""
-    if found.shape != expected.shape:
+    if logits.shape != expected.shape:
         return False
     allowed = tolerance[expected.element_size()] * float(expected.abs().max())
-    return float((found - expected).abs().max()) <= allowed
+    return float((logits - expected).abs().max()) <= allowed
 
 
-def agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
+def agree(logits: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether logits [B, S, V] differ by the rounding of another basis alone: the norm of their
     differences as a share of the norm of the logits, both around the mean of a token."""
     spread = expected.double() - expected.double().mean(-1, keepdim=True)
-    difference = found.double() - expected.double()
+    difference = logits.double() - expected.double()
     allowed = ROTATED[expected.element_size()] * float(spread.norm())
     return float((difference - difference.mean(-1, keepdim=True)).norm()) <= allowed
 
 
-def check_same(model: Any, masked: torch.Tensor, what: str) -> None:
+def check_same(model: Any, masked: torch.Tensor, change: str) -> None:
     """Raises PrunescopeError unless the model gives the logits of its `masked` version."""
-    if not within(probe(model, what), masked, REMOVED):
+    if not within(probe(model, change), masked, REMOVED):
         raise PrunescopeError(
-            f"{type(model).__name__} {what} gives other logits than with zeros in their place",
+            f"{type(model).__name__} {change} gives other logits than with zeros in their place",
             hint="its layers do more than their matrices show; "
             "`prunescope families --architecture` lists the known architectures",
         )

@@ -33,9 +33,9 @@ def model_shape(model: Any, config: dict[str, Any] | None = None) -> ModelShape:
     ModelShape.from_config does."""
     shape = ModelShape.from_config(model.config.to_dict() if config is None else config)
     plain = {
-        name: tuple(one.shape)
-        for name, one in model.state_dict().items()
-        if isinstance(one, torch.Tensor) and one.is_floating_point()
+        name: tuple(tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
     }
     return shape_of_weights(shape, StoredTensors(plain))[0]
 
@@ -50,16 +50,16 @@ def set_sizes_of_weights(config: Any, folder: Path) -> list[str]:
     stored = stored_tensors(folder / "config.json")
     if stored is None:
         return []
-    found, notes = shape_of_weights(written, stored)
-    if found == written:
+    actual, notes = shape_of_weights(written, stored)
+    if actual == written:
         return []
     for field, attribute in _ATTRIBUTES.items():
-        size = getattr(found, field)
+        size = getattr(actual, field)
         if size != getattr(written, field) and getattr(config, attribute, None) is not None:
             setattr(config, attribute, size)
     kinds = getattr(config, "layer_types", None)
-    if found.layers < written.layers and isinstance(kinds, list):
-        config.layer_types = kinds[: found.layers]
+    if actual.layers < written.layers and isinstance(kinds, list):
+        config.layer_types = kinds[: actual.layers]
     if getattr(config, "head_dim", 0) in (None, written.head_dim):
-        config.head_dim = found.head_dim  # it was the hidden size over the heads, perhaps
+        config.head_dim = actual.head_dim  # it may have been derived: hidden size / heads
     return notes

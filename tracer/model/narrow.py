@@ -16,7 +16,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 _EPSILONS = ("variance_epsilon", "eps", "epsilon", "norm_eps")
 
 
-def blocks(index: list[int], size: int, device: torch.device) -> torch.Tensor:
+def block_rows(index: list[int], size: int, device: torch.device) -> torch.Tensor:
     """The row numbers of the blocks `index`, each `size` rows long."""
     first = torch.tensor(index, device=device).unsqueeze(1) * size
     return (first + torch.arange(size, device=device)).flatten()
@@ -38,7 +38,11 @@ def narrow_norm(path: str, norm: Any, index: torch.Tensor) -> None:
 
     Raises PrunescopeError for a norm that subtracts the mean, which removed entries change.
     """
-    if isinstance(norm, nn.LayerNorm) or getattr(norm, "bias", None) is not None or not eps(norm):
+    if (
+        isinstance(norm, nn.LayerNorm)
+        or getattr(norm, "bias", None) is not None
+        or not epsilons(norm)
+    ):
         raise PrunescopeError(
             f"{path} is not an RMS norm: removed entries would change its mean",
             hint="heads or channels under such a norm cannot be cut",
@@ -52,13 +56,13 @@ def set_norm_weight(norm: Any, weight: torch.Tensor, *, before: int) -> None:
     """Give an RMS norm over `before` numbers a shorter weight [N'], and the ε·N/N' that its mean of
     squares over fewer numbers needs."""
     norm.weight = successor(norm.weight, weight)
-    for name, value in eps(norm).items():
+    for name, value in epsilons(norm).items():
         setattr(norm, name, value * before / weight.numel())
     if hasattr(norm, "normalized_shape"):
         norm.normalized_shape = (weight.numel(),)
 
 
-def eps(norm: Any) -> dict[str, float]:
+def epsilons(norm: Any) -> dict[str, float]:
     """The attributes of a norm that hold its ε, and their values."""
     values = {name: getattr(norm, name, None) for name in _EPSILONS}
     return {name: value for name, value in values.items() if isinstance(value, float)}

@@ -24,22 +24,22 @@ def weight_bytes(model: nn.Module) -> int | None:
     """Bytes of parameters, buffers and packed weights; tied ones count once. None where packed
     weights cannot be counted."""
     packed = packed_bytes(model)
-    tensors = {id(one): one for one in (*model.parameters(), *model.buffers())}
-    stored = [one for tensor in tensors.values() for one in stored_tensors(tensor)]
-    plain = sum(one.numel() * one.element_size() for one in stored)
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    stored = [part for tensor in tensors.values() for part in stored_tensors(tensor)]
+    plain = sum(part.numel() * part.element_size() for part in stored)
     return None if packed is None else packed + plain
 
 
 def packed_bytes(model: nn.Module) -> int | None:
     """Bytes of the weights and biases in packed parameters, 0 without any; None where some cannot
     be unpacked (those of recurrent layers)."""
-    held = (one for module in model.modules() for one in vars(module).values())
-    packed = {id(one): one for one in held if isinstance(one, torch.ScriptObject)}
+    values = (value for module in model.modules() for value in vars(module).values())
+    packed = {id(value): value for value in values if isinstance(value, torch.ScriptObject)}
     total = 0
-    for one in packed.values():
-        unpack: Any = getattr(one, "unpack", None)
+    for parameters in packed.values():
+        unpack: Any = getattr(parameters, "unpack", None)
         if unpack is None:
             return None
-        tensors = (each for each in unpack() if isinstance(each, torch.Tensor))
-        total += sum(each.numel() * each.element_size() for each in tensors)
+        tensors = (part for part in unpack() if isinstance(part, torch.Tensor))
+        total += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     return total

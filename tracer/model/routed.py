@@ -49,45 +49,45 @@ def watch_experts(model: nn.Module, *, scored: bool = False) -> tuple[list[Any],
     """Hooks on all experts: their handles, and what they will have counted by path. `scored`: also
     the scores, at the cost of running the experts twice; a list of experts has none."""
     handles: list[Any] = []
-    found: dict[str, Routed] = {}
-    for one in expert_modules(model):
-        device = next(one.module.parameters()).device
-        routed = Routed(counts=torch.zeros(one.total, dtype=torch.long, device=device))
-        found[one.path] = routed
-        if isinstance(one.module, nn.ModuleList):
-            handles += _watch_list(model, one, routed)
+    by_path: dict[str, Routed] = {}
+    for experts in expert_modules(model):
+        device = next(experts.module.parameters()).device
+        routed = Routed(counts=torch.zeros(experts.total, dtype=torch.long, device=device))
+        by_path[experts.path] = routed
+        if isinstance(experts.module, nn.ModuleList):
+            handles += _watch_list(model, experts, routed)
             continue
         if scored:
-            routed.scores = torch.zeros(one.total, dtype=torch.double, device=device)
-        hook = _Stacked(one, routed)
-        handles.append(one.module.register_forward_hook(hook.called, with_kwargs=True))
-    return handles, found
+            routed.scores = torch.zeros(experts.total, dtype=torch.double, device=device)
+        hook = _StackedHook(experts, routed)
+        handles.append(experts.module.register_forward_hook(hook.count_call, with_kwargs=True))
+    return handles, by_path
 
 
-class _Stacked:
+class _StackedHook:
     """The hook on experts in stacked tensors."""
 
-    def __init__(self, one: ExpertModule, routed: Routed) -> None:
-        self.total, self.routed = one.total, routed
+    def __init__(self, experts: ExpertModule, routed: Routed) -> None:
+        self.total, self.routed = experts.total, routed
 
-    def called(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def count_call(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Count a call, and add the scores of its tokens."""
         call = {**dict(enumerate(args)), **kwargs}
         key = next((k for k, v in call.items() if _is_index(v)), None)
         if key is None:
-            self._by_rows(first_tensor(args, kwargs), output)
+            self._count_rows(first_tensor(args, kwargs), output)
             return
         index = call[key].reshape(-1, call[key].shape[-1])  # [T, k]
         is_expert = index < self.total  # more is a slot without an expert
         places = index[is_expert]
         self.routed.add(torch.bincount(places, minlength=self.total))
         if self.routed.scores is not None:
-            norms = _norms(module, args, kwargs, index.clamp(max=self.total - 1))
+            norms = _output_norms(module, args, kwargs, index.clamp(max=self.total - 1))
             gates = next(v for v in call.values() if _has_shape(v, call[key].shape))
             gained = (gates.reshape(index.shape).double() * norms)[is_expert]
             self.routed.scores.index_add_(0, places, gained)
 
-    def _by_rows(self, rows: torch.Tensor, output: torch.Tensor) -> None:
+    def _count_rows(self, rows: torch.Tensor, output: torch.Tensor) -> None:
         """Count rows [E·T, h] that the gate scaled before the experts."""
         if rows.numel() % (self.total * rows.shape[-1]):
             self.routed.is_read = False
@@ -99,7 +99,7 @@ class _Stacked:
             self.routed.scores += norms.sum(1)
 
 
-def _norms(module: Any, args: Any, kwargs: Any, index: torch.Tensor) -> torch.Tensor:
+def _output_norms(module: Any, args: Any, kwargs: Any, index: torch.Tensor) -> torch.Tensor:
     """[T, k]: the norms of what each expert puts out for each of its tokens, before the gate. Every
     pair of a token and an expert is a token of its own."""
     tokens, count = index.shape
@@ -119,7 +119,7 @@ def _norms(module: Any, args: Any, kwargs: Any, index: torch.Tensor) -> torch.Te
     return pairs.double().norm(dim=-1).reshape(tokens, count)
 
 
-def _watch_list(model: nn.Module, one: ExpertModule, routed: Routed) -> list[Any]:
+def _watch_list(model: nn.Module, experts: ExpertModule, routed: Routed) -> list[Any]:
     """Hooks on each expert of a list, and on the module around it, whose call is one step."""
     counts = torch.zeros_like(routed.counts)
 
@@ -129,16 +129,16 @@ def _watch_list(model: nn.Module, one: ExpertModule, routed: Routed) -> list[Any
     def end(_module: nn.Module, _args: Any, _output: Any) -> None:
         routed.add(counts)
 
-    def called(number: int) -> Any:
+    def counter(number: int) -> Any:
         def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
             counts[number] += first_tensor(args, kwargs).flatten(0, -2).shape[0]
 
         return hook
 
-    block = model.get_submodule(one.path.rpartition(".")[0])
+    block = model.get_submodule(experts.path.rpartition(".")[0])
     handles: list[Any] = [block.register_forward_pre_hook(begin), block.register_forward_hook(end)]
-    for number, expert in enumerate(one.module):
-        handles.append(expert.register_forward_pre_hook(called(number), with_kwargs=True))
+    for number, expert in enumerate(experts.module):
+        handles.append(expert.register_forward_pre_hook(counter(number), with_kwargs=True))
     return handles
 
 

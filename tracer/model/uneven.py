@@ -40,7 +40,7 @@ _NUMBERED = re.compile(r"(?<=\bexperts\.)(\d{1,5})(?=\.)")
 Shapes = dict[str, tuple[int, ...]]
 
 
-def differing(folder: Path, config: Any) -> Shapes:
+def differing_shapes(folder: Path, config: Any) -> Shapes:
     """The stored shapes of layer matrices that differ from the config; empty if none does, or if
     there is a difference that pruning of widths does not explain."""
     stored = _stored(folder)
@@ -55,12 +55,12 @@ def differing(folder: Path, config: Any) -> Shapes:
     biases = [n for n in stored.keys() - expected.keys() if n.endswith(".bias")]
     shapes |= {name: stored[name] for name in biases}
     places = [locate(name.rpartition(".")[0]) for name in shapes]
-    explained = all(place.layer is not None and place.role in _CUT for place in places)
-    return shapes if explained else {}
+    is_explained = all(place.layer is not None and place.role in _CUT for place in places)
+    return shapes if is_explained else {}
 
 
 def load_uneven(folder: Path, config: Any, shapes: Shapes, options: dict[str, Any]) -> Any:
-    """The model of a folder for which `differing` gave `shapes`; `options` as for from_pretrained.
+    """The model of a folder for which `differing_shapes` gave `shapes`; `options` as for from_pretrained.
 
     Raises PrunescopeError for partial heads, missing weights, or a model that does not run.
     """
@@ -77,11 +77,12 @@ def load_uneven(folder: Path, config: Any, shapes: Shapes, options: dict[str, An
         module.out_features, module.in_features = module.weight.shape
     for path in {name.rpartition(".")[0].rpartition(".")[0] for name in shapes}:
         _count_heads(folder, model, path)
-    found = model.load_state_dict(_tensors(folder), strict=False)
+    report = model.load_state_dict(_tensors(folder), strict=False)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    missing = [name for name in found.missing_keys if name not in tied]
-    if missing or found.unexpected_keys:
-        raise _unsupported(folder, f"{[*missing, *found.unexpected_keys][0][:80]} does not fit")
+    missing = [name for name in report.missing_keys if name not in tied]
+    if missing or report.unexpected_keys:
+        name = [*missing, *report.unexpected_keys][0]
+        raise _unsupported(folder, f"{name[:80]} does not fit")
     model.tie_weights()
     probe(model.eval(), "with layers of different widths")
     return model
@@ -114,16 +115,16 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: one for file in _files(folder) for name, one in load_file(file).items()}
+    return {name: tensor for file in _files(folder) for name, tensor in load_file(file).items()}
 
 
 def _stored(folder: Path) -> Shapes:
-    found: Shapes = {}
+    shapes: Shapes = {}
     for file in _files(folder):
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - not a mapping
-                found[name] = tuple(opened.get_slice(name).get_shape())
-    return found
+                shapes[name] = tuple(opened.get_slice(name).get_shape())
+    return shapes
 
 
 def widths_note(shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -143,10 +144,10 @@ def uneven_experts(folder: Path, config: Any) -> dict[int, int]:
     stored = stored_tensors(folder / "config.json") if written.experts else None
     if stored is None or stored.problem or not stored.complete:
         return {}
-    found, _ = shape_of_weights(written, stored)
+    actual, _ = shape_of_weights(written, stored)
     counts = {
-        number: found.layer(number).experts
-        for number, letter in enumerate(found.order and found.layout)
+        number: actual.layer(number).experts
+        for number, letter in enumerate(actual.order and actual.layout)
         if letter.isupper()
     }
     routed = {
@@ -154,8 +155,8 @@ def uneven_experts(folder: Path, config: Any) -> dict[int, int]:
         for name, size in stored.shapes.items()
         if (place := locate(name.rpartition(".")[0])).role == "router" and len(size) == 2
     }
-    whole = counts.items() <= routed
-    return counts if whole and len(set(counts.values())) > 1 else {}
+    is_whole = counts.items() <= routed
+    return counts if is_whole and len(set(counts.values())) > 1 else {}
 
 
 def load_uneven_experts(
@@ -174,7 +175,7 @@ def load_uneven_experts(
     model = AutoModelForCausalLM._model_mapping[type(config)].from_pretrained(
         None,
         config=config,
-        state_dict=dict(_filled(_tensors(folder), counts, most)),
+        state_dict=dict(_padded(_tensors(folder), counts, most)),
         **{"dtype": "auto", **{k: v for k, v in options.items() if k != "local_files_only"}},
     )
     with torch.no_grad():
@@ -185,7 +186,7 @@ def load_uneven_experts(
     return model
 
 
-def _filled(
+def _padded(
     state: Mapping[str, torch.Tensor], counts: Mapping[int, int], most: int
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a checkpoint, those of experts and routers with zeros up to `most` experts."""

@@ -40,8 +40,7 @@ class Weight:
     @property
     def tensor(self) -> torch.Tensor:
         """The tensor as it is stored."""
-        parameter: torch.Tensor = getattr(self.module, self.name)
-        return parameter
+        return getattr(self.module, self.name)
 
     @property
     def experts(self) -> int | None:
@@ -60,14 +59,14 @@ class Weight:
 
     def keep_outputs(self, index: torch.Tensor) -> None:
         """Keep the output features `index` and their biases, in place."""
-        self._set(self.name, _taken(self.tensor, index, -1 if self.transposed else -2))
+        self._set(self.name, _kept_features(self.tensor, index, -1 if self.transposed else -2))
         if self.bias is not None:
-            self._set(self.bias, _taken(getattr(self.module, self.bias), index, -1))
+            self._set(self.bias, _kept_features(getattr(self.module, self.bias), index, -1))
         self._set_sizes(("out_features", "nf"), index.shape[-1])
 
     def keep_inputs(self, index: torch.Tensor) -> None:
         """Keep the input features `index` in place."""
-        self._set(self.name, _taken(self.tensor, index, -2 if self.transposed else -1))
+        self._set(self.name, _kept_features(self.tensor, index, -2 if self.transposed else -1))
         self._set_sizes(("in_features", "nx"), index.shape[-1])
 
     def zero_inputs(self, kept: torch.Tensor) -> None:
@@ -98,8 +97,8 @@ def weights_of(layer: nn.Module, prefix: str) -> Iterator[tuple[str, Weight]]:
         elif isinstance(getattr(module, "is_transposed", None), bool):
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.dim() == 3:
-                    at = f"{path}.{name}"
-                    yield matrix_role(at), _weight(at, module, name, f"{name}_bias")
+                    qualified = f"{path}.{name}"
+                    yield matrix_role(qualified), _weight(qualified, module, name, f"{name}_bias")
 
 
 def _weight(path: str, module: Any, name: str, bias: str) -> Weight:
@@ -113,11 +112,11 @@ def _weight(path: str, module: Any, name: str, bias: str) -> Weight:
 def _zero(tensor: torch.Tensor, kept: torch.Tensor, axis: int) -> None:
     """Zero all entries of an axis but `kept`."""
     is_removed = torch.ones(tensor.shape, dtype=torch.bool, device=tensor.device)
-    is_removed.scatter_(axis, _spread(kept, is_removed, axis), value=False)
+    is_removed.scatter_(axis, _expanded(kept, is_removed, axis), value=False)
     tensor.data.masked_fill_(is_removed, 0)
 
 
-def _spread(index: torch.Tensor, like: torch.Tensor, axis: int) -> torch.Tensor:
+def _expanded(index: torch.Tensor, like: torch.Tensor, axis: int) -> torch.Tensor:
     """`index` [kept] or [E, kept] expanded for gather and scatter along `axis`."""
     shape = [1] * like.dim()
     if index.dim() == 2:
@@ -128,8 +127,8 @@ def _spread(index: torch.Tensor, like: torch.Tensor, axis: int) -> torch.Tensor:
     return index.to(like.device).view(shape).expand(full)
 
 
-def _taken(tensor: torch.Tensor, index: torch.Tensor, axis: int) -> torch.Tensor:
-    return tensor.detach().gather(axis, _spread(index, tensor, axis)).contiguous()
+def _kept_features(tensor: torch.Tensor, index: torch.Tensor, axis: int) -> torch.Tensor:
+    return tensor.detach().gather(axis, _expanded(index, tensor, axis)).contiguous()
 
 
 def layer_matrices(model: nn.Module) -> dict[str, nn.Module]:
@@ -138,17 +137,17 @@ def layer_matrices(model: nn.Module) -> dict[str, nn.Module]:
     Without embeddings, heads, routers and experts. Raises PrunescopeError if there is none.
     """
     name, layers = decoder_layers(model)
-    found = {
+    matrices = {
         path: module
         for path, module in layers.named_modules(prefix=name)
         if isinstance(module, nn.Linear | Conv1D) and GROUPS.get(locate(path).role) in _GEMMS
     }
-    if not found:
+    if not matrices:
         raise PrunescopeError(
             f"no projections were found in the layers of {type(model).__name__}",
             hint="this family prunes linear modules with the usual names (q_proj, c_attn, fc1, …)",
         )
-    return found
+    return matrices
 
 
 def weight_of(module: Any) -> torch.Tensor:
@@ -159,15 +158,16 @@ def weight_of(module: Any) -> torch.Tensor:
 
 def expert_notes(model: nn.Module) -> list[str]:
     """A note on the weights of experts, which `layer_matrices` leaves out."""
-    share = [0, 0]
+    total = experts = 0
     name, layers = decoder_layers(model)
     for path, parameter in layers.named_parameters(prefix=name):
         role = locate(path.removesuffix(".weight")).role
-        share[role in ("experts", "shared_expert")] += parameter.numel()
-    if not share[1]:
+        total += parameter.numel()
+        if role in ("experts", "shared_expert"):
+            experts += parameter.numel()
+    if not experts:
         return []
-    part = share[1] / sum(share)
-    return [f"the experts, {percent(part)} of the layers' weights, stay dense"]
+    return [f"the experts, {percent(experts / total)} of the layers' weights, stay dense"]
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:

@@ -77,7 +77,7 @@ class Counting(Protocol):
 
 def family_ids() -> tuple[str, ...]:
     """The ids of all families that have a pruner, sorted. Imports none of them."""
-    known = {one.id for one in families()}
+    known = {f.id for f in families()}
     files = (module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
     return tuple(sorted(known.intersection(files)))
 
@@ -96,7 +96,7 @@ def pruner(family_id: str) -> Pruner:
 
 def refuse_predicted_only(family_id: str) -> None:
     """Raises PrunescopeError for a family that has a theory and no pruner."""
-    if any(one.id == family_id and one.predicted_only for one in families()):
+    if any(f.id == family_id and f.predicted_only for f in families()):
         raise PrunescopeError(
             f"{family_id} cannot be traced: no available kernel implements it",
             hint="`prunescope predict` estimates it; trace kernels of your own with "

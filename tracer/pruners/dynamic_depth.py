@@ -23,13 +23,14 @@ from transformers import PreTrainedModel
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import removed_layers, rounding
 from prunescope.taxonomy.run_blocks import RouterTraining
+from prunescope.taxonomy.words import when
 from prunescope.tracer.attention.counted_cache import LayerPlace, layer_places
 from prunescope.tracer.attention.static_layers import GatedLayer
 from prunescope.tracer.calibration.greedy import costs_of_layers
 from prunescope.tracer.calibration.point import Calibration, Point
 from prunescope.tracer.calibration.router_fit import Site, at_routers, fit_routers, quantile
 from prunescope.tracer.model import compat
-from prunescope.tracer.model.forwards import by_name, extend
+from prunescope.tracer.model.forwards import extend, name_arguments
 from prunescope.tracer.model.layers import text_config
 from prunescope.tracer.model.static_step import StaticStep, static_step
 from prunescope.tracer.pruners import Applied
@@ -39,16 +40,17 @@ from prunescope.tracer.routing.decisions import (
     Tally,
     refuse_calibration,
     score_weight,
+    with_first,
 )
 from prunescope.tracer.routing.learning import (
     Learner,
     NothingTrained,
-    in_float32,
-    in_own_dtype,
+    cast_to_float32,
+    restore_dtype,
     router_weights,
     straight_through,
 )
-from prunescope.tracer.routing.prenorm import check_runs, has_mixers, movable_layers, rebuilt
+from prunescope.tracer.routing.prenorm import check_runs, has_mixers, movable_layers, rebuild
 
 _LEAST_SPREAD = 1e-3  # of a feature, as a share of the largest spread
 _TINY = 1e-12
@@ -72,12 +74,12 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
             parts.place, parts.route, parts.tally = place, route, Tally("layers")
         return [route]
 
-    rebuilt(model, build, sparsity=point.sparsity)
+    rebuild(model, build, sparsity=point.sparsity)
     if leave != "lower":
         compat.set_static_layers(model, functools.partial(_static_layers, places))
     check_runs(model, "with layers skipped", route.sampler.stream)
     skipped = removed_layers(len(layers), point.sparsity)
-    state = " and updates no state" if has_mixers(model) else ""
+    state = when(has_mixers(model), " and updates no state")
     how = {
         "skip": f"each forward skips {skipped} of {len(layers)} layers, chosen at random",
         "early": f"each forward skips one of the {skipped} ± 1 last layers, chosen at random",
@@ -158,10 +160,10 @@ class _Route:
                 hint="use --mode eager",
             )
         if self.sampler.number not in step.random_numbers:
-            step.hold(self.sampler.number, functools.partial(self._sampled, step.turn.device))
+            step.hold(self.sampler.number, functools.partial(self._sample, step.turn.device))
         return step.held(self.sampler.number)
 
-    def _sampled(self, device: torch.device) -> torch.Tensor:
+    def _sample(self, device: torch.device) -> torch.Tensor:
         self.start(past=0)
         runs = [float(index not in self.skipped) for index in range(self.num_layers)]
         return torch.tensor(runs, device=device)
@@ -182,7 +184,7 @@ class _DepthRouter(nn.Module):
     def __init__(self, point: Point, layer: int, like: torch.Tensor, hidden: int) -> None:
         super().__init__()
         self.weight = score_weight(
-            1, hidden, like=like, seed=point.seed, what=f"dynamic-depth {layer}"
+            1, hidden, like=like, seed=point.seed, purpose=f"dynamic-depth {layer}"
         )
         self.sparsity, self.threshold = point.sparsity, 0.0
         # During training: mean and standard deviation [h] of the states of sequences.
@@ -234,10 +236,10 @@ class _Skippable(Counted):
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """[B, T, h] to [B, T, h]."""
-        arguments = by_name(self, args, kwargs)
+        arguments = name_arguments(self, args, kwargs)
         index, mask = self.place.number, arguments.get("attention_mask")
         if static_step() is not None:
-            return self._static(hidden_states, arguments)
+            return self._forward_static(hidden_states, arguments)
         cached = self.place.counted(compat.cache_in(arguments))
         tokens = hidden_states.shape[1]
         if index == 0:
@@ -248,22 +250,28 @@ class _Skippable(Counted):
         if self.route.leave == "skip" or (
             self.route.leave == "early" and index not in self.route.skipped
         ):
-            above = self._scored(hidden_states)
+            above = self._score(hidden_states)
         runs = index not in self.route.skipped
         self.tally.add(int(runs), 1)
         if above is not None and self.route.learns:
-            return self._gated(hidden_states, arguments, above, runs=runs)
+            return self._forward_gated(hidden_states, arguments, above, runs=runs)
         if not runs:
             if cached is not None:
                 cached.seen += tokens
-            return (hidden_states, *[None] * (self.outputs - 1)) if self.outputs else hidden_states
+            return self._skip(hidden_states)
         if cached is not None:
             arguments["attention_mask"] = cached.mask_of(mask, tokens)
-        out = super().forward(hidden_states, **arguments)  # type: ignore[misc]
-        self.outputs = len(out) if isinstance(out, tuple) else 0
-        return out
+        return self._run(hidden_states, arguments)
 
-    def _static(self, x: torch.Tensor, arguments: dict[str, Any]) -> Any:
+    def _run(self, x: torch.Tensor, arguments: dict[str, Any]) -> Any:
+        output = super().forward(x, **arguments)  # type: ignore[misc]
+        self.outputs = len(output) if isinstance(output, tuple) else 0
+        return output
+
+    def _skip(self, x: torch.Tensor) -> Any:
+        return (x, *[None] * (self.outputs - 1)) if self.outputs else x
+
+    def _forward_static(self, x: torch.Tensor, arguments: dict[str, Any]) -> Any:
         """The layer in a static step, where the host decides nothing: left out by the number of
         tokens alone, or computed, and its output dropped where it is skipped."""
         step, index = static_step(), self.place.number
@@ -272,11 +280,7 @@ class _Skippable(Counted):
             count = removed_layers(self.route.num_layers, self.route.sparsity)
             runs = step.prompt or not 1 <= index <= count
             self.tally.add(int(runs), 1)
-            if not runs:
-                return (x, *[None] * (self.outputs - 1)) if self.outputs else x
-            out = super().forward(x, **arguments)  # type: ignore[misc]
-            self.outputs = len(out) if isinstance(out, tuple) else 0
-            return out
+            return self._run(x, arguments) if runs else self._skip(x)
         ran = self.route.held(step)[index]
         self.tally.add(ran.clone(), 1)
         self.router(x)
@@ -285,13 +289,9 @@ class _Skippable(Counted):
         if mask is not None and not step.prompt:
             hidden = False if mask.dtype == torch.bool else float("-inf")
             arguments["attention_mask"] = mask.masked_fill(~shown, hidden)
-        out = super().forward(x, **arguments)  # type: ignore[misc]
-        self.outputs = len(out) if isinstance(out, tuple) else 0
-        if self.outputs:
-            return (torch.where(ran > 0, out[0], x), *out[1:])
-        return torch.where(ran > 0, out, x)
+        return with_first(self._run(x, arguments), lambda y: torch.where(ran > 0, y, x))
 
-    def _scored(self, x: torch.Tensor) -> torch.Tensor:
+    def _score(self, x: torch.Tensor) -> torch.Tensor:
         """The router's mean score of [B, T, h]. Random decisions were made in `start`; those of a
         trained router are made here and synchronise the device."""
         above = self.router(x)
@@ -300,15 +300,13 @@ class _Skippable(Counted):
             self.route.decide(self.place.number, wanted=bool(above >= 0))
         return above
 
-    def _gated(
+    def _forward_gated(
         self, x: torch.Tensor, arguments: dict[str, Any], above: torch.Tensor, *, runs: bool
     ) -> Any:
         """In training: the layer or the identity, with the gradient of a mix of both."""
-        out = super().forward(x, **arguments)  # type: ignore[misc]
         gate = straight_through(above) - (0 if runs else 1)
-        if isinstance(out, tuple):
-            return (x + gate.to(x.dtype) * (out[0] - x), *out[1:])
-        return x + gate.to(x.dtype) * (out - x)
+        output = super().forward(x, **arguments)  # type: ignore[misc]
+        return with_first(output, lambda y: x + gate.to(x.dtype) * (y - x))
 
 
 class _DepthLearner:
@@ -338,7 +336,7 @@ class _DepthLearner:
         self._set_thresholds(calibration)
         read = at_routers(self.model, self.sites, calibration, lambda _router, x: x.mean(1))
         for site, states in zip(self.sites, read, strict=True):
-            in_float32(site.router)
+            cast_to_float32(site.router)
             site.router.standardise(states)
         self._set_thresholds(calibration)
         self.route.learns = True
@@ -351,7 +349,7 @@ class _DepthLearner:
         """Set the thresholds by the sequences of the text, with the trained weights."""
         for site in self.sites:
             site.router.unstandardise()
-            in_own_dtype(site.router)
+            restore_dtype(site.router)
         self.route.learns = False
         self._set_thresholds(calibration)
 

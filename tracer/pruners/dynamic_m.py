@@ -22,7 +22,7 @@ from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.attention.counted_cache import counted_layer, past_length
 from prunescope.tracer.attention.parts import AttentionParts
 from prunescope.tracer.attention.pruned import PlainAttention, lower_right, refuse_padding
-from prunescope.tracer.attention.rotation import Rotary, of_first, taken_rotary
+from prunescope.tracer.attention.rotation import Rotary, first_sequence, taken_rotary
 from prunescope.tracer.calibration.collect import calibration_of
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.router_fit import Site, fit_routers
@@ -31,9 +31,9 @@ from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.routing.decisions import Counted, Sampler, Tally
 from prunescope.tracer.routing.learning import RowLearner
-from prunescope.tracer.routing.prenorm import has_mixers, is_prenorm, layer_attentions, rebuilt
-from prunescope.tracer.routing.routed_mlp import Mlp, RoutedMlp, mlp_of, route_mlp
-from prunescope.tracer.routing.row_router import RowRouter, Rows, SameRows, scattered, spread
+from prunescope.tracer.routing.prenorm import has_mixers, is_prenorm, layer_attentions, rebuild
+from prunescope.tracer.routing.routed_mlp import Mlp, RoutedMlp, find_mlp, route_mlp
+from prunescope.tracer.routing.row_router import RowRouter, Rows, SameRows, add_rows, place_rows
 
 _RANDOM = (
     "prefill: the int(p·S) best rows of each sequence; decode, where no recovery trained the "
@@ -51,10 +51,10 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         sites.extend(_sites(model, attentions, point))
         return [site.router for site in sites]
 
-    rebuilt(model, build, sparsity=0.0 if point.by_importance else point.sparsity)
+    rebuild(model, build, sparsity=0.0 if point.by_importance else point.sparsity)
     record: Record = {"kept": {"rows": 1 - point.sparsity}, "notes": [_RANDOM]}
     if point.by_importance:
-        record = _fitted(model, sites, point)
+        record = _fit(model, sites, point)
     if point.knobs["choose"] == "threshold":
         record["notes"].append(
             "prefill: each token by the threshold of decode, so that their number varies"
@@ -65,7 +65,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     return Applied(model=model, record=record, learners=[learner])
 
 
-def _fitted(model: Any, sites: list[Site], point: Point) -> Record:
+def _fit(model: Any, sites: list[Site], point: Point) -> Record:
     """Fit the routers to the text; returns the record of it."""
     calibration = calibration_of(model, point.calibration, seed=point.seed)
     r2 = fit_routers(model, sites, calibration, sparsity=point.sparsity)
@@ -89,7 +89,7 @@ def _fitted(model: Any, sites: list[Site], point: Point) -> Record:
 def _sites(model: Any, attentions: list[AttentionParts], point: Point) -> list[Site]:
     """Give every attention and every MLP a router; their sites, layer by layer."""
     name, layers = decoder_layers(model)
-    mlps = [mlp_of(model, layer, f"{name}.{i}") for i, layer in enumerate(layers)]
+    mlps = [find_mlp(model, layer, f"{name}.{i}") for i, layer in enumerate(layers)]
     parts_of = {parts.layer: parts for parts in attentions}
     kind: type[_RoutedAttention] = _RoutedAttention
     if point.knobs["keys"] == "routed":
@@ -108,7 +108,7 @@ def _sites(model: Any, attentions: list[AttentionParts], point: Point) -> list[S
         own: RowRouter | None = None
         if point.knobs["unit"] == "sublayer":
             own = RowRouter(point, sampler, f"mlp {index}", like)
-        sites += _of_layer(model, (name, index), attention, own, mlp)
+        sites += _route_layer(model, (name, index), attention, own, mlp)
     return sites
 
 
@@ -122,17 +122,17 @@ def _check_keys(model: Any, attentions: list[AttentionParts]) -> None:
         )
 
 
-def _of_layer(
+def _route_layer(
     model: Any,
-    at: tuple[str, int],
+    position: tuple[str, int],
     attention: _RoutedAttention | None,
     own: RowRouter | None,
     mlp: Mlp,
 ) -> list[Site]:
     """The sites of layer `at`, which gets this attention. `own`: the router of its MLP; None: the
     MLP runs on the rows of the attention."""
-    layers = model.get_submodule(at[0])
-    layer = layers[at[1]]
+    layers, index = model.get_submodule(position[0]), position[1]
+    layer = layers[index]
     router: nn.Module
     if own is not None:
         router = own
@@ -140,7 +140,7 @@ def _of_layer(
         assert attention is not None
         router = SameRows(attention.router)
     if attention is not None and is_prenorm(layer):
-        layer = layers[at[1]] = _RoutedLayer(layer, attention, router)
+        layer = layers[index] = _RoutedLayer(layer, attention, router)
         outputs: list[nn.Module] = [layer.mlp]
     else:
         if attention is not None:
@@ -160,8 +160,7 @@ class _RoutedAttention(PlainAttention, Counted):
 
     def __init__(self, parts: AttentionParts, point: Point, sampler: Sampler) -> None:
         super().__init__(parts)
-        what = f"attention {self.layer_idx}"
-        self.router = RowRouter(point, sampler, what, parts.like)
+        self.router = RowRouter(point, sampler, f"attention {self.layer_idx}", parts.like)
         self.seen = (0, 0)  # sequences and tokens of the current forward
         self.tally = Tally("rows")
 
@@ -178,16 +177,16 @@ class _RoutedAttention(PlainAttention, Counted):
         """Normed hidden states and the residual stream, both [B, T, h], to the residual stream;
         without a residual to the attention's output, zero for inactive rows."""
         self.seen = hidden_states.shape[0], hidden_states.shape[1]
-        rows, out = self._active(hidden_states, position_embeddings, attention_mask, cache)
+        rows, output = self._attend(hidden_states, position_embeddings, attention_mask, cache)
         self.tally.add(0 if rows is None else rows.flat.numel(), self.seen[0] * self.seen[1])
         if rows is None:
             return residual if residual is not None else (torch.zeros_like(hidden_states), None)
-        out = rows.gated(out)
+        output = rows.gated(output)
         if residual is None:
-            return spread(hidden_states, rows.flat, out), None
-        return scattered(residual, rows.flat, out)
+            return place_rows(hidden_states, rows.flat, output), None
+        return add_rows(residual, rows.flat, output)
 
-    def _active(
+    def _attend(
         self, hidden: torch.Tensor, rotary: Rotary | None, given: Any, cache: Any
     ) -> tuple[Rows | None, Any]:
         """The active rows, and the attention output of these, [.., k, h]."""
@@ -195,9 +194,9 @@ class _RoutedAttention(PlainAttention, Counted):
         mask = self.mask_of(given, hidden.shape[1], past)
         rows = self.router(hidden, past=past, masked=True, given=mask)
         k, v = self.appended(cache, *self.keys_values(hidden, rotary))
-        return rows, None if rows is None else self._of_rows(hidden, rotary, (k, v), rows)
+        return rows, None if rows is None else self._attend_rows(hidden, rotary, (k, v), rows)
 
-    def _of_rows(
+    def _attend_rows(
         self,
         hidden: torch.Tensor,
         rotary: Rotary | None,
@@ -207,12 +206,12 @@ class _RoutedAttention(PlainAttention, Counted):
         """The attention output of the active rows over the whole cache: [.., k, h]."""
         width, (k, v) = hidden.shape[-1], keys_values
         x = hidden.reshape(-1, width).index_select(0, rows.flat).view(*rows.positions.shape, width)
-        in_step = hidden.shape[1] == 1  # rows are sequences, not tokens of them
-        if not in_step and rotary is not None:
+        is_decode = hidden.shape[1] == 1  # rows are sequences, not tokens of them
+        if not is_decode and rotary is not None:
             rotary = taken_rotary(rotary, rows.positions)
-        if in_step and x.shape[0] < hidden.shape[0]:
+        if is_decode and x.shape[0] < hidden.shape[0]:
             k, v = k.index_select(0, rows.flat), v.index_select(0, rows.flat)
-            rotary = None if rotary is None else of_first(rotary)
+            rotary = None if rotary is None else first_sequence(rotary)
         k, v = self.expanded(k, v)
         return self.output(self.attend(self.queries(x, rotary), k, v, rows.mask))
 
@@ -220,7 +219,7 @@ class _RoutedAttention(PlainAttention, Counted):
 class _RoutedKeys(_RoutedAttention):
     """Keys and values of the active tokens alone."""
 
-    def _active(
+    def _attend(
         self, hidden: torch.Tensor, rotary: Rotary | None, given: Any, cache: Any
     ) -> tuple[Rows | None, Any]:
         tokens = hidden.shape[1]
@@ -231,50 +230,52 @@ class _RoutedKeys(_RoutedAttention):
             layer.present = None
         rows = self.router(hidden, past=past, masked=False)
         if rows is not None:
-            return rows, self._of_active(hidden, rotary, rows, layer)
+            return rows, self._attend_active(hidden, rotary, rows, layer)
         if layer is not None:
             layer.seen += tokens
         return None, None
 
-    def _of_active(
+    def _attend_active(
         self, hidden: torch.Tensor, rotary: Rotary | None, rows: Rows, layer: Any
     ) -> torch.Tensor:
         """The attention output of the active rows over the keys of active rows: [.., k, h]."""
         batch, tokens, width = hidden.shape
         x = hidden.reshape(-1, width).index_select(0, rows.flat).view(*rows.positions.shape, width)
         if rotary is not None:
-            rotary = taken_rotary(rotary, rows.positions) if tokens > 1 else of_first(rotary)
+            rotary = taken_rotary(rotary, rows.positions) if tokens > 1 else first_sequence(rotary)
         q, k, v = self.projected(x, rotary)
-        some = tokens == 1 and len(x) < batch  # sequences of a step
-        present = None if self.router.learns else _present(rows, batch, some=some)
+        is_part = tokens == 1 and len(x) < batch  # a decode step of some sequences only
+        present = None if self.router.learns else _filled_slots(rows, batch, is_part=is_part)
         if layer is not None:
-            if some:  # of active sequences [k, n, 1, d], as a slot of all, zero elsewhere
+            if is_part:  # [k, n, 1, d] becomes a slot of all B sequences, zero for the others
                 zeros = [y.new_zeros(batch, *y.shape[1:]) for y in (k, v)]
                 k, v = zeros[0].index_copy_(0, rows.flat, k), zeros[1].index_copy_(0, rows.flat, v)
             slots = k.shape[2]
             k, v = layer.update(k, v)
             layer.seen += tokens - slots
-            present = _remember(layer, present, batch, slots)
-            if some:
+            present = _append_present(layer, present, batch, slots)
+            if is_part:
                 k, v = k.index_select(0, rows.flat), v.index_select(0, rows.flat)
         k, v = self.expanded(k, v)
         if present is None:
             return self.output(self.attend_causally(q, k, v))
-        present = present.index_select(0, rows.flat) if some else present
+        present = present.index_select(0, rows.flat) if is_part else present
         return self.output(self.attend(q, k, v, _mask_of(present, q)))
 
 
-def _present(rows: Rows, batch: int, *, some: bool) -> torch.Tensor | None:
+def _filled_slots(rows: Rows, batch: int, *, is_part: bool) -> torch.Tensor | None:
     """A mask [B, slots] of the sequences that have a key in each new slot; None: all. Not those
     without an active token in a step (`some`), nor rows that fill up a sequence, whose gate is
     zero."""
-    if some:
+    if is_part:
         slot = torch.zeros(batch, 1, dtype=torch.bool, device=rows.flat.device)
         return slot.index_fill_(0, rows.flat, value=True)
     return None if rows.gate is None else (rows.gate != 0).view(batch, -1)
 
 
-def _remember(layer: Any, new: torch.Tensor | None, batch: int, slots: int) -> torch.Tensor | None:
+def _append_present(
+    layer: Any, new: torch.Tensor | None, batch: int, slots: int
+) -> torch.Tensor | None:
     """Append which sequences have a key in the newest slots to `layer.present`, [B, held], and
     return it; None while there is no empty slot."""
     if layer.present is None and new is None:
@@ -285,8 +286,7 @@ def _remember(layer: Any, new: torch.Tensor | None, batch: int, slots: int) -> t
         for known, count in ((layer.present, held), (new, slots))
     )
     layer.present = torch.cat((before, now), dim=1)
-    present: torch.Tensor = layer.present
-    return present
+    return layer.present
 
 
 def _mask_of(present: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -315,5 +315,4 @@ class _RoutedLayer(compat.TakesCache):
         """[B, T, h] to [B, T, h]."""
         normed = self.input_layernorm(hidden_states)
         hidden_states = self.self_attn(normed, residual=hidden_states, **arguments)
-        out: torch.Tensor = self.mlp(residual=hidden_states, norm=self.post_attention_layernorm)
-        return out
+        return self.mlp(residual=hidden_states, norm=self.post_attention_layernorm)

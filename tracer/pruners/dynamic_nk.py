@@ -19,9 +19,9 @@ from prunescope.tracer.attention import flex
 from prunescope.tracer.attention.blocks import (
     Group,
     budget,
-    groups,
+    choose_groups,
     longest_block,
-    num_seen,
+    num_blocks_seen,
     pooled,
     pooled_keys,
     static_group,
@@ -38,7 +38,7 @@ from prunescope.tracer.model import compat
 from prunescope.tracer.model.static_step import static_step
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.routing.decisions import Counted, Sampler, Tally
-from prunescope.tracer.routing.prenorm import rebuilt, whole_attentions
+from prunescope.tracer.routing.prenorm import rebuild, whole_attentions
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
@@ -57,12 +57,12 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     sizes = BlockSizes(0, flex.LEAST_BLOCK if backend == "flex" else 1)
 
     def build() -> list[BlockRouter]:
-        found = [kind(parts, point, sampler, sizes) for parts in attentions]
-        for attention in found:
+        built = [kind(parts, point, sampler, sizes) for parts in attentions]
+        for attention in built:
             model.set_submodule(attention.parts.path, attention)
-        return [attention.router for attention in found]
+        return [attention.router for attention in built]
 
-    rebuilt(model, build, sparsity=point.sparsity)
+    rebuild(model, build, sparsity=point.sparsity)
     numbers = [parts.layer_idx for parts in attentions]
     compat.set_static_layers(model, lambda s, more: {i: BlockLayer(s + more) for i in numbers})
     sizes.requested, sizes.sparsity = block, point.sparsity
@@ -78,7 +78,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 
 def _check_flex(model: PreTrainedModel, point: Point, block: int) -> None:
     """Raises PrunescopeError if FlexAttention cannot run here."""
-    reason = flex.missing(model.device) or flex.refused_block(block)
+    reason = flex.refused_device(model.device) or flex.refused_block(block)
     if point.knobs["blocks"] == "value":
         reason = "blocks=value computes every score, and a block mask skips scores"
     if reason:
@@ -88,7 +88,7 @@ def _check_flex(model: PreTrainedModel, point: Point, block: int) -> None:
         )
 
 
-def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+def _join(parts: list[torch.Tensor]) -> torch.Tensor:
     """[B, T, n_q·d] of the outputs of consecutive query blocks; a single one is not copied."""
     return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
@@ -99,7 +99,7 @@ class BlockSizes:
     def __init__(self, requested: int, least: int = 1) -> None:
         self.requested, self.least, self.sparsity, self._longest = requested, least, 0.0, 0
 
-    def of_prompt(self, length: int) -> int:
+    def choose_for_prompt(self, length: int) -> int:
         """Raises PrunescopeError if the requested block is longer than every prompt so far, or so
         long that no block of them can be skipped."""
         if self.requested and length > self._longest:
@@ -122,7 +122,7 @@ class BlockSizes:
         longer = "use a longer prompt or a higher sparsity"
         raise PrunescopeError(problem, hint=fits if most else longer)
 
-    def of_cache(self, layer: Any, length: int) -> int:
+    def read_from_cache(self, layer: Any, length: int) -> int:
         """The block length of the prompt in the cache."""
         known: int | None = getattr(layer, "block", None)
         return known or self.requested or max(self.least, usual_block(length))
@@ -131,9 +131,9 @@ class BlockSizes:
 class BlockRouter(nn.Module):
     """Estimates the most important key blocks of each query block, and builds their indices."""
 
-    def __init__(self, point: Point, sampler: Sampler, what: str) -> None:
+    def __init__(self, point: Point, sampler: Sampler, purpose: str) -> None:
         super().__init__()
-        self.sparsity, self.sampler = point.sparsity, sampler.stream_for(point, what)
+        self.sparsity, self.sampler = point.sparsity, sampler.stream_for(point, purpose)
 
     def forward(
         self, q: torch.Tensor, keys: torch.Tensor, *, layer: Any, past: int, block: int
@@ -143,17 +143,17 @@ class BlockRouter(nn.Module):
         mean_q = pooled(q.unflatten(1, (heads, -1)).mean(2), block)  # [B, n_kv, blocks, d]
         mean_k = pooled_keys(layer, keys, block, past)
         scores = (mean_q @ mean_k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
-        return self.decided(scores, block=block, length=keys.shape[2], like=q)
+        return self.choose(scores, block=block, length=keys.shape[2], like=q)
 
-    def decided(
+    def choose(
         self, scores: torch.Tensor, *, block: int, length: int, like: torch.Tensor
     ) -> list[Group]:
         """The blocks by scores [B, n_kv, query blocks, key blocks]."""
         scores = self.sampler.replace(scores)
-        found = groups(scores, block=block, length=length, sparsity=self.sparsity)
-        return with_masks(found, like=like) if like.shape[2] > 1 else found
+        chosen = choose_groups(scores, block=block, length=length, sparsity=self.sparsity)
+        return with_masks(chosen, like=like) if like.shape[2] > 1 else chosen
 
-    def static(
+    def choose_static(
         self, scores: torch.Tensor, layer: Any, own: torch.Tensor
     ) -> tuple[Group, torch.Tensor]:
         """The blocks of one token by scores [B, n_kv, 1, blocks] of a static cache: as many as any
@@ -162,11 +162,11 @@ class BlockRouter(nn.Module):
         places = torch.arange(scores.shape[-1], device=scores.device)
         scores = self.sampler.replace(scores).masked_fill(places >= own, float("-inf"))
         chosen = scores.topk(most, dim=-1).indices  # the best first
-        found = static_group(chosen, own, block=block, length=length)
+        group = static_group(chosen, own, block=block, length=length)
         earlier = torch.arange(most, device=own.device) < layer.num_earlier(own)
         offsets = torch.arange(block, device=own.device)
         newest = own * block + offsets < layer.cumulative_length
-        return found, torch.cat((earlier.repeat_interleave(block), newest))
+        return group, torch.cat((earlier.repeat_interleave(block), newest))
 
 
 class ValueRouter(BlockRouter):
@@ -178,7 +178,7 @@ class ValueRouter(BlockRouter):
         """Attention weights [B, n_kv, T, L], means over the heads of a group, to blocks."""
         rows = pooled(weights, block)
         mass = pooled(rows.transpose(-1, -2), block).transpose(-1, -2)
-        return self.decided(mass, block=block, length=weights.shape[3], like=weights[:, :, :1])
+        return self.choose(mass, block=block, length=weights.shape[3], like=weights[:, :, :1])
 
 
 class _BlockAttention(PlainAttention, Counted):
@@ -217,39 +217,39 @@ class _BlockAttention(PlainAttention, Counted):
             return self.output(self.attend_causally(q, k, v)), None
         layer = None if cache is None else cache.layers[self.layer_idx]
         sizes, length = self.sizes, k.shape[2]
-        block = sizes.of_cache(layer, length) if past else sizes.of_prompt(length)
+        block = sizes.read_from_cache(layer, length) if past else sizes.choose_for_prompt(length)
         if layer is not None:
             layer.block = block if past == 0 else getattr(layer, "block", block)
-        out, seen = self.attend_blocks((q, k, v), layer=layer, past=past, block=block)
+        attended, read = self.attend_blocks((q, k, v), layer=layer, past=past, block=block)
         whole = -(-length // block)
         total = whole if past else whole * (whole + 1) // 2
-        self.tally.add(seen, total)
-        return self.output(out), None
+        self.tally.add(read, total)
+        return self.output(attended), None
 
     def _static_prompt(
         self, layer: Any, q: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
         """A prompt on an empty static cache: [B, T, n_q·d]."""
         tokens = q.shape[2]
-        block = self.sizes.of_prompt(tokens)
-        out, seen = self.attend_blocks((q, *kv), layer=None, past=0, block=block)
+        block = self.sizes.choose_for_prompt(tokens)
+        attended, read = self.attend_blocks((q, *kv), layer=None, past=0, block=block)
         layer.fill_sums(kv[0], block, self.router.sparsity)
         whole = -(-tokens // block)
-        self._count_blocks(layer, tokens, seen, whole * (whole + 1) // 2)
-        return out
+        self._count_blocks(layer, tokens, read, whole * (whole + 1) // 2)
+        return attended
 
     def _static_token(
         self, layer: Any, q: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
         """One token on a filled static cache: [B, 1, n_q·d]."""
         own = layer.add_newest(kv[0])
-        out = self.attend_static(q, kv, layer, own)
+        attended = self.attend_static(q, kv, layer, own)
         if not torch.compiler.is_compiling():
             length = layer.tokens + 1
             number = -(-length // layer.block)
             read = budget(number - 1, self.router.sparsity)
             self._count_blocks(layer, length, read, number)
-        return out
+        return attended
 
     def _count_blocks(self, layer: Any, tokens: int, read: int, total: int) -> None:
         """Count the blocks read, and the tokens: a static cache does not tell the host its
@@ -271,7 +271,7 @@ class _BlockAttention(PlainAttention, Counted):
         means = layer.means().to(k.dtype)
         scores = grouped @ means.transpose(-1, -2) * q.shape[-1] ** -0.5
         scores = scores.masked_fill(~layer.complete(), float("-inf")).softmax(-1)
-        group, valid = self.router.static(scores, layer, own)
+        group, valid = self.router.choose_static(scores, layer, own)
         mask = torch.where(valid, 0.0, float("-inf")).to(q.dtype).view(1, 1, 1, -1)
         return self.attend(q, group.gathered(k), group.gathered(v), mask)
 
@@ -285,27 +285,27 @@ class _BlockAttention(PlainAttention, Counted):
     ) -> tuple[torch.Tensor, int]:
         """[B, T, n_q·d], and the number of blocks read."""
         q, k, v = qkv
-        found = self.router(q, k, layer=layer, past=past, block=block)
+        groups = self.router(q, k, layer=layer, past=past, block=block)
         parts = []
-        for group in found:
+        for group in groups:
             x = q.unsqueeze(2) if past else group.queries_of(q, block)
             x = x.transpose(1, 2).flatten(0, 1)  # [B·g, n_q, own, d]
             own, mask = x.shape[2], group.mask
             causal = group.count == 1 and own > 1
-            out = self.attend(
+            attended = self.attend(
                 x, group.gathered(k), group.gathered(v), None if causal else mask, causal=causal
             )
-            parts.append(out.view(q.shape[0], -1, out.shape[-1]))
-        return _joined(parts), num_seen(found)
+            parts.append(attended.view(q.shape[0], -1, attended.shape[-1]))
+        return _join(parts), num_blocks_seen(groups)
 
 
 class FlexRouter(BlockRouter):
     """Chooses blocks as a block mask for a prompt, as a BlockRouter for a single token."""
 
-    def decided(self, scores: torch.Tensor, *, block: int, length: int, like: torch.Tensor) -> Any:
+    def choose(self, scores: torch.Tensor, *, block: int, length: int, like: torch.Tensor) -> Any:
         """The decisions by scores [B, n_kv, query blocks, key blocks]."""
         if like.shape[2] == 1:
-            return super().decided(scores, block=block, length=length, like=like)
+            return super().choose(scores, block=block, length=length, like=like)
         return flex.block_mask(
             self.sampler.replace(scores),
             block=block,
@@ -333,8 +333,8 @@ class _FlexAttention(_BlockAttention):
         if q.shape[2] == 1:
             return super().attend_blocks(qkv, layer=layer, past=past, block=block)
         mask = self.router(q, k, layer=layer, past=past, block=block)
-        out = flex.attend(q, k, v, mask, scaling=self.scaling).transpose(1, 2).flatten(2)
-        return out, flex.num_blocks_read(-(-q.shape[2] // block), self.router.sparsity)
+        attended = flex.attend(q, k, v, mask, scaling=self.scaling).transpose(1, 2).flatten(2)
+        return attended, flex.num_blocks_read(-(-q.shape[2] // block), self.router.sparsity)
 
 
 class _ValueAttention(_BlockAttention):
@@ -358,9 +358,9 @@ class _ValueAttention(_BlockAttention):
         if tokens > 1:
             scores = scores.add_(lower_right(tokens, k.shape[2], like=q))
         weights = scores.softmax(-1)
-        found = self.router(weights.mean(2), block=block)
-        parts = [self._valued(weights, v, group, 0 if past else block) for group in found]
-        return _joined(parts), num_seen(found)
+        groups = self.router(weights.mean(2), block=block)
+        parts = [self._multiply_values(weights, v, group, 0 if past else block) for group in groups]
+        return _join(parts), num_blocks_seen(groups)
 
     def attend_static(
         self,
@@ -375,14 +375,14 @@ class _ValueAttention(_BlockAttention):
         scores = q.unflatten(1, (heads, -1)).flatten(2, 3) @ k.transpose(-1, -2) * self.scaling
         seen = torch.arange(length, device=q.device) < layer.cumulative_length
         weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)  # [B, n_kv, G, L]
-        rest = layer.sums.shape[2] * layer.block - length
-        mass = pad(weights.mean(2), (0, rest)).unflatten(-1, (-1, layer.block)).mean(-1)
-        group, valid = self.router.static(mass.unsqueeze(2), layer, own)
+        missing = layer.sums.shape[2] * layer.block - length
+        mass = pad(weights.mean(2), (0, missing)).unflatten(-1, (-1, layer.block)).mean(-1)
+        group, valid = self.router.choose_static(mass.unsqueeze(2), layer, own)
         places = group.tokens.expand(-1, -1, weights.shape[2], -1)
         chosen = weights.gather(-1, places) * valid.to(weights.dtype)
         return (chosen @ group.gathered(v)).flatten(1).unsqueeze(1)
 
-    def _valued(
+    def _multiply_values(
         self, weights: torch.Tensor, v: torch.Tensor, group: Group, block: int
     ) -> torch.Tensor:
         """Weights [B, n_kv, G, T, L] times the chosen values: [B, rows, n_q·d]. Decode: block 0."""
@@ -392,6 +392,6 @@ class _ValueAttention(_BlockAttention):
         places = group.tokens[:, :, None, :, None]  # [B, n_kv, 1, g, 1, m]
         x = x.gather(-1, places.expand(*x.shape[:-1], -1))
         x = x.permute(0, 3, 1, 2, 4, 5).reshape(batch * rows, heads, num_grouped * own, -1)
-        out = (x @ group.gathered(v)).unflatten(2, (num_grouped, own))
-        out = out.permute(0, 3, 1, 2, 4)  # [B·g, own, n_kv, G, d]
-        return out.reshape(batch, rows * own, -1)
+        attended = (x @ group.gathered(v)).unflatten(2, (num_grouped, own))
+        attended = attended.permute(0, 3, 1, 2, 4)  # [B·g, own, n_kv, G, d]
+        return attended.reshape(batch, rows * own, -1)

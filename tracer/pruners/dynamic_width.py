@@ -30,7 +30,7 @@ from prunescope.tracer.routing.decisions import (
     refuse_calibration,
     score_weight,
 )
-from prunescope.tracer.routing.prenorm import rebuilt
+from prunescope.tracer.routing.prenorm import rebuild
 
 _RANK = 16  # the predictor's rank is h/16, as a multiple of 16
 
@@ -43,14 +43,14 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 
     def build() -> list[ChannelPredictor]:
         return [
-            _sliced(model, part, ChannelPredictor(point, sampler, index, part))
+            _slice_mlp(model, part, ChannelPredictor(point, sampler, index, part))
             for index, part in enumerate(parts)
         ]
 
     widths = [kept_intermediate(part.total, point.sparsity, point.align) for part in parts]
     notes = ["all tokens of a forward use one set of channels"]
     notes += rounding(widths[0], parts[0].total, point.sparsity, "MLP channels")
-    rebuilt(model, build, sparsity=point.sparsity)
+    rebuild(model, build, sparsity=point.sparsity)
     return Applied(model=model, record={"kept": {"intermediate": widths}, "notes": notes})
 
 
@@ -76,7 +76,7 @@ def _mlps(model: Any) -> list[Channels]:
     return parts
 
 
-def _sliced(model: Any, part: Channels, router: ChannelPredictor) -> ChannelPredictor:
+def _slice_mlp(model: Any, part: Channels, router: ChannelPredictor) -> ChannelPredictor:
     """Make an MLP run on the channels that `router` chooses."""
     for weight in (*part.ups, part.down):
         extend(weight.module, _Sliced)
@@ -94,13 +94,13 @@ class ChannelPredictor(nn.Module):
     def __init__(self, point: Point, sampler: Sampler, layer: int, part: Channels) -> None:
         super().__init__()
         hidden, like = part.ups[0].k, part.ups[0].tensor
-        rank, what = aligned(max(_RANK, hidden / _RANK)), f"dynamic-width {layer}"
+        rank, purpose = aligned(max(_RANK, hidden / _RANK)), f"dynamic-width {layer}"
         self.sparsity, self.align = point.sparsity, point.align
-        self.sampler = sampler.stream_for(point, what)
+        self.sampler = sampler.stream_for(point, purpose)
         self.chosen: torch.Tensor | None = None
         seed = point.seed
-        self.weight_in = score_weight(rank, hidden, like=like, seed=seed, what=f"{what} in")
-        self.weight_out = score_weight(part.total, rank, like=like, seed=seed, what=what)
+        self.weight_in = score_weight(rank, hidden, like=like, seed=seed, purpose=f"{purpose} in")
+        self.weight_out = score_weight(part.total, rank, like=like, seed=seed, purpose=purpose)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[.., h] to the sorted channels [f'], kept in `chosen` until the next forward."""
@@ -150,8 +150,8 @@ class _Sliced:
         if slicing.axis == int(slicing.inputs):  # stored [N, K]
             return linear(x, weight, bias)
         rows = x.reshape(-1, x.shape[-1])
-        out = rows @ weight if bias is None else torch.addmm(bias, rows, weight)
-        return out.view(*x.shape[:-1], -1)
+        output = rows @ weight if bias is None else torch.addmm(bias, rows, weight)
+        return output.view(*x.shape[:-1], -1)
 
 
 class _Predicting(Counted):

@@ -30,9 +30,9 @@ from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.static_step import static_step
 from prunescope.tracer.pruners import Applied
-from prunescope.tracer.routing.decisions import Counted, Sampler, Tally, taken, token_rows
+from prunescope.tracer.routing.decisions import Counted, Sampler, Tally, flat_key_rows, take_rows
 from prunescope.tracer.routing.learning import NothingTrained
-from prunescope.tracer.routing.prenorm import rebuilt, whole_attentions
+from prunescope.tracer.routing.prenorm import rebuild, whole_attentions
 
 SINKS = 4  # first keys that keep=sinks never evicts (StreamingLLM's start_size)
 
@@ -44,16 +44,19 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     kind = _POLICIES[str(point.knobs["keep"])]
 
     def build() -> list[_EvictingAttention]:
-        found = [kind(parts, point, sampler) for parts in attentions]
-        for attention in found:
+        built = [kind(parts, point, sampler) for parts in attentions]
+        for attention in built:
             model.set_submodule(attention.parts.path, attention)
-        return found
+        return built
 
-    rebuilt(model, build, sparsity=point.sparsity)
+    rebuild(model, build, sparsity=point.sparsity)
 
     def static_layers(prompt: int, more: int) -> dict[int, Any]:
-        found = [one for one in model.modules() if isinstance(one, _EvictingAttention)]
-        return {one.layer_idx: one.static_layer(prompt + more) for one in found}
+        return {
+            module.layer_idx: module.static_layer(prompt + more)
+            for module in model.modules()
+            if isinstance(module, _EvictingAttention)
+        }
 
     compat.set_static_layers(model, static_layers)
     trained = NothingTrained("trained on forwards without a cache, which evict nothing")
@@ -88,7 +91,7 @@ class KeyRanker(_Ranker):
             mass = mass.unflatten(1, (sets, -1)).mean(2)
         mass = self.sampler.replace(mass)
         mass[..., keys.shape[2] - min(q.shape[2], count // 2) :] = float("inf")
-        return token_rows(mass.topk(count).indices.flip(-1), keys.shape[2])
+        return flat_key_rows(mass.topk(count).indices.flip(-1), keys.shape[2])
 
 
 class MassRanker(_Ranker):
@@ -118,7 +121,7 @@ class MassRanker(_Ranker):
         scores = self.sampler.replace(added).clone()
         scores[..., keys.shape[2] - count // 2 :] = float("inf")
         index = scores.topk(count).indices.sort().values
-        return token_rows(index, keys.shape[2]), added.gather(-1, index)
+        return flat_key_rows(index, keys.shape[2]), added.gather(-1, index)
 
 
 def attention_mass(q: torch.Tensor, keys: torch.Tensor, *, scaling: float) -> torch.Tensor:
@@ -177,10 +180,10 @@ class _EvictingAttention(PlainAttention, Counted):
         if not first:
             self.make_room(held, held.held + q.shape[2] - budget)
         k, v = self.expanded(*held.update(k, v))
-        out = self.attend_causally(q, k, v, attention_mask if first else None)
+        attended = self.attend_causally(q, k, v, attention_mask if first else None)
         self.tally.add(min(budget, held.held), held.seen)
         self.evict(held, q, k, first=first)
-        return self.output(out), None
+        return self.output(attended), None
 
     def _static_prompt(
         self, layer: Any, q: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]
@@ -188,10 +191,10 @@ class _EvictingAttention(PlainAttention, Counted):
         """A prompt on an empty static cache, which it then fills: [B, T, n_q·d]."""
         tokens = q.shape[2]
         keys, values = self.expanded(*kv)
-        out = self.attend_causally(q, keys, values)
+        attended = self.attend_causally(q, keys, values)
         self.fill(layer, q, kv, keys)
         self._count_keys(layer, tokens, first=True)
-        return out
+        return attended
 
     def _static_token(
         self, layer: Any, q: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]
@@ -202,10 +205,10 @@ class _EvictingAttention(PlainAttention, Counted):
         mask = torch.where(seen, 0.0, float("-inf")).to(q.dtype).unsqueeze(2)
         if mask.shape[1] > 1:
             mask = mask.repeat_interleave(q.shape[1] // mask.shape[1], dim=1)
-        out = self.attend(q, k, v, mask)
+        attended = self.attend(q, k, v, mask)
         self.static_evict(layer, q, k, mask)
         self._count_keys(layer, 1, first=False)
-        return out
+        return attended
 
     def _count_keys(self, layer: Any, new: int, *, first: bool) -> None:
         """Count the keys read, and the tokens: a static cache does not tell the host its length."""
@@ -298,7 +301,7 @@ class _RankedAttention(_EvictingAttention):
             return kv
         queries, sets = q[:, :, -OBSERVED:], kv[0].shape[1]
         rows = self.router(queries, keys, count=budget, scaling=self.scaling, sets=sets)
-        return taken(kv[0], rows), taken(kv[1], rows)
+        return take_rows(kv[0], rows), take_rows(kv[1], rows)
 
 
 class _AccumulatingAttention(_EvictingAttention):
@@ -323,7 +326,7 @@ class _AccumulatingAttention(_EvictingAttention):
         tokens, sets = q.shape[2], kv[0].shape[1]
         count = max(1, self._budget(tokens + 1) - 1)
         rows, mass = self.router(q, keys, None, count=count, scaling=self.scaling, sets=sets)
-        k, v = kv if rows is None else (taken(kv[0], rows), taken(kv[1], rows))
+        k, v = kv if rows is None else (take_rows(kv[0], rows), take_rows(kv[1], rows))
         layer.fill(k, v, mass, tokens=tokens)
 
     def static_evict(
@@ -353,7 +356,7 @@ class _AccumulatingAttention(_EvictingAttention):
             sets=held.keys.shape[1],
         )
         if rows is not None:
-            held.keys, held.values = taken(held.keys, rows), taken(held.values, rows)
+            held.keys, held.values = take_rows(held.keys, rows), take_rows(held.values, rows)
 
 
 _POLICIES = {

@@ -18,6 +18,7 @@ from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.match import KNOB, NOMINAL, take_match
 from prunescope.taxonomy.method_names import method_parts
 from prunescope.taxonomy.methods import find_published
+from prunescope.taxonomy.words import when
 from prunescope.tracer.pruners import family_ids, refuse_predicted_only
 
 
@@ -63,24 +64,24 @@ def read_method(
         raise PrunescopeError(
             f"{method} names {twice} twice", hint="name each family once, with one sparsity"
         )
-    own = {names[0]: dict(knobs)} if len(names) == 1 else _by_family(knobs, names)
+    own = {names[0]: dict(knobs)} if len(names) == 1 else _knobs_by_family(knobs, names)
     parts = []
     for name, share in words:
-        by, rest = take_match(own[name])
-        if by != NOMINAL and len(names) > 1:
+        match, own_knobs = take_match(own[name])
+        if match != NOMINAL and len(names) > 1:
             raise PrunescopeError(
-                f"{KNOB}={by} needs a single family, and {method} has {len(names)}",
+                f"{KNOB}={match} needs a single family, and {method} has {len(names)}",
                 hint=f"remove {KNOB}, and give each part its own sparsity",
             )
-        chosen = read_selection(str(rest.pop("select", select))) if len(names) > 1 else select
-        typed = {key: str(value) for key, value in rest.items()}
+        chosen = read_selection(str(own_knobs.pop("select", select))) if len(names) > 1 else select
+        typed = {key: str(value) for key, value in own_knobs.items()}
         if backend is not None and "backend" in family(name).knobs:
             typed["backend"] = backend
-        part = MethodPart(family=name, sparsity=share, knobs=typed, select=chosen, match=by)
+        part = MethodPart(family=name, sparsity=share, knobs=typed, select=chosen, match=match)
         _check(part)
         parts.append(part)
     if backend is not None and not any("backend" in family(name).knobs for name in names):
-        having = ", ".join(one.id for one in families() if "backend" in one.knobs)
+        having = ", ".join(f.id for f in families() if "backend" in f.knobs)
         raise PrunescopeError(
             f"--backend {backend} has no effect on {method}, which runs on ordinary torch ops",
             hint=f"remove it; {having} have a choice",
@@ -94,23 +95,23 @@ def _refuse_published(method: str) -> None:
     `--select` and not by the paper's criterion."""
     parts = [name for name, _ in method_parts(method)]
     for name in (method, *parts) if parts else ():
-        found = find_published(name)
-        if found is None or name in family_ids():
+        published = find_published(name)
+        if published is None or name in family_ids():
             continue
-        if found.family not in family_ids():
-            refuse_predicted_only(found.family or "")
+        if published.family not in family_ids():
+            refuse_predicted_only(published.family or "")
             continue
-        knobs = "".join(f" --set {key}={value}" for key, value in found.runnable.items())
-        differs = "" if found.runs is None else "; `families --method` says what runs instead"
+        knobs = "".join(f" --set {key}={value}" for key, value in published.runnable.items())
+        differs = when(published.runs is not None, "; `families --method` says what runs instead")
         own = "for the method's own selection: package.module:function"
-        if found.select is not None:
-            knobs, own = f"{knobs} --select {found.select}", "which selects as its paper does"
-        only = family(found.family).only
+        if published.select is not None:
+            knobs, own = f"{knobs} --select {published.select}", "which selects as its paper does"
+        only = family(published.family).only
         knobs += "" if only is None else f" --sparsity {only:g}"
         raise PrunescopeError(
-            f"{found.name} is a published method of the family {found.family} ({found.because}), "
-            "and --method takes families",
-            hint=f"--method {found.family}{knobs}{differs}; {own}",
+            f"{published.name} is a published method of the family {published.family} "
+            f"({published.because}), and --method takes families",
+            hint=f"--method {published.family}{knobs}{differs}; {own}",
         )
 
 
@@ -133,18 +134,18 @@ def _sparsity(name: str, own: str | None, fallback: float) -> float:
     return check_sparsity(share)
 
 
-def _by_family(knobs: Mapping[str, str], names: list[str]) -> dict[str, dict[str, str]]:
+def _knobs_by_family(knobs: Mapping[str, str], names: list[str]) -> dict[str, dict[str, str]]:
     """The knobs FAMILY.KNOB of each family."""
-    found: dict[str, dict[str, str]] = {name: {} for name in names}
+    by_family: dict[str, dict[str, str]] = {name: {} for name in names}
     for key, value in knobs.items():
         name, dot, knob = key.partition(".")
-        if not dot or name not in found:
+        if not dot or name not in by_family:
             raise PrunescopeError(
                 f"--set {key}={value} does not name one of the {len(names)} families",
                 hint=f"write the family first: {names[0]}.{knob or key}={value}",
             )
-        found[name][knob] = value
-    return found
+        by_family[name][knob] = value
+    return by_family
 
 
 def _check(part: MethodPart) -> None:
@@ -170,12 +171,12 @@ def _check(part: MethodPart) -> None:
             f"{', '.join(f.id for f in families() if f.cuts_experts)}",
         )
     if part.select == "importance" and chosen.calibration is None:
-        by = {
+        by_kind = {
             kind: ", ".join(f.id for f in families() if f.calibration == kind)
             for kind in CALIBRATIONS
         }
         raise PrunescopeError(
             f"--select importance is not available for {part.family}",
-            hint=f"use --select random; by a text: {by['text']}; by the attention of the input: "
-            f"{by['input']}",
+            hint=f"use --select random; by a text: {by_kind['text']}; by the attention of the input: "
+            f"{by_kind['input']}",
         )

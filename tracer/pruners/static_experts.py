@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import ALL_THAT_CAN_GO, kept_experts, rounding
 from prunescope.taxonomy.run_blocks import Record
+from prunescope.taxonomy.words import when
 from prunescope.tracer.calibration.collect import calibration_of, collect_experts
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import best, sample_indices
@@ -40,7 +41,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     record: Record = {"kept": {}, "notes": []}
     scores = _scores(model, mixtures, point, record)
     # All experts are chosen before any is cut: an error leaves no half-cut model.
-    chosen = [_chosen(one, point, scores.get(one.path)) for one in mixtures]
+    chosen = [_choose(mixture, point, scores.get(mixture.path)) for mixture in mixtures]
     for mixture, kept in zip(mixtures, chosen, strict=True):
         if point.knobs["how"] == "merge":
             weights = scores.get(mixture.path)
@@ -56,7 +57,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     if masked is not None:
         check_same(model, masked, "with experts cut")
     _note(record, model, mixtures, chosen, point)
-    paths = [one.path for one in mixtures]
+    paths = [mixture.path for mixture in mixtures]
     return Applied(model=model, record=record, kept=dict(zip(paths, chosen, strict=True)))
 
 
@@ -66,7 +67,7 @@ def _scores(
     """A score [E] of the experts at each path; empty for a random selection."""
     if point.is_random:
         return {}
-    if point.by_importance and any(one.is_list for one in mixtures):
+    if point.by_importance and any(mixture.is_list for mixture in mixtures):
         raise PrunescopeError(
             "--select importance needs experts in stacked tensors: a list of experts does not show "
             "the gate of each token",
@@ -74,22 +75,22 @@ def _scores(
         )
     calibration = calibration_of(model, point.calibration, seed=point.seed)
     record["calibration"] = calibration.record
-    found = collect_experts(model, calibration.batches)
-    unused = sum(int((routed.counts == 0).sum()) for routed in found.values())
+    by_path = collect_experts(model, calibration.batches)
+    unused = sum(int((routed.counts == 0).sum()) for routed in by_path.values())
     if unused:
-        total = sum(one.total for one in mixtures)
+        total = sum(mixture.total for mixture in mixtures)
         note = f"{unused} of {total} experts got no token of the calibration text: their score is 0"
         record["notes"].append(note)
     if point.by_importance:
         return {
             path: (routed.scores / routed.counts.clamp(min=1)).cpu()
-            for path, routed in found.items()
+            for path, routed in by_path.items()
             if routed.scores is not None
         }
-    return {path: routed.counts.double().cpu() for path, routed in found.items()}
+    return {path: routed.counts.double().cpu() for path, routed in by_path.items()}
 
 
-def _chosen(mixture: Mixture, point: Point, scores: torch.Tensor | None) -> list[int]:
+def _choose(mixture: Mixture, point: Point, scores: torch.Tensor | None) -> list[int]:
     """The experts that stay, ascending: of each group of group-limited routing the same number."""
     size = mixture.total // mixture.groups
     count, least = (
@@ -116,8 +117,8 @@ def _chosen(mixture: Mixture, point: Point, scores: torch.Tensor | None) -> list
         if scores is not None:
             chosen = best(scores[first : first + size], count)
         else:
-            what = f"experts {mixture.layer}" + (f" {group}" if group else "")
-            chosen = sample_indices(size, count, seed=point.seed, what=what)
+            purpose = f"experts {mixture.layer}{when(group > 0, f' {group}')}"
+            chosen = sample_indices(size, count, seed=point.seed, what=purpose)
         kept += [first + i for i in chosen]
     return kept
 
@@ -150,9 +151,9 @@ def _note(
         record["notes"].append(f"{share} experts stay of each of {first.groups} groups")
     if point.knobs["how"] == "merge":
         measure = "score" if point.by_importance else "frequency"
-        by = "equal parts" if point.is_random else f"parts by {measure}"
+        parts = "equal parts" if point.is_random else f"parts by {measure}"
         record["notes"].append(
-            f"experts are merged in {by} into the one with the nearest router row, channel by "
+            f"experts are merged in {parts} into the one with the nearest router row, channel by "
             "channel as they stand"
         )
 

@@ -118,5 +118,4 @@ def _pack(matrices: dict[str, nn.Module], record: Record, *, strict: bool) -> No
 def _packed(module: nn.Module) -> torch.Tensor:
     if not isinstance(module, nn.Linear):
         raise ValueError(f"{type(module).__name__} stores its weight transposed")
-    packed: torch.Tensor = to_sparse_semi_structured(module.weight.detach())
-    return packed
+    return to_sparse_semi_structured(module.weight.detach())

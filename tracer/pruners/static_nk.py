@@ -18,6 +18,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.keep import kept_intermediate, kept_kv_heads, rounding
 from prunescope.taxonomy.run_blocks import Record
+from prunescope.taxonomy.words import when
 from prunescope.tracer.calibration.collect import input_squares
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import best, input_scores, sample_indices
@@ -35,14 +36,14 @@ Scores = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Heads:
+class _CutHeads:
     layer: int
     part: Heads
     kept: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Channels:
+class _CutChannels:
     layer: int
     part: Channels
     kept: torch.Tensor  # [kept], or [E, kept]
@@ -66,7 +67,7 @@ def prune_width(model: Any, point: Point, *, heads: bool, mlp: bool) -> Applied:
     # All parts are chosen before any is cut: an error leaves no half-cut model.
     cut_heads = _choose_heads(model, name, point, scores, alone=not mlp) if heads else []
     cut_channels = _choose_channels(model, name, point, scores) if mlp else []
-    parts: list[_Heads | _Channels] = [*cut_heads, *cut_channels]
+    parts: list[_CutHeads | _CutChannels] = [*cut_heads, *cut_channels]
     masked = None
     if not is_known(model):
         for cut in parts:
@@ -108,9 +109,9 @@ def _scores(model: Any, name: str, point: Point, record: Record) -> Scores:
 
 def _choose_heads(
     model: Any, name: str, point: Point, scores: Scores, *, alone: bool
-) -> list[_Heads]:
+) -> list[_CutHeads]:
     rounding = str(point.knobs["rounding"])
-    chosen: list[_Heads] = []
+    chosen: list[_CutHeads] = []
     for index, layer in enumerate(model.get_submodule(name)):
         part = find_heads(model, layer, f"{name}.{index}")
         if part is None:
@@ -121,14 +122,14 @@ def _choose_heads(
             kept = best(scores[path].view(num_kv, -1).sum(1), count)
         else:
             kept = sample_indices(num_kv, count, seed=point.seed, what=f"kv-heads {index}")
-        chosen.append(_Heads(layer=index, part=part, kept=kept))
+        chosen.append(_CutHeads(layer=index, part=part, kept=kept))
     if not chosen:
         raise PrunescopeError(
             f"{type(model).__name__} has no attention heads, only mixers with a recurrent state",
             hint=f"{cutting('layers')} removes its layers, {cutting('channels')} the channels of "
             "its MLPs",
         )
-    if alone and point.sparsity and all(one.part.kv_heads == 1 for one in chosen):
+    if alone and point.sparsity and all(cut.part.kv_heads == 1 for cut in chosen):
         raise PrunescopeError(
             f"{type(model).__name__} has a single KV head for all its query heads",
             hint="its only group of heads cannot be removed; use "
@@ -137,13 +138,13 @@ def _choose_heads(
     return chosen
 
 
-def _choose_channels(model: Any, name: str, point: Point, scores: Scores) -> list[_Channels]:
-    chosen: list[_Channels] = []
+def _choose_channels(model: Any, name: str, point: Point, scores: Scores) -> list[_CutChannels]:
+    chosen: list[_CutChannels] = []
     for index, layer in enumerate(model.get_submodule(name)):
         for part in find_channels(layer, f"{name}.{index}"):
             count = kept_intermediate(part.total, point.sparsity, point.align)
             kept = _kept_channels(part, count, point, scores, index)
-            chosen.append(_Channels(layer=index, part=part, kept=kept, before=part.total))
+            chosen.append(_CutChannels(layer=index, part=part, kept=kept, before=part.total))
     if not chosen:
         raise PrunescopeError(
             f"the layers of {type(model).__name__} have no MLP with up and down projections",
@@ -164,38 +165,37 @@ def _kept_channels(
             norms = weight.float().square().sum(1)
             rows = [best(norms[e], count) for e in range(down.experts)]
         else:
-            what = f"channels {index} {part.path.rpartition('.')[2]}"
+            purpose = f"channels {index} {part.path.rpartition('.')[2]}"
             rows = [
-                sample_indices(part.total, count, seed=point.seed, what=f"{what} {e}")
+                sample_indices(part.total, count, seed=point.seed, what=f"{purpose} {e}")
                 for e in range(down.experts)
             ]
         return torch.tensor(rows, device=device)
     if down.path in scores:
         return torch.tensor(best(scores[down.path], count), device=device)
-    what = f"channels {index}" if part.kind == "mlp" else f"channels {index} {part.path}"
-    return torch.tensor(
-        sample_indices(part.total, count, seed=point.seed, what=what), device=device
-    )
+    purpose = f"channels {index}{when(part.kind != 'mlp', f' {part.path}')}"
+    kept = sample_indices(part.total, count, seed=point.seed, what=purpose)
+    return torch.tensor(kept, device=device)
 
 
-def _note_rounding(record: Record, kept: int, total: int, point: Point, what: str) -> None:
-    record.setdefault("notes", []).extend(rounding(kept, total, point.sparsity, what))
+def _note_rounding(record: Record, kept: int, total: int, point: Point, unit: str) -> None:
+    record.setdefault("notes", []).extend(rounding(kept, total, point.sparsity, unit))
 
 
 def _record_heads(
-    model: Any, name: str, cut: list[_Heads], num_layers: int, applied: Applied
+    model: Any, name: str, cuts: list[_CutHeads], num_layers: int, applied: Applied
 ) -> None:
     config = text_config(model)
     kept: list[list[int] | None] = [None] * num_layers
-    for one in cut:
-        kept[one.layer] = one.kept
-        applied.kept[f"{name}.{one.layer}:kv_heads"] = one.kept
+    for cut in cuts:
+        kept[cut.layer] = cut.kept
+        applied.kept[f"{name}.{cut.layer}:kv_heads"] = cut.kept
     applied.record["kept"]["kv_heads"] = kept
-    first = cut[0]
+    first = cuts[0]
     if first.part.kv_heads == 1:
         applied.record.setdefault("notes", []).append("one KV head: attention is not pruned")
     keep_head_dim(config)
-    if any(one.part.wide_norms for one in cut):
+    if any(cut.part.wide_norms for cut in cuts):
         note = "norms over all heads were rescaled, so that removing equals masking"
         applied.record.setdefault("notes", []).append(note)
     group = first.part.heads // first.part.kv_heads
@@ -205,7 +205,7 @@ def _record_heads(
 
 
 def _record_channels(
-    model: Any, name: str, cut: list[_Channels], num_layers: int, applied: Applied
+    model: Any, name: str, cuts: list[_CutChannels], num_layers: int, applied: Applied
 ) -> None:
     record, config = applied.record["kept"], text_config(model)
     keys = {
@@ -213,10 +213,9 @@ def _record_channels(
         "shared": "shared_intermediate",
         "experts": "expert_intermediate",
     }
-    for one in cut:
-        counts = record.setdefault(keys[one.part.kind], [None] * num_layers)
-        counts[one.layer] = one.kept.shape[-1]
-        plain = one.part.kind == "mlp"
-        path = f"{name}.{one.layer}" if plain else one.part.path
-        applied.kept[f"{path}:channels"] = one.kept.tolist()
-        set_sizes(config, SIZES, before=one.before, after=one.kept.shape[-1])
+    for cut in cuts:
+        counts = record.setdefault(keys[cut.part.kind], [None] * num_layers)
+        counts[cut.layer] = cut.kept.shape[-1]
+        path = f"{name}.{cut.layer}" if cut.part.kind == "mlp" else cut.part.path
+        applied.kept[f"{path}:channels"] = cut.kept.tolist()
+        set_sizes(config, SIZES, before=cut.before, after=cut.kept.shape[-1])

@@ -25,8 +25,8 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     does not send it to k' of them.
     """
     mixtures = find_mixtures(model)
-    counts = [kept_routes(one.top_k, point.sparsity) for one in mixtures]
-    if point.sparsity and all(one.top_k == 1 for one in mixtures):
+    counts = [kept_routes(mixture.top_k, point.sparsity) for mixture in mixtures]
+    if point.sparsity and all(mixture.top_k == 1 for mixture in mixtures):
         raise PrunescopeError(
             "each token goes to a single expert, so that none of its experts can be left out",
             hint="`prunescope families --architecture` says which families apply",
@@ -46,10 +46,10 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 @torch.no_grad()
 def _check(model: PreTrainedModel, counts: list[int]) -> None:
     """Raises PrunescopeError unless each token goes to as many experts as `counts` says."""
-    handles, found = watch_experts(model)
+    handles, by_path = watch_experts(model)
     with hooked(handles):
         probe(model, "with fewer experts a token")
-    seen = [int(routed.counts.sum()) for routed in found.values()]
+    seen = [int(routed.counts.sum()) for routed in by_path.values()]
     if seen != [NUM_PROBED * count for count in counts]:
         raise PrunescopeError(
             f"{type(model).__name__} does not take the number of experts a token from its router",

@@ -20,23 +20,23 @@ from transformers.cache_utils import StaticLayer
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families.token_drop import drop_layers, dropped_after
 from prunescope.taxonomy.keep import kept_count
-from prunescope.tracer.attention.counted_cache import LayerPlace, last_rows, layer_places
+from prunescope.tracer.attention.counted_cache import LayerPlace, last_columns, layer_places
 from prunescope.tracer.attention.parts import AttentionParts
 from prunescope.tracer.attention.pruned import PlainAttention
 from prunescope.tracer.attention.rotation import taken_rotary
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model import compat
-from prunescope.tracer.model.forwards import by_name, extend
+from prunescope.tracer.model.forwards import extend, name_arguments
 from prunescope.tracer.model.static_step import static_step
 from prunescope.tracer.pruners import Applied
-from prunescope.tracer.routing.decisions import Counted, Sampler, Tally, flat_positions
+from prunescope.tracer.routing.decisions import Counted, Sampler, Tally, flat_positions, with_first
 from prunescope.tracer.routing.learning import NothingTrained
 from prunescope.tracer.routing.prenorm import (
     check_runs,
     has_mixers,
     layer_attentions,
     movable_layers,
-    rebuilt,
+    rebuild,
 )
 
 _DROPPED = "with tokens dropped"
@@ -60,7 +60,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     drop = _Drop(any(place.tracked for place in places))
     sampler = Sampler(point, "token-drop")
     rankers = [
-        TokenRanker(sampler.in_turn(), step, len(afters)) for step in range(1, len(afters) + 1)
+        TokenRanker(sampler.share_stream(), step, len(afters)) for step in range(1, len(afters) + 1)
     ]
 
     def build() -> list[TokenRanker]:
@@ -69,14 +69,14 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
             extend(layer, _Dropping)
             parts.place, parts.drop, parts.tally = place, drop, Tally("rows")
             parts.late = place.number >= afters[0]
-        for parts in {found.layer: found for found in watched.values()}.values():
+        for parts in {attention.layer: attention for attention in watched.values()}.values():
             model.set_submodule(parts.path, _WatchedAttention(parts, drop))
         for after, ranker in zip(afters, rankers, strict=True):
             late: Any = layers[after]
             late.router = ranker
         return rankers
 
-    rebuilt(model, build, sparsity=point.sparsity)
+    rebuild(model, build, sparsity=point.sparsity)
     compat.set_static_layers(model, _static_layers(places, afters, point.sparsity))
     try:
         check_runs(model, _DROPPED, sampler.stream)
@@ -105,7 +105,7 @@ def _static_layers(
     """The shorter layers of a static cache, behind a drop."""
 
     def layers(prompt: int, more: int) -> dict[int, StaticLayer]:
-        found = {}
+        shorter = {}
         for place in places:
             if place.tracked:
                 raise PrunescopeError(
@@ -115,8 +115,8 @@ def _static_layers(
             step = sum(after <= place.number for after in afters)
             if step and place.attends:
                 dropped = dropped_after(sparsity, step, len(afters))
-                found[place.cached] = StaticLayer(kept_count(prompt, dropped) + more)
-        return found
+                shorter[place.cached] = StaticLayer(kept_count(prompt, dropped) + more)
+        return shorter
 
     return layers
 
@@ -225,50 +225,48 @@ class _Dropping(Counted):
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """[B, S, h] to [B, S, h]; after the drop [B, k, h]."""
-        arguments = by_name(self, args, kwargs)
+        arguments = name_arguments(self, args, kwargs)
         cache, mask = compat.cache_in(arguments), arguments.get("attention_mask")
         past, drop = self.place.past(cache), self.drop
         if self.place.number == 0:
             drop.tokens = hidden_states.shape[1]
             self.place.refuse_padding(mask, drop.tokens, past)
         if hasattr(self, "router"):
-            hidden_states = self._dropped(hidden_states)
-        at = drop.positions if self.late else None
-        if at is not None:
-            arguments = drop.reduced(arguments, at)
+            hidden_states = self._drop_tokens(hidden_states)
+        positions = drop.positions if self.late else None
+        if positions is not None:
+            arguments = drop.reduced(arguments, positions)
         batch, rows = hidden_states.shape[:2]
         self.tally.add(batch * rows, batch * drop.tokens)
         if self.place.attends:  # a mixer takes the remaining tokens, without a mask
             arguments["attention_mask"] = self._mask_of(mask, cache, past, rows)
-        out = super().forward(hidden_states, **arguments)  # type: ignore[misc]
-        if at is None or self.place.number != drop.last:
-            return out
-        if isinstance(out, tuple):
-            return (self._restored(out[0], at), *out[1:])
-        return self._restored(out, at)
+        output = super().forward(hidden_states, **arguments)  # type: ignore[misc]
+        if positions is None or self.place.number != drop.last:
+            return output
+        return with_first(output, lambda y: self._restore(y, positions))
 
     def _mask_of(self, mask: Any, cache: Any, past: int, rows: int) -> Any:
         """The mask of the `rows` that are left, of the one given to the layer."""
-        drop, at = self.drop, self.drop.positions if self.late else None
+        drop, positions = self.drop, self.drop.positions if self.late else None
         if static_step() is not None:
             if self.late and drop.stale:
                 drop.mask = compat.static_mask(cache, self.place.cached, rows, like=mask)
                 drop.stale = False
             return drop.mask if self.late else mask
         if not drop.counted:
-            return last_rows(mask, past + rows)
+            return last_columns(mask, past + rows)
         cached = self.place.counted(cache) or self.place.empty()
-        reduced = cached.mask_of(mask, rows, at)
+        reduced = cached.mask_of(mask, rows, positions)
         # Positions count all tokens, the dropped ones too.
         cached.seen += drop.tokens - rows
         return reduced
 
-    def _restored(self, hidden: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    def _restore(self, hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Rows [B, k, h] at their positions [B, k] in the prompt, [B, S, h], zero elsewhere."""
         zeros = hidden.new_zeros(hidden.shape[0], self.drop.tokens, hidden.shape[2])
-        return zeros.scatter_(1, at.unsqueeze(-1).expand_as(hidden), hidden)
+        return zeros.scatter_(1, positions.unsqueeze(-1).expand_as(hidden), hidden)
 
-    def _dropped(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _drop_tokens(self, hidden: torch.Tensor) -> torch.Tensor:
         """The hidden states of kept tokens; all of them if no query was stored."""
         drop, query, keys = self.drop, self.drop.query, self.drop.keys
         before = drop.positions if self.router.step > 1 else None

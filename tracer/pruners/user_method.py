@@ -91,7 +91,7 @@ def check_returned(spec: str, model: nn.Module) -> None:
 
 
 @contextmanager
-def _errors_explained(what: str) -> Iterator[None]:
+def _errors_explained(action: str) -> Iterator[None]:
     """Turn an error in the user's code into one sentence, with the user's lines of the traceback as
     a note, and without folders of this machine."""
     try:
@@ -100,10 +100,10 @@ def _errors_explained(what: str) -> Iterator[None]:
         terminated = isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM
         if terminated or isinstance(error, _PASSED_ON):
             raise
-        raise _explained(what, error) from error
+        raise _explained(action, error) from error
 
 
-def _explained(what: str, error: BaseException) -> PrunescopeError:
+def _explained(action: str, error: BaseException) -> PrunescopeError:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f)]
     line = error.lineno if isinstance(error, SyntaxError) else None
     if isinstance(error, SyntaxError) and error.filename:
@@ -113,7 +113,8 @@ def _explained(what: str, error: BaseException) -> PrunescopeError:
     words = _FOLDERS.sub("", next(iter(str(error).strip().splitlines()), ""))[:_LONGEST]
     reason = f"{type(error).__name__}: {words}" if words else type(error).__name__
     failure = PrunescopeError(
-        f"{what} raised {reason}{where}", hint="the error is in your own code: fix it and run again"
+        f"{action} raised {reason}{where}",
+        hint="the error is in your own code: fix it and run again",
     )
     for frame in frames:
         failure.add_note(f"  {_file_line(frame)}, in {frame.name}: {frame.line}")

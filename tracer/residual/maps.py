@@ -27,10 +27,11 @@ class MappedLayer(nn.Module):
         super().__init__()
         self.names = list(inspect.signature(layer.forward).parameters)[1:]
         self.steps = [
-            [_Step(one, layer, block.layer) for one in block.sublayers] for block in blocks
+            [_Step(sublayer, layer, block.layer) for sublayer in block.sublayers]
+            for block in blocks
         ]
-        mixes = [any(one.kind == "attention" for one in block.sublayers) for block in blocks]
-        self.maps = ["attn_residual" if mix else "mlp_residual" for mix in mixes]
+        kinds = [{sublayer.kind for sublayer in block.sublayers} for block in blocks]
+        self.maps = ["attn_residual" if "attention" in k else "mlp_residual" for k in kinds]
         for step in (step for steps in self.steps for step in steps):
             for name in step.modules:
                 self.add_module(name, getattr(layer, name))
@@ -56,7 +57,7 @@ class MappedLayer(nn.Module):
     def _run(self, step: _Step, hidden_states: torch.Tensor, arguments: dict[str, Any]) -> Any:
         values: Any = getattr(self, step.before)(hidden_states) if step.before else hidden_states
         for name in step.chain:
-            values = getattr(self, name)(values, **step.taken(name, arguments))
+            values = getattr(self, name)(values, **step.arguments_of(name, arguments))
             values = values[0] if isinstance(values, tuple) else values
         values = getattr(self, step.after)(values) if step.after else values
         if values.dim() < hidden_states.dim():  # experts that return [B·S, h']
@@ -75,20 +76,21 @@ class _Step:
         self.modules = [name.removeprefix(f"{path}.") for name in sublayer.modules]
         mixes = sublayer.kind == "attention"
         self.names = {
-            name: _taken(layer.get_submodule(name)) if mixes else frozenset() for name in self.chain
+            name: _argument_names(layer.get_submodule(name)) if mixes else frozenset()
+            for name in self.chain
         }
 
-    def taken(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    def arguments_of(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """The arguments of the layer that a module of the chain takes."""
         names = self.names[name]
         return arguments if names is None else {k: arguments[k] for k in names if k in arguments}
 
 
-def _taken(module: nn.Module) -> frozenset[str] | None:
-    known = inspect.signature(module.forward).parameters.values()
-    if any(one.kind is one.VAR_KEYWORD for one in known):
+def _argument_names(module: nn.Module) -> frozenset[str] | None:
+    parameters = inspect.signature(module.forward).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
-    return frozenset(one.name for one in known)
+    return frozenset(parameter.name for parameter in parameters)
 
 
 def add_maps(model: Any, stream: Stream, bases: list[Basis]) -> None:
@@ -97,15 +99,20 @@ def add_maps(model: Any, stream: Stream, bases: list[Basis]) -> None:
         f"the layers of {type(model).__name__} do more than norm, sublayer and residual add",
         hint="use --set junctions=same, which keeps the code of the layers",
     )
-    inside: dict[str, list[ResidualBlock]] = {}
+    by_layer: dict[str, list[ResidualBlock]] = {}
     for block in stream.blocks:
-        inside.setdefault(block.layer, []).append(block)
-    parts = [(block.layer, one) for block in stream.blocks for one in block.sublayers]
-    if any("." in name.removeprefix(f"{path}.") for path, one in parts for name in one.modules):
+        by_layer.setdefault(block.layer, []).append(block)
+    modules = [
+        name.removeprefix(f"{block.layer}.")
+        for block in stream.blocks
+        for sublayer in block.sublayers
+        for name in sublayer.modules
+    ]
+    if any("." in name for name in modules):
         raise refusal  # a sublayer within another module of the layer
     mapped = {
         path: MappedLayer(model.get_submodule(path), blocks, gives_tuple=path in stream.tuples)
-        for path, blocks in inside.items()
+        for path, blocks in by_layer.items()
     }
     for path, layer in mapped.items():
         model.set_submodule(path, layer)
@@ -123,7 +130,7 @@ def add_maps(model: Any, stream: Stream, bases: list[Basis]) -> None:
 
 
 def _map(old: Basis, new: Basis, hidden: int, table: nn.Parameter) -> nn.Linear:
-    weight = new.part(old.matrix(hidden), 0)
+    weight = new.project(old.matrix(hidden), 0)
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = successor(table, weight)
     return linear

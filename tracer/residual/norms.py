@@ -14,7 +14,7 @@ from torch import nn
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import cutting
-from prunescope.tracer.model.narrow import eps, set_norm_weight, successor
+from prunescope.tracer.model.narrow import epsilons, set_norm_weight, successor
 from prunescope.tracer.residual.ports import Basis
 from prunescope.tracer.residual.stream import Stream, unsupported
 
@@ -43,7 +43,7 @@ def read_norm(norm: Any, hidden: int) -> Norm:
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
     like = weight if isinstance(weight, torch.Tensor) else torch.ones(hidden)
     if like.shape != (hidden,):
-        raise _no_norm(norm)
+        raise _norm_refusal(norm)
     # A mean other than 0 shows a norm that subtracts it.
     probe = torch.linspace(-1, 3, hidden, device=like.device).to(like.dtype)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def read_norm(norm: Any, hidden: int) -> Norm:
             expected = (stored + offset) * unit + (0.0 if shift is None else shift)
             if torch.allclose(output, expected, rtol=0.02, atol=0.02):
                 return Norm(gain=stored + offset, offset=offset, bias=shift, centred=centred)
-    raise _no_norm(norm)
+    raise _norm_refusal(norm)
 
 
 def convert_norms(model: nn.Module, stream: Stream) -> bool:
@@ -66,9 +66,9 @@ def convert_norms(model: nn.Module, stream: Stream) -> bool:
     norms = {name: read_norm(model.get_submodule(name), stream.hidden) for name in stream.norms()}
     if not any(norm.centred or norm.bias is not None for norm in norms.values()):
         return folded
-    if len({norm.centred for norm in norms.values()}) > 1 or not stream.rotatable:
+    if len({norm.centred for norm in norms.values()}) > 1 or not stream.is_rotatable:
         raise unsupported(model, "only some of its norms subtract the mean")
-    own_head(stream)
+    untie_head(stream)
     for port in (*stream.tables, *stream.writers()):
         if norms[stream.final_norm].centred:
             port.set(port.weight - port.weight.mean(port.axis, keepdim=True))
@@ -91,7 +91,7 @@ def narrow_stream_norm(
     """
     read = read_norm(norm, hidden)
     if read.centred or read.bias is not None:
-        raise _no_norm(norm)
+        raise _norm_refusal(norm)
     scale = (hidden / basis.kept) ** 0.5
     like = norm.weight
     if folded:
@@ -102,7 +102,7 @@ def narrow_stream_norm(
     return scale * read.gain if folded else None
 
 
-def own_head(stream: Stream) -> None:
+def untie_head(stream: Stream) -> None:
     """Untie a head that shares the embedding table."""
     if stream.tied is not None:
         stream.head.set(stream.head.weight.clone())
@@ -112,7 +112,7 @@ def _fold_table_norm(model: nn.Module, stream: Stream) -> bool:
     """Fold a norm right after the table into the table."""
     if not stream.table_norm:
         return False
-    own_head(stream)
+    untie_head(stream)
     table = stream.tables[0]
     norm = model.get_submodule(stream.table_norm)
     with torch.no_grad():
@@ -131,7 +131,7 @@ def _rms_norm(norm: Any, read: Norm, stream: Stream) -> nn.Module:
 
 def _epsilon(norm: Any) -> float:
     """ε, from an attribute, or from the norm's output for values of mean square 10⁻⁶."""
-    for value in eps(norm).values():
+    for value in epsilons(norm).values():
         return value
     values = torch.tensor([1e-3, -1e-3]).repeat(512)
     shape = getattr(norm, "normalized_shape", (values.numel(),))
@@ -140,7 +140,7 @@ def _epsilon(norm: Any) -> float:
     return 1e-6 * (1 / square - 1)
 
 
-def _no_norm(norm: nn.Module) -> PrunescopeError:
+def _norm_refusal(norm: nn.Module) -> PrunescopeError:
     return PrunescopeError(
         f"{type(norm).__name__} is neither an RMS norm nor a layer norm of the residual stream",
         hint=f"{cutting('stream')} supports norms that divide by the root mean square, with or "

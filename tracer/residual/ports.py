@@ -43,18 +43,18 @@ class Basis:
         """h'."""
         return self.dimensions.numel() if self.directions is None else self.directions.shape[1]
 
-    def part(self, values: torch.Tensor, axis: int = -1) -> torch.Tensor:
+    def project(self, values: torch.Tensor, axis: int = -1) -> torch.Tensor:
         """Project an axis of length h onto the basis, of length h'."""
         if self.directions is not None:
             return (values.movedim(axis, -1) @ self.directions).movedim(-1, axis)
         kept = values.index_select(axis, self.dimensions)
-        return kept if self.signs is None else along(kept, self.signs, axis)
+        return kept if self.signs is None else scale_axis(kept, self.signs, axis)
 
     def matrix(self, hidden: int) -> torch.Tensor:
         """Q [h, h']."""
         if self.directions is not None:
             return self.directions
-        return self.part(torch.eye(hidden, device=self.dimensions.device))
+        return self.project(torch.eye(hidden, device=self.dimensions.device))
 
 
 @dataclass
@@ -81,11 +81,11 @@ class Port:
             before, after = old.shape[self.axis], value.shape[self.axis]
             _set_features(self.holder, self.axis, before, after)
 
-    def adopt(self, other: Port) -> None:
+    def adopt(self, table: Port) -> None:
         """Share the parameter of another port, as a head that is tied to the embedding."""
-        old, new = getattr(self.holder, self.name), getattr(other.holder, other.name)
+        old, new = getattr(self.holder, self.name), getattr(table.holder, table.name)
         setattr(self.holder, self.name, new)
-        _set_features(self.holder, self.axis, old.shape[self.axis], new.shape[other.axis])
+        _set_features(self.holder, self.axis, old.shape[self.axis], new.shape[table.axis])
 
     def shift(self, offset: torch.Tensor) -> None:
         """Add a reader's output for an offset [h] of its inputs to its bias.
@@ -104,7 +104,7 @@ class Port:
         setattr(self.holder, self.bias, successor(weight if known is None else known, added))
 
 
-def along(values: torch.Tensor, factors: torch.Tensor, axis: int) -> torch.Tensor:
+def scale_axis(values: torch.Tensor, factors: torch.Tensor, axis: int) -> torch.Tensor:
     """Values times `factors` [h] along an axis."""
     return (values.movedim(axis, -1) * factors).movedim(-1, axis)
 
@@ -115,7 +115,7 @@ def reader_of(module: nn.Linear | Any) -> Port:
     return Port(module, "weight", axis, bias="bias")
 
 
-def ports(
+def find_ports(
     path: str, module: nn.Module, hidden: int, *, reads: bool
 ) -> tuple[list[Port], list[Port]]:
     """(readers, writers) among the parameters of one module; `reads`: it has the same input as its
@@ -127,14 +127,16 @@ def ports(
             if role in _EXPERT_READERS:
                 readers.append(_stacked(module, name, value, hidden, writes=False))
             elif role in _WRITERS:
-                writers += _with_bias(module, _stacked(module, name, value, hidden, writes=True))
+                writers += _port_and_bias(
+                    module, _stacked(module, name, value, hidden, writes=True)
+                )
         elif value.dim() == 2 and name == "weight":
             writes = role in _WRITERS
             axis = int(writes) if isinstance(module, Conv1D) else int(not writes)
             if value.shape[axis] != hidden:
                 continue
             if writes:
-                writers += _with_bias(module, Port(module, name, axis))
+                writers += _port_and_bias(module, Port(module, name, axis))
             elif reads:
                 readers.append(reader_of(module))
     return readers, writers
@@ -154,7 +156,7 @@ def _stacked(module: Any, name: str, value: torch.Tensor, hidden: int, *, writes
     return Port(module, name, axis, bias=f"{name}_bias")
 
 
-def _with_bias(module: Any, port: Port) -> list[Port]:
+def _port_and_bias(module: Any, port: Port) -> list[Port]:
     name = "bias" if port.name == "weight" else f"{port.name}_bias"
     bias = getattr(module, name, None)
     return [port] if bias is None else [port, Port(module, name, bias.dim() - 1)]

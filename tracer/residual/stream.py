@@ -18,9 +18,9 @@ from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.roles import locate
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.model.narrow import is_norm
-from prunescope.tracer.residual.ports import Port, ports, reader_of
+from prunescope.tracer.residual.ports import Port, find_ports, reader_of
 from prunescope.tracer.residual.sublayers import roots
-from prunescope.tracer.residual.watch import FirstCalls, Value, fed, same, watch
+from prunescope.tracer.residual.watch import FirstCalls, Value, are_equal, source_of, watch_layers
 
 
 @dataclass(kw_only=True)
@@ -56,10 +56,10 @@ class ResidualBlock:
 
     def norms(self) -> dict[str, list[Port]]:
         """Norm that reads the stream -> its readers; "" for readers without a norm."""
-        found: dict[str, list[Port]] = {}
+        readers: dict[str, list[Port]] = {}
         for sublayer in self.sublayers:
-            found.setdefault(sublayer.before, []).extend(sublayer.readers)
-        return found
+            readers.setdefault(sublayer.before, []).extend(sublayer.readers)
+        return readers
 
     def writers(self) -> list[Port]:
         """Weights and biases that write to the next junction."""
@@ -81,10 +81,10 @@ class Stream:
     logits: torch.Tensor  # of `probe`, of the unchanged model
 
     @property
-    def rotatable(self) -> bool:
+    def is_rotatable(self) -> bool:
         """Whether an orthogonal map of the stream can be folded into the weights: not if a norm
         with a gain writes to the stream."""
-        return not any(one.after for block in self.blocks for one in block.sublayers)
+        return not any(part.after for block in self.blocks for part in block.sublayers)
 
     @property
     def tied(self) -> Port | None:
@@ -95,8 +95,7 @@ class Stream:
     @property
     def device(self) -> torch.device:
         """The device of the embedding."""
-        device: torch.device = self.tables[0].holder.weight.device
-        return device
+        return self.tables[0].holder.weight.device
 
     def entrances(self) -> list[str]:
         """The module that is called with each junction, first to last."""
@@ -108,9 +107,9 @@ class Stream:
 
     def norms(self) -> dict[str, list[Port]]:
         """Norm that reads the stream -> its readers; the head is that of the final norm."""
-        found = {name: list(r) for block in self.blocks for name, r in block.norms().items()}
-        found.pop("", None)
-        return {**found, self.final_norm: [self.head]}
+        norms = {name: list(r) for block in self.blocks for name, r in block.norms().items()}
+        norms.pop("", None)
+        return {**norms, self.final_norm: [self.head]}
 
 
 def read_stream(model: nn.Module) -> Stream:
@@ -124,7 +123,7 @@ def read_stream(model: nn.Module) -> Stream:
     tables, table_norm, final = _outer_ports(model, name, hidden)
     if not any(port.holder is embedding for port in tables) or head.in_features != hidden:
         raise unsupported(model, "its embedding, its layers and its head differ in width")
-    seen = watch(model, (path for path, _ in layers.named_modules(prefix=name) if path != name))
+    seen = watch_layers(model)
     blocks: list[ResidualBlock] = []
     for index, layer in enumerate(layers):
         blocks += _blocks(model, layer, f"{name}.{index}", hidden, seen)
@@ -136,7 +135,7 @@ def read_stream(model: nn.Module) -> Stream:
         head=reader_of(head),
         final_norm=final,
         hidden=hidden,
-        tuples=seen.tuples & {f"{name}.{index}" for index in range(len(layers))},
+        tuples={f"{name}.{i}" for i in range(len(layers)) if f"{name}.{i}" in seen.lengths},
         logits=seen.logits,
     )
 
@@ -144,7 +143,7 @@ def read_stream(model: nn.Module) -> Stream:
 def _blocks(
     model: Any, layer: nn.Module, path: str, hidden: int, seen: FirstCalls
 ) -> list[ResidualBlock]:
-    kinds = {root: kind for kind, found in roots(layer, path).items() for root in found}
+    kinds = {root: kind for kind, paths in roots(layer, path).items() for root in paths}
     norms = [
         name
         for name, module in layer.named_modules(prefix=path)
@@ -155,23 +154,24 @@ def _blocks(
         _sublayer(model, chain, kinds[chain[0]], hidden, seen)
         for chain in _chains(model, [name for name in seen.order if name in kinds], given, seen)
     ]
-    for one in sublayers:
-        one.before = fed(seen.taken[one.chain[0]], given)
-    free = [name for name in norms if all(name != one.before for one in sublayers)]
+    for sublayer in sublayers:
+        sublayer.before = source_of(seen.taken[sublayer.chain[0]], given)
+    free = set(norms) - {sublayer.before for sublayer in sublayers}
     blocks: list[ResidualBlock] = []
     last: Value | None = None
-    for one in sublayers:
-        left = {one.chain[-1]: seen.given[one.chain[-1]]}
-        one.after = next((name for name in free if fed(seen.taken[name], left)), "")
-        junction = seen.taken[one.entrance]
-        if last is None or not same(junction, last):
+    for sublayer in sublayers:
+        left = {sublayer.chain[-1]: seen.given[sublayer.chain[-1]]}
+        readers = (name for name in norms if name in free and source_of(seen.taken[name], left))
+        sublayer.after = next(readers, "")
+        junction = seen.taken[sublayer.entrance]
+        if last is None or not are_equal(junction, last):
             blocks.append(ResidualBlock(layer=path, sublayers=[]))
-        blocks[-1].sublayers.append(one)
+        blocks[-1].sublayers.append(sublayer)
         last = junction
-    used = {name for one in sublayers for name in one.modules}
-    others = _unread(layer, path, used, seen)
-    if others:
-        raise unsupported(model, f"{path} also has {', '.join(others)}")
+    used = {name for sublayer in sublayers for name in sublayer.modules}
+    unexplained = _unexplained_modules(layer, path, used, seen)
+    if unexplained:
+        raise unsupported(model, f"{path} also has {', '.join(unexplained)}")
     return blocks
 
 
@@ -185,7 +185,7 @@ def _chains(
             continue
         ends = {chain[-1]: seen.given[chain[-1]] for chain in chains}
         # A norm with gain 1 may return a multiple of its input: its readers are not fed by a chain.
-        end = fed(seen.taken[name], {**ends, **norms})
+        end = source_of(seen.taken[name], {**ends, **norms})
         if end in ends:
             next(chain for chain in chains if chain[-1] == end).append(name)
         elif next(model.get_submodule(name).parameters(), None) is not None:
@@ -199,22 +199,25 @@ def _sublayer(model: Any, chain: list[str], kind: str, hidden: int, seen: FirstC
     entering = {chain[0]: seen.taken[chain[0]]}
     for root in chain:
         for name, module in model.get_submodule(root).named_modules(prefix=root):
-            reads = name in seen.taken and bool(fed(seen.taken[name], entering))
-            found = ports(name, module, hidden, reads=reads)
-            readers, writers = [*readers, *found[0]], [*writers, *found[1]]
+            reads = name in seen.taken and bool(source_of(seen.taken[name], entering))
+            more_readers, more_writers = find_ports(name, module, hidden, reads=reads)
+            readers += more_readers
+            writers += more_writers
     if not readers or not writers:
         raise unsupported(model, f"{chain[0]} has no weights that read and write the stream")
     return Sublayer(kind=kind, chain=chain, before="", after="", readers=readers, writers=writers)
 
 
-def _unread(layer: nn.Module, path: str, used: set[str], seen: FirstCalls) -> list[str]:
+def _unexplained_modules(
+    layer: nn.Module, path: str, used: set[str], seen: FirstCalls
+) -> list[str]:
     """Modules with weights that were called in a layer, outside of its sublayers and norms."""
     return [
         name
         for name, module in layer.named_modules(prefix=path)
         if (name in seen.taken or module is layer)
         and next(module.parameters(recurse=False), None) is not None
-        and not any(name == one or name.startswith(f"{one}.") for one in used)
+        and not any(f"{name}.".startswith(f"{root}.") for root in used)
     ]
 
 
@@ -223,7 +226,7 @@ def _outer_ports(model: nn.Module, layers: str, hidden: int) -> tuple[list[Port]
     path = layers.rpartition(".")[0]
     tables: list[Port] = []
     norms: dict[str, list[str]] = {"embedding": [], "final_norm": []}
-    others: list[str] = []
+    unknown: list[str] = []
     for child_name, child in model.get_submodule(path).named_children():
         name = f"{path}.{child_name}" if path else child_name
         role = locate(name).role
@@ -232,18 +235,18 @@ def _outer_ports(model: nn.Module, layers: str, hidden: int) -> tuple[list[Port]
         elif is_norm(child) and role in norms:
             norms[role].append(name)
         elif name != layers and next(child.parameters(), None) is not None:
-            others.append(name)
+            unknown.append(name)
     first, final = norms["embedding"], norms["final_norm"]
-    if others or len(final) != 1 or len(first) > 1 or len(first) * len(tables) > 1:
-        extra = ", ".join([*others, *first]) or f"{len(final)} final norms"
+    if unknown or len(final) != 1 or len(first) > 1 or len(first) * len(tables) > 1:
+        extra = ", ".join([*unknown, *first]) or f"{len(final)} final norms"
         raise unsupported(model, f"outside its layers it has {extra}")
     return tables, "".join(first), final[0]
 
 
-def unsupported(model: nn.Module, what: str) -> PrunescopeError:
+def unsupported(model: nn.Module, reason: str) -> PrunescopeError:
     """The error for a model whose stream is not supported."""
     return PrunescopeError(
-        f"the residual stream of {type(model).__name__} cannot be narrowed: {what}",
+        f"the residual stream of {type(model).__name__} cannot be narrowed: {reason}",
         hint=f"{cutting('stream')} supports decoders that add attention, a mixer, an MLP or "
         "experts to one stream; `prunescope families --architecture` lists the known ones",
     )

@@ -6,7 +6,6 @@ a module is fed by another if its input is the other's output, or a multiple of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from prunescope.tracer.model.forwards import first_tensor, hooked
+from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.model.logits import probe
 
 # Share of the norm of a tensor: a multiplier in bfloat16 rounds by 2^-9.
@@ -36,17 +36,16 @@ class FirstCalls:
     logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     taken: dict[str, Value] = field(default_factory=dict)
     given: dict[str, Value] = field(default_factory=dict)
-    tuples: set[str] = field(default_factory=set)  # modules that return a tuple
+    lengths: dict[str, int] = field(default_factory=dict)  # of the tuples that modules return
     order: list[str] = field(default_factory=list)
     alive: list[Any] = field(default_factory=list)  # addresses are reused after tensors die
 
 
-def watch(model: nn.Module, paths: Iterable[str]) -> FirstCalls:
+def watch_layers(model: nn.Module) -> FirstCalls:
     """Run one forward of `model`, and record these modules."""
-    seen = FirstCalls()
-    handles = []
-    for path in paths:
-        module = model.get_submodule(path)
+    seen, handles = FirstCalls(), []
+    name, layers = decoder_layers(model)
+    for path, module in layers.named_modules(prefix=name):
         handles.append(module.register_forward_pre_hook(_enter(path, seen), with_kwargs=True))
         handles.append(module.register_forward_hook(_leave(path, seen)))
     with hooked(handles):
@@ -54,29 +53,29 @@ def watch(model: nn.Module, paths: Iterable[str]) -> FirstCalls:
     return seen
 
 
-def same(first: Value, second: Value) -> bool:
+def are_equal(first: Value, second: Value) -> bool:
     """Whether two values are equal, number by number."""
     a, b = first.tensor, second.tensor
     return a.shape == b.shape and bool(torch.equal(a, b))
 
 
-def fed(taken: Value, given: dict[str, Value]) -> str:
+def source_of(taken: Value, given: dict[str, Value]) -> str:
     """The name of the value that `taken` comes from: the same tensor, an equal one, or a multiple
     of it; "" if there is none."""
-    one = taken.tensor.flatten().float()
-    others = {name: value.tensor.flatten().float() for name, value in given.items()}
-    alike = [name for name, other in others.items() if one.shape == other.shape]
-    equal = (name for name in alike if torch.equal(one, others[name]))
-    named = (name for name in alike if given[name].address == taken.address)
-    itself = (name for name in named if torch.equal(one, others[name]))
-    multiples = (name for name in alike if _is_multiple(one, others[name]))
+    entering = taken.tensor.flatten().float()
+    flat = {name: value.tensor.flatten().float() for name, value in given.items()}
+    alike = [name for name, values in flat.items() if entering.shape == values.shape]
+    equal = [name for name in alike if torch.equal(entering, flat[name])]
+    itself = (name for name in equal if given[name].address == taken.address)
+    multiples = (name for name in alike if _is_multiple(entering, flat[name]))
     return next(chain(itself, equal, multiples), "")
 
 
-def _is_multiple(one: torch.Tensor, other: torch.Tensor) -> bool:
-    square = float(other @ other)
-    factor = float(one @ other) / square if square else 0.0
-    return factor != 0 and float((one - factor * other).norm()) <= _ROUNDING * float(one.norm())
+def _is_multiple(product: torch.Tensor, base: torch.Tensor) -> bool:
+    square = float(base @ base)
+    factor = float(product @ base) / square if square else 0.0
+    difference = float((product - factor * base).norm())
+    return factor != 0 and difference <= _ROUNDING * float(product.norm())
 
 
 def _enter(path: str, seen: FirstCalls) -> Any:
@@ -98,6 +97,6 @@ def _leave(path: str, seen: FirstCalls) -> Any:
             seen.alive.append(left)
             seen.given[path] = Value(left.detach().clone(), left.data_ptr())
             if isinstance(output, tuple):
-                seen.tuples.add(path)
+                seen.lengths[path] = len(output)
 
     return hook

@@ -10,7 +10,9 @@ import copy
 import functools
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,10 +42,10 @@ class Sampler:
     views of one table, so that sampling launches no kernel. All streams share the table. While a
     request is scored, they follow from its tokens: see `calibration.requests`."""
 
-    def __init__(self, point: Point, what: str, shared: Sampler | None = None) -> None:
+    def __init__(self, point: Point, purpose: str, shared: Sampler | None = None) -> None:
         self.seed, self.is_random = point.seed, point.select == "random"
-        self._name = f"{point.seed}:{what}"
-        self._stream = self._of_request = random.Random(self._name)
+        self._name = f"{point.seed}:{purpose}"
+        self._stream = self._request_stream = random.Random(self._name)
         self._request: Request | None = None
         self._root: Sampler = shared._root if shared is not None else self
         self._table: torch.Tensor | None = None
@@ -51,42 +53,42 @@ class Sampler:
         self._count = 0
         self._root._count += 1
         self.number = self._root._count
-        self._turns: Sampler | None = None
+        self._leader: Sampler | None = None
 
     @property
     def stream(self) -> random.Random:
         """The stream of the request being scored, from its start; outside of scoring one stream
         that goes on from forward to forward."""
-        if self._turns is not None:
-            return self._turns.stream
+        if self._leader is not None:
+            return self._leader.stream
         request = current_request()
         if request is None:
             return self._stream
         if request is not self._request:
             self._request = request
-            self._of_request = random.Random(f"{self._name}:{request.name}")
-        return self._of_request
+            self._request_stream = random.Random(f"{self._name}:{request.name}")
+        return self._request_stream
 
-    def stream_for(self, point: Point, what: str) -> Sampler:
+    def stream_for(self, point: Point, purpose: str) -> Sampler:
         """A sampler with an independent stream over the same table."""
-        return Sampler(point, what, self)
+        return Sampler(point, purpose, self)
 
-    def in_turn(self) -> Sampler:
+    def share_stream(self) -> Sampler:
         """A sampler that takes turns with this one: it continues the same stream."""
-        other = copy.copy(self)
+        partner = copy.copy(self)
         self._root._count += 1
-        other.number, other._turns = self._root._count, self
-        return other
+        partner.number, partner._leader = self._root._count, self
+        return partner
 
     def replace(self, scores: torch.Tensor) -> torch.Tensor:
         """Uniform numbers in place of `scores`; `scores` themselves if parts are not random."""
         if not self.is_random:
             return scores
         step = static_step()
-        numbers = self._sampled(scores) if step is None else self._held(step, scores)
+        numbers = self._sample_now(scores) if step is None else self._sampled_before(step, scores)
         return torch.add(numbers, scores, alpha=0)
 
-    def _sampled(self, like: torch.Tensor) -> torch.Tensor:
+    def _sample_now(self, like: torch.Tensor) -> torch.Tensor:
         """Random numbers of the shape of `like`, from the host's stream."""
         count = like.numel()
         table = self._root._uniform(count, like.device)
@@ -94,11 +96,11 @@ class Sampler:
         start = self.stream.randrange(table.numel() - max(1, count))
         return table[start : start + count].view(like.shape)
 
-    def _held(self, step: StaticStep, like: torch.Tensor) -> torch.Tensor:
+    def _sampled_before(self, step: StaticStep, like: torch.Tensor) -> torch.Tensor:
         """Random numbers of a static step, which were taken before the sample."""
         # Prompts of another length, which no graph holds, need other ones.
         if self.number not in step.random_numbers or step.held(self.number).shape != like.shape:
-            step.hold(self.number, functools.partial(self._sampled, torch.empty_like(like)))
+            step.hold(self.number, functools.partial(self._sample_now, torch.empty_like(like)))
         return step.held(self.number)
 
     def count_successes(self, trials: int, share: float) -> int:
@@ -149,10 +151,10 @@ class Counted:
 
 
 def score_weight(
-    outputs: int, inputs: int, *, like: torch.Tensor, seed: int, what: str
+    outputs: int, inputs: int, *, like: torch.Tensor, seed: int, purpose: str
 ) -> nn.Parameter:
     """A random router weight [outputs, inputs] from the seed."""
-    weight = torch.randn(outputs, inputs, generator=seeded(seed, what)) / math.sqrt(inputs)
+    weight = torch.randn(outputs, inputs, generator=seeded(seed, purpose)) / math.sqrt(inputs)
     return nn.Parameter(weight.to(like.device, like.dtype))
 
 
@@ -161,19 +163,25 @@ def flat_positions(positions: torch.Tensor, length: int) -> torch.Tensor:
     batch = positions.shape[0]
     if batch == 1:
         return positions
-    return positions + torch.arange(0, batch * length, length, device=positions.device).unsqueeze(
-        -1
-    )
+    first = torch.arange(0, batch * length, length, device=positions.device)
+    return positions + first.unsqueeze(-1)
 
 
-def token_rows(index: torch.Tensor, length: int) -> torch.Tensor:
+def flat_key_rows(index: torch.Tensor, length: int) -> torch.Tensor:
     """Positions [B, n, m] in sequences of `length` as rows of [B·n·length, d], flat."""
     batch, heads = index.shape[:2]
     first = torch.arange(0, batch * heads * length, length, device=index.device)
     return (index + first.view(batch, heads, 1)).flatten()
 
 
-def taken(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def take_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """The rows of [B, n, L, d] that `token_rows` returned, as [B, n, m, d]."""
     batch, heads, _, width = x.shape
     return x.reshape(-1, width).index_select(0, rows).view(batch, heads, -1, width)
+
+
+def with_first(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Return a module's output with its tensor changed: the first of a tuple, or the output itself."""
+    if isinstance(output, tuple):
+        return (change(output[0]), *output[1:])
+    return change(output)

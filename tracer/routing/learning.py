@@ -42,13 +42,13 @@ def straight_through(scores: torch.Tensor) -> torch.Tensor:
     return 1 + soft - soft.detach()
 
 
-def in_float32(router: Any) -> None:
+def cast_to_float32(router: Any) -> None:
     """Cast a router's weight for training: small steps are lost in half precision."""
     router.own_dtype, router.own_flag = router.weight.dtype, router.weight.requires_grad
     router.weight = nn.Parameter(router.weight.detach().float(), requires_grad=False)
 
 
-def in_own_dtype(router: Any) -> None:
+def restore_dtype(router: Any) -> None:
     """Cast the weight back to the model's dtype, with its old `requires_grad`, by which torch
     chooses kernels (see tracer.model.narrow.successor)."""
     trained = router.weight.detach().to(router.own_dtype)
@@ -112,7 +112,7 @@ class RowLearner:
                 router.sparsity = 0.0
             fit_routers(self.model, self.sites, calibration, sparsity=self.sparsity, equal=True)
         for router in routers:
-            in_float32(router)
+            cast_to_float32(router)
             router.learns = True
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -122,7 +122,7 @@ class RowLearner:
     def finish(self, calibration: Calibration) -> None:
         """Set thresholds for decode by the rows that go through after training."""
         for site in self.sites:
-            in_own_dtype(site.router)
+            restore_dtype(site.router)
             site.router.learns = False
         set_thresholds(self.model, self.sites, calibration)
         for site in self.sites:

@@ -43,8 +43,11 @@ def movable_layers(model: nn.Module) -> nn.ModuleList:
 def has_mixers(model: nn.Module) -> bool:
     """Whether a layer has a mixer with a state, next to its attention or instead of it."""
     name, layers = decoder_layers(model)
-    paths = (at for i, one in enumerate(layers) for at in roots(one, f"{name}.{i}")["attention"])
-    return any(locate(at).scope == "mixer" for at in paths)
+    return any(
+        locate(path).scope == "mixer"
+        for i, layer in enumerate(layers)
+        for path in roots(layer, f"{name}.{i}")["attention"]
+    )
 
 
 def layer_attentions(model: nn.Module) -> list[AttentionParts]:
@@ -59,13 +62,13 @@ def whole_attentions(model: nn.Module) -> list[AttentionParts]:
 
     Raises PrunescopeError if there is none.
     """
-    found = [parts for parts in layer_attentions(model) if parts.window is None]
-    if not found:
+    attentions = [parts for parts in layer_attentions(model) if parts.window is None]
+    if not attentions:
         raise PrunescopeError(
             f"every layer of {type(model).__name__} with attention has a sliding window",
             hint="a window leaves few keys: choose a family that does not skip or evict keys",
         )
-    return found
+    return attentions
 
 
 def is_prenorm(layer: Any) -> bool:
@@ -73,7 +76,7 @@ def is_prenorm(layer: Any) -> bool:
     MLP, and no float attribute, which could scale their outputs."""
     if any(isinstance(value, float) for value in vars(layer).values()):
         return False
-    if _children(layer) != PRE_NORM or _children(layer.mlp) != _MLP:
+    if _child_names(layer) != PRE_NORM or _child_names(layer.mlp) != _MLP:
         return False
     return all(isinstance(getattr(layer.mlp, name), nn.Linear) for name in _MLP - {"act_fn"})
 
@@ -86,15 +89,15 @@ def _unsupported(name: str) -> PrunescopeError:
     )
 
 
-def _children(module: nn.Module) -> set[str]:
+def _child_names(module: nn.Module) -> set[str]:
     return {name for name, _ in module.named_children()}
 
 
-def check_runs(model: Any, what: str, stream: random.Random) -> None:
+def check_runs(model: Any, change: str, stream: random.Random) -> None:
     """Raises PrunescopeError if the pruned model does not run. The state of the random `stream` is
     restored."""
     with _restored([stream]):
-        probe(model, what)
+        probe(model, change)
 
 
 @contextmanager
@@ -110,13 +113,13 @@ def _restored(streams: Sequence[random.Random]) -> Iterator[None]:
 
 def _streams(built: Sequence[Any]) -> list[random.Random]:
     """The random streams of modules and their routers that have a `sampler`."""
-    owners = [owner for module in built for owner in (module, getattr(module, "router", None))]
+    owners = [owner for part in built for owner in (part, getattr(part, "router", None))]
     samplers = [getattr(owner, "sampler", None) for owner in owners]
     return [sampler.stream for sampler in samplers if sampler is not None]
 
 
 @torch.no_grad()
-def rebuilt(model: Any, build: Callable[[], Sequence[Any]], *, sparsity: float) -> None:
+def rebuild(model: Any, build: Callable[[], Sequence[Any]], *, sparsity: float) -> None:
     """Build the family's modules, compare their forwards at s = 0 with the dense ones, without a
     cache and with one, then set the sparsity.
 
@@ -140,8 +143,7 @@ def rebuilt(model: Any, build: Callable[[], Sequence[Any]], *, sparsity: float) 
         raise
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
         raise _unsupported(name) from error
-    for found, expected in zip(again, dense, strict=True):
-        if not within(found, expected, REBUILT):
-            raise _unsupported(name)
+    if not all(within(*pair, REBUILT) for pair in zip(again, dense, strict=True)):
+        raise _unsupported(name)
     for module in built:
         module.sparsity = sparsity

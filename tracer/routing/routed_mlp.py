@@ -16,8 +16,8 @@ from prunescope.tracer.attention.parts import unsupported
 from prunescope.tracer.model.channels import find_channels
 from prunescope.tracer.model.forwards import extend
 from prunescope.tracer.residual.sublayers import roots
-from prunescope.tracer.routing.decisions import Counted, Tally
-from prunescope.tracer.routing.row_router import RowRouter, Rows, SameRows, scattered, spread
+from prunescope.tracer.routing.decisions import Counted, Tally, with_first
+from prunescope.tracer.routing.row_router import RowRouter, Rows, SameRows, add_rows, place_rows
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,19 @@ class Mlp:
     bare: tuple[str, str] | None = None
 
 
-def mlp_of(model: nn.Module, layer: nn.Module, path: str) -> Mlp:
+def find_mlp(model: nn.Module, layer: nn.Module, path: str) -> Mlp:
     """The MLP of a layer, gated or not, or its experts."""
-    every = roots(layer, path)["mlp"]
-    found = [at for at in every if next(model.get_submodule(at).parameters(), None) is not None]
+    paths = [
+        root
+        for root in roots(layer, path)["mlp"]
+        if next(model.get_submodule(root).parameters(), None) is not None
+    ]
     bare = [part for part in find_channels(layer, path) if not part.modules]
-    if len(found) != 1 and len(bare) == 1 and len(bare[0].ups) == 1:
+    if len(paths) != 1 and len(bare) == 1 and len(bare[0].ups) == 1:
         return Mlp([], (bare[0].ups[0].path, bare[0].down.path))
-    if not found:
+    if not paths:
         raise unsupported(model, "its MLP is not a module")
-    return Mlp(found)
+    return Mlp(paths)
 
 
 class RoutedMlp(nn.Module, Counted):
@@ -64,8 +67,8 @@ class RoutedMlp(nn.Module, Counted):
         if rows is None:
             return residual
         x = norm(residual.view(-1, width).index_select(0, rows.flat))
-        out = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
-        return scattered(residual, rows.flat, rows.gated(out))
+        output = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+        return add_rows(residual, rows.flat, rows.gated(output))
 
 
 class _Routed(Counted):
@@ -83,11 +86,9 @@ class _Routed(Counted):
             zeros = torch.zeros_like(hidden_states)
             return (zeros, *[None] * (self.outputs - 1)) if self.outputs else zeros
         x = hidden_states.reshape(-1, width).index_select(0, rows.flat).unsqueeze(0)
-        out = super().forward(x, *args, **kwargs)  # type: ignore[misc]
-        self.outputs = len(out) if isinstance(out, tuple) else 0
-        if self.outputs:
-            return (spread(hidden_states, rows.flat, rows.gated(out[0])), *out[1:])
-        return spread(hidden_states, rows.flat, rows.gated(out))
+        output = super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        self.outputs = len(output) if isinstance(output, tuple) else 0
+        return with_first(output, lambda y: place_rows(hidden_states, rows.flat, rows.gated(y)))
 
 
 class _MlpEntry(Counted):
@@ -106,9 +107,8 @@ class _MlpEntry(Counted):
         self.rows = rows, x
         if rows is None:
             return x.new_empty(0, 0)
-        taken = x.reshape(-1, x.shape[-1]).index_select(0, rows.flat)
-        out: torch.Tensor = super().forward(taken)  # type: ignore[misc]
-        return out
+        active = x.reshape(-1, x.shape[-1]).index_select(0, rows.flat)
+        return super().forward(active)  # type: ignore[misc]
 
 
 class _MlpExit:
@@ -122,7 +122,7 @@ class _MlpExit:
         rows, like = self.entry[0].rows
         if rows is None:
             return torch.zeros_like(like)
-        return spread(like, rows.flat, rows.gated(super().forward(x)))  # type: ignore[misc]
+        return place_rows(like, rows.flat, rows.gated(super().forward(x)))  # type: ignore[misc]
 
 
 def route_mlp(
@@ -131,7 +131,7 @@ def route_mlp(
     """Put a router into an MLP. `attention`: that of the same layer, with `seen`. Returns the
     modules whose outputs add up to that of the MLP."""
     if mlp.bare is None:
-        modules = [model.get_submodule(at) for at in mlp.modules]
+        modules = [model.get_submodule(path) for path in mlp.modules]
         for index, module in enumerate(modules):
             _route_module(module, router if index == 0 else SameRows(router))
         return modules

@@ -37,18 +37,20 @@ class Rows:
     mask: torch.Tensor | None
     gate: torch.Tensor | None = None
 
-    def gated(self, out: torch.Tensor) -> torch.Tensor:
+    def gated(self, output: torch.Tensor) -> torch.Tensor:
         """A sublayer's output for these rows, multiplied by the gate if there is one."""
-        return out if self.gate is None else out * self.gate.view(*out.shape[:-1], 1).to(out.dtype)
+        if self.gate is None:
+            return output
+        return output * self.gate.view(*output.shape[:-1], 1).to(output.dtype)
 
 
 class RowRouter(nn.Module):
     """Scores [h] → 1 for every token, and the rows that go through."""
 
-    def __init__(self, point: Point, sampler: Sampler, what: str, like: torch.Tensor) -> None:
+    def __init__(self, point: Point, sampler: Sampler, purpose: str, like: torch.Tensor) -> None:
         super().__init__()
-        self.sparsity, self.sampler = point.sparsity, sampler.stream_for(point, what)
-        self.weight = score_weight(1, like.shape[-1], like=like, seed=point.seed, what=what)
+        self.sparsity, self.sampler = point.sparsity, sampler.stream_for(point, purpose)
+        self.weight = score_weight(1, like.shape[-1], like=like, seed=point.seed, purpose=purpose)
         self.threshold: float | None = None  # of a fitted router: the lowest score that passes
         self.last: Rows | None = None  # the rows of the current forward
         self.learns = False  # in training: the weight gets a gradient
@@ -70,18 +72,18 @@ class RowRouter(nn.Module):
     ) -> Rows | None:
         """[B, T, h] to Rows; None if no row goes through. `masked`: attention follows; `given`:
         its mask [1 or B, 1, T, L], None for a causal one."""
-        self.last = self._rows(x, past=past, masked=masked, given=given)
+        self.last = self._choose(x, past=past, masked=masked, given=given)
         return self.last
 
-    def _rows(
+    def _choose(
         self, x: torch.Tensor, *, past: int, masked: bool, given: torch.Tensor | None
     ) -> Rows | None:
         batch, tokens, _ = x.shape
         scores = linear(x.to(self.weight.dtype), self.weight).squeeze(-1)  # [B, T]
         scores = self.sampler.replace(scores)
         if tokens == 1:
-            return self._of_step(scores.view(-1), given)
-        positions, gate = self._of_prompt(scores)
+            return self._choose_in_decode(scores.view(-1), given)
+        positions, gate = self._choose_in_prompt(scores)
         if not positions.shape[1]:
             return None
         flat, mask = flat_positions(positions, tokens), None
@@ -94,10 +96,10 @@ class RowRouter(nn.Module):
             mask = x.new_zeros(future.shape).masked_fill_(future, float("-inf")).unsqueeze(1)
         return Rows(flat.flatten(), positions, mask, gate)
 
-    def _of_prompt(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _choose_in_prompt(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The active positions [B, k] of scores [B, T], ascending, and their gate."""
         if self.causal and self.sparsity and not self.learns:
-            return self._above(scores)
+            return self._choose_by_threshold(scores)
         best = scores.topk(kept_count(scores.shape[1], self.sparsity))
         positions = best.indices.sort().values
         if self.tracks:
@@ -108,7 +110,9 @@ class RowRouter(nn.Module):
         distance = scores - best.values[:, -1:].detach()
         return positions, straight_through(distance.gather(1, positions)).flatten().unsqueeze(-1)
 
-    def _above(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _choose_by_threshold(
+        self, scores: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The positions whose score reaches the threshold: of random numbers in [0, 1), s. A
         sequence with fewer than the others is filled up with its first other tokens, whose gate is
         zero. Their number depends on the data: the host waits for the device. A static step has
@@ -126,10 +130,10 @@ class RowRouter(nn.Module):
             return positions, None
         return positions, passes.gather(1, positions).flatten().unsqueeze(-1).float()
 
-    def _of_step(self, scores: torch.Tensor, given: torch.Tensor | None) -> Rows | None:
+    def _choose_in_decode(self, scores: torch.Tensor, given: torch.Tensor | None) -> Rows | None:
         """The active rows of a decode step, by its scores [B] and the mask of its attention."""
         if static_step() is not None:
-            return self._of_static_step(scores, given)
+            return self._choose_in_static_step(scores, given)
         if self.threshold is not None:
             # Their number depends on the data: the host waits for the device.
             flat = self._passes(scores, self.threshold).nonzero().view(-1)
@@ -140,7 +144,7 @@ class RowRouter(nn.Module):
         flat = scores.topk(count).indices.sort().values
         return Rows(flat, flat.unsqueeze(-1), None)
 
-    def _of_static_step(self, scores: torch.Tensor, given: torch.Tensor | None) -> Rows:
+    def _choose_in_static_step(self, scores: torch.Tensor, given: torch.Tensor | None) -> Rows:
         """max(1, int(p·B)) of the B rows, p = 1 − s; by a threshold all of them, with a gate of
         zero for those below it."""
         gate = None
@@ -170,14 +174,14 @@ class RowRouter(nn.Module):
         does, and falls by g·(1−s) with each that does not, so that the share over t tokens is off
         by at most the threshold's total change / (g·t): online quantile tracking (Gibbs and Candès,
         arXiv 2106.00193)."""
-        static = static_step() is not None
-        ours = static or self._tracked_for is current_request()
-        if self.tracked is None or not ours or len(self.tracked[0]) != len(scores):
+        is_static = static_step() is not None
+        is_current = is_static or self._tracked_for is current_request()
+        if self.tracked is None or not is_current or len(self.tracked[0]) != len(scores):
             return scores >= threshold
         least, gain = self.tracked
         passes = scores >= least
         moved = least + gain * (passes.to(gain.dtype) - (1 - self.sparsity))
-        if static:
+        if is_static:
             least.copy_(moved)
         else:
             self.tracked = moved, gain
@@ -201,14 +205,14 @@ class SameRows(nn.Module):
         return self.last
 
 
-def scattered(residual: torch.Tensor, flat: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def add_rows(residual: torch.Tensor, flat: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """The residual stream [B, T, h] with `rows` added at the flat indices."""
     width = residual.shape[-1]
     summed = residual.reshape(-1, width).clone()
     return summed.index_add_(0, flat, rows.reshape(-1, width)).view(residual.shape)
 
 
-def spread(like: torch.Tensor, flat: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def place_rows(like: torch.Tensor, flat: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Zeros of the shape of `like` [B, T, h], with `rows` at the flat indices."""
     width = like.shape[-1]
     zeros = torch.zeros_like(like).view(-1, width)
