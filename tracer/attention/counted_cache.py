@@ -1,7 +1,7 @@
 """Cache layers that count the tokens they have seen, of which they may hold fewer.
 
-In: a cache of transformers, a model. Out: cache layers as CountedLayers with masks for the keys
-that they hold, and a LayerPlace for each layer of the model: its layer of the cache.
+In: a cache of transformers, and a model. Out: cache layers as CountedKeys with masks for the keys
+that they hold, and a LayerPlace for each layer of the model, which names its layer of the cache.
 Shapes: B batch, T query tokens, L keys, H heads of a mask.
 """
 
@@ -27,17 +27,21 @@ from prunescope.tracer.model.static_step import static_step
 
 
 def past_length(cache: Any, layer_idx: int) -> int:
-    """Number of tokens in a layer's cache; 0 without a cache, and in a static step."""
+    """Return the number of tokens in a layer's cache.
+
+    It is 0 without a cache, and in a static step, where the length is only known on the device.
+    """
     if cache is None or layer_idx >= len(cache.layers) or static_step() is not None:
         return 0  # the length of a static cache is on the device, and masks are read instead
     return int(cache.get_seq_length(layer_idx))
 
 
 class CountedKeys(DynamicLayer):
-    """Counts tokens: `seen`, from which positions follow.
+    """A cache layer that counts the tokens it has seen, from which positions follow.
 
-    `window`: keys that a query attends to, of which the cache holds the last window − 1. `tracked`:
-    store the positions of the keys in the sequence, [1 or B, held], to index masks with.
+    `window` is the number of keys that a query attends to, of which the cache holds the last window
+    − 1; None for all. If `tracked`, the layer stores the positions of its keys in the sequence, [1
+    or B, held], to index masks with.
     """
 
     is_croppable = False  # evicted or skipped keys cannot be restored
@@ -61,8 +65,11 @@ class CountedKeys(DynamicLayer):
     def mask_of(
         self, mask: torch.Tensor | None, num: int, at: torch.Tensor | None = None
     ) -> torch.Tensor | None:
-        """The part of a mask [.., T, seen + T] for `num` new tokens over the keys held and their
-        own. `at` [B, num]: the positions of these tokens among the T; None: all of them."""
+        """Reduce a mask [.., T, seen + T] to `num` new tokens and the keys that they can attend to.
+
+        The keys are those that are held, and those of the new tokens themselves. `at` [B, num] are
+        the positions of these tokens among the T; None means all of them.
+        """
         if not self.tracked:
             return last_columns(mask, self.held + num)
         new = at
@@ -83,16 +90,16 @@ class CountedKeys(DynamicLayer):
         return mask.gather(3, _mask_index(positions, mask, 2))
 
     def get_seq_length(self) -> int:
-        """Number of tokens seen, from which the next position follows."""
+        """Return the number of tokens seen, from which the next position follows."""
         return self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """The sizes as if every token seen were held."""
+        """Return the sizes of a mask as if every token seen were held."""
         return self.seen + query_length, 0
 
     @property
     def held(self) -> int:
-        """Number of keys in the cache."""
+        """The number of keys in the cache."""
         return self.keys.shape[-2] if self.is_initialized and self.keys is not None else 0
 
     def reset(self) -> None:
@@ -110,7 +117,7 @@ class CountedLayer(CountedKeys):
 
 
 class CountedWithState(CountedKeys, LinearAttentionAndFullAttentionLayer):
-    """A CountedLayer that also has the state of a mixer, which it takes over from `layer`."""
+    """A counting layer that also has the state of a mixer, which it takes over from `layer`."""
 
     def __init__(self, layer: Any, window: int | None, *, tracked: bool) -> None:
         super().__init__()
@@ -119,22 +126,28 @@ class CountedWithState(CountedKeys, LinearAttentionAndFullAttentionLayer):
 
 
 def _mask_index(positions: torch.Tensor, mask: torch.Tensor, kept_axis: int) -> torch.Tensor:
-    """Positions [1 or B, n] as an index into a mask [B, H, T, L], which keeps its axis `other`."""
+    """Expand positions [1 or B, n] to an index into a mask [B, H, T, L], which keeps one axis."""
     shape = [mask.shape[0], mask.shape[1], -1, -1]
     shape[kept_axis] = mask.shape[kept_axis]
     return positions[:, None].unsqueeze(kept_axis).expand(shape)
 
 
 def last_columns(mask: torch.Tensor | None, num_keys: int) -> torch.Tensor | None:
-    """The columns of a causal mask [.., T, L] for the last `num_keys` keys; all earlier keys are
-    visible to every query."""
+    """Return the columns of a causal mask [.., T, L] for the last `num_keys` keys.
+
+    Every query sees all earlier keys, so that these need no mask.
+    """
     return None if mask is None else mask[..., -num_keys:]
 
 
 def counted_layer(
     cache: Any, layer_idx: int, window: int | None = None, *, tracked: bool = False
 ) -> CountedKeys:
-    """A cache layer that counts; a layer of another kind without keys is replaced by one."""
+    """Return the layer of a cache as one that counts; an empty layer of another kind is replaced.
+
+    Raises:
+        PrunescopeError: The layer holds keys that another model wrote.
+    """
     while len(cache.layers) <= layer_idx:
         cache.layers.append(CountedLayer())
     layer = cache.layers[layer_idx]
@@ -154,9 +167,12 @@ def counted_layer(
 
 @dataclass(frozen=True)
 class LayerPlace:
-    """Layer `number`, whose keys or state are in layer `cached` of the cache. `attends`: whether it
-    has keys; a mixer alone has a state. `window`: keys that a query attends to, None for all.
-    `masked`: whether every forward gets a mask, not only some."""
+    """The place of layer `number` of a model in the cache: its keys or state are in layer `cached`.
+
+    `window` is the number of keys that a query attends to; None for all. `masked` tells whether
+    every forward gets a mask, and not only some. `attends` tells whether the layer has keys; a
+    mixer alone has a state.
+    """
 
     number: int
     cached: int
@@ -170,28 +186,35 @@ class LayerPlace:
         return self.attends and (self.masked or self.window is not None)
 
     def past(self, cache: Any) -> int:
-        """Number of tokens with keys in the cache."""
+        """Return the number of tokens with keys in the cache."""
         return past_length(cache, self.cached) if self.attends else 0
 
     def counted(self, cache: Any) -> CountedKeys | None:
-        """The counting layer of the cache; None without a cache or without keys."""
+        """Return the counting layer of the cache; None without a cache or without keys."""
         if cache is None or not self.attends:
             return None
         return counted_layer(cache, self.cached, self.window, tracked=self.tracked)
 
     def empty(self) -> CountedLayer:
-        """A new layer for a forward without a cache."""
+        """Make a new layer for a forward without a cache."""
         return CountedLayer(self.window, tracked=self.tracked)
 
     def refuse_padding(self, mask: Any, num_queries: int, past: int) -> None:
-        """Raises PrunescopeError on a mask that can only come from padding."""
+        """Check that a mask is not one that only padding explains.
+
+        Raises:
+            PrunescopeError: The batch is padded.
+        """
         if not self.tracked and static_step() is None:
             refuse_padding(mask, num_queries, past)
 
 
 def layer_places(model: Any, layers: nn.ModuleList) -> list[LayerPlace]:
-    """The cache layers of `layers`. Raises PrunescopeError if a layer has neither keys nor a state
-    of its own."""
+    """Find the place of each of the layers in the cache.
+
+    Raises:
+        PrunescopeError: A layer has neither keys nor a state of its own.
+    """
     windows, (_, masked) = compat.windows(model), observe(model)
     keeps = compat.keeps_keys(model)
     places = []

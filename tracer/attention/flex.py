@@ -1,9 +1,9 @@
 """FlexAttention over chosen key/value blocks: a block mask from the choice, and the kernel.
 
-In: scores of key blocks for each query block, [B, n_kv, blocks, blocks]. Out: a BlockMask, and
-attention by torch's compiled kernel, without gathering keys and values. For prompts only; query
-block i attends to its own block (causally) and the best earlier ones, as `tracer.attention.blocks`
-says.
+In: scores [B, n_kv, blocks, blocks] of key blocks for each query block. Out: a BlockMask, and
+attention by torch's compiled kernel, which does not gather keys and values. It runs prompts only;
+query block i attends to its own block (causally) and to the best earlier ones, as in
+`tracer.attention.blocks`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ _TILE = 64
 
 
 def refused_device(device: torch.device) -> str:
-    """Why a device cannot run the kernel; empty if it can."""
+    """Return why a device cannot run the kernel; an empty text if it can."""
     if device.type != "cuda":
         return f"FlexAttention needs a kernel compiled for a GPU, and this is {device.type}"
     return ""
 
 
 def refused_block(block: int) -> str:
-    """Why the kernel cannot take blocks of this length; empty if it can. 0: by prompt."""
+    """Return why the kernel cannot take blocks of this length; an empty text if it can.
+
+    Length 0 means that the prompt decides.
+    """
     if block and (block < LEAST_BLOCK or block & (block - 1)):
         return f"the kernel takes blocks of a power of two from {LEAST_BLOCK} on, not {block}"
     return ""
@@ -37,7 +40,7 @@ def refused_block(block: int) -> str:
 def block_mask(
     scores: torch.Tensor, *, block: int, length: int, sparsity: float, groups: int
 ) -> BlockMask:
-    """The blocks that each query block of a prompt attends to, for n_kv · `groups` heads.
+    """Choose the blocks that each query block of a prompt attends to, for n_kv · `groups` heads.
 
     Earlier blocks are full blocks, in which the kernel masks nothing.
     """
@@ -66,14 +69,14 @@ def block_mask(
 
 
 def num_blocks_read(num_blocks: int, sparsity: float) -> int:
-    """Number of blocks that all query blocks of a prompt attend to, summed."""
+    """Add up the blocks that all query blocks of a prompt attend to."""
     return sum(budget(index, sparsity) for index in range(num_blocks))
 
 
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask, *, scaling: float
 ) -> torch.Tensor:
-    """[B, n_q, T, d] over [B, n_kv, T, d] to [B, n_q, T, d]."""
+    """Attend with queries [B, n_q, T, d] to keys and values [B, n_kv, T, d]: [B, n_q, T, d]."""
     size = mask.BLOCK_SIZE[0]
     options = {"BLOCK_M": size, "BLOCK_N": size} if size <= _TILE else None
     return _kernel()(
@@ -89,7 +92,7 @@ def attend(
 
 @cache
 def _kernel() -> Any:
-    """Compiled once; without compilation it would compute every score."""
+    """Compile FlexAttention once; without compilation it would compute every score."""
     return torch.compile(flex_attention)
 
 

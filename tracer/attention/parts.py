@@ -1,8 +1,8 @@
 """The parts of an attention of transformers, for dynamic families that change one of its steps.
 
 In: a model. Out: AttentionParts for each layer, read from its matrices, norms and cache, or a
-PrunescopeError that says what is not supported. The logits show afterwards whether an attention has
-other parts (`tracer.routing.prenorm.rebuilt`).
+PrunescopeError with the reason why they are not supported. Whether an attention has other parts is
+checked afterwards, by its logits (`tracer.routing.prenorm.rebuild`).
 """
 
 from __future__ import annotations
@@ -32,16 +32,21 @@ _LATENT = ("q", "q_a", "q_b", "kv_a", "kv_b", "o")
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionParts:
-    """The attention of layer `layer`: `module`, at `path`. `names`: child by role (q, k, v or qkv,
-    and o; of latent attention q or q_a, q_b, and kv_a, kv_b). `order`: the layout of a fused qkv,
-    "parts" or "groups". `norms`: child for q and k, "" without one; `spans`: the input of a norm,
-    "all" [.., n·d], "head" [.., n, d], "heads" [B, n, T, d] or "latent" [.., r]. `turns`: whether
-    rotation pairs neighbours instead of halves; None: the layer has no rotation; `short`: whether
-    cos and sin have one value for each pair; `rope_dim`: of latent attention, the rotated and
-    shared part of a key. `gated`: whether q also outputs a gate for each head; `key_scale`: factor
-    of the keys. `repeats`: copies of a key in the cache. `window`: keys that a query attends to,
-    None for all; `masked`: whether every forward gets a mask. `eager`: the model's own function
-    attends.
+    """The attention of layer `layer`: the module at `path`, and what each of its steps does.
+
+    `names` maps roles to child modules: q, k, v or qkv, and o; latent attention has q, or q_a and
+    q_b, kv_a and kv_b. `order` is the layout of a fused qkv: "parts" or "groups". `norms` maps q
+    and k to their norms, and `spans` is what a norm reads: "all" [.., n·d], "head" [.., n, d],
+    "heads" [B, n, T, d] or "latent" [.., r].
+
+    `interleaved` tells whether the rotation pairs neighbouring dimensions instead of halves; None
+    if the layer has no rotation. If `short`, cos and sin have one value for each pair. `rope_dim`
+    is the rotated part of a key in latent attention, which all heads share.
+
+    If `gated`, q also outputs a gate for each head. `key_scale` is a factor of the keys, and
+    `repeats` the number of copies of a key in the cache. `window` is the number of keys that a
+    query attends to; None for all. If `masked`, every forward gets a mask. If `eager`, the model's
+    own function attends.
     """
 
     layer: int
@@ -74,13 +79,22 @@ class AttentionParts:
 
     @property
     def layer_idx(self) -> int:
-        """Index of its cache layer."""
+        """The index of the layer in the cache."""
         return int(self.module.layer_idx)
 
 
 def read_attentions(model: Any) -> list[AttentionParts]:
-    """The attention of every layer that has one. Raises PrunescopeError if one is not supported,
-    and if there is none."""
+    """Read the attention of every layer that has one.
+
+    Args:
+        model: A model of transformers with SDPA or eager attention.
+
+    Returns:
+        The parts of each attention, in the order of the layers.
+
+    Raises:
+        PrunescopeError: No layer has an attention, or one of them is not supported.
+    """
     name, layers = decoder_layers(model)
     implementation = str(getattr(model.config, "_attn_implementation", "sdpa"))
     if implementation not in ("sdpa", "eager"):
@@ -106,7 +120,7 @@ def read_attentions(model: Any) -> list[AttentionParts]:
 
 
 def unsupported(model: nn.Module, why: str) -> PrunescopeError:
-    """The error for a model whose attention is not supported."""
+    """Make the error for a model whose attention is not supported."""
     return PrunescopeError(
         f"the dynamic families do not support the layers of {type(model).__name__} ({why})",
         hint="they need an attention of q, k, v and o, fused or not; "
@@ -115,7 +129,7 @@ def unsupported(model: nn.Module, why: str) -> PrunescopeError:
 
 
 def _check_supported(model: nn.Module, heads: Heads, implementation: str) -> None:
-    """Raises PrunescopeError if an attention has other parts than AttentionParts."""
+    """Refuse an attention with parts that AttentionParts does not describe."""
     own = list(heads.module.parameters(recurse=False))
     are_sinks = implementation == "eager" and all(x.shape == (heads.heads,) for x in own)
     if heads.gates or (own and not are_sinks):
@@ -138,8 +152,11 @@ def _check_supported(model: nn.Module, heads: Heads, implementation: str) -> Non
 
 
 def observe(model: Any) -> tuple[dict[int, int], bool]:
-    """Run a forward of a few tokens; returns the number of key heads by layer of the cache, and
-    whether layers without a window get a mask although none is needed."""
+    """Run a forward of a few tokens, and return what its attentions do.
+
+    These are the number of key heads by layer of the cache, and whether layers without a window get
+    a mask although they need none.
+    """
     key_heads: dict[int, int] = {}
     windows, masked = compat.windows(model), [False]
 
@@ -165,6 +182,11 @@ def observe(model: Any) -> tuple[dict[int, int], bool]:
 def _parts(
     layer: int, heads: Heads, key_heads: dict[int, int], windows: list[int | None]
 ) -> AttentionParts:
+    """Describe one attention.
+
+    The number of KV heads follows from the size of a fused projection, since the config may be
+    wrong.
+    """
     module, root = heads.module, len(heads.path) + 1
     names = {role: weight.path[root:] for role, weight in heads.weights.items()}
     output, kv_heads = heads.weights["o"], heads.kv_heads
@@ -201,8 +223,10 @@ def _parts(
 
 
 def _with_latents(parts: AttentionParts, heads: Heads) -> AttentionParts:
-    """Latent attention: heads of queries and keys differ in size from heads of values. Its `names`
-    have the matrices into the latents too."""
+    """Describe latent attention, whose queries and keys differ in head size from its values.
+
+    Its `names` also have the matrices that write the latents.
+    """
     children = [name for name, _ in heads.module.named_children()]
     roles = {locate(f"{heads.path}.{name}").role: name for name in children}
     names = {role: name for role, name in roles.items() if role in _LATENT}
@@ -221,7 +245,7 @@ def _with_latents(parts: AttentionParts, heads: Heads) -> AttentionParts:
 
 
 def _norms(heads: Heads) -> tuple[dict[str, str], str]:
-    """Norms of q and k by role, and what they span."""
+    """Return the norms of q and k by role, and what they span."""
     wide = [(path, norm) for path, norm, _ in heads.wide_norms]
     names: dict[str, str] = {}
     spans = ""

@@ -1,4 +1,4 @@
-"""Projections of an attention that are not separate q, k and v: fused, from latents, with a gate.
+"""Projections of an attention other than separate q, k and v: fused, from latents, or with a gate.
 
 In: the AttentionParts of a `PlainAttention`. Out: mixins that replace its steps. Shapes: B batch, T
 tokens, L keys, h hidden, n heads of d, r rank of a latent.
@@ -21,7 +21,7 @@ QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def projection_mixins(parts: AttentionParts) -> list[type]:
-    """The mixins for projections other than separate q, k and v."""
+    """List the mixins for projections other than separate q, k and v."""
     mixins: list[type] = [_Gated] if parts.gated else []
     if "qkv" in parts.names:
         mixins.append(_Fused)
@@ -31,7 +31,7 @@ def projection_mixins(parts: AttentionParts) -> list[type]:
 
 
 class _ProjectionMixin:
-    """The attributes that the attention gives to a mixin."""
+    """The attributes that the attention provides to a mixin."""
 
     parts: AttentionParts
     head_dim: int
@@ -41,21 +41,21 @@ class _ProjectionMixin:
 
 
 class _Fused(_ProjectionMixin):
-    """One matrix for q, k and v: one GEMM if all are of the same tokens, otherwise two."""
+    """One matrix for q, k and v: one GEMM if all three read the same tokens, otherwise two."""
 
     def queries(self, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
-        """[B, T, h] to rotated queries [B, n_q, T, d]."""
+        """Project x [B, T, h] to rotated queries [B, n_q, T, d]."""
         return self.finished("q", self.part("qkv")(x, "q"), rotary)
 
     def keys_values(
         self, x: torch.Tensor, rotary: Rotary | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, T, h] to rotated keys and values [B, n_kv, T, d]."""
+        """Project x [B, T, h] to rotated keys, and values, both [B, n_kv, T, d]."""
         k, v = self.part("qkv")(x, "kv").chunk(2, dim=-1)
         return self.finished("k", k, rotary), self.finished("v", v, None)
 
     def projected(self, x: torch.Tensor, rotary: Rotary | None) -> QKV:
-        """Queries, keys and values of the same tokens."""
+        """Project the same tokens to queries, keys and values."""
         width, size = self.parts.heads * self.head_dim, self.parts.kv_heads * self.head_dim
         q, k, v = self.part("qkv")(x).split((width, size, size), dim=-1)
         return (
@@ -66,11 +66,13 @@ class _Fused(_ProjectionMixin):
 
 
 class _Latent(_ProjectionMixin):
-    """Keys and values are expanded from a latent; a part of each key is rotated and shared by all
-    heads. The cache holds both, and every forward expands all of it."""
+    """Keys and values that are expanded from a latent; all heads share a rotated part of each key.
+
+    The cache holds the latent and the rotated part, and every forward expands all of it.
+    """
 
     def queries(self, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
-        """[B, T, h] to queries [B, n, T, d], rotated in the last dimensions."""
+        """Project x [B, T, h] to queries [B, n, T, d], rotated in their last dimensions."""
         if "q_a" in self.parts.names:
             q = self.part("q_b")(self.normed("q", self.part("q_a")(x)))
         else:
@@ -84,7 +86,10 @@ class _Latent(_ProjectionMixin):
     def keys_values(
         self, x: torch.Tensor, rotary: Rotary | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, T, h] to the cached tensors: latents [B, 1, T, r] and rotated parts [B, 1, T, d']."""
+        """Project x [B, T, h] to what is cached: latents, and the rotated parts of the keys.
+
+        The latents are [B, 1, T, r], and the rotated parts [B, 1, T, d'].
+        """
         both, size = self.part("kv_a")(x).unsqueeze(1), self.parts.rope_dim
         latents, turned = both.split((both.shape[-1] - size, size), dim=-1)
         if rotary is not None and self.parts.interleaved is not None:
@@ -94,7 +99,7 @@ class _Latent(_ProjectionMixin):
     def expanded(
         self, latents: torch.Tensor, turned: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The cached tensors of L tokens to keys [B, n, L, d] and values [B, n, L, d_v]."""
+        """Expand the cached tensors of L tokens to keys [B, n, L, d] and values [B, n, L, d_v]."""
         size = self.head_dim - self.parts.rope_dim
         both = self.part("kv_b")(latents.squeeze(1))
         both = both.unflatten(-1, (self.parts.heads, -1)).transpose(1, 2)
@@ -108,18 +113,18 @@ class _Latent(_ProjectionMixin):
 
 
 class _Gated(_ProjectionMixin):
-    """The q projection has twice the outputs: queries, and a gate for the output of each head."""
+    """A q projection with twice the outputs: queries, and a gate for the output of each head."""
 
     gate: torch.Tensor  # of the current queries, [B, T, n·d]
 
     def queries(self, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
-        """[B, T, h] to rotated queries [B, n_q, T, d]; the gate is kept for `output`."""
+        """Project x [B, T, h] to rotated queries [B, n_q, T, d], and keep the gate for `output`."""
         both = self.part("q")(x).unflatten(-1, (-1, 2 * self.head_dim))
         self.gate = both[..., self.head_dim :].flatten(-2)
         return self.finished("q", both[..., : self.head_dim].flatten(-2), rotary)
 
     def output(self, attended: torch.Tensor) -> torch.Tensor:
-        """[B, T, n_q·d] to [B, T, h]."""
+        """Gate and project the attended values [B, T, n_q·d] to [B, T, h]."""
         gate = self.gate.sigmoid().view_as(attended)
         return self.part("o")(attended * gate)
 
@@ -132,7 +137,7 @@ class _Rows:
     width: int  # of the queries
 
     def forward(self, x: torch.Tensor, part: str = "") -> torch.Tensor:
-        """[B, T, h] to [B, T, n·d]: queries ("q"), keys and values ("kv"), or all ("")."""
+        """Project x [B, T, h] to [B, T, n·d]: queries ("q"), keys and values ("kv"), or all ("")."""
         rows = {"q": slice(0, self.width), "kv": slice(self.width, None)}.get(part, slice(None))
         bias = None if self.bias is None else self.bias[rows]
         stored = self.weight.T if isinstance(self, Conv1D) else self.weight

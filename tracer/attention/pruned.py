@@ -1,7 +1,7 @@
 """The attention of a decoder layer as separate steps, of which a dynamic family changes one.
 
 Shapes: B batch, T query tokens, L keys, h hidden, n_q and n_kv heads of d. All sequences of a batch
-have one length: there is no padding. Plain torch ops on any device.
+have one length: there is no padding. The steps are plain torch ops and run on any device.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from prunescope.tracer.model.static_step import static_step
 
 
 class PlainAttention(compat.TakesCache):
-    """The attention of a layer with the original projections, under their names.
+    """The attention of a layer with the original projections, under their own names.
 
-    `forward` computes dense attention; a family overrides it, and uses the steps.
+    `forward` computes dense attention. A family overrides it, and uses the steps.
+
+    Args:
+        parts: The parts of the attention that is replaced.
     """
 
     def __init__(self, parts: AttentionParts) -> None:
@@ -42,41 +45,41 @@ class PlainAttention(compat.TakesCache):
             split_rows(self.part("qkv"), parts)
 
     def queries(self, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
-        """[B, T, h] to rotated queries [B, n_q, T, d]."""
+        """Project x [B, T, h] to rotated queries [B, n_q, T, d]."""
         return self.finished("q", self.part("q")(x), rotary)
 
     def keys_values(
         self, x: torch.Tensor, rotary: Rotary | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, T, h] to the cached tensors: rotated keys and values [B, n_kv, T, d]."""
+        """Project x [B, T, h] to what is cached: rotated keys and values [B, n_kv, T, d]."""
         k, v = self.part("k")(x), self.part("v")(x)
         return self.finished("k", k, rotary), self.finished("v", v, None)
 
     def projected(
         self, x: torch.Tensor, rotary: Rotary | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`queries` and `keys_values` of [B, T, h]."""
+        """Project x [B, T, h] to queries, keys and values."""
         return self.queries(x, rotary), *self.keys_values(x, rotary)
 
     def expanded(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The cached tensors to keys and values [B, n_kv, L, d]."""
+        """Turn the cached tensors into keys and values [B, n_kv, L, d]; here they are that already."""
         return k, v
 
     def output(self, attended: torch.Tensor) -> torch.Tensor:
-        """[B, T, n_q·d] to [B, T, h]."""
+        """Project the attended values [B, T, n_q·d] to [B, T, h]."""
         return self.part("o")(attended)
 
     def part(self, role: str) -> Any:
-        """The projection of a role."""
+        """Return the projection of a role."""
         return getattr(self, self.parts.names[role])
 
     def normed(self, role: str, x: torch.Tensor) -> torch.Tensor:
-        """[.., n] through the norm of q or k, if there is one."""
+        """Apply the norm of q or k to x [.., n], if there is one."""
         name = self.parts.norms.get(role)
         return getattr(self, name)(x) if name else x
 
     def finished(self, role: str, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
-        """A projection [B, T, n·d], normed, rotated, scaled and repeated: [B, n, T, d]."""
+        """Norm, scale, rotate and repeat a projection [B, T, n·d]: [B, n, T, d]."""
         spans = self.parts.spans
         x = self.normed(role, x) if spans == "all" else x
         x = x.unflatten(-1, (-1, self.head_dim))
@@ -96,8 +99,11 @@ class PlainAttention(compat.TakesCache):
     def appended(
         self, cache: Any, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append to the cache; returns all that it holds: of a prompt in a static cache, which
-        has room for more, the keys and values of the prompt."""
+        """Append to the cache, and return all that it holds.
+
+        A static cache has room for more than a prompt: there, only the keys and values of the
+        prompt are returned.
+        """
         if cache is None:
             return k, v
         keys, values = cache.update(k, v, self.layer_idx)
@@ -105,10 +111,12 @@ class PlainAttention(compat.TakesCache):
         return (k, v) if step is not None and step.prompt else (keys, values)
 
     def mask_of(self, given: Any, num_queries: int, past: int) -> Any:
-        """The mask to attend by, of the one `given` to the layer; None for a causal one. A static
-        cache has empty places, which only the mask shows.
+        """Return the mask to attend by, from the one `given` to the layer; None for a causal one.
 
-        Raises PrunescopeError for a mask that can only come from padding.
+        A static cache has empty places, which only the mask shows.
+
+        Raises:
+            PrunescopeError: The mask can only come from padding.
         """
         step = static_step()
         if step is not None:
@@ -127,7 +135,10 @@ class PlainAttention(compat.TakesCache):
         *,
         causal: bool = False,
     ) -> torch.Tensor:
-        """[B, n_q, T, d] over [B, n_kv, L, d] to [B, T, n_q·d]. `mask` is additive [.., T, L]."""
+        """Attend with queries [B, n_q, T, d] to keys and values [B, n_kv, L, d]: [B, T, n_q·d].
+
+        `mask` [.., T, L] is additive. `causal` needs as many keys as queries.
+        """
         if self.parts.eager:
             return self._attend_eagerly(q, k, v, mask, causal=causal)
         is_grouped = self.groups > 1
@@ -168,8 +179,10 @@ class PlainAttention(compat.TakesCache):
         v: torch.Tensor,
         given: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Each of the T queries, the newest tokens, attends to the keys up to its own, or to those
-        of the mask `given` to a layer with a window."""
+        """Let the T queries, the newest tokens, attend to the keys up to their own.
+
+        A layer with a window attends by the mask `given` to it instead.
+        """
         num_queries, num_keys = q.shape[2], k.shape[2]
         if given is not None and (self.masked or static_step() is not None):
             return self.attend(q, k, v, given[..., -num_keys:])
@@ -185,7 +198,7 @@ class PlainAttention(compat.TakesCache):
         cache: Any = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
-        """[B, T, h] to [B, T, h], like the original."""
+        """Attend like the original: [B, T, h] to [B, T, h]."""
         q, k, v = self.projected(hidden_states, position_embeddings)
         k, v = self.expanded(*self.appended(cache, k, v))
         if static_step() is not None:
@@ -194,13 +207,17 @@ class PlainAttention(compat.TakesCache):
 
 
 def lower_right(num_queries: int, num_keys: int, *, like: torch.Tensor) -> torch.Tensor:
-    """Additive causal mask [T, L] in which the last query attends to the last key."""
+    """Make an additive causal mask [T, L] in which the last query attends to the last key."""
     mask = like.new_full((num_queries, num_keys), float("-inf"))
     return mask.triu(num_keys - num_queries + 1)
 
 
 def refuse_padding(attention_mask: Any, num_queries: int, past: int) -> None:
-    """Raises PrunescopeError for a mask that transformers only makes for a padded batch."""
+    """Check that a mask is not one that transformers only makes for a padded batch.
+
+    Raises:
+        PrunescopeError: The batch is padded.
+    """
     if attention_mask is not None and (num_queries == 1 or past == 0):
         raise PrunescopeError(
             "this pruned model was given a batch with padding",

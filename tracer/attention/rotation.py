@@ -1,6 +1,6 @@
-"""Rotary position embedding: which convention the source of an attention uses, and the rotation.
+"""Rotary position embedding: the convention that an attention's source uses, and the rotation.
 
-In: vectors [B, heads, T, d] and the position embeddings that a model gives its layers: cos and sin
+In: vectors [B, heads, T, d], and the position embeddings that a model gives its layers: cos and sin
 [1 or B, T, d], or one complex tensor [1 or B, T, d/2].
 """
 
@@ -17,14 +17,20 @@ _PROBE_DIM = 4  # of the vectors that show how a rotation pairs dimensions
 
 
 def source_function(module: Any, name: str) -> Any:
-    """A function of the source file of a module's class; None if it has none of this name."""
+    """Return a function of the source file of a module's class; None if it has none of this name."""
     kind = getattr(module, "_extends", type(module))
     return getattr(sys.modules[kind.__module__], name, None)
 
 
 def read_rotation(module: Any) -> tuple[bool | None, bool]:
-    """Whether the module's source pairs neighbours (True) or halves (False) in its rotation; None
-    without a rotation. And whether cos and sin have one value for each pair."""
+    """Return how the module's source pairs dimensions, and whether cos and sin are short.
+
+    The first is True for neighbours, False for halves, and None without a rotation. Short cos and
+    sin have one value for each pair. Both are read from what the source makes of a small vector.
+
+    Limitations: a function that takes other arguments is taken to pair halves; if it does not, the
+    logits differ and the model is refused.
+    """
     function = source_function(module, "apply_rotary_pos_emb")
     if function is None or not getattr(module, "use_rope", True):
         return None, False
@@ -40,7 +46,10 @@ def read_rotation(module: Any) -> tuple[bool | None, bool]:
 
 
 def read_latent_rotation(module: Any) -> bool | None:
-    """`turns` of the rotated part of a latent attention, whose pairs may be complex numbers."""
+    """Return what `read_rotation` returns first, for the rotated part of a latent attention.
+
+    Its pairs may be complex numbers, which are neighbours.
+    """
     if source_function(module, "apply_rotary_emb") is not None:
         return True
     if source_function(module, "apply_rotary_pos_emb_interleave") is not None:
@@ -49,8 +58,10 @@ def read_latent_rotation(module: Any) -> bool | None:
 
 
 def rotate(x: torch.Tensor, rotary: Rotary, *, interleaved: bool = False) -> torch.Tensor:
-    """Rotate [B, heads, T, d]; only the first dimensions if cos and sin are shorter. `turns`: pairs
-    of neighbours, not of halves."""
+    """Rotate x [B, heads, T, d]; only its first dimensions if cos and sin are shorter.
+
+    If `interleaved`, pairs are neighbours; otherwise, one dimension of each half.
+    """
     if isinstance(rotary, torch.Tensor):
         pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
         return torch.view_as_real(pairs * rotary.unsqueeze(1)).flatten(-2).type_as(x)
@@ -68,9 +79,11 @@ def rotate(x: torch.Tensor, rotary: Rotary, *, interleaved: bool = False) -> tor
 
 
 def rotate_pairs(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotate the pairs of neighbours in [B, heads, T, d] by cos and sin laid out for halves. The
-    result has the first of all pairs, then the second; the same order for queries and keys keeps
-    their products."""
+    """Rotate the pairs of neighbours in x [B, heads, T, d] by cos and sin laid out for halves.
+
+    The result has the first dimension of all pairs, then the second. Queries and keys get the same
+    order, which keeps their products.
+    """
     cos, sin = (part[..., : x.shape[-1] // 2].unsqueeze(1) for part in rotary)
     first, second = x[..., ::2], x[..., 1::2]
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
@@ -78,7 +91,7 @@ def rotate_pairs(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> 
 
 
 def taken_rotary(rotary: Rotary, positions: torch.Tensor) -> Rotary:
-    """The entries of [1 or B, T, d] for the tokens at `positions` [B, k]."""
+    """Return the entries of position embeddings [1, T, d] for the tokens at `positions` [B, k]."""
 
     def entries(part: torch.Tensor) -> torch.Tensor:
         return part[0].index_select(0, positions.flatten()).view(*positions.shape, part.shape[-1])
@@ -89,5 +102,8 @@ def taken_rotary(rotary: Rotary, positions: torch.Tensor) -> Rotary:
 
 
 def first_sequence(rotary: Rotary) -> Rotary:
-    """[1, T, d] of [1 or B, T, d]: sequences of one length have the same positions."""
+    """Return the position embeddings [1, T, d] of the first of B sequences.
+
+    Sequences of one length have the same positions.
+    """
     return rotary[:1] if isinstance(rotary, torch.Tensor) else (rotary[0][:1], rotary[1][:1])

@@ -1,7 +1,7 @@
 """Layers of a static cache that hold fewer keys than there were tokens, or know more of them.
 
 In: the keys of a prompt, then one token after the other. Out: all places of the layer, and which of
-them hold a key to be seen. All decisions are tensors: no length is read back from the device.
+them hold a key that queries see. All decisions are tensors: no length is read back from the device.
 Shapes: B batch, n cached heads, L places, d head_dim.
 """
 
@@ -20,7 +20,7 @@ _LEAST = 2  # an eager cache never drops its last key to make room for a new one
 
 
 class _Evicting(StaticLayer):
-    """Holds as many keys as `budgets` [tokens] says, at most."""
+    """A layer that holds at most `budgets[t]` keys after t tokens."""
 
     is_croppable = False  # evicted keys cannot be restored
 
@@ -36,6 +36,7 @@ class _Evicting(StaticLayer):
         self._count = self._count.to(self.device)
 
     def _fill(self, k: torch.Tensor, v: torch.Tensor, tokens: int) -> None:
+        """Store the keys and values that stay of a prompt of `tokens`."""
         if not self.is_initialized:
             self.lazy_initialization(k, v)
         self.keys[:, :, : k.shape[2]].copy_(k)
@@ -44,25 +45,27 @@ class _Evicting(StaticLayer):
         self.cumulative_length.fill_(tokens)
 
     def _budget(self, ahead: int = 0) -> torch.Tensor:
-        """The budget [1] of the tokens so far, or of some more."""
+        """Return the budget [1] after the tokens so far, or after `ahead` more."""
         return self._budgets.index_select(0, (self.cumulative_length + ahead).view(1))
 
 
 class QueueLayer(_Evicting):
-    """The oldest key in a queue leaves first, except for the first `pinned` ones, which stay."""
+    """A queue of keys, whose oldest leaves first; the first `pinned` keys stay."""
 
     pinned = 0
 
     def fill(self, k: torch.Tensor, v: torch.Tensor, *, tokens: int, pinned: int) -> None:
-        """The keys and values [B, n, k, d] that stay of a prompt of `tokens`, in the order in which
-        they leave behind those that are pinned."""
+        """Store the keys and values [B, n, k, d] that stay of a prompt of `tokens`.
+
+        The pinned ones come first, and the others follow in the order in which they leave.
+        """
         self.pinned = pinned
         self._fill(k, v, tokens)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add one token in the place of the oldest; returns all places [B, n, L, d]."""
+        """Put one token in the place of the oldest, and return all places [B, n, L, d]."""
         room = self.max_cache_len - self.pinned
         place = ((self._count - self.pinned) % room + self.pinned).view(1)
         self.keys.index_copy_(2, place, key_states)
@@ -72,15 +75,17 @@ class QueueLayer(_Evicting):
         return self.keys, self.values
 
     def seen(self) -> torch.Tensor:
-        """A mask [1, 1, L] of the places that a query sees: the pinned ones and the newest."""
+        """Return a mask [1, 1, L] of the places that a query sees: the pinned and the newest ones."""
         places = torch.arange(self.max_cache_len, device=self.device)
         age = (self._count - 1 - places) % (self.max_cache_len - self.pinned)
         return ((places < self.pinned) | (age < self._budget() - self.pinned)).view(1, 1, -1)
 
 
 class MassLayer(_Evicting):
-    """The key leaves that got the least attention so far. `budgets` go one token further than the
-    tokens: each step makes room for the next."""
+    """A layer in which the key leaves that got the least attention so far.
+
+    `budgets` go one token further than the tokens, since each step makes room for the next.
+    """
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Make the tensors, on the device of the keys."""
@@ -90,8 +95,10 @@ class MassLayer(_Evicting):
         self.order = torch.full(shape, -1, device=self.device)  # by age; -1: an empty place
 
     def fill(self, k: torch.Tensor, v: torch.Tensor, mass: torch.Tensor, *, tokens: int) -> None:
-        """The keys and values [B, n, k, d] that stay of a prompt of `tokens`, in their order, and
-        the attention [B, n, k] that they got."""
+        """Store the keys and values [B, n, k, d] that stay of a prompt of `tokens`, in their order.
+
+        `mass` [B, n, k] is the attention that they got.
+        """
         self._fill(k, v, tokens)
         count = k.shape[2]
         self.mass.zero_()
@@ -102,7 +109,7 @@ class MassLayer(_Evicting):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add one token in an empty place of each head; returns all places [B, n, L, d]."""
+        """Put one token in an empty place of each head, and return all places [B, n, L, d]."""
         place = self.order.argmin(-1, keepdim=True)
         self.order.scatter_(2, place, self.cumulative_length.expand_as(place))
         self.mass.scatter_(2, place, 0.0)
@@ -113,12 +120,14 @@ class MassLayer(_Evicting):
         return self.keys, self.values
 
     def seen(self) -> torch.Tensor:
-        """A mask [B, n, L] of the places that hold a key."""
+        """Return a mask [B, n, L] of the places that hold a key."""
         return self.order >= 0
 
     def evict(self, scores: torch.Tensor) -> None:
-        """Empty the place with the lowest of `scores` [B, n, L], if the budget asks for it. The
-        newest half of the keys stay."""
+        """Empty the place with the lowest of `scores` [B, n, L], if the budget requires it.
+
+        The newest half of the keys stay.
+        """
         stay = self._budget(ahead=1) - 1
         # Empty places come first in the order.
         rank = self.order.argsort(-1).argsort(-1) - (self.max_cache_len - self._count)
@@ -130,11 +139,13 @@ class MassLayer(_Evicting):
 
 
 class GatedLayer(StaticLayer):
-    """Holds a key of every token; those of tokens whose layer was skipped are not seen."""
+    """A layer that holds a key of every token, and hides those of tokens that skipped the layer."""
 
     def show(self, num: int, *, ran: torch.Tensor) -> torch.Tensor:
-        """Set, before `num` tokens are added, whether they will be seen, by the number `ran` (0 or
-        1). Returns a mask [L] of the seen places."""
+        """Decide whether the next `num` tokens will be seen; return a mask [L] of the seen places.
+
+        `ran` is 1 if the layer runs for them, else 0. The call comes before the tokens are added.
+        """
         device = ran.device
         if not hasattr(self, "shown"):
             self.shown = torch.zeros(self.max_cache_len, dtype=torch.bool, device=device)
@@ -144,13 +155,13 @@ class GatedLayer(StaticLayer):
 
 
 class BlockLayer(StaticLayer):
-    """Holds every key, and the sums of the keys in each block of `block` tokens."""
+    """A layer that holds every key, and the sums of the keys in each block of `block` tokens."""
 
     block = 0
     most = 0  # earlier blocks that any token attends to
 
     def fill_sums(self, keys: torch.Tensor, block: int, sparsity: float) -> None:
-        """Add up the expanded keys [B, n, S, d] of a prompt."""
+        """Add up the expanded keys [B, n, S, d] of a prompt, block by block."""
         self.block = block
         if not hasattr(self, "sums"):
             number = -(-self.max_cache_len // block)
@@ -163,8 +174,10 @@ class BlockLayer(StaticLayer):
         self.sums.copy_(padded.unflatten(2, (-1, block)).sum(3))
 
     def add_newest(self, keys: torch.Tensor) -> torch.Tensor:
-        """Add up the block of the newest token, of all expanded keys [B, n, L, d]; returns its
-        number [1]. A block that was cropped is added up again."""
+        """Add up the block of the newest token, of all expanded keys, and return its number [1].
+
+        The keys are [B, n, L, d]. A block that was cropped is thereby added up again.
+        """
         newest = (self.cumulative_length - 1).view(1)
         own = newest // self.block
         places = own * self.block + torch.arange(self.block, device=keys.device)
@@ -174,14 +187,14 @@ class BlockLayer(StaticLayer):
         return own
 
     def means(self) -> torch.Tensor:
-        """The mean key of each block, [B, n, blocks, d]."""
+        """Return the mean key of each block, [B, n, blocks, d]."""
         return self.sums / self.block
 
     def complete(self) -> torch.Tensor:
-        """A mask [blocks] of the complete blocks."""
+        """Return a mask [blocks] of the complete blocks."""
         places = torch.arange(self.sums.shape[2], device=self.sums.device)
         return places < self.cumulative_length // self.block
 
     def num_earlier(self, own: torch.Tensor) -> torch.Tensor:
-        """How many earlier blocks a token in block `own` [1] attends to, [1]."""
+        """Return how many earlier blocks a token in block `own` [1] attends to, [1]."""
         return self._counts.index_select(0, own)

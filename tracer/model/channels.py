@@ -1,7 +1,7 @@
-"""The channels of an MLP, of shared experts and of routed experts, with all matrices they cut.
+"""The channels of MLPs, shared experts and routed experts, with every matrix that they cross.
 
-In: a layer. Out: Channels, one for each MLP of the layer, which can mask or cut channels.
-f: intermediate size; E experts keep the same number of channels each, not the same channels.
+In: a layer. Out: Channels, one for each MLP of the layer, which can mask or cut channels. f is the
+intermediate size. All E experts of a layer keep the same number of channels, but not the same ones.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ SIZES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Channels:
-    """One MLP, or all routed experts of a layer. `kind`: "mlp", "shared" or "experts"."""
+    """The channels of one MLP, or of all routed experts of a layer.
+
+    `kind` is "mlp", "shared" (shared experts) or "experts". `ups` are the matrices that write the
+    channels, and `down` is the one that reads them.
+    """
 
     path: str
     kind: str
@@ -42,11 +46,15 @@ class Channels:
 
     @property
     def total(self) -> int:
-        """f."""
+        """The number of channels, f."""
         return self.down.k
 
     def mask(self, kept: list[int] | torch.Tensor) -> None:
-        """Zero the outputs of all channels but `kept`, and their inputs to a norm."""
+        """Zero the effect of all channels but `kept`, without changing a shape.
+
+        Their columns of `down` become zero, and, if a norm spans the channels, also what they write
+        to it.
+        """
         kept = torch.as_tensor(kept, device=self.down.tensor.device)
         self.down.zero_inputs(kept)
         if self.norms:
@@ -54,7 +62,10 @@ class Channels:
                 weight.zero_outputs(self._outputs(weight, kept))
 
     def cut(self, kept: list[int] | torch.Tensor) -> None:
-        """Keep the channels [kept], or [E, kept], of every matrix."""
+        """Cut all channels but `kept` out of every matrix, norm and size.
+
+        `kept` has the shape [kept] for an MLP, and [E, kept] for experts.
+        """
         kept = torch.as_tensor(kept, device=self.down.tensor.device)
         before = self.total
         for weight in self.ups:
@@ -70,7 +81,7 @@ class Channels:
             set_sizes(module, SIZES, before=before, after=kept.shape[-1])
 
     def _outputs(self, weight: Weight, kept: torch.Tensor) -> torch.Tensor:
-        """The output rows of the channels; of a fused gate and up, both."""
+        """Return the output rows of the kept channels; of a fused gate and up, the rows of both."""
         if weight.n == self.total:
             return kept
         if getattr(weight.module, "is_concatenated", True):
@@ -79,9 +90,10 @@ class Channels:
 
 
 def find_channels(layer: nn.Module, path: str) -> list[Channels]:
-    """Every MLP of a layer, in order; none in a layer that only mixes tokens.
+    """Find every MLP of a layer, in order; a layer that only mixes tokens has none.
 
-    Raises PrunescopeError if a matrix of an MLP does not fit the others.
+    Raises:
+        PrunescopeError: A matrix of an MLP does not fit the others.
     """
     groups: dict[str, list[tuple[str, Weight]]] = defaultdict(list)
     for role, weight in weights_of(layer, path):
@@ -92,7 +104,7 @@ def find_channels(layer: nn.Module, path: str) -> list[Channels]:
 
 
 def _owner(weight: Weight) -> str:
-    """The path of the module that holds an MLP's matrices side by side."""
+    """Return the path of the module that holds an MLP's matrices side by side."""
     owner = weight.path.rpartition(".")[0]
     parent, _, leaf = owner.rpartition(".")
     return parent if leaf in ("intermediate", "output") else owner
@@ -101,6 +113,7 @@ def _owner(weight: Weight) -> str:
 def _channels(
     layer: nn.Module, path: str, owner: str, group: list[tuple[str, Weight]]
 ) -> Channels | None:
+    """Assemble the Channels of the matrices under `owner`; None if they are no MLP."""
     down = next((weight for role, weight in group if role == "down"), None)
     ups = [weight for role, weight in group if role in _UPS]
     if down is None or not ups:
@@ -130,7 +143,11 @@ def _channels(
 
 
 def _guess_projections(owner: str, weights: list[Weight]) -> tuple[Weight | None, list[Weight]]:
-    """Up and down projections of an MLP with unknown names, by their shapes; down is the last."""
+    """Recognise the down and up projections of an MLP with unknown names by their shapes.
+
+    Limitations: the down projection is taken to be the last of two or three matrices. An MLP whose
+    matrices are square, or in another order, is not recognised.
+    """
     if len(weights) not in (2, 3) or locate(owner).scope != "mlp":
         return None, []
     *ups, down = weights

@@ -1,8 +1,8 @@
-"""The mixtures of experts of a model: their router and experts, and how to keep some of them.
+"""The mixtures of experts of a model: their routers and experts, and how to keep some of them.
 
 In: a model. Out: a Mixture for each layer that has one, which can drop or merge experts, or route a
-token to fewer of them. E experts are the first axis of stacked tensors, as in transformers 5, or a
-list of modules; h hidden dimensions.
+token to fewer of them. The E experts are the first axis of stacked tensors, as in transformers 5,
+or a list of modules; h is the hidden size.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ _GROUPS = ("num_group", "n_group")
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """The routed experts of a layer, without shared ones. `block` holds them and the `routers`:
-    the module that chooses experts, and those inside of it.
+    """The routed experts of a layer, without shared experts.
 
-    `groups` of neighbouring experts are chosen first in group-limited routing, `open_groups`
-    of them for each token; 1 and 1 elsewhere.
+    `block` is the module that holds the experts and the router. `routers` are the module that
+    chooses experts and the modules inside it; they are empty if the block itself chooses.
+    Group-limited routing first chooses `open_groups` of the `groups` of neighbouring experts for
+    each token; both are 1 elsewhere.
     """
 
     layer: int
@@ -49,7 +50,7 @@ class Mixture:
 
     @property
     def experts(self) -> Any:
-        """The module of the experts."""
+        """The module that holds the experts."""
         return getattr(self.block, self.path.rpartition(".")[2])
 
     @property
@@ -59,25 +60,27 @@ class Mixture:
 
     @property
     def ranked_by(self) -> int:
-        """The best experts of a group by which it is ranked: two where scores have correction
-        terms, as in DeepSeek-V3."""
+        """The number of best experts by which a group is ranked.
+
+        It is two where scores have correction terms, as in DeepSeek-V3, and one elsewhere.
+        """
         return 1 + (self.groups > 1 and any(True for _ in self.terms()))
 
     @property
     def rows(self) -> torch.Tensor:
-        """The rows [E, h] of the router's matrix."""
+        """The rows [E, h] of the router's matrix, one for each expert."""
         module, name = next((m, n) for m, n, _, vector in self._terms() if not vector)
         rows: torch.Tensor = getattr(module, name)
         return rows.detach()
 
     def terms(self) -> Iterator[torch.Tensor]:
-        """The vectors [E] or [1, E] of the router: its bias, the correction of its scores."""
+        """Yield the vectors [E] or [1, E] of the router: its bias and the correction of its scores."""
         for module, name, _, vector in self._terms():
             if vector:
                 yield getattr(module, name).detach()
 
     def keep(self, index: Sequence[int]) -> None:
-        """Keep the experts `index`, their rows of the router and its terms for each expert."""
+        """Keep the experts `index`, with their rows and terms in the router, and drop the others."""
         if self.is_list:
             kept = nn.ModuleList([self.experts[i] for i in index])
             setattr(self.block, self.path.rpartition(".")[2], kept)
@@ -91,8 +94,11 @@ class Mixture:
             set_sizes(module, _NUM_EXPERTS, before=self.total, after=len(index))
 
     def merge(self, members: Mapping[int, Sequence[int]], weights: Sequence[float]) -> None:
-        """Give each expert that is a key the weighted mean of its `members`; equal parts where all
-        of their weights are 0. Rows of the router and its terms are averaged alike."""
+        """Replace each expert that is a key of `members` by the weighted mean of its members.
+
+        Rows and terms of the router are averaged with the same weights. Members count equally where
+        all of their weights are 0.
+        """
         for kept, merged in members.items():
             total = sum(weights[i] for i in merged)
             share = {i: weights[i] / total if total else 1 / len(merged) for i in merged}
@@ -110,19 +116,22 @@ class Mixture:
                     parameter.detach().copy_(torch.stack(parts).sum(0))
 
     def route_to(self, count: int) -> None:
-        """Let each token go to `count` experts."""
+        """Let the router send each token to `count` experts."""
         for module in (self.block, self.experts, *self.routers):
             set_sizes(module, _TOP_K, before=self.top_k, after=count)
 
     def _stacked(self) -> Iterator[tuple[Any, str, int, bool]]:
-        """Module, name and expert axis of each tensor of the experts."""
+        """Yield (module, name, expert axis, is a vector) for each tensor of the experts."""
         for name, parameter in self.experts.named_parameters(recurse=False):
             if parameter.shape[0] == self.total:
                 yield self.experts, name, 0, parameter.dim() == 1
 
     def _terms(self) -> Iterator[tuple[Any, str, int, bool]]:
-        """Module, name and expert axis of each tensor of the router, and whether it is a vector:
-        its matrix, its bias, the correction of its scores, which may be stored next to it."""
+        """Yield (module, name, expert axis, is a vector) for each tensor of the router.
+
+        These are its matrix, its bias and the correction of its scores, which may be stored next to
+        it.
+        """
         for module in (self.block, *self.routers):
             for name, tensor in _tensors(module):
                 if tensor.shape == (1, self.total):
@@ -133,7 +142,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class ExpertModule:
-    """The module of a layer's routed experts: stacked tensors or a list of E modules."""
+    """The module of a layer's routed experts: stacked tensors, or a list of E modules."""
 
     layer: int
     path: str
@@ -142,7 +151,7 @@ class ExpertModule:
 
 
 def expert_modules(model: nn.Module) -> list[ExpertModule]:
-    """The modules of routed experts, in the order of the layers; empty in a model without."""
+    """List the modules of routed experts in the order of the layers; empty in a model without any."""
     return [
         ExpertModule(layer, path, module, total)
         for path, module in model.named_modules()
@@ -153,10 +162,11 @@ def expert_modules(model: nn.Module) -> list[ExpertModule]:
 
 
 def find_mixtures(model: nn.Module) -> list[Mixture]:
-    """The mixtures of a model, in the order of its layers; layers without one are left out.
+    """Find the mixtures of a model in the order of its layers; layers without one are skipped.
 
-    Raises PrunescopeError where there is none, and for a router that is not found or chooses by a
-    table.
+    Raises:
+        PrunescopeError: The model has no routed experts, or a router is not found or chooses by
+            a table.
     """
     mixtures = [_mixture(model, experts) for experts in expert_modules(model)]
     if not mixtures:
@@ -168,7 +178,7 @@ def find_mixtures(model: nn.Module) -> list[Mixture]:
 
 
 def _num_experts(path: str, module: Any) -> int:
-    """E of a module of experts; 0 for any other module."""
+    """Return the number of experts E in a module of experts; 0 for any other module."""
     if path.rpartition(".")[2] != "experts" or locate(path).role != "experts":
         return 0
     if isinstance(module, nn.ModuleList):
@@ -178,6 +188,11 @@ def _num_experts(path: str, module: Any) -> int:
 
 
 def _mixture(model: Any, experts: ExpertModule) -> Mixture:
+    """Find the router of these experts, and read its sizes.
+
+    Limitations: k and the groups are the first ints with a known name in the modules or the config.
+    A router whose hidden size equals E is refused, since its axes cannot be told apart.
+    """
     parent, total = experts.path.rpartition(".")[0], experts.total
     block = model.get_submodule(parent)
     routers = tuple(
@@ -217,11 +232,13 @@ def _mixture(model: Any, experts: ExpertModule) -> Mixture:
 
 
 def _tensors(module: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the parameters and buffers of a module itself, by name."""
     yield from module.named_parameters(recurse=False)
     yield from module.named_buffers(recurse=False)
 
 
 def _first_int(holders: Sequence[Any], names: Sequence[str]) -> int:
+    """Return the first int that a holder has under one of these names; 0 without one."""
     values = (getattr(holder, name, None) for holder in holders for name in names)
     return next((v for v in values if isinstance(v, int) and not isinstance(v, bool)), 0)
 

@@ -1,7 +1,8 @@
-"""The heads of an attention: the rows and columns of its matrices for each KV-head group.
+"""The heads of an attention: which rows and columns of its matrices belong to a KV-head group.
 
-In: a layer. Out: Heads, which can mask or cut groups. Symbols: n_q, n_kv heads, G = n_q/n_kv.
-With latent attention every head is a group: q_b and kv_b are cut, the latents stay.
+In: a layer. Out: Heads, which can mask or cut groups. n_q and n_kv are the numbers of query and KV
+heads, and G = n_q/n_kv. With latent attention every head is a group: q_b and kv_b are cut, and the
+latents stay.
 """
 
 from __future__ import annotations
@@ -35,7 +36,11 @@ _CROSS = ("encoder_attn", "crossattention", "cross_attn")
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """One attention. `gates`: other matrices with outputs for each query head."""
+    """The heads of one attention, with everything that is cut with them.
+
+    `gates` are further matrices whose outputs belong to the query heads. `wide_norms` are norms
+    over all heads of a role, as (path, norm, role); `head_norms` are norms of single heads.
+    """
 
     path: str
     module: Any
@@ -75,9 +80,11 @@ class Heads:
         self._set_counts(kept, device)
 
     def _index(self, kept: list[int], size: int, weight: Weight) -> torch.Tensor:
+        """Return the rows of the kept groups in a matrix whose axis has `size` features."""
         return block_rows(kept, size // self.kv_heads, weight.tensor.device)
 
     def _fused(self, kept: list[int], weight: Weight) -> torch.Tensor:
+        """Return the rows of the kept groups in a fused q, k, v, in the order of its architecture."""
         assert self.entry is not None
         if self.entry.qkv == "groups":
             return self._index(kept, weight.n, weight)
@@ -90,7 +97,7 @@ class Heads:
     def _narrow_per_head(
         self, path: str, norm: nn.Module, kept: list[int], device: torch.device
     ) -> None:
-        """Cut norms with parameters for each head: a list, or a weight [heads, d]."""
+        """Cut a norm with parameters for each head: a list of norms, or a weight [heads, d]."""
         is_query = path.rpartition(".")[2].startswith("q")
         count = self.heads if is_query else self.kv_heads
         index = block_rows(kept, count // self.kv_heads, device)
@@ -102,6 +109,7 @@ class Heads:
                 keep_entries(norm, name, index)
 
     def _set_counts(self, kept: list[int], device: torch.device) -> None:
+        """Set the numbers and widths of heads in the modules, and cut attention sinks."""
         group = self.heads // self.kv_heads
         query = len(kept) * group
         for module in {id(m): m for m in (self.module, self.weights["o"].module)}.values():
@@ -116,9 +124,10 @@ class Heads:
 
 
 def find_heads(model: nn.Module, layer: nn.Module, path: str) -> Heads | None:
-    """The attention of a layer; None if it has none (a recurrent mixer, or an MLP alone).
+    """Find the attention of a layer; None if it has none (a recurrent mixer, or an MLP alone).
 
-    Raises PrunescopeError if its matrices do not show which rows belong to a head.
+    Raises:
+        PrunescopeError: The matrices do not show which rows belong to a head.
     """
     config = text_config(model)
     entry = BY_ID.get(str(config.model_type))
@@ -163,7 +172,7 @@ def find_heads(model: nn.Module, layer: nn.Module, path: str) -> Heads | None:
 def _spanned_role(
     path: str, norm: nn.Module, weights: dict[str, Weight], heads: int, kv_heads: int
 ) -> str:
-    """The role whose whole width a norm spans; "" for a norm of single heads or latents."""
+    """Return the role whose whole width a norm spans; "" for a norm of single heads or latents."""
     scale = getattr(norm, "weight", None)
     leaf = path.rpartition(".")[2]
     role = next((r for r in ("q", "k") if leaf.startswith(r) and r in weights), "")
@@ -174,7 +183,7 @@ def _spanned_role(
 
 
 def _attention_weights(layer: nn.Module, path: str) -> tuple[dict[str, Weight], list[Weight]]:
-    """Matrices of the layer's self-attention by role, and gates."""
+    """Return the matrices of the layer's self-attention by role, and its gates."""
     inside = [
         (role, weight)
         for role, weight in weights_of(layer, path)
@@ -191,11 +200,16 @@ def _attention_weights(layer: nn.Module, path: str) -> tuple[dict[str, Weight], 
 
 
 def _is_gate(weight: Weight) -> bool:
+    """Return whether a matrix is called a gate."""
     leaf = weight.path.rpartition(".")[2]
     return "gate" in leaf or leaf == "g_proj"
 
 
 def _count_heads(config: Any, module: Any, weights: dict[str, Weight]) -> tuple[int, int]:
+    """Return the numbers of query and KV heads.
+
+    Those of the module and the shapes of its matrices count before those of the config.
+    """
     counts = [getattr(module, name, None) for name in _Q_COUNTS]
     own = next((count for count in counts if isinstance(count, int)), 0)
     heads = own or int(config.num_attention_heads)
@@ -210,6 +224,7 @@ def _count_heads(config: Any, module: Any, weights: dict[str, Weight]) -> tuple[
 
 
 def _check_groups(attention: Heads) -> None:
+    """Refuse an attention whose matrices do not divide into equal groups."""
     weights, heads, parts = attention.weights, attention.heads, attention.kv_heads
     sizes = [weight.n for role, weight in weights.items() if role != "o"]
     sizes += [weights["o"].k, *(gate.n for gate in attention.gates)]
@@ -222,6 +237,7 @@ def _check_groups(attention: Heads) -> None:
 
 
 def _refusal(path: str, why: str) -> PrunescopeError:
+    """Make the error for an attention whose heads cannot be cut."""
     return PrunescopeError(
         f"heads of {path} cannot be cut: {why}",
         hint=f"{cutting('channels')} and {cutting('layers')} prune this model without its heads",

@@ -1,6 +1,7 @@
-"""The decoder layers of a model, over the architectures of transformers, and their cache layers.
+"""The decoder layers of a model and their cache layers, over the architectures of transformers.
 
-In: a model. Out: the name and module of its layer list, its text config, renumbered cache layers.
+In: a model. Out: the name and module of its layer list, its text config, and the model with fewer
+layers, whose cache layers are renumbered.
 """
 
 from __future__ import annotations
@@ -26,7 +27,14 @@ _INDICES = ("layer_idx", "layer_id")  # where a module keeps the number of its c
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Qualified name and module of the decoder's layer list (the largest if there are several)."""
+    """Return the qualified name and the module of the decoder's layer list.
+
+    Limitations: of several lists outside image and audio towers, the one with the most parameters
+    is taken to be the decoder.
+
+    Raises:
+        PrunescopeError: The model has no list of layers.
+    """
     lists = [
         (name, module)
         for name, module in model.named_modules()
@@ -43,37 +51,45 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def in_tower(name: str) -> bool:
-    """Whether a module belongs to an image or audio tower of a multimodal model."""
+    """Return whether a module belongs to an image or audio tower of a multimodal model."""
     return _TOWER.search(name) is not None
 
 
 def text_config(model: nn.Module) -> Any:
-    """The config of the decoder; of a multimodal model, its text part."""
+    """Return the config of the decoder; of a multimodal model, its text part."""
     return model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
 
 
 def num_positions(model: nn.Module) -> int | None:
-    """The most positions that the config names; None where it names none."""
+    """Return the largest number of positions that the config allows; None where it names none."""
     positions = getattr(text_config(model), "max_position_embeddings", None)
     return positions if isinstance(positions, int) and positions > 0 else None
 
 
 def is_known(model: nn.Module) -> bool:
-    """Whether the model's architecture has a row in the table; others are probed when they are
-    pruned."""
+    """Return whether the model's architecture has a row in the table of architectures.
+
+    Others are probed when they are pruned.
+    """
     return str(getattr(text_config(model), "model_type", "")) in BY_ID
 
 
 def renumber_cache(
     model: nn.Module, layers: nn.ModuleList, positions: list[int] | None = None
 ) -> None:
-    """Number the modules with keys, values or states 0, 1, 2 …, so that the cache has no empty
-    layers.
+    """Give the modules with keys, values or states the numbers 0, 1, 2 … of their cache layers.
 
-    `model.cache_layers` becomes the list of the config's layers that are still used, from which
-    `compat.new_cache` builds the cache. `positions`: indices of the layers in the config's list;
-    None: their current indices. Raises PrunescopeError if the model would no longer know its number
-    of tokens.
+    The cache then has no empty layers. `model.cache_layers` becomes the list of the config's layers
+    that are still used, from which `compat.new_cache` builds the cache.
+
+    Args:
+        model: The model whose layers change.
+        layers: The layers that it has from now on.
+        positions: The indices of these layers in the config's list; None takes their current
+            indices.
+
+    Raises:
+        PrunescopeError: The model would no longer know its number of tokens.
     """
     used: list[int] = []
     for index, layer in enumerate(layers):
@@ -101,7 +117,7 @@ def renumber_cache(
 
 
 def counts_without(model: nn.Module, removed: Collection[int]) -> bool:
-    """Whether the model still knows its number of tokens without these layers."""
+    """Return whether the model still knows its number of tokens without these layers."""
     if not compat.counts_tokens(model):
         return True
     before = getattr(model, "cache_layers", None)
@@ -113,7 +129,12 @@ def counts_without(model: nn.Module, removed: Collection[int]) -> bool:
 
 
 def keep_layers(model: PreTrainedModel, name: str, kept: list[int]) -> None:
-    """Remove all layers but `kept` from the list `name`, in the config and the cache too."""
+    """Remove all layers but `kept` from the list `name`, and from the config and the cache.
+
+    Raises:
+        PrunescopeError: The config fixes its number of layers, no attention would be left to
+            count tokens, or a model of an unknown architecture no longer runs.
+    """
     layers = model.get_submodule(name)
     shorter = nn.ModuleList([layers[i] for i in kept])
     renumber_cache(model, shorter, kept)
@@ -141,8 +162,10 @@ def keep_layers(model: PreTrainedModel, name: str, kept: list[int]) -> None:
 
 
 def _set_derived(config: Any, kept: list[int]) -> None:
-    """Fix the lists with one entry per layer that a config computes (Jamba: from a period) to those
-    of the layers that are left."""
+    """Fix the lists with one entry per layer that a config computes, for the kept layers.
+
+    Jamba computes its layer types from a period, which would no longer be right.
+    """
     total = config.num_hidden_layers
     names = [
         name for name in dir(type(config)) if isinstance(getattr(type(config), name), property)

@@ -1,4 +1,4 @@
-"""The logits of a few tokens: whether a changed model runs, and computes the same as before.
+"""The logits of a few tokens, which show whether a changed model runs and computes the same.
 
 In: a model. Out: logits [1, 6, V], or a PrunescopeError.
 """
@@ -25,9 +25,18 @@ ROTATED = {2: 0.15, 4: 0.01, 8: 1e-4}
 
 @torch.no_grad()
 def probe(model: Any, change: str) -> torch.Tensor:
-    """Logits of a few tokens, the last one decoded with the cache of the others.
+    """Compute the logits of a few tokens, the last one decoded with the cache of the others.
 
-    `what`: what was done to the model, for the message. Raises PrunescopeError if it does not run.
+    Args:
+        model: A causal language model of transformers.
+        change: What was done to the model, as the error message says it: "does not run with
+            heads cut".
+
+    Returns:
+        The logits, [1, NUM_PROBED, V].
+
+    Raises:
+        PrunescopeError: The model does not run.
     """
     device = next(model.parameters()).device
     vocabulary = model.get_input_embeddings().num_embeddings
@@ -49,8 +58,10 @@ def probe(model: Any, change: str) -> torch.Tensor:
 
 
 def within(logits: torch.Tensor, expected: torch.Tensor, tolerance: dict[int, float]) -> bool:
-    """Whether no logit differs by more than a share of the largest expected one. `tolerance`: that
-    share by bytes an element. False where their numbers differ."""
+    """Return whether no logit differs by more than a share of the largest expected one.
+
+    `tolerance` gives that share by the bytes of an element. Logits of another shape always differ.
+    """
     if logits.shape != expected.shape:
         return False
     allowed = tolerance[expected.element_size()] * float(expected.abs().max())
@@ -58,8 +69,11 @@ def within(logits: torch.Tensor, expected: torch.Tensor, tolerance: dict[int, fl
 
 
 def agree(logits: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether logits [B, S, V] differ by the rounding of another basis alone: the norm of their
-    differences as a share of the norm of the logits, both around the mean of a token."""
+    """Return whether logits [B, S, V] differ only by the rounding of another basis.
+
+    The norm of their differences is compared with the norm of the expected logits; both are taken
+    around the mean of each token.
+    """
     spread = expected.double() - expected.double().mean(-1, keepdim=True)
     difference = logits.double() - expected.double()
     allowed = ROTATED[expected.element_size()] * float(spread.norm())
@@ -67,7 +81,11 @@ def agree(logits: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 def check_same(model: Any, masked: torch.Tensor, change: str) -> None:
-    """Raises PrunescopeError unless the model gives the logits of its `masked` version."""
+    """Check that the cut model gives the logits of its `masked` version.
+
+    Raises:
+        PrunescopeError: It gives other logits, or does not run.
+    """
     if not within(probe(model, change), masked, REMOVED):
         raise PrunescopeError(
             f"{type(model).__name__} {change} gives other logits than with zeros in their place",

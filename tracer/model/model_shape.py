@@ -1,7 +1,7 @@
-"""The dimensions of a model in memory: by its config, and by its weights where these differ.
+"""The dimensions of a model in memory: those of its config, corrected by its weights.
 
-In: a causal LM of transformers, pruned or not. Out: ModelShape; the config of transformers with the
-sizes that all layers share, for a folder whose weights are narrower than its config says.
+In: a causal language model of transformers, pruned or not. Out: its ModelShape; for a folder whose
+weights are narrower than its config says, the config with the sizes that all layers share.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ _ATTRIBUTES = {
 
 
 def model_shape(model: Any, config: dict[str, Any] | None = None) -> ModelShape:
-    """The shape of a model. `config`: None takes the model's own. Raises PrunescopeError as
-    ModelShape.from_config does."""
+    """Return the shape of a model; `config` replaces the model's own config unless it is None.
+
+    Raises:
+        PrunescopeError: The config has no shape, as for ModelShape.from_config.
+    """
     shape = ModelShape.from_config(model.config.to_dict() if config is None else config)
     plain = {
         name: tuple(tensor.shape)
@@ -41,8 +44,11 @@ def model_shape(model: Any, config: dict[str, Any] | None = None) -> ModelShape:
 
 
 def set_sizes_of_weights(config: Any, folder: Path) -> list[str]:
-    """Set the sizes in a config of transformers to those of the weights in its folder (the largest,
-    where layers differ). Returns a sentence on each difference; none if there is none."""
+    """Set the sizes in a config of transformers to those of the weights in its folder.
+
+    Where layers differ, the largest size is set. Each difference is returned as a sentence; the
+    list is empty if there is none.
+    """
     try:
         written = ModelShape.from_config(config.to_dict())
     except PrunescopeError:

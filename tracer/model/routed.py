@@ -1,6 +1,6 @@
-"""The tokens that reach each expert in a forward, by hooks on the modules of experts.
+"""The tokens that reach each expert in a forward, counted by hooks on the modules of experts.
 
-In: a model. Out: counts [E] of each call of a layer's experts, and the scores of its experts. A
+In: a model. Out: the counts [E] of each call of a layer's experts, and the scores of its experts. A
 call has an index [T, k] of the experts of each token; or, as in Llama 4, rows [E·T, h] with zeros
 for tokens that do not go to an expert; or the experts are a list, each called with its tokens.
 """
@@ -20,10 +20,13 @@ from prunescope.tracer.model.forwards import first_tensor
 
 @dataclass(kw_only=True)
 class Routed:
-    """The tokens that the experts of a layer got, summed over calls: `counts` [E], int64.
-    `calls`: of each, how many experts got a token, and tokens of all experts. `scores` [E],
-    float64, where they are measured: the sum over an expert's tokens of gate times norm of its
-    output. `is_read`: whether calls were of a form that says who got which token."""
+    """The tokens that the experts of a layer got, summed over calls.
+
+    `counts` [E] are int64. `calls` holds, for each call, how many experts got a token and the
+    tokens of all experts. `scores` [E], float64, are the sum over an expert's tokens of gate times
+    norm of its output; None where they are not measured. `is_read` is false if a call had a form
+    that does not show which expert got which token.
+    """
 
     counts: torch.Tensor
     calls: list[torch.Tensor] = field(default_factory=list)
@@ -31,14 +34,17 @@ class Routed:
     is_read: bool = True
 
     def add(self, counts: torch.Tensor) -> None:
-        """Add a call."""
+        """Add the counts [E] of one call."""
         self.counts += counts
         self.calls.append(torch.stack([(counts > 0).sum(), counts.sum()]))
 
     @property
     def mean_distinct(self) -> float | None:
-        """Experts with a token, the mean over calls of as many tokens; None where these differ, as
-        in a step that reads a prompt and then decodes."""
+        """The mean number of experts with a token, over calls with equally many tokens.
+
+        It is None where the calls differ in their tokens, as in a step that reads a prompt and then
+        decodes.
+        """
         if not self.calls:
             return None
         distinct, tokens = torch.stack(self.calls).double().unbind(1)
@@ -46,8 +52,11 @@ class Routed:
 
 
 def watch_experts(model: nn.Module, *, scored: bool = False) -> tuple[list[Any], dict[str, Routed]]:
-    """Hooks on all experts: their handles, and what they will have counted by path. `scored`: also
-    the scores, at the cost of running the experts twice; a list of experts has none."""
+    """Put hooks on all experts; return their handles, and what they will have counted by path.
+
+    If `scored`, the scores are measured too, at the cost of running the experts twice. A list of
+    experts has no scores.
+    """
     handles: list[Any] = []
     by_path: dict[str, Routed] = {}
     for experts in expert_modules(model):
@@ -71,7 +80,7 @@ class _StackedHook:
         self.total, self.routed = experts.total, routed
 
     def count_call(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Count a call, and add the scores of its tokens."""
+        """Count the tokens of a call, and add up their scores."""
         call = {**dict(enumerate(args)), **kwargs}
         key = next((k for k, v in call.items() if _is_index(v)), None)
         if key is None:
@@ -88,7 +97,7 @@ class _StackedHook:
             self.routed.scores.index_add_(0, places, gained)
 
     def _count_rows(self, rows: torch.Tensor, output: torch.Tensor) -> None:
-        """Count rows [E·T, h] that the gate scaled before the experts."""
+        """Count the rows [E·T, h] that are not zero; the gate scaled them before the experts."""
         if rows.numel() % (self.total * rows.shape[-1]):
             self.routed.is_read = False
             return
@@ -100,8 +109,10 @@ class _StackedHook:
 
 
 def _output_norms(module: Any, args: Any, kwargs: Any, index: torch.Tensor) -> torch.Tensor:
-    """[T, k]: the norms of what each expert puts out for each of its tokens, before the gate. Every
-    pair of a token and an expert is a token of its own."""
+    """Return the norms [T, k] of what each expert puts out for its tokens, before the gate.
+
+    The experts run once more, with every pair of a token and an expert as a token of its own.
+    """
     tokens, count = index.shape
     first = first_tensor(args, kwargs)
 
@@ -120,7 +131,7 @@ def _output_norms(module: Any, args: Any, kwargs: Any, index: torch.Tensor) -> t
 
 
 def _watch_list(model: nn.Module, experts: ExpertModule, routed: Routed) -> list[Any]:
-    """Hooks on each expert of a list, and on the module around it, whose call is one step."""
+    """Put hooks on each expert of a list, and on the module around it, whose call is one step."""
     counts = torch.zeros_like(routed.counts)
 
     def begin(_module: nn.Module, _args: Any) -> None:

@@ -1,10 +1,10 @@
-"""A checkpoint whose layers differ under one config: in width, as LLM-Pruner and FLAP write them,
-or in their number of experts, as DiEP and EvoESAP do.
+"""Checkpoints whose layers differ under one config, in width or in their number of experts.
 
-In: the files of a checkpoint and its config, which has the widest layer. Out: a model with
-projections of the stored shapes: only attention and MLP matrices may differ, by whole heads. Or one
-whose layers have the stored experts: it is loaded with zeros for the experts that a layer lacks,
-which are then dropped.
+LLM-Pruner and FLAP write layers of different widths; DiEP and EvoESAP write layers with different
+numbers of experts. In: the files of a checkpoint and its config, which describes the widest layer.
+Out: a model with projections of the stored shapes, where only attention and MLP matrices may
+differ, by whole heads; or one whose layers have the stored experts. The latter is loaded with zeros
+for the experts that a layer lacks, which are then dropped.
 """
 
 from __future__ import annotations
@@ -41,8 +41,11 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def differing_shapes(folder: Path, config: Any) -> Shapes:
-    """The stored shapes of layer matrices that differ from the config; empty if none does, or if
-    there is a difference that pruning of widths does not explain."""
+    """Return the stored shapes of layer matrices that differ from the config.
+
+    The result is empty if none differs, or if there is a difference that pruning of widths does not
+    explain.
+    """
     stored = _stored(folder)
     with torch.device("meta"):
         expected = AutoModelForCausalLM.from_config(config).state_dict()
@@ -60,9 +63,13 @@ def differing_shapes(folder: Path, config: Any) -> Shapes:
 
 
 def load_uneven(folder: Path, config: Any, shapes: Shapes, options: dict[str, Any]) -> Any:
-    """The model of a folder for which `differing_shapes` gave `shapes`; `options` as for from_pretrained.
+    """Load the model of a folder for which `differing_shapes` returned `shapes`.
 
-    Raises PrunescopeError for partial heads, missing weights, or a model that does not run.
+    `options` are those of from_pretrained.
+
+    Raises:
+        PrunescopeError: A layer keeps parts of heads, weights are missing, or the model does
+            not run.
     """
     kept = {k: v for k, v in options.items() if k in ("attn_implementation", "dtype")}
     kept.setdefault("dtype", config.dtype or torch.float32)
@@ -89,7 +96,7 @@ def load_uneven(folder: Path, config: Any, shapes: Shapes, options: dict[str, An
 
 
 def _count_heads(folder: Path, model: Any, path: str) -> None:
-    """Set the query heads of each KV head, for an attention whose projections were cut."""
+    """Set the number of query heads per KV head of an attention whose projections were cut."""
     module = model.get_submodule(path)
     if not hasattr(module, "q_proj"):
         return
@@ -106,7 +113,7 @@ def _count_heads(folder: Path, model: Any, path: str) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint."""
+    """List the safetensors files of a checkpoint."""
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if not index.is_file():
         return [folder / SAFE_WEIGHTS_NAME]
@@ -115,10 +122,12 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Read all tensors of a checkpoint, by name."""
     return {name: tensor for file in _files(folder) for name, tensor in load_file(file).items()}
 
 
 def _stored(folder: Path) -> Shapes:
+    """Read the shapes of all tensors of a checkpoint, by name, without their numbers."""
     shapes: Shapes = {}
     for file in _files(folder):
         with safe_open(file, framework="pt") as opened:
@@ -128,15 +137,18 @@ def _stored(folder: Path) -> Shapes:
 
 
 def widths_note(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """The note of a run on such a model."""
+    """Write the note of a run on a model whose layers differ in width."""
     layers = {locate(name.rpartition(".")[0]).layer for name in shapes}
     numbers = sum(math.prod(shape) for shape in shapes.values())
     return f"{len(layers)} layers differ in width ({len(shapes)} tensors, {numbers} numbers)"
 
 
 def uneven_experts(folder: Path, config: Any) -> dict[int, int]:
-    """The experts of each layer that has some, by the stored weights; empty where all are equal, or
-    where a router has rows for more of them than are stored."""
+    """Return the stored number of experts of each layer that has some.
+
+    The result is empty where all layers have equally many, or where a router has rows for more
+    experts than are stored.
+    """
     try:
         written = ModelShape.from_config(config.to_dict())
     except PrunescopeError:
@@ -162,10 +174,12 @@ def uneven_experts(folder: Path, config: Any) -> dict[int, int]:
 def load_uneven_experts(
     folder: Path, config: Any, counts: Mapping[int, int], options: dict[str, Any]
 ) -> Any:
-    """The model of a folder for which `uneven_experts` gave `counts`; `options` as for
-    from_pretrained.
+    """Load the model of a folder for which `uneven_experts` returned `counts`.
 
-    Raises PrunescopeError for a router that is not understood, and a model that does not run.
+    `options` are those of from_pretrained.
+
+    Raises:
+        PrunescopeError: A router is not understood, or the model does not run.
     """
     most, config = max(counts.values()), copy.deepcopy(config)
     text = config.get_text_config(decoder=True)
@@ -189,7 +203,10 @@ def load_uneven_experts(
 def _padded(
     state: Mapping[str, torch.Tensor], counts: Mapping[int, int], most: int
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a checkpoint, those of experts and routers with zeros up to `most` experts."""
+    """Yield the tensors of a checkpoint, with zeros for the experts that a layer lacks.
+
+    Every layer then has `most` experts.
+    """
     for name, tensor in state.items():
         place = locate(name.rpartition(".")[0])
         if place.role == "shared_expert" or "experts." not in name and place.role != "router":
@@ -206,7 +223,7 @@ def _padded(
 
 
 def _with_zeros(tensor: torch.Tensor, own: int, most: int) -> torch.Tensor:
-    """Pad with zeros along the axis of the experts: the first, or that of a row [1, E]."""
+    """Pad with zeros along the axis of the experts: the first, or the second of a row [1, E]."""
     axis = 1 if tensor.shape == (1, own) else 0
     if own == most or not tensor.dim() or tensor.shape[axis] != own:
         return tensor
@@ -216,12 +233,13 @@ def _with_zeros(tensor: torch.Tensor, own: int, most: int) -> torch.Tensor:
 
 
 def experts_note(counts: Mapping[int, int]) -> str:
-    """The note of a run on such a model."""
+    """Write the note of a run on a model whose layers differ in their number of experts."""
     numbers = spread(min(counts.values()), max(counts.values()))
     return f"layers differ in their experts: {numbers} in {len(counts)} layers"
 
 
 def _unsupported(folder: Path, why: str) -> PrunescopeError:
+    """Make the error for a checkpoint whose shapes cannot be loaded."""
     return PrunescopeError(
         f"{folder.name} stores other shapes than its config, and {why}",
         hint="layers may differ by whole heads and MLP channels; otherwise prune with "

@@ -1,8 +1,8 @@
-"""The weights of a model: where they are stored, and how to cut or zero their outputs and inputs.
+"""The weights of a model: where they are stored, and how outputs and inputs are cut or zeroed.
 
-In: a model or a layer. Out: Weights, linear modules by name.
-A weight is [N, K] in logical axes. nn.Linear stores [N, K], GPT-2's Conv1D [K, N], the experts of
-transformers 5 [E, N, K] or, as in gpt-oss, [E, K, N]. An index is [kept], or [E, kept] for experts.
+In: a model or a layer. Out: Weights, and linear modules by name. A weight is [N, K] in logical
+axes. nn.Linear stores [N, K], GPT-2's Conv1D [K, N], and the experts of transformers 5 [E, N, K]
+or, as in gpt-oss, [E, K, N]. An index is [kept], or [E, kept] for experts.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ _GEMMS = ("qkv", "o", "gate_up", "down")
 
 @dataclass(frozen=True, kw_only=True)
 class Weight:
-    """The parameter `name` of `module`, and its bias if it has one. `path` ends in the module's
-    name, or in the parameter's if a module has several weights (experts)."""
+    """The parameter `name` of `module`, with its bias if it has one.
+
+    `path` ends in the module's name, or in the parameter's name if a module has several weights, as
+    experts have.
+    """
 
     path: str
     module: Any
@@ -44,17 +47,17 @@ class Weight:
 
     @property
     def experts(self) -> int | None:
-        """E, or None for a single weight."""
+        """The number of experts E; None for a single weight."""
         return self.tensor.shape[0] if self.tensor.dim() == 3 else None
 
     @property
     def n(self) -> int:
-        """Output features."""
+        """The number of output features, N."""
         return self.tensor.shape[-1 if self.transposed else -2]
 
     @property
     def k(self) -> int:
-        """Input features."""
+        """The number of input features, K."""
         return self.tensor.shape[-2 if self.transposed else -1]
 
     def keep_outputs(self, index: torch.Tensor) -> None:
@@ -65,7 +68,7 @@ class Weight:
         self._set_sizes(("out_features", "nf"), index.shape[-1])
 
     def keep_inputs(self, index: torch.Tensor) -> None:
-        """Keep the input features `index` in place."""
+        """Keep the input features `index`, in place."""
         self._set(self.name, _kept_features(self.tensor, index, -2 if self.transposed else -1))
         self._set_sizes(("in_features", "nx"), index.shape[-1])
 
@@ -74,7 +77,7 @@ class Weight:
         _zero(self.tensor, kept, -2 if self.transposed else -1)
 
     def zero_outputs(self, kept: torch.Tensor) -> None:
-        """Zero all output features, and their biases, but `kept`."""
+        """Zero all output features but `kept`, and their biases."""
         _zero(self.tensor, kept, -1 if self.transposed else -2)
         if self.bias is not None:
             _zero(getattr(self.module, self.bias), kept, -1)
@@ -89,7 +92,7 @@ class Weight:
 
 
 def weights_of(layer: nn.Module, prefix: str) -> Iterator[tuple[str, Weight]]:
-    """(matrix role, weight) of every matrix of a layer; `prefix` is the layer's qualified name."""
+    """Yield (matrix role, weight) of every matrix of a layer, whose qualified name is `prefix`."""
     for path, module in layer.named_modules(prefix=prefix):
         if isinstance(module, nn.Linear | Conv1D):
             yield matrix_role(path), _weight(path, module, "weight", "bias")
@@ -102,6 +105,7 @@ def weights_of(layer: nn.Module, prefix: str) -> Iterator[tuple[str, Weight]]:
 
 
 def _weight(path: str, module: Any, name: str, bias: str) -> Weight:
+    """Describe one stored weight; its bias counts only if it is a parameter."""
     has_bias = isinstance(getattr(module, bias, None), nn.Parameter)
     transposed = getattr(module, "is_transposed", isinstance(module, Conv1D))
     return Weight(
@@ -117,7 +121,7 @@ def _zero(tensor: torch.Tensor, kept: torch.Tensor, axis: int) -> None:
 
 
 def _expanded(index: torch.Tensor, like: torch.Tensor, axis: int) -> torch.Tensor:
-    """`index` [kept] or [E, kept] expanded for gather and scatter along `axis`."""
+    """Expand `index` [kept] or [E, kept] to the shape that gather and scatter need along `axis`."""
     shape = [1] * like.dim()
     if index.dim() == 2:
         shape[0] = index.shape[0]
@@ -128,13 +132,17 @@ def _expanded(index: torch.Tensor, like: torch.Tensor, axis: int) -> torch.Tenso
 
 
 def _kept_features(tensor: torch.Tensor, index: torch.Tensor, axis: int) -> torch.Tensor:
+    """Return the entries `index` of an axis."""
     return tensor.detach().gather(axis, _expanded(index, tensor, axis)).contiguous()
 
 
 def layer_matrices(model: nn.Module) -> dict[str, nn.Module]:
-    """Name -> linear module (nn.Linear, or GPT-2's Conv1D), in the order of the layers.
+    """Return the linear modules of the layers by name, in the order of the layers.
 
-    Without embeddings, heads, routers and experts. Raises PrunescopeError if there is none.
+    They are nn.Linear, or GPT-2's Conv1D. Embeddings, heads, routers and experts are left out.
+
+    Raises:
+        PrunescopeError: There is no such module.
     """
     name, layers = decoder_layers(model)
     matrices = {
@@ -151,13 +159,13 @@ def layer_matrices(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def weight_of(module: Any) -> torch.Tensor:
-    """The weight as [N, K], a view: Conv1D stores [K, N]."""
+    """Return the weight of a linear module as a view [N, K]; Conv1D stores [K, N]."""
     weight: torch.Tensor = module.weight.detach()
     return weight.T if isinstance(module, Conv1D) else weight
 
 
 def expert_notes(model: nn.Module) -> list[str]:
-    """A note on the weights of experts, which `layer_matrices` leaves out."""
+    """Write a note on the share of experts, which `layer_matrices` leaves out; empty without any."""
     total = experts = 0
     name, layers = decoder_layers(model)
     for path, parameter in layers.named_parameters(prefix=name):
@@ -171,8 +179,11 @@ def expert_notes(model: nn.Module) -> list[str]:
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:
-    """Identifies the weights of a model: sha256 of names, shapes, dtypes and 4,096 evenly spread
-    numbers of each tensor. Two captures with the same fingerprint ran the same model."""
+    """Identify the weights of a model: two captures with the same fingerprint ran the same model.
+
+    It is the sha256 of the names, shapes and dtypes, and of some 4,096 evenly spread numbers of
+    each tensor.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())

@@ -1,9 +1,9 @@
-"""Dynamic depth: each forward skips whole layers: any of them, the last (early exit), or in decode
-the lower and middle ones.
+"""Dynamic depth: each forward skips whole layers.
 
-A router on the pooled hidden state runs before every layer. Each forward skips int(n·s) layers:
+Any layers may be skipped, the last ones (early exit), or in decode the lower and middle ones. A
+router on the pooled hidden state runs before every layer. Each forward skips int(n·s) layers:
 random ones, or those that trained routers choose. With `exit=lower` (SkipDecode) the prompt runs
-through all layers, and each token after it through the first and the last ones: their number alone
+through all layers, and each token after it through the first and the last ones; their number alone
 decides, without a router. A skipped layer caches nothing for its tokens, so that its cache has
 holes, and a mixer in it updates no state: decode after prefill differs from a forward of the whole
 sequence.
@@ -57,7 +57,7 @@ _TINY = 1e-12
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Put a router before every layer. No weights are removed."""
+    """Put a router before every layer; no weights are removed."""
     refuse_calibration(point, "dynamic-depth")
     layers = movable_layers(model)
     places = layer_places(model, layers)
@@ -98,9 +98,10 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 
 
 def _static_layers(places: list[LayerPlace], prompt: int, more: int) -> dict[int, Any]:
-    """The layers of a static cache, all of which may be skipped.
+    """Make the layers of a static cache, all of which may be skipped.
 
-    Raises PrunescopeError for a mixer: its state would go on in a layer that is skipped.
+    Raises:
+        PrunescopeError: A mixer or a window would go on in a layer that is skipped.
     """
     if not all(place.attends and place.window is None for place in places):
         raise PrunescopeError(
@@ -125,8 +126,11 @@ class _Route:
     left: int = 0  # layers that the current forward still has to skip
 
     def start(self, *, past: int) -> None:
-        """Sample for a new forward on a cache of `past` tokens: int(n·s) layers, or the last
-        int(n·s) ± 1 (with that mean). With "lower" a prompt skips none."""
+        """Sample the layers that a new forward on a cache of `past` tokens skips.
+
+        These are int(n·s) random layers, or with "early" the last int(n·s) ± 1 (with that mean).
+        With "lower" a prompt skips none.
+        """
         count = removed_layers(self.num_layers, self.sparsity)
         if self.leave == "lower":
             self.skipped = set(range(1, 1 + count)) if past else set()
@@ -142,17 +146,18 @@ class _Route:
             self.skipped = set(self.sampler.stream.sample(range(self.num_layers), count))
 
     def saved(self) -> dict[str, Any]:
-        """The decisions for a forward: see ForwardState."""
+        """Return a copy of the decisions of this forward; see ForwardState."""
         return {"skipped": set(self.skipped), "left": self.left}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Set it to a copy that `saved` made."""
+        """Set the decisions to a copy that `saved` made."""
         self.skipped, self.left = set(saved["skipped"]), saved["left"]
 
     def held(self, step: StaticStep) -> torch.Tensor:
-        """The layers of a static step that run, 0 or 1 for each, sampled as `start` samples them.
+        """Return which layers of a static step run, 0 or 1 for each; `start` samples them.
 
-        Raises PrunescopeError for trained routers, which decide one after the other.
+        Raises:
+            PrunescopeError: Trained routers decide one after the other, which a static step cannot.
         """
         if self.learned:
             raise PrunescopeError(
@@ -164,13 +169,16 @@ class _Route:
         return step.held(self.sampler.number)
 
     def _sample(self, device: torch.device) -> torch.Tensor:
+        """Sample one forward: 1 for each layer that runs, else 0."""
         self.start(past=0)
         runs = [float(index not in self.skipped) for index in range(self.num_layers)]
         return torch.tensor(runs, device=device)
 
     def decide(self, index: int, *, wanted: bool) -> None:
-        """Skip layer `index` if it is not `wanted`, or if too few later layers could be skipped
-        instead; never more than int(n·s) layers."""
+        """Skip layer `index` if it is not `wanted`, up to int(n·s) layers of a forward.
+
+        It is also skipped if too few later layers could be skipped in its place.
+        """
         if index not in self.may_skip or not self.left:
             return
         if not wanted or self.left == sum(layer >= index for layer in self.may_skip):
@@ -179,7 +187,7 @@ class _Route:
 
 
 class _DepthRouter(nn.Module):
-    """A score [h] → 1 of the mean hidden state of each sequence."""
+    """A router that scores the mean hidden state of each sequence, [h] → 1."""
 
     def __init__(self, point: Point, layer: int, like: torch.Tensor, hidden: int) -> None:
         super().__init__()
@@ -191,11 +199,11 @@ class _DepthRouter(nn.Module):
         self.standard: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, T, h] to how far each sequence is above the threshold to run the layer, [B, 1]."""
+        """Return how far each sequence of x [B, T, h] is above the threshold to run, [B, 1]."""
         return self.score(x) - self.threshold
 
     def score(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, T, h] to the score of each sequence, [B, 1]."""
+        """Score each sequence of x [B, T, h]: [B, 1]."""
         pooled = x.mean(1).to(self.weight.dtype)
         if self.standard is not None:
             mean, spread = self.standard
@@ -203,9 +211,11 @@ class _DepthRouter(nn.Module):
         return linear(pooled, self.weight)
 
     def standardise(self, states: torch.Tensor) -> None:
-        """Score states, until `unstandardise`, relative to the mean and spread of `states` [n, h],
-        with a spread of 1 over their scores. Otherwise the large components that all states share
-        would move all scores at once in training, by more than the scores differ."""
+        """Score states relative to the mean and spread of `states` [n, h] until `unstandardise`.
+
+        The scores of these states then have a spread of 1. Otherwise the large components that all
+        states share would move all scores at once in training, by more than the scores differ.
+        """
         free = min(1, len(states) - 1)  # one sequence has no spread
         spread, mean = torch.std_mean(states, dim=0, correction=free)
         spread = spread.clamp(min=float(spread.max()) * _LEAST_SPREAD + _TINY)
@@ -222,7 +232,7 @@ class _DepthRouter(nn.Module):
 
 
 class _Skippable(Counted):
-    """A decoder layer, or the identity."""
+    """A decoder layer that may be the identity."""
 
     router: _DepthRouter
     route: _Route
@@ -235,7 +245,7 @@ class _Skippable(Counted):
         return self.route
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """[B, T, h] to [B, T, h]."""
+        """Run or skip the layer: [B, T, h] to [B, T, h]."""
         arguments = name_arguments(self, args, kwargs)
         index, mask = self.place.number, arguments.get("attention_mask")
         if static_step() is not None:
@@ -264,16 +274,21 @@ class _Skippable(Counted):
         return self._run(hidden_states, arguments)
 
     def _run(self, x: torch.Tensor, arguments: dict[str, Any]) -> Any:
+        """Run the layer, and note the length of its output tuple."""
         output = super().forward(x, **arguments)  # type: ignore[misc]
         self.outputs = len(output) if isinstance(output, tuple) else 0
         return output
 
     def _skip(self, x: torch.Tensor) -> Any:
+        """Return the input in the form of the layer's output."""
         return (x, *[None] * (self.outputs - 1)) if self.outputs else x
 
     def _forward_static(self, x: torch.Tensor, arguments: dict[str, Any]) -> Any:
-        """The layer in a static step, where the host decides nothing: left out by the number of
-        tokens alone, or computed, and its output dropped where it is skipped."""
+        """Run the layer in a static step, where the host decides nothing.
+
+        With "lower" the number of tokens alone decides whether it runs. Otherwise it always runs,
+        and its output is dropped where it is skipped.
+        """
         step, index = static_step(), self.place.number
         assert step is not None
         if self.route.leave == "lower":
@@ -292,8 +307,11 @@ class _Skippable(Counted):
         return with_first(self._run(x, arguments), lambda y: torch.where(ran > 0, y, x))
 
     def _score(self, x: torch.Tensor) -> torch.Tensor:
-        """The router's mean score of [B, T, h]. Random decisions were made in `start`; those of a
-        trained router are made here and synchronise the device."""
+        """Return the router's scores of x [B, T, h]; a trained router decides by their mean.
+
+        Random decisions were made in `start`. Those of a trained router are made here, and
+        synchronise the device.
+        """
         above = self.router(x)
         if self.route.learned:
             above = above.mean()
@@ -303,15 +321,18 @@ class _Skippable(Counted):
     def _forward_gated(
         self, x: torch.Tensor, arguments: dict[str, Any], above: torch.Tensor, *, runs: bool
     ) -> Any:
-        """In training: the layer or the identity, with the gradient of a mix of both."""
+        """Return, in training, the layer or the identity, with the gradient of a mix of both."""
         gate = straight_through(above) - (0 if runs else 1)
         output = super().forward(x, **arguments)  # type: ignore[misc]
         return with_first(output, lambda y: x + gate.to(x.dtype) * (y - x))
 
 
 class _DepthLearner:
-    """Trains the routers of layers. They are fitted first: how often a layer is skipped depends on
-    what that costs in loss, and for which sequences on how much it changes a token."""
+    """The trainer of the routers of layers.
+
+    They are fitted first: how often a layer is skipped depends on what that costs in loss, and for
+    which sequences on how much the layer changes a token.
+    """
 
     how = (
         "routers of layers trained with the adapters: a layer is skipped or not, with the gradient "
@@ -342,7 +363,7 @@ class _DepthLearner:
         self.route.learns = True
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The weight [1, h] of each router."""
+        """Return the weight [1, h] of each router."""
         return router_weights(self.sites)
 
     def finish(self, calibration: Calibration) -> None:
@@ -354,8 +375,10 @@ class _DepthLearner:
         self._set_thresholds(calibration)
 
     def _round_shares(self, count: int, sequences: int) -> None:
-        """Round each layer's share to a multiple of 1/`sequences`, so that `count` layers are
-        skipped on average: the largest remainders are rounded up."""
+        """Round each layer's share to a multiple of 1/`sequences`, and keep their sum at `count`.
+
+        `count` layers are then skipped on average. The largest remainders are rounded up.
+        """
         exact = [site.router.sparsity * sequences for site in self.sites]
         up = sorted(range(len(exact)), key=lambda i: exact[i] % 1, reverse=True)
         more = set(up[: max(0, count * sequences - sum(map(int, exact)))])
@@ -364,8 +387,7 @@ class _DepthLearner:
         self.route.may_skip = [i for i, s in enumerate(self.sites) if s.router.sparsity]
 
     def _set_thresholds(self, calibration: Calibration) -> None:
-        """Set thresholds by the scores with all layers running, then by those with layers
-        skipped."""
+        """Set the thresholds by the scores with all layers running, then with layers skipped."""
         sparsity = self.route.sparsity
         for self.route.sparsity in (0.0, sparsity):
             pooled = at_routers(self.model, self.sites, calibration, _DepthRouter.score)
@@ -373,7 +395,7 @@ class _DepthLearner:
                 site.router.threshold = quantile(scores.flatten(), site.router.sparsity)
 
     def record(self) -> RouterTraining:
-        """The share of sequences that each layer runs for; every forward skips the same number."""
+        """Return the share of sequences that each layer runs for; all forwards skip equally many."""
         shares = [round(1 - site.router.sparsity, 4) for site in self.sites]
         return RouterTraining(
             unit="layers", trained=len(self.sites), kept_by_layer={"layer": shares}

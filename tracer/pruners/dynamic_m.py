@@ -1,6 +1,6 @@
 """Dynamic M: a router before each attention and MLP, or each layer, lets a share p of tokens pass.
 
-q, o, gate, up and down run on the active rows, k and v on all; active queries attend to every key,
+q, o, gate, up and down run on the active rows, k and v on all. Active queries attend to every key,
 and mixers take every token. The cache is full. With `keys=routed` (MoD, D-LLM) k and v run on the
 active rows too, and the cache has keys of these alone; where sequences of a batch differ in their
 active steps, slots that some of them leave empty are masked. The top-k over a sequence looks ahead
@@ -43,7 +43,7 @@ _RANDOM = (
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Put a router before every sublayer. No weights are removed."""
+    """Put a router before every sublayer; no weights are removed."""
     sites: list[Site] = []
     attentions = layer_attentions(model)  # raises for unsupported models before anything runs
 
@@ -66,7 +66,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 
 
 def _fit(model: Any, sites: list[Site], point: Point) -> Record:
-    """Fit the routers to the text; returns the record of it."""
+    """Fit the routers to the text, and return the record of the fit."""
     calibration = calibration_of(model, point.calibration, seed=point.seed)
     r2 = fit_routers(model, sites, calibration, sparsity=point.sparsity)
     fit = "" if r2 is None else f", R² {r2:.2f} (median) on held-out sequences"
@@ -87,7 +87,11 @@ def _fit(model: Any, sites: list[Site], point: Point) -> Record:
 
 
 def _sites(model: Any, attentions: list[AttentionParts], point: Point) -> list[Site]:
-    """Give every attention and every MLP a router; their sites, layer by layer."""
+    """Give every attention and every MLP a router, and return their sites, layer by layer.
+
+    Raises:
+        PrunescopeError: Whole layers with mixers are to be skipped, or masks count every token.
+    """
     name, layers = decoder_layers(model)
     mlps = [find_mlp(model, layer, f"{name}.{i}") for i, layer in enumerate(layers)]
     parts_of = {parts.layer: parts for parts in attentions}
@@ -113,7 +117,7 @@ def _sites(model: Any, attentions: list[AttentionParts], point: Point) -> list[S
 
 
 def _check_keys(model: Any, attentions: list[AttentionParts]) -> None:
-    """Raises PrunescopeError for layers whose masks count every token."""
+    """Refuse layers whose masks count every token."""
     if any(parts.masked or parts.window is not None for parts in attentions):
         raise PrunescopeError(
             f"layers of {type(model).__name__} attend through masks or windows, which count the "
@@ -129,8 +133,11 @@ def _route_layer(
     own: RowRouter | None,
     mlp: Mlp,
 ) -> list[Site]:
-    """The sites of layer `at`, which gets this attention. `own`: the router of its MLP; None: the
-    MLP runs on the rows of the attention."""
+    """Route the layer at `position`, its list and number, and return its sites.
+
+    The layer gets this attention. `own` is the router of its MLP; None lets the MLP run on the rows
+    of the attention.
+    """
     layers, index = model.get_submodule(position[0]), position[1]
     layer = layers[index]
     router: nn.Module
@@ -156,7 +163,7 @@ def _route_layer(
 
 
 class _RoutedAttention(PlainAttention, Counted):
-    """Keys and values of all tokens; queries and output of the active ones."""
+    """Attention with keys and values of all tokens, and queries and output of the active ones."""
 
     def __init__(self, parts: AttentionParts, point: Point, sampler: Sampler) -> None:
         super().__init__(parts)
@@ -174,8 +181,11 @@ class _RoutedAttention(PlainAttention, Counted):
         residual: torch.Tensor | None = None,
         **_: Any,
     ) -> Any:
-        """Normed hidden states and the residual stream, both [B, T, h], to the residual stream;
-        without a residual to the attention's output, zero for inactive rows."""
+        """Attend with the active rows of normed hidden states [B, T, h].
+
+        The result is the residual stream [B, T, h] with their output added. Without a residual it
+        is the attention's output, which is zero for inactive rows.
+        """
         self.seen = hidden_states.shape[0], hidden_states.shape[1]
         rows, output = self._attend(hidden_states, position_embeddings, attention_mask, cache)
         self.tally.add(0 if rows is None else rows.flat.numel(), self.seen[0] * self.seen[1])
@@ -189,7 +199,7 @@ class _RoutedAttention(PlainAttention, Counted):
     def _attend(
         self, hidden: torch.Tensor, rotary: Rotary | None, given: Any, cache: Any
     ) -> tuple[Rows | None, Any]:
-        """The active rows, and the attention output of these, [.., k, h]."""
+        """Return the active rows, and their attention output [.., k, h]."""
         past = past_length(cache, self.layer_idx)
         mask = self.mask_of(given, hidden.shape[1], past)
         rows = self.router(hidden, past=past, masked=True, given=mask)
@@ -203,7 +213,7 @@ class _RoutedAttention(PlainAttention, Counted):
         keys_values: tuple[torch.Tensor, torch.Tensor],
         rows: Rows,
     ) -> torch.Tensor:
-        """The attention output of the active rows over the whole cache: [.., k, h]."""
+        """Attend with the active rows to the whole cache: [.., k, h]."""
         width, (k, v) = hidden.shape[-1], keys_values
         x = hidden.reshape(-1, width).index_select(0, rows.flat).view(*rows.positions.shape, width)
         is_decode = hidden.shape[1] == 1  # rows are sequences, not tokens of them
@@ -217,11 +227,12 @@ class _RoutedAttention(PlainAttention, Counted):
 
 
 class _RoutedKeys(_RoutedAttention):
-    """Keys and values of the active tokens alone."""
+    """Attention with keys and values of the active tokens alone."""
 
     def _attend(
         self, hidden: torch.Tensor, rotary: Rotary | None, given: Any, cache: Any
     ) -> tuple[Rows | None, Any]:
+        """Return the active rows, and their attention output [.., k, h]."""
         tokens = hidden.shape[1]
         layer: Any = None if cache is None else counted_layer(cache, self.layer_idx)
         past = 0 if layer is None else layer.seen
@@ -238,7 +249,7 @@ class _RoutedKeys(_RoutedAttention):
     def _attend_active(
         self, hidden: torch.Tensor, rotary: Rotary | None, rows: Rows, layer: Any
     ) -> torch.Tensor:
-        """The attention output of the active rows over the keys of active rows: [.., k, h]."""
+        """Attend with the active rows to the keys of active rows: [.., k, h]."""
         batch, tokens, width = hidden.shape
         x = hidden.reshape(-1, width).index_select(0, rows.flat).view(*rows.positions.shape, width)
         if rotary is not None:
@@ -264,9 +275,11 @@ class _RoutedKeys(_RoutedAttention):
 
 
 def _filled_slots(rows: Rows, batch: int, *, is_part: bool) -> torch.Tensor | None:
-    """A mask [B, slots] of the sequences that have a key in each new slot; None: all. Not those
-    without an active token in a step (`some`), nor rows that fill up a sequence, whose gate is
-    zero."""
+    """Return a mask [B, slots] of the sequences that have a key in each new slot; None means all.
+
+    Sequences without an active token in a decode step have none (`is_part`), and neither have rows
+    that fill up a sequence, whose gate is zero.
+    """
     if is_part:
         slot = torch.zeros(batch, 1, dtype=torch.bool, device=rows.flat.device)
         return slot.index_fill_(0, rows.flat, value=True)
@@ -276,8 +289,10 @@ def _filled_slots(rows: Rows, batch: int, *, is_part: bool) -> torch.Tensor | No
 def _append_present(
     layer: Any, new: torch.Tensor | None, batch: int, slots: int
 ) -> torch.Tensor | None:
-    """Append which sequences have a key in the newest slots to `layer.present`, [B, held], and
-    return it; None while there is no empty slot."""
+    """Append to `layer.present` [B, held] which sequences have a key in the newest slots.
+
+    The result is `layer.present`; None while there is no empty slot.
+    """
     if layer.present is None and new is None:
         return None
     held, device = layer.keys.shape[2] - slots, layer.keys.device
@@ -290,8 +305,10 @@ def _append_present(
 
 
 def _mask_of(present: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """An additive mask [k, 1, T, L] that hides empty slots [k, L] and later tokens; each of the T
-    newest sees itself, so that no row is empty."""
+    """Make an additive mask [k, 1, T, L] that hides empty slots [k, L] and later tokens.
+
+    Each of the T newest tokens sees itself, so that no row is empty.
+    """
     num_queries, num_keys = q.shape[2], present.shape[1]
     mask = lower_right(num_queries, num_keys, like=q)
     itself = torch.ones_like(mask, dtype=torch.bool).tril(num_keys - num_queries)
@@ -312,7 +329,7 @@ class _RoutedLayer(compat.TakesCache):
         self.mlp = RoutedMlp(parts.mlp, router)
 
     def forward(self, hidden_states: torch.Tensor, **arguments: Any) -> torch.Tensor:
-        """[B, T, h] to [B, T, h]."""
+        """Run attention and MLP on their active rows: [B, T, h] to [B, T, h]."""
         normed = self.input_layernorm(hidden_states)
         hidden_states = self.self_attn(normed, residual=hidden_states, **arguments)
         return self.mlp(residual=hidden_states, norm=self.post_attention_layernorm)

@@ -42,7 +42,7 @@ from prunescope.tracer.routing.prenorm import rebuild, whole_attentions
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Give every attention a block estimator. No weights are removed."""
+    """Give every attention a block estimator; no weights are removed."""
     attentions, block = whole_attentions(model), int(point.knobs["block"])
     if block < 0:
         raise PrunescopeError(
@@ -77,7 +77,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 
 
 def _check_flex(model: PreTrainedModel, point: Point, block: int) -> None:
-    """Raises PrunescopeError if FlexAttention cannot run here."""
+    """Refuse `backend=flex` if FlexAttention cannot run here."""
     reason = flex.refused_device(model.device) or flex.refused_block(block)
     if point.knobs["blocks"] == "value":
         reason = "blocks=value computes every score, and a block mask skips scores"
@@ -89,7 +89,7 @@ def _check_flex(model: PreTrainedModel, point: Point, block: int) -> None:
 
 
 def _join(parts: list[torch.Tensor]) -> torch.Tensor:
-    """[B, T, n_q·d] of the outputs of consecutive query blocks; a single one is not copied."""
+    """Join the outputs of consecutive query blocks to [B, T, n_q·d]; a single one is not copied."""
     return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
 
@@ -100,14 +100,19 @@ class BlockSizes:
         self.requested, self.least, self.sparsity, self._longest = requested, least, 0.0, 0
 
     def choose_for_prompt(self, length: int) -> int:
-        """Raises PrunescopeError if the requested block is longer than every prompt so far, or so
-        long that no block of them can be skipped."""
+        """Return the block length for a prompt: the requested one, else one that suits the prompt.
+
+        Raises:
+            PrunescopeError: The requested block is longer than every prompt so far, or so long
+                that no block of them can be skipped.
+        """
         if self.requested and length > self._longest:
             self._check(length)
             self._longest = length
         return self.requested or max(self.least, usual_block(length))
 
     def _check(self, length: int) -> None:
+        """Refuse a requested block that is too long for a prompt of `length` tokens."""
         most = longest_block(length, self.sparsity) if self.sparsity else length
         most -= most % self.least
         if self.requested <= most:
@@ -123,13 +128,13 @@ class BlockSizes:
         raise PrunescopeError(problem, hint=fits if most else longer)
 
     def read_from_cache(self, layer: Any, length: int) -> int:
-        """The block length of the prompt in the cache."""
+        """Return the block length with which the prompt in the cache was read."""
         known: int | None = getattr(layer, "block", None)
         return known or self.requested or max(self.least, usual_block(length))
 
 
 class BlockRouter(nn.Module):
-    """Estimates the most important key blocks of each query block, and builds their indices."""
+    """A router that estimates the most important key blocks of each query block."""
 
     def __init__(self, point: Point, sampler: Sampler, purpose: str) -> None:
         super().__init__()
@@ -138,7 +143,7 @@ class BlockRouter(nn.Module):
     def forward(
         self, q: torch.Tensor, keys: torch.Tensor, *, layer: Any, past: int, block: int
     ) -> list[Group]:
-        """Queries [B, n_q, T, d] and keys [B, n_kv, L, d] to the blocks of each query block."""
+        """Choose the blocks of each query block by queries [B, n_q, T, d] and keys [B, n_kv, L, d]."""
         heads = keys.shape[1]
         mean_q = pooled(q.unflatten(1, (heads, -1)).mean(2), block)  # [B, n_kv, blocks, d]
         mean_k = pooled_keys(layer, keys, block, past)
@@ -148,7 +153,7 @@ class BlockRouter(nn.Module):
     def choose(
         self, scores: torch.Tensor, *, block: int, length: int, like: torch.Tensor
     ) -> list[Group]:
-        """The blocks by scores [B, n_kv, query blocks, key blocks]."""
+        """Choose the blocks by scores [B, n_kv, query blocks, key blocks]."""
         scores = self.sampler.replace(scores)
         chosen = choose_groups(scores, block=block, length=length, sparsity=self.sparsity)
         return with_masks(chosen, like=like) if like.shape[2] > 1 else chosen
@@ -156,8 +161,11 @@ class BlockRouter(nn.Module):
     def choose_static(
         self, scores: torch.Tensor, layer: Any, own: torch.Tensor
     ) -> tuple[Group, torch.Tensor]:
-        """The blocks of one token by scores [B, n_kv, 1, blocks] of a static cache: as many as any
-        token attends to, and which of their keys [m] this one, in block `own` [1], sees."""
+        """Choose the blocks of one token by scores [B, n_kv, 1, blocks] of a static cache.
+
+        As many blocks are chosen as any token attends to. The second result is a mask [m] of those
+        of their keys that this token, in block `own` [1], sees.
+        """
         block, length, most = layer.block, layer.max_cache_len, layer.most
         places = torch.arange(scores.shape[-1], device=scores.device)
         scores = self.sampler.replace(scores).masked_fill(places >= own, float("-inf"))
@@ -170,19 +178,19 @@ class BlockRouter(nn.Module):
 
 
 class ValueRouter(BlockRouter):
-    """Ranks value blocks by the attention of a query block to them."""
+    """A router that ranks value blocks by the attention of a query block to them."""
 
     def forward(  # type: ignore[override]
         self, weights: torch.Tensor, *, block: int
     ) -> list[Group]:
-        """Attention weights [B, n_kv, T, L], means over the heads of a group, to blocks."""
+        """Choose blocks by attention weights [B, n_kv, T, L], the means over the heads of a group."""
         rows = pooled(weights, block)
         mass = pooled(rows.transpose(-1, -2), block).transpose(-1, -2)
         return self.choose(mass, block=block, length=weights.shape[3], like=weights[:, :, :1])
 
 
 class _BlockAttention(PlainAttention, Counted):
-    """Attention of each query block over its chosen key/value blocks."""
+    """Attention of each query block to its chosen key/value blocks."""
 
     router_kind: type[BlockRouter] = BlockRouter
 
@@ -201,7 +209,7 @@ class _BlockAttention(PlainAttention, Counted):
         cache: Any = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
-        """[B, T, h] to [B, T, h]."""
+        """Attend to the chosen blocks, and count them: [B, T, h] to [B, T, h]."""
         step = static_step()
         if step is not None:
             q, k, v = self.projected(hidden_states, position_embeddings)
@@ -229,7 +237,7 @@ class _BlockAttention(PlainAttention, Counted):
     def _static_prompt(
         self, layer: Any, q: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
-        """A prompt on an empty static cache: [B, T, n_q·d]."""
+        """Attend with a prompt on an empty static cache: [B, T, n_q·d]."""
         tokens = q.shape[2]
         block = self.sizes.choose_for_prompt(tokens)
         attended, read = self.attend_blocks((q, *kv), layer=None, past=0, block=block)
@@ -241,7 +249,7 @@ class _BlockAttention(PlainAttention, Counted):
     def _static_token(
         self, layer: Any, q: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
-        """One token on a filled static cache: [B, 1, n_q·d]."""
+        """Attend with one token on a filled static cache: [B, 1, n_q·d]."""
         own = layer.add_newest(kv[0])
         attended = self.attend_static(q, kv, layer, own)
         if not torch.compiler.is_compiling():
@@ -252,8 +260,7 @@ class _BlockAttention(PlainAttention, Counted):
         return attended
 
     def _count_blocks(self, layer: Any, tokens: int, read: int, total: int) -> None:
-        """Count the blocks read, and the tokens: a static cache does not tell the host its
-        length."""
+        """Count the blocks read, and the tokens: a static cache does not tell the host its length."""
         if not torch.compiler.is_compiling():
             layer.tokens = tokens
             self.tally.add(read, total)
@@ -265,7 +272,7 @@ class _BlockAttention(PlainAttention, Counted):
         layer: Any,
         own: torch.Tensor,
     ) -> torch.Tensor:
-        """[B, 1, n_q·d] of one token, in block `own` [1], over all places of a static cache."""
+        """Attend with one token in block `own` [1] to all places of a static cache: [B, 1, n_q·d]."""
         k, v = kv
         grouped = q.unflatten(1, (k.shape[1], -1)).mean(2)  # [B, n_kv, 1, d]
         means = layer.means().to(k.dtype)
@@ -283,7 +290,7 @@ class _BlockAttention(PlainAttention, Counted):
         past: int,
         block: int,
     ) -> tuple[torch.Tensor, int]:
-        """[B, T, n_q·d], and the number of blocks read."""
+        """Attend to the chosen blocks: [B, T, n_q·d], and the number of blocks read."""
         q, k, v = qkv
         groups = self.router(q, k, layer=layer, past=past, block=block)
         parts = []
@@ -300,10 +307,10 @@ class _BlockAttention(PlainAttention, Counted):
 
 
 class FlexRouter(BlockRouter):
-    """Chooses blocks as a block mask for a prompt, as a BlockRouter for a single token."""
+    """A router that chooses a block mask for a prompt, and as a BlockRouter for a single token."""
 
     def choose(self, scores: torch.Tensor, *, block: int, length: int, like: torch.Tensor) -> Any:
-        """The decisions by scores [B, n_kv, query blocks, key blocks]."""
+        """Choose by scores [B, n_kv, query blocks, key blocks]."""
         if like.shape[2] == 1:
             return super().choose(scores, block=block, length=length, like=like)
         return flex.block_mask(
@@ -316,7 +323,7 @@ class FlexRouter(BlockRouter):
 
 
 class _FlexAttention(_BlockAttention):
-    """Runs prompts by FlexAttention, without gathering keys and values."""
+    """Attention that runs prompts by FlexAttention, without gathering keys and values."""
 
     router_kind = FlexRouter
 
@@ -328,7 +335,7 @@ class _FlexAttention(_BlockAttention):
         past: int,
         block: int,
     ) -> tuple[torch.Tensor, int]:
-        """[B, T, n_q·d], and the number of blocks read."""
+        """Attend to the chosen blocks: [B, T, n_q·d], and the number of blocks read."""
         q, k, v = qkv
         if q.shape[2] == 1:
             return super().attend_blocks(qkv, layer=layer, past=past, block=block)
@@ -338,7 +345,7 @@ class _FlexAttention(_BlockAttention):
 
 
 class _ValueAttention(_BlockAttention):
-    """Computes all scores, and reads only the chosen blocks of the values."""
+    """Attention that computes all scores, and reads only the chosen blocks of the values."""
 
     router_kind = ValueRouter
 
@@ -350,7 +357,7 @@ class _ValueAttention(_BlockAttention):
         past: int,
         block: int,
     ) -> tuple[torch.Tensor, int]:
-        """[B, T, n_q·d], and the number of value blocks read."""
+        """Attend to the chosen value blocks: [B, T, n_q·d], and the number of blocks read."""
         q, k, v = qkv
         heads, tokens = k.shape[1], q.shape[2]
         scores = q.unflatten(1, (heads, -1)).flatten(2, 3) @ k.transpose(-1, -2)
@@ -369,7 +376,7 @@ class _ValueAttention(_BlockAttention):
         layer: Any,
         own: torch.Tensor,
     ) -> torch.Tensor:
-        """As of a _BlockAttention, with all scores."""
+        """Attend with one token to all places of a static cache, with all scores: [B, 1, n_q·d]."""
         k, v = kv
         heads, length = k.shape[1], k.shape[2]
         scores = q.unflatten(1, (heads, -1)).flatten(2, 3) @ k.transpose(-1, -2) * self.scaling
@@ -385,7 +392,10 @@ class _ValueAttention(_BlockAttention):
     def _multiply_values(
         self, weights: torch.Tensor, v: torch.Tensor, group: Group, block: int
     ) -> torch.Tensor:
-        """Weights [B, n_kv, G, T, L] times the chosen values: [B, rows, n_q·d]. Decode: block 0."""
+        """Multiply weights [B, n_kv, G, T, L] by the chosen values: [B, rows, n_q·d].
+
+        `block` is 0 in decode.
+        """
         batch, heads, num_grouped = weights.shape[:3]
         rows, own = group.end - group.first, group.own if block else 1
         x = weights.narrow(3, group.first * block, rows * own).unflatten(3, (rows, own))

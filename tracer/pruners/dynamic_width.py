@@ -1,8 +1,8 @@
-"""Dynamic width: a low-rank predictor chooses f' = int(f·p) MLP channels, aligned, for each
-forward; p = 1 − s.
+"""Dynamic width: a low-rank predictor chooses f' = int(f·p) MLP channels for each forward.
 
-All tokens of a forward share one channel set. The chosen rows of gate and up and columns of down
-are gathered, and the GEMMs run on these slices; all weights stay in memory.
+f' is aligned, and p = 1 − s. All tokens of a forward share one set of channels. The chosen rows of
+gate and up and columns of down are gathered, and the GEMMs run on these slices. All weights stay in
+memory.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _RANK = 16  # the predictor's rank is h/16, as a multiple of 16
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Put a predictor before every MLP. No weights are removed."""
+    """Put a predictor before every MLP; no weights are removed."""
     refuse_calibration(point, "dynamic-width")
     parts = _mlps(model)
     sampler = Sampler(point, "dynamic-width")
@@ -55,7 +55,11 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 
 
 def _mlps(model: Any) -> list[Channels]:
-    """The MLP of every layer. Raises PrunescopeError if a layer has none, or several."""
+    """Find the MLP of every layer.
+
+    Raises:
+        PrunescopeError: A layer has none, several, or one with norms inside.
+    """
     name, layers = decoder_layers(model)
     parts = [
         part
@@ -77,7 +81,7 @@ def _mlps(model: Any) -> list[Channels]:
 
 
 def _slice_mlp(model: Any, part: Channels, router: ChannelPredictor) -> ChannelPredictor:
-    """Make an MLP run on the channels that `router` chooses."""
+    """Make an MLP run on the channels that `router` chooses, and return the router."""
     for weight in (*part.ups, part.down):
         extend(weight.module, _Sliced)
         weight.module.slicing = _Slicing(weight, router, part.total, inputs=weight is part.down)
@@ -89,7 +93,7 @@ def _slice_mlp(model: Any, part: Channels, router: ChannelPredictor) -> ChannelP
 
 
 class ChannelPredictor(nn.Module):
-    """Scores [h] → r → [f] of the mean hidden state, and the channels with the highest scores."""
+    """A predictor that scores channels by the mean hidden state, [h] → r → [f]."""
 
     def __init__(self, point: Point, sampler: Sampler, layer: int, part: Channels) -> None:
         super().__init__()
@@ -103,7 +107,10 @@ class ChannelPredictor(nn.Module):
         self.weight_out = score_weight(part.total, rank, like=like, seed=seed, purpose=purpose)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[.., h] to the sorted channels [f'], kept in `chosen` until the next forward."""
+        """Choose the channels [f'] with the highest scores for x [.., h], sorted.
+
+        They are kept in `chosen` until the next forward.
+        """
         pooled = x.mean(tuple(range(x.dim() - 1))).unsqueeze(0)
         scores = linear(linear(pooled, self.weight_in), self.weight_out).squeeze(0)
         count = kept_intermediate(scores.numel(), self.sparsity, self.align)
@@ -123,7 +130,7 @@ class _Slicing:
         self.interleaved = not getattr(weight.module, "is_concatenated", True)
 
     def features(self) -> torch.Tensor:
-        """[f'], or [2·f'] of a fused gate and up."""
+        """Return the features of the chosen channels: [f'], or [2·f'] of a fused gate and up."""
         chosen = self.router.chosen
         assert chosen is not None
         if not self.fused:
@@ -141,7 +148,7 @@ class _Sliced:
     slicing: _Slicing
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[.., K] or [.., f'] to [.., f'] or [.., N]."""
+        """Multiply by the slice: x [.., K] to [.., f'], or [.., f'] to [.., N]."""
         slicing, bias = self.slicing, self.bias
         features = slicing.features()
         if bias is not None and not slicing.inputs:
@@ -160,7 +167,7 @@ class _Predicting(Counted):
     router: ChannelPredictor
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Like the module, on the channels that the router chooses."""
+        """Run the module on the channels that the router chooses."""
         channels = self.router(x)
         self.tally.add(channels.numel(), self.router.weight_out.shape[0])
         return super().forward(x, *args, **kwargs)  # type: ignore[misc]

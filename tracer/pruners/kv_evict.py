@@ -1,10 +1,9 @@
-"""KV eviction: after the prompt, and with every new token, a cache of L tokens holds int(L·p) keys
-(p = 1 − s).
+"""KV eviction: a cache of L tokens holds int(L·p) keys after the prompt and every new token.
 
-`keep=recent` keeps the latest keys (a window), `keep=sinks` the first four too (StreamingLLM).
-`keep=attention` chooses once, at the end of the prompt: the last prompt tokens and the keys that
-they attend to most, for each KV head (SnapKV), or for all heads that share a latent. Kept keys are
-ordered with the first to be evicted in front, so that decode evicts by slicing.
+p = 1 − s. `keep=recent` keeps the latest keys (a window), and `keep=sinks` the first four too
+(StreamingLLM). `keep=attention` chooses once, at the end of the prompt: the last prompt tokens and
+the keys that they attend to most, for each KV head (SnapKV), or for all heads that share a latent.
+Kept keys are ordered with the first to be evicted in front, so that decode evicts by slicing.
 `keep=accumulated` chooses again in every step: the latest keys, and those that all queries so far
 have attended to most (H2O). Prefill attends to the whole prompt; a forward of prompt and answer
 together would see keys that decode has evicted.
@@ -38,7 +37,7 @@ SINKS = 4  # first keys that keep=sinks never evicts (StreamingLLM's start_size)
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Give every attention an eviction policy. No weights are removed."""
+    """Give every attention an eviction policy; no weights are removed."""
     attentions = whole_attentions(model)
     sampler = Sampler(point, "kv-evict")
     kind = _POLICIES[str(point.knobs["keep"])]
@@ -65,7 +64,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 
 
 class _Ranker(nn.Module):
-    """Ranks keys by attention, or at random in its place."""
+    """A ranker of keys by attention, or at random in its place."""
 
     def __init__(self, sampler: Sampler) -> None:
         super().__init__()
@@ -73,14 +72,17 @@ class _Ranker(nn.Module):
 
 
 class KeyRanker(_Ranker):
-    """Ranks the keys of a prompt by the attention of its last tokens, for each KV head."""
+    """A ranker of a prompt's keys by the attention of its last tokens, for each KV head."""
 
     def forward(
         self, q: torch.Tensor, keys: torch.Tensor, *, count: int, scaling: float, sets: int
     ) -> torch.Tensor:
-        """Last queries [B, n_q, w, d] and keys [B, n_kv, S, d] to the rows of `count` keys in each
-        of the cache's `sets` (one for each KV head, or one of latents), the least attended first.
-        The newest min(w, count // 2) keys always stay: few queries can attend to them."""
+        """Return the rows of the `count` keys to keep in each of the cache's `sets`.
+
+        A set is a KV head, or all heads that share latents. The keys [B, n_kv, S, d] are ranked by
+        the last queries [B, n_q, w, d], and the least attended come first. The newest min(w, count
+        // 2) keys always stay, since few queries can attend to them.
+        """
         batch, heads, _, width = keys.shape
         grouped = q.reshape(batch, heads, -1, width)  # [B, n_kv, G·w, d]
         scores = grouped @ keys.transpose(-1, -2) * scaling
@@ -95,7 +97,7 @@ class KeyRanker(_Ranker):
 
 
 class MassRanker(_Ranker):
-    """Ranks cached keys by the attention of all queries so far, for each KV head."""
+    """A ranker of cached keys by the attention of all queries so far, for each KV head."""
 
     def forward(
         self,
@@ -107,10 +109,17 @@ class MassRanker(_Ranker):
         scaling: float,
         sets: int,
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """New queries [B, n_q, T, d], keys [B, n_kv, L, d] and the attention that these got before,
-        [B, sets, L − T] (None: they are new), to the rows of the `count` keys that stay in each of
-        the cache's `sets`, in their order (None: all do), and their attention [B, sets, count].
-        The newest half of them always stays: few queries can attend to them."""
+        """Rank the keys of each of the cache's `sets`, and return the `count` that stay.
+
+        New queries [B, n_q, T, d] add to the attention that the keys [B, n_kv, L, d] got before,
+        `mass` [B, sets, L − T]; None if all keys are new. The newest half of the kept keys always
+        stays, since few queries can attend to them.
+
+        Returns:
+            The rows of the kept keys, in the order of the keys (None if all stay), and the
+            attention
+            that they got, [B, sets, count].
+        """
         added = attention_mass(q, keys, scaling=scaling)
         if sets < keys.shape[1]:
             added = added.unflatten(1, (sets, -1)).mean(2)
@@ -125,8 +134,11 @@ class MassRanker(_Ranker):
 
 
 def attention_mass(q: torch.Tensor, keys: torch.Tensor, *, scaling: float) -> torch.Tensor:
-    """Attention weights of the newest queries [B, n_q, T, d] to keys [B, n_kv, L, d], added up
-    over the queries, means over the heads of a group: [B, n_kv, L] in float32."""
+    """Add up the attention weights of the newest queries [B, n_q, T, d] to keys [B, n_kv, L, d].
+
+    They are summed over the queries and averaged over the heads of a group: [B, n_kv, L] in
+    float32.
+    """
     batch, heads, length, width = keys.shape
     mass = torch.zeros(batch, heads, length, device=keys.device)
     for first in range(0, q.shape[2], RANKED_AT_ONCE):
@@ -142,7 +154,7 @@ def attention_mass(q: torch.Tensor, keys: torch.Tensor, *, scaling: float) -> to
 
 
 class _EvictingAttention(PlainAttention, Counted):
-    """Dense attention over a cache that holds some of the keys: the latest."""
+    """Dense attention to a cache that holds some of the keys: the latest."""
 
     kept_first = 0  # first keys that stay; `sinks` are parameters of some models
 
@@ -152,7 +164,7 @@ class _EvictingAttention(PlainAttention, Counted):
         self.add_router(sampler.stream_for(point, f"layer {self.layer_idx}"))
 
     def add_router(self, sampler: Sampler) -> None:
-        """The policy's ranker, where attention ranks the keys."""
+        """Add the policy's ranker, if attention ranks the keys."""
 
     def forward(
         self,
@@ -162,7 +174,7 @@ class _EvictingAttention(PlainAttention, Counted):
         cache: Any = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
-        """[B, T, h] to [B, T, h]."""
+        """Attend to the keys in the cache, and evict: [B, T, h] to [B, T, h]."""
         q, k, v = self.projected(hidden_states, position_embeddings)
         step = static_step()
         if step is not None:
@@ -188,7 +200,7 @@ class _EvictingAttention(PlainAttention, Counted):
     def _static_prompt(
         self, layer: Any, q: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
-        """A prompt on an empty static cache, which it then fills: [B, T, n_q·d]."""
+        """Attend with a prompt on an empty static cache, then fill it: [B, T, n_q·d]."""
         tokens = q.shape[2]
         keys, values = self.expanded(*kv)
         attended = self.attend_causally(q, keys, values)
@@ -199,7 +211,7 @@ class _EvictingAttention(PlainAttention, Counted):
     def _static_token(
         self, layer: Any, q: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
-        """One token on a filled static cache: [B, 1, n_q·d]."""
+        """Attend with one token on a filled static cache: [B, 1, n_q·d]."""
         k, v = self.expanded(*layer.update(*kv))
         seen = layer.seen()  # [1 or B, 1 or sets, L]
         mask = torch.where(seen, 0.0, float("-inf")).to(q.dtype).unsqueeze(2)
@@ -217,7 +229,7 @@ class _EvictingAttention(PlainAttention, Counted):
             self.tally.add(self._budget(layer.tokens), layer.tokens)
 
     def static_layer(self, length: int) -> Any:
-        """A layer of a static cache for `length` tokens."""
+        """Make a layer of a static cache for `length` tokens."""
         return QueueLayer([self._budget(n) for n in range(length + 1)])
 
     def fill(
@@ -227,8 +239,11 @@ class _EvictingAttention(PlainAttention, Counted):
         kv: tuple[torch.Tensor, torch.Tensor],
         keys: torch.Tensor,
     ) -> None:
-        """Keep the budget of keys after a prompt of a static cache, by its queries, cached and
-        expanded keys."""
+        """Put into a static layer the budget of keys that stay after a prompt.
+
+        They are chosen by the prompt's queries `q`, its cached keys and values `kv`, and its
+        expanded `keys`.
+        """
         tokens = q.shape[2]
         budget = self._budget(tokens)
         k, v = self.kept(q, kv, keys, budget)
@@ -243,8 +258,10 @@ class _EvictingAttention(PlainAttention, Counted):
         keys: torch.Tensor,  # noqa: ARG002
         budget: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The `budget` keys and values of a prompt that stay, the first to leave in front behind
-        the sinks."""
+        """Return the `budget` keys and values of a prompt that stay.
+
+        The first to leave are in front, behind the sinks.
+        """
         evicted = kv[0].shape[2] - budget
         if not evicted:
             return kv
@@ -254,39 +271,44 @@ class _EvictingAttention(PlainAttention, Counted):
     def static_evict(
         self, layer: Any, q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor
     ) -> None:
-        """Evict after a token on a static cache: a queue needs nothing."""
+        """Evict after a token on a static cache; a queue needs nothing."""
 
     def make_room(self, held: CountedKeys, count: int) -> None:
-        """Drop the oldest `count` keys behind the sinks before new keys come, but never all; the
-        next update copies the rest."""
+        """Drop the oldest `count` keys behind the sinks before new keys come, but never all.
+
+        The next update copies the others.
+        """
         if (count := min(count, held.held - 1)) > 0:
             first = min(self.kept_first, held.held - count - 1)
             held.keys = _without(held.keys, first, count)
             held.values = _without(held.values, first, count)
 
     def evict(self, held: CountedKeys, q: torch.Tensor, k: torch.Tensor, *, first: bool) -> None:
-        """Reduce the cache of a prompt (`first`) to its budget after attention with queries [B,
-        n_q, T, d] and keys, copied so that memory is freed."""
+        """Reduce the cache of a prompt (`first`) to its budget, after its queries have attended.
+
+        The kept keys are copied, so that memory is freed.
+        """
         if first:
             budget = min(self._budget(held.seen), held.held)  # skipped tokens leave no keys
             keys, values = self.kept(q, (held.keys, held.values), k, budget)
             held.keys, held.values = keys.contiguous(), values.contiguous()
 
     def _budget(self, seen: int) -> int:
+        """Return the number of keys that a cache holds after `seen` tokens."""
         return kept_count(seen, self.sparsity)
 
 
 class _SinkAttention(_EvictingAttention):
-    """The first keys stay, and the latest."""
+    """Attention to a cache in which the first keys stay, and the latest."""
 
     kept_first = SINKS
 
 
 class _RankedAttention(_EvictingAttention):
-    """The keys stay that the end of the prompt attends to most, and the latest."""
+    """Attention to a cache of the keys that the prompt's end attends to most, and the latest."""
 
     def add_router(self, sampler: Sampler) -> None:
-        """Add the router: one ranking, at the end of the prompt."""
+        """Add the router, which ranks once, at the end of the prompt."""
         self.router = KeyRanker(sampler)
 
     def kept(
@@ -296,7 +318,7 @@ class _RankedAttention(_EvictingAttention):
         keys: torch.Tensor,
         budget: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Those that the end of the prompt attends to most."""
+        """Return the keys and values that the end of the prompt attends to most."""
         if budget == kv[0].shape[2]:
             return kv
         queries, sets = q[:, :, -OBSERVED:], kv[0].shape[1]
@@ -305,14 +327,14 @@ class _RankedAttention(_EvictingAttention):
 
 
 class _AccumulatingAttention(_EvictingAttention):
-    """The keys stay that all queries so far have attended to most, and the latest."""
+    """Attention to a cache of the keys that all queries attended to most, and the latest."""
 
     def add_router(self, sampler: Sampler) -> None:
-        """A ranking in every forward."""
+        """Add the router, which ranks in every forward."""
         self.router = MassRanker(sampler)
 
     def static_layer(self, length: int) -> Any:
-        """A layer of a static cache for `length` tokens."""
+        """Make a layer of a static cache for `length` tokens."""
         return MassLayer([self._budget(n) for n in range(length + 2)])
 
     def fill(
@@ -322,7 +344,7 @@ class _AccumulatingAttention(_EvictingAttention):
         kv: tuple[torch.Tensor, torch.Tensor],
         keys: torch.Tensor,
     ) -> None:
-        """Keep the keys that the prompt attended to most."""
+        """Put into a static layer the keys that the prompt attended to most."""
         tokens, sets = q.shape[2], kv[0].shape[1]
         count = max(1, self._budget(tokens + 1) - 1)
         rows, mass = self.router(q, keys, None, count=count, scaling=self.scaling, sets=sets)
@@ -332,7 +354,7 @@ class _AccumulatingAttention(_EvictingAttention):
     def static_evict(
         self, layer: Any, q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor
     ) -> None:
-        """Add the attention of a token, and make room for the next."""
+        """Add the attention of a token to the mass, and make room for the next token."""
         sets = layer.mass.shape[1]
         scores = q.unflatten(1, (k.shape[1], -1)).squeeze(3) @ k.transpose(-1, -2)
         mask = mask.expand(-1, q.shape[1], -1, -1).unflatten(1, (k.shape[1], -1))
@@ -342,7 +364,7 @@ class _AccumulatingAttention(_EvictingAttention):
         layer.evict(self.router.sampler.replace(layer.mass))
 
     def make_room(self, held: CountedKeys, count: int) -> None:
-        """The forward before made room."""
+        """Do nothing, since the forward before made room."""
 
     def evict(self, held: CountedKeys, q: torch.Tensor, k: torch.Tensor, *, first: bool) -> None:
         """Keep, after each forward, as many keys as leave room for the next token's."""
@@ -368,7 +390,7 @@ _POLICIES = {
 
 
 def _without(x: torch.Tensor, first: int, count: int) -> torch.Tensor:
-    """[B, n, L, d] without the `count` keys from number `first` on."""
+    """Return x [B, n, L, d] without the `count` keys from number `first` on."""
     if not first:
         return x[:, :, count:]
     return torch.cat((x[:, :, :first], x[:, :, first + count :]), dim=2)

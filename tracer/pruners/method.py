@@ -1,8 +1,8 @@
-"""Parses `--method`: one family, several joined by "+", or a function of the user's own.
+"""The parser of `--method`: one family, several joined by "+", or a function of the user's own.
 
-In: the text of `--method`, `--sparsity`, `--set` and `--select`. Out: MethodParts in the order in
-which they are applied, `FAMILY:0.25+FAMILY:0.5`; None for `package.module:function`. Loads no
-model.
+In: the texts of `--method`, `--sparsity`, `--set` and `--select`. Out: MethodParts in the order in
+which they are applied, for `FAMILY:0.25+FAMILY:0.5`; None for `package.module:function`. No model
+is loaded.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ from prunescope.tracer.pruners import family_ids, refuse_predicted_only
 
 @dataclass(frozen=True, kw_only=True)
 class MethodPart:
-    """One family of a method. `select`: how the parts to remove are chosen. `match`: what its
-    sparsity is a share of: "nominal", the family's own unit, or a key of MATCHES ("flop")."""
+    """One family of a method.
+
+    `select` tells how the parts to remove are chosen. `match` tells what the sparsity is a share
+    of: "nominal", the family's own unit, or a key of MATCHES ("flop").
+    """
 
     family: str
     sparsity: float
@@ -48,11 +51,23 @@ def read_method(
     select: str,
     backend: str | None = None,
 ) -> list[MethodPart] | None:
-    """The families of a method; None where it is a function of the user's own. `backend`: of the
-    families that have a choice.
+    """Parse the families of a method.
 
     With several families, each takes the knobs that begin with its name: `--set FAMILY.KNOB=mlp`,
-    and `FAMILY.select=importance`. Raises PrunescopeError on the first mistake.
+    and `FAMILY.select=importance`.
+
+    Args:
+        method: The text of `--method`.
+        sparsity: The sparsity of families that do not name one of their own.
+        knobs: The names and values of `--set`.
+        select: The text of `--select`.
+        backend: The text of `--backend`, for families that have a choice; None without one.
+
+    Returns:
+        The parts in the order in which they are applied; None for a function of the user's own.
+
+    Raises:
+        PrunescopeError: The first mistake in these texts.
     """
     _refuse_published(method)
     words = [(name, _sparsity(name, own, sparsity)) for name, own in method_parts(method)]
@@ -90,9 +105,11 @@ def read_method(
 
 
 def _refuse_published(method: str) -> None:
-    """Raises PrunescopeError for the name of a published method, with the --method to type: for
-    `slicegpt` the family and knobs that run it. A trace runs the family, with parts selected by
-    `--select` and not by the paper's criterion."""
+    """Refuse the name of a published method, and hint at the --method to type.
+
+    For `slicegpt` the hint gives the family and the knobs that run it. A trace runs the family,
+    with parts selected by `--select` and not by the paper's criterion.
+    """
     parts = [name for name, _ in method_parts(method)]
     for name in (method, *parts) if parts else ():
         published = find_published(name)
@@ -116,6 +133,7 @@ def _refuse_published(method: str) -> None:
 
 
 def _sparsity(name: str, own: str | None, fallback: float) -> float:
+    """Check the name of a family, and return its own sparsity or the fallback."""
     if name == "dense":
         raise PrunescopeError("dense is the baseline, not a method", hint="remove --method")
     refuse_predicted_only(name)
@@ -135,7 +153,7 @@ def _sparsity(name: str, own: str | None, fallback: float) -> float:
 
 
 def _knobs_by_family(knobs: Mapping[str, str], names: list[str]) -> dict[str, dict[str, str]]:
-    """The knobs FAMILY.KNOB of each family."""
+    """Sort the knobs FAMILY.KNOB by family."""
     by_family: dict[str, dict[str, str]] = {name: {} for name in names}
     for key, value in knobs.items():
         name, dot, knob = key.partition(".")
@@ -149,7 +167,7 @@ def _knobs_by_family(knobs: Mapping[str, str], names: list[str]) -> dict[str, di
 
 
 def _check(part: MethodPart) -> None:
-    """Raises PrunescopeError for an invalid sparsity, knob or selection of the family."""
+    """Refuse a sparsity, a knob or a selection that the family does not take."""
     chosen = family(part.family)
     chosen.point(part.sparsity, part.knobs)
     if part.match == NOMINAL:
@@ -171,12 +189,12 @@ def _check(part: MethodPart) -> None:
             f"{', '.join(f.id for f in families() if f.cuts_experts)}",
         )
     if part.select == "importance" and chosen.calibration is None:
-        by_kind = {
+        ids = {
             kind: ", ".join(f.id for f in families() if f.calibration == kind)
             for kind in CALIBRATIONS
         }
         raise PrunescopeError(
             f"--select importance is not available for {part.family}",
-            hint=f"use --select random; by a text: {by_kind['text']}; by the attention of the input: "
-            f"{by_kind['input']}",
+            hint=f"use --select random; by a text: {ids['text']}; by the attention of the input: "
+            f"{ids['input']}",
         )

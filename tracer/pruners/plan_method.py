@@ -1,7 +1,7 @@
-"""Prunes a model by a plan of `prunescope allocate`: each layer as its entry says.
+"""Pruning by a plan of `prunescope allocate`: each layer keeps what its entry says.
 
-In: plan.json and the dense model that it was made for, or another one of its dimensions. Out:
-Applied. Layers then differ in KV heads, channels and ranks; dropped ones go from the cache too.
+In: plan.json, and the dense model that it was made for, or another one of its dimensions. Out:
+Applied. Layers then differ in KV heads, channels and ranks; dropped layers leave the cache too.
 """
 
 from __future__ import annotations
@@ -28,8 +28,14 @@ _HINT = "give the model that the plan was made for, or run `prunescope allocate`
 
 
 def apply_plan(path: Path | str, model: Any, calibration: Calibration | None = None) -> Applied:
-    """Prune `model` in place; `calibration`: the tokens that matrices of low rank are fitted to, of
-    the dense model. Raises PrunescopeError where its layers are not those of the plan."""
+    """Prune `model` in place by the plan in the file `path`.
+
+    `calibration` are the tokens to which matrices of low rank are fitted, read by the dense model;
+    None fits the weights alone.
+
+    Raises:
+        PrunescopeError: The layers of the model are not those of the plan.
+    """
     plan = read_plan(path)
     name, layers = decoder_layers(model)
     if len(layers) != len(plan.layers):
@@ -65,7 +71,7 @@ def apply_plan(path: Path | str, model: Any, calibration: Calibration | None = N
 
 
 def _cuts(model: Any, name: str, entry: KeptLayer) -> list[tuple[Heads | Channels, list[int]]]:
-    """The parts of a layer that stay in part, with the indices that stay."""
+    """List the parts of a layer that are cut, with the indices that stay."""
     if entry.dropped:
         return []
     layer, path = model.get_submodule(name)[entry.layer], f"{name}.{entry.layer}"
@@ -83,7 +89,12 @@ def _cuts(model: Any, name: str, entry: KeptLayer) -> list[tuple[Heads | Channel
 
 
 def _ranks(model: Any, name: str, plan: PlanOfLayers) -> dict[str, int]:
-    """The rank of each matrix that is stored as two, by the path of its linear module."""
+    """Return the rank of each matrix that is stored as two, by the path of its linear module.
+
+    Raises:
+        PrunescopeError: The model does not have a matrix of the plan, or it is not larger than
+            its rank.
+    """
     wanted = {(entry.layer, role): r for entry in plan.layers for role, r in entry.ranks.items()}
     ranks = {}
     for path, module in layer_matrices(model).items():
@@ -106,7 +117,11 @@ def _ranks(model: Any, name: str, plan: PlanOfLayers) -> dict[str, int]:
 def _checked(
     part: Any, kept: list[int], total: int, unit: str
 ) -> tuple[Heads | Channels, list[int]]:
-    """The part with the indices that stay. Raises PrunescopeError where it does not have them."""
+    """Return the part with the indices that stay.
+
+    Raises:
+        PrunescopeError: The part does not have these indices.
+    """
     if part is None or max(kept) >= total or len(set(kept)) < len(kept):
         raise PrunescopeError(
             f"the plan keeps {len(kept)} {unit}, and the model has {total}", hint=_HINT
@@ -115,7 +130,7 @@ def _checked(
 
 
 def _kept_sizes(layers: Sequence[KeptLayer]) -> dict[str, Any]:
-    """The sizes of each layer of the dense model; null of one that is dropped."""
+    """Return the sizes of each layer of the dense model; null for a dropped one."""
     kept: dict[str, Any] = {
         "layers": [layer.layer for layer in layers if not layer.dropped],
         "kv_heads": [layer.kv_heads for layer in layers],

@@ -1,8 +1,9 @@
 """Static experts: each mixture keeps E' of its E experts; the others are dropped or merged.
 
-Kept are random experts; by importance those with the largest REAP score (arXiv 2510.13999,
-the mean over an expert's tokens of gate times norm of its output); by frequency those with the most
-tokens. Merged, each expert that goes is averaged into the kept one with the nearest router row.
+Kept are random experts; by importance those with the largest REAP score (arXiv 2510.13999: the
+mean, over an expert's tokens, of gate times norm of its output); by frequency those with the most
+tokens. With `how=merge`, each expert that goes is averaged into the kept one with the nearest
+router row.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ _LINEARS = (nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tenso
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Keep max(k, round(E·p)) experts a layer, p = 1 − s; equally many of each group of
-    group-limited routing.
+    """Keep max(k, round(E·p)) experts per layer, p = 1 − s.
 
-    Raises PrunescopeError where a layer has no experts, or its router is not understood.
+    Group-limited routing keeps equally many experts of each group.
+
+    Raises:
+        PrunescopeError: A layer has no experts, or its router is not understood.
     """
     mixtures = find_mixtures(model)
     record: Record = {"kept": {}, "notes": []}
@@ -64,7 +67,12 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 def _scores(
     model: Any, mixtures: Sequence[Mixture], point: Point, record: Record
 ) -> dict[str, torch.Tensor]:
-    """A score [E] of the experts at each path; empty for a random selection."""
+    """Score the experts at each path, [E]; a random selection has no scores.
+
+    Raises:
+        PrunescopeError: The experts are a list, which does not show the gates that importance
+            needs.
+    """
     if point.is_random:
         return {}
     if point.by_importance and any(mixture.is_list for mixture in mixtures):
@@ -91,7 +99,11 @@ def _scores(
 
 
 def _choose(mixture: Mixture, point: Point, scores: torch.Tensor | None) -> list[int]:
-    """The experts that stay, ascending: of each group of group-limited routing the same number."""
+    """Choose the experts that stay, ascending; equally many of each group.
+
+    Raises:
+        PrunescopeError: Group-limited routing needs all experts.
+    """
     size = mixture.total // mixture.groups
     count, least = (
         kept_experts(
@@ -124,8 +136,11 @@ def _choose(mixture: Mixture, point: Point, scores: torch.Tensor | None) -> list
 
 
 def _members(mixture: Mixture, kept: Sequence[int]) -> dict[int, list[int]]:
-    """The experts that are merged into each kept expert: itself, and those of its group whose
-    router rows are nearest to its row by cosine."""
+    """Return the experts that are merged into each kept expert.
+
+    These are the kept expert itself, and the removed ones of its group whose router row is nearest
+    to its row by cosine.
+    """
     rows = nn.functional.normalize(mixture.rows.double(), dim=-1)
     size = mixture.total // mixture.groups
     members = {i: [i] for i in kept}
@@ -138,8 +153,7 @@ def _members(mixture: Mixture, kept: Sequence[int]) -> dict[int, list[int]]:
 def _note(
     record: Record, model: Any, mixtures: Sequence[Mixture], chosen: list[list[int]], point: Point
 ) -> None:
-    """Record the experts kept of each layer, and note where their share differs from the
-    request."""
+    """Record the kept experts of each layer, and note where their share differs from the request."""
     by_layer: list[list[int] | None] = [None] * len(decoder_layers(model)[1])
     for mixture, kept in zip(mixtures, chosen, strict=True):
         by_layer[mixture.layer] = kept
@@ -160,8 +174,10 @@ def _note(
 
 @contextmanager
 def _masked(mixtures: Sequence[Mixture], chosen: Sequence[Sequence[int]]) -> Iterator[None]:
-    """Within, the logits of routers are −∞ for all experts but the chosen, and so are the terms
-    that are added to them."""
+    """Set the logits of all routers to −∞ for all but the chosen experts until the context closes.
+
+    The terms that are added to the logits are set likewise.
+    """
     mask = _Mask()
     handles: list[Any] = []
     before: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -185,14 +201,14 @@ def _masked(mixtures: Sequence[Mixture], chosen: Sequence[Sequence[int]]) -> Ite
 
 
 class _Mask(TorchFunctionMode):
-    """Sets outputs of linears of the router that runs to −∞ where `removed` [E] is true."""
+    """A mode that sets outputs of a router's linears to −∞ where `removed` [E] is true."""
 
     def __init__(self) -> None:
         super().__init__()
         self.removed: torch.Tensor | None = None
 
     def entering(self, removed: torch.Tensor) -> Any:
-        """A pre-hook for a router."""
+        """Make the pre-hook of a router, which begins masking."""
 
         def hook(_module: nn.Module, _args: Any) -> None:
             self.removed = removed
@@ -200,11 +216,11 @@ class _Mask(TorchFunctionMode):
         return hook
 
     def leaving(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        """A hook for a router."""
+        """End masking; a hook of a router."""
         self.removed = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The function itself, and the mask on its output."""
+        """Call the function, and mask its output."""
         output = func(*args, **(kwargs or {}))
         if self.removed is None or func not in _LINEARS or output.shape[-1] != len(self.removed):
             return output

@@ -1,7 +1,7 @@
 """Static K, 2:4: two of every four weights along K are zeroed, in every projection of the layers.
 
 On NVIDIA GPUs with sparse tensor cores the weights are stored packed and multiplied by sparse
-kernels; elsewhere they are zeros in dense tensors on dense kernels, which the record notes.
+kernels. Elsewhere they are zeros in dense tensors on dense kernels, which the record notes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FIRST_SPARSE = (8, 0)
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Zero the two lowest scores of each four along K; pack the weights if the device can."""
+    """Zero the two lowest scores of each four along K, and pack the weights if the device can."""
     checked(point.sparsity)
     matrices = layer_matrices(model)
     record: Record = {"matrices": len(matrices), "notes": expert_notes(model)}
@@ -50,7 +50,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 
 
 def lowest_two_of_four(scores: torch.Tensor) -> torch.Tensor:
-    """True at the two lowest scores of every four neighbours along the last axis [N, K].
+    """Mark the two lowest scores of every four neighbours along the last axis of [N, K].
 
     The K mod 4 last columns are in no group and stay.
     """
@@ -64,7 +64,11 @@ def lowest_two_of_four(scores: torch.Tensor) -> torch.Tensor:
 
 
 def _wants_packed(backend: str, module: nn.Module, record: Record) -> bool:
-    """Whether to pack. Raises PrunescopeError if it was requested and is not possible."""
+    """Return whether to pack the weights, and note the reason if not.
+
+    Raises:
+        PrunescopeError: Packing was requested and is not possible.
+    """
     if backend == "masked":
         reason = "backend=masked"
     else:
@@ -80,7 +84,7 @@ def _wants_packed(backend: str, module: nn.Module, record: Record) -> bool:
 
 
 def _missing(weight: torch.Tensor) -> str:
-    """Why the device or dtype cannot use sparse tensor cores; empty if it can."""
+    """Return why the device or dtype cannot use sparse tensor cores; an empty text if it can."""
     if weight.device.type != "cuda" or torch.version.hip:
         device = "an AMD GPU" if torch.version.hip else f"the device {weight.device.type}"
         return f"torch packs 2:4 weights for NVIDIA GPUs, and this is {device}"

@@ -1,7 +1,7 @@
 """Static K, low rank: each projection [N, K] becomes two, [r, K] and [N, r].
 
 The rank is that of `taxonomy.keep.low_rank`. The pair takes the name of the matrix that it
-replaces; the bias stays on the second factor.
+replaces, and the bias stays on the second factor.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 def _rounding_note(
     matrices: dict[str, nn.Module], ranks: dict[str, int], sparsity: float
 ) -> list[str]:
-    """The rounding note of the matrix whose rank is furthest from the sparsity."""
+    """Write the rounding note of the matrix whose rank is furthest from the sparsity."""
     kept = {}
     for name, rank in ranks.items():
         outputs, inputs = weight_of(matrices[name]).shape
@@ -73,7 +73,7 @@ def _rounding_note(
 
 
 def _ranks_by_role(ranks: dict[str, int]) -> dict[str, list[int]]:
-    """The rank of each layer, by role."""
+    """Return the ranks of the layers, by role."""
     by_role: dict[str, list[int]] = defaultdict(list)
     for name, rank in ranks.items():
         by_role[locate(name).role].append(rank)

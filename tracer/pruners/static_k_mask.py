@@ -1,7 +1,7 @@
 """Unstructured zeros: weights are masked in dense tensors, so that no work is removed.
 
-Every linear of the decoder layers; embeddings and lm_head stay as they are. A point by importance
-ranks by |w|·‖x‖ within each row (Wanda) instead of `--set score=`.
+Every linear of the decoder layers is masked; embeddings and lm_head stay as they are. A point by
+importance ranks by |w|·‖x‖ within each row (Wanda) instead of `--set score=`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 def _mask(
     weight: torch.Tensor, point: Point, score: str, path: str, squares: torch.Tensor | None
 ) -> torch.Tensor:
-    """True at the weights of [N, K] that become zero."""
+    """Mark the weights of [N, K] that become zero."""
     if score == "random":
         scores = random_scores(weight.shape, seed=point.seed, what=path)
         return (scores < point.sparsity).to(weight.device)

@@ -1,8 +1,8 @@
-"""Static M: layers, or attention and MLP sublayers with their norm and residual add, are removed.
+"""Static M: layers, or attention and MLP sublayers with norm and residual add, are removed.
 
-int(n·s) of them: random ones from the seed; by importance, those with the lowest block influence;
-greedy, one after the other, each the one whose removal raises the loss least; or those named by
-`--set layers=3,4`. The KV cache shrinks with them.
+int(n·s) of them go: random ones from the seed; by importance, those with the lowest block
+influence; greedy, one after the other, each the one whose removal raises the loss least; or those
+named by `--set layers=3,4`. The KV cache shrinks with them.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 def _influence(
     model: PreTrainedModel, name: str, point: Point, record: Record
 ) -> dict[str, list[float]]:
-    """1 − cosine over each layer and sublayer, by kind; empty for a random selection."""
+    """Measure 1 − cosine over each layer and sublayer, by kind; empty for a random selection."""
     if not point.by_importance or point.knobs["layers"]:
         return {}
     calibration = calibration_of(model, point.calibration, seed=point.seed)
@@ -96,6 +96,11 @@ def _choose(
     kind: str,
     influence: dict[str, list[float]],
 ) -> list[int]:
+    """Choose the layers whose unit of this kind is removed.
+
+    Raises:
+        PrunescopeError: The influence of the kind cannot be measured.
+    """
     text = str(point.knobs["layers"])
     if text:
         return named_layers(text, num_layers)
@@ -114,7 +119,7 @@ def _choose(
 def _sample(
     model: PreTrainedModel, num_layers: int, count: int, point: Point, kind: str
 ) -> list[int]:
-    """Random layers from the seed; others if a hybrid model would lose its last attention."""
+    """Sample layers from the seed; others if a hybrid model would lose its last attention."""
     for attempt in range(_ATTEMPTS):
         purpose = f"static-m {kind}{when(attempt > 0, f' again {attempt}')}"
         indices = sample_indices(num_layers, count, seed=point.seed, what=purpose)

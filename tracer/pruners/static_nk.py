@@ -1,9 +1,8 @@
-"""Static NK: KV-head groups and MLP channels are cut: N of one GEMM, K of the next.
+"""Static NK: KV-head groups and MLP channels are cut, which are N of one GEMM and K of the next.
 
 Kept are groups and channels chosen at random, or, by importance, those that add most to the output
-of o and down. `prune_width` also serves the families that cut heads or channels alone.
-Symbols as in the taxonomy: G = n_q/n_kv query heads a KV head, d head_dim, f intermediate,
-p = 1 − s.
+of o and down. `prune_width` also serves the families that cut heads or channels alone. Symbols are
+those of the taxonomy: G = n_q/n_kv query heads per KV head, d head_dim, f intermediate, p = 1 − s.
 """
 
 from __future__ import annotations
@@ -37,6 +36,8 @@ Scores = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class _CutHeads:
+    """The heads of a layer, and the groups that stay."""
+
     layer: int
     part: Heads
     kept: list[int]
@@ -44,6 +45,8 @@ class _CutHeads:
 
 @dataclass(frozen=True, kw_only=True)
 class _CutChannels:
+    """The channels of an MLP, and those that stay."""
+
     layer: int
     part: Channels
     kept: torch.Tensor  # [kept], or [E, kept]
@@ -58,7 +61,8 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 def prune_width(model: Any, point: Point, *, heads: bool, mlp: bool) -> Applied:
     """Cut the KV-head groups and/or MLP channels that the point's sparsity leaves out.
 
-    Raises PrunescopeError if the layers do not show which rows belong to a head or a channel.
+    Raises:
+        PrunescopeError: The layers do not show which rows belong to a head or a channel.
     """
     name, layers = decoder_layers(model)
     record: Record = {"kept": {}}
@@ -91,6 +95,7 @@ def prune_width(model: Any, point: Point, *, heads: bool, mlp: bool) -> Applied:
 
 
 def _scores(model: Any, name: str, point: Point, record: Record) -> Scores:
+    """Score the input features of every o and down matrix by the calibration text."""
     if not point.by_importance:
         return {}
     wanted = {
@@ -110,6 +115,11 @@ def _scores(model: Any, name: str, point: Point, record: Record) -> Scores:
 def _choose_heads(
     model: Any, name: str, point: Point, scores: Scores, *, alone: bool
 ) -> list[_CutHeads]:
+    """Choose the KV-head groups that stay in each layer.
+
+    Raises:
+        PrunescopeError: The model has no heads, or a single KV head and nothing else to cut.
+    """
     rounding = str(point.knobs["rounding"])
     chosen: list[_CutHeads] = []
     for index, layer in enumerate(model.get_submodule(name)):
@@ -139,6 +149,11 @@ def _choose_heads(
 
 
 def _choose_channels(model: Any, name: str, point: Point, scores: Scores) -> list[_CutChannels]:
+    """Choose the channels that stay in each MLP.
+
+    Raises:
+        PrunescopeError: The layers have no MLP.
+    """
     chosen: list[_CutChannels] = []
     for index, layer in enumerate(model.get_submodule(name)):
         for part in find_channels(layer, f"{name}.{index}"):
@@ -156,7 +171,7 @@ def _choose_channels(model: Any, name: str, point: Point, scores: Scores) -> lis
 def _kept_channels(
     part: Channels, count: int, point: Point, scores: Scores, index: int
 ) -> torch.Tensor:
-    """[count] channels of an MLP, or [E, count] of E experts."""
+    """Choose `count` channels of an MLP [count], or of each of E experts [E, count]."""
     down, device = part.down, part.down.tensor.device
     if down.experts is not None:
         if point.by_importance:
@@ -179,12 +194,14 @@ def _kept_channels(
 
 
 def _note_rounding(record: Record, kept: int, total: int, point: Point, unit: str) -> None:
+    """Note where rounding keeps another share than the request."""
     record.setdefault("notes", []).extend(rounding(kept, total, point.sparsity, unit))
 
 
 def _record_heads(
     model: Any, name: str, cuts: list[_CutHeads], num_layers: int, applied: Applied
 ) -> None:
+    """Record the kept heads of each layer, and set their numbers in the config."""
     config = text_config(model)
     kept: list[list[int] | None] = [None] * num_layers
     for cut in cuts:
@@ -207,6 +224,7 @@ def _record_heads(
 def _record_channels(
     model: Any, name: str, cuts: list[_CutChannels], num_layers: int, applied: Applied
 ) -> None:
+    """Record the kept channels of each layer, and set their numbers in the config."""
     record, config = applied.record["kept"], text_config(model)
     keys = {
         "mlp": "intermediate",

@@ -1,8 +1,8 @@
 """Static NK, cross-layer: the residual stream keeps h' of its h dimensions at each junction.
 
-A junction has a basis Q [h, h']: h' of the dimensions themselves (the norms then keep their
-gains), or h' orthonormal directions (the gains are folded into the matrices that read the stream
-first). Where junctions differ, each block's residual goes through a dense Qᵀ_new·Q_old.
+A junction has a basis Q [h, h']: h' of the dimensions themselves (the norms then keep their gains),
+or h' orthonormal directions (the gains are folded into the matrices that read the stream first).
+Where junctions differ, each block's residual goes through a dense Qᵀ_new·Q_old.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from prunescope.tracer.residual.stream import Stream, read_stream, unsupported
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Keep int(h·p) dimensions, aligned, p = 1 − s: K of matrices that read the residual stream, N
-    of those that write to it."""
+    """Keep int(h·p) dimensions of the residual stream, aligned, p = 1 − s.
+
+    They are K of the matrices that read the stream, and N of those that write to it.
+    """
     if point.sparsity == 0:
         return Applied(model=model, record={"kept": {}, "notes": ["nothing to remove"]})
     stream = read_stream(model)
@@ -58,8 +60,14 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 
 
 def _check_ports(model: Any, stream: Stream) -> None:
-    """Raises PrunescopeError unless the model gives the same logits with all h dimensions permuted
-    and half of them negated. Nothing is rounded, so that the weights are then restored exactly."""
+    """Check that every reader and writer of the stream was found.
+
+    The model must give the same logits with all h dimensions permuted and half of them negated.
+    Nothing is rounded, so that the weights are then restored exactly.
+
+    Raises:
+        PrunescopeError: The logits differ.
+    """
     rng = torch.Generator().manual_seed(0)
     order = torch.randperm(stream.hidden, generator=rng).to(stream.device)
     signs = torch.randint(2, (stream.hidden,), generator=rng).to(stream.device) * 2.0 - 1
@@ -72,7 +80,7 @@ def _check_ports(model: Any, stream: Stream) -> None:
 
 
 def _bases(model: Any, stream: Stream, point: Point, kept: int, record: Record) -> list[Basis]:
-    """A basis for each junction; one object for all if junctions are the same."""
+    """Choose a basis for each junction; one object for all if junctions are the same."""
     same, count = point.knobs["junctions"] == "same", len(stream.blocks) + 1
     if not stream.is_rotatable:
         record["notes"].append(
@@ -101,8 +109,11 @@ def _bases(model: Any, stream: Stream, point: Point, kept: int, record: Record) 
 
 
 def _principal(moment: torch.Tensor, kept: int, *, rotate: bool) -> tuple[Basis, float]:
-    """The basis with the most energy, and its share of it: principal directions (SliceGPT, arXiv
-    2401.15024) or, if the stream cannot be rotated, single dimensions."""
+    """Return the basis with the most energy, and its share of the energy.
+
+    It has principal directions (SliceGPT, arXiv 2401.15024) or, if the stream cannot be rotated,
+    single dimensions.
+    """
     if not rotate:
         energy = moment.diagonal()
         index = torch.tensor(best(energy, kept), device=moment.device)
@@ -141,13 +152,14 @@ def _narrow(model: Any, stream: Stream, bases: list[Basis], *, folded: bool) -> 
 
 
 def _narrow_readers(readers: list[Port], basis: Basis, gain: torch.Tensor | None) -> None:
+    """Narrow readers of the stream, after multiplying them by the gain that they take over."""
     for port in readers:
         weight = port.weight if gain is None else scale_axis(port.weight, gain, port.axis)
         port.set(basis.project(weight, port.axis))
 
 
 def _update_config(model: Any, stream: Stream, kept: int) -> None:
-    """`hidden_size` becomes h'; the head dimension must not follow it."""
+    """Set `hidden_size` to h', and keep the head dimension from following it."""
     config = text_config(model)
     if getattr(config, "num_attention_heads", None):
         keep_head_dim(config)

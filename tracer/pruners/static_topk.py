@@ -1,5 +1,7 @@
-"""Static top-k: the router sends each token to k' of the k experts that it went to. All experts
-stay in memory."""
+"""Static top-k: the router sends each token to k' of the k experts that it went to.
+
+All experts stay in memory.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,9 @@ from prunescope.tracer.pruners import Applied
 def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Route each token to max(1, round(k·p)) experts, p = 1 − s, in each layer that has some.
 
-    Raises PrunescopeError where a token goes to a single expert already, and where the model then
-    does not send it to k' of them.
+    Raises:
+        PrunescopeError: A token goes to a single expert already, or the model then does not
+            send it to k' of them.
     """
     mixtures = find_mixtures(model)
     counts = [kept_routes(mixture.top_k, point.sparsity) for mixture in mixtures]
@@ -45,7 +48,11 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 
 @torch.no_grad()
 def _check(model: PreTrainedModel, counts: list[int]) -> None:
-    """Raises PrunescopeError unless each token goes to as many experts as `counts` says."""
+    """Check that each token goes to as many experts as `counts` says.
+
+    Raises:
+        PrunescopeError: It goes to another number of experts.
+    """
     handles, by_path = watch_experts(model)
     with hooked(handles):
         probe(model, "with fewer experts a token")

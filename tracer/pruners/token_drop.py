@@ -1,7 +1,7 @@
 """Token dropping: from one layer on, the int(p·S) most attended of S prompt tokens stay, p = 1 − s.
 
 With `schedule` or `stages` they leave in steps, each ranked by an attention before it; a token that
-left stays away. The last prompt token always stays; positions are kept; the caches of later layers
+left stays away. The last prompt token always stays. Positions are kept, the caches of later layers
 are shorter, and their mixers see the kept tokens alone. Logits of all tokens have rows for the kept
 tokens alone. A forward of prompt and answer together ranks by another last token, so that its
 tokens may differ from those of prefill and decode.
@@ -43,7 +43,7 @@ _DROPPED = "with tokens dropped"
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Drop tokens before the layers that the knobs name."""
+    """Drop tokens before the layers that the knobs name; no weights are removed."""
     layers = movable_layers(model)
     attentions = layer_attentions(model)
     afters = drop_layers(point.knobs, range(attentions[0].layer + 1, len(layers)))
@@ -102,7 +102,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 def _static_layers(
     places: list[LayerPlace], afters: list[int], sparsity: float
 ) -> compat.StaticLayers:
-    """The shorter layers of a static cache, behind a drop."""
+    """Return a function that makes the shorter layers of a static cache, behind a drop."""
 
     def layers(prompt: int, more: int) -> dict[int, StaticLayer]:
         shorter = {}
@@ -127,11 +127,14 @@ def _listed(numbers: list[int]) -> str:
 
 @dataclass
 class _Drop:
-    """State that the layers share in one forward: its number of tokens, the ranking query (scaled)
-    and keys, then the positions [B, k] of the kept tokens (None: all), and the arguments reduced to
-    them. `counted`: whether caches count tokens, for masks of windows; `last`: the layer that
-    restores all rows, with zeros for dropped tokens; None: no layer does. `mask`: of late layers in
-    a static step; `stale`: it is that of the layers before."""
+    """The state that the layers share in one forward.
+
+    It has the number of `tokens`, the ranking `query` (scaled) and `keys`, then the `positions` [B,
+    k] of the kept tokens (None: all), and the arguments `taken` for them. `counted` tells whether
+    caches count tokens, for masks of windows. `last` is the layer that restores all rows, with
+    zeros for dropped tokens; None: no layer does. `mask` is that of late layers in a static step,
+    and `stale` while it is still that of the layers before.
+    """
 
     counted: bool
     last: int | None = None
@@ -144,15 +147,15 @@ class _Drop:
     stale: bool = True
 
     def saved(self) -> dict[str, Any]:
-        """A copy of the state: see ForwardState."""
+        """Return a copy of the state; see ForwardState."""
         return {**vars(self), "taken": list(self.taken)}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Set it to a copy that `saved` made."""
+        """Set the state to a copy that `saved` made."""
         vars(self).update(saved, taken=list(saved["taken"]))
 
     def reduced(self, arguments: dict[str, Any], positions: torch.Tensor) -> dict[str, Any]:
-        """The arguments of a layer, reduced to the kept tokens at `positions`."""
+        """Reduce the arguments of a layer to the kept tokens at `positions`."""
         kept = dict(arguments)
         for name, take in (("position_embeddings", taken_rotary), ("position_ids", _taken_ids)):
             value: Any = arguments.get(name)
@@ -166,7 +169,7 @@ class _Drop:
 
 
 class TokenRanker(nn.Module):
-    """Keeps the tokens that the last token attends to most, over all heads."""
+    """A ranker that keeps the tokens that the last token attends to most, over all heads."""
 
     def __init__(self, sampler: Sampler, step: int, steps: int) -> None:
         super().__init__()
@@ -175,9 +178,12 @@ class TokenRanker(nn.Module):
     def forward(
         self, hidden: torch.Tensor, query: torch.Tensor, keys: torch.Tensor, *, prompt: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keep k of the S tokens that are left of a `prompt`: their hidden states [B, k, h] in
-        order, and their places [B, k] among the S, by the last token's query [B, n_q, 1, d]
-        (scaled) and all keys [B, n_kv, S, d]."""
+        """Keep k of the S tokens that are left of a `prompt`, which had that many tokens.
+
+        They are ranked by the last token's query [B, n_q, 1, d] (scaled) and all keys [B, n_kv, S,
+        d]. The result is their hidden states [B, k, h] in order, and their places [B, k] among the
+        S.
+        """
         batch, heads, length, _ = keys.shape
         grouped = query.view(batch, heads, -1, query.shape[-1])  # [B, n_kv, G, d]
         mass = (grouped @ keys.transpose(-1, -2)).softmax(-1).mean((1, 2))  # [B, S]
@@ -204,7 +210,7 @@ class _WatchedAttention(PlainAttention):
         v: torch.Tensor,
         given: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Like the dense layer."""
+        """Attend as the dense layer does, and store the last query and the keys of a prompt."""
         if q.shape[2] == k.shape[2] > 1:  # a prompt on an empty cache
             self.drop.query, self.drop.keys = q[:, :, -1:] * self.scaling, k
         return super().attend_causally(q, k, v, given)
@@ -224,7 +230,7 @@ class _Dropping(Counted):
         return self.drop
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """[B, S, h] to [B, S, h]; after the drop [B, k, h]."""
+        """Run the layer on the tokens that are left: [B, S, h] to [B, S or k, h]."""
         arguments = name_arguments(self, args, kwargs)
         cache, mask = compat.cache_in(arguments), arguments.get("attention_mask")
         past, drop = self.place.past(cache), self.drop
@@ -246,7 +252,7 @@ class _Dropping(Counted):
         return with_first(output, lambda y: self._restore(y, positions))
 
     def _mask_of(self, mask: Any, cache: Any, past: int, rows: int) -> Any:
-        """The mask of the `rows` that are left, of the one given to the layer."""
+        """Reduce the mask given to the layer to the `rows` that are left."""
         drop, positions = self.drop, self.drop.positions if self.late else None
         if static_step() is not None:
             if self.late and drop.stale:
@@ -262,12 +268,12 @@ class _Dropping(Counted):
         return reduced
 
     def _restore(self, hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Rows [B, k, h] at their positions [B, k] in the prompt, [B, S, h], zero elsewhere."""
+        """Put rows [B, k, h] at their positions [B, k] in the prompt: [B, S, h], zero elsewhere."""
         zeros = hidden.new_zeros(hidden.shape[0], self.drop.tokens, hidden.shape[2])
         return zeros.scatter_(1, positions.unsqueeze(-1).expand_as(hidden), hidden)
 
     def _drop_tokens(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The hidden states of kept tokens; all of them if no query was stored."""
+        """Return the hidden states of kept tokens; all of them if no query was stored."""
         drop, query, keys = self.drop, self.drop.query, self.drop.keys
         before = drop.positions if self.router.step > 1 else None
         drop.query = drop.keys = None
@@ -282,10 +288,10 @@ class _Dropping(Counted):
 
 
 def _first(value: Any) -> Any:
-    """The tensor by which an argument is identified: torch.compile does not compare tuples."""
+    """Return the tensor that identifies an argument: torch.compile does not compare tuples."""
     return value[0] if isinstance(value, tuple) else value
 
 
 def _taken_ids(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Position ids [1 or B, S] of the tokens at `positions` [B, k]."""
+    """Return the position ids [1 or B, S] of the tokens at `positions` [B, k]."""
     return ids.expand(positions.shape[0], -1).gather(1, positions)

@@ -33,7 +33,11 @@ _LONGEST = 200  # characters of an error message
 
 
 def load_method(spec: str) -> Callable[[Any, float], Any]:
-    """The callable that `spec` names. Raises PrunescopeError where there is none."""
+    """Import the callable that `spec` names, such as `package.module:function`.
+
+    Raises:
+        PrunescopeError: There is no such callable, or it does not take two arguments.
+    """
     module_name, _, name = spec.partition(":")
     here = str(Path.cwd())
     # At the end: a user's folder `analysis/` or `tracer/` must not hide ours.
@@ -63,7 +67,11 @@ def load_method(spec: str) -> Callable[[Any, float], Any]:
 
 
 def apply_method(spec: str, model: nn.Module, point: Point) -> Applied:
-    """Run the user's method on a model that it may change in place."""
+    """Run the user's method on a model, which it may change in place.
+
+    Raises:
+        PrunescopeError: The method raises an error, or returns something other than a model.
+    """
     function = load_method(spec)
     with _errors_explained(spec):
         pruned = function(model, point.sparsity)
@@ -81,7 +89,11 @@ def apply_method(spec: str, model: nn.Module, point: Point) -> Applied:
 
 
 def check_returned(spec: str, model: nn.Module) -> None:
-    """Raises PrunescopeError, with the model's error, if the returned model does not run."""
+    """Check that the model that the method `spec` returned runs.
+
+    Raises:
+        PrunescopeError: It does not; the message is the model's error.
+    """
     try:
         probe(model, f"pruned with {spec}")
     except PrunescopeError as error:
@@ -92,8 +104,10 @@ def check_returned(spec: str, model: nn.Module) -> None:
 
 @contextmanager
 def _errors_explained(action: str) -> Iterator[None]:
-    """Turn an error in the user's code into one sentence, with the user's lines of the traceback as
-    a note, and without folders of this machine."""
+    """Turn an error in the user's code into one sentence, without folders of this machine.
+
+    The user's lines of the traceback become a note.
+    """
     try:
         yield
     except (Exception, SystemExit) as error:  # user code may raise anything
@@ -104,6 +118,7 @@ def _errors_explained(action: str) -> Iterator[None]:
 
 
 def _explained(action: str, error: BaseException) -> PrunescopeError:
+    """Write the error of the user's code as a PrunescopeError."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f)]
     line = error.lineno if isinstance(error, SyntaxError) else None
     if isinstance(error, SyntaxError) and error.filename:
@@ -122,7 +137,7 @@ def _explained(action: str, error: BaseException) -> PrunescopeError:
 
 
 def _is_users(frame: traceback.FrameSummary) -> bool:
-    """Whether a frame is neither ours, nor a library's, nor Python's."""
+    """Return whether a frame is neither ours, nor a library's, nor Python's."""
     path = Path(frame.filename).absolute()
     paths = sysconfig.get_paths()
     libraries = [Path(paths[name]) for name in ("stdlib", "purelib", "platlib")]
@@ -131,4 +146,5 @@ def _is_users(frame: traceback.FrameSummary) -> bool:
 
 
 def _file_line(frame: traceback.FrameSummary) -> str:
+    """Return the file and line of a frame, without its folder."""
     return f"{Path(frame.filename).name}, line {frame.lineno}"

@@ -1,6 +1,6 @@
 """Decoder layers with a linear map of the residual from one junction to the next.
 
-The layer's own forward is replaced by "norm, sublayers, residual add", block by block; `add_maps`
+The layer's own forward is replaced by "norm, sublayers, residual add", block by block. `add_maps`
 checks that the layer computed the same.
 """
 
@@ -45,7 +45,7 @@ class MappedLayer(nn.Module):
         self.gives_tuple = gives_tuple
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """[B, S, h'] at the first junction to [B, S, h'] at the last."""
+        """Run the blocks: [B, S, h'] at the first junction to [B, S, h'] at the last."""
         arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
         for steps, name in zip(self.steps, self.maps, strict=True):
             outputs = [self._run(step, hidden_states, arguments) for step in steps]
@@ -55,6 +55,7 @@ class MappedLayer(nn.Module):
         return (hidden_states, None) if self.gives_tuple else hidden_states
 
     def _run(self, step: _Step, hidden_states: torch.Tensor, arguments: dict[str, Any]) -> Any:
+        """Run one sublayer with its norms: the output that is added to the residual."""
         values: Any = getattr(self, step.before)(hidden_states) if step.before else hidden_states
         for name in step.chain:
             values = getattr(self, name)(values, **step.arguments_of(name, arguments))
@@ -66,8 +67,11 @@ class MappedLayer(nn.Module):
 
 
 class _Step:
-    """A sublayer by the names of its modules within the layer, and the arguments of each after the
-    stream: all arguments of the layer (None), or those with these names."""
+    """A sublayer by the names of its modules within the layer, and the arguments that each takes.
+
+    Beside the stream, a module takes all arguments of the layer (`names` is None for it), or those
+    with its names.
+    """
 
     def __init__(self, sublayer: Sublayer, layer: nn.Module, path: str) -> None:
         self.chain = [name.removeprefix(f"{path}.") for name in sublayer.chain]
@@ -81,12 +85,13 @@ class _Step:
         }
 
     def arguments_of(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of the layer that a module of the chain takes."""
+        """Return the arguments of the layer that a module of the chain takes."""
         names = self.names[name]
         return arguments if names is None else {k: arguments[k] for k in names if k in arguments}
 
 
 def _argument_names(module: nn.Module) -> frozenset[str] | None:
+    """Return the names of a module's arguments; None if it takes any."""
     parameters = inspect.signature(module.forward).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
@@ -94,7 +99,11 @@ def _argument_names(module: nn.Module) -> frozenset[str] | None:
 
 
 def add_maps(model: Any, stream: Stream, bases: list[Basis]) -> None:
-    """Replace layers by `MappedLayer`s; raises PrunescopeError if they compute something else."""
+    """Replace the layers by `MappedLayer`s, and give each junction its map.
+
+    Raises:
+        PrunescopeError: The layers compute something else than norm, sublayer and residual add.
+    """
     refusal = PrunescopeError(
         f"the layers of {type(model).__name__} do more than norm, sublayer and residual add",
         hint="use --set junctions=same, which keeps the code of the layers",
@@ -130,6 +139,7 @@ def add_maps(model: Any, stream: Stream, bases: list[Basis]) -> None:
 
 
 def _map(old: Basis, new: Basis, hidden: int, table: nn.Parameter) -> nn.Linear:
+    """Make the linear map Qᵀ_new·Q_old from one junction's basis to the next."""
     weight = new.project(old.matrix(hidden), 0)
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = successor(table, weight)

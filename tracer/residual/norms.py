@@ -26,7 +26,10 @@ CONVERTED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Norm:
-    """y = gain·x/rms(x) + bias, of x minus its mean where `centred`; gain [h] = offset + weight."""
+    """The function of a norm: y = gain·x/rms(x) + bias, where x has mean zero if `centred`.
+
+    The gain [h] is offset + weight.
+    """
 
     gain: torch.Tensor  # float32
     offset: float
@@ -35,10 +38,13 @@ class Norm:
 
 
 def read_norm(norm: Any, hidden: int) -> Norm:
-    """Gain, bias and kind of a norm over the stream: Gemma's weights are offsets from 1, and some
-    norms have none.
+    """Read the gain, bias and kind of a norm over the stream.
 
-    Raises PrunescopeError for a norm of another kind.
+    Gemma's weights are offsets from 1, and some norms have none. The kind is found by comparing an
+    output of the norm with what each kind would give.
+
+    Raises:
+        PrunescopeError: The norm is of another kind.
     """
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
     like = weight if isinstance(weight, torch.Tensor) else torch.ones(hidden)
@@ -61,7 +67,11 @@ def read_norm(norm: Any, hidden: int) -> Norm:
 
 
 def convert_norms(model: nn.Module, stream: Stream) -> bool:
-    """Make every norm of the stream an RMS norm without bias; returns whether any changed."""
+    """Make every norm of the stream an RMS norm without bias, and return whether any changed.
+
+    Raises:
+        PrunescopeError: Only some of the norms subtract the mean, or a reader cannot take a bias.
+    """
     folded = _fold_table_norm(model, stream)
     norms = {name: read_norm(model.get_submodule(name), stream.hidden) for name in stream.norms()}
     if not any(norm.centred or norm.bias is not None for norm in norms.values()):
@@ -84,10 +94,14 @@ def convert_norms(model: nn.Module, stream: Stream) -> bool:
 def narrow_stream_norm(
     norm: Any, hidden: int, basis: Basis, *, folded: bool
 ) -> torch.Tensor | None:
-    """Make an RMS norm one of h' dimensions; returns the gain [h] that readers take over.
+    """Make an RMS norm one of h' dimensions, and return the gain [h] that readers take over.
 
-    It gives what the norm over h gave with zeros for the removed dimensions: with c = √(h/h'),
-    g·x/√(Σx²/h + ε) = c·g·x/√(Σx²/h' + ε·h/h').
+    The gain is None unless it is `folded` into the readers. The norm gives what the norm over h
+    gave with zeros for the removed dimensions: with c = √(h/h'), g·x/√(Σx²/h + ε) = c·g·x/√(Σx²/h'
+    + ε·h/h').
+
+    Raises:
+        PrunescopeError: The norm subtracts the mean or adds a bias.
     """
     read = read_norm(norm, hidden)
     if read.centred or read.bias is not None:
@@ -103,13 +117,13 @@ def narrow_stream_norm(
 
 
 def untie_head(stream: Stream) -> None:
-    """Untie a head that shares the embedding table."""
+    """Give a head that shares the embedding table a weight of its own."""
     if stream.tied is not None:
         stream.head.set(stream.head.weight.clone())
 
 
 def _fold_table_norm(model: nn.Module, stream: Stream) -> bool:
-    """Fold a norm right after the table into the table."""
+    """Fold a norm right after the embedding table into the table; return whether there was one."""
     if not stream.table_norm:
         return False
     untie_head(stream)
@@ -122,6 +136,7 @@ def _fold_table_norm(model: nn.Module, stream: Stream) -> bool:
 
 
 def _rms_norm(norm: Any, read: Norm, stream: Stream) -> nn.Module:
+    """Make the RMS norm with the gain of a norm that was read."""
     weight = getattr(norm, "weight", None)
     table = stream.tables[0].holder.weight
     made = nn.RMSNorm(stream.hidden, eps=_epsilon(norm), device="meta")
@@ -130,7 +145,7 @@ def _rms_norm(norm: Any, read: Norm, stream: Stream) -> nn.Module:
 
 
 def _epsilon(norm: Any) -> float:
-    """ε, from an attribute, or from the norm's output for values of mean square 10⁻⁶."""
+    """Return the ε of a norm: an attribute, else read from its output for mean square 10⁻⁶."""
     for value in epsilons(norm).values():
         return value
     values = torch.tensor([1e-3, -1e-3]).repeat(512)
@@ -141,6 +156,7 @@ def _epsilon(norm: Any) -> float:
 
 
 def _norm_refusal(norm: nn.Module) -> PrunescopeError:
+    """Make the error for a norm that is neither an RMS norm nor a layer norm."""
     return PrunescopeError(
         f"{type(norm).__name__} is neither an RMS norm nor a layer norm of the residual stream",
         hint=f"{cutting('stream')} supports norms that divide by the root mean square, with or "

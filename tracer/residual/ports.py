@@ -1,7 +1,7 @@
 """The parameters that read or write a decoder's residual stream, and the basis that is kept of it.
 
-A Port is a parameter and its axis along the stream: [N, h] of a linear that reads,
-[h, N] of one that writes, [h, N] and [N, h] of a Conv1D, [E, ., .] of stacked experts.
+A Port is a parameter and its axis along the stream: [N, h] of a linear that reads, [h, N] of one
+that writes, [h, N] and [N, h] of a Conv1D, [E, ., .] of stacked experts.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ _SIZES = ("hidden_size", "hidden_dim", "input_size", "embed_dim")
 
 
 class Basis:
-    """The part of the stream that a junction keeps: `dimensions` [h'], each times its sign if
-    `signs` [h'] are given, or `directions` Q [h, h']."""
+    """The part of the stream that a junction keeps.
+
+    It is either `dimensions` [h'], each times its sign if `signs` [h'] are given, or `directions` Q
+    [h, h'].
+    """
 
     def __init__(
         self,
@@ -40,7 +43,7 @@ class Basis:
 
     @property
     def kept(self) -> int:
-        """h'."""
+        """The number of kept dimensions or directions, h'."""
         return self.dimensions.numel() if self.directions is None else self.directions.shape[1]
 
     def project(self, values: torch.Tensor, axis: int = -1) -> torch.Tensor:
@@ -51,7 +54,7 @@ class Basis:
         return kept if self.signs is None else scale_axis(kept, self.signs, axis)
 
     def matrix(self, hidden: int) -> torch.Tensor:
-        """Q [h, h']."""
+        """Return the basis as a matrix Q [h, h']."""
         if self.directions is not None:
             return self.directions
         return self.project(torch.eye(hidden, device=self.dimensions.device))
@@ -59,8 +62,10 @@ class Basis:
 
 @dataclass
 class Port:
-    """A parameter `name` of `holder` whose `axis` runs along the stream. `bias`: the name of a
-    reader's bias parameter; "" if it can have none."""
+    """A parameter `name` of `holder` whose `axis` runs along the stream.
+
+    `bias` is the name of a reader's bias parameter; "" if it can have none.
+    """
 
     holder: Any
     name: str
@@ -82,15 +87,16 @@ class Port:
             _set_features(self.holder, self.axis, before, after)
 
     def adopt(self, table: Port) -> None:
-        """Share the parameter of another port, as a head that is tied to the embedding."""
+        """Share the parameter of the embedding table, as a tied head does."""
         old, new = getattr(self.holder, self.name), getattr(table.holder, table.name)
         setattr(self.holder, self.name, new)
         _set_features(self.holder, self.axis, old.shape[self.axis], new.shape[table.axis])
 
     def shift(self, offset: torch.Tensor) -> None:
-        """Add a reader's output for an offset [h] of its inputs to its bias.
+        """Add to a reader's bias what it outputs for an offset [h] of its inputs.
 
-        Raises PrunescopeError if it cannot have a bias.
+        Raises:
+            PrunescopeError: The reader cannot have a bias.
         """
         added = self.weight.movedim(self.axis, -1) @ offset
         known = getattr(self.holder, self.bias, None) if self.bias else None
@@ -105,12 +111,12 @@ class Port:
 
 
 def scale_axis(values: torch.Tensor, factors: torch.Tensor, axis: int) -> torch.Tensor:
-    """Values times `factors` [h] along an axis."""
+    """Multiply values by `factors` [h] along an axis."""
     return (values.movedim(axis, -1) * factors).movedim(-1, axis)
 
 
 def reader_of(module: nn.Linear | Any) -> Port:
-    """The port of a module with one weight that reads the stream."""
+    """Return the port of a module with one weight that reads the stream."""
     axis = 0 if isinstance(module, Conv1D) else 1
     return Port(module, "weight", axis, bias="bias")
 
@@ -118,8 +124,10 @@ def reader_of(module: nn.Linear | Any) -> Port:
 def find_ports(
     path: str, module: nn.Module, hidden: int, *, reads: bool
 ) -> tuple[list[Port], list[Port]]:
-    """(readers, writers) among the parameters of one module; `reads`: it has the same input as its
-    sublayer."""
+    """Return (readers, writers) among the parameters of one module.
+
+    `reads` tells whether the module has the same input as its sublayer.
+    """
     readers, writers = [], []
     for name, value in module.named_parameters(recurse=False):
         role = matrix_role(path if name == "weight" else f"{path}.{name}")
@@ -150,13 +158,14 @@ def set_widths(layer: nn.Module, path: str, *, before: int, after: int) -> None:
 
 
 def _stacked(module: Any, name: str, value: torch.Tensor, hidden: int, *, writes: bool) -> Port:
-    """The port of stacked experts: [E, N, K], or [E, K, N] if `is_transposed`."""
+    """Return the port of stacked experts: [E, N, K], or [E, K, N] if `is_transposed`."""
     axis = 1 if writes != bool(getattr(module, "is_transposed", False)) else 2
     axis = axis if value.shape[axis] == hidden else 3 - axis
     return Port(module, name, axis, bias=f"{name}_bias")
 
 
 def _port_and_bias(module: Any, port: Port) -> list[Port]:
+    """Return a writer, and the port of its bias if it has one."""
     name = "bias" if port.name == "weight" else f"{port.name}_bias"
     bias = getattr(module, name, None)
     return [port] if bias is None else [port, Port(module, name, bias.dim() - 1)]

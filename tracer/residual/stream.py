@@ -1,8 +1,9 @@
 """The residual stream of a decoder: its readers and writers, and the norms between them.
 
 In: a model. Out: Stream, a chain of blocks around one stream. A junction is the stream at one
-point: junction 0 leaves the embedding, junction j is read by block j, the last by the final norm.
-A block reads one junction and writes to the next: attention or an MLP, or both in parallel.
+point: junction 0 leaves the embedding, block j reads junction j, and the final norm reads the last.
+A block reads one junction and writes to the next. It is an attention or an MLP, or both in
+parallel.
 """
 
 from __future__ import annotations
@@ -25,9 +26,12 @@ from prunescope.tracer.residual.watch import FirstCalls, Value, are_equal, sourc
 
 @dataclass(kw_only=True)
 class Sublayer:
-    """An attention, another mixer or an MLP. `chain`: qualified names of the modules that run one
-    after the other; `before`: of the norm that reads the stream, `after`: of the norm between the
-    last of them and the stream; "" without one."""
+    """An attention, another mixer or an MLP, by the qualified names of its modules.
+
+    `chain` are the modules that run one after the other. `before` is the norm that reads the
+    stream, and `after` the norm between the last module and the stream; both are "" without such a
+    norm.
+    """
 
     kind: str  # "attention" (another mixer too) | "mlp"
     chain: list[str]
@@ -38,12 +42,12 @@ class Sublayer:
 
     @property
     def entrance(self) -> str:
-        """Qualified name of the module that is called with the stream."""
+        """The qualified name of the module that is called with the stream."""
         return self.before or self.chain[0]
 
     @property
     def modules(self) -> list[str]:
-        """Qualified names of the chain and of the norms around it."""
+        """The qualified names of the chain and of the norms around it."""
         return [name for name in (self.before, *self.chain, self.after) if name]
 
 
@@ -55,14 +59,14 @@ class ResidualBlock:
     sublayers: list[Sublayer]
 
     def norms(self) -> dict[str, list[Port]]:
-        """Norm that reads the stream -> its readers; "" for readers without a norm."""
+        """Map each norm that reads the stream to its readers; "" stands for readers without a norm."""
         readers: dict[str, list[Port]] = {}
         for sublayer in self.sublayers:
             readers.setdefault(sublayer.before, []).extend(sublayer.readers)
         return readers
 
     def writers(self) -> list[Port]:
-        """Weights and biases that write to the next junction."""
+        """List the weights and biases that write to the next junction."""
         return [port for sublayer in self.sublayers for port in sublayer.writers]
 
 
@@ -82,13 +86,15 @@ class Stream:
 
     @property
     def is_rotatable(self) -> bool:
-        """Whether an orthogonal map of the stream can be folded into the weights: not if a norm
-        with a gain writes to the stream."""
+        """Whether an orthogonal map of the stream can be folded into the weights.
+
+        It cannot if a norm with a gain writes to the stream.
+        """
         return not any(part.after for block in self.blocks for part in block.sublayers)
 
     @property
     def tied(self) -> Port | None:
-        """The table that is tied to the head."""
+        """The table that shares its weight with the head; None if the head has its own."""
         head = self.head.holder.weight
         return next((table for table in self.tables if head is table.holder.weight), None)
 
@@ -98,22 +104,32 @@ class Stream:
         return self.tables[0].holder.weight.device
 
     def entrances(self) -> list[str]:
-        """The module that is called with each junction, first to last."""
+        """List the modules that are called with each junction, from the first to the last."""
         return [*(block.sublayers[0].entrance for block in self.blocks), self.final_norm]
 
     def writers(self) -> list[Port]:
-        """Everything after the embedding that writes to the stream."""
+        """List everything after the embedding that writes to the stream."""
         return [port for block in self.blocks for port in block.writers()]
 
     def norms(self) -> dict[str, list[Port]]:
-        """Norm that reads the stream -> its readers; the head is that of the final norm."""
+        """Map each norm that reads the stream to its readers; the final norm is read by the head."""
         norms = {name: list(r) for block in self.blocks for name, r in block.norms().items()}
         norms.pop("", None)
         return {**norms, self.final_norm: [self.head]}
 
 
 def read_stream(model: nn.Module) -> Stream:
-    """The stream of a model. Raises PrunescopeError with the reason if it is not supported."""
+    """Read the residual stream of a model.
+
+    Args:
+        model: A decoder of transformers.
+
+    Returns:
+        Its blocks, tables, norms and head, with the logits of the unchanged model.
+
+    Raises:
+        PrunescopeError: The stream is not supported, for the reason that the message gives.
+    """
     name, layers = decoder_layers(model)
     embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
@@ -143,6 +159,10 @@ def read_stream(model: nn.Module) -> Stream:
 def _blocks(
     model: Any, layer: nn.Module, path: str, hidden: int, seen: FirstCalls
 ) -> list[ResidualBlock]:
+    """Split a layer into the blocks between its junctions.
+
+    Sublayers that read the same values are one block: they run in parallel.
+    """
     kinds = {root: kind for kind, paths in roots(layer, path).items() for root in paths}
     norms = [
         name
@@ -178,7 +198,10 @@ def _blocks(
 def _chains(
     model: Any, called: list[str], norms: dict[str, Value], seen: FirstCalls
 ) -> list[list[str]]:
-    """Sublayers: modules that feed each other. A single module without weights is not one."""
+    """Group the modules of a layer that feed each other into sublayers.
+
+    A single module without weights is no sublayer.
+    """
     chains: list[list[str]] = []
     for name in called:
         if name not in seen.given:
@@ -194,6 +217,7 @@ def _chains(
 
 
 def _sublayer(model: Any, chain: list[str], kind: str, hidden: int, seen: FirstCalls) -> Sublayer:
+    """Find the readers and writers of a chain of modules."""
     readers: list[Port] = []
     writers: list[Port] = []
     entering = {chain[0]: seen.taken[chain[0]]}
@@ -211,7 +235,7 @@ def _sublayer(model: Any, chain: list[str], kind: str, hidden: int, seen: FirstC
 def _unexplained_modules(
     layer: nn.Module, path: str, used: set[str], seen: FirstCalls
 ) -> list[str]:
-    """Modules with weights that were called in a layer, outside of its sublayers and norms."""
+    """List the modules with weights that were called outside of a layer's sublayers and norms."""
     return [
         name
         for name, module in layer.named_modules(prefix=path)
@@ -222,7 +246,11 @@ def _unexplained_modules(
 
 
 def _outer_ports(model: nn.Module, layers: str, hidden: int) -> tuple[list[Port], str, str]:
-    """Outside the layers: tables of width h, the name of a norm after the table, the final norm."""
+    """Find what reads and writes the stream outside the layers.
+
+    These are the tables of width h, the name of a norm right after the table ("" without one), and
+    the name of the final norm.
+    """
     path = layers.rpartition(".")[0]
     tables: list[Port] = []
     norms: dict[str, list[str]] = {"embedding": [], "final_norm": []}
@@ -244,7 +272,7 @@ def _outer_ports(model: nn.Module, layers: str, hidden: int) -> tuple[list[Port]
 
 
 def unsupported(model: nn.Module, reason: str) -> PrunescopeError:
-    """The error for a model whose stream is not supported."""
+    """Make the error for a model whose stream is not supported."""
     return PrunescopeError(
         f"the residual stream of {type(model).__name__} cannot be narrowed: {reason}",
         hint=f"{cutting('stream')} supports decoders that add attention, a mixer, an MLP or "

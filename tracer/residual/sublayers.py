@@ -1,4 +1,4 @@
-"""Removal of attention and MLP sublayers from a layer's forward, with their norm and residual add.
+"""Attention and MLP sublayers removed from a layer's forward, with their norm and residual add.
 
 In: a model and the sublayers to remove. Out: the same model. No op runs in their place: the layer
 adds a `RemovedOutput` to the stream, which leaves the stream unchanged. A token mixer (state space,
@@ -27,8 +27,10 @@ _ADDS = ("add", "__add__", "__radd__", "add_", "__iadd__")
 
 
 class RemovedOutput:
-    """The output of a removed sublayer. Added to a tensor it gives that tensor; any other function
-    of it is a RemovedOutput too."""
+    """The output of a removed sublayer.
+
+    Added to a tensor it gives that tensor; any other function of it is a RemovedOutput too.
+    """
 
     def __add__(self, stream: Any) -> Any:
         return stream
@@ -44,7 +46,7 @@ class RemovedOutput:
         return self
 
     def __getattr__(self, name: str) -> Callable[..., RemovedOutput]:
-        """Shape methods of a tensor return the same object."""
+        """Provide the shape methods of a tensor, which return the same object."""
         if name in ("view", "reshape", "to", "contiguous", "squeeze", "unsqueeze", "transpose"):
             return lambda *_args, **_kwargs: self
         raise AttributeError(name)
@@ -53,7 +55,7 @@ class RemovedOutput:
     def __torch_function__(
         cls, function: Any, _types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Tensor functions: a sum is its other term, any other result is a RemovedOutput."""
+        """Return the other term of a sum; the RemovedOutput itself from any other function."""
         if getattr(function, "__name__", "") in _ADDS:
             tensors = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, torch.Tensor)]
             if tensors:
@@ -62,15 +64,18 @@ class RemovedOutput:
 
 
 class RemovedSublayer(nn.Module):
-    """Replaces a removed module. `parts`: length of the tuple that it returned, 0 for a tensor.
-    `masked`: return zeros of the input's shape, as a masked module would."""
+    """The stand-in for a removed module.
+
+    `parts` is the length of the tuple that the module returned; 0 for a tensor. While `masked` is
+    true it returns zeros of the input's shape, as a masked module would.
+    """
 
     def __init__(self, parts: int) -> None:
         super().__init__()
         self.parts, self.masked = parts, False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """A RemovedOutput, in a tuple if the module returned one."""
+        """Return a RemovedOutput, in a tuple if the module returned one."""
         first: Any = RemovedOutput()
         if self.masked:
             values = (*args, *kwargs.values())
@@ -79,15 +84,15 @@ class RemovedSublayer(nn.Module):
 
 
 class RemovedNorm(nn.Module):
-    """Replaces a norm that served only a removed sublayer."""
+    """The stand-in for a norm that served only a removed sublayer."""
 
     def forward(self, hidden_states: Any) -> Any:
-        """The input itself."""
+        """Return the input itself."""
         return hidden_states
 
 
 def roots(layer: nn.Module, path: str) -> dict[str, list[str]]:
-    """The topmost modules of the layer's attention (or mixer) and of its MLP, by kind."""
+    """Return the topmost modules of the layer's attention (or mixer) and of its MLP, by kind."""
     paths: dict[str, list[str]] = {kind: [] for kind in KINDS}
 
     def walk(module: nn.Module, parent: str) -> None:
@@ -104,6 +109,7 @@ def roots(layer: nn.Module, path: str) -> dict[str, list[str]]:
 
 
 def _sublayer_kind(path: str, module: nn.Module) -> str:
+    """Return "attention" or "mlp" for the topmost module of a sublayer; "" for any other module."""
     scope = locate(path).scope
     if scope == "mixer":
         inner = {matrix_role(f"{path}.{name}") for name, _ in module.named_modules() if name}
@@ -112,11 +118,18 @@ def _sublayer_kind(path: str, module: nn.Module) -> str:
 
 
 def remove_sublayers(model: Any, removed: Mapping[str, Collection[int]]) -> dict[str, list[int]]:
-    """Remove the sublayers `removed`, layer numbers by kind; returns the layers without such a
-    sublayer.
+    """Remove sublayers from a model in place.
 
-    Raises PrunescopeError if the model does not run without them, or gives other logits than with
-    zeros in their place.
+    Args:
+        model: A decoder of transformers.
+        removed: The layer numbers to remove from, by kind: "attention" or "mlp".
+
+    Returns:
+        The layers that have no such sublayer, by kind.
+
+    Raises:
+        PrunescopeError: No layer has such a sublayer, the model does not run without them, or
+            it gives other logits than with zeros in their place.
     """
     name, layers = decoder_layers(model)
     calls = watch_layers(model)
@@ -151,6 +164,7 @@ def remove_sublayers(model: Any, removed: Mapping[str, Collection[int]]) -> dict
 
 @contextmanager
 def _masked(stubs: list[RemovedSublayer]) -> Iterator[None]:
+    """Let the removed sublayers return zeros until the context closes."""
     for stub in stubs:
         stub.masked = True
     try:
@@ -161,7 +175,7 @@ def _masked(stubs: list[RemovedSublayer]) -> Iterator[None]:
 
 
 def _norms_of(layer: nn.Module, path: str, leaving: list[str], calls: FirstCalls) -> list[str]:
-    """The norms whose only readers or writers are removed sublayers."""
+    """List the norms of a layer whose only readers or writers are leaving sublayers."""
     if not leaving:
         return []
     modules = dict(layer.named_modules(prefix=path))

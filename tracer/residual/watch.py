@@ -1,4 +1,4 @@
-"""Inputs and outputs of the modules of a decoder's layers in one forward of a few tokens.
+"""The inputs and outputs of the modules of a decoder's layers in one forward of a few tokens.
 
 In: a model. Out: FirstCalls, by qualified name. The data flow is read from values, not from names:
 a module is fed by another if its input is the other's output, or a multiple of it.
@@ -23,7 +23,7 @@ _ROUNDING = 0.01
 
 @dataclass(frozen=True)
 class Value:
-    """A copy of a tensor [.., features] at the time of the call, and its address."""
+    """A copy of a tensor [.., features] at the time of the call, and the address of the tensor."""
 
     tensor: torch.Tensor
     address: int
@@ -31,7 +31,10 @@ class Value:
 
 @dataclass
 class FirstCalls:
-    """The first call of each module. `order`: of the calls; `logits`: of `probe`."""
+    """The first call of each module: the tensor that it took, and the one that it gave.
+
+    `order` are the modules in the order of their calls, and `logits` those of `probe`.
+    """
 
     logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     taken: dict[str, Value] = field(default_factory=dict)
@@ -42,7 +45,7 @@ class FirstCalls:
 
 
 def watch_layers(model: nn.Module) -> FirstCalls:
-    """Run one forward of `model`, and record these modules."""
+    """Run one forward of the model, and record every module of its decoder layers."""
     seen, handles = FirstCalls(), []
     name, layers = decoder_layers(model)
     for path, module in layers.named_modules(prefix=name):
@@ -54,14 +57,18 @@ def watch_layers(model: nn.Module) -> FirstCalls:
 
 
 def are_equal(first: Value, second: Value) -> bool:
-    """Whether two values are equal, number by number."""
+    """Return whether two values are equal, number by number."""
     a, b = first.tensor, second.tensor
     return a.shape == b.shape and bool(torch.equal(a, b))
 
 
 def source_of(taken: Value, given: dict[str, Value]) -> str:
-    """The name of the value that `taken` comes from: the same tensor, an equal one, or a multiple
-    of it; "" if there is none."""
+    """Return the name of the value that `taken` comes from; "" if there is none.
+
+    The same tensor is preferred to an equal one, and that to a multiple of it.
+
+    Limitations: equal values of different modules cannot be told apart unless they are one tensor.
+    """
     entering = taken.tensor.flatten().float()
     flat = {name: value.tensor.flatten().float() for name, value in given.items()}
     alike = [name for name, values in flat.items() if entering.shape == values.shape]
@@ -72,6 +79,7 @@ def source_of(taken: Value, given: dict[str, Value]) -> str:
 
 
 def _is_multiple(product: torch.Tensor, base: torch.Tensor) -> bool:
+    """Return whether a tensor is a multiple of another, up to rounding."""
     square = float(base @ base)
     factor = float(product @ base) / square if square else 0.0
     difference = float((product - factor * base).norm())
@@ -79,6 +87,8 @@ def _is_multiple(product: torch.Tensor, base: torch.Tensor) -> bool:
 
 
 def _enter(path: str, seen: FirstCalls) -> Any:
+    """Make the hook that records the first input of a module."""
+
     def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
         tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
         if path not in seen.taken and tensors:
@@ -91,6 +101,8 @@ def _enter(path: str, seen: FirstCalls) -> Any:
 
 
 def _leave(path: str, seen: FirstCalls) -> Any:
+    """Make the hook that records the first output of a module."""
+
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
         left = output[0] if isinstance(output, tuple) else output
         if path not in seen.given and isinstance(left, torch.Tensor):

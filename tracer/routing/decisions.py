@@ -1,6 +1,6 @@
-"""Parts of all routers: random decisions, the rows that they keep, and counts of what ran.
+"""The parts of all routers: random decisions, the rows that they keep, and counts of what ran.
 
-A router, its top-k, index building, gather and scatter always run at their real sizes; a random
+A router, its top-k, index building, gather and scatter always run at their real sizes. A random
 decision replaces the scores alone, by one addition. Shapes: B batch, T tokens, h hidden.
 """
 
@@ -29,7 +29,11 @@ _TABLE = 1 << 16
 
 
 def refuse_calibration(point: Point, family_id: str) -> None:
-    """Raises PrunescopeError if the family can only choose its parts at random."""
+    """Check that the family can select by importance, if the point asks for it.
+
+    Raises:
+        PrunescopeError: The family can only choose its parts at random.
+    """
     if point.by_importance and family(family_id).calibration is None:
         raise PrunescopeError(
             f"{family_id} cannot select by importance: its routers are not trained",
@@ -38,9 +42,17 @@ def refuse_calibration(point: Point, family_id: str) -> None:
 
 
 class Sampler:
-    """Random decisions from a seed, the same on every machine: counts on the host, and scores as
-    views of one table, so that sampling launches no kernel. All streams share the table. While a
-    request is scored, they follow from its tokens: see `calibration.requests`."""
+    """A source of random decisions from a seed, the same on every machine.
+
+    Counts are sampled on the host. Scores are views of one table of random numbers, which all
+    streams share, so that sampling launches no kernel. While a request is scored, decisions follow
+    from its tokens (`calibration.requests`).
+
+    Args:
+        point: The point whose seed and selection count.
+        purpose: What the decisions are for. Each purpose has a stream of its own.
+        shared: Another sampler, whose table is used; None makes a table.
+    """
 
     def __init__(self, point: Point, purpose: str, shared: Sampler | None = None) -> None:
         self.seed, self.is_random = point.seed, point.select == "random"
@@ -57,8 +69,10 @@ class Sampler:
 
     @property
     def stream(self) -> random.Random:
-        """The stream of the request being scored, from its start; outside of scoring one stream
-        that goes on from forward to forward."""
+        """The stream of the request being scored, from its start.
+
+        Outside of scoring it is one stream that goes on from forward to forward.
+        """
         if self._leader is not None:
             return self._leader.stream
         request = current_request()
@@ -70,18 +84,18 @@ class Sampler:
         return self._request_stream
 
     def stream_for(self, point: Point, purpose: str) -> Sampler:
-        """A sampler with an independent stream over the same table."""
+        """Make a sampler with an independent stream over the same table."""
         return Sampler(point, purpose, self)
 
     def share_stream(self) -> Sampler:
-        """A sampler that takes turns with this one: it continues the same stream."""
+        """Make a sampler that takes turns with this one: both continue the same stream."""
         partner = copy.copy(self)
         self._root._count += 1
         partner.number, partner._leader = self._root._count, self
         return partner
 
     def replace(self, scores: torch.Tensor) -> torch.Tensor:
-        """Uniform numbers in place of `scores`; `scores` themselves if parts are not random."""
+        """Return uniform numbers in place of `scores`; `scores` themselves if parts are not random."""
         if not self.is_random:
             return scores
         step = static_step()
@@ -89,7 +103,7 @@ class Sampler:
         return torch.add(numbers, scores, alpha=0)
 
     def _sample_now(self, like: torch.Tensor) -> torch.Tensor:
-        """Random numbers of the shape of `like`, from the host's stream."""
+        """Return random numbers of the shape of `like`, from the host's stream."""
         count = like.numel()
         table = self._root._uniform(count, like.device)
         # Never the whole table: for a power of two the stream would use a different number of bits.
@@ -97,17 +111,18 @@ class Sampler:
         return table[start : start + count].view(like.shape)
 
     def _sampled_before(self, step: StaticStep, like: torch.Tensor) -> torch.Tensor:
-        """Random numbers of a static step, which were taken before the sample."""
+        """Return the random numbers of a static step, which were sampled before it."""
         # Prompts of another length, which no graph holds, need other ones.
         if self.number not in step.random_numbers or step.held(self.number).shape != like.shape:
             step.hold(self.number, functools.partial(self._sample_now, torch.empty_like(like)))
         return step.held(self.number)
 
     def count_successes(self, trials: int, share: float) -> int:
-        """How many of `trials` succeed, each with probability `share`."""
+        """Return how many of `trials` succeed, each with probability `share`."""
         return sum(self.stream.random() < share for _ in range(trials))
 
     def _uniform(self, count: int, device: torch.device) -> torch.Tensor:
+        """Return the table of random numbers, at least twice as long as `count`."""
         table = self._table
         if table is None or table.numel() < 2 * count or table.device != device:
             size = max(_TABLE, 1 << math.ceil(math.log2(2 * count + 1)))
@@ -119,21 +134,24 @@ class Sampler:
 
 @dataclass
 class Tally:
-    """Counts of one module: a pair for each forward since `take`."""
+    """The counts of one module: a pair for each forward since `take`."""
 
     unit: str
     active: list[int | torch.Tensor] = field(default_factory=list)
     total: list[int] = field(default_factory=list)
 
     def add(self, active: int | torch.Tensor, total: int) -> None:
-        """Count one forward. A compiled one counts nothing: it does what its eager form does."""
+        """Count one forward.
+
+        A compiled forward counts nothing, since it does what its eager form does.
+        """
         if torch.compiler.is_compiling():
             return
         self.active.append(active)
         self.total.append(total)
 
     def take(self) -> ModuleCounts:
-        """The counts so far, which then restart; see `tracer.pruners.Counting`."""
+        """Return the counts so far, and restart them; see `tracer.pruners.Counting`."""
         active = [int(count) for count in self.active]
         taken = ModuleCounts(unit=self.unit, active=active, total=self.total)
         self.active, self.total = [], []
@@ -146,20 +164,20 @@ class Counted:
     tally: Tally
 
     def prunescope_stats(self) -> ModuleCounts:
-        """The counts since the last call."""
+        """Return the counts since the last call."""
         return self.tally.take()
 
 
 def score_weight(
     outputs: int, inputs: int, *, like: torch.Tensor, seed: int, purpose: str
 ) -> nn.Parameter:
-    """A random router weight [outputs, inputs] from the seed."""
+    """Make a random router weight [outputs, inputs] from the seed."""
     weight = torch.randn(outputs, inputs, generator=seeded(seed, purpose)) / math.sqrt(inputs)
     return nn.Parameter(weight.to(like.device, like.dtype))
 
 
 def flat_positions(positions: torch.Tensor, length: int) -> torch.Tensor:
-    """Positions [B, k] in sequences of `length` as positions among all B·length tokens, [B, k]."""
+    """Turn positions [B, k] in sequences of `length` into positions among all B·length tokens."""
     batch = positions.shape[0]
     if batch == 1:
         return positions
@@ -168,20 +186,20 @@ def flat_positions(positions: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def flat_key_rows(index: torch.Tensor, length: int) -> torch.Tensor:
-    """Positions [B, n, m] in sequences of `length` as rows of [B·n·length, d], flat."""
+    """Turn positions [B, n, m] in sequences of `length` into rows of [B·n·length, d], flat."""
     batch, heads = index.shape[:2]
     first = torch.arange(0, batch * heads * length, length, device=index.device)
     return (index + first.view(batch, heads, 1)).flatten()
 
 
 def take_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """The rows of [B, n, L, d] that `token_rows` returned, as [B, n, m, d]."""
+    """Return the rows of x [B, n, L, d] that `flat_key_rows` numbered, as [B, n, m, d]."""
     batch, heads, _, width = x.shape
     return x.reshape(-1, width).index_select(0, rows).view(batch, heads, -1, width)
 
 
 def with_first(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Return a module's output with its tensor changed: the first of a tuple, or the output itself."""
+    """Return a module's output with its tensor changed: the first of a tuple, or all of it."""
     if isinstance(output, tuple):
         return (change(output[0]), *output[1:])
     return change(output)

@@ -18,7 +18,7 @@ from prunescope.tracer.calibration.router_fit import Site, fit_routers, set_thre
 
 
 class Learner(Protocol):
-    """The routers of one family in one model."""
+    """The trainer of one family's routers in one model."""
 
     how: str  # what is trained and how, with its source, for the notes of a run
 
@@ -26,18 +26,21 @@ class Learner(Protocol):
         """Start training: decide by scores from now on, with weights in float32."""
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The trained parameters, by name."""
+        """Return the trained parameters, by name."""
 
     def finish(self, calibration: Calibration) -> None:
         """Finish training: cast the weights to the model's dtype, and set the thresholds."""
 
     def record(self) -> RouterTraining:
-        """The record of the training for run.json."""
+        """Return the record of the training for run.json."""
 
 
 def straight_through(scores: torch.Tensor) -> torch.Tensor:
-    """Ones, with the gradient of sigmoid(scores): the decision itself is a step, whose gradient is
-    zero (straight-through estimator, Bengio et al., arXiv 1308.3432)."""
+    """Return ones with the gradient of sigmoid(scores).
+
+    The decision itself is a step, whose gradient is zero (straight-through estimator, Bengio et
+    al., arXiv 1308.3432).
+    """
     soft = scores.sigmoid()
     return 1 + soft - soft.detach()
 
@@ -49,20 +52,25 @@ def cast_to_float32(router: Any) -> None:
 
 
 def restore_dtype(router: Any) -> None:
-    """Cast the weight back to the model's dtype, with its old `requires_grad`, by which torch
-    chooses kernels (see tracer.model.narrow.successor)."""
+    """Cast a router's weight back to the model's dtype, with its old `requires_grad`.
+
+    torch chooses kernels by `requires_grad` (`tracer.model.narrow.successor`).
+    """
     trained = router.weight.detach().to(router.own_dtype)
     router.weight = nn.Parameter(trained, requires_grad=router.own_flag)
 
 
 def router_weights(sites: Sequence[Site]) -> dict[str, nn.Parameter]:
-    """The weight [1, h] of the router of each site, by name."""
+    """Return the weight [1, h] of the router of each site, by name."""
     return {f"router {i}": site.router.weight for i, site in enumerate(sites)}
 
 
 class NothingTrained:
-    """The learner of a family that decides without weights. `how`: what its model does in
-    training; `parts`: modules whose `sparsity` is 0 during training."""
+    """The learner of a family that decides without weights.
+
+    `how` says what its model does in training. `parts` are modules whose `sparsity` is 0 during
+    training.
+    """
 
     def __init__(self, how: str, parts: Sequence[Any] = ()) -> None:
         self.how, self.parts = how, parts
@@ -75,7 +83,7 @@ class NothingTrained:
             part.sparsity = 0.0
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """None."""
+        """Return an empty dict: nothing is trained."""
         return {}
 
     def finish(self, _calibration: Calibration) -> None:
@@ -84,13 +92,16 @@ class NothingTrained:
             part.sparsity = sparsity
 
     def record(self) -> RouterTraining:
-        """A record without trained routers."""
+        """Return a record without trained routers."""
         return RouterTraining()
 
 
 class RowLearner:
-    """Trains the routers of rows. `fitted`: they were fitted to a text already, which gave each a
-    share of its own; otherwise `begin` fits them, and each keeps the share that it has, 1 − s."""
+    """The trainer of the routers of rows.
+
+    If `fitted`, they were fitted to a text already, which gave each a share of its own. Otherwise
+    `begin` fits them, and each keeps the share that it has, 1 − s.
+    """
 
     how = (
         "routers trained with the adapters: the int(p·S) best rows of each sequence go through, p "
@@ -116,11 +127,11 @@ class RowLearner:
             router.learns = True
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The weight [1, h] of each router."""
+        """Return the weight [1, h] of each router."""
         return router_weights(self.sites)
 
     def finish(self, calibration: Calibration) -> None:
-        """Set thresholds for decode by the rows that go through after training."""
+        """Set the thresholds for decode by the rows that go through after training."""
         for site in self.sites:
             restore_dtype(site.router)
             site.router.learns = False
@@ -129,7 +140,7 @@ class RowLearner:
             site.router.tracks = True
 
     def record(self) -> RouterTraining:
-        """The share of the rows that each router lets through, by kind."""
+        """Return the share of the rows that each router lets through, by kind."""
         kinds = dict.fromkeys(site.kind for site in self.sites)
         shares = {
             kind: [round(1 - s.router.sparsity, 4) for s in self.sites if s.kind == kind]

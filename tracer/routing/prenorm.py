@@ -1,7 +1,8 @@
-"""Models that the dynamic families support, and a check that their modules compute the same.
+"""The models that dynamic families support, and a check that their modules compute the same.
 
-In: a model. Out: its layers or attentions, or a PrunescopeError that says what is not supported.
-`rebuilt` first runs the family's modules at s = 0 and compares the logits with the dense ones.
+In: a model. Out: its layers or attentions, or a PrunescopeError with the reason why they are not
+supported. `rebuild` first runs the family's modules at s = 0, and compares the logits with the
+dense ones.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
 def movable_layers(model: nn.Module) -> nn.ModuleList:
-    """The layers of a model. Raises PrunescopeError if positions are added to every key (ALiBi)."""
+    """Return the layers of a model whose keys can be moved.
+
+    Raises:
+        PrunescopeError: A slope of the positions is added to every key (ALiBi).
+    """
     _, layers = decoder_layers(model)
     config = text_config(model)
     entry = BY_ID.get(str(config.model_type))
@@ -41,7 +46,7 @@ def movable_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def has_mixers(model: nn.Module) -> bool:
-    """Whether a layer has a mixer with a state, next to its attention or instead of it."""
+    """Return whether a layer has a mixer with a state, beside its attention or instead of it."""
     name, layers = decoder_layers(model)
     return any(
         locate(path).scope == "mixer"
@@ -51,16 +56,20 @@ def has_mixers(model: nn.Module) -> bool:
 
 
 def layer_attentions(model: nn.Module) -> list[AttentionParts]:
-    """The parts of every layer's attention, if it has one. Raises PrunescopeError for an attention
-    that is not understood."""
+    """Return the parts of the attention of every layer that has one.
+
+    Raises:
+        PrunescopeError: An attention is not supported.
+    """
     movable_layers(model)
     return read_attentions(model)
 
 
 def whole_attentions(model: nn.Module) -> list[AttentionParts]:
-    """The attentions without a sliding window; those with one are not pruned.
+    """Return the attentions without a sliding window; those with one are not pruned.
 
-    Raises PrunescopeError if there is none.
+    Raises:
+        PrunescopeError: Every attention has a window.
     """
     attentions = [parts for parts in layer_attentions(model) if parts.window is None]
     if not attentions:
@@ -72,8 +81,11 @@ def whole_attentions(model: nn.Module) -> list[AttentionParts]:
 
 
 def is_prenorm(layer: Any) -> bool:
-    """Whether a layer is built like Llama's: two norms, one before attention and one before a gated
-    MLP, and no float attribute, which could scale their outputs."""
+    """Return whether a layer is built like Llama's.
+
+    It then has two norms, one before the attention and one before a gated MLP, and no float
+    attribute, which could scale their outputs.
+    """
     if any(isinstance(value, float) for value in vars(layer).values()):
         return False
     if _child_names(layer) != PRE_NORM or _child_names(layer.mlp) != _MLP:
@@ -82,6 +94,7 @@ def is_prenorm(layer: Any) -> bool:
 
 
 def _unsupported(name: str) -> PrunescopeError:
+    """Make the error for layers that do more than their parts show."""
     return PrunescopeError(
         f"layers of {name} cannot be taken apart by the dynamic families",
         hint="they do more than their matrices and norms show; "
@@ -94,15 +107,18 @@ def _child_names(module: nn.Module) -> set[str]:
 
 
 def check_runs(model: Any, change: str, stream: random.Random) -> None:
-    """Raises PrunescopeError if the pruned model does not run. The state of the random `stream` is
-    restored."""
+    """Check that the pruned model runs, and restore the state of the random `stream`.
+
+    Raises:
+        PrunescopeError: It does not run.
+    """
     with _restored([stream]):
         probe(model, change)
 
 
 @contextmanager
 def _restored(streams: Sequence[random.Random]) -> Iterator[None]:
-    """Restore the state of random streams afterwards."""
+    """Restore the state of random streams when the context closes."""
     before = [stream.getstate() for stream in streams]
     try:
         yield
@@ -112,7 +128,7 @@ def _restored(streams: Sequence[random.Random]) -> Iterator[None]:
 
 
 def _streams(built: Sequence[Any]) -> list[random.Random]:
-    """The random streams of modules and their routers that have a `sampler`."""
+    """List the random streams of modules and their routers that have a `sampler`."""
     owners = [owner for part in built for owner in (part, getattr(part, "router", None))]
     samplers = [getattr(owner, "sampler", None) for owner in owners]
     return [sampler.stream for sampler in samplers if sampler is not None]
@@ -120,12 +136,18 @@ def _streams(built: Sequence[Any]) -> list[random.Random]:
 
 @torch.no_grad()
 def rebuild(model: Any, build: Callable[[], Sequence[Any]], *, sparsity: float) -> None:
-    """Build the family's modules, compare their forwards at s = 0 with the dense ones, without a
-    cache and with one, then set the sparsity.
+    """Build a family's modules, check them against the dense model, then set their sparsity.
 
-    `build` changes the layers and returns the objects whose `sparsity` is to be set. Raises
-    PrunescopeError if the layers do more than their parts show (scaled residuals, layers without
-    positions, caches of their own).
+    The forwards at s = 0 are compared with the dense ones, without a cache and with one.
+
+    Args:
+        model: The model whose layers `build` changes.
+        build: Changes the layers, and returns the objects whose `sparsity` is to be set.
+        sparsity: The sparsity that these objects get in the end.
+
+    Raises:
+        PrunescopeError: The layers do more than their parts show: they scale residuals, take no
+            positions, or have caches of their own.
     """
     device = next(model.parameters()).device
     vocabulary = model.get_input_embeddings().num_embeddings

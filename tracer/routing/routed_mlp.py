@@ -1,7 +1,7 @@
 """MLPs that run on the rows that a router lets through.
 
-In: a layer. Out: its MLP with a router, also if its projections have no module of their own.
-Shapes: B batch, T tokens, k active tokens, h hidden, f channels.
+In: a layer. Out: its MLP with a router, also if its projections have no module around them. Shapes:
+B batch, T tokens, k active tokens, h hidden, f channels.
 """
 
 from __future__ import annotations
@@ -22,15 +22,22 @@ from prunescope.tracer.routing.row_router import RowRouter, Rows, SameRows, add_
 
 @dataclass(frozen=True)
 class Mlp:
-    """The place of a layer's MLP: its modules (several with the same input: experts, and a shared
-    MLP), or, if it has no module, its first and last projection (`bare`)."""
+    """The place of a layer's MLP.
+
+    `modules` are its modules; several with the same input are experts and a shared MLP. An MLP
+    without a module of its own has its first and last projection in `bare`.
+    """
 
     modules: list[str]
     bare: tuple[str, str] | None = None
 
 
 def find_mlp(model: nn.Module, layer: nn.Module, path: str) -> Mlp:
-    """The MLP of a layer, gated or not, or its experts."""
+    """Find the MLP of a layer, gated or not, or its experts.
+
+    Raises:
+        PrunescopeError: The layer has none.
+    """
     paths = [
         root
         for root in roots(layer, path)["mlp"]
@@ -45,7 +52,7 @@ def find_mlp(model: nn.Module, layer: nn.Module, path: str) -> Mlp:
 
 
 class RoutedMlp(nn.Module, Counted):
-    """An MLP on the active rows, added to the residual."""
+    """An MLP that runs on the active rows and is added to the residual."""
 
     gate_proj: nn.Linear
     up_proj: nn.Linear
@@ -60,7 +67,7 @@ class RoutedMlp(nn.Module, Counted):
         self.tally = Tally("rows")
 
     def forward(self, residual: torch.Tensor, norm: nn.Module) -> torch.Tensor:
-        """The residual stream [B, T, h] to itself with the MLP of the normed active rows added."""
+        """Add to the residual stream [B, T, h] the MLP of its normed active rows."""
         batch, tokens, width = residual.shape
         rows = self.router(residual, past=0, masked=False)
         self.tally.add(0 if rows is None else rows.flat.numel(), batch * tokens)
@@ -78,7 +85,7 @@ class _Routed(Counted):
     outputs: int  # length of the MLP's output tuple; 0 if it returns a tensor
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """[B, T, h] to [B, T, h]."""
+        """Run the MLP on the active rows: [B, T, h] to [B, T, h]."""
         batch, tokens, width = hidden_states.shape
         rows = self.own_router[0](hidden_states, past=0, masked=False)
         self.tally.add(0 if rows is None else rows.flat.numel(), batch * tokens)
@@ -92,15 +99,18 @@ class _Routed(Counted):
 
 
 class _MlpEntry(Counted):
-    """The first projection of an MLP without a module: it takes the active rows of the tokens
-    [B, T] that the layer's attention was called with, and returns [k, f]."""
+    """The first projection of an MLP without a module.
+
+    It takes the active rows of the tokens [B, T] that the layer's attention was called with, and
+    returns [k, f].
+    """
 
     router: RowRouter
     attention: tuple[Any]  # its `seen`: sequences and tokens of the current forward
     rows: tuple[Rows | None, torch.Tensor] | None  # of the current forward, and its input
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B·T, h] or [B, T, h] to [k, f]."""
+        """Project the active rows of x [B·T, h] or [B, T, h] to [k, f]."""
         batch, tokens = self.attention[0].seen
         rows = self.router(x.view(batch, tokens, -1), past=0, masked=False)
         self.tally.add(0 if rows is None else rows.flat.numel(), batch * tokens)
@@ -112,12 +122,12 @@ class _MlpEntry(Counted):
 
 
 class _MlpExit:
-    """The last projection of such an MLP: its output is zero for inactive rows."""
+    """The last projection of such an MLP, whose output is zero for inactive rows."""
 
     entry: tuple[_MlpEntry]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[k, f] to the shape of the first projection's input, [B·T, h] or [B, T, h]."""
+        """Project x [k, f] to the shape of the first projection's input, [B·T, h] or [B, T, h]."""
         assert self.entry[0].rows is not None
         rows, like = self.entry[0].rows
         if rows is None:
@@ -128,8 +138,13 @@ class _MlpExit:
 def route_mlp(
     model: Any, mlp: Mlp, router: nn.Module, attention: nn.Module | None
 ) -> list[nn.Module]:
-    """Put a router into an MLP. `attention`: that of the same layer, with `seen`. Returns the
-    modules whose outputs add up to that of the MLP."""
+    """Put a router into an MLP, and return the modules whose outputs add up to that of the MLP.
+
+    `attention` is that of the same layer, whose `seen` tells the shape of the batch.
+
+    Raises:
+        PrunescopeError: The MLP has no module, and the layer no attention.
+    """
     if mlp.bare is None:
         modules = [model.get_submodule(path) for path in mlp.modules]
         for index, module in enumerate(modules):

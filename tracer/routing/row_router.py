@@ -1,4 +1,4 @@
-"""Routers of rows: which tokens go through a sublayer, and their gather and scatter.
+"""Routers of rows: which tokens go through a sublayer, and how their rows are put back.
 
 In: hidden states. Out: Rows. Shapes: B batch, T tokens, k active tokens of each sequence, L keys, h
 hidden. In decode, T = 1, the rows are sequences.
@@ -26,11 +26,13 @@ _GAIN = 0.5
 
 @dataclass(frozen=True)
 class Rows:
-    """The active rows of a forward. `positions`: in each sequence, [B, k]; `flat`: in [B·T],
-    sorted. `mask`: of attention, [B, 1, k, L]; in decode, where the rows are sequences, None, or in
-    a static step [k, 1, 1, L].
-    `gate` [B·k, 1]: in training ones, through which the router's weight gets a gradient; otherwise
-    zero for rows that only fill a sequence up to the k of the longest."""
+    """The active rows of a forward.
+
+    `positions` [B, k] are in each sequence, and `flat` are in [B·T], sorted. `mask` [B, 1, k, L] is
+    that of the attention; in decode, where the rows are sequences, it is None, or [k, 1, 1, L] in a
+    static step. `gate` [B·k, 1] is one in training, where the router's weight gets a gradient
+    through it; otherwise it is zero for rows that only fill a sequence up to the k of the longest.
+    """
 
     flat: torch.Tensor
     positions: torch.Tensor
@@ -38,14 +40,21 @@ class Rows:
     gate: torch.Tensor | None = None
 
     def gated(self, output: torch.Tensor) -> torch.Tensor:
-        """A sublayer's output for these rows, multiplied by the gate if there is one."""
+        """Multiply a sublayer's output for these rows by the gate, if there is one."""
         if self.gate is None:
             return output
         return output * self.gate.view(*output.shape[:-1], 1).to(output.dtype)
 
 
 class RowRouter(nn.Module):
-    """Scores [h] → 1 for every token, and the rows that go through."""
+    """A router that scores every token, [h] → 1, and decides which rows go through.
+
+    Args:
+        point: The point with the sparsity, the seed and the knobs.
+        sampler: The sampler of the family.
+        purpose: The name of this router's random stream, such as "mlp 3".
+        like: A tensor [.., h] with the device and dtype of the layer.
+    """
 
     def __init__(self, point: Point, sampler: Sampler, purpose: str, like: torch.Tensor) -> None:
         super().__init__()
@@ -70,14 +79,18 @@ class RowRouter(nn.Module):
         masked: bool,
         given: torch.Tensor | None = None,
     ) -> Rows | None:
-        """[B, T, h] to Rows; None if no row goes through. `masked`: attention follows; `given`:
-        its mask [1 or B, 1, T, L], None for a causal one."""
+        """Choose the active rows of x [B, T, h]; None if no row goes through.
+
+        `masked` tells whether attention follows. `given` is its mask [1 or B, 1, T, L], and None
+        for a causal one.
+        """
         self.last = self._choose(x, past=past, masked=masked, given=given)
         return self.last
 
     def _choose(
         self, x: torch.Tensor, *, past: int, masked: bool, given: torch.Tensor | None
     ) -> Rows | None:
+        """Choose the rows, and build the mask of the attention to which they go."""
         batch, tokens, _ = x.shape
         scores = linear(x.to(self.weight.dtype), self.weight).squeeze(-1)  # [B, T]
         scores = self.sampler.replace(scores)
@@ -97,7 +110,7 @@ class RowRouter(nn.Module):
         return Rows(flat.flatten(), positions, mask, gate)
 
     def _choose_in_prompt(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The active positions [B, k] of scores [B, T], ascending, and their gate."""
+        """Choose the active positions [B, k] by scores [B, T], ascending, and their gate."""
         if self.causal and self.sparsity and not self.learns:
             return self._choose_by_threshold(scores)
         best = scores.topk(kept_count(scores.shape[1], self.sparsity))
@@ -113,10 +126,12 @@ class RowRouter(nn.Module):
     def _choose_by_threshold(
         self, scores: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The positions whose score reaches the threshold: of random numbers in [0, 1), s. A
-        sequence with fewer than the others is filled up with its first other tokens, whose gate is
-        zero. Their number depends on the data: the host waits for the device. A static step has
-        all positions, with a gate of zero for those that do not pass."""
+        """Choose the positions whose score reaches the threshold; of random numbers in [0, 1), s.
+
+        A sequence with fewer of them than the others is filled up with its first other tokens,
+        whose gate is zero. Their number depends on the data, so the host waits for the device. A
+        static step takes all positions, with a gate of zero for those that do not pass.
+        """
         self.tracked = None  # decode goes on with the same threshold
         passes = scores >= (self.sparsity if self.threshold is None else self.threshold)
         if static_step() is not None:
@@ -131,7 +146,7 @@ class RowRouter(nn.Module):
         return positions, passes.gather(1, positions).flatten().unsqueeze(-1).float()
 
     def _choose_in_decode(self, scores: torch.Tensor, given: torch.Tensor | None) -> Rows | None:
-        """The active rows of a decode step, by its scores [B] and the mask of its attention."""
+        """Choose the active rows of a decode step by scores [B]; `given` is its attention's mask."""
         if static_step() is not None:
             return self._choose_in_static_step(scores, given)
         if self.threshold is not None:
@@ -145,8 +160,10 @@ class RowRouter(nn.Module):
         return Rows(flat, flat.unsqueeze(-1), None)
 
     def _choose_in_static_step(self, scores: torch.Tensor, given: torch.Tensor | None) -> Rows:
-        """max(1, int(p·B)) of the B rows, p = 1 − s; by a threshold all of them, with a gate of
-        zero for those below it."""
+        """Choose max(1, int(p·B)) of the B rows, p = 1 − s.
+
+        By a threshold all rows are taken, with a gate of zero for those below it.
+        """
         gate = None
         if self.threshold is None:
             count = kept_count(len(scores), self.sparsity)
@@ -159,8 +176,11 @@ class RowRouter(nn.Module):
         return Rows(flat, flat.unsqueeze(-1), given, gate)
 
     def _track(self, least: torch.Tensor, gain: torch.Tensor) -> None:
-        """Thresholds [B] of sequences for decode, and by how much they move. A static step, whose
-        tensors stay where they are, writes them into those of before."""
+        """Set the thresholds [B] of sequences for decode, and the step by which they move.
+
+        The tensors of a static step keep their addresses, so it writes into those of the step
+        before.
+        """
         if static_step() is None:
             self.tracked, self._tracked_for = (least, gain), current_request()
         elif self.tracked is None or self.tracked[0].shape != least.shape:
@@ -170,10 +190,12 @@ class RowRouter(nn.Module):
             self.tracked[1].copy_(gain)
 
     def _passes(self, scores: torch.Tensor, threshold: float) -> torch.Tensor:
-        """A mask [B] of the rows that go through. A tracked threshold rises by g·s with each that
-        does, and falls by g·(1−s) with each that does not, so that the share over t tokens is off
-        by at most the threshold's total change / (g·t): online quantile tracking (Gibbs and Candès,
-        arXiv 2106.00193)."""
+        """Return a mask [B] of the rows that go through.
+
+        A tracked threshold rises by g·s with each row that does, and falls by g·(1−s) with each
+        that does not. The share over t tokens is then off by at most the threshold's total change /
+        (g·t): online quantile tracking (Gibbs and Candès, arXiv 2106.00193).
+        """
         is_static = static_step() is not None
         is_current = is_static or self._tracked_for is current_request()
         if self.tracked is None or not is_current or len(self.tracked[0]) != len(scores):
@@ -189,7 +211,7 @@ class RowRouter(nn.Module):
 
 
 class SameRows(nn.Module):
-    """Stands in for a router: the rows of an earlier router in the same layer."""
+    """The stand-in for a router that takes the rows of an earlier router in the same layer."""
 
     def __init__(self, router: Any) -> None:
         super().__init__()
@@ -201,19 +223,19 @@ class SameRows(nn.Module):
         return self._router[0].last
 
     def forward(self, _x: torch.Tensor, **_: Any) -> Rows | None:
-        """[B, T, h] to Rows."""
+        """Return the rows of the earlier router."""
         return self.last
 
 
 def add_rows(residual: torch.Tensor, flat: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """The residual stream [B, T, h] with `rows` added at the flat indices."""
+    """Return the residual stream [B, T, h] with `rows` added at the flat indices."""
     width = residual.shape[-1]
     summed = residual.reshape(-1, width).clone()
     return summed.index_add_(0, flat, rows.reshape(-1, width)).view(residual.shape)
 
 
 def place_rows(like: torch.Tensor, flat: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Zeros of the shape of `like` [B, T, h], with `rows` at the flat indices."""
+    """Return zeros of the shape of `like` [B, T, h], with `rows` at the flat indices."""
     width = like.shape[-1]
     zeros = torch.zeros_like(like).view(-1, width)
     return zeros.index_copy_(0, flat, rows.reshape(-1, width)).view(like.shape)
