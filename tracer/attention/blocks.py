@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from prunescope.tracer.attention.pruned import lower_right
 
@@ -32,17 +33,17 @@ class Group:
     end: int
     count: int
     own: int
-    tokens: torch.Tensor
-    flat: torch.Tensor
-    mask: torch.Tensor | None
+    tokens: Tensor
+    flat: Tensor
+    mask: Tensor | None
 
-    def gathered(self, x: torch.Tensor) -> torch.Tensor:
+    def gathered(self, x: Tensor) -> Tensor:
         """Gather the keys or values [B, n_kv, L, d] of each query block: [B·g, n_kv, m, d]."""
         rows = x.reshape(-1, x.shape[-1]).index_select(0, self.flat)
         _, heads, num, length = self.tokens.shape
         return rows.view(x.shape[0] * num, heads, length, -1)
 
-    def queries_of(self, x: torch.Tensor, block: int) -> torch.Tensor:
+    def queries_of(self, x: Tensor, block: int) -> Tensor:
         """Return the rows of x [B, heads, S, d] in these query blocks: [B, heads, g, own, d]."""
         num = self.end - self.first
         return x.narrow(2, self.first * block, num * self.own).unflatten(2, (num, self.own))
@@ -83,7 +84,7 @@ def budget_runs(num_blocks: int, sparsity: float) -> list[tuple[int, int, int]]:
     return runs
 
 
-def pooled(x: torch.Tensor, block: int) -> torch.Tensor:
+def pooled(x: Tensor, block: int) -> Tensor:
     """Average x [.., L, d] over blocks of tokens: [.., L/b, d], a shorter last block included."""
     whole = x.shape[-2] // block * block
     means = x[..., :whole, :].unflatten(-2, (-1, block)).mean(-2)
@@ -92,7 +93,7 @@ def pooled(x: torch.Tensor, block: int) -> torch.Tensor:
     return torch.cat((means, x[..., whole:, :].mean(-2, keepdim=True)), dim=-2)
 
 
-def pooled_keys(layer: Any, keys: torch.Tensor, block: int, past: int) -> torch.Tensor:
+def pooled_keys(layer: Any, keys: Tensor, block: int, past: int) -> Tensor:
     """Average a cache layer's keys over its whole blocks, and store the means in that layer.
 
     The means are [B, n_kv, L//b, d]. Only blocks that were completed after the first `past` tokens
@@ -111,7 +112,7 @@ def pooled_keys(layer: Any, keys: torch.Tensor, block: int, past: int) -> torch.
     return known
 
 
-def choose_groups(scores: torch.Tensor, *, block: int, length: int, sparsity: float) -> list[Group]:
+def choose_groups(scores: Tensor, *, block: int, length: int, sparsity: float) -> list[Group]:
     """Choose the keys of each query block by scores [B, n_kv, query blocks, key blocks].
 
     The query blocks are the last ones of the L tokens: all of them in prefill, and one block of a
@@ -135,7 +136,7 @@ def choose_groups(scores: torch.Tensor, *, block: int, length: int, sparsity: fl
     return chosen_groups
 
 
-def static_group(earlier: torch.Tensor, own: torch.Tensor, *, block: int, length: int) -> Group:
+def static_group(earlier: Tensor, own: Tensor, *, block: int, length: int) -> Group:
     """Collect the keys of one token in block `own` [1] of a static cache of L places.
 
     These are the keys of the chosen earlier blocks [B, n_kv, 1, c] and of its own block. A key
@@ -146,7 +147,7 @@ def static_group(earlier: torch.Tensor, own: torch.Tensor, *, block: int, length
     return Group(0, 1, earlier.shape[-1] + 1, 1, tokens, _flat_rows(tokens, length), None)
 
 
-def with_masks(groups: list[Group], *, like: torch.Tensor) -> list[Group]:
+def with_masks(groups: list[Group], *, like: Tensor) -> list[Group]:
     """Add to each group the causal mask of its own block, in the format of `like`."""
     return [replace(g, mask=lower_right(g.own, g.tokens.shape[-1], like=like)) for g in groups]
 
@@ -168,14 +169,14 @@ def _budget_runs_from(
     return cut
 
 
-def _key_positions(earlier: torch.Tensor, own: torch.Tensor, block: int, size: int) -> torch.Tensor:
+def _key_positions(earlier: Tensor, own: Tensor, block: int, size: int) -> Tensor:
     """Return the positions of the keys in whole earlier blocks [.., c], then in the own block."""
     offsets = torch.arange(block, device=earlier.device)
     before = (earlier.unsqueeze(-1) * block + offsets).flatten(3)
     return torch.cat((before, own * block + offsets[:size]), dim=-1)
 
 
-def _flat_rows(tokens: torch.Tensor, length: int) -> torch.Tensor:
+def _flat_rows(tokens: Tensor, length: int) -> Tensor:
     """Return positions [B, n_kv, g, m] as rows of [B·n_kv·L], in the order [B, g, n_kv, m]."""
     batch, heads = tokens.shape[:2]
     first = torch.arange(0, batch * heads * length, length, device=tokens.device)

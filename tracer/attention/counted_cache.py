@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.cache_utils import (
     DynamicLayer,
     LinearAttentionAndFullAttentionLayer,
@@ -32,7 +32,7 @@ def past_length(cache: Any, layer_idx: int) -> int:
     It is 0 without a cache, and in a static step, where the length is only known on the device.
     """
     if cache is None or layer_idx >= len(cache.layers) or static_step() is not None:
-        return 0  # the length of a static cache is on the device, and masks are read instead
+        return 0  # a static cache has its length on the device: masks are read instead
     return int(cache.get_seq_length(layer_idx))
 
 
@@ -49,11 +49,11 @@ class CountedKeys(DynamicLayer):
     def start(self, window: int | None, *, tracked: bool) -> None:
         """Start with no tokens."""
         self.seen, self.window, self.tracked = 0, window, tracked
-        self.positions: torch.Tensor | None = None
+        self.positions: Tensor | None = None
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Append keys and values, and count the tokens."""
         self.seen += key_states.shape[-2]
         keys, values = super().update(key_states, value_states, *args, **kwargs)
@@ -62,9 +62,7 @@ class CountedKeys(DynamicLayer):
             self.values = values[:, :, 1 - self.window :]
         return keys, values
 
-    def mask_of(
-        self, mask: torch.Tensor | None, num: int, at: torch.Tensor | None = None
-    ) -> torch.Tensor | None:
+    def mask_of(self, mask: Tensor | None, num: int, at: Tensor | None = None) -> Tensor | None:
         """Reduce a mask [.., T, seen + T] to `num` new tokens and the keys that they can attend to.
 
         The keys are those that are held, and those of the new tokens themselves. `at` [B, num] are
@@ -125,14 +123,14 @@ class CountedWithState(CountedKeys, LinearAttentionAndFullAttentionLayer):
         self.start(window, tracked=tracked)
 
 
-def _mask_index(positions: torch.Tensor, mask: torch.Tensor, kept_axis: int) -> torch.Tensor:
+def _mask_index(positions: Tensor, mask: Tensor, kept_axis: int) -> Tensor:
     """Expand positions [1 or B, n] to an index into a mask [B, H, T, L], which keeps one axis."""
     shape = [mask.shape[0], mask.shape[1], -1, -1]
     shape[kept_axis] = mask.shape[kept_axis]
     return positions[:, None].unsqueeze(kept_axis).expand(shape)
 
 
-def last_columns(mask: torch.Tensor | None, num_keys: int) -> torch.Tensor | None:
+def last_columns(mask: Tensor | None, num_keys: int) -> Tensor | None:
     """Return the columns of a causal mask [.., T, L] for the last `num_keys` keys.
 
     Every query sees all earlier keys, so that these need no mask.

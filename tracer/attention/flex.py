@@ -12,11 +12,12 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from prunescope.tracer.attention.blocks import budget
 
-LEAST_BLOCK = 16  # of the kernel
+LEAST_BLOCK = 16  # the shortest block that the kernel takes
 _TILE = 64
 
 
@@ -38,7 +39,7 @@ def refused_block(block: int) -> str:
 
 
 def block_mask(
-    scores: torch.Tensor, *, block: int, length: int, sparsity: float, groups: int
+    scores: Tensor, *, block: int, length: int, sparsity: float, groups: int
 ) -> BlockMask:
     """Choose the blocks that each query block of a prompt attends to, for n_kv · `groups` heads.
 
@@ -49,7 +50,7 @@ def block_mask(
     before = torch.arange(scores.shape[-1], device=scores.device) < own.unsqueeze(-1)
     scores = scores.masked_fill(~before, float("-inf"))
     best = scores.topk(budget(num - 1, sparsity) - 1, dim=-1).indices
-    # In double precision, to round halves as `budget` does.
+    # Double precision rounds halves as `budget` does.
     count = ((own.double() + 1) * (1 - sparsity)).round().clamp(min=1) - 1
     whole = torch.zeros(batch, heads, num, num, dtype=torch.int32, device=scores.device)
     whole[..., : best.shape[-1]] = best
@@ -64,7 +65,7 @@ def block_mask(
         BLOCK_SIZE=block,
         mask_mod=_causal,
         seq_lengths=(length, length),
-        compute_q_blocks=False,  # for a backward pass alone
+        compute_q_blocks=False,  # only a backward pass needs them
     )
 
 
@@ -73,9 +74,7 @@ def num_blocks_read(num_blocks: int, sparsity: float) -> int:
     return sum(budget(index, sparsity) for index in range(num_blocks))
 
 
-def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask, *, scaling: float
-) -> torch.Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, *, scaling: float) -> Tensor:
     """Attend with queries [B, n_q, T, d] to keys and values [B, n_kv, T, d]: [B, n_q, T, d]."""
     size = mask.BLOCK_SIZE[0]
     options = {"BLOCK_M": size, "BLOCK_N": size} if size <= _TILE else None
@@ -96,7 +95,5 @@ def _kernel() -> Any:
     return torch.compile(flex_attention)
 
 
-def _causal(
-    _batch: torch.Tensor, _head: torch.Tensor, query: torch.Tensor, key: torch.Tensor
-) -> torch.Tensor:
+def _causal(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
     return query >= key

@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate
@@ -26,7 +25,7 @@ from prunescope.tracer.model.heads import Heads, find_heads
 from prunescope.tracer.model.layers import decoder_layers, text_config
 from prunescope.tracer.model.logits import probe
 
-_CACHED = 4  # axes of cached keys
+_CACHED = 4  # the number of axes of cached keys
 _LATENT = ("q", "q_a", "q_b", "kv_a", "kv_b", "o")
 
 
@@ -72,9 +71,9 @@ class AttentionParts:
     eager: bool = False
 
     @property
-    def like(self) -> torch.Tensor:
+    def like(self) -> Tensor:
         """An empty tensor [1, h] with the device and dtype of the projections."""
-        weight: torch.Tensor = self.module.get_submodule(self.names["o"]).weight
+        weight: Tensor = self.module.get_submodule(self.names["o"]).weight
         return weight.new_empty(1, self.hidden)
 
     @property
@@ -111,9 +110,7 @@ def read_attentions(model: Any) -> list[AttentionParts]:
     (key_heads, masked), windows = observe(model), compat.windows(model)
     return [
         replace(
-            _parts(i, attention, key_heads, windows),
-            masked=masked,
-            eager=implementation == "eager",
+            _parts(i, attention, key_heads, windows), masked=masked, eager=implementation == "eager"
         )
         for i, attention in attentions.items()
     ]
@@ -164,7 +161,7 @@ def observe(model: Any) -> tuple[dict[int, int], bool]:
         index = module.layer_idx
         layers = getattr(compat.cache_in(arguments), "layers", ())
         keys = getattr(layers[index], "keys", None) if index < len(layers) else None
-        if isinstance(keys, torch.Tensor) and keys.dim() == _CACHED:
+        if isinstance(keys, Tensor) and keys.dim() == _CACHED:
             key_heads[index] = keys.shape[1]
         has_no_window = index >= len(windows) or windows[index] is None
         masked[0] |= has_no_window and arguments.get("attention_mask") is not None
@@ -191,7 +188,7 @@ def _parts(
     names = {role: weight.path[root:] for role, weight in heads.weights.items()}
     output, kv_heads = heads.weights["o"], heads.kv_heads
     head_dim = output.k // heads.heads
-    if "qkv" in names:  # by its size, as the config may be wrong
+    if "qkv" in names:  # the config may be wrong, and the size of the matrix is not
         kv_heads = (heads.weights["qkv"].n // head_dim - heads.heads) // 2
     norms, spans = _norms(heads)
     interleaved, short = read_rotation(module)
@@ -252,7 +249,7 @@ def _norms(heads: Heads) -> tuple[dict[str, str], str]:
     for path, norm in (*wide, *heads.head_norms):
         leaf = path[len(heads.path) + 1 :]
         if "." in leaf:
-            continue  # the norm of a head, in a list of them
+            continue  # it is one of a list of norms, one for each head
         names[leaf[0]] = leaf
         weight = getattr(norm, "weight", None)
         spans = "all" if wide else "heads" if weight is None else "head"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
@@ -17,7 +18,8 @@ from prunescope.tracer.attention.rotation import Rotary, rotate, rotate_pairs
 from prunescope.tracer.model.forwards import extend
 from prunescope.tracer.model.weights import weight_of
 
-QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+KV = tuple[Tensor, Tensor]  # keys and values
+QKV = tuple[Tensor, Tensor, Tensor]  # queries, keys and values
 
 
 def projection_mixins(parts: AttentionParts) -> list[type]:
@@ -35,26 +37,24 @@ class _ProjectionMixin:
 
     parts: AttentionParts
     head_dim: int
-    part: Any  # role to module
-    normed: Any  # role and [.., r] to normed [.., r]
-    finished: Any  # role, [B, T, n·d] and rotary to [B, n, T, d]
+    part: Any  # maps a role to its module
+    normed: Any  # maps a role and [.., r] to the normed [.., r]
+    finished: Any  # maps a role, [B, T, n·d] and rotary to [B, n, T, d]
 
 
 class _Fused(_ProjectionMixin):
     """One matrix for q, k and v: one GEMM if all three read the same tokens, otherwise two."""
 
-    def queries(self, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
+    def queries(self, x: Tensor, rotary: Rotary | None) -> Tensor:
         """Project x [B, T, h] to rotated queries [B, n_q, T, d]."""
         return self.finished("q", self.part("qkv")(x, "q"), rotary)
 
-    def keys_values(
-        self, x: torch.Tensor, rotary: Rotary | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def keys_values(self, x: Tensor, rotary: Rotary | None) -> KV:
         """Project x [B, T, h] to rotated keys, and values, both [B, n_kv, T, d]."""
         k, v = self.part("qkv")(x, "kv").chunk(2, dim=-1)
         return self.finished("k", k, rotary), self.finished("v", v, None)
 
-    def projected(self, x: torch.Tensor, rotary: Rotary | None) -> QKV:
+    def projected(self, x: Tensor, rotary: Rotary | None) -> QKV:
         """Project the same tokens to queries, keys and values."""
         width, size = self.parts.heads * self.head_dim, self.parts.kv_heads * self.head_dim
         q, k, v = self.part("qkv")(x).split((width, size, size), dim=-1)
@@ -71,7 +71,7 @@ class _Latent(_ProjectionMixin):
     The cache holds the latent and the rotated part, and every forward expands all of it.
     """
 
-    def queries(self, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
+    def queries(self, x: Tensor, rotary: Rotary | None) -> Tensor:
         """Project x [B, T, h] to queries [B, n, T, d], rotated in their last dimensions."""
         if "q_a" in self.parts.names:
             q = self.part("q_b")(self.normed("q", self.part("q_a")(x)))
@@ -83,9 +83,7 @@ class _Latent(_ProjectionMixin):
         size = self.head_dim - self.parts.rope_dim
         return torch.cat((q[..., :size], self._rotated(q[..., size:], rotary)), dim=-1)
 
-    def keys_values(
-        self, x: torch.Tensor, rotary: Rotary | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def keys_values(self, x: Tensor, rotary: Rotary | None) -> KV:
         """Project x [B, T, h] to what is cached: latents, and the rotated parts of the keys.
 
         The latents are [B, 1, T, r], and the rotated parts [B, 1, T, d'].
@@ -96,9 +94,7 @@ class _Latent(_ProjectionMixin):
             turned = self._rotated(turned, rotary)
         return self.normed("k", latents), turned
 
-    def expanded(
-        self, latents: torch.Tensor, turned: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def expanded(self, latents: Tensor, turned: Tensor) -> KV:
         """Expand the cached tensors of L tokens to keys [B, n, L, d] and values [B, n, L, d_v]."""
         size = self.head_dim - self.parts.rope_dim
         both = self.part("kv_b")(latents.squeeze(1))
@@ -106,8 +102,8 @@ class _Latent(_ProjectionMixin):
         keys, values = both[..., :size], both[..., size:]
         return torch.cat((keys, turned.expand(-1, keys.shape[1], -1, -1)), dim=-1), values
 
-    def _rotated(self, x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-        if self.parts.interleaved and not isinstance(rotary, torch.Tensor):
+    def _rotated(self, x: Tensor, rotary: Rotary) -> Tensor:
+        if self.parts.interleaved and not isinstance(rotary, Tensor):
             return rotate_pairs(x, rotary)
         return rotate(x, rotary)
 
@@ -115,15 +111,15 @@ class _Latent(_ProjectionMixin):
 class _Gated(_ProjectionMixin):
     """A q projection with twice the outputs: queries, and a gate for the output of each head."""
 
-    gate: torch.Tensor  # of the current queries, [B, T, n·d]
+    gate: Tensor  # that of the current queries, [B, T, n·d]
 
-    def queries(self, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
+    def queries(self, x: Tensor, rotary: Rotary | None) -> Tensor:
         """Project x [B, T, h] to rotated queries [B, n_q, T, d], and keep the gate for `output`."""
         both = self.part("q")(x).unflatten(-1, (-1, 2 * self.head_dim))
         self.gate = both[..., self.head_dim :].flatten(-2)
         return self.finished("q", both[..., : self.head_dim].flatten(-2), rotary)
 
-    def output(self, attended: torch.Tensor) -> torch.Tensor:
+    def output(self, attended: Tensor) -> Tensor:
         """Gate and project the attended values [B, T, n_q·d] to [B, T, h]."""
         gate = self.gate.sigmoid().view_as(attended)
         return self.part("o")(attended * gate)
@@ -132,12 +128,12 @@ class _Gated(_ProjectionMixin):
 class _Rows:
     """A fused projection with rows in the order q, k, v, which can compute part of its outputs."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    width: int  # of the queries
+    weight: Tensor
+    bias: Tensor | None
+    width: int  # the number of rows of the queries
 
-    def forward(self, x: torch.Tensor, part: str = "") -> torch.Tensor:
-        """Project x [B, T, h] to [B, T, n·d]: queries ("q"), keys and values ("kv"), or all ("")."""
+    def forward(self, x: Tensor, part: str = "") -> Tensor:
+        """Project x [B, T, h] to [B, T, n·d]: queries ("q"), keys, values ("kv"), or all ("")."""
         rows = {"q": slice(0, self.width), "kv": slice(self.width, None)}.get(part, slice(None))
         bias = None if self.bias is None else self.bias[rows]
         stored = self.weight.T if isinstance(self, Conv1D) else self.weight

@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.attention.parts import AttentionParts
-from prunescope.tracer.attention.projections import projection_mixins, split_rows
+from prunescope.tracer.attention.projections import KV, QKV, projection_mixins, split_rows
 from prunescope.tracer.attention.rotation import Rotary, rotate, source_function
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.forwards import extend
@@ -44,28 +45,24 @@ class PlainAttention(compat.TakesCache):
         if "qkv" in parts.names:
             split_rows(self.part("qkv"), parts)
 
-    def queries(self, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
+    def queries(self, x: Tensor, rotary: Rotary | None) -> Tensor:
         """Project x [B, T, h] to rotated queries [B, n_q, T, d]."""
         return self.finished("q", self.part("q")(x), rotary)
 
-    def keys_values(
-        self, x: torch.Tensor, rotary: Rotary | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def keys_values(self, x: Tensor, rotary: Rotary | None) -> KV:
         """Project x [B, T, h] to what is cached: rotated keys and values [B, n_kv, T, d]."""
         k, v = self.part("k")(x), self.part("v")(x)
         return self.finished("k", k, rotary), self.finished("v", v, None)
 
-    def projected(
-        self, x: torch.Tensor, rotary: Rotary | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def projected(self, x: Tensor, rotary: Rotary | None) -> QKV:
         """Project x [B, T, h] to queries, keys and values."""
         return self.queries(x, rotary), *self.keys_values(x, rotary)
 
-    def expanded(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Turn the cached tensors into keys and values [B, n_kv, L, d]; here they are that already."""
+    def expanded(self, k: Tensor, v: Tensor) -> KV:
+        """Return the cached tensors as keys and values [B, n_kv, L, d], unchanged."""
         return k, v
 
-    def output(self, attended: torch.Tensor) -> torch.Tensor:
+    def output(self, attended: Tensor) -> Tensor:
         """Project the attended values [B, T, n_q·d] to [B, T, h]."""
         return self.part("o")(attended)
 
@@ -73,12 +70,12 @@ class PlainAttention(compat.TakesCache):
         """Return the projection of a role."""
         return getattr(self, self.parts.names[role])
 
-    def normed(self, role: str, x: torch.Tensor) -> torch.Tensor:
+    def normed(self, role: str, x: Tensor) -> Tensor:
         """Apply the norm of q or k to x [.., n], if there is one."""
         name = self.parts.norms.get(role)
         return getattr(self, name)(x) if name else x
 
-    def finished(self, role: str, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
+    def finished(self, role: str, x: Tensor, rotary: Rotary | None) -> Tensor:
         """Norm, scale, rotate and repeat a projection [B, T, n·d]: [B, n, T, d]."""
         spans = self.parts.spans
         x = self.normed(role, x) if spans == "all" else x
@@ -96,9 +93,7 @@ class PlainAttention(compat.TakesCache):
             x = x.repeat_interleave(self.parts.repeats, dim=1)
         return x
 
-    def appended(
-        self, cache: Any, k: torch.Tensor, v: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def appended(self, cache: Any, k: Tensor, v: Tensor) -> KV:
         """Append to the cache, and return all that it holds.
 
         A static cache has room for more than a prompt: there, only the keys and values of the
@@ -127,14 +122,8 @@ class PlainAttention(compat.TakesCache):
         return None
 
     def attend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        mask: torch.Tensor | None = None,
-        *,
-        causal: bool = False,
-    ) -> torch.Tensor:
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False
+    ) -> Tensor:
         """Attend with queries [B, n_q, T, d] to keys and values [B, n_kv, L, d]: [B, T, n_q·d].
 
         `mask` [.., T, L] is additive. `causal` needs as many keys as queries.
@@ -143,7 +132,7 @@ class PlainAttention(compat.TakesCache):
             return self._attend_eagerly(q, k, v, mask, causal=causal)
         is_grouped = self.groups > 1
         if is_grouped and mask is not None and q.device.type == "cuda":
-            # Masked attention with grouped heads has no fused kernel there.
+            # CUDA has no fused kernel for masked attention with grouped heads.
             k, v = (x.repeat_interleave(self.groups, dim=1) for x in (k, v))
             is_grouped = False
         attended = scaled_dot_product_attention(
@@ -152,14 +141,8 @@ class PlainAttention(compat.TakesCache):
         return attended.transpose(1, 2).flatten(2)
 
     def _attend_eagerly(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        mask: torch.Tensor | None,
-        *,
-        causal: bool,
-    ) -> torch.Tensor:
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool
+    ) -> Tensor:
         """Attend by the model's own function, with its score caps and sinks."""
         module = self.parts.module
         if causal:
@@ -173,12 +156,8 @@ class PlainAttention(compat.TakesCache):
         return attended.flatten(2)
 
     def attend_causally(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        given: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        self, q: Tensor, k: Tensor, v: Tensor, given: Tensor | None = None
+    ) -> Tensor:
         """Let the T queries, the newest tokens, attend to the keys up to their own.
 
         A layer with a window attends by the mask `given` to it instead.
@@ -192,12 +171,12 @@ class PlainAttention(compat.TakesCache):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
+        hidden_states: Tensor,
         position_embeddings: Rotary | None = None,
         attention_mask: Any = None,
         cache: Any = None,
         **_: Any,
-    ) -> tuple[torch.Tensor, None]:
+    ) -> tuple[Tensor, None]:
         """Attend like the original: [B, T, h] to [B, T, h]."""
         q, k, v = self.projected(hidden_states, position_embeddings)
         k, v = self.expanded(*self.appended(cache, k, v))
@@ -206,7 +185,7 @@ class PlainAttention(compat.TakesCache):
         return self.output(self.attend_causally(q, k, v, attention_mask)), None
 
 
-def lower_right(num_queries: int, num_keys: int, *, like: torch.Tensor) -> torch.Tensor:
+def lower_right(num_queries: int, num_keys: int, *, like: Tensor) -> Tensor:
     """Make an additive causal mask [T, L] in which the last query attends to the last key."""
     mask = like.new_full((num_queries, num_keys), float("-inf"))
     return mask.triu(num_keys - num_queries + 1)

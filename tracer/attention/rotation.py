@@ -10,14 +10,15 @@ import sys
 from typing import Any
 
 import torch
+from torch import Tensor
 
-Rotary = tuple[torch.Tensor, torch.Tensor] | torch.Tensor
+Rotary = tuple[Tensor, Tensor] | Tensor
 
-_PROBE_DIM = 4  # of the vectors that show how a rotation pairs dimensions
+_PROBE_DIM = 4  # the size of the vector that shows how a rotation pairs dimensions
 
 
 def source_function(module: Any, name: str) -> Any:
-    """Return a function of the source file of a module's class; None if it has none of this name."""
+    """Return a function of the source file of a module's class; None if it has no such one."""
     kind = getattr(module, "_extends", type(module))
     return getattr(sys.modules[kind.__module__], name, None)
 
@@ -57,12 +58,12 @@ def read_latent_rotation(module: Any) -> bool | None:
     return None if source_function(module, "apply_rotary_pos_emb") is None else False
 
 
-def rotate(x: torch.Tensor, rotary: Rotary, *, interleaved: bool = False) -> torch.Tensor:
+def rotate(x: Tensor, rotary: Rotary, *, interleaved: bool = False) -> Tensor:
     """Rotate x [B, heads, T, d]; only its first dimensions if cos and sin are shorter.
 
     If `interleaved`, pairs are neighbours; otherwise, one dimension of each half.
     """
-    if isinstance(rotary, torch.Tensor):
+    if isinstance(rotary, Tensor):
         pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
         return torch.view_as_real(pairs * rotary.unsqueeze(1)).flatten(-2).type_as(x)
     cos, sin = (part.unsqueeze(1) for part in rotary)
@@ -78,7 +79,7 @@ def rotate(x: torch.Tensor, rotary: Rotary, *, interleaved: bool = False) -> tor
     return torch.cat((x, unrotated), dim=-1) if unrotated.shape[-1] else x
 
 
-def rotate_pairs(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def rotate_pairs(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate the pairs of neighbours in x [B, heads, T, d] by cos and sin laid out for halves.
 
     The result has the first dimension of all pairs, then the second. Queries and keys get the same
@@ -90,13 +91,13 @@ def rotate_pairs(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> 
     return turned.to(x.dtype)
 
 
-def taken_rotary(rotary: Rotary, positions: torch.Tensor) -> Rotary:
+def taken_rotary(rotary: Rotary, positions: Tensor) -> Rotary:
     """Return the entries of position embeddings [1, T, d] for the tokens at `positions` [B, k]."""
 
-    def entries(part: torch.Tensor) -> torch.Tensor:
+    def entries(part: Tensor) -> Tensor:
         return part[0].index_select(0, positions.flatten()).view(*positions.shape, part.shape[-1])
 
-    if isinstance(rotary, torch.Tensor):
+    if isinstance(rotary, Tensor):
         return entries(rotary)
     return entries(rotary[0]), entries(rotary[1])
 
@@ -106,4 +107,4 @@ def first_sequence(rotary: Rotary) -> Rotary:
 
     Sequences of one length have the same positions.
     """
-    return rotary[:1] if isinstance(rotary, torch.Tensor) else (rotary[0][:1], rotary[1][:1])
+    return rotary[:1] if isinstance(rotary, Tensor) else (rotary[0][:1], rotary[1][:1])

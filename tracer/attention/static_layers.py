@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import StaticLayer
 
@@ -27,15 +28,15 @@ class _Evicting(StaticLayer):
     def __init__(self, budgets: Sequence[int]) -> None:
         super().__init__(max(_LEAST, *budgets))
         self._budgets = torch.tensor(budgets).clamp(min=_LEAST)
-        self._count = torch.tensor(0)  # of the keys that were added, or that are held
+        self._count = torch.tensor(0)  # the keys that were added (queue) or are held (mass)
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Make the tensors, on the device of the keys."""
         super().lazy_initialization(key_states, value_states)
         self._budgets = self._budgets.to(self.device)
         self._count = self._count.to(self.device)
 
-    def _fill(self, k: torch.Tensor, v: torch.Tensor, tokens: int) -> None:
+    def _fill(self, k: Tensor, v: Tensor, tokens: int) -> None:
         """Store the keys and values that stay of a prompt of `tokens`."""
         if not self.is_initialized:
             self.lazy_initialization(k, v)
@@ -44,7 +45,7 @@ class _Evicting(StaticLayer):
         self._count.fill_(k.shape[2])
         self.cumulative_length.fill_(tokens)
 
-    def _budget(self, ahead: int = 0) -> torch.Tensor:
+    def _budget(self, ahead: int = 0) -> Tensor:
         """Return the budget [1] after the tokens so far, or after `ahead` more."""
         return self._budgets.index_select(0, (self.cumulative_length + ahead).view(1))
 
@@ -54,7 +55,7 @@ class QueueLayer(_Evicting):
 
     pinned = 0
 
-    def fill(self, k: torch.Tensor, v: torch.Tensor, *, tokens: int, pinned: int) -> None:
+    def fill(self, k: Tensor, v: Tensor, *, tokens: int, pinned: int) -> None:
         """Store the keys and values [B, n, k, d] that stay of a prompt of `tokens`.
 
         The pinned ones come first, and the others follow in the order in which they leave.
@@ -63,8 +64,8 @@ class QueueLayer(_Evicting):
         self._fill(k, v, tokens)
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Put one token in the place of the oldest, and return all places [B, n, L, d]."""
         room = self.max_cache_len - self.pinned
         place = ((self._count - self.pinned) % room + self.pinned).view(1)
@@ -74,8 +75,8 @@ class QueueLayer(_Evicting):
         self.cumulative_length.add_(1)
         return self.keys, self.values
 
-    def seen(self) -> torch.Tensor:
-        """Return a mask [1, 1, L] of the places that a query sees: the pinned and the newest ones."""
+    def seen(self) -> Tensor:
+        """Return a mask [1, 1, L] of the places that a query sees: the pinned and newest ones."""
         places = torch.arange(self.max_cache_len, device=self.device)
         age = (self._count - 1 - places) % (self.max_cache_len - self.pinned)
         return ((places < self.pinned) | (age < self._budget() - self.pinned)).view(1, 1, -1)
@@ -87,14 +88,16 @@ class MassLayer(_Evicting):
     `budgets` go one token further than the tokens, since each step makes room for the next.
     """
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Make the tensors, on the device of the keys."""
         super().lazy_initialization(key_states, value_states)
         shape = self.keys.shape[:3]
         self.mass = torch.zeros(shape, device=self.device)
-        self.order = torch.full(shape, -1, device=self.device)  # by age; -1: an empty place
+        self.order = torch.full(
+            shape, -1, device=self.device
+        )  # the position of each key; -1 is an empty place
 
-    def fill(self, k: torch.Tensor, v: torch.Tensor, mass: torch.Tensor, *, tokens: int) -> None:
+    def fill(self, k: Tensor, v: Tensor, mass: Tensor, *, tokens: int) -> None:
         """Store the keys and values [B, n, k, d] that stay of a prompt of `tokens`, in their order.
 
         `mass` [B, n, k] is the attention that they got.
@@ -107,8 +110,8 @@ class MassLayer(_Evicting):
         self.order[..., :count].copy_(torch.arange(count, device=self.device).expand_as(mass))
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Put one token in an empty place of each head, and return all places [B, n, L, d]."""
         place = self.order.argmin(-1, keepdim=True)
         self.order.scatter_(2, place, self.cumulative_length.expand_as(place))
@@ -119,11 +122,11 @@ class MassLayer(_Evicting):
         self.cumulative_length.add_(1)
         return self.keys, self.values
 
-    def seen(self) -> torch.Tensor:
+    def seen(self) -> Tensor:
         """Return a mask [B, n, L] of the places that hold a key."""
         return self.order >= 0
 
-    def evict(self, scores: torch.Tensor) -> None:
+    def evict(self, scores: Tensor) -> None:
         """Empty the place with the lowest of `scores` [B, n, L], if the budget requires it.
 
         The newest half of the keys stay.
@@ -141,7 +144,7 @@ class MassLayer(_Evicting):
 class GatedLayer(StaticLayer):
     """A layer that holds a key of every token, and hides those of tokens that skipped the layer."""
 
-    def show(self, num: int, *, ran: torch.Tensor) -> torch.Tensor:
+    def show(self, num: int, *, ran: Tensor) -> Tensor:
         """Decide whether the next `num` tokens will be seen; return a mask [L] of the seen places.
 
         `ran` is 1 if the layer runs for them, else 0. The call comes before the tokens are added.
@@ -158,9 +161,9 @@ class BlockLayer(StaticLayer):
     """A layer that holds every key, and the sums of the keys in each block of `block` tokens."""
 
     block = 0
-    most = 0  # earlier blocks that any token attends to
+    most = 0  # the largest number of earlier blocks that a token attends to
 
-    def fill_sums(self, keys: torch.Tensor, block: int, sparsity: float) -> None:
+    def fill_sums(self, keys: Tensor, block: int, sparsity: float) -> None:
         """Add up the expanded keys [B, n, S, d] of a prompt, block by block."""
         self.block = block
         if not hasattr(self, "sums"):
@@ -173,7 +176,7 @@ class BlockLayer(StaticLayer):
         padded = pad(keys.float(), (0, 0, 0, whole - keys.shape[2]))
         self.sums.copy_(padded.unflatten(2, (-1, block)).sum(3))
 
-    def add_newest(self, keys: torch.Tensor) -> torch.Tensor:
+    def add_newest(self, keys: Tensor) -> Tensor:
         """Add up the block of the newest token, of all expanded keys, and return its number [1].
 
         The keys are [B, n, L, d]. A block that was cropped is thereby added up again.
@@ -186,15 +189,15 @@ class BlockLayer(StaticLayer):
         self.sums.index_copy_(2, own, of_block.sum(2, keepdim=True))
         return own
 
-    def means(self) -> torch.Tensor:
+    def means(self) -> Tensor:
         """Return the mean key of each block, [B, n, blocks, d]."""
         return self.sums / self.block
 
-    def complete(self) -> torch.Tensor:
+    def complete(self) -> Tensor:
         """Return a mask [blocks] of the complete blocks."""
         places = torch.arange(self.sums.shape[2], device=self.sums.device)
         return places < self.cumulative_length // self.block
 
-    def num_earlier(self, own: torch.Tensor) -> torch.Tensor:
+    def num_earlier(self, own: Tensor) -> Tensor:
         """Return how many earlier blocks a token in block `own` [1] attends to, [1]."""
         return self._counts.index_select(0, own)

@@ -16,7 +16,10 @@ import torch
 
 CACHE_KEYWORDS = ("cache", "past_key_values", "cache_params")
 PHASE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
-_LOGITS_KEYWORDS = ("logits_to_keep", "num_logits_to_keep")  # the second until 4.48
+_LOGITS_KEYWORDS = (
+    "logits_to_keep",
+    "num_logits_to_keep",
+)  # the second one until transformers 4.48
 
 
 def inner(model: torch.nn.Module) -> torch.nn.Module:
@@ -67,7 +70,7 @@ def call_shape(model: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> dic
 
 
 def inputs_of(calls: list[dict[str, Any]]) -> dict[str, Any]:
-    """Merge the calls of a step: the inputs of the first call, with the tokens and lengths of all."""
+    """Merge the calls of a step: the inputs of the first, with the tokens and lengths of all."""
     tokens = sum(call["batch"] * call["length"] for call in calls)
     return {**calls[0], "tokens": tokens, "lengths": [call["length"] for call in calls]}
 

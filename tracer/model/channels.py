@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import cutting
@@ -20,7 +20,7 @@ from prunescope.tracer.model.narrow import is_norm, keep_entries, narrow_norm, s
 from prunescope.tracer.model.weights import Weight, weights_of
 
 _UPS = ("gate", "up", "gate_up")
-# Names of ints in a module or config that hold f; other ints may equal it by chance.
+# Names under which modules and configs keep f as an int; other ints may equal it by chance.
 SIZES = (
     "intermediate_size", "intermediate_dim", "moe_intermediate_size", "expert_dim", "ffn_dim",
     "shared_expert_intermediate_size", "shared_intermediate_size", "n_inner", "ffn_hidden_size",
@@ -41,7 +41,7 @@ class Channels:
     kind: str
     ups: list[Weight]
     down: Weight
-    norms: list[tuple[str, nn.Module]]  # over the channels, between up and down
+    norms: list[tuple[str, nn.Module]]  # they span the channels, between up and down
     modules: list[Any]
 
     @property
@@ -49,7 +49,7 @@ class Channels:
         """The number of channels, f."""
         return self.down.k
 
-    def mask(self, kept: list[int] | torch.Tensor) -> None:
+    def mask(self, kept: list[int] | Tensor) -> None:
         """Zero the effect of all channels but `kept`, without changing a shape.
 
         Their columns of `down` become zero, and, if a norm spans the channels, also what they write
@@ -61,7 +61,7 @@ class Channels:
             for weight in self.ups:
                 weight.zero_outputs(self._outputs(weight, kept))
 
-    def cut(self, kept: list[int] | torch.Tensor) -> None:
+    def cut(self, kept: list[int] | Tensor) -> None:
         """Cut all channels but `kept` out of every matrix, norm and size.
 
         `kept` has the shape [kept] for an MLP, and [E, kept] for experts.
@@ -77,10 +77,10 @@ class Channels:
             for name, parameter in list(module.named_parameters(recurse=False)):
                 plain = kept.dim() == 1 and not isinstance(module, nn.Linear)
                 if plain and parameter.shape == (before,):
-                    keep_entries(module, name, kept)  # a number for each channel
+                    keep_entries(module, name, kept)  # it has a number for each channel
             set_sizes(module, SIZES, before=before, after=kept.shape[-1])
 
-    def _outputs(self, weight: Weight, kept: torch.Tensor) -> torch.Tensor:
+    def _outputs(self, weight: Weight, kept: Tensor) -> Tensor:
         """Return the output rows of the kept channels; of a fused gate and up, the rows of both."""
         if weight.n == self.total:
             return kept

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import CacheLayerMixin, StaticLayer
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.model.calls import CACHE_KEYWORDS, keywords
 
-# Tokens of a prompt, and further ones, to layers of a static cache by their number.
+# Maps the tokens of a prompt, and the number of further ones, to layers of a static cache.
 StaticLayers = Callable[[int, int], dict[int, StaticLayer]]
 
 _LAYER_KEYWORDS = (*CACHE_KEYWORDS, "layer_past")  # of a layer or an attention
@@ -51,7 +52,7 @@ def windows(model: torch.nn.Module) -> list[int | None]:
 
 
 def keeps_keys(model: torch.nn.Module) -> list[bool]:
-    """Return, by layer of the cache, whether it holds keys, alone or beside the state of a mixer."""
+    """Return whether each layer of the cache holds keys, alone or beside the state of a mixer."""
     return [isinstance(layer, CacheLayerMixin) for layer in new_cache(model).layers]
 
 
@@ -63,7 +64,7 @@ def logits_policy(model: torch.nn.Module, requested: str) -> str:
     return requested if keywords(model)[1] else "all"
 
 
-def forward(model: torch.nn.Module, ids_BS: torch.Tensor, *, cache: Any, logits: str | int) -> Any:
+def forward(model: torch.nn.Module, ids_BS: Tensor, *, cache: Any, logits: str | int) -> Any:
     """Run one forward of token ids [B, S], which appends S tokens to `cache`.
 
     Args:
@@ -129,9 +130,7 @@ def set_static_layers(model: torch.nn.Module, layers: StaticLayers) -> None:
     setattr(model, "static_layers", layers)  # noqa: B010
 
 
-def static_mask(
-    cache: Any, layer: int, num: int, *, like: torch.Tensor | None
-) -> torch.Tensor | None:
+def static_mask(cache: Any, layer: int, num: int, *, like: Tensor | None) -> Tensor | None:
     """Build the causal mask [1, 1, num, L] of `num` new tokens over the L slots of a static layer.
 
     It has the format of `like`, a mask of the same model: boolean or additive. It is None where the
@@ -148,7 +147,7 @@ def static_mask(
 
 
 def static_lengths(cache: Any) -> list[int]:
-    """Return the number of tokens in each layer of a static cache; an empty list for another cache."""
+    """Return the number of tokens in each layer of a static cache; an empty list for others."""
     if not all(isinstance(layer, StaticLayer) for layer in cache.layers):
         return []
     return [int(layer.get_seq_length()) for layer in cache.layers]
@@ -168,7 +167,7 @@ def _used_layers(model: torch.nn.Module, cache: Any) -> Any:
 
 
 def counts_tokens(model: torch.nn.Module) -> bool:
-    """Return whether a cache of the model knows its number of tokens; one of states alone does not."""
+    """Return whether a cache of the model knows its number of tokens; states alone do not."""
     try:
         new_cache(model).get_seq_length()
     except ValueError:
@@ -197,6 +196,6 @@ def cache_bytes(cache: Any) -> int:
         for name, value in vars(layer).items():
             items = list(value.values()) if isinstance(value, dict) else value
             for item in items if isinstance(items, list | tuple) else (items,):
-                if isinstance(item, torch.Tensor) and not name.startswith("_"):
+                if isinstance(item, Tensor) and not name.startswith("_"):
                     total += item.numel() * item.element_size()
     return total

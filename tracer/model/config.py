@@ -12,7 +12,7 @@ from typing import Any
 
 from prunescope.taxonomy.config import NESTED, READ
 
-# Keys of every config that hold free text or paths.
+# Keys that any config may have, and that hold free text or paths.
 _NOT_KEPT = {
     "_name_or_path", "name_or_path", "id2label", "label2id", "task_specific_params", "problem_type",
     "finetuning_task", "prefix", "auto_map", "custom_pipelines",

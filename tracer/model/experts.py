@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate
 from prunescope.tracer.model.layers import in_tower, text_config
 from prunescope.tracer.model.narrow import set_sizes, successor
 
-# Names of ints in modules and configs that hold E, and k; other ints may equal them by chance.
+# Names under which modules and configs keep E, and k; other ints may equal them by chance.
 _NUM_EXPERTS = (
     "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "out_features",
 )  # fmt: skip
@@ -40,7 +40,7 @@ class Mixture:
     """
 
     layer: int
-    path: str  # of the experts
+    path: str  # the path of the experts
     block: Any
     routers: tuple[Any, ...]
     total: int
@@ -67,20 +67,20 @@ class Mixture:
         return 1 + (self.groups > 1 and any(True for _ in self.terms()))
 
     @property
-    def rows(self) -> torch.Tensor:
+    def rows(self) -> Tensor:
         """The rows [E, h] of the router's matrix, one for each expert."""
         module, name = next((m, n) for m, n, _, vector in self._terms() if not vector)
-        rows: torch.Tensor = getattr(module, name)
+        rows: Tensor = getattr(module, name)
         return rows.detach()
 
-    def terms(self) -> Iterator[torch.Tensor]:
-        """Yield the vectors [E] or [1, E] of the router: its bias and the correction of its scores."""
+    def terms(self) -> Iterator[Tensor]:
+        """Yield the vectors [E] or [1, E] of the router: its bias, and the correction of scores."""
         for module, name, _, vector in self._terms():
             if vector:
                 yield getattr(module, name).detach()
 
     def keep(self, index: Sequence[int]) -> None:
-        """Keep the experts `index`, with their rows and terms in the router, and drop the others."""
+        """Keep the experts `index` with their rows and terms in the router; drop the others."""
         if self.is_list:
             kept = nn.ModuleList([self.experts[i] for i in index])
             setattr(self.block, self.path.rpartition(".")[2], kept)
@@ -151,7 +151,7 @@ class ExpertModule:
 
 
 def expert_modules(model: nn.Module) -> list[ExpertModule]:
-    """List the modules of routed experts in the order of the layers; empty in a model without any."""
+    """List the modules of routed experts in the order of the layers; empty without any."""
     return [
         ExpertModule(layer, path, module, total)
         for path, module in model.named_modules()
@@ -216,7 +216,7 @@ def _mixture(model: Any, experts: ExpertModule) -> Mixture:
         groups=groups,
         open_groups=_first_int(routers, ("topk_group",)) if groups > 1 else 1,
     )
-    # The second sizes of the router's matrices are hidden dimensions.
+    # The second axis of the router's matrices is the hidden size, which must differ from E.
     matrices = [getattr(module, name) for module, name, _, vector in mixture._terms() if not vector]
     is_ambiguous = any(matrix.shape[1] == total for matrix in matrices)
     tables = [t for r in routers for _, t in _tensors(r) if not t.is_floating_point()]
@@ -231,7 +231,7 @@ def _mixture(model: Any, experts: ExpertModule) -> Mixture:
     return mixture
 
 
-def _tensors(module: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(module: Any) -> Iterator[tuple[str, Tensor]]:
     """Yield the parameters and buffers of a module itself, by name."""
     yield from module.named_parameters(recurse=False)
     yield from module.named_buffers(recurse=False)

@@ -36,7 +36,7 @@ class ForwardState(Protocol):
 
 
 def forward_state(layer: nn.Module) -> ForwardState | None:
-    """Return the state that earlier layers left for a layer beside its arguments; None without any."""
+    """Return the state that earlier layers left for a layer beside its arguments; None if none."""
     return getattr(layer, "forward_state", None)
 
 
@@ -102,7 +102,7 @@ def extend(module: Any, mixin: type) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _extended(kind: Any, mixin: Any) -> type:
-    # Read here: a forward that torch.compile traces cannot inspect a signature.
+    # The names are read here, since a forward that torch.compile traces cannot inspect a signature.
     """Make the class that `extend` gives a module; one for each pair of a class and a mixin."""
     names = getattr(kind, "_argument_names", None)
     if names is None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunescope.taxonomy.architecture_table import BY_ID, Architecture
 from prunescope.taxonomy.errors import PrunescopeError
@@ -79,12 +79,12 @@ class Heads:
             self._narrow_per_head(path, norm, kept, device)
         self._set_counts(kept, device)
 
-    def _index(self, kept: list[int], size: int, weight: Weight) -> torch.Tensor:
+    def _index(self, kept: list[int], size: int, weight: Weight) -> Tensor:
         """Return the rows of the kept groups in a matrix whose axis has `size` features."""
         return block_rows(kept, size // self.kv_heads, weight.tensor.device)
 
-    def _fused(self, kept: list[int], weight: Weight) -> torch.Tensor:
-        """Return the rows of the kept groups in a fused q, k, v, in the order of its architecture."""
+    def _fused(self, kept: list[int], weight: Weight) -> Tensor:
+        """Return the rows of the kept groups in a fused q, k, v, in its architecture's order."""
         assert self.entry is not None
         if self.entry.qkv == "groups":
             return self._index(kept, weight.n, weight)
@@ -176,7 +176,7 @@ def _spanned_role(
     scale = getattr(norm, "weight", None)
     leaf = path.rpartition(".")[2]
     role = next((r for r in ("q", "k") if leaf.startswith(r) and r in weights), "")
-    if not isinstance(scale, torch.Tensor) or scale.dim() != 1 or not role:
+    if not isinstance(scale, Tensor) or scale.dim() != 1 or not role:
         return ""
     has_many = (heads if role == "q" else kv_heads) > 1
     return role if has_many and scale.numel() == weights[role].n else ""

@@ -21,7 +21,7 @@ from prunescope.tracer.model import compat
 from prunescope.tracer.model.logits import probe
 
 _TOWER = re.compile(r"vision|visual|image|audio|speech|(^|\.)encoder\.layers$")
-# Children of a layer built as Llama's: a norm before its attention and one before its MLP.
+# The children of a layer built like Llama's: one norm before its attention, one before its MLP.
 PRE_NORM = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 _INDICES = ("layer_idx", "layer_id")  # where a module keeps the number of its cache layer
 
@@ -101,7 +101,7 @@ def renumber_cache(
         ]
         for module, attribute, _ in holders:
             setattr(module, attribute, index if module is layer else len(used))
-        # An MLP has a number too, but nothing in the cache.
+        # An MLP has a number too, but it stores nothing in the cache.
         if any(module is not layer and scope != "mlp" for module, _, scope in holders):
             used.append(positions[index] if positions else index)
     if not used:
@@ -142,7 +142,7 @@ def keep_layers(model: PreTrainedModel, name: str, kept: list[int]) -> None:
     setattr(model.get_submodule(parent), leaf, shorter)
     config, total = text_config(model), len(layers)
     for key, value in list(vars(config).items()):
-        # One entry per layer: layer_types, mlp_layer_types, no_rope_layers, ...
+        # These have one entry per layer: layer_types, mlp_layer_types, no_rope_layers, ...
         if isinstance(value, list) and len(value) == total:
             setattr(config, key, [value[i] for i in kept])
         elif key in DENSE_FIRST and isinstance(value, int):
@@ -155,7 +155,7 @@ def keep_layers(model: PreTrainedModel, name: str, kept: list[int]) -> None:
             f"the config of a {config.model_type} does not let its number of layers be set",
             hint="use --set unit=attention or unit=mlp, which keep the number of layers",
         ) from error
-    setattr(model, "cache_layers", None)  # noqa: B010 - positions in the config's longer list
+    setattr(model, "cache_layers", None)  # noqa: B010 - they were positions in the longer list
     renumber_cache(model, shorter)
     if not is_known(model):
         probe(model, "without some layers")

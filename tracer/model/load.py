@@ -49,7 +49,7 @@ from prunescope.tracer.model.uneven import (
     widths_note,
 )
 
-# Errors of the libraries for files that are damaged or forged.
+# The errors that the libraries raise for damaged or forged files.
 _UNREADABLE = (
     OSError, ValueError, LookupError, ImportError, RuntimeError, AttributeError, TypeError,
     ArithmeticError, AssertionError, MemoryError, EOFError, struct.error, StrictDataclassError,
@@ -59,8 +59,8 @@ DEMO = "smollm2-135m-instruct"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # Random weights do not depend on --seed, which is for inputs and pruning.
 WEIGHT_SEED = 0
-_LEAST_ITEMSIZE = 0.5  # bytes of a weight: 4 bits
-# Share of the weights that a config describes: tied tables and biases may be stored or not.
+_LEAST_ITEMSIZE = 0.5  # bytes: no weight has fewer than 4 bits
+# The least share of a config's weights to be stored; tied tables and biases may be missing.
 _LEAST_STORED = 0.5
 _TORCH_DTYPES = {
     "fp32": torch.float32,
@@ -92,7 +92,7 @@ class Loaded:
         return dtype_name(str(next(self.model.parameters()).dtype)) or str(self.model.dtype)
 
 
-# Keyword arguments of transformers' from_pretrained, and its loading info.
+# The keyword arguments of transformers' from_pretrained, and its loading info.
 LoadOptions = dict[str, Any]
 LoadingInfo = dict[str, Any]
 
@@ -127,7 +127,7 @@ def load_model(name: str, *, dtype: str, device: torch.device, attn: str) -> Loa
         try:
             loaded = _loaded(name, options, device)
         except NoSuchAttention:
-            if attn != "sdpa":  # sdpa is the default: fall back to eager
+            if attn != "sdpa":  # only sdpa, the default, falls back to eager
                 raise
             loaded = _loaded(name, {**options, "attn_implementation": "eager"}, device)
             kind = type(loaded.model).__name__
@@ -284,9 +284,7 @@ def _pretrained(where: str, model_id: str, source: str, options: LoadOptions) ->
     """
     with _explained(model_id):
         config = AutoConfig.from_pretrained(
-            where,
-            trust_remote_code=False,
-            local_files_only=options.get("local_files_only", False),
+            where, trust_remote_code=False, local_files_only=options.get("local_files_only", False)
         )
         _check_causal(config, model_id)
         _check_room(config, model_id)
@@ -462,7 +460,7 @@ def load_tokenizer(loaded: Loaded) -> Any | None:
             tokenizer = AutoTokenizer.from_pretrained(loaded.where, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError):
         return None
-    # For a folder without one, transformers makes a tokenizer of special tokens alone.
+    # For a folder without a tokenizer, transformers makes one that has special tokens alone.
     has_words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
     return tokenizer if has_words else None
 

@@ -8,23 +8,24 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.model import compat
 
 NUM_PROBED = 6
-# Differences that rounding explains, by bytes an element of the dtype.
-# Removed instead of masked: sums are taken in another order. Share of the largest logit.
+# Differences that rounding explains, by the bytes of an element.
+# Parts were removed instead of masked: sums have another order. A share of the largest logit.
 REMOVED = {2: 0.05, 4: 1e-3, 8: 1e-6}
-# The same operations in other modules. Share of the largest logit.
+# The same operations run in other modules. A share of the largest logit.
 REBUILT = {2: 3e-2, 4: 1e-4, 8: 1e-9}
-# Another basis of the residual stream: a rounding may send a token to another expert, so that the
-# spread of all logits counts and not the largest difference.
+# The residual stream has another basis. Rounding may send a token to another expert, so that all
+# differences count, and not the largest one. A share of the spread of the logits.
 ROTATED = {2: 0.15, 4: 0.01, 8: 1e-4}
 
 
 @torch.no_grad()
-def probe(model: Any, change: str) -> torch.Tensor:
+def probe(model: Any, change: str) -> Tensor:
     """Compute the logits of a few tokens, the last one decoded with the cache of the others.
 
     Args:
@@ -57,7 +58,7 @@ def probe(model: Any, change: str) -> torch.Tensor:
     return torch.cat(parts, 1)
 
 
-def within(logits: torch.Tensor, expected: torch.Tensor, tolerance: dict[int, float]) -> bool:
+def within(logits: Tensor, expected: Tensor, tolerance: dict[int, float]) -> bool:
     """Return whether no logit differs by more than a share of the largest expected one.
 
     `tolerance` gives that share by the bytes of an element. Logits of another shape always differ.
@@ -68,7 +69,7 @@ def within(logits: torch.Tensor, expected: torch.Tensor, tolerance: dict[int, fl
     return float((logits - expected).abs().max()) <= allowed
 
 
-def agree(logits: torch.Tensor, expected: torch.Tensor) -> bool:
+def agree(logits: Tensor, expected: Tensor) -> bool:
     """Return whether logits [B, S, V] differ only by the rounding of another basis.
 
     The norm of their differences is compared with the norm of the expected logits; both are taken
@@ -80,7 +81,7 @@ def agree(logits: torch.Tensor, expected: torch.Tensor) -> bool:
     return float((difference - difference.mean(-1, keepdim=True)).norm()) <= allowed
 
 
-def check_same(model: Any, masked: torch.Tensor, change: str) -> None:
+def check_same(model: Any, masked: Tensor, change: str) -> None:
     """Check that the cut model gives the logits of its `masked` version.
 
     Raises:

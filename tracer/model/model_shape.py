@@ -16,7 +16,7 @@ from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.stored_layers import shape_of_weights
 from prunescope.taxonomy.stored_tensors import StoredTensors, stored_tensors
 
-# Attributes of a config, by field of ModelShape.
+# The attribute of a config for each field of ModelShape.
 _ATTRIBUTES = {
     "hidden": "hidden_size",
     "vocab": "vocab_size",

@@ -9,20 +9,20 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunescope.taxonomy.errors import PrunescopeError
 
 _EPSILONS = ("variance_epsilon", "eps", "epsilon", "norm_eps")
 
 
-def block_rows(index: list[int], size: int, device: torch.device) -> torch.Tensor:
+def block_rows(index: list[int], size: int, device: torch.device) -> Tensor:
     """Return the row numbers of the blocks `index`, each `size` rows long."""
     first = torch.tensor(index, device=device).unsqueeze(1) * size
     return (first + torch.arange(size, device=device)).flatten()
 
 
-def successor(parameter: torch.Tensor, value: torch.Tensor) -> nn.Parameter:
+def successor(parameter: Tensor, value: Tensor) -> nn.Parameter:
     """Make a parameter of `value` with the dtype and `requires_grad` of the one that it replaces.
 
     torch chooses kernels by `requires_grad`: for a weight without a gradient, the matmul of a
@@ -32,7 +32,7 @@ def successor(parameter: torch.Tensor, value: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(made, requires_grad=parameter.requires_grad)
 
 
-def narrow_norm(path: str, norm: Any, index: torch.Tensor) -> None:
+def narrow_norm(path: str, norm: Any, index: Tensor) -> None:
     """Keep the entries `index` of an RMS norm.
 
     The narrower norm gives what the wide one gave with zeros for the removed entries. Its mean of
@@ -55,7 +55,7 @@ def narrow_norm(path: str, norm: Any, index: torch.Tensor) -> None:
     set_norm_weight(norm, kept * math.sqrt(before / after), before=before)
 
 
-def set_norm_weight(norm: Any, weight: torch.Tensor, *, before: int) -> None:
+def set_norm_weight(norm: Any, weight: Tensor, *, before: int) -> None:
     """Give an RMS norm over `before` numbers a shorter weight [N'].
 
     Its ε is multiplied by N/N', since its mean of squares is then over fewer numbers.
@@ -78,7 +78,7 @@ def is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower()
 
 
-def keep_entries(module: nn.Module, name: str, index: torch.Tensor) -> None:
+def keep_entries(module: nn.Module, name: str, index: Tensor) -> None:
     """Keep the entries `index` of a parameter's first axis."""
     parameter = getattr(module, name)
     kept = parameter.detach().index_select(0, index.to(parameter.device))

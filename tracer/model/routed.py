@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunescope.tracer.model.experts import ExpertModule, expert_modules
 from prunescope.tracer.model.forwards import first_tensor
@@ -28,12 +28,12 @@ class Routed:
     that does not show which expert got which token.
     """
 
-    counts: torch.Tensor
-    calls: list[torch.Tensor] = field(default_factory=list)
-    scores: torch.Tensor | None = None
+    counts: Tensor
+    calls: list[Tensor] = field(default_factory=list)
+    scores: Tensor | None = None
     is_read: bool = True
 
-    def add(self, counts: torch.Tensor) -> None:
+    def add(self, counts: Tensor) -> None:
         """Add the counts [E] of one call."""
         self.counts += counts
         self.calls.append(torch.stack([(counts > 0).sum(), counts.sum()]))
@@ -87,7 +87,7 @@ class _StackedHook:
             self._count_rows(first_tensor(args, kwargs), output)
             return
         index = call[key].reshape(-1, call[key].shape[-1])  # [T, k]
-        is_expert = index < self.total  # more is a slot without an expert
+        is_expert = index < self.total  # a larger number is a slot without an expert
         places = index[is_expert]
         self.routed.add(torch.bincount(places, minlength=self.total))
         if self.routed.scores is not None:
@@ -96,7 +96,7 @@ class _StackedHook:
             gained = (gates.reshape(index.shape).double() * norms)[is_expert]
             self.routed.scores.index_add_(0, places, gained)
 
-    def _count_rows(self, rows: torch.Tensor, output: torch.Tensor) -> None:
+    def _count_rows(self, rows: Tensor, output: Tensor) -> None:
         """Count the rows [E·T, h] that are not zero; the gate scaled them before the experts."""
         if rows.numel() % (self.total * rows.shape[-1]):
             self.routed.is_read = False
@@ -108,7 +108,7 @@ class _StackedHook:
             self.routed.scores += norms.sum(1)
 
 
-def _output_norms(module: Any, args: Any, kwargs: Any, index: torch.Tensor) -> torch.Tensor:
+def _output_norms(module: Any, args: Any, kwargs: Any, index: Tensor) -> Tensor:
     """Return the norms [T, k] of what each expert puts out for its tokens, before the gate.
 
     The experts run once more, with every pair of a token and an expert as a token of its own.
@@ -121,7 +121,7 @@ def _output_norms(module: Any, args: Any, kwargs: Any, index: torch.Tensor) -> t
             return value.reshape(tokens, -1).repeat_interleave(count, 0)
         if _is_index(value):
             return index.reshape(-1, 1)
-        if isinstance(value, torch.Tensor) and value.numel() == index.numel():
+        if isinstance(value, Tensor) and value.numel() == index.numel():
             return torch.ones_like(value).reshape(-1, 1)
         return value
 
@@ -154,8 +154,8 @@ def _watch_list(model: nn.Module, experts: ExpertModule, routed: Routed) -> list
 
 
 def _is_index(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.dtype in (torch.long, torch.int32)
+    return isinstance(value, Tensor) and value.dtype in (torch.long, torch.int32)
 
 
 def _has_shape(value: Any, shape: torch.Size) -> bool:
-    return isinstance(value, torch.Tensor) and value.shape == shape and value.is_floating_point()
+    return isinstance(value, Tensor) and value.shape == shape and value.is_floating_point()

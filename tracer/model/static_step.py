@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 
 class StaticStep:
@@ -22,8 +23,8 @@ class StaticStep:
     def __init__(self, *, prompt: bool, num_forwards: int, device: torch.device) -> None:
         self.prompt, self.num_forwards = prompt, num_forwards
         self.turn = torch.zeros(1, dtype=torch.long, device=device)
-        self.random_numbers: dict[int, torch.Tensor] = {}
-        self._fills: dict[int, Callable[[], torch.Tensor]] = {}
+        self.random_numbers: dict[int, Tensor] = {}
+        self._fills: dict[int, Callable[[], Tensor]] = {}
 
     def begin(self) -> None:
         """Let modules run in their static form from now on."""
@@ -35,7 +36,7 @@ class StaticStep:
         if self.num_forwards > 1:
             self.turn.add_(1)
 
-    def hold(self, number: int, sample: Callable[[], torch.Tensor]) -> None:
+    def hold(self, number: int, sample: Callable[[], Tensor]) -> None:
         """Sample the random numbers of a sampler for all forwards: [num_forwards, ..].
 
         `sample` returns those of one forward. Numbers of another shape that were held before are
@@ -44,13 +45,13 @@ class StaticStep:
         self.random_numbers[number] = torch.stack([sample() for _ in range(self.num_forwards)])
         self._fills[number] = sample
 
-    def held(self, number: int) -> torch.Tensor:
+    def held(self, number: int) -> Tensor:
         """Return the random numbers of this forward for the sampler `number`."""
         numbers = self.random_numbers[number]
         return numbers[0] if self.num_forwards == 1 else numbers.index_select(0, self.turn)[0]
 
     def resample(self) -> None:
-        """Take new random numbers before a sample, in the order in which an eager model takes them."""
+        """Take new random numbers before a sample, in the order of an eager model."""
         self.turn.zero_()
         for row in range(self.num_forwards):
             for number, sample in self._fills.items():

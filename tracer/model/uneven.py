@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -121,7 +121,7 @@ def _files(folder: Path) -> list[Path]:
     return [folder / str(name) for name in sorted(names)]
 
 
-def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+def _tensors(folder: Path) -> dict[str, Tensor]:
     """Read all tensors of a checkpoint, by name."""
     return {name: tensor for file in _files(folder) for name, tensor in load_file(file).items()}
 
@@ -201,8 +201,8 @@ def load_uneven_experts(
 
 
 def _padded(
-    state: Mapping[str, torch.Tensor], counts: Mapping[int, int], most: int
-) -> Iterator[tuple[str, torch.Tensor]]:
+    state: Mapping[str, Tensor], counts: Mapping[int, int], most: int
+) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a checkpoint, with zeros for the experts that a layer lacks.
 
     Every layer then has `most` experts.
@@ -222,7 +222,7 @@ def _padded(
             yield name, _with_zeros(tensor, own, most)
 
 
-def _with_zeros(tensor: torch.Tensor, own: int, most: int) -> torch.Tensor:
+def _with_zeros(tensor: Tensor, own: int, most: int) -> Tensor:
     """Pad with zeros along the axis of the experts: the first, or the second of a row [1, E]."""
     axis = 1 if tensor.shape == (1, own) else 0
     if own == most or not tensor.dim() or tensor.shape[axis] != own:

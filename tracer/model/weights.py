@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from prunescope.taxonomy.errors import PrunescopeError
@@ -41,7 +41,7 @@ class Weight:
     transposed: bool
 
     @property
-    def tensor(self) -> torch.Tensor:
+    def tensor(self) -> Tensor:
         """The tensor as it is stored."""
         return getattr(self.module, self.name)
 
@@ -60,29 +60,29 @@ class Weight:
         """The number of input features, K."""
         return self.tensor.shape[-2 if self.transposed else -1]
 
-    def keep_outputs(self, index: torch.Tensor) -> None:
+    def keep_outputs(self, index: Tensor) -> None:
         """Keep the output features `index` and their biases, in place."""
         self._set(self.name, _kept_features(self.tensor, index, -1 if self.transposed else -2))
         if self.bias is not None:
             self._set(self.bias, _kept_features(getattr(self.module, self.bias), index, -1))
         self._set_sizes(("out_features", "nf"), index.shape[-1])
 
-    def keep_inputs(self, index: torch.Tensor) -> None:
+    def keep_inputs(self, index: Tensor) -> None:
         """Keep the input features `index`, in place."""
         self._set(self.name, _kept_features(self.tensor, index, -2 if self.transposed else -1))
         self._set_sizes(("in_features", "nx"), index.shape[-1])
 
-    def zero_inputs(self, kept: torch.Tensor) -> None:
+    def zero_inputs(self, kept: Tensor) -> None:
         """Zero all input features but `kept`."""
         _zero(self.tensor, kept, -2 if self.transposed else -1)
 
-    def zero_outputs(self, kept: torch.Tensor) -> None:
+    def zero_outputs(self, kept: Tensor) -> None:
         """Zero all output features but `kept`, and their biases."""
         _zero(self.tensor, kept, -1 if self.transposed else -2)
         if self.bias is not None:
             _zero(getattr(self.module, self.bias), kept, -1)
 
-    def _set(self, name: str, value: torch.Tensor) -> None:
+    def _set(self, name: str, value: Tensor) -> None:
         setattr(self.module, name, successor(getattr(self.module, name), value))
 
     def _set_sizes(self, names: tuple[str, ...], size: int) -> None:
@@ -113,14 +113,14 @@ def _weight(path: str, module: Any, name: str, bias: str) -> Weight:
     )
 
 
-def _zero(tensor: torch.Tensor, kept: torch.Tensor, axis: int) -> None:
+def _zero(tensor: Tensor, kept: Tensor, axis: int) -> None:
     """Zero all entries of an axis but `kept`."""
     is_removed = torch.ones(tensor.shape, dtype=torch.bool, device=tensor.device)
     is_removed.scatter_(axis, _expanded(kept, is_removed, axis), value=False)
     tensor.data.masked_fill_(is_removed, 0)
 
 
-def _expanded(index: torch.Tensor, like: torch.Tensor, axis: int) -> torch.Tensor:
+def _expanded(index: Tensor, like: Tensor, axis: int) -> Tensor:
     """Expand `index` [kept] or [E, kept] to the shape that gather and scatter need along `axis`."""
     shape = [1] * like.dim()
     if index.dim() == 2:
@@ -131,7 +131,7 @@ def _expanded(index: torch.Tensor, like: torch.Tensor, axis: int) -> torch.Tenso
     return index.to(like.device).view(shape).expand(full)
 
 
-def _kept_features(tensor: torch.Tensor, index: torch.Tensor, axis: int) -> torch.Tensor:
+def _kept_features(tensor: Tensor, index: Tensor, axis: int) -> Tensor:
     """Return the entries `index` of an axis."""
     return tensor.detach().gather(axis, _expanded(index, tensor, axis)).contiguous()
 
@@ -158,14 +158,14 @@ def layer_matrices(model: nn.Module) -> dict[str, nn.Module]:
     return matrices
 
 
-def weight_of(module: Any) -> torch.Tensor:
+def weight_of(module: Any) -> Tensor:
     """Return the weight of a linear module as a view [N, K]; Conv1D stores [K, N]."""
-    weight: torch.Tensor = module.weight.detach()
+    weight: Tensor = module.weight.detach()
     return weight.T if isinstance(module, Conv1D) else weight
 
 
 def expert_notes(model: nn.Module) -> list[str]:
-    """Write a note on the share of experts, which `layer_matrices` leaves out; empty without any."""
+    """Write a note on the share of experts, which `layer_matrices` leaves out; empty if none."""
     total = experts = 0
     name, layers = decoder_layers(model)
     for path, parameter in layers.named_parameters(prefix=name):

@@ -46,13 +46,13 @@ class Applied:
     """A pruned model and the record of what was done to it."""
 
     model: torch.nn.Module
-    # Into run.json as `pruning`: "kept": {...} dimensions per layer, "notes": [...], and "sparsity"
-    # (nominal) if it differs from the point's. Plain JSON values.
+    # It becomes `pruning` in run.json, in plain JSON: "kept" (dimensions per layer), "notes",
+    # and the nominal "sparsity" if it differs from the point's.
     record: Record
-    layer_map: list[int] | None = None  # entry i: the index of layer i in the dense model
-    # The indices kept, by module name: for checks, not written to run.json.
+    layer_map: list[int] | None = None  # entry i is the index of layer i in the dense model
+    # The kept indices by module name, which serve checks and are not written to run.json.
     kept: dict[str, list[int]] = field(default_factory=dict)
-    # Routers that recovery training can train; see `tracer.routing.learning`.
+    # The routers that recovery training can train; see `tracer.routing.learning`.
     learners: list[Learner] = field(default_factory=list)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
@@ -52,7 +52,7 @@ from prunescope.tracer.routing.learning import (
 )
 from prunescope.tracer.routing.prenorm import check_runs, has_mixers, movable_layers, rebuild
 
-_LEAST_SPREAD = 1e-3  # of a feature, as a share of the largest spread
+_LEAST_SPREAD = 1e-3  # the spread of a feature, as a share of the largest one
 _TINY = 1e-12
 
 
@@ -153,7 +153,7 @@ class _Route:
         """Set the decisions to a copy that `saved` made."""
         self.skipped, self.left = set(saved["skipped"]), saved["left"]
 
-    def held(self, step: StaticStep) -> torch.Tensor:
+    def held(self, step: StaticStep) -> Tensor:
         """Return which layers of a static step run, 0 or 1 for each; `start` samples them.
 
         Raises:
@@ -168,7 +168,7 @@ class _Route:
             step.hold(self.sampler.number, functools.partial(self._sample, step.turn.device))
         return step.held(self.sampler.number)
 
-    def _sample(self, device: torch.device) -> torch.Tensor:
+    def _sample(self, device: torch.device) -> Tensor:
         """Sample one forward: 1 for each layer that runs, else 0."""
         self.start(past=0)
         runs = [float(index not in self.skipped) for index in range(self.num_layers)]
@@ -189,20 +189,20 @@ class _Route:
 class _DepthRouter(nn.Module):
     """A router that scores the mean hidden state of each sequence, [h] → 1."""
 
-    def __init__(self, point: Point, layer: int, like: torch.Tensor, hidden: int) -> None:
+    def __init__(self, point: Point, layer: int, like: Tensor, hidden: int) -> None:
         super().__init__()
         self.weight = score_weight(
             1, hidden, like=like, seed=point.seed, purpose=f"dynamic-depth {layer}"
         )
         self.sparsity, self.threshold = point.sparsity, 0.0
-        # During training: mean and standard deviation [h] of the states of sequences.
-        self.standard: tuple[torch.Tensor, torch.Tensor] | None = None
+        # During training they are the mean and standard deviation [h] of the states of sequences.
+        self.standard: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return how far each sequence of x [B, T, h] is above the threshold to run, [B, 1]."""
         return self.score(x) - self.threshold
 
-    def score(self, x: torch.Tensor) -> torch.Tensor:
+    def score(self, x: Tensor) -> Tensor:
         """Score each sequence of x [B, T, h]: [B, 1]."""
         pooled = x.mean(1).to(self.weight.dtype)
         if self.standard is not None:
@@ -210,7 +210,7 @@ class _DepthRouter(nn.Module):
             pooled = (pooled - mean) / spread
         return linear(pooled, self.weight)
 
-    def standardise(self, states: torch.Tensor) -> None:
+    def standardise(self, states: Tensor) -> None:
         """Score states relative to the mean and spread of `states` [n, h] until `unstandardise`.
 
         The scores of these states then have a spread of 1. Otherwise the large components that all
@@ -244,7 +244,7 @@ class _Skippable(Counted):
         """The decisions of earlier layers: which layers are skipped."""
         return self.route
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run or skip the layer: [B, T, h] to [B, T, h]."""
         arguments = name_arguments(self, args, kwargs)
         index, mask = self.place.number, arguments.get("attention_mask")
@@ -273,17 +273,17 @@ class _Skippable(Counted):
             arguments["attention_mask"] = cached.mask_of(mask, tokens)
         return self._run(hidden_states, arguments)
 
-    def _run(self, x: torch.Tensor, arguments: dict[str, Any]) -> Any:
+    def _run(self, x: Tensor, arguments: dict[str, Any]) -> Any:
         """Run the layer, and note the length of its output tuple."""
         output = super().forward(x, **arguments)  # type: ignore[misc]
         self.outputs = len(output) if isinstance(output, tuple) else 0
         return output
 
-    def _skip(self, x: torch.Tensor) -> Any:
+    def _skip(self, x: Tensor) -> Any:
         """Return the input in the form of the layer's output."""
         return (x, *[None] * (self.outputs - 1)) if self.outputs else x
 
-    def _forward_static(self, x: torch.Tensor, arguments: dict[str, Any]) -> Any:
+    def _forward_static(self, x: Tensor, arguments: dict[str, Any]) -> Any:
         """Run the layer in a static step, where the host decides nothing.
 
         With "lower" the number of tokens alone decides whether it runs. Otherwise it always runs,
@@ -306,7 +306,7 @@ class _Skippable(Counted):
             arguments["attention_mask"] = mask.masked_fill(~shown, hidden)
         return with_first(self._run(x, arguments), lambda y: torch.where(ran > 0, y, x))
 
-    def _score(self, x: torch.Tensor) -> torch.Tensor:
+    def _score(self, x: Tensor) -> Tensor:
         """Return the router's scores of x [B, T, h]; a trained router decides by their mean.
 
         Random decisions were made in `start`. Those of a trained router are made here, and
@@ -319,7 +319,7 @@ class _Skippable(Counted):
         return above
 
     def _forward_gated(
-        self, x: torch.Tensor, arguments: dict[str, Any], above: torch.Tensor, *, runs: bool
+        self, x: Tensor, arguments: dict[str, Any], above: Tensor, *, runs: bool
     ) -> Any:
         """Return, in training, the layer or the identity, with the gradient of a mix of both."""
         gate = straight_through(above) - (0 if runs else 1)
@@ -395,7 +395,7 @@ class _DepthLearner:
                 site.router.threshold = quantile(scores.flatten(), site.router.sparsity)
 
     def record(self) -> RouterTraining:
-        """Return the share of sequences that each layer runs for; all forwards skip equally many."""
+        """Return the share of sequences for which each layer runs."""
         shares = [round(1 - site.router.sparsity, 4) for site in self.sites]
         return RouterTraining(
             unit="layers", trained=len(self.sites), kept_by_layer={"layer": shares}

@@ -14,13 +14,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.attention.counted_cache import counted_layer, past_length
 from prunescope.tracer.attention.parts import AttentionParts
+from prunescope.tracer.attention.projections import KV
 from prunescope.tracer.attention.pruned import PlainAttention, lower_right, refuse_padding
 from prunescope.tracer.attention.rotation import Rotary, first_sequence, taken_rotary
 from prunescope.tracer.calibration.collect import calibration_of
@@ -173,12 +174,12 @@ class _RoutedAttention(PlainAttention, Counted):
 
     def forward(  # type: ignore[override]
         self,
-        hidden_states: torch.Tensor,
+        hidden_states: Tensor,
         position_embeddings: Rotary | None = None,
         attention_mask: Any = None,
         *,
         cache: Any = None,
-        residual: torch.Tensor | None = None,
+        residual: Tensor | None = None,
         **_: Any,
     ) -> Any:
         """Attend with the active rows of normed hidden states [B, T, h].
@@ -197,7 +198,7 @@ class _RoutedAttention(PlainAttention, Counted):
         return add_rows(residual, rows.flat, output)
 
     def _attend(
-        self, hidden: torch.Tensor, rotary: Rotary | None, given: Any, cache: Any
+        self, hidden: Tensor, rotary: Rotary | None, given: Any, cache: Any
     ) -> tuple[Rows | None, Any]:
         """Return the active rows, and their attention output [.., k, h]."""
         past = past_length(cache, self.layer_idx)
@@ -207,12 +208,8 @@ class _RoutedAttention(PlainAttention, Counted):
         return rows, None if rows is None else self._attend_rows(hidden, rotary, (k, v), rows)
 
     def _attend_rows(
-        self,
-        hidden: torch.Tensor,
-        rotary: Rotary | None,
-        keys_values: tuple[torch.Tensor, torch.Tensor],
-        rows: Rows,
-    ) -> torch.Tensor:
+        self, hidden: Tensor, rotary: Rotary | None, keys_values: KV, rows: Rows
+    ) -> Tensor:
         """Attend with the active rows to the whole cache: [.., k, h]."""
         width, (k, v) = hidden.shape[-1], keys_values
         x = hidden.reshape(-1, width).index_select(0, rows.flat).view(*rows.positions.shape, width)
@@ -230,7 +227,7 @@ class _RoutedKeys(_RoutedAttention):
     """Attention with keys and values of the active tokens alone."""
 
     def _attend(
-        self, hidden: torch.Tensor, rotary: Rotary | None, given: Any, cache: Any
+        self, hidden: Tensor, rotary: Rotary | None, given: Any, cache: Any
     ) -> tuple[Rows | None, Any]:
         """Return the active rows, and their attention output [.., k, h]."""
         tokens = hidden.shape[1]
@@ -247,8 +244,8 @@ class _RoutedKeys(_RoutedAttention):
         return None, None
 
     def _attend_active(
-        self, hidden: torch.Tensor, rotary: Rotary | None, rows: Rows, layer: Any
-    ) -> torch.Tensor:
+        self, hidden: Tensor, rotary: Rotary | None, rows: Rows, layer: Any
+    ) -> Tensor:
         """Attend with the active rows to the keys of active rows: [.., k, h]."""
         batch, tokens, width = hidden.shape
         x = hidden.reshape(-1, width).index_select(0, rows.flat).view(*rows.positions.shape, width)
@@ -274,7 +271,7 @@ class _RoutedKeys(_RoutedAttention):
         return self.output(self.attend(q, k, v, _mask_of(present, q)))
 
 
-def _filled_slots(rows: Rows, batch: int, *, is_part: bool) -> torch.Tensor | None:
+def _filled_slots(rows: Rows, batch: int, *, is_part: bool) -> Tensor | None:
     """Return a mask [B, slots] of the sequences that have a key in each new slot; None means all.
 
     Sequences without an active token in a decode step have none (`is_part`), and neither have rows
@@ -286,9 +283,7 @@ def _filled_slots(rows: Rows, batch: int, *, is_part: bool) -> torch.Tensor | No
     return None if rows.gate is None else (rows.gate != 0).view(batch, -1)
 
 
-def _append_present(
-    layer: Any, new: torch.Tensor | None, batch: int, slots: int
-) -> torch.Tensor | None:
+def _append_present(layer: Any, new: Tensor | None, batch: int, slots: int) -> Tensor | None:
     """Append to `layer.present` [B, held] which sequences have a key in the newest slots.
 
     The result is `layer.present`; None while there is no empty slot.
@@ -304,7 +299,7 @@ def _append_present(
     return layer.present
 
 
-def _mask_of(present: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+def _mask_of(present: Tensor, q: Tensor) -> Tensor:
     """Make an additive mask [k, 1, T, L] that hides empty slots [k, L] and later tokens.
 
     Each of the T newest tokens sees itself, so that no row is empty.
@@ -328,7 +323,7 @@ class _RoutedLayer(compat.TakesCache):
         self.post_attention_layernorm = parts.post_attention_layernorm
         self.mlp = RoutedMlp(parts.mlp, router)
 
-    def forward(self, hidden_states: torch.Tensor, **arguments: Any) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
         """Run attention and MLP on their active rows: [B, T, h] to [B, T, h]."""
         normed = self.input_layernorm(hidden_states)
         hidden_states = self.self_attn(normed, residual=hidden_states, **arguments)

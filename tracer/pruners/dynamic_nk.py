@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
@@ -30,6 +30,7 @@ from prunescope.tracer.attention.blocks import (
 )
 from prunescope.tracer.attention.counted_cache import past_length
 from prunescope.tracer.attention.parts import AttentionParts
+from prunescope.tracer.attention.projections import KV, QKV
 from prunescope.tracer.attention.pruned import PlainAttention, lower_right, refuse_padding
 from prunescope.tracer.attention.rotation import Rotary
 from prunescope.tracer.attention.static_layers import BlockLayer
@@ -88,7 +89,7 @@ def _check_flex(model: PreTrainedModel, point: Point, block: int) -> None:
         )
 
 
-def _join(parts: list[torch.Tensor]) -> torch.Tensor:
+def _join(parts: list[Tensor]) -> Tensor:
     """Join the outputs of consecutive query blocks to [B, T, n_q·d]; a single one is not copied."""
     return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
@@ -140,27 +141,21 @@ class BlockRouter(nn.Module):
         super().__init__()
         self.sparsity, self.sampler = point.sparsity, sampler.stream_for(point, purpose)
 
-    def forward(
-        self, q: torch.Tensor, keys: torch.Tensor, *, layer: Any, past: int, block: int
-    ) -> list[Group]:
-        """Choose the blocks of each query block by queries [B, n_q, T, d] and keys [B, n_kv, L, d]."""
+    def forward(self, q: Tensor, keys: Tensor, *, layer: Any, past: int, block: int) -> list[Group]:
+        """Choose blocks by queries [B, n_q, T, d] and keys [B, n_kv, L, d]."""
         heads = keys.shape[1]
         mean_q = pooled(q.unflatten(1, (heads, -1)).mean(2), block)  # [B, n_kv, blocks, d]
         mean_k = pooled_keys(layer, keys, block, past)
         scores = (mean_q @ mean_k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
         return self.choose(scores, block=block, length=keys.shape[2], like=q)
 
-    def choose(
-        self, scores: torch.Tensor, *, block: int, length: int, like: torch.Tensor
-    ) -> list[Group]:
+    def choose(self, scores: Tensor, *, block: int, length: int, like: Tensor) -> list[Group]:
         """Choose the blocks by scores [B, n_kv, query blocks, key blocks]."""
         scores = self.sampler.replace(scores)
         chosen = choose_groups(scores, block=block, length=length, sparsity=self.sparsity)
         return with_masks(chosen, like=like) if like.shape[2] > 1 else chosen
 
-    def choose_static(
-        self, scores: torch.Tensor, layer: Any, own: torch.Tensor
-    ) -> tuple[Group, torch.Tensor]:
+    def choose_static(self, scores: Tensor, layer: Any, own: Tensor) -> tuple[Group, Tensor]:
         """Choose the blocks of one token by scores [B, n_kv, 1, blocks] of a static cache.
 
         As many blocks are chosen as any token attends to. The second result is a mask [m] of those
@@ -169,7 +164,7 @@ class BlockRouter(nn.Module):
         block, length, most = layer.block, layer.max_cache_len, layer.most
         places = torch.arange(scores.shape[-1], device=scores.device)
         scores = self.sampler.replace(scores).masked_fill(places >= own, float("-inf"))
-        chosen = scores.topk(most, dim=-1).indices  # the best first
+        chosen = scores.topk(most, dim=-1).indices  # in descending order of their scores
         group = static_group(chosen, own, block=block, length=length)
         earlier = torch.arange(most, device=own.device) < layer.num_earlier(own)
         offsets = torch.arange(block, device=own.device)
@@ -181,9 +176,9 @@ class ValueRouter(BlockRouter):
     """A router that ranks value blocks by the attention of a query block to them."""
 
     def forward(  # type: ignore[override]
-        self, weights: torch.Tensor, *, block: int
+        self, weights: Tensor, *, block: int
     ) -> list[Group]:
-        """Choose blocks by attention weights [B, n_kv, T, L], the means over the heads of a group."""
+        """Choose blocks by attention weights [B, n_kv, T, L], means over the heads of a group."""
         rows = pooled(weights, block)
         mass = pooled(rows.transpose(-1, -2), block).transpose(-1, -2)
         return self.choose(mass, block=block, length=weights.shape[3], like=weights[:, :, :1])
@@ -203,12 +198,12 @@ class _BlockAttention(PlainAttention, Counted):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
+        hidden_states: Tensor,
         position_embeddings: Rotary | None = None,
         attention_mask: Any = None,
         cache: Any = None,
         **_: Any,
-    ) -> tuple[torch.Tensor, None]:
+    ) -> tuple[Tensor, None]:
         """Attend to the chosen blocks, and count them: [B, T, h] to [B, T, h]."""
         step = static_step()
         if step is not None:
@@ -234,9 +229,7 @@ class _BlockAttention(PlainAttention, Counted):
         self.tally.add(read, total)
         return self.output(attended), None
 
-    def _static_prompt(
-        self, layer: Any, q: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]
-    ) -> torch.Tensor:
+    def _static_prompt(self, layer: Any, q: Tensor, kv: KV) -> Tensor:
         """Attend with a prompt on an empty static cache: [B, T, n_q·d]."""
         tokens = q.shape[2]
         block = self.sizes.choose_for_prompt(tokens)
@@ -246,9 +239,7 @@ class _BlockAttention(PlainAttention, Counted):
         self._count_blocks(layer, tokens, read, whole * (whole + 1) // 2)
         return attended
 
-    def _static_token(
-        self, layer: Any, q: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]
-    ) -> torch.Tensor:
+    def _static_token(self, layer: Any, q: Tensor, kv: KV) -> Tensor:
         """Attend with one token on a filled static cache: [B, 1, n_q·d]."""
         own = layer.add_newest(kv[0])
         attended = self.attend_static(q, kv, layer, own)
@@ -260,19 +251,13 @@ class _BlockAttention(PlainAttention, Counted):
         return attended
 
     def _count_blocks(self, layer: Any, tokens: int, read: int, total: int) -> None:
-        """Count the blocks read, and the tokens: a static cache does not tell the host its length."""
+        """Count the blocks read, and the tokens, which a static cache does not tell the host."""
         if not torch.compiler.is_compiling():
             layer.tokens = tokens
             self.tally.add(read, total)
 
-    def attend_static(
-        self,
-        q: torch.Tensor,
-        kv: tuple[torch.Tensor, torch.Tensor],
-        layer: Any,
-        own: torch.Tensor,
-    ) -> torch.Tensor:
-        """Attend with one token in block `own` [1] to all places of a static cache: [B, 1, n_q·d]."""
+    def attend_static(self, q: Tensor, kv: KV, layer: Any, own: Tensor) -> Tensor:
+        """Attend with one token in block `own` [1] to a static cache: [B, 1, n_q·d]."""
         k, v = kv
         grouped = q.unflatten(1, (k.shape[1], -1)).mean(2)  # [B, n_kv, 1, d]
         means = layer.means().to(k.dtype)
@@ -282,14 +267,7 @@ class _BlockAttention(PlainAttention, Counted):
         mask = torch.where(valid, 0.0, float("-inf")).to(q.dtype).view(1, 1, 1, -1)
         return self.attend(q, group.gathered(k), group.gathered(v), mask)
 
-    def attend_blocks(
-        self,
-        qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-        *,
-        layer: Any,
-        past: int,
-        block: int,
-    ) -> tuple[torch.Tensor, int]:
+    def attend_blocks(self, qkv: QKV, *, layer: Any, past: int, block: int) -> tuple[Tensor, int]:
         """Attend to the chosen blocks: [B, T, n_q·d], and the number of blocks read."""
         q, k, v = qkv
         groups = self.router(q, k, layer=layer, past=past, block=block)
@@ -309,7 +287,7 @@ class _BlockAttention(PlainAttention, Counted):
 class FlexRouter(BlockRouter):
     """A router that chooses a block mask for a prompt, and as a BlockRouter for a single token."""
 
-    def choose(self, scores: torch.Tensor, *, block: int, length: int, like: torch.Tensor) -> Any:
+    def choose(self, scores: Tensor, *, block: int, length: int, like: Tensor) -> Any:
         """Choose by scores [B, n_kv, query blocks, key blocks]."""
         if like.shape[2] == 1:
             return super().choose(scores, block=block, length=length, like=like)
@@ -327,14 +305,7 @@ class _FlexAttention(_BlockAttention):
 
     router_kind = FlexRouter
 
-    def attend_blocks(
-        self,
-        qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-        *,
-        layer: Any,
-        past: int,
-        block: int,
-    ) -> tuple[torch.Tensor, int]:
+    def attend_blocks(self, qkv: QKV, *, layer: Any, past: int, block: int) -> tuple[Tensor, int]:
         """Attend to the chosen blocks: [B, T, n_q·d], and the number of blocks read."""
         q, k, v = qkv
         if q.shape[2] == 1:
@@ -351,12 +322,12 @@ class _ValueAttention(_BlockAttention):
 
     def attend_blocks(
         self,
-        qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        qkv: QKV,
         *,
         layer: Any,  # noqa: ARG002
         past: int,
         block: int,
-    ) -> tuple[torch.Tensor, int]:
+    ) -> tuple[Tensor, int]:
         """Attend to the chosen value blocks: [B, T, n_q·d], and the number of blocks read."""
         q, k, v = qkv
         heads, tokens = k.shape[1], q.shape[2]
@@ -369,13 +340,7 @@ class _ValueAttention(_BlockAttention):
         parts = [self._multiply_values(weights, v, group, 0 if past else block) for group in groups]
         return _join(parts), num_blocks_seen(groups)
 
-    def attend_static(
-        self,
-        q: torch.Tensor,
-        kv: tuple[torch.Tensor, torch.Tensor],
-        layer: Any,
-        own: torch.Tensor,
-    ) -> torch.Tensor:
+    def attend_static(self, q: Tensor, kv: KV, layer: Any, own: Tensor) -> Tensor:
         """Attend with one token to all places of a static cache, with all scores: [B, 1, n_q·d]."""
         k, v = kv
         heads, length = k.shape[1], k.shape[2]
@@ -389,9 +354,7 @@ class _ValueAttention(_BlockAttention):
         chosen = weights.gather(-1, places) * valid.to(weights.dtype)
         return (chosen @ group.gathered(v)).flatten(1).unsqueeze(1)
 
-    def _multiply_values(
-        self, weights: torch.Tensor, v: torch.Tensor, group: Group, block: int
-    ) -> torch.Tensor:
+    def _multiply_values(self, weights: Tensor, v: Tensor, group: Group, block: int) -> Tensor:
         """Multiply weights [B, n_kv, G, T, L] by the chosen values: [B, rows, n_q·d].
 
         `block` is 0 in decode.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
@@ -101,12 +101,12 @@ class ChannelPredictor(nn.Module):
         rank, purpose = aligned(max(_RANK, hidden / _RANK)), f"dynamic-width {layer}"
         self.sparsity, self.align = point.sparsity, point.align
         self.sampler = sampler.stream_for(point, purpose)
-        self.chosen: torch.Tensor | None = None
+        self.chosen: Tensor | None = None
         seed = point.seed
         self.weight_in = score_weight(rank, hidden, like=like, seed=seed, purpose=f"{purpose} in")
         self.weight_out = score_weight(part.total, rank, like=like, seed=seed, purpose=purpose)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Choose the channels [f'] with the highest scores for x [.., h], sorted.
 
         They are kept in `chosen` until the next forward.
@@ -129,7 +129,7 @@ class _Slicing:
         self.fused = not inputs and weight.n == 2 * total
         self.interleaved = not getattr(weight.module, "is_concatenated", True)
 
-    def features(self) -> torch.Tensor:
+    def features(self) -> Tensor:
         """Return the features of the chosen channels: [f'], or [2·f'] of a fused gate and up."""
         chosen = self.router.chosen
         assert chosen is not None
@@ -143,18 +143,18 @@ class _Slicing:
 class _Sliced:
     """A linear layer that runs on some of its output or input features; its weight is kept."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor | None
+    weight: Tensor
+    bias: Tensor | None
     slicing: _Slicing
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Multiply by the slice: x [.., K] to [.., f'], or [.., f'] to [.., N]."""
         slicing, bias = self.slicing, self.bias
         features = slicing.features()
         if bias is not None and not slicing.inputs:
             bias = bias.index_select(0, features)
         weight = self.weight.index_select(slicing.axis, features)
-        if slicing.axis == int(slicing.inputs):  # stored [N, K]
+        if slicing.axis == int(slicing.inputs):  # the weight is stored as [N, K]
             return linear(x, weight, bias)
         rows = x.reshape(-1, x.shape[-1])
         output = rows @ weight if bias is None else torch.addmm(bias, rows, weight)
@@ -166,7 +166,7 @@ class _Predicting(Counted):
 
     router: ChannelPredictor
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the module on the channels that the router chooses."""
         channels = self.router(x)
         self.tally.add(channels.numel(), self.router.weight_out.shape[0])

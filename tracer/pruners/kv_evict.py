@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunescope.taxonomy.families.kv_evict import OBSERVED
@@ -22,6 +22,7 @@ from prunescope.taxonomy.keep import kept_count
 from prunescope.taxonomy.plan import RANKED_AT_ONCE
 from prunescope.tracer.attention.counted_cache import CountedKeys, counted_layer
 from prunescope.tracer.attention.parts import AttentionParts
+from prunescope.tracer.attention.projections import KV
 from prunescope.tracer.attention.pruned import PlainAttention, lower_right, refuse_padding
 from prunescope.tracer.attention.rotation import Rotary
 from prunescope.tracer.attention.static_layers import MassLayer, QueueLayer
@@ -74,9 +75,7 @@ class _Ranker(nn.Module):
 class KeyRanker(_Ranker):
     """A ranker of a prompt's keys by the attention of its last tokens, for each KV head."""
 
-    def forward(
-        self, q: torch.Tensor, keys: torch.Tensor, *, count: int, scaling: float, sets: int
-    ) -> torch.Tensor:
+    def forward(self, q: Tensor, keys: Tensor, *, count: int, scaling: float, sets: int) -> Tensor:
         """Return the rows of the `count` keys to keep in each of the cache's `sets`.
 
         A set is a KV head, or all heads that share latents. The keys [B, n_kv, S, d] are ranked by
@@ -100,15 +99,8 @@ class MassRanker(_Ranker):
     """A ranker of cached keys by the attention of all queries so far, for each KV head."""
 
     def forward(
-        self,
-        q: torch.Tensor,
-        keys: torch.Tensor,
-        mass: torch.Tensor | None,
-        *,
-        count: int,
-        scaling: float,
-        sets: int,
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        self, q: Tensor, keys: Tensor, mass: Tensor | None, *, count: int, scaling: float, sets: int
+    ) -> tuple[Tensor | None, Tensor]:
         """Rank the keys of each of the cache's `sets`, and return the `count` that stay.
 
         New queries [B, n_q, T, d] add to the attention that the keys [B, n_kv, L, d] got before,
@@ -133,7 +125,7 @@ class MassRanker(_Ranker):
         return flat_key_rows(index, keys.shape[2]), added.gather(-1, index)
 
 
-def attention_mass(q: torch.Tensor, keys: torch.Tensor, *, scaling: float) -> torch.Tensor:
+def attention_mass(q: Tensor, keys: Tensor, *, scaling: float) -> Tensor:
     """Add up the attention weights of the newest queries [B, n_q, T, d] to keys [B, n_kv, L, d].
 
     They are summed over the queries and averaged over the heads of a group: [B, n_kv, L] in
@@ -168,12 +160,12 @@ class _EvictingAttention(PlainAttention, Counted):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
+        hidden_states: Tensor,
         position_embeddings: Rotary | None = None,
         attention_mask: Any = None,
         cache: Any = None,
         **_: Any,
-    ) -> tuple[torch.Tensor, None]:
+    ) -> tuple[Tensor, None]:
         """Attend to the keys in the cache, and evict: [B, T, h] to [B, T, h]."""
         q, k, v = self.projected(hidden_states, position_embeddings)
         step = static_step()
@@ -197,9 +189,7 @@ class _EvictingAttention(PlainAttention, Counted):
         self.evict(held, q, k, first=first)
         return self.output(attended), None
 
-    def _static_prompt(
-        self, layer: Any, q: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]
-    ) -> torch.Tensor:
+    def _static_prompt(self, layer: Any, q: Tensor, kv: KV) -> Tensor:
         """Attend with a prompt on an empty static cache, then fill it: [B, T, n_q·d]."""
         tokens = q.shape[2]
         keys, values = self.expanded(*kv)
@@ -208,9 +198,7 @@ class _EvictingAttention(PlainAttention, Counted):
         self._count_keys(layer, tokens, first=True)
         return attended
 
-    def _static_token(
-        self, layer: Any, q: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]
-    ) -> torch.Tensor:
+    def _static_token(self, layer: Any, q: Tensor, kv: KV) -> Tensor:
         """Attend with one token on a filled static cache: [B, 1, n_q·d]."""
         k, v = self.expanded(*layer.update(*kv))
         seen = layer.seen()  # [1 or B, 1 or sets, L]
@@ -232,13 +220,7 @@ class _EvictingAttention(PlainAttention, Counted):
         """Make a layer of a static cache for `length` tokens."""
         return QueueLayer([self._budget(n) for n in range(length + 1)])
 
-    def fill(
-        self,
-        layer: Any,
-        q: torch.Tensor,
-        kv: tuple[torch.Tensor, torch.Tensor],
-        keys: torch.Tensor,
-    ) -> None:
+    def fill(self, layer: Any, q: Tensor, kv: KV, keys: Tensor) -> None:
         """Put into a static layer the budget of keys that stay after a prompt.
 
         They are chosen by the prompt's queries `q`, its cached keys and values `kv`, and its
@@ -247,17 +229,17 @@ class _EvictingAttention(PlainAttention, Counted):
         tokens = q.shape[2]
         budget = self._budget(tokens)
         k, v = self.kept(q, kv, keys, budget)
-        # In decode one place behind the pinned keys is that of the newest.
+        # In decode the newest key needs one place behind the pinned ones.
         pinned = min(self.kept_first, max(0, budget - 2))
         layer.fill(k, v, tokens=tokens, pinned=pinned)
 
     def kept(
         self,
-        q: torch.Tensor,  # noqa: ARG002
-        kv: tuple[torch.Tensor, torch.Tensor],
-        keys: torch.Tensor,  # noqa: ARG002
+        q: Tensor,  # noqa: ARG002
+        kv: KV,
+        keys: Tensor,  # noqa: ARG002
         budget: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> KV:
         """Return the `budget` keys and values of a prompt that stay.
 
         The first to leave are in front, behind the sinks.
@@ -268,9 +250,7 @@ class _EvictingAttention(PlainAttention, Counted):
         first = min(self.kept_first, budget - 1)
         return _without(kv[0], first, evicted), _without(kv[1], first, evicted)
 
-    def static_evict(
-        self, layer: Any, q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor
-    ) -> None:
+    def static_evict(self, layer: Any, q: Tensor, k: Tensor, mask: Tensor) -> None:
         """Evict after a token on a static cache; a queue needs nothing."""
 
     def make_room(self, held: CountedKeys, count: int) -> None:
@@ -283,7 +263,7 @@ class _EvictingAttention(PlainAttention, Counted):
             held.keys = _without(held.keys, first, count)
             held.values = _without(held.values, first, count)
 
-    def evict(self, held: CountedKeys, q: torch.Tensor, k: torch.Tensor, *, first: bool) -> None:
+    def evict(self, held: CountedKeys, q: Tensor, k: Tensor, *, first: bool) -> None:
         """Reduce the cache of a prompt (`first`) to its budget, after its queries have attended.
 
         The kept keys are copied, so that memory is freed.
@@ -311,13 +291,7 @@ class _RankedAttention(_EvictingAttention):
         """Add the router, which ranks once, at the end of the prompt."""
         self.router = KeyRanker(sampler)
 
-    def kept(
-        self,
-        q: torch.Tensor,
-        kv: tuple[torch.Tensor, torch.Tensor],
-        keys: torch.Tensor,
-        budget: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def kept(self, q: Tensor, kv: KV, keys: Tensor, budget: int) -> KV:
         """Return the keys and values that the end of the prompt attends to most."""
         if budget == kv[0].shape[2]:
             return kv
@@ -337,13 +311,7 @@ class _AccumulatingAttention(_EvictingAttention):
         """Make a layer of a static cache for `length` tokens."""
         return MassLayer([self._budget(n) for n in range(length + 2)])
 
-    def fill(
-        self,
-        layer: Any,
-        q: torch.Tensor,
-        kv: tuple[torch.Tensor, torch.Tensor],
-        keys: torch.Tensor,
-    ) -> None:
+    def fill(self, layer: Any, q: Tensor, kv: KV, keys: Tensor) -> None:
         """Put into a static layer the keys that the prompt attended to most."""
         tokens, sets = q.shape[2], kv[0].shape[1]
         count = max(1, self._budget(tokens + 1) - 1)
@@ -351,9 +319,7 @@ class _AccumulatingAttention(_EvictingAttention):
         k, v = kv if rows is None else (take_rows(kv[0], rows), take_rows(kv[1], rows))
         layer.fill(k, v, mass, tokens=tokens)
 
-    def static_evict(
-        self, layer: Any, q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor
-    ) -> None:
+    def static_evict(self, layer: Any, q: Tensor, k: Tensor, mask: Tensor) -> None:
         """Add the attention of a token to the mass, and make room for the next token."""
         sets = layer.mass.shape[1]
         scores = q.unflatten(1, (k.shape[1], -1)).squeeze(3) @ k.transpose(-1, -2)
@@ -366,7 +332,7 @@ class _AccumulatingAttention(_EvictingAttention):
     def make_room(self, held: CountedKeys, count: int) -> None:
         """Do nothing, since the forward before made room."""
 
-    def evict(self, held: CountedKeys, q: torch.Tensor, k: torch.Tensor, *, first: bool) -> None:
+    def evict(self, held: CountedKeys, q: Tensor, k: Tensor, *, first: bool) -> None:
         """Keep, after each forward, as many keys as leave room for the next token's."""
         layer: Any = held
         rows, layer.mass = self.router(
@@ -389,7 +355,7 @@ _POLICIES = {
 }
 
 
-def _without(x: torch.Tensor, first: int, count: int) -> torch.Tensor:
+def _without(x: Tensor, first: int, count: int) -> Tensor:
     """Return x [B, n, L, d] without the `count` keys from number `first` on."""
     if not first:
         return x[:, :, count:]

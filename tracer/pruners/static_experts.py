@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
@@ -29,7 +29,7 @@ from prunescope.tracer.model.layers import decoder_layers, is_known
 from prunescope.tracer.model.logits import check_same, probe
 from prunescope.tracer.pruners import Applied
 
-_LINEARS = (nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
+_LINEARS = (nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
@@ -66,7 +66,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 
 def _scores(
     model: Any, mixtures: Sequence[Mixture], point: Point, record: Record
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Tensor]:
     """Score the experts at each path, [E]; a random selection has no scores.
 
     Raises:
@@ -98,7 +98,7 @@ def _scores(
     return {path: routed.counts.double().cpu() for path, routed in by_path.items()}
 
 
-def _choose(mixture: Mixture, point: Point, scores: torch.Tensor | None) -> list[int]:
+def _choose(mixture: Mixture, point: Point, scores: Tensor | None) -> list[int]:
     """Choose the experts that stay, ascending; equally many of each group.
 
     Raises:
@@ -153,7 +153,7 @@ def _members(mixture: Mixture, kept: Sequence[int]) -> dict[int, list[int]]:
 def _note(
     record: Record, model: Any, mixtures: Sequence[Mixture], chosen: list[list[int]], point: Point
 ) -> None:
-    """Record the kept experts of each layer, and note where their share differs from the request."""
+    """Record the kept experts of each layer; note where their share differs from the request."""
     by_layer: list[list[int] | None] = [None] * len(decoder_layers(model)[1])
     for mixture, kept in zip(mixtures, chosen, strict=True):
         by_layer[mixture.layer] = kept
@@ -180,7 +180,7 @@ def _masked(mixtures: Sequence[Mixture], chosen: Sequence[Sequence[int]]) -> Ite
     """
     mask = _Mask()
     handles: list[Any] = []
-    before: list[tuple[torch.Tensor, torch.Tensor]] = []
+    before: list[tuple[Tensor, Tensor]] = []
     for mixture, kept in zip(mixtures, chosen, strict=True):
         removed = torch.ones(mixture.total, dtype=torch.bool)
         removed[list(kept)] = False
@@ -205,9 +205,9 @@ class _Mask(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.removed: torch.Tensor | None = None
+        self.removed: Tensor | None = None
 
-    def entering(self, removed: torch.Tensor) -> Any:
+    def entering(self, removed: Tensor) -> Any:
         """Make the pre-hook of a router, which begins masking."""
 
         def hook(_module: nn.Module, _args: Any) -> None:

@@ -21,7 +21,7 @@ from prunescope.tracer.model.layers import counts_without, decoder_layers, keep_
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.residual.sublayers import remove_sublayers
 
-_ATTEMPTS = 16  # random choices until one leaves a hybrid model an attention layer
+_ATTEMPTS = 16  # random choices to try until one leaves a hybrid model an attention layer
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:

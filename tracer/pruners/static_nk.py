@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunescope.taxonomy.errors import PrunescopeError
@@ -30,8 +31,8 @@ from prunescope.tracer.model.weights import weight_of, weights_of
 from prunescope.tracer.pruners import Applied
 
 _CUT = "with heads or channels cut"
-# By path of an o or down matrix, the score of each input feature; empty if parts are random.
-Scores = dict[str, torch.Tensor]
+# The score of each input feature, by the path of its o or down matrix; empty for random parts.
+Scores = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class _CutChannels:
 
     layer: int
     part: Channels
-    kept: torch.Tensor  # [kept], or [E, kept]
+    kept: Tensor  # [kept], or [E, kept]
     before: int
 
 
@@ -168,14 +169,12 @@ def _choose_channels(model: Any, name: str, point: Point, scores: Scores) -> lis
     return chosen
 
 
-def _kept_channels(
-    part: Channels, count: int, point: Point, scores: Scores, index: int
-) -> torch.Tensor:
+def _kept_channels(part: Channels, count: int, point: Point, scores: Scores, index: int) -> Tensor:
     """Choose `count` channels of an MLP [count], or of each of E experts [E, count]."""
     down, device = part.down, part.down.tensor.device
     if down.experts is not None:
         if point.by_importance:
-            # Few tokens of a text reach each expert: score by the weights alone.
+            # Few tokens of a text reach each expert, so the weights alone give the score.
             weight = down.tensor.transpose(-1, -2) if down.transposed else down.tensor  # [E, N, K]
             norms = weight.float().square().sum(1)
             rows = [best(norms[e], count) for e in range(down.experts)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunescope.taxonomy.keep import kept_hidden, rounding
@@ -108,7 +109,7 @@ def _bases(model: Any, stream: Stream, point: Point, kept: int, record: Record) 
     return bases * count if same else bases
 
 
-def _principal(moment: torch.Tensor, kept: int, *, rotate: bool) -> tuple[Basis, float]:
+def _principal(moment: Tensor, kept: int, *, rotate: bool) -> tuple[Basis, float]:
     """Return the basis with the most energy, and its share of the energy.
 
     It has principal directions (SliceGPT, arXiv 2401.15024) or, if the stream cannot be rotated,
@@ -151,7 +152,7 @@ def _narrow(model: Any, stream: Stream, bases: list[Basis], *, folded: bool) -> 
         stream.head.adopt(tied)
 
 
-def _narrow_readers(readers: list[Port], basis: Basis, gain: torch.Tensor | None) -> None:
+def _narrow_readers(readers: list[Port], basis: Basis, gain: Tensor | None) -> None:
     """Narrow readers of the stream, after multiplying them by the gain that they take over."""
     for port in readers:
         weight = port.weight if gain is None else scale_axis(port.weight, gain, port.axis)

@@ -12,8 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import StaticLayer
 
@@ -81,7 +80,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     try:
         check_runs(model, _DROPPED, sampler.stream)
     except PrunescopeError:
-        # Some models reshape hidden states to the prompt: the last layer restores all rows.
+        # Some models reshape hidden states to the prompt, so the last layer restores all rows.
         drop.last = len(layers) - 1
         check_runs(model, _DROPPED, sampler.stream)
     kept: dict[str, Any] = {"tokens": 1 - point.sparsity, "after": afters[0]}
@@ -139,11 +138,11 @@ class _Drop:
     counted: bool
     last: int | None = None
     tokens: int = 0
-    query: torch.Tensor | None = None
-    keys: torch.Tensor | None = None
-    positions: torch.Tensor | None = None
+    query: Tensor | None = None
+    keys: Tensor | None = None
+    positions: Tensor | None = None
     taken: list[tuple[Any, Any]] = field(default_factory=list)
-    mask: torch.Tensor | None = None
+    mask: Tensor | None = None
     stale: bool = True
 
     def saved(self) -> dict[str, Any]:
@@ -154,7 +153,7 @@ class _Drop:
         """Set the state to a copy that `saved` made."""
         vars(self).update(saved, taken=list(saved["taken"]))
 
-    def reduced(self, arguments: dict[str, Any], positions: torch.Tensor) -> dict[str, Any]:
+    def reduced(self, arguments: dict[str, Any], positions: Tensor) -> dict[str, Any]:
         """Reduce the arguments of a layer to the kept tokens at `positions`."""
         kept = dict(arguments)
         for name, take in (("position_embeddings", taken_rotary), ("position_ids", _taken_ids)):
@@ -176,8 +175,8 @@ class TokenRanker(nn.Module):
         self.sparsity, self.sampler, self.step, self.steps = 0.0, sampler, step, steps
 
     def forward(
-        self, hidden: torch.Tensor, query: torch.Tensor, keys: torch.Tensor, *, prompt: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, hidden: Tensor, query: Tensor, keys: Tensor, *, prompt: int
+    ) -> tuple[Tensor, Tensor]:
         """Keep k of the S tokens that are left of a `prompt`, which had that many tokens.
 
         They are ranked by the last token's query [B, n_q, 1, d] (scaled) and all keys [B, n_kv, S,
@@ -204,14 +203,10 @@ class _WatchedAttention(PlainAttention):
         self.drop = drop
 
     def attend_causally(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        given: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        self, q: Tensor, k: Tensor, v: Tensor, given: Tensor | None = None
+    ) -> Tensor:
         """Attend as the dense layer does, and store the last query and the keys of a prompt."""
-        if q.shape[2] == k.shape[2] > 1:  # a prompt on an empty cache
+        if q.shape[2] == k.shape[2] > 1:  # it is a prompt on an empty cache
             self.drop.query, self.drop.keys = q[:, :, -1:] * self.scaling, k
         return super().attend_causally(q, k, v, given)
 
@@ -229,7 +224,7 @@ class _Dropping(Counted):
         """The state that earlier layers leave: which tokens are kept."""
         return self.drop
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the layer on the tokens that are left: [B, S, h] to [B, S or k, h]."""
         arguments = name_arguments(self, args, kwargs)
         cache, mask = compat.cache_in(arguments), arguments.get("attention_mask")
@@ -263,16 +258,16 @@ class _Dropping(Counted):
             return last_columns(mask, past + rows)
         cached = self.place.counted(cache) or self.place.empty()
         reduced = cached.mask_of(mask, rows, positions)
-        # Positions count all tokens, the dropped ones too.
+        # Positions count the dropped tokens too.
         cached.seen += drop.tokens - rows
         return reduced
 
-    def _restore(self, hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def _restore(self, hidden: Tensor, positions: Tensor) -> Tensor:
         """Put rows [B, k, h] at their positions [B, k] in the prompt: [B, S, h], zero elsewhere."""
         zeros = hidden.new_zeros(hidden.shape[0], self.drop.tokens, hidden.shape[2])
         return zeros.scatter_(1, positions.unsqueeze(-1).expand_as(hidden), hidden)
 
-    def _drop_tokens(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _drop_tokens(self, hidden: Tensor) -> Tensor:
         """Return the hidden states of kept tokens; all of them if no query was stored."""
         drop, query, keys = self.drop, self.drop.query, self.drop.keys
         before = drop.positions if self.router.step > 1 else None
@@ -292,6 +287,6 @@ def _first(value: Any) -> Any:
     return value[0] if isinstance(value, tuple) else value
 
 
-def _taken_ids(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def _taken_ids(ids: Tensor, positions: Tensor) -> Tensor:
     """Return the position ids [1 or B, S] of the tokens at `positions` [B, k]."""
     return ids.expand(positions.shape[0], -1).gather(1, positions)

@@ -26,7 +26,7 @@ from prunescope.tracer.model.logits import probe
 from prunescope.tracer.pruners import Applied
 
 _HINT = "give package.module:function, a callable (model, sparsity) -> model"
-# Errors with messages of their own: not the fault of the user's code, or no such module.
+# Errors that say enough by themselves, since the user's code is not at fault or is missing.
 _PASSED_ON = (PrunescopeError, MemoryError, torch.OutOfMemoryError, ImportError)
 _FOLDERS = re.compile(r"(?<![\w.])(?:~|[A-Za-z]:)?[/\\][^\s'\"]*[/\\]")
 _LONGEST = 200  # characters of an error message
@@ -40,7 +40,7 @@ def load_method(spec: str) -> Callable[[Any, float], Any]:
     """
     module_name, _, name = spec.partition(":")
     here = str(Path.cwd())
-    # At the end: a user's folder `analysis/` or `tracer/` must not hide ours.
+    # It comes last, so that a user's folder `analysis/` or `tracer/` does not hide ours.
     added = here not in sys.path
     if added:
         sys.path.append(here)
@@ -61,7 +61,7 @@ def load_method(spec: str) -> Callable[[Any, float], Any]:
         raise PrunescopeError(
             f"{spec} does not take two arguments, a model and a sparsity", hint=_HINT
         ) from None
-    except ValueError:  # written in C: its call will tell
+    except ValueError:  # it is written in C, and its call will show
         pass
     return method
 
@@ -82,8 +82,8 @@ def apply_method(spec: str, model: nn.Module, point: Point) -> Applied:
         )
     for parameter in pruned.parameters():
         if parameter.is_floating_point() or parameter.is_complex():
-            # As in the dense baseline: torch chooses kernels by it (see
-            # tracer.model.narrow.successor).
+            # The dense baseline has it too, and torch chooses kernels by it
+            # (tracer.model.narrow.successor).
             parameter.requires_grad_()
     return Applied(model=pruned.eval(), record={})
 

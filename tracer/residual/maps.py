@@ -10,8 +10,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.model.logits import agree, probe
@@ -37,14 +36,14 @@ class MappedLayer(nn.Module):
                 self.add_module(name, getattr(layer, name))
         for name in self.maps:
             self.add_module(name, nn.Identity())
-        # Attributes that a model reads from its layers (attention type), and Granite's multiplier.
+        # Models read some attributes from their layers: the attention type, Granite's multiplier.
         for name, value in vars(layer).items():
             if isinstance(value, str | int | float) and not name.startswith("_"):
                 self.__dict__.setdefault(name, value)
         self.multiplier = float(getattr(layer, "residual_multiplier", 1.0))
         self.gives_tuple = gives_tuple
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the blocks: [B, S, h'] at the first junction to [B, S, h'] at the last."""
         arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
         for steps, name in zip(self.steps, self.maps, strict=True):
@@ -54,14 +53,14 @@ class MappedLayer(nn.Module):
                 hidden_states = hidden_states + output
         return (hidden_states, None) if self.gives_tuple else hidden_states
 
-    def _run(self, step: _Step, hidden_states: torch.Tensor, arguments: dict[str, Any]) -> Any:
+    def _run(self, step: _Step, hidden_states: Tensor, arguments: dict[str, Any]) -> Any:
         """Run one sublayer with its norms: the output that is added to the residual."""
         values: Any = getattr(self, step.before)(hidden_states) if step.before else hidden_states
         for name in step.chain:
             values = getattr(self, name)(values, **step.arguments_of(name, arguments))
             values = values[0] if isinstance(values, tuple) else values
         values = getattr(self, step.after)(values) if step.after else values
-        if values.dim() < hidden_states.dim():  # experts that return [B·S, h']
+        if values.dim() < hidden_states.dim():  # some experts return [B·S, h']
             values = values.view(hidden_states.shape)
         return values if self.multiplier == 1.0 else values * self.multiplier
 
@@ -118,7 +117,7 @@ def add_maps(model: Any, stream: Stream, bases: list[Basis]) -> None:
         for name in sublayer.modules
     ]
     if any("." in name for name in modules):
-        raise refusal  # a sublayer within another module of the layer
+        raise refusal  # a sublayer lies within another module of the layer
     mapped = {
         path: MappedLayer(model.get_submodule(path), blocks, gives_tuple=path in stream.tuples)
         for path, blocks in by_layer.items()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import cutting
@@ -31,9 +31,9 @@ class Norm:
     The gain [h] is offset + weight.
     """
 
-    gain: torch.Tensor  # float32
+    gain: Tensor  # float32
     offset: float
-    bias: torch.Tensor | None  # float32
+    bias: Tensor | None  # float32
     centred: bool
 
 
@@ -47,10 +47,10 @@ def read_norm(norm: Any, hidden: int) -> Norm:
         PrunescopeError: The norm is of another kind.
     """
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
-    like = weight if isinstance(weight, torch.Tensor) else torch.ones(hidden)
+    like = weight if isinstance(weight, Tensor) else torch.ones(hidden)
     if like.shape != (hidden,):
         raise _norm_refusal(norm)
-    # A mean other than 0 shows a norm that subtracts it.
+    # The values have a mean other than 0, which shows whether a norm subtracts it.
     probe = torch.linspace(-1, 3, hidden, device=like.device).to(like.dtype)
     with torch.no_grad():
         output = norm(probe.view(1, 1, -1)).view(-1).float()
@@ -91,9 +91,7 @@ def convert_norms(model: nn.Module, stream: Stream) -> bool:
     return True
 
 
-def narrow_stream_norm(
-    norm: Any, hidden: int, basis: Basis, *, folded: bool
-) -> torch.Tensor | None:
+def narrow_stream_norm(norm: Any, hidden: int, basis: Basis, *, folded: bool) -> Tensor | None:
     """Make an RMS norm one of h' dimensions, and return the gain [h] that readers take over.
 
     The gain is None unless it is `folded` into the readers. The norm gives what the norm over h

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from prunescope.taxonomy.errors import PrunescopeError
@@ -34,9 +34,9 @@ class Basis:
     def __init__(
         self,
         *,
-        dimensions: torch.Tensor | None = None,
-        signs: torch.Tensor | None = None,
-        directions: torch.Tensor | None = None,
+        dimensions: Tensor | None = None,
+        signs: Tensor | None = None,
+        directions: Tensor | None = None,
     ) -> None:
         self.directions, self.signs = directions, signs
         self.dimensions: Any = dimensions
@@ -46,14 +46,14 @@ class Basis:
         """The number of kept dimensions or directions, h'."""
         return self.dimensions.numel() if self.directions is None else self.directions.shape[1]
 
-    def project(self, values: torch.Tensor, axis: int = -1) -> torch.Tensor:
+    def project(self, values: Tensor, axis: int = -1) -> Tensor:
         """Project an axis of length h onto the basis, of length h'."""
         if self.directions is not None:
             return (values.movedim(axis, -1) @ self.directions).movedim(-1, axis)
         kept = values.index_select(axis, self.dimensions)
         return kept if self.signs is None else scale_axis(kept, self.signs, axis)
 
-    def matrix(self, hidden: int) -> torch.Tensor:
+    def matrix(self, hidden: int) -> Tensor:
         """Return the basis as a matrix Q [h, h']."""
         if self.directions is not None:
             return self.directions
@@ -73,12 +73,12 @@ class Port:
     bias: str = ""
 
     @property
-    def weight(self) -> torch.Tensor:
+    def weight(self) -> Tensor:
         """The parameter, in float32."""
-        weight: torch.Tensor = getattr(self.holder, self.name)
+        weight: Tensor = getattr(self.holder, self.name)
         return weight.detach().float()
 
-    def set(self, value: torch.Tensor) -> None:
+    def set(self, value: Tensor) -> None:
         """Replace the parameter by `value` in its own dtype."""
         old = getattr(self.holder, self.name)
         setattr(self.holder, self.name, successor(old, value))
@@ -92,7 +92,7 @@ class Port:
         setattr(self.holder, self.name, new)
         _set_features(self.holder, self.axis, old.shape[self.axis], new.shape[table.axis])
 
-    def shift(self, offset: torch.Tensor) -> None:
+    def shift(self, offset: Tensor) -> None:
         """Add to a reader's bias what it outputs for an offset [h] of its inputs.
 
         Raises:
@@ -110,7 +110,7 @@ class Port:
         setattr(self.holder, self.bias, successor(weight if known is None else known, added))
 
 
-def scale_axis(values: torch.Tensor, factors: torch.Tensor, axis: int) -> torch.Tensor:
+def scale_axis(values: Tensor, factors: Tensor, axis: int) -> Tensor:
     """Multiply values by `factors` [h] along an axis."""
     return (values.movedim(axis, -1) * factors).movedim(-1, axis)
 
@@ -157,7 +157,7 @@ def set_widths(layer: nn.Module, path: str, *, before: int, after: int) -> None:
             set_sizes(module, _SIZES, before=before, after=after)
 
 
-def _stacked(module: Any, name: str, value: torch.Tensor, hidden: int, *, writes: bool) -> Port:
+def _stacked(module: Any, name: str, value: Tensor, hidden: int, *, writes: bool) -> Port:
     """Return the port of stacked experts: [E, N, K], or [E, K, N] if `is_transposed`."""
     axis = 1 if writes != bool(getattr(module, "is_transposed", False)) else 2
     axis = axis if value.shape[axis] == hidden else 3 - axis

@@ -59,7 +59,7 @@ class ResidualBlock:
     sublayers: list[Sublayer]
 
     def norms(self) -> dict[str, list[Port]]:
-        """Map each norm that reads the stream to its readers; "" stands for readers without a norm."""
+        """Map each norm that reads the stream to its readers; "" is for readers without a norm."""
         readers: dict[str, list[Port]] = {}
         for sublayer in self.sublayers:
             readers.setdefault(sublayer.before, []).extend(sublayer.readers)
@@ -76,13 +76,13 @@ class Stream:
 
     layers: str  # qualified name of the layer list
     blocks: list[ResidualBlock]
-    tables: list[Port]  # of tokens and of positions
+    tables: list[Port]  # the tables of tokens and of positions
     table_norm: str  # qualified name of a norm right after the table, or ""
     head: Port
     final_norm: str
     hidden: int
     tuples: set[str]  # layers that return a tuple
-    logits: torch.Tensor  # of `probe`, of the unchanged model
+    logits: torch.Tensor  # those of `probe` for the unchanged model
 
     @property
     def is_rotatable(self) -> bool:
@@ -112,7 +112,7 @@ class Stream:
         return [port for block in self.blocks for port in block.writers()]
 
     def norms(self) -> dict[str, list[Port]]:
-        """Map each norm that reads the stream to its readers; the final norm is read by the head."""
+        """Map each norm that reads the stream to its readers; the head reads the final norm."""
         norms = {name: list(r) for block in self.blocks for name, r in block.norms().items()}
         norms.pop("", None)
         return {**norms, self.final_norm: [self.head]}

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate, matrix_role
@@ -57,7 +57,7 @@ class RemovedOutput:
     ) -> Any:
         """Return the other term of a sum; the RemovedOutput itself from any other function."""
         if getattr(function, "__name__", "") in _ADDS:
-            tensors = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, torch.Tensor)]
+            tensors = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, Tensor)]
             if tensors:
                 return tensors[0]
         return next(a for a in (*args, *(kwargs or {}).values()) if isinstance(a, cls))
@@ -79,7 +79,7 @@ class RemovedSublayer(nn.Module):
         first: Any = RemovedOutput()
         if self.masked:
             values = (*args, *kwargs.values())
-            first = torch.zeros_like(next(v for v in values if isinstance(v, torch.Tensor)))
+            first = torch.zeros_like(next(v for v in values if isinstance(v, Tensor)))
         return (first, *[None] * (self.parts - 1)) if self.parts else first
 
 

@@ -11,13 +11,13 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunescope.tracer.model.forwards import first_tensor, hooked
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.model.logits import probe
 
-# Share of the norm of a tensor: a multiplier in bfloat16 rounds by 2^-9.
+# A share of the norm of a tensor, larger than the 2^-9 by which a multiplier in bfloat16 rounds.
 _ROUNDING = 0.01
 
 
@@ -25,7 +25,7 @@ _ROUNDING = 0.01
 class Value:
     """A copy of a tensor [.., features] at the time of the call, and the address of the tensor."""
 
-    tensor: torch.Tensor
+    tensor: Tensor
     address: int
 
 
@@ -36,10 +36,10 @@ class FirstCalls:
     `order` are the modules in the order of their calls, and `logits` those of `probe`.
     """
 
-    logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
     taken: dict[str, Value] = field(default_factory=dict)
     given: dict[str, Value] = field(default_factory=dict)
-    lengths: dict[str, int] = field(default_factory=dict)  # of the tuples that modules return
+    lengths: dict[str, int] = field(default_factory=dict)  # those of the tuples that modules return
     order: list[str] = field(default_factory=list)
     alive: list[Any] = field(default_factory=list)  # addresses are reused after tensors die
 
@@ -78,7 +78,7 @@ def source_of(taken: Value, given: dict[str, Value]) -> str:
     return next(chain(itself, equal, multiples), "")
 
 
-def _is_multiple(product: torch.Tensor, base: torch.Tensor) -> bool:
+def _is_multiple(product: Tensor, base: Tensor) -> bool:
     """Return whether a tensor is a multiple of another, up to rounding."""
     square = float(base @ base)
     factor = float(product @ base) / square if square else 0.0
@@ -90,7 +90,7 @@ def _enter(path: str, seen: FirstCalls) -> Any:
     """Make the hook that records the first input of a module."""
 
     def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
-        tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
+        tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
         if path not in seen.taken and tensors:
             entering = first_tensor(args, kwargs)
             seen.alive.append(entering)
@@ -105,7 +105,7 @@ def _leave(path: str, seen: FirstCalls) -> Any:
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
         left = output[0] if isinstance(output, tuple) else output
-        if path not in seen.given and isinstance(left, torch.Tensor):
+        if path not in seen.given and isinstance(left, Tensor):
             seen.alive.append(left)
             seen.given[path] = Value(left.detach().clone(), left.data_ptr())
             if isinstance(output, tuple):

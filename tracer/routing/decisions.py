@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
@@ -60,7 +60,7 @@ class Sampler:
         self._stream = self._request_stream = random.Random(self._name)
         self._request: Request | None = None
         self._root: Sampler = shared._root if shared is not None else self
-        self._table: torch.Tensor | None = None
+        self._table: Tensor | None = None
         # In a static step each sampler has random numbers of its own, by number.
         self._count = 0
         self._root._count += 1
@@ -94,25 +94,25 @@ class Sampler:
         partner.number, partner._leader = self._root._count, self
         return partner
 
-    def replace(self, scores: torch.Tensor) -> torch.Tensor:
-        """Return uniform numbers in place of `scores`; `scores` themselves if parts are not random."""
+    def replace(self, scores: Tensor) -> Tensor:
+        """Return uniform numbers in place of `scores`, or `scores` if parts are not random."""
         if not self.is_random:
             return scores
         step = static_step()
         numbers = self._sample_now(scores) if step is None else self._sampled_before(step, scores)
         return torch.add(numbers, scores, alpha=0)
 
-    def _sample_now(self, like: torch.Tensor) -> torch.Tensor:
+    def _sample_now(self, like: Tensor) -> Tensor:
         """Return random numbers of the shape of `like`, from the host's stream."""
         count = like.numel()
         table = self._root._uniform(count, like.device)
-        # Never the whole table: for a power of two the stream would use a different number of bits.
+        # The range is never a power of two, for which the stream would use another number of bits.
         start = self.stream.randrange(table.numel() - max(1, count))
         return table[start : start + count].view(like.shape)
 
-    def _sampled_before(self, step: StaticStep, like: torch.Tensor) -> torch.Tensor:
+    def _sampled_before(self, step: StaticStep, like: Tensor) -> Tensor:
         """Return the random numbers of a static step, which were sampled before it."""
-        # Prompts of another length, which no graph holds, need other ones.
+        # A prompt of another length, which no graph holds, needs numbers of its own.
         if self.number not in step.random_numbers or step.held(self.number).shape != like.shape:
             step.hold(self.number, functools.partial(self._sample_now, torch.empty_like(like)))
         return step.held(self.number)
@@ -121,13 +121,13 @@ class Sampler:
         """Return how many of `trials` succeed, each with probability `share`."""
         return sum(self.stream.random() < share for _ in range(trials))
 
-    def _uniform(self, count: int, device: torch.device) -> torch.Tensor:
+    def _uniform(self, count: int, device: torch.device) -> Tensor:
         """Return the table of random numbers, at least twice as long as `count`."""
         table = self._table
         if table is None or table.numel() < 2 * count or table.device != device:
             size = max(_TABLE, 1 << math.ceil(math.log2(2 * count + 1)))
             generator = torch.Generator().manual_seed(self.seed % 2**63)
-            # fp32 for every model: half precision has too few numbers, and ties are not random.
+            # Every model gets fp32: half precision has too few numbers, and ties are not random.
             table = self._table = torch.rand(size, generator=generator).to(device)
         return table
 
@@ -137,10 +137,10 @@ class Tally:
     """The counts of one module: a pair for each forward since `take`."""
 
     unit: str
-    active: list[int | torch.Tensor] = field(default_factory=list)
+    active: list[int | Tensor] = field(default_factory=list)
     total: list[int] = field(default_factory=list)
 
-    def add(self, active: int | torch.Tensor, total: int) -> None:
+    def add(self, active: int | Tensor, total: int) -> None:
         """Count one forward.
 
         A compiled forward counts nothing, since it does what its eager form does.
@@ -169,14 +169,14 @@ class Counted:
 
 
 def score_weight(
-    outputs: int, inputs: int, *, like: torch.Tensor, seed: int, purpose: str
+    outputs: int, inputs: int, *, like: Tensor, seed: int, purpose: str
 ) -> nn.Parameter:
     """Make a random router weight [outputs, inputs] from the seed."""
     weight = torch.randn(outputs, inputs, generator=seeded(seed, purpose)) / math.sqrt(inputs)
     return nn.Parameter(weight.to(like.device, like.dtype))
 
 
-def flat_positions(positions: torch.Tensor, length: int) -> torch.Tensor:
+def flat_positions(positions: Tensor, length: int) -> Tensor:
     """Turn positions [B, k] in sequences of `length` into positions among all B·length tokens."""
     batch = positions.shape[0]
     if batch == 1:
@@ -185,20 +185,20 @@ def flat_positions(positions: torch.Tensor, length: int) -> torch.Tensor:
     return positions + first.unsqueeze(-1)
 
 
-def flat_key_rows(index: torch.Tensor, length: int) -> torch.Tensor:
+def flat_key_rows(index: Tensor, length: int) -> Tensor:
     """Turn positions [B, n, m] in sequences of `length` into rows of [B·n·length, d], flat."""
     batch, heads = index.shape[:2]
     first = torch.arange(0, batch * heads * length, length, device=index.device)
     return (index + first.view(batch, heads, 1)).flatten()
 
 
-def take_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
     """Return the rows of x [B, n, L, d] that `flat_key_rows` numbered, as [B, n, m, d]."""
     batch, heads, _, width = x.shape
     return x.reshape(-1, width).index_select(0, rows).view(batch, heads, -1, width)
 
 
-def with_first(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def with_first(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Return a module's output with its tensor changed: the first of a tuple, or all of it."""
     if isinstance(output, tuple):
         return (change(output[0]), *output[1:])

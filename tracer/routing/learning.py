@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunescope.taxonomy.run_blocks import RouterTraining
 from prunescope.tracer.calibration.point import Calibration
@@ -20,7 +19,7 @@ from prunescope.tracer.calibration.router_fit import Site, fit_routers, set_thre
 class Learner(Protocol):
     """The trainer of one family's routers in one model."""
 
-    how: str  # what is trained and how, with its source, for the notes of a run
+    how: str  # the note of a run on what is trained and how, with its source
 
     def begin(self, calibration: Calibration) -> None:
         """Start training: decide by scores from now on, with weights in float32."""
@@ -35,7 +34,7 @@ class Learner(Protocol):
         """Return the record of the training for run.json."""
 
 
-def straight_through(scores: torch.Tensor) -> torch.Tensor:
+def straight_through(scores: Tensor) -> Tensor:
     """Return ones with the gradient of sigmoid(scores).
 
     The decision itself is a step, whose gradient is zero (straight-through estimator, Bengio et

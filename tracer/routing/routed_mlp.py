@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunescope.tracer.attention.parts import unsupported
 from prunescope.tracer.model.channels import find_channels
@@ -66,7 +66,7 @@ class RoutedMlp(nn.Module, Counted):
         self.router = router
         self.tally = Tally("rows")
 
-    def forward(self, residual: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+    def forward(self, residual: Tensor, norm: nn.Module) -> Tensor:
         """Add to the residual stream [B, T, h] the MLP of its normed active rows."""
         batch, tokens, width = residual.shape
         rows = self.router(residual, past=0, masked=False)
@@ -81,10 +81,10 @@ class RoutedMlp(nn.Module, Counted):
 class _Routed(Counted):
     """An MLP of any kind that runs on the active rows; its output is zero for the others."""
 
-    own_router: tuple[nn.Module]  # in a tuple: it is a registered child already
+    own_router: tuple[nn.Module]  # the tuple keeps it from being registered twice
     outputs: int  # length of the MLP's output tuple; 0 if it returns a tensor
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the MLP on the active rows: [B, T, h] to [B, T, h]."""
         batch, tokens, width = hidden_states.shape
         rows = self.own_router[0](hidden_states, past=0, masked=False)
@@ -106,10 +106,10 @@ class _MlpEntry(Counted):
     """
 
     router: RowRouter
-    attention: tuple[Any]  # its `seen`: sequences and tokens of the current forward
-    rows: tuple[Rows | None, torch.Tensor] | None  # of the current forward, and its input
+    attention: tuple[Any]  # its `seen` are the sequences and tokens of the current forward
+    rows: tuple[Rows | None, Tensor] | None  # those of the current forward, and its input
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Project the active rows of x [B·T, h] or [B, T, h] to [k, f]."""
         batch, tokens = self.attention[0].seen
         rows = self.router(x.view(batch, tokens, -1), past=0, masked=False)
@@ -126,7 +126,7 @@ class _MlpExit:
 
     entry: tuple[_MlpEntry]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Project x [k, f] to the shape of the first projection's input, [B·T, h] or [B, T, h]."""
         assert self.entry[0].rows is not None
         rows, like = self.entry[0].rows

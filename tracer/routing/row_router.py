@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from prunescope.taxonomy.keep import kept_count
@@ -20,7 +20,7 @@ from prunescope.tracer.model.static_step import static_step
 from prunescope.tracer.routing.decisions import Sampler, flat_positions, score_weight
 from prunescope.tracer.routing.learning import straight_through
 
-# Step of a tracked threshold, as a share of the standard deviation of a prompt's scores.
+# The step of a tracked threshold, as a share of the standard deviation of a prompt's scores.
 _GAIN = 0.5
 
 
@@ -34,12 +34,12 @@ class Rows:
     through it; otherwise it is zero for rows that only fill a sequence up to the k of the longest.
     """
 
-    flat: torch.Tensor
-    positions: torch.Tensor
-    mask: torch.Tensor | None
-    gate: torch.Tensor | None = None
+    flat: Tensor
+    positions: Tensor
+    mask: Tensor | None
+    gate: Tensor | None = None
 
-    def gated(self, output: torch.Tensor) -> torch.Tensor:
+    def gated(self, output: Tensor) -> Tensor:
         """Multiply a sublayer's output for these rows by the gate, if there is one."""
         if self.gate is None:
             return output
@@ -56,28 +56,23 @@ class RowRouter(nn.Module):
         like: A tensor [.., h] with the device and dtype of the layer.
     """
 
-    def __init__(self, point: Point, sampler: Sampler, purpose: str, like: torch.Tensor) -> None:
+    def __init__(self, point: Point, sampler: Sampler, purpose: str, like: Tensor) -> None:
         super().__init__()
         self.sparsity, self.sampler = point.sparsity, sampler.stream_for(point, purpose)
         self.weight = score_weight(1, like.shape[-1], like=like, seed=point.seed, purpose=purpose)
-        self.threshold: float | None = None  # of a fitted router: the lowest score that passes
+        self.threshold: float | None = None  # the lowest score that passes a fitted router
         self.last: Rows | None = None  # the rows of the current forward
         self.learns = False  # in training: the weight gets a gradient
         # Decide each token of a prompt alone, by the threshold, as in decode.
         self.causal = point.knobs.get("choose") == "threshold"
-        # Of a trained router: for each sequence [B] the lowest score that passes in decode, and the
-        # step by which it moves, so that the share of active rows is kept in any text.
+        # A trained router tracks, for each sequence [B], the lowest score that passes in decode and
+        # the step by which it moves, so that the share of active rows is kept in any text.
         self.tracks = False
-        self.tracked: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.tracked: tuple[Tensor, Tensor] | None = None
         self._tracked_for: Request | None = None  # a request of one token has no prompt to track
 
     def forward(
-        self,
-        x: torch.Tensor,
-        *,
-        past: int,
-        masked: bool,
-        given: torch.Tensor | None = None,
+        self, x: Tensor, *, past: int, masked: bool, given: Tensor | None = None
     ) -> Rows | None:
         """Choose the active rows of x [B, T, h]; None if no row goes through.
 
@@ -87,9 +82,7 @@ class RowRouter(nn.Module):
         self.last = self._choose(x, past=past, masked=masked, given=given)
         return self.last
 
-    def _choose(
-        self, x: torch.Tensor, *, past: int, masked: bool, given: torch.Tensor | None
-    ) -> Rows | None:
+    def _choose(self, x: Tensor, *, past: int, masked: bool, given: Tensor | None) -> Rows | None:
         """Choose the rows, and build the mask of the attention to which they go."""
         batch, tokens, _ = x.shape
         scores = linear(x.to(self.weight.dtype), self.weight).squeeze(-1)  # [B, T]
@@ -109,7 +102,7 @@ class RowRouter(nn.Module):
             mask = x.new_zeros(future.shape).masked_fill_(future, float("-inf")).unsqueeze(1)
         return Rows(flat.flatten(), positions, mask, gate)
 
-    def _choose_in_prompt(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _choose_in_prompt(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
         """Choose the active positions [B, k] by scores [B, T], ascending, and their gate."""
         if self.causal and self.sparsity and not self.learns:
             return self._choose_by_threshold(scores)
@@ -119,13 +112,11 @@ class RowRouter(nn.Module):
             self._track(best.values[:, -1], _GAIN * scores.std(-1))
         if not self.learns:
             return positions, None
-        # By the distance from the lowest score that goes through.
+        # The gradient is that of the distance from the lowest score that goes through.
         distance = scores - best.values[:, -1:].detach()
         return positions, straight_through(distance.gather(1, positions)).flatten().unsqueeze(-1)
 
-    def _choose_by_threshold(
-        self, scores: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _choose_by_threshold(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
         """Choose the positions whose score reaches the threshold; of random numbers in [0, 1), s.
 
         A sequence with fewer of them than the others is filled up with its first other tokens,
@@ -145,12 +136,12 @@ class RowRouter(nn.Module):
             return positions, None
         return positions, passes.gather(1, positions).flatten().unsqueeze(-1).float()
 
-    def _choose_in_decode(self, scores: torch.Tensor, given: torch.Tensor | None) -> Rows | None:
-        """Choose the active rows of a decode step by scores [B]; `given` is its attention's mask."""
+    def _choose_in_decode(self, scores: Tensor, given: Tensor | None) -> Rows | None:
+        """Choose the active rows of a decode step by scores [B]; `given` is its mask."""
         if static_step() is not None:
             return self._choose_in_static_step(scores, given)
         if self.threshold is not None:
-            # Their number depends on the data: the host waits for the device.
+            # The number of rows depends on the data: the host waits for the device.
             flat = self._passes(scores, self.threshold).nonzero().view(-1)
             return Rows(flat, flat.unsqueeze(-1), None) if flat.numel() else None
         count = self.sampler.count_successes(len(scores), 1 - self.sparsity)
@@ -159,7 +150,7 @@ class RowRouter(nn.Module):
         flat = scores.topk(count).indices.sort().values
         return Rows(flat, flat.unsqueeze(-1), None)
 
-    def _choose_in_static_step(self, scores: torch.Tensor, given: torch.Tensor | None) -> Rows:
+    def _choose_in_static_step(self, scores: Tensor, given: Tensor | None) -> Rows:
         """Choose max(1, int(p·B)) of the B rows, p = 1 − s.
 
         By a threshold all rows are taken, with a gate of zero for those below it.
@@ -175,7 +166,7 @@ class RowRouter(nn.Module):
             given = given.index_select(0, flat)
         return Rows(flat, flat.unsqueeze(-1), given, gate)
 
-    def _track(self, least: torch.Tensor, gain: torch.Tensor) -> None:
+    def _track(self, least: Tensor, gain: Tensor) -> None:
         """Set the thresholds [B] of sequences for decode, and the step by which they move.
 
         The tensors of a static step keep their addresses, so it writes into those of the step
@@ -189,7 +180,7 @@ class RowRouter(nn.Module):
             self.tracked[0].copy_(least)
             self.tracked[1].copy_(gain)
 
-    def _passes(self, scores: torch.Tensor, threshold: float) -> torch.Tensor:
+    def _passes(self, scores: Tensor, threshold: float) -> Tensor:
         """Return a mask [B] of the rows that go through.
 
         A tracked threshold rises by g·s with each row that does, and falls by g·(1−s) with each
@@ -215,26 +206,28 @@ class SameRows(nn.Module):
 
     def __init__(self, router: Any) -> None:
         super().__init__()
-        self._router = (router,)  # in a tuple: it is a child of another module
+        self._router = (
+            router,
+        )  # the tuple keeps it from being registered: it is a child elsewhere
 
     @property
     def last(self) -> Rows | None:
         """The rows of the current forward."""
         return self._router[0].last
 
-    def forward(self, _x: torch.Tensor, **_: Any) -> Rows | None:
+    def forward(self, _x: Tensor, **_: Any) -> Rows | None:
         """Return the rows of the earlier router."""
         return self.last
 
 
-def add_rows(residual: torch.Tensor, flat: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def add_rows(residual: Tensor, flat: Tensor, rows: Tensor) -> Tensor:
     """Return the residual stream [B, T, h] with `rows` added at the flat indices."""
     width = residual.shape[-1]
     summed = residual.reshape(-1, width).clone()
     return summed.index_add_(0, flat, rows.reshape(-1, width)).view(residual.shape)
 
 
-def place_rows(like: torch.Tensor, flat: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def place_rows(like: Tensor, flat: Tensor, rows: Tensor) -> Tensor:
     """Return zeros of the shape of `like` [B, T, h], with `rows` at the flat indices."""
     width = like.shape[-1]
     zeros = torch.zeros_like(like).view(-1, width)

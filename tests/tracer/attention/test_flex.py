@@ -22,7 +22,7 @@ pytestmark = pytest.mark.torch
 
 
 def uncompiled(q: Any, k: Any, v: Any, *, block_mask: BlockMask, **more: Any) -> Any:
-    """The kernel's reference: a key counts where its block is listed, and none after the query."""
+    """Run the reference: a key counts where its block is listed, and none after the query."""
     listed = block_mask.to_dense().bool()
     size = block_mask.BLOCK_SIZE[0]
 
@@ -39,7 +39,7 @@ def uncompiled(q: Any, k: Any, v: Any, *, block_mask: BlockMask, **more: Any) ->
 
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device that has the kernel, and a kernel that needs no compiler."""
+    """Pretend to have a device with the kernel, and a kernel that needs no compiler."""
     monkeypatch.setattr(flex, "refused_device", lambda _device: "")
     monkeypatch.setattr(flex, "_kernel", lambda: uncompiled)
 
