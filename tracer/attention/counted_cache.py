@@ -40,15 +40,15 @@ class CountedKeys(DynamicLayer):
     """A cache layer that counts the tokens it has seen, from which positions follow.
 
     `window` is the number of keys that a query attends to, of which the cache holds the last window
-    − 1; None for all. If `tracked`, the layer stores the positions of its keys in the sequence, [1
-    or B, held], to index masks with.
+    − 1; None for all. If `is_tracked`, the layer stores the positions of its keys in the sequence,
+    [1 or B, held], to index masks with.
     """
 
     is_croppable = False  # evicted or skipped keys cannot be restored
 
-    def start(self, window: int | None, *, tracked: bool) -> None:
+    def start(self, window: int | None, *, is_tracked: bool) -> None:
         """Start with no tokens."""
-        self.seen, self.window, self.tracked = 0, window, tracked
+        self.seen, self.window, self.is_tracked = 0, window, is_tracked
         self.positions: Tensor | None = None
 
     def update(
@@ -68,7 +68,7 @@ class CountedKeys(DynamicLayer):
         The keys are those that are held, and those of the new tokens themselves. `at` [B, num] are
         the positions of these tokens among the T; None means all of them.
         """
-        if not self.tracked:
+        if not self.is_tracked:
             return last_columns(mask, self.held + num)
         new = at
         if new is None:
@@ -109,18 +109,18 @@ class CountedKeys(DynamicLayer):
 class CountedLayer(CountedKeys):
     """A cache layer that holds fewer keys than the tokens it has seen."""
 
-    def __init__(self, window: int | None = None, *, tracked: bool = False) -> None:
+    def __init__(self, window: int | None = None, *, is_tracked: bool = False) -> None:
         super().__init__()
-        self.start(window, tracked=tracked)
+        self.start(window, is_tracked=is_tracked)
 
 
 class CountedWithState(CountedKeys, LinearAttentionAndFullAttentionLayer):
     """A counting layer that also has the state of a mixer, which it takes over from `layer`."""
 
-    def __init__(self, layer: Any, window: int | None, *, tracked: bool) -> None:
+    def __init__(self, layer: Any, window: int | None, *, is_tracked: bool) -> None:
         super().__init__()
         self.__dict__.update(vars(layer))  # a mixer may have run before the attention of its layer
-        self.start(window, tracked=tracked)
+        self.start(window, is_tracked=is_tracked)
 
 
 def _mask_index(positions: Tensor, mask: Tensor, kept_axis: int) -> Tensor:
@@ -139,7 +139,7 @@ def last_columns(mask: Tensor | None, num_keys: int) -> Tensor | None:
 
 
 def counted_layer(
-    cache: Any, layer_idx: int, window: int | None = None, *, tracked: bool = False
+    cache: Any, layer_idx: int, window: int | None = None, *, is_tracked: bool = False
 ) -> CountedKeys:
     """Return the layer of a cache as one that counts; an empty layer of another kind is replaced.
 
@@ -149,16 +149,16 @@ def counted_layer(
     while len(cache.layers) <= layer_idx:
         cache.layers.append(CountedLayer())
     layer = cache.layers[layer_idx]
-    if not isinstance(layer, CountedKeys) or (layer.tracked != tracked and not layer.seen):
+    if not isinstance(layer, CountedKeys) or (layer.is_tracked != is_tracked and not layer.seen):
         if layer.get_seq_length():
             raise PrunescopeError(
                 "the cache was filled by another model",
                 hint="prefill with the pruned model, on an empty DynamicCache",
             )
         if isinstance(layer, LinearAttentionCacheLayerMixin):
-            layer = CountedWithState(layer, window, tracked=tracked)
+            layer = CountedWithState(layer, window, is_tracked=is_tracked)
         else:
-            layer = CountedLayer(window, tracked=tracked)
+            layer = CountedLayer(window, is_tracked=is_tracked)
         cache.layers[layer_idx] = layer
     return layer
 
@@ -167,7 +167,7 @@ def counted_layer(
 class LayerPlace:
     """The place of layer `number` of a model in the cache: its keys or state are in layer `cached`.
 
-    `window` is the number of keys that a query attends to; None for all. `masked` tells whether
+    `window` is the number of keys that a query attends to; None for all. `is_masked` tells whether
     every forward gets a mask, and not only some. `attends` tells whether the layer has keys; a
     mixer alone has a state.
     """
@@ -175,13 +175,13 @@ class LayerPlace:
     number: int
     cached: int
     window: int | None
-    masked: bool
+    is_masked: bool
     attends: bool = True
 
     @property
-    def tracked(self) -> bool:
+    def is_tracked(self) -> bool:
         """Whether masks need the positions of the keys."""
-        return self.attends and (self.masked or self.window is not None)
+        return self.attends and (self.is_masked or self.window is not None)
 
     def past(self, cache: Any) -> int:
         """Return the number of tokens with keys in the cache."""
@@ -191,11 +191,11 @@ class LayerPlace:
         """Return the counting layer of the cache; None without a cache or without keys."""
         if cache is None or not self.attends:
             return None
-        return counted_layer(cache, self.cached, self.window, tracked=self.tracked)
+        return counted_layer(cache, self.cached, self.window, is_tracked=self.is_tracked)
 
     def empty(self) -> CountedLayer:
         """Make a new layer for a forward without a cache."""
-        return CountedLayer(self.window, tracked=self.tracked)
+        return CountedLayer(self.window, is_tracked=self.is_tracked)
 
     def refuse_padding(self, mask: Any, num_queries: int, past: int) -> None:
         """Check that a mask is not one that only padding explains.
@@ -203,7 +203,7 @@ class LayerPlace:
         Raises:
             PrunescopeError: The batch is padded.
         """
-        if not self.tracked and static_step() is None:
+        if not self.is_tracked and static_step() is None:
             refuse_padding(mask, num_queries, past)
 
 
@@ -213,7 +213,7 @@ def layer_places(model: Any, layers: nn.ModuleList) -> list[LayerPlace]:
     Raises:
         PrunescopeError: A layer has neither keys nor a state of its own.
     """
-    windows, (_, masked) = compat.windows(model), observe(model)
+    windows, (_, is_masked) = compat.windows(model), observe(model)
     keeps = compat.keeps_keys(model)
     places = []
     for number, layer in enumerate(layers):
@@ -227,5 +227,5 @@ def layer_places(model: Any, layers: nn.ModuleList) -> list[LayerPlace]:
         cached = numbers.pop()
         window = windows[cached] if cached < len(windows) else None
         attends = cached >= len(keeps) or keeps[cached]
-        places.append(LayerPlace(number, cached, window, masked, attends))
+        places.append(LayerPlace(number, cached, window, is_masked, attends))
     return places

@@ -38,14 +38,14 @@ class AttentionParts:
     and k to their norms, and `spans` is what a norm reads: "all" [.., n·d], "head" [.., n, d],
     "heads" [B, n, T, d] or "latent" [.., r].
 
-    `interleaved` tells whether the rotation pairs neighbouring dimensions instead of halves; None
-    if the layer has no rotation. If `short`, cos and sin have one value for each pair. `rope_dim`
-    is the rotated part of a key in latent attention, which all heads share.
+    `is_interleaved` tells whether the rotation pairs neighbouring dimensions instead of halves;
+    None if the layer has no rotation. If `has_short_rotary`, cos and sin have one value for each
+    pair. `rope_dim` is the rotated part of a key in latent attention, which all heads share.
 
-    If `gated`, q also outputs a gate for each head. `key_scale` is a factor of the keys, and
+    If `is_gated`, q also outputs a gate for each head. `key_scale` is a factor of the keys, and
     `repeats` the number of copies of a key in the cache. `window` is the number of keys that a
-    query attends to; None for all. If `masked`, every forward gets a mask. If `eager`, the model's
-    own function attends.
+    query attends to; None for all. If `is_masked`, every forward gets a mask. If `is_eager`, the
+    model's own function attends.
     """
 
     layer: int
@@ -55,8 +55,8 @@ class AttentionParts:
     order: str
     norms: dict[str, str]
     spans: str
-    interleaved: bool | None
-    short: bool
+    is_interleaved: bool | None
+    has_short_rotary: bool
     heads: int
     kv_heads: int
     head_dim: int
@@ -65,10 +65,10 @@ class AttentionParts:
     repeats: int
     window: int | None
     rope_dim: int = 0
-    gated: bool = False
+    is_gated: bool = False
     key_scale: float = 1.0
-    masked: bool = False
-    eager: bool = False
+    is_masked: bool = False
+    is_eager: bool = False
 
     @property
     def like(self) -> Tensor:
@@ -107,10 +107,12 @@ def read_attentions(model: Any) -> list[AttentionParts]:
         raise unsupported(model, "no layer has an attention")
     for attention in attentions.values():
         _check_supported(model, attention, implementation)
-    (key_heads, masked), windows = observe(model), compat.windows(model)
+    (key_heads, is_masked), windows = observe(model), compat.windows(model)
     return [
         replace(
-            _parts(i, attention, key_heads, windows), masked=masked, eager=implementation == "eager"
+            _parts(i, attention, key_heads, windows),
+            is_masked=is_masked,
+            is_eager=implementation == "eager",
         )
         for i, attention in attentions.items()
     ]
@@ -155,7 +157,7 @@ def observe(model: Any) -> tuple[dict[int, int], bool]:
     a mask although they need none.
     """
     key_heads: dict[int, int] = {}
-    windows, masked = compat.windows(model), [False]
+    windows, is_masked = compat.windows(model), [False]
 
     def record(module: Any, _args: Any, arguments: dict[str, Any], _out: Any) -> None:
         index = module.layer_idx
@@ -164,7 +166,7 @@ def observe(model: Any) -> tuple[dict[int, int], bool]:
         if isinstance(keys, Tensor) and keys.dim() == _CACHED:
             key_heads[index] = keys.shape[1]
         has_no_window = index >= len(windows) or windows[index] is None
-        masked[0] |= has_no_window and arguments.get("attention_mask") is not None
+        is_masked[0] |= has_no_window and arguments.get("attention_mask") is not None
 
     handles = [
         module.register_forward_hook(record, with_kwargs=True)
@@ -173,7 +175,7 @@ def observe(model: Any) -> tuple[dict[int, int], bool]:
     ]
     with hooked(handles):
         probe(model, "unchanged")
-    return key_heads, masked[0]
+    return key_heads, is_masked[0]
 
 
 def _parts(
@@ -191,11 +193,11 @@ def _parts(
     if "qkv" in names:  # the config may be wrong, and the size of the matrix is not
         kv_heads = (heads.weights["qkv"].n // head_dim - heads.heads) // 2
     norms, spans = _norms(heads)
-    interleaved, short = read_rotation(module)
+    is_interleaved, has_short_rotary = read_rotation(module)
     index = int(module.layer_idx)
     window = windows[index] if index < len(windows) else None
     if heads.entry and heads.entry.windowed_rope and window is None:
-        interleaved = None
+        is_interleaved = None
     parts = AttentionParts(
         layer=layer,
         module=module,
@@ -204,8 +206,8 @@ def _parts(
         norms=norms,
         spans=spans,
         order=heads.entry.qkv if heads.entry else "",
-        interleaved=interleaved,
-        short=short,
+        is_interleaved=is_interleaved,
+        has_short_rotary=has_short_rotary,
         heads=heads.heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
@@ -213,7 +215,7 @@ def _parts(
         scaling=float(getattr(module, "scaling", head_dim**-0.5)),
         repeats=max(1, key_heads.get(index, kv_heads) // kv_heads),
         window=window,
-        gated="q" in names and heads.weights["q"].n == 2 * output.k,
+        is_gated="q" in names and heads.weights["q"].n == 2 * output.k,
         key_scale=float(getattr(module, "key_multiplier", 1.0)),
     )
     return _with_latents(parts, heads) if "kv_b" in names else parts
@@ -233,11 +235,11 @@ def _with_latents(parts: AttentionParts, heads: Heads) -> AttentionParts:
         parts,
         names=names,
         spans="latent",
-        interleaved=read_latent_rotation(parts.module),
-        short=False,
+        is_interleaved=read_latent_rotation(parts.module),
+        has_short_rotary=False,
         head_dim=query.n // heads.heads,
         rope_dim=stored - heads.weights["kv_b"].k,
-        gated=False,
+        is_gated=False,
     )
 
 

@@ -24,7 +24,7 @@ QKV = tuple[Tensor, Tensor, Tensor]  # queries, keys and values
 
 def projection_mixins(parts: AttentionParts) -> list[type]:
     """List the mixins for projections other than separate q, k and v."""
-    mixins: list[type] = [_Gated] if parts.gated else []
+    mixins: list[type] = [_Gated] if parts.is_gated else []
     if "qkv" in parts.names:
         mixins.append(_Fused)
     if "kv_b" in parts.names:
@@ -78,7 +78,7 @@ class _Latent(_ProjectionMixin):
         else:
             q = self.part("q")(x)
         q = q.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        if rotary is None or self.parts.interleaved is None:
+        if rotary is None or self.parts.is_interleaved is None:
             return q
         size = self.head_dim - self.parts.rope_dim
         return torch.cat((q[..., :size], self._rotated(q[..., size:], rotary)), dim=-1)
@@ -90,7 +90,7 @@ class _Latent(_ProjectionMixin):
         """
         both, size = self.part("kv_a")(x).unsqueeze(1), self.parts.rope_dim
         latents, turned = both.split((both.shape[-1] - size, size), dim=-1)
-        if rotary is not None and self.parts.interleaved is not None:
+        if rotary is not None and self.parts.is_interleaved is not None:
             turned = self._rotated(turned, rotary)
         return self.normed("k", latents), turned
 
@@ -103,7 +103,7 @@ class _Latent(_ProjectionMixin):
         return torch.cat((keys, turned.expand(-1, keys.shape[1], -1, -1)), dim=-1), values
 
     def _rotated(self, x: Tensor, rotary: Rotary) -> Tensor:
-        if self.parts.interleaved and not isinstance(rotary, Tensor):
+        if self.parts.is_interleaved and not isinstance(rotary, Tensor):
             return rotate_pairs(x, rotary)
         return rotate(x, rotary)
 

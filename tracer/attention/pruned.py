@@ -34,7 +34,7 @@ class PlainAttention(compat.TakesCache):
         super().__init__()
         self.parts = parts
         self.layer_idx, self.head_dim = parts.layer_idx, parts.head_dim
-        self.scaling, self.masked = parts.scaling, parts.masked or parts.window is not None
+        self.scaling, self.is_masked = parts.scaling, parts.is_masked or parts.window is not None
         self.groups = parts.heads // (parts.kv_heads * parts.repeats)
         for name, child in parts.module.named_children():
             setattr(self, name, child)
@@ -85,10 +85,10 @@ class PlainAttention(compat.TakesCache):
         x = self.normed(role, x) if spans == "heads" else x
         if role == "k" and self.parts.key_scale != 1:
             x = x * self.parts.key_scale
-        if rotary is not None and self.parts.interleaved is not None:
-            if self.parts.short:
+        if rotary is not None and self.parts.is_interleaved is not None:
+            if self.parts.has_short_rotary:
                 rotary = (torch.cat((rotary[0],) * 2, -1), torch.cat((rotary[1],) * 2, -1))
-            x = rotate(x, rotary, interleaved=self.parts.interleaved)
+            x = rotate(x, rotary, is_interleaved=self.parts.is_interleaved)
         if role != "q" and self.parts.repeats > 1:
             x = x.repeat_interleave(self.parts.repeats, dim=1)
         return x
@@ -116,7 +116,7 @@ class PlainAttention(compat.TakesCache):
         step = static_step()
         if step is not None:
             return given[..., :num_queries] if step.prompt and given is not None else given
-        if self.masked:
+        if self.is_masked:
             return given
         refuse_padding(given, num_queries, past)
         return None
@@ -128,7 +128,7 @@ class PlainAttention(compat.TakesCache):
 
         `mask` [.., T, L] is additive. `causal` needs as many keys as queries.
         """
-        if self.parts.eager:
+        if self.parts.is_eager:
             return self._attend_eagerly(q, k, v, mask, causal=causal)
         is_grouped = self.groups > 1
         if is_grouped and mask is not None and q.device.type == "cuda":
@@ -163,7 +163,7 @@ class PlainAttention(compat.TakesCache):
         A layer with a window attends by the mask `given` to it instead.
         """
         num_queries, num_keys = q.shape[2], k.shape[2]
-        if given is not None and (self.masked or static_step() is not None):
+        if given is not None and (self.is_masked or static_step() is not None):
             return self.attend(q, k, v, given[..., -num_keys:])
         if num_queries == 1 or num_queries == num_keys:
             return self.attend(q, k, v, causal=num_queries > 1)

@@ -58,10 +58,10 @@ def read_latent_rotation(module: Any) -> bool | None:
     return None if source_function(module, "apply_rotary_pos_emb") is None else False
 
 
-def rotate(x: Tensor, rotary: Rotary, *, interleaved: bool = False) -> Tensor:
+def rotate(x: Tensor, rotary: Rotary, *, is_interleaved: bool = False) -> Tensor:
     """Rotate x [B, heads, T, d]; only its first dimensions if cos and sin are shorter.
 
-    If `interleaved`, pairs are neighbours; otherwise, one dimension of each half.
+    If `is_interleaved`, pairs are neighbours; otherwise, one dimension of each half.
     """
     if isinstance(rotary, Tensor):
         pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
@@ -70,7 +70,7 @@ def rotate(x: Tensor, rotary: Rotary, *, interleaved: bool = False) -> Tensor:
     size, dtype = cos.shape[-1], x.dtype
     unrotated = x[..., size:]
     x = x[..., :size] if unrotated.shape[-1] else x
-    if interleaved:
+    if is_interleaved:
         quarter_turn = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
     else:
         first, second = x.chunk(2, dim=-1)

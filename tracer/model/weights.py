@@ -38,7 +38,7 @@ class Weight:
     module: Any
     name: str
     bias: str | None
-    transposed: bool
+    is_transposed: bool
 
     @property
     def tensor(self) -> Tensor:
@@ -53,32 +53,32 @@ class Weight:
     @property
     def n(self) -> int:
         """The number of output features, N."""
-        return self.tensor.shape[-1 if self.transposed else -2]
+        return self.tensor.shape[-1 if self.is_transposed else -2]
 
     @property
     def k(self) -> int:
         """The number of input features, K."""
-        return self.tensor.shape[-2 if self.transposed else -1]
+        return self.tensor.shape[-2 if self.is_transposed else -1]
 
     def keep_outputs(self, index: Tensor) -> None:
         """Keep the output features `index` and their biases, in place."""
-        self._set(self.name, _kept_features(self.tensor, index, -1 if self.transposed else -2))
+        self._set(self.name, _kept_features(self.tensor, index, -1 if self.is_transposed else -2))
         if self.bias is not None:
             self._set(self.bias, _kept_features(getattr(self.module, self.bias), index, -1))
         self._set_sizes(("out_features", "nf"), index.shape[-1])
 
     def keep_inputs(self, index: Tensor) -> None:
         """Keep the input features `index`, in place."""
-        self._set(self.name, _kept_features(self.tensor, index, -2 if self.transposed else -1))
+        self._set(self.name, _kept_features(self.tensor, index, -2 if self.is_transposed else -1))
         self._set_sizes(("in_features", "nx"), index.shape[-1])
 
     def zero_inputs(self, kept: Tensor) -> None:
         """Zero all input features but `kept`."""
-        _zero(self.tensor, kept, -2 if self.transposed else -1)
+        _zero(self.tensor, kept, -2 if self.is_transposed else -1)
 
     def zero_outputs(self, kept: Tensor) -> None:
         """Zero all output features but `kept`, and their biases."""
-        _zero(self.tensor, kept, -1 if self.transposed else -2)
+        _zero(self.tensor, kept, -1 if self.is_transposed else -2)
         if self.bias is not None:
             _zero(getattr(self.module, self.bias), kept, -1)
 
@@ -107,9 +107,13 @@ def weights_of(layer: nn.Module, prefix: str) -> Iterator[tuple[str, Weight]]:
 def _weight(path: str, module: Any, name: str, bias: str) -> Weight:
     """Describe one stored weight; its bias counts only if it is a parameter."""
     has_bias = isinstance(getattr(module, bias, None), nn.Parameter)
-    transposed = getattr(module, "is_transposed", isinstance(module, Conv1D))
+    is_transposed = getattr(module, "is_transposed", isinstance(module, Conv1D))
     return Weight(
-        path=path, module=module, name=name, bias=bias if has_bias else None, transposed=transposed
+        path=path,
+        module=module,
+        name=name,
+        bias=bias if has_bias else None,
+        is_transposed=is_transposed,
     )
 
 

@@ -120,7 +120,7 @@ class _Route:
     sampler: Sampler
     sparsity: float = 0.0
     skipped: set[int] = field(default_factory=set)
-    learned: bool = False  # trained routers decide
+    is_trained: bool = False  # trained routers decide
     learns: bool = False  # the routers are being trained
     may_skip: list[int] = field(default_factory=list)  # the layers that routers may skip
     left: int = 0  # layers that the current forward still has to skip
@@ -135,7 +135,7 @@ class _Route:
         if self.leave == "lower":
             self.skipped = set(range(1, 1 + count)) if past else set()
             return
-        if self.learned:
+        if self.is_trained:
             self.skipped, self.left = set(), count
             return
         if self.leave == "early":
@@ -159,7 +159,7 @@ class _Route:
         Raises:
             PrunescopeError: Trained routers decide one after the other, which a static step cannot.
         """
-        if self.learned:
+        if self.is_trained:
             raise PrunescopeError(
                 "trained routers of layers decide on the host, and a recorded step cannot",
                 hint="use --mode eager",
@@ -313,7 +313,7 @@ class _Skippable(Counted):
         synchronise the device.
         """
         above = self.router(x)
-        if self.route.learned:
+        if self.route.is_trained:
             above = above.mean()
             self.route.decide(self.place.number, wanted=bool(above >= 0))
         return above
@@ -353,7 +353,7 @@ class _DepthLearner:
         costs = costs_of_layers(self.model, calibration)
         fit_routers(self.model, self.sites, calibration, sparsity=sparsity, costs=costs)
         self._round_shares(removed_layers(len(self.sites), sparsity), len(calibration.batches))
-        self.route.sparsity, self.route.learned = sparsity, True
+        self.route.sparsity, self.route.is_trained = sparsity, True
         self._set_thresholds(calibration)
         read = at_routers(self.model, self.sites, calibration, lambda _router, x: x.mean(1))
         for site, states in zip(self.sites, read, strict=True):

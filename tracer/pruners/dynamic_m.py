@@ -62,7 +62,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         )
     if has_mixers(model):
         record["notes"].append("mixers take every token, which their states need: they stay dense")
-    learner = RowLearner(model, sites, point.sparsity, fitted=point.by_importance)
+    learner = RowLearner(model, sites, point.sparsity, is_fitted=point.by_importance)
     return Applied(model=model, record=record, learners=[learner])
 
 
@@ -119,7 +119,7 @@ def _sites(model: Any, attentions: list[AttentionParts], point: Point) -> list[S
 
 def _check_keys(model: Any, attentions: list[AttentionParts]) -> None:
     """Refuse layers whose masks count every token."""
-    if any(parts.masked or parts.window is not None for parts in attentions):
+    if any(parts.is_masked or parts.window is not None for parts in attentions):
         raise PrunescopeError(
             f"layers of {type(model).__name__} attend through masks or windows, which count the "
             "tokens without keys too",

@@ -212,7 +212,7 @@ class _BlockAttention(PlainAttention, Counted):
             act = self._static_prompt if step.prompt else self._static_token
             return self.output(act(layer, q, self.expanded(*self.appended(cache, k, v)))), None
         past, tokens = past_length(cache, self.layer_idx), hidden_states.shape[1]
-        if not self.masked:
+        if not self.is_masked:
             refuse_padding(attention_mask, tokens, past)
         q, k, v = self.projected(hidden_states, position_embeddings)
         k, v = self.expanded(*self.appended(cache, k, v))

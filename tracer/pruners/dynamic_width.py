@@ -84,7 +84,9 @@ def _slice_mlp(model: Any, part: Channels, router: ChannelPredictor) -> ChannelP
     """Make an MLP run on the channels that `router` chooses, and return the router."""
     for weight in (*part.ups, part.down):
         extend(weight.module, _Sliced)
-        weight.module.slicing = _Slicing(weight, router, part.total, inputs=weight is part.down)
+        weight.module.slicing = _Slicing(
+            weight, router, part.total, slices_inputs=weight is part.down
+        )
     # An MLP without a module begins at its first projection.
     host: Any = model.get_submodule(part.path) if part.modules else part.ups[0].module
     extend(host, _Predicting)
@@ -122,20 +124,22 @@ class _Slicing:
     """The features of a weight [N, K] that belong to the channels chosen by a router."""
 
     def __init__(
-        self, weight: Weight, router: ChannelPredictor, total: int, *, inputs: bool
+        self, weight: Weight, router: ChannelPredictor, total: int, *, slices_inputs: bool
     ) -> None:
-        self.router, self.total, self.inputs = router, total, inputs
-        self.axis = int(weight.transposed) if not inputs else 1 - int(weight.transposed)
-        self.fused = not inputs and weight.n == 2 * total
-        self.interleaved = not getattr(weight.module, "is_concatenated", True)
+        self.router, self.total, self.slices_inputs = router, total, slices_inputs
+        self.axis = (
+            int(weight.is_transposed) if not slices_inputs else 1 - int(weight.is_transposed)
+        )
+        self.is_fused = not slices_inputs and weight.n == 2 * total
+        self.is_interleaved = not getattr(weight.module, "is_concatenated", True)
 
     def features(self) -> Tensor:
         """Return the features of the chosen channels: [f'], or [2·f'] of a fused gate and up."""
         chosen = self.router.chosen
         assert chosen is not None
-        if not self.fused:
+        if not self.is_fused:
             return chosen
-        if self.interleaved:
+        if self.is_interleaved:
             return torch.stack((2 * chosen, 2 * chosen + 1), -1).flatten()
         return torch.cat((chosen, chosen + self.total))
 
@@ -151,10 +155,10 @@ class _Sliced:
         """Multiply by the slice: x [.., K] to [.., f'], or [.., f'] to [.., N]."""
         slicing, bias = self.slicing, self.bias
         features = slicing.features()
-        if bias is not None and not slicing.inputs:
+        if bias is not None and not slicing.slices_inputs:
             bias = bias.index_select(0, features)
         weight = self.weight.index_select(slicing.axis, features)
-        if slicing.axis == int(slicing.inputs):  # the weight is stored as [N, K]
+        if slicing.axis == int(slicing.slices_inputs):  # the weight is stored as [N, K]
             return linear(x, weight, bias)
         rows = x.reshape(-1, x.shape[-1])
         output = rows @ weight if bias is None else torch.addmm(bias, rows, weight)

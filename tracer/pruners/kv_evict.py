@@ -177,7 +177,7 @@ class _EvictingAttention(PlainAttention, Counted):
             k, v = self.expanded(k, v)
             return self.output(self.attend_causally(q, k, v, attention_mask)), None
         held = counted_layer(cache, self.layer_idx)
-        if not self.masked:
+        if not self.is_masked:
             refuse_padding(attention_mask, q.shape[2], held.seen)
         budget = self._budget(held.seen + q.shape[2])
         first = not held.held

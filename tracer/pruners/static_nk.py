@@ -175,7 +175,9 @@ def _kept_channels(part: Channels, count: int, point: Point, scores: Scores, ind
     if down.experts is not None:
         if point.by_importance:
             # Few tokens of a text reach each expert, so the weights alone give the score.
-            weight = down.tensor.transpose(-1, -2) if down.transposed else down.tensor  # [E, N, K]
+            weight = (
+                down.tensor.transpose(-1, -2) if down.is_transposed else down.tensor
+            )  # [E, N, K]
             norms = weight.float().square().sum(1)
             rows = [best(norms[e], count) for e in range(down.experts)]
         else:

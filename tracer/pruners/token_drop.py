@@ -56,7 +56,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
             hint="name layers with an attention between: --set schedule=8,16,24",
         )
     places = layer_places(model, layers)
-    drop = _Drop(any(place.tracked for place in places))
+    drop = _Drop(any(place.is_tracked for place in places))
     sampler = Sampler(point, "token-drop")
     rankers = [
         TokenRanker(sampler.share_stream(), step, len(afters)) for step in range(1, len(afters) + 1)
@@ -106,7 +106,7 @@ def _static_layers(
     def layers(prompt: int, more: int) -> dict[int, StaticLayer]:
         shorter = {}
         for place in places:
-            if place.tracked:
+            if place.is_tracked:
                 raise PrunescopeError(
                     f"layer {place.number} attends by a mask or a window, which counts tokens",
                     hint="use --mode eager: a static cache cannot leave tokens out of them",

@@ -26,7 +26,7 @@ CONVERTED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Norm:
-    """The function of a norm: y = gain·x/rms(x) + bias, where x has mean zero if `centred`.
+    """The function of a norm: y = gain·x/rms(x) + bias, where x has mean zero if `subtracts_mean`.
 
     The gain [h] is offset + weight.
     """
@@ -34,7 +34,7 @@ class Norm:
     gain: Tensor  # float32
     offset: float
     bias: Tensor | None  # float32
-    centred: bool
+    subtracts_mean: bool
 
 
 def read_norm(norm: Any, hidden: int) -> Norm:
@@ -56,13 +56,15 @@ def read_norm(norm: Any, hidden: int) -> Norm:
         output = norm(probe.view(1, 1, -1)).view(-1).float()
     shift = None if bias is None else bias.detach().float()
     stored = like.detach().float()
-    for centred in (False, True):
-        values = probe.float() - (probe.float().mean() if centred else 0.0)
+    for subtracts_mean in (False, True):
+        values = probe.float() - (probe.float().mean() if subtracts_mean else 0.0)
         unit = values * values.square().mean().rsqrt()
         for offset in (0.0, 1.0):
             expected = (stored + offset) * unit + (0.0 if shift is None else shift)
             if torch.allclose(output, expected, rtol=0.02, atol=0.02):
-                return Norm(gain=stored + offset, offset=offset, bias=shift, centred=centred)
+                return Norm(
+                    gain=stored + offset, offset=offset, bias=shift, subtracts_mean=subtracts_mean
+                )
     raise _norm_refusal(norm)
 
 
@@ -74,13 +76,13 @@ def convert_norms(model: nn.Module, stream: Stream) -> bool:
     """
     folded = _fold_table_norm(model, stream)
     norms = {name: read_norm(model.get_submodule(name), stream.hidden) for name in stream.norms()}
-    if not any(norm.centred or norm.bias is not None for norm in norms.values()):
+    if not any(norm.subtracts_mean or norm.bias is not None for norm in norms.values()):
         return folded
-    if len({norm.centred for norm in norms.values()}) > 1 or not stream.is_rotatable:
+    if len({norm.subtracts_mean for norm in norms.values()}) > 1 or not stream.is_rotatable:
         raise unsupported(model, "only some of its norms subtract the mean")
     untie_head(stream)
     for port in (*stream.tables, *stream.writers()):
-        if norms[stream.final_norm].centred:
+        if norms[stream.final_norm].subtracts_mean:
             port.set(port.weight - port.weight.mean(port.axis, keepdim=True))
     for name, readers in stream.norms().items():
         shift = norms[name].bias
@@ -102,7 +104,7 @@ def narrow_stream_norm(norm: Any, hidden: int, basis: Basis, *, folded: bool) ->
         PrunescopeError: The norm subtracts the mean or adds a bias.
     """
     read = read_norm(norm, hidden)
-    if read.centred or read.bias is not None:
+    if read.subtracts_mean or read.bias is not None:
         raise _norm_refusal(norm)
     scale = (hidden / basis.kept) ** 0.5
     like = norm.weight

@@ -98,8 +98,8 @@ class NothingTrained:
 class RowLearner:
     """The trainer of the routers of rows.
 
-    If `fitted`, they were fitted to a text already, which gave each a share of its own. Otherwise
-    `begin` fits them, and each keeps the share that it has, 1 − s.
+    If `is_fitted`, they were fitted to a text already, which gave each a share of its own.
+    Otherwise `begin` fits them, and each keeps the share that it has, 1 − s.
     """
 
     how = (
@@ -109,15 +109,17 @@ class RowLearner:
         "score as the best p of their prompt, by a threshold that moves so that p is kept"
     )
 
-    def __init__(self, model: Any, sites: Sequence[Site], sparsity: float, *, fitted: bool) -> None:
-        self.model, self.sites, self.sparsity, self.fitted = model, sites, sparsity, fitted
+    def __init__(
+        self, model: Any, sites: Sequence[Site], sparsity: float, *, is_fitted: bool
+    ) -> None:
+        self.model, self.sites, self.sparsity, self.is_fitted = model, sites, sparsity, is_fitted
 
     def begin(self, calibration: Calibration) -> None:
         """Fit the routers if needed, and let their scores decide."""
         routers = [site.router for site in self.sites]
         for router in routers:
             router.sampler.is_random = False
-        if not self.fitted:
+        if not self.is_fitted:
             for router in routers:
                 router.sparsity = 0.0
             fit_routers(self.model, self.sites, calibration, sparsity=self.sparsity, equal=True)
