@@ -59,7 +59,7 @@ class Channels:
         self.down.zero_inputs(kept)
         if self.norms:
             for weight in self.ups:
-                weight.zero_outputs(self._outputs(weight, kept))
+                weight.zero_outputs(self.output_rows(weight, kept))
 
     def cut(self, kept: list[int] | Tensor) -> None:
         """Cut all channels but `kept` out of every matrix, norm and size.
@@ -69,7 +69,7 @@ class Channels:
         kept = torch.as_tensor(kept, device=self.down.tensor.device)
         before = self.total
         for weight in self.ups:
-            weight.keep_outputs(self._outputs(weight, kept))
+            weight.keep_outputs(self.output_rows(weight, kept))
         self.down.keep_inputs(kept)
         for path, norm in self.norms:
             narrow_norm(path, norm, kept)
@@ -80,7 +80,7 @@ class Channels:
                     keep_entries(module, name, kept)  # it has a number for each channel
             set_sizes(module, SIZES, before=before, after=kept.shape[-1])
 
-    def _outputs(self, weight: Weight, kept: Tensor) -> Tensor:
+    def output_rows(self, weight: Weight, kept: Tensor) -> Tensor:
         """Return the output rows of the kept channels; of a fused gate and up, the rows of both."""
         if weight.n == self.total:
             return kept

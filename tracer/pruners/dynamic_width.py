@@ -84,9 +84,7 @@ def _slice_mlp(model: Any, part: Channels, router: ChannelPredictor) -> ChannelP
     """Make an MLP run on the channels that `router` chooses, and return the router."""
     for weight in (*part.ups, part.down):
         extend(weight.module, _Sliced)
-        weight.module.slicing = _Slicing(
-            weight, router, part.total, slices_inputs=weight is part.down
-        )
+        weight.module.slicing = _Slicing(weight, router, part)
     # An MLP without a module begins at its first projection.
     host: Any = model.get_submodule(part.path) if part.modules else part.ups[0].module
     extend(host, _Predicting)
@@ -123,25 +121,16 @@ class ChannelPredictor(nn.Module):
 class _Slicing:
     """The features of a weight [N, K] that belong to the channels chosen by a router."""
 
-    def __init__(
-        self, weight: Weight, router: ChannelPredictor, total: int, *, slices_inputs: bool
-    ) -> None:
-        self.router, self.total, self.slices_inputs = router, total, slices_inputs
-        self.axis = (
-            int(weight.is_transposed) if not slices_inputs else 1 - int(weight.is_transposed)
-        )
-        self.is_fused = not slices_inputs and weight.n == 2 * total
-        self.is_interleaved = not getattr(weight.module, "is_concatenated", True)
+    def __init__(self, weight: Weight, router: ChannelPredictor, part: Channels) -> None:
+        self.weight, self.router, self.part = weight, router, part
+        self.slices_inputs = weight is part.down
+        self.axis = int(weight.is_transposed != self.slices_inputs)
 
     def features(self) -> Tensor:
         """Return the features of the chosen channels: [f'], or [2·f'] of a fused gate and up."""
         chosen = self.router.chosen
         assert chosen is not None
-        if not self.is_fused:
-            return chosen
-        if self.is_interleaved:
-            return torch.stack((2 * chosen, 2 * chosen + 1), -1).flatten()
-        return torch.cat((chosen, chosen + self.total))
+        return chosen if self.slices_inputs else self.part.output_rows(self.weight, chosen)
 
 
 class _Sliced:

@@ -25,6 +25,7 @@ from prunescope.tracer.calibration.collect import calibration_of, collect_expert
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import best, sample_indices
 from prunescope.tracer.model.experts import Mixture, find_mixtures, set_in_config
+from prunescope.tracer.model.forwards import hooked
 from prunescope.tracer.model.layers import decoder_layers, is_known
 from prunescope.tracer.model.logits import check_same, probe
 from prunescope.tracer.pruners import Applied
@@ -191,11 +192,9 @@ def _masked(mixtures: Sequence[Mixture], chosen: Sequence[Sequence[int]]) -> Ite
             before.append((term, term.clone()))
             term.masked_fill_(removed.to(term.device), float("-inf"))
     try:
-        with mask:
+        with hooked(handles), mask:
             yield
     finally:
-        for handle in handles:
-            handle.remove()
         for term, values in before:
             term.copy_(values)
 

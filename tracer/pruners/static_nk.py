@@ -83,13 +83,12 @@ def prune_width(model: Any, point: Point, *, heads: bool, mlp: bool) -> Applied:
     if heads:
         record["rounding"] = str(point.knobs["rounding"])
         _record_heads(model, name, cut_heads, len(layers), applied)
-        _note_rounding(
-            record, len(cut_heads[0].kept), cut_heads[0].part.kv_heads, point, "KV heads"
-        )
+        kept, total = len(cut_heads[0].kept), cut_heads[0].part.kv_heads
+        record.setdefault("notes", []).extend(rounding(kept, total, point.sparsity, "KV heads"))
     if mlp:
         _record_channels(model, name, cut_channels, len(layers), applied)
-        first = cut_channels[0]
-        _note_rounding(record, first.kept.shape[-1], first.before, point, "MLP channels")
+        kept, total = cut_channels[0].kept.shape[-1], cut_channels[0].before
+        record.setdefault("notes", []).extend(rounding(kept, total, point.sparsity, "MLP channels"))
     if masked is not None:
         check_same(model, masked, _CUT)
     return applied
@@ -192,11 +191,6 @@ def _kept_channels(part: Channels, count: int, point: Point, scores: Scores, ind
     purpose = f"channels {index}{when(part.kind != 'mlp', f' {part.path}')}"
     kept = sample_indices(part.total, count, seed=point.seed, what=purpose)
     return torch.tensor(kept, device=device)
-
-
-def _note_rounding(record: Record, kept: int, total: int, point: Point, unit: str) -> None:
-    """Note where rounding keeps another share than the request."""
-    record.setdefault("notes", []).extend(rounding(kept, total, point.sparsity, unit))
 
 
 def _record_heads(
