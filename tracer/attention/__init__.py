@@ -1,5 +1,5 @@
 """Attention split into its parts, so that dynamic families can change one of them.
 
-In: an attention module. Out: its projections, rotation and cache; pruned forwards.
-Exports: AttentionParts, PlainAttention, `blocks`, `flex`.
+In: an attention module. Out: its projections, rotation and cache, and pruned forwards. Exports:
+AttentionParts, PlainAttention, `blocks`, `flex`.
 """

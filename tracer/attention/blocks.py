@@ -1,8 +1,8 @@
-"""Key/value blocks for block-sparse attention: those that each query block attends to.
+"""The key/value blocks that each query block attends to in block-sparse attention.
 
-Block i of b tokens holds tokens i·b … ; the last may be shorter. Query block i attends to its own
-block and the best earlier ones by score, max(1, round((i + 1)·p)) in all, p = 1 − s.
-Shapes: B batch, n_kv KV heads, d head_dim, L keys.
+Block i of b tokens holds the tokens from i·b on; the last block may be shorter. Query block i
+attends to its own block and to the best earlier ones by score, max(1, round((i + 1)·p)) in all,
+with p = 1 − s. Shapes: B batch, n_kv KV heads, d head_dim, L keys.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from prunescope.tracer.attention.pruned import lower_right
 
@@ -20,52 +21,59 @@ _USUAL_BLOCK, _LEAST_BLOCKS = 64, 8
 
 @dataclass(frozen=True)
 class Group:
-    """Query blocks first … end - 1, g of them, which all attend to `count` blocks; `own` is the
-    length of one. `tokens` [B, n_kv, g, m] are the keys of each, its own block last; `flat` their
-    rows in [B·n_kv·L] in the order [B, g, n_kv, m]. `mask` [own, m] is additive; None for a single
-    query.
+    """Consecutive query blocks that attend to equally many key blocks.
+
+    The g query blocks `first` … `end` − 1 of `own` tokens each attend to `count` blocks. `tokens`
+    [B, n_kv, g, m] are the positions of their keys, the own block last; `flat` are the rows of
+    these keys in [B·n_kv·L], in the order [B, g, n_kv, m]. `mask` [own, m] is additive, and None
+    for a single query.
     """
 
     first: int
     end: int
     count: int
     own: int
-    tokens: torch.Tensor
-    flat: torch.Tensor
-    mask: torch.Tensor | None
+    tokens: Tensor
+    flat: Tensor
+    mask: Tensor | None
 
-    def gathered(self, x: torch.Tensor) -> torch.Tensor:
-        """The keys or values [B, n_kv, L, d] of each query block, [B·g, n_kv, m, d]."""
+    def gathered(self, x: Tensor) -> Tensor:
+        """Gather the keys or values [B, n_kv, L, d] of each query block: [B·g, n_kv, m, d]."""
         rows = x.reshape(-1, x.shape[-1]).index_select(0, self.flat)
         _, heads, num, length = self.tokens.shape
         return rows.view(x.shape[0] * num, heads, length, -1)
 
-    def queries_of(self, x: torch.Tensor, block: int) -> torch.Tensor:
-        """The rows of [B, heads, S, d] in these query blocks, [B, heads, g, own, d]."""
+    def queries_of(self, x: Tensor, block: int) -> Tensor:
+        """Return the rows of x [B, heads, S, d] in these query blocks: [B, heads, g, own, d]."""
         num = self.end - self.first
         return x.narrow(2, self.first * block, num * self.own).unflatten(2, (num, self.own))
 
 
 def usual_block(length: int) -> int:
-    """64 tokens, or the power of two that gives a shorter prompt 8 blocks at least."""
+    """Choose a block length: 64 tokens, or less, so that a shorter prompt has at least 8 blocks.
+
+    It is always a power of two.
+    """
     return min(_USUAL_BLOCK, 1 << int(math.log2(max(1, length // _LEAST_BLOCKS))))
 
 
 def budget(index: int, sparsity: float) -> int:
-    """Number of blocks that query block `index` attends to, its own included."""
+    """Return the number of blocks that query block `index` attends to, its own included."""
     return max(1, round((index + 1) * (1 - sparsity)))
 
 
 def longest_block(length: int, sparsity: float) -> int:
-    """The longest block length at which a prompt of `length` tokens skips a block; 0 if not even
-    blocks of one token do."""
+    """Return the longest block length at which a prompt of `length` tokens skips a block.
+
+    It is 0 if not even blocks of one token are skipped.
+    """
     counts = (n for n in range(2, length + 1) if budget(n - 1, sparsity) < n)
     least = next(counts, None)
     return 0 if least is None else math.ceil(length / (least - 1)) - 1
 
 
 def budget_runs(num_blocks: int, sparsity: float) -> list[tuple[int, int, int]]:
-    """(first, end, count) of consecutive query blocks with the same budget."""
+    """List (first, end, count) of consecutive query blocks with the same budget."""
     runs: list[tuple[int, int, int]] = []
     for index in range(num_blocks):
         count = budget(index, sparsity)
@@ -76,8 +84,8 @@ def budget_runs(num_blocks: int, sparsity: float) -> list[tuple[int, int, int]]:
     return runs
 
 
-def pooled(x: torch.Tensor, block: int) -> torch.Tensor:
-    """Means [.., L/b, d] over the blocks of [.., L, d], a shorter last block included."""
+def pooled(x: Tensor, block: int) -> Tensor:
+    """Average x [.., L, d] over blocks of tokens: [.., L/b, d], a shorter last block included."""
     whole = x.shape[-2] // block * block
     means = x[..., :whole, :].unflatten(-2, (-1, block)).mean(-2)
     if whole == x.shape[-2]:
@@ -85,10 +93,11 @@ def pooled(x: torch.Tensor, block: int) -> torch.Tensor:
     return torch.cat((means, x[..., whole:, :].mean(-2, keepdim=True)), dim=-2)
 
 
-def pooled_keys(layer: Any, keys: torch.Tensor, block: int, past: int) -> torch.Tensor:
-    """Means [B, n_kv, L//b, d] of the whole blocks of a cache layer's keys, stored in that layer.
+def pooled_keys(layer: Any, keys: Tensor, block: int, past: int) -> Tensor:
+    """Average a cache layer's keys over its whole blocks, and store the means in that layer.
 
-    Only blocks completed after the first `past` tokens are read; `past` also shows a cropped cache.
+    The means are [B, n_kv, L//b, d]. Only blocks that were completed after the first `past` tokens
+    are read. `past` also reveals a cache that was cropped, whose newer means are dropped.
     """
     known = getattr(layer, "pooled", None) if getattr(layer, "block", None) == block else None
     valid = past // block if known is not None else 0
@@ -103,11 +112,11 @@ def pooled_keys(layer: Any, keys: torch.Tensor, block: int, past: int) -> torch.
     return known
 
 
-def groups(scores: torch.Tensor, *, block: int, length: int, sparsity: float) -> list[Group]:
-    """The keys of each query block by scores [B, n_kv, query blocks, key blocks] over L keys.
+def choose_groups(scores: Tensor, *, block: int, length: int, sparsity: float) -> list[Group]:
+    """Choose the keys of each query block by scores [B, n_kv, query blocks, key blocks].
 
-    The query blocks are the last ones of the L tokens: all in prefill, one of a single token in
-    decode. Only earlier blocks compete; a block's own is always included.
+    The query blocks are the last ones of the L tokens: all of them in prefill, and one block of a
+    single token in decode. Only earlier blocks compete, since a block's own is always included.
     """
     num_queries, num_keys = scores.shape[2], scores.shape[3]
     first = math.ceil(length / block) - num_queries
@@ -115,39 +124,43 @@ def groups(scores: torch.Tensor, *, block: int, length: int, sparsity: float) ->
     later = torch.arange(num_keys, device=scores.device) >= own.unsqueeze(-1)
     scores = scores.masked_fill(later, float("-inf"))
     best = scores.topk(budget(first + num_queries - 1, sparsity) - 1, dim=-1).indices
-    found = []
-    for start, end, count in _runs(first, num_queries, block, length, sparsity):
+    chosen_groups = []
+    for start, end, count in _budget_runs_from(first, num_queries, block, length, sparsity):
         rows = slice(start - first, end - first)
-        chosen = best[:, :, rows, : count - 1].sort(-1).values
-        mine = own[rows].view(1, 1, -1, 1).expand(*chosen.shape[:3], 1)
+        earlier = best[:, :, rows, : count - 1].sort(-1).values
+        mine = own[rows].view(1, 1, -1, 1).expand(*earlier.shape[:3], 1)
         size = min(block, length - start * block)
-        tokens = _tokens(chosen, mine, block, size)
-        found.append(Group(start, end, count, size, tokens, _flat(tokens, length), None))
-    return found
+        tokens = _key_positions(earlier, mine, block, size)
+        flat = _flat_rows(tokens, length)
+        chosen_groups.append(Group(start, end, count, size, tokens, flat, None))
+    return chosen_groups
 
 
-def static_group(chosen: torch.Tensor, own: torch.Tensor, *, block: int, length: int) -> Group:
-    """The keys of one token in block `own` [1] of a static cache of L places: those of earlier
-    blocks [B, n_kv, 1, c], and its own block. Keys behind the last place are that place."""
-    mine = own.view(1, 1, 1, 1).expand(*chosen.shape[:3], 1)
-    tokens = _tokens(chosen, mine, block, block).clamp(max=length - 1)
-    return Group(0, 1, chosen.shape[-1] + 1, 1, tokens, _flat(tokens, length), None)
+def static_group(earlier: Tensor, own: Tensor, *, block: int, length: int) -> Group:
+    """Collect the keys of one token in block `own` [1] of a static cache of L places.
+
+    These are the keys of the chosen earlier blocks [B, n_kv, 1, c] and of its own block. A key
+    beyond the last place is replaced by the last place, and must be masked.
+    """
+    mine = own.view(1, 1, 1, 1).expand(*earlier.shape[:3], 1)
+    tokens = _key_positions(earlier, mine, block, block).clamp(max=length - 1)
+    return Group(0, 1, earlier.shape[-1] + 1, 1, tokens, _flat_rows(tokens, length), None)
 
 
-def with_masks(found: list[Group], *, like: torch.Tensor) -> list[Group]:
-    """The groups with the causal mask of their own block, in the format of `like`."""
-    return [replace(g, mask=lower_right(g.own, g.tokens.shape[-1], like=like)) for g in found]
+def with_masks(groups: list[Group], *, like: Tensor) -> list[Group]:
+    """Add to each group the causal mask of its own block, in the format of `like`."""
+    return [replace(g, mask=lower_right(g.own, g.tokens.shape[-1], like=like)) for g in groups]
 
 
-def num_seen(found: list[Group]) -> int:
-    """Number of blocks that all query blocks attend to, summed."""
-    return sum(g.count * (g.end - g.first) for g in found)
+def num_blocks_seen(groups: list[Group]) -> int:
+    """Add up the blocks that all query blocks attend to."""
+    return sum(g.count * (g.end - g.first) for g in groups)
 
 
-def _runs(
+def _budget_runs_from(
     first: int, num: int, block: int, length: int, sparsity: float
 ) -> list[tuple[int, int, int]]:
-    """`budget_runs` from block `first` on; a shorter last block is a run by itself."""
+    """List the `budget_runs` from block `first` on; a shorter last block is a run by itself."""
     cut = [r for r in budget_runs(first + num, sparsity) if r[1] > first]
     cut[0] = (max(first, cut[0][0]), cut[0][1], cut[0][2])
     start, end, count = cut[-1]
@@ -156,14 +169,15 @@ def _runs(
     return cut
 
 
-def _tokens(chosen: torch.Tensor, own: torch.Tensor, block: int, size: int) -> torch.Tensor:
-    """Key positions of whole chosen blocks [.., c], then those of the own block of `size`."""
-    offsets = torch.arange(block, device=chosen.device)
-    before = (chosen.unsqueeze(-1) * block + offsets).flatten(3)
+def _key_positions(earlier: Tensor, own: Tensor, block: int, size: int) -> Tensor:
+    """Return the positions of the keys in whole earlier blocks [.., c], then in the own block."""
+    offsets = torch.arange(block, device=earlier.device)
+    before = (earlier.unsqueeze(-1) * block + offsets).flatten(3)
     return torch.cat((before, own * block + offsets[:size]), dim=-1)
 
 
-def _flat(tokens: torch.Tensor, length: int) -> torch.Tensor:
+def _flat_rows(tokens: Tensor, length: int) -> Tensor:
+    """Return positions [B, n_kv, g, m] as rows of [B·n_kv·L], in the order [B, g, n_kv, m]."""
     batch, heads = tokens.shape[:2]
     first = torch.arange(0, batch * heads * length, length, device=tokens.device)
     return (tokens + first.view(batch, heads, 1, 1)).transpose(1, 2).flatten()

@@ -1,7 +1,7 @@
 """Cache layers that count the tokens they have seen, of which they may hold fewer.
 
-In: a cache of transformers, a model. Out: cache layers as CountedLayers with masks for the keys
-that they hold, and a LayerPlace for each layer of the model: its layer of the cache.
+In: a cache of transformers, and a model. Out: cache layers as CountedKeys with masks for the keys
+that they hold, and a LayerPlace for each layer of the model, which names its layer of the cache.
 Shapes: B batch, T query tokens, L keys, H heads of a mask.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.cache_utils import (
     DynamicLayer,
     LinearAttentionAndFullAttentionLayer,
@@ -27,29 +27,33 @@ from prunescope.tracer.model.static_step import static_step
 
 
 def past_length(cache: Any, layer_idx: int) -> int:
-    """Number of tokens in a layer's cache; 0 without a cache, and in a static step."""
+    """Return the number of tokens in a layer's cache.
+
+    It is 0 without a cache, and in a static step, where the length is only known on the device.
+    """
     if cache is None or layer_idx >= len(cache.layers) or static_step() is not None:
-        return 0  # the length of a static cache is on the device, and masks are read instead
+        return 0  # a static cache has its length on the device: masks are read instead
     return int(cache.get_seq_length(layer_idx))
 
 
 class CountedKeys(DynamicLayer):
-    """Counts tokens: `seen`, from which positions follow.
+    """A cache layer that counts the tokens it has seen, from which positions follow.
 
-    `window`: keys that a query attends to, of which the cache holds the last window − 1. `tracked`:
-    store the positions of the keys in the sequence, [1 or B, held], to index masks with.
+    `window` is the number of keys that a query attends to, of which the cache holds the last window
+    − 1; None for all. If `is_tracked`, the layer stores the positions of its keys in the sequence,
+    [1 or B, held], to index masks with.
     """
 
     is_croppable = False  # evicted or skipped keys cannot be restored
 
-    def start(self, window: int | None, *, tracked: bool) -> None:
+    def start(self, window: int | None, *, is_tracked: bool) -> None:
         """Start with no tokens."""
-        self.seen, self.window, self.tracked = 0, window, tracked
-        self.positions: torch.Tensor | None = None
+        self.seen, self.window, self.is_tracked = 0, window, is_tracked
+        self.positions: Tensor | None = None
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Append keys and values, and count the tokens."""
         self.seen += key_states.shape[-2]
         keys, values = super().update(key_states, value_states, *args, **kwargs)
@@ -58,13 +62,14 @@ class CountedKeys(DynamicLayer):
             self.values = values[:, :, 1 - self.window :]
         return keys, values
 
-    def mask_of(
-        self, mask: torch.Tensor | None, num: int, at: torch.Tensor | None = None
-    ) -> torch.Tensor | None:
-        """The part of a mask [.., T, seen + T] for `num` new tokens over the keys held and their
-        own. `at` [B, num]: the positions of these tokens among the T; None: all of them."""
-        if not self.tracked:
-            return last_rows(mask, self.held + num)
+    def mask_of(self, mask: Tensor | None, num: int, at: Tensor | None = None) -> Tensor | None:
+        """Reduce a mask [.., T, seen + T] to `num` new tokens and the keys that they can attend to.
+
+        The keys are those that are held, and those of the new tokens themselves. `at` [B, num] are
+        the positions of these tokens among the T; None means all of them.
+        """
+        if not self.is_tracked:
+            return last_columns(mask, self.held + num)
         new = at
         if new is None:
             device = None if mask is None else mask.device
@@ -79,20 +84,20 @@ class CountedKeys(DynamicLayer):
             return None
         mask = mask.expand(positions.shape[0], -1, -1, -1) if positions.shape[0] > 1 else mask
         if at is not None:
-            mask = mask.gather(2, _spread(at, mask, 3))
-        return mask.gather(3, _spread(positions, mask, 2))
+            mask = mask.gather(2, _mask_index(at, mask, 3))
+        return mask.gather(3, _mask_index(positions, mask, 2))
 
     def get_seq_length(self) -> int:
-        """Number of tokens seen, from which the next position follows."""
+        """Return the number of tokens seen, from which the next position follows."""
         return self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """The sizes as if every token seen were held."""
+        """Return the sizes of a mask as if every token seen were held."""
         return self.seen + query_length, 0
 
     @property
     def held(self) -> int:
-        """Number of keys in the cache."""
+        """The number of keys in the cache."""
         return self.keys.shape[-2] if self.is_initialized and self.keys is not None else 0
 
     def reset(self) -> None:
@@ -104,95 +109,111 @@ class CountedKeys(DynamicLayer):
 class CountedLayer(CountedKeys):
     """A cache layer that holds fewer keys than the tokens it has seen."""
 
-    def __init__(self, window: int | None = None, *, tracked: bool = False) -> None:
+    def __init__(self, window: int | None = None, *, is_tracked: bool = False) -> None:
         super().__init__()
-        self.start(window, tracked=tracked)
+        self.start(window, is_tracked=is_tracked)
 
 
 class CountedWithState(CountedKeys, LinearAttentionAndFullAttentionLayer):
-    """A CountedLayer that also has the state of a mixer, which it takes over from `layer`."""
+    """A counting layer that also has the state of a mixer, which it takes over from `layer`."""
 
-    def __init__(self, layer: Any, window: int | None, *, tracked: bool) -> None:
+    def __init__(self, layer: Any, window: int | None, *, is_tracked: bool) -> None:
         super().__init__()
         self.__dict__.update(vars(layer))  # a mixer may have run before the attention of its layer
-        self.start(window, tracked=tracked)
+        self.start(window, is_tracked=is_tracked)
 
 
-def _spread(positions: torch.Tensor, mask: torch.Tensor, other: int) -> torch.Tensor:
-    """Positions [1 or B, n] as an index into a mask [B, H, T, L], which keeps its axis `other`."""
+def _mask_index(positions: Tensor, mask: Tensor, kept_axis: int) -> Tensor:
+    """Expand positions [1 or B, n] to an index into a mask [B, H, T, L], which keeps one axis."""
     shape = [mask.shape[0], mask.shape[1], -1, -1]
-    shape[other] = mask.shape[other]
-    return positions[:, None].unsqueeze(other).expand(shape)
+    shape[kept_axis] = mask.shape[kept_axis]
+    return positions[:, None].unsqueeze(kept_axis).expand(shape)
 
 
-def last_rows(mask: torch.Tensor | None, num_keys: int) -> torch.Tensor | None:
-    """The columns of a causal mask [.., T, L] for the last `num_keys` keys; all earlier keys are
-    visible to every query."""
+def last_columns(mask: Tensor | None, num_keys: int) -> Tensor | None:
+    """Return the columns of a causal mask [.., T, L] for the last `num_keys` keys.
+
+    Every query sees all earlier keys, so that these need no mask.
+    """
     return None if mask is None else mask[..., -num_keys:]
 
 
 def counted_layer(
-    cache: Any, layer_idx: int, window: int | None = None, *, tracked: bool = False
+    cache: Any, layer_idx: int, window: int | None = None, *, is_tracked: bool = False
 ) -> CountedKeys:
-    """A cache layer that counts; a layer of another kind without keys is replaced by one."""
+    """Return the layer of a cache as one that counts; an empty layer of another kind is replaced.
+
+    Raises:
+        PrunescopeError: The layer holds keys that another model wrote.
+    """
     while len(cache.layers) <= layer_idx:
         cache.layers.append(CountedLayer())
     layer = cache.layers[layer_idx]
-    if not isinstance(layer, CountedKeys) or (layer.tracked != tracked and not layer.seen):
+    if not isinstance(layer, CountedKeys) or (layer.is_tracked != is_tracked and not layer.seen):
         if layer.get_seq_length():
             raise PrunescopeError(
                 "the cache was filled by another model",
                 hint="prefill with the pruned model, on an empty DynamicCache",
             )
         if isinstance(layer, LinearAttentionCacheLayerMixin):
-            layer = CountedWithState(layer, window, tracked=tracked)
+            layer = CountedWithState(layer, window, is_tracked=is_tracked)
         else:
-            layer = CountedLayer(window, tracked=tracked)
+            layer = CountedLayer(window, is_tracked=is_tracked)
         cache.layers[layer_idx] = layer
     return layer
 
 
 @dataclass(frozen=True)
 class LayerPlace:
-    """Layer `number`, whose keys or state are in layer `cached` of the cache. `attends`: whether it
-    has keys; a mixer alone has a state. `window`: keys that a query attends to, None for all.
-    `masked`: whether every forward gets a mask, not only some."""
+    """The place of layer `number` of a model in the cache: its keys or state are in layer `cached`.
+
+    `window` is the number of keys that a query attends to; None for all. `is_masked` tells whether
+    every forward gets a mask, and not only some. `attends` tells whether the layer has keys; a
+    mixer alone has a state.
+    """
 
     number: int
     cached: int
     window: int | None
-    masked: bool
+    is_masked: bool
     attends: bool = True
 
     @property
-    def tracked(self) -> bool:
+    def is_tracked(self) -> bool:
         """Whether masks need the positions of the keys."""
-        return self.attends and (self.masked or self.window is not None)
+        return self.attends and (self.is_masked or self.window is not None)
 
     def past(self, cache: Any) -> int:
-        """Number of tokens with keys in the cache."""
+        """Return the number of tokens with keys in the cache."""
         return past_length(cache, self.cached) if self.attends else 0
 
     def counted(self, cache: Any) -> CountedKeys | None:
-        """The counting layer of the cache; None without a cache or without keys."""
+        """Return the counting layer of the cache; None without a cache or without keys."""
         if cache is None or not self.attends:
             return None
-        return counted_layer(cache, self.cached, self.window, tracked=self.tracked)
+        return counted_layer(cache, self.cached, self.window, is_tracked=self.is_tracked)
 
     def empty(self) -> CountedLayer:
-        """A new layer for a forward without a cache."""
-        return CountedLayer(self.window, tracked=self.tracked)
+        """Make a new layer for a forward without a cache."""
+        return CountedLayer(self.window, is_tracked=self.is_tracked)
 
     def refuse_padding(self, mask: Any, num_queries: int, past: int) -> None:
-        """Raises PrunescopeError on a mask that can only come from padding."""
-        if not self.tracked and static_step() is None:
+        """Check that a mask is not one that only padding explains.
+
+        Raises:
+            PrunescopeError: The batch is padded.
+        """
+        if not self.is_tracked and static_step() is None:
             refuse_padding(mask, num_queries, past)
 
 
 def layer_places(model: Any, layers: nn.ModuleList) -> list[LayerPlace]:
-    """The cache layers of `layers`. Raises PrunescopeError if a layer has neither keys nor a state
-    of its own."""
-    windows, (_, masked) = compat.windows(model), observe(model)
+    """Find the place of each of the layers in the cache.
+
+    Raises:
+        PrunescopeError: A layer has neither keys nor a state of its own.
+    """
+    windows, (_, is_masked) = compat.windows(model), observe(model)
     keeps = compat.keeps_keys(model)
     places = []
     for number, layer in enumerate(layers):
@@ -206,5 +227,5 @@ def layer_places(model: Any, layers: nn.ModuleList) -> list[LayerPlace]:
         cached = numbers.pop()
         window = windows[cached] if cached < len(windows) else None
         attends = cached >= len(keeps) or keeps[cached]
-        places.append(LayerPlace(number, cached, window, masked, attends))
+        places.append(LayerPlace(number, cached, window, is_masked, attends))
     return places

@@ -1,9 +1,9 @@
 """FlexAttention over chosen key/value blocks: a block mask from the choice, and the kernel.
 
-In: scores of key blocks for each query block, [B, n_kv, blocks, blocks]. Out: a BlockMask, and
-attention by torch's compiled kernel, without gathering keys and values. For prompts only; query
-block i attends to its own block (causally) and the best earlier ones, as `tracer.attention.blocks`
-says.
+In: scores [B, n_kv, blocks, blocks] of key blocks for each query block. Out: a BlockMask, and
+attention by torch's compiled kernel, which does not gather keys and values. It runs prompts only;
+query block i attends to its own block (causally) and to the best earlier ones, as in
+`tracer.attention.blocks`.
 """
 
 from __future__ import annotations
@@ -12,32 +12,36 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from prunescope.tracer.attention.blocks import budget
 
-LEAST_BLOCK = 16  # of the kernel
+LEAST_BLOCK = 16  # the shortest block that the kernel takes
 _TILE = 64
 
 
-def missing(device: torch.device) -> str:
-    """Why a device cannot run the kernel; empty if it can."""
+def refused_device(device: torch.device) -> str:
+    """Return why a device cannot run the kernel; an empty text if it can."""
     if device.type != "cuda":
         return f"FlexAttention needs a kernel compiled for a GPU, and this is {device.type}"
     return ""
 
 
 def refused_block(block: int) -> str:
-    """Why the kernel cannot take blocks of this length; empty if it can. 0: by prompt."""
+    """Return why the kernel cannot take blocks of this length; an empty text if it can.
+
+    Length 0 means that the prompt decides.
+    """
     if block and (block < LEAST_BLOCK or block & (block - 1)):
         return f"the kernel takes blocks of a power of two from {LEAST_BLOCK} on, not {block}"
     return ""
 
 
 def block_mask(
-    scores: torch.Tensor, *, block: int, length: int, sparsity: float, groups: int
+    scores: Tensor, *, block: int, length: int, sparsity: float, groups: int
 ) -> BlockMask:
-    """The blocks that each query block of a prompt attends to, for n_kv · `groups` heads.
+    """Choose the blocks that each query block of a prompt attends to, for n_kv · `groups` heads.
 
     Earlier blocks are full blocks, in which the kernel masks nothing.
     """
@@ -46,7 +50,7 @@ def block_mask(
     before = torch.arange(scores.shape[-1], device=scores.device) < own.unsqueeze(-1)
     scores = scores.masked_fill(~before, float("-inf"))
     best = scores.topk(budget(num - 1, sparsity) - 1, dim=-1).indices
-    # In double precision, to round halves as `budget` does.
+    # Double precision rounds halves as `budget` does.
     count = ((own.double() + 1) * (1 - sparsity)).round().clamp(min=1) - 1
     whole = torch.zeros(batch, heads, num, num, dtype=torch.int32, device=scores.device)
     whole[..., : best.shape[-1]] = best
@@ -61,22 +65,20 @@ def block_mask(
         BLOCK_SIZE=block,
         mask_mod=_causal,
         seq_lengths=(length, length),
-        compute_q_blocks=False,  # for a backward pass alone
+        compute_q_blocks=False,  # only a backward pass needs them
     )
 
 
 def num_blocks_read(num_blocks: int, sparsity: float) -> int:
-    """Number of blocks that all query blocks of a prompt attend to, summed."""
+    """Add up the blocks that all query blocks of a prompt attend to."""
     return sum(budget(index, sparsity) for index in range(num_blocks))
 
 
-def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask, *, scaling: float
-) -> torch.Tensor:
-    """[B, n_q, T, d] over [B, n_kv, T, d] to [B, n_q, T, d]."""
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, *, scaling: float) -> Tensor:
+    """Attend with queries [B, n_q, T, d] to keys and values [B, n_kv, T, d]: [B, n_q, T, d]."""
     size = mask.BLOCK_SIZE[0]
     options = {"BLOCK_M": size, "BLOCK_N": size} if size <= _TILE else None
-    out: torch.Tensor = _kernel()(
+    return _kernel()(
         q,
         k,
         v,
@@ -85,16 +87,13 @@ def attend(
         enable_gqa=q.shape[1] != k.shape[1],
         kernel_options=options,
     )
-    return out
 
 
 @cache
 def _kernel() -> Any:
-    """Compiled once; without compilation it would compute every score."""
+    """Compile FlexAttention once; without compilation it would compute every score."""
     return torch.compile(flex_attention)
 
 
-def _causal(
-    _batch: torch.Tensor, _head: torch.Tensor, query: torch.Tensor, key: torch.Tensor
-) -> torch.Tensor:
+def _causal(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
     return query >= key

@@ -1,8 +1,8 @@
 """The parts of an attention of transformers, for dynamic families that change one of its steps.
 
 In: a model. Out: AttentionParts for each layer, read from its matrices, norms and cache, or a
-PrunescopeError that says what is not supported. The logits show afterwards whether an attention has
-other parts (`tracer.routing.prenorm.rebuilt`).
+PrunescopeError with the reason why they are not supported. Whether an attention has other parts is
+checked afterwards, by its logits (`tracer.routing.prenorm.rebuild`).
 """
 
 from __future__ import annotations
@@ -10,34 +10,42 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate
-from prunescope.tracer.attention.rotation import latent_turns, own_function, turns
+from prunescope.tracer.attention.rotation import (
+    read_latent_rotation,
+    read_rotation,
+    source_function,
+)
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.forwards import hooked
 from prunescope.tracer.model.heads import Heads, find_heads
 from prunescope.tracer.model.layers import decoder_layers, text_config
 from prunescope.tracer.model.logits import probe
 
-_CACHED = 4  # axes of cached keys
+_CACHED = 4  # the number of axes of cached keys
 _LATENT = ("q", "q_a", "q_b", "kv_a", "kv_b", "o")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionParts:
-    """The attention of layer `layer`: `module`, at `path`. `names`: child by role (q, k, v or qkv,
-    and o; of latent attention q or q_a, q_b, and kv_a, kv_b). `order`: the layout of a fused qkv,
-    "parts" or "groups". `norms`: child for q and k, "" without one; `spans`: the input of a norm,
-    "all" [.., n·d], "head" [.., n, d], "heads" [B, n, T, d] or "latent" [.., r]. `turns`: whether
-    rotation pairs neighbours instead of halves; None: the layer has no rotation; `short`: whether
-    cos and sin have one value for each pair; `rope_dim`: of latent attention, the rotated and
-    shared part of a key. `gated`: whether q also outputs a gate for each head; `key_scale`: factor
-    of the keys. `repeats`: copies of a key in the cache. `window`: keys that a query attends to,
-    None for all; `masked`: whether every forward gets a mask. `eager`: the model's own function
-    attends.
+    """The attention of layer `layer`: the module at `path`, and what each of its steps does.
+
+    `names` maps roles to child modules: q, k, v or qkv, and o; latent attention has q, or q_a and
+    q_b, kv_a and kv_b. `order` is the layout of a fused qkv: "parts" or "groups". `norms` maps q
+    and k to their norms, and `spans` is what a norm reads: "all" [.., n·d], "head" [.., n, d],
+    "heads" [B, n, T, d] or "latent" [.., r].
+
+    `is_interleaved` tells whether the rotation pairs neighbouring dimensions instead of halves;
+    None if the layer has no rotation. If `has_short_rotary`, cos and sin have one value for each
+    pair. `rope_dim` is the rotated part of a key in latent attention, which all heads share.
+
+    If `is_gated`, q also outputs a gate for each head. `key_scale` is a factor of the keys, and
+    `repeats` the number of copies of a key in the cache. `window` is the number of keys that a
+    query attends to; None for all. If `is_masked`, every forward gets a mask. If `is_eager`, the
+    model's own function attends.
     """
 
     layer: int
@@ -47,8 +55,8 @@ class AttentionParts:
     order: str
     norms: dict[str, str]
     spans: str
-    turns: bool | None
-    short: bool
+    is_interleaved: bool | None
+    has_short_rotary: bool
     heads: int
     kv_heads: int
     head_dim: int
@@ -57,26 +65,35 @@ class AttentionParts:
     repeats: int
     window: int | None
     rope_dim: int = 0
-    gated: bool = False
+    is_gated: bool = False
     key_scale: float = 1.0
-    masked: bool = False
-    eager: bool = False
+    is_masked: bool = False
+    is_eager: bool = False
 
     @property
-    def like(self) -> torch.Tensor:
+    def like(self) -> Tensor:
         """An empty tensor [1, h] with the device and dtype of the projections."""
-        weight: torch.Tensor = self.module.get_submodule(self.names["o"]).weight
+        weight: Tensor = self.module.get_submodule(self.names["o"]).weight
         return weight.new_empty(1, self.hidden)
 
     @property
     def layer_idx(self) -> int:
-        """Index of its cache layer."""
+        """The index of the layer in the cache."""
         return int(self.module.layer_idx)
 
 
 def read_attentions(model: Any) -> list[AttentionParts]:
-    """The attention of every layer that has one. Raises PrunescopeError if one is not supported,
-    and if there is none."""
+    """Read the attention of every layer that has one.
+
+    Args:
+        model: A model of transformers with SDPA or eager attention.
+
+    Returns:
+        The parts of each attention, in the order of the layers.
+
+    Raises:
+        PrunescopeError: No layer has an attention, or one of them is not supported.
+    """
     name, layers = decoder_layers(model)
     implementation = str(getattr(model.config, "_attn_implementation", "sdpa"))
     if implementation not in ("sdpa", "eager"):
@@ -85,24 +102,24 @@ def read_attentions(model: Any) -> list[AttentionParts]:
             hint="use --attn sdpa",
         )
     heads = {i: find_heads(model, layer, f"{name}.{i}") for i, layer in enumerate(layers)}
-    found = {i: layer_heads for i, layer_heads in heads.items() if layer_heads is not None}
-    if not found:
+    attentions = {i: attention for i, attention in heads.items() if attention is not None}
+    if not attentions:
         raise unsupported(model, "no layer has an attention")
-    for layer_heads in found.values():
-        _check(model, layer_heads, implementation)
-    (cached, masked), windows = observe(model), compat.windows(model)
+    for attention in attentions.values():
+        _check_supported(model, attention, implementation)
+    (key_heads, is_masked), windows = observe(model), compat.windows(model)
     return [
         replace(
-            _parts(i, layer_heads, cached, windows),
-            masked=masked,
-            eager=implementation == "eager",
+            _parts(i, attention, key_heads, windows),
+            is_masked=is_masked,
+            is_eager=implementation == "eager",
         )
-        for i, layer_heads in found.items()
+        for i, attention in attentions.items()
     ]
 
 
 def unsupported(model: nn.Module, why: str) -> PrunescopeError:
-    """The error for a model whose attention is not supported."""
+    """Make the error for a model whose attention is not supported."""
     return PrunescopeError(
         f"the dynamic families do not support the layers of {type(model).__name__} ({why})",
         hint="they need an attention of q, k, v and o, fused or not; "
@@ -110,13 +127,14 @@ def unsupported(model: nn.Module, why: str) -> PrunescopeError:
     )
 
 
-def _check(model: nn.Module, heads: Heads, implementation: str) -> None:
-    """Raises PrunescopeError if an attention has other parts than AttentionParts."""
-    others = list(heads.module.parameters(recurse=False))
-    sinks = implementation == "eager" and all(x.shape == (heads.heads,) for x in others)
-    if heads.gates or (others and not sinks):
+def _check_supported(model: nn.Module, heads: Heads, implementation: str) -> None:
+    """Refuse an attention with parts that AttentionParts does not describe."""
+    own = list(heads.module.parameters(recurse=False))
+    are_sinks = implementation == "eager" and all(x.shape == (heads.heads,) for x in own)
+    if heads.gates or (own and not are_sinks):
         raise unsupported(model, "its attention has weights other than q, k, v and o")
-    if implementation == "eager" and own_function(heads.module, "eager_attention_forward") is None:
+    function = source_function(heads.module, "eager_attention_forward")
+    if implementation == "eager" and function is None:
         raise unsupported(model, "it has no eager attention function")
     if any(w.path.rpartition(".")[0] != heads.path for w in heads.weights.values()):
         raise unsupported(model, "its projections are not in one module")
@@ -124,54 +142,62 @@ def _check(model: nn.Module, heads: Heads, implementation: str) -> None:
         raise unsupported(model, "its attention has no layer_idx")
     known = ("qkv", "k", "v", *_LATENT, "qk_norm")
     for name, child in heads.module.named_children():
-        weighs = next(child.parameters(), None) is not None
-        if weighs and locate(f"{heads.path}.{name}").role not in known:
+        has_weights = next(child.parameters(), None) is not None
+        if has_weights and locate(f"{heads.path}.{name}").role not in known:
             raise unsupported(model, f"its attention has {name} next to q, k, v and o")
     rope = getattr(text_config(model), "rope_parameters", None) or {}
-    if own_function(heads.module, "get_llama_4_attn_scale") and rope.get("llama_4_scaling_beta"):
+    if source_function(heads.module, "get_llama_4_attn_scale") and rope.get("llama_4_scaling_beta"):
         raise unsupported(model, "its queries are scaled by their position")
 
 
 def observe(model: Any) -> tuple[dict[int, int], bool]:
-    """Run a forward of a few tokens; returns the number of key heads by layer of the cache, and
-    whether layers without a window get a mask although none is needed."""
-    key_heads: dict[int, int] = {}
-    windows, masked = compat.windows(model), [False]
+    """Run a forward of a few tokens, and return what its attentions do.
 
-    def see(module: Any, _args: Any, arguments: dict[str, Any], _out: Any) -> None:
+    These are the number of key heads by layer of the cache, and whether layers without a window get
+    a mask although they need none.
+    """
+    key_heads: dict[int, int] = {}
+    windows, is_masked = compat.windows(model), [False]
+
+    def record(module: Any, _args: Any, arguments: dict[str, Any], _out: Any) -> None:
         index = module.layer_idx
         layers = getattr(compat.cache_in(arguments), "layers", ())
         keys = getattr(layers[index], "keys", None) if index < len(layers) else None
-        if isinstance(keys, torch.Tensor) and keys.dim() == _CACHED:
+        if isinstance(keys, Tensor) and keys.dim() == _CACHED:
             key_heads[index] = keys.shape[1]
-        whole = index >= len(windows) or windows[index] is None
-        masked[0] |= whole and arguments.get("attention_mask") is not None
+        has_no_window = index >= len(windows) or windows[index] is None
+        is_masked[0] |= has_no_window and arguments.get("attention_mask") is not None
 
     handles = [
-        module.register_forward_hook(see, with_kwargs=True)
+        module.register_forward_hook(record, with_kwargs=True)
         for module in model.modules()
         if isinstance(getattr(module, "layer_idx", None), int)
     ]
     with hooked(handles):
         probe(model, "unchanged")
-    return key_heads, masked[0]
+    return key_heads, is_masked[0]
 
 
 def _parts(
-    layer: int, heads: Heads, cached: dict[int, int], windows: list[int | None]
+    layer: int, heads: Heads, key_heads: dict[int, int], windows: list[int | None]
 ) -> AttentionParts:
+    """Describe one attention.
+
+    The number of KV heads follows from the size of a fused projection, since the config may be
+    wrong.
+    """
     module, root = heads.module, len(heads.path) + 1
     names = {role: weight.path[root:] for role, weight in heads.weights.items()}
-    out, kv_heads = heads.weights["o"], heads.kv_heads
-    head_dim = out.k // heads.heads
-    if "qkv" in names:  # by its size, as the config may be wrong
+    output, kv_heads = heads.weights["o"], heads.kv_heads
+    head_dim = output.k // heads.heads
+    if "qkv" in names:  # the config may be wrong, and the size of the matrix is not
         kv_heads = (heads.weights["qkv"].n // head_dim - heads.heads) // 2
     norms, spans = _norms(heads)
-    pairs, short = turns(module)
+    is_interleaved, has_short_rotary = read_rotation(module)
     index = int(module.layer_idx)
     window = windows[index] if index < len(windows) else None
     if heads.entry and heads.entry.windowed_rope and window is None:
-        pairs = None
+        is_interleaved = None
     parts = AttentionParts(
         layer=layer,
         module=module,
@@ -180,24 +206,26 @@ def _parts(
         norms=norms,
         spans=spans,
         order=heads.entry.qkv if heads.entry else "",
-        turns=pairs,
-        short=short,
+        is_interleaved=is_interleaved,
+        has_short_rotary=has_short_rotary,
         heads=heads.heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        hidden=out.n,
+        hidden=output.n,
         scaling=float(getattr(module, "scaling", head_dim**-0.5)),
-        repeats=max(1, cached.get(index, kv_heads) // kv_heads),
+        repeats=max(1, key_heads.get(index, kv_heads) // kv_heads),
         window=window,
-        gated="q" in names and heads.weights["q"].n == 2 * out.k,
+        is_gated="q" in names and heads.weights["q"].n == 2 * output.k,
         key_scale=float(getattr(module, "key_multiplier", 1.0)),
     )
     return _with_latents(parts, heads) if "kv_b" in names else parts
 
 
 def _with_latents(parts: AttentionParts, heads: Heads) -> AttentionParts:
-    """Latent attention: heads of queries and keys differ in size from heads of values. Its `names`
-    have the matrices into the latents too."""
+    """Describe latent attention, whose queries and keys differ in head size from its values.
+
+    Its `names` also have the matrices that write the latents.
+    """
     children = [name for name, _ in heads.module.named_children()]
     roles = {locate(f"{heads.path}.{name}").role: name for name in children}
     names = {role: name for role, name in roles.items() if role in _LATENT}
@@ -207,23 +235,23 @@ def _with_latents(parts: AttentionParts, heads: Heads) -> AttentionParts:
         parts,
         names=names,
         spans="latent",
-        turns=latent_turns(parts.module),
-        short=False,
+        is_interleaved=read_latent_rotation(parts.module),
+        has_short_rotary=False,
         head_dim=query.n // heads.heads,
         rope_dim=stored - heads.weights["kv_b"].k,
-        gated=False,
+        is_gated=False,
     )
 
 
 def _norms(heads: Heads) -> tuple[dict[str, str], str]:
-    """Norms of q and k by role, and what they span."""
+    """Return the norms of q and k by role, and what they span."""
     wide = [(path, norm) for path, norm, _ in heads.wide_norms]
     names: dict[str, str] = {}
     spans = ""
     for path, norm in (*wide, *heads.head_norms):
         leaf = path[len(heads.path) + 1 :]
         if "." in leaf:
-            continue  # the norm of a head, in a list of them
+            continue  # it is one of a list of norms, one for each head
         names[leaf[0]] = leaf
         weight = getattr(norm, "weight", None)
         spans = "all" if wide else "heads" if weight is None else "head"

@@ -1,4 +1,4 @@
-"""Projections of an attention that are not separate q, k and v: fused, from latents, with a gate.
+"""Projections of an attention other than separate q, k and v: fused, from latents, or with a gate.
 
 In: the AttentionParts of a `PlainAttention`. Out: mixins that replace its steps. Shapes: B batch, T
 tokens, L keys, h hidden, n heads of d, r rank of a latent.
@@ -9,54 +9,53 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from prunescope.tracer.attention.parts import AttentionParts
-from prunescope.tracer.attention.rotation import Rotary, rotated, turned_pairs
+from prunescope.tracer.attention.rotation import Rotary, rotate, rotate_pairs
 from prunescope.tracer.model.forwards import extend
 from prunescope.tracer.model.weights import weight_of
 
-QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+KV = tuple[Tensor, Tensor]  # keys and values
+QKV = tuple[Tensor, Tensor, Tensor]  # queries, keys and values
 
 
-def steps_of(parts: AttentionParts) -> list[type]:
-    """The mixins for projections other than separate q, k and v."""
-    found: list[type] = [_Gated] if parts.gated else []
+def projection_mixins(parts: AttentionParts) -> list[type]:
+    """List the mixins for projections other than separate q, k and v."""
+    mixins: list[type] = [_Gated] if parts.is_gated else []
     if "qkv" in parts.names:
-        found.append(_Fused)
+        mixins.append(_Fused)
     if "kv_b" in parts.names:
-        found.append(_Latent)
-    return found
+        mixins.append(_Latent)
+    return mixins
 
 
-class _Steps:
-    """The attributes that the attention gives to a mixin."""
+class _ProjectionMixin:
+    """The attributes that the attention provides to a mixin."""
 
     parts: AttentionParts
     head_dim: int
-    part: Any  # role to module
-    normed: Any  # role and [.., r] to normed [.., r]
-    finished: Any  # role, [B, T, n·d] and rotary to [B, n, T, d]
+    part: Any  # maps a role to its module
+    normed: Any  # maps a role and [.., r] to the normed [.., r]
+    finished: Any  # maps a role, [B, T, n·d] and rotary to [B, n, T, d]
 
 
-class _Fused(_Steps):
-    """One matrix for q, k and v: one GEMM if all are of the same tokens, otherwise two."""
+class _Fused(_ProjectionMixin):
+    """One matrix for q, k and v: one GEMM if all three read the same tokens, otherwise two."""
 
-    def queries(self, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
-        """[B, T, h] to rotated queries [B, n_q, T, d]."""
-        out: torch.Tensor = self.finished("q", self.part("qkv")(x, "q"), rotary)
-        return out
+    def queries(self, x: Tensor, rotary: Rotary | None) -> Tensor:
+        """Project x [B, T, h] to rotated queries [B, n_q, T, d]."""
+        return self.finished("q", self.part("qkv")(x, "q"), rotary)
 
-    def keys_values(
-        self, x: torch.Tensor, rotary: Rotary | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, T, h] to rotated keys and values [B, n_kv, T, d]."""
+    def keys_values(self, x: Tensor, rotary: Rotary | None) -> KV:
+        """Project x [B, T, h] to rotated keys, and values, both [B, n_kv, T, d]."""
         k, v = self.part("qkv")(x, "kv").chunk(2, dim=-1)
         return self.finished("k", k, rotary), self.finished("v", v, None)
 
-    def projected(self, x: torch.Tensor, rotary: Rotary | None) -> QKV:
-        """Queries, keys and values of the same tokens."""
+    def projected(self, x: Tensor, rotary: Rotary | None) -> QKV:
+        """Project the same tokens to queries, keys and values."""
         width, size = self.parts.heads * self.head_dim, self.parts.kv_heads * self.head_dim
         q, k, v = self.part("qkv")(x).split((width, size, size), dim=-1)
         return (
@@ -66,76 +65,75 @@ class _Fused(_Steps):
         )
 
 
-class _Latent(_Steps):
-    """Keys and values are expanded from a latent; a part of each key is rotated and shared by all
-    heads. The cache holds both, and every forward expands all of it."""
+class _Latent(_ProjectionMixin):
+    """Keys and values that are expanded from a latent; all heads share a rotated part of each key.
 
-    def queries(self, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
-        """[B, T, h] to queries [B, n, T, d], rotated in the last dimensions."""
+    The cache holds the latent and the rotated part, and every forward expands all of it.
+    """
+
+    def queries(self, x: Tensor, rotary: Rotary | None) -> Tensor:
+        """Project x [B, T, h] to queries [B, n, T, d], rotated in their last dimensions."""
         if "q_a" in self.parts.names:
             q = self.part("q_b")(self.normed("q", self.part("q_a")(x)))
         else:
             q = self.part("q")(x)
         q = q.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        if rotary is None or self.parts.turns is None:
+        if rotary is None or self.parts.is_interleaved is None:
             return q
         size = self.head_dim - self.parts.rope_dim
         return torch.cat((q[..., :size], self._rotated(q[..., size:], rotary)), dim=-1)
 
-    def keys_values(
-        self, x: torch.Tensor, rotary: Rotary | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, T, h] to the cached tensors: latents [B, 1, T, r] and rotated parts [B, 1, T, d']."""
+    def keys_values(self, x: Tensor, rotary: Rotary | None) -> KV:
+        """Project x [B, T, h] to what is cached: latents, and the rotated parts of the keys.
+
+        The latents are [B, 1, T, r], and the rotated parts [B, 1, T, d'].
+        """
         both, size = self.part("kv_a")(x).unsqueeze(1), self.parts.rope_dim
         latents, turned = both.split((both.shape[-1] - size, size), dim=-1)
-        if rotary is not None and self.parts.turns is not None:
+        if rotary is not None and self.parts.is_interleaved is not None:
             turned = self._rotated(turned, rotary)
         return self.normed("k", latents), turned
 
-    def expanded(
-        self, latents: torch.Tensor, turned: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The cached tensors of L tokens to keys [B, n, L, d] and values [B, n, L, d_v]."""
+    def expanded(self, latents: Tensor, turned: Tensor) -> KV:
+        """Expand the cached tensors of L tokens to keys [B, n, L, d] and values [B, n, L, d_v]."""
         size = self.head_dim - self.parts.rope_dim
-        out = self.part("kv_b")(latents.squeeze(1))
-        out = out.unflatten(-1, (self.parts.heads, -1)).transpose(1, 2)
-        keys, values = out[..., :size], out[..., size:]
+        both = self.part("kv_b")(latents.squeeze(1))
+        both = both.unflatten(-1, (self.parts.heads, -1)).transpose(1, 2)
+        keys, values = both[..., :size], both[..., size:]
         return torch.cat((keys, turned.expand(-1, keys.shape[1], -1, -1)), dim=-1), values
 
-    def _rotated(self, x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-        if self.parts.turns and not isinstance(rotary, torch.Tensor):
-            return turned_pairs(x, rotary)
-        return rotated(x, rotary)
+    def _rotated(self, x: Tensor, rotary: Rotary) -> Tensor:
+        if self.parts.is_interleaved and not isinstance(rotary, Tensor):
+            return rotate_pairs(x, rotary)
+        return rotate(x, rotary)
 
 
-class _Gated(_Steps):
-    """The q projection has twice the outputs: queries, and a gate for the output of each head."""
+class _Gated(_ProjectionMixin):
+    """A q projection with twice the outputs: queries, and a gate for the output of each head."""
 
-    gate: torch.Tensor  # of the current queries, [B, T, n·d]
+    gate: Tensor  # that of the current queries, [B, T, n·d]
 
-    def queries(self, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
-        """[B, T, h] to rotated queries [B, n_q, T, d]; the gate is kept for `output`."""
+    def queries(self, x: Tensor, rotary: Rotary | None) -> Tensor:
+        """Project x [B, T, h] to rotated queries [B, n_q, T, d], and keep the gate for `output`."""
         both = self.part("q")(x).unflatten(-1, (-1, 2 * self.head_dim))
         self.gate = both[..., self.head_dim :].flatten(-2)
-        out: torch.Tensor = self.finished("q", both[..., : self.head_dim].flatten(-2), rotary)
-        return out
+        return self.finished("q", both[..., : self.head_dim].flatten(-2), rotary)
 
-    def output(self, attended: torch.Tensor) -> torch.Tensor:
-        """[B, T, n_q·d] to [B, T, h]."""
+    def output(self, attended: Tensor) -> Tensor:
+        """Gate and project the attended values [B, T, n_q·d] to [B, T, h]."""
         gate = self.gate.sigmoid().view_as(attended)
-        out: torch.Tensor = self.part("o")(attended * gate)
-        return out
+        return self.part("o")(attended * gate)
 
 
 class _Rows:
     """A fused projection with rows in the order q, k, v, which can compute part of its outputs."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    width: int  # of the queries
+    weight: Tensor
+    bias: Tensor | None
+    width: int  # the number of rows of the queries
 
-    def forward(self, x: torch.Tensor, part: str = "") -> torch.Tensor:
-        """[B, T, h] to [B, T, n·d]: queries ("q"), keys and values ("kv"), or all ("")."""
+    def forward(self, x: Tensor, part: str = "") -> Tensor:
+        """Project x [B, T, h] to [B, T, n·d]: queries ("q"), keys, values ("kv"), or all ("")."""
         rows = {"q": slice(0, self.width), "kv": slice(self.width, None)}.get(part, slice(None))
         bias = None if self.bias is None else self.bias[rows]
         stored = self.weight.T if isinstance(self, Conv1D) else self.weight

@@ -1,7 +1,7 @@
 """The attention of a decoder layer as separate steps, of which a dynamic family changes one.
 
 Shapes: B batch, T query tokens, L keys, h hidden, n_q and n_kv heads of d. All sequences of a batch
-have one length: there is no padding. Plain torch ops on any device.
+have one length: there is no padding. The steps are plain torch ops and run on any device.
 """
 
 from __future__ import annotations
@@ -9,75 +9,74 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.attention.parts import AttentionParts
-from prunescope.tracer.attention.projections import split_rows, steps_of
-from prunescope.tracer.attention.rotation import Rotary, own_function, rotated
+from prunescope.tracer.attention.projections import KV, QKV, projection_mixins, split_rows
+from prunescope.tracer.attention.rotation import Rotary, rotate, source_function
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.forwards import extend
 from prunescope.tracer.model.static_step import static_step
 
 
 class PlainAttention(compat.TakesCache):
-    """The attention of a layer with the original projections, under their names.
+    """The attention of a layer with the original projections, under their own names.
 
-    `forward` computes dense attention; a family overrides it, and uses the steps.
+    `forward` computes dense attention. A family overrides it, and uses the steps.
+
+    Args:
+        parts: The parts of the attention that is replaced.
     """
 
     def __init__(self, parts: AttentionParts) -> None:
         super().__init__()
         self.parts = parts
         self.layer_idx, self.head_dim = parts.layer_idx, parts.head_dim
-        self.scaling, self.masked = parts.scaling, parts.masked or parts.window is not None
+        self.scaling, self.is_masked = parts.scaling, parts.is_masked or parts.window is not None
         self.groups = parts.heads // (parts.kv_heads * parts.repeats)
         for name, child in parts.module.named_children():
             setattr(self, name, child)
         for name, parameter in parts.module.named_parameters(recurse=False):
             setattr(self, name, parameter)  # attention sinks
-        for steps in steps_of(parts):
-            extend(self, steps)
+        for mixin in projection_mixins(parts):
+            extend(self, mixin)
         if "qkv" in parts.names:
             split_rows(self.part("qkv"), parts)
 
-    def queries(self, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
-        """[B, T, h] to rotated queries [B, n_q, T, d]."""
+    def queries(self, x: Tensor, rotary: Rotary | None) -> Tensor:
+        """Project x [B, T, h] to rotated queries [B, n_q, T, d]."""
         return self.finished("q", self.part("q")(x), rotary)
 
-    def keys_values(
-        self, x: torch.Tensor, rotary: Rotary | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, T, h] to the cached tensors: rotated keys and values [B, n_kv, T, d]."""
+    def keys_values(self, x: Tensor, rotary: Rotary | None) -> KV:
+        """Project x [B, T, h] to what is cached: rotated keys and values [B, n_kv, T, d]."""
         k, v = self.part("k")(x), self.part("v")(x)
         return self.finished("k", k, rotary), self.finished("v", v, None)
 
-    def projected(
-        self, x: torch.Tensor, rotary: Rotary | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`queries` and `keys_values` of [B, T, h]."""
+    def projected(self, x: Tensor, rotary: Rotary | None) -> QKV:
+        """Project x [B, T, h] to queries, keys and values."""
         return self.queries(x, rotary), *self.keys_values(x, rotary)
 
-    def expanded(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The cached tensors to keys and values [B, n_kv, L, d]."""
+    def expanded(self, k: Tensor, v: Tensor) -> KV:
+        """Return the cached tensors as keys and values [B, n_kv, L, d], unchanged."""
         return k, v
 
-    def output(self, attended: torch.Tensor) -> torch.Tensor:
-        """[B, T, n_q·d] to [B, T, h]."""
-        out: torch.Tensor = self.part("o")(attended)
-        return out
+    def output(self, attended: Tensor) -> Tensor:
+        """Project the attended values [B, T, n_q·d] to [B, T, h]."""
+        return self.part("o")(attended)
 
     def part(self, role: str) -> Any:
-        """The projection of a role."""
+        """Return the projection of a role."""
         return getattr(self, self.parts.names[role])
 
-    def normed(self, role: str, x: torch.Tensor) -> torch.Tensor:
-        """[.., n] through the norm of q or k, if there is one."""
+    def normed(self, role: str, x: Tensor) -> Tensor:
+        """Apply the norm of q or k to x [.., n], if there is one."""
         name = self.parts.norms.get(role)
         return getattr(self, name)(x) if name else x
 
-    def finished(self, role: str, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
-        """A projection [B, T, n·d], normed, rotated, scaled and repeated: [B, n, T, d]."""
+    def finished(self, role: str, x: Tensor, rotary: Rotary | None) -> Tensor:
+        """Norm, scale, rotate and repeat a projection [B, T, n·d]: [B, n, T, d]."""
         spans = self.parts.spans
         x = self.normed(role, x) if spans == "all" else x
         x = x.unflatten(-1, (-1, self.head_dim))
@@ -86,19 +85,20 @@ class PlainAttention(compat.TakesCache):
         x = self.normed(role, x) if spans == "heads" else x
         if role == "k" and self.parts.key_scale != 1:
             x = x * self.parts.key_scale
-        if rotary is not None and self.parts.turns is not None:
-            if self.parts.short:
+        if rotary is not None and self.parts.is_interleaved is not None:
+            if self.parts.has_short_rotary:
                 rotary = (torch.cat((rotary[0],) * 2, -1), torch.cat((rotary[1],) * 2, -1))
-            x = rotated(x, rotary, turns=self.parts.turns)
+            x = rotate(x, rotary, is_interleaved=self.parts.is_interleaved)
         if role != "q" and self.parts.repeats > 1:
             x = x.repeat_interleave(self.parts.repeats, dim=1)
         return x
 
-    def appended(
-        self, cache: Any, k: torch.Tensor, v: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append to the cache; returns all that it holds: of a prompt in a static cache, which
-        has room for more, the keys and values of the prompt."""
+    def appended(self, cache: Any, k: Tensor, v: Tensor) -> KV:
+        """Append to the cache, and return all that it holds.
+
+        A static cache has room for more than a prompt: there, only the keys and values of the
+        prompt are returned.
+        """
         if cache is None:
             return k, v
         keys, values = cache.update(k, v, self.layer_idx)
@@ -106,72 +106,64 @@ class PlainAttention(compat.TakesCache):
         return (k, v) if step is not None and step.prompt else (keys, values)
 
     def mask_of(self, given: Any, num_queries: int, past: int) -> Any:
-        """The mask to attend by, of the one `given` to the layer; None for a causal one. A static
-        cache has empty places, which only the mask shows.
+        """Return the mask to attend by, from the one `given` to the layer; None for a causal one.
 
-        Raises PrunescopeError for a mask that can only come from padding.
+        A static cache has empty places, which only the mask shows.
+
+        Raises:
+            PrunescopeError: The mask can only come from padding.
         """
         step = static_step()
         if step is not None:
             return given[..., :num_queries] if step.prompt and given is not None else given
-        if self.masked:
+        if self.is_masked:
             return given
         refuse_padding(given, num_queries, past)
         return None
 
     def attend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        mask: torch.Tensor | None = None,
-        *,
-        causal: bool = False,
-    ) -> torch.Tensor:
-        """[B, n_q, T, d] over [B, n_kv, L, d] to [B, T, n_q·d]. `mask` is additive [.., T, L]."""
-        if self.parts.eager:
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False
+    ) -> Tensor:
+        """Attend with queries [B, n_q, T, d] to keys and values [B, n_kv, L, d]: [B, T, n_q·d].
+
+        `mask` [.., T, L] is additive. `causal` needs as many keys as queries.
+        """
+        if self.parts.is_eager:
             return self._attend_eagerly(q, k, v, mask, causal=causal)
-        grouped = self.groups > 1
-        if grouped and mask is not None and q.device.type == "cuda":
-            # Masked attention with grouped heads has no fused kernel there.
+        is_grouped = self.groups > 1
+        if is_grouped and mask is not None and q.device.type == "cuda":
+            # CUDA has no fused kernel for masked attention with grouped heads.
             k, v = (x.repeat_interleave(self.groups, dim=1) for x in (k, v))
-            grouped = False
-        out = scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, scale=self.scaling, enable_gqa=grouped
+            is_grouped = False
+        attended = scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, scale=self.scaling, enable_gqa=is_grouped
         )
-        return out.transpose(1, 2).flatten(2)
+        return attended.transpose(1, 2).flatten(2)
 
     def _attend_eagerly(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        mask: torch.Tensor | None,
-        *,
-        causal: bool,
-    ) -> torch.Tensor:
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool
+    ) -> Tensor:
         """Attend by the model's own function, with its score caps and sinks."""
         module = self.parts.module
         if causal:
             mask = lower_right(q.shape[2], k.shape[2], like=q)
         cap = getattr(module, "attn_logit_softcapping", None)
         arguments = {} if cap is None else {"softcap": cap}
-        function = own_function(module, "eager_attention_forward")
-        out = function(module, q, k, v, mask, scaling=self.scaling, dropout=0.0, **arguments)[0]
-        attended: torch.Tensor = out.flatten(2)
-        return attended
+        function = source_function(module, "eager_attention_forward")
+        attended, *_ = function(
+            module, q, k, v, mask, scaling=self.scaling, dropout=0.0, **arguments
+        )
+        return attended.flatten(2)
 
     def attend_causally(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        given: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Each of the T queries, the newest tokens, attends to the keys up to its own, or to those
-        of the mask `given` to a layer with a window."""
+        self, q: Tensor, k: Tensor, v: Tensor, given: Tensor | None = None
+    ) -> Tensor:
+        """Let the T queries, the newest tokens, attend to the keys up to their own.
+
+        A layer with a window attends by the mask `given` to it instead.
+        """
         num_queries, num_keys = q.shape[2], k.shape[2]
-        if given is not None and (self.masked or static_step() is not None):
+        if given is not None and (self.is_masked or static_step() is not None):
             return self.attend(q, k, v, given[..., -num_keys:])
         if num_queries == 1 or num_queries == num_keys:
             return self.attend(q, k, v, causal=num_queries > 1)
@@ -179,13 +171,13 @@ class PlainAttention(compat.TakesCache):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
+        hidden_states: Tensor,
         position_embeddings: Rotary | None = None,
         attention_mask: Any = None,
         cache: Any = None,
         **_: Any,
-    ) -> tuple[torch.Tensor, None]:
-        """[B, T, h] to [B, T, h], like the original."""
+    ) -> tuple[Tensor, None]:
+        """Attend like the original: [B, T, h] to [B, T, h]."""
         q, k, v = self.projected(hidden_states, position_embeddings)
         k, v = self.expanded(*self.appended(cache, k, v))
         if static_step() is not None:
@@ -193,14 +185,18 @@ class PlainAttention(compat.TakesCache):
         return self.output(self.attend_causally(q, k, v, attention_mask)), None
 
 
-def lower_right(num_queries: int, num_keys: int, *, like: torch.Tensor) -> torch.Tensor:
-    """Additive causal mask [T, L] in which the last query attends to the last key."""
+def lower_right(num_queries: int, num_keys: int, *, like: Tensor) -> Tensor:
+    """Make an additive causal mask [T, L] in which the last query attends to the last key."""
     mask = like.new_full((num_queries, num_keys), float("-inf"))
     return mask.triu(num_keys - num_queries + 1)
 
 
 def refuse_padding(attention_mask: Any, num_queries: int, past: int) -> None:
-    """Raises PrunescopeError for a mask that transformers only makes for a padded batch."""
+    """Check that a mask is not one that transformers only makes for a padded batch.
+
+    Raises:
+        PrunescopeError: The batch is padded.
+    """
     if attention_mask is not None and (num_queries == 1 or past == 0):
         raise PrunescopeError(
             "this pruned model was given a batch with padding",

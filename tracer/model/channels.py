@@ -1,7 +1,7 @@
-"""The channels of an MLP, of shared experts and of routed experts, with all matrices they cut.
+"""The channels of MLPs, shared experts and routed experts, with every matrix that they cross.
 
-In: a layer. Out: Channels, one for each MLP of the layer, which can mask or cut channels.
-f: intermediate size; E experts keep the same number of channels each, not the same channels.
+In: a layer. Out: Channels, one for each MLP of the layer, which can mask or cut channels. f is the
+intermediate size. All E experts of a layer keep the same number of channels, but not the same ones.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import cutting
@@ -20,7 +20,7 @@ from prunescope.tracer.model.narrow import is_norm, keep_entries, narrow_norm, s
 from prunescope.tracer.model.weights import Weight, weights_of
 
 _UPS = ("gate", "up", "gate_up")
-# Names of ints in a module or config that hold f; other ints may equal it by chance.
+# Names under which modules and configs keep f as an int; other ints may equal it by chance.
 SIZES = (
     "intermediate_size", "intermediate_dim", "moe_intermediate_size", "expert_dim", "ffn_dim",
     "shared_expert_intermediate_size", "shared_intermediate_size", "n_inner", "ffn_hidden_size",
@@ -31,34 +31,45 @@ SIZES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Channels:
-    """One MLP, or all routed experts of a layer. `kind`: "mlp", "shared" or "experts"."""
+    """The channels of one MLP, or of all routed experts of a layer.
+
+    `kind` is "mlp", "shared" (shared experts) or "experts". `ups` are the matrices that write the
+    channels, and `down` is the one that reads them.
+    """
 
     path: str
     kind: str
     ups: list[Weight]
     down: Weight
-    norms: list[tuple[str, nn.Module]]  # over the channels, between up and down
+    norms: list[tuple[str, nn.Module]]  # they span the channels, between up and down
     modules: list[Any]
 
     @property
     def total(self) -> int:
-        """f."""
+        """The number of channels, f."""
         return self.down.k
 
-    def mask(self, kept: list[int] | torch.Tensor) -> None:
-        """Zero the outputs of all channels but `kept`, and their inputs to a norm."""
+    def mask(self, kept: list[int] | Tensor) -> None:
+        """Zero the effect of all channels but `kept`, without changing a shape.
+
+        Their columns of `down` become zero, and, if a norm spans the channels, also what they write
+        to it.
+        """
         kept = torch.as_tensor(kept, device=self.down.tensor.device)
         self.down.zero_inputs(kept)
         if self.norms:
             for weight in self.ups:
-                weight.zero_outputs(self._outputs(weight, kept))
+                weight.zero_outputs(self.output_rows(weight, kept))
 
-    def cut(self, kept: list[int] | torch.Tensor) -> None:
-        """Keep the channels [kept], or [E, kept], of every matrix."""
+    def cut(self, kept: list[int] | Tensor) -> None:
+        """Cut all channels but `kept` out of every matrix, norm and size.
+
+        `kept` has the shape [kept] for an MLP, and [E, kept] for experts.
+        """
         kept = torch.as_tensor(kept, device=self.down.tensor.device)
         before = self.total
         for weight in self.ups:
-            weight.keep_outputs(self._outputs(weight, kept))
+            weight.keep_outputs(self.output_rows(weight, kept))
         self.down.keep_inputs(kept)
         for path, norm in self.norms:
             narrow_norm(path, norm, kept)
@@ -66,11 +77,11 @@ class Channels:
             for name, parameter in list(module.named_parameters(recurse=False)):
                 plain = kept.dim() == 1 and not isinstance(module, nn.Linear)
                 if plain and parameter.shape == (before,):
-                    keep_entries(module, name, kept)  # a number for each channel
+                    keep_entries(module, name, kept)  # it has a number for each channel
             set_sizes(module, SIZES, before=before, after=kept.shape[-1])
 
-    def _outputs(self, weight: Weight, kept: torch.Tensor) -> torch.Tensor:
-        """The output rows of the channels; of a fused gate and up, both."""
+    def output_rows(self, weight: Weight, kept: Tensor) -> Tensor:
+        """Return the output rows of the kept channels; of a fused gate and up, the rows of both."""
         if weight.n == self.total:
             return kept
         if getattr(weight.module, "is_concatenated", True):
@@ -79,20 +90,21 @@ class Channels:
 
 
 def find_channels(layer: nn.Module, path: str) -> list[Channels]:
-    """Every MLP of a layer, in order; none in a layer that only mixes tokens.
+    """Find every MLP of a layer, in order; a layer that only mixes tokens has none.
 
-    Raises PrunescopeError if a matrix of an MLP does not fit the others.
+    Raises:
+        PrunescopeError: A matrix of an MLP does not fit the others.
     """
     groups: dict[str, list[tuple[str, Weight]]] = defaultdict(list)
     for role, weight in weights_of(layer, path):
         if locate(weight.path).scope != "attention":
             groups[_owner(weight)].append((role, weight))
-    found = (_channels(layer, path, owner, group) for owner, group in groups.items())
-    return [channels for channels in found if channels is not None]
+    mlps = (_channels(layer, path, owner, group) for owner, group in groups.items())
+    return [channels for channels in mlps if channels is not None]
 
 
 def _owner(weight: Weight) -> str:
-    """The path of the module that holds an MLP's matrices side by side."""
+    """Return the path of the module that holds an MLP's matrices side by side."""
     owner = weight.path.rpartition(".")[0]
     parent, _, leaf = owner.rpartition(".")
     return parent if leaf in ("intermediate", "output") else owner
@@ -101,10 +113,13 @@ def _owner(weight: Weight) -> str:
 def _channels(
     layer: nn.Module, path: str, owner: str, group: list[tuple[str, Weight]]
 ) -> Channels | None:
+    """Assemble the Channels of the matrices under `owner`; None if they are no MLP."""
     down = next((weight for role, weight in group if role == "down"), None)
     ups = [weight for role, weight in group if role in _UPS]
     if down is None or not ups:
-        down, ups = _by_shape(owner, [weight for role, weight in group if role == "unknown"])
+        down, ups = _guess_projections(
+            owner, [weight for role, weight in group if role == "unknown"]
+        )
     if down is None or not ups:
         return None
     if any(weight.n not in (down.k, 2 * down.k) for weight in ups):
@@ -127,8 +142,12 @@ def _channels(
     return Channels(path=owner, kind=kind, ups=ups, down=down, norms=norms, modules=modules)
 
 
-def _by_shape(owner: str, weights: list[Weight]) -> tuple[Weight | None, list[Weight]]:
-    """Up and down projections of an MLP with unknown names, by their shapes; down is the last."""
+def _guess_projections(owner: str, weights: list[Weight]) -> tuple[Weight | None, list[Weight]]:
+    """Recognise the down and up projections of an MLP with unknown names by their shapes.
+
+    Limitations: the down projection is taken to be the last of two or three matrices. An MLP whose
+    matrices are square, or in another order, is not recognised.
+    """
     if len(weights) not in (2, 3) or locate(owner).scope != "mlp":
         return None, []
     *ups, down = weights

@@ -1,32 +1,36 @@
 """The adapter to transformers: everything that changes between its versions.
 
-In 5.x `past_key_values=` is becoming `cache=`, and a cache is cropped by a negative count only.
+In 5.x the argument `past_key_values=` is becoming `cache=`, and a cache can only be cropped by a
+negative count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import CacheLayerMixin, StaticLayer
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.model.calls import CACHE_KEYWORDS, keywords
 
-# Tokens of a prompt, and further ones, to layers of a static cache by their number.
+# Maps the tokens of a prompt, and the number of further ones, to layers of a static cache.
 StaticLayers = Callable[[int, int], dict[int, StaticLayer]]
 
 _LAYER_KEYWORDS = (*CACHE_KEYWORDS, "layer_past")  # of a layer or an attention
 
 
 class TakesCache(torch.nn.Module):
-    """A module inside a model of transformers, which passes the cache under different names:
-    `forward` gets it as `cache`."""
+    """A module inside a model of transformers whose `forward` gets the cache as `cache`.
+
+    Models pass the cache to their modules under different names.
+    """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the module, with the cache renamed."""
+        """Call the module with the cache renamed."""
         for name in _LAYER_KEYWORDS[1:]:
             if name in kwargs:
                 kwargs["cache"] = kwargs.pop(name)
@@ -34,13 +38,13 @@ class TakesCache(torch.nn.Module):
 
 
 def cache_in(arguments: dict[str, Any]) -> Any:
-    """The cache among the arguments of a layer or an attention; None without one."""
-    found = (arguments[name] for name in _LAYER_KEYWORDS if arguments.get(name) is not None)
-    return next(found, None)
+    """Return the cache among the arguments of a layer or an attention; None without one."""
+    caches = (arguments[name] for name in _LAYER_KEYWORDS if arguments.get(name) is not None)
+    return next(caches, None)
 
 
 def windows(model: torch.nn.Module) -> list[int | None]:
-    """The number of keys that a query attends to, by layer of the cache; None for all."""
+    """Return how many keys a query attends to, by layer of the cache; None for all keys."""
     return [
         int(layer.sliding_window) if getattr(layer, "is_sliding", False) else None
         for layer in new_cache(model).layers
@@ -48,20 +52,33 @@ def windows(model: torch.nn.Module) -> list[int | None]:
 
 
 def keeps_keys(model: torch.nn.Module) -> list[bool]:
-    """Whether each layer of the cache holds keys, alone or with the state of a mixer."""
+    """Return whether each layer of the cache holds keys, alone or beside the state of a mixer."""
     return [isinstance(layer, CacheLayerMixin) for layer in new_cache(model).layers]
 
 
 def logits_policy(model: torch.nn.Module, requested: str) -> str:
-    """The policy a model can follow: "all" if it always computes the logits of every token."""
+    """Return the logits policy that a model can follow.
+
+    It is the requested one, or "all" if the model always computes the logits of every token.
+    """
     return requested if keywords(model)[1] else "all"
 
 
-def forward(model: torch.nn.Module, ids_BS: torch.Tensor, *, cache: Any, logits: str | int) -> Any:
-    """One forward of [B, S] token ids that appends S tokens to `cache`. `logits`: "all" tokens, the
-    "last" one, or a number of last ones; always all if the model has no such option.
+def forward(model: torch.nn.Module, ids_BS: Tensor, *, cache: Any, logits: str | int) -> Any:
+    """Run one forward of token ids [B, S], which appends S tokens to `cache`.
 
-    Raises PrunescopeError if the model takes no cache.
+    Args:
+        model: A model of transformers that takes a cache.
+        ids_BS: The token ids, [B, S].
+        cache: A cache that `new_cache` or `new_static_cache` made.
+        logits: "all" tokens, the "last" one, or a number of last tokens. A model without such
+            an option computes all.
+
+    Returns:
+        The output of the model, with `logits`.
+
+    Raises:
+        PrunescopeError: The model takes no cache.
     """
     cache_keyword, can_keep = keywords(model)
     if cache_keyword is None:
@@ -77,15 +94,19 @@ def forward(model: torch.nn.Module, ids_BS: torch.Tensor, *, cache: Any, logits:
 
 
 def new_cache(model: torch.nn.Module) -> Any:
-    """An empty cache with the layers of the model's config; of a pruned model only those in its
-    `cache_layers` (`tracer.model.layers.renumber_cache`)."""
+    """Make an empty cache with the layers of the model's config.
+
+    A pruned model uses only those in its `cache_layers`, which `tracer.model.layers.renumber_cache`
+    sets.
+    """
     return _used_layers(model, DynamicCache(config=model.config))
 
 
 def new_static_cache(model: torch.nn.Module, prompt_len: int, *, more: int = 0) -> Any:
-    """An empty static cache for a prompt and `more` tokens, whose tensors keep their addresses.
+    """Make an empty static cache for a prompt and `more` tokens; its tensors keep their addresses.
 
-    Raises PrunescopeError if a layer of the model has no static cache.
+    Raises:
+        PrunescopeError: A layer of the model has no static cache.
     """
     config: Any = model.config
     cache = _used_layers(model, StaticCache(config=config, max_cache_len=prompt_len + more))
@@ -100,43 +121,45 @@ def new_static_cache(model: torch.nn.Module, prompt_len: int, *, more: int = 0) 
 
 
 def has_static_layers(model: torch.nn.Module) -> bool:
-    """Whether the model's static caches have layers of its own."""
+    """Return whether the model brings layers of its own for static caches."""
     return hasattr(model, "static_layers")
 
 
 def set_static_layers(model: torch.nn.Module, layers: StaticLayers) -> None:
-    """Some layers of the model's static caches are its own."""
+    """Make static caches of the model use these layers in place of those of transformers."""
     setattr(model, "static_layers", layers)  # noqa: B010
 
 
-def static_mask(
-    cache: Any, layer: int, num: int, *, like: torch.Tensor | None
-) -> torch.Tensor | None:
-    """The causal mask [1, 1, num, L] of `num` new tokens over the L places of a static layer, in
-    the format of a mask of its model, `like`; None where that has none."""
+def static_mask(cache: Any, layer: int, num: int, *, like: Tensor | None) -> Tensor | None:
+    """Build the causal mask [1, 1, num, L] of `num` new tokens over the L slots of a static layer.
+
+    It has the format of `like`, a mask of the same model: boolean or additive. It is None where the
+    model has no mask.
+    """
     if like is None:
         return None
-    held = cache.layers[layer].cumulative_length.to(like.device)
+    num_held = cache.layers[layer].cumulative_length.to(like.device)
     places = torch.arange(cache.layers[layer].max_cache_len, device=like.device)
-    seen = places <= held + torch.arange(num, device=like.device).unsqueeze(-1)
+    seen = places <= num_held + torch.arange(num, device=like.device).unsqueeze(-1)
     if like.dtype != torch.bool:
         seen = torch.where(seen, 0.0, float("-inf")).to(like.dtype)
     return seen[None, None]
 
 
 def static_lengths(cache: Any) -> list[int]:
-    """Number of tokens in each layer of a static cache; empty for another one."""
+    """Return the number of tokens in each layer of a static cache; an empty list for others."""
     if not all(isinstance(layer, StaticLayer) for layer in cache.layers):
         return []
     return [int(layer.get_seq_length()) for layer in cache.layers]
 
 
 def tokens_in(cache: Any) -> int:
-    """Number of tokens in a cache."""
+    """Return the number of tokens in a cache."""
     return int(cache.get_seq_length()) if cache.layers else 0
 
 
 def _used_layers(model: torch.nn.Module, cache: Any) -> Any:
+    """Drop from a new cache the layers that a pruned model does not use."""
     used = getattr(model, "cache_layers", None)
     if isinstance(used, list):
         cache.layers = [cache.layers[i] for i in used if i < len(cache.layers)]
@@ -144,7 +167,7 @@ def _used_layers(model: torch.nn.Module, cache: Any) -> Any:
 
 
 def counts_tokens(model: torch.nn.Module) -> bool:
-    """Whether a cache of the model knows its number of tokens; one of states alone does not."""
+    """Return whether a cache of the model knows its number of tokens; states alone do not."""
     try:
         new_cache(model).get_seq_length()
     except ValueError:
@@ -153,7 +176,10 @@ def counts_tokens(model: torch.nn.Module) -> bool:
 
 
 def try_crop(cache: Any, num_tokens: int) -> bool:
-    """Drop the newest tokens in place. False if the cache cannot (sliding window, states)."""
+    """Drop the newest tokens in place, and return whether the cache can do that.
+
+    Layers with a sliding window or a state cannot.
+    """
     if not getattr(cache, "is_croppable", True):
         return False
     try:
@@ -164,17 +190,12 @@ def try_crop(cache: Any, num_tokens: int) -> bool:
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of all keys, values and states in a cache."""
+    """Add up the bytes of all keys, values and states in a cache."""
     total = 0
     for layer in cache.layers:
         for name, value in vars(layer).items():
-            for tensor in _values(value):
-                if isinstance(tensor, torch.Tensor) and not name.startswith("_"):
-                    total += tensor.numel() * tensor.element_size()
+            items = list(value.values()) if isinstance(value, dict) else value
+            for item in items if isinstance(items, list | tuple) else (items,):
+                if isinstance(item, Tensor) and not name.startswith("_"):
+                    total += item.numel() * item.element_size()
     return total
-
-
-def _values(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list | tuple) else (value,)

@@ -1,7 +1,7 @@
 """The part of a model's config that run.json keeps: dimensions and switches, no personal data.
 
 In: a config of transformers, one of a user's own, or None. Out: plain JSON values. A config.json
-may hold any keys, also ones unknown to its class, and transformers keeps them.
+may hold any keys, also ones that its class does not know, and transformers keeps them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from prunescope.taxonomy.config import NESTED, READ
 
-# Keys of every config that hold free text or paths.
+# Keys that any config may have, and that hold free text or paths.
 _NOT_KEPT = {
     "_name_or_path", "name_or_path", "id2label", "label2id", "task_specific_params", "problem_type",
     "finetuning_task", "prefix", "auto_map", "custom_pipelines",
@@ -31,10 +31,14 @@ _DROPPED = object()
 
 
 def kept_config(config: Any) -> dict[str, Any]:
-    """The keys of the config's class in transformers, and those that the taxonomy reads; of a class
-    unknown to transformers, also all numbers and booleans. Empty for None.
+    """Return the entries of a config that may be published; an empty dict for None.
 
-    Strings that look like paths, addresses, hosts or access keys are left out, and so is free text.
+    These are the keys that the config's class in transformers knows, and those that the taxonomy
+    reads. If transformers does not know the class, all numbers and booleans are kept as well. Free
+    text is dropped, and so are strings that look like paths, addresses, hosts or access keys.
+
+    Limitations: a secret is recognised by its form alone (a known prefix, hexadecimal or random
+    characters). A short secret made of plain words passes.
     """
     if isinstance(config, dict):
         plain = config
@@ -44,37 +48,43 @@ def kept_config(config: Any) -> dict[str, Any]:
 
 
 def _kept(plain: dict[str, Any], config: Any, depth: int) -> dict[str, Any]:
+    """Filter the entries of one config, and of nested configs down to `depth` levels."""
     known = None if isinstance(config, dict) else _known_keys(type(config))
-    found = {}
+    kept = {}
     for key, value in plain.items():
         part = None if isinstance(config, dict) else getattr(config, str(key), None)
         if isinstance(value, dict) and depth and (key in NESTED or hasattr(part, "to_dict")):
-            found[key] = _kept(value, part if hasattr(part, "to_dict") else value, depth - 1)
+            kept[key] = _kept(value, part if hasattr(part, "to_dict") else value, depth - 1)
             continue
-        by_name = key in READ or key in (known or ())
+        is_read = key in READ or key in (known or ())
         is_number = isinstance(value, bool | int | float)
-        if key in _NOT_KEPT or not (by_name or (known is None and is_number)):
+        if key in _NOT_KEPT or not (is_read or (known is None and is_number)):
             continue
         clean = _clean(value, words=True)
         if clean is not _DROPPED and _KEY.fullmatch(str(key)) and not _is_secret(str(key)):
-            found[key] = clean
-    return found
+            kept[key] = clean
+    return kept
 
 
 def _known_keys(cls: type) -> set[str] | None:
-    """The keys of the default config of the first base class that is part of transformers."""
-    for one in cls.__mro__:
-        if one.__module__.startswith("transformers.models."):
+    """Return the keys of the default config of the first base class that is part of transformers.
+
+    None means that transformers does not know the class.
+    """
+    for base in cls.__mro__:
+        if base.__module__.startswith("transformers.models."):
             try:
-                return set(one().to_dict())
+                return set(base().to_dict())
             except (TypeError, ValueError, AttributeError, LookupError, ImportError):
-                return set()  # it has no default: the taxonomy's keys alone
+                return set()  # without a default config, the keys of the taxonomy alone are kept
     return None
 
 
 def _clean(value: Any, *, words: bool) -> Any:
-    """A value without anything that could identify a person, host or path; _DROPPED if it does.
-    `words`: whether strings are kept at all."""
+    """Return a value without anything that could identify a person, host or path.
+
+    Strings are kept only if `words` is true. The result is _DROPPED if nothing may be kept.
+    """
     if isinstance(value, dict):
         named = [
             (str(k), _clean(v, words=_WORD_KEYS.fullmatch(str(k)) is not None))
@@ -97,8 +107,8 @@ def _is_word(text: str) -> bool:
 
 
 def _is_secret(text: str) -> bool:
-    """Whether it looks like an access key (by prefix), a long hex number, random text or a host."""
+    """Return whether a text looks like an access key, a long hex number, random text or a host."""
     mixed = re.search("[a-z]", text) and re.search("[A-Z]", text)
-    random = len(text) >= 20 and mixed and len(re.findall(r"\d", text)) >= 4
-    named = (pattern.fullmatch(text) for pattern in (_SERVICE_KEY, _HEX, _HOST))
-    return bool(random) or any(named)
+    is_random = len(text) >= 20 and mixed and len(re.findall(r"\d", text)) >= 4
+    matches = (pattern.fullmatch(text) for pattern in (_SERVICE_KEY, _HEX, _HOST))
+    return bool(is_random) or any(matches)

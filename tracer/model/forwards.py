@@ -1,7 +1,7 @@
-"""Calls of a module: replace or extend its forward, and read the arguments of a call.
+"""How a module is called: its forward replaced or extended, and the arguments of a call read.
 
 In: a module and another forward or a mixin. Out: the same module. It keeps its name, children,
-weights and attributes, so that scopes, roles and checkpoints stay.
+weights and attributes, so that scopes, roles and checkpoints stay valid.
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ Forward = Callable[..., Any]
 
 
 class ForwardState(Protocol):
-    """State that layers of one forward leave for those after them. A layer that reads it has it as
-    its attribute `forward_state`, so that it can run alone on what it found."""
+    """The state that the layers of one forward leave for the layers after them.
+
+    A layer that reads it has it as its attribute `forward_state`, so that the layer can be run
+    alone on the state that it found.
+    """
 
     def saved(self) -> dict[str, Any]:
-        """A copy of it, as `restore` takes it."""
+        """Return a copy of the state, as `restore` takes it."""
         ...
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Set it again."""
+        """Set the state to a copy that `saved` made."""
         ...
 
 
 def forward_state(layer: nn.Module) -> ForwardState | None:
-    """The state that earlier layers left for a layer, apart from its arguments; None for none."""
+    """Return the state that earlier layers left for a layer beside its arguments; None if none."""
     return getattr(layer, "forward_state", None)
 
 
@@ -41,8 +44,8 @@ def forward_state(layer: nn.Module) -> ForwardState | None:
 def forward_replaced(module: nn.Module, forward: Forward) -> Iterator[None]:
     """Run `forward` in place of the module's own until the context closes.
 
-    It is an attribute that hides the method, as accelerate sets on modules that it moves; one that
-    was there before is set again.
+    The new forward is an attribute that hides the method, as accelerate sets one on modules that it
+    moves. An attribute that was there before is restored.
     """
     attributes = vars(module)
     before = attributes.get("forward")
@@ -58,7 +61,7 @@ def forward_replaced(module: nn.Module, forward: Forward) -> Iterator[None]:
 
 @contextmanager
 def forwards_replaced(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
-    """`forward_replaced` of several modules."""
+    """Replace the forwards of several modules, as `forward_replaced` does for one."""
     with ExitStack() as stack:
         for module, forward in forwards.items():
             stack.enter_context(forward_replaced(module, forward))
@@ -67,7 +70,7 @@ def forwards_replaced(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
 
 @contextmanager
 def spanned(module: nn.Module, name: str) -> Iterator[None]:
-    """The module's forward inside a span of a trace."""
+    """Run the module's forward inside a span of the trace, called `name`."""
     forward = module.forward
 
     def inside(*args: Any, **kwargs: Any) -> Any:
@@ -89,15 +92,18 @@ def hooked(handles: Iterable[Any]) -> Iterator[None]:
 
 
 def extend(module: Any, mixin: type) -> None:
-    """Put the methods of `mixin` before those of the module's class, for this object alone. The
-    mixin's `forward` calls the module's own by `super().forward`."""
+    """Put the methods of `mixin` before those of the module's class, for this object alone.
+
+    The mixin's `forward` calls the module's own one by `super().forward`.
+    """
     kind: Any = type(module)
     module.__class__ = _extended(kind, mixin)
 
 
 @functools.lru_cache(maxsize=256)
 def _extended(kind: Any, mixin: Any) -> type:
-    # Read here: a forward that torch.compile traces cannot inspect a signature.
+    # The names are read here, since a forward that torch.compile traces cannot inspect a signature.
+    """Make the class that `extend` gives a module; one for each pair of a class and a mixin."""
     names = getattr(kind, "_argument_names", None)
     if names is None:
         names = tuple(inspect.signature(kind.forward).parameters)[1:]  # without self
@@ -105,13 +111,13 @@ def _extended(kind: Any, mixin: Any) -> type:
     return type(kind.__name__, (mixin, kind), own)
 
 
-def by_name(module: Any, args: tuple[Any, ...], arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call of an extended module after the first, all by their names."""
+def name_arguments(module: Any, args: tuple[Any, ...], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call of an extended module, all but the first, by their names."""
     named = dict(zip(module._argument_names[1:], args, strict=False))
     return {**named, **arguments}
 
 
 def first_tensor(args: Any, kwargs: Any) -> torch.Tensor:
-    """The first tensor among a call's arguments, by position or by name."""
+    """Return the first tensor among a call's arguments, by position or by name."""
     values = (*args, *kwargs.values())
     return next(value for value in values if isinstance(value, torch.Tensor))

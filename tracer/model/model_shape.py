@@ -1,7 +1,7 @@
-"""The dimensions of a model in memory: by its config, and by its weights where these differ.
+"""The dimensions of a model in memory: those of its config, corrected by its weights.
 
-In: a causal LM of transformers, pruned or not. Out: ModelShape; the config of transformers with the
-sizes that all layers share, for a folder whose weights are narrower than its config says.
+In: a causal language model of transformers, pruned or not. Out: its ModelShape; for a folder whose
+weights are narrower than its config says, the config with the sizes that all layers share.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.stored_layers import shape_of_weights
 from prunescope.taxonomy.stored_tensors import StoredTensors, stored_tensors
 
-# Attributes of a config, by field of ModelShape.
+# The attribute of a config for each field of ModelShape.
 _ATTRIBUTES = {
     "hidden": "hidden_size",
     "vocab": "vocab_size",
@@ -29,20 +29,26 @@ _ATTRIBUTES = {
 
 
 def model_shape(model: Any, config: dict[str, Any] | None = None) -> ModelShape:
-    """The shape of a model. `config`: None takes the model's own. Raises PrunescopeError as
-    ModelShape.from_config does."""
+    """Return the shape of a model; `config` replaces the model's own config unless it is None.
+
+    Raises:
+        PrunescopeError: The config has no shape, as for ModelShape.from_config.
+    """
     shape = ModelShape.from_config(model.config.to_dict() if config is None else config)
     plain = {
-        name: tuple(one.shape)
-        for name, one in model.state_dict().items()
-        if isinstance(one, torch.Tensor) and one.is_floating_point()
+        name: tuple(tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
     }
     return shape_of_weights(shape, StoredTensors(plain))[0]
 
 
 def set_sizes_of_weights(config: Any, folder: Path) -> list[str]:
-    """Set the sizes in a config of transformers to those of the weights in its folder (the largest,
-    where layers differ). Returns a sentence on each difference; none if there is none."""
+    """Set the sizes in a config of transformers to those of the weights in its folder.
+
+    Where layers differ, the largest size is set. Each difference is returned as a sentence; the
+    list is empty if there is none.
+    """
     try:
         written = ModelShape.from_config(config.to_dict())
     except PrunescopeError:
@@ -50,16 +56,16 @@ def set_sizes_of_weights(config: Any, folder: Path) -> list[str]:
     stored = stored_tensors(folder / "config.json")
     if stored is None:
         return []
-    found, notes = shape_of_weights(written, stored)
-    if found == written:
+    actual, notes = shape_of_weights(written, stored)
+    if actual == written:
         return []
     for field, attribute in _ATTRIBUTES.items():
         size = found.get(field)
         if size != written.get(field) and getattr(config, attribute, None) is not None:
             setattr(config, attribute, size)
     kinds = getattr(config, "layer_types", None)
-    if found.layers < written.layers and isinstance(kinds, list):
-        config.layer_types = kinds[: found.layers]
+    if actual.layers < written.layers and isinstance(kinds, list):
+        config.layer_types = kinds[: actual.layers]
     if getattr(config, "head_dim", 0) in (None, written.attention.head_dim):
-        config.head_dim = found.attention.head_dim  # it was the hidden size over the heads, perhaps
+        config.head_dim = actual.attention.head_dim  # it may have been derived: hidden size / heads
     return notes

@@ -1,6 +1,6 @@
-"""The tokens that reach each expert in a forward, by hooks on the modules of experts.
+"""The tokens that reach each expert in a forward, counted by hooks on the modules of experts.
 
-In: a model. Out: counts [E] of each call of a layer's experts, and the scores of its experts. A
+In: a model. Out: the counts [E] of each call of a layer's experts, and the scores of its experts. A
 call has an index [T, k] of the experts of each token; or, as in Llama 4, rows [E·T, h] with zeros
 for tokens that do not go to an expert; or the experts are a list, each called with its tokens.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunescope.tracer.model.experts import ExpertModule, expert_modules
 from prunescope.tracer.model.forwards import first_tensor
@@ -20,25 +20,31 @@ from prunescope.tracer.model.forwards import first_tensor
 
 @dataclass(kw_only=True)
 class Routed:
-    """The tokens that the experts of a layer got, summed over calls: `counts` [E], int64.
-    `calls`: of each, how many experts got a token, and tokens of all experts. `scores` [E],
-    float64, where they are measured: the sum over an expert's tokens of gate times norm of its
-    output. `is_read`: whether calls were of a form that says who got which token."""
+    """The tokens that the experts of a layer got, summed over calls.
 
-    counts: torch.Tensor
-    calls: list[torch.Tensor] = field(default_factory=list)
-    scores: torch.Tensor | None = None
+    `counts` [E] are int64. `calls` holds, for each call, how many experts got a token and the
+    tokens of all experts. `scores` [E], float64, are the sum over an expert's tokens of gate times
+    norm of its output; None where they are not measured. `is_read` is false if a call had a form
+    that does not show which expert got which token.
+    """
+
+    counts: Tensor
+    calls: list[Tensor] = field(default_factory=list)
+    scores: Tensor | None = None
     is_read: bool = True
 
-    def add(self, counts: torch.Tensor) -> None:
-        """Add a call."""
+    def add(self, counts: Tensor) -> None:
+        """Add the counts [E] of one call."""
         self.counts += counts
         self.calls.append(torch.stack([(counts > 0).sum(), counts.sum()]))
 
     @property
     def mean_distinct(self) -> float | None:
-        """Experts with a token, the mean over calls of as many tokens; None where these differ, as
-        in a step that reads a prompt and then decodes."""
+        """The mean number of experts with a token, over calls with equally many tokens.
+
+        It is None where the calls differ in their tokens, as in a step that reads a prompt and then
+        decodes.
+        """
         if not self.calls:
             return None
         distinct, tokens = torch.stack(self.calls).double().unbind(1)
@@ -46,49 +52,52 @@ class Routed:
 
 
 def watch_experts(model: nn.Module, *, scored: bool = False) -> tuple[list[Any], dict[str, Routed]]:
-    """Hooks on all experts: their handles, and what they will have counted by path. `scored`: also
-    the scores, at the cost of running the experts twice; a list of experts has none."""
+    """Put hooks on all experts; return their handles, and what they will have counted by path.
+
+    If `scored`, the scores are measured too, at the cost of running the experts twice. A list of
+    experts has no scores.
+    """
     handles: list[Any] = []
-    found: dict[str, Routed] = {}
-    for one in expert_modules(model):
-        device = next(one.module.parameters()).device
-        routed = Routed(counts=torch.zeros(one.total, dtype=torch.long, device=device))
-        found[one.path] = routed
-        if isinstance(one.module, nn.ModuleList):
-            handles += _watch_list(model, one, routed)
+    by_path: dict[str, Routed] = {}
+    for experts in expert_modules(model):
+        device = next(experts.module.parameters()).device
+        routed = Routed(counts=torch.zeros(experts.total, dtype=torch.long, device=device))
+        by_path[experts.path] = routed
+        if isinstance(experts.module, nn.ModuleList):
+            handles += _watch_list(model, experts, routed)
             continue
         if scored:
-            routed.scores = torch.zeros(one.total, dtype=torch.double, device=device)
-        hook = _Stacked(one, routed)
-        handles.append(one.module.register_forward_hook(hook.called, with_kwargs=True))
-    return handles, found
+            routed.scores = torch.zeros(experts.total, dtype=torch.double, device=device)
+        hook = _StackedHook(experts, routed)
+        handles.append(experts.module.register_forward_hook(hook.count_call, with_kwargs=True))
+    return handles, by_path
 
 
-class _Stacked:
+class _StackedHook:
     """The hook on experts in stacked tensors."""
 
-    def __init__(self, one: ExpertModule, routed: Routed) -> None:
-        self.total, self.routed = one.total, routed
+    def __init__(self, experts: ExpertModule, routed: Routed) -> None:
+        self.total, self.routed = experts.total, routed
 
-    def called(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Count a call, and add the scores of its tokens."""
+    def count_call(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Count the tokens of a call, and add up their scores."""
         call = {**dict(enumerate(args)), **kwargs}
         key = next((k for k, v in call.items() if _is_index(v)), None)
         if key is None:
-            self._by_rows(first_tensor(args, kwargs), output)
+            self._count_rows(first_tensor(args, kwargs), output)
             return
         index = call[key].reshape(-1, call[key].shape[-1])  # [T, k]
-        is_expert = index < self.total  # more is a slot without an expert
+        is_expert = index < self.total  # a larger number is a slot without an expert
         places = index[is_expert]
         self.routed.add(torch.bincount(places, minlength=self.total))
         if self.routed.scores is not None:
-            norms = _norms(module, args, kwargs, index.clamp(max=self.total - 1))
+            norms = _output_norms(module, args, kwargs, index.clamp(max=self.total - 1))
             gates = next(v for v in call.values() if _has_shape(v, call[key].shape))
             gained = (gates.reshape(index.shape).double() * norms)[is_expert]
             self.routed.scores.index_add_(0, places, gained)
 
-    def _by_rows(self, rows: torch.Tensor, output: torch.Tensor) -> None:
-        """Count rows [E·T, h] that the gate scaled before the experts."""
+    def _count_rows(self, rows: Tensor, output: Tensor) -> None:
+        """Count the rows [E·T, h] that are not zero; the gate scaled them before the experts."""
         if rows.numel() % (self.total * rows.shape[-1]):
             self.routed.is_read = False
             return
@@ -99,9 +108,11 @@ class _Stacked:
             self.routed.scores += norms.sum(1)
 
 
-def _norms(module: Any, args: Any, kwargs: Any, index: torch.Tensor) -> torch.Tensor:
-    """[T, k]: the norms of what each expert puts out for each of its tokens, before the gate. Every
-    pair of a token and an expert is a token of its own."""
+def _output_norms(module: Any, args: Any, kwargs: Any, index: Tensor) -> Tensor:
+    """Return the norms [T, k] of what each expert puts out for its tokens, before the gate.
+
+    The experts run once more, with every pair of a token and an expert as a token of its own.
+    """
     tokens, count = index.shape
     first = first_tensor(args, kwargs)
 
@@ -110,7 +121,7 @@ def _norms(module: Any, args: Any, kwargs: Any, index: torch.Tensor) -> torch.Te
             return value.reshape(tokens, -1).repeat_interleave(count, 0)
         if _is_index(value):
             return index.reshape(-1, 1)
-        if isinstance(value, torch.Tensor) and value.numel() == index.numel():
+        if isinstance(value, Tensor) and value.numel() == index.numel():
             return torch.ones_like(value).reshape(-1, 1)
         return value
 
@@ -119,8 +130,8 @@ def _norms(module: Any, args: Any, kwargs: Any, index: torch.Tensor) -> torch.Te
     return pairs.double().norm(dim=-1).reshape(tokens, count)
 
 
-def _watch_list(model: nn.Module, one: ExpertModule, routed: Routed) -> list[Any]:
-    """Hooks on each expert of a list, and on the module around it, whose call is one step."""
+def _watch_list(model: nn.Module, experts: ExpertModule, routed: Routed) -> list[Any]:
+    """Put hooks on each expert of a list, and on the module around it, whose call is one step."""
     counts = torch.zeros_like(routed.counts)
 
     def begin(_module: nn.Module, _args: Any) -> None:
@@ -129,22 +140,22 @@ def _watch_list(model: nn.Module, one: ExpertModule, routed: Routed) -> list[Any
     def end(_module: nn.Module, _args: Any, _output: Any) -> None:
         routed.add(counts)
 
-    def called(number: int) -> Any:
+    def counter(number: int) -> Any:
         def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
             counts[number] += first_tensor(args, kwargs).flatten(0, -2).shape[0]
 
         return hook
 
-    block = model.get_submodule(one.path.rpartition(".")[0])
+    block = model.get_submodule(experts.path.rpartition(".")[0])
     handles: list[Any] = [block.register_forward_pre_hook(begin), block.register_forward_hook(end)]
-    for number, expert in enumerate(one.module):
-        handles.append(expert.register_forward_pre_hook(called(number), with_kwargs=True))
+    for number, expert in enumerate(experts.module):
+        handles.append(expert.register_forward_pre_hook(counter(number), with_kwargs=True))
     return handles
 
 
 def _is_index(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.dtype in (torch.long, torch.int32)
+    return isinstance(value, Tensor) and value.dtype in (torch.long, torch.int32)
 
 
 def _has_shape(value: Any, shape: torch.Size) -> bool:
-    return isinstance(value, torch.Tensor) and value.shape == shape and value.is_floating_point()
+    return isinstance(value, Tensor) and value.shape == shape and value.is_floating_point()

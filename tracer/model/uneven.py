@@ -1,10 +1,10 @@
-"""A checkpoint whose layers differ under one config: in width, as LLM-Pruner and FLAP write them,
-or in their number of experts, as DiEP and EvoESAP do.
+"""Checkpoints whose layers differ under one config, in width or in their number of experts.
 
-In: the files of a checkpoint and its config, which has the widest layer. Out: a model with
-projections of the stored shapes: only attention and MLP matrices may differ, by whole heads. Or one
-whose layers have the stored experts: it is loaded with zeros for the experts that a layer lacks,
-which are then dropped.
+LLM-Pruner and FLAP write layers of different widths; DiEP and EvoESAP write layers with different
+numbers of experts. In: the files of a checkpoint and its config, which describes the widest layer.
+Out: a model with projections of the stored shapes, where only attention and MLP matrices may
+differ, by whole heads; or one whose layers have the stored experts. The latter is loaded with zeros
+for the experts that a layer lacks, which are then dropped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -40,9 +40,12 @@ _NUMBERED = re.compile(r"(?<=\bexperts\.)(\d{1,5})(?=\.)")
 Shapes = dict[str, tuple[int, ...]]
 
 
-def differing(folder: Path, config: Any) -> Shapes:
-    """The stored shapes of layer matrices that differ from the config; empty if none does, or if
-    there is a difference that pruning of widths does not explain."""
+def differing_shapes(folder: Path, config: Any) -> Shapes:
+    """Return the stored shapes of layer matrices that differ from the config.
+
+    The result is empty if none differs, or if there is a difference that pruning of widths does not
+    explain.
+    """
     stored = _stored(folder)
     with torch.device("meta"):
         expected = AutoModelForCausalLM.from_config(config).state_dict()
@@ -55,14 +58,18 @@ def differing(folder: Path, config: Any) -> Shapes:
     biases = [n for n in stored.keys() - expected.keys() if n.endswith(".bias")]
     shapes |= {name: stored[name] for name in biases}
     places = [locate(name.rpartition(".")[0]) for name in shapes]
-    explained = all(place.layer is not None and place.role in _CUT for place in places)
-    return shapes if explained else {}
+    is_explained = all(place.layer is not None and place.role in _CUT for place in places)
+    return shapes if is_explained else {}
 
 
 def load_uneven(folder: Path, config: Any, shapes: Shapes, options: dict[str, Any]) -> Any:
-    """The model of a folder for which `differing` gave `shapes`; `options` as for from_pretrained.
+    """Load the model of a folder for which `differing_shapes` returned `shapes`.
 
-    Raises PrunescopeError for partial heads, missing weights, or a model that does not run.
+    `options` are those of from_pretrained.
+
+    Raises:
+        PrunescopeError: A layer keeps parts of heads, weights are missing, or the model does
+            not run.
     """
     kept = {k: v for k, v in options.items() if k in ("attn_implementation", "dtype")}
     kept.setdefault("dtype", config.dtype or torch.float32)
@@ -77,18 +84,19 @@ def load_uneven(folder: Path, config: Any, shapes: Shapes, options: dict[str, An
         module.out_features, module.in_features = module.weight.shape
     for path in {name.rpartition(".")[0].rpartition(".")[0] for name in shapes}:
         _count_heads(folder, model, path)
-    found = model.load_state_dict(_tensors(folder), strict=False)
+    report = model.load_state_dict(_tensors(folder), strict=False)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    missing = [name for name in found.missing_keys if name not in tied]
-    if missing or found.unexpected_keys:
-        raise _unsupported(folder, f"{[*missing, *found.unexpected_keys][0][:80]} does not fit")
+    missing = [name for name in report.missing_keys if name not in tied]
+    if missing or report.unexpected_keys:
+        name = [*missing, *report.unexpected_keys][0]
+        raise _unsupported(folder, f"{name[:80]} does not fit")
     model.tie_weights()
     probe(model.eval(), "with layers of different widths")
     return model
 
 
 def _count_heads(folder: Path, model: Any, path: str) -> None:
-    """Set the query heads of each KV head, for an attention whose projections were cut."""
+    """Set the number of query heads per KV head of an attention whose projections were cut."""
     module = model.get_submodule(path)
     if not hasattr(module, "q_proj"):
         return
@@ -105,7 +113,7 @@ def _count_heads(folder: Path, model: Any, path: str) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint."""
+    """List the safetensors files of a checkpoint."""
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if not index.is_file():
         return [folder / SAFE_WEIGHTS_NAME]
@@ -113,29 +121,34 @@ def _files(folder: Path) -> list[Path]:
     return [folder / str(name) for name in sorted(names)]
 
 
-def _tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: one for file in _files(folder) for name, one in load_file(file).items()}
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    """Read all tensors of a checkpoint, by name."""
+    return {name: tensor for file in _files(folder) for name, tensor in load_file(file).items()}
 
 
 def _stored(folder: Path) -> Shapes:
-    found: Shapes = {}
+    """Read the shapes of all tensors of a checkpoint, by name, without their numbers."""
+    shapes: Shapes = {}
     for file in _files(folder):
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - not a mapping
-                found[name] = tuple(opened.get_slice(name).get_shape())
-    return found
+                shapes[name] = tuple(opened.get_slice(name).get_shape())
+    return shapes
 
 
 def widths_note(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """The note of a run on such a model."""
+    """Write the note of a run on a model whose layers differ in width."""
     layers = {locate(name.rpartition(".")[0]).layer for name in shapes}
     numbers = sum(math.prod(shape) for shape in shapes.values())
     return f"{len(layers)} layers differ in width ({len(shapes)} tensors, {numbers} numbers)"
 
 
 def uneven_experts(folder: Path, config: Any) -> dict[int, int]:
-    """The experts of each layer that has some, by the stored weights; empty where all are equal, or
-    where a router has rows for more of them than are stored."""
+    """Return the stored number of experts of each layer that has some.
+
+    The result is empty where all layers have equally many, or where a router has rows for more
+    experts than are stored.
+    """
     try:
         written = ModelShape.from_config(config.to_dict())
     except PrunescopeError:
@@ -143,10 +156,10 @@ def uneven_experts(folder: Path, config: Any) -> dict[int, int]:
     stored = stored_tensors(folder / "config.json") if written.experts.count else None
     if stored is None or stored.problem or not stored.complete:
         return {}
-    found, _ = shape_of_weights(written, stored)
+    actual, _ = shape_of_weights(written, stored)
     counts = {
-        number: found.layer(number).experts
-        for number, letter in enumerate(found.order and found.layout)
+        number: actual.layer(number).experts
+        for number, letter in enumerate(actual.order and actual.layout)
         if letter.isupper()
     }
     routed = {
@@ -154,17 +167,19 @@ def uneven_experts(folder: Path, config: Any) -> dict[int, int]:
         for name, size in stored.shapes.items()
         if (place := locate(name.rpartition(".")[0])).role == "router" and len(size) == 2
     }
-    whole = counts.items() <= routed
-    return counts if whole and len(set(counts.values())) > 1 else {}
+    is_whole = counts.items() <= routed
+    return counts if is_whole and len(set(counts.values())) > 1 else {}
 
 
 def load_uneven_experts(
     folder: Path, config: Any, counts: Mapping[int, int], options: dict[str, Any]
 ) -> Any:
-    """The model of a folder for which `uneven_experts` gave `counts`; `options` as for
-    from_pretrained.
+    """Load the model of a folder for which `uneven_experts` returned `counts`.
 
-    Raises PrunescopeError for a router that is not understood, and a model that does not run.
+    `options` are those of from_pretrained.
+
+    Raises:
+        PrunescopeError: A router is not understood, or the model does not run.
     """
     most, config = max(counts.values()), copy.deepcopy(config)
     text = config.get_text_config(decoder=True)
@@ -174,7 +189,7 @@ def load_uneven_experts(
     model = AutoModelForCausalLM._model_mapping[type(config)].from_pretrained(
         None,
         config=config,
-        state_dict=dict(_filled(_tensors(folder), counts, most)),
+        state_dict=dict(_padded(_tensors(folder), counts, most)),
         **{"dtype": "auto", **{k: v for k, v in options.items() if k != "local_files_only"}},
     )
     with torch.no_grad():
@@ -185,10 +200,13 @@ def load_uneven_experts(
     return model
 
 
-def _filled(
-    state: Mapping[str, torch.Tensor], counts: Mapping[int, int], most: int
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a checkpoint, those of experts and routers with zeros up to `most` experts."""
+def _padded(
+    state: Mapping[str, Tensor], counts: Mapping[int, int], most: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a checkpoint, with zeros for the experts that a layer lacks.
+
+    Every layer then has `most` experts.
+    """
     for name, tensor in state.items():
         place = locate(name.rpartition(".")[0])
         if place.role == "shared_expert" or "experts." not in name and place.role != "router":
@@ -204,8 +222,8 @@ def _filled(
             yield name, _with_zeros(tensor, own, most)
 
 
-def _with_zeros(tensor: torch.Tensor, own: int, most: int) -> torch.Tensor:
-    """Pad with zeros along the axis of the experts: the first, or that of a row [1, E]."""
+def _with_zeros(tensor: Tensor, own: int, most: int) -> Tensor:
+    """Pad with zeros along the axis of the experts: the first, or the second of a row [1, E]."""
     axis = 1 if tensor.shape == (1, own) else 0
     if own == most or not tensor.dim() or tensor.shape[axis] != own:
         return tensor
@@ -215,12 +233,13 @@ def _with_zeros(tensor: torch.Tensor, own: int, most: int) -> torch.Tensor:
 
 
 def experts_note(counts: Mapping[int, int]) -> str:
-    """The note of a run on such a model."""
+    """Write the note of a run on a model whose layers differ in their number of experts."""
     numbers = spread(min(counts.values()), max(counts.values()))
     return f"layers differ in their experts: {numbers} in {len(counts)} layers"
 
 
 def _unsupported(folder: Path, why: str) -> PrunescopeError:
+    """Make the error for a checkpoint whose shapes cannot be loaded."""
     return PrunescopeError(
         f"{folder.name} stores other shapes than its config, and {why}",
         hint="layers may differ by whole heads and MLP channels; otherwise prune with "

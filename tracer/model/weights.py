@@ -1,8 +1,8 @@
-"""The weights of a model: where they are stored, and how to cut or zero their outputs and inputs.
+"""The weights of a model: where they are stored, and how outputs and inputs are cut or zeroed.
 
-In: a model or a layer. Out: Weights, linear modules by name.
-A weight is [N, K] in logical axes. nn.Linear stores [N, K], GPT-2's Conv1D [K, N], the experts of
-transformers 5 [E, N, K] or, as in gpt-oss, [E, K, N]. An index is [kept], or [E, kept] for experts.
+In: a model or a layer. Out: Weights, and linear modules by name. A weight is [N, K] in logical
+axes. nn.Linear stores [N, K], GPT-2's Conv1D [K, N], and the experts of transformers 5 [E, N, K]
+or, as in gpt-oss, [E, K, N]. An index is [kept], or [E, kept] for experts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from prunescope.taxonomy.errors import PrunescopeError
@@ -28,59 +28,61 @@ _GEMMS = ("qkv", "o", "gate_up", "down")
 
 @dataclass(frozen=True, kw_only=True)
 class Weight:
-    """The parameter `name` of `module`, and its bias if it has one. `path` ends in the module's
-    name, or in the parameter's if a module has several weights (experts)."""
+    """The parameter `name` of `module`, with its bias if it has one.
+
+    `path` ends in the module's name, or in the parameter's name if a module has several weights, as
+    experts have.
+    """
 
     path: str
     module: Any
     name: str
     bias: str | None
-    transposed: bool
+    is_transposed: bool
 
     @property
-    def tensor(self) -> torch.Tensor:
+    def tensor(self) -> Tensor:
         """The tensor as it is stored."""
-        parameter: torch.Tensor = getattr(self.module, self.name)
-        return parameter
+        return getattr(self.module, self.name)
 
     @property
     def experts(self) -> int | None:
-        """E, or None for a single weight."""
+        """The number of experts E; None for a single weight."""
         return self.tensor.shape[0] if self.tensor.dim() == 3 else None
 
     @property
     def n(self) -> int:
-        """Output features."""
-        return self.tensor.shape[-1 if self.transposed else -2]
+        """The number of output features, N."""
+        return self.tensor.shape[-1 if self.is_transposed else -2]
 
     @property
     def k(self) -> int:
-        """Input features."""
-        return self.tensor.shape[-2 if self.transposed else -1]
+        """The number of input features, K."""
+        return self.tensor.shape[-2 if self.is_transposed else -1]
 
-    def keep_outputs(self, index: torch.Tensor) -> None:
+    def keep_outputs(self, index: Tensor) -> None:
         """Keep the output features `index` and their biases, in place."""
-        self._set(self.name, _taken(self.tensor, index, -1 if self.transposed else -2))
+        self._set(self.name, _kept_features(self.tensor, index, -1 if self.is_transposed else -2))
         if self.bias is not None:
-            self._set(self.bias, _taken(getattr(self.module, self.bias), index, -1))
+            self._set(self.bias, _kept_features(getattr(self.module, self.bias), index, -1))
         self._set_sizes(("out_features", "nf"), index.shape[-1])
 
-    def keep_inputs(self, index: torch.Tensor) -> None:
-        """Keep the input features `index` in place."""
-        self._set(self.name, _taken(self.tensor, index, -2 if self.transposed else -1))
+    def keep_inputs(self, index: Tensor) -> None:
+        """Keep the input features `index`, in place."""
+        self._set(self.name, _kept_features(self.tensor, index, -2 if self.is_transposed else -1))
         self._set_sizes(("in_features", "nx"), index.shape[-1])
 
-    def zero_inputs(self, kept: torch.Tensor) -> None:
+    def zero_inputs(self, kept: Tensor) -> None:
         """Zero all input features but `kept`."""
-        _zero(self.tensor, kept, -2 if self.transposed else -1)
+        _zero(self.tensor, kept, -2 if self.is_transposed else -1)
 
-    def zero_outputs(self, kept: torch.Tensor) -> None:
-        """Zero all output features, and their biases, but `kept`."""
-        _zero(self.tensor, kept, -1 if self.transposed else -2)
+    def zero_outputs(self, kept: Tensor) -> None:
+        """Zero all output features but `kept`, and their biases."""
+        _zero(self.tensor, kept, -1 if self.is_transposed else -2)
         if self.bias is not None:
             _zero(getattr(self.module, self.bias), kept, -1)
 
-    def _set(self, name: str, value: torch.Tensor) -> None:
+    def _set(self, name: str, value: Tensor) -> None:
         setattr(self.module, name, successor(getattr(self.module, name), value))
 
     def _set_sizes(self, names: tuple[str, ...], size: int) -> None:
@@ -90,7 +92,7 @@ class Weight:
 
 
 def weights_of(layer: nn.Module, prefix: str) -> Iterator[tuple[str, Weight]]:
-    """(matrix role, weight) of every matrix of a layer; `prefix` is the layer's qualified name."""
+    """Yield (matrix role, weight) of every matrix of a layer, whose qualified name is `prefix`."""
     for path, module in layer.named_modules(prefix=prefix):
         if isinstance(module, nn.Linear | Conv1D):
             yield matrix_role(path), _weight(path, module, "weight", "bias")
@@ -98,27 +100,32 @@ def weights_of(layer: nn.Module, prefix: str) -> Iterator[tuple[str, Weight]]:
         elif isinstance(getattr(module, "is_transposed", None), bool):
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.dim() == 3:
-                    at = f"{path}.{name}"
-                    yield matrix_role(at), _weight(at, module, name, f"{name}_bias")
+                    qualified = f"{path}.{name}"
+                    yield matrix_role(qualified), _weight(qualified, module, name, f"{name}_bias")
 
 
 def _weight(path: str, module: Any, name: str, bias: str) -> Weight:
+    """Describe one stored weight; its bias counts only if it is a parameter."""
     has_bias = isinstance(getattr(module, bias, None), nn.Parameter)
-    transposed = getattr(module, "is_transposed", isinstance(module, Conv1D))
+    is_transposed = getattr(module, "is_transposed", isinstance(module, Conv1D))
     return Weight(
-        path=path, module=module, name=name, bias=bias if has_bias else None, transposed=transposed
+        path=path,
+        module=module,
+        name=name,
+        bias=bias if has_bias else None,
+        is_transposed=is_transposed,
     )
 
 
-def _zero(tensor: torch.Tensor, kept: torch.Tensor, axis: int) -> None:
+def _zero(tensor: Tensor, kept: Tensor, axis: int) -> None:
     """Zero all entries of an axis but `kept`."""
     is_removed = torch.ones(tensor.shape, dtype=torch.bool, device=tensor.device)
-    is_removed.scatter_(axis, _spread(kept, is_removed, axis), value=False)
+    is_removed.scatter_(axis, _expanded(kept, is_removed, axis), value=False)
     tensor.data.masked_fill_(is_removed, 0)
 
 
-def _spread(index: torch.Tensor, like: torch.Tensor, axis: int) -> torch.Tensor:
-    """`index` [kept] or [E, kept] expanded for gather and scatter along `axis`."""
+def _expanded(index: Tensor, like: Tensor, axis: int) -> Tensor:
+    """Expand `index` [kept] or [E, kept] to the shape that gather and scatter need along `axis`."""
     shape = [1] * like.dim()
     if index.dim() == 2:
         shape[0] = index.shape[0]
@@ -128,51 +135,59 @@ def _spread(index: torch.Tensor, like: torch.Tensor, axis: int) -> torch.Tensor:
     return index.to(like.device).view(shape).expand(full)
 
 
-def _taken(tensor: torch.Tensor, index: torch.Tensor, axis: int) -> torch.Tensor:
-    return tensor.detach().gather(axis, _spread(index, tensor, axis)).contiguous()
+def _kept_features(tensor: Tensor, index: Tensor, axis: int) -> Tensor:
+    """Return the entries `index` of an axis."""
+    return tensor.detach().gather(axis, _expanded(index, tensor, axis)).contiguous()
 
 
 def layer_matrices(model: nn.Module) -> dict[str, nn.Module]:
-    """Name -> linear module (nn.Linear, or GPT-2's Conv1D), in the order of the layers.
+    """Return the linear modules of the layers by name, in the order of the layers.
 
-    Without embeddings, heads, routers and experts. Raises PrunescopeError if there is none.
+    They are nn.Linear, or GPT-2's Conv1D. Embeddings, heads, routers and experts are left out.
+
+    Raises:
+        PrunescopeError: There is no such module.
     """
     name, layers = decoder_layers(model)
-    found = {
+    matrices = {
         path: module
         for path, module in layers.named_modules(prefix=name)
         if isinstance(module, nn.Linear | Conv1D) and GROUPS.get(locate(path).role) in _GEMMS
     }
-    if not found:
+    if not matrices:
         raise PrunescopeError(
             f"no projections were found in the layers of {type(model).__name__}",
             hint="this family prunes linear modules with the usual names (q_proj, c_attn, fc1, …)",
         )
-    return found
+    return matrices
 
 
-def weight_of(module: Any) -> torch.Tensor:
-    """The weight as [N, K], a view: Conv1D stores [K, N]."""
-    weight: torch.Tensor = module.weight.detach()
+def weight_of(module: Any) -> Tensor:
+    """Return the weight of a linear module as a view [N, K]; Conv1D stores [K, N]."""
+    weight: Tensor = module.weight.detach()
     return weight.T if isinstance(module, Conv1D) else weight
 
 
 def expert_notes(model: nn.Module) -> list[str]:
-    """A note on the weights of experts, which `layer_matrices` leaves out."""
-    share = [0, 0]
+    """Write a note on the share of experts, which `layer_matrices` leaves out; empty if none."""
+    total = experts = 0
     name, layers = decoder_layers(model)
     for path, parameter in layers.named_parameters(prefix=name):
         role = locate(path.removesuffix(".weight")).role
-        share[role in ("experts", "shared_expert")] += parameter.numel()
-    if not share[1]:
+        total += parameter.numel()
+        if role in ("experts", "shared_expert"):
+            experts += parameter.numel()
+    if not experts:
         return []
-    part = share[1] / sum(share)
-    return [f"the experts, {percent(part)} of the layers' weights, stay dense"]
+    return [f"the experts, {percent(experts / total)} of the layers' weights, stay dense"]
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:
-    """Identifies the weights of a model: sha256 of names, shapes, dtypes and 4,096 evenly spread
-    numbers of each tensor. Two captures with the same fingerprint ran the same model."""
+    """Identify the weights of a model: two captures with the same fingerprint ran the same model.
+
+    It is the sha256 of the names, shapes and dtypes, and of some 4,096 evenly spread numbers of
+    each tensor.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())

@@ -11,11 +11,11 @@ function
 - It gets a deep copy of the dense model, on its device and in its dtype, with gradients off, and
   may change it in place or return another module.
 - Random choices use `tracer.calibration.scores` alone, so that a seed prunes the same parts on
-  every machine; rounding is in `taxonomy.keep`. Knobs are those of the family in taxonomy, typed
-  and filled in. A point `by_importance` chooses by `tracer.calibration.collect.collect`.
-- New modules have names whose role `taxonomy.roles.locate` knows; work that pruning adds to a
-  module happens inside that module's forward, so that its kernels get layer and role.
-- New tensors are contiguous and of the model's dtype. `model.config` stays true: the cache is
+  every machine. Rounding is in `taxonomy.keep`. The knobs are those of the family in taxonomy,
+  typed and filled in. A point `by_importance` chooses by `tracer.calibration.collect.collect`.
+- New modules have names whose role `taxonomy.roles.locate` knows. Work that pruning adds to a
+  module happens inside that module's forward, so that its kernels get a layer and a role.
+- New tensors are contiguous and of the model's dtype. `model.config` stays true, since the cache is
   built from it.
 - It records what was kept, and raises PrunescopeError with the reason for a model that it cannot
   prune.
@@ -43,21 +43,21 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Applied:
-    """A pruned model and a record of what was done to it."""
+    """A pruned model and the record of what was done to it."""
 
     model: torch.nn.Module
-    # Into run.json as `pruning`: "kept": {...} dimensions per layer, "notes": [...], and "sparsity"
-    # (nominal) if it differs from the point's. Plain JSON values.
+    # It becomes `pruning` in run.json, in plain JSON: "kept" (dimensions per layer), "notes",
+    # and the nominal "sparsity" if it differs from the point's.
     record: Record
-    layer_map: list[int] | None = None  # entry i: the index of layer i in the dense model
-    # The indices kept, by module name: for checks, not written to run.json.
+    layer_map: list[int] | None = None  # entry i is the index of layer i in the dense model
+    # The kept indices by module name, which serve checks and are not written to run.json.
     kept: dict[str, list[int]] = field(default_factory=dict)
-    # Routers that recovery training can train; see `tracer.routing.learning`.
+    # The routers that recovery training can train; see `tracer.routing.learning`.
     learners: list[Learner] = field(default_factory=list)
 
 
 class Pruner(Protocol):
-    """A family's module."""
+    """The module of a family."""
 
     def prune(self, model: PreTrainedModel, point: Point) -> Applied:
         """Prune `model`, which may be changed in place."""
@@ -65,10 +65,13 @@ class Pruner(Protocol):
 
 
 class Counting(Protocol):
-    """A module of a dynamic family: weight_stats calls this before and after profiled steps."""
+    """A module of a dynamic family that counts its decisions.
+
+    `weight_stats` asks for the counts before and after profiled steps.
+    """
 
     def prunescope_stats(self) -> ModuleCounts:
-        """The counts since the last call, one entry of `active` and `total` for each forward.
+        """Return the counts since the last call: one `active` and one `total` for each forward.
 
         Keep counts as tensors until then: reading one in `forward` would synchronise the device.
         """
@@ -76,14 +79,25 @@ class Counting(Protocol):
 
 
 def family_ids() -> tuple[str, ...]:
-    """The ids of all families that have a pruner, sorted. Imports none of them."""
-    known = {one.id for one in families()}
+    """List the ids of all families that have a pruner, sorted, without importing any of them."""
+    known = {f.id for f in families()}
     files = (module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
     return tuple(sorted(known.intersection(files)))
 
 
 def pruner(family_id: str) -> Pruner:
-    """The module of a family. Raises PrunescopeError with the nearest names for an unknown id."""
+    """Import the module of a family.
+
+    Args:
+        family_id: The id of a family, such as those of `family_ids`.
+
+    Returns:
+        The module, which has a function `prune`.
+
+    Raises:
+        PrunescopeError: There is no such family, or it can only be predicted. The hint names
+            the nearest ids.
+    """
     if family_id not in family_ids():
         refuse_predicted_only(family_id)
         raise PrunescopeError(
@@ -95,8 +109,12 @@ def pruner(family_id: str) -> Pruner:
 
 
 def refuse_predicted_only(family_id: str) -> None:
-    """Raises PrunescopeError for a family that has a theory and no pruner."""
-    if any(one.id == family_id and one.predicted_only for one in families()):
+    """Check that a family has more than a theory.
+
+    Raises:
+        PrunescopeError: The family can be predicted and has no pruner.
+    """
+    if any(f.id == family_id and f.predicted_only for f in families()):
         raise PrunescopeError(
             f"{family_id} cannot be traced: no available kernel implements it",
             hint="`prunescope predict` estimates it; trace kernels of your own with "
@@ -105,8 +123,18 @@ def refuse_predicted_only(family_id: str) -> None:
 
 
 def family_point(family_id: str, request: Point) -> Point:
-    """`request` with its knobs typed and filled in. Raises PrunescopeError on an unknown knob,
-    or one that is only predicted."""
+    """Return a point with its knobs typed and filled in.
+
+    Args:
+        family_id: The family whose knobs they are.
+        request: The point as it was asked for.
+
+    Returns:
+        A copy of the point with all knobs of the family.
+
+    Raises:
+        PrunescopeError: A knob is unknown, or its value can only be predicted.
+    """
     chosen = family(family_id)
     knobs = chosen.point(request.sparsity, request.knobs).knobs
     for name, value in knobs.items():

@@ -1,6 +1,6 @@
 """Dynamic M: a router before each attention and MLP, or each layer, lets a share p of tokens pass.
 
-q, o, gate, up and down run on the active rows, k and v on all; active queries attend to every key,
+q, o, gate, up and down run on the active rows, k and v on all. Active queries attend to every key,
 and mixers take every token. The cache is full. With `keys=routed` (MoD, D-LLM) k and v run on the
 active rows too, and the cache has keys of these alone; where sequences of a batch differ in their
 active steps, slots that some of them leave empty are masked. The top-k over a sequence looks ahead
@@ -14,15 +14,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.attention.counted_cache import counted_layer, past_length
 from prunescope.tracer.attention.parts import AttentionParts
+from prunescope.tracer.attention.projections import KV
 from prunescope.tracer.attention.pruned import PlainAttention, lower_right, refuse_padding
-from prunescope.tracer.attention.rotation import Rotary, of_first, taken_rotary
+from prunescope.tracer.attention.rotation import Rotary, first_sequence, taken_rotary
 from prunescope.tracer.calibration.collect import calibration_of
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.router_fit import Site, fit_routers
@@ -31,9 +32,9 @@ from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.routing.decisions import Counted, Sampler, Tally
 from prunescope.tracer.routing.learning import RowLearner
-from prunescope.tracer.routing.prenorm import has_mixers, is_prenorm, layer_attentions, rebuilt
-from prunescope.tracer.routing.routed_mlp import Mlp, RoutedMlp, mlp_of, route_mlp
-from prunescope.tracer.routing.row_router import RowRouter, Rows, SameRows, scattered, spread
+from prunescope.tracer.routing.prenorm import has_mixers, is_prenorm, layer_attentions, rebuild
+from prunescope.tracer.routing.routed_mlp import Mlp, RoutedMlp, find_mlp, route_mlp
+from prunescope.tracer.routing.row_router import RowRouter, Rows, SameRows, add_rows, place_rows
 
 _RANDOM = (
     "prefill: the int(p·S) best rows of each sequence; decode, where no recovery trained the "
@@ -43,7 +44,7 @@ _RANDOM = (
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Put a router before every sublayer. No weights are removed."""
+    """Put a router before every sublayer; no weights are removed."""
     sites: list[Site] = []
     attentions = layer_attentions(model)  # raises for unsupported models before anything runs
 
@@ -51,22 +52,22 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         sites.extend(_sites(model, attentions, point))
         return [site.router for site in sites]
 
-    rebuilt(model, build, sparsity=0.0 if point.by_importance else point.sparsity)
+    rebuild(model, build, sparsity=0.0 if point.by_importance else point.sparsity)
     record: Record = {"kept": {"rows": 1 - point.sparsity}, "notes": [_RANDOM]}
     if point.by_importance:
-        record = _fitted(model, sites, point)
+        record = _fit(model, sites, point)
     if point.knobs["choose"] == "threshold":
         record["notes"].append(
             "prefill: each token by the threshold of decode, so that their number varies"
         )
     if has_mixers(model):
         record["notes"].append("mixers take every token, which their states need: they stay dense")
-    learner = RowLearner(model, sites, point.sparsity, fitted=point.by_importance)
+    learner = RowLearner(model, sites, point.sparsity, is_fitted=point.by_importance)
     return Applied(model=model, record=record, learners=[learner])
 
 
-def _fitted(model: Any, sites: list[Site], point: Point) -> Record:
-    """Fit the routers to the text; returns the record of it."""
+def _fit(model: Any, sites: list[Site], point: Point) -> Record:
+    """Fit the routers to the text, and return the record of the fit."""
     calibration = calibration_of(model, point.calibration, seed=point.seed)
     r2 = fit_routers(model, sites, calibration, sparsity=point.sparsity)
     fit = "" if r2 is None else f", R² {r2:.2f} (median) on held-out sequences"
@@ -87,9 +88,13 @@ def _fitted(model: Any, sites: list[Site], point: Point) -> Record:
 
 
 def _sites(model: Any, attentions: list[AttentionParts], point: Point) -> list[Site]:
-    """Give every attention and every MLP a router; their sites, layer by layer."""
+    """Give every attention and every MLP a router, and return their sites, layer by layer.
+
+    Raises:
+        PrunescopeError: Whole layers with mixers are to be skipped, or masks count every token.
+    """
     name, layers = decoder_layers(model)
-    mlps = [mlp_of(model, layer, f"{name}.{i}") for i, layer in enumerate(layers)]
+    mlps = [find_mlp(model, layer, f"{name}.{i}") for i, layer in enumerate(layers)]
     parts_of = {parts.layer: parts for parts in attentions}
     kind: type[_RoutedAttention] = _RoutedAttention
     if point.knobs["keys"] == "routed":
@@ -108,13 +113,13 @@ def _sites(model: Any, attentions: list[AttentionParts], point: Point) -> list[S
         own: RowRouter | None = None
         if point.knobs["unit"] == "sublayer":
             own = RowRouter(point, sampler, f"mlp {index}", like)
-        sites += _of_layer(model, (name, index), attention, own, mlp)
+        sites += _route_layer(model, (name, index), attention, own, mlp)
     return sites
 
 
 def _check_keys(model: Any, attentions: list[AttentionParts]) -> None:
-    """Raises PrunescopeError for layers whose masks count every token."""
-    if any(parts.masked or parts.window is not None for parts in attentions):
+    """Refuse layers whose masks count every token."""
+    if any(parts.is_masked or parts.window is not None for parts in attentions):
         raise PrunescopeError(
             f"layers of {type(model).__name__} attend through masks or windows, which count the "
             "tokens without keys too",
@@ -122,17 +127,20 @@ def _check_keys(model: Any, attentions: list[AttentionParts]) -> None:
         )
 
 
-def _of_layer(
+def _route_layer(
     model: Any,
-    at: tuple[str, int],
+    position: tuple[str, int],
     attention: _RoutedAttention | None,
     own: RowRouter | None,
     mlp: Mlp,
 ) -> list[Site]:
-    """The sites of layer `at`, which gets this attention. `own`: the router of its MLP; None: the
-    MLP runs on the rows of the attention."""
-    layers = model.get_submodule(at[0])
-    layer = layers[at[1]]
+    """Route the layer at `position`, its list and number, and return its sites.
+
+    The layer gets this attention. `own` is the router of its MLP; None lets the MLP run on the rows
+    of the attention.
+    """
+    layers, index = model.get_submodule(position[0]), position[1]
+    layer = layers[index]
     router: nn.Module
     if own is not None:
         router = own
@@ -140,7 +148,7 @@ def _of_layer(
         assert attention is not None
         router = SameRows(attention.router)
     if attention is not None and is_prenorm(layer):
-        layer = layers[at[1]] = _RoutedLayer(layer, attention, router)
+        layer = layers[index] = _RoutedLayer(layer, attention, router)
         outputs: list[nn.Module] = [layer.mlp]
     else:
         if attention is not None:
@@ -156,73 +164,72 @@ def _of_layer(
 
 
 class _RoutedAttention(PlainAttention, Counted):
-    """Keys and values of all tokens; queries and output of the active ones."""
+    """Attention with keys and values of all tokens, and queries and output of the active ones."""
 
     def __init__(self, parts: AttentionParts, point: Point, sampler: Sampler) -> None:
         super().__init__(parts)
-        what = f"attention {self.layer_idx}"
-        self.router = RowRouter(point, sampler, what, parts.like)
+        self.router = RowRouter(point, sampler, f"attention {self.layer_idx}", parts.like)
         self.seen = (0, 0)  # sequences and tokens of the current forward
         self.tally = Tally("rows")
 
     def forward(  # type: ignore[override]
         self,
-        hidden_states: torch.Tensor,
+        hidden_states: Tensor,
         position_embeddings: Rotary | None = None,
         attention_mask: Any = None,
         *,
         cache: Any = None,
-        residual: torch.Tensor | None = None,
+        residual: Tensor | None = None,
         **_: Any,
     ) -> Any:
-        """Normed hidden states and the residual stream, both [B, T, h], to the residual stream;
-        without a residual to the attention's output, zero for inactive rows."""
+        """Attend with the active rows of normed hidden states [B, T, h].
+
+        The result is the residual stream [B, T, h] with their output added. Without a residual it
+        is the attention's output, which is zero for inactive rows.
+        """
         self.seen = hidden_states.shape[0], hidden_states.shape[1]
-        rows, out = self._active(hidden_states, position_embeddings, attention_mask, cache)
+        rows, output = self._attend(hidden_states, position_embeddings, attention_mask, cache)
         self.tally.add(0 if rows is None else rows.flat.numel(), self.seen[0] * self.seen[1])
         if rows is None:
             return residual if residual is not None else (torch.zeros_like(hidden_states), None)
-        out = rows.gated(out)
+        output = rows.gated(output)
         if residual is None:
-            return spread(hidden_states, rows.flat, out), None
-        return scattered(residual, rows.flat, out)
+            return place_rows(hidden_states, rows.flat, output), None
+        return add_rows(residual, rows.flat, output)
 
-    def _active(
-        self, hidden: torch.Tensor, rotary: Rotary | None, given: Any, cache: Any
+    def _attend(
+        self, hidden: Tensor, rotary: Rotary | None, given: Any, cache: Any
     ) -> tuple[Rows | None, Any]:
-        """The active rows, and the attention output of these, [.., k, h]."""
+        """Return the active rows, and their attention output [.., k, h]."""
         past = past_length(cache, self.layer_idx)
         mask = self.mask_of(given, hidden.shape[1], past)
         rows = self.router(hidden, past=past, masked=True, given=mask)
         k, v = self.appended(cache, *self.keys_values(hidden, rotary))
-        return rows, None if rows is None else self._of_rows(hidden, rotary, (k, v), rows)
+        return rows, None if rows is None else self._attend_rows(hidden, rotary, (k, v), rows)
 
-    def _of_rows(
-        self,
-        hidden: torch.Tensor,
-        rotary: Rotary | None,
-        keys_values: tuple[torch.Tensor, torch.Tensor],
-        rows: Rows,
-    ) -> torch.Tensor:
-        """The attention output of the active rows over the whole cache: [.., k, h]."""
+    def _attend_rows(
+        self, hidden: Tensor, rotary: Rotary | None, keys_values: KV, rows: Rows
+    ) -> Tensor:
+        """Attend with the active rows to the whole cache: [.., k, h]."""
         width, (k, v) = hidden.shape[-1], keys_values
         x = hidden.reshape(-1, width).index_select(0, rows.flat).view(*rows.positions.shape, width)
-        in_step = hidden.shape[1] == 1  # rows are sequences, not tokens of them
-        if not in_step and rotary is not None:
+        is_decode = hidden.shape[1] == 1  # rows are sequences, not tokens of them
+        if not is_decode and rotary is not None:
             rotary = taken_rotary(rotary, rows.positions)
-        if in_step and x.shape[0] < hidden.shape[0]:
+        if is_decode and x.shape[0] < hidden.shape[0]:
             k, v = k.index_select(0, rows.flat), v.index_select(0, rows.flat)
-            rotary = None if rotary is None else of_first(rotary)
+            rotary = None if rotary is None else first_sequence(rotary)
         k, v = self.expanded(k, v)
         return self.output(self.attend(self.queries(x, rotary), k, v, rows.mask))
 
 
 class _RoutedKeys(_RoutedAttention):
-    """Keys and values of the active tokens alone."""
+    """Attention with keys and values of the active tokens alone."""
 
-    def _active(
-        self, hidden: torch.Tensor, rotary: Rotary | None, given: Any, cache: Any
+    def _attend(
+        self, hidden: Tensor, rotary: Rotary | None, given: Any, cache: Any
     ) -> tuple[Rows | None, Any]:
+        """Return the active rows, and their attention output [.., k, h]."""
         tokens = hidden.shape[1]
         layer: Any = None if cache is None else counted_layer(cache, self.layer_idx)
         past = 0 if layer is None else layer.seen
@@ -231,52 +238,56 @@ class _RoutedKeys(_RoutedAttention):
             layer.present = None
         rows = self.router(hidden, past=past, masked=False)
         if rows is not None:
-            return rows, self._of_active(hidden, rotary, rows, layer)
+            return rows, self._attend_active(hidden, rotary, rows, layer)
         if layer is not None:
             layer.seen += tokens
         return None, None
 
-    def _of_active(
-        self, hidden: torch.Tensor, rotary: Rotary | None, rows: Rows, layer: Any
-    ) -> torch.Tensor:
-        """The attention output of the active rows over the keys of active rows: [.., k, h]."""
+    def _attend_active(
+        self, hidden: Tensor, rotary: Rotary | None, rows: Rows, layer: Any
+    ) -> Tensor:
+        """Attend with the active rows to the keys of active rows: [.., k, h]."""
         batch, tokens, width = hidden.shape
         x = hidden.reshape(-1, width).index_select(0, rows.flat).view(*rows.positions.shape, width)
         if rotary is not None:
-            rotary = taken_rotary(rotary, rows.positions) if tokens > 1 else of_first(rotary)
+            rotary = taken_rotary(rotary, rows.positions) if tokens > 1 else first_sequence(rotary)
         q, k, v = self.projected(x, rotary)
-        some = tokens == 1 and len(x) < batch  # sequences of a step
-        present = None if self.router.learns else _present(rows, batch, some=some)
+        is_part = tokens == 1 and len(x) < batch  # a decode step of some sequences only
+        present = None if self.router.learns else _filled_slots(rows, batch, is_part=is_part)
         if layer is not None:
-            if some:  # of active sequences [k, n, 1, d], as a slot of all, zero elsewhere
+            if is_part:  # [k, n, 1, d] becomes a slot of all B sequences, zero for the others
                 zeros = [y.new_zeros(batch, *y.shape[1:]) for y in (k, v)]
                 k, v = zeros[0].index_copy_(0, rows.flat, k), zeros[1].index_copy_(0, rows.flat, v)
             slots = k.shape[2]
             k, v = layer.update(k, v)
             layer.seen += tokens - slots
-            present = _remember(layer, present, batch, slots)
-            if some:
+            present = _append_present(layer, present, batch, slots)
+            if is_part:
                 k, v = k.index_select(0, rows.flat), v.index_select(0, rows.flat)
         k, v = self.expanded(k, v)
         if present is None:
             return self.output(self.attend_causally(q, k, v))
-        present = present.index_select(0, rows.flat) if some else present
+        present = present.index_select(0, rows.flat) if is_part else present
         return self.output(self.attend(q, k, v, _mask_of(present, q)))
 
 
-def _present(rows: Rows, batch: int, *, some: bool) -> torch.Tensor | None:
-    """A mask [B, slots] of the sequences that have a key in each new slot; None: all. Not those
-    without an active token in a step (`some`), nor rows that fill up a sequence, whose gate is
-    zero."""
-    if some:
+def _filled_slots(rows: Rows, batch: int, *, is_part: bool) -> Tensor | None:
+    """Return a mask [B, slots] of the sequences that have a key in each new slot; None means all.
+
+    Sequences without an active token in a decode step have none (`is_part`), and neither have rows
+    that fill up a sequence, whose gate is zero.
+    """
+    if is_part:
         slot = torch.zeros(batch, 1, dtype=torch.bool, device=rows.flat.device)
         return slot.index_fill_(0, rows.flat, value=True)
     return None if rows.gate is None else (rows.gate != 0).view(batch, -1)
 
 
-def _remember(layer: Any, new: torch.Tensor | None, batch: int, slots: int) -> torch.Tensor | None:
-    """Append which sequences have a key in the newest slots to `layer.present`, [B, held], and
-    return it; None while there is no empty slot."""
+def _append_present(layer: Any, new: Tensor | None, batch: int, slots: int) -> Tensor | None:
+    """Append to `layer.present` [B, held] which sequences have a key in the newest slots.
+
+    The result is `layer.present`; None while there is no empty slot.
+    """
     if layer.present is None and new is None:
         return None
     held, device = layer.keys.shape[2] - slots, layer.keys.device
@@ -285,13 +296,14 @@ def _remember(layer: Any, new: torch.Tensor | None, batch: int, slots: int) -> t
         for known, count in ((layer.present, held), (new, slots))
     )
     layer.present = torch.cat((before, now), dim=1)
-    present: torch.Tensor = layer.present
-    return present
+    return layer.present
 
 
-def _mask_of(present: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """An additive mask [k, 1, T, L] that hides empty slots [k, L] and later tokens; each of the T
-    newest sees itself, so that no row is empty."""
+def _mask_of(present: Tensor, q: Tensor) -> Tensor:
+    """Make an additive mask [k, 1, T, L] that hides empty slots [k, L] and later tokens.
+
+    Each of the T newest tokens sees itself, so that no row is empty.
+    """
     num_queries, num_keys = q.shape[2], present.shape[1]
     mask = lower_right(num_queries, num_keys, like=q)
     itself = torch.ones_like(mask, dtype=torch.bool).tril(num_keys - num_queries)
@@ -311,9 +323,8 @@ class _RoutedLayer(compat.TakesCache):
         self.post_attention_layernorm = parts.post_attention_layernorm
         self.mlp = RoutedMlp(parts.mlp, router)
 
-    def forward(self, hidden_states: torch.Tensor, **arguments: Any) -> torch.Tensor:
-        """[B, T, h] to [B, T, h]."""
+    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        """Run attention and MLP on their active rows: [B, T, h] to [B, T, h]."""
         normed = self.input_layernorm(hidden_states)
         hidden_states = self.self_attn(normed, residual=hidden_states, **arguments)
-        out: torch.Tensor = self.mlp(residual=hidden_states, norm=self.post_attention_layernorm)
-        return out
+        return self.mlp(residual=hidden_states, norm=self.post_attention_layernorm)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
@@ -19,9 +19,9 @@ from prunescope.tracer.attention import flex
 from prunescope.tracer.attention.blocks import (
     Group,
     budget,
-    groups,
+    choose_groups,
     longest_block,
-    num_seen,
+    num_blocks_seen,
     pooled,
     pooled_keys,
     static_group,
@@ -30,6 +30,7 @@ from prunescope.tracer.attention.blocks import (
 )
 from prunescope.tracer.attention.counted_cache import past_length
 from prunescope.tracer.attention.parts import AttentionParts
+from prunescope.tracer.attention.projections import KV, QKV
 from prunescope.tracer.attention.pruned import PlainAttention, lower_right, refuse_padding
 from prunescope.tracer.attention.rotation import Rotary
 from prunescope.tracer.attention.static_layers import BlockLayer
@@ -38,11 +39,11 @@ from prunescope.tracer.model import compat
 from prunescope.tracer.model.static_step import static_step
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.routing.decisions import Counted, Sampler, Tally
-from prunescope.tracer.routing.prenorm import rebuilt, whole_attentions
+from prunescope.tracer.routing.prenorm import rebuild, whole_attentions
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Give every attention a block estimator. No weights are removed."""
+    """Give every attention a block estimator; no weights are removed."""
     attentions, block = whole_attentions(model), int(point.knobs["block"])
     if block < 0:
         raise PrunescopeError(
@@ -57,12 +58,12 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     sizes = BlockSizes(0, flex.LEAST_BLOCK if backend == "flex" else 1)
 
     def build() -> list[BlockRouter]:
-        found = [kind(parts, point, sampler, sizes) for parts in attentions]
-        for attention in found:
+        built = [kind(parts, point, sampler, sizes) for parts in attentions]
+        for attention in built:
             model.set_submodule(attention.parts.path, attention)
-        return [attention.router for attention in found]
+        return [attention.router for attention in built]
 
-    rebuilt(model, build, sparsity=point.sparsity)
+    rebuild(model, build, sparsity=point.sparsity)
     numbers = [parts.layer_idx for parts in attentions]
     compat.set_static_layers(model, lambda s, more: {i: BlockLayer(s + more) for i in numbers})
     sizes.requested, sizes.sparsity = block, point.sparsity
@@ -77,8 +78,8 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 
 
 def _check_flex(model: PreTrainedModel, point: Point, block: int) -> None:
-    """Raises PrunescopeError if FlexAttention cannot run here."""
-    reason = flex.missing(model.device) or flex.refused_block(block)
+    """Refuse `backend=flex` if FlexAttention cannot run here."""
+    reason = flex.refused_device(model.device) or flex.refused_block(block)
     if point.knobs["blocks"] == "value":
         reason = "blocks=value computes every score, and a block mask skips scores"
     if reason:
@@ -88,8 +89,8 @@ def _check_flex(model: PreTrainedModel, point: Point, block: int) -> None:
         )
 
 
-def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    """[B, T, n_q·d] of the outputs of consecutive query blocks; a single one is not copied."""
+def _join(parts: list[Tensor]) -> Tensor:
+    """Join the outputs of consecutive query blocks to [B, T, n_q·d]; a single one is not copied."""
     return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
 
@@ -99,15 +100,20 @@ class BlockSizes:
     def __init__(self, requested: int, least: int = 1) -> None:
         self.requested, self.least, self.sparsity, self._longest = requested, least, 0.0, 0
 
-    def of_prompt(self, length: int) -> int:
-        """Raises PrunescopeError if the requested block is longer than every prompt so far, or so
-        long that no block of them can be skipped."""
+    def choose_for_prompt(self, length: int) -> int:
+        """Return the block length for a prompt: the requested one, else one that suits the prompt.
+
+        Raises:
+            PrunescopeError: The requested block is longer than every prompt so far, or so long
+                that no block of them can be skipped.
+        """
         if self.requested and length > self._longest:
             self._check(length)
             self._longest = length
         return self.requested or max(self.least, usual_block(length))
 
     def _check(self, length: int) -> None:
+        """Refuse a requested block that is too long for a prompt of `length` tokens."""
         most = longest_block(length, self.sparsity) if self.sparsity else length
         most -= most % self.least
         if self.requested <= most:
@@ -122,67 +128,64 @@ class BlockSizes:
         longer = "use a longer prompt or a higher sparsity"
         raise PrunescopeError(problem, hint=fits if most else longer)
 
-    def of_cache(self, layer: Any, length: int) -> int:
-        """The block length of the prompt in the cache."""
+    def read_from_cache(self, layer: Any, length: int) -> int:
+        """Return the block length with which the prompt in the cache was read."""
         known: int | None = getattr(layer, "block", None)
         return known or self.requested or max(self.least, usual_block(length))
 
 
 class BlockRouter(nn.Module):
-    """Estimates the most important key blocks of each query block, and builds their indices."""
+    """A router that estimates the most important key blocks of each query block."""
 
-    def __init__(self, point: Point, sampler: Sampler, what: str) -> None:
+    def __init__(self, point: Point, sampler: Sampler, purpose: str) -> None:
         super().__init__()
-        self.sparsity, self.sampler = point.sparsity, sampler.stream_for(point, what)
+        self.sparsity, self.sampler = point.sparsity, sampler.stream_for(point, purpose)
 
-    def forward(
-        self, q: torch.Tensor, keys: torch.Tensor, *, layer: Any, past: int, block: int
-    ) -> list[Group]:
-        """Queries [B, n_q, T, d] and keys [B, n_kv, L, d] to the blocks of each query block."""
+    def forward(self, q: Tensor, keys: Tensor, *, layer: Any, past: int, block: int) -> list[Group]:
+        """Choose blocks by queries [B, n_q, T, d] and keys [B, n_kv, L, d]."""
         heads = keys.shape[1]
         mean_q = pooled(q.unflatten(1, (heads, -1)).mean(2), block)  # [B, n_kv, blocks, d]
         mean_k = pooled_keys(layer, keys, block, past)
         scores = (mean_q @ mean_k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
-        return self.decided(scores, block=block, length=keys.shape[2], like=q)
+        return self.choose(scores, block=block, length=keys.shape[2], like=q)
 
-    def decided(
-        self, scores: torch.Tensor, *, block: int, length: int, like: torch.Tensor
-    ) -> list[Group]:
-        """The blocks by scores [B, n_kv, query blocks, key blocks]."""
+    def choose(self, scores: Tensor, *, block: int, length: int, like: Tensor) -> list[Group]:
+        """Choose the blocks by scores [B, n_kv, query blocks, key blocks]."""
         scores = self.sampler.replace(scores)
-        found = groups(scores, block=block, length=length, sparsity=self.sparsity)
-        return with_masks(found, like=like) if like.shape[2] > 1 else found
+        chosen = choose_groups(scores, block=block, length=length, sparsity=self.sparsity)
+        return with_masks(chosen, like=like) if like.shape[2] > 1 else chosen
 
-    def static(
-        self, scores: torch.Tensor, layer: Any, own: torch.Tensor
-    ) -> tuple[Group, torch.Tensor]:
-        """The blocks of one token by scores [B, n_kv, 1, blocks] of a static cache: as many as any
-        token attends to, and which of their keys [m] this one, in block `own` [1], sees."""
+    def choose_static(self, scores: Tensor, layer: Any, own: Tensor) -> tuple[Group, Tensor]:
+        """Choose the blocks of one token by scores [B, n_kv, 1, blocks] of a static cache.
+
+        As many blocks are chosen as any token attends to. The second result is a mask [m] of those
+        of their keys that this token, in block `own` [1], sees.
+        """
         block, length, most = layer.block, layer.max_cache_len, layer.most
         places = torch.arange(scores.shape[-1], device=scores.device)
         scores = self.sampler.replace(scores).masked_fill(places >= own, float("-inf"))
-        chosen = scores.topk(most, dim=-1).indices  # the best first
-        found = static_group(chosen, own, block=block, length=length)
+        chosen = scores.topk(most, dim=-1).indices  # in descending order of their scores
+        group = static_group(chosen, own, block=block, length=length)
         earlier = torch.arange(most, device=own.device) < layer.num_earlier(own)
         offsets = torch.arange(block, device=own.device)
         newest = own * block + offsets < layer.cumulative_length
-        return found, torch.cat((earlier.repeat_interleave(block), newest))
+        return group, torch.cat((earlier.repeat_interleave(block), newest))
 
 
 class ValueRouter(BlockRouter):
-    """Ranks value blocks by the attention of a query block to them."""
+    """A router that ranks value blocks by the attention of a query block to them."""
 
     def forward(  # type: ignore[override]
-        self, weights: torch.Tensor, *, block: int
+        self, weights: Tensor, *, block: int
     ) -> list[Group]:
-        """Attention weights [B, n_kv, T, L], means over the heads of a group, to blocks."""
+        """Choose blocks by attention weights [B, n_kv, T, L], means over the heads of a group."""
         rows = pooled(weights, block)
         mass = pooled(rows.transpose(-1, -2), block).transpose(-1, -2)
-        return self.decided(mass, block=block, length=weights.shape[3], like=weights[:, :, :1])
+        return self.choose(mass, block=block, length=weights.shape[3], like=weights[:, :, :1])
 
 
 class _BlockAttention(PlainAttention, Counted):
-    """Attention of each query block over its chosen key/value blocks."""
+    """Attention of each query block to its chosen key/value blocks."""
 
     router_kind: type[BlockRouter] = BlockRouter
 
@@ -195,13 +198,13 @@ class _BlockAttention(PlainAttention, Counted):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
+        hidden_states: Tensor,
         position_embeddings: Rotary | None = None,
         attention_mask: Any = None,
         cache: Any = None,
         **_: Any,
-    ) -> tuple[torch.Tensor, None]:
-        """[B, T, h] to [B, T, h]."""
+    ) -> tuple[Tensor, None]:
+        """Attend to the chosen blocks, and count them: [B, T, h] to [B, T, h]."""
         step = static_step()
         if step is not None:
             q, k, v = self.projected(hidden_states, position_embeddings)
@@ -209,7 +212,7 @@ class _BlockAttention(PlainAttention, Counted):
             act = self._static_prompt if step.prompt else self._static_token
             return self.output(act(layer, q, self.expanded(*self.appended(cache, k, v)))), None
         past, tokens = past_length(cache, self.layer_idx), hidden_states.shape[1]
-        if not self.masked:
+        if not self.is_masked:
             refuse_padding(attention_mask, tokens, past)
         q, k, v = self.projected(hidden_states, position_embeddings)
         k, v = self.expanded(*self.appended(cache, k, v))
@@ -217,95 +220,77 @@ class _BlockAttention(PlainAttention, Counted):
             return self.output(self.attend_causally(q, k, v)), None
         layer = None if cache is None else cache.layers[self.layer_idx]
         sizes, length = self.sizes, k.shape[2]
-        block = sizes.of_cache(layer, length) if past else sizes.of_prompt(length)
+        block = sizes.read_from_cache(layer, length) if past else sizes.choose_for_prompt(length)
         if layer is not None:
             layer.block = block if past == 0 else getattr(layer, "block", block)
-        out, seen = self.attend_blocks((q, k, v), layer=layer, past=past, block=block)
+        attended, read = self.attend_blocks((q, k, v), layer=layer, past=past, block=block)
         whole = -(-length // block)
         total = whole if past else whole * (whole + 1) // 2
-        self.tally.add(seen, total)
-        return self.output(out), None
+        self.tally.add(read, total)
+        return self.output(attended), None
 
-    def _static_prompt(
-        self, layer: Any, q: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]
-    ) -> torch.Tensor:
-        """A prompt on an empty static cache: [B, T, n_q·d]."""
+    def _static_prompt(self, layer: Any, q: Tensor, kv: KV) -> Tensor:
+        """Attend with a prompt on an empty static cache: [B, T, n_q·d]."""
         tokens = q.shape[2]
-        block = self.sizes.of_prompt(tokens)
-        out, seen = self.attend_blocks((q, *kv), layer=None, past=0, block=block)
+        block = self.sizes.choose_for_prompt(tokens)
+        attended, read = self.attend_blocks((q, *kv), layer=None, past=0, block=block)
         layer.fill_sums(kv[0], block, self.router.sparsity)
         whole = -(-tokens // block)
-        self._count_blocks(layer, tokens, seen, whole * (whole + 1) // 2)
-        return out
+        self._count_blocks(layer, tokens, read, whole * (whole + 1) // 2)
+        return attended
 
-    def _static_token(
-        self, layer: Any, q: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]
-    ) -> torch.Tensor:
-        """One token on a filled static cache: [B, 1, n_q·d]."""
+    def _static_token(self, layer: Any, q: Tensor, kv: KV) -> Tensor:
+        """Attend with one token on a filled static cache: [B, 1, n_q·d]."""
         own = layer.add_newest(kv[0])
-        out = self.attend_static(q, kv, layer, own)
+        attended = self.attend_static(q, kv, layer, own)
         if not torch.compiler.is_compiling():
             length = layer.tokens + 1
             number = -(-length // layer.block)
             read = budget(number - 1, self.router.sparsity)
             self._count_blocks(layer, length, read, number)
-        return out
+        return attended
 
     def _count_blocks(self, layer: Any, tokens: int, read: int, total: int) -> None:
-        """Count the blocks read, and the tokens: a static cache does not tell the host its
-        length."""
+        """Count the blocks read, and the tokens, which a static cache does not tell the host."""
         if not torch.compiler.is_compiling():
             layer.tokens = tokens
             self.tally.add(read, total)
 
-    def attend_static(
-        self,
-        q: torch.Tensor,
-        kv: tuple[torch.Tensor, torch.Tensor],
-        layer: Any,
-        own: torch.Tensor,
-    ) -> torch.Tensor:
-        """[B, 1, n_q·d] of one token, in block `own` [1], over all places of a static cache."""
+    def attend_static(self, q: Tensor, kv: KV, layer: Any, own: Tensor) -> Tensor:
+        """Attend with one token in block `own` [1] to a static cache: [B, 1, n_q·d]."""
         k, v = kv
         grouped = q.unflatten(1, (k.shape[1], -1)).mean(2)  # [B, n_kv, 1, d]
         means = layer.means().to(k.dtype)
         scores = grouped @ means.transpose(-1, -2) * q.shape[-1] ** -0.5
         scores = scores.masked_fill(~layer.complete(), float("-inf")).softmax(-1)
-        group, valid = self.router.static(scores, layer, own)
+        group, valid = self.router.choose_static(scores, layer, own)
         mask = torch.where(valid, 0.0, float("-inf")).to(q.dtype).view(1, 1, 1, -1)
         return self.attend(q, group.gathered(k), group.gathered(v), mask)
 
-    def attend_blocks(
-        self,
-        qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-        *,
-        layer: Any,
-        past: int,
-        block: int,
-    ) -> tuple[torch.Tensor, int]:
-        """[B, T, n_q·d], and the number of blocks read."""
+    def attend_blocks(self, qkv: QKV, *, layer: Any, past: int, block: int) -> tuple[Tensor, int]:
+        """Attend to the chosen blocks: [B, T, n_q·d], and the number of blocks read."""
         q, k, v = qkv
-        found = self.router(q, k, layer=layer, past=past, block=block)
+        groups = self.router(q, k, layer=layer, past=past, block=block)
         parts = []
-        for group in found:
+        for group in groups:
             x = q.unsqueeze(2) if past else group.queries_of(q, block)
             x = x.transpose(1, 2).flatten(0, 1)  # [B·g, n_q, own, d]
             own, mask = x.shape[2], group.mask
             causal = group.count == 1 and own > 1
-            out = self.attend(
+            attended = self.attend(
                 x, group.gathered(k), group.gathered(v), None if causal else mask, causal=causal
             )
-            parts.append(out.view(q.shape[0], -1, out.shape[-1]))
-        return _joined(parts), num_seen(found)
+            parts.append(attended.view(q.shape[0], -1, attended.shape[-1]))
+        return _join(parts), num_blocks_seen(groups)
 
 
 class FlexRouter(BlockRouter):
-    """Chooses blocks as a block mask for a prompt, as a BlockRouter for a single token."""
+    """A router that chooses a block mask for a prompt, and as a BlockRouter for a single token."""
 
-    def decided(self, scores: torch.Tensor, *, block: int, length: int, like: torch.Tensor) -> Any:
-        """The decisions by scores [B, n_kv, query blocks, key blocks]."""
+    def choose(self, scores: Tensor, *, block: int, length: int, like: Tensor) -> Any:
+        """Choose by scores [B, n_kv, query blocks, key blocks]."""
         if like.shape[2] == 1:
-            return super().decided(scores, block=block, length=length, like=like)
+            return super().choose(scores, block=block, length=length, like=like)
         return flex.block_mask(
             self.sampler.replace(scores),
             block=block,
@@ -316,41 +301,34 @@ class FlexRouter(BlockRouter):
 
 
 class _FlexAttention(_BlockAttention):
-    """Runs prompts by FlexAttention, without gathering keys and values."""
+    """Attention that runs prompts by FlexAttention, without gathering keys and values."""
 
     router_kind = FlexRouter
 
-    def attend_blocks(
-        self,
-        qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-        *,
-        layer: Any,
-        past: int,
-        block: int,
-    ) -> tuple[torch.Tensor, int]:
-        """[B, T, n_q·d], and the number of blocks read."""
+    def attend_blocks(self, qkv: QKV, *, layer: Any, past: int, block: int) -> tuple[Tensor, int]:
+        """Attend to the chosen blocks: [B, T, n_q·d], and the number of blocks read."""
         q, k, v = qkv
         if q.shape[2] == 1:
             return super().attend_blocks(qkv, layer=layer, past=past, block=block)
         mask = self.router(q, k, layer=layer, past=past, block=block)
-        out = flex.attend(q, k, v, mask, scaling=self.scaling).transpose(1, 2).flatten(2)
-        return out, flex.num_blocks_read(-(-q.shape[2] // block), self.router.sparsity)
+        attended = flex.attend(q, k, v, mask, scaling=self.scaling).transpose(1, 2).flatten(2)
+        return attended, flex.num_blocks_read(-(-q.shape[2] // block), self.router.sparsity)
 
 
 class _ValueAttention(_BlockAttention):
-    """Computes all scores, and reads only the chosen blocks of the values."""
+    """Attention that computes all scores, and reads only the chosen blocks of the values."""
 
     router_kind = ValueRouter
 
     def attend_blocks(
         self,
-        qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        qkv: QKV,
         *,
         layer: Any,  # noqa: ARG002
         past: int,
         block: int,
-    ) -> tuple[torch.Tensor, int]:
-        """[B, T, n_q·d], and the number of value blocks read."""
+    ) -> tuple[Tensor, int]:
+        """Attend to the chosen value blocks: [B, T, n_q·d], and the number of blocks read."""
         q, k, v = qkv
         heads, tokens = k.shape[1], q.shape[2]
         scores = q.unflatten(1, (heads, -1)).flatten(2, 3) @ k.transpose(-1, -2)
@@ -358,40 +336,35 @@ class _ValueAttention(_BlockAttention):
         if tokens > 1:
             scores = scores.add_(lower_right(tokens, k.shape[2], like=q))
         weights = scores.softmax(-1)
-        found = self.router(weights.mean(2), block=block)
-        parts = [self._valued(weights, v, group, 0 if past else block) for group in found]
-        return _joined(parts), num_seen(found)
+        groups = self.router(weights.mean(2), block=block)
+        parts = [self._multiply_values(weights, v, group, 0 if past else block) for group in groups]
+        return _join(parts), num_blocks_seen(groups)
 
-    def attend_static(
-        self,
-        q: torch.Tensor,
-        kv: tuple[torch.Tensor, torch.Tensor],
-        layer: Any,
-        own: torch.Tensor,
-    ) -> torch.Tensor:
-        """As of a _BlockAttention, with all scores."""
+    def attend_static(self, q: Tensor, kv: KV, layer: Any, own: Tensor) -> Tensor:
+        """Attend with one token to all places of a static cache, with all scores: [B, 1, n_q·d]."""
         k, v = kv
         heads, length = k.shape[1], k.shape[2]
         scores = q.unflatten(1, (heads, -1)).flatten(2, 3) @ k.transpose(-1, -2) * self.scaling
         seen = torch.arange(length, device=q.device) < layer.cumulative_length
         weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)  # [B, n_kv, G, L]
-        rest = layer.sums.shape[2] * layer.block - length
-        mass = pad(weights.mean(2), (0, rest)).unflatten(-1, (-1, layer.block)).mean(-1)
-        group, valid = self.router.static(mass.unsqueeze(2), layer, own)
+        missing = layer.sums.shape[2] * layer.block - length
+        mass = pad(weights.mean(2), (0, missing)).unflatten(-1, (-1, layer.block)).mean(-1)
+        group, valid = self.router.choose_static(mass.unsqueeze(2), layer, own)
         places = group.tokens.expand(-1, -1, weights.shape[2], -1)
         chosen = weights.gather(-1, places) * valid.to(weights.dtype)
         return (chosen @ group.gathered(v)).flatten(1).unsqueeze(1)
 
-    def _valued(
-        self, weights: torch.Tensor, v: torch.Tensor, group: Group, block: int
-    ) -> torch.Tensor:
-        """Weights [B, n_kv, G, T, L] times the chosen values: [B, rows, n_q·d]. Decode: block 0."""
+    def _multiply_values(self, weights: Tensor, v: Tensor, group: Group, block: int) -> Tensor:
+        """Multiply weights [B, n_kv, G, T, L] by the chosen values: [B, rows, n_q·d].
+
+        `block` is 0 in decode.
+        """
         batch, heads, num_grouped = weights.shape[:3]
         rows, own = group.end - group.first, group.own if block else 1
         x = weights.narrow(3, group.first * block, rows * own).unflatten(3, (rows, own))
         places = group.tokens[:, :, None, :, None]  # [B, n_kv, 1, g, 1, m]
         x = x.gather(-1, places.expand(*x.shape[:-1], -1))
         x = x.permute(0, 3, 1, 2, 4, 5).reshape(batch * rows, heads, num_grouped * own, -1)
-        out = (x @ group.gathered(v)).unflatten(2, (num_grouped, own))
-        out = out.permute(0, 3, 1, 2, 4)  # [B·g, own, n_kv, G, d]
-        return out.reshape(batch, rows * own, -1)
+        attended = (x @ group.gathered(v)).unflatten(2, (num_grouped, own))
+        attended = attended.permute(0, 3, 1, 2, 4)  # [B·g, own, n_kv, G, d]
+        return attended.reshape(batch, rows * own, -1)

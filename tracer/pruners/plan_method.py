@@ -1,7 +1,7 @@
-"""Prunes a model by a plan of `prunescope allocate`: each layer as its entry says.
+"""Pruning by a plan of `prunescope allocate`: each layer keeps what its entry says.
 
-In: plan.json and the dense model that it was made for, or another one of its dimensions. Out:
-Applied. Layers then differ in KV heads, channels and ranks; dropped ones go from the cache too.
+In: plan.json, and the dense model that it was made for, or another one of its dimensions. Out:
+Applied. Layers then differ in KV heads, channels and ranks; dropped layers leave the cache too.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.calibration.low_rank import factor
 from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.model.channels import Channels, find_channels
-from prunescope.tracer.model.depth import keep_layers
 from prunescope.tracer.model.heads import Heads, find_heads
-from prunescope.tracer.model.layers import decoder_layers, text_config
+from prunescope.tracer.model.layers import decoder_layers, keep_layers, text_config
 from prunescope.tracer.model.logits import probe
 from prunescope.tracer.model.narrow import keep_head_dim
 from prunescope.tracer.model.weights import layer_matrices, weight_of, weights_fingerprint
@@ -29,8 +28,14 @@ _HINT = "give the model that the plan was made for, or run `prunescope allocate`
 
 
 def apply_plan(path: Path | str, model: Any, calibration: Calibration | None = None) -> Applied:
-    """Prune `model` in place; `calibration`: the tokens that matrices of low rank are fitted to, of
-    the dense model. Raises PrunescopeError where its layers are not those of the plan."""
+    """Prune `model` in place by the plan in the file `path`.
+
+    `calibration` are the tokens to which matrices of low rank are fitted, read by the dense model;
+    None fits the weights alone.
+
+    Raises:
+        PrunescopeError: The layers of the model are not those of the plan.
+    """
     plan = read_plan(path)
     name, layers = decoder_layers(model)
     if len(layers) != len(plan.layers):
@@ -45,17 +50,17 @@ def apply_plan(path: Path | str, model: Any, calibration: Calibration | None = N
             "not hold here"
         )
     # All parts are found before any is cut: an error leaves no half-cut model.
-    cuts = [cut for one in plan.layers for cut in _cuts(model, name, one)]
+    cuts = [cut for entry in plan.layers for cut in _cuts(model, name, entry)]
     pairs = factor(model, _ranks(model, name, plan), calibration) if plan.has_ranks else {}
     for part, kept in cuts:
         part.cut(kept)
-    for path_of_matrix, pair in pairs.items():
-        model.set_submodule(path_of_matrix, pair)
+    for matrix, pair in pairs.items():
+        model.set_submodule(matrix, pair)
     keep_head_dim(text_config(model))
-    record: Record = {"kept": _kept(plan.layers), "notes": notes}
+    record: Record = {"kept": _kept_sizes(plan.layers), "notes": notes}
     if pairs and calibration is not None:
         record["calibration"] = calibration.record
-    kept_layers = [one.layer for one in plan.layers if not one.dropped]
+    kept_layers = [entry.layer for entry in plan.layers if not entry.dropped]
     if not plan.removed:
         probe(model, f"pruned by {Path(path).name}")
         return Applied(model=model, record=record)
@@ -65,28 +70,33 @@ def apply_plan(path: Path | str, model: Any, calibration: Calibration | None = N
     return Applied(model=model, record=record, layer_map=kept_layers)
 
 
-def _cuts(model: Any, name: str, one: KeptLayer) -> list[tuple[Heads | Channels, list[int]]]:
-    """The parts of a layer that stay in part, with the indices that stay."""
-    if one.dropped:
+def _cuts(model: Any, name: str, entry: KeptLayer) -> list[tuple[Heads | Channels, list[int]]]:
+    """List the parts of a layer that are cut, with the indices that stay."""
+    if entry.dropped:
         return []
-    layer, path = model.get_submodule(name)[one.layer], f"{name}.{one.layer}"
-    found: list[tuple[Heads | Channels, list[int]]] = []
-    if one.kept_kv_heads is not None:
+    layer, path = model.get_submodule(name)[entry.layer], f"{name}.{entry.layer}"
+    cuts: list[tuple[Heads | Channels, list[int]]] = []
+    if entry.kept_kv_heads is not None:
         heads = find_heads(model, layer, path)
         total = heads.kv_heads if heads else 0
-        found.append(_checked(heads, one.kept_kv_heads, total, f"KV heads of {path}"))
-    if one.kept_channels is not None:
+        cuts.append(_checked(heads, entry.kept_kv_heads, total, f"KV heads of {path}"))
+    if entry.kept_channels is not None:
         mlps = [part for part in find_channels(layer, path) if part.kind == "mlp"]
         channels = mlps[0] if len(mlps) == 1 else None
         total = channels.total if channels else 0
-        found.append(_checked(channels, one.kept_channels, total, f"MLP channels of {path}"))
-    return found
+        cuts.append(_checked(channels, entry.kept_channels, total, f"MLP channels of {path}"))
+    return cuts
 
 
 def _ranks(model: Any, name: str, plan: PlanOfLayers) -> dict[str, int]:
-    """The rank of each matrix that is stored as two, by the path of its linear module."""
-    wanted = {(one.layer, role): r for one in plan.layers for role, r in one.ranks.items()}
-    found = {}
+    """Return the rank of each matrix that is stored as two, by the path of its linear module.
+
+    Raises:
+        PrunescopeError: The model does not have a matrix of the plan, or it is not larger than
+            its rank.
+    """
+    wanted = {(entry.layer, role): r for entry in plan.layers for role, r in entry.ranks.items()}
+    ranks = {}
     for path, module in layer_matrices(model).items():
         place = locate(path, str(text_config(model).model_type))
         rank = wanted.pop((int(path.removeprefix(f"{name}.").split(".")[0]), place.role), None)
@@ -95,34 +105,38 @@ def _ranks(model: Any, name: str, plan: PlanOfLayers) -> dict[str, int]:
                 raise PrunescopeError(
                     f"the plan gives {path} rank {rank}, and it has no more", hint=_HINT
                 )
-            found[path] = rank
+            ranks[path] = rank
     if wanted:
         layer, role = next(iter(wanted))
         raise PrunescopeError(
             f"the plan factors {role} of layer {layer}, which this model does not have", hint=_HINT
         )
-    return found
+    return ranks
 
 
 def _checked(
-    part: Any, kept: list[int], total: int, what: str
+    part: Any, kept: list[int], total: int, unit: str
 ) -> tuple[Heads | Channels, list[int]]:
-    """The part with the indices that stay. Raises PrunescopeError where it does not have them."""
+    """Return the part with the indices that stay.
+
+    Raises:
+        PrunescopeError: The part does not have these indices.
+    """
     if part is None or max(kept) >= total or len(set(kept)) < len(kept):
         raise PrunescopeError(
-            f"the plan keeps {len(kept)} {what}, and the model has {total}", hint=_HINT
+            f"the plan keeps {len(kept)} {unit}, and the model has {total}", hint=_HINT
         )
     return part, kept
 
 
-def _kept(layers: Sequence[KeptLayer]) -> dict[str, Any]:
-    """The sizes of each layer of the dense model; null of one that is dropped."""
-    found: dict[str, Any] = {
-        "layers": [one.layer for one in layers if not one.dropped],
-        "kv_heads": [one.kv_heads for one in layers],
-        "intermediate": [one.channels for one in layers],
+def _kept_sizes(layers: Sequence[KeptLayer]) -> dict[str, Any]:
+    """Return the sizes of each layer of the dense model; null for a dropped one."""
+    kept: dict[str, Any] = {
+        "layers": [layer.layer for layer in layers if not layer.dropped],
+        "kv_heads": [layer.kv_heads for layer in layers],
+        "intermediate": [layer.channels for layer in layers],
     }
-    roles = dict.fromkeys(role for one in layers for role in one.ranks)
+    roles = dict.fromkeys(role for layer in layers for role in layer.ranks)
     if roles:
-        found["rank"] = {role: [one.ranks.get(role) for one in layers] for role in roles}
-    return found
+        kept["rank"] = {role: [layer.ranks.get(role) for layer in layers] for role in roles}
+    return kept

@@ -1,8 +1,9 @@
 """Static experts: each mixture keeps E' of its E experts; the others are dropped or merged.
 
-Kept are random experts; by importance those with the largest REAP score (arXiv 2510.13999,
-the mean over an expert's tokens of gate times norm of its output); by frequency those with the most
-tokens. Merged, each expert that goes is averaged into the kept one with the nearest router row.
+Kept are random experts; by importance those with the largest REAP score (arXiv 2510.13999: the
+mean, over an expert's tokens, of gate times norm of its output); by frequency those with the most
+tokens. With `how=merge`, each expert that goes is averaged into the kept one with the nearest
+router row.
 """
 
 from __future__ import annotations
@@ -12,35 +13,39 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import ALL_THAT_CAN_GO, kept_experts, rounding
 from prunescope.taxonomy.run_blocks import Record
+from prunescope.taxonomy.words import when
 from prunescope.tracer.calibration.collect import calibration_of, collect_experts
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import best, sample_indices
 from prunescope.tracer.model.experts import Mixture, find_mixtures, set_in_config
+from prunescope.tracer.model.forwards import hooked
 from prunescope.tracer.model.layers import decoder_layers, is_known
 from prunescope.tracer.model.logits import check_same, probe
 from prunescope.tracer.pruners import Applied
 
-_LINEARS = (nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
+_LINEARS = (nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Keep max(k, round(E·p)) experts a layer, p = 1 − s; equally many of each group of
-    group-limited routing.
+    """Keep max(k, round(E·p)) experts per layer, p = 1 − s.
 
-    Raises PrunescopeError where a layer has no experts, or its router is not understood.
+    Group-limited routing keeps equally many experts of each group.
+
+    Raises:
+        PrunescopeError: A layer has no experts, or its router is not understood.
     """
     mixtures = find_mixtures(model)
     record: Record = {"kept": {}, "notes": []}
     scores = _scores(model, mixtures, point, record)
     # All experts are chosen before any is cut: an error leaves no half-cut model.
-    chosen = [_chosen(one, point, scores.get(one.path)) for one in mixtures]
+    chosen = [_choose(mixture, point, scores.get(mixture.path)) for mixture in mixtures]
     for mixture, kept in zip(mixtures, chosen, strict=True):
         if point.knobs["how"] == "merge":
             weights = scores.get(mixture.path)
@@ -56,17 +61,22 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     if masked is not None:
         check_same(model, masked, "with experts cut")
     _note(record, model, mixtures, chosen, point)
-    paths = [one.path for one in mixtures]
+    paths = [mixture.path for mixture in mixtures]
     return Applied(model=model, record=record, kept=dict(zip(paths, chosen, strict=True)))
 
 
 def _scores(
     model: Any, mixtures: Sequence[Mixture], point: Point, record: Record
-) -> dict[str, torch.Tensor]:
-    """A score [E] of the experts at each path; empty for a random selection."""
+) -> dict[str, Tensor]:
+    """Score the experts at each path, [E]; a random selection has no scores.
+
+    Raises:
+        PrunescopeError: The experts are a list, which does not show the gates that importance
+            needs.
+    """
     if point.is_random:
         return {}
-    if point.by_importance and any(one.is_list for one in mixtures):
+    if point.by_importance and any(mixture.is_list for mixture in mixtures):
         raise PrunescopeError(
             "--select importance needs experts in stacked tensors: a list of experts does not show "
             "the gate of each token",
@@ -74,23 +84,27 @@ def _scores(
         )
     calibration = calibration_of(model, point.calibration, seed=point.seed)
     record["calibration"] = calibration.record
-    found = collect_experts(model, calibration.batches)
-    unused = sum(int((routed.counts == 0).sum()) for routed in found.values())
+    by_path = collect_experts(model, calibration.batches)
+    unused = sum(int((routed.counts == 0).sum()) for routed in by_path.values())
     if unused:
-        total = sum(one.total for one in mixtures)
+        total = sum(mixture.total for mixture in mixtures)
         note = f"{unused} of {total} experts got no token of the calibration text: their score is 0"
         record["notes"].append(note)
     if point.by_importance:
         return {
             path: (routed.scores / routed.counts.clamp(min=1)).cpu()
-            for path, routed in found.items()
+            for path, routed in by_path.items()
             if routed.scores is not None
         }
-    return {path: routed.counts.double().cpu() for path, routed in found.items()}
+    return {path: routed.counts.double().cpu() for path, routed in by_path.items()}
 
 
-def _chosen(mixture: Mixture, point: Point, scores: torch.Tensor | None) -> list[int]:
-    """The experts that stay, ascending: of each group of group-limited routing the same number."""
+def _choose(mixture: Mixture, point: Point, scores: Tensor | None) -> list[int]:
+    """Choose the experts that stay, ascending; equally many of each group.
+
+    Raises:
+        PrunescopeError: Group-limited routing needs all experts.
+    """
     size = mixture.total // mixture.groups
     count, least = (
         kept_experts(
@@ -116,15 +130,18 @@ def _chosen(mixture: Mixture, point: Point, scores: torch.Tensor | None) -> list
         if scores is not None:
             chosen = best(scores[first : first + size], count)
         else:
-            what = f"experts {mixture.layer}" + (f" {group}" if group else "")
-            chosen = sample_indices(size, count, seed=point.seed, what=what)
+            purpose = f"experts {mixture.layer}{when(group > 0, f' {group}')}"
+            chosen = sample_indices(size, count, seed=point.seed, what=purpose)
         kept += [first + i for i in chosen]
     return kept
 
 
 def _members(mixture: Mixture, kept: Sequence[int]) -> dict[int, list[int]]:
-    """The experts that are merged into each kept expert: itself, and those of its group whose
-    router rows are nearest to its row by cosine."""
+    """Return the experts that are merged into each kept expert.
+
+    These are the kept expert itself, and the removed ones of its group whose router row is nearest
+    to its row by cosine.
+    """
     rows = nn.functional.normalize(mixture.rows.double(), dim=-1)
     size = mixture.total // mixture.groups
     members = {i: [i] for i in kept}
@@ -137,8 +154,7 @@ def _members(mixture: Mixture, kept: Sequence[int]) -> dict[int, list[int]]:
 def _note(
     record: Record, model: Any, mixtures: Sequence[Mixture], chosen: list[list[int]], point: Point
 ) -> None:
-    """Record the experts kept of each layer, and note where their share differs from the
-    request."""
+    """Record the kept experts of each layer; note where their share differs from the request."""
     by_layer: list[list[int] | None] = [None] * len(decoder_layers(model)[1])
     for mixture, kept in zip(mixtures, chosen, strict=True):
         by_layer[mixture.layer] = kept
@@ -150,20 +166,22 @@ def _note(
         record["notes"].append(f"{share} experts stay of each of {first.groups} groups")
     if point.knobs["how"] == "merge":
         measure = "score" if point.by_importance else "frequency"
-        by = "equal parts" if point.is_random else f"parts by {measure}"
+        parts = "equal parts" if point.is_random else f"parts by {measure}"
         record["notes"].append(
-            f"experts are merged in {by} into the one with the nearest router row, channel by "
+            f"experts are merged in {parts} into the one with the nearest router row, channel by "
             "channel as they stand"
         )
 
 
 @contextmanager
 def _masked(mixtures: Sequence[Mixture], chosen: Sequence[Sequence[int]]) -> Iterator[None]:
-    """Within, the logits of routers are −∞ for all experts but the chosen, and so are the terms
-    that are added to them."""
+    """Set the logits of all routers to −∞ for all but the chosen experts until the context closes.
+
+    The terms that are added to the logits are set likewise.
+    """
     mask = _Mask()
     handles: list[Any] = []
-    before: list[tuple[torch.Tensor, torch.Tensor]] = []
+    before: list[tuple[Tensor, Tensor]] = []
     for mixture, kept in zip(mixtures, chosen, strict=True):
         removed = torch.ones(mixture.total, dtype=torch.bool)
         removed[list(kept)] = False
@@ -174,24 +192,22 @@ def _masked(mixtures: Sequence[Mixture], chosen: Sequence[Sequence[int]]) -> Ite
             before.append((term, term.clone()))
             term.masked_fill_(removed.to(term.device), float("-inf"))
     try:
-        with mask:
+        with hooked(handles), mask:
             yield
     finally:
-        for handle in handles:
-            handle.remove()
         for term, values in before:
             term.copy_(values)
 
 
 class _Mask(TorchFunctionMode):
-    """Sets outputs of linears of the router that runs to −∞ where `removed` [E] is true."""
+    """A mode that sets outputs of a router's linears to −∞ where `removed` [E] is true."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.removed: torch.Tensor | None = None
+        self.removed: Tensor | None = None
 
-    def entering(self, removed: torch.Tensor) -> Any:
-        """A pre-hook for a router."""
+    def entering(self, removed: Tensor) -> Any:
+        """Make the pre-hook of a router, which begins masking."""
 
         def hook(_module: nn.Module, _args: Any) -> None:
             self.removed = removed
@@ -199,11 +215,11 @@ class _Mask(TorchFunctionMode):
         return hook
 
     def leaving(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        """A hook for a router."""
+        """End masking; a hook of a router."""
         self.removed = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The function itself, and the mask on its output."""
+        """Call the function, and mask its output."""
         output = func(*args, **(kwargs or {}))
         if self.removed is None or func not in _LINEARS or output.shape[-1] != len(self.removed):
             return output

@@ -1,7 +1,7 @@
 """Static K, 2:4: two of every four weights along K are zeroed, in every projection of the layers.
 
 On NVIDIA GPUs with sparse tensor cores the weights are stored packed and multiplied by sparse
-kernels; elsewhere they are zeros in dense tensors on dense kernels, which the record notes.
+kernels. Elsewhere they are zeros in dense tensors on dense kernels, which the record notes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.sparse import to_sparse_semi_structured
 from transformers import PreTrainedModel
 
@@ -22,12 +22,12 @@ from prunescope.tracer.calibration.scores import random_scores, weight_scores
 from prunescope.tracer.model.weights import expert_notes, layer_matrices, weight_of
 from prunescope.tracer.pruners import Applied
 
-# Compute capability of the first GPUs with sparse tensor cores.
+# The compute capability of the first GPUs with sparse tensor cores.
 _FIRST_SPARSE = (8, 0)
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Zero the two lowest scores of each four along K; pack the weights if the device can."""
+    """Zero the two lowest scores of each four along K, and pack the weights if the device can."""
     checked(point.sparsity)
     matrices = layer_matrices(model)
     record: Record = {"matrices": len(matrices), "notes": expert_notes(model)}
@@ -49,8 +49,8 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     return Applied(model=model, record=record)
 
 
-def lowest_two_of_four(scores: torch.Tensor) -> torch.Tensor:
-    """True at the two lowest scores of every four neighbours along the last axis [N, K].
+def lowest_two_of_four(scores: Tensor) -> Tensor:
+    """Mark the two lowest scores of every four neighbours along the last axis of [N, K].
 
     The K mod 4 last columns are in no group and stay.
     """
@@ -64,7 +64,11 @@ def lowest_two_of_four(scores: torch.Tensor) -> torch.Tensor:
 
 
 def _wants_packed(backend: str, module: nn.Module, record: Record) -> bool:
-    """Whether to pack. Raises PrunescopeError if it was requested and is not possible."""
+    """Return whether to pack the weights, and note the reason if not.
+
+    Raises:
+        PrunescopeError: Packing was requested and is not possible.
+    """
     if backend == "masked":
         reason = "backend=masked"
     else:
@@ -79,8 +83,8 @@ def _wants_packed(backend: str, module: nn.Module, record: Record) -> bool:
     return not reason
 
 
-def _missing(weight: torch.Tensor) -> str:
-    """Why the device or dtype cannot use sparse tensor cores; empty if it can."""
+def _missing(weight: Tensor) -> str:
+    """Return why the device or dtype cannot use sparse tensor cores; an empty text if it can."""
     if weight.device.type != "cuda" or torch.version.hip:
         device = "an AMD GPU" if torch.version.hip else f"the device {weight.device.type}"
         return f"torch packs 2:4 weights for NVIDIA GPUs, and this is {device}"
@@ -98,7 +102,7 @@ def _pack(matrices: dict[str, nn.Module], record: Record, *, strict: bool) -> No
     for path, module in matrices.items():
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # "prototype": the API may change
+                warnings.simplefilter("ignore", UserWarning)  # it says that the API is a prototype
                 flag = weight_of(module).requires_grad
                 module.weight = nn.Parameter(_packed(module), requires_grad=flag)
         except (RuntimeError, ValueError) as error:
@@ -115,8 +119,7 @@ def _pack(matrices: dict[str, nn.Module], record: Record, *, strict: bool) -> No
         record["backend"] = "masked"
 
 
-def _packed(module: nn.Module) -> torch.Tensor:
+def _packed(module: nn.Module) -> Tensor:
     if not isinstance(module, nn.Linear):
         raise ValueError(f"{type(module).__name__} stores its weight transposed")
-    packed: torch.Tensor = to_sparse_semi_structured(module.weight.detach())
-    return packed
+    return to_sparse_semi_structured(module.weight.detach())

@@ -1,7 +1,7 @@
 """Static K, low rank: each projection [N, K] becomes two, [r, K] and [N, r].
 
 The rank is that of `taxonomy.keep.low_rank`. The pair takes the name of the matrix that it
-replaces; the bias stays on the second factor.
+replaces, and the bias stays on the second factor.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
                 point.align,
             ),
         )
-    record: Record = {"kept": {"rank": _by_role(chosen)}, "notes": expert_notes(model)}
-    record["notes"] += _rounded(matrices, chosen, point.sparsity)
+    record: Record = {"kept": {"rank": _ranks_by_role(chosen)}, "notes": expert_notes(model)}
+    record["notes"] += _rounding_note(matrices, chosen, point.sparsity)
     if len(chosen) < len(ranks):
         roles = sorted({locate(name).role for name in ranks.keys() - chosen.keys()})
         record["notes"].append(
@@ -60,8 +60,10 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     return Applied(model=model, record=record)
 
 
-def _rounded(matrices: dict[str, nn.Module], ranks: dict[str, int], sparsity: float) -> list[str]:
-    """The rounding note of the matrix whose rank is furthest from the sparsity."""
+def _rounding_note(
+    matrices: dict[str, nn.Module], ranks: dict[str, int], sparsity: float
+) -> list[str]:
+    """Write the rounding note of the matrix whose rank is furthest from the sparsity."""
     kept = {}
     for name, rank in ranks.items():
         outputs, inputs = weight_of(matrices[name]).shape
@@ -70,9 +72,9 @@ def _rounded(matrices: dict[str, nn.Module], ranks: dict[str, int], sparsity: fl
     return rounding(*kept[name], sparsity, f"parameters of {locate(name).role}")
 
 
-def _by_role(ranks: dict[str, int]) -> dict[str, list[int]]:
-    """The rank of each layer, by role."""
-    found: dict[str, list[int]] = defaultdict(list)
+def _ranks_by_role(ranks: dict[str, int]) -> dict[str, list[int]]:
+    """Return the ranks of the layers, by role."""
+    by_role: dict[str, list[int]] = defaultdict(list)
     for name, rank in ranks.items():
-        found[locate(name).role].append(rank)
-    return dict(found)
+        by_role[locate(name).role].append(rank)
+    return dict(by_role)

@@ -1,13 +1,13 @@
 """Unstructured zeros: weights are masked in dense tensors, so that no work is removed.
 
-Every linear of the decoder layers; embeddings and lm_head stay as they are. A point by importance
-ranks by |w|·‖x‖ within each row (Wanda) instead of `--set score=`.
+Every linear of the decoder layers is masked; embeddings and lm_head stay as they are. A point by
+importance ranks by |w|·‖x‖ within each row (Wanda) instead of `--set score=`.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -53,10 +53,8 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     return Applied(model=model, record=record)
 
 
-def _mask(
-    weight: torch.Tensor, point: Point, score: str, path: str, squares: torch.Tensor | None
-) -> torch.Tensor:
-    """True at the weights of [N, K] that become zero."""
+def _mask(weight: Tensor, point: Point, score: str, path: str, squares: Tensor | None) -> Tensor:
+    """Mark the weights of [N, K] that become zero."""
     if score == "random":
         scores = random_scores(weight.shape, seed=point.seed, what=path)
         return (scores < point.sparsity).to(weight.device)

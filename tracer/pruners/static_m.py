@@ -1,8 +1,8 @@
-"""Static M: layers, or attention and MLP sublayers with their norm and residual add, are removed.
+"""Static M: layers, or attention and MLP sublayers with norm and residual add, are removed.
 
-int(n·s) of them: random ones from the seed; by importance, those with the lowest block influence;
-greedy, one after the other, each the one whose removal raises the loss least; or those named by
-`--set layers=3,4`. The KV cache shrinks with them.
+int(n·s) of them go: random ones from the seed; by importance, those with the lowest block
+influence; greedy, one after the other, each the one whose removal raises the loss least; or those
+named by `--set layers=3,4`. The KV cache shrinks with them.
 """
 
 from __future__ import annotations
@@ -12,19 +12,16 @@ from transformers import PreTrainedModel
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import named_layers, named_share, removed_layers, rounding
 from prunescope.taxonomy.run_blocks import Record
+from prunescope.taxonomy.words import when
 from prunescope.tracer.calibration.collect import calibration_of, collect
 from prunescope.tracer.calibration.greedy import greedy_removal
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import sample_indices
-from prunescope.tracer.model.depth import keep_layers
-from prunescope.tracer.model.layers import (
-    counts_without,
-    decoder_layers,
-)
+from prunescope.tracer.model.layers import counts_without, decoder_layers, keep_layers
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.residual.sublayers import remove_sublayers
 
-_ATTEMPTS = 16  # random choices until one leaves a hybrid model an attention layer
+_ATTEMPTS = 16  # random choices to try until one leaves a hybrid model an attention layer
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
@@ -39,46 +36,45 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         count = removed_layers(len(layers), point.sparsity)
         removed = greedy_removal(model, calibration, kinds, count, record)
     else:
-        removed = {kind: _chosen(model, len(layers), point, kind, influence) for kind in kinds}
+        removed = {kind: _choose(model, len(layers), point, kind, influence) for kind in kinds}
     record["removed"] = removed
+    record["notes"] = notes = []
     if point.sparsity and not any(removed.values()):
         least = f"{1 / len(layers):g} is the lowest sparsity that removes one"
-        too_few = (
+        notes.append(
             f"s = {point.sparsity:g} of {len(layers)} layers rounds to none: nothing is removed; "
             f"{least if len(layers) > 1 else 'the only layer stays at every sparsity'}"
         )
-        record.setdefault("notes", []).append(too_few)
     elif named := str(point.knobs["layers"]):
-        if text := named_share(named, len(layers), point.sparsity):
-            record.setdefault("notes", []).append(text)
+        if note := named_share(named, len(layers), point.sparsity):
+            notes.append(note)
     else:
         left = len(layers) - len(removed[kinds[0]])
-        what = "layers" if unit == "layer" else f"{' and '.join(kinds)} sublayers"
-        record.setdefault("notes", []).extend(rounding(left, len(layers), point.sparsity, what))
+        units = "layers" if unit == "layer" else f"{' and '.join(kinds)} sublayers"
+        notes.extend(rounding(left, len(layers), point.sparsity, units))
     if point.knobs["layers"]:
         record["sparsity"] = len(removed[kinds[0]]) / len(layers)
         if record["sparsity"] != point.sparsity:
-            named = f"layers={point.knobs['layers']} sets the sparsity: s is {record['sparsity']:g}"
-            record.setdefault("notes", []).append(named)
+            share = f"s is {record['sparsity']:g}"
+            notes.append(f"layers={point.knobs['layers']} sets the sparsity: {share}")
+    kept = {kind: [i for i in range(len(layers)) if i not in removed[kind]] for kind in kinds}
     if unit == "layer":
-        kept = [i for i in range(len(layers)) if i not in removed["layer"]]
-        keep_layers(model, name, kept)
-        record["kept"] = {"layers": kept}
-        return Applied(model=model, record=record, layer_map=kept)
-    without = remove_sublayers(model, removed) if any(removed.values()) else {}
-    for kind, numbers in without.items():
-        text = f"layers without {kind}, where there was nothing to remove: {numbers}"
-        record.setdefault("notes", []).append(text)
-    record["kept"] = {
-        kind: [i for i in range(len(layers)) if i not in removed[kind]] for kind in kinds
-    }
-    return Applied(model=model, record=record)
+        keep_layers(model, name, kept["layer"])
+        record["kept"] = {"layers": kept["layer"]}
+    else:
+        without = remove_sublayers(model, removed) if any(removed.values()) else {}
+        for kind, numbers in without.items():
+            notes.append(f"layers without {kind}, where there was nothing to remove: {numbers}")
+        record["kept"] = kept
+    if not notes:
+        del record["notes"]
+    return Applied(model=model, record=record, layer_map=kept.get("layer"))
 
 
 def _influence(
     model: PreTrainedModel, name: str, point: Point, record: Record
 ) -> dict[str, list[float]]:
-    """1 − cosine over each layer and sublayer, by kind; empty for a random selection."""
+    """Measure 1 − cosine over each layer and sublayer, by kind; empty for a random selection."""
     if not point.by_importance or point.knobs["layers"]:
         return {}
     calibration = calibration_of(model, point.calibration, seed=point.seed)
@@ -93,35 +89,40 @@ def _influence(
     }
 
 
-def _chosen(
+def _choose(
     model: PreTrainedModel,
     num_layers: int,
     point: Point,
     kind: str,
     influence: dict[str, list[float]],
 ) -> list[int]:
+    """Choose the layers whose unit of this kind is removed.
+
+    Raises:
+        PrunescopeError: The influence of the kind cannot be measured.
+    """
     text = str(point.knobs["layers"])
-    if not text:
-        count = removed_layers(num_layers, point.sparsity)
-        if influence and kind not in influence:
-            raise PrunescopeError(
-                f"the influence of {kind} sublayers cannot be measured in these layers",
-                hint="use --select random or --set unit=layer: a norm must stand before each",
-            )
-        if influence:
-            ranked = sorted(range(num_layers), key=influence[kind].__getitem__)
-            return sorted(ranked[:count])
-        return _sampled(model, num_layers, count, point, kind)
-    return named_layers(text, num_layers)
+    if text:
+        return named_layers(text, num_layers)
+    count = removed_layers(num_layers, point.sparsity)
+    if influence and kind not in influence:
+        raise PrunescopeError(
+            f"the influence of {kind} sublayers cannot be measured in these layers",
+            hint="use --select random or --set unit=layer: a norm must stand before each",
+        )
+    if influence:
+        ranked = sorted(range(num_layers), key=influence[kind].__getitem__)
+        return sorted(ranked[:count])
+    return _sample(model, num_layers, count, point, kind)
 
 
-def _sampled(
+def _sample(
     model: PreTrainedModel, num_layers: int, count: int, point: Point, kind: str
 ) -> list[int]:
-    """Random layers from the seed; others if a hybrid model would lose its last attention."""
+    """Sample layers from the seed; others if a hybrid model would lose its last attention."""
     for attempt in range(_ATTEMPTS):
-        what = f"static-m {kind}" + (f" again {attempt}" if attempt else "")
-        indices = sample_indices(num_layers, count, seed=point.seed, what=what)
+        purpose = f"static-m {kind}{when(attempt > 0, f' again {attempt}')}"
+        indices = sample_indices(num_layers, count, seed=point.seed, what=purpose)
         if kind == "mlp" or counts_without(model, indices):
             break
     return indices

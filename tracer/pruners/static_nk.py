@@ -1,9 +1,8 @@
-"""Static NK: KV-head groups and MLP channels are cut: N of one GEMM, K of the next.
+"""Static NK: KV-head groups and MLP channels are cut, which are N of one GEMM and K of the next.
 
 Kept are groups and channels chosen at random, or, by importance, those that add most to the output
-of o and down. `prune_width` also serves the families that cut heads or channels alone.
-Symbols as in the taxonomy: G = n_q/n_kv query heads a KV head, d head_dim, f intermediate,
-p = 1 − s.
+of o and down. `prune_width` also serves the families that cut heads or channels alone. Symbols are
+those of the taxonomy: G = n_q/n_kv query heads per KV head, d head_dim, f intermediate, p = 1 − s.
 """
 
 from __future__ import annotations
@@ -12,12 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.keep import kept_intermediate, kept_kv_heads, rounding
 from prunescope.taxonomy.run_blocks import Record
+from prunescope.taxonomy.words import when
 from prunescope.tracer.calibration.collect import input_squares
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import best, input_scores, sample_indices
@@ -30,22 +31,26 @@ from prunescope.tracer.model.weights import weight_of, weights_of
 from prunescope.tracer.pruners import Applied
 
 _CUT = "with heads or channels cut"
-# By path of an o or down matrix, the score of each input feature; empty if parts are random.
-Scores = dict[str, torch.Tensor]
+# The score of each input feature, by the path of its o or down matrix; empty for random parts.
+Scores = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Heads:
+class _CutHeads:
+    """The heads of a layer, and the groups that stay."""
+
     layer: int
     part: Heads
     kept: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Channels:
+class _CutChannels:
+    """The channels of an MLP, and those that stay."""
+
     layer: int
     part: Channels
-    kept: torch.Tensor  # [kept], or [E, kept]
+    kept: Tensor  # [kept], or [E, kept]
     before: int
 
 
@@ -57,7 +62,8 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 def prune_width(model: Any, point: Point, *, heads: bool, mlp: bool) -> Applied:
     """Cut the KV-head groups and/or MLP channels that the point's sparsity leaves out.
 
-    Raises PrunescopeError if the layers do not show which rows belong to a head or a channel.
+    Raises:
+        PrunescopeError: The layers do not show which rows belong to a head or a channel.
     """
     name, layers = decoder_layers(model)
     record: Record = {"kept": {}}
@@ -66,7 +72,7 @@ def prune_width(model: Any, point: Point, *, heads: bool, mlp: bool) -> Applied:
     # All parts are chosen before any is cut: an error leaves no half-cut model.
     cut_heads = _choose_heads(model, name, point, scores, alone=not mlp) if heads else []
     cut_channels = _choose_channels(model, name, point, scores) if mlp else []
-    parts: list[_Heads | _Channels] = [*cut_heads, *cut_channels]
+    parts: list[_CutHeads | _CutChannels] = [*cut_heads, *cut_channels]
     masked = None
     if not is_known(model):
         for cut in parts:
@@ -77,19 +83,19 @@ def prune_width(model: Any, point: Point, *, heads: bool, mlp: bool) -> Applied:
     if heads:
         record["rounding"] = str(point.knobs["rounding"])
         _record_heads(model, name, cut_heads, len(layers), applied)
-        _note_rounding(
-            record, len(cut_heads[0].kept), cut_heads[0].part.kv_heads, point, "KV heads"
-        )
+        kept, total = len(cut_heads[0].kept), cut_heads[0].part.kv_heads
+        record.setdefault("notes", []).extend(rounding(kept, total, point.sparsity, "KV heads"))
     if mlp:
         _record_channels(model, name, cut_channels, len(layers), applied)
-        first = cut_channels[0]
-        _note_rounding(record, first.kept.shape[-1], first.before, point, "MLP channels")
+        kept, total = cut_channels[0].kept.shape[-1], cut_channels[0].before
+        record.setdefault("notes", []).extend(rounding(kept, total, point.sparsity, "MLP channels"))
     if masked is not None:
         check_same(model, masked, _CUT)
     return applied
 
 
 def _scores(model: Any, name: str, point: Point, record: Record) -> Scores:
+    """Score the input features of every o and down matrix by the calibration text."""
     if not point.by_importance:
         return {}
     wanted = {
@@ -108,9 +114,14 @@ def _scores(model: Any, name: str, point: Point, record: Record) -> Scores:
 
 def _choose_heads(
     model: Any, name: str, point: Point, scores: Scores, *, alone: bool
-) -> list[_Heads]:
+) -> list[_CutHeads]:
+    """Choose the KV-head groups that stay in each layer.
+
+    Raises:
+        PrunescopeError: The model has no heads, or a single KV head and nothing else to cut.
+    """
     rounding = str(point.knobs["rounding"])
-    chosen: list[_Heads] = []
+    chosen: list[_CutHeads] = []
     for index, layer in enumerate(model.get_submodule(name)):
         part = find_heads(model, layer, f"{name}.{index}")
         if part is None:
@@ -121,14 +132,14 @@ def _choose_heads(
             kept = best(scores[path].view(num_kv, -1).sum(1), count)
         else:
             kept = sample_indices(num_kv, count, seed=point.seed, what=f"kv-heads {index}")
-        chosen.append(_Heads(layer=index, part=part, kept=kept))
+        chosen.append(_CutHeads(layer=index, part=part, kept=kept))
     if not chosen:
         raise PrunescopeError(
             f"{type(model).__name__} has no attention heads, only mixers with a recurrent state",
             hint=f"{cutting('layers')} removes its layers, {cutting('channels')} the channels of "
             "its MLPs",
         )
-    if alone and point.sparsity and all(one.part.kv_heads == 1 for one in chosen):
+    if alone and point.sparsity and all(cut.part.kv_heads == 1 for cut in chosen):
         raise PrunescopeError(
             f"{type(model).__name__} has a single KV head for all its query heads",
             hint="its only group of heads cannot be removed; use "
@@ -137,13 +148,18 @@ def _choose_heads(
     return chosen
 
 
-def _choose_channels(model: Any, name: str, point: Point, scores: Scores) -> list[_Channels]:
-    chosen: list[_Channels] = []
+def _choose_channels(model: Any, name: str, point: Point, scores: Scores) -> list[_CutChannels]:
+    """Choose the channels that stay in each MLP.
+
+    Raises:
+        PrunescopeError: The layers have no MLP.
+    """
+    chosen: list[_CutChannels] = []
     for index, layer in enumerate(model.get_submodule(name)):
         for part in find_channels(layer, f"{name}.{index}"):
             count = kept_intermediate(part.total, point.sparsity, point.align)
             kept = _kept_channels(part, count, point, scores, index)
-            chosen.append(_Channels(layer=index, part=part, kept=kept, before=part.total))
+            chosen.append(_CutChannels(layer=index, part=part, kept=kept, before=part.total))
     if not chosen:
         raise PrunescopeError(
             f"the layers of {type(model).__name__} have no MLP with up and down projections",
@@ -152,50 +168,46 @@ def _choose_channels(model: Any, name: str, point: Point, scores: Scores) -> lis
     return chosen
 
 
-def _kept_channels(
-    part: Channels, count: int, point: Point, scores: Scores, index: int
-) -> torch.Tensor:
-    """[count] channels of an MLP, or [E, count] of E experts."""
+def _kept_channels(part: Channels, count: int, point: Point, scores: Scores, index: int) -> Tensor:
+    """Choose `count` channels of an MLP [count], or of each of E experts [E, count]."""
     down, device = part.down, part.down.tensor.device
     if down.experts is not None:
         if point.by_importance:
-            # Few tokens of a text reach each expert: score by the weights alone.
-            weight = down.tensor.transpose(-1, -2) if down.transposed else down.tensor  # [E, N, K]
+            # Few tokens of a text reach each expert, so the weights alone give the score.
+            weight = (
+                down.tensor.transpose(-1, -2) if down.is_transposed else down.tensor
+            )  # [E, N, K]
             norms = weight.float().square().sum(1)
             rows = [best(norms[e], count) for e in range(down.experts)]
         else:
-            what = f"channels {index} {part.path.rpartition('.')[2]}"
+            purpose = f"channels {index} {part.path.rpartition('.')[2]}"
             rows = [
-                sample_indices(part.total, count, seed=point.seed, what=f"{what} {e}")
+                sample_indices(part.total, count, seed=point.seed, what=f"{purpose} {e}")
                 for e in range(down.experts)
             ]
         return torch.tensor(rows, device=device)
     if down.path in scores:
         return torch.tensor(best(scores[down.path], count), device=device)
-    what = f"channels {index}" if part.kind == "mlp" else f"channels {index} {part.path}"
-    return torch.tensor(
-        sample_indices(part.total, count, seed=point.seed, what=what), device=device
-    )
-
-
-def _note_rounding(record: Record, kept: int, total: int, point: Point, what: str) -> None:
-    record.setdefault("notes", []).extend(rounding(kept, total, point.sparsity, what))
+    purpose = f"channels {index}{when(part.kind != 'mlp', f' {part.path}')}"
+    kept = sample_indices(part.total, count, seed=point.seed, what=purpose)
+    return torch.tensor(kept, device=device)
 
 
 def _record_heads(
-    model: Any, name: str, cut: list[_Heads], num_layers: int, applied: Applied
+    model: Any, name: str, cuts: list[_CutHeads], num_layers: int, applied: Applied
 ) -> None:
+    """Record the kept heads of each layer, and set their numbers in the config."""
     config = text_config(model)
     kept: list[list[int] | None] = [None] * num_layers
-    for one in cut:
-        kept[one.layer] = one.kept
-        applied.kept[f"{name}.{one.layer}:kv_heads"] = one.kept
+    for cut in cuts:
+        kept[cut.layer] = cut.kept
+        applied.kept[f"{name}.{cut.layer}:kv_heads"] = cut.kept
     applied.record["kept"]["kv_heads"] = kept
-    first = cut[0]
+    first = cuts[0]
     if first.part.kv_heads == 1:
         applied.record.setdefault("notes", []).append("one KV head: attention is not pruned")
     keep_head_dim(config)
-    if any(one.part.wide_norms for one in cut):
+    if any(cut.part.wide_norms for cut in cuts):
         note = "norms over all heads were rescaled, so that removing equals masking"
         applied.record.setdefault("notes", []).append(note)
     group = first.part.heads // first.part.kv_heads
@@ -205,18 +217,18 @@ def _record_heads(
 
 
 def _record_channels(
-    model: Any, name: str, cut: list[_Channels], num_layers: int, applied: Applied
+    model: Any, name: str, cuts: list[_CutChannels], num_layers: int, applied: Applied
 ) -> None:
+    """Record the kept channels of each layer, and set their numbers in the config."""
     record, config = applied.record["kept"], text_config(model)
     keys = {
         "mlp": "intermediate",
         "shared": "shared_intermediate",
         "experts": "expert_intermediate",
     }
-    for one in cut:
-        counts = record.setdefault(keys[one.part.kind], [None] * num_layers)
-        counts[one.layer] = one.kept.shape[-1]
-        plain = one.part.kind == "mlp"
-        path = f"{name}.{one.layer}" if plain else one.part.path
-        applied.kept[f"{path}:channels"] = one.kept.tolist()
-        set_sizes(config, SIZES, before=one.before, after=one.kept.shape[-1])
+    for cut in cuts:
+        counts = record.setdefault(keys[cut.part.kind], [None] * num_layers)
+        counts[cut.layer] = cut.kept.shape[-1]
+        path = f"{name}.{cut.layer}" if cut.part.kind == "mlp" else cut.part.path
+        applied.kept[f"{path}:channels"] = cut.kept.tolist()
+        set_sizes(config, SIZES, before=cut.before, after=cut.kept.shape[-1])

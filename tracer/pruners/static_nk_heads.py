@@ -1,4 +1,4 @@
-"""Static NK, attention alone: KV-head groups with their query heads, and columns of o."""
+"""Static NK, attention alone: KV-head groups with their query heads, and columns of o, are cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Static NK, MLP alone: channels of gate, up (N) and down (K)."""
+"""Static NK, MLP alone: channels of gate and up (N) and of down (K) are cut."""
 
 from __future__ import annotations
 

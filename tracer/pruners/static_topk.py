@@ -1,5 +1,7 @@
-"""Static top-k: the router sends each token to k' of the k experts that it went to. All experts
-stay in memory."""
+"""Static top-k: the router sends each token to k' of the k experts that it went to.
+
+All experts stay in memory.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,13 @@ from prunescope.tracer.pruners import Applied
 def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Route each token to max(1, round(k·p)) experts, p = 1 − s, in each layer that has some.
 
-    Raises PrunescopeError where a token goes to a single expert already, and where the model then
-    does not send it to k' of them.
+    Raises:
+        PrunescopeError: A token goes to a single expert already, or the model then does not
+            send it to k' of them.
     """
     mixtures = find_mixtures(model)
-    counts = [kept_routes(one.top_k, point.sparsity) for one in mixtures]
-    if point.sparsity and all(one.top_k == 1 for one in mixtures):
+    counts = [kept_routes(mixture.top_k, point.sparsity) for mixture in mixtures]
+    if point.sparsity and all(mixture.top_k == 1 for mixture in mixtures):
         raise PrunescopeError(
             "each token goes to a single expert, so that none of its experts can be left out",
             hint="`prunescope families --architecture` says which families apply",
@@ -45,11 +48,15 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 
 @torch.no_grad()
 def _check(model: PreTrainedModel, counts: list[int]) -> None:
-    """Raises PrunescopeError unless each token goes to as many experts as `counts` says."""
-    handles, found = watch_experts(model)
+    """Check that each token goes to as many experts as `counts` says.
+
+    Raises:
+        PrunescopeError: It goes to another number of experts.
+    """
+    handles, by_path = watch_experts(model)
     with hooked(handles):
         probe(model, "with fewer experts a token")
-    seen = [int(routed.counts.sum()) for routed in found.values()]
+    seen = [int(routed.counts.sum()) for routed in by_path.values()]
     if seen != [NUM_PROBED * count for count in counts]:
         raise PrunescopeError(
             f"{type(model).__name__} does not take the number of experts a token from its router",

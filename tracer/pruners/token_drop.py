@@ -1,7 +1,7 @@
 """Token dropping: from one layer on, the int(p·S) most attended of S prompt tokens stay, p = 1 − s.
 
 With `schedule` or `stages` they leave in steps, each ranked by an attention before it; a token that
-left stays away. The last prompt token always stays; positions are kept; the caches of later layers
+left stays away. The last prompt token always stays. Positions are kept, the caches of later layers
 are shorter, and their mixers see the kept tokens alone. Logits of all tokens have rows for the kept
 tokens alone. A forward of prompt and answer together ranks by another last token, so that its
 tokens may differ from those of prefill and decode.
@@ -12,38 +12,37 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import StaticLayer
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families.token_drop import drop_layers, dropped_after
 from prunescope.taxonomy.keep import kept_count
-from prunescope.tracer.attention.counted_cache import LayerPlace, last_rows, layer_places
+from prunescope.tracer.attention.counted_cache import LayerPlace, last_columns, layer_places
 from prunescope.tracer.attention.parts import AttentionParts
 from prunescope.tracer.attention.pruned import PlainAttention
 from prunescope.tracer.attention.rotation import taken_rotary
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model import compat
-from prunescope.tracer.model.forwards import by_name, extend
+from prunescope.tracer.model.forwards import extend, name_arguments
 from prunescope.tracer.model.static_step import static_step
 from prunescope.tracer.pruners import Applied
-from prunescope.tracer.routing.decisions import Counted, Sampler, Tally, flat_positions
+from prunescope.tracer.routing.decisions import Counted, Sampler, Tally, flat_positions, with_first
 from prunescope.tracer.routing.learning import NothingTrained
 from prunescope.tracer.routing.prenorm import (
     check_runs,
     has_mixers,
     layer_attentions,
     movable_layers,
-    rebuilt,
+    rebuild,
 )
 
 _DROPPED = "with tokens dropped"
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Drop tokens before the layers that the knobs name."""
+    """Drop tokens before the layers that the knobs name; no weights are removed."""
     layers = movable_layers(model)
     attentions = layer_attentions(model)
     afters = drop_layers(point.knobs, range(attentions[0].layer + 1, len(layers)))
@@ -57,10 +56,10 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
             hint="name layers with an attention between: --set schedule=8,16,24",
         )
     places = layer_places(model, layers)
-    drop = _Drop(any(place.tracked for place in places))
+    drop = _Drop(any(place.is_tracked for place in places))
     sampler = Sampler(point, "token-drop")
     rankers = [
-        TokenRanker(sampler.in_turn(), step, len(afters)) for step in range(1, len(afters) + 1)
+        TokenRanker(sampler.share_stream(), step, len(afters)) for step in range(1, len(afters) + 1)
     ]
 
     def build() -> list[TokenRanker]:
@@ -69,19 +68,19 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
             extend(layer, _Dropping)
             parts.place, parts.drop, parts.tally = place, drop, Tally("rows")
             parts.late = place.number >= afters[0]
-        for parts in {found.layer: found for found in watched.values()}.values():
+        for parts in {attention.layer: attention for attention in watched.values()}.values():
             model.set_submodule(parts.path, _WatchedAttention(parts, drop))
         for after, ranker in zip(afters, rankers, strict=True):
             late: Any = layers[after]
             late.router = ranker
         return rankers
 
-    rebuilt(model, build, sparsity=point.sparsity)
+    rebuild(model, build, sparsity=point.sparsity)
     compat.set_static_layers(model, _static_layers(places, afters, point.sparsity))
     try:
         check_runs(model, _DROPPED, sampler.stream)
     except PrunescopeError:
-        # Some models reshape hidden states to the prompt: the last layer restores all rows.
+        # Some models reshape hidden states to the prompt, so the last layer restores all rows.
         drop.last = len(layers) - 1
         check_runs(model, _DROPPED, sampler.stream)
     kept: dict[str, Any] = {"tokens": 1 - point.sparsity, "after": afters[0]}
@@ -102,12 +101,12 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 def _static_layers(
     places: list[LayerPlace], afters: list[int], sparsity: float
 ) -> compat.StaticLayers:
-    """The shorter layers of a static cache, behind a drop."""
+    """Return a function that makes the shorter layers of a static cache, behind a drop."""
 
     def layers(prompt: int, more: int) -> dict[int, StaticLayer]:
-        found = {}
+        shorter = {}
         for place in places:
-            if place.tracked:
+            if place.is_tracked:
                 raise PrunescopeError(
                     f"layer {place.number} attends by a mask or a window, which counts tokens",
                     hint="use --mode eager: a static cache cannot leave tokens out of them",
@@ -115,8 +114,8 @@ def _static_layers(
             step = sum(after <= place.number for after in afters)
             if step and place.attends:
                 dropped = dropped_after(sparsity, step, len(afters))
-                found[place.cached] = StaticLayer(kept_count(prompt, dropped) + more)
-        return found
+                shorter[place.cached] = StaticLayer(kept_count(prompt, dropped) + more)
+        return shorter
 
     return layers
 
@@ -127,32 +126,35 @@ def _listed(numbers: list[int]) -> str:
 
 @dataclass
 class _Drop:
-    """State that the layers share in one forward: its number of tokens, the ranking query (scaled)
-    and keys, then the positions [B, k] of the kept tokens (None: all), and the arguments reduced to
-    them. `counted`: whether caches count tokens, for masks of windows; `last`: the layer that
-    restores all rows, with zeros for dropped tokens; None: no layer does. `mask`: of late layers in
-    a static step; `stale`: it is that of the layers before."""
+    """The state that the layers share in one forward.
+
+    It has the number of `tokens`, the ranking `query` (scaled) and `keys`, then the `positions` [B,
+    k] of the kept tokens (None: all), and the arguments `taken` for them. `counted` tells whether
+    caches count tokens, for masks of windows. `last` is the layer that restores all rows, with
+    zeros for dropped tokens; None: no layer does. `mask` is that of late layers in a static step,
+    and `stale` while it is still that of the layers before.
+    """
 
     counted: bool
     last: int | None = None
     tokens: int = 0
-    query: torch.Tensor | None = None
-    keys: torch.Tensor | None = None
-    positions: torch.Tensor | None = None
+    query: Tensor | None = None
+    keys: Tensor | None = None
+    positions: Tensor | None = None
     taken: list[tuple[Any, Any]] = field(default_factory=list)
-    mask: torch.Tensor | None = None
+    mask: Tensor | None = None
     stale: bool = True
 
     def saved(self) -> dict[str, Any]:
-        """A copy of the state: see ForwardState."""
+        """Return a copy of the state; see ForwardState."""
         return {**vars(self), "taken": list(self.taken)}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Set it to a copy that `saved` made."""
+        """Set the state to a copy that `saved` made."""
         vars(self).update(saved, taken=list(saved["taken"]))
 
-    def reduced(self, arguments: dict[str, Any], positions: torch.Tensor) -> dict[str, Any]:
-        """The arguments of a layer, reduced to the kept tokens at `positions`."""
+    def reduced(self, arguments: dict[str, Any], positions: Tensor) -> dict[str, Any]:
+        """Reduce the arguments of a layer to the kept tokens at `positions`."""
         kept = dict(arguments)
         for name, take in (("position_embeddings", taken_rotary), ("position_ids", _taken_ids)):
             value: Any = arguments.get(name)
@@ -166,18 +168,21 @@ class _Drop:
 
 
 class TokenRanker(nn.Module):
-    """Keeps the tokens that the last token attends to most, over all heads."""
+    """A ranker that keeps the tokens that the last token attends to most, over all heads."""
 
     def __init__(self, sampler: Sampler, step: int, steps: int) -> None:
         super().__init__()
         self.sparsity, self.sampler, self.step, self.steps = 0.0, sampler, step, steps
 
     def forward(
-        self, hidden: torch.Tensor, query: torch.Tensor, keys: torch.Tensor, *, prompt: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keep k of the S tokens that are left of a `prompt`: their hidden states [B, k, h] in
-        order, and their places [B, k] among the S, by the last token's query [B, n_q, 1, d]
-        (scaled) and all keys [B, n_kv, S, d]."""
+        self, hidden: Tensor, query: Tensor, keys: Tensor, *, prompt: int
+    ) -> tuple[Tensor, Tensor]:
+        """Keep k of the S tokens that are left of a `prompt`, which had that many tokens.
+
+        They are ranked by the last token's query [B, n_q, 1, d] (scaled) and all keys [B, n_kv, S,
+        d]. The result is their hidden states [B, k, h] in order, and their places [B, k] among the
+        S.
+        """
         batch, heads, length, _ = keys.shape
         grouped = query.view(batch, heads, -1, query.shape[-1])  # [B, n_kv, G, d]
         mass = (grouped @ keys.transpose(-1, -2)).softmax(-1).mean((1, 2))  # [B, S]
@@ -198,14 +203,10 @@ class _WatchedAttention(PlainAttention):
         self.drop = drop
 
     def attend_causally(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        given: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Like the dense layer."""
-        if q.shape[2] == k.shape[2] > 1:  # a prompt on an empty cache
+        self, q: Tensor, k: Tensor, v: Tensor, given: Tensor | None = None
+    ) -> Tensor:
+        """Attend as the dense layer does, and store the last query and the keys of a prompt."""
+        if q.shape[2] == k.shape[2] > 1:  # it is a prompt on an empty cache
             self.drop.query, self.drop.keys = q[:, :, -1:] * self.scaling, k
         return super().attend_causally(q, k, v, given)
 
@@ -223,53 +224,51 @@ class _Dropping(Counted):
         """The state that earlier layers leave: which tokens are kept."""
         return self.drop
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """[B, S, h] to [B, S, h]; after the drop [B, k, h]."""
-        arguments = by_name(self, args, kwargs)
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the layer on the tokens that are left: [B, S, h] to [B, S or k, h]."""
+        arguments = name_arguments(self, args, kwargs)
         cache, mask = compat.cache_in(arguments), arguments.get("attention_mask")
         past, drop = self.place.past(cache), self.drop
         if self.place.number == 0:
             drop.tokens = hidden_states.shape[1]
             self.place.refuse_padding(mask, drop.tokens, past)
         if hasattr(self, "router"):
-            hidden_states = self._dropped(hidden_states)
-        at = drop.positions if self.late else None
-        if at is not None:
-            arguments = drop.reduced(arguments, at)
+            hidden_states = self._drop_tokens(hidden_states)
+        positions = drop.positions if self.late else None
+        if positions is not None:
+            arguments = drop.reduced(arguments, positions)
         batch, rows = hidden_states.shape[:2]
         self.tally.add(batch * rows, batch * drop.tokens)
         if self.place.attends:  # a mixer takes the remaining tokens, without a mask
             arguments["attention_mask"] = self._mask_of(mask, cache, past, rows)
-        out = super().forward(hidden_states, **arguments)  # type: ignore[misc]
-        if at is None or self.place.number != drop.last:
-            return out
-        if isinstance(out, tuple):
-            return (self._restored(out[0], at), *out[1:])
-        return self._restored(out, at)
+        output = super().forward(hidden_states, **arguments)  # type: ignore[misc]
+        if positions is None or self.place.number != drop.last:
+            return output
+        return with_first(output, lambda y: self._restore(y, positions))
 
     def _mask_of(self, mask: Any, cache: Any, past: int, rows: int) -> Any:
-        """The mask of the `rows` that are left, of the one given to the layer."""
-        drop, at = self.drop, self.drop.positions if self.late else None
+        """Reduce the mask given to the layer to the `rows` that are left."""
+        drop, positions = self.drop, self.drop.positions if self.late else None
         if static_step() is not None:
             if self.late and drop.stale:
                 drop.mask = compat.static_mask(cache, self.place.cached, rows, like=mask)
                 drop.stale = False
             return drop.mask if self.late else mask
         if not drop.counted:
-            return last_rows(mask, past + rows)
+            return last_columns(mask, past + rows)
         cached = self.place.counted(cache) or self.place.empty()
-        reduced = cached.mask_of(mask, rows, at)
-        # Positions count all tokens, the dropped ones too.
+        reduced = cached.mask_of(mask, rows, positions)
+        # Positions count the dropped tokens too.
         cached.seen += drop.tokens - rows
         return reduced
 
-    def _restored(self, hidden: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-        """Rows [B, k, h] at their positions [B, k] in the prompt, [B, S, h], zero elsewhere."""
+    def _restore(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """Put rows [B, k, h] at their positions [B, k] in the prompt: [B, S, h], zero elsewhere."""
         zeros = hidden.new_zeros(hidden.shape[0], self.drop.tokens, hidden.shape[2])
-        return zeros.scatter_(1, at.unsqueeze(-1).expand_as(hidden), hidden)
+        return zeros.scatter_(1, positions.unsqueeze(-1).expand_as(hidden), hidden)
 
-    def _dropped(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The hidden states of kept tokens; all of them if no query was stored."""
+    def _drop_tokens(self, hidden: Tensor) -> Tensor:
+        """Return the hidden states of kept tokens; all of them if no query was stored."""
         drop, query, keys = self.drop, self.drop.query, self.drop.keys
         before = drop.positions if self.router.step > 1 else None
         drop.query = drop.keys = None
@@ -284,10 +283,10 @@ class _Dropping(Counted):
 
 
 def _first(value: Any) -> Any:
-    """The tensor by which an argument is identified: torch.compile does not compare tuples."""
+    """Return the tensor that identifies an argument: torch.compile does not compare tuples."""
     return value[0] if isinstance(value, tuple) else value
 
 
-def _taken_ids(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Position ids [1 or B, S] of the tokens at `positions` [B, k]."""
+def _taken_ids(ids: Tensor, positions: Tensor) -> Tensor:
+    """Return the position ids [1 or B, S] of the tokens at `positions` [B, k]."""
     return ids.expand(positions.shape[0], -1).gather(1, positions)

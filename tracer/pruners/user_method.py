@@ -26,17 +26,21 @@ from prunescope.tracer.model.logits import probe
 from prunescope.tracer.pruners import Applied
 
 _HINT = "give package.module:function, a callable (model, sparsity) -> model"
-# Errors with messages of their own: not the fault of the user's code, or no such module.
+# Errors that say enough by themselves, since the user's code is not at fault or is missing.
 _PASSED_ON = (PrunescopeError, MemoryError, torch.OutOfMemoryError, ImportError)
 _FOLDERS = re.compile(r"(?<![\w.])(?:~|[A-Za-z]:)?[/\\][^\s'\"]*[/\\]")
 _LONGEST = 200  # characters of an error message
 
 
 def load_method(spec: str) -> Callable[[Any, float], Any]:
-    """The callable that `spec` names. Raises PrunescopeError where there is none."""
+    """Import the callable that `spec` names, such as `package.module:function`.
+
+    Raises:
+        PrunescopeError: There is no such callable, or it does not take two arguments.
+    """
     module_name, _, name = spec.partition(":")
     here = str(Path.cwd())
-    # At the end: a user's folder `analysis/` or `tracer/` must not hide ours.
+    # It comes last, so that a user's folder `analysis/` or `tracer/` does not hide ours.
     added = here not in sys.path
     if added:
         sys.path.append(here)
@@ -57,13 +61,17 @@ def load_method(spec: str) -> Callable[[Any, float], Any]:
         raise PrunescopeError(
             f"{spec} does not take two arguments, a model and a sparsity", hint=_HINT
         ) from None
-    except ValueError:  # written in C: its call will tell
+    except ValueError:  # it is written in C, and its call will show
         pass
     return method
 
 
 def apply_method(spec: str, model: nn.Module, point: Point) -> Applied:
-    """Run the user's method on a model that it may change in place."""
+    """Run the user's method on a model, which it may change in place.
+
+    Raises:
+        PrunescopeError: The method raises an error, or returns something other than a model.
+    """
     function = load_method(spec)
     with _errors_explained(spec):
         pruned = function(model, point.sparsity)
@@ -74,14 +82,18 @@ def apply_method(spec: str, model: nn.Module, point: Point) -> Applied:
         )
     for parameter in pruned.parameters():
         if parameter.is_floating_point() or parameter.is_complex():
-            # As in the dense baseline: torch chooses kernels by it (see
-            # tracer.model.narrow.successor).
+            # The dense baseline has it too, and torch chooses kernels by it
+            # (tracer.model.narrow.successor).
             parameter.requires_grad_()
     return Applied(model=pruned.eval(), record={})
 
 
 def check_returned(spec: str, model: nn.Module) -> None:
-    """Raises PrunescopeError, with the model's error, if the returned model does not run."""
+    """Check that the model that the method `spec` returned runs.
+
+    Raises:
+        PrunescopeError: It does not; the message is the model's error.
+    """
     try:
         probe(model, f"pruned with {spec}")
     except PrunescopeError as error:
@@ -91,19 +103,22 @@ def check_returned(spec: str, model: nn.Module) -> None:
 
 
 @contextmanager
-def _errors_explained(what: str) -> Iterator[None]:
-    """Turn an error in the user's code into one sentence, with the user's lines of the traceback as
-    a note, and without folders of this machine."""
+def _errors_explained(action: str) -> Iterator[None]:
+    """Turn an error in the user's code into one sentence, without folders of this machine.
+
+    The user's lines of the traceback become a note.
+    """
     try:
         yield
     except (Exception, SystemExit) as error:  # user code may raise anything
         terminated = isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM
         if terminated or isinstance(error, _PASSED_ON):
             raise
-        raise _explained(what, error) from error
+        raise _explained(action, error) from error
 
 
-def _explained(what: str, error: BaseException) -> PrunescopeError:
+def _explained(action: str, error: BaseException) -> PrunescopeError:
+    """Write the error of the user's code as a PrunescopeError."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f)]
     line = error.lineno if isinstance(error, SyntaxError) else None
     if isinstance(error, SyntaxError) and error.filename:
@@ -113,7 +128,8 @@ def _explained(what: str, error: BaseException) -> PrunescopeError:
     words = _FOLDERS.sub("", next(iter(str(error).strip().splitlines()), ""))[:_LONGEST]
     reason = f"{type(error).__name__}: {words}" if words else type(error).__name__
     failure = PrunescopeError(
-        f"{what} raised {reason}{where}", hint="the error is in your own code: fix it and run again"
+        f"{action} raised {reason}{where}",
+        hint="the error is in your own code: fix it and run again",
     )
     for frame in frames:
         failure.add_note(f"  {_file_line(frame)}, in {frame.name}: {frame.line}")
@@ -121,7 +137,7 @@ def _explained(what: str, error: BaseException) -> PrunescopeError:
 
 
 def _is_users(frame: traceback.FrameSummary) -> bool:
-    """Whether a frame is neither ours, nor a library's, nor Python's."""
+    """Return whether a frame is neither ours, nor a library's, nor Python's."""
     path = Path(frame.filename).absolute()
     paths = sysconfig.get_paths()
     libraries = [Path(paths[name]) for name in ("stdlib", "purelib", "platlib")]
@@ -130,4 +146,5 @@ def _is_users(frame: traceback.FrameSummary) -> bool:
 
 
 def _file_line(frame: traceback.FrameSummary) -> str:
+    """Return the file and line of a frame, without its folder."""
     return f"{Path(frame.filename).name}, line {frame.lineno}"

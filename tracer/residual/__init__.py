@@ -1,5 +1,5 @@
-"""The residual stream and its sublayers.
+"""The residual stream of a decoder and its sublayers.
 
-In: a model. Out: who reads and writes the stream; rotations, narrower norms, sublayers removed.
-Exports: `stream.read_stream`, `sublayers.remove_sublayers`.
+In: a model. Out: the modules that read and write the stream; rotations, narrower norms, and models
+without some sublayers. Exports: `stream.read_stream`, `sublayers.remove_sublayers`.
 """

@@ -1,6 +1,6 @@
 """Decoder layers with a linear map of the residual from one junction to the next.
 
-The layer's own forward is replaced by "norm, sublayers, residual add", block by block; `add_maps`
+The layer's own forward is replaced by "norm, sublayers, residual add", block by block. `add_maps`
 checks that the layer computed the same.
 """
 
@@ -10,8 +10,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.model.logits import agree, probe
@@ -27,24 +26,25 @@ class MappedLayer(nn.Module):
         super().__init__()
         self.names = list(inspect.signature(layer.forward).parameters)[1:]
         self.steps = [
-            [_Step(one, layer, block.layer) for one in block.sublayers] for block in blocks
+            [_Step(sublayer, layer, block.layer) for sublayer in block.sublayers]
+            for block in blocks
         ]
-        mixes = [any(one.kind == "attention" for one in block.sublayers) for block in blocks]
-        self.maps = ["attn_residual" if mix else "mlp_residual" for mix in mixes]
+        kinds = [{sublayer.kind for sublayer in block.sublayers} for block in blocks]
+        self.maps = ["attn_residual" if "attention" in k else "mlp_residual" for k in kinds]
         for step in (step for steps in self.steps for step in steps):
             for name in step.modules:
                 self.add_module(name, getattr(layer, name))
         for name in self.maps:
             self.add_module(name, nn.Identity())
-        # Attributes that a model reads from its layers (attention type), and Granite's multiplier.
+        # Models read some attributes from their layers: the attention type, Granite's multiplier.
         for name, value in vars(layer).items():
             if isinstance(value, str | int | float) and not name.startswith("_"):
                 self.__dict__.setdefault(name, value)
         self.multiplier = float(getattr(layer, "residual_multiplier", 1.0))
         self.gives_tuple = gives_tuple
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """[B, S, h'] at the first junction to [B, S, h'] at the last."""
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the blocks: [B, S, h'] at the first junction to [B, S, h'] at the last."""
         arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
         for steps, name in zip(self.steps, self.maps, strict=True):
             outputs = [self._run(step, hidden_states, arguments) for step in steps]
@@ -53,20 +53,24 @@ class MappedLayer(nn.Module):
                 hidden_states = hidden_states + output
         return (hidden_states, None) if self.gives_tuple else hidden_states
 
-    def _run(self, step: _Step, hidden_states: torch.Tensor, arguments: dict[str, Any]) -> Any:
+    def _run(self, step: _Step, hidden_states: Tensor, arguments: dict[str, Any]) -> Any:
+        """Run one sublayer with its norms: the output that is added to the residual."""
         values: Any = getattr(self, step.before)(hidden_states) if step.before else hidden_states
         for name in step.chain:
-            values = getattr(self, name)(values, **step.taken(name, arguments))
+            values = getattr(self, name)(values, **step.arguments_of(name, arguments))
             values = values[0] if isinstance(values, tuple) else values
         values = getattr(self, step.after)(values) if step.after else values
-        if values.dim() < hidden_states.dim():  # experts that return [B·S, h']
+        if values.dim() < hidden_states.dim():  # some experts return [B·S, h']
             values = values.view(hidden_states.shape)
         return values if self.multiplier == 1.0 else values * self.multiplier
 
 
 class _Step:
-    """A sublayer by the names of its modules within the layer, and the arguments of each after the
-    stream: all arguments of the layer (None), or those with these names."""
+    """A sublayer by the names of its modules within the layer, and the arguments that each takes.
+
+    Beside the stream, a module takes all arguments of the layer (`names` is None for it), or those
+    with its names.
+    """
 
     def __init__(self, sublayer: Sublayer, layer: nn.Module, path: str) -> None:
         self.chain = [name.removeprefix(f"{path}.") for name in sublayer.chain]
@@ -75,37 +79,48 @@ class _Step:
         self.modules = [name.removeprefix(f"{path}.") for name in sublayer.modules]
         mixes = sublayer.kind == "attention"
         self.names = {
-            name: _taken(layer.get_submodule(name)) if mixes else frozenset() for name in self.chain
+            name: _argument_names(layer.get_submodule(name)) if mixes else frozenset()
+            for name in self.chain
         }
 
-    def taken(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of the layer that a module of the chain takes."""
+    def arguments_of(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of the layer that a module of the chain takes."""
         names = self.names[name]
         return arguments if names is None else {k: arguments[k] for k in names if k in arguments}
 
 
-def _taken(module: nn.Module) -> frozenset[str] | None:
-    known = inspect.signature(module.forward).parameters.values()
-    if any(one.kind is one.VAR_KEYWORD for one in known):
+def _argument_names(module: nn.Module) -> frozenset[str] | None:
+    """Return the names of a module's arguments; None if it takes any."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
-    return frozenset(one.name for one in known)
+    return frozenset(parameter.name for parameter in parameters)
 
 
 def add_maps(model: Any, stream: Stream, bases: list[Basis]) -> None:
-    """Replace layers by `MappedLayer`s; raises PrunescopeError if they compute something else."""
+    """Replace the layers by `MappedLayer`s, and give each junction its map.
+
+    Raises:
+        PrunescopeError: The layers compute something else than norm, sublayer and residual add.
+    """
     refusal = PrunescopeError(
         f"the layers of {type(model).__name__} do more than norm, sublayer and residual add",
         hint="use --set junctions=same, which keeps the code of the layers",
     )
-    inside: dict[str, list[ResidualBlock]] = {}
+    by_layer: dict[str, list[ResidualBlock]] = {}
     for block in stream.blocks:
-        inside.setdefault(block.layer, []).append(block)
-    parts = [(block.layer, one) for block in stream.blocks for one in block.sublayers]
-    if any("." in name.removeprefix(f"{path}.") for path, one in parts for name in one.modules):
-        raise refusal  # a sublayer within another module of the layer
+        by_layer.setdefault(block.layer, []).append(block)
+    modules = [
+        name.removeprefix(f"{block.layer}.")
+        for block in stream.blocks
+        for sublayer in block.sublayers
+        for name in sublayer.modules
+    ]
+    if any("." in name for name in modules):
+        raise refusal  # a sublayer lies within another module of the layer
     mapped = {
         path: MappedLayer(model.get_submodule(path), blocks, gives_tuple=path in stream.tuples)
-        for path, blocks in inside.items()
+        for path, blocks in by_layer.items()
     }
     for path, layer in mapped.items():
         model.set_submodule(path, layer)
@@ -123,7 +138,8 @@ def add_maps(model: Any, stream: Stream, bases: list[Basis]) -> None:
 
 
 def _map(old: Basis, new: Basis, hidden: int, table: nn.Parameter) -> nn.Linear:
-    weight = new.part(old.matrix(hidden), 0)
+    """Make the linear map Qᵀ_new·Q_old from one junction's basis to the next."""
+    weight = new.project(old.matrix(hidden), 0)
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = successor(table, weight)
     return linear

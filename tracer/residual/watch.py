@@ -1,4 +1,4 @@
-"""Inputs and outputs of the modules of a decoder's layers in one forward of a few tokens.
+"""The inputs and outputs of the modules of a decoder's layers in one forward of a few tokens.
 
 In: a model. Out: FirstCalls, by qualified name. The data flow is read from values, not from names:
 a module is fed by another if its input is the other's output, or a multiple of it.
@@ -6,47 +6,49 @@ a module is fed by another if its input is the other's output, or a multiple of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunescope.tracer.model.forwards import first_tensor, hooked
+from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.model.logits import probe
 
-# Share of the norm of a tensor: a multiplier in bfloat16 rounds by 2^-9.
+# A share of the norm of a tensor, larger than the 2^-9 by which a multiplier in bfloat16 rounds.
 _ROUNDING = 0.01
 
 
 @dataclass(frozen=True)
 class Value:
-    """A copy of a tensor [.., features] at the time of the call, and its address."""
+    """A copy of a tensor [.., features] at the time of the call, and the address of the tensor."""
 
-    tensor: torch.Tensor
+    tensor: Tensor
     address: int
 
 
 @dataclass
 class FirstCalls:
-    """The first call of each module. `order`: of the calls; `logits`: of `probe`."""
+    """The first call of each module: the tensor that it took, and the one that it gave.
 
-    logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    `order` are the modules in the order of their calls, and `logits` those of `probe`.
+    """
+
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
     taken: dict[str, Value] = field(default_factory=dict)
     given: dict[str, Value] = field(default_factory=dict)
-    tuples: set[str] = field(default_factory=set)  # modules that return a tuple
+    lengths: dict[str, int] = field(default_factory=dict)  # those of the tuples that modules return
     order: list[str] = field(default_factory=list)
     alive: list[Any] = field(default_factory=list)  # addresses are reused after tensors die
 
 
-def watch(model: nn.Module, paths: Iterable[str]) -> FirstCalls:
-    """Run one forward of `model`, and record these modules."""
-    seen = FirstCalls()
-    handles = []
-    for path in paths:
-        module = model.get_submodule(path)
+def watch_layers(model: nn.Module) -> FirstCalls:
+    """Run one forward of the model, and record every module of its decoder layers."""
+    seen, handles = FirstCalls(), []
+    name, layers = decoder_layers(model)
+    for path, module in layers.named_modules(prefix=name):
         handles.append(module.register_forward_pre_hook(_enter(path, seen), with_kwargs=True))
         handles.append(module.register_forward_hook(_leave(path, seen)))
     with hooked(handles):
@@ -54,34 +56,41 @@ def watch(model: nn.Module, paths: Iterable[str]) -> FirstCalls:
     return seen
 
 
-def same(first: Value, second: Value) -> bool:
-    """Whether two values are equal, number by number."""
+def are_equal(first: Value, second: Value) -> bool:
+    """Return whether two values are equal, number by number."""
     a, b = first.tensor, second.tensor
     return a.shape == b.shape and bool(torch.equal(a, b))
 
 
-def fed(taken: Value, given: dict[str, Value]) -> str:
-    """The name of the value that `taken` comes from: the same tensor, an equal one, or a multiple
-    of it; "" if there is none."""
-    one = taken.tensor.flatten().float()
-    others = {name: value.tensor.flatten().float() for name, value in given.items()}
-    alike = [name for name, other in others.items() if one.shape == other.shape]
-    equal = (name for name in alike if torch.equal(one, others[name]))
-    named = (name for name in alike if given[name].address == taken.address)
-    itself = (name for name in named if torch.equal(one, others[name]))
-    multiples = (name for name in alike if _is_multiple(one, others[name]))
+def source_of(taken: Value, given: dict[str, Value]) -> str:
+    """Return the name of the value that `taken` comes from; "" if there is none.
+
+    The same tensor is preferred to an equal one, and that to a multiple of it.
+
+    Limitations: equal values of different modules cannot be told apart unless they are one tensor.
+    """
+    entering = taken.tensor.flatten().float()
+    flat = {name: value.tensor.flatten().float() for name, value in given.items()}
+    alike = [name for name, values in flat.items() if entering.shape == values.shape]
+    equal = [name for name in alike if torch.equal(entering, flat[name])]
+    itself = (name for name in equal if given[name].address == taken.address)
+    multiples = (name for name in alike if _is_multiple(entering, flat[name]))
     return next(chain(itself, equal, multiples), "")
 
 
-def _is_multiple(one: torch.Tensor, other: torch.Tensor) -> bool:
-    square = float(other @ other)
-    factor = float(one @ other) / square if square else 0.0
-    return factor != 0 and float((one - factor * other).norm()) <= _ROUNDING * float(one.norm())
+def _is_multiple(product: Tensor, base: Tensor) -> bool:
+    """Return whether a tensor is a multiple of another, up to rounding."""
+    square = float(base @ base)
+    factor = float(product @ base) / square if square else 0.0
+    difference = float((product - factor * base).norm())
+    return factor != 0 and difference <= _ROUNDING * float(product.norm())
 
 
 def _enter(path: str, seen: FirstCalls) -> Any:
+    """Make the hook that records the first input of a module."""
+
     def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
-        tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
+        tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
         if path not in seen.taken and tensors:
             entering = first_tensor(args, kwargs)
             seen.alive.append(entering)
@@ -92,12 +101,14 @@ def _enter(path: str, seen: FirstCalls) -> Any:
 
 
 def _leave(path: str, seen: FirstCalls) -> Any:
+    """Make the hook that records the first output of a module."""
+
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
         left = output[0] if isinstance(output, tuple) else output
-        if path not in seen.given and isinstance(left, torch.Tensor):
+        if path not in seen.given and isinstance(left, Tensor):
             seen.alive.append(left)
             seen.given[path] = Value(left.detach().clone(), left.data_ptr())
             if isinstance(output, tuple):
-                seen.tuples.add(path)
+                seen.lengths[path] = len(output)
 
     return hook

@@ -1,6 +1,6 @@
-"""Parts of all routers: random decisions, the rows that they keep, and counts of what ran.
+"""The parts of all routers: random decisions, the rows that they keep, and counts of what ran.
 
-A router, its top-k, index building, gather and scatter always run at their real sizes; a random
+A router, its top-k, index building, gather and scatter always run at their real sizes. A random
 decision replaces the scores alone, by one addition. Shapes: B batch, T tokens, h hidden.
 """
 
@@ -10,10 +10,12 @@ import copy
 import functools
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
@@ -27,7 +29,11 @@ _TABLE = 1 << 16
 
 
 def refuse_calibration(point: Point, family_id: str) -> None:
-    """Raises PrunescopeError if the family can only choose its parts at random."""
+    """Check that the family can select by importance, if the point asks for it.
+
+    Raises:
+        PrunescopeError: The family can only choose its parts at random.
+    """
     if point.by_importance and family(family_id).calibration is None:
         raise PrunescopeError(
             f"{family_id} cannot select by importance: its routers are not trained",
@@ -36,102 +42,116 @@ def refuse_calibration(point: Point, family_id: str) -> None:
 
 
 class Sampler:
-    """Random decisions from a seed, the same on every machine: counts on the host, and scores as
-    views of one table, so that sampling launches no kernel. All streams share the table. While a
-    request is scored, they follow from its tokens: see `calibration.requests`."""
+    """A source of random decisions from a seed, the same on every machine.
 
-    def __init__(self, point: Point, what: str, shared: Sampler | None = None) -> None:
+    Counts are sampled on the host. Scores are views of one table of random numbers, which all
+    streams share, so that sampling launches no kernel. While a request is scored, decisions follow
+    from its tokens (`calibration.requests`).
+
+    Args:
+        point: The point whose seed and selection count.
+        purpose: What the decisions are for. Each purpose has a stream of its own.
+        shared: Another sampler, whose table is used; None makes a table.
+    """
+
+    def __init__(self, point: Point, purpose: str, shared: Sampler | None = None) -> None:
         self.seed, self.is_random = point.seed, point.select == "random"
-        self._name = f"{point.seed}:{what}"
-        self._stream = self._of_request = random.Random(self._name)
+        self._name = f"{point.seed}:{purpose}"
+        self._stream = self._request_stream = random.Random(self._name)
         self._request: Request | None = None
         self._root: Sampler = shared._root if shared is not None else self
-        self._table: torch.Tensor | None = None
+        self._table: Tensor | None = None
         # In a static step each sampler has random numbers of its own, by number.
         self._count = 0
         self._root._count += 1
         self.number = self._root._count
-        self._turns: Sampler | None = None
+        self._leader: Sampler | None = None
 
     @property
     def stream(self) -> random.Random:
-        """The stream of the request being scored, from its start; outside of scoring one stream
-        that goes on from forward to forward."""
-        if self._turns is not None:
-            return self._turns.stream
+        """The stream of the request being scored, from its start.
+
+        Outside of scoring it is one stream that goes on from forward to forward.
+        """
+        if self._leader is not None:
+            return self._leader.stream
         request = current_request()
         if request is None:
             return self._stream
         if request is not self._request:
             self._request = request
-            self._of_request = random.Random(f"{self._name}:{request.name}")
-        return self._of_request
+            self._request_stream = random.Random(f"{self._name}:{request.name}")
+        return self._request_stream
 
-    def stream_for(self, point: Point, what: str) -> Sampler:
-        """A sampler with an independent stream over the same table."""
-        return Sampler(point, what, self)
+    def stream_for(self, point: Point, purpose: str) -> Sampler:
+        """Make a sampler with an independent stream over the same table."""
+        return Sampler(point, purpose, self)
 
-    def in_turn(self) -> Sampler:
-        """A sampler that takes turns with this one: it continues the same stream."""
-        other = copy.copy(self)
+    def share_stream(self) -> Sampler:
+        """Make a sampler that takes turns with this one: both continue the same stream."""
+        partner = copy.copy(self)
         self._root._count += 1
-        other.number, other._turns = self._root._count, self
-        return other
+        partner.number, partner._leader = self._root._count, self
+        return partner
 
-    def replace(self, scores: torch.Tensor) -> torch.Tensor:
-        """Uniform numbers in place of `scores`; `scores` themselves if parts are not random."""
+    def replace(self, scores: Tensor) -> Tensor:
+        """Return uniform numbers in place of `scores`, or `scores` if parts are not random."""
         if not self.is_random:
             return scores
         step = static_step()
-        numbers = self._sampled(scores) if step is None else self._held(step, scores)
+        numbers = self._sample_now(scores) if step is None else self._sampled_before(step, scores)
         return torch.add(numbers, scores, alpha=0)
 
-    def _sampled(self, like: torch.Tensor) -> torch.Tensor:
-        """Random numbers of the shape of `like`, from the host's stream."""
+    def _sample_now(self, like: Tensor) -> Tensor:
+        """Return random numbers of the shape of `like`, from the host's stream."""
         count = like.numel()
         table = self._root._uniform(count, like.device)
-        # Never the whole table: for a power of two the stream would use a different number of bits.
+        # The range is never a power of two, for which the stream would use another number of bits.
         start = self.stream.randrange(table.numel() - max(1, count))
         return table[start : start + count].view(like.shape)
 
-    def _held(self, step: StaticStep, like: torch.Tensor) -> torch.Tensor:
-        """Random numbers of a static step, which were taken before the sample."""
-        # Prompts of another length, which no graph holds, need other ones.
+    def _sampled_before(self, step: StaticStep, like: Tensor) -> Tensor:
+        """Return the random numbers of a static step, which were sampled before it."""
+        # A prompt of another length, which no graph holds, needs numbers of its own.
         if self.number not in step.random_numbers or step.held(self.number).shape != like.shape:
-            step.hold(self.number, functools.partial(self._sampled, torch.empty_like(like)))
+            step.hold(self.number, functools.partial(self._sample_now, torch.empty_like(like)))
         return step.held(self.number)
 
     def count_successes(self, trials: int, share: float) -> int:
-        """How many of `trials` succeed, each with probability `share`."""
+        """Return how many of `trials` succeed, each with probability `share`."""
         return sum(self.stream.random() < share for _ in range(trials))
 
-    def _uniform(self, count: int, device: torch.device) -> torch.Tensor:
+    def _uniform(self, count: int, device: torch.device) -> Tensor:
+        """Return the table of random numbers, at least twice as long as `count`."""
         table = self._table
         if table is None or table.numel() < 2 * count or table.device != device:
             size = max(_TABLE, 1 << math.ceil(math.log2(2 * count + 1)))
             generator = torch.Generator().manual_seed(self.seed % 2**63)
-            # fp32 for every model: half precision has too few numbers, and ties are not random.
+            # Every model gets fp32: half precision has too few numbers, and ties are not random.
             table = self._table = torch.rand(size, generator=generator).to(device)
         return table
 
 
 @dataclass
 class Tally:
-    """Counts of one module: a pair for each forward since `take`."""
+    """The counts of one module: a pair for each forward since `take`."""
 
     unit: str
-    active: list[int | torch.Tensor] = field(default_factory=list)
+    active: list[int | Tensor] = field(default_factory=list)
     total: list[int] = field(default_factory=list)
 
-    def add(self, active: int | torch.Tensor, total: int) -> None:
-        """Count one forward. A compiled one counts nothing: it does what its eager form does."""
+    def add(self, active: int | Tensor, total: int) -> None:
+        """Count one forward.
+
+        A compiled forward counts nothing, since it does what its eager form does.
+        """
         if torch.compiler.is_compiling():
             return
         self.active.append(active)
         self.total.append(total)
 
     def take(self) -> ModuleCounts:
-        """The counts so far, which then restart; see `tracer.pruners.Counting`."""
+        """Return the counts so far, and restart them; see `tracer.pruners.Counting`."""
         active = [int(count) for count in self.active]
         taken = ModuleCounts(unit=self.unit, active=active, total=self.total)
         self.active, self.total = [], []
@@ -144,36 +164,42 @@ class Counted:
     tally: Tally
 
     def prunescope_stats(self) -> ModuleCounts:
-        """The counts since the last call."""
+        """Return the counts since the last call."""
         return self.tally.take()
 
 
 def score_weight(
-    outputs: int, inputs: int, *, like: torch.Tensor, seed: int, what: str
+    outputs: int, inputs: int, *, like: Tensor, seed: int, purpose: str
 ) -> nn.Parameter:
-    """A random router weight [outputs, inputs] from the seed."""
-    weight = torch.randn(outputs, inputs, generator=seeded(seed, what)) / math.sqrt(inputs)
+    """Make a random router weight [outputs, inputs] from the seed."""
+    weight = torch.randn(outputs, inputs, generator=seeded(seed, purpose)) / math.sqrt(inputs)
     return nn.Parameter(weight.to(like.device, like.dtype))
 
 
-def flat_positions(positions: torch.Tensor, length: int) -> torch.Tensor:
-    """Positions [B, k] in sequences of `length` as positions among all B·length tokens, [B, k]."""
+def flat_positions(positions: Tensor, length: int) -> Tensor:
+    """Turn positions [B, k] in sequences of `length` into positions among all B·length tokens."""
     batch = positions.shape[0]
     if batch == 1:
         return positions
-    return positions + torch.arange(0, batch * length, length, device=positions.device).unsqueeze(
-        -1
-    )
+    first = torch.arange(0, batch * length, length, device=positions.device)
+    return positions + first.unsqueeze(-1)
 
 
-def token_rows(index: torch.Tensor, length: int) -> torch.Tensor:
-    """Positions [B, n, m] in sequences of `length` as rows of [B·n·length, d], flat."""
+def flat_key_rows(index: Tensor, length: int) -> Tensor:
+    """Turn positions [B, n, m] in sequences of `length` into rows of [B·n·length, d], flat."""
     batch, heads = index.shape[:2]
     first = torch.arange(0, batch * heads * length, length, device=index.device)
     return (index + first.view(batch, heads, 1)).flatten()
 
 
-def taken(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """The rows of [B, n, L, d] that `token_rows` returned, as [B, n, m, d]."""
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Return the rows of x [B, n, L, d] that `flat_key_rows` numbered, as [B, n, m, d]."""
     batch, heads, _, width = x.shape
     return x.reshape(-1, width).index_select(0, rows).view(batch, heads, -1, width)
+
+
+def with_first(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a module's output with its tensor changed: the first of a tuple, or all of it."""
+    if isinstance(output, tuple):
+        return (change(output[0]), *output[1:])
+    return change(output)

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunescope.taxonomy.run_blocks import RouterTraining
 from prunescope.tracer.calibration.point import Calibration
@@ -18,51 +17,59 @@ from prunescope.tracer.calibration.router_fit import Site, fit_routers, set_thre
 
 
 class Learner(Protocol):
-    """The routers of one family in one model."""
+    """The trainer of one family's routers in one model."""
 
-    how: str  # what is trained and how, with its source, for the notes of a run
+    how: str  # the note of a run on what is trained and how, with its source
 
     def begin(self, calibration: Calibration) -> None:
         """Start training: decide by scores from now on, with weights in float32."""
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The trained parameters, by name."""
+        """Return the trained parameters, by name."""
 
     def finish(self, calibration: Calibration) -> None:
         """Finish training: cast the weights to the model's dtype, and set the thresholds."""
 
     def record(self) -> RouterTraining:
-        """The record of the training for run.json."""
+        """Return the record of the training for run.json."""
 
 
-def straight_through(scores: torch.Tensor) -> torch.Tensor:
-    """Ones, with the gradient of sigmoid(scores): the decision itself is a step, whose gradient is
-    zero (straight-through estimator, Bengio et al., arXiv 1308.3432)."""
+def straight_through(scores: Tensor) -> Tensor:
+    """Return ones with the gradient of sigmoid(scores).
+
+    The decision itself is a step, whose gradient is zero (straight-through estimator, Bengio et
+    al., arXiv 1308.3432).
+    """
     soft = scores.sigmoid()
     return 1 + soft - soft.detach()
 
 
-def in_float32(router: Any) -> None:
+def cast_to_float32(router: Any) -> None:
     """Cast a router's weight for training: small steps are lost in half precision."""
     router.own_dtype, router.own_flag = router.weight.dtype, router.weight.requires_grad
     router.weight = nn.Parameter(router.weight.detach().float(), requires_grad=False)
 
 
-def in_own_dtype(router: Any) -> None:
-    """Cast the weight back to the model's dtype, with its old `requires_grad`, by which torch
-    chooses kernels (see tracer.model.narrow.successor)."""
+def restore_dtype(router: Any) -> None:
+    """Cast a router's weight back to the model's dtype, with its old `requires_grad`.
+
+    torch chooses kernels by `requires_grad` (`tracer.model.narrow.successor`).
+    """
     trained = router.weight.detach().to(router.own_dtype)
     router.weight = nn.Parameter(trained, requires_grad=router.own_flag)
 
 
 def router_weights(sites: Sequence[Site]) -> dict[str, nn.Parameter]:
-    """The weight [1, h] of the router of each site, by name."""
+    """Return the weight [1, h] of the router of each site, by name."""
     return {f"router {i}": site.router.weight for i, site in enumerate(sites)}
 
 
 class NothingTrained:
-    """The learner of a family that decides without weights. `how`: what its model does in
-    training; `parts`: modules whose `sparsity` is 0 during training."""
+    """The learner of a family that decides without weights.
+
+    `how` says what its model does in training. `parts` are modules whose `sparsity` is 0 during
+    training.
+    """
 
     def __init__(self, how: str, parts: Sequence[Any] = ()) -> None:
         self.how, self.parts = how, parts
@@ -75,7 +82,7 @@ class NothingTrained:
             part.sparsity = 0.0
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """None."""
+        """Return an empty dict: nothing is trained."""
         return {}
 
     def finish(self, _calibration: Calibration) -> None:
@@ -84,13 +91,16 @@ class NothingTrained:
             part.sparsity = sparsity
 
     def record(self) -> RouterTraining:
-        """A record without trained routers."""
+        """Return a record without trained routers."""
         return RouterTraining()
 
 
 class RowLearner:
-    """Trains the routers of rows. `fitted`: they were fitted to a text already, which gave each a
-    share of its own; otherwise `begin` fits them, and each keeps the share that it has, 1 − s."""
+    """The trainer of the routers of rows.
+
+    If `is_fitted`, they were fitted to a text already, which gave each a share of its own.
+    Otherwise `begin` fits them, and each keeps the share that it has, 1 − s.
+    """
 
     how = (
         "routers trained with the adapters: the int(p·S) best rows of each sequence go through, p "
@@ -99,37 +109,39 @@ class RowLearner:
         "score as the best p of their prompt, by a threshold that moves so that p is kept"
     )
 
-    def __init__(self, model: Any, sites: Sequence[Site], sparsity: float, *, fitted: bool) -> None:
-        self.model, self.sites, self.sparsity, self.fitted = model, sites, sparsity, fitted
+    def __init__(
+        self, model: Any, sites: Sequence[Site], sparsity: float, *, is_fitted: bool
+    ) -> None:
+        self.model, self.sites, self.sparsity, self.is_fitted = model, sites, sparsity, is_fitted
 
     def begin(self, calibration: Calibration) -> None:
         """Fit the routers if needed, and let their scores decide."""
         routers = [site.router for site in self.sites]
         for router in routers:
             router.sampler.is_random = False
-        if not self.fitted:
+        if not self.is_fitted:
             for router in routers:
                 router.sparsity = 0.0
             fit_routers(self.model, self.sites, calibration, sparsity=self.sparsity, equal=True)
         for router in routers:
-            in_float32(router)
+            cast_to_float32(router)
             router.learns = True
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The weight [1, h] of each router."""
+        """Return the weight [1, h] of each router."""
         return router_weights(self.sites)
 
     def finish(self, calibration: Calibration) -> None:
-        """Set thresholds for decode by the rows that go through after training."""
+        """Set the thresholds for decode by the rows that go through after training."""
         for site in self.sites:
-            in_own_dtype(site.router)
+            restore_dtype(site.router)
             site.router.learns = False
         set_thresholds(self.model, self.sites, calibration)
         for site in self.sites:
             site.router.tracks = True
 
     def record(self) -> RouterTraining:
-        """The share of the rows that each router lets through, by kind."""
+        """Return the share of the rows that each router lets through, by kind."""
         kinds = dict.fromkeys(site.kind for site in self.sites)
         shares = {
             kind: [round(1 - s.router.sparsity, 4) for s in self.sites if s.kind == kind]

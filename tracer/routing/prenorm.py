@@ -1,7 +1,8 @@
-"""Models that the dynamic families support, and a check that their modules compute the same.
+"""The models that dynamic families support, and a check that their modules compute the same.
 
-In: a model. Out: its layers or attentions, or a PrunescopeError that says what is not supported.
-`rebuilt` first runs the family's modules at s = 0 and compares the logits with the dense ones.
+In: a model. Out: its layers or attentions, or a PrunescopeError with the reason why they are not
+supported. `rebuild` first runs the family's modules at s = 0, and compares the logits with the
+dense ones.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
 def movable_layers(model: nn.Module) -> nn.ModuleList:
-    """The layers of a model. Raises PrunescopeError if positions are added to every key (ALiBi)."""
+    """Return the layers of a model whose keys can be moved.
+
+    Raises:
+        PrunescopeError: A slope of the positions is added to every key (ALiBi).
+    """
     _, layers = decoder_layers(model)
     config = text_config(model)
     entry = BY_ID.get(str(config.model_type))
@@ -41,44 +46,55 @@ def movable_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def has_mixers(model: nn.Module) -> bool:
-    """Whether a layer has a mixer with a state, next to its attention or instead of it."""
+    """Return whether a layer has a mixer with a state, beside its attention or instead of it."""
     name, layers = decoder_layers(model)
-    paths = (at for i, one in enumerate(layers) for at in roots(one, f"{name}.{i}")["attention"])
-    return any(locate(at).scope == "mixer" for at in paths)
+    return any(
+        locate(path).scope == "mixer"
+        for i, layer in enumerate(layers)
+        for path in roots(layer, f"{name}.{i}")["attention"]
+    )
 
 
 def layer_attentions(model: nn.Module) -> list[AttentionParts]:
-    """The parts of every layer's attention, if it has one. Raises PrunescopeError for an attention
-    that is not understood."""
+    """Return the parts of the attention of every layer that has one.
+
+    Raises:
+        PrunescopeError: An attention is not supported.
+    """
     movable_layers(model)
     return read_attentions(model)
 
 
 def whole_attentions(model: nn.Module) -> list[AttentionParts]:
-    """The attentions without a sliding window; those with one are not pruned.
+    """Return the attentions without a sliding window; those with one are not pruned.
 
-    Raises PrunescopeError if there is none.
+    Raises:
+        PrunescopeError: Every attention has a window.
     """
-    found = [parts for parts in layer_attentions(model) if parts.window is None]
-    if not found:
+    attentions = [parts for parts in layer_attentions(model) if parts.window is None]
+    if not attentions:
         raise PrunescopeError(
             f"every layer of {type(model).__name__} with attention has a sliding window",
             hint="a window leaves few keys: choose a family that does not skip or evict keys",
         )
-    return found
+    return attentions
 
 
 def is_prenorm(layer: Any) -> bool:
-    """Whether a layer is built like Llama's: two norms, one before attention and one before a gated
-    MLP, and no float attribute, which could scale their outputs."""
+    """Return whether a layer is built like Llama's.
+
+    It then has two norms, one before the attention and one before a gated MLP, and no float
+    attribute, which could scale their outputs.
+    """
     if any(isinstance(value, float) for value in vars(layer).values()):
         return False
-    if _children(layer) != PRE_NORM or _children(layer.mlp) != _MLP:
+    if _child_names(layer) != PRE_NORM or _child_names(layer.mlp) != _MLP:
         return False
     return all(isinstance(getattr(layer.mlp, name), nn.Linear) for name in _MLP - {"act_fn"})
 
 
 def _unsupported(name: str) -> PrunescopeError:
+    """Make the error for layers that do more than their parts show."""
     return PrunescopeError(
         f"layers of {name} cannot be taken apart by the dynamic families",
         hint="they do more than their matrices and norms show; "
@@ -86,20 +102,23 @@ def _unsupported(name: str) -> PrunescopeError:
     )
 
 
-def _children(module: nn.Module) -> set[str]:
+def _child_names(module: nn.Module) -> set[str]:
     return {name for name, _ in module.named_children()}
 
 
-def check_runs(model: Any, what: str, stream: random.Random) -> None:
-    """Raises PrunescopeError if the pruned model does not run. The state of the random `stream` is
-    restored."""
+def check_runs(model: Any, change: str, stream: random.Random) -> None:
+    """Check that the pruned model runs, and restore the state of the random `stream`.
+
+    Raises:
+        PrunescopeError: It does not run.
+    """
     with _restored([stream]):
-        probe(model, what)
+        probe(model, change)
 
 
 @contextmanager
 def _restored(streams: Sequence[random.Random]) -> Iterator[None]:
-    """Restore the state of random streams afterwards."""
+    """Restore the state of random streams when the context closes."""
     before = [stream.getstate() for stream in streams]
     try:
         yield
@@ -109,20 +128,26 @@ def _restored(streams: Sequence[random.Random]) -> Iterator[None]:
 
 
 def _streams(built: Sequence[Any]) -> list[random.Random]:
-    """The random streams of modules and their routers that have a `sampler`."""
-    owners = [owner for module in built for owner in (module, getattr(module, "router", None))]
+    """List the random streams of modules and their routers that have a `sampler`."""
+    owners = [owner for part in built for owner in (part, getattr(part, "router", None))]
     samplers = [getattr(owner, "sampler", None) for owner in owners]
     return [sampler.stream for sampler in samplers if sampler is not None]
 
 
 @torch.no_grad()
-def rebuilt(model: Any, build: Callable[[], Sequence[Any]], *, sparsity: float) -> None:
-    """Build the family's modules, compare their forwards at s = 0 with the dense ones, without a
-    cache and with one, then set the sparsity.
+def rebuild(model: Any, build: Callable[[], Sequence[Any]], *, sparsity: float) -> None:
+    """Build a family's modules, check them against the dense model, then set their sparsity.
 
-    `build` changes the layers and returns the objects whose `sparsity` is to be set. Raises
-    PrunescopeError if the layers do more than their parts show (scaled residuals, layers without
-    positions, caches of their own).
+    The forwards at s = 0 are compared with the dense ones, without a cache and with one.
+
+    Args:
+        model: The model whose layers `build` changes.
+        build: Changes the layers, and returns the objects whose `sparsity` is to be set.
+        sparsity: The sparsity that these objects get in the end.
+
+    Raises:
+        PrunescopeError: The layers do more than their parts show: they scale residuals, take no
+            positions, or have caches of their own.
     """
     device = next(model.parameters()).device
     vocabulary = model.get_input_embeddings().num_embeddings
@@ -140,8 +165,7 @@ def rebuilt(model: Any, build: Callable[[], Sequence[Any]], *, sparsity: float) 
         raise
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
         raise _unsupported(name) from error
-    for found, expected in zip(again, dense, strict=True):
-        if not within(found, expected, REBUILT):
-            raise _unsupported(name)
+    if not all(within(*pair, REBUILT) for pair in zip(again, dense, strict=True)):
+        raise _unsupported(name)
     for module in built:
         module.sparsity = sparsity

@@ -1,4 +1,4 @@
-"""Routers of rows: which tokens go through a sublayer, and their gather and scatter.
+"""Routers of rows: which tokens go through a sublayer, and how their rows are put back.
 
 In: hidden states. Out: Rows. Shapes: B batch, T tokens, k active tokens of each sequence, L keys, h
 hidden. In decode, T = 1, the rows are sequences.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from prunescope.taxonomy.keep import kept_count
@@ -20,68 +20,76 @@ from prunescope.tracer.model.static_step import static_step
 from prunescope.tracer.routing.decisions import Sampler, flat_positions, score_weight
 from prunescope.tracer.routing.learning import straight_through
 
-# Step of a tracked threshold, as a share of the standard deviation of a prompt's scores.
+# The step of a tracked threshold, as a share of the standard deviation of a prompt's scores.
 _GAIN = 0.5
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The active rows of a forward. `positions`: in each sequence, [B, k]; `flat`: in [B·T],
-    sorted. `mask`: of attention, [B, 1, k, L]; in decode, where the rows are sequences, None, or in
-    a static step [k, 1, 1, L].
-    `gate` [B·k, 1]: in training ones, through which the router's weight gets a gradient; otherwise
-    zero for rows that only fill a sequence up to the k of the longest."""
+    """The active rows of a forward.
 
-    flat: torch.Tensor
-    positions: torch.Tensor
-    mask: torch.Tensor | None
-    gate: torch.Tensor | None = None
+    `positions` [B, k] are in each sequence, and `flat` are in [B·T], sorted. `mask` [B, 1, k, L] is
+    that of the attention; in decode, where the rows are sequences, it is None, or [k, 1, 1, L] in a
+    static step. `gate` [B·k, 1] is one in training, where the router's weight gets a gradient
+    through it; otherwise it is zero for rows that only fill a sequence up to the k of the longest.
+    """
 
-    def gated(self, out: torch.Tensor) -> torch.Tensor:
-        """A sublayer's output for these rows, multiplied by the gate if there is one."""
-        return out if self.gate is None else out * self.gate.view(*out.shape[:-1], 1).to(out.dtype)
+    flat: Tensor
+    positions: Tensor
+    mask: Tensor | None
+    gate: Tensor | None = None
+
+    def gated(self, output: Tensor) -> Tensor:
+        """Multiply a sublayer's output for these rows by the gate, if there is one."""
+        if self.gate is None:
+            return output
+        return output * self.gate.view(*output.shape[:-1], 1).to(output.dtype)
 
 
 class RowRouter(nn.Module):
-    """Scores [h] → 1 for every token, and the rows that go through."""
+    """A router that scores every token, [h] → 1, and decides which rows go through.
 
-    def __init__(self, point: Point, sampler: Sampler, what: str, like: torch.Tensor) -> None:
+    Args:
+        point: The point with the sparsity, the seed and the knobs.
+        sampler: The sampler of the family.
+        purpose: The name of this router's random stream, such as "mlp 3".
+        like: A tensor [.., h] with the device and dtype of the layer.
+    """
+
+    def __init__(self, point: Point, sampler: Sampler, purpose: str, like: Tensor) -> None:
         super().__init__()
-        self.sparsity, self.sampler = point.sparsity, sampler.stream_for(point, what)
-        self.weight = score_weight(1, like.shape[-1], like=like, seed=point.seed, what=what)
-        self.threshold: float | None = None  # of a fitted router: the lowest score that passes
+        self.sparsity, self.sampler = point.sparsity, sampler.stream_for(point, purpose)
+        self.weight = score_weight(1, like.shape[-1], like=like, seed=point.seed, purpose=purpose)
+        self.threshold: float | None = None  # the lowest score that passes a fitted router
         self.last: Rows | None = None  # the rows of the current forward
         self.learns = False  # in training: the weight gets a gradient
         # Decide each token of a prompt alone, by the threshold, as in decode.
         self.causal = point.knobs.get("choose") == "threshold"
-        # Of a trained router: for each sequence [B] the lowest score that passes in decode, and the
-        # step by which it moves, so that the share of active rows is kept in any text.
+        # A trained router tracks, for each sequence [B], the lowest score that passes in decode and
+        # the step by which it moves, so that the share of active rows is kept in any text.
         self.tracks = False
-        self.tracked: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.tracked: tuple[Tensor, Tensor] | None = None
         self._tracked_for: Request | None = None  # a request of one token has no prompt to track
 
     def forward(
-        self,
-        x: torch.Tensor,
-        *,
-        past: int,
-        masked: bool,
-        given: torch.Tensor | None = None,
+        self, x: Tensor, *, past: int, masked: bool, given: Tensor | None = None
     ) -> Rows | None:
-        """[B, T, h] to Rows; None if no row goes through. `masked`: attention follows; `given`:
-        its mask [1 or B, 1, T, L], None for a causal one."""
-        self.last = self._rows(x, past=past, masked=masked, given=given)
+        """Choose the active rows of x [B, T, h]; None if no row goes through.
+
+        `masked` tells whether attention follows. `given` is its mask [1 or B, 1, T, L], and None
+        for a causal one.
+        """
+        self.last = self._choose(x, past=past, masked=masked, given=given)
         return self.last
 
-    def _rows(
-        self, x: torch.Tensor, *, past: int, masked: bool, given: torch.Tensor | None
-    ) -> Rows | None:
+    def _choose(self, x: Tensor, *, past: int, masked: bool, given: Tensor | None) -> Rows | None:
+        """Choose the rows, and build the mask of the attention to which they go."""
         batch, tokens, _ = x.shape
         scores = linear(x.to(self.weight.dtype), self.weight).squeeze(-1)  # [B, T]
         scores = self.sampler.replace(scores)
         if tokens == 1:
-            return self._of_step(scores.view(-1), given)
-        positions, gate = self._of_prompt(scores)
+            return self._choose_in_decode(scores.view(-1), given)
+        positions, gate = self._choose_in_prompt(scores)
         if not positions.shape[1]:
             return None
         flat, mask = flat_positions(positions, tokens), None
@@ -94,25 +102,27 @@ class RowRouter(nn.Module):
             mask = x.new_zeros(future.shape).masked_fill_(future, float("-inf")).unsqueeze(1)
         return Rows(flat.flatten(), positions, mask, gate)
 
-    def _of_prompt(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The active positions [B, k] of scores [B, T], ascending, and their gate."""
+    def _choose_in_prompt(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Choose the active positions [B, k] by scores [B, T], ascending, and their gate."""
         if self.causal and self.sparsity and not self.learns:
-            return self._above(scores)
+            return self._choose_by_threshold(scores)
         best = scores.topk(kept_count(scores.shape[1], self.sparsity))
         positions = best.indices.sort().values
         if self.tracks:
             self._track(best.values[:, -1], _GAIN * scores.std(-1))
         if not self.learns:
             return positions, None
-        # By the distance from the lowest score that goes through.
+        # The gradient is that of the distance from the lowest score that goes through.
         distance = scores - best.values[:, -1:].detach()
         return positions, straight_through(distance.gather(1, positions)).flatten().unsqueeze(-1)
 
-    def _above(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The positions whose score reaches the threshold: of random numbers in [0, 1), s. A
-        sequence with fewer than the others is filled up with its first other tokens, whose gate is
-        zero. Their number depends on the data: the host waits for the device. A static step has
-        all positions, with a gate of zero for those that do not pass."""
+    def _choose_by_threshold(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Choose the positions whose score reaches the threshold; of random numbers in [0, 1), s.
+
+        A sequence with fewer of them than the others is filled up with its first other tokens,
+        whose gate is zero. Their number depends on the data, so the host waits for the device. A
+        static step takes all positions, with a gate of zero for those that do not pass.
+        """
         self.tracked = None  # decode goes on with the same threshold
         passes = scores >= (self.sparsity if self.threshold is None else self.threshold)
         if static_step() is not None:
@@ -126,12 +136,12 @@ class RowRouter(nn.Module):
             return positions, None
         return positions, passes.gather(1, positions).flatten().unsqueeze(-1).float()
 
-    def _of_step(self, scores: torch.Tensor, given: torch.Tensor | None) -> Rows | None:
-        """The active rows of a decode step, by its scores [B] and the mask of its attention."""
+    def _choose_in_decode(self, scores: Tensor, given: Tensor | None) -> Rows | None:
+        """Choose the active rows of a decode step by scores [B]; `given` is its mask."""
         if static_step() is not None:
-            return self._of_static_step(scores, given)
+            return self._choose_in_static_step(scores, given)
         if self.threshold is not None:
-            # Their number depends on the data: the host waits for the device.
+            # The number of rows depends on the data: the host waits for the device.
             flat = self._passes(scores, self.threshold).nonzero().view(-1)
             return Rows(flat, flat.unsqueeze(-1), None) if flat.numel() else None
         count = self.sampler.count_successes(len(scores), 1 - self.sparsity)
@@ -140,9 +150,11 @@ class RowRouter(nn.Module):
         flat = scores.topk(count).indices.sort().values
         return Rows(flat, flat.unsqueeze(-1), None)
 
-    def _of_static_step(self, scores: torch.Tensor, given: torch.Tensor | None) -> Rows:
-        """max(1, int(p·B)) of the B rows, p = 1 − s; by a threshold all of them, with a gate of
-        zero for those below it."""
+    def _choose_in_static_step(self, scores: Tensor, given: Tensor | None) -> Rows:
+        """Choose max(1, int(p·B)) of the B rows, p = 1 − s.
+
+        By a threshold all rows are taken, with a gate of zero for those below it.
+        """
         gate = None
         if self.threshold is None:
             count = kept_count(len(scores), self.sparsity)
@@ -154,9 +166,12 @@ class RowRouter(nn.Module):
             given = given.index_select(0, flat)
         return Rows(flat, flat.unsqueeze(-1), given, gate)
 
-    def _track(self, least: torch.Tensor, gain: torch.Tensor) -> None:
-        """Thresholds [B] of sequences for decode, and by how much they move. A static step, whose
-        tensors stay where they are, writes them into those of before."""
+    def _track(self, least: Tensor, gain: Tensor) -> None:
+        """Set the thresholds [B] of sequences for decode, and the step by which they move.
+
+        The tensors of a static step keep their addresses, so it writes into those of the step
+        before.
+        """
         if static_step() is None:
             self.tracked, self._tracked_for = (least, gain), current_request()
         elif self.tracked is None or self.tracked[0].shape != least.shape:
@@ -165,19 +180,21 @@ class RowRouter(nn.Module):
             self.tracked[0].copy_(least)
             self.tracked[1].copy_(gain)
 
-    def _passes(self, scores: torch.Tensor, threshold: float) -> torch.Tensor:
-        """A mask [B] of the rows that go through. A tracked threshold rises by g·s with each that
-        does, and falls by g·(1−s) with each that does not, so that the share over t tokens is off
-        by at most the threshold's total change / (g·t): online quantile tracking (Gibbs and Candès,
-        arXiv 2106.00193)."""
-        static = static_step() is not None
-        ours = static or self._tracked_for is current_request()
-        if self.tracked is None or not ours or len(self.tracked[0]) != len(scores):
+    def _passes(self, scores: Tensor, threshold: float) -> Tensor:
+        """Return a mask [B] of the rows that go through.
+
+        A tracked threshold rises by g·s with each row that does, and falls by g·(1−s) with each
+        that does not. The share over t tokens is then off by at most the threshold's total change /
+        (g·t): online quantile tracking (Gibbs and Candès, arXiv 2106.00193).
+        """
+        is_static = static_step() is not None
+        is_current = is_static or self._tracked_for is current_request()
+        if self.tracked is None or not is_current or len(self.tracked[0]) != len(scores):
             return scores >= threshold
         least, gain = self.tracked
         passes = scores >= least
         moved = least + gain * (passes.to(gain.dtype) - (1 - self.sparsity))
-        if static:
+        if is_static:
             least.copy_(moved)
         else:
             self.tracked = moved, gain
@@ -185,31 +202,33 @@ class RowRouter(nn.Module):
 
 
 class SameRows(nn.Module):
-    """Stands in for a router: the rows of an earlier router in the same layer."""
+    """The stand-in for a router that takes the rows of an earlier router in the same layer."""
 
     def __init__(self, router: Any) -> None:
         super().__init__()
-        self._router = (router,)  # in a tuple: it is a child of another module
+        self._router = (
+            router,
+        )  # the tuple keeps it from being registered: it is a child elsewhere
 
     @property
     def last(self) -> Rows | None:
         """The rows of the current forward."""
         return self._router[0].last
 
-    def forward(self, _x: torch.Tensor, **_: Any) -> Rows | None:
-        """[B, T, h] to Rows."""
+    def forward(self, _x: Tensor, **_: Any) -> Rows | None:
+        """Return the rows of the earlier router."""
         return self.last
 
 
-def scattered(residual: torch.Tensor, flat: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """The residual stream [B, T, h] with `rows` added at the flat indices."""
+def add_rows(residual: Tensor, flat: Tensor, rows: Tensor) -> Tensor:
+    """Return the residual stream [B, T, h] with `rows` added at the flat indices."""
     width = residual.shape[-1]
     summed = residual.reshape(-1, width).clone()
     return summed.index_add_(0, flat, rows.reshape(-1, width)).view(residual.shape)
 
 
-def spread(like: torch.Tensor, flat: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Zeros of the shape of `like` [B, T, h], with `rows` at the flat indices."""
+def place_rows(like: Tensor, flat: Tensor, rows: Tensor) -> Tensor:
+    """Return zeros of the shape of `like` [B, T, h], with `rows` at the flat indices."""
     width = like.shape[-1]
     zeros = torch.zeros_like(like).view(-1, width)
     return zeros.index_copy_(0, flat, rows.reshape(-1, width)).view(like.shape)

@@ -15,14 +15,14 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.attention import flex
-from prunescope.tracer.attention.blocks import groups
+from prunescope.tracer.attention.blocks import choose_groups
 from tests.tracer.dynamic_reference import prune, small, tokens
 
 pytestmark = pytest.mark.torch
 
 
 def uncompiled(q: Any, k: Any, v: Any, *, block_mask: BlockMask, **more: Any) -> Any:
-    """The kernel's reference: a key counts where its block is listed, and none after the query."""
+    """Run the reference: a key counts where its block is listed, and none after the query."""
     listed = block_mask.to_dense().bool()
     size = block_mask.BLOCK_SIZE[0]
 
@@ -39,8 +39,8 @@ def uncompiled(q: Any, k: Any, v: Any, *, block_mask: BlockMask, **more: Any) ->
 
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device that has the kernel, and a kernel that needs no compiler."""
-    monkeypatch.setattr(flex, "missing", lambda _device: "")
+    """Pretend to have a device with the kernel, and a kernel that needs no compiler."""
+    monkeypatch.setattr(flex, "refused_device", lambda _device: "")
     monkeypatch.setattr(flex, "_kernel", lambda: uncompiled)
 
 
@@ -51,7 +51,7 @@ def test_the_mask_lists_the_blocks_of_our_own_choice(length: int, sparsity: floa
     scores = torch.rand(2, 3, num, length // 16, generator=torch.Generator().manual_seed(0))
     mask = flex.block_mask(scores, block=block, length=length, sparsity=sparsity, groups=2)
     want = torch.zeros(2, 3, num, num, dtype=torch.bool)
-    for group in groups(scores, block=block, length=length, sparsity=sparsity):
+    for group in choose_groups(scores, block=block, length=length, sparsity=sparsity):
         for index in range(group.first, group.end):
             for places, row in zip(group.tokens.flatten(0, 1), want.flatten(0, 1), strict=True):
                 row[index, (places[index - group.first] // block).unique()] = True

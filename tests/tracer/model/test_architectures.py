@@ -46,7 +46,10 @@ def pruned(family: str, name: str, **knobs: Any) -> Applied:
 
 
 def without_first(name: str, unit: str = "layer") -> Applied:
-    """The first layer of a hybrid has a state, the second attention, which cannot all go."""
+    """Remove the first layer, which has a state in a hybrid.
+
+    The second layer has attention, and not all attentions can be removed.
+    """
     return pruned("static-m", name, unit=unit, layers="0")
 
 
@@ -83,8 +86,10 @@ def matrices(model: Any) -> Iterator[tuple[str, Any, str, Any]]:
 
 
 def masked_width(model: Any, kept: dict[str, Any], counts: dict[str, int]) -> Any:
-    """The dense model with zeros where static-nk cuts: inputs of o and of every down; and q and k
-    where a norm runs over all heads."""
+    """Return the dense model with zeros where static-nk cuts.
+
+    These are the inputs of o and of every down, and q and k where a norm spans all heads.
+    """
     masked = copy.deepcopy(model)
     for path, _, _, weight in matrices(masked):
         place, role = locate(path), matrix_role(path)
@@ -147,7 +152,7 @@ def test_cut_equals_masked(name: str, family: str) -> None:
 
 
 def masked_sublayers(model: Any, gone: dict[str, list[int]]) -> Any:
-    """The dense model with zeros in all that the sublayers write to the stream."""
+    """Return the dense model with zeros in all that the sublayers write to the stream."""
     masked = copy.deepcopy(model)
     writers = {"attention": ("o", "mixer_out"), "mlp": ("down",)}
     for path, module, key, weight in matrices(masked):
@@ -265,7 +270,7 @@ def leaves(model: Any) -> Iterator[tuple[str, Any]]:
 @pytest.mark.parametrize("name", TINY)
 def test_every_module_has_its_role(name: str) -> None:
     model = dense(name)
-    found: set[str] = set()
+    actual: set[str] = set()
     for path, module in leaves(model):
         place = locate(path, model.config.model_type)
         holds_parts = list(module.children()) and place.role == "unknown"
@@ -275,10 +280,10 @@ def test_every_module_has_its_role(name: str) -> None:
         )
         if place.role != "unknown":
             assert place.role in _SCOPES[place.scope], (path, place)
-            found.add(place.role)
+            actual.add(place.role)
         numbers = [int(part) for part in path.split(".") if part.isdecimal()]
         assert place.layer == (numbers[0] if numbers else None), path
-    assert found == ROLES_OF[name]
+    assert actual == ROLES_OF[name]
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -366,14 +371,16 @@ HYBRID = ("qwen3_next", "granite4", "lfm2")  # their first layer has no attentio
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_what_families_architecture_says_is_so(name: str) -> None:
-    """A family that is said to be realised prunes the model and runs; a static one that is said
-    not to be ends in a sentence."""
+    """A family that is said to be realised prunes the model, which then runs.
+
+    A static family that is said not to be realised ends in a sentence.
+    """
     model = dense(name)
-    for one in describe(model.config.to_dict())["families"]:
-        knobs = {"after": 2 if name in HYBRID else 1} if one["id"] == "token-drop" else {}
-        if one["realised"]:
-            steps, _ = decoded(apply(one["id"], model, 0.5, **knobs).model)
-            assert bool(steps.isfinite().all()), one["id"]
-        elif one["id"].startswith("static"):
+    for entry in describe(model.config.to_dict())["families"]:
+        knobs = {"after": 2 if name in HYBRID else 1} if entry["id"] == "token-drop" else {}
+        if entry["realised"]:
+            steps, _ = decoded(apply(entry["id"], model, 0.5, **knobs).model)
+            assert bool(steps.isfinite().all()), entry["id"]
+        elif entry["id"].startswith("static"):
             with pytest.raises(PrunescopeError):
-                apply(one["id"], model, 0.5)
+                apply(entry["id"], model, 0.5)

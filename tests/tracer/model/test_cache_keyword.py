@@ -1,5 +1,8 @@
-"""The cache argument of attention and layers is `past_key_values` up to transformers 5.17 or so,
-and `cache` later: a pruned module that missed it would run on without a cache, and say nothing."""
+"""The name of the cache argument of attention and layers, which transformers changes.
+
+It is `past_key_values` up to transformers 5.17 or so, and `cache` later. A pruned module that
+missed it would run on without a cache, and give no warning.
+"""
 
 from __future__ import annotations
 

@@ -55,13 +55,13 @@ def test_no_known_key_holds_a_secret(secret: str) -> None:
     config.name_or_path = config.hidden_act = secret
     config.rope_parameters = {"rope_type": secret, "owner": "user", secret: 1, "rope_theta": 1e4}
     config.id2label = {0: secret}
-    found = kept(config)
-    assert secret not in str(found)
-    assert "user" not in str(found)
-    assert found["rope_parameters"] == {"rope_theta": 1e4}
+    actual = kept(config)
+    assert secret not in str(actual)
+    assert "user" not in str(actual)
+    assert actual["rope_parameters"] == {"rope_theta": 1e4}
     changed = {"architectures", "hidden_act", "rope_parameters"}
-    assert plain.keys() - found.keys() == {"architectures", "hidden_act"}
-    assert {k: found[k] for k in found if k not in changed} == {
+    assert plain.keys() - actual.keys() == {"architectures", "hidden_act"}
+    assert {k: actual[k] for k in actual if k not in changed} == {
         k: plain[k] for k in plain if k not in changed
     }
 
@@ -70,11 +70,11 @@ def test_a_text_part_is_read_by_its_own_class() -> None:
     from transformers import AutoConfig
 
     config = AutoConfig.for_model("gemma3", text_config={"hidden_size": 64, "mail": "a@b.c"})
-    found = kept(config)
+    actual = kept(config)
     assert config.to_dict()["text_config"]["mail"] == "a@b.c"
-    assert found["text_config"]["hidden_size"] == 64
-    assert "mail" not in found["text_config"]
-    assert found["text_config"].items() <= kept(config.text_config).items()
+    assert actual["text_config"]["hidden_size"] == 64
+    assert "mail" not in actual["text_config"]
+    assert actual["text_config"].items() <= kept(config.text_config).items()
 
 
 def test_of_a_class_of_somebody_else_the_taxonomys_keys_and_numbers_stay() -> None:
@@ -86,13 +86,13 @@ def test_of_a_class_of_somebody_else_the_taxonomys_keys_and_numbers_stay() -> No
     config = Own(
         d_model=64, layer_types=["full_attention"], width=3, wide=True, note="x", **SECRETS
     )
-    found = kept(config)
-    assert {k: found[k] for k in ("model_type", "d_model", "layer_types", "width", "wide")} == {
+    actual = kept(config)
+    assert {k: actual[k] for k in ("model_type", "d_model", "layer_types", "width", "wide")} == {
         "model_type": "own", "d_model": 64, "layer_types": ["full_attention"], "width": 3,
         "wide": True,
     }  # fmt: skip
-    assert "note" not in found
-    assert not SECRETS.keys() & found.keys()
+    assert "note" not in actual
+    assert not SECRETS.keys() & actual.keys()
 
 
 @pytest.mark.parametrize("name", preset_names())

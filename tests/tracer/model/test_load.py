@@ -25,13 +25,13 @@ CPU = {"dtype": "auto", "device": torch.device("cpu"), "attn": "sdpa"}
 
 def test_presets_have_the_same_random_weights_each_time() -> None:
     state = torch.get_rng_state()
-    one, other = (load_model("tiny-llama", **CPU) for _ in range(2))
+    first, second = (load_model("tiny-llama", **CPU) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
-    pairs = zip(one.model.parameters(), other.model.parameters(), strict=True)
+    pairs = zip(first.model.parameters(), second.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-    assert (one.id, one.source, one.dtype) == ("tiny-llama", "preset", "fp32")
-    assert not one.model.training
-    assert all(p.requires_grad for p in one.model.parameters()), "as from_pretrained gives them"
+    assert (first.id, first.source, first.dtype) == ("tiny-llama", "preset", "fp32")
+    assert not first.model.training
+    assert all(p.requires_grad for p in first.model.parameters()), "as from_pretrained gives them"
 
 
 def test_dtype_of_a_preset() -> None:

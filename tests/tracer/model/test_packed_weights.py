@@ -35,7 +35,10 @@ def layer(weight: torch.Tensor) -> nn.Linear:
 
 
 def cutlass(seed: int) -> nn.Linear:
-    """Values and indices in tensors of their own. (`from_dense` itself wants a GPU.)"""
+    """Pack 2:4 weights: values and indices in tensors of their own.
+
+    `from_dense` itself needs a GPU.
+    """
     weight = two_of_four(seed)
     packed, meta = sparse_semi_structured_from_dense_cutlass(weight)
     return layer(SparseSemiStructuredTensorCUTLASS(weight.shape, packed, meta, None, None, None))

@@ -49,8 +49,8 @@ def fewer_heads(layer: Any, kv_heads: int) -> None:
     attention = layer.self_attn
     size, group = attention.head_dim, attention.num_key_value_groups
     cut(attention.q_proj, rows=kv_heads * group * size)
-    for one in (attention.k_proj, attention.v_proj):
-        cut(one, rows=kv_heads * size)
+    for projection in (attention.k_proj, attention.v_proj):
+        cut(projection, rows=kv_heads * size)
     cut(attention.o_proj, columns=kv_heads * group * size)
 
 
@@ -69,9 +69,9 @@ def both(model: Any) -> None:
 
 
 def saved(model: Any, config: dict[str, Any], folder: Path) -> Path:
-    """The weights of a model beside a config, which may be another one's."""
+    """Save the weights of a model beside a config, which may be that of another model."""
     folder.mkdir()
-    state = {name: one.contiguous() for name, one in model.state_dict().items()}
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     if config.get("tie_word_embeddings"):
         del state["lm_head.weight"]
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
@@ -144,16 +144,18 @@ def test_the_hint_names_capture(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model_type", ["qwen3_moe", "gpt_oss"])
 def test_layers_with_other_numbers_of_experts(model_type: str, tmp_path: Path) -> None:
-    """Of 16 experts the second layer has lost ten: the checkpoint, with experts one by one or
-    stacked, is the model that was saved, and its shape has both numbers."""
+    """A checkpoint whose second layer has lost ten of 16 experts loads as the model that was saved.
+
+    Experts are stored one by one or stacked. The shape of the model has both numbers.
+    """
     model = mixture(model_type)
     find_mixtures(model)[1].keep([0, 3, 4, 7, 9, 15])
     model.save_pretrained(tmp_path / "m")
     loaded = load_model(str(tmp_path / "m"), **CPU)
     ids = torch.arange(12).reshape(2, 6)
     with torch.no_grad():
-        wanted, found = (one(ids).logits for one in (model, loaded.model))
-    assert torch.allclose(found, wanted, atol=1e-5)
+        wanted, actual = (each(ids).logits for each in (model, loaded.model))
+    assert torch.allclose(actual, wanted, atol=1e-5)
     assert loaded.notes[0] == "layers differ in their experts: 6–16 in 2 layers"
     assert model_shape(loaded.model).spread("experts") == (6, 16)
 

@@ -1,5 +1,8 @@
-"""The dynamic families on architectures that are not built as Llama: fused projections, layers in
-parallel, norms after a sublayer, scaled residuals, windows, experts, learned positions."""
+"""The dynamic families on architectures that are not built as Llama.
+
+They have fused projections, layers in parallel, norms after a sublayer, scaled residuals, windows,
+experts or learned positions.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,7 @@ MASKED = [name for name in NAMES if name not in ABSENT or name in EXPERTS]
 
 @cache
 def dense_model(name: str) -> Any:
-    """The dense model, one for all tests: pruning works on a copy, hooks are taken away."""
+    """Return the dense model, one for all tests: pruning works on a copy, and hooks are removed."""
     return tiny_model(name)
 
 
@@ -82,8 +85,8 @@ def dense_run(name: str) -> tuple[list[torch.Tensor], list[list[Any]]]:
 def test_at_zero_it_is_the_dense_model(name: str, family: str) -> None:
     wanted, full = dense_run(name)
     model = prune(family, dense_model(name), 0.0, **knobs_of(family, name)).model
-    found, kept = steps(model, tokens(2, ALL), PROMPT)
-    for ours, theirs in zip(found, wanted, strict=True):
+    actual, kept = steps(model, tokens(2, ALL), PROMPT)
+    for ours, theirs in zip(actual, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert sizes(kept) == full
 
@@ -95,7 +98,7 @@ def sizes(cache: Any) -> list[list[Any]]:
          *getattr(x, "recurrent_states", {}).values())
         for x in cache.layers
     ]  # fmt: skip
-    return [[None if x is None else x.shape for x in one] for one in kept]
+    return [[None if x is None else x.shape for x in tensors] for tensors in kept]
 
 
 @pytest.mark.parametrize("name", ["llama", "olmo2", "deepseek_v2", "deepseek_v3"])
@@ -103,8 +106,8 @@ def test_half_precision_at_zero(name: str) -> None:
     """OLMo 2 rotates by cosines in fp32 whatever the model is."""
     dense, ids = tiny_model(name).to(torch.bfloat16), tokens(2, ALL)
     model = prune("kv-evict", dense, 0.0).model
-    (found, _), (wanted, _) = steps(model, ids, PROMPT), steps(dense, ids, PROMPT)
-    for ours, theirs in zip(found, wanted, strict=True):
+    (actual, _), (wanted, _) = steps(model, ids, PROMPT), steps(dense, ids, PROMPT)
+    for ours, theirs in zip(actual, wanted, strict=True):
         assert ours.dtype == torch.bfloat16
         assert float((ours - theirs).abs().max()) <= 0.03 * float(theirs.abs().max())
 
@@ -122,8 +125,8 @@ def test_at_half_it_does_less_and_says_so(name: str, family: str) -> None:
     """Here the cases that no test below, which gives a model its routes, looks at as well."""
     dense = dense_model(name)
     model = prune(family, dense, 0.5, **knobs_of(family, name)).model
-    found, _ = steps(model, tokens(2, ALL), PROMPT)
-    assert all(bool(out.isfinite().all()) for out in found)
+    actual, _ = steps(model, tokens(2, ALL), PROMPT)
+    assert all(bool(output.isfinite().all()) for output in actual)
     assert_less(model, dense, dynamic_stats(model))
 
 
@@ -131,7 +134,9 @@ def test_at_half_it_does_less_and_says_so(name: str, family: str) -> None:
 def test_families_says_which_of_them_a_model_takes(name: str) -> None:
     """The other tests prune all that are said to be; those of three names nobody else does."""
     dense = dense_model(name)
-    said = {one["id"]: one["realised"] for one in describe(dense.config.to_dict())["families"]}
+    said = {
+        entry["id"]: entry["realised"] for entry in describe(dense.config.to_dict())["families"]
+    }
     if name in NAMES:
         assert {f for f in FAMILIES if said[f]} == {f for n, f in CASES if n == name}
     for family in FAMILIES:
@@ -148,7 +153,7 @@ def test_dynamic_m_given_its_routes(name: str) -> None:
     dense, ids = dense_model(name), tokens(2, ALL)
     model = prune("dynamic-m", dense, 0.5).model
     routes = recorded(model, ".router")
-    found, _ = steps(model, ids, PROMPT)
+    actual, _ = steps(model, ids, PROMPT)
     assert_less(model, dense, dynamic_stats(model))
     active: dict[tuple[int | None, bool], torch.Tensor] = {}
     for path, calls in routes.items():
@@ -157,7 +162,7 @@ def test_dynamic_m_given_its_routes(name: str) -> None:
             active[place.layer, place.scope == "attention"] = served(calls, 2, PROMPT, ALL)
     assert len(active) == 4  # two layers of two sublayers; or an attention and three MLPs
     assert_logits(
-        found, masked(dense, ids, rows=lambda i, part: active[i, part == "attention"]), PROMPT
+        actual, masked(dense, ids, rows=lambda i, part: active[i, part == "attention"]), PROMPT
     )
 
 
@@ -169,8 +174,10 @@ def test_dynamic_depth_given_its_layers(name: str, leave: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_token_drop_given_its_tokens(name: str) -> None:
-    """Behind the drop the others are no keys and in no state, and a window counts places, not what
-    is left."""
+    """Behind the drop the other tokens have no keys and enter no state.
+
+    A window counts places in the sequence, not the tokens that are left.
+    """
     assert_dropped(dense_model(name), AFTER.get(name, 1))
 
 
@@ -182,7 +189,7 @@ def test_attention_to_fewer_keys_given_which(name: str, family: str) -> None:
     model = prune(family, dense, 0.5, **knobs).model
     routes = recorded(model, ".router")
     blocks = {locate(p).layer: calls for p, calls in routes.items() if "attn" in p or "attent" in p}
-    found, _ = steps(model, ids, PROMPT)
+    actual, _ = steps(model, ids, PROMPT)
     assert_less(model, dense, dynamic_stats(model))
     recent = torch.ones(ALL, ALL).bool()
     for t in range(PROMPT, ALL):
@@ -192,13 +199,13 @@ def test_attention_to_fewer_keys_given_which(name: str, family: str) -> None:
     def seen(layer: int) -> torch.Tensor:
         if not full[layer]:
             return torch.ones(1, 1, 1, ALL).bool()
-        return recent if family == "kv-evict" else of_blocks(blocks[layer], dense.config)
+        return recent if family == "kv-evict" else seen_by_head(blocks[layer], dense.config)
 
     assert any(full)
-    assert_logits(found, masked(dense, ids, seen=seen), PROMPT)
+    assert_logits(actual, masked(dense, ids, seen=seen), PROMPT)
 
 
-def of_blocks(calls: list[Any], config: Any) -> torch.Tensor:
+def seen_by_head(calls: list[Any], config: Any) -> torch.Tensor:
     """[B, n_q, L, L]: the keys of a KV head are seen by each head of its group."""
     seen = seen_blocks(calls, 4, PROMPT, ALL)
     return seen.repeat_interleave(config.num_attention_heads // seen.shape[1], dim=1)

@@ -53,7 +53,7 @@ _halved: dict[str, Any] = {}
 
 
 def halved(name: str, knobs: dict[str, Any]) -> Any:
-    """A Llama at s = 0.5, as it comes from pruning: built once, each test has a copy."""
+    """Return a Llama at s = 0.5 as pruning leaves it: built once, each test has a copy."""
     key = f"{name} {knobs}"
     if key not in _halved:
         _halved[key] = prune(name, small("llama"), 0.5, **knobs).model
@@ -67,21 +67,21 @@ def test_at_zero_it_is_the_dense_model(
 ) -> None:
     dense, ids = small(model_type, **fields), tokens(2, 16)
     model = prune(name, dense, 0.0, **knobs).model
-    (found, cache), (wanted, full) = steps(model, ids, 14), dense_steps(model_type)
-    for ours, theirs in zip(found, wanted, strict=True):
+    (actual, cache), (wanted, full) = steps(model, ids, 14), dense_steps(model_type)
+    for ours, theirs in zip(actual, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert [x.keys.shape for x in cache.layers] == [x.keys.shape for x in full.layers]
     whole, _ = steps(model, ids, 16)  # a forward of everything gives the same as well
-    torch.testing.assert_close(torch.cat(found, 1), whole[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.cat(actual, 1), whole[0], rtol=1e-4, atol=1e-4)
 
 
 @each_variant
 def test_at_zero_in_half_precision(name: str, knobs: dict[str, Any]) -> None:
     dense = small("qwen3", head_dim=16).to(torch.bfloat16)
     model = prune(name, dense, 0.0, **knobs).model
-    found, _ = steps(model, tokens(2, 16), 14)
+    actual, _ = steps(model, tokens(2, 16), 14)
     wanted, _ = dense_steps("qwen3", torch.bfloat16)
-    for ours, theirs in zip(found, wanted, strict=True):
+    for ours, theirs in zip(actual, wanted, strict=True):
         assert ours.dtype == torch.bfloat16
         assert float((ours - theirs).abs().max()) <= 0.03 * float(theirs.abs().max())
 
@@ -94,8 +94,10 @@ def test_a_prompt_in_two_chunks(name: str, knobs: dict[str, Any]) -> None:
         cache = compat.new_cache(model)
         with torch.no_grad():
             compat.forward(model, ids[:, :9], cache=cache, logits="last")
-            out: torch.Tensor = compat.forward(model, ids[:, 9:], cache=cache, logits="last").logits
-        return out
+            output: torch.Tensor = compat.forward(
+                model, ids[:, 9:], cache=cache, logits="last"
+            ).logits
+        return output
 
     exact = chunked(prune(name, dense, 0.0, **knobs).model)
     torch.testing.assert_close(exact, chunked(dense), rtol=1e-5, atol=1e-5)
@@ -116,8 +118,8 @@ def test_the_dense_model_and_its_hooks_stay(name: str, knobs: dict[str, Any]) ->
     assert torch.equal(before, dense(ids).logits)
     assert all(torch.equal(v, state[k]) for k, v in dense.state_dict().items())
     flags = {name: p.requires_grad for name, p in dense.named_parameters()}
-    found = {name: p.requires_grad for name, p in model.named_parameters()}
-    assert {name: found.get(name) for name in flags} == flags
+    actual = {name: p.requires_grad for name, p in model.named_parameters()}
+    assert {name: actual.get(name) for name in flags} == flags
     kept = {k: v for k, v in model.state_dict().items() if ".router." not in k}
     assert kept.keys() == state.keys()
     assert all(torch.equal(v, state[k]) for k, v in kept.items())
@@ -171,16 +173,16 @@ def test_caches() -> None:
 def test_cropped_caches_are_noticed() -> None:
     """A decode repeated from a cropped cache gives the same, the means of new blocks with it."""
     ids = tokens(1, 32)
-    other = ids.clone()
-    other[:, 24:] = tokens(1, 8, 300)
+    changed = ids.clone()
+    changed[:, 24:] = tokens(1, 8, 300)
     for name, knobs in (("dynamic-nk", {"block": 4}), ("token-drop", {})):
         model = prune(name, small("llama"), 0.0, **knobs).model
-        wanted, _ = steps(model, other, 24)
+        wanted, _ = steps(model, changed, 24)
         _, cache = steps(model, ids, 24)
         assert compat.try_crop(cache, 8)
         with torch.no_grad():
             again = [
-                compat.forward(model, other[:, t : t + 1], cache=cache, logits="all").logits
+                compat.forward(model, changed[:, t : t + 1], cache=cache, logits="all").logits
                 for t in range(24, 32)
             ]
         torch.testing.assert_close(torch.cat(again, 1), torch.cat(wanted[1:], 1))
@@ -327,8 +329,11 @@ def linear_theory(
 
 
 def routed_decode_flops(stats: dict[str, Any], *, every: bool) -> int:
-    """2·N·K: k and v [32, 64] always (`every`: else with q), q and o [64, 64] and the MLP
-    [128, 64] where they ran."""
+    """Compute the FLOPs 2·N·K of a routed decode step.
+
+    k and v [32, 64] run for every token if `every`, and otherwise with q. q and o [64, 64] and the
+    MLP [128, 64] run for the active rows.
+    """
     attention = sum(r.active[0] for n, r in stats.items() if n.endswith("self_attn"))
     mlp = sum(r.active[0] for n, r in stats.items() if n.endswith("mlp"))
     keys = 4 if every else attention
@@ -382,16 +387,18 @@ def test_attention_decides_where_nothing_is_drawn(name: str, knobs: dict[str, An
     wanted = steps(dense, ids, 32)[0]
 
     def error(**options: Any) -> float:
-        found = steps(prune(name, dense, 0.5, **knobs, **options).model, ids, 32)[0]
-        return sum(float((a[:, -1] - b[:, -1]).norm()) for a, b in zip(found, wanted, strict=True))
+        actual = steps(prune(name, dense, 0.5, **knobs, **options).model, ids, 32)[0]
+        return sum(float((a[:, -1] - b[:, -1]).norm()) for a, b in zip(actual, wanted, strict=True))
 
     drawn = [error(seed=seed) for seed in range(3)]
     assert error(select="importance") < sum(drawn) / 3
 
 
 def test_the_most_attended_keys_go_last() -> None:
-    """Keys 3 and 7 of 12 draw all attention of 4 observers; 3 of 6 kept keys are the latest. One
-    latent for both heads: those that both together attend to most."""
+    """Keys 3 and 7 of 12 get all attention of 4 observers; 3 of 6 kept keys are the latest.
+
+    With one latent for both heads, the keys that both together attend to most stay.
+    """
     queries, keys = torch.zeros(1, 4, 4, 8), torch.zeros(1, 2, 12, 8)
     queries[..., 0], keys[:, :, 3, 0], keys[:, :, 7, 0] = 1, 20, 30
     sampler = Sampler(Point(sparsity=0.5, select="importance"), "x")
@@ -409,7 +416,7 @@ def test_the_most_attended_keys_go_last() -> None:
 def test_generate_keeps_its_positions() -> None:
     ids = tokens(1, 12)
     for name, knobs in VARIANTS:
-        out = halved(name, knobs).generate(
+        output = halved(name, knobs).generate(
             ids, max_new_tokens=3, do_sample=False, eos_token_id=None
         )
-        assert out.shape == (1, 15)
+        assert output.shape == (1, 15)

@@ -19,12 +19,12 @@ pytestmark = pytest.mark.torch
 
 
 def four_layers() -> Any:
-    """An attention and three convolutions."""
+    """Build a tiny model with an attention and three convolutions."""
     return tiny_model("lfm2", num_hidden_layers=4, layer_types=["full_attention"] + ["conv"] * 3)
 
 
 def built(model_type: str, **fields: Any) -> Any:
-    """A random model, its matrices large enough that every layer matters."""
+    """Build a random model, its matrices large enough that every layer matters."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(model_type, hidden_size=64, vocab_size=512, **fields)
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
@@ -79,8 +79,10 @@ def test_what_a_mixer_does_not_allow(name: str) -> None:
 
 
 def test_an_attention_that_layers_share_is_not_taken_apart() -> None:
-    """Zamba2 calls one attention in several layers, each with its own place in the cache: the
-    logits of a prompt are right, those of the next token are not."""
+    """Zamba2 calls one attention in several layers, each with its own place in the cache.
+
+    Taken apart, the logits of a prompt would be right, and those of the next token would not.
+    """
     model = built(
         "zamba2", num_hidden_layers=4, intermediate_size=96,
         layers_block_type=["linear_attention", "hybrid"] * 2, hybrid_layer_ids=[1, 3],
@@ -145,8 +147,8 @@ def test_latent_attention_of_models_without_an_entry(model_type: str) -> None:
     ids = tokens(2, ALL)
     wanted, _ = steps(dense, ids, PROMPT)
     for family, knobs in (("dynamic-m", {}), ("dynamic-nk", {"block": 4}), ("kv-evict", {})):
-        found, _ = steps(prune(family, dense, 0.0, **knobs).model, ids, PROMPT)
-        for ours, theirs in zip(found, wanted, strict=True):
+        actual, _ = steps(prune(family, dense, 0.0, **knobs).model, ids, PROMPT)
+        for ours, theirs in zip(actual, wanted, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
         steps(prune(family, dense, 0.5, **knobs).model, ids, PROMPT)
 
@@ -171,5 +173,5 @@ def test_only_latents_that_an_active_query_reads_are_expanded() -> None:
     assert len(active) == 1 + ALL - PROMPT
     wanted = [(2, PROMPT)]
     wanted += [(n, PROMPT + t) for t, n in enumerate(active[1:], 1) if n]
-    assert [tuple(one) for one in seen] == wanted
+    assert [tuple(shape) for shape in seen] == wanted
     assert 0 < sum(active[1:]) < 2 * (ALL - PROMPT)

@@ -44,24 +44,27 @@ def test_dynamic_m_given_its_routes(model_type: str, fields: dict[str, Any], bat
     dense, ids = small(model_type, **fields), tokens(batch, ALL)
     model = prune("dynamic-m", dense, 0.5).model
     routes = recorded(model, ".router")
-    found, _ = steps(model, ids, PROMPT)
+    actual, _ = steps(model, ids, PROMPT)
 
     def rows(layer: int, part: str) -> torch.Tensor:
         name = "self_attn" if part == "attention" else "mlp"
         return served(routes[f"model.layers.{layer}.{name}.router"], batch, PROMPT, ALL)
 
-    assert_logits(found, reference(dense, ids, rows=rows), PROMPT)
+    assert_logits(actual, reference(dense, ids, rows=rows), PROMPT)
     assert int(rows(0, "attention")[:, :PROMPT].sum()) == batch * 9  # int(19 x .5)
     assert not torch.equal(rows(0, "attention"), rows(0, "mlp"))
     decode = [rows(i, part)[:, PROMPT:] for i in range(4) for part in ("attention", "mlp")]
     share = torch.cat(decode).float().mean()
     assert 0.25 < share < 0.75
-    assert not torch.allclose(found[0], reference(dense, ids)[:, :PROMPT], atol=1e-2)
+    assert not torch.allclose(actual[0], reference(dense, ids)[:, :PROMPT], atol=1e-2)
 
 
 def test_rows_that_fill_up_a_sequence_are_no_keys() -> None:
-    """By a threshold the sequences of a batch have other numbers of active tokens; one with fewer
-    is filled up with rows that count for nothing: each sequence as if it ran alone."""
+    """Rows that fill up a sequence count for nothing: each sequence is as if it ran alone.
+
+    By a threshold the sequences of a batch have different numbers of active tokens, and one with
+    fewer is filled up.
+    """
     dense, ids = small("qwen2"), tokens(3, ALL)
     model = prune("dynamic-m", dense, 0.5, keys="routed", choose="threshold", select="random").model
     for module in model.modules():
@@ -84,7 +87,7 @@ def test_dynamic_m_with_keys_of_its_routes_alone(batch: int, unit: str) -> None:
     dense, ids = small("qwen2"), tokens(batch, ALL)
     model = prune("dynamic-m", dense, 0.5, keys="routed", unit=unit).model
     routes = recorded(model, ".router")
-    found, cache = steps(model, ids, PROMPT)
+    actual, cache = steps(model, ids, PROMPT)
 
     def rows(layer: int, part: str) -> torch.Tensor:
         name = "mlp" if part == "mlp" and unit == "sublayer" else "self_attn"
@@ -94,7 +97,7 @@ def test_dynamic_m_with_keys_of_its_routes_alone(batch: int, unit: str) -> None:
         keys = rows(layer, "attention")[:, None, None] | torch.eye(ALL).bool()
         return causal(batch, 4, ALL) & keys
 
-    assert_logits(found, reference(dense, ids, rows=rows, seen=seen), PROMPT)
+    assert_logits(actual, reference(dense, ids, rows=rows, seen=seen), PROMPT)
     assert cache.get_seq_length() == ALL
     for index, layer in enumerate(cache.layers):
         active = rows(index, "attention")
@@ -102,7 +105,7 @@ def test_dynamic_m_with_keys_of_its_routes_alone(batch: int, unit: str) -> None:
         assert layer.keys.shape[2] == 9 + any_of  # int(19 x .5), and a slot a step that any runs
         if layer.present is not None:
             assert layer.present[:, 9:].sum() == active[:, PROMPT:].sum()
-    assert not torch.allclose(found[0], reference(dense, ids, rows=rows)[:, :PROMPT], atol=1e-2)
+    assert not torch.allclose(actual[0], reference(dense, ids, rows=rows)[:, :PROMPT], atol=1e-2)
 
 
 def block_mask(calls: list[Any], block: int) -> torch.Tensor:
@@ -119,12 +122,12 @@ def test_dynamic_nk_given_its_blocks(
     dense, ids = small(model_type, **fields), tokens(batch, ALL)
     model = prune("dynamic-nk", dense, 0.5, block=block).model
     blocks = recorded(model, ".router")
-    found, _ = steps(model, ids, PROMPT)
+    actual, _ = steps(model, ids, PROMPT)
 
     def seen(layer: int) -> torch.Tensor:
         return block_mask(blocks[f"model.layers.{layer}.self_attn.router"], block)
 
-    assert_logits(found, reference(dense, ids, seen=seen), PROMPT)
+    assert_logits(actual, reference(dense, ids, seen=seen), PROMPT)
     counts = next(iter(dynamic_stats(model).values()))
     num = math.ceil(PROMPT / block)
     assert counts.total[:2] == [num * (num + 1) // 2, math.ceil((PROMPT + 1) / block)]
@@ -138,13 +141,13 @@ def test_dynamic_nk_of_values_given_its_blocks() -> None:
     dense, ids = small("qwen2"), tokens(2, ALL)
     model = prune("dynamic-nk", dense, 0.5, block=4, blocks="value").model
     blocks = recorded(model, ".router")
-    found, _ = steps(model, ids, PROMPT)
+    actual, _ = steps(model, ids, PROMPT)
     masked = copy.deepcopy(dense)
     for index, layer in enumerate(masked.model.layers):
         calls = blocks[f"model.layers.{index}.self_attn.router"]
         plain = PlainAttention(read_attentions(dense)[index])
         layer.self_attn = _ValuesMasked(plain, block_mask(calls, 4))
-    assert_logits(found, reference(masked, ids), PROMPT)
+    assert_logits(actual, reference(masked, ids), PROMPT)
 
 
 class _ValuesMasked(torch.nn.Module):
@@ -161,8 +164,8 @@ class _ValuesMasked(torch.nn.Module):
         q = parts.queries(x, position_embeddings)
         k, v = (y.repeat_interleave(2, 1) for y in parts.keys_values(x, position_embeddings))
         scores = q @ k.transpose(-1, -2) * self.original.scaling + attention_mask
-        out = torch.where(self.seen, scores.softmax(-1), 0.0) @ v
-        return (parts.output(out.transpose(1, 2).flatten(2)),)
+        output = torch.where(self.seen, scores.softmax(-1), 0.0) @ v
+        return (parts.output(output.transpose(1, 2).flatten(2)),)
 
 
 @each_architecture
@@ -174,12 +177,12 @@ def test_kv_evict_given_its_keys(
     dense, ids = small(model_type, **fields), tokens(batch, ALL)
     model = prune("kv-evict", dense, 0.5, keep=keep).model
     ranked = recorded(model, ".router")
-    found, cache = steps(model, ids, PROMPT)
+    actual, cache = steps(model, ids, PROMPT)
     assert {layer.keys.shape[2] for layer in cache.layers} == {kept_count(ALL, 0.5)}
     assert cache.get_seq_length() == ALL
 
     def seen(layer: int) -> torch.Tensor:
-        out = causal(batch, 2, ALL)
+        output = causal(batch, 2, ALL)
         order = torch.arange(PROMPT - 9, PROMPT).expand(batch, 2, -1)  # int(19 x .5) latest
         if keep == "attention":
             rows = ranked[f"model.layers.{layer}.self_attn.router"][0]
@@ -191,10 +194,10 @@ def test_kv_evict_given_its_keys(
                 for t in range(PROMPT, ALL):
                     held = [*held, t][first - kept_count(t + 1, 0.5) :]
                     seen_keys = torch.tensor([*range(first), *held])
-                    out[b, head, t] = torch.isin(torch.arange(ALL), seen_keys)
-        return out.repeat_interleave(2, dim=1)
+                    output[b, head, t] = torch.isin(torch.arange(ALL), seen_keys)
+        return output.repeat_interleave(2, dim=1)
 
-    assert_logits(found, reference(dense, ids, seen=seen), PROMPT)
+    assert_logits(actual, reference(dense, ids, seen=seen), PROMPT)
     if keep == "attention":
         assert not torch.equal(seen(0), seen(1))
 
@@ -202,16 +205,19 @@ def test_kv_evict_given_its_keys(
 @each_batch
 @pytest.mark.parametrize("select", ["random", "importance"])
 def test_kv_evict_by_the_attention_of_all_queries(batch: int, select: str) -> None:
-    """Each query sees what its head has not evicted yet; an independent loop over positions adds
-    up the attention that every key got, and evicts the least attended of the older half."""
+    """Each query sees what its head has not evicted yet.
+
+    An independent loop over positions adds up the attention that every key got, and evicts the
+    least attended of the older half.
+    """
     dense, ids = small("llama"), tokens(batch, ALL)
     model = prune("kv-evict", dense, 0.5, keep="accumulated", select=select).model
     ranked = recorded(model, ".router")
-    found, cache = steps(model, ids, PROMPT)
+    actual, cache = steps(model, ids, PROMPT)
     assert {layer.keys.shape[2] for layer in cache.layers} == {kept_count(ALL + 1, 0.5) - 1}
 
     def seen(layer: int) -> torch.Tensor:
-        out = causal(batch, 2, ALL)
+        output = causal(batch, 2, ALL)
         calls = ranked[f"model.layers.{layer}.self_attn.router"]
         for b, head in itertools.product(range(batch), range(2)):
             held = list(range(PROMPT))
@@ -219,15 +225,15 @@ def test_kv_evict_by_the_attention_of_all_queries(batch: int, select: str) -> No
                 if t >= PROMPT:
                     held.append(t)
                     assert len(held) == kept_count(t + 1, 0.5)
-                    out[b, head, t] = torch.isin(torch.arange(ALL), torch.tensor(held))
+                    output[b, head, t] = torch.isin(torch.arange(ALL), torch.tensor(held))
                 if rows is not None:
                     own = rows.view(batch, 2, -1)[b, head] - (b * 2 + head) * len(held)
                     newest = set(held[len(held) - len(own) // 2 :])
                     held = [held[int(i)] for i in own]
                     assert newest <= set(held)
-        return out.repeat_interleave(2, dim=1)
+        return output.repeat_interleave(2, dim=1)
 
-    assert_logits(found, reference(dense, ids, seen=seen), PROMPT)
+    assert_logits(actual, reference(dense, ids, seen=seen), PROMPT)
     assert not torch.equal(seen(0), seen(1))
 
 
@@ -249,7 +255,7 @@ def test_the_mass_of_keys_is_the_attention_of_all_queries() -> None:
 def test_dynamic_depth_given_its_layers(batch: int, leave: str) -> None:
     dense, ids = small("llama"), tokens(batch, ALL)
     model = prune("dynamic-depth", dense, 0.5, exit=leave).model
-    found, cache = steps(model, ids, PROMPT)
+    actual, cache = steps(model, ids, PROMPT)
     ran = {name: row.active for name, row in dynamic_stats(model).items()}
 
     def rows(layer: int, _part: str) -> torch.Tensor:
@@ -261,7 +267,7 @@ def test_dynamic_depth_given_its_layers(batch: int, leave: str) -> None:
         cached = rows(layer, "")[:, None, None] | torch.eye(ALL).bool()
         return causal(batch, 4, ALL) & cached
 
-    assert_logits(found, reference(dense, ids, rows=rows, seen=seen), PROMPT)
+    assert_logits(actual, reference(dense, ids, rows=rows, seen=seen), PROMPT)
     per_step = [sum(active[t] for active in ran.values()) for t in range(ALL - PROMPT + 1)]
     if leave == "lower":  # a prompt runs through all, a step through the first and the last
         assert list(ran.values()) == [[1] * 5, *[[1, 0, 0, 0, 0]] * 2, [1] * 5]
@@ -278,7 +284,7 @@ def test_tokens_leave_in_steps(batch: int) -> None:
     dense, ids = small("llama"), tokens(batch, ALL)
     model = prune("token-drop", dense, 0.5, stages=4).model
     kept = recorded(model, ".router")
-    found, cache = steps(model, ids, PROMPT)
+    actual, cache = steps(model, ids, PROMPT)
     left = [kept_count(PROMPT, 1 - 0.5 ** (i / 3)) for i in (1, 2)] + [9]
     answer = ALL - PROMPT
     assert left == [15, 11, 9]
@@ -299,7 +305,7 @@ def test_tokens_leave_in_steps(batch: int) -> None:
         ),
     )
     wanted = torch.stack([wanted[b, stays[3, b]] for b in range(batch)])
-    assert_logits(found, wanted, 9)
+    assert_logits(actual, wanted, 9)
 
 
 @each_architecture
@@ -308,7 +314,7 @@ def test_token_drop_given_its_tokens(model_type: str, fields: dict[str, Any], ba
     dense, ids = small(model_type, **fields), tokens(batch, ALL)
     model = prune("token-drop", dense, 0.5, after=1).model
     kept = recorded(model, "layers.1.router")
-    found, cache = steps(model, ids, PROMPT)
+    actual, cache = steps(model, ids, PROMPT)
     assert [layer.keys.shape[2] for layer in cache.layers] == [ALL, *[9 + ALL - PROMPT] * 3]
 
     with torch.no_grad():
@@ -323,7 +329,7 @@ def test_token_drop_given_its_tokens(model_type: str, fields: dict[str, Any], ba
         torch.testing.assert_close(x[:, :9], rows, rtol=1e-4, atol=1e-4)
         for layer in dense.model.layers[1:]:
             x = layer(x, position_embeddings=(cos[0][index], sin[0][index]), attention_mask=None)
-        assert_logits(found, dense.lm_head(dense.model.norm(x)), 9)
+        assert_logits(actual, dense.lm_head(dense.model.norm(x)), 9)
 
 
 @each_architecture
@@ -334,7 +340,7 @@ def test_dynamic_width_given_its_channels(
     dense, ids = small(model_type, **fields), tokens(batch, PROMPT)
     model = prune("dynamic-width", dense, 0.5).model
     channels = recorded(model, ".router")
-    found, _ = steps(model, ids, PROMPT)
+    actual, _ = steps(model, ids, PROMPT)
     masked = copy.deepcopy(dense)
     for index, layer in enumerate(masked.model.layers):
         used = channels[f"model.layers.{index}.mlp.router"][0]
@@ -342,4 +348,4 @@ def test_dynamic_width_given_its_channels(
         gone = torch.ones(64, dtype=torch.bool)
         gone[used] = False
         layer.mlp.down_proj.weight.data[:, gone] = 0
-    torch.testing.assert_close(found[0], reference(masked, ids), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(actual[0], reference(masked, ids), rtol=1e-4, atol=1e-4)

@@ -16,8 +16,8 @@ from tests.tracer.tiny_models import tiny_model
 
 pytestmark = pytest.mark.torch
 
-STATIC = [one.id for one in families() if one.cuts and one.dynamics == "static"]
-DYNAMIC = [one.id for one in families() if one.is_dynamic and not one.predicted_only]
+STATIC = [entry.id for entry in families() if entry.cuts and entry.dynamics == "static"]
+DYNAMIC = [entry.id for entry in families() if entry.is_dynamic and not entry.predicted_only]
 # Those that leave every parameter where it is.
 IN_PLACE = {"static-m", "static-k-mask", "static-k-24", "static-topk"}
 UNIT = 64  # bytes by which torch aligns what it allocates
@@ -25,7 +25,7 @@ UNIT = 64  # bytes by which torch aligns what it allocates
 WANTED = {"all": 1.0, "none": 0.0, "some": 0.5}
 CASES = [("llama", wanted) for wanted in WANTED]
 CASES += [(name, "some") for name in ("gpt2", "gpt_oss", "deepseek_v3", "olmo2")]
-OF_EXPERTS = {one.id for one in families() if one.changes_experts}
+OF_EXPERTS = {entry.id for entry in families() if entry.changes_experts}
 # Models whose experts can go, and those that can send a token to fewer of them: the tiny deepseek
 # has no more experts in a group than a token needs.
 MIXTURES = {"static-experts": {"gpt_oss"}, "static-topk": {"gpt_oss", "deepseek_v3"}}
@@ -39,13 +39,13 @@ Flags = tuple[bool, torch.dtype, bool, bool]
 
 
 def flags_of(parameter: torch.Tensor) -> Flags:
-    """(requires a gradient, dtype, contiguous, aligned)."""
+    """Return (requires a gradient, dtype, contiguous, aligned)."""
     aligned = parameter.data_ptr() % UNIT == 0
     return parameter.requires_grad, parameter.dtype, parameter.is_contiguous(), aligned
 
 
 def flagged(name: str, dtype: torch.dtype, wanted: str) -> Any:
-    """A tiny model of a dtype whose parameters want gradients so."""
+    """Build a tiny model of a dtype whose parameters require gradients as `wanted` says."""
     model, draw = tiny_model(name).to(dtype), random.Random(0)
     for parameter in model.parameters():
         parameter.requires_grad_(draw.random() < WANTED[wanted])
@@ -64,7 +64,7 @@ def apply(family: str, model: torch.nn.Module, **knobs: str) -> Applied:
 
 
 def replaced(name: str, before: dict[str, Flags], applied: Applied) -> str:
-    """The parameter of the dense model in whose place `name` stands."""
+    """Return the parameter of the dense model that `name` replaces."""
     if (kept := applied.layer_map) is not None:
         name = re.sub(r"\b(layers|h)\.(\d+)", lambda m: f"{m[1]}.{kept[int(m[2])]}", name)
     name = re.sub(r"\.(first|second)\.(weight|bias)$", r".\2", name)  # of a low-rank pair
@@ -106,8 +106,8 @@ def test_a_dynamic_family_keeps_every_parameter_with_its_flags(family: str, want
         before = {id(parameter): flags_of(parameter) for parameter in known.values()}
         knobs = {"after": "1"} if family == "token-drop" else {}
         after = parameters(apply(family, model, **knobs).model)
-        found = {id(parameter): flags_of(parameter) for parameter in after.values()}
-        assert {key: found[key] for key in before} == before
+        actual = {id(parameter): flags_of(parameter) for parameter in after.values()}
+        assert {key: actual[key] for key in before} == before
         for path, parameter in after.items():
             if id(parameter) not in before:
                 assert "router" in path

@@ -73,16 +73,16 @@ def test_a_model_of_states_alone_is_pruned_as_families_says() -> None:
     config = AutoConfig.for_model("mamba", hidden_size=64, num_hidden_layers=2, vocab_size=512)
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     realised = set()
-    for one in describe(config.to_dict())["families"]:
-        point = family_point(one["id"], Point(sparsity=0.5))
+    for entry in describe(config.to_dict())["families"]:
+        point = family_point(entry["id"], Point(sparsity=0.5))
         with torch.no_grad():
-            if one["realised"]:
-                realised.add(one["id"])
-                logits = pruner(one["id"]).prune(copy.deepcopy(model), point).model(IDS).logits
+            if entry["realised"]:
+                realised.add(entry["id"])
+                logits = pruner(entry["id"]).prune(copy.deepcopy(model), point).model(IDS).logits
                 assert not torch.allclose(logits, model(IDS).logits)
             else:
                 with pytest.raises(PrunescopeError):
-                    pruner(one["id"]).prune(copy.deepcopy(model), point)
+                    pruner(entry["id"]).prune(copy.deepcopy(model), point)
     assert realised == {"static-m", "static-k-mask", "static-nk-cross", "dynamic-depth"}
 
 

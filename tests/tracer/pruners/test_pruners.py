@@ -1,5 +1,4 @@
-"""Families on a tiny model: removed equals masked, caches shrink, the dense baseline is
-untouched."""
+"""The families on a tiny model: removed equals masked, caches shrink, the dense one stays."""
 
 from __future__ import annotations
 
@@ -80,7 +79,7 @@ def test_every_pruner_leaves_the_dense_model_alone(tiny: Any) -> None:
 
 
 def mask_width(model: Any, kept: dict[str, list[int]], head_dim: int, group: int) -> Any:
-    """The dense model with zeros where static-nk cuts: columns of o and down."""
+    """Put zeros into the dense model where static-nk cuts: columns of o and down."""
     masked = copy.deepcopy(model)
     for key, index in kept.items():
         path, kind = key.split(":")
@@ -160,7 +159,7 @@ def test_saved_and_loaded_again_it_is_the_same(tiny: Any, tmp_path: Any) -> None
 
 
 def identity_layers(model: Any, gone: list[int], part: str) -> Any:
-    """The dense model with zeros where static-m cuts: what o and down write into the stream."""
+    """Put zeros into the dense model where static-m cuts: what o and down write into the stream."""
     masked = copy.deepcopy(model)
     for index in gone:
         layer = masked.model.layers[index]
@@ -195,8 +194,8 @@ def test_static_m_decodes_as_it_prefills(tiny: Any) -> None:
     """A cache that was renumbered wrongly would mix layers up."""
     for unit in ("layer", "attention", "sublayers"):
         model = apply("static-m", tiny, 0.5, unit=unit).model
-        found, _ = steps(model, IDS, 1)
-        torch.testing.assert_close(torch.cat(found, 1), logits(model), rtol=1e-3, atol=1e-4)
+        actual, _ = steps(model, IDS, 1)
+        torch.testing.assert_close(torch.cat(actual, 1), logits(model), rtol=1e-3, atol=1e-4)
 
 
 def test_static_m_named_layers(tiny: Any) -> None:

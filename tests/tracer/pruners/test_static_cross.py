@@ -1,5 +1,8 @@
-"""The cross-layer family on plain decoders: exact where every direction is kept, and removed equals
-masked. Other layers: `test_static_cross_layers.py`."""
+"""The cross-layer family on plain decoders.
+
+It is exact where every direction is kept, and removed equals masked. Other layers are in
+`test_static_cross_layers.py`.
+"""
 
 from __future__ import annotations
 
@@ -63,15 +66,17 @@ class Projected(nn.Module):
         ):
             inner = getattr(self.layer, before)(hidden_states) if before else hidden_states
             module = getattr(self.layer, part)
-            out = module(inner, **arguments)[0] if part == "self_attn" else module(inner)
-            out = out @ projection if after else out  # what is gone is not normalised either
-            out = getattr(self.layer, after)(out) if after else out
-            hidden_states = (hidden_states + self.scale * out) @ projection
+            output = module(inner, **arguments)[0] if part == "self_attn" else module(inner)
+            output = (
+                output @ projection if after else output
+            )  # what is gone is not normalised either
+            output = getattr(self.layer, after)(output) if after else output
+            hidden_states = (hidden_states + self.scale * output) @ projection
         return hidden_states
 
 
 def projected(model: Any, bases: list[torch.Tensor]) -> Any:
-    """The dense model with x → Q·Qᵀ·x at every junction: what masking means here."""
+    """Apply x → Q·Qᵀ·x at every junction of the dense model, which is what masking means here."""
     reference = copy.deepcopy(model)
     stream = read_stream(reference)
     projections = [basis @ basis.T for basis in bases]

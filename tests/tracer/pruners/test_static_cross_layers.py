@@ -1,5 +1,8 @@
-"""The cross-layer family on the other layers: layer norms, parallel residuals, Conv1D, experts,
-latent attention, mixers. All directions kept is the dense model, and removed equals masked."""
+"""The cross-layer family on layers of other kinds.
+
+These have layer norms, parallel residuals, Conv1D, experts, latent attention or mixers. With all
+directions kept it is the dense model, and removed equals masked.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ WAYS = (("same", "random"), ("same", "importance"), ("different", "random"))
 
 
 def built(name: str, **fields: Any) -> Any:
-    """A tiny model whose norms have gains that count."""
+    """Build a tiny model whose norms have gains that matter."""
     model = tiny_model(name, **fields)
     for path, parameter in model.named_parameters():
         if parameter.dim() == 1 and not path.endswith(("bias", "sinks")):
@@ -84,22 +87,27 @@ class RmsNorm(nn.Module):
         self.eps = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        out = self.gain * hidden * (hidden.square().sum(-1, keepdim=True) / 64 + self.eps).rsqrt()
-        return out if self.bias is None else out + self.bias
+        output = (
+            self.gain * hidden * (hidden.square().sum(-1, keepdim=True) / 64 + self.eps).rsqrt()
+        )
+        return output if self.bias is None else output + self.bias
 
 
 def masked(dense: Any, bases: list[torch.Tensor], *, centred: bool, each: bool) -> Any:
-    """The dense model with all that is added to the stream projected, x → Q·Qᵀ·x, its mean taken
-    out before where norms subtract it; `each`: what leaves a layer too, by its own basis."""
+    """Project all that is added to the stream of the dense model, x → Q·Qᵀ·x.
+
+    Where norms subtract the mean (`centred`), it is taken out before. With `each`, what leaves a
+    layer is projected too, by its own basis.
+    """
     model = copy.deepcopy(dense)
     stream = read_stream(model)
     centre = torch.eye(64) - centred / 64
     projections = [q @ q.T for q in bases]
 
     def project(module: nn.Module, matrix: torch.Tensor) -> None:
-        def hook(_module: Any, _args: Any, out: Any) -> Any:
-            first = (out[0] if isinstance(out, tuple) else out) @ matrix
-            return (first, *out[1:]) if isinstance(out, tuple) else first
+        def hook(_module: Any, _args: Any, output: Any) -> Any:
+            first = (output[0] if isinstance(output, tuple) else output) @ matrix
+            return (first, *output[1:]) if isinstance(output, tuple) else first
 
         module.register_forward_hook(hook)
 
@@ -142,11 +150,14 @@ def test_removed_equals_masked(name: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def check_numbers(dense: Any, pruned: Any, junctions: str) -> None:
-    """The theory counts every number that the pruned model stores, as far as it does of the dense
-    one: it does not know how many heads the norms of StableLM's and Cohere's queries have."""
+    """Check that the theory counts every number that the pruned model stores.
+
+    It does so as far as it does for the dense model: it does not know how many heads the norms of
+    StableLM's and Cohere's queries have.
+    """
     shape = ModelShape.from_config(dense.config.to_dict())
-    one, work = family(NAME), Workload(phase="prefill", prompt_len=8)
-    ops = one.theory(shape, work, one.point(0.5, {"junctions": junctions}))
+    cross, work = family(NAME), Workload(phase="prefill", prompt_len=8)
+    ops = cross.theory(shape, work, cross.point(0.5, {"junctions": junctions}))
     unknown = sum(p.numel() for p in dense.parameters()) - shape.parameters()
     assert unknown in (0, 64, 192)
     told = sum(op.layers * op.parameters for op in ops)

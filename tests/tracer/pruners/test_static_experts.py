@@ -1,5 +1,7 @@
-"""Experts are dropped or merged, or a token goes to fewer: removed equals masked, scores are those
-of the publication, what cannot be pruned is refused."""
+"""Experts are dropped or merged, or a token goes to fewer of them.
+
+Removed equals masked, scores are those of the publication, and what cannot be pruned is refused.
+"""
 
 from __future__ import annotations
 
@@ -36,24 +38,27 @@ def prune(
 
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        out: torch.Tensor = model(IDS).logits
-    return out
+        output: torch.Tensor = model(IDS).logits
+    return output
 
 
 def masked_logits(
     monkeypatch: pytest.MonkeyPatch, model: Any, kept: dict[str, list[int]]
 ) -> torch.Tensor:
-    """Those of the dense model with −∞ as the router's logits of experts that are not kept, and as
-    the terms that are added to them. Layers route one after the other."""
+    """Compute the logits of the dense model with −∞ for experts that are not kept.
+
+    The router's logits and the terms that are added to them are both set so. Layers route one after
+    the other.
+    """
     linear, rows = nn.functional.linear, iter([*kept.values()] * 2)
 
     def masked(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
-        out = linear(x, weight, bias)
+        output = linear(x, weight, bias)
         if weight.shape[0] != E:
-            return out
+            return output
         gone = torch.ones(E, dtype=torch.bool)
         gone[next(rows)] = False
-        return out.masked_fill(gone, float("-inf"))
+        return output.masked_fill(gone, float("-inf"))
 
     for path, index in kept.items():
         block = model.get_submodule(path.rpartition(".")[0])
@@ -66,8 +71,8 @@ def masked_logits(
         return logits(model)
 
 
-def close(found: torch.Tensor, wanted: torch.Tensor, share: float = 1e-5) -> bool:
-    return float((found - wanted).abs().max()) <= share * float(wanted.abs().max())
+def close(actual: torch.Tensor, wanted: torch.Tensor, share: float = 1e-5) -> bool:
+    return float((actual - wanted).abs().max()) <= share * float(wanted.abs().max())
 
 
 @pytest.mark.parametrize("model_type", MIXTURES)
@@ -97,17 +102,19 @@ def test_dropped_equals_masked_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss"])
 def test_implementations_agree(model_type: str) -> None:
     """All count the same tokens, and the pruned models compute the same."""
-    found, counts, scores = [], [], []
+    actual, counts, scores = [], [], []
     for name in IMPLEMENTATIONS:
         model = mixture(model_type, name)
         seen = collect_experts(model, FEW.batches)
-        counts.append([one.counts.tolist() for one in seen.values()])
-        scores.append(torch.stack([one.scores for one in seen.values() if one.scores is not None]))
-        found.append(logits(prune("static-experts", model, select="importance").model))
+        counts.append([item.counts.tolist() for item in seen.values()])
+        scores.append(
+            torch.stack([item.scores for item in seen.values() if item.scores is not None])
+        )
+        actual.append(logits(prune("static-experts", model, select="importance").model))
     assert counts[0] == counts[1] == counts[2]
     assert sum(counts[0][0]) == IDS.numel() * TOP_K
-    assert all(torch.allclose(one, scores[0], rtol=1e-4) for one in scores)
-    assert all(close(one, found[0]) for one in found)
+    assert all(torch.allclose(item, scores[0], rtol=1e-4) for item in scores)
+    assert all(close(item, actual[0]) for item in actual)
 
 
 def test_a_score_is_the_mean_of_gate_times_norm() -> None:
@@ -115,18 +122,18 @@ def test_a_score_is_the_mean_of_gate_times_norm() -> None:
     model = mixture("mixtral", "eager")
     block, seen = model.model.layers[0].mlp, []
     handle = block.register_forward_pre_hook(lambda _m, args: seen.append(args[0][0]))
-    found = collect_experts(model, FEW.batches)["model.layers.0.mlp.experts"]
+    actual = collect_experts(model, FEW.batches)["model.layers.0.mlp.experts"]
     handle.remove()
     sums, tokens = torch.zeros(E).double(), torch.zeros(E).long()
     for x in torch.cat(seen):
         gates, index = (x @ block.gate.weight.T).softmax(0).topk(TOP_K)
         for gate, e in zip(gates / gates.sum(), index.tolist(), strict=True):
             a, b = (block.experts.gate_up_proj[e] @ x).chunk(2)
-            out = block.experts.down_proj[e] @ (nn.functional.silu(a) * b)
-            sums[e] += float(gate * out.norm())
+            output = block.experts.down_proj[e] @ (nn.functional.silu(a) * b)
+            sums[e] += float(gate * output.norm())
             tokens[e] += 1
-    assert found.counts.tolist() == tokens.tolist()
-    assert found.scores is not None and torch.allclose(found.scores, sums, rtol=1e-4)
+    assert actual.counts.tolist() == tokens.tolist()
+    assert actual.scores is not None and torch.allclose(actual.scores, sums, rtol=1e-4)
     kept = prune("static-experts", model, select="importance").kept["model.layers.0.mlp.experts"]
     means = sums / tokens.clamp(min=1)
     assert kept == sorted(means.topk(8).indices.tolist())
@@ -152,8 +159,10 @@ def test_experts_in_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_merged_experts_are_weighted_means() -> None:
-    """An expert that goes joins the kept one whose router row is nearest; by frequency its weight
-    is the number of its tokens."""
+    """An expert that goes joins the kept one whose router row is nearest.
+
+    By frequency its weight is the number of its tokens.
+    """
     path = "model.layers.0.mlp.experts"
     dense = mixture("mixtral")
     counts = collect_experts(dense, FEW.batches)[path].counts
@@ -161,21 +170,23 @@ def test_merged_experts_are_weighted_means() -> None:
     rows = nn.functional.normalize(dense.model.layers[0].mlp.gate.weight, dim=1)
     kept = applied.kept[path]
     nearest = {e: max(kept, key=lambda k: float(rows[k] @ rows[e])) for e in range(E)}
-    for place, one in enumerate(kept):
-        members = [e for e in range(E) if nearest[e] == one or e == one]
+    for place, expert in enumerate(kept):
+        members = [e for e in range(E) if nearest[e] == expert or e == expert]
         share = counts[members] / counts[members].sum()
         for name, axes in (("gate_up_proj", "e,enk->nk"), ("down_proj", "e,enk->nk")):
             whole = getattr(dense.get_submodule(path), name)[members]
-            found = getattr(applied.model.get_submodule(path), name)[place]
-            assert torch.allclose(found, torch.einsum(axes, share, whole), atol=1e-6)
+            actual = getattr(applied.model.get_submodule(path), name)[place]
+            assert torch.allclose(actual, torch.einsum(axes, share, whole), atol=1e-6)
         row = share @ dense.model.layers[0].mlp.gate.weight[members]
         assert torch.allclose(applied.model.model.layers[0].mlp.gate.weight[place], row, atol=1e-6)
     assert any("parts by frequency" in note for note in applied.record["notes"])
 
 
 def test_groups_keep_the_same_number_and_as_many_as_a_token_needs() -> None:
-    """Four groups of four, two of them open to a token: its four experts need two of each. DeepSeek
-    V3 ranks a group by its two best."""
+    """Two of four groups of four experts are open to a token: its four experts need two of each.
+
+    DeepSeek V3 ranks a group by its two best.
+    """
     for sparsity, left in ((0.25, 3), (0.3, 3), (0.5, 2), (0.9, 2)):
         applied = prune("static-experts", mixture("deepseek_v3"), sparsity)
         (kept,) = applied.kept.values()
@@ -188,11 +199,11 @@ def test_groups_keep_the_same_number_and_as_many_as_a_token_needs() -> None:
 @pytest.mark.parametrize("model_type", MIXTURES)
 def test_a_token_goes_to_fewer_experts(model_type: str) -> None:
     applied = prune("static-topk", mixture(model_type))
-    handles, found = watch_experts(applied.model)
+    handles, actual = watch_experts(applied.model)
     pruned = logits(applied.model)
     for handle in handles:
         handle.remove()
-    assert all(int(one.counts.sum()) == 2 * IDS.numel() for one in found.values())
+    assert all(int(routed.counts.sum()) == 2 * IDS.numel() for routed in actual.values())
     assert not close(pruned, logits(mixture(model_type)), 0.01)
     shape = ModelShape.from_config(applied.model.config.to_dict())
     assert (shape.experts.count, shape.experts.per_token) == (E, 2)
@@ -229,8 +240,8 @@ def test_what_is_refused(tiny: Any) -> None:
     with pytest.raises(PrunescopeError, match="no expert of model.layers.1.mlp.experts can go"):
         prune("static-experts", narrow)
     single = mixture("llama4_text")
-    for one in find_mixtures(single):
-        one.route_to(1)
+    for routed in find_mixtures(single):
+        routed.route_to(1)
     with pytest.raises(PrunescopeError, match="goes to a single expert"):
         prune("static-topk", single)
 

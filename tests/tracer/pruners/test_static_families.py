@@ -171,11 +171,11 @@ def executed(model: Any) -> tuple[float, float]:
 
 
 def theory(dense: Any, name: str, sparsity: float, **knobs: str) -> tuple[float, float]:
-    """The same, of the family's theory; eager attention computes S² pairs, not S(S+1)/2."""
+    """Compute the same by the family's theory; eager attention computes S² pairs, not S(S+1)/2."""
     shape = ModelShape.from_config(dense.config.to_dict())
     work = Workload(phase="prefill", batch=BATCH, prompt_len=LENGTH, logits="all", itemsize=4)
-    one = family(name)
-    ops = one.theory(shape, work, one.point(sparsity, knobs))
+    chosen = family(name)
+    ops = chosen.theory(shape, work, chosen.point(sparsity, knobs))
     linears = sum(op.layers * op.flop for op in ops if op.cls == "matmul")
     attention = sum(op.layers * op.flop for op in ops if op.cls == "attention")
     return linears, attention * 2 * LENGTH / (LENGTH + 1)
@@ -222,9 +222,9 @@ def test_parameters_are_those_of_the_theory(model_type: str) -> None:
     shape = ModelShape.from_config(dense.config.to_dict())
     work = Workload(phase="prefill", batch=BATCH, prompt_len=LENGTH)
     for name, knobs in (("static-k-lowrank", {}), ("static-nk-cross", {"junctions": "different"})):
-        one = family(name)
+        chosen = family(name)
         untied = shape.change(tied=shape.embedding.tied and name != "static-nk-cross")
-        ops = one.theory(untied, work, one.point(0.5, knobs))
+        ops = chosen.theory(untied, work, chosen.point(0.5, knobs))
         model = halved(name, model_type, **knobs).model
         counted = sum(p.numel() for p in model.parameters())
         assert counted == sum(op.layers * op.parameters for op in ops)
@@ -234,8 +234,8 @@ def test_parameters_are_those_of_the_theory(model_type: str) -> None:
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma3_text"])
 def test_decoding_equals_prefill(name: str, model_type: str) -> None:
     model = halved(name, model_type).model
-    found, _ = steps(model, IDS, 1)
-    assert distance(torch.cat(found, 1), logits(model)) < 1e-4
+    actual, _ = steps(model, IDS, 1)
+    assert distance(torch.cat(actual, 1), logits(model)) < 1e-4
 
 
 def test_a_seed_prunes_the_same_parts_and_another_does_not() -> None:
@@ -245,9 +245,9 @@ def test_a_seed_prunes_the_same_parts_and_another_does_not() -> None:
         runs = []
         for seed in (0, 0, 1):
             with torch.no_grad():
-                one = pruner(name).prune(
+                applied = pruner(name).prune(
                     copy.deepcopy(dense), dataclasses.replace(point, seed=seed)
                 )
-            runs.append(logits(one.model))
+            runs.append(logits(applied.model))
         assert torch.equal(runs[0], runs[1])
         assert not torch.equal(runs[0], runs[2])

@@ -50,7 +50,7 @@ def _static_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def whole(backend: str) -> Callable[..., Step]:
-    """A recorder that fails where torch.compile cannot take the step whole."""
+    """Return a recorder that fails where torch.compile cannot take the step whole."""
 
     def record(step: Step, tokens: torch.Tensor, rewind: Callable[[], None]) -> Step:
         run: Step = torch.compile(
@@ -74,8 +74,10 @@ def test_a_static_step_gives_the_eager_numbers(name: str, phase: str) -> None:
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("name", EACH)
 def test_a_static_step_runs_on_tensors_without_values(name: str, phase: str) -> None:
-    """FakeTensors have a shape alone: `.item()`, `nonzero`, a mask as an index and a branch by a
-    value fail. What comes out has the same shape for every input."""
+    """FakeTensors have only a shape: `.item()`, `nonzero`, a mask as an index and a branch fail.
+
+    The output has the same shape for every input.
+    """
     model = pruned(name)
     _, static = loops(model, phase)
     static.prepare()

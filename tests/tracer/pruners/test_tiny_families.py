@@ -53,12 +53,12 @@ def dense_steps(dtype: torch.dtype, length: int, prompt: int) -> tuple[list[torc
 
 def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        out: torch.Tensor = model(ids).logits
-    return out
+        output: torch.Tensor = model(ids).logits
+    return output
 
 
-def close(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype = torch.float32) -> bool:
-    error = float((found.float() - wanted.float()).abs().max())
+def close(actual: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype = torch.float32) -> bool:
+    error = float((actual.float() - wanted.float()).abs().max())
     return error <= TOLERANCE[dtype] * float(wanted.float().abs().max())
 
 
@@ -71,7 +71,7 @@ _halved: dict[str, Any] = {}
 
 
 def halved(name: str) -> Any:
-    """The model at s = 0.5, as it comes from pruning: built once, each test has a copy."""
+    """Return the model at s = 0.5 as pruning leaves it: built once, each test has a copy."""
     if name not in _halved:
         _halved[name] = prune(name, tiny(), 0.5).model
     return copy.deepcopy(_halved[name])
@@ -80,9 +80,9 @@ def halved(name: str) -> Any:
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("name", [n for n in WITHOUT_EXPERTS if n != "static-k-24"])
 def test_at_zero_prefill_and_decode_are_dense(name: str, dtype: torch.dtype) -> None:
-    found, cache = steps(prune(name, tiny(dtype), 0.0).model, tokens(2, 10), 8)
+    actual, cache = steps(prune(name, tiny(dtype), 0.0).model, tokens(2, 10), 8)
     wanted, full = dense_steps(dtype, 10, 8)
-    for ours, theirs in zip(found, wanted, strict=True):
+    for ours, theirs in zip(actual, wanted, strict=True):
         assert ours.dtype == dtype
         assert close(ours, theirs, dtype)
     assert [x.keys.shape for x in cache.layers] == [x.keys.shape for x in full.layers]
@@ -110,17 +110,19 @@ def test_the_cache_shrinks_where_the_family_says_so(name: str) -> None:
 @pytest.mark.parametrize("name", STATIC)
 def test_decode_after_pruned_prefill_is_a_full_forward(name: str) -> None:
     model, ids = halved(name), tokens(2, 12)
-    found, _ = steps(model, ids, 9)
+    actual, _ = steps(model, ids, 9)
     whole = logits(model, ids)
-    assert close(torch.cat(found, 1), whole)
-    assert torch.equal(torch.cat(found, 1).argmax(-1), whole.argmax(-1))
+    assert close(torch.cat(actual, 1), whole)
+    assert torch.equal(torch.cat(actual, 1).argmax(-1), whole.argmax(-1))
 
 
 @pytest.mark.parametrize("name", STATIC)
 @torch.no_grad()
 def test_removed_is_masked(name: str) -> None:
-    """The dense model with zeros where the family cuts gives the same logits, and others than the
-    dense one. Both factors of a rank multiplied are its mask; of cross, see test_static_cross."""
+    """The dense model with zeros where the family cuts gives the same logits, not the dense ones.
+
+    The mask of a rank is the product of its two factors. The cross family is in test_static_cross.
+    """
     if name == "static-nk-cross":
         pytest.skip("tests/tracer/pruners/test_static_cross.py masks the residual stream")
     dense, ids = tiny(), tokens(2, 12)
@@ -150,17 +152,19 @@ def test_removed_is_masked(name: str) -> None:
 
 @pytest.mark.parametrize("name", DYNAMIC)
 def test_a_dynamic_family_decides_and_keeps_all_weights(name: str) -> None:
-    """What each computes, given its routes, is in test_dynamic_reference; here: it prunes, in
-    prefill or in decode, and every number of the dense model is still there."""
+    """A dynamic family prunes, in prefill or in decode, and keeps every number of the dense model.
+
+    What each computes, given its routes, is in test_dynamic_reference.
+    """
     dense, ids = tiny(), tokens(2, 20)
     model = halved(name)
-    (found, _), (wanted, _) = steps(model, ids, 16), dense_steps(torch.float32, 20, 16)
-    assert not all(close(a, b) for a, b in zip(found, wanted, strict=True) if a.shape == b.shape)
-    assert all(bool(x.isfinite().all()) for x in found)
+    (actual, _), (wanted, _) = steps(model, ids, 16), dense_steps(torch.float32, 20, 16)
+    assert not all(close(a, b) for a, b in zip(actual, wanted, strict=True) if a.shape == b.shape)
+    assert all(bool(x.isfinite().all()) for x in actual)
     count = sum(p.numel() for p in model.parameters())
     assert count >= sum(p.numel() for p in dense.parameters())
     if name == "kv-evict":  # the prompt sees all of itself
-        assert close(found[0], reference(dense, ids[:, :16]))
+        assert close(actual[0], reference(dense, ids[:, :16]))
 
 
 IMPOSSIBLE: list[tuple[str, float, dict[str, str], str, str]] = [
@@ -227,7 +231,7 @@ def test_blocks_of_which_none_can_be_skipped(block: int, sparsity: float, neares
     steps(model, tokens(1, 16), 16)
     counts = dynamic_stats(model)
     assert counts
-    assert all(sum(one.active) < sum(one.total) for one in counts.values())
+    assert all(sum(count.active) < sum(count.total) for count in counts.values())
     steps(prune("dynamic-nk", tiny(), 0.0, **asked).model, tokens(1, 16), 16)  # none is asked for
 
 

@@ -25,7 +25,7 @@ def fails(model, sparsity):
     return deeper(model)
 
 
-def in_torch(model, sparsity):
+def fails_in_torch(model, sparsity):
     import torch
     return torch.ones(2) @ torch.ones(3)
 
@@ -50,7 +50,7 @@ def breaks(model, sparsity):
 """
 CASES = {
     "fails": ("raised ValueError: no layer in mine9.py fits", "mine9.py, line 5"),
-    "in_torch": ("raised RuntimeError: ", "mine9.py, line 14"),
+    "fails_in_torch": ("raised RuntimeError: ", "mine9.py, line 14"),
     "leaves": ("raised SystemExit: 7", "mine9.py, line 18"),
     "own": ("raised Odd", "mine9.py, line 28"),
     "breaks": ("does not run pruned with mine9:breaks", ""),
@@ -61,10 +61,10 @@ TRACE = ["trace", "--model", "tiny-llama", "--phase", "decode", "--prompt-len", 
 def told(
     method: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> tuple[str, str]:
-    """The problem, and all of standard error."""
+    """Return the problem, and all of standard error."""
     assert prunescope.main([*TRACE, "--method", method, "--json", "-"]) == code
-    out, err = capsys.readouterr()
-    assert out == ""
+    stdout, err = capsys.readouterr()
+    assert stdout == ""
     assert "Traceback" not in err
     assert str(tmp_path) not in err
     assert not Path("t").exists()

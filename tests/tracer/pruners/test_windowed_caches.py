@@ -29,9 +29,9 @@ KEYS = 2 * 2 * 16 * 4  # K and V of 2 KV heads of 16 in fp32, bytes a token and 
 def test_eviction_leaves_windows_as_they_are(window: int, kept: int, keep: str) -> None:
     dense = tiny_model("gemma3", sliding_window=window)
     shape = ModelShape.from_config(dense.config.to_dict())
-    one = family("kv-evict")
+    evicting = family("kv-evict")
     work = Workload(phase="decode", prompt_len=20, context=24, itemsize=4)
-    plans = one.plans(shape, work, one.point(0.5, {"keep": keep}))
+    plans = evicting.plans(shape, work, evicting.point(0.5, {"keep": keep}))
     assert kv_cache_bytes(plans) == kept * KEYS
     reads = {op.name: op.kv_read for op in forward(plans) if op.cls == "attention"}
     assert reads == {
