@@ -1,7 +1,7 @@
 """The events of a Chrome trace as they are decoded: whole ones, and lean ones by category.
 
 `Event` holds every field that prunescope reads. `LEAN` decodes a list of events of known categories
-into structs that hold only the fields that become columns; it refuses any other list, which is then
+into structs that hold only the fields that become columns. It refuses any other list, which is then
 decoded in full (a third to a half slower).
 """
 
@@ -70,7 +70,7 @@ class Args(msgspec.Struct, gc=False):
 
 
 class Event(msgspec.Struct, gc=False):
-    """One event; times in the file's microseconds. `id`: of a flow arrow."""
+    """One event, with times in the unit of the file (µs); `id` is that of a flow event."""
 
     ph: str = ""
     id: Number = None
@@ -92,18 +92,18 @@ WHOLE_GRAPH = "CUDA graph "
 SKIPPED = ("ac2g", "fwdbwd", "gpu_user_annotation", "Trace")
 
 
-def _fields(of: type[msgspec.Struct], names: Sequence[str]) -> list[tuple[str, Any, Any]]:
-    """The named fields of a struct, with their types and defaults."""
-    known = {one.name: one for one in msgspec.structs.fields(of)}
+def _fields(struct: type[msgspec.Struct], names: Sequence[str]) -> list[tuple[str, Any, Any]]:
+    """Return the named fields of a struct, with their types and defaults."""
+    fields = {field.name: field for field in msgspec.structs.fields(struct)}
     return [
-        (name, one.type, msgspec.field(default=one.default, name=one.encode_name))
-        for name, one in ((name, known[name]) for name in names)
+        (field.name, field.type, msgspec.field(default=field.default, name=field.encode_name))
+        for field in map(fields.__getitem__, names)
     ]
 
 
-def _args(of: str, names: Sequence[str]) -> Any:
-    """A struct for the arguments that are read of one kind of events."""
-    return msgspec.defstruct(f"Args_{of}", _fields(Args, names), gc=False)
+def _args(kind: str, names: Sequence[str]) -> Any:
+    """Make a struct for the arguments that are read of one kind of event."""
+    return msgspec.defstruct(f"Args_{kind}", _fields(Args, names), gc=False)
 
 
 _TIMED = _fields(Event, ("name", "pid", "tid", "ts", "dur"))
@@ -118,7 +118,7 @@ _OP = _args("op", _OF_OP)
 
 
 class _Snapshot(msgspec.Struct, gc=False):
-    """Arguments of a snapshot of memory whose sizes are numbers of bytes."""
+    """The arguments of a snapshot of memory, whose sizes are numbers of bytes."""
 
     allocated: Size | None = msgspec.field(default=None, name="Total Allocated")
     reserved: Size | None = msgspec.field(default=None, name="Total Reserved")
@@ -126,22 +126,21 @@ class _Snapshot(msgspec.Struct, gc=False):
 
 
 def _event(category: str, args: Any = None, ph: str = "X") -> Any:
-    """A struct for the events of one category (`cat`); `args`: of the arguments that are read.
-    `ph`: that of all of them, so that counters are none."""
-    fields, known = [("ph", Literal[ph]), *_TIMED], {"cat": category}
+    """Make a struct for the events of one category.
+
+    `args` is the struct of the arguments that are read; None skips them. `ph` is the phase that all
+    of the events have, so that counters of the same category are refused.
+    """
+    fields, constants = [("ph", Literal[ph]), *_TIMED], {"cat": category}
     if args is None:
-        return _tagged(category, fields, {**known, "args": None})
-    return _tagged(category, [*fields, ("args", args | None, None)], known)
+        return _tagged(category, fields, {**constants, "args": None})
+    return _tagged(category, [*fields, ("args", args | None, None)], constants)
 
 
-def _skipped(category: str) -> Any:
-    """A struct for events that become no column: without fields, and with no category."""
-    return _tagged(category, [], {"cat": None})
-
-
-def _tagged(category: str, fields: list[Any], known: dict[str, Any]) -> Any:
+def _tagged(category: str, fields: list[Any], constants: dict[str, Any]) -> Any:
+    """Make a struct that decodes only events of a category; `constants` are class attributes."""
     return msgspec.defstruct(
-        f"Event_{category}", fields, namespace=known, gc=False, tag_field="cat", tag=category
+        f"Event_{category}", fields, namespace=constants, gc=False, tag_field="cat", tag=category
     )
 
 
@@ -152,7 +151,7 @@ LEAN_STRUCTS: dict[str, Any] = {
     **{category: _event(category, _OP) for category in OP_CATEGORIES},
     MEMORY: _event(MEMORY, _Snapshot, ph="i"),
     **{category: _event(category) for category in ("user_annotation", "python_function", OVERHEAD)},
-    **{category: _skipped(category) for category in SKIPPED},
+    **{category: _tagged(category, [], {"cat": None}) for category in SKIPPED},
 }
 LEAN: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
     list[reduce(or_, LEAN_STRUCTS.values())],  # type: ignore[misc]

@@ -12,7 +12,7 @@ import pytest
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.measured import outside_steps
-from prunescope.analysis.timeline.engines import _rows
+from prunescope.analysis.timeline.engines import _usual_rows
 from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.link import link
 from prunescope.analysis.timeline.steps import find_windows
@@ -275,7 +275,7 @@ def test_experts_without_tokens_are_not_the_rows_of_a_step(tmp_path: Path) -> No
     ratio of two steps would divide by."""
     none, four = (op("aten::mm", [m, 5], [5, 6]) for m in (0, 4))
     trace = load(save(chrome(none, none, four, cpu=True), tmp_path / "t.json"))
-    assert _rows(trace, np.array([0]), np.array([1 << 62])) == [4]
+    assert _usual_rows(trace, np.array([0]), np.array([1 << 62])) == [4]
 
 
 @pytest.mark.parametrize("names", [["decode"] * 3, ["decode 1", "decode 2", "decode 3"],
