@@ -1,7 +1,7 @@
-"""A model's config against one phase of a trace: slots, contradictions, and M of every step.
+"""The comparison of a model's config with one phase of a trace, by slots and M of every step.
 
-In: a traced phase, a `ModelConfig`, a degree of tensor parallelism. Out: `Trial`; where it
-has problems, the trace contradicts the config.
+In: a traced phase, a `ModelConfig`, a degree of tensor parallelism. Out: `Trial`; where it has
+problems, the trace contradicts the config.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from prunescope.taxonomy.dtypes import itemsize
 
 @dataclass(frozen=True)
 class Traced:
-    """A traced phase. `source`: where the roles of the frame come from."""
+    """A traced phase; `source` is where the roles of the frame come from."""
 
     frame: pl.DataFrame
     trace: Trace
@@ -49,7 +49,7 @@ class Traced:
 
     @cached_property
     def collectives(self) -> dict[str, float]:
-        """How often a step runs each collective."""
+        """The number of times that a step runs each collective."""
         every = self.frame.filter(pl.col("kind") == "comm").group_by("name").len()
         return {name or "": n / len(self.linked.wall) for name, n in every.iter_rows()}
 
@@ -59,9 +59,9 @@ _FEW = 1 / 3  # of the steps, that may lack kernels: a profiler stops within one
 _LONGER = 2  # times the GEMM time of the shortest pass: a pass of prompts
 
 
-def _phases(passes: Sequence[Assignment]) -> list[str | None]:
-    """The phases of several passes of one step, where some take much longer than others."""
-    times = [sum(one.item.ns for one in assignment.gemms) for assignment in passes]
+def _phases_of_passes(passes: Sequence[Assignment]) -> list[str | None]:
+    """Return the phases of several passes of one step, where some take much longer than others."""
+    times = [sum(gemm.item.ns for gemm in assignment.gemms) for assignment in passes]
     if len(passes) < 2 or max(times) < _LONGER * min(times):
         return [None] * len(passes)
     return ["prefill" if ns >= _LONGER * min(times) else "decode" for ns in times]
@@ -104,8 +104,9 @@ class Trial:
                     self.problems = self.unplaced_steps[step]
                     return
                 continue
-            phases = _phases(passes)
-            counts = traced.counting.of_passes(step, [list(one.rows()) for one in passes])
+            phases = _phases_of_passes(passes)
+            rows_of_passes = [list(assignment.rows()) for assignment in passes]
+            counts = traced.counting.split_by_pass(step, rows_of_passes)
             for number, assignment in enumerate(passes):
                 key = step, number
                 self.placed[key] = assignment
@@ -122,7 +123,7 @@ class Trial:
     def _check(
         self, key: Pass, items: list[Item], phase: str | None, counts: list[Count]
     ) -> list[str]:
-        """Contradictions between a pass and the config; sets its tokens and M."""
+        """List contradictions between a pass and the config, and set its tokens and M."""
         shape, gemms = self.model.shape, self.placed[key].gemms
         allowed, problems = evidence.rows_allowed(gemms, self.sm)
         if problems:
@@ -138,9 +139,9 @@ class Trial:
             self._tokens(key[0], phase), allowed, counted
         )
         self.rows[key] = tokens.rows or only(meet(allowed, counted.allowed))
-        if not holds(counted.by_elements or None, tokens.rows or 0) and tokens.rows is not None:
+        if not holds(counted.element_rows or None, tokens.rows or 0) and tokens.rows is not None:
             return [
-                f"residual adds and activations count {written(counted.by_elements)} rows of the "
+                f"residual adds and activations count {written(counted.element_rows)} rows of the "
                 f"config's widths, and M is {tokens.rows:,} ({tokens.source}): one of them is wrong"
             ]
         self._check_head(key)
@@ -162,23 +163,26 @@ class Trial:
         ]
 
     def _check_head(self, key: Pass) -> None:
-        """A warning if the head runs neither one row per sequence nor all rows: N is unknown."""
+        """Warn if the head runs neither one row per sequence nor all rows: N is then unknown."""
         heads = self.tokens[key].heads
-        for one in self.placed[key].gemms:
-            allowed = evidence.allowed_rows(one, self.sm) if one.slot.role == "lm_head" else None
+        for gemm in self.placed[key].gemms:
+            allowed = evidence.allowed_rows(gemm, self.sm) if gemm.slot.role == "lm_head" else None
             if allowed and heads and not any(holds(allowed, rows) for rows in heads):
                 self.headless.add(key)
                 counts = " or ".join(f"{rows:,}" for rows in heads)
                 self.warnings.append(
-                    f"lm_head gets no shape: with N = {one.slot.n:,} its grid needs "
+                    f"lm_head gets no shape: with N = {gemm.slot.n:,} its grid needs "
                     f"M {written(allowed)}, and it would run {counts} rows"
                 )
 
     def _width_contradictions(
         self, gemms: Sequence[Placed], counted: RowCounts, rows: int | None
     ) -> list[str]:
-        """Activations whose width is not the config's. Where M is known the residual adds confirm
-        the hidden size, and the times of the GEMMs decide; else either width may be wrong."""
+        """State that the width of the activations is not the config's; empty if it is.
+
+        Where M is known, the residual adds confirm the hidden size, and the times of the GEMMs
+        decide. Else either width may be wrong.
+        """
         width, channels = self.model.shape.intermediate // self.ranks, counted.width(rows)
         if channels is None:
             return []
@@ -188,30 +192,31 @@ class Trial:
                 f"elements as residual adds, by their grids; in the config the MLP is "
                 f"{width / self.model.shape.hidden:.2f} times as wide as the hidden state"
             ]
-        found = evidence.mlp_width_contradictions(gemms, width, channels)
-        if not found:
+        contradictions = evidence.mlp_width_contradictions(gemms, width, channels)
+        if not contradictions:
             self.warnings.append(
                 f"activations have a width of {channels:,}, by their grids, the MLP {width:,} "
                 f"in the config {self.model.name}, which the times of its GEMMs do not contradict"
             )
-        return found
+        return contradictions
 
     def _checked_tokens(
         self, tokens: Tokens, allowed: Intervals | None, counted: RowCounts
     ) -> Tokens:
-        """The tokens of a pass; UNKNOWN, with a warning, where its kernels contradict them."""
+        """Return the tokens of a pass; UNKNOWN, with a warning, if its kernels contradict them."""
         rows = tokens.rows
         if rows is None or (holds(allowed, rows) and counted.tokens in (None, rows)):
             return tokens
-        what = (
+        contradiction = (
             f"the grids of the linears, which allow {written(allowed)}"
             if not holds(allowed, rows)
             else f"the kernels that run one block a token, which have {counted.tokens:,}"
         )
-        self.warnings.append(f"M = {rows:,} ({tokens.source}) does not fit {what}")
+        self.warnings.append(f"M = {rows:,} ({tokens.source}) does not fit {contradiction}")
         return UNKNOWN
 
     def _peak_contradictions(self, gemms: Sequence[Placed], rows: int | None) -> list[str]:
+        """State that a GEMM would be faster than the device; empty if none would."""
         if self.device is None or not gemms:
             return []
         inputs, weights = formats(gemms[0].item.name, self.model.dtype)
@@ -224,21 +229,23 @@ class Trial:
         )
 
     def _tokens(self, step: int, phase: str | None) -> Tokens:
-        """The tokens of a pass: as given, else as its step is annotated. `phase`: of one of several
-        passes of a step."""
+        """Return the tokens of a pass as the user gave them, else as its step is annotated.
+
+        `phase` is that of one of several passes of a step.
+        """
         name = self.traced.windows.names[step]
         annotated_phase = engine_step(name)
         phase = annotated_phase if annotated_phase in ("prefill", "decode") else phase
         workload = self.model.workload
-        other = (
+        is_of_other_phase = (
             annotated_phase == "mixed"
             or annotated_phase in ("prefill", "decode")
             and workload.phase not in (None, annotated_phase)
         )
-        given = UNKNOWN if other else workload.tokens(phase)
+        given = UNKNOWN if is_of_other_phase else workload.tokens(phase)
         replayed = bool(self.traced.linked.replayed[self.traced.linked.step == step].any())
         counted = annotated(name, replayed=replayed)
-        if other and annotated_phase != "mixed":
+        if is_of_other_phase and annotated_phase != "mixed":
             self.warnings.append(
                 f"--phase {workload.phase} and its workload are not used: steps are annotated as "
                 f"{annotated_phase}"
@@ -258,17 +265,17 @@ class Trial:
         return given
 
     def has_full_head(self, key: Pass) -> bool:
-        """Whether the head of a pass runs as many rows as its linears."""
+        """Return whether the head of a pass runs as many rows as its linears."""
         tokens = self.tokens[key]
         return tokens.heads == (tokens.rows,)
 
     @cached_property
     def experts(self) -> ExpertSlots:
         """The experts of one rank."""
-        gemms = [one for assignment in self.placed.values() for one in assignment.gemms]
+        gemms = [gemm for assignment in self.placed.values() for gemm in assignment.gemms]
         return experts_of(gemms, self.model.shape, self.ranks, self.traced.collectives)
 
     @property
-    def by_order(self) -> bool:
+    def uses_order(self) -> bool:
         """Whether roles come from the order of kernels."""
         return any(assignment.by_order for assignment in self.placed.values())

@@ -1,9 +1,9 @@
 """Which GEMM of which layer each kernel of a step runs, in a model whose layers differ.
 
-In: items of a step in launch order, the config. Out: an `Assignment` a forward pass, as `align`
-gives it. No segment between two attentions need be like another, so each is compared with what its
-own layers run: a segment with as many GEMMs, of the same kinds, gets their slots, any other none.
-Layers without attention make a segment longer.
+In: items of a step in launch order, the config. Out: an `Assignment` for each forward pass, as
+`align` gives it. The segments between two attentions need not be alike, so each is compared with
+what its own layers run: a segment with as many GEMMs, of the same forms, gets their slots, and any
+other none. Layers without attention make a segment longer.
 """
 
 from __future__ import annotations
@@ -30,50 +30,53 @@ from prunescope.taxonomy.shape import ModelShape
 _SURE = 0.25  # by which the times of one way must beat those of another
 _MOST = 0.5  # of the segments, that must match for the order to be believed
 Place = tuple[Slot, int | None]  # a slot and its layer; None for the head
+Pair = tuple[Item, Place]
 
 
 @dataclass(frozen=True)
 class _Way:
-    """One way to run the model: what stands before the first attention, between two, and behind
-    the last, where the head comes last."""
+    """One way to run the model.
+
+    Its segments stand before the first attention, between two, and behind the last one, where the
+    head comes last.
+    """
 
     segments: list[list[Place]]
     attending: list[int]  # layers with attention
 
-    def matched(self, parts: Sequence[Sequence[Item]]) -> list[list[Place] | None]:
-        """The places of each segment's items, as many at its end (the first) or its begin (the
-        last) as the way has; None where they differ."""
-        found: list[list[Place] | None] = []
+    def match_parts(self, parts: Sequence[Sequence[Item]]) -> list[list[Pair] | None]:
+        """Pair the items of each segment with their places; None where the segment differs.
+
+        Other items may come before the first segment, and behind the last one, which may lack the
+        head.
+        """
+        matches: list[list[Pair] | None] = []
+        last = len(parts) - 1
         for number, (items, places) in enumerate(zip(parts, self.segments, strict=True)):
-            wanted = places
-            if number == len(parts) - 1 and len(items) == len(places) - 1:
-                wanted = places[:-1]  # no head
-            own = _items_of_layers(
-                items, len(wanted), first=number == 0, last=number == len(parts) - 1
-            )
-            slots = [slot for slot, _ in wanted]
-            fits = len(own) == len(wanted) and all(map(can_run, own, slots))
-            found.append(wanted if fits else None)
-        return found
-
-
-def _items_of_layers(
-    items: Sequence[Item], count: int, *, first: bool, last: bool
-) -> Sequence[Item]:
-    """The items of a segment that belong to layers: others may come before all and behind all."""
-    if first and len(items) > count:
-        return items[len(items) - count :]
-    return items[:count] if last and len(items) > count else items
+            count = len(places)
+            if number == last and len(items) == count - 1:
+                count -= 1  # no head
+            if number == 0:
+                items = items[max(0, len(items) - count) :]
+            elif number == last:
+                items = items[:count]
+            pairs = list(zip(items, places, strict=False))
+            fits = len(items) == count and all(can_run(item, slot) for item, (slot, _) in pairs)
+            matches.append(pairs if fits else None)
+        return matches
 
 
 def align_uneven(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[Assignment]:
-    """The assignment of every forward pass of a step; one with `problems` where the order of the
-    kernels is not that of the config's layers."""
+    """Assign the kernels of every forward pass of a step, in a model whose layers differ.
+
+    The result is one assignment with `problems` where the order of the kernels is not that of the
+    config's layers.
+    """
     if shape.mixer_layers or shape.other_layers:
         why = "the order of kernels does not identify layers that differ in size and in kind"
         return [Assignment(by_order=True, problems=[why])]
-    items = [item for item in items if item.what not in (BATCHED, MIXER)]
-    ways = list(_ways(shape, ranks))
+    items = [item for item in items if item.form not in (BATCHED, MIXER)]
+    ways = list(_enumerate_ways(shape, ranks))
     anchors, attending = anchors_of(items), len(ways[0].attending)
     if not anchors or not attending or len(anchors) % attending:
         why = (
@@ -82,14 +85,14 @@ def align_uneven(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[A
         )
         return [Assignment(by_order=True, problems=[why])]
     passes = _passes(items, anchors, ways)
-    chosen = _chosen(ways, [_parts(one) for one in passes])
+    chosen = _choose_way(ways, [_split_at_attention(items_of_pass) for items_of_pass in passes])
     if isinstance(chosen, str):
         return [Assignment(by_order=True, problems=[chosen])]
-    return [_assigned(one, chosen) for one in passes]
+    return [_assign(items_of_pass, chosen) for items_of_pass in passes]
 
 
 def _passes(items: Sequence[Item], anchors: list[int], ways: list[_Way]) -> list[Sequence[Item]]:
-    """The forward passes of a step: between two, what follows the last attention comes first."""
+    """Split a step into forward passes; what follows the last attention of a pass comes first."""
     each = len(ways[0].attending)
     behind = {len(way.segments[-1]) + len(way.segments[0]): len(way.segments[-1]) for way in ways}
     cuts = [0]
@@ -99,16 +102,20 @@ def _passes(items: Sequence[Item], anchors: list[int], ways: list[_Way]) -> list
     return [items[a:b] for a, b in pairwise([*cuts, len(items)])]
 
 
-def _parts(items: Sequence[Item]) -> list[Sequence[Item]]:
+def _split_at_attention(items: Sequence[Item]) -> list[Sequence[Item]]:
+    """Split the items of a pass at its attentions."""
     return [items[a + 1 : b] for a, b in pairwise([-1, *anchors_of(items), len(items)])]
 
 
-def _chosen(ways: list[_Way], passes: list[list[Sequence[Item]]]) -> _Way | str:
-    """The way that most segments match; of several, the one that the times fit."""
+def _choose_way(ways: list[_Way], passes: list[list[Sequence[Item]]]) -> _Way | str:
+    """Return the way that most segments match; of several, the one that the times fit.
+
+    A sentence is returned where too few segments match, or the times do not decide.
+    """
     counts = []
     for way in ways:
-        matched = [one for parts in passes for one in way.matched(parts)]
-        counts.append(sum(one is not None for one in matched))
+        matches = [match for parts in passes for match in way.match_parts(parts)]
+        counts.append(sum(match is not None for match in matches))
     most, total = max(counts), sum(map(len, passes))
     if most <= _MOST * total:
         return f"{most} of {total} segments between attentions run as many GEMMs as the config says"
@@ -120,44 +127,38 @@ def _chosen(ways: list[_Way], passes: list[list[Sequence[Item]]]) -> _Way | str:
 
 
 def _cost(way: _Way, passes: list[list[Sequence[Item]]]) -> float:
-    times: list[float] = []
-    slots: list[Slot] = []
-    for parts in passes:
-        for number, (items, places) in enumerate(zip(parts, way.matched(parts), strict=True)):
-            if places is not None:
-                last = number == len(parts) - 1
-                own = _items_of_layers(items, len(places), first=number == 0, last=last)
-                pairs = [
-                    (i, s) for i, (s, layer) in zip(own, places, strict=True) if layer is not None
-                ]
-                times += [float(item.ns) for item, _ in pairs]
-                slots += [slot for _, slot in pairs]
-    return misfit(times, slots)
+    """Return how badly the times of all matching segments fit a way."""
+    pairs = [
+        (float(item.ns), slot)
+        for parts in passes
+        for match in way.match_parts(parts)
+        for item, (slot, layer) in match or ()
+        if layer is not None
+    ]
+    return misfit([ns for ns, _ in pairs], [slot for _, slot in pairs])
 
 
-def _assigned(items: Sequence[Item], way: _Way) -> Assignment:
-    out, parts = Assignment(by_order=True), _parts(items)
-    for number, (part, places) in enumerate(zip(parts, way.matched(parts), strict=True)):
-        own: Sequence[Item] = ()
-        if places is not None:
-            own = _items_of_layers(
-                part, len(places), first=number == 0, last=number == len(parts) - 1
-            )
-            out.gemms += [Placed(i, slot, n) for i, (slot, n) in zip(own, places, strict=True)]
-        rows = {item.row for item in own}
-        out.unsure += [item for item in part if item.row not in rows]
-    attentions = [item for item in items if item.what == ATTENTION]
-    out.attentions = list(zip(attentions, way.attending, strict=True))
-    set_aside_misplaced(out)
-    placed = sum(one.item.ns for one in out.gemms)
-    total = placed + sum(item.ns for item in out.unsure)
-    out.explained = placed / total if total else 0.0
-    return out
+def _assign(items: Sequence[Item], way: _Way) -> Assignment:
+    """Assign the kernels of one pass in the chosen way."""
+    assignment, parts = Assignment(by_order=True), _split_at_attention(items)
+    for part, match in zip(parts, way.match_parts(parts), strict=True):
+        assignment.gemms += [Placed(item, slot, layer) for item, (slot, layer) in match or ()]
+        rows = {item.row for item, _ in match or ()}
+        assignment.unsure += [item for item in part if item.row not in rows]
+    attentions = [item for item in items if item.form == ATTENTION]
+    assignment.attentions = list(zip(attentions, way.attending, strict=True))
+    set_aside_misplaced(assignment)
+    placed = sum(gemm.item.ns for gemm in assignment.gemms)
+    total = placed + sum(item.ns for item in assignment.unsure)
+    assignment.explained = placed / total if total else 0.0
+    return assignment
 
 
-def _ways(shape: ModelShape, ranks: int) -> Iterator[_Way]:
-    """The model with q, k, v and gate, up fused or not, and experts in each of their orders: in
-    all layers alike."""
+def _enumerate_ways(shape: ModelShape, ranks: int) -> Iterator[_Way]:
+    """Yield the ways to run the model, which are the same in all layers.
+
+    q, k, v and gate, up are fused or not, and experts run in each of their orders.
+    """
     layers = [shape.like(number) for number in range(shape.layers)]
     experts = [letter.isupper() for letter in shape.layout]
     slots = [role_slots(layer, ranks) for layer in layers]
@@ -167,22 +168,24 @@ def _ways(shape: ModelShape, ranks: int) -> Iterator[_Way]:
     ]
     plain = max((len(t) for t, routed in zip(tails, experts, strict=True) if not routed), default=1)
     routes = max((len(t) for t, routed in zip(tails, experts, strict=True) if routed), default=1)
-    usual = next((n for n, one in enumerate(layers) if one.attention_kind == "usual"), None)
-    fusions = 1 if usual is None else len(attention_ways(layers[usual], slots[usual]))
+    usual = (n for n, layer in enumerate(layers) if layer.attention_kind == "usual")
+    fusions = next((len(attention_ways(layers[n], slots[n])) for n in usual), 1)
     for fused, mlp, route in product(range(fusions), range(plain), range(routes)):
         segments: list[list[Place]] = [[]]
         attending = []
         for number, layer in enumerate(layers):
             own = slots[number]
             if layer.attention_kind == "usual":
-                segments[-1] += _places(attention_ways(layer, own)[fused], number, layer, ranks)
+                segments[-1] += _stored_places(
+                    attention_ways(layer, own)[fused], number, layer, ranks
+                )
                 attending.append(number)
                 segments.append([])
             if layer.attention_kind != "none":
-                segments[-1] += _places((own["o"],), number, layer, ranks)
+                segments[-1] += _stored_places((own["o"],), number, layer, ranks)
             tail = tails[number]
             chosen = tail[min(route if experts[number] else mlp, len(tail) - 1)]
-            segments[-1] += _places(chosen, number, layer, ranks)
+            segments[-1] += _stored_places(chosen, number, layer, ranks)
         segments[-1].append((slots[0]["lm_head"], None))
         yield _Way(segments, attending)
 
@@ -190,14 +193,16 @@ def _ways(shape: ModelShape, ranks: int) -> Iterator[_Way]:
 def _tails(
     layer: ModelShape, slots: dict[str, Slot], ranks: int, *, routed: bool
 ) -> list[tuple[Slot, ...]]:
-    """The ways to run what replaces an MLP."""
+    """Return the ways to run the MLP of a layer, or what replaces it."""
     if layer.mlp_kind == "usual":
         return mlp_ways(layer, ranks, experts=routed)
     return [(slots["down"],)] if layer.mlp_kind == "linear" else [()]
 
 
-def _places(slots: Sequence[Slot], number: int, layer: ModelShape, ranks: int) -> Iterator[Place]:
-    """The slots of a layer, those of a low rank as the two that are stored."""
+def _stored_places(
+    slots: Sequence[Slot], number: int, layer: ModelShape, ranks: int
+) -> Iterator[Place]:
+    """Yield the slots of a layer, one of a low rank as the two that are stored."""
     for slot in slots:
         sizes = layer.stored(slot.role, slot.n, slot.k) if ranks == 1 else [(slot.n, slot.k)]
         for n, k in sizes:

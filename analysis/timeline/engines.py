@@ -21,6 +21,7 @@ import numpy as np
 
 from prunescope.analysis.ops.kind import MATMUL_KINDS, kernel_kind
 from prunescope.analysis.ops.work import work_of
+from prunescope.analysis.timeline.correlate import launch_of
 from prunescope.analysis.timeline.intervals import Windows, outermost
 from prunescope.analysis.trace.collect import unique_ids
 from prunescope.analysis.trace.events import Trace
@@ -205,16 +206,12 @@ class _Step:
 
 def _measure_steps(trace: Trace, windows: Windows) -> list[_Step]:
     """Measure what shows the phase of each window."""
-    launches, device = trace.launches, trace.device
-    order = np.argsort(launches["correlation"], kind="stable")
-    known = launches["correlation"][order]
-    at = np.minimum(np.searchsorted(known, device["correlation"]), max(0, len(known) - 1))
     steps = [_Step(0, 0, set(), rows) for rows in _usual_rows(trace, windows)]
-    if not len(known) or not steps:
+    if not len(trace.launches["ts"]) or not steps:
         return steps
-    linked = known[at] == device["correlation"]
-    step = windows.step_of(launches["ts"][order[at]])
-    step[~linked] = -1
+    device = trace.device
+    launch = launch_of(trace, np.arange(len(device["ts"])))
+    step = np.where(launch >= 0, windows.step_of(trace.launches["ts"][launch]), -1)
     kinds = {int(i): kernel_kind(trace.names[i]) for i in unique_ids(device["name"])}
     columns = (step, device["name"], device["dur"], device["grid"])
     for s, name, ns, grid in zip(*columns, strict=True):

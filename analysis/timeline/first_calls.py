@@ -32,7 +32,7 @@ import polars as pl
 
 from prunescope.analysis.ops.kind import is_work_op
 from prunescope.analysis.timeline.correlate import launch_of
-from prunescope.analysis.timeline.intervals import Spans, Windows, parents
+from prunescope.analysis.timeline.intervals import Spans, Windows, parents_on_threads
 from prunescope.analysis.timeline.runtime_calls import (
     ALLOCATION,
     COPY,
@@ -301,15 +301,12 @@ def _ns_in_calls(trace: Trace, rows: Ints) -> Ints:
 def _is_innermost(ops: dict[str, Ints], rows: Ints) -> Mask:
     """Mark the ops that do not hold another of these ops for most of their time."""
     wraps = np.zeros(len(rows), bool)
-    for thread in unique_ids(ops["thread"][rows]):
-        at = np.flatnonzero(ops["thread"][rows] == thread)
-        begin, dur = ops["ts"][rows[at]], ops["dur"][rows[at]]
-        order = np.lexsort((-dur, begin))
-        at, begin, dur = at[order], begin[order], dur[order]
-        around = parents(begin, begin + dur)
-        inside = np.flatnonzero(around >= 0)
-        most = dur[inside] >= _MOSTLY * dur[around[inside]]
-        wraps[at[around[inside[most]]]] = True
+    order = np.lexsort((-ops["dur"][rows], ops["ts"][rows]))
+    thread, begin, dur = (ops[column][rows[order]] for column in ("thread", "ts", "dur"))
+    around = parents_on_threads(thread, begin, begin + dur)
+    inside = np.flatnonzero(around >= 0)
+    most = dur[inside] >= _MOSTLY * dur[around[inside]]
+    wraps[order[around[inside[most]]]] = True
     return ~wraps
 
 

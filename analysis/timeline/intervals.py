@@ -201,6 +201,19 @@ def parents(start: Ints, end: Ints) -> Ints:
     return _parents_by_stack(start.tolist(), end.tolist())
 
 
+def parents_on_threads(thread: Ints, start: Ints, end: Ints) -> Ints:
+    """Return the span directly around each one on its thread, -1 at the top.
+
+    The spans are in order of start, longer first.
+    """
+    up = np.full(len(start), NONE)
+    for t in unique_ids(thread):
+        rows = np.flatnonzero(thread == t)
+        local = parents(start[rows], end[rows])
+        up[rows] = np.where(local >= 0, rows[np.maximum(local, 0)], NONE)
+    return up
+
+
 def _parents_by_stack(start: list[int], end: list[int]) -> Ints:
     """Return the enclosing span of each span, by a stack of the spans that are open."""
     up, open_ = np.full(len(start), NONE), [NONE]

@@ -21,10 +21,10 @@ from prunescope.analysis.timeline.correlate import (
     steps_of_events,
     taken,
 )
-from prunescope.analysis.timeline.intervals import Windows, cover, parents
+from prunescope.analysis.timeline.intervals import Windows, cover, parents_on_threads
 from prunescope.analysis.timeline.launches import count_lost_launches
 from prunescope.analysis.timeline.pauses import Pauses, find_pauses
-from prunescope.analysis.trace.collect import NONE, OWN_PREFIX, Ints, unique_ids
+from prunescope.analysis.trace.collect import NONE, OWN_PREFIX, Ints
 from prunescope.analysis.trace.events import Trace
 
 __all__ = ["Linked", "is_graph_launch", "link", "op_of_launch", "taken"]
@@ -142,7 +142,10 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
     for i in range(len(windows)):
         _fill_step(linked, np.flatnonzero(linked.step == i), i, begins[i], outside, returned)
     linked.starved &= is_linked
-    return _drop_outside(linked)
+    keep = linked.step >= 0
+    for name in ("step", *PER_ROW, "above"):
+        setattr(linked, name, getattr(linked, name)[keep])
+    return linked
 
 
 def _count_outside_steps(linked: Linked, placed: StepsOfEvents, windows: Windows) -> None:
@@ -317,14 +320,6 @@ def _launched_by_graph(trace: Trace, launch: Ints) -> NDArray[np.bool_]:
     return np.asarray((launch >= 0) & graph[names[np.maximum(launch, 0)]])
 
 
-def _drop_outside(linked: Linked) -> Linked:
-    """Drop the rows that are in no step."""
-    keep = linked.step >= 0
-    for name in ("step", *PER_ROW, "above"):
-        setattr(linked, name, getattr(linked, name)[keep])
-    return linked
-
-
 def link_host(trace: Trace, windows: Windows) -> Linked:
     """Link the host ops that do work, which are the kernels of a CPU trace.
 
@@ -355,7 +350,7 @@ def link_host(trace: Trace, windows: Windows) -> Linked:
     trailing_idle = np.zeros(len(windows), np.int64)
     for i in range(len(windows)):
         rows = np.flatnonzero(step == i)
-        up = _work_above(ops["thread"][work[rows]], start[rows], end[rows])
+        up = parents_on_threads(ops["thread"][work[rows]], start[rows], end[rows])
         busy[rows], gap[rows], trailing_idle[i] = _host_step(up, start[rows], end[rows], windows, i)
         above[rows] = np.where(up >= 0, rows[np.maximum(up, 0)], NONE)
     return Linked(
@@ -376,16 +371,6 @@ def link_host(trace: Trace, windows: Windows) -> Linked:
         replayed=np.zeros(len(work), bool),
         above=above,
     )
-
-
-def _work_above(thread: Ints, start: Ints, end: Ints) -> Ints:
-    """Return the work op directly around each one on its thread, -1 at the top."""
-    up = np.full(len(start), NONE)
-    for t in unique_ids(thread):
-        rows = np.flatnonzero(thread == t)
-        local = parents(start[rows], end[rows])
-        up[rows] = np.where(local >= 0, rows[np.maximum(local, 0)], NONE)
-    return up
 
 
 def _host_step(

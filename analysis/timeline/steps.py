@@ -79,7 +79,7 @@ def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
             ignored = marked.names[0]
         if source == "pattern":
             raise _explain_no_match(trace, str(phase_pattern), set(distinct.values()))
-    unmarked = _name_by_phase(trace, notes, distinct, _find_unmarked(trace) or _whole_trace())
+    unmarked = _name_by_phase(trace, notes, distinct, _find_unmarked(trace))
     return replace(unmarked, ignored=ignored)
 
 
@@ -211,16 +211,13 @@ def matching(pattern: str, names: Sequence[str]) -> set[str]:
     }
 
 
-def _find_unmarked(trace: Trace) -> Windows | None:
-    """Return at least two steps of a trace that no profiler marked; None if it shows none."""
-    if not len(trace.ops["ts"]) and not len(trace.launches["ts"]):
-        return None
-    work = work_sequence(trace)
-    return marked_steps(trace, work) or repeated_sequence(trace, work)
-
-
-def _whole_trace() -> Windows:
-    """Return one window around the whole trace."""
+def _find_unmarked(trace: Trace) -> Windows:
+    """Return the steps of a trace that no profiler marked; without any, the whole trace as one."""
+    if len(trace.ops["ts"]) or len(trace.launches["ts"]):
+        work = work_sequence(trace)
+        steps = marked_steps(trace, work) or repeated_sequence(trace, work)
+        if steps is not None:
+            return steps
     low, high = np.iinfo(np.int64).min // 4, np.iinfo(np.int64).max // 4
     return Windows(np.array([low]), np.array([high]), "whole", ["trace"])
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from prunescope.analysis.ops.kind import is_work_op
 from prunescope.analysis.timeline.correlate import launch_of, op_of_launch, taken
-from prunescope.analysis.timeline.intervals import Windows, parents
+from prunescope.analysis.timeline.intervals import Windows, parents_on_threads
 from prunescope.analysis.trace.collect import Floats, Ints, Mask, unique_ids
 from prunescope.analysis.trace.events import Trace
 
@@ -143,12 +143,8 @@ def _host_sequence(trace: Trace) -> WorkSequence:
     work = np.array([is_work_op(name) for name in trace.names], bool)
     rows = np.flatnonzero(work[ops["name"]]) if len(ops["name"]) else np.zeros(0, np.int64)
     rows = rows[np.lexsort((-ops["dur"][rows], ops["ts"][rows]))]
-    top = np.zeros(len(rows), bool)
-    for thread in unique_ids(ops["thread"][rows]):
-        own = np.flatnonzero(ops["thread"][rows] == thread)
-        start = ops["ts"][rows[own]]
-        top[own] = parents(start, start + ops["dur"][rows[own]]) < 0
-    rows = rows[top]
+    start = ops["ts"][rows]
+    rows = rows[parents_on_threads(ops["thread"][rows], start, start + ops["dur"][rows]) < 0]
     begin = _outermost_begin(trace, ops["thread"][rows], ops["ts"][rows])
     return WorkSequence(trace.names, ops["name"][rows], begin, ops["dur"][rows])
 

@@ -19,7 +19,7 @@ import numpy as np
 from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.analysis.trace.nsys_file import Database
 
-SCHEMAS, ENTRIES, EVENTS = "NVTX_PAYLOAD_SCHEMAS", "NVTX_PAYLOAD_SCHEMA_ENTRIES", "NVTX_EVENTS"
+ENTRIES, EVENTS = "NVTX_PAYLOAD_SCHEMA_ENTRIES", "NVTX_EVENTS"
 # As NCCL labels the fields of its payloads.
 _BYTES, _COMMUNICATOR, _RANKS = "Message size [bytes]", "NCCL communicator ID", "No. of ranks"
 # Of the payload types of NVTX (nvToolsExtPayload.h): int, uint64_t, size_t.

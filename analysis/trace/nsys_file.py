@@ -40,6 +40,7 @@ _PRAGMAS = ("trusted_schema=OFF", "query_only=ON", "cell_size_check=ON", "mmap_s
             "temp_store=MEMORY", "cache_size=-2048")  # fmt: skip
 _DENIED = "an export of Nsight Systems has plain tables only"
 Rows = list[tuple[Any, ...]]
+_folders: list[tempfile.TemporaryDirectory[str]] = []  # removed when this process ends
 
 
 def is_nsys(path: Path) -> bool:
@@ -69,7 +70,9 @@ def exported(path: Path) -> Path:
             f"{path.name} is a report of Nsight Systems, which only its own tools read",
             hint=f"export it where nsys is installed: `{EXPORT} {path.name}`, and give the .sqlite",
         )
-    export = _make_folder() / f"{path.stem}{SUFFIX}"
+    folder = tempfile.TemporaryDirectory(prefix="prunescope-nsys-")
+    _folders.append(folder)
+    export = Path(folder.name) / f"{path.stem}{SUFFIX}"
     command = [program, "export", "--type", "sqlite", "--force-overwrite", "true",
                "--output", str(export), str(path.absolute())]  # fmt: skip
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
@@ -93,15 +96,6 @@ def reports_in(folder: Path) -> list[Path]:
         for file in folder.iterdir()
         if is_report(file) and file.is_file() and not file.with_suffix(SUFFIX).is_file()
     )
-
-
-_folders: list[tempfile.TemporaryDirectory[str]] = []
-
-
-def _make_folder() -> Path:
-    """Make a temporary folder that lives as long as this process."""
-    _folders.append(tempfile.TemporaryDirectory(prefix="prunescope-nsys-"))
-    return Path(_folders[-1].name)
 
 
 class Database:

@@ -389,8 +389,7 @@ UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def find_events(text: bytes) -> int | None:
-    """Return where the value of the outermost object's `traceEvents` begins; None if it has none.
-    """
+    """Return where the value of the outermost `traceEvents` begins; None where there is none."""
     depth, end = 0, 0
     for match in STEP.finditer(text):
         if depth == 1 and (key := _HEAD.search(text, end, match.end())):

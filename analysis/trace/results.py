@@ -85,13 +85,9 @@ def _needs_result(call: OpCall) -> bool:
     Most tensors that are indexed are no stacks, and they are too many to look at.
     """
     if call.name == _INDEX:
-        return _is_stack(call)
+        stack = call.shapes[0] if call.shapes else None
+        return isinstance(stack, tuple) and len(stack) == 3
     return call.name in NEED_RESULT or indexed_operand(call) is not None
-
-
-def _is_stack(call: OpCall) -> bool:
-    """Return whether a call's first operand is a stack of matrices."""
-    return len(call.shapes) > 0 and isinstance(call.shapes[0], tuple) and len(call.shapes[0]) == 3
 
 
 def _copied_matrices(

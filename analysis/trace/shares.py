@@ -146,13 +146,10 @@ def _join_rows(shares: Sequence[ReadShare], group: str, collect: Collector) -> N
         for name, kind in _IDS.items():
             if name in names:
                 row = names.index(name)
-                table[row] = _joined_ids(getattr(share, kind), getattr(collect, kind))[table[row]]
+                joined = getattr(collect, kind)
+                ids = [*(joined[key] for key in getattr(share, kind)), NONE]  # -1 finds the last
+                table[row] = np.array(ids, np.int64)[table[row]]
         parts = np.split(table, np.cumsum(counts)[:-1], axis=1) if counts else []
         blocks += [(number, index, part) for number, part in enumerate(parts)]
     for _, _, part in sorted(blocks, key=lambda block: block[:2]):
         collect.tables[group].append(part)
-
-
-def _joined_ids(keys: Sequence[Any], table: dict[Any, int]) -> Ints:
-    """Return the id of each key in the joined table; a last entry stands for an absent key (-1)."""
-    return np.array([*(table[key] for key in keys), NONE], np.int64)

@@ -6,10 +6,10 @@ import pytest
 
 from prunescope.analysis.shapes.counts import Count, RowCounts, rows_by_tokens
 from prunescope.analysis.shapes.evidence import (
-    Named,
+    NamedSizes,
     attention_grid_contradictions,
     attention_name_contradictions,
-    named_in,
+    read_named_sizes,
     named_size_contradictions,
     off_the_tiles,
     peak_contradictions,
@@ -102,7 +102,7 @@ def test_residual_adds_and_activations_tell_m_together() -> None:
 
 
 def attention(name: str, grid: tuple[int, ...] | None = None) -> Item:
-    return Item(row=0, step=0, what=ATTENTION, name=name, grid=grid, ns=1, role="attention",
+    return Item(row=0, step=0, form=ATTENTION, name=name, grid=grid, ns=1, role="attention",
                 layer=None, instance=0, kind="attention")  # fmt: skip
 
 
@@ -141,17 +141,17 @@ def test_the_grid_of_an_attention_counts_heads() -> None:
 
 
 def test_names_of_cache_and_norm_kernels_tell_widths() -> None:
-    named = named_in(["void (anonymous namespace)::store_kvcache<2048l, 4, false, long>",
+    named = read_named_sizes(["void (anonymous namespace)::store_kvcache<2048l, 4, false, long>",
                       "_ZN5aiter24add_rmsnorm_quant_kernelIDF16bDF16bLi256ELi16ELb1ELb0E",
                       "_ZN5aiter24add_rmsnorm_quant_kernelIDF16bDF16bLi64ELi8ELb0E"])  # fmt: skip
-    assert named == Named(cached=2048, norm=4096)
+    assert named == NamedSizes(cached=2048, norm=4096)
     assert named_size_contradictions(named, QWEN3, 1) == []  # 8 keys of 128 numbers of 2 bytes
     assert named_size_contradictions(named, QWEN3, 8) != []
-    assert named_size_contradictions(Named(norm=2048), QWEN3, 1) != []
+    assert named_size_contradictions(NamedSizes(norm=2048), QWEN3, 1) != []
     assert (
-        named_size_contradictions(Named(cached=1024), QWEN3, 1) == []
+        named_size_contradictions(NamedSizes(cached=1024), QWEN3, 1) == []
     )  # of one byte, as far as is known
-    plain = named_in(["store_kvcache<1024l, 4, false, long>", LL4MI.format(128, 4)])
+    plain = read_named_sizes(["store_kvcache<1024l, 4, false, long>", LL4MI.format(128, 4)])
     assert named_size_contradictions(plain, QWEN3, 1) != []
 
 
@@ -170,7 +170,7 @@ def test_blocks_that_are_not_the_tiles_of_a_width(widths: dict[int, int], said: 
     kernel = "sm90_xmma_gemm_bf16_tilesize128x128x64_warpgroupsize1x1x1_execute_segment_k_off_k"
 
     def placed(role: str, n: int, blocks: int) -> Placed:
-        item = Item(row=0, step=0, what=GEMM, name=kernel, grid=(blocks, 1, 1), ns=1, role=role,
+        item = Item(row=0, step=0, form=GEMM, name=kernel, grid=(blocks, 1, 1), ns=1, role=role,
                     layer=0, instance=0, kind="gemm")  # fmt: skip
         return Placed(item, Slot(role, n, 896), 0)
 

@@ -23,7 +23,7 @@ REDUCE, SEND = {"multimem_all_reduce_kernel": 73.0}, {"deep_ep::intranode::dispa
 def told(
     name: str, tiles: int, ranks: int, collectives: dict[str, float]
 ) -> list[tuple[int, int] | None]:
-    item = Item(row=0, step=0, what=GROUPED, name=name, grid=(tiles, 342, 1), ns=1, role="unknown",
+    item = Item(row=0, step=0, form=GROUPED, name=name, grid=(tiles, 342, 1), ns=1, role="unknown",
                 layer=None, instance=0, kind=GROUPED)  # fmt: skip
     own = expert_slots(SHAPE, ranks)
     found = experts_of([Placed(item, own[0], 0)], SHAPE, ranks, collectives)

@@ -275,7 +275,8 @@ def test_experts_without_tokens_are_not_the_rows_of_a_step(tmp_path: Path) -> No
     ratio of two steps would divide by."""
     none, four = (op("aten::mm", [m, 5], [5, 6]) for m in (0, 4))
     trace = load(save(chrome(none, none, four, cpu=True), tmp_path / "t.json"))
-    assert _usual_rows(trace, np.array([0]), np.array([1 << 62])) == [4]
+    whole = Windows(np.array([0]), np.array([1 << 62]), "engine", ["step"])
+    assert _usual_rows(trace, whole) == [4]
 
 
 @pytest.mark.parametrize("names", [["decode"] * 3, ["decode 1", "decode 2", "decode 3"],
