@@ -79,32 +79,21 @@ class GivenWorkload:
         phase = self.phase or phase
         if phase is None:
             phase = DECODE if self.context is not None and self.prompt_len is None else PREFILL
-        if phase == DECODE:
-            return self._decode()
-        if phase != PREFILL or self.prompt_len is None:
+        if phase == DECODE and self.batch is not None:
+            batch, length, keys = self.batch, 1, self.context
+        elif phase == PREFILL and self.prompt_len is not None:
+            batch, length = self.batch or 1, self.prompt_len
+            keys = self.context or length
+        else:
             return UNKNOWN
-        batch, length = self.batch or 1, self.prompt_len
         rows = batch * length
         return Tokens(
             rows=rows,
             heads=tuple(dict.fromkeys((batch, rows))),
             batch=batch,
             queries=length,
-            keys=self.context or length,
-            phase=PREFILL,
-        )
-
-    def _decode(self) -> Tokens:
-        """Return the tokens of a decode step; UNKNOWN without a batch."""
-        if self.batch is None:
-            return UNKNOWN
-        return Tokens(
-            rows=self.batch,
-            heads=(self.batch,),
-            batch=self.batch,
-            queries=1,
-            keys=self.context,
-            phase=DECODE,
+            keys=keys,
+            phase=phase,
         )
 
 

@@ -41,17 +41,12 @@ _OF_MODE = {"EXTEND": "prefill", "PREFILL": "prefill", "DECODE": "decode", "MIXE
 
 def engine_step(name: str) -> str | None:
     """Return the phase of a step that an engine annotates, one of PHASES; None for other names."""
-    counts = _COUNTS.match(name)
-    if counts is not None:
+    if counts := _COUNTS.match(name) or _TRT.match(name):
         return _phase_of_counts(int(counts[1]), int(counts[2]))
-    counts = _COUNTS_OLD.match(name)
-    if counts is not None:
+    if counts := _COUNTS_OLD.match(name):
         # A cached request may be one whose prompt goes on in pieces: its shapes show it.
         return "prefill" if int(counts[1]) and not int(counts[2]) else "unknown"
-    counts = _TRT.match(name)
-    if counts is not None:
-        return _phase_of_counts(int(counts[1]), int(counts[2]))
-    if (iteration := _FOUND.match(name)) is not None:
+    if iteration := _FOUND.match(name):
         return iteration[1]
     mode = _MODE.match(name)
     return _OF_MODE.get(mode[1], "unknown") if mode is not None else None

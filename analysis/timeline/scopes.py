@@ -155,13 +155,11 @@ def module_path(name: str) -> str:
 
     The number of a layer alone gives the path of that layer.
     """
+    if numbered := _NUMBERED.fullmatch(name):
+        return f"layers.{int(numbered[1])}"
     if _PATH.match(name):
-        numbered = _NUMBERED.fullmatch(name)
-        return f"layers.{int(numbered[1])}" if numbered else name
-    if _SLASHED.fullmatch(name):
-        return name.strip("/").replace("/", ".")
-    numbered = _NUMBERED.fullmatch(name)
-    return f"layers.{int(numbered[1])}" if numbered else ""
+        return name
+    return name.strip("/").replace("/", ".") if _SLASHED.fullmatch(name) else ""
 
 
 def _class_places(trace: Trace, modules: Ints) -> list[Place]:

@@ -136,10 +136,9 @@ def _named_phases(trace: Trace, notes: Ints, names: dict[int, str]) -> Windows |
         busy = np.searchsorted(work, end) > np.searchsorted(work, begin)
         windows = _make_windows(trace, hits[busy], "engine")
         if len({phases[name] for name in windows.names}) > 1:
-            words = [name.split()[0].rstrip("0123456789_#:=[]()") for name in windows.names]
             called = [
-                f"{word}#{i} [{phases[name]}]"
-                for i, (word, name) in enumerate(zip(words, windows.names, strict=True))
+                f"{name.split()[0].rstrip('0123456789_#:=[]()')}#{i} [{phases[name]}]"
+                for i, name in enumerate(windows.names)
             ]
             return replace(windows, names=called, are_ranges=True)
     return None

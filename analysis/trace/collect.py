@@ -26,6 +26,7 @@ from prunescope.analysis.trace.event import (
     SNAPSHOT,
     Args,
     Event,
+    decode_json,
 )
 from prunescope.analysis.trace.samples import Floats as Floats
 from prunescope.analysis.trace.samples import Ints as Ints
@@ -77,7 +78,6 @@ COLUMNS = {
     _MEMORY: ("ts", "allocated", "reserved"),
     SAMPLES: ("ts", "name", "device", "value"),  # the value: the bits of a double
 }  # fmt: skip
-_TEXT = msgspec.json.Decoder(str)
 Key = TypeVar("Key", bound=Hashable)
 # Name; dims, types, strides and concrete inputs as JSON, with a byte between that no JSON has: one
 # text is made in a fifth of the time of four.
@@ -384,10 +384,8 @@ def _to_bytes(raw: int | msgspec.Raw | None) -> int:
 
 def _decode_label(raw: msgspec.Raw) -> str:
     """Decode a JSON string; any other value gives an empty text."""
-    try:
-        return _TEXT.decode(raw) if raw else ""
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ""
+    label = decode_json(bytes(raw))
+    return label if isinstance(label, str) else ""
 
 
 def interned(table: Ids[Key], keys: list[Key]) -> list[int]:

@@ -92,6 +92,14 @@ WHOLE_GRAPH = "CUDA graph "
 SKIPPED = ("ac2g", "fwdbwd", "gpu_user_annotation", "Trace")
 
 
+def decode_json(raw: bytes | str) -> Any:
+    """Decode JSON; None where it is empty or invalid."""
+    try:
+        return msgspec.json.decode(raw) if raw else None
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+
+
 def _fields(struct: type[msgspec.Struct], names: Sequence[str]) -> list[tuple[str, Any, Any]]:
     """Return the named fields of a struct, with their types and defaults."""
     fields = {field.name: field for field in msgspec.structs.fields(struct)}

@@ -14,8 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.trace.collect import (
     SAMPLES,
@@ -23,7 +21,7 @@ from prunescope.analysis.trace.collect import (
     Collector,
     parts_of,
 )
-from prunescope.analysis.trace.event import DEVICE_CATEGORIES, LEAN
+from prunescope.analysis.trace.event import DEVICE_CATEGORIES, LEAN, decode_json
 from prunescope.analysis.trace.events import Collective, Trace, stacks_left_out
 from prunescope.analysis.trace.nsys import read
 from prunescope.analysis.trace.nsys_file import exported, is_nsys, is_report
@@ -196,7 +194,7 @@ def _build_trace(source: Source, collected: Collector) -> Trace:
 
 def _decode_collective(key: tuple[bytes, ...]) -> Collective:
     """Decode the raw values that torch writes on a collective; an invalid one becomes None."""
-    name, sent, received, ranks, spelling = (_decode(part) for part in key)
+    name, sent, received, ranks, spelling = (decode_json(part) for part in key)
     return Collective(
         name=name if isinstance(name, str) else "?",
         sent=_to_count(sent),
@@ -209,14 +207,6 @@ def _decode_collective(key: tuple[bytes, ...]) -> Collective:
 def _to_count(value: Any) -> int | None:
     """Return a positive number below _MOST; None for any other value."""
     return value if type(value) is int and 0 < value < _MOST else None
-
-
-def _decode(raw: bytes) -> Any:
-    """Decode JSON; None where it is empty or invalid."""
-    try:
-        return msgspec.json.decode(raw) if raw else None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
 
 
 def _decode_call(key: Call) -> OpCall:
@@ -240,12 +230,9 @@ def _decode_texts(dims: bytes, types: bytes) -> tuple[tuple[Any, ...], tuple[Any
     Ascend's profiler writes "4,6;6,5;" and "c10::Half;c10::Half;Scalar", with a semicolon between
     inputs. Both results are empty where the texts are not of that form.
     """
-    texts = []
-    for raw in (dims, types):
-        try:
-            texts.append(msgspec.json.decode(raw or b'""', type=str))
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return (), ()
+    texts = [decode_json(raw or b'""') for raw in (dims, types)]
+    if not all(isinstance(text, str) for text in texts):
+        return (), ()
     shapes = [part.split(",") if part.strip() else [] for part in texts[0].split(";")]
     if not all(_SIZE.fullmatch(size) for shape in shapes for size in shape):
         return (), ()
@@ -275,11 +262,9 @@ def _set_list_dtypes(calls: list[OpCall]) -> list[OpCall]:
 
 def _decode_nested(raw: bytes) -> tuple[Any, ...]:
     """Decode a JSON list into nested tuples; any other value gives an empty tuple."""
-    if not raw:
-        return ()
     try:
-        frozen = _freeze(msgspec.json.decode(raw))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        frozen = _freeze(decode_json(raw))
+    except RecursionError:
         return ()
     return frozen if isinstance(frozen, tuple) else ()
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 
 from prunescope.analysis.trace.collect import NONE, Ints
+from prunescope.analysis.trace.event import decode_json
 from prunescope.analysis.trace.nsys_file import Database
 
 ENTRIES, EVENTS = "NVTX_PAYLOAD_SCHEMA_ENTRIES", "NVTX_EVENTS"
@@ -118,10 +118,7 @@ def _decode_json(text: Any) -> Fields:
     """Read the whole numbers of a JSON payload; empty for any other value."""
     if not isinstance(text, str):
         return {}
-    try:
-        decoded = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return {}
+    decoded = decode_json(text)
     numbers = decoded.items() if isinstance(decoded, dict) else ()
     return {name: number for name, value in numbers if (number := _whole_number(value)) is not None}
 
@@ -160,12 +157,12 @@ def collectives_of(
     spans = sorted(_launching_spans(rows), key=lambda span: (span.thread, span.start))
     for thread in {span.thread for span in spans}:
         own = [span for span in spans if span.thread == thread]
-        of_thread = np.flatnonzero(threads == thread)
+        on_thread = np.flatnonzero(threads == thread)
         starts, ends = (np.array([getattr(s, n) for s in own], np.int64) for n in ("start", "end"))
-        at = np.searchsorted(starts, launched[of_thread], side="right") - 1
-        inside = (at >= 0) & (launched[of_thread] < ends[at])
+        at = np.searchsorted(starts, launched[on_thread], side="right") - 1
+        inside = (at >= 0) & (launched[on_thread] < ends[at])
         counts = np.bincount(at[inside], minlength=len(own))
-        for index, which in zip(of_thread[inside].tolist(), at[inside].tolist(), strict=True):
+        for index, which in zip(on_thread[inside].tolist(), at[inside].tolist(), strict=True):
             if counts[which] == 1:
                 yield index, _collective_key(own[which].calls, ranks)
 

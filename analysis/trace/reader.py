@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from prunescope.analysis.trace.event import LEAN, Event
+from prunescope.analysis.trace.event import LEAN, Event, decode_json
 from prunescope.analysis.trace.samples import Sample
 from prunescope.analysis.trace.unpack import MAX_RATIO, Prefetched, is_bomb, unpacked
 from prunescope.taxonomy.errors import PrunescopeError
@@ -423,8 +423,5 @@ def mend(text: bytes) -> bytes:
 
 def decode_object(text: bytes) -> dict[str, Any] | None:
     """Decode metadata into plain values; None where it cannot be read."""
-    try:
-        plain = msgspec.json.decode(mend(text))
-    except UNREADABLE:
-        return None
+    plain = decode_json(mend(text))
     return plain if isinstance(plain, dict) else None

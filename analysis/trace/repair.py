@@ -7,6 +7,7 @@ counted in it.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -48,10 +49,10 @@ def take_ids_from_flow_events(trace: Trace, threads: dict[tuple[Any, Any], int])
     device, launches = trace.device, trace.launches
     few = (device["correlation"] >= 0).mean() < _MOSTLY if len(device["ts"]) else False
     if few and len(launches["ts"]):
-        begins, ends = _read_flow_events(trace.source, threads)
-        none = np.zeros_like(launches["ts"])
+        begins, ends = _read_arrows(trace.source, _CATEGORIES, threads)
         _fill_ids(device, ends, device["device"], device["stream"])
-        _fill_ids(launches, begins, launches["thread"], none)
+        launched = {(thread, 0, ts): ident for ts, ident, thread in begins}
+        _fill_ids(launches, launched, launches["thread"], np.zeros_like(launches["ts"]))
 
 
 def move_uncorrelated_launches(trace: Trace) -> None:
@@ -62,20 +63,24 @@ def move_uncorrelated_launches(trace: Trace) -> None:
     trace.other_calls = {name: launches[name][~known] for name in trace.other_calls}
 
 
-def _read_flow_events(
-    source: Source, threads: dict[tuple[Any, Any], int]
-) -> tuple[dict[Place, int], dict[Place, int]]:
-    """Return the correlation ids of flow events by where they begin, and by where they end."""
-    begins: dict[Place, int] = {}
+def _read_arrows(
+    source: Source, categories: Sequence[str], threads: dict[tuple[Any, Any], int]
+) -> tuple[list[tuple[int, int, int]], dict[Place, int]]:
+    """Read the flow events of some categories.
+
+    Returns:
+        Time (ns), correlation id and thread of each begin, and the correlation ids of the ends.
+    """
+    begins: list[tuple[int, int, int]] = []
     ends: dict[Place, int] = {}
     for events in Source(source.path, source.member).blocks():
-        arrows = [e for e in events if e.ph in ("s", "f") and e.cat in _CATEGORIES]
+        arrows = [e for e in events if e.cat in categories and e.ph in ("s", "f")]
         times = nanoseconds([e.ts for e in arrows]).tolist()
         for arrow, ident, ts in zip(arrows, to_ids([e.id for e in arrows]), times, strict=True):
             if arrow.ph == "f":
                 ends[(*to_ids([arrow.pid, arrow.tid]), ts)] = ident
             elif (thread := threads.get((arrow.pid, arrow.tid))) is not None:
-                begins[thread, 0, ts] = ident
+                begins.append((ts, ident, thread))
     return begins, ends
 
 
@@ -84,16 +89,7 @@ def add_launches_from_arrows(trace: Trace, threads: dict[tuple[Any, Any], int]) 
 
     This is for formats that record no launches. The file is read once more.
     """
-    begins: list[tuple[int, int, int]] = []  # ns, id, thread
-    ends: dict[Place, int] = {}
-    for events in Source(trace.source.path, trace.source.member).blocks():
-        arrows = [e for e in events if e.cat in _FROM_OPS and e.ph in ("s", "f")]
-        times = nanoseconds([e.ts for e in arrows]).tolist()
-        for arrow, ident, ts in zip(arrows, to_ids([e.id for e in arrows]), times, strict=True):
-            if arrow.ph == "f":
-                ends[(*to_ids([arrow.pid, arrow.tid]), ts)] = ident
-            elif (thread := threads.get((arrow.pid, arrow.tid))) is not None:
-                begins.append((ts, ident, thread))
+    begins, ends = _read_arrows(trace.source, _FROM_OPS, threads)
     _fill_ids(trace.device, ends, trace.device["device"], trace.device["stream"])
     known = np.array(begins, np.int64).reshape(-1, 3)
     absent = np.full(len(begins), -1)

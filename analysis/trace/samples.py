@@ -16,6 +16,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from prunescope.analysis.trace.event import decode_json
+
 SMS, TENSOR, READ, WRITTEN = "SMs active", "tensor cores active", "memory read", "memory written"
 CLOCK, POWER, MEMORY = "clock", "power", "memory used"
 # As Nsight Systems, CUPTI's PM sampling and monitors of GPUs call them.
@@ -118,10 +120,7 @@ def _numbers(raw: msgspec.Raw) -> dict[str, float]:
     text = bytes(raw)
     if not 0 < len(text) <= _MOST_ARGS:
         return {}
-    try:
-        decoded = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return {}
+    decoded = decode_json(text)
     numbers = decoded.items() if isinstance(decoded, dict) else ()
     return {
         key: float(value)

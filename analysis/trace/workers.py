@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 # Bytes of a trace, unpacked, from which on a worker earns what its start costs (0.1 s).
 _WORTH = 24 << 20
@@ -44,16 +44,6 @@ _begun: dict[_Key, Workers] = {}
 _alone = [False]
 
 
-class Worker(Protocol):
-    """A process at work on a share of a file."""
-
-    def result(self) -> bytes | None:
-        """Wait for its end, and return the bytes of its share; None where it failed."""
-
-    def stop(self) -> None:
-        """End the process, whether it is at work or not."""
-
-
 class _Started:
     """A process of its own, which imports what it needs."""
 
@@ -67,10 +57,12 @@ class _Started:
         )
 
     def result(self) -> bytes | None:
+        """Wait for its end, and return the bytes of its share; None where it failed."""
         share = self.process.communicate()[0]
         return share if self.process.returncode == 0 else None
 
     def stop(self) -> None:
+        """End the process, whether it is at work or not."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -96,11 +88,13 @@ class _Forked:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def result(self) -> bytes | None:
+        """Wait for its end, and return the bytes of its share; None where it failed."""
         # In pieces: one buffer that grows leaves holes in the heap, 8 MB of a million events.
         share = b"".join(iter(partial(self.out.read1, _PIPE), b""))
         return share if self._wait() == 0 else None
 
     def stop(self) -> None:
+        """End the process, whether it is at work or not."""
         if self.pid:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
@@ -134,7 +128,7 @@ def _run_fork(words: list[str], write_end: int, mask: set[int | signal.Signals])
 class Workers:
     """The processes at work on one file."""
 
-    processes: list[Worker]
+    processes: list[_Started | _Forked]
 
     def results(self) -> list[bytes] | None:
         """Return the bytes of each share; None where one failed."""

@@ -9,10 +9,10 @@ from prunescope.analysis.shapes.evidence import (
     NamedSizes,
     attention_grid_contradictions,
     attention_name_contradictions,
-    read_named_sizes,
     named_size_contradictions,
     off_the_tiles,
     peak_contradictions,
+    read_named_sizes,
 )
 from prunescope.analysis.shapes.grids import holds, meet, only, rows_of, widths_of
 from prunescope.analysis.shapes.items import ATTENTION, Item, Placed
@@ -44,8 +44,8 @@ TENSILE = "Cijk_Alik_Bljk_BBS_BH_Bias_HA_S_SAV_UserArgs_MT320x224x64_MI16x16x1_S
 def test_a_grid_bounds_the_other_side(
     kernel: str, grid: tuple[int, ...], n: int, m: int, rows: object, widths: object
 ) -> None:
-    found = rows_of(n, kernel, grid, sm=132)
-    assert holds(found, m) and found == rows
+    allowed = rows_of(n, kernel, grid, sm=132)
+    assert holds(allowed, m) and allowed == rows
     assert widths_of(m, kernel, grid, sm=132) == widths
 
 
@@ -125,8 +125,8 @@ LL4MI = (
     ],
 )
 def test_the_name_of_an_attention_kernel_tells_heads(name: str, said: str | None) -> None:
-    found = attention_name_contradictions([attention(name)], QWEN3)
-    assert found == [] if said is None else said in found[0]
+    sentences = attention_name_contradictions([attention(name)], QWEN3)
+    assert sentences == [] if said is None else said in sentences[0]
 
 
 def test_the_grid_of_an_attention_counts_heads() -> None:
@@ -175,8 +175,8 @@ def test_blocks_that_are_not_the_tiles_of_a_width(widths: dict[int, int], said: 
         return Placed(item, Slot(role, n, 896), 0)
 
     gemms = [placed(f"linear {n}", n, blocks) for n, blocks in widths.items()]
-    found = off_the_tiles([*gemms, placed("lm_head", 151_936, 1187)])
-    assert found == [] if said is None else len(found) == 1 and said in found[0]
+    sentences = off_the_tiles([*gemms, placed("lm_head", 151_936, 1187)])
+    assert sentences == [] if said is None else len(sentences) == 1 and said in sentences[0]
 
 
 @pytest.mark.parametrize(
@@ -188,11 +188,11 @@ def test_bytes_of_quantised_weights_are_not_those_of_the_config(
 ) -> None:
     """128 MB at 2 bytes a weight in 20 µs: 6,711 GB/s of 3,350, which 4.5 bits keep."""
     item = Item(0, 0, GEMM, kernel, None, 20_000, "up", 0, 0, "gemv")
-    found = peak_contradictions(
+    sentences = peak_contradictions(
         [Placed(item, Slot("up", 16_385, 4_096), 0)],
         None,
         flop_per_s=None,
         byte_per_s=3.35e12,
         itemsize=2,
     )
-    assert bool(found) == contradicts
+    assert bool(sentences) == contradicts
