@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
 
-from prunescope.analysis.shapes.evidence import set_aside_misplaced
+from prunescope.analysis.shapes.config_evidence import set_aside_misplaced
 from prunescope.analysis.shapes.items import (
     ATTENTION,
     BATCHED,

@@ -21,7 +21,7 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.device.tiles import in_blocks
-from prunescope.analysis.shapes.evidence import read_named_sizes
+from prunescope.analysis.shapes.config_evidence import read_named_sizes
 from prunescope.analysis.shapes.grids import Intervals, meet
 from prunescope.analysis.timeline.grid_units import BLOCKS, ITEMS, UNKNOWN_UNIT, grid_units, is_rocm
 from prunescope.analysis.trace.events import Trace
@@ -85,11 +85,8 @@ class CountingKernels:
         first, last = (int(np.searchsorted(self._steps, step, side)) for side in _SIDES)
         cuts = [min((int(self.place[row]) for row in rows), default=last) for rows in passes[1:]]
         ends = [first, *cuts, last]
-        return [self._between(a, b) for a, b in pairwise(ends)]
-
-    def _between(self, first: int, last: int) -> list[Count]:
-        """Return the counts between two places in launch order."""
-        return self.counts[bisect_left(self._at, first) : bisect_left(self._at, last)]
+        places = [bisect_left(self._at, end) for end in ends]
+        return [self.counts[a:b] for a, b in pairwise(places)]
 
 
 def elementwise_counts(frame: pl.DataFrame, trace: Trace, place: np.ndarray) -> list[Count]:

@@ -18,12 +18,12 @@ import polars as pl
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.ops.attention import AttentionSizes
 from prunescope.analysis.ops.call import OpCall, Work
-from prunescope.analysis.shapes import evidence
+from prunescope.analysis.shapes import config_evidence
+from prunescope.analysis.shapes.config_evidence import fitting_widths
 from prunescope.analysis.shapes.counts import elementwise_counts
-from prunescope.analysis.shapes.evidence import fitting_widths
 from prunescope.analysis.shapes.grids import written
 from prunescope.analysis.shapes.items import ATTENTION, Assignment, Item, Placed, items_of
-from prunescope.analysis.shapes.ranks import degrees
+from prunescope.analysis.shapes.rank_slots import degrees
 from prunescope.analysis.shapes.slots import (
     EXPERT,
     GROUPED,
@@ -197,7 +197,7 @@ class Writer:
         if slot.role == "lm_head":
             if at in trial.headless:
                 return None, None, None
-            rows = evidence.head_rows(gemm, trial.tokens[at].heads, trial.sm)
+            rows = config_evidence.head_rows(gemm, trial.tokens[at].heads, trial.sm)
         if slot.form == GROUPED:
             shape, product = model.shape, trial.experts.slots.get(slot)
             if product is None:
@@ -416,7 +416,7 @@ def _vocabulary(trial: Trial, key: Pass) -> str | None:
         sequences = most // vocab
         if count.at > at and 1 <= sequences <= rows and most - count.elements < sequences * vocab:
             return f"a sampling kernel over {sequences:,} × {vocab:,} logits"
-    allowed = evidence.allowed_rows(head, trial.sm)
+    allowed = config_evidence.allowed_rows(head, trial.sm)
     return f"a head of {vocab:,} rows by its grid" if allowed else None
 
 

@@ -38,7 +38,7 @@ class Slot:
     form: str = GEMM
 
     @property
-    def narrow(self) -> bool:
+    def is_narrow(self) -> bool:
         """Whether it is so small that its time does not depend on N·K, as routers and gates are."""
         return self.role == "router" or self.n < _NARROW
 

@@ -14,15 +14,15 @@ import polars as pl
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.ops.call import Work
-from prunescope.analysis.shapes import evidence
+from prunescope.analysis.shapes import config_evidence
 from prunescope.analysis.shapes.align import align
+from prunescope.analysis.shapes.align_uneven import align_uneven
 from prunescope.analysis.shapes.by_modules import assign_by_modules
 from prunescope.analysis.shapes.counts import Count, CountingKernels, RowCounts
 from prunescope.analysis.shapes.grids import Intervals, holds, meet, only, written
 from prunescope.analysis.shapes.items import Assignment, Item, Placed
-from prunescope.analysis.shapes.ranks import ExpertSlots, experts_of
+from prunescope.analysis.shapes.rank_slots import ExpertSlots, experts_of
 from prunescope.analysis.shapes.slots import formats
-from prunescope.analysis.shapes.uneven import align_uneven
 from prunescope.analysis.shapes.workload import UNKNOWN, ModelConfig, Tokens, annotated
 from prunescope.analysis.timeline.engines import engine_step
 from prunescope.analysis.timeline.intervals import Windows
@@ -125,7 +125,7 @@ class Trial:
     ) -> list[str]:
         """List contradictions between a pass and the config, and set its tokens and M."""
         shape, gemms = self.model.shape, self.placed[key].gemms
-        allowed, problems = evidence.rows_allowed(gemms, self.sm)
+        allowed, problems = config_evidence.rows_allowed(gemms, self.sm)
         if problems:
             return problems
         counted = RowCounts(counts, shape, self.ranks)
@@ -147,16 +147,18 @@ class Trial:
         self._check_head(key)
         self.config_caveats += [
             f"the config {self.model.name} may be that of another model: {why}"
-            for why in evidence.off_the_tiles(gemms)
+            for why in config_evidence.off_the_tiles(gemms)
         ]
         return [
-            *evidence.recorded_shape_contradictions(gemms),
-            *evidence.attention_name_contradictions(items, shape),
-            *evidence.attention_grid_contradictions(items, shape, self.ranks),
-            *evidence.named_size_contradictions(self.traced.counting.named, shape, self.ranks),
-            *evidence.head_contradictions(gemms, self.sm),
-            *evidence.time_contradictions(gemms, with_head=self.has_full_head(key)),
-            *evidence.narrow_gemm_contradictions(gemms, self.rows[key], self.device),
+            *config_evidence.recorded_shape_contradictions(gemms),
+            *config_evidence.attention_name_contradictions(items, shape),
+            *config_evidence.attention_grid_contradictions(items, shape, self.ranks),
+            *config_evidence.named_size_contradictions(
+                self.traced.counting.named, shape, self.ranks
+            ),
+            *config_evidence.head_contradictions(gemms, self.sm),
+            *config_evidence.time_contradictions(gemms, with_head=self.has_full_head(key)),
+            *config_evidence.narrow_gemm_contradictions(gemms, self.rows[key], self.device),
             *self._peak_contradictions(gemms, self.rows[key]),
             *counted.contradictions(self.rows[key]),
             *self._width_contradictions(gemms, counted, self.rows[key]),
@@ -166,7 +168,9 @@ class Trial:
         """Warn if the head runs neither one row per sequence nor all rows: N is then unknown."""
         heads = self.tokens[key].heads
         for gemm in self.placed[key].gemms:
-            allowed = evidence.allowed_rows(gemm, self.sm) if gemm.slot.role == "lm_head" else None
+            allowed = (
+                config_evidence.allowed_rows(gemm, self.sm) if gemm.slot.role == "lm_head" else None
+            )
             if allowed and heads and not any(holds(allowed, rows) for rows in heads):
                 self.headless.add(key)
                 counts = " or ".join(f"{rows:,}" for rows in heads)
@@ -192,7 +196,7 @@ class Trial:
                 f"elements as residual adds, by their grids; in the config the MLP is "
                 f"{width / self.model.shape.hidden:.2f} times as wide as the hidden state"
             ]
-        contradictions = evidence.mlp_width_contradictions(gemms, width, channels)
+        contradictions = config_evidence.mlp_width_contradictions(gemms, width, channels)
         if not contradictions:
             self.warnings.append(
                 f"activations have a width of {channels:,}, by their grids, the MLP {width:,} "
@@ -220,7 +224,7 @@ class Trial:
         if self.device is None or not gemms:
             return []
         inputs, weights = formats(gemms[0].item.name, self.model.dtype)
-        return evidence.peak_contradictions(
+        return config_evidence.peak_contradictions(
             gemms,
             rows,
             flop_per_s=self.device.peak(inputs),

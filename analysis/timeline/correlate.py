@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunescope.analysis.timeline.intervals import Windows, innermost
-from prunescope.analysis.trace.collect import NONE, Ints, Mask, unique_ids
+from prunescope.analysis.trace.collect import NONE, Ints, Mask, places_in, unique_ids
 from prunescope.analysis.trace.events import Trace
 
 _AS_A_RULE = 0.5  # share of correlation ids that name a launch
@@ -153,10 +153,7 @@ def lookup(ordered: Ints, rows: Ints, wanted: Ints) -> Ints:
 
     A `wanted` of -1 is never found.
     """
-    if not len(ordered):
-        return np.full(len(wanted), NONE)
-    at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
-    return np.where((ordered[at] == wanted) & (wanted >= 0), rows[at], NONE)
+    return taken(rows, places_in(ordered, wanted))
 
 
 _NEVER = np.iinfo(np.int64).max

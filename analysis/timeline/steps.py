@@ -34,7 +34,7 @@ from prunescope.analysis.timeline.work_sequence import work_sequence
 from prunescope.analysis.trace.collect import OWN_PREFIX, OWN_STEP, Ints, are_among, unique_ids
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.words import when
+from prunescope.taxonomy.words import shortened, when
 
 __all__ = ["OWN_PREFIX", "find_windows"]
 _SHOWN = 60  # characters of a name in a hint
@@ -161,7 +161,7 @@ def _explain_no_match(trace: Trace, pattern: str, notes: set[str]) -> Prunescope
     """Return the error for a pattern that matches no annotation: ops it matches, or near names."""
     ops = [trace.names[i] for i in unique_ids(trace.ops["name"]).tolist()]
     if matched := matching(pattern, ops):
-        name = _shortened(min(matched))
+        name = shortened(min(matched), _SHOWN)
         return PrunescopeError(
             f"--phase-pattern {pattern!r} matches ops ({name}), and no annotation of the trace",
             hint="steps are annotations: put the calls of a step into a range of its own "
@@ -264,12 +264,7 @@ def _nearest(pattern: str, names: set[str]) -> list[str]:
         same = len(commonprefix([name.lower(), start]))
         return -same, not any(is_step(name) for is_step in steps), name
 
-    return [_shortened(name) for name in sorted(names, key=distance)[:5]]
-
-
-def _shortened(name: str) -> str:
-    """Cut a long name for a hint."""
-    return name if len(name) <= _SHOWN else f"{name[: _SHOWN - 1]}…"
+    return [shortened(name, _SHOWN) for name in sorted(names, key=distance)[:5]]
 
 
 def _make_windows(trace: Trace, hits: Ints, source: str) -> Windows:

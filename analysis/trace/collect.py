@@ -418,6 +418,14 @@ def are_among(values: Ints, ids: Ints) -> NDArray[np.bool_]:
     return np.asarray(known[np.minimum(at, len(known) - 1)] == values)
 
 
+def places_in(ordered: Ints, wanted: Ints) -> Ints:
+    """Return where each value is first in a sorted column; NONE for one that is not in it."""
+    if not len(ordered):
+        return np.full(len(wanted), NONE)
+    at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+    return np.where((ordered[at] == wanted) & (wanted >= 0), at, NONE)
+
+
 def is_long_frame(us: Any) -> bool:
     """Return whether a Python frame of `us` µs is long enough to be of use."""
     return isinstance(us, int | float | Decimal) and us >= _LONG_FRAME

@@ -58,9 +58,9 @@ def add_gpu_counters(tables: Tables) -> None:
                 blocks_of_times, blocks_of_values = samples.setdefault(metric, ([], []))
                 blocks_of_times.append(ts[wanted])
                 blocks_of_values.append(value[wanted])
-    for metric, columns in samples.items():
-        ts, value = (np.concatenate(blocks) for blocks in columns)
-        tables.collect.counters[named[kind, metric]] = ts, value
+    for metric, (times_of, values_of) in samples.items():
+        counter = np.concatenate(times_of), np.concatenate(values_of)
+        tables.collect.counters[named[kind, metric]] = counter
 
 
 def _gpu_numbers(tables: Tables) -> set[int]:

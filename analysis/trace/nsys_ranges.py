@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from prunescope.analysis.trace.collect import COLUMNS, NONE, Ints, call_of, interned
+from prunescope.analysis.trace.collect import COLUMNS, NONE, Ints, call_of, interned, places_in
 from prunescope.analysis.trace.event import OVERHEAD
 from prunescope.analysis.trace.nccl_calls import NcclRange, Payloads, collectives_of
 from prunescope.analysis.trace.nsys_devices import RANGES
-from prunescope.analysis.trace.nsys_tables import Tables, as_ids, places_in
+from prunescope.analysis.trace.nsys_tables import Tables, as_ids
 from prunescope.analysis.trace.nvtx import Range, read_range
 
 OVERHEADS = ("PROFILER_OVERHEAD", "CUPTI_ACTIVITY_KIND_OVERHEAD")

@@ -214,14 +214,6 @@ def as_ids(values: Sequence[Any]) -> Ints:
     return np.where((ids >= 0) & (ids < _MOST_ID), ids, NONE)
 
 
-def places_in(ordered: Ints, wanted: Ints) -> Ints:
-    """Return where each value is first in a sorted column; NONE for one that is not in it."""
-    if not len(ordered):
-        return np.full(len(wanted), NONE)
-    at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
-    return np.where((ordered[at] == wanted) & (wanted >= 0), at, NONE)
-
-
 def as_numbers(values: Sequence[Any]) -> Floats:
     """Return numbers; NaN for a missing or invalid one."""
     plain = (float(value) if type(value) in (int, float) else np.nan for value in values)

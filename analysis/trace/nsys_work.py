@@ -21,6 +21,7 @@ from prunescope.analysis.trace.collect import (
     Ids,
     Ints,
     interned,
+    places_in,
 )
 from prunescope.analysis.trace.event import DEVICE_CATEGORIES, WHOLE_GRAPH
 from prunescope.analysis.trace.nsys_devices import COPY, FILL, GRAPH, KERNEL, SIZES, UNPLACED
@@ -31,7 +32,6 @@ from prunescope.analysis.trace.nsys_tables import (
     NO_TIME,
     Tables,
     placed_tables,
-    places_in,
     processes_of,
 )
 

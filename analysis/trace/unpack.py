@@ -245,15 +245,6 @@ def members(path: Path) -> list[str]:
         return tar_names(path, stream) if is_tar(stream.head) else []
 
 
-class Readable(Protocol):
-    """Bytes to be read in blocks; `ended` is set once there are no more."""
-
-    ended: bool
-
-    def read(self, size: int) -> bytes:
-        """Read at most `size` bytes; nothing at the end."""
-
-
 def zip_names(path: Path, file: BinaryIO) -> list[str]:
     """List the traces in a zip, sorted by name.
 
@@ -306,7 +297,7 @@ def is_tar(head: bytes) -> bool:
     return len(head) >= TAR_BLOCK and head[257:262] == b"ustar"
 
 
-def tar_names(path: Path, stream: Readable) -> list[str]:
+def tar_names(path: Path, stream: Bounded) -> list[str]:
     """List the traces in a tar, sorted by name; of files with equal names the first one counts.
 
     Raises PrunescopeError for a tar that cannot be read, or holds none.
@@ -316,7 +307,7 @@ def tar_names(path: Path, stream: Readable) -> list[str]:
     )
 
 
-def tar_member(path: Path, stream: Readable, name: str) -> IO[bytes]:
+def tar_member(path: Path, stream: Bounded, name: str) -> IO[bytes]:
     """Open one file of a tar, which is found by reading the tar from its start.
 
     Raises PrunescopeError where it is missing or unreadable.
@@ -327,7 +318,7 @@ def tar_member(path: Path, stream: Readable, name: str) -> IO[bytes]:
     raise PrunescopeError(f"{path.name} holds no {name[:200]}", hint=HINT)
 
 
-def _entries(path: Path, stream: Readable) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+def _entries(path: Path, stream: Bounded) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """Yield the regular files of a tar up to where it is cut off.
 
     Hidden files are left out, and so are sparse ones, which may unpack to any size.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.shapes.items import Item, Placed
-from prunescope.analysis.shapes.ranks import experts_of
+from prunescope.analysis.shapes.rank_slots import experts_of
 from prunescope.analysis.shapes.slots import GROUPED, expert_slots
 from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.shape import ModelShape

@@ -160,7 +160,7 @@ def usual_times(placed: Iterable[Placed], *, with_head: bool) -> Usual:
     """
     times: dict[tuple[Slot, str], list[int]] = defaultdict(list)
     for gemm in placed:
-        timed = gemm.slot.form == GEMM and not gemm.slot.narrow and gemm.item.ns > 0
+        timed = gemm.slot.form == GEMM and not gemm.slot.is_narrow and gemm.item.ns > 0
         if timed and (with_head or gemm.slot.role != "lm_head"):
             times[gemm.slot, gemm.item.name].append(gemm.item.ns)
     return {key: median(ns) for key, ns in times.items()}
@@ -259,7 +259,7 @@ def narrow_gemm_contradictions(
             for slot in slots
         }
         for narrow, wide in product(slots, repeat=2):
-            if not narrow.narrow or wide.narrow:
+            if not narrow.is_narrow or wide.is_narrow:
                 continue
             moved = (rows * (narrow.n + narrow.k) + narrow.size) * _WIDEST_NUMBER
             floor = moved / device.byte_per_s * 1e9 if device.byte_per_s else 0.0

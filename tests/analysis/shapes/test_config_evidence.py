@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prunescope.analysis.shapes.counts import Count, RowCounts, rows_by_tokens
-from prunescope.analysis.shapes.evidence import (
+from prunescope.analysis.shapes.config_evidence import (
     NamedSizes,
     attention_grid_contradictions,
     attention_name_contradictions,
@@ -14,6 +13,7 @@ from prunescope.analysis.shapes.evidence import (
     peak_contradictions,
     read_named_sizes,
 )
+from prunescope.analysis.shapes.counts import Count, RowCounts, rows_by_tokens
 from prunescope.analysis.shapes.grids import holds, meet, only, rows_of, widths_of
 from prunescope.analysis.shapes.items import ATTENTION, Item, Placed
 from prunescope.analysis.shapes.slots import GEMM, Slot

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 
-from prunescope.analysis.shapes.evidence import set_aside_misplaced
+from prunescope.analysis.shapes.config_evidence import set_aside_misplaced
 from prunescope.analysis.shapes.items import (
     ATTENTION,
     BATCHED,
