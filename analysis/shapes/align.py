@@ -62,12 +62,12 @@ from prunescope.analysis.shapes.slots import (
 from prunescope.taxonomy.shape import ModelShape
 
 # How similar the layers are.
-_APART = 1.06  # times: durations of one kernel beyond its least and most are of another one
-_ALIKE = 0.5  # of the segments between two anchors: fewer are no pattern
+_APART = 1.06  # factor beyond the least and most duration of a kernel: it is another one then
+_ALIKE = 0.5  # share of the segments between two anchors that make a pattern
 _ALIKE_EDGES = 0.8  # of the layers of a loop over experts
 _LONGEST = 256  # GEMMs of a layer
 _CELLS = 250_000  # of one alignment
-_ALONE = 1.5  # times: slack of the duration of a kernel that no other one of the layer looks like
+_ALONE = 1.5  # factor of slack for the duration of a kernel with a key of its own in the layer
 
 
 def align(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[Assignment]:
@@ -259,7 +259,7 @@ class Pattern:
             ]
             if len(fit) != 1:
                 continue
-            # Where an alignment that leaves it out is as good, it may be another kernel.
+            # If an alignment that leaves it out is as good, it may be another kernel.
             left_out = any(
                 ahead[i][j] + behind[rows - 1 - i][columns - j] == best for j in range(columns + 1)
             )

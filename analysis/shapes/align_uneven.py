@@ -28,7 +28,7 @@ from prunescope.analysis.shapes.slots import Slot, attention_ways, mlp_ways, rol
 from prunescope.taxonomy.shape import ModelShape
 
 _SURE = 0.25  # by which the times of one way must beat those of another
-_MOST = 0.5  # of the segments, that must match for the order to be believed
+_MOST = 0.5  # share of the segments that must match, for the order to be trusted
 Place = tuple[Slot, int | None]  # a slot and its layer; None for the head
 Pair = tuple[Item, Place]
 

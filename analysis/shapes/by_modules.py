@@ -36,7 +36,7 @@ from prunescope.analysis.shapes.slots import (
 from prunescope.taxonomy.shape import ModelShape
 
 _ADAPTED = 3  # GEMMs of a linear with an adapter: its own and two of a low rank
-_SMALL = 0.5  # of its own time, that each of those takes at most
+_SMALL = 0.5  # share of the linear's own time that each of those two takes at most
 
 
 def assign_by_modules(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[Assignment]:

@@ -29,12 +29,12 @@ _SAME_KERNEL, _OTHER_KERNEL = 1.22, 2.2
 # ns of a kernel that do not depend on its size (ramp up and down); more of a short kernel.
 _FIXED, _FIXED_SHORT, _SHORT = 2_000, 6_000, 20_000
 _ABOVE_PEAK = 1.1
-_WIDEST_NUMBER = 4  # bytes of an element, so that no time is taken for too short
+_WIDEST_NUMBER = 4  # bytes of an element: no number is wider, so that no time looks too short
 # Kernels of quantised weights (llama.cpp's; Marlin, AWQ, GPTQ): a weight has fewer bits than the
-# config's number format says, and their names do not say how many for all of them.
+# config's number format has, and not all of their names state how many.
 _PACKED = re.compile(r"mul_mat_(?:vec_)?q|marlin|awq|gptq|gemm_4bit|gemv_4bit", re.IGNORECASE)
-_SUPPORTED = 0.5  # of the difference between two widths, by which times must fit one better
-_WIDE = 2.0  # times the lower end of a range of widths: wider ranges tell few models apart
+_SUPPORTED = 0.5  # share of the difference of two widths by which times must fit one better
+_WIDE = 2.0  # times the lower end of a range of widths: wider ranges distinguish few models
 _NAMED = 8  # ranges of widths in one sentence: a plain layer has seven GEMMs, and there is the head
 _MLP = ("gate", "up", "gate_up", "down")
 _WHOLE = ("q", "k", "v", "qkv", "o", *_MLP)

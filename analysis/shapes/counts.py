@@ -40,7 +40,7 @@ _TOKENS = tuple(
                      r"|scaled_int8_quant_kernel"),
     )
 )  # fmt: skip
-# PyTorch's vectorised kernels: threads times elements a thread, of which a block does whole ones.
+# PyTorch's vectorised kernels: a block does as many elements as threads times elements a thread.
 _ADDED = re.compile(r"vectorized_elementwise_kernel<(\d+),[^<]*CUDAFunctor_add<")
 _ACTIVE = re.compile(r"vectorized_elementwise_kernel<(\d+),.*?(?:silu_kernel|[Gg]eluCUDAKernel)")
 _VECTORISED = re.compile(r"vectorized_elementwise_kernel<(\d+),")
@@ -259,10 +259,10 @@ class RowCounts:
 def _elements_of_usual_size(
     counts: list[Count], kind: str, count: int, layers: int
 ) -> tuple[int, int] | None:
-    """Return the least and most elements of the kernels that run about `count` times in one size.
+    """Return the least and most elements of the kernels of one size that run `count` times or more.
 
-    None is returned where several sizes do. Residual adds run twice a layer, the activations of a
-    plain MLP once.
+    Two runs less than `count` are enough. None is returned where several sizes run so often.
+    Residual adds run twice a layer, the activations of a plain MLP once.
     """
     sizes = Counter((m.blocks, m.elements) for m in counts if m.kind == kind)
     usual = [size for size, n in sizes.items() if n >= count - 2 and n % layers < 3]

@@ -38,7 +38,7 @@ from prunescope.taxonomy.presets import preset_config, preset_names
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.words import percent
 
-_ENOUGH = 0.99  # of the GEMM time: so much of it recorded needs no config
+_ENOUGH = 0.99  # share of the GEMM time: if so much of it is recorded, no config is needed
 
 
 def fill(traced: Traced, model: ModelConfig | AutoModel, device: Device | None) -> Filled:
@@ -350,7 +350,7 @@ def _describe_layers(items: Sequence[Item]) -> str:
 SURE, LIKELY, POSSIBLE = "sure", "likely", "possible"
 _CLASS = re.compile(r"nn\.Module: (\w{1,80}?)(?:ForCausalLM|Model|DecoderLayer|Attention)_\d")
 _HEADS = re.compile(r"For(?:CausalLM|ConditionalGeneration)$")
-_LONGEST = 1000  # characters of a name in which a model is looked for
+_LONGEST = 1000  # characters of a name that are searched for a model
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ _SWIZZLED = re.compile(r"cutlass_\d\d_")
 _EXACT = re.compile(r"Cijk_|nvjet_")
 _SWIZZLES = (1, 2, 4, 8, 16)
 _NAME_LIMIT = 512
-_MOST = 1 << 22  # blocks; more are not looked at
+_MOST = 1 << 22  # blocks; a larger grid is not examined
 
 
 def rows_of(n: int, kernel: str, grid: tuple[int, ...], *, sm: int | None) -> Intervals | None:

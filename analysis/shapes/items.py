@@ -58,7 +58,7 @@ class Item:
     nk: tuple[int, int] | None = None
     rows: int | None = None
     has_work: bool = False
-    alone: bool = False  # its op is no product (a compiled region): what else it holds is no helper
+    alone: bool = False  # its op is no GEMM (a compiled region), so no kernel of it is auxiliary
 
     @property
     def token(self) -> Token:

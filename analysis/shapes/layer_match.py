@@ -20,8 +20,8 @@ from prunescope.taxonomy.words import percent
 _SKIP = 0.5  # cost of a kernel that no slot explains, on top of its share of the time
 _SURE = 0.25  # by which the best match must beat a different one
 _LEAST = 0.8  # of the GEMM time of a layer that must be explained
-_LAUNCH = 3_000.0  # ns, of a kernel that has next to nothing to do
-_MOST = 48  # GEMMs of a layer that are looked at: seven linears with two of an adapter are 21
+_LAUNCH = 3_000.0  # ns that a kernel takes with next to no work
+_MOST = 48  # GEMMs of a layer: seven linears with two of an adapter each are 21
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from prunescope.taxonomy.shape import ModelShape
 
 GEMM, GROUPED, EXPERT = "gemm", "grouped", "expert"  # the last: one expert's, by itself
 _NARROW = 128
-_PADDED_VOCAB = 64  # serving engines round a vocabulary up that they share out
+_PADDED_VOCAB = 64  # serving engines round up a vocabulary that they divide over ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +187,8 @@ def _slot_of_rank(role: str, n: int, k: int, shape: ModelShape, ranks: int) -> S
     return Slot(role, n // ranks, k)
 
 
-# (pattern, activations, weights); None: as the config says; fp4: half a byte, also of integers. The
-# specific stands first.
+# (pattern, activations, weights). None is the format of the config; fp4 is any half byte, also of
+# integers. Specific patterns come first.
 _FORMATS = tuple(
     (re.compile(pattern), inputs, weights)
     for pattern, inputs, weights in (

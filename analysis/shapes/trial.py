@@ -55,7 +55,7 @@ class Traced:
 
 
 Pass = tuple[int, int]  # a step, and which of its forward passes
-_FEW = 1 / 3  # of the steps, that may lack kernels: a profiler stops within one
+_FEW = 1 / 3  # share of the steps that may lack kernels: a profiler stops within one
 _LONGER = 2  # times the GEMM time of the shortest pass: a pass of prompts
 
 

@@ -44,7 +44,7 @@ def engine_step(name: str) -> str | None:
     if counts := _COUNTS.match(name) or _TRT.match(name):
         return _phase_of_counts(int(counts[1]), int(counts[2]))
     if counts := _COUNTS_OLD.match(name):
-        # A cached request may be one whose prompt goes on in pieces: its shapes show it.
+        # A cached request may still read its prompt in pieces, which its shapes show.
         return "prefill" if int(counts[1]) and not int(counts[2]) else "unknown"
     if iteration := _FOUND.match(name):
         return iteration[1]
@@ -52,8 +52,8 @@ def engine_step(name: str) -> str | None:
     return _OF_MODE.get(mode[1], "unknown") if mode is not None else None
 
 
-# As programs of any kind name their ranges, TensorRT-LLM's words in the second place: `prefill`,
-# `decode 3`, `generation_step_12`. A word alone may be a tokenizer's, or the decoder of an image.
+# The words with which programs name their ranges (TensorRT-LLM's come second): `prefill`,
+# `decode 3`, `generation_step_12`. One word alone may be that of a tokenizer or an image decoder.
 _PAIRS = (("prefill", "decode"), ("context", "generation"))
 _NAMED = (
     r"{}(?:[_ ](?:phase|step|iter(?:ation)?|forward|token))?[_ #:=\[(]{{0,2}}(?:\d{{1,9}}[\])]?)?"
@@ -74,7 +74,7 @@ def named_phases(names: Collection[str]) -> Iterator[dict[str, str]]:
             yield phases
 
 
-# "context" means a prompt only next to "generation": alone it may be many things.
+# "context" means a prompt only next to "generation": alone it may mean many things.
 _ALONE = {"prefill": "prefill", "decode": "decode", "generation": "decode"}
 
 
@@ -135,13 +135,14 @@ _DECODE = re.compile(
     r"[Bb]atchDecode|paged_attention_(?:v\d|ll4mi_QKV)|decode_attention|_fwd_grouped_kernel_stage1"
     r"|xqa|mmha|masked_multihead_attention|flash_decod|decode_kernel"
 )
-# Times as many rows or blocks, and as much GEMM time: prompts compared with single tokens.
+# How many times as many rows or blocks, and as much GEMM time, prompts have as single tokens.
 PROMPT_OVER_TOKENS, _SLOWER = 3, 1.3
 _LONGER = 1.8  # times as much GEMM time, where nothing counts rows
-_BY_ROWS = ("attention", "norm", "activation", "rope", "elementwise")  # kinds whose grids do
+# Kinds of kernels whose grids count rows.
+_BY_ROWS = ("attention", "norm", "activation", "rope", "elementwise")
 _LEAST = 2  # iterations; a single one is a trace of one step
 _PLAIN = ("aten::mm", "aten::addmm", "aten::linear")
-# Rows of a linear: so many and more are no batch of a decode, so few and fewer no prompts.
+# Rows of a linear from which on a step is a prompt, and up to which it is a decode.
 PROMPT_ROWS, DECODE_ROWS = 1024, 32
 
 

@@ -45,7 +45,7 @@ from prunescope.analysis.trace.collect import NONE, Ints, Mask, unique_ids
 from prunescope.analysis.trace.events import Trace
 
 LONG = 1_000_000  # ns: no call of a warm process takes so long, unless it waits
-FAR = 10  # times the median of its like: a call, an op or a gap that was held up
+FAR = 10  # times the median of its name: a call, an op or a gap that was held up
 _FEW = 3  # calls from which on there is a median
 _MOSTLY = 0.5  # of a span
 
@@ -258,8 +258,8 @@ def _find_long_calls(trace: Trace, warm: int) -> Calls:
 def _find_long_ops(trace: Trace, warm: int) -> Calls:
     """Find innermost ops far above the median of their name.
 
-    On a device, an op that launches nothing computes on the host: it is left out where it does
-    work. On a trace of the host alone, ops do the work themselves.
+    On a device trace, a work op that launches nothing computes on the host, and is left out. On a
+    trace of the host alone, ops do the work themselves.
     """
     ops = trace.ops
     has_launches = len(trace.launches["ts"]) > 0

@@ -53,7 +53,7 @@ def prompts_and_tokens(
     prompt; if there is only one prompt, all work before it does.
     """
     for passes in parts:
-        if not work.are_mostly_alike(passes):  # tokens are; the rest reads all kernels of a trace
+        if not work.are_mostly_alike(passes):  # tokens are; what follows reads all kernels
             continue
         windows = _with_first(trace, work, passes)
         phases = phases_of_windows(trace, windows)

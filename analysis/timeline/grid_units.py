@@ -20,7 +20,7 @@ BLOCKS, ITEMS, UNKNOWN_UNIT = 0, 1, 2
 _TAKES_ITEMS = re.compile(r"hip(?:Ext|Hcc)ModuleLaunchKernel")
 _TAKES_BLOCKS = re.compile(r"hip(?:Module|Ext|ExtLaunchMulti)?LaunchKernel|hipLaunchCooperative")
 _TENSILE = re.compile(r"^(?:Cijk_|Custom_Cijk_)")  # always launched with work-items
-# So many different grids that their blocks divide are no chance: the grids are work-items.
+# If blocks divide so many different grids, this is no chance: the grids count work-items.
 _ENOUGH = 8
 
 
@@ -47,7 +47,7 @@ def grid_units(trace: Trace, events: Ints) -> Ints:
     by_blocks = (api >= 0) & blocks[np.maximum(api, 0)] & ~by_items
     units[events >= 0] = UNKNOWN_UNIT
     recorded = _recorded_unit(trace, events[by_blocks])
-    if recorded == ITEMS:  # of the dispatch, whatever call made it
+    if recorded == ITEMS:  # of the dispatch, for any call
         units[events >= 0] = ITEMS
     units[by_blocks] = recorded
     units[by_items] = ITEMS

@@ -13,7 +13,7 @@ import polars as pl
 
 from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
 
-_DEEP = 256  # rounds of jumps: calls nest less deep, and each is a pass over what is left
+_DEEP = 256  # rounds: calls nest less deep, and each round is a pass over the remaining spans
 
 
 # Sources of steps that no profiler or engine annotated: a step ends with a weight update or

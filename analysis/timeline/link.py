@@ -62,15 +62,15 @@ class Linked:
     # Device idle time while the host waited between steps, by the step that follows.
     between: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     launch_latency_ns: int | None = None
-    launch_latency_busy_ns: int | None = None  # of it, what the device ran before
+    launch_latency_busy_ns: int | None = None  # the part in which the device was busy
     # Work of the step inside the launch latency, which no row's busy time holds: run time
     # (ran_ns) and the part that earlier work does not overlap (ns).
     launch_latency_work: dict[str, float] = field(default_factory=dict)
     carry_over: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
     late: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
     left_out: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
-    # Launches of kernels that were to run inside of steps, those of them whose kernel is not in the
-    # trace, and apart from them those that were captured into a graph.
+    # Launches of kernels for the steps; those of them whose kernel is not in the trace; and, not
+    # among them, launches that were captured into a graph.
     launches: dict[str, int] = field(
         default_factory=lambda: {"events": 0, "lost": 0, "captured": 0}
     )
@@ -392,6 +392,6 @@ def _host_step(
         busy[i] += length[i]
         if up[i] >= 0:
             busy[up[i]] -= length[i]
-    # Of crossing ops, which no profiler writes, the inner one may end last: that rest is no work.
+    # If ops cross, which no profiler writes, the inner one may end last: that time is idle.
     last = int(end[top].max()) if len(top) else begin
     return busy, gap, finish - max(last, begin)

@@ -30,7 +30,7 @@ _NUMBER = re.compile(r"\d+")
 # Code that torch.compile made: its call in Python; within that, or alone in a backward pass, the
 # call of a compiled graph.
 COMPILED_CODE = ("Torch-Compiled Region", "## Call CompiledFxGraph")
-# Annotations of PyTorch's own, and those that are named after a part of a model.
+# PyTorch's own annotations, and those that are named after a part of a model.
 _NO_STEP = re.compile(
     r"^(?:prunescope\.|Optimizer\.|nccl:|gloo:|c10d|enumerate\(DataLoader\)|## Call Compiled"
     r"|Torch-Compiled Region)"

@@ -18,7 +18,7 @@ from prunescope.analysis.timeline.link import PER_ROW, Linked
 from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.analysis.trace.events import Trace
 
-# Of the wall: two captures of one model differ by 1.4 % on a quiet machine, less is no cold step.
+# Share of the wall: two captures of one model differ by 1.4 % on a quiet machine.
 _SEEN = 0.014
 
 
@@ -45,9 +45,10 @@ def only_phase(
 
 
 def only_picked(trace: Trace, linked: Linked, windows: Windows) -> tuple[Linked, Windows]:
-    """Keep the steps that `--phase-pattern` picks, or all steps if it picks no steps of others.
+    """Keep the steps that `--phase-pattern` picks.
 
-    The steps that are not picked are counted as left out.
+    All steps are kept if the pattern picks none among others (`picked` is None). The steps that are
+    not picked are counted as left out.
     """
     if windows.picked is None:
         return linked, windows

@@ -19,14 +19,14 @@ from prunescope.analysis.timeline.work_sequence import NEARLY_ALL, WorkSequence,
 from prunescope.analysis.trace.collect import Ints
 from prunescope.analysis.trace.events import Trace
 
-# When something was called, ns, and how often at least in a step; a sign may need several.
+# When something was called (ns), and the least number of calls in a step; several may be needed.
 Sign = list[tuple[Ints, int]]
 _LOOKUP = "aten::embedding"
 # A layer mixes tokens once or twice (its own, those of an encoder), a residual block of a
 # convolutional network four times (three convolutions, and one in the shortcut).
 _MIXERS, _OF_A_LAYER = ("attention", "softmax", "conv", "scan"), 4
 _ATTENTIONS_OF_A_LAYER = 2
-_TRIES = 4  # names that occur as often: the first that begins a step is enough
+_TRIES = 4  # names that occur equally often; the first that begins a step is enough
 
 
 def repeated_sequence(trace: Trace, work: WorkSequence) -> Windows | None:

@@ -78,7 +78,7 @@ def find_scopes(trace: Trace, thread: Ints, ts: Ints) -> Scopes:
     outside = np.flatnonzero((inner < 0) & (thread >= 0))
     if _has_own(trace) and len(outside):
         inner[outside] = _closed_last(spans, thread[outside], ts[outside])
-    # Told apart by identity first: hashing a place for each of a million annotations takes long.
+    # Compared by identity first: hashing a place for each of a million annotations takes long.
     objects = {id(p): p for p in places}
     distinct = {p: i for i, p in enumerate(dict.fromkeys(objects.values()))}
     number = {key: distinct[p] for key, p in objects.items()}
@@ -254,8 +254,8 @@ def _nested_places(
 def _find_adapters(nest: _Nest) -> list[int]:
     """Return the linears of adapters.
 
-    A linear that holds three or more linears (one and pairs) is the first of them, followed by a
-    pair through a rank for each adapter (peft).
+    A linear that holds three or more linears (one and pairs) is adapted (peft): the first of them
+    is its own, and a pair through a rank follows for each adapter.
     """
     adapters = []
     for i, held in nest.inside.items():
@@ -354,7 +354,8 @@ def _leaf_linears(
 ) -> set[int]:
     """Return the modules of a user's own class that hold no module and multiply by a matrix.
 
-    Each in an attention or MLP stands for one linear, as a quantised or masked one does.
+    They are in an attention or MLP, and each stands for one linear, as a quantised or masked one
+    does.
     """
     return {
         i
@@ -500,7 +501,7 @@ def _called_first(linears: list[int], labels: list[str]) -> dict[int, list[int]]
 def _norm_roles(nest: _Nest, above: int, children: list[int]) -> dict[int, str]:
     """Return the roles of the norms among the modules inside one, by the modules next to them."""
     classes, scope = nest.classes, nest.scope
-    # A wrapper of a norm and of what reads it is no norm (PreNorm).
+    # A wrapper of a norm and of its reader is no norm (PreNorm).
     norms = [i for i in children if "Norm" in classes[i] and not nest.part[i]]
     siblings = [i for i in children if i not in norms]
     attentions = [i for i in siblings if _ATTENTION_CLASS.search(classes[i])]

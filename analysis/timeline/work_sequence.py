@@ -17,10 +17,10 @@ from prunescope.analysis.timeline.intervals import Windows, parents_on_threads
 from prunescope.analysis.trace.collect import Floats, Ints, Mask, unique_ids
 from prunescope.analysis.trace.events import Trace
 
-# Of the launches of a usual part: the first pass of a loop also builds masks and caches, and
-# a prompt is masked where a single token is not. Most parts do the same work but for a few.
+# Shares of the launches of a usual part, for most parts and for all: the first pass of a loop also
+# builds masks and caches, and a prompt is masked where a single token is not.
 _ALIKE, _ALL_ALIKE = 0.95, 0.75
-NEARLY_ALL = 0.9  # of the time that the device runs: what repeats in the rest is no step
+NEARLY_ALL = 0.9  # of the device's time: what repeats in less is no step
 
 
 @dataclass(frozen=True)

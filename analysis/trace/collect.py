@@ -47,7 +47,7 @@ _MAX_US = 2_300_000_000_000_000  # 73 years: the ns between any two times fit 63
 MAX_EVENT_NS = 3600 * 10**9  # of a kernel, op or launch
 MAX_ANNOTATION_NS = 1 << 62  # an annotation may hold a whole run
 _MAX_ID = 1 << 62
-_SPARSE = 16  # numbers for each row, from which on to count them takes longer than to sort the rows
+_SPARSE = 16  # distinct numbers a row, above which counting takes longer than sorting
 _NO_TIME = -(1 << 63)
 _MOST_DIGITS = 19  # of a whole number in 63 bits
 _NO_ARGS = Args()
@@ -56,7 +56,7 @@ _DEVICE, _LAUNCH, _OP, _ANNOTATION, _FRAME = "device", "launch", "op", "annotati
 SAMPLES = "samples"
 DEVICE_ROWS = "kernels, copies and fills"
 _MEMORY, _HOST = "memory", msgspec.Raw(b"0")  # the table, a type of device
-_LONG_FRAME = 100  # us: shorter frames of Python say nothing that is of use, and are most of them
+_LONG_FRAME = 100  # µs: shorter frames of Python are of no use, and are most of them
 # CUPTI's range profiler: kineto spreads its kernels evenly over the span of the capture.
 _COUNTERS = "cuda_profiler_range"
 _GROUPS = {

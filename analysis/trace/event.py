@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 # XPU, NPU and other backends of PyTorch write kernels as CUDA does; MTIA and HPU have categories of
-# their own. With a capital: as profilers before PyTorch 1.12 wrote them.
+# their own. Profilers before PyTorch 1.12 wrote the names with a capital.
 DEVICE_CATEGORIES = {"kernel": 0, "gpu_memcpy": 1, "gpu_memset": 2,
                      "Kernel": 0, "Memcpy": 1, "Memset": 2,
                      "mtia_ccp_events": 0, "hpu_op": 0}  # fmt: skip
@@ -52,17 +52,17 @@ class Args(msgspec.Struct, gc=False):
     bytes: Number = None
     kernel: str | int | float | None = None  # ROCm names the kernel at its launch
     graph_node: Number = msgspec.field(default=None, name="graph node id")
-    # What torch's annotations of graph kernels add to a kernel; raw, for others may use the names.
+    # What torch's annotations of graph kernels add to a kernel; raw, as others may use the names.
     module: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="module_fqn")
     label: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="name")
     label_legacy: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="str")
-    # Arguments that torch writes on a collective, as they are.
+    # Arguments that torch writes on a collective; undecoded.
     collective: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Collective name")
     sent: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="In msg nelems")
     received: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Out msg nelems")
     group: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Group size")
     dtype: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""))
-    # Of a snapshot of memory (profile_memory), raw as well.
+    # Arguments of a snapshot of memory (profile_memory); undecoded.
     allocated: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Total Allocated")
     reserved: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Total Reserved")
     device_type: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Device Type")
@@ -83,10 +83,10 @@ class Event(msgspec.Struct, gc=False):
     args: Args | None = None
 
 
-MEMORY = "cpu_instant_event"  # among others of no use
+MEMORY = "cpu_instant_event"  # a category with other events too, which are not read
 SNAPSHOT = "[memory]"  # the events of MEMORY that are read
 OVERHEAD = "overhead"  # work of the profiler and the driver, not of the program
-# How a graph that was recorded as one interval is called, before its number.
+# The name of a graph that was recorded as one interval, before its number.
 WHOLE_GRAPH = "CUDA graph "
 # Arrows and spans that become no column: most events of many traces.
 SKIPPED = ("ac2g", "fwdbwd", "gpu_user_annotation", "Trace")

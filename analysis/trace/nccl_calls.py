@@ -29,7 +29,7 @@ _HEADER = struct.Struct("<IIIIQQ")
 _MOST = 1 << 50  # bytes of a message; more is a forged number
 _PREFIX, _GROUP_START, _GROUP_END = "nccl", "ncclGroupStart", "ncclGroupEnd"
 _SEND, _RECEIVE = "Send", "Recv"
-# NCCL says the message of one rank; these send, or receive, one for each.
+# NCCL states the message of one rank; these functions send, or receive, one for each rank.
 _SENDS_ALL, _RECEIVES_ALL = ("ReduceScatter", "AlltoAll"), ("AllGather", "AlltoAll")
 Fields = dict[str, int]
 Layout = dict[str, tuple[int, str]]  # of a field: where it begins, and its format

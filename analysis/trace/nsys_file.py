@@ -29,9 +29,9 @@ _HEADER = 100  # bytes
 _MAX_VALUE = 16 << 20  # bytes of a row: those of Nsight Systems have a few hundred
 _MAX_TEXT = 1 << 14  # characters of a name that are read, as in a Chrome trace
 _MIN_ROW = 8  # bytes of the smallest row in a table of ours: three columns, their types, its cell
-# Instructions of SQLite's machine that a query may take: a row of ours takes less than one a byte.
+# Instructions that a query may take: reading a row takes less than one a byte.
 _STEPS, _STEPS_PER_BYTE = 10_000_000, 20
-_EACH = 100_000  # instructions between two looks at the count
+_EACH = 100_000  # instructions between two checks of the count
 _BLOCK = 2048  # rows: as objects of Python they take five times the memory of the columns
 _IDS_AT_ONCE = 500
 _FUNCTIONS = {"substr", "count", "typeof"}

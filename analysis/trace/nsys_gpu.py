@@ -17,7 +17,7 @@ from prunescope.analysis.trace.samples import kind_of_counter
 
 GPU, SAMPLES, METRICS = "TARGET_INFO_GPU", "GPU_METRICS", "TARGET_INFO_GPU_METRICS"
 _COUNTER_NAME = 80
-_GPU_OF_TYPE = 0xFF  # the part of a type of samples that is the number of the GPU
+_GPU_OF_TYPE = 0xFF  # the bits of a sample's type that are the number of the GPU
 _PROPERTIES = {
     "name": "name", "computeMajor": "computeMajor", "computeMinor": "computeMinor",
     "smCount": "numSms", "maxThreadsPerBlock": "maxThreadsPerBlock", "threadsPerWarp": "warpSize",
@@ -95,7 +95,7 @@ def gpu_properties(tables: Tables) -> list[dict[str, Any]]:
     columns = ("id", *_PROPERTIES, "maxWarpsPerSm", "cuDevice")
     rows = [row for block in tables.file.rows(GPU, columns) for row in block]
     known = [row for row in rows if row[0] in mine] or _rows_with_cuda_number(tables, rows)
-    if not known and len({row[1:-1] for row in rows}) == 1:  # of one kind all of them
+    if not known and len({row[1:-1] for row in rows}) == 1:  # all GPUs are of one kind
         known = rows
     if not known or not isinstance(known[0][1], str):
         return []

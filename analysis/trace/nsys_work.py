@@ -39,7 +39,7 @@ NODES = "CUDA_GRAPH_NODE_EVENTS"
 SYNCS, EVENTS = "CUPTI_ACTIVITY_KIND_SYNCHRONIZATION", "CUPTI_ACTIVITY_KIND_CUDA_EVENT"
 _NAMES = ("demangledName", "shortName", "mangledName")  # of a kernel, the best first
 _STREAM_BITS = 32  # where contexts share a device, their numbers stand before those of streams
-_CLONES = 16  # times that a graph is made from another one
+_CLONES = 16  # how often a graph may be made from another one
 _UNKNOWN = "Unknown"
 _STREAM_WAITS, _STREAM_WAIT = 2, "Stream Wait Event"  # of ENUM_CUPTI_SYNC_TYPE
 # As kineto names copies; of ENUM_CUDA_MEMCPY_OPER and ENUM_CUDA_MEM_KIND.

@@ -80,7 +80,7 @@ def _read_hook(text: str) -> Range:
     inside = rows.partition("]")[0].strip("[ ").split(",")
     matrix = columns.strip("[] ").split(",")
     if len(matrix) != 2 or not inside or inside[-1].strip() != matrix[1].strip():
-        return Range(module[1])  # a norm, or a weight that is packed
+        return Range(module[1])  # a norm, or a packed weight
     first = f"[{', '.join(part.strip() for part in inside)}]"
     return Range(module[1], _LINEAR, NONE, NONE, f"[{first}, {columns}]")
 

@@ -22,7 +22,7 @@ from prunescope.analysis.trace.unpack import SUFFIXES, members
 from prunescope.taxonomy.errors import PrunescopeError
 
 _NUMBER = re.compile(r"(?:rank|(?<![a-z])tp)[-_.]?(\d{1,6})(?!\d)", re.IGNORECASE)
-# Of SGLang's names, "-TP-0-DP-1": where there is a second axis, none of the numbers is the rank.
+# SGLang's names, "-TP-0-DP-1": with a second axis, none of the numbers is the rank.
 _AXIS = re.compile(r"(?<![a-z])(?:tp|dp|pp|ep)[-_.]?\d", re.IGNORECASE)
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 _MOST = 1024

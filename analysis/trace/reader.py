@@ -25,12 +25,12 @@ from prunescope.analysis.trace.samples import Sample
 from prunescope.analysis.trace.unpack import MAX_RATIO, Prefetched, is_bomb, unpacked
 from prunescope.taxonomy.errors import PrunescopeError
 
-BLOCK = 1 << 20  # of 256 KiB to 4 MiB the fastest: its events stay in the cache
-MAX_EVENT = 64 << 20  # no boundary between events within so many bytes: not a trace
+BLOCK = 1 << 20  # the fastest of 256 KiB to 4 MiB: its events stay in the cache
+MAX_EVENT = 64 << 20  # a file without a boundary between events in so many bytes is no trace
 MAX_TOTAL = 64 << 30  # decompressed bytes; a larger file is taken for a bomb
 _MAX_DEPTH = 100_000  # brackets around one another
 
-# Where the last boundary of a block is looked for: near its end, then farther off.
+# Bytes at the end of a block in which its last boundary is searched, the nearer ones first.
 _WINDOWS = (8 << 10, 256 << 10)
 _TRIES = 3
 _PADDING = b" \t\r\n\0"
@@ -54,7 +54,7 @@ def _decimal(text: str) -> Decimal | None:
 _EVENTS: msgspec.json.Decoder[Any] = msgspec.json.Decoder(list[Event], strict=True)
 _EXACT = msgspec.json.Decoder(list[ExactEvent], strict=True, float_hook=_decimal)
 _ONE_EVENT = msgspec.json.Decoder(ExactEvent, strict=True, float_hook=_decimal)
-# Without the values of counters: those are decoded apart, by their names.
+# Values of counters are decoded separately, by their names.
 _SAMPLES = msgspec.json.Decoder(list[Sample], float_hook=_decimal)
 _COUNTER = re.compile(rb'"ph"\s*:\s*"C"')
 _RAWS = msgspec.json.Decoder(list[msgspec.Raw])
@@ -270,7 +270,7 @@ class _Splitter:
                 self.buffer = self.buffer[match.end() - 1 :]
                 return events
             self.refuse_shares()
-        return None  # all of them inside a string or an object: counting brackets is sure
+        return None  # all are inside a string or an object: brackets have to be counted
 
     def refuse_shares(self) -> None:
         """Raise NotSharedError, unless this process reads all blocks or no block follows.
@@ -327,7 +327,7 @@ class _Splitter:
         self.buffer = self.buffer[end:]
         self.source.behind = len(self.buffer.lstrip(_PADDING))
         self.buffer = b""
-        while self.read():  # to its end: a cut shows there
+        while self.read():  # up to its end, where a cut shows
             trailing_bytes = self.buffer if self.source.behind else self.buffer.lstrip(_PADDING)
             self.source.behind += len(trailing_bytes)
             self.buffer = b""

@@ -23,7 +23,7 @@ _WAIT = re.compile(
     re.IGNORECASE,
 )
 _CATEGORIES = ("ac2g", "async_cpu_to_gpu")
-# Arrows that begin where an op does, of profilers that record no launches.
+# Arrows of profilers that record no launches: they begin where an op does.
 _FROM_OPS = ("async_npu", "cpu_to_cuda")
 LAUNCHED_BY_OP = "launch"  # the name of such a launch
 _MOSTLY = 0.5  # share of device events with a correlation id from which flow events are ignored

@@ -32,7 +32,7 @@ from prunescope.analysis.ops.sparse import PRODUCTS, indexed_operand
 from prunescope.analysis.trace.collect import Ints
 from prunescope.analysis.trace.events import Trace
 
-_AHEAD = 24  # ops that are looked at: what such an op calls itself, and the one behind it
+_AHEAD = 24  # ops that are examined: those that such an op calls, and the one behind it
 _ABSENT = -1
 _INDEX = "aten::index"
 _BATCHED = ("aten::bmm", "aten::baddbmm")

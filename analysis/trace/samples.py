@@ -20,7 +20,7 @@ from prunescope.analysis.trace.event import decode_json
 
 SMS, TENSOR, READ, WRITTEN = "SMs active", "tensor cores active", "memory read", "memory written"
 CLOCK, POWER, MEMORY = "clock", "power", "memory used"
-# As Nsight Systems, CUPTI's PM sampling and monitors of GPUs call them.
+# The names that Nsight Systems, CUPTI's PM sampling and GPU monitors use.
 KINDS = {
     SMS: re.compile(r"\bSMs?[ _]active|sm__cycles_active", re.IGNORECASE),
     TENSOR: re.compile(r"\btensor[ _]active|pipe_tensor", re.IGNORECASE),
@@ -31,7 +31,7 @@ KINDS = {
     POWER: re.compile(r"(?<![a-z])power(?!.*(?:limit|cap))", re.IGNORECASE),
     MEMORY: re.compile(r"\bmem(?:ory)?[ _](?:used|usage)|\bused[ _]memory", re.IGNORECASE),
 }  # fmt: skip
-# Names for counters of each kind, in the plain unit: they say no more than what is read of them.
+# A name for the counters of each kind, in the plain unit. It states only what is read of them.
 _PLAIN = {SMS: "SM Active [%]", TENSOR: "Tensor Active [%]", READ: "DRAM Read [%]",
           WRITTEN: "DRAM Write [%]", CLOCK: "SM Clock [Hz]", POWER: "Power [W]",
           MEMORY: "Memory used [B]"}  # fmt: skip
@@ -134,8 +134,8 @@ def counters_of(
 ) -> dict[str, tuple[Ints, Floats]]:
     """Return times and values of the counters of a trace's device, by name.
 
-    A series that samples several devices is kept only for a trace with a single device: else it is
-    unknown which one is meant.
+    If a series samples several devices, those of the trace's device are kept. In a trace of several
+    devices it is unknown which one is meant, and the series is left out.
     """
     counters: dict[str, tuple[Ints, Floats]] = {}
     if not len(table["name"]):

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-# Bytes of a trace, unpacked, from which on a worker earns what its start costs (0.1 s).
+# Unpacked bytes of a trace from which on a worker saves more than its start takes (0.1 s).
 _WORTH = 24 << 20
 _EACH = 48 << 20  # bytes for one more worker
 _MOST = 4  # each unpacks the whole file
@@ -35,7 +35,7 @@ _CODE = """import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 from prunescope.analysis.trace.workers import work
 work(*sys.argv[2:])"""
-# What starts threads, which a fork does not have: after it, workers are processes of their own.
+# These start threads, which a fork lacks: once imported, workers are processes of their own.
 _THREADED = ("polars", "torch", "ray")
 _PIPE = 1 << 16  # bytes that a pipe holds
 _ENDING = (signal.SIGINT, signal.SIGTERM)
@@ -76,12 +76,12 @@ class _Forked:
     def __init__(self, words: list[str]) -> None:
         read_end, write_end = os.pipe()
         self.out = os.fdopen(read_end, "rb")
-        # A signal waits: in the fork it would be heard as this process hears it.
+        # Signals wait: the fork would handle them as this process does.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         try:
             self.pid = os.fork()
             if self.pid == 0:
-                self.out.close()  # where the other process is killed, nobody reads: it shows
+                self.out.close()  # else a write would not fail once the reader is killed
                 _run_fork(words, write_end, before)
         finally:
             os.close(write_end)
@@ -106,7 +106,7 @@ class _Forked:
         pid, self.pid = self.pid, 0
         try:
             return os.waitpid(pid, 0)[1]
-        except ChildProcessError:  # a program that ignores SIGCHLD: how it ended is not known
+        except ChildProcessError:  # a program that ignores SIGCHLD loses the status
             return 1
 
 
@@ -271,7 +271,7 @@ def count_for(path: Path) -> int:
     if _alone[0] or cores() < 2 or not sys.executable or getattr(sys, "frozen", False):
         return 0
     try:
-        if not path.is_file():  # to open a pipe waits for who writes to it
+        if not path.is_file():  # opening a pipe would wait for its writer
             return 0
         size = path.stat().st_size
         with path.open("rb") as file:
