@@ -35,10 +35,12 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$", re.ASC
 
 
 class NamedModel(NamedTuple):
-    """The contents of a config. `source`: where it comes from, never a path; `dtype`: as it is
-    written there; `quantised`: the format of the weights where they are published in fewer bits;
-    `traits`: what decides which families apply; `notes`: where the weights differ from the
-    config."""
+    """The contents of a config.
+
+    `source` is where it comes from, never a path. `dtype` is the number format as it is written
+    there, and `quantised` the format of the weights where they are published in fewer bits.
+    `traits` decide which families apply. `notes` state where the weights differ from the config.
+    """
 
     shape: ModelShape
     source: str
@@ -49,14 +51,25 @@ class NamedModel(NamedTuple):
 
 
 def read_model(name: str) -> NamedModel:
-    """The model of a name. Raises PrunescopeError where there is none."""
+    """Read the shape and number formats of a model.
+
+    Args:
+        name: A preset, a config.json, a folder with one, a GGUF file, a run.json, or the id of a
+            model on the Hub.
+
+    Returns:
+        The model, with the sizes of the weights next to its config where there are any.
+
+    Raises:
+        PrunescopeError: There is no such model, or its config cannot be read.
+    """
     if (preset := preset_named(name)) and not Path(name).exists():
-        return _named_model(preset_config(preset), preset_source(preset), published_as(preset))
+        return _build_model(preset_config(preset), preset_source(preset), published_as(preset))
     path = Path(name)
     file = path / "config.json" if path.is_dir() else path
     if not file.exists() and _HUB_ID.match(name):
         file = _from_hub(name)
-        return _named_model(_config(file), f"{name} (Hub)")
+        return _build_model(_load_config(file), f"{name} (Hub)")
     if path.is_dir() and not file.is_file():
         raise PrunescopeError(
             f"the folder {path.resolve().name!r} holds no config.json",
@@ -69,11 +82,11 @@ def read_model(name: str) -> NamedModel:
         )
     if file.name == MANIFEST:
         return _model_of_run(file)
-    return _with_sizes_of_weights(_named_model(_config(file), file.name), file)
+    return _with_sizes_of_weights(_build_model(_load_config(file), file.name), file)
 
 
 def _with_sizes_of_weights(model: NamedModel, file: Path) -> NamedModel:
-    """The model with the sizes of the weights next to its config."""
+    """Return the model with the sizes of the weights next to its config."""
     stored = stored_tensors(file)
     if stored is None:
         return model
@@ -84,6 +97,7 @@ def _with_sizes_of_weights(model: NamedModel, file: Path) -> NamedModel:
 
 
 def _model_of_run(file: Path) -> NamedModel:
+    """Return the model of a run, by its run.json."""
     run = read_run(file.parent)
     shape = ModelShape.from_run(run.model.shape)
     if shape is None:
@@ -93,14 +107,18 @@ def _model_of_run(file: Path) -> NamedModel:
     return NamedModel(shape, file.name, run.dtype, None, traits_of(shape))
 
 
-def _named_model(config: dict[str, Any], source: str, quantised: str | None = None) -> NamedModel:
+def _build_model(config: dict[str, Any], source: str, quantised: str | None = None) -> NamedModel:
+    """Build the model of a config."""
     shape = ModelShape.from_config(config)
-    quantised = quantised or _quantised(config)
-    return NamedModel(shape, source, _written(config), quantised, read_traits(config))
+    quantised = quantised or _stated_quantisation(config)
+    return NamedModel(shape, source, _stated_dtype(config), quantised, read_traits(config))
 
 
 def model_name(name: str) -> str:
-    """The name of a model in a prediction: a preset's name, or a folder's without its path."""
+    """Return the name of a model in a prediction.
+
+    It is that of a preset, or of a folder without its path.
+    """
     path = Path(name).resolve()
     if name.lower() in preset_names() or (preset_named(name) and not path.exists()):
         return name
@@ -110,7 +128,7 @@ def model_name(name: str) -> str:
 
 
 def _from_hub(name: str) -> Path:
-    """The config.json of a model on the Hub, from the local cache where it is there."""
+    """Return the config.json of a model on the Hub, from the local cache where it is there."""
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
@@ -129,7 +147,8 @@ def _from_hub(name: str) -> Path:
         ) from None
 
 
-def _config(file: Path) -> dict[str, Any]:
+def _load_config(file: Path) -> dict[str, Any]:
+    """Read a config from JSON or from the header of a GGUF file."""
     if file.suffix == ".gguf":
         return gguf_config(file)
     if file.suffix != ".json" or file.stat().st_size > _LARGEST:
@@ -149,8 +168,8 @@ def _config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _quantised(config: dict[str, Any]) -> str | None:
-    """The method that the config's quantization_config names (fp8, mxfp4, gptq, awq ...)."""
+def _stated_quantisation(config: dict[str, Any]) -> str | None:
+    """Return the method that the config's quantization_config names (fp8, mxfp4, gptq, awq ...)."""
     for part in _parts(config):
         settings = part.get("quantization_config")
         method = settings.get("quant_method") if isinstance(settings, dict) else None
@@ -160,11 +179,13 @@ def _quantised(config: dict[str, Any]) -> str | None:
 
 
 def _parts(config: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """Return the config, and that of its text model where it has one."""
     inner = config.get("text_config")
     return (config, inner) if isinstance(inner, dict) else (config,)
 
 
-def _written(config: dict[str, Any]) -> str | None:
+def _stated_dtype(config: dict[str, Any]) -> str | None:
+    """Return the number format that the config states; None without one."""
     for part in _parts(config):
         for key in ("dtype", "torch_dtype"):
             if isinstance(part.get(key), str) and part[key] != "auto":

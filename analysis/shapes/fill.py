@@ -1,4 +1,4 @@
-"""Shapes of GEMMs and attention from the model's config, where the trace did not record them.
+"""The shapes of GEMMs and attention from the model's config, where the trace did not record them.
 
 In: the kernels frame with kinds, roles and calls, a `ModelConfig`. Out: `Filled`: the frame with
 calls (and, where roles came from order, layers and roles) of the rows that the config explains,
@@ -8,8 +8,9 @@ their work, notes and warnings. Where the trace contradicts the config, nothing 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import polars as pl
@@ -17,12 +18,12 @@ import polars as pl
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.ops.attention import AttentionSizes
 from prunescope.analysis.ops.call import OpCall, Work
-from prunescope.analysis.shapes import evidence
+from prunescope.analysis.shapes import config_evidence
+from prunescope.analysis.shapes.config_evidence import fitting_widths
 from prunescope.analysis.shapes.counts import elementwise_counts
-from prunescope.analysis.shapes.evidence import fitting_widths
 from prunescope.analysis.shapes.grids import written
 from prunescope.analysis.shapes.items import ATTENTION, Assignment, Item, Placed, items_of
-from prunescope.analysis.shapes.ranks import degrees
+from prunescope.analysis.shapes.rank_slots import degrees
 from prunescope.analysis.shapes.slots import (
     EXPERT,
     GROUPED,
@@ -37,89 +38,100 @@ from prunescope.taxonomy.presets import preset_config, preset_names
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.words import percent
 
-_ENOUGH = 0.99  # of the GEMM time: so much of it recorded needs no config
+_ENOUGH = 0.99  # share of the GEMM time: if so much of it is recorded, no config is needed
 
 
 def fill(traced: Traced, model: ModelConfig | AutoModel, device: Device | None) -> Filled:
-    """Shapes of the rows that have none. Nothing changes where the trace recorded them all, holds
-    no kernels, or contradicts the config; a note or warning says which."""
-    out = Filled(traced.frame, traced.source)
+    """Fill in the shapes of the rows that have none, from a model's config.
+
+    Args:
+        traced: The traced phase.
+        model: The config, or `AutoModel` to name presets that fit.
+        device: The peaks and SMs of the device; None if unknown.
+
+    Returns:
+        The frame with the filled rows. Nothing changes where the trace recorded all shapes, holds
+        no kernels, or contradicts the config; a note or warning says which.
+    """
+    filled = Filled(traced.frame, traced.source)
     if not traced.trace.on_device:
-        out.warnings.append(
+        filled.warnings.append(
             f"--model {model.name} is not used: this is a CPU trace, and a config gives shapes "
             "only to kernels of a GPU (record_shapes=True keeps those of a CPU's ops)"
         )
-        return out
+        return filled
     steps = items_of(traced.frame, traced.trace, traced.works)
     every = [item for items in steps.values() for item in items]
     total = sum(item.ns for item in every)
     recorded = sum(item.ns for item in every if item.has_work)
     if not total or recorded >= _ENOUGH * total:
-        out.notes.append(f"--model {model.name} is not needed: the trace has the shapes")
-        return out
+        filled.notes.append(f"--model {model.name} is not needed: the trace has the shapes")
+        return filled
     if isinstance(model, AutoModel):
-        out.warnings.append(guess(traced, model.workload, device, steps))
-        return out
-    out.warnings += model.notes
+        filled.warnings.append(guess(traced, model.workload, device, steps))
+        return filled
+    filled.warnings += model.notes
     if model.shape.mixer.kind:
         steps = items_of(traced.frame, traced.trace, traced.works, mixers=True)
     degree = degrees(traced.trace, every, model.shape)
     tried = [Trial(traced, model, device, steps, ranks) for ranks in degree]
-    fit = [one for one in tried if not one.problems]
+    fit = [trial for trial in tried if not trial.problems]
     if len(fit) != 1:
         refused = _refused(model, tried, fit)
         bare = replace(model, workload=GivenWorkload())
         if not fit and model.workload != bare.workload:
             without = (Trial(traced, bare, device, steps, ranks) for ranks in degree)
-            if not all(one.problems for one in without):
+            if not all(trial.problems for trial in without):
                 refused += "; without the workload that was given nothing contradicts it"
-        out.config_refused = refused
-        out.warnings.append(refused)
-        return out
-    return _filled(out, fit[0])
+        filled.config_refused = refused
+        filled.warnings.append(refused)
+        return filled
+    return _fill_rows(filled, fit[0])
 
 
 def _refused(model: ModelConfig, tried: list[Trial], fit: list[Trial]) -> str:
+    """State why no shapes are taken from the config."""
     begin = f"no shapes are taken from the config {model.name}"
     if fit:
-        ranks = " or ".join(str(one.ranks) for one in fit)
+        ranks = " or ".join(str(trial.ranks) for trial in fit)
         return (
             f"{begin}: the model may be shared out over {ranks} ranks, by all that the trace says"
         )
     if not tried:
         return f"{begin}: its dimensions cannot be shared out over the ranks of the trace"
-    closest = min(tried, key=lambda one: (len(one.problems), one.ranks))
+    closest = min(tried, key=lambda trial: (len(trial.problems), trial.ranks))
     return f"{begin}: {'; '.join(closest.problems)}"
 
 
-def _filled(out: Filled, trial: Trial) -> Filled:
+def _fill_rows(filled: Filled, trial: Trial) -> Filled:
     """Give the rows their calls, layers and roles."""
     writer = Writer(trial, len(trial.traced.works))
     for key, assignment in trial.placed.items():
         writer.add(key, assignment)
-    out.calls, out.works, out.known = writer.calls, writer.works, writer.known
-    out.frame = writer.written(trial.traced.frame)
-    out.config_caveats = list(dict.fromkeys(trial.config_caveats))
-    out.warnings += list(dict.fromkeys([*trial.warnings, *trial.config_caveats]))
-    out.source = "order" if trial.by_order else trial.traced.source
+    filled.calls, filled.works, filled.known = writer.calls, writer.works, writer.known
+    filled.frame = writer.add_columns(trial.traced.frame)
+    filled.config_caveats = list(dict.fromkeys(trial.config_caveats))
+    filled.warnings += list(dict.fromkeys([*trial.warnings, *trial.config_caveats]))
+    filled.source = "order" if trial.uses_order else trial.traced.source
     rows = [trial.rows[key] for key in trial.placed]
     known = [m for m in rows if m is not None]
     steps = {step for step, _ in trial.placed}
     all_known = len(known) == len(rows) and not trial.unplaced_steps
-    out.tokens = sum(known) / len(steps) if all_known else None
+    filled.tokens = sum(known) / len(steps) if all_known else None
     first = next(iter(trial.placed))
     heads = trial.tokens[first].heads
     widths = fitting_widths(trial.placed[first].gemms, trial.rows[first], trial.sm, heads=heads)
     if not writer.time:
-        out.notes.append(f"--model {trial.model.name} adds no shapes to those of the trace")
-        return out
-    out.notes += [_note(trial, writer), *widths]
+        filled.notes.append(f"--model {trial.model.name} adds no shapes to those of the trace")
+        return filled
+    filled.notes += [_note(trial, writer), *widths]
     if trial.model.shape.experts.count and (reason := trial.experts.reason) is not None:
-        (out.notes if trial.experts.slots else out.warnings).append(reason)
-    return out
+        (filled.notes if trial.experts.slots else filled.warnings).append(reason)
+    return filled
 
 
 def _note(trial: Trial, writer: Writer) -> str:
+    """State the share of the time that got shapes, and how M is known."""
     share = writer.time / writer.total if writer.total else 0.0
     seen = {(trial.rows[step], trial.tokens[step].source) for step in trial.rows}
     rows = sorted({f"M = {m:,}" for m, _ in seen if m is not None})
@@ -128,7 +140,7 @@ def _note(trial: Trial, writer: Writer) -> str:
         within = "" if unknown[0] == "any" else f", {unknown[0]} by the grids"
         rows.append(f"M is not known{within}")
     shared = f", on each of {trial.ranks} ranks" if trial.ranks > 1 else ""
-    how = "aligned with its layers by order" if trial.by_order else "by module"
+    how = "aligned with its layers by order" if trial.uses_order else "by module"
     return (
         f"shapes from the model's config ({trial.model.name}{shared}): {percent(share, 1)} of the "
         f"time of GEMMs and attention, {how}; {', '.join(rows[:4])}"
@@ -136,12 +148,14 @@ def _note(trial: Trial, writer: Writer) -> str:
 
 
 WorkFunction = Callable[[], Work] | None  # computes the work of a call, once a distinct call
+# The key of equal calls, how their work is computed, and N and K where M is unknown; None: none.
+CallWork = tuple[object, WorkFunction, tuple[int, int] | None]
 NAME = "prunescope::model_shape"  # the op of a call that the config gives
 _OWN = -(1 << 50)  # instances of kernels that are the only one of their op
 
 
 class Writer:
-    """Calls and works of placed items, each distinct one once."""
+    """The calls and works of placed items, each distinct one once."""
 
     def __init__(self, trial: Trial, first: int) -> None:
         self.trial, self.first = trial, first
@@ -155,32 +169,36 @@ class Writer:
         self.time = self.total = 0
 
     def add(self, key: Pass, assignment: Assignment) -> None:
-        """The items of one forward pass."""
-        for one in assignment.gemms:
-            self.total += one.item.ns
-            if not one.item.has_work:
-                self._call(one.item, *self._gemm(key, one))
-            self._place(one.item, one.layer, one.slot.role)
+        """Add the items of one forward pass."""
+        for gemm in assignment.gemms:
+            self.total += gemm.item.ns
+            if not gemm.item.has_work:
+                self._write_call(gemm.item, *self._gemm_work(key, gemm))
+            self._write_place(gemm.item, gemm.layer, gemm.slot.role)
         for item, layer in assignment.attentions:
             self.total += item.ns
             if not item.has_work:
-                self._call(item, *self._attention(key, item, layer))
-            self._place(item, layer, "attention")
+                self._write_call(item, *self._attention_work(key, item, layer))
+            self._write_place(item, layer, "attention")
         for item in assignment.unsure:
             self.total += item.ns
             if assignment.by_order and not item.has_work:
-                self._place(item, None, "unknown")
+                self._write_place(item, None, "unknown")
 
-    def _gemm(self, at: Pass, one: Placed) -> tuple[object, WorkFunction, tuple[int, int] | None]:
-        trial, slot, item = self.trial, one.slot, one.item
+    def _gemm_work(self, at: Pass, gemm: Placed) -> CallWork:
+        """Return the key of a GEMM's call and the function that computes its work.
+
+        The last value is N and K where M is unknown. All are None where nothing is known.
+        """
+        trial, slot, item = self.trial, gemm.slot, gemm.item
         model = trial.model
         name, dtype = item.name, model.dtype
         rows = trial.rows[at]
         if slot.role == "lm_head":
             if at in trial.headless:
                 return None, None, None
-            rows = evidence.head_rows(one, trial.tokens[at].heads, trial.sm)
-        if slot.what == GROUPED:
+            rows = config_evidence.head_rows(gemm, trial.tokens[at].heads, trial.sm)
+        if slot.form == GROUPED:
             shape, product = model.shape, trial.experts.slots.get(slot)
             if product is None:
                 return None, None, None
@@ -189,14 +207,16 @@ class Writer:
             tokens = rows
             key: object = (product, tokens, name)
             return key, lambda: expert_work(product, tokens, shape, name, dtype), None
-        if rows is None or slot.what == EXPERT:
+        if rows is None or slot.form == EXPERT:
             return (slot, None), None, (slot.n, slot.k)
         m, kind = rows, item.kind
         return (slot, m, name, kind), lambda: linear_work(slot, m, name, kind, dtype), None
 
-    def _attention(
-        self, at: Pass, item: Item, layer: int
-    ) -> tuple[object, WorkFunction, tuple[int, int] | None]:
+    def _attention_work(self, at: Pass, item: Item, layer: int) -> CallWork:
+        """Return the key of an attention's call and the function that computes its work.
+
+        Both are None where sizes are unknown.
+        """
         trial, tokens = self.trial, self.trial.tokens[at]
         shape = trial.model.shape.repeat_layer(layer)
         known = tokens.batch and tokens.queries and tokens.keys and shape.attention.kv_rank is None
@@ -221,9 +241,10 @@ class Writer:
 
         return ("attention", sizes, kv_heads, bool(slides), name), work, None
 
-    def _call(
+    def _write_call(
         self, item: Item, key: object, compute: WorkFunction, known: tuple[int, int] | None
     ) -> None:
+        """Give an item the call of its key, whose work is computed once."""
         if key is None or (compute is None and known is None):
             return
         self.time += item.ns
@@ -235,13 +256,17 @@ class Writer:
             self.works.append(None if compute is None else compute())
         self.filled.append((item.step, _instance(item), self.numbers[key]))
 
-    def _place(self, item: Item, layer: int | None, role: str) -> None:
+    def _write_place(self, item: Item, layer: int | None, role: str) -> None:
+        """Give an item its layer and role."""
         self.places.append((item.step, _instance(item), layer, role))
         if item.alone:
             self.alone.append(item.row)
 
-    def written(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The frame with calls, layers and roles of the items and of their helpers."""
+    def add_columns(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Return the frame with calls, layers and roles of the items.
+
+        Auxiliary kernels of their ops get them too.
+        """
         if self.alone:
             own = pl.Series(self.alone, dtype=pl.Int64())
             instance = frame["instance"].clone().scatter(own, _OWN - own)
@@ -261,49 +286,55 @@ class Writer:
 
 
 def _instance(item: Item) -> int:
+    """Return the instance of an item's op; one of its own where the op holds more than a GEMM."""
     return _OWN - item.row if item.alone else item.instance
 
 
 def guess(
     traced: Traced, workload: GivenWorkload, device: Device | None, steps: dict[int, list[Item]]
 ) -> str:
-    """A message that names the presets that fit."""
+    """Return a message that names the presets that fit.
+
+    Limitations: A fine-tuned or pruned model of the same sizes fits as well. Of several presets
+    that fit, the one that the trace names is preferred.
+    """
     every = [item for items in steps.values() for item in items]
     names = preset_names()
-    found = {
-        name: trial for name in names if (trial := _fits(name, traced, workload, device, steps))
+    fitting = {
+        name: trial for name in names if (trial := _find_fit(name, traced, workload, device, steps))
     }
-    if not found:
+    if not fitting:
         return (
-            f"--model auto: none of {len(names)} presets fits the trace ({_found(every)}): give "
-            "the model's config.json"
+            f"--model auto: none of {len(names)} presets fits the trace "
+            f"({_describe_layers(every)}): give the model's config.json"
         )
-    clues = {name: clues_of(name, preset_config(name), trial) for name, trial in found.items()}
-    most = max(one.weight for one in clues.values())
+    clues = {name: clues_of(name, preset_config(name), trial) for name, trial in fitting.items()}
+    most = max(own_clues.weight for own_clues in clues.values())
     # Of several that fit, the one that the trace names, or whose modules it holds.
-    ahead = [name for name, one in clues.items() if one.weight == most]
+    ahead = [name for name, own_clues in clues.items() if own_clues.weight == most]
     if len(ahead) > 1:
         return (
             f"--model auto: {', '.join(ahead)} are each {POSSIBLE}, by "
             f"{', '.join(clues[ahead[0]].matches)}: give the one that it is with --model"
         )
     (name,) = ahead
-    rivals = [other for other in found if other != name]
-    others = f"{', '.join(rivals)} would fit its sizes" if rivals else "no other fits"
+    rivals = [rival for rival in fitting if rival != name]
+    rival_names = f"{', '.join(rivals)} would fit its sizes" if rivals else "no other fits"
     return (
         f"--model auto: the trace would be of {name}, {clues[name].grade(len(rivals))} by "
-        f"{', '.join(clues[name].matches)}; of {len(names)} presets {others}; a fine-tuned or "
+        f"{', '.join(clues[name].matches)}; of {len(names)} presets {rival_names}; a fine-tuned or "
         f"pruned model of the same sizes would too: give --model {name} to take its shapes"
     )
 
 
-def _fits(
+def _find_fit(
     name: str,
     traced: Traced,
     workload: GivenWorkload,
     device: Device | None,
     steps: dict[int, list[Item]],
 ) -> Trial | None:
+    """Return the first trial of a preset that the trace does not contradict; None without one."""
     config = preset_config(name)
     shape = ModelShape.from_config(config)
     model = ModelConfig(
@@ -314,21 +345,26 @@ def _fits(
     return next((trial for trial in tried if not trial.problems), None)
 
 
-def _found(items: Sequence[Item]) -> str:
+def _describe_layers(items: Sequence[Item]) -> str:
+    """Describe how many layers, or else attentions, a trace has."""
     layers = {item.layer for item in items if item.layer is not None}
-    attentions = sum(item.what == ATTENTION for item in items)
+    attentions = sum(item.form == ATTENTION for item in items)
     return f"{len(layers)} layers" if layers else f"{attentions} attentions"
 
 
 SURE, LIKELY, POSSIBLE = "sure", "likely", "possible"
 _CLASS = re.compile(r"nn\.Module: (\w{1,80}?)(?:ForCausalLM|Model|DecoderLayer|Attention)_\d")
 _HEADS = re.compile(r"For(?:CausalLM|ConditionalGeneration)$")
-_LONGEST = 1000  # characters of a name in which a model is looked for
+_LONGEST = 1000  # characters of a name that are searched for a model
 
 
 @dataclass(frozen=True)
 class Clues:
-    """`matches`: what matched, as words; `vocabulary`, `classes`, `named`: whether these did."""
+    """The clues to a preset.
+
+    `matches` are what matched, as words; `vocabulary`, `classes` and `named` state whether these
+    did.
+    """
 
     matches: tuple[str, ...]
     vocabulary: bool
@@ -337,28 +373,30 @@ class Clues:
 
     @property
     def weight(self) -> int:
-        """How many of the telling clues there are."""
+        """The number of the telling clues."""
         return self.vocabulary + self.classes + self.named
 
     def grade(self, rivals: int) -> str:
-        """`rivals`: other presets that fit as well."""
+        """Grade the guess; `rivals` is the number of other presets that fit as well."""
         if rivals or not self.weight:
             return POSSIBLE
         return SURE if self.weight > 1 else LIKELY
 
 
 def clues_of(name: str, config: Mapping[str, Any], trial: Trial) -> Clues:
-    """The clues to a preset that the trace shows."""
+    """Collect the clues to a preset that the trace shows."""
     traced, shape = trial.traced, trial.model.shape
     key = next(iter(trial.placed))
     gemms = trial.placed[key].gemms
-    middle = sum(one.layer == shape.layers // 2 for one in gemms)
+    middle = sum(gemm.layer == shape.layers // 2 for gemm in gemms)
     matches = [f"{shape.layers} layers", f"{middle} GEMMs a layer"]
     if trial.ranks > 1:
         matches.append(f"{trial.ranks} ranks")
     vocabulary = _vocabulary(trial, key)
     matches += [vocabulary] if vocabulary else []
-    base = _classes(config) & _classes_in(traced)
+    modules = {match[1] for name in traced.trace.names if (match := _CLASS.match(name))}
+    stated = config.get("architectures") or []
+    base = modules & {_HEADS.sub("", name) for name in stated if isinstance(name, str)}
     matches += [f"modules of {', '.join(sorted(base))}"] if base else []
     named = _is_named(name, traced)
     matches += ["its name in the trace"] if named else []
@@ -366,9 +404,11 @@ def clues_of(name: str, config: Mapping[str, Any], trial: Trial) -> Clues:
 
 
 def _vocabulary(trial: Trial, key: Pass) -> str | None:
-    """The clues to the vocabulary: the grid of the head, or kernels after it whose elements are
-    those of some rows of logits; None without any."""
-    head = next((one for one in trial.placed[key].gemms if one.slot.role == "lm_head"), None)
+    """Return the clue to the vocabulary, None without any.
+
+    It is the grid of the head, or kernels after it whose elements are those of some rows of logits.
+    """
+    head = next((gemm for gemm in trial.placed[key].gemms if gemm.slot.role == "lm_head"), None)
     if head is None:
         return None
     vocab = trial.model.shape.embedding.vocab
@@ -381,34 +421,20 @@ def _vocabulary(trial: Trial, key: Pass) -> str | None:
         sequences = most // vocab
         if count.at > at and 1 <= sequences <= rows and most - count.elements < sequences * vocab:
             return f"a sampling kernel over {sequences:,} × {vocab:,} logits"
-    allowed = evidence.allowed_rows(head, trial.sm)
+    allowed = config_evidence.allowed_rows(head, trial.sm)
     return f"a head of {vocab:,} rows by its grid" if allowed else None
 
 
-def _classes(config: Mapping[str, Any]) -> set[str]:
-    named = config.get("architectures") or []
-    return {_HEADS.sub("", one) for one in named if isinstance(one, str)}
-
-
-def _classes_in(traced: Traced) -> set[str]:
-    found = (_CLASS.match(name) for name in traced.trace.names)
-    return {one[1] for one in found if one is not None}
-
-
 def _is_named(preset: str, traced: Traced) -> bool:
-    """Whether a preset's name is in the metadata, an annotation or the name of the file."""
+    """Return whether a preset's name is in the metadata, an annotation or the name of the file."""
     words = re.compile(rf"(?<![a-z0-9.]){re.escape(preset)}(?![a-z0-9.])")
-    return any(words.search(_plain(text)) for text in _texts(traced))
-
-
-def _texts(traced: Traced) -> Iterator[str]:
     source = traced.trace.source
-    yield source.path.name
-    yield from (value for value in source.meta.values() if isinstance(value, str))
-    yield from traced.trace.names
+    named = (value for value in source.meta.values() if isinstance(value, str))
+    texts = chain([source.path.name], named, traced.trace.names)
+    return any(words.search(_plain(text)) for text in texts)
 
 
 def _plain(text: str) -> str:
-    """The text as presets are written, without the end of a file's name."""
+    """Write a text as presets are written, without the end of a file's name."""
     text = text[:_LONGEST].lower().replace("_", "-").replace(" ", "-")
     return re.sub(r"\.(?:pt|trace|json|gz|zip)\b.*", "", text)

@@ -1,8 +1,8 @@
 """The M that the grid of a GEMM kernel allows if N is known, and the N if M is known.
 
-In: the tile in a kernel's name, its grid of thread blocks, M or N. Out: intervals of the other one;
-None where the grid does not show it (no tile, or a persistent kernel, whose blocks take several
-tiles each).
+In: the tile in a kernel's name, its grid of thread blocks, M or N. Out: intervals of the other
+size; None where the grid does not show it (no tile, or a persistent kernel, whose blocks take
+several tiles each).
 """
 
 from __future__ import annotations
@@ -26,17 +26,20 @@ _SWIZZLED = re.compile(r"cutlass_\d\d_")
 _EXACT = re.compile(r"Cijk_|nvjet_")
 _SWIZZLES = (1, 2, 4, 8, 16)
 _NAME_LIMIT = 512
-_MOST = 1 << 22  # blocks; more are not looked at
+_MOST = 1 << 22  # blocks; a larger grid is not examined
 
 
 def rows_of(n: int, kernel: str, grid: tuple[int, ...], *, sm: int | None) -> Intervals | None:
-    """The possible M where N is known; None where the grid does not show it: no tile in the name,
-    possibly split-K, or possibly a persistent kernel."""
+    """Return the possible M where N is known.
+
+    None means that the grid does not show it: the name has no tile, or the kernel may use split-K
+    or may be persistent.
+    """
     return _other_side(n, kernel, grid, sm=sm, wide=True)
 
 
 def widths_of(m: int, kernel: str, grid: tuple[int, ...], *, sm: int | None) -> Intervals | None:
-    """The possible N where M is known; None as above."""
+    """Return the possible N where M is known; None as for `rows_of`."""
     return _other_side(m, kernel, grid, sm=sm, wide=False)
 
 
@@ -44,7 +47,10 @@ def widths_of(m: int, kernel: str, grid: tuple[int, ...], *, sm: int | None) -> 
 def _other_side(
     size: int, kernel: str, grid: tuple[int, ...], *, sm: int | None, wide: bool
 ) -> Intervals | None:
-    """`wide`: the size is N, along which the tile's rows lie."""
+    """Return the possible sizes of the side that is not known; `wide` means that `size` is N.
+
+    The rows of the tile lie along N.
+    """
     tile, (x, y, depth) = tile_of(kernel), (*grid, 1, 1, 1)[:3]
     if tile is None or tile.persistent or _SPLITS.search(kernel) or size <= 0:
         return None
@@ -59,83 +65,93 @@ def _other_side(
     counted = -(-size // along)
     if plane:
         mine, theirs = (x, y) if wide else (y, x)
-        others = {theirs} if counted == mine else set()
+        tiles_across = {theirs} if counted == mine else set()
     elif swizzled:
-        others = _folded(counted, x, y)
+        tiles_across = _unfold(counted, x, y)
     else:
-        others = _counts(counted, blocks, tile, exact=_EXACT.match(kernel) is not None)
-    if not others and _SCHEDULED.search(kernel) and (sm is None or blocks <= 2 * sm):
+        tiles_across = _tiles_across(counted, blocks, tile, exact=_EXACT.match(kernel) is not None)
+    if not tiles_across and _SCHEDULED.search(kernel) and (sm is None or blocks <= 2 * sm):
         return None
-    return _joined(((other - 1) * across + 1, other * across) for other in others)
+    return _join(((tiles - 1) * across + 1, tiles * across) for tiles in tiles_across)
 
 
 def _may_be_persistent(kernel: str, blocks: int, sm: int | None) -> bool:
-    """Whether the grid may be that of a persistent kernel: as many blocks as SMs, or twice as many;
-    of CUTLASS 3 whole clusters of blocks, so possibly a few less."""
+    """Return whether the grid may be that of a persistent kernel.
+
+    It then has as many blocks as SMs, or twice as many. CUTLASS 3 launches whole clusters of
+    blocks, so possibly a few less.
+    """
     if sm is None or blocks > 2 * sm:
         return False
     return blocks in (sm, 2 * sm) or "cutlass3x" in kernel and 0.9 * sm <= blocks <= sm
 
 
-def _folded(counted: int, x: int, y: int) -> set[int]:
-    """Tiles along the other side of a grid with s of one folded into the other: x·s by ⌈y/s⌉."""
-    out: set[int] = set()
+def _unfold(counted: int, x: int, y: int) -> set[int]:
+    """Return the tiles along the other side of a swizzled grid.
+
+    The grid has s tiles of one side folded into the other: x·s by ⌈y/s⌉.
+    """
+    unfolded: set[int] = set()
     for s in _SWIZZLES:
         if x == counted * s:
-            out.update(range((y - 1) * s + 1, y * s + 1))
+            unfolded.update(range((y - 1) * s + 1, y * s + 1))
         if x % s == 0 and y == -(-counted // s):
-            out.add(x // s)
-    return out
+            unfolded.add(x // s)
+    return unfolded
 
 
-def _counts(counted: int, blocks: int, tile: Tile, *, exact: bool) -> set[int]:
-    """Tiles along the other side with which `counted` along this one make so many blocks: as they
-    are, rounded up to whole clusters, or, unless `exact`, for a swizzle."""
-    out: set[int] = set()
+def _tiles_across(counted: int, blocks: int, tile: Tile, *, exact: bool) -> set[int]:
+    """Return the numbers of tiles along the other side with which a grid has so many blocks.
+
+    The tiles `counted` along this side are taken as they are, rounded up to whole clusters, or,
+    unless `exact`, rounded for a swizzle.
+    """
+    tiles_across: set[int] = set()
     widths = [(counted, 1)]
     widths += [(-(-counted // a) * a, b) for a, b in (tile.cluster, tile.cluster[::-1])]
     if not exact:
         widths += [(-(-counted // s) * s, 1) for s in _SWIZZLES]
         widths += [(counted, s) for s in _SWIZZLES]
     for width, unit in widths:
-        other, rest = divmod(blocks, width)
-        if not rest and other and other % unit == 0:
-            out.update(range(other - unit + 1, other + 1))
-    return out
+        across, remainder = divmod(blocks, width)
+        if not remainder and across and across % unit == 0:
+            tiles_across.update(range(across - unit + 1, across + 1))
+    return tiles_across
 
 
-def _joined(parts: Iterable[tuple[int, int]]) -> Intervals:
-    out: list[tuple[int, int]] = []
+def _join(parts: Iterable[tuple[int, int]]) -> Intervals:
+    """Join intervals that overlap or touch."""
+    joined: list[tuple[int, int]] = []
     for low, high in sorted(parts):
-        if out and low <= out[-1][1] + 1:
-            out[-1] = (out[-1][0], max(out[-1][1], high))
+        if joined and low <= joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], high))
         else:
-            out.append((low, high))
-    return tuple(out)
+            joined.append((low, high))
+    return tuple(joined)
 
 
 def meet(a: Intervals | None, b: Intervals | None) -> Intervals | None:
-    """The intersection; None stands for all values."""
+    """Return the intersection; None stands for all values."""
     if a is None or b is None:
         return b if a is None else a
     both = {(max(x[0], y[0]), min(x[1], y[1])) for x in a for y in b}
-    return _joined((low, high) for low, high in both if low <= high)
+    return _join((low, high) for low, high in both if low <= high)
 
 
 def holds(allowed: Intervals | None, value: int) -> bool:
-    """Whether a value is allowed; None allows everything."""
+    """Return whether a value is allowed; None allows everything."""
     return allowed is None or any(low <= value <= high for low, high in allowed)
 
 
 def only(allowed: Intervals | None) -> int | None:
-    """The one value that is allowed; None where there are more, or none."""
+    """Return the one value that is allowed; None where there are several, or none."""
     if allowed is None or len(allowed) != 1 or allowed[0][0] != allowed[0][1]:
         return None
     return allowed[0][0]
 
 
 def written(allowed: Intervals | None) -> str:
-    """The intervals in words: "833–896", or several."""
+    """Write the intervals in words: "833–896", or several."""
     if allowed is None:
         return "any"
     return " or ".join(f"{a:,}" if a == b else f"{a:,}–{b:,}" for a, b in allowed[:3]) or "none"

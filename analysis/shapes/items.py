@@ -39,11 +39,15 @@ Token = tuple[str, tuple[int, ...] | None]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One kernel. `grid`: blocks; `nk`: of a GEMM whose shapes the trace has; `rows`: its M."""
+    """One kernel.
+
+    `form` is GEMM, GROUPED, BATCHED, ATTENTION or MIXER; `grid` counts blocks; `nk` is N and K of a
+    GEMM whose shapes the trace has, and `rows` its M.
+    """
 
     row: int
     step: int
-    what: str
+    form: str
     name: str
     grid: tuple[int, ...] | None
     ns: int
@@ -54,7 +58,7 @@ class Item:
     nk: tuple[int, int] | None = None
     rows: int | None = None
     has_work: bool = False
-    alone: bool = False  # its op is no product (a compiled region): what else it holds is no helper
+    alone: bool = False  # its op is no GEMM (a compiled region), so no kernel of it is auxiliary
 
     @property
     def token(self) -> Token:
@@ -64,7 +68,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Placed:
-    """A GEMM of a pass with the slot that the config gives it. `layer`: None for the head."""
+    """A GEMM of a pass with the slot that the config gives it; `layer` is None for the head."""
 
     item: Item
     slot: Slot
@@ -73,9 +77,12 @@ class Placed:
 
 @dataclass
 class Assignment:
-    """The kernels of one forward pass. `gemms` and `attentions` (item, layer) are
-    sure; `problems`: contradictions of the config; `unsure`: items that more than one place would
-    fit; `explained`: the share of a layer's GEMM time that has slots."""
+    """The kernels of one forward pass.
+
+    `gemms` and `attentions` (item, layer) are certain; `unsure` are items that more than one place
+    would fit. `problems` are contradictions of the config. `explained` is the share of a layer's
+    GEMM time that has slots.
+    """
 
     gemms: list[Placed] = field(default_factory=list)
     attentions: list[tuple[Item, int]] = field(default_factory=list)
@@ -85,47 +92,51 @@ class Assignment:
     by_order: bool = False
 
     def rows(self) -> Iterator[int]:
-        """The rows of the frame that its items are."""
-        yield from (one.item.row for one in self.gemms)
+        """Yield the rows of the frame that its items are."""
+        yield from (gemm.item.row for gemm in self.gemms)
         yield from (item.row for item, _ in self.attentions)
         yield from (item.row for item in self.unsure)
 
 
-def wrong_layers(found: int, shape: ModelShape) -> str:
-    """The problem of a trace with another number of layers."""
-    return f"{found} layers in the trace, {shape.layers} in the config"
+def wrong_layers(layers: int, shape: ModelShape) -> str:
+    """State the problem of a trace with another number of layers."""
+    return f"{layers} layers in the trace, {shape.layers} in the config"
 
 
 def can_run(item: Item, slot: Slot) -> bool:
-    """Whether a kernel is of the kind that a slot needs."""
-    return item.what == slot.what and item.what in (GEMM, GROUPED)
+    """Return whether a kernel is of the form that a slot needs."""
+    return item.form == slot.form and item.form in (GEMM, GROUPED)
 
 
 def anchors_of(items: Sequence[Item]) -> list[int]:
-    """The cuts of a pass: the indices of attentions and of mixers."""
-    return [i for i, item in enumerate(items) if item.what in (ATTENTION, MIXER)]
+    """Return the indices of attentions and of mixers, which cut a pass."""
+    return [i for i, item in enumerate(items) if item.form in (ATTENTION, MIXER)]
 
 
 def items_of(
     frame: pl.DataFrame, trace: Trace, works: Sequence[Any], *, mixers: bool = False
 ) -> dict[int, list[Item]]:
-    """The items of each step, those of mixers only on request. Products of an eager attention
-    become one item, and so do the kernels of one attention that no op holds together."""
+    """Return the items of each step, those of mixers only on request.
+
+    GEMMs of an eager attention become one item, and so do the kernels of one attention that no op
+    holds together.
+    """
     kinds = (*_PRODUCTS, "conv", "scan") if mixers else _PRODUCTS
     rows = frame.with_row_index("row").filter(
         pl.col("kind").is_in(kinds) & (pl.col("category") == 0)
     )
     rows = rows.sort("step", "launched", "start").select(_READ)
     units = grid_units(trace, rows["event"].to_numpy())
-    out: dict[int, list[Item]] = {}
+    steps: dict[int, list[Item]] = {}
     for record, unit in zip(rows.iter_rows(named=True), units, strict=True):
         if record["kind"] == "scan" and not _MIXES.search((record["name"] or "")[:_NAME_LIMIT]):
             continue
-        out.setdefault(record["step"], []).append(_item(record, trace, works, int(unit)))
-    return {step: _folded(items) for step, items in out.items()}
+        steps.setdefault(record["step"], []).append(_read_item(record, trace, works, int(unit)))
+    return {step: _merge_items(items) for step, items in steps.items()}
 
 
-def _item(record: dict[str, Any], trace: Trace, works: Sequence[Any], unit: int) -> Item:
+def _read_item(record: dict[str, Any], trace: Trace, works: Sequence[Any], unit: int) -> Item:
+    """Make the item of one row of the frame."""
     grid = None if record["grid"] is None else trace.grids[record["grid"]]
     block = None if record["block"] is None else trace.grids[record["block"]]
     if unit == ITEMS and grid is not None:
@@ -137,7 +148,7 @@ def _item(record: dict[str, Any], trace: Trace, works: Sequence[Any], unit: int)
     return Item(
         row=record["row"],
         step=record["step"],
-        what=_WHAT[record["kind"]],
+        form=_WHAT[record["kind"]],
         name=record["name"] or "",
         grid=grid,
         ns=record["duration"],
@@ -152,44 +163,47 @@ def _item(record: dict[str, Any], trace: Trace, works: Sequence[Any], unit: int)
     )
 
 
-def _folded(items: list[Item]) -> list[Item]:
-    """One item an op instance, the longest of its kernels; one a run of attention kernels."""
+def _merge_items(items: list[Item]) -> list[Item]:
+    """Keep one item for each op instance, the longest of its kernels.
+
+    Of a run of attention kernels one item is kept too.
+    """
     longest: dict[int, Item] = {}
     for item in items:
-        if item.alone or item.what == MIXER:
+        if item.alone or item.form == MIXER:
             continue
         known = longest.get(item.instance)
         if known is None or item.ns > known.ns:
             longest[item.instance] = item
     kept = [
-        item for item in items if item.alone or item.what == MIXER or longest[item.instance] is item
+        item for item in items if item.alone or item.form == MIXER or longest[item.instance] is item
     ]
-    if not any(item.what == ATTENTION for item in kept):
-        kept = list(_eager(kept))
+    if not any(item.form == ATTENTION for item in kept):
+        kept = list(_merge_eager_attention(kept))
     else:
         kept = [
-            item for item in kept if item.what != BATCHED or item.role not in ("unknown", "rope")
+            item for item in kept if item.form != BATCHED or item.role not in ("unknown", "rope")
         ]
-    out: list[Item] = []
+    merged: list[Item] = []
     for item in kept:
-        last = out[-1] if out else None
-        both = last is not None and item.what == last.what == ATTENTION
+        last = merged[-1] if merged else None
+        both = last is not None and item.form == last.form == ATTENTION
         if last is not None and both and item.layer == last.layer:
-            out[-1] = max(last, item, key=lambda one: one.ns)
+            merged[-1] = max(last, item, key=lambda candidate: candidate.ns)
         else:
-            out.append(item)
-    return out
+            merged.append(item)
+    return merged
 
 
-def _eager(items: list[Item]) -> Iterator[Item]:
-    """Two batched products in a row are an attention; a batched product alone is not looked at."""
+def _merge_eager_attention(items: list[Item]) -> Iterator[Item]:
+    """Turn two batched GEMMs in a row into an attention, and leave out a batched GEMM alone."""
     at = 0
     while at < len(items):
         item = items[at]
         after = items[at + 1] if at + 1 < len(items) else None
-        if item.what != BATCHED:
+        if item.form != BATCHED:
             yield item
-        elif after is not None and after.what == BATCHED:
-            yield replace(item, what=ATTENTION, kind="eager attention")
+        elif after is not None and after.form == BATCHED:
+            yield replace(item, form=ATTENTION, kind="eager attention")
             at += 1
         at += 1

@@ -2,8 +2,8 @@
 
 In: the kernels of a layer in launch order with their usual times (ns), and the ways to run a layer
 (orders of its slots). Out: a `LayerMatch`, the slot of each kernel, or a `Refusal` that says why.
-Kernels and slots are aligned in order by dynamic programming; of the experts of a layer that run
-one after the other, `one_expert` and `in_turns` say which GEMM each kernel is.
+Kernels and slots are aligned in order by dynamic programming. For the experts of a layer that run
+one after the other, `slots_of_expert` and `slots_in_turns` find which GEMM each kernel is.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ from prunescope.taxonomy.words import percent
 _SKIP = 0.5  # cost of a kernel that no slot explains, on top of its share of the time
 _SURE = 0.25  # by which the best match must beat a different one
 _LEAST = 0.8  # of the GEMM time of a layer that must be explained
-_LAUNCH = 3_000.0  # ns, of a kernel that has next to nothing to do
-_MOST = 48  # GEMMs of a layer that are looked at: seven linears with two of an adapter are 21
+_LAUNCH = 3_000.0  # ns that a kernel takes with next to no work
+_MOST = 48  # GEMMs of a layer: seven linears with two of an adapter each are 21
 
 
 @dataclass(frozen=True)
 class LayerMatch:
-    """`slots`: of each kernel of a layer, None for one that is left out (an adapter, a helper).
-    `explained`: the share of their time that has a slot."""
+    """The slot of each kernel of a layer.
+
+    A slot is None for a kernel that is left out (an adapter, an auxiliary kernel). `explained` is
+    the share of the kernels' time that has a slot.
+    """
 
     layer: Layer
     slots: tuple[Slot | None, ...]
@@ -36,7 +39,7 @@ class LayerMatch:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why no way to run a layer matches its kernels."""
+    """The reason why no way to run a layer matches its kernels."""
 
     why: str
 
@@ -44,28 +47,38 @@ class Refusal:
 def match_layer(
     sample: Sequence[Item], times: Sequence[float], ways: Sequence[Layer]
 ) -> LayerMatch | Refusal:
-    """The way to run a layer that leaves out the fewest of its kernels (`sample`, with their usual
-    times): slots in order, each at a kernel of its kind. Kernels are left out where their times fit
-    N·K less well. A Refusal where no way matches, or more than one does."""
+    """Find the way to run a layer that leaves out the fewest of its kernels.
+
+    Its slots are matched in order, each at a kernel of its form. Kernels are left out where their
+    times fit N·K less well.
+
+    Args:
+        sample: The kernels of the layer, in launch order.
+        times: Their usual times, ns.
+        ways: The ways to run the layer.
+
+    Returns:
+        The match, or a Refusal where no way matches, or more than one does.
+    """
     if len(sample) > _MOST:
         return Refusal(f"a layer runs {len(sample)} GEMMs, more than any that the config predicts")
-    exact = _same_kinds(sample, times, ways)
+    exact = _match_same_kinds(sample, times, ways)
     if isinstance(exact, Refusal):
         return exact
     if exact is not None:
         return LayerMatch(exact, exact.cycle, 1.0)
-    found = []
+    matches = []
     for way in ways:
-        match = _cheapest(sample, times, way.cycle)
+        match = _cheapest_choice(sample, times, way.cycle)
         if match is not None:
-            found.append((sum(j is None for j in match[1]), match[0], way, match[1]))
-    if not found:
+            matches.append((sum(j is None for j in match[1]), match[0], way, match[1]))
+    if not matches:
         counts = sorted({len(way.cycle) for way in ways})
         return Refusal(
             f"a layer runs {len(sample)} GEMMs besides attention in the trace, "
             f"{' or '.join(map(str, counts))} in the config"
         )
-    skipped, best, way, chosen = min(found, key=lambda one: (one[0], one[1]))
+    skipped, best, way, chosen = min(matches, key=lambda ranked: (ranked[0], ranked[1]))
     slots = tuple(None if j is None else way.cycle[j] for j in chosen)
     total = sum(times)
     explained = sum(t for t, slot in zip(times, slots, strict=True) if slot) / total if total else 0
@@ -74,7 +87,7 @@ def match_layer(
             f"{percent(explained)} of the GEMM time of a layer is explained by the config, less "
             f"than {percent(_LEAST)}"
         )
-    rivals = [other for other in found if other[0] == skipped and other[2] is not way]
+    rivals = [rival for rival in matches if rival[0] == skipped and rival[2] is not way]
     tied = any(cost < best + _SURE for _, cost, *_ in rivals)
     if skipped and (tied or not _is_sure(sample, times, way.cycle, chosen)):
         return Refusal(
@@ -84,11 +97,13 @@ def match_layer(
     return LayerMatch(way, slots, explained)
 
 
-def _same_kinds(
+def _match_same_kinds(
     sample: Sequence[Item], times: Sequence[float], ways: Sequence[Layer]
 ) -> Layer | Refusal | None:
-    """The way with as many GEMMs as there are kernels, of the same kinds; of several, the one that
-    the times fit. None where there is none."""
+    """Return the way with as many GEMMs as there are kernels, of the same forms; None without any.
+
+    If there are several, the times decide.
+    """
     fit = [w for w in ways if len(w.cycle) == len(sample) and all(map(can_run, sample, w.cycle))]
     if len(fit) < 2:
         return fit[0] if fit else None
@@ -99,9 +114,11 @@ def _same_kinds(
 
 
 def misfit(times: Sequence[float], slots: Sequence[Slot]) -> float:
-    """By how much times differ from N·K at one rate and a launch each; experts have rows of their
-    own."""
-    known = [(t, s.size) for t, s in zip(times, slots, strict=True) if s.what == GEMM and t > 0]
+    """Return by how much times differ from N·K at one rate and a launch each.
+
+    Experts are left out, because they have rows of their own.
+    """
+    known = [(t, s.size) for t, s in zip(times, slots, strict=True) if s.form == GEMM and t > 0]
     rates = [size / max(t - _LAUNCH, t / 2) for t, size in known]
     return min(
         (sum(abs(math.log(t / (size / rate + _LAUNCH))) for t, size in known) for rate in rates),
@@ -112,15 +129,16 @@ def misfit(times: Sequence[float], slots: Sequence[Slot]) -> float:
 Choice = tuple[float, list[int | None]]  # its cost, and the slot of each kernel
 
 
-def _cheapest(
+def _cheapest_choice(
     sample: Sequence[Item],
     times: Sequence[float],
     slots: Sequence[Slot],
     banned: tuple[int, int] | None = None,
 ) -> Choice | None:
-    """The cheapest choice of kernels for all slots; None where there are too few kernels.
+    """Return the cheapest choice of kernels for all slots; None where there are too few kernels.
 
-    The rate that N·K and times should share is not known: that of every possible pair is tried."""
+    The rate that N·K and times should share is not known: that of every possible pair is tried.
+    """
     if len(sample) < len(slots):
         return None
     rates = {
@@ -129,18 +147,26 @@ def _cheapest(
         for slot in slots
         if can_run(item, slot) and ns > 0
     }
-    tried = (_cheapest_at(rate, sample, times, slots, banned) for rate in sorted(rates))
-    return min((one for one in tried if one is not None), key=lambda one: one[0], default=None)
+    tried = (_cheapest_at_rate(rate, sample, times, slots, banned) for rate in sorted(rates))
+    return min(
+        (choice for choice in tried if choice is not None),
+        key=lambda choice: choice[0],
+        default=None,
+    )
 
 
-def _cheapest_at(
+def _cheapest_at_rate(
     rate: float,
     sample: Sequence[Item],
     times: Sequence[float],
     slots: Sequence[Slot],
     banned: tuple[int, int] | None,
 ) -> Choice | None:
-    """By dynamic programming: cost[i][j] of the first i kernels on the first j slots."""
+    """Return the cheapest choice at one rate, by dynamic programming; None without any.
+
+    `cost[i][j]` is that of the first i kernels on the first j slots. A `banned` pair of a kernel
+    and a slot is not chosen.
+    """
     rows, columns, total = len(sample), len(slots), sum(times) or 1.0
     skip = [_SKIP + 4 * ns / total for ns in times]
     cost = [[math.inf] * (columns + 1) for _ in range(rows + 1)]
@@ -170,21 +196,23 @@ def _is_sure(
     slots: Sequence[Slot],
     chosen: Sequence[int | None],
 ) -> bool:
-    """Whether every choice without one of the chosen pairs costs clearly more."""
-    best = _cheapest(sample, times, slots)
+    """Return whether every choice without one of the chosen pairs costs clearly more."""
+    best = _cheapest_choice(sample, times, slots)
     assert best is not None
     for i, j in enumerate(chosen):
         if j is None:
             continue
-        other = _cheapest(sample, times, slots, banned=(i, j))
-        if other is not None and other[0] < best[0] + _SURE:
+        rival = _cheapest_choice(sample, times, slots, banned=(i, j))
+        if rival is not None and rival[0] < best[0] + _SURE:
             return False
     return True
 
 
-def one_expert(shape: ModelShape, counts: Sequence[int]) -> tuple[Slot, ...] | None:
-    """The GEMMs of one expert, by how many the layers run; None where more than one way divides
-    them all, or none does."""
+def slots_of_expert(shape: ModelShape, counts: Sequence[int]) -> tuple[Slot, ...] | None:
+    """Return the GEMMs of one expert, by how many the layers run.
+
+    None means that more than one way divides all counts, or that none does.
+    """
     width, hidden = shape.experts.intermediate, shape.hidden
     up, down = Slot("experts", width, hidden, EXPERT), Slot("experts", hidden, width, EXPERT)
     ways = [(up, up, down), (Slot("experts", 2 * width, hidden, EXPERT), down)]
@@ -196,9 +224,11 @@ def one_expert(shape: ModelShape, counts: Sequence[int]) -> tuple[Slot, ...] | N
     return fit[0] if len(fit) == 1 else None
 
 
-def in_turns(items: Sequence[Item], turn: Sequence[Slot]) -> list[Slot]:
-    """The slot of each item where they run the same GEMMs turn after turn; empty where they do not:
-    two GEMMs of one size run on one kernel and grid."""
+def slots_in_turns(items: Sequence[Item], turn: Sequence[Slot]) -> list[Slot]:
+    """Return the slot of each item where they run the same GEMMs turn after turn.
+
+    The list is empty where they do not. Two GEMMs of one size have to run on one kernel and grid.
+    """
     size = len(turn)
     if len(items) % size:
         return []

@@ -1,9 +1,9 @@
 """The GEMMs of a decoder layer in the order in which it runs them, from the model's config.
 
-In: ModelShape, the degree of tensor parallelism, kernel names. Out: slots, a role with the N and K
-that one rank's kernel has, before and after attention, in each of the ways in which they are fused;
-and the work of a slot in the number formats that the kernel's name states, else the config. Weights
-of 4 bits under activations of 16 are read as 4 bits.
+In: ModelShape, the degree of tensor parallelism, kernel names. Out: slots, which are a role with
+the N and K that one rank's kernel has, before and after attention, in each of the ways in which
+they are fused; and the work of a slot in the number formats that the kernel's name states, else the
+config. Weights of 4 bits under activations of 16 are read as 4 bits.
 """
 
 from __future__ import annotations
@@ -21,45 +21,48 @@ from prunescope.taxonomy.shape import ModelShape
 
 GEMM, GROUPED, EXPERT = "gemm", "grouped", "expert"  # the last: one expert's, by itself
 _NARROW = 128
-_PADDED_VOCAB = 64  # serving engines round a vocabulary up that they share out
+_PADDED_VOCAB = 64  # serving engines round up a vocabulary that they divide over ranks
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A GEMM that a layer runs. N and K are those of one rank; of a grouped GEMM over experts,
-    those of one expert."""
+    """A GEMM that a layer runs.
+
+    N and K are those of one rank; for a grouped GEMM over experts, those of one expert. `form` is
+    GEMM, GROUPED or EXPERT.
+    """
 
     role: str
     n: int
     k: int
-    what: str = GEMM
+    form: str = GEMM
 
     @property
-    def narrow(self) -> bool:
-        """Whether it is so small that its time does not depend on N·K: routers and gates."""
+    def is_narrow(self) -> bool:
+        """Whether it is so small that its time does not depend on N·K, as routers and gates are."""
         return self.role == "router" or self.n < _NARROW
 
     @property
     def size(self) -> int:
-        """N·K."""
+        """The product N·K, in elements."""
         return self.n * self.k
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One way to run a layer: slots before attention, and after it."""
+    """One way to run a layer: the slots before attention, and those after it."""
 
     before: tuple[Slot, ...]
     after: tuple[Slot, ...]
 
     @property
     def cycle(self) -> tuple[Slot, ...]:
-        """From one attention to the next."""
+        """The slots from one attention to the next."""
         return (*self.after, *self.before)
 
 
 def divides(shape: ModelShape, ranks: int) -> bool:
-    """Whether a model can be shared out over so many ranks."""
+    """Return whether a model can be divided over so many ranks."""
     if shape.layer_shapes:
         parts = (*shape.attention_parts(), *shape.mlp_parts())
         return all(divides(part, ranks) for part in parts)
@@ -69,27 +72,29 @@ def divides(shape: ModelShape, ranks: int) -> bool:
 
 
 def role_slots(shape: ModelShape, ranks: int = 1) -> dict[str, Slot]:
-    """Every role of the model, fused and not; experts are in `expert_slots`."""
-    found = {role: _shard(role, n, k, shape, ranks) for role, (n, k) in shape.linears().items()}
-    if "v" in found:
-        rows = sum(found[role].n for role in ("q", "k", "v"))
-        found["qkv"] = Slot("qkv", rows, shape.hidden)
-    if "gate" in found:
-        found["gate_up"] = Slot("gate_up", found["gate"].n + found["up"].n, found["up"].k)
+    """Return the slot of every role of the model, fused and not; experts are in `expert_slots`."""
+    slots = {
+        role: _slot_of_rank(role, n, k, shape, ranks) for role, (n, k) in shape.linears().items()
+    }
+    if "v" in slots:
+        rows = sum(slots[role].n for role in ("q", "k", "v"))
+        slots["qkv"] = Slot("qkv", rows, shape.hidden)
+    if "gate" in slots:
+        slots["gate_up"] = Slot("gate_up", slots["gate"].n + slots["up"].n, slots["up"].k)
     if shape.experts.count:
-        found["router"] = Slot("router", shape.experts.count, shape.hidden)
+        slots["router"] = Slot("router", shape.experts.count, shape.hidden)
     mixer = shape.mixer.linears(shape.hidden)
     for role, (n, k) in mixer.items():
         if "." not in role and ranks == 1 and "mixer_in.gates" not in mixer:
-            found[role] = Slot(role, n, k)
+            slots[role] = Slot(role, n, k)
     vocab = shape.embedding.vocab
     padded = -(-vocab // _PADDED_VOCAB) * _PADDED_VOCAB if ranks > 1 else vocab
-    found["lm_head"] = Slot("lm_head", -(-padded // ranks), shape.hidden)
-    return found
+    slots["lm_head"] = Slot("lm_head", -(-padded // ranks), shape.hidden)
+    return slots
 
 
 def expert_slots(shape: ModelShape, ranks: int = 1) -> tuple[Slot, ...]:
-    """The two products of the experts: gate and up together, then down."""
+    """Return the two GEMMs of the experts: gate and up together, then down."""
     width = shape.experts.intermediate // ranks
     first = width * (1 + shape.mlp.gated)
     return (
@@ -99,7 +104,7 @@ def expert_slots(shape: ModelShape, ranks: int = 1) -> tuple[Slot, ...]:
 
 
 def layer_ways(shape: ModelShape, ranks: int = 1, *, experts: bool = False) -> list[Layer]:
-    """The ways in which a layer with attention may run, the most common first."""
+    """Return the ways in which a layer with attention may run, the most common first."""
     slots = role_slots(shape, ranks)
     tails = mlp_ways(shape, ranks, experts=experts)
     return [
@@ -109,8 +114,11 @@ def layer_ways(shape: ModelShape, ranks: int = 1, *, experts: bool = False) -> l
 
 
 def pair_ways(shape: ModelShape, left: str, right: str) -> list[Layer]:
-    """The ways in which a hybrid runs what follows an anchor and precedes the next one; f:
-    attention, m: mixer. Where both are in every layer, the MLP follows the second."""
+    """Return the ways in which a hybrid runs what follows an anchor and precedes the next one.
+
+    An anchor is f (attention) or m (mixer). Where both are in every layer, the MLP follows the
+    second.
+    """
     slots = role_slots(shape)
     mixer = shape.mixer.linears(shape.hidden)
     into = [Slot("mixer_in", *nk) for role, nk in mixer.items() if role.startswith("mixer_in")]
@@ -124,7 +132,7 @@ def pair_ways(shape: ModelShape, left: str, right: str) -> list[Layer]:
 
 
 def attention_ways(shape: ModelShape, slots: dict[str, Slot]) -> list[tuple[Slot, ...]]:
-    """The slots before an attention, fused or not. `slots`: of `role_slots`."""
+    """Return the slots before an attention, fused or not; `slots` are those of `role_slots`."""
     befores = [("q", "k", "v"), ("qkv",)]
     if shape.attention.kv_rank is not None:
         query = ("q_a", "q_b") if shape.attention.q_rank else ("q",)
@@ -135,11 +143,16 @@ def attention_ways(shape: ModelShape, slots: dict[str, Slot]) -> list[tuple[Slot
 
 
 def mlp_ways(shape: ModelShape, ranks: int, *, experts: bool) -> list[tuple[Slot, ...]]:
-    """The slots after the output projection: a plain MLP, or router, experts and what they
-    share."""
+    """Return the slots after the output projection.
+
+    They are a plain MLP, or router, experts and shared experts in each of their orders.
+    """
     slots = role_slots(shape, ranks)
     if not experts:
-        return [tuple(slots[role] for role in roles) for roles in _plain(shape)]
+        plain = (
+            [("gate", "up", "down"), ("gate_up", "down")] if shape.mlp.gated else [("up", "down")]
+        )
+        return [tuple(slots[role] for role in roles) for roles in plain]
     routed = (slots["router"], *expert_slots(shape, ranks))
     shared = shared_ways(shape, ranks)
     if not shared:
@@ -154,7 +167,7 @@ def mlp_ways(shape: ModelShape, ranks: int, *, experts: bool) -> list[tuple[Slot
 
 
 def shared_ways(shape: ModelShape, ranks: int = 1) -> list[tuple[Slot, ...]]:
-    """The MLP of the shared experts, fused or not; none where a model has none."""
+    """Return the MLP of the shared experts, fused or not; empty where a model has none."""
     width, hidden = shape.experts.shared_intermediate // ranks, shape.hidden
     if not width:
         return []
@@ -163,13 +176,12 @@ def shared_ways(shape: ModelShape, ranks: int = 1) -> list[tuple[Slot, ...]]:
     return [(up, up, down), (fused, down)] if shape.mlp.gated else [(up, down)]
 
 
-def _plain(shape: ModelShape) -> list[tuple[str, ...]]:
-    return [("gate", "up", "down"), ("gate_up", "down")] if shape.mlp.gated else [("up", "down")]
+def _slot_of_rank(role: str, n: int, k: int, shape: ModelShape, ranks: int) -> Slot:
+    """Return one rank's part of a GEMM.
 
-
-def _shard(role: str, n: int, k: int, shape: ModelShape, ranks: int) -> Slot:
-    """One rank's part: rows of the matrices into attention and MLP, columns of those out of them;
-    keys and values are there once a rank where there are fewer heads."""
+    It has a part of the rows of the matrices into attention and MLP, and of the columns of those
+    out of them. Keys and values are there once a rank where there are fewer heads.
+    """
     if ranks == 1 or role in ("q_a", "kv_a"):
         return Slot(role, n, k)
     if role in ("o", "down"):
@@ -179,8 +191,8 @@ def _shard(role: str, n: int, k: int, shape: ModelShape, ranks: int) -> Slot:
     return Slot(role, n // ranks, k)
 
 
-# (pattern, activations, weights); None: as the config says; fp4: half a byte, also of integers. The
-# specific stands first.
+# (pattern, activations, weights). None is the format of the config; fp4 is any half byte, also of
+# integers. Specific patterns come first.
 _FORMATS = tuple(
     (re.compile(pattern), inputs, weights)
     for pattern, inputs, weights in (
@@ -199,7 +211,12 @@ _NAME_LIMIT = 600
 
 
 def formats(kernel: str, config: str | None) -> tuple[str | None, str | None]:
-    """Formats of activations and weights."""
+    """Return the number formats of activations and weights.
+
+    Args:
+        kernel: The name of the kernel, which may state them.
+        config: The format of the config, for what the name leaves open; None if unknown.
+    """
     for pattern, inputs, weights in _FORMATS:
         if pattern.search(kernel[:_NAME_LIMIT]):
             return inputs or config, weights
@@ -207,18 +224,23 @@ def formats(kernel: str, config: str | None) -> tuple[str | None, str | None]:
 
 
 def linear_work(slot: Slot, rows: int, kernel: str, kind: str, config: str | None) -> Work:
-    """The work of a linear of `rows` rows. Results are 16-bit where the operands are smaller."""
+    """Return the work of a linear of `rows` rows.
+
+    Results have 16 bits where the operands are smaller.
+    """
     inputs, weights = formats(kernel, config)
-    out = inputs if inputs in ("bf16", "fp16", "fp32") else "bf16"
+    result = inputs if inputs in ("bf16", "fp16", "fp32") else "bf16"
     a, w = Operand((rows, slot.k), inputs), Operand((slot.n, slot.k), weights)
-    return gemm_work(Gemm(rows, slot.n, slot.k), a, w, out=out, kind=kind)
+    return gemm_work(Gemm(rows, slot.n, slot.k), a, w, out=result, kind=kind)
 
 
 def expert_work(
     slot: Slot, tokens: int, shape: ModelShape, kernel: str, config: str | None
 ) -> Work:
-    """The work of one product of all experts: as many matrices are read as an even router is
-    expected to choose for so many tokens."""
+    """Return the work of one GEMM of all experts.
+
+    As many matrices are read as an even router is expected to choose for so many tokens.
+    """
     inputs, weights = formats(kernel, config)
     rows = tokens * shape.experts.per_token
     read = Operand((min(shape.experts.count, rows), slot.n, slot.k), weights)
@@ -231,7 +253,10 @@ def expert_work(
 def fused_attention(
     sizes: AttentionSizes, kv_heads: int, kernel: str, config: str | None, *, window: int | None
 ) -> Work:
-    """The work of a causal attention. `window`: keys that a query sees, its own included."""
+    """Return the work of a causal attention.
+
+    `window` is the number of keys that a query sees, its own included; None for all.
+    """
     inputs, _ = formats(kernel, config)
     q = Operand((sizes.batch, sizes.heads, sizes.queries, sizes.head_dim), inputs)
     k = Operand((sizes.batch, kv_heads, sizes.keys, sizes.head_dim), inputs)

@@ -1,7 +1,7 @@
-"""A model's config against one phase of a trace: slots, contradictions, and M of every step.
+"""The comparison of a model's config with one phase of a trace, by slots and M of every step.
 
-In: a traced phase, a `ModelConfig`, a degree of tensor parallelism. Out: `Trial`; where it
-has problems, the trace contradicts the config.
+In: a traced phase, a `ModelConfig`, a degree of tensor parallelism. Out: `Trial`; where it has
+problems, the trace contradicts the config.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import polars as pl
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.ops.call import Work
-from prunescope.analysis.shapes import evidence
+from prunescope.analysis.shapes import config_evidence
 from prunescope.analysis.shapes.align import align
+from prunescope.analysis.shapes.align_uneven import align_uneven
 from prunescope.analysis.shapes.by_modules import assign_by_modules
 from prunescope.analysis.shapes.counts import Count, CountingKernels, RowCounts
 from prunescope.analysis.shapes.grids import Intervals, holds, meet, only, written
 from prunescope.analysis.shapes.items import Assignment, Item, Placed
-from prunescope.analysis.shapes.ranks import ExpertSlots, experts_of
+from prunescope.analysis.shapes.rank_slots import ExpertSlots, experts_of
 from prunescope.analysis.shapes.slots import formats
-from prunescope.analysis.shapes.uneven import align_uneven
 from prunescope.analysis.shapes.workload import UNKNOWN, ModelConfig, Tokens, annotated
 from prunescope.analysis.timeline.engines import engine_step
 from prunescope.analysis.timeline.intervals import Windows
@@ -33,7 +33,7 @@ from prunescope.taxonomy.dtypes import itemsize
 
 @dataclass(frozen=True)
 class Traced:
-    """A traced phase. `source`: where the roles of the frame come from."""
+    """A traced phase; `source` is where the roles of the frame come from."""
 
     frame: pl.DataFrame
     trace: Trace
@@ -49,19 +49,19 @@ class Traced:
 
     @cached_property
     def collectives(self) -> dict[str, float]:
-        """How often a step runs each collective."""
+        """The number of times that a step runs each collective."""
         every = self.frame.filter(pl.col("kind") == "comm").group_by("name").len()
         return {name or "": n / len(self.linked.wall) for name, n in every.iter_rows()}
 
 
 Pass = tuple[int, int]  # a step, and which of its forward passes
-_FEW = 1 / 3  # of the steps, that may lack kernels: a profiler stops within one
+_FEW = 1 / 3  # share of the steps that may lack kernels: a profiler stops within one
 _LONGER = 2  # times the GEMM time of the shortest pass: a pass of prompts
 
 
-def _phases(passes: Sequence[Assignment]) -> list[str | None]:
-    """The phases of several passes of one step, where some take much longer than others."""
-    times = [sum(one.item.ns for one in assignment.gemms) for assignment in passes]
+def _phases_of_passes(passes: Sequence[Assignment]) -> list[str | None]:
+    """Return the phases of several passes of one step, where some take much longer than others."""
+    times = [sum(gemm.item.ns for gemm in assignment.gemms) for assignment in passes]
     if len(passes) < 2 or max(times) < _LONGER * min(times):
         return [None] * len(passes)
     return ["prefill" if ns >= _LONGER * min(times) else "decode" for ns in times]
@@ -104,8 +104,9 @@ class Trial:
                     self.problems = self.unplaced_steps[step]
                     return
                 continue
-            phases = _phases(passes)
-            counts = traced.counting.of_passes(step, [list(one.rows()) for one in passes])
+            phases = _phases_of_passes(passes)
+            rows_of_passes = [list(assignment.rows()) for assignment in passes]
+            counts = traced.counting.split_by_pass(step, rows_of_passes)
             for number, assignment in enumerate(passes):
                 key = step, number
                 self.placed[key] = assignment
@@ -122,9 +123,9 @@ class Trial:
     def _check(
         self, key: Pass, items: list[Item], phase: str | None, counts: list[Count]
     ) -> list[str]:
-        """Contradictions between a pass and the config; sets its tokens and M."""
+        """List contradictions between a pass and the config, and set its tokens and M."""
         shape, gemms = self.model.shape, self.placed[key].gemms
-        allowed, problems = evidence.rows_allowed(gemms, self.sm)
+        allowed, problems = config_evidence.rows_allowed(gemms, self.sm)
         if problems:
             return problems
         counted = RowCounts(counts, shape, self.ranks)
@@ -138,47 +139,54 @@ class Trial:
             self._tokens(key[0], phase), allowed, counted
         )
         self.rows[key] = tokens.rows or only(meet(allowed, counted.allowed))
-        if not holds(counted.by_elements or None, tokens.rows or 0) and tokens.rows is not None:
+        if not holds(counted.element_rows or None, tokens.rows or 0) and tokens.rows is not None:
             return [
-                f"residual adds and activations count {written(counted.by_elements)} rows of the "
+                f"residual adds and activations count {written(counted.element_rows)} rows of the "
                 f"config's widths, and M is {tokens.rows:,} ({tokens.source}): one of them is wrong"
             ]
         self._check_head(key)
         self.config_caveats += [
             f"the config {self.model.name} may be that of another model: {why}"
-            for why in evidence.off_the_tiles(gemms)
+            for why in config_evidence.off_the_tiles(gemms)
         ]
         return [
-            *evidence.recorded_shape_contradictions(gemms),
-            *evidence.attention_name_contradictions(items, shape),
-            *evidence.attention_grid_contradictions(items, shape, self.ranks),
-            *evidence.named_size_contradictions(self.traced.counting.named, shape, self.ranks),
-            *evidence.head_contradictions(gemms, self.sm),
-            *evidence.time_contradictions(gemms, with_head=self.has_full_head(key)),
-            *evidence.narrow_gemm_contradictions(gemms, self.rows[key], self.device),
+            *config_evidence.recorded_shape_contradictions(gemms),
+            *config_evidence.attention_name_contradictions(items, shape),
+            *config_evidence.attention_grid_contradictions(items, shape, self.ranks),
+            *config_evidence.named_size_contradictions(
+                self.traced.counting.named, shape, self.ranks
+            ),
+            *config_evidence.head_contradictions(gemms, self.sm),
+            *config_evidence.time_contradictions(gemms, with_head=self.has_full_head(key)),
+            *config_evidence.narrow_gemm_contradictions(gemms, self.rows[key], self.device),
             *self._peak_contradictions(gemms, self.rows[key]),
             *counted.contradictions(self.rows[key]),
             *self._width_contradictions(gemms, counted, self.rows[key]),
         ]
 
     def _check_head(self, key: Pass) -> None:
-        """A warning if the head runs neither one row per sequence nor all rows: N is unknown."""
+        """Warn if the head runs neither one row per sequence nor all rows: N is then unknown."""
         heads = self.tokens[key].heads
-        for one in self.placed[key].gemms:
-            allowed = evidence.allowed_rows(one, self.sm) if one.slot.role == "lm_head" else None
+        for gemm in self.placed[key].gemms:
+            allowed = (
+                config_evidence.allowed_rows(gemm, self.sm) if gemm.slot.role == "lm_head" else None
+            )
             if allowed and heads and not any(holds(allowed, rows) for rows in heads):
                 self.headless.add(key)
                 counts = " or ".join(f"{rows:,}" for rows in heads)
                 self.warnings.append(
-                    f"lm_head gets no shape: with N = {one.slot.n:,} its grid needs "
+                    f"lm_head gets no shape: with N = {gemm.slot.n:,} its grid needs "
                     f"M {written(allowed)}, and it would run {counts} rows"
                 )
 
     def _width_contradictions(
         self, gemms: Sequence[Placed], counted: RowCounts, rows: int | None
     ) -> list[str]:
-        """Activations whose width is not the config's. Where M is known the residual adds confirm
-        the hidden size, and the times of the GEMMs decide; else either width may be wrong."""
+        """State that the width of the activations is not the config's; empty if it is.
+
+        Where M is known, the residual adds confirm the hidden size, and the times of the GEMMs
+        decide. Else either width may be wrong.
+        """
         width, channels = self.model.shape.mlp.intermediate // self.ranks, counted.width(rows)
         if channels is None:
             return []
@@ -188,34 +196,35 @@ class Trial:
                 f"elements as residual adds, by their grids; in the config the MLP is "
                 f"{width / self.model.shape.hidden:.2f} times as wide as the hidden state"
             ]
-        found = evidence.mlp_width_contradictions(gemms, width, channels)
-        if not found:
+        contradictions = config_evidence.mlp_width_contradictions(gemms, width, channels)
+        if not contradictions:
             self.warnings.append(
                 f"activations have a width of {channels:,}, by their grids, the MLP {width:,} "
                 f"in the config {self.model.name}, which the times of its GEMMs do not contradict"
             )
-        return found
+        return contradictions
 
     def _checked_tokens(
         self, tokens: Tokens, allowed: Intervals | None, counted: RowCounts
     ) -> Tokens:
-        """The tokens of a pass; UNKNOWN, with a warning, where its kernels contradict them."""
+        """Return the tokens of a pass; UNKNOWN, with a warning, if its kernels contradict them."""
         rows = tokens.rows
         if rows is None or (holds(allowed, rows) and counted.tokens in (None, rows)):
             return tokens
-        what = (
+        contradiction = (
             f"the grids of the linears, which allow {written(allowed)}"
             if not holds(allowed, rows)
             else f"the kernels that run one block a token, which have {counted.tokens:,}"
         )
-        self.warnings.append(f"M = {rows:,} ({tokens.source}) does not fit {what}")
+        self.warnings.append(f"M = {rows:,} ({tokens.source}) does not fit {contradiction}")
         return UNKNOWN
 
     def _peak_contradictions(self, gemms: Sequence[Placed], rows: int | None) -> list[str]:
+        """State that a GEMM would be faster than the device; empty if none would."""
         if self.device is None or not gemms:
             return []
         inputs, weights = formats(gemms[0].item.name, self.model.dtype)
-        return evidence.peak_contradictions(
+        return config_evidence.peak_contradictions(
             gemms,
             rows,
             flop_per_s=self.device.peak(inputs),
@@ -224,21 +233,23 @@ class Trial:
         )
 
     def _tokens(self, step: int, phase: str | None) -> Tokens:
-        """The tokens of a pass: as given, else as its step is annotated. `phase`: of one of several
-        passes of a step."""
+        """Return the tokens of a pass as the user gave them, else as its step is annotated.
+
+        `phase` is that of one of several passes of a step.
+        """
         name = self.traced.windows.names[step]
         annotated_phase = engine_step(name)
         phase = annotated_phase if annotated_phase in ("prefill", "decode") else phase
         workload = self.model.workload
-        other = (
+        is_of_other_phase = (
             annotated_phase == "mixed"
             or annotated_phase in ("prefill", "decode")
             and workload.phase not in (None, annotated_phase)
         )
-        given = UNKNOWN if other else workload.tokens(phase)
+        given = UNKNOWN if is_of_other_phase else workload.tokens(phase)
         replayed = bool(self.traced.linked.replayed[self.traced.linked.step == step].any())
         counted = annotated(name, replayed=replayed)
-        if other and annotated_phase != "mixed":
+        if is_of_other_phase and annotated_phase != "mixed":
             self.warnings.append(
                 f"--phase {workload.phase} and its workload are not used: steps are annotated as "
                 f"{annotated_phase}"
@@ -258,17 +269,17 @@ class Trial:
         return given
 
     def has_full_head(self, key: Pass) -> bool:
-        """Whether the head of a pass runs as many rows as its linears."""
+        """Return whether the head of a pass runs as many rows as its linears."""
         tokens = self.tokens[key]
         return tokens.heads == (tokens.rows,)
 
     @cached_property
     def experts(self) -> ExpertSlots:
         """The experts of one rank."""
-        gemms = [one for assignment in self.placed.values() for one in assignment.gemms]
+        gemms = [gemm for assignment in self.placed.values() for gemm in assignment.gemms]
         return experts_of(gemms, self.model.shape, self.ranks, self.traced.collectives)
 
     @property
-    def by_order(self) -> bool:
+    def uses_order(self) -> bool:
         """Whether roles come from the order of kernels."""
         return any(assignment.by_order for assignment in self.placed.values())

@@ -1,9 +1,9 @@
 """The model and the workload that a user gives, and how many tokens a step runs.
 
 In: --model, --batch, --prompt-len, --context, --phase, or the name of a step as a serving engine
-annotates it. Out: `ModelConfig` or `AutoModel`; `Tokens`: the rows of the linears, of the head, and
-the lengths of attention (None is unknown); `Filled`, what `fill` returns. It is a module of its
-own because most traces need neither `fill` nor what that imports.
+annotates it. Out: `ModelConfig` or `AutoModel`; `Tokens`: the rows of the linears and of the head,
+and the lengths of attention (None is unknown); `Filled`, which `fill` returns. It is a separate
+module because most traces need neither `fill` nor its imports.
 """
 
 from __future__ import annotations
@@ -41,9 +41,12 @@ _TRT_TOKENS = re.compile(rf"{_NUMBER} ctx tokens")
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """`rows`: M of the linears; `heads`: what M of the head may be; `batch`, `queries`, `keys`: of
-    attention, where all sequences are equal; `prompt`: of the rows, those of prompts; `source`:
-    "given" or "annotation"."""
+    """The tokens that a step runs; None where unknown.
+
+    `rows` is M of the linears, `heads` the possible M of the head. `batch`, `queries` and `keys`
+    are those of attention, where all sequences are equal. `prompt` is how many of the rows are
+    those of prompts. `source` is "given", "annotation" or "none".
+    """
 
     rows: int | None = None
     heads: tuple[int, ...] = ()
@@ -68,69 +71,63 @@ class GivenWorkload:
     phase: str | None = None
 
     def tokens(self, phase: str | None) -> Tokens:
-        """The tokens of a step of `phase`, unless the user gave another; UNKNOWN where the
-        numbers do not suffice. A prompt without --batch is one sequence."""
+        """Return the tokens of a step of `phase`, unless the user gave another phase.
+
+        The result is UNKNOWN where the numbers do not suffice. A prompt without --batch is one
+        sequence.
+        """
         phase = self.phase or phase
         if phase is None:
             phase = DECODE if self.context is not None and self.prompt_len is None else PREFILL
-        if phase == DECODE:
-            return self._decode()
-        if phase != PREFILL or self.prompt_len is None:
+        if phase == DECODE and self.batch is not None:
+            batch, length, keys = self.batch, 1, self.context
+        elif phase == PREFILL and self.prompt_len is not None:
+            batch, length = self.batch or 1, self.prompt_len
+            keys = self.context or length
+        else:
             return UNKNOWN
-        batch, length = self.batch or 1, self.prompt_len
         rows = batch * length
         return Tokens(
             rows=rows,
             heads=tuple(dict.fromkeys((batch, rows))),
             batch=batch,
             queries=length,
-            keys=self.context or length,
-            phase=PREFILL,
-        )
-
-    def _decode(self) -> Tokens:
-        if self.batch is None:
-            return UNKNOWN
-        return Tokens(
-            rows=self.batch,
-            heads=(self.batch,),
-            batch=self.batch,
-            queries=1,
-            keys=self.context,
-            phase=DECODE,
+            keys=keys,
+            phase=phase,
         )
 
 
 def annotated(name: str, *, replayed: bool) -> Tokens:
-    """The tokens of a step that an engine annotates; UNKNOWN for other names.
+    """Return the tokens of a step that an engine annotates; UNKNOWN for other names.
 
-    `replayed`: the step is a graph's, whose batch was padded to a captured size. A batch that no
-    engine captures (1, 2, 4, and multiples of 8 are) was padded to what is not known.
+    `replayed` means that a graph runs the step, whose batch was padded to a captured size. A batch
+    that no engine captures (1, 2, 4, and multiples of 8 are captured) was padded to an unknown
+    size.
     """
-    found = _counted(name) or _of_mode(name) or UNKNOWN
-    captured = found.rows in (1, 2, 4) or (found.rows or 0) % 8 == 0
-    if replayed and found.phase == DECODE and not captured:
+    tokens = _tokens_of_counts(name) or _tokens_of_mode(name) or UNKNOWN
+    captured = tokens.rows in (1, 2, 4) or (tokens.rows or 0) % 8 == 0
+    if replayed and tokens.phase == DECODE and not captured:
         return Tokens(phase=DECODE, source="annotation")
-    return found
+    return tokens
 
 
-def _counted(name: str) -> Tokens | None:
-    """The tokens of a step whose name counts the requests and tokens of both phases."""
-    if found := _VLLM.match(name):
-        requests, tokens, squares, others, generated = (int(x or 0) for x in found.groups())
-        return _workload_of_sums(requests, tokens, None, squares, others, generated)
-    if found := _SUMS.match(name):
-        numbers = [int(x) for x in found.groups()]
-        _, requests, tokens, keys, squares, others, generated, _ = numbers
-        return _workload_of_sums(requests, tokens, keys, squares, others, generated)
-    if found := _MODE.match(name):
-        sums = {key: int(value) for key, value in _SUM.findall(found[2])}
-        batch = _BATCH.search(found[2])
+def _tokens_of_counts(name: str) -> Tokens | None:
+    """Return the tokens of a step whose name counts the requests and tokens of both phases."""
+    if match := _VLLM.match(name):
+        requests, tokens, squares, decoding, generated = (int(x or 0) for x in match.groups())
+        return _tokens_of_sums(requests, tokens, None, squares, decoding, generated)
+    if match := _SUMS.match(name):
+        numbers = [int(x) for x in match.groups()]
+        _, requests, tokens, keys, squares, decoding, generated, _ = numbers
+        return _tokens_of_sums(requests, tokens, keys, squares, decoding, generated)
+    if match := _MODE.match(name):
+        sums = {key: int(value) for key, value in _SUM.findall(match[2])}
+        batch = _BATCH.search(match[2])
         every = int(batch[1]) if batch else 0
         prompts = sums.get("c", every if "c_sq" in sums else 0)
         single = sums.get("g", every if "g_sq" in sums else 0)
         if prompts + single:
-            return _workload_of_sums(
+            return _tokens_of_sums(
                 prompts,
                 sums.get("c_sq", 0),
                 sums.get("c_sk"),
@@ -141,18 +138,28 @@ def _counted(name: str) -> Tokens | None:
     return None
 
 
-def _workload_of_sums(
-    requests: int, tokens: int, keys: int | None, squares: int, others: int, generated: int
+def _tokens_of_sums(
+    requests: int, tokens: int, keys: int | None, squares: int, decoding: int, generated: int
 ) -> Tokens | None:
-    """Numbers of requests and tokens, with sums of squares: equal lengths are those for which
-    (Σ s)² = n · Σ s². With speculation a request that decodes has as many tokens as every other
-    one."""
-    rows, heads = tokens + generated, requests + others
+    """Return the tokens of a step from its numbers of requests and tokens, and sums of squares.
+
+    Sequences have equal lengths if (Σ s)² = n · Σ s². With speculation, a request that decodes has
+    as many tokens as every other one.
+
+    Args:
+        requests: Requests whose prompt is read.
+        tokens: Their tokens.
+        keys: Their keys; None if unknown.
+        squares: The sum of the squares of their tokens.
+        decoding: Requests that decode.
+        generated: Their tokens.
+    """
+    rows, heads = tokens + generated, requests + decoding
     if not rows:
         return None
-    phase = "mixed" if requests and others else PREFILL if requests else DECODE
+    phase = "mixed" if requests and decoding else PREFILL if requests else DECODE
     equal = phase == PREFILL and requests and tokens * tokens == requests * squares
-    of_each = generated // others if others and generated % others == 0 else None
+    of_each = generated // decoding if decoding and generated % decoding == 0 else None
     length = tokens // requests if equal else of_each if phase == DECODE else None
     fresh = equal and (keys is None or keys == tokens)
     return Tokens(
@@ -167,9 +174,10 @@ def _workload_of_sums(
     )
 
 
-def _of_mode(name: str) -> Tokens | None:
-    if found := _TRT.match(name):
-        context, generated = int(found[1]), int(found[2])
+def _tokens_of_mode(name: str) -> Tokens | None:
+    """Return the tokens of a step whose name states its mode, by its batch and tokens."""
+    if match := _TRT.match(name):
+        context, generated = int(match[1]), int(match[2])
         if context:
             tokens = _TRT_TOKENS.search(name)
             prompt = int(tokens[1]) if tokens else None
@@ -181,10 +189,10 @@ def _of_mode(name: str) -> Tokens | None:
                 source="annotation",
             )
         return _one_token(generated) if generated else None
-    found = _MODE.match(name)
-    if found is not None and found[1] != "MIXED":
-        batch, tokens = _BATCH.search(found[2]), _TOKENS.search(found[2])
-        if found[1] == "DECODE":
+    match = _MODE.match(name)
+    if match is not None and match[1] != "MIXED":
+        batch, tokens = _BATCH.search(match[2]), _TOKENS.search(match[2])
+        if match[1] == "DECODE":
             return _one_token(int(batch[1])) if batch else None
         return Tokens(
             rows=int(tokens[1]) if tokens else None,
@@ -196,6 +204,7 @@ def _of_mode(name: str) -> Tokens | None:
 
 
 def _one_token(batch: int) -> Tokens:
+    """Return the tokens of a decode step with one token per sequence."""
     return Tokens(
         rows=batch, heads=(batch,), batch=batch, queries=1, phase=DECODE, source="annotation"
     )
@@ -203,8 +212,10 @@ def _one_token(batch: int) -> Tokens:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A model's dimensions, what it is called, its number format, and the workload of the steps.
-    `notes`: where its weights differ from its config."""
+    """A model's dimensions, its name, its number format, and the workload of the steps.
+
+    `notes` state where its weights differ from its config.
+    """
 
     shape: ModelShape
     name: str
@@ -215,7 +226,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AutoModel:
-    """No model: a message is to name the presets that fit."""
+    """A request without a model, for a message that names the presets that fit."""
 
     workload: GivenWorkload = field(default_factory=GivenWorkload)
     name: str = "auto"
@@ -223,8 +234,11 @@ class AutoModel:
 
 @dataclass
 class Filled:
-    """`calls` and `works` go on after those of the trace. `known`: N and K of calls whose M is not
-    known. `source`: where roles come from."""
+    """The frame with the shapes that a config gave.
+
+    `calls` and `works` continue those of the trace. `known` is N and K of calls whose M is unknown.
+    `source` is where roles come from.
+    """
 
     frame: pl.DataFrame
     source: str

@@ -1,7 +1,6 @@
-"""Whether the clocks of host and device agree: no kernel starts before its own launch call.
+"""A check of the clocks of host and device: no kernel may start before its own launch call.
 
-In: a Trace and its linked rows. Out: ClockSkew, or None where the clocks agree as far as can be
-seen.
+In: a Trace and its linked rows. Out: ClockSkew, or None where no disagreement shows.
 """
 
 from __future__ import annotations
@@ -20,8 +19,10 @@ _FEW, _SHARE = 3, 0.05  # kernels, and share of those with a launch: more are no
 
 @dataclass(frozen=True)
 class ClockSkew:
-    """How many of the `launched` kernels start before their own launch (`early`), and by how much
-    at most (ns): the clocks differ by at least that."""
+    """The kernels that start before their own launch, so that the clocks must differ.
+
+    `early` of the `launched` kernels do, by `most_ns` at most: the clocks differ by at least that.
+    """
 
     early: int
     launched: int
@@ -37,7 +38,7 @@ class ClockSkew:
 
     @property
     def warning(self) -> str:
-        """A warning with the consequence."""
+        """A warning with the evidence and its consequence."""
         return (
             f"{self.seen}: the clocks of host and device differ, so causes of idle time and "
             "launch delays are unreliable"
@@ -45,8 +46,11 @@ class ClockSkew:
 
 
 def clock_skew(trace: Trace, linked: Linked) -> ClockSkew | None:
-    """The skew of the kernels of all steps; None for a host trace, and for a few kernels or less
-    than the resolution of a clock."""
+    """Measure the skew of the clocks by the kernels of all steps.
+
+    It is None for a trace of the host alone, for a few kernels, and for less than the resolution of
+    a clock.
+    """
     if not trace.on_device:
         return None
     launch = launch_of(trace, linked.event)

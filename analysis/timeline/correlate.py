@@ -1,10 +1,10 @@
-"""Device events to launches, ops and steps.
+"""The link from device events to launches, ops and steps.
 
 In: a Trace, rows of its device events, the windows of its steps. Out: rows of launches (by
 correlation id) and of ops (by External id where there is no launch), -1 where there is none; and
-the step of every event. A stream runs in the order of launch, and correlation ids grow with it:
-both show when an event without a launch in the trace was launched, or that it is of no step:
-carried over from before the trace, or late.
+the step of every event. A stream runs in the order of launch, and correlation ids grow with it.
+Both show when an event without a launch in the trace was launched, or that it is in no step because
+it was carried over from before the trace, or is late.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunescope.analysis.timeline.intervals import Windows, innermost
-from prunescope.analysis.trace.collect import NONE, Ints, Mask, unique_ids
+from prunescope.analysis.trace.collect import NONE, Ints, Mask, places_in, unique_ids
 from prunescope.analysis.trace.events import Trace
 
 _AS_A_RULE = 0.5  # share of correlation ids that name a launch
@@ -22,16 +22,16 @@ _TRUSTED = 0.9  # share of kernels whose External id names an op that can have l
 
 
 def launch_of(trace: Trace, events: Ints) -> Ints:
-    """Row of the launch with the correlation id of each device event, -1 where there is none."""
+    """Return the row of the launch that each device event names; -1 where there is none."""
     return lookup(*trace.launches_by_id, taken(trace.device["correlation"], events))
 
 
 def op_by_external_id(trace: Trace, events: Ints, launch: Ints) -> Ints:
-    """Row of the op that the External id of a device event without a launch names, else -1.
+    """Return the row of the op that the External id of an event without a launch names, else -1.
 
-    No event begins before its op. Where correlation ids find their launches as a rule, one that
-    finds none was launched outside of the trace, whatever its External id says. No id is used if
-    the launches show that the ids name other ops (older profilers number ops and kernels
+    No event begins before its op. Where correlation ids find their launches as a rule, an event
+    whose id finds none was launched outside of the trace, whatever its External id is. No id is
+    used if the launches show that the ids name other ops (older profilers number ops and kernels
     separately), or if ops did not begin in the order of their kernels.
     """
     ops, device = trace.ops, trace.device
@@ -39,11 +39,11 @@ def op_by_external_id(trace: Trace, events: Ints, launch: Ints) -> Ints:
     if not len(ops["ts"]) or (launch >= 0).all():
         return none
     order = np.argsort(ops["external"], kind="stable")
-    found = lookup(ops["external"][order], order, device["external"][events])
-    begin = taken(ops["ts"], found)
-    end = begin + taken(ops["dur"], found, absent=0)
-    can = (found >= 0) & (begin <= device["ts"][events])
-    both = (launch >= 0) & (found >= 0)
+    op = lookup(ops["external"][order], order, device["external"][events])
+    begin = taken(ops["ts"], op)
+    end = begin + taken(ops["dur"], op, absent=0)
+    can = (op >= 0) & (begin <= device["ts"][events])
+    both = (launch >= 0) & (op >= 0)
     at = taken(trace.launches["ts"], launch)
     right = [(begin <= at)[both] & (at <= end)[both]]
     counted = taken(device["correlation"], events) >= 0
@@ -51,38 +51,45 @@ def op_by_external_id(trace: Trace, events: Ints, launch: Ints) -> Ints:
     if counted.any() and (launch >= 0)[counted].mean() >= _AS_A_RULE:
         alone &= ~counted
     stream = device["stream"][events]
-    for one in unique_ids(stream[alone]):  # a stream runs in the order of launch
-        rows = np.flatnonzero(alone & (stream == one))
+    for number in unique_ids(stream[alone]):  # a stream runs in the order of launch
+        rows = np.flatnonzero(alone & (stream == number))
         right.append(np.maximum.accumulate(begin[rows]) <= end[rows])
     checks = np.concatenate(right)
     trusted = len(checks) and checks.mean() > _TRUSTED
-    return np.where(alone, found, NONE) if trusted else none
+    return np.where(alone, op, NONE) if trusted else none
 
 
 def op_of_launch(trace: Trace, launch: Ints, kernel_external: Ints) -> Ints:
-    """Row of the host op behind each launch: by External id, else the innermost op around it."""
+    """Return the row of the host op behind each launch, -1 where there is none.
+
+    It is the op that the External id names, else the innermost op around the launch.
+    `kernel_external` are the External ids of the kernels, for launches without one.
+    """
     ops = trace.ops
     if not len(ops["ts"]):
         return np.full(len(launch), NONE)
     external = taken(trace.launches["external"], launch)
     external = np.where(external >= 0, external, kernel_external)
     order = np.argsort(ops["external"], kind="stable")
-    found = lookup(ops["external"][order], order, external)
+    op = lookup(ops["external"][order], order, external)
     ts = taken(trace.launches["ts"], launch, absent=0)
     thread = taken(trace.launches["thread"], launch)
     # An id that clashes (older profilers number ops and launches apart) names a distant op.
-    good = (found >= 0) & (ops["ts"][found] <= ts) & (ts <= ops["ts"][found] + ops["dur"][found])
+    good = (op >= 0) & (ops["ts"][op] <= ts) & (ts <= ops["ts"][op] + ops["dur"][op])
     missing = ~good & (launch >= 0)
     inner = innermost({**ops, "order": ops["external"]}, thread[missing], ts[missing])
-    found = np.where(good, found, NONE)
-    found[missing] = inner
-    return found
+    op = np.where(good, op, NONE)
+    op[missing] = inner
+    return op
 
 
 @dataclass(frozen=True)
 class LaunchNeighbours:
-    """By device event, the host ns of the launches with the next smaller and larger correlation
-    id, where there are both (`both`); `first`: its id is smaller than that of every launch."""
+    """The launches with the next smaller and the next larger correlation id, for each device event.
+
+    `before` and `after` are their host times in ns, valid where `both` is set. `first` marks events
+    whose id is smaller than that of every launch.
+    """
 
     before: Ints
     after: Ints
@@ -91,8 +98,10 @@ class LaunchNeighbours:
 
 
 def neighbouring_launches(trace: Trace, events: Ints) -> LaunchNeighbours:
-    """Between which launches each device event was launched, where ids grow with launch order. An
-    id above all launches' is ignored: it may come from another counter."""
+    """Find between which launches each device event was launched, where ids grow with launch order.
+
+    An id above those of all launches is ignored: it may come from another counter.
+    """
     order = np.argsort(trace.launches["ts"], kind="stable")
     ids, ts = trace.launches["correlation"][order], trace.launches["ts"][order]
     own = taken(trace.device["correlation"], events)
@@ -108,7 +117,7 @@ def neighbouring_launches(trace: Trace, events: Ints) -> LaunchNeighbours:
 
 
 def unlinked(trace: Trace, events: Ints, op: Ints) -> list[str]:
-    """Sentences about device events of the steps without a launch; `op`: rows of their ops."""
+    """State which device events of the steps have no launch; `op` are the rows of their ops."""
     if not trace.on_device:
         return []
     alone = launch_of(trace, events) < 0
@@ -133,18 +142,18 @@ def unlinked(trace: Trace, events: Ints, op: Ints) -> list[str]:
 
 
 def taken(column: Ints, rows: Ints, absent: int = NONE) -> Ints:
-    """column[rows], `absent` where a row is -1."""
+    """Return `column[rows]`, and `absent` where a row is -1."""
     if not len(column):
         return np.full(len(rows), absent)
     return np.where(rows >= 0, column[rows], absent)
 
 
 def lookup(ordered: Ints, rows: Ints, wanted: Ints) -> Ints:
-    """rows[i] for the first ordered[i] == wanted, -1 where absent or wanted is -1."""
-    if not len(ordered):
-        return np.full(len(wanted), NONE)
-    at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
-    return np.where((ordered[at] == wanted) & (wanted >= 0), rows[at], NONE)
+    """Return `rows[i]` of the first `ordered[i] == wanted`, -1 where there is none.
+
+    A `wanted` of -1 is never found.
+    """
+    return taken(rows, places_in(ordered, wanted))
 
 
 _NEVER = np.iinfo(np.int64).max
@@ -152,8 +161,12 @@ _NEVER = np.iinfo(np.int64).max
 
 @dataclass(frozen=True)
 class StepsOfEvents:
-    """`step`: of every event, -1 in none; `carry_over`: launched before the trace began; `late`:
-    after its last launch; `until`: host ns by which an event without a launch had been launched."""
+    """The step of every device event, and why an event is in none.
+
+    `step` is -1 outside of all steps. `carry_over` marks events that were launched before the trace
+    began, `late` those after its last launch. `until` is the host time (ns) by which an event had
+    been launched.
+    """
 
     step: Ints
     carry_over: Mask
@@ -164,39 +177,48 @@ class StepsOfEvents:
 def steps_of_events(
     trace: Trace, events: Ints, launched: Ints, linked: Mask, windows: Windows
 ) -> StepsOfEvents:
-    """The step of every event. If its id lies between those of two launches of one step, it belongs
-    to that step. Else what runs before the first linked event of its stream is carried over, what
-    runs after the last one late, and what runs between two of one step is of it; an event of a
-    stream without any linked one is placed among those of all streams."""
+    """Find the step of every event.
+
+    An event with a launch or op (`linked`) is in the step of the time `launched`. One whose id lies
+    between those of two launches of one step belongs to that step. Of the others, what runs before
+    the first linked event of its stream is carried over, what runs after the last one is late, and
+    what runs between two events of one step belongs to it. An event of a stream without any linked
+    one is placed among those of all streams.
+    """
     step = np.where(linked, windows.step_of(launched), NONE)
     nowhere = np.zeros(len(events), bool)
     if not linked.any():
         step[:] = 0 if len(windows) == 1 else NONE
         return StepsOfEvents(step, nowhere, nowhere, np.full(len(events), _NEVER))
-    before, after, alone = _neighbours(trace, events, linked)
+    before, after, alone = _linked_neighbours(trace, events, linked)
     known = neighbouring_launches(trace, events)
     free = ~linked
     by_id = free & known.both & (known.before <= trace.device["ts"][events])
     carry_over = free & ~by_id & ((before < 0) | (known.first & alone))
     late = free & ~by_id & ~carry_over & (after < 0)
-    one, other = taken(step, before), taken(step, after)
-    one = np.where(by_id, windows.step_of(known.before), one)
-    other = np.where(by_id, windows.step_of(known.after), other)
-    step = np.where(free, np.where((one == other) & ~carry_over & ~late, one, NONE), step)
+    step_before, step_after = taken(step, before), taken(step, after)
+    step_before = np.where(by_id, windows.step_of(known.before), step_before)
+    step_after = np.where(by_id, windows.step_of(known.after), step_after)
+    step = np.where(
+        free, np.where((step_before == step_after) & ~carry_over & ~late, step_before, NONE), step
+    )
     until = np.where(by_id, known.after, taken(launched, after, absent=_NEVER))
     return StepsOfEvents(step, carry_over, late, np.where(linked, launched, until))
 
 
-def _neighbours(trace: Trace, events: Ints, linked: Mask) -> tuple[Ints, Ints, Mask]:
-    """The linked events right before and after each event without a launch on its stream, -1
-    where there is none; `alone`: no event of its stream is linked, so they are of any stream."""
+def _linked_neighbours(trace: Trace, events: Ints, linked: Mask) -> tuple[Ints, Ints, Mask]:
+    """Find the linked events right before and after each event without a launch on its stream.
+
+    A row is -1 where there is none. The third result marks events on whose stream no event is
+    linked; their neighbours are of any stream.
+    """
     before, after = np.full(len(events), NONE), np.full(len(events), NONE)
     alone = np.zeros(len(events), bool)
     device, stream = trace.device["device"][events], trace.device["stream"][events]
-    free = {*zip(device[~linked].tolist(), stream[~linked].tolist(), strict=True)}
-    for one in free:
-        of_one = (device == one[0]) & (stream == one[1])
-        rows, of_stream = np.flatnonzero(of_one & ~linked), np.flatnonzero(of_one & linked)
+    streams = {*zip(device[~linked].tolist(), stream[~linked].tolist(), strict=True)}
+    for own_device, own_stream in streams:
+        own = (device == own_device) & (stream == own_stream)
+        rows, of_stream = np.flatnonzero(own & ~linked), np.flatnonzero(own & linked)
         alone[rows] = not len(of_stream)
         near = of_stream if len(of_stream) else np.flatnonzero(linked)
         near = np.concatenate(([NONE], near, [NONE]))

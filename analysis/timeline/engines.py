@@ -1,12 +1,11 @@
-"""Steps of one phase: those that serving engines or users annotate, and frames of a function that
-runs one.
+"""The steps of one phase, as engines or users annotate them or frames of an engine show them.
 
 In: names of annotations; a trace with annotations or Python frames of `execute_model` and the like.
 Out: the phase and batch of a step; spans of iterations, each with the phase that its kernels show.
-vLLM: `execute_context_1(888)_generation_0(0)`, `execute_new_1_cached_3`; SGLang:
-`execute_15360_context_15(sq15360...)_generation_0(...)`, `step[DECODE bs=32]`; TensorRT-LLM:
-`[Executor] _forward_step 7: 1 ctx reqs, 3 gen reqs`; iterations: `execute_model#3 [decode]`; of
-any program: `prefill` and `decode`, which are called `prefill#0 [prefill]` then.
+vLLM writes `execute_context_1(888)_generation_0(0)` and `execute_new_1_cached_3`; SGLang
+`execute_15360_context_15(sq15360...)_generation_0(...)` and `step[DECODE bs=32]`; TensorRT-LLM
+`[Executor] _forward_step 7: 1 ctx reqs, 3 gen reqs`. Iterations are called `execute_model#3
+[decode]`. Ranges `prefill` and `decode` of any program are called `prefill#0 [prefill]`.
 """
 
 from __future__ import annotations
@@ -22,8 +21,9 @@ import numpy as np
 
 from prunescope.analysis.ops.kind import MATMUL_KINDS, kernel_kind
 from prunescope.analysis.ops.work import work_of
-from prunescope.analysis.timeline.intervals import outermost
-from prunescope.analysis.trace.collect import Ints, unique_ids
+from prunescope.analysis.timeline.correlate import launch_of
+from prunescope.analysis.timeline.intervals import Windows, outermost
+from prunescope.analysis.trace.collect import unique_ids
 from prunescope.analysis.trace.events import Trace
 
 PHASES = ("prefill", "decode", "mixed", "unknown")
@@ -40,25 +40,20 @@ _OF_MODE = {"EXTEND": "prefill", "PREFILL": "prefill", "DECODE": "decode", "MIXE
 
 
 def engine_step(name: str) -> str | None:
-    """The phase of a step that a serving engine annotates, one of PHASES; None for other names."""
-    counts = _COUNTS.match(name)
-    if counts is not None:
+    """Return the phase of a step that an engine annotates, one of PHASES; None for other names."""
+    if counts := _COUNTS.match(name) or _TRT.match(name):
         return _phase_of_counts(int(counts[1]), int(counts[2]))
-    counts = _COUNTS_OLD.match(name)
-    if counts is not None:
-        # A cached request may be one whose prompt goes on in pieces: its shapes show it.
+    if counts := _COUNTS_OLD.match(name):
+        # A cached request may still read its prompt in pieces, which its shapes show.
         return "prefill" if int(counts[1]) and not int(counts[2]) else "unknown"
-    counts = _TRT.match(name)
-    if counts is not None:
-        return _phase_of_counts(int(counts[1]), int(counts[2]))
-    if (found := _FOUND.match(name)) is not None:
-        return found[1]
+    if iteration := _FOUND.match(name):
+        return iteration[1]
     mode = _MODE.match(name)
     return _OF_MODE.get(mode[1], "unknown") if mode is not None else None
 
 
-# As programs of any kind name their ranges, TensorRT-LLM's words in the second place: `prefill`,
-# `decode 3`, `generation_step_12`. A word alone may be a tokenizer's, or the decoder of an image.
+# The words with which programs name their ranges (TensorRT-LLM's come second): `prefill`,
+# `decode 3`, `generation_step_12`. One word alone may be that of a tokenizer or an image decoder.
 _PAIRS = (("prefill", "decode"), ("context", "generation"))
 _NAMED = (
     r"{}(?:[_ ](?:phase|step|iter(?:ation)?|forward|token))?[_ #:=\[(]{{0,2}}(?:\d{{1,9}}[\])]?)?"
@@ -66,55 +61,64 @@ _NAMED = (
 
 
 def named_phases(names: Collection[str]) -> Iterator[dict[str, str]]:
-    """The phases of annotations that are called as phases are, by their names: of each pair of
-    words of which there are both."""
+    """Yield the phases of annotations that are named like phases, by their names.
+
+    There is one result for each pair of words (prefill and decode, context and generation) of which
+    both occur.
+    """
     for words in _PAIRS:
-        found: dict[str, str] = {}
+        phases: dict[str, str] = {}
         for word, phase in zip(words, ("prefill", "decode"), strict=True):
-            found |= dict.fromkeys(_called(word, names), phase)
-        if len(set(found.values())) > 1:
-            yield found
+            phases |= dict.fromkeys(_names_called(word, names), phase)
+        if len(set(phases.values())) > 1:
+            yield phases
 
 
-# "context" means a prompt only next to "generation": alone it may be many things.
+# "context" means a prompt only next to "generation": alone it may mean many things.
 _ALONE = {"prefill": "prefill", "decode": "decode", "generation": "decode"}
 
 
 def phases_named_alone(names: Collection[str]) -> dict[str, str]:
-    """The phases of annotations that are called as a phase is, by their names, whether or not the
-    other phase is there."""
-    return {name: phase for word, phase in _ALONE.items() for name in _called(word, names)}
+    """Return the phases of annotations that are named like a phase, by their names.
+
+    The other phase need not occur.
+    """
+    return {name: phase for word, phase in _ALONE.items() for name in _names_called(word, names)}
 
 
-def _called(word: str, names: Collection[str]) -> list[str]:
+def _names_called(word: str, names: Collection[str]) -> list[str]:
+    """Return the names that consist of a phase's word, alone or with a number."""
     pattern = re.compile(_NAMED.format(word), re.IGNORECASE)
     return [name for name in names if pattern.fullmatch(name)]
 
 
 def convolves(trace: Trace) -> bool:
-    """Whether kernels convolve: what decodes then may be a decoder of images."""
+    """Return whether kernels convolve: a range `decode` may then be that of a decoder of images."""
     return any(
         kernel_kind(trace.names[i]) == "conv" for i in unique_ids(trace.device["name"]).tolist()
     )
 
 
 def _phase_of_counts(context: int, generation: int) -> str:
+    """Return the phase of a step with so many requests in context and in generation."""
     if context and generation:
         return "mixed"
     return "prefill" if context else "decode" if generation else "unknown"
 
 
 def decode_batch(name: str) -> int | None:
-    """How many sequences a decode step runs, as a serving engine annotates it; None for others."""
+    """Return how many sequences a decode step of an engine runs; None for other names."""
     if engine_step(name) != "decode":
         return None
-    found = _BATCH.search(name)
-    return int(found[1]) if found is not None else None
+    batch = _BATCH.search(name)
+    return int(batch[1]) if batch is not None else None
 
 
 def names_batch(name: str, batch: int) -> bool:
-    """Whether an annotation (`capture_32_DECODE`, `step[DECODE bs=32]`) carries a batch: as a
-    number of its own, not that of a step or a part of a version."""
+    """Return whether an annotation (`capture_32_DECODE`, `step[DECODE bs=32]`) states a batch.
+
+    The batch has to be a number of its own, not that of a step or a part of a version.
+    """
     if engine_step(name) is not None:
         return decode_batch(name) == batch
     return str(batch) in _NUMBERS.findall(name)
@@ -131,59 +135,51 @@ _DECODE = re.compile(
     r"[Bb]atchDecode|paged_attention_(?:v\d|ll4mi_QKV)|decode_attention|_fwd_grouped_kernel_stage1"
     r"|xqa|mmha|masked_multihead_attention|flash_decod|decode_kernel"
 )
-# Times as many rows or blocks, and as much GEMM time: prompts compared with single tokens.
+# How many times as many rows or blocks, and as much GEMM time, prompts have as single tokens.
 PROMPT_OVER_TOKENS, _SLOWER = 3, 1.3
 _LONGER = 1.8  # times as much GEMM time, where nothing counts rows
-_BY_ROWS = ("attention", "norm", "activation", "rope", "elementwise")  # kinds whose grids do
+# Kinds of kernels whose grids count rows.
+_BY_ROWS = ("attention", "norm", "activation", "rope", "elementwise")
 _LEAST = 2  # iterations; a single one is a trace of one step
 _PLAIN = ("aten::mm", "aten::addmm", "aten::linear")
-PROMPT_ROWS, DECODE_ROWS = (
-    1024,
-    32,
-)  # rows of a linear: more are no batch of a decode, fewer no prompts
+# Rows of a linear from which on a step is a prompt, and up to which it is a decode.
+PROMPT_ROWS, DECODE_ROWS = 1024, 32
 
 
-@dataclass(frozen=True)
-class Iterations:
-    """Begin and end of each, and what it is called: `execute_model#3 [decode]`."""
+def find_iterations(trace: Trace) -> Windows | None:
+    """Find the iterations of an engine by the function that runs one; None if fewer than two.
 
-    start: Ints
-    end: Ints
-    names: list[str]
-
-
-def find_iterations(trace: Trace) -> Iterations | None:
-    """The iterations of a trace; None where it has fewer than two."""
-    called = {i: found[1] for i, name in enumerate(trace.names) if (found := _RUNS.search(name))}
+    Each is named after its function, number and phase: `execute_model#3 [decode]`.
+    """
+    called = {
+        i: function[1] for i, name in enumerate(trace.names) if (function := _RUNS.search(name))
+    }
     if not called:
         return None
-    notes = trace.annotations["module"] == 0
-    for spans, keep in (
-        (trace.annotations, notes),
-        (trace.frames, np.ones(len(trace.frames["ts"]), bool)),
-    ):
-        hits = np.flatnonzero(np.isin(spans["name"], list(called)) & keep)
+    for spans in (trace.annotations, trace.frames):  # frames have no column "module"
+        is_module = np.not_equal(spans.get("module", 0), 0)
+        hits = np.flatnonzero(np.isin(spans["name"], list(called)) & ~is_module)
         start = spans["ts"][hits]
         end = start + spans["dur"][hits]
         order = outermost(start, end)
         start, end = start[order], end[order]
-        steps = _steps(trace, start, end)
+        steps = _measure_steps(trace, Windows(start, end, "engine", []))
         busy = [i for i, step in enumerate(steps) if step.gemm]
         if len(busy) >= _LEAST:
-            phases = _phases([steps[i] for i in busy])
+            phases = _name_phases([steps[i] for i in busy])
             name = called[int(spans["name"][hits[order[0]]])]
             names = [f"{name}#{n} [{phase}]" for n, phase in enumerate(phases)]
-            return Iterations(start[busy], end[busy], names)
+            return Windows(start[busy], end[busy], "engine", names)
     return None
 
 
-def phases_of_spans(trace: Trace, start: Ints, end: Ints) -> list[str]:
-    """The phase of each span of host time, one of PHASES, by the kernels and linears in it."""
-    return _phases(_steps(trace, start, end))
+def phases_of_windows(trace: Trace, windows: Windows) -> list[str]:
+    """Return the phase of each window, one of PHASES, by the kernels and linears in it."""
+    return _name_phases(_measure_steps(trace, windows))
 
 
 def attention_phase(kernel: str) -> str | None:
-    """The phase that an attention kernel is made for, by its name: prefill, decode, or None."""
+    """Return the phase that an attention kernel is made for, by its name; None if unknown."""
     if _PREFILL.search(kernel):
         return "prefill"
     return "decode" if _DECODE.search(kernel) else None
@@ -191,8 +187,12 @@ def attention_phase(kernel: str) -> str | None:
 
 @dataclass
 class _Step:
-    """GEMM time (ns), blocks of kernels whose grids count rows, attention kernels, and the usual
-    rows of the linears (None: no shapes)."""
+    """What shows the phase of a step.
+
+    `gemm` is its GEMM time in ns, `blocks` the number of blocks of kernels whose grids count rows,
+    `attention` the names of its attention kernels, and `rows` the usual M of its linears (None
+    without shapes).
+    """
 
     gemm: int
     blocks: int
@@ -200,37 +200,29 @@ class _Step:
     rows: int | None
 
 
-def _steps(trace: Trace, start: Ints, end: Ints) -> list[_Step]:
-    launches, device = trace.launches, trace.device
-    order = np.argsort(launches["correlation"], kind="stable")
-    known = launches["correlation"][order]
-    at = np.minimum(np.searchsorted(known, device["correlation"]), max(0, len(known) - 1))
-    out = [_Step(0, 0, set(), rows) for rows in _rows(trace, start, end)]
-    if not len(known) or not len(start):
-        return out
-    linked = known[at] == device["correlation"]
-    step = _within(launches["ts"][order[at]], start, end)
-    step[~linked] = -1
+def _measure_steps(trace: Trace, windows: Windows) -> list[_Step]:
+    """Measure what shows the phase of each window."""
+    steps = [_Step(0, 0, set(), rows) for rows in _usual_rows(trace, windows)]
+    if not len(trace.launches["ts"]) or not steps:
+        return steps
+    device = trace.device
+    launch = launch_of(trace, np.arange(len(device["ts"])))
+    step = np.where(launch >= 0, windows.step_of(trace.launches["ts"][launch]), -1)
     kinds = {int(i): kernel_kind(trace.names[i]) for i in unique_ids(device["name"])}
     columns = (step, device["name"], device["dur"], device["grid"])
     for s, name, ns, grid in zip(*columns, strict=True):
         kind = kinds[int(name)]
         if s >= 0 and kind in MATMUL_KINDS:
-            out[s].gemm += int(ns)
+            steps[s].gemm += int(ns)
         elif s >= 0 and kind in _BY_ROWS:
-            out[s].blocks += math.prod(trace.grids[grid]) if grid >= 0 else 0
+            steps[s].blocks += math.prod(trace.grids[grid]) if grid >= 0 else 0
             if kind == "attention":
-                out[s].attention.add(trace.names[name])
-    return out
+                steps[s].attention.add(trace.names[name])
+    return steps
 
 
-def _within(ts: Ints, start: Ints, end: Ints) -> Ints:
-    at = np.searchsorted(start, ts, side="right") - 1
-    return np.where((at >= 0) & (ts < end[np.maximum(at, 0)]), at, -1)
-
-
-def _rows(trace: Trace, start: Ints, end: Ints) -> list[int | None]:
-    """The usual M of the linears that ops of each span run, where their shapes were recorded."""
+def _usual_rows(trace: Trace, windows: Windows) -> list[int | None]:
+    """Return the commonest M of the linears in each window; None where no shapes were recorded."""
     rows = {
         i: work.gemms[0].m
         for i, call in enumerate(trace.calls)
@@ -239,40 +231,46 @@ def _rows(trace: Trace, start: Ints, end: Ints) -> list[int | None]:
         and work.gemms
         and work.gemms[0].m  # 0: an expert without tokens, of which a step has many
     }
-    counts: list[Counter[int]] = [Counter() for _ in start]
+    counts: list[Counter[int]] = [Counter() for _ in range(len(windows))]
     if not counts:
         return []
     ops = np.flatnonzero(np.isin(trace.ops["call"], list(rows)))
-    for op, s in zip(ops, _within(trace.ops["ts"][ops], start, end), strict=True):
+    for op, s in zip(ops, windows.step_of(trace.ops["ts"][ops]), strict=True):
         if s >= 0:
             counts[s][rows[int(trace.ops["call"][op])]] += 1
     return [count.most_common(1)[0][0] if count else None for count in counts]
 
 
-def _phases(steps: list[_Step]) -> list[str]:
-    """By attention kernels that only one phase has, else by size; `unknown` where all are alike."""
-    large = _large(steps)
-    out = []
+def _name_phases(steps: list[_Step]) -> list[str]:
+    """Return the phases by attention kernels that only one phase has, else by size.
+
+    A phase is `unknown` where all steps are alike and their rows do not show it.
+    """
+    large = _find_large_steps(steps)
+    phases = []
     sizes: list[bool | None] = [None] * len(steps) if large is None else [*large]
     for step, is_large in zip(steps, sizes, strict=True):
         seen = {attention_phase(name) for name in step.attention} - {None}
         if seen:
-            out.append("mixed" if len(seen) > 1 else str(seen.pop()))
+            phases.append("mixed" if len(seen) > 1 else str(seen.pop()))
         elif is_large is not None:
-            out.append("prefill" if is_large else "decode")
+            phases.append("prefill" if is_large else "decode")
         else:
             rows = step.rows or DECODE_ROWS + 1
-            out.append(
+            phases.append(
                 "prefill" if rows >= PROMPT_ROWS else "decode" if rows <= DECODE_ROWS else "unknown"
             )
-    return out
+    return phases
 
 
-def _large(steps: list[_Step]) -> list[bool] | None:
-    """Which steps are far larger than the others; None where none are. By rows, else by blocks of
-    kernels whose grids count rows, else by GEMM time: above the widest gap between two of them. A
-    larger batch of single tokens hardly takes longer, because the weights are read once; prompts
-    do."""
+def _find_large_steps(steps: list[_Step]) -> list[bool] | None:
+    """Mark the steps that are far larger than the others; None where none are.
+
+    Steps are compared by their rows, else by the blocks of kernels whose grids count rows, else by
+    GEMM time; the large ones are above the widest gap between two of them. A larger batch of single
+    tokens hardly takes longer, because the weights are read once, but prompts do: so the GEMM time
+    has to differ too.
+    """
     for values, apart in (
         ([step.rows for step in steps], PROMPT_OVER_TOKENS),
         ([step.blocks or None for step in steps], PROMPT_OVER_TOKENS),
@@ -286,8 +284,8 @@ def _large(steps: list[_Step]) -> list[bool] | None:
         above = [value >= edge for value in known]
         times = (
             [
-                median(s.gemm for s, up in zip(steps, above, strict=True) if up is one)
-                for one in (True, False)
+                median(s.gemm for s, up in zip(steps, above, strict=True) if up is is_above)
+                for is_above in (True, False)
             ]
             if jump >= apart
             else [0, 1]

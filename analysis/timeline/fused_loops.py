@@ -1,7 +1,8 @@
 """Loops that torch.compile fused on a CPU, which no op records.
 
-In: a host trace and its linked rows. Out: a note with the time between ops within compiled code, in
-which these loops run; none where Inductor records them, and on a device, where they are kernels.
+In: a trace of the host and its linked rows. Out: a note with the time between ops within compiled
+code, in which these loops run. There is none where Inductor records them, nor on a device, where
+they are kernels.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _RECORDED = re.compile(r"(?:^|_)(?:cpp_fused|kernel_cpp)_")
 
 
 def fused_loop_notes(trace: Trace, linked: Linked) -> list[str]:
-    """A note where a step idles within compiled code on a CPU."""
+    """Note how long a step idles within compiled code on a CPU; empty if it does not."""
     if trace.on_device or any(_RECORDED.search(name) for name in trace.names):
         return []
     names = [i for i, name in enumerate(trace.names) if name.startswith(COMPILED_CODE)]

@@ -16,7 +16,7 @@ import numpy as np
 
 from prunescope.analysis.ops.kind import MATMUL_KINDS
 from prunescope.analysis.ops.work import work_of
-from prunescope.analysis.timeline.engines import PROMPT_OVER_TOKENS, phases_of_spans
+from prunescope.analysis.timeline.engines import PROMPT_OVER_TOKENS, phases_of_windows
 from prunescope.analysis.timeline.intervals import GENERATION, Windows
 from prunescope.analysis.timeline.work_sequence import NEARLY_ALL, WorkSequence, host_span
 from prunescope.analysis.trace.collect import Ints, unique_ids
@@ -29,8 +29,10 @@ _BACKWARD = "autograd::engine::evaluate_function"
 
 
 def may_generate(trace: Trace) -> bool:
-    """Whether a weight is multiplied by very different numbers of rows, as by a prompt and by a
-    token, and nothing is trained."""
+    """Return whether a weight is multiplied by few and by many rows, and nothing is trained.
+
+    A token has few rows, and a prompt has many.
+    """
     if any(name.startswith(_BACKWARD) for name in trace.names):
         return False
     rows: dict[tuple[object, ...], set[int]] = defaultdict(set)
@@ -45,32 +47,36 @@ def may_generate(trace: Trace) -> bool:
 def prompts_and_tokens(
     trace: Trace, work: WorkSequence, parts: Iterable[Windows]
 ) -> Windows | None:
-    """The first of `parts` that splits the work into prompts and tokens, as steps of two phases.
-    Work that precedes every prompt and no token belongs to the prompt; all work before the prompt
-    does where there is only one."""
+    """Return the first of `parts` that splits the work into prompts and tokens; None if none does.
+
+    The result has steps of two phases. Work that precedes every prompt and no token belongs to the
+    prompt; if there is only one prompt, all work before it does.
+    """
     for passes in parts:
-        if not work.most_alike(passes):  # tokens are; the rest reads all kernels of a trace
+        if not work.are_mostly_alike(passes):  # tokens are; what follows reads all kernels
             continue
         windows = _with_first(trace, work, passes)
-        phases = phases_of_spans(trace, windows.start, windows.end)
+        phases = phases_of_windows(trace, windows)
         prompts, tokens = (
             np.flatnonzero(np.array(phases) == phase) for phase in ("prefill", "decode")
         )
         if (
             len(prompts) * len(tokens) > 0
             and len(prompts) + len(tokens) == len(windows)
-            and work.alike(windows, prompts)
-            and work.alike(windows, tokens)
-            and _one_query(trace, windows, phases)
+            and work.are_alike(windows, prompts)
+            and work.are_alike(windows, tokens)
+            and _has_one_query(trace, windows, phases)
         ):
-            return _named(work, _with_encoders(work, windows, prompts, tokens))
+            return _name_steps(work, _with_encoders(work, windows, prompts, tokens))
     return None
 
 
 def _with_first(trace: Trace, work: WorkSequence, passes: Windows) -> Windows:
-    """The passes. Where they cover too little of the trace, the work before them is added as the
-    first one: encoders of audio or images begin with other work."""
-    if work.covered(passes) >= NEARLY_ALL:
+    """Add the work before the passes as the first one, if they cover too little of the trace.
+
+    Encoders of audio or images begin with work of another kind.
+    """
+    if work.share_of_time(passes) >= NEARLY_ALL:
         return passes
     begin = host_span(trace)[0]
     if begin >= passes.start[0]:
@@ -81,37 +87,45 @@ def _with_first(trace: Trace, work: WorkSequence, passes: Windows) -> Windows:
 
 
 def _with_encoders(work: WorkSequence, windows: Windows, prompts: Ints, tokens: Ints) -> Windows:
-    """The windows, named after their phase. An encoder makes no token: where the work of a
-    prompt is not that of a token, it is one step with the next pass, which makes the first."""
+    """Name the windows after their phase, and join each encoder with the pass that follows it.
+
+    An encoder makes no token. If the work of a prompt is not that of a token, it is one step with
+    the next pass, which makes the first token.
+    """
     is_prompt = np.zeros(len(windows), bool)
     is_prompt[prompts] = True
     joined = np.zeros(len(windows), bool)  # with the window before
-    for one in prompts[prompts < len(windows) - 1].tolist():
-        joined[one + 1] = not work.is_alike(windows, one, tokens)
+    for prompt in prompts[prompts < len(windows) - 1].tolist():
+        joined[prompt + 1] = not work.is_usual(windows, prompt, tokens)
     first = np.flatnonzero(~joined)
     last = np.append(first[1:] - 1, len(windows) - 1)
-    names = ["prefill" if is_prompt[one] else "decode" for one in first]
+    names = ["prefill" if is_prompt[index] else "decode" for index in first]
     return replace(windows, start=windows.start[first], end=windows.end[last], names=names)
 
 
-def _named(work: WorkSequence, windows: Windows) -> Windows:
-    """The windows with their final names, and with what is called before each prompt."""
+def _name_steps(work: WorkSequence, windows: Windows) -> Windows:
+    """Give the windows their final names, and add to each prompt what is called before it."""
     phases = windows.names
     names = [f"generate#{i} [{phase}]" for i, phase in enumerate(phases)]
     prompts = np.flatnonzero(np.array(phases) == "prefill")
     start, end = windows.start.copy(), windows.end.copy()
     at = np.searchsorted(work.begin, start[prompts])
-    before = work.equal_before(at) if len(prompts) > 1 else int(at[0]) * (phases[0] == "prefill")
+    if len(prompts) > 1:
+        before = work.equal_before(at)
+    else:
+        before = int(at[0]) if phases[0] == "prefill" else 0
     start[prompts] = work.begin[at - before]
     end[:-1] = np.minimum(end[:-1], start[1:])
     return replace(windows, start=start, end=end, source=GENERATION, names=names)
 
 
-def _one_query(trace: Trace, windows: Windows, phases: list[str]) -> bool:
-    """Whether attention has one query per sequence in steps of tokens and more in those of prompts,
-    where its shapes are known: a smaller batch of images is no token."""
+def _has_one_query(trace: Trace, windows: Windows, phases: list[str]) -> bool:
+    """Return whether attention has one query per sequence for tokens, and more for prompts.
+
+    It is True where the shapes of attention are unknown. A smaller batch of images is no token.
+    """
     queries: dict[str, set[int]] = {"prefill": set(), "decode": set()}
-    for call, m in _attention_rows(trace):
+    for call, m in _rows_of_attention(trace):
         ops = trace.ops["ts"][trace.ops["call"] == call]
         for step in unique_ids(windows.step_of(ops)):
             if step >= 0:
@@ -121,8 +135,8 @@ def _one_query(trace: Trace, windows: Windows, phases: list[str]) -> bool:
     return max(queries["decode"]) <= _GROUP and max(queries["prefill"]) > max(queries["decode"])
 
 
-def _attention_rows(trace: Trace) -> Iterator[tuple[int, int]]:
-    """The distinct calls of attention and of batched products, with their rows."""
+def _rows_of_attention(trace: Trace) -> Iterator[tuple[int, int]]:
+    """Yield the distinct calls of attention and of batched GEMMs, with their M."""
     for number, call in enumerate(trace.calls):
         work = work_of(call)
         if work is None or not work.gemms:

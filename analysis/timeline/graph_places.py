@@ -1,7 +1,7 @@
-"""Places of kernels of graph replays, from records of the capture of their graph.
+"""The places of kernels of graph replays, from records of the capture of their graph.
 
 In: a Trace and linked rows. Out: the place of each replayed row. torch annotates kernels of a graph
-with module paths (`torch.cuda.graph(enable_annotations=True)`, merged into the trace); an export of
+with module paths (`torch.cuda.graph(enable_annotations=True)`, merged into the trace). An export of
 Nsight Systems states when each node of a graph was captured, and so in which module's range.
 """
 
@@ -20,14 +20,17 @@ from prunescope.taxonomy.roles import Place, locate_all
 
 @dataclass(frozen=True)
 class GraphPlaces:
-    """`place`: index into `places` for every row, -1 for one that is no replay or has none."""
+    """The place of each row, as an index into `places`.
+
+    It is -1 for a row that is no replay, or has no place.
+    """
 
     place: Ints
     places: list[Place]
 
 
 def find_graph_places(trace: Trace, linked: Linked) -> GraphPlaces | None:
-    """The places of replayed rows; None where none is known."""
+    """Find the places of replayed rows; None where none is known."""
     if not trace.on_device or not linked.replayed.any():
         return None
     device = trace.device
@@ -35,16 +38,16 @@ def find_graph_places(trace: Trace, linked: Linked) -> GraphPlaces | None:
         np.where(linked.replayed, taken(device[name], linked.event), NONE)
         for name in ("label", "captured", "captured_on")
     )
-    found = np.full(len(label), NONE)
+    place_of_row = np.full(len(label), NONE)
     paths = {i: module_path(trace.names[i]) for i in unique_ids(label[label >= 0]).tolist()}
     known = locate_all(path for path in paths.values() if path)
     places = list(dict.fromkeys(known.values()))
     number = {i: places.index(known[path]) for i, path in paths.items() if path}
     for i, place in number.items():
-        found[label == i] = place
-    rows = np.flatnonzero((found < 0) & (thread >= 0))
+        place_of_row[label == i] = place
+    rows = np.flatnonzero((place_of_row < 0) & (thread >= 0))
     if len(rows):
         scopes = find_scopes(trace, thread[rows], captured[rows])
-        found[rows] = np.where(scopes.place >= 0, scopes.place + len(places), NONE)
+        place_of_row[rows] = np.where(scopes.place >= 0, scopes.place + len(places), NONE)
         places += scopes.places
-    return GraphPlaces(found, places) if (found >= 0).any() else None
+    return GraphPlaces(place_of_row, places) if (place_of_row >= 0).any() else None

@@ -1,7 +1,7 @@
-"""The unit of a device event's grid: blocks, or work-items, as some records of ROCm do.
+"""The unit of a device event's grid: blocks, or work-items, as some records of ROCm have it.
 
 In: a trace and rows of its device events. Out: one of BLOCKS, ITEMS, UNKNOWN_UNIT for each. CUDA
-records blocks. Of ROCm's launches hipExtModuleLaunchKernel takes work-items, and the other ones
+records blocks. Of ROCm's launches, hipExtModuleLaunchKernel takes work-items and the other ones
 take blocks; roctracer records what the call was given, rocprofiler-sdk the work-items of the
 dispatch.
 """
@@ -20,12 +20,12 @@ BLOCKS, ITEMS, UNKNOWN_UNIT = 0, 1, 2
 _TAKES_ITEMS = re.compile(r"hip(?:Ext|Hcc)ModuleLaunchKernel")
 _TAKES_BLOCKS = re.compile(r"hip(?:Module|Ext|ExtLaunchMulti)?LaunchKernel|hipLaunchCooperative")
 _TENSILE = re.compile(r"^(?:Cijk_|Custom_Cijk_)")  # always launched with work-items
-# So many different grids that their blocks divide are no chance: the grids are work-items.
+# If blocks divide so many different grids, this is no chance: the grids count work-items.
 _ENOUGH = 8
 
 
 def is_rocm(trace: Trace) -> bool:
-    """Whether a trace is of ROCm: its runtime calls say so, else the name of its device."""
+    """Return whether a trace is of ROCm, by its runtime calls or else by the name of its device."""
     names = unique_ids(trace.launches["name"])
     if any(trace.names[i].startswith("hip") for i in names):
         return True
@@ -34,7 +34,7 @@ def is_rocm(trace: Trace) -> bool:
 
 
 def grid_units(trace: Trace, events: Ints) -> Ints:
-    """BLOCKS, ITEMS or UNKNOWN_UNIT for each of the device events (-1: none, BLOCKS)."""
+    """Return BLOCKS, ITEMS or UNKNOWN_UNIT for each device event; BLOCKS for a row of -1."""
     units = np.full(len(events), BLOCKS)
     if not is_rocm(trace):
         return units
@@ -46,17 +46,22 @@ def grid_units(trace: Trace, events: Ints) -> Ints:
     by_items = (api >= 0) & items[np.maximum(api, 0)] | (name >= 0) & tensile[np.maximum(name, 0)]
     by_blocks = (api >= 0) & blocks[np.maximum(api, 0)] & ~by_items
     units[events >= 0] = UNKNOWN_UNIT
-    recorded = _recorded(trace, events[by_blocks])
-    if recorded == ITEMS:  # of the dispatch, whatever call made it
+    recorded = _recorded_unit(trace, events[by_blocks])
+    if recorded == ITEMS:  # of the dispatch, for any call
         units[events >= 0] = ITEMS
     units[by_blocks] = recorded
     units[by_items] = ITEMS
     return units
 
 
-def _recorded(trace: Trace, events: Ints) -> int:
-    """The unit that the profiler recorded of launches that take blocks: a grid that its block does
-    not divide is no count of work-items."""
+def _recorded_unit(trace: Trace, events: Ints) -> int:
+    """Return the unit that the profiler recorded for launches that take blocks.
+
+    A grid that its block does not divide is no count of work-items.
+
+    Limitations: If the blocks divide at least 8 distinct grids, these are taken for work-items;
+    with fewer grids the unit is unknown.
+    """
     grid, block = taken(trace.device["grid"], events), taken(trace.device["block"], events)
     known = (grid >= 0) & (block >= 0)
     pairs = set(zip(grid[known].tolist(), block[known].tolist(), strict=True))
@@ -68,4 +73,5 @@ def _recorded(trace: Trace, events: Ints) -> int:
 
 
 def _divides(block: tuple[int, ...], grid: tuple[int, ...]) -> bool:
+    """Return whether a block divides a grid along every axis."""
     return all(n % width == 0 for n, width in zip(grid, block, strict=False) if width > 0)

@@ -13,7 +13,7 @@ import polars as pl
 
 from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
 
-_DEEP = 256  # rounds of jumps: calls nest less deep, and each is a pass over what is left
+_DEEP = 256  # rounds: calls nest less deep, and each round is a pass over the remaining spans
 
 
 # Sources of steps that no profiler or engine annotated: a step ends with a weight update or
@@ -26,11 +26,14 @@ SEQUENCE, GENERATION, WHOLE = "sequence", "generation", "whole"
 
 @dataclass(frozen=True)
 class Windows:
-    """Host windows of the steps, in time order. `source`: "prunescope" | "pattern" | "engine" |
-    "ProfilerStep" | "numbered", or one of those above. `picked`: indices
-    of the steps that --phase-pattern keeps; None without a pattern that names some of the steps.
-    `ignored`: an annotation that is called as a step is, in none of which work was launched.
-    `are_ranges`: a user put a range around each step, and time between two may be of none."""
+    """The host windows of the steps, in time order, ns.
+
+    `source` is "prunescope", "pattern", "engine", "ProfilerStep", "numbered", or one of the
+    constants above. `picked` are the indices of the steps that --phase-pattern keeps; None without
+    a pattern that names some of the steps. `ignored` is an annotation that is named like a step,
+    but in none of which work was launched. `are_ranges` is set if a user put a range around each
+    step, so that time between two of them may belong to none.
+    """
 
     start: Ints
     end: Ints
@@ -45,20 +48,25 @@ class Windows:
 
     @property
     def are_cut(self) -> bool:
-        """Whether the trace does not say where a step begins: it was cut where an optimizer ends or
-        the same work begins again, and an op more or less may be on either side."""
+        """Whether the trace does not state where a step begins.
+
+        It was cut where an optimizer ends or the same work begins again, and an op more or less may
+        be on either side.
+        """
         return self.source in (UPDATE, ZERO_GRAD, COMPILED, SEQUENCE, GENERATION)
 
     def step_of(self, ts: Ints) -> Ints:
-        """The step whose window holds each time, -1 outside every window."""
+        """Return the step whose window holds each time, -1 outside of all windows."""
         at = np.searchsorted(self.start, ts, side="right") - 1
         inside = (at >= 0) & (ts < self.end[np.maximum(at, 0)])
         return np.where(inside, at, -1)
 
 
 def cover(start: Ints, end: Ints, begin: int) -> tuple[Ints, Ints]:
-    """Busy and gap of intervals in order of start: the part of each that no earlier one covers,
-    and the idle time right before it, counted from `begin`. What lies before `begin` is clipped.
+    """Return the busy time and the gap of intervals in order of start.
+
+    The busy time of an interval is the part that no earlier one covers, its gap the idle time right
+    before it, counted from `begin`. What lies before `begin` is clipped.
     """
     reached = np.maximum.accumulate(np.concatenate(([begin], end)))[:-1]
     first = np.maximum(start, begin)
@@ -68,7 +76,7 @@ def cover(start: Ints, end: Ints, begin: int) -> tuple[Ints, Ints]:
 
 
 def outermost(start: Ints, end: Ints) -> Ints:
-    """Indices of the intervals in time order, without those that start inside the one before."""
+    """Return the indices of the intervals in time order that start inside no earlier one."""
     kept: list[int] = []
     for i in np.lexsort((-end, start)).tolist():
         if not kept or start[i] >= end[kept[-1]]:
@@ -78,8 +86,10 @@ def outermost(start: Ints, end: Ints) -> Ints:
 
 @dataclass(frozen=True)
 class Spans:
-    """The union of intervals: disjoint, in order. `before`: the time within all spans before
-    each."""
+    """The union of intervals: disjoint, in order.
+
+    `before` is the time within all spans before each one, ns.
+    """
 
     begin: Ints
     end: Ints
@@ -87,7 +97,7 @@ class Spans:
 
     @classmethod
     def of(cls, begin: Ints, end: Ints) -> Spans:
-        """The union of [begin, end)."""
+        """Return the union of the intervals [begin, end)."""
         order = np.argsort(begin, kind="stable")
         begin, end = begin[order], np.maximum.accumulate(end[order]) if len(order) else end
         first = np.maximum(begin, np.concatenate((begin[:1], end[:-1])))
@@ -95,7 +105,7 @@ class Spans:
         return cls(first, first + length, np.concatenate(([0], np.cumsum(length)[:-1])).astype(int))
 
     def spent(self, ts: Ints) -> Ints:
-        """The time within the spans before each of `ts`, ns."""
+        """Return the time within the spans before each of `ts`, ns."""
         if not len(self.begin):
             return np.zeros(len(ts), np.int64)
         at = np.searchsorted(self.begin, ts, side="right") - 1
@@ -105,7 +115,7 @@ class Spans:
 
 
 def alone_ns(rows: pl.DataFrame) -> pl.Series:
-    """How long no other row runs concurrently with each row, ns."""
+    """Return how long no other row runs concurrently with each row, ns."""
     start, end = _bounds(rows)
     at = np.concatenate((start, end))
     opens = np.repeat((1, -1), len(start))
@@ -117,14 +127,16 @@ def alone_ns(rows: pl.DataFrame) -> pl.Series:
 
 
 def union_ns(rows: pl.DataFrame) -> int:
-    """How long at least one of the rows runs, ns."""
+    """Return how long at least one of the rows runs, ns."""
     start, end = _bounds(rows.sort("start"))
     return int(cover(start, end, int(start[0]))[0].sum()) if len(rows) else 0
 
 
 def carry_over_ns(rows: pl.DataFrame) -> Ints:
-    """How long each row runs before the wall of its step begins, ns: until the last row of the
-    earlier steps has ended."""
+    """Return how long each row runs before the wall of its step begins, ns.
+
+    That is when the last row of the earlier steps has ended.
+    """
     if rows.is_empty():
         return np.zeros(0, np.int64)
     step, (start, end) = rows["step"].to_numpy(), _bounds(rows)
@@ -135,17 +147,19 @@ def carry_over_ns(rows: pl.DataFrame) -> Ints:
 
 
 def _bounds(rows: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return start and end of the rows, ns."""
     return rows["start"].to_numpy(), (rows["start"] + rows["duration"]).to_numpy()
 
 
 def innermost(spans: dict[str, Ints], thread: Ints, ts: Ints) -> Ints:
-    """Row of the innermost span (ts, dur, thread) that holds each time on its thread, else -1.
+    """Return the row of the innermost span that holds each time on its thread, else -1.
 
-    Spans of one thread nest, so the innermost one around t is found from the latest start before
-    t, up through the spans that hold it. Of equal spans, the one with the smaller `order` (where
-    that is a column of `spans`, else the first one) is the outer one.
+    `spans` has the columns ts, dur and thread. Spans of one thread nest, so the innermost one
+    around t is found from the latest start before t, up through the spans that hold it. Of equal
+    spans, the one with the smaller `order` (if that is a column of `spans`, else the first one) is
+    the outer one.
     """
-    out = np.full(len(ts), NONE)
+    inner = np.full(len(ts), NONE)
     for t in unique_ids(thread):
         if t < 0:
             continue
@@ -165,15 +179,16 @@ def innermost(spans: dict[str, Ints], thread: Ints, ts: Ints) -> Ints:
             if not over.any():
                 break
             at = np.where(over, up[np.maximum(at, 0)], at)
-        out[wanted] = np.where(at >= 0, rows[np.maximum(at, 0)], NONE)
-    return out
+        inner[wanted] = np.where(at >= 0, rows[np.maximum(at, 0)], NONE)
+    return inner
 
 
 def parents(start: Ints, end: Ints) -> Ints:
-    """The enclosing span of each span, -1 at the top; spans in order of start, longer first.
+    """Return the enclosing span of each span, -1 at the top; spans in order of start, longer first.
 
-    Spans that ended before a span began are jumped over together: each points to the one before it
-    at first, and then to where the one it points to does. Nested deeper than calls are, one by one.
+    Spans that ended before a span began are skipped together: each points to the one before it at
+    first, and then to where the one it points to does. Spans that nest deeper than calls do are
+    processed one by one.
     """
     up = np.arange(NONE, len(start) + NONE)
     left = np.flatnonzero(up >= 0)
@@ -183,10 +198,24 @@ def parents(start: Ints, end: Ints) -> Ints:
             return up
         up[left] = up[up[left]]
         left = left[up[left] >= 0]
-    return _one_by_one(start.tolist(), end.tolist())
+    return _parents_by_stack(start.tolist(), end.tolist())
 
 
-def _one_by_one(start: list[int], end: list[int]) -> Ints:
+def parents_on_threads(thread: Ints, start: Ints, end: Ints) -> Ints:
+    """Return the span directly around each one on its thread, -1 at the top.
+
+    The spans are in order of start, longer first.
+    """
+    up = np.full(len(start), NONE)
+    for t in unique_ids(thread):
+        rows = np.flatnonzero(thread == t)
+        local = parents(start[rows], end[rows])
+        up[rows] = np.where(local >= 0, rows[np.maximum(local, 0)], NONE)
+    return up
+
+
+def _parents_by_stack(start: list[int], end: list[int]) -> Ints:
+    """Return the enclosing span of each span, by a stack of the spans that are open."""
     up, open_ = np.full(len(start), NONE), [NONE]
     for i, begin in enumerate(start):
         while len(open_) > 1 and end[open_[-1]] <= begin:

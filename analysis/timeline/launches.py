@@ -21,30 +21,36 @@ _EVER = np.iinfo(np.int64)
 _KERNEL = DEVICE_CATEGORIES["kernel"]
 
 
-def lost_launches(trace: Trace, windows: Windows) -> dict[str, int]:
-    """How many kernels were launched to run in the steps (`events`), how many of them are not in
-    the trace (`lost`), and how many launches more a stream captured into a graph (`captured`). A
-    kernel that names no launch is that of one of those that seem to have none."""
+def count_lost_launches(trace: Trace, windows: Windows) -> dict[str, int]:
+    """Count the kernel launches of the steps, and those whose kernel is not in the trace.
+
+    Kernels that name no launch are taken for those of launches that seem to have none.
+
+    Returns:
+        `events`: kernels that were launched to run in the steps; `lost`: those of them that are not
+            in the trace; `captured`: launches that a stream captured into a graph, which are not
+            among `events`.
+    """
     launches = trace.launches
     if not len(launches["ts"]):
         return {"events": 0, "lost": 0, "captured": 0}
-    wanted = _launches_kernels(trace)
+    wanted = _is_kernel_launch(trace)
     wanted &= windows.step_of(launches["ts"]) >= 0
     absent = wanted & ~trace.launches_named
     captured = absent & _is_in_capture(trace, launches["ts"])
     recorded = int(captured.sum())
     return {
         "events": int(wanted.sum()) - recorded,
-        "lost": max(0, int(absent.sum()) - recorded - _nameless_kernels(trace)),
+        "lost": max(0, int(absent.sum()) - recorded - _count_nameless_kernels(trace)),
         "captured": recorded,
     }
 
 
 def nameless_notes(trace: Trace) -> list[str]:
-    """A note if kernels that name no launch belong to launches that seem to have no kernel."""
+    """Note that kernels which name no launch are taken for those of launches without a kernel."""
     kernels, launches = (
-        _nameless_kernels(trace),
-        int((_launches_kernels(trace) & ~trace.launches_named).sum()),
+        _count_nameless_kernels(trace),
+        int((_is_kernel_launch(trace) & ~trace.launches_named).sum()),
     )
     if not kernels or not launches:
         return []
@@ -54,37 +60,43 @@ def nameless_notes(trace: Trace) -> list[str]:
     ]
 
 
-def _nameless_kernels(trace: Trace) -> int:
-    """How many kernels name no launch."""
+def _count_nameless_kernels(trace: Trace) -> int:
+    """Return how many kernels name no launch."""
     device = trace.device
     return int(((device["correlation"] < 0) & (device["category"] == _KERNEL)).sum())
 
 
-def _launches_kernels(trace: Trace) -> NDArray[np.bool_]:
-    return _called(trace, "launchkernel")[trace.launches["name"]]
+def _is_kernel_launch(trace: Trace) -> NDArray[np.bool_]:
+    """Mark the launches that launch a kernel."""
+    return _names_with(trace, "launchkernel")[trace.launches["name"]]
 
 
-def _called(trace: Trace, part: str) -> NDArray[np.bool_]:
-    """Which of the names of a trace hold a part of a call's name."""
+def _names_with(trace: Trace, part: str) -> NDArray[np.bool_]:
+    """Mark the names of a trace that contain a part of a call's name."""
     return np.array([part in name.lower() for name in trace.names], bool)
 
 
 def _is_in_capture(trace: Trace, ts: Ints) -> NDArray[np.bool_]:
-    """Which times lie in the capture of a stream, on whatever thread: a capture may join streams
-    that others launch on, and end on another thread than it began."""
-    found = np.zeros(len(ts), bool)
-    for begin, end in _captures(trace):
-        found |= (ts >= begin) & (ts < end)
-    return found
+    """Mark the times that lie in the capture of a stream, on whatever thread.
+
+    A capture may join streams that other threads launch on, and may end on another thread than it
+    began.
+    """
+    inside = np.zeros(len(ts), bool)
+    for begin, end in _find_captures(trace):
+        inside |= (ts >= begin) & (ts < end)
+    return inside
 
 
-def _captures(trace: Trace) -> Iterator[tuple[int, int]]:
-    """Begin and end of the times in which a stream captured, ns. A driver's call may lie in one of
-    the runtime, and captures in one another. One whose other end lies outside of what was traced
-    reaches to that end of the trace."""
+def _find_captures(trace: Trace) -> Iterator[tuple[int, int]]:
+    """Yield begin and end of the times in which a stream captured, ns.
+
+    A driver's call may lie in one of the runtime, and captures may lie in one another. A capture
+    whose other end lies outside of what was traced reaches to that end of the trace.
+    """
     calls = (trace.launches, trace.other_calls)
-    at, name = (np.concatenate([one[column] for one in calls]) for column in ("ts", "name"))
-    begins, ends = (_called(trace, part)[name] for part in (_BEGIN, _END))
+    at, name = (np.concatenate([table[column] for table in calls]) for column in ("ts", "name"))
+    begins, ends = (_names_with(trace, part)[name] for part in (_BEGIN, _END))
     rows = np.flatnonzero(begins | ends)
     rows = rows[np.argsort(at[rows], kind="stable")]
     depth, since = 0, _EVER.min

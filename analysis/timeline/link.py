@@ -1,7 +1,7 @@
-"""Kernels with their launch, op and step; every ns of a step covered once.
+"""The kernels of a trace with their launch, op and step; every ns of a step is covered once.
 
-In: Trace and Windows. Out: `Linked`: one row per unit of device work (or per host op that does
-work, on a CPU trace), with busy and gap ns, so that sum(busy) + sum(gap) + trailing idle = wall
+In: Trace and Windows. Out: `Linked`: one row for each unit of device work (on a CPU trace, for each
+host op that does work), with busy and gap ns, so that sum(busy) + sum(gap) + trailing idle = wall
 of a step.
 """
 
@@ -16,21 +16,18 @@ from prunescope.analysis.ops.kind import is_work_op
 from prunescope.analysis.timeline.correlate import (
     StepsOfEvents,
     launch_of,
-    lookup,
     op_by_external_id,
     op_of_launch,
     steps_of_events,
     taken,
 )
-from prunescope.analysis.timeline.intervals import Windows, cover, parents
-from prunescope.analysis.timeline.launches import lost_launches
-from prunescope.analysis.timeline.pauses import Pauses, pauses
-from prunescope.analysis.trace.collect import NONE, OWN_PREFIX, Ints, unique_ids
+from prunescope.analysis.timeline.intervals import Windows, cover, parents_on_threads
+from prunescope.analysis.timeline.launches import count_lost_launches
+from prunescope.analysis.timeline.pauses import Pauses, find_pauses
+from prunescope.analysis.trace.collect import NONE, OWN_PREFIX, Ints
 from prunescope.analysis.trace.events import Trace
 
-__all__ = ["Linked", "is_graph_launch", "link", "link_device", "link_host", "lookup",
-           "op_of_launch", "taken"]  # fmt: skip
-
+__all__ = ["Linked", "is_graph_launch", "link", "op_of_launch", "taken"]
 
 # Columns of Linked with one value per row that is no index of another row or step.
 PER_ROW = (
@@ -43,9 +40,9 @@ PER_ROW = (
 class Linked:
     """Rows in time order, one array per column (int64 ns, -1 absent), and what was left out.
 
-    `op`: row of the host op, `launched`: host time of the launch (the begin of the op where no
-    launch is known), `starved`: when the device went idle, this row's launch call had not
-    returned. Per step: `wall`, `trailing_idle`.
+    `op` is the row of the host op, `launched` the host time of the launch (the begin of the op
+    where no launch is known). `starved` is set if this row's launch call had not returned when the
+    device went idle. `wall`, `trailing_idle` and `between` have one value per step.
     """
 
     step: Ints
@@ -65,15 +62,15 @@ class Linked:
     # Device idle time while the host waited between steps, by the step that follows.
     between: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     launch_latency_ns: int | None = None
-    launch_latency_busy_ns: int | None = None  # of it, what the device ran before
+    launch_latency_busy_ns: int | None = None  # the part in which the device was busy
     # Work of the step inside the launch latency, which no row's busy time holds: run time
     # (ran_ns) and the part that earlier work does not overlap (ns).
     launch_latency_work: dict[str, float] = field(default_factory=dict)
     carry_over: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
     late: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
     left_out: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
-    # Launches of kernels that were to run inside of steps, those of them whose kernel is not in the
-    # trace, and apart from them those that were captured into a graph.
+    # Launches of kernels for the steps; those of them whose kernel is not in the trace; and, not
+    # among them, launches that were captured into a graph.
     launches: dict[str, int] = field(
         default_factory=lambda: {"events": 0, "lost": 0, "captured": 0}
     )
@@ -88,14 +85,22 @@ class Linked:
 
 
 def link(trace: Trace, windows: Windows) -> Linked:
-    """The rows of all steps of a trace."""
+    """Link the rows of all steps of a trace to launches, ops and steps.
+
+    Args:
+        trace: The trace; without device events, its host ops stand for its kernels.
+        windows: The host windows of its steps.
+
+    Returns:
+        The rows of the steps in time order, and counts of what is in no step.
+    """
     linked = link_device(trace, windows) if trace.on_device else link_host(trace, windows)
     linked.cut = trace.source.cut
     return linked
 
 
 def link_device(trace: Trace, windows: Windows) -> Linked:
-    """The device events of all steps, each with its launch and op."""
+    """Link the device events of all steps to their launches and ops."""
     device = trace.device
     order = np.lexsort((device["stream"], device["correlation"], -device["dur"], device["ts"]))
     start = device["ts"][order]
@@ -104,10 +109,10 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
     launched = taken(trace.launches["ts"], launch, absent=0)
     launched = np.where(by_op >= 0, taken(trace.ops["ts"], by_op), launched)
     replayed = _launched_by_graph(trace, launch)
-    returned = _returned(trace, launch, launched, start)
-    linked = (launch >= 0) | (by_op >= 0)
-    placed = steps_of_events(trace, order, launched, linked, windows)
-    out = Linked(
+    returned = _returned_by(trace, launch, launched, start)
+    is_linked = (launch >= 0) | (by_op >= 0)
+    placed = steps_of_events(trace, order, launched, is_linked, windows)
+    linked = Linked(
         step=placed.step,
         start=start,
         duration=device["dur"][order],
@@ -123,131 +128,145 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
         replayed=replayed,
         above=np.full(len(start), NONE),
     )
-    _count_the_rest(out, placed, windows)
-    out.launches = lost_launches(trace, windows)
+    _count_outside_steps(linked, placed, windows)
+    linked.launches = count_lost_launches(trace, windows)
     of_launch = op_of_launch(trace, launch, device["external"][order])
     # The op around a graph launch is not that of its kernels.
-    out.op = np.where((launch >= 0) & ~out.replayed, of_launch, by_op)
-    on = taken(trace.launches["thread"], launch)
-    out.thread = np.where(by_op >= 0, taken(trace.ops["thread"], by_op), on)
-    begins = _begin_of_steps(out, linked, placed.carry_over, trace, windows)
-    others = _reach(out, np.flatnonzero(out.step < 0))
-    begins = _without_pauses(out, begins, others, pauses(trace, windows))
+    linked.op = np.where((launch >= 0) & ~linked.replayed, of_launch, by_op)
+    launching = taken(trace.launches["thread"], launch)
+    linked.thread = np.where(by_op >= 0, taken(trace.ops["thread"], by_op), launching)
+    begins = _find_step_begins(linked, is_linked, placed.carry_over, trace, windows)
+    rows = np.flatnonzero(linked.step < 0)
+    outside = start[rows], np.maximum.accumulate(start[rows] + linked.duration[rows])
+    begins = _leave_out_pauses(linked, begins, outside, find_pauses(trace, windows))
     for i in range(len(windows)):
-        _fill_step(out, np.flatnonzero(out.step == i), i, begins[i], others, returned)
-    out.starved &= linked
-    return _only_steps(out)
+        _fill_step(linked, np.flatnonzero(linked.step == i), i, begins[i], outside, returned)
+    linked.starved &= is_linked
+    keep = linked.step >= 0
+    for name in ("step", *PER_ROW, "above"):
+        setattr(linked, name, getattr(linked, name)[keep])
+    return linked
 
 
-def _count_the_rest(out: Linked, placed: StepsOfEvents, windows: Windows) -> None:
-    """Count what is in no step: carry-over, late, left out. In runs of `prunescope trace`, work
-    before the first step belongs to the discarded step and is not counted."""
+def _count_outside_steps(linked: Linked, placed: StepsOfEvents, windows: Windows) -> None:
+    """Count the events that are in no step: carry-over, late, left out.
+
+    In runs of `prunescope trace`, work before the first step belongs to the discarded step and is
+    not counted.
+    """
     for name, mask in (("carry_over", placed.carry_over), ("late", placed.late)):
         rows = np.flatnonzero(mask)
-        start, end = out.start[rows], out.start[rows] + out.duration[rows]
+        start, end = linked.start[rows], linked.start[rows] + linked.duration[rows]
         ns = int(cover(start, end, int(start[0]))[0].sum()) if len(rows) else 0
-        setattr(out, name, {"events": len(rows), "ns": ns})
-    outside = (out.step < 0) & ~placed.carry_over & ~placed.late
+        setattr(linked, name, {"events": len(rows), "ns": ns})
+    outside = (linked.step < 0) & ~placed.carry_over & ~placed.late
     if windows.source == "prunescope":
         outside &= placed.until >= windows.start[0]
-    out.left_out = {"events": int(outside.sum()), "ns": int(out.duration[outside].sum())}
+    linked.left_out = {"events": int(outside.sum()), "ns": int(linked.duration[outside].sum())}
 
 
-def _begin_of_steps(
-    out: Linked,
-    linked: NDArray[np.bool_],
+def _find_step_begins(
+    linked: Linked,
+    is_linked: NDArray[np.bool_],
     carry_over: NDArray[np.bool_],
     trace: Trace,
     windows: Windows,
 ) -> list[int]:
-    """The begin of each step's wall: the end of the last device event of the step before.
+    """Return the begin of each step's wall: the end of the last device event of the step before.
 
-    The first step of our own runs follows one that was thrown away; that of a trace without
-    run.json starts at its first linked device event after the carry-over; the launch latency before
-    it is reported apart.
+    The first step of our own runs follows one that was discarded. That of a trace without run.json
+    starts at its first linked device event after the carry-over; the launch latency before it is
+    reported separately.
     """
     begins: list[int] = []
-    end = out.start + out.duration
+    end = linked.start + linked.duration
     for i in range(len(windows)):
-        rows = np.flatnonzero(out.step == i)
+        rows = np.flatnonzero(linked.step == i)
         if not len(rows):
             begins.append(begins[-1] if begins else 0)
             continue
-        done = np.flatnonzero((out.step >= 0) & (out.step < i))
+        done = np.flatnonzero((linked.step >= 0) & (linked.step < i))
         if i == 0 and windows.source == "prunescope":
-            done = np.flatnonzero(linked & (out.launched < windows.start[0]))
+            done = np.flatnonzero(is_linked & (linked.launched < windows.start[0]))
         if len(done):
             begins.append(int(end[done].max()))
             continue
-        first = rows[linked[rows]] if linked[rows].any() else rows
-        begins.append(_behind_carry_over(out, first, np.flatnonzero(carry_over)))
+        first = rows[is_linked[rows]] if is_linked[rows].any() else rows
+        begins.append(_first_start_after(linked, first, np.flatnonzero(carry_over)))
         if i == 0:
-            out.launch_latency_ns, out.launch_latency_busy_ns = _launch_latency(
-                out, trace, windows, begins[0]
+            linked.launch_latency_ns, linked.launch_latency_busy_ns = _launch_latency(
+                linked, trace, windows, begins[0]
             )
     return begins
 
 
-def _without_pauses(
-    out: Linked, begins: list[int], others: tuple[Ints, Ints], waits: Pauses
+def _leave_out_pauses(
+    linked: Linked, begins: list[int], outside: tuple[Ints, Ints], waits: Pauses
 ) -> list[int]:
-    """The begins of walls without the waits of the host between steps. What is idle before a wait
-    is the trailing idle time of the step before it, and what is idle behind it the next step's."""
-    found = list(begins)
-    out.between = np.zeros(len(begins), np.int64)
+    """Move the begins of walls behind the waits of the host between steps.
+
+    What is idle before a wait is the trailing idle time of the step before, and what is idle behind
+    it is the next step's. `outside` holds the starts of rows in no step, and how far they reach;
+    `waits` are the pauses.
+    """
+    shifted = list(begins)
+    linked.between = np.zeros(len(begins), np.int64)
     for i in np.flatnonzero(waits.end > waits.begin).tolist():
-        if not ((out.step == i).any() and (out.step == i - 1).any()):
+        if not ((linked.step == i).any() and (linked.step == i - 1).any()):
             continue
-        at = int(np.searchsorted(others[0], waits.begin[i]))
-        busy_until = max(begins[i], int(others[1][at - 1]) if at else begins[i])
+        at = int(np.searchsorted(outside[0], waits.begin[i]))
+        busy_until = max(begins[i], int(outside[1][at - 1]) if at else begins[i])
         until = max(int(waits.begin[i]), busy_until)
-        out.trailing_idle[i - 1] = until - busy_until
-        out.between[i] = max(0, int(waits.end[i]) - until)
-        found[i] = max(begins[i], int(waits.end[i]))
-    return found
+        linked.trailing_idle[i - 1] = until - busy_until
+        linked.between[i] = max(0, int(waits.end[i]) - until)
+        shifted[i] = max(begins[i], int(waits.end[i]))
+    return shifted
 
 
-def _behind_carry_over(out: Linked, rows: Ints, carry_over: Ints) -> int:
-    """The first start of rows, from the end of the carry-over on, where any of them runs then."""
-    end = out.start + out.duration
-    until = int(end[carry_over].max()) if len(carry_over) else int(out.start[rows[0]])
+def _first_start_after(linked: Linked, rows: Ints, carry_over: Ints) -> int:
+    """Return the first start of rows after the end of the carry-over, if any of them runs then."""
+    end = linked.start + linked.duration
+    until = int(end[carry_over].max()) if len(carry_over) else int(linked.start[rows[0]])
     behind = rows[end[rows] > until]
-    return max(int(out.start[behind[0]]), until) if len(behind) else int(out.start[rows[0]])
+    return max(int(linked.start[behind[0]]), until) if len(behind) else int(linked.start[rows[0]])
 
 
 def _launch_latency(
-    out: Linked, trace: Trace, windows: Windows, first: int
+    linked: Linked, trace: Trace, windows: Windows, first: int
 ) -> tuple[int, int] | tuple[None, None]:
-    """Time from the beginning of the step on the host to `first`, where its wall begins, and for
-    how much of it the device was busy; sets what of that the step launched itself."""
+    """Measure the launch latency of the first step, and for how much of it the device was busy.
+
+    It lasts from the beginning of the step on the host to `first`, where its wall begins. What the
+    step launched itself in that time is stored in `launch_latency_work`.
+
+    Returns:
+        Both times in ns; None where the beginning is unknown or later than `first`.
+    """
     begin = int(windows.start[0]) if windows.source != "whole" else None
     if begin is None and len(trace.ops["ts"]):
         begin = int(trace.ops["ts"].min())
     if begin is None or first < begin:
         return None, None
-    until = np.minimum(out.start + out.duration, first)
-    rows = np.flatnonzero((out.start < first) & (until > begin))
-    busy, _ = cover(out.start[rows], until[rows], begin)
-    earlier = rows[out.step[rows] != 0]
-    others, _ = cover(out.start[earlier], until[earlier], begin)
-    own = rows[out.step[rows] == 0]
-    out.launch_latency_work = {
+    until = np.minimum(linked.start + linked.duration, first)
+    rows = np.flatnonzero((linked.start < first) & (until > begin))
+    busy, _ = cover(linked.start[rows], until[rows], begin)
+    earlier = rows[linked.step[rows] != 0]
+    earlier_busy, _ = cover(linked.start[earlier], until[earlier], begin)
+    own = rows[linked.step[rows] == 0]
+    linked.launch_latency_work = {
         "events": len(own),
-        "ns": int(busy.sum() - others.sum()),
-        "ran_ns": int((until[own] - np.maximum(out.start[own], begin)).sum()),
+        "ns": int(busy.sum() - earlier_busy.sum()),
+        "ran_ns": int((until[own] - np.maximum(linked.start[own], begin)).sum()),
     }
     return first - begin, int(busy.sum())
 
 
-def _reach(out: Linked, rows: Ints) -> tuple[Ints, Ints]:
-    """Starts of rows, and how far they and the rows before them reach."""
-    return out.start[rows], np.maximum.accumulate(out.start[rows] + out.duration[rows])
+def _returned_by(trace: Trace, launch: Ints, launched: Ints, start: Ints) -> Ints:
+    """Return the host time by which each row is known to have been launched.
 
-
-def _returned(trace: Trace, launch: Ints, launched: Ints, start: Ints) -> Ints:
-    """Host time by which each row is known to have been launched: the end of its launch call, or
-    the start of the first row of the same launch (a graph replay) where that came first; the begin
-    of the op where no launch is known."""
+    It is the end of its launch call, or the start of the first row of the same launch (a graph
+    replay) where that came first; it is the begin of the op where no launch is known.
+    """
     end = taken(trace.launches["ts"] + trace.launches["dur"], launch, absent=0)
     known = launch >= 0
     first = np.full(len(trace.launches["ts"]), np.iinfo(np.int64).max)
@@ -256,32 +275,44 @@ def _returned(trace: Trace, launch: Ints, launched: Ints, start: Ints) -> Ints:
 
 
 def _fill_step(
-    out: Linked, rows: Ints, step: int, begin: int, others: tuple[Ints, Ints], returned: Ints
+    linked: Linked, rows: Ints, step: int, begin: int, outside: tuple[Ints, Ints], returned: Ints
 ) -> None:
-    """Busy, gaps and wall of a step. A gap begins where the device ran out of work: what `others`,
-    which are of no step, ran before it is neither idle time nor the step's. `returned`: when each
-    row's launch had."""
+    """Set busy, gaps and wall of a step.
+
+    A gap begins where the device ran out of work. What events outside of all steps ran before it is
+    neither idle time nor the step's work.
+
+    Args:
+        linked: The rows of all steps, which are filled.
+        rows: The rows of this step.
+        step: Its index.
+        begin: When its wall begins, ns.
+        outside: The starts of rows in no step, and how far they and those before them reach.
+        returned: When the launch call of each row had returned.
+    """
     if not len(rows):
         return
-    start = out.start[rows]
-    end = start + out.duration[rows]
-    out.busy[rows], gap = cover(start, end, begin)
+    start = linked.start[rows]
+    end = start + linked.duration[rows]
+    linked.busy[rows], gap = cover(start, end, begin)
     reached = np.maximum.accumulate(np.concatenate(([begin], end)))[:-1]
-    at = np.searchsorted(others[0], start, side="left")
-    others_reached = np.concatenate(([begin], others[1]))[at]
+    at = np.searchsorted(outside[0], start, side="left")
+    others_reached = np.concatenate(([begin], outside[1]))[at]
     starved_since = np.maximum(reached, others_reached)
-    out.gap[rows] = np.minimum(gap, np.maximum(0, start - starved_since))
-    out.starved[rows] = (returned[rows] >= starved_since) & (out.gap[rows] > 0)
-    out.wall[step] = int(out.busy[rows].sum() + out.gap[rows].sum()) + out.trailing_idle[step]
+    linked.gap[rows] = np.minimum(gap, np.maximum(0, start - starved_since))
+    linked.starved[rows] = (returned[rows] >= starved_since) & (linked.gap[rows] > 0)
+    linked.wall[step] = (
+        int(linked.busy[rows].sum() + linked.gap[rows].sum()) + linked.trailing_idle[step]
+    )
 
 
 def is_graph_launch(name: str) -> bool:
-    """Whether a runtime call launches a graph: cudaGraphLaunch, cuGraphLaunch, hipGraphLaunch."""
+    """Return whether a runtime call launches a graph: cudaGraphLaunch, cuGraphLaunch and others."""
     return "graphlaunch" in name.lower()
 
 
 def _launched_by_graph(trace: Trace, launch: Ints) -> NDArray[np.bool_]:
-    """Which rows a graph replay launched: all of one replay share its launch."""
+    """Mark the rows that a graph replay launched: all rows of one replay share its launch."""
     names = trace.launches["name"]
     graph = np.array([is_graph_launch(name) for name in trace.names], bool)
     if not len(names) or not graph.any():
@@ -289,17 +320,11 @@ def _launched_by_graph(trace: Trace, launch: Ints) -> NDArray[np.bool_]:
     return np.asarray((launch >= 0) & graph[names[np.maximum(launch, 0)]])
 
 
-def _only_steps(out: Linked) -> Linked:
-    keep = out.step >= 0
-    for name in ("step", *PER_ROW, "above"):
-        setattr(out, name, getattr(out, name)[keep])
-    return out
-
-
 def link_host(trace: Trace, windows: Windows) -> Linked:
-    """The ops that do work are the kernels of a CPU trace; an outermost one owns the gap before it.
+    """Link the host ops that do work, which are the kernels of a CPU trace.
 
-    An op's busy is its duration minus the work ops directly inside it.
+    An op's busy time is its duration minus the work ops directly inside it; an outermost op owns
+    the gap before it.
     """
     ops = trace.ops
     by_name = np.array([is_work_op(n) and not n.startswith(OWN_PREFIX) for n in trace.names], bool)
@@ -325,7 +350,7 @@ def link_host(trace: Trace, windows: Windows) -> Linked:
     trailing_idle = np.zeros(len(windows), np.int64)
     for i in range(len(windows)):
         rows = np.flatnonzero(step == i)
-        up = _work_above(ops["thread"][work[rows]], start[rows], end[rows])
+        up = parents_on_threads(ops["thread"][work[rows]], start[rows], end[rows])
         busy[rows], gap[rows], trailing_idle[i] = _host_step(up, start[rows], end[rows], windows, i)
         above[rows] = np.where(up >= 0, rows[np.maximum(up, 0)], NONE)
     return Linked(
@@ -348,20 +373,10 @@ def link_host(trace: Trace, windows: Windows) -> Linked:
     )
 
 
-def _work_above(thread: Ints, start: Ints, end: Ints) -> Ints:
-    """The work op directly around each one on its thread, -1 at the top."""
-    up = np.full(len(start), NONE)
-    for t in unique_ids(thread):
-        rows = np.flatnonzero(thread == t)
-        local = parents(start[rows], end[rows])
-        up[rows] = np.where(local >= 0, rows[np.maximum(local, 0)], NONE)
-    return up
-
-
 def _host_step(
     up: Ints, start: Ints, end: Ints, windows: Windows, step: int
 ) -> tuple[Ints, Ints, int]:
-    """Busy and gap of the work ops of one step, and its trailing idle."""
+    """Return busy time and gap of the work ops of one step, and its trailing idle time, ns."""
     top = np.flatnonzero(up < 0)
     begin, finish = int(windows.start[step]), int(windows.end[step])
     busy, gap = np.zeros_like(start), np.zeros_like(start)
@@ -377,6 +392,6 @@ def _host_step(
         busy[i] += length[i]
         if up[i] >= 0:
             busy[up[i]] -= length[i]
-    # Of crossing ops, which no profiler writes, the inner one may end last: that rest is no work.
+    # If ops cross, which no profiler writes, the inner one may end last: that time is idle.
     last = int(end[top].max()) if len(top) else begin
     return busy, gap, finish - max(last, begin)

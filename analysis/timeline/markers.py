@@ -30,7 +30,7 @@ _NUMBER = re.compile(r"\d+")
 # Code that torch.compile made: its call in Python; within that, or alone in a backward pass, the
 # call of a compiled graph.
 COMPILED_CODE = ("Torch-Compiled Region", "## Call CompiledFxGraph")
-# Annotations of PyTorch's own, and those that are named after a part of a model.
+# PyTorch's own annotations, and those that are named after a part of a model.
 _NO_STEP = re.compile(
     r"^(?:prunescope\.|Optimizer\.|nccl:|gloo:|c10d|enumerate\(DataLoader\)|## Call Compiled"
     r"|Torch-Compiled Region)"
@@ -40,16 +40,21 @@ _NO_STEP = re.compile(
 
 
 def marked_steps(trace: Trace, work: WorkSequence) -> Windows | None:
-    """The windows of at least two steps."""
+    """Return the windows of at least two steps, by the first of these marks; None without any."""
     return (
-        _updates(trace, work) or _zeroed(trace) or _repeated(trace, work) or _compiled(trace, work)
+        _steps_by_update(trace, work)
+        or _steps_by_zero_grad(trace)
+        or _steps_by_annotation(trace, work)
+        or _steps_by_compiled_code(trace, work)
     )
 
 
-def _updates(trace: Trace, work: WorkSequence) -> Windows | None:
-    """Up to the end of each update of the weights, the first from the begin of the trace; of two
-    optimizers that take turns, up to the end of the last one's."""
-    start, end, names = _spans(trace, _UPDATE)
+def _steps_by_update(trace: Trace, work: WorkSequence) -> Windows | None:
+    """End a step with each update of the weights; the first step begins with the trace.
+
+    If several optimizers take turns, a step ends with the update of the last one.
+    """
+    start, end, names = _outermost_spans(trace, _UPDATE)
     if len(end) < 2:
         return None
     begin = np.concatenate(([min(host_span(trace)[0], start[0])], end[:-1]))
@@ -60,29 +65,32 @@ def _updates(trace: Trace, work: WorkSequence) -> Windows | None:
             break
         last = np.arange(together - 1, count * together, together)
         grouped = Windows(begin[last - together + 1], end[last], UPDATE, [names[i] for i in last])
-        if work.alike(grouped):
+        if work.are_alike(grouped):
             return grouped
     return windows
 
 
-def _zeroed(trace: Trace) -> Windows | None:
-    """From each clearing of the gradients to the next one."""
-    start, end, names = _spans(trace, _ZERO)
+def _steps_by_zero_grad(trace: Trace) -> Windows | None:
+    """Begin a step with each clearing of the gradients."""
+    start, end, names = _outermost_spans(trace, _ZERO)
     if len(start) < 2:
         return None
     return Windows(start, np.append(start[1:], host_span(trace)[1]), ZERO_GRAD, names)
 
 
-def _repeated(trace: Trace, work: WorkSequence) -> Windows | None:
-    """The annotation that repeats least often of those whose spans follow one another and hold
-    nearly all of the device's time: what repeats inside it is a part of a step."""
+def _steps_by_annotation(trace: Trace, work: WorkSequence) -> Windows | None:
+    """Return the spans of the annotation that repeats least often, as steps.
+
+    Its spans have to follow one another and hold nearly all of the device's time. What repeats more
+    often is a part of a step.
+    """
     notes = trace.annotations
     groups: dict[str, list[int]] = defaultdict(list)
     for row in np.flatnonzero(notes["module"] == 0).tolist():
         name = trace.names[notes["name"][row]]
         if _NO_STEP.search(name) is None:
             groups[_NUMBER.sub("#", name)].append(row)
-    found: list[Windows] = []
+    candidates: list[Windows] = []
     for rows in groups.values():
         if len(rows) < 2:
             continue
@@ -90,19 +98,20 @@ def _repeated(trace: Trace, work: WorkSequence) -> Windows | None:
         start, end = notes["ts"][at], notes["ts"][at] + notes["dur"][at]
         names = [trace.names[i] for i in notes["name"][at]]
         windows = Windows(start, end, ANNOTATION, names, are_ranges=True)
-        if (start[1:] >= end[:-1]).all() and work.covered(windows) >= NEARLY_ALL:
-            found.append(windows)
-    return min(found, key=lambda one: (len(one), int(one.start[0])), default=None)
+        if (start[1:] >= end[:-1]).all() and work.share_of_time(windows) >= NEARLY_ALL:
+            candidates.append(windows)
+    return min(candidates, key=lambda steps: (len(steps), int(steps.start[0])), default=None)
 
 
-def _compiled(trace: Trace, work: WorkSequence) -> Windows | None:
-    """From each call of the compiled region that comes first to the next one, where compiled
-    regions hold nearly all of the time and all parts do the same work.
+def _steps_by_compiled_code(trace: Trace, work: WorkSequence) -> Windows | None:
+    """Begin a step with each call of the compiled region that comes first.
 
-    A compiled layer repeats as a compiled model does, but the work of the model around its layers
-    (a head behind the last one) is then in some parts only: what runs outside of the regions has to
-    be as much in each."""
-    start, end, names = _spans(trace, COMPILED_CODE, in_ops=True)
+    Compiled regions have to hold nearly all of the time, and all parts have to do the same work. A
+    compiled layer repeats as a compiled model does, but the work of the model around its layers (a
+    head behind the last one) is then in some parts only: so as much has to run outside of the
+    regions in each part.
+    """
+    start, end, names = _outermost_spans(trace, COMPILED_CODE, in_ops=True)
     first = np.flatnonzero([name == names[0] for name in names])
     if len(first) < 2:
         return None
@@ -114,15 +123,17 @@ def _compiled(trace: Trace, work: WorkSequence) -> Windows | None:
     outside = np.bincount(
         part[(part >= 0) & (regions.step_of(work.begin) < 0)], minlength=len(windows)
     )
-    same = (outside == outside[0]).all() and work.alike(windows)
-    return windows if same and work.covered(regions) >= NEARLY_ALL else None
+    same = (outside == outside[0]).all() and work.are_alike(windows)
+    return windows if same and work.share_of_time(regions) >= NEARLY_ALL else None
 
 
-def _spans(
+def _outermost_spans(
     trace: Trace, begin: str | tuple[str, ...], *, in_ops: bool = False
 ) -> tuple[Ints, Ints, list[str]]:
-    """Start, end and name of the annotations whose name begins so, without those in another;
-    `in_ops`: also of ops, as which some versions of PyTorch record them."""
+    """Return start, end and name of the annotations whose name begins so, without those in another.
+
+    With `in_ops` ops count too, as which some versions of PyTorch record them.
+    """
     notes, ops = trace.annotations, trace.ops
     named = np.array([name.startswith(begin) for name in trace.names], bool)
     if not named.any():

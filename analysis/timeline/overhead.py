@@ -1,9 +1,8 @@
-"""Profiler overhead: where in a step of a CPU trace the cost of recording lies, and the work that
-profilers record of themselves.
+"""Profiler overhead: where in a step of a CPU trace the cost of recording lies.
 
-In: a trace and its linked rows. Out: a note with that work while the device idled; `Recorded`, the
-weight of what was recorded in each part of a step's time: inside a row, in the gap before it,
-behind the last one. A weight of 1 is one op.
+In: a trace and its linked rows. Out: `Recorded`, the weight of what was recorded in each part of a
+step's time: inside a row, in the gap before it, behind the last one; a weight of 1 is one op. A
+note states the work that profilers record of themselves while the device idled.
 
 The profiler reads the clock last when an op begins and first when it ends, so the cost of recording
 an op lies outside its span: in the enclosing work op, else in the idle time between ops.
@@ -32,7 +31,7 @@ _NAMED, _NAME = 3, 80  # names in a note, and their characters
 
 @dataclass(frozen=True)
 class Recorded:
-    """Weights: `inside` and `before` [rows], `after` [steps]."""
+    """The weights of what was recorded: `inside` and `before` [rows], `after` [steps]."""
 
     inside: Ints
     before: Ints
@@ -40,26 +39,26 @@ class Recorded:
 
 
 def nothing_recorded(linked: Linked) -> Recorded:
-    """No records, as for a device trace, whose rows a profiler does not slow."""
+    """Return zero weights, as for a device trace, whose rows a profiler does not slow."""
     none = np.zeros(len(linked.step), np.int64)
     return Recorded(none, none, np.zeros(len(linked.wall), np.int64))
 
 
 def recorded(trace: Trace, linked: Linked, windows: Windows) -> Recorded:
-    """The weights of a trace's ops and spans."""
-    out = nothing_recorded(linked)
+    """Weigh the ops and spans that the profiler recorded, by the part of a step that they slow."""
+    weights = nothing_recorded(linked)
     if trace.on_device or not len(linked.step):
-        return out
-    out = Recorded(out.inside.copy(), out.before.copy(), out.after)
+        return weights
+    weights = Recorded(weights.inside.copy(), weights.before.copy(), weights.after)
     nested = linked.above >= 0
-    np.add.at(out.inside, linked.above[nested], 1)
-    out.before[~nested] += 1
-    others = np.ones(len(trace.ops["ts"]), bool)
-    others[linked.op] = False
+    np.add.at(weights.inside, linked.above[nested], 1)
+    weights.before[~nested] += 1
+    not_rows = np.ones(len(trace.ops["ts"]), bool)
+    not_rows[linked.op] = False
     rows = {"ts": linked.start, "dur": linked.duration, "thread": linked.thread}
     modules = trace.annotations["module"] != 0
     for spans, kept, weight in (
-        (trace.ops, others, 1),
+        (trace.ops, not_rows, 1),
         (trace.annotations, modules, 1),
         (trace.annotations, ~modules, SPAN),
     ):
@@ -68,15 +67,17 @@ def recorded(trace: Trace, linked: Linked, windows: Windows) -> Recorded:
         # A step's own annotation is recorded outside of it.
         within = (step >= 0) & (dur < (windows.end - windows.start)[step])
         begin, dur, thread, step = (column[within] for column in (begin, dur, thread, step))
-        around = _around(linked, innermost(rows, thread, begin), begin, begin + dur)
-        np.add.at(out.inside, around[around >= 0], weight)
-        _add_gaps(out, linked, begin[around < 0], step[around < 0], weight)
-    return out
+        around = _enclosing_rows(linked, innermost(rows, thread, begin), begin, begin + dur)
+        np.add.at(weights.inside, around[around >= 0], weight)
+        _add_gaps(weights, linked, begin[around < 0], step[around < 0], weight)
+    return weights
 
 
-def _around(linked: Linked, row: Ints, begin: Ints, end: Ints) -> Ints:
-    """The row that encloses each event, found outward from the innermost one at its begin. An event
-    that begins with a row and ends with it or later is outside of it."""
+def _enclosing_rows(linked: Linked, row: Ints, begin: Ints, end: Ints) -> Ints:
+    """Return the row that encloses each event, going outward from the innermost one at its begin.
+
+    An event that begins with a row and ends with it or later is outside of that row.
+    """
     ends = linked.start + linked.duration
     while True:
         same = (linked.start[row] == begin) & (ends[row] == end)
@@ -86,17 +87,17 @@ def _around(linked: Linked, row: Ints, begin: Ints, end: Ints) -> Ints:
         row = np.where(outside, linked.above[row], row)
 
 
-def _add_gaps(out: Recorded, linked: Linked, begin: Ints, step: Ints, weight: int) -> None:
-    """Add records to the gap of the next outermost row of the step, or to what follows the last."""
+def _add_gaps(weights: Recorded, linked: Linked, begin: Ints, step: Ints, weight: int) -> None:
+    """Add records to the gap of the next outermost row of the step, or behind its last row."""
     for i in unique_ids(step):
         top = np.flatnonzero((linked.step == i) & (linked.above < 0))
         at = np.searchsorted(linked.start[top], begin[step == i])
-        np.add.at(out.before, top[at[at < len(top)]], weight)
-        out.after[i] += weight * int((at >= len(top)).sum())
+        np.add.at(weights.before, top[at[at < len(top)]], weight)
+        weights.after[i] += weight * int((at >= len(top)).sum())
 
 
 def profiler_notes(trace: Trace, linked: Linked) -> list[str]:
-    """A note on the profiler's own work, by its records, while the device idled in the steps."""
+    """Note the profiler's own work, by its records, while the device idled in the steps."""
     work = trace.overhead
     gaps = Spans.of(linked.start - linked.gap, linked.start)
     spent = {}

@@ -1,8 +1,9 @@
-"""Parts of a layer that annotations name: `attn(F)`, `MLP(B)`, `moe forward`.
+"""The parts of a layer that annotations name: `attn(F)`, `MLP(B)`, `moe forward`.
 
 Frameworks that overlap the passes of two batches annotate each part with its pass; other code marks
 `attention` or `mlp` alone. In: the annotations of a trace. Out: the place of each row, and whether
-it is in a backward pass. An annotation that is a module's path in a layer gives that module's.
+it is in a backward pass. An annotation that is a module's path in a layer gives that module's
+place.
 """
 
 from __future__ import annotations
@@ -30,13 +31,16 @@ _ROLES = {
     "experts": "experts", "router": "router", "routing": "router", "lm_head": "lm_head",
     "embedding": "embedding", "embed_tokens": "embedding",
 }  # fmt: skip
-_LONGEST = 80  # characters of a name that may be a part's
+_LONGEST = 80  # characters of the longest name that may be a part's
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A row each. `place`: index into `places`, -1 for none; `call`: the annotation that the row is
-    in; `backward`: whether that is of a backward pass."""
+    """The part that each row is in.
+
+    `place` is an index into `places`, -1 for none; `call` is the annotation that the row is in;
+    `backward` marks rows of a backward pass.
+    """
 
     place: Ints
     call: Ints
@@ -45,11 +49,13 @@ class Parts:
 
 
 def find_parts(trace: Trace, thread: Ints, ts: Ints) -> Parts | None:
-    """The parts that rows are in, from the host thread and time of their launch or op; None where
-    no annotation names one."""
+    """Find the parts that rows are in, from the host thread and time of their launch or op.
+
+    The result is None where no annotation names a part.
+    """
     names, notes = trace.annotations["name"], np.flatnonzero(trace.annotations["module"] == 0)
     ids = unique_ids(names[notes]).tolist()
-    known = {i: found for i in ids if (found := part(trace.names[i])) is not None}
+    known = {i: named for i in ids if (named := parse_part(trace.names[i])) is not None}
     if not known:
         return None
     rows = notes[np.isin(names[notes], list(known))]
@@ -68,14 +74,17 @@ def find_parts(trace: Trace, thread: Ints, ts: Ints) -> Parts | None:
 
 
 @lru_cache(maxsize=4096)
-def part(name: str) -> tuple[Place, bool] | None:
-    """The place that an annotation names, and whether of the backward pass; None for others."""
+def parse_part(name: str) -> tuple[Place, bool] | None:
+    """Return the place that an annotation names, and whether it is of the backward pass.
+
+    None is returned for other names.
+    """
     if len(name) > _LONGEST:
         return None
     plain = name.strip().lower()
-    found = _PASS.search(plain)
-    backward = found is not None and found[1][0] in "bw"
-    plain = plain[: found.start()].strip() if found else plain
+    ending = _PASS.search(plain)
+    backward = ending is not None and ending[1][0] in "bw"
+    plain = plain[: ending.start()].strip() if ending else plain
     role, scope = _ROLES.get(plain, "unknown"), _SCOPES.get(plain)
     if scope is not None or role != "unknown":
         return Place(None, role, scope or ("mlp" if role == "router" else "model")), backward

@@ -13,18 +13,20 @@ import numpy as np
 from prunescope.analysis.timeline.engines import PHASES, engine_step
 from prunescope.analysis.timeline.first_calls import HostSpans
 from prunescope.analysis.timeline.intervals import Spans, Windows
-from prunescope.analysis.timeline.launches import lost_launches
+from prunescope.analysis.timeline.launches import count_lost_launches
 from prunescope.analysis.timeline.link import PER_ROW, Linked
 from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.analysis.trace.events import Trace
 
-# Of the wall: two captures of one model differ by 1.4 % on a quiet machine, less is no cold step.
+# Share of the wall: two captures of one model differ by 1.4 % on a quiet machine.
 _SEEN = 0.014
 
 
 def phases_of(windows: Windows) -> list[str]:
-    """The phases among steps that a pattern did not pick, in the order of PHASES; empty where
-    they are unknown."""
+    """List the phases among steps that a pattern did not pick, in the order of PHASES.
+
+    The list is empty where they are unknown.
+    """
     if windows.source == "pattern":
         return []
     seen = {engine_step(name) for name in windows.names}
@@ -34,30 +36,38 @@ def phases_of(windows: Windows) -> list[str]:
 def only_phase(
     trace: Trace, linked: Linked, windows: Windows, phase: str
 ) -> tuple[Linked, Windows]:
-    """The steps of one phase. What is in no step stays the same: the other phases are reported
-    too."""
+    """Keep the steps of one phase.
+
+    Counts of what is in no step stay the same, because the other phases are reported too.
+    """
     steps = np.flatnonzero([engine_step(name) == phase for name in windows.names])
-    return _only(trace, linked, windows, steps)
+    return _select_steps(trace, linked, windows, steps)
 
 
 def only_picked(trace: Trace, linked: Linked, windows: Windows) -> tuple[Linked, Windows]:
-    """The steps that `--phase-pattern` picks, all of them where it picks none of others; those are
-    left out, and named."""
+    """Keep the steps that `--phase-pattern` picks.
+
+    All steps are kept if the pattern picks none among others (`picked` is None). The steps that are
+    not picked are counted as left out.
+    """
     if windows.picked is None:
         return linked, windows
-    chosen, kept = _only(trace, linked, windows, windows.picked)
-    others = ~np.isin(linked.step, windows.picked)
+    chosen, kept = _select_steps(trace, linked, windows, windows.picked)
+    not_picked = ~np.isin(linked.step, windows.picked)
     chosen.left_out = {
-        "events": linked.left_out["events"] + int(others.sum()),
-        "ns": linked.left_out["ns"] + int(linked.duration[others].sum()),
+        "events": linked.left_out["events"] + int(not_picked.sum()),
+        "ns": linked.left_out["ns"] + int(linked.duration[not_picked].sum()),
     }
     return chosen, kept
 
 
 @dataclass(frozen=True)
 class ColdStepTimes:
-    """Steps that were left out because the host made first calls in them or compiled: their walls,
-    and for how long the device waited for that (on a CPU: how long it took), ns."""
+    """The steps that were left out because the host made first calls in them, or compiled.
+
+    `walls` are their walls, `first_calls` how long the device waited for that (on a CPU: how long
+    it took), both in ns.
+    """
 
     walls: list[int] = field(default_factory=list)
     first_calls: list[int] = field(default_factory=list)
@@ -66,19 +76,24 @@ class ColdStepTimes:
 def only_warm(
     trace: Trace, linked: Linked, windows: Windows, first: HostSpans
 ) -> tuple[Linked, Windows, ColdStepTimes]:
-    """The steps without first calls, where there are any; all of them where none is warm, and in
-    our own runs, which are warmed up before they are profiled."""
-    spent = _first_calls(trace, linked, windows, first)
+    """Keep the steps without first calls, if there are any.
+
+    All steps are kept where none is warm, and in our own runs, which are warmed up before they are
+    profiled.
+    """
+    spent = _ns_of_first_calls(trace, linked, windows, first)
     cold = spent > _SEEN * linked.wall
     if windows.source == "prunescope" or not cold.any() or cold.all():
         return linked, windows, ColdStepTimes()
-    found = ColdStepTimes(linked.wall[cold].tolist(), spent[cold].tolist())
-    return *_only(trace, linked, windows, np.flatnonzero(~cold)), found
+    cold_times = ColdStepTimes(linked.wall[cold].tolist(), spent[cold].tolist())
+    return *_select_steps(trace, linked, windows, np.flatnonzero(~cold)), cold_times
 
 
-def _first_calls(trace: Trace, linked: Linked, windows: Windows, first: HostSpans) -> Ints:
-    """The time of first calls in each step in which the device idles; on a CPU that of compilers,
-    ns."""
+def _ns_of_first_calls(trace: Trace, linked: Linked, windows: Windows, first: HostSpans) -> Ints:
+    """Return the time of first calls in which the device idles, by step, ns.
+
+    On a CPU it is the time of compilers.
+    """
     if not trace.on_device:
         return first.of_compilers().within(windows)
     spans = Spans.of(first.begin, first.end)
@@ -86,9 +101,14 @@ def _first_calls(trace: Trace, linked: Linked, windows: Windows, first: HostSpan
     return np.bincount(linked.step, idle, minlength=len(windows)).astype(np.int64)
 
 
-def _only(trace: Trace, linked: Linked, windows: Windows, steps: Ints) -> tuple[Linked, Windows]:
-    """Some of the steps. All are linked first: a wall begins where the step before ends, whether
-    that is kept or not."""
+def _select_steps(
+    trace: Trace, linked: Linked, windows: Windows, steps: Ints
+) -> tuple[Linked, Windows]:
+    """Keep some of the steps.
+
+    All of them are linked before: a wall begins where the step before ends, whether that one is
+    kept or not.
+    """
     number = np.full(len(windows), NONE)
     number[steps] = np.arange(len(steps))
     keep = number[linked.step] >= 0
@@ -109,6 +129,6 @@ def _only(trace: Trace, linked: Linked, windows: Windows, steps: Ints) -> tuple[
         launch_latency_ns=linked.launch_latency_ns if first else None,
         launch_latency_busy_ns=linked.launch_latency_busy_ns if first else None,
         launch_latency_work=linked.launch_latency_work if first else {},
-        launches=lost_launches(trace, kept) if trace.on_device else linked.launches,
+        launches=count_lost_launches(trace, kept) if trace.on_device else linked.launches,
     )
     return chosen, kept

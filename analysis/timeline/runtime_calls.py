@@ -1,4 +1,4 @@
-"""Runtime calls of the host by what they do: launch, copy, wait, allocate, load code.
+"""The runtime calls of the host by what they do: launch, copy, wait, allocate, load code.
 
 In: a trace. Out: the calls as columns (ns), and masks over names.
 """
@@ -31,13 +31,13 @@ LAUNCH = re.compile(r"LaunchKernel|LaunchCooperative")  # cudaLaunchKernelExC, h
 
 
 def named(trace: Trace, names: Ints, pattern: re.Pattern[str]) -> Mask:
-    """Which of the names (ids) match the pattern."""
-    found = np.zeros(len(trace.names), bool)
+    """Mark the names (ids) that match the pattern."""
+    matches = np.zeros(len(trace.names), bool)
     for i in np.flatnonzero(np.bincount(names)).tolist():
-        found[i] = pattern.search(trace.names[i]) is not None
-    return found[names]
+        matches[i] = pattern.search(trace.names[i]) is not None
+    return matches[names]
 
 
 def runtime_calls(trace: Trace) -> dict[str, Ints]:
-    """All runtime calls: begin, duration, name, thread. Launches come first, as in the trace."""
+    """Return begin, duration, name and thread of all runtime calls, with launches first."""
     return {n: np.concatenate((trace.launches[n], c)) for n, c in trace.other_calls.items()}

@@ -1,8 +1,8 @@
 """Module scopes: which layer and role the host was in when it launched a kernel or ran an op.
 
-In: the annotations of a trace (our scopes are annotations named by module path, as are those that
-serving engines' hooks write as NVTX ranges; PyTorch's `with_stack` gives `nn.Module: Class_i`;
-ranges named `layer_3` give the layer alone). Out: for every row the index of a Place, or -1.
+In: the annotations of a trace. Our own are named by module path, as are those that hooks of serving
+engines write as NVTX ranges; PyTorch's `with_stack` gives `nn.Module: Class_i`; ranges named
+`layer_3` give the layer alone. Out: for every row the index of a Place, or -1.
 """
 
 from __future__ import annotations
@@ -48,9 +48,12 @@ _THROUGH_A_RANK = 2  # linears in place of one
 
 @dataclass(frozen=True)
 class Scopes:
-    """`place`: index into `places` for every row, -1 for none; `call`: the annotation that the row
-    is in (one call of one module), -1 for none. `source`: "modules" | "nn.Module" | "layers" (their
-    numbers alone) | "none"."""
+    """The place of every row.
+
+    `place` is an index into `places`, and `call` the annotation that the row is in (one call of one
+    module); both are -1 for none. `source` is "modules", "nn.Module", "layers" (their numbers
+    alone) or "none".
+    """
 
     place: Ints
     call: Ints
@@ -59,11 +62,11 @@ class Scopes:
 
 
 def find_scopes(trace: Trace, thread: Ints, ts: Ints) -> Scopes:
-    """The scope of every row, from the host thread and time of its launch or op.
+    """Find the scope of every row, from the host thread and time of its launch or op.
 
-    With our hooks, an op outside every scope belongs to the one closed last on its thread.
+    With our hooks, an op outside every scope belongs to the one that closed last on its thread.
     """
-    modules, places, source = _places(trace)
+    modules, places, source = _find_places(trace)
     if not places:
         return no_scopes(len(ts))
     spans = {k: trace.annotations[k][modules] for k in ("ts", "dur", "thread")}
@@ -75,7 +78,7 @@ def find_scopes(trace: Trace, thread: Ints, ts: Ints) -> Scopes:
     outside = np.flatnonzero((inner < 0) & (thread >= 0))
     if _has_own(trace) and len(outside):
         inner[outside] = _closed_last(spans, thread[outside], ts[outside])
-    # Told apart by identity first: hashing a place for each of a million annotations takes long.
+    # Compared by identity first: hashing a place for each of a million annotations takes long.
     objects = {id(p): p for p in places}
     distinct = {p: i for i, p in enumerate(dict.fromkeys(objects.values()))}
     number = {key: distinct[p] for key, p in objects.items()}
@@ -84,39 +87,40 @@ def find_scopes(trace: Trace, thread: Ints, ts: Ints) -> Scopes:
 
 
 def no_scopes(rows: int) -> Scopes:
-    """The scopes of a trace that recorded no module."""
+    """Return the scopes of a trace that recorded no module."""
     none = np.full(rows, NONE)
     return Scopes(none, none, [], "none")
 
 
 def modules_that_ran(trace: Trace) -> frozenset[tuple[int, str]]:
-    """(layer, role) of the modules whose calls our hooks recorded; empty for other traces."""
+    """Return (layer, role) of the modules whose calls our hooks recorded; empty without hooks."""
     if not _has_own(trace):
         return frozenset()
-    _, places, _ = _places(trace)
+    _, places, _ = _find_places(trace)
     distinct = {id(p): p for p in places}.values()
     return frozenset((p.layer, p.role) for p in distinct if p.layer is not None)
 
 
 def _closed_last(spans: dict[str, Ints], thread: Ints, ts: Ints) -> Ints:
+    """Return the span that closed last on each thread before each time, -1 for none."""
     end = spans["ts"] + spans["dur"]
-    out = np.full(len(ts), NONE)
+    closed = np.full(len(ts), NONE)
     for t in unique_ids(thread):
         rows = np.flatnonzero(spans["thread"] == t)
         rows = rows[np.argsort(end[rows], kind="stable")]
         wanted = np.flatnonzero(thread == t)
         at = np.searchsorted(end[rows], ts[wanted], side="right") - 1
-        out[wanted] = np.where(at >= 0, rows[np.maximum(at, 0)], NONE) if len(rows) else NONE
-    return out
+        closed[wanted] = np.where(at >= 0, rows[np.maximum(at, 0)], NONE) if len(rows) else NONE
+    return closed
 
 
 def _has_own(trace: Trace) -> bool:
-    """Whether our hooks recorded the modules."""
+    """Return whether our hooks recorded the modules."""
     return any(name.startswith(OWN_PREFIX) for name in trace.names)
 
 
-def _places(trace: Trace) -> tuple[Ints, list[Place], str]:
-    """The annotations that are module scopes, and the place of each."""
+def _find_places(trace: Trace) -> tuple[Ints, list[Place], str]:
+    """Return the annotations that are module scopes, the place of each, and their source."""
     names, module = trace.annotations["name"], trace.annotations["module"]
     if _has_own(trace):
         path = np.array(
@@ -132,7 +136,7 @@ def _places(trace: Trace) -> tuple[Ints, list[Place], str]:
 
 
 def _range_places(trace: Trace) -> tuple[Ints, list[Place], str]:
-    """Ranges named by module paths; where they tell no more than layers, "layers"."""
+    """Return ranges named by module paths; their source is "layers" if they show nothing more."""
     names = trace.annotations["name"]
     paths = {i: module_path(trace.names[i]) for i in unique_ids(names).tolist()}
     known = locate_all(path for path in paths.values() if path)
@@ -147,75 +151,77 @@ def _range_places(trace: Trace) -> tuple[Ints, list[Place], str]:
 
 
 def module_path(name: str) -> str:
-    """The module path that the name of a range says, empty for none: that of a layer for a layer's
-    number alone."""
+    """Return the module path that the name of a range states, empty for none.
+
+    The number of a layer alone gives the path of that layer.
+    """
+    if numbered := _NUMBERED.fullmatch(name):
+        return f"layers.{int(numbered[1])}"
     if _PATH.match(name):
-        numbered = _NUMBERED.fullmatch(name)
-        return f"layers.{int(numbered[1])}" if numbered else name
-    if _SLASHED.fullmatch(name):
-        return name.strip("/").replace("/", ".")
-    numbered = _NUMBERED.fullmatch(name)
-    return f"layers.{int(numbered[1])}" if numbered else ""
+        return name
+    return name.strip("/").replace("/", ".") if _SLASHED.fullmatch(name) else ""
 
 
 def _class_places(trace: Trace, modules: Ints) -> list[Place]:
-    """Places from class names and nesting: `nn.Module: Linear_5` is known by its position."""
+    """Return places from class names and nesting: `nn.Module: Linear_5` by its position."""
     places: list[Place] = [Place(None, _UNKNOWN, "model")] * len(modules)
     begin, dur, name, thread = (
         trace.annotations[column][modules] for column in ("ts", "dur", "name", "thread")
     )
-    found: list[tuple[Ints, list[str], list[int]]] = []  # of each thread: rows, labels, parents
+    threads: list[tuple[Ints, list[str], list[int]]] = []  # of each thread: rows, labels, parents
     for t in unique_ids(thread):
         rows = np.flatnonzero(thread == t)
         rows = rows[np.lexsort((-dur[rows], begin[rows]))]
         up = parents(begin[rows], begin[rows] + dur[rows]).tolist()
-        found.append((rows, [trace.names[i][len(MODULE) :] for i in name[rows]], up))
+        threads.append((rows, [trace.names[i][len(MODULE) :] for i in name[rows]], up))
     distinct = {_class_of(trace.names[i][len(MODULE) :]) for i in unique_ids(name)}
     numbers: dict[str, int] = {}
     if sum(map(_is_layer, distinct)) > 1:
         outer = [
             (int(begin[rows[i]]), labels[i])
-            for rows, labels, up in found
-            for i in _outer_layers(labels, up)
+            for rows, labels, up in threads
+            for i in _find_outer_layers(labels, up)
         ]
         numbers = _numbers_of_classes([label for _, label in sorted(outer)])
-    for rows, labels, up in found:
-        multiplies = _multiply(trace, thread[rows[0]], begin[rows], dur[rows])
+    for rows, labels, up in threads:
+        multiplies = _hold_gemms(trace, thread[rows[0]], begin[rows], dur[rows])
         nested = _nested_places(labels, up, numbers, multiplies)
         for row, place in zip(rows, nested, strict=True):
             places[int(row)] = place
     return places
 
 
-def _multiply(trace: Trace, thread: int, begin: Ints, dur: Ints) -> list[bool]:
-    """Whether an op that multiplies by one matrix begins in each of these calls of modules."""
+def _hold_gemms(trace: Trace, thread: int, begin: Ints, dur: Ints) -> list[bool]:
+    """Mark the calls of modules in which an op that multiplies by one matrix begins."""
     product = np.array([op_kind(name, None) in _BY_ONE_MATRIX for name in trace.names], bool)
     own = (trace.ops["thread"] == thread) & product[trace.ops["name"]]
     at = np.sort(trace.ops["ts"][own])
-    inside = np.searchsorted(at, begin + dur) > np.searchsorted(at, begin)
-    return [bool(one) for one in inside]
+    return list((np.searchsorted(at, begin + dur) > np.searchsorted(at, begin)).tolist())
 
 
 _BY_ONE_MATRIX = ("gemm", "gemv", "sparse_gemm")  # kinds of ops; attention's are batched
 
 
-def _outer_layers(labels: list[str], up: list[int]) -> list[int]:
-    """The calls of layers that are in no other layer."""
+def _find_outer_layers(labels: list[str], up: list[int]) -> list[int]:
+    """Return the calls of layers that are in no other layer."""
     is_inside = [False] * len(labels)
-    found = []
+    outer = []
     for i, label in enumerate(labels):
         is_inside[i] = up[i] >= 0 and is_inside[up[i]]
         if not is_inside[i] and _is_layer(_class_of(label)):
             is_inside[i] = True
-            found.append(i)
-    return found
+            outer.append(i)
+    return outer
 
 
 def _numbers_of_classes(labels: list[str]) -> dict[str, int]:
-    """The number of each layer, by the calls of all layers in order; empty where they are of one
-    class. PyTorch counts the modules of a class, so that layers of several classes (an encoder and
-    a decoder, a vision tower and a language model, attention and scans in turns) have the same
-    numbers: these are counted in the order of their first calls."""
+    """Count the layers of several classes in the order of their first calls, by label.
+
+    `labels` are the calls of all layers in order. PyTorch counts the modules of each class, so that
+    layers of several classes (an encoder and a decoder, a vision tower and a language model,
+    attention and scans in turns) have the same numbers. The result is empty for layers of one
+    class, whose own numbers are right.
+    """
     distinct = list(dict.fromkeys(labels))
     if len({_class_of(label) for label in distinct}) <= 1:
         return {}
@@ -228,40 +234,48 @@ _WITH_ADAPTER = 3  # linears: the one that is adapted, and two through a rank
 def _nested_places(
     labels: list[str], up: list[int], numbers: dict[str, int], multiplies: list[bool]
 ) -> list[Place]:
-    """`numbers`: of the layers whose own is not theirs, by label; `multiplies`: which calls hold a
-    product by a matrix."""
-    nest = _nest(labels, up, numbers, multiplies)
-    out = [Place(nest.layer[i], _UNKNOWN, nest.scope[i]) for i in range(len(labels))]
-    behind = _behind_layers(nest.layer, up)
+    """Return the place of each call of a module, by its class and its position.
+
+    `numbers` are those of the layers whose own number is wrong, by label; `multiplies` marks the
+    calls that hold a GEMM.
+    """
+    nest = _build_nest(labels, up, numbers, multiplies)
+    places = [Place(nest.layer[i], _UNKNOWN, nest.scope[i]) for i in range(len(labels))]
+    behind = _modules_behind_layers(nest.layer, up)
     for around, children in nest.inside.items():
         for i, role in _roles_of_children(nest, around, children).items():
             known = role != "final_norm" or i in behind
-            out[i] = Place(nest.layer[i], role if known else _UNKNOWN, nest.scope[i])
-    for i in _adapters(nest):
-        out[i] = Place(nest.layer[i], "adapter", nest.scope[i])
-    return _inherit(out, up, nest.classes)
+            places[i] = Place(nest.layer[i], role if known else _UNKNOWN, nest.scope[i])
+    for i in _find_adapters(nest):
+        places[i] = Place(nest.layer[i], "adapter", nest.scope[i])
+    return _inherit_roles(places, up, nest.classes)
 
 
-def _adapters(nest: _Nest) -> list[int]:
-    """Linears of adapters: a linear that holds three or more linears (one and pairs) is the first
-    of them, followed by a pair through a rank for each adapter (peft)."""
-    found = []
+def _find_adapters(nest: _Nest) -> list[int]:
+    """Return the linears of adapters.
+
+    A linear that holds three or more linears (one and pairs) is adapted (peft): the first of them
+    is its own, and a pair through a rank follows for each adapter.
+    """
+    adapters = []
     for i, held in nest.inside.items():
         if i < 0 or nest.scope[i] not in ("attention", "mlp"):
             continue
         if i in nest.whole or _is_linear(nest.classes[i]):
             inner = [j for j in held if _is_linear(nest.classes[j])]
             if len(inner) >= _WITH_ADAPTER and len(inner) % 2:
-                found += inner[1:]
-    return found
+                adapters += inner[1:]
+    return adapters
 
 
 @dataclass(frozen=True)
 class _Nest:
-    """The calls of modules on one thread in order of their begin, by index. `labels`: the class of
-    each with its number in the trace. `inside`: the calls directly inside of each (-1: of none).
-    `linear`: whether one is or holds a linear; `part`: whether it holds an attention or an MLP;
-    `whole`: those that stand for one linear."""
+    """The calls of modules on one thread in order of their begin, by index.
+
+    `labels` are their classes with their numbers in the trace. `inside` lists the calls directly
+    inside each one (-1: inside none). `linear` is set if a call is or holds a linear, `part` if it
+    holds an attention or an MLP. `whole` are the calls that stand for one linear.
+    """
 
     labels: list[str]
     classes: list[str]
@@ -273,9 +287,10 @@ class _Nest:
     whole: set[int]
 
 
-def _nest(
+def _build_nest(
     labels: list[str], up: list[int], numbers: dict[str, int], multiplies: list[bool]
 ) -> _Nest:
+    """Derive layer, scope and contents of each call of a module from the nesting of the calls."""
     classes = [_class_of(label) for label in labels]
     layer: list[int | None] = [None] * len(labels)
     scope = ["model"] * len(labels)
@@ -284,38 +299,42 @@ def _nest(
         above = up[i]
         layer[i], scope[i] = (layer[above], scope[above]) if above >= 0 else (None, "model")
         if layer[i] is None and _is_layer(name):
-            layer[i], scope[i] = numbers.get(labels[i], _number(labels[i])), "layer"
+            layer[i], scope[i] = numbers.get(labels[i], _parse_number(labels[i])), "layer"
         elif layer[i] is not None and scope[i] == "layer":
             scope[i] = _scope_of_class(name)
         inside[above].append(i)
-    leaves = _linears_of_own(classes, scope, inside, multiplies)
+    leaves = _leaf_linears(classes, scope, inside, multiplies)
     linear = [_is_linear(name) or i in leaves for i, name in enumerate(classes)]
     part = [False] * len(labels)
     for i in range(len(labels) - 1, -1, -1):  # what a module holds begins after it
         if (above := up[i]) >= 0:
             linear[above] = linear[above] or linear[i]
             part[above] = part[above] or part[i] or scope[i] in ("attention", "mlp")
-    whole = leaves | _linears_of_linears(classes, scope, inside)
+    whole = leaves | _wrapped_linears(classes, scope, inside)
     return _Nest(labels, classes, layer, scope, inside, linear, part, whole)
 
 
-def _linears_of_linears(
+def _wrapped_linears(
     classes: list[str], scope: list[str], inside: dict[int, list[int]]
 ) -> set[int]:
-    """The modules of a user's own class that hold linears and nothing else, next to others of an
-    attention or MLP: each stands for one linear, as two through a rank do for what they replace.
-    Alone in its part such a module may hold all linears of it."""
-    found: set[int] = set()
+    """Return the modules of a user's own class that hold linears and nothing else.
+
+    They have to be next to others of an attention or MLP. Each stands for one linear, as two
+    through a rank do for the one that they replace. Alone in its part, such a module may hold all
+    linears of it.
+    """
+    wrapping: set[int] = set()
     for above, children in inside.items():
-        if above < 0 or above in found or scope[above] not in ("attention", "mlp"):
+        if above < 0 or above in wrapping or scope[above] not in ("attention", "mlp"):
             continue
         wrapped = {i for i in children if _holds_linears_alone(i, classes, inside)}
         if len(wrapped) + sum(_is_linear(classes[i]) for i in children) > 1:
-            found |= wrapped
-    return found
+            wrapping |= wrapped
+    return wrapping
 
 
 def _holds_linears_alone(i: int, classes: list[str], inside: dict[int, list[int]]) -> bool:
+    """Return whether a module of a user's own class holds one or two linears and nothing else."""
     held = inside.get(i, [])
     return (
         0 < len(held) <= _THROUGH_A_RANK
@@ -325,16 +344,19 @@ def _holds_linears_alone(i: int, classes: list[str], inside: dict[int, list[int]
 
 
 def _is_of_own_class(name: str) -> bool:
-    """Whether the name of a class says neither a part of a layer nor a linear."""
+    """Return whether the name of a class states neither a part of a layer nor a linear."""
     known = (_ATTENTION_CLASS, _MLP_CLASS, _UP_CLASS, _OUTPUT_CLASS, _LINEAR_CLASS)
     return not any(pattern.search(name) for pattern in known)
 
 
-def _linears_of_own(
+def _leaf_linears(
     classes: list[str], scope: list[str], inside: dict[int, list[int]], multiplies: list[bool]
 ) -> set[int]:
-    """The modules of somebody's own class in an attention or MLP that hold no module and multiply
-    by a matrix: each stands for one linear, as a quantised or masked one does."""
+    """Return the modules of a user's own class that hold no module and multiply by a matrix.
+
+    They are in an attention or MLP, and each stands for one linear, as a quantised or masked one
+    does.
+    """
     return {
         i
         for i, name in enumerate(classes)
@@ -346,9 +368,12 @@ def _linears_of_own(
     }
 
 
-def _behind_layers(layer: list[int | None], up: list[int]) -> set[int]:
-    """The modules of no layer behind the first layer of the smallest module around them that holds
-    any; in order of their begin."""
+def _modules_behind_layers(layer: list[int | None], up: list[int]) -> set[int]:
+    """Return the modules in no layer that follow the first layer of the module around them.
+
+    That is the smallest module around them that holds any layer. All calls are in order of their
+    begin.
+    """
     first: dict[int, int] = {}  # by module: the first one in it that is of a layer
     for i in range(len(layer) - 1, -1, -1):
         if layer[i] is not None:
@@ -367,9 +392,12 @@ def _behind_layers(layer: list[int | None], up: list[int]) -> set[int]:
     return behind
 
 
-def _inherit(places: list[Place], up: list[int], classes: list[str]) -> list[Place]:
-    """A module inside one whose role is known has that role (a quantised Linear's inner parts), and
-    all inside an expert is the expert's; a linear inside a norm computes its scale, and is none."""
+def _inherit_roles(places: list[Place], up: list[int], classes: list[str]) -> list[Place]:
+    """Give a module inside one whose role is known that role.
+
+    These are the inner parts of a quantised Linear, and all modules inside an expert. A linear
+    inside a norm computes its scale, and stays without a role.
+    """
     for i, place in enumerate(places):
         above = places[up[i]] if up[i] >= 0 else None
         if above is None or above.role == _UNKNOWN:
@@ -382,32 +410,37 @@ def _inherit(places: list[Place], up: list[int], classes: list[str]) -> list[Pla
 
 
 def _class_of(label: str) -> str:
-    """`Linear` of `Linear_5`."""
+    """Return the class of a label: `Linear` of `Linear_5`."""
     return label.rsplit("_", 1)[0]
 
 
-def _number(label: str) -> int | None:
+def _parse_number(label: str) -> int | None:
+    """Return the number of a label: 5 of `Linear_5`; None without one."""
     number = label.rsplit("_", 1)[-1]
     return int(number) if number.isascii() and number.isdigit() and len(number) < 9 else None
 
 
 @lru_cache(maxsize=4096)
 def _is_layer(name: str) -> bool:
+    """Return whether a class is that of a layer."""
     return _LAYER_CLASS.search(name) is not None
 
 
 @lru_cache(maxsize=4096)
 def _role_of_class(name: str) -> str | None:
+    """Return the role that the name of a class states; None for none."""
     return next((role for role, pattern in _BY_CLASS if pattern.search(name)), None)
 
 
 @lru_cache(maxsize=4096)
 def _is_linear(name: str) -> bool:
+    """Return whether a class is that of a linear."""
     return _LINEAR_CLASS.search(name) is not None
 
 
 @lru_cache(maxsize=4096)
 def _scope_of_class(name: str) -> str:
+    """Return the part of a layer that the name of a class states, "layer" for none."""
     if _CHANNEL_NORM.search(name) or _CONV_CLASS.search(name):
         return "conv"
     if "Norm" in name:
@@ -420,8 +453,10 @@ def _scope_of_class(name: str) -> str:
 
 
 def _roles_of_children(nest: _Nest, above: int, children: list[int]) -> dict[int, str]:
-    """Roles of the modules called directly inside one call of module `above` (-1: of none), by
-    class, then by order."""
+    """Return the roles of the modules called directly inside one call of a module.
+
+    They are known by class, else by order. `above` is -1 for modules that are inside none.
+    """
     classes, layer = nest.classes, nest.layer
     around = classes[above] if above >= 0 else ""
     if above in nest.whole or _is_linear(around):
@@ -450,27 +485,29 @@ def _roles_of_children(nest: _Nest, above: int, children: list[int]) -> dict[int
 
 
 def _called_first(linears: list[int], labels: list[str]) -> dict[int, list[int]]:
-    """The first call of each module among some calls, with all of its calls: a module that is
-    called again is one module more often, and not one more of its parent's linears. Modules
-    without a number in the trace cannot be told apart: each call counts as one."""
+    """Group calls of linears by module: its first call, with all of its calls.
+
+    A module that is called again is not one more of its parent's linears. Modules without a number
+    in the trace cannot be distinguished: each call counts as one module.
+    """
     first: dict[str, int] = {}
     calls: dict[int, list[int]] = {}
     for i in linears:
-        one = first.setdefault(labels[i], i) if _number(labels[i]) is not None else i
-        calls.setdefault(one, []).append(i)
+        key = first.setdefault(labels[i], i) if _parse_number(labels[i]) is not None else i
+        calls.setdefault(key, []).append(i)
     return calls
 
 
 def _norm_roles(nest: _Nest, above: int, children: list[int]) -> dict[int, str]:
-    """Roles of the norms among the modules inside one, by the modules next to them."""
+    """Return the roles of the norms among the modules inside one, by the modules next to them."""
     classes, scope = nest.classes, nest.scope
-    # A wrapper of a norm and of what reads it is no norm (PreNorm).
+    # A wrapper of a norm and of its reader is no norm (PreNorm).
     norms = [i for i in children if "Norm" in classes[i] and not nest.part[i]]
-    others = [i for i in children if i not in norms]
-    attentions = [i for i in others if _ATTENTION_CLASS.search(classes[i])]
+    siblings = [i for i in children if i not in norms]
+    attentions = [i for i in siblings if _ATTENTION_CLASS.search(classes[i])]
     attends = bool(attentions)
-    has_mlp = any(scope[i] == "mlp" or scope[i] == "layer" and nest.linear[i] for i in others)
-    convolves = any(_CONV_CLASS.search(classes[i]) for i in others)
+    has_mlp = any(scope[i] == "mlp" or scope[i] == "layer" and nest.linear[i] for i in siblings)
+    convolves = any(_CONV_CLASS.search(classes[i]) for i in siblings)
     roles: dict[int, str] = {}
     for order, i in enumerate(norms):
         if _CHANNEL_NORM.search(classes[i]):
@@ -491,9 +528,11 @@ def _norm_roles(nest: _Nest, above: int, children: list[int]) -> dict[int, str]:
 
 
 def _mixture_roles(nest: _Nest, above: int, children: list[int]) -> dict[int, str]:
-    """Roles inside a mixture of experts: modules that hold linears, in one that is called a mixture
-    or holds several MLPs of one class; next to experts in one module, such a module is shared, and
-    a linear is a router."""
+    """Return the roles inside a mixture of experts; empty for a module that is none.
+
+    A mixture is called so, or holds several MLPs of one class; its experts are the modules that
+    hold linears. Next to experts in one module, such a module is shared, and a linear is a router.
+    """
     if above < 0 or nest.scope[above] != "mlp":
         return {}
     classes = nest.classes
@@ -539,6 +578,7 @@ _BY_COUNT: dict[tuple[str, int], tuple[str, ...]] = {
 def _linear_roles(
     linears: list[int], classes: list[str], layer: list[int | None], scope: list[str], around: str
 ) -> dict[int, str]:
+    """Return the roles of linears by their class, else by their number."""
     if not linears:
         return {}
     first = linears[0]
@@ -558,7 +598,7 @@ def _linear_roles(
 
 
 def _roles_by_count(linears: list[int], scope: str, around: str) -> dict[int, str]:
-    """Roles of linears in one call of `around`, a part of a layer, by how many they are."""
+    """Return the roles of linears in one call of `around`, a part of a layer, by their number."""
     known = roles_by_number(scope, len(linears))
     if scope == "mlp" and len(linears) == 1:
         known = ("up",) if _UP_CLASS.search(around) else ()
@@ -569,5 +609,5 @@ def _roles_by_count(linears: list[int], scope: str, around: str) -> dict[int, st
 
 
 def roles_by_number(scope: str, number: int) -> tuple[str, ...]:
-    """The roles of so many linears in one part of a layer; empty where their number gives none."""
+    """Return the roles of so many linears in one part of a layer; empty if unknown."""
     return _BY_COUNT.get((scope, number), ())

@@ -1,11 +1,12 @@
 """The steps of a trace: host windows, and which device events and ops lie in them.
 
-Our annotations (`prunescope.step#i`), else `--phase-pattern`, else those of a serving engine, else
-ranges called `prefill` and `decode` (`context` and `generation`), else the frames of an engine's
-iterations, else the prompts and tokens of generated text, else `ProfilerStep#i`, else ranges that
-are called steps or iterations and numbered (`step_3`, `Iteration 12`), else what
-`Optimizer.step#…` ends or `Optimizer.zero_grad#…` begins, else an annotation or compiled code or a
-sequence of work that repeats and is no layer, else the trace is one step. Times are integer ns.
+Steps are our annotations (`prunescope.step#i`), else those of `--phase-pattern`, else those of a
+serving engine, else ranges called `prefill` and `decode` (`context` and `generation`), else the
+frames of an engine's iterations, else the prompts and tokens of generated text, else
+`ProfilerStep#i`, else ranges that are called steps or iterations and numbered (`step_3`, `Iteration
+12`), else what `Optimizer.step#…` ends or `Optimizer.zero_grad#…` begins, else an annotation or
+compiled code or a sequence of work that repeats and is no layer; else the trace is one step. Times
+are integer ns.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from prunescope.analysis.timeline.work_sequence import work_sequence
 from prunescope.analysis.trace.collect import OWN_PREFIX, OWN_STEP, Ints, are_among, unique_ids
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.words import shortened, when
 
 __all__ = ["OWN_PREFIX", "find_windows"]
-
 _SHOWN = 60  # characters of a name in a hint
 # As users call the ranges of their loops: `step_3`, `train step 3`, `Iteration 12`, `iter=7`.
 _NUMBERED = re.compile(
@@ -45,94 +46,110 @@ _PROFILER_STEP = re.compile(r"ProfilerStep#\d+$")
 
 
 def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
-    """The steps of a trace. Raises PrunescopeError where `phase_pattern` matches nothing."""
+    """Find the steps of a trace.
+
+    Args:
+        trace: The trace.
+        phase_pattern: A regular expression for the annotations that are steps; None takes the first
+            source of steps that the trace has.
+
+    Returns:
+        The host windows of the steps.
+
+    Raises:
+        PrunescopeError: `phase_pattern` is invalid or matches no annotation.
+    """
     annotations = trace.annotations
     notes = np.flatnonzero(annotations["module"] == 0)
     ids = annotations["name"][notes]
     distinct = {int(i): trace.names[i] for i in unique_ids(ids)}
     ignored: str | None = None
-    for source, is_step in _candidates(phase_pattern, [*distinct.values()]):
+    for source, is_step in _step_sources(phase_pattern, [*distinct.values()]):
         steps = [i for i, name in distinct.items() if is_step(name)]
         hits = notes[np.isin(ids, steps)]
         # Before a profiler's steps, which may hold forwards of both phases.
-        if (
-            source == "ProfilerStep"
-            and (shown := _shown_phases(trace, notes, distinct)) is not None
-        ):
-            return shown
+        if source == "ProfilerStep" and (phases := _shown_phases(trace, notes, distinct)):
+            return phases
         if len(hits) and source == "pattern":
-            return _picked(trace, notes, hits, distinct)
+            return _pick(trace, notes, hits, distinct)
         if len(hits):
-            marked = _disjoint(trace, hits, source)
-            if (marked.step_of(_work(trace)) >= 0).any():
-                return _of_one_phase(trace, notes, distinct, marked)
+            marked = _make_windows(trace, hits, source)
+            if (marked.step_of(_work_times(trace)) >= 0).any():
+                return _name_by_phase(trace, notes, distinct, marked)
             ignored = marked.names[0]
         if source == "pattern":
-            raise _without_match(trace, str(phase_pattern), set(distinct.values()))
-    unmarked = _of_one_phase(trace, notes, distinct, _repeated(trace) or _whole_trace())
+            raise _explain_no_match(trace, str(phase_pattern), set(distinct.values()))
+    unmarked = _name_by_phase(trace, notes, distinct, _find_unmarked(trace))
     return replace(unmarked, ignored=ignored)
 
 
-def _of_one_phase(trace: Trace, notes: Ints, names: dict[int, str], found: Windows) -> Windows:
-    """The steps, as those of one phase where most of their work was launched in annotations that
-    are all called as that phase is. Where nothing marks steps, these are the steps, unless they
-    hold several that repeat."""
+def _name_by_phase(trace: Trace, notes: Ints, names: dict[int, str], windows: Windows) -> Windows:
+    """Name the steps after one phase, if most of their work ran in annotations named like it.
+
+    All annotations that are named like phases have to be of that one. Where nothing marks steps,
+    these annotations are the steps, unless they hold several that repeat.
+    """
     phases = phases_named_alone(names.values())
     hits = notes[
         np.isin(trace.annotations["name"][notes], [i for i in names if names[i] in phases])
     ]
     if not len(hits) or convolves(trace):
-        return found
-    ranges, work = _disjoint(trace, hits, "engine"), _work(trace)
+        return windows
+    ranges, work = _make_windows(trace, hits, "engine"), _work_times(trace)
     busy = unique_ids(ranges.step_of(work))
     called = {phases[ranges.names[i]] for i in busy.tolist() if i >= 0}
-    if len(called) != 1 or found.source in ("prunescope", "engine"):
-        return found
+    if len(called) != 1 or windows.source in ("prunescope", "engine"):
+        return windows
     phase = called.pop()
-    of_step = found.step_of(work) >= 0
+    of_step = windows.step_of(work) >= 0
     inside = (ranges.step_of(work) >= 0) & of_step
     if 2 * inside.sum() <= of_step.sum():
-        return found
+        return windows
     busy = busy[busy >= 0]
-    if found.source in (SEQUENCE, WHOLE) and len(busy) >= len(found):
-        found = Windows(ranges.start[busy], ranges.end[busy], "engine", [], are_ranges=True)
-    step_names = [f"{phase}#{i} [{phase}]" for i in range(len(found))]
-    return replace(found, names=step_names)
+    if windows.source in (SEQUENCE, WHOLE) and len(busy) >= len(windows):
+        windows = Windows(ranges.start[busy], ranges.end[busy], "engine", [], are_ranges=True)
+    step_names = [f"{phase}#{i} [{phase}]" for i in range(len(windows))]
+    return replace(windows, names=step_names)
 
 
 def _shown_phases(trace: Trace, notes: Ints, names: dict[int, str]) -> Windows | None:
-    """The steps of a trace that shows its phases and in which no engine annotated steps: ranges
-    called prefill and decode, else the frames of an engine's iterations, else generated text."""
-    if (named := _named_phases(trace, notes, names)) is not None:
-        return named
-    if (found := find_iterations(trace)) is not None:
-        return Windows(found.start, found.end, "engine", found.names)
-    return _generated(trace)
+    """Return the steps of a trace that shows its phases and in which no engine annotated steps.
+
+    They are ranges called prefill and decode, else the frames of an engine's iterations, else
+    generated text; None without any.
+    """
+    steps = _named_phases(trace, notes, names) or find_iterations(trace)
+    if steps is not None or not may_generate(trace):
+        return steps
+    work = work_sequence(trace)
+    return prompts_and_tokens(trace, work, parts_of_whole_passes(trace, work))
 
 
 def _named_phases(trace: Trace, notes: Ints, names: dict[int, str]) -> Windows | None:
-    """The annotations that are called as prefill and decode are, if work was launched in both."""
+    """Return the annotations that are called prefill and decode, if work was launched in both."""
     for phases in named_phases(names.values()):
-        work = np.sort(_work(trace))
+        work = np.sort(_work_times(trace))
         ids = [i for i, name in names.items() if name in phases]
         hits = notes[np.isin(trace.annotations["name"][notes], ids)]
         begin = trace.annotations["ts"][hits]
         end = begin + trace.annotations["dur"][hits]
         busy = np.searchsorted(work, end) > np.searchsorted(work, begin)
-        found = _disjoint(trace, hits[busy], "engine")
-        if len({phases[name] for name in found.names}) > 1:
-            words = [name.split()[0].rstrip("0123456789_#:=[]()") for name in found.names]
+        windows = _make_windows(trace, hits[busy], "engine")
+        if len({phases[name] for name in windows.names}) > 1:
             called = [
-                f"{word}#{i} [{phases[name]}]"
-                for i, (word, name) in enumerate(zip(words, found.names, strict=True))
+                f"{name.split()[0].rstrip('0123456789_#:=[]()')}#{i} [{phases[name]}]"
+                for i, name in enumerate(windows.names)
             ]
-            return replace(found, names=called, are_ranges=True)
+            return replace(windows, names=called, are_ranges=True)
     return None
 
 
-def _work(trace: Trace) -> Ints:
-    """When the host launched what ran: calls and ops that the device's events name, or, in a trace
-    of the host alone, all ops."""
+def _work_times(trace: Trace) -> Ints:
+    """Return when the host launched what ran, ns.
+
+    These are the calls and ops that the device's events name; in a trace of the host alone, all
+    ops.
+    """
     if not trace.on_device:
         return trace.ops["ts"]
     ops, device = trace.ops, trace.device
@@ -140,13 +157,13 @@ def _work(trace: Trace) -> Ints:
     return np.concatenate([trace.launches["ts"][trace.launches_named], ops["ts"][by_op]])
 
 
-def _without_match(trace: Trace, pattern: str, notes: set[str]) -> PrunescopeError:
-    """The annotations nearest to a pattern that matches none, or the ops that it matches."""
+def _explain_no_match(trace: Trace, pattern: str, notes: set[str]) -> PrunescopeError:
+    """Return the error for a pattern that matches no annotation: ops it matches, or near names."""
     ops = [trace.names[i] for i in unique_ids(trace.ops["name"]).tolist()]
-    if found := matching(pattern, ops):
-        matched = _shortened(min(found))
+    if matched := matching(pattern, ops):
+        name = shortened(min(matched), _SHOWN)
         return PrunescopeError(
-            f"--phase-pattern {pattern!r} matches ops ({matched}), and no annotation of the trace",
+            f"--phase-pattern {pattern!r} matches ops ({name}), and no annotation of the trace",
             hint="steps are annotations: put the calls of a step into a range of its own "
             "(torch.cuda.nvtx.range, record_function)",
         )
@@ -158,7 +175,7 @@ def _without_match(trace: Trace, pattern: str, notes: set[str]) -> PrunescopeErr
 
 
 def nothing_picked(trace: Trace, windows: Windows, pattern: str) -> PrunescopeError:
-    """An error about annotations in which no work was launched, with those in which it was."""
+    """Return the error for annotations in which no work was launched, and name the others."""
     work = trace.launches if trace.on_device else trace.ops
     notes = trace.annotations
     spans = {name: notes[name][notes["module"] == 0] for name in ("ts", "dur", "thread", "name")}
@@ -166,20 +183,20 @@ def nothing_picked(trace: Trace, windows: Windows, pattern: str) -> PrunescopeEr
     names = {trace.names[i] for i in unique_ids(spans["name"][around[around >= 0]]).tolist()}
     there = ", ".join(_nearest(pattern, names)) or "none"
     return PrunescopeError(
-        f"{trace.source.name}: nothing ran {'on the device ' if trace.on_device else ''}in the "
+        f"{trace.source.name}: nothing ran {when(trace.on_device, 'on the device ')}in the "
         f"{len(windows):,} annotations that --phase-pattern {pattern!r} matches",
         hint=f"annotations around the launches: {there}",
     )
 
 
 def matching(pattern: str, names: Sequence[str]) -> set[str]:
-    """The names in which a regular expression is found: in time linear in their lengths, whatever
-    the names hold.
+    """Return the names in which a regular expression is found.
 
-    Raises PrunescopeError where it is none.
+    The time is linear in their lengths, whatever the names hold. Raises PrunescopeError for an
+    invalid expression.
     """
     try:
-        found = pl.Series(names, dtype=pl.String).str.contains(pattern)
+        matches_of_names = pl.Series(names, dtype=pl.String).str.contains(pattern)
     except pl.exceptions.ComputeError as error:
         why = " ".join(str(error).partition("This error occurred")[0].split())
         why = why.rpartition("error: ")[2][:200]
@@ -188,77 +205,70 @@ def matching(pattern: str, names: Sequence[str]) -> set[str]:
             hint="for example --phase-pattern 'execute_context_.*'; look-around and "
             "back-references are not known",
         ) from None
-    return {name for name, matches in zip(names, found.to_list(), strict=True) if matches}
+    return {
+        name for name, matches in zip(names, matches_of_names.to_list(), strict=True) if matches
+    }
 
 
-def _generated(trace: Trace) -> Windows | None:
-    """The prompts and tokens of generated text, if the trace holds both."""
-    if not may_generate(trace):
-        return None
-    work = work_sequence(trace)
-    return prompts_and_tokens(trace, work, parts_of_whole_passes(trace, work))
-
-
-def _repeated(trace: Trace) -> Windows | None:
-    """At least two steps of a trace that no profiler marked."""
-    if not len(trace.ops["ts"]) and not len(trace.launches["ts"]):
-        return None
-    work = work_sequence(trace)
-    return marked_steps(trace, work) or repeated_sequence(trace, work)
-
-
-def _whole_trace() -> Windows:
+def _find_unmarked(trace: Trace) -> Windows:
+    """Return the steps of a trace that no profiler marked; without any, the whole trace as one."""
+    if len(trace.ops["ts"]) or len(trace.launches["ts"]):
+        work = work_sequence(trace)
+        steps = marked_steps(trace, work) or repeated_sequence(trace, work)
+        if steps is not None:
+            return steps
     low, high = np.iinfo(np.int64).min // 4, np.iinfo(np.int64).max // 4
     return Windows(np.array([low]), np.array([high]), "whole", ["trace"])
 
 
-def _picked(trace: Trace, notes: Ints, hits: Ints, names: dict[int, str]) -> Windows:
-    """The annotations that a pattern names; with the other steps, where all of them are steps
-    of an engine or a profiler. The wall time of a step starts at the end of the previous step, even
-    if the pattern did not select that one."""
-    named = _disjoint(trace, hits, "pattern")
-    for _, is_step in _candidates(None, ()):
+def _pick(trace: Trace, notes: Ints, hits: Ints, names: dict[int, str]) -> Windows:
+    """Return the annotations that a pattern names.
+
+    If all of them are steps of an engine or a profiler, the other steps are kept with them: the
+    wall time of a step starts at the end of the step before, even if the pattern did not select
+    that one.
+    """
+    named = _make_windows(trace, hits, "pattern")
+    for _, is_step in _step_sources(None, ()):
         steps = [i for i, name in names.items() if is_step(name)]
-        every = _disjoint(trace, notes[np.isin(trace.annotations["name"][notes], steps)], "pattern")
+        every = _make_windows(
+            trace, notes[np.isin(trace.annotations["name"][notes], steps)], "pattern"
+        )
         picked = np.flatnonzero(np.isin(every.start, named.start))
         if len(picked) and np.array_equal(every.end[picked], named.end):
             return replace(every, picked=picked)
     return named
 
 
-def _candidates(
+def _step_sources(
     phase_pattern: str | None, names: Sequence[str]
 ) -> list[tuple[str, Callable[[str], bool]]]:
-    """Sources of steps, the first that has any decides."""
-    found: list[tuple[str, Callable[[str], bool]]] = [
+    """Return the sources of steps, each with a test of names; the first with any step decides."""
+    sources: list[tuple[str, Callable[[str], bool]]] = [
         ("prunescope", lambda name: OWN_STEP.search(name) is not None),
         ("engine", lambda name: engine_step(name) is not None),
         ("ProfilerStep", lambda name: _PROFILER_STEP.search(name) is not None),
         ("numbered", lambda name: _NUMBERED.fullmatch(name) is not None),
     ]
     if phase_pattern is not None:
-        found.insert(1, ("pattern", matching(phase_pattern, names).__contains__))
-    return found
+        sources.insert(1, ("pattern", matching(phase_pattern, names).__contains__))
+    return sources
 
 
 def _nearest(pattern: str, names: set[str]) -> list[str]:
-    """At most five of the names, shortened: those that begin as the pattern does, then steps."""
+    """Return at most five of the names: those that begin as the pattern does, then steps."""
     start = re.split(r"[\\^$.*+?{}\[\]|()]", pattern.lstrip("^"), maxsplit=1)[0].lower()
-    steps = [is_step for _, is_step in _candidates(None, ())]
+    steps = [is_step for _, is_step in _step_sources(None, ())]
 
-    def far(name: str) -> tuple[int, bool, str]:
+    def distance(name: str) -> tuple[int, bool, str]:
         same = len(commonprefix([name.lower(), start]))
         return -same, not any(is_step(name) for is_step in steps), name
 
-    return [_shortened(name) for name in sorted(names, key=far)[:5]]
+    return [shortened(name, _SHOWN) for name in sorted(names, key=distance)[:5]]
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= _SHOWN else f"{name[: _SHOWN - 1]}…"
-
-
-def _disjoint(trace: Trace, hits: Ints, source: str) -> Windows:
-    """Windows in time order; one that starts inside the window before it is not a step."""
+def _make_windows(trace: Trace, hits: Ints, source: str) -> Windows:
+    """Return annotations as windows in time order, without those that start inside another one."""
     start = trace.annotations["ts"][hits]
     end = start + trace.annotations["dur"][hits]
     kept = outermost(start, end)

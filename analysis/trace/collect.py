@@ -1,8 +1,8 @@
-"""Events of a trace, a block at a time, into compact integer columns.
+"""The events of a trace, collected a block at a time into compact integer columns.
 
-In: lists of typed events (see reader.py). Out: tables of device events, launches, host ops and
-annotations, int64: times in ns, strings and op calls as ids, -1 for an absent id. Works on whole
-columns of a block, for one event after the other costs more than decoding it.
+In: lists of typed events (see reader.py). Out: int64 tables of device events, launches, host ops
+and annotations; times are in ns, strings and op calls are ids, -1 is an absent id. Each block is
+converted as whole columns, because a Python step for each event would cost more than decoding it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from prunescope.analysis.trace.event import (
     SNAPSHOT,
     Args,
     Event,
+    decode_json,
 )
 from prunescope.analysis.trace.samples import Floats as Floats
 from prunescope.analysis.trace.samples import Ints as Ints
@@ -35,7 +36,7 @@ from prunescope.analysis.trace.uncategorised import category_of, table_of
 from prunescope.taxonomy.errors import PrunescopeError
 
 MODULE = "nn.Module: "
-OWN_PREFIX = "prunescope."  # of what our own runs annotate
+OWN_PREFIX = "prunescope."  # of the annotations of our own runs
 OWN_STEP = re.compile(r"prunescope\.step#\d+$")
 MAX_ROWS = 20_000_000  # events of one kind: 2 GB of columns
 # Kernels, copies and fills of a device: at its peak an analysis holds 1.4 kB of each, 7 GB of all.
@@ -46,7 +47,7 @@ _MAX_US = 2_300_000_000_000_000  # 73 years: the ns between any two times fit 63
 MAX_EVENT_NS = 3600 * 10**9  # of a kernel, op or launch
 MAX_ANNOTATION_NS = 1 << 62  # an annotation may hold a whole run
 _MAX_ID = 1 << 62
-_SPARSE = 16  # numbers for each row, from which on to count them takes longer than to sort the rows
+_SPARSE = 16  # distinct numbers a row, above which counting takes longer than sorting
 _NO_TIME = -(1 << 63)
 _MOST_DIGITS = 19  # of a whole number in 63 bits
 _NO_ARGS = Args()
@@ -55,7 +56,7 @@ _DEVICE, _LAUNCH, _OP, _ANNOTATION, _FRAME = "device", "launch", "op", "annotati
 SAMPLES = "samples"
 DEVICE_ROWS = "kernels, copies and fills"
 _MEMORY, _HOST = "memory", msgspec.Raw(b"0")  # the table, a type of device
-_LONG_FRAME = 100  # us: shorter frames of Python say nothing that is of use, and are most of them
+_LONG_FRAME = 100  # µs: shorter frames of Python are of no use, and are most of them
 # CUPTI's range profiler: kineto spreads its kernels evenly over the span of the capture.
 _COUNTERS = "cuda_profiler_range"
 _GROUPS = {
@@ -77,7 +78,6 @@ COLUMNS = {
     _MEMORY: ("ts", "allocated", "reserved"),
     SAMPLES: ("ts", "name", "device", "value"),  # the value: the bits of a double
 }  # fmt: skip
-_TEXT = msgspec.json.Decoder(str)
 Key = TypeVar("Key", bound=Hashable)
 # Name; dims, types, strides and concrete inputs as JSON, with a byte between that no JSON has: one
 # text is made in a fifth of the time of four.
@@ -86,7 +86,7 @@ _BETWEEN = b"\xff"
 
 
 class Ids(dict[Key, int]):
-    """Ids of keys, in the order in which they were first looked up."""
+    """The ids of keys, numbered in the order in which the keys were first looked up."""
 
     def __missing__(self, key: Key) -> int:
         self[key] = new = len(self)
@@ -94,33 +94,37 @@ class Ids(dict[Key, int]):
 
 
 class Columns:
-    """Growing integer columns of one kind of event, an array a block. `most`: rows that are taken;
-    `what`: of what they are."""
+    """Growing integer columns of one kind of event, kept as one array for each block.
+
+    `most` is the number of rows that are accepted; the error for more calls them `kind`.
+    """
 
     def __init__(
-        self, names: tuple[str, ...], most: int = MAX_ROWS, what: str = "events of one kind"
+        self, names: tuple[str, ...], most: int = MAX_ROWS, kind: str = "events of one kind"
     ) -> None:
         self.names = names
-        self.most, self.what = most, what
+        self.most, self.kind = most, kind
         self.blocks: list[Ints] = []
         self.count = 0
         self._room = np.empty((len(names), 0), np.int64)
 
     def reserve(self, rows: int) -> None:
-        """Room for so many rows in one array, so that they are not copied at the end: for columns
-        that are still empty. Memory of rows that do not come is never touched."""
+        """Reserve one array for so many rows, so that they need not be copied at the end.
+
+        The columns must still be empty. The memory of rows that do not come is never touched.
+        """
         self._room = np.empty((len(self.names), min(rows, self.most)), np.int64)
 
     def add(self, *columns: Iterable[int]) -> None:
-        """The rows of a block, one column after the other."""
+        """Append the rows of a block, given one column after the other."""
         self.append(np.array([np.asarray(column, np.int64) for column in columns]))
 
     def append(self, block: Ints) -> None:
-        """The rows of a block as an array, of which a row is a column."""
+        """Append the rows of a block, whose array has a row for each column of the table."""
         begin, self.count = self.count, self.count + block.shape[1]
         if self.count > self.most:
             raise PrunescopeError(
-                f"the trace holds more than {self.most:,} {self.what}",
+                f"the trace holds more than {self.most:,} {self.kind}",
                 hint="capture fewer steps: three say as much as a thousand",
             )
         if self.blocks or self.count > self._room.shape[1]:
@@ -129,8 +133,10 @@ class Columns:
             self._room[:, begin : self.count] = block
 
     def together(self) -> Ints:
-        """The rows of all blocks in the order of the file: a row of the array is a column. What is
-        written into it stays."""
+        """Return all rows as one array, which has a row for each column of the table.
+
+        They stand in the order of the file. What a caller writes into the array stays.
+        """
         if self.blocks:
             in_room = self.count - sum(block.shape[1] for block in self.blocks)
             self._room = np.concatenate([self._room[:, :in_room], *self.blocks], axis=1)
@@ -138,13 +144,16 @@ class Columns:
         return self._room[:, : self.count]
 
     def frozen(self) -> dict[str, Ints]:
-        """The columns as numpy arrays, in the order of the file."""
+        """Return the columns by name as numpy arrays, in the order of the file."""
         return dict(zip(self.names, self.together(), strict=True))
 
 
 class Collector:
-    """The tables of a trace as they grow. `dropped`: events without a time that can be, by
-    table; `unplaced`: device events that name no device."""
+    """The tables of a trace while they grow.
+
+    `dropped` counts by table the events without a valid time, `unplaced` the device events that
+    name no device.
+    """
 
     def __init__(self) -> None:
         self.tables = {group: Columns(names) for group, names in COLUMNS.items()}
@@ -162,7 +171,7 @@ class Collector:
         self.untimed = 0  # kernels with hardware counters and without times of their own
 
     def add(self, events: list[Event]) -> None:
-        """Take what is of use in a block: a third of a trace with stacks, or less."""
+        """Take the useful events of a block: a third of a trace with stacks, or less."""
         groups: dict[str, list[Event]] = {group: [] for group in COLUMNS if group != SAMPLES}
         whole = bool(events) and isinstance(events[0], Event)
         if whole:
@@ -199,16 +208,16 @@ class Collector:
             _FRAME: self._on_thread,
             OVERHEAD: self._on_thread,
         }
-        for group, found in groups.items():
-            timed, ts, dur = self._timed(group, found)
+        for group, events_of_group in groups.items():
+            timed, ts, dur = self._timed(group, events_of_group)
             if timed:
                 args = [e.args or _NO_ARGS for e in timed]
-                names = _short([e.name for e in timed])
+                names = _shortened([e.name for e in timed])
                 named = interned(self.names, names)
                 self.tables[group].add(ts, dur, named, *take[group](timed, args, names))
 
     def _sort(self, events: list[Event], groups: dict[str, list[Event]]) -> None:
-        """Whole events of a block by the table that they are for."""
+        """Sort the whole events of a block by the table that they belong to."""
         for event in events:
             group = _GROUPS.get(event.cat) if event.cat is not None else table_of(event)
             if group is not None and (event.ph == "X" or group == _MEMORY):
@@ -217,19 +226,19 @@ class Collector:
         self.untimed += sum(event.cat == _COUNTERS for event in events)
 
     def _memory(self, events: list[Event]) -> None:
-        """Snapshots of what is allocated and reserved on a device."""
-        found = [
-            (e.ts, _size(e.args.allocated), _size(e.args.reserved))
+        """Take snapshots of the memory that is allocated and reserved on a device."""
+        snapshots = [
+            (e.ts, _to_bytes(e.args.allocated), _to_bytes(e.args.reserved))
             for e in events
             if e.args is not None and e.args.device_type != _HOST
         ]
-        if found:
-            times, *sizes = zip(*found, strict=True)
+        if snapshots:
+            times, *sizes = zip(*snapshots, strict=True)
             columns = np.array([nanoseconds(list(times)), *sizes])
             self.tables[_MEMORY].append(columns[:, columns[0] != _NO_TIME])
 
     def add_samples(self, samples: list[Sample]) -> None:
-        """Take the counters of a block that are of use."""
+        """Take the useful counters of a block."""
         if rows := list(rows_of(samples)):
             times, names, devices, values = zip(*rows, strict=True)
             bits = np.array(values, np.float64).view(np.int64)
@@ -238,8 +247,11 @@ class Collector:
             self.tables[SAMPLES].append(columns[:, columns[0] != _NO_TIME])
 
     def _timed(self, group: str, events: list[Event]) -> tuple[list[Event], Ints, Ints]:
-        """The events that have a start and a duration, with both. A kernel, op or launch of more
-        than an hour is none."""
+        """Return the events that have a valid start and duration, with both in ns.
+
+        A kernel, op or launch of more than an hour is invalid. The other events are counted in
+        `dropped`.
+        """
         ts = nanoseconds([e.ts for e in events])
         dur = nanoseconds([e.dur for e in events])
         good = (
@@ -259,15 +271,15 @@ class Collector:
     def _device(self, events: list[Event], args: list[Args], _: list[str]) -> list[Iterable[int]]:
         return [
             [category_of(e) for e in events],
-            ids_of([a.correlation for a in args]),
-            _external(args),
+            to_ids([a.correlation for a in args]),
+            _external_ids(args),
             *self._places(events, args),
             self._sizes([a.grid for a in args]),
             self._sizes([a.block for a in args]),
-            ids_of([a.registers for a in args]),
-            ids_of([a.shared_memory for a in args]),
-            ids_of([a.bytes for a in args]),
-            ids_of([a.graph_node for a in args]),
+            to_ids([a.registers for a in args]),
+            to_ids([a.shared_memory for a in args]),
+            to_ids([a.bytes for a in args]),
+            to_ids([a.graph_node for a in args]),
             self._labels(args),
             [NONE] * len(args),
             [NONE] * len(args),
@@ -275,41 +287,46 @@ class Collector:
         ]
 
     def _collectives(self, args: list[Args]) -> list[int]:
-        """Ids of what collectives report to send."""
-        found = [a for a in args if a.collective]
-        if not found:
+        """Return the ids of what collectives record about their messages; NONE for other events."""
+        recorded = [a for a in args if a.collective]
+        if not recorded:
             return [NONE] * len(args)
         keys = [
             tuple(bytes(raw) for raw in (a.collective, a.sent, a.received, a.group, a.dtype))
-            for a in found
+            for a in recorded
         ]
         ids = iter(interned(self.collectives, keys))
         return [next(ids) if a.collective else NONE for a in args]
 
     def _labels(self, args: list[Args]) -> list[int]:
-        """Ids of what kernels of a graph are annotated with."""
-        found = [a.module or a.label or a.label_legacy for a in args]
-        if not any(found):
+        """Return the ids of the annotations of graph kernels; NONE for other events."""
+        raws = [a.module or a.label or a.label_legacy for a in args]
+        if not any(raws):
             return [NONE] * len(args)
-        words = [_label(raw) if a.graph_node else "" for raw, a in zip(found, args, strict=True)]
-        ids = iter(interned(self.names, _short([word for word in words if word])))
+        words = [
+            _decode_label(raw) if a.graph_node else "" for raw, a in zip(raws, args, strict=True)
+        ]
+        ids = iter(interned(self.names, _shortened([word for word in words if word])))
         return [next(ids) if word else NONE for word in words]
 
     def _places(self, events: list[Event], args: list[Args]) -> Iterable[list[int]]:
-        """Streams and devices: those of the arguments, else the rows the events are drawn on."""
+        """Return the streams and devices of events.
+
+        They are those of the arguments, else those of the rows on which the events are drawn.
+        """
         streams, devices = [a.stream for a in args], [a.device for a in args]
         if None in streams:
             streams = [e.tid if s is None else s for e, s in zip(events, streams, strict=True)]
         if None in devices:
             devices = [e.pid if d is None else d for e, d in zip(events, devices, strict=True)]
-        return ids_of(streams), ids_of(devices)
+        return to_ids(streams), to_ids(devices)
 
     def _launch(self, events: list[Event], args: list[Args], _: list[str]) -> list[Iterable[int]]:
         kernel = [a.kernel if isinstance(a.kernel, str) else None for a in args]
-        ids = iter(interned(self.names, _short([name for name in kernel if name is not None])))
+        ids = iter(interned(self.names, _shortened([name for name in kernel if name is not None])))
         return [
-            ids_of([a.correlation for a in args]),
-            _external(args),
+            to_ids([a.correlation for a in args]),
+            _external_ids(args),
             self._on_threads(events),
             [NONE if name is None else next(ids) for name in kernel],
         ]
@@ -320,10 +337,10 @@ class Collector:
             for name, a in zip(names, args, strict=True)
         ]
         return [
-            _external(args),
+            _external_ids(args),
             self._on_threads(events),
             interned(self.calls, calls),
-            ids_of([a.sequence for a in args]),
+            to_ids([a.sequence for a in args]),
         ]
 
     def _annotation(
@@ -338,46 +355,49 @@ class Collector:
         return [self._on_threads(events)]
 
     def _sizes(self, sizes: list[list[int] | None]) -> list[int]:
-        """Ids of grids or blocks."""
+        """Return the ids of grids or blocks; NONE where the size is missing."""
         known = interned(self.grids, [tuple(size) for size in sizes if size])
         ids = iter(known)
         return [next(ids) if size else NONE for size in sizes]
 
 
 def call_of(name: str, dims: bytes) -> Call:
-    """The key of an op call of which no more is known than the sizes of its inputs, as JSON."""
+    """Return the key of an op call of which only the sizes of its inputs are known, as JSON."""
     return name, _BETWEEN.join((dims, b"", b"", b""))
 
 
 def parts_of(call: Call) -> list[bytes]:
-    """Dims, types, strides and concrete inputs of an op call as JSON, empty for none."""
+    """Split the key of an op call into dims, types, strides and concrete inputs, each as JSON.
+
+    A part that was not recorded is empty.
+    """
     return call[1].split(_BETWEEN, 3)
 
 
-def _size(raw: int | msgspec.Raw | None) -> int:
-    """A number of bytes, NONE for what is none."""
+def _to_bytes(raw: int | msgspec.Raw | None) -> int:
+    """Return a number of bytes; NONE for a missing or invalid one."""
     if not isinstance(raw, msgspec.Raw):
         return NONE if raw is None else raw
     text = bytes(raw)
     return int(text) if text.isdigit() and len(text) < _MOST_DIGITS else NONE
 
 
-def _label(raw: msgspec.Raw) -> str:
-    """A JSON string, empty for any other value."""
-    try:
-        return _TEXT.decode(raw) if raw else ""
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ""
+def _decode_label(raw: msgspec.Raw) -> str:
+    """Decode a JSON string; any other value gives an empty text."""
+    label = decode_json(bytes(raw))
+    return label if isinstance(label, str) else ""
 
 
 def interned(table: Ids[Key], keys: list[Key]) -> list[int]:
-    """The id of every key; new ones get the next ids, in their order."""
+    """Return the id of every key; new keys get the next ids, in their order."""
     return list(map(table.__getitem__, keys))
 
 
 def unique_ids(ids: Ints) -> Ints:
-    """The distinct values of a column, in order. Most ids are small: to count them takes a tenth of
-    the time of numpy's `unique`."""
+    """Return the distinct values of a column, in ascending order.
+
+    Most ids are small, and counting them takes a tenth of the time of numpy's `unique`.
+    """
     if not len(ids):
         return ids
     least, most = int(ids.min()), int(ids.max())
@@ -387,8 +407,10 @@ def unique_ids(ids: Ints) -> Ints:
 
 
 def are_among(values: Ints, ids: Ints) -> NDArray[np.bool_]:
-    """Which of the values are among the ids, of which there are many: numpy's `isin` sorts the
-    values as well."""
+    """Return a mask of the values that are among the ids.
+
+    It is faster than numpy's `isin` for many ids, because `isin` sorts the values as well.
+    """
     known = unique_ids(ids)
     if not len(known):
         return np.zeros(len(values), bool)
@@ -396,19 +418,28 @@ def are_among(values: Ints, ids: Ints) -> NDArray[np.bool_]:
     return np.asarray(known[np.minimum(at, len(known) - 1)] == values)
 
 
+def places_in(ordered: Ints, wanted: Ints) -> Ints:
+    """Return where each value is first in a sorted column; NONE for one that is not in it."""
+    if not len(ordered):
+        return np.full(len(wanted), NONE)
+    at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+    return np.where((ordered[at] == wanted) & (wanted >= 0), at, NONE)
+
+
 def is_long_frame(us: Any) -> bool:
-    """Whether a frame of Python that took `us` µs is of use."""
+    """Return whether a Python frame of `us` µs is long enough to be of use."""
     return isinstance(us, int | float | Decimal) and us >= _LONG_FRAME
 
 
-def _short(names: list[str]) -> list[str]:
+def _shortened(names: list[str]) -> list[str]:
+    """Cut names that are longer than _MAX_NAME characters."""
     if max(map(len, names), default=0) <= _MAX_NAME:
         return names
     return [n if len(n) <= _MAX_NAME else f"{n[:_MAX_NAME]}…" for n in names]
 
 
-def ids_of(values: list[Any]) -> list[int]:
-    """Ids as they are, NONE for what is none; a text of digits is one."""
+def to_ids(values: list[Any]) -> list[int]:
+    """Return ids as integers: NONE for a missing or invalid id; a string of digits is parsed."""
     types = set(map(type, values))
     if types == {type(None)}:
         return [NONE] * len(values)
@@ -417,10 +448,11 @@ def ids_of(values: list[Any]) -> list[int]:
         types = {int}
     if types == {int} and min(values) >= NONE and max(values) < _MAX_ID:
         return values
-    return [_id(value) for value in values]
+    return [_to_id(value) for value in values]
 
 
-def _id(value: Any) -> int:
+def _to_id(value: Any) -> int:
+    """Return one id of any type as an integer, NONE for an invalid one."""
     if type(value) is int or isinstance(value, float):
         return int(value) if 0 <= value < _MAX_ID else NONE
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
@@ -428,32 +460,34 @@ def _id(value: Any) -> int:
     return NONE
 
 
-def _external(args: list[Args]) -> list[int]:
-    return ids_of([a.external_id_legacy if a.external_id is None else a.external_id for a in args])
+def _external_ids(args: list[Args]) -> list[int]:
+    """Return the ids by which ops are named, under the current or the legacy argument."""
+    return to_ids([a.external_id_legacy if a.external_id is None else a.external_id for a in args])
 
 
 def nanoseconds(us: list[Any]) -> Ints:
-    """Nearest ns of times in us, _NO_TIME for what is none.
+    """Round times in µs to the nearest ns; a missing or invalid time becomes _NO_TIME.
 
-    The whole part and the rest apart: the doubles of both are exact up to 2^42 us, and the reader
-    gives decimals beyond. Whatever is no number is no time.
+    The whole part and the fraction are rounded separately. The doubles of both are exact up to 2^42
+    µs, and the reader gives decimals beyond.
     """
     if not set(map(type, us)) <= {int, float, type(None)}:
-        return np.array([_exact(t) for t in us], np.int64)
+        return np.array([_exact_ns(t) for t in us], np.int64)
     try:
         values = np.array(us, np.float64)  # None becomes NaN
     except OverflowError:  # a whole number that no double holds
-        return np.array([_exact(t) for t in us], np.int64)
+        return np.array([_exact_ns(t) for t in us], np.int64)
     with np.errstate(invalid="ignore"):
         good = np.abs(values) < _MAX_US
         values = np.where(good, values, 0.0)
         whole = np.floor(values)
-        rest = np.rint((values - whole) * 1000)
-        out = whole.astype(np.int64) * 1000 + rest.astype(np.int64)
-    return np.where(good, out, _NO_TIME)
+        fraction = np.rint((values - whole) * 1000)
+        ns = whole.astype(np.int64) * 1000 + fraction.astype(np.int64)
+    return np.where(good, ns, _NO_TIME)
 
 
-def _exact(us: Any) -> int:
+def _exact_ns(us: Any) -> int:
+    """Round one time in µs, of any type, to the nearest ns by decimal arithmetic."""
     if type(us) is str:  # Ascend's profiler writes decimals as texts
         us = Decimal(us) if _DECIMAL.fullmatch(us) else None
     if type(us) not in (int, float, Decimal) or not -_MAX_US < us < _MAX_US:

@@ -1,7 +1,7 @@
 """The events of a Chrome trace as they are decoded: whole ones, and lean ones by category.
 
 `Event` holds every field that prunescope reads. `LEAN` decodes a list of events of known categories
-into structs that hold only the fields that become columns; it refuses any other list, which is then
+into structs that hold only the fields that become columns. It refuses any other list, which is then
 decoded in full (a third to a half slower).
 """
 
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 # XPU, NPU and other backends of PyTorch write kernels as CUDA does; MTIA and HPU have categories of
-# their own. With a capital: as profilers before PyTorch 1.12 wrote them.
+# their own. Profilers before PyTorch 1.12 wrote the names with a capital.
 DEVICE_CATEGORIES = {"kernel": 0, "gpu_memcpy": 1, "gpu_memset": 2,
                      "Kernel": 0, "Memcpy": 1, "Memset": 2,
                      "mtia_ccp_events": 0, "hpu_op": 0}  # fmt: skip
@@ -52,17 +52,17 @@ class Args(msgspec.Struct, gc=False):
     bytes: Number = None
     kernel: str | int | float | None = None  # ROCm names the kernel at its launch
     graph_node: Number = msgspec.field(default=None, name="graph node id")
-    # What torch's annotations of graph kernels add to a kernel; raw, for others may use the names.
+    # What torch's annotations of graph kernels add to a kernel; raw, as others may use the names.
     module: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="module_fqn")
     label: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="name")
     label_legacy: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="str")
-    # Arguments that torch writes on a collective, as they are.
+    # Arguments that torch writes on a collective; undecoded.
     collective: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Collective name")
     sent: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="In msg nelems")
     received: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Out msg nelems")
     group: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Group size")
     dtype: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""))
-    # Of a snapshot of memory (profile_memory), raw as well.
+    # Arguments of a snapshot of memory (profile_memory); undecoded.
     allocated: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Total Allocated")
     reserved: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Total Reserved")
     device_type: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Device Type")
@@ -70,7 +70,7 @@ class Args(msgspec.Struct, gc=False):
 
 
 class Event(msgspec.Struct, gc=False):
-    """One event; times in the file's microseconds. `id`: of a flow arrow."""
+    """One event, with times in the unit of the file (µs); `id` is that of a flow event."""
 
     ph: str = ""
     id: Number = None
@@ -83,27 +83,35 @@ class Event(msgspec.Struct, gc=False):
     args: Args | None = None
 
 
-MEMORY = "cpu_instant_event"  # among others of no use
+MEMORY = "cpu_instant_event"  # a category with other events too, which are not read
 SNAPSHOT = "[memory]"  # the events of MEMORY that are read
 OVERHEAD = "overhead"  # work of the profiler and the driver, not of the program
-# How a graph that was recorded as one interval is called, before its number.
+# The name of a graph that was recorded as one interval, before its number.
 WHOLE_GRAPH = "CUDA graph "
 # Arrows and spans that become no column: most events of many traces.
 SKIPPED = ("ac2g", "fwdbwd", "gpu_user_annotation", "Trace")
 
 
-def _fields(of: type[msgspec.Struct], names: Sequence[str]) -> list[tuple[str, Any, Any]]:
-    """The named fields of a struct, with their types and defaults."""
-    known = {one.name: one for one in msgspec.structs.fields(of)}
+def decode_json(raw: bytes | str) -> Any:
+    """Decode JSON; None where it is empty or invalid."""
+    try:
+        return msgspec.json.decode(raw) if raw else None
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+
+
+def _fields(struct: type[msgspec.Struct], names: Sequence[str]) -> list[tuple[str, Any, Any]]:
+    """Return the named fields of a struct, with their types and defaults."""
+    fields = {field.name: field for field in msgspec.structs.fields(struct)}
     return [
-        (name, one.type, msgspec.field(default=one.default, name=one.encode_name))
-        for name, one in ((name, known[name]) for name in names)
+        (field.name, field.type, msgspec.field(default=field.default, name=field.encode_name))
+        for field in map(fields.__getitem__, names)
     ]
 
 
-def _args(of: str, names: Sequence[str]) -> Any:
-    """A struct for the arguments that are read of one kind of events."""
-    return msgspec.defstruct(f"Args_{of}", _fields(Args, names), gc=False)
+def _args(kind: str, names: Sequence[str]) -> Any:
+    """Make a struct for the arguments that are read of one kind of event."""
+    return msgspec.defstruct(f"Args_{kind}", _fields(Args, names), gc=False)
 
 
 _TIMED = _fields(Event, ("name", "pid", "tid", "ts", "dur"))
@@ -118,7 +126,7 @@ _OP = _args("op", _OF_OP)
 
 
 class _Snapshot(msgspec.Struct, gc=False):
-    """Arguments of a snapshot of memory whose sizes are numbers of bytes."""
+    """The arguments of a snapshot of memory, whose sizes are numbers of bytes."""
 
     allocated: Size | None = msgspec.field(default=None, name="Total Allocated")
     reserved: Size | None = msgspec.field(default=None, name="Total Reserved")
@@ -126,22 +134,21 @@ class _Snapshot(msgspec.Struct, gc=False):
 
 
 def _event(category: str, args: Any = None, ph: str = "X") -> Any:
-    """A struct for the events of one category (`cat`); `args`: of the arguments that are read.
-    `ph`: that of all of them, so that counters are none."""
-    fields, known = [("ph", Literal[ph]), *_TIMED], {"cat": category}
+    """Make a struct for the events of one category.
+
+    `args` is the struct of the arguments that are read; None skips them. `ph` is the phase that all
+    of the events have, so that counters of the same category are refused.
+    """
+    fields, constants = [("ph", Literal[ph]), *_TIMED], {"cat": category}
     if args is None:
-        return _tagged(category, fields, {**known, "args": None})
-    return _tagged(category, [*fields, ("args", args | None, None)], known)
+        return _tagged(category, fields, {**constants, "args": None})
+    return _tagged(category, [*fields, ("args", args | None, None)], constants)
 
 
-def _skipped(category: str) -> Any:
-    """A struct for events that become no column: without fields, and with no category."""
-    return _tagged(category, [], {"cat": None})
-
-
-def _tagged(category: str, fields: list[Any], known: dict[str, Any]) -> Any:
+def _tagged(category: str, fields: list[Any], constants: dict[str, Any]) -> Any:
+    """Make a struct that decodes only events of a category; `constants` are class attributes."""
     return msgspec.defstruct(
-        f"Event_{category}", fields, namespace=known, gc=False, tag_field="cat", tag=category
+        f"Event_{category}", fields, namespace=constants, gc=False, tag_field="cat", tag=category
     )
 
 
@@ -152,7 +159,7 @@ LEAN_STRUCTS: dict[str, Any] = {
     **{category: _event(category, _OP) for category in OP_CATEGORIES},
     MEMORY: _event(MEMORY, _Snapshot, ph="i"),
     **{category: _event(category) for category in ("user_annotation", "python_function", OVERHEAD)},
-    **{category: _skipped(category) for category in SKIPPED},
+    **{category: _tagged(category, [], {"cat": None}) for category in SKIPPED},
 }
 LEAN: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
     list[reduce(or_, LEAN_STRUCTS.values())],  # type: ignore[misc]

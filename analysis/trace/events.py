@@ -1,7 +1,7 @@
 """A trace as compact columns: the type that the loader fills and everything else reads.
 
-Every column is int64: times are ns, -1 is an absent id. Also here: warnings about what was lost or
-repaired while the trace was read.
+Every column is int64; times are in ns, and -1 is an absent id. The warnings about what was lost or
+repaired while a trace was read are here too.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ from prunescope.taxonomy.scrub import scrub_all, scrub_values
 from prunescope.taxonomy.words import ms
 
 
-def _no_spans() -> dict[str, Ints]:
-    return {name: np.empty(0, np.int64) for name in COLUMNS["frame"]}
-
-
-def _no_waits() -> dict[str, Ints]:
-    return {name: np.empty(0, np.int64) for name in COLUMNS["device"]}
+def _empty(group: str) -> dict[str, Ints]:
+    return {name: np.empty(0, np.int64) for name in COLUMNS[group]}
 
 
 class Collective(NamedTuple):
-    """A collective as torch records it: its name, elements that a rank sends and receives, ranks,
-    and the number format in torch's spelling; None where it is not recorded."""
+    """A collective as torch records it; None where a value is not recorded.
+
+    `sent` and `received` count the elements that one rank sends and receives, `ranks` the ranks of
+    the group; `dtype` is the number format in torch's spelling.
+    """
 
     name: str
     sent: int | None
@@ -45,21 +44,29 @@ class Collective(NamedTuple):
 class Trace:
     """One trace. Every `dict` maps a column name to an int64 array; -1 is an absent id.
 
-    `names`: the interned strings, which `label` of device events names too (of graph kernels,
-    as torch annotates them; `captured` and `captured_on`: when and on which thread their node
-    was captured); `calls`: the distinct op calls, decoded; `device`: kernel, memcpy and memset
-    events; `waits`: times in which a stream waits for an event, which is no work;
-    `launches`: runtime calls; `ops`: host ops; `annotations`: NVTX ranges,
-    record_function and modules; `frames`: Python frames of 0.1 ms or more; `other_calls`:
-    runtime calls without a correlation id; `overhead`: recorded work of the
-    profiler and the driver themselves. `dropped`: events without a valid time,
-    `kernels_dropped` of them on the device; `unplaced`: device events that name no device, which
-    are left out; `twice`: device events (in a CPU trace: ops) that
-    the file repeats; `collectives`: what device events send to other ranks; `memory`: bytes
-    that are allocated and reserved on the device, by the host's time (ts); `counters`: times and
-    values of samples of the device, by the name that the profiler gives them; `stacks`: recorded
-    calls of Python functions, short ones included; `untimed`: kernels with hardware counters and
-    without times of their own; `caveats`: caveats about its times, as sentences.
+    Tables of events:
+    - `device`: kernels, copies and fills. Its `label` (how torch annotates a kernel of a graph) is
+      an id in `names`; `captured` and `captured_on` say when and on which thread the graph node was
+      captured.
+    - `waits`: times in which a stream waits for an event, which is no work.
+    - `launches`: runtime calls with a correlation id; `other_calls`: those without one.
+    - `ops`: host ops; `annotations`: NVTX ranges, record_function and modules; `frames`: Python
+      frames of 0.1 ms or more; `overhead`: recorded work of the profiler and the driver.
+    - `memory`: bytes allocated and reserved on the device, by the host's time (`ts`).
+
+    Interned values:
+    - `names`: the strings; `calls`: the distinct op calls, decoded; `grids`: the distinct grids and
+      blocks; `collectives`: what device events send to other ranks.
+    - `counters`: times and values of samples of the device, by the profiler's name for them.
+
+    Numbers of events:
+    - `dropped`: events without a valid time, `kernels_dropped` of them on the device.
+    - `unplaced`: device events that name no device, which are left out.
+    - `twice`: device events (in a CPU trace: ops) that the file repeats.
+    - `stacks`: recorded calls of Python functions, short ones included.
+    - `untimed`: kernels with hardware counters and without times of their own.
+
+    `caveats` are sentences about what is doubtful about its times.
     """
 
     source: Source
@@ -80,13 +87,13 @@ class Trace:
     stacks: int = 0
     untimed: int = 0
     caveats: list[str] = field(default_factory=list)
-    frames: dict[str, Ints] = field(default_factory=_no_spans)
-    other_calls: dict[str, Ints] = field(default_factory=_no_spans)
-    overhead: dict[str, Ints] = field(default_factory=_no_spans)
-    waits: dict[str, Ints] = field(default_factory=_no_waits)
+    frames: dict[str, Ints] = field(default_factory=lambda: _empty("frame"))
+    other_calls: dict[str, Ints] = field(default_factory=lambda: _empty("frame"))
+    overhead: dict[str, Ints] = field(default_factory=lambda: _empty("overhead"))
+    waits: dict[str, Ints] = field(default_factory=lambda: _empty("device"))
 
     def __post_init__(self) -> None:
-        """Remove secrets and paths of people and their machine from all strings."""
+        """Remove secrets, and paths of people and of their machine, from all strings."""
         names = scrub_all(self.names)
         if names is not self.names and names != self.names:
             new = dict(zip(self.names, names, strict=True))
@@ -97,70 +104,72 @@ class Trace:
 
     @property
     def on_device(self) -> bool:
-        """Whether the trace holds device events: else its host ops are its kernels."""
+        """Whether the trace holds device events; else its host ops stand for its kernels."""
         return len(self.device["ts"]) > 0
 
     @cached_property
     def launches_by_id(self) -> tuple[Ints, Ints]:
-        """Sorted correlation ids of the launches, and their rows; of equal ids the earliest and
-        longest first. Valid once the trace is loaded: launches no longer change."""
+        """The sorted correlation ids of the launches, and the row of each.
+
+        Of launches with equal ids the earliest comes first, then the longest. The value is valid
+        once the trace is loaded, after which launches no longer change.
+        """
         ids = self.launches["correlation"]
         rows = np.lexsort((-self.launches["dur"], self.launches["ts"], ids))
         return ids[rows], rows
 
     @cached_property
     def launches_named(self) -> NDArray[np.bool_]:
-        """Which launches the device's events name. Valid once the trace is loaded."""
+        """A mask of the launches that device events name; valid once the trace is loaded."""
         return are_among(self.launches["correlation"], self.device["correlation"])
 
     def without_shapes(self) -> Trace:
-        """A copy of the trace as if no shapes had been recorded."""
+        """Return a copy of the trace as if no shapes had been recorded."""
         return replace(self, calls=[OpCall(call.name, (), ()) for call in self.calls])
 
     @property
     def device_name(self) -> str | None:
-        """The device that most device events ran on, as the profiler names it."""
-        found = self._device()
-        return None if found is None else str(found.get("name") or "") or None
+        """The device that most device events ran on, as the profiler names it; None if unknown."""
+        return str(self.device_properties.get("name") or "") or None
 
     @property
     def device_properties(self) -> dict[str, Any]:
         """The profiler's properties of the device that most device events ran on; empty if none."""
-        return self._device() or {}
-
-    def _properties(self) -> list[dict[str, Any]]:
-        """The profiler's properties of each device."""
-        properties = self.source.meta.get("deviceProperties")
-        return (
-            [p for p in properties if isinstance(p, dict)] if isinstance(properties, list) else []
-        )
-
-    def _device(self) -> dict[str, Any] | None:
         known = self._properties()
         if not known:
-            return None
+            return {}
         used = self.device["device"]
-        used = used[used >= 0]
-        ids, counts = np.unique(used, return_counts=True)
+        ids, counts = np.unique(used[used >= 0], return_counts=True)
         most_used = int(ids[np.argmax(counts)]) if len(ids) else None
         return next((p for p in known if p.get("id") == most_used), known[0])
 
+    def _properties(self) -> list[dict[str, Any]]:
+        """Return the profiler's properties of each device."""
+        listed = self.source.meta.get("deviceProperties")
+        return [p for p in listed if isinstance(p, dict)] if isinstance(listed, list) else []
+
     def times_of_devices(self, events: Ints) -> dict[str, int]:
-        """Summed durations of device events in ns by device, as "0 (NVIDIA A100)", largest
-        first."""
+        """Sum the durations of device events by device, largest sum first.
+
+        Args:
+            events: Rows of `device`; negative ones are ignored.
+
+        Returns:
+            The sum in ns by the device's number and name, for example "0 (NVIDIA A100)".
+        """
         events = events[events >= 0]
         ids, times = self.device["device"][events], self.device["dur"][events]
         known = self._properties()
-        found: dict[str, int] = {}
-        for one in unique_ids(ids[ids >= 0]).tolist():
-            name = next((p.get("name") for p in known if p.get("id") == one), None)
-            label = f"{one} ({name[:80]})" if isinstance(name, str) and name else str(one)
-            found[label] = int(times[ids == one].sum())
-        return dict(sorted(found.items(), key=lambda item: -item[1]))
+        times_by_label: dict[str, int] = {}
+        for device in unique_ids(ids[ids >= 0]).tolist():
+            name = next((p.get("name") for p in known if p.get("id") == device), None)
+            label = f"{device} ({name[:80]})" if isinstance(name, str) and name else str(device)
+            times_by_label[label] = int(times[ids == device].sum())
+        return dict(sorted(times_by_label.items(), key=lambda item: -item[1]))
 
 
 def trace_warnings(trace: Trace) -> list[str]:
-    """Sentences on what was lost, repaired or dropped while the trace was read."""
+    """List what was lost, repaired or dropped while the trace was read, as sentences."""
     source, name = trace.source, trace.source.name
     warnings: list[str] = []
     if source.cut:
@@ -188,8 +197,8 @@ def trace_warnings(trace: Trace) -> list[str]:
     if lost:
         warnings.append(f"{name}: {lost} malformed events were dropped")
     if trace.twice:
-        what = "device events" if trace.on_device else "host ops"
-        warnings.append(f"{name}: {trace.twice:,} repeated {what} were counted once")
+        repeated = "device events" if trace.on_device else "host ops"
+        warnings.append(f"{name}: {trace.twice:,} repeated {repeated} were counted once")
     if trace.untimed:
         warnings.append(
             f"{name}: {trace.untimed:,} kernels of CUPTI's range profiler hold counters, and no "
@@ -203,7 +212,7 @@ def trace_warnings(trace: Trace) -> list[str]:
 
 
 def recorded_waits(trace: Trace) -> list[str]:
-    """A note on the waits of streams that the device recorded among its work."""
+    """Note that the device recorded waits of streams among its work; empty if it did not."""
     if not len(trace.waits["ts"]):
         return []
     return [
@@ -213,13 +222,16 @@ def recorded_waits(trace: Trace) -> list[str]:
 
 
 def lacks_device_events(trace: Trace) -> bool:
-    """Whether a trace names a GPU, or launches on it, and holds no device events."""
+    """Return whether a trace names a GPU, or launches on it, and holds no device events."""
     launched = len(trace.launches["ts"]) > 0
     return not trace.on_device and bool(trace.device_name or launched)
 
 
 def host_instead(trace: Trace) -> list[str]:
-    """A warning where a trace names a GPU, or launches on it, and holds no device events."""
+    """Warn that host ops stand for the kernels of a trace that names or uses a GPU.
+
+    The list is empty if the trace holds device events, or is cut off.
+    """
     if trace.source.cut or not lacks_device_events(trace):
         return []
     named = f" names {trace.device_name}, but" if trace.device_name else " launches kernels, but"
@@ -231,7 +243,7 @@ def host_instead(trace: Trace) -> list[str]:
 
 
 def is_partial(trace: Trace) -> bool:
-    """Whether the trace holds only a part of what ran: it is cut off, or lost kernels."""
+    """Return whether the trace holds only a part of what ran: it is cut off, or lost kernels."""
     return trace.source.cut or trace.kernels_dropped + trace.unplaced > 0
 
 
@@ -242,8 +254,10 @@ _MAX_EVENTS = 2**53  # JSON readers agree on integers up to here
 
 
 def stacks_left_out(meta: Mapping[str, Any]) -> int:
-    """How many recorded calls of Python functions trimming left out; 0 where `meta`, the metadata
-    around the events, has no valid count."""
+    """Return how many recorded calls of Python functions trimming left out.
+
+    The metadata around the events (`meta`) states that number; without a valid one the result is 0.
+    """
     left_out = meta.get(LEFT_OUT)
     count = left_out.get(STACKS) if isinstance(left_out, dict) else None
     valid = isinstance(count, int) and not isinstance(count, bool) and 0 < count <= _MAX_EVENTS

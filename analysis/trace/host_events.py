@@ -1,7 +1,7 @@
-"""Events of a trace other than the kernels of the steps, as a frame, for export to a timeline.
+"""The events of a trace other than the kernels of its steps, as a frame for export to a timeline.
 
-In: a Trace. Out: events in time order, ns; `category` is scope, op or launch for the host's, and
-carry-over or outside for those of the device that are in no step.
+In: a Trace. Out: events in time order, in ns. Their `category` is scope, op or launch on the host,
+and carry-over or outside for device events that are in no step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ CARRY_OVER, OUTSIDE = "carry-over", "outside"
 
 
 def host_events(trace: Trace) -> pl.DataFrame:
-    """Columns start, duration, name, category, thread, and the shapes of an op's inputs."""
+    """Return the annotations, ops and launches of the host, in time order.
+
+    Returns:
+        A frame with the columns start and duration (ns), name, category, thread, and shapes
+        (those of an op's inputs; null for others).
+    """
     parts = [("scope", trace.annotations), ("op", trace.ops), ("launch", trace.launches)]
     names = pl.Series("name", trace.names, dtype=pl.String)
     frames = [
@@ -28,7 +33,7 @@ def host_events(trace: Trace) -> pl.DataFrame:
                 "name": names.gather(pl.Series(table["name"], dtype=pl.UInt32)),
                 "category": [category] * len(table["ts"]),
                 "thread": table["thread"],
-                "shapes": _shapes(trace, table),
+                "shapes": _input_shapes(trace, table),
             },
             schema_overrides={"shapes": pl.String, "category": pl.String},
         )
@@ -39,33 +44,43 @@ def host_events(trace: Trace) -> pl.DataFrame:
 
 
 def outside_steps(trace: Trace, kept: pl.Series) -> pl.DataFrame:
-    """Device events that are not among the rows `kept` (numbers of events), with columns as those
-    of the host; `thread` is the stream. A carry-over has no launch in the trace, and began before
-    any event that has one."""
+    """Return the device events that are in no step, with the columns of `host_events`.
+
+    A carry-over has no launch in the trace, and began before any event that has one; the category
+    of the others is outside.
+
+    Args:
+        trace: The trace.
+        kept: Rows of `trace.device` that are in a step; negative ones are ignored.
+
+    Returns:
+        The events in time order; `thread` is the stream.
+    """
     device = trace.device
-    out = np.ones(len(device["ts"]), bool)
-    out[kept.filter(kept >= 0).to_numpy()] = False
+    outside = np.ones(len(device["ts"]), bool)
+    outside[kept.filter(kept >= 0).to_numpy()] = False
     unlinked = ~np.isin(device["correlation"], trace.launches["correlation"])
     first = device["ts"][~unlinked].min() if not unlinked.all() else np.iinfo(np.int64).min
     earlier = unlinked & (device["ts"] < first)
     names = pl.Series("name", trace.names, dtype=pl.String)
     return pl.DataFrame(
         {
-            "start": device["ts"][out],
-            "duration": device["dur"][out],
-            "name": names.gather(pl.Series(device["name"][out], dtype=pl.UInt32)),
-            "category": np.where(earlier, CARRY_OVER, OUTSIDE)[out].tolist(),
-            "thread": device["stream"][out],
-            "shapes": [None] * int(out.sum()),
+            "start": device["ts"][outside],
+            "duration": device["dur"][outside],
+            "name": names.gather(pl.Series(device["name"][outside], dtype=pl.UInt32)),
+            "category": np.where(earlier, CARRY_OVER, OUTSIDE)[outside].tolist(),
+            "thread": device["stream"][outside],
+            "shapes": [None] * int(outside.sum()),
         },
         schema_overrides={"shapes": pl.String, "category": pl.String},
     ).sort("start", "duration", descending=[False, True])
 
 
-def _shapes(trace: Trace, table: dict[str, Ints]) -> pl.Series:
+def _input_shapes(trace: Trace, table: dict[str, Ints]) -> pl.Series:
+    """Return the shapes of the inputs of each event as text; null for an event that has none."""
     shapes = ([list(s) if isinstance(s, tuple) else s for s in c.shapes] for c in trace.calls)
-    scrubbed = scrub_all([str(one) if one else "" for one in shapes])
-    texts = pl.Series([one or None for one in scrubbed], dtype=pl.String)
+    scrubbed = scrub_all([str(sizes) if sizes else "" for sizes in shapes])
+    texts = pl.Series([text or None for text in scrubbed], dtype=pl.String)
     if "call" not in table or not len(texts):
         return pl.Series([None] * len(table["ts"]), dtype=pl.String)
     return texts.gather(pl.Series(np.maximum(table["call"], 0), dtype=pl.UInt32))

@@ -1,9 +1,9 @@
-"""A trace as compact columns.
+"""The loader of traces: from a file to compact columns.
 
 In: a Chrome trace (reader.py, collect.py), or an SQLite export of Nsight Systems (nsys.py). Out:
-`Trace`: numpy columns of device events, launches, host ops and annotations, integer ns, strings and
-op calls interned. Times of a Chrome trace are rounded here and nowhere else: start and duration
-each to the nearest ns of the decimal text, end = start + duration.
+`Trace`: numpy columns of device events, launches, host ops and annotations in integer ns, with
+strings and op calls interned. Times of a Chrome trace are rounded here and nowhere else: start and
+duration each to the nearest ns of the decimal text, and end = start + duration.
 """
 
 from __future__ import annotations
@@ -14,53 +14,46 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.trace.collect import (
-    MODULE,
-    NONE,
     SAMPLES,
     Call,
     Collector,
-    Ints,
     parts_of,
 )
-from prunescope.analysis.trace.event import DEVICE_CATEGORIES, LAUNCH_CATEGORIES, LEAN
+from prunescope.analysis.trace.event import DEVICE_CATEGORIES, LEAN, decode_json
 from prunescope.analysis.trace.events import Collective, Trace, stacks_left_out
 from prunescope.analysis.trace.nsys import read
 from prunescope.analysis.trace.nsys_file import exported, is_nsys, is_report
 from prunescope.analysis.trace.reader import Source
 from prunescope.analysis.trace.repair import (
-    clean,
-    launch_by_arrows,
-    set_apart_uncorrelated,
-    set_waits_apart,
-    take_ids_of_flows,
+    add_launches_from_arrows,
+    drop_invalid_events,
+    move_uncorrelated_launches,
+    move_waits,
+    take_ids_from_flow_events,
 )
-from prunescope.analysis.trace.results import with_results
+from prunescope.analysis.trace.results import add_results
 from prunescope.analysis.trace.samples import counters_of
 from prunescope.analysis.trace.shares import join_shares
 from prunescope.analysis.trace.uncategorised import (
     TIMED_AROUND_OPS,
-    innermost_only,
+    holds_no_other,
     is_timed_around_ops,
 )
 from prunescope.analysis.trace.workers import shares_of
 from prunescope.taxonomy.dtypes import dtype
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.own_files import refuse_own_file
+from prunescope.taxonomy.words import when
 
 _SIZE = re.compile(r"\s*\d{1,18}\s*", re.ASCII)  # of a dimension
-
-__all__ = ["DEVICE_CATEGORIES", "LAUNCH_CATEGORIES", "MODULE", "NONE", "Ints", "Trace", "load"]
-
 
 _MOST = 1 << 50  # elements or ranks; more is a forged number
 
 
 def is_there(path: Path) -> bool:
-    """Whether the path exists; False for one that no file system can hold."""
+    """Return whether the path exists; False for one that no file system can hold."""
     try:
         path.stat()
     except (OSError, ValueError):  # too long, a loop of links, a nul
@@ -69,15 +62,27 @@ def is_there(path: Path) -> bool:
 
 
 def readable(path: Path) -> Path:
-    """The file to read for one that a user named: of a report of Nsight Systems its export, where
-    `nsys` can make one. Raises PrunescopeError where it cannot."""
+    """Return the file to read for one that a user named.
+
+    That is the file itself, or for a report of Nsight Systems its export, which `nsys` makes.
+    Raises PrunescopeError where `nsys` is missing or fails.
+    """
     return exported(path) if is_report(path) else path
 
 
 def load(path: Path, member: str | None = None) -> Trace:
-    """Read a trace: a file, or `member` of a zip that holds several.
+    """Read a trace into compact columns.
 
-    Raises PrunescopeError where the file holds nothing that can be analysed.
+    Args:
+        path: A Chrome trace (plain, packed, or in an archive), or an SQLite export of Nsight
+            Systems.
+        member: The trace that is meant in an archive of several, or the device of an export.
+
+    Returns:
+        The trace, without events that repeat others or whose time is invalid.
+
+    Raises:
+        PrunescopeError: The file is missing, damaged, or holds nothing that can be analysed.
     """
     if not is_there(path):
         raise PrunescopeError(
@@ -94,40 +99,39 @@ def load(path: Path, member: str | None = None) -> Trace:
     except PrunescopeError:
         refuse_own_file(path)
         raise
-    set_apart_uncorrelated(trace)
-    clean(trace)
-    set_waits_apart(trace)
+    move_uncorrelated_launches(trace)
+    drop_invalid_events(trace)
+    move_waits(trace)
     _refuse_unusable(trace)
-    return with_results(trace)
+    return add_results(trace)
 
 
 def _load_nsys(path: Path, member: str | None) -> Trace:
+    """Read an export of Nsight Systems."""
     source, collect, caveats = read(path, member)
-    trace = _trace(source, collect)
+    trace = _build_trace(source, collect)
     trace.caveats += caveats
     return trace
 
 
 def _load_chrome(path: Path, member: str | None) -> Trace:
-    source, collect = _read_in_processes(path, member) or _read_in_this_process(path, member)
-    trace = _trace(source, collect)
+    """Read a Chrome trace, and complete formats that record no launches or no correlation ids."""
+    shares = shares_of(path, member)  # None where one process is as fast
+    joined = None if shares is None else join_shares(path, member, shares)
+    source, collect = joined or _read_in_this_process(path, member)
+    trace = _build_trace(source, collect)
     if trace.on_device and is_timed_around_ops(collect.threads):
-        keep = innermost_only(trace.device)
+        keep = holds_no_other(trace.device)
         trace.device = {name: column[keep] for name, column in trace.device.items()}
         trace.caveats.append(TIMED_AROUND_OPS)
     if trace.on_device and collect.uncategorised and not len(trace.launches["ts"]):
-        launch_by_arrows(trace, collect.threads)
-    take_ids_of_flows(trace, collect.threads)
+        add_launches_from_arrows(trace, collect.threads)
+    take_ids_from_flow_events(trace, collect.threads)
     return trace
 
 
-def _read_in_processes(path: Path, member: str | None) -> tuple[Source, Collector] | None:
-    """A large file, read by several processes; None where one process is as fast."""
-    shares = shares_of(path, member)
-    return None if shares is None else join_shares(path, member, shares)
-
-
 def _read_in_this_process(path: Path, member: str | None) -> tuple[Source, Collector]:
+    """Read all blocks of a Chrome trace, one after the other."""
     source, collect = Source(path, member, decoder=LEAN), Collector()
     try:
         for events in source.blocks():
@@ -142,6 +146,7 @@ def _read_in_this_process(path: Path, member: str | None) -> tuple[Source, Colle
 
 
 def _refuse_unusable(trace: Trace) -> None:
+    """Raise PrunescopeError for a trace in which nothing is left to analyse."""
     source = trace.source
     kernels_missing = len(trace.launches["ts"]) > 0 or bool(source.meta.get("deviceProperties"))
     kernels = trace.device["category"] == DEVICE_CATEGORIES["kernel"]
@@ -153,66 +158,63 @@ def _refuse_unusable(trace: Trace) -> None:
     if source.cut and not trace.on_device and (kernels_missing or not len(trace.ops["ts"])):
         raise source.error("the file is cut off before any kernel", "copy the file again, whole")
     if not trace.on_device and not len(trace.ops["ts"]):
-        lost = f" ({source.malformed + trace.dropped} malformed events were dropped)"
+        lost = source.malformed + trace.dropped
         raise source.error(
             "no device events and no host ops in the trace"
-            + (lost if source.malformed + trace.dropped else ""),
+            + when(lost > 0, f" ({lost} malformed events were dropped)"),
             "capture with ProfilerActivity.CPU, and CUDA where there is a GPU",
         )
 
 
-def _trace(source: Source, found: Collector) -> Trace:
-    names, device = list(found.names), found.tables.pop("device").frozen()
-    samples = found.tables.pop(SAMPLES).frozen()
+def _build_trace(source: Source, collected: Collector) -> Trace:
+    """Build a trace from the collected tables, whose interned values are decoded."""
+    names, device = list(collected.names), collected.tables.pop("device").frozen()
+    samples = collected.tables.pop(SAMPLES).frozen()
     return Trace(
         source=source,
         names=names,
-        calls=_with_list_dtype([_decode_call(key) for key in found.calls]),
+        calls=_set_list_dtypes([_decode_call(key) for key in collected.calls]),
         device=device,
-        launches=found.tables.pop("launch").frozen(),
-        ops=found.tables.pop("op").frozen(),
-        annotations=found.tables.pop("annotation").frozen(),
-        frames=found.tables.pop("frame").frozen(),
-        overhead=found.tables.pop("overhead").frozen(),
-        grids=list(found.grids),
-        collectives=[_decode_collective(key) for key in found.collectives],
-        memory=found.tables.pop("memory").frozen(),
-        counters=found.counters or counters_of(samples, names, device["device"]),
-        dropped=sum(found.dropped.values()),
-        kernels_dropped=found.dropped["device"],
-        unplaced=found.unplaced,
-        stacks=found.stacks + stacks_left_out(source.meta),
-        untimed=found.untimed,
+        launches=collected.tables.pop("launch").frozen(),
+        ops=collected.tables.pop("op").frozen(),
+        annotations=collected.tables.pop("annotation").frozen(),
+        frames=collected.tables.pop("frame").frozen(),
+        overhead=collected.tables.pop("overhead").frozen(),
+        grids=list(collected.grids),
+        collectives=[_decode_collective(key) for key in collected.collectives],
+        memory=collected.tables.pop("memory").frozen(),
+        counters=collected.counters or counters_of(samples, names, device["device"]),
+        dropped=sum(collected.dropped.values()),
+        kernels_dropped=collected.dropped["device"],
+        unplaced=collected.unplaced,
+        stacks=collected.stacks + stacks_left_out(source.meta),
+        untimed=collected.untimed,
     )
 
 
 def _decode_collective(key: tuple[bytes, ...]) -> Collective:
-    name, sent, received, ranks, spelling = (_plain(part) for part in key)
+    """Decode the raw values that torch writes on a collective; an invalid one becomes None."""
+    name, sent, received, ranks, spelling = (decode_json(part) for part in key)
     return Collective(
         name=name if isinstance(name, str) else "?",
-        sent=_count(sent),
-        received=_count(received),
-        ranks=_count(ranks),
+        sent=_to_count(sent),
+        received=_to_count(received),
+        ranks=_to_count(ranks),
         dtype=spelling if isinstance(spelling, str) else None,
     )
 
 
-def _count(value: Any) -> int | None:
+def _to_count(value: Any) -> int | None:
+    """Return a positive number below _MOST; None for any other value."""
     return value if type(value) is int and 0 < value < _MOST else None
 
 
-def _plain(raw: bytes) -> Any:
-    try:
-        return msgspec.json.decode(raw) if raw else None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-
-
 def _decode_call(key: Call) -> OpCall:
+    """Decode the key of an op call; an invalid part is empty."""
     raw = parts_of(key)
-    dims, types, strides, concrete = (_nested(part) for part in raw)
+    dims, types, strides, concrete = (_decode_nested(part) for part in raw)
     if not dims and raw[0]:
-        dims, types = _as_texts(raw[0], raw[1])
+        dims, types = _decode_texts(raw[0], raw[1])
     return OpCall(
         name=key[0],
         shapes=dims,
@@ -222,15 +224,15 @@ def _decode_call(key: Call) -> OpCall:
     )
 
 
-def _as_texts(dims: bytes, types: bytes) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Shapes and types that a profiler wrote as one text each, with a semicolon between inputs, as
-    Ascend's does: "4,6;6,5;" and "c10::Half;c10::Half;Scalar"."""
-    texts = []
-    for raw in (dims, types):
-        try:
-            texts.append(msgspec.json.decode(raw or b'""', type=str))
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return (), ()
+def _decode_texts(dims: bytes, types: bytes) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Decode shapes and types that a profiler wrote as one text each.
+
+    Ascend's profiler writes "4,6;6,5;" and "c10::Half;c10::Half;Scalar", with a semicolon between
+    inputs. Both results are empty where the texts are not of that form.
+    """
+    texts = [decode_json(raw or b'""') for raw in (dims, types)]
+    if not all(isinstance(text, str) for text in texts):
+        return (), ()
     shapes = [part.split(",") if part.strip() else [] for part in texts[0].split(";")]
     if not all(_SIZE.fullmatch(size) for shape in shapes for size in shape):
         return (), ()
@@ -238,9 +240,12 @@ def _as_texts(dims: bytes, types: bytes) -> tuple[tuple[Any, ...], tuple[Any, ..
     return sizes, tuple(part.strip() for part in texts[1].split(";"))
 
 
-def _with_list_dtype(calls: list[OpCall]) -> list[OpCall]:
-    """Kineto records no dtype for a list of tensors (cat, stack): the commonest float dtype of the
-    trace is used instead. Ratios of dense to pruned do not depend on it."""
+def _set_list_dtypes(calls: list[OpCall]) -> list[OpCall]:
+    """Set the number format of lists of tensors (cat, stack), of which kineto records none.
+
+    Limitations: It is assumed to be the commonest float format of the trace. Ratios of dense to
+    pruned do not depend on it.
+    """
     floats = Counter(
         d for call in calls for d in call.dtypes if (dtype(d) or "").startswith(("bf", "fp"))
     )
@@ -255,15 +260,15 @@ def _with_list_dtype(calls: list[OpCall]) -> list[OpCall]:
     ]
 
 
-def _nested(raw: bytes) -> tuple[Any, ...]:
-    if not raw:
-        return ()
+def _decode_nested(raw: bytes) -> tuple[Any, ...]:
+    """Decode a JSON list into nested tuples; any other value gives an empty tuple."""
     try:
-        frozen = _freeze(msgspec.json.decode(raw))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        frozen = _freeze(decode_json(raw))
+    except RecursionError:
         return ()
     return frozen if isinstance(frozen, tuple) else ()
 
 
 def _freeze(plain: Any) -> Any:
+    """Turn nested lists into nested tuples."""
     return tuple(_freeze(p) for p in plain) if isinstance(plain, list) else plain

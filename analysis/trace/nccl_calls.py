@@ -1,8 +1,8 @@
-"""Bytes and ranks of NCCL's calls, from its own NVTX ranges where an export holds them.
+"""The bytes and ranks of NCCL's calls, from its own NVTX ranges where an export holds them.
 
-In: the ranges of NCCL's domain, their payloads as JSON or as bytes that a table of schemas lays
-out. Out: a collective for each kernel that one call, or one group of calls, launched. A group that
-launched several kernels does not say which of them sends what.
+In: the ranges of NCCL's domain, with their payloads as JSON or as bytes in the layout of a table of
+schemas. Out: a collective for each kernel that one call, or one group of calls, launched. If a
+group launched several kernels, it is unknown which of them sends what.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 
 from prunescope.analysis.trace.collect import NONE, Ints
+from prunescope.analysis.trace.event import decode_json
 from prunescope.analysis.trace.nsys_file import Database
 
-SCHEMAS, ENTRIES, EVENTS = "NVTX_PAYLOAD_SCHEMAS", "NVTX_PAYLOAD_SCHEMA_ENTRIES", "NVTX_EVENTS"
+ENTRIES, EVENTS = "NVTX_PAYLOAD_SCHEMA_ENTRIES", "NVTX_EVENTS"
 # As NCCL labels the fields of its payloads.
 _BYTES, _COMMUNICATOR, _RANKS = "Message size [bytes]", "NCCL communicator ID", "No. of ranks"
 # Of the payload types of NVTX (nvToolsExtPayload.h): int, uint64_t, size_t.
@@ -29,7 +29,7 @@ _HEADER = struct.Struct("<IIIIQQ")
 _MOST = 1 << 50  # bytes of a message; more is a forged number
 _PREFIX, _GROUP_START, _GROUP_END = "nccl", "ncclGroupStart", "ncclGroupEnd"
 _SEND, _RECEIVE = "Send", "Recv"
-# NCCL says the message of one rank; these send, or receive, one for each.
+# NCCL states the message of one rank; these functions send, or receive, one for each rank.
 _SENDS_ALL, _RECEIVES_ALL = ("ReduceScatter", "AlltoAll"), ("AllGather", "AlltoAll")
 Fields = dict[str, int]
 Layout = dict[str, tuple[int, str]]  # of a field: where it begins, and its format
@@ -37,7 +37,7 @@ Key = tuple[bytes, ...]  # of a collective, as a Collector interns it
 
 
 class NcclRange(NamedTuple):
-    """A range of NCCL's domain: ns, its thread, the function, the fields of its payload."""
+    """A range of NCCL's domain: its times (ns), thread, function, and the fields of its payload."""
 
     start: int
     end: int
@@ -48,7 +48,7 @@ class NcclRange(NamedTuple):
 
 @dataclass(frozen=True)
 class _Span:
-    """In `start` to `end` (ns) a thread launched what `calls` send."""
+    """A time (`start` to `end`, ns) in which a thread launched what `calls` send."""
 
     thread: int
     start: int
@@ -57,29 +57,35 @@ class _Span:
 
 
 class Payloads:
-    """Reads payloads of one file. `domains`: numbers of the domains whose payloads hold sizes."""
+    """A reader of the payloads of one file.
+
+    `domains` are the numbers of the NVTX domains whose payloads hold sizes.
+    """
 
     def __init__(self, file: Database) -> None:
-        self._layouts = _layouts(file)
+        self._layouts = _read_layouts(file)
         self.domains = {domain for (domain, _), layout in self._layouts.items() if _BYTES in layout}
         if file.has(EVENTS, "jsonText", "domainId"):
-            found = file.rows(EVENTS, ("domainId",), where='"jsonText" IS NOT NULL', group=True)
-            self.domains |= {row[0] for block in found for row in block if type(row[0]) is int}
+            blocks = file.rows(EVENTS, ("domainId",), where='"jsonText" IS NOT NULL', group=True)
+            self.domains |= {row[0] for block in blocks for row in block if type(row[0]) is int}
 
     def fields(self, binary: Any, text: Any) -> Fields:
-        """The whole numbers of a payload by their labels; empty for none that can be read."""
+        """Return the whole numbers of a payload by their labels; empty if none can be read."""
         return (
-            _fields_of_bytes(binary, self._layouts)
+            _decode_bytes(binary, self._layouts)
             if isinstance(binary, bytes)
-            else _fields_of_json(text)
+            else _decode_json(text)
         )
 
 
-def _layouts(file: Database) -> dict[tuple[int, int], Layout]:
-    """Fields by domain and schema; a schema that two processes lay out differently is left out."""
+def _read_layouts(file: Database) -> dict[tuple[int, int], Layout]:
+    """Read where the fields of a payload begin, by domain and schema.
+
+    A schema that two processes lay out differently is left out.
+    """
     if not file.has(ENTRIES, "domainId", "schemaId", "type", "name", "offset"):
         return {}
-    found: dict[tuple[int, int], Layout] = {}
+    layouts: dict[tuple[int, int], Layout] = {}
     differs = set()
     columns = ("domainId", "schemaId", "type", "name", "offset")
     for domain, schema, kind, name, offset in (
@@ -90,12 +96,13 @@ def _layouts(file: Database) -> dict[tuple[int, int], Layout]:
         if not known or type(at) is not int or not 0 <= at < _HEADER.size * 8:
             continue
         field = (at, _FORMATS[kind])
-        if found.setdefault((domain, schema), {}).setdefault(name, field) != field:
+        if layouts.setdefault((domain, schema), {}).setdefault(name, field) != field:
             differs.add((domain, schema))
-    return {key: layout for key, layout in found.items() if key not in differs}
+    return {key: layout for key, layout in layouts.items() if key not in differs}
 
 
-def _fields_of_bytes(binary: bytes, layouts: dict[tuple[int, int], Layout]) -> Fields:
+def _decode_bytes(binary: bytes, layouts: dict[tuple[int, int], Layout]) -> Fields:
+    """Read the fields of a binary payload by the layout that its header names."""
     if len(binary) < _HEADER.size:
         return {}
     domain, _, schema, _, size, _ = _HEADER.unpack_from(binary)
@@ -107,19 +114,17 @@ def _fields_of_bytes(binary: bytes, layouts: dict[tuple[int, int], Layout]) -> F
     }
 
 
-def _fields_of_json(text: Any) -> Fields:
+def _decode_json(text: Any) -> Fields:
+    """Read the whole numbers of a JSON payload; empty for any other value."""
     if not isinstance(text, str):
         return {}
-    try:
-        found = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return {}
-    numbers = found.items() if isinstance(found, dict) else ()
+    decoded = decode_json(text)
+    numbers = decoded.items() if isinstance(decoded, dict) else ()
     return {name: number for name, value in numbers if (number := _whole_number(value)) is not None}
 
 
 def _whole_number(value: Any) -> int | None:
-    """A number, or a text of digits (64 bits do not fit a double of JSON)."""
+    """Return a whole number; a text of digits counts, since 64 bits do not fit a double of JSON."""
     if type(value) is int:
         return value
     if not isinstance(value, str) or not value.isascii() or len(value) > 20:
@@ -134,31 +139,42 @@ def _whole_number(value: Any) -> int | None:
 def collectives_of(
     rows: Sequence[NcclRange], launched: Ints, threads: Ints
 ) -> Iterator[tuple[int, Key]]:
-    """Of launches of NCCL's kernels (`launched`: when, ns, and on which thread): the index of one
-    that is the only one of its call or group, and what it sends."""
+    """Find what the kernels of NCCL send, by the calls that launched them.
+
+    Args:
+        rows: The ranges of NCCL's functions.
+        launched: When each kernel of NCCL was launched, ns.
+        threads: The thread that launched it.
+
+    Yields:
+        The index of a kernel that is the only one of its call or group, and what it sends.
+    """
     ranks = {
         row.fields[_COMMUNICATOR]: row.fields[_RANKS]
         for row in rows
         if _COMMUNICATOR in row.fields and row.fields.get(_RANKS, 0) > 0
     }
-    spans = sorted(_spans(rows), key=lambda span: (span.thread, span.start))
+    spans = sorted(_launching_spans(rows), key=lambda span: (span.thread, span.start))
     for thread in {span.thread for span in spans}:
         own = [span for span in spans if span.thread == thread]
-        of_thread = np.flatnonzero(threads == thread)
+        on_thread = np.flatnonzero(threads == thread)
         starts, ends = (np.array([getattr(s, n) for s in own], np.int64) for n in ("start", "end"))
-        at = np.searchsorted(starts, launched[of_thread], side="right") - 1
-        inside = (at >= 0) & (launched[of_thread] < ends[at])
+        at = np.searchsorted(starts, launched[on_thread], side="right") - 1
+        inside = (at >= 0) & (launched[on_thread] < ends[at])
         counts = np.bincount(at[inside], minlength=len(own))
-        for index, which in zip(of_thread[inside].tolist(), at[inside].tolist(), strict=True):
+        for index, which in zip(on_thread[inside].tolist(), at[inside].tolist(), strict=True):
             if counts[which] == 1:
-                yield index, _key(own[which].calls, ranks)
+                yield index, _collective_key(own[which].calls, ranks)
 
 
-def _spans(rows: Sequence[NcclRange]) -> Iterator[_Span]:
-    """Calls on their own, and the ends of groups, in which the calls of a group are launched."""
+def _launching_spans(rows: Sequence[NcclRange]) -> Iterator[_Span]:
+    """Return the times in which NCCL launches kernels: single calls, and the ends of groups.
+
+    The calls of a group are launched when its outermost group ends.
+    """
     depth: dict[int, int] = {}
     waiting: dict[int, list[NcclRange]] = {}
-    for row in sorted(rows, key=lambda one: (one.start, -one.end)):
+    for row in sorted(rows, key=lambda nvtx: (nvtx.start, -nvtx.end)):
         thread = row.thread
         if row.name == _GROUP_START:
             depth[thread] = depth.get(thread, 0) + 1
@@ -173,20 +189,25 @@ def _spans(rows: Sequence[NcclRange]) -> Iterator[_Span]:
                 yield _Span(thread, row.start, row.end, (row,))
 
 
-def _key(calls: Sequence[NcclRange], ranks: dict[int, int]) -> Key:
-    """Name, bytes sent and received, ranks and number format of what a kernel sends, as JSON. Of a
-    communicator that was made before the capture the number of ranks is not known."""
+def _collective_key(calls: Sequence[NcclRange], ranks: dict[int, int]) -> Key:
+    """Describe what one kernel sends, as JSON: name, elements sent and received, ranks, format.
+
+    Elements are bytes. The number of ranks is unknown for a communicator that was made before the
+    capture.
+    """
     names = list(dict.fromkeys(row.name.removeprefix(_PREFIX) for row in calls))
     of_comm = {ranks.get(row.fields.get(_COMMUNICATOR, NONE)) for row in calls}
     count = of_comm.pop() if len(of_comm) == 1 else None
-    sizes = [_sizes(row.name.removeprefix(_PREFIX), row.fields[_BYTES], count) for row in calls]
+    sizes = [
+        _message_sizes(row.name.removeprefix(_PREFIX), row.fields[_BYTES], count) for row in calls
+    ]
     sent, received = (sum(size) for size in zip(*sizes, strict=True))
     words = ("+".join(names), sent, received, count, "byte")
     return tuple(b"" if word is None else json.dumps(word).encode() for word in words)
 
 
-def _sizes(name: str, size: int, ranks: int | None) -> tuple[int, int]:
-    """Bytes that one rank sends and receives in a call whose message has `size` bytes."""
+def _message_sizes(name: str, size: int, ranks: int | None) -> tuple[int, int]:
+    """Return the bytes that one rank sends and receives for a message of `size` bytes."""
     sent = size * (ranks or 1) if name in _SENDS_ALL else size
     received = size * (ranks or 1) if name in _RECEIVES_ALL else size
     return 0 if name == _RECEIVE else sent, 0 if name == _SEND else received

@@ -1,8 +1,8 @@
 """An SQLite export of Nsight Systems as the columns of a Chrome trace, one device at a time.
 
 In: a file that `nsys_file` opens, and which of its devices is meant. Out: a Source and a Collector,
-as of a Chrome trace, times in ns as they are recorded. What is about the machine and its user
-(paths, environment, command lines, hosts) is in tables that are not opened.
+as of a Chrome trace; times are in ns, as recorded. Tables with facts about the machine and its user
+(paths, environment, command lines, hosts) are not opened.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ from prunescope.analysis.trace.nsys_devices import (
     lacking_caveats,
 )
 from prunescope.analysis.trace.nsys_file import STRINGS, Database
-from prunescope.analysis.trace.nsys_gpu import GPU, METRICS, SAMPLES, add_counters, properties
+from prunescope.analysis.trace.nsys_gpu import (
+    GPU,
+    METRICS,
+    SAMPLES,
+    add_gpu_counters,
+    gpu_properties,
+)
 from prunescope.analysis.trace.nsys_launches import add_launches, say_unlaunched
 from prunescope.analysis.trace.nsys_ranges import (
     OVERHEADS,
@@ -40,49 +46,56 @@ _MEMBER = "device "
 
 
 def devices_of(path: Path) -> list[str]:
-    """The devices of a file that ran kernels, each as the `member` of `read`; empty where one did.
+    """List the devices of a file that ran kernels, each as the `member` of `read`.
 
-    Raises PrunescopeError where the file cannot be read, or holds none.
+    The list is empty if only one did. Raises PrunescopeError where the file cannot be read, or
+    holds no device.
     """
     with Database(path, _WANTED) as file:
-        found = find_devices(file)
-    return [f"{_MEMBER}{device.index}" for device in found] if len(found) > 1 else []
+        devices = find_devices(file)
+    return [f"{_MEMBER}{device.index}" for device in devices] if len(devices) > 1 else []
 
 
 def device_number(member: str) -> int | None:
-    """The number of a device in its file, of a `member`."""
+    """Return the number of a device in its file, from its `member`; None for any other text."""
     number = member.removeprefix(_MEMBER)
     return int(number) if number.isdecimal() and number != member else None
 
 
 def read(path: Path, member: str | None) -> tuple[Source, Collector, list[str]]:
-    """The events of one device and of the processes that used it, and caveats as sentences.
+    """Read the events of one device and of the processes that used it.
 
-    Raises PrunescopeError where the file cannot be read, or lacks the device.
+    Args:
+        path: The export.
+        member: The device, as `devices_of` names it; None in a file of one device.
+
+    Returns:
+        The source, the collected tables, and caveats as sentences.
+
+    Raises:
+        PrunescopeError: The file cannot be read, or lacks the device.
     """
     with Database(path, _WANTED) as file:
         devices = find_devices(file)
-        chosen = [one for one in devices if member in (None, f"{_MEMBER}{one.index}")]
+        chosen = [device for device in devices if member in (None, f"{_MEMBER}{device.index}")]
         if len(chosen) != 1:
             raise PrunescopeError(
                 f"{path.name} holds {len(devices)} devices, not {member or 'one'}",
                 hint="give the file itself: a device of it is analysed as a rank",
             )
         tables = Tables(file, Source(path, member), chosen[0], devices)
-        _read_all(tables)
+        tables.caveats += lacking_caveats(file)
+        # Launches look up the work before them, and collectives look up both.
+        DeviceWork(tables).read()
+        add_launches(tables)
+        say_unlaunched(tables)
+        add_collectives(tables)
+        add_overheads(tables)
+        add_ranges(tables)
+        add_gpu_counters(tables)
+        tables.source.meta |= {"deviceProperties": gpu_properties(tables), PROFILER: NSYS}
+        if file.has_wal:
+            tables.caveats.append(
+                "changes that SQLite keeps in a file next to it (-wal) were not read"
+            )
     return tables.source, tables.collect, tables.caveats
-
-
-def _read_all(tables: Tables) -> None:
-    """All tables that the file has: launches know the work before them, and collectives both."""
-    tables.caveats += lacking_caveats(tables.file)
-    DeviceWork(tables).read()
-    add_launches(tables)
-    say_unlaunched(tables)
-    add_collectives(tables)
-    add_overheads(tables)
-    add_ranges(tables)
-    add_counters(tables)
-    tables.source.meta |= {"deviceProperties": properties(tables), PROFILER: NSYS}
-    if tables.file.has_wal:
-        tables.caveats.append("changes that SQLite keeps in a file next to it (-wal) were not read")

@@ -1,8 +1,8 @@
 """An SQLite export of Nsight Systems, opened as hostile input.
 
 In: a file that `nsys export --type sqlite` wrote. Out: the columns of its plain tables, in blocks
-of rows, and the strings that their ids name. The file is opened read-only and immutable (changes in
-a WAL next to it are not read, a file with an unfinished change is refused); no view, trigger,
+of rows, and the strings that their ids name. The file is opened read-only and immutable: changes in
+a WAL next to it are not read, and a file with an unfinished change is refused. No view, trigger,
 generated column or function of its schema runs, and the size of the file bounds the work and memory
 of every query.
 """
@@ -29,9 +29,9 @@ _HEADER = 100  # bytes
 _MAX_VALUE = 16 << 20  # bytes of a row: those of Nsight Systems have a few hundred
 _MAX_TEXT = 1 << 14  # characters of a name that are read, as in a Chrome trace
 _MIN_ROW = 8  # bytes of the smallest row in a table of ours: three columns, their types, its cell
-# Instructions of SQLite's machine that a query may take: a row of ours takes less than one a byte.
+# Instructions that a query may take: reading a row takes less than one a byte.
 _STEPS, _STEPS_PER_BYTE = 10_000_000, 20
-_EACH = 100_000  # instructions between two looks at the count
+_EACH = 100_000  # instructions between two checks of the count
 _BLOCK = 2048  # rows: as objects of Python they take five times the memory of the columns
 _IDS_AT_ONCE = 500
 _FUNCTIONS = {"substr", "count", "typeof"}
@@ -40,10 +40,11 @@ _PRAGMAS = ("trusted_schema=OFF", "query_only=ON", "cell_size_check=ON", "mmap_s
             "temp_store=MEMORY", "cache_size=-2048")  # fmt: skip
 _DENIED = "an export of Nsight Systems has plain tables only"
 Rows = list[tuple[Any, ...]]
+_folders: list[tempfile.TemporaryDirectory[str]] = []  # removed when this process ends
 
 
 def is_nsys(path: Path) -> bool:
-    """Whether a file begins as an SQLite database does."""
+    """Return whether a file begins as an SQLite database does."""
     try:
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
@@ -52,16 +53,16 @@ def is_nsys(path: Path) -> bool:
 
 
 def is_report(path: Path) -> bool:
-    """Whether a file is named as Nsight Systems names its own reports, which only `nsys` reads."""
+    """Return whether a file is named like a report of Nsight Systems, which only `nsys` reads."""
     return path.name.endswith(REPORT_SUFFIXES)
 
 
 @lru_cache(maxsize=64)
 def exported(path: Path) -> Path:
-    """The SQLite export of a report of Nsight Systems, made by `nsys` in a temporary folder that
-    goes with this process.
+    """Export a report of Nsight Systems to SQLite with `nsys`, and return the new file.
 
-    Raises PrunescopeError where there is no `nsys`, or it fails.
+    It lies in a temporary folder that is removed when this process ends. Raises PrunescopeError
+    where `nsys` is missing or fails.
     """
     program = shutil.which("nsys")
     if program is None:
@@ -69,11 +70,13 @@ def exported(path: Path) -> Path:
             f"{path.name} is a report of Nsight Systems, which only its own tools read",
             hint=f"export it where nsys is installed: `{EXPORT} {path.name}`, and give the .sqlite",
         )
-    out = _folder() / f"{path.stem}{SUFFIX}"
+    folder = tempfile.TemporaryDirectory(prefix="prunescope-nsys-")
+    _folders.append(folder)
+    export = Path(folder.name) / f"{path.stem}{SUFFIX}"
     command = [program, "export", "--type", "sqlite", "--force-overwrite", "true",
-               "--output", str(out), str(path.absolute())]  # fmt: skip
+               "--output", str(export), str(path.absolute())]  # fmt: skip
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    if done.returncode or not is_nsys(out):
+    if done.returncode or not is_nsys(export):
         problem = (
             f"nsys could not export it (exit code {done.returncode})"
             if done.returncode
@@ -83,11 +86,11 @@ def exported(path: Path) -> Path:
             f"{path.name}: {problem}",
             hint=f"`{EXPORT} {path.name}` says why; an older nsys reads no newer report",
         )
-    return out
+    return export
 
 
 def reports_in(folder: Path) -> list[Path]:
-    """The reports of Nsight Systems in a folder that have no export next to them."""
+    """List the reports of Nsight Systems in a folder that have no export next to them."""
     return sorted(
         file
         for file in folder.iterdir()
@@ -95,23 +98,18 @@ def reports_in(folder: Path) -> list[Path]:
     )
 
 
-_folders: list[tempfile.TemporaryDirectory[str]] = []
-
-
-def _folder() -> Path:
-    _folders.append(tempfile.TemporaryDirectory(prefix="prunescope-nsys-"))
-    return Path(_folders[-1].name)
-
-
 class Database:
-    """The plain tables of one file. `tables`: the names of their columns. `has_wal`: changes in
-    a WAL next to the file were not read."""
+    """The plain tables of one file.
+
+    `tables` maps their names to those of their columns. `has_wal` is set if changes in a WAL next
+    to the file were not read.
+    """
 
     def __init__(self, path: Path, wanted: Iterable[str]) -> None:
-        """Open the `wanted` tables of a file: those that it has.
+        """Open those of the `wanted` tables that the file has.
 
-        Raises PrunescopeError where the file is no whole database, or has one of them in another
-        form than a plain table.
+        Raises PrunescopeError where the file is no whole database, or one of the tables is not a
+        plain table.
         """
         self.path = path
         self.size = path.stat().st_size
@@ -120,19 +118,19 @@ class Database:
         self._steps = 0
         self.has_wal = _is_filled(path.with_name(path.name + "-wal"))
         uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
-        with self._one_sentence():
+        with self._explain_errors():
             self._sql = sqlite3.connect(uri, uri=True, isolation_level=None)
             self._sql.text_factory = lambda text: text.decode("utf-8", "replace")
             self._sql.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE)
             self._sql.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
             for pragma in _PRAGMAS:
                 self._sql.execute(f"PRAGMA {pragma}")
-            self._sql.set_progress_handler(self._is_spent, _EACH)
-            self._sql.set_authorizer(self._allowed)
+            self._sql.set_progress_handler(self._is_over_budget, _EACH)
+            self._sql.set_authorizer(self._authorize)
             self.tables = self._plain_tables(set(wanted))
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         self._sql.close()
 
     def __enter__(self) -> Database:
@@ -142,38 +140,43 @@ class Database:
         self.close()
 
     def has(self, table: str, *columns: str) -> bool:
-        """Whether the file has a table with these columns."""
+        """Return whether the file has a table with these columns."""
         return set(columns) <= set(self.tables.get(table, ()))
 
     def lacks(self, table: str, *columns: str) -> list[str]:
-        """The columns that a table lacks; none of a table that is not there."""
-        return [one for one in columns if one not in self.tables.get(table, columns)]
+        """List the columns that a table lacks; empty if the table itself is missing."""
+        return [column for column in columns if column not in self.tables.get(table, columns)]
 
     def count(self, table: str, where: str = "") -> int:
-        """How many rows a table has, 0 where it is not there. `where`: an expression of ours."""
+        """Count the rows of a table, 0 if it is missing; `where` is a trusted SQL expression."""
         if table not in self.tables:
             return 0
         query = f'SELECT COUNT(*) FROM "{table}" NOT INDEXED' + (f" WHERE {where}" if where else "")
-        with self._one_sentence():
+        with self._explain_errors():
             return int(self._query(query).fetchone()[0])
 
     def rows(
         self, table: str, columns: Sequence[str], *, where: str = "", group: bool = False
     ) -> Iterator[Rows]:
-        """Rows of a table in blocks, none where it is not there. A column that the table lacks is
-        None in all of them; of a text or payload the first characters are read. `where`: an
-        expression of ours; `group`: distinct rows only.
+        """Read rows of a table in blocks; none if the table is missing.
 
         Raises PrunescopeError where the file is damaged.
+
+        Args:
+            table: The name of the table.
+            columns: The names of its columns. A column that the table lacks is None in all
+                rows; of a text or payload only the first characters are read.
+            where: A trusted SQL expression, empty for all rows.
+            group: Whether to return distinct rows only.
         """
         there = self.tables.get(table)
         if there is None:
             return
-        chosen = ", ".join(_value(column) if column in there else "NULL" for column in columns)
+        chosen = ", ".join(_column_sql(column) if column in there else "NULL" for column in columns)
         query = f'SELECT {"DISTINCT " if group else ""}{chosen} FROM "{table}" NOT INDEXED'
         query += f" WHERE {where}" if where else ""
         count = 0
-        with self._one_sentence():
+        with self._explain_errors():
             cursor = self._query(query)
             while block := cursor.fetchmany(_BLOCK):
                 count += len(block)
@@ -182,56 +185,59 @@ class Database:
                 yield block
 
     def strings(self, ids: Iterable[int]) -> dict[int, str]:
-        """The strings of some ids; an id that names none is left out."""
+        """Look up the strings of some ids; an id that names none is left out."""
         if not self.has(STRINGS, "id", "value"):
             return {}
-        found: dict[int, str] = {}
+        strings: dict[int, str] = {}
         wanted = sorted(set(ids))
         for begin in range(0, len(wanted), _IDS_AT_ONCE):
             some = ", ".join(map(str, wanted[begin : begin + _IDS_AT_ONCE]))
             for block in self.rows(STRINGS, ("id", "value"), where=f'"id" IN ({some})'):
-                found.update((i, text) for i, text in block if isinstance(text, str))
-        return {i: text[:_MAX_TEXT] for i, text in found.items()}
+                strings.update((i, text) for i, text in block if isinstance(text, str))
+        return {i: text[:_MAX_TEXT] for i, text in strings.items()}
 
     def _query(self, query: str) -> sqlite3.Cursor:
+        """Start a query with a fresh budget of steps."""
         self._steps = 0
         return self._sql.execute(query)
 
     def _plain_tables(self, wanted: set[str]) -> Mapping[str, tuple[str, ...]]:
-        """Columns of the tables that are wanted and there."""
+        """Return the columns of the wanted tables; refuse views and computed columns."""
         known = self._query("SELECT type, name, rootpage FROM sqlite_master").fetchall()
-        found: dict[str, tuple[str, ...]] = {}
+        plain: dict[str, tuple[str, ...]] = {}
         for kind, name, page in known:
             if name not in wanted or kind in ("index", "trigger"):
                 continue
             if kind != "table" or not isinstance(page, int) or page <= 0:
-                what = "virtual table" if kind == "table" else "view"
-                raise self.damaged(f"{name} is a {what}, and {_DENIED}")
+                form = "virtual table" if kind == "table" else "view"
+                raise self.damaged(f"{name} is a {form}, and {_DENIED}")
             columns = self._query(f'PRAGMA table_xinfo("{name}")').fetchall()
             if any(hidden for *_, hidden in columns):
                 raise self.damaged(f"{name} has a computed column, and {_DENIED}")
-            found[name] = tuple(column[1] for column in columns)
-        return found
+            plain[name] = tuple(column[1] for column in columns)
+        return plain
 
-    def _allowed(
-        self, action: int, one: str | None, two: str | None, _: str | None, source: str | None
+    def _authorize(
+        self, action: int, first: str | None, second: str | None, _: str | None, source: str | None
     ) -> int:
-        """SQLite asks before each part of a query: only reading tables is allowed, and nothing that
-        a view or a trigger asks for."""
+        """Allow a part of a query if it only reads tables, and no view or trigger asks for it.
+
+        SQLite calls this before each part of a query.
+        """
         if source is not None:
             return sqlite3.SQLITE_DENY
         fine = action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ)
-        fine = fine or action == sqlite3.SQLITE_PRAGMA and one == "table_xinfo"
-        fine = fine or action == sqlite3.SQLITE_FUNCTION and two in _FUNCTIONS
+        fine = fine or action == sqlite3.SQLITE_PRAGMA and first == "table_xinfo"
+        fine = fine or action == sqlite3.SQLITE_FUNCTION and second in _FUNCTIONS
         return sqlite3.SQLITE_OK if fine else sqlite3.SQLITE_DENY
 
-    def _is_spent(self) -> bool:
-        """Whether a query took more steps than one over this file can."""
+    def _is_over_budget(self) -> bool:
+        """Return whether a query took more steps than a file of this size can need."""
         self._steps += _EACH
         return self._steps > _STEPS + _STEPS_PER_BYTE * self.size
 
     def _refuse_cut(self) -> None:
-        """The header counts the pages: a file that is shorter was cut off."""
+        """Refuse a file with fewer pages than its header counts: it was cut off."""
         with self.path.open("rb") as file:
             head = file.read(_HEADER)
         page = int.from_bytes(head[16:18], "big")
@@ -244,8 +250,10 @@ class Database:
             )
 
     def _refuse_unfinished(self) -> None:
-        """Refuse a file next to a journal that is not empty and whose header was not wiped: an
-        unfinished change has overwritten the rows that the journal holds."""
+        """Refuse a file next to a journal that is not empty and whose header was not wiped.
+
+        An unfinished change has then overwritten the rows that the journal holds.
+        """
         journal = self.path.with_name(f"{self.path.name}-journal")
         with suppress(OSError, ValueError), journal.open("rb") as file:
             if file.read(1) not in (b"", b"\0"):
@@ -255,12 +263,12 @@ class Database:
                 )
 
     def damaged(self, problem: str) -> PrunescopeError:
-        """An error about this file, of which another export would be whole."""
+        """Return an error about this file, which another export would cure."""
         return PrunescopeError(f"{self.path.name}: {problem}", hint=AGAIN)
 
     @contextmanager
-    def _one_sentence(self) -> Iterator[None]:
-        """Whatever SQLite finds wrong with a file, as an error with a hint."""
+    def _explain_errors(self) -> Iterator[None]:
+        """Turn whatever SQLite finds wrong with the file into an error with a hint."""
         try:
             yield
         except (sqlite3.Error, OverflowError, MemoryError) as error:
@@ -273,12 +281,13 @@ class Database:
 STRINGS = "StringIds"
 
 
-def _value(column: str) -> str:
-    """The SQL of a column; long texts are cut while they are read."""
+def _column_sql(column: str) -> str:
+    """Return the SQL of a column; long texts are cut while they are read."""
     return f'substr("{column}", 1, {_MAX_TEXT})' if column in _LONG else f'"{column}"'
 
 
 def _is_filled(path: Path) -> bool:
+    """Return whether a file exists and is not empty."""
     with suppress(OSError, ValueError):
         return path.stat().st_size > 0
     return False

@@ -1,6 +1,7 @@
-"""NVTX ranges of an export of Nsight Systems as ops, annotations and what NCCL sends; overheads.
+"""The NVTX ranges of an export of Nsight Systems, and the overheads of its profiler.
 
-In: `Tables` with the device's work and launches. Out: rows of the Collector.
+In: `Tables` with the device's work and launches. Out: rows of the Collector: ops, annotations and
+what NCCL sends; overheads.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from prunescope.analysis.trace.collect import COLUMNS, NONE, Ints, call_of, interned
+from prunescope.analysis.trace.collect import COLUMNS, NONE, Ints, call_of, interned, places_in
 from prunescope.analysis.trace.event import OVERHEAD
 from prunescope.analysis.trace.nccl_calls import NcclRange, Payloads, collectives_of
 from prunescope.analysis.trace.nsys_devices import RANGES
-from prunescope.analysis.trace.nsys_tables import Tables, as_ids, places_in
+from prunescope.analysis.trace.nsys_tables import Tables, as_ids
 from prunescope.analysis.trace.nvtx import Range, read_range
 
 OVERHEADS = ("PROFILER_OVERHEAD", "CUPTI_ACTIVITY_KIND_OVERHEAD")
@@ -24,9 +25,9 @@ _NCCL_CALL = re.compile(r"nccl\w{1,40}", re.ASCII)
 
 
 def add_ranges(tables: Tables) -> None:
-    """NVTX ranges as ops and annotations."""
+    """Add NVTX ranges as ops and annotations."""
     columns = {"thread": "globalTid", "type": "eventType", "text_id": "textId"}
-    where, registered = tables.of_processes(RANGES), dict[int, str]()
+    where, registered = tables.process_filter(RANGES), dict[int, str]()
     rows_there = tables.file.count(RANGES, where)
     tables.refuse_too_many(rows_there)
     for group in ("op", "annotation"):
@@ -41,31 +42,30 @@ def add_ranges(tables: Tables) -> None:
         ranges = [read_range(text if isinstance(text, str) else "") for text in words]
         rows = {name: column[kept] for name, column in rows.items()}
         rows["thread"] = tables.threads_of(rows["thread"])
-        ops = zip(ranges, nested[kept], strict=True)
-        _add_ops(tables, rows, [one if inside else None for one, inside in ops])
-        named = np.array([bool(one.name) for one in ranges], bool)
-        names = interned(tables.collect.names, [one.name for one in ranges if one.name])
+        _add_ops(tables, rows, {i: r for i, r in enumerate(ranges) if nested[kept[i]] and r.op})
+        named = np.array([bool(nvtx.name) for nvtx in ranges], bool)
+        names = interned(tables.collect.names, [nvtx.name for nvtx in ranges if nvtx.name])
         notes = {name: column[named] for name, column in rows.items()}
         notes |= {"name": np.array(names, np.int64), "module": np.zeros(len(names), np.int64)}
         tables.add("annotation", notes, COLUMNS["annotation"])
 
 
-def _add_ops(tables: Tables, rows: dict[str, Ints], ranges: list[Range | None]) -> None:
-    which = [i for i, one in enumerate(ranges) if one is not None and one.op]
-    found = [one for one in ranges if one is not None and one.op]
-    ops = {name: rows[name][which] for name in ("ts", "dur", "thread")}
-    calls = [call_of(one.op, one.sizes.encode()) for one in found]
-    ops |= {
-        "name": np.array(interned(tables.collect.names, [one.op for one in found]), np.int64),
-        "external": np.array([one.op_id for one in found], np.int64),
+def _add_ops(tables: Tables, rows: dict[str, Ints], ops: dict[int, Range]) -> None:
+    """Add ops; `ops` maps their row in `rows` to what the text of their range says."""
+    columns = {name: rows[name][list(ops)] for name in ("ts", "dur", "thread")}
+    names = interned(tables.collect.names, [op.op for op in ops.values()])
+    calls = [call_of(op.op, op.sizes.encode()) for op in ops.values()]
+    columns |= {
+        "name": np.array(names, np.int64),
+        "external": np.array([op.op_id for op in ops.values()], np.int64),
         "call": np.array(interned(tables.collect.calls, calls), np.int64),
-        "sequence": np.array([one.sequence for one in found], np.int64),
+        "sequence": np.array([op.sequence for op in ops.values()], np.int64),
     }
-    tables.add("op", ops, COLUMNS["op"])
+    tables.add("op", columns, COLUMNS["op"])
 
 
 def add_collectives(tables: Tables) -> None:
-    """Bytes that the kernels of NCCL send, where its own ranges state them."""
+    """Set the bytes that NCCL's kernels send, where its own ranges state them."""
     payloads = Payloads(tables.file)
     rows = list(_nccl_rows(tables, payloads)) if payloads.domains else []
     if not rows:
@@ -77,17 +77,15 @@ def add_collectives(tables: Tables) -> None:
     order = np.argsort(launches["correlation"], kind="stable")
     at = places_in(launches["correlation"][order], correlation[of_nccl])
     of_nccl, launch = of_nccl[at >= 0], order[at[at >= 0]]
-    found = collectives_of(rows, launches["ts"][launch], launches["thread"][launch])
-    for index, key in found:
-        (one,) = interned(tables.collect.collectives, [key])
-        collective[of_nccl[index]] = one
+    for index, key in collectives_of(rows, launches["ts"][launch], launches["thread"][launch]):
+        collective[of_nccl[index]] = tables.collect.collectives[key]
 
 
 def _nccl_rows(tables: Tables, payloads: Payloads) -> Iterator[NcclRange]:
-    """The ranges of NCCL's functions."""
+    """Read the ranges of NCCL's functions."""
     columns = ("start", "end", "globalTid", "text", "textId", "binaryData", "jsonText")
     numbers = ", ".join(map(str, sorted(payloads.domains)))
-    processes = tables.of_processes(RANGES)
+    processes = tables.process_filter(RANGES)
     where = f'"domainId" IN ({numbers})' + (f" AND {processes}" if processes else "")
     registered: dict[int, str] = {}
     for block in tables.file.rows(RANGES, columns, where=where):
@@ -101,10 +99,10 @@ def _nccl_rows(tables: Tables, payloads: Payloads) -> Iterator[NcclRange]:
 
 
 def add_overheads(tables: Tables) -> None:
-    """Work of the profiler and the driver, not of the program."""
+    """Add the recorded work of the profiler and the driver, which is not the program's."""
     for table in OVERHEADS:
         columns = {"thread": "globalTid", "name": "nameId"}
-        rows = tables.columns(table, columns, tables.of_processes(table))
+        rows = tables.columns(table, columns, tables.process_filter(table))
         rows["thread"] = tables.threads_of(rows["thread"])
         rows["name"] = tables.named(rows["name"], str, of="overheads of the profiler")
         tables.add(OVERHEAD, rows, COLUMNS[OVERHEAD])

@@ -1,7 +1,7 @@
-"""The tables of an export of Nsight Systems as columns of numbers, those of one device.
+"""The tables of an export of Nsight Systems as columns of numbers, for one device.
 
-In: an open `Database`, and the device. Out: blocks of columns in ns and in ids of the Collector
-that they go to. Of two processes that number their launches alike, each has ids of its own.
+In: an open `Database`, and the device. Out: blocks of columns, with times in ns and the ids of the
+Collector that they go to. If two processes number their launches alike, each gets ids of its own.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ _ID_BITS = 33
 
 
 class Tables:
-    """Input and output of reading one device: the file, the Collector that its rows go to, and
-    `caveats`: what the file lacks, as sentences. `order`: the processes that used the device, by
-    number; `alone`: CUDA's numbers that no other device has; `others`: what these processes call
-    the others."""
+    """The input and output of reading one device: the file, and the Collector for its rows.
+
+    `caveats` are sentences about what the file lacks, `unnamed` counts rows without a name. `order`
+    numbers the processes that used the device. `alone` holds CUDA's numbers that no other device
+    has; `others` is how these processes call the other devices.
+    """
 
     def __init__(
         self, file: Database, source: Source, device: NsysDevice, devices: Sequence[NsysDevice]
@@ -53,25 +55,25 @@ class Tables:
         known = [process for process in device.processes if process != NONE]
         self.order = {process: i for i, process in enumerate(known)}
         processes = set(device.processes)
-        others = [one for one in devices if one is not device]
-        # Numbers that no other device has: of them a row needs no process.
-        self.alone = {n for _, n in device.names} - {n for one in others for _, n in one.names}
-        self.others = frozenset(
-            name for one in others for name in one.names if name[0] in processes
-        )
+        foreign = {name for gpu in devices if gpu is not device for name in gpu.names}
+        # A row with a number that no other device has needs no process.
+        self.alone = {n for _, n in device.names} - {n for _, n in foreign}
+        self.others = frozenset(name for name in foreign if name[0] in processes)
 
     def device_columns(self, *names: str) -> list[Ints]:
-        """Columns of the device's work as far as it was read; what is written into them stays."""
+        """Return columns of the device's work read so far; what is written into them stays."""
         table = self.collect.tables[DEVICE].together()
         return [table[COLUMNS[DEVICE].index(name)] for name in names]
 
     def add(self, group: str, columns: dict[str, Ints], names: Sequence[str]) -> None:
-        """Rows with a time into a table of the collector."""
+        """Add rows to a table of the collector; drop and count those without a valid time."""
         most = MAX_ANNOTATION_NS if group == "annotation" else MAX_EVENT_NS
         kept = (columns["ts"] != NO_TIME) & (columns["dur"] >= 0) & (columns["dur"] <= most)
         self.collect.dropped[group] += int((~kept).sum())
         wanted = [columns[name] for name in names]
-        self.collect.tables[group].add(*(wanted if kept.all() else (one[kept] for one in wanted)))
+        self.collect.tables[group].add(
+            *(wanted if kept.all() else (column[kept] for column in wanted))
+        )
 
     def columns(
         self,
@@ -81,17 +83,21 @@ class Tables:
         end: str = "end",
         start: str = "start",
     ) -> dict[str, Ints]:
-        """Columns of a table under our names; `ts` and `dur` of its start and end."""
-        found: dict[str, list[Ints]] = {
+        """Return columns of a table.
+
+        `wanted` maps our names to those of the file; `ts` and `dur` come from the columns `start`
+        and `end`.
+        """
+        parts: dict[str, list[Ints]] = {
             name: [np.empty(0, np.int64)] for name in ("ts", "dur", *wanted)
         }
         rows = 0
         for columns, _ in self.blocks(table, wanted, where, end=end, start=start):
             for name, column in columns.items():
-                found[name].append(column)
+                parts[name].append(column)
             rows += len(columns["ts"])
             self.refuse_too_many(rows)
-        return {name: np.concatenate(found.pop(name)) for name in list(found)}
+        return {name: np.concatenate(parts.pop(name)) for name in list(parts)}
 
     def blocks(
         self,
@@ -102,7 +108,11 @@ class Tables:
         end: str = "end",
         start: str = "start",
     ) -> Iterator[tuple[dict[str, Ints], Sequence[Any]]]:
-        """The same a block at a time, and the column `text` as it is."""
+        """Yield columns of a table a block at a time, and the plain values of the column `text`.
+
+        The arguments are those of `columns`. A row with an invalid start or end has the time
+        NO_TIME.
+        """
         if not self.file.has(table, start, end):
             return
         read = (start, end, *wanted.values(), *([] if text is None else [text]))
@@ -118,7 +128,7 @@ class Tables:
             yield columns, () if text is None else values[-1]
 
     def refuse_too_many(self, rows: int) -> None:
-        """Raises PrunescopeError for a table of more events than a trace may hold."""
+        """Raise PrunescopeError for a table of more events than a trace may hold."""
         if rows > MAX_ROWS:
             raise self.source.error(
                 f"one of its tables holds more than {MAX_ROWS:,} events",
@@ -126,7 +136,7 @@ class Tables:
             )
 
     def events(self, table: str, **wanted: str) -> Iterator[dict[str, Ints]]:
-        """The events of this device in one table, a block at a time."""
+        """Return the events of this device in one table, a block at a time."""
         columns = {"process": "globalPid", "number": "deviceId", "context": "contextId",
                    "stream": "streamId", "correlation": "correlationId", **wanted}  # fmt: skip
         where = f'"deviceId" IN ({self.device.numbers})'
@@ -139,11 +149,11 @@ class Tables:
                 mine |= of_number & ((rows["process"] == process) | unknown)
             if not mine.all():
                 rows = {name: column[mine] for name, column in rows.items()}
-            rows["correlation"] = self.ids_of(rows["process"], rows["correlation"])
+            rows["correlation"] = self.launch_ids(rows["process"], rows["correlation"])
             yield rows
 
-    def ids_of(self, process: Ints, correlation: Ints) -> Ints:
-        """Ids of launches that no two processes of this device share."""
+    def launch_ids(self, process: Ints, correlation: Ints) -> Ints:
+        """Return ids of launches that no two processes of this device share."""
         if len(self.order) < 2:
             return correlation
         known = np.array(list(self.order), np.int64)  # sorted
@@ -151,15 +161,18 @@ class Tables:
         good = (known[number] == process) & (correlation >= 0) & (correlation < 1 << _ID_BITS)
         return np.where(good, correlation + (number << _ID_BITS), NONE)
 
-    def of_processes(self, table: str) -> str:
-        """SQL for the rows of the processes that used the device."""
+    def process_filter(self, table: str) -> str:
+        """Return SQL for the rows of the processes that used the device; empty for all rows."""
         if not self.file.has(table, "globalTid") or NONE in self.device.processes:
             return ""
         return f'("globalTid" >> {TID_BITS}) IN ({", ".join(map(str, self.order))})'
 
     def named(self, ids: Ints, plain: Callable[[str], str], of: str) -> Ints:
-        """Ids of names in the collector, from those of the file. Rows whose name is not in the file
-        are counted: `of` what they are."""
+        """Turn the file's ids of names into the collector's.
+
+        `plain` rewrites each name. Rows whose name is not in the file are counted under `of`, the
+        plural of what they are.
+        """
         distinct, which = np.unique(ids, return_inverse=True)
         new = [i for i in distinct.tolist() if i not in self._strings]
         known = self.file.strings(i for i in new if i >= 0)
@@ -171,22 +184,22 @@ class Tables:
         return np.array(interned(self.collect.names, plain_texts), np.int64)[which.ravel()]
 
     def threads_of(self, thread: Ints) -> Ints:
-        """Ids of threads in the collector."""
+        """Return the collector's ids of threads."""
         distinct, which = np.unique(thread, return_inverse=True)
-        keys = [divmod(one, 1 << TID_BITS) for one in distinct.tolist()]
+        keys = [divmod(global_id, 1 << TID_BITS) for global_id in distinct.tolist()]
         return np.array(interned(self.collect.threads, keys), np.int64)[which.ravel()]
 
     def sizes_of(self, axes: list[Ints]) -> Ints:
-        """Ids of grids or blocks, NONE where one of the axes is not known."""
+        """Return the collector's ids of grids or blocks; NONE where one of the axes is unknown."""
         known = np.all([axis >= 0 for axis in axes], axis=0)
         sizes = list(zip(*(axis[known].tolist() for axis in axes), strict=True))
-        out = np.full(len(known), NONE)
-        out[known] = interned(self.collect.grids, sizes)
-        return out
+        ids = np.full(len(known), NONE)
+        ids[known] = interned(self.collect.grids, sizes)
+        return ids
 
 
 def as_times(values: Sequence[Any]) -> Ints:
-    """Times in ns, NO_TIME for what is none."""
+    """Return times in ns; NO_TIME for a missing or invalid one."""
     if set(map(type, values)) != {int}:
         values = [value if type(value) is int else NO_TIME for value in values]
     ns = np.array(values, np.int64)
@@ -194,32 +207,24 @@ def as_times(values: Sequence[Any]) -> Ints:
 
 
 def as_ids(values: Sequence[Any]) -> Ints:
-    """Ids and sizes, NONE for what is none."""
+    """Return ids and sizes; NONE for a missing or invalid one."""
     if set(map(type, values)) != {int}:
         values = [value if type(value) is int else NONE for value in values]
-    found = np.array(values, np.int64)
-    return np.where((found >= 0) & (found < _MOST_ID), found, NONE)
-
-
-def places_in(ordered: Ints, wanted: Ints) -> Ints:
-    """Where each value is first in an ordered column; NONE for one that is not."""
-    if not len(ordered):
-        return np.full(len(wanted), NONE)
-    at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
-    return np.where((ordered[at] == wanted) & (wanted >= 0), at, NONE)
+    ids = np.array(values, np.int64)
+    return np.where((ids >= 0) & (ids < _MOST_ID), ids, NONE)
 
 
 def as_numbers(values: Sequence[Any]) -> Floats:
-    """Numbers, NaN for what is none."""
+    """Return numbers; NaN for a missing or invalid one."""
     plain = (float(value) if type(value) in (int, float) else np.nan for value in values)
     return np.fromiter(plain, np.float64, len(values))
 
 
 def processes_of(global_ids: Ints) -> Ints:
-    """The processes of GlobalIds."""
+    """Return the processes of GlobalIds; NONE for an invalid one."""
     return np.where(global_ids >= 0, global_ids >> TID_BITS, NONE)
 
 
 def placed_tables(file: Database) -> list[str]:
-    """The tables of work of GPUs that say on which device it ran."""
+    """List the tables of GPU work that state the device it ran on."""
     return [table for table in WORK if file.has(table, *PLACED)]

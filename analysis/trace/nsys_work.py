@@ -1,7 +1,7 @@
-"""Work of one device in an export of Nsight Systems: kernels, copies, fills, graphs, and waits of
-its streams.
+"""The work of one device in an export of Nsight Systems, and the waits of its streams.
 
-In: `Tables`. Out: rows of the table of device events of their Collector.
+In: `Tables`. Out: rows of the table of device events of their Collector: kernels, copies, fills,
+graphs and waits.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
+from itertools import chain
 
 import numpy as np
 
@@ -20,9 +21,10 @@ from prunescope.analysis.trace.collect import (
     Ids,
     Ints,
     interned,
+    places_in,
 )
 from prunescope.analysis.trace.event import DEVICE_CATEGORIES, WHOLE_GRAPH
-from prunescope.analysis.trace.nsys_devices import COPY, FILL, GRAPH, KERNEL, UNPLACED
+from prunescope.analysis.trace.nsys_devices import COPY, FILL, GRAPH, KERNEL, SIZES, UNPLACED
 from prunescope.analysis.trace.nsys_file import AGAIN, STRINGS
 from prunescope.analysis.trace.nsys_tables import (
     DEVICE,
@@ -30,7 +32,6 @@ from prunescope.analysis.trace.nsys_tables import (
     NO_TIME,
     Tables,
     placed_tables,
-    places_in,
     processes_of,
 )
 
@@ -38,7 +39,7 @@ NODES = "CUDA_GRAPH_NODE_EVENTS"
 SYNCS, EVENTS = "CUPTI_ACTIVITY_KIND_SYNCHRONIZATION", "CUPTI_ACTIVITY_KIND_CUDA_EVENT"
 _NAMES = ("demangledName", "shortName", "mangledName")  # of a kernel, the best first
 _STREAM_BITS = 32  # where contexts share a device, their numbers stand before those of streams
-_CLONES = 16  # times that a graph is made from another one
+_CLONES = 16  # how often a graph may be made from another one
 _UNKNOWN = "Unknown"
 _STREAM_WAITS, _STREAM_WAIT = 2, "Stream Wait Event"  # of ENUM_CUPTI_SYNC_TYPE
 # As kineto names copies; of ENUM_CUDA_MEMCPY_OPER and ENUM_CUDA_MEM_KIND.
@@ -52,7 +53,7 @@ _LITERALS = {"unsigned int": "u", "long": "l", "unsigned long": "ul", "long long
 
 
 class DeviceWork:
-    """Fills the device's table; streams and nodes of graphs get numbers of their own."""
+    """A pass that fills the device's table; streams and graph nodes get numbers of their own."""
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
@@ -60,16 +61,18 @@ class DeviceWork:
 
     def read(self) -> None:
         """Read all work of the device that the file holds."""
-        self.tables.collect.tables[DEVICE].reserve(self._device_rows())
-        for rows in self._work():
+        self.tables.collect.tables[DEVICE].reserve(self._count_device_rows())
+        for rows in chain(self._read_kernels(), self._read_copies(), self._read_fills()):
             self._add_device(rows)
-        self._graphs()
-        self._stream_waits()
+        self._add_graphs()
+        self._add_stream_waits()
         self._note_unnamed()
 
-    def _device_rows(self) -> int:
-        """The largest possible number of rows of the device's work. Rows that name no device are
-        counted separately."""
+    def _count_device_rows(self) -> int:
+        """Bound the number of rows of the device's work, and count those that name no device.
+
+        Raises PrunescopeError where the device has more than MAX_DEVICE_ROWS.
+        """
         tables = placed_tables(self.tables.file)
         self.tables.collect.unplaced = sum(
             self.tables.file.count(table, UNPLACED) for table in tables
@@ -85,28 +88,23 @@ class DeviceWork:
         return work + self.tables.file.count(SYNCS)
 
     def _add_device(self, rows: dict[str, Ints]) -> None:
-        """Work of the device into its table."""
+        """Add work of the device to its table."""
         none = np.full(len(rows["ts"]), NONE)
         rows = {**dict.fromkeys(COLUMNS[DEVICE], none), **rows}
         rows |= {
             "device": np.full(len(none), self.tables.device.index),
-            "stream": self._streams(rows),
+            "stream": self._number_streams(rows),
         }
-        rows |= self._captured(rows["node"])
+        rows |= self._find_captures(rows["node"])
         self.tables.add(DEVICE, rows, COLUMNS[DEVICE])
 
-    def _work(self) -> Iterator[dict[str, Ints]]:
-        """Kernels, copies and fills of the device, a block at a time."""
-        yield from self._kernels()
-        yield from self._copies()
-        yield from self._fills()
-
-    def _kernels(self) -> Iterator[dict[str, Ints]]:
+    def _read_kernels(self) -> Iterator[dict[str, Ints]]:
+        """Read kernels, a block at a time, under the best of the names that the file holds."""
         name = next((n for n in _NAMES if self.tables.file.has(KERNEL, n)), _NAMES[0])
-        sizes = {f"{what}{axis}": f"{what}{axis}" for what in ("grid", "block") for axis in "XYZ"}
-        others = {"registers": "registersPerThread", "node": "graphNodeId",
+        sizes = {name: name for name in SIZES}
+        columns = {"registers": "registersPerThread", "node": "graphNodeId",
                   "fixed": "staticSharedMemory", "asked": "dynamicSharedMemory"}  # fmt: skip
-        for rows in self.tables.events(KERNEL, name=name, **others, **sizes):
+        for rows in self.tables.events(KERNEL, name=name, **columns, **sizes):
             known = (rows["fixed"] >= 0) & (rows["asked"] >= 0)
             yield {
                 **rows,
@@ -117,7 +115,8 @@ class DeviceWork:
                 "shared_memory": np.where(known, rows["fixed"] + rows["asked"], NONE),
             }
 
-    def _copies(self) -> Iterator[dict[str, Ints]]:
+    def _read_copies(self) -> Iterator[dict[str, Ints]]:
+        """Read copies of memory, a block at a time."""
         kinds = {"copy": "copyKind", "source": "srcKind", "target": "dstKind"}
         for rows in self.tables.events(COPY, bytes="bytes", node="graphNodeId", **kinds):
             distinct = zip(*(rows[name].tolist() for name in kinds), strict=True)
@@ -125,16 +124,16 @@ class DeviceWork:
             category = np.full(len(names), DEVICE_CATEGORIES["gpu_memcpy"])
             yield {**rows, "name": np.array(names, np.int64), "category": category}
 
-    def _fills(self) -> Iterator[dict[str, Ints]]:
+    def _read_fills(self) -> Iterator[dict[str, Ints]]:
+        """Read fills of memory, a block at a time."""
         for rows in self.tables.events(FILL, bytes="bytes", node="graphNodeId", memory="memKind"):
             kinds = (f"Memset ({_MEMORY.get(kind, _UNKNOWN)})" for kind in rows["memory"].tolist())
             names = interned(self.tables.collect.names, list(kinds))
             category = np.full(len(names), DEVICE_CATEGORIES["gpu_memset"])
             yield {**rows, "name": np.array(names, np.int64), "category": category}
 
-    def _graphs(self) -> None:
-        """Launches of graphs that were recorded as one interval each: those whose kernels are not
-        there."""
+    def _add_graphs(self) -> None:
+        """Add launches of graphs whose kernels are not recorded, as one interval each."""
         known = np.sort(self.tables.device_columns("correlation")[0])
         launches = 0
         for rows in self.tables.events(GRAPH, graph="graphId"):
@@ -150,8 +149,8 @@ class DeviceWork:
                 "kernels: profile with --cuda-graph-trace=node"
             )
 
-    def _stream_waits(self) -> None:
-        """Times in which a stream waits for an event, of events whose completion was recorded."""
+    def _add_stream_waits(self) -> None:
+        """Add the times in which a stream waits for an event whose completion was recorded."""
         columns = {"process": "globalPid", "sync": "eventSyncId"}
         events = self.tables.columns(EVENTS, columns, end="timestamp", start="timestamp")
         events["process"] = processes_of(events["process"])
@@ -168,11 +167,11 @@ class DeviceWork:
         work = ts.copy(), ts + dur, streams.copy()
         for rows in self.tables.events(SYNCS, kind="syncType", sync="eventSyncId"):
             ids = zip(rows["process"].tolist(), rows["sync"].tolist(), strict=True)
-            until = np.array([complete.get(one, NONE) for one in ids], np.int64)
+            until = np.array([complete.get(key, NONE) for key in ids], np.int64)
             wanted = (rows["kind"] == _STREAM_WAITS) & (rows["ts"] != NO_TIME) & (until >= 0)
             rows, until = {name: column[wanted] for name, column in rows.items()}, until[wanted]
             called = rows["ts"] + rows["dur"]
-            begin = _begins_of_waits(called, until, self._streams(rows), work)
+            begin = _find_wait_begins(called, until, self._number_streams(rows), work)
             waits = begin >= 0
             rows = {name: column[waits] for name, column in rows.items()}
             name = interned(self.tables.collect.names, [_STREAM_WAIT] * len(rows["ts"]))
@@ -181,9 +180,8 @@ class DeviceWork:
             rows |= {"name": np.array(name, np.int64), "category": np.zeros(len(name), np.int64)}
             self._add_device(rows)
 
-    def _streams(self, rows: dict[str, Ints]) -> Ints:
-        """Numbers of streams, distinct where several contexts number theirs alike; those of the
-        first context stay."""
+    def _number_streams(self, rows: dict[str, Ints]) -> Ints:
+        """Give streams of several contexts distinct numbers; those of the first context stay."""
         places = list(zip(rows["process"].tolist(), rows["context"].tolist(), strict=True))
         context = np.array(interned(self._contexts, places), np.int64)
         stream = rows["stream"]
@@ -191,16 +189,18 @@ class DeviceWork:
 
     @cached_property
     def _nodes(self) -> dict[str, Ints]:
-        """The nodes of graphs as they were captured, by their numbers."""
+        """The nodes of graphs as they were captured, sorted by their numbers."""
         columns = {"thread": "globalTid", "node": "graphNodeId", "original": "originalGraphNodeId"}
-        rows = self.tables.columns(NODES, columns, self.tables.of_processes(NODES), end="start")
+        rows = self.tables.columns(NODES, columns, self.tables.process_filter(NODES), end="start")
         order = np.lexsort((rows["ts"], rows["node"]))
         rows = {name: column[order] for name, column in rows.items()}
         return {**rows, "thread": self.tables.threads_of(rows["thread"])}
 
-    def _captured(self, node: Ints) -> dict[str, Ints]:
-        """When and on which thread the node of each graph kernel was captured. A node of a graph
-        that was made from another graph is followed to its original."""
+    def _find_captures(self, node: Ints) -> dict[str, Ints]:
+        """Find when and on which thread the node of each graph kernel was captured.
+
+        A node of a graph that was made from another graph is followed to its original.
+        """
         none = np.full(len(node), NONE)
         is_node = node >= 0
         if not is_node.any() or not len(self._nodes["ts"]):
@@ -223,7 +223,7 @@ class DeviceWork:
         }
 
     def _note_unnamed(self) -> None:
-        """A caveat where names of kernels are not in the file."""
+        """Add a caveat if names of kernels are not in the file."""
         if count := self.tables.unnamed["kernels"]:
             self.tables.caveats.append(
                 f"{count:,} of its kernels have no name in the file ({STRINGS}): they are shown "
@@ -232,36 +232,44 @@ class DeviceWork:
 
 
 def _copy_name(kind: int, source: int, target: int) -> str:
-    """The name that kineto gives a copy."""
+    """Return the name that kineto gives a copy."""
     ends = f"({_MEMORY.get(source, _UNKNOWN)} -> {_MEMORY.get(target, _UNKNOWN)})"
     return f"Memcpy {_COPIES.get(kind, _UNKNOWN)} {ends}"
 
 
 @lru_cache(maxsize=4096)
 def plain_kernel(name: str) -> str:
-    """A kernel's name as other profilers demangle it: `<(int)8, (bool)0>` is `<8, false>`."""
+    """Write a kernel's name as other profilers demangle it.
+
+    For example, `<(int)8, (bool)0>` becomes `<8, false>`.
+    """
     name = name.replace("<unnamed>", "(anonymous namespace)")
-    return _CAST.sub(_literal, name)
+    return _CAST.sub(_cpp_literal, name)
 
 
-def _literal(found: re.Match[str]) -> str:
-    kind, number = found[1], found[2]
+def _cpp_literal(cast: re.Match[str]) -> str:
+    """Write a cast number as a literal of C++."""
+    kind, number = cast[1], cast[2]
     if kind == "bool":
         return "false" if number == "0" else "true"
     return f"{number}{_LITERALS.get(kind, '')}"
 
 
-def _begins_of_waits(
+def _find_wait_begins(
     called: Ints, complete: Ints, streams: Ints, work: tuple[Ints, Ints, Ints]
 ) -> Ints:
-    """When waits begin, ns; NONE where a stream still had work when the event was complete.
+    """Find when each stream begins to wait, ns.
 
-    The export gives the times of the call, which returns at once; the stream itself waits from the
-    end of what it ran before, until the event is complete.
+    It is NONE where the stream still works when the event is complete. The export gives the times
+    of the call, which returns at once. The stream itself waits from the end of what it ran before
+    until the event is complete. What begins on the stream before that was launched ahead of the
+    wait, because all work behind the wait begins later.
 
-    `called`: when the call returned; `complete`: when the event was; `work`: start, end and stream
-    of each device event. What begins on a stream before the event is complete was launched ahead of
-    the wait, because all that comes behind the wait begins later.
+    Args:
+        called: When the call returned, ns.
+        complete: When the event was complete, ns.
+        streams: The stream that waits.
+        work: Start (ns), end (ns) and stream of each device event.
     """
     begin = called.copy()
     start, end, on = work

@@ -1,9 +1,9 @@
 """The meaning of an NVTX range's text: an op that torch ran, a module's call, or an annotation.
 
-In: texts. Out: `Range`. torch's `emit_nvtx` writes `aten::addmm, seq = 7, op_id = 9, sizes =
-[[4], [2, 3], [3, 4]]`; the layer hooks of vLLM, SGLang and TensorRT-LLM write `{'Module':
-'model.layers.0.mlp.down_proj', 'TrainableParams': {'weight': [2, 3]}, 'Inputs': [[4, 3]]}`.
-Whatever else a range is called is its name.
+In: texts. Out: `Range`. torch's `emit_nvtx` writes `aten::addmm, seq = 7, op_id = 9, sizes = [[4],
+[2, 3], [3, 4]]`. The layer hooks of vLLM, SGLang and TensorRT-LLM write `{'Module':
+'model.layers.0.mlp.down_proj', 'TrainableParams': {'weight': [2, 3]}, 'Inputs': [[4, 3]]}`. Any
+other text is the name of an annotation.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ _LINEAR = "aten::linear"
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """`op`: the name of an op with its numbers and the text of its inputs' sizes (JSON), empty for
-    none; `name`: that of an annotation or of a module's path, empty for an op alone."""
+    """An op, an annotation, or both.
+
+    `op` is the name of an op, empty for none, and `sizes` are the sizes of its inputs as JSON.
+    `name` is that of an annotation, or the path of a module; it is empty for an op alone.
+    """
 
     name: str
     op: str = ""
@@ -40,43 +43,48 @@ class Range:
 
 
 def read_range(text: str) -> Range:
-    """The text of a range, read."""
+    """Parse the text of a range."""
     if text.startswith(_HOOK):
-        return _call_of_hook(text)
+        return _read_hook(text)
     if ", " not in text:
         return Range(text)
-    rest, _, _ = text.partition(_INPUTS)
-    rest, _, sizes = rest.partition(_SIZES)
-    rest, _, op_id = rest.partition(_OP_ID)
-    name, _, sequence = rest.partition(_SEQUENCE)
+    front, _, _ = text.partition(_INPUTS)
+    front, _, sizes = front.partition(_SIZES)
+    front, _, op_id = front.partition(_OP_ID)
+    name, _, sequence = front.partition(_SEQUENCE)
     if not op_id and not sequence and not sizes:
         return Range(text)
     if sequence or _is_op(name):
-        return Range("", name, _number(op_id), _number(sequence), sizes)
+        return Range("", name, _to_number(op_id), _to_number(sequence), sizes)
     return Range(name)
 
 
 @lru_cache(maxsize=4096)
 def _is_op(name: str) -> bool:
+    """Return whether a name is written like that of an op or of a node of autograd."""
     return name.startswith(_NODE) or _FUNCTION.fullmatch(name) is not None
 
 
-def _call_of_hook(text: str) -> Range:
-    """The call of a module: of a linear with its sizes, those of `aten::linear`."""
-    found = _MODULE.match(text)
-    if found is None:
+def _read_hook(text: str) -> Range:
+    """Parse the call of a module that a layer hook wrote; one of a linear is an `aten::linear` too.
+
+    A norm, or a weight that is packed, is read as a module only: its sizes are not those of a GEMM.
+    """
+    module = _MODULE.match(text)
+    if module is None:
         return Range(text)
     weight, fed = _WEIGHT.search(text), _FED.search(text)
     if weight is None or fed is None:
-        return Range(found[1])
+        return Range(module[1])
     rows, columns = fed[1].rpartition("]")[0], weight[1]
     inside = rows.partition("]")[0].strip("[ ").split(",")
     matrix = columns.strip("[] ").split(",")
     if len(matrix) != 2 or not inside or inside[-1].strip() != matrix[1].strip():
-        return Range(found[1])  # a norm, or a weight that is packed
+        return Range(module[1])  # a norm, or a packed weight
     first = f"[{', '.join(part.strip() for part in inside)}]"
-    return Range(found[1], _LINEAR, NONE, NONE, f"[{first}, {columns}]")
+    return Range(module[1], _LINEAR, NONE, NONE, f"[{first}, {columns}]")
 
 
-def _number(text: str) -> int:
+def _to_number(text: str) -> int:
+    """Parse an id; NONE if the text is no number or too long."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < _MOST_DIGITS else NONE

@@ -1,8 +1,8 @@
-"""The traces of several ranks: in, a folder, zip or tar of them, or an export of Nsight Systems, of
-which a device is a rank; out, the file of each rank.
+"""The traces of several ranks, found in a folder, a zip, a tar or an export of Nsight Systems.
 
-A rank is identified by `distributedInfo` in the trace, else by the file's name; where these are
-not all distinct, traces go by their file names. Files that are no trace are left out and named.
+In: the path; in an export each device is a rank. Out: the file of each rank. A rank is identified
+by `distributedInfo` in the trace, else by the file's name; where these are not all distinct, traces
+go by their file names. Files that are no trace are left out and named.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from prunescope.analysis.trace.unpack import SUFFIXES, members
 from prunescope.taxonomy.errors import PrunescopeError
 
 _NUMBER = re.compile(r"(?:rank|(?<![a-z])tp)[-_.]?(\d{1,6})(?!\d)", re.IGNORECASE)
-# Of SGLang's names, "-TP-0-DP-1": where there is a second axis, none of the numbers is the rank.
+# SGLang's names, "-TP-0-DP-1": with a second axis, none of the numbers is the rank.
 _AXIS = re.compile(r"(?<![a-z])(?:tp|dp|pp|ep)[-_.]?\d", re.IGNORECASE)
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 _MOST = 1024
@@ -31,7 +31,10 @@ _MOST = 1024
 @dataclass(frozen=True)
 class TraceFile:
     """One trace: a file, a member of a zip or tar, or a device of an export of Nsight Systems.
-    `all_ranks`: the export is all that was given, so that the number of a device is its rank."""
+
+    `all_ranks` is set if the export is all that was given, so that the number of a device is its
+    rank.
+    """
 
     path: Path
     member: str | None = None
@@ -39,7 +42,7 @@ class TraceFile:
 
     @property
     def name(self) -> str:
-        """The name of its file, without folders; of a device of several, with its file's."""
+        """The name of the file without folders; for one of several devices, its number too."""
         if self.member is None:
             return self.path.name
         if device_number(self.member) is not None:
@@ -49,9 +52,11 @@ class TraceFile:
 
 @dataclass
 class FoundTraces:
-    """The traces of a folder or zip by the name of their phase, "" for one alone. `ranks_of`: the
-    rank of each of several, as stated in front of its events; `left_out`: files that are no trace;
-    `broken`: one of these is named as a rank."""
+    """The traces of a folder or archive by the name of their phase, "" for a single one.
+
+    `ranks_of` is the rank of each of several, as stated in front of its events. `left_out` names
+    the files that are no trace; `broken` is set if one of these is named as a rank.
+    """
 
     parts: dict[str, TraceFile] = field(default_factory=dict)
     ranks_of: dict[str, Rank] = field(default_factory=dict)
@@ -61,25 +66,24 @@ class FoundTraces:
 
 @dataclass(frozen=True)
 class Rank:
-    """The number of a rank and the number of ranks, as its trace states them; None where it does
-    not."""
+    """The number of a rank and the number of ranks, as a trace states them; None if it does not."""
 
     number: int | None
     world: int | None
 
 
 def holds_traces(folder: Path) -> bool:
-    """Whether a folder has files that may be traces."""
+    """Return whether a folder has files that may be traces."""
     return bool(trace_files(folder))
 
 
 def find_parts(path: Path) -> FoundTraces:
-    """The traces in a folder, a zip, a tar or an export of Nsight Systems.
+    """Find the traces in a folder, a zip, a tar or an export of Nsight Systems.
 
-    Raises PrunescopeError where there is none, or too many.
+    Raises PrunescopeError where there is no readable trace, or there are more than 1,024.
     """
     if is_nsys(path):
-        devices = [replace(one, all_ranks=True) for one in _devices(path)]
+        devices = [replace(alone, all_ranks=True) for alone in _devices(path)]
         numbered = {f"rank{i}": device for i, device in enumerate(devices)}
         return FoundTraces(
             numbered if len(devices) > 1 else {"": devices[0]},
@@ -96,10 +100,10 @@ def find_parts(path: Path) -> FoundTraces:
         )
     if len(parts) < 2:
         return FoundTraces({"": parts[0]} if parts else {})
-    heads = [(part, _head(part)) for part in parts]
+    heads = [(part, _read_head(part)) for part in parts]
     kept = [part for part, meta in heads if meta is not None]
     left_out = [part.name for part, meta in heads if meta is None]
-    found = FoundTraces(left_out=left_out, broken=any(_NUMBER.search(name) for name in left_out))
+    traces = FoundTraces(left_out=left_out, broken=any(_NUMBER.search(name) for name in left_out))
     if not kept:
         raise PrunescopeError(
             f"{path.name} holds no trace that can be read",
@@ -107,20 +111,21 @@ def find_parts(path: Path) -> FoundTraces:
             "folder with an SQLite export of Nsight Systems a rank",
         )
     if len(kept) == 1:
-        found.parts = {"": kept[0]}
-        return found
+        traces.parts = {"": kept[0]}
+        return traces
     ranks = {part: rank_of(part, meta) for part, meta in heads if meta is not None}
-    found.parts = _named(kept, [rank.number for rank in ranks.values()])
-    found.ranks_of = {name: ranks[part] for name, part in found.parts.items()}
-    return found
+    traces.parts = _name_parts(kept, [rank.number for rank in ranks.values()])
+    traces.ranks_of = {name: ranks[part] for name, part in traces.parts.items()}
+    return traces
 
 
 def _devices(path: Path) -> list[TraceFile]:
+    """List the devices of an export; an export of a single device is one trace."""
     return [TraceFile(path, member) for member in devices_of(path)] or [TraceFile(path)]
 
 
 def _parts_of(file: Path) -> list[TraceFile]:
-    """A file of a folder, or the devices of one; what is wrong with it shows when it is read."""
+    """List the traces in one file of a folder; what is wrong with it shows when it is read."""
     try:
         return _devices(file) if is_nsys(file) else [TraceFile(file)]
     except PrunescopeError:
@@ -128,7 +133,7 @@ def _parts_of(file: Path) -> list[TraceFile]:
 
 
 def missing(name: str, ranks: Iterable[Rank]) -> str | None:
-    """A sentence on the ranks that a folder or zip lacks; None where none is known to lack."""
+    """State which ranks a folder or archive lacks; None where none is known to be missing."""
     ranks = list(ranks)
     known = {rank.number for rank in ranks if rank.number is not None}
     world = max((rank.world for rank in ranks if rank.world is not None), default=0)
@@ -141,7 +146,7 @@ def missing(name: str, ranks: Iterable[Rank]) -> str | None:
 
 
 def twice(name: str, ranks: Iterable[Rank]) -> str | None:
-    """Which ranks have several traces, in a folder or zip; None where none has."""
+    """State which ranks have several traces in a folder or archive; None where none has."""
     known = Counter(rank.number for rank in ranks if rank.number is not None)
     often = sorted(n for n, count in known.items() if count > 1)
     if not often:
@@ -150,11 +155,12 @@ def twice(name: str, ranks: Iterable[Rank]) -> str | None:
 
 
 def _listed(numbers: list[int]) -> str:
+    """List numbers for a sentence, at most eight of them."""
     return ", ".join(map(str, numbers[:8])) + (", …" if len(numbers) > 8 else "")
 
 
 def trace_files(folder: Path) -> list[Path]:
-    """The files of a folder that may be traces, by name."""
+    """List the files of a folder that may be traces, by name."""
     return sorted(
         p
         for p in folder.iterdir()
@@ -162,8 +168,8 @@ def trace_files(folder: Path) -> list[Path]:
     )
 
 
-def _head(part: TraceFile) -> dict[str, Any] | None:
-    """The metadata in front of the events; None for what is no trace."""
+def _read_head(part: TraceFile) -> dict[str, Any] | None:
+    """Read the metadata in front of the events; None for a file that is no trace."""
     source = Source(part.path, part.member)
     try:
         if is_nsys(part.path):
@@ -176,43 +182,47 @@ def _head(part: TraceFile) -> dict[str, Any] | None:
 
 
 def rank_of(part: TraceFile, meta: dict[str, Any]) -> Rank:
-    """The rank of a trace, by its metadata, else by its file's name. In a world of one, every trace
-    is of rank 0, so that its metadata gives no rank. In a file that is alone, the number of a
-    device is its rank; next to other files, as of another node, the rank is unknown."""
+    """Return the rank of a trace, by its metadata, else by its file's name.
+
+    In a world of one, every trace is of rank 0, so that its metadata gives no rank. The number of a
+    device is its rank in a file that is alone; next to other files, which may be of other nodes,
+    the rank is unknown.
+    """
     if part.member is not None and is_nsys(part.path):
         return Rank(device_number(part.member) if part.all_ranks else None, None)
-    world = _number(meta, "world_size")
-    number = _number(meta, "rank") if world != 1 else None
+    world = _distributed_number(meta, "world_size")
+    number = _distributed_number(meta, "rank") if world != 1 else None
     return Rank(rank_in_name(part.name) if number is None else number, world)
 
 
 def rank_in_name(name: str) -> int | None:
-    """The rank that the name of a file says, None where it names several axes."""
-    found = _NUMBER.search(name)
+    """Return the rank that a file's name states; None if it states none, or several axes."""
+    number = _NUMBER.search(name)
     several = len(_AXIS.findall(name)) > 1 and "rank" not in name.lower()
-    return None if found is None or several else int(found[1])
+    return None if number is None or several else int(number[1])
 
 
-def _number(meta: dict[str, Any], key: str) -> int | None:
-    """A number of the trace's `distributedInfo`."""
+def _distributed_number(meta: dict[str, Any], key: str) -> int | None:
+    """Return a number of the trace's `distributedInfo`; None if it is missing or invalid."""
     info = meta.get("distributedInfo")
     value = info.get(key) if isinstance(info, dict) else None
     return value if type(value) is int and 0 <= value < 1_000_000 else None
 
 
-def _named(parts: list[TraceFile], numbers: list[int | None]) -> dict[str, TraceFile]:
+def _name_parts(parts: list[TraceFile], numbers: list[int | None]) -> dict[str, TraceFile]:
+    """Name each trace by its rank if all ranks are known and distinct, else by its file."""
     known = [n for n in numbers if n is not None]
     if len(set(known)) == len(parts):
         ordered = sorted(zip(known, parts, strict=True), key=lambda pair: pair[0])
         return {f"rank{number}": part for number, part in ordered}
-    return dict(zip(_distinct(part.name for part in parts), parts, strict=True))
+    return dict(zip(_distinct_names(part.name for part in parts), parts, strict=True))
 
 
-def _distinct(names: Iterable[str]) -> list[str]:
-    """Names of files as names of phases, which become parts of file names again."""
-    out: list[str] = []
+def _distinct_names(names: Iterable[str]) -> list[str]:
+    """Turn names of files into distinct names of phases, which become parts of file names again."""
+    distinct: list[str] = []
     for name in names:
         stem = re.sub(r"(\.pt)?(\.trace)?\.json(\.gz|\.zst)?$|\.sqlite$", "", name)
         plain = _UNSAFE.sub("_", stem)[:60] or "trace"
-        out.append(plain if plain not in out else f"{plain}-{len(out)}")
-    return out
+        distinct.append(plain if plain not in distinct else f"{plain}-{len(distinct)}")
+    return distinct

@@ -1,10 +1,10 @@
-"""Chrome trace bytes in, typed events out, one bounded block at a time.
+"""The reader of Chrome traces: bytes in, typed events out, one bounded block at a time.
 
-In: a file as `unpack` takes it, an object with `traceEvents` or a bare list of events. Out: `Event`
-structs and the metadata around them.
-Memory is bounded by the block, not by the file; a cut file is read up to the cut and marked. What
-unpacks to more than MAX_TOTAL, or than MAX_RATIO times its size (`unpack`), is a bomb: refused.
-Several processes may read one file, every n-th block each: see shares.py.
+In: a file as `unpack` takes it, with an object with `traceEvents` or a bare list of events. Out:
+`Event` structs and the metadata around them. Memory is bounded by the block, not by the file. A cut
+file is read up to the cut and marked. What unpacks to more than MAX_TOTAL, or to more than
+MAX_RATIO times its size (`unpack`), is a bomb and is refused. Several processes may read one file,
+each every n-th block: see shares.py.
 """
 
 from __future__ import annotations
@@ -20,30 +20,31 @@ from typing import Any
 
 import msgspec
 
-from prunescope.analysis.trace.event import LEAN, Event
+from prunescope.analysis.trace.event import LEAN, Event, decode_json
 from prunescope.analysis.trace.samples import Sample
 from prunescope.analysis.trace.unpack import MAX_RATIO, Prefetched, is_bomb, unpacked
 from prunescope.taxonomy.errors import PrunescopeError
 
-BLOCK = 1 << 20  # of 256 KiB to 4 MiB the fastest: its events stay in the cache
-MAX_EVENT = 64 << 20  # no boundary between events within so many bytes: not a trace
+BLOCK = 1 << 20  # the fastest of 256 KiB to 4 MiB: its events stay in the cache
+MAX_EVENT = 64 << 20  # a file without a boundary between events in so many bytes is no trace
 MAX_TOTAL = 64 << 30  # decompressed bytes; a larger file is taken for a bomb
 _MAX_DEPTH = 100_000  # brackets around one another
 
-# Where the last boundary of a block is looked for: near its end, then farther off.
+# Bytes at the end of a block in which its last boundary is searched, the nearer ones first.
 _WINDOWS = (8 << 10, 256 << 10)
 _TRIES = 3
 _PADDING = b" \t\r\n\0"
 
 
 class ExactEvent(Event, gc=False):
-    """The same, a time with a fraction read from its decimal text."""
+    """An event whose times with a fraction are decoded from their decimal text."""
 
     ts: Any = None
     dur: Any = None
 
 
 def _decimal(text: str) -> Decimal | None:
+    """Parse a decimal; None for one whose exponent is out of range."""
     try:
         return Decimal(text)
     except InvalidOperation:  # an exponent beyond all bounds
@@ -52,8 +53,8 @@ def _decimal(text: str) -> Decimal | None:
 
 _EVENTS: msgspec.json.Decoder[Any] = msgspec.json.Decoder(list[Event], strict=True)
 _EXACT = msgspec.json.Decoder(list[ExactEvent], strict=True, float_hook=_decimal)
-_ONE = msgspec.json.Decoder(ExactEvent, strict=True, float_hook=_decimal)
-# Without the values of counters: those are decoded apart, by their names.
+_ONE_EVENT = msgspec.json.Decoder(ExactEvent, strict=True, float_hook=_decimal)
+# Values of counters are decoded separately, by their names.
 _SAMPLES = msgspec.json.Decoder(list[Sample], float_hook=_decimal)
 _COUNTER = re.compile(rb'"ph"\s*:\s*"C"')
 _RAWS = msgspec.json.Decoder(list[msgspec.Raw])
@@ -61,12 +62,18 @@ _RAWS = msgspec.json.Decoder(list[msgspec.Raw])
 
 @dataclass
 class Source:
-    """A trace being read. `cut`: the file ends before the trace does. `behind`: bytes behind its
-    end. `malformed`: events dropped because they cannot be read, or a field has a type that no
-    profiler writes. `repaired`: invalid JSON was mended. `meta`: the top-level keys but the events.
-    `member`: the trace that is meant where the file is a zip of several. `share`: (i, n) reads only
-    every n-th block, beginning with the i-th; `has_end`: the last block was one of them. `decoder`:
-    tried first, of less than whole events (event.py)."""
+    """A trace while it is read.
+
+    What is asked for: `member` is the trace that is meant where the file is an archive of several;
+    `share` (i, n) reads only every n-th block, beginning with the i-th; `decoder` is tried first,
+    and may decode less than whole events (event.py).
+
+    What was found: `meta` holds the top-level keys except for the events; `cut`: the file ends
+    before the trace does; `behind`: the number of bytes after the end of the trace; `malformed`:
+    the number of events that were dropped because they cannot be read, or a field has a type that
+    no profiler writes; `repaired`: invalid JSON was mended; `has_end`: the last block belongs to
+    the share.
+    """
 
     path: Path
     member: str | None = None
@@ -81,7 +88,7 @@ class Source:
     _samples: list[Sample] = field(default_factory=list, repr=False, compare=False)
 
     def blocks(self) -> Iterator[list[Event]]:
-        """The events in the order of the file, a list per block.
+        """Yield the events in the order of the file, a list for each block.
 
         Raises NotSharedError where a share cannot be read without the blocks between.
         """
@@ -92,36 +99,38 @@ class Source:
                 yield from _Splitter(self, ahead, packed=file.tell).blocks()
 
     def take_samples(self) -> list[Sample]:
-        """The counter events of the block that was given last; once."""
-        found, self._samples = self._samples, []
-        return found
+        """Return the counter events of the block that was yielded last, and forget them."""
+        samples, self._samples = self._samples, []
+        return samples
 
     def keep_samples(self, listed: bytes) -> None:
-        """Find the counter events of a block: decoded once more, where it holds any."""
+        """Keep the counter events of a block, which is decoded once more if it holds any."""
         self._samples = []
         if b'"C"' in listed and _COUNTER.search(listed):
             with suppress(*UNREADABLE):
-                self._samples = [one for one in _SAMPLES.decode(listed) if one.ph == "C"]
+                self._samples = [sample for sample in _SAMPLES.decode(listed) if sample.ph == "C"]
 
     def error(self, problem: str, hint: str) -> PrunescopeError:
-        """An error about this file."""
+        """Return an error about this file."""
         return PrunescopeError(f"{self.name}: {problem}", hint=hint)
 
     @property
     def name(self) -> str:
-        """The name of the file, and of the trace in it where it is a zip of several."""
+        """The name of the file, and that of the trace in it where it is an archive of several."""
         return f"{self.path.name}: {self.member}" if self.member else self.path.name
 
 
 class NotSharedError(Exception):
-    """A file that only one process can read: what a block holds is known once the blocks before it
-    are decoded."""
+    """A file that only one process can read: its blocks begin where the blocks before them end."""
 
 
 class _Splitter:
-    """Cuts the bytes at boundaries between events. A boundary is right exactly when the bytes
-    before it decode as a list: inside a string or a nested object they would not. Where the last
-    boundaries of a block are not, its brackets are counted."""
+    """A cutter of bytes at boundaries between events.
+
+    A boundary is right exactly when the bytes before it decode as a list: inside a string or a
+    nested object they would not. Where the last boundaries of a block are not right, its brackets
+    are counted.
+    """
 
     def __init__(self, source: Source, file: Prefetched, *, packed: Callable[[], int]) -> None:
         self.source = source
@@ -135,7 +144,7 @@ class _Splitter:
         self.number = 0  # blocks before this one
 
     def read(self) -> bool:
-        """One more block into the buffer; False at the end of the file."""
+        """Read one more block into the buffer; return False at the end of the file."""
         block = self.file.read()
         self.source.cut = self.source.cut or self.file.cut
         self.total += len(block)
@@ -155,12 +164,13 @@ class _Splitter:
 
     @property
     def is_ours(self) -> bool:
-        """Whether this block is one of the share that is read."""
+        """Whether this block belongs to the share that is read."""
         index, count = self.source.share
         return self.number % count == index
 
     def blocks(self) -> Iterator[list[Event]]:
-        self.head()
+        """Yield the events of the share, a list for each block."""
+        self.read_head()
         enough = BLOCK
         while self.read():
             if len(self.buffer) < enough:
@@ -186,10 +196,10 @@ class _Splitter:
             yield self.cut_exactly()
         self.source.cut = self.source.cut or not self.closed
         if self.closed:
-            self.trailing()
+            self.read_trailing()
 
-    def head(self) -> None:
-        """Up to the first event; keeps the metadata that stands before it."""
+    def read_head(self) -> None:
+        """Read up to the first event, and keep the metadata before it."""
         source = self.source
         more, enough = True, 0
         while more:
@@ -202,24 +212,23 @@ class _Splitter:
                 self.buffer = text[1:]
                 return
             if text[:1] not in (b"{", b""):
-                raise self.not_a_trace(text)
-            found = place_of_events(text)
-            if found is not None and found < len(text):
-                if text[found : found + 1] != b"[":
+                raise self.explain_no_trace(text)
+            begin = find_events(text)
+            if begin is not None and begin < len(text):
+                if text[begin : begin + 1] != b"[":
                     raise source.error(
                         "traceEvents is not a list", "the file is damaged: export it again"
                     )
-                source.meta.update(plain_object(text[:found] + b"[]}") or {})
+                source.meta.update(decode_object(text[:begin] + b"[]}") or {})
                 source.meta.pop("traceEvents", None)
-                self.buffer, self.in_object = text[found + 1 :], True
+                self.buffer, self.in_object = text[begin + 1 :], True
                 return
         if not self.buffer.strip() and not source.cut:
             raise source.error("the file is empty", "export the trace again")
-        raise self.not_a_trace(b"")
+        raise self.explain_no_trace(b"")
 
-    def not_a_trace(self, text: bytes) -> PrunescopeError:
-        """Why these first bytes begin no Chrome trace, by what they begin, else by the name of the
-        file."""
+    def explain_no_trace(self, text: bytes) -> PrunescopeError:
+        """Return the error for a file that is no Chrome trace, by its first bytes or its name."""
         from prunescope.analysis.trace.nsys_file import AGAIN, MAGIC, SUFFIX  # slow to import
 
         source = self.source
@@ -235,40 +244,46 @@ class _Splitter:
         )
 
     def boundaries(self) -> list[re.Match[bytes]]:
-        """The last places of the buffer that may be between two events, the last one first."""
+        """Return the last places of the buffer that may be between two events, the last first."""
         for window in _WINDOWS:
-            found = list(BOUNDARY.finditer(self.buffer, max(0, len(self.buffer) - window)))
-            if found:
-                return found[: -_TRIES - 1 : -1]
+            boundaries = list(BOUNDARY.finditer(self.buffer, max(0, len(self.buffer) - window)))
+            if boundaries:
+                return boundaries[: -_TRIES - 1 : -1]
         return []
 
     def skip(self) -> None:
-        """Leave a block to whoever reads its share, who cuts it at its last boundary."""
-        found = self.boundaries()
-        if not found:
+        """Leave a block to the reader of its share, who cuts it at its last boundary."""
+        boundaries = self.boundaries()
+        if not boundaries:
             raise NotSharedError
-        self.buffer = self.buffer[found[0].end() - 1 :]
+        self.buffer = self.buffer[boundaries[0].end() - 1 :]
         self.number += 1
 
     def cut_quickly(self) -> list[Event] | None:
-        """The events up to one of the last boundaries, which stays in the buffer."""
+        """Cut the events up to one of the last boundaries; the bytes behind stay in the buffer.
+
+        None means that all of these boundaries are inside a string or an object.
+        """
         for match in self.boundaries():
             events = self.decode(memoryview(self.buffer)[: match.start() + 1])
             if events is not None:
                 self.buffer = self.buffer[match.end() - 1 :]
                 return events
-            self.needs_all()
-        return None  # all of them inside a string or an object: counting brackets is sure
+            self.refuse_shares()
+        return None  # all are inside a string or an object: brackets have to be counted
 
-    def needs_all(self) -> None:
-        """The next block, whose begin depends on the content of this one: readers of other shares
-        cannot know. After the last block none begins."""
+    def refuse_shares(self) -> None:
+        """Raise NotSharedError, unless this process reads all blocks or no block follows.
+
+        The next block begins at a place that depends on the content of this one, which the readers
+        of other shares cannot know.
+        """
         if self.source.share[1] > 1 and not self.ended:
             raise NotSharedError
 
     def cut_exactly(self) -> list[Event]:
-        """The whole events of the buffer, by counting brackets; what cannot be read is dropped."""
-        self.needs_all()
+        """Cut the whole events of the buffer by counting brackets; drop what cannot be read."""
+        self.refuse_shares()
         spans: list[tuple[int, int]] = []
         depth = start = end = 0
         for match in STEP.finditer(self.buffer):
@@ -292,52 +307,53 @@ class _Splitter:
                 break
         text, self.buffer = self.buffer[:end], self.buffer[end:]
         events = self.decode(text[: spans[-1][1]]) if spans else []
-        return self.one_by_one(text[a:b] for a, b in spans) if events is None else events
+        return self.decode_singly(text[a:b] for a, b in spans) if events is None else events
 
-    def trailing(self) -> None:
-        """Metadata behind the events, up to the end of their object; what stands behind that."""
+    def read_trailing(self) -> None:
+        """Read the metadata behind the events, and count the bytes behind their object."""
         end, enough = None if self.in_object else 0, 0
         while end is None:
             more = self.read()
             if more and len(self.buffer) < enough:
                 continue
-            end = end_of_object(self.buffer)
+            end = find_object_end(self.buffer)
             if not more and end is None:
                 end = len(self.buffer)
             enough = 2 * len(self.buffer)
         if self.in_object:
-            meta = plain_object(b'{"traceEvents":[]' + self.buffer[:end])
+            meta = decode_object(b'{"traceEvents":[]' + self.buffer[:end])
             self.source.cut = self.source.cut or meta is None
             self.source.meta.update({k: v for k, v in (meta or {}).items() if k != "traceEvents"})
         self.buffer = self.buffer[end:]
         self.source.behind = len(self.buffer.lstrip(_PADDING))
         self.buffer = b""
-        while self.read():  # to its end: a cut shows there
-            rest = self.buffer if self.source.behind else self.buffer.lstrip(_PADDING)
-            self.source.behind += len(rest)
+        while self.read():  # up to its end, where a cut shows
+            trailing_bytes = self.buffer if self.source.behind else self.buffer.lstrip(_PADDING)
+            self.source.behind += len(trailing_bytes)
             self.buffer = b""
 
     def decode(self, text: bytes | memoryview) -> list[Event] | None:
-        """The events of `text`, or None where it is not a whole number of readable events."""
+        """Decode the events of `text`; None if it is not a whole number of readable events."""
         start = 0
         while start < len(text) and text[start] in b", \t\r\n":
             start += 1
         listed = b"".join((b"[", text[start:], b"]"))  # one copy
         try:
-            return self.typed(listed)
+            return self.decode_typed(listed)
         except UNREADABLE:
             pass
-        repaired = mended(listed)
+        repaired = mend(listed)
         if repaired == listed:
             return None
         try:
-            events = self.typed(repaired)
+            events = self.decode_typed(repaired)
         except UNREADABLE:
             return None
         self.source.repaired = True
         return events
 
-    def typed(self, listed: bytes) -> list[Event]:
+    def decode_typed(self, listed: bytes) -> list[Event]:
+        """Decode a list by the first decoder that accepts the types of its events."""
         for decoder in dict.fromkeys((self.source.decoder, _EVENTS, _EXACT)):
             with suppress(msgspec.ValidationError):
                 events: list[Event] = decoder.decode(listed)
@@ -345,18 +361,17 @@ class _Splitter:
                     self.source.keep_samples(listed)
                 return events
         self.source.keep_samples(listed)
-        return self.one_by_one(bytes(raw) for raw in _RAWS.decode(listed))
+        return self.decode_singly(bytes(raw) for raw in _RAWS.decode(listed))
 
-    def one_by_one(self, texts: Iterable[bytes]) -> list[Event]:
-        """Events of a block in which some cannot be read, or have a field of a wrong type: those
-        are dropped and counted."""
+    def decode_singly(self, texts: Iterable[bytes]) -> list[Event]:
+        """Decode events one after the other, and drop and count those that cannot be decoded."""
         events: list[Event] = []
         for text in texts:
             try:
-                events.append(_ONE.decode(text))
+                events.append(_ONE_EVENT.decode(text))
             except UNREADABLE:
                 try:
-                    events.append(_ONE.decode(mended(text)))
+                    events.append(_ONE_EVENT.decode(mend(text)))
                     self.source.repaired = True
                 except UNREADABLE:
                     self.source.malformed += 1
@@ -373,12 +388,12 @@ _CONTROL = bytes.maketrans(bytes(range(32)), b" " * 32)
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-def place_of_events(text: bytes) -> int | None:
-    """The position of the value of the outermost object's `traceEvents`; None where it has none."""
+def find_events(text: bytes) -> int | None:
+    """Return where the value of the outermost `traceEvents` begins; None where there is none."""
     depth, end = 0, 0
     for match in STEP.finditer(text):
-        if depth == 1 and (found := _HEAD.search(text, end, match.end())):
-            return found.end()
+        if depth == 1 and (key := _HEAD.search(text, end, match.end())):
+            return key.end()
         if match.group(1) == b'"':  # a string that goes on in the next block
             return None
         depth += {b"{": 1, b"[": 1, b"}": -1, b"]": -1}.get(match.group(1), 0)
@@ -386,8 +401,8 @@ def place_of_events(text: bytes) -> int | None:
     return None
 
 
-def end_of_object(text: bytes) -> int | None:
-    """The end of the object whose events have been read; None where it does not end."""
+def find_object_end(text: bytes) -> int | None:
+    """Return the end of the object whose events have been read; None where it does not end."""
     depth = 1
     for match in STEP.finditer(text):
         if match.group(1) == b'"':  # a string that goes on in the next block
@@ -398,18 +413,15 @@ def end_of_object(text: bytes) -> int | None:
     return None
 
 
-def mended(text: bytes) -> bytes:
-    """The text without control characters, NaN, infinities and bytes that are no UTF-8."""
+def mend(text: bytes) -> bytes:
+    """Replace control characters, NaN, infinities and bytes that are not UTF-8."""
     plain = text.translate(_CONTROL)
     if b"NaN" in plain or b"Infinity" in plain:
         plain = _NOT_A_NUMBER.sub(lambda m: m[0] if m[0][:1] == b'"' else b"null", plain)
     return plain.decode("utf-8", "replace").encode()
 
 
-def plain_object(text: bytes) -> dict[str, Any] | None:
-    """Metadata as plain values; None where it cannot be read."""
-    try:
-        plain = msgspec.json.decode(mended(text))
-    except UNREADABLE:
-        return None
+def decode_object(text: bytes) -> dict[str, Any] | None:
+    """Decode metadata into plain values; None where it cannot be read."""
+    plain = decode_json(mend(text))
     return plain if isinstance(plain, dict) else None

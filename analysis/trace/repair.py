@@ -7,12 +7,13 @@ counted in it.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prunescope.analysis.trace.collect import Ints, ids_of, nanoseconds, unique_ids
+from prunescope.analysis.trace.collect import Ints, nanoseconds, to_ids, unique_ids
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.reader import Source
 
@@ -22,7 +23,7 @@ _WAIT = re.compile(
     re.IGNORECASE,
 )
 _CATEGORIES = ("ac2g", "async_cpu_to_gpu")
-# Arrows that begin where an op does, of profilers that record no launches.
+# Arrows of profilers that record no launches: they begin where an op does.
 _FROM_OPS = ("async_npu", "cpu_to_cuda")
 LAUNCHED_BY_OP = "launch"  # the name of such a launch
 _MOSTLY = 0.5  # share of device events with a correlation id from which flow events are ignored
@@ -39,58 +40,57 @@ _LAUNCHES = ("dur", "name", "thread", "correlation")
 _ANNOTATIONS = ("dur", "name", "thread", "module")
 
 
-def take_ids_of_flows(trace: Trace, threads: dict[tuple[Any, Any], int]) -> None:
-    """Take correlation ids from the flow events of a Chrome trace where most device events have
-    none, which reads the file once more. A flow event begins with its launch, on the launch's
-    thread, and ends where the kernel begins, on its stream."""
+def take_ids_from_flow_events(trace: Trace, threads: dict[tuple[Any, Any], int]) -> None:
+    """Take correlation ids from flow events where most device events have none.
+
+    A flow event of a Chrome trace begins with its launch, on the launch's thread, and ends where
+    the kernel begins, on its stream. The file is read once more.
+    """
     device, launches = trace.device, trace.launches
     few = (device["correlation"] >= 0).mean() < _MOSTLY if len(device["ts"]) else False
     if few and len(launches["ts"]):
-        begins, ends = _arrows(trace.source, threads)
-        none = np.zeros_like(launches["ts"])
-        _fill(device, ends, device["device"], device["stream"])
-        _fill(launches, begins, launches["thread"], none)
+        begins, ends = _read_arrows(trace.source, _CATEGORIES, threads)
+        _fill_ids(device, ends, device["device"], device["stream"])
+        launched = {(thread, 0, ts): ident for ts, ident, thread in begins}
+        _fill_ids(launches, launched, launches["thread"], np.zeros_like(launches["ts"]))
 
 
-def set_apart_uncorrelated(trace: Trace) -> None:
-    """Move launches without an id to `other_calls`."""
+def move_uncorrelated_launches(trace: Trace) -> None:
+    """Move launches without a correlation id to `other_calls`."""
     launches = trace.launches
     known = launches["correlation"] >= 0
-    trace.launches = _kept(launches, known)
+    trace.launches = _select(launches, known)
     trace.other_calls = {name: launches[name][~known] for name in trace.other_calls}
 
 
-def _arrows(
-    source: Source, threads: dict[tuple[Any, Any], int]
-) -> tuple[dict[Place, int], dict[Place, int]]:
-    """Correlation ids of flow events by where they begin, and by where they end."""
-    begins: dict[Place, int] = {}
+def _read_arrows(
+    source: Source, categories: Sequence[str], threads: dict[tuple[Any, Any], int]
+) -> tuple[list[tuple[int, int, int]], dict[Place, int]]:
+    """Read the flow events of some categories.
+
+    Returns:
+        Time (ns), correlation id and thread of each begin, and the correlation ids of the ends.
+    """
+    begins: list[tuple[int, int, int]] = []
     ends: dict[Place, int] = {}
     for events in Source(source.path, source.member).blocks():
-        arrows = [e for e in events if e.ph in ("s", "f") and e.cat in _CATEGORIES]
+        arrows = [e for e in events if e.cat in categories and e.ph in ("s", "f")]
         times = nanoseconds([e.ts for e in arrows]).tolist()
-        for arrow, ident, ts in zip(arrows, ids_of([e.id for e in arrows]), times, strict=True):
+        for arrow, ident, ts in zip(arrows, to_ids([e.id for e in arrows]), times, strict=True):
             if arrow.ph == "f":
-                ends[(*ids_of([arrow.pid, arrow.tid]), ts)] = ident
+                ends[(*to_ids([arrow.pid, arrow.tid]), ts)] = ident
             elif (thread := threads.get((arrow.pid, arrow.tid))) is not None:
-                begins[thread, 0, ts] = ident
+                begins.append((ts, ident, thread))
     return begins, ends
 
 
-def launch_by_arrows(trace: Trace, threads: dict[tuple[Any, Any], int]) -> None:
-    """Launches of no duration where arrows from ops to kernels begin, for a format without any;
-    reads the file once more."""
-    begins: list[tuple[int, int, int]] = []  # ns, id, thread
-    ends: dict[Place, int] = {}
-    for events in Source(trace.source.path, trace.source.member).blocks():
-        arrows = [e for e in events if e.cat in _FROM_OPS and e.ph in ("s", "f")]
-        times = nanoseconds([e.ts for e in arrows]).tolist()
-        for arrow, ident, ts in zip(arrows, ids_of([e.id for e in arrows]), times, strict=True):
-            if arrow.ph == "f":
-                ends[(*ids_of([arrow.pid, arrow.tid]), ts)] = ident
-            elif (thread := threads.get((arrow.pid, arrow.tid))) is not None:
-                begins.append((ts, ident, thread))
-    _fill(trace.device, ends, trace.device["device"], trace.device["stream"])
+def add_launches_from_arrows(trace: Trace, threads: dict[tuple[Any, Any], int]) -> None:
+    """Make launches of no duration where arrows from ops to kernels begin.
+
+    This is for formats that record no launches. The file is read once more.
+    """
+    begins, ends = _read_arrows(trace.source, _FROM_OPS, threads)
+    _fill_ids(trace.device, ends, trace.device["device"], trace.device["stream"])
     known = np.array(begins, np.int64).reshape(-1, 3)
     absent = np.full(len(begins), -1)
     zero = np.zeros_like(absent)
@@ -100,79 +100,91 @@ def launch_by_arrows(trace: Trace, threads: dict[tuple[Any, Any], int]) -> None:
     trace.names.append(LAUNCHED_BY_OP)
 
 
-def _fill(table: dict[str, Ints], arrows: dict[Place, int], first: Ints, second: Ints) -> None:
+def _fill_ids(table: dict[str, Ints], arrows: dict[Place, int], first: Ints, second: Ints) -> None:
+    """Set the correlation ids that are missing, by the place and time of each event."""
     lost = np.flatnonzero(table["correlation"] < 0)
     places = zip(*(c[lost].tolist() for c in (first, second, table["ts"])), strict=True)
     table["correlation"][lost] = [arrows.get(place, -1) for place in places]
 
 
-def set_waits_apart(trace: Trace) -> None:
-    """Move device events in which a stream waits for another one from `device` to `waits`: the
-    device does no work then."""
+def move_waits(trace: Trace) -> None:
+    """Move device events in which a stream waits for another one from `device` to `waits`.
+
+    The device does no work in that time.
+    """
     names = unique_ids(trace.device["name"])
     waits = [i for i in names.tolist() if _WAIT.search(trace.names[i])]
     rows = np.isin(trace.device["name"], waits)
-    trace.waits = _kept(trace.device, rows)
-    trace.device = _kept(trace.device, ~rows) if waits else trace.device
+    trace.waits = _select(trace.device, rows)
+    trace.device = _select(trace.device, ~rows) if waits else trace.device
 
 
-def clean(trace: Trace) -> None:
+def drop_invalid_events(trace: Trace) -> None:
     """Drop repeated events, and device events far in time from nearly all others.
 
     Raises PrunescopeError where many events are months apart.
     """
-    twice = _repeated(trace.device, _DEVICE) if trace.on_device else _repeated_ops(trace)
+    twice = _find_repeats(trace.device, _DEVICE) if trace.on_device else _find_repeated_ops(trace)
     trace.twice = int(twice.sum())
     if trace.twice:
-        trace.device = _kept(trace.device, ~_repeated(trace.device, _DEVICE))
-        trace.ops = _kept(trace.ops, ~_repeated_ops(trace))
-        trace.launches = _kept(trace.launches, ~_repeated(trace.launches, _LAUNCHES))
-        trace.annotations = _kept(trace.annotations, ~_repeated(trace.annotations, _ANNOTATIONS))
+        trace.device = _select(trace.device, ~_find_repeats(trace.device, _DEVICE))
+        trace.ops = _select(trace.ops, ~_find_repeated_ops(trace))
+        trace.launches = _select(trace.launches, ~_find_repeats(trace.launches, _LAUNCHES))
+        trace.annotations = _select(
+            trace.annotations, ~_find_repeats(trace.annotations, _ANNOTATIONS)
+        )
     if trace.on_device:
-        _drop_far(trace)
+        _drop_distant(trace)
 
 
-def _kept(table: dict[str, Ints], keep: NDArray[np.bool_]) -> dict[str, Ints]:
+def _select(table: dict[str, Ints], keep: NDArray[np.bool_]) -> dict[str, Ints]:
+    """Return the rows of a table that a mask selects."""
     return {name: column[keep] for name, column in table.items()}
 
 
-def _repeated_ops(trace: Trace) -> NDArray[np.bool_]:
-    """Ops without an id are kept: two of one name may begin and end in the same µs."""
-    return _repeated(trace.ops, _OPS) & (trace.ops["external"] >= 0)
+def _find_repeated_ops(trace: Trace) -> NDArray[np.bool_]:
+    """Mark repeated ops.
+
+    Those without an id are kept, since two of one name may begin and end in the same µs.
+    """
+    return _find_repeats(trace.ops, _OPS) & (trace.ops["external"] >= 0)
 
 
-def _repeated(table: dict[str, Ints], columns: tuple[str, ...]) -> NDArray[np.bool_]:
-    """Rows that equal an earlier row in `columns` and `ts`."""
-    out = np.zeros(len(table["ts"]), bool)
-    near = _shared_values(table["ts"])
+def _find_repeats(table: dict[str, Ints], columns: tuple[str, ...]) -> NDArray[np.bool_]:
+    """Mark the rows that equal an earlier row in `columns` and `ts`."""
+    repeats = np.zeros(len(table["ts"]), bool)
+    near = _find_shared(table["ts"])
     if not len(near):
-        return out
+        return repeats
     mixed = table["ts"][near].copy()
     for name in columns:
         mixed = mixed * _ODD + table[name][near]  # wraps: equal rows stay equal
-    near = near[_shared_values(mixed)]
+    near = near[_find_shared(mixed)]
     near = near[np.lexsort([near, *(table[name][near] for name in columns), table["ts"][near]])]
     equal = np.ones(max(0, len(near) - 1), bool)
     for name in ("ts", *columns):
         values = table[name][near]
         equal &= values[1:] == values[:-1]
-    out[near[1:][equal]] = True
-    return out
+    repeats[near[1:][equal]] = True
+    return repeats
 
 
-def _shared_values(values: Ints) -> Ints:
-    """Rows whose value occurs more than once; the others need no comparison."""
+def _find_shared(values: Ints) -> Ints:
+    """Return the rows whose value occurs more than once; the others need no comparison."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     same = np.flatnonzero(ordered[1:] == ordered[:-1])
-    found = np.zeros(len(values), bool)
-    found[order[same]] = found[order[same + 1]] = True
-    return np.flatnonzero(found)
+    is_shared = np.zeros(len(values), bool)
+    is_shared[order[same]] = is_shared[order[same + 1]] = True
+    return np.flatnonzero(is_shared)
 
 
-def _drop_far(trace: Trace) -> None:
-    """Drop device events beyond a pause longer than any capture has, if they are few (wrong times);
-    if many, another capture is in the file: add a caveat."""
+def _drop_distant(trace: Trace) -> None:
+    """Drop device events beyond a pause longer than any capture has, if they are few.
+
+    Few such events have wrong times. Many mean that another capture is in the file, which adds a
+    caveat, or raises PrunescopeError if the times are too far apart for a double.
+    """
     ts = trace.device["ts"]
     if int(ts.max()) - int(ts.min()) <= _LONGEST_PAUSE:
         return
@@ -193,6 +205,6 @@ def _drop_far(trace: Trace) -> None:
         return
     first, last = ts[bounds[most]], ts[bounds[most + 1] - 1]
     keep = (trace.device["ts"] >= first) & (trace.device["ts"] <= last)
-    trace.device = _kept(trace.device, keep)
+    trace.device = _select(trace.device, keep)
     trace.dropped += far
     trace.kernels_dropped += far

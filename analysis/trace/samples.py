@@ -1,8 +1,8 @@
 """Samples of a device's counters: events of a Chrome trace with the phase `C`, by their names.
 
-In: such events. Out: rows of a table (ns, name, number of the device, value), and of a whole trace
-its counters by name. Kept are counters that say how busy the device is, its clock, power and used
-memory, where a name says the unit; all others are dropped while they are read.
+In: such events. Out: rows of a table (ns, name, number of the device, value), and the counters of a
+whole trace by name. Counters are kept if they say how busy the device is, or its clock, power or
+used memory, in a unit that the name states; all others are dropped while they are read.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from prunescope.analysis.trace.event import decode_json
+
 SMS, TENSOR, READ, WRITTEN = "SMs active", "tensor cores active", "memory read", "memory written"
 CLOCK, POWER, MEMORY = "clock", "power", "memory used"
-# As Nsight Systems, CUPTI's PM sampling and monitors of GPUs call them.
+# The names that Nsight Systems, CUPTI's PM sampling and GPU monitors use.
 KINDS = {
     SMS: re.compile(r"\bSMs?[ _]active|sm__cycles_active", re.IGNORECASE),
     TENSOR: re.compile(r"\btensor[ _]active|pipe_tensor", re.IGNORECASE),
@@ -29,7 +31,7 @@ KINDS = {
     POWER: re.compile(r"(?<![a-z])power(?!.*(?:limit|cap))", re.IGNORECASE),
     MEMORY: re.compile(r"\bmem(?:ory)?[ _](?:used|usage)|\bused[ _]memory", re.IGNORECASE),
 }  # fmt: skip
-# Names for counters of each kind, in the plain unit: they say no more than what is read of them.
+# A name for the counters of each kind, in the plain unit. It states only what is read of them.
 _PLAIN = {SMS: "SM Active [%]", TENSOR: "Tensor Active [%]", READ: "DRAM Read [%]",
           WRITTEN: "DRAM Write [%]", CLOCK: "SM Clock [Hz]", POWER: "Power [W]",
           MEMORY: "Memory used [B]"}  # fmt: skip
@@ -56,7 +58,7 @@ Row = tuple[Any, str, int, float]
 
 
 class Sample(msgspec.Struct, gc=False):
-    """One event of any kind, as far as counters need it; `args` as it is written."""
+    """One event of any kind, with the fields that counters need; `args` stays undecoded."""
 
     ph: Any = None
     name: Any = None
@@ -66,25 +68,28 @@ class Sample(msgspec.Struct, gc=False):
 
 
 def kind_of_counter(name: str) -> str | None:
-    """The quantity that a counter measures, by its name; None for others."""
+    """Return the quantity that a counter measures, by its name; None for others."""
     return next((kind for kind, pattern in KINDS.items() if pattern.search(name)), None)
 
 
 def factor(kind: str, name: str) -> float | None:
-    """From a counter's unit to Hz, W or bytes, by its name; None where the name has no unit."""
+    """Return the factor from a counter's unit to Hz, W or bytes; None if its name has no unit."""
     pattern, factors = _UNITS[kind]
-    found = pattern.search(name)
-    return None if found is None else factors[found[1]]
+    unit = pattern.search(name)
+    return None if unit is None else factors[unit[1]]
 
 
 def rows_of(samples: Sequence[Sample]) -> Iterator[Row]:
-    """Time (in the unit of the file), name, device (-1: unknown) and value of what is kept."""
+    """Yield time (in the unit of the file), name, device and value of each sample that is kept.
+
+    The device is -1 where it is unknown.
+    """
     for sample in samples:
-        values = _values(sample.args) if isinstance(sample.name, str) else {}
+        values = _numbers(sample.args) if isinstance(sample.name, str) else {}
         for key, value in values.items():
             name = sample.name if key.lower() in _VALUE else f"{sample.name} {key}"
             kind = kind_of_counter(name)
-            if kind is None or not _has_unit(kind, name):
+            if kind is None or not _states_unit(kind, name):
                 continue
             device = _DEVICE.search(name)
             number = sample.pid if device is None else int(device[1])
@@ -93,29 +98,30 @@ def rows_of(samples: Sequence[Sample]) -> Iterator[Row]:
 
 
 def plain_counter(name: str, value: float) -> tuple[str, float]:
-    """A counter that `rows_of` gave, under the plain name of its kind and in the plain unit."""
+    """Rename a counter that `rows_of` gave after its kind, and convert it to the plain unit.
+
+    Raises ValueError for a name of no known kind.
+    """
     kind = kind_of_counter(name)
     if kind is None:
         raise ValueError(name)
     return _PLAIN[kind], value * (factor(kind, name) or 1.0) if kind in _UNITS else value
 
 
-def _has_unit(kind: str, name: str) -> bool:
+def _states_unit(kind: str, name: str) -> bool:
+    """Return whether a counter's name states the unit that its kind needs."""
     if kind in _UNITS:
         return factor(kind, name) is not None
     return _PERCENT.search(name) is not None
 
 
-def _values(raw: msgspec.Raw) -> dict[str, float]:
-    """The numbers among the values of an event."""
+def _numbers(raw: msgspec.Raw) -> dict[str, float]:
+    """Return the finite numbers among the values of an event."""
     text = bytes(raw)
     if not 0 < len(text) <= _MOST_ARGS:
         return {}
-    try:
-        found = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return {}
-    numbers = found.items() if isinstance(found, dict) else ()
+    decoded = decode_json(text)
+    numbers = decoded.items() if isinstance(decoded, dict) else ()
     return {
         key: float(value)
         for key, value in numbers
@@ -126,16 +132,19 @@ def _values(raw: msgspec.Raw) -> dict[str, float]:
 def counters_of(
     table: dict[str, Ints], names: Sequence[str], devices: Ints
 ) -> dict[str, tuple[Ints, Floats]]:
-    """Times and values by name, of the device of a trace: where several ones are sampled and none
-    of them is its only one, it is unknown which is meant."""
-    found: dict[str, tuple[Ints, Floats]] = {}
+    """Return times and values of the counters of a trace's device, by name.
+
+    If a series samples several devices, those of the trace's device are kept. In a trace of several
+    devices it is unknown which one is meant, and the series is left out.
+    """
+    counters: dict[str, tuple[Ints, Floats]] = {}
     if not len(table["name"]):
-        return found
+        return counters
     used = np.unique(devices)
     for i in np.unique(table["name"])[:_MOST_SERIES].tolist():
         rows = table["name"] == i
         if len(np.unique(table["device"][rows])) > 1:
             rows &= (table["device"] == used[0]) & (len(used) == 1)
         if rows.any():
-            found[names[i]] = table["ts"][rows], table["value"][rows].view(np.float64)
-    return found
+            counters[names[i]] = table["ts"][rows], table["value"][rows].view(np.float64)
+    return counters

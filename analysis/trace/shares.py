@@ -1,7 +1,7 @@
-"""A trace read by several processes, every n-th block each, and put together as one would read it.
+"""A trace read by several processes, each every n-th block, and joined as if one had read it.
 
-In: a file and a share of its blocks. Out: the columns of that share as bytes (msgpack), and of all
-shares a Source and a Collector, whose ids are those that one process reading all would have given.
+In: a file and a share of its blocks. Out: the columns of that share as bytes (msgpack); of all
+shares a Source and a Collector, with the ids that one process reading all would have given.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ _TABLES = ("names", "threads", "calls", "grids", "collectives")
 
 
 class ReadShare(msgspec.Struct, array_like=True):
-    """The rows that one process read. `known`: of each table (_TABLES), how many entries it had
-    after each block; `rows`: of each table of events, how many rows came from each block, and its
-    columns (int64, one after the other)."""
+    """The rows that one process read.
+
+    `known` is how many entries each table of keys (_TABLES) had after each block. `rows` is, for
+    each table of events, how many rows came from each block, and its columns (int64, one after the
+    other).
+    """
 
     has_end: bool
     meta: dict[str, Any]
@@ -53,10 +56,10 @@ _DECODER = msgspec.msgpack.Decoder(ReadShare)
 
 
 def read_share(path: Path, member: str | None, *, index: int, count: int) -> bytes:
-    """The `index`-th of `count` shares of a trace.
+    """Read the `index`-th of `count` shares of a trace, and encode it.
 
     Raises NotSharedError where the blocks cannot be separated without decoding all of them, and
-    what the reading of a trace raises.
+    whatever the reading of a trace raises.
     """
     source = Source(path, member, share=(index, count), decoder=LEAN)
     collect = Collector()
@@ -97,8 +100,7 @@ def read_share(path: Path, member: str | None, *, index: int, count: int) -> byt
 def join_shares(
     path: Path, member: str | None, parts: Sequence[bytes]
 ) -> tuple[Source, Collector] | None:
-    """All shares joined as one process would have read them; None where the parts are not the
-    shares of one file."""
+    """Join all shares as one process would have read them; None if they are not of one file."""
     try:
         shares = [_DECODER.decode(part) for part in parts]
     except msgspec.DecodeError:
@@ -119,12 +121,12 @@ def join_shares(
             table.setdefault(key, len(table))
     for group in COLUMNS:
         collect.dropped[group] = sum(share.dropped[group] for share in shares)
-        _join(shares, group, collect)
+        _join_rows(shares, group, collect)
     return source, collect
 
 
 def _entries_in_order(shares: Sequence[ReadShare], name: str) -> Iterator[Any]:
-    """The entries of a table, in the order in which the blocks of all shares brought them."""
+    """Yield the entries of a table of keys in the order in which the blocks brought them."""
     which = _TABLES.index(name)
     entries = [getattr(share, name) for share in shares]
     for number in range(max(len(share.known) for share in shares)):
@@ -134,8 +136,8 @@ def _entries_in_order(shares: Sequence[ReadShare], name: str) -> Iterator[Any]:
                 yield from own[begin : share.known[number][which]]
 
 
-def _join(shares: Sequence[ReadShare], group: str, collect: Collector) -> None:
-    """Add the rows of one table of events in the order of the file, with the ids of all shares."""
+def _join_rows(shares: Sequence[ReadShare], group: str, collect: Collector) -> None:
+    """Add the rows of one table in the order of the file, with ids that hold for all shares."""
     names = COLUMNS[group]
     blocks: list[tuple[int, int, Ints]] = []  # its number among those of its share, the share
     for index, share in enumerate(shares):
@@ -144,13 +146,10 @@ def _join(shares: Sequence[ReadShare], group: str, collect: Collector) -> None:
         for name, kind in _IDS.items():
             if name in names:
                 row = names.index(name)
-                table[row] = _ids(getattr(share, kind), getattr(collect, kind))[table[row]]
+                joined = getattr(collect, kind)
+                ids = [*(joined[key] for key in getattr(share, kind)), NONE]  # -1 finds the last
+                table[row] = np.array(ids, np.int64)[table[row]]
         parts = np.split(table, np.cumsum(counts)[:-1], axis=1) if counts else []
         blocks += [(number, index, part) for number, part in enumerate(parts)]
     for _, _, part in sorted(blocks, key=lambda block: block[:2]):
         collect.tables[group].append(part)
-
-
-def _ids(keys: Sequence[Any], table: dict[Any, int]) -> Ints:
-    """The id of each key in the table of all; the last one stands for an absent one (-1)."""
-    return np.array([*(table[key] for key in keys), NONE], np.int64)

@@ -1,8 +1,8 @@
 """Events without a category: which table each belongs to, by its process or its arguments.
 
-Two formats have none. torch.autograd's profiler (before torch.profiler, and without kineto)
-writes ops as "CPU functions" and, in old versions, the time between two CUDA events around each op
-as "CUDA functions". Ascend's profiler writes the tasks of an NPU with a `Task Type`.
+Two formats have none. torch.autograd's profiler (before torch.profiler, and without kineto) writes
+ops as "CPU functions" and, in old versions, the time between two CUDA events around each op as
+"CUDA functions". Ascend's profiler writes the tasks of an NPU with a `Task Type`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TIMED_AROUND_OPS = (
 
 
 def table_of(event: Event) -> str | None:
-    """ "op", "device", or None for what is neither."""
+    """Return the table that an event belongs to: "op", "device", or None for neither."""
     if event.ph != "X":
         return None
     if event.pid in (OLD_OPS, _OLD_KERNELS):
@@ -36,13 +36,14 @@ def table_of(event: Event) -> str | None:
 
 
 def category_of(event: Event) -> int:
-    """The number of a device event's category, named or not."""
+    """Return the number of a device event's category, whether the event names it or not."""
     if event.cat is not None:
         return DEVICE_CATEGORIES[event.cat]
     return _task_category(event) or DEVICE_CATEGORIES["kernel"]
 
 
 def _task_category(event: Event) -> int | None:
+    """Return the category of a task of an NPU; None if it neither computes nor moves data."""
     task = event.args.task_type if event.args is not None else None
     if not isinstance(task, str):
         return None
@@ -52,13 +53,15 @@ def _task_category(event: Event) -> int | None:
 
 
 def is_timed_around_ops(threads: Iterable[tuple[Any, Any]]) -> bool:
-    """Whether the threads (process, thread) are those of torch.autograd's profiler."""
+    """Return whether the threads (process, thread) are those of torch.autograd's profiler."""
     return any(pid == OLD_OPS for pid, _ in threads)
 
 
-def innermost_only(device: dict[str, NDArray[np.int64]]) -> NDArray[np.bool_]:
-    """The intervals of a stream that hold no other one: an op's time around the ops that it calls
-    is theirs."""
+def holds_no_other(device: dict[str, NDArray[np.int64]]) -> NDArray[np.bool_]:
+    """Mark the intervals of a stream that hold no other one.
+
+    The time of an op around the ops that it calls is theirs.
+    """
     start, end = device["ts"], device["ts"] + device["dur"]
     order = np.lexsort((-device["dur"], start, device["stream"]))
     keep = np.ones(len(start), bool)

@@ -51,14 +51,14 @@ class ByteStream(Protocol):
 
     @property
     def cut(self) -> bool:
-        """Whether they end before the compressed data does."""
+        """Whether the bytes end before the compressed data does."""
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes; nothing at the end."""
+        """Read at most `size` bytes; nothing at the end."""
 
 
 class Inflate:
-    """A gzip stream read block by block; of a damaged one, all before the damage."""
+    """A gzip stream, read block by block; of a damaged one, all bytes before the damage."""
 
     def __init__(self, file: IO[bytes] | ByteStream) -> None:
         self.file = file
@@ -67,7 +67,7 @@ class Inflate:
         self.cut = False
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes; nothing at the end, or where the rest is broken."""
+        """Read at most `size` bytes; nothing at the end, or where the bytes are damaged."""
         while not self.cut:
             if not self.pending:
                 self.pending = self.file.read(256 << 10)
@@ -92,14 +92,14 @@ class Inflate:
 
 
 class Plain:
-    """A stream that needs no inflating, or that zipfile or tarfile reads."""
+    """A stream that needs no unpacking, or that zipfile or tarfile reads."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.cut = False
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes; nothing at the end, or where the rest is broken."""
+        """Read at most `size` bytes; nothing at the end, or where the bytes are damaged."""
         try:
             return self.file.read(size)
         except BROKEN:
@@ -108,7 +108,7 @@ class Plain:
 
 
 def is_bomb(total: int, packed: Callable[[], int]) -> bool:
-    """Whether `total` unpacked bytes are more than `packed` bytes of a trace can hold."""
+    """Return whether `total` unpacked bytes are more than `packed` bytes of a trace can hold."""
     return total > _TRUSTED and total > MAX_RATIO * packed()
 
 
@@ -121,22 +121,23 @@ class Prefetched:
 
     @property
     def cut(self) -> bool:
-        """Whether the stream is known to be; no later than with its last block."""
+        """Whether the stream is known to be cut off; it is known with its last block."""
         return self.stream.cut
 
     def read(self) -> bytes:
-        """The next block; nothing at the end."""
+        """Return the next block; nothing at the end."""
         block = self.next.result()
         if block:
             self.next = self._submit()
         return block
 
     def _submit(self) -> Future[bytes]:
+        """Start to unpack a block."""
         return self.pool.submit(self.stream.read, self.size)
 
 
 class Bounded:
-    """A stream that may be an archive. Reading raises PrunescopeError where it is a bomb."""
+    """A stream that may be an archive; reading it raises PrunescopeError where it is a bomb."""
 
     def __init__(self, stream: ByteStream, path: Path, packed: Callable[[], int]) -> None:
         self.stream, self.path, self.packed = stream, path, packed
@@ -150,7 +151,7 @@ class Bounded:
         return self.stream.cut
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes; nothing at the end."""
+        """Read at most `size` bytes; nothing at the end."""
         block, self.head = self.head[:size], self.head[size:]
         if len(block) < size:
             block += self.stream.read(size - len(block))
@@ -166,10 +167,10 @@ class Bounded:
 
 
 def unpacked(path: Path, file: BinaryIO, member: str | None = None) -> ByteStream:
-    """The decompressed bytes of an open file; of `member` where it is an archive of several traces.
+    """Return the decompressed bytes of an open file, or of `member` of an archive of several.
 
-    Raises PrunescopeError on an archive that is damaged or holds no trace, or several and no
-    `member`; on a packing that is not read.
+    Raises PrunescopeError for an archive that is damaged or holds no trace, for one that holds
+    several if `member` is None, and for a packing that is not supported.
     """
     magic = file.read(4)
     file.seek(0)
@@ -183,20 +184,20 @@ def unpacked(path: Path, file: BinaryIO, member: str | None = None) -> ByteStrea
         raise PrunescopeError(f"{path.name} is a zip without any file in it", hint=HINT)
     if magic == ZIP_MAGIC:
         names = zip_names(path, file)
-        chosen = _chosen(path, names, member)
+        chosen = _choose(path, names, member)
         return _unpacking(Plain(zip_member(path, file, chosen)))
     stream = Bounded(_unpacking(Plain(file), magic), path, file.tell)
     if not is_tar(stream.head):
         return stream
     if member is None:
-        member = _chosen(path, tar_names(path, stream), None)
+        member = _choose(path, tar_names(path, stream), None)
         file.seek(0)
         stream = Bounded(_unpacking(Plain(file), magic), path, file.tell)
     return _unpacking(Plain(tar_member(path, stream, member)))
 
 
 def _unpacking(stream: ByteStream, magic: bytes | None = None) -> ByteStream:
-    """The stream, unpacked where it is packed. `magic`: its first bytes, if known."""
+    """Unpack a stream if it is packed; `magic` are its first bytes, if known."""
     if magic is None:
         peeked = _Peeked(stream)
         stream, magic = peeked, peeked.head
@@ -218,21 +219,22 @@ class _Peeked:
         return self.stream.cut
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes; nothing at the end."""
+        """Read at most `size` bytes; nothing at the end."""
         block, self.again = self.again, b""
         return block or self.stream.read(size)
 
 
-def _chosen(path: Path, names: list[str], member: str | None) -> str:
+def _choose(path: Path, names: list[str], member: str | None) -> str:
+    """Return the trace that is meant, and refuse an archive of several if none was named."""
     if member is None and len(names) > 1:
         raise PrunescopeError(f"{path.name} holds {len(names)} traces, not one", hint=HINT)
     return member or names[0]
 
 
 def members(path: Path) -> list[str]:
-    """The traces in a zip or tar, sorted by name; empty for any other file.
+    """List the traces in a zip or tar, sorted by name; empty for any other file.
 
-    Raises PrunescopeError on an archive that cannot be read.
+    Raises PrunescopeError for an archive that cannot be read.
     """
     with path.open("rb") as file:
         magic = file.read(4)
@@ -243,39 +245,34 @@ def members(path: Path) -> list[str]:
         return tar_names(path, stream) if is_tar(stream.head) else []
 
 
-class Readable(Protocol):
-    """Bytes to be read in blocks. `ended`: there are no more."""
-
-    ended: bool
-
-    def read(self, size: int) -> bytes:
-        """At most `size` bytes; nothing at the end."""
-
-
 def zip_names(path: Path, file: BinaryIO) -> list[str]:
-    """The traces in a zip, sorted by name.
+    """List the traces in a zip, sorted by name.
 
-    Raises PrunescopeError on a zip that cannot be read, holds none, or is evidence of `bundle`.
+    Raises PrunescopeError for a zip that cannot be read, holds none, or is evidence of `bundle`.
     """
-    names = _zip(path, file).namelist()
+    names = _open_zip(path, file).namelist()
     if _OF_BUNDLE.issubset(names):
         raise PrunescopeError(
             f"{path.name} is a bundle of runs and their reports, not a trace",
             hint=f"`prunescope verify {path.name}` rebuilds its reports; to analyse a run of it, "
             "unpack the zip and give runs/NAME",
         )
-    return _traces(path, names)
+    return _keep_traces(path, names)
 
 
 def zip_member(path: Path, file: BinaryIO, name: str) -> IO[bytes]:
-    """One file of a zip. Raises PrunescopeError where it cannot be opened."""
+    """Open one file of a zip.
+
+    Raises PrunescopeError where it cannot be opened.
+    """
     try:
-        return _zip(path, file).open(name)
+        return _open_zip(path, file).open(name)
     except (*BROKEN, KeyError) as error:
         raise PrunescopeError(f"{path.name} is not a readable zip ({error})", hint=HINT) from None
 
 
-def _zip(path: Path, file: BinaryIO) -> zipfile.ZipFile:
+def _open_zip(path: Path, file: BinaryIO) -> zipfile.ZipFile:
+    """Open a zip, or raise PrunescopeError where it is cut off or damaged."""
     try:
         return zipfile.ZipFile(file)
     except zipfile.BadZipFile:  # a zip lists its files at its end
@@ -287,7 +284,8 @@ def _zip(path: Path, file: BinaryIO) -> zipfile.ZipFile:
         raise PrunescopeError(f"{path.name} is not a readable zip ({error})", hint=HINT) from None
 
 
-def _traces(path: Path, names: list[str]) -> list[str]:
+def _keep_traces(path: Path, names: list[str]) -> list[str]:
+    """Keep the names of traces, sorted; raise PrunescopeError where there is none."""
     kept = sorted(n for n in names if n.endswith(SUFFIXES) and not n.startswith("__MACOSX/"))
     if not kept:
         raise PrunescopeError(f"{path.name} holds no trace", hint=HINT)
@@ -295,30 +293,36 @@ def _traces(path: Path, names: list[str]) -> list[str]:
 
 
 def is_tar(head: bytes) -> bool:
-    """Whether the first bytes of a file are those of a tar."""
+    """Return whether the first bytes of a file are those of a tar."""
     return len(head) >= TAR_BLOCK and head[257:262] == b"ustar"
 
 
-def tar_names(path: Path, stream: Readable) -> list[str]:
-    """The traces in a tar, sorted by name; the first of those with equal names.
+def tar_names(path: Path, stream: Bounded) -> list[str]:
+    """List the traces in a tar, sorted by name; of files with equal names the first one counts.
 
-    Raises PrunescopeError on a tar that cannot be read, or holds none.
+    Raises PrunescopeError for a tar that cannot be read, or holds none.
     """
-    return _traces(path, list(dict.fromkeys(entry.name for _, entry in _entries(path, stream))))
+    return _keep_traces(
+        path, list(dict.fromkeys(entry.name for _, entry in _entries(path, stream)))
+    )
 
 
-def tar_member(path: Path, stream: Readable, name: str) -> IO[bytes]:
-    """One file of a tar, found by reading it from the start. Raises PrunescopeError where it is
-    missing or unreadable."""
+def tar_member(path: Path, stream: Bounded, name: str) -> IO[bytes]:
+    """Open one file of a tar, which is found by reading the tar from its start.
+
+    Raises PrunescopeError where it is missing or unreadable.
+    """
     for archive, entry in _entries(path, stream):
-        if entry.name == name and (found := archive.extractfile(entry)) is not None:
-            return found
+        if entry.name == name and (file := archive.extractfile(entry)) is not None:
+            return file
     raise PrunescopeError(f"{path.name} holds no {name[:200]}", hint=HINT)
 
 
-def _entries(path: Path, stream: Readable) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """The regular files of a tar up to where it is cut off, without hidden and sparse ones (a
-    sparse file may unpack to any size)."""
+def _entries(path: Path, stream: Bounded) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """Yield the regular files of a tar up to where it is cut off.
+
+    Hidden files are left out, and so are sparse ones, which may unpack to any size.
+    """
     entry = None
     file = cast("IO[bytes]", stream)
     try:
@@ -342,7 +346,7 @@ def _entries(path: Path, stream: Readable) -> Iterator[tuple[tarfile.TarFile, ta
 
 
 class Unzstd:
-    """A Zstandard stream read block by block; of a damaged one, all before the damage.
+    """A Zstandard stream, read block by block; of a damaged one, all bytes before the damage.
 
     Raises PrunescopeError where no library can unpack it.
     """
@@ -355,7 +359,7 @@ class Unzstd:
         self.cut = False
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes; nothing at the end, or where the rest is broken."""
+        """Read at most `size` bytes; nothing at the end, or where the bytes are damaged."""
         parts = [self.ready]
         have = len(self.ready)
         while have < size and not self.cut:
@@ -379,7 +383,7 @@ class Unzstd:
 
 
 def _library() -> tuple[Callable[[], Any], type[Exception]]:
-    """A function that makes a decompressor, and the error it raises on damaged data."""
+    """Return a function that makes a decompressor, and the error that it raises on damaged data."""
     try:
         zstd: Any = importlib.import_module("compression.zstd")
     except ModuleNotFoundError:

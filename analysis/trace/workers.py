@@ -1,9 +1,9 @@
 """Processes that read a large trace together, and can begin before anything else is imported.
 
 In: a path. Out: what each of them read, as bytes (see shares.py). A worker that fails writes
-nothing: the trace is then read by this process alone, which words what is wrong with it. Imports
-little, for it runs while everything else waits: what the workers import, this process needs as
-well, so that early ones are forks of it (0.1 s each that is not spent twice).
+nothing: this process then reads the trace alone, and words what is wrong with it. The module
+imports little, because it runs while everything else waits. What the workers import, this process
+needs as well, so that early workers are forks of it (which saves 0.1 s for each).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
-# Bytes of a trace, unpacked, from which on a worker earns what its start costs (0.1 s).
+# Unpacked bytes of a trace from which on a worker saves more than its start takes (0.1 s).
 _WORTH = 24 << 20
 _EACH = 48 << 20  # bytes for one more worker
 _MOST = 4  # each unpacks the whole file
@@ -35,23 +35,13 @@ _CODE = """import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 from prunescope.analysis.trace.workers import work
 work(*sys.argv[2:])"""
-# What starts threads, which a fork does not have: after it, workers are processes of their own.
+# These start threads, which a fork lacks: once imported, workers are processes of their own.
 _THREADED = ("polars", "torch", "ray")
 _PIPE = 1 << 16  # bytes that a pipe holds
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 _Key = tuple[str, str | None]
 _begun: dict[_Key, Workers] = {}
 _alone = [False]
-
-
-class Worker(Protocol):
-    """A process at work on a share of a file."""
-
-    def result(self) -> bytes | None:
-        """The bytes of its share, once it has ended; None where it failed."""
-
-    def stop(self) -> None:
-        """End it, at work or not."""
 
 
 class _Started:
@@ -67,10 +57,12 @@ class _Started:
         )
 
     def result(self) -> bytes | None:
-        found = self.process.communicate()[0]
-        return found if self.process.returncode == 0 else None
+        """Wait for its end, and return the bytes of its share; None where it failed."""
+        share = self.process.communicate()[0]
+        return share if self.process.returncode == 0 else None
 
     def stop(self) -> None:
+        """End the process, whether it is at work or not."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -82,49 +74,51 @@ class _Forked:
     """A copy of this process, which has imported what it needs."""
 
     def __init__(self, words: list[str]) -> None:
-        out, into = os.pipe()
-        self.out = os.fdopen(out, "rb")
-        # A signal waits: in the fork it would be heard as this process hears it.
+        read_end, write_end = os.pipe()
+        self.out = os.fdopen(read_end, "rb")
+        # Signals wait: the fork would handle them as this process does.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         try:
             self.pid = os.fork()
             if self.pid == 0:
-                self.out.close()  # where the other process is killed, nobody reads: it shows
-                _work_and_end(words, into, before)
+                self.out.close()  # else a write would not fail once the reader is killed
+                _run_fork(words, write_end, before)
         finally:
-            os.close(into)
+            os.close(write_end)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def result(self) -> bytes | None:
+        """Wait for its end, and return the bytes of its share; None where it failed."""
         # In pieces: one buffer that grows leaves holes in the heap, 8 MB of a million events.
-        found = b"".join(iter(partial(self.out.read1, _PIPE), b""))
-        return found if self._ended() == 0 else None
+        share = b"".join(iter(partial(self.out.read1, _PIPE), b""))
+        return share if self._wait() == 0 else None
 
     def stop(self) -> None:
+        """End the process, whether it is at work or not."""
         if self.pid:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
-            self._ended()
+            self._wait()
         self.out.close()
 
-    def _ended(self) -> int:
+    def _wait(self) -> int:
+        """Wait for the end of the fork, and return its status; 1 if that is unknown."""
         pid, self.pid = self.pid, 0
         try:
             return os.waitpid(pid, 0)[1]
-        except ChildProcessError:  # a program that ignores SIGCHLD: how it ended is not known
+        except ChildProcessError:  # a program that ignores SIGCHLD loses the status
             return 1
 
 
-def _work_and_end(words: list[str], into: int, mask: set[int | signal.Signals]) -> NoReturn:
-    """The life of a fork: its share of the file into a pipe, and nothing of what this process would
-    do at its end."""
+def _run_fork(words: list[str], write_end: int, mask: set[int | signal.Signals]) -> NoReturn:
+    """Write a share of the file into a pipe, and exit without the clean-up of this process."""
     code = 1
     try:
         for number in _ENDING:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        with os.fdopen(into, "wb") as out:
-            out.write(_share(*words))
+        with os.fdopen(write_end, "wb") as pipe:
+            pipe.write(_read_share(*words))
         code = 0
     finally:
         os._exit(code)
@@ -132,28 +126,31 @@ def _work_and_end(words: list[str], into: int, mask: set[int | signal.Signals]) 
 
 @dataclass
 class Workers:
-    """Processes at work on one file."""
+    """The processes at work on one file."""
 
-    processes: list[Worker]
+    processes: list[_Started | _Forked]
 
     def results(self) -> list[bytes] | None:
-        """The bytes of each share; None where one failed."""
+        """Return the bytes of each share; None where one failed."""
         try:
-            found = [process.result() for process in self.processes]
+            shares = [process.result() for process in self.processes]
         finally:
             self.stop()
-        whole = [part for part in found if part is not None]
-        return whole if len(whole) == len(found) else None
+        whole = [part for part in shares if part is not None]
+        return whole if len(whole) == len(shares) else None
 
     def stop(self) -> None:
-        """End them, at work or not."""
+        """End the processes, whether they are at work or not."""
         for process in self.processes:
             process.stop()
 
 
 def begin(path: Path, member: str | None = None, *, early: bool = False) -> Workers | None:
-    """Begin to read a file; None where one process is as good: a small file, or a single core.
-    `early`: before anything else was imported."""
+    """Begin to read a file in several processes; None where one process is as good.
+
+    That is so for a small file, or on a single core. `early` says that nothing else was imported
+    yet.
+    """
     count = count_for(path)
     if not count:
         return None
@@ -170,8 +167,10 @@ def begin(path: Path, member: str | None = None, *, early: bool = False) -> Work
 
 
 def _can_fork() -> bool:
-    """Whether a copy of this process can work: where it has no thread but this one. Imports what
-    the copies will need."""
+    """Return whether this process has no other thread, so that it can be forked.
+
+    What the forks need is imported here.
+    """
     if sys.platform != "linux" or threading.active_count() > 1:
         return False
     if any(name in sys.modules for name in _THREADED):
@@ -183,17 +182,22 @@ def _can_fork() -> bool:
 
 
 def search_path() -> str:
-    """The paths on which a process of ours finds the imports of this one, as JSON. It begins
-    without site (-S: a tenth of a second), which is what finds an editable install; its folder does
-    as well."""
+    """Return, as JSON, the paths on which a new process finds the imports of this one.
+
+    The new process starts without site (-S, which saves 0.1 s). Site is what finds an editable
+    install, so its folder is among the paths.
+    """
     here = Path(os.path.abspath(__file__))  # noqa: PTH100 - a link stays one
     places = [*(os.path.abspath(part) for part in sys.path), str(here.parents[3])]  # noqa: PTH100
     return json.dumps(places)
 
 
 def begin_early(words: Sequence[str]) -> None:
-    """Begin to read the large files among the words of a command, two at most: a subject and its
-    baseline, or the largest of a run. What nobody asks for ends with this process."""
+    """Begin to read the large files among the words of a command, two at most.
+
+    These are a candidate and its baseline, or the largest traces of a run. Work that nobody asks
+    for ends with this process.
+    """
     for path in (path for word in words for path in _traces_of(Path(word))):
         if len(_begun) == 2 or _key(path, None) in _begun:
             continue
@@ -204,62 +208,70 @@ def begin_early(words: Sequence[str]) -> None:
 
 
 def _traces_of(path: Path) -> list[Path]:
-    """A path itself; of a run's folder its traces, or those of both of its runs, larger first."""
+    """Return the path itself, or for a run's folder the traces in it, largest first.
+
+    These may be those of its dense and pruned runs. Eager traces are left out.
+    """
     try:
         if not path.is_dir():
             return [path]
         runs = [run for run in (path, path / "dense", path / "pruned") if (run / _RUN).is_file()]
-        found = [(-one.stat().st_size, one) for run in runs for one in run.glob(_TRACES)]
+        traces = [(-file.stat().st_size, file) for run in runs for file in run.glob(_TRACES)]
     except (OSError, ValueError):
         return []
-    return [one for _, one in sorted(found) if ".eager." not in one.name]
+    return [file for _, file in sorted(traces) if ".eager." not in file.name]
 
 
 def _end_all() -> None:
+    """Stop all workers that were begun early and not asked for."""
     while _begun:
         _begun.popitem()[1].stop()
 
 
 def be_alone() -> None:
-    """This process is one of several at work on traces, and begins no others."""
+    """Mark this process as one of several at work on traces, which starts no others."""
     _alone[0] = True
 
 
 def shares_of(path: Path, member: str | None = None) -> list[bytes] | None:
-    """The shares of a file that workers read, begun early or now; None where one process reads
-    it."""
+    """Return the shares of a file that workers read, begun early or now.
+
+    None means that this process has to read the file itself.
+    """
     workers = _begun.pop(_key(path, member), None) or begin(path, member)
     return None if workers is None else workers.results()
 
 
 def work(path: str, member: str, index: str, count: str) -> None:
-    """The main function of a worker: write its share of the file to standard output."""
-    sys.stdout.buffer.write(_share(path, member, index, count))
+    """Write a share of a file to standard output; the main function of a worker."""
+    sys.stdout.buffer.write(_read_share(path, member, index, count))
 
 
-def _share(path: str, member: str, index: str, count: str) -> bytes:
+def _read_share(path: str, member: str, index: str, count: str) -> bytes:
+    """Read a share of a file, after importing what this needs."""
     from prunescope.analysis.trace.shares import read_share
 
     return read_share(Path(path), member or None, index=int(index), count=int(count))
 
 
 def _key(path: Path, member: str | None) -> _Key:
+    """Return the absolute path and the member, by which early workers are found again."""
     return os.path.abspath(path), member  # noqa: PTH100 - a path need not be there
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def count_for(path: Path) -> int:
-    """How many workers a file is worth; 0: this process reads it."""
+    """Return how many workers a file is worth; 0 if this process reads it."""
     if _alone[0] or cores() < 2 or not sys.executable or getattr(sys, "frozen", False):
         return 0
     try:
-        if not path.is_file():  # to open a pipe waits for who writes to it
+        if not path.is_file():  # opening a pipe would wait for its writer
             return 0
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -60,7 +60,7 @@ def set_sizes_of_weights(config: Any, folder: Path) -> list[str]:
     if actual == written:
         return []
     for field, attribute in _ATTRIBUTES.items():
-        size = found.get(field)
+        size = actual.get(field)
         if size != written.get(field) and getattr(config, attribute, None) is not None:
             setattr(config, attribute, size)
     kinds = getattr(config, "layer_types", None)

@@ -70,7 +70,7 @@ CASES = (H100, MI300, GRAPH, B200)
 
 @cache
 def events(name: str) -> str:
-    """The text of a trace, once; skips where it is not."""
+    """Return the text of a trace, read once; skip the test where the trace is missing."""
     path = SHARED / f"{name}.json.gz"
     if not path.is_file():
         pytest.skip(f"{path.name} is not there")
@@ -80,7 +80,7 @@ def events(name: str) -> str:
 def strip(
     case: Case, folder: Path, *, modules: bool, ops: bool = True, annotations: bool = True
 ) -> Path:
-    """The trace without shapes; without modules, ops or annotations where these are False."""
+    """Write the trace without shapes; without modules, ops or annotations where these are False."""
     assert case.path
     path = folder / "stripped.json.gz"
     path.write_bytes(_stripped(case.name, modules=modules, ops=ops, annotations=annotations))
@@ -96,22 +96,22 @@ def _stripped(name: str, *, modules: bool, ops: bool, annotations: bool) -> byte
         gone.add("cpu_op")
     if not annotations:
         gone |= {"user_annotation", "gpu_user_annotation"}
-    rest, found = _without_shapes(name)
+    remaining, recorded = _without_shapes(name)
     return gzip.compress(
-        rest.replace('"@"', ",".join(e for c, e in found if c not in gone)).encode(), 1
+        remaining.replace('"@"', ",".join(e for c, e in recorded if c not in gone)).encode(), 1
     )
 
 
 @cache
 def _without_shapes(name: str) -> tuple[str, list[tuple[str | None, str]]]:
-    """A trace with "@" for its events, and category and text of each, written once for all."""
+    """Return a trace with "@" for its events, and category and text of each, written only once."""
     trace = json.loads(events(name))
-    found = []
+    recorded = []
     for event in trace["traceEvents"]:
         for key in SHAPES:
             event.get("args", {}).pop(key, None)
-        found.append((event.get("cat"), json.dumps(event)))
-    return json.dumps({**trace, "traceEvents": ["@"]}), found
+        recorded.append((event.get("cat"), json.dumps(event)))
+    return json.dumps({**trace, "traceEvents": ["@"]}), recorded
 
 
 def save(trace: dict[str, Any], path: Path) -> Path:
@@ -121,7 +121,7 @@ def save(trace: dict[str, Any], path: Path) -> Path:
 
 
 def packed(trace: dict[str, Any]) -> bytes:
-    """A trace as a profiler packs it, but in a hurry."""
+    """Pack a trace as a profiler does, but fast."""
     return gzip.compress(json.dumps(trace).encode(), 1)
 
 
@@ -129,36 +129,38 @@ _reports: dict[tuple[object, ...], Report] = {}
 
 
 def report(path: Path, case: Case, **options: Any) -> Report:
-    """The report of a trace on the device of a case; of the same bytes with the same options once,
-    but where one of them is a file."""
+    """Return the report of a trace on the device of a case.
+
+    The same bytes with the same options are analysed once, unless an option is a file.
+    """
     key = (hashlib.sha256(path.read_bytes()).digest(), path.name, case.device, *options.items())
     is_file = any("/" in str(value) for value in options.values())
     if is_file or key not in _reports:
-        found = analyze(path, options=Options(device=case.device, **options)).report
+        analysed = analyze(path, options=Options(device=case.device, **options)).report
         if is_file:
-            return found
-        _reports[key] = found
+            return analysed
+        _reports[key] = analysed
     return _reports[key]
 
 
 def table(told: Report, case: Case) -> dict[Row, float]:
     """ns of each (role, M, N, K) of the linears."""
-    out: dict[Row, float] = defaultdict(float)
+    times: dict[Row, float] = defaultdict(float)
     for phase in told.phases.values():
         for gemm in phase.gemms:
             role = case.same.get(gemm.role, gemm.role) if gemm.n else gemm.role
             if role in LINEARS:
-                out[role, gemm.m, gemm.n, gemm.k] += gemm.busy_ns
-    return dict(out)
+                times[role, gemm.m, gemm.n, gemm.k] += gemm.busy_ns
+    return dict(times)
 
 
 def known(rows: dict[Row, float]) -> dict[Row, float]:
-    """The rows whose N is known."""
+    """Return the rows whose N is known."""
     return {row: ns for row, ns in rows.items() if row[2] is not None}
 
 
 @cache
 def truth(case: Case) -> dict[Row, float]:
-    """The linears that the whole trace has."""
+    """Return the linears that the whole trace has."""
     eager = None if case.eager is None else SHARED / f"{case.eager}.json.gz"
     return known(table(report(case.path, case, eager_trace=eager), case))

@@ -106,15 +106,15 @@ def read(trace: dict[str, Any], model: str, folder: Path) -> Kernels:
 
 def widths(told: Kernels) -> dict[int, Truth]:
     """M, N and K of each product that is no attention, by the number of its kernel."""
-    out: dict[int, Truth] = {}
+    truths: dict[int, Truth] = {}
     for row in told.frame.filter("primary").iter_rows(named=True):
         work = None if row["call"] is None else told.shapes.works[row["call"]]
         if row["call"] in told.shapes.widths:
-            out[row["registers"]] = (None, *told.shapes.widths[row["call"]])
+            truths[row["registers"]] = (None, *told.shapes.widths[row["call"]])
         elif work is not None and len(work.gemms) == 1:
             m = None if row["kind"] == "grouped_gemm" else work.gemms[0].m
-            out[row["registers"]] = (m, work.gemms[0].n, work.gemms[0].k)
-    return out
+            truths[row["registers"]] = (m, work.gemms[0].n, work.gemms[0].k)
+    return truths
 
 
 def without_head(truth: dict[int, Truth]) -> dict[int, Truth]:
@@ -171,4 +171,4 @@ def test_damage_leaves_the_truth_or_null(
     trace["traceEvents"] = launches + damage(kernels, rng, count)
     got = widths(read(trace, model, tmp_path))
     true = without_head(truth)
-    assert {n: one for n, one in got.items() if true.get(n) != one} == {}
+    assert {n: shape for n, shape in got.items() if true.get(n) != shape} == {}

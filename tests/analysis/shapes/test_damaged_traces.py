@@ -35,22 +35,24 @@ def drop(kernels: list[Event], rng: random.Random, count: int) -> list[Event]:
 
 
 def merge(kernels: list[Event], rng: random.Random, count: int) -> list[Event]:
-    """A kernel and the next one become one, with the name and grid of the first: a GEMM with what
-    follows it (an epilogue) is that GEMM, two products are neither of them."""
-    out = list(kernels)
+    """Merge kernels with the next one, under the name and grid of the first.
+
+    A GEMM with what follows it (an epilogue) is that GEMM; two GEMMs are neither of them.
+    """
+    merged = list(kernels)
     for at in sorted(rng.sample(range(len(kernels) - 1), count), reverse=True):
-        first, second = out[at], out.pop(at + 1)
+        first, second = merged[at], merged.pop(at + 1)
         first["dur"] = second["ts"] + second["dur"] - first["ts"]
         if kernel_kind(first["name"]) in PRODUCTS and kernel_kind(second["name"]) in PRODUCTS:
             first["args"]["registers per thread"] = 100_000 + at
-    return out
+    return merged
 
 
 def reorder(kernels: list[Event], rng: random.Random, count: int) -> list[Event]:
     """Two neighbours change places, on the host and on the device."""
-    out = list(kernels)
+    reordered = list(kernels)
     for at in rng.sample(range(len(kernels) - 1), count):
-        a, b = out[at], out[at + 1]
+        a, b = reordered[at], reordered[at + 1]
         begin = a["ts"]
         gap = b["ts"] - a["ts"] - a["dur"]
         b["ts"], a["ts"] = begin, begin + b["dur"] + gap
@@ -59,21 +61,21 @@ def reorder(kernels: list[Event], rng: random.Random, count: int) -> list[Event]
             both[0]["correlation"], both[1]["correlation"] = (
                 both[1]["correlation"], both[0]["correlation"],
             )  # fmt: skip
-        out[at], out[at + 1] = b, a
-    return out
+        reordered[at], reordered[at + 1] = b, a
+    return reordered
 
 
 def exchange(kernels: list[Event], rng: random.Random, count: int) -> list[Event]:
     """Two products change places, and what runs between them stays."""
-    out = list(kernels)
-    at = [i for i, e in enumerate(out) if kernel_kind(e["name"]) in PRODUCTS]
+    exchanged = list(kernels)
+    at = [i for i, e in enumerate(exchanged) if kernel_kind(e["name"]) in PRODUCTS]
     for n in rng.sample(range(len(at) - 1), count):
-        a, b = out[at[n]], out[at[n + 1]]
-        for one, two, key in ((a, b, "ts"), (a["args"], b["args"], "correlation")):
-            if key in one and key in two:
-                one[key], two[key] = two[key], one[key]
-        out[at[n]], out[at[n + 1]] = b, a
-    return out
+        a, b = exchanged[at[n]], exchanged[at[n + 1]]
+        for left, right, key in ((a, b, "ts"), (a["args"], b["args"], "correlation")):
+            if key in left and key in right:
+                left[key], right[key] = right[key], left[key]
+        exchanged[at[n]], exchanged[at[n + 1]] = b, a
+    return exchanged
 
 
 def kernels_of(path: Path, case: Case, *, eager: Path | None = None, **options: Any) -> Kernels:
@@ -84,7 +86,7 @@ def kernels_of(path: Path, case: Case, *, eager: Path | None = None, **options: 
 
 
 def numbered(trace: dict[str, Any]) -> list[Event]:
-    """The kernels of a trace in time order, each with its number as its registers."""
+    """Return the kernels of a trace in time order, each with its number as its registers."""
     kernels = [e for e in trace["traceEvents"] if e.get("cat") == "kernel"]
     kernels.sort(key=lambda e: e["ts"])
     for number, kernel in enumerate(kernels):
@@ -94,7 +96,7 @@ def numbered(trace: dict[str, Any]) -> list[Event]:
 
 def placed(told: Kernels, case: Case) -> dict[int, Place]:
     """Role, layer, N and K of each linear, by the number of its kernel."""
-    out = {}
+    shapes = {}
     for row in told.frame.filter("primary").iter_rows(named=True):
         work = None if row["call"] is None else told.shapes.works[row["call"]]
         widths = None if row["call"] is None else told.shapes.widths.get(row["call"])
@@ -102,13 +104,13 @@ def placed(told: Kernels, case: Case) -> dict[int, Place]:
             widths = work.gemms[0].n, work.gemms[0].k
         if row["role"] in (*LINEARS, *case.same) and widths is not None:
             role = case.same.get(row["role"], row["role"])
-            out[row["registers"]] = (role, row["layer"], *widths)
-    return out
+            shapes[row["registers"]] = (role, row["layer"], *widths)
+    return shapes
 
 
 @cache
 def lean(name: str) -> str:
-    """The text of a trace without ops and frames of Python."""
+    """Return the text of a trace without ops and frames of Python."""
     trace = json.loads(events(name))
     gone = ("python_function", "cpu_op")
     trace["traceEvents"] = [e for e in trace["traceEvents"] if e.get("cat") not in gone]
@@ -146,7 +148,7 @@ def test_the_truth_or_null(case: Case, damage: Damage, count: int, tmp_path: Pat
     path = save(trace, tmp_path / "damaged.json.gz")
     got = placed(kernels_of(path, case, model=case.model, **case.workload), case)
     true = truths(case)
-    wrong = {n: (one, true.get(n)) for n, one in got.items() if not same(one, true.get(n))}
+    wrong = {n: (shape, true.get(n)) for n, shape in got.items() if not same(shape, true.get(n))}
     assert not wrong, f"{len(wrong)} of {len(got)}: {list(wrong.items())[:3]}"
     if count == 1 and damage is not exchange:  # an attention in two parts is two
         assert len(got) >= 0.9 * len(true), f"{len(got)} of {len(true)} are told"
@@ -158,12 +160,12 @@ def test_products_of_one_kernel_that_changed_places_are_found_by_time(tmp_path: 
     trace = json.loads(events(CASES[0].name))
     kernels = numbered(trace)
     down, q = kernels[at["down", 6]], kernels[at["q", 7]]
-    for one, two, key in ((down, q, "ts"), (down["args"], q["args"], "correlation")):
-        one[key], two[key] = two[key], one[key]
+    for left, right, key in ((down, q, "ts"), (down["args"], q["args"], "correlation")):
+        left[key], right[key] = right[key], left[key]
     gone = ("python_function", "cpu_op")
     trace["traceEvents"] = [e for e in trace["traceEvents"] if e.get("cat") not in gone]
     path = save(trace, tmp_path / "exchanged.json.gz")
     got = placed(kernels_of(path, CASES[0], model=CASES[0].model, **CASES[0].workload), CASES[0])
     missing = set(true) - set(got)
     assert {at["down", 6], at["q", 7]} <= missing and len(missing) <= 4
-    assert all(same(one, true[number]) for number, one in got.items())
+    assert all(same(left, true[number]) for number, left in got.items())

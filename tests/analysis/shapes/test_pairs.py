@@ -19,8 +19,10 @@ MLP = ("gate", "up", "down")
 
 
 def narrowed(folder: Path, factor: float) -> Path:
-    """The trace with its MLP's GEMMs faster by a factor, which are told by their times, and its
-    activations narrower by 3/4, which are told by their grids."""
+    """Write the trace with its MLP's GEMMs faster by a factor, and its activations narrower by 3/4.
+
+    The first shows in times, the second in grids.
+    """
     trace = json.loads(events(H100.name))
     for event in trace["traceEvents"]:
         if event.get("cat") == "kernel" and "silu_kernel" in event["name"]:

@@ -70,8 +70,8 @@ def test_m_comes_from_the_annotation_of_an_engine(case: Case, tmp_path: Path) ->
 def test_a_trace_with_shapes_needs_no_config() -> None:
     told = report(H100.path, H100, model="llama-3.1-8b")
     plain = report(H100.path, H100)
-    phase, other = told.phases["trace"], plain.phases["trace"]
-    assert phase.gemms == other.gemms
+    phase, bare = told.phases["trace"], plain.phases["trace"]
+    assert phase.gemms == bare.gemms
     assert any("is not needed" in note for note in phase.notes)
     assert set(phase.shapes) == {"recorded"}
 
@@ -117,19 +117,19 @@ def test_auto_says_how_sure_it_is_and_by_what(
     case: Case, grade: str, by: list[str], tmp_path: Path, *, modules: bool
 ) -> None:
     told = report(strip(case, tmp_path, modules=modules), case, model="auto")
-    (said,) = [one for one in told.warnings if one.startswith("--model auto")]
+    (said,) = [text for text in told.warnings if text.startswith("--model auto")]
     assert f"would be of {case.model}, {grade} by " in said
-    assert all(one in said for one in by), said
+    assert all(text in said for text in by), said
     assert not known(table(told, case))
 
 
 def test_auto_names_both_of_two_that_fit_alike(tmp_path: Path) -> None:
     told = report(strip(GRAPH, tmp_path, modules=False), GRAPH, model="auto", **GRAPH.workload)
-    (said,) = [one for one in told.warnings if one.startswith("--model auto")]
+    (said,) = [text for text in told.warnings if text.startswith("--model auto")]
     assert "qwen3-4b, qwen3-8b are each possible, by 36 layers" in said
     named = strip(GRAPH, tmp_path, modules=False).rename(tmp_path / "serving-Qwen3-8B.json.gz")
     told = report(named, GRAPH, model="auto", **GRAPH.workload)
-    (said,) = [one for one in told.warnings if one.startswith("--model auto")]
+    (said,) = [text for text in told.warnings if text.startswith("--model auto")]
     assert "would be of qwen3-8b, possible by" in said and "its name in the trace" in said
     assert "qwen3-4b would fit its sizes" in said
 
@@ -154,14 +154,14 @@ def test_a_replay_whose_shapes_are_told_asks_for_no_eager_trace(
 ) -> None:
     options = GRAPH.workload if model else {}
     (phase,) = report(GRAPH.path, GRAPH, model=model, **options).phases.values()
-    (note,) = [one for one in phase.notes if "graph replays" in one]
+    (note,) = [text for text in phase.notes if "graph replays" in text]
     assert said in note and ("--eager-trace" in note) == (model is None)
 
 
 def test_a_workload_that_pointwise_kernels_contradict_is_named(tmp_path: Path) -> None:
     path = strip(H100, tmp_path, modules=False, ops=False)
     told = report(path, H100, model=H100.model, batch=8, prompt_len=559)
-    (said,) = [one for one in told.warnings if one.startswith("no shapes")]
+    (said,) = [text for text in told.warnings if text.startswith("no shapes")]
     assert "count 8,944 rows of the config's widths, and M is 4,472 (given)" in said
     assert said.endswith("without the workload that was given nothing contradicts it")
 
@@ -177,7 +177,7 @@ def test_a_workload_that_annotations_contradict_is_said(
     case: Case, options: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     told = report(strip(case, tmp_path, modules=False), case, model=case.model, **options)
-    assert any(said in one for one in told.warnings), told.warnings
+    assert any(said in text for text in told.warnings), told.warnings
     assert {row[1] for row in known(table(told, case))} <= {None, case.rows, 1}
 
 

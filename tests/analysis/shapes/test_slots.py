@@ -26,8 +26,8 @@ def widths(preset: str, ranks: int = 1) -> dict[str, tuple[int, int]]:
     return {role: (s.n, s.k) for role, s in role_slots(shape_of(preset), ranks).items()}
 
 
-def item(name: str, what: str = GEMM) -> Item:
-    return Item(row=0, step=0, what=what, name=name, grid=None, ns=1, role="unknown", layer=None,
+def item(name: str, form: str = GEMM) -> Item:
+    return Item(row=0, step=0, form=form, name=name, grid=None, ns=1, role="unknown", layer=None,
                 instance=0, kind="gemm")  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def test_too_few_kernels_are_refused_with_both_counts() -> None:
 def test_experts_are_grouped_kernels() -> None:
     ways = layer_ways(shape_of("gpt-oss-120b"), 8, experts=True)
     names = [("o", GEMM), ("router", GEMM), ("up", GROUPED), ("down", GROUPED), ("qkv", GEMM)]
-    told = match_layer([item(n, what) for n, what in names], [6.0, 6.0, 100.0, 57.0, 8.0], ways)
+    told = match_layer([item(n, form) for n, form in names], [6.0, 6.0, 100.0, 57.0, 8.0], ways)
     assert isinstance(told, LayerMatch)
     roles = [slot.role for slot in told.slots if slot is not None]
     assert roles == ["o", "router", "experts", "experts", "qkv"]

@@ -66,7 +66,7 @@ WRONG: list[tuple[Case, dict[str, Any], str]] = [
 
 
 def changed(case: Case, folder: Path, changes: dict[str, Any]) -> str:
-    """A config.json that differs from the case's."""
+    """Write a config.json that differs from the case's."""
     config = preset_config(case.model) | changes
     if len(config.get("layer_types") or []) > config["num_hidden_layers"]:
         config["layer_types"] = config["layer_types"][: config["num_hidden_layers"]]
@@ -108,9 +108,9 @@ def test_what_the_trace_cannot_decide_is_taken_and_said(
     assert {row[2] for row in known(table(told, case)) if row[0] == role} == {n}
     (said,) = [note for phase in told.phases.values() for note in phase.notes
                if note.startswith("the trace fits N of")]  # fmt: skip
-    found = re.search(rf"[ ,]{role} ([\d,]+)–([\d,]+) by its", said)
-    assert found, said
-    low, high = (int(number.replace(",", "")) for number in found.groups())
+    match = re.search(rf"[ ,]{role} ([\d,]+)–([\d,]+) by its", said)
+    assert match, said
+    low, high = (int(number.replace(",", "")) for number in match.groups())
     assert low <= n <= high and low <= true <= high
 
 

@@ -31,10 +31,10 @@ class Event(NamedTuple):
 
 
 def trace(windows: list[tuple[float, float]], *events: Event) -> Any:
-    out: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
 
     def add(cat: str, name: str, tid: int, ts: float, dur: float, **args: Any) -> None:
-        out.append({"ph": "X", "cat": cat, "name": name, "pid": 1, "tid": tid, "ts": ts,
+        records.append({"ph": "X", "cat": cat, "name": name, "pid": 1, "tid": tid, "ts": ts,
                     "dur": dur, "args": args})  # fmt: skip
 
     for i, (begin, end) in enumerate(windows):
@@ -43,7 +43,7 @@ def trace(windows: list[tuple[float, float]], *events: Event) -> Any:
         add("kernel", f"kernel_{e.id}", e.stream, e.start, e.us, correlation=e.id, stream=e.stream)
         if e.launch is not None:
             add("cuda_runtime", "cudaLaunchKernel", 1, e.launch, 1, correlation=e.id)
-    return {"traceEvents": out}
+    return {"traceEvents": records}
 
 
 def phase(made: Any, folder: Path) -> Phase:
@@ -132,9 +132,9 @@ def test_carry_over_before_a_step_without_kernels_is_of_neither(tmp_path: Path) 
     made = spilt(launch=46)
     made["traceEvents"] = [e for e in made["traceEvents"] if e["cat"] != "user_annotation"]
     made["traceEvents"] += trace(empty)["traceEvents"]
-    found = phase(made, tmp_path)
-    assert found.kernels_per_step == [0, 3, 2]
-    assert found.wall_ns == 2 / 3 * 67_500
+    analysed = phase(made, tmp_path)
+    assert analysed.kernels_per_step == [0, 3, 2]
+    assert analysed.wall_ns == 2 / 3 * 67_500
 
 
 def test_carry_over_does_not_vanish_behind_an_event_of_no_step(tmp_path: Path) -> None:
@@ -162,12 +162,12 @@ def test_an_id_gives_the_step_where_the_stream_does_not(tmp_path: Path) -> None:
     """Stream 9 has no linked event: id 50.. are launches of step 0, 70.. of step 1. The kernel at
     220 was launched in step 0; one with an id that is older than all is spill even there; where a
     kernel would run before its launch, ids say nothing, and the order of all streams counts."""
-    one = Event(220, 5, None, 50, stream=9)
+    alone = Event(220, 5, None, 50, stream=9)
     first, second = step(0)
     wide = (first._replace(id=49), second)  # 49, 50, 51
-    made = phase(trace(TWO, *wide, one, *step(1)), tmp_path)
+    made = phase(trace(TWO, *wide, alone, *step(1)), tmp_path)
     assert made.kernels_per_step == [3, 2]
-    made = phase(trace(TWO, *step(0), one._replace(id=3), *step(1)), tmp_path)
+    made = phase(trace(TWO, *step(0), alone._replace(id=3), *step(1)), tmp_path)
     assert made.spill == {"events": 1, "ns": 5_000}
     late = (step(1)[0], step(1)[1]._replace(id=72))
     made = phase(trace(TWO, *step(0), Event(112, 3, None, 71, stream=9), *late), tmp_path)
@@ -221,8 +221,8 @@ def test_real_carry_over_of_several_streams(
     path = real_trace(f"{name}.json.gz")
     made = real_report(path.name).phases["trace"]
     assert made.kernels_per_step == [kernels] * steps
-    found = load(path)
-    ids, known = found.device["correlation"], found.launches["correlation"]
+    loaded = load(path)
+    ids, known = loaded.device["correlation"], loaded.launches["correlation"]
     assert made.spill["events"] == spill == int((ids < known.min()).sum())
 
 
@@ -236,9 +236,9 @@ def test_the_carry_over_of_every_copy_of_a_real_trace_is_named(
     assert spec is not None and spec.loader is not None
     repeat = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(repeat)
-    one = real_trace("h100_qwen1.5-0.5b_prefill.json.gz")
-    repeat.scale(one, tmp_path / "many.json", events=40_000)
-    once = real_report(one.name).phases["trace"]
+    single = real_trace("h100_qwen1.5-0.5b_prefill.json.gz")
+    repeat.scale(single, tmp_path / "many.json", events=40_000)
+    once = real_report(single.name).phases["trace"]
     many = analyze(tmp_path / "many.json").report.phases["trace"]
     assert many.steps == 3
     assert many.spill == once.spill
@@ -261,5 +261,5 @@ def test_what_a_later_step_launched_ahead_is_no_idle_time(tmp_path: Path) -> Non
     assert (gaps["other_step"], gaps["device"]) == (5_000, 10_000)
     assert sum(gaps.values()) == made.gap_ns
     assert made.anatomy.kernels_speedup == 70 / 50
-    (note,) = [one for one in made.notes if "before the previous step had ended" in one]
+    (note,) = [text for text in made.notes if "before the previous step had ended" in text]
     assert note.startswith("0.5 events a step ran for 5.0 µs before")

@@ -17,8 +17,10 @@ OPS = 5  # of a step; each takes 36 us from launch to launch with a call of 5
 
 
 def process(folder: Path, *calls: float, name: str = "t.json") -> Path:
-    """A step each, whose third op launches a kernel that no step before has, in a call of so many
-    us."""
+    """Write a step for each call, whose third op launches a kernel for the first time.
+
+    The call takes so many µs.
+    """
     host = Host()
     for number, call in enumerate(calls):
         begin = host.now
@@ -109,8 +111,8 @@ def test_cold_against_warm_does_not_compare(tmp_path: Path) -> None:
     ]
     assert headline(phase).startswith("122.95× is no speedup: not comparable (the baseline holds")
     assert not any(f.id == "above-bound" for f in phase.findings)
-    other = told(cold, warm)
-    [why] = [f for f in other.findings if f.id == "not-comparable"]
+    against_warm = told(cold, warm)
+    [why] = [f for f in against_warm.findings if f.id == "not-comparable"]
     assert why.evidence[0].startswith("the pruned run holds first calls or compilation, 20.005 ms")
     assert "the baseline none" in why.evidence[0]
 

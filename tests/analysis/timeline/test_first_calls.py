@@ -95,7 +95,7 @@ def test_a_long_first_launch_loads_code(tmp_path: Path) -> None:
         host.op()
     path = host.file(tmp_path)
     unusual = found(path)
-    assert unusual.first.what[-1] == "cudaLaunchKernel of conv"
+    assert unusual.first.names[-1] == "cudaLaunchKernel of conv"
     assert not len(unusual.stalled)
     (frame,) = analyze(path).frames.values()
     # The op is a first call too: its 2 us around its launch, but for what the device ran then.
@@ -114,7 +114,7 @@ def test_a_long_later_launch_stands_still(tmp_path: Path) -> None:
     path = host.file(tmp_path)
     unusual = found(path)
     assert not len(unusual.first)
-    assert "cudaLaunchKernel of conv" in unusual.stalled.what
+    assert "cudaLaunchKernel of conv" in unusual.stalled.names
     anatomy = phase_of(path).anatomy
     assert anatomy is not None and anatomy.dispatch_ns is not None
     assert anatomy.gaps["first_call"] == 0
@@ -139,9 +139,9 @@ def test_nothing_is_first_in_a_trace_that_begins_warm(
     host.op("new", call=500 * MS)  # of a kernel that no step before has
     host.step(number + 1, begin)
     unusual = found(host.file(tmp_path))
-    assert ("cudaLaunchKernel of conv" in unusual.first.what) is first
-    assert ("cudaLaunchKernel of conv" in unusual.stalled.what) is not first
-    assert "cudaLaunchKernel of new" in unusual.first.what
+    assert ("cudaLaunchKernel of conv" in unusual.first.names) is first
+    assert ("cudaLaunchKernel of conv" in unusual.stalled.names) is not first
+    assert "cudaLaunchKernel of new" in unusual.first.names
 
 
 @pytest.mark.parametrize(("us", "first"), [(0.9 * MS, False), (1.1 * MS, True)])
@@ -159,7 +159,7 @@ def test_an_op_that_creates_its_handles_is_a_first_call(tmp_path: Path) -> None:
     for number in range(6):
         host.op(name="aten::addmm", before=0 if number else 22 * MS)
     path = host.file(tmp_path)
-    assert found(path).first.what == ["aten::addmm"]
+    assert found(path).first.names == ["aten::addmm"]
     anatomy = phase_of(path).anatomy
     assert anatomy is not None and anatomy.gaps["first_call"] == pytest.approx(22e6, abs=10e3)
 
@@ -182,7 +182,7 @@ def test_silence_before_the_first_launch_of_compiled_code_is_its_compiler(
     host.op(kernel, name="delta_r", before=150 * MS, launch=launch)
     host.op()
     first = found(host.file(tmp_path)).first
-    assert first.what == ([f"{SILENCE} {kernel}"] if compiled else [])
+    assert first.names == ([f"{SILENCE} {kernel}"] if compiled else [])
     assert (first.end - first.begin).tolist() == ([150e6 + 1e3] if compiled else [])
 
 
@@ -204,7 +204,7 @@ def test_silence_before_the_first_call_of_a_scripted_function(tmp_path: Path) ->
     host.op(name="aten::sub", before=20)
     host.span("cpu_op", "delta_r", begin - 3, host.now - begin)
     host.span("cpu_op", "fallback_function", begin - 2, 20)
-    assert found(host.file(tmp_path)).first.what == [f"{SILENCE} delta_r"]
+    assert found(host.file(tmp_path)).first.names == [f"{SILENCE} delta_r"]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_compilers_are_known_by_name(
     host.span(cat, name, host.now, 40 * MS)
     host.now += 41 * MS
     host.op()
-    assert found(host.file(tmp_path)).first.what == ([name] if is_compiler else [])
+    assert found(host.file(tmp_path)).first.names == ([name] if is_compiler else [])
 
 
 @pytest.mark.parametrize(

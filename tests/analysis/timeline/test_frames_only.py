@@ -20,13 +20,15 @@ EXECUTE = "gpu_model_runner.py(2907): execute_model"
 def _shaped(shapes: Any, rows: int) -> Any:
     """Shapes with the rows of the prompt replaced."""
     if isinstance(shapes, list):
-        return [_shaped(one, rows) for one in shapes]
+        return [_shaped(inner, rows) for inner in shapes]
     return rows if shapes == PROMPT else shapes
 
 
 def _iteration(events: list[Event], index: int, rows: int) -> Iterator[Event]:
-    """The recorded iteration later, with ids of its own; a decode has fewer rows, and its GEMMs
-    run half as long."""
+    """Repeat the recorded iteration later, with ids of its own.
+
+    A decode has fewer rows, and its GEMMs run half as long.
+    """
     for event in events:
         if rows == SINGLE and event["name"].startswith(("nvjet", "bmm_")):
             event = event | {"dur": event["dur"] / 2}
@@ -60,5 +62,5 @@ def test_frames_alone_show_a_prefill_and_its_decodes(
         "decode": STEPS - 1,
     }
     for name, m in (("prefill", PROMPT), ("decode", SINGLE)):
-        found = {(g.m, g.n, g.k): g.count for g in report.phases[name].gemms}
-        assert found[m, 640, 2880] == found[m, 2880, 512] == found[m, 128, 2880] == 36
+        counts = {(g.m, g.n, g.k): g.count for g in report.phases[name].gemms}
+        assert counts[m, 640, 2880] == counts[m, 2880, 512] == counts[m, 128, 2880] == 36

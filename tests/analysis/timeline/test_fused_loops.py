@@ -16,8 +16,8 @@ GRAPH = "## Call CompiledFxGraph abc ##"
 def notes(folder: Path, *inside: Any) -> list[str]:
     mm = op("aten::mm", [4, 5], [5, 6], us=10)
     trace = chrome(module("ProfilerStep#0", mm, module(GRAPH, mm, *inside, mm)), cpu=True)
-    found = analyze(save(trace, folder / "t.json")).report.phases["trace"].notes
-    return [text for text in found if "compiled code" in text]
+    sentences = analyze(save(trace, folder / "t.json")).report.phases["trace"].notes
+    return [text for text in sentences if "compiled code" in text]
 
 
 def test_time_between_ops_of_compiled_code_is_of_fused_loops(tmp_path: Path) -> None:

@@ -13,15 +13,15 @@ SPANS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 40)), max_size=60)
 
 
 def with_a_stack(start: list[int], end: list[int]) -> list[int]:
-    """The span around each: the last one begun that has not ended."""
-    out: list[int] = []
+    """Return the span around each one: the last one begun that has not ended."""
+    parents_by_stack: list[int] = []
     open_: list[int] = []
     for i, begin in enumerate(start):
         while open_ and end[open_[-1]] <= begin:
             open_.pop()
-        out.append(open_[-1] if open_ else -1)
+        parents_by_stack.append(open_[-1] if open_ else -1)
         open_.append(i)
-    return out
+    return parents_by_stack
 
 
 def in_order(spans: list[tuple[int, int]]) -> tuple[Ints, Ints]:
@@ -42,8 +42,8 @@ def test_parents_of_deep_nests() -> None:
     """3,000 spans around one another, then 3,000 beside one another."""
     deep = [(i, 6000 - 2 * i) for i in range(3000)]
     start, end = in_order([*deep, *((7000 + 2 * i, 1) for i in range(3000))])
-    found = parents(start, end).tolist()
-    assert found == [*range(-1, 2999), *[-1] * 3000]
+    up = parents(start, end).tolist()
+    assert up == [*range(-1, 2999), *[-1] * 3000]
 
 
 def test_parents_and_innermost() -> None:
@@ -52,7 +52,7 @@ def test_parents_and_innermost() -> None:
     assert parents(start, end).tolist() == [-1, 0, 0, 2]
     spans = {"ts": start, "dur": end - start, "thread": np.array([1, 1, 1, 1])}
     at = np.array([5, 10, 39, 40, 65, 70, 95, 100, -1])
-    one = np.ones(len(at), np.int64)
-    assert innermost(spans, one, at).tolist() == [0, 1, 1, 0, 3, 2, 0, -1, -1]
-    assert innermost(spans, one * 2, at).tolist() == [-1] * len(at)
-    assert innermost(spans, one * -1, at).tolist() == [-1] * len(at)
+    same_thread = np.ones(len(at), np.int64)
+    assert innermost(spans, same_thread, at).tolist() == [0, 1, 1, 0, 3, 2, 0, -1, -1]
+    assert innermost(spans, same_thread * 2, at).tolist() == [-1] * len(at)
+    assert innermost(spans, same_thread * -1, at).tolist() == [-1] * len(at)

@@ -82,7 +82,7 @@ def test_the_legacy_spelling_of_ids(tmp_path: Path) -> None:
 
 
 def without(trace: dict[str, Any], how: str) -> dict[str, Any]:
-    """The trace as profilers and filters leave it that drop correlation ids, or launches."""
+    """Return the trace as profilers and filters leave it that drop correlation ids, or launches."""
     for event in trace["traceEvents"]:
         if how == "ids":
             event["args"].pop("correlation", None)
@@ -267,9 +267,9 @@ def test_the_dry_gap_is_the_one_that_waits_for_its_launch(tmp_path: Path) -> Non
 
 
 def plain(report: Report) -> dict[str, Any]:
-    out: dict[str, Any] = msgspec.json.decode(to_json(report))
-    out["subject"] = out["baseline"] = None  # names of files
-    return out
+    values: dict[str, Any] = msgspec.json.decode(to_json(report))
+    values["subject"] = values["baseline"] = None  # names of files
+    return values
 
 
 def small(*, cpu: bool) -> dict[str, Any]:
@@ -290,20 +290,20 @@ def small(*, cpu: bool) -> dict[str, Any]:
 def test_order_and_clock_do_not_matter(how: str, tmp_path: Path, *, cpu: bool) -> None:
     trace = small(cpu=cpu)
     changed(trace, how)
-    other = save(trace, tmp_path / "b.json")
-    assert plain(analyze(other, baseline=other).report) == unchanged(cpu=cpu)
+    shuffled = save(trace, tmp_path / "b.json")
+    assert plain(analyze(shuffled, baseline=shuffled).report) == unchanged(cpu=cpu)
 
 
 @cache
 def unchanged(*, cpu: bool) -> dict[str, Any]:
-    """What the report of the small trace says."""
+    """Return the report of the small trace as plain values."""
     with TemporaryDirectory() as folder:
         path = save(small(cpu=cpu), Path(folder) / "a.json")
         return plain(analyze(path, baseline=path).report)
 
 
 def changed(trace: dict[str, Any], how: str) -> None:
-    """The same trace in another order, or on another clock."""
+    """Put the trace into another order, or on another clock."""
     events = trace["traceEvents"]
     if how == "shuffled":
         random.Random(1).shuffle(events)

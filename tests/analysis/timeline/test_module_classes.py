@@ -59,8 +59,8 @@ def test_a_norm_of_channels_is_none_of_a_transformer(tmp_path: Path) -> None:
     block = nn("BasicBlock_0", nn("Conv2d_1", conv()), norm("BatchNorm2d_1"),
                nn("Conv2d_2", conv()), norm("BatchNorm2d_2"), add())  # fmt: skip
     decoder = nn("Decoder_0", nn("Conv2d_3", conv()), norm("GroupNorm_0"))
-    found = roles(nn("ResNet_0", norm("BatchNorm2d_0"), block), decoder, tmp_path=tmp_path)
-    assert {role for role, kind in found if kind == "norm"} == {"unknown"}
+    roles_of = roles(nn("ResNet_0", norm("BatchNorm2d_0"), block), decoder, tmp_path=tmp_path)
+    assert {role for role, kind in roles_of if kind == "norm"} == {"unknown"}
 
 
 def test_norms_are_those_of_what_they_stand_beside(tmp_path: Path) -> None:
@@ -82,10 +82,10 @@ def test_norms_are_those_of_what_they_stand_beside(tmp_path: Path) -> None:
     gated = ["gate", "up", "down"]
     for layer, linears in ((t5, ["qkv", "o", *gated]), (bert, ["o", "up", "down"]),
                            (wrapped, ["qkv", "o", "up", "down"])):  # fmt: skip
-        found = roles(layer, tmp_path=tmp_path)
-        norms = [role for role, kind in found if kind == "norm"]
+        roles_of = roles(layer, tmp_path=tmp_path)
+        norms = [role for role, kind in roles_of if kind == "norm"]
         assert norms == ["attn_norm", "mlp_norm"]
-        assert [role for role, kind in found if kind == "gemm"] == linears
+        assert [role for role, kind in roles_of if kind == "gemm"] == linears
 
 
 def test_norms_before_an_attention_without_linears_are_of_q_and_k(tmp_path: Path) -> None:
@@ -93,8 +93,8 @@ def test_norms_before_an_attention_without_linears_are_of_q_and_k(tmp_path: Path
     whole = nn("Qwen3Attention_0", linear("QKVParallelLinear_0", 3 * H, H), norm("RMSNorm_0"),
                norm("RMSNorm_1"), nn("RadixAttention_0", attention()),
                linear("RowParallelLinear_0", H, H))  # fmt: skip
-    found = roles(nn("Qwen3DecoderLayer_0", whole), tmp_path=tmp_path)
-    assert [role for role, _ in found] == ["qkv", "qk_norm", "qk_norm", "attention", "o"]
+    roles_of = roles(nn("Qwen3DecoderLayer_0", whole), tmp_path=tmp_path)
+    assert [role for role, _ in roles_of] == ["qkv", "qk_norm", "qk_norm", "attention", "o"]
 
 
 def test_layers_of_several_classes_are_counted_as_they_are_called(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_experts_and_what_gathers_them(tmp_path: Path) -> None:
     before them chooses."""
     mixture = nn("SwitchMoE_0", nn("SwitchGate_0", linear("Linear_2", E, H), picked()), add(),
                  *(expert(i) for i in range(E)), cat(), total())  # fmt: skip
-    found = roles(
+    roles_of = roles(
         nn(
             "SwitchTransformerBlock_0",
             attn("MultiQueryAttention_0"),
@@ -134,7 +134,7 @@ def test_experts_and_what_gathers_them(tmp_path: Path) -> None:
         ),
         tmp_path=tmp_path,
     )
-    assert [role for role, _ in found] == [
+    assert [role for role, _ in roles_of] == [
         "qkv", "attention", "o", "attn_norm", "router", "router", "router",
         *["experts"] * (3 * E), "experts", "experts", "mlp_norm",
     ]  # fmt: skip
@@ -143,10 +143,10 @@ def test_experts_and_what_gathers_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("around", ["SwitchFeedForward_0", "MixtralSparseMoeBlock_0"])
 def test_several_mlps_in_one_are_experts(around: str, tmp_path: Path) -> None:
     """A linear beside them is the router."""
-    one = [nn(f"BlockMLP_{i}", linear("Linear_1", F, H), linear("Linear_2", H, F)) for i in (0, 1)]
-    found = roles(nn("Layer_0", attn(), nn(around, linear("Linear_0", E, H), picked(), *one)),
+    mlps = [nn(f"BlockMLP_{i}", linear("Linear_1", F, H), linear("Linear_2", H, F)) for i in (0, 1)]
+    roles_of = roles(nn("Layer_0", attn(), nn(around, linear("Linear_0", E, H), picked(), *mlps)),
                   tmp_path=tmp_path)  # fmt: skip
-    assert [role for role, _ in found][3:] == ["router", "router", *["experts"] * 4]
+    assert [role for role, _ in roles_of][3:] == ["router", "router", *["experts"] * 4]
 
 
 def test_an_mlp_beside_fused_experts_is_the_shared_one(tmp_path: Path) -> None:
@@ -154,15 +154,17 @@ def test_an_mlp_beside_fused_experts_is_the_shared_one(tmp_path: Path) -> None:
                  nn("Llama4TextExperts_0", mm(2 * F, H), mm(H, F)),
                  nn("Llama4TextMLP_0", linear("Linear_1", F, H), linear("Linear_2", F, H),
                     linear("Linear_3", H, F)))  # fmt: skip
-    found = roles(nn("Llama4TextDecoderLayer_0", attn(), mixture), tmp_path=tmp_path)
-    assert [role for role, _ in found][3:] == [
+    roles_of = roles(nn("Llama4TextDecoderLayer_0", attn(), mixture), tmp_path=tmp_path)
+    assert [role for role, _ in roles_of][3:] == [
         "router", "experts", "experts", *["shared_expert"] * 3
     ]  # fmt: skip
 
 
 def adapted(name: str, n: int, kk: int, first: int) -> Any:
-    """A linear of peft with an adapter of rank 2: its class is called Linear too, and so are what
-    it adapts and the two products through the rank."""
+    """Return a linear of peft with an adapter of rank 2.
+
+    Its class is called Linear too, and so are what it adapts and the two GEMMs through the rank.
+    """
     inner = [(n, kk), (2, kk), (n, 2)]
     return nn(name, *(linear(f"Linear_{first + i}", *sizes) for i, sizes in enumerate(inner)))
 
@@ -175,7 +177,7 @@ def test_the_pair_beside_a_linear_is_its_adapter(tmp_path: Path) -> None:
     )  # fmt: skip
     mlp = nn("LlamaMLP_0", linear("Linear_50", F, H), linear("Linear_51", F, H),
              adapted("Linear_2", H, F, 60))  # fmt: skip
-    found = roles(nn("LlamaDecoderLayer_0", attends, mlp), tmp_path=tmp_path)
-    names = [role for role, kind in found if kind == "gemm"]
+    roles_of = roles(nn("LlamaDecoderLayer_0", attends, mlp), tmp_path=tmp_path)
+    names = [role for role, kind in roles_of if kind == "gemm"]
     pair = ["adapter"] * 2
     assert names == ["q", *pair, "k", "v", *pair, "o", "gate", "up", "down", *pair]

@@ -31,23 +31,23 @@ def test_every_record_lies_in_the_part_around_it(tmp_path: Path) -> None:
     linked = link(trace, windows)
     names = [trace.names[i] for i in trace.ops["name"][linked.op]]
     assert names == ["aten::addmm", "aten::copy_", "aten::relu"] * 2
-    found = recorded(trace, linked, windows)
-    assert found.inside.tolist() == [3, 1, 0] * 2
-    assert found.before.tolist() == [SPAN + 2, 0, SPAN + 1] * 2
-    assert found.after.tolist() == [1, 1]
+    weights = recorded(trace, linked, windows)
+    assert weights.inside.tolist() == [3, 1, 0] * 2
+    assert weights.before.tolist() == [SPAN + 2, 0, SPAN + 1] * 2
+    assert weights.after.tolist() == [1, 1]
     marks = len(trace.annotations["ts"]) - len(windows)
     everything = len(trace.ops["ts"]) + SPAN * marks
-    assert np.concatenate([found.inside, found.before, found.after]).sum() == everything
+    assert np.concatenate([weights.inside, weights.before, weights.after]).sum() == everything
 
 
 def test_the_rows_of_a_device_are_not_slowed(tmp_path: Path) -> None:
     mm = op("aten::mm", [4, 5], [5, 6], us=9, kernels=[k(us=7)])
     trace = load(save(chrome(step(0, module("model.layers.0.mlp", mm))), tmp_path / "t.json"))
     windows = find_windows(trace)
-    found = recorded(trace, link(trace, windows), windows)
-    assert not found.inside.any()
-    assert not found.before.any()
-    assert found.after.tolist() == [0]
+    weights = recorded(trace, link(trace, windows), windows)
+    assert not weights.inside.any()
+    assert not weights.before.any()
+    assert weights.after.tolist() == [0]
 
 
 def test_the_profilers_own_work_while_the_device_idles_is_named(tmp_path: Path) -> None:

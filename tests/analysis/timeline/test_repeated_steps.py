@@ -33,7 +33,7 @@ LAYER = tuple(
 
 
 def model(layers: int, *, table: bool = True) -> tuple[Op, ...]:
-    """A forward of a language model: a lookup of tokens, layers, a head."""
+    """Return a forward of a language model: a lookup of tokens, layers, a head."""
     rows = op("aten::embedding", [9, 5], [4], inner=[ran("index_select")])
     first = (rows,) if table else ()
     return (*first, *LAYER * layers, ran("native_layer_norm"), ran("topk"))
@@ -79,10 +79,16 @@ def test_an_odd_step_is_named_and_stays(tmp_path: Path) -> None:
 
 def test_two_optimizers_that_take_turns_are_one_step(tmp_path: Path) -> None:
     """A discriminator, then a generator with other work, three times."""
-    other = (ran("mm"), ran("tanh"), ran("mm"), ran("tanh_backward"), ran("mm"))
-    turn = (*FORWARD, *BACKWARD, module(UPDATE, ran("add_")), *other, module(UPDATE, ran("add_")))
-    found = windows(tmp_path, *turn * 3)
-    assert (found.source, len(found)) == ("Optimizer.step", 3)
+    discriminator = (ran("mm"), ran("tanh"), ran("mm"), ran("tanh_backward"), ran("mm"))
+    turn = (
+        *FORWARD,
+        *BACKWARD,
+        module(UPDATE, ran("add_")),
+        *discriminator,
+        module(UPDATE, ran("add_")),
+    )
+    steps = windows(tmp_path, *turn * 3)
+    assert (steps.source, len(steps)) == ("Optimizer.step", 3)
 
 
 def test_cleared_gradients_begin_a_step(tmp_path: Path) -> None:
@@ -98,8 +104,8 @@ def test_one_update_is_one_step(tmp_path: Path) -> None:
 
 def test_an_annotation_that_repeats_and_holds_nearly_all(tmp_path: Path) -> None:
     items = [module(f"batch {i}", *FORWARD) for i in range(3)]
-    found = windows(tmp_path, ran("fill_", 1), *items)
-    assert (found.source, found.names[2]) == ("annotation", "batch 2")
+    steps = windows(tmp_path, ran("fill_", 1), *items)
+    assert (steps.source, steps.names[2]) == ("annotation", "batch 2")
 
 
 @pytest.mark.parametrize("name", ["layer {}", "blocks.{}", "self_attn", "nccl:all_reduce"])
@@ -111,17 +117,17 @@ def test_an_annotation_of_a_layer_is_no_step(name: str, tmp_path: Path) -> None:
 def test_an_annotation_that_holds_a_part_is_no_step(tmp_path: Path) -> None:
     """The device runs for 30 of 60 us outside of it."""
     items = [(module("forward", *FORWARD[:2]), ran("mul"), ran("add")) for _ in range(3)]
-    assert windows(tmp_path, *(one for item in items for one in item)).source == "whole"
+    assert windows(tmp_path, *(part for item in items for part in item)).source == "whole"
 
 
 def test_of_nested_annotations_the_outer_one_is_the_step(tmp_path: Path) -> None:
     half = module("microbatch", *FORWARD), module("microbatch", *FORWARD)
-    found = windows(tmp_path, *[module("train", *half) for _ in range(3)])
-    assert (found.names, len(found)) == (["train"] * 3, 3)
+    steps = windows(tmp_path, *[module("train", *half) for _ in range(3)])
+    assert (steps.names, len(steps)) == (["train"] * 3, 3)
 
 
 def compiled(*items: Any, number: int = 0, note: bool = False) -> tuple[Any, ...]:
-    """A call of compiled code, after the lookup of what was compiled (which does no work)."""
+    """Return a call of compiled code, after the lookup of it (which does no work)."""
     name = f"Torch-Compiled Region: {number}/0"
     region = module(name, *items) if note else op(name, inner=items, us=0)
     return op("TorchDynamo Cache Lookup", us=1), region
@@ -134,7 +140,7 @@ def test_a_compiled_model_that_is_called_again_is_a_step(
 ) -> None:
     """Three calls of two layers: 16 us each, in which nothing tells a lookup or many attentions."""
     work = tuple(ran(name, 4) for name in ("mm", "_softmax", "mm", "mm"))
-    items = [one for _ in range(3) for one in compiled(*work, note=note)]
+    items = [call for _ in range(3) for call in compiled(*work, note=note)]
     phase = told(tmp_path, *items, cpu=cpu)
     assert phase.steps == 3
     if cpu:  # 1 us before the next call is a step's too; the last one ends with its work
@@ -145,13 +151,13 @@ def test_a_compiled_model_that_is_called_again_is_a_step(
 def test_a_compiled_model_with_a_graph_break_is_one_step(tmp_path: Path) -> None:
     """Two regions a forward: each holds half of the time."""
     both = (*compiled(*FORWARD), *compiled(*BACKWARD, number=1), ran("argmax", 1))
-    found = windows(tmp_path, *both * 3, cpu=True)
-    assert (found.source, found.names) == ("compiled", ["Torch-Compiled Region: 0/0"] * 3)
+    steps = windows(tmp_path, *both * 3, cpu=True)
+    assert (steps.source, steps.names) == ("compiled", ["Torch-Compiled Region: 0/0"] * 3)
 
 
 def test_a_compiled_layer_is_no_step(tmp_path: Path) -> None:
     """Eight layers of 35 us, compiled alone, then a norm and a head of 3 us: 99 % of the time."""
-    layers = [one for _ in range(8) for one in compiled(*LAYER)]
+    layers = [call for _ in range(8) for call in compiled(*LAYER)]
     head = (ran("native_layer_norm", 1), ran("mm", 2))
     assert windows(tmp_path, *layers, *head, cpu=True).source == "whole"
 
@@ -178,8 +184,8 @@ def test_layers_of_one_forward_are_no_steps(layers: int, tmp_path: Path) -> None
 
 def test_forwards_without_a_table_are_steps_if_they_hold_more_than_a_layer(tmp_path: Path) -> None:
     """Six attentions are those of no layer; layers alone, or two of them, may be a model."""
-    found = windows(tmp_path, *model(6, table=False) * 3)
-    assert (found.source, len(found)) == ("sequence", 3)
+    steps = windows(tmp_path, *model(6, table=False) * 3)
+    assert (steps.source, len(steps)) == ("sequence", 3)
     assert windows(tmp_path, *LAYER * 6).source == "whole"
     assert windows(tmp_path, *model(2, table=False) * 3).source == "whole"
 
@@ -238,8 +244,10 @@ def test_one_forward_stays_one_step(name: str, real_trace: Real) -> None:
 
 
 def generated(length: int, tokens: int, each: int = 1) -> tuple[Any, ...]:
-    """A prompt, and steps of `each` tokens on as many keys more: two layers of 64 channels, 4
-    heads."""
+    """Return a prompt, and steps of `each` tokens on as many keys more.
+
+    The model has two layers of 64 channels and 4 heads.
+    """
 
     def forward(rows: int, keys: int) -> tuple[Op, ...]:
         table = op("aten::embedding", [99, 64], [1, rows], inner=[ran("index_select", 1)])
@@ -253,7 +261,7 @@ def generated(length: int, tokens: int, each: int = 1) -> tuple[Any, ...]:
         return (table, *layer * 2, op("aten::argmax", [1, 99], kernels=[k(us=1)]))
 
     lengths = [(length, length), *((each, length + each * (1 + i)) for i in range(tokens))]
-    return tuple(one for rows, keys in lengths for one in forward(rows, keys))
+    return tuple(part for rows, keys in lengths for part in forward(rows, keys))
 
 
 @pytest.mark.parametrize("cpu", [False, True])
@@ -300,8 +308,11 @@ def attended(queries: int, keys: int) -> Op:
 
 
 def translated(tokens: int, *, lookup: bool) -> tuple[Op, ...]:
-    """An encoder of 64 tokens, or of sounds where it looks nothing up, and the tokens of a decoder,
-    of which the first pass multiplies what the encoder made: two layers of 64 channels each."""
+    """Return an encoder of 64 tokens, and the tokens of a decoder.
+
+    Without a lookup it encodes sounds. The first pass of the decoder multiplies what the encoder
+    made. Both have two layers of 64 channels.
+    """
 
     def table(rows: int) -> Op:
         return op("aten::embedding", [99, 64], [1, rows], inner=[ran("index_select", 1)])
@@ -363,5 +374,5 @@ def test_a_smaller_batch_of_images_is_no_token(tmp_path: Path) -> None:
         )  # fmt: skip
         return (*layer * 6, ran("topk", 1))
 
-    found = windows(tmp_path, *forward(16), *forward(16), *forward(2))
-    assert (found.source, len(found)) == ("sequence", 3)
+    steps = windows(tmp_path, *forward(16), *forward(16), *forward(2))
+    assert (steps.source, len(steps)) == ("sequence", 3)

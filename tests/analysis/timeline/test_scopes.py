@@ -164,8 +164,11 @@ def test_a_norm_before_the_first_layer_is_not_the_final_one(tmp_path: Path) -> N
 
 
 def _torch_layer() -> Any:
-    """torch.nn.TransformerEncoderLayer: its attention multiplies by in_proj and out_proj itself,
-    and the layer calls linear1 and linear2."""
+    """Return a torch.nn.TransformerEncoderLayer.
+
+    Its attention multiplies by in_proj and out_proj itself, and the layer calls linear1 and
+    linear2.
+    """
     return nn(
         "TransformerEncoderLayer_0",
         nn("LayerNorm_0", add()),
@@ -177,7 +180,7 @@ def _torch_layer() -> Any:
 
 
 def _clip_layer() -> Any:
-    """A block whose MLP is a Sequential of Linear, GELU, Linear."""
+    """Return a block whose MLP is a Sequential of Linear, GELU, Linear."""
     return nn("ResidualAttentionBlock_0", nn("LayerNorm_0", add()),
               nn("MultiheadAttention_0", mm(3 * H, H), attention(), mm(H, H)),
               nn("LayerNorm_1", add()),
@@ -185,7 +188,7 @@ def _clip_layer() -> Any:
 
 
 def _packed_layer() -> Any:
-    """An attention with a linear for q, k and v, and one in a Sequential behind it."""
+    """Return an attention with a linear for q, k and v, and one in a Sequential behind it."""
     return nn(
         "Block_0",
         nn(

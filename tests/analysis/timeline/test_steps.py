@@ -12,7 +12,7 @@ import pytest
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.measured import outside_steps
-from prunescope.analysis.timeline.engines import _rows
+from prunescope.analysis.timeline.engines import _usual_rows
 from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.link import link
 from prunescope.analysis.timeline.steps import find_windows
@@ -31,12 +31,12 @@ def windows(tmp_path: Path, *items: Any, pattern: str | None = None, cpu: bool =
 def test_our_steps_come_first(tmp_path: Path) -> None:
     items = (module("ProfilerStep#3", module("prunescope.phase", step(0, MM), step(1, MM))),
              module("prunescope.step#warmup", MM))  # fmt: skip
-    found = windows(tmp_path, *items)
-    assert (found.source, found.names) == (
+    steps = windows(tmp_path, *items)
+    assert (steps.source, steps.names) == (
         "prunescope", ["prunescope.step#0", "prunescope.step#1"],
     )  # fmt: skip
-    assert len(found) == 2
-    assert np.all(found.start[1:] >= found.end[:-1])
+    assert len(steps) == 2
+    assert np.all(steps.start[1:] >= steps.end[:-1])
 
 
 def test_the_pattern_stands_before_profiler_steps(tmp_path: Path) -> None:
@@ -46,8 +46,8 @@ def test_the_pattern_stands_before_profiler_steps(tmp_path: Path) -> None:
 
 
 def test_without_annotations_the_trace_is_one_step(tmp_path: Path) -> None:
-    found = windows(tmp_path, MM, module("a note", MM), MM)
-    assert (found.source, len(found)) == ("whole", 1)
+    steps = windows(tmp_path, MM, module("a note", MM), MM)
+    assert (steps.source, len(steps)) == ("whole", 1)
 
 
 def test_a_pattern_without_a_match_lists_what_there_is(tmp_path: Path) -> None:
@@ -68,8 +68,8 @@ def test_ranges_called_as_phases_are_phases(prompt: str, token: str, tmp_path: P
     tokens = [module(token.format(i), MM) for i in range(2)]
     trace = chrome(module(prompt, MM, MM), *tokens, module(token.format(2), gap(us=4)))
     report = analyze(save(trace, tmp_path / "t.json")).report
-    found = {name: (phase.steps, phase.busy_ns) for name, phase in report.phases.items()}
-    assert found == {"prefill": (1, 14_000), "decode": (2, 7_000)}
+    phases = {name: (phase.steps, phase.busy_ns) for name, phase in report.phases.items()}
+    assert phases == {"prefill": (1, 14_000), "decode": (2, 7_000)}
 
 
 @pytest.mark.parametrize("names", [("decode", "denoise"), ("vae decode", "prefill"),
@@ -110,8 +110,8 @@ def test_what_is_no_regular_expression(pattern: str, why: str, tmp_path: Path) -
 
 def test_a_pattern_takes_time_linear_in_the_names(tmp_path: Path) -> None:
     """Python's own engine takes two to the power of 40 tries for this name."""
-    found = windows(tmp_path, module("a" * 40 + "!", MM), module("aaa", MM), pattern="^(a+)+$")
-    assert found.names == ["aaa"]
+    steps = windows(tmp_path, module("a" * 40 + "!", MM), module("aaa", MM), pattern="^(a+)+$")
+    assert steps.names == ["aaa"]
 
 
 def test_a_pattern_whose_ranges_launch_nothing_is_refused(tmp_path: Path) -> None:
@@ -125,15 +125,15 @@ def test_a_pattern_whose_ranges_launch_nothing_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_window_inside_another_is_no_step(tmp_path: Path) -> None:
-    found = windows(tmp_path, module("run 1", MM, module("run 2", MM)), module("run 3", MM),
+    steps = windows(tmp_path, module("run 1", MM, module("run 2", MM)), module("run 3", MM),
                     pattern="run")  # fmt: skip
-    assert found.names == ["run 1", "run 3"]
+    assert steps.names == ["run 1", "run 3"]
 
 
 def test_times_belong_to_the_window_that_holds_them() -> None:
-    found = Windows(np.array([10, 30]), np.array([20, 40]), "pattern", ["a", "b"])
+    steps = Windows(np.array([10, 30]), np.array([20, 40]), "pattern", ["a", "b"])
     at = np.array([9, 10, 19, 20, 29, 30, 39, 40])
-    assert found.step_of(at).tolist() == [-1, 0, 0, -1, -1, 1, 1, -1]
+    assert steps.step_of(at).tolist() == [-1, 0, 0, -1, -1, 1, 1, -1]
 
 
 def test_launches_outside_of_every_step_are_left_out(tmp_path: Path) -> None:
@@ -210,8 +210,8 @@ def test_options_reach_the_steps(tmp_path: Path) -> None:
 def turns(prefill: str, decode: str) -> Any:
     """Decode, prefill, decode, prefill, decode: of 7, 14, 7, 14, 7 us, the host 3 us late."""
     late = gap(us=3, launch=True)
-    one, other = module(decode, late, MM), module(prefill, late, MM, MM)
-    return chrome(one, other, one, other, one)
+    token, prompt = module(decode, late, MM), module(prefill, late, MM, MM)
+    return chrome(token, prompt, token, prompt, token)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,8 @@ def test_experts_without_tokens_are_not_the_rows_of_a_step(tmp_path: Path) -> No
     ratio of two steps would divide by."""
     none, four = (op("aten::mm", [m, 5], [5, 6]) for m in (0, 4))
     trace = load(save(chrome(none, none, four, cpu=True), tmp_path / "t.json"))
-    assert _rows(trace, np.array([0]), np.array([1 << 62])) == [4]
+    whole = Windows(np.array([0]), np.array([1 << 62]), "engine", ["step"])
+    assert _usual_rows(trace, whole) == [4]
 
 
 @pytest.mark.parametrize("names", [["decode"] * 3, ["decode 1", "decode 2", "decode 3"],
@@ -286,8 +287,8 @@ def test_ranges_that_are_all_called_decode_are_steps_of_it(
     """The other phase need not be in the file."""
     work = [MM, op("aten::mm", [4, 6], [6, 5], kernels=[k(us=9)])]
     path = save(chrome(*(module(name, *work, *work) for name in names)), tmp_path / "t.json")
-    found = find_windows(load(path))
-    assert found.names == [f"decode#{i} [decode]" for i in range(3)]
+    steps = find_windows(load(path))
+    assert steps.names == [f"decode#{i} [decode]" for i in range(3)]
     report = analyze(path, options=Options(phase="decode")).report
     assert not [text for text in report.warnings if "--phase" in text]
     (phase,) = report.phases.values()
@@ -300,10 +301,10 @@ def test_a_decoder_of_images_decodes_no_tokens(tmp_path: Path) -> None:
     conv = op(
         "aten::conv2d", [1, 4, 8, 8], [4, 4, 3, 3], kernels=[k(name="cudnn_convolve_sgemm", us=7)]
     )
-    found = windows(tmp_path, module("decode", conv, MM), module("decode", conv, MM))
-    assert "[decode]" not in str(found.names)
+    steps = windows(tmp_path, module("decode", conv, MM), module("decode", conv, MM))
+    assert "[decode]" not in str(steps.names)
 
 
 def test_a_small_part_of_the_work_does_not_name_the_phase(tmp_path: Path) -> None:
-    found = windows(tmp_path, MM, MM, MM, module("decode", MM), MM, op("aten::relu", [4, 4]))
-    assert "[decode]" not in str(found.names)
+    steps = windows(tmp_path, MM, MM, MM, module("decode", MM), MM, op("aten::relu", [4, 4]))
+    assert "[decode]" not in str(steps.names)

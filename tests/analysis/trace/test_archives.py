@@ -28,23 +28,23 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
 
 
 def tar(files: dict[str, bytes], *odd: tarfile.TarInfo) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
         for entry in odd:
             archive.addfile(entry)
         for name, data in files.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
-    return out.getvalue()
+    return buffer.getvalue()
 
 
 def zipped(files: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
             archive.writestr(name, data)
-    return out.getvalue()
+    return buffer.getvalue()
 
 
 def written(path: Path, data: bytes) -> Path:

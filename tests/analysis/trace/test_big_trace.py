@@ -41,7 +41,10 @@ def event(cat: str, name: str, ts: float, dur: float, **args: Any) -> dict[str, 
 
 
 def events(i: int) -> str:
-    """A call: Python frames, op, launch, flow and a kernel of 7 us; 20 us after the last call."""
+    """Return one call: Python frames, op, launch, flow and a kernel of 7 µs.
+
+    It begins 20 µs after the last call.
+    """
     ts, ident = 1_000_000_000 + i * US, 3 * i + 1
     link = {"External id": ident, "correlation": ident}
     flow = {"id": ident, "pid": 7, "tid": 7, "cat": "ac2g", "name": "ac2g"}
@@ -80,15 +83,15 @@ def big(tmp_path: Path) -> Path:
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is of Linux")
 def test_a_gigabyte_of_trace_within_a_gibibyte_of_memory(big: Path, tmp_path: Path) -> None:
     assert big.stat().st_size > 1e9
-    out = tmp_path / "report.json"
+    written = tmp_path / "report.json"
     done = subprocess.run(
-        [sys.executable, "-c", RUN, "analyze", str(big), "--json", str(out)],
+        [sys.executable, "-c", RUN, "analyze", str(big), "--json", str(written)],
         cwd=ROOT, capture_output=True, text=True, timeout=540,
         env={"PATH": "", "POLARS_MAX_THREADS": "2", "OPENBLAS_NUM_THREADS": "1"},
     )  # fmt: skip
     big.unlink()
     assert done.returncode == 0, done.stderr[-2000:]
-    phase = json.loads(out.read_text())["phases"]["trace"]
+    phase = json.loads(written.read_text())["phases"]["trace"]
     assert phase["kernels_per_step"] == [STEP_CALLS] * (CALLS // STEP_CALLS)
     assert phase["busy_ns"] == STEP_CALLS * 7_000
     # Between the ends of two kernels lie 20 us; the first step begins at its first kernel.

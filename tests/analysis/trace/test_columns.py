@@ -16,8 +16,8 @@ COLUMNS = ([], [7], [-1, 3, 3, 0, -1], [5, 1 << 61, 5, -(1 << 61)], [10**15, 10*
 def test_ids_are_those_that_numpy_finds(ids: list[int]) -> None:
     column = np.array(ids, np.int64)
     assert unique_ids(column).tolist() == np.unique(column).tolist()
-    for other in COLUMNS:
-        values = np.array(other, np.int64)
+    for group in COLUMNS:
+        values = np.array(group, np.int64)
         assert are_among(values, column).tolist() == np.isin(values, column).tolist()
 
 

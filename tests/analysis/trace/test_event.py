@@ -28,7 +28,7 @@ RAWS = {"Input Dims", "Input dims", "Input type", "Input Strides", "Concrete Inp
 
 
 def all_args(i: int) -> dict[str, Any]:
-    """A value of every argument that is read, each another number."""
+    """Return a value of every argument that is read, each another number."""
     names = [field.encode_name for field in msgspec.structs.fields(Args)]
     args: dict[str, Any] = {name: 100 * i + k for k, name in enumerate(names)}
     args |= {name: [[i, k]] for k, name in enumerate(names) if name in RAWS}
@@ -105,5 +105,5 @@ def test_what_nobody_reads_is_not_looked_at(tmp_path: Path) -> None:
 
 def test_lean_events_have_the_fields_of_events() -> None:
     """So that what reads one reads the other."""
-    [one] = LEAN.decode(json.dumps([event(1, "python_function")]))
-    assert all(hasattr(one, name) for name in Event.__struct_fields__ if name != "id")
+    [decoded] = LEAN.decode(json.dumps([event(1, "python_function")]))
+    assert all(hasattr(decoded, name) for name in Event.__struct_fields__ if name != "id")

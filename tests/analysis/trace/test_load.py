@@ -69,10 +69,10 @@ def test_three_decimals_are_exact_at_any_size(
 
 
 @QUIET
-@given(value=st.decimals(2**42, 2 * 10**15, places=6), others=st.integers(0, 3))
-def test_more_decimals_round_to_the_nearest(value: Decimal, others: int, tmp_path: Path) -> None:
+@given(value=st.decimals(2**42, 2 * 10**15, places=6), more=st.integers(0, 3))
+def test_more_decimals_round_to_the_nearest(value: Decimal, more: int, tmp_path: Path) -> None:
     want = int((value * 1000).quantize(Decimal(1), ROUND_HALF_EVEN))
-    trace = loaded(tmp_path, timed(str(value)), *[timed("5")] * others)
+    trace = loaded(tmp_path, timed(str(value)), *[timed("5")] * more)
     assert trace.ops["ts"][0] == want
 
 

@@ -38,45 +38,54 @@ def process(pid: int) -> int:
 
 
 def made(path: Path, fill: Fill) -> Path:
-    out = Export(path)
-    fill(out)
-    out.close()
+    file = Export(path)
+    fill(file)
+    file.close()
     return path
 
 
 def kernel(
-    out: Export, start: int, end: int, *, corr: int | None, device: int = 0, pid: int = 7,
-    name: str = "gemm", **others: Any,
+    file: Export, start: int, end: int, *, corr: int | None, device: int = 0, pid: int = 7,
+    name: str = "gemm", **more: Any,
 ) -> None:  # fmt: skip
-    size = {f"{what}{axis}": 1 for what in ("grid", "block") for axis in "XYZ"}
+    size = {f"{extent}{axis}": 1 for extent in ("grid", "block") for axis in "XYZ"}
     row = {"start": start, "end": end, "deviceId": device, "contextId": 1, "streamId": 7,
            "correlationId": corr, "globalPid": process(pid)}  # fmt: skip
-    out.add(KERNEL, [{**size, **row, "demangledName": out.string(name), **others}])
+    file.add(KERNEL, [{**size, **row, "demangledName": file.string(name), **more}])
 
 
 def launch(
-    out: Export, start: int, end: int, *, corr: int, pid: int = 7, name: str = "cudaLaunchKernel"
+    file: Export,
+    start: int,
+    end: int,
+    *,
+    corr: int,
+    pid: int = 7,
+    name: str = "cudaLaunchKernel",
 ) -> None:
     row = {"start": start, "end": end, "globalTid": process(pid) | 1, "correlationId": corr}
-    out.add(RUNTIME, [{**row, "nameId": out.string(name)}])
+    file.add(RUNTIME, [{**row, "nameId": file.string(name)}])
 
 
 def nvtx(
-    out: Export, start: int, end: int | None, text: str, *, pid: int = 7, **others: Any
+    file: Export, start: int, end: int | None, text: str, *, pid: int = 7, **more: Any
 ) -> None:
     row = {"start": start, "end": end, "text": text, "globalTid": process(pid) | 1}
-    out.add("NVTX_EVENTS", [{"eventType": PUSH_POP, **row, **others}])
+    file.add("NVTX_EVENTS", [{"eventType": PUSH_POP, **row, **more}])
 
 
-def two_devices(out: Export) -> None:
-    """Two processes whose launches have equal ids. The first kernel of device 0 was launched before
-    the file begins: 100 to 300 ns are of the step before."""
-    kernel(out, 100, 300, corr=1)
+def two_devices(file: Export) -> None:
+    """Add two processes whose launches have equal ids.
+
+    The first kernel of device 0 was launched before the file begins: 100 to 300 ns are of the step
+    before.
+    """
+    kernel(file, 100, 300, corr=1)
     for pid, device, late in ((7, 0, 0), (8, 1, 1000)):
-        launch(out, 200, 210, corr=2, pid=pid)
-        launch(out, 220, 230, corr=3, pid=pid)
-        kernel(out, 400, 600, corr=2, device=device, pid=pid)
-        kernel(out, 700 + late, 1000 + late, corr=3, device=device, pid=pid)
+        launch(file, 200, 210, corr=2, pid=pid)
+        launch(file, 220, 230, corr=3, pid=pid)
+        kernel(file, 400, 600, corr=2, device=device, pid=pid)
+        kernel(file, 700 + late, 1000 + late, corr=3, device=device, pid=pid)
 
 
 def test_a_device_is_a_rank(tmp_path: Path) -> None:
@@ -91,9 +100,9 @@ def test_a_device_is_a_rank(tmp_path: Path) -> None:
 
 
 def test_one_device_of_a_file_is_the_trace(tmp_path: Path) -> None:
-    def one(out: Export) -> None:
-        launch(out, 200, 210, corr=2)
-        kernel(out, 400, 600, corr=2)
+    def one(file: Export) -> None:
+        launch(file, 200, 210, corr=2)
+        kernel(file, 400, 600, corr=2)
 
     report = analyze(made(tmp_path / "one.sqlite", one)).report
     assert list(report.phases) == ["trace"]
@@ -103,24 +112,24 @@ def test_one_device_of_a_file_is_the_trace(tmp_path: Path) -> None:
 def test_the_gpu_of_a_device_is_known_by_its_number(tmp_path: Path) -> None:
     """In an export without the table that maps numbers of processes to GPUs."""
 
-    def fill(out: Export) -> None:
+    def fill(file: Export) -> None:
         gpus = [{"id": 0, "name": "NVIDIA T400 4GB"}, {"id": 1, "name": "NVIDIA GeForce RTX 4090"}]
-        out.add("TARGET_INFO_GPU", gpus)
-        launch(out, 200, 210, corr=2)
-        kernel(out, 400, 600, corr=2, device=1)
+        file.add("TARGET_INFO_GPU", gpus)
+        launch(file, 200, 210, corr=2)
+        kernel(file, 400, 600, corr=2, device=1)
 
     report = analyze(made(tmp_path / "one.sqlite", fill)).report
     assert report.device["name"] == "rtx-4090"
 
 
 def test_a_rank_has_no_peaks_of_another_device(tmp_path: Path) -> None:
-    def fill(out: Export) -> None:
-        two_devices(out)
+    def fill(file: Export) -> None:
+        two_devices(file)
         gpus = [
             {"id": 0, "name": "NVIDIA H100 80GB HBM3"},
             {"id": 1, "name": "NVIDIA A100-SXM4-80GB"},
         ]
-        out.add("TARGET_INFO_GPU", gpus)
+        file.add("TARGET_INFO_GPU", gpus)
 
     report = analyze(made(tmp_path / "two.sqlite", fill)).report
     assert [text for text in report.warnings if "the peaks are those" in text] == [
@@ -133,28 +142,28 @@ def test_processes_that_see_one_gpu_each_call_it_0(tmp_path: Path) -> None:
     """The table that maps a process's device to a GPU tells two GPUs apart; without it, one GPU is
     shared by two processes, whose launches have equal ids."""
 
-    def fill(out: Export, *, mapped: bool) -> None:
+    def fill(file: Export, *, mapped: bool) -> None:
         for pid, gpu in ((7, 1), (8, 0)):
-            launch(out, 200, 210, corr=2, pid=pid)
-            kernel(out, 400 * (gpu + 1), 400 * (gpu + 1) + 100, corr=2, pid=pid)
+            launch(file, 200, 210, corr=2, pid=pid)
+            kernel(file, 400 * (gpu + 1), 400 * (gpu + 1) + 100, corr=2, pid=pid)
             if mapped:
                 row = {"gpuId": gpu, "cudaId": 0, "pid": pid, "uuid": "GPU-secret"}
-                out.add("TARGET_INFO_CUDA_DEVICE", [row])
-        out.add("TARGET_INFO_GPU", [{"id": i, "name": f"GPU {i}"} for i in range(2)])
+                file.add("TARGET_INFO_CUDA_DEVICE", [row])
+        file.add("TARGET_INFO_GPU", [{"id": i, "name": f"GPU {i}"} for i in range(2)])
 
-    apart = analyze(made(tmp_path / "apart.sqlite", lambda out: fill(out, mapped=True))).report
+    apart = analyze(made(tmp_path / "apart.sqlite", lambda file: fill(file, mapped=True))).report
     assert [phase.busy_ns for phase in apart.phases.values()] == [100, 100]
-    together = load(made(tmp_path / "together.sqlite", lambda out: fill(out, mapped=False)))
+    together = load(made(tmp_path / "together.sqlite", lambda file: fill(file, mapped=False)))
     assert len(together.device["ts"]) == 2
     assert sorted(together.launches["correlation"].tolist()) == [2, (1 << 33) + 2]
     assert len(set(together.device["stream"].tolist())) == 2
 
 
 def test_launches_on_another_device_of_the_process_are_left_out(tmp_path: Path) -> None:
-    def fill(out: Export) -> None:
+    def fill(file: Export) -> None:
         for corr, device in ((2, 0), (3, 1), (4, 0)):
-            launch(out, 100 * corr, 100 * corr + 10, corr=corr)
-            kernel(out, 1000 * corr, 1000 * corr + 100, corr=corr, device=device)
+            launch(file, 100 * corr, 100 * corr + 10, corr=corr)
+            kernel(file, 1000 * corr, 1000 * corr + 100, corr=corr, device=device)
 
     report = analyze(made(tmp_path / "shared.sqlite", fill)).report
     assert [phase.kernels_per_step for phase in report.phases.values()] == [[2], [1]]
@@ -164,15 +173,19 @@ def test_launches_on_another_device_of_the_process_are_left_out(tmp_path: Path) 
 def test_ranges_are_steps_ops_and_layers(tmp_path: Path) -> None:
     sizes = "[[16, 8], [8, 4]]"
 
-    def fill(out: Export) -> None:
+    def fill(file: Export) -> None:
         for number in range(2):
             at = 10_000 * number
-            nvtx(out, at, at + 5000, f"step_{number}")
-            nvtx(out, at + 10, at + 4000, "Layer 3")
-            nvtx(out, at + 20, at + 3000, f"aten::mm, op_id = {9 + number}, sizes = {sizes}")
-            launch(out, at + 30, at + 40, corr=2 + number)
+            nvtx(file, at, at + 5000, f"step_{number}")
+            nvtx(file, at + 10, at + 4000, "Layer 3")
+            nvtx(file, at + 20, at + 3000, f"aten::mm, op_id = {9 + number}, sizes = {sizes}")
+            launch(file, at + 30, at + 40, corr=2 + number)
             kernel(
-                out, at + 1000, at + 2000, corr=2 + number, name="nvjet_hsh_64x64_64x4_1x1_h_bz_NNT"
+                file,
+                at + 1000,
+                at + 2000,
+                corr=2 + number,
+                name="nvjet_hsh_64x64_64x4_1x1_h_bz_NNT",
             )
 
     done = analyze(made(tmp_path / "ranges.sqlite", fill))
@@ -193,10 +206,10 @@ def test_hooks_of_serving_engines_name_modules_and_shapes(tmp_path: Path) -> Non
     text = (f"{{'Module': '{path}', 'TrainableParams': {{'weight': [24, 32]}}, "
             "'Inputs': [[7, 32]], 'Outputs': [[7, 24]]}")  # fmt: skip
 
-    def fill(out: Export) -> None:
-        nvtx(out, 0, 500, text)
-        launch(out, 30, 40, corr=2)
-        kernel(out, 100, 200, corr=2, name="nvjet_hsh_64x64_64x4_1x1_h_bz_NNT")
+    def fill(file: Export) -> None:
+        nvtx(file, 0, 500, text)
+        launch(file, 30, 40, corr=2)
+        kernel(file, 100, 200, corr=2, name="nvjet_hsh_64x64_64x4_1x1_h_bz_NNT")
 
     done = analyze(made(tmp_path / "hooks.sqlite", fill))
     gemm = done.report.phases["trace"].gemms[0]
@@ -205,13 +218,13 @@ def test_hooks_of_serving_engines_name_modules_and_shapes(tmp_path: Path) -> Non
 
 
 def test_registered_strings_and_ranges_between_threads_are_annotations(tmp_path: Path) -> None:
-    def fill(out: Export) -> None:
-        launch(out, 30, 40, corr=2)
-        kernel(out, 100, 200, corr=2)
-        nvtx(out, 0, 10, None, textId=out.string("ncclAllReduce"))  # type: ignore[arg-type]
-        nvtx(out, 0, 50, "aten::mm, op_id = 3", eventType=START_END)
-        nvtx(out, 0, None, "never ends")
-        nvtx(out, 5, 6, "a mark", eventType=34)
+    def fill(file: Export) -> None:
+        launch(file, 30, 40, corr=2)
+        kernel(file, 100, 200, corr=2)
+        nvtx(file, 0, 10, None, textId=file.string("ncclAllReduce"))  # type: ignore[arg-type]
+        nvtx(file, 0, 50, "aten::mm, op_id = 3", eventType=START_END)
+        nvtx(file, 0, None, "never ends")
+        nvtx(file, 5, 6, "a mark", eventType=34)
 
     trace = load(made(tmp_path / "strings.sqlite", fill))
     assert [trace.names[i] for i in trace.annotations["name"]] == ["ncclAllReduce"]
@@ -238,8 +251,8 @@ def test_registered_strings_and_ranges_between_threads_are_annotations(tmp_path:
 def test_text_of_a_range(
     text: str, name: str, op: str, number: int, sequence: int, sizes: str
 ) -> None:
-    found = read_range(text)
-    assert (found.name, found.op, found.op_id, found.sequence, found.sizes) == (
+    nvtx = read_range(text)
+    assert (nvtx.name, nvtx.op, nvtx.op_id, nvtx.sequence, nvtx.sizes) == (
         name, op, number, sequence, sizes
     )  # fmt: skip
 
@@ -254,11 +267,11 @@ def test_kernels_are_named_as_other_profilers_name_them() -> None:
 
 
 def test_a_graph_that_is_one_interval_is_said(tmp_path: Path) -> None:
-    def fill(out: Export) -> None:
-        launch(out, 30, 40, corr=2, name="cudaGraphLaunch_v10000")
+    def fill(file: Export) -> None:
+        launch(file, 30, 40, corr=2, name="cudaGraphLaunch_v10000")
         row = {"start": 100, "end": 900, "deviceId": 0, "contextId": 1, "streamId": 7, "graphId": 5,
                "correlationId": 2, "globalPid": process(7)}  # fmt: skip
-        out.add(GRAPH, [row])
+        file.add(GRAPH, [row])
 
     report = analyze(made(tmp_path / "graph.sqlite", fill)).report
     assert report.phases["trace"].busy_ns == 800
@@ -267,20 +280,20 @@ def test_a_graph_that_is_one_interval_is_said(tmp_path: Path) -> None:
 
 
 def test_an_export_of_2021_has_fewer_columns(tmp_path: Path) -> None:
-    out = Export(tmp_path / "old.sqlite", ())
-    out.sql.execute("CREATE TABLE StringIds (id INTEGER PRIMARY KEY, value TEXT)")
-    out.sql.execute(
+    file = Export(tmp_path / "old.sqlite", ())
+    file.sql.execute("CREATE TABLE StringIds (id INTEGER PRIMARY KEY, value TEXT)")
+    file.sql.execute(
         f"CREATE TABLE {KERNEL} (start INT, end INT, deviceId INT, streamId INT, "
         "correlationId INT, shortName INT)"
     )
-    out.sql.execute(f"CREATE TABLE {RUNTIME} (start INT, end INT, globalTid INT, "
+    file.sql.execute(f"CREATE TABLE {RUNTIME} (start INT, end INT, globalTid INT, "
                     "correlationId INT, nameId INT)")  # fmt: skip
-    out.sql.execute("CREATE TABLE NVTX_EVENTS (start INT, end INT, text TEXT, globalTid INT)")
-    out.sql.execute("INSERT INTO StringIds VALUES (1, 'gemm'), (2, 'cudaLaunchKernel')")
-    out.sql.execute(f"INSERT INTO {KERNEL} VALUES (100, 300, 0, 7, 4, 1)")
-    out.sql.execute(f"INSERT INTO {RUNTIME} VALUES (10, 20, 5, 4, 2)")
-    out.sql.execute("INSERT INTO NVTX_EVENTS VALUES (0, 50, 'aten::mm, op_id = 1', 5)")
-    out.close()
+    file.sql.execute("CREATE TABLE NVTX_EVENTS (start INT, end INT, text TEXT, globalTid INT)")
+    file.sql.execute("INSERT INTO StringIds VALUES (1, 'gemm'), (2, 'cudaLaunchKernel')")
+    file.sql.execute(f"INSERT INTO {KERNEL} VALUES (100, 300, 0, 7, 4, 1)")
+    file.sql.execute(f"INSERT INTO {RUNTIME} VALUES (10, 20, 5, 4, 2)")
+    file.sql.execute("INSERT INTO NVTX_EVENTS VALUES (0, 50, 'aten::mm, op_id = 1', 5)")
+    file.close()
     phase = analyze(tmp_path / "old.sqlite").report.phases["trace"]
     assert (phase.busy_ns, phase.kernels[0].name, phase.kernels[0].op) == (200, "gemm", "aten::mm")
 
@@ -305,9 +318,9 @@ def test_formats_may_be_mixed(tmp_path: Path) -> None:
 
 
 def test_files_in_a_folder_are_ranks(tmp_path: Path) -> None:
-    def one(out: Export) -> None:
-        launch(out, 200, 210, corr=2)
-        kernel(out, 400, 600, corr=2)
+    def one(file: Export) -> None:
+        launch(file, 200, 210, corr=2)
+        kernel(file, 400, 600, corr=2)
 
     for rank in range(2):
         made(tmp_path / f"run_rank{rank}.sqlite", one)
@@ -333,13 +346,13 @@ def test_devices_of_two_nodes_are_named_by_their_files(tmp_path: Path) -> None:
 def test_nothing_private_is_in_a_report(tmp_path: Path) -> None:
     secret = "hunter2"
 
-    def fill(out: Export) -> None:
-        two_devices(out)
-        out.add("META_DATA_CAPTURE", [{"name": "PROCESS_0:ENVIRONMENT_VARIABLE",
+    def fill(file: Export) -> None:
+        two_devices(file)
+        file.add("META_DATA_CAPTURE", [{"name": "PROCESS_0:ENVIRONMENT_VARIABLE",
                                        "value": f"TOKEN={secret}"}])  # fmt: skip
-        out.add("TARGET_INFO_SYSTEM_ENV", [{"globalVid": 1, "devStateName": secret,
+        file.add("TARGET_INFO_SYSTEM_ENV", [{"globalVid": 1, "devStateName": secret,
                                             "name": "Hostname", "value": secret}])  # fmt: skip
-        out.add("TARGET_INFO_GPU", [{"id": 0, "name": "GPU", "uuid": secret,
+        file.add("TARGET_INFO_GPU", [{"id": 0, "name": "GPU", "uuid": secret,
                                      "busLocation": secret, "chipName": secret}])  # fmt: skip
 
     done = analyze(made(tmp_path / "private.sqlite", fill))
@@ -358,9 +371,9 @@ def test_a_report_of_nsight_names_the_command_that_exports_it(
     report = tmp_path / "run.nsys-rep"
     report.write_bytes(b"\x00NSYS")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(PrunescopeError) as found:
+    with pytest.raises(PrunescopeError) as error:
         analyze(report)
-    assert "nsys export --type sqlite run.nsys-rep" in found.value.hint
+    assert "nsys export --type sqlite run.nsys-rep" in error.value.hint
 
 
 def test_a_report_of_nsight_is_exported_where_nsys_is(
@@ -388,9 +401,9 @@ def test_a_program_that_exports_nothing_is_told(
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     report = tmp_path / "silent.nsys-rep"
     report.write_bytes(b"\x00NSYS")
-    with pytest.raises(PrunescopeError) as found:
+    with pytest.raises(PrunescopeError) as error:
         analyze(report)
-    assert found.value.problem == (
+    assert error.value.problem == (
         "silent.nsys-rep: nsys ended without an error and wrote no SQLite database"
     )
 
@@ -398,12 +411,12 @@ def test_a_program_that_exports_nothing_is_told(
 def test_advice_is_what_nsight_systems_can_record(tmp_path: Path) -> None:
     """Ops without sizes, before a gap of 1 s that nothing names."""
 
-    def fill(out: Export) -> None:
+    def fill(file: Export) -> None:
         for i in range(2):
             at = 10**9 * i
-            nvtx(out, at, at + 50, f"aten::mm, op_id = {i + 1}")
-            launch(out, at + 10, at + 20, corr=i)
-            kernel(out, at + 100, at + 900, corr=i, name=SGEMM)
+            nvtx(file, at, at + 50, f"aten::mm, op_id = {i + 1}")
+            launch(file, at + 10, at + 20, corr=i)
+            kernel(file, at + 100, at + 900, corr=i, name=SGEMM)
 
     text = one_sided_text(OneSided(SHAPES, "pruned", "bare.sqlite", "Nsight Systems"))
     assert "capture it again with torch.autograd.profiler.emit_nvtx(record_shapes=True)" in text
@@ -428,28 +441,28 @@ def test_a_timeline_holds_copies_as_copies_and_what_is_in_no_step(tmp_path: Path
     """The first kernel was launched before the file begins, and ended before the first launch; the
     last one is behind the step."""
 
-    def fill(out: Export) -> None:
-        kernel(out, 10, 90, corr=1, name="earlier")
-        nvtx(out, 150, 350, "step_0")
-        launch(out, 200, 210, corr=2)
-        kernel(out, 400, 600, corr=2)
-        launch(out, 220, 230, corr=3, name="cudaMemcpyAsync")
+    def fill(file: Export) -> None:
+        kernel(file, 10, 90, corr=1, name="earlier")
+        nvtx(file, 150, 350, "step_0")
+        launch(file, 200, 210, corr=2)
+        kernel(file, 400, 600, corr=2)
+        launch(file, 220, 230, corr=3, name="cudaMemcpyAsync")
         row = {"start": 700, "end": 800, "correlationId": 3, "globalPid": process(7), "copyKind": 1}
-        out.add(COPY, [{**row, "srcKind": 1, "dstKind": 2, "contextId": 1, "streamId": 7}])
-        nvtx(out, 380, 390, "step_1")
-        launch(out, 385, 386, corr=4)
-        kernel(out, 900, 950, corr=4)
-        launch(out, 395, 396, corr=5)
-        kernel(out, 920, 940, corr=5, name="later")
+        file.add(COPY, [{**row, "srcKind": 1, "dstKind": 2, "contextId": 1, "streamId": 7}])
+        nvtx(file, 380, 390, "step_1")
+        launch(file, 385, 386, corr=4)
+        kernel(file, 900, 950, corr=4)
+        launch(file, 395, 396, corr=5)
+        kernel(file, 920, 940, corr=5, name="later")
 
     done = analyze(made(tmp_path / "t.sqlite", fill))
     asked = RequestedFormats(report=done.report, name="perfetto", frames=done.frames,
                              hosts=done.hosts())  # fmt: skip
     (data,) = FORMATS["perfetto"].render(asked).values()
     events = json.loads(gzip.decompress(data))["traceEvents"]
-    found = {(e["cat"], e["name"]) for e in events if e["ph"] == "X"}
-    assert ("gpu_memcpy", "Memcpy HtoD (Pinned -> Device)") in found
-    assert {one for one in found if one[1] in ("earlier", "later")} == {
+    names = {(e["cat"], e["name"]) for e in events if e["ph"] == "X"}
+    assert ("gpu_memcpy", "Memcpy HtoD (Pinned -> Device)") in names
+    assert {name for name in names if name[1] in ("earlier", "later")} == {
         ("prunescope.carry-over", "earlier"), ("prunescope.outside", "later")}  # fmt: skip
     assert min(e["ts"] for e in events if e["ph"] == "X") == 0
     assert "device, in no step" in {e["args"]["name"] for e in events if e["ph"] == "M"}
@@ -459,19 +472,19 @@ def test_the_ranges_around_the_capture_of_a_graph_place_its_kernels(tmp_path: Pa
     """Node 9 is replayed; it is a clone of node 5, which was captured in a module's range."""
     path = "model.layers.2.self_attn.o_proj"
 
-    def fill(out: Export) -> None:
-        nvtx(out, 0, 100, path)
+    def fill(file: Export) -> None:
+        nvtx(file, 0, 100, path)
         node = {"eventClass": 0, "globalTid": process(7) | 1}
-        out.add("CUDA_GRAPH_NODE_EVENTS", [
-            {**node, "start": 50, "nameId": out.string("Graph Node Creation"), "graphNodeId": 5},
-            {**node, "start": 200, "nameId": out.string("Graph Node Creation"), "graphNodeId": 9,
+        file.add("CUDA_GRAPH_NODE_EVENTS", [
+            {**node, "start": 50, "nameId": file.string("Graph Node Creation"), "graphNodeId": 5},
+            {**node, "start": 200, "nameId": file.string("Graph Node Creation"), "graphNodeId": 9,
              "originalGraphNodeId": 5},
             {**node, "start": 300, "nameId": 1, "graphNodeId": 11, "originalGraphNodeId": 12},
             {**node, "start": 300, "nameId": 1, "graphNodeId": 12, "originalGraphNodeId": 11},
         ])  # fmt: skip
-        launch(out, 1000, 1010, corr=2, name="cudaGraphLaunch_v10000")
+        launch(file, 1000, 1010, corr=2, name="cudaGraphLaunch_v10000")
         for number, at in ((9, 2000), (11, 3000)):
-            kernel(out, at, at + 500, corr=2, graphNodeId=number,
+            kernel(file, at, at + 500, corr=2, graphNodeId=number,
                    name="nvjet_hsh_64x64_64x4_1x1_h_bz_NNT")  # fmt: skip
 
     frame = analyze(made(tmp_path / "nodes.sqlite", fill)).frames["trace"]
@@ -487,20 +500,20 @@ def test_counters_are_means_over_the_steps(tmp_path: Path) -> None:
              2: "DRAM Write Bandwidth [Throughput %]", 3: "GPC Clock Frequency [MHz]",
              4: "PCIe RX Throughput [Throughput %]"}  # fmt: skip
 
-    def fill(out: Export) -> None:
-        nvtx(out, 150, 300, "aten::neg, op_id = 3, sizes = [[100]]")
-        launch(out, 200, 210, corr=2)
-        kernel(out, 400, 600, corr=2, name="vectorized_elementwise_kernel<4, Neg<float>>(float)")
-        out.add("TARGET_INFO_CUDA_DEVICE", [{"gpuId": 1, "cudaId": 0, "pid": 7, "uuid": ""}])
+    def fill(file: Export) -> None:
+        nvtx(file, 150, 300, "aten::neg, op_id = 3, sizes = [[100]]")
+        launch(file, 200, 210, corr=2)
+        kernel(file, 400, 600, corr=2, name="vectorized_elementwise_kernel<4, Neg<float>>(float)")
+        file.add("TARGET_INFO_CUDA_DEVICE", [{"gpuId": 1, "cudaId": 0, "pid": 7, "uuid": ""}])
         for gpu in range(2):
             kind = 72_057_594_037_927_936 + gpu
-            out.add(
+            file.add(
                 "TARGET_INFO_GPU_METRICS",
                 [{"typeId": kind, "metricId": i, "metricName": n} for i, n in names.items()],
             )
             for ts, scale in ((90, 9), (450, 1), (550, 2), (700, 9)):
                 values = (40, 20, 10, 1500, 77)
-                out.add("GPU_METRICS", [
+                file.add("GPU_METRICS", [
                     {"timestamp": ts, "typeId": kind, "metricId": i,
                      "value": (value if i == 3 else value * scale) + 50 * (1 - gpu)}
                     for i, value in enumerate(values)])  # fmt: skip
@@ -517,9 +530,9 @@ def test_counters_are_means_over_the_steps(tmp_path: Path) -> None:
 SYNC = "CUPTI_ACTIVITY_KIND_SYNCHRONIZATION"
 
 
-def waits(out: Export, start: int, end: int, *, kind: int, corr: int) -> None:
+def waits(file: Export, start: int, end: int, *, kind: int, corr: int) -> None:
     row = {"start": start, "end": end, "syncType": kind, "correlationId": corr}
-    out.add(SYNC, [{**row, "globalPid": process(7)}])
+    file.add(SYNC, [{**row, "globalPid": process(7)}])
 
 
 def test_waits_of_the_host_without_their_calls_are_calls(tmp_path: Path) -> None:
@@ -527,36 +540,36 @@ def test_waits_of_the_host_without_their_calls_are_calls(tmp_path: Path) -> None
     file), then nothing is recorded until its launch of 1400 to 1450; 250 ns later the kernel runs.
     A query of an event is no wait, and neither is the call that lets a stream wait."""
 
-    def fill(out: Export) -> None:
-        launch(out, 200, 210, corr=2)
-        kernel(out, 400, 600, corr=2)
-        waits(out, 300, 1000, kind=3, corr=3)
-        launch(out, 1000, 1100, corr=4, name="cudaEventQuery")
-        waits(out, 1010, 1090, kind=1, corr=4)
-        launch(out, 1100, 1200, corr=5, name="cudaStreamWaitEvent")
-        waits(out, 1110, 1190, kind=2, corr=5)
-        waits(out, 1210, 1290, kind=2, corr=6)
-        launch(out, 1400, 1450, corr=7)
-        kernel(out, 1700, 1900, corr=7)
+    def fill(file: Export) -> None:
+        launch(file, 200, 210, corr=2)
+        kernel(file, 400, 600, corr=2)
+        waits(file, 300, 1000, kind=3, corr=3)
+        launch(file, 1000, 1100, corr=4, name="cudaEventQuery")
+        waits(file, 1010, 1090, kind=1, corr=4)
+        launch(file, 1100, 1200, corr=5, name="cudaStreamWaitEvent")
+        waits(file, 1110, 1190, kind=2, corr=5)
+        waits(file, 1210, 1290, kind=2, corr=6)
+        launch(file, 1400, 1450, corr=7)
+        kernel(file, 1700, 1900, corr=7)
 
     path = made(tmp_path / "waits.sqlite", fill)
     frame = analyze(path).frames["trace"]
     row = frame.row(1, named=True)
     # Launches: 100 + 100 + 50 ns of calls, and 250 ns up to the kernel.
-    found = {name: ns for name, ns in row.items() if name.startswith("idle_") and ns}
-    assert found == {"idle_sync": 400, "idle_launch": 500, "idle_nothing": 200}
+    causes = {name: ns for name, ns in row.items() if name.startswith("idle_") and ns}
+    assert causes == {"idle_sync": 400, "idle_launch": 500, "idle_nothing": 200}
     assert row["gap"] == 1100
     assert not len(load(path).waits["ts"]), "when streams waited is not recorded"
 
 
 def test_a_wait_whose_call_is_there_counts_once(tmp_path: Path) -> None:
-    def fill(out: Export) -> None:
-        launch(out, 200, 210, corr=2)
-        kernel(out, 400, 600, corr=2)
-        launch(out, 300, 1000, corr=3, name="cudaStreamSynchronize_v3020")
-        waits(out, 310, 990, kind=3, corr=3)
-        launch(out, 1400, 1450, corr=7)
-        kernel(out, 1700, 1900, corr=7)
+    def fill(file: Export) -> None:
+        launch(file, 200, 210, corr=2)
+        kernel(file, 400, 600, corr=2)
+        launch(file, 300, 1000, corr=3, name="cudaStreamSynchronize_v3020")
+        waits(file, 310, 990, kind=3, corr=3)
+        launch(file, 1400, 1450, corr=7)
+        kernel(file, 1700, 1900, corr=7)
 
     path = made(tmp_path / "waits.sqlite", fill)
     assert len(load(path).launches["ts"]) + len(load(path).other_calls["ts"]) == 3
@@ -564,13 +577,13 @@ def test_a_wait_whose_call_is_there_counts_once(tmp_path: Path) -> None:
 
 
 def test_a_wait_of_one_of_several_threads_is_left_out(tmp_path: Path) -> None:
-    def fill(out: Export) -> None:
-        launch(out, 200, 210, corr=2)
-        kernel(out, 400, 600, corr=2)
-        waits(out, 300, 1000, kind=4, corr=3)
+    def fill(file: Export) -> None:
+        launch(file, 200, 210, corr=2)
+        kernel(file, 400, 600, corr=2)
+        waits(file, 300, 1000, kind=4, corr=3)
         row = {"start": 1400, "end": 1450, "globalTid": process(7) | 2, "correlationId": 7}
-        out.add(RUNTIME, [{**row, "nameId": out.string("cudaLaunchKernel")}])
-        kernel(out, 1700, 1900, corr=7)
+        file.add(RUNTIME, [{**row, "nameId": file.string("cudaLaunchKernel")}])
+        kernel(file, 1700, 1900, corr=7)
 
     frame = analyze(made(tmp_path / "waits.sqlite", fill)).frames["trace"]
     assert frame["idle_sync"].to_list() == [0, 0]
@@ -579,18 +592,18 @@ def test_a_wait_of_one_of_several_threads_is_left_out(tmp_path: Path) -> None:
 def test_the_profilers_own_time_is_named(tmp_path: Path) -> None:
     """Of a flush of 1 to 4 ms, the device idles from 2 to 6: 2 ms. Loading code is the driver's."""
 
-    def fill(out: Export) -> None:
-        launch(out, 200, 210, corr=2)
-        kernel(out, 1_000_000, 2_000_000, corr=2)
-        launch(out, 5_000_000, 5_900_000, corr=3)
-        kernel(out, 6_000_000, 7_000_000, corr=3)
+    def fill(file: Export) -> None:
+        launch(file, 200, 210, corr=2)
+        kernel(file, 1_000_000, 2_000_000, corr=2)
+        launch(file, 5_000_000, 5_900_000, corr=3)
+        kernel(file, 6_000_000, 7_000_000, corr=3)
         names = {
             "CUPTI Buffer flush": (1_000_000, 4_000_000),
             "Lazy loading": (4_000_000, 5_000_000),
         }
         for name, (start, end) in names.items():
             row = {"start": start, "end": end, "globalTid": process(7) | 5}
-            out.add("PROFILER_OVERHEAD", [{**row, "nameId": out.string(name)}])
+            file.add("PROFILER_OVERHEAD", [{**row, "nameId": file.string(name)}])
 
     notes = analyze(made(tmp_path / "flush.sqlite", fill)).report.phases["trace"].notes
     assert [text for text in notes if "profiler" in text] == [
@@ -600,9 +613,9 @@ def test_the_profilers_own_time_is_named(tmp_path: Path) -> None:
     ]
 
 
-def event(out: Export, complete: int, *, sync: int) -> None:
+def event(file: Export, complete: int, *, sync: int) -> None:
     row = {"timestamp": complete, "globalPid": process(7), "eventSyncId": sync}
-    out.add("CUPTI_ACTIVITY_KIND_CUDA_EVENT", [row])
+    file.add("CUPTI_ACTIVITY_KIND_CUDA_EVENT", [row])
 
 
 def test_a_stream_waits_until_an_event_is_complete(tmp_path: Path) -> None:
@@ -611,17 +624,17 @@ def test_a_stream_waits_until_an_event_is_complete(tmp_path: Path) -> None:
     stream waited. Its second wait is for an event that was complete before its work ended; of the
     third the completion was not recorded."""
 
-    def fill(out: Export) -> None:
+    def fill(file: Export) -> None:
         for corr in (2, 3, 5):
-            launch(out, 200 + corr, 201 + corr, corr=corr)
-        kernel(out, 400, 900, corr=2)
-        kernel(out, 400, 600, corr=3, streamId=9)
-        kernel(out, 1400, 1500, corr=5, streamId=9)
+            launch(file, 200 + corr, 201 + corr, corr=corr)
+        kernel(file, 400, 900, corr=2)
+        kernel(file, 400, 600, corr=3, streamId=9)
+        kernel(file, 1400, 1500, corr=5, streamId=9)
         told = {"syncType": 2, "globalPid": process(7), "streamId": 9, "contextId": 1}
         for at, sync in ((210, 1), (230, 2), (250, 3)):
-            out.add(SYNC, [{"start": at, "end": at + 10, "eventSyncId": sync, **told}])
+            file.add(SYNC, [{"start": at, "end": at + 10, "eventSyncId": sync, **told}])
         for complete, sync in ((1300, 1), (500, 2), (0, 3)):
-            event(out, complete, sync=sync)
+            event(file, complete, sync=sync)
 
     path = made(tmp_path / "waits.sqlite", fill)
     trace = load(path)
@@ -644,39 +657,42 @@ def payload(schema: int, *values: int) -> bytes:
     return struct.pack("<IIIIQQ", 1, 0, schema, 0, len(body), 32 + len(body)) + body
 
 
-def nccl(out: Export, start: int, end: int, name: str, **others: Any) -> None:
-    nvtx(out, start, end, "", textId=out.string(name), domainId=1, **others)
+def nccl(file: Export, start: int, end: int, name: str, **more: Any) -> None:
+    nvtx(file, start, end, "", textId=file.string(name), domainId=1, **more)
 
 
-def of_nccl(out: Export) -> None:
-    """A gather of 8 MB by each of four ranks, 100 us; a group of two sends and two receives; a
-    group that launches two kernels; a call whose payload is no payload."""
+def of_nccl(file: Export) -> None:
+    """Add calls of NCCL.
+
+    They are a gather of 8 MB by each of four ranks, 100 µs; a group of two sends and two receives;
+    a group that launches two kernels; a call whose payload is no payload.
+    """
     for schema, fields in FIELDS.items():
         rows = [{"domainId": 1, "schemaId": schema, "idx": i, "name": name, "type": kind,
                  "offset": at} for i, (name, kind, at) in enumerate(fields)]  # fmt: skip
-        out.add("NVTX_PAYLOAD_SCHEMA_ENTRIES", rows)
-    nccl(out, 10, 20, "ncclCommInitRank", binaryData=payload(11, 99, 4))
-    nccl(out, 100, 200, "ncclAllGather", binaryData=payload(10, 99, 2_000_000))
-    launch(out, 150, 160, corr=1)
-    kernel(out, 1000, 101_000, corr=1, name=NCCL)
+        file.add("NVTX_PAYLOAD_SCHEMA_ENTRIES", rows)
+    nccl(file, 10, 20, "ncclCommInitRank", binaryData=payload(11, 99, 4))
+    nccl(file, 100, 200, "ncclAllGather", binaryData=payload(10, 99, 2_000_000))
+    launch(file, 150, 160, corr=1)
+    kernel(file, 1000, 101_000, corr=1, name=NCCL)
     for begin, corrs in ((300, (2,)), (500, (3, 4))):
-        nccl(out, begin, begin + 1, "ncclGroupStart")
+        nccl(file, begin, begin + 1, "ncclGroupStart")
         for i, name in enumerate(("ncclSend", "ncclRecv") * 2):
             at = begin + 2 + i
-            nccl(out, at, at + 1, name, binaryData=payload(10, 7, 1000))
-        nccl(out, begin + 50, begin + 90, "ncclGroupEnd")
+            nccl(file, at, at + 1, name, binaryData=payload(10, 7, 1000))
+        nccl(file, begin + 50, begin + 90, "ncclGroupEnd")
         for corr in corrs:
-            launch(out, begin + 55 + corr, begin + 56 + corr, corr=corr)
+            launch(file, begin + 55 + corr, begin + 56 + corr, corr=corr)
             kernel(
-                out,
+                file,
                 10**5 * corr + 2000,
                 10**5 * corr + 52_000,
                 corr=corr,
                 name="ncclDevKernel_SendRecv",
             )
-    nccl(out, 700, 800, "ncclAllGather", binaryData=b"\0" * 7)
-    launch(out, 750, 760, corr=5)
-    kernel(out, 602_000, 603_000, corr=5, name=NCCL)
+    nccl(file, 700, 800, "ncclAllGather", binaryData=b"\0" * 7)
+    launch(file, 750, 760, corr=5)
+    kernel(file, 602_000, 603_000, corr=5, name=NCCL)
 
 
 def test_payloads_of_nccl_give_sizes_of_collectives(tmp_path: Path) -> None:
@@ -690,11 +706,11 @@ def test_payloads_of_nccl_give_sizes_of_collectives(tmp_path: Path) -> None:
 
 
 def test_payloads_as_json(tmp_path: Path) -> None:
-    def fill(out: Export) -> None:
+    def fill(file: Export) -> None:
         said = {"NCCL communicator ID": "0x63", "Message size [bytes]": 4096}
-        nccl(out, 100, 200, "ncclAllReduce", jsonText=json.dumps(said))
-        launch(out, 150, 160, corr=1)
-        kernel(out, 1000, 2000, corr=1, name="ncclDevKernel_AllReduce")
+        nccl(file, 100, 200, "ncclAllReduce", jsonText=json.dumps(said))
+        launch(file, 150, 160, corr=1)
+        kernel(file, 1000, 2000, corr=1, name="ncclDevKernel_AllReduce")
 
-    found = load(made(tmp_path / "nccl.sqlite", fill)).collectives
-    assert found == [("AllReduce", 4096, 4096, None, "byte")]
+    collectives = load(made(tmp_path / "nccl.sqlite", fill)).collectives
+    assert collectives == [("AllReduce", 4096, 4096, None, "byte")]

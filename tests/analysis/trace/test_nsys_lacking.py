@@ -1,5 +1,7 @@
-"""Exports of Nsight Systems that lack a table, a column, ids or names: what is missing is said, and
-no number stands for it."""
+"""Exports of Nsight Systems that lack a table, a column, ids or names.
+
+What is missing is said, and no number stands for it.
+"""
 
 from __future__ import annotations
 
@@ -27,21 +29,21 @@ from tests.analysis.trace.test_nsys import (
 from tests.nsys import Export
 
 
-def three(out: Export) -> None:
+def three(export: Export) -> None:
     """Kernels of 100 ns that begin at 1000, 2000 and 3000 ns, and a copy."""
     for i in (1, 2, 3):
-        launch(out, 10 * i, 10 * i + 5, corr=i)
-        kernel(out, 1000 * i, 1000 * i + 100, corr=i)
-    launch(out, 40, 45, corr=4, name="cudaMemcpyAsync")
-    out.add(COPY, [{"start": 4000, "end": 4050, "correlationId": 4, "globalPid": process(7),
+        launch(export, 10 * i, 10 * i + 5, corr=i)
+        kernel(export, 1000 * i, 1000 * i + 100, corr=i)
+    launch(export, 40, 45, corr=4, name="cudaMemcpyAsync")
+    export.add(COPY, [{"start": 4000, "end": 4050, "correlationId": 4, "globalPid": process(7),
                     "copyKind": 1}])  # fmt: skip
 
 
 def changed(path: Path, *statements: str, fill: Fill = three) -> Path:
-    def fill_and_change(out: Export) -> None:
-        fill(out)
-        for one in statements:
-            out.sql.execute(one)
+    def fill_and_change(export: Export) -> None:
+        fill(export)
+        for statement in statements:
+            export.sql.execute(statement)
 
     return made(path, fill_and_change)
 
@@ -109,16 +111,16 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_file_without_kernels_is_refused(name: str, tmp_path: Path) -> None:
     statements, problem = REFUSED[name]
-    with pytest.raises(PrunescopeError) as found:
+    with pytest.raises(PrunescopeError) as error:
         analysed(tmp_path / "t.sqlite", *statements)
-    assert problem in found.value.problem
-    assert ("--trace cuda" if "only" in problem else "nsys export") in found.value.hint
+    assert problem in error.value.problem
+    assert ("--trace cuda" if "only" in problem else "nsys export") in error.value.hint
 
 
 def test_columns_that_the_table_of_kernels_lacks_are_said(tmp_path: Path) -> None:
-    lacking = ["streamId", "registersPerThread", *(f"{what}{axis}" for what in ("grid", "block")
+    lacking = ["streamId", "registersPerThread", *(f"{extent}{axis}" for extent in ("grid", "block")
                                                    for axis in "XYZ")]  # fmt: skip
-    changes = [one for column in lacking for one in without(KERNEL, column)]
+    changes = [change for column in lacking for change in without(KERNEL, column)]
     report = analysed(tmp_path / "t.sqlite", *changes)
     assert about(report, "lacks") == [
         f"its table {KERNEL} lacks the columns {', '.join(lacking)}: what depends on that is "
@@ -155,11 +157,11 @@ def test_work_of_several_processes_without_their_ids_is_said(tmp_path: Path) -> 
         "calls of CUDA: launches of one process may be taken for those of another, and so may ops "
         "and layers"
     ] * 2  # fmt: skip
-    one = analysed(tmp_path / "one.sqlite", *without(KERNEL, "globalPid"))
-    assert about(one, "globalPid") == [
+    single = analysed(tmp_path / "one.sqlite", *without(KERNEL, "globalPid"))
+    assert about(single, "globalPid") == [
         f"its table {KERNEL} lacks the column globalPid: what depends on that is unknown"
     ]
-    assert not about(one, "name no process"), "one process alone cannot be confused"
+    assert not about(single, "name no process"), "one process alone cannot be confused"
 
 
 def test_copies_without_a_process_are_of_the_only_device_of_their_number(tmp_path: Path) -> None:
@@ -181,12 +183,12 @@ def test_more_work_than_memory_is_meant_for_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nsys_work, "MAX_DEVICE_ROWS", 3)
-    with pytest.raises(PrunescopeError) as found:
+    with pytest.raises(PrunescopeError) as error:
         load(made(tmp_path / "t.sqlite", three))
-    assert found.value.problem == (
+    assert error.value.problem == (
         "t.sqlite: it holds 4 kernels, copies and fills of one device, more than 3"
     )
-    assert "--duration" in found.value.hint
+    assert "--duration" in error.value.hint
     monkeypatch.undo()
     monkeypatch.setattr(nsys_tables, "MAX_ROWS", 3)
     with pytest.raises(PrunescopeError, match="more than 3 events"):
@@ -197,11 +199,11 @@ def test_more_work_than_memory_is_meant_for_is_refused_before_it_is_read(
     "change", [f"DROP TABLE {RUNTIME}", f"UPDATE {KERNEL} SET correlationId = NULL"]
 )
 def test_steps_without_launches_are_one(change: str, tmp_path: Path) -> None:
-    def fill(out: Export) -> None:
+    def fill(export: Export) -> None:
         for i in (1, 2):
-            nvtx(out, 1000 * i - 100, 1000 * i, f"step_{i}")
-            launch(out, 1000 * i - 50, 1000 * i - 40, corr=i)
-            kernel(out, 1000 * i, 1000 * i + 100, corr=i)
+            nvtx(export, 1000 * i - 100, 1000 * i, f"step_{i}")
+            launch(export, 1000 * i - 50, 1000 * i - 40, corr=i)
+            kernel(export, 1000 * i, 1000 * i + 100, corr=i)
 
     report = analysed(tmp_path / "t.sqlite", change, fill=fill)
     phase = report.phases["trace"]
@@ -216,11 +218,11 @@ def test_steps_without_launches_are_one(change: str, tmp_path: Path) -> None:
 def test_numbered_ranges_without_launches_are_no_steps(tmp_path: Path) -> None:
     """Steps of a loader, before the model runs."""
 
-    def fill(out: Export) -> None:
+    def fill(export: Export) -> None:
         for i in (1, 2):
-            nvtx(out, 10 * i, 10 * i + 5, f"step_{i}")
-            launch(out, 1000 * i - 50, 1000 * i - 40, corr=i)
-            kernel(out, 1000 * i, 1000 * i + 100, corr=i)
+            nvtx(export, 10 * i, 10 * i + 5, f"step_{i}")
+            launch(export, 1000 * i - 50, 1000 * i - 40, corr=i)
+            kernel(export, 1000 * i, 1000 * i + 100, corr=i)
 
     report = analysed(tmp_path / "t.sqlite", fill=fill)
     phase = report.phases["trace"]

@@ -27,7 +27,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 def write_both(folder: Path) -> tuple[Path, Path]:
     """Ops of 40 names with sizes, each with a launch and a kernel, in both formats."""
-    out, events = Export(folder / "t.sqlite"), list[dict[str, Any]]()
+    export, events = Export(folder / "t.sqlite"), list[dict[str, Any]]()
     ranges, calls, kernels = [], [], []
     process = PROCESS << 24
     for i in range(KERNELS):
@@ -38,11 +38,11 @@ def write_both(folder: Path) -> tuple[Path, Path]:
                        "eventType": PUSH_POP})  # fmt: skip
         calls.append({"start": ns + 100, "end": ns + 3000, "globalTid": process | 1,
                       "correlationId": i + 1,
-                      "nameId": out.string("cudaLaunchKernel")})  # fmt: skip
-        axes = {f"{what}{axis}": 1 + i % 5 for what in ("grid", "block") for axis in "XYZ"}
+                      "nameId": export.string("cudaLaunchKernel")})  # fmt: skip
+        axes = {f"{extent}{axis}": 1 + i % 5 for extent in ("grid", "block") for axis in "XYZ"}
         kernels.append({"start": ns + 6000, "end": ns + 14_000, "deviceId": 0, "contextId": 1,
                         "streamId": 7, "correlationId": i + 1, "globalPid": process,
-                        "demangledName": out.string(kernel), **axes})  # fmt: skip
+                        "demangledName": export.string(kernel), **axes})  # fmt: skip
         us, size = ns / 1000, [1 + i % 5] * 3
         on_host = {"ph": "X", "pid": 7, "tid": 1}
         events += [
@@ -56,8 +56,8 @@ def write_both(folder: Path) -> tuple[Path, Path]:
         ]  # fmt: skip
     for table, rows in (("NVTX_EVENTS", ranges), ("CUPTI_ACTIVITY_KIND_RUNTIME", calls),
                         ("CUPTI_ACTIVITY_KIND_KERNEL", kernels)):  # fmt: skip
-        out.add(table, rows)
-    out.close()
+        export.add(table, rows)
+    export.close()
     (folder / "t.json").write_text(json.dumps({"traceEvents": events}))
     return folder / "t.sqlite", folder / "t.json"
 

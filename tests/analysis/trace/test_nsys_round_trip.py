@@ -1,5 +1,8 @@
-"""Real Chrome traces, written as databases of Nsight Systems: the report is that of the same trace
-as Chrome JSON, but for what a database cannot hold (tests/nsys.py lists it)."""
+"""Real Chrome traces, written as databases of Nsight Systems.
+
+The report is that of the same trace as Chrome JSON, except for what a database cannot hold
+(tests/nsys.py lists it).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ TIMES = ("steps", "wall_ns", "busy_ns", "gap_ns", "tail_ns", "spill", "late", "l
 
 
 def plain(path: Path) -> dict[str, Any]:
-    """The report under one name for both files."""
+    """Return the report under one name for both files."""
     report = json.loads(to_json(analyze(path).report))
     return json.loads(json.dumps(report).replace(path.name, "trace"))
 
@@ -48,7 +51,7 @@ def test_report_of_a_database(
     again.write_text(json.dumps(chrome_of(trace)))
     assert export == plain(again)
     whole = json.loads(to_json(real_report(path.name)))
-    for phase, found in export["phases"].items():
+    for phase, exported in export["phases"].items():
         wanted = whole["phases"][phase]
-        assert {key: found[key] for key in TIMES} == {key: wanted[key] for key in TIMES}
+        assert {key: exported[key] for key in TIMES} == {key: wanted[key] for key in TIMES}
     assert list(export["phases"]) == list(whole["phases"])

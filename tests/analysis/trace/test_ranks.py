@@ -64,15 +64,15 @@ def test_a_folder_of_ranks_is_a_phase_each_and_the_straggler_is_named(tmp_path: 
     assert list(report.phases) == ["rank0", "rank1", "rank2", "rank3"]
     assert report.subject["ranks"] == list(report.phases)
     assert report.phases["rank0"].kinds["comm"] == 8_000
-    found = {n: f for n, p in report.phases.items() for f in p.findings if f.id == "straggler"}
-    assert list(found) == ["rank2"]
-    assert found["rank2"].text == (
+    findings = {n: f for n, p in report.phases.items() for f in p.findings if f.id == "straggler"}
+    assert list(findings) == ["rank2"]
+    assert findings["rank2"].text == (
         "rank2 holds the other ranks up: it is the last to reach 3 of 3 collectives, and if no "
         "rank waited for it, a step would take 6.0 µs less (33 %)"
     )
-    assert found["rank2"].predicted_ns == 6_000
+    assert findings["rank2"].predicted_ns == 6_000
     # Own work of 10, 10, 16 and 10 us; the GEMM takes 6 us more, the reduction as much less.
-    assert found["rank2"].evidence[:2] == [
+    assert findings["rank2"].evidence[:2] == [
         "before these it works 6.0 µs longer and idles 0.0 µs longer than the median of the "
         "others; no other rank holds them up as much",
         "wall +0.0 µs against rank1, the median of the others: comm −6.0 µs, gemm +6.0 µs, "
@@ -81,10 +81,10 @@ def test_a_folder_of_ranks_is_a_phase_each_and_the_straggler_is_named(tmp_path: 
     assert (
         "rank2: wall 18.0 µs, work 16.0 µs, idle 0.0 µs, communication 2.0 µs, last at 3 "
         "collectives"
-    ) in found["rank2"].evidence
+    ) in findings["rank2"].evidence
     # The products are as large as those of the other ranks.
-    assert str(found["rank2"].change).startswith("rank2: check its clocks")
-    assert any(REDUCE[:40] in line for line in found["rank2"].evidence)
+    assert str(findings["rank2"].change).startswith("rank2: check its clocks")
+    assert any(REDUCE[:40] in line for line in findings["rank2"].evidence)
     waits = "First fix what the others wait for, rank2: check its clocks"
     assert [waits in phase.summary for phase in report.phases.values()] == [True, True, False, True]
 
@@ -118,9 +118,9 @@ def test_a_rank_that_does_more_is_named_where_times_do_not_show_it() -> None:
     ]
     assert straggler(Late(ranks[0], ranks)) is None
     assert rank_does_more(Late(ranks[0], ranks)) is None
-    found = rank_does_more(Late(ranks[1], ranks))
-    assert found is not None
-    assert found.text.startswith("rank1 does 1.50 × the FLOPs of the other ranks a step")
+    finding = rank_does_more(Late(ranks[1], ranks))
+    assert finding is not None
+    assert finding.text.startswith("rank1 does 1.50 × the FLOPs of the other ranks a step")
     assert FINDINGS["rank-does-more"].severity == "warning"
 
 
@@ -152,17 +152,17 @@ def test_communication_behind_other_kernels_is_no_waiting(tmp_path: Path) -> Non
             op("aten::mm", [64, 64], [64, 64], kernels=[hidden]),
         ]
         save(chrome(step(0, gap(us=1)), step(1, *items)), folder / f"rank_{rank}.json")
-    found = [f for p in analyze(folder).report.phases.values() for f in p.findings]
-    lines = next(f.evidence for f in found if f.id == "straggler")
+    findings = [f for p in analyze(folder).report.phases.values() for f in p.findings]
+    lines = next(f.evidence for f in findings if f.id == "straggler")
     for line in (
         "rank0: wall 10.0 µs, work 7.0 µs, idle 0.0 µs, communication 3.0 µs",
         "rank1: wall 15.0 µs, work 12.0 µs, idle 0.0 µs, communication 3.0 µs",
     ):
-        assert any(one.startswith(line) for one in lines)
+        assert any(text.startswith(line) for text in lines)
 
 
 def serving_rank(decode_us: float, wait_us: float) -> dict[str, Any]:
-    """A prefill of 50 us and two decodes, each with an all-reduce."""
+    """Return a prefill of 50 µs and two decodes, each with an all-reduce."""
 
     def one(us: float, wait: float) -> list[Any]:
         reduce = k(us=wait, name=REDUCE, stream=20)
@@ -186,9 +186,9 @@ def test_ranks_of_a_serving_engine_have_a_phase_for_each_kind_of_step(tmp_path: 
     assert [p.kinds["gemm"] for p in report.phases.values()] == [50_000, 5_000, 50_000, 9_000]
     told = {n: p.phase_kind["kind"] for n, p in report.phases.items() if p.phase_kind}
     assert told == {name: name.partition("-")[2] for name in report.phases}
-    found = {n: f for n, p in report.phases.items() for f in p.findings if f.id == "straggler"}
-    assert list(found) == ["rank1-decode"]
-    assert found["rank1-decode"].predicted_ns == 4_000
+    findings = {n: f for n, p in report.phases.items() for f in p.findings if f.id == "straggler"}
+    assert list(findings) == ["rank1-decode"]
+    assert findings["rank1-decode"].predicted_ns == 4_000
 
 
 def test_ranks_with_steps_of_one_phase_stay_ranks(tmp_path: Path) -> None:
@@ -200,17 +200,17 @@ def test_ranks_with_steps_of_one_phase_stay_ranks(tmp_path: Path) -> None:
 
 
 def slowest(*ranks: RankTime) -> Late:
-    """The rank with the most time outside of communication, without a replay."""
-    return Late(max(ranks, key=lambda one: one.own), list(ranks))
+    """Return the rank with the most time outside of communication, without a replay."""
+    return Late(max(ranks, key=lambda rank: rank.own), list(ranks))
 
 
 def test_straggler_by_hand() -> None:
     times = [RankTime("a", 100.0, 40.0, "x"), RankTime("b", 100.0, 10.0, "x"),
              RankTime("c", 100.0, 38.0, None)]  # fmt: skip
-    found = straggler(slowest(*times))
-    assert found is not None
-    assert found.text.startswith("b is the slowest of 3 ranks")
-    assert found.predicted_ns == 90 - (60 + 62) / 2
+    finding = straggler(slowest(*times))
+    assert finding is not None
+    assert finding.text.startswith("b is the slowest of 3 ranks")
+    assert finding.predicted_ns == 90 - (60 + 62) / 2
     near = (RankTime("a", 100.0, 40.0, "x"), RankTime("b", 100.0, 39.0, "x"))
     assert straggler(slowest(*near)) is None
     assert straggler(slowest(*(RankTime(name, 0.0, 0.0, None) for name in "ab"))) is None
@@ -233,9 +233,9 @@ def test_straggler_by_hand() -> None:
 )
 def test_advice_follows_what_makes_a_rank_late(late: dict[str, Any], advice: str) -> None:
     """30 of 100 ns later than two others that work for 60: by more work, or by more idle time."""
-    others = [RankTime(name, 100.0, 40.0, "x", causes={"host": 0.0}, flop=2.0) for name in "ab"]
-    found = straggler(slowest(*others, RankTime("c", 100.0, 10.0, "x", **late)))
-    assert found is not None and advice in str(found.change)
+    early = [RankTime(name, 100.0, 40.0, "x", causes={"host": 0.0}, flop=2.0) for name in "ab"]
+    finding = straggler(slowest(*early, RankTime("c", 100.0, 10.0, "x", **late)))
+    assert finding is not None and advice in str(finding.change)
 
 
 def test_a_rank_is_late_beyond_the_spread_of_its_steps() -> None:
@@ -245,10 +245,10 @@ def test_a_rank_is_late_beyond_the_spread_of_its_steps() -> None:
         RankTime(name, 120.0, 120.0 - sum(own) / len(own), None, own_by_step=own, on_device=False)
         for name, own in steps.items()
     ]
-    late = Late(max(ranks, key=lambda one: one.usual_own), ranks)
-    found = straggler(late)
-    assert found is not None and found.text.startswith("c is the slowest")
-    assert "(median of 6 steps)" in found.text
+    late = Late(max(ranks, key=lambda rank: rank.usual_own), ranks)
+    finding = straggler(late)
+    assert finding is not None and finding.text.startswith("c is the slowest")
+    assert "(median of 6 steps)" in finding.text
     noisy = [
         RankTime(name, 120.0, 20.0, None, own_by_step=own)
         for name, own in (("a", (50.0, 90.0, 60.0)), ("b", (95.0, 50.0, 64.0)))
@@ -266,8 +266,8 @@ def test_a_late_rank_is_told_by_what_the_others_wait_for_in_each_step() -> None:
                  comm_by_step=by["comm"])
         for name, by in (("a", a), ("b", b))
     ]  # fmt: skip
-    found = straggler(Late(ranks[1], ranks))
-    assert found is not None and found.text.startswith("b is the slowest of 2 ranks")
+    finding = straggler(Late(ranks[1], ranks))
+    assert finding is not None and finding.text.startswith("b is the slowest of 2 ranks")
     by_turns = dataclasses.replace(ranks[0], comm_by_step=(19.0, 0.0, 25.0, 0.0, 26.0))
     assert straggler(Late(ranks[1], [by_turns, ranks[1]])) is None
 
@@ -276,14 +276,17 @@ def test_a_rank_with_less_work_is_not_to_be_balanced() -> None:
     """On CPUs: 30 ns more for fewer FLOPs than the other rank does."""
     ranks = [RankTime("a", 100.0, 40.0, None, flop=4.0, on_device=False),
              RankTime("b", 100.0, 10.0, None, flop=3.0, on_device=False)]  # fmt: skip
-    found = straggler(slowest(*ranks))
-    assert found is not None and "balance" not in str(found.change)
-    assert "cores of its own" in str(found.change)
+    finding = straggler(slowest(*ranks))
+    assert finding is not None and "balance" not in str(finding.change)
+    assert "cores of its own" in str(finding.change)
 
 
 def on_gloo(folder: Path, *, slept: float) -> dict[str, Phase]:
-    """Two ranks on CPUs, ms: a GEMM of 10, 50 in which rank 1 sleeps for `slept` of them, an op of
-    1 that starts an all-reduce, which both ranks end at 81, and a GEMM of 10."""
+    """Write and analyse two ranks on CPUs.
+
+    Each runs a GEMM of 10 ms, 50 ms in which rank 1 sleeps for `slept` of them, an op of 1 ms that
+    starts an all-reduce, which both ranks end at 81 ms, and a GEMM of 10 ms.
+    """
     for rank, start in enumerate((60 - slept, 60)):
         host = Host()
         sizes = {"Input Dims": [[64, 64], [64, 64]], "Input type": ["float", "float"]}
@@ -301,9 +304,9 @@ def test_a_rank_that_sleeps_holds_up_ranks_that_idle_in_gloo(tmp_path: Path) -> 
     """Both take 91 ms. Rank 0 is in the all-reduce for 1 + 70 of them, rank 1 for 1 + 20, and has
     50 ms more of its own."""
     phases = on_gloo(tmp_path, slept=50)
-    found = {n: f for n, p in phases.items() for f in p.findings if f.id == "straggler"}
-    assert list(found) == ["rank1"]
-    late = found["rank1"]
+    findings = {n: f for n, p in phases.items() for f in p.findings if f.id == "straggler"}
+    assert list(findings) == ["rank1"]
+    late = findings["rank1"]
     assert late.predicted_ns == 50e6
     assert "a step takes it 70.000 ms, 50.000 ms more than the median of the others" in late.text
     assert "they wait 50.000 ms for it in communication" in late.text
@@ -326,8 +329,8 @@ def test_equal_ranks_on_gloo_have_no_straggler(tmp_path: Path) -> None:
     """Both sleep for as long: nobody waits for the other, and the collective takes 20 ms."""
     phases = on_gloo(tmp_path, slept=0)
     assert not any(f.id == "straggler" for p in phases.values() for f in p.findings)
-    one, other = ({f.id for f in phase.findings} for phase in phases.values())
-    assert one == other
+    first, second = ({f.id for f in phase.findings} for phase in phases.values())
+    assert first == second
 
 
 # Time (ns) of three ranks before each of three collectives; each takes 2 from the last arrival on.
@@ -336,8 +339,10 @@ NS = 1_000_000
 
 
 def of_ranks(own: dict[str, tuple[int, ...]], *, apart: int = 0) -> dict[str, pl.DataFrame]:
-    """Frames of ranks that work for the times and meet in collectives; the clock of each rank is
-    `apart` ns ahead of the one before."""
+    """Return frames of ranks that work for the times and meet in collectives.
+
+    The clock of each rank is `apart` ns ahead of the one before.
+    """
     rows: dict[str, list[tuple[int, int, str]]] = {name: [] for name in own}
     at = dict.fromkeys(own, 0)
     for i in range(len(next(iter(own.values())))):
@@ -367,29 +372,29 @@ def of_ranks(own: dict[str, tuple[int, ...]], *, apart: int = 0) -> dict[str, pl
 def test_collectives_replayed_by_hand(apart: int) -> None:
     """c comes last at 25, b at 57, all at 69: the end is 71. Without b it is 51, without c 56,
     without both 36. Clocks that are apart change nothing."""
-    found = replay(of_ranks(OWN, apart=apart), least=NS)
-    assert found is not None
-    assert found.collectives == 3
-    assert {name: found.last[name] for name in "bc"} == {"b": 1, "c": 1}
-    assert found.saved == {"a": 0, "b": 20 * NS, "c": 15 * NS}
-    assert found.late == ["b", "c"]
-    assert found.together == 35 * NS
-    assert (found.works["b"], found.works["c"]) == (20 * NS, 15 * NS)
-    assert found.idles == {"a": 0, "b": 0, "c": 0}
+    replayed = replay(of_ranks(OWN, apart=apart), least=NS)
+    assert replayed is not None
+    assert replayed.collectives == 3
+    assert {name: replayed.last[name] for name in "bc"} == {"b": 1, "c": 1}
+    assert replayed.saved == {"a": 0, "b": 20 * NS, "c": 15 * NS}
+    assert replayed.late == ["b", "c"]
+    assert replayed.together == 35 * NS
+    assert (replayed.works["b"], replayed.works["c"]) == (20 * NS, 15 * NS)
+    assert replayed.idles == {"a": 0, "b": 0, "c": 0}
 
 
 def test_ranks_wait_for_those_of_their_group_alone() -> None:
     """a, b and c reduce among themselves, and so do d and e, of which e is 40 late at each."""
     first = of_ranks(OWN)
     second = of_ranks({"d": (10, 10, 10), "e": (50, 50, 50)})
-    found = replay({**first, **second}, least=NS)
-    assert found is not None
+    replayed = replay({**first, **second}, least=NS)
+    assert replayed is not None
     # All end at 3 · 52 = 156; without e, d ends at 36, and a, b and c at 71: 85 sooner.
-    assert found.saved["e"] == 85 * NS
-    assert found.late == ["e"]
-    assert (found.last["d"], found.last["e"]) == (0, 3)
-    assert sum(found.last[name] for name in "abc") == 3
-    assert (found.works["e"], found.idles["e"]) == (120 * NS, 0)
+    assert replayed.saved["e"] == 85 * NS
+    assert replayed.late == ["e"]
+    assert (replayed.last["d"], replayed.last["e"]) == (0, 3)
+    assert sum(replayed.last[name] for name in "abc") == 3
+    assert (replayed.works["e"], replayed.idles["e"]) == (120 * NS, 0)
 
 
 def test_other_collectives_are_not_replayed() -> None:
@@ -414,10 +419,10 @@ def test_a_collective_that_other_work_hides_delays_nobody() -> None:
             pl.col("start", "duration") * NS, gap=0
         )
         frames[name] = table.with_columns(launched="start")
-    found = replay(frames, least=NS)
-    assert found is not None
-    assert found.last == {"a": 0, "b": 1}
-    assert (found.saved["b"], found.late) == (0, ["a"])
+    replayed = replay(frames, least=NS)
+    assert replayed is not None
+    assert replayed.last == {"a": 0, "b": 1}
+    assert (replayed.saved["b"], replayed.late) == (0, ["a"])
 
 
 def test_real_ranks_that_are_late_in_turns(real_trace: Real, tmp_path: Path) -> None:
@@ -427,27 +432,27 @@ def test_real_ranks_that_are_late_in_turns(real_trace: Real, tmp_path: Path) -> 
         name = f"../strangers2/megatron_a100_tp8_rank{rank}.json.gz"
         (tmp_path / f"rank{rank}.json.gz").write_bytes(real_trace(name).read_bytes())
     phases = analyze(tmp_path).report.phases
-    found = {n: f for n, p in phases.items() for f in p.findings if f.id == "straggler"}
-    ((name, one),) = found.items()
+    findings = {n: f for n, p in phases.items() for f in p.findings if f.id == "straggler"}
+    ((name, finding),) = findings.items()
     both = re.fullmatch(
         r"(rank\d) and (rank\d) hold each other up in turns, as the last to reach (\d+) \(\d+ %\) "
         r"and (\d+) \(\d+ %\) of 84 collectives: if no rank waited for (rank\d), a step would take "
         r"[\d.]+ ms \(\d+ %\) less, for rank\d [\d.]+ ms \(\d+ %\)",
-        one.text,
+        finding.text,
     )
     assert both is not None and both[1] == both[5] == name
     assert {both[1], both[2]} == {"rank0", "rank6"}
     assert int(both[3]) + int(both[4]) == 84
-    assert "find out what their hosts do" in str(one.change)
-    assert 150e6 < (one.predicted_ns or 0) < 180e6
+    assert "find out what their hosts do" in str(finding.change)
+    assert 150e6 < (finding.predicted_ns or 0) < 180e6
 
 
 def test_two_late_ranks_are_one_finding_with_the_share_of_each() -> None:
     """Of three collectives b is last at one, and c at another."""
-    found = replay(of_ranks(OWN), least=NS)
+    replayed = replay(of_ranks(OWN), least=NS)
     ranks = [RankTime(name, 71.0 * NS, 0.0, None, own_by_step=(sum(own) * NS,))
              for name, own in OWN.items()]  # fmt: skip
-    told = straggler(Late(ranks[1], ranks, found, turns=(ranks[2],)))
+    told = straggler(Late(ranks[1], ranks, replayed, turns=(ranks[2],)))
     assert told is not None
     assert told.text == (
         "b and c hold the other ranks up in turns, as the last to reach 1 (33 %) and 1 (33 %) of 3 "
@@ -488,10 +493,10 @@ def test_the_rank_in_the_trace_counts_where_the_name_says_none(tmp_path: Path) -
 def test_a_zip_of_ranks_is_read_like_a_folder(tmp_path: Path) -> None:
     folder = four(tmp_path / "r")
     archive = tmp_path / "ranks.zip"
-    with zipfile.ZipFile(archive, "w") as out:
+    with zipfile.ZipFile(archive, "w") as file:
         for path in folder.iterdir():
-            out.write(path, f"traces/{path.name}")
-        out.writestr("README.txt", "notes")
+            file.write(path, f"traces/{path.name}")
+        file.writestr("README.txt", "notes")
     zipped, plain = analyze(archive).report, analyze(folder).report
     assert list(zipped.phases) == list(plain.phases)
     assert {n: p.wall_ns for n, p in zipped.phases.items()} == {
@@ -530,24 +535,24 @@ def test_a_packed_database_is_no_chrome_trace(tmp_path: Path) -> None:
     sql.close()
     packed = tmp_path / "a.sqlite.gz"
     packed.write_bytes(gzip.compress((tmp_path / "a.sqlite").read_bytes()))
-    with pytest.raises(PrunescopeError) as found:
+    with pytest.raises(PrunescopeError) as error:
         analyze(packed)
-    assert "holds an SQLite database that is compressed" in found.value.problem
-    assert found.value.hint == "unpack it, and give the .sqlite file"
+    assert "holds an SQLite database that is compressed" in error.value.problem
+    assert error.value.hint == "unpack it, and give the .sqlite file"
     text = tmp_path / "text.sqlite"
     text.write_text("not found")
-    with pytest.raises(PrunescopeError, match="it is not an SQLite database") as found:
+    with pytest.raises(PrunescopeError, match="it is not an SQLite database") as error:
         analyze(text)
-    assert "nsys export --type sqlite" in found.value.hint
+    assert "nsys export --type sqlite" in error.value.hint
 
 
 def test_a_folder_of_reports_names_the_command_that_exports_them(tmp_path: Path) -> None:
     for name in ("b.nsys-rep", "a.nsys-rep"):
         (tmp_path / name).write_bytes(b"NSYS")
-    with pytest.raises(PrunescopeError) as found:
+    with pytest.raises(PrunescopeError) as error:
         analyze(tmp_path)
-    assert "reports of Nsight Systems (.nsys-rep)" in found.value.problem
-    assert found.value.hint == "export each of them: `nsys export --type sqlite a.nsys-rep`"
+    assert "reports of Nsight Systems (.nsys-rep)" in error.value.problem
+    assert error.value.hint == "export each of them: `nsys export --type sqlite a.nsys-rep`"
     save(chrome(op("aten::mm", [4, 5], [5, 6], kernels=[k(us=7)])), tmp_path / "a.json")
     warnings = analyze(tmp_path).report.warnings
     assert [text for text in warnings if "nsys" in text] == [
@@ -691,9 +696,9 @@ def test_what_several_ranks_are_to_change_is_in_the_plural() -> None:
         saved={"a": 9, "b": 9},
         works=dict.fromkeys("ab", 0.0), idles=dict.fromkeys("ab", 20.0), together=18,
     )  # fmt: skip
-    found = straggler(Late(ranks[0], ranks, replayed, turns=(ranks[1],)))
-    assert found is not None
-    assert str(found.change) == (
+    finding = straggler(Late(ranks[0], ranks, replayed, turns=(ranks[1],)))
+    assert finding is not None
+    assert str(finding.change) == (
         "a and b: find out what their hosts do in that time, and give their processes cores of "
         "their own"
     )

@@ -59,11 +59,11 @@ PLAIN = json.dumps(WHOLE).encode()
 
 
 def zipped(*names: str, data: bytes = PLAIN) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in names:
             archive.writestr(name, gzip.compress(data) if name.endswith(".gz") else data)
-    return out.getvalue()
+    return buffer.getvalue()
 
 
 FORMS = {
@@ -186,7 +186,7 @@ GPU = json.dumps(
 
 
 def usable(path: Path) -> Trace | None:
-    """The trace, or None where it was refused: no other exception may come."""
+    """Return the trace, or None where it was refused; no other exception may come."""
     try:
         return load(path)
     except PrunescopeError:

@@ -73,12 +73,12 @@ def test_some_absurd_times_leave_a_partial_report(tmp_path: Path) -> None:
 
 
 def test_two_captures_in_one_file_are_doubted_and_kept(tmp_path: Path) -> None:
-    made, other = trace(), trace(8)
-    for event in other["traceEvents"]:
+    made, later = trace(), trace(8)
+    for event in later["traceEvents"]:
         event["ts"] += 14_169e6
         event["args"] = {**event["args"], **{key: 10_000 + event["args"][key] for key in
                          ("correlation", "External id") if key in event["args"]}}  # fmt: skip
-    made["traceEvents"] += other["traceEvents"]
+    made["traceEvents"] += later["traceEvents"]
     report = analyze(save(made, tmp_path / "t.json")).report
     assert report.phases["trace"].steps == 2
     assert report.phases["trace"].busy_ns == 24 * 5_000
@@ -100,8 +100,8 @@ def test_every_event_twice_counts_once(tmp_path: Path, *, cpu: bool) -> None:
     once = analyze(save(made, tmp_path / "t.json")).report
     made["traceEvents"] = [e for e in made["traceEvents"] for _ in range(2)]
     twice = analyze(save(made, tmp_path / "t.json")).report
-    what = "host ops" if cpu else "device events"
-    assert f"t.json: 40 repeated {what} were counted once" in twice.warnings
+    repeated = "host ops" if cpu else "device events"
+    assert f"t.json: 40 repeated {repeated} were counted once" in twice.warnings
     assert twice.phases["trace"] == once.phases["trace"]
     [row] = twice.phases["trace"].gemms
     assert row.count == twice.phases["trace"].kernels[0].count == 40
@@ -129,8 +129,8 @@ def test_equal_kernels_on_two_streams_are_two(tmp_path: Path) -> None:
 
 def test_no_real_trace_is_thinned(real_trace: Callable[[str], Path]) -> None:
     for name in ("h100_vit", "mi300x_sglang_qwen3-8b_decode_graph", "v100_legacy_graphs"):
-        found = load(real_trace(f"{name}.json.gz"))
-        assert (found.twice, found.kernels_dropped, found.caveats) == (0, 0, []), name
+        loaded = load(real_trace(f"{name}.json.gz"))
+        assert (loaded.twice, loaded.kernels_dropped, loaded.caveats) == (0, 0, []), name
 
 
 def test_a_step_of_which_most_is_left_out_says_so_above_the_headline(tmp_path: Path) -> None:

@@ -39,16 +39,16 @@ def together(path: Path, count: int) -> Any:
     return join_shares(path, None, parts)
 
 
-def assert_same(path: Path, found: Any) -> None:
+def assert_same(path: Path, joined: Any) -> None:
     alone = join_shares(path, None, [read_share(path, None, index=0, count=1)])
-    assert alone is not None and found is not None
+    assert alone is not None and joined is not None
     for name in ("names", "threads", "calls", "grids"):
-        assert list(getattr(found[1], name).items()) == list(getattr(alone[1], name).items())
+        assert list(getattr(joined[1], name).items()) == list(getattr(alone[1], name).items())
     for group, table in alone[1].tables.items():
-        assert np.array_equal(found[1].tables[group].together(), table.together()), group
-    assert found[1].dropped == alone[1].dropped
-    assert found[1].stacks == alone[1].stacks
-    assert found[0] == alone[0]
+        assert np.array_equal(joined[1].tables[group].together(), table.together()), group
+    assert joined[1].dropped == alone[1].dropped
+    assert joined[1].stacks == alone[1].stacks
+    assert joined[0] == alone[0]
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -60,11 +60,11 @@ def test_shares_together_are_the_whole(
     events = [event(i, **({"name": 5} if i == 50 else {})) for i in range(200)]
     events += [event(i, cat="python_function", dur=90.0 + i) for i in range(20)]
     path = write(tmp_path / f"t.{suffix}", events, deviceProperties=[{"id": 0}])
-    found = together(path, count)
-    assert_same(path, found)
-    assert found[0].malformed == 1
-    assert found[1].stacks == 20
-    assert found[0].meta == {"schemaVersion": 1, "deviceProperties": [{"id": 0}]}
+    joined = together(path, count)
+    assert_same(path, joined)
+    assert joined[0].malformed == 1
+    assert joined[1].stacks == 20
+    assert joined[0].meta == {"schemaVersion": 1, "deviceProperties": [{"id": 0}]}
 
 
 @pytest.mark.parametrize("path", TRACES, ids=lambda p: p.parent.name)
@@ -88,9 +88,9 @@ def test_a_cut_file_in_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(reader, "BLOCK", 2048)
     path = write(tmp_path / "t.json", [event(i) for i in range(100)])
     path.write_bytes(path.read_bytes()[:-900])
-    found = together(path, 2)
-    assert_same(path, found)
-    assert found[0].cut
+    joined = together(path, 2)
+    assert_same(path, joined)
+    assert joined[0].cut
 
 
 def test_shares_of_two_files_are_no_trace(tmp_path: Path) -> None:

@@ -18,17 +18,20 @@ def mm() -> Any:
 
 
 def as_text(us: float) -> str:
-    whole, rest = divmod(round(us * 1000), 1000)
-    return f"{ORIGIN + whole}.{rest:03}"
+    whole, fraction = divmod(round(us * 1000), 1000)
+    return f"{ORIGIN + whole}.{fraction:03}"
 
 
 def as_ascend(trace: dict[str, Any]) -> list[dict[str, Any]]:
-    """As torch_npu writes it: a list; times as texts; ops with a category, tasks of the NPU without
-    one; an arrow from the op to each of its tasks; shapes as texts; no launches."""
+    """Write a trace as torch_npu does.
+
+    It is a list with times as texts, ops with a category, tasks of the NPU without one, an arrow
+    from the op to each of its tasks, shapes as texts, and no launches.
+    """
     events: list[dict[str, Any]] = []
     ops: dict[int, dict[str, Any]] = {}
     for event in trace["traceEvents"]:
-        one = {
+        converted = {
             "ph": "X", "name": event["name"], "pid": event["pid"], "tid": event["tid"],
             "ts": as_text(event["ts"]),
             "dur": event["dur"],
@@ -37,21 +40,21 @@ def as_ascend(trace: dict[str, Any]) -> list[dict[str, Any]]:
             args = event["args"]
             dims = ";".join(",".join(map(str, s)) for s in args.get("Input Dims", []))
             types = ";".join(args.get("Input type", []))
-            one |= {"cat": "cpu_op", "args": {"Sequence number": -1, "Fwd thread id": 0}}
+            converted |= {"cat": "cpu_op", "args": {"Sequence number": -1, "Fwd thread id": 0}}
             if dims:
-                one["args"] |= {"Input Dims": dims, "Input type": types}
+                converted["args"] |= {"Input Dims": dims, "Input type": types}
             if event["cat"] == "cpu_op":
-                ops[args["External id"]] = one
-            events.append(one)
+                ops[args["External id"]] = converted
+            events.append(converted)
         elif event["cat"] == "kernel":
             task = {"Model Id": 4294967295, "Task Type": "AI_CORE", "Physic Stream Id": 2}
-            events.append({**one, "pid": 4 << 10, "tid": 2, "args": task})
+            events.append({**converted, "pid": 4 << 10, "tid": 2, "args": task})
             begin = ops[event["args"]["External id"]]
             flow = {"bp": "e", "name": "torch_to_npu", "cat": "async_npu",
-                    "id": int(one["ts"].replace(".", ""))}  # fmt: skip
+                    "id": int(converted["ts"].replace(".", ""))}  # fmt: skip
             events += [
                 {**flow, "ph": "s", "pid": begin["pid"], "tid": begin["tid"], "ts": begin["ts"]},
-                {**flow, "ph": "f", "pid": 4 << 10, "tid": 2, "ts": one["ts"]},
+                {**flow, "ph": "f", "pid": 4 << 10, "tid": 2, "ts": converted["ts"]},
             ]
     waits = {"Model Id": 4294967295, "Task Type": "EVENT_WAIT", "Physic Stream Id": 3}
     last = events[-1]["ts"]
@@ -71,9 +74,9 @@ def test_a_trace_of_an_npu(tmp_path: Path) -> None:
     trace = chrome(step(0, mm(), gap(us=30), mm(), mm()))
     for event in trace["traceEvents"]:
         event["name"] = event["name"].replace("prunescope.step", "ProfilerStep")
-    found = told(as_ascend(trace), tmp_path)
-    phase = found.report.phases["trace"]
-    assert not any("malformed" in text for text in found.report.warnings)
+    report = told(as_ascend(trace), tmp_path)
+    phase = report.report.phases["trace"]
+    assert not any("malformed" in text for text in report.report.warnings)
     assert (phase.steps, phase.busy_ns) == (1, 3 * 4125)
     (row,) = phase.gemms
     assert (row.op, row.m, row.n, row.k, row.count) == ("aten::mm", 64, 16, 32, 3)
@@ -81,8 +84,10 @@ def test_a_trace_of_an_npu(tmp_path: Path) -> None:
 
 
 def old_autograd(*, kernels: bool) -> list[dict[str, Any]]:
-    """As torch.autograd's profiler wrote it: an op, the op that it calls, and the time between two
-    CUDA events around each."""
+    """Write a trace as torch.autograd's profiler did.
+
+    It has an op, the op that it calls, and the time between two CUDA events around each.
+    """
     events: list[dict[str, Any]] = []
     for number, (name, ts, dur, start, ran) in enumerate((
         ("aten::linear", 10.0, 90.0, 500.0, 40.0), ("aten::addmm", 20.0, 60.0, 505.0, 30.0),
@@ -102,13 +107,13 @@ def old_autograd(*, kernels: bool) -> list[dict[str, Any]]:
 
 def test_the_format_of_the_autograd_profiler(tmp_path: Path) -> None:
     """Of the 40 us around linear, 30 are those of addmm, and the rest is no kernel."""
-    found = told(old_autograd(kernels=True), tmp_path)
-    phase = found.report.phases["trace"]
+    report = told(old_autograd(kernels=True), tmp_path)
+    phase = report.report.phases["trace"]
     assert phase.busy_ns == 30_000 + 10_000
     assert {(kernel.name, kernel.kind) for kernel in phase.kernels} == {
         ("aten::addmm", "gemm"), ("aten::relu", "activation"),
     }  # fmt: skip
-    assert any("between two CUDA events around each op" in text for text in found.report.warnings)
+    assert any("between two CUDA events around each op" in text for text in report.report.warnings)
 
 
 def test_ops_of_the_autograd_profiler_alone(tmp_path: Path) -> None:
@@ -123,9 +128,9 @@ def test_kernels_with_counters_have_no_times(tmp_path: Path) -> None:
     for event in trace["traceEvents"]:
         if event["cat"] == "kernel":
             event["cat"] = "cuda_profiler_range"
-    found = told(trace, tmp_path)
-    assert any("2 kernels of CUPTI's range profiler" in text for text in found.report.warnings)
-    assert not any(kernel.name == "gemm" for kernel in found.report.phases["trace"].kernels)
+    report = told(trace, tmp_path)
+    assert any("2 kernels of CUPTI's range profiler" in text for text in report.report.warnings)
+    assert not any(kernel.name == "gemm" for kernel in report.report.phases["trace"].kernels)
 
 
 @pytest.mark.parametrize("dims", ["9" * 5000, "64,x;32,16", "64,32;-1,16", ";;;", "64 32", ""])

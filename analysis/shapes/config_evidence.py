@@ -29,12 +29,12 @@ _SAME_KERNEL, _OTHER_KERNEL = 1.22, 2.2
 # ns of a kernel that do not depend on its size (ramp up and down); more of a short kernel.
 _FIXED, _FIXED_SHORT, _SHORT = 2_000, 6_000, 20_000
 _ABOVE_PEAK = 1.1
-_WIDEST_NUMBER = 4  # bytes of an element, so that no time is taken for too short
+_WIDEST_NUMBER = 4  # bytes of an element: no number is wider, so that no time looks too short
 # Kernels of quantised weights (llama.cpp's; Marlin, AWQ, GPTQ): a weight has fewer bits than the
-# config's number format says, and their names do not say how many for all of them.
+# config's number format has, and not all of their names state how many.
 _PACKED = re.compile(r"mul_mat_(?:vec_)?q|marlin|awq|gptq|gemm_4bit|gemv_4bit", re.IGNORECASE)
-_SUPPORTED = 0.5  # of the difference between two widths, by which times must fit one better
-_WIDE = 2.0  # times the lower end of a range of widths: wider ranges tell few models apart
+_SUPPORTED = 0.5  # share of the difference of two widths by which times must fit one better
+_WIDE = 2.0  # times the lower end of a range of widths: wider ranges distinguish few models
 _NAMED = 8  # ranges of widths in one sentence: a plain layer has seven GEMMs, and there is the head
 _MLP = ("gate", "up", "gate_up", "down")
 _WHOLE = ("q", "k", "v", "qkv", "o", *_MLP)
@@ -43,98 +43,107 @@ Usual = dict[tuple[Slot, str], float]  # ns of a slot on a kernel
 
 
 def rows_allowed(placed: Iterable[Placed], sm: int | None) -> tuple[Intervals | None, list[str]]:
-    """The M that the grids of all linears of a forward allow; a sentence where there is none."""
+    """Return the M that the grids of all linears of a forward allow.
+
+    If there is none, a sentence states it.
+    """
     seen: dict[tuple[Slot, object], Placed] = {}
-    for one in placed:
-        wanted = one.slot.what in (GEMM, EXPERT) and one.slot.role != "lm_head"
-        if wanted and one.item.grid is not None:
-            seen.setdefault((one.slot, one.item.token), one)
+    for gemm in placed:
+        wanted = gemm.slot.form in (GEMM, EXPERT) and gemm.slot.role != "lm_head"
+        if wanted and gemm.item.grid is not None:
+            seen.setdefault((gemm.slot, gemm.item.token), gemm)
     allowed: Intervals | None = None
-    for one in seen.values():
-        own = allowed_rows(one, sm)
+    for gemm in seen.values():
+        own = allowed_rows(gemm, sm)
         if own == ():
-            grid = "×".join(map(str, one.item.grid or ()))
+            grid = "×".join(map(str, gemm.item.grid or ()))
             return None, [
-                f"no M fits the grid of {one.slot.role} ({grid} blocks) with N = {one.slot.n:,}"
+                f"no M fits the grid of {gemm.slot.role} ({grid} blocks) with N = {gemm.slot.n:,}"
             ]
-        if one.slot.what == EXPERT:
+        if gemm.slot.form == EXPERT:
             continue  # its rows are those that were routed to it
         both = meet(allowed, own)
         if both == ():
             return None, [
-                f"no M fits all grids: {one.slot.role} with N = {one.slot.n:,} needs "
+                f"no M fits all grids: {gemm.slot.role} with N = {gemm.slot.n:,} needs "
                 f"M {written(own)}, the others {written(allowed)}"
             ]
         allowed = both
     return allowed, []
 
 
-def allowed_rows(one: Placed, sm: int | None) -> Intervals | None:
-    """The M that the grid of one GEMM allows."""
-    grid = one.item.grid
-    return None if grid is None else rows_of(one.slot.n, one.item.name, grid, sm=sm)
+def allowed_rows(gemm: Placed, sm: int | None) -> Intervals | None:
+    """Return the M that the grid of one GEMM allows."""
+    grid = gemm.item.grid
+    return None if grid is None else rows_of(gemm.slot.n, gemm.item.name, grid, sm=sm)
 
 
-def width_allowed(one: Placed, rows: int, sm: int | None) -> Intervals | None:
-    """The N that the grid of one GEMM of `rows` rows allows."""
-    grid = one.item.grid
-    return None if grid is None else widths_of(rows, one.item.name, grid, sm=sm)
+def width_allowed(gemm: Placed, rows: int, sm: int | None) -> Intervals | None:
+    """Return the N that the grid of one GEMM of `rows` rows allows."""
+    grid = gemm.item.grid
+    return None if grid is None else widths_of(rows, gemm.item.name, grid, sm=sm)
 
 
 def time_limit(a: float, b: float, *, same: bool) -> float:
-    """Factor by which the rates N·K/time of two GEMMs may differ that take `a` and `b` ns; `same`:
-    on the same kernel."""
+    """Return the factor by which the rates N·K/time of two GEMMs may differ.
+
+    `a` and `b` are their times in ns; `same` means that both run on the same kernel.
+    """
     shorter = min(a, b)
     fixed = _FIXED if shorter >= _SHORT else _FIXED_SHORT
     return (_SAME_KERNEL if same else _OTHER_KERNEL) + fixed / shorter
 
 
 def head_contradictions(placed: Iterable[Placed], sm: int | None) -> list[str]:
-    """A contradiction: no M fits the grid of lm_head."""
-    for one in placed:
-        if one.slot.role == "lm_head" and allowed_rows(one, sm) == ():
-            grid = "×".join(map(str, one.item.grid or ()))
-            return [f"no M fits the grid of lm_head ({grid} blocks) with N = {one.slot.n:,}"]
+    """State that no M fits the grid of lm_head; empty if one does."""
+    for gemm in placed:
+        if gemm.slot.role == "lm_head" and allowed_rows(gemm, sm) == ():
+            grid = "×".join(map(str, gemm.item.grid or ()))
+            return [f"no M fits the grid of lm_head ({grid} blocks) with N = {gemm.slot.n:,}"]
     return []
 
 
 def off_the_tiles(placed: Iterable[Placed]) -> list[str]:
-    """GEMMs of a possibly persistent kernel whose number of blocks is not that of the tiles of
-    their N, while two or more GEMMs of other widths on the same kernel have one block for every
-    tile.
+    """List GEMMs whose number of blocks is not that of the tiles of their N.
+
+    They run on a possibly persistent kernel on which two or more GEMMs of other widths have one
+    block for every tile.
 
     Fewer blocks than tiles count only if the kernel launches more blocks elsewhere, because a
     persistent kernel launches at most as many as fit on the device. This is a caveat, not a
     contradiction: an H100 launched 98 persistent blocks for 78 tiles.
     """
-    out = []
+    caveats = []
     for tile, times, widths, most in _block_for_every_tile(placed):
         for n, (role, launched) in widths.items():
             wanted = -(-n // tile.rows) * times
             if launched > wanted or launched < wanted and launched < most:
-                out.append(
+                caveats.append(
                     f"{role} with N = {n:,} has {wanted:,} tiles of {tile.rows}×{tile.columns}, "
                     f"and {launched:,} blocks in the trace; other GEMMs on its kernel have a block "
                     "for every tile"
                 )
-    return out
+    return caveats
 
 
 def _block_for_every_tile(
     placed: Iterable[Placed],
 ) -> Iterator[tuple[Tile, int, dict[int, tuple[str, int]], int]]:
-    """Possibly persistent kernels that launch a block for every tile of two or more widths: the
-    tile, how many there are along M, (role, blocks) by N, and the most blocks that the kernel
-    launches."""
+    """Find possibly persistent kernels that launch a block for every tile of two or more widths.
+
+    Yields:
+        The tile, the number of tiles along M, (role, blocks) by N, and the most blocks that the
+        kernel launches.
+    """
     blocks: dict[str, dict[int, tuple[str, int]]] = defaultdict(dict)  # kernel: N: role, blocks
     most: dict[str, int] = defaultdict(int)
-    for one in placed:
-        tile, grid = tile_of(one.item.name), one.item.grid
-        if one.slot.what != GEMM or grid is None or tile is None or not tile.persistent:
+    for gemm in placed:
+        tile, grid = tile_of(gemm.item.name), gemm.item.grid
+        if gemm.slot.form != GEMM or grid is None or tile is None or not tile.persistent:
             continue
-        most[one.item.name] = max(most[one.item.name], math.prod(grid))
-        if one.slot.role != "lm_head":  # which may have fewer rows
-            blocks[one.item.name].setdefault(one.slot.n, (one.slot.role, math.prod(grid)))
+        most[gemm.item.name] = max(most[gemm.item.name], math.prod(grid))
+        if gemm.slot.role != "lm_head":  # which may have fewer rows
+            blocks[gemm.item.name].setdefault(gemm.slot.n, (gemm.slot.role, math.prod(grid)))
     for kernel, widths in blocks.items():
         tile = tile_of(kernel)
         assert tile is not None
@@ -145,19 +154,24 @@ def _block_for_every_tile(
 
 
 def usual_times(placed: Iterable[Placed], *, with_head: bool) -> Usual:
-    """The median time (ns) of each GEMM on each kernel, of GEMMs whose time follows from N·K."""
+    """Return the median time (ns) of each GEMM on each kernel.
+
+    GEMMs whose time does not follow from N·K are left out, and so is lm_head without `with_head`.
+    """
     times: dict[tuple[Slot, str], list[int]] = defaultdict(list)
-    for one in placed:
-        timed = one.slot.what == GEMM and not one.slot.narrow and one.item.ns > 0
-        if timed and (with_head or one.slot.role != "lm_head"):
-            times[one.slot, one.item.name].append(one.item.ns)
+    for gemm in placed:
+        timed = gemm.slot.form == GEMM and not gemm.slot.is_narrow and gemm.item.ns > 0
+        if timed and (with_head or gemm.slot.role != "lm_head"):
+            times[gemm.slot, gemm.item.name].append(gemm.item.ns)
     return {key: median(ns) for key, ns in times.items()}
 
 
 def time_contradictions(placed: Sequence[Placed], *, with_head: bool) -> list[str]:
-    """A contradiction: the times of two GEMMs do not both fit their N·K. `with_head`: lm_head has
-    as many rows as the linears; otherwise it may have fewer, and counts only if it takes too
-    long."""
+    """State that the times of two GEMMs do not both fit their N·K; empty if they do.
+
+    `with_head` means that lm_head has as many rows as the linears. Otherwise it may have fewer, and
+    counts only if it takes too long.
+    """
     usual = usual_times(placed, with_head=True)
     worst: tuple[float, str] = (1.0, "")
     for a, b in combinations(usual, 2):
@@ -182,53 +196,60 @@ def time_contradictions(placed: Sequence[Placed], *, with_head: bool) -> list[st
     return [worst[1]] if worst[1] else []
 
 
-def set_aside_misplaced(out: Assignment) -> None:
+def set_aside_misplaced(assignment: Assignment) -> None:
     """Make GEMMs unsure whose times are those of another slot."""
-    if moved := _misplaced(out.gemms):
-        out.unsure += [one.item for one in out.gemms if one.item.row in moved]
-        out.gemms = [one for one in out.gemms if one.item.row not in moved]
+    if moved := _find_misplaced(assignment.gemms):
+        assignment.unsure += [gemm.item for gemm in assignment.gemms if gemm.item.row in moved]
+        assignment.gemms = [gemm for gemm in assignment.gemms if gemm.item.row not in moved]
 
 
-def _misplaced(placed: Iterable[Placed]) -> set[int]:
-    """Rows of GEMMs that do not take the time of their slot but that of a slot of another size, on
-    the same kernel and grid: two GEMMs that were mixed up."""
+def _find_misplaced(placed: Iterable[Placed]) -> set[int]:
+    """Return the rows of GEMMs that take the time of a slot of another size.
+
+    They do not take the time of their own slot, on the same kernel and grid: two GEMMs were mixed
+    up.
+    """
     times: dict[object, dict[Slot, list[Placed]]] = defaultdict(lambda: defaultdict(list))
-    for one in placed:
-        if one.slot.what == GEMM and one.item.ns > 0:
-            times[one.item.token][one.slot].append(one)
-    out: set[int] = set()
+    for gemm in placed:
+        if gemm.slot.form == GEMM and gemm.item.ns > 0:
+            times[gemm.item.token][gemm.slot].append(gemm)
+    misplaced: set[int] = set()
     for slots in times.values():
         if len({slot.size for slot in slots}) < 2:
             continue
-        usual = {slot: median(one.item.ns for one in own) for slot, own in slots.items()}
+        usual = {slot: median(gemm.item.ns for gemm in own) for slot, own in slots.items()}
         for slot, own in slots.items():
-            others = [usual[other] for other in slots if other.size != slot.size]
-            out.update(
-                one.item.row
-                for one in own
-                if not _may_be_one_gemm(one.item.ns, usual[slot])
-                and any(_may_be_one_gemm(one.item.ns, ns) for ns in others)
+            times_elsewhere = [
+                usual[elsewhere] for elsewhere in slots if elsewhere.size != slot.size
+            ]
+            misplaced.update(
+                gemm.item.row
+                for gemm in own
+                if not _may_be_one_gemm(gemm.item.ns, usual[slot])
+                and any(_may_be_one_gemm(gemm.item.ns, ns) for ns in times_elsewhere)
             )
-    return out
+    return misplaced
 
 
 def _may_be_one_gemm(a: float, b: float) -> bool:
-    """Whether two times may be those of one GEMM on one kernel."""
+    """Return whether two times may be those of one GEMM on one kernel."""
     return max(a, b) <= min(a, b) * time_limit(a, b, same=True)
 
 
 def narrow_gemm_contradictions(
     placed: Sequence[Placed], rows: int | None, device: Device | None
 ) -> list[str]:
-    """A contradiction: a GEMM narrower than a tile takes longer than its waves or its bytes
-    explain, by the time of a wider GEMM on the same kernel. N·K shows less, because a partly filled
-    wave takes as long as a full one."""
+    """State that a GEMM narrower than a tile takes longer than its waves or its bytes explain.
+
+    The time of a wider GEMM on the same kernel is the measure. N·K shows less, because a partly
+    filled wave takes as long as a full one.
+    """
     if rows is None or device is None or device.sm is None:
         return []
     times: dict[str, dict[Slot, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for one in placed:
-        if one.slot.what == GEMM and one.slot.role != "lm_head" and one.item.ns > 0:
-            times[one.item.name][one.slot].append(one.item.ns)
+    for gemm in placed:
+        if gemm.slot.form == GEMM and gemm.slot.role != "lm_head" and gemm.item.ns > 0:
+            times[gemm.item.name][gemm.slot].append(gemm.item.ns)
     for kernel, slots in times.items():
         tile, usual = tile_of(kernel), {slot: median(ns) for slot, ns in slots.items()}
         if tile is None:
@@ -238,7 +259,7 @@ def narrow_gemm_contradictions(
             for slot in slots
         }
         for narrow, wide in product(slots, repeat=2):
-            if not narrow.narrow or wide.narrow:
+            if not narrow.is_narrow or wide.is_narrow:
                 continue
             moved = (rows * (narrow.n + narrow.k) + narrow.size) * _WIDEST_NUMBER
             floor = moved / device.byte_per_s * 1e9 if device.byte_per_s else 0.0
@@ -254,13 +275,15 @@ def narrow_gemm_contradictions(
 
 
 def mlp_width_contradictions(placed: Sequence[Placed], width: int, seen: int) -> list[str]:
-    """A contradiction: the activations (by their grids) have another width than the config's MLP,
-    unless the times of its GEMMs, compared with others on the same kernels, clearly support the
-    config. A small difference in times is noise."""
+    """State that the activations (by their grids) have another width than the config's MLP.
+
+    The result is empty if the times of its GEMMs, compared with others on the same kernels, clearly
+    support the config. A small difference in times is noise.
+    """
     usual: dict[tuple[Slot, str], list[int]] = defaultdict(list)
-    for one in placed:
-        if one.slot.what == GEMM and one.slot.role in _WHOLE and one.item.ns > 0:
-            usual[one.slot, one.item.name].append(one.item.ns)
+    for gemm in placed:
+        if gemm.slot.form == GEMM and gemm.slot.role in _WHOLE and gemm.item.ns > 0:
+            usual[gemm.slot, gemm.item.name].append(gemm.item.ns)
     rates = {key: key[0].size / median(ns) for key, ns in usual.items()}
     pairs = [
         rates[a] / rates[b]
@@ -287,13 +310,16 @@ def peak_contradictions(
     byte_per_s: float | None,
     itemsize: float,
 ) -> list[str]:
-    """A contradiction: a GEMM would be faster than the device, by FLOPs where M is known, else by
-    the bytes of weights too large for a cache (64 MiB), where the bits of a weight are known."""
+    """State that a GEMM would be faster than the device; empty if none would.
+
+    It is compared by FLOPs where M is known, else by the bytes of weights too large for a cache (64
+    MiB), where the bits of a weight are known.
+    """
     times: dict[Slot, list[int]] = defaultdict(list)
-    packed = {one.slot for one in placed if _PACKED.search(one.item.name)}
-    for one in placed:
-        if one.slot.what == GEMM and one.item.ns > 0:
-            times[one.slot].append(one.item.ns)
+    packed = {gemm.slot for gemm in placed if _PACKED.search(gemm.item.name)}
+    for gemm in placed:
+        if gemm.slot.form == GEMM and gemm.item.ns > 0:
+            times[gemm.slot].append(gemm.item.ns)
     for slot, ns in times.items():
         usual = median(ns)
         flop = 2 * rows * slot.size / usual * 1e9 if rows and slot.role != "lm_head" else 0.0
@@ -313,20 +339,20 @@ def peak_contradictions(
 
 
 def recorded_shape_contradictions(placed: Iterable[Placed]) -> list[str]:
-    """A contradiction: the recorded N and K of a GEMM are not those of the config."""
-    for one in placed:
-        if one.item.nk is not None and one.item.nk != (one.slot.n, one.slot.k):
-            n, k = one.item.nk
+    """State that the recorded N and K of a GEMM are not those of the config; empty if they are."""
+    for gemm in placed:
+        if gemm.item.nk is not None and gemm.item.nk != (gemm.slot.n, gemm.slot.k):
+            n, k = gemm.item.nk
             return [
-                f"{one.slot.role} has N = {n:,}, K = {k:,} in the trace, N = {one.slot.n:,}, "
-                f"K = {one.slot.k:,} in the config"
+                f"{gemm.slot.role} has N = {n:,}, K = {k:,} in the trace, N = {gemm.slot.n:,}, "
+                f"K = {gemm.slot.k:,} in the config"
             ]
     return []
 
 
-def head_rows(one: Placed, heads: Sequence[int], sm: int | None) -> int | None:
-    """M of lm_head: the only one of `heads` that its grid allows; None if several fit."""
-    allowed = allowed_rows(one, sm)
+def head_rows(gemm: Placed, heads: Sequence[int], sm: int | None) -> int | None:
+    """Return M of lm_head: the only one of `heads` that its grid allows; None if several fit."""
+    allowed = allowed_rows(gemm, sm)
     left = [m for m in heads if holds(allowed, m)]
     return left[0] if len(left) == 1 else None
 
@@ -334,13 +360,15 @@ def head_rows(one: Placed, heads: Sequence[int], sm: int | None) -> int | None:
 def fitting_widths(
     gemms: Sequence[Placed], rows: int | None, sm: int | None, *, heads: Sequence[int] = ()
 ) -> list[str]:
-    """The ranges of N that fit the trace, as at most one sentence; none where nothing bounds a
-    width. `heads`: the possible M of lm_head."""
+    """State the ranges of N that fit the trace, in at most one sentence.
+
+    The list is empty where nothing bounds a width. `heads` are the possible M of lm_head.
+    """
     with_head = tuple(heads) == (rows,)
     of_slot: dict[Slot, list[Placed]] = defaultdict(list)
-    for one in gemms:
-        if one.slot.what == GEMM:
-            of_slot[one.slot].append(one)
+    for gemm in gemms:
+        if gemm.slot.form == GEMM:
+            of_slot[gemm.slot].append(gemm)
     usual = usual_times(gemms, with_head=with_head)
     by_tiles = _widths_by_tiles(gemms)
     ranges: list[str] = []
@@ -357,7 +385,8 @@ def fitting_widths(
             # By time alone a width is often known to a factor of 5: used if nothing is closer.
             is_wide = how == "time" and allowed[-1][1] > _WIDE * allowed[0][0]
             (by_time if is_wide else ranges).append(f"{slot.role} {written(allowed)} by its {how}")
-            outside += [f"{slot.n:,} of {slot.role}"] * (not holds(allowed, slot.n))
+            if not holds(allowed, slot.n):
+                outside.append(f"{slot.n:,} of {slot.role}")
     ranges = ranges or by_time
     if not ranges:
         return []
@@ -370,36 +399,41 @@ def fitting_widths(
 
 
 def _widths_by_tiles(placed: Iterable[Placed]) -> dict[int, Intervals]:
-    """By the config's N, the N that a kernel with a block for every tile allows. The widest launch
-    of a kernel is left out: its blocks may be as many as fit on the device, with several tiles
-    each."""
-    out: dict[int, Intervals] = {}
+    """Return the N that a kernel with a block for every tile allows, by the config's N.
+
+    The widest launch of a kernel is left out: its blocks may be as many as fit on the device, with
+    several tiles each.
+    """
+    widths_of_n: dict[int, Intervals] = {}
     for tile, times, widths, most in _block_for_every_tile(placed):
         for n, (_, launched) in widths.items():
             if launched < most and launched % times == 0:
                 last = launched // times * tile.rows
-                out[n] = ((last - tile.rows + 1, last),)
-    return out
+                widths_of_n[n] = ((last - tile.rows + 1, last),)
+    return widths_of_n
 
 
 def _widths_by_grid(members: Sequence[Placed], rows: int, sm: int | None) -> Intervals | None:
+    """Return the N that the grids of a slot's kernels allow; None allows any."""
     allowed: Intervals | None = None
-    for one in {member.item.token: member for member in members}.values():
-        allowed = meet(allowed, width_allowed(one, rows, sm))
+    for gemm in {member.item.token: member for member in members}.values():
+        allowed = meet(allowed, width_allowed(gemm, rows, sm))
     return allowed
 
 
 def _widths_by_time(slot: Slot, usual: Usual) -> Intervals | None:
-    """The N at which the rate N·K/time differs from that of every other GEMM by at most
-    `time_limit`, which is narrower for two GEMMs on one kernel."""
+    """Return the N at which the rate N·K/time agrees with that of every other GEMM.
+
+    Agreement is within `time_limit`, which is narrower for two GEMMs on one kernel.
+    """
     low, high = 0.0, math.inf
     for (own, name), ns in usual.items():
         if own != slot:
             continue
-        for (other, kernel), theirs in usual.items():
-            if other != slot:
+        for (rival, kernel), theirs in usual.items():
+            if rival != slot:
                 limit = time_limit(ns, theirs, same=name == kernel)
-                n = other.size / theirs * ns / slot.k
+                n = rival.size / theirs * ns / slot.k
                 low, high = max(low, n / limit), min(high, n * limit)
     return ((math.ceil(low), int(high)),) if 0 < low < high < math.inf else None
 
@@ -422,34 +456,41 @@ _NAME_LIMIT = 400
 
 
 @dataclass(frozen=True)
-class Named:
-    """Sizes in the names of kernels: `cached`, bytes of a token's keys in the cache; `norm`, most
-    elements of a row in the widest norm kernel; `each`, possible bytes of an element in the
-    cache."""
+class NamedSizes:
+    """The sizes in the names of kernels.
+
+    `cached` is the number of bytes of a token's keys in the cache; `norm` is the most elements of a
+    row in the widest norm kernel; `each` are the possible bytes of an element in the cache.
+    """
 
     cached: int | None = None
     norm: int | None = None
     each: tuple[int, ...] = (1, 2, 4)
 
 
-def named_in(names: Iterable[str]) -> Named:
-    """The sizes in the names of a phase's kernels; None where no name has one, or names
-    disagree."""
+def read_named_sizes(names: Iterable[str]) -> NamedSizes:
+    """Read the sizes in the names of a phase's kernels.
+
+    A size is None where no name states it, or names disagree.
+    """
     cached, norms, types = set(), set(), set()
     for name in names:
-        if (found := _CACHED.search(name[:_NAME_LIMIT])) is not None:
-            cached.add(int(found[1]))
-        elif (found := _NORM.search(name[:_NAME_LIMIT])) is not None:
-            norms.add(int(found[1]) * int(found[2]))
-        elif (found := _CACHE_TYPE.search(name[:_NAME_LIMIT])) is not None:
-            types.add(found[1] == "0")
-    each = (2, 4) if types == {True} else (1,) if types == {False} else Named.each
-    return Named(cached.pop() if len(cached) == 1 else None, max(norms, default=None), each)
+        if (match := _CACHED.search(name[:_NAME_LIMIT])) is not None:
+            cached.add(int(match[1]))
+        elif (match := _NORM.search(name[:_NAME_LIMIT])) is not None:
+            norms.add(int(match[1]) * int(match[2]))
+        elif (match := _CACHE_TYPE.search(name[:_NAME_LIMIT])) is not None:
+            types.add(match[1] == "0")
+    each = (2, 4) if types == {True} else (1,) if types == {False} else NamedSizes.each
+    return NamedSizes(cached.pop() if len(cached) == 1 else None, max(norms, default=None), each)
 
 
-def named_size_contradictions(named: Named, shape: ModelShape, ranks: int) -> list[str]:
-    """A contradiction: the width of the keys is not that of the cache, or the hidden size is larger
-    than the widest norm kernel allows."""
+def named_size_contradictions(named: NamedSizes, shape: ModelShape, ranks: int) -> list[str]:
+    """State that the cache or the widest norm kernel does not fit the config; empty if both do.
+
+    The width of the keys has to be that of the cache, and the hidden size at most that of the
+    widest norm kernel.
+    """
     keys = shape.attention.key_width // min(ranks, shape.attention.kv_heads)
     latent = (
         shape.attention.kv_rank is not None
@@ -470,12 +511,14 @@ def named_size_contradictions(named: Named, shape: ModelShape, ranks: int) -> li
 
 
 def attention_name_contradictions(items: Iterable[Item], shape: ModelShape) -> list[str]:
-    """A contradiction: the name of an attention kernel has a head dimension, or a number of query
-    heads per KV head, that the config does not have. Latent attention is not judged: its kernels
-    run on the width of the latent or of the heads."""
+    """State that the name of an attention kernel does not fit the config; empty if it does.
+
+    The name may state a head dimension, or a number of query heads per KV head. Latent attention is
+    not judged: its kernels run on the width of the latent or of the heads.
+    """
     if shape.attention.kv_rank is not None:
         return []
-    for name in {item.name[:_NAME_LIMIT] for item in items if item.what == ATTENTION}:
+    for name in {item.name[:_NAME_LIMIT] for item in items if item.form == ATTENTION}:
         group = _GROUP.search(name)
         groups = {part.attention.group for part in shape.attention_parts()}
         if group is not None and int(group[1]) not in groups:
@@ -484,7 +527,7 @@ def attention_name_contradictions(items: Iterable[Item], shape: ModelShape) -> l
                 f"{shape.attention.group}"
             ]
         ours = max(shape.attention.head_dim, shape.attention.value_dim)
-        exact, most = _size(_EXACT, name), _size(_UP_TO, name)
+        exact, most = _named_size(_EXACT, name), _named_size(_UP_TO, name)
         wrong = exact is not None and ours != exact
         if most is not None and (ours > most or ours <= most // 2 and most > 32):
             wrong = True
@@ -496,20 +539,23 @@ def attention_name_contradictions(items: Iterable[Item], shape: ModelShape) -> l
     return []
 
 
-def _size(pattern: re.Pattern[str], name: str) -> int | None:
-    found = pattern.search(name)
-    return None if found is None else next((int(n) for n in found.groups() if n), None)
+def _named_size(pattern: re.Pattern[str], name: str) -> int | None:
+    """Return the size in a kernel's name that a pattern finds; None without one."""
+    match = pattern.search(name)
+    return None if match is None else next((int(n) for n in match.groups() if n), None)
 
 
 def attention_grid_contradictions(
     items: Iterable[Item], shape: ModelShape, ranks: int
 ) -> list[str]:
-    """A contradiction: the grid of an attention kernel has another number of query heads. The grid
-    of FlashAttention 2 in prefill is query tiles × sequences × heads, that of memory-efficient
-    attention query tiles × heads × sequences."""
+    """State that the grid of an attention kernel has another number of query heads than the config.
+
+    The grid of FlashAttention 2 in prefill is query tiles × sequences × heads, that of
+    memory-efficient attention query tiles × heads × sequences.
+    """
     known = [part.attention.heads // ranks for part in shape.attention_parts()]
     for item in items:
-        if item.what != ATTENTION or item.grid is None or len(item.grid) != 3:
+        if item.form != ATTENTION or item.grid is None or len(item.grid) != 3:
             continue
         seen = known[0]
         if "flash_fwd_kernel" in item.name:

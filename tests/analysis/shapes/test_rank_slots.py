@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.shapes.items import Item, Placed
-from prunescope.analysis.shapes.ranks import experts_of
+from prunescope.analysis.shapes.rank_slots import experts_of
 from prunescope.analysis.shapes.slots import GROUPED, expert_slots
 from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.shape import ModelShape
@@ -23,11 +23,11 @@ REDUCE, SEND = {"multimem_all_reduce_kernel": 73.0}, {"deep_ep::intranode::dispa
 def told(
     name: str, tiles: int, ranks: int, collectives: dict[str, float]
 ) -> list[tuple[int, int] | None]:
-    item = Item(row=0, step=0, what=GROUPED, name=name, grid=(tiles, 342, 1), ns=1, role="unknown",
+    item = Item(row=0, step=0, form=GROUPED, name=name, grid=(tiles, 342, 1), ns=1, role="unknown",
                 layer=None, instance=0, kind=GROUPED)  # fmt: skip
     own = expert_slots(SHAPE, ranks)
-    found = experts_of([Placed(item, own[0], 0)], SHAPE, ranks, collectives)
-    products = [found.slots.get(slot) for slot in own]
+    experts = experts_of([Placed(item, own[0], 0)], SHAPE, ranks, collectives)
+    products = [experts.slots.get(slot) for slot in own]
     return [None if p is None else (p.n, p.k) for p in products]
 
 
@@ -62,10 +62,10 @@ def test_a_pipeline_that_sends_once_a_step_is_no_all_to_all() -> None:
 
 
 def rows(path: Path, **options: Any) -> tuple[set[tuple[int | None, ...]], str]:
-    found = report(path, B200, model=B200.model, **options)
-    (phase,) = found.phases.values()
+    analysed = report(path, B200, model=B200.model, **options)
+    (phase,) = analysed.phases.values()
     gemms = {(g.m, g.n, g.k) for g in phase.gemms if g.role == "experts"}
-    return gemms, " ".join([*phase.notes, *found.warnings])
+    return gemms, " ".join([*phase.notes, *analysed.warnings])
 
 
 @pytest.mark.parametrize("modules", [True, False])
@@ -92,5 +92,5 @@ def test_another_grid_tells_whole_experts_or_nothing(
     for event in trace["traceEvents"]:
         if event.get("cat") == "kernel" and event["name"].startswith("bmm_MxE4m3"):
             event["args"]["grid"][0] = tiles
-    found, said = rows(save(trace, tmp_path / "other.json.gz"), **B200.workload)
-    assert found == gemms and why in said
+    shapes, said = rows(save(trace, tmp_path / "other.json.gz"), **B200.workload)
+    assert shapes == gemms and why in said

@@ -1,8 +1,8 @@
-"""How a model is shared out over ranks: degrees of tensor parallelism, and the experts of a rank.
+"""How a model is divided over ranks: degrees of tensor parallelism, and the experts of a rank.
 
-In: a trace, the config, the grouped products of a pass with the tiles of their grids, the
-collectives of a step. Out: the degrees to try (one without a collective; else the trace's grids
-decide), and `ExpertSlots`: the GEMMs that a rank runs, its part of every expert's channels or whole
+In: a trace, the config, the grouped GEMMs of a pass with the tiles of their grids, the collectives
+of a step. Out: the degrees to try (one without a collective; else the trace's grids decide), and
+`ExpertSlots`: the GEMMs that a rank runs, which are its part of every expert's channels or whole
 experts, or why they are not known.
 """
 
@@ -23,7 +23,7 @@ _WORLD = 1 << 16
 
 
 def degrees(trace: Trace, items: Sequence[Item], shape: ModelShape) -> list[int]:
-    """The degrees that the ranks of a trace may have, those that the model's dimensions allow."""
+    """List the degrees that the ranks may have, of those that the model's dimensions allow."""
     if not items or not any(_is_collective(name) for name in trace.names):
         return [1]
     info = trace.source.meta.get("distributedInfo")
@@ -34,6 +34,7 @@ def degrees(trace: Trace, items: Sequence[Item], shape: ModelShape) -> list[int]
 
 
 def _is_collective(name: str) -> bool:
+    """Return whether a name is that of a collective's kernel."""
     return len(name) < 4096 and not name.startswith("aten::") and kernel_kind(name) == "comm"
 
 
@@ -48,8 +49,12 @@ _NAME_LIMIT = 400
 
 @dataclass(frozen=True)
 class ExpertSlots:
-    """`slots`: by the slot of one of `ranks`, the product that a rank runs; `all_rows`: whether it
-    runs every pair of a token and an expert; `reason`: how this is known, else why it is not."""
+    """The GEMMs of experts that a rank runs.
+
+    `slots` maps the slot of one of `ranks` to the GEMM that a rank runs. `all_rows` is set if the
+    rank runs every pair of a token and an expert. `reason` states how this is known, or else why it
+    is not.
+    """
 
     slots: Mapping[Slot, Slot]
     all_rows: bool
@@ -59,12 +64,14 @@ class ExpertSlots:
 def experts_of(
     gemms: Iterable[Placed], shape: ModelShape, ranks: int, collectives: Mapping[str, float]
 ) -> ExpertSlots:
-    """The experts of one rank. `collectives`: how often a step runs each; where there are
-    none, one rank runs all."""
+    """Find the experts of one rank.
+
+    `collectives` is how often a step runs each of them; without any, one rank runs all experts.
+    """
     part, whole = expert_slots(shape, ranks), expert_slots(shape)
     if not collectives:
         return ExpertSlots(dict(zip(part, part, strict=True)), all_rows=True)
-    covered = _covered([one for one in gemms if one.slot == part[0]])
+    covered = _covered_channels([gemm for gemm in gemms if gemm.slot == part[0]])
     by_grid = "" if covered is None else f"the grid of its kernel, {covered:,} channels in tiles"
     if ranks > 1 and covered is not None and part[0].n <= covered < 2 * part[0].n:
         reason = (
@@ -85,10 +92,9 @@ def experts_of(
     )
 
 
-def _covered(gemms: list[Placed]) -> int | None:
-    """Channels that the tiles of a product cover, by all of its kernels; None where they do not
-    say."""
-    seen = {one.item.token for one in gemms if one.slot.what == GROUPED}
+def _covered_channels(gemms: list[Placed]) -> int | None:
+    """Return the channels that the tiles of a GEMM cover, by its kernels; None if unknown."""
+    seen = {gemm.item.token for gemm in gemms if gemm.slot.form == GROUPED}
     widths = set()
     for name, grid in seen:
         tile = _TILED.match(name[:_NAME_LIMIT])

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from prunescope.analysis.shapes.counts import Count, RowCounts, rows_by_tokens
-from prunescope.analysis.shapes.evidence import (
-    Named,
+from prunescope.analysis.shapes.config_evidence import (
+    NamedSizes,
     attention_grid_contradictions,
     attention_name_contradictions,
-    named_in,
     named_size_contradictions,
     off_the_tiles,
     peak_contradictions,
+    read_named_sizes,
 )
+from prunescope.analysis.shapes.counts import Count, RowCounts, rows_by_tokens
 from prunescope.analysis.shapes.grids import holds, meet, only, rows_of, widths_of
 from prunescope.analysis.shapes.items import ATTENTION, Item, Placed
 from prunescope.analysis.shapes.slots import GEMM, Slot
@@ -44,8 +44,8 @@ TENSILE = "Cijk_Alik_Bljk_BBS_BH_Bias_HA_S_SAV_UserArgs_MT320x224x64_MI16x16x1_S
 def test_a_grid_bounds_the_other_side(
     kernel: str, grid: tuple[int, ...], n: int, m: int, rows: object, widths: object
 ) -> None:
-    found = rows_of(n, kernel, grid, sm=132)
-    assert holds(found, m) and found == rows
+    allowed = rows_of(n, kernel, grid, sm=132)
+    assert holds(allowed, m) and allowed == rows
     assert widths_of(m, kernel, grid, sm=132) == widths
 
 
@@ -102,7 +102,7 @@ def test_residual_adds_and_activations_tell_m_together() -> None:
 
 
 def attention(name: str, grid: tuple[int, ...] | None = None) -> Item:
-    return Item(row=0, step=0, what=ATTENTION, name=name, grid=grid, ns=1, role="attention",
+    return Item(row=0, step=0, form=ATTENTION, name=name, grid=grid, ns=1, role="attention",
                 layer=None, instance=0, kind="attention")  # fmt: skip
 
 
@@ -125,8 +125,8 @@ LL4MI = (
     ],
 )
 def test_the_name_of_an_attention_kernel_tells_heads(name: str, said: str | None) -> None:
-    found = attention_name_contradictions([attention(name)], QWEN3)
-    assert found == [] if said is None else said in found[0]
+    sentences = attention_name_contradictions([attention(name)], QWEN3)
+    assert sentences == [] if said is None else said in sentences[0]
 
 
 def test_the_grid_of_an_attention_counts_heads() -> None:
@@ -141,17 +141,17 @@ def test_the_grid_of_an_attention_counts_heads() -> None:
 
 
 def test_names_of_cache_and_norm_kernels_tell_widths() -> None:
-    named = named_in(["void (anonymous namespace)::store_kvcache<2048l, 4, false, long>",
+    named = read_named_sizes(["void (anonymous namespace)::store_kvcache<2048l, 4, false, long>",
                       "_ZN5aiter24add_rmsnorm_quant_kernelIDF16bDF16bLi256ELi16ELb1ELb0E",
                       "_ZN5aiter24add_rmsnorm_quant_kernelIDF16bDF16bLi64ELi8ELb0E"])  # fmt: skip
-    assert named == Named(cached=2048, norm=4096)
+    assert named == NamedSizes(cached=2048, norm=4096)
     assert named_size_contradictions(named, QWEN3, 1) == []  # 8 keys of 128 numbers of 2 bytes
     assert named_size_contradictions(named, QWEN3, 8) != []
-    assert named_size_contradictions(Named(norm=2048), QWEN3, 1) != []
+    assert named_size_contradictions(NamedSizes(norm=2048), QWEN3, 1) != []
     assert (
-        named_size_contradictions(Named(cached=1024), QWEN3, 1) == []
+        named_size_contradictions(NamedSizes(cached=1024), QWEN3, 1) == []
     )  # of one byte, as far as is known
-    plain = named_in(["store_kvcache<1024l, 4, false, long>", LL4MI.format(128, 4)])
+    plain = read_named_sizes(["store_kvcache<1024l, 4, false, long>", LL4MI.format(128, 4)])
     assert named_size_contradictions(plain, QWEN3, 1) != []
 
 
@@ -170,13 +170,13 @@ def test_blocks_that_are_not_the_tiles_of_a_width(widths: dict[int, int], said: 
     kernel = "sm90_xmma_gemm_bf16_tilesize128x128x64_warpgroupsize1x1x1_execute_segment_k_off_k"
 
     def placed(role: str, n: int, blocks: int) -> Placed:
-        item = Item(row=0, step=0, what=GEMM, name=kernel, grid=(blocks, 1, 1), ns=1, role=role,
+        item = Item(row=0, step=0, form=GEMM, name=kernel, grid=(blocks, 1, 1), ns=1, role=role,
                     layer=0, instance=0, kind="gemm")  # fmt: skip
         return Placed(item, Slot(role, n, 896), 0)
 
     gemms = [placed(f"linear {n}", n, blocks) for n, blocks in widths.items()]
-    found = off_the_tiles([*gemms, placed("lm_head", 151_936, 1187)])
-    assert found == [] if said is None else len(found) == 1 and said in found[0]
+    sentences = off_the_tiles([*gemms, placed("lm_head", 151_936, 1187)])
+    assert sentences == [] if said is None else len(sentences) == 1 and said in sentences[0]
 
 
 @pytest.mark.parametrize(
@@ -188,11 +188,11 @@ def test_bytes_of_quantised_weights_are_not_those_of_the_config(
 ) -> None:
     """128 MB at 2 bytes a weight in 20 µs: 6,711 GB/s of 3,350, which 4.5 bits keep."""
     item = Item(0, 0, GEMM, kernel, None, 20_000, "up", 0, 0, "gemv")
-    found = peak_contradictions(
+    sentences = peak_contradictions(
         [Placed(item, Slot("up", 16_385, 4_096), 0)],
         None,
         flop_per_s=None,
         byte_per_s=3.35e12,
         itemsize=2,
     )
-    assert bool(found) == contradicts
+    assert bool(sentences) == contradicts

@@ -112,7 +112,7 @@ def test_a_segment_that_lacks_a_kernel_is_left_out(tmp_path: Path) -> None:
     launches = [e for e in trace["traceEvents"] if e["cat"] != "kernel"]
     trace["traceEvents"] = launches + drop(kernels, random.Random(1), 1)
     got = widths(read(trace, PLAIN, tmp_path))
-    assert got and {n: one for n, one in got.items() if truth[n] != one} == {}
+    assert got and {n: shape for n, shape in got.items() if truth[n] != shape} == {}
 
 
 def test_lists_of_another_model_are_refused(tmp_path: Path) -> None:
@@ -140,10 +140,10 @@ def test_a_real_trace_whose_layers_were_made_to_differ(tmp_path: Path, *, module
             kernels[number]["dur"] *= width / full
             n, k = (n, width) if role == "down" else (width, k)
         if role == "gate":  # its activation, and the product with up two kernels later
-            for one in kernels[number + 1 : number + 4]:
-                grid = one["args"]["grid"]
-                if "elementwise" in one["name"]:
-                    one["args"]["grid"] = [-(-grid[0] * width // full), *grid[1:]]
+            for kernel in kernels[number + 1 : number + 4]:
+                grid = kernel["args"]["grid"]
+                if "elementwise" in kernel["name"]:
+                    kernel["args"]["grid"] = [-(-grid[0] * width // full), *grid[1:]]
         wanted[number] = (role, layer, n, k)
     if not modules:
         trace["traceEvents"] = [
@@ -156,7 +156,7 @@ def test_a_real_trace_whose_layers_were_made_to_differ(tmp_path: Path, *, module
     path = save(trace, tmp_path / "bare.json.gz")
     told = kernels_of(path, REAL, model=str(tmp_path / "config.json"), **REAL.workload)
     got = placed(told, REAL)
-    wrong = {n: (one, wanted.get(n)) for n, one in got.items() if wanted.get(n) != one}
+    wrong = {n: (kernel, wanted.get(n)) for n, kernel in got.items() if wanted.get(n) != kernel}
     assert not wrong
     assert len(got) >= 0.99 * len(wanted), told.warnings
     assert len({n for role, _, n, _ in got.values() if role == "gate"}) == 12
