@@ -41,7 +41,7 @@ from prunescope.analysis.predict.setting import (
     Setting,
     active_terms,
     as_runnable,
-    named_family,
+    find_named_family,
     routing_of_model,
     split_library,
 )
@@ -200,7 +200,7 @@ def _rows_of_families(
     seen: set[tuple[str, str, float]] = set()
     refused: list[PrunescopeError] = []
     for name, label, sparsity in _requested_points(request, warnings):
-        named, method_knobs = named_family(name)
+        named, method_knobs = find_named_family(name)
         chosen = as_runnable(named, setting.device, warnings) or named
         knobs = {k: v for k, v in {**method_knobs, **setting.knobs}.items() if k in chosen.knobs}
         label = chosen.id if label == named.id else label

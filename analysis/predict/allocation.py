@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prunescope.analysis.predict.costs import cost_estimate, total_ns
+from prunescope.analysis.predict.costs import estimate_costs, total_ns
 from prunescope.analysis.predict.measured import (
     DensePhase,
     Measured,
@@ -22,7 +22,7 @@ from prunescope.analysis.predict.measured import (
     scaled_speedup,
 )
 from prunescope.analysis.predict.ranges import uncertainty
-from prunescope.analysis.predict.rank import workload_named
+from prunescope.analysis.predict.rank import find_workload
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.setting import Setting, resolve, workloads
 from prunescope.analysis.predict.side import PredictedSide, predicted_side
@@ -79,7 +79,7 @@ class PhaseCosts:
             times = scale_measured(self.measured, self.dense, side, self.setting.terms)
             parts = {**times.parts, _IDLE: times.gap_ns}
         else:
-            parts = cost_estimate(side).role_ns(self.setting.constants, active)
+            parts = estimate_costs(side).role_ns(self.setting.constants, active)
             parts = {**parts, _STARTS: self.ns(shape) - sum(parts.values())}
         return dict(sorted(parts.items(), key=lambda item: -item[1]))
 
@@ -113,11 +113,6 @@ class Costs:
     def ns(self, shape: ModelShape) -> float:
         """Return the ns of a request."""
         return sum(phase.weight * phase.ns(shape) for phase in self.phases.values())
-
-    @property
-    def dense_ns(self) -> float:
-        """The time of a request to the dense model in ns."""
-        return sum(phase.weight * phase.dense_ns for phase in self.phases.values())
 
     def memory_bytes(self, shape: ModelShape) -> float:
         """Return the weights and the KV cache at the end of the phase that holds most."""
@@ -228,7 +223,7 @@ def workload_request(request: PredictRequest, name: str) -> tuple[PredictRequest
     A run keeps its own sizes: the workload weighs its phases. Raises PrunescopeError for an unknown
     name.
     """
-    load = workload_named(name)
+    load = find_workload(name)
     if request.from_run is not None:
         return replace(request, phase="both"), load.new_tokens
     sized = replace(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from prunescope.analysis.predict.constants import OVERHEAD_BYTES, Constants
-from prunescope.analysis.predict.costs import cost_estimate
+from prunescope.analysis.predict.costs import estimate_costs
 from prunescope.analysis.predict.kernels import op_cost_ns, rates
 from prunescope.analysis.predict.ranges import (
     Differences,
@@ -56,8 +56,8 @@ class Answer:
         """
         terms = frozenset(self.setting.terms)
         if self.chunk is None:
-            return cost_estimate(self.prompt).total_ns(c, terms)
-        chunk_ns = cost_estimate(self.chunk).total_ns(c, terms)
+            return estimate_costs(self.prompt).total_ns(c, terms)
+        chunk_ns = estimate_costs(self.chunk).total_ns(c, terms)
         attention = _attention_ns(self.chunk, c, terms)
         whole = _attention_ns(self.prompt, c, terms)
         return self.chunks * (chunk_ns - attention) + max(whole, self.chunks * attention)
@@ -66,7 +66,7 @@ class Answer:
         """Return the time per output token after the first: the mean of the steps."""
         terms = frozenset(self.setting.terms)
         return sum(
-            weight * cost_estimate(side).total_ns(c, terms)
+            weight * estimate_costs(side).total_ns(c, terms)
             for weight, side in zip(_WEIGHTS, self.steps, strict=True)
         )
 
@@ -82,10 +82,10 @@ class Answer:
         if self.setting.pp == 1:
             return self.total_ns(c)
         terms = frozenset(self.setting.terms)
-        whole = cost_estimate(self.prompt)
+        whole = estimate_costs(self.prompt)
         prompt = self.ttft_ns(c) * whole.stage_ns(c, terms) / whole.total_ns(c, terms)
         step = sum(
-            weight * cost_estimate(side).stage_ns(c, terms)
+            weight * estimate_costs(side).stage_ns(c, terms)
             for weight, side in zip(_WEIGHTS, self.steps, strict=True)
         )
         return prompt + (self.new_tokens - 1) * step
@@ -148,7 +148,7 @@ def answer(
 def _attention_ns(side: PredictedSide, c: Constants, terms: frozenset[str]) -> float:
     """Return the ns of the attention of a forward."""
     r = rates(side.setting, c, terms)
-    pairs = zip(side.bounded, cost_estimate(side).op_costs, strict=True)
+    pairs = zip(side.bounded, estimate_costs(side).op_costs, strict=True)
     return sum(cost.layers * op_cost_ns(cost, r) for op, cost in pairs if op.cls == "attention")
 
 
@@ -165,7 +165,7 @@ def prompt_of(setting: Setting, *, batch: int, prompt_len: int, logits: str) -> 
     )
 
 
-def predicted_answer(setting: Setting, request: PredictRequest) -> PredictedAnswer:
+def predict_answers(setting: Setting, request: PredictRequest) -> PredictedAnswer:
     """Predict both sides of the workload and their speedup.
 
     The prediction includes the batch that pruning makes room for.

@@ -33,7 +33,7 @@ def break_even(work: Workload, speedup: SpeedupAt) -> BreakEven:
 
     Batches and contexts (powers of two) are {"from", "to"} at the sparsity of the request.
     """
-    return BreakEven(sparsity=sparsity_from(work, speedup), **spans(work, speedup))
+    return BreakEven(sparsity=smallest_faster_sparsity(work, speedup), **spans(work, speedup))
 
 
 def spans(work: Workload, speedup: SpeedupAt) -> dict[str, Span | None]:
@@ -42,7 +42,7 @@ def spans(work: Workload, speedup: SpeedupAt) -> dict[str, Span | None]:
     return {"batch": _faster_span(batches, speedup), "context": _faster_span(contexts, speedup)}
 
 
-def sparsity_from(work: Workload, speedup: SpeedupAt) -> float | None:
+def smallest_faster_sparsity(work: Workload, speedup: SpeedupAt) -> float | None:
     """Return the smallest sparsity on a 1/64 grid above which all on the 1/16 grid are faster."""
     coarse = _last_faster(range(_GRID - _COARSE, 0, -_COARSE), work, speedup)
     above = _GRID if coarse is None else coarse
@@ -121,8 +121,8 @@ def _edge(inside: int, end: int, is_faster: Callable[[int], bool]) -> int:
     return end if is_faster(end) else _boundary(inside, end, is_faster)
 
 
-def first_and_last(holds: Callable[[int], bool], grid: Sequence[int]) -> Span | None:
-    """Return the first and the last whole number at which `holds`; None where it holds at none.
+def find_first_and_last(holds: Callable[[int], bool], grid: Sequence[int]) -> Span | None:
+    """Find the first and the last whole number at which `holds`; None where it holds at none.
 
     It must hold on one stretch, which is found among the numbers of a rising `grid`, and then by
     bisection between two of them.
@@ -177,7 +177,7 @@ class Speedups:
         speedup = self._speedup_at(setting, which)
         key = work, _method_key(setting), which
         if key not in self._sparsities:
-            self._sparsities[key] = sparsity_from(work, speedup)
+            self._sparsities[key] = smallest_faster_sparsity(work, speedup)
         return BreakEven(sparsity=self._sparsities[key], **spans(work, speedup))
 
     def _speedup_at(self, setting: Setting, which: int) -> SpeedupAt:

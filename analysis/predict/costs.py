@@ -230,8 +230,8 @@ class CostEstimate:
         return frozenset(name for name in TABLE if relevant.get(name, True))
 
 
-def cost_estimate(side: PredictedSide) -> CostEstimate:
-    """Return the costs of a side, computed once for all constants and terms."""
+def estimate_costs(side: PredictedSide) -> CostEstimate:
+    """Estimate the costs of a side, once for all constants and terms."""
     setting, device = side.setting, side.setting.device
 
     def compute() -> CostEstimate:
@@ -264,7 +264,7 @@ def cost_estimate(side: PredictedSide) -> CostEstimate:
 
 def total_ns(side: PredictedSide, active: Collection[str]) -> float:
     """Return the ns of a forward with the terms in `active`; without any, those of the roofline."""
-    return cost_estimate(side).total_ns(side.setting.constants, frozenset(active))
+    return estimate_costs(side).total_ns(side.setting.constants, frozenset(active))
 
 
 def expected_speedup(setting: Setting, work: Workload, sparsity: float | None = None) -> float:

@@ -24,7 +24,7 @@ def is_expert(op: Op) -> bool:
     return op.name in EXPERTS
 
 
-def expert_parallel(own: Forward, everyone: Forward, devices: int) -> Forward:
+def share_experts(own: Forward, everyone: Forward, devices: int) -> Forward:
     """Return `own` with the experts of the fullest of `devices`.
 
     `everyone` is the forward of the tokens of all devices, which is `own` where the devices share

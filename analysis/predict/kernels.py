@@ -146,7 +146,7 @@ def op_cost(side: PredictedSide, op: Op) -> OpCost:
         k = max(1, round(gemm.k * (union or 1)))
         size = gemm.m, gemm.n, k, gemm.batch
         idle = DEFAULT.idle_share_on(setting.device)
-        choices = tile_choices(size, setting.device.sm, split, spread, sparse=op.sparse, idle=idle)
+        choices = choose_tiles(size, setting.device.sm, split, spread, sparse=op.sparse, idle=idle)
         cuts = tuple([_cut(choice, compute, sums) for choice in choices])
     return OpCost(
         op.layers,
@@ -249,7 +249,7 @@ def kernels_of(ops: Iterable[Op]) -> float:
 
 
 @lru_cache(maxsize=1 << 16)
-def tile_choices(
+def choose_tiles(
     gemm: tuple[int, int, int, int],
     sm: int,
     split: SplitCosts,
@@ -258,7 +258,7 @@ def tile_choices(
     sparse: bool = False,
     idle: float = 1.0,
 ) -> tuple[TileChoice, ...]:
-    """Return the tile that takes least time with K whole, and with K in parts where that is less.
+    """Choose the tile that takes least time with K whole, and with K in parts where that is less.
 
     Rows chosen at run time fill their last tile by chance, and K is not split: no library plans for
     them. Every tile that a GEMM of more rows may take, one of fewer may take at no more time: so
@@ -270,7 +270,7 @@ def tile_choices(
         split: The costs that decide whether K is split.
         spread: The standard deviation of M; 0 where M is fixed.
         sparse: Whether the kernel is a 2:4 one.
-        idle: The share that costs time of what whole tiles and waves leave idle.
+        idle: The share of what whole tiles and waves leave idle that costs time.
 
     Returns:
         One choice or two.

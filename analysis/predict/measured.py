@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from prunescope.analysis.predict.constants import NAMES, Constants
-from prunescope.analysis.predict.costs import ADDED, cost_estimate
+from prunescope.analysis.predict.costs import ADDED, estimate_costs
 from prunescope.analysis.predict.ranges import Uncertainty, differences, uncertainty_of
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import PredictedSide
@@ -152,8 +152,8 @@ def _expected_ns(
 ) -> tuple[dict[str, float], float, float]:
     """Return the expected ns of each part, of the gaps, and of what only pruning needs."""
     active, c = frozenset(terms), pruned.setting.constants
-    before = cost_estimate(dense).role_ns(dense.setting.constants, active)
-    estimate = cost_estimate(pruned)
+    before = estimate_costs(dense).role_ns(dense.setting.constants, active)
+    estimate = estimate_costs(pruned)
     after = estimate.role_ns(c, active)
     parts = {
         part: ns * _share_left(_PARTS.get(part, ()), before, after)
@@ -161,7 +161,7 @@ def _expected_ns(
     }
     gaps = _layers_left(dense, pruned)
     if "launch" in terms:  # gaps go with their layers, and added kernels bring new ones
-        dense_kernels = cost_estimate(dense).kernels
+        dense_kernels = estimate_costs(dense).kernels
         more = estimate.kernels + estimate.added_kernels - gaps * dense_kernels
         gaps = max(0.0, gaps + more / (measured.kernels or dense_kernels))
     added = after.get(ADDED, 0.0) + estimate.added_busy_ns(c, active)

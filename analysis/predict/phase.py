@@ -14,13 +14,13 @@ from dataclasses import replace
 
 import msgspec
 
-from prunescope.analysis.predict.break_even import Speedups, first_and_last
+from prunescope.analysis.predict.break_even import Speedups, find_first_and_last
 from prunescope.analysis.predict.constants import NAMES, TABLE, TERMS, Constants
-from prunescope.analysis.predict.costs import CostEstimate, cost_estimate, total_ns
+from prunescope.analysis.predict.costs import CostEstimate, estimate_costs, total_ns
 from prunescope.analysis.predict.kernels import cut_of, kernels_of, op_cost_ns, rates
 from prunescope.analysis.predict.ranges import Uncertainty, uncertainty
 from prunescope.analysis.predict.setting import Setting
-from prunescope.analysis.predict.side import PredictedSide, predicted_side, weights
+from prunescope.analysis.predict.side import PredictedSide, ops_of_weights, predicted_side
 from prunescope.analysis.schema.prediction import (
     Execution,
     Expected,
@@ -90,7 +90,7 @@ def predict_phase(
     if speedups is not None and setting.family is not None:
         at_roofline, expected.break_even = speedups.break_even(setting, work)
     if gains and setting.family is not None and setting.family.changes_experts:
-        expected.gains = gaining_batches(setting, work)
+        expected.gains = find_gaining_batches(setting, work)
         expected.notes.append(_gains_note(expected.gains, _largest_dense_batch(dense)))
     result.predicted = Expected(break_even=at_roofline, execution=expected)
     return result
@@ -127,8 +127,8 @@ def _gains_note(gains: Span | None, fits: int | None) -> str:
     return text
 
 
-def gaining_batches(setting: Setting, work: Workload) -> Span | None:
-    """Return the batches at which the whole range of the expected speedup is above 1."""
+def find_gaining_batches(setting: Setting, work: Workload) -> Span | None:
+    """Find the batches at which the whole range of the expected speedup is above 1."""
 
     def gains(batch: int) -> bool:
         """Return whether the whole range is above 1 at a batch."""
@@ -138,7 +138,7 @@ def gaining_batches(setting: Setting, work: Workload) -> Span | None:
         speedup = total_ns(dense, setting.terms) / total_ns(pruned, setting.terms)
         return uncertainty(dense, pruned, setting.terms).range_of(speedup)[0] > 1
 
-    return first_and_last(gains, GAIN_BATCHES)
+    return find_first_and_last(gains, GAIN_BATCHES)
 
 
 def ladder(setting: Setting, dense: PredictedSide, pruned: PredictedSide) -> PredictedLadder:
@@ -210,7 +210,7 @@ def execution(
     rows = []
     active: set[str] = set()
     before = (dense.ns, pruned.ns)
-    estimates, c = (cost_estimate(dense), cost_estimate(pruned)), dense.setting.constants
+    estimates, c = (estimate_costs(dense), estimate_costs(pruned)), dense.setting.constants
     unused = estimates[0].unused_terms() & estimates[1].unused_terms()
     for term in TERMS:
         if term.name not in terms:
@@ -311,7 +311,7 @@ def _host_notes(
     slowest = TABLE["dispatch_ns"].high / 1e3
     if us_per_op >= slowest:  # the device sets the pace on all of them
         return []
-    a_layer = us_per_op * cost_estimate(dense).dispatch_ns(replace(c, dispatch_ns=1e3), active)
+    a_layer = us_per_op * estimate_costs(dense).dispatch_ns(replace(c, dispatch_ns=1e3), active)
     a_layer_ms = a_layer / 1e6 / dense.setting.shape.layers
     return [
         f"two modes: on a host that needs less than {significant(us_per_op)} us an op "
@@ -323,7 +323,7 @@ def _host_notes(
 
 def _fastest_host_us(side: PredictedSide, active: frozenset[str]) -> float:
     """Return the us per op below which the device sets the pace of a side."""
-    c, estimate = side.setting.constants, cost_estimate(side)
+    c, estimate = side.setting.constants, estimate_costs(side)
     device_ns = estimate.total_ns(replace(c, dispatch_ns=0.0), active)
     return device_ns / estimate.dispatch_ns(replace(c, dispatch_ns=1e3), active)
 
@@ -362,8 +362,8 @@ def gemm_rows(
     layers_left: defaultdict[str, float] = defaultdict(float)
     rows, setting = [], pruned.setting
     r = rates(setting, setting.constants, setting.terms)
-    costs = iter(cost_estimate(pruned).op_costs)
-    for weight in weights(pruned.bounded):
+    costs = iter(estimate_costs(pruned).op_costs)
+    for weight in ops_of_weights(pruned.bounded):
         before = _dense_ops_of(weight, pruned_weights, dense_weights) if compared else []
         is_pair = _is_pair(weight, before)
         for place, op in enumerate(weight):
@@ -398,7 +398,7 @@ def _weights_by_name(side: PredictedSide) -> dict[str, list[list[Op]]]:
     A stack of equal layers has one weight.
     """
     by_name: dict[str, list[list[Op]]] = {}
-    for ops in weights(side.bounded):
+    for ops in ops_of_weights(side.bounded):
         by_name.setdefault(ops[0].name, []).append(ops)
     return by_name
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from prunescope.analysis.predict.request import PredictRequest
-from prunescope.analysis.predict.setting import named_family
+from prunescope.analysis.predict.setting import find_named_family
 from prunescope.analysis.shapes.config import read_model
 from prunescope.taxonomy.arguments import number
 from prunescope.taxonomy.errors import PrunescopeError
@@ -108,7 +108,7 @@ def check_knobs(knobs: Iterable[str], names: Iterable[str | None]) -> None:
     names = list(names)
     whose = "none of these methods has an" if len(names) > 1 else f"{names[0] or 'dense'} has no"
     known = {
-        knob for name in names if _is_family(name) for knob in named_family(str(name))[0].knobs
+        knob for name in names if _is_family(name) for knob in find_named_family(str(name))[0].knobs
     }
     known |= {"kernel"}
     for knob in knobs:
@@ -125,7 +125,7 @@ def _is_family(name: str | None) -> bool:
 
 def _family_id(name: str | None) -> str | None:
     """Return the id of a method's family; a name without a family stays as it is."""
-    return named_family(str(name))[0].id if _is_family(name) else name
+    return find_named_family(str(name))[0].id if _is_family(name) else name
 
 
 def _kernel_key(name: str | None, knobs: Mapping[str, Any]) -> object:
@@ -135,7 +135,7 @@ def _kernel_key(name: str | None, knobs: Mapping[str, Any]) -> object:
     """
     if not _is_family(name):
         return name
-    family, method_knobs = named_family(str(name))
+    family, method_knobs = find_named_family(str(name))
     given = {key: str(value) for key, value in {**method_knobs, **knobs}.items()}
     filled = {key: given.get(key, str(knob.default)) for key, knob in family.knobs.items()}
     return family.id, given.get("kernel"), tuple(sorted(filled.items()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from prunescope.analysis.predict.answers import predicted_answer
+from prunescope.analysis.predict.answers import predict_answers
 from prunescope.analysis.predict.break_even import Speedups
 from prunescope.analysis.predict.phase import predict_phase
 from prunescope.analysis.predict.points import (
@@ -23,8 +23,8 @@ from prunescope.analysis.predict.points import (
 from prunescope.analysis.predict.request import PredictRequest, command_of, options_of_request
 from prunescope.analysis.predict.setting import (
     Setting,
-    assumptions,
-    model_on_device,
+    list_assumptions,
+    read_model_on_device,
     resolve,
     workloads,
 )
@@ -72,7 +72,7 @@ def predict(request: PredictRequest) -> Prediction:
     if request.curves and not any(names):
         raise PrunescopeError("curves need a --method", hint="one or several of `families`")
     check_knobs(request.knobs, names)
-    target = model_on_device(request, warnings)
+    target = read_model_on_device(request, warnings)
     request = as_one_pass(request, target.shape)
     speedups = Speedups() if request.break_even else None
     # The gaining batches of a whole grid would take most of its time.
@@ -117,7 +117,7 @@ def _point(
         sparsity=setting.sparsity if method else None,
         knobs=dict(setting.knobs),
         phases=phases,
-        answer=predicted_answer(setting, request) if request.new_tokens else None,
+        answer=predict_answers(setting, request) if request.new_tokens else None,
         kernel=setting.sparse_library if method and "layout" in method.adds else None,
         assumed=_assumed_knobs(setting, request),
     )
@@ -170,7 +170,7 @@ def _prediction(
         curves=_curves(points),
         warnings=warnings,
         answer=only.answer if only else None,
-        assumed=assumptions(setting),
+        assumed=list_assumptions(setting),
         options=options_of_request(request),
         command=command_of(request),
     )

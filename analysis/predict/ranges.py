@@ -20,7 +20,7 @@ from prunescope.analysis.predict.constants import (
     constants_at_ends,
     is_measured_on,
 )
-from prunescope.analysis.predict.costs import cost_estimate, total_ns
+from prunescope.analysis.predict.costs import estimate_costs, total_ns
 from prunescope.analysis.predict.kernels import cut_of, op_cost_ns, rates
 from prunescope.analysis.predict.routing_file import ZIPF_EXPONENT, zipf
 from prunescope.analysis.predict.side import PredictedSide, predicted_side
@@ -106,7 +106,7 @@ class Uncertainty:
 def differences(dense: PredictedSide, pruned: PredictedSide, terms: Collection[str]) -> Differences:
     """Return the differences of one pruned forward from its dense one."""
     known = dense.forward.once("kernels", lambda: {_op_key(op) for op in dense.bounded})
-    estimate, c, active = cost_estimate(pruned), pruned.setting.constants, frozenset(terms)
+    estimate, c, active = estimate_costs(pruned), pruned.setting.constants, frozenset(terms)
     r, total, reshaped = rates(pruned.setting, c, terms), 0.0, []
     for op, cost in zip(pruned.bounded, estimate.op_costs, strict=True):
         ns = cost.layers * op_cost_ns(cost, r)
@@ -118,13 +118,13 @@ def differences(dense: PredictedSide, pruned: PredictedSide, terms: Collection[s
         reshaped=tuple([(ns / total, waves) for ns, waves in reshaped]),
         added=estimate.added_ns(c, active) / estimate.total_ns(c, active),
         routing=math.hypot(_routing_spread(pruned, terms), _skew_spread(dense, pruned, terms)),
-        waits=(cost_estimate(dense).wait_share(c, active) + estimate.wait_share(c, active)) / 2,
+        waits=(estimate_costs(dense).wait_share(c, active) + estimate.wait_share(c, active)) / 2,
     )
 
 
 def uncertainty(dense: PredictedSide, pruned: PredictedSide, terms: Collection[str]) -> Uncertainty:
     """Return the uncertainty of the speedup from `dense` to `pruned`."""
-    before, after, active = cost_estimate(dense), cost_estimate(pruned), frozenset(terms)
+    before, after, active = estimate_costs(dense), estimate_costs(pruned), frozenset(terms)
 
     def speedup(constants: Constants) -> float:
         """Return the speedup with other constants."""
@@ -153,7 +153,7 @@ def host_modes(speedup: Speedup, dense: PredictedSide, terms: Collection[str]) -
         return ()
     row, c = TABLE["dispatch_ns"], setting.constants
     slow, fast, none = (replace(c, dispatch_ns=value) for value in (row.high, row.low, 0.0))
-    estimate = cost_estimate(dense)
+    estimate = estimate_costs(dense)
     modes = [speedup(slow), speedup(fast)]
     if estimate.dispatch_ns(fast, active) < estimate.total_ns(none, active):
         low = {name: TABLE[name].low for name in ("launch_ns", "ramp_clocks")}
@@ -225,7 +225,7 @@ def _routing_spread(pruned: PredictedSide, terms: Collection[str]) -> float:
     other needs its weights: sqrt(n·r(1-r)) of n sublayers, attention and MLP independent.
     """
     variance, r = 0.0, rates(pruned.setting, pruned.setting.constants, terms)
-    pairs = list(zip(pruned.bounded, cost_estimate(pruned).op_costs, strict=True))
+    pairs = list(zip(pruned.bounded, estimate_costs(pruned).op_costs, strict=True))
     for mlp in (True, False):
         ops = [(op, cost) for op, cost in pairs if op.runs < 1 and (op.role in _MLP) == mlp]
         if ops:

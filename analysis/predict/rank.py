@@ -55,8 +55,8 @@ WORKLOADS = {
 _BY = ("flop", "param")
 
 
-def workload_named(name: str) -> ServingWorkload:
-    """Return one of WORKLOADS; raise PrunescopeError for an unknown name."""
+def find_workload(name: str) -> ServingWorkload:
+    """Find one of WORKLOADS; raise PrunescopeError for an unknown name."""
     if name not in WORKLOADS:
         raise PrunescopeError(
             f"no workload is called {name!r}", hint=f"one of {', '.join(WORKLOADS)}"
@@ -70,7 +70,7 @@ def _serving_workload(request: PredictRequest) -> ServingWorkload:
         return ServingWorkload(
             request.batch, request.prompt_len, request.new_tokens or 1, "as given"
         )
-    return workload_named(request.workload)
+    return find_workload(request.workload)
 
 
 def rank(request: PredictRequest) -> Ranking:

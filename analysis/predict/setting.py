@@ -149,8 +149,8 @@ class ModelOnDevice:
     pruned: NamedModel | None = None  # a pruned model to compare with
 
 
-def model_on_device(request: PredictRequest, warnings: list[str]) -> ModelOnDevice:
-    """Return the model and the device of a request.
+def read_model_on_device(request: PredictRequest, warnings: list[str]) -> ModelOnDevice:
+    """Read the model and find the device of a request.
 
     Raises PrunescopeError where one is unknown or incomplete.
     """
@@ -232,7 +232,7 @@ def resolve(
         PrunescopeError: The method is unknown, it lacks a knob, or its family does not apply to
             the model.
     """
-    target = target or model_on_device(request, warnings)
+    target = target or read_model_on_device(request, warnings)
     chosen, method_knobs = _family_of_method(method)
     shape, device = target.shape, target.device
     default = (chosen.only if chosen else None) or 0.25
@@ -290,8 +290,8 @@ def resolve(
     return setting, target.source
 
 
-def assumptions(setting: Setting) -> list[str]:
-    """Return assumptions about the engine behind a prediction, in sentences."""
+def list_assumptions(setting: Setting) -> list[str]:
+    """List the assumptions about the engine behind a prediction, in sentences."""
     sentences = []
     if setting.layers_kept < 1:
         left = round(setting.layers_kept * setting.shape.layers)
@@ -615,11 +615,11 @@ def _family_of_method(method: str | None) -> tuple[Family | None, Mapping[str, s
             f"{Path(method).name} is a function, which has no cost model",
             hint="predict takes one of `prunescope families`; trace measures a function",
         )
-    return named_family(method)
+    return find_named_family(method)
 
 
-def named_family(method: str) -> tuple[Family, Mapping[str, str]]:
-    """Return the family of a name, and the knobs that a published method implies.
+def find_named_family(method: str) -> tuple[Family, Mapping[str, str]]:
+    """Find the family of a name, and the knobs that a published method implies.
 
     Raises PrunescopeError with the nearest families and methods.
     """

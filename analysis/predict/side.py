@@ -16,7 +16,7 @@ from functools import lru_cache, partial
 from itertools import groupby
 
 from prunescope.analysis.predict.constants import MARLIN, Constants
-from prunescope.analysis.predict.expert_parallel import expert_parallel, is_expert
+from prunescope.analysis.predict.expert_parallel import is_expert, share_experts
 from prunescope.analysis.predict.formats import LINEAR, WIDE, with_stored_itemsize, with_wide_rest
 from prunescope.analysis.predict.forward import Forward
 from prunescope.analysis.predict.setting import Setting
@@ -155,7 +155,7 @@ def predicted_side(
         every = replace(work, batch=work.batch * setting.ep)
         everyone = whole if setting.tp > 1 else forward_of(every)
         key: tuple[object, ...] = ("ep", setting.ep, setting.tp > 1)
-        whole = whole.once(key, partial(expert_parallel, whole, everyone, setting.ep))
+        whole = whole.once(key, partial(share_experts, whole, everyone, setting.ep))
     if setting.tp > 1:
         key = "tp", setting.tp
         apart = is_expert if setting.ep > 1 else None
@@ -285,8 +285,8 @@ def _kv_share(whole: Forward, share_of: Callable[[int], float]) -> float:
     return shared / sum(held) if sum(held) else 1.0
 
 
-def weights(ops: Iterable[Op]) -> Iterator[list[Op]]:
-    """Return the ops of each weight: one, or the two in a row of a low-rank pair.
+def ops_of_weights(ops: Iterable[Op]) -> Iterator[list[Op]]:
+    """Yield the ops of each weight: one, or the two in a row of a low-rank pair.
 
     A weight of that name in another stack of layers comes later and counts apart.
     """
@@ -301,7 +301,7 @@ def _split_ops(
 ) -> tuple[Op, ...]:
     """Return a device's part of each op; ops that are `apart` stay whole."""
     split: list[Op] = []
-    for parts in weights(ops):
+    for parts in ops_of_weights(ops):
         if apart is not None and apart(parts[0]):
             split += parts
             continue
@@ -359,7 +359,7 @@ def sent_bytes(whole: Forward) -> float:
     fewer.
     """
     size = max(WIDE, whole.work.itemsize)
-    last = [parts[-1] for parts in weights(whole.ops) if parts[-1].role in _ALONG_K]
+    last = [parts[-1] for parts in ops_of_weights(whole.ops) if parts[-1].role in _ALONG_K]
     outputs = [(op.layers, op.gemms[0].m * op.gemms[0].n * size) for op in last]
     layers = sum(count for count, _ in outputs)
     return sum(count * moved for count, moved in outputs) / layers if layers else 0.0
@@ -371,7 +371,7 @@ def _allreduces(whole: Forward) -> Iterator[tuple[float, float]]:
     The bytes are the output of the first GEMM that is split along K. Routed experts sum their
     tokens first.
     """
-    for op, *_ in weights(whole.ops):
+    for op, *_ in ops_of_weights(whole.ops):
         if op.role in _ALONG_K or (op.role == "experts" and op.group == "down"):
             rows = whole.work.rows if op.role == "experts" else op.gemms[0].m
             size = rows * op.gemms[0].n * whole.work.itemsize

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 import prunescope
-from prunescope.analysis.predict.break_even import first_and_last
+from prunescope.analysis.predict.break_even import find_first_and_last
 from prunescope.analysis.predict.routing_file import read_routing
 from prunescope.analysis.report.predict_tables import prediction
 from prunescope.taxonomy.config import read_config
@@ -95,9 +95,9 @@ def test_from_which_batch_on_it_gains() -> None:
         low, _ = ask(batch=batch)["predicted"]["execution"]["range"]
         assert (low > 1) == sure
     # Where a token goes to all of the few experts there are, none is left to gain.
-    assert first_and_last(lambda n: 5 <= n <= 9, (1, 4, 8, 16)) == {"from": 5, "to": 9}
-    assert first_and_last(lambda n: n >= 3, (1, 4, 8)) == {"from": 3, "to": 8}
-    assert first_and_last(lambda _n: False, (1, 4, 8)) is None
+    assert find_first_and_last(lambda n: 5 <= n <= 9, (1, 4, 8, 16)) == {"from": 5, "to": 9}
+    assert find_first_and_last(lambda n: n >= 3, (1, 4, 8)) == {"from": 3, "to": 8}
+    assert find_first_and_last(lambda _n: False, (1, 4, 8)) is None
     dense = ask(model="llama-3.1-8b", method="static-nk")["predicted"]["execution"]
     assert dense["gains"] is None
 

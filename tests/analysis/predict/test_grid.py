@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from prunescope.analysis.predict.break_even import spans, sparsity_from
+from prunescope.analysis.predict.break_even import smallest_faster_sparsity, spans
 from prunescope.analysis.predict.points import methods, sparsities
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.report.predict_figure import curve_files
@@ -340,7 +340,7 @@ def test_the_batches_at_which_it_is_faster(faster: set[int], span: tuple[int, in
 
 @pytest.mark.parametrize("first", [1, 2, 37, 60, 63, 64])
 def test_the_sparsity_from_which_it_is_faster(first: int) -> None:
-    found = sparsity_from(
+    found = smallest_faster_sparsity(
         Workload(phase="decode"), lambda _work, s: 1.5 if s and s * 64 >= first else 0.9
     )
     assert found == (None if first == 64 else first / 64)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.predict.costs import cost_estimate
+from prunescope.analysis.predict.costs import estimate_costs
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.setting import resolve, workloads
 from prunescope.analysis.predict.side import predicted_side
@@ -102,7 +102,7 @@ def test_keys_are_ranked_in_pieces_of_64_queries() -> None:
         )  # fmt: skip
         setting, _ = resolve(request, "kv-evict", 0.5, [])
         side = predicted_side(setting, workloads(request, setting)[0], pruned=True)
-        return cost_estimate(side).added_kernels
+        return estimate_costs(side).added_kernels
 
     assert kernels("accumulated") == 32 * (64 * 5 + 3)
     assert kernels("attention") == 32 * (5 + 3)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.predict.kernels import SplitCosts, expected_tiles, tile_choices
+from prunescope.analysis.predict.kernels import SplitCosts, choose_tiles, expected_tiles
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.taxonomy.applies import NO
 from prunescope.taxonomy.architecture_traits import read_traits
@@ -160,17 +160,17 @@ def test_tiles_and_waves_by_hand() -> None:
 def test_the_best_tile_by_hand() -> None:
     # 384 tiles of 128 x 256 are three waves of 188; 736 of 128 x 128 four, at 0.66 of the rate
     free = SplitCosts(work=1.0, sums=0.0, start=0.0)
-    (best,) = tile_choices((4096, 2867, 4096, 1), 188, free)
+    (best,) = choose_tiles((4096, 2867, 4096, 1), 188, free)
     assert (best.rows, best.columns, best.waves) == (128, 256, 3)
     # 40 tiles: K in four parts of 1,024 fills 160 of 188
-    whole, parts = tile_choices((1024, 1280, 4096, 1), 188, free)
+    whole, parts = choose_tiles((1024, 1280, 4096, 1), 188, free)
     assert (whole.parts, parts.parts, parts.waves, parts.sums_parts) == (1, 4, 1, True)
     # a start that is longer than what the split saves: K stays whole
     dear = SplitCosts(work=1.0, sums=0.0, start=whole.factor - parts.factor)
-    assert tile_choices((1024, 1280, 4096, 1), 188, dear) == (whole,)
+    assert choose_tiles((1024, 1280, 4096, 1), 188, dear) == (whole,)
     # PyTorch's 2:4 kernel: 40 x 8 tiles of 128 x 128 in two waves, at the full rate, with K whole
     whole_k = SplitCosts(work=1.0, sums=math.inf, start=0.0)
-    (sparse,) = tile_choices((1024, 5120, 4096, 1), 188, whole_k, sparse=True)
+    (sparse,) = choose_tiles((1024, 5120, 4096, 1), 188, whole_k, sparse=True)
     assert (sparse.rows, sparse.columns, sparse.waves) == (128, 128, 2)
     assert sparse.factor == pytest.approx(2 * 188 / 320)
     # 512 rows that vary by 16 fill four tiles or five
