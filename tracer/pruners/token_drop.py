@@ -153,7 +153,7 @@ class _Drop:
         """Set the state to a copy that `saved` made."""
         vars(self).update(saved, taken=list(saved["taken"]))
 
-    def reduced(self, arguments: dict[str, Any], positions: Tensor) -> dict[str, Any]:
+    def reduce_arguments(self, arguments: dict[str, Any], positions: Tensor) -> dict[str, Any]:
         """Reduce the arguments of a layer to the kept tokens at `positions`."""
         kept = dict(arguments)
         for name, take in (("position_embeddings", taken_rotary), ("position_ids", _taken_ids)):
@@ -236,7 +236,7 @@ class _Dropping(Counted):
             hidden_states = self._drop_tokens(hidden_states)
         positions = drop.positions if self.late else None
         if positions is not None:
-            arguments = drop.reduced(arguments, positions)
+            arguments = drop.reduce_arguments(arguments, positions)
         batch, rows = hidden_states.shape[:2]
         self.tally.add(batch * rows, batch * drop.tokens)
         if self.place.attends:  # a mixer takes the remaining tokens, without a mask
