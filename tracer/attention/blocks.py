@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunescope.tracer.attention.pruned import lower_right
+from prunescope.tracer.attention.plain_attention import lower_right
 
 _USUAL_BLOCK, _LEAST_BLOCKS = 64, 8
 

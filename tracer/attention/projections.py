@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from prunescope.tracer.attention.parts import AttentionParts
+from prunescope.tracer.attention.attention_parts import AttentionParts
 from prunescope.tracer.attention.rotation import Rotary, rotate, rotate_pairs
 from prunescope.tracer.model.forwards import extend
 from prunescope.tracer.model.weights import weight_of

@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_blocks import Record
+from prunescope.tracer.attention.attention_parts import AttentionParts
 from prunescope.tracer.attention.counted_cache import counted_layer, past_length
-from prunescope.tracer.attention.parts import AttentionParts
+from prunescope.tracer.attention.plain_attention import PlainAttention, lower_right, refuse_padding
 from prunescope.tracer.attention.projections import KV
-from prunescope.tracer.attention.pruned import PlainAttention, lower_right, refuse_padding
 from prunescope.tracer.attention.rotation import Rotary, first_sequence, taken_rotary
 from prunescope.tracer.calibration.collect import calibration_of
 from prunescope.tracer.calibration.point import Point
@@ -32,7 +32,7 @@ from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.routing.decisions import Counted, Sampler, Tally
 from prunescope.tracer.routing.learning import RowLearner
-from prunescope.tracer.routing.prenorm import has_mixers, is_prenorm, layer_attentions, rebuild
+from prunescope.tracer.routing.rebuild import has_mixers, is_prenorm, layer_attentions, rebuild
 from prunescope.tracer.routing.routed_mlp import Mlp, RoutedMlp, find_mlp, route_mlp
 from prunescope.tracer.routing.row_router import RowRouter, Rows, SameRows, add_rows, place_rows
 

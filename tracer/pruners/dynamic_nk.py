@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.attention import flex
+from prunescope.tracer.attention.attention_parts import AttentionParts
 from prunescope.tracer.attention.blocks import (
     Group,
     budget,
@@ -29,9 +30,8 @@ from prunescope.tracer.attention.blocks import (
     with_masks,
 )
 from prunescope.tracer.attention.counted_cache import past_length
-from prunescope.tracer.attention.parts import AttentionParts
+from prunescope.tracer.attention.plain_attention import PlainAttention, lower_right, refuse_padding
 from prunescope.tracer.attention.projections import KV, QKV
-from prunescope.tracer.attention.pruned import PlainAttention, lower_right, refuse_padding
 from prunescope.tracer.attention.rotation import Rotary
 from prunescope.tracer.attention.static_layers import BlockLayer
 from prunescope.tracer.calibration.point import Point
@@ -39,7 +39,7 @@ from prunescope.tracer.model import compat
 from prunescope.tracer.model.static_step import static_step
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.routing.decisions import Counted, Sampler, Tally
-from prunescope.tracer.routing.prenorm import rebuild, whole_attentions
+from prunescope.tracer.routing.rebuild import rebuild, whole_attentions
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:

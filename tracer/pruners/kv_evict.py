@@ -20,10 +20,10 @@ from transformers import PreTrainedModel
 from prunescope.taxonomy.families.kv_evict import OBSERVED
 from prunescope.taxonomy.keep import kept_count
 from prunescope.taxonomy.plan import RANKED_AT_ONCE
+from prunescope.tracer.attention.attention_parts import AttentionParts
 from prunescope.tracer.attention.counted_cache import CountedKeys, counted_layer
-from prunescope.tracer.attention.parts import AttentionParts
+from prunescope.tracer.attention.plain_attention import PlainAttention, lower_right, refuse_padding
 from prunescope.tracer.attention.projections import KV
-from prunescope.tracer.attention.pruned import PlainAttention, lower_right, refuse_padding
 from prunescope.tracer.attention.rotation import Rotary
 from prunescope.tracer.attention.static_layers import MassLayer, QueueLayer
 from prunescope.tracer.calibration.point import Point
@@ -32,7 +32,7 @@ from prunescope.tracer.model.static_step import static_step
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.routing.decisions import Counted, Sampler, Tally, flat_key_rows, take_rows
 from prunescope.tracer.routing.learning import NothingTrained
-from prunescope.tracer.routing.prenorm import rebuild, whole_attentions
+from prunescope.tracer.routing.rebuild import rebuild, whole_attentions
 
 SINKS = 4  # first keys that keep=sinks never evicts (StreamingLLM's start_size)
 

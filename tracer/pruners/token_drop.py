@@ -19,9 +19,9 @@ from transformers.cache_utils import StaticLayer
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families.token_drop import drop_layers, dropped_after
 from prunescope.taxonomy.keep import kept_count
+from prunescope.tracer.attention.attention_parts import AttentionParts
 from prunescope.tracer.attention.counted_cache import LayerPlace, last_columns, layer_places
-from prunescope.tracer.attention.parts import AttentionParts
-from prunescope.tracer.attention.pruned import PlainAttention
+from prunescope.tracer.attention.plain_attention import PlainAttention
 from prunescope.tracer.attention.rotation import taken_rotary
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model import compat
@@ -30,7 +30,7 @@ from prunescope.tracer.model.static_step import static_step
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.routing.decisions import Counted, Sampler, Tally, flat_positions, with_first
 from prunescope.tracer.routing.learning import NothingTrained
-from prunescope.tracer.routing.prenorm import (
+from prunescope.tracer.routing.rebuild import (
     check_runs,
     has_mixers,
     layer_attentions,

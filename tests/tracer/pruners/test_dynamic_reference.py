@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from prunescope.taxonomy.keep import kept_count
-from prunescope.tracer.attention.parts import read_attentions
-from prunescope.tracer.attention.pruned import PlainAttention
+from prunescope.tracer.attention.attention_parts import read_attentions
+from prunescope.tracer.attention.plain_attention import PlainAttention
 from prunescope.tracer.capture.weight_stats import dynamic_stats
 from prunescope.tracer.pruners.kv_evict import attention_mass
 from prunescope.tracer.routing.row_router import RowRouter

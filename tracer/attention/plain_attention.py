@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.tracer.attention.parts import AttentionParts
+from prunescope.tracer.attention.attention_parts import AttentionParts
 from prunescope.tracer.attention.projections import KV, QKV, projection_mixins, split_rows
 from prunescope.tracer.attention.rotation import Rotary, rotate, source_function
 from prunescope.tracer.model import compat
