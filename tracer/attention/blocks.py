@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunescope.tracer.attention.pruned import lower_right
+from prunescope.tracer.attention.plain_attention import lower_right
 
 _USUAL_BLOCK, _LEAST_BLOCKS = 64, 8
 
@@ -37,13 +37,13 @@ class Group:
     flat: Tensor
     mask: Tensor | None
 
-    def gathered(self, x: Tensor) -> Tensor:
+    def gather(self, x: Tensor) -> Tensor:
         """Gather the keys or values [B, n_kv, L, d] of each query block: [B·g, n_kv, m, d]."""
         rows = x.reshape(-1, x.shape[-1]).index_select(0, self.flat)
         _, heads, num, length = self.tokens.shape
         return rows.view(x.shape[0] * num, heads, length, -1)
 
-    def queries_of(self, x: Tensor, block: int) -> Tensor:
+    def select_queries(self, x: Tensor, block: int) -> Tensor:
         """Return the rows of x [B, heads, S, d] in these query blocks: [B, heads, g, own, d]."""
         num = self.end - self.first
         return x.narrow(2, self.first * block, num * self.own).unflatten(2, (num, self.own))
@@ -84,7 +84,7 @@ def budget_runs(num_blocks: int, sparsity: float) -> list[tuple[int, int, int]]:
     return runs
 
 
-def pooled(x: Tensor, block: int) -> Tensor:
+def pool(x: Tensor, block: int) -> Tensor:
     """Average x [.., L, d] over blocks of tokens: [.., L/b, d], a shorter last block included."""
     whole = x.shape[-2] // block * block
     means = x[..., :whole, :].unflatten(-2, (-1, block)).mean(-2)
@@ -93,7 +93,7 @@ def pooled(x: Tensor, block: int) -> Tensor:
     return torch.cat((means, x[..., whole:, :].mean(-2, keepdim=True)), dim=-2)
 
 
-def pooled_keys(layer: Any, keys: Tensor, block: int, past: int) -> Tensor:
+def pool_keys(layer: Any, keys: Tensor, block: int, past: int) -> Tensor:
     """Average a cache layer's keys over its whole blocks, and store the means in that layer.
 
     The means are [B, n_kv, L//b, d]. Only blocks that were completed after the first `past` tokens
@@ -106,7 +106,7 @@ def pooled_keys(layer: Any, keys: Tensor, block: int, past: int) -> Tensor:
         known, valid = keys[:, :, :0], 0
     fresh = keys[:, :, valid * block : num_blocks * block]
     if fresh.shape[2] or known.shape[2] != valid:
-        known = torch.cat((known[:, :, :valid], pooled(fresh, block)), dim=2)
+        known = torch.cat((known[:, :, :valid], pool(fresh, block)), dim=2)
     if layer is not None:
         layer.pooled, layer.block = known, block
     return known

@@ -20,8 +20,8 @@ from transformers.cache_utils import (
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import cutting
-from prunescope.tracer.attention.parts import observe
-from prunescope.tracer.attention.pruned import refuse_padding
+from prunescope.tracer.attention.attention_parts import observe
+from prunescope.tracer.attention.plain_attention import refuse_padding
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.static_step import static_step
 

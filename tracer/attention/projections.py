@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from prunescope.tracer.attention.parts import AttentionParts
+from prunescope.tracer.attention.attention_parts import AttentionParts
 from prunescope.tracer.attention.rotation import Rotary, rotate, rotate_pairs
 from prunescope.tracer.model.forwards import extend
 from prunescope.tracer.model.weights import weight_of
@@ -38,30 +38,30 @@ class _ProjectionMixin:
     parts: AttentionParts
     head_dim: int
     part: Any  # maps a role to its module
-    normed: Any  # maps a role and [.., r] to the normed [.., r]
-    finished: Any  # maps a role, [B, T, n·d] and rotary to [B, n, T, d]
+    normalise: Any  # maps a role and [.., r] to the normed [.., r]
+    finish: Any  # maps a role, [B, T, n·d] and rotary to [B, n, T, d]
 
 
 class _Fused(_ProjectionMixin):
     """One matrix for q, k and v: one GEMM if all three read the same tokens, otherwise two."""
 
-    def queries(self, x: Tensor, rotary: Rotary | None) -> Tensor:
+    def project_queries(self, x: Tensor, rotary: Rotary | None) -> Tensor:
         """Project x [B, T, h] to rotated queries [B, n_q, T, d]."""
-        return self.finished("q", self.part("qkv")(x, "q"), rotary)
+        return self.finish("q", self.part("qkv")(x, "q"), rotary)
 
-    def keys_values(self, x: Tensor, rotary: Rotary | None) -> KV:
+    def project_keys_values(self, x: Tensor, rotary: Rotary | None) -> KV:
         """Project x [B, T, h] to rotated keys, and values, both [B, n_kv, T, d]."""
         k, v = self.part("qkv")(x, "kv").chunk(2, dim=-1)
-        return self.finished("k", k, rotary), self.finished("v", v, None)
+        return self.finish("k", k, rotary), self.finish("v", v, None)
 
-    def projected(self, x: Tensor, rotary: Rotary | None) -> QKV:
+    def project(self, x: Tensor, rotary: Rotary | None) -> QKV:
         """Project the same tokens to queries, keys and values."""
         width, size = self.parts.heads * self.head_dim, self.parts.kv_heads * self.head_dim
         q, k, v = self.part("qkv")(x).split((width, size, size), dim=-1)
         return (
-            self.finished("q", q, rotary),
-            self.finished("k", k, rotary),
-            self.finished("v", v, None),
+            self.finish("q", q, rotary),
+            self.finish("k", k, rotary),
+            self.finish("v", v, None),
         )
 
 
@@ -71,10 +71,10 @@ class _Latent(_ProjectionMixin):
     The cache holds the latent and the rotated part, and every forward expands all of it.
     """
 
-    def queries(self, x: Tensor, rotary: Rotary | None) -> Tensor:
+    def project_queries(self, x: Tensor, rotary: Rotary | None) -> Tensor:
         """Project x [B, T, h] to queries [B, n, T, d], rotated in their last dimensions."""
         if "q_a" in self.parts.names:
-            q = self.part("q_b")(self.normed("q", self.part("q_a")(x)))
+            q = self.part("q_b")(self.normalise("q", self.part("q_a")(x)))
         else:
             q = self.part("q")(x)
         q = q.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -83,7 +83,7 @@ class _Latent(_ProjectionMixin):
         size = self.head_dim - self.parts.rope_dim
         return torch.cat((q[..., :size], self._rotated(q[..., size:], rotary)), dim=-1)
 
-    def keys_values(self, x: Tensor, rotary: Rotary | None) -> KV:
+    def project_keys_values(self, x: Tensor, rotary: Rotary | None) -> KV:
         """Project x [B, T, h] to what is cached: latents, and the rotated parts of the keys.
 
         The latents are [B, 1, T, r], and the rotated parts [B, 1, T, d'].
@@ -92,9 +92,9 @@ class _Latent(_ProjectionMixin):
         latents, turned = both.split((both.shape[-1] - size, size), dim=-1)
         if rotary is not None and self.parts.is_interleaved is not None:
             turned = self._rotated(turned, rotary)
-        return self.normed("k", latents), turned
+        return self.normalise("k", latents), turned
 
-    def expanded(self, latents: Tensor, turned: Tensor) -> KV:
+    def expand(self, latents: Tensor, turned: Tensor) -> KV:
         """Expand the cached tensors of L tokens to keys [B, n, L, d] and values [B, n, L, d_v]."""
         size = self.head_dim - self.parts.rope_dim
         both = self.part("kv_b")(latents.squeeze(1))
@@ -113,13 +113,13 @@ class _Gated(_ProjectionMixin):
 
     gate: Tensor  # that of the current queries, [B, T, n·d]
 
-    def queries(self, x: Tensor, rotary: Rotary | None) -> Tensor:
-        """Project x [B, T, h] to rotated queries [B, n_q, T, d], and keep the gate for `output`."""
+    def project_queries(self, x: Tensor, rotary: Rotary | None) -> Tensor:
+        """Project x [B, T, h] to rotated queries [B, n_q, T, d], and keep their gate."""
         both = self.part("q")(x).unflatten(-1, (-1, 2 * self.head_dim))
         self.gate = both[..., self.head_dim :].flatten(-2)
-        return self.finished("q", both[..., : self.head_dim].flatten(-2), rotary)
+        return self.finish("q", both[..., : self.head_dim].flatten(-2), rotary)
 
-    def output(self, attended: Tensor) -> Tensor:
+    def project_output(self, attended: Tensor) -> Tensor:
         """Gate and project the attended values [B, T, n_q·d] to [B, T, h]."""
         gate = self.gate.sigmoid().view_as(attended)
         return self.part("o")(attended * gate)

@@ -40,7 +40,7 @@ from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.words import whole_sentences
 from prunescope.tracer.machine.device import cache_folder, total_bytes
 from prunescope.tracer.model.model_shape import set_sizes_of_weights
-from prunescope.tracer.model.uneven import (
+from prunescope.tracer.model.uneven_layers import (
     differing_shapes,
     experts_note,
     load_uneven,
@@ -280,7 +280,7 @@ def _pretrained(where: str, model_id: str, source: str, options: LoadOptions) ->
 
     A local folder may differ from its config: sizes that all layers share are corrected in the
     config, and layers that differ from each other in width or in their number of experts are loaded
-    one by one (`tracer.model.uneven`).
+    one by one (`tracer.model.uneven_layers`).
     """
     with _explained(model_id):
         config = AutoConfig.from_pretrained(

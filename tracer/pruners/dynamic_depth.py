@@ -50,7 +50,7 @@ from prunescope.tracer.routing.learning import (
     router_weights,
     straight_through,
 )
-from prunescope.tracer.routing.prenorm import check_runs, has_mixers, movable_layers, rebuild
+from prunescope.tracer.routing.rebuild import check_runs, has_mixers, movable_layers, rebuild
 
 _LEAST_SPREAD = 1e-3  # the spread of a feature, as a share of the largest one
 _TINY = 1e-12

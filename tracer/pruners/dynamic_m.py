@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_blocks import Record
+from prunescope.tracer.attention.attention_parts import AttentionParts
 from prunescope.tracer.attention.counted_cache import counted_layer, past_length
-from prunescope.tracer.attention.parts import AttentionParts
+from prunescope.tracer.attention.plain_attention import PlainAttention, lower_right, refuse_padding
 from prunescope.tracer.attention.projections import KV
-from prunescope.tracer.attention.pruned import PlainAttention, lower_right, refuse_padding
 from prunescope.tracer.attention.rotation import Rotary, first_sequence, taken_rotary
 from prunescope.tracer.calibration.collect import calibration_of
 from prunescope.tracer.calibration.point import Point
@@ -32,7 +32,7 @@ from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.routing.decisions import Counted, Sampler, Tally
 from prunescope.tracer.routing.learning import RowLearner
-from prunescope.tracer.routing.prenorm import has_mixers, is_prenorm, layer_attentions, rebuild
+from prunescope.tracer.routing.rebuild import has_mixers, is_prenorm, layer_attentions, rebuild
 from prunescope.tracer.routing.routed_mlp import Mlp, RoutedMlp, find_mlp, route_mlp
 from prunescope.tracer.routing.row_router import RowRouter, Rows, SameRows, add_rows, place_rows
 
@@ -204,7 +204,7 @@ class _RoutedAttention(PlainAttention, Counted):
         past = past_length(cache, self.layer_idx)
         mask = self.mask_of(given, hidden.shape[1], past)
         rows = self.router(hidden, past=past, masked=True, given=mask)
-        k, v = self.appended(cache, *self.keys_values(hidden, rotary))
+        k, v = self.append_to(cache, *self.project_keys_values(hidden, rotary))
         return rows, None if rows is None else self._attend_rows(hidden, rotary, (k, v), rows)
 
     def _attend_rows(
@@ -219,8 +219,8 @@ class _RoutedAttention(PlainAttention, Counted):
         if is_decode and x.shape[0] < hidden.shape[0]:
             k, v = k.index_select(0, rows.flat), v.index_select(0, rows.flat)
             rotary = None if rotary is None else first_sequence(rotary)
-        k, v = self.expanded(k, v)
-        return self.output(self.attend(self.queries(x, rotary), k, v, rows.mask))
+        k, v = self.expand(k, v)
+        return self.project_output(self.attend(self.project_queries(x, rotary), k, v, rows.mask))
 
 
 class _RoutedKeys(_RoutedAttention):
@@ -251,7 +251,7 @@ class _RoutedKeys(_RoutedAttention):
         x = hidden.reshape(-1, width).index_select(0, rows.flat).view(*rows.positions.shape, width)
         if rotary is not None:
             rotary = taken_rotary(rotary, rows.positions) if tokens > 1 else first_sequence(rotary)
-        q, k, v = self.projected(x, rotary)
+        q, k, v = self.project(x, rotary)
         is_part = tokens == 1 and len(x) < batch  # a decode step of some sequences only
         present = None if self.router.learns else _filled_slots(rows, batch, is_part=is_part)
         if layer is not None:
@@ -264,11 +264,11 @@ class _RoutedKeys(_RoutedAttention):
             present = _append_present(layer, present, batch, slots)
             if is_part:
                 k, v = k.index_select(0, rows.flat), v.index_select(0, rows.flat)
-        k, v = self.expanded(k, v)
+        k, v = self.expand(k, v)
         if present is None:
-            return self.output(self.attend_causally(q, k, v))
+            return self.project_output(self.attend_causally(q, k, v))
         present = present.index_select(0, rows.flat) if is_part else present
-        return self.output(self.attend(q, k, v, _mask_of(present, q)))
+        return self.project_output(self.attend(q, k, v, _mask_of(present, q)))
 
 
 def _filled_slots(rows: Rows, batch: int, *, is_part: bool) -> Tensor | None:

@@ -16,22 +16,22 @@ from transformers import PreTrainedModel
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.attention import flex
+from prunescope.tracer.attention.attention_parts import AttentionParts
 from prunescope.tracer.attention.blocks import (
     Group,
     budget,
     choose_groups,
     longest_block,
     num_blocks_seen,
-    pooled,
-    pooled_keys,
+    pool,
+    pool_keys,
     static_group,
     usual_block,
     with_masks,
 )
 from prunescope.tracer.attention.counted_cache import past_length
-from prunescope.tracer.attention.parts import AttentionParts
+from prunescope.tracer.attention.plain_attention import PlainAttention, lower_right, refuse_padding
 from prunescope.tracer.attention.projections import KV, QKV
-from prunescope.tracer.attention.pruned import PlainAttention, lower_right, refuse_padding
 from prunescope.tracer.attention.rotation import Rotary
 from prunescope.tracer.attention.static_layers import BlockLayer
 from prunescope.tracer.calibration.point import Point
@@ -39,7 +39,7 @@ from prunescope.tracer.model import compat
 from prunescope.tracer.model.static_step import static_step
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.routing.decisions import Counted, Sampler, Tally
-from prunescope.tracer.routing.prenorm import rebuild, whole_attentions
+from prunescope.tracer.routing.rebuild import rebuild, whole_attentions
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
@@ -144,8 +144,8 @@ class BlockRouter(nn.Module):
     def forward(self, q: Tensor, keys: Tensor, *, layer: Any, past: int, block: int) -> list[Group]:
         """Choose blocks by queries [B, n_q, T, d] and keys [B, n_kv, L, d]."""
         heads = keys.shape[1]
-        mean_q = pooled(q.unflatten(1, (heads, -1)).mean(2), block)  # [B, n_kv, blocks, d]
-        mean_k = pooled_keys(layer, keys, block, past)
+        mean_q = pool(q.unflatten(1, (heads, -1)).mean(2), block)  # [B, n_kv, blocks, d]
+        mean_k = pool_keys(layer, keys, block, past)
         scores = (mean_q @ mean_k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
         return self.choose(scores, block=block, length=keys.shape[2], like=q)
 
@@ -179,8 +179,8 @@ class ValueRouter(BlockRouter):
         self, weights: Tensor, *, block: int
     ) -> list[Group]:
         """Choose blocks by attention weights [B, n_kv, T, L], means over the heads of a group."""
-        rows = pooled(weights, block)
-        mass = pooled(rows.transpose(-1, -2), block).transpose(-1, -2)
+        rows = pool(weights, block)
+        mass = pool(rows.transpose(-1, -2), block).transpose(-1, -2)
         return self.choose(mass, block=block, length=weights.shape[3], like=weights[:, :, :1])
 
 
@@ -207,17 +207,18 @@ class _BlockAttention(PlainAttention, Counted):
         """Attend to the chosen blocks, and count them: [B, T, h] to [B, T, h]."""
         step = static_step()
         if step is not None:
-            q, k, v = self.projected(hidden_states, position_embeddings)
+            q, k, v = self.project(hidden_states, position_embeddings)
             layer = cache.layers[self.layer_idx]
             act = self._static_prompt if step.prompt else self._static_token
-            return self.output(act(layer, q, self.expanded(*self.appended(cache, k, v)))), None
+            attended = act(layer, q, self.expand(*self.append_to(cache, k, v)))
+            return self.project_output(attended), None
         past, tokens = past_length(cache, self.layer_idx), hidden_states.shape[1]
         if not self.is_masked:
             refuse_padding(attention_mask, tokens, past)
-        q, k, v = self.projected(hidden_states, position_embeddings)
-        k, v = self.expanded(*self.appended(cache, k, v))
+        q, k, v = self.project(hidden_states, position_embeddings)
+        k, v = self.expand(*self.append_to(cache, k, v))
         if past and tokens > 1:
-            return self.output(self.attend_causally(q, k, v)), None
+            return self.project_output(self.attend_causally(q, k, v)), None
         layer = None if cache is None else cache.layers[self.layer_idx]
         sizes, length = self.sizes, k.shape[2]
         block = sizes.read_from_cache(layer, length) if past else sizes.choose_for_prompt(length)
@@ -227,7 +228,7 @@ class _BlockAttention(PlainAttention, Counted):
         whole = -(-length // block)
         total = whole if past else whole * (whole + 1) // 2
         self.tally.add(read, total)
-        return self.output(attended), None
+        return self.project_output(attended), None
 
     def _static_prompt(self, layer: Any, q: Tensor, kv: KV) -> Tensor:
         """Attend with a prompt on an empty static cache: [B, T, n_q·d]."""
@@ -265,7 +266,7 @@ class _BlockAttention(PlainAttention, Counted):
         scores = scores.masked_fill(~layer.complete(), float("-inf")).softmax(-1)
         group, valid = self.router.choose_static(scores, layer, own)
         mask = torch.where(valid, 0.0, float("-inf")).to(q.dtype).view(1, 1, 1, -1)
-        return self.attend(q, group.gathered(k), group.gathered(v), mask)
+        return self.attend(q, group.gather(k), group.gather(v), mask)
 
     def attend_blocks(self, qkv: QKV, *, layer: Any, past: int, block: int) -> tuple[Tensor, int]:
         """Attend to the chosen blocks: [B, T, n_q·d], and the number of blocks read."""
@@ -273,12 +274,12 @@ class _BlockAttention(PlainAttention, Counted):
         groups = self.router(q, k, layer=layer, past=past, block=block)
         parts = []
         for group in groups:
-            x = q.unsqueeze(2) if past else group.queries_of(q, block)
+            x = q.unsqueeze(2) if past else group.select_queries(q, block)
             x = x.transpose(1, 2).flatten(0, 1)  # [B·g, n_q, own, d]
             own, mask = x.shape[2], group.mask
             causal = group.count == 1 and own > 1
             attended = self.attend(
-                x, group.gathered(k), group.gathered(v), None if causal else mask, causal=causal
+                x, group.gather(k), group.gather(v), None if causal else mask, causal=causal
             )
             parts.append(attended.view(q.shape[0], -1, attended.shape[-1]))
         return _join(parts), num_blocks_seen(groups)
@@ -352,7 +353,7 @@ class _ValueAttention(_BlockAttention):
         group, valid = self.router.choose_static(mass.unsqueeze(2), layer, own)
         places = group.tokens.expand(-1, -1, weights.shape[2], -1)
         chosen = weights.gather(-1, places) * valid.to(weights.dtype)
-        return (chosen @ group.gathered(v)).flatten(1).unsqueeze(1)
+        return (chosen @ group.gather(v)).flatten(1).unsqueeze(1)
 
     def _multiply_values(self, weights: Tensor, v: Tensor, group: Group, block: int) -> Tensor:
         """Multiply weights [B, n_kv, G, T, L] by the chosen values: [B, rows, n_q·d].
@@ -365,6 +366,6 @@ class _ValueAttention(_BlockAttention):
         places = group.tokens[:, :, None, :, None]  # [B, n_kv, 1, g, 1, m]
         x = x.gather(-1, places.expand(*x.shape[:-1], -1))
         x = x.permute(0, 3, 1, 2, 4, 5).reshape(batch * rows, heads, num_grouped * own, -1)
-        attended = (x @ group.gathered(v)).unflatten(2, (num_grouped, own))
+        attended = (x @ group.gather(v)).unflatten(2, (num_grouped, own))
         attended = attended.permute(0, 3, 1, 2, 4)  # [B·g, own, n_kv, G, d]
         return attended.reshape(batch, rows * own, -1)

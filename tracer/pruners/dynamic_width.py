@@ -30,7 +30,7 @@ from prunescope.tracer.routing.decisions import (
     refuse_calibration,
     score_weight,
 )
-from prunescope.tracer.routing.prenorm import rebuild
+from prunescope.tracer.routing.rebuild import rebuild
 
 _RANK = 16  # the predictor's rank is h/16, as a multiple of 16
 

@@ -20,10 +20,10 @@ from transformers import PreTrainedModel
 from prunescope.taxonomy.families.kv_evict import OBSERVED
 from prunescope.taxonomy.keep import kept_count
 from prunescope.taxonomy.plan import RANKED_AT_ONCE
+from prunescope.tracer.attention.attention_parts import AttentionParts
 from prunescope.tracer.attention.counted_cache import CountedKeys, counted_layer
-from prunescope.tracer.attention.parts import AttentionParts
+from prunescope.tracer.attention.plain_attention import PlainAttention, lower_right, refuse_padding
 from prunescope.tracer.attention.projections import KV
-from prunescope.tracer.attention.pruned import PlainAttention, lower_right, refuse_padding
 from prunescope.tracer.attention.rotation import Rotary
 from prunescope.tracer.attention.static_layers import MassLayer, QueueLayer
 from prunescope.tracer.calibration.point import Point
@@ -32,7 +32,7 @@ from prunescope.tracer.model.static_step import static_step
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.routing.decisions import Counted, Sampler, Tally, flat_key_rows, take_rows
 from prunescope.tracer.routing.learning import NothingTrained
-from prunescope.tracer.routing.prenorm import rebuild, whole_attentions
+from prunescope.tracer.routing.rebuild import rebuild, whole_attentions
 
 SINKS = 4  # first keys that keep=sinks never evicts (StreamingLLM's start_size)
 
@@ -167,15 +167,15 @@ class _EvictingAttention(PlainAttention, Counted):
         **_: Any,
     ) -> tuple[Tensor, None]:
         """Attend to the keys in the cache, and evict: [B, T, h] to [B, T, h]."""
-        q, k, v = self.projected(hidden_states, position_embeddings)
+        q, k, v = self.project(hidden_states, position_embeddings)
         step = static_step()
         if step is not None:
             layer = cache.layers[self.layer_idx]
             act = self._static_prompt if step.prompt else self._static_token
-            return self.output(act(layer, q, (k, v))), None
+            return self.project_output(act(layer, q, (k, v))), None
         if cache is None:
-            k, v = self.expanded(k, v)
-            return self.output(self.attend_causally(q, k, v, attention_mask)), None
+            k, v = self.expand(k, v)
+            return self.project_output(self.attend_causally(q, k, v, attention_mask)), None
         held = counted_layer(cache, self.layer_idx)
         if not self.is_masked:
             refuse_padding(attention_mask, q.shape[2], held.seen)
@@ -183,16 +183,16 @@ class _EvictingAttention(PlainAttention, Counted):
         first = not held.held
         if not first:
             self.make_room(held, held.held + q.shape[2] - budget)
-        k, v = self.expanded(*held.update(k, v))
+        k, v = self.expand(*held.update(k, v))
         attended = self.attend_causally(q, k, v, attention_mask if first else None)
         self.tally.add(min(budget, held.held), held.seen)
         self.evict(held, q, k, first=first)
-        return self.output(attended), None
+        return self.project_output(attended), None
 
     def _static_prompt(self, layer: Any, q: Tensor, kv: KV) -> Tensor:
         """Attend with a prompt on an empty static cache, then fill it: [B, T, n_q·d]."""
         tokens = q.shape[2]
-        keys, values = self.expanded(*kv)
+        keys, values = self.expand(*kv)
         attended = self.attend_causally(q, keys, values)
         self.fill(layer, q, kv, keys)
         self._count_keys(layer, tokens, first=True)
@@ -200,7 +200,7 @@ class _EvictingAttention(PlainAttention, Counted):
 
     def _static_token(self, layer: Any, q: Tensor, kv: KV) -> Tensor:
         """Attend with one token on a filled static cache: [B, 1, n_q·d]."""
-        k, v = self.expanded(*layer.update(*kv))
+        k, v = self.expand(*layer.update(*kv))
         seen = layer.seen()  # [1 or B, 1 or sets, L]
         mask = torch.where(seen, 0.0, float("-inf")).to(q.dtype).unsqueeze(2)
         if mask.shape[1] > 1:
@@ -228,12 +228,12 @@ class _EvictingAttention(PlainAttention, Counted):
         """
         tokens = q.shape[2]
         budget = self._budget(tokens)
-        k, v = self.kept(q, kv, keys, budget)
+        k, v = self.select_kept(q, kv, keys, budget)
         # In decode the newest key needs one place behind the pinned ones.
         pinned = min(self.kept_first, max(0, budget - 2))
         layer.fill(k, v, tokens=tokens, pinned=pinned)
 
-    def kept(
+    def select_kept(
         self,
         q: Tensor,  # noqa: ARG002
         kv: KV,
@@ -270,7 +270,7 @@ class _EvictingAttention(PlainAttention, Counted):
         """
         if first:
             budget = min(self._budget(held.seen), held.held)  # skipped tokens leave no keys
-            keys, values = self.kept(q, (held.keys, held.values), k, budget)
+            keys, values = self.select_kept(q, (held.keys, held.values), k, budget)
             held.keys, held.values = keys.contiguous(), values.contiguous()
 
     def _budget(self, seen: int) -> int:
@@ -291,7 +291,7 @@ class _RankedAttention(_EvictingAttention):
         """Add the router, which ranks once, at the end of the prompt."""
         self.router = KeyRanker(sampler)
 
-    def kept(self, q: Tensor, kv: KV, keys: Tensor, budget: int) -> KV:
+    def select_kept(self, q: Tensor, kv: KV, keys: Tensor, budget: int) -> KV:
         """Return the keys and values that the end of the prompt attends to most."""
         if budget == kv[0].shape[2]:
             return kv

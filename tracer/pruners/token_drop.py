@@ -19,9 +19,9 @@ from transformers.cache_utils import StaticLayer
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families.token_drop import drop_layers, dropped_after
 from prunescope.taxonomy.keep import kept_count
+from prunescope.tracer.attention.attention_parts import AttentionParts
 from prunescope.tracer.attention.counted_cache import LayerPlace, last_columns, layer_places
-from prunescope.tracer.attention.parts import AttentionParts
-from prunescope.tracer.attention.pruned import PlainAttention
+from prunescope.tracer.attention.plain_attention import PlainAttention
 from prunescope.tracer.attention.rotation import taken_rotary
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model import compat
@@ -30,7 +30,7 @@ from prunescope.tracer.model.static_step import static_step
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.routing.decisions import Counted, Sampler, Tally, flat_positions, with_first
 from prunescope.tracer.routing.learning import NothingTrained
-from prunescope.tracer.routing.prenorm import (
+from prunescope.tracer.routing.rebuild import (
     check_runs,
     has_mixers,
     layer_attentions,
@@ -153,7 +153,7 @@ class _Drop:
         """Set the state to a copy that `saved` made."""
         vars(self).update(saved, taken=list(saved["taken"]))
 
-    def reduced(self, arguments: dict[str, Any], positions: Tensor) -> dict[str, Any]:
+    def reduce_arguments(self, arguments: dict[str, Any], positions: Tensor) -> dict[str, Any]:
         """Reduce the arguments of a layer to the kept tokens at `positions`."""
         kept = dict(arguments)
         for name, take in (("position_embeddings", taken_rotary), ("position_ids", _taken_ids)):
@@ -236,7 +236,7 @@ class _Dropping(Counted):
             hidden_states = self._drop_tokens(hidden_states)
         positions = drop.positions if self.late else None
         if positions is not None:
-            arguments = drop.reduced(arguments, positions)
+            arguments = drop.reduce_arguments(arguments, positions)
         batch, rows = hidden_states.shape[:2]
         self.tally.add(batch * rows, batch * drop.tokens)
         if self.place.attends:  # a mixer takes the remaining tokens, without a mask

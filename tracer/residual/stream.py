@@ -19,9 +19,15 @@ from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.roles import locate
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.model.narrow import is_norm
+from prunescope.tracer.residual.first_calls import (
+    FirstCalls,
+    Value,
+    are_equal,
+    source_of,
+    watch_layers,
+)
 from prunescope.tracer.residual.ports import Port, find_ports, reader_of
 from prunescope.tracer.residual.sublayers import roots
-from prunescope.tracer.residual.watch import FirstCalls, Value, are_equal, source_of, watch_layers
 
 
 @dataclass(kw_only=True)

@@ -19,7 +19,7 @@ from prunescope.taxonomy.roles import locate, matrix_role
 from prunescope.tracer.model.layers import decoder_layers, renumber_cache
 from prunescope.tracer.model.logits import check_same, probe
 from prunescope.tracer.model.narrow import is_norm
-from prunescope.tracer.residual.watch import FirstCalls, watch_layers
+from prunescope.tracer.residual.first_calls import FirstCalls, watch_layers
 
 KINDS = ("attention", "mlp")
 _CHANGE = "without some sublayers"

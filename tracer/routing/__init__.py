@@ -1,5 +1,5 @@
 """Decisions at run time: which rows, layers or blocks a forward computes.
 
 In: a layer and a Point. Out: routed layers that count what they did. Exports: Sampler, Tally,
-RowRouter, `prenorm.rebuild`.
+RowRouter, `rebuild.rebuild`.
 """

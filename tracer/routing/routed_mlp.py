@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunescope.tracer.attention.parts import unsupported
+from prunescope.tracer.attention.attention_parts import unsupported
 from prunescope.tracer.model.channels import find_channels
 from prunescope.tracer.model.forwards import extend
 from prunescope.tracer.residual.sublayers import roots

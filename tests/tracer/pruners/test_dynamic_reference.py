@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from prunescope.taxonomy.keep import kept_count
-from prunescope.tracer.attention.parts import read_attentions
-from prunescope.tracer.attention.pruned import PlainAttention
+from prunescope.tracer.attention.attention_parts import read_attentions
+from prunescope.tracer.attention.plain_attention import PlainAttention
 from prunescope.tracer.capture.weight_stats import dynamic_stats
 from prunescope.tracer.pruners.kv_evict import attention_mass
 from prunescope.tracer.routing.row_router import RowRouter
@@ -161,11 +161,13 @@ class _ValuesMasked(torch.nn.Module):
         self, x: torch.Tensor, position_embeddings: Any, attention_mask: torch.Tensor
     ) -> tuple[torch.Tensor]:
         parts = self.original
-        q = parts.queries(x, position_embeddings)
-        k, v = (y.repeat_interleave(2, 1) for y in parts.keys_values(x, position_embeddings))
+        q = parts.project_queries(x, position_embeddings)
+        k, v = (
+            y.repeat_interleave(2, 1) for y in parts.project_keys_values(x, position_embeddings)
+        )
         scores = q @ k.transpose(-1, -2) * self.original.scaling + attention_mask
         output = torch.where(self.seen, scores.softmax(-1), 0.0) @ v
-        return (parts.output(output.transpose(1, 2).flatten(2)),)
+        return (parts.project_output(output.transpose(1, 2).flatten(2)),)
 
 
 @each_architecture

@@ -168,12 +168,12 @@ def test_gains_are_read_from_what_a_norm_does() -> None:
     for model_type, expected in (("llama", 0.0), ("gemma", 1.0), ("gemma3_text", 1.0)):
         norm = build(model_type).model.norm
         read = read_norm(norm, 64)
-        assert (read.offset, read.centred, read.bias) == (expected, False, None)
+        assert (read.offset, read.subtracts_mean, read.bias) == (expected, False, None)
         torch.testing.assert_close(read.gain, norm.weight + expected)
     layer_norm = nn.LayerNorm(64)
     nn.init.normal_(layer_norm.bias)
     read = read_norm(layer_norm, 64)
-    assert read.centred
+    assert read.subtracts_mean
     assert read.bias is not None
     with pytest.raises(PrunescopeError, match="neither an RMS norm nor a layer norm"):
         read_norm(nn.Hardtanh(), 64)

@@ -19,7 +19,7 @@ from prunescope.taxonomy.architecture_table import BY_ID
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.roles import locate
-from prunescope.tracer.attention.parts import AttentionParts, read_attentions
+from prunescope.tracer.attention.attention_parts import AttentionParts, read_attentions
 from prunescope.tracer.model.layers import PRE_NORM, decoder_layers, text_config
 from prunescope.tracer.model.logits import NUM_PROBED, REBUILT, probe, within
 from prunescope.tracer.residual.sublayers import roots

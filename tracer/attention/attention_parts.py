@@ -2,7 +2,7 @@
 
 In: a model. Out: AttentionParts for each layer, read from its matrices, norms and cache, or a
 PrunescopeError with the reason why they are not supported. Whether an attention has other parts is
-checked afterwards, by its logits (`tracer.routing.prenorm.rebuild`).
+checked afterwards, by its logits (`tracer.routing.rebuild.rebuild`).
 """
 
 from __future__ import annotations

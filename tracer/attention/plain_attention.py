@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.tracer.attention.parts import AttentionParts
+from prunescope.tracer.attention.attention_parts import AttentionParts
 from prunescope.tracer.attention.projections import KV, QKV, projection_mixins, split_rows
 from prunescope.tracer.attention.rotation import Rotary, rotate, source_function
 from prunescope.tracer.model import compat
@@ -45,24 +45,24 @@ class PlainAttention(compat.TakesCache):
         if "qkv" in parts.names:
             split_rows(self.part("qkv"), parts)
 
-    def queries(self, x: Tensor, rotary: Rotary | None) -> Tensor:
+    def project_queries(self, x: Tensor, rotary: Rotary | None) -> Tensor:
         """Project x [B, T, h] to rotated queries [B, n_q, T, d]."""
-        return self.finished("q", self.part("q")(x), rotary)
+        return self.finish("q", self.part("q")(x), rotary)
 
-    def keys_values(self, x: Tensor, rotary: Rotary | None) -> KV:
+    def project_keys_values(self, x: Tensor, rotary: Rotary | None) -> KV:
         """Project x [B, T, h] to what is cached: rotated keys and values [B, n_kv, T, d]."""
         k, v = self.part("k")(x), self.part("v")(x)
-        return self.finished("k", k, rotary), self.finished("v", v, None)
+        return self.finish("k", k, rotary), self.finish("v", v, None)
 
-    def projected(self, x: Tensor, rotary: Rotary | None) -> QKV:
+    def project(self, x: Tensor, rotary: Rotary | None) -> QKV:
         """Project x [B, T, h] to queries, keys and values."""
-        return self.queries(x, rotary), *self.keys_values(x, rotary)
+        return self.project_queries(x, rotary), *self.project_keys_values(x, rotary)
 
-    def expanded(self, k: Tensor, v: Tensor) -> KV:
+    def expand(self, k: Tensor, v: Tensor) -> KV:
         """Return the cached tensors as keys and values [B, n_kv, L, d], unchanged."""
         return k, v
 
-    def output(self, attended: Tensor) -> Tensor:
+    def project_output(self, attended: Tensor) -> Tensor:
         """Project the attended values [B, T, n_q·d] to [B, T, h]."""
         return self.part("o")(attended)
 
@@ -70,19 +70,19 @@ class PlainAttention(compat.TakesCache):
         """Return the projection of a role."""
         return getattr(self, self.parts.names[role])
 
-    def normed(self, role: str, x: Tensor) -> Tensor:
+    def normalise(self, role: str, x: Tensor) -> Tensor:
         """Apply the norm of q or k to x [.., n], if there is one."""
         name = self.parts.norms.get(role)
         return getattr(self, name)(x) if name else x
 
-    def finished(self, role: str, x: Tensor, rotary: Rotary | None) -> Tensor:
+    def finish(self, role: str, x: Tensor, rotary: Rotary | None) -> Tensor:
         """Norm, scale, rotate and repeat a projection [B, T, n·d]: [B, n, T, d]."""
         spans = self.parts.spans
-        x = self.normed(role, x) if spans == "all" else x
+        x = self.normalise(role, x) if spans == "all" else x
         x = x.unflatten(-1, (-1, self.head_dim))
-        x = self.normed(role, x) if spans == "head" else x
+        x = self.normalise(role, x) if spans == "head" else x
         x = x.transpose(1, 2)
-        x = self.normed(role, x) if spans == "heads" else x
+        x = self.normalise(role, x) if spans == "heads" else x
         if role == "k" and self.parts.key_scale != 1:
             x = x * self.parts.key_scale
         if rotary is not None and self.parts.is_interleaved is not None:
@@ -93,7 +93,7 @@ class PlainAttention(compat.TakesCache):
             x = x.repeat_interleave(self.parts.repeats, dim=1)
         return x
 
-    def appended(self, cache: Any, k: Tensor, v: Tensor) -> KV:
+    def append_to(self, cache: Any, k: Tensor, v: Tensor) -> KV:
         """Append to the cache, and return all that it holds.
 
         A static cache has room for more than a prompt: there, only the keys and values of the
@@ -178,11 +178,11 @@ class PlainAttention(compat.TakesCache):
         **_: Any,
     ) -> tuple[Tensor, None]:
         """Attend like the original: [B, T, h] to [B, T, h]."""
-        q, k, v = self.projected(hidden_states, position_embeddings)
-        k, v = self.expanded(*self.appended(cache, k, v))
+        q, k, v = self.project(hidden_states, position_embeddings)
+        k, v = self.expand(*self.append_to(cache, k, v))
         if static_step() is not None:
             attention_mask = self.mask_of(attention_mask, q.shape[2], 0)
-        return self.output(self.attend_causally(q, k, v, attention_mask)), None
+        return self.project_output(self.attend_causally(q, k, v, attention_mask)), None
 
 
 def lower_right(num_queries: int, num_keys: int, *, like: Tensor) -> Tensor:
