@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from prunescope.analysis.bundle.secrets import cleared, names_here, names_in
+from prunescope.analysis.bundle.trim import Words
 from prunescope.analysis.ops.call import MODELS
 from prunescope.analysis.ops.kind import OP_KINDS
 from prunescope.analysis.trace.unpack import unpacked
@@ -90,15 +91,15 @@ _WORDS = frozenset({"trace", "analyze", "demo", "both", "prefill", "decode", "la
                     "calibrated", "greedy", "alternating", "blocks", "alone"})  # fmt: skip
 
 
-class Scrubber:
+class Scrubber(Words):
     """A scrubber of the strings of runs and traces, which then name no people, hosts or paths.
 
     `names` are the names to remove, in lower case.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
+        super().__init__()
         self.names = frozenset(names)
-        self._known: dict[str, str] = {}
         self._parts: dict[str, str] = {}
         self._spaces: dict[str, str] = {}
         self._inputs: dict[tuple[str, bytes], Any] = {}

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -54,14 +54,25 @@ _DEVICES = 1024  # a larger number is not a device but a process
 _NUMBERS = ("correlation", "stream", "device", "bytes")
 
 
-class Words(Protocol):
-    """The way in which the strings of a trace are rewritten."""
+class Words:
+    """The way in which the strings of a trace are rewritten.
+
+    This one removes secrets, mail addresses and paths, and keeps all else. A subclass may remove
+    more.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
 
     def kernel(self, name: str) -> str:
         """Return the name of a kernel, a launch, an op or a device."""
+        if name not in self._known:
+            self._known[name] = scrub(name)
+        return self._known[name]
 
     def annotation(self, name: str) -> str | None:
         """Return the name of an annotation or a module; None drops it."""
+        return self.kernel(name)
 
     def inputs(self, kind: str, raw: bytes) -> Any:
         """Return the inputs of an op, of which `raw` is the JSON.
@@ -69,27 +80,10 @@ class Words(Protocol):
         Args:
             kind: "dims", "strides", "types" (dtypes) or "concrete" (values).
             raw: The JSON of the trace.
+
+        Returns:
+            The inputs, undecoded if they hold no text.
         """
-
-
-class ScrubbedWords:
-    """The strings of a trace without secrets, mail addresses and paths, and all else as it is."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, str] = {}
-
-    def kernel(self, name: str) -> str:
-        """Return the name, scrubbed."""
-        if name not in self._known:
-            self._known[name] = scrub(name)
-        return self._known[name]
-
-    def annotation(self, name: str) -> str | None:
-        """Return the name, scrubbed."""
-        return self.kernel(name)
-
-    def inputs(self, kind: str, raw: bytes) -> Any:
-        """Return the inputs of an event unchanged and undecoded, but with texts scrubbed."""
         if b'"' not in raw or kind == "types":
             return msgspec.Raw(raw)
         try:
@@ -110,7 +104,7 @@ def trim(path: Path, words: Words | None = None) -> bytes:
     """
     source = Source(path)
     threads: dict[tuple[str, Any], int] = {}
-    rewriter = words or ScrubbedWords()
+    rewriter = words or Words()
     events: list[Any] = []
     samples: list[Row] = []
     span, stacks = _Span(), 0

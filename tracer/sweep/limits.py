@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -71,51 +71,50 @@ def check_possible(remaining: Sequence[Planned]) -> None:
         )
 
 
-def _device_limits(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
+def _device_limits(plan: SweepPlan, feasible: Sequence[Planned]) -> Iterator[str]:
     from prunescope.tracer.machine.device import pick_device
 
     if pick_device("auto").type != "cpu":
-        return []
-    limits = [
-        f"{known.id}: no matrix units (tensor cores) for 2:4 here: zeros in dense tensors run "
-        "instead"
-        for known in families()
-        if known.without_sparse_units and known.id in plan.config.families
-    ]
+        return
+    for known in families():
+        if known.without_sparse_units and known.id in plan.config.families:
+            yield (
+                f"{known.id}: no matrix units (tensor cores) for 2:4 here: zeros in dense tensors "
+                "run instead"
+            )
     graphs = sum(result.mode == "graph" for result in feasible)
     if graphs:
-        limits.append(
+        yield (
             f"{graphs} of {len(plan.results)} results record CUDA graphs (mode: graph), and this "
             "machine has no GPU: they will fail; mode: compile runs on a CPU"
         )
-    return limits
 
 
-def _memory_limits(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
-    """Return a sentence on the memory of both models' weights, or of steps in addition."""
+def _memory_limits(plan: SweepPlan, feasible: Sequence[Planned]) -> Iterator[str]:
+    """Yield a sentence on the memory of both models' weights, or of steps in addition."""
     from prunescope.tracer.machine.device import free_bytes, pick_device, total_bytes
 
     shape = shape_without_weights(plan.config.model)
     if shape is None:
-        return []
+        return
     device = pick_device("auto")
     memory = total_bytes() if device.type == "cpu" else free_bytes(device)
     itemsize = ITEMSIZE.get(dtype_name(plan.config.dtype) or "bf16", 2)
     weights = 1.5 * itemsize * shape.parameters()  # of the dense model, and of one half as large
     if weights > memory:
-        return [
+        yield (
             f"{plan.config.model} and a pruned copy need {weights / 1e9:.1f} GB for their weights, "
             f"and this machine has {memory / 1e9:.1f} GB"
-        ]
+        )
+        return
     needed = [weights + itemsize * _step_numbers(shape, result) for result in feasible]
     large = [size for size in needed if size > memory]
-    if not large:
-        return []
-    return [
-        f"{len(large)} of {len(plan.results)} results need up to {max(large) / 1e9:.1f} GB for "
-        "weights, keys, values and logits, and this machine has "
-        f"{memory / 1e9:.1f} GB: they will fail"
-    ]
+    if large:
+        yield (
+            f"{len(large)} of {len(plan.results)} results need up to {max(large) / 1e9:.1f} GB for "
+            f"weights, keys, values and logits, and this machine has {memory / 1e9:.1f} GB: they "
+            "will fail"
+        )
 
 
 def _step_numbers(shape: ModelShape, result: Planned) -> float:
@@ -126,21 +125,20 @@ def _step_numbers(shape: ModelShape, result: Planned) -> float:
     return 2 * tokens * a_token + (tokens if all_logits else result.batch) * shape.embedding.vocab
 
 
-def _length_limits(plan: SweepPlan, feasible: Sequence[Planned]) -> list[str]:
-    """Return a sentence on prompts longer than the positions that the model was trained for."""
+def _length_limits(plan: SweepPlan, feasible: Sequence[Planned]) -> Iterator[str]:
+    """Yield a sentence on prompts longer than the positions that the model was trained for."""
     config = config_without_weights(plan.config.model)
     most = config.get("max_position_embeddings")
     if not isinstance(most, int):
-        return []
+        return
     longer = [result for result in feasible if result.prompt_len > most]
-    if not longer:
-        return []
-    return [
-        f"{len(longer)} of {len(plan.results)} results have prompts of up to "
-        f"{max(result.prompt_len for result in longer):,} tokens, and {plan.config.model} was made "
-        f"for {most:,} positions: their losses mean nothing, and a model with learnt positions "
-        "fails"
-    ]
+    if longer:
+        yield (
+            f"{len(longer)} of {len(plan.results)} results have prompts of up to "
+            f"{max(result.prompt_len for result in longer):,} tokens, and {plan.config.model} was "
+            f"made for {most:,} positions: their losses mean nothing, and a model with learnt "
+            "positions fails"
+        )
 
 
 def limits_of_fixed_steps(plan: SweepPlan) -> list[str]:
