@@ -101,7 +101,7 @@ class FamilyPoint:
         return str(self.knobs.get("align", ALIGN))
 
 
-# How the parts to prune are chosen, and how versions before 0.2 named that in what they wrote.
+# The ways to choose the parts to prune, and the names that versions before 0.2 wrote.
 SELECTIONS = ("random", "importance", "greedy", "frequency")
 OLD_SELECTIONS = {"calibrated": "importance"}
 
