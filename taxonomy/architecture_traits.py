@@ -14,7 +14,7 @@ from prunescope.taxonomy.config import language_part, linears_alone
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.shape import ModelShape
 
-# Layer types that are attention alone, whatever window it sees.
+# Layer types that are attention and nothing else, whatever window they see.
 WINDOW_TYPES = ("sliding_attention", "chunked_attention", "full_attention", "attention")
 _MIXER_NAMES = {
     "linear_attention": "linear attention or state space", "mamba": "state space",

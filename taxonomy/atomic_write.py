@@ -107,7 +107,7 @@ def _write_locked(path: Path, data: bytes) -> None:
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         with temporary.open("xb") as file:
-            # As with folders: it may be taken for abandoned before it is locked.
+            # As with folders, another process may take the file for abandoned before it is locked.
             if not _lock(file.fileno()) or not _is_still(temporary, file.fileno()):
                 continue
             try:

@@ -554,8 +554,16 @@ def _linear(cfg: Mapping[str, Any]) -> Fields | None:
 
     It stores, besides its matrices, a step and a decay per head, and the norm of one head.
     """
-    sizes = _sizes(cfg, ("linear_num_value_heads", "linear_value_head_dim", "linear_num_key_heads",
-                         "linear_key_head_dim", "linear_conv_kernel_dim"))  # fmt: skip
+    sizes = _sizes(
+        cfg,
+        (
+            "linear_num_value_heads",
+            "linear_value_head_dim",
+            "linear_num_key_heads",
+            "linear_key_head_dim",
+            "linear_conv_kernel_dim",
+        ),
+    )
     if sizes is None:
         return None
     heads, value_dim, key_heads, key_dim, taps = sizes

@@ -16,7 +16,7 @@ ITEMSIZE: dict[str, float] = {
 # Formats that weights and inputs are converted to before a product runs in them.
 QUANTISED = frozenset({"int8", "fp8", "fp4"})
 
-# As kineto ("c10::BFloat16"), torch ("torch.bfloat16"), configs and kernel names write them.
+# The spellings of kineto ("c10::BFloat16"), torch ("torch.bfloat16"), configs and kernel names.
 _WRITTEN = {
     "fp64": ("double", "float64"),
     "fp32": ("float", "float32"),

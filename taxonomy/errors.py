@@ -13,7 +13,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-# What commands take to write files, and the results that write them in Python: their method `save`.
+# Options by which commands write files; in Python the method `save` of these results writes them.
 _OF_SAVE = frozenset({"out", "format", "formats"})
 _WITH_SAVE = frozenset(
     {"Report", "Comparison", "Pareto", "Prediction", "AllocationPlan", "Replayed", "Reproduction"}

@@ -22,18 +22,20 @@ from prunescope.taxonomy.errors import PrunescopeError
 
 Shares = tuple[float, ...]  # P(a token takes the expert), one entry per expert: their sum is k
 
-# Picks an expert in the mean from which the counts are its shares: one that is chosen half as often
-# as the mean then stays uncounted in 2 % of samples (e^-4), and a count of 8 is right to 35 %.
+# From this many picks per expert in the mean, counts are taken as shares. An expert that is chosen
+# half as often as the mean then stays uncounted in 2 % of samples (e^-4), and a count of 8 is right
+# to 35 %.
 ENOUGH_PICKS = 8
 
-# The mean from which a binomial count is taken as normal.
+# From this mean on, a binomial count is taken as normal.
 _NORMAL_FROM = 30.0
 _POINTS = 128  # of the sum over a maximum's tail
 _DEVIATIONS = 8.0  # beyond which a tail is nothing
 _LAYOUTS = 16  # layers, each with an order of its own, over which experts of a law are averaged
 
 
-# Compared by identity: workloads are keys of caches, and this may hold 100 layers of 512 experts.
+# It is compared by identity, because workloads are keys of caches, and this may hold 100 layers of
+# 512 experts.
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Routing:
     """How often each expert is chosen.

@@ -60,7 +60,7 @@ class Knob:
     only_sizes: bool = False
 
 
-# Of every family that chooses the size of a dimension.
+# The knob of every family that chooses the size of a dimension.
 ALIGNMENT = Knob(
     ALIGN,
     "what kept dimensions are rounded up to: N: a multiple of N; just-N: a multiple of N and not "
@@ -68,6 +68,10 @@ ALIGNMENT = Knob(
     ALIGNMENTS,
     if_given=True,
     only_sizes=True,
+)
+# The knob of families that leave keys out.
+FULL_HEADS = Knob(
+    0.0, "share of the heads that read every key (DuoAttention), in predict", predicted_only=True
 )
 
 
@@ -97,7 +101,7 @@ class FamilyPoint:
         return str(self.knobs.get("align", ALIGN))
 
 
-# How the parts to prune are chosen, and how versions before 0.2 named that in what they wrote.
+# The ways to choose the parts to prune, and the names that versions before 0.2 wrote.
 SELECTIONS = ("random", "importance", "greedy", "frequency")
 OLD_SELECTIONS = {"calibrated": "importance"}
 

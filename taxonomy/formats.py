@@ -31,7 +31,7 @@ MAX_LAYERS = 10_000
 MAX_DEPTH = 64
 Name = Annotated[str, Meta(max_length=256)]
 Names = Annotated[list[Name], Meta(max_length=64)]
-# A file in the same folder: no path that leads out of it.
+# The name of a file in the same folder, not a path that leads out of it.
 FileName = Annotated[str, Meta(max_length=256, pattern=r"\A(?!\.{1,2}\Z)[^/\\\0]*\Z")]
 Number = Annotated[float, Meta(gt=-1e30, lt=1e30)]
 Numbers = dict[str, Number]
@@ -183,7 +183,7 @@ def _plain_block(block: Block) -> dict[str, Any]:
     written: dict[str, Any] = {}
     for name, old in (was or {}).items():
         value = getattr(block, name) if name in fields else old
-        # An equal value as it was read: a whole number stays one where its type is float.
+        # An equal value is written as it was read: a whole number stays one in a field of floats.
         written[name] = plain(old if value == old else value)
     for name, (default, may_omit) in fields.items():
         value = getattr(block, name)

@@ -153,7 +153,7 @@ class _Header:
             raise ValueError(f"a tensor of {dims} dimensions")
         shape = self.take(f"<{dims}Q")
         self.take("<IQ")
-        # Two of one name count twice: the number of weights is what is checked.
+        # Two tensors of one name count twice, because the number of weights is checked.
         self.tensors[name if name not in self.tensors else f"{name} {number}"] = shape
 
     def value(self, kind: int, depth: int = 0) -> Any:

@@ -18,7 +18,7 @@ from prunescope.taxonomy.words import percent
 ROUNDINGS = ("nearest", "paper")
 _POWERS = (1, 2, 4, 8, 16, 32, 64, 128)
 _JUST = "just-"
-# Names of alignments, each with a spelling by numbers that means the same. "paper": in its code.
+# Names of alignments, with a spelling by numbers that means the same. "paper": as in its code.
 _NAMED = {"odd": f"{_JUST}1", "even": f"{_JUST}2", "paper": "16"}
 # What kept dimensions are made multiples of: N, or "just-N": of N and of no larger power of two.
 # A multiple of N may be one of more: 7,168 channels are aligned to 1 as well as to 1,024.

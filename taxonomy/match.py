@@ -172,7 +172,7 @@ def _shares(
         nonlocal last
         try:
             plans = chosen.plans(shape, work, chosen.point(sparsity, dict(knobs)))
-            # A staircase: half of the points keep as much as the one before.
+            # The share is a staircase: half of the points keep as much as the one before.
             if last is None or plans != last[0]:
                 last = plans, _removed_by(chosen, plans, shape, work)
             return last[1]

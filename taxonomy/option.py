@@ -46,8 +46,8 @@ class Option:
     canonical: Callable[[Any], Any] | None = None  # the one form of a value; refuses others
     complete: str = ""  # a function of prunescope/command.py that lists values for a shell
     eager: Callable[[], None] | None = None  # called where it is given, before all other options
-    # In a sweep. Options with `in_name` vary from result to result, all others have one value in a
-    # sweep and make its identity.
+    # The next three matter in a sweep. Options with `in_name` vary from result to result; others
+    # have one value in a sweep and make its identity.
     in_name: str | None = None  # what stands before its value in the name of a result
     default_in_name: bool = True  # whether the name has its default, too
     model: bool = False  # whether another value makes another model

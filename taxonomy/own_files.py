@@ -19,7 +19,7 @@ _OF_QUALITY = (
     "give the sweep's folder to `prunescope pareto`, or to `prunescope predict --rank --losses`",
 )
 _OF_SWEEP = ("lists the results of a sweep", "give the sweep's folder to `prunescope pareto`")
-# Keys that the file has, what it is, and which command takes it; the first row that fits counts.
+# A row: keys that the file has, what it is, and which command takes it. The first that fits counts.
 _KNOWN: tuple[tuple[frozenset[str], tuple[str, str]], ...] = (
     (frozenset({"weights", "dense", "pruned"}), _OF_QUALITY),
     (frozenset({"perplexity", "scored_tokens"}), _OF_QUALITY),

@@ -15,7 +15,7 @@ import msgspec
 FIGURE_2, FIGURE_5, FIGURE_6 = "Fig. 2", "Fig. 5", "Fig. 6"
 STEP_TIME, ALL_SETTINGS = "Fig. 2, whole step", "Fig. 5, all settings"
 ALIGNMENT, GEMM_STEPS, PERPLEXITY, TASKS = "alignment", "GEMM steps", "perplexity", "tasks"
-# What each figure has numbers of.
+# The quantity of each figure.
 QUANTITIES = {
     FIGURE_2: "share of the dense step",
     STEP_TIME: "time of the dense step, ms",

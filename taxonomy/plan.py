@@ -185,7 +185,8 @@ class Plan:
         )
 
 
-# Not frozen: most of the time of a forward is in making these, and that would double it.
+# It is not frozen: most of the time of a forward goes into making these, and frozen ones take twice
+# as long.
 @dataclass(slots=True, kw_only=True)
 class Op:
     """One op of a forward, in one layer.

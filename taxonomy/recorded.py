@@ -14,7 +14,7 @@ from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.stored_layers import shape_of_weights
 from prunescope.taxonomy.stored_tensors import StoredTensors
 
-# Raised for configs and weights that are no language model, or not of one another.
+# Errors for configs and weights that are no language model, or that do not belong together.
 _NO_SHAPE = (PrunescopeError, ValueError, TypeError, ArithmeticError, LookupError)
 
 

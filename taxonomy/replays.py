@@ -23,8 +23,8 @@ from prunescope.taxonomy.student_t import t_quantile_975
 
 REPLAYS = "gemms.json"
 MAX_BYTES = 64 << 20
-# With two, Student's t is 12.7: on logarithms the ends of an interval differ by orders of magnitude
-# for times that differ by a few percent. With three it is 4.3.
+# With two placements Student's t is 12.7, so that on logarithms the ends of an interval differ by
+# orders of magnitude for times that differ by a few percent. With three it is 4.3.
 LEAST_PLACEMENTS = 3
 _HINT = "give the gemms.json that `prunescope gemm` wrote"
 

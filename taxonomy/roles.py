@@ -22,16 +22,16 @@ ROLES = (
     "optimizer", "unknown",
 )  # fmt: skip
 
-# Linears of a layer, however fused; latent attention has others too.
+# The linears of a layer, however they are fused; latent attention has others too.
 QKV_ROLES = ("q", "k", "v", "qkv")
 MLP_ROLES = ("gate", "up", "gate_up", "down")
 LINEARS = (*QKV_ROLES, "o", *MLP_ROLES)
 
-# Behind the role of an op: its gradient's work, in the backward pass of a training step.
+# This ending of an op's role marks the work of its gradient, in the backward pass of training.
 BACKWARD = " backward"
 
 RESIDUAL = "residual"  # its sums follow the rows and the width: no family touches them alone
-# What says of no work where it belongs.
+# Roles that do not say where an op belongs.
 UNPLACED = ("unknown", f"unknown{BACKWARD}")
 
 # GEMM group of a role, as reports name it; a role that is not here is in group "other".
@@ -41,7 +41,7 @@ GROUPS = {
     "down": "down", "lm_head": "lm_head", "router": "router",
 }  # fmt: skip
 
-# Where a matrix is a weight: attention and routers multiply activations too.
+# Roles whose matrix is a weight; attention and routers multiply activations too.
 WEIGHT_ROLES = (*GROUPS.keys() - {"router"}, "experts", "shared_expert", "mixer_in", "mixer_out")
 
 # The name of a module's last path component, over the architectures of transformers.
@@ -218,7 +218,7 @@ def _role_in_attention(role: str, leaf: str) -> str:
         return "o"
     if leaf == "LayerNorm":
         return "attn_norm"
-    # A gate of what attention puts out is no gate of an MLP.
+    # A gate of attention's output is not a gate of an MLP.
     return "unknown" if role in (*MLP_ROLES, "embedding") or leaf == "gate" else role
 
 

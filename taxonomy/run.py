@@ -46,7 +46,7 @@ from prunescope.taxonomy.scrub import scrub_values, scrub_words
 
 MANIFEST = "run.json"
 RECORDER = "recorder"  # the `source` of a model whose run the file of `prunescope recorder` wrote
-# Width of the interval of a speedup, as a share of it, below which a capture adds no placements.
+# A capture adds no placements once the interval of a speedup is narrower than this share of it.
 NARROW = 0.08
 _DISTURBED = 0.1  # share of disturbed samples that a median tolerates
 MAX_SAMPLES = 20_000
@@ -64,7 +64,7 @@ class Placement(Block, kw_only=True):
     retaken: Count = 0  # samples that something disturbed, and that were taken again
     disturbed: Count = 0  # of `samples`, those that were disturbed all the same
     reasons: Names = []  # what disturbed them
-    # what disturbed the profiled steps, which were taken again once (not those of a user's loop)
+    # What disturbed the profiled steps, which were taken again once (not those of a user's loop).
     steps_disturbed: Names = []
     switches: OmitDefault[Count] = 0  # involuntary context switches of ours in `samples`
 
@@ -95,11 +95,11 @@ class PhaseRun(Block, kw_only=True):
     # The number requested, where it differs from the number measured: more because intervals were
     # wide, or fewer because each placement needs a sample.
     placements_requested: OmitDefault[Size | None] = None
-    # Of how many graphs a recorded step is made, and why torch.compile broke off, a line a reason:
-    # empty where it never did. None: the step is not recorded, or an older version wrote the run.
+    # The number of graphs of a recorded step, and why torch.compile broke off, a line per reason:
+    # empty if it never did. None: the step is not recorded, or an older version wrote the run.
     graphs: OmitDefault[Count | None] = None
     breaks: OmitDefault[Names | None] = None
-    # Of the buffer that flushed the last-level cache before each sample and step; None: no flush.
+    # The buffer that flushed the last-level cache before each sample and step; None: no flush.
     flush_bytes: OmitDefault[Count | None] = None
     # One decoder layer ran alone, and samples, steps and traces are its; None: the whole model.
     alone: OmitDefault[LayerAlone | None] = None

@@ -32,7 +32,7 @@ from prunescope.taxonomy.run_quality import TextDataset
 from prunescope.taxonomy.shape import types_of_keys
 from prunescope.taxonomy.student_t import t_quantile_975
 
-# What a family, a calibration or a training says of itself, in keys of its own: plain JSON values.
+# The record of a family, a calibration or a training, in keys of its own: plain JSON values.
 Record = dict[str, Any]
 _MOST_BLOCKS = 1024  # of held-out tokens
 _MOST_ROUNDS = 1024  # of a layer alone, in turns with its model
@@ -117,7 +117,7 @@ class MeasuredPeaks(Block, kw_only=True):
     threads: OmitDefault[int | None] = None
     seconds: OmitDefault[float | None] = None
     disturbed: OmitDefault[Names] = []
-    # Each of a sweep's measurements, where it took more than one: the better of all are above.
+    # Each of a sweep's measurements, if it took more than one; the better of all are above.
     measurements: OmitDefault[Annotated[list[MeasuredRates], Meta(max_length=64)]] = []
     # Before and after a capture, and what a product of the capture reached: FLOP/s by dtype.
     before: OmitDefault[MeasuredRates | None] = None

@@ -83,7 +83,7 @@ class Quality(Block, kw_only=True):
     text: TextSource | None = None
     context: Count | None = None  # tokens of a window; longer than usual: its end alone is scored
     stride: Count | None = None  # tokens from window to window
-    # "prefill": all tokens of a window in one forward; "decode": one token after another
+    # "prefill": all tokens of a window in one forward; "decode": one token after another.
     scoring: Name | None = None
     phase: OmitDefault[Name | None] = None  # the phase of the run, whose loss this is
     # Whether later tokens of a window changed what was predicted before them (measured); absent in

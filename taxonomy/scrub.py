@@ -15,7 +15,7 @@ from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 SECRET, ADDRESS, HOST, PATH = "<secret>", "<address>", "<host>", "<path>"
-# Tokens by the prefixes that their issuers document. `hf_` also begins names in code.
+# Tokens are known by the prefixes that their issuers document. `hf_` also begins names in code.
 TOKEN = re.compile(
     r"hf_(?:[A-Za-z0-9]{20,}|(?=[A-Za-z]*\d)[A-Za-z0-9]{8,})|api_org_[A-Za-z0-9]{16,}"
     r"|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{12,}"
@@ -40,7 +40,7 @@ _ASSIGNED = re.compile(
     rf"(?i)({_NAMED}[\"']?\s*=\s*[\"']?|{_NAMED}[\"']\s*:\s*[\"']?|{_KEYED}\s*:\s+[\"']?)(?!<)"
     r"(?:(?<=[\"'])[^\"'\n]{4,}|[^\s\"'&,;<>{}\[\]()]{4,})"
 )
-# Whatever is named like a variable of the environment that holds one.
+# A value whose name is like that of an environment variable that holds a secret.
 _EXPORTED = re.compile(
     r"(\b[A-Z][A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS)=)(?!<)[^\s\"'&,;<>]{4,}"
 )
@@ -53,8 +53,8 @@ _HOST = re.compile(
     r"|\.(?:corp|cluster|svc|compute|ec2|intra|lan|int)\.[a-z]))"
     r"(?:[a-z0-9][a-z0-9-]*\.)+(?:local|localdomain|lan|internal|corp|intra)(?![\w-])"
 )
-# A path in a text: from one of the usual roots, or of a user's home, or on a drive of Windows. What
-# only looks like one (`/model/layers.0/MatMul`, FLOP/s) stays.
+# A path in a text begins at one of the usual roots, at a user's home, or on a drive of Windows.
+# What only looks like a path (`/model/layers.0/MatMul`, FLOP/s) stays.
 _ROOTS = (
     "afs|app|bin|content|data|datasets|dbfs|dev|etc|export|fsx|gpfs|home|kaggle|lib|lustre|media"
     "|mnt|net|network|nfs|nix|opt|private|proc|project|projects|root|run|scratch|share|shared|srv"
@@ -67,7 +67,7 @@ _PATHS = re.compile(
     rf"|(?<![A-Za-z0-9])[A-Za-z]:(?:\\+|/(?!/)){_PART}*(?:[\\/]+{_PART}*)*"
     rf"|(?<![\w\\])\\\\{_PART}+(?:\\+{_PART}+)+"
 )
-# What tells which library a file is of: what follows site-packages, or the library's own folder.
+# The library of a file shows after site-packages, or in the library's own folder.
 _LIBRARIES = re.compile(
     r"[\\/](?:site|dist)-packages[\\/]+|[\\/]+(?=(?:torch|triton|transformers|vllm|sglang"
     r"|tensorrt_llm|megatron|deepspeed|accelerate)[\\/])"
@@ -75,7 +75,7 @@ _LIBRARIES = re.compile(
 _SHORT = 200  # characters of a text that is worth keeping
 _NUMBERS = {int, float, bool, type(None)}
 _HOMES = frozenset({"home", "Users", "users"})
-# Every pattern needs one of these, in lower case: texts without any are most of them.
+# Every pattern needs one of these, in lower case; most texts have none.
 _TRIGGERS = (
     "@", "~", "/", "\\", "token", "secret", "key", "passw", "passphrase", "pwd", "credential",
     "bearer", "basic ", "hf_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat", "glpat",

@@ -20,7 +20,7 @@ from prunescope.taxonomy.gguf_header import gguf_tensors
 _PICKLES = "pytorch_model*.bin"
 _NEVER_OPENED = "a pickle, which is never opened: convert it to safetensors, see docs/loading.md"
 _INDEX, _WEIGHTS = "model.safetensors.index.json", "model.safetensors"
-# Of a header: a tensor takes about 120 bytes, and no file holds a quarter of a million.
+# Bytes of a header: a tensor takes about 120, and no file holds a quarter of a million tensors.
 _LONGEST = 32 << 20
 _MOST_FILES = 4096
 _MOST_DIMS = 8

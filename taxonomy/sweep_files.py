@@ -28,7 +28,7 @@ from prunescope.taxonomy.scrub import scrub
 PLAN, SWEEP = "plan.json", "sweep.json"
 RUNS, FAILURES = "runs", "failed"  # folders, by the ids of results
 BEGUN = "begun and not ended: a process is at it, or died there"
-# In `quality`: by the way of scoring, and what tells passages of another length.
+# A file in `quality`, named by the way of scoring and by what tells passages of another length.
 CONTROL = "control-{}{}.json"
 State = Literal["done", "failed", "pending", "running"]
 DONE: Literal["done"] = "done"

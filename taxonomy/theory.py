@@ -484,9 +484,10 @@ def _matrix(
     )
 
 
-# FLOPs a token and number of state. Delta rule (arXiv 2412.06464): decay 1, what the key reads 2,
-# the correction added 2, what the query reads 2. Mamba-2 (arXiv 2405.21060): decay 1, input times B
-# and its sum 2, what C reads 2. A scan in chunks computes more, to use matrix units.
+# FLOPs per token and number of state. Delta rule (arXiv 2412.06464): the decay takes 1, the read by
+# the key 2, adding the correction 2, the read by the query 2. Mamba-2 (arXiv 2405.21060): the decay
+# takes 1, input times B and its sum 2, the read by C 2. A scan in chunks computes more, to use
+# matrix units.
 _STATE_FLOP = {"linear": 7, "ssm": 5}
 
 

@@ -53,13 +53,14 @@ def vision_fields(config: Mapping[str, Any]) -> dict[str, Any] | None:
             hint="check image_size and patch_size of its config.json",
         )
     width = hidden // heads
-    return {
+    fields = {
         "model_type": kind, "hidden": hidden, "layers": layers, "heads": heads, "kv_heads": heads,
         "head_dim": width, "value_dim": width, "intermediate": int(mlp), "vocab": _classes(config),
         "gated": gated, "tied": True, "qkv_bias": bool(config.get("qkv_bias", True)),
         "o_bias": True, "mlp_bias": True, "norm_parameters": 2, "centred_norms": True,
         "positions": tokens, "image_tokens": tokens, "layout": "f" * layers,
     }  # fmt: skip
+    return fields
 
 
 def _classes(config: Mapping[str, Any]) -> int:

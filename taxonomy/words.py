@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Collection
 
-# From 10,000 % on nobody counts in percent.
+# From 10,000 % on a loss is written as a factor, because nobody counts so far in percent.
 _AS_A_FACTOR = 100
 
 # Characters of a library's message: the sentence that ends beyond them is the last one shown.

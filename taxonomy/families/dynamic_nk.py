@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from prunescope.taxonomy.applies import YES, Applies, no_keys, to_keys
 from prunescope.taxonomy.architecture_traits import Traits
-from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern, recorded
+from prunescope.taxonomy.family import FULL_HEADS, Family, FamilyPoint, Knob, pattern, recorded
 from prunescope.taxonomy.keep import spared_share
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -60,11 +60,7 @@ FAMILY = Family(
             "ordinary torch ops, or (prompts on a GPU) compiled FlexAttention with a block mask",
             ("torch", "flex"),
         ),
-        "full_heads": Knob(
-            0.0,
-            "share of the heads that read every key (DuoAttention), in predict",
-            predicted_only=True,
-        ),
+        "full_heads": FULL_HEADS,
     },
     adds=("elementwise", "batched_gemm", "softmax", "routing"),
     keeps_weights=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from prunescope.taxonomy.applies import no_keys, to_keys
-from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern, recorded
+from prunescope.taxonomy.family import FULL_HEADS, Family, FamilyPoint, Knob, pattern, recorded
 from prunescope.taxonomy.keep import kept_count, spared_share
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -55,11 +55,7 @@ FAMILY = Family(
             "first four and the latest (StreamingLLM)",
             ("attention", "accumulated", "recent", "sinks"),
         ),
-        "full_heads": Knob(
-            0.0,
-            "share of the heads that read every key (DuoAttention), in predict",
-            predicted_only=True,
-        ),
+        "full_heads": FULL_HEADS,
     },
     adds=("routing", "gather_scatter"),
     keeps_weights=True,

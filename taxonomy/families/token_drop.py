@@ -15,7 +15,7 @@ from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
-# What a token runs through on its way through a layer.
+# The roles of the ops that a token runs through in a layer.
 _ROWS = (
     "attn_norm", "q", "q_a", "q_b", "k", "v", "kv_a", "o", "mlp_norm", "gate", "up", "down",
     "activation", "router", "experts", "shared_expert",

@@ -58,7 +58,7 @@ def _hub_ids() -> dict[str, str]:
         if preset_source(name).startswith(_HUB) and len(parts) > 1:
             by_id[_plain("/".join(parts[:2]).lower())] = name
         by_id |= {_plain(alias.lower()): name for alias in _read(name).get("same_shape", ())}
-    # Short names do not take one away from a model that has it as its own.
+    # A short name belongs to the model that has it as its own id, if there is one.
     return {**{key.rpartition("/")[2]: name for key, name in by_id.items()}, **by_id}
 
 

@@ -32,7 +32,7 @@ ATTENTION = T * (64 + 2 * 32 + 64) * 64 + 2 * 2 * 4 * 32 * 21
 HEAD = 2 * 2 * 512 * 64
 
 
-def of(**changes: Any) -> ModelShape:
+def plain_shape(**changes: Any) -> ModelShape:
     return ModelShape.from_config({**PLAIN, **changes})
 
 
@@ -58,8 +58,8 @@ def nas(*blocks: dict[str, Any], **changes: Any) -> ModelShape:
 
 def test_lists_of_widths_and_heads_count_by_hand() -> None:
     mlp = T * 3 * 64 * sum(WIDTHS)
-    assert work_of(of(intermediate_size=WIDTHS)) == 4 * ATTENTION + mlp + HEAD
-    heads = of(num_attention_heads=[4, 2, 4, 4], num_key_value_heads=[2, 1, 2, 2])
+    assert work_of(plain_shape(intermediate_size=WIDTHS)) == 4 * ATTENTION + mlp + HEAD
+    heads = plain_shape(num_attention_heads=[4, 2, 4, 4], num_key_value_heads=[2, 1, 2, 2])
     assert work_of(heads) == 3.5 * ATTENTION + T * 3 * 64 * 4 * 96 + HEAD
     assert heads.spread("heads") == (2, 4) and heads.attention.group == 2
     # 2 sequences of 6 tokens, 2 bytes, keys and values of 2 or 1 heads of 16
@@ -67,9 +67,9 @@ def test_lists_of_widths_and_heads_count_by_hand() -> None:
 
 
 def test_absent_sublayers_count_nothing() -> None:
-    without = of(num_attention_heads=[4, 0, 4, 4], intermediate_size=[96, 96, 0, 96])
+    without = plain_shape(num_attention_heads=[4, 0, 4, 4], intermediate_size=[96, 96, 0, 96])
     assert work_of(without) == 3 * ATTENTION + T * 3 * 64 * 3 * 96 + HEAD
-    dense = of()
+    dense = plain_shape()
     attention, mlp = (64 + 32 + 32 + 64) * 64 + 64, 3 * 96 * 64 + 64  # each with its norm
     assert without.parameters() == dense.parameters() - attention - mlp
     assert differing_layers(without) == (
@@ -78,15 +78,15 @@ def test_absent_sublayers_count_nothing() -> None:
 
 
 def test_equal_lists_are_a_plain_shape() -> None:
-    listed = of(intermediate_size=[96] * 4, num_key_value_heads=[2] * 4)
-    assert listed == of() and not listed.layer_shapes
-    assert listed.to_dict() == of().to_dict() and "layer_shapes" not in listed.to_dict()
+    listed = plain_shape(intermediate_size=[96] * 4, num_key_value_heads=[2] * 4)
+    assert listed == plain_shape() and not listed.layer_shapes
+    assert listed.to_dict() == plain_shape().to_dict() and "layer_shapes" not in listed.to_dict()
 
 
 @pytest.mark.parametrize("pruning", pruning_families(), ids=lambda pruning: pruning.id)
 def test_layers_that_are_told_one_by_one_and_agree_are_priced_as_one(pruning: Any) -> None:
     """Equal layers written as unequal ones: the theory gives the same sums."""
-    shape = of()
+    shape = plain_shape()
     listed = shape.with_layers([shape.layer(i) for i in range(4)])
     assert listed == shape
     # Layers differ in a size that no family of these touches: the head size of a layer's values.
@@ -95,7 +95,7 @@ def test_layers_that_are_told_one_by_one_and_agree_are_priced_as_one(pruning: An
         ops = pruning.theory(shape, PREFILL, point)
     except PrunescopeError:
         return  # no experts here, or no rank that saves
-    uneven = of(intermediate_size=[96, 96, 96, 80])
+    uneven = plain_shape(intermediate_size=[96, 96, 96, 80])
     pruned = pruning.theory(uneven, PREFILL, point)
     even, less = flop(ops), flop(pruned)
     assert less < even
@@ -103,7 +103,7 @@ def test_layers_that_are_told_one_by_one_and_agree_are_priced_as_one(pruning: An
 
 
 def test_families_prune_each_layer_by_its_own_sizes() -> None:
-    shape = of(intermediate_size=WIDTHS, num_attention_heads=[4, 2, 4, 4],
+    shape = plain_shape(intermediate_size=WIDTHS, num_attention_heads=[4, 2, 4, 4],
                num_key_value_heads=[2, 1, 2, 2])  # fmt: skip
     pruning = family("static-nk")
     (plan,) = pruning.plans(shape, PREFILL, pruning.point(0.5))
@@ -116,18 +116,14 @@ def test_families_prune_each_layer_by_its_own_sizes() -> None:
 
 def test_blocks_of_puzzle() -> None:
     shape = nas(block(), block(groups=None), block(groups=4, width=48), block(width=None))
-    assert [layer.attention_kind for layer in shape.layer_shapes] == [
-        "usual",
-        "none",
-        "usual",
-        "usual",
-    ]
+    kinds = [layer.attention_kind for layer in shape.layer_shapes]
+    assert kinds == ["usual", "none", "usual", "usual"]
     assert [layer.kv_heads for layer in shape.layer_shapes] == [2, 0, 1, 2]
     assert [layer.intermediate for layer in shape.layer_shapes] == [96, 96, 48, 0]
     linear = nas(block(), block(replace_with_linear=True), block(), block())
     assert linear.layer(1).mlp_kind == "linear"
     saved = 3 * 96 * 64 - 64 * 64
-    assert linear.parameters() == of().parameters() - saved
+    assert linear.parameters() == plain_shape().parameters() - saved
     # int(2 * 3 * 64 / 3) = 128, up to a multiple of 256
     wide = nas(block(width=None, ffn_mult=3.0), block(), block(), block())
     assert wide.layer(0).intermediate == 256
@@ -169,7 +165,7 @@ def test_a_published_config_has_the_published_number_of_parameters() -> None:
 )
 def test_lists_that_make_no_sense_are_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(PrunescopeError, match=said):
-        of(**changes)
+        plain_shape(**changes)
 
 
 def matrices(number: int, width: int, heads: int = 4, kv: int = 2) -> dict[str, tuple[int, ...]]:
@@ -222,7 +218,7 @@ def read(folder: Path) -> tuple[ModelShape, list[str]]:
 
 def test_weights_win_over_their_config_and_it_is_said(tmp_path: Path) -> None:
     shape, notes = read(folder_of(tmp_path, model()))
-    assert shape == of(intermediate_size=WIDTHS)
+    assert shape == plain_shape(intermediate_size=WIDTHS)
     assert notes == [
         "the weights differ from their config, and count: 32–96 MLP channels (config: 96)"
     ]
@@ -234,7 +230,7 @@ def test_weights_win_over_their_config_and_it_is_said(tmp_path: Path) -> None:
 
 
 def test_weights_that_agree_say_nothing(tmp_path: Path) -> None:
-    assert read(folder_of(tmp_path, model([96] * 4))) == (of(), [])
+    assert read(folder_of(tmp_path, model([96] * 4))) == (plain_shape(), [])
     assert read(folder_of(tmp_path, model(), intermediate_size=WIDTHS))[1] == []
     assert described(PLAIN).layers == [] == described(PLAIN).notes
 
@@ -263,8 +259,8 @@ def test_low_rank_matrices_in_the_weights(tmp_path: Path) -> None:
     shape, notes = read(folder_of(tmp_path, shapes))
     assert shape.layer(2).ranks == (("q", 8), ("up", 16))
     saved = 64 * 64 - 8 * 128 + 96 * 64 - 16 * 160
-    assert shape.parameters() == of().parameters() - saved
-    assert work_of(shape) == work_of(of()) - T * saved
+    assert shape.parameters() == plain_shape().parameters() - saved
+    assert work_of(shape) == work_of(plain_shape()) - T * saved
     assert "matrices of a low rank" in notes[0]
     assert ModelShape.from_run(json.loads(json.dumps(shape.to_dict()))) == shape
 
@@ -287,7 +283,7 @@ def test_experts_that_were_dropped_in_some_layers(tmp_path: Path) -> None:
 
 
 def test_a_manifest_keeps_layers_and_refuses_broken_ones() -> None:
-    shape = of(num_attention_heads=[4, 0, 4, 4], intermediate_size=[96, 96, 0, 96])
+    shape = plain_shape(num_attention_heads=[4, 0, 4, 4], intermediate_size=[96, 96, 0, 96])
     written = json.loads(json.dumps(shape.to_dict()))
     assert ModelShape.from_run(entry(ModelEntry, {"shape": written}).shape) == shape
     layers = written["layer_shapes"]
@@ -303,13 +299,13 @@ def test_a_manifest_keeps_layers_and_refuses_broken_ones() -> None:
 
 def test_packed_weights_leave_the_sizes_of_the_config(tmp_path: Path) -> None:
     shapes = {n: s if len(s) == 1 else (s[0] * s[1] // 2, 1) for n, s in model().items()}
-    assert read(folder_of(tmp_path, shapes, dtype="U8")) == (of(), [])
+    assert read(folder_of(tmp_path, shapes, dtype="U8")) == (plain_shape(), [])
 
 
 def test_matrices_that_do_not_fit_each_other_are_said(tmp_path: Path) -> None:
     shapes = model([96] * 4) | {"model.layers.1.mlp.down_proj.weight": (64, 90)}
     shape, notes = read(folder_of(tmp_path, shapes))
-    assert shape == of() and "1 layers keep the sizes of the config" in notes[0]
+    assert shape == plain_shape() and "1 layers keep the sizes of the config" in notes[0]
 
 
 @pytest.mark.parametrize(
@@ -327,7 +323,7 @@ def test_hostile_headers_leave_the_sizes_of_the_config(text: bytes, tmp_path: Pa
     folder = folder_of(tmp_path, {})
     (folder / "model.safetensors").write_bytes(text)
     shape, notes = read(folder)
-    assert shape == of() and "unreadable (model.safetensors" in notes[0]
+    assert shape == plain_shape() and "unreadable (model.safetensors" in notes[0]
 
 
 def test_a_pickle_beside_a_config_is_not_opened_and_it_is_said(tmp_path: Path) -> None:
@@ -335,7 +331,10 @@ def test_a_pickle_beside_a_config_is_not_opened_and_it_is_said(tmp_path: Path) -
     folder = folder_of(tmp_path, {})
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     shape, (note,) = read(folder)
-    assert shape == of() and "a pickle, which is never opened: convert it to safetensors" in note
+    assert (
+        shape == plain_shape()
+        and "a pickle, which is never opened: convert it to safetensors" in note
+    )
 
 
 def test_shards_that_are_missing_say_nothing_of_their_layers(tmp_path: Path) -> None:
