@@ -243,6 +243,8 @@ def trained_tokens(kernels: Kernels) -> int | None:
     It is the size that is M of the most GEMMs among those that are M of some and K of others. The
     tokens are M of the forward GEMM and of its input's gradient, and K of its weight's gradient; a
     width is M of the last alone. Calls are counted and not timed: one slow GEMM moves no size.
+
+    Limitations: A width that is M of more GEMMs than the tokens are would be taken for them.
     """
     rows = kernels.frame.filter(pl.col("kind").is_in(GEMM_KINDS) & pl.col("primary"))
     m: Counter[int] = Counter()

@@ -400,7 +400,10 @@ def name_tied_heads(roles: Roles, rows: LaunchedRows) -> None:
 
 
 def is_fused_qkv(size: Size | None) -> bool:
-    """Return whether N = (1 + 2/g)·K: queries of width K, with keys and values of g heads."""
+    """Return whether N = (1 + 2/g)·K: queries of width K, with keys and values of g heads.
+
+    Limitations: A product that is no QKV may have such sizes by chance.
+    """
     if size is None or not size[2] or size[1] <= size[2]:
         return False
     shared, remainder = divmod(2 * size[2], size[1] - size[2])
