@@ -118,6 +118,7 @@ def has_backward(kernels: Kernels) -> bool:
 
 
 def _trained(kernels: Kernels) -> tuple[str, str] | None:
+    """Return "training" and the evidence where the trace holds backward passes; else None."""
     if any(_BACKWARD.search(call.name) for call in kernels.shapes.calls):
         return "training", "the trace holds backward passes"
     if kernels.backward_roles:
@@ -171,6 +172,7 @@ def _is_mostly_causal(kernels: Kernels) -> bool:
 
 
 def _kind_by_shapes(kernels: Kernels, linears: pl.DataFrame) -> tuple[str, str]:
+    """Return the phase and its evidence by the rows of attention, embeddings and linears."""
     linear = _usual(_rows(linears))
     queries = _usual(_rows(_product_rows(kernels, kernels.frame["class"] == "attention")))
     rows = "M of the linears is unknown" if linear is None else f"M of the linears is {linear}"

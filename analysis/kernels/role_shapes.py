@@ -30,8 +30,8 @@ _ADAPTED = 3  # products of a linear with an adapter: its own and two through a 
 _PLAIN = ("gemm", "gemv", "sparse_gemm")
 _PRODUCTS = ("gemm", "gemv", "batched_gemm")
 _ALL_PRODUCTS = ("gemm", "gemv", "sparse_gemm", "batched_gemm", "grouped_gemm")
-_TABLE = 2  # times: elements of a table over what else a generated kernel reads
-_FAR = 4  # times: N of a vocabulary over that of any other linear
+_TABLE = 2  # times: a table has more elements than all else that a generated kernel reads
+_FAR = 4  # times: N of a vocabulary is larger than that of any other linear
 _GENERATED = re.compile(r"triton_\w*embedding")
 _TABLES = ("aten::embedding", "aten::embedding_bag", "aten::_embedding_bag")
 
