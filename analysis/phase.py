@@ -333,7 +333,10 @@ def _predicted(
     ladder: Ladder,
     ledger: list[Row],
 ) -> PredictedRun | None:
-    # A trace alone says neither the model nor the workload; the theory is of whole models.
+    """Return what theory predicts for the pruning of a run; None for a trace alone.
+
+    A trace says neither the model nor the workload, and the theory is about whole models.
+    """
     if pruned.run is None or pruned.run.alone is not None:
         return None
     from prunescope.analysis.predict.run import add_miss, predicted_phase
@@ -456,6 +459,7 @@ def _with_findings(context: Context) -> Phase:
 
 
 def _check(dense: SidePhase, pruned: SidePhase) -> None:
+    """Refuse two sides of which one is on a device and one is not, or one takes no time."""
     if dense.kernels.on_device != pruned.kernels.on_device:
         raise PrunescopeError(
             "one side has device events, the other only host ops",

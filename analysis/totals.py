@@ -29,7 +29,7 @@ _MOST = 0.5  # of the busy time
 _PASSES = ("forward", "training")  # kinds of phases that decode nothing
 _COLOURS = 3  # channels of an image; latents of a diffusion model have others
 _IMAGE_RANK = 4  # [B, C, H, W]
-_HARDLY = 0.01  # of the idle time: what ran before it
+_HARDLY = 0.01  # share of an idle time: less work before it is hardly any
 
 
 def totals(phase: SidePhase) -> Totals:
@@ -201,6 +201,7 @@ def _efficiency(row: dict[str, Any]) -> float | None:
 
 
 def _unprofiled(samples: Samples, run: PhaseRun | None) -> Unprofiled | None:
+    """Return the statistics of the samples without a profiler; None without samples."""
     if not len(samples):
         return None
     costs = [placement.cost_ns for placement in run.placements] if run else []

@@ -45,8 +45,8 @@ from prunescope.taxonomy.option import as_path
 from prunescope.taxonomy.recorder import recorder_of
 from prunescope.taxonomy.run import MANIFEST, RECORDER, Run, read_run, sha256_of
 
-_SIDES = ("dense", "baseline"), ("pruned",)  # how files of two sides are called
-_MOST = 10**7  # sequences or tokens
+_SIDES = ("dense", "baseline"), ("pruned",)  # the first words in the names of files of two sides
+_MOST = 10**7  # the most sequences or tokens that an option may say
 
 
 @dataclass(frozen=True)
@@ -243,6 +243,7 @@ def named_config(name: str, options: Options) -> ModelConfig | AutoModel:
 
 
 def _workload(options: Options) -> GivenWorkload:
+    """Return the workload of the options, checked."""
     for name in ("batch", "prompt_len", "context"):
         value = getattr(options, name)
         if value is not None and (type(value) is not int or not 0 < value <= _MOST):
@@ -345,6 +346,7 @@ def _phases_of_rank(part: TraceFile, options: Options) -> list[str]:
 
 
 def _check_phases(side: Side) -> None:
+    """Refuse a run that has no phase, or not the one of --phase."""
     assert side.run is not None
     if not side.run.phases:
         raise PrunescopeError(f"{side.path.name}/ holds no phase", hint="trace the model again")
@@ -385,6 +387,7 @@ def _peaks(side: Side) -> tuple[Peaks | None, Diagnostics]:
 
 
 def _trace_peaks(side: Side, trace: Trace) -> tuple[Peaks | None, Diagnostics]:
+    """Return the peaks of the device that a trace names, and a warning where they are unknown."""
     if not trace.on_device and trace.device_name:
         return None, Diagnostics()  # host ops: not the device's work
     properties = trace.device_properties

@@ -118,6 +118,7 @@ def unfold_queries(calls: Sequence[OpCall], works: Sequence[Work | None]) -> lis
 
 
 def _unfolded(call: OpCall, work: Work, linears: Linears) -> Work:
+    """Return the work of one call, unfolded where its queries are folded."""
     shape: tuple[Any, ...] = call.shapes[0] if call.shapes else ()
     if work.kind != "attention" or len(work.gemms) != 2 or len(shape) != _RANK:
         return work

@@ -22,7 +22,9 @@ from prunescope.analysis.trace.collect import Mask as Mask
 def is_one_of(column: pl.Series, values: Iterable[str | int]) -> pl.Series:
     """Return which rows hold one of a few values; null where the row is null."""
     masks = [column == value for value in values]
-    return reduce(operator.or_, masks) if masks else column != column  # of none: no row does
+    return (
+        reduce(operator.or_, masks) if masks else column != column
+    )  # no row holds one of no values
 
 
 def is_true(mask: pl.Series) -> Mask:

@@ -28,8 +28,8 @@ from prunescope.taxonomy.roles import BACKWARD
 
 MATMUL, ATTENTION, POINT = "matmul", "attention", "pointwise"
 PRODUCTS = (MATMUL, ATTENTION, "conv")  # classes of which FLOPs are counted
-ENOUGH = 0.5  # of a busy time: whether most of it has a property
-_LOST = 0.005  # of the launches
+ENOUGH = 0.5  # share of a busy time that counts as most of it
+_LOST = 0.005  # share of the launches that a trace may lack at its end
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,9 @@ class ModuleRoles:
     """The modules of the model that a trace recorded, and the source of layers and roles.
 
     Attributes:
-        source: Where layers and roles come from: "modules" (our hooks), "nn.Module" (PyTorch's
-            stacks), "eager" (an eager trace), "order" (the order of kernels) or "none".
+        source: Where layers and roles come from: "modules" (our hooks), "nn.Module" (classes that
+            PyTorch's stacks name), "order" (the order of kernels) or "none". Where an eager trace
+            gives them, where that has them from.
         ran: (layer, role) of the modules that our hooks saw; empty where they recorded none.
         were_recorded: Whether PyTorch recorded modules (with_stack), be they of use for roles or
             not.

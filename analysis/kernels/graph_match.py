@@ -21,8 +21,8 @@ from prunescope.analysis.trace.collect import NONE, Ints, Mask
 
 UNNAMED = "?"
 _ONE_PASS = 1.5  # times the kernels of a launch: more launches are several passes
-_SLACK = 1 / 16  # of the kernels of a launch: lost or left out, at first
-_MOST = 0.9  # of the kernels of a launch
+_SLACK = 1 / 16  # share of the kernels of a launch that may be lost or left out, at first
+_MOST = 0.9  # share of the kernels of a launch: a place with as many ends the search
 Grid = tuple[int, ...] | None
 Size = tuple[int, int, int] | None  # M, N, K of a GEMM
 

@@ -343,6 +343,7 @@ class GraphReplay:
         return [*messages, *self._other_batch(name)]
 
     def _rivals(self, name: str) -> list[str]:
+        """Warn of several passes of other shapes that match equally well."""
         rows = sorted({m for part in self.matched for m in part.rivals})
         if not rows:
             return []

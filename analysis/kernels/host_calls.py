@@ -215,7 +215,7 @@ class GraphBlockers:
 
     waits: float = 0.0
     copies: float = 0.0
-    by: str = ""  # names of the calls that wait, the most frequent first
+    by: str = ""
 
     def __bool__(self) -> bool:
         """Return whether more calls of a kind stop the step than the one that fetches a result."""

@@ -48,9 +48,7 @@ class Peaks:
     sm: int | None = None
     device: Device | None = None
     sheet: DeviceRates | None = None
-    # By dtype and "bandwidth": the measurements behind a peak, where `trace` kept them.
     taken: dict[str, PeakTaken] = field(default_factory=dict)
-    # What disturbed every measurement of the rates; empty where one was undisturbed.
     disturbed: tuple[str, ...] = ()
 
     @property

@@ -118,6 +118,7 @@ def has_backward(kernels: Kernels) -> bool:
 
 
 def _trained(kernels: Kernels) -> tuple[str, str] | None:
+    """Return "training" and the evidence where the trace holds backward passes; else None."""
     if any(_BACKWARD.search(call.name) for call in kernels.shapes.calls):
         return "training", "the trace holds backward passes"
     if kernels.backward_roles:
@@ -171,6 +172,7 @@ def _is_mostly_causal(kernels: Kernels) -> bool:
 
 
 def _kind_by_shapes(kernels: Kernels, linears: pl.DataFrame) -> tuple[str, str]:
+    """Return the phase and its evidence by the rows of attention, embeddings and linears."""
     linear = _usual(_rows(linears))
     queries = _usual(_rows(_product_rows(kernels, kernels.frame["class"] == "attention")))
     rows = "M of the linears is unknown" if linear is None else f"M of the linears is {linear}"
@@ -243,6 +245,8 @@ def trained_tokens(kernels: Kernels) -> int | None:
     It is the size that is M of the most GEMMs among those that are M of some and K of others. The
     tokens are M of the forward GEMM and of its input's gradient, and K of its weight's gradient; a
     width is M of the last alone. Calls are counted and not timed: one slow GEMM moves no size.
+
+    Limitations: A width that is M of more GEMMs than the tokens are would be taken for them.
     """
     rows = kernels.frame.filter(pl.col("kind").is_in(GEMM_KINDS) & pl.col("primary"))
     m: Counter[int] = Counter()

@@ -293,6 +293,7 @@ def _role_outside_layers(kind: str, *, layered: bool) -> str:
 
 
 def _role_in_attention(kind: str, call: OpCall | None, *, after: bool) -> str:
+    """Return the role of work that an attention module does itself."""
     if _is_attention(kind, call):
         return "attention"
     if kind in GEMM_KINDS:
@@ -496,6 +497,7 @@ def _name_pass(
 
 
 def _pass(rows: LaunchedRows, members: Ints, *, adapted: bool) -> _Pass:
+    """Divide a forward pass into attentions, GEMMs by a weight, routers and experts."""
     attention = np.array([i for i in members if rows.kinds[i] == "attention"], np.int64)
     mixture = find_mixture(rows, members.tolist())
     plain = [i for i in members.tolist() if i not in mixture]

@@ -27,6 +27,9 @@ def find_mixture(rows: LaunchedRows, members: Sequence[int]) -> dict[int, str]:
 
     The projections of the next layer are not among them: they are as many products as there are
     before the first attention. `members` holds the rows of the pass, in the order of their launch.
+
+    Limitations: A router is missed where no top-k, sort or routing kernel behind it was recorded.
+    Where layers differ in their number of projections, one of them may be taken for an expert.
     """
     attentions = [at for at, i in enumerate(members) if rows.kinds[i] == "attention"]
     if not attentions:

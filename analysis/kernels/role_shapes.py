@@ -30,8 +30,8 @@ _ADAPTED = 3  # products of a linear with an adapter: its own and two through a 
 _PLAIN = ("gemm", "gemv", "sparse_gemm")
 _PRODUCTS = ("gemm", "gemv", "batched_gemm")
 _ALL_PRODUCTS = ("gemm", "gemv", "sparse_gemm", "batched_gemm", "grouped_gemm")
-_TABLE = 2  # times: elements of a table over what else a generated kernel reads
-_FAR = 4  # times: N of a vocabulary over that of any other linear
+_TABLE = 2  # times: a table has more elements than all else that a generated kernel reads
+_FAR = 4  # times: N of a vocabulary is larger than that of any other linear
 _GENERATED = re.compile(r"triton_\w*embedding")
 _TABLES = ("aten::embedding", "aten::embedding_bag", "aten::_embedding_bag")
 
@@ -400,7 +400,10 @@ def name_tied_heads(roles: Roles, rows: LaunchedRows) -> None:
 
 
 def is_fused_qkv(size: Size | None) -> bool:
-    """Return whether N = (1 + 2/g)·K: queries of width K, with keys and values of g heads."""
+    """Return whether N = (1 + 2/g)·K: queries of width K, with keys and values of g heads.
+
+    Limitations: A product that is no QKV may have such sizes by chance.
+    """
     if size is None or not size[2] or size[1] <= size[2]:
         return False
     shared, remainder = divmod(2 * size[2], size[1] - size[2])

@@ -47,6 +47,7 @@ def add_waves(
 def _wave_columns(
     row: dict[str, Any], trace: Trace, works: list[Work | None], peaks: Peaks | None
 ) -> dict[str, Any]:
+    """Return the tiles and waves of a distinct kernel, call and grid, as far as they are known."""
     if row["grid"] is None or row["unit"] == UNKNOWN_UNIT:
         return {}
     grid = trace.grids[row["grid"]]

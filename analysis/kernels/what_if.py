@@ -26,8 +26,8 @@ from prunescope.analysis.schema.report import EXCLUSIVE_SHARE
 from prunescope.analysis.schema.report import GemmRow as Row
 from prunescope.taxonomy.gemm import Gemm
 
-_FEWEST, _MOST = 3, 100  # distinct GEMMs from which on a spread is one, and enough of them
-_SMALL = 64  # a K below is no dimension of a model's
+_FEWEST, _MOST = 3, 100  # the fewest distinct GEMMs for a spread, and the most that are compared
+_SMALL = 64  # a smaller K is no dimension of a model
 _CURVES, _POINTS = 4, 96
 _Z = 1.96  # normal: of prediction intervals, and not of measured times (ledger/noise.py)
 _ROOFLINE = ("compute", "memory")  # the bounds whose time it predicts
@@ -72,12 +72,12 @@ class GemmSummary:
     tiling: Tiling
     tiles: int
     split_k: int
-    slots: float  # tiles in flight at a time
-    compute: float  # roofline, without the loss
+    slots: float
+    compute: float
     memory: float
     bound: str
     duration: float
-    total: float  # of all calls
+    total: float
 
     def predicted(self, n: int, k: int) -> float:
         """Return the roofline time at another N and K.
@@ -175,6 +175,7 @@ def _refusal() -> pl.Expr:
 
 
 def _summary(key: Key, row: dict[str, Any]) -> GemmSummary:
+    """Build the summary of a GEMM from the sums of its rows."""
     role, gemm = key
     return GemmSummary(
         role=role,
@@ -252,6 +253,7 @@ def _mean_log(seen: list[GemmSummary]) -> float:
 
 
 def _spread(seen: list[GemmSummary]) -> float | None:
+    """Return the spread of a Fit; None for too few GEMMs, or all of one shape."""
     longest = sorted(seen, key=lambda s: -s.total)[:_MOST]
     pairs = [
         (_log_distance(a.gemm, b.gemm), math.log(a.factor / b.factor))

@@ -136,6 +136,7 @@ def _add_copies(frame: pl.DataFrame, copied: np.ndarray | None) -> pl.DataFrame:
 
 
 def _table(works: list[Work | None]) -> pl.DataFrame:
+    """Return FLOPs, bytes, dtype and `modelled` of each call as columns."""
     return pl.DataFrame(
         {
             "flop": [None if w is None else w.flop for w in works],

@@ -16,8 +16,12 @@ from prunescope.analysis.inputs.open import open_side
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.kernels import linked_phase
 from prunescope.analysis.kernels.build import KernelsBuilder, PassContext
-from prunescope.analysis.kernels.frame import HostWork, ModuleRoles
+from prunescope.analysis.kernels.frame import HostWork, Kernels, ModuleRoles, OpShapes
 from prunescope.analysis.kernels.linked_phase import LinkedTrace
+from prunescope.analysis.ledger.gemms import calls_of, pair_calls
+from prunescope.analysis.ledger.pairing import pair
+from prunescope.analysis.ops.call import OpCall
+from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.schema.pair_comparison import MODULES, REPLAYS, SHAPES
 from prunescope.analysis.trace.load import load
 from tests.analysis.decoder import Layer, decoder
@@ -40,6 +44,19 @@ def test_kernels_by_hand_close() -> None:
     assert kernels.values("class") == {"matmul", "pointwise"}
     assert (kernels.host, kernels.modules) == (HostWork(), ModuleRoles())
     assert kernels_of({}, modules=ModuleRoles("order")).is_by_order
+
+
+def test_kernels_by_hand_are_read_by_the_ledger() -> None:
+    def product(n: int) -> Kernels:
+        call = OpCall("aten::mm", ((8, 16), (16, n)), ("c10::BFloat16",) * 2)
+        gemm = {"op": call.name, "kind": "gemm", "class": "matmul", "role": "up", "layer": 0}
+        shapes = OpShapes([call], [work_of(call)])
+        return kernels_of({**gemm, "call": 0, "modelled": True}, {"gap": 3_000}, shapes=shapes)
+
+    dense, pruned = product(32), product(16)
+    units = pair(dense, pruned, None)
+    (gemms,) = pair_calls(calls_of(dense), calls_of(pruned, units.alignment))
+    assert units.matched.all() and gemms.axis == "N"
 
 
 def test_a_view_without_shapes_is_that_of_a_trace_without_shapes(tmp_path: Path) -> None:
