@@ -17,7 +17,7 @@ from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.formats import changed
 from prunescope.taxonomy.run_blocks import Clocks, DeviceEntry, MeasuredPeaks, TimingNote
 from prunescope.tracer.capture.chrome import DEVICE, ChromeTrace, Event
-from prunescope.tracer.machine.calibrate import newest
+from prunescope.tracer.machine.calibrate import newest_calibration
 from prunescope.tracer.machine.device import device_info, read_clocks, timing_note
 from prunescope.tracer.machine.host import load_average
 from prunescope.tracer.machine.peaks import better_peaks, measure_peaks, rates_of
@@ -46,7 +46,7 @@ class DeviceState:
             self._dtype = dtype_name(dtype) or "fp32"
             entry = self.entry = device_info(self.device)
             entry.peaks = self._given_peaks or measure_peaks(self.device, self._dtype)
-            entry.calibration = newest(str(entry.name))
+            entry.calibration = newest_calibration(str(entry.name))
             entry.clocks = Clocks(before=read_clocks(self.device))
         return self.entry
 

@@ -1,4 +1,7 @@
-"""The options of `prunescope gemm`: no torch here, because the command line imports it."""
+"""The options of `prunescope gemm`.
+
+torch is not imported here, because the command line imports this module.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -85,8 +88,11 @@ class GemmRequest:
     progress: Progress | None = None
 
     def shapes(self) -> list[GemmCase]:
-        """Every combination of --m, --n and --k. Raises PrunescopeError where a run and
-        shapes are given, or neither."""
+        """Return a case for every combination of --m, --n and --k; none where a run is given.
+
+        Raises:
+            PrunescopeError: Both a run and shapes are given, or neither, or a dimension is missing.
+        """
         given = [_listed(value) for value in (self.m, self.n, self.k)]
         if self.run is not None:
             if any(given):
@@ -114,7 +120,7 @@ class GemmRequest:
 
 
 def _incomplete(given: dict[str, list[int]]) -> PrunescopeError:
-    """An error that names the missing dimension, with the command completed by an example."""
+    """Build an error that names the missing dimensions and completes the command by an example."""
     usual = {"--m": "128", "--n": "384,400,512", "--k": "576"}
     missing = [name for name, sizes in given.items() if not sizes]
     verb = "is" if len(missing) == 1 else "are"
@@ -128,6 +134,7 @@ def _incomplete(given: dict[str, list[int]]) -> PrunescopeError:
 
 
 def _listed(value: Sizes) -> list[int]:
+    """Return the sizes as a list without duplicates; empty for None."""
     return (
         [] if value is None else [value] if isinstance(value, int) else list(dict.fromkeys(value))
     )

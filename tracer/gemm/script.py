@@ -1,6 +1,7 @@
 """Standalone scripts that reproduce a GEMM with torch alone, as for a bug report to a library.
 
-In: Replays. Out: a .py for each pruned or given shape, which times it together with nearby shapes.
+Replays come in; for each pruned or given shape a .py file goes out, which times it together with
+nearby shapes.
 """
 
 from __future__ import annotations
@@ -79,37 +80,47 @@ for name, (batch, m, n, k) in SHAPES.items():
 
 
 def write_scripts(replays: Replays, folder: Path) -> list[Path]:
-    """A script for each pruned or given GEMM; returns their paths."""
+    """Write a script for each pruned or given GEMM.
+
+    Args:
+        replays: The replays whose GEMMs are reproduced.
+        folder: The folder of the scripts, which is made if it is missing.
+
+    Returns:
+        The paths of the scripts.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for number, one in enumerate(replays.gemms):
-        if not {"pruned", "given"} & set(one.reasons):
+    for number, gemm in enumerate(replays.gemms):
+        if not {"pruned", "given"} & set(gemm.reasons):
             continue
         around = [
-            other
-            for other in replays.gemms[number + 1 :]
-            if (other.role, other.phase) == (one.role, one.phase) and one.dense_n is not None
+            near
+            for near in replays.gemms[number + 1 :]
+            if (near.role, near.phase) == (gemm.role, gemm.phase) and gemm.dense_n is not None
         ]
-        path = folder / f"{_name(one)}.py"
-        write_file(path, script(replays, one, around).encode())
+        words = [gemm.phase, gemm.role, f"{gemm.m}x{gemm.n}x{gemm.k}", gemm.dtype]
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(word for word in words if word))
+        path = folder / f"{name}.py"
+        write_file(path, script(replays, gemm, around).encode())
         written.append(path)
     return written
 
 
-def script(replays: Replays, one: ReplayedGemm, around: Iterable[ReplayedGemm] = ()) -> str:
-    """The script of a GEMM, with the shapes `around` it."""
-    shapes = {_label(each): each for each in (one, *around)}
+def script(replays: Replays, gemm: ReplayedGemm, around: Iterable[ReplayedGemm] = ()) -> str:
+    """Return the script of a GEMM, which also times the shapes `around` it."""
+    shapes = {_label(shape): shape for shape in (gemm, *around)}
     lines = [
-        f"    {label!r}: ({each.batch}, {each.m}, {each.n}, {each.k}),"
-        for label, each in shapes.items()
+        f"    {label!r}: ({shape.batch}, {shape.m}, {shape.n}, {shape.k}),"
+        for label, shape in shapes.items()
     ]
-    warm = "" if one.warm is None else f"Measured here: {one.warm.ns / 1e3:.1f} us warm"
-    cold = "" if one.cold is None else f", {one.cold.ns / 1e3:.1f} us cold."
+    warm = "" if gemm.warm is None else f"Measured here: {gemm.warm.ns / 1e3:.1f} us warm"
+    cold = "" if gemm.cold is None else f", {gemm.cold.ns / 1e3:.1f} us cold."
     return _TEMPLATE.format(
-        dtype=one.dtype,
-        title=f"M = {one.m}, N = {one.n}, K = {one.k}",
+        dtype=gemm.dtype,
+        title=f"M = {gemm.m}, N = {gemm.n}, K = {gemm.k}",
         device="cpu" if replays.device.kind == "cpu" else "cuda",
-        torch_dtype=str(TORCH_DTYPES[one.dtype]).removeprefix("torch."),
+        torch_dtype=str(TORCH_DTYPES[gemm.dtype]).removeprefix("torch."),
         threads=replays.device.threads or 0,
         flush_bytes=replays.flush_bytes or 0,
         warmup=replays.warmup,
@@ -119,14 +130,9 @@ def script(replays: Replays, one: ReplayedGemm, around: Iterable[ReplayedGemm] =
     )
 
 
-def _label(one: ReplayedGemm) -> str:
-    """pruned, dense, align-8, good-448 ..."""
-    reason = one.reasons[0]
+def _label(gemm: ReplayedGemm) -> str:
+    """Name a shape by why it is replayed: pruned, dense, align-8, good-448x576."""
+    reason = gemm.reasons[0]
     if reason == "aligned":
-        return f"align-{one.align}"
-    return reason if reason in ("pruned", "dense", "given") else f"{reason}-{one.n}x{one.k}"
-
-
-def _name(one: ReplayedGemm) -> str:
-    words = [one.phase, one.role, f"{one.m}x{one.n}x{one.k}", one.dtype]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(word for word in words if word))
+        return f"align-{gemm.align}"
+    return reason if reason in ("pruned", "dense", "given") else f"{reason}-{gemm.n}x{gemm.k}"

