@@ -1,6 +1,6 @@
 """The device of a capture before and after it: `device` and `timing` of run.json.
 
-Every capture, of ours or of a user's loop, lies between `DeviceState.open` and `close`. The rates
+Every capture, ours or that of a user's loop, lies between `DeviceState.open` and `close`. The rates
 that matrix products reached in its profiled steps are evidence of what the device can do at least.
 """
 
@@ -28,9 +28,12 @@ _PRODUCTS = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::baddbmm": 1
 
 
 class DeviceState:
-    """`entry`: the manifest's `device`, None before `open`; all runs of a capture share it.
-    `achieved`: rates of the products in its profiled steps. `peaks`: measured elsewhere; None: they
-    are measured here, before and after."""
+    """The state of a device around a capture.
+
+    All runs of a capture share `entry`, which is `device` of the manifest and None before `open`.
+    `achieved` holds the rates of the products in profiled steps. `peaks` were measured elsewhere;
+    if None, they are measured here, before and after the capture.
+    """
 
     def __init__(self, device: torch.device, peaks: MeasuredPeaks | None = None) -> None:
         self.device = device
@@ -41,7 +44,7 @@ class DeviceState:
         self.achieved = AchievedRates()
 
     def open(self, dtype: str) -> DeviceEntry:
-        """The entry of the device, with clocks and peaks from before the capture."""
+        """Return the entry of the device, with clocks and peaks from before the capture."""
         if self.entry is None:
             self._dtype = dtype_name(dtype) or "fp32"
             entry = self.entry = device_info(self.device)
@@ -51,9 +54,9 @@ class DeviceState:
         return self.entry
 
     def close(self) -> TimingNote:
-        """Complete the entry after the capture; returns the note on how busy the machine was.
+        """Complete the entry after the capture, and return the note on how busy the machine was.
 
-        Another process lowers a measured peak, so the better of before and after counts, and the
+        Another process lowers a measured peak, so that the better of before and after counts. The
         rates that products achieved are stored next to it.
         """
         entry = self.open(self._dtype)
@@ -71,8 +74,11 @@ class DeviceState:
 
 
 class AchievedRates:
-    """FLOP/s of matrix products in profiled steps: by dtype, the best over shapes of the median
-    over calls. Profiler overhead is included, so that a rate is never too high."""
+    """FLOP/s of matrix products in profiled steps, by dtype.
+
+    A rate is the best over shapes of the median over calls. Profiler overhead is included, so that
+    a rate is never too high.
+    """
 
     def __init__(self) -> None:
         self._us: dict[tuple[str, int], list[float]] = defaultdict(list)  # by dtype and FLOP
@@ -92,8 +98,10 @@ class AchievedRates:
                 self._us[key].append(us)
 
     def rates(self) -> dict[str, float]:
-        """{dtype: FLOP/s} of all traces together; a dtype with fewer than three calls of a shape is
-        left out."""
+        """Return {dtype: FLOP/s} of all traces together.
+
+        A dtype without three calls of one shape is left out.
+        """
         rates: dict[str, float] = {}
         for (dtype, flop), calls_us in self._us.items():
             if len(calls_us) >= _CALLS:
@@ -102,7 +110,7 @@ class AchievedRates:
 
 
 def _device_us(events: list[Event]) -> dict[Any, float] | None:
-    """Microseconds of kernels by the op that launched them; None where no device ran any."""
+    """Sum the microseconds of kernels by their op; None where no device ran any."""
     op_us: dict[Any, float] = defaultdict(float)
     kernels = [event for event in events if event.get("cat") in DEVICE]
     for event in kernels:
@@ -112,7 +120,7 @@ def _device_us(events: list[Event]) -> dict[Any, float] | None:
 
 
 def _work(event: Event) -> tuple[str, int] | None:
-    """(dtype, FLOP) of a product; None for every other op."""
+    """Return (dtype, FLOP) of a matrix product; None for every other op."""
     at = _PRODUCTS.get(event["name"])
     args = event.get("args", {})
     dims, types = args.get("Input Dims") or [], args.get("Input type") or []

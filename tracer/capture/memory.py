@@ -1,6 +1,7 @@
-"""Peak memory of one step, in bytes: weights, the filled cache and what a forward adds to them.
+"""The peak memory of one step in bytes: weights, the filled cache and what a forward adds to them.
 
-From the allocator on CUDA; from the profiler's allocation events in a separate pass on the CPU.
+A device reports it by its allocator. For a CPU, a separate pass reads the profiler's allocation
+events.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ _STEP = "prunescope.memory"
 
 
 def release() -> None:
-    """Collect garbage, and give freed blocks back to the system: glibc keeps those of a deleted
-    model, so that a process with several captures would grow."""
+    """Collect garbage, and give freed blocks back to the system.
+
+    glibc keeps the blocks of a deleted model, so that a process with several captures would grow.
+    """
     gc.collect()
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
@@ -31,10 +34,10 @@ def release() -> None:
 def peak_and_cache_bytes(
     loop: Loop, model: torch.nn.Module, device: torch.device
 ) -> tuple[int | None, int]:
-    """(peak of one step with weights and cache, bytes of the cache after a sample).
+    """Return the peak of one step with weights and cache, and the bytes of the cache.
 
-    The peak is None if neither the allocator nor the profiler counted anything, or the weights are
-    not known.
+    The peak is None if neither the allocator nor the profiler counted anything, or if the size of
+    the weights is not known.
     """
     loop.cache = None
     loop.run = None  # a recorded step holds its old cache and the memory of a graph
@@ -63,7 +66,10 @@ def _used_on_cuda(loop: Loop, device: torch.device) -> int:
 
 
 def _used_on_cpu(loop: Loop) -> int | None:
-    """The cache is made within the session too: the profiler does not know earlier blocks."""
+    """Return the peak of what a step allocates on a CPU, its cache included; None without events.
+
+    The cache is made within the session, because the profiler does not know earlier blocks.
+    """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as session:
         loop.prepare_step(-1)
         with record_function(_STEP):
