@@ -22,10 +22,12 @@ STEP = "prunescope.step#"
 WARMUP = "prunescope.step#warmup"
 
 DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
-_RUNTIME = ("cuda_runtime", "cuda_driver", "hip_runtime", "hip_driver")
+_RUNTIME = (
+    "cuda_runtime", "cuda_driver", "hip_runtime", "hip_driver", "xpu_runtime", "xpu_driver",
+)  # fmt: skip
 _HOST_EVENTS = ("cpu_op", "user_annotation", *_RUNTIME)
-# Numbers internal to the profiler, paths, and (on a CPU) links to launches, of which there are
-# none.
+# Arguments that are dropped: numbers internal to the profiler, paths, and, on a CPU, links to
+# launches, which a CPU does not have.
 _DROPPED_ARGS = {
     "Ev Idx", "Record function id", "Fwd thread id", "kernel_file", "stack", "kernel_hash",
     "kernel_backend",
@@ -34,8 +36,8 @@ _DROPPED_OF_CPU = _DROPPED_ARGS | {"External id"}
 _METADATA = ("process_name", "process_labels", "process_sort_index", "thread_name")
 _TOP_LEVEL = ("schemaVersion", "deviceProperties", "record_shapes", "displayTimeUnit")
 
-_BACKWARD = "autograd::engine::evaluate_function"  # prefix of the ops of a backward pass
-_DECIMALS = 3  # of microseconds, in kineto's traces
+_BACKWARD = "autograd::engine::evaluate_function"  # ops of a backward pass begin so
+_DECIMALS = 3  # kineto writes microseconds with so many
 
 _scrubbed = lru_cache(maxsize=1 << 14)(scrub)  # few names, each many times
 
@@ -72,18 +74,13 @@ def has_backward(trace: ChromeTrace) -> bool:
     return any(str(e.get("name", "")).startswith(_BACKWARD) for e in trace["traceEvents"])
 
 
+@no_collection()  # a million small dicts
 def split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, ChromeTrace]:
     """Split a raw trace into a trace for each variant.
 
     Raises:
         ValueError: The steps of the trace are not those of `turns`.
     """
-    with no_collection():  # a million small dicts
-        return _split(raw, turns)
-
-
-def _split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, ChromeTrace]:
-    """Split a raw trace, while garbage collection is off."""
     trace = json.loads(raw, parse_float=_Decimal)
     events = [_timed(e) for e in trace["traceEvents"] if e.get("ph") == "X"]
     windows = _windows(events, list(turns))

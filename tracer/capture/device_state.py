@@ -22,7 +22,7 @@ from prunescope.tracer.machine.device import device_info, read_clocks, timing_no
 from prunescope.tracer.machine.host import load_average
 from prunescope.tracer.machine.peaks import better_peaks, measure_peaks, rates_of
 
-_CALLS = 3  # fewer have no median
+_CALLS = 3  # fewer calls of a shape have no useful median
 # Which two of an op's inputs are multiplied: [..., M, K] and [..., K, N].
 _PRODUCTS = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::baddbmm": 1}
 

@@ -18,14 +18,16 @@ import torch
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop, prefill
 from prunescope.tracer.capture.request import TraceRequest, not_recorded
+from prunescope.tracer.machine.backends import GRAPHS, backend_of
+from prunescope.tracer.machine.device import require_feature
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.static_step import StaticStep
 
 Step = Callable[[torch.Tensor], Any]
-# (step, its ids, function that rewinds the cache to the start of the step) -> function to replay
-# it.
+# A recorder takes the step, its ids, and a function that rewinds the cache to the start of the
+# step; it returns a function that replays the step.
 Record = Callable[[Step, torch.Tensor, Callable[[], None]], Step]
-# Of the first line of the reason for a break, and of the breaks that a run keeps.
+# The most characters of a break's reason, and the most breaks, that a run keeps.
 _LONGEST, _MOST_BREAKS = 200, 16
 _WARMUP = 3  # runs before recording: libraries allocate and choose kernels in the first runs
 
@@ -44,12 +46,12 @@ def compile_step(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> S
     if ids.device.type == "cpu":
         from torch._inductor import config
 
-        # Fused kernels of a CPU are functions of one op, of which the profiler shows nothing else.
+        # Without it the profiler shows one op for the whole step, as fused kernels are functions.
         config.cpp.enable_kernel_profile = True
     before, reasons = _graphs_and_breaks()
     run: Any = torch.compile(_copy_code(step), dynamic=False)
     with warnings.catch_warnings():
-        # What a cache of signatures of forwards holds does not change.
+        # The warning is about a cache of the signatures of forwards, which do not change.
         warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru")
         _warm(run, ids, rewind)
     graphs, all_reasons = _graphs_and_breaks()
@@ -81,26 +83,27 @@ def _copy_code(step: Any) -> Step:
 
 
 def cuda_graph(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:
-    """Record the step as a CUDA graph with its own inputs and outputs.
+    """Record the step as a graph of the device with its own inputs and outputs.
 
     `peak_bytes` of the returned function is the peak of the memory that the capture allocated.
 
     Raises:
         PrunescopeError: The model does something that a graph cannot capture.
     """
-    buffer = ids.clone()
-    side = torch.cuda.Stream(ids.device)
-    side.wait_stream(torch.cuda.current_stream(ids.device))
-    with torch.cuda.stream(side):
+    buffer, backend = ids.clone(), backend_of(ids.device)
+    gpu = backend.module
+    side = gpu.Stream(ids.device)
+    side.wait_stream(gpu.current_stream(ids.device))
+    with gpu.stream(side):
         _warm(step, buffer, rewind)
-    torch.cuda.current_stream(ids.device).wait_stream(side)
+    gpu.current_stream(ids.device).wait_stream(side)
     rewind()
-    graph = torch.cuda.CUDAGraph()
+    graph = backend.new_graph()
     # Replays allocate nothing: the memory of a step is that of its capture.
-    before = torch.cuda.memory_allocated(ids.device)
-    torch.cuda.reset_peak_memory_stats(ids.device)
-    output = _capture_graph(graph, step, buffer)
-    peak_bytes = torch.cuda.max_memory_allocated(ids.device) - before
+    before = backend.allocated_bytes(ids.device)
+    backend.reset_peak(ids.device)
+    output = _capture_graph(gpu, graph, step, buffer)
+    peak_bytes = backend.peak_bytes(ids.device) - before
 
     def replay(ids: torch.Tensor) -> Any:
         buffer.copy_(ids)
@@ -112,13 +115,13 @@ def cuda_graph(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Ste
     return replay
 
 
-def _capture_graph(graph: torch.cuda.CUDAGraph, step: Step, buffer: torch.Tensor) -> Any:
+def _capture_graph(gpu: Any, graph: Any, step: Step, buffer: torch.Tensor) -> Any:
     # A failed capture leaves its stream current: the outer context restores ours.
     """Run the step while the graph records it, and return its output."""
     device = buffer.device
     try:
-        ours = torch.cuda.stream(torch.cuda.current_stream(device))
-        with torch.cuda.device(device), ours, torch.cuda.graph(graph):
+        ours = gpu.stream(gpu.current_stream(device))
+        with gpu.device(device), ours, gpu.graph(graph):
             return step(buffer)
     except torch.OutOfMemoryError:
         raise
@@ -159,8 +162,8 @@ class StaticPrefill(PrefillLoop):
             self.cache = compat.new_static_cache(self.model, self.ids_BS.shape[1])
             if self._record is not record_nothing:
                 self._forward(self.ids_BS)  # makes the cache's tensors, and finds the samplers
-            self.run = self._record(self._forward, self.ids_BS, self._empty)
-        self._empty()
+            self.run = self._record(self._forward, self.ids_BS, self.cache.reset)
+        self.cache.reset()
         self._static.resample()
 
     def sample(self) -> Any:
@@ -173,9 +176,6 @@ class StaticPrefill(PrefillLoop):
         output = prefill(self.model, ids_BS, cache=self.cache, logits=self.logits)
         self._static.end()
         return output
-
-    def _empty(self) -> None:
-        self.cache.reset()
 
 
 class StaticDecode(DecodeLoop):
@@ -278,11 +278,8 @@ def check_mode(request: TraceRequest, device: torch.device) -> None:
     """
     if request.mode == "eager":
         return
-    if device.type == "cpu" and request.mode == "graph":
-        raise PrunescopeError(
-            "--mode graph records CUDA graphs, and a CPU has none",
-            hint="use --mode compile or eager, or a GPU",
-        )
+    if request.mode == "graph":
+        require_feature(device, GRAPHS)
     for part in request.parts or ():
         if problem := not_recorded(request.mode, part.family, part.knobs):
             raise PrunescopeError(problem, hint="use --mode eager")

@@ -18,8 +18,8 @@ from typing import Any
 from prunescope.taxonomy.collection import no_collection
 from prunescope.tracer.capture.chrome import DEVICE, PHASE, WARMUP, ChromeTrace, Event
 
-_LEVEL = 6  # of gzip: level 8 takes twice the time for 8 % less
-_GZIP = 31  # a header of gzip, without a name and a time, around zlib's largest window
+_LEVEL = 6  # level 8 of gzip takes twice the time for 8 % less
+_GZIP = 31  # zlib's largest window, with a header of gzip that has no name and no time
 _encoded = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _GAP_NS = 1000  # between the last step of a session and the first of the next
 _NUMBERED = ("External id", "correlation")  # ids that start again in each session
@@ -38,15 +38,15 @@ class Joined:
         self._packed = bytearray()
         self._packer = zlib.compressobj(_LEVEL, wbits=_GZIP)
 
+    @no_collection()  # a million small dicts
     def add(self, part: ChromeTrace) -> None:
         """Append the next session, whose events are shifted and renumbered in place."""
-        with no_collection():  # a million small dicts
-            is_first = not self._join.head
-            events = self._join.add(part)
-            if is_first:  # first, for readers of a truncated file
-                head = {key: value for key, value in self._join.head.items() if key != "prunescope"}
-                self._put(f'{_encoded(head)[:-1]}{"," if head else ""}"traceEvents":[')
-            self._put(f"{_encoded(events)[1:-1]}," if events else "")
+        is_first = not self._join.head
+        events = self._join.add(part)
+        if is_first:  # first, for readers of a truncated file
+            head = {key: value for key, value in self._join.head.items() if key != "prunescope"}
+            self._put(f'{_encoded(head)[:-1]}{"," if head else ""}"traceEvents":[')
+        self._put(f"{_encoded(events)[1:-1]}," if events else "")
 
     def write(self, path: Path) -> str:
         """Write the trace of the sessions so far, and return its sha256."""

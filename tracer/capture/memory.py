@@ -14,6 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from prunescope.tracer.capture.phases import Loop
+from prunescope.tracer.machine.backends import backend_of
 from prunescope.tracer.machine.device import synchronize
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.packed_weights import weight_bytes
@@ -41,7 +42,7 @@ def peak_and_cache_bytes(
     """
     loop.cache = None
     loop.run = None  # a recorded step holds its old cache and the memory of a graph
-    used = _used_on_cuda(loop, device) if device.type == "cuda" else _used_on_cpu(loop)
+    used = _used_on_cpu(loop) if device.type == "cpu" else _used_on_gpu(loop, device)
     loop.prepare()
     output = loop.sample()
     del output
@@ -50,19 +51,23 @@ def peak_and_cache_bytes(
     return peak, compat.cache_bytes(loop.cache)
 
 
-def _used_on_cuda(loop: Loop, device: torch.device) -> int:
+def _used_on_gpu(loop: Loop, device: torch.device) -> int | None:
+    """Return the peak of what a step and its cache allocate; None where no peak is counted."""
+    backend = backend_of(device)
+    if backend.peak is None:
+        return None
     synchronize(device)
-    before = torch.cuda.memory_allocated(device)
+    before = backend.allocated_bytes(device)
     loop.prepare_step(-1)
     synchronize(device)
-    held = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
+    held = backend.allocated_bytes(device)
+    backend.reset_peak(device)
     output = loop.step(-1)
     synchronize(device)
     del output
     # A replayed graph allocates nothing: its memory was allocated by the capture.
     recorded = getattr(loop.run, "peak_bytes", 0)
-    return max(torch.cuda.max_memory_allocated(device), held + recorded) - before
+    return max(backend.peak_bytes(device), held + recorded) - before
 
 
 def _used_on_cpu(loop: Loop) -> int | None:

@@ -157,7 +157,8 @@ class LayerLoop:
             self.cache = self._new_cache()
         elif self.cache is None:
             self.cache = self._new_cache()
-            # Allocates it, and finds the samplers: a recorded step finds it so.
+            # The first call allocates the cache and finds the samplers, which a recorded step
+            # cannot do.
             self._rewind()
             self._call_eagerly(self._steps[self._lead])
             self._rewind()

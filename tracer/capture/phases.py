@@ -96,7 +96,7 @@ class DecodeLoop:
         self.model, self.ids_BL, self.logits = model, ids_BL, logits
         self.prompt_len = prompt_len
         self.steps_per_sample = ids_BL.shape[1] - prompt_len
-        # Split before anything is timed: a step has the ops of the model alone.
+        # The ids are split before anything is timed: a step then has the model's ops alone.
         self._tokens = ids_BL.split(1, dim=1)
         self.cache: Any = None
         self.run: Any = None

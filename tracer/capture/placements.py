@@ -21,15 +21,16 @@ import torch
 from prunescope.taxonomy.run import NARROW, PhaseRun
 from prunescope.taxonomy.student_t import t_quantile_975
 from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.machine.backends import backend_of
 from prunescope.tracer.machine.device import free_bytes
 from prunescope.tracer.model.packed_weights import stored_tensors
 
 # The alignment of torch's allocators: libraries choose kernels by it.
 _CPU_ALIGNMENT, _DEVICE_ALIGNMENT = 64, 512
 _MAX_OFFSET = 1 << 21  # a block's first tensor begins anywhere within a large page
-# A weight that moves alone has a block of its own, of which the offset stays allocated.
+# A weight that moves alone has a block of its own, in which the bytes before it stay allocated.
 _MAX_OFFSET_ALONE = 1 << 16
-_COPY_ROOM = 1.2  # free memory that a second copy of a model needs, in copies
+_COPY_ROOM = 1.2  # a second copy of a model needs so many times its size in free memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +196,7 @@ def _move_model(model: torch.nn.Module, rng: random.Random) -> None:
     for device in dict.fromkeys(region.storage.device for region in regions):
         on_device = [region for region in regions if region.storage.device == device]
         size = sum(region.end - region.start for region in on_device)
-        if device.type == "cuda":  # the driver counts freed blocks that torch keeps as used
-            torch.cuda.empty_cache()
+        backend_of(device).empty_cache()  # to the driver, freed blocks that torch keeps are in use
         if free_bytes(device) > _COPY_ROOM * size + _MAX_OFFSET:
             _move(on_device, device, rng, max_offset=_MAX_OFFSET)
         else:

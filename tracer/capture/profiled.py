@@ -11,12 +11,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import profile, record_function
 
 from prunescope.taxonomy.atomic_write import scratch_folder
 from prunescope.tracer.capture.chrome import PHASE, STEP, WARMUP, ChromeTrace, Turn, split
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.capture.scopes import module_scopes
+from prunescope.tracer.machine.backends import backend_of
 from prunescope.tracer.machine.device import synchronize
 
 
@@ -29,9 +30,7 @@ class ProfiledSession:
         self._stack = ExitStack()
 
     def __enter__(self) -> ProfiledSession:
-        activities = [ProfilerActivity.CPU]
-        if self._device.type == "cuda":
-            activities.append(ProfilerActivity.CUDA)
+        activities = backend_of(self._device).activities()
         with ExitStack() as stack:
             for model in self._models:
                 stack.enter_context(module_scopes(model))

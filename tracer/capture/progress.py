@@ -120,7 +120,7 @@ def _rich_bar() -> Any:
     from rich.table import Column
 
     columns = (
-        # A long line goes on below: a sweep's says why a result repeats behind the result's key.
+        # A long line is wrapped: a sweep's line says why a result repeats, after the result's key.
         TextColumn("{task.description}", table_column=Column(overflow="fold")),
         BarColumn(bar_width=_BAR_WIDTH),
         MofNCompleteColumn(),

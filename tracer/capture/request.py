@@ -36,11 +36,11 @@ from prunescope.tracer.recovery.settings import Recovery, check_installed, read_
 if TYPE_CHECKING:
     from prunescope.tracer.pruners.method import MethodPart
 
-# Of a layer sum (n layers and the rest over the whole model), which is read to a percent or two:
-# medians of so few are as near.
+# Samples of a layer sum (n layers and the rest over the whole model). It is read to a percent or
+# two, and medians of so few samples are that precise.
 LAYER_SUM_SAMPLES = 5
 _JUDGED = 6  # placements from which on the width of an interval says something
-# More threads than this are a slip of the finger, and the libraries of a CPU die of too many.
+# More threads than this are a typing error, and the libraries of a CPU crash with too many.
 _MOST_THREADS, _THREADS_A_CORE = 256, 8
 # Tokens of all sequences together: their ids alone are 128 GiB, keys and values a thousand times.
 _MOST_TOKENS = 2**34

@@ -8,6 +8,7 @@ both fit in memory, else in alternating blocks.
 from __future__ import annotations
 
 import gc
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -62,7 +63,13 @@ from prunescope.tracer.capture.weight_stats import (
     fixed_shares,
     skips_no_block,
 )
-from prunescope.tracer.machine.device import memory_explained, pick_device, thread_count
+from prunescope.tracer.machine.backends import PROFILER, backend_of
+from prunescope.tracer.machine.device import (
+    memory_explained,
+    pick_device,
+    require_feature,
+    thread_count,
+)
 from prunescope.tracer.machine.disturbance import between, device_troubles
 from prunescope.tracer.machine.disturbance import read as read_counters
 from prunescope.tracer.machine.timed_calls import flush_size
@@ -97,6 +104,7 @@ def capture(
         PrunescopeError: This machine or this model cannot do what is requested.
     """
     device = pick_device(request.device)
+    require_feature(device, PROFILER)
     check_mode(request, device)
     check_method(request)
     with thread_count(request.threads), memory_explained():
@@ -151,8 +159,7 @@ def _run_in_blocks(session: _Session) -> None:
         block, plans = plans[:size], plans[size:]
         for name in variant_names(request):
             gc.collect()
-            if session.device.type == "cuda":
-                torch.cuda.empty_cache()
+            backend_of(session.device).empty_cache()
             last = number == len(sizes) - 1
             session.run(_Block(names=(name,), plans=block, last=last, interleaved="blocks"))
 
@@ -330,11 +337,7 @@ class _Session:
         while True:
             before = read_counters()
             session = _profiled(
-                loops,
-                models if hooked else [],
-                steps=steps,
-                device=self.device,
-                advance=_Pass(models, on_step).advance,
+                loops, models, hooked=hooked, steps=steps, device=self.device, on_step=on_step
             )
             disturbance = between(before, read_counters(), self.device)
             reasons = disturbance.reasons + device_troubles(self.device)
@@ -414,9 +417,10 @@ class _Session:
         traces = _profiled(
             loops,
             models,
+            hooked=True,
             steps=range(1),
             device=self.device,
-            advance=_Pass(models, self.progress.advance).advance,
+            on_step=self.progress.advance,
         ).traces()
         for variant in variants:
             self.state.achieved.add(traces[variant.name])
@@ -429,35 +433,31 @@ class _Session:
                     add_stats(counted, stats)
 
 
-class _Pass:
-    """The progress of a profiled pass.
-
-    The counters of dynamic families restart after the step that is thrown away.
-    """
-
-    def __init__(self, models: list[Any], on_step: Callable[[], None]) -> None:
-        self.models, self.on_step, self.steps_done = models, on_step, 0
-
-    def advance(self) -> None:
-        """Note that a step of every variant is done."""
-        if self.steps_done == 0:
-            for model in self.models:
-                dynamic_stats(model)
-        self.steps_done += 1
-        self.on_step()
-
-
 def _profiled(
     loops: dict[str, Loop],
     models: list[Any],
     *,
+    hooked: bool,
     steps: range,
     device: torch.device,
-    advance: Callable[[], None],
+    on_step: Callable[[], None],
 ) -> ProfiledSession:
-    """Profile loops without garbage collection."""
+    """Profile loops without garbage collection, with hooks on their models if `hooked`.
+
+    The counters of dynamic families restart after the step that is thrown away. `on_step` is called
+    after each step of every variant.
+    """
+    steps_done = itertools.count()
+
+    def advance() -> None:
+        if next(steps_done) == 0:
+            for model in models:
+                dynamic_stats(model)
+        on_step()
+
+    hooked_models = models if hooked else []
     with no_collection():  # garbage was collected before the samples
-        return profile_loops(loops, models, steps=steps, device=device, advance=advance)
+        return profile_loops(loops, hooked_models, steps=steps, device=device, advance=advance)
 
 
 def _phase(request: TraceRequest, phase: str, variant: Variant, device: torch.device) -> PhaseRun:

@@ -25,7 +25,7 @@ from prunescope.tracer.machine.disturbance import DisturbanceMonitor
 # copy's, over 24 placements. Once a placement's own standard error is below it, more samples do not
 # narrow the interval.
 _PLACEMENT_SD = 0.026
-MAX_ROUNDS = 4  # times the requested samples, to get below it
+MAX_ROUNDS = 4  # at most so many times the requested samples are taken to get below it
 
 
 @dataclass

@@ -33,6 +33,8 @@ from prunescope.tracer.capture.profiled import ProfiledSession, label_of
 from prunescope.tracer.capture.routing import RoutingCount
 from prunescope.tracer.capture.runs import Capture, baseline_folder, check_out, write_runs
 from prunescope.tracer.capture.timing import timed
+from prunescope.tracer.machine.backends import PROFILER
+from prunescope.tracer.machine.device import require_feature
 from prunescope.tracer.machine.disturbance import DisturbanceMonitor, distinct, most_disturbed
 from prunescope.tracer.model.calls import PHASE_NAME, call_shape, inner, inputs_of, usual_phase
 from prunescope.tracer.model.forwards import hooked
@@ -146,6 +148,7 @@ class UserCapture:
                 hint="give capture() the module that holds the weights",
             )
         self._device = first.device
+        require_feature(self._device, PROFILER)
         self._inside_step = False
         self._steps_run = 0
         self._contexts = self._planned_steps()

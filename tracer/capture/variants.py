@@ -27,7 +27,7 @@ from prunescope.tracer.model.logits import probe
 from prunescope.tracer.model.packed_weights import weight_bytes
 from prunescope.tracer.pruners.user_method import check_returned, load_method
 
-# Free memory that a second model needs, in sizes of its weights: a forward needs some too.
+# A second model needs so many times the size of its weights in free memory, some for a forward.
 _ROOM = 1.2
 # Names of tables of learnt positions in transformers.
 _POSITIONS = re.compile(r"(?:^|\.)(?:wpe|embed_positions|position_embeddings?|pos_embed)$")

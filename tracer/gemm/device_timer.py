@@ -14,11 +14,12 @@ from torch import nn
 
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.tracer.capture.placements import move_weights
+from prunescope.tracer.machine.backends import backend_of
 from prunescope.tracer.machine.device import synchronize
 from prunescope.tracer.machine.timed_calls import CacheFlush, call_ns, operands, product
 
-# The shortest duration of a warm sample, beside which reading the clock is negligible, and the most
-# calls in it.
+# The shortest duration of a warm sample, compared with which reading the clock takes no time, and
+# the most calls in it.
 _SAMPLE_NS, _MOST_CALLS = 300_000, 100
 
 
@@ -60,14 +61,14 @@ class DeviceTimer:
         return call_ns(call, self.device, calls=self._calls[gemm])
 
     def kernel(self, gemm: Gemm) -> str | None:
-        """Return the name of the longest kernel of a call; None on a CPU."""
-        if self.device.type == "cpu":
+        """Return the name of the longest kernel of a call; None where none is recorded."""
+        backend = backend_of(self.device)
+        if backend.activity is None:
             return None
-        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-        with torch.profiler.profile(activities=activities) as profiled:
+        with torch.profiler.profile(activities=backend.activities()) as profiled:
             self._product(gemm)()
             synchronize(self.device)
-        kernels = [e for e in profiled.events() if e.device_type == torch.profiler.DeviceType.CUDA]
+        kernels = [e for e in profiled.events() if e.device_type != torch.profiler.DeviceType.CPU]
         return max(kernels, key=lambda e: e.device_time).name if kernels else None
 
     def _product(self, gemm: Gemm) -> Callable[[], torch.Tensor]:

@@ -32,6 +32,7 @@ from prunescope.tracer.gemm.device_timer import DeviceTimer
 from prunescope.tracer.gemm.request import GemmRequest
 from prunescope.tracer.gemm.steps import fit_steps
 from prunescope.tracer.gemm.variants import GemmVariant, curve_shapes, pruned_axes, variants
+from prunescope.tracer.machine.backends import backend_of
 from prunescope.tracer.machine.calibrate import newest_calibration
 from prunescope.tracer.machine.device import (
     device_info,
@@ -41,7 +42,7 @@ from prunescope.tracer.machine.device import (
 )
 from prunescope.tracer.machine.timed_calls import TORCH_DTYPES
 
-_FEWEST_POINTS = 4  # of a curve over sizes that were given
+_FEWEST_POINTS = 4  # fewer given sizes make no curve
 
 
 class GemmTimer(Protocol):
@@ -121,8 +122,7 @@ def replay(cases: Sequence[GemmCase], request: GemmRequest) -> Replays:
     by_dtype: dict[str, list[GemmCase]] = {}
     for case in cases:
         by_dtype.setdefault(case.dtype, []).append(case)
-    current = nullcontext() if device.type == "cpu" else torch.cuda.device(device)
-    with torch.inference_mode(), current:
+    with torch.inference_mode(), backend_of(device).make_current(device):
         for dtype, same_dtype in by_dtype.items():
             if dtype not in TORCH_DTYPES:
                 replays.left_out += [f"{c.role}: {dtype} is not replayed" for c in same_dtype]

@@ -5,6 +5,7 @@ torch is not imported here, because the command line imports this module.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +19,7 @@ from prunescope.tracer.capture.request import Device, Placements, Repeats, Seed,
 
 Sizes = Sequence[int] | int | None
 MOST_SHAPES = 1000
+_SIZES = partial(Option, metavar="LIST", typed=str, parse=sizes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,30 +36,17 @@ class GemmRequest:
     ] = field(default=None, kw_only=False)
     m: Annotated[
         Sizes,
-        Option(
-            help="Rows of the GEMM (tokens): a number, a list as 1,8,64 or a range as 64:512:64.",
-            metavar="LIST",
-            typed=str,
-            parse=sizes,
+        _SIZES(
+            help="Rows of the GEMM (tokens): a number, a list as 1,8,64 or a range as 64:512:64."
         ),
     ] = None
     n: Annotated[
         Sizes,
-        Option(
-            help="Output features, as --m; four or more with the same K make a curve over N.",
-            metavar="LIST",
-            typed=str,
-            parse=sizes,
-        ),
+        _SIZES(help="Output features, as --m; four or more with the same K make a curve over N."),
     ] = None
     k: Annotated[
         Sizes,
-        Option(
-            help="Input features, as --m; four or more with the same N make a curve over K.",
-            metavar="LIST",
-            typed=str,
-            parse=sizes,
-        ),
+        _SIZES(help="Input features, as --m; four or more with the same N make a curve over K."),
     ] = None
     dtype: Annotated[
         Literal["fp32", "bf16", "fp16"],

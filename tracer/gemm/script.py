@@ -12,6 +12,7 @@ from pathlib import Path
 
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.replays import ReplayedGemm, Replays
+from prunescope.tracer.machine.backends import BACKENDS, CUDA
 from prunescope.tracer.machine.timed_calls import TORCH_DTYPES
 
 _TEMPLATE = '''\
@@ -33,13 +34,16 @@ SHAPES = {{  # name: (batch, M, N, K)
 }}
 
 
+gpu = None if DEVICE == "cpu" else getattr(torch, DEVICE)
+
+
 def call_ns(run):
-    if DEVICE == "cuda":
-        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    if gpu is not None:
+        first, last = gpu.Event(enable_timing=True), gpu.Event(enable_timing=True)
         first.record()
         run()
         last.record()
-        torch.cuda.synchronize()
+        gpu.synchronize()
         return first.elapsed_time(last) * 1e6
     start = time.perf_counter_ns()
     run()
@@ -65,8 +69,8 @@ with torch.inference_mode():
                     flush.add_(1)
                 else:
                     runs[name]()
-                if DEVICE == "cuda":
-                    torch.cuda.synchronize()
+                if gpu is not None:
+                    gpu.synchronize()
                 ns = call_ns(runs[name])
                 if number >= WARMUP:
                     times[name, state].append(ns)
@@ -114,12 +118,13 @@ def script(replays: Replays, gemm: ReplayedGemm, around: Iterable[ReplayedGemm] 
         f"    {label!r}: ({shape.batch}, {shape.m}, {shape.n}, {shape.k}),"
         for label, shape in shapes.items()
     ]
+    types = {backend.kind: backend.device_type for backend in BACKENDS}
     warm = "" if gemm.warm is None else f"Measured here: {gemm.warm.ns / 1e3:.1f} us warm"
     cold = "" if gemm.cold is None else f", {gemm.cold.ns / 1e3:.1f} us cold."
     return _TEMPLATE.format(
         dtype=gemm.dtype,
         title=f"M = {gemm.m}, N = {gemm.n}, K = {gemm.k}",
-        device="cpu" if replays.device.kind == "cpu" else "cuda",
+        device=types.get(replays.device.kind, CUDA.device_type),
         torch_dtype=str(TORCH_DTYPES[gemm.dtype]).removeprefix("torch."),
         threads=replays.device.threads or 0,
         flush_bytes=replays.flush_bytes or 0,

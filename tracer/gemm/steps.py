@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 _GRAIN = 8  # widths that are tried: tiles and waves of whole 16-byte accesses
 _FEWEST = 4  # points, below which any width fits
-# The odds at which steps are believed over a line, beside one in as many widths as were tried.
+# Steps must be so many times as likely as a line, multiplied by the number of widths tried.
 _ODDS = 20
 # Times are known to a thousandth at best; a closer fit is chance.
 _FLOOR = 1e-3
@@ -31,6 +31,9 @@ def fit_steps(sizes: Sequence[int], ns: Sequence[float]) -> Staircase | None:
 
     The fit is least squares of relative errors. n·ln(error of the line ÷ error of the steps) / 2 is
     the log likelihood ratio of steps over a line, and must exceed ln(20 · widths tried).
+
+    Limitations: Only widths that are multiples of 8 are tried. A step must hold two sizes at least,
+    so that steps narrower than the distance of the sizes are not found.
 
     Args:
         sizes: The sizes along one axis.

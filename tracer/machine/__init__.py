@@ -1,6 +1,6 @@
 """The machine that prunescope runs on.
 
-The name of a device comes in; its properties, clocks, measured peaks and rates, and the conditions
-of a measurement go out. The room is used through `device.device_info`, `peaks.measure_peaks`,
-`calibrate.calibrate` and `doctor.examine`.
+In: the name of a device. Out: its properties, clocks, measured peaks and rates, and what disturbed
+a measurement. Exports: `device.device_info`, `peaks.measure_peaks`, `calibrate.calibrate`,
+`doctor.examine`, and `backends.backend_of`, which says what torch calls things on a device.
 """

@@ -24,6 +24,7 @@ from prunescope.taxonomy.run_blocks import (
     MeasuredPeaks,
     Spread,
 )
+from prunescope.tracer.machine.backends import backend_of
 from prunescope.tracer.machine.device import (
     cache_folder,
     device_info,
@@ -36,7 +37,6 @@ from prunescope.tracer.machine.peaks import STATISTIC, better_peaks, measure_pea
 
 PASSES = 3
 AGREE = 0.1  # largest spread of passes that agree, as a share of their median
-_VENDORS = {"cuda": "NVIDIA", "rocm": "AMD"}
 _NOT_IN_SLUG = re.compile(r"\((r|tm|c)\)|\b(processor|cpu)\b|@.*", re.IGNORECASE)
 
 
@@ -69,7 +69,7 @@ def calibrate(device: str = "auto", *, budget_s: float = 3.0) -> CalibratedDevic
     entry = CalibratedDevice(
         name=slug(name),
         aliases=[name],
-        vendor=_VENDORS.get(str(info.kind), name.split()[0]),
+        vendor=backend_of(torch_device).vendor or name.split()[0],
         dense_flop_per_s=best.dense_flop_per_s,
         byte_per_s=None if best.byte_per_s is None else round(best.byte_per_s),
         sm=info.properties.get("multi_processor_count"),
@@ -150,7 +150,7 @@ def _combine_passes(
         passes=PASSES,
         repeats=passes[0].repeats,
         threads=passes[0].threads,
-        kernel_floor_ns=round(min(floors)),
+        kernel_floor_ns=round(min(floors)) if floors else None,
         spread=spread,
         agree=max([*spread.dense_flop_per_s.values(), spread.byte_per_s]) <= AGREE,
         copy_byte_per_s=round(statistics.median(copies)),

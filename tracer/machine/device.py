@@ -20,6 +20,7 @@ import transformers
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_blocks import DeviceEntry, TimingNote
+from prunescope.tracer.machine.backends import BACKENDS, PROFILER, backend_of, toolkit
 from prunescope.tracer.machine.gpu_tools import gpu_clocks
 from prunescope.tracer.machine.host import CPU_INFO, cpu_name, load_average, load_notes, num_cores
 
@@ -35,32 +36,57 @@ _TOO_LARGE = re.compile(
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device of `--device`; "auto" is the first CUDA (or ROCm) device, else the CPU."""
+    """Return the torch device of `--device`.
+
+    "auto" is the first GPU whose kernels torch.profiler records, else the CPU.
+
+    Raises:
+        PrunescopeError: The device is unknown or absent.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        profiled = [backend for backend in BACKENDS if backend.lack(PROFILER) is None]
+        return torch.device(next(b.device_type for b in profiled if b.is_available()))
+    for backend in BACKENDS:
+        if name.split(":")[0] == backend.device_type:
+            backend.load()
     try:
         device = torch.device(name)
     except RuntimeError:
         raise PrunescopeError(
-            f"--device {name!r} is not a device of torch", hint="auto, cpu, cuda or cuda:1"
+            f"--device {name!r} is not a device of torch",
+            hint="auto, cpu, cuda, cuda:1, xpu or mps; npu needs the package torch_npu",
         ) from None
-    if device.type not in ("cpu", "cuda"):
+    try:
+        backend = backend_of(device)
+    except ValueError as error:
+        raise PrunescopeError(f"--device {name}: {error}", hint="use --device cpu") from None
+    count = 0 if backend.module is None else backend.module.device_count()
+    if device.type != "cpu" and (device.index or 0) >= count:
         raise PrunescopeError(
-            f"--device {name}: only cpu and cuda (ROCm included) can be traced",
-            hint="use --device cpu",
-        )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise PrunescopeError(
-            f"--device {name}: torch sees {torch.cuda.device_count()} such devices",
+            f"--device {name}: torch sees {count} such devices",
             hint="use --device cpu, or install a torch build for your GPU",
         )
     return device
 
 
+def require_feature(device: torch.device, feature: str) -> None:
+    """Check that the backend of a device has a feature, `PROFILER` or `GRAPHS`.
+
+    Raises:
+        PrunescopeError: The backend is unknown, or it lacks the feature.
+    """
+    try:
+        lack = backend_of(device).lack(feature)
+    except ValueError as error:
+        raise PrunescopeError(str(error), hint="move the model to one of them") from None
+    if lack is not None:
+        problem, hint = lack
+        raise PrunescopeError(problem, hint=hint)
+
+
 def synchronize(device: torch.device) -> None:
-    """Wait for the device; nothing to do for the CPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    """Wait for a device; a CPU has nothing to wait for."""
+    backend_of(device).synchronize(device)
 
 
 def device_info(device: torch.device) -> DeviceEntry:
@@ -70,26 +96,21 @@ def device_info(device: torch.device) -> DeviceEntry:
     """
     threads = torch.get_num_threads()
     if device.type == "cpu":
-        properties: dict[str, Any] = {
+        cpu_properties: dict[str, Any] = {
             "cores": num_cores(),
             "isa": torch.backends.cpu.get_cpu_capability(),
             "cache_bytes": _cpu_caches(),
             "memory_bytes": _memory_bytes(),
         }
-        return DeviceEntry(kind="cpu", name=cpu_name(), threads=threads, properties=properties)
-    reported = torch.cuda.get_device_properties(device)
-    names = (
-        "major", "minor", "total_memory", "multi_processor_count", "L2_cache_size", "warp_size",
-        "regs_per_multiprocessor", "max_threads_per_multi_processor",
-        "shared_memory_per_multiprocessor", "shared_memory_per_block_optin", "gcnArchName",
-        "clock_rate", "memory_clock_rate", "memory_bus_width",
-    )  # fmt: skip
+        return DeviceEntry(kind="cpu", name=cpu_name(), threads=threads, properties=cpu_properties)
+    backend = backend_of(device)
+    name, properties = backend.describe(device)
     return DeviceEntry(
-        kind="rocm" if torch.version.hip else "cuda",
-        name=reported.name,
+        kind=backend.kind,
+        name=name,
         threads=threads,
-        properties={name: getattr(reported, name) for name in names if hasattr(reported, name)},
-        tf32=torch.backends.cuda.matmul.allow_tf32,
+        properties=properties,
+        tf32=torch.backends.cuda.matmul.allow_tf32 if backend.has_tf32 else None,
     )
 
 
@@ -102,8 +123,8 @@ def versions() -> dict[str, str]:
         "prunescope": prunescope_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-    if torch.version.cuda or torch.version.hip:
-        known["toolkit"] = str(torch.version.cuda or torch.version.hip)
+    if (built_for := toolkit()) is not None:
+        known["toolkit"] = built_for[1]
     return known
 
 
@@ -139,7 +160,7 @@ def read_clocks(device: torch.device) -> dict[str, float] | None:
 
     None means that no clock can be read. A CPU has no "memory_hz".
     """
-    if device.type == "cuda":
+    if device.type != "cpu":
         return gpu_clocks(device)
     try:
         if _CPU_CLOCK.is_file():
@@ -152,15 +173,16 @@ def read_clocks(device: torch.device) -> dict[str, float] | None:
 
 def last_cache_bytes(device: torch.device) -> int | None:
     """Return the size of the last-level cache in bytes; None if it cannot be read."""
-    if device.type == "cuda":
-        return getattr(torch.cuda.get_device_properties(device), "L2_cache_size", None)
+    if device.type != "cpu":
+        backend = backend_of(device)
+        return backend.describe(device)[1].get(backend.last_cache or "")
     return max(_cpu_caches().values(), default=None)
 
 
 def free_bytes(device: torch.device) -> int:
     """Return the free memory of the device in bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return backend_of(device).free_bytes(device)
     if (available := _meminfo_bytes("MemAvailable")) is not None:
         return available
     return int(_import_psutil().virtual_memory().available)

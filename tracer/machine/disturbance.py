@@ -27,14 +27,14 @@ PASSING = ("other processes", "steal", "waits")
 T = TypeVar("T")
 _STAT, _TASKS = Path("/proc/stat"), Path("/proc/self/task")
 _TICK_NS = 10**9 // (os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100)
-_OTHERS_SHARE = 0.10  # of one core, used by other processes
-_STEAL_SHARE = 0.02  # of our cores, taken by the host of a virtual machine
-_WAIT_SHARE = 0.05  # of the time, that our threads wait for a core
+_OTHERS_SHARE = 0.10  # share of one core that other processes use
+_STEAL_SHARE = 0.02  # share of our cores that the host of a virtual machine takes
+_WAIT_SHARE = 0.05  # share of the time in which our threads wait for a core
 _LEAST_WAIT_NS = 2_000_000
 _SLACK_TICKS = 3  # others and steal are differences of tick counts on several cores
 _SHORT_NS = 200_000_000  # a shorter sample ends within a few ticks of the system's counters
 _CONTIGUOUS = 0.8  # share of the time from the first sample to the last that is in samples
-_FULL = 0.9  # share of the cores in use from which on processes compete for them
+_FULL = 0.9  # processes compete for the cores if a larger share of them is in use
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Disturbance:
     steal_ns: int | None
     waited_ns: int | None
     switches: int  # recorded only, not a reason
-    threads: int  # of this process that compute
+    threads: int  # the threads of this process that compute
     cores: int
 
     @property

@@ -94,21 +94,19 @@ def _check_library(name: str, hint: str, *, needed: bool) -> MachineCheck:
 
 def _check_device() -> MachineCheck:
     """Check that torch can use the GPU that the driver shows."""
-    import torch
-
+    from prunescope.tracer.machine.backends import toolkit
     from prunescope.tracer.machine.device import device_info, pick_device
     from prunescope.tracer.machine.gpu_tools import nvidia_smi
 
     device = pick_device("auto")
     info = device_info(device)
-    toolkit = torch.version.cuda or torch.version.hip
-    build = f"torch for {'CUDA' if torch.version.cuda else 'ROCm'} {toolkit}"
-    says = f"{info.kind}: {info.name}, {info.threads} threads"
-    says = f"{says} ({build if toolkit else 'torch built for CPUs'})"
+    built_for = toolkit()
+    build = f"torch for {' '.join(built_for)}" if built_for else "torch built for CPUs"
+    says = f"{info.kind}: {info.name}, {info.threads} threads ({build})"
     cards = nvidia_smi("name")
     if device.type != "cpu" or not cards:
         return _check("device", ok=True, says=says)
-    hint = _BUILD if toolkit is None else f"its driver does not suit {build}: update it"
+    hint = _BUILD if built_for is None else f"its driver does not suit {build}: update it"
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         hint = "unset CUDA_VISIBLE_DEVICES, which hides it"
     return _check("device", ok=False, says=f"{says}; not used: {', '.join(cards)}", hint=hint)
@@ -117,15 +115,17 @@ def _check_device() -> MachineCheck:
 def _check_profiler() -> MachineCheck:
     """Profile a small product, and check that it shows ops with shapes, and kernels on a GPU."""
     import torch
-    from torch.profiler import ProfilerActivity, profile
+    from torch.profiler import profile
 
-    on_gpu = torch.cuda.is_available()
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
-    x = torch.ones(64, 64, device="cuda" if on_gpu else "cpu")
-    with profile(activities=activities, record_shapes=True) as profiler:
+    from prunescope.tracer.machine.backends import backend_of
+    from prunescope.tracer.machine.device import pick_device
+
+    device = pick_device("auto")
+    backend, on_gpu = backend_of(device), device.type != "cpu"
+    x = torch.ones(64, 64, device=device)
+    with profile(activities=backend.activities(), record_shapes=True) as profiler:
         torch.mm(x, x)
-        if on_gpu:
-            torch.cuda.synchronize()
+        backend.synchronize()
     events = profiler.events() or []
     shaped = sum(event.name == "aten::mm" and bool(event.input_shapes) for event in events)
     kernels = sum(len(event.kernels) for event in events)
@@ -141,12 +141,15 @@ def _check_profiler() -> MachineCheck:
 
 def _check_sparse() -> MachineCheck:
     """Check that every GPU has sparse tensor cores, which 2:4 sparsity needs."""
-    import torch
-
     from prunescope.taxonomy.families import families
+    from prunescope.tracer.machine.backends import backend_of
+    from prunescope.tracer.machine.device import pick_device
 
-    cards = range(torch.cuda.device_count())
-    able = bool(cards) and all(torch.cuda.get_device_capability(i)[0] >= 8 for i in cards)
+    backend = backend_of(pick_device("auto"))
+    able = backend.has_sparse_units and all(
+        backend.module.get_device_capability(card)[0] >= 8
+        for card in range(backend.module.device_count())
+    )
     sparse = ", ".join(f.id for f in families() if f.without_sparse_units)
     hint = None if able else f"{sparse} masks the weights and runs dense kernels here"
     says = "sparse tensor cores" if able else "no sparse tensor cores"
@@ -155,6 +158,7 @@ def _check_sparse() -> MachineCheck:
 
 def _check_clocks() -> MachineCheck:
     """Check that clocks can be read for run.json."""
+    from prunescope.tracer.machine.backends import backend_of
     from prunescope.tracer.machine.device import pick_device, read_clocks
 
     device = pick_device("auto")
@@ -162,9 +166,13 @@ def _check_clocks() -> MachineCheck:
     if clocks:
         values = (f"{name.removesuffix('_hz')} {hz / 1e6:.0f} MHz" for name, hz in clocks.items())
         return _check("clocks", ok=True, says=", ".join(values))
-    fix = "nvidia-smi on the PATH" if device.type == "cuda" else "/sys/devices/system/cpu or /proc"
     says = "cannot be read here; runs have no clocks"
-    return _check("clocks", ok=None, says=says, hint=f"needs {fix}; in a container, mount it")
+    hint = None
+    if device.type == "cpu":
+        hint = "needs /sys/devices/system/cpu or /proc; in a container, mount it"
+    elif backend_of(device).driver_tool == "nvidia-smi":
+        hint = "needs nvidia-smi on the PATH; in a container, mount it"
+    return _check("clocks", ok=None, says=says, hint=hint)
 
 
 def _check_demo() -> MachineCheck:

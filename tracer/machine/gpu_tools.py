@@ -16,6 +16,8 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunescope.tracer.machine.backends import backend_of
+
 if TYPE_CHECKING:
     import torch
 
@@ -37,6 +39,8 @@ def nvidia_smi(fields: str, device: torch.device | None = None) -> list[str] | N
 
 def gpu_clocks(device: torch.device) -> dict[str, float] | None:
     """Read {"core_hz", "memory_hz"} of an NVIDIA GPU now; None where they cannot be read."""
+    if backend_of(device).driver_tool != "nvidia-smi":
+        return None
     try:
         words = ",".join(nvidia_smi("clocks.sm,clocks.mem", device) or ()).split(",")
         core, memory = (float(word) * 1e6 for word in words)
@@ -47,9 +51,10 @@ def gpu_clocks(device: torch.device) -> dict[str, float] | None:
 
 def num_processes(device: torch.device) -> int:
     """Return how many processes compute on a GPU, this one included; 0 if unknown."""
-    if _is_amd():
-        return _amd_processes(device)
-    return len(_nvidia("--query-compute-apps=pid", device) or ())
+    tool = backend_of(device).driver_tool
+    if tool == "nvidia-smi":
+        return len(_nvidia("--query-compute-apps=pid", device) or ())
+    return _amd_processes(device) if tool == "amd-smi" else 0
 
 
 def compute_processes() -> list[str] | None:
@@ -67,21 +72,17 @@ def is_throttled(device: torch.device) -> bool:
     Limitations: amd-smi reports it for MI300 and later, outside of virtual machines. False may mean
     that it is unknown.
     """
-    if _is_amd():
+    tool = backend_of(device).driver_tool
+    if tool == "amd-smi":
         address = _address(device)
         words = ["metric", f"--gpu={address}", "--throttle", "--json"]
         return address is not None and _any_active(_json(_output("amd-smi", words)))
+    if tool != "nvidia-smi":
+        return False
     lines = nvidia_smi("clocks_throttle_reasons.active", device)
     with contextlib.suppress(TypeError, ValueError, IndexError):
         return bool(int((lines or [])[0], 16) & _THROTTLED)
     return False
-
-
-def _is_amd() -> bool:
-    """Return whether torch was built for ROCm."""
-    import torch
-
-    return torch.version.hip is not None
 
 
 def _address(device: torch.device) -> str | None:
@@ -89,9 +90,7 @@ def _address(device: torch.device) -> str | None:
 
     None where torch does not report it, which it does from version 2.8 on.
     """
-    import torch
-
-    gpu: Any = torch.cuda.get_device_properties(device)
+    gpu = backend_of(device).call("get_device_properties", device)
     if not hasattr(gpu, "pci_bus_id"):
         return None
     return f"{gpu.pci_domain_id:04x}:{gpu.pci_bus_id:02x}:{gpu.pci_device_id:02x}.0"

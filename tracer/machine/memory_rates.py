@@ -19,9 +19,9 @@ from prunescope.taxonomy.dtypes import ITEMSIZE
 from prunescope.tracer.machine.device import free_bytes, last_cache_bytes, synchronize
 
 _REPEATS = 7
-_BEYOND = 4  # size of the copy, in sizes of the last-level cache
+_BEYOND = 4  # the copy is so many times as large as the last-level cache
 _LEAST_COPY = 128 << 20
-_INSIDE = 4  # size of the cached read: a quarter of the last-level cache
+_INSIDE = 4  # the cached read is so many times smaller than the last-level cache
 _LEAST_CACHE = 1 << 20
 _TRIPS = 32  # reads in one measurement: a single one is too short for the clock
 _DISPATCHES = 500

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -17,12 +16,13 @@ from prunescope.taxonomy.dtypes import ITEMSIZE
 from prunescope.taxonomy.formats import changed
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.run_blocks import GemmTime, MeasuredPeaks, MeasuredRates
+from prunescope.tracer.machine.backends import backend_of
 from prunescope.tracer.machine.device import free_bytes, last_cache_bytes, synchronize
 from prunescope.tracer.machine.disturbance import watched
 from prunescope.tracer.machine.timed_calls import TORCH_DTYPES, operands, product, times_ns
 
 STATISTIC = "best over shapes of the median over repeats"
-# M, N, K: square ones, and those of a prefill; the best size differs between devices.
+# M, N and K of square GEMMs and of a prefill's; the best size differs between devices.
 _CPU_SHAPES = ((512, 512, 512), (1024, 1024, 1024), (2048, 2048, 2048), (512, 4096, 1024))
 _GPU_SHAPES = (
     (2048, 2048, 2048),
@@ -38,7 +38,7 @@ _TURNS, _FASTER = 3, 0.9
 _WAKE_S = 0.2
 _WAKE_WIDTH = 4096
 # On a GPU a read must be long compared to the few microseconds of its launch.
-_LEAST_READ = {"cpu": 256 << 20, "cuda": 2 << 30}
+_LEAST_READ = {"cpu": 256 << 20, "gpu": 2 << 30}
 
 
 def measure_peaks(device: torch.device, dtype: str, *, budget_s: float = 3.5) -> MeasuredPeaks:
@@ -97,7 +97,7 @@ def better_peaks(first: MeasuredPeaks, second: MeasuredPeaks) -> MeasuredPeaks:
         first,
         dense_flop_per_s=rates,
         byte_per_s=max(_known(first.byte_per_s, second.byte_per_s)),
-        kernel_floor_ns=min(_known(first.kernel_floor_ns, second.kernel_floor_ns)),
+        kernel_floor_ns=min(_known(first.kernel_floor_ns, second.kernel_floor_ns), default=None),
         gemm_sweep=[*first.gemm_sweep, *second.gemm_sweep],
         seconds=round(sum(_known(first.seconds, second.seconds)), 3),
         disturbed=list(reasons) if first.disturbed and second.disturbed else [],
@@ -137,7 +137,7 @@ def _measured(device: torch.device, dtype: str, budget_s: float) -> MeasuredPeak
     """Measure the peaks once, within about `budget_s` seconds."""
     start = time.perf_counter()
     dtypes = [d for d in dict.fromkeys((dtype, "fp32")) if d in TORCH_DTYPES]
-    with torch.inference_mode(), _current(device):
+    with torch.inference_mode(), backend_of(device).make_current(device):
         _wake(device)
         floor_ns = _kernel_floor_ns(device)
         bandwidth = _read_byte_per_s(device, deadline=start + budget_s / 3)
@@ -157,11 +157,6 @@ def _measured(device: torch.device, dtype: str, budget_s: float) -> MeasuredPeak
     )
 
 
-def _current(device: torch.device) -> AbstractContextManager[object]:
-    """Events and graphs belong to the current device."""
-    return nullcontext() if device.type == "cpu" else torch.cuda.device(device)
-
-
 def _wake(device: torch.device) -> None:
     """Compute until an idle GPU runs at its full clock; a CPU needs no such time."""
     if device.type == "cpu":
@@ -176,7 +171,7 @@ def _wake(device: torch.device) -> None:
 def _gemm_sweep(device: torch.device, dtype: str, *, deadline: float) -> list[GemmTime]:
     """Time GEMMs of one dtype until the deadline, one at least."""
     rows: list[GemmTime] = []
-    for m, n, k in _GPU_SHAPES if device.type == "cuda" else _CPU_SHAPES:
+    for m, n, k in _CPU_SHAPES if device.type == "cpu" else _GPU_SHAPES:
         if rows and _seconds_for(m * n * k, rows) > deadline - time.perf_counter():
             break
         call = product(*operands(Gemm(m, n, k), dtype, device))
@@ -209,26 +204,33 @@ def _read_byte_per_s(device: torch.device, *, deadline: float) -> float:
 
     The buffer is four times as large as the last-level cache, and 256 MiB (GPU: 2 GiB) at least.
     """
-    size = max(_LEAST_READ[device.type], 4 * (last_cache_bytes(device) or 0))
+    size = max(
+        _LEAST_READ["cpu" if device.type == "cpu" else "gpu"], 4 * (last_cache_bytes(device) or 0)
+    )
     size = min(size, free_bytes(device) // 4)
     buffer = torch.ones(int(size // ITEMSIZE["fp32"]), dtype=torch.float32, device=device)
     times = times_ns(lambda: buffer.sum(), device, deadline=deadline, most=_REPEATS)
     return buffer.numel() * ITEMSIZE["fp32"] / statistics.median(times) * 1e9
 
 
-def _kernel_floor_ns(device: torch.device) -> int:
-    """The shortest time of one small op: on the CPU from call to return, on a GPU on the device
-    (many launches between two events, ÷ their number)."""
+def _kernel_floor_ns(device: torch.device) -> int | None:
+    """Return the shortest time of one small op; None on a GPU without graphs or events.
+
+    On a CPU it is the time from call to return. On a GPU it is the time between two events around
+    a graph of many launches, divided by their number.
+    """
     x = torch.ones(32, device=device)
     if device.type == "cpu":
         times = times_ns(lambda: x.add_(1), device, deadline=time.perf_counter() + 0.2, most=200)
         return round(statistics.median(times))
-    count = 200
-    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    graph = torch.cuda.CUDAGraph()
+    backend, count = backend_of(device), 200
+    if backend.graph is None or backend.event is None:
+        return None
+    first, last = backend.timed_events()
+    graph = backend.new_graph()
     x.add_(1)  # its kernel is loaded in its first call, which must not be captured
     synchronize(device)
-    with torch.cuda.graph(graph):
+    with backend.module.graph(graph):
         for _ in range(count):
             x.add_(1)
     samples = []

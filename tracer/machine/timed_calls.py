@@ -9,10 +9,11 @@ import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.gemm import Gemm
+from prunescope.tracer.machine.backends import backend_of
 from prunescope.tracer.machine.device import free_bytes, last_cache_bytes, synchronize
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Where the size of the last-level cache cannot be read: more than any has today.
+# Assumed where the size of the last-level cache cannot be read; no cache is larger today.
 _UNKNOWN_CACHE = 512 << 20
 
 
@@ -30,10 +31,13 @@ def product(a: torch.Tensor, w: torch.Tensor) -> Callable[[], torch.Tensor]:
 
 
 def call_ns(run: Callable[[], object], device: torch.device, *, calls: int = 1) -> float:
-    """ns of one call: the mean of `calls` of them in a row. Launches are part of it on a CPU; on a
-    GPU only where the device waits for them."""
-    if device.type == "cuda":
-        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    """Return the ns of one call: the mean of `calls` of them in a row.
+
+    Launches are part of it on a CPU; on a GPU only where the device waits for them.
+    """
+    backend = backend_of(device)
+    if backend.event is not None:
+        first, last = backend.timed_events()
         first.record()
         for _ in range(calls):
             run()

@@ -34,12 +34,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import profile, record_function
 
 from prunescope.taxonomy.scrub import scrub_values
 from prunescope.tracer.capture.chrome import PHASE, STEP, WARMUP, Turn, has_backward, split
 from prunescope.tracer.capture.joined import Joined
 from prunescope.tracer.capture.weight_zeros import weight_rows
+from prunescope.tracer.machine.backends import (
+    PROFILER,
+    backend_of,
+    synchronize_used,
+    toolkit,
+)
 from prunescope.tracer.machine.disturbance import DisturbanceMonitor, distinct, most_disturbed
 from prunescope.tracer.machine.gpu_tools import gpu_clocks
 from prunescope.tracer.machine.host import cpu_name, load_average, load_notes, num_cores
@@ -54,16 +60,13 @@ _VARIANT = "user"  # of the trace's steps
 _DTYPES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 # Containers of modules: nothing runs in them.
 _LISTS = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential)
-_DEVICE_PROPERTIES = (
-    "major", "minor", "total_memory", "multi_processor_count", "L2_cache_size", "warp_size",
-    "regs_per_multiprocessor", "max_threads_per_multi_processor", "gcnArchName",
-)  # fmt: skip
 # Peaks: M, N, K of products, repeats of each, and bytes of a buffer that is read.
 _PRODUCTS = ((1024, 1024, 1024), (4096, 4096, 4096), (8192, 4096, 4096))
 _REPEATS = 7
-_BUDGET_S = 1.0  # for the products of one dtype
+_BUDGET_S = 1.0  # the time for the products of one dtype
 _READ_BYTES = 512 << 20
-# Of a config: words that name a kind, as `model_type` and `layer_types` do; free text stays out.
+# Keys of a config whose values name a kind, such as `model_type` and `layer_types`, and those
+# values. Free text is dropped.
 _KIND_KEY = re.compile(r"(?:\w*_)?(?:types?|act|activation|proj)")
 _KIND = re.compile(r"[A-Za-z0-9_.+-]{1,64}")
 
@@ -138,7 +141,7 @@ class RecordedSteps:
         self.count = sum(plan) + 1
         self._warmup, self._repeats, self._steps = plan
         self._model, self._stack = model, stack
-        self._number = 0  # of the next step
+        self._number = 0  # the number of the next step
         self._inside = self._trains = False
         self._inputs: dict[str, Any] = {}
         self._samples: list[int] = []
@@ -195,9 +198,13 @@ class RecordedSteps:
                 yield
             if not called:
                 raise RuntimeError("no torch.nn.Module was called in the first step")
-            self._model = max(called.values(), key=_num_parameters)  # of equals the outermost
+            # The first of equally large modules is the outermost.
+            self._model = max(called.values(), key=_num_parameters)
         else:
             model, calls = self._model, []
+            lack = backend_of(self._device).lack(PROFILER)
+            if lack is not None:
+                raise RuntimeError(": ".join(lack))
 
             def see(_module: torch.nn.Module, args: Any, kwargs: Any) -> None:
                 calls.append(call_shape(getattr(model, "_orig_mod", model), args, kwargs))
@@ -214,14 +221,14 @@ class RecordedSteps:
         """Time a step, and watch what disturbs it if it is a sample."""
         if is_sample and self._watch is None:
             self._watch = DisturbanceMonitor(self._device)
-            self._clocks_before = self._clocks()
+            self._clocks_before = gpu_clocks(self._device)
         with ExitStack() as stack:
             if is_sample:
                 stack.enter_context(self._watch.sample())
-            _synchronize()
+            synchronize_used()
             start = time.perf_counter_ns()
             yield
-            _synchronize()
+            synchronize_used()
             elapsed_ns = max(1, time.perf_counter_ns() - start)
         if not is_sample:
             self._cost_ns += elapsed_ns
@@ -234,9 +241,7 @@ class RecordedSteps:
     def _profiled(self, index: int) -> Iterator[None]:
         """Profile step `index`; step −1 starts the profiler and is thrown away."""
         if index < 0:
-            activities = [ProfilerActivity.CPU]
-            if self._device.type == "cuda":
-                activities.append(ProfilerActivity.CUDA)
+            activities = backend_of(self._device).activities()
             self._stack.enter_context(_scopes(self._whole_model))
             self._profile = profile(activities=activities, record_shapes=True)
             self._stack.enter_context(self._profile)
@@ -246,10 +251,10 @@ class RecordedSteps:
         with ExitStack() as stack:
             if index >= 0:
                 stack.enter_context(self._watch.sample())
-            _synchronize()
+            synchronize_used()
             with record_function(label):
                 yield
-                _synchronize()
+                synchronize_used()
         self._turns.append(Turn(variant=_VARIANT, label=label))
         if index + 1 == self._steps:
             self._close_profile()
@@ -276,9 +281,6 @@ class RecordedSteps:
         first = None if self._model is None else next(self._model.parameters(), None)
         return torch.device("cpu") if first is None else first.device
 
-    def _clocks(self) -> dict[str, float] | None:
-        return gpu_clocks(self._device) if self._device.type == "cuda" else None
-
     def finish(self, side: str, phase: str | None) -> tuple[dict[str, Any], Joined]:
         """Return the manifest and the trace of all steps.
 
@@ -294,7 +296,7 @@ class RecordedSteps:
         torch_dtype = str(next(model.parameters(), torch.empty(0)).dtype).split(".")[-1]
         dtype = _DTYPES.get(torch_dtype, torch_dtype)
         device = _device_entry(self._device, dtype)
-        device["clocks"] = {"before": self._clocks_before, "after": self._clocks()}
+        device["clocks"] = {"before": self._clocks_before, "after": gpu_clocks(self._device)}
         load, cores = {"before": self._load_before, "after": load_average()}, num_cores()
         run = {
             "schema": 1,
@@ -348,12 +350,6 @@ class RecordedSteps:
                 }
             ],
         }
-
-
-def _synchronize() -> None:
-    """Wait for the GPU if this process uses one."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
 
 
 def _num_parameters(module: torch.nn.Module) -> int:
@@ -457,8 +453,9 @@ def _versions() -> dict[str, str]:
     transformers = sys.modules.get("transformers")
     if transformers is not None:
         known["transformers"] = str(transformers.__version__)
-    if torch.version.cuda or torch.version.hip:
-        known["toolkit"] = str(torch.version.cuda or torch.version.hip)
+    built_for = toolkit()
+    if built_for is not None:
+        known["toolkit"] = built_for[1]
     return known
 
 
@@ -466,11 +463,12 @@ def _device_entry(device: torch.device, dtype: str) -> dict[str, Any]:
     """Return `device` of run.json, with measured peaks."""
     entry: dict[str, Any] = {"kind": "cpu", "name": cpu_name()}
     properties: dict[str, Any] = {"cores": num_cores()}
-    if device.type == "cuda":
-        reported = torch.cuda.get_device_properties(device)
-        entry = {"kind": "rocm" if torch.version.hip else "cuda", "name": reported.name}
-        entry["tf32"] = torch.backends.cuda.matmul.allow_tf32
-        properties = {n: getattr(reported, n) for n in _DEVICE_PROPERTIES if hasattr(reported, n)}
+    if device.type != "cpu":
+        backend = backend_of(device)
+        name, properties = backend.describe(device)
+        entry = {"kind": backend.kind, "name": name}
+        if backend.has_tf32:
+            entry["tf32"] = torch.backends.cuda.matmul.allow_tf32
     elif hasattr(torch.backends, "cpu"):  # since torch 2.1
         properties["isa"] = torch.backends.cpu.get_cpu_capability()
     entry["threads"], entry["properties"] = torch.get_num_threads(), properties
@@ -523,10 +521,10 @@ def _times_ns(call: Any, repeats: int = _REPEATS) -> list[int]:
     """Return the ns of each call, after one call that warms up."""
     times = []
     for _ in range(repeats + 1):
-        _synchronize()
+        synchronize_used()
         start = time.perf_counter_ns()
         call()
-        _synchronize()
+        synchronize_used()
         times.append(max(1, time.perf_counter_ns() - start))
     return times[1:]
 
