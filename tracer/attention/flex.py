@@ -15,6 +15,7 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from prunescope.tracer.attention.blocks import budget
+from prunescope.tracer.machine.backends import backend_of
 
 LEAST_BLOCK = 16  # of the kernel
 _TILE = 64
@@ -22,7 +23,7 @@ _TILE = 64
 
 def missing(device: torch.device) -> str:
     """Why a device cannot run the kernel; empty if it can."""
-    if device.type != "cuda":
+    if not backend_of(device).has_flex:
         return f"FlexAttention needs a kernel compiled for a GPU, and this is {device.type}"
     return ""
 
