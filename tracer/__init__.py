@@ -1,6 +1,6 @@
-"""Everything that runs a model: load, prune, time, profile, and write a run folder.
+"""Everything that runs a model: load it, prune it, time it, profile it, and write a run folder.
 
 In: a TraceRequest. Out: a folder with run.json and traces. Start reading at `capture/trace.py`.
-Exports: `capture.trace.trace` (one run), `sweep.sweep.sweep` (many); the other rooms
-are their parts.
+Exports: `capture.trace.trace` (one run) and `sweep.sweep.sweep` (many runs); the other rooms are
+their parts.
 """

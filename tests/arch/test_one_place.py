@@ -216,3 +216,13 @@ def test_the_device_that_extending_shows_is_the_row_of_the_table() -> None:
     table = json.loads((ROOT / "analysis/device/devices.json").read_text(encoding="utf-8"))
     row = next(one for one in table["devices"] if one["name"] == shown["name"])
     assert {key: row[key] for key in shown} == shown
+
+
+def test_one_file_of_the_tracer_names_backends() -> None:
+    """Other code of `tracer/` asks the rows of `tracer/machine/backends.py`."""
+    named = re.compile(
+        r"torch\.(?:cuda|xpu|mps|npu)\b|ProfilerActivity\.(?!CPU)|version\.(?:cuda|hip)\b"
+    )
+    tracer = [path for path in SOURCES if room_of(path).startswith("tracer")]
+    found = {path.relative_to(ROOT).as_posix() for path in tracer if named.search(source(path))}
+    assert found == {"tracer/machine/backends.py"}

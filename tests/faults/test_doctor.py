@@ -45,7 +45,7 @@ def test_every_check_says_something_and_every_failure_what_to_do(
 
 def test_a_busy_machine_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (99.0, 99.0, 99.0))
-    check = doctor._machine()
+    check = doctor._check_machine()
     assert check.ok is False
     assert "load 99.0" in check.says
     assert "valid" in (check.hint or "")
@@ -57,7 +57,7 @@ def test_clocks(clocks: dict[str, float] | None, monkeypatch: pytest.MonkeyPatch
     from prunescope.tracer.machine import device as clock
 
     monkeypatch.setattr(clock, "read_clocks", lambda _device: clocks)
-    check = doctor._clocks()
+    check = doctor._check_clocks()
     assert check.ok is (None if clocks is None else True)
     assert ("core 1980 MHz, memory 2619 MHz" in check.says) == (clocks is not None)
     assert (check.hint is None) == (clocks is not None)
@@ -81,7 +81,7 @@ def test_a_gpu_that_torch_does_not_use_is_a_finding(
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(gpu_tools.shutil, "which", lambda *_: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(gpu_tools.subprocess, "run", lambda *_args, **_more: done)
-    check = doctor._device()
+    check = doctor._check_device()
     assert check.ok is False
     assert "not used: NVIDIA H100" in check.says
     assert fix in (check.hint or "")
@@ -106,7 +106,7 @@ def test_a_device_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
     def fail() -> MachineCheck:
         raise RuntimeError("CUDA error: unknown error\nCUDA kernel errors might be reported")
 
-    monkeypatch.setattr(doctor, "_device", fail)
+    monkeypatch.setattr(doctor, "_check_device", fail)
     check = found("device")
     assert (check.ok, check.needed) == (False, True)
     assert check.says == "RuntimeError: CUDA error: unknown error"
@@ -132,7 +132,7 @@ def test_a_profiler_that_records_nothing_is_a_finding(monkeypatch: pytest.Monkey
             return []
 
     monkeypatch.setattr(torch.profiler, "profile", Blind)
-    check = doctor._profiler()
+    check = doctor._check_profiler()
     assert check.ok is False
     assert "no op" in check.says
 

@@ -353,8 +353,8 @@ def test_calibrate_writes_a_device_with_its_spread(
     assert entry["measured"]["spread"]["copy_byte_per_s"] == pytest.approx(2 / 3)
     assert entry["measured"]["agree"] is False  # passes that are 100 % apart
     assert "the passes differ" in err
-    assert plain(calibrate.newest(entry["aliases"][0])) == entry
-    assert calibrate.newest("another device") is None
+    assert plain(calibrate.newest_calibration(entry["aliases"][0])) == entry
+    assert calibrate.newest_calibration("another device") is None
     known = json.loads(run("devices", "--json")[1])["devices"][0]
     assert set(entry) - {"measured"} <= set(known)
 

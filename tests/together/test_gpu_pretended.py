@@ -1,6 +1,6 @@
-"""The CUDA branches of the tracer on a pretended GPU: a CPU does the work, and torch.cuda's names
-are stand-ins. It shows that every call is spelt as torch spells it and that
-every branch ends in numbers; what a real GPU does it cannot show.
+"""The tracer on a pretended GPU: a CPU does the work, and the names of torch.cuda or torch.xpu are
+stand-ins. It shows that every call is spelt as torch spells it and that every branch ends in
+numbers; what a real GPU does it cannot show.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch.overrides import TorchFunctionMode  # noqa: E402
+from torch.profiler import ProfilerActivity  # noqa: E402
 
 from prunescope.taxonomy.run import read_run  # noqa: E402
-from prunescope.tracer.capture import placements  # noqa: E402
+from prunescope.tracer.capture import graph_mode, placements  # noqa: E402
 from prunescope.tracer.capture.request import TraceRequest  # noqa: E402
 from prunescope.tracer.capture.trace import trace  # noqa: E402
 from prunescope.tracer.machine import peaks  # noqa: E402
+from prunescope.tracer.machine.backends import Backend, backend_of  # noqa: E402
 from tests.small_capture import quick_peaks  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -35,8 +37,13 @@ case "$1" in
 *) echo "345, 2619" ;;
 esac
 """
+GPUS = {"cuda": "NVIDIA H100 80GB HBM3", "xpu": "Intel(R) Data Center GPU Max 1550"}
+INTEL = SimpleNamespace(
+    name=GPUS["xpu"], total_memory=128 << 30, last_level_cache_size=408 << 20,
+    max_compute_units=896, gpu_eu_count=896,
+)  # fmt: skip
 PROPERTIES = SimpleNamespace(
-    name="NVIDIA H100 80GB HBM3", major=9, minor=0, total_memory=80 << 30, L2_cache_size=50 << 20,
+    name=GPUS["cuda"], major=9, minor=0, total_memory=80 << 30, L2_cache_size=50 << 20,
     multi_processor_count=132, pci_domain_id=0, pci_bus_id=0x19, pci_device_id=0,
 )  # fmt: skip
 
@@ -46,7 +53,7 @@ class ToCpu(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         def here(value: Any) -> Any:
-            on_gpu = isinstance(value, torch.device) and value.type == "cuda"
+            on_gpu = isinstance(value, torch.device) and value.type in GPUS
             return torch.device("cpu") if on_gpu else value
 
         kwargs = {k: here(v) for k, v in (kwargs or {}).items()}
@@ -110,45 +117,67 @@ STAND_INS = {
     "set_rng_state": nothing(),
 }
 
+OF_XPU = {
+    **{name: stand_in for name, stand_in in STAND_INS.items() if name != "CUDAGraph"},
+    "XPUGraph": Graph,
+    "get_device_properties": lambda *_: INTEL,
+}
+
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+def gpu(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Any]:
+    """A pretended GPU: torch.cuda's, or that of the parameter."""
+    kind = getattr(request, "param", "cuda")
     tools = tmp_path / "tools"
     tools.mkdir()
     (tools / "nvidia-smi").write_text(SMI)
     (tools / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name, stand_in in STAND_INS.items():
-        assert hasattr(torch.cuda, name), f"torch.cuda has no {name}"
-        monkeypatch.setattr(torch.cuda, name, stand_in)
+    module = getattr(torch, kind)
+    for name, stand_in in (STAND_INS if kind == "cuda" else OF_XPU).items():
+        assert hasattr(module, name), f"torch.{kind} has no {name}"
+        monkeypatch.setattr(module, name, stand_in)
+    # The ids of a step lie on the CPU that does the work.
+    backend = backend_of(torch.device(kind))
+    monkeypatch.setattr(graph_mode, "backend_of", lambda _cpu: backend)
+    if kind == "xpu":  # a torch for CPUs refuses this activity, and only warns of that of CUDA
+        monkeypatch.setattr(Backend, "activities", lambda _: [ProfilerActivity.CPU])
     monkeypatch.setattr(peaks, "_WAKE_S", 0.01)
     monkeypatch.setattr(peaks, "_WAKE_WIDTH", 64)
     monkeypatch.setattr(peaks, "_GPU_SHAPES", ((64, 64, 64), (128, 64, 64)))
-    monkeypatch.setattr(peaks, "_LEAST_READ", {"cpu": 1 << 20, "cuda": 1 << 20})
+    monkeypatch.setattr(peaks, "_LEAST_READ", {"cpu": 1 << 20, "gpu": 1 << 20})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with ToCpu():
-        yield torch.device("cuda")
+        yield torch.device(kind)
     torch.set_num_threads(threads)
 
 
+RECORDED = {"phase": "decode", "mode": "graph"}
 CAPTURES = [
-    pytest.param("static-nk", {"phase": "decode", "mode": "graph"}, id="graph"),
-    pytest.param("static-k-24", {"phase": "prefill"}, id="2:4"),
-    pytest.param("static-nk", {"phase": "decode"}, id="eager"),
-    pytest.param("dynamic-m", {}, id="dynamic", marks=pytest.mark.slow),
+    pytest.param("cuda", "static-nk", RECORDED, id="graph"),
+    pytest.param("cuda", "static-k-24", {"phase": "prefill"}, id="2:4"),
+    pytest.param("cuda", "static-nk", {"phase": "decode"}, id="eager"),
+    pytest.param("cuda", "dynamic-m", {}, id="dynamic", marks=pytest.mark.slow),
+    pytest.param("xpu", "static-nk", RECORDED, id="graph of another vendor"),
+    pytest.param("xpu", "static-k-24", {"phase": "prefill"}, id="2:4 of another vendor"),
 ]
 
 
-@pytest.mark.usefixtures("gpu")
-@pytest.mark.parametrize(("method", "options"), CAPTURES)
+@pytest.mark.parametrize(("gpu", "method", "options"), CAPTURES, indirect=["gpu"])
 def test_a_capture_ends_in_numbers(
-    method: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpu: Any,
+    method: str,
+    options: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     quick_peaks(monkeypatch)
     request = TraceRequest(
-        model="tiny-llama", out=tmp_path / "run", method=method, sparsity=0.5, device="cuda",
+        model="tiny-llama", out=tmp_path / "run", method=method, sparsity=0.5, device=gpu.type,
         prompt_len=16, decode_steps=2, warmup=1, repeats=2, steps=1, placements=1, threads=1,
         **options,
     )  # fmt: skip
@@ -156,7 +185,7 @@ def test_a_capture_ends_in_numbers(
     folder = trace(request)
     for variant in ("dense", "pruned"):
         run = read_run(folder / variant)
-        assert run.device.name == "NVIDIA H100 80GB HBM3"
+        assert (run.device.kind, run.device.name) == (gpu.type, GPUS[gpu.type])
         assert run.device.clocks is not None
         for phase in run.phases.values():
             counts = [placement.samples for placement in phase.placements]
@@ -190,6 +219,7 @@ def test_a_placement_gives_back_what_torch_keeps_before_it_asks_for_room(
     assert moved == moves
 
 
+@pytest.mark.parametrize("gpu", GPUS, indirect=True)
 def test_peaks_of_a_gpu_come_from_events_and_a_graph(gpu: Any) -> None:
     found = peaks.measure_peaks(gpu, "bf16", budget_s=0.4)
     assert {row.dtype for row in found.gemm_sweep} == {"bf16", "fp32"}

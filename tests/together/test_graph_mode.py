@@ -34,6 +34,7 @@ from prunescope.tracer.capture.graph_mode import (
 from prunescope.tracer.capture.memory import peak_and_cache_bytes
 from prunescope.tracer.capture.phases import DecodeLoop, PrefillLoop
 from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.machine.backends import CUDA
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.packed_weights import weight_bytes
 from prunescope.tracer.pruners import family_point, pruner
@@ -209,6 +210,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         reset_peak_memory_stats=lambda _device: log.append("count"),
     )  # fmt: skip
     monkeypatch.setattr(graph_mode.torch, "cuda", cuda)
+    monkeypatch.setattr(graph_mode, "backend_of", lambda _cpu: CUDA)
     return log
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from prunescope.tracer.attention.blocks import budget
+from prunescope.tracer.machine.backends import backend_of
 
 LEAST_BLOCK = 16  # the shortest block that the kernel takes
 _TILE = 64
@@ -23,7 +24,7 @@ _TILE = 64
 
 def refused_device(device: torch.device) -> str:
     """Return why a device cannot run the kernel; an empty text if it can."""
-    if device.type != "cuda":
+    if not backend_of(device).has_flex:
         return f"FlexAttention needs a kernel compiled for a GPU, and this is {device.type}"
     return ""
 

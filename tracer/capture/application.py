@@ -1,7 +1,7 @@
-"""Applies a request's method to a model: one family, several in turn, or the user's function.
+"""The application of a request's method to a model: one family, several in turn, or a function.
 
-In: a TraceRequest and the Loaded model, which is changed. Out: Applied, and `pruning` of run.json:
-the method, its sparsity, kept dimensions, realised shares.
+A TraceRequest and the Loaded model come in, and the model is changed. Applied goes out, and
+`pruning` of run.json: the method, its sparsity, kept dimensions and realised shares.
 """
 
 from __future__ import annotations
@@ -44,14 +44,25 @@ _FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, A
 
 
 def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, Pruning]:
-    """Prune by `request`. Raises PrunescopeError if this model cannot be pruned so."""
+    """Prune a model by a request, and train it afterwards if the request asks for that.
+
+    Args:
+        request: The request, which has a method.
+        loaded: The model, which is changed in place.
+
+    Returns:
+        The result with the pruned model, and its record for run.json.
+
+    Raises:
+        PrunescopeError: This model cannot be pruned so.
+    """
     assert request.method is not None
     parts = request.parts
-    before = _numbers(loaded.model)
+    before = _num_parameters(loaded.model)
     zeros = zero_shares(loaded.model) if request.recovery is not None else None
     pruning: Record = {"method": request.method, "sparsity": request.sparsity}
     if request.plan is not None:
-        applied = _planned(request.plan, request, loaded)
+        applied = _apply_plan(request.plan, request, loaded)
         # A plan has no single sparsity; the shapes give the removed FLOPs.
         pruning |= {"method": request.plan.name, "sparsity": None}
         pruning |= {"knobs": {}, **applied.record}
@@ -61,10 +72,10 @@ def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, Pruni
         pruning["selection"] = request.select
         pruning |= {"knobs": {}, **applied.record}
     elif len(parts) == 1:
-        applied, record = _family(parts[0], request, loaded)
+        applied, record = _apply_family(parts[0], request, loaded)
         pruning |= record
     else:
-        applied, records = _in_turn(parts, request, loaded)
+        applied, records = _apply_families(parts, request, loaded)
         # A composite has no single sparsity; its theory gives the removed FLOPs.
         pruning |= {"sparsity": None, "knobs": dict(request.knobs), "parts": records}
         pruning["notes"] = [f"{r['method']}: {n}" for r in records for n in r.get("notes", ())]
@@ -81,38 +92,46 @@ def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, Pruni
         )
         pruning["recovery"] = plain(recovered)
     pruning["seed"] = request.seed
-    pruning["realised"] = {"parameters": 1 - _numbers(applied.model) / before}
+    pruning["realised"] = {"parameters": 1 - _num_parameters(applied.model) / before}
     return applied, read(Pruning, pruning)
 
 
-def _planned(path: Path, request: TraceRequest, loaded: Loaded) -> Applied:
-    """The model as a plan says; matrices of low rank are fitted to the tokens that `allocate`
-    measures losses on, or to those of `--text`."""
+def _apply_plan(path: Path, request: TraceRequest, loaded: Loaded) -> Applied:
+    """Prune a model as a plan says.
+
+    Matrices of low rank are fitted to tokens of `--text`, or of the text that `allocate` measures
+    losses on.
+    """
     calibration = None
     if read_plan(path).has_ranks:
-        found = _calibration("importance", request, loaded)
-        calibration = calibration_of(loaded.model, found, seed=0)
+        given = _calibration("importance", request, loaded)
+        calibration = calibration_of(loaded.model, given, seed=0)
     with torch.no_grad():
         return apply_plan(path, loaded.model, calibration)
 
 
-def _numbers(model: torch.nn.Module) -> int:
+def _num_parameters(model: torch.nn.Module) -> int:
+    """Count the weights of a model, shared ones once."""
     return sum(p.numel() for p in model.parameters())
 
 
-def _in_turn(
+def _apply_families(
     parts: list[MethodPart], request: TraceRequest, loaded: Loaded
 ) -> tuple[Applied, list[Record]]:
-    """Apply each family to the result of the ones before it. Raises PrunescopeError where one finds
-    no way in what they left, or where the result does not run."""
+    """Apply each family to the result of the ones before it.
+
+    Raises:
+        PrunescopeError: A family cannot prune what the ones before it left, or the result does
+            not run.
+    """
     records: list[Record] = []
     learners: list[Learner] = []
     layer_map: list[int] | None = None
     applied = Applied(model=loaded.model, record={})
     for part in parts:
-        here = replace(loaded, model=applied.model)
+        so_far = replace(loaded, model=applied.model)
         try:
-            applied, record = _family(part, request, here)
+            applied, record = _apply_family(part, request, so_far)
         except PrunescopeError as error:
             if not records:
                 raise
@@ -126,9 +145,9 @@ def _in_turn(
         except _FAILURES as error:
             if not records:
                 raise
-            raise _no_way_in(part, records, str(error)) from error
+            raise _refuse_after(part, records, str(error)) from error
         if applied.layer_map is not None and any(family(r["method"]).is_dynamic for r in records):
-            raise _no_way_in(part, records, "it removes layers that decide at run time")
+            raise _refuse_after(part, records, "it removes layers that decide at run time")
         records.append(record)
         if applied.layer_map is not None:
             old = layer_map
@@ -140,8 +159,8 @@ def _in_turn(
     return applied, records
 
 
-def _no_way_in(part: MethodPart, records: list[Record], why: str) -> PrunescopeError:
-    """The error for a family that finds no way in what the ones before it left."""
+def _refuse_after(part: MethodPart, records: list[Record], why: str) -> PrunescopeError:
+    """Build the error for a family that cannot prune what the ones before it left."""
     done = "+".join(r["method"] for r in records)
     reason = next(iter(why.splitlines()), "")[:120]
     return PrunescopeError(
@@ -150,17 +169,19 @@ def _no_way_in(part: MethodPart, records: list[Record], why: str) -> PrunescopeE
     )
 
 
-def _family(part: MethodPart, request: TraceRequest, loaded: Loaded) -> tuple[Applied, Record]:
-    """Apply one family; returns its record: {"method", "sparsity", "knobs", "selection", ...}."""
+def _apply_family(
+    part: MethodPart, request: TraceRequest, loaded: Loaded
+) -> tuple[Applied, Record]:
+    """Apply one family, and return its record {"method", "sparsity", "knobs", "selection", ...}."""
     chosen, match = family(part.family), None
     sparsity = part.sparsity
     if part.match != NOMINAL:
-        match = _solved(chosen, part, request, loaded.model)
+        match = _solve_match(chosen, part, request, loaded.model)
         sparsity = match.own
     given = Point(sparsity=sparsity, knobs=part.knobs, select=part.select, seed=request.seed)
     point = family_point(part.family, given)
     shape = _shape_or_none(loaded.model)
-    works = {phase: _work(request, phase, loaded.model) for phase in request.phases}
+    works = {phase: _workload(request, phase, loaded.model) for phase in request.phases}
     with torch.no_grad():
         calibration = _calibration(part.select, request, loaded)
         applied = pruner(part.family).prune(loaded.model, replace(point, calibration=calibration))
@@ -188,19 +209,24 @@ def _family(part: MethodPart, request: TraceRequest, loaded: Loaded) -> tuple[Ap
 
 
 def _shape_or_none(model: Any) -> ModelShape | None:
+    """Return the shape of a model; None for an architecture that is not known."""
     try:
         return model_shape(model)
     except PrunescopeError:
         return None
 
 
-def _work(request: TraceRequest, phase: str, model: Any) -> Workload:
+def _workload(request: TraceRequest, phase: str, model: Any) -> Workload:
+    """Return the workload of a phase, by which FLOPs and bytes are counted."""
     entry = phase_entry(request, phase, logits=request.logits, attention="", flush_bytes=None)
     return Workload.of(phase, entry, itemsize=next(model.parameters()).element_size())
 
 
-def _solved(chosen: Family, part: MethodPart, request: TraceRequest, model: Any) -> Match:
-    """Solve in the requested phase; for both, in prefill, or in decode if prefill stays dense."""
+def _solve_match(chosen: Family, part: MethodPart, request: TraceRequest, model: Any) -> Match:
+    """Solve for the family's sparsity that removes the requested share, in a requested phase.
+
+    If both phases run, that is prefill, or decode if nothing is removed in prefill.
+    """
     phases = PHASES if request.phase == "both" and part.match != "param" else request.phases[:1]
     for phase in phases:
         try:
@@ -209,7 +235,7 @@ def _solved(chosen: Family, part: MethodPart, request: TraceRequest, model: Any)
                 part.sparsity,
                 by=part.match,
                 shape=model_shape(model),
-                work=_work(request, phase, model),
+                work=_workload(request, phase, model),
                 knobs=part.knobs,
             )
         except RemovesNothing:
@@ -225,7 +251,7 @@ def _theory(
     works: Mapping[str, Workload],
     removed: Mapping[str, list[int]],
 ) -> dict[str, dict[str, float]] | None:
-    """Removed shares of FLOPs, parameters and bytes, by phase; None without a theory."""
+    """Return the removed shares of FLOPs, parameters and bytes by phase; None without a theory."""
     if shape is None:
         return None
     try:
@@ -240,7 +266,11 @@ def _theory(
 
 
 def _calibration(select: str, request: TraceRequest, loaded: Loaded) -> Calibration | None:
-    """Tokens of the calibration text; None for random selection or without a tokenizer."""
+    """Return tokens of the calibration text; None for random selection or without a tokenizer.
+
+    Raises:
+        PrunescopeError: `--text` was given, and the model has no tokenizer.
+    """
     if select == "random":
         return None
     tokenizer = load_tokenizer(loaded)

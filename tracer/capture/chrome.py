@@ -1,8 +1,8 @@
 """Split the raw Chrome trace of a profiler session into a trace for each variant.
 
-In: the trace that kineto wrote, and the variant of each step. Out: Chrome traces (dicts) with the
-steps of one variant, times from 0, without names of hosts, users, paths and environment.
-Times are integer ns inside, microseconds with three decimals in the traces.
+The trace that kineto wrote and the variant of each step come in. Chrome traces (dicts) go out, each
+with the steps of one variant, times from 0, and no names of hosts, users, paths or environment
+variables. Times are integer ns inside, and microseconds with three decimals in the traces.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ STEP = "prunescope.step#"
 WARMUP = "prunescope.step#warmup"
 
 DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
-_RUNTIME = ("cuda_runtime", "cuda_driver", "hip_runtime", "hip_driver")
+_RUNTIME = (
+    "cuda_runtime", "cuda_driver", "hip_runtime", "hip_driver", "xpu_runtime", "xpu_driver",
+)  # fmt: skip
 _HOST_EVENTS = ("cpu_op", "user_annotation", *_RUNTIME)
-# Numbers internal to the profiler, paths, and (on a CPU) links to launches, of which there are
-# none.
+# Arguments that are dropped: numbers internal to the profiler, paths, and, on a CPU, links to
+# launches, which a CPU does not have.
 _DROPPED_ARGS = {
     "Ev Idx", "Record function id", "Fwd thread id", "kernel_file", "stack", "kernel_hash",
     "kernel_backend",
@@ -34,8 +36,8 @@ _DROPPED_OF_CPU = _DROPPED_ARGS | {"External id"}
 _METADATA = ("process_name", "process_labels", "process_sort_index", "thread_name")
 _TOP_LEVEL = ("schemaVersion", "deviceProperties", "record_shapes", "displayTimeUnit")
 
-_BACKWARD = "autograd::engine::evaluate_function"  # prefix of the ops of a backward pass
-_DECIMALS = 3  # of microseconds, in kineto's traces
+_BACKWARD = "autograd::engine::evaluate_function"  # ops of a backward pass begin so
+_DECIMALS = 3  # kineto writes microseconds with so many
 
 _scrubbed = lru_cache(maxsize=1 << 14)(scrub)  # few names, each many times
 
@@ -53,7 +55,7 @@ class Turn:
 
 @dataclass
 class _Window:
-    """The host interval of a step, and its events."""
+    """The host interval of a step, and the events that belong to the step."""
 
     turn: Turn
     start_ns: int
@@ -63,25 +65,26 @@ class _Window:
 
     @property
     def device_end_ns(self) -> int | None:
+        """The end of the step's device work; None if it has none."""
         return max((e["end_ns"] for e in self.device), default=None)
 
 
 def has_backward(trace: ChromeTrace) -> bool:
-    """Whether a trace holds a backward pass."""
+    """Return whether a trace holds a backward pass."""
     return any(str(e.get("name", "")).startswith(_BACKWARD) for e in trace["traceEvents"])
 
 
+@no_collection()  # a million small dicts
 def split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, ChromeTrace]:
-    """A trace for each variant. Raises ValueError if the steps are not those of `turns`."""
-    with no_collection():  # a million small dicts
-        return _split(raw, turns)
+    """Split a raw trace into a trace for each variant.
 
-
-def _split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, ChromeTrace]:
+    Raises:
+        ValueError: The steps of the trace are not those of `turns`.
+    """
     trace = json.loads(raw, parse_float=_Decimal)
     events = [_timed(e) for e in trace["traceEvents"] if e.get("ph") == "X"]
     windows = _windows(events, list(turns))
-    stray_ends = _assign(events, windows)
+    stray_ends = _assign_events(events, windows)
     phase = next(e for e in events if e["name"] == PHASE)
     head = {key: _floats(trace[key]) for key in _TOP_LEVEL if key in trace}
     metadata = _metadata(trace["traceEvents"])
@@ -98,13 +101,13 @@ def _split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, ChromeTrace]:
 
 
 class _Decimal(str):
-    """A decimal number as text: a float of many microseconds would lose ns."""
+    """A decimal number as text, because a float of many microseconds would lose ns."""
 
     __slots__ = ()
 
 
 def _floats(value: Any) -> Any:
-    """`value` with its decimals as floats."""
+    """Return `value` with its decimals as floats, at any depth."""
     if isinstance(value, _Decimal):
         return float(value)
     if isinstance(value, list):
@@ -115,13 +118,14 @@ def _floats(value: Any) -> Any:
 
 
 def _timed(event: Event) -> Event:
-    """The event, with its start and end in ns added in place."""
+    """Add the start and the end in ns to an event, in place, and return it."""
     event["start_ns"] = start = _ns(event["ts"])
     event["end_ns"] = start + _ns(event["dur"])
     return event
 
 
 def _ns(us: _Decimal | int) -> int:
+    """Convert microseconds to integer ns without loss."""
     if isinstance(us, int):
         return us * 1000
     whole, _, part = us.partition(".")
@@ -131,23 +135,27 @@ def _ns(us: _Decimal | int) -> int:
 
 
 def _windows(events: list[Event], turns: list[Turn]) -> list[_Window]:
-    found = sorted(
+    """Return the window of each step; the annotations of the steps must be those of `turns`."""
+    steps = sorted(
         (e for e in events if e.get("cat") == "user_annotation" and e["name"].startswith(STEP)),
         key=lambda e: e["start_ns"],
     )
-    if [e["name"] for e in found] != [t.label for t in turns]:
-        raise ValueError(f"the trace has steps {[e['name'] for e in found]}, not {turns}")
-    return [_Window(turn, e["start_ns"], e["end_ns"]) for turn, e in zip(turns, found)]
+    if [e["name"] for e in steps] != [t.label for t in turns]:
+        raise ValueError(f"the trace has steps {[e['name'] for e in steps]}, not {turns}")
+    return [_Window(turn, e["start_ns"], e["end_ns"]) for turn, e in zip(turns, steps)]
 
 
-def _assign(events: list[Event], windows: list[_Window]) -> list[int]:
-    """Assign each host event to the window that contains its start, and each device event to the
-    window of its launch (of its start if the launch is unknown). Returns the ends of device events
-    outside of all windows: work between the steps."""
+def _assign_events(events: list[Event], windows: list[_Window]) -> list[int]:
+    """Assign each event to a window, and return the ends of device events outside of all windows.
+
+    A host event belongs to the window that contains its start. A device event belongs to the window
+    of its launch, or of its start if the launch is unknown. Device events outside of all windows
+    are work between the steps.
+    """
     launches: dict[Any, _Window | None] = {}
     for event in events:
         if event.get("cat") in _HOST_EVENTS:
-            window = _containing(windows, event["start_ns"])
+            window = _window_at(windows, event["start_ns"])
             if window is not None:
                 window.host.append(event)
             if event["cat"] in _RUNTIME:
@@ -156,7 +164,7 @@ def _assign(events: list[Event], windows: list[_Window]) -> list[int]:
     for event in events:
         if event.get("cat") in DEVICE:
             key = event.get("args", {}).get("correlation")
-            window = launches[key] if key in launches else _containing(windows, event["start_ns"])
+            window = launches[key] if key in launches else _window_at(windows, event["start_ns"])
             if window is None:
                 stray.append(event["end_ns"])
             else:
@@ -164,26 +172,27 @@ def _assign(events: list[Event], windows: list[_Window]) -> list[int]:
     return stray
 
 
-def _containing(windows: list[_Window], time_ns: int) -> _Window | None:
-    low, high = 0, len(windows)
+def _window_at(windows: list[_Window], time_ns: int) -> _Window | None:
+    """Return the window that contains a time; None if there is none."""
+    low, high = 0, len(windows)  # bisect takes no key before Python 3.10
     while low < high:
         middle = (low + high) // 2
         if windows[middle].start_ns <= time_ns:
             low = middle + 1
         else:
             high = middle
-    if low and time_ns <= windows[low - 1].end_ns:
-        return windows[low - 1]
-    return None
+    return windows[low - 1] if low and time_ns <= windows[low - 1].end_ns else None
 
 
 def _close_ranks(variant: str, windows: list[_Window], stray_ends: list[int]) -> list[int]:
     """Move the variant's steps forward over those of the others, as if it had run alone.
 
     A device step begins when the device work before it ends. That work belongs to another variant,
-    in another file: each step moves until the end of its predecessor takes that place, but never
-    so far that host windows overlap. Returns the ns removed before each step. Steps on a CPU are
-    their annotations, and do not move.
+    which goes to another file. So each step moves until the end of its predecessor takes the place
+    of that work, but never so far that host windows overlap. Steps on a CPU are their annotations,
+    and do not move.
+
+    Returns the ns that were removed before each step.
     """
     cuts, shift_ns = [], 0
     previous: _Window | None = None
@@ -206,7 +215,7 @@ def _close_ranks(variant: str, windows: list[_Window], stray_ends: list[int]) ->
 
 
 def _body(windows: list[_Window], phase: Event) -> list[Event]:
-    """The events of one variant, times from 0, within one phase annotation."""
+    """Return the events of one variant, times from 0, within one phase annotation."""
     on_device = any(w.device for w in windows)
     events = [e for w in windows for e in (*_kept_host(w, on_device=on_device), *w.device)]
     start = min(e["start_ns"] - e["shift_ns"] for e in events)
@@ -216,14 +225,21 @@ def _body(windows: list[_Window], phase: Event) -> list[Event]:
 
 
 def _kept_host(window: _Window, *, on_device: bool) -> list[Event]:
-    """The host events of a step. Of the step that is thrown away a CPU trace keeps the annotation
-    alone; a device trace keeps all, as the first kept step begins when its kernels end."""
+    """Return the host events of a step that are kept.
+
+    Of the step that is thrown away, a CPU trace keeps the annotation alone. A device trace keeps
+    all events, because the first kept step begins when the kernels of that step end.
+    """
     if on_device or window.turn.label != WARMUP:
         return window.host
     return [e for e in window.host if e["name"] == WARMUP]
 
 
 def _plain(event: Event, origin_ns: int, *, on_device: bool) -> Event:
+    """Return an event in Chrome's format, with times from the origin.
+
+    Private arguments and paths are dropped.
+    """
     dropped = _DROPPED_ARGS if on_device else _DROPPED_OF_CPU
     args = {
         key: value
@@ -246,7 +262,7 @@ def _plain(event: Event, origin_ns: int, *, on_device: bool) -> Event:
 
 
 def _metadata(events: list[Event]) -> list[Event]:
-    """Names of processes and threads, once each."""
+    """Return the events that name processes and threads, once each."""
     kept: dict[str, Event] = {}
     for event in events:
         if event.get("ph") == "M" and event.get("name") in _METADATA:

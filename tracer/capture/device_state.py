@@ -1,6 +1,6 @@
 """The device of a capture before and after it: `device` and `timing` of run.json.
 
-Every capture, of ours or of a user's loop, lies between `DeviceState.open` and `close`. The rates
+Every capture, ours or that of a user's loop, lies between `DeviceState.open` and `close`. The rates
 that matrix products reached in its profiled steps are evidence of what the device can do at least.
 """
 
@@ -17,20 +17,23 @@ from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.formats import changed
 from prunescope.taxonomy.run_blocks import Clocks, DeviceEntry, MeasuredPeaks, TimingNote
 from prunescope.tracer.capture.chrome import DEVICE, ChromeTrace, Event
-from prunescope.tracer.machine.calibrate import newest
+from prunescope.tracer.machine.calibrate import newest_calibration
 from prunescope.tracer.machine.device import device_info, read_clocks, timing_note
 from prunescope.tracer.machine.host import load_average
 from prunescope.tracer.machine.peaks import better_peaks, measure_peaks, rates_of
 
-_CALLS = 3  # fewer have no median
+_CALLS = 3  # fewer calls of a shape have no useful median
 # Which two of an op's inputs are multiplied: [..., M, K] and [..., K, N].
 _PRODUCTS = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::baddbmm": 1}
 
 
 class DeviceState:
-    """`entry`: the manifest's `device`, None before `open`; all runs of a capture share it.
-    `achieved`: rates of the products in its profiled steps. `peaks`: measured elsewhere; None: they
-    are measured here, before and after."""
+    """The state of a device around a capture.
+
+    All runs of a capture share `entry`, which is `device` of the manifest and None before `open`.
+    `achieved` holds the rates of the products in profiled steps. `peaks` were measured elsewhere;
+    if None, they are measured here, before and after the capture.
+    """
 
     def __init__(self, device: torch.device, peaks: MeasuredPeaks | None = None) -> None:
         self.device = device
@@ -41,19 +44,19 @@ class DeviceState:
         self.achieved = AchievedRates()
 
     def open(self, dtype: str) -> DeviceEntry:
-        """The entry of the device, with clocks and peaks from before the capture."""
+        """Return the entry of the device, with clocks and peaks from before the capture."""
         if self.entry is None:
             self._dtype = dtype_name(dtype) or "fp32"
             entry = self.entry = device_info(self.device)
             entry.peaks = self._given_peaks or measure_peaks(self.device, self._dtype)
-            entry.calibration = newest(str(entry.name))
+            entry.calibration = newest_calibration(str(entry.name))
             entry.clocks = Clocks(before=read_clocks(self.device))
         return self.entry
 
     def close(self) -> TimingNote:
-        """Complete the entry after the capture; returns the note on how busy the machine was.
+        """Complete the entry after the capture, and return the note on how busy the machine was.
 
-        Another process lowers a measured peak, so the better of before and after counts, and the
+        Another process lowers a measured peak, so that the better of before and after counts. The
         rates that products achieved are stored next to it.
         """
         entry = self.open(self._dtype)
@@ -71,8 +74,11 @@ class DeviceState:
 
 
 class AchievedRates:
-    """FLOP/s of matrix products in profiled steps: by dtype, the best over shapes of the median
-    over calls. Profiler overhead is included, so that a rate is never too high."""
+    """FLOP/s of matrix products in profiled steps, by dtype.
+
+    A rate is the best over shapes of the median over calls. Profiler overhead is included, so that
+    a rate is never too high.
+    """
 
     def __init__(self) -> None:
         self._us: dict[tuple[str, int], list[float]] = defaultdict(list)  # by dtype and FLOP
@@ -92,8 +98,10 @@ class AchievedRates:
                 self._us[key].append(us)
 
     def rates(self) -> dict[str, float]:
-        """{dtype: FLOP/s} of all traces together; a dtype with fewer than three calls of a shape is
-        left out."""
+        """Return {dtype: FLOP/s} of all traces together.
+
+        A dtype without three calls of one shape is left out.
+        """
         rates: dict[str, float] = {}
         for (dtype, flop), calls_us in self._us.items():
             if len(calls_us) >= _CALLS:
@@ -102,7 +110,7 @@ class AchievedRates:
 
 
 def _device_us(events: list[Event]) -> dict[Any, float] | None:
-    """Microseconds of kernels by the op that launched them; None where no device ran any."""
+    """Sum the microseconds of kernels by their op; None where no device ran any."""
     op_us: dict[Any, float] = defaultdict(float)
     kernels = [event for event in events if event.get("cat") in DEVICE]
     for event in kernels:
@@ -112,7 +120,7 @@ def _device_us(events: list[Event]) -> dict[Any, float] | None:
 
 
 def _work(event: Event) -> tuple[str, int] | None:
-    """(dtype, FLOP) of a product; None for every other op."""
+    """Return (dtype, FLOP) of a matrix product; None for every other op."""
     at = _PRODUCTS.get(event["name"])
     args = event.get("args", {})
     dims, types = args.get("Input Dims") or [], args.get("Input type") or []

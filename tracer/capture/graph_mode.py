@@ -1,7 +1,8 @@
 """Loops for --mode compile and graph: one recorded step on a static cache, run repeatedly.
 
-In: a model, its token ids [B, S] and a recorder of steps. Out: loops as in phases.py. The model has
-no hooks: roles come from a separate eager pass of the same loops (`record_nothing`).
+A model, its token ids [B, S] and a recorder of steps come in; loops as in phases.py go out. The
+model has no hooks, so that the roles of kernels come from a separate eager pass of the same loops
+(`record_nothing`).
 """
 
 from __future__ import annotations
@@ -17,54 +18,62 @@ import torch
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop, prefill
 from prunescope.tracer.capture.request import TraceRequest, not_recorded
+from prunescope.tracer.machine.backends import GRAPHS, backend_of
+from prunescope.tracer.machine.device import require_feature
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.static_step import StaticStep
 
 Step = Callable[[torch.Tensor], Any]
-# (step, its ids, function that rewinds the cache to the start of the step) -> function to replay
-# it.
+# A recorder takes the step, its ids, and a function that rewinds the cache to the start of the
+# step; it returns a function that replays the step.
 Record = Callable[[Step, torch.Tensor, Callable[[], None]], Step]
-# Of the first line of the reason for a break, and of the breaks that a run keeps.
+# The most characters of a break's reason, and the most breaks, that a run keeps.
 _LONGEST, _MOST_BREAKS = 200, 16
 _WARMUP = 3  # runs before recording: libraries allocate and choose kernels in the first runs
 
 
 def record_nothing(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:  # noqa: ARG001
-    """The eager step itself, for the pass that shows which kernel belongs to which module."""
+    """Return the eager step itself, for the pass that shows which module launches which kernel."""
     return step
 
 
-def compiled(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:
-    """The step by torch.compile, already compiled. The returned function says of how many `graphs`
-    it is made, and why it is no single one (`breaks`)."""
+def compile_step(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:
+    """Compile the step by torch.compile, and run it until it is compiled.
+
+    The returned function says of how many `graphs` it is made, and in `breaks` why it is more than
+    one.
+    """
     if ids.device.type == "cpu":
         from torch._inductor import config
 
-        # Fused kernels of a CPU are functions of one op, of which the profiler shows nothing else.
+        # Without it the profiler shows one op for the whole step, as fused kernels are functions.
         config.cpp.enable_kernel_profile = True
-    before, reasons = _made()
-    run: Any = torch.compile(_own_code(step), dynamic=False)
+    before, reasons = _graphs_and_breaks()
+    run: Any = torch.compile(_copy_code(step), dynamic=False)
     with warnings.catch_warnings():
-        # What a cache of signatures of forwards holds does not change.
+        # The warning is about a cache of the signatures of forwards, which do not change.
         warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru")
         _warm(run, ids, rewind)
-    graphs, found = _made()
+    graphs, all_reasons = _graphs_and_breaks()
     run.graphs = graphs - before
-    lines = {reason.splitlines()[0][:_LONGEST] for reason in found - reasons if reason}
+    lines = {reason.splitlines()[0][:_LONGEST] for reason in all_reasons - reasons if reason}
     run.breaks = sorted(lines)[:_MOST_BREAKS]
     return run
 
 
-def _made() -> tuple[int, Counter[str]]:
-    """How many graphs torch.compile has made in this process, and why it broke off others."""
+def _graphs_and_breaks() -> tuple[int, Counter[str]]:
+    """Return how many graphs torch.compile made in this process, and why it broke graphs off."""
     from torch._dynamo.utils import counters  # takes a second
 
     return counters["stats"]["unique_graphs"], Counter(counters["graph_break"])
 
 
-def _own_code(step: Any) -> Step:
-    """A copy of a function or method with code of its own: torch.compile keeps what it compiled by
-    code, and runs eagerly what it has compiled too often."""
+def _copy_code(step: Any) -> Step:
+    """Copy a function or method, with a code object of its own.
+
+    torch.compile keeps what it compiled by the code object, and runs eagerly what it has compiled
+    too often.
+    """
     function = getattr(step, "__func__", step)
     code = function.__code__.replace()
     copied = types.FunctionType(
@@ -74,24 +83,27 @@ def _own_code(step: Any) -> Step:
 
 
 def cuda_graph(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:
-    """The step as a CUDA graph with its own inputs and outputs; `peak_bytes` of the returned
-    function is the peak of the memory that the capture allocated.
+    """Record the step as a graph of the device with its own inputs and outputs.
 
-    Raises PrunescopeError if the model does something that a graph cannot capture.
+    `peak_bytes` of the returned function is the peak of the memory that the capture allocated.
+
+    Raises:
+        PrunescopeError: The model does something that a graph cannot capture.
     """
-    buffer = ids.clone()
-    side = torch.cuda.Stream(ids.device)
-    side.wait_stream(torch.cuda.current_stream(ids.device))
-    with torch.cuda.stream(side):
+    buffer, backend = ids.clone(), backend_of(ids.device)
+    gpu = backend.module
+    side = gpu.Stream(ids.device)
+    side.wait_stream(gpu.current_stream(ids.device))
+    with gpu.stream(side):
         _warm(step, buffer, rewind)
-    torch.cuda.current_stream(ids.device).wait_stream(side)
+    gpu.current_stream(ids.device).wait_stream(side)
     rewind()
-    graph = torch.cuda.CUDAGraph()
+    graph = backend.new_graph()
     # Replays allocate nothing: the memory of a step is that of its capture.
-    before = torch.cuda.memory_allocated(ids.device)
-    torch.cuda.reset_peak_memory_stats(ids.device)
-    output = _captured(graph, step, buffer)
-    peak_bytes = torch.cuda.max_memory_allocated(ids.device) - before
+    before = backend.allocated_bytes(ids.device)
+    backend.reset_peak(ids.device)
+    output = _capture_graph(gpu, graph, step, buffer)
+    peak_bytes = backend.peak_bytes(ids.device) - before
 
     def replay(ids: torch.Tensor) -> Any:
         buffer.copy_(ids)
@@ -103,12 +115,13 @@ def cuda_graph(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Ste
     return replay
 
 
-def _captured(graph: torch.cuda.CUDAGraph, step: Step, buffer: torch.Tensor) -> Any:
+def _capture_graph(gpu: Any, graph: Any, step: Step, buffer: torch.Tensor) -> Any:
     # A failed capture leaves its stream current: the outer context restores ours.
+    """Run the step while the graph records it, and return its output."""
     device = buffer.device
     try:
-        ours = torch.cuda.stream(torch.cuda.current_stream(device))
-        with torch.cuda.device(device), ours, torch.cuda.graph(graph):
+        ours = gpu.stream(gpu.current_stream(device))
+        with gpu.device(device), ours, gpu.graph(graph):
             return step(buffer)
     except torch.OutOfMemoryError:
         raise
@@ -122,10 +135,11 @@ def _captured(graph: torch.cuda.CUDAGraph, step: Step, buffer: torch.Tensor) -> 
         ) from error
 
 
-RECORDERS: dict[str, Record] = {"compile": compiled, "graph": cuda_graph}
+RECORDERS: dict[str, Record] = {"compile": compile_step, "graph": cuda_graph}
 
 
 def _warm(run: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> None:
+    """Run the step three times, each from the start of the step."""
     for _ in range(_WARMUP):
         rewind()
         run(ids)
@@ -133,7 +147,7 @@ def _warm(run: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> None:
 
 
 class StaticPrefill(PrefillLoop):
-    """PrefillLoop on a static cache of S tokens."""
+    """A prefill loop on a static cache of S tokens."""
 
     def __init__(
         self, model: torch.nn.Module, ids_BS: torch.Tensor, *, logits: str, record: Record
@@ -143,31 +157,29 @@ class StaticPrefill(PrefillLoop):
         self._static = StaticStep(prompt=True, num_forwards=1, device=ids_BS.device)
 
     def prepare(self) -> None:
-        """An empty cache; the step is recorded again for a new cache."""
+        """Empty the cache; a new cache also has its step recorded."""
         if self.cache is None:
             self.cache = compat.new_static_cache(self.model, self.ids_BS.shape[1])
             if self._record is not record_nothing:
                 self._forward(self.ids_BS)  # makes the cache's tensors, and finds the samplers
-            self.run = self._record(self._forward, self.ids_BS, self._empty)
-        self._empty()
+            self.run = self._record(self._forward, self.ids_BS, self.cache.reset)
+        self.cache.reset()
         self._static.resample()
 
     def sample(self) -> Any:
-        """One forward."""
+        """Run one forward."""
         return self.run(self.ids_BS)
 
     def _forward(self, ids_BS: torch.Tensor) -> Any:
+        """Run the forward that is recorded."""
         self._static.begin()
         output = prefill(self.model, ids_BS, cache=self.cache, logits=self.logits)
         self._static.end()
         return output
 
-    def _empty(self) -> None:
-        self.cache.reset()
-
 
 class StaticDecode(DecodeLoop):
-    """DecodeLoop on a static cache of S + T tokens; the prompt is read eagerly."""
+    """A decode loop on a static cache of S + T tokens, which reads its prompt eagerly."""
 
     def __init__(
         self,
@@ -194,7 +206,10 @@ class StaticDecode(DecodeLoop):
         return output
 
     def _fill(self, length: int) -> None:
-        """Rewind the cache to `length` tokens, or prefill them if it has fewer."""
+        """Bring the cache to its first `length` tokens.
+
+        A new cache reads them first, and its step is recorded.
+        """
         fresh = self.cache is None
         if fresh:
             more = self.ids_BL.shape[1] - self.prompt_len
@@ -211,6 +226,10 @@ class StaticDecode(DecodeLoop):
 
     def _rewind(self, length: int) -> None:
         # A recorded step advances the cache itself.
+        """Crop the cache to `length` tokens.
+
+        It reads them again if it holds fewer, or if it cannot be cropped.
+        """
         self._static.turn.zero_()
         filled = compat.tokens_in(self.cache)
         if filled < length or not compat.try_crop(self.cache, filled - length):
@@ -222,7 +241,7 @@ class StaticDecode(DecodeLoop):
         self._filled = length
 
     def _read(self, length: int) -> None:
-        """Fill the cache with the first tokens."""
+        """Fill the empty cache with the first `length` tokens."""
         self.cache.reset()
         if not length:
             return
@@ -232,6 +251,7 @@ class StaticDecode(DecodeLoop):
         self._prompt.end()
 
     def _forward(self, ids_B1: torch.Tensor) -> Any:
+        """Run the forward of one token, which is recorded."""
         self._static.begin()
         output = compat.forward(self.model, ids_B1, cache=self.cache, logits=self.logits)
         self._static.end()
@@ -241,7 +261,7 @@ class StaticDecode(DecodeLoop):
 def static_loop(
     model: torch.nn.Module, ids: torch.Tensor, request: TraceRequest, phase: str, record: Record
 ) -> Loop:
-    """The loop of a phase on a static cache."""
+    """Return the loop of a phase on a static cache."""
     if phase == "prefill":
         return StaticPrefill(model, ids, logits=request.logits, record=record)
     return StaticDecode(
@@ -250,15 +270,16 @@ def static_loop(
 
 
 def check_mode(request: TraceRequest, device: torch.device) -> None:
-    """Raises PrunescopeError for CUDA graphs on a CPU, and for a dynamic family whose steps no
-    graph can hold."""
+    """Check that a device and a method can run in the requested mode.
+
+    Raises:
+        PrunescopeError: The device has no graphs, or no graph can hold the steps of a dynamic
+            family.
+    """
     if request.mode == "eager":
         return
-    if device.type == "cpu" and request.mode == "graph":
-        raise PrunescopeError(
-            "--mode graph records CUDA graphs, and a CPU has none",
-            hint="use --mode compile or eager, or a GPU",
-        )
+    if request.mode == "graph":
+        require_feature(device, GRAPHS)
     for part in request.parts or ():
         if problem := not_recorded(request.mode, part.family, part.knobs):
             raise PrunescopeError(problem, hint="use --mode eager")

@@ -1,9 +1,9 @@
-"""Joins the Chrome traces of several profiler sessions, one for each placement, into one trace.
+"""The join of several profiler sessions' Chrome traces, one for each placement, into one trace.
 
-In: traces of one variant from `chrome.split`, with consecutive step numbers, one at a time: the
-events of a session take thirty times the memory of their text, which compresses to a tenth. Out: a
-file with one trace, including the first session's step −1; ns inside, microseconds with three
-decimals in the traces.
+Traces of one variant from `chrome.split`, with consecutive step numbers, come in one at a time: the
+events of a session take thirty times the memory of their text, which compresses to a tenth. A file
+with one trace goes out, including the first session's step −1. Times are ns inside, and
+microseconds with three decimals in the traces.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from typing import Any
 from prunescope.taxonomy.collection import no_collection
 from prunescope.tracer.capture.chrome import DEVICE, PHASE, WARMUP, ChromeTrace, Event
 
-_LEVEL = 6  # of gzip: level 8 takes twice the time for 8 % less
-_GZIP = 31  # a header of gzip, without a name and a time, around zlib's largest window
+_LEVEL = 6  # level 8 of gzip takes twice the time for 8 % less
+_GZIP = 31  # zlib's largest window, with a header of gzip that has no name and no time
 _encoded = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _GAP_NS = 1000  # between the last step of a session and the first of the next
 _NUMBERED = ("External id", "correlation")  # ids that start again in each session
 
 
 class Joined:
-    """All steps of one or several sessions under one phase annotation, as a gzipped Chrome trace
-    in memory, with bytes that depend on the content alone.
+    """All steps of one or several sessions under one phase annotation.
 
-    A device step begins when the device work before it ends: the first step of a later session
-    moves so that its own step −1 would end with the session before it.
+    It is a gzipped Chrome trace in memory, whose bytes depend on the content alone. A device step
+    begins when the device work before it ends: the first step of a later session moves so that its
+    own step −1 would end with the session before it.
     """
 
     def __init__(self) -> None:
@@ -38,18 +38,18 @@ class Joined:
         self._packed = bytearray()
         self._packer = zlib.compressobj(_LEVEL, wbits=_GZIP)
 
+    @no_collection()  # a million small dicts
     def add(self, part: ChromeTrace) -> None:
-        """Append the next session; its events are shifted and renumbered in place."""
-        with no_collection():  # a million small dicts
-            is_first = not self._join.head
-            events = self._join.add(part)
-            if is_first:  # first, for readers of a truncated file
-                head = {key: value for key, value in self._join.head.items() if key != "prunescope"}
-                self._put(f'{_encoded(head)[:-1]}{"," if head else ""}"traceEvents":[')
-            self._put(f"{_encoded(events)[1:-1]}," if events else "")
+        """Append the next session, whose events are shifted and renumbered in place."""
+        is_first = not self._join.head
+        events = self._join.add(part)
+        if is_first:  # first, for readers of a truncated file
+            head = {key: value for key, value in self._join.head.items() if key != "prunescope"}
+            self._put(f'{_encoded(head)[:-1]}{"," if head else ""}"traceEvents":[')
+        self._put(f"{_encoded(events)[1:-1]}," if events else "")
 
     def write(self, path: Path) -> str:
-        """Write the trace of the sessions so far; returns its sha256."""
+        """Write the trace of the sessions so far, and return its sha256."""
         # The phase annotation comes last, as it ends with the last session.
         entry = _encoded(self._join.head["prunescope"])
         end = f'{_encoded(self._join.phase())}],"prunescope":{entry}}}'
@@ -63,7 +63,7 @@ class Joined:
 
 
 class _Join:
-    """State of the sessions so far. `head`: the trace without its events."""
+    """The state of the sessions so far. `head` is the trace without its events."""
 
     def __init__(self) -> None:
         self.head: dict[str, Any] = {}
@@ -76,7 +76,7 @@ class _Join:
         self._device_end: int | None = None
 
     def add(self, part: ChromeTrace) -> list[Event]:
-        """The events that a session adds, without the phase annotation."""
+        """Return the events that a session adds, without the phase annotation."""
         events = _events(part, "X")
         if self._phase is None:
             self._phase, *events = events
@@ -84,36 +84,37 @@ class _Join:
             self.head = {key: value for key, value in part.items() if key != "traceEvents"}
             self.head["prunescope"] = {**part["prunescope"], "cut_ns": []}
         else:
-            events = self._moved(events)
+            events = self._move_after(events)
         self.head["prunescope"]["cut_ns"] += part["prunescope"]["cut_ns"]
         self._host_end = max(_end_ns(event) for event in events if event["cat"] not in DEVICE)
         device_ends = (_end_ns(event) for event in events if event["cat"] in DEVICE)
         self._device_end = max(device_ends, default=None)
         self._end = max(self._end, self._host_end, self._device_end or 0)
         for key in _NUMBERED:
-            self._used[key] = max(self._used[key], *_numbers(events, key), 0)
+            self._used[key] = max(self._used[key], *_ids(events, key), 0)
         return [e for e in _events(part, "M") if self._is_new(e)] + events
 
     def phase(self) -> Event:
-        """The annotation around all sessions."""
+        """Return the annotation around all sessions."""
         phase = self._phase
         assert phase is not None
         return {**phase, "dur": (self._end - _start_ns(phase)) / 1000}
 
     def _is_new(self, event: Event) -> bool:
+        """Return whether a metadata event was not there before, and remember it."""
         text = json.dumps(event, sort_keys=True)
-        known = text in self._metadata
+        is_known = text in self._metadata
         self._metadata.add(text)
-        return not known
+        return not is_known
 
-    def _moved(self, events: list[Event]) -> list[Event]:
-        """The kept steps of a later session, shifted to follow the session before it."""
+    def _move_after(self, events: list[Event]) -> list[Event]:
+        """Return the kept steps of a later session, shifted to follow the session before it."""
         thrown_end = _end_ns(next(event for event in events if event["name"] == WARMUP))
         kept: list[Event] = []
         thrown: list[Event] = []
         for event in events:
-            of_kept = event["name"] != PHASE and _start_ns(event) > thrown_end
-            (kept if of_kept else thrown).append(event)
+            is_kept = event["name"] != PHASE and _start_ns(event) > thrown_end
+            (kept if is_kept else thrown).append(event)
         shift = self._host_end + _GAP_NS - min(_start_ns(event) for event in kept)
         device_ends = [_end_ns(event) for event in thrown if event["cat"] in DEVICE]
         if device_ends and self._device_end is not None:
@@ -125,20 +126,21 @@ class _Join:
         return kept
 
 
-def _numbers(events: Iterable[Event], key: str) -> list[int]:
-    """The ids of a kind in a session; 0 is not an id."""
+def _ids(events: Iterable[Event], key: str) -> list[int]:
+    """Return the ids of a kind in a session; 0 is not an id."""
     return [event["args"][key] for event in events if event.get("args", {}).get(key)]
 
 
 def _renumber(events: list[Event], key: str, used: int) -> None:
     """Renumber the ids of a kind from above `used`."""
-    new = {old: used + 1 + i for i, old in enumerate(sorted(set(_numbers(events, key))))}
+    new = {old: used + 1 + i for i, old in enumerate(sorted(set(_ids(events, key))))}
     for event in events:
         if event.get("args", {}).get(key):
             event["args"] = {**event["args"], key: new[event["args"][key]]}
 
 
 def _events(trace: ChromeTrace, kind: str) -> list[Event]:
+    """Return the events of a kind ("X" or "M")."""
     return [event for event in trace["traceEvents"] if event["ph"] == kind]
 
 

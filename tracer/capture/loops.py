@@ -1,7 +1,7 @@
 """The token ids that a capture runs on, and the loops of its phases over them.
 
-In: a request and its variants. Out: ids [B, L], the same for all variants: of a text where the ids
-decide what runs, else random; Loops by variant, eager or recorded.
+A request and its variants come in. Ids [B, L] go out, the same for all variants: ids of a text
+where they decide what runs, else random ids. So do Loops by variant, eager or recorded.
 """
 
 from __future__ import annotations
@@ -45,18 +45,21 @@ def loops_of(
     device: torch.device,
     record: Record | None = None,
 ) -> dict[str, Loop]:
-    """The loops of a phase, by variant; `record`: replaces the recorder of the request's mode."""
+    """Return the loops of a phase, by variant.
+
+    `record` replaces the recorder of the request's mode; None keeps that recorder.
+    """
     if request.only == "layer":
         loops: dict[str, Loop] = dict(layer_loops(request, phase, variants, device, record))
     else:
         loops = whole_loops(request, phase, variants, device, record)
-    return _flushed(request, loops, device)
+    return _flush_loops(request, loops, device)
 
 
-def _flushed(
+def _flush_loops(
     request: TraceRequest, loops: Mapping[str, Loop], device: torch.device
 ) -> dict[str, Loop]:
-    """The loops, flushed where the request asks for it."""
+    """Let the loops flush the last-level cache where the request asks for it."""
     if not request.flush:
         return dict(loops)
     flush = CacheFlush(device)
@@ -66,20 +69,27 @@ def _flushed(
 def layer_sum_loops(
     request: TraceRequest, phase: str, variants: list[Variant], device: torch.device
 ) -> dict[str, dict[str, Sampled]]:
-    """The loops by variant: one "layer" alone, the "rest" without the layers, and the "whole"
-    model."""
+    """Return the loops of a layer sum, by variant.
+
+    Each variant has three: one "layer" alone, the "rest" without the layers, and the "whole" model.
+    """
     layers = layer_loops(request, phase, variants, device)
-    layer = _flushed(request, layers, device)
-    whole, rest = (
-        _flushed(request, whole_loops(request, phase, variants, device), device) for _ in range(2)
+    layer = _flush_loops(request, layers, device)
+    whole, without_layers = (
+        _flush_loops(request, whole_loops(request, phase, variants, device), device)
+        for _ in range(2)
     )
     return {
-        one.name: {
-            "layer": layer[one.name],
-            "rest": RestLoop(rest[one.name], decoder_layers(one.model)[1], layers[one.name].form),
-            "whole": whole[one.name],
+        variant.name: {
+            "layer": layer[variant.name],
+            "rest": RestLoop(
+                without_layers[variant.name],
+                decoder_layers(variant.model)[1],
+                layers[variant.name].form,
+            ),
+            "whole": whole[variant.name],
         }
-        for one in variants
+        for variant in variants
     }
 
 
@@ -90,7 +100,7 @@ def whole_loops(
     device: torch.device,
     record: Record | None = None,
 ) -> dict[str, Loop]:
-    """The loops of the whole models, none of them flushed."""
+    """Return the loops of the whole models, none of which flushes."""
     length = request.prompt_len + (request.decode_steps if phase == "decode" else 0)
     ids = input_ids(request, variants, length=length)[0].to(device)
     loops: dict[str, Loop] = {}
@@ -114,7 +124,7 @@ def layer_loops(
     device: torch.device,
     record: Record | None = None,
 ) -> dict[str, LayerLoop]:
-    """The loops of one layer of each model, the same one, none of them flushed."""
+    """Return the loops of one layer of each model, the same layer, none of which flushes."""
     whole = whole_loops(request, phase, variants, device, record_nothing)
     length = request.prompt_len + (request.decode_steps if phase == "decode" else 0)
     numbers, recorder = layers_alone(variants), None
@@ -124,25 +134,29 @@ def layer_loops(
         more = length - request.prompt_len
         new_cache = partial(compat.new_static_cache, prompt_len=request.prompt_len, more=more)
     return {
-        one.name: LayerLoop(
-            whole[one.name],
-            decoder_layers(one.model)[1][numbers[one.name]],
+        variant.name: LayerLoop(
+            whole[variant.name],
+            decoder_layers(variant.model)[1][numbers[variant.name]],
             decodes=phase == "decode",
-            new_cache=partial(new_cache, one.model),
+            new_cache=partial(new_cache, variant.model),
             record=recorder,
         )
-        for one in variants
+        for variant in variants
     }
 
 
 def input_ids(
     request: TraceRequest, variants: Sequence[Variant], *, length: int
 ) -> tuple[torch.Tensor, InputText]:
-    """Ids [batch, length] and their record for run.json: of the evaluation half of the text for
-    families that decide at run time, if there is a tokenizer; random ones otherwise. (A router
-    that was fitted to a text cannot tell random ids apart.)"""
+    """Return token ids [batch, length], and their record for run.json.
+
+    For families that decide at run time they are tokens of the evaluation half of the text, if
+    there is a tokenizer: a router that was fitted to a text cannot tell random ids apart. In all
+    other cases they are random.
+    """
     vocabulary = min(v.model.get_input_embeddings().num_embeddings for v in variants)
-    tokenizer = load_tokenizer(variants[0].loaded) if _decides_at_run_time(request) else None
+    is_dynamic = any(family(part.family).is_dynamic for part in request.parts or ())
+    tokenizer = load_tokenizer(variants[0].loaded) if is_dynamic else None
     if tokenizer is not None:
         source, count = read_text(request.text_path), request.batch * length
         ids = tokenizer(source.evaluation[: 16 * count], add_special_tokens=False)["input_ids"]
@@ -157,7 +171,3 @@ def input_ids(
             return whole.view(request.batch, length), record
     ids_BL = random_ids(vocabulary, batch=request.batch, length=length, seed=request.seed)
     return ids_BL, InputText(source=RANDOM_IDS, seed=request.seed)
-
-
-def _decides_at_run_time(request: TraceRequest) -> bool:
-    return any(family(part.family).is_dynamic for part in request.parts or ())

@@ -1,7 +1,7 @@
 """The manifest `run.json` of one variant, without paths, hosts, users or environment values.
 
-In: models, requests and devices of a capture. Out: prunescope.taxonomy.run.Run. Times are ns,
-memory is bytes.
+Models, requests and devices of a capture come in; a `prunescope.taxonomy.run.Run` goes out. Times
+are ns, and memory is bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ from prunescope.tracer.model.packed_weights import weight_bytes
 def manifest(
     variant: str, model: torch.nn.Module, loaded: Loaded, device: DeviceEntry, **more: Any
 ) -> Run:
-    """The manifest of a variant before any phase is run; `more`: further fields of Run."""
+    """Return the manifest of a variant before any phase is run.
+
+    `more` gives further fields of Run.
+    """
     fields: dict[str, Any] = {"phases": {}, "seeds": {}, "argv": [], **more}
     return Run(
         variant=variant,
@@ -44,7 +47,7 @@ def manifest(
 
 
 def model_entry(loaded: Loaded, model: torch.nn.Module) -> ModelEntry:
-    """`model` of run.json: id, source, architecture, config and shape of the traced model."""
+    """Return `model` of run.json: id, source, architecture, config and shape of a model."""
     config = kept_config(getattr(model, "config", None))
     try:
         shape: dict[str, Any] | None = model_shape(model, config).to_dict()
@@ -63,7 +66,7 @@ def model_entry(loaded: Loaded, model: torch.nn.Module) -> ModelEntry:
 def phase_entry(
     request: TraceRequest, phase: str, *, logits: str, attention: str, flush_bytes: int | None
 ) -> PhaseRun:
-    """The inputs of a phase; samples, memory and trace are added later."""
+    """Return the inputs of a phase; samples, memory and trace are added later."""
     prompt, steps = request.prompt_len, request.decode_steps
     in_decode = phase == "decode"
     return PhaseRun(
@@ -84,7 +87,7 @@ def phase_entry(
 
 
 def as_json(value: Any) -> Any:
-    """Plain JSON values; inf, nan and whatever JSON has no value for become strings."""
+    """Return plain JSON values; inf, nan and whatever JSON has no value for become strings."""
     if isinstance(value, dict):
         return {str(k): as_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set):

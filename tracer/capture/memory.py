@@ -1,6 +1,7 @@
-"""Peak memory of one step, in bytes: weights, the filled cache and what a forward adds to them.
+"""The peak memory of one step in bytes: weights, the filled cache and what a forward adds to them.
 
-From the allocator on CUDA; from the profiler's allocation events in a separate pass on the CPU.
+A device reports it by its allocator. For a CPU, a separate pass reads the profiler's allocation
+events.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from prunescope.tracer.capture.phases import Loop
+from prunescope.tracer.machine.backends import backend_of
 from prunescope.tracer.machine.device import synchronize
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.packed_weights import weight_bytes
@@ -21,8 +23,10 @@ _STEP = "prunescope.memory"
 
 
 def release() -> None:
-    """Collect garbage, and give freed blocks back to the system: glibc keeps those of a deleted
-    model, so that a process with several captures would grow."""
+    """Collect garbage, and give freed blocks back to the system.
+
+    glibc keeps the blocks of a deleted model, so that a process with several captures would grow.
+    """
     gc.collect()
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
@@ -31,14 +35,14 @@ def release() -> None:
 def peak_and_cache_bytes(
     loop: Loop, model: torch.nn.Module, device: torch.device
 ) -> tuple[int | None, int]:
-    """(peak of one step with weights and cache, bytes of the cache after a sample).
+    """Return the peak of one step with weights and cache, and the bytes of the cache.
 
-    The peak is None if neither the allocator nor the profiler counted anything, or the weights are
-    not known.
+    The peak is None if neither the allocator nor the profiler counted anything, or if the size of
+    the weights is not known.
     """
     loop.cache = None
     loop.run = None  # a recorded step holds its old cache and the memory of a graph
-    used = _used_on_cuda(loop, device) if device.type == "cuda" else _used_on_cpu(loop)
+    used = _used_on_cpu(loop) if device.type == "cpu" else _used_on_gpu(loop, device)
     loop.prepare()
     output = loop.sample()
     del output
@@ -47,23 +51,30 @@ def peak_and_cache_bytes(
     return peak, compat.cache_bytes(loop.cache)
 
 
-def _used_on_cuda(loop: Loop, device: torch.device) -> int:
+def _used_on_gpu(loop: Loop, device: torch.device) -> int | None:
+    """Return the peak of what a step and its cache allocate; None where no peak is counted."""
+    backend = backend_of(device)
+    if backend.peak is None:
+        return None
     synchronize(device)
-    before = torch.cuda.memory_allocated(device)
+    before = backend.allocated_bytes(device)
     loop.prepare_step(-1)
     synchronize(device)
-    held = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
+    held = backend.allocated_bytes(device)
+    backend.reset_peak(device)
     output = loop.step(-1)
     synchronize(device)
     del output
     # A replayed graph allocates nothing: its memory was allocated by the capture.
     recorded = getattr(loop.run, "peak_bytes", 0)
-    return max(torch.cuda.max_memory_allocated(device), held + recorded) - before
+    return max(backend.peak_bytes(device), held + recorded) - before
 
 
 def _used_on_cpu(loop: Loop) -> int | None:
-    """The cache is made within the session too: the profiler does not know earlier blocks."""
+    """Return the peak of what a step allocates on a CPU, its cache included; None without events.
+
+    The cache is made within the session, because the profiler does not know earlier blocks.
+    """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as session:
         loop.prepare_step(-1)
         with record_function(_STEP):

@@ -1,8 +1,8 @@
 """One decoder layer alone, on the inputs that its model gave it; and the model without its layers.
 
-In: a loop of the whole model. Out: a loop of one layer, and a loop of the rest. The inputs are kept
-from one untimed pass of the whole loop. n layers and the rest make the whole, if the layer is like
-the others.
+A loop of the whole model comes in; a loop of one layer, and a loop of the rest, go out. The inputs
+are kept from one untimed pass of the whole loop. n layers and the rest make the whole, if the layer
+is like the others.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from prunescope.tracer.model.static_step import StaticStep
 
 
 def layers_alone(variants: Sequence[Variant]) -> dict[str, int]:
-    """The number of the layer to run, in each variant: the same layer of the dense model, the
-    nearest to its middle that all variants have."""
+    """Return the number of the layer to run in each variant.
+
+    It is the same layer of the dense model in all of them: the one nearest to the middle that all
+    variants have.
+    """
     maps = {v.name: v.layer_map or range(len(decoder_layers(v.model)[1])) for v in variants}
     common = set.intersection(*(set(numbers) for numbers in maps.values()))
     middle = max(max(numbers) for numbers in maps.values()) / 2
@@ -36,28 +39,31 @@ def layers_alone(variants: Sequence[Variant]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class LayerCall:
-    """The arguments that a layer was called with, the model's cache at the time, the tokens `held`
-    in each layer of a static one, what the layers before it left (None: nothing), and what the
-    layer returned apart from the hidden states (None: it returned them alone)."""
+    """One call of a layer by its model.
+
+    It holds the arguments, the model's cache at the time, and the tokens `held` in each layer of a
+    static cache. `state` is what the layers before it left (None: nothing), and `extras` is what
+    the layer returned apart from the hidden states (None: it returned them alone).
+    """
 
     args: tuple[Any, ...]
     keywords: Mapping[str, Any]
     cache: Any
     held: list[int]
-    found: dict[str, Any] | None
+    state: dict[str, Any] | None
     extras: tuple[Any, ...] | None
 
     @property
     def hidden(self) -> torch.Tensor:
-        """The hidden states [B, S, H]: the first argument."""
-        found: torch.Tensor = self.args[0] if self.args else self.keywords["hidden_states"]
-        return found
+        """The hidden states [B, S, H], which are the first argument."""
+        hidden: torch.Tensor = self.args[0] if self.args else self.keywords["hidden_states"]
+        return hidden
 
     def restore(self, layer: Any) -> None:
-        """Restore, before a call, the state that earlier layers left."""
-        state = forward_state(layer)
-        if state is not None and self.found is not None:
-            state.restore(self.found)
+        """Restore the state that earlier layers left, before a call."""
+        shared = forward_state(layer)
+        if shared is not None and self.state is not None:
+            shared.restore(self.state)
 
     def crop(self, cache: Any) -> None:
         """Shorten those layers of a static cache that hold more tokens than the model's did."""
@@ -66,21 +72,24 @@ class LayerCall:
             if surplus > 0 and layer.is_initialized:
                 layer.crop(-surplus)
 
-    def again(self, layer: Any, cache: Any, hidden: torch.Tensor | None = None) -> Any:
-        """Call the layer with another cache; `hidden`: other hidden states of the same shape."""
-        other = {id(self.cache): cache}
+    def repeat(self, layer: Any, cache: Any, hidden: torch.Tensor | None = None) -> Any:
+        """Call the layer again with another cache, and with other `hidden` states if given.
+
+        The hidden states must have the shape of those of the first call.
+        """
+        replaced = {id(self.cache): cache}
         if hidden is not None:
-            other[id(self.hidden)] = hidden
-        args = [other.get(id(value), value) for value in self.args]
-        return layer(*args, **{k: other.get(id(v), v) for k, v in self.keywords.items()})
+            replaced[id(self.hidden)] = hidden
+        args = [replaced.get(id(value), value) for value in self.args]
+        return layer(*args, **{k: replaced.get(id(v), v) for k, v in self.keywords.items()})
 
 
 class LayerLoop:
-    """A phase of one layer, as a Loop. Before a decode the layer itself reads the prompt, so that
-    the cache holds the keys of this layer alone.
+    """A phase of one layer, as a Loop.
 
-    With a recorder one call is recorded. In a decode each token replays it, with hidden states of
-    its own and the mask and position of the first.
+    Before a decode the layer itself reads the prompt, so that the cache holds the keys of this
+    layer alone. With a recorder one call is recorded; in a decode each token replays that call,
+    with hidden states of its own and the mask and position of the first token.
     """
 
     def __init__(
@@ -97,7 +106,7 @@ class LayerLoop:
         self.run: Any = None
         self._layer, self._new_cache, self._record = layer, new_cache, record
         self._lead = int(decodes)  # tokens before the first of a sample
-        calls = _calls(whole, layer, decodes=decodes)
+        calls = _observe_calls(whole, layer, decodes=decodes)
         count = self._lead + self.steps_per_sample
         self._prompt, self._steps = calls[:-count], calls[-count:]
         if record is not None:  # a static cache that cannot be cropped reads its prompt again
@@ -113,40 +122,45 @@ class LayerLoop:
 
     @property
     def form(self) -> LayerCall:
-        """One of the recorded calls, as a sample of their form."""
+        """One of the observed calls, as a sample of the form of all."""
         return self._steps[0]
 
     def prepare(self) -> None:
-        """An empty cache, or one that holds the prompt."""
+        """Empty the cache, or fill it with the prompt."""
         self._fill()
         for call in self._steps[: self._lead]:
-            self._eagerly(call)
+            self._call_eagerly(call)
 
     def sample(self) -> Any:
-        """A call of the layer; in a decode, one for each token."""
+        """Call the layer once; in a decode, once for each token."""
         output = None
         for call in self._steps[self._lead :]:
             output = self._call(call)
         return output
 
     def prepare_step(self, index: int) -> None:
-        """An empty cache; in a decode, one without the last token of the prompt, before the step
-        that is thrown away."""
+        """Empty the cache before a step.
+
+        In a decode, the cache is filled with all but the last token of the prompt, before the step
+        that is thrown away only.
+        """
         if index < 0 or not self._lead:
             self._fill()
 
     def step(self, index: int) -> Any:
-        """A call of the layer."""
+        """Call the layer once."""
         return self._call(self._steps[index + 1 if self._lead else 0])
 
     def _fill(self) -> None:
+        """Bring the cache to the start of a sample, and record the step for a new static cache."""
         if self._record is None:
             self.cache = self._new_cache()
         elif self.cache is None:
             self.cache = self._new_cache()
-            # Allocates it, and finds the samplers: a recorded step finds it so.
+            # The first call allocates the cache and finds the samplers, which a recorded step
+            # cannot do.
             self._rewind()
-            self._eagerly(self._steps[self._lead])
+            self._call_eagerly(self._steps[self._lead])
             self._rewind()
             self.run = self._record(self._static_call, self._steps[self._lead].hidden, self._rewind)
         self._rewind()
@@ -154,6 +168,7 @@ class LayerLoop:
             self._static.resample()
 
     def _rewind(self) -> None:
+        """Empty a static cache, and let the layer read the prompt."""
         if self._record is not None:
             self.cache.reset()
             self._static.turn.zero_()
@@ -162,50 +177,55 @@ class LayerLoop:
             if self._record is not None:
                 self._reads.resample()
                 self._reads.begin()
-            call.again(self._layer, self.cache)
+            call.repeat(self._layer, self.cache)
             if self._record is not None:
                 self._reads.end()
                 self._steps[0].crop(self.cache)
         self._steps[self._lead].restore(self._layer)
 
-    def _eagerly(self, call: LayerCall) -> Any:
-        """A call by the arguments that the model gave it, in the form of the mode."""
+    def _call_eagerly(self, call: LayerCall) -> Any:
+        """Call the layer with the arguments that the model gave it, as the mode runs it."""
         call.restore(self._layer)
         if self._record is None:
-            return call.again(self._layer, self.cache)
+            return call.repeat(self._layer, self.cache)
         self._static.begin()
-        output = call.again(self._layer, self.cache)
+        output = call.repeat(self._layer, self.cache)
         self._static.end()
         return output
 
     def _static_call(self, hidden: torch.Tensor) -> Any:
-        """The step that is recorded: of other hidden states, otherwise as the first."""
+        """Run the step that is recorded: with other hidden states, else as the first call."""
         self._static.begin()
-        output = self._steps[self._lead].again(self._layer, self.cache, hidden)
+        output = self._steps[self._lead].repeat(self._layer, self.cache, hidden)
         self._static.end()
         return output
 
     def _call(self, call: LayerCall) -> Any:
+        """Replay the recorded step, or call the layer eagerly if there is none."""
         if self.run is None:
-            return self._eagerly(call)
+            return self._call_eagerly(call)
         self._steps[self._lead].restore(self._layer)
         return self.run(call.hidden)
 
 
-def _calls(whole: Loop, layer: torch.nn.Module, *, decodes: bool) -> list[LayerCall]:
-    """The calls of a layer in an untimed pass: of the prompt, and in a decode of each token, from
-    the last of the prompt on."""
+def _observe_calls(whole: Loop, layer: torch.nn.Module, *, decodes: bool) -> list[LayerCall]:
+    """Return the calls of a layer in an untimed pass of the whole loop.
+
+    They are the call of the prompt and, in a decode, those of each token, from the last token of
+    the prompt on.
+    """
     calls: list[LayerCall] = []
-    state, found, held = forward_state(layer), list[dict[str, Any]](), list[int]()
+    shared, held = forward_state(layer), list[int]()
+    saved: dict[str, Any] | None = None
 
     def look(*_: Any) -> None:
-        found[:] = [] if state is None else [state.saved()]
-        held[:] = compat.static_lengths(whole.cache)
+        nonlocal saved, held
+        saved = None if shared is None else shared.saved()
+        held = list(compat.static_lengths(whole.cache))
 
     def keep(_layer: Any, args: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
         extras = output[1:] if isinstance(output, tuple) else None
-        state_before = next(iter(found), None)
-        calls.append(LayerCall(args, dict(keywords), whole.cache, list(held), state_before, extras))
+        calls.append(LayerCall(args, dict(keywords), whole.cache, held, saved, extras))
 
     hooks = [
         layer.register_forward_pre_hook(look),
@@ -220,8 +240,11 @@ def _calls(whole: Loop, layer: torch.nn.Module, *, decodes: bool) -> list[LayerC
 
 
 class RestLoop:
-    """The samples of a loop of the whole model, its layers skipped: each returns the hidden states
-    that it is given, in the form that one of them returned its own."""
+    """A loop of the whole model with its layers skipped.
+
+    Each layer returns the hidden states that it is given, in the form in which one of them returned
+    its own.
+    """
 
     def __init__(self, whole: Loop, layers: Iterable[torch.nn.Module], form: LayerCall) -> None:
         self.steps_per_sample = whole.steps_per_sample

@@ -1,6 +1,7 @@
 """The two loops that are timed and profiled, `prefill` and `decode`, and their steps.
 
-Shapes: B batch, S prompt length, T decode steps. Token ids are fixed by the seed, never sampled.
+In shapes, B is the batch, S the prompt length and T the number of decode steps. Token ids are fixed
+by the seed and never sampled.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from prunescope.tracer.model import compat
 def prefill(
     model: torch.nn.Module, ids_BS: torch.Tensor, *, cache: Any, logits: str = "last"
 ) -> Any:
-    """One forward of a prompt [B, S] on an empty cache."""
+    """Run one forward of a prompt [B, S] on an empty cache."""
     return compat.forward(model, ids_BS, cache=cache, logits=logits)
 
 
 def decode(
     model: torch.nn.Module, tokens: Iterable[torch.Tensor], *, cache: Any, logits: str = "last"
 ) -> Any:
-    """A forward for each token [B, 1] on a filled cache, which grows by one token each."""
+    """Run a forward for each token [B, 1] on a filled cache, which grows by one token each."""
     output = None
     for token_B1 in tokens:
         output = compat.forward(model, token_B1, cache=cache, logits=logits)
@@ -43,20 +44,20 @@ class Sampled(Protocol):
 
 
 class Loop(Sampled, Protocol):
-    """A phase of one model, step by step. `prepare*` are never timed or profiled."""
+    """A phase of one model, step by step; preparing is never timed or profiled."""
 
     cache: Any
     run: Any  # the recorded step; None for a new cache, and in eager mode
 
     def prepare_step(self, index: int) -> None:
-        """Bring the cache to the start of profiled step `index`; -1 is the step thrown away."""
+        """Bring the cache to the start of profiled step `index`; step −1 is thrown away."""
 
     def step(self, index: int) -> Any:
         """Run profiled step `index`."""
 
 
 class PrefillLoop:
-    """Every sample and step is the same forward of [B, S] on a new cache."""
+    """A loop in which every sample and step is the same forward of [B, S] on a new cache."""
 
     steps_per_sample = 1
 
@@ -66,26 +67,27 @@ class PrefillLoop:
         self.run: Any = None
 
     def prepare(self) -> None:
-        """An empty cache."""
+        """Make an empty cache."""
         self.cache = compat.new_cache(self.model)
 
     def sample(self) -> Any:
-        """One forward."""
+        """Run one forward."""
         return prefill(self.model, self.ids_BS, cache=self.cache, logits=self.logits)
 
     def prepare_step(self, index: int) -> None:  # noqa: ARG002
-        """An empty cache."""
+        """Make an empty cache."""
         self.prepare()
 
     def step(self, index: int) -> Any:  # noqa: ARG002
-        """One forward."""
+        """Run one forward."""
         return self.sample()
 
 
 class DecodeLoop:
-    """A sample is the tokens at positions S … S+T−1; profiled step i is the token at S+i.
+    """A loop that generates tokens: a sample is the tokens at positions S … S+T−1.
 
-    The step thrown away is the token at S−1, so that the kept steps follow it directly.
+    Profiled step i is the token at S+i. The step that is thrown away is the token at S−1, so that
+    the kept steps follow it directly.
     """
 
     def __init__(
@@ -94,27 +96,30 @@ class DecodeLoop:
         self.model, self.ids_BL, self.logits = model, ids_BL, logits
         self.prompt_len = prompt_len
         self.steps_per_sample = ids_BL.shape[1] - prompt_len
-        # Split before anything is timed: a step has the ops of the model alone.
+        # The ids are split before anything is timed: a step then has the model's ops alone.
         self._tokens = ids_BL.split(1, dim=1)
         self.cache: Any = None
         self.run: Any = None
         self._filled = 0
 
     def prepare(self) -> None:
-        """A cache of S tokens."""
+        """Fill the cache with S tokens."""
         self._fill(self.prompt_len)
 
     def sample(self) -> Any:
-        """T forwards of one token."""
+        """Run T forwards of one token each."""
         return self._decode(self.prompt_len, self.ids_BL.shape[1])
 
     def prepare_step(self, index: int) -> None:
-        """A cache of S−1 tokens before the step thrown away; nothing for the steps after it."""
+        """Fill the cache with S−1 tokens before the step that is thrown away.
+
+        Later steps find the cache as the step before left it.
+        """
         if index < 0:
             self._fill(self.prompt_len - 1)
 
     def step(self, index: int) -> Any:
-        """One forward of the token at position S + index."""
+        """Run one forward of the token at position S + index."""
         return self._decode(self.prompt_len + index, self.prompt_len + index + 1)
 
     def _decode(self, first: int, end: int) -> Any:

@@ -1,8 +1,8 @@
-"""Random placements of the weights in memory: where they lie is sampled, and not a constant.
+"""Random placements of the weights in memory: their addresses are sampled, and not a constant.
 
-A model and its own copy differ by up to 3 % for as long as both stay where they are (caches, pages,
-memory channels). In: models. Out: the same models; parameters and buffers lie elsewhere, with equal
-values, shapes, strides and flags; tied ones stay tied.
+A model and its own copy differ by up to 3 % for as long as both stay at their addresses (caches,
+pages, memory channels). Models come in; the same models go out, whose parameters and buffers have
+new addresses but equal values, shapes, strides and flags. Tied weights stay tied.
 """
 
 from __future__ import annotations
@@ -21,21 +21,24 @@ import torch
 from prunescope.taxonomy.run import NARROW, PhaseRun
 from prunescope.taxonomy.student_t import t_quantile_975
 from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.machine.backends import backend_of
 from prunescope.tracer.machine.device import free_bytes
 from prunescope.tracer.model.packed_weights import stored_tensors
 
 # The alignment of torch's allocators: libraries choose kernels by it.
 _CPU_ALIGNMENT, _DEVICE_ALIGNMENT = 64, 512
 _MAX_OFFSET = 1 << 21  # a block's first tensor begins anywhere within a large page
-# A weight that moves alone has a block of its own, of which the offset stays allocated.
+# A weight that moves alone has a block of its own, in which the bytes before it stay allocated.
 _MAX_OFFSET_ALONE = 1 << 16
-_COPY_ROOM = 1.2  # free memory that a second copy of a model needs, in copies
+_COPY_ROOM = 1.2  # a second copy of a model needs so many times its size in free memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlacementPlan:
-    """The measurements of one placement: its samples, and its profiled steps of a prefill, in these
-    phases."""
+    """The measurements of one placement.
+
+    They are `repeats` samples and, of a prefill, `steps` profiled steps, in each of the `phases`.
+    """
 
     number: int
     repeats: int
@@ -44,7 +47,10 @@ class PlacementPlan:
 
 
 def planned_placements(request: TraceRequest) -> list[PlacementPlan]:
-    """The placements of a request, each with a sample and, outside of sweeps, a profiled step."""
+    """Return the placements of a request, each with a sample.
+
+    Outside of sweeps each has a profiled step too.
+    """
     return plan_placements(
         request.first_placements,
         repeats=request.repeats,
@@ -62,8 +68,10 @@ def plan_placements(
     step_in_each: bool = True,
     phases: tuple[str, ...] = (),
 ) -> list[PlacementPlan]:
-    """Samples and profiled steps over `count` placements, as even as possible. `step_in_each`: one
-    profiled step in every placement at least."""
+    """Distribute samples and profiled steps over `count` placements, as evenly as possible.
+
+    `step_in_each` gives every placement one profiled step at least.
+    """
     samples = split_evenly(repeats, count)
     profiled = split_evenly(max(steps, count * step_in_each), count)
     return [
@@ -73,7 +81,7 @@ def plan_placements(
 
 
 def further_placement(request: TraceRequest, number: int, phases: tuple[str, ...]) -> PlacementPlan:
-    """One more placement of these phases, with as many samples and steps as the largest."""
+    """Plan one more placement of these phases, with as many samples and steps as the largest."""
     plans = planned_placements(request)
     return PlacementPlan(
         number=number,
@@ -84,14 +92,15 @@ def further_placement(request: TraceRequest, number: int, phases: tuple[str, ...
 
 
 def split_evenly(total: int, parts: int) -> list[int]:
-    """`total` as `parts` whole numbers that differ by one at most."""
+    """Split `total` into `parts` whole numbers that differ by one at most."""
     return [total * (i + 1) // parts - total * i // parts for i in range(parts)]
 
 
 def wide_phases(runs: Mapping[str, Sequence[PhaseRun]]) -> tuple[str, ...]:
-    """The phases whose interval is wider than `NARROW`, given the two runs of each phase.
+    """Return the phases whose interval is wider than `NARROW`, given the two runs of each phase.
 
-    Empty if a sample was disturbed: such times are invalid, however narrow their interval.
+    The result is empty if a sample was disturbed: such times are invalid, however narrow their
+    interval is.
     """
     if any(run.has_disturbed_samples for sides in runs.values() for run in sides):
         return ()
@@ -100,10 +109,11 @@ def wide_phases(runs: Mapping[str, Sequence[PhaseRun]]) -> tuple[str, ...]:
 
 
 def interval_width(dense: Sequence[Sequence[int]], pruned: Sequence[Sequence[int]]) -> float:
-    """The width of the 95 % interval of the ratio of two models' times, as a share of the ratio.
-    Samples in ns, by placement; infinite for fewer than two placements.
+    """Return the width of the 95 % interval of the ratio of two models' times.
 
-    t interval of the mean over placements of the logarithm of the ratio of the placement's medians.
+    The width is a share of the ratio. The interval is the t interval of the mean, over placements,
+    of the logarithm of the ratio of the placement's medians. Samples are in ns, by placement; the
+    width is infinite for fewer than two placements.
     """
     logs = [
         math.log(statistics.median(a) / statistics.median(b))
@@ -122,9 +132,9 @@ def placed(
     *,
     move: bool,
 ) -> Iterator[tuple[PlacementPlan, int]]:
-    """Each placement in turn, with its weights moved, and the ns that moving them took.
+    """Move the weights for each placement in turn; yield it with the ns that moving took.
 
-    Not `move`: the weights stay where the loader put them, at a cost of 0.
+    If `move` is False, the weights stay where the loader put them, and the cost is 0.
     """
     for plan in plans:
         start = time.perf_counter_ns()
@@ -147,42 +157,46 @@ def move_weights(models: Iterable[torch.nn.Module], rng: random.Random) -> None:
     """Move the weights of every model to fresh memory, all by the same means, in random order.
 
     A model is copied into one new block, its tensors in random order behind a random offset, while
-    its old memory is still allocated: no tensor gets its old address back. Where memory lacks room
-    for a second copy, its storages move one by one.
+    its old memory is still allocated, so that no tensor gets its old address back. Where memory
+    lacks room for a second copy, its storages move one by one.
     """
     models = list(models)
     rng.shuffle(models)
     for model in models:
-        with _inference_mode_of(model):
+        with _mode_of_weights(model):
             _move_model(model, rng)
 
 
 def separate_storages(model: torch.nn.Module, rng: random.Random) -> None:
-    """Give each weight of a moved model a storage of its own again, as a loader does: saving or
-    keeping a single weight would otherwise save or keep the whole block."""
-    with _inference_mode_of(model):
+    """Give each weight of a moved model a storage of its own again, as a loader does.
+
+    Saving or keeping a single weight would otherwise save or keep the whole block.
+    """
+    with _mode_of_weights(model):
         for region in _regions(model):
             device = region.storage.device
             _move([region], device, rng, max_offset=_alignment(device))
 
 
 @contextmanager
-def _inference_mode_of(model: torch.nn.Module) -> Iterator[None]:
-    """The mode that the weights were made in, whatever the mode of the code around: tensors that
-    autograd knows stay so, and inference tensors too."""
+def _mode_of_weights(model: torch.nn.Module) -> Iterator[None]:
+    """Enter the inference mode that the weights were made in, whatever the mode around is.
+
+    Tensors that autograd knows then stay so, and so do inference tensors.
+    """
     inference = any(weight.is_inference() for weight in model.parameters())
     with torch.inference_mode(mode=inference), torch.no_grad():
         yield
 
 
 def _move_model(model: torch.nn.Module, rng: random.Random) -> None:
+    """Move the regions of a model, on each device in one block if memory has room."""
     regions = _regions(model)
     rng.shuffle(regions)
     for device in dict.fromkeys(region.storage.device for region in regions):
         on_device = [region for region in regions if region.storage.device == device]
         size = sum(region.end - region.start for region in on_device)
-        if device.type == "cuda":  # the driver counts freed blocks that torch keeps as used
-            torch.cuda.empty_cache()
+        backend_of(device).empty_cache()  # to the driver, freed blocks that torch keeps are in use
         if free_bytes(device) > _COPY_ROOM * size + _MAX_OFFSET:
             _move(on_device, device, rng, max_offset=_MAX_OFFSET)
         else:
@@ -193,8 +207,10 @@ def _move_model(model: torch.nn.Module, rng: random.Random) -> None:
 def _move(
     regions: list[_Region], device: torch.device, rng: random.Random, *, max_offset: int
 ) -> None:
-    """Copy regions into one new block, at most `max_offset` bytes from its start, and make their
-    tensors views of it."""
+    """Copy regions into one new block, and make their tensors views of it.
+
+    The first region begins at most `max_offset` bytes after the start of the block.
+    """
     unit = _alignment(device)
     rooms = [-(-(region.end - region.start) // unit) * unit for region in regions]
     block = torch.empty(sum(rooms) + max_offset + unit, dtype=torch.uint8, device=device)
@@ -217,21 +233,22 @@ def _view(
     shape: Iterable[Any],
     stride: Iterable[Any] = (1,),
 ) -> torch.Tensor:
+    """Return a tensor over a storage."""
     empty = torch.empty(0, dtype=dtype, device=storage.device)
     return empty.set_(storage, offset, tuple(shape), tuple(stride))
 
 
 def _regions(model: torch.nn.Module) -> list[_Region]:
-    """Disjoint regions: tensors that share bytes, as tied weights do, move together."""
-    found: dict[int, list[tuple[int, int, torch.Tensor]]] = {}
+    """Return disjoint regions; tensors that share bytes, as tied weights do, move together."""
+    spans: dict[int, list[tuple[int, int, torch.Tensor]]] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         for stored in filter(_can_move, stored_tensors(tensor)):
             size = stored.element_size()
             begin = int(stored.storage_offset()) * size
-            used = found.setdefault(stored.untyped_storage()._cdata, [])
+            used = spans.setdefault(stored.untyped_storage()._cdata, [])
             used.append((begin, begin + _span(stored) * size, stored))
     regions: list[_Region] = []
-    for tensors in found.values():
+    for tensors in spans.values():
         last: _Region | None = None
         for begin, end, stored in sorted(tensors, key=lambda entry: entry[:2]):
             if last is None or begin >= last.end:
@@ -244,14 +261,17 @@ def _regions(model: torch.nn.Module) -> list[_Region]:
 
 
 def _span(tensor: torch.Tensor) -> int:
-    """Number of elements from its first to its last in the storage."""
+    """Return the number of elements from a tensor's first to its last in the storage."""
     sides = zip(tensor.shape, tensor.stride(), strict=True)
     return 1 + sum((int(size) - 1) * int(step) for size, step in sides)
 
 
 def _can_move(tensor: torch.Tensor) -> bool:
-    """Whether it is a plain strided tensor, made in the current inference mode. Others stay (a
-    buffer that a forward in inference mode wrote cannot be changed outside of that mode)."""
+    """Return whether a tensor is plain, strided, and made in the current inference mode.
+
+    All others stay. (A buffer that a forward in inference mode wrote cannot be changed outside of
+    that mode.)
+    """
     same_mode = tensor.is_inference() == torch.is_inference_mode_enabled()
     plain = same_mode and type(tensor) in (torch.Tensor, torch.nn.Parameter)
     strided = plain and tensor.layout == torch.strided and not tensor.is_quantized
@@ -259,4 +279,5 @@ def _can_move(tensor: torch.Tensor) -> bool:
 
 
 def _alignment(device: torch.device) -> int:
+    """Return the alignment of torch's allocator on a device, in bytes."""
     return _CPU_ALIGNMENT if device.type == "cpu" else _DEVICE_ALIGNMENT

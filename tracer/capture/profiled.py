@@ -1,6 +1,7 @@
 """The profiled pass: steps of the variants in turn, in one session of torch.profiler.
 
-In: steps of variants, of a capture or of a user's loop. Out: a Chrome trace for each variant.
+Steps of variants come in, of a capture or of a user's loop; a Chrome trace for each variant goes
+out.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import profile, record_function
 
 from prunescope.taxonomy.atomic_write import scratch_folder
 from prunescope.tracer.capture.chrome import PHASE, STEP, WARMUP, ChromeTrace, Turn, split
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.capture.scopes import module_scopes
+from prunescope.tracer.machine.backends import backend_of
 from prunescope.tracer.machine.device import synchronize
 
 
 class ProfiledSession:
-    """Open from the first step to the last: hooks on `models`, the profiler, the phase's span."""
+    """A session of the profiler from the first step to the last, with hooks on `models`."""
 
     def __init__(self, models: Iterable[torch.nn.Module], device: torch.device) -> None:
         self._models, self._device = list(models), device
@@ -28,9 +30,7 @@ class ProfiledSession:
         self._stack = ExitStack()
 
     def __enter__(self) -> ProfiledSession:
-        activities = [ProfilerActivity.CPU]
-        if self._device.type == "cuda":
-            activities.append(ProfilerActivity.CUDA)
+        activities = backend_of(self._device).activities()
         with ExitStack() as stack:
             for model in self._models:
                 stack.enter_context(module_scopes(model))
@@ -44,8 +44,11 @@ class ProfiledSession:
 
     @contextmanager
     def turn(self, variant: str, label: str) -> Iterator[None]:
-        """One step of a variant. It synchronises within its annotation, so that its device work
-        does not run into the next step."""
+        """Annotate one step of a variant: the block is the step.
+
+        The device is waited for within the annotation, so that the step's device work does not run
+        into the next step.
+        """
         synchronize(self._device)
         with record_function(label):
             yield
@@ -53,7 +56,7 @@ class ProfiledSession:
         self._turns.append(Turn(variant=variant, label=label))
 
     def traces(self) -> dict[str, ChromeTrace]:
-        """A Chrome trace for each variant, of a closed session."""
+        """Return a Chrome trace for each variant of a closed session."""
         with scratch_folder() as folder:
             raw = folder / "session.json"
             self._profile.export_chrome_trace(str(raw))
@@ -61,7 +64,7 @@ class ProfiledSession:
 
 
 def label_of(index: int) -> str:
-    """The annotation of profiled step `index`; −1 is the one thrown away."""
+    """Return the annotation of profiled step `index`; step −1 is the one that is thrown away."""
     return WARMUP if index < 0 else f"{STEP}{index}"
 
 
@@ -73,10 +76,10 @@ def profile_loops(
     device: torch.device,
     advance: Callable[[], None],
 ) -> ProfiledSession:
-    """Profile step −1 (thrown away, as it includes the profiler's start) and 0 … n−1 of each loop,
-    numbered by `steps` in the trace, in alternating order of the loops.
+    """Profile step −1 and steps 0 … n−1 of each loop, in alternating order of the loops.
 
-    Returns the closed session.
+    Step −1 is thrown away, because it includes the profiler's start. The others are numbered by
+    `steps` in the trace. Returns the closed session.
     """
     with ProfiledSession(models, device) as session:
         for index, number in enumerate((-1, *steps), -1):

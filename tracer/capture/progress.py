@@ -1,7 +1,7 @@
-"""Progress of a capture: a small protocol, and a bar on standard error.
+"""The progress of a capture: a small protocol, and a bar on standard error.
 
-The bar is rich's, on a terminal. In a file, and without rich, each stage is a line of text: a
-machine that only captures needs torch and transformers alone.
+On a terminal the bar is rich's. In a file, and without rich, each stage is a line of text, because
+a machine that only captures needs torch and transformers alone.
 """
 
 from __future__ import annotations
@@ -12,39 +12,43 @@ import time
 from types import TracebackType
 from typing import Any, Protocol
 
+from prunescope.taxonomy.words import when
+
 _QUIET_S = 10.0
 _BAR_WIDTH = 12  # columns: the rest of 80 is for the words
 
 
 class Progress(Protocol):
-    """Receives the progress of a capture, in consecutive stages of several steps."""
+    """A receiver of a capture's progress, in consecutive stages of several steps."""
 
     def stage(self, name: str, total: int | None = None) -> None:
-        """A new stage of `total` steps (None: unknown)."""
+        """Begin a stage of `total` steps (None: unknown)."""
 
     def advance(self) -> None:
-        """One step of the stage is done."""
+        """Note that one step of the stage is done."""
 
     def describe(self, text: str) -> None:
         """Replace the description of the current stage."""
 
 
 class Silent:
-    """Progress that is not shown."""
+    """A display that shows nothing."""
 
     def stage(self, name: str, total: int | None = None) -> None:
-        """Nothing."""
+        """Show nothing."""
 
     def advance(self) -> None:
-        """Nothing."""
+        """Show nothing."""
 
     def describe(self, text: str) -> None:
-        """Nothing."""
+        """Show nothing."""
 
 
 class Bar:
     """A progress bar on standard error, one line per stage: `with Bar() as bar: trace(r, bar)`.
-    A stage that ends with an exception stays where it was."""
+
+    A stage that ends with an exception stays where it was.
+    """
 
     def __init__(self) -> None:
         self._bar = _rich_bar()
@@ -68,8 +72,8 @@ class Bar:
     def stage(self, name: str, total: int | None = None) -> None:
         """Finish the previous bar and start one of `total` steps."""
         if self._bar is None:
-            of = "" if total is None else f" ({total})"
-            sys.stderr.write(f"{time.monotonic() - self._begun:6.1f} s  {name}{of}\n")
+            steps = when(total is not None, f" ({total})")
+            sys.stderr.write(f"{time.monotonic() - self._begun:6.1f} s  {name}{steps}\n")
             sys.stderr.flush()
             return
         self._finish()
@@ -78,7 +82,7 @@ class Bar:
         self._bar.refresh()
 
     def advance(self) -> None:
-        """One step of the stage is done."""
+        """Note that one step of the stage is done."""
         if self._bar is not None and self._task is not None:
             self._bar.advance(self._task)
             self._bar.refresh()
@@ -92,6 +96,7 @@ class Bar:
             self._last_line = time.monotonic()
 
     def _finish(self) -> None:
+        """Fill the bar of the stage that ends."""
         if self._bar is not None and self._task is not None:
             task = next(t for t in self._bar.tasks if t.id == self._task)
             self._bar.update(task.id, completed=task.total)
@@ -99,8 +104,10 @@ class Bar:
 
 
 def _rich_bar() -> Any:
-    """None if rich is not installed, or standard error is no terminal: rich would write nothing
-    there before the end."""
+    """Return a bar of rich; None if rich is not installed or standard error is no terminal.
+
+    In a file, rich would write nothing before the end.
+    """
     if importlib.util.find_spec("rich") is None:
         return None
     from rich.console import Console
@@ -113,7 +120,7 @@ def _rich_bar() -> Any:
     from rich.table import Column
 
     columns = (
-        # A long line goes on below: a sweep's says why a result repeats behind the result's key.
+        # A long line is wrapped: a sweep's line says why a result repeats, after the result's key.
         TextColumn("{task.description}", table_column=Column(overflow="fold")),
         BarColumn(bar_width=_BAR_WIDTH),
         MofNCompleteColumn(),

@@ -1,7 +1,7 @@
 """The request of `prunescope trace`: every option, written once, and the checks of their values.
 
-Inert, and light: the command line imports it. `check` looks at the values alone and at no model, so
-that a mistake is named at once.
+The module is light, because the command line imports it. `check` looks at the values alone and at
+no model, so that a mistake is named at once.
 """
 
 import hashlib
@@ -36,11 +36,11 @@ from prunescope.tracer.recovery.settings import Recovery, check_installed, read_
 if TYPE_CHECKING:
     from prunescope.tracer.pruners.method import MethodPart
 
-# Of a layer sum (n layers and the rest over the whole model), which is read to a percent or two:
-# medians of so few are as near.
+# Samples of a layer sum (n layers and the rest over the whole model). It is read to a percent or
+# two, and medians of so few samples are that precise.
 LAYER_SUM_SAMPLES = 5
 _JUDGED = 6  # placements from which on the width of an interval says something
-# More threads than this are a slip of the finger, and the libraries of a CPU die of too many.
+# More threads than this are a typing error, and the libraries of a CPU crash with too many.
 _MOST_THREADS, _THREADS_A_CORE = 256, 8
 # Tokens of all sequences together: their ids alone are 128 GiB, keys and values a thousand times.
 _MOST_TOKENS = 2**34
@@ -142,7 +142,7 @@ Threads = Annotated[
 
 
 def not_recorded(mode: str, family_id: str, knobs: Mapping[str, Any]) -> str | None:
-    """Why a mode cannot record the steps of a family at these knobs; None where it can."""
+    """Return why a mode cannot record the steps of a family at these knobs; None where it can."""
     from prunescope.taxonomy.families import family  # loads all of them
 
     reason = "" if mode == "eager" else family(family_id).not_recorded(knobs)
@@ -328,8 +328,10 @@ class TraceRequest:
 
     @property
     def recovery(self) -> Recovery | None:
-        """The training after pruning, None for none. It reads the text of importance, unless it has
-        one of its own."""
+        """The training after pruning; None for none.
+
+        It reads the text of importance, unless it has one of its own.
+        """
         assert self.recover is None or isinstance(self.recover, Recovery)
         if self.recover is None or self.recover.text is not None:
             return self.recover
@@ -337,13 +339,16 @@ class TraceRequest:
 
     @property
     def first_placements(self) -> int:
-        """Number of placements in any case: at most one per sample."""
+        """The number of placements in any case, at most one per sample."""
         return min(self.placements, self.repeats, self.max_placements or self.placements)
 
     @property
     def most_placements(self) -> int:
-        """Number of placements where intervals stay wide: `max_placements`, else twice as many; a
-        quick look gets no more."""
+        """The number of placements where intervals stay wide.
+
+        It is `max_placements`, else twice as many as at first; a quick look gets no more than at
+        first.
+        """
         first = self.first_placements
         if self.max_placements is not None:
             return max(first, self.max_placements)
@@ -361,8 +366,14 @@ class TraceRequest:
 
     @cached_property
     def parts(self) -> "list[MethodPart] | None":
-        """The families of the method, read once; empty without a method, None where it is a
-        plan or a function of the user's own. Raises PrunescopeError for the first mistake in it."""
+        """The families of the method, read once.
+
+        The list is empty without a method. It is None where the method is a plan or a function of
+        the user's own.
+
+        Raises:
+            PrunescopeError: The method has a mistake; the first one is named.
+        """
         if self.method is None:
             return []
         from prunescope.tracer.pruners.method import read_method  # knows all families
@@ -381,7 +392,11 @@ class TraceRequest:
         return Path(self.method) if self.method is not None and is_plan(self.method) else None
 
     def check(self) -> None:
-        """Raises PrunescopeError for the first value that no capture can have."""
+        """Check the values of all options.
+
+        Raises:
+            PrunescopeError: A value is one that no capture can have; the first one is named.
+        """
         check_sparsity(self.sparsity)
         check_options(self)
         if self.threads is not None:
@@ -407,6 +422,7 @@ class TraceRequest:
         self._check_method()
 
     def _check_method(self) -> None:
+        """Check the options that belong to a pruning method."""
         if self.recover is not None:
             if self.method is None:
                 raise PrunescopeError(
@@ -453,8 +469,11 @@ class TraceCall(TraceRequest):
     progress: Progress | None = None
 
     def check(self) -> None:
-        """Raises PrunescopeError for a value that no capture can have, and for a sparsity, other
-        than the default, that nothing would use."""
+        """Check the values of all options, and that a sparsity other than the default is used.
+
+        Raises:
+            PrunescopeError: A value is one that no capture can have, or the sparsity has no effect.
+        """
         if self.method is not None and not isinstance(self.method, str):
             raise PrunescopeError(
                 f"method is a {type(self.method).__name__}, but must be a name",

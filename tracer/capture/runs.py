@@ -1,7 +1,7 @@
 """Run folders: F/dense and F/pruned, each with a manifest and traces, written whole or not at all.
 
-In: Captures by variant. Out: the folder F, which appears by one rename, whatever interrupts the
-capture; an older folder stays until then. No torch here.
+Captures by variant come in. The folder F goes out, which appears by one rename, whatever interrupts
+the capture; an older folder stays until then. torch is not imported here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OWN_ENTRIES = {"dense", "pruned", "report"}
 class Capture:
     """The results of one variant: its manifest without hashes, and a Chrome trace by phase.
 
-    `eager`: the traces of the eager pass, in the modes compile and graph.
+    `eager` holds the traces of the eager pass, in the modes compile and graph.
     """
 
     run: Run
@@ -36,23 +36,26 @@ class Capture:
 
 
 def write_runs(
-    out: Path,
+    target: Path,
     captures: Mapping[str, Capture],
     baseline: Path | None,
     progress: Progress | None = None,
 ) -> None:
-    """Write `out`/<variant>/ for every capture; a pruned run points to its dense baseline.
+    """Write a folder `target`/<variant>/ for every capture; a pruned run points to its baseline.
 
-    `baseline`: the dense run folder, if it is not among the captures.
+    `baseline` is the dense run folder, if it is not among the captures.
     """
     bar = progress or Silent()
-    write_whole(out, lambda folder: _fill(folder, out, captures, baseline, bar))
+    write_whole(target, lambda folder: _fill(folder, target, captures, baseline, bar))
 
 
 def baseline_folder(given: Path) -> Path:
-    """The dense run of `--baseline`: a run folder, or the folder around dense/ and pruned/.
+    """Return the dense run of `--baseline`.
 
-    Raises PrunescopeError if there is none.
+    `given` is a run folder, or a folder with dense/ and pruned/.
+
+    Raises:
+        PrunescopeError: There is no run.
     """
     for folder in (given, given / "dense"):
         if (folder / MANIFEST).is_file():
@@ -65,11 +68,12 @@ def baseline_folder(given: Path) -> Path:
 
 def _fill(
     folder: Path,
-    out: Path,
+    target: Path,
     captures: Mapping[str, Capture],
     baseline: Path | None,
     progress: Progress,
 ) -> None:
+    """Write every capture into the temporary `folder`, which becomes `target`."""
     for name, captured in captures.items():
         run_folder = folder / name
         run_folder.mkdir()
@@ -85,7 +89,7 @@ def _fill(
             captured.run.twin = _baseline_ref(folder / "dense" / MANIFEST, f"../dense/{MANIFEST}")
         elif name == "pruned" and baseline is not None:
             # Relative to the final folder of the run, not to the temporary one.
-            path = os.path.relpath((baseline / MANIFEST).resolve(), (out / name).resolve())
+            path = os.path.relpath((baseline / MANIFEST).resolve(), (target / name).resolve())
             captured.run.twin = _baseline_ref(baseline / MANIFEST, Path(path).as_posix())
         (run_folder / MANIFEST).write_text(captured.run.to_json(), encoding="utf-8")
 
@@ -94,45 +98,51 @@ def _baseline_ref(manifest: Path, path: str) -> BaselineRef:
     return BaselineRef(path=path, sha256=sha256_of(manifest))
 
 
-def check_out(out: Path, *, overwrite: bool) -> None:
-    """Raises PrunescopeError if `out` exists and may not be replaced."""
-    if not out.exists() and not out.is_symlink():
-        _check_parent(out)
+def check_out(target: Path, *, overwrite: bool) -> None:
+    """Check, before the capture, that a folder can be written at `target`.
+
+    Raises:
+        PrunescopeError: The folder exists and may not be replaced, or it cannot be made.
+    """
+    if not target.exists() and not target.is_symlink():
+        _check_parent(target)
         return
     if not overwrite:
         raise PrunescopeError(
-            f"{out} exists already", hint="choose another --out, or replace it with --overwrite"
+            f"{target} exists already", hint="choose another --out, or replace it with --overwrite"
         )
-    if out.is_symlink() or not out.is_dir() or {p.name for p in out.iterdir()} - _OWN_ENTRIES:
+    is_folder = target.is_dir() and not target.is_symlink()
+    if not is_folder or {path.name for path in target.iterdir()} - _OWN_ENTRIES:
         raise PrunescopeError(
-            f"{out} is not a folder that `prunescope trace` wrote: --overwrite does not replace it",
+            f"{target} is not a folder that `prunescope trace` wrote: --overwrite does not replace"
+            " it",
             hint="choose another --out",
         )
 
 
-def _check_parent(out: Path) -> None:
-    """Raises PrunescopeError, before the capture, if a folder cannot be made at `out`."""
-    above = next(path for path in out.absolute().parents if path.exists())
+def _check_parent(target: Path) -> None:
+    """Raise PrunescopeError if no folder can be made at `target`."""
+    above = next(path for path in target.absolute().parents if path.exists())
     if not above.is_dir():
         raise PrunescopeError(
-            f"{out} cannot be made: {above.name} is a file", hint="choose another --out"
+            f"{target} cannot be made: {above.name} is a file", hint="choose another --out"
         )
     if not os.access(above, os.W_OK | os.X_OK):
         raise PrunescopeError(
-            f"{out} cannot be made: {above.name}/ cannot be written", hint="choose another --out"
+            f"{target} cannot be made: {above.name}/ cannot be written", hint="choose another --out"
         )
 
 
-def write_whole(out: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into a temporary sibling of `out`, then rename it into place."""
-    with partial_folder(out) as partial:
+def write_whole(target: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write into a temporary sibling of `target`, then rename it into place."""
+    with partial_folder(target) as partial:
         fill(partial)
         _sync(partial)
-        put_in_place(partial, out)
+        put_in_place(partial, target)
 
 
 def _sync(folder: Path) -> None:
-    """Flush contents before the rename: a crash after it leaves no empty files."""
+    """Flush contents to the disk, so that a crash after the rename leaves no empty files."""
     for path in (*folder.rglob("*"), folder):
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -1,8 +1,8 @@
 """Module scopes: hooks that annotate in a trace the module of each op.
 
-In: a model. Out, while the context is open: a `record_function` span with the module's qualified
-name around its forward; then the model is as before. torch's encoder layer runs fused only if none
-of its modules has a hook: there forwards are wrapped instead, so that the fused path is profiled.
+While the context is open, a `record_function` span with the module's qualified name lies around its
+forward; afterwards the model is as before. torch's encoder layer runs fused only if none of its
+modules has a hook, so that there the forwards are wrapped instead.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from prunescope.tracer.model.forwards import spanned
 
 @contextmanager
 def module_scopes(model: nn.Module) -> Iterator[list[str]]:
-    """Hooks on every module of `scoped_names` until the context closes, even by an exception."""
+    """Annotate every module of `scoped_names` until the context closes, even by an exception."""
     open_scopes: list[tuple[str, Any]] = []
     names = scoped_names(model)
     modules = dict(model.named_modules())
@@ -39,8 +39,11 @@ def module_scopes(model: nn.Module) -> Iterator[list[str]]:
 
 
 def scoped_names(model: nn.Module) -> list[str]:
-    """Names of modules with parameters or without children, every attention, MLP and mixer, and
-    every element of a layer list. (Fused experts and state-space mixers are not leaves.)"""
+    """Return the names of the modules whose forwards are annotated.
+
+    They are modules with parameters or without children, every attention, MLP and mixer, and every
+    element of a layer list. (Fused experts and state-space mixers are not leaves.)
+    """
     elements = {
         id(element)
         for module in model.modules()
@@ -55,6 +58,7 @@ def scoped_names(model: nn.Module) -> list[str]:
 
 
 def _is_part(name: str, module: nn.Module) -> bool:
+    """Return whether a module is annotated by what it is, and not as an element of a list."""
     if next(module.parameters(recurse=False), None) is not None:
         return True
     if next(module.children(), None) is None:

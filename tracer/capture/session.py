@@ -1,13 +1,14 @@
 """One capture from models to manifests: time without the profiler, then profile, then memory.
 
-In: a checked TraceRequest. Out: a Capture by variant; nothing is written outside a temporary
-folder. Dense and pruned run on the same inputs and take turns: sample by sample where both fit in
-memory, else in alternating blocks.
+A checked TraceRequest comes in; a Capture by variant goes out. Nothing is written outside a
+temporary folder. Dense and pruned run on the same inputs and take turns: sample by sample where
+both fit in memory, else in alternating blocks.
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -43,7 +44,12 @@ from prunescope.tracer.capture.progress import Progress
 from prunescope.tracer.capture.request import LAYER_SUM_SAMPLES, TraceRequest
 from prunescope.tracer.capture.routing import count_routing
 from prunescope.tracer.capture.runs import Capture
-from prunescope.tracer.capture.timing import heap_frozen, no_progress, take_samples
+from prunescope.tracer.capture.timing import (
+    SamplePlan,
+    heap_frozen,
+    no_progress,
+    take_samples,
+)
 from prunescope.tracer.capture.variants import (
     BaselineDoesNotFit,
     Variant,
@@ -57,7 +63,13 @@ from prunescope.tracer.capture.weight_stats import (
     fixed_shares,
     skips_no_block,
 )
-from prunescope.tracer.machine.device import memory_explained, pick_device, thread_count
+from prunescope.tracer.machine.backends import PROFILER, backend_of
+from prunescope.tracer.machine.device import (
+    memory_explained,
+    pick_device,
+    require_feature,
+    thread_count,
+)
 from prunescope.tracer.machine.disturbance import between, device_troubles
 from prunescope.tracer.machine.disturbance import read as read_counters
 from prunescope.tracer.machine.timed_calls import flush_size
@@ -76,11 +88,23 @@ def capture(
     peaks: MeasuredPeaks | None,
     variants: list[Variant] | None = None,
 ) -> dict[str, Capture]:
-    """Run a whole capture. Raises PrunescopeError on what this machine or model cannot do.
+    """Run a whole capture.
 
-    `variants`: models that `make_variants` returned for this request, to be run again.
+    Args:
+        request: The request, already checked.
+        progress: The display of progress.
+        peaks: The peaks of this device; None measures them before and after the capture.
+        variants: Models that `make_variants` returned for this request, to be run again; None
+            loads them.
+
+    Returns:
+        A capture for each variant, by its name.
+
+    Raises:
+        PrunescopeError: This machine or this model cannot do what is requested.
     """
     device = pick_device(request.device)
+    require_feature(device, PROFILER)
     check_mode(request, device)
     check_method(request)
     with thread_count(request.threads), memory_explained():
@@ -110,9 +134,11 @@ def capture(
 
 @dataclass(frozen=True, kw_only=True)
 class _Block:
-    """Variants that are in memory together, and their placements. `last`: the last block of these
-    variants, which counts memory too. `interleaved`: as PhaseRun says; None: by the number of
-    variants."""
+    """Variants that are in memory together, and their placements.
+
+    `last` marks the last block of these variants, which also measures memory. `interleaved` is that
+    of PhaseRun; None derives it from the number of variants.
+    """
 
     names: tuple[str, ...]
     plans: list[PlacementPlan]
@@ -121,7 +147,7 @@ class _Block:
 
 
 def _run_in_blocks(session: _Session) -> None:
-    """Dense, pruned, dense, pruned, each loaded again for its block of placements."""
+    """Run dense, pruned, dense, pruned, each loaded again for its block of placements."""
     request = session.request
     plans = planned_placements(request)
     if len(plans) == 1:  # weights do not move: the samples of the one placement in two blocks
@@ -133,14 +159,16 @@ def _run_in_blocks(session: _Session) -> None:
         block, plans = plans[:size], plans[size:]
         for name in variant_names(request):
             gc.collect()
-            if session.device.type == "cuda":
-                torch.cuda.empty_cache()
+            backend_of(session.device).empty_cache()
             last = number == len(sizes) - 1
             session.run(_Block(names=(name,), plans=block, last=last, interleaved="blocks"))
 
 
 class _Session:
-    """The captures as they grow, block by block. `variants`: None to load them in each block."""
+    """The captures as they grow, block by block.
+
+    `variants` are models that are loaded already; None loads them in each block.
+    """
 
     def __init__(
         self,
@@ -156,7 +184,7 @@ class _Session:
         self._rng = random.Random()  # unseeded: two captures have different placements
 
     def run(self, block: _Block) -> None:
-        """Load the block's variants; in each placement time and profile every phase."""
+        """Load the block's variants, then time and profile every phase in each placement."""
         request = self.request
         self.progress.stage(f"load {request.model}")
         variants = self._variants or make_variants(request, self.device, block.names)
@@ -187,7 +215,10 @@ class _Session:
                 self._finish(phase, variants, loops[phase])
 
     def _plans(self, block: _Block) -> Iterator[PlacementPlan]:
-        """The block's placements, then further ones of the phases whose interval is still wide."""
+        """Yield the block's placements, then further ones.
+
+        Further ones are of the phases whose interval is still wide.
+        """
         for plan in block.plans:
             self._report_placement(plan)
             yield plan
@@ -211,20 +242,23 @@ class _Session:
         loops: dict[str, Loop],
         where: tuple[_Block, PlacementPlan, int],
     ) -> None:
-        """Take the unprofiled samples of a placement. `where`: with the ns that moving took."""
+        """Take the unprofiled samples of a placement.
+
+        `where` is the block, the placement in it, and the ns that moving the weights took.
+        """
         block, plan, cost_ns = where
         # Code, caches of the libraries and clocks are warm after the first placement.
         warmup = self.request.warmup if plan is block.plans[0] else min(1, self.request.warmup)
         self._stage(f"time {phase}", warmup + plan.repeats)
         start = time.perf_counter_ns()
-        taken = take_samples(
-            loops,
+        samples_planned = SamplePlan(
             warmup=warmup,
             repeats=plan.repeats,
-            device=self.device,
-            advance=self.progress.advance,
-            turn=plan.number,
-            adaptive=len(loops) > 1 and self.request.may_go_on,
+            first_round=plan.number,
+            is_adaptive=len(loops) > 1 and self.request.may_go_on,
+        )
+        taken = take_samples(
+            loops, samples_planned, device=self.device, advance=self.progress.advance
         )
         spent_ns = time.perf_counter_ns() - start
         spent_ns -= sum(sum(ns) * loops[n].steps_per_sample for n, ns in taken.samples.items())
@@ -247,11 +281,12 @@ class _Session:
             )
 
     def _entry(self, phase: str, variant: Variant) -> PhaseRun:
+        """Return the entry of a phase in run.json, which begins without samples."""
         phases = self.captures[variant.name].run.phases
         return phases.setdefault(phase, _phase(self.request, phase, variant, self.device))
 
     def _report_placement(self, plan: PlacementPlan) -> None:
-        """Report everything that is done in a placement as one progress stage."""
+        """Report everything that is done in a placement as one stage of progress."""
         count = len(planned_placements(self.request))
         if count == 1:
             return
@@ -263,7 +298,7 @@ class _Session:
         self.progress.stage(f"placement {plan.number + 1} of {count}{reason}", total)
 
     def _stage(self, name: str, total: int) -> None:
-        """A progress stage of its own, unless `_report_placement` has made one."""
+        """Begin a stage of progress, unless `_report_placement` has begun one for the placement."""
         if len(planned_placements(self.request)) == 1:
             self.progress.stage(name, total)
 
@@ -294,16 +329,15 @@ class _Session:
     def _undisturbed_profile(
         self, loops: dict[str, Loop], models: list[Any], *, hooked: bool, steps: range
     ) -> tuple[dict[str, ChromeTrace], list[str]]:
-        """A trace of each variant, and what disturbed the steps, which are then repeated once."""
+        """Return a trace of each variant, and what disturbed the steps.
+
+        Disturbed steps are repeated once.
+        """
         on_step = self.progress.advance
         while True:
             before = read_counters()
             session = _profiled(
-                loops,
-                models if hooked else [],
-                steps=steps,
-                device=self.device,
-                advance=_Pass(models, on_step).advance,
+                loops, models, hooked=hooked, steps=steps, device=self.device, on_step=on_step
             )
             disturbance = between(before, read_counters(), self.device)
             reasons = disturbance.reasons + device_troubles(self.device)
@@ -312,8 +346,11 @@ class _Session:
             on_step = no_progress
 
     def _finish(self, phase: str, variants: list[Variant], loops: dict[str, Loop]) -> None:
-        """Measure, after the last placement: the memory of a step, the eager pass of a recorded
-        one, and the tokens of each expert."""
+        """Measure what needs no placement, after the last one.
+
+        That is the memory of a step, the eager pass of a recorded step, and the tokens of each
+        expert.
+        """
         if self.request.only == "layer":
             self._time_layer_sum(phase, variants)
         for variant in variants:
@@ -351,37 +388,39 @@ class _Session:
         }
         taken = take_samples(
             timed,
-            warmup=1,
-            repeats=LAYER_SUM_SAMPLES,
+            SamplePlan(warmup=1, repeats=LAYER_SUM_SAMPLES),
             device=self.device,
             advance=self.progress.advance,
         )
         numbers = layers_alone(variants)
-        for one in variants:
-            layer, rest, whole = (
-                taken.samples[f"{one.name} {part}"] for part in ("layer", "rest", "whole")
+        for variant in variants:
+            layer_ns, rest_ns, whole_ns = (
+                taken.samples[f"{variant.name} {part}"] for part in ("layer", "rest", "whole")
             )
-            self._entry(phase, one).alone = LayerAlone(
-                layer=numbers[one.name],
-                layers=len(decoder_layers(one.model)[1]),
-                layer_ns=median(layer),
-                rest_ns=median(rest),
-                whole_ns=median(whole),
-                rounds_ns=list(zip(layer, rest, whole, strict=True)),
+            self._entry(phase, variant).alone = LayerAlone(
+                layer=numbers[variant.name],
+                layers=len(decoder_layers(variant.model)[1]),
+                layer_ns=median(layer_ns),
+                rest_ns=median(rest_ns),
+                whole_ns=median(whole_ns),
+                rounds_ns=list(zip(layer_ns, rest_ns, whole_ns, strict=True)),
             )
 
     def _profile_eagerly(self, phase: str, variants: list[Variant], loops: dict[str, Loop]) -> None:
-        """Profile one step of the same `loops` in eager mode with hooks: it shows the
-        module and the shapes of each kernel, which a replay does not, and what the modules of
-        dynamic families count in every step."""
+        """Profile one step of the same `loops` in eager mode with hooks.
+
+        It shows the module and the shapes of each kernel, which a replay does not, and what the
+        modules of dynamic families count in every step.
+        """
         models = [v.model for v in variants]
         self.progress.stage(f"profile {phase}, eager", 2)
         traces = _profiled(
             loops,
             models,
+            hooked=True,
             steps=range(1),
             device=self.device,
-            advance=_Pass(models, self.progress.advance).advance,
+            on_step=self.progress.advance,
         ).traces()
         for variant in variants:
             self.state.achieved.add(traces[variant.name])
@@ -394,36 +433,35 @@ class _Session:
                     add_stats(counted, stats)
 
 
-class _Pass:
-    """Progress of a profiled pass. The counters of dynamic families restart after the step that is
-    thrown away."""
-
-    def __init__(self, models: list[Any], on_step: Callable[[], None]) -> None:
-        self.models, self.on_step, self.steps_done = models, on_step, 0
-
-    def advance(self) -> None:
-        """A step of every variant is done."""
-        if self.steps_done == 0:
-            for model in self.models:
-                dynamic_stats(model)
-        self.steps_done += 1
-        self.on_step()
-
-
 def _profiled(
     loops: dict[str, Loop],
     models: list[Any],
     *,
+    hooked: bool,
     steps: range,
     device: torch.device,
-    advance: Callable[[], None],
+    on_step: Callable[[], None],
 ) -> ProfiledSession:
+    """Profile loops without garbage collection, with hooks on their models if `hooked`.
+
+    The counters of dynamic families restart after the step that is thrown away. `on_step` is called
+    after each step of every variant.
+    """
+    steps_done = itertools.count()
+
+    def advance() -> None:
+        if next(steps_done) == 0:
+            for model in models:
+                dynamic_stats(model)
+        on_step()
+
+    hooked_models = models if hooked else []
     with no_collection():  # garbage was collected before the samples
-        return profile_loops(loops, models, steps=steps, device=device, advance=advance)
+        return profile_loops(loops, hooked_models, steps=steps, device=device, advance=advance)
 
 
 def _phase(request: TraceRequest, phase: str, variant: Variant, device: torch.device) -> PhaseRun:
-    """A phase without samples and steps, which each placement adds."""
+    """Return the entry of a phase without samples and steps, which each placement adds."""
     config = variant.model.config
     entry = phase_entry(
         request,
@@ -436,6 +474,7 @@ def _phase(request: TraceRequest, phase: str, variant: Variant, device: torch.de
 
 
 def _run(request: TraceRequest, variant: Variant, info: DeviceEntry) -> Run:
+    """Return the manifest of a variant before any phase is run."""
     seeds = {"inputs": request.seed, "selection": request.seed}
     if variant.loaded.source == "preset":
         seeds["weights"] = WEIGHT_SEED

@@ -1,7 +1,7 @@
 """Unprofiled times of the variants in turn: raw samples in ns.
 
-A sample is one forward in prefill, and the time of the whole loop ÷ its steps in decode, between
-synchronisations, with the garbage collector off.
+A sample is one forward in prefill, and in decode the time of the whole loop ÷ its steps. It is
+taken between two waits for the device, with the garbage collector off.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from prunescope.tracer.machine.disturbance import DisturbanceMonitor
 # copy's, over 24 placements. Once a placement's own standard error is below it, more samples do not
 # narrow the interval.
 _PLACEMENT_SD = 0.026
-MAX_ROUNDS = 4  # times the requested samples, to get below it
+MAX_ROUNDS = 4  # at most so many times the requested samples are taken to get below it
 
 
 @dataclass
 class SampleSet:
     """The samples of one placement: ns a step, by variant.
 
-    `retaken`: rounds (one sample of each variant) that were repeated as something disturbed them;
-    `disturbed`: rounds kept although disturbed; `reasons`: what disturbed any of them; `switches`:
-    involuntary context switches of this process in the rounds kept.
+    `retaken` counts rounds (one sample of each variant) that were repeated because something
+    disturbed them, and `disturbed` those that were kept although disturbed. `reasons` names what
+    disturbed any of them. `switches` counts involuntary context switches of this process in the
+    rounds that were kept.
     """
 
     samples: dict[str, list[int]]
@@ -53,28 +54,43 @@ class _Round:
     switches: int = 0
 
 
-def take_samples(  # noqa: PLR0913
-    loops: Mapping[str, Sampled],
-    *,
-    warmup: int,
-    repeats: int,
-    device: torch.device,
-    advance: Callable[[], None],
-    turn: int = 0,
-    adaptive: bool = False,
-) -> SampleSet:
-    """`repeats` samples of each variant, after `warmup` ones that are dropped.
+def no_progress() -> None:
+    """Ignore the progress of rounds and steps that no progress bar has planned."""
 
-    The variants take turns, in alternating order (ABBA; `turn`: the number of the first round), so
-    that drifts of the machine affect all of them equally. Disturbed rounds are repeated, up to
-    2 x `repeats` in all; after that they are kept and counted. `adaptive`: up to four times as many
-    samples, until the standard error of the ratio of the first two variants is below its variation
+
+@dataclass(frozen=True, kw_only=True)
+class SamplePlan:
+    """How many samples of each variant are taken in one placement.
+
+    `repeats` are kept after `warmup` ones. `first_round` is the number of the first round, by which
+    the order of the variants alternates. If `is_adaptive`, up to four times as many samples are
+    taken, until the standard error of the ratio of the first two variants is below its variation
     between placements.
-    `advance` is called after each planned round.
     """
+
+    warmup: int
+    repeats: int
+    first_round: int = 0
+    is_adaptive: bool = False
+
+
+def take_samples(
+    loops: Mapping[str, Sampled],
+    plan: SamplePlan,
+    *,
+    device: torch.device,
+    advance: Callable[[], None] = no_progress,
+) -> SampleSet:
+    """Take the planned samples of each variant.
+
+    The variants take turns, in alternating order (ABBA), so that drifts of the machine affect all
+    of them equally. Disturbed rounds are repeated, up to twice `repeats` in all; after that they
+    are kept and counted. `advance` is called after each planned round.
+    """
+    turn, repeats = plan.first_round, plan.repeats
     rounds: list[_Round] = []
     with collector_paused():
-        for number in range(warmup):
+        for number in range(plan.warmup):
             _take(loops, device, reverse_order=bool((turn + number) % 2))
             advance()
         while (missing := repeats - sum(not r.reasons for r in rounds)) > 0:
@@ -88,7 +104,7 @@ def take_samples(  # noqa: PLR0913
                 advance if not rounds else no_progress,
             )
         taken = len(rounds)
-        while adaptive and len(rounds) < MAX_ROUNDS * repeats and _is_imprecise(rounds):
+        while plan.is_adaptive and len(rounds) < MAX_ROUNDS * repeats and _is_imprecise(rounds):
             first = turn + len(rounds)
             rounds += _rounds(loops, device, range(first, first + 2), no_progress)
     quiet = [r for r in rounds if not r.reasons]
@@ -104,8 +120,11 @@ def take_samples(  # noqa: PLR0913
 
 
 def _is_imprecise(rounds: list[_Round]) -> bool:
-    """Whether the standard error of the log ratio of two variants exceeds what placements vary. It
-    does not depend on which of them is faster, so that stopping by it favours neither."""
+    """Return whether the log ratio of two variants is known less precisely than placements vary.
+
+    Its standard error does not depend on which variant is faster, so that stopping by it favours
+    neither.
+    """
     sides = [list(r.samples.values()) for r in rounds if not r.reasons]
     logs = [math.log(first / second) for first, second, *_ in sides]
     return len(logs) > 1 and statistics.stdev(logs) / math.sqrt(len(logs)) > _PLACEMENT_SD
@@ -114,7 +133,7 @@ def _is_imprecise(rounds: list[_Round]) -> bool:
 def _rounds(
     loops: Mapping[str, Sampled], device: torch.device, turns: range, advance: Callable[[], None]
 ) -> list[_Round]:
-    """Consecutive rounds, with what disturbed each."""
+    """Take consecutive rounds, each with what disturbed it."""
     watch, taken = DisturbanceMonitor(device), []
     for turn in turns:
         with watch.sample():
@@ -123,14 +142,10 @@ def _rounds(
     return list(map(_Round, taken, watch.reasons(), watch.switches()))
 
 
-def no_progress() -> None:
-    """The `advance` of rounds and steps that no progress bar has planned."""
-
-
 def _take(
     loops: Mapping[str, Sampled], device: torch.device, *, reverse_order: bool
 ) -> dict[str, int]:
-    """Take one sample of every variant, ns a step."""
+    """Take one sample of every variant, in ns a step."""
     names = list(loops)[::-1] if reverse_order else list(loops)
     times = {name: _sample(loops[name], device) / loops[name].steps_per_sample for name in names}
     return {name: max(1, round(ns)) for name, ns in times.items()}
@@ -138,14 +153,14 @@ def _take(
 
 @dataclass
 class Timed:
-    """The result of `timed`: ns between two synchronisations, 1 at least."""
+    """The result of `timed`: ns between two waits for the device, 1 at least."""
 
     ns: int = 0
 
 
 @contextmanager
 def timed(device: torch.device) -> Iterator[Timed]:
-    """Measure the time of the block, between synchronisations of the device."""
+    """Time the block between two waits for the device."""
     result = Timed()
     synchronize(device)
     start = time.perf_counter_ns()
@@ -155,6 +170,7 @@ def timed(device: torch.device) -> Iterator[Timed]:
 
 
 def _sample(loop: Sampled, device: torch.device) -> int:
+    """Prepare a sample, run it, and return its ns."""
     loop.prepare()
     with timed(device) as elapsed:
         output = loop.sample()
@@ -165,9 +181,11 @@ def _sample(loop: Sampled, device: torch.device) -> int:
 
 @contextmanager
 def heap_frozen() -> Iterator[None]:
-    """Keep the objects that exist already out of garbage collection: torch and transformers are a
-    million objects that stay, and each collection would look at them for 0.2 s. Does nothing if the
-    program has frozen its own objects."""
+    """Keep the objects that exist already out of garbage collection.
+
+    torch and transformers are a million objects that stay, and each collection would look at them
+    for 0.2 s. Does nothing if the program has frozen objects of its own.
+    """
     freezes = gc.get_freeze_count() == 0
     if freezes:
         gc.freeze()
@@ -180,7 +198,7 @@ def heap_frozen() -> Iterator[None]:
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """No garbage collection inside; one before."""
+    """Collect garbage once, then not inside the block."""
     gc.collect()
     with no_collection():
         yield

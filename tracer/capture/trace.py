@@ -1,6 +1,6 @@
 """`prunescope trace`: run a dense model and its pruned version, and write both as runs.
 
-In: a TraceRequest. Out: a folder F with F/dense and F/pruned, each a run (taxonomy.run).
+A TraceRequest comes in; a folder F goes out with F/dense and F/pruned, each a run (taxonomy.run).
 """
 
 from __future__ import annotations
@@ -33,11 +33,20 @@ def trace(
     peaks: MeasuredPeaks | None = None,
     prepared: Prepared | None = None,
 ) -> Path:
-    """Run the capture of `request` and return its folder, which is written whole or not at all.
+    """Run the capture of a request, and return its folder, which is written whole or not at all.
 
-    `peaks`: result of `tracer.machine.peaks.measure_peaks` for this device, dtype and threads;
-    measured here if None. `prepared`: the models of this request and their quality, if several
-    captures share them. Raises PrunescopeError on a bad request.
+    Args:
+        request: The options of `prunescope trace`.
+        progress: The display of progress; None shows nothing.
+        peaks: The result of `tracer.machine.peaks.measure_peaks` for this device, dtype and
+            number of threads; None measures them here.
+        prepared: The models of this request and their quality, if several captures share them.
+
+    Returns:
+        The folder of both runs.
+
+    Raises:
+        PrunescopeError: The request has a mistake, or this machine or model cannot do it.
     """
     request.check()
     check_out(request.folder, overwrite=request.overwrite)
@@ -51,6 +60,7 @@ def _trace(
     peaks: MeasuredPeaks | None,
     prepared: Prepared | None,
 ) -> Path:
+    """Run a checked request, and write its folder."""
     baseline = None if request.baseline is None else baseline_folder(Path(request.baseline))
     if baseline is not None:
         _check_same_inputs(read_run(baseline), request)
@@ -78,7 +88,7 @@ def _trace(
 
 
 def _check_same_inputs(run: Run, request: TraceRequest) -> None:
-    """Raises PrunescopeError if the baseline was run on other inputs, which cannot be compared."""
+    """Raise PrunescopeError if the baseline was run on other inputs and so cannot be compared."""
     for phase in request.phases:
         entry = run.phases.get(phase)
         if entry is None:

@@ -1,7 +1,7 @@
 """`prunescope.capture`: a run folder from a user's own loop around a model.
 
-In: any module and the loop, step by step. Out: F/dense, or F/pruned with a baseline. In each
-placement the first steps warm up, the next are unprofiled samples, one is thrown away, and the
+Any module and the loop, step by step, come in. F/dense goes out, or F/pruned with a baseline. In
+each placement the first steps warm up, the next are unprofiled samples, one is thrown away, and the
 last are profiled.
 """
 
@@ -33,6 +33,8 @@ from prunescope.tracer.capture.profiled import ProfiledSession, label_of
 from prunescope.tracer.capture.routing import RoutingCount
 from prunescope.tracer.capture.runs import Capture, baseline_folder, check_out, write_runs
 from prunescope.tracer.capture.timing import timed
+from prunescope.tracer.machine.backends import PROFILER
+from prunescope.tracer.machine.device import require_feature
 from prunescope.tracer.machine.disturbance import DisturbanceMonitor, distinct, most_disturbed
 from prunescope.tracer.model.calls import PHASE_NAME, call_shape, inner, inputs_of, usual_phase
 from prunescope.tracer.model.forwards import hooked
@@ -57,19 +59,34 @@ def capture(  # noqa: PLR0913 - the options of `prunescope trace` that apply to 
     placements: int = 1,
     overwrite: bool = False,
 ) -> Iterator[UserCapture]:
-    """Capture the steps of a loop; writes `out` when the block ends without an exception.
+    """Capture the steps of a loop, and write `out` when the block ends without an exception.
 
     The block must run at least warmup + repeats + 1 + steps steps; further steps are not measured.
-    With several `placements` the weights move to fresh memory before each (the model is the same
-    object), and each has a warm-up of its own and its part of the samples and steps: placements x
-    (warmup + 1) + repeats + steps steps, with one profiled step a placement at least. Leave it at 1
-    for a model whose CUDA graphs or optimizer hold addresses of weights.
+    With several placements it must run placements x (warmup + 1) + repeats + steps steps, with one
+    profiled step a placement at least.
 
-    `phase` is its name in the report. None: "training" if a step computes gradients, "decode" if
-    the first call has one token a sequence and a filled cache, "prefill" for other calls of a model
-    that takes a cache, and "forward" for a module that takes none (an encoder, an MLP, a
-    convolutional net). Raises PrunescopeError if fewer steps ran, if `out` exists, and for a module
-    without parameters.
+    Args:
+        model: Any module with parameters.
+        out: The folder of the run.
+        phase: The name of the phase in the report. None takes "training" if a step computes
+            gradients, "decode" if the first call has one token a sequence and a filled cache,
+            "prefill" for other calls of a model that takes a cache, and "forward" for a module
+            that takes none (an encoder, an MLP, a convolutional net).
+        baseline: The dense run that this pruned one is compared with; None makes this run the
+            dense one.
+        warmup: Steps that are dropped at the start of each placement.
+        repeats: Steps that are timed without the profiler, over all placements.
+        steps: Steps that the profiler records, over all placements.
+        placements: How often the weights move to fresh memory before steps (the model stays the
+            same object). Leave it at 1 for a model whose CUDA graphs or optimizer hold
+            addresses of weights.
+        overwrite: Whether an existing folder is replaced.
+
+    Yields:
+        The steps: `with c.step():` goes around each of them.
+
+    Raises:
+        PrunescopeError: Fewer steps ran, `out` exists, or the module has no parameters.
     """
     folder = _path(out)
     warmup = check_count("warmup", warmup, least=0)
@@ -101,6 +118,7 @@ def capture(  # noqa: PLR0913 - the options of `prunescope trace` that apply to 
 
 
 def _path(given: Path | str) -> Path:
+    """Return a path; None is refused."""
     path = as_path(given)
     if path is None:
         raise PrunescopeError("out is None", hint="accepted: a path or a text")
@@ -108,6 +126,7 @@ def _path(given: Path | str) -> Path:
 
 
 def _check_phase(phase: str | None) -> None:
+    """Refuse a name that no phase can have."""
     if phase is not None and not (isinstance(phase, str) and PHASE_NAME.fullmatch(phase)):
         raise PrunescopeError(
             f"{str(phase)[:40]!r} is not a valid phase name",
@@ -129,6 +148,7 @@ class UserCapture:
                 hint="give capture() the module that holds the weights",
             )
         self._device = first.device
+        require_feature(self._device, PROFILER)
         self._inside_step = False
         self._steps_run = 0
         self._contexts = self._planned_steps()
@@ -144,9 +164,11 @@ class UserCapture:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """One step of the loop: warm-up, sample or profiled step, in the planned order.
+        """Run one step of the loop: warm-up, sample or profiled step, in the planned order.
 
-        Raises PrunescopeError inside another step: both would be timed and counted.
+        Raises:
+            PrunescopeError: The step was started inside another step, so that both would be
+                timed and counted.
         """
         if self._inside_step:
             raise PrunescopeError(
@@ -168,8 +190,18 @@ class UserCapture:
             separate_storages(self._model, self._rng)
 
     def finish(self, variant: str, phase: str | None) -> Capture:
-        """The capture of the whole loop; `phase` None: `usual_phase`. Raises PrunescopeError if
-        steps are missing."""
+        """Return the capture of the whole loop.
+
+        Args:
+            variant: "dense" or "pruned".
+            phase: The name of the phase; None takes that of `usual_phase`.
+
+        Returns:
+            The manifest and the trace.
+
+        Raises:
+            PrunescopeError: Steps are missing.
+        """
         needed = sum(self._warmup + plan.repeats + 1 + plan.steps for plan in self._plans)
         if self._steps_run < needed:
             raise PrunescopeError(
@@ -183,7 +215,7 @@ class UserCapture:
         return captured
 
     def _planned_steps(self) -> Iterator[StepContext]:
-        """The context of each planned step, placement by placement."""
+        """Yield the context of each planned step, placement by placement."""
         move = len(self._plans) > 1
         for plan, cost_ns in placed(self._plans, [self._model], self._rng, move=move):
             placement = Placement(samples=0, steps=0, cost_ns=cost_ns)
@@ -214,7 +246,10 @@ class UserCapture:
         placement.samples += 1
 
     def _profiled_steps(self, plan: PlacementPlan, placement: Placement) -> Iterator[StepContext]:
-        """Step -1, which is thrown away, and the placement's profiled steps in one session."""
+        """Yield the contexts of the placement's profiled steps, in one session.
+
+        The first is step −1, which is thrown away.
+        """
         session = self._stack.enter_context(ProfiledSession([self._model], self._device))
         watch = DisturbanceMonitor(self._device)
         first = sum(placement.steps for placement in self._placements)
@@ -266,11 +301,13 @@ class UserCapture:
         self._inputs = inputs_of(calls)
 
     def _loaded(self) -> Loaded:
+        """Describe the model as if a loader had loaded it."""
         config: Any = getattr(self._model, "config", None)
         name = str(getattr(config, "_name_or_path", "") or type(inner(self._model)).__name__)
         return Loaded(model=self._model, id=Path(name).name, source="capture", notes=[])
 
     def _run(self, variant: str, phase: str) -> Run:
+        """Return the manifest of the loop."""
         model, inputs = self._model, self._inputs
         config: Any = getattr(model, "config", None)
         loaded = self._loaded()

@@ -1,6 +1,6 @@
 """The models of a capture: the dense baseline, the pruned one, or either alone.
 
-In: a TraceRequest. Out: Variants by name, "dense" first. Each has weights of its own.
+A TraceRequest comes in; Variants by name go out, "dense" first. Each has weights of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from prunescope.taxonomy.allocation_plan import read_plan
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_blocks import Pruning
 from prunescope.taxonomy.run_quality import Quality
+from prunescope.taxonomy.words import when
 from prunescope.tracer.capture.application import apply_request
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.machine.device import free_bytes
@@ -26,14 +27,14 @@ from prunescope.tracer.model.logits import probe
 from prunescope.tracer.model.packed_weights import weight_bytes
 from prunescope.tracer.pruners.user_method import check_returned, load_method
 
-# Free memory that a second model needs, in sizes of its weights: a forward needs some too.
+# A second model needs so many times the size of its weights in free memory, some for a forward.
 _ROOM = 1.2
 # Names of tables of learnt positions in transformers.
 _POSITIONS = re.compile(r"(?:^|\.)(?:wpe|embed_positions|position_embeddings?|pos_embed)$")
 
 
 class BaselineDoesNotFit(Exception):
-    """Dense and pruned do not fit in memory together."""
+    """The error that dense and pruned do not fit in memory together."""
 
 
 @dataclass(kw_only=True)
@@ -49,8 +50,11 @@ class Variant:
 
 @dataclass(kw_only=True)
 class Prepared:
-    """Variants for several captures, "dense" first; `quality` of each manifest by name, and what it
-    is for: the length of its windows, and the phase."""
+    """Variants for several captures, "dense" first.
+
+    `quality` is that of each manifest, by variant. `evaluated_for` is what it was measured for: the
+    length of its windows, and the phase.
+    """
 
     variants: list[Variant]
     quality: dict[str, Quality] = field(default_factory=dict)
@@ -58,7 +62,11 @@ class Prepared:
 
 
 def check_method(request: TraceRequest) -> None:
-    """Raises PrunescopeError for an unknown method or knob, before a model is loaded."""
+    """Check the method and its knobs before a model is loaded.
+
+    Raises:
+        PrunescopeError: The method is unknown, or a knob has no effect on it.
+    """
     if request.method is None or request.parts is not None:
         return
     if request.plan is not None:
@@ -75,7 +83,7 @@ def check_method(request: TraceRequest) -> None:
 
 
 def variant_names(request: TraceRequest) -> tuple[str, ...]:
-    """The variants of a request: "dense" and/or "pruned", in this order."""
+    """Return the variants of a request: "dense" and/or "pruned", in this order."""
     names = []
     alone = request.no_baseline and request.method is not None
     if request.baseline is None and not alone:
@@ -88,9 +96,12 @@ def variant_names(request: TraceRequest) -> tuple[str, ...]:
 def make_variants(
     request: TraceRequest, device: torch.device, names: tuple[str, ...]
 ) -> list[Variant]:
-    """Load and prune. Dense and pruned come from the same weights unless two models are named.
+    """Load and prune the models of a capture.
 
-    Raises BaselineDoesNotFit if there is no memory for the second of two.
+    Dense and pruned come from the same weights unless two models are named.
+
+    Raises:
+        BaselineDoesNotFit: There is no memory for the second of two models.
     """
     options: dict[str, Any] = {"dtype": request.dtype, "device": device, "attn": request.attn}
     variants: list[Variant] = []
@@ -107,11 +118,12 @@ def make_variants(
         else:
             loaded = load_model(request.model, **options)
             _check_positions(loaded.model, request)
-        variants.append(_pruned(request, loaded))
+        variants.append(_make_pruned(request, loaded))
     return variants
 
 
-def _pruned(request: TraceRequest, loaded: Loaded) -> Variant:
+def _make_pruned(request: TraceRequest, loaded: Loaded) -> Variant:
+    """Prune a loaded model by the request, and check that it runs."""
     if request.method is None:
         return Variant(name="pruned", model=loaded.model, loaded=loaded)
     applied, pruning = apply_request(request, loaded)
@@ -135,8 +147,9 @@ def _pruned(request: TraceRequest, loaded: Loaded) -> Variant:
 
 
 def _check_positions(model: Any, request: TraceRequest) -> None:
-    """Raises PrunescopeError if the phases need more positions than the model has learnt."""
-    wanted = request.prompt_len + ("decode" in request.phases) * request.decode_steps
+    """Raise PrunescopeError if the phases need more positions than the model has learnt."""
+    decodes = "decode" in request.phases
+    wanted = request.prompt_len + (request.decode_steps if decodes else 0)
     for name, module in model.named_modules():
         if not isinstance(module, torch.nn.Embedding) or not _POSITIONS.search(name):
             continue
@@ -147,11 +160,11 @@ def _check_positions(model: Any, request: TraceRequest) -> None:
             raise PrunescopeError(
                 f"{wanted} tokens were requested, and this model has {most} learnt positions",
                 hint=f"--prompt-len {request.prompt_len - (wanted - most)} is the most"
-                + (" with these --decode-steps" if "decode" in request.phases else ""),
+                + when(decodes, " with these --decode-steps"),
             )
 
 
-def _check_runs(model: Any, what: str) -> None:
+def _check_runs(model: Any, description: str) -> None:
     """Probe a model of an unknown architecture before it is timed."""
     if not is_known(model):
-        probe(model, what)
+        probe(model, description)

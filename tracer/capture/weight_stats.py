@@ -1,6 +1,6 @@
 """Weight statistics: zeros and their pattern in each matrix, and the counts of dynamic modules.
 
-In: a model. Out: WeightStats, which is `census` of run.json.
+A model comes in; WeightStats go out, which are `census` of run.json.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from prunescope.tracer.model.calls import inner
 
 
 def weight_stats(model: nn.Module) -> WeightStats:
-    """Statistics of each weight of two or more dimensions."""
+    """Count the zeros of each weight of two or more dimensions."""
     return WeightStats(matrices=[matrix(row) for row in weight_rows(inner(model))])
 
 
 def matrix(row: dict[str, Any]) -> Matrix:
-    """A row of `weight_zeros` with the layer and the role of its name."""
+    """Add to a row of `weight_zeros` the layer and the role of its name."""
     place = locate(row["name"])
     return Matrix(**row, layer=place.layer, role=place.role)
 
 
 def dynamic_stats(model: nn.Module) -> dict[str, ModuleCounts]:
-    """Counts by module name since the last call; see `tracer.pruners.Counting`."""
+    """Return the counts since the last call, by module name; see `tracer.pruners.Counting`."""
     return {
         name: module.prunescope_stats()
         for name, module in model.named_modules()
@@ -37,7 +37,7 @@ def dynamic_stats(model: nn.Module) -> dict[str, ModuleCounts]:
 
 
 def add_stats(counted: dict[str, ModuleCounts], stats: Mapping[str, ModuleCounts]) -> None:
-    """Add the counts of further steps."""
+    """Add the counts of further steps to `counted`."""
     for name, new in stats.items():
         counts = counted.setdefault(name, ModuleCounts(unit=new.unit))
         counts.active += new.active
@@ -45,13 +45,13 @@ def add_stats(counted: dict[str, ModuleCounts], stats: Mapping[str, ModuleCounts
 
 
 def skips_no_block(stats: Mapping[str, ModuleCounts]) -> bool:
-    """Whether, by `dynamic_stats`, there are blocks and all of them were read."""
+    """Return whether, by `dynamic_stats`, there are blocks and all of them were read."""
     blocks = [counts for counts in stats.values() if counts.unit == "blocks"]
     return bool(blocks) and all(counts.active == counts.total for counts in blocks)
 
 
 def fixed_shares(phase: str, stats: Mapping[str, ModuleCounts]) -> list[str]:
-    """The share of units that the recorded steps of a phase work on, by `dynamic_stats`."""
+    """Say which share of units the recorded steps of a phase work on, by `dynamic_stats`."""
     shares: dict[str, tuple[int, int]] = {}
     for counts in stats.values():
         unit = counts.unit or "units"

@@ -1,7 +1,7 @@
 """Zeros of each weight of a model, and the pattern that they have.
 
-In: a model. Out: a dict a matrix with the fields of `Matrix` in run.json, but layer and role, which
-follow from its name. Shares are 0 … 1.
+A model comes in; a dict for each matrix goes out, with the fields of `Matrix` in run.json except
+layer and role, which follow from its name. Shares are 0 … 1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 @torch.no_grad()
 def weight_rows(model: nn.Module) -> list[dict[str, Any]]:
-    """The row of each weight of two or more dimensions."""
+    """Return the row of each weight of two or more dimensions."""
     rows = []
     for path, module in model.named_modules():
         name = path.replace(".base_layer", "")  # the linear inside an adapter of peft
@@ -28,8 +28,11 @@ def weight_rows(model: nn.Module) -> list[dict[str, Any]]:
 def _row(
     name: str, module: nn.Module, parameter_name: str, parameter: torch.Tensor
 ) -> dict[str, Any]:
-    """The row of a parameter in use: `applied` names what recomputes the weight in every call, a
-    mask of torch.nn.utils.prune or a parametrisation."""
+    """Return the row of a parameter as it is used.
+
+    `applied` names what recomputes the weight in every call: a mask of torch.nn.utils.prune or a
+    parametrisation.
+    """
     applied = None
     if hasattr(module, "weight_fake_quant"):  # torch.ao.nn.qat
         applied = "torch.ao.quantization"
@@ -48,7 +51,7 @@ def _row(
 
 
 def zeros_of(weight: torch.Tensor) -> dict[str, Any]:
-    """Shape and zeros of one weight [..., N, K]."""
+    """Return the shape and the zeros of one weight [..., N, K]."""
     zero = (weight == 0).contiguous()
     whole = zero.shape[-1] // 4 * 4
     flags = zero.view(torch.uint8)  # amin is six times as fast as `all`
@@ -62,17 +65,24 @@ def zeros_of(weight: torch.Tensor) -> dict[str, Any]:
 
 
 def _two_of_four(zero: torch.Tensor) -> torch.Tensor:
-    """A flag for each group of four: clearing the lowest flag of the word leaves another one."""
+    """Return a flag for each group of four that has two zeros at least.
+
+    Clearing the lowest flag of a group's word leaves another one.
+    """
     words = zero.reshape(-1).view(torch.int32)
     return (words & (words - 1)) != 0
 
 
 def _share(flags: torch.Tensor) -> float:
+    """Return the share of flags that are set."""
     return int(flags.count_nonzero()) / flags.numel()
 
 
 def _as_output_by_input(module: nn.Module, parameter: torch.Tensor) -> torch.Tensor:
-    """The weight as [..., N, K]: GPT-2's Conv1D stores [K, N]; packed weights are unpacked."""
+    """Return a weight as [..., N, K].
+
+    GPT-2's Conv1D stores [K, N], and packed weights are unpacked.
+    """
     dense = parameter.detach()
     if type(parameter.data) is not torch.Tensor and hasattr(parameter.data, "to_dense"):
         dense = parameter.data.to_dense()

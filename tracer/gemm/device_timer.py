@@ -1,6 +1,6 @@
-"""Times GEMMs on a device, with operands in fresh memory in each placement.
+"""The timer of GEMMs on a device, with operands in fresh memory in each placement.
 
-In: shapes. Out: ns a call, warm or with a flushed last-level cache.
+Shapes come in; ns a call go out, warm or with a flushed last-level cache.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from torch import nn
 
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.tracer.capture.placements import move_weights
+from prunescope.tracer.machine.backends import backend_of
 from prunescope.tracer.machine.device import synchronize
 from prunescope.tracer.machine.timed_calls import CacheFlush, call_ns, operands, product
 
-# The shortest duration of a warm sample, beside which reading the clock is negligible, and the most
-# calls in it.
+# The shortest duration of a warm sample, compared with which reading the clock takes no time, and
+# the most calls in it.
 _SAMPLE_NS, _MOST_CALLS = 300_000, 100
 
 
 class DeviceTimer:
-    """Times products of one dtype on a device."""
+    """A timer of products of one dtype on a device."""
 
     def __init__(self, device: torch.device, dtype: str) -> None:
         self.device, self._dtype = device, dtype
@@ -33,7 +34,7 @@ class DeviceTimer:
 
     @property
     def flush_bytes(self) -> int:
-        """Size in bytes of the buffer that a flush reads or writes."""
+        """The size in bytes of the buffer that a flush reads and writes."""
         return self._flush.bytes
 
     def prepare(self, gemms: Iterable[Gemm]) -> None:
@@ -50,7 +51,7 @@ class DeviceTimer:
         move_weights(self._operands.values(), rng)
 
     def sample(self, gemm: Gemm, *, cold: bool) -> float:
-        """ns of a call: with its operands just used, or with a flushed cache."""
+        """Return the ns of a call, with its operands just used or (`cold`) with a flushed cache."""
         call = self._product(gemm)
         if cold:
             self._flush()
@@ -60,23 +61,24 @@ class DeviceTimer:
         return call_ns(call, self.device, calls=self._calls[gemm])
 
     def kernel(self, gemm: Gemm) -> str | None:
-        """The name of the longest kernel of a call; None on a CPU."""
-        if self.device.type == "cpu":
+        """Return the name of the longest kernel of a call; None where none is recorded."""
+        backend = backend_of(self.device)
+        if backend.activity is None:
             return None
-        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-        with torch.profiler.profile(activities=activities) as profiled:
+        with torch.profiler.profile(activities=backend.activities()) as profiled:
             self._product(gemm)()
             synchronize(self.device)
-        kernels = [e for e in profiled.events() if e.device_type == torch.profiler.DeviceType.CUDA]
+        kernels = [e for e in profiled.events() if e.device_type != torch.profiler.DeviceType.CPU]
         return max(kernels, key=lambda e: e.device_time).name if kernels else None
 
     def _product(self, gemm: Gemm) -> Callable[[], torch.Tensor]:
+        """Return the call that multiplies the operands of a shape."""
         held = self._operands[gemm]
         return product(held.a, held.w)
 
 
 class _Operands(nn.Module):
-    """A and W of a GEMM, which move as the weights of a model do."""
+    """The operands A and W of a GEMM, as a module that moves as a model does."""
 
     a: torch.Tensor
     w: torch.Tensor

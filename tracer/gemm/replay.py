@@ -1,6 +1,6 @@
-"""Replays GEMMs alone: placements, rounds in turns, warm and cold; then bounds, curves, intervals.
+"""The replay of GEMMs alone: placements, rounds in turns, warm and cold; then bounds and curves.
 
-In: GemmCases and what times a call. Out: Replays. Times in ns a call.
+GemmCases and a timer of calls come in; Replays go out. Times are ns a call.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import random
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 import torch
@@ -30,9 +30,10 @@ from prunescope.tracer.capture.progress import Progress, Silent
 from prunescope.tracer.capture.timing import DisturbanceMonitor, collector_paused
 from prunescope.tracer.gemm.device_timer import DeviceTimer
 from prunescope.tracer.gemm.request import GemmRequest
-from prunescope.tracer.gemm.steps import fit
-from prunescope.tracer.gemm.variants import GemmVariant, curve_of, moved, variants
-from prunescope.tracer.machine.calibrate import newest
+from prunescope.tracer.gemm.steps import fit_steps
+from prunescope.tracer.gemm.variants import GemmVariant, curve_shapes, pruned_axes, variants
+from prunescope.tracer.machine.backends import backend_of
+from prunescope.tracer.machine.calibrate import newest_calibration
 from prunescope.tracer.machine.device import (
     device_info,
     pick_device,
@@ -41,7 +42,7 @@ from prunescope.tracer.machine.device import (
 )
 from prunescope.tracer.machine.timed_calls import TORCH_DTYPES
 
-_FEWEST_POINTS = 4  # of a curve over sizes that were given
+_FEWEST_POINTS = 4  # fewer given sizes make no curve
 
 
 class GemmTimer(Protocol):
@@ -51,18 +52,18 @@ class GemmTimer(Protocol):
         """Get ready for these shapes."""
 
     def place(self, rng: random.Random) -> None:
-        """Put their operands elsewhere."""
+        """Move the operands to another place in memory."""
 
     def sample(self, gemm: Gemm, *, cold: bool) -> float:
-        """ns of a call."""
+        """Return the ns of one call."""
 
     def kernel(self, gemm: Gemm) -> str | None:
-        """The kernel's name, where it is known."""
+        """Return the name of the kernel that a shape runs; None if it is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rounds:
-    """How many rounds are taken: `repeats` in all, over `placements`, after `warmup` in each."""
+    """How many rounds are taken: `repeats` over all placements, and `warmup` in each."""
 
     placements: int
     repeats: int
@@ -72,7 +73,10 @@ class Rounds:
 
 @dataclass
 class _Samples:
-    """ns by placement of each shape, warm and cold, and what disturbed rounds that are kept."""
+    """The samples of each shape in ns, by placement.
+
+    `disturbed` holds what disturbed the rounds that are kept.
+    """
 
     warm: dict[Gemm, list[list[float]]] = field(default_factory=dict)
     cold: dict[Gemm, list[list[float]]] = field(default_factory=dict)
@@ -80,47 +84,59 @@ class _Samples:
 
 
 def replay(cases: Sequence[GemmCase], request: GemmRequest) -> Replays:
-    """Replay GEMMs on the device of the request. Raises PrunescopeError for an absent device."""
+    """Replay GEMMs on the device of a request.
+
+    Args:
+        cases: The GEMMs, each with the dense one that it replaces where that is known.
+        request: The options of `prunescope gemm`.
+
+    Returns:
+        The times of every shape, and the curves. GEMMs of a dtype that is not replayed are
+        named in `left_out`.
+
+    Raises:
+        PrunescopeError: The device is absent.
+    """
     device = pick_device(request.device)
     if request.threads:
         torch.set_num_threads(request.threads)
     info = device_info(device)
     peaks = ReplayPeaks()
-    if (known := newest(str(info.name))) is not None:
+    if (known := newest_calibration(str(info.name))) is not None:
         peaks = ReplayPeaks(
             flop_per_s=known.dense_flop_per_s, byte_per_s=known.byte_per_s, source="calibrate"
         )
-    count = max(1, min(request.placements, request.repeats))
     rounds = Rounds(
-        placements=count, repeats=request.repeats, warmup=request.warmup, seed=request.seed
-    )
-    found = Replays(
-        tool=f"prunescope {prunescope_version()}",
-        device=ReplayDevice(kind=info.kind, name=info.name, threads=info.threads),
-        versions={name: str(version) for name, version in versions().items()},
-        peaks=peaks,
-        placements=count,
+        placements=max(1, min(request.placements, request.repeats)),
         repeats=request.repeats,
         warmup=request.warmup,
         seed=request.seed,
     )
+    replays = Replays(
+        tool=f"prunescope {prunescope_version()}",
+        device=ReplayDevice(kind=info.kind, name=info.name, threads=info.threads),
+        versions={name: str(version) for name, version in versions().items()},
+        peaks=peaks,
+        **asdict(rounds),
+    )
     by_dtype: dict[str, list[GemmCase]] = {}
     for case in cases:
         by_dtype.setdefault(case.dtype, []).append(case)
-    current = nullcontext() if device.type == "cpu" else torch.cuda.device(device)
-    with torch.inference_mode(), current:
-        for dtype, of_dtype in by_dtype.items():
+    with torch.inference_mode(), backend_of(device).make_current(device):
+        for dtype, same_dtype in by_dtype.items():
             if dtype not in TORCH_DTYPES:
-                found.left_out += [f"{one.role}: {dtype} is not replayed" for one in of_dtype]
+                replays.left_out += [f"{c.role}: {dtype} is not replayed" for c in same_dtype]
                 continue
             timer = DeviceTimer(device, dtype)
-            found.flush_bytes = timer.flush_bytes
-            replay_cases(found, of_dtype, timer, rounds, device=device, progress=request.progress)
-    return found
+            replays.flush_bytes = timer.flush_bytes
+            replay_cases(
+                replays, same_dtype, timer, rounds, device=device, progress=request.progress
+            )
+    return replays
 
 
 def replay_cases(
-    found: Replays,
+    replays: Replays,
     cases: Sequence[GemmCase],
     timer: GemmTimer,
     rounds: Rounds,
@@ -128,8 +144,18 @@ def replay_cases(
     device: torch.device | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Add the replays of `cases`, all of one dtype, to `found`: the shapes of a case run in turns,
-    and so do all that have no dense GEMM. `device`: whose disturbances are watched, if any."""
+    """Add the replays of `cases` to `replays`.
+
+    The shapes of a case run in turns, and so do the shapes of all cases that have no dense GEMM.
+
+    Args:
+        replays: The record that is completed in place.
+        cases: GEMMs of one dtype.
+        timer: What times a call.
+        rounds: How many rounds are taken.
+        device: The device whose disturbances are watched; None watches nothing.
+        progress: The display of progress; None shows nothing.
+    """
     given = [case for case in cases if case.dense is None]
     groups = [[case] for case in cases if case.dense is not None]
     groups += [given] if given else []
@@ -137,24 +163,24 @@ def replay_cases(
     progress.stage("GEMMs alone", len(groups))
     for group in groups:
         shapes = {v.gemm: None for case in group for v in variants(case)}
-        samples = _samples(list(shapes), timer, rounds, device=device, cold=True)
+        samples = _take_samples(list(shapes), timer, rounds, device=device, cold=True)
         for case in group:
             for variant in variants(case):
-                found.gemms.append(_replayed(case, variant, samples, timer, found.peaks))
-        found.disturbed = list(dict.fromkeys([*found.disturbed, *samples.disturbed]))
+                replays.gemms.append(_replayed(case, variant, samples, timer, replays.peaks))
+        replays.disturbed = list(dict.fromkeys([*replays.disturbed, *samples.disturbed]))
         progress.advance()
-    found.curves += _curves_of_given(given, found.gemms)
-    curved = _curved(cases)
+    replays.curves += _curves_of_given(given, replays.gemms)
+    curved = _choose_curves(cases)
     progress.stage("curves", len(curved))
     for case, axis in curved:
-        points = curve_of(case, axis)
-        samples = _samples(points, timer, rounds, device=device, cold=False)
+        points = curve_shapes(case, axis)
+        samples = _take_samples(points, timer, rounds, device=device, cold=False)
         times = {gemm: times_of(samples.warm[gemm]) for gemm in points}
-        found.curves.append(_curve(case, axis, times))
+        replays.curves.append(_curve(case, axis, times))
         progress.advance()
 
 
-def _samples(
+def _take_samples(
     shapes: Sequence[Gemm],
     timer: GemmTimer,
     rounds: Rounds,
@@ -162,47 +188,47 @@ def _samples(
     device: torch.device | None,
     cold: bool,
 ) -> _Samples:
-    """Rounds in alternating order; a disturbed one is taken again, up to twice as many in all."""
-    rng, found = random.Random(rounds.seed), _Samples()
+    """Take rounds in alternating order, and repeat disturbed ones, up to twice as many in all."""
+    rng, samples = random.Random(rounds.seed), _Samples()
     states = (False, True) if cold else (False,)
     with collector_paused():
         timer.prepare(shapes)
         for repeats in split_evenly(rounds.repeats, rounds.placements):
             timer.place(rng)
             for _ in range(rounds.warmup):
-                _round(shapes, timer, states, reverse_order=False)
+                _take_round(shapes, timer, states, reverse_order=False)
             taken: list[tuple[dict[tuple[Gemm, bool], float], list[str]]] = []
             while (missing := repeats - sum(not reasons for _, reasons in taken)) > 0:
                 count = min(missing, 2 * repeats - len(taken))
                 if not count:
                     break
-                taken += _watched(shapes, timer, states, count, device)
-            quiet = sorted(taken, key=lambda one: bool(one[1]))[:repeats]
-            found.disturbed |= dict.fromkeys(why for _, reasons in quiet for why in reasons)
-            for state, sides in ((False, found.warm), (True, found.cold)):
+                taken += _take_watched_rounds(shapes, timer, states, count, device)
+            kept = sorted(taken, key=lambda watched: bool(watched[1]))[:repeats]
+            samples.disturbed |= dict.fromkeys(why for _, reasons in kept for why in reasons)
+            for state, by_gemm in ((False, samples.warm), (True, samples.cold)):
                 for gemm in shapes if state in states else ():
-                    sides.setdefault(gemm, []).append([one[gemm, state] for one, _ in quiet])
-    return found
+                    by_gemm.setdefault(gemm, []).append([times[gemm, state] for times, _ in kept])
+    return samples
 
 
-def _watched(
+def _take_watched_rounds(
     shapes: Sequence[Gemm],
     timer: GemmTimer,
     states: tuple[bool, ...],
     count: int,
     device: torch.device | None,
 ) -> list[tuple[dict[tuple[Gemm, bool], float], list[str]]]:
-    """Rounds with what disturbed each."""
+    """Take rounds, each with what disturbed it."""
     watch = None if device is None else DisturbanceMonitor(device)
     taken = []
     for number in range(count):
         with nullcontext() if watch is None else watch.sample():
-            taken.append(_round(shapes, timer, states, reverse_order=bool(number % 2)))
+            taken.append(_take_round(shapes, timer, states, reverse_order=bool(number % 2)))
     reasons = [[] for _ in taken] if watch is None else watch.reasons()
     return list(zip(taken, reasons, strict=True))
 
 
-def _round(
+def _take_round(
     shapes: Sequence[Gemm], timer: GemmTimer, states: tuple[bool, ...], *, reverse_order: bool
 ) -> dict[tuple[Gemm, bool], float]:
     """Take one sample of every shape in each state of the cache."""
@@ -213,6 +239,7 @@ def _round(
 def _replayed(
     case: GemmCase, variant: GemmVariant, samples: _Samples, timer: GemmTimer, peaks: ReplayPeaks
 ) -> ReplayedGemm:
+    """Combine the samples of a shape with its bound and its kernel."""
     gemm = variant.gemm
     warm, cold = times_of(samples.warm[gemm]), times_of(samples.cold[gemm])
     ideal = peaks.ideal_ns(gemm, case.dtype)
@@ -243,23 +270,24 @@ def _replayed(
 
 
 def _share(ideal: tuple[float, str] | None, times: ReplayTimes) -> float | None:
+    """Return the roofline efficiency of a time; None without a bound."""
     return None if ideal is None else ideal[0] / times.ns
 
 
-def _curved(cases: Sequence[GemmCase]) -> list[tuple[GemmCase, str]]:
-    """The pruned GEMM with the most work, by axis."""
-    found: dict[str, GemmCase] = {}
-    for case in sorted(cases, key=lambda one: -one.pruned.flop):
-        for axis in moved(case):
-            found.setdefault(axis, case)
-    return [(case, axis) for axis, case in found.items()]
+def _choose_curves(cases: Sequence[GemmCase]) -> list[tuple[GemmCase, str]]:
+    """Choose for each pruned axis the case with the most work, whose curve is measured."""
+    largest: dict[str, GemmCase] = {}
+    for case in sorted(cases, key=lambda case: -case.pruned.flop):
+        for axis in pruned_axes(case):
+            largest.setdefault(axis, case)
+    return [(case, axis) for axis, case in largest.items()]
 
 
 def _curves_of_given(
     cases: Sequence[GemmCase], replayed: Sequence[ReplayedGemm]
 ) -> Iterable[StepCurve]:
-    """A curve over N of the shapes that differ in it alone, and over K."""
-    times = {one.gemm: one.warm for one in replayed if one.warm is not None}
+    """Yield the curves of given shapes: those that differ in N alone, then in K alone."""
+    times = {gemm.gemm: gemm.warm for gemm in replayed if gemm.warm is not None}
     for axis, fixed in (("n", "k"), ("k", "n")):
         lines: dict[tuple[int, int], list[GemmCase]] = {}
         for case in cases:
@@ -270,9 +298,10 @@ def _curves_of_given(
 
 
 def _curve(case: GemmCase, axis: str, times: Mapping[Gemm, ReplayTimes]) -> StepCurve:
+    """Build the curve of a case along an axis, with the steps that fit to it."""
     sizes = [getattr(gemm, axis) for gemm in times]
     # The median over placements: one that was disturbed makes no step.
-    steps = fit(sizes, [statistics.median(one.placements_ns) for one in times.values()])
+    steps = fit_steps(sizes, [statistics.median(t.placements_ns) for t in times.values()])
     gemm = case.pruned
     return StepCurve(
         axis=axis.upper(),
@@ -284,9 +313,9 @@ def _curve(case: GemmCase, axis: str, times: Mapping[Gemm, ReplayTimes]) -> Step
         k=None if axis == "k" else gemm.k,
         dtype=case.dtype,
         sizes=sizes,
-        ns=[one.ns for one in times.values()],
-        ci95=[one.ci95 for one in times.values()],
-        placements_ns=[one.placements_ns for one in times.values()],
+        ns=[t.ns for t in times.values()],
+        ci95=[t.ci95 for t in times.values()],
+        placements_ns=[t.placements_ns for t in times.values()],
         width=steps.width if steps else None,
         step_ns=steps.step_ns if steps else None,
         base_ns=steps.base_ns if steps else None,

@@ -1,7 +1,11 @@
-"""The options of `prunescope gemm`: no torch here, because the command line imports it."""
+"""The options of `prunescope gemm`.
+
+torch is not imported here, because the command line imports this module.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,6 +19,7 @@ from prunescope.tracer.capture.request import Device, Placements, Repeats, Seed,
 
 Sizes = Sequence[int] | int | None
 MOST_SHAPES = 1000
+_SIZES = partial(Option, metavar="LIST", typed=str, parse=sizes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,30 +36,17 @@ class GemmRequest:
     ] = field(default=None, kw_only=False)
     m: Annotated[
         Sizes,
-        Option(
-            help="Rows of the GEMM (tokens): a number, a list as 1,8,64 or a range as 64:512:64.",
-            metavar="LIST",
-            typed=str,
-            parse=sizes,
+        _SIZES(
+            help="Rows of the GEMM (tokens): a number, a list as 1,8,64 or a range as 64:512:64."
         ),
     ] = None
     n: Annotated[
         Sizes,
-        Option(
-            help="Output features, as --m; four or more with the same K make a curve over N.",
-            metavar="LIST",
-            typed=str,
-            parse=sizes,
-        ),
+        _SIZES(help="Output features, as --m; four or more with the same K make a curve over N."),
     ] = None
     k: Annotated[
         Sizes,
-        Option(
-            help="Input features, as --m; four or more with the same N make a curve over K.",
-            metavar="LIST",
-            typed=str,
-            parse=sizes,
-        ),
+        _SIZES(help="Input features, as --m; four or more with the same N make a curve over K."),
     ] = None
     dtype: Annotated[
         Literal["fp32", "bf16", "fp16"],
@@ -85,8 +77,11 @@ class GemmRequest:
     progress: Progress | None = None
 
     def shapes(self) -> list[GemmCase]:
-        """Every combination of --m, --n and --k. Raises PrunescopeError where a run and
-        shapes are given, or neither."""
+        """Return a case for every combination of --m, --n and --k; none where a run is given.
+
+        Raises:
+            PrunescopeError: Both a run and shapes are given, or neither, or a dimension is missing.
+        """
         given = [_listed(value) for value in (self.m, self.n, self.k)]
         if self.run is not None:
             if any(given):
@@ -114,7 +109,7 @@ class GemmRequest:
 
 
 def _incomplete(given: dict[str, list[int]]) -> PrunescopeError:
-    """An error that names the missing dimension, with the command completed by an example."""
+    """Build an error that names the missing dimensions and completes the command by an example."""
     usual = {"--m": "128", "--n": "384,400,512", "--k": "576"}
     missing = [name for name, sizes in given.items() if not sizes]
     verb = "is" if len(missing) == 1 else "are"
@@ -128,6 +123,7 @@ def _incomplete(given: dict[str, list[int]]) -> PrunescopeError:
 
 
 def _listed(value: Sizes) -> list[int]:
+    """Return the sizes as a list without duplicates; empty for None."""
     return (
         [] if value is None else [value] if isinstance(value, int) else list(dict.fromkeys(value))
     )

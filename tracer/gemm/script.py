@@ -1,6 +1,7 @@
 """Standalone scripts that reproduce a GEMM with torch alone, as for a bug report to a library.
 
-In: Replays. Out: a .py for each pruned or given shape, which times it together with nearby shapes.
+Replays come in; for each pruned or given shape a .py file goes out, which times it together with
+nearby shapes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.replays import ReplayedGemm, Replays
+from prunescope.tracer.machine.backends import BACKENDS, CUDA
 from prunescope.tracer.machine.timed_calls import TORCH_DTYPES
 
 _TEMPLATE = '''\
@@ -32,13 +34,16 @@ SHAPES = {{  # name: (batch, M, N, K)
 }}
 
 
+gpu = None if DEVICE == "cpu" else getattr(torch, DEVICE)
+
+
 def call_ns(run):
-    if DEVICE == "cuda":
-        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    if gpu is not None:
+        first, last = gpu.Event(enable_timing=True), gpu.Event(enable_timing=True)
         first.record()
         run()
         last.record()
-        torch.cuda.synchronize()
+        gpu.synchronize()
         return first.elapsed_time(last) * 1e6
     start = time.perf_counter_ns()
     run()
@@ -64,8 +69,8 @@ with torch.inference_mode():
                     flush.add_(1)
                 else:
                     runs[name]()
-                if DEVICE == "cuda":
-                    torch.cuda.synchronize()
+                if gpu is not None:
+                    gpu.synchronize()
                 ns = call_ns(runs[name])
                 if number >= WARMUP:
                     times[name, state].append(ns)
@@ -79,37 +84,48 @@ for name, (batch, m, n, k) in SHAPES.items():
 
 
 def write_scripts(replays: Replays, folder: Path) -> list[Path]:
-    """A script for each pruned or given GEMM; returns their paths."""
+    """Write a script for each pruned or given GEMM.
+
+    Args:
+        replays: The replays whose GEMMs are reproduced.
+        folder: The folder of the scripts, which is made if it is missing.
+
+    Returns:
+        The paths of the scripts.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for number, one in enumerate(replays.gemms):
-        if not {"pruned", "given"} & set(one.reasons):
+    for number, gemm in enumerate(replays.gemms):
+        if not {"pruned", "given"} & set(gemm.reasons):
             continue
         around = [
-            other
-            for other in replays.gemms[number + 1 :]
-            if (other.role, other.phase) == (one.role, one.phase) and one.dense_n is not None
+            near
+            for near in replays.gemms[number + 1 :]
+            if (near.role, near.phase) == (gemm.role, gemm.phase) and gemm.dense_n is not None
         ]
-        path = folder / f"{_name(one)}.py"
-        write_file(path, script(replays, one, around).encode())
+        words = [gemm.phase, gemm.role, f"{gemm.m}x{gemm.n}x{gemm.k}", gemm.dtype]
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(word for word in words if word))
+        path = folder / f"{name}.py"
+        write_file(path, script(replays, gemm, around).encode())
         written.append(path)
     return written
 
 
-def script(replays: Replays, one: ReplayedGemm, around: Iterable[ReplayedGemm] = ()) -> str:
-    """The script of a GEMM, with the shapes `around` it."""
-    shapes = {_label(each): each for each in (one, *around)}
+def script(replays: Replays, gemm: ReplayedGemm, around: Iterable[ReplayedGemm] = ()) -> str:
+    """Return the script of a GEMM, which also times the shapes `around` it."""
+    shapes = {_label(shape): shape for shape in (gemm, *around)}
     lines = [
-        f"    {label!r}: ({each.batch}, {each.m}, {each.n}, {each.k}),"
-        for label, each in shapes.items()
+        f"    {label!r}: ({shape.batch}, {shape.m}, {shape.n}, {shape.k}),"
+        for label, shape in shapes.items()
     ]
-    warm = "" if one.warm is None else f"Measured here: {one.warm.ns / 1e3:.1f} us warm"
-    cold = "" if one.cold is None else f", {one.cold.ns / 1e3:.1f} us cold."
+    types = {backend.kind: backend.device_type for backend in BACKENDS}
+    warm = "" if gemm.warm is None else f"Measured here: {gemm.warm.ns / 1e3:.1f} us warm"
+    cold = "" if gemm.cold is None else f", {gemm.cold.ns / 1e3:.1f} us cold."
     return _TEMPLATE.format(
-        dtype=one.dtype,
-        title=f"M = {one.m}, N = {one.n}, K = {one.k}",
-        device="cpu" if replays.device.kind == "cpu" else "cuda",
-        torch_dtype=str(TORCH_DTYPES[one.dtype]).removeprefix("torch."),
+        dtype=gemm.dtype,
+        title=f"M = {gemm.m}, N = {gemm.n}, K = {gemm.k}",
+        device=types.get(replays.device.kind, CUDA.device_type),
+        torch_dtype=str(TORCH_DTYPES[gemm.dtype]).removeprefix("torch."),
         threads=replays.device.threads or 0,
         flush_bytes=replays.flush_bytes or 0,
         warmup=replays.warmup,
@@ -119,14 +135,9 @@ def script(replays: Replays, one: ReplayedGemm, around: Iterable[ReplayedGemm] =
     )
 
 
-def _label(one: ReplayedGemm) -> str:
-    """pruned, dense, align-8, good-448 ..."""
-    reason = one.reasons[0]
+def _label(gemm: ReplayedGemm) -> str:
+    """Name a shape by why it is replayed: pruned, dense, align-8, good-448x576."""
+    reason = gemm.reasons[0]
     if reason == "aligned":
-        return f"align-{one.align}"
-    return reason if reason in ("pruned", "dense", "given") else f"{reason}-{one.n}x{one.k}"
-
-
-def _name(one: ReplayedGemm) -> str:
-    words = [one.phase, one.role, f"{one.m}x{one.n}x{one.k}", one.dtype]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(word for word in words if word))
+        return f"align-{gemm.align}"
+    return reason if reason in ("pruned", "dense", "given") else f"{reason}-{gemm.n}x{gemm.k}"

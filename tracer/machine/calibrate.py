@@ -1,7 +1,7 @@
-"""This machine as an entry of the device table, measured in three passes of a few seconds.
+"""This machine as an entry of the device table, measured in three passes of a few seconds each.
 
-Out: the object of `devices --json` plus "measured", with whether the passes agree. Rates are FLOP/s
-and bytes/s. The newest result of a device is kept in the user's cache.
+The entry is the object of `devices --json` plus "measured", which says whether the passes agree.
+Rates are FLOP/s and bytes/s. The newest entry of each device is kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
+from contextlib import suppress
 from functools import reduce
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from prunescope.taxonomy.run_blocks import (
     MeasuredPeaks,
     Spread,
 )
+from prunescope.tracer.machine.backends import backend_of
 from prunescope.tracer.machine.device import (
     cache_folder,
     device_info,
@@ -35,111 +37,135 @@ from prunescope.tracer.machine.peaks import STATISTIC, better_peaks, measure_pea
 
 PASSES = 3
 AGREE = 0.1  # largest spread of passes that agree, as a share of their median
-_VENDORS = {"cuda": "NVIDIA", "rocm": "AMD"}
 _NOT_IN_SLUG = re.compile(r"\((r|tm|c)\)|\b(processor|cpu)\b|@.*", re.IGNORECASE)
 
 
 def calibrate(device: str = "auto", *, budget_s: float = 3.0) -> CalibratedDevice:
-    """Measure a device, `budget_s` seconds a pass; store and return its entry.
+    """Measure a device in three passes, and store and return its entry.
 
-    A peak is the best of the passes, as a disturbance lowers it. Raises PrunescopeError for an
-    unknown or absent device.
+    Each peak is the best of the passes, because a disturbance can only lower it.
+
+    Args:
+        device: The name of the device as torch writes it; "auto" takes a GPU where there is one.
+        budget_s: The time that the peaks of one pass may take, in seconds.
+
+    Returns:
+        The entry of the device table, also where the user's cache cannot be written.
+
+    Raises:
+        PrunescopeError: The device is unknown or absent.
     """
-    place = pick_device(device)
+    torch_device = pick_device(device)
     peaks, memory = [], []
     disturbed: list[str] = []
     for _ in range(PASSES):
-        peaks.append(measure_peaks(place, "bf16", budget_s=budget_s))
-        rates, reasons = _memory(place)
+        peaks.append(measure_peaks(torch_device, "bf16", budget_s=budget_s))
+        rates, reasons = _measure_memory_watched(torch_device)
         memory.append(rates)
         disturbed += reasons
-    info = device_info(place)
+    info = device_info(torch_device)
     name = str(info.name)
     best = reduce(better_peaks, peaks)
     entry = CalibratedDevice(
         name=slug(name),
         aliases=[name],
-        vendor=_VENDORS.get(str(info.kind), name.split()[0]),
+        vendor=backend_of(torch_device).vendor or name.split()[0],
         dense_flop_per_s=best.dense_flop_per_s,
         byte_per_s=None if best.byte_per_s is None else round(best.byte_per_s),
         sm=info.properties.get("multi_processor_count"),
-        l2_bytes=last_cache_bytes(place),
+        l2_bytes=last_cache_bytes(torch_device),
         source="measured by prunescope calibrate",
         verified=False,  # no independent source confirms it
-        measured=_measured(peaks, memory, list(dict.fromkeys([*best.disturbed, *disturbed]))),
+        measured=_combine_passes(peaks, memory, list(dict.fromkeys([*best.disturbed, *disturbed]))),
     )
-    _keep(entry)
+    path = _entry_path(entry.name)
+    with suppress(OSError):  # the entry is returned even if the cache cannot be written
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps(plain(entry), indent=1).encode())
     return entry
 
 
-def _memory(device: torch.device) -> tuple[MemoryRates, list[str]]:
-    """Memory rates, and what disturbed them. Disturbed rates are measured once more, and the better
-    ones count; then the reasons are those of the second measurement."""
-    found, reasons = watched(lambda: measure_memory(device), device)
+def _measure_memory_watched(device: torch.device) -> tuple[MemoryRates, list[str]]:
+    """Measure memory rates, and return them with what disturbed them.
+
+    Disturbed rates are measured a second time. The better rates of both then count, and the reasons
+    are those of the second measurement.
+    """
+    first, reasons = watched(lambda: measure_memory(device), device)
     if not reasons:
-        return found, []
-    again, still = watched(lambda: measure_memory(device), device)
-    return better_rates(found, again), still
+        return first, []
+    second, second_reasons = watched(lambda: measure_memory(device), device)
+    return better_rates(first, second), second_reasons
 
 
-def newest(name: str) -> CalibratedDevice | None:
-    """The newest stored entry of a device, by its name in torch; None if there is none. Raises
-    PrunescopeError if a newer prunescope wrote it."""
-    path = _kept(slug(name))
+def newest_calibration(name: str) -> CalibratedDevice | None:
+    """Return the newest stored entry of a device.
+
+    Args:
+        name: The name of the device as torch gives it.
+
+    Returns:
+        The entry, or None if there is none or it is damaged.
+
+    Raises:
+        UnknownVersion: A newer prunescope wrote the entry.
+    """
+    path = _entry_path(slug(name))
     try:
         return decode_file(path, CalibratedDevice, where=str(path), hint="run calibrate again")
     except UnknownVersion:
         raise
-    except (OSError, PrunescopeError):  # a damaged one counts as none
+    except (OSError, PrunescopeError):  # a damaged entry counts as none
         return None
 
 
 def slug(name: str) -> str:
-    """A device id from a device's name: "NVIDIA L4" is nvidia-l4."""
+    """Return the id of a device in the device table: "NVIDIA L4" becomes nvidia-l4."""
     return re.sub(r"[^a-z0-9]+", "-", _NOT_IN_SLUG.sub(" ", name).lower()).strip("-")
 
 
-def _measured(
+def _combine_passes(
     passes: list[MeasuredPeaks], memory: list[MemoryRates], disturbed: list[str]
 ) -> CalibrationPasses:
-    dense = passes[0].dense_flop_per_s
+    """Combine the passes into the block "measured".
+
+    Rates of memory are medians over the passes, and the kernel floor is their minimum.
+    """
+    copies = [rates.copy_byte_per_s for rates in memory]
+    cached_reads = [rates.cache_byte_per_s for rates in memory]
+    dispatches = [rates.dispatch_ns for rates in memory]
     spread = Spread(
-        dense_flop_per_s={n: _spread([one.dense_flop_per_s[n] for one in passes]) for n in dense},
-        byte_per_s=_spread([one.byte_per_s for one in passes if one.byte_per_s is not None]),
-        copy_byte_per_s=_spread([one.copy_byte_per_s for one in memory]),
-        cache_byte_per_s=_spread([one.cache_byte_per_s for one in memory]),
-        dispatch_ns=_spread([one.dispatch_ns for one in memory]),
+        dense_flop_per_s={
+            dtype: _spread([peaks.dense_flop_per_s[dtype] for peaks in passes])
+            for dtype in passes[0].dense_flop_per_s
+        },
+        byte_per_s=_spread([p.byte_per_s for p in passes if p.byte_per_s is not None]),
+        copy_byte_per_s=_spread(copies),
+        cache_byte_per_s=_spread(cached_reads),
+        dispatch_ns=_spread(dispatches),
     )
-    floors = [one.kernel_floor_ns for one in passes if one.kernel_floor_ns is not None]
+    floors = [p.kernel_floor_ns for p in passes if p.kernel_floor_ns is not None]
     return CalibrationPasses(
         statistic=f"best of {PASSES} passes of the {STATISTIC}",
         passes=PASSES,
         repeats=passes[0].repeats,
         threads=passes[0].threads,
-        kernel_floor_ns=round(min(floors)),
+        kernel_floor_ns=round(min(floors)) if floors else None,
         spread=spread,
         agree=max([*spread.dense_flop_per_s.values(), spread.byte_per_s]) <= AGREE,
-        copy_byte_per_s=round(statistics.median(one.copy_byte_per_s for one in memory)),
-        cache_byte_per_s=round(statistics.median(one.cache_byte_per_s for one in memory)),
-        dispatch_ns=round(statistics.median(one.dispatch_ns for one in memory)),
-        gemm_sweep=[row for one in passes for row in one.gemm_sweep],
+        copy_byte_per_s=round(statistics.median(copies)),
+        cache_byte_per_s=round(statistics.median(cached_reads)),
+        dispatch_ns=round(statistics.median(dispatches)),
+        gemm_sweep=[row for peaks in passes for row in peaks.gemm_sweep],
         disturbed=disturbed,
     )
 
 
 def _spread(values: list[float]) -> float:
-    """(largest − smallest) ÷ median."""
+    """Return (largest − smallest) ÷ median."""
     return (max(values) - min(values)) / statistics.median(values)
 
 
-def _kept(name: str) -> Path:
+def _entry_path(name: str) -> Path:
+    """Return the file of a device's entry in the user's cache."""
     return cache_folder() / "devices" / f"{name}.json"
-
-
-def _keep(entry: CalibratedDevice) -> None:
-    path = _kept(entry.name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, json.dumps(plain(entry), indent=1).encode())
-    except OSError:
-        return  # the entry is returned even if the cache cannot be written

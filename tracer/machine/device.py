@@ -1,6 +1,6 @@
 """The machine: its device, versions, clocks, load and memory.
 
-Without names of hosts, users or paths. Sizes are bytes, clocks Hz.
+Nothing here names a host, a user or a path. Sizes are bytes and clocks are Hz.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import transformers
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_blocks import DeviceEntry, TimingNote
+from prunescope.tracer.machine.backends import BACKENDS, PROFILER, backend_of, toolkit
 from prunescope.tracer.machine.gpu_tools import gpu_clocks
 from prunescope.tracer.machine.host import CPU_INFO, cpu_name, load_average, load_notes, num_cores
 
@@ -35,77 +36,100 @@ _TOO_LARGE = re.compile(
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device of `--device`; "auto" is the first CUDA (or ROCm) device, else the CPU."""
+    """Return the torch device of `--device`.
+
+    "auto" is the first GPU whose kernels torch.profiler records, else the CPU.
+
+    Raises:
+        PrunescopeError: The device is unknown or absent.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        profiled = [backend for backend in BACKENDS if backend.lack(PROFILER) is None]
+        return torch.device(next(b.device_type for b in profiled if b.is_available()))
+    for backend in BACKENDS:
+        if name.split(":")[0] == backend.device_type:
+            backend.load()
     try:
         device = torch.device(name)
     except RuntimeError:
         raise PrunescopeError(
-            f"--device {name!r} is not a device of torch", hint="auto, cpu, cuda or cuda:1"
+            f"--device {name!r} is not a device of torch",
+            hint="auto, cpu, cuda, cuda:1, xpu or mps; npu needs the package torch_npu",
         ) from None
-    if device.type not in ("cpu", "cuda"):
+    try:
+        backend = backend_of(device)
+    except ValueError as error:
+        raise PrunescopeError(f"--device {name}: {error}", hint="use --device cpu") from None
+    count = 0 if backend.module is None else backend.module.device_count()
+    if device.type != "cpu" and (device.index or 0) >= count:
         raise PrunescopeError(
-            f"--device {name}: only cpu and cuda (ROCm included) can be traced",
-            hint="use --device cpu",
-        )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise PrunescopeError(
-            f"--device {name}: torch sees {torch.cuda.device_count()} such devices",
+            f"--device {name}: torch sees {count} such devices",
             hint="use --device cpu, or install a torch build for your GPU",
         )
     return device
 
 
+def require_feature(device: torch.device, feature: str) -> None:
+    """Check that the backend of a device has a feature, `PROFILER` or `GRAPHS`.
+
+    Raises:
+        PrunescopeError: The backend is unknown, or it lacks the feature.
+    """
+    try:
+        lack = backend_of(device).lack(feature)
+    except ValueError as error:
+        raise PrunescopeError(str(error), hint="move the model to one of them") from None
+    if lack is not None:
+        problem, hint = lack
+        raise PrunescopeError(problem, hint=hint)
+
+
 def synchronize(device: torch.device) -> None:
-    """Wait for the device; nothing to do for the CPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    """Wait for a device; a CPU has nothing to wait for."""
+    backend_of(device).synchronize(device)
 
 
 def device_info(device: torch.device) -> DeviceEntry:
-    """Kind, name, threads and properties; measured fields of the entry are added later."""
+    """Describe a device: its kind, name, threads and properties.
+
+    Fields that are measured (peaks, clocks, calibration) are added to the entry later.
+    """
     threads = torch.get_num_threads()
     if device.type == "cpu":
-        properties: dict[str, Any] = {
+        cpu_properties: dict[str, Any] = {
             "cores": num_cores(),
             "isa": torch.backends.cpu.get_cpu_capability(),
             "cache_bytes": _cpu_caches(),
             "memory_bytes": _memory_bytes(),
         }
-        return DeviceEntry(kind="cpu", name=cpu_name(), threads=threads, properties=properties)
-    found = torch.cuda.get_device_properties(device)
-    names = (
-        "major", "minor", "total_memory", "multi_processor_count", "L2_cache_size", "warp_size",
-        "regs_per_multiprocessor", "max_threads_per_multi_processor",
-        "shared_memory_per_multiprocessor", "shared_memory_per_block_optin", "gcnArchName",
-        "clock_rate", "memory_clock_rate", "memory_bus_width",
-    )  # fmt: skip
+        return DeviceEntry(kind="cpu", name=cpu_name(), threads=threads, properties=cpu_properties)
+    backend = backend_of(device)
+    name, properties = backend.describe(device)
     return DeviceEntry(
-        kind="rocm" if torch.version.hip else "cuda",
-        name=found.name,
+        kind=backend.kind,
+        name=name,
         threads=threads,
-        properties={name: getattr(found, name) for name in names if hasattr(found, name)},
-        tf32=torch.backends.cuda.matmul.allow_tf32,
+        properties=properties,
+        tf32=torch.backends.cuda.matmul.allow_tf32 if backend.has_tf32 else None,
     )
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that numbers depend on."""
-    found = {
+    """Return the versions of the libraries that measured numbers depend on, by name."""
+    known = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "prunescope": prunescope_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-    if torch.version.cuda or torch.version.hip:
-        found["toolkit"] = str(torch.version.cuda or torch.version.hip)
-    return found
+    if (built_for := toolkit()) is not None:
+        known["toolkit"] = built_for[1]
+    return known
 
 
 def prunescope_version() -> str:
-    """The installed version; "0+source" in a checkout."""
+    """Return the installed version of prunescope; "0+source" in a checkout."""
     try:
         return importlib.metadata.version("prunescope")
     except importlib.metadata.PackageNotFoundError:
@@ -113,72 +137,85 @@ def prunescope_version() -> str:
 
 
 def cache_folder() -> Path:
-    """The folder of models and measured peaks: $XDG_CACHE_HOME/prunescope, else
-    ~/.cache/prunescope."""
+    """Return the folder of downloaded models and measured peaks.
+
+    It is $XDG_CACHE_HOME/prunescope, or ~/.cache/prunescope if that variable is not set.
+    """
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "prunescope"
 
 
 def timing_note(load_before: float | None) -> TimingNote:
-    """How busy the machine was. The load average of a minute includes this process."""
+    """Describe how busy the machine was during a capture.
+
+    The load average covers one minute, so the one that is read here includes this process.
+    `load_before` is the load average from before the capture; None if it is unknown.
+    """
     load, cores = {"before": load_before, "after": load_average()}, num_cores()
     return TimingNote(load_average=load, cores=cores, notes=load_notes(**load, cores=cores))
 
 
 def read_clocks(device: torch.device) -> dict[str, float] | None:
-    """{"core_hz", "memory_hz"} as far as they are known; None if nothing can be read."""
-    if device.type == "cuda":
+    """Read the current clocks as {"core_hz", "memory_hz"}, as far as they are known.
+
+    None means that no clock can be read. A CPU has no "memory_hz".
+    """
+    if device.type != "cpu":
         return gpu_clocks(device)
     try:
         if _CPU_CLOCK.is_file():
             return {"core_hz": float(_CPU_CLOCK.read_text()) * 1e3}
-        found = re.search(r"^cpu MHz\s*:\s*([\d.]+)", CPU_INFO.read_text(errors="replace"), re.M)
+        mhz = re.search(r"^cpu MHz\s*:\s*([\d.]+)", CPU_INFO.read_text(errors="replace"), re.M)
     except (OSError, ValueError):
         return None
-    return {"core_hz": float(found.group(1)) * 1e6} if found else None
+    return {"core_hz": float(mhz.group(1)) * 1e6} if mhz else None
 
 
 def last_cache_bytes(device: torch.device) -> int | None:
-    """Size of the last-level cache; None if it cannot be read."""
-    if device.type == "cuda":
-        return getattr(torch.cuda.get_device_properties(device), "L2_cache_size", None)
+    """Return the size of the last-level cache in bytes; None if it cannot be read."""
+    if device.type != "cpu":
+        backend = backend_of(device)
+        return backend.describe(device)[1].get(backend.last_cache or "")
     return max(_cpu_caches().values(), default=None)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of the device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if (linux := _memory("MemAvailable")) is not None:
-        return linux
-    return int(_psutil().virtual_memory().available)
+    """Return the free memory of the device in bytes."""
+    if device.type != "cpu":
+        return backend_of(device).free_bytes(device)
+    if (available := _meminfo_bytes("MemAvailable")) is not None:
+        return available
+    return int(_import_psutil().virtual_memory().available)
 
 
 def total_bytes() -> int:
-    """Memory of the machine, swap included."""
-    if (linux := _memory("MemTotal", "SwapTotal")) is not None:
-        return linux
-    return int(_psutil().virtual_memory().total + _psutil().swap_memory().total)
+    """Return the memory of the machine in bytes, swap included."""
+    if (total := _meminfo_bytes("MemTotal", "SwapTotal")) is not None:
+        return total
+    psutil = _import_psutil()
+    return int(psutil.virtual_memory().total + psutil.swap_memory().total)
 
 
-def _memory(*names: str) -> int | None:
-    """Sum of entries of /proc/meminfo, in bytes; None if one is missing."""
+def _meminfo_bytes(*names: str) -> int | None:
+    """Sum entries of /proc/meminfo, in bytes; None if one of them is missing."""
     try:
         text = _MEMORY.read_text(encoding="ascii", errors="replace")
     except OSError:
         return None
-    found = dict(re.findall(r"^(\w+):\s*(\d+) kB$", text, re.MULTILINE))
-    return sum(int(found[n]) for n in names) * 1024 if found.keys() >= set(names) else None
+    sizes = dict(re.findall(r"^(\w+):\s*(\d+) kB$", text, re.MULTILINE))
+    return sum(int(sizes[name]) for name in names) * 1024 if sizes.keys() >= set(names) else None
 
 
-def _psutil() -> Any:
-    """Import psutil, for systems without /proc: a machine that only captures needs torch and
-    transformers."""
+def _import_psutil() -> Any:
+    """Import psutil, which only systems without /proc need.
+
+    A machine that only captures then needs torch and transformers alone.
+    """
     return importlib.import_module("psutil")
 
 
 def _cpu_caches() -> dict[str, int]:
-    """{"L1d": bytes, "L2": ..., "L3": ...} of the first core, from Linux."""
+    """Return {"L1d": bytes, "L2": bytes, "L3": bytes} of the first core; empty outside of Linux."""
     caches: dict[str, int] = {}
     for index in sorted(_CPU_CACHE.glob("index*")):
         try:
@@ -193,6 +230,7 @@ def _cpu_caches() -> dict[str, int]:
 
 
 def _memory_bytes() -> int | None:
+    """Return the physical memory in bytes; None where the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError, AttributeError):
@@ -201,7 +239,7 @@ def _memory_bytes() -> int | None:
 
 @contextmanager
 def thread_count(count: int | None) -> Iterator[None]:
-    """Set torch's CPU threads inside, and restore them afterwards."""
+    """Set the number of torch's CPU threads inside the block; None leaves it as it is."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)
@@ -213,9 +251,13 @@ def thread_count(count: int | None) -> Iterator[None]:
 
 @contextmanager
 def memory_explained() -> Iterator[None]:
-    """Turn memory that runs out, and impossible tensor sizes, into a PrunescopeError with a hint.
+    """Turn errors about too little memory or impossible tensor sizes into a PrunescopeError.
 
-    torch has an exception class for devices only; on a CPU the message of the error shows it.
+    torch has an exception class of its own for the memory of devices only. On a CPU the error is
+    recognised by its message.
+
+    Raises:
+        PrunescopeError: The block ran out of memory, or asked for a tensor that no memory holds.
     """
     try:
         yield

@@ -1,7 +1,8 @@
-"""Whether other work disturbed a measurement: CPU time of others, steal, waits for a core.
+"""Whether other work disturbed a measurement: CPU time of others, steal, and waits for a core.
 
-In: readings of the system before and after. Out: a Disturbance, ns. Ticks of the system are 10 ms:
-thresholds leave room for them, so that a quiet machine does not count as disturbed.
+Counters of the system are read before and after the measurement; their differences make a
+Disturbance, in ns. The system counts in ticks of 10 ms, so that every threshold leaves room for a
+few ticks and a quiet machine does not count as disturbed.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ PASSING = ("other processes", "steal", "waits")
 T = TypeVar("T")
 _STAT, _TASKS = Path("/proc/stat"), Path("/proc/self/task")
 _TICK_NS = 10**9 // (os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100)
-_OTHERS_SHARE = 0.10  # of one core, used by other processes
-_STEAL_SHARE = 0.02  # of our cores, taken by the host of a virtual machine
-_WAIT_SHARE = 0.05  # of the time, that our threads wait for a core
+_OTHERS_SHARE = 0.10  # share of one core that other processes use
+_STEAL_SHARE = 0.02  # share of our cores that the host of a virtual machine takes
+_WAIT_SHARE = 0.05  # share of the time in which our threads wait for a core
 _LEAST_WAIT_NS = 2_000_000
 _SLACK_TICKS = 3  # others and steal are differences of tick counts on several cores
 _SHORT_NS = 200_000_000  # a shorter sample ends within a few ticks of the system's counters
 _CONTIGUOUS = 0.8  # share of the time from the first sample to the last that is in samples
-_FULL = 0.9  # share of the cores in use from which on processes compete for them
+_FULL = 0.9  # processes compete for the cores if a larger share of them is in use
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Counters of the system, ns since its start; None if unknown."""
+    """Counters of the system, in ns since its start; None where a counter is unknown."""
 
     at_ns: int
     own_ns: int  # CPU time of this process
@@ -57,29 +58,29 @@ class Disturbance:
     steal_ns: int | None
     waited_ns: int | None
     switches: int  # recorded only, not a reason
-    threads: int  # of this process that compute
+    threads: int  # the threads of this process that compute
     cores: int
 
     @property
     def reasons(self) -> list[str]:
-        """The reasons of `PASSING` that exceed the level of a quiet machine."""
-        found, slack = [], _SLACK_TICKS * _TICK_NS
+        """The reasons among `PASSING` that exceed the level of a quiet machine."""
+        reasons, slack = [], _SLACK_TICKS * _TICK_NS
         others, steal, waited = self.others_ns or 0, self.steal_ns or 0, self.waited_ns or 0
         in_use = others + self.threads * self.elapsed_ns
         if (
             others > _OTHERS_SHARE * self.elapsed_ns + slack
             and in_use > _FULL * self.cores * self.elapsed_ns
         ):
-            found.append("other processes")
+            reasons.append("other processes")
         if steal > _STEAL_SHARE * self.cores * self.elapsed_ns + slack:
-            found.append("steal")
+            reasons.append("steal")
         if self.threads <= self.cores and waited > _WAIT_SHARE * self.elapsed_ns + _LEAST_WAIT_NS:
-            found.append("waits")
-        return found
+            reasons.append("waits")
+        return reasons
 
 
 def read() -> Reading:
-    """The current counters; takes a tenth of a millisecond."""
+    """Read the counters now, which takes a tenth of a millisecond."""
     busy_ns, steal_ns = _busy_and_steal()
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return Reading(
@@ -93,32 +94,34 @@ def read() -> Reading:
 
 
 def device_troubles(device: torch.device) -> list[str]:
-    """The state of a GPU by its driver: throttled clocks, and other processes on it."""
+    """Ask the driver of a GPU what disturbs it: throttled clocks, or other processes."""
     if device.type == "cpu":
         return []
-    found = []
+    troubles = []
     if is_throttled(device):
-        found.append("clocks held down")
+        troubles.append("clocks held down")
     if num_processes(device) > 1:
-        found.append("other processes on the device")
-    return found
+        troubles.append("other processes on the device")
+    return troubles
 
 
 def watched(run: Callable[[], T], device: torch.device) -> tuple[T, list[str]]:
-    """The result of a call that computes on `device`, and what disturbed it."""
+    """Run a function that computes on `device`; return its result and what disturbed it."""
     before = read()
-    found = run()
-    return found, [*between(before, read(), device).reasons, *device_troubles(device)]
+    result = run()
+    return result, [*between(before, read(), device).reasons, *device_troubles(device)]
 
 
 def num_threads(device: torch.device) -> int:
-    """Threads of this process that keep a core busy: torch's on a CPU; for a GPU the one that
-    launches."""
+    """Return how many threads of this process keep a core busy.
+
+    On a CPU these are torch's threads. For a GPU it is the one thread that launches kernels.
+    """
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 
 def between(before: Reading, after: Reading, device: torch.device) -> Disturbance:
-    """The disturbance between two readings, while this process computed on `device`."""
+    """Compare two readings, between which this process computed on `device`."""
     own = after.own_ns - before.own_ns
     busy = _change(before.busy_ns, after.busy_ns)
     return Disturbance(
@@ -133,8 +136,11 @@ def between(before: Reading, after: Reading, device: torch.device) -> Disturbanc
 
 
 class DisturbanceMonitor:
-    """Finds what disturbed consecutive samples, or profiled steps, on a device. Short ones are also
-    judged as a whole: each ends within a few ticks of the system's counters."""
+    """What disturbed consecutive samples, or profiled steps, on a device.
+
+    Short samples are also judged as a whole, because each of them ends within a few ticks of the
+    system's counters.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -144,7 +150,7 @@ class DisturbanceMonitor:
 
     @contextmanager
     def sample(self) -> Iterator[None]:
-        """Wrap around each sample."""
+        """Watch one sample: the block is the sample."""
         before = read()
         if self._begun is None:
             self._begun = before
@@ -153,7 +159,7 @@ class DisturbanceMonitor:
         self._samples.append(between(before, self._ended, self._device))
 
     def reasons(self) -> list[list[str]]:
-        """The reasons that disturbed each sample, the state of a GPU included."""
+        """Return the reasons that disturbed each sample, those of a GPU's driver included."""
         if self._begun is None or self._ended is None:
             return []
         whole = between(self._begun, self._ended, self._device)
@@ -166,30 +172,34 @@ class DisturbanceMonitor:
         return [[*(sample.reasons or overall), *troubles] for sample in self._samples]
 
     def switches(self) -> list[int]:
-        """Involuntary context switches of this process in each of them."""
+        """Return the involuntary context switches of this process in each sample."""
         return [sample.switches for sample in self._samples]
 
 
 def distinct(reasons: list[list[str]]) -> list[str]:
-    """The reasons that disturbed any of the samples, each once."""
+    """Return the reasons that disturbed any of the samples, each once."""
     return list(dict.fromkeys(why for each in reasons for why in each))
 
 
 def most_disturbed(reasons: list[list[str]]) -> list[str]:
-    """The reasons that disturbed the samples; empty unless more than half were disturbed."""
+    """Return the reasons that disturbed the samples; empty unless more than half were disturbed."""
     return distinct(reasons) if 2 * sum(map(bool, reasons)) > len(reasons) else []
 
 
 def _change(before: int | None, after: int | None) -> int | None:
+    """Return by how much a counter grew, 0 at least; None if a reading lacks it."""
     return None if before is None or after is None else max(0, after - before)
 
 
 def _busy_and_steal() -> tuple[int | None, int | None]:
-    """(busy, steal) of the cores that this process may use; steal is not in busy."""
+    """Return the busy time and the steal, in ns, of the cores that this process may use.
+
+    Busy time does not include steal. None means unknown.
+    """
     try:
         lines = _STAT.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
-        return _by_psutil(), None
+        return _busy_by_psutil(), None
     ours = os.sched_getaffinity(0)
     busy = steal = 0
     for line in lines:
@@ -203,7 +213,8 @@ def _busy_and_steal() -> tuple[int | None, int | None]:
     return busy * _TICK_NS, steal * _TICK_NS
 
 
-def _by_psutil() -> int | None:
+def _busy_by_psutil() -> int | None:
+    """Return the busy time of all cores in ns, for systems without /proc; None without psutil."""
     if importlib.util.find_spec("psutil") is None:
         return None
     times = importlib.import_module("psutil").cpu_times()
@@ -211,7 +222,7 @@ def _by_psutil() -> int | None:
 
 
 def _waited_ns() -> int | None:
-    """Sum over our threads of the time that they were ready to run without a core."""
+    """Sum over our threads the time in which they were ready to run but had no core."""
     total = 0
     try:
         for task in _TASKS.iterdir():

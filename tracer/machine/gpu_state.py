@@ -1,8 +1,11 @@
 """Checks of a GPU's state that may spoil a trace or its times, each with the command that fixes it.
 
-In: nvidia-smi and the files of the drivers. Out: MachineChecks, none without a GPU. No torch here,
-and no context on the GPU, so that every process that computes there is foreign. Not tried on
-an AMD GPU: the files are those of its kernel driver's guide.
+The checks read nvidia-smi and the files of the drivers, and give MachineChecks; without a GPU they
+give none. They neither import torch nor make a context on the GPU, so that every process that
+computes there is somebody else's.
+
+Limitations: The checks of AMD GPUs follow the guide of AMD's kernel driver and have not been tried
+on such a GPU.
 """
 
 from __future__ import annotations
@@ -33,16 +36,25 @@ _AT_REST = 1 / 3
 def gpu_checks(
     *, params: Path = _PARAMS, status: Path = _STATUS, kfd: Path = _KFD, cards: Path = _CARDS
 ) -> Iterator[MachineCheck]:
-    """The checks of the driver that is here. The files are those of Linux unless a test has its
-    own."""
+    """Yield the checks of the driver that is installed.
+
+    Args:
+        params: The parameters of NVIDIA's kernel module.
+        status: The status of this process, with its capabilities.
+        kfd: The compute device of AMD's driver, which exists where that driver is loaded.
+        cards: The folder of the graphics cards.
+
+    Yields:
+        One result a check. A test passes files of its own; the defaults are those of Linux.
+    """
     if shutil.which("nvidia-smi"):
-        yield from _nvidia(params, status)
+        yield from _nvidia_checks(params, status)
     elif kfd.exists():
-        yield from _amd(kfd, cards)
+        yield from _amd_checks(kfd, cards)
 
 
 def profiling_is_restricted(params: Path = _PARAMS, status: Path = _STATUS) -> bool:
-    """Whether the driver lets only administrators profile, and this process has no such rights."""
+    """Return whether the driver lets only administrators profile, and this process is none."""
     return _RESTRICTED.search(_text(params)) is not None and not _may_profile(status)
 
 
@@ -53,7 +65,8 @@ PROFILING_FIX = (
 )
 
 
-def _nvidia(params: Path, status: Path) -> Iterator[MachineCheck]:
+def _nvidia_checks(params: Path, status: Path) -> Iterator[MachineCheck]:
+    """Yield the checks of an NVIDIA driver."""
     versions = nvidia_smi("driver_version")
     if not versions:
         says = "nvidia-smi is here, and the driver does not answer"
@@ -69,41 +82,52 @@ def _nvidia(params: Path, status: Path) -> Iterator[MachineCheck]:
         yield _check("profiling", ok=False, says=says, hint=PROFILING_FIX)
     elif params.is_file():
         yield _check("profiling", ok=True, says="this user may read the GPU's counters")
-    yield from _persistence()
-    yield from _mig()
-    yield from _locked_clocks()
-    yield from _processes()
+    yield from _check_persistence()
+    yield from _check_mig()
+    yield from _check_locked_clocks()
+    yield from _check_processes()
 
 
-def _persistence() -> Iterator[MachineCheck]:
-    modes = _by_gpu("persistence_mode")
+def _check_persistence() -> Iterator[MachineCheck]:
+    """Check that the driver stays loaded between runs."""
+    modes = _query_gpus("persistence_mode")
     off = [gpu for gpu, (mode,) in modes.items() if mode == "Disabled"]
     if off:
+        gpus = ",".join(off)
         says = (
-            f"off on {_named(off)}: the driver may unload between runs, which resets locked clocks"
+            f"off on GPU {gpus.replace(',', ', ')}: the driver may unload between runs, which"
+            " resets locked clocks"
         )
-        yield _check(
-            "persistence", ok=False, says=says, hint=_lines(off, "sudo nvidia-smi{} -pm 1")
-        )
+        yield _check("persistence", ok=False, says=says, hint=f"sudo nvidia-smi -i {gpus} -pm 1")
     elif modes:
         known = all(mode == "Enabled" for (mode,) in modes.values())
         says = "on" if known else "unknown to the driver"
         yield _check("persistence", ok=True if known else None, says=says)
 
 
-def _mig() -> Iterator[MachineCheck]:
-    on = [gpu for gpu, (mode,) in _by_gpu("mig.mode.current").items() if mode == "Enabled"]
+def _check_mig() -> Iterator[MachineCheck]:
+    """Check that no GPU is split into slices (MIG)."""
+    on = [gpu for gpu, (mode,) in _query_gpus("mig.mode.current").items() if mode == "Enabled"]
     if on:
-        says = f"on for {_named(on)}: torch has a slice, and known peaks are those of a whole GPU"
+        says = (
+            f"on for GPU {', '.join(on)}: torch has a slice, and known peaks are those of a whole"
+            " GPU"
+        )
         fix = (
-            f"{_lines(on, 'sudo nvidia-smi{} -mig 0')}; or measure the slice: prunescope calibrate"
+            f"sudo nvidia-smi -i {','.join(on)} -mig 0; or measure the slice: prunescope calibrate"
         )
         yield _check("MIG", ok=False, says=says, hint=fix)
 
 
-def _locked_clocks() -> Iterator[MachineCheck]:
-    """No query tells whether clocks are locked; an idle GPU with a low clock has none locked."""
-    clocks = {gpu: _numbers(values) for gpu, values in _by_gpu("clocks.sm,clocks.max.sm").items()}
+def _check_locked_clocks() -> Iterator[MachineCheck]:
+    """Check that the clocks are locked.
+
+    Limitations: No query of the driver tells whether clocks are locked. An idle GPU with a low
+    clock certainly has none locked; a GPU at a working clock is either locked or busy, and the
+    result is then unknown.
+    """
+    answers = _query_gpus("clocks.sm,clocks.max.sm")
+    clocks = {gpu: _whole_numbers(values) for gpu, values in answers.items()}
     free = {
         gpu: known
         for gpu, known in clocks.items()
@@ -111,24 +135,26 @@ def _locked_clocks() -> Iterator[MachineCheck]:
     }
     if free:
         at = ", ".join(f"{now} of {most} MHz on GPU {gpu}" for gpu, (now, most) in free.items())
-        fix = "; ".join(_lock(gpu, most) for gpu, (_, most) in free.items())
+        fix = "; ".join(_lock_command(gpu, most) for gpu, (_, most) in free.items())
         yield _check("locked clocks", ok=False, says=f"not locked: {at} while idle", hint=fix)
     elif any(clocks.values()):
         says = "the GPU is at a working clock: locked, or busy (the driver does not report which)"
         yield _check("locked clocks", ok=None, says=says, hint="nvidia-smi -q -d CLOCK,PERFORMANCE")
 
 
-def _lock(gpu: str, most: int) -> str:
-    usual = _numbers(_by_gpu("clocks.default_applications.graphics").get(gpu, ()))
+def _lock_command(gpu: str, most: int) -> str:
+    """Return the command that locks the clock of a GPU at its usual MHz, else at `most`."""
+    usual = _whole_numbers(_query_gpus("clocks.default_applications.graphics").get(gpu, ()))
     mhz = usual[0] if usual else most
     return f"sudo nvidia-smi -i {gpu} -lgc {mhz},{mhz} (afterwards: sudo nvidia-smi -i {gpu} -rgc)"
 
 
-def _processes() -> Iterator[MachineCheck]:
-    found = compute_processes()
-    if found is None:
+def _check_processes() -> Iterator[MachineCheck]:
+    """Check that no other process computes on a GPU."""
+    pids = compute_processes()
+    if pids is None:
         return
-    others = [pid for pid in found if pid != str(os.getpid())]
+    others = [pid for pid in pids if pid != str(os.getpid())]
     if others:
         says = f"{len(others)} compute on a GPU here (pid {', '.join(others[:8])})"
         fix = "stop them, or take another GPU: CUDA_VISIBLE_DEVICES=1 prunescope trace ..."
@@ -137,7 +163,8 @@ def _processes() -> Iterator[MachineCheck]:
         yield _check("other processes", ok=True, says="none computes on a GPU here")
 
 
-def _amd(kfd: Path, cards: Path) -> Iterator[MachineCheck]:
+def _amd_checks(kfd: Path, cards: Path) -> Iterator[MachineCheck]:
+    """Yield the checks of AMD's driver: access, locked clocks, and other processes."""
     if not os.access(kfd, os.R_OK | os.W_OK):
         says = f"{kfd} cannot be opened: torch sees no GPU"
         fix = (
@@ -157,15 +184,19 @@ def _amd(kfd: Path, cards: Path) -> Iterator[MachineCheck]:
         yield _check("locked clocks", ok=False, says=says, hint=fix)
     elif levels:
         yield _check("locked clocks", ok=True, says=f"performance level {min(levels.values())}")
-    running = [one.name for one in _KFD_PROCESSES.glob("[0-9]*") if one.name != str(os.getpid())]
+    pids = [folder.name for folder in _KFD_PROCESSES.glob("[0-9]*")]
+    running = [pid for pid in pids if pid != str(os.getpid())]
     if running:
         says = f"{len(running)} have a GPU open (pid {', '.join(sorted(running)[:8])})"
         fix = "stop them, or take another GPU: HIP_VISIBLE_DEVICES=1 prunescope trace ..."
         yield _check("other processes", ok=False, says=says, hint=fix)
 
 
-def _by_gpu(fields: str) -> dict[str, list[str]]:
-    """The values of fields by the index of the GPU; empty where the driver does not know one."""
+def _query_gpus(fields: str) -> dict[str, list[str]]:
+    """Return the values of `fields` by the index of the GPU.
+
+    The result is empty where the driver does not know one of the fields.
+    """
     rows = [line.split(",") for line in nvidia_smi(f"index,{fields}") or ()]
     return {
         row[0].strip(): [value.strip() for value in row[1:]]
@@ -174,27 +205,20 @@ def _by_gpu(fields: str) -> dict[str, list[str]]:
     }
 
 
-def _numbers(values: list[str] | tuple[str, ...]) -> list[int]:
-    """The whole numbers, without what the driver does not know ([N/A])."""
+def _whole_numbers(values: list[str] | tuple[str, ...]) -> list[int]:
+    """Return the whole numbers among `values`, without what the driver does not know ([N/A])."""
     return [int(value) for value in values if value.isdecimal()]
 
 
-def _named(gpus: list[str]) -> str:
-    return f"GPU {', '.join(gpus)}"
-
-
-def _lines(gpus: list[str], line: str) -> str:
-    """The line to type; with -i where not every GPU is meant."""
-    return line.format(f" -i {','.join(gpus)}")
-
-
 def _may_profile(status: Path) -> bool:
-    found = re.search(r"^CapEff:\s*([0-9a-fA-F]+)", _text(status), re.MULTILINE)
-    capabilities = int(found.group(1), 16) if found else 0
+    """Return whether this process has a capability that lets it profile."""
+    line = re.search(r"^CapEff:\s*([0-9a-fA-F]+)", _text(status), re.MULTILINE)
+    capabilities = int(line.group(1), 16) if line else 0
     return bool(capabilities >> _SYS_ADMIN & 1 or capabilities >> _PERFMON & 1)
 
 
 def _text(file: Path) -> str:
+    """Return the text of a file; "" if it cannot be read."""
     try:
         return file.read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -202,4 +226,5 @@ def _text(file: Path) -> str:
 
 
 def _check(name: str, *, ok: bool | None, says: str, hint: str | None = None) -> MachineCheck:
+    """Build the result of a check."""
     return MachineCheck(check=name, ok=ok, says=says, hint=hint)

@@ -1,8 +1,10 @@
 """The state of a GPU by its driver: nvidia-smi, or amd-smi and the driver's files for ROCm.
 
-None, 0 or False if a tool is missing, does not answer, or does not know this GPU. GPUs are
-identified by PCI address, as tools and torch number them differently. Not tried on an AMD GPU: the
-formats are those of AMD's guides and kernel driver.
+A function returns None, 0 or False where a tool is missing, does not answer or does not know the
+GPU. GPUs are identified by their PCI address, because tools and torch number them differently.
+
+Limitations: The formats for AMD GPUs are those of AMD's guides and kernel driver; they have not
+been tried on such a GPU.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from prunescope.tracer.machine.backends import backend_of
 
 if TYPE_CHECKING:
     import torch
@@ -26,13 +30,17 @@ _KFD = Path("/sys/class/kfd/kfd")  # the compute driver of AMD
 
 
 def nvidia_smi(fields: str, device: torch.device | None = None) -> list[str] | None:
-    """The `fields` (a,b,...) without units, one line for each GPU, or for one; None if the driver
-    does not answer."""
+    """Query `fields` (a,b,...) of every GPU, or of one, without units.
+
+    Returns one line for each GPU; None if the driver does not answer.
+    """
     return _nvidia(f"--query-gpu={fields}", device)
 
 
 def gpu_clocks(device: torch.device) -> dict[str, float] | None:
-    """{"core_hz", "memory_hz"} of a GPU of NVIDIA now; None where they cannot be read."""
+    """Read {"core_hz", "memory_hz"} of an NVIDIA GPU now; None where they cannot be read."""
+    if backend_of(device).driver_tool != "nvidia-smi":
+        return None
     try:
         words = ",".join(nvidia_smi("clocks.sm,clocks.mem", device) or ()).split(",")
         core, memory = (float(word) * 1e6 for word in words)
@@ -42,49 +50,54 @@ def gpu_clocks(device: torch.device) -> dict[str, float] | None:
 
 
 def num_processes(device: torch.device) -> int:
-    """Number of processes that compute on a GPU, this one included; 0 if unknown."""
-    if _is_amd():
-        return _amd_processes(device)
-    return len(_nvidia("--query-compute-apps=pid", device) or ())
+    """Return how many processes compute on a GPU, this one included; 0 if unknown."""
+    tool = backend_of(device).driver_tool
+    if tool == "nvidia-smi":
+        return len(_nvidia("--query-compute-apps=pid", device) or ())
+    return _amd_processes(device) if tool == "amd-smi" else 0
 
 
 def compute_processes() -> list[str] | None:
-    """The pid of each process that computes on a GPU of NVIDIA; None if the driver does not
-    answer."""
+    """Return the pid of each process that computes on an NVIDIA GPU.
+
+    None means that the driver does not answer.
+    """
     lines = _nvidia("--query-compute-apps=pid", None)
     return None if lines is None else [pid for line in lines if (pid := line.strip()).isdecimal()]
 
 
 def is_throttled(device: torch.device) -> bool:
-    """Whether heat, the power brake or the hardware throttles the clocks now. amd-smi reports it
-    for MI300 and later, outside of virtual machines."""
-    if _is_amd():
+    """Return whether heat, the power brake or the hardware throttles the clocks now.
+
+    Limitations: amd-smi reports it for MI300 and later, outside of virtual machines. False may mean
+    that it is unknown.
+    """
+    tool = backend_of(device).driver_tool
+    if tool == "amd-smi":
         address = _address(device)
         words = ["metric", f"--gpu={address}", "--throttle", "--json"]
         return address is not None and _any_active(_json(_output("amd-smi", words)))
+    if tool != "nvidia-smi":
+        return False
     lines = nvidia_smi("clocks_throttle_reasons.active", device)
     with contextlib.suppress(TypeError, ValueError, IndexError):
         return bool(int((lines or [])[0], 16) & _THROTTLED)
     return False
 
 
-def _is_amd() -> bool:
-    import torch
-
-    return torch.version.hip is not None
-
-
 def _address(device: torch.device) -> str | None:
-    """domain:bus:device.function on the PCI bus; None where torch does not name it (before 2.8)."""
-    import torch
+    """Return domain:bus:device.function of a GPU on the PCI bus.
 
-    found: Any = torch.cuda.get_device_properties(device)
-    if not hasattr(found, "pci_bus_id"):
+    None where torch does not report it, which it does from version 2.8 on.
+    """
+    gpu = backend_of(device).call("get_device_properties", device)
+    if not hasattr(gpu, "pci_bus_id"):
         return None
-    return f"{found.pci_domain_id:04x}:{found.pci_bus_id:02x}:{found.pci_device_id:02x}.0"
+    return f"{gpu.pci_domain_id:04x}:{gpu.pci_bus_id:02x}:{gpu.pci_device_id:02x}.0"
 
 
 def _nvidia(query: str, device: torch.device | None) -> list[str] | None:
+    """Run a query of nvidia-smi, for all GPUs or for one; None if it does not answer."""
     words = [query, "--format=csv,noheader,nounits"]
     if device is not None:
         address = _address(device)
@@ -96,8 +109,11 @@ def _nvidia(query: str, device: torch.device | None) -> list[str] | None:
 
 
 def _amd_processes(device: torch.device) -> int:
-    """Processes on an AMD GPU by the driver's files: proc/PID/vram_ID has the bytes of a process on
-    the GPU ID. (amd-smi lists the processes of all GPUs under each.)"""
+    """Count the processes on an AMD GPU by the driver's files.
+
+    The file proc/PID/vram_ID holds the bytes that a process has on the GPU with that id. (amd-smi
+    lists the processes of all GPUs under each GPU.)
+    """
     address = _address(device)
     gpu = None if address is None else _kfd_id(address)
     if gpu is None:
@@ -106,19 +122,19 @@ def _amd_processes(device: torch.device) -> int:
 
 
 def _kfd_id(address: str) -> str | None:
-    """The driver's id of the GPU at a PCI address."""
+    """Return the driver's id of the GPU at a PCI address; None if no node has it."""
     domain, bus, place = address.split(".")[0].split(":")
     wanted = {"domain": int(domain, 16), "location_id": int(bus, 16) << 8 | int(place, 16) << 3}
     nodes = sorted(_KFD.glob("topology/nodes/*"))
-    return next((found for found in (_id_where(node, wanted) for node in nodes) if found), None)
+    return next((gpu for gpu in (_id_of_node(node, wanted) for node in nodes) if gpu), None)
 
 
-def _id_where(node: Path, wanted: dict[str, int]) -> str | None:
-    """The id of a node of the driver's topology if its properties are those wanted."""
+def _id_of_node(node: Path, wanted: dict[str, int]) -> str | None:
+    """Return the id of a node of the driver's topology if its properties are those wanted."""
     try:
         lines = (node / "properties").read_text(encoding="ascii").splitlines()
-        found = dict(line.split() for line in lines)
-        if all(int(found.get(key, "0")) == value for key, value in wanted.items()):
+        properties = dict(line.split() for line in lines)
+        if all(int(properties.get(key, "0")) == value for key, value in wanted.items()):
             return (node / "gpu_id").read_text(encoding="ascii").strip()
     except (OSError, ValueError):
         return None
@@ -126,6 +142,7 @@ def _id_where(node: Path, wanted: dict[str, int]) -> str | None:
 
 
 def _number(file: Path) -> int:
+    """Read a whole number from a file; 0 if it cannot be read."""
     try:
         return int(file.read_text(encoding="ascii"))
     except (OSError, ValueError):  # a process that ended, or one of another user
@@ -133,7 +150,7 @@ def _number(file: Path) -> int:
 
 
 def _json(output: str | None) -> Any:
-    """The JSON after the warnings that amd-smi prints first; None without one."""
+    """Parse the JSON after the warnings that amd-smi prints first; None if there is none."""
     text = output or ""
     starts = [at for at in map(text.find, "[{") if at >= 0]
     try:
@@ -143,7 +160,7 @@ def _json(output: str | None) -> Any:
 
 
 def _any_active(status: Any) -> bool:
-    """Whether a throttling status is active anywhere in the JSON of amd-smi."""
+    """Return whether a throttling status is active anywhere in the JSON of amd-smi."""
     if isinstance(status, list):
         return any(map(_any_active, status))
     if not isinstance(status, dict):
@@ -153,7 +170,7 @@ def _any_active(status: Any) -> bool:
 
 
 def _output(tool: str, words: list[str]) -> str | None:
-    """The output of a tool; None if it is missing, hangs or fails."""
+    """Return the output of a tool; None if it is missing, hangs or fails."""
     path = shutil.which(tool)
     if path is None:
         return None

@@ -1,6 +1,7 @@
 """The processor of this machine: its name, the cores that we may use, and how busy they are.
 
-In: the system's own files. Out: plain values; None where the system does not tell. No torch here.
+The system's own files are read; a value is None where the system does not report it. torch is not
+imported here.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def cpu_name() -> str:
-    """The name of the CPU as Linux or Python gives it."""
+    """Return the name of the CPU as Linux or Python gives it."""
     try:
         lines = CPU_INFO.read_text(errors="replace").splitlines()
     except OSError:
@@ -23,14 +24,14 @@ def cpu_name() -> str:
 
 
 def num_cores() -> int:
-    """Cores this process may use."""
+    """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def load_average() -> float | None:
-    """Runnable processes, averaged over the last minute; None if unknown."""
+    """Return the number of runnable processes, averaged over the last minute; None if unknown."""
     try:
         return os.getloadavg()[0]
     except (OSError, AttributeError):
@@ -38,7 +39,11 @@ def load_average() -> float | None:
 
 
 def load_notes(before: float | None, after: float | None, cores: int) -> list[str]:
-    """Why times are not valid, by the load averages around them; that after includes us."""
+    """Say why times are not valid, by the load averages before and after a capture.
+
+    The load after a capture includes this process, and may therefore be higher by one. The list is
+    empty for a quiet machine.
+    """
     if before is not None and before > cores:
         return [f"load average {before:.1f} on {cores} cores before the capture"]
     if after is not None and after > cores + 1:

@@ -1,7 +1,8 @@
 """How fast a device moves bytes, and how long the host takes to dispatch an op to it.
 
-Out: bytes/s of a copy larger than the last-level cache (read and written) and of a read inside it,
-and ns from call to call of a tiny op. Takes a second or less; medians over repeats.
+The rates are bytes/s of a copy larger than the last-level cache (bytes read plus bytes written) and
+of a read that fits into it; the dispatch is ns from call to call of a tiny op. All are medians over
+repeats, and take a second or less.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from prunescope.taxonomy.dtypes import ITEMSIZE
 from prunescope.tracer.machine.device import free_bytes, last_cache_bytes, synchronize
 
 _REPEATS = 7
-_BEYOND = 4  # size of the copy, in sizes of the last-level cache
+_BEYOND = 4  # the copy is so many times as large as the last-level cache
 _LEAST_COPY = 128 << 20
-_INSIDE = 4  # size of the cached read: a quarter of the last-level cache
+_INSIDE = 4  # the cached read is so many times smaller than the last-level cache
 _LEAST_CACHE = 1 << 20
 _TRIPS = 32  # reads in one measurement: a single one is too short for the clock
 _DISPATCHES = 500
@@ -28,7 +29,7 @@ _DISPATCHES = 500
 
 @dataclass(frozen=True)
 class MemoryRates:
-    """byte/s of a copy and of a read in the last cache; ns of the host from call to call."""
+    """The rates of a copy and of a read inside the last-level cache, and the ns of a dispatch."""
 
     copy_byte_per_s: float
     cache_byte_per_s: float
@@ -36,7 +37,7 @@ class MemoryRates:
 
 
 def measure_memory(device: torch.device) -> MemoryRates:
-    """Measure a device now."""
+    """Measure the memory rates and the dispatch time of a device now."""
     cache = last_cache_bytes(device) or _LEAST_COPY // _BEYOND
     with torch.inference_mode():
         return MemoryRates(
@@ -47,7 +48,7 @@ def measure_memory(device: torch.device) -> MemoryRates:
 
 
 def better_rates(first: MemoryRates, second: MemoryRates) -> MemoryRates:
-    """The higher rates and the shorter call of two measurements of one device."""
+    """Combine two measurements of one device: the higher rates and the shorter dispatch."""
     return MemoryRates(
         copy_byte_per_s=max(first.copy_byte_per_s, second.copy_byte_per_s),
         cache_byte_per_s=max(first.cache_byte_per_s, second.cache_byte_per_s),
@@ -56,7 +57,7 @@ def better_rates(first: MemoryRates, second: MemoryRates) -> MemoryRates:
 
 
 def _copy(device: torch.device, size: int) -> float:
-    """Bytes read and bytes written."""
+    """Measure a copy of `size` bytes, in bytes read plus bytes written per second."""
     count = min(size, free_bytes(device) // 8) // ITEMSIZE["fp32"]
     source = torch.ones(int(count), dtype=torch.float32, device=device)
     target = torch.empty_like(source)
@@ -64,6 +65,7 @@ def _copy(device: torch.device, size: int) -> float:
 
 
 def _read(device: torch.device, size: int) -> float:
+    """Measure reads of a buffer of `size` bytes that stays in the cache, in bytes per second."""
     buffer = torch.ones(int(size // ITEMSIZE["fp32"]), dtype=torch.float32, device=device)
 
     def trips() -> None:
@@ -74,7 +76,7 @@ def _read(device: torch.device, size: int) -> float:
 
 
 def _dispatch(device: torch.device) -> float:
-    """The time from call to call on the host, while the device keeps up."""
+    """Measure the ns from call to call on the host, while the device keeps up."""
     x = torch.ones(1, device=device)
 
     def calls() -> None:
@@ -85,7 +87,7 @@ def _dispatch(device: torch.device) -> float:
 
 
 def _median_s(run: Callable[[], Any], device: torch.device) -> float:
-    """Median seconds of one call until the device is done, after a warm-up."""
+    """Return the median seconds of one call until the device is done, after a warm-up call."""
     run()
     synchronize(device)
     times = []

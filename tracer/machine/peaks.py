@@ -1,7 +1,7 @@
-"""Measures the peaks of a device: GEMMs, a read from memory, the shortest time of a kernel.
+"""Measurement of a device's peaks: GEMMs, a read from memory, and the shortest time of a kernel.
 
-Out: FLOP/s by dtype, bytes/s, ns; takes seconds. The statistic is the best over shapes of the
-median over repeats: neither one large GEMM nor one lucky repeat is the peak.
+Results are FLOP/s by dtype, bytes/s and ns, and take seconds. A rate is the best over shapes of the
+median over repeats, so that neither one large GEMM nor one lucky repeat is the peak.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -17,12 +16,13 @@ from prunescope.taxonomy.dtypes import ITEMSIZE
 from prunescope.taxonomy.formats import changed
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.run_blocks import GemmTime, MeasuredPeaks, MeasuredRates
+from prunescope.tracer.machine.backends import backend_of
 from prunescope.tracer.machine.device import free_bytes, last_cache_bytes, synchronize
 from prunescope.tracer.machine.disturbance import watched
 from prunescope.tracer.machine.timed_calls import TORCH_DTYPES, operands, product, times_ns
 
 STATISTIC = "best over shapes of the median over repeats"
-# M, N, K: square ones, and those of a prefill; the best size differs between devices.
+# M, N and K of square GEMMs and of a prefill's; the best size differs between devices.
 _CPU_SHAPES = ((512, 512, 512), (1024, 1024, 1024), (2048, 2048, 2048), (512, 4096, 1024))
 _GPU_SHAPES = (
     (2048, 2048, 2048),
@@ -38,43 +38,56 @@ _TURNS, _FASTER = 3, 0.9
 _WAKE_S = 0.2
 _WAKE_WIDTH = 4096
 # On a GPU a read must be long compared to the few microseconds of its launch.
-_LEAST_READ = {"cpu": 256 << 20, "cuda": 2 << 30}
+_LEAST_READ = {"cpu": 256 << 20, "gpu": 2 << 30}
 
 
 def measure_peaks(device: torch.device, dtype: str, *, budget_s: float = 3.5) -> MeasuredPeaks:
-    """Measure within about `budget_s` seconds; shapes that do not fit into them are left out.
+    """Measure the peaks of a device, and measure them again if something disturbed them.
 
-    `dtype` is a name as "bf16"; fp32 is measured too. A disturbed measurement is repeated once: a
-    disturbance lowers a peak, so that the better of both counts.
+    A disturbance can only lower a peak, so that the better of two disturbed measurements counts.
+
+    Args:
+        device: The device to measure.
+        dtype: The number format of the weights, such as "bf16". fp32 is measured too.
+        budget_s: The seconds of one measurement. Shapes that do not fit into them are left out.
+
+    Returns:
+        The peaks, with the reasons of a disturbance that remained.
     """
-    found, reasons = _watched(device, dtype, budget_s)
+    first, reasons = _watched(device, dtype, budget_s)
     if not reasons:
-        return found
-    again, still = _watched(device, dtype, budget_s)
-    return better_peaks(changed(found, disturbed=reasons), changed(again, disturbed=still))
+        return first
+    second, second_reasons = _watched(device, dtype, budget_s)
+    return better_peaks(
+        changed(first, disturbed=reasons), changed(second, disturbed=second_reasons)
+    )
 
 
-def faster_dtype(device: torch.device, dtype: str, other: str) -> str:
-    """`other` if a product of 512 takes less than nine tenths of the time in it, else `dtype`: a
-    processor without bf16 emulates it at a quarter of its fp32 rate. The minimum over three turns
-    of up to seven each: other work only adds time to a product."""
+def faster_dtype(device: torch.device, dtype: str, alternative: str) -> str:
+    """Return `alternative` if a product in it is clearly faster, else `dtype`.
+
+    It is clearly faster if it takes less than nine tenths of the time. (A processor without bf16
+    emulates it at a quarter of its fp32 rate.) The product is of size 512. Its time is the minimum
+    over three turns of up to seven calls each, because other work can only add to it.
+    """
     square = torch.randn(512, 512, device=device)
     least: dict[str, float] = {}
     for _ in range(_TURNS):
-        for name in (dtype, other):
+        for name in (dtype, alternative):
             a = square.to(TORCH_DTYPES[name])
             times = times_ns(
                 product(a, a), device, deadline=time.perf_counter() + 0.5, most=_REPEATS
             )
             least[name] = min([*times, *_known(least.get(name))])
-    return other if least[other] < _FASTER * least[dtype] else dtype
+    return alternative if least[alternative] < _FASTER * least[dtype] else dtype
 
 
 def better_peaks(first: MeasuredPeaks, second: MeasuredPeaks) -> MeasuredPeaks:
-    """The higher rates and the lower floor of two measurements of one device.
+    """Combine two measurements of one device: the higher rates and the lower kernel floor.
 
-    A disturbance only lowers a rate: if one measurement was undisturbed, so is the result;
-    otherwise it has the reasons of those measurements that gave a better rate."""
+    A disturbance only lowers a rate: if one measurement was undisturbed, so is the result.
+    Otherwise the result has the reasons of those measurements that gave a better rate.
+    """
     rates = {**first.dense_flop_per_s}
     for dtype, rate in second.dense_flop_per_s.items():
         rates[dtype] = max(rate, rates.get(dtype, 0.0))
@@ -84,7 +97,7 @@ def better_peaks(first: MeasuredPeaks, second: MeasuredPeaks) -> MeasuredPeaks:
         first,
         dense_flop_per_s=rates,
         byte_per_s=max(_known(first.byte_per_s, second.byte_per_s)),
-        kernel_floor_ns=min(_known(first.kernel_floor_ns, second.kernel_floor_ns)),
+        kernel_floor_ns=min(_known(first.kernel_floor_ns, second.kernel_floor_ns), default=None),
         gemm_sweep=[*first.gemm_sweep, *second.gemm_sweep],
         seconds=round(sum(_known(first.seconds, second.seconds)), 3),
         disturbed=list(reasons) if first.disturbed and second.disturbed else [],
@@ -92,7 +105,7 @@ def better_peaks(first: MeasuredPeaks, second: MeasuredPeaks) -> MeasuredPeaks:
 
 
 def rates_of(peaks: MeasuredPeaks) -> MeasuredRates:
-    """The rates of a measurement that are stored next to the better one."""
+    """Return the rates of a measurement that are stored next to those of the better one."""
     return MeasuredRates(
         dense_flop_per_s=peaks.dense_flop_per_s,
         byte_per_s=peaks.byte_per_s,
@@ -100,28 +113,31 @@ def rates_of(peaks: MeasuredPeaks) -> MeasuredRates:
     )
 
 
-def _is_better(peaks: MeasuredPeaks, other: MeasuredPeaks) -> bool:
-    """Whether `peaks` has a higher rate than `other`, or a lower floor."""
-    rates, others = (
-        {**each.dense_flop_per_s, "": each.byte_per_s or 0.0} for each in (peaks, other)
+def _is_better(first: MeasuredPeaks, second: MeasuredPeaks) -> bool:
+    """Return whether `first` has a higher rate than `second`, or a lower kernel floor."""
+    if (first.kernel_floor_ns or math.inf) < (second.kernel_floor_ns or math.inf):
+        return True
+    rates, reference = (
+        {**peaks.dense_flop_per_s, "": peaks.byte_per_s or 0.0} for peaks in (first, second)
     )
-    floor, least = (each.kernel_floor_ns or math.inf for each in (peaks, other))
-    return floor < least or any(rate > others.get(name, 0.0) for name, rate in rates.items())
+    return any(rate > reference.get(name, 0.0) for name, rate in rates.items())
 
 
 def _known(*values: float | None) -> list[float]:
+    """Return the values that are not None."""
     return [value for value in values if value is not None]
 
 
 def _watched(device: torch.device, dtype: str, budget_s: float) -> tuple[MeasuredPeaks, list[str]]:
-    """Peaks, and what disturbed them."""
+    """Measure the peaks once; return them with what disturbed them."""
     return watched(lambda: _measured(device, dtype, budget_s), device)
 
 
 def _measured(device: torch.device, dtype: str, budget_s: float) -> MeasuredPeaks:
+    """Measure the peaks once, within about `budget_s` seconds."""
     start = time.perf_counter()
     dtypes = [d for d in dict.fromkeys((dtype, "fp32")) if d in TORCH_DTYPES]
-    with torch.inference_mode(), _current(device):
+    with torch.inference_mode(), backend_of(device).make_current(device):
         _wake(device)
         floor_ns = _kernel_floor_ns(device)
         bandwidth = _read_byte_per_s(device, deadline=start + budget_s / 3)
@@ -141,12 +157,8 @@ def _measured(device: torch.device, dtype: str, budget_s: float) -> MeasuredPeak
     )
 
 
-def _current(device: torch.device) -> AbstractContextManager[object]:
-    """Events and graphs belong to the current device."""
-    return nullcontext() if device.type == "cpu" else torch.cuda.device(device)
-
-
 def _wake(device: torch.device) -> None:
+    """Compute until an idle GPU runs at its full clock; a CPU needs no such time."""
     if device.type == "cpu":
         return
     a = torch.randn(_WAKE_WIDTH, _WAKE_WIDTH, device=device)
@@ -157,8 +169,9 @@ def _wake(device: torch.device) -> None:
 
 
 def _gemm_sweep(device: torch.device, dtype: str, *, deadline: float) -> list[GemmTime]:
+    """Time GEMMs of one dtype until the deadline, one at least."""
     rows: list[GemmTime] = []
-    for m, n, k in _GPU_SHAPES if device.type == "cuda" else _CPU_SHAPES:
+    for m, n, k in _CPU_SHAPES if device.type == "cpu" else _GPU_SHAPES:
         if rows and _seconds_for(m * n * k, rows) > deadline - time.perf_counter():
             break
         call = product(*operands(Gemm(m, n, k), dtype, device))
@@ -179,34 +192,45 @@ def _gemm_sweep(device: torch.device, dtype: str, *, deadline: float) -> list[Ge
 
 
 def _seconds_for(work: int, rows: list[GemmTime]) -> float:
-    """Seconds for a warm-up and two repeats of `work` multiply-adds, at the rate of the last
-    row."""
+    """Estimate the seconds of a warm-up and two repeats of `work` multiply-adds.
+
+    The estimate uses the rate of the last row.
+    """
     return 3 * 2 * work / rows[-1].flop_per_s
 
 
 def _read_byte_per_s(device: torch.device, *, deadline: float) -> float:
-    """Sum of a buffer four times the last-level cache, at least 256 MiB (GPU: 2 GiB), read once per
-    repeat."""
-    size = max(_LEAST_READ[device.type], 4 * (last_cache_bytes(device) or 0))
+    """Measure the bytes per second of summing a buffer once per repeat.
+
+    The buffer is four times as large as the last-level cache, and 256 MiB (GPU: 2 GiB) at least.
+    """
+    size = max(
+        _LEAST_READ["cpu" if device.type == "cpu" else "gpu"], 4 * (last_cache_bytes(device) or 0)
+    )
     size = min(size, free_bytes(device) // 4)
     buffer = torch.ones(int(size // ITEMSIZE["fp32"]), dtype=torch.float32, device=device)
     times = times_ns(lambda: buffer.sum(), device, deadline=deadline, most=_REPEATS)
     return buffer.numel() * ITEMSIZE["fp32"] / statistics.median(times) * 1e9
 
 
-def _kernel_floor_ns(device: torch.device) -> int:
-    """The shortest time of one small op: on the CPU from call to return, on a GPU on the device
-    (many launches between two events, ÷ their number)."""
+def _kernel_floor_ns(device: torch.device) -> int | None:
+    """Return the shortest time of one small op; None on a GPU without graphs or events.
+
+    On a CPU it is the time from call to return. On a GPU it is the time between two events around
+    a graph of many launches, divided by their number.
+    """
     x = torch.ones(32, device=device)
     if device.type == "cpu":
         times = times_ns(lambda: x.add_(1), device, deadline=time.perf_counter() + 0.2, most=200)
         return round(statistics.median(times))
-    count = 200
-    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    graph = torch.cuda.CUDAGraph()
+    backend, count = backend_of(device), 200
+    if backend.graph is None or backend.event is None:
+        return None
+    first, last = backend.timed_events()
+    graph = backend.new_graph()
     x.add_(1)  # its kernel is loaded in its first call, which must not be captured
     synchronize(device)
-    with torch.cuda.graph(graph):
+    with backend.module.graph(graph):
         for _ in range(count):
             x.add_(1)
     samples = []

@@ -1,4 +1,4 @@
-"""The time of a call on a device, ns: by events of the device on a GPU, by the clock on a CPU."""
+"""The time of a call in ns: by events of the device on a GPU, by the host's clock on a CPU."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.gemm import Gemm
+from prunescope.tracer.machine.backends import backend_of
 from prunescope.tracer.machine.device import free_bytes, last_cache_bytes, synchronize
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Where the size of the last-level cache cannot be read: more than any has today.
+# Assumed where the size of the last-level cache cannot be read; no cache is larger today.
 _UNKNOWN_CACHE = 512 << 20
 
 
 def operands(gemm: Gemm, dtype: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random A [M, K] and W [N, K] of a GEMM, or [batch, M, K] and [batch, N, K]."""
+    """Make random operands A [M, K] and W [N, K] of a GEMM, or [batch, M, K] and [batch, N, K]."""
     lead = () if gemm.batch == 1 else (gemm.batch,)
     kind = TORCH_DTYPES[dtype]
     a = torch.randn(*lead, gemm.m, gemm.k, device=device).to(kind)
@@ -25,15 +26,18 @@ def operands(gemm: Gemm, dtype: str, device: torch.device) -> tuple[torch.Tensor
 
 
 def product(a: torch.Tensor, w: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """A call of A·Wᵀ, as a linear layer multiplies."""
+    """Return a function that multiplies A·Wᵀ, as a linear layer does."""
     return lambda: a @ w.mT
 
 
 def call_ns(run: Callable[[], object], device: torch.device, *, calls: int = 1) -> float:
-    """ns of one call: the mean of `calls` of them in a row. Launches are part of it on a CPU; on a
-    GPU only where the device waits for them."""
-    if device.type == "cuda":
-        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    """Return the ns of one call: the mean of `calls` of them in a row.
+
+    Launches are part of it on a CPU; on a GPU only where the device waits for them.
+    """
+    backend = backend_of(device)
+    if backend.event is not None:
+        first, last = backend.timed_events()
         first.record()
         for _ in range(calls):
             run()
@@ -49,7 +53,7 @@ def call_ns(run: Callable[[], object], device: torch.device, *, calls: int = 1) 
 def times_ns(
     run: Callable[[], object], device: torch.device, *, deadline: float, most: int
 ) -> list[float]:
-    """Up to `most` times of one call, at least one, after a warm-up call."""
+    """Return up to `most` times of one call in ns, at least one, after a warm-up call."""
     run()
     synchronize(device)
     times: list[float] = []
@@ -59,13 +63,18 @@ def times_ns(
 
 
 def flush_size(device: torch.device) -> int:
-    """Bytes that a flush goes through: twice the last-level cache."""
+    """Return how many bytes a flush goes through: twice the last-level cache."""
     return 2 * (last_cache_bytes(device) or _UNKNOWN_CACHE)
 
 
 class CacheFlush:
-    """Puts everything out of the last-level cache: it adds 1 to a buffer of twice its size. (Plain
-    stores may pass a cache by.)"""
+    """A function that empties the last-level cache by adding 1 to a buffer of twice its size.
+
+    Plain stores would not do, because they may pass a cache by.
+
+    Raises:
+        PrunescopeError: The device has no room for the buffer.
+    """
 
     def __init__(self, device: torch.device) -> None:
         wanted = flush_size(device)
@@ -79,10 +88,10 @@ class CacheFlush:
 
     @property
     def bytes(self) -> int:
-        """Size of the buffer."""
+        """The size of the buffer."""
         return 4 * self._buffer.numel()
 
     def __call__(self) -> None:
-        """Flush, and wait for it."""
+        """Flush the cache, and wait until it is flushed."""
         self._buffer.add_(1)
         synchronize(self._device)

@@ -19,6 +19,7 @@ from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.calibration.collect import input_squares
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import random_scores, weight_scores
+from prunescope.tracer.machine.backends import HIP, backend_of
 from prunescope.tracer.model.weights import expert_notes, layer_matrices, weight_of
 from prunescope.tracer.pruners import Applied
 
@@ -85,10 +86,11 @@ def _wants_packed(backend: str, module: nn.Module, record: Record) -> bool:
 
 def _missing(weight: Tensor) -> str:
     """Return why the device or dtype cannot use sparse tensor cores; an empty text if it can."""
-    if weight.device.type != "cuda" or torch.version.hip:
-        device = "an AMD GPU" if torch.version.hip else f"the device {weight.device.type}"
+    backend = backend_of(weight.device)
+    if not backend.has_sparse_units:
+        device = "an AMD GPU" if backend is HIP else f"the device {weight.device.type}"
         return f"torch packs 2:4 weights for NVIDIA GPUs, and this is {device}"
-    capability = torch.cuda.get_device_capability(weight.device)
+    capability = backend.call("get_device_capability", weight.device)
     if capability < _FIRST_SPARSE:
         return f"compute capability {capability[0]}.{capability[1]} has no sparse tensor cores"
     if weight.dtype not in (torch.float16, torch.bfloat16):

@@ -34,12 +34,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import profile, record_function
 
 from prunescope.taxonomy.scrub import scrub_values
 from prunescope.tracer.capture.chrome import PHASE, STEP, WARMUP, Turn, has_backward, split
 from prunescope.tracer.capture.joined import Joined
 from prunescope.tracer.capture.weight_zeros import weight_rows
+from prunescope.tracer.machine.backends import (
+    PROFILER,
+    backend_of,
+    synchronize_used,
+    toolkit,
+)
 from prunescope.tracer.machine.disturbance import DisturbanceMonitor, distinct, most_disturbed
 from prunescope.tracer.machine.gpu_tools import gpu_clocks
 from prunescope.tracer.machine.host import cpu_name, load_average, load_notes, num_cores
@@ -54,16 +60,13 @@ _VARIANT = "user"  # of the trace's steps
 _DTYPES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 # Containers of modules: nothing runs in them.
 _LISTS = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential)
-_DEVICE_PROPERTIES = (
-    "major", "minor", "total_memory", "multi_processor_count", "L2_cache_size", "warp_size",
-    "regs_per_multiprocessor", "max_threads_per_multi_processor", "gcnArchName",
-)  # fmt: skip
 # Peaks: M, N, K of products, repeats of each, and bytes of a buffer that is read.
 _PRODUCTS = ((1024, 1024, 1024), (4096, 4096, 4096), (8192, 4096, 4096))
 _REPEATS = 7
-_BUDGET_S = 1.0  # for the products of one dtype
+_BUDGET_S = 1.0  # the time for the products of one dtype
 _READ_BYTES = 512 << 20
-# Of a config: words that name a kind, as `model_type` and `layer_types` do; free text stays out.
+# Keys of a config whose values name a kind, such as `model_type` and `layer_types`, and those
+# values. Free text is dropped.
 _KIND_KEY = re.compile(r"(?:\w*_)?(?:types?|act|activation|proj)")
 _KIND = re.compile(r"[A-Za-z0-9_.+-]{1,64}")
 
@@ -82,11 +85,25 @@ def record(  # noqa: PLR0913 - the options of `prunescope.capture`
 ) -> Iterator[RecordedSteps]:
     """Record `step.count` steps into FOLDER/SIDE when the block ends without an exception.
 
-    `phase` is its name in the report; None: "training", "prefill", "decode" or "forward", by what
-    the steps do. `side`: "dense" or "pruned". `model`: the module that holds the weights; None: the
-    largest module that the first step calls. Raises ValueError for an argument that is not valid,
-    FileExistsError if the phase is recorded already and `overwrite` is False, and RuntimeError if
-    steps are missing.
+    Args:
+        folder: The folder of both sides of the comparison.
+        phase: The name of the phase in the report. None takes "training", "prefill", "decode"
+            or "forward", by what the steps do.
+        side: "dense" or "pruned".
+        model: The module that holds the weights. None takes the largest module that the first
+            step calls.
+        warmup: Steps that are dropped at the start.
+        repeats: Steps that are timed without a profiler.
+        steps: Steps that the profiler records.
+        overwrite: Whether a recorded phase is replaced.
+
+    Yields:
+        The steps: `with step():` goes around each of them.
+
+    Raises:
+        ValueError: An argument is not valid.
+        FileExistsError: The phase is recorded already, and `overwrite` is False.
+        RuntimeError: The loop ran too few steps.
     """
     if side not in _SIDES:
         raise ValueError(f"side is {side!r}: it is 'dense' or 'pruned'")
@@ -104,6 +121,7 @@ def record(  # noqa: PLR0913 - the options of `prunescope.capture`
 
 
 def _check_free(run_folder: Path, phase: str | None, *, overwrite: bool) -> None:
+    """Raise FileExistsError if the run folder holds the phase and may not be overwritten."""
     if overwrite or not (run_folder / _MANIFEST).is_file():
         return
     phases = _read(run_folder)["phases"]
@@ -123,7 +141,7 @@ class RecordedSteps:
         self.count = sum(plan) + 1
         self._warmup, self._repeats, self._steps = plan
         self._model, self._stack = model, stack
-        self._number = 0  # of the next step
+        self._number = 0  # the number of the next step
         self._inside = self._trains = False
         self._inputs: dict[str, Any] = {}
         self._samples: list[int] = []
@@ -139,7 +157,11 @@ class RecordedSteps:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """One step: it warms up, is timed or is profiled. Raises RuntimeError inside another."""
+        """Run one step, which warms up, is timed or is profiled, by its number.
+
+        Raises:
+            RuntimeError: The step was started inside another step, or calls no module.
+        """
         if self._inside:
             raise RuntimeError("a step was started inside another step")
         number = self._number
@@ -159,8 +181,10 @@ class RecordedSteps:
 
     @contextmanager
     def _calls_seen(self) -> Iterator[None]:
-        """Find the model in the first step, and the inputs of its calls in the first step that
-        knows it."""
+        """Find the model in the first step, and its inputs in the step after that.
+
+        If the model was given, the first step already records the inputs of its calls.
+        """
         if self._inputs:
             yield
         elif self._model is None:
@@ -174,9 +198,13 @@ class RecordedSteps:
                 yield
             if not called:
                 raise RuntimeError("no torch.nn.Module was called in the first step")
-            self._model = max(called.values(), key=_num_parameters)  # of equals the outermost
+            # The first of equally large modules is the outermost.
+            self._model = max(called.values(), key=_num_parameters)
         else:
             model, calls = self._model, []
+            lack = backend_of(self._device).lack(PROFILER)
+            if lack is not None:
+                raise RuntimeError(": ".join(lack))
 
             def see(_module: torch.nn.Module, args: Any, kwargs: Any) -> None:
                 calls.append(call_shape(getattr(model, "_orig_mod", model), args, kwargs))
@@ -190,16 +218,17 @@ class RecordedSteps:
 
     @contextmanager
     def _timed(self, *, is_sample: bool) -> Iterator[None]:
+        """Time a step, and watch what disturbs it if it is a sample."""
         if is_sample and self._watch is None:
             self._watch = DisturbanceMonitor(self._device)
-            self._clocks_before = self._clocks()
+            self._clocks_before = gpu_clocks(self._device)
         with ExitStack() as stack:
             if is_sample:
                 stack.enter_context(self._watch.sample())
-            _synchronize()
+            synchronize_used()
             start = time.perf_counter_ns()
             yield
-            _synchronize()
+            synchronize_used()
             elapsed_ns = max(1, time.perf_counter_ns() - start)
         if not is_sample:
             self._cost_ns += elapsed_ns
@@ -210,11 +239,9 @@ class RecordedSteps:
 
     @contextmanager
     def _profiled(self, index: int) -> Iterator[None]:
-        """Profiled step `index`; −1 starts the profiler and is thrown away."""
+        """Profile step `index`; step −1 starts the profiler and is thrown away."""
         if index < 0:
-            activities = [ProfilerActivity.CPU]
-            if self._device.type == "cuda":
-                activities.append(ProfilerActivity.CUDA)
+            activities = backend_of(self._device).activities()
             self._stack.enter_context(_scopes(self._whole_model))
             self._profile = profile(activities=activities, record_shapes=True)
             self._stack.enter_context(self._profile)
@@ -224,15 +251,16 @@ class RecordedSteps:
         with ExitStack() as stack:
             if index >= 0:
                 stack.enter_context(self._watch.sample())
-            _synchronize()
+            synchronize_used()
             with record_function(label):
                 yield
-                _synchronize()
+                synchronize_used()
         self._turns.append(Turn(variant=_VARIANT, label=label))
         if index + 1 == self._steps:
             self._close_profile()
 
     def _close_profile(self) -> None:
+        """Close the profiler, and keep the trace of its steps."""
         self._stack.close()
         self._steps_disturbed = most_disturbed(self._watch.reasons())
         with tempfile.TemporaryDirectory() as scratch:
@@ -253,11 +281,12 @@ class RecordedSteps:
         first = None if self._model is None else next(self._model.parameters(), None)
         return torch.device("cpu") if first is None else first.device
 
-    def _clocks(self) -> dict[str, float] | None:
-        return gpu_clocks(self._device) if self._device.type == "cuda" else None
-
     def finish(self, side: str, phase: str | None) -> tuple[dict[str, Any], Joined]:
-        """The manifest and the trace of all steps. Raises RuntimeError if steps are missing."""
+        """Return the manifest and the trace of all steps.
+
+        Raises:
+            RuntimeError: The loop ran too few steps.
+        """
         if self._number < self.count:
             raise RuntimeError(
                 f"{self._number} steps ran, and {self.count} are needed: run more, or pass smaller"
@@ -267,7 +296,7 @@ class RecordedSteps:
         torch_dtype = str(next(model.parameters(), torch.empty(0)).dtype).split(".")[-1]
         dtype = _DTYPES.get(torch_dtype, torch_dtype)
         device = _device_entry(self._device, dtype)
-        device["clocks"] = {"before": self._clocks_before, "after": self._clocks()}
+        device["clocks"] = {"before": self._clocks_before, "after": gpu_clocks(self._device)}
         load, cores = {"before": self._load_before, "after": load_average()}, num_cores()
         run = {
             "schema": 1,
@@ -292,6 +321,7 @@ class RecordedSteps:
         return run, self._trace
 
     def _phase_entry(self) -> dict[str, Any]:
+        """Return the entry of the phase in run.json, without the trace."""
         inputs, config = self._inputs, getattr(self._model, "config", None)
         end = inputs["past"] + inputs["length"]
         return {
@@ -322,19 +352,17 @@ class RecordedSteps:
         }
 
 
-def _synchronize() -> None:
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-
-
 def _num_parameters(module: torch.nn.Module) -> int:
-    return sum(one.numel() for one in module.parameters())
+    """Count the weights of a module, shared ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @contextmanager
 def _scopes(model: torch.nn.Module) -> Iterator[None]:
-    """A span with the name of its module around every forward, until the context closes. A model
-    that torch.compile made has none: the spans would compile it again."""
+    """Annotate every forward with the name of its module until the context closes.
+
+    A model that torch.compile made gets no annotations, because they would compile it again.
+    """
     modules = dict(model.named_modules())
     names = [] if any(hasattr(m, "_orig_mod") for m in modules.values()) else scoped_names(model)
     with ExitStack() as stack:
@@ -344,8 +372,11 @@ def _scopes(model: torch.nn.Module) -> Iterator[None]:
 
 
 def scoped_names(model: torch.nn.Module) -> list[str]:
-    """Names of modules with parameters or without children, every element of a layer list, and
-    every module inside of one but lists."""
+    """Return the names of the modules whose forwards are annotated.
+
+    They are modules with parameters or without children, every element of a layer list, and every
+    module inside such an element except lists.
+    """
     elements = [
         f"{name}.{number}"
         for name, module in model.named_modules()
@@ -368,7 +399,7 @@ def scoped_names(model: torch.nn.Module) -> list[str]:
 
 
 def _model_entry(model: torch.nn.Module) -> dict[str, Any]:
-    """`model` of run.json. prunescope derives the shape, by the config and the weights."""
+    """Return `model` of run.json, from whose config and weights the shape is derived later."""
     config: Any = getattr(model, "config", None)
     whole = inner(model)
     name = str(getattr(config, "_name_or_path", "") or type(whole).__name__)
@@ -386,31 +417,34 @@ def _model_entry(model: torch.nn.Module) -> dict[str, Any]:
 
 
 def _kept(config: dict[str, Any]) -> dict[str, Any]:
-    """Sizes, switches and kinds of a config, at any depth."""
-    found = {}
+    """Keep the sizes, switches and kinds of a config, at any depth, and drop free text."""
+    kept = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            found[str(key)] = _kept(value)
+            kept[str(key)] = _kept(value)
             continue
         parts = value if isinstance(value, (list, tuple)) else [value]
         is_kind = _KIND_KEY.fullmatch(str(key)) is not None and all(map(_is_kind, parts))
         if is_kind or all(map(_is_number, parts)):
-            found[str(key)] = value
-    return found
+            kept[str(key)] = value
+    return kept
 
 
 def _is_number(value: Any) -> bool:
+    """Return whether a value is a finite number, a boolean or None."""
     if isinstance(value, float):
         return math.isfinite(value)
     return value is None or isinstance(value, (bool, int))
 
 
 def _is_kind(value: Any) -> bool:
+    """Return whether a value is a text that names a kind."""
     return isinstance(value, str) and _KIND.fullmatch(value) is not None
 
 
 def _versions() -> dict[str, str]:
-    found = {
+    """Return the versions of the libraries that the times depend on."""
+    known = {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "prunescope": VERSION,
@@ -418,21 +452,23 @@ def _versions() -> dict[str, str]:
     }
     transformers = sys.modules.get("transformers")
     if transformers is not None:
-        found["transformers"] = str(transformers.__version__)
-    if torch.version.cuda or torch.version.hip:
-        found["toolkit"] = str(torch.version.cuda or torch.version.hip)
-    return found
+        known["transformers"] = str(transformers.__version__)
+    built_for = toolkit()
+    if built_for is not None:
+        known["toolkit"] = built_for[1]
+    return known
 
 
 def _device_entry(device: torch.device, dtype: str) -> dict[str, Any]:
-    """`device` of run.json, with measured peaks."""
+    """Return `device` of run.json, with measured peaks."""
     entry: dict[str, Any] = {"kind": "cpu", "name": cpu_name()}
     properties: dict[str, Any] = {"cores": num_cores()}
-    if device.type == "cuda":
-        found = torch.cuda.get_device_properties(device)
-        entry = {"kind": "rocm" if torch.version.hip else "cuda", "name": found.name}
-        entry["tf32"] = torch.backends.cuda.matmul.allow_tf32
-        properties = {n: getattr(found, n) for n in _DEVICE_PROPERTIES if hasattr(found, n)}
+    if device.type != "cpu":
+        backend = backend_of(device)
+        name, properties = backend.describe(device)
+        entry = {"kind": backend.kind, "name": name}
+        if backend.has_tf32:
+            entry["tf32"] = torch.backends.cuda.matmul.allow_tf32
     elif hasattr(torch.backends, "cpu"):  # since torch 2.1
         properties["isa"] = torch.backends.cpu.get_cpu_capability()
     entry["threads"], entry["properties"] = torch.get_num_threads(), properties
@@ -445,7 +481,7 @@ def _device_entry(device: torch.device, dtype: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def _peaks(device: torch.device, dtype: str) -> dict[str, Any]:
-    """FLOP/s by dtype and byte/s: the best over shapes of the median over repeats."""
+    """Measure FLOP/s by dtype and bytes/s: the best over shapes of the median over repeats."""
     start = time.perf_counter()
     rates: dict[str, float] = {}
     for torch_name, name in _DTYPES.items():
@@ -453,8 +489,8 @@ def _peaks(device: torch.device, dtype: str) -> dict[str, Any]:
             rates[name] = _product_rate(device, getattr(torch, torch_name))
     buffer = torch.ones(_READ_BYTES // 4, device=device)
     read_ns = statistics.median(_times_ns(buffer.sum))
-    one = torch.ones(32, device=device)
-    floor_ns = statistics.median(_times_ns(lambda: one.add_(1), repeats=200))
+    small = torch.ones(32, device=device)
+    floor_ns = statistics.median(_times_ns(lambda: small.add_(1), repeats=200))
     return {
         "dense_flop_per_s": rates,
         "byte_per_s": _READ_BYTES / read_ns * 1e9,
@@ -468,6 +504,7 @@ def _peaks(device: torch.device, dtype: str) -> dict[str, Any]:
 
 
 def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the best FLOP/s of products of a dtype that fit into the time budget."""
     best, end = 0.0, time.perf_counter() + _BUDGET_S
     for m, n, k in _PRODUCTS:
         flop = 2 * m * n * k
@@ -481,25 +518,28 @@ def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _times_ns(call: Any, repeats: int = _REPEATS) -> list[int]:
-    """ns of each call, after one that warms up."""
+    """Return the ns of each call, after one call that warms up."""
     times = []
     for _ in range(repeats + 1):
-        _synchronize()
+        synchronize_used()
         start = time.perf_counter_ns()
         call()
-        _synchronize()
+        synchronize_used()
         times.append(max(1, time.perf_counter_ns() - start))
     return times[1:]
 
 
 def _read(run_folder: Path) -> dict[str, Any]:
+    """Return the manifest of a run folder."""
     run: dict[str, Any] = json.loads((run_folder / _MANIFEST).read_text(encoding="utf-8"))
     return run
 
 
 def _write(run_folder: Path, run: dict[str, Any], trace: Joined, *, overwrite: bool) -> None:
-    """Write the trace, then the manifest with the phases that the folder holds of the same model,
-    then the reference of the pruned side to the dense one."""
+    """Write the trace, the manifest, and the reference of the pruned side to the dense one.
+
+    The manifest keeps the phases of the same model that the folder holds already.
+    """
     run_folder.mkdir(parents=True, exist_ok=True)
     ((phase, entry),) = run["phases"].items()
     if (run_folder / _MANIFEST).is_file():
@@ -520,7 +560,7 @@ def _write(run_folder: Path, run: dict[str, Any], trace: Joined, *, overwrite: b
 
 
 def _put(run_folder: Path, run: dict[str, Any]) -> None:
-    """Replace the manifest as a whole. The names of files and where the baseline lies stay."""
+    """Replace the manifest as a whole, scrubbed except for file names and the baseline's path."""
     kept = {key: run[key] for key in ("phases", "twin") if key in run}
     text = json.dumps({**scrub_values(run), **kept}, indent=1, allow_nan=False)
     partial = run_folder / f"{_MANIFEST}.partial"

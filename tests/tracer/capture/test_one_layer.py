@@ -115,7 +115,7 @@ def test_a_recorded_layer_of_a_dynamic_family(name: str, phase: Any) -> None:
 
 def _whole(step: Any, tokens: torch.Tensor, rewind: Any) -> Any:
     """A recorder that fails where torch.compile cannot take the step whole."""
-    run = torch.compile(graph_mode._own_code(step), dynamic=False, fullgraph=True, backend="eager")
+    run = torch.compile(graph_mode._copy_code(step), dynamic=False, fullgraph=True, backend="eager")
     graph_mode._warm(run, tokens, rewind)
     return run
 

@@ -12,7 +12,7 @@ from prunescope.tracer.calibration.texts import random_ids
 from prunescope.tracer.capture.loops import loops_of
 from prunescope.tracer.capture.phases import DecodeLoop, PrefillLoop, decode, prefill
 from prunescope.tracer.capture.request import TraceRequest
-from prunescope.tracer.capture.timing import take_samples
+from prunescope.tracer.capture.timing import SamplePlan, take_samples
 from prunescope.tracer.machine.disturbance import Disturbance
 from prunescope.tracer.machine.peaks import measure_peaks
 from prunescope.tracer.model import compat
@@ -119,13 +119,8 @@ def test_samples_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         def step(self, index: int) -> None:
             raise AssertionError(index)
 
-    share = take_samples(
-        {"dense": Spy("d"), "pruned": Spy("p")},
-        warmup=1,
-        repeats=2,
-        device=torch.device("cpu"),
-        advance=lambda: None,
-    )
+    spies = {"dense": Spy("d"), "pruned": Spy("p")}
+    share = take_samples(spies, SamplePlan(warmup=1, repeats=2), device=torch.device("cpu"))
     dense, pruned = ["prepare d", "d"], ["prepare p", "p"]
     # A warm-up and two samples, each but the first in the turn of ABBA.
     assert order == [*dense, *pruned, *dense, *pruned, *pruned, *dense]
@@ -166,9 +161,8 @@ def test_a_flush_comes_before_each_sample_and_step(
     for index in (-1, 0):
         loop.prepare_step(index)
         loop.step(index)
-    taken = take_samples(
-        {"dense": loop}, warmup=1, repeats=1, device=torch.device("cpu"), advance=lambda: None
-    )
+    plan = SamplePlan(warmup=1, repeats=1)
+    taken = take_samples({"dense": loop}, plan, device=torch.device("cpu"))
     hook.remove()
     assert done[:8] == 4 * ["flush", "forward"] and len(taken.samples["dense"]) == 1
     loop.cache = None  # as the memory of a step is counted

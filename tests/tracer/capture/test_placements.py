@@ -329,11 +329,8 @@ def test_a_placement_is_sampled_until_its_ratio_is_known(
     monkeypatch.setattr(disturbance, "between", lambda *_: quiet)
     taken = timing.take_samples(
         {"dense": None, "pruned": None},  # type: ignore[dict-item]
-        warmup=0,
-        repeats=2,
+        timing.SamplePlan(warmup=0, repeats=2, is_adaptive=adaptive),
         device=torch.device("cpu"),
-        advance=lambda: None,
-        adaptive=adaptive,
     )
     assert [len(own) for own in taken.samples.values()] == [count, count]
     assert (taken.retaken, taken.disturbed) == (0, 0)

@@ -18,8 +18,8 @@ from prunescope.taxonomy.replays import GemmCase, ReplayDevice, ReplayPeaks, Rep
 from prunescope.tracer.gemm.replay import Rounds, replay_cases
 from prunescope.tracer.gemm.request import GemmRequest
 from prunescope.tracer.gemm.script import write_scripts
-from prunescope.tracer.gemm.steps import fit
-from prunescope.tracer.gemm.variants import curve_of, nearest_aligned, variants
+from prunescope.tracer.gemm.steps import fit_steps
+from prunescope.tracer.gemm.variants import curve_shapes, nearest_aligned, variants
 
 pytestmark = pytest.mark.torch
 ROUNDS = Rounds(placements=3, repeats=6, warmup=1, seed=0)
@@ -70,10 +70,12 @@ def test_the_law_of_a_kernel_with_64_wide_steps_is_recovered() -> None:
 
 def test_a_straight_line_has_no_steps() -> None:
     rng, sizes = random.Random(3), list(range(64, 1025, 32))
-    assert fit(sizes, [(5 * n + 900) * (1 + 0.01 * rng.uniform(-1, 1)) for n in sizes]) is None
-    assert fit(sizes[:3], [1.0, 2.0, 2.0]) is None  # too few sizes
+    assert (
+        fit_steps(sizes, [(5 * n + 900) * (1 + 0.01 * rng.uniform(-1, 1)) for n in sizes]) is None
+    )
+    assert fit_steps(sizes[:3], [1.0, 2.0, 2.0]) is None  # too few sizes
     # 4 steps of 256 within noise: ceil(n / 256)
-    stairs = fit(sizes, [1e5 * math.ceil(n / 256) for n in sizes])
+    stairs = fit_steps(sizes, [1e5 * math.ceil(n / 256) for n in sizes])
     assert stairs is not None and stairs.width == 256
 
 
@@ -110,7 +112,7 @@ def test_shapes_near_a_pruned_one() -> None:
     assert [one.gemm for one in variants(GemmCase(pruned=Gemm(1, 2, 3), dtype="fp32"))] == [
         Gemm(1, 2, 3)
     ]
-    sizes = [gemm.n for gemm in curve_of(case, "n")]
+    sizes = [gemm.n for gemm in curve_shapes(case, "n")]
     assert sizes[0] == 176 and sizes[-1] == 352 and all(n % 8 == 0 for n in sizes)
 
 

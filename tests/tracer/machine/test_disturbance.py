@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from prunescope.tracer.capture.timing import take_samples
+from prunescope.tracer.capture.timing import SamplePlan, take_samples
 from prunescope.tracer.machine import disturbance
 from prunescope.tracer.machine.disturbance import (
     Disturbance,
@@ -153,9 +153,8 @@ def test_disturbed_samples_are_taken_again(
 
     monkeypatch.setattr("prunescope.tracer.machine.disturbance.read", lambda: loop.samples)
     monkeypatch.setattr("prunescope.tracer.machine.disturbance.between", watched)
-    share = take_samples(
-        {"dense": loop}, warmup=0, repeats=4, device=torch.device("cpu"), advance=lambda: None
-    )
+    plan = SamplePlan(warmup=0, repeats=4)
+    share = take_samples({"dense": loop}, plan, device=torch.device("cpu"))
     assert len(share.samples["dense"]) == 4
     assert (loop.samples, share.retaken, share.disturbed) == (taken, retaken, kept)
     assert share.reasons == (["other processes"] if retaken else [])
@@ -171,9 +170,8 @@ def test_short_rounds_are_watched_together(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr("prunescope.tracer.machine.disturbance.read", lambda: loop.samples)
     monkeypatch.setattr("prunescope.tracer.machine.disturbance.between", watched)
-    share = take_samples(
-        {"dense": loop}, warmup=0, repeats=4, device=torch.device("cpu"), advance=lambda: None
-    )
+    plan = SamplePlan(warmup=0, repeats=4)
+    share = take_samples({"dense": loop}, plan, device=torch.device("cpu"))
     assert share.disturbed == 4
     assert share.switches == 4 * 3
 
