@@ -211,7 +211,7 @@ def serve(function: str) -> None:
 
 def _reply(function: str, task: bytes) -> Reply:
     """Run one task in this process, which is one of several."""
-    workers.be_alone()
+    workers.start_no_workers()
     module, name = function.split(":")
     run = getattr(importlib.import_module(module), name)
     (kind,) = (hint for name, hint in get_type_hints(run).items() if name != "return")

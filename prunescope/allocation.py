@@ -20,7 +20,7 @@ from prunescope.analysis.predict.allocation_problem import (
     choose,
     frontier,
     predicted,
-    problem_of,
+    build_problem,
     reached,
 )
 from prunescope.analysis.predict.allocation_request import AllocateRequest
@@ -51,7 +51,7 @@ from prunescope.tracer.allocation.losses import (
     SEQUENCES,
     ModelLosses,
     losses_nearby,
-    losses_of_others,
+    differing_source,
 )
 from prunescope.tracer.calibration.collect import calibration_of, text_calibration
 from prunescope.tracer.capture.progress import Progress, Silent
@@ -63,7 +63,7 @@ _MOST_NATS = 700.0  # the largest whose exponential is a number
 
 def problem_asked(request: AllocateRequest) -> Problem:
     """The problem of a request, whose dense run is read. Raises PrunescopeError for a bad request,
-    for a plan that exists, and as `problem_of`."""
+    for a plan that exists, and as `build_problem`."""
     if request.path.exists() and not request.overwrite:
         raise PrunescopeError(
             f"{request.path.name} exists", hint="--overwrite replaces it, or name another --out"
@@ -72,7 +72,7 @@ def problem_asked(request: AllocateRequest) -> Problem:
     asked, _ = predicted(request)
     notes: list[str] = []
     measured = None if asked.from_run is None else dense_phases(asked, notes)[1]
-    return problem_of(request, measured, notes)
+    return build_problem(request, measured, notes)
 
 
 def evaluations(problem: Problem) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def evaluations(problem: Problem) -> dict[str, Any]:
     measured, losses = 0, request.losses_path
     others: str | None = None
     for path, found in losses_nearby(request.losses_path):
-        whose = losses_of_others(found, model=request.model_name, text=as_path(request.text))
+        whose = differing_source(found, model=request.model_name, text=as_path(request.text))
         if not whose:
             pairs = sum(keys.issuperset(key.split(PAIR)) for key in found.removed if PAIR in key)
             measured = 1 + len(keys & found.removed.keys()) + min(PAIRS, pairs)

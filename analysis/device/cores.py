@@ -27,7 +27,7 @@ _ON_CUDA_CORES = re.compile(
 _AS_THREE_PRODUCTS = re.compile(r"fmha_cutlass[FB]_f32_\w*sm(?:8|9|1\d)\d")
 
 
-def on_cuda_cores(name: str) -> bool:
+def runs_on_cuda_cores(name: str) -> bool:
     """Return whether a GEMM kernel runs on CUDA cores, by its name.
 
     Limitations: a name that follows none of the known conventions counts as matrix units.
@@ -45,7 +45,7 @@ def has_scalar_loads(name: str) -> bool:
     return _SCALAR_LOADS.search(name) is not None
 
 
-def multiplied_in(names: pl.Series, dtype: pl.Series) -> pl.Series:
+def multiplication_dtypes(names: pl.Series, dtype: pl.Series) -> pl.Series:
     """Return the dtype in which each kernel multiplies.
 
     That is the dtype of its op, except for fp32 on matrix units, which multiply it in TF32 or as

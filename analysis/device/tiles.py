@@ -44,7 +44,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A kernel's launch, whose grid is in blocks (see `in_blocks` for a grid in work-items)."""
+    """A kernel's launch, whose grid is in blocks (see `grid_in_blocks` for a grid in work-items)."""
 
     grid: tuple[int, ...]
     block: tuple[int, ...] | None = None
@@ -124,7 +124,7 @@ def tile_of(kernel: str) -> Tile | None:
     return None
 
 
-def in_blocks(grid: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...]:
+def grid_in_blocks(grid: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...]:
     """Return a grid of work-items (ROCm) in blocks."""
     widths = (*block, *(1 for _ in grid))
     return tuple(-(-n // max(1, width)) for n, width in zip(grid, widths, strict=False))

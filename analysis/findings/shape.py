@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from prunescope.analysis.device.cores import has_scalar_loads, on_cuda_cores
+from prunescope.analysis.device.cores import has_scalar_loads, runs_on_cuda_cores
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.device.tiles import (
     ALIGNED,
@@ -128,7 +128,7 @@ def unaligned(c: Context) -> Found | None:
 @finding("cuda-cores", "warning")
 def cuda_cores(c: Context) -> Found | None:
     """GEMM kernels run on CUDA cores, which are slower than the device's tensor cores."""
-    names = [name for name in c.kernels.values("name") if on_cuda_cores(name)]
+    names = [name for name in c.kernels.values("name") if runs_on_cuda_cores(name)]
     if not names:
         return None
     device = c.side.peaks.device if c.side.peaks else None

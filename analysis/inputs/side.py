@@ -25,7 +25,7 @@ from prunescope.analysis.schema.sides import PhaseKind
 from prunescope.analysis.shapes.workload import PREFILL, AutoModel, ModelConfig
 from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.phase_steps import phases_of
-from prunescope.analysis.timeline.steps import nothing_picked
+from prunescope.analysis.timeline.steps import explain_nothing_picked
 from prunescope.analysis.trace.events import Trace, host_instead, is_partial, trace_warnings
 from prunescope.analysis.trace.load import load, readable
 from prunescope.analysis.trace.ranks import Rank, TraceFile, missing, rank_of, twice
@@ -203,7 +203,7 @@ class Side:
         builder = KernelsBuilder(context)
         kernels, pattern = builder.kernels, self.options.phase_pattern
         if pattern is not None and kernels.frame.is_empty():
-            raise nothing_picked(trace, kernels.windows, pattern)
+            raise explain_nothing_picked(trace, kernels.windows, pattern)
         diagnostics += of_eager + of_peaks + _diagnostics_of_launches(trace, kernels)
         eager_used = bool(kernels.linked.replayed.any()) or kernels.modules.from_pass
         diagnostics += Diagnostics(tuple(kernels.warnings), eager_used=eager_used)

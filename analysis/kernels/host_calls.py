@@ -103,9 +103,9 @@ def _pairs_by_threads(
     """Yield pairs of rows by the threads that launched them: both threads, and a mask."""
     first, second = linked.thread[before], linked.thread[after]
     for thread in unique_ids(first).tolist():
-        of_thread = first == thread
-        for next_thread in unique_ids(second[of_thread]).tolist():
-            yield [thread, next_thread], of_thread & (second == next_thread)
+        thread_spans = first == thread
+        for next_thread in unique_ids(second[thread_spans]).tolist():
+            yield [thread, next_thread], thread_spans & (second == next_thread)
 
 
 _BLOCKED = {"instance": pl.Int64, "op": pl.String, "ns": pl.Int64}

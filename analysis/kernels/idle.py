@@ -298,13 +298,13 @@ def _layers(
 
     elsewhere = named(trace, calls["name"], ALLOCATION)
     layers = (
-        ("first_call", unusual.first.of_thread(thread)),
+        ("first_call", unusual.first.thread_spans(thread)),
         ("memcpy", call_spans(blocks)),
         ("copy_launch", call_spans(copy)),
         ("sync", call_spans(sync)),
         ("allocation", call_spans(allocates)),
         ("computed", op_spans(_computed(trace, inside, begin, launching))),
-        ("stalled", unusual.stalled.of_thread(thread)),
+        ("stalled", unusual.stalled.thread_spans(thread)),
         ("launch", call_spans(np.ones(len(rows), bool))),
         ("op", op_spans(inside)),
         # A thread that records nothing may wait for what another one does.

@@ -104,7 +104,7 @@ class LinkedPhase:
         """Return the work of the host, with the first calls that the idle times of a frame show."""
         if self.trace.on_device:
             return replace(self._host, first_call_ns=int(first_call_ns(frame).sum()))
-        compilers = self.unusual.first.of_compilers().within(self.windows)
+        compilers = self.unusual.first.compiler_spans().within(self.windows)
         return replace(self._host, first_call_ns=int(compilers.sum()))
 
     @cached_property

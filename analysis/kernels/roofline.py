@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.device.hardware import rate_of
-from prunescope.analysis.device.tiles import Launch, in_blocks, shape_loss, tile_of, wave_model
+from prunescope.analysis.device.tiles import Launch, grid_in_blocks, shape_loss, tile_of, wave_model
 from prunescope.analysis.kernels.columns import Floats, is_true
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.ops.call import Work
@@ -56,7 +56,7 @@ def _wave_columns(
     if row["unit"] == ITEMS:
         if block is None:
             return {}
-        grid = in_blocks(grid, block)
+        grid = grid_in_blocks(grid, block)
     blocks = math.prod(grid)
     columns: dict[str, Any] = {"blocks": blocks if 0 < blocks < 1 << 62 else None}
     name = trace.names[row["name_id"]] if row["name_id"] is not None else ""

@@ -12,7 +12,7 @@ import re
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.device.cores import multiplied_in
+from prunescope.analysis.device.cores import multiplication_dtypes
 from prunescope.analysis.kernels.columns import Mask, instance_numbers, is_one_of, is_true
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE
 from prunescope.analysis.ops.call import OpCall, Work
@@ -78,7 +78,7 @@ def add_work(
         "parts": pl.Series(parts, dtype=pl.UInt32),
         "flop": flop,
         "bytes": moved * _element_size_factor(frame, calls),
-        "dtype": multiplied_in(frame["name"], of_call["dtype"]),
+        "dtype": multiplication_dtypes(frame["name"], of_call["dtype"]),
         "modelled": is_true(of_call["modelled"]),
     }
     return _add_copies(frame.hstack(pl.DataFrame(columns)), copied)

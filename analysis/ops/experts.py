@@ -169,7 +169,7 @@ def work_by_stack(call: OpCall) -> Work:
 _SCALES = 4  # a stack has at least so many numbers per scale: blocks have 16 or more
 
 
-def stack_of(work: Work, experts: int, read: Operand) -> Work:
+def with_expert_stack(work: Work, experts: int, read: Operand) -> Work:
     """Return the work of a product by `read` matrices of a stack of `experts`."""
     return replace(
         work,

@@ -96,7 +96,7 @@ def predicted(request: AllocateRequest) -> tuple[PredictRequest, int | None]:
     return workload_request(cost_request, request.workload)
 
 
-def problem_of(
+def build_problem(
     request: AllocateRequest, measured: Mapping[str, DensePhase] | None, notes: Sequence[str]
 ) -> Problem:
     """Return the costs and the target of a request.

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.device.tiles import in_blocks
+from prunescope.analysis.device.tiles import grid_in_blocks
 from prunescope.analysis.shapes.config_evidence import read_named_sizes
 from prunescope.analysis.shapes.grids import Intervals, meet
 from prunescope.analysis.timeline.grid_units import BLOCKS, ITEMS, UNKNOWN_UNIT, grid_units, is_rocm
@@ -156,7 +156,7 @@ def _possible_blocks(grid: tuple[int, ...], threads: tuple[int, ...] | None, uni
     """
     blocks = set() if unit == ITEMS else {math.prod(grid)}
     if unit != BLOCKS and threads is not None:
-        blocks.add(math.prod(in_blocks(grid, threads)))
+        blocks.add(math.prod(grid_in_blocks(grid, threads)))
     return blocks
 
 

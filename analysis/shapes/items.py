@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from prunescope.analysis.device.tiles import in_blocks
+from prunescope.analysis.device.tiles import grid_in_blocks
 from prunescope.analysis.ops.kind import MATMUL_KINDS, op_kind
 from prunescope.analysis.shapes.slots import GEMM, GROUPED, Slot
 from prunescope.analysis.timeline.grid_units import ITEMS, UNKNOWN_UNIT, grid_units
@@ -140,7 +140,7 @@ def _read_item(record: dict[str, Any], trace: Trace, works: Sequence[Any], unit:
     grid = None if record["grid"] is None else trace.grids[record["grid"]]
     block = None if record["block"] is None else trace.grids[record["block"]]
     if unit == ITEMS and grid is not None:
-        grid = None if block is None else in_blocks(grid, block)
+        grid = None if block is None else grid_in_blocks(grid, block)
     elif unit == UNKNOWN_UNIT:
         grid = None
     work = None if record["call"] is None else works[record["call"]]

@@ -103,12 +103,12 @@ class HostSpans:
     def __len__(self) -> int:
         return len(self.begin)
 
-    def of_thread(self, thread: int) -> Spans:
+    def thread_spans(self, thread: int) -> Spans:
         """Return the union of the spans of a thread."""
         own = self.thread == thread
         return Spans.of(self.begin[own], self.end[own])
 
-    def of_compilers(self) -> HostSpans:
+    def compiler_spans(self) -> HostSpans:
         """Return the spans that are named after a compiler or tuner.
 
         On a trace of the host alone only these are certain: any other op that takes long once may

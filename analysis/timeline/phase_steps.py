@@ -95,7 +95,7 @@ def _ns_of_first_calls(trace: Trace, linked: Linked, windows: Windows, first: Ho
     On a CPU it is the time of compilers.
     """
     if not trace.on_device:
-        return first.of_compilers().within(windows)
+        return first.compiler_spans().within(windows)
     spans = Spans.of(first.begin, first.end)
     idle = spans.spent(linked.start) - spans.spent(linked.start - linked.gap)
     return np.bincount(linked.step, idle, minlength=len(windows)).astype(np.int64)

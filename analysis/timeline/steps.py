@@ -174,7 +174,7 @@ def _explain_no_match(trace: Trace, pattern: str, notes: set[str]) -> Prunescope
     )
 
 
-def nothing_picked(trace: Trace, windows: Windows, pattern: str) -> PrunescopeError:
+def explain_nothing_picked(trace: Trace, windows: Windows, pattern: str) -> PrunescopeError:
     """Return the error for annotations in which no work was launched, and name the others."""
     work = trace.launches if trace.on_device else trace.ops
     notes = trace.annotations

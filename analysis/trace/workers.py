@@ -228,7 +228,7 @@ def _end_all() -> None:
         _begun.popitem()[1].stop()
 
 
-def be_alone() -> None:
+def start_no_workers() -> None:
     """Mark this process as one of several at work on traces, which starts no others."""
     _alone[0] = True
 

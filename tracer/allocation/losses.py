@@ -107,7 +107,7 @@ def losses_nearby(path: Path) -> Iterator[tuple[Path, LossFile]]:
                     yield neighbour, losses
 
 
-def losses_of_others(losses: LossFile, *, model: str, text: Path | None) -> str:
+def differing_source(losses: LossFile, *, model: str, text: Path | None) -> str:
     """Return the model or the text that the losses of a file are of, if it differs from these.
 
     Limitations: only the names and the text are compared. The weights are compared once the model

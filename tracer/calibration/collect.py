@@ -185,7 +185,7 @@ def input_squares(
     Returns:
         The mean squares [K] by module; empty if the point does not select by importance.
     """
-    if not point.by_importance:
+    if not point.uses_importance:
         return {}
     calibration = calibration_of(model, point.calibration, seed=point.seed)
     record["calibration"] = calibration.record

@@ -40,7 +40,7 @@ class Point:
         return str(self.knobs.get("align", ALIGN))
 
     @property
-    def by_importance(self) -> bool:
+    def uses_importance(self) -> bool:
         """Whether the parts to prune are chosen by their importance on calibration tokens."""
         return self.select == "importance"
 

@@ -153,7 +153,7 @@ def set_thresholds(model: Any, sites: Sequence[Site], calibration: Calibration) 
         site.router.threshold = quantile(torch.cat(site_data.scores), site.router.sparsity)
 
 
-def at_routers(
+def read_at_routers(
     model: Any,
     sites: Sequence[Site],
     calibration: Calibration,

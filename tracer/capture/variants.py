@@ -21,7 +21,7 @@ from prunescope.taxonomy.words import when
 from prunescope.tracer.capture.application import apply_request
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.machine.device import free_bytes
-from prunescope.tracer.model.layers import in_tower, is_known
+from prunescope.tracer.model.layers import is_in_tower, is_known
 from prunescope.tracer.model.load import Loaded, load_model
 from prunescope.tracer.model.logits import probe
 from prunescope.tracer.model.packed_weights import weight_bytes
@@ -153,7 +153,7 @@ def _check_positions(model: Any, request: TraceRequest) -> None:
     for name, module in model.named_modules():
         if not isinstance(module, torch.nn.Embedding) or not _POSITIONS.search(name):
             continue
-        if in_tower(name):  # positions of image patches
+        if is_in_tower(name):  # positions of image patches
             continue
         most = module.num_embeddings - getattr(module, "offset", 0)  # OPT's first two are unused
         if wanted > most:

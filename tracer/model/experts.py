@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate
-from prunescope.tracer.model.layers import in_tower, text_config
+from prunescope.tracer.model.layers import is_in_tower, text_config
 from prunescope.tracer.model.narrow import set_sizes, successor
 
 # Names under which modules and configs keep E, and k; other ints may equal them by chance.
@@ -157,7 +157,7 @@ def expert_modules(model: nn.Module) -> list[ExpertModule]:
         for path, module in model.named_modules()
         if (total := _num_experts(path, module))
         and (layer := locate(path).layer) is not None
-        and not in_tower(path)
+        and not is_in_tower(path)
     ]
 
 

@@ -41,7 +41,7 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
         if isinstance(module, nn.ModuleList) and len(module) and locate(f"{name}.0").layer == 0
     ]
     # The towers of a multimodal model have layers too, and may be larger.
-    lists = [item for item in lists if not in_tower(item[0])] or lists
+    lists = [item for item in lists if not is_in_tower(item[0])] or lists
     if not lists:
         raise PrunescopeError(
             f"no list of decoder layers was found in {type(model).__name__}",
@@ -50,7 +50,7 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
 
 
-def in_tower(name: str) -> bool:
+def is_in_tower(name: str) -> bool:
     """Return whether a module belongs to an image or audio tower of a multimodal model."""
     return _TOWER.search(name) is not None
 

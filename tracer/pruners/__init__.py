@@ -12,7 +12,7 @@ function
   may change it in place or return another module.
 - Random choices use `tracer.calibration.scores` alone, so that a seed prunes the same parts on
   every machine. Rounding is in `taxonomy.keep`. The knobs are those of the family in taxonomy,
-  typed and filled in. A point `by_importance` chooses by `tracer.calibration.collect.collect`.
+  typed and filled in. A point `uses_importance` chooses by `tracer.calibration.collect.collect`.
 - New modules have names whose role `taxonomy.roles.locate` knows. Work that pruning adds to a
   module happens inside that module's forward, so that its kernels get a layer and a role.
 - New tensors are contiguous and of the model's dtype. `model.config` stays true, since the cache is

@@ -28,7 +28,7 @@ from prunescope.tracer.attention.counted_cache import LayerPlace, layer_places
 from prunescope.tracer.attention.static_layers import GatedLayer
 from prunescope.tracer.calibration.greedy import costs_of_layers
 from prunescope.tracer.calibration.point import Calibration, Point
-from prunescope.tracer.calibration.router_fit import Site, at_routers, fit_routers, quantile
+from prunescope.tracer.calibration.router_fit import Site, read_at_routers, fit_routers, quantile
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.forwards import extend, name_arguments
 from prunescope.tracer.model.layers import text_config
@@ -355,7 +355,7 @@ class _DepthLearner:
         self._round_shares(removed_layers(len(self.sites), sparsity), len(calibration.batches))
         self.route.sparsity, self.route.is_trained = sparsity, True
         self._set_thresholds(calibration)
-        read = at_routers(self.model, self.sites, calibration, lambda _router, x: x.mean(1))
+        read = read_at_routers(self.model, self.sites, calibration, lambda _router, x: x.mean(1))
         for site, states in zip(self.sites, read, strict=True):
             cast_to_float32(site.router)
             site.router.standardise(states)
@@ -390,7 +390,7 @@ class _DepthLearner:
         """Set the thresholds by the scores with all layers running, then with layers skipped."""
         sparsity = self.route.sparsity
         for self.route.sparsity in (0.0, sparsity):
-            pooled = at_routers(self.model, self.sites, calibration, _DepthRouter.score)
+            pooled = read_at_routers(self.model, self.sites, calibration, _DepthRouter.score)
             for site, scores in zip(self.sites, pooled, strict=True):
                 site.router.threshold = quantile(scores.flatten(), site.router.sparsity)
 

@@ -52,9 +52,9 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         sites.extend(_sites(model, attentions, point))
         return [site.router for site in sites]
 
-    rebuild(model, build, sparsity=0.0 if point.by_importance else point.sparsity)
+    rebuild(model, build, sparsity=0.0 if point.uses_importance else point.sparsity)
     record: Record = {"kept": {"rows": 1 - point.sparsity}, "notes": [_RANDOM]}
-    if point.by_importance:
+    if point.uses_importance:
         record = _fit(model, sites, point)
     if point.knobs["choose"] == "threshold":
         record["notes"].append(
@@ -62,7 +62,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         )
     if has_mixers(model):
         record["notes"].append("mixers take every token, which their states need: they stay dense")
-    learner = RowLearner(model, sites, point.sparsity, is_fitted=point.by_importance)
+    learner = RowLearner(model, sites, point.sparsity, is_fitted=point.uses_importance)
     return Applied(model=model, record=record, learners=[learner])
 
 

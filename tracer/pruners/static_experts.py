@@ -76,7 +76,7 @@ def _scores(
     """
     if point.is_random:
         return {}
-    if point.by_importance and any(mixture.is_list for mixture in mixtures):
+    if point.uses_importance and any(mixture.is_list for mixture in mixtures):
         raise PrunescopeError(
             "--select importance needs experts in stacked tensors: a list of experts does not show "
             "the gate of each token",
@@ -90,7 +90,7 @@ def _scores(
         total = sum(mixture.total for mixture in mixtures)
         note = f"{unused} of {total} experts got no token of the calibration text: their score is 0"
         record["notes"].append(note)
-    if point.by_importance:
+    if point.uses_importance:
         return {
             path: (routed.scores / routed.counts.clamp(min=1)).cpu()
             for path, routed in by_path.items()
@@ -165,7 +165,7 @@ def _note(
         share = left // first.groups
         record["notes"].append(f"{share} experts stay of each of {first.groups} groups")
     if point.knobs["how"] == "merge":
-        measure = "score" if point.by_importance else "frequency"
+        measure = "score" if point.uses_importance else "frequency"
         parts = "equal parts" if point.is_random else f"parts by {measure}"
         record["notes"].append(
             f"experts are merged in {parts} into the one with the nearest router row, channel by "

@@ -37,7 +37,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     zeros = total = 0
     for path, module in matrices.items():
         weight = weight_of(module)
-        if point.by_importance:
+        if point.uses_importance:
             scores = weight_scores(weight, squares[path])
         else:
             scores = random_scores(weight.shape, seed=point.seed, what=f"2:4 {path}")

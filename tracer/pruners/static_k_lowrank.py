@@ -50,7 +50,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
             f"these stay dense, as no rank makes them smaller: {', '.join(roles)}"
         )
     calibration = None
-    if point.by_importance:
+    if point.uses_importance:
         calibration = calibration_of(model, point.calibration, seed=point.seed)
         record["calibration"] = calibration.record
     pairs = factor(model, chosen, calibration)

@@ -24,8 +24,8 @@ from prunescope.tracer.pruners import Applied
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Set int(s·K) weights of every row, or the share s of every matrix, to zero."""
-    score = "wanda" if point.by_importance else str(point.knobs["score"])
-    if point.by_importance and point.knobs["score"] == "random":
+    score = "wanda" if point.uses_importance else str(point.knobs["score"])
+    if point.uses_importance and point.knobs["score"] == "random":
         raise PrunescopeError(
             "score=random contradicts --select importance",
             hint="remove one: by importance, a mask ranks weights by |w|·‖x‖",

@@ -75,7 +75,7 @@ def _influence(
     model: PreTrainedModel, name: str, point: Point, record: Record
 ) -> dict[str, list[float]]:
     """Measure 1 − cosine over each layer and sublayer, by kind; empty for a random selection."""
-    if not point.by_importance or point.knobs["layers"]:
+    if not point.uses_importance or point.knobs["layers"]:
         return {}
     calibration = calibration_of(model, point.calibration, seed=point.seed)
     seen = collect(model, calibration.batches, influence=True).influence

@@ -96,7 +96,7 @@ def prune_width(model: Any, point: Point, *, heads: bool, mlp: bool) -> Applied:
 
 def _scores(model: Any, name: str, point: Point, record: Record) -> Scores:
     """Score the input features of every o and down matrix by the calibration text."""
-    if not point.by_importance:
+    if not point.uses_importance:
         return {}
     wanted = {
         weight.path: weight
@@ -172,7 +172,7 @@ def _kept_channels(part: Channels, count: int, point: Point, scores: Scores, ind
     """Choose `count` channels of an MLP [count], or of each of E experts [E, count]."""
     down, device = part.down, part.down.tensor.device
     if down.experts is not None:
-        if point.by_importance:
+        if point.uses_importance:
             # Few tokens of a text reach each expert, so the weights alone give the score.
             weight = (
                 down.tensor.transpose(-1, -2) if down.is_transposed else down.tensor

@@ -87,7 +87,7 @@ def _bases(model: Any, stream: Stream, point: Point, kept: int, record: Record) 
         record["notes"].append(
             "a norm stands between each sublayer and the stream: single dimensions are kept"
         )
-    if point.by_importance:
+    if point.uses_importance:
         calibration = calibration_of(model, point.calibration, seed=point.seed)
         record["calibration"] = calibration.record
         seen = collect(model, calibration.batches, stream=stream.entrances()).stream

@@ -34,7 +34,7 @@ def refuse_calibration(point: Point, family_id: str) -> None:
     Raises:
         PrunescopeError: The family can only choose its parts at random.
     """
-    if point.by_importance and family(family_id).calibration is None:
+    if point.uses_importance and family(family_id).calibration is None:
         raise PrunescopeError(
             f"{family_id} cannot select by importance: its routers are not trained",
             hint="use --select random; the routers still run at their full size",

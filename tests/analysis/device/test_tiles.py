@@ -10,7 +10,7 @@ from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.device.tiles import (
     Launch,
     Tile,
-    in_blocks,
+    grid_in_blocks,
     resident_blocks,
     shape_loss,
     tile_of,
@@ -150,8 +150,8 @@ def test_residency_is_unknown_without_launch_or_limits() -> None:
 
 
 def test_work_items_are_not_blocks() -> None:
-    assert in_blocks((16384, 3, 2), (256, 1, 1)) == (64, 3, 2)
-    assert in_blocks((100,), (64, 1, 1)) == (2,)
+    assert grid_in_blocks((16384, 3, 2), (256, 1, 1)) == (64, 3, 2)
+    assert grid_in_blocks((100,), (64, 1, 1)) == (2,)
 
 
 def test_nothing_to_estimate() -> None:

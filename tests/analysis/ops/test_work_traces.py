@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.device.hardware import Device, device_in_trace
-from prunescope.analysis.device.tiles import Launch, in_blocks, tile_of, wave_model
+from prunescope.analysis.device.tiles import Launch, grid_in_blocks, tile_of, wave_model
 from prunescope.analysis.ops.call import OpCall, Work
 from prunescope.analysis.ops.kind import KINDS, MATMUL_KINDS, kind_of
 from prunescope.analysis.ops.work import work_of
@@ -189,7 +189,7 @@ def matmuls(rows: list[Row], device: Device) -> list[tuple[Row, str | None]]:
         tile = tile_of(row.name)
         grid, block = tuple(row.args["grid"]), tuple(row.args["block"])
         launch = Launch(
-            in_blocks(grid, block) if device.vendor == "amd" else grid,
+            grid_in_blocks(grid, block) if device.vendor == "amd" else grid,
             block,
             row.args.get("registers per thread"),
             row.args.get("shared memory"),

@@ -17,8 +17,8 @@ CODE = """
 import resource, sys
 from pathlib import Path
 from prunescope.analysis.trace.load import load
-from prunescope.analysis.trace.workers import be_alone
-be_alone()
+from prunescope.analysis.trace.workers import start_no_workers
+start_no_workers()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 load(Path(sys.argv[1]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

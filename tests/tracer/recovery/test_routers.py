@@ -14,7 +14,7 @@ from prunescope.tracer.capture.weight_stats import dynamic_stats
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.load import Loaded, load_tokenizer
 from prunescope.tracer.pruners import dynamic_depth
-from prunescope.tracer.routing.learning import in_float32, in_own_dtype
+from prunescope.tracer.routing.learning import cast_to_float32, restore_dtype
 
 pytestmark = pytest.mark.torch
 UNTRAINED = "routers are not trained"
@@ -194,7 +194,7 @@ def test_training_leaves_every_flag_as_it_was(recovered: Any, method: str) -> No
 @pytest.mark.parametrize("flag", [True, False])
 def test_a_router_gets_its_own_dtype_and_flag_back(flag: bool) -> None:
     router = torch.nn.Linear(4, 1, bias=False, dtype=torch.bfloat16).requires_grad_(flag)
-    in_float32(router)
+    cast_to_float32(router)
     assert router.weight.dtype == torch.float32
-    in_own_dtype(router)
+    restore_dtype(router)
     assert (router.weight.dtype, router.weight.requires_grad) == (torch.bfloat16, flag)
