@@ -45,7 +45,7 @@ def _runs_of(subject: Path) -> list[Path]:
     return (subject.is_dir() and _runs_inside(subject, _DEPTH)) or [subject]
 
 
-def left_out(subjects: Iterable[Path]) -> list[str]:
+def describe_left_out(subjects: Iterable[Path]) -> list[str]:
     """Return notes on paths that are in no comparison.
 
     They are traces next to runs, and a run that was given twice.

@@ -177,7 +177,7 @@ def _row_of_pruned_model(name: str, phase: DensePhase, warnings: list[str]) -> F
     """
     setting, named = phase.setting, read_model(name)
     warnings += named.notes
-    if named.shape.one_pass != setting.shape.one_pass:
+    if named.shape.is_one_pass != setting.shape.is_one_pass:
         raise PrunescopeError(
             f"--pruned-model {name} is another kind of model than the one that was measured",
             hint="one decodes tokens and the other does not: give the pruned form of that model",
@@ -295,11 +295,11 @@ def _workload(request: PredictRequest, run: Run | None, name: str, phase: Phase)
     if run is not None:
         if name not in PHASES or request.phase not in (name, "both"):
             return None
-        return Workload.of(name, run.phases[name], itemsize=size)
+        return Workload.from_sizes(name, run.phases[name], itemsize=size)
     kind = phase.phase_kind["kind"] if phase.phase_kind else None
     if request.phase in PHASES:
         kind = request.phase
-    return Workload.of(kind, request, itemsize=size) if kind in PHASES else None
+    return Workload.from_sizes(kind, request, itemsize=size) if kind in PHASES else None
 
 
 def _workload_of_one_pass(request: PredictRequest, run: Run | None, size: float) -> Workload | None:
@@ -308,9 +308,14 @@ def _workload_of_one_pass(request: PredictRequest, run: Run | None, size: float)
     The tokens of an image are its prompt.
     """
     shape = ModelShape.from_run(run.model.shape) if run else None
-    if run is None or shape is None or not shape.one_pass or request.phase not in (FORWARD, "both"):
+    if (
+        run is None
+        or shape is None
+        or not shape.is_one_pass
+        or request.phase not in (FORWARD, "both")
+    ):
         return None
-    work = Workload.of("prefill", run.phases[FORWARD], itemsize=size)
+    work = Workload.from_sizes("prefill", run.phases[FORWARD], itemsize=size)
     return replace(work, prompt_len=shape.image_tokens or work.prompt_len)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from prunescope.analysis.predict.answers import answer, answer_uncertainty
+from prunescope.analysis.predict.answers import answer_uncertainty, predict_answer
 from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.costs import expected_speedup
 from prunescope.analysis.predict.kernels import op_ns
@@ -64,7 +64,7 @@ class Cell:
         now = self.setting
         if self.new_tokens:
             sides = [
-                answer(now, self.work, new_tokens=self.new_tokens, pruned=pruned)
+                predict_answer(now, self.work, new_tokens=self.new_tokens, pruned=pruned)
                 for pruned in (False, True)
             ]
             return answer_uncertainty(*sides)[1]
@@ -223,8 +223,8 @@ def _gemms(
 def _generate(
     setting: Setting, work: Workload, new_tokens: int
 ) -> Callable[[Constants | None], float]:
-    dense = answer(setting, work, new_tokens=new_tokens, pruned=False)
-    pruned = answer(setting, work, new_tokens=new_tokens)
+    dense = predict_answer(setting, work, new_tokens=new_tokens, pruned=False)
+    pruned = predict_answer(setting, work, new_tokens=new_tokens)
 
     def gain(constants: Constants | None) -> float:
         c = constants or setting.constants

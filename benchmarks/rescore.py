@@ -34,7 +34,7 @@ from prunescope.tracer.model.layers import text_config
 from prunescope.tracer.model.load import load_tokenizer
 from prunescope.tracer.quality.quality import (
     CONTEXT,
-    Dense,
+    DenseReference,
     Passage,
     compare,
     looks_ahead,
@@ -72,7 +72,7 @@ class Scorer:
 
     def __init__(self, config: SweepConfig, *, window: int | None = None) -> None:
         self.config, self.window = config, window
-        self.dense: dict[tuple[int, str, bool], Dense] = {}
+        self.dense: dict[tuple[int, str, bool], DenseReference] = {}
 
     def score(self, results: list[Planned], found: dict[str, Any]) -> None:
         """Add the quality of the results of one model to `found`, by id."""
@@ -107,12 +107,14 @@ class Scorer:
             other = compare(pruned.model, reference).pruned
         return changed(quality, looks_ahead=ahead, other_text=other)
 
-    def reference(self, dense: Variant, length: int, scoring: str, *, other: bool = False) -> Dense:
+    def reference(
+        self, dense: Variant, length: int, scoring: str, *, other: bool = False
+    ) -> DenseReference:
         """The dense model, read on a text as `scoring` says, at most once."""
         key = length, scoring, other
         if key not in self.dense:
             passage = self._passage(dense, length, other=other)
-            self.dense[key] = Dense(dense.model, passage, scoring=scoring)
+            self.dense[key] = DenseReference(dense.model, passage, scoring=scoring)
         self.dense[key].model = dense.model
         return self.dense[key]
 

@@ -28,7 +28,7 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from prunescope.analysis.pareto.cells import judged
+from prunescope.analysis.pareto.cells import recompute
 from prunescope.analysis.pareto.pareto import judge
 from prunescope.analysis.pareto.points import loss_in
 from prunescope.analysis.report.numbers import loss
@@ -107,7 +107,7 @@ def rescore(found: Published, losses: dict[str, Any]) -> None:
             first = ScoredAgain(family=key[0], sparsity=key[1], phase=name, before=before, now=now)
             known.setdefault(key, first).now = now
     found.scored_again = list(known.values())
-    new = judged(found)
+    new = recompute(found)
     found.moved = [*_moved(frontiers, _frontiers(new)), *_changed(verdicts, _verdicts(new))]
 
 
@@ -158,7 +158,7 @@ def decoded(data: bytes) -> Published:
 def write(found: Published, page: Path) -> int:
     """Judge the points again, and write page, JSON and figures; gives the exit code."""
     # Judged as the JSON has it, with its digits, so that page and JSON agree whoever reads it.
-    new = judged(decoded(stored(found)))
+    new = recompute(decoded(stored(found)))
     files = {page: text(new, page.stem).encode(), page.with_suffix(".json"): stored(new)}
     for name, png in pareto_figures(new, "png").items():
         # A page that was read back has no runs, hence no ledgers and exact bounds.

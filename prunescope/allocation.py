@@ -17,10 +17,10 @@ import msgspec
 from prunescope.analysis.predict.allocation_problem import (
     Choice,
     Problem,
+    build_cost_request,
+    build_problem,
     choose,
     frontier,
-    predicted,
-    build_problem,
     reached,
 )
 from prunescope.analysis.predict.allocation_request import AllocateRequest
@@ -50,8 +50,8 @@ from prunescope.tracer.allocation.losses import (
     PAIRS,
     SEQUENCES,
     ModelLosses,
-    losses_nearby,
     differing_source,
+    losses_nearby,
 )
 from prunescope.tracer.calibration.collect import calibration_of, text_calibration
 from prunescope.tracer.capture.progress import Progress, Silent
@@ -69,7 +69,7 @@ def problem_asked(request: AllocateRequest) -> Problem:
             f"{request.path.name} exists", hint="--overwrite replaces it, or name another --out"
         )
     request.check()
-    asked, _ = predicted(request)
+    asked, _ = build_cost_request(request)
     notes: list[str] = []
     measured = None if asked.from_run is None else dense_phases(asked, notes)[1]
     return build_problem(request, measured, notes)

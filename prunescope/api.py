@@ -97,7 +97,7 @@ def compare(request: CompareRequest) -> Comparison:
         >>> prunescope.compare(["traces/a", "traces/b"]).table.to_polars()
     """
     from prunescope.analysis.compare import compare as run
-    from prunescope.analysis.named_runs import left_out
+    from prunescope.analysis.named_runs import describe_left_out
     from prunescope.public import Comparison
     from prunescope.taxonomy.scrub import scrub_all
 
@@ -108,7 +108,7 @@ def compare(request: CompareRequest) -> Comparison:
         jobs=request.jobs,
         engine=request.engine,
     )
-    found.warnings[:0] = scrub_all(left_out(request.paths))
+    found.warnings[:0] = scrub_all(describe_left_out(request.paths))
     return Comparison.of(found)
 
 

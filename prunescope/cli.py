@@ -711,9 +711,9 @@ def _recorder() -> None:
     With side="pruned" for the other model, then:
     prunescope analyze runs/mine
     """
-    from prunescope.tracer.recorder.assembled import assembled
+    from prunescope.tracer.recorder.assembled import assemble
 
-    sys.stdout.write(assembled(prunescope.__version__))
+    sys.stdout.write(assemble(prunescope.__version__))
 
 
 @app.command("gemm")

@@ -15,7 +15,7 @@ from rich.console import RenderableType
 
 from prunescope.analysis.compare import compare, comparison_folder
 from prunescope.analysis.inputs.options import CompareRequest
-from prunescope.analysis.named_runs import NamedRun, find_runs, left_out
+from prunescope.analysis.named_runs import NamedRun, describe_left_out, find_runs
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.formats import shows_hosts
@@ -71,7 +71,7 @@ def deliver_all(request: CompareRequest, to: Delivery) -> bool:
     """
     found = find_runs(request.paths)
     if len(found) == 1:
-        for note in scrub_all(left_out(request.paths)):
+        for note in scrub_all(describe_left_out(request.paths)):
             console_for("-").print(f"note: {note}", markup=False, soft_wrap=True)
         return deliver(request, found[0].path, to).partial
     done = deliver_comparison(request, found, to)
@@ -143,7 +143,7 @@ def deliver_comparison(
             engine=request.engine,
             on_done=on_done,
         )
-    done.warnings[:0] = scrub_all(left_out(request.paths))
+    done.warnings[:0] = scrub_all(describe_left_out(request.paths))
     if folder is not None:
         write_comparison(done, folder, formats=names, label_prefix=to.label_prefix)
     write_json(comparison_schema.to_json(done), to.json)

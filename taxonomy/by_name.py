@@ -23,7 +23,7 @@ class ByName(dict[str, Any]):
     noun = "entry"
 
     @classmethod
-    def of(cls, values: dict[str, Any], noun: str) -> Self:
+    def from_values(cls, values: dict[str, Any], noun: str) -> Self:
         """Make a dict with the same entries, whose names name a `noun`."""
         entries = cls(values)
         entries.noun = noun
@@ -41,7 +41,7 @@ def by_name(value: Any, field: str) -> Any:
     """
     if isinstance(value, dict):
         entries = {name: by_name(item, str(name)) for name, item in value.items()}
-        return ByName.of(entries, _SINGULAR.get(field, f"entry of {field}"))
+        return ByName.from_values(entries, _SINGULAR.get(field, f"entry of {field}"))
     if isinstance(value, list):
         has_names = value and isinstance(value[0], dict | list | msgspec.Struct)
         return [by_name(item, field) for item in value] if has_names else value

@@ -72,7 +72,7 @@ class Workload:
             )
 
     @classmethod
-    def of(
+    def from_sizes(
         cls,
         phase: str,
         sizes: Sizes,

@@ -191,7 +191,7 @@ class ModelShape:
         return replace(self, **own, **parts)
 
     @property
-    def one_pass(self) -> bool:
+    def is_one_pass(self) -> bool:
         """Whether one forward is all of the work, as of an encoder or a vision transformer.
 
         Every token then attends to every other, and nothing is cached or decoded.
@@ -219,7 +219,7 @@ class ModelShape:
         return self.layout.lower() if len(self.layout) == self.layers else ""
 
     @property
-    def uneven(self) -> bool:
+    def is_uneven(self) -> bool:
         """Whether layers differ by mixer, window or experts, or in their dimensions."""
         kinds = (self.sliding_layers, self.other_layers, self.moe_layers)
         return bool(self.layer_shapes) or any(0 < count < self.layers for count in kinds)
@@ -365,7 +365,7 @@ class ModelShape:
         They are the keys and values. Latent attention caches the latent and the rotated part of
         the key, from which each step expands both anew.
         """
-        if self.one_pass:
+        if self.is_one_pass:
             return 0
         latent, attention = self.attention.kv_rank, self.attention
         return attention.kv_elements if latent is None else latent + attention.rope_dim

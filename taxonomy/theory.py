@@ -96,7 +96,7 @@ def _attending(plan: Plan, layers: float) -> Iterable[Op]:
         + _share_of_keys(plan) * shape.attention.key_width
     )
     extras = shape.attention.qk_norm_parameters + shape.attention.heads * shape.attention.sinks
-    if not (shape.one_pass and shape.embedding.positions):  # a learnt table is added once
+    if not (shape.is_one_pass and shape.embedding.positions):  # a learnt table is added once
         yield _pointwise(plan, "rope", rope, layers, extras)
     kinds = (
         (None, shape.full_layers, "full"),
@@ -215,7 +215,7 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
     queries = work.prompt_len if work.prefill else 1
     if work.prefill:
         pairs = seen * (seen + 1) / 2 + (keys - seen) * seen
-        pairs = keys * keys if shape.one_pass else pairs
+        pairs = keys * keys if shape.is_one_pass else pairs
     key, value, cached = (
         shape.attention.head_dim,
         shape.attention.value_dim,

@@ -44,7 +44,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A kernel's launch, whose grid is in blocks (see `grid_in_blocks` for a grid in work-items)."""
+    """The launch of a kernel, with its grid in blocks (`grid_in_blocks` converts work-items)."""
 
     grid: tuple[int, ...]
     block: tuple[int, ...] | None = None

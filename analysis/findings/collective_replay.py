@@ -146,7 +146,7 @@ class _Ranks:
         for frame, at, ns in zip(frames, start, length, strict=True):
             others = frame.filter(pl.col("kind") != "comm")
             begin = others["start"].to_numpy()
-            busy = Spans.of(begin, begin + others["duration"].to_numpy())
+            busy = Spans.union(begin, begin + others["duration"].to_numpy())
             covered = busy.spent(at + ns) - busy.spent(at)
             bounds = frame.select(
                 begin=(pl.col("start") - pl.col("gap")).min(),

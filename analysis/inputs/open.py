@@ -37,7 +37,7 @@ from prunescope.analysis.timeline.phase_steps import phases_of
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import is_there, load, readable
 from prunescope.analysis.trace.nsys_file import EXPORT, reports_in
-from prunescope.analysis.trace.ranks import FoundTraces, TraceFile, find_parts, holds_traces
+from prunescope.analysis.trace.ranks import FoundTraces, TraceFile, find_traces, holds_traces
 from prunescope.taxonomy.dtypes import dtype as our_dtype
 from prunescope.taxonomy.errors import PrunescopeError, errors_about
 from prunescope.taxonomy.keep import check_sparsity
@@ -265,7 +265,7 @@ def _workload(options: Options) -> GivenWorkload:
 
 def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
     """Open the only trace of a file, folder or zip, or the first one of its ranks."""
-    parts = find_parts(path) if path.exists() else FoundTraces()
+    parts = find_traces(path) if path.exists() else FoundTraces()
     warnings = tuple(f"{name} is not a trace that can be read: left out" for name in parts.left_out)
     warnings += _reports_left_out(path) + _sides_as_ranks(path, parts)
     part_of_first, trace, lost = _first_rank(path, parts.parts)

@@ -18,7 +18,7 @@ import polars as pl
 
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ops.call import OpCall, Work
-from prunescope.analysis.ops.experts import expected_experts, reading
+from prunescope.analysis.ops.experts import expected_experts, with_experts_read
 from prunescope.analysis.ops.kind import op_kind
 from prunescope.analysis.shapes.slots import formats
 from prunescope.taxonomy.gemm import Gemm
@@ -176,7 +176,7 @@ def with_expected_experts(
         return [
             work
             if work is None or not (rows := _rows(work))
-            else reading(work, min(counted, rows, work.stack or counted))
+            else with_experts_read(work, min(counted, rows, work.stack or counted))
             for work in works
         ]
     stacks = {
@@ -203,7 +203,7 @@ def with_expected_experts(
             per_token = max(call_ways, key=lambda way: (votes[way], way))
             rows = work.gemms[0].m
             read = expected_experts(work.stack, per_token, rows // per_token)
-            expected[call] = reading(work, read)
+            expected[call] = with_experts_read(work, read)
     return expected
 
 

@@ -21,7 +21,7 @@ from prunescope.analysis.timeline.runtime_calls import (
     ALLOCATION,
     COPY,
     SYNC,
-    named,
+    match_names,
     runtime_calls,
 )
 from prunescope.analysis.trace.collect import NONE, Ints, Mask, unique_ids
@@ -43,7 +43,7 @@ def first_of(launch: Ints) -> Mask:
 def blocking_calls(trace: Trace) -> dict[str, Ints]:
     """Return the runtime calls that copy, or wait for the device."""
     calls = runtime_calls(trace)
-    rows = named(trace, calls["name"], COPY) | named(trace, calls["name"], SYNC)
+    rows = match_names(trace, calls["name"], COPY) | match_names(trace, calls["name"], SYNC)
     return {name: column[rows] for name, column in calls.items()}
 
 
@@ -52,8 +52,8 @@ def blocking_copies(trace: Trace, calls: dict[str, Ints]) -> Mask:
 
     Those copy pageable memory, or are made by a call that returns only after the copy.
     """
-    copy, returns = (named(trace, calls["name"], pattern) for pattern in (COPY, _RETURNS))
-    events = np.flatnonzero(named(trace, trace.device["name"], _PAGEABLE))
+    copy, returns = (match_names(trace, calls["name"], pattern) for pattern in (COPY, _RETURNS))
+    events = np.flatnonzero(match_names(trace, trace.device["name"], _PAGEABLE))
     of_copy = launch_of(trace, events)
     pageable = np.zeros(len(copy), bool)  # launches come first among the calls
     pageable[of_copy[of_copy >= 0]] = True
@@ -78,7 +78,7 @@ def host_time(linked: Linked, launched: Mask, calls: dict[str, Ints]) -> tuple[I
     for pair, rows in _pairs_by_threads(linked, before, after):
         own = np.isin(calls["thread"], pair)
         begin = calls["ts"][own]
-        spans = Spans.of(begin, begin + calls["dur"][own])
+        spans = Spans.union(begin, begin + calls["dur"][own])
         since, until = linked.launched[before[rows]], linked.launched[after[rows]]
         blocked[after[rows]] = spans.spent(until) - spans.spent(since)
         host_ns[after[rows]] = until - since - blocked[after[rows]]
@@ -138,7 +138,7 @@ def host_blocked_by_op(trace: Trace, linked: Linked) -> pl.DataFrame:
     for pair, wanted in _pairs_by_threads(linked, before, after):
         own = np.flatnonzero(np.isin(calls["thread"], pair))
         own = own[np.argsort(calls["ts"][own], kind="stable")]
-        spans = Spans.of(calls["ts"][own], calls["ts"][own] + calls["dur"][own])
+        spans = Spans.union(calls["ts"][own], calls["ts"][own] + calls["dur"][own])
         since, until = linked.launched[before[wanted]], linked.launched[after[wanted]]
         at, ns = _overlaps(spans, since, until)
         np.add.at(spent, own[at], ns)
@@ -192,7 +192,7 @@ _FREES = re.compile(r"Free|Release|Unmap|Trim")
 def allocator_calls(trace: Trace, windows: Windows) -> AllocatorCalls:
     """Count the allocator's calls of all threads in the steps."""
     calls = runtime_calls(trace)
-    rows = named(trace, calls["name"], ALLOCATION) & (windows.step_of(calls["ts"]) >= 0)
+    rows = match_names(trace, calls["name"], ALLOCATION) & (windows.step_of(calls["ts"]) >= 0)
     return AllocatorCalls(_counts_of_names(trace, calls["name"][rows]))
 
 
@@ -240,12 +240,12 @@ def graph_blockers(trace: Trace, windows: Windows, linked: Linked) -> GraphBlock
     if not (trace.on_device and len(windows)):
         return GraphBlockers()
     name = taken(trace.device["name"], linked.event, absent=0)
-    work = ~named(trace, name, _FETCH)
+    work = ~match_names(trace, name, _FETCH)
     last = np.full(len(windows), np.iinfo(np.int64).min)
     np.maximum.at(last, linked.step[work], linked.launched[work])
     threads = unique_ids(linked.thread[work])
     calls = runtime_calls(trace)
-    sync = named(trace, calls["name"], SYNC)
+    sync = match_names(trace, calls["name"], SYNC)
     step = windows.step_of(calls["ts"])
     step = np.where(np.isin(calls["thread"], threads), step, NONE)
     step = np.where((step >= 0) & (calls["ts"] < last[np.maximum(step, 0)]), step, NONE)

@@ -39,7 +39,7 @@ from prunescope.analysis.timeline.runtime_calls import (
     ALLOCATION,
     COPY,
     SYNC,
-    named,
+    match_names,
     runtime_calls,
 )
 from prunescope.analysis.timeline.steps import OWN_PREFIX
@@ -233,10 +233,10 @@ def _work_in_gaps(linked: Linked, trace: Trace) -> Spans:
 
     It belongs to later steps: earlier steps, and work of no step, have ended when a gap begins.
     """
-    gaps = Spans.of(linked.start - linked.gap, linked.start)
+    gaps = Spans.union(linked.start - linked.gap, linked.start)
     begin, end = trace.device["ts"], trace.device["ts"] + trace.device["dur"]
     inside = gaps.spent(end) > gaps.spent(begin)
-    return Spans.of(begin[inside], end[inside])
+    return Spans.union(begin[inside], end[inside])
 
 
 def _stream_waits(linked: Linked, trace: Trace) -> Ints:
@@ -244,7 +244,7 @@ def _stream_waits(linked: Linked, trace: Trace) -> Ints:
 
     The device recorded the waits.
     """
-    waits = Spans.of(trace.waits["ts"], trace.waits["ts"] + trace.waits["dur"])
+    waits = Spans.union(trace.waits["ts"], trace.waits["ts"] + trace.waits["dur"])
     return np.asarray(waits.spent(linked.start) - waits.spent(linked.start - linked.gap))
 
 
@@ -285,18 +285,18 @@ def _layers(
     ops, calls = trace.ops, runtime_calls(trace)
     rows = np.flatnonzero(calls["thread"] == thread)
     called = calls["name"][rows]
-    copy, sync, allocates = (named(trace, called, p) for p in (COPY, SYNC, ALLOCATION))
+    copy, sync, allocates = (match_names(trace, called, p) for p in (COPY, SYNC, ALLOCATION))
     begin, end = calls["ts"][rows], calls["ts"][rows] + calls["dur"][rows]
     inside = np.flatnonzero((ops["thread"] == thread) & is_op(trace)[ops["name"]])
     blocks = blocking_copies(trace, calls)[rows]
 
     def call_spans(which: Mask) -> Spans:
-        return Spans.of(begin[which], end[which])
+        return Spans.union(begin[which], end[which])
 
     def op_spans(rows: Ints) -> Spans:
-        return Spans.of(ops["ts"][rows], ops["ts"][rows] + ops["dur"][rows])
+        return Spans.union(ops["ts"][rows], ops["ts"][rows] + ops["dur"][rows])
 
-    elsewhere = named(trace, calls["name"], ALLOCATION)
+    elsewhere = match_names(trace, calls["name"], ALLOCATION)
     layers = (
         ("first_call", unusual.first.thread_spans(thread)),
         ("memcpy", call_spans(blocks)),
@@ -309,12 +309,15 @@ def _layers(
         ("op", op_spans(inside)),
         # A thread that records nothing may wait for what another one does.
         ("collective", _collectives(trace)),
-        ("first_call", Spans.of(unusual.first.begin, unusual.first.end)),
-        ("allocation", Spans.of(calls["ts"][elsewhere], (calls["ts"] + calls["dur"])[elsewhere])),
+        ("first_call", Spans.union(unusual.first.begin, unusual.first.end)),
+        (
+            "allocation",
+            Spans.union(calls["ts"][elsewhere], (calls["ts"] + calls["dur"])[elsewhere]),
+        ),
     )
     merged = ran
     for name, spans in layers:
-        merged = Spans.of(
+        merged = Spans.union(
             np.concatenate([merged.begin, spans.begin]), np.concatenate([merged.end, spans.end])
         )
         yield name, merged
@@ -323,14 +326,14 @@ def _layers(
 def _collectives(trace: Trace) -> Spans:
     """Return when any thread carries out a collective on the host."""
     notes = trace.annotations
-    rows = named(trace, notes["name"], _COLLECTIVE)
-    return Spans.of(notes["ts"][rows], notes["ts"][rows] + notes["dur"][rows])
+    rows = match_names(trace, notes["name"], _COLLECTIVE)
+    return Spans.union(notes["ts"][rows], notes["ts"][rows] + notes["dur"][rows])
 
 
 def host_collectives(trace: Trace) -> list[str]:
     """Return the names of the collectives that host threads carry out, the longest first."""
     notes = trace.annotations
-    rows = named(trace, notes["name"], _COLLECTIVE)
+    rows = match_names(trace, notes["name"], _COLLECTIVE)
     spent = np.bincount(notes["name"][rows], notes["dur"][rows], minlength=1)
     order = np.argsort(-spent, kind="stable")
     return [trace.names[i] for i in order.tolist() if spent[i] > 0]

@@ -31,7 +31,7 @@ from prunescope.analysis.timeline.intervals import Spans, Windows
 from prunescope.analysis.timeline.launches import nameless_notes
 from prunescope.analysis.timeline.link import Linked, link
 from prunescope.analysis.timeline.markers import COMPILED_CODE
-from prunescope.analysis.timeline.overhead import Recorded, profiler_notes, recorded
+from prunescope.analysis.timeline.overhead import Recorded, profiler_notes, weigh_records
 from prunescope.analysis.timeline.phase_steps import (
     ColdStepTimes,
     only_phase,
@@ -104,14 +104,14 @@ class LinkedPhase:
         """Return the work of the host, with the first calls that the idle times of a frame show."""
         if self.trace.on_device:
             return replace(self._host, first_call_ns=int(first_call_ns(frame).sum()))
-        compilers = self.unusual.first.compiler_spans().within(self.windows)
+        compilers = self.unusual.first.compiler_spans().ns_by_window(self.windows)
         return replace(self._host, first_call_ns=int(compilers.sum()))
 
     @cached_property
     def _host(self) -> HostWork:
         """The work of the host without the idle time of first calls."""
         trace, linked, windows = self.trace, self.linked, self.windows
-        idle = Spans.of(linked.start - linked.gap, linked.start)
+        idle = Spans.union(linked.start - linked.gap, linked.start)
         return HostWork(
             is_compiled=any(name.startswith(COMPILED_CODE) for name in trace.names),
             graph_blockers=graph_blockers(trace, windows, linked),
@@ -214,7 +214,7 @@ class LinkedTrace:
         else:
             linked, windows = only_picked(trace, linked, windows)
         linked, windows, cold = only_warm(trace, linked, windows, self._unusual.first)
-        overhead = recorded(trace, linked, windows)
+        overhead = weigh_records(trace, linked, windows)
         return LinkedPhase(trace, linked, windows, cold, self._unusual, overhead)
 
     @cached_property
@@ -226,7 +226,7 @@ class LinkedTrace:
             self.windows,
             HostSpans.from_spans([]),
         )
-        overhead = recorded(trace, linked, windows)
+        overhead = weigh_records(trace, linked, windows)
         unusual = UnusualCalls(none, none)
         return LinkedPhase(trace, linked, windows, ColdStepTimes(), unusual, overhead)
 

@@ -22,8 +22,8 @@ from prunescope.analysis.ops.call import (
     op_model,
     optional,
     require,
+    sum_known,
     tensor,
-    total,
 )
 from prunescope.taxonomy.gemm import Gemm
 
@@ -106,7 +106,7 @@ def attention_work(
     written = sizes.batch * sizes.heads * sizes.queries * sizes.value_head_dim
     return Work(
         flop=flop,
-        bytes=total([*(t.bytes for t in read if t is not None), byte_size(written, dtype)]),
+        bytes=sum_known([*(t.bytes for t in read if t is not None), byte_size(written, dtype)]),
         gemms=logical_gemms(sizes),
         dtype=dtype,
         kind="attention",

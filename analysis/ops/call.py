@@ -157,7 +157,7 @@ def byte_size(numel: int, dtype: str | None) -> float | None:
     return None if item is None else numel * item
 
 
-def total(parts: Iterable[float | None]) -> float | None:
+def sum_known(parts: Iterable[float | None]) -> float | None:
     """Return the sum of the parts, or None where one of them is unknown."""
     result = 0.0
     for part in parts:
@@ -304,4 +304,4 @@ def broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
 
 def bytes_only(parts: list[float | None], *, kind: str) -> Work:
     """Return work without matrix FLOPs, whose bytes are the sum of `parts`."""
-    return Work(flop=0, bytes=total(parts), gemms=(), dtype=None, kind=kind)
+    return Work(flop=0, bytes=sum_known(parts), gemms=(), dtype=None, kind=kind)

@@ -19,8 +19,8 @@ from prunescope.analysis.ops.call import (
     op_model,
     optional,
     require,
+    sum_known,
     tensor,
-    total,
 )
 
 
@@ -93,7 +93,7 @@ def convolution(call: OpCall) -> Work:
     written = byte_size(x.shape[0] * weight.shape[0] * pixels, x.dtype)
     return Work(
         flop=2 * x.shape[0] * pixels * weight.numel,
-        bytes=total([x.bytes, weight.bytes, bias.bytes if bias else 0, written]),
+        bytes=sum_known([x.bytes, weight.bytes, bias.bytes if bias else 0, written]),
         gemms=(),
         dtype=x.dtype,
         kind="conv",

@@ -20,9 +20,9 @@ from prunescope.analysis.ops.call import (
     library_op,
     op_model,
     require,
+    sum_known,
     tensor,
     tensors_at,
-    total,
 )
 from prunescope.taxonomy.expert_routing import expert_load
 from prunescope.taxonomy.gemm import Gemm
@@ -34,7 +34,7 @@ def expected_experts(experts: int, per_token: int, tokens: int) -> float:
     return load.distinct
 
 
-def reading(work: Work, experts: float) -> Work:
+def with_experts_read(work: Work, experts: float) -> Work:
     """Return the work of a grouped GEMM that reads `experts` of its matrices.
 
     A work that does not tell how many matrices it reads stays as it is.
@@ -68,13 +68,13 @@ def fused_experts(call: OpCall) -> Work:
     require(wide in (width, 2 * width) and 0 < per_token <= experts)
     pairs = tokens * per_token
     read = expected_experts(experts, per_token, tokens)
-    each = total([byte_size(wide * hidden, up.dtype), byte_size(hidden * width, down.dtype)])
+    each = sum_known([byte_size(wide * hidden, up.dtype), byte_size(hidden * width, down.dtype)])
     # Input and output once each, and what the first product writes and the second one reads.
     states = byte_size(2 * tokens * hidden + pairs * (wide + width), x.dtype)
     gemms = (Gemm(pairs, wide, hidden), Gemm(pairs, hidden, width))
     return Work(
         flop=sum(gemm.flop for gemm in gemms),
-        bytes=total([None if each is None else read * each, states]),
+        bytes=sum_known([None if each is None else read * each, states]),
         gemms=gemms,
         dtype=x.dtype,
         kind="grouped_gemm",
@@ -110,7 +110,7 @@ def _work_of_sorted_rows(x: Operand, stack: Operand, gemm: Gemm) -> Work:
     moved = [x.bytes, byte_size(gemm.m * gemm.n, result), None if each is None else read * each]
     return Work(
         flop=gemm.flop,
-        bytes=total(moved),
+        bytes=sum_known(moved),
         gemms=(gemm,),
         dtype=x.dtype,
         kind="grouped_gemm",

@@ -21,9 +21,9 @@ from prunescope.analysis.ops.call import (
     optional,
     require,
     scalar_type,
+    sum_known,
     tensor,
     tensors_at,
-    total,
 )
 from prunescope.taxonomy.gemm import Gemm
 
@@ -60,7 +60,7 @@ def gemm_work(
     moved = [*(t.bytes for t in read if t is not None), byte_size(results, out or dtype)]
     return Work(
         flop=gemm.flop,
-        bytes=total(moved) if results else 0.0,
+        bytes=sum_known(moved) if results else 0.0,
         gemms=(gemm,),
         dtype=dtype,
         kind=kind or gemm_kind(gemm, batched=batched),
@@ -220,7 +220,7 @@ def grouped_mm(call: OpCall) -> Work:
         if groups is None:
             raise NoModel
         more = byte_size((groups - 1) * gemm.m * gemm.n, result)
-        work = replace(work, bytes=total([work.bytes, more]))
+        work = replace(work, bytes=sum_known([work.bytes, more]))
     return work
 
 
@@ -282,7 +282,7 @@ def mkldnn_rnn_layer(call: OpCall) -> Work:
     written = byte_size(steps * batch * hidden, x.dtype)
     return Work(
         flop=gemm.flop,
-        bytes=total([x.bytes, *weights, written]),
+        bytes=sum_known([x.bytes, *weights, written]),
         gemms=(gemm,),
         dtype=x.dtype,
         kind="gemm",

@@ -19,9 +19,9 @@ from prunescope.analysis.ops.call import (
     op_model,
     optional,
     require,
+    sum_known,
     tensor,
     tensor_list,
-    total,
 )
 
 
@@ -167,7 +167,7 @@ def multinomial(call: OpCall) -> Work:
 def foreach_copy(call: OpCall) -> Work:
     """Model a list of targets and a list of sources."""
     lists = (*tensor_list(call, 0), *tensor_list(call, 1))
-    return bytes_only([total(t.bytes for t in lists)], kind="layout")
+    return bytes_only([sum_known(t.bytes for t in lists)], kind="layout")
 
 
 def _axis(dim: int, x: Operand) -> int:

@@ -27,10 +27,10 @@ from prunescope.analysis.ops.call import (
     optional,
     require,
     scalar_type,
+    sum_known,
     tensor,
     tensors_at,
     text,
-    total,
 )
 
 _FORMATS = ("bool", "int8", "int16", "int32", "int64", "fp8", "fp16", "bf16", "fp32", "fp64")
@@ -262,7 +262,7 @@ def reduction(call: OpCall) -> Work:
     requested = scalar_type(call, dtype_at) if dtype_at is not None and partial else None
     written = byte_size(left, _reduced_dtype(name, x.dtype, requested))
     if name in _TWO_RESULTS:
-        written = total([written, written])
+        written = sum_known([written, written])
     index = byte_size(left, "int64") if name in _WITH_INDEX and partial else 0
     return bytes_only([x.bytes, written, index], kind="reduction")
 

@@ -24,8 +24,8 @@ from prunescope.analysis.ops.call import (
     op_model,
     optional,
     require,
+    sum_known,
     tensor,
-    total,
 )
 from prunescope.taxonomy.gemm import Gemm
 
@@ -70,7 +70,7 @@ def indexed_product(call: OpCall) -> Work:
     moved = [byte_size(stored, dense.dtype), float(index_bytes), dense.bytes, written]
     moved += [] if added is None else [added.bytes]
     return Work(
-        flop=2 * stored * times, bytes=total(moved), gemms=(), dtype=dense.dtype, kind="gemm"
+        flop=2 * stored * times, bytes=sum_known(moved), gemms=(), dtype=dense.dtype, kind="gemm"
     )
 
 
@@ -85,7 +85,7 @@ def _sparse_work(gemm: Gemm, *read: Operand | None, dtype: str | None) -> Work:
     written = byte_size(gemm.m * gemm.n, dtype)
     return Work(
         flop=gemm.flop // 2,
-        bytes=total([*(t.bytes for t in read if t is not None), written]),
+        bytes=sum_known([*(t.bytes for t in read if t is not None), written]),
         gemms=(gemm,),
         dtype=dtype,
         kind="sparse_gemm",

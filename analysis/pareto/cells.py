@@ -27,7 +27,7 @@ from prunescope.analysis.schema.pareto import (
 )
 
 
-def judged(pareto: Pareto) -> Pareto:
+def recompute(pareto: Pareto) -> Pareto:
     """Return a copy whose frontiers, winners, claims and sentences are computed from its points.
 
     Args:

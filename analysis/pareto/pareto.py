@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from prunescope.analysis.pareto.cells import judged
+from prunescope.analysis.pareto.cells import recompute
 from prunescope.analysis.pareto.points import point_of
 from prunescope.analysis.pipeline import TOOL, analyze
 from prunescope.analysis.schema.pareto import (
@@ -90,7 +90,7 @@ def judge(folder: Path, on_result: Callable[[str], None] | None = None) -> Paret
     subject = next(iter(measured.values()))[0].subject
     phases = {phase: _collect_phase(runs) for phase, runs in measured.items()}
     return scrubbed(
-        judged(
+        recompute(
             Pareto(
                 tool=TOOL,
                 subject=msgspec.structs.replace(

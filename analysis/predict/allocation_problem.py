@@ -77,7 +77,7 @@ class Problem:
         return f"{self.dense_cost / cost:.2f}×"
 
 
-def predicted(request: AllocateRequest) -> tuple[PredictRequest, int | None]:
+def build_cost_request(request: AllocateRequest) -> tuple[PredictRequest, int | None]:
     """Return the `predict` request that gives the costs, and the number of tokens of an answer.
 
     That number is None where only one phase counts.
@@ -112,7 +112,7 @@ def build_problem(
     Raises:
         PrunescopeError: No allocation reaches the target, or the dense model has reached it.
     """
-    cost_request, new_tokens = predicted(request)
+    cost_request, new_tokens = build_cost_request(request)
     costs = costs_of(cost_request, new_tokens, measured=measured, notes=list(notes))
     sizes = [
         candidates(costs.shape, number, low_rank=request.low_rank)

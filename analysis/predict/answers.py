@@ -105,7 +105,7 @@ class Answer:
         )
 
 
-def answer(
+def predict_answer(
     setting: Setting,
     prompt: Workload,
     *,
@@ -176,7 +176,7 @@ def predict_answers(setting: Setting, request: PredictRequest) -> PredictedAnswe
 
     def side(batch: int, *, pruned: bool) -> Answer:
         """Return the answer of one side at a batch."""
-        return answer(
+        return predict_answer(
             setting,
             replace(work, batch=batch),
             new_tokens=request.new_tokens or 1,

@@ -212,7 +212,7 @@ def as_one_pass(request: PredictRequest, shape: ModelShape) -> PredictRequest:
     Its prompt is the tokens of an image where the model takes images. Raises PrunescopeError for
     what only a decoder has (a decode step, new tokens), and for one forward of a decoder.
     """
-    if not shape.one_pass:
+    if not shape.is_one_pass:
         if request.phase == FORWARD:
             raise PrunescopeError(
                 "this model decodes tokens, so that its forwards are of two kinds",

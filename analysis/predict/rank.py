@@ -15,8 +15,8 @@ from typing import Any
 
 from prunescope.analysis.predict.answers import (
     Answer,
-    answer,
     answer_memory,
+    predict_answer,
     prompt_of,
     speed_of,
 )
@@ -96,7 +96,9 @@ def rank(request: PredictRequest) -> Ranking:
     base, _ = resolve(replace(request, knobs={"kernel": library}), None, None, warnings)
     load = _serving_workload(as_one_pass(request, base.shape))
     work = prompt_of(base, batch=load.batch, prompt_len=load.prompt_len, logits=request.logits)
-    dense = answer(base, work, new_tokens=load.new_tokens, chunk=request.chunk, pruned=False)
+    dense = predict_answer(
+        base, work, new_tokens=load.new_tokens, chunk=request.chunk, pruned=False
+    )
     if answer_memory(dense, pruned=False).fits is False:
         warnings.append(f"the dense model does not fit into the memory of {base.device.name}")
     left_out: dict[str, str] = {}
@@ -130,7 +132,7 @@ def rank(request: PredictRequest) -> Ranking:
             "new_tokens": load.new_tokens,
             "text": load.text,
             "image_tokens": base.shape.image_tokens or None,
-            "one_pass": base.shape.one_pass or None,
+            "one_pass": base.shape.is_one_pass or None,
         },
         share=share,
         loss=loss,
@@ -277,7 +279,7 @@ def _rank_family(setting: Setting, dense: Answer) -> Ranked:
     """Return the row of a family at its own sparsity."""
     chosen = setting.family
     assert chosen is not None
-    pruned = answer(
+    pruned = predict_answer(
         setting,
         dense.work,
         new_tokens=dense.new_tokens,

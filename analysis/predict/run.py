@@ -60,7 +60,7 @@ def predicted_phase(
             return None
         size = itemsize(setting.dtype) or 2
         routing = counted(dense.run.routing, source="the dense run") if dense.run else None
-        work = Workload.of(name, run, itemsize=size, routing=routing)
+        work = Workload.from_sizes(name, run, itemsize=size, routing=routing)
         sides = predicted_side(setting, work, pruned=False), predicted_side(setting, work)
         bounds = predicted_ladder(setting, *sides)
         known = {(work, sparsity): bounds.roofline}

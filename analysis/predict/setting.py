@@ -119,7 +119,7 @@ def workloads(request: PredictRequest, setting: Setting) -> list[Workload]:
     """Return the workload of each phase of a request."""
     size = itemsize(setting.dtype) or 2
     return [
-        Workload.of(
+        Workload.from_sizes(
             phase, request, itemsize=size, routing=setting.routing, absorbed=setting.absorbs
         )
         for phase in _phases(request)
@@ -249,7 +249,7 @@ def resolve(
     if chosen and not request.has_several_methods:
         knobs = given_knobs  # so that an unknown one is an error
     filled = chosen.point(given, knobs).knobs if chosen else {}
-    if shape.uneven and given and filled.get("layers") == "":
+    if shape.is_uneven and given and filled.get("layers") == "":
         warnings.append(
             "layers of this model differ, and which ones are removed is unknown: the prediction "
             "removes average layers; --set layers=0,1 names them"

@@ -44,7 +44,7 @@ class Records:
     rows: tuple[Row, ...]
 
     def __post_init__(self) -> None:
-        rows = tuple(ByName.of(row, f"column of {self.name}") for row in self.rows)
+        rows = tuple(ByName.from_values(row, f"column of {self.name}") for row in self.rows)
         object.__setattr__(self, "rows", rows)
 
     def to_polars(self) -> pl.DataFrame:

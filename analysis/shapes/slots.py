@@ -14,7 +14,7 @@ from itertools import product
 
 from prunescope.analysis.ops.attention import AttentionSizes, attention_work
 from prunescope.analysis.ops.call import Operand, Work
-from prunescope.analysis.ops.experts import expected_experts, reading, with_expert_stack
+from prunescope.analysis.ops.experts import expected_experts, with_expert_stack, with_experts_read
 from prunescope.analysis.ops.matmul import gemm_work
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.shape import ModelShape
@@ -247,7 +247,7 @@ def expert_work(
     a = Operand((rows, slot.k), inputs)
     work = gemm_work(Gemm(rows, slot.n, slot.k), a, read, out="bf16", kind=GROUPED + "_gemm")
     expected = expected_experts(shape.experts.count, shape.experts.per_token, tokens)
-    return reading(with_expert_stack(work, shape.experts.count, read), expected)
+    return with_experts_read(with_expert_stack(work, shape.experts.count, read), expected)
 
 
 def fused_attention(

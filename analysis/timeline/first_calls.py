@@ -38,7 +38,7 @@ from prunescope.analysis.timeline.runtime_calls import (
     COPY,
     LAUNCH,
     SYNC,
-    named,
+    match_names,
     runtime_calls,
 )
 from prunescope.analysis.trace.collect import NONE, Ints, Mask, unique_ids
@@ -106,7 +106,7 @@ class HostSpans:
     def thread_spans(self, thread: int) -> Spans:
         """Return the union of the spans of a thread."""
         own = self.thread == thread
-        return Spans.of(self.begin[own], self.end[own])
+        return Spans.union(self.begin[own], self.end[own])
 
     def compiler_spans(self) -> HostSpans:
         """Return the spans that are named after a compiler or tuner.
@@ -138,9 +138,9 @@ class HostSpans:
         inside = self.begin[outer] <= self.begin[inner] and self.end[inner] <= self.end[outer]
         return bool(inside and self.thread[outer] == self.thread[inner])
 
-    def within(self, windows: Windows) -> Ints:
+    def ns_by_window(self, windows: Windows) -> Ints:
         """Return for how long any thread is in a span, by window, ns."""
-        spans = Spans.of(self.begin, self.end)
+        spans = Spans.union(self.begin, self.end)
         return np.asarray(spans.spent(windows.end) - spans.spent(windows.start))
 
 
@@ -173,7 +173,7 @@ def _warm_until(trace: Trace) -> int:
     own runs, which are warmed up, or of a profiler whose count is past the cold steps.
     """
     annotations = trace.annotations
-    rows = np.flatnonzero(named(trace, annotations["name"], _STEP))
+    rows = np.flatnonzero(match_names(trace, annotations["name"], _STEP))
     if not len(rows):
         return _NEVER
     first = rows[np.argmin(annotations["ts"][rows])]
@@ -189,7 +189,7 @@ Calls = Iterator[tuple[Span, bool]]  # each far above the median, and whether it
 def _find_long_launches(trace: Trace, warm: int) -> Calls:
     """Find launch calls far above their median; the first one of its kernel is a first call."""
     calls = trace.launches
-    is_launch = named(trace, calls["name"], LAUNCH)
+    is_launch = match_names(trace, calls["name"], LAUNCH)
     if not is_launch.any():
         return
     least = max(LONG, FAR * float(np.median(calls["dur"][is_launch])))
@@ -244,8 +244,8 @@ def _find_long_calls(trace: Trace, warm: int) -> Calls:
         return
     names = calls["name"]
     for pattern in (LAUNCH, COPY, SYNC, ALLOCATION):
-        names = np.where(named(trace, calls["name"], pattern), NONE, names)
-    loads = named(trace, calls["name"], _LOADS)
+        names = np.where(match_names(trace, calls["name"], pattern), NONE, names)
+    loads = match_names(trace, calls["name"], _LOADS)
     far, known = _far_above(calls["name"], calls["dur"], calls["dur"])
     first = _is_first(calls["name"], calls["ts"], warm)
     for row in np.flatnonzero(far & (names >= 0) & (known | loads)).tolist():
@@ -287,12 +287,12 @@ def _ns_in_calls(trace: Trace, rows: Ints) -> Ints:
     ops, calls = trace.ops, runtime_calls(trace)
     is_counted = np.zeros(len(calls["ts"]), bool)
     for pattern in (COPY, SYNC, ALLOCATION):
-        is_counted |= named(trace, calls["name"], pattern)
+        is_counted |= match_names(trace, calls["name"], pattern)
     ns = np.zeros(len(rows), np.int64)
     for thread in unique_ids(ops["thread"][rows]):
         own = is_counted & (calls["thread"] == thread)
         at = np.flatnonzero(ops["thread"][rows] == thread)
-        spans = Spans.of(calls["ts"][own], (calls["ts"] + calls["dur"])[own])
+        spans = Spans.union(calls["ts"][own], (calls["ts"] + calls["dur"])[own])
         begin = ops["ts"][rows[at]]
         ns[at] = spans.spent(begin + ops["dur"][rows[at]]) - spans.spent(begin)
     return ns
@@ -328,7 +328,7 @@ def _find_compiler_spans(trace: Trace) -> list[Span]:
     spans = []
     for table in (trace.ops, trace.annotations, trace.frames):
         long = np.flatnonzero(table["dur"] >= LONG)
-        long = long[named(trace, table["name"][long], _COMPILER)] if len(long) else long
+        long = long[match_names(trace, table["name"][long], _COMPILER)] if len(long) else long
         spans += [_make_span(table, row, trace.names[table["name"][row]]) for row in long.tolist()]
     return spans
 
@@ -376,8 +376,8 @@ Point = tuple[int, int, str]  # thread, host ns, what runs first then
 def _first_compiled_kernels(trace: Trace, kernel: Ints, warm: int) -> Iterator[Point]:
     """Yield the first launch of each kernel that was compiled, or loaded, at run time."""
     calls = trace.launches
-    compiled = named(trace, np.maximum(kernel, 0), _COMPILED_KERNEL) & (kernel >= 0)
-    compiled |= named(trace, calls["name"], _MODULE_LAUNCH) & (kernel >= 0)
+    compiled = match_names(trace, np.maximum(kernel, 0), _COMPILED_KERNEL) & (kernel >= 0)
+    compiled |= match_names(trace, calls["name"], _MODULE_LAUNCH) & (kernel >= 0)
     if compiled.any():
         for row in np.flatnonzero(compiled & _is_first(kernel, calls["ts"], warm)).tolist():
             name = trace.names[kernel[row]]
@@ -387,7 +387,7 @@ def _first_compiled_kernels(trace: Trace, kernel: Ints, warm: int) -> Iterator[P
 def _first_compiled_ops(trace: Trace, warm: int) -> Iterator[Point]:
     """Yield the first outermost op of each name in which the code of a compiler runs."""
     ops = trace.ops
-    inner = named(trace, ops["name"], _COMPILED_OP)
+    inner = match_names(trace, ops["name"], _COMPILED_OP)
     for thread in unique_ids(ops["thread"][inner]).tolist():
         rows = np.flatnonzero(ops["thread"] == thread)
         rows = rows[np.lexsort((-ops["dur"][rows], ops["ts"][rows]))]

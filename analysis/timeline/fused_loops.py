@@ -29,7 +29,7 @@ def fused_loop_notes(trace: Trace, linked: Linked) -> list[str]:
     idle = 0
     for table in (trace.ops, trace.annotations):
         rows = np.isin(table["name"], names)
-        spans = Spans.of(table["ts"][rows], (table["ts"] + table["dur"])[rows])
+        spans = Spans.union(table["ts"][rows], (table["ts"] + table["dur"])[rows])
         within = spans.spent(linked.start) - spans.spent(linked.start - linked.gap)
         idle = max(idle, int(within.sum()))
     if not idle:

@@ -96,7 +96,7 @@ class Spans:
     before: Ints
 
     @classmethod
-    def of(cls, begin: Ints, end: Ints) -> Spans:
+    def union(cls, begin: Ints, end: Ints) -> Spans:
         """Return the union of the intervals [begin, end)."""
         order = np.argsort(begin, kind="stable")
         begin, end = begin[order], np.maximum.accumulate(end[order]) if len(order) else end

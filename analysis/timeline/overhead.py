@@ -44,7 +44,7 @@ def nothing_recorded(linked: Linked) -> Recorded:
     return Recorded(none, none, np.zeros(len(linked.wall), np.int64))
 
 
-def recorded(trace: Trace, linked: Linked, windows: Windows) -> Recorded:
+def weigh_records(trace: Trace, linked: Linked, windows: Windows) -> Recorded:
     """Weigh the ops and spans that the profiler recorded, by the part of a step that they slow."""
     weights = nothing_recorded(linked)
     if trace.on_device or not len(linked.step):
@@ -99,12 +99,12 @@ def _add_gaps(weights: Recorded, linked: Linked, begin: Ints, step: Ints, weight
 def profiler_notes(trace: Trace, linked: Linked) -> list[str]:
     """Note the profiler's own work, by its records, while the device idled in the steps."""
     work = trace.overhead
-    gaps = Spans.of(linked.start - linked.gap, linked.start)
+    gaps = Spans.union(linked.start - linked.gap, linked.start)
     spent = {}
     for i in unique_ids(work["name"]).tolist() if trace.on_device else ():
         if _PROFILER.search(trace.names[i]):
             rows = work["name"] == i
-            spans = Spans.of(work["ts"][rows], (work["ts"] + work["dur"])[rows])
+            spans = Spans.union(work["ts"][rows], (work["ts"] + work["dur"])[rows])
             if ns := int((gaps.spent(spans.end) - gaps.spent(spans.begin)).sum()):
                 spent[trace.names[i]] = ns
     if not spent:

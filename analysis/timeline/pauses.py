@@ -39,7 +39,7 @@ def find_pauses(trace: Trace, windows: Windows) -> Pauses:
     calls = runtime_calls(trace)
     tables = trace.ops, calls
     begins = np.concatenate([table["ts"] for table in tables])
-    active = Spans.of(begins, begins + np.concatenate([table["dur"] for table in tables]))
+    active = Spans.union(begins, begins + np.concatenate([table["dur"] for table in tables]))
     idle_from, idle_to = active.end[:-1], active.begin[1:]  # of the host
     longest = max(_longest_inside(idle_from, idle_to, windows), BETWEEN_OPS)
     long = np.flatnonzero(idle_to - idle_from > longest)

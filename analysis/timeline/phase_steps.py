@@ -95,8 +95,8 @@ def _ns_of_first_calls(trace: Trace, linked: Linked, windows: Windows, first: Ho
     On a CPU it is the time of compilers.
     """
     if not trace.on_device:
-        return first.compiler_spans().within(windows)
-    spans = Spans.of(first.begin, first.end)
+        return first.compiler_spans().ns_by_window(windows)
+    spans = Spans.union(first.begin, first.end)
     idle = spans.spent(linked.start) - spans.spent(linked.start - linked.gap)
     return np.bincount(linked.step, idle, minlength=len(windows)).astype(np.int64)
 

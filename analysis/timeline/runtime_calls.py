@@ -30,7 +30,7 @@ ALLOCATION = re.compile(
 LAUNCH = re.compile(r"LaunchKernel|LaunchCooperative")  # cudaLaunchKernelExC, hipModuleLaunchKernel
 
 
-def named(trace: Trace, names: Ints, pattern: re.Pattern[str]) -> Mask:
+def match_names(trace: Trace, names: Ints, pattern: re.Pattern[str]) -> Mask:
     """Mark the names (ids) that match the pattern."""
     matches = np.zeros(len(trace.names), bool)
     for i in np.flatnonzero(np.bincount(names)).tolist():

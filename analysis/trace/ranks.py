@@ -77,7 +77,7 @@ def holds_traces(folder: Path) -> bool:
     return bool(trace_files(folder))
 
 
-def find_parts(path: Path) -> FoundTraces:
+def find_traces(path: Path) -> FoundTraces:
     """Find the traces in a folder, a zip, a tar or an export of Nsight Systems.
 
     Raises PrunescopeError where there is no readable trace, or there are more than 1,024.

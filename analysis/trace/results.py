@@ -25,8 +25,8 @@ from prunescope.analysis.ops.call import (
     OpCall,
     integers,
     operands,
+    sum_known,
     tensor,
-    total,
 )
 from prunescope.analysis.ops.sparse import PRODUCTS, indexed_operand
 from prunescope.analysis.trace.collect import Ints
@@ -123,7 +123,7 @@ def _stored_sizes(inside: list[OpCall | None]) -> Shape:
             continue
         part = tensor(view, 0, rank=1)
         if op.name == _VALUES:
-            known = total(index_bytes) if index_bytes else None
+            known = sum_known(index_bytes) if index_bytes else None
             return () if known is None else (part.numel, int(known))
         index_bytes.append(part.bytes)
     return ()

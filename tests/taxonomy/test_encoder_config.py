@@ -20,10 +20,10 @@ BERT: dict[str, Any] = {
 
 def test_an_encoder_is_one_pass_unless_its_config_says_decoder() -> None:
     shape = ModelShape.from_config(BERT)
-    assert shape.one_pass and shape.cache_elements() == 0
+    assert shape.is_one_pass and shape.cache_elements() == 0
     # BERT-base has 109.48 M, 0.59 M of them in its pooler.
     assert shape.parameters() == pytest.approx(109.48e6 - 0.59e6, rel=0.001)
-    assert not ModelShape.from_config({**BERT, "is_decoder": True}).one_pass
+    assert not ModelShape.from_config({**BERT, "is_decoder": True}).is_one_pass
     assert ModelShape.from_run(shape.to_dict()) == shape
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import prunescope
-from prunescope.analysis.named_runs import find_runs, left_out
+from prunescope.analysis.named_runs import describe_left_out, find_runs
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import sentences, titles
 from prunescope.taxonomy.errors import PrunescopeError
@@ -100,11 +100,13 @@ def test_what_a_comparison_leaves_out_is_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "runs" / "pipe.json")  # to open it would wait for ever
     folder = tmp_path / "runs"
     assert [f.name for f in find_runs([folder])] == ["a"]
-    (note,) = left_out([folder])
+    (note,) = describe_left_out([folder])
     assert note.startswith("runs/ holds 1 traces next to its runs (loose.json)")
-    assert left_out([folder / "a"]) == []
-    assert left_out([loose]) == []
-    assert left_out([folder / "a", folder / "a" / "pruned"]) == ["a is named 2 times: counted once"]
+    assert describe_left_out([folder / "a"]) == []
+    assert describe_left_out([loose]) == []
+    assert describe_left_out([folder / "a", folder / "a" / "pruned"]) == [
+        "a is named 2 times: counted once"
+    ]
 
 
 def test_a_bare_pair_of_several_steps_has_an_interval(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from prunescope.analysis.ledger.dynamic_overhead import of_saved
 from prunescope.analysis.pareto import pareto
-from prunescope.analysis.pareto.cells import judged
+from prunescope.analysis.pareto.cells import recompute
 from prunescope.analysis.pareto.write import to_json, write_pareto
 from prunescope.analysis.report.pareto_tables import render_pareto
 from prunescope.analysis.schema.pareto import (
@@ -52,7 +52,7 @@ def whole(prefill: list[SweepPoint], decode: list[SweepPoint] | None = None) -> 
                              versions={"torch": "2"}, text={"source": "a text", "tokens": 8192}),
         failed=[FailedResult(id="static-k-24-s0.25", error="2:4 sparsity is 0.5 | not 0.25")],
     )  # fmt: skip
-    return judged(found)
+    return recompute(found)
 
 
 def test_the_summary_says_what_holds_and_what_does_not() -> None:
@@ -132,7 +132,7 @@ def test_losses_that_mean_nothing_or_are_missing_are_said_to() -> None:
     found = whole([point("static-m", 1.2, 0.1)])
     found.subject.text = {"source": "random token ids", "tokens": 256}
     found.subject.config["other_text"] = "other.txt"
-    lines = judged(found).summary
+    lines = recompute(found).summary
     assert "No loss here means anything: the text that judges is random token ids." in lines
     assert any(line.startswith("Not measured: losses on other.txt; it takes") for line in lines)
 

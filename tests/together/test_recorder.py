@@ -23,7 +23,7 @@ from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.run import read_run
 from prunescope.tracer.capture import device_state
 from prunescope.tracer.capture.user_capture import capture
-from prunescope.tracer.recorder.assembled import assembled
+from prunescope.tracer.recorder.assembled import assemble
 from tests.small_capture import PEAKS
 
 pytestmark = pytest.mark.torch
@@ -37,7 +37,7 @@ OLD_PYTHON = "PRUNESCOPE_OLD_PYTHON"  # an interpreter whose torch is old
 def recorder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The module `record`, as a user has it."""
     file = tmp_path_factory.mktemp("recorder") / "record.py"
-    file.write_text(assembled("1.2.3"), encoding="utf-8")
+    file.write_text(assemble("1.2.3"), encoding="utf-8")
     spec = importlib.util.spec_from_file_location("record", file)
     assert spec is not None and spec.loader is not None
     module = sys.modules["record"] = importlib.util.module_from_spec(spec)

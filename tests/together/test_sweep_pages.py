@@ -38,7 +38,7 @@ def test_a_page_is_rebuilt_from_its_points(name: str) -> None:
     """Only points and times of the dense model are taken from the JSON; the rest is compared."""
     import sweep  # type: ignore[import-not-found]
 
-    from prunescope.analysis.pareto.cells import judged
+    from prunescope.analysis.pareto.cells import recompute
 
     path = BENCHMARKS / f"{name}.json"
     stored = sweep.read(path)
@@ -50,7 +50,7 @@ def test_a_page_is_rebuilt_from_its_points(name: str) -> None:
             cell.winners, cell.equal_flops, cell.equal_sparsity = [], [], []
         for point in phase.points:
             point.on_frontier, point.frontier_share, point.equal_to = False, None, []
-    new = judged(bare)
+    new = recompute(bare)
     assert new.summary == stored.summary
     assert sweep.text(new, name) == path.with_suffix(".md").read_text(encoding="utf-8")
     assert sweep.stored(new) == path.read_bytes()

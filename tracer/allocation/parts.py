@@ -20,7 +20,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import low_rank_or_dense
 from prunescope.taxonomy.roles import GROUPS, locate
 from prunescope.tracer.calibration.collect import collect
-from prunescope.tracer.calibration.low_rank import factors
+from prunescope.tracer.calibration.low_rank import low_rank_factors
 from prunescope.tracer.calibration.scores import input_scores
 from prunescope.tracer.model.channels import Channels, find_channels
 from prunescope.tracer.model.heads import Heads, find_heads
@@ -100,7 +100,7 @@ class Factorable:
         moments = collect(self.model, self.batches, moments=list(chosen)).moments
         products = {}
         for path, rank in chosen.items():
-            first, second = factors(weight_of(self.matrices[path]), rank, moments[path])
+            first, second = low_rank_factors(weight_of(self.matrices[path]), rank, moments[path])
             products[path] = second @ first
         return self._replaced(products)
 

@@ -35,7 +35,7 @@ class LowRank(nn.Module):
         return self.second(self.first(inputs))
 
 
-def factors(
+def low_rank_factors(
     weight: torch.Tensor, rank: int, moment: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the two factors of a given rank whose product is nearest to a weight.
@@ -111,7 +111,9 @@ def factor(
         if calibration is not None:
             moments = collect(model, calibration.batches, moments=names).moments
         for name in names:
-            first, second = factors(weight_of(matrices[name]), ranks[name], moments.get(name))
+            first, second = low_rank_factors(
+                weight_of(matrices[name]), ranks[name], moments.get(name)
+            )
             pairs[name] = LowRank(matrices[name], first, second)
     return pairs
 

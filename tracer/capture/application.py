@@ -219,7 +219,7 @@ def _shape_or_none(model: Any) -> ModelShape | None:
 def _workload(request: TraceRequest, phase: str, model: Any) -> Workload:
     """Return the workload of a phase, by which FLOPs and bytes are counted."""
     entry = phase_entry(request, phase, logits=request.logits, attention="", flush_bytes=None)
-    return Workload.of(phase, entry, itemsize=next(model.parameters()).element_size())
+    return Workload.from_sizes(phase, entry, itemsize=next(model.parameters()).element_size())
 
 
 def _solve_match(chosen: Family, part: MethodPart, request: TraceRequest, model: Any) -> Match:

@@ -58,7 +58,7 @@ def probe(model: Any, change: str) -> Tensor:
     return torch.cat(parts, 1)
 
 
-def within(logits: Tensor, expected: Tensor, tolerance: dict[int, float]) -> bool:
+def are_close(logits: Tensor, expected: Tensor, tolerance: dict[int, float]) -> bool:
     """Return whether no logit differs by more than a share of the largest expected one.
 
     `tolerance` gives that share by the bytes of an element. Logits of another shape always differ.
@@ -87,7 +87,7 @@ def check_same(model: Any, masked: Tensor, change: str) -> None:
     Raises:
         PrunescopeError: It gives other logits, or does not run.
     """
-    if not within(probe(model, change), masked, REMOVED):
+    if not are_close(probe(model, change), masked, REMOVED):
         raise PrunescopeError(
             f"{type(model).__name__} {change} gives other logits than with zeros in their place",
             hint="its layers do more than their matrices show; "

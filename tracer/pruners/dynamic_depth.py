@@ -28,7 +28,7 @@ from prunescope.tracer.attention.counted_cache import LayerPlace, layer_places
 from prunescope.tracer.attention.static_layers import GatedLayer
 from prunescope.tracer.calibration.greedy import costs_of_layers
 from prunescope.tracer.calibration.point import Calibration, Point
-from prunescope.tracer.calibration.router_fit import Site, read_at_routers, fit_routers, quantile
+from prunescope.tracer.calibration.router_fit import Site, fit_routers, quantile, read_at_routers
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.forwards import extend, name_arguments
 from prunescope.tracer.model.layers import text_config

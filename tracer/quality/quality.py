@@ -26,7 +26,7 @@ from prunescope.taxonomy.run_quality import BLOCK, RANDOM_IDS, Quality, TextSour
 from prunescope.tracer.calibration.requests import decided_by
 from prunescope.tracer.calibration.texts import random_ids, read_text
 from prunescope.tracer.model import compat
-from prunescope.tracer.model.logits import REBUILT, within
+from prunescope.tracer.model.logits import REBUILT, are_close
 from prunescope.tracer.quality.statistics import Blocks, mean_ci95, perplexity_ci95, relative_ci95
 
 TOKENS, CONTEXT = 8192, 1024
@@ -104,7 +104,7 @@ class Scores:
     agree: list[torch.Tensor] = field(default_factory=list)
 
 
-class Dense:
+class DenseReference:
     """The dense model as a reference: its logits on a passage, which are kept if they are small."""
 
     def __init__(self, model: Any, passage: Passage, *, scoring: str = "prefill") -> None:
@@ -251,7 +251,9 @@ def nats_of(model: Any, passage: Passage, *, scoring: str = "prefill") -> torch.
     return torch.cat(scores.nats)
 
 
-def compare(model: Any, dense: Dense, *, control: torch.Tensor | None = None) -> QualityPair:
+def compare(
+    model: Any, dense: DenseReference, *, control: torch.Tensor | None = None
+) -> QualityPair:
     """Measure the quality of a pruned and a dense model on the same passage.
 
     The pruned one also gets KL(dense ‖ pruned) in nats per token, agreement (the share of tokens
@@ -322,7 +324,7 @@ def _depends_on_end(model: Any, ids: torch.Tensor) -> bool:
             output = compat.forward(model, row, cache=compat.new_cache(model), logits="all")
         logits.append(output.logits[:, :kept])
     first, second = logits
-    return bool(first.isfinite().all()) and not within(second, first, REBUILT)
+    return bool(first.isfinite().all()) and not are_close(second, first, REBUILT)
 
 
 def _logits(

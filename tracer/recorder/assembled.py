@@ -16,7 +16,7 @@ _ENTRY = "prunescope.tracer.recorder.record"
 _VERSION = 'VERSION = "0+source"'
 
 
-def assembled(version: str) -> str:
+def assemble(version: str) -> str:
     """Return the text of the recorder.
 
     Args:

@@ -21,7 +21,7 @@ from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.roles import locate
 from prunescope.tracer.attention.attention_parts import AttentionParts, read_attentions
 from prunescope.tracer.model.layers import PRE_NORM, decoder_layers, text_config
-from prunescope.tracer.model.logits import NUM_PROBED, REBUILT, probe, within
+from prunescope.tracer.model.logits import NUM_PROBED, REBUILT, are_close, probe
 from prunescope.tracer.residual.sublayers import roots
 
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
@@ -165,7 +165,7 @@ def rebuild(model: Any, build: Callable[[], Sequence[Any]], *, sparsity: float) 
         raise
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
         raise _unsupported(name) from error
-    if not all(within(*pair, REBUILT) for pair in zip(again, dense, strict=True)):
+    if not all(are_close(*pair, REBUILT) for pair in zip(again, dense, strict=True)):
         raise _unsupported(name)
     for module in built:
         module.sparsity = sparsity

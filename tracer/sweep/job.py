@@ -50,7 +50,7 @@ from prunescope.tracer.model.weights import weights_fingerprint
 from prunescope.tracer.quality.quality import (
     CONTEXT,
     TOKENS,
-    Dense,
+    DenseReference,
     Passage,
     QualityPair,
     compare,
@@ -107,7 +107,7 @@ class JobRunner:
         self.on_result = on_result
         # The passages by whether they are of the other text, and by the length of their windows.
         self._passages: dict[tuple[bool, int], Passage] = {}
-        self._dense: dict[str, Dense] = {}
+        self._dense: dict[str, DenseReference] = {}
         self._statistics: dict[str, Statistics] = {}
         self._tasks: dict[tuple[str, str], dict[str, TaskScore]] = {}
         self._peaks: MeasuredPeaks | None = None
@@ -314,14 +314,16 @@ class JobRunner:
             )
         return self._passages[is_other, length]
 
-    def _reference(self, dense: Variant, fingerprint: str, passage: Passage, scoring: str) -> Dense:
+    def _reference(
+        self, dense: Variant, fingerprint: str, passage: Passage, scoring: str
+    ) -> DenseReference:
         """Return the dense model as a reference, with the logits of an equal earlier model."""
         key = f"{fingerprint}-{scoring}"
         if key not in self._dense:
             alike = [name for name, kept in self._dense.items() if kept.scoring == scoring]
             for old in alike[:-1]:  # for each scoring, those of the text and the other text stay
                 self._dense.pop(old)
-            self._dense[key] = Dense(dense.model, passage, scoring=scoring)
+            self._dense[key] = DenseReference(dense.model, passage, scoring=scoring)
         else:
             self._dense[key].model = dense.model
         return self._dense[key]

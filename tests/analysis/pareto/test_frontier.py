@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import asdict
 
 from prunescope.analysis.pareto import frontier
-from prunescope.analysis.pareto.cells import judged
+from prunescope.analysis.pareto.cells import recompute
 from prunescope.analysis.schema.pareto import (
     NOT_VALID,
     Pareto,
@@ -40,7 +40,7 @@ def test_points_that_ran_in_another_way_are_not_compared() -> None:
         model="m", device=None, dtype="fp32", threads=1, versions={}, text=None, command=None
     )
     phases = {"prefill": ParetoPhase(points=[eager, flushed, aligned], cells=cells)}
-    found = judged(Pareto(tool="t", subject=subject, phases=phases)).phases["prefill"]
+    found = recompute(Pareto(tool="t", subject=subject, phases=phases)).phases["prefill"]
     assert [one.on_frontier for one in found.points] == [False, True, True]
     assert [w.family for w in found.winners if w.realised > 1] == ["a (align=128)", "b"]
     assert found.cells[1].where.endswith("tokens, compile, cache flushed")
@@ -132,7 +132,7 @@ def placed(points: list[SweepPoint]) -> list[SweepPoint]:
     cell = SweepCell(batch=1, prompt_len=512, dense_ns={})
     phase = ParetoPhase(points=points, cells=[cell])
     found = Pareto(tool="t", subject=SweepSubject(), phases={"prefill": phase})
-    return judged(found).phases["prefill"].points
+    return recompute(found).phases["prefill"].points
 
 
 def test_each_point_has_its_share_of_samples() -> None:

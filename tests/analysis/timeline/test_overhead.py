@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from prunescope.analysis.timeline.link import link
-from prunescope.analysis.timeline.overhead import SPAN, profiler_notes, recorded
+from prunescope.analysis.timeline.overhead import SPAN, profiler_notes, weigh_records
 from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.load import load
 from tests.chrome import chrome, gap, k, module, op, save, step
@@ -31,7 +31,7 @@ def test_every_record_lies_in_the_part_around_it(tmp_path: Path) -> None:
     linked = link(trace, windows)
     names = [trace.names[i] for i in trace.ops["name"][linked.op]]
     assert names == ["aten::addmm", "aten::copy_", "aten::relu"] * 2
-    weights = recorded(trace, linked, windows)
+    weights = weigh_records(trace, linked, windows)
     assert weights.inside.tolist() == [3, 1, 0] * 2
     assert weights.before.tolist() == [SPAN + 2, 0, SPAN + 1] * 2
     assert weights.after.tolist() == [1, 1]
@@ -44,7 +44,7 @@ def test_the_rows_of_a_device_are_not_slowed(tmp_path: Path) -> None:
     mm = op("aten::mm", [4, 5], [5, 6], us=9, kernels=[k(us=7)])
     trace = load(save(chrome(step(0, module("model.layers.0.mlp", mm))), tmp_path / "t.json"))
     windows = find_windows(trace)
-    weights = recorded(trace, link(trace, windows), windows)
+    weights = weigh_records(trace, link(trace, windows), windows)
     assert not weights.inside.any()
     assert not weights.before.any()
     assert weights.after.tolist() == [0]

@@ -15,7 +15,7 @@ import pytest
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.trace import unpack
 from prunescope.analysis.trace.load import load
-from prunescope.analysis.trace.ranks import find_parts
+from prunescope.analysis.trace.ranks import find_traces
 from prunescope.analysis.trace.unpack import members
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.hostile.material import decoder
@@ -74,7 +74,7 @@ def test_ranks_in_a_tar(tmp_path: Path) -> None:
     files = {f"run/rank{i}.json.zst": PACK[".zst"](PLAIN) for i in (1, 0)}
     path = written(tmp_path / "ranks.tar.gz", gzip.compress(tar(files)))
     assert members(path) == ["run/rank0.json.zst", "run/rank1.json.zst"]
-    assert list(find_parts(path).parts) == ["rank0", "rank1"]
+    assert list(find_traces(path).parts) == ["rank0", "rank1"]
     assert list(analyze(path).report.phases) == ["rank0", "rank1"]
 
 

@@ -22,7 +22,7 @@ from prunescope.analysis.schema.report import to_json
 from prunescope.analysis.trace.load import load
 from prunescope.analysis.trace.nsys_work import plain_kernel
 from prunescope.analysis.trace.nvtx import read_range
-from prunescope.analysis.trace.ranks import find_parts
+from prunescope.analysis.trace.ranks import find_traces
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.chrome import chrome, k, op, save, step
 from tests.nsys import PUSH_POP, START_END, Export, write
@@ -324,11 +324,11 @@ def test_files_in_a_folder_are_ranks(tmp_path: Path) -> None:
 
     for rank in range(2):
         made(tmp_path / f"run_rank{rank}.sqlite", one)
-    assert list(find_parts(tmp_path).parts) == ["rank0", "rank1"]
+    assert list(find_traces(tmp_path).parts) == ["rank0", "rank1"]
     made(tmp_path / "run_rank1.sqlite.tmp", one).replace(tmp_path / "both.sqlite")
     (tmp_path / "both.sqlite").unlink()
     made(tmp_path / "both.sqlite", two_devices)
-    assert len(find_parts(tmp_path).parts) == 4
+    assert len(find_traces(tmp_path).parts) == 4
 
 
 def test_devices_of_two_nodes_are_named_by_their_files(tmp_path: Path) -> None:
@@ -338,8 +338,8 @@ def test_devices_of_two_nodes_are_named_by_their_files(tmp_path: Path) -> None:
     report = analyze(tmp_path).report
     assert list(report.phases) == [f"node{i}_device_{j}" for i in range(2) for j in range(2)]
     assert not any("several traces of rank" in text for text in report.warnings)
-    assert all(not part.all_ranks for part in find_parts(tmp_path).parts.values())
-    assert [rank.number for rank in find_parts(tmp_path / "node1.sqlite").ranks_of.values()] == [
+    assert all(not part.all_ranks for part in find_traces(tmp_path).parts.values())
+    assert [rank.number for rank in find_traces(tmp_path / "node1.sqlite").ranks_of.values()] == [
         0, 1]  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import load
-from prunescope.analysis.trace.ranks import FoundTraces, find_parts
+from prunescope.analysis.trace.ranks import FoundTraces, find_traces
 from prunescope.deliver import report_folder
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.timeline.test_first_calls import MS, Host
@@ -581,7 +581,7 @@ def test_none_or_too_many(count: int, tmp_path: Path) -> None:
     for i in range(count):
         (tmp_path / f"rank{i}.json").write_text("[]")
     if not count:
-        assert find_parts(tmp_path) == FoundTraces()
+        assert find_traces(tmp_path) == FoundTraces()
     with pytest.raises(PrunescopeError, match="holds no run" if not count else "more than 1024"):
         analyze(tmp_path)
 

@@ -24,7 +24,7 @@ from prunescope.tracer.calibration.collect import (
     statistics_cached,
     text_calibration,
 )
-from prunescope.tracer.calibration.low_rank import factors
+from prunescope.tracer.calibration.low_rank import low_rank_factors
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import best, input_scores, weight_scores
 from prunescope.tracer.calibration.texts import DEFAULT, random_ids, read_text, token_rows
@@ -182,7 +182,7 @@ def test_calibrated_masks_change_outputs_less_than_drawn_ones(family: str) -> No
 def test_calibrated_factors_change_outputs_less_than_the_plain_ones() -> None:
     dense = build("llama")
     weight, rows = dense.get_submodule(DOWN).weight, inputs_of(dense, DOWN)
-    plain, whitened = (factors(weight, 32, m) for m in (None, rows.T @ rows / len(rows)))
+    plain, whitened = (low_rank_factors(weight, 32, m) for m in (None, rows.T @ rows / len(rows)))
     errors = [output_error(dense, (two @ one).float(), DOWN) for one, two in (plain, whitened)]
     assert errors[1] < errors[0]
 

@@ -16,7 +16,7 @@ from prunescope.taxonomy.families import family
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.tracer.calibration.low_rank import LowRank, factors
+from prunescope.tracer.calibration.low_rank import LowRank, low_rank_factors
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.capture.weight_stats import weight_stats
 from prunescope.tracer.pruners import family_point, pruner
@@ -88,11 +88,11 @@ def test_factors_are_the_best_of_their_rank() -> None:
         weight = torch.randn(*shape, generator=generator)
         inputs = torch.randn(500, shape[1], generator=generator) * torch.logspace(-2, 2, shape[1])
         moment = inputs.T @ inputs / len(inputs)
-        first, second = factors(weight, 10)
+        first, second = low_rank_factors(weight, 10)
         singular = torch.linalg.svdvals(weight)
         error = (weight - second @ first).square().sum()
         torch.testing.assert_close(error, singular[10:].square().sum(), rtol=1e-4, atol=1e-5)
-        first, second = (f.float() for f in factors(weight, 10, moment))
+        first, second = (f.float() for f in low_rank_factors(weight, 10, moment))
         outputs = inputs @ weight.T
         singular = torch.linalg.svdvals(outputs.double())
         error = (outputs - inputs @ (second @ first).T).double().square().sum()

@@ -17,7 +17,13 @@ from prunescope.tracer.calibration.texts import random_ids
 from prunescope.tracer.model.load import load_model, load_tokenizer
 from prunescope.tracer.model.weights import weights_fingerprint
 from prunescope.tracer.pruners import family_point, pruner
-from prunescope.tracer.quality.quality import Dense, Passage, compare, quality, text_passage
+from prunescope.tracer.quality.quality import (
+    DenseReference,
+    Passage,
+    compare,
+    quality,
+    text_passage,
+)
 from prunescope.tracer.quality.statistics import Blocks, mean_ci95
 
 pytestmark = [pytest.mark.torch, pytest.mark.four_layers]
@@ -76,7 +82,7 @@ def test_every_token_is_scored_once() -> None:
 
 def test_a_model_is_as_good_as_itself(tiny: Any) -> None:
     ids = random_ids(1024, batch=1, length=300, seed=0)[0]
-    found = compare(tiny, Dense(tiny, passage(ids, context=100)))
+    found = compare(tiny, DenseReference(tiny, passage(ids, context=100)))
     pruned = found.pruned
     assert pruned.perplexity_rel == 0
     assert pruned.perplexity_rel_ci95 == [0, 0]
@@ -111,7 +117,7 @@ def test_losses_by_hand() -> None:
     ids = torch.tensor([0, 0, 1, 0, 1, 0, 0, 1])
     text = Passage(ids=ids, bytes_of=torch.full((8,), 3), record=TextSource(), context=8)
     dense, pruned = Fixed([0.5, 0.5]), Fixed([0.25, 0.75])
-    found = compare(pruned, Dense(dense, text))
+    found = compare(pruned, DenseReference(dense, text))
     # Seven tokens are scored: four 0s, three 1s.
     nats = -(4 * math.log(0.25) + 3 * math.log(0.75))
     assert found.dense.perplexity == pytest.approx(2)
@@ -125,7 +131,7 @@ def test_losses_by_hand() -> None:
 
 def test_a_broken_model_gives_no_number() -> None:
     text = passage(torch.tensor([0, 1, 0, 1]), context=4)
-    found = compare(Fixed([float("nan"), 0.5]), Dense(Fixed([0.5, 0.5]), text)).pruned
+    found = compare(Fixed([float("nan"), 0.5]), DenseReference(Fixed([0.5, 0.5]), text)).pruned
     assert found.perplexity is None
     assert found.perplexity_rel is None
     assert found.perplexity_rel_ci95 is None
@@ -148,7 +154,7 @@ def test_eviction_is_seen_in_decode_scoring_alone(tiny: Any) -> None:
     point = family_point("kv-evict", Point(sparsity=0.75, knobs={"keep": "recent"}))
     dense = load_model("tiny-llama", dtype="auto", device=torch.device("cpu"), attn="sdpa").model
     model = pruner("kv-evict").prune(tiny, point).model
-    found = compare(model, Dense(dense, text, scoring="decode")).pruned
+    found = compare(model, DenseReference(dense, text, scoring="decode")).pruned
     assert found.scoring == "decode"
     assert found.kl > 1e-4
 
@@ -159,9 +165,9 @@ def test_kept_and_recomputed_logits_are_one(tiny: Any, monkeypatch: pytest.Monke
         load_model("tiny-llama", dtype="auto", device=torch.device("cpu"), attn="sdpa").model,
         family_point("static-m", Point(sparsity=0.5)),
     )
-    kept = compare(other.model, Dense(tiny, text))
+    kept = compare(other.model, DenseReference(tiny, text))
     monkeypatch.setattr("prunescope.tracer.quality.quality._KEEP_BYTES", 0)
-    assert compare(other.model, Dense(tiny, text)) == kept
+    assert compare(other.model, DenseReference(tiny, text)) == kept
 
 
 @pytest.mark.parametrize(
@@ -297,7 +303,7 @@ def test_removing_layers_at_random_costs_quality() -> None:
     text = text_passage(
         load_tokenizer(loaded), None, vocabulary=0, longest=1024, seed=0, tokens=2048
     )
-    dense = Dense(loaded.model, text)
+    dense = DenseReference(loaded.model, text)
     losses = []
     for seed in range(2):
         point = family_point("static-m", Point(sparsity=0.125, seed=seed))

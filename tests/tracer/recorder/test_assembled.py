@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 import prunescope
-from prunescope.tracer.recorder.assembled import assembled
+from prunescope.tracer.recorder.assembled import assemble
 
-TEXT = assembled("1.2.3")
+TEXT = assemble("1.2.3")
 
 
 def _defined(body: list[ast.stmt]) -> Iterator[str]:
@@ -44,6 +44,6 @@ def test_it_imports_the_standard_library_and_torch_alone() -> None:
 def test_the_command_writes_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert prunescope.main(["recorder"]) == 0
     out, err = capsys.readouterr()
-    assert out == assembled(prunescope.__version__)
+    assert out == assemble(prunescope.__version__)
     assert out.startswith('"""Record a run for prunescope')
     assert err == ""
