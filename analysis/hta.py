@@ -19,8 +19,8 @@ import numpy as np
 
 from prunescope.analysis.schema.report import SecondOpinion
 from prunescope.analysis.timeline.intervals import cover
-from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.nsys_file import is_nsys
+from prunescope.analysis.trace.trace_columns import Trace
 from prunescope.analysis.trace.unpack import GZIP_MAGIC, ZSTD_MAGIC, members, unpacked
 from prunescope.taxonomy.atomic_write import scratch_folder
 

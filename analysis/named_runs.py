@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunescope.analysis.inputs.describe import unique_suffixes
-from prunescope.taxonomy.run import MANIFEST
+from prunescope.taxonomy.runs.run import MANIFEST
 from prunescope.taxonomy.words import when
 
 _DEPTH = 5  # how many levels below a named folder are searched for runs

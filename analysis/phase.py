@@ -44,7 +44,7 @@ from prunescope.analysis.ledger.noise import halves, profiler_overhead_share
 from prunescope.analysis.ledger.pairing import pair
 from prunescope.analysis.ledger.rows import LargestKernels, as_much_work, build_rows, untouched
 from prunescope.analysis.ledger.samples import samples_of
-from prunescope.analysis.routing import routing_of
+from prunescope.analysis.phase_routing import routing_of
 from prunescope.analysis.schema.categories import CategoryTime
 from prunescope.analysis.schema.pair_comparison import PairComparison
 from prunescope.analysis.schema.report import (
@@ -73,7 +73,7 @@ from prunescope.analysis.verdict.outside import gemm_dtypes, is_quantised, repla
 from prunescope.analysis.verdict.verdict import evidence_of, verdict
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import known
-from prunescope.taxonomy.run import Run
+from prunescope.taxonomy.runs.run import Run
 
 _TOP_KERNELS = 40
 
@@ -339,7 +339,7 @@ def _predicted(
     """
     if pruned.run is None or pruned.run.alone is not None:
         return None
-    from prunescope.analysis.predict.run import add_miss, predicted_phase
+    from prunescope.analysis.predict.predicted_run import add_miss, predicted_phase
 
     # Removing one sublayer from every layer removes no whole layer; the theory covers whole layers
     # only.

@@ -21,14 +21,12 @@ from prunescope.analysis.device.hardware import (
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.predict.constants import MARLIN
-from prunescope.analysis.predict.measured import (
-    DensePhase,
-    Measured,
-    measured_uncertainty,
-    part_of,
-    scale_measured,
+from prunescope.analysis.predict.predict_request import (
+    PredictRequest,
+    command_of,
+    options_of_request,
 )
-from prunescope.analysis.predict.points import (
+from prunescope.analysis.predict.request_points import (
     check_knobs,
     check_matches_run,
     check_options,
@@ -36,7 +34,13 @@ from prunescope.analysis.predict.points import (
     methods,
     sparsities,
 )
-from prunescope.analysis.predict.request import PredictRequest, command_of, options_of_request
+from prunescope.analysis.predict.scaled_times import (
+    DensePhase,
+    Measured,
+    measured_uncertainty,
+    part_of,
+    scale_measured,
+)
 from prunescope.analysis.predict.setting import (
     Setting,
     active_terms,
@@ -48,7 +52,7 @@ from prunescope.analysis.predict.setting import (
 from prunescope.analysis.predict.side import predicted_side
 from prunescope.analysis.schema.prediction import FamilyRow, FromRun, MeasuredPhase
 from prunescope.analysis.schema.report import Phase, Report
-from prunescope.analysis.shapes.config import model_name, read_model
+from prunescope.analysis.shapes.named_model import model_name, read_model
 from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.architecture_traits import Traits, traits_of
 from prunescope.taxonomy.dtypes import itemsize
@@ -56,7 +60,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.expert_routing import Routing, counted
 from prunescope.taxonomy.families import pruning_families
 from prunescope.taxonomy.plan import FORWARD, PHASES, Workload
-from prunescope.taxonomy.run import MANIFEST, Run, read_run
+from prunescope.taxonomy.runs.run import MANIFEST, Run, read_run
 from prunescope.taxonomy.shape import ModelShape
 
 

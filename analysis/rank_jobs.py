@@ -28,7 +28,7 @@ from prunescope.analysis.phase import compare_phase, single_phase
 from prunescope.analysis.pool import run_tasks
 from prunescope.analysis.schema.report import Phase, SecondOpinion
 from prunescope.analysis.trace.load import load
-from prunescope.analysis.trace.ranks import TraceFile
+from prunescope.analysis.trace.rank_files import TraceFile
 from prunescope.taxonomy.atomic_write import scratch_folder
 from prunescope.taxonomy.errors import PrunescopeError, errors_about
 

@@ -27,7 +27,7 @@ from prunescope.taxonomy.replays import (
     ReplayTimes,
     interval_of,
 )
-from prunescope.taxonomy.run import Run
+from prunescope.taxonomy.runs.run import Run
 from prunescope.taxonomy.words import ms, plural, when
 
 _KINDS = ("gemm", "gemv", "batched_gemm")

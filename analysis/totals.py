@@ -21,9 +21,9 @@ from prunescope.analysis.ledger.noise import wall_interval
 from prunescope.analysis.ledger.samples import Samples, samples_of
 from prunescope.analysis.schema.report import KernelRow, clock
 from prunescope.analysis.schema.sides import ColdSteps, TimeScale, Totals, Unprofiled
-from prunescope.analysis.trace.collect import NONE
+from prunescope.analysis.trace.collector import NONE
 from prunescope.taxonomy.roles import UNPLACED
-from prunescope.taxonomy.run import PhaseRun
+from prunescope.taxonomy.runs.run import PhaseRun
 
 _MOST = 0.5  # of the busy time
 _PASSES = ("forward", "training")  # kinds of phases that decode nothing

@@ -27,11 +27,11 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import prunescope
-from prunescope.taxonomy.allocation_plan import read_plan
+from prunescope.taxonomy.allocations.allocation_plan import read_plan
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import changed
-from prunescope.taxonomy.run import read_run
-from prunescope.taxonomy.run_quality import BLOCK
+from prunescope.taxonomy.runs.run import read_run
+from prunescope.taxonomy.runs.run_quality import BLOCK
 from prunescope.tracer.recovery.settings import read_recovery
 
 TARGETS = (("prefill", 1.2), ("prefill", 1.4), ("prefill", 1.7), ("decode", 1.2), ("decode", 1.4))

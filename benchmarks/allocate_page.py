@@ -32,8 +32,8 @@ sys.path.insert(0, str(HERE.parent))
 import prunescope
 from prunescope.analysis.report.numbers import loss, ratio, ratios
 from prunescope.analysis.schema.report import INVALID_TIMES
-from prunescope.taxonomy.allocation_plan import KeptLayer, PlanOfLayers
-from prunescope.taxonomy.run import read_run
+from prunescope.taxonomy.allocations.allocation_plan import KeptLayer, PlanOfLayers
+from prunescope.taxonomy.runs.run import read_run
 
 DENSE = "dense"
 HOW = (

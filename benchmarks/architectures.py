@@ -140,7 +140,7 @@ def one(name: str) -> dict[str, Any]:
     from shrink import shrunk
     from transformers import AutoModelForCausalLM
 
-    from prunescope.taxonomy.architecture_table import BY_ID
+    from prunescope.taxonomy.configs.architecture_table import BY_ID
 
     torch.manual_seed(0)
     row: dict[str, Any] = {"name": name}
@@ -257,9 +257,9 @@ def table(rows: list[dict[str, Any]], *, skipped: list[str]) -> str:
         "",
         *totals(rows, built, skipped),
         "",
-        "`table`: has an entry in `taxonomy/architecture_table.py`; the others are pruned by the "
-        "generic rules, and checked against the masked model as they are pruned. `role`: the least "
-        "share of busy time with a role, of both phases.",
+        "`table`: has an entry in `taxonomy/configs/architecture_table.py`; the others are pruned "
+        "by the generic rules, and checked against the masked model as they are pruned. `role`: "
+        "the least share of busy time with a role, of both phases.",
         "",
         f"| model type | table | role | {' | '.join(RUNS)} |",
         f"|---|---|---|{'---|' * len(RUNS)}",

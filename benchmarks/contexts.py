@@ -30,7 +30,7 @@ from prunescope.taxonomy.plan import PHASES
 from prunescope.taxonomy.scoring import scoring_of
 
 if TYPE_CHECKING:
-    from prunescope.taxonomy.run_quality import Quality
+    from prunescope.taxonomy.runs.run_quality import Quality
     from prunescope.tracer.sweep.plan import SweepConfig
 
 LENGTHS = (1024, 4096, 8192)

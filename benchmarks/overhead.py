@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunescope.taxonomy.run_blocks import DeviceEntry
+from prunescope.taxonomy.runs.run_blocks import DeviceEntry
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))

@@ -26,7 +26,7 @@ from predict_ranges import ranges, uncovered, worst
 
 from prunescope.analysis.predict.constants import NAMES, SPARSE, TABLE, Constants
 from prunescope.analysis.predict.costs import expected_speedup, total_ns
-from prunescope.analysis.predict.kernels import TILES
+from prunescope.analysis.predict.kernel_times import TILES
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import predicted_side, roofline_speedup
 from prunescope.taxonomy.errors import PrunescopeError

@@ -34,7 +34,7 @@ from prunescope.analysis.predict.constants import (
     Constants,
     ModelError,
 )
-from prunescope.analysis.predict.kernels import sparse_rate
+from prunescope.analysis.predict.kernel_times import sparse_rate
 from prunescope.analysis.predict.ranges import Uncertainty
 
 LEVEL = 0.90

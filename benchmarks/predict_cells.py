@@ -19,14 +19,14 @@ from typing import Any, get_args
 from prunescope.analysis.predict.answers import answer_uncertainty, predict_answer
 from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.costs import expected_speedup
-from prunescope.analysis.predict.kernels import op_ns
+from prunescope.analysis.predict.kernel_times import op_ns
+from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.analysis.predict.ranges import (
     Uncertainty,
     differences,
     host_modes,
     uncertainty_of,
 )
-from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.setting import Setting, resolve, workloads
 from prunescope.analysis.predict.side import PredictedSide, predicted_side
 from prunescope.taxonomy.option import options_of

@@ -25,9 +25,9 @@ sys.path.insert(0, str(HERE.parent))
 
 from prunescope.analysis.report.numbers import loss
 from prunescope.taxonomy.formats import changed, plain
-from prunescope.taxonomy.run_quality import Quality
+from prunescope.taxonomy.runs.run_quality import Quality
+from prunescope.taxonomy.runs.sweep_files import Planned
 from prunescope.taxonomy.scoring import may_decide, scoring_of
-from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.capture.variants import Variant, make_variants
 from prunescope.tracer.machine.device import pick_device, thread_count
 from prunescope.tracer.model.layers import text_config

@@ -167,7 +167,7 @@ def _captured(options: Any, number: int, out: Path) -> dict[str, Any]:
 def _seen(run: Path) -> dict[str, Any]:
     """The numbers that are kept of a capture's report."""
     import prunescope
-    from prunescope.taxonomy.run import read_run
+    from prunescope.taxonomy.runs.run import read_run
 
     report = prunescope.analyze(run).to_dict()
     caveats = [text for text in report["warnings"] if "peak" in text]

@@ -65,7 +65,7 @@ def once(model: str, method: str) -> dict[str, float]:
     """Seconds by stage of one capture of both phases; the samples are taken out of the
     placements."""
     import prunescope
-    from prunescope.taxonomy.run import read_run
+    from prunescope.taxonomy.runs.run import read_run
 
     stages = Stages()
     with tempfile.TemporaryDirectory(prefix="stages-") as folder:

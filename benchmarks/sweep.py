@@ -36,7 +36,7 @@ from prunescope.analysis.report.pareto_figures import pareto_figures
 from prunescope.analysis.report.pareto_tables import render_pareto
 from prunescope.analysis.schema.pareto import Pareto
 from prunescope.taxonomy.formats import read as read_block
-from prunescope.taxonomy.run_quality import Quality
+from prunescope.taxonomy.runs.run_quality import Quality
 
 MOST_BYTES = 500_000
 _WHEN = ("before", "now")

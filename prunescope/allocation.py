@@ -26,14 +26,14 @@ from prunescope.analysis.predict.allocation_problem import (
 from prunescope.analysis.predict.allocation_request import AllocateRequest
 from prunescope.analysis.predict_from import dense_phases
 from prunescope.analysis.report.allocation_figure import plan_figure
-from prunescope.taxonomy.allocation import LayerOption
-from prunescope.taxonomy.allocation_candidates import (
+from prunescope.taxonomy.allocations.allocation import LayerOption
+from prunescope.taxonomy.allocations.allocation_candidates import (
     allocated_shape,
     changed_layer,
     layer_ranks,
     removals_of,
 )
-from prunescope.taxonomy.allocation_plan import (
+from prunescope.taxonomy.allocations.allocation_plan import (
     KIND,
     Additivity,
     KeptLayer,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from prunescope.allocate_call import AllocateCall
 from prunescope.analysis.inputs.options import AnalyzeRequest, CompareRequest
-from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.taxonomy.errors import PrunescopeError, helpful
 from prunescope.taxonomy.option import as_path, takes
 from prunescope.tracer.capture.request import TraceCall
@@ -96,7 +96,7 @@ def compare(request: CompareRequest) -> Comparison:
     Examples:
         >>> prunescope.compare(["traces/a", "traces/b"]).table.to_polars()
     """
-    from prunescope.analysis.compare import compare as run
+    from prunescope.analysis.compare_runs import compare as run
     from prunescope.analysis.named_runs import describe_left_out
     from prunescope.public import Comparison
     from prunescope.taxonomy.scrub import scrub_all

@@ -20,7 +20,7 @@ import prunescope
 from prunescope import signals, startup
 from prunescope.analysis.inputs.options import CompareRequest
 from prunescope.analysis.predict.allocation_request import AllocateRequest
-from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.api import answer
 from prunescope.command import from_options
 from prunescope.failure import exit_code

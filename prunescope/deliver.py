@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
-from prunescope.analysis.compare import compare, comparison_folder
+from prunescope.analysis.compare_runs import compare, comparison_folder
 from prunescope.analysis.inputs.options import CompareRequest
 from prunescope.analysis.named_runs import NamedRun, describe_left_out, find_runs
 from prunescope.analysis.pipeline import analyze
@@ -27,7 +27,7 @@ from prunescope.analysis.schema.report import Report, to_json
 from prunescope.output import check_target, console_for, progress_bar, write_json
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import as_path
-from prunescope.taxonomy.run import MANIFEST
+from prunescope.taxonomy.runs.run import MANIFEST
 from prunescope.taxonomy.scrub import scrub_all
 
 FORMATS = ",".join(DEFAULT_FORMATS)

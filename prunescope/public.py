@@ -19,7 +19,7 @@ from prunescope.analysis.schema import comparison as comparison_schema
 from prunescope.analysis.schema import pareto as pareto_schema
 from prunescope.analysis.schema import report as report_schema
 from prunescope.analysis.schema import reproduction as reproduction_schema
-from prunescope.taxonomy.allocation_plan import KeptLayer, PlanOfLayers, read_plan
+from prunescope.taxonomy.allocations.allocation_plan import KeptLayer, PlanOfLayers, read_plan
 from prunescope.taxonomy.by_name import ByName, by_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain

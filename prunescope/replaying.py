@@ -17,7 +17,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.option import as_path
 from prunescope.taxonomy.replays import REPLAYS, Replays
-from prunescope.taxonomy.run import MANIFEST, Run, read_run
+from prunescope.taxonomy.runs.run import MANIFEST, Run, read_run
 from prunescope.tracer.gemm.request import GemmRequest
 
 if TYPE_CHECKING:

@@ -70,7 +70,7 @@ def _predicted(
 ) -> dict[tuple[str, str], tuple[Execution, float | None]]:
     """The expected time, and the roofline bound, of each family and phase."""
     from prunescope.analysis.predict.predict import predict
-    from prunescope.analysis.predict.request import PredictRequest
+    from prunescope.analysis.predict.predict_request import PredictRequest
 
     options: dict[str, Any] = {
         "model": of.setup.model,

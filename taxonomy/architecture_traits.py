@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prunescope.taxonomy.architecture_table import BY_ID, Architecture
-from prunescope.taxonomy.config import language_part, linears_alone
+from prunescope.taxonomy.configs.architecture_table import BY_ID, Architecture
+from prunescope.taxonomy.configs.config import language_part, linears_alone
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.shape import ModelShape
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from prunescope.taxonomy.architecture_table import BY_ID
+from prunescope.taxonomy.configs.architecture_table import BY_ID
 
 ROLES = (
     "embedding", "attn_norm", "q", "k", "v", "qkv", "q_a", "q_b", "kv_a", "kv_b", "qk_norm", "rope",

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from msgspec import Meta
 
-from prunescope.taxonomy.config import language_part, read_config, read_layers, read_mixer
+from prunescope.taxonomy.configs.config import language_part, read_config, read_layers, read_mixer
 from prunescope.taxonomy.formats import MAX_LAYERS, Count, Layer, Name, Size
 from prunescope.taxonomy.sublayers import (
     MLP_ROLES,

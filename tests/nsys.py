@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.nvtx import read_range
+from prunescope.analysis.trace.trace_columns import Trace
 
 PROCESS = (1 << 24) | 77  # a GlobalId without its thread: machine 1, process 77
 TABLES = {

@@ -17,8 +17,8 @@ from prunescope.analysis.kernels.idle import PARTS
 from prunescope.analysis.kernels.linked_phase import LinkedTrace
 from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.link import Linked
-from prunescope.analysis.trace.collect import NONE
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.collector import NONE
+from prunescope.analysis.trace.trace_columns import Trace
 
 _INT, _FLOAT, _TEXT, _BOOL = pl.Int64, pl.Float64, pl.String, pl.Boolean
 # Every column of the kernels frame: its type, and its value where a test does not say.

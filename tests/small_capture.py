@@ -16,7 +16,7 @@ import pytest
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Phase
-from prunescope.taxonomy.run_blocks import MeasuredPeaks
+from prunescope.taxonomy.runs.run_blocks import MeasuredPeaks
 
 PEAKS = MeasuredPeaks(dense_flop_per_s={"fp32": 1e11}, byte_per_s=1e10, kernel_floor_ns=1000)
 FEW = {"model": "tiny-llama", "prompt_len": 32, "decode_steps": 2, "warmup": 0, "repeats": 1,

@@ -20,17 +20,17 @@ import msgspec
 from prunescope.analysis.bundle.secrets import cleared, names_here, names_in
 from prunescope.analysis.bundle.trim import Words
 from prunescope.analysis.ops.call import MODELS
-from prunescope.analysis.ops.kind import OP_KINDS
+from prunescope.analysis.ops.kernel_kinds import OP_KINDS
 from prunescope.analysis.trace.unpack import unpacked
-from prunescope.taxonomy.architecture_table import BY_ID
 from prunescope.taxonomy.arguments import number
+from prunescope.taxonomy.configs.architecture_table import BY_ID
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.formats import plain, read
 from prunescope.taxonomy.method_names import method_parts
 from prunescope.taxonomy.presets import preset_names
 from prunescope.taxonomy.roles import locate
-from prunescope.taxonomy.run import PhaseRun, Placement, Run
-from prunescope.taxonomy.run_blocks import DeviceEntry, ModelEntry, Pruning
+from prunescope.taxonomy.runs.run import PhaseRun, Placement, Run
+from prunescope.taxonomy.runs.run_blocks import DeviceEntry, ModelEntry, Pruning
 
 T = TypeVar("T")
 _BLOCK, _OVERLAP = 4 << 20, 4096

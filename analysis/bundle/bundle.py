@@ -35,8 +35,8 @@ from prunescope.taxonomy.atomic_write import scratch_folder, write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import changed, plain
 from prunescope.taxonomy.own_files import refuse_own_file
-from prunescope.taxonomy.run import MANIFEST, PhaseRun, Run, read_run
-from prunescope.taxonomy.run_blocks import BaselineRef
+from prunescope.taxonomy.runs.run import MANIFEST, PhaseRun, Run, read_run
+from prunescope.taxonomy.runs.run_blocks import BaselineRef
 from prunescope.taxonomy.scrub import scrub
 from prunescope.taxonomy.words import when
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from prunescope.analysis.bundle.differences import difference
 from prunescope.analysis.bundle.text import Runs, environment_json
-from prunescope.taxonomy.run import MANIFEST, Run
+from prunescope.taxonomy.runs.run import MANIFEST, Run
 
 Files = Mapping[str, bytes]
 

@@ -14,9 +14,9 @@ from prunescope.analysis.pareto.frontier import frontier
 from prunescope.analysis.pareto.points import point_of
 from prunescope.analysis.schema.pareto import Loss, SweepPoint, TextLoss
 from prunescope.analysis.schema.report import Report
-from prunescope.taxonomy.run import Run
-from prunescope.taxonomy.run_blocks import Pruning
-from prunescope.taxonomy.sweep_files import SweepResult
+from prunescope.taxonomy.runs.run import Run
+from prunescope.taxonomy.runs.run_blocks import Pruning
+from prunescope.taxonomy.runs.sweep_files import SweepResult
 
 _HEAD = ("phase", "run", "family", "s", "batch", "prompt_len", "speedup", "speedup_low",
          "speedup_high", "timing_valid", "perplexity_rel", "low", "high",

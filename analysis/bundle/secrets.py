@@ -16,7 +16,7 @@ from functools import cache
 from urllib.parse import urlsplit
 
 from prunescope.analysis.device.hardware import DEVICES
-from prunescope.analysis.ops.kind import KINDS
+from prunescope.analysis.ops.kernel_kinds import KINDS
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.presets import preset_names, preset_source
 from prunescope.taxonomy.roles import ROLES

@@ -17,7 +17,7 @@ from prunescope.analysis.report.escape import markdown, markdown_code
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.schema.report import MUCH_SLOWED, Phase, Report
 from prunescope.taxonomy.formats import plain
-from prunescope.taxonomy.run import Run
+from prunescope.taxonomy.runs.run import Run
 from prunescope.taxonomy.words import plural
 
 Runs = Mapping[str, Mapping[str, Run]]  # name of the bundled run -> variant -> manifest

@@ -18,7 +18,8 @@ from typing import Any
 
 import msgspec
 
-from prunescope.analysis.trace.collect import MODULE, is_long_frame
+from prunescope.analysis.trace.collector import MODULE, is_long_frame
+from prunescope.analysis.trace.counter_samples import Row, plain_counter, rows_of
 from prunescope.analysis.trace.event import (
     DEVICE_CATEGORIES,
     LAUNCH_CATEGORIES,
@@ -29,9 +30,8 @@ from prunescope.analysis.trace.event import (
     Args,
     Event,
 )
-from prunescope.analysis.trace.events import FRAME, LEFT_OUT, STACKS, stacks_left_out
 from prunescope.analysis.trace.reader import Source
-from prunescope.analysis.trace.samples import Row, plain_counter, rows_of
+from prunescope.analysis.trace.trace_columns import FRAME, LEFT_OUT, STACKS, stacks_left_out
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.scrub import scrub, scrub_values
 

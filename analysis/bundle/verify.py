@@ -42,7 +42,7 @@ from prunescope.taxonomy.atomic_write import scratch_folder
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import UnknownVersion, decode
 from prunescope.taxonomy.own_files import refuse_own_file
-from prunescope.taxonomy.run import MANIFEST, Run, read_run
+from prunescope.taxonomy.runs.run import MANIFEST, Run, read_run
 
 _LARGEST = 1 << 30  # decompressed bytes of one trace
 _PNG_HEAD = 33  # bytes of signature and header: the size and the kind of pixels

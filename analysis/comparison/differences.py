@@ -26,7 +26,7 @@ from prunescope.analysis.schema.pair_comparison import (
 )
 from prunescope.taxonomy.dtypes import THREE_TF32
 from prunescope.taxonomy.roles import LINEARS
-from prunescope.taxonomy.run import PhaseRun
+from prunescope.taxonomy.runs.run import PhaseRun
 from prunescope.taxonomy.words import ms
 
 # Fields of a phase in run.json. Other inputs change the shapes without any pruning.

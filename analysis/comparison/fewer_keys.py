@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.taxonomy.gemm import Gemm
-from prunescope.taxonomy.run import PhaseRun
+from prunescope.taxonomy.runs.run import PhaseRun
 
 # A decode step reads one key more than the one before. Two captures of one generation that begin a
 # few steps apart, after other warm-ups, differ by less than this share of a prompt worth evicting.

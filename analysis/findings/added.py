@@ -39,7 +39,7 @@ from prunescope.analysis.verdict.detectors.zeros import MANY_ZEROS
 from prunescope.analysis.verdict.evidence import matrices
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.roles import LINEARS
-from prunescope.taxonomy.run_blocks import Matrix
+from prunescope.taxonomy.runs.run_blocks import Matrix
 from prunescope.taxonomy.words import ms, percent, shortened
 
 _SHARE = 0.01  # of the recorded wall: new work worth a finding

@@ -13,7 +13,7 @@ import polars as pl
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.ledger.experts import EXPERTS
 from prunescope.taxonomy.plan import PHASES
-from prunescope.taxonomy.run import RECORDER
+from prunescope.taxonomy.runs.run import RECORDER
 from prunescope.taxonomy.scrub import scrub
 from prunescope.taxonomy.words import percent
 

@@ -21,7 +21,7 @@ from prunescope.analysis.schema.report import GemmRow, LedgerPart, Phase, Row, i
 from prunescope.analysis.verdict.caveats import Caveat
 from prunescope.analysis.verdict.evidence import Detection, Evidence
 from prunescope.taxonomy.roles import UNPLACED
-from prunescope.taxonomy.run import PhaseRun
+from prunescope.taxonomy.runs.run import PhaseRun
 from prunescope.taxonomy.words import ms, shortened
 
 LITTLE = 0.001  # of the recorded wall; less is too little for a warning

@@ -17,7 +17,7 @@ from prunescope.analysis.verdict.evidence import matrices
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.roles import MLP_ROLES
-from prunescope.taxonomy.run_blocks import WeightStats
+from prunescope.taxonomy.runs.run_blocks import WeightStats
 from prunescope.taxonomy.words import ms, percent
 
 _ALL = 0.999  # share from which everything counts as active

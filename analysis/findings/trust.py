@@ -30,8 +30,8 @@ from prunescope.analysis.schema.report import (
 )
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.keep import ALIGN, aligned_words
-from prunescope.taxonomy.run import RECORDER, PhaseRun
-from prunescope.taxonomy.run_blocks import Pruning
+from prunescope.taxonomy.runs.run import RECORDER, PhaseRun
+from prunescope.taxonomy.runs.run_blocks import Pruning
 from prunescope.taxonomy.words import ms, percent, shortened
 
 _WIDE = 0.5  # 10th to 90th percentile ÷ median from which samples are too wide

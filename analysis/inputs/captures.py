@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from prunescope.analysis.timeline.engines import decode_batch
+from prunescope.analysis.timeline.engine_steps import decode_batch
 from prunescope.analysis.trace.load import load
-from prunescope.analysis.trace.ranks import rank_in_name, trace_files
+from prunescope.analysis.trace.rank_files import rank_in_name, trace_files
 from prunescope.taxonomy.errors import PrunescopeError
 
 _BATCH = re.compile(

@@ -10,7 +10,7 @@ from prunescope.analysis.kernels.work_split import crosses_link
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.schema.sides import DeviceUsed, SideFacts
 from prunescope.taxonomy.family import read_selection
-from prunescope.taxonomy.run_blocks import Pruning
+from prunescope.taxonomy.runs.run_blocks import Pruning
 
 
 def facts_of(side: Side, diagnostics: Diagnostics) -> SideFacts:

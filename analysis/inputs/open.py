@@ -25,7 +25,7 @@ from prunescope.analysis.inputs.side import (
 )
 from prunescope.analysis.kernels.linked_phase import LinkedTrace
 from prunescope.analysis.kernels.peaks import Peaks, override, run_peaks, sheet_peaks
-from prunescope.analysis.shapes.config import model_name, read_model
+from prunescope.analysis.shapes.named_model import model_name, read_model
 from prunescope.analysis.shapes.workload import (
     DECODE,
     PREFILL,
@@ -34,16 +34,16 @@ from prunescope.analysis.shapes.workload import (
     ModelConfig,
 )
 from prunescope.analysis.timeline.phase_steps import phases_of
-from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import is_there, load, readable
 from prunescope.analysis.trace.nsys_file import EXPORT, reports_in
-from prunescope.analysis.trace.ranks import FoundTraces, TraceFile, find_traces, holds_traces
+from prunescope.analysis.trace.rank_files import FoundTraces, TraceFile, find_traces, holds_traces
+from prunescope.analysis.trace.trace_columns import Trace
 from prunescope.taxonomy.dtypes import dtype as our_dtype
 from prunescope.taxonomy.errors import PrunescopeError, errors_about
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.option import as_path
 from prunescope.taxonomy.recorder import recorder_of
-from prunescope.taxonomy.run import MANIFEST, RECORDER, Run, read_run, sha256_of
+from prunescope.taxonomy.runs.run import MANIFEST, RECORDER, Run, read_run, sha256_of
 
 _SIDES = ("dense", "baseline"), ("pruned",)  # the first words in the names of files of two sides
 _MOST = 10**7  # the most sequences or tokens that an option may say

@@ -25,13 +25,13 @@ from prunescope.analysis.schema.sides import PhaseKind
 from prunescope.analysis.shapes.workload import PREFILL, AutoModel, ModelConfig
 from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.phase_steps import phases_of
-from prunescope.analysis.timeline.steps import explain_nothing_picked
-from prunescope.analysis.trace.events import Trace, host_instead, is_partial, trace_warnings
+from prunescope.analysis.timeline.step_windows import explain_nothing_picked
 from prunescope.analysis.trace.load import load, readable
-from prunescope.analysis.trace.ranks import Rank, TraceFile, missing, rank_of, twice
+from prunescope.analysis.trace.rank_files import Rank, TraceFile, missing, rank_of, twice
+from prunescope.analysis.trace.trace_columns import Trace, host_instead, is_partial, trace_warnings
 from prunescope.taxonomy.errors import PrunescopeError, errors_about
 from prunescope.taxonomy.recorder import PROFILER, Recorder, recorder_called
-from prunescope.taxonomy.run import PhaseRun, Run, sha256_of
+from prunescope.taxonomy.runs.run import PhaseRun, Run, sha256_of
 
 BARE = "trace"  # the phase of a trace without run.json
 

@@ -45,16 +45,16 @@ from prunescope.analysis.kernels.roofline import add_bound, add_waves
 from prunescope.analysis.kernels.row_roles import multiplying_ops, with_roles
 from prunescope.analysis.kernels.work_split import add_work
 from prunescope.analysis.ops.call import OpCall, Work
-from prunescope.analysis.ops.kind import kind_of
+from prunescope.analysis.ops.kernel_kinds import kind_of
 from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.schema.pair_comparison import MODULES, REPLAYS, SHAPES
 from prunescope.analysis.shapes.workload import AutoModel, Filled, ModelConfig
 from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.link import Linked, taken
-from prunescope.analysis.timeline.scopes import modules_that_ran
-from prunescope.analysis.trace.collect import NONE
+from prunescope.analysis.timeline.module_scopes import modules_that_ran
+from prunescope.analysis.trace.collector import NONE
 from prunescope.analysis.trace.event import WHOLE_GRAPH
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.trace_columns import Trace
 
 _SIMT = ("fp32", "fp64")  # formats that tensor cores do not multiply as they are
 _DECODER = re.compile(r"nn\.Module: \w*(?:DecoderLayer|ForCausalLM|LMHead)")

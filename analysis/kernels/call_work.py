@@ -18,8 +18,8 @@ import polars as pl
 
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ops.call import OpCall, Work
-from prunescope.analysis.ops.experts import expected_experts, with_experts_read
-from prunescope.analysis.ops.kind import op_kind
+from prunescope.analysis.ops.grouped_gemms import expected_experts, with_experts_read
+from prunescope.analysis.ops.kernel_kinds import op_kind
 from prunescope.analysis.shapes.slots import formats
 from prunescope.taxonomy.gemm import Gemm
 

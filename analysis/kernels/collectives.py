@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from prunescope.analysis.timeline.link import Linked, taken
-from prunescope.analysis.trace.events import Collective, Trace
+from prunescope.analysis.trace.trace_columns import Collective, Trace
 from prunescope.taxonomy.dtypes import dtype, itemsize
 from prunescope.taxonomy.words import ms
 

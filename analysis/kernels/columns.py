@@ -14,9 +14,9 @@ from functools import reduce
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.trace.collect import NONE, Ints
-from prunescope.analysis.trace.collect import Floats as Floats
-from prunescope.analysis.trace.collect import Mask as Mask
+from prunescope.analysis.trace.collector import NONE, Ints
+from prunescope.analysis.trace.collector import Floats as Floats
+from prunescope.analysis.trace.collector import Mask as Mask
 
 
 def is_one_of(column: pl.Series, values: Iterable[str | int]) -> pl.Series:

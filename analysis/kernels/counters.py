@@ -15,9 +15,8 @@ import numpy as np
 
 from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.link import Linked
-from prunescope.analysis.trace.collect import Floats, Ints, unique_ids
-from prunescope.analysis.trace.events import Trace
-from prunescope.analysis.trace.samples import (
+from prunescope.analysis.trace.collector import Floats, Ints, unique_ids
+from prunescope.analysis.trace.counter_samples import (
     CLOCK,
     MEMORY,
     POWER,
@@ -28,6 +27,7 @@ from prunescope.analysis.trace.samples import (
     factor,
     kind_of_counter,
 )
+from prunescope.analysis.trace.trace_columns import Trace
 
 _MHZ, _GB = 1e6, 1e9
 # Percentiles that bound a clock: a single sample may be taken while it changes.

@@ -21,7 +21,7 @@ from prunescope.analysis.kernels.graph_match import align
 from prunescope.analysis.kernels.role import PRODUCT_KINDS
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.ops.work import Work
-from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
+from prunescope.analysis.trace.collector import NONE, Ints, unique_ids
 
 # Of the products' time: where less of it is matched, the pass is of another step.
 _LEAST = 0.5

@@ -22,7 +22,7 @@ from prunescope.analysis.timeline.clocks import ClockSkew
 from prunescope.analysis.timeline.intervals import WHOLE, Windows
 from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.timeline.phase_steps import ColdStepTimes
-from prunescope.analysis.trace.collect import Ints
+from prunescope.analysis.trace.collector import Ints
 from prunescope.taxonomy.recorder import Recorder, recorder_of
 from prunescope.taxonomy.roles import BACKWARD
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from prunescope.analysis.trace.collect import NONE, Ints, Mask
+from prunescope.analysis.trace.collector import NONE, Ints, Mask
 
 UNNAMED = "?"
 _ONE_PASS = 1.5  # times the kernels of a launch: more launches are several passes

@@ -27,16 +27,16 @@ from prunescope.analysis.kernels.graph_match import (
 from prunescope.analysis.kernels.role import GEMM_KINDS, find_roles
 from prunescope.analysis.kernels.role_shapes import LaunchedRows, Roles
 from prunescope.analysis.ops.call import OpCall
-from prunescope.analysis.ops.kind import kernel_kind, kind_of
+from prunescope.analysis.ops.kernel_kinds import kernel_kind, kind_of
 from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.timeline.correlate import lookup
-from prunescope.analysis.timeline.engines import decode_batch, names_batch
+from prunescope.analysis.timeline.engine_steps import decode_batch, names_batch
 from prunescope.analysis.timeline.link import Linked, is_graph_launch, op_of_launch, taken
-from prunescope.analysis.timeline.scopes import find_scopes
-from prunescope.analysis.timeline.steps import OWN_PREFIX, find_windows
-from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
+from prunescope.analysis.timeline.module_scopes import find_scopes
+from prunescope.analysis.timeline.step_windows import OWN_PREFIX, find_windows
+from prunescope.analysis.trace.collector import NONE, Ints, unique_ids
 from prunescope.analysis.trace.event import DEVICE_CATEGORIES
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.trace_columns import Trace
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.words import percent, when
 

@@ -24,8 +24,8 @@ from prunescope.analysis.timeline.runtime_calls import (
     match_names,
     runtime_calls,
 )
-from prunescope.analysis.trace.collect import NONE, Ints, Mask, unique_ids
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.collector import NONE, Ints, Mask, unique_ids
+from prunescope.analysis.trace.trace_columns import Trace
 
 _PAGEABLE = re.compile(r"Memcpy.*Pageable")
 

@@ -28,9 +28,9 @@ from prunescope.analysis.kernels.host_calls import (
     host_time,
     is_op,
 )
-from prunescope.analysis.ops.kind import MATMUL_KINDS, kind_of, op_kind
+from prunescope.analysis.ops.kernel_kinds import MATMUL_KINDS, kind_of, op_kind
 from prunescope.analysis.timeline.correlate import launch_of, taken
-from prunescope.analysis.timeline.engines import engine_step
+from prunescope.analysis.timeline.engine_steps import engine_step
 from prunescope.analysis.timeline.first_calls import FAR, UnusualCalls
 from prunescope.analysis.timeline.intervals import Spans, cover
 from prunescope.analysis.timeline.link import Linked
@@ -42,9 +42,9 @@ from prunescope.analysis.timeline.runtime_calls import (
     match_names,
     runtime_calls,
 )
-from prunescope.analysis.timeline.steps import OWN_PREFIX
-from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
-from prunescope.analysis.trace.events import FRAME, Trace
+from prunescope.analysis.timeline.step_windows import OWN_PREFIX
+from prunescope.analysis.trace.collector import NONE, Ints, unique_ids
+from prunescope.analysis.trace.trace_columns import FRAME, Trace
 
 CAUSES = (
     "host", "first_call", "allocator", "collective", "sync", "memcpy", "blocked", "device",

@@ -38,9 +38,9 @@ from prunescope.analysis.timeline.phase_steps import (
     only_picked,
     only_warm,
 )
-from prunescope.analysis.timeline.steps import find_windows
-from prunescope.analysis.trace.collect import NONE
-from prunescope.analysis.trace.events import Trace, lacks_device_events, recorded_waits
+from prunescope.analysis.timeline.step_windows import find_windows
+from prunescope.analysis.trace.collector import NONE
+from prunescope.analysis.trace.trace_columns import Trace, lacks_device_events, recorded_waits
 from prunescope.taxonomy.recorder import recorder_of
 from prunescope.taxonomy.words import percent
 

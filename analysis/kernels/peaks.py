@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.schema.sides import DeviceRates, DeviceUsed, PeakRates, PeakTaken
-from prunescope.taxonomy.run_blocks import (
+from prunescope.taxonomy.runs.run_blocks import (
     CalibratedDevice,
     DeviceEntry,
     MeasuredPeaks,

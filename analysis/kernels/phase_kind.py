@@ -21,7 +21,7 @@ from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS, PRODUCT_KINDS
 from prunescope.analysis.schema.sides import OfTokens, PhaseKind, TokenSplit
 from prunescope.analysis.shapes.workload import annotated
-from prunescope.analysis.timeline.engines import (
+from prunescope.analysis.timeline.engine_steps import (
     DECODE_ROWS,
     PROMPT_ROWS,
     attention_phase,

@@ -33,9 +33,9 @@ from prunescope.analysis.kernels.role_shapes import (
     with_embeddings,
 )
 from prunescope.analysis.ops.call import OpCall
-from prunescope.analysis.timeline.parts import Parts
-from prunescope.analysis.timeline.scopes import Scopes
-from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
+from prunescope.analysis.timeline.layer_parts import Parts
+from prunescope.analysis.timeline.module_scopes import Scopes
+from prunescope.analysis.trace.collector import NONE, Ints, unique_ids
 from prunescope.taxonomy.roles import BACKWARD, UNPLACED, Place
 
 GEMM_KINDS = ("gemm", "gemv", "batched_gemm", "sparse_gemm", "grouped_gemm")

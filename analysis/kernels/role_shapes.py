@@ -16,10 +16,10 @@ from itertools import groupby
 import numpy as np
 
 from prunescope.analysis.ops.call import NoModel, OpCall, operands, tensor
-from prunescope.analysis.ops.kind import op_kind
+from prunescope.analysis.ops.kernel_kinds import op_kind
 from prunescope.analysis.ops.work import work_of
-from prunescope.analysis.timeline.scopes import roles_by_number
-from prunescope.analysis.trace.collect import Ints
+from prunescope.analysis.timeline.module_scopes import roles_by_number
+from prunescope.analysis.trace.collector import Ints
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.roles import LINEARS, MLP_ROLES
 

@@ -20,7 +20,7 @@ from prunescope.analysis.kernels.columns import Floats, is_true
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.ops.call import Work
 from prunescope.analysis.timeline.grid_units import ITEMS, UNKNOWN_UNIT, grid_units
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.trace_columns import Trace
 
 _KEYS = ["name_id", "call", "grid", "block", "registers", "shared_memory", "unit", "parts"]
 _SCHEMA = {

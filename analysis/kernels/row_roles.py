@@ -13,14 +13,14 @@ from prunescope.analysis.kernels.columns import instance_numbers, is_one_of, is_
 from prunescope.analysis.kernels.role import PRODUCT_KINDS, find_roles
 from prunescope.analysis.kernels.role_shapes import LaunchedRows
 from prunescope.analysis.ops.call import OpCall
-from prunescope.analysis.ops.kind import op_kind
+from prunescope.analysis.ops.kernel_kinds import op_kind
 from prunescope.analysis.timeline.graph_places import GraphPlaces, find_graph_places
+from prunescope.analysis.timeline.layer_parts import find_parts
 from prunescope.analysis.timeline.link import Linked
-from prunescope.analysis.timeline.parts import find_parts
+from prunescope.analysis.timeline.module_scopes import find_scopes, no_scopes
 from prunescope.analysis.timeline.passes import Passes, find_passes
-from prunescope.analysis.timeline.scopes import find_scopes, no_scopes
-from prunescope.analysis.trace.collect import NONE, Ints
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.collector import NONE, Ints
+from prunescope.analysis.trace.trace_columns import Trace
 from prunescope.taxonomy.roles import BACKWARD
 
 

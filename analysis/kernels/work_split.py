@@ -16,9 +16,9 @@ from prunescope.analysis.device.cores import multiplication_dtypes
 from prunescope.analysis.kernels.columns import Mask, instance_numbers, is_one_of, is_true
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE
 from prunescope.analysis.ops.call import OpCall, Work
-from prunescope.analysis.ops.kind import op_kind
+from prunescope.analysis.ops.kernel_kinds import op_kind
 from prunescope.analysis.timeline.link import Linked
-from prunescope.analysis.trace.collect import NONE, Ints
+from prunescope.analysis.trace.collector import NONE, Ints
 from prunescope.taxonomy.dtypes import dtype, itemsize
 
 # A list of tensors has no number format in a trace; the name of the kernel that reads it has one,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunescope.analysis.ledger.pairing import Floats
-from prunescope.taxonomy.run import PhaseRun
+from prunescope.taxonomy.runs.run import PhaseRun
 from prunescope.taxonomy.student_t import NORMAL, t_quantile_975
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from prunescope.analysis.ops import (
     attention,
     convolution,
-    experts,
     matmul,
     memory,
     pointwise,
@@ -17,6 +16,7 @@ from prunescope.analysis.ops import (
     serving,
     sparse,
 )
+from prunescope.analysis.ops import grouped_gemms as experts
 from prunescope.analysis.ops.call import (
     MODELS,
     NEED_RESULT,

@@ -28,10 +28,10 @@ from prunescope.analysis.schema.pareto import (
 )
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain, scrubbed
-from prunescope.taxonomy.run import Run, read_run
-from prunescope.taxonomy.run_blocks import Recovered
-from prunescope.taxonomy.run_setting import RunSetting
-from prunescope.taxonomy.sweep_files import (
+from prunescope.taxonomy.runs.run import Run, read_run
+from prunescope.taxonomy.runs.run_blocks import Recovered
+from prunescope.taxonomy.runs.run_setting import RunSetting
+from prunescope.taxonomy.runs.sweep_files import (
     DONE,
     FAILED,
     PENDING,

@@ -19,10 +19,10 @@ from prunescope.analysis.schema.pareto import Loss, RecoveryLoss, SweepPoint, Te
 from prunescope.analysis.schema.report import Phase
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.family import read_selection
-from prunescope.taxonomy.run import Run
-from prunescope.taxonomy.run_blocks import HeldOut, ModuleCounts, Pruning, Recovered
-from prunescope.taxonomy.run_quality import Quality
-from prunescope.taxonomy.sweep_files import SweepResult
+from prunescope.taxonomy.runs.run import Run
+from prunescope.taxonomy.runs.run_blocks import HeldOut, ModuleCounts, Pruning, Recovered
+from prunescope.taxonomy.runs.run_quality import Quality
+from prunescope.taxonomy.runs.sweep_files import SweepResult
 from prunescope.taxonomy.words import percent, plural
 
 

@@ -23,7 +23,7 @@ from prunescope.analysis.schema.pareto import (
     not_judged,
     without_sparsity,
 )
-from prunescope.taxonomy.run_quality import RANDOM_IDS
+from prunescope.taxonomy.runs.run_quality import RANDOM_IDS
 from prunescope.taxonomy.scoring import may_decide, scoring_of
 from prunescope.taxonomy.words import when
 

@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from prunescope.analysis.predict.allocation import (
+from prunescope.analysis.predict.allocation_request import AllocateRequest
+from prunescope.analysis.predict.layer_costs import (
     Costs,
     LayerCosts,
     costs_of,
     layer_costs,
     workload_request,
 )
-from prunescope.analysis.predict.allocation_request import AllocateRequest
-from prunescope.analysis.predict.measured import DensePhase
-from prunescope.analysis.predict.request import PredictRequest
-from prunescope.taxonomy.allocation import PARTS, Allocation, LayerOption
-from prunescope.taxonomy.allocation_candidates import (
+from prunescope.analysis.predict.predict_request import PredictRequest
+from prunescope.analysis.predict.scaled_times import DensePhase
+from prunescope.taxonomy.allocations.allocation import PARTS, Allocation, LayerOption
+from prunescope.taxonomy.allocations.allocation_candidates import (
     Candidates,
     LayerLosses,
     LayerTable,
@@ -30,7 +30,7 @@ from prunescope.taxonomy.allocation_candidates import (
     candidates,
     uniform_choices,
 )
-from prunescope.taxonomy.allocation_plan import Target, TradeOff
+from prunescope.taxonomy.allocations.allocation_plan import Target, TradeOff
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import as_path
 from prunescope.taxonomy.shape import ModelShape

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from prunescope.analysis.predict.request import WorkloadName
+from prunescope.analysis.predict.predict_request import WorkloadName
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import (
     Batch,

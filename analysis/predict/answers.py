@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 from prunescope.analysis.predict.constants import OVERHEAD_BYTES, Constants
 from prunescope.analysis.predict.costs import estimate_costs
-from prunescope.analysis.predict.kernels import op_cost_ns, rates
+from prunescope.analysis.predict.kernel_times import op_cost_ns, rates
+from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.analysis.predict.ranges import (
     Differences,
     Uncertainty,
@@ -21,7 +22,6 @@ from prunescope.analysis.predict.ranges import (
     host_modes,
     uncertainty_of,
 )
-from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import PredictedSide, predicted_side
 from prunescope.analysis.schema.prediction import Generation, Memory, PredictedAnswer, Speed

@@ -19,7 +19,7 @@ from prunescope.analysis.predict.constants import (
     link_byte_per_s,
 )
 from prunescope.analysis.predict.forward import LAST
-from prunescope.analysis.predict.kernels import OpCost, kernels_of, op_cost, op_cost_ns, rates
+from prunescope.analysis.predict.kernel_times import OpCost, kernels_of, op_cost, op_cost_ns, rates
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import PredictedSide, predicted_side, sent_bytes
 from prunescope.taxonomy.plan import Op, Workload

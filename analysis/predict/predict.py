@@ -11,8 +11,13 @@ from typing import Any
 
 from prunescope.analysis.predict.answers import predict_answers
 from prunescope.analysis.predict.break_even import Speedups
-from prunescope.analysis.predict.phase import predict_phase
-from prunescope.analysis.predict.points import (
+from prunescope.analysis.predict.predict_request import (
+    PredictRequest,
+    command_of,
+    options_of_request,
+)
+from prunescope.analysis.predict.predicted_phase import predict_phase
+from prunescope.analysis.predict.request_points import (
     as_one_pass,
     check_knobs,
     check_options,
@@ -20,7 +25,6 @@ from prunescope.analysis.predict.points import (
     methods,
     sparsities,
 )
-from prunescope.analysis.predict.request import PredictRequest, command_of, options_of_request
 from prunescope.analysis.predict.setting import (
     Setting,
     list_assumptions,
@@ -34,12 +38,12 @@ from prunescope.analysis.schema.prediction import (
     Prediction,
     Subject,
 )
-from prunescope.analysis.shapes.config import model_name
+from prunescope.analysis.shapes.named_model import model_name
+from prunescope.taxonomy.configs.stored_layers import differing_layers
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.methods import find_published
 from prunescope.taxonomy.plan import FORWARD
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.stored_layers import differing_layers
 from prunescope.taxonomy.words import when
 
 # How many numbers of 16 bits one load of 16 bytes takes; the finding `unaligned` asks for as many.

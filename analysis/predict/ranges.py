@@ -21,7 +21,7 @@ from prunescope.analysis.predict.constants import (
     is_measured_on,
 )
 from prunescope.analysis.predict.costs import estimate_costs, total_ns
-from prunescope.analysis.predict.kernels import cut_of, op_cost_ns, rates
+from prunescope.analysis.predict.kernel_times import cut_of, op_cost_ns, rates
 from prunescope.analysis.predict.routing_file import ZIPF_EXPONENT, zipf
 from prunescope.analysis.predict.side import PredictedSide, predicted_side
 from prunescope.analysis.schema.prediction import Sensitivity

@@ -20,9 +20,18 @@ from prunescope.analysis.predict.answers import (
     prompt_of,
     speed_of,
 )
-from prunescope.analysis.predict.losses import SweepLosses, read_losses
-from prunescope.analysis.predict.points import as_one_pass, check_knobs, check_options, sparsities
-from prunescope.analysis.predict.request import PredictRequest, command_of, options_of_request
+from prunescope.analysis.predict.loss_curves import SweepLosses, read_losses
+from prunescope.analysis.predict.predict_request import (
+    PredictRequest,
+    command_of,
+    options_of_request,
+)
+from prunescope.analysis.predict.request_points import (
+    as_one_pass,
+    check_knobs,
+    check_options,
+    sparsities,
+)
 from prunescope.analysis.predict.setting import Setting, as_runnable, resolve, split_library
 from prunescope.analysis.schema.pareto import MOST_RATIO
 from prunescope.analysis.schema.prediction import Ranked, Ranking

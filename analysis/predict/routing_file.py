@@ -18,8 +18,8 @@ from prunescope.taxonomy.expert_routing import ENOUGH_PICKS, Routing
 from prunescope.taxonomy.formats import MAX_LAYERS
 from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.plan import PHASES
-from prunescope.taxonomy.run import MANIFEST
-from prunescope.taxonomy.run_quality import RANDOM_IDS
+from prunescope.taxonomy.runs.run import MANIFEST
+from prunescope.taxonomy.runs.run_quality import RANDOM_IDS
 
 _ZIPF = "zipf"
 # Assumed where nothing was counted: the most chosen of 128 experts then gets 6 times the mean.

@@ -29,9 +29,9 @@ from prunescope.analysis.predict.constants import (
     Constants,
     Runtime,
 )
-from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.analysis.predict.routing_file import read_routing
-from prunescope.analysis.shapes.config import NamedModel, read_model
+from prunescope.analysis.shapes.named_model import NamedModel, read_model
 from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.dtypes import dtype, itemsize

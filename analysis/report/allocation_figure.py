@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from prunescope.analysis.report.allocation_tables import target_text
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figure_style import plotting, saved
-from prunescope.taxonomy.allocation_plan import KeptLayer, PlanOfLayers
+from prunescope.taxonomy.allocations.allocation_plan import KeptLayer, PlanOfLayers
 
 _CHANNELS, _HEADS, _LOSS, _SAVES, _UNIFORM = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#555555"
 _WIDTH, _HEIGHT = 7.0, 3.0  # inches

@@ -20,7 +20,7 @@ from prunescope.analysis.schema.report import (
     NOT_VALID,
     Phase,
 )
-from prunescope.taxonomy.run_quality import RANDOM_IDS
+from prunescope.taxonomy.runs.run_quality import RANDOM_IDS
 
 NO_STEP, CUT = "no step was timed", "a trace is cut off"
 NOT_COMPARABLE, NOT_VALID_TIMING = "sides not comparable", "timing not valid"

@@ -25,8 +25,8 @@ from prunescope.taxonomy.machine_check import MachineCheck
 from prunescope.taxonomy.match import KNOB, MATCHES
 from prunescope.taxonomy.methods import PublishedMethod, methods
 from prunescope.taxonomy.presets import preset_names
-from prunescope.taxonomy.run import MANIFEST, Run, read_run
-from prunescope.taxonomy.run_blocks import CalibrationPasses, Spread
+from prunescope.taxonomy.runs.run import MANIFEST, Run, read_run
+from prunescope.taxonomy.runs.run_blocks import CalibrationPasses, Spread
 from prunescope.taxonomy.words import percent
 
 _GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down")

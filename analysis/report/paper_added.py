@@ -55,7 +55,7 @@ from prunescope.analysis.report.pareto_figures import (
 )
 from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.pareto import Pareto, RecoveryLoss, SweepPoint
-from prunescope.taxonomy.run_quality import RANDOM_IDS
+from prunescope.taxonomy.runs.run_quality import RANDOM_IDS
 
 _COLOURS = (
     ("#D55E00", ""),

@@ -45,7 +45,7 @@ from prunescope.analysis.report.paper_figure import (
 from prunescope.analysis.report.pareto_figures import dot, legend_below
 from prunescope.analysis.schema.pareto import Pareto, SweepPoint
 from prunescope.taxonomy.keep import is_just
-from prunescope.taxonomy.run_setting import RunSetting
+from prunescope.taxonomy.runs.run_setting import RunSetting
 
 _GROUP = 0.84  # of the distance of two groups of bars
 _BOUND = Line2D([], [], color="black", linewidth=1.2, label="roofline bound")

@@ -47,7 +47,7 @@ from prunescope.analysis.schema.pareto import (
     ParetoPhase,
     SweepPoint,
 )
-from prunescope.taxonomy.run_quality import RANDOM_IDS
+from prunescope.taxonomy.runs.run_quality import RANDOM_IDS
 from prunescope.taxonomy.words import factor
 
 Marks = dict[str, tuple[str, str]]

@@ -40,7 +40,7 @@ from prunescope.analysis.schema.anatomy import Anatomy, LayerTime, RooflinePoint
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.schema.sides import DeviceUsed
 from prunescope.taxonomy.dtypes import THREE_TF32, three_tf32_rate
-from prunescope.taxonomy.run_quality import RANDOM_IDS
+from prunescope.taxonomy.runs.run_quality import RANDOM_IDS
 
 _TIMES = 4  # the shortest curve of times over N: from a longer one on, N is on a logarithmic axis
 _BOUND_LOOKS = {

@@ -25,7 +25,7 @@ from prunescope.analysis.schema.report import (
     Report,
 )
 from prunescope.analysis.schema.sides import ColdSteps, Totals, Unprofiled
-from prunescope.taxonomy.run import NARROW
+from prunescope.taxonomy.runs.run import NARROW
 
 FAMILIES = {
     "dense": "nothing changed between the two runs",

@@ -14,8 +14,8 @@ import msgspec
 from prunescope.analysis.schema.categories import CategoryTime
 from prunescope.analysis.schema.fields import meaning
 from prunescope.analysis.schema.sides import LayerSum
-from prunescope.taxonomy.run_quality import RANDOM_IDS
-from prunescope.taxonomy.run_setting import RunSetting
+from prunescope.taxonomy.runs.run_quality import RANDOM_IDS
+from prunescope.taxonomy.runs.run_setting import RunSetting
 
 MOST_RATIO = 4.0  # perplexity, pruned over dense: beyond it nobody would use a model
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NotRequired, Required, TypedDict
 import msgspec
 
 from prunescope.analysis.schema.fields import meaning
-from prunescope.taxonomy.run_blocks import LayerAlone
+from prunescope.taxonomy.runs.run_blocks import LayerAlone
 
 
 class SideFacts(TypedDict, total=False):

@@ -24,7 +24,7 @@ from prunescope.analysis.device.tiles import grid_in_blocks
 from prunescope.analysis.shapes.config_evidence import read_named_sizes
 from prunescope.analysis.shapes.grids import Intervals, meet
 from prunescope.analysis.timeline.grid_units import BLOCKS, ITEMS, UNKNOWN_UNIT, grid_units, is_rocm
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.trace_columns import Trace
 from prunescope.taxonomy.shape import ModelShape
 
 # Kernels of serving engines that run one block a token.

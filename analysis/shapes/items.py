@@ -14,10 +14,10 @@ from typing import Any
 import polars as pl
 
 from prunescope.analysis.device.tiles import grid_in_blocks
-from prunescope.analysis.ops.kind import MATMUL_KINDS, op_kind
+from prunescope.analysis.ops.kernel_kinds import MATMUL_KINDS, op_kind
 from prunescope.analysis.shapes.slots import GEMM, GROUPED, Slot
 from prunescope.analysis.timeline.grid_units import ITEMS, UNKNOWN_UNIT, grid_units
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.trace_columns import Trace
 from prunescope.taxonomy.shape import ModelShape
 
 ATTENTION, BATCHED, MIXER = "attention", "batched", "mixer"

@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from prunescope.analysis.ops.kind import kernel_kind
+from prunescope.analysis.ops.kernel_kinds import kernel_kind
 from prunescope.analysis.shapes.items import Item, Placed
 from prunescope.analysis.shapes.slots import GROUPED, Slot, divides, expert_slots
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.trace_columns import Trace
 from prunescope.taxonomy.shape import ModelShape
 
 _DEGREES = (1, 2, 4, 8, 16, 32, 64)

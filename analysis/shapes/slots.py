@@ -14,7 +14,11 @@ from itertools import product
 
 from prunescope.analysis.ops.attention import AttentionSizes, attention_work
 from prunescope.analysis.ops.call import Operand, Work
-from prunescope.analysis.ops.experts import expected_experts, with_expert_stack, with_experts_read
+from prunescope.analysis.ops.grouped_gemms import (
+    expected_experts,
+    with_expert_stack,
+    with_experts_read,
+)
 from prunescope.analysis.ops.matmul import gemm_work
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.shape import ModelShape

@@ -24,10 +24,10 @@ from prunescope.analysis.shapes.items import Assignment, Item, Placed
 from prunescope.analysis.shapes.rank_slots import ExpertSlots, experts_of
 from prunescope.analysis.shapes.slots import formats
 from prunescope.analysis.shapes.workload import UNKNOWN, ModelConfig, Tokens, annotated
-from prunescope.analysis.timeline.engines import engine_step
+from prunescope.analysis.timeline.engine_steps import engine_step
 from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.link import Linked
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.trace_columns import Trace
 from prunescope.taxonomy.dtypes import itemsize
 
 

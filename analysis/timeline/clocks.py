@@ -11,7 +11,7 @@ import numpy as np
 
 from prunescope.analysis.timeline.correlate import launch_of, taken
 from prunescope.analysis.timeline.link import Linked
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.trace_columns import Trace
 
 _RESOLUTION = 1_000  # ns: older profilers write whole microseconds
 _FEW, _SHARE = 3, 0.05  # kernels, and share of those with a launch: more are no stray events

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunescope.analysis.timeline.intervals import Windows, innermost
-from prunescope.analysis.trace.collect import NONE, Ints, Mask, places_in, unique_ids
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.collector import NONE, Ints, Mask, places_in, unique_ids
+from prunescope.analysis.trace.trace_columns import Trace
 
 _AS_A_RULE = 0.5  # share of correlation ids that name a launch
 _TRUSTED = 0.9  # share of kernels whose External id names an op that can have launched them

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.ops.kind import is_work_op
+from prunescope.analysis.ops.kernel_kinds import is_work_op
 from prunescope.analysis.timeline.correlate import launch_of
 from prunescope.analysis.timeline.intervals import Spans, Windows, parents_on_threads
 from prunescope.analysis.timeline.runtime_calls import (
@@ -41,8 +41,8 @@ from prunescope.analysis.timeline.runtime_calls import (
     match_names,
     runtime_calls,
 )
-from prunescope.analysis.trace.collect import NONE, Ints, Mask, unique_ids
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.collector import NONE, Ints, Mask, unique_ids
+from prunescope.analysis.trace.trace_columns import Trace
 
 LONG = 1_000_000  # ns: no call of a warm process takes so long, unless it waits
 FAR = 10  # times the median of its name: a call, an op or a gap that was held up

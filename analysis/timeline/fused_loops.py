@@ -14,7 +14,7 @@ import numpy as np
 from prunescope.analysis.timeline.intervals import Spans
 from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.timeline.markers import COMPILED_CODE
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.trace_columns import Trace
 from prunescope.taxonomy.words import ms
 
 # As Inductor names its C++ kernels where cpp.enable_kernel_profile is on.

@@ -14,13 +14,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from prunescope.analysis.ops.kind import MATMUL_KINDS
+from prunescope.analysis.ops.kernel_kinds import MATMUL_KINDS
 from prunescope.analysis.ops.work import work_of
-from prunescope.analysis.timeline.engines import PROMPT_OVER_TOKENS, phases_of_windows
+from prunescope.analysis.timeline.engine_steps import PROMPT_OVER_TOKENS, phases_of_windows
 from prunescope.analysis.timeline.intervals import GENERATION, Windows
 from prunescope.analysis.timeline.work_sequence import NEARLY_ALL, WorkSequence, host_span
-from prunescope.analysis.trace.collect import Ints, unique_ids
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.collector import Ints, unique_ids
+from prunescope.analysis.trace.trace_columns import Trace
 
 _LINEARS = ("aten::linear", "aten::addmm", "aten::mm")
 _GROUP = 16  # heads that share a key, at most: their queries may be taken together

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunescope.analysis.timeline.link import Linked, taken
-from prunescope.analysis.timeline.scopes import find_scopes, module_path
-from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.timeline.module_scopes import find_scopes, module_path
+from prunescope.analysis.trace.collector import NONE, Ints, unique_ids
+from prunescope.analysis.trace.trace_columns import Trace
 from prunescope.taxonomy.roles import Place, locate_all
 
 

@@ -13,8 +13,8 @@ import re
 import numpy as np
 
 from prunescope.analysis.timeline.correlate import launch_of, taken
-from prunescope.analysis.trace.collect import Ints, unique_ids
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.collector import Ints, unique_ids
+from prunescope.analysis.trace.trace_columns import Trace
 
 BLOCKS, ITEMS, UNKNOWN_UNIT = 0, 1, 2
 _TAKES_ITEMS = re.compile(r"hip(?:Ext|Hcc)ModuleLaunchKernel")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
+from prunescope.analysis.trace.collector import NONE, Ints, unique_ids
 
 _DEEP = 256  # rounds: calls nest less deep, and each round is a pass over the remaining spans
 

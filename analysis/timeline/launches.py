@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunescope.analysis.timeline.intervals import Windows
-from prunescope.analysis.trace.collect import Ints
+from prunescope.analysis.trace.collector import Ints
 from prunescope.analysis.trace.event import DEVICE_CATEGORIES
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.trace_columns import Trace
 
 # cudaStreamBeginCapture_ptsz, cuStreamBeginCaptureToGraph_v2, hipStreamBeginCapture, ...
 _BEGIN, _END = "streambegincapture", "streamendcapture"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from prunescope.analysis.ops.kind import is_work_op
+from prunescope.analysis.ops.kernel_kinds import is_work_op
 from prunescope.analysis.timeline.correlate import (
     StepsOfEvents,
     launch_of,
@@ -24,8 +24,8 @@ from prunescope.analysis.timeline.correlate import (
 from prunescope.analysis.timeline.intervals import Windows, cover, parents_on_threads
 from prunescope.analysis.timeline.launches import count_lost_launches
 from prunescope.analysis.timeline.pauses import Pauses, find_pauses
-from prunescope.analysis.trace.collect import NONE, OWN_PREFIX, Ints
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.collector import NONE, OWN_PREFIX, Ints
+from prunescope.analysis.trace.trace_columns import Trace
 
 __all__ = ["Linked", "is_graph_launch", "link", "op_of_launch", "taken"]
 

@@ -21,8 +21,8 @@ from prunescope.analysis.timeline.intervals import (
     Windows,
 )
 from prunescope.analysis.timeline.work_sequence import NEARLY_ALL, WorkSequence, host_span
-from prunescope.analysis.trace.collect import Ints
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.collector import Ints
+from prunescope.analysis.trace.trace_columns import Trace
 
 _UPDATE, _ZERO = "Optimizer.step#", "Optimizer.zero_grad#"
 _OPTIMIZERS = 4  # most updates an iteration: a generator and a discriminator have two

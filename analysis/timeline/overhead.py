@@ -17,8 +17,8 @@ import numpy as np
 
 from prunescope.analysis.timeline.intervals import Spans, Windows, innermost
 from prunescope.analysis.timeline.link import Linked
-from prunescope.analysis.trace.collect import Ints, unique_ids
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.collector import Ints, unique_ids
+from prunescope.analysis.trace.trace_columns import Trace
 from prunescope.taxonomy.words import ms
 
 # A span around a module costs two hooks in Python and its record: benchmarks/same.md.

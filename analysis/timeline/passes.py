@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunescope.analysis.timeline.intervals import innermost
-from prunescope.analysis.trace.collect import NONE, Ints
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.collector import NONE, Ints
+from prunescope.analysis.trace.trace_columns import Trace
 
 _NODE = "autograd::engine::evaluate_function"
 _OPTIMIZER = "Optimizer."

@@ -14,8 +14,8 @@ import numpy as np
 
 from prunescope.analysis.timeline.intervals import Spans, Windows
 from prunescope.analysis.timeline.runtime_calls import runtime_calls
-from prunescope.analysis.trace.collect import Ints
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.collector import Ints
+from prunescope.analysis.trace.trace_columns import Trace
 
 BETWEEN_OPS = 1_000_000  # ns of Python between two ops: more is other work
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from prunescope.analysis.timeline.engines import PHASES, engine_step
+from prunescope.analysis.timeline.engine_steps import PHASES, engine_step
 from prunescope.analysis.timeline.first_calls import HostSpans
 from prunescope.analysis.timeline.intervals import Spans, Windows
 from prunescope.analysis.timeline.launches import count_lost_launches
 from prunescope.analysis.timeline.link import PER_ROW, Linked
-from prunescope.analysis.trace.collect import NONE, Ints
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.collector import NONE, Ints
+from prunescope.analysis.trace.trace_columns import Trace
 
 # Share of the wall: two captures of one model differ by 1.4 % on a quiet machine.
 _SEEN = 0.014

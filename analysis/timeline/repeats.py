@@ -13,11 +13,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from prunescope.analysis.ops.kind import kernel_kind, op_kind
+from prunescope.analysis.ops.kernel_kinds import kernel_kind, op_kind
 from prunescope.analysis.timeline.intervals import SEQUENCE, Windows
 from prunescope.analysis.timeline.work_sequence import NEARLY_ALL, WorkSequence, host_span
-from prunescope.analysis.trace.collect import Ints
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.collector import Ints
+from prunescope.analysis.trace.trace_columns import Trace
 
 # When something was called (ns), and the least number of calls in a step; several may be needed.
 Sign = list[tuple[Ints, int]]

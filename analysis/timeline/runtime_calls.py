@@ -9,8 +9,8 @@ import re
 
 import numpy as np
 
-from prunescope.analysis.trace.collect import Ints, Mask
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.collector import Ints, Mask
+from prunescope.analysis.trace.trace_columns import Trace
 
 COPY = re.compile(r"[Mm]emcpy")
 SYNC = re.compile(

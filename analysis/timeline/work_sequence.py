@@ -11,11 +11,11 @@ from functools import cached_property
 
 import numpy as np
 
-from prunescope.analysis.ops.kind import is_work_op
+from prunescope.analysis.ops.kernel_kinds import is_work_op
 from prunescope.analysis.timeline.correlate import launch_of, op_of_launch, taken
 from prunescope.analysis.timeline.intervals import Windows, parents_on_threads
-from prunescope.analysis.trace.collect import Floats, Ints, Mask, unique_ids
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.collector import Floats, Ints, Mask, unique_ids
+from prunescope.analysis.trace.trace_columns import Trace
 
 # Shares of the launches of a usual part, for most parts and for all: the first pass of a loop also
 # builds masks and caches, and a prompt is masked where a single token is not.

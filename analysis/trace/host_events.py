@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.trace.collect import Ints
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.collector import Ints
+from prunescope.analysis.trace.trace_columns import Trace
 from prunescope.taxonomy.scrub import scrub_all
 
 CARRY_OVER, OUTSIDE = "carry-over", "outside"

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from prunescope.analysis.ops.call import OpCall
-from prunescope.analysis.trace.collect import (
+from prunescope.analysis.trace.collector import (
     SAMPLES,
     Call,
     Collector,
     parts_of,
 )
+from prunescope.analysis.trace.counter_samples import counters_of
 from prunescope.analysis.trace.event import DEVICE_CATEGORIES, LEAN, decode_json
-from prunescope.analysis.trace.events import Collective, Trace, stacks_left_out
 from prunescope.analysis.trace.nsys import read
 from prunescope.analysis.trace.nsys_file import exported, is_nsys, is_report
 from prunescope.analysis.trace.reader import Source
@@ -34,8 +34,8 @@ from prunescope.analysis.trace.repair import (
     take_ids_from_flow_events,
 )
 from prunescope.analysis.trace.results import add_results
-from prunescope.analysis.trace.samples import counters_of
 from prunescope.analysis.trace.shares import join_shares
+from prunescope.analysis.trace.trace_columns import Collective, Trace, stacks_left_out
 from prunescope.analysis.trace.uncategorised import (
     TIMED_AROUND_OPS,
     holds_no_other,

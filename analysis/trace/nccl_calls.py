@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prunescope.analysis.trace.collect import NONE, Ints
+from prunescope.analysis.trace.collector import NONE, Ints
 from prunescope.analysis.trace.event import decode_json
 from prunescope.analysis.trace.nsys_file import Database
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prunescope.analysis.trace.collect import Collector
+from prunescope.analysis.trace.collector import Collector
 from prunescope.analysis.trace.nccl_calls import ENTRIES
 from prunescope.analysis.trace.nsys_devices import (
     GPU_OF,

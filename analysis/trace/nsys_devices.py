@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from prunescope.analysis.trace.collect import NONE
+from prunescope.analysis.trace.collector import NONE
 from prunescope.analysis.trace.nsys_file import Database
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.words import plural

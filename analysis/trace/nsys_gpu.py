@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from prunescope.analysis.trace.collect import Floats, Ints
+from prunescope.analysis.trace.collector import Floats, Ints
+from prunescope.analysis.trace.counter_samples import kind_of_counter
 from prunescope.analysis.trace.nsys_devices import gpus_of_processes, pid_of
 from prunescope.analysis.trace.nsys_tables import NO_TIME, Tables, as_ids, as_numbers, as_times
-from prunescope.analysis.trace.samples import kind_of_counter
 
 GPU, SAMPLES, METRICS = "TARGET_INFO_GPU", "GPU_METRICS", "TARGET_INFO_GPU_METRICS"
 _COUNTER_NAME = 80

@@ -10,7 +10,14 @@ from functools import partial
 
 import numpy as np
 
-from prunescope.analysis.trace.collect import COLUMNS, DEVICE_ROWS, NONE, Ints, interned, places_in
+from prunescope.analysis.trace.collector import (
+    COLUMNS,
+    DEVICE_ROWS,
+    NONE,
+    Ints,
+    interned,
+    places_in,
+)
 from prunescope.analysis.trace.nsys_devices import MOST_DEVICE, RUNTIME, UNPLACED
 from prunescope.analysis.trace.nsys_tables import Tables, placed_tables, processes_of
 from prunescope.analysis.trace.nsys_work import SYNCS

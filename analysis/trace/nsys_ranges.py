@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from prunescope.analysis.trace.collect import COLUMNS, NONE, Ints, call_of, interned, places_in
+from prunescope.analysis.trace.collector import COLUMNS, NONE, Ints, call_of, interned, places_in
 from prunescope.analysis.trace.event import OVERHEAD
 from prunescope.analysis.trace.nccl_calls import NcclRange, Payloads, collectives_of
 from prunescope.analysis.trace.nsys_devices import RANGES

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from prunescope.analysis.trace.collect import (
+from prunescope.analysis.trace.collector import (
     COLUMNS,
     MAX_ANNOTATION_NS,
     MAX_EVENT_NS,

@@ -13,7 +13,7 @@ from itertools import chain
 
 import numpy as np
 
-from prunescope.analysis.trace.collect import (
+from prunescope.analysis.trace.collector import (
     COLUMNS,
     DEVICE_ROWS,
     MAX_DEVICE_ROWS,

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from prunescope.analysis.trace.collect import NONE
+from prunescope.analysis.trace.collector import NONE
 
 _SEQUENCE, _OP_ID, _SIZES, _INPUTS = ", seq = ", ", op_id = ", ", sizes = ", ", input_op_ids = "
 _MOST_DIGITS = 19  # of an id

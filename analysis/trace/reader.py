@@ -20,8 +20,8 @@ from typing import Any
 
 import msgspec
 
+from prunescope.analysis.trace.counter_samples import Sample
 from prunescope.analysis.trace.event import LEAN, Event, decode_json
-from prunescope.analysis.trace.samples import Sample
 from prunescope.analysis.trace.unpack import MAX_RATIO, Prefetched, is_bomb, unpacked
 from prunescope.taxonomy.errors import PrunescopeError
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunescope.analysis.trace.collect import Ints, nanoseconds, to_ids, unique_ids
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.collector import Ints, nanoseconds, to_ids, unique_ids
 from prunescope.analysis.trace.reader import Source
+from prunescope.analysis.trace.trace_columns import Trace
 
 # MTIA's event_wait, and the names that other accelerators give to such an event of a stream.
 _WAIT = re.compile(

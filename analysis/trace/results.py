@@ -29,8 +29,8 @@ from prunescope.analysis.ops.call import (
     tensor,
 )
 from prunescope.analysis.ops.sparse import PRODUCTS, indexed_operand
-from prunescope.analysis.trace.collect import Ints
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.collector import Ints
+from prunescope.analysis.trace.trace_columns import Trace
 
 _AHEAD = 24  # ops that are examined: those that such an op calls, and the one behind it
 _ABSENT = -1

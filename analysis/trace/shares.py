@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from prunescope.analysis.trace.collect import COLUMNS, NONE, Call, Collector, Ints
+from prunescope.analysis.trace.collector import COLUMNS, NONE, Call, Collector, Ints
 from prunescope.analysis.trace.event import LEAN
 from prunescope.analysis.trace.reader import Source
 

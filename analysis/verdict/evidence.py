@@ -21,7 +21,7 @@ from prunescope.analysis.schema.report import FamilyVerdict
 from prunescope.analysis.verdict.gathers import Gather
 from prunescope.analysis.verdict.unread import Unread
 from prunescope.taxonomy.roles import locate
-from prunescope.taxonomy.run_blocks import Matrix, ModuleCounts, WeightStats
+from prunescope.taxonomy.runs.run_blocks import Matrix, ModuleCounts, WeightStats
 
 
 @dataclass(frozen=True, kw_only=True)

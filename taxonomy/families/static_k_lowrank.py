@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from prunescope.taxonomy.applies import EXPERT_MATRICES, Applies, to_projections
-from prunescope.taxonomy.architecture_table import BY_ID
 from prunescope.taxonomy.architecture_traits import Traits
+from prunescope.taxonomy.configs.architecture_table import BY_ID
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families.static_k_mask import no_matrices
 from prunescope.taxonomy.family import ALIGNMENT, Family, FamilyPoint, pattern

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prunescope.taxonomy.run import PhaseRun, sha256_of
+from prunescope.taxonomy.runs.run import PhaseRun, sha256_of
 from tests.analysis import run_folder
 from tests.chrome import chrome, k, module, op, step
 

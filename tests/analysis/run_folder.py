@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prunescope.taxonomy.presets import preset_config
-from prunescope.taxonomy.run import PhaseRun, Run, sha256_of
+from prunescope.taxonomy.runs.run import PhaseRun, Run, sha256_of
 from prunescope.taxonomy.shape import ModelShape
 from tests.chrome import save
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.compare import compare
+from prunescope.analysis.compare_runs import compare
 from prunescope.analysis.inputs.options import CompareRequest, Options
 from prunescope.analysis.named_runs import find_runs
 from prunescope.analysis.report import evidence

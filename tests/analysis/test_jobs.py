@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.compare import compare
+from prunescope.analysis.compare_runs import compare
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import Analysis, analyze
 from prunescope.analysis.pool import jobs_for, run_tasks

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.compare import compare
+from prunescope.analysis.compare_runs import compare
 from prunescope.analysis.inputs import open as opening
 from prunescope.analysis.pipeline import analyze
 

@@ -14,8 +14,8 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from prunescope.analysis.predict.measured import Measured
-from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.predict_request import PredictRequest
+from prunescope.analysis.predict.scaled_times import Measured
 from prunescope.analysis.predict.setting import resolve, workloads
 from prunescope.analysis.predict.side import predicted_side
 from prunescope.analysis.predict_from import measured_phase
@@ -221,7 +221,8 @@ def test_flop_and_bytes_of_traced_tiny_models(pair: str) -> None:
 
 
 def test_the_cost_of_an_op_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunescope.analysis.predict import costs, kernels, side
+    from prunescope.analysis.predict import costs, side
+    from prunescope.analysis.predict import kernel_times as kernels
 
     counted: Counter[int] = Counter()
     kept: list[Any] = []  # so that no id comes again

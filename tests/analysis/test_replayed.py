@@ -310,7 +310,7 @@ def test_curves_are_drawn_and_read_back(report: Report, tmp_path: Path) -> None:
 
 
 def test_replays_of_another_device_are_refused(report: Report) -> None:
-    from prunescope.taxonomy.run import read_run
+    from prunescope.taxonomy.runs.run import read_run
 
     found = Replays(device=ReplayDevice(name="another"), peaks=ReplayPeaks())
     with pytest.raises(PrunescopeError, match="another"):

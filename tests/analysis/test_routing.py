@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.routing import routing_of
+from prunescope.analysis.phase_routing import routing_of
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run import Run
+from prunescope.taxonomy.runs.run import Run
 
 
 def run_of(routing: Any, distinct: Any = None, **more: Any) -> Run:

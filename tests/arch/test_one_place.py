@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.verdict.detectors import COARSE_TO_FINE, detectors
-from prunescope.taxonomy.architecture_table import ARCHITECTURES, OTHERS
+from prunescope.taxonomy.configs.architecture_table import ARCHITECTURES, OTHERS
 from prunescope.taxonomy.families import families, pruning_families
 from prunescope.taxonomy.family import UNITS
 from prunescope.tracer.pruners import family_ids

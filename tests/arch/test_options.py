@@ -13,7 +13,7 @@ import prunescope
 from prunescope import cli
 from prunescope.allocate_call import AllocateCall
 from prunescope.analysis.inputs.options import AnalyzeRequest, CompareRequest
-from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.command import from_options
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import Option, check_options, fill_missing, options_of, takes

@@ -15,7 +15,7 @@ import pytest
 
 import prunescope
 from prunescope.analysis.bundle import bundle as bundling
-from prunescope.taxonomy.run import sha256_of
+from prunescope.taxonomy.runs.run import sha256_of
 from tests.analysis.run_folder import write_pair
 from tests.chrome import chrome, gap, k, module, op, step
 from tests.docs import pages

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import prunescope.taxonomy.atomic_write
-from prunescope.taxonomy.run import PhaseRun, Run
+from prunescope.taxonomy.runs.run import PhaseRun, Run
 from prunescope.tracer.capture.chrome import PHASE
 from prunescope.tracer.capture.runs import Capture, write_runs
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import prunescope
-from prunescope.taxonomy.run_blocks import MeasuredPeaks
+from prunescope.taxonomy.runs.run_blocks import MeasuredPeaks
 from prunescope.tracer.sweep import engines
 from prunescope.tracer.sweep import job as sweep_job
 from prunescope.tracer.sweep import watch as watch

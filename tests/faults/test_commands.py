@@ -19,7 +19,7 @@ import prunescope
 from prunescope import deliver as delivery
 from prunescope.analysis.bundle import bundle as bundling
 from prunescope.analysis.pipeline import analyze
-from prunescope.taxonomy.run_blocks import MeasuredPeaks
+from prunescope.taxonomy.runs.run_blocks import MeasuredPeaks
 from tests import forked
 from tests.chrome import chrome, k, op, step
 from tests.faults.driver import everything, write_both

@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from prunescope.taxonomy.sweep_files import Planned
+from prunescope.taxonomy.runs.sweep_files import Planned
 from prunescope.tracer.sweep import watch as watch
 from prunescope.tracer.sweep.state import SweepFolder, timing_slot
 from prunescope.tracer.sweep.watch import HangWatchdog, Hung

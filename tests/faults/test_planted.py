@@ -23,7 +23,7 @@ import prunescope
 from prunescope.analysis.bundle import bundle as bundling
 from prunescope.analysis.trace.load import load
 from prunescope.taxonomy.presets import preset_config
-from prunescope.taxonomy.run import sha256_of
+from prunescope.taxonomy.runs.run import sha256_of
 from tests import nsys
 from tests.faults.test_secrets import readings
 from tests.hostile.case import TEXT_FORMATS

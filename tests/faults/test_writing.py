@@ -17,7 +17,7 @@ from prunescope.analysis.report.write import write_files
 from prunescope.taxonomy import atomic_write as whole
 from prunescope.taxonomy.atomic_write import claimed, partial_folder, put_in_place, write_file
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run import read_run, sha256_of
+from prunescope.taxonomy.runs.run import read_run, sha256_of
 from tests import forked
 from tests.faults.driver import POINTS, WORK, everything, write_both, write_one_report
 

@@ -13,7 +13,7 @@ import pytest
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.schema.report import Phase, Report
-from prunescope.taxonomy.run import read_run
+from prunescope.taxonomy.runs.run import read_run
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = Path(__file__).parent / "expected"

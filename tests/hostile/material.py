@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prunescope.taxonomy.run import PhaseRun, Run, sha256_of
+from prunescope.taxonomy.runs.run import PhaseRun, Run, sha256_of
 from tests.chrome import Scope, chrome, gap, k, module, op, save, step
 
 GEMM = "ampere_bf16_s16816gemm_bf16_128x64_ldg8_f2f_stages_64x3_tn"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.presets import preset_config
 from tests.analysis.predict.plain import predict

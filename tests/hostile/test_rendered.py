@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.compare import compare
+from prunescope.analysis.compare_runs import compare
 from prunescope.analysis.pareto.pareto import judge
 from prunescope.analysis.pareto.write import write_pareto
 from prunescope.analysis.pipeline import analyze
@@ -21,7 +21,7 @@ from prunescope.analysis.report.comparison import render_html as comparison_page
 from prunescope.analysis.report.comparison import write_comparison
 from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.write import write_report
-from prunescope.taxonomy.run import sha256_of
+from prunescope.taxonomy.runs.run import sha256_of
 from tests.analysis.report.browser import opened
 from tests.hostile.injections import INJECTIONS
 from tests.hostile.material import write_pair

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from prunescope.analysis.timeline.intervals import cover
 from prunescope.analysis.timeline.link import Linked, link
-from prunescope.analysis.timeline.steps import find_windows
+from prunescope.analysis.timeline.step_windows import find_windows
 from prunescope.analysis.trace.load import load
 from tests.chrome import save
 

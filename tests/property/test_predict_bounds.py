@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prunescope.analysis.device.hardware import DEVICES, Device
 from prunescope.analysis.predict.constants import NAMES
 from prunescope.analysis.predict.costs import expected_speedup, total_ns
-from prunescope.analysis.predict.kernels import op_ns
+from prunescope.analysis.predict.kernel_times import op_ns
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import predicted_side, roofline_speedup
 from prunescope.taxonomy.errors import PrunescopeError

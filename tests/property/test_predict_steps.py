@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.predict.costs import expected_speedup, total_ns
-from prunescope.analysis.predict.kernels import cut_of, op_cost, rates
+from prunescope.analysis.predict.kernel_times import cut_of, op_cost, rates
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import PredictedSide, predicted_side, roofline_speedup
 from prunescope.taxonomy.errors import PrunescopeError

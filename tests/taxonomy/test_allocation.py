@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunescope.taxonomy.allocation import Allocation, LayerOption, undominated
-from prunescope.taxonomy.allocation_candidates import (
+from prunescope.taxonomy.allocations.allocation import Allocation, LayerOption, undominated
+from prunescope.taxonomy.allocations.allocation_candidates import (
     LayerTable,
     candidates,
     changed_layer,

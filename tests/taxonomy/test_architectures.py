@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.taxonomy.architecture_table import (
+from prunescope.taxonomy.configs.architecture_table import (
     ARCHITECTURES,
     BY_ID,
     Architecture,

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from prunescope.taxonomy import config as config_module
-from prunescope.taxonomy.architecture_table import ARCHITECTURES, OTHERS
-from prunescope.taxonomy.config import READ
+from prunescope.taxonomy.configs import config as config_module
+from prunescope.taxonomy.configs.architecture_table import ARCHITECTURES, OTHERS
+from prunescope.taxonomy.configs.config import READ
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = ("config", "block_configs", "architecture_traits", "vision_config")

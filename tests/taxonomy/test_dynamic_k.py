@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prunescope.analysis.predict.costs import expected_speedup
-from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.analysis.predict.setting import resolve, workloads
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
-from prunescope.taxonomy import run_blocks, run_quality
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import MAX_DEPTH, Block, changed, decode, plain, read
-from prunescope.taxonomy.run import Placement, Run
-from prunescope.taxonomy.run_blocks import Matrix, ModuleCounts, WeightStats
+from prunescope.taxonomy.runs import run_blocks, run_quality
+from prunescope.taxonomy.runs.run import Placement, Run
+from prunescope.taxonomy.runs.run_blocks import Matrix, ModuleCounts, WeightStats
 
 ROW: dict[str, Any] = {"shape": [4, 2], "name": "up", "zeros": 0.5, "of_tomorrow": {"a": [1]}}
 RUN = Path(__file__).parents[2] / "traces" / "tiny-static-nk" / "pruned" / "run.json"

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.shapes.config import read_model
+from prunescope.analysis.shapes.named_model import read_model
 from prunescope.taxonomy.architectures import read_architecture
+from prunescope.taxonomy.configs.gguf_header import gguf_config, stored_elements
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.gguf_header import gguf_config, stored_elements
 from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.shape import ModelShape
 

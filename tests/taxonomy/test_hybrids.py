@@ -14,7 +14,7 @@ from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.plan import Op, Workload
 from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.roles import locate
-from prunescope.taxonomy.run_blocks import ModelEntry
+from prunescope.taxonomy.runs.run_blocks import ModelEntry
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan, forward, kv_cache_bytes
 from tests.described import describe

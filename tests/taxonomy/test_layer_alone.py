@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from prunescope.taxonomy.run_blocks import LayerAlone
+from prunescope.taxonomy.runs.run_blocks import LayerAlone
 
 
 def alone(rounds: list[tuple[float, float, float]]) -> LayerAlone:

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from prunescope.taxonomy.architectures import described, read_architecture
+from prunescope.taxonomy.configs.stored_layers import differing_layers, shape_of_weights
+from prunescope.taxonomy.configs.stored_tensors import stored_tensors
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family, pruning_families
 from prunescope.taxonomy.formats import read as entry
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.presets import preset_config
-from prunescope.taxonomy.run_blocks import ModelEntry
+from prunescope.taxonomy.runs.run_blocks import ModelEntry
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.stored_layers import differing_layers, shape_of_weights
-from prunescope.taxonomy.stored_tensors import stored_tensors
 from prunescope.taxonomy.theory import dense_plan, flop, forward, kv_cache_bytes
 
 PLAIN: dict[str, Any] = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.taxonomy.run import Run
+from prunescope.taxonomy.runs.run import Run
 
 CONFIG = {
     "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,

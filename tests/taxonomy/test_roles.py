@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prunescope.taxonomy.architecture_table import ARCHITECTURES
+from prunescope.taxonomy.configs.architecture_table import ARCHITECTURES
 from prunescope.taxonomy.roles import GROUPS, ROLES, Place, locate, locate_all, matrix_role
 
 PATHS = {

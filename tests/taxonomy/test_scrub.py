@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunescope.taxonomy.run import Run
+from prunescope.taxonomy.runs.run import Run
 from prunescope.taxonomy.scrub import scrub, scrub_values, scrub_words, without_secrets
 
 TOKEN = "hf_" + "QyZ7planted0secret1token2abcd"

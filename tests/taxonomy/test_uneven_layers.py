@@ -11,7 +11,7 @@ from prunescope.taxonomy.families import family
 from prunescope.taxonomy.formats import read
 from prunescope.taxonomy.match import removed_shares
 from prunescope.taxonomy.plan import Workload
-from prunescope.taxonomy.run_blocks import Pruning
+from prunescope.taxonomy.runs.run_blocks import Pruning
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan, flop, forward, kv_cache_bytes
 

@@ -13,9 +13,9 @@ import prunescope
 from prunescope import allocation, cli
 from prunescope.allocation import evaluations, problem_asked
 from prunescope.analysis.predict.allocation_request import AllocateRequest
-from prunescope.taxonomy.allocation_plan import read_plan
+from prunescope.taxonomy.allocations.allocation_plan import read_plan
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run import read_run
+from prunescope.taxonomy.runs.run import read_run
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.sweep.plan import request_of

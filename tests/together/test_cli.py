@@ -17,7 +17,7 @@ from prunescope.analysis.schema.report import Report
 from prunescope.demo import prunings
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain
-from prunescope.taxonomy.run_blocks import MeasuredPeaks
+from prunescope.taxonomy.runs.run_blocks import MeasuredPeaks
 from prunescope.tracer.machine.memory_rates import MemoryRates
 from tests.small_capture import quick_peaks
 

@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 from torch.overrides import TorchFunctionMode  # noqa: E402
 from torch.profiler import ProfilerActivity  # noqa: E402
 
-from prunescope.taxonomy.run import read_run  # noqa: E402
+from prunescope.taxonomy.runs.run import read_run  # noqa: E402
 from prunescope.tracer.capture import graph_mode, placements  # noqa: E402
 from prunescope.tracer.capture.request import TraceRequest  # noqa: E402
 from prunescope.tracer.capture.trace import trace  # noqa: E402

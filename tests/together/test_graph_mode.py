@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run import read_run
+from prunescope.taxonomy.runs.run import read_run
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.texts import random_ids
 from prunescope.tracer.capture import graph_mode

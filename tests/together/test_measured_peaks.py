@@ -14,7 +14,7 @@ from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import titles
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.formats import changed
-from prunescope.taxonomy.run_blocks import (
+from prunescope.taxonomy.runs.run_blocks import (
     CalibratedDevice,
     CalibrationPasses,
     DeviceEntry,

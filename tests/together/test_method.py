@@ -15,7 +15,7 @@ from rich.console import Console
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.method_names import is_function
-from prunescope.taxonomy.run import read_run
+from prunescope.taxonomy.runs.run import read_run
 from prunescope.tracer.capture.application import apply_request
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.trace import trace

@@ -12,7 +12,7 @@ import pytest
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import GemmRow, Phase
 from prunescope.taxonomy.expert_routing import Routing, expert_load
-from prunescope.taxonomy.run import read_run
+from prunescope.taxonomy.runs.run import read_run
 from tests.small_capture import traced_together
 from tests.tracer.mixtures import TOP_K, E, mixture
 

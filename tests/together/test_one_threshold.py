@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.findings.context import is_significant
-from prunescope.analysis.predict.run import add_miss
+from prunescope.analysis.predict.predicted_run import add_miss
 from prunescope.analysis.report import evidence, ledger_view
 from prunescope.analysis.report.comparison import comparison_table
 from prunescope.analysis.schema.comparison import Comparison

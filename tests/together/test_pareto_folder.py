@@ -17,10 +17,10 @@ from prunescope.analysis.pipeline import Analysis
 from prunescope.analysis.schema.sides import Totals
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain, read
-from prunescope.taxonomy.run import PhaseRun, Placement, Run
-from prunescope.taxonomy.run_blocks import HeldOut, Losses, Pruning, Recovered, TimingNote
-from prunescope.taxonomy.run_quality import Quality
-from prunescope.taxonomy.sweep_files import ControlLosses
+from prunescope.taxonomy.runs.run import PhaseRun, Placement, Run
+from prunescope.taxonomy.runs.run_blocks import HeldOut, Losses, Pruning, Recovered, TimingNote
+from prunescope.taxonomy.runs.run_quality import Quality
+from prunescope.taxonomy.runs.sweep_files import ControlLosses
 from tests.analysis.pareto_points import MS
 from tests.analysis.report import example
 from tests.analysis.report.test_paper_figures import replays

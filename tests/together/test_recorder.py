@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.taxonomy.formats import plain
-from prunescope.taxonomy.run import read_run
+from prunescope.taxonomy.runs.run import read_run
 from prunescope.tracer.capture import device_state
 from prunescope.tracer.capture.user_capture import capture
 from prunescope.tracer.recorder.assembled import assemble

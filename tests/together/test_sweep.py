@@ -27,7 +27,7 @@ from prunescope.analysis.pareto.pareto import judge
 from prunescope.analysis.report.listings import sweep_state
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import changed
-from prunescope.taxonomy.run import read_run
+from prunescope.taxonomy.runs.run import read_run
 from prunescope.tracer.machine import peaks
 from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.state import SweepFolder, timing_slot

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from prunescope.taxonomy.formats import changed, read
-from prunescope.taxonomy.run import read_run
-from prunescope.taxonomy.run_blocks import MeasuredPeaks, MeasuredRates
+from prunescope.taxonomy.runs.run import read_run
+from prunescope.taxonomy.runs.run_blocks import MeasuredPeaks, MeasuredRates
 from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.sweep import sweep
 from tests.small_capture import PEAKS, SMALL_SWEEP, same_peaks

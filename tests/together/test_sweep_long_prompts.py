@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.pareto.pareto import judge
-from prunescope.taxonomy.run import read_run
+from prunescope.taxonomy.runs.run import read_run
 from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.sweep import sweep
 from tests.small_capture import SMALL_SWEEP, same_peaks

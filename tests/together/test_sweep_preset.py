@@ -12,7 +12,7 @@ from prunescope.analysis.pareto.gemm_speedups import speedup_curves
 from prunescope.analysis.pareto.pareto import judge
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.paper_figures import paper_set
-from prunescope.taxonomy.sweep_files import DONE, read_sweep
+from prunescope.taxonomy.runs.sweep_files import DONE, read_sweep
 from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.sweep import plan_of, run_plan, summary
 from tests.analysis.report.test_paper_figures import replays

@@ -16,8 +16,8 @@ import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain
-from prunescope.taxonomy.run import read_run
-from prunescope.taxonomy.run_quality import TaskScore
+from prunescope.taxonomy.runs.run import read_run
+from prunescope.taxonomy.runs.run_quality import TaskScore
 from prunescope.tracer.quality import tasks
 from prunescope.tracer.quality.tasks import TaskList, changes, score_tasks
 from prunescope.tracer.sweep.request import SweepRequest

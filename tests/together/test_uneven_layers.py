@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.analysis.predict.setting import resolve
-from prunescope.taxonomy.run import read_run
+from prunescope.taxonomy.runs.run import read_run
 from tests.tracer.tiny_models import tiny_model
 
 pytestmark = pytest.mark.torch

@@ -17,7 +17,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 import prunescope
 from prunescope.analysis.pipeline import analyze
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run import read_run
+from prunescope.taxonomy.runs.run import read_run
 from prunescope.tracer.capture import device_state
 from prunescope.tracer.capture.user_capture import capture
 from prunescope.tracer.machine import disturbance

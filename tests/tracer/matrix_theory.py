@@ -18,8 +18,8 @@ from prunescope.taxonomy.families import family
 from prunescope.taxonomy.families.token_drop import ranked
 from prunescope.taxonomy.plan import Op, Workload
 from prunescope.taxonomy.roles import locate
-from prunescope.taxonomy.run import Run
-from prunescope.taxonomy.run_blocks import ModuleCounts
+from prunescope.taxonomy.runs.run import Run
+from prunescope.taxonomy.runs.run_blocks import ModuleCounts
 from prunescope.taxonomy.shape import ModelShape
 
 PROMPT, STEPS = 16, 2

@@ -23,15 +23,15 @@ import msgspec
 import torch
 from msgspec import Meta
 
-from prunescope.taxonomy.allocation import PARTS, LayerOption
-from prunescope.taxonomy.allocation_candidates import (
+from prunescope.taxonomy.allocations.allocation import PARTS, LayerOption
+from prunescope.taxonomy.allocations.allocation_candidates import (
     Candidates,
     LayerLosses,
     Removal,
     measured_sizes,
     removals_of,
 )
-from prunescope.taxonomy.allocation_plan import Additivity
+from prunescope.taxonomy.allocations.allocation_plan import Additivity
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import Name, Number, decode_file

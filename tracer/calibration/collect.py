@@ -18,13 +18,13 @@ import torch
 from torch import nn
 
 from prunescope.taxonomy.formats import plain
-from prunescope.taxonomy.run_blocks import Record
+from prunescope.taxonomy.runs.run_blocks import Record
 from prunescope.tracer.calibration.point import Calibration, Point
 from prunescope.tracer.calibration.texts import random_ids, read_text, token_rows
 from prunescope.tracer.model import compat
+from prunescope.tracer.model.expert_counts import Routed, watch_experts
 from prunescope.tracer.model.forwards import first_tensor, hooked
 from prunescope.tracer.model.layers import PRE_NORM, decoder_layers, num_positions
-from prunescope.tracer.model.routed import Routed, watch_experts
 from prunescope.tracer.model.weights import weights_fingerprint
 
 ROWS, LENGTH = 8, 512

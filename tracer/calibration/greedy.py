@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run_blocks import Record
+from prunescope.taxonomy.runs.run_blocks import Record
 from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.model.forwards import Forward, first_tensor, forwards_replaced, hooked
 from prunescope.tracer.model.layers import counts_without, decoder_layers

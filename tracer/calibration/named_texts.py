@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run_quality import TextDataset
+from prunescope.taxonomy.runs.run_quality import TextDataset
 
 _MAX_CHARACTERS = 8 << 20  # the most characters of a part
 # The errors of `datasets` about a network, a cache, or a set that is missing or differs in form.

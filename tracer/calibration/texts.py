@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run_quality import TextDataset
+from prunescope.taxonomy.runs.run_quality import TextDataset
 from prunescope.tracer.calibration.named_texts import NAMED_TEXTS, is_named_text, read_named_text
 
 _MAX_BYTES = 64 << 20

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from prunescope.taxonomy.allocation_plan import read_plan
+from prunescope.taxonomy.allocations.allocation_plan import read_plan
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.formats import plain, read
 from prunescope.taxonomy.match import KNOB, NOMINAL, Match, RemovesNothing, removed_shares, solve
 from prunescope.taxonomy.plan import PHASES, Workload
-from prunescope.taxonomy.run_blocks import Pruning, Record
+from prunescope.taxonomy.runs.run_blocks import Pruning, Record
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.calibration.collect import calibration_of, text_calibration
 from prunescope.tracer.calibration.point import Calibration, Point

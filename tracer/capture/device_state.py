@@ -15,7 +15,7 @@ import torch
 
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.formats import changed
-from prunescope.taxonomy.run_blocks import Clocks, DeviceEntry, MeasuredPeaks, TimingNote
+from prunescope.taxonomy.runs.run_blocks import Clocks, DeviceEntry, MeasuredPeaks, TimingNote
 from prunescope.tracer.capture.chrome import DEVICE, ChromeTrace, Event
 from prunescope.tracer.machine.calibrate import newest_calibration
 from prunescope.tracer.machine.device import device_info, read_clocks, timing_note

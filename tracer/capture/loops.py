@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from prunescope.taxonomy.families import family
-from prunescope.taxonomy.run_blocks import InputText
-from prunescope.taxonomy.run_quality import RANDOM_IDS
+from prunescope.taxonomy.runs.run_blocks import InputText
+from prunescope.taxonomy.runs.run_quality import RANDOM_IDS
 from prunescope.tracer.calibration.texts import random_ids, read_text
 from prunescope.tracer.capture.graph_mode import (
     RECORDERS,

@@ -1,7 +1,7 @@
 """The manifest `run.json` of one variant, without paths, hosts, users or environment values.
 
-Models, requests and devices of a capture come in; a `prunescope.taxonomy.run.Run` goes out. Times
-are ns, and memory is bytes.
+Models, requests and devices of a capture come in; a `prunescope.taxonomy.runs.run.Run` goes out.
+Times are ns, and memory is bytes.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import Any
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run import PhaseRun, Run
-from prunescope.taxonomy.run_blocks import DeviceEntry, ModelEntry
+from prunescope.taxonomy.runs.run import PhaseRun, Run
+from prunescope.taxonomy.runs.run_blocks import DeviceEntry, ModelEntry
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.weight_stats import weight_stats
 from prunescope.tracer.machine.device import prunescope_version, versions
 from prunescope.tracer.model.calls import inner
-from prunescope.tracer.model.config import kept_config
 from prunescope.tracer.model.load import Loaded
 from prunescope.tracer.model.model_shape import model_shape
 from prunescope.tracer.model.packed_weights import weight_bytes
+from prunescope.tracer.model.published_config import kept_config
 
 
 def manifest(

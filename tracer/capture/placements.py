@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from prunescope.taxonomy.run import NARROW, PhaseRun
+from prunescope.taxonomy.runs.run import NARROW, PhaseRun
 from prunescope.taxonomy.student_t import t_quantile_975
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.machine.backends import backend_of

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 
 import torch
 
-from prunescope.taxonomy.run import Run
+from prunescope.taxonomy.runs.run import Run
 from prunescope.tracer.capture.phases import Loop
-from prunescope.tracer.model.experts import expert_modules
+from prunescope.tracer.model.expert_counts import Routed, watch_experts
 from prunescope.tracer.model.forwards import hooked
-from prunescope.tracer.model.routed import Routed, watch_experts
+from prunescope.tracer.model.mixtures import expert_modules
 
 
 class RoutingCount:

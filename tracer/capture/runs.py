@@ -14,8 +14,8 @@ from pathlib import Path
 
 from prunescope.taxonomy.atomic_write import partial_folder, put_in_place
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run import MANIFEST, Run, sha256_of
-from prunescope.taxonomy.run_blocks import BaselineRef
+from prunescope.taxonomy.runs.run import MANIFEST, Run, sha256_of
+from prunescope.taxonomy.runs.run_blocks import BaselineRef
 from prunescope.tracer.capture.joined import Joined
 from prunescope.tracer.capture.progress import Progress, Silent
 

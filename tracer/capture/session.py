@@ -21,8 +21,8 @@ import torch
 from prunescope.taxonomy.collection import no_collection
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import changed, plain, read
-from prunescope.taxonomy.run import PhaseRun, Placement, Run
-from prunescope.taxonomy.run_blocks import DeviceEntry, LayerAlone, MeasuredPeaks, Pruning
+from prunescope.taxonomy.runs.run import PhaseRun, Placement, Run
+from prunescope.taxonomy.runs.run_blocks import DeviceEntry, LayerAlone, MeasuredPeaks, Pruning
 from prunescope.tracer.capture.chrome import ChromeTrace
 from prunescope.tracer.capture.device_state import AchievedRates, DeviceState
 from prunescope.tracer.capture.graph_mode import check_mode, record_nothing

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from prunescope.taxonomy.atomic_write import claimed, clean_termination
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run import Run, read_run
-from prunescope.taxonomy.run_blocks import MeasuredPeaks
+from prunescope.taxonomy.runs.run import Run, read_run
+from prunescope.taxonomy.runs.run_blocks import MeasuredPeaks
 from prunescope.tracer.capture.progress import Progress, Silent
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.runs import baseline_folder, check_out, write_runs

@@ -18,7 +18,7 @@ import torch
 from prunescope.taxonomy.atomic_write import claimed, clean_termination
 from prunescope.taxonomy.errors import PrunescopeError, helpful
 from prunescope.taxonomy.option import as_path, check_count
-from prunescope.taxonomy.run import PhaseRun, Placement, Run
+from prunescope.taxonomy.runs.run import PhaseRun, Placement, Run
 from prunescope.tracer.capture.chrome import has_backward
 from prunescope.tracer.capture.device_state import DeviceState
 from prunescope.tracer.capture.joined import Joined

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from prunescope.taxonomy.allocation_plan import read_plan
+from prunescope.taxonomy.allocations.allocation_plan import read_plan
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run_blocks import Pruning
-from prunescope.taxonomy.run_quality import Quality
+from prunescope.taxonomy.runs.run_blocks import Pruning
+from prunescope.taxonomy.runs.run_quality import Quality
 from prunescope.taxonomy.words import when
 from prunescope.tracer.capture.application import apply_request
 from prunescope.tracer.capture.request import TraceRequest

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from prunescope.taxonomy.roles import locate
-from prunescope.taxonomy.run_blocks import Matrix, ModuleCounts, WeightStats
+from prunescope.taxonomy.runs.run_blocks import Matrix, ModuleCounts, WeightStats
 from prunescope.tracer.capture.weight_zeros import weight_rows
 from prunescope.tracer.model.calls import inner
 

@@ -18,7 +18,7 @@ import torch
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import UnknownVersion, decode_file, plain
-from prunescope.taxonomy.run_blocks import (
+from prunescope.taxonomy.runs.run_blocks import (
     CalibratedDevice,
     CalibrationPasses,
     MeasuredPeaks,

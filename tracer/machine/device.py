@@ -19,7 +19,7 @@ import torch
 import transformers
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run_blocks import DeviceEntry, TimingNote
+from prunescope.taxonomy.runs.run_blocks import DeviceEntry, TimingNote
 from prunescope.tracer.machine.backends import BACKENDS, PROFILER, backend_of, toolkit
 from prunescope.tracer.machine.gpu_tools import gpu_clocks
 from prunescope.tracer.machine.host import CPU_INFO, cpu_name, load_average, load_notes, num_cores

@@ -15,7 +15,7 @@ import torch
 from prunescope.taxonomy.dtypes import ITEMSIZE
 from prunescope.taxonomy.formats import changed
 from prunescope.taxonomy.gemm import Gemm
-from prunescope.taxonomy.run_blocks import GemmTime, MeasuredPeaks, MeasuredRates
+from prunescope.taxonomy.runs.run_blocks import GemmTime, MeasuredPeaks, MeasuredRates
 from prunescope.tracer.machine.backends import backend_of
 from prunescope.tracer.machine.device import free_bytes, last_cache_bytes, synchronize
 from prunescope.tracer.machine.disturbance import watched

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunescope.taxonomy.architecture_table import BY_ID, Architecture
+from prunescope.taxonomy.configs.architecture_table import BY_ID, Architecture
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.roles import locate

@@ -13,8 +13,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from prunescope.taxonomy.architecture_table import BY_ID
-from prunescope.taxonomy.config import DENSE_FIRST
+from prunescope.taxonomy.configs.architecture_table import BY_ID
+from prunescope.taxonomy.configs.config import DENSE_FIRST
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate
 from prunescope.tracer.model import compat

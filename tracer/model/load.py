@@ -29,10 +29,10 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from prunescope.taxonomy.arguments import home_path
 from prunescope.taxonomy.atomic_write import partial_folder, put_in_place
+from prunescope.taxonomy.configs.gguf_header import stored_elements
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import MAX_LAYERS
-from prunescope.taxonomy.gguf_header import stored_elements
 from prunescope.taxonomy.hub import reach
 from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.presets import nearest_presets, preset_config, preset_names

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import families, family
-from prunescope.taxonomy.run_blocks import ModuleCounts, Record
+from prunescope.taxonomy.runs.run_blocks import ModuleCounts, Record
 from prunescope.tracer.calibration.point import Point
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import removed_layers, rounding
-from prunescope.taxonomy.run_blocks import RouterTraining
+from prunescope.taxonomy.runs.run_blocks import RouterTraining
 from prunescope.taxonomy.words import when
 from prunescope.tracer.attention.counted_cache import LayerPlace, layer_places
 from prunescope.tracer.attention.static_layers import GatedLayer

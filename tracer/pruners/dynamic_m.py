@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run_blocks import Record
+from prunescope.taxonomy.runs.run_blocks import Record
 from prunescope.tracer.attention.attention_parts import AttentionParts
 from prunescope.tracer.attention.counted_cache import counted_layer, past_length
 from prunescope.tracer.attention.plain_attention import PlainAttention, lower_right, refuse_padding

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prunescope.taxonomy.allocation_plan import KeptLayer, PlanOfLayers, read_plan
+from prunescope.taxonomy.allocations.allocation_plan import KeptLayer, PlanOfLayers, read_plan
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate
-from prunescope.taxonomy.run_blocks import Record
+from prunescope.taxonomy.runs.run_blocks import Record
 from prunescope.tracer.calibration.low_rank import factor
 from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.model.channels import Channels, find_channels

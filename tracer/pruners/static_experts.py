@@ -19,15 +19,15 @@ from transformers import PreTrainedModel
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import ALL_THAT_CAN_GO, kept_experts, rounding
-from prunescope.taxonomy.run_blocks import Record
+from prunescope.taxonomy.runs.run_blocks import Record
 from prunescope.taxonomy.words import when
 from prunescope.tracer.calibration.collect import calibration_of, collect_experts
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import best, sample_indices
-from prunescope.tracer.model.experts import Mixture, find_mixtures, set_in_config
 from prunescope.tracer.model.forwards import hooked
 from prunescope.tracer.model.layers import decoder_layers, is_known
 from prunescope.tracer.model.logits import check_same, probe
+from prunescope.tracer.model.mixtures import Mixture, find_mixtures, set_in_config
 from prunescope.tracer.pruners import Applied
 
 _LINEARS = (nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)

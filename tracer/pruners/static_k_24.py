@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families.static_k_24 import checked
-from prunescope.taxonomy.run_blocks import Record
+from prunescope.taxonomy.runs.run_blocks import Record
 from prunescope.tracer.calibration.collect import input_squares
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import random_scores, weight_scores

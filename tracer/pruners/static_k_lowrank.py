@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import low_rank_or_dense, rank_hint, rounding
 from prunescope.taxonomy.roles import locate
-from prunescope.taxonomy.run_blocks import Record
+from prunescope.taxonomy.runs.run_blocks import Record
 from prunescope.tracer.calibration.collect import calibration_of
 from prunescope.tracer.calibration.low_rank import factor
 from prunescope.tracer.calibration.point import Point

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import floor_of
-from prunescope.taxonomy.run_blocks import Record
+from prunescope.taxonomy.runs.run_blocks import Record
 from prunescope.tracer.calibration.collect import input_squares
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import random_scores, weight_scores

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import named_layers, named_share, removed_layers, rounding
-from prunescope.taxonomy.run_blocks import Record
+from prunescope.taxonomy.runs.run_blocks import Record
 from prunescope.taxonomy.words import when
 from prunescope.tracer.calibration.collect import calibration_of, collect
 from prunescope.tracer.calibration.greedy import greedy_removal

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.keep import kept_intermediate, kept_kv_heads, rounding
-from prunescope.taxonomy.run_blocks import Record
+from prunescope.taxonomy.runs.run_blocks import Record
 from prunescope.taxonomy.words import when
 from prunescope.tracer.calibration.collect import input_squares
 from prunescope.tracer.calibration.point import Point

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunescope.taxonomy.keep import kept_hidden, rounding
-from prunescope.taxonomy.run_blocks import Record
+from prunescope.taxonomy.runs.run_blocks import Record
 from prunescope.tracer.calibration.collect import calibration_of, collect
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import best, sample_indices, seeded

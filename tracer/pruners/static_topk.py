@@ -10,13 +10,13 @@ from transformers import PreTrainedModel
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import kept_routes, rounding
-from prunescope.taxonomy.run_blocks import Record
+from prunescope.taxonomy.runs.run_blocks import Record
 from prunescope.tracer.calibration.point import Point
-from prunescope.tracer.model.experts import find_mixtures, set_in_config
+from prunescope.tracer.model.expert_counts import watch_experts
 from prunescope.tracer.model.forwards import hooked
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.model.logits import NUM_PROBED, probe
-from prunescope.tracer.model.routed import watch_experts
+from prunescope.tracer.model.mixtures import find_mixtures, set_in_config
 from prunescope.tracer.pruners import Applied
 
 

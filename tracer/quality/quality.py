@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run_quality import BLOCK, RANDOM_IDS, Quality, TextSource
+from prunescope.taxonomy.runs.run_quality import BLOCK, RANDOM_IDS, Quality, TextSource
 from prunescope.tracer.calibration.requests import decided_by
 from prunescope.tracer.calibration.texts import random_ids, read_text
 from prunescope.tracer.model import compat

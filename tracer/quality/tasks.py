@@ -25,7 +25,7 @@ import torch
 from torch.nn import functional as F
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run_quality import TaskChange, TaskMetric, TaskScore, TaskSource
+from prunescope.taxonomy.runs.run_quality import TaskChange, TaskMetric, TaskScore, TaskSource
 from prunescope.tracer.calibration.requests import decided_by_request
 from prunescope.tracer.quality.quality import logits_by_token
 

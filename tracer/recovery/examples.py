@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run_quality import RANDOM_IDS
+from prunescope.taxonomy.runs.run_quality import RANDOM_IDS
 from prunescope.tracer.calibration.texts import random_ids, read_text
 from prunescope.tracer.recovery.settings import Recovery
 

@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from prunescope.taxonomy.run_blocks import HeldOut, Losses, Recovered
-from prunescope.taxonomy.run_quality import BLOCK
+from prunescope.taxonomy.runs.run_blocks import HeldOut, Losses, Recovered
+from prunescope.taxonomy.runs.run_quality import BLOCK
 from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.model.layers import num_positions
 from prunescope.tracer.model.packed_weights import stored_tensors

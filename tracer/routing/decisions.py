@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
-from prunescope.taxonomy.run_blocks import ModuleCounts
+from prunescope.taxonomy.runs.run_blocks import ModuleCounts
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.requests import Request, current_request
 from prunescope.tracer.calibration.scores import seeded

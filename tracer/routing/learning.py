@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from prunescope.taxonomy.run_blocks import RouterTraining
+from prunescope.taxonomy.runs.run_blocks import RouterTraining
 from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.calibration.router_fit import Site, fit_routers, set_thresholds
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunescope.taxonomy.architecture_table import BY_ID
+from prunescope.taxonomy.configs.architecture_table import BY_ID
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.roles import locate

@@ -16,7 +16,7 @@ from itertools import groupby
 from operator import attrgetter
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.sweep_files import Planned
+from prunescope.taxonomy.runs.sweep_files import Planned
 from prunescope.taxonomy.words import when
 
 _HOUR = 3600.0

@@ -17,7 +17,7 @@ import torch
 
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.plan import PHASES
-from prunescope.taxonomy.sweep_files import CONTROL, ControlLosses
+from prunescope.taxonomy.runs.sweep_files import CONTROL, ControlLosses
 from prunescope.tracer.capture.variants import Variant
 from prunescope.tracer.model.load import load_tokenizer
 from prunescope.tracer.quality.quality import Passage, nats_of

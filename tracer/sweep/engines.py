@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.sweep_files import DONE, Planned
+from prunescope.taxonomy.runs.sweep_files import DONE, Planned
 from prunescope.tracer.machine.host import num_cores
 from prunescope.tracer.sweep.job import Job, JobRunner
 from prunescope.tracer.sweep.state import SweepFolder

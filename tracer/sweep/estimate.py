@@ -14,10 +14,10 @@ import torch
 
 from prunescope.taxonomy.families import family
 from prunescope.taxonomy.plan import Workload
-from prunescope.taxonomy.run_blocks import MeasuredPeaks
+from prunescope.taxonomy.runs.run_blocks import MeasuredPeaks
+from prunescope.taxonomy.runs.sweep_files import Planned
 from prunescope.taxonomy.scoring import scoring_of
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.capture.request import LAYER_SUM_SAMPLES
 from prunescope.tracer.machine import peaks as machine_peaks
 from prunescope.tracer.machine.device import pick_device, thread_count

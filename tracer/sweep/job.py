@@ -18,12 +18,12 @@ from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import changed
 from prunescope.taxonomy.plan import PHASES
-from prunescope.taxonomy.run import read_run
-from prunescope.taxonomy.run_blocks import MeasuredPeaks, MeasuredRates
-from prunescope.taxonomy.run_quality import TaskScore
+from prunescope.taxonomy.runs.run import read_run
+from prunescope.taxonomy.runs.run_blocks import MeasuredPeaks, MeasuredRates
+from prunescope.taxonomy.runs.run_quality import TaskScore
+from prunescope.taxonomy.runs.sweep_files import DONE, Planned
 from prunescope.taxonomy.scoring import may_decide, scoring_of
 from prunescope.taxonomy.scrub import scrub, scrub_values
-from prunescope.taxonomy.sweep_files import DONE, Planned
 from prunescope.tracer.calibration.collect import Statistics, statistics_cached
 from prunescope.tracer.capture.memory import release
 from prunescope.tracer.capture.request import TraceRequest

@@ -23,8 +23,8 @@ from prunescope.taxonomy.family import read_selection
 from prunescope.taxonomy.keep import kept_count
 from prunescope.taxonomy.method_names import method_parts
 from prunescope.taxonomy.presets import preset_config, preset_names
+from prunescope.taxonomy.runs.sweep_files import Planned
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.sweep.plan import SweepPlan
 

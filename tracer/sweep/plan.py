@@ -24,10 +24,10 @@ from prunescope.taxonomy.family import GEMM_GROUPS, Family, read_selection
 from prunescope.taxonomy.method_names import is_plan, method_parts
 from prunescope.taxonomy.option import Option, Phase, options_of
 from prunescope.taxonomy.plan import Workload
-from prunescope.taxonomy.run_setting import RunSetting
+from prunescope.taxonomy.runs.run_setting import RunSetting
+from prunescope.taxonomy.runs.sweep_files import Planned, family_slug
 from prunescope.taxonomy.scrub import scrub_values
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.sweep_files import Planned, family_slug
 from prunescope.taxonomy.words import when
 from prunescope.tracer.capture.request import (
     DecodeSteps,
@@ -195,11 +195,9 @@ def model_name(result: Planned) -> str:
 
 # The fields of a result by the option of `trace` that they vary, in the order of the result's name.
 VARIED = {
-    option: {"method": "family", "seed": "draw", "knobs": "set"}.get(option, option)
-    for option in (
-        "method", "sparsity", "phase", "batch", "prompt_len", "seed", "select", "mode", "attn",
-        "logits", "knobs", "flush", "warmup", "only",
-    )
+    "method": "family", "sparsity": "sparsity", "phase": "phase", "batch": "batch",
+    "prompt_len": "prompt_len", "seed": "draw", "select": "select", "mode": "mode", "attn": "attn",
+    "logits": "logits", "knobs": "set", "flush": "flush", "warmup": "warmup", "only": "only",
 }  # fmt: skip
 
 

@@ -24,11 +24,10 @@ import msgspec
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import Block, OmitDefault, decode_file, plain
-from prunescope.taxonomy.run import MANIFEST, read_run
-from prunescope.taxonomy.run_blocks import HeldOut, MeasuredPeaks
-from prunescope.taxonomy.run_quality import Quality, TaskSource
-from prunescope.taxonomy.scrub import scrub_values
-from prunescope.taxonomy.sweep_files import (
+from prunescope.taxonomy.runs.run import MANIFEST, read_run
+from prunescope.taxonomy.runs.run_blocks import HeldOut, MeasuredPeaks
+from prunescope.taxonomy.runs.run_quality import Quality, TaskSource
+from prunescope.taxonomy.runs.sweep_files import (
     BEGUN,
     DONE,
     FAILED,
@@ -48,6 +47,7 @@ from prunescope.taxonomy.sweep_files import (
     run_of,
     state_of,
 )
+from prunescope.taxonomy.scrub import scrub_values
 from prunescope.tracer.sweep.config import OLD_KEYS
 from prunescope.tracer.sweep.plan import SweepPlan, is_file, shard_of
 

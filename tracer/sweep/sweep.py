@@ -24,8 +24,16 @@ from prunescope.taxonomy.family import SELECTIONS, read_selection
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.option import as_path, check_options
 from prunescope.taxonomy.presets import preset_names
+from prunescope.taxonomy.runs.sweep_files import (
+    DONE,
+    FAILED,
+    PENDING,
+    PLAN,
+    RUNNING,
+    PlanFile,
+    Planned,
+)
 from prunescope.taxonomy.scrub import scrub_values
-from prunescope.taxonomy.sweep_files import DONE, FAILED, PENDING, PLAN, RUNNING, PlanFile, Planned
 from prunescope.tracer.capture.progress import Progress, Silent
 from prunescope.tracer.sweep.budget import Budget, fit_budget
 from prunescope.tracer.sweep.config import read_configs

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
-from prunescope.taxonomy.sweep_files import Planned
+from prunescope.taxonomy.runs.sweep_files import Planned
 from prunescope.tracer.sweep.state import SweepFolder, timing_slot
 
 # Loading and quality have long stages, so that silence alone is a hang only after hours. A process

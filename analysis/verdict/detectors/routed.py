@@ -17,7 +17,7 @@ from prunescope.analysis.ledger.experts import EXPERTS, ROUTER
 from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.verdict.detectors import detector
 from prunescope.analysis.verdict.evidence import Detection, Evidence, matrices
-from prunescope.taxonomy.run_blocks import WeightStats
+from prunescope.taxonomy.runs.run_blocks import WeightStats
 from prunescope.taxonomy.words import fell_to
 
 _ONE_OF_MANY = re.compile(r"(?:^|\.)experts\.(\d+)\.")

@@ -19,7 +19,7 @@ from prunescope.analysis.verdict.evidence import Detection, Evidence, Touches, f
 from prunescope.analysis.verdict.gathers import of_weights
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.roles import LINEARS, MLP_ROLES
-from prunescope.taxonomy.run_blocks import WeightStats
+from prunescope.taxonomy.runs.run_blocks import WeightStats
 from prunescope.taxonomy.words import fell_to, percent
 
 _QUERY = ("q", "q_a", "q_b", "o")

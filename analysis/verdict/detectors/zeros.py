@@ -18,7 +18,7 @@ from prunescope.analysis.verdict.evidence import (
     matrices,
     most_common,
 )
-from prunescope.taxonomy.run_blocks import Matrix
+from prunescope.taxonomy.runs.run_blocks import Matrix
 from prunescope.taxonomy.words import percent
 
 # A share of zeros that no initialisation or training leaves by accident.

@@ -15,12 +15,12 @@ from prunescope.analysis.bundle.bundle import bundle
 from prunescope.analysis.bundle.secrets import cleared, names_in, suspicious
 from prunescope.analysis.bundle.verify import verify
 from prunescope.analysis.ops.call import MODELS
-from prunescope.analysis.ops.kind import OP_KINDS
+from prunescope.analysis.ops.kernel_kinds import OP_KINDS
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.escape import markdown
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run import Placement, Run
-from prunescope.taxonomy.run_blocks import (
+from prunescope.taxonomy.runs.run import Placement, Run
+from prunescope.taxonomy.runs.run_blocks import (
     DeviceEntry,
     MeasuredPeaks,
     MeasuredRates,

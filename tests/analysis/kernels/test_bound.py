@@ -15,7 +15,7 @@ from prunescope.analysis.kernels.roofline import add_bound
 from prunescope.analysis.pipeline import analyze
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import read
-from prunescope.taxonomy.run_blocks import DeviceEntry
+from prunescope.taxonomy.runs.run_blocks import DeviceEntry
 from tests.analysis.kernels.test_bound_property import SCHEMA
 from tests.chrome import chrome, k, op, save
 

@@ -12,8 +12,8 @@ import pytest
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.trace import reader
+from prunescope.analysis.trace.counter_samples import factor, kind_of_counter
 from prunescope.analysis.trace.load import load
-from prunescope.analysis.trace.samples import factor, kind_of_counter
 from prunescope.analysis.trace.shares import join_shares, read_share
 from tests.chrome import chrome, k, op, save, step
 

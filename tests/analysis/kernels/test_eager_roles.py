@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from prunescope.analysis.kernels.eager_roles import roles_of_pass
-from prunescope.analysis.ops.kind import kernel_kind
+from prunescope.analysis.ops.kernel_kinds import kernel_kind
 from prunescope.taxonomy.gemm import Gemm
 
 SCHEMA = {"step": pl.Int64, "launched": pl.Int64, "busy": pl.Int64, "kind": pl.String,

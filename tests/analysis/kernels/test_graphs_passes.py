@@ -13,7 +13,7 @@ from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.kernels.graph_match import GraphPart, Launches, Order
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Report
-from prunescope.analysis.timeline.engines import decode_batch, names_batch
+from prunescope.analysis.timeline.engine_steps import decode_batch, names_batch
 from tests.analysis.replays import DEVICE, replayed
 from tests.chrome import chrome, k, module, op, save
 

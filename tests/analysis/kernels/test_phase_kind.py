@@ -12,7 +12,7 @@ from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.sentences import headline
 from prunescope.analysis.schema.report import Phase, Report
-from prunescope.analysis.timeline.engines import engine_step
+from prunescope.analysis.timeline.engine_steps import engine_step
 from tests.chrome import chrome, gap, k, module, op, save, step
 
 VLLM = "execute_context_{}({})_generation_{}({})"

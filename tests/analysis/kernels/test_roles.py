@@ -10,9 +10,9 @@ import pytest
 from prunescope.analysis.kernels.role import find_roles
 from prunescope.analysis.kernels.role_shapes import LaunchedRows
 from prunescope.analysis.ops.call import OpCall
-from prunescope.analysis.ops.kind import op_kind
+from prunescope.analysis.ops.kernel_kinds import op_kind
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.timeline.scopes import Scopes
+from prunescope.analysis.timeline.module_scopes import Scopes
 from prunescope.taxonomy.roles import ROLES, Place
 from tests.analysis.finding_cases import layers, mm
 from tests.chrome import chrome, k, module, op, save, step

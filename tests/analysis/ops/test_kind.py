@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.ops import kind as kinds
+from prunescope.analysis.ops import kernel_kinds as kinds
 from prunescope.analysis.ops.call import MODELS, OpCall
-from prunescope.analysis.ops.kind import (
+from prunescope.analysis.ops.kernel_kinds import (
     GAP_OPS,
     KINDS,
     OP_KINDS,

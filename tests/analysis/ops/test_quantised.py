@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.ops.call import OpCall
-from prunescope.analysis.ops.kind import kind_of
+from prunescope.analysis.ops.kernel_kinds import kind_of
 from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Phase

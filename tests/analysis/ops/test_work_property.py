@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from prunescope.analysis.device.tiles import Launch, tile_of, wave_model
 from prunescope.analysis.ops.call import MODELS, OpCall
-from prunescope.analysis.ops.kind import KINDS, is_work_op, kernel_kind, kind_of
+from prunescope.analysis.ops.kernel_kinds import KINDS, is_work_op, kernel_kind, kind_of
 from prunescope.analysis.ops.pointwise import generated_kernel_model
 from prunescope.analysis.ops.work import work_of
 from prunescope.taxonomy.gemm import Gemm

@@ -18,7 +18,7 @@ import pytest
 from prunescope.analysis.device.hardware import Device, device_in_trace
 from prunescope.analysis.device.tiles import Launch, grid_in_blocks, tile_of, wave_model
 from prunescope.analysis.ops.call import OpCall, Work
-from prunescope.analysis.ops.kind import KINDS, MATMUL_KINDS, kind_of
+from prunescope.analysis.ops.kernel_kinds import KINDS, MATMUL_KINDS, kind_of
 from prunescope.analysis.ops.work import work_of
 from tests.conftest import SHARED
 

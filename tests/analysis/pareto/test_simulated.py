@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from prunescope.analysis.pareto.points import simulated_by
-from prunescope.taxonomy.run_blocks import Pruning
+from prunescope.taxonomy.runs.run_blocks import Pruning
 
 
 def part(method: str, **more: Any) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import pytest
 
 from prunescope.analysis.pareto.points import why_unscored
 from prunescope.analysis.pareto.summary import summary
-from prunescope.taxonomy.run_blocks import Pruning
-from prunescope.taxonomy.sweep_files import SweepResult
+from prunescope.taxonomy.runs.run_blocks import Pruning
+from prunescope.taxonomy.runs.sweep_files import SweepResult
 from tests.analysis.report.test_paper_figures import at, sweep
 
 BY_RANK = {"choose": "rank"}

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from prunescope.analysis.predict.predict import predict as typed
-from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.analysis.predict_from import predict_from as typed_from
 
 

@@ -20,8 +20,8 @@ from prunescope.analysis.predict.constants import (
     TERMS,
     Constants,
 )
-from prunescope.analysis.predict.measured import Measured, Scaled, scale_measured
-from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.predict_request import PredictRequest
+from prunescope.analysis.predict.scaled_times import Measured, Scaled, scale_measured
 from prunescope.analysis.predict.setting import resolve, workloads
 from prunescope.analysis.predict.side import predicted_side
 from prunescope.taxonomy.families import families

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.taxonomy.architecture_traits import read_traits, traits_of
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families

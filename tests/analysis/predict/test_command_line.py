@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.cli import app
 from prunescope.taxonomy.errors import nearest
 from prunescope.taxonomy.option import options_of

@@ -15,7 +15,7 @@ import prunescope
 from prunescope.analysis.predict.break_even import find_first_and_last
 from prunescope.analysis.predict.routing_file import read_routing
 from prunescope.analysis.report.predict_tables import prediction
-from prunescope.taxonomy.config import read_config
+from prunescope.taxonomy.configs.config import read_config
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.expert_routing import counted, fullest_expert
 from prunescope.taxonomy.presets import preset_config

@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from prunescope.analysis.predict.break_even import smallest_faster_sparsity, spans
-from prunescope.analysis.predict.points import methods, sparsities
-from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.predict_request import PredictRequest
+from prunescope.analysis.predict.request_points import methods, sparsities
 from prunescope.analysis.report.predict_figure import curve_files
 from prunescope.analysis.report.predict_tables import prediction
 from prunescope.taxonomy.errors import PrunescopeError

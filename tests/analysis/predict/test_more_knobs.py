@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.predict.costs import estimate_costs
-from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.analysis.predict.setting import resolve, workloads
 from prunescope.analysis.predict.side import predicted_side
 from prunescope.analysis.predict_from import refuse_marlin

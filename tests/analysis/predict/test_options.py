@@ -9,10 +9,10 @@ import pytest
 
 from prunescope.analysis.predict.constants import NAMES
 from prunescope.analysis.predict.predict import predict
+from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.analysis.predict.rank import rank
-from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict_from import predict_from
-from prunescope.analysis.shapes.config import read_model
+from prunescope.analysis.shapes.named_model import read_model
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import options_of
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.predict.kernels import SplitCosts, choose_tiles, expected_tiles
-from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.kernel_times import SplitCosts, choose_tiles, expected_tiles
+from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.taxonomy.applies import NO
 from prunescope.taxonomy.architecture_traits import read_traits
 from prunescope.taxonomy.errors import PrunescopeError

@@ -13,14 +13,14 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from prunescope.analysis.predict.losses import read_losses
+from prunescope.analysis.predict.loss_curves import read_losses
+from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.analysis.predict.rank import WORKLOADS, rank
-from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.report.predict_tables import prediction
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run import Run
-from prunescope.taxonomy.run_blocks import DeviceEntry, ModelEntry, Pruning
-from prunescope.taxonomy.run_quality import Quality
+from prunescope.taxonomy.runs.run import Run
+from prunescope.taxonomy.runs.run_blocks import DeviceEntry, ModelEntry, Pruning
+from prunescope.taxonomy.runs.run_quality import Quality
 
 
 @cache

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.predict.request import PredictRequest
-from prunescope.analysis.predict.run import add_miss
+from prunescope.analysis.predict.predict_request import PredictRequest
+from prunescope.analysis.predict.predicted_run import add_miss
 from prunescope.analysis.report import sentences
 from prunescope.analysis.schema.report import Ladder, Phase, Row
 from prunescope.analysis.schema.sides import PredictedRun

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.predict.constants import DEFAULT, SPARSE, TABLE
-from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.analysis.predict.setting import resolve, workloads
 from prunescope.analysis.predict.side import PredictedSide, predicted_side
 from prunescope.taxonomy.errors import PrunescopeError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import prunescope
-from prunescope.analysis.compare import compare
+from prunescope.analysis.compare_runs import compare
 from prunescope.analysis.report import comparison
 from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.notebook import render_comparison, render_notebook

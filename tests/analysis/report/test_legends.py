@@ -26,7 +26,7 @@ from prunescope.analysis.report.replay_figure import replay_figure
 from prunescope.analysis.report.reproduction_figure import reproduction_files
 from prunescope.analysis.schema.report import Finding, Report
 from prunescope.analysis.schema.reproduction import Reproduction
-from prunescope.taxonomy.allocation_plan import (
+from prunescope.taxonomy.allocations.allocation_plan import (
     ExpectedPhase,
     KeptLayer,
     PlanEstimate,
@@ -34,7 +34,7 @@ from prunescope.taxonomy.allocation_plan import (
     Target,
 )
 from prunescope.taxonomy.paper import paper
-from prunescope.taxonomy.run_quality import RANDOM_IDS
+from prunescope.taxonomy.runs.run_quality import RANDOM_IDS
 from tests.analysis.pareto_points import point
 from tests.analysis.predict.test_grid import ask
 from tests.analysis.report import example

@@ -41,7 +41,7 @@ from prunescope.analysis.schema.report import (
     Report,
 )
 from prunescope.analysis.schema.sides import Unprofiled
-from prunescope.taxonomy.run import Placement
+from prunescope.taxonomy.runs.run import Placement
 from tests.analysis.decoder import Layer, census, decoder, write_pair
 from tests.analysis.finding_cases import FULL, found, model, of_pair
 from tests.analysis.pareto_points import point

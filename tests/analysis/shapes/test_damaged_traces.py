@@ -18,7 +18,7 @@ import pytest
 from prunescope.analysis.inputs.open import open_side
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.ops.kind import kernel_kind
+from prunescope.analysis.ops.kernel_kinds import kernel_kind
 from tests.analysis.shapes.stripped import CASES, LINEARS, SHARED, Case, events, save
 
 PRODUCTS = ("gemm", "gemv", "batched_gemm", "grouped_gemm", "attention")

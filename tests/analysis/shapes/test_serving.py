@@ -10,7 +10,7 @@ import pytest
 
 import prunescope
 from prunescope.analysis.shapes.workload import DECODE, PREFILL, UNKNOWN, GivenWorkload, annotated
-from prunescope.analysis.timeline.engines import engine_step
+from prunescope.analysis.timeline.engine_steps import engine_step
 from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.shape import ModelShape
 from tests.analysis.shapes.stripped import save

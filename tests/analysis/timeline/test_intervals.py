@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunescope.analysis.timeline.intervals import innermost, parents
-from prunescope.analysis.trace.collect import Ints
+from prunescope.analysis.trace.collector import Ints
 
 SPANS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 40)), max_size=60)
 

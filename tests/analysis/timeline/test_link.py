@@ -18,9 +18,9 @@ from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.measured import idle_and_tiles as anatomy_lines
 from prunescope.analysis.schema.report import Report, to_json
 from prunescope.analysis.timeline.link import link
-from prunescope.analysis.timeline.steps import find_windows
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.timeline.step_windows import find_windows
 from prunescope.analysis.trace.load import load
+from prunescope.analysis.trace.trace_columns import Trace
 from tests.analysis.edits import Edit
 from tests.chrome import chrome, gap, k, module, op, save, step
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from prunescope.analysis.timeline.link import link
 from prunescope.analysis.timeline.overhead import SPAN, profiler_notes, weigh_records
-from prunescope.analysis.timeline.steps import find_windows
+from prunescope.analysis.timeline.step_windows import find_windows
 from prunescope.analysis.trace.load import load
 from tests.chrome import chrome, gap, k, module, op, save, step
 

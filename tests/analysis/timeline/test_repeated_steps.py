@@ -12,7 +12,7 @@ from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.analysis.timeline.intervals import Windows
-from prunescope.analysis.timeline.steps import find_windows
+from prunescope.analysis.timeline.step_windows import find_windows
 from prunescope.analysis.trace.load import load
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.chrome import Op, chrome, gap, k, module, op, save

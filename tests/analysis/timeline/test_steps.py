@@ -12,10 +12,10 @@ import pytest
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.measured import outside_steps
-from prunescope.analysis.timeline.engines import _usual_rows
+from prunescope.analysis.timeline.engine_steps import _usual_rows
 from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.link import link
-from prunescope.analysis.timeline.steps import find_windows
+from prunescope.analysis.timeline.step_windows import find_windows
 from prunescope.analysis.trace.load import load
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.chrome import chrome, gap, k, module, op, save, step

@@ -15,7 +15,7 @@ import pytest
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.trace import unpack
 from prunescope.analysis.trace.load import load
-from prunescope.analysis.trace.ranks import find_traces
+from prunescope.analysis.trace.rank_files import find_traces
 from prunescope.analysis.trace.unpack import members
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.hostile.material import decoder

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from prunescope.analysis.trace.collect import are_among, call_of, parts_of, unique_ids
+from prunescope.analysis.trace.collector import are_among, call_of, parts_of, unique_ids
 from prunescope.analysis.trace.event import LEAN
 
 COLUMNS = ([], [7], [-1, 3, 3, 0, -1], [5, 1 << 61, 5, -(1 << 61)], [10**15, 10**15 + 2])

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from prunescope.analysis.trace.collect import Collector
+from prunescope.analysis.trace.collector import Collector
 from prunescope.analysis.trace.event import (
     DEVICE_CATEGORIES,
     LAUNCH_CATEGORIES,

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.trace.events import Trace, stacks_left_out
 from prunescope.analysis.trace.load import load
+from prunescope.analysis.trace.trace_columns import Trace, stacks_left_out
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.chrome import chrome, k, module, op, save, step
 

@@ -22,7 +22,7 @@ from prunescope.analysis.schema.report import to_json
 from prunescope.analysis.trace.load import load
 from prunescope.analysis.trace.nsys_work import plain_kernel
 from prunescope.analysis.trace.nvtx import read_range
-from prunescope.analysis.trace.ranks import find_traces
+from prunescope.analysis.trace.rank_files import find_traces
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.chrome import chrome, k, op, save, step
 from tests.nsys import PUSH_POP, START_END, Export, write

@@ -22,9 +22,9 @@ from prunescope.analysis.inputs import open as opened
 from prunescope.analysis.inputs import side
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Phase
-from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import load
-from prunescope.analysis.trace.ranks import FoundTraces, find_traces
+from prunescope.analysis.trace.rank_files import FoundTraces, find_traces
+from prunescope.analysis.trace.trace_columns import Trace
 from prunescope.deliver import report_folder
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.timeline.test_first_calls import MS, Host

@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prunescope.analysis.trace import reader
-from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import load
 from prunescope.analysis.trace.reader import Source
+from prunescope.analysis.trace.trace_columns import Trace
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.chrome import chrome, k, op, step
 

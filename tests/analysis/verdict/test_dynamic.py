@@ -24,7 +24,7 @@ from prunescope.analysis.verdict.verdict import verdict as judged
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import read
 from prunescope.taxonomy.gemm import Gemm
-from prunescope.taxonomy.run_blocks import Matrix, ModuleCounts, WeightStats
+from prunescope.taxonomy.runs.run_blocks import Matrix, ModuleCounts, WeightStats
 from tests.small_capture import phases_unrecorded, small_trace
 
 NAMES = ("q", "k", "v", "o", "gate", "up", "down")

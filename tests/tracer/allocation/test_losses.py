@@ -10,15 +10,15 @@ import msgspec
 import pytest
 import torch
 
-from prunescope.taxonomy.allocation import LayerOption
-from prunescope.taxonomy.allocation_candidates import (
+from prunescope.taxonomy.allocations.allocation import LayerOption
+from prunescope.taxonomy.allocations.allocation_candidates import (
     Candidates,
     allocated_shape,
     candidates,
     layer_ranks,
     removals_of,
 )
-from prunescope.taxonomy.allocation_plan import (
+from prunescope.taxonomy.allocations.allocation_plan import (
     KIND,
     KeptLayer,
     PlanEstimate,

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
-from prunescope.taxonomy.run import read_run
+from prunescope.taxonomy.runs.run import read_run
 from prunescope.tracer.calibration.collect import (
     Statistics,
     calibration_of,

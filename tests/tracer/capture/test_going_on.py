@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from prunescope.taxonomy.run import PhaseRun, Placement
+from prunescope.taxonomy.runs.run import PhaseRun, Placement
 from prunescope.tracer.capture import timing
 from prunescope.tracer.capture.placements import interval_width, wide_phases
 from prunescope.tracer.capture.request import TraceRequest

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from prunescope.analysis.ledger.samples import Samples, sample_placements, widened_weights
-from prunescope.taxonomy.run import PhaseRun, Placement, read_run
+from prunescope.taxonomy.runs.run import PhaseRun, Placement, read_run
 from prunescope.tracer.capture import placements, timing
 from prunescope.tracer.capture.placements import (
     further_placement,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.taxonomy.run import read_run
+from prunescope.taxonomy.runs.run import read_run
 from tests.small_capture import small_trace
 from tests.tracer.mixtures import DENSE_FIRST, MIXTURES, TOP_K, E, mixture
 

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run import read_run
-from prunescope.taxonomy.run_blocks import MeasuredPeaks
+from prunescope.taxonomy.runs.run import read_run
+from prunescope.taxonomy.runs.run_blocks import MeasuredPeaks
 from prunescope.tracer.capture import session, variants
 from prunescope.tracer.capture.progress import Bar, Silent
 from prunescope.tracer.capture.request import TraceRequest

@@ -13,7 +13,7 @@ import pytest
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain
-from prunescope.taxonomy.run import read_run, sha256_of
+from prunescope.taxonomy.runs.run import read_run, sha256_of
 
 pytestmark = [pytest.mark.torch, pytest.mark.four_layers]
 

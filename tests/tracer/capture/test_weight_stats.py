@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunescope.taxonomy.run_blocks import ModuleCounts
+from prunescope.taxonomy.runs.run_blocks import ModuleCounts
 from prunescope.tracer.capture.weight_stats import dynamic_stats, matrix, weight_stats
 from prunescope.tracer.capture.weight_zeros import zeros_of
 

@@ -9,7 +9,7 @@ import pytest
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain, read
-from prunescope.taxonomy.run_blocks import CalibratedDevice, MeasuredPeaks
+from prunescope.taxonomy.runs.run_blocks import CalibratedDevice, MeasuredPeaks
 from prunescope.tracer.machine import calibrate as calibration
 from prunescope.tracer.machine.memory_rates import MemoryRates
 

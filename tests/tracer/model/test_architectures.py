@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from prunescope.taxonomy.architecture_table import ARCHITECTURES
+from prunescope.taxonomy.configs.architecture_table import ARCHITECTURES
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate, matrix_role
 from prunescope.tracer.calibration.point import Point

@@ -30,7 +30,7 @@ SECRETS = {
 
 
 def kept(config: Any) -> dict[str, Any]:
-    from prunescope.tracer.model.config import kept_config
+    from prunescope.tracer.model.published_config import kept_config
 
     return kept_config(config)
 

@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunescope.analysis.shapes.config import read_model
+from prunescope.analysis.shapes.named_model import read_model
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan, flop, forward
 from prunescope.taxonomy.words import whole_sentences
-from prunescope.tracer.model.experts import find_mixtures
 from prunescope.tracer.model.load import load_model
+from prunescope.tracer.model.mixtures import find_mixtures
 from prunescope.tracer.model.model_shape import model_shape
 from tests.tracer.mixtures import mixture
 from tests.tracer.tiny_models import tiny_model

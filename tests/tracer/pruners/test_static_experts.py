@@ -15,9 +15,9 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.calibration.collect import collect_experts
 from prunescope.tracer.calibration.point import Calibration, Point
-from prunescope.tracer.model.experts import find_mixtures
+from prunescope.tracer.model.expert_counts import watch_experts
 from prunescope.tracer.model.layers import text_config
-from prunescope.tracer.model.routed import watch_experts
+from prunescope.tracer.model.mixtures import find_mixtures
 from prunescope.tracer.pruners import Applied, family_point, pruner
 from prunescope.tracer.pruners.method import read_method
 from tests.tracer.mixtures import MIXTURES, TOP_K, E, listed, mixture

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from prunescope.taxonomy.run_quality import TextSource
+from prunescope.taxonomy.runs.run_quality import TextSource
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.texts import random_ids
 from prunescope.tracer.model import compat

@@ -11,7 +11,7 @@ import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain
-from prunescope.taxonomy.run_quality import TextSource
+from prunescope.taxonomy.runs.run_quality import TextSource
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.texts import random_ids
 from prunescope.tracer.model.load import load_model, load_tokenizer

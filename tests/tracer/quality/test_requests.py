@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from prunescope.taxonomy.families import family
-from prunescope.taxonomy.run_quality import TextSource
+from prunescope.taxonomy.runs.run_quality import TextSource
 from prunescope.taxonomy.scoring import may_decide, scoring_of
 from prunescope.tracer.calibration.point import Calibration, Point
 from prunescope.tracer.calibration.requests import current_request, decided_by

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from prunescope.taxonomy.run_blocks import Pruning
+from prunescope.taxonomy.runs.run_blocks import Pruning
 from prunescope.tracer.capture.application import apply_request
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.model.load import load_model

@@ -23,9 +23,9 @@ from prunescope.analysis.pareto.pareto import judge
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.listings import sweep_state
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run import read_run
-from prunescope.taxonomy.run_blocks import Recovered
-from prunescope.taxonomy.sweep_files import read_sweep
+from prunescope.taxonomy.runs.run import read_run
+from prunescope.taxonomy.runs.run_blocks import Recovered
+from prunescope.taxonomy.runs.sweep_files import read_sweep
 from prunescope.tracer.recovery import examples, training
 from prunescope.tracer.sweep import control, job
 from prunescope.tracer.sweep.request import SweepRequest

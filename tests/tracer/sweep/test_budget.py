@@ -11,9 +11,9 @@ import pytest
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.presets import preset_config
-from prunescope.taxonomy.run_blocks import MeasuredPeaks
+from prunescope.taxonomy.runs.run_blocks import MeasuredPeaks
+from prunescope.taxonomy.runs.sweep_files import Planned
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.sweep import sweep as sweep_module
 from prunescope.tracer.sweep.budget import _format_time, fit_budget
 from prunescope.tracer.sweep.config import presets, read_configs

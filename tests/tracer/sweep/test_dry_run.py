@@ -11,7 +11,7 @@ import prunescope
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import MOST_SAMPLES
 from prunescope.taxonomy.presets import preset_config
-from prunescope.taxonomy.run import MAX_SAMPLES
+from prunescope.taxonomy.runs.run import MAX_SAMPLES
 from prunescope.tracer.capture.timing import MAX_ROUNDS
 from prunescope.tracer.sweep.plan import SweepPlan
 from prunescope.tracer.sweep.request import SweepRequest

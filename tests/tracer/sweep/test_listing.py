@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 
 from prunescope.analysis.report.listings import sweep_state
-from prunescope.taxonomy.run_blocks import MeasuredPeaks
-from prunescope.taxonomy.sweep_files import read_sweep
+from prunescope.taxonomy.runs.run_blocks import MeasuredPeaks
+from prunescope.taxonomy.runs.sweep_files import read_sweep
 from prunescope.tracer.machine import peaks
 from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.state import SweepFolder, write_json

@@ -12,9 +12,9 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.option import options_of
 from prunescope.taxonomy.presets import preset_config
-from prunescope.taxonomy.run_blocks import MeasuredPeaks
+from prunescope.taxonomy.runs.run_blocks import MeasuredPeaks
+from prunescope.taxonomy.runs.sweep_files import Planned
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.sweep.config import preset_text, presets, read_configs
 from prunescope.tracer.sweep.estimate import num_trainings

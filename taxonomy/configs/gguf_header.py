@@ -13,7 +13,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from prunescope.taxonomy.architecture_table import GGUF_TYPES
+from prunescope.taxonomy.configs.architecture_table import GGUF_TYPES
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import MAX_LAYERS
 

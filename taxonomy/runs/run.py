@@ -31,7 +31,7 @@ from prunescope.taxonomy.formats import (
     decode,
     plain,
 )
-from prunescope.taxonomy.run_blocks import (
+from prunescope.taxonomy.runs.run_blocks import (
     BaselineRef,
     DeviceEntry,
     InputText,
@@ -41,7 +41,7 @@ from prunescope.taxonomy.run_blocks import (
     TimingNote,
     WeightStats,
 )
-from prunescope.taxonomy.run_quality import Quality
+from prunescope.taxonomy.runs.run_quality import Quality
 from prunescope.taxonomy.scrub import scrub_values, scrub_words
 
 MANIFEST = "run.json"
@@ -199,7 +199,7 @@ class Run(Block, kw_only=True):
         """
         run = decode(text, cls, where=where, hint="trace the model again, or restore the file")
         if run.model.source == RECORDER:
-            from prunescope.taxonomy.recorded import complete  # few runs need it
+            from prunescope.taxonomy.runs.recorded import complete  # few runs need it
 
             complete(run.model, run.census or WeightStats())
         return run

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunescope.tracer.model.experts import ExpertModule, expert_modules
 from prunescope.tracer.model.forwards import first_tensor
+from prunescope.tracer.model.mixtures import ExpertModule, expert_modules
 
 
 @dataclass(kw_only=True)

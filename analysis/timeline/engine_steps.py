@@ -19,12 +19,12 @@ from statistics import median
 
 import numpy as np
 
-from prunescope.analysis.ops.kind import MATMUL_KINDS, kernel_kind
+from prunescope.analysis.ops.kernel_kinds import MATMUL_KINDS, kernel_kind
 from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.timeline.correlate import launch_of
 from prunescope.analysis.timeline.intervals import Windows, outermost
-from prunescope.analysis.trace.collect import unique_ids
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.collector import unique_ids
+from prunescope.analysis.trace.trace_columns import Trace
 
 PHASES = ("prefill", "decode", "mixed", "unknown")
 _COUNTS = re.compile(r"execute_(?:\d{1,9}_)?context_(\d{1,9})\b.{0,400}_generation_(\d{1,9})\b")

@@ -16,6 +16,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from prunescope.analysis.trace.counter_samples import Floats as Floats
+from prunescope.analysis.trace.counter_samples import Ints as Ints
+from prunescope.analysis.trace.counter_samples import Mask as Mask
+from prunescope.analysis.trace.counter_samples import Sample, rows_of
 from prunescope.analysis.trace.event import (
     DEVICE_CATEGORIES,
     LAUNCH_CATEGORIES,
@@ -28,10 +32,6 @@ from prunescope.analysis.trace.event import (
     Event,
     decode_json,
 )
-from prunescope.analysis.trace.samples import Floats as Floats
-from prunescope.analysis.trace.samples import Ints as Ints
-from prunescope.analysis.trace.samples import Mask as Mask
-from prunescope.analysis.trace.samples import Sample, rows_of
 from prunescope.analysis.trace.uncategorised import category_of, table_of
 from prunescope.taxonomy.errors import PrunescopeError
 

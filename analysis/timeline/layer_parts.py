@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunescope.analysis.timeline.intervals import innermost
-from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.collector import NONE, Ints, unique_ids
+from prunescope.analysis.trace.trace_columns import Trace
 from prunescope.taxonomy.roles import Place, locate
 
 # F, B and W: forward, gradients of activations (or all), gradients of weights.

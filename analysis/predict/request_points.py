@@ -12,16 +12,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.analysis.predict.setting import find_named_family
-from prunescope.analysis.shapes.config import read_model
+from prunescope.analysis.shapes.named_model import read_model
 from prunescope.taxonomy.arguments import number
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.method_names import is_function
 from prunescope.taxonomy.option import options_of
 from prunescope.taxonomy.plan import FORWARD
-from prunescope.taxonomy.run import Run
+from prunescope.taxonomy.runs.run import Run
 from prunescope.taxonomy.shape import ModelShape
 
 _MAX_SPARSITIES = 100

@@ -17,7 +17,7 @@ import msgspec
 from prunescope.analysis.predict.break_even import Speedups, find_first_and_last
 from prunescope.analysis.predict.constants import NAMES, TABLE, TERMS, Constants
 from prunescope.analysis.predict.costs import CostEstimate, estimate_costs, total_ns
-from prunescope.analysis.predict.kernels import cut_of, kernels_of, op_cost_ns, rates
+from prunescope.analysis.predict.kernel_times import cut_of, kernels_of, op_cost_ns, rates
 from prunescope.analysis.predict.ranges import Uncertainty, uncertainty
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import PredictedSide, ops_of_weights, predicted_side

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from prunescope.taxonomy.configs.stored_tensors import StoredTensors
 from prunescope.taxonomy.roles import QKV_ROLES, locate, matrix_role
 from prunescope.taxonomy.shape import LayerShape, ModelShape
-from prunescope.taxonomy.stored_tensors import StoredTensors
 from prunescope.taxonomy.words import spread
 
 Matrix = tuple[int, ...]

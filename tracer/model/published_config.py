@@ -10,7 +10,7 @@ import math
 import re
 from typing import Any
 
-from prunescope.taxonomy.config import NESTED, READ
+from prunescope.taxonomy.configs.config import NESTED, READ
 
 # Keys that any config may have, and that hold free text or paths.
 _NOT_KEPT = {

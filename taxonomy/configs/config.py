@@ -14,12 +14,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from prunescope.taxonomy.architecture_table import Unwritten, unwritten
-from prunescope.taxonomy.block_configs import ATTENTION_KINDS, MLP_KINDS, as_lists
+from prunescope.taxonomy.configs.architecture_table import Unwritten, unwritten
+from prunescope.taxonomy.configs.block_configs import ATTENTION_KINDS, MLP_KINDS, as_lists
+from prunescope.taxonomy.configs.vision_config import vision_fields
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import MAX_LAYERS
 from prunescope.taxonomy.own_files import own_document
-from prunescope.taxonomy.vision_config import vision_fields
 
 Fields = dict[str, Any]  # fields of ModelShape, and those that lead to them
 

@@ -12,8 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from prunescope.taxonomy.allocation import ATTENTION_PARTS, MLP_PARTS, PARTS, LayerOption
-from prunescope.taxonomy.architecture_table import BY_ID
+from prunescope.taxonomy.allocations.allocation import (
+    ATTENTION_PARTS,
+    MLP_PARTS,
+    PARTS,
+    LayerOption,
+)
+from prunescope.taxonomy.configs.architecture_table import BY_ID
 from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.keep import aligned, low_rank_or_dense
 from prunescope.taxonomy.roles import GROUPS

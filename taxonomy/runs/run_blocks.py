@@ -28,7 +28,7 @@ from prunescope.taxonomy.formats import (
     Share,
     Size,
 )
-from prunescope.taxonomy.run_quality import TextDataset
+from prunescope.taxonomy.runs.run_quality import TextDataset
 from prunescope.taxonomy.shape import types_of_keys
 from prunescope.taxonomy.student_t import t_quantile_975
 

@@ -20,9 +20,9 @@ import msgspec
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import Block, decode_file
 from prunescope.taxonomy.own_files import refuse_own_file
-from prunescope.taxonomy.run import MANIFEST
-from prunescope.taxonomy.run_blocks import HeldOut, Recovered
-from prunescope.taxonomy.run_setting import RunSetting
+from prunescope.taxonomy.runs.run import MANIFEST
+from prunescope.taxonomy.runs.run_blocks import HeldOut, Recovered
+from prunescope.taxonomy.runs.run_setting import RunSetting
 from prunescope.taxonomy.scrub import scrub
 
 PLAN, SWEEP = "plan.json", "sweep.json"

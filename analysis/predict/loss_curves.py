@@ -22,7 +22,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.family import read_selection
 from prunescope.taxonomy.own_files import refuse_own_file
-from prunescope.taxonomy.run import MANIFEST, Run, read_run
+from prunescope.taxonomy.runs.run import MANIFEST, Run, read_run
 from prunescope.taxonomy.words import factor
 
 

@@ -24,7 +24,7 @@ from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, Fai
 from prunescope.analysis.schema.report import Report, is_beyond_noise
 from prunescope.taxonomy.errors import PrunescopeError, errors_about
 from prunescope.taxonomy.formats import scrubbed
-from prunescope.taxonomy.run import PhaseRun
+from prunescope.taxonomy.runs.run import PhaseRun
 
 _PHASES = ("prefill", "decode", BARE)
 

@@ -14,10 +14,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from prunescope.analysis.ops.kind import op_kind
+from prunescope.analysis.ops.kernel_kinds import op_kind
 from prunescope.analysis.timeline.intervals import innermost, parents
-from prunescope.analysis.trace.collect import MODULE, NONE, OWN_PREFIX, Ints, unique_ids
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.collector import MODULE, NONE, OWN_PREFIX, Ints, unique_ids
+from prunescope.analysis.trace.trace_columns import Trace
 from prunescope.taxonomy.roles import Place, locate_all
 
 _PATH = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*$")

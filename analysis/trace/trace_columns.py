@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunescope.analysis.ops.call import OpCall
-from prunescope.analysis.trace.collect import COLUMNS, Floats, Ints, are_among, unique_ids
+from prunescope.analysis.trace.collector import COLUMNS, Floats, Ints, are_among, unique_ids
 from prunescope.analysis.trace.reader import Source
 from prunescope.taxonomy.recorder import recorder_of
 from prunescope.taxonomy.scrub import scrub_all, scrub_values

@@ -12,7 +12,7 @@ import msgspec
 from prunescope.analysis.device.hardware import rate_of, unknown_device
 from prunescope.analysis.inputs.side import Side
 from prunescope.analysis.predict.break_even import break_even
-from prunescope.analysis.predict.phase import ladder as predicted_ladder
+from prunescope.analysis.predict.predicted_phase import ladder as predicted_ladder
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import predicted_side, roofline_speedup
 from prunescope.analysis.schema.report import Ladder, Row, is_beyond_noise
@@ -23,7 +23,7 @@ from prunescope.taxonomy.expert_routing import counted
 from prunescope.taxonomy.families import family, pruning_families
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.plan import PHASES, Workload
-from prunescope.taxonomy.run_blocks import Pruning
+from prunescope.taxonomy.runs.run_blocks import Pruning
 from prunescope.taxonomy.shape import ModelShape
 
 # Bounds of the realised ladder over those of the predicted one, then the ledger's rows from the

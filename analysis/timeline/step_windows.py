@@ -19,7 +19,7 @@ from os.path import commonprefix
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.timeline.engines import (
+from prunescope.analysis.timeline.engine_steps import (
     convolves,
     engine_step,
     find_iterations,
@@ -31,8 +31,8 @@ from prunescope.analysis.timeline.intervals import SEQUENCE, WHOLE, Windows, inn
 from prunescope.analysis.timeline.markers import marked_steps
 from prunescope.analysis.timeline.repeats import parts_of_whole_passes, repeated_sequence
 from prunescope.analysis.timeline.work_sequence import work_sequence
-from prunescope.analysis.trace.collect import OWN_PREFIX, OWN_STEP, Ints, are_among, unique_ids
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.collector import OWN_PREFIX, OWN_STEP, Ints, are_among, unique_ids
+from prunescope.analysis.trace.trace_columns import Trace
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.words import shortened, when
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prunescope.taxonomy.configs.gguf_header import gguf_tensors
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.gguf_header import gguf_tensors
 
 _PICKLES = "pytorch_model*.bin"
 _NEVER_OPENED = "a pickle, which is never opened: convert it to safetensors, see docs/loading.md"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import log2
 
 from prunescope.analysis.schema.routing import LayerRouting, PhaseRouting
-from prunescope.taxonomy.run import Run
+from prunescope.taxonomy.runs.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

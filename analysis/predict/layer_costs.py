@@ -14,21 +14,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prunescope.analysis.predict.costs import estimate_costs, total_ns
-from prunescope.analysis.predict.measured import (
+from prunescope.analysis.predict.predict_request import PredictRequest
+from prunescope.analysis.predict.ranges import uncertainty
+from prunescope.analysis.predict.rank import find_workload
+from prunescope.analysis.predict.scaled_times import (
     DensePhase,
     Measured,
     measured_uncertainty,
     scale_measured,
     scaled_speedup,
 )
-from prunescope.analysis.predict.ranges import uncertainty
-from prunescope.analysis.predict.rank import find_workload
-from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.setting import Setting, resolve, workloads
 from prunescope.analysis.predict.side import PredictedSide, predicted_side
-from prunescope.taxonomy.allocation import PARTS, LayerOption
-from prunescope.taxonomy.allocation_candidates import Candidates, changed_layer
-from prunescope.taxonomy.allocation_plan import ExpectedPhase
+from prunescope.taxonomy.allocations.allocation import PARTS, LayerOption
+from prunescope.taxonomy.allocations.allocation_candidates import Candidates, changed_layer
+from prunescope.taxonomy.allocations.allocation_plan import ExpectedPhase
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.shape import ModelShape
