@@ -158,18 +158,26 @@ class Backend:
         return None
 
 
+# Of torch's device properties, those that run.json keeps.
+_CUDA_PROPERTIES = (
+    "major", "minor", "total_memory", "multi_processor_count", "L2_cache_size", "warp_size",
+    "regs_per_multiprocessor", "max_threads_per_multi_processor",
+    "shared_memory_per_multiprocessor", "shared_memory_per_block_optin", "gcnArchName",
+    "clock_rate", "memory_clock_rate", "memory_bus_width",
+)  # fmt: skip
+_XPU_PROPERTIES = (
+    "total_memory", "max_compute_units", "gpu_eu_count", "gpu_subslice_count",
+    "last_level_cache_size", "local_mem_size", "memory_clock_rate", "memory_bus_width",
+    "driver_version",
+)  # fmt: skip
+
 CPU = Backend("cpu", "cpu", "a CPU")
 CUDA = Backend(
     kind="cuda",
     device_type="cuda",
     label="CUDA",
     vendor="NVIDIA",
-    properties=(
-        "major", "minor", "total_memory", "multi_processor_count", "L2_cache_size", "warp_size",
-        "regs_per_multiprocessor", "max_threads_per_multi_processor",
-        "shared_memory_per_multiprocessor", "shared_memory_per_block_optin", "gcnArchName",
-        "clock_rate", "memory_clock_rate", "memory_bus_width",
-    ),
+    properties=_CUDA_PROPERTIES,
     last_cache="L2_cache_size",
     event="Event",
     graph="CUDAGraph",
@@ -180,7 +188,7 @@ CUDA = Backend(
     has_tf32=True,
     has_sparse_units=True,
     has_flex=True,
-)  # fmt: skip
+)
 # torch's module for ROCm is torch.cuda too.
 HIP = replace(
     CUDA, kind="rocm", label="ROCm", vendor="AMD", driver_tool="amd-smi", has_sparse_units=False
@@ -190,11 +198,7 @@ XPU = Backend(
     device_type="xpu",
     label="XPU",
     vendor="Intel",
-    properties=(
-        "total_memory", "max_compute_units", "gpu_eu_count", "gpu_subslice_count",
-        "last_level_cache_size", "local_mem_size", "memory_clock_rate", "memory_bus_width",
-        "driver_version",
-    ),
+    properties=_XPU_PROPERTIES,
     last_cache="last_level_cache_size",
     event="Event",
     graph="XPUGraph",
@@ -202,7 +206,7 @@ XPU = Backend(
     allocated="memory_allocated",
     peak="max_memory_allocated",
     has_flex=True,
-)  # fmt: skip
+)
 MPS = Backend(
     kind="mps",
     device_type="mps",
