@@ -104,7 +104,7 @@ def _apply_plan(path: Path, request: TraceRequest, loaded: Loaded) -> Applied:
     """
     calibration = None
     if read_plan(path).has_ranks:
-        given = _calibration("importance", request, loaded)
+        given = _read_calibration("importance", request, loaded)
         calibration = calibration_of(loaded.model, given, seed=0)
     with torch.no_grad():
         return apply_plan(path, loaded.model, calibration)
@@ -183,10 +183,10 @@ def _apply_family(
     shape = _shape_or_none(loaded.model)
     works = {phase: _workload(request, phase, loaded.model) for phase in request.phases}
     with torch.no_grad():
-        calibration = _calibration(part.select, request, loaded)
+        calibration = _read_calibration(part.select, request, loaded)
         applied = pruner(part.family).prune(loaded.model, replace(point, calibration=calibration))
     removed = applied.record.get("removed", {})
-    theory = _theory(chosen, point, shape, works, removed)
+    theory = _theoretical_shares(chosen, point, shape, works, removed)
     record: Record = {
         "method": part.family,
         "sparsity": part.sparsity,
@@ -244,7 +244,7 @@ def _solve_match(chosen: Family, part: MethodPart, request: TraceRequest, model:
     raise AssertionError("a request has a phase")
 
 
-def _theory(
+def _theoretical_shares(
     chosen: Family,
     point: Point,
     shape: ModelShape | None,
@@ -265,7 +265,7 @@ def _theory(
         return None
 
 
-def _calibration(select: str, request: TraceRequest, loaded: Loaded) -> Calibration | None:
+def _read_calibration(select: str, request: TraceRequest, loaded: Loaded) -> Calibration | None:
     """Return tokens of the calibration text; None for random selection or without a tokenizer.
 
     Raises:

@@ -82,16 +82,16 @@ def split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, ChromeTrace]:
         ValueError: The steps of the trace are not those of `turns`.
     """
     trace = json.loads(raw, parse_float=_Decimal)
-    events = [_timed(e) for e in trace["traceEvents"] if e.get("ph") == "X"]
-    windows = _windows(events, list(turns))
+    events = [_add_times(e) for e in trace["traceEvents"] if e.get("ph") == "X"]
+    windows = _find_windows(events, list(turns))
     stray_ends = _assign_events(events, windows)
     phase = next(e for e in events if e["name"] == PHASE)
-    head = {key: _floats(trace[key]) for key in _TOP_LEVEL if key in trace}
-    metadata = _metadata(trace["traceEvents"])
+    head = {key: _to_floats(trace[key]) for key in _TOP_LEVEL if key in trace}
+    metadata = _metadata_events(trace["traceEvents"])
     split_traces = {}
     for variant in dict.fromkeys(w.turn.variant for w in windows):
         cut_ns = _close_ranks(variant, windows, stray_ends)
-        body = _body([w for w in windows if w.turn.variant == variant], phase)
+        body = _variant_events([w for w in windows if w.turn.variant == variant], phase)
         split_traces[variant] = {
             **head,
             "prunescope": {"variant": variant, "cut_ns": cut_ns},
@@ -106,25 +106,25 @@ class _Decimal(str):
     __slots__ = ()
 
 
-def _floats(value: Any) -> Any:
+def _to_floats(value: Any) -> Any:
     """Return `value` with its decimals as floats, at any depth."""
     if isinstance(value, _Decimal):
         return float(value)
     if isinstance(value, list):
-        return [_floats(item) for item in value]
+        return [_to_floats(item) for item in value]
     if isinstance(value, dict):
-        return {key: _floats(item) for key, item in value.items()}
+        return {key: _to_floats(item) for key, item in value.items()}
     return value
 
 
-def _timed(event: Event) -> Event:
+def _add_times(event: Event) -> Event:
     """Add the start and the end in ns to an event, in place, and return it."""
-    event["start_ns"] = start = _ns(event["ts"])
-    event["end_ns"] = start + _ns(event["dur"])
+    event["start_ns"] = start = _to_ns(event["ts"])
+    event["end_ns"] = start + _to_ns(event["dur"])
     return event
 
 
-def _ns(us: _Decimal | int) -> int:
+def _to_ns(us: _Decimal | int) -> int:
     """Convert microseconds to integer ns without loss."""
     if isinstance(us, int):
         return us * 1000
@@ -134,7 +134,7 @@ def _ns(us: _Decimal | int) -> int:
     return round(Decimal(us) * 1000)
 
 
-def _windows(events: list[Event], turns: list[Turn]) -> list[_Window]:
+def _find_windows(events: list[Event], turns: list[Turn]) -> list[_Window]:
     """Return the window of each step; the annotations of the steps must be those of `turns`."""
     steps = sorted(
         (e for e in events if e.get("cat") == "user_annotation" and e["name"].startswith(STEP)),
@@ -214,17 +214,17 @@ def _close_ranks(variant: str, windows: list[_Window], stray_ends: list[int]) ->
     return cuts
 
 
-def _body(windows: list[_Window], phase: Event) -> list[Event]:
+def _variant_events(windows: list[_Window], phase: Event) -> list[Event]:
     """Return the events of one variant, times from 0, within one phase annotation."""
     on_device = any(w.device for w in windows)
-    events = [e for w in windows for e in (*_kept_host(w, on_device=on_device), *w.device)]
+    events = [e for w in windows for e in (*_kept_host_events(w, on_device=on_device), *w.device)]
     start = min(e["start_ns"] - e["shift_ns"] for e in events)
     end = max(e["end_ns"] - e["shift_ns"] for e in events)
     whole = {**phase, "start_ns": start, "end_ns": end, "shift_ns": 0}
-    return [_plain(e, start, on_device=on_device) for e in (whole, *events)]
+    return [_to_chrome(e, start, on_device=on_device) for e in (whole, *events)]
 
 
-def _kept_host(window: _Window, *, on_device: bool) -> list[Event]:
+def _kept_host_events(window: _Window, *, on_device: bool) -> list[Event]:
     """Return the host events of a step that are kept.
 
     Of the step that is thrown away, a CPU trace keeps the annotation alone. A device trace keeps
@@ -235,7 +235,7 @@ def _kept_host(window: _Window, *, on_device: bool) -> list[Event]:
     return [e for e in window.host if e["name"] == WARMUP]
 
 
-def _plain(event: Event, origin_ns: int, *, on_device: bool) -> Event:
+def _to_chrome(event: Event, origin_ns: int, *, on_device: bool) -> Event:
     """Return an event in Chrome's format, with times from the origin.
 
     Private arguments and paths are dropped.
@@ -258,10 +258,10 @@ def _plain(event: Event, origin_ns: int, *, on_device: bool) -> Event:
     if not args:
         return plain
     # Most values are shapes, which are integers.
-    return {**plain, "args": args if event["cat"] == "cpu_op" else _floats(args)}
+    return {**plain, "args": args if event["cat"] == "cpu_op" else _to_floats(args)}
 
 
-def _metadata(events: list[Event]) -> list[Event]:
+def _metadata_events(events: list[Event]) -> list[Event]:
     """Return the events that name processes and threads, once each."""
     kept: dict[str, Event] = {}
     for event in events:

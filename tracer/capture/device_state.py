@@ -86,9 +86,9 @@ class AchievedRates:
     def add(self, trace: ChromeTrace) -> None:
         """Add the products of a session's trace."""
         events = [e for e in trace["traceEvents"] if e["ph"] == "X"]
-        on_device = _device_us(events)
+        on_device = _sum_device_us(events)
         for event in events:
-            key = _work(event) if event.get("cat") == "cpu_op" else None
+            key = _product_work(event) if event.get("cat") == "cpu_op" else None
             if key is None:
                 continue
             us = event["dur"]
@@ -109,7 +109,7 @@ class AchievedRates:
         return rates
 
 
-def _device_us(events: list[Event]) -> dict[Any, float] | None:
+def _sum_device_us(events: list[Event]) -> dict[Any, float] | None:
     """Sum the microseconds of kernels by their op; None where no device ran any."""
     op_us: dict[Any, float] = defaultdict(float)
     kernels = [event for event in events if event.get("cat") in DEVICE]
@@ -119,7 +119,7 @@ def _device_us(events: list[Event]) -> dict[Any, float] | None:
     return op_us if kernels else None
 
 
-def _work(event: Event) -> tuple[str, int] | None:
+def _product_work(event: Event) -> tuple[str, int] | None:
     """Return (dtype, FLOP) of a matrix product; None for every other op."""
     at = _PRODUCTS.get(event["name"])
     args = event.get("args", {})

@@ -217,16 +217,18 @@ def _move(
     at = -block.data_ptr() % unit + unit * rng.randrange(max_offset // unit)
     for region, room in zip(regions, rooms, strict=True):
         count = region.end - region.start
-        block[at : at + count].copy_(_view(region.storage, torch.uint8, region.start, (count,)))
+        block[at : at + count].copy_(
+            _make_view(region.storage, torch.uint8, region.start, (count,))
+        )
         for tensor in region.tensors:
             offset = (at - region.start) // tensor.element_size() + tensor.storage_offset()
-            tensor.data = _view(
+            tensor.data = _make_view(
                 block.untyped_storage(), tensor.dtype, offset, tensor.shape, tensor.stride()
             )
         at += room
 
 
-def _view(
+def _make_view(
     storage: torch.UntypedStorage,
     dtype: torch.dtype,
     offset: Any,

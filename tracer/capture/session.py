@@ -194,7 +194,7 @@ class _Session:
         for variant in variants:
             if variant.name not in self.captures:
                 self.progress.stage(f"count zeros of {variant.name}")
-                run = _run(request, variant, entry)
+                run = _empty_run(request, variant, entry)
                 run.inputs = input_ids(request, variants, length=1)[1]
                 self.captures[variant.name] = Capture(run=run)
         models = [variant.model for variant in variants]
@@ -249,7 +249,7 @@ class _Session:
         block, plan, cost_ns = where
         # Code, caches of the libraries and clocks are warm after the first placement.
         warmup = self.request.warmup if plan is block.plans[0] else min(1, self.request.warmup)
-        self._stage(f"time {phase}", warmup + plan.repeats)
+        self._begin_stage(f"time {phase}", warmup + plan.repeats)
         start = time.perf_counter_ns()
         samples_planned = SamplePlan(
             warmup=warmup,
@@ -283,7 +283,7 @@ class _Session:
     def _entry(self, phase: str, variant: Variant) -> PhaseRun:
         """Return the entry of a phase in run.json, which begins without samples."""
         phases = self.captures[variant.name].run.phases
-        return phases.setdefault(phase, _phase(self.request, phase, variant, self.device))
+        return phases.setdefault(phase, _empty_phase(self.request, phase, variant, self.device))
 
     def _report_placement(self, plan: PlacementPlan) -> None:
         """Report everything that is done in a placement as one stage of progress."""
@@ -297,7 +297,7 @@ class _Session:
         reason = ", as intervals are wide" if plan.number >= count else ""
         self.progress.stage(f"placement {plan.number + 1} of {count}{reason}", total)
 
-    def _stage(self, name: str, total: int) -> None:
+    def _begin_stage(self, name: str, total: int) -> None:
         """Begin a stage of progress, unless `_report_placement` has begun one for the placement."""
         if len(planned_placements(self.request)) == 1:
             self.progress.stage(name, total)
@@ -309,8 +309,8 @@ class _Session:
         models = [v.model for v in variants]
         count = plan.steps if phase == "prefill" else self.request.decode_steps
         before = self._entry(phase, variants[0]).steps
-        self._stage(f"profile {phase}", count + 1)
-        traces, reasons = self._undisturbed_profile(
+        self._begin_stage(f"profile {phase}", count + 1)
+        traces, reasons = self._profile_undisturbed(
             loops, models, hooked=self.request.mode == "eager", steps=range(before, before + count)
         )
         for variant in variants:
@@ -326,7 +326,7 @@ class _Session:
             if stats and captured.run.census is not None and self.request.mode == "eager":
                 add_stats(captured.run.census.dynamic.setdefault(phase, {}), stats)
 
-    def _undisturbed_profile(
+    def _profile_undisturbed(
         self, loops: dict[str, Loop], models: list[Any], *, hooked: bool, steps: range
     ) -> tuple[dict[str, ChromeTrace], list[str]]:
         """Return a trace of each variant, and what disturbed the steps.
@@ -336,7 +336,7 @@ class _Session:
         on_step = self.progress.advance
         while True:
             before = read_counters()
-            session = _profiled(
+            session = _profile_loops(
                 loops, models, hooked=hooked, steps=steps, device=self.device, on_step=on_step
             )
             disturbance = between(before, read_counters(), self.device)
@@ -414,7 +414,7 @@ class _Session:
         """
         models = [v.model for v in variants]
         self.progress.stage(f"profile {phase}, eager", 2)
-        traces = _profiled(
+        traces = _profile_loops(
             loops,
             models,
             hooked=True,
@@ -433,7 +433,7 @@ class _Session:
                     add_stats(counted, stats)
 
 
-def _profiled(
+def _profile_loops(
     loops: dict[str, Loop],
     models: list[Any],
     *,
@@ -460,7 +460,9 @@ def _profiled(
         return profile_loops(loops, hooked_models, steps=steps, device=device, advance=advance)
 
 
-def _phase(request: TraceRequest, phase: str, variant: Variant, device: torch.device) -> PhaseRun:
+def _empty_phase(
+    request: TraceRequest, phase: str, variant: Variant, device: torch.device
+) -> PhaseRun:
     """Return the entry of a phase without samples and steps, which each placement adds."""
     config = variant.model.config
     entry = phase_entry(
@@ -473,7 +475,7 @@ def _phase(request: TraceRequest, phase: str, variant: Variant, device: torch.de
     return changed(entry, steps=0)
 
 
-def _run(request: TraceRequest, variant: Variant, info: DeviceEntry) -> Run:
+def _empty_run(request: TraceRequest, variant: Variant, info: DeviceEntry) -> Run:
     """Return the manifest of a variant before any phase is run."""
     seeds = {"inputs": request.seed, "selection": request.seed}
     if variant.loaded.source == "preset":

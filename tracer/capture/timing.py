@@ -91,13 +91,13 @@ def take_samples(
     rounds: list[_Round] = []
     with collector_paused():
         for number in range(plan.warmup):
-            _take(loops, device, reverse_order=bool((turn + number) % 2))
+            _take_round(loops, device, reverse_order=bool((turn + number) % 2))
             advance()
         while (missing := repeats - sum(not r.reasons for r in rounds)) > 0:
             count = min(missing, 2 * repeats - len(rounds))
             if not count:
                 break
-            rounds += _rounds(
+            rounds += _take_rounds(
                 loops,
                 device,
                 range(turn + len(rounds), turn + len(rounds) + count),
@@ -106,7 +106,7 @@ def take_samples(
         taken = len(rounds)
         while plan.is_adaptive and len(rounds) < MAX_ROUNDS * repeats and _is_imprecise(rounds):
             first = turn + len(rounds)
-            rounds += _rounds(loops, device, range(first, first + 2), no_progress)
+            rounds += _take_rounds(loops, device, range(first, first + 2), no_progress)
     quiet = [r for r in rounds if not r.reasons]
     spare = repeats - len(quiet)
     kept = [r for r in rounds if not r.reasons or (spare := spare - 1) >= 0]
@@ -130,24 +130,26 @@ def _is_imprecise(rounds: list[_Round]) -> bool:
     return len(logs) > 1 and statistics.stdev(logs) / math.sqrt(len(logs)) > _PLACEMENT_SD
 
 
-def _rounds(
+def _take_rounds(
     loops: Mapping[str, Sampled], device: torch.device, turns: range, advance: Callable[[], None]
 ) -> list[_Round]:
     """Take consecutive rounds, each with what disturbed it."""
     watch, taken = DisturbanceMonitor(device), []
     for turn in turns:
         with watch.sample():
-            taken.append(_take(loops, device, reverse_order=bool(turn % 2)))
+            taken.append(_take_round(loops, device, reverse_order=bool(turn % 2)))
         advance()
     return list(map(_Round, taken, watch.reasons(), watch.switches()))
 
 
-def _take(
+def _take_round(
     loops: Mapping[str, Sampled], device: torch.device, *, reverse_order: bool
 ) -> dict[str, int]:
     """Take one sample of every variant, in ns a step."""
     names = list(loops)[::-1] if reverse_order else list(loops)
-    times = {name: _sample(loops[name], device) / loops[name].steps_per_sample for name in names}
+    times = {
+        name: _take_sample(loops[name], device) / loops[name].steps_per_sample for name in names
+    }
     return {name: max(1, round(ns)) for name, ns in times.items()}
 
 
@@ -169,7 +171,7 @@ def timed(device: torch.device) -> Iterator[Timed]:
     result.ns = max(1, time.perf_counter_ns() - start)
 
 
-def _sample(loop: Sampled, device: torch.device) -> int:
+def _take_sample(loop: Sampled, device: torch.device) -> int:
     """Prepare a sample, run it, and return its ns."""
     loop.prepare()
     with timed(device) as elapsed:

@@ -69,7 +69,7 @@ def check_timing(seconds: float = 60.0, *, device: str = "auto") -> TimingCheck:
         A check that holds if 8 placements find a speedup of 5 % and few samples are disturbed.
     """
     where = pick_device(device)
-    measured = _measured(seconds, where)
+    measured = _measure_placements(seconds, where)
     sets = [placement.taken for placement in measured]
     logs = [
         math.log(statistics.median(s.samples["a"]) / statistics.median(s.samples["b"]))
@@ -83,7 +83,7 @@ def check_timing(seconds: float = 60.0, *, device: str = "auto") -> TimingCheck:
     disturbed = (retaken + sum(s.disturbed for s in sets)) / (kept + retaken)
     reasons = Counter(why for s in sets for why in s.reasons)
     quiet = disturbed <= _QUIET
-    lengths = [f"{n} ({_time(n * each_s)}): ±{percent(widths[n], 1)}" for n in _SHOWN]
+    lengths = [f"{n} ({_write_seconds(n * each_s)}): ±{percent(widths[n], 1)}" for n in _SHOWN]
     says = (
         f"{MODEL} against its copy, {len(sets)} placements; half of the interval of a "
         f"speedup, by placements of a capture: {'; '.join(lengths)}; with 8 "
@@ -106,7 +106,7 @@ def check_timing(seconds: float = 60.0, *, device: str = "auto") -> TimingCheck:
     )
 
 
-def _measured(seconds: float, device: torch.device) -> list[MeasuredPlacement]:
+def _measure_placements(seconds: float, device: torch.device) -> list[MeasuredPlacement]:
     """Take the samples of each placement until the time is over."""
     end = time.monotonic() + seconds
     model = load_model(MODEL, dtype="auto", device=device, attn="sdpa").model
@@ -127,7 +127,7 @@ def _measured(seconds: float, device: torch.device) -> list[MeasuredPlacement]:
     return measured
 
 
-def _time(seconds: float) -> str:
+def _write_seconds(seconds: float) -> str:
     """Write seconds as text."""
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
 
@@ -169,10 +169,12 @@ def _cores_apart(threads: int) -> list[str]:
     ours = sorted(os.sched_getaffinity(0))
     others = sorted(set(range(os.cpu_count() or 0)) - set(ours))
     if others:
-        return [f"or start it under taskset -c {_ranges(others)}, off our cores {_ranges(ours)}"]
+        return [
+            f"or start it under taskset -c {_list_cores(others)}, off our cores {_list_cores(ours)}"
+        ]
     if len(ours) < _PINNED:
         return _core_left(threads)
-    return [f"taskset -c {_ranges(ours[1:])} prunescope trace ... leaves core {ours[0]} to it"]
+    return [f"taskset -c {_list_cores(ours[1:])} prunescope trace ... leaves core {ours[0]} to it"]
 
 
 def _core_left(threads: int) -> list[str]:
@@ -183,7 +185,7 @@ def _core_left(threads: int) -> list[str]:
     return [f"try --threads {cores - 1}: one of {cores} cores is left to the system"]
 
 
-def _ranges(cores: list[int]) -> str:
+def _list_cores(cores: list[int]) -> str:
     """Write cores in the syntax of taskset: 0-2,5."""
     runs: list[list[int]] = []
     for core in cores:

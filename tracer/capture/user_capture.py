@@ -159,7 +159,7 @@ class UserCapture:
         self._joined = Joined()
         self._trains = False
         self._state = DeviceState(self._device)
-        self._state.open(self._loaded().dtype)
+        self._state.open(self._describe_model().dtype)
         self._rng = random.Random()
 
     @contextmanager
@@ -179,7 +179,7 @@ class UserCapture:
         try:
             context = next(self._contexts, nullcontext())
             self._steps_run += 1
-            with self._inputs_recorded() if self._steps_run == 1 else nullcontext(), context:
+            with self._record_inputs() if self._steps_run == 1 else nullcontext(), context:
                 yield
         finally:
             self._inside_step = False
@@ -209,7 +209,7 @@ class UserCapture:
                 hint="run more, or pass smaller warmup, repeats or steps to capture()",
             )
         phase = phase or usual_phase(self._inputs, trains=self._trains)
-        captured = Capture(run=self._run(variant, phase), traces={phase: self._joined})
+        captured = Capture(run=self._make_run(variant, phase), traces={phase: self._joined})
         captured.run.timing = self._state.close()
         self._routing.write(captured.run, phase)
         return captured
@@ -254,10 +254,10 @@ class UserCapture:
         watch = DisturbanceMonitor(self._device)
         first = sum(placement.steps for placement in self._placements)
         for index in (-1, *range(first, first + plan.steps)):
-            yield self._profiled(session, placement, watch, index=index, plan=plan)
+            yield self._profile_step(session, placement, watch, index=index, plan=plan)
 
     @contextmanager
-    def _profiled(
+    def _profile_step(
         self,
         session: ProfiledSession,
         placement: Placement,
@@ -281,7 +281,7 @@ class UserCapture:
         self._joined.add(trace)
 
     @contextmanager
-    def _inputs_recorded(self) -> Iterator[None]:
+    def _record_inputs(self) -> Iterator[None]:
         """Record tokens, cache and logits of the calls in the first step."""
         calls: list[dict[str, Any]] = []
 
@@ -300,17 +300,17 @@ class UserCapture:
             )
         self._inputs = inputs_of(calls)
 
-    def _loaded(self) -> Loaded:
+    def _describe_model(self) -> Loaded:
         """Describe the model as if a loader had loaded it."""
         config: Any = getattr(self._model, "config", None)
         name = str(getattr(config, "_name_or_path", "") or type(inner(self._model)).__name__)
         return Loaded(model=self._model, id=Path(name).name, source="capture", notes=[])
 
-    def _run(self, variant: str, phase: str) -> Run:
+    def _make_run(self, variant: str, phase: str) -> Run:
         """Return the manifest of the loop."""
         model, inputs = self._model, self._inputs
         config: Any = getattr(model, "config", None)
-        loaded = self._loaded()
+        loaded = self._describe_model()
         entry = PhaseRun(
             batch=inputs["batch"],
             prompt_len=inputs["length"],

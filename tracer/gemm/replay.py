@@ -166,17 +166,17 @@ def replay_cases(
         samples = _take_samples(list(shapes), timer, rounds, device=device, cold=True)
         for case in group:
             for variant in variants(case):
-                replays.gemms.append(_replayed(case, variant, samples, timer, replays.peaks))
+                replays.gemms.append(_combine_samples(case, variant, samples, timer, replays.peaks))
         replays.disturbed = list(dict.fromkeys([*replays.disturbed, *samples.disturbed]))
         progress.advance()
-    replays.curves += _curves_of_given(given, replays.gemms)
+    replays.curves += _fit_given_curves(given, replays.gemms)
     curved = _choose_curves(cases)
     progress.stage("curves", len(curved))
     for case, axis in curved:
         points = curve_shapes(case, axis)
         samples = _take_samples(points, timer, rounds, device=device, cold=False)
         times = {gemm: times_of(samples.warm[gemm]) for gemm in points}
-        replays.curves.append(_curve(case, axis, times))
+        replays.curves.append(_fit_curve(case, axis, times))
         progress.advance()
 
 
@@ -236,7 +236,7 @@ def _take_round(
     return {(gemm, cold): timer.sample(gemm, cold=cold) for gemm in order for cold in states}
 
 
-def _replayed(
+def _combine_samples(
     case: GemmCase, variant: GemmVariant, samples: _Samples, timer: GemmTimer, peaks: ReplayPeaks
 ) -> ReplayedGemm:
     """Combine the samples of a shape with its bound and its kernel."""
@@ -263,13 +263,13 @@ def _replayed(
         bytes=gemm.bytes(TORCH_DTYPES[case.dtype].itemsize),
         ideal_ns=ideal[0] if ideal else None,
         bound=ideal[1] if ideal else None,
-        share_of_bound=_share(ideal, warm),
-        share_of_bound_cold=_share(ideal, cold),
+        share_of_bound=_efficiency(ideal, warm),
+        share_of_bound_cold=_efficiency(ideal, cold),
         kernel=timer.kernel(gemm),
     )
 
 
-def _share(ideal: tuple[float, str] | None, times: ReplayTimes) -> float | None:
+def _efficiency(ideal: tuple[float, str] | None, times: ReplayTimes) -> float | None:
     """Return the roofline efficiency of a time; None without a bound."""
     return None if ideal is None else ideal[0] / times.ns
 
@@ -283,7 +283,7 @@ def _choose_curves(cases: Sequence[GemmCase]) -> list[tuple[GemmCase, str]]:
     return [(case, axis) for axis, case in largest.items()]
 
 
-def _curves_of_given(
+def _fit_given_curves(
     cases: Sequence[GemmCase], replayed: Sequence[ReplayedGemm]
 ) -> Iterable[StepCurve]:
     """Yield the curves of given shapes: those that differ in N alone, then in K alone."""
@@ -294,10 +294,10 @@ def _curves_of_given(
             lines.setdefault((case.pruned.m, getattr(case.pruned, fixed)), []).append(case)
         for line in lines.values():
             if len(line) >= _FEWEST_POINTS:
-                yield _curve(line[0], axis, {case.pruned: times[case.pruned] for case in line})
+                yield _fit_curve(line[0], axis, {case.pruned: times[case.pruned] for case in line})
 
 
-def _curve(case: GemmCase, axis: str, times: Mapping[Gemm, ReplayTimes]) -> StepCurve:
+def _fit_curve(case: GemmCase, axis: str, times: Mapping[Gemm, ReplayTimes]) -> StepCurve:
     """Build the curve of a case along an axis, with the steps that fit to it."""
     sizes = [getattr(gemm, axis) for gemm in times]
     # The median over placements: one that was disturbed makes no step.

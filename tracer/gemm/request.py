@@ -82,7 +82,7 @@ class GemmRequest:
         Raises:
             PrunescopeError: Both a run and shapes are given, or neither, or a dimension is missing.
         """
-        given = [_listed(value) for value in (self.m, self.n, self.k)]
+        given = [_to_list(value) for value in (self.m, self.n, self.k)]
         if self.run is not None:
             if any(given):
                 raise PrunescopeError(
@@ -96,7 +96,7 @@ class GemmRequest:
                 hint="name a run, or a shape: --m 128 --n 384,400,512 --k 576",
             )
         if not all(given):
-            raise _incomplete(dict(zip(("--m", "--n", "--k"), given, strict=True)))
+            raise _missing_dimension(dict(zip(("--m", "--n", "--k"), given, strict=True)))
         ms, ns, ks = given
         if len(ms) * len(ns) * len(ks) > MOST_SHAPES:
             raise PrunescopeError(
@@ -108,7 +108,7 @@ class GemmRequest:
         ]
 
 
-def _incomplete(given: dict[str, list[int]]) -> PrunescopeError:
+def _missing_dimension(given: dict[str, list[int]]) -> PrunescopeError:
     """Build an error that names the missing dimensions and completes the command by an example."""
     usual = {"--m": "128", "--n": "384,400,512", "--k": "576"}
     missing = [name for name, sizes in given.items() if not sizes]
@@ -122,7 +122,7 @@ def _incomplete(given: dict[str, list[int]]) -> PrunescopeError:
     )
 
 
-def _listed(value: Sizes) -> list[int]:
+def _to_list(value: Sizes) -> list[int]:
     """Return the sizes as a list without duplicates; empty for None."""
     return (
         [] if value is None else [value] if isinstance(value, int) else list(dict.fromkeys(value))

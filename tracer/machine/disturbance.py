@@ -123,12 +123,12 @@ def num_threads(device: torch.device) -> int:
 def between(before: Reading, after: Reading, device: torch.device) -> Disturbance:
     """Compare two readings, between which this process computed on `device`."""
     own = after.own_ns - before.own_ns
-    busy = _change(before.busy_ns, after.busy_ns)
+    busy = _difference(before.busy_ns, after.busy_ns)
     return Disturbance(
         elapsed_ns=after.at_ns - before.at_ns,
         others_ns=None if busy is None else max(0, busy - own),
-        steal_ns=_change(before.steal_ns, after.steal_ns),
-        waited_ns=_change(before.waited_ns, after.waited_ns),
+        steal_ns=_difference(before.steal_ns, after.steal_ns),
+        waited_ns=_difference(before.waited_ns, after.waited_ns),
         switches=after.switches - before.switches,
         threads=num_threads(device),
         cores=num_cores(),
@@ -186,7 +186,7 @@ def most_disturbed(reasons: list[list[str]]) -> list[str]:
     return distinct(reasons) if 2 * sum(map(bool, reasons)) > len(reasons) else []
 
 
-def _change(before: int | None, after: int | None) -> int | None:
+def _difference(before: int | None, after: int | None) -> int | None:
     """Return by how much a counter grew, 0 at least; None if a reading lacks it."""
     return None if before is None or after is None else max(0, after - before)
 

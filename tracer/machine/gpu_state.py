@@ -55,7 +55,7 @@ def gpu_checks(
 
 def profiling_is_restricted(params: Path = _PARAMS, status: Path = _STATUS) -> bool:
     """Return whether the driver lets only administrators profile, and this process is none."""
-    return _RESTRICTED.search(_text(params)) is not None and not _may_profile(status)
+    return _RESTRICTED.search(_read_text(params)) is not None and not _may_profile(status)
 
 
 PROFILING_FIX = (
@@ -173,7 +173,7 @@ def _amd_checks(kfd: Path, cards: Path) -> Iterator[MachineCheck]:
         )
         yield _check("driver", ok=False, says=says, hint=fix)
     files = sorted(cards.glob("card*/device/power_dpm_force_performance_level"))
-    levels = {file.parent.parent.name: _text(file).strip() for file in files}
+    levels = {file.parent.parent.name: _read_text(file).strip() for file in files}
     free = [card for card, level in levels.items() if level == "auto"]
     if free:
         says = f"not locked: {', '.join(free)} chooses its clocks (performance level auto)"
@@ -212,12 +212,12 @@ def _whole_numbers(values: list[str] | tuple[str, ...]) -> list[int]:
 
 def _may_profile(status: Path) -> bool:
     """Return whether this process has a capability that lets it profile."""
-    line = re.search(r"^CapEff:\s*([0-9a-fA-F]+)", _text(status), re.MULTILINE)
+    line = re.search(r"^CapEff:\s*([0-9a-fA-F]+)", _read_text(status), re.MULTILINE)
     capabilities = int(line.group(1), 16) if line else 0
     return bool(capabilities >> _SYS_ADMIN & 1 or capabilities >> _PERFMON & 1)
 
 
-def _text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     """Return the text of a file; "" if it cannot be read."""
     try:
         return file.read_text(encoding="ascii", errors="replace")

@@ -34,7 +34,7 @@ def nvidia_smi(fields: str, device: torch.device | None = None) -> list[str] | N
 
     Returns one line for each GPU; None if the driver does not answer.
     """
-    return _nvidia(f"--query-gpu={fields}", device)
+    return _query_nvidia(f"--query-gpu={fields}", device)
 
 
 def gpu_clocks(device: torch.device) -> dict[str, float] | None:
@@ -53,7 +53,7 @@ def num_processes(device: torch.device) -> int:
     """Return how many processes compute on a GPU, this one included; 0 if unknown."""
     tool = backend_of(device).driver_tool
     if tool == "nvidia-smi":
-        return len(_nvidia("--query-compute-apps=pid", device) or ())
+        return len(_query_nvidia("--query-compute-apps=pid", device) or ())
     return _amd_processes(device) if tool == "amd-smi" else 0
 
 
@@ -62,7 +62,7 @@ def compute_processes() -> list[str] | None:
 
     None means that the driver does not answer.
     """
-    lines = _nvidia("--query-compute-apps=pid", None)
+    lines = _query_nvidia("--query-compute-apps=pid", None)
     return None if lines is None else [pid for line in lines if (pid := line.strip()).isdecimal()]
 
 
@@ -76,7 +76,7 @@ def is_throttled(device: torch.device) -> bool:
     if tool == "amd-smi":
         address = _address(device)
         words = ["metric", f"--gpu={address}", "--throttle", "--json"]
-        return address is not None and _any_active(_json(_output("amd-smi", words)))
+        return address is not None and _any_active(_parse_json(_run_tool("amd-smi", words)))
     if tool != "nvidia-smi":
         return False
     lines = nvidia_smi("clocks_throttle_reasons.active", device)
@@ -96,7 +96,7 @@ def _address(device: torch.device) -> str | None:
     return f"{gpu.pci_domain_id:04x}:{gpu.pci_bus_id:02x}:{gpu.pci_device_id:02x}.0"
 
 
-def _nvidia(query: str, device: torch.device | None) -> list[str] | None:
+def _query_nvidia(query: str, device: torch.device | None) -> list[str] | None:
     """Run a query of nvidia-smi, for all GPUs or for one; None if it does not answer."""
     words = [query, "--format=csv,noheader,nounits"]
     if device is not None:
@@ -104,7 +104,7 @@ def _nvidia(query: str, device: torch.device | None) -> list[str] | None:
         if address is None:
             return None
         words.append(f"--id={address}")
-    output = _output("nvidia-smi", words)
+    output = _run_tool("nvidia-smi", words)
     return None if output is None else output.splitlines()
 
 
@@ -118,7 +118,7 @@ def _amd_processes(device: torch.device) -> int:
     gpu = None if address is None else _kfd_id(address)
     if gpu is None:
         return 0
-    return sum(_number(file) > 0 for file in _KFD.glob(f"proc/[0-9]*/vram_{gpu}"))
+    return sum(_read_number(file) > 0 for file in _KFD.glob(f"proc/[0-9]*/vram_{gpu}"))
 
 
 def _kfd_id(address: str) -> str | None:
@@ -141,7 +141,7 @@ def _id_of_node(node: Path, wanted: dict[str, int]) -> str | None:
     return None
 
 
-def _number(file: Path) -> int:
+def _read_number(file: Path) -> int:
     """Read a whole number from a file; 0 if it cannot be read."""
     try:
         return int(file.read_text(encoding="ascii"))
@@ -149,7 +149,7 @@ def _number(file: Path) -> int:
         return 0
 
 
-def _json(output: str | None) -> Any:
+def _parse_json(output: str | None) -> Any:
     """Parse the JSON after the warnings that amd-smi prints first; None if there is none."""
     text = output or ""
     starts = [at for at in map(text.find, "[{") if at >= 0]
@@ -169,7 +169,7 @@ def _any_active(status: Any) -> bool:
     return "ACTIVE" in reasons or any(map(_any_active, status.values()))
 
 
-def _output(tool: str, words: list[str]) -> str | None:
+def _run_tool(tool: str, words: list[str]) -> str | None:
     """Return the output of a tool; None if it is missing, hangs or fails."""
     path = shutil.which(tool)
     if path is None:

@@ -41,9 +41,9 @@ def measure_memory(device: torch.device) -> MemoryRates:
     cache = last_cache_bytes(device) or _LEAST_COPY // _BEYOND
     with torch.inference_mode():
         return MemoryRates(
-            copy_byte_per_s=_copy(device, max(_LEAST_COPY, _BEYOND * cache)),
-            cache_byte_per_s=_read(device, max(_LEAST_CACHE, cache // _INSIDE)),
-            dispatch_ns=_dispatch(device),
+            copy_byte_per_s=_measure_copy(device, max(_LEAST_COPY, _BEYOND * cache)),
+            cache_byte_per_s=_measure_read(device, max(_LEAST_CACHE, cache // _INSIDE)),
+            dispatch_ns=_measure_dispatch(device),
         )
 
 
@@ -56,7 +56,7 @@ def better_rates(first: MemoryRates, second: MemoryRates) -> MemoryRates:
     )
 
 
-def _copy(device: torch.device, size: int) -> float:
+def _measure_copy(device: torch.device, size: int) -> float:
     """Measure a copy of `size` bytes, in bytes read plus bytes written per second."""
     count = min(size, free_bytes(device) // 8) // ITEMSIZE["fp32"]
     source = torch.ones(int(count), dtype=torch.float32, device=device)
@@ -64,7 +64,7 @@ def _copy(device: torch.device, size: int) -> float:
     return 2 * source.nbytes / _median_s(lambda: target.copy_(source), device)
 
 
-def _read(device: torch.device, size: int) -> float:
+def _measure_read(device: torch.device, size: int) -> float:
     """Measure reads of a buffer of `size` bytes that stays in the cache, in bytes per second."""
     buffer = torch.ones(int(size // ITEMSIZE["fp32"]), dtype=torch.float32, device=device)
 
@@ -75,7 +75,7 @@ def _read(device: torch.device, size: int) -> float:
     return _TRIPS * buffer.nbytes / _median_s(trips, device)
 
 
-def _dispatch(device: torch.device) -> float:
+def _measure_dispatch(device: torch.device) -> float:
     """Measure the ns from call to call on the host, while the device keeps up."""
     x = torch.ones(1, device=device)
 

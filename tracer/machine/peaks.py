@@ -130,10 +130,10 @@ def _known(*values: float | None) -> list[float]:
 
 def _watched(device: torch.device, dtype: str, budget_s: float) -> tuple[MeasuredPeaks, list[str]]:
     """Measure the peaks once; return them with what disturbed them."""
-    return watched(lambda: _measured(device, dtype, budget_s), device)
+    return watched(lambda: _measure_once(device, dtype, budget_s), device)
 
 
-def _measured(device: torch.device, dtype: str, budget_s: float) -> MeasuredPeaks:
+def _measure_once(device: torch.device, dtype: str, budget_s: float) -> MeasuredPeaks:
     """Measure the peaks once, within about `budget_s` seconds."""
     start = time.perf_counter()
     dtypes = [d for d in dict.fromkeys((dtype, "fp32")) if d in TORCH_DTYPES]
@@ -172,7 +172,7 @@ def _gemm_sweep(device: torch.device, dtype: str, *, deadline: float) -> list[Ge
     """Time GEMMs of one dtype until the deadline, one at least."""
     rows: list[GemmTime] = []
     for m, n, k in _CPU_SHAPES if device.type == "cpu" else _GPU_SHAPES:
-        if rows and _seconds_for(m * n * k, rows) > deadline - time.perf_counter():
+        if rows and _estimate_seconds(m * n * k, rows) > deadline - time.perf_counter():
             break
         call = product(*operands(Gemm(m, n, k), dtype, device))
         times = times_ns(call, device, deadline=deadline, most=_REPEATS)
@@ -191,7 +191,7 @@ def _gemm_sweep(device: torch.device, dtype: str, *, deadline: float) -> list[Ge
     return rows
 
 
-def _seconds_for(work: int, rows: list[GemmTime]) -> float:
+def _estimate_seconds(work: int, rows: list[GemmTime]) -> float:
     """Estimate the seconds of a warm-up and two repeats of `work` multiply-adds.
 
     The estimate uses the rate of the last row.

@@ -124,7 +124,7 @@ def _check_free(run_folder: Path, phase: str | None, *, overwrite: bool) -> None
     """Raise FileExistsError if the run folder holds the phase and may not be overwritten."""
     if overwrite or not (run_folder / _MANIFEST).is_file():
         return
-    phases = _read(run_folder)["phases"]
+    phases = _read_manifest(run_folder)["phases"]
     if phase is None or phase in phases:
         raise FileExistsError(
             f"{run_folder} holds {', '.join(phases)} already: name another phase or folder, or"
@@ -167,12 +167,12 @@ class RecordedSteps:
         number = self._number
         self._inside, self._number = True, number + 1
         try:
-            with self._calls_seen():
+            with self._observe_calls():
                 if number < self._warmup + self._repeats:
-                    with self._timed(is_sample=number >= self._warmup):
+                    with self._time_step(is_sample=number >= self._warmup):
                         yield
                 elif number < self.count:
-                    with self._profiled(number - self._warmup - self._repeats - 1):
+                    with self._profile_step(number - self._warmup - self._repeats - 1):
                         yield
                 else:
                     yield
@@ -180,7 +180,7 @@ class RecordedSteps:
             self._inside = False
 
     @contextmanager
-    def _calls_seen(self) -> Iterator[None]:
+    def _observe_calls(self) -> Iterator[None]:
         """Find the model in the first step, and its inputs in the step after that.
 
         If the model was given, the first step already records the inputs of its calls.
@@ -217,7 +217,7 @@ class RecordedSteps:
             self._inputs = inputs_of(calls)
 
     @contextmanager
-    def _timed(self, *, is_sample: bool) -> Iterator[None]:
+    def _time_step(self, *, is_sample: bool) -> Iterator[None]:
         """Time a step, and watch what disturbs it if it is a sample."""
         if is_sample and self._watch is None:
             self._watch = DisturbanceMonitor(self._device)
@@ -238,11 +238,11 @@ class RecordedSteps:
             self._reasons, self._switches = self._watch.reasons(), sum(self._watch.switches())
 
     @contextmanager
-    def _profiled(self, index: int) -> Iterator[None]:
+    def _profile_step(self, index: int) -> Iterator[None]:
         """Profile step `index`; step −1 starts the profiler and is thrown away."""
         if index < 0:
             activities = backend_of(self._device).activities()
-            self._stack.enter_context(_scopes(self._whole_model))
+            self._stack.enter_context(_annotate_modules(self._whole_model))
             self._profile = profile(activities=activities, record_shapes=True)
             self._stack.enter_context(self._profile)
             self._stack.enter_context(record_function(PHASE))
@@ -358,7 +358,7 @@ def _num_parameters(module: torch.nn.Module) -> int:
 
 
 @contextmanager
-def _scopes(model: torch.nn.Module) -> Iterator[None]:
+def _annotate_modules(model: torch.nn.Module) -> Iterator[None]:
     """Annotate every forward with the name of its module until the context closes.
 
     A model that torch.compile made gets no annotations, because they would compile it again.
@@ -410,18 +410,18 @@ def _model_entry(model: torch.nn.Module) -> dict[str, Any]:
         "id": Path(name).name,
         "source": "recorder",
         "architecture": type(whole).__name__,
-        "config": _kept(plain),
+        "config": _keep_config(plain),
         "shape": None,
         "notes": [],
     }
 
 
-def _kept(config: dict[str, Any]) -> dict[str, Any]:
+def _keep_config(config: dict[str, Any]) -> dict[str, Any]:
     """Keep the sizes, switches and kinds of a config, at any depth, and drop free text."""
     kept = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            kept[str(key)] = _kept(value)
+            kept[str(key)] = _keep_config(value)
             continue
         parts = value if isinstance(value, (list, tuple)) else [value]
         is_kind = _KIND_KEY.fullmatch(str(key)) is not None and all(map(_is_kind, parts))
@@ -486,11 +486,11 @@ def _peaks(device: torch.device, dtype: str) -> dict[str, Any]:
     rates: dict[str, float] = {}
     for torch_name, name in _DTYPES.items():
         if name in (dtype, "fp32"):
-            rates[name] = _product_rate(device, getattr(torch, torch_name))
+            rates[name] = _measure_products(device, getattr(torch, torch_name))
     buffer = torch.ones(_READ_BYTES // 4, device=device)
-    read_ns = statistics.median(_times_ns(buffer.sum))
+    read_ns = statistics.median(_time_calls(buffer.sum))
     small = torch.ones(32, device=device)
-    floor_ns = statistics.median(_times_ns(lambda: small.add_(1), repeats=200))
+    floor_ns = statistics.median(_time_calls(lambda: small.add_(1), repeats=200))
     return {
         "dense_flop_per_s": rates,
         "byte_per_s": _READ_BYTES / read_ns * 1e9,
@@ -503,7 +503,7 @@ def _peaks(device: torch.device, dtype: str) -> dict[str, Any]:
     }
 
 
-def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
+def _measure_products(device: torch.device, dtype: torch.dtype) -> float:
     """Return the best FLOP/s of products of a dtype that fit into the time budget."""
     best, end = 0.0, time.perf_counter() + _BUDGET_S
     for m, n, k in _PRODUCTS:
@@ -512,12 +512,12 @@ def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
             break
         left = torch.randn(m, k, device=device).to(dtype)
         right = torch.randn(n, k, device=device).to(dtype).T
-        times = _times_ns(lambda left=left, right=right: left @ right)
+        times = _time_calls(lambda left=left, right=right: left @ right)
         best = max(best, flop / statistics.median(times) * 1e9)
     return best
 
 
-def _times_ns(call: Any, repeats: int = _REPEATS) -> list[int]:
+def _time_calls(call: Any, repeats: int = _REPEATS) -> list[int]:
     """Return the ns of each call, after one call that warms up."""
     times = []
     for _ in range(repeats + 1):
@@ -529,7 +529,7 @@ def _times_ns(call: Any, repeats: int = _REPEATS) -> list[int]:
     return times[1:]
 
 
-def _read(run_folder: Path) -> dict[str, Any]:
+def _read_manifest(run_folder: Path) -> dict[str, Any]:
     """Return the manifest of a run folder."""
     run: dict[str, Any] = json.loads((run_folder / _MANIFEST).read_text(encoding="utf-8"))
     return run
@@ -543,7 +543,7 @@ def _write(run_folder: Path, run: dict[str, Any], trace: Joined, *, overwrite: b
     run_folder.mkdir(parents=True, exist_ok=True)
     ((phase, entry),) = run["phases"].items()
     if (run_folder / _MANIFEST).is_file():
-        old = _read(run_folder)
+        old = _read_manifest(run_folder)
         same = all(old.get(key) == run[key] for key in ("parameters", "weight_bytes", "dtype"))
         if not same and not overwrite:
             raise FileExistsError(f"{run_folder} holds a run of another model: name another folder")
@@ -552,14 +552,17 @@ def _write(run_folder: Path, run: dict[str, Any], trace: Joined, *, overwrite: b
         run["phases"] = {**(old["phases"] if same else {}), phase: entry}
     file = run_folder / f"{phase}.trace.json.gz"
     entry["trace"], entry["sha256"] = file.name, trace.write(file)
-    _put(run_folder, run)
+    _write_manifest(run_folder, run)
     dense, pruned = (run_folder.parent / side for side in _SIDES)
     if all((each / _MANIFEST).is_file() for each in (dense, pruned)):
         digest = hashlib.sha256((dense / _MANIFEST).read_bytes()).hexdigest()
-        _put(pruned, {**_read(pruned), "twin": {"path": "../dense/run.json", "sha256": digest}})
+        _write_manifest(
+            pruned,
+            {**_read_manifest(pruned), "twin": {"path": "../dense/run.json", "sha256": digest}},
+        )
 
 
-def _put(run_folder: Path, run: dict[str, Any]) -> None:
+def _write_manifest(run_folder: Path, run: dict[str, Any]) -> None:
     """Replace the manifest as a whole, scrubbed except for file names and the baseline's path."""
     kept = {key: run[key] for key in ("phases", "twin") if key in run}
     text = json.dumps({**scrub_values(run), **kept}, indent=1, allow_nan=False)

@@ -324,7 +324,7 @@ def test_a_placement_is_sampled_until_its_ratio_is_known(
         orders.append(reverse_order)
         return {"dense": round(1e6 * next(given)), "pruned": 10**6}
 
-    monkeypatch.setattr(timing, "_take", take)
+    monkeypatch.setattr(timing, "_take_round", take)
     quiet = SimpleNamespace(elapsed_ns=1e9, reasons=[], switches=0)
     monkeypatch.setattr(disturbance, "between", lambda *_: quiet)
     taken = timing.take_samples(

@@ -168,7 +168,7 @@ def test_disturbed_steps_are_profiled_again_once(
 ) -> None:
     """The steps of the last pass are kept, and no others; what disturbed them too is recorded."""
     passes, reasons = [], iter(told)
-    profiled = session._profiled
+    profiled = session._profile_loops
 
     def seen(*args: Any, **options: Any) -> Any:
         passes.append(options["steps"])
@@ -177,7 +177,7 @@ def test_disturbed_steps_are_profiled_again_once(
     def what(*_readings: Any) -> Any:
         return SimpleNamespace(reasons=next(reasons))
 
-    monkeypatch.setattr(session, "_profiled", seen)
+    monkeypatch.setattr(session, "_profile_loops", seen)
     monkeypatch.setattr(session, "between", what)
     folder = quick(phase="prefill")
     assert passes == [range(2)] * len(told)

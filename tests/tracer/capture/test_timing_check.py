@@ -25,7 +25,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch, logs: list[float], **more: Any) -> 
         )
         for log in logs
     ]
-    monkeypatch.setattr(timing_check, "_measured", lambda *_: measured)
+    monkeypatch.setattr(timing_check, "_measure_placements", lambda *_: measured)
     return check_timing(device="cpu")
 
 
