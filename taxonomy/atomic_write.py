@@ -102,6 +102,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def _write_locked(path: Path, data: bytes) -> None:
+    """Write a temporary sibling under a lock, and rename it once it is on disk."""
     for old in _named_like(path, (".tmp",)):
         _remove_abandoned(old)
     while True:
@@ -205,6 +206,7 @@ def _locked_folder(parent: Path, prefix: str, suffix: str) -> Iterator[Path]:
 
 
 def _new_locked(parent: Path, prefix: str, suffix: str) -> tuple[Path, int | None]:
+    """Make a folder with a random name and lock it; return it and the descriptor of the lock."""
     while True:
         path = parent / f"{prefix}{secrets.token_hex(4)}{suffix}"
         path.mkdir(mode=0o700)

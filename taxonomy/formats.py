@@ -179,6 +179,7 @@ def changed(block: B, **values: Any) -> B:
 
 
 def _plain_block(block: Block) -> dict[str, Any]:
+    """Write a block as it was read, with its changed fields, and add the new ones."""
     fields, was = _fields(type(block)), block.as_read
     written: dict[str, Any] = {}
     for name, old in (was or {}).items():
@@ -224,6 +225,7 @@ def _holds_blocks(hint: Any) -> bool:
 
 
 def _keep_as_read(value: Any, plain: Any) -> None:
+    """Give each block inside a value the object that it was read from."""
     if isinstance(value, msgspec.Struct):
         if isinstance(value, Block):
             value.__dict__["as_read"] = plain
@@ -285,6 +287,7 @@ def _check_depth(plain: Mapping[str, Any], *, where: str, hint: str) -> None:
 
 
 def _is_too_deep(value: Any) -> bool:
+    """Return whether lists and objects are nested deeper than MAX_DEPTH."""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(MAX_DEPTH):
         level = [

@@ -103,6 +103,7 @@ def removed_shares(
 def _removed_by(
     chosen: Family, plans: list[Plan], shape: ModelShape, work: Workload
 ) -> dict[str, float]:
+    """Return the shares that plans remove of FLOPs, parameters and bytes."""
     dense = _sums(shape, work)
     ops = forward(plans)
     left = _sum_ops(ops)
@@ -222,6 +223,7 @@ def _candidates(share: Callable[[float], float | None], asked: float) -> dict[fl
 
 
 def _check_range(chosen: Family, by: str, asked: float, shares: dict[float, float]) -> None:
+    """Raise PrunescopeError if `asked` is less or more than the family can remove."""
     least, most = min(shares.values()), max(shares.values())
     if least - _TOLERANCE <= asked <= most + _TOLERANCE:
         return
@@ -234,6 +236,7 @@ def _check_range(chosen: Family, by: str, asked: float, shares: dict[float, floa
 
 
 def _removes_nothing(chosen: Family, by: str, work: Workload, *, some: bool) -> RemovesNothing:
+    """Make the error for a family that removes nothing, with the reason."""
     where = "" if by == "param" else f" in {work.phase}"
     others = [m for m in MATCHES if m != by and not (m == "param" and chosen.keeps_weights)]
     hint = f"leave {KNOB} out, or match {' or '.join(others)}"

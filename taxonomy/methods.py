@@ -176,6 +176,7 @@ def _options(knobs: Mapping[str, str]) -> str:
 
 @cache
 def _table() -> dict[str, PublishedMethod]:
+    """Read methods.json, by every spelling of each method's name."""
     text = resources.files("prunescope.taxonomy").joinpath("methods.json").read_text("utf-8")
     rows: dict[str, dict[str, Any]] = json.loads(text)
     methods = {}

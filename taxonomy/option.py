@@ -228,6 +228,7 @@ def _typed(kind: Any, value: Any) -> Any:
 
 
 def _typed_one(kind: Any, value: Any) -> Any:
+    """Return a plain value in the type of its option. Raise _WrongTypeError if it is not one."""
     if kind is Any or getattr(kind, "_is_protocol", False):
         return value
     if kind in (int, float):

@@ -43,7 +43,10 @@ _KNOWN: tuple[tuple[frozenset[str], tuple[str, str]], ...] = (
 
 
 def own_document(content: Any) -> tuple[str, str] | None:
-    """Return what a file of ours is, and the command that takes it; None for other files."""
+    """Return what a file of ours is, and the command that takes it; None for other files.
+
+    Limitations: a file counts as ours by its keys alone.
+    """
     if not isinstance(content, Mapping):
         return None
     return next((text for keys, text in _KNOWN if keys <= content.keys()), None)

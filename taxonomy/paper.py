@@ -134,6 +134,7 @@ def published(of: Paper) -> Iterator[PublishedValue]:
 
 
 def _values_of_steps(of: Paper) -> Iterator[PublishedValue]:
+    """Yield the numbers of Fig. 2: shares of the dense step, and its time."""
     for phase, step in of.figure_2.items():
         for name, share in [*step.shares.items(), ("idle", step.gap)]:
             yield PublishedValue(figure=FIGURE_2, name=name, value=share, phase=phase, **_AT_32K)
@@ -143,6 +144,7 @@ def _values_of_steps(of: Paper) -> Iterator[PublishedValue]:
 
 
 def _values_of_models(of: Paper) -> Iterator[PublishedValue]:
+    """Yield the numbers of Fig. 5: speedups of the model."""
     for family, phase, batch, length, speedup in of.figure_5:
         where: dict[str, Any] = {"phase": phase, "batch": batch, "prompt_len": length}
         yield PublishedValue(figure=FIGURE_5, name=family, value=speedup, sparsity=0.5, **where)
@@ -153,6 +155,7 @@ def _values_of_models(of: Paper) -> Iterator[PublishedValue]:
 
 
 def _values_of_layers(of: Paper) -> Iterator[PublishedValue]:
+    """Yield the numbers of Fig. 6: speedups of one layer."""
     for phase, layer in of.figure_6_ns.items():
         for family in [name for name in layer if name != "dense"]:
             speedup = layer["dense"] / layer[family]
@@ -162,6 +165,7 @@ def _values_of_layers(of: Paper) -> Iterator[PublishedValue]:
 
 
 def _values_of_shapes(of: Paper) -> Iterator[PublishedValue]:
+    """Yield the numbers of the studies of alignment and of single GEMMs."""
     usual = {family: value for align, family, value in of.alignment if align == "16"}
     where = {"phase": "prefill", "sparsity": 0.5, **_AT_32K}
     for align, family, value in of.alignment:
@@ -173,6 +177,7 @@ def _values_of_shapes(of: Paper) -> Iterator[PublishedValue]:
 
 
 def _values_of_quality(of: Paper) -> Iterator[PublishedValue]:
+    """Yield the perplexities and the changes of task scores."""
     for family, sparsity, perplexity in of.perplexity:
         ratio = perplexity / of.dense_perplexity
         yield PublishedValue(figure=PERPLEXITY, name=family, value=ratio, sparsity=sparsity)

@@ -122,6 +122,9 @@ def locate(path: str, architecture: str | None = None) -> Place:
 
     A module inside one whose role is known has that role.
 
+    Limitations: the role is read from names. A module whose name means something else in an
+    architecture that has no entry gets a wrong role.
+
     Args:
         path: The dotted path.
         architecture: The model type; without it a name has the role that most architectures
@@ -174,11 +177,13 @@ def matrix_role(path: str) -> str:
 
 
 def _split(path: str) -> tuple[int | None, str]:
+    """Split a path into the number of its layer and what follows; None outside of layers."""
     match = _LAYER.search(path)
     return (int(match.group(1)), match.group(2) or "") if match else (None, path)
 
 
 def _scope(inner: str, *, inside_layer: bool) -> str:
+    """Return the part of a layer in which a path lies."""
     if not inside_layer:
         return "model"
     first = inner.split(".")[0]
@@ -214,6 +219,7 @@ def _role_in_context(role: str, leaf: str, names: list[str], scope: str) -> str:
 
 
 def _role_in_attention(role: str, leaf: str) -> str:
+    """Return the role of a name inside an attention."""
     if leaf in ("c_proj", "dense", "proj"):
         return "o"
     if leaf == "LayerNorm":
@@ -223,6 +229,7 @@ def _role_in_attention(role: str, leaf: str) -> str:
 
 
 def _role_in_layer(role: str, leaf: str, names: list[str]) -> str:
+    """Return the role of a name that stands in the layer itself."""
     part = names[-2] if len(names) > 1 else ""
     if leaf == "dense" and part in ("intermediate", "output"):
         return "up" if part == "intermediate" else "down"
@@ -234,6 +241,7 @@ def _role_in_layer(role: str, leaf: str, names: list[str]) -> str:
 
 
 def _role_in_mixer(role: str, leaf: str, names: list[str]) -> str:
+    """Return the role of a name inside a mixer."""
     if len(names) == 1:
         return "conv" if role == "conv" else "unknown"
     if role == "o":

@@ -115,6 +115,7 @@ def scrub(text: str) -> str:
 
 
 def _scrub(text: str) -> str:
+    """Scrub a text without the cache that short texts go through."""
     if not _may_hold(text):
         return text
     if "@" in text:
@@ -194,6 +195,7 @@ def _may_hold(text: str) -> bool:
 
 
 def _is_absolute(text: str) -> bool:
+    """Return whether a text as a whole is an absolute path, of either system."""
     if not text.startswith(("/", "\\", "~")) and text[1:2] != ":":
         return False
     if "\n" in text or len(text) > 4096:
@@ -214,6 +216,7 @@ def _last_name(path: str) -> str:
 
 
 def _named(path: re.Match[str]) -> str:
+    """Return the name that stands for a path: in a library, what follows the library's folder."""
     text = path[0]
     library = _LIBRARIES.split(text)
     return library[-1] if len(library) > 1 and library[-1] else _last_name(text)

@@ -222,7 +222,7 @@ class NormShape:
     centred: bool = False  # they subtract the mean
 
     @property
-    def per_sublayer(self) -> float:
+    def sublayer_count(self) -> float:
         """The norms of one sublayer; of a single one per layer, that one."""
         return self.per_layer / 2 if self.per_layer > 1 else 1
 

@@ -69,7 +69,7 @@ def attention_ops(plan: Plan) -> Iterable[Op]:
     shape, layers = plan.shape, plan.attention_layers
     if not layers or shape.attention.kind == "none":
         return
-    norms = shape.norms.per_sublayer
+    norms = shape.norms.sublayer_count
     yield _pointwise(plan, "attn_norm", 4 * shape.hidden * norms, layers, _norm_numbers(shape))
     attending = layers
     if shape.other_layers:
@@ -119,7 +119,7 @@ def mlp_ops(plan: Plan) -> Iterable[Op]:
     shape, layers = plan.shape, plan.mlp_layers
     if not layers or shape.mlp.kind == "none":
         return
-    norms = shape.norms.per_sublayer
+    norms = shape.norms.sublayer_count
     numbers = _norm_numbers(shape) if shape.norms.per_layer > 1 else 0
     yield _pointwise(plan, "mlp_norm", 4 * shape.hidden * norms, layers, numbers)
     plain = layers * shape.mlp_layers / shape.layers
@@ -326,7 +326,7 @@ def _head(plan: Plan) -> Iterable[Op]:
 
 def _norm_numbers(shape: ModelShape) -> float:
     """Count the stored numbers of the norms of one sublayer."""
-    return shape.norms.per_sublayer * shape.norms.per_element * shape.hidden
+    return shape.norms.sublayer_count * shape.norms.per_element * shape.hidden
 
 
 def _bias(plan: Plan, role: str, n: int) -> int:

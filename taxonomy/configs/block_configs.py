@@ -90,6 +90,7 @@ def _widths_of_multipliers(cfg: Mapping[str, Any], multipliers: list[Any]) -> li
 
 
 def _part(block: Any, name: str, number: int) -> Mapping[str, Any]:
+    """Return the attention or the ffn of a block. Raise PrunescopeError if the block has none."""
     part = block.get(name) if isinstance(block, Mapping) else None
     if not isinstance(part, Mapping):
         raise PrunescopeError(
@@ -100,6 +101,7 @@ def _part(block: Any, name: str, number: int) -> Mapping[str, Any]:
 
 
 def _whole(part: Mapping[str, Any], name: str, number: int | None = None) -> int:
+    """Return a positive whole number of a config. Raise PrunescopeError for another value."""
     value = part.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**40:
         where = "the config" if number is None else f"block {number} of the config"
@@ -111,6 +113,7 @@ def _whole(part: Mapping[str, Any], name: str, number: int | None = None) -> int
 
 
 def _factor(value: Any, name: str) -> float:
+    """Return a factor below 1,024 as a float. Raise PrunescopeError for another value."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1024:
         raise PrunescopeError(
             f"{name} of the config is {str(value)[:40]!r}, not a factor",

@@ -111,6 +111,7 @@ def stored_elements(path: Path) -> int:
 
 
 def _read(path: Path) -> _Header:
+    """Read the header of a GGUF file. Raise PrunescopeError if it is damaged."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             header = _Header(data, path.stat().st_size)
@@ -134,6 +135,7 @@ class _Header:
         self.tensors: dict[str, tuple[int, ...]] = {}
 
     def read(self) -> None:
+        """Read all values and tensors. Raise ValueError if the header is damaged."""
         if self.data[:4] != b"GGUF":
             raise ValueError("it does not begin with GGUF")
         self.at = 4
@@ -147,6 +149,7 @@ class _Header:
             self.tensor(number)
 
     def tensor(self, number: int) -> None:
+        """Read the name and the shape of one tensor."""
         name = self.text()
         (dims,) = self.take("<I")
         if dims > _MOST_DIMS:

@@ -63,6 +63,7 @@ def _read_gguf(path: Path) -> StoredTensors:
 
 
 def _read_safetensors(files: list[Path], *, complete: bool) -> StoredTensors:
+    """Read the shapes of all files; the first damaged one ends it."""
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         try:

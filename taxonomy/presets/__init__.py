@@ -149,6 +149,7 @@ def published_as(name: str) -> str | None:
 
 
 def _read(name: str) -> dict[str, Any]:
+    """Read the file of a preset. Raise PrunescopeError with the nearest names if there is none."""
     key = name.lower()
     if key not in preset_names():
         raise PrunescopeError(
