@@ -124,7 +124,7 @@ def script(replays: Replays, gemm: ReplayedGemm, around: Iterable[ReplayedGemm] 
     return _TEMPLATE.format(
         dtype=gemm.dtype,
         title=f"M = {gemm.m}, N = {gemm.n}, K = {gemm.k}",
-        device=types.get(str(replays.device.kind or "", CUDA.device_type),
+        device=types.get(str(replays.device.kind), CUDA.device_type),
         torch_dtype=str(TORCH_DTYPES[gemm.dtype]).removeprefix("torch."),
         threads=replays.device.threads or 0,
         flush_bytes=replays.flush_bytes or 0,
