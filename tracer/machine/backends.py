@@ -51,6 +51,11 @@ class Backend:
 
         return getattr(torch, self.device_type, None)
 
+    @property
+    def has_graphs(self) -> bool:
+        """Whether this torch records graphs on the backend."""
+        return self.graph is not None and hasattr(self.module, self.graph)
+
     def load(self) -> None:
         """Import the package that adds the module to torch, if it is needed and installed."""
         if self.package is not None and importlib.util.find_spec(self.package) is not None:
@@ -65,7 +70,7 @@ class Backend:
         self.load()
         if self.module is None:
             return False
-        # Before torch 2.1, torch.mps does not say it.
+        # torch.mps of old versions does not report it, and torch.backends.mps does.
         of_torch = getattr(torch.backends, self.device_type, None)
         return bool(getattr(self.module, "is_available", getattr(of_torch, "is_available", bool))())
 
@@ -145,7 +150,7 @@ class Backend:
 
     def lack(self, feature: str) -> tuple[str, str] | None:
         """Return the problem and the hint if the backend lacks a feature; None if it has it."""
-        if feature == GRAPHS and self.graph is None:
+        if feature == GRAPHS and not self.has_graphs:
             return (
                 f"--mode graph records CUDA graphs, and {self.label} has none",
                 "use --mode compile or eager, or a GPU",

@@ -224,7 +224,7 @@ def _kernel_floor_ns(device: torch.device) -> int | None:
         times = times_ns(lambda: x.add_(1), device, deadline=time.perf_counter() + 0.2, most=200)
         return round(statistics.median(times))
     backend, count = backend_of(device), 200
-    if backend.graph is None or backend.event is None:
+    if not backend.has_graphs or backend.event is None:
         return None
     first, last = backend.timed_events()
     graph = backend.new_graph()

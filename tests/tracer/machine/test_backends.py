@@ -176,6 +176,9 @@ def test_a_gpu_of_another_vendor_is_measured_by_its_row(
     assert (read_clocks(device), device_troubles(device)) == (None, [])  # no tool of its driver
     require_feature(device, PROFILER)
     require_feature(device, GRAPHS)
+    monkeypatch.delattr(torch.xpu, "XPUGraph")  # a torch that is too old
+    with pytest.raises(PrunescopeError, match="XPU has none"):
+        require_feature(device, GRAPHS)
     xpu.clear()
     synchronize(device)
     backend_of(device).empty_cache()
