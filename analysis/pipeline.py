@@ -39,7 +39,9 @@ from prunescope.analysis.pool import jobs_for
 from prunescope.analysis.rank_jobs import Frames, Outcome, Sides, outcome_of, shared
 from prunescope.analysis.replayed import with_replays
 from prunescope.analysis.report.summary import summary, waits_for
+from prunescope.analysis.schema.notice import warning
 from prunescope.analysis.schema.report import Phase, Report
+from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import scrubbed
 from prunescope.taxonomy.replays import read_replays
@@ -180,7 +182,7 @@ def _phases(pruned: Side, dense: Side | None) -> tuple[list[str], Diagnostics]:
         )
     alone = [n for n in dict.fromkeys([*pruned.phases, *dense.phases]) if n not in both]
     if alone and not _both_runs(pruned, dense):
-        return both, Diagnostics((f"{', '.join(alone)}: on one side only, left out",))
+        return both, Diagnostics((warning("phases-left-out", phases=alone),))
     return both, Diagnostics()
 
 
@@ -196,18 +198,18 @@ def _report(pruned: _Done, dense: _Done | None, phases: Mapping[str, Phase]) -> 
         for facts, name in zip(described, names, strict=True):
             facts["name"] = name
     asked, takes_model = pruned.side.asked_for_shapes, pruned.side.takes_model
-    warnings = [
-        warning
+    notices = [
+        one
         for name, phase in phases.items()
-        for warning in missing_shapes(
+        for one in missing_shapes(
             name, phase, requested=asked, takes_model=takes_model, recorder=pruned.side.recorder
         )
     ]
-    warnings += pruned.diagnostics.warnings
+    notices += pruned.diagnostics.warnings
     for name, phase in phases.items():
-        warnings += phase_warnings(name, phase)
-    found = dense.diagnostics.warnings if dense is not None else ()
-    of_dense = [f"baseline: {warning}" for warning in found if warning not in warnings]
+        notices += phase_warnings(name, phase)
+    of_dense = dense.diagnostics.warnings if dense is not None else ()
+    notices += [warning("of-baseline", about=one) for one in of_dense if one not in notices]
     return Report(
         tool=TOOL,
         subject=described[0],
@@ -217,6 +219,6 @@ def _report(pruned: _Done, dense: _Done | None, phases: Mapping[str, Phase]) -> 
             n: replace_fields(p, summary=summary(p, waits_for(p, phases)))
             for n, p in phases.items()
         },
-        warnings=list(dict.fromkeys([*warnings, *of_dense])),
+        warnings=list(dict.fromkeys(map(sentence, notices))),
         partial=any(done.diagnostics.partial for done in sides),
     )

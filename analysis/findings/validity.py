@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from prunescope.analysis.comparison.differences import (
-    CUT,
-    FIRST_CALLS,
-    GRAPHS,
-    UNREADABLE,
-    cut_text,
-    difference_text,
-)
 from prunescope.analysis.comparison.other_inputs import batch_ratio
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import Found, finding
-from prunescope.analysis.schema.pair_comparison import DTYPE, Difference
+from prunescope.analysis.schema.pair_comparison import (
+    CUT,
+    DTYPE,
+    FIRST_CALLS,
+    GRAPHS,
+    UNREADABLE,
+    Difference,
+)
 from prunescope.analysis.schema.report import CUT_OFF, NOT_COMPARABLE
 from prunescope.analysis.verdict.caveats import caveat_text
+from prunescope.analysis.wording.comparison import cut_text, difference_text
 from prunescope.taxonomy.dtypes import QUANTISED, dtype
 from prunescope.taxonomy.words import ms
 

@@ -16,6 +16,7 @@ import polars as pl
 
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.ops.kind import op_kind
+from prunescope.analysis.schema.notice import Notice, note
 from prunescope.analysis.shapes.slots import formats
 
 _KINDS = ("gemm", "gemv", "batched_gemm", "attention", "norm", "activation", "softmax",
@@ -53,13 +54,10 @@ def with_formats(frame: pl.DataFrame, calls: Sequence[OpCall]) -> list[OpCall]:
     return found
 
 
-def format_notes(recorded: Sequence[OpCall], calls: Sequence[OpCall]) -> list[str]:
-    """A note on the calls that got a format; none where all were recorded."""
+def format_notes(recorded: Sequence[OpCall], calls: Sequence[OpCall]) -> list[Notice]:
+    """Return a note on the calls that got a format; none where all were recorded."""
     given = sum(bool(b.dtypes) and not a.dtypes for a, b in zip(recorded, calls, strict=False))
-    return [
-        f"number formats of {given:,} distinct op calls are those that the names of their kernels "
-        "say: the trace holds none"
-    ] * bool(given)
+    return [note("formats-of-names", count=given)] if given else []
 
 
 @lru_cache(maxsize=4096)

@@ -32,6 +32,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Protocol
 
+from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.shapes.evidence import set_aside_misplaced
 from prunescope.analysis.shapes.items import (
     ATTENTION,
@@ -46,7 +47,6 @@ from prunescope.analysis.shapes.items import (
 )
 from prunescope.analysis.shapes.layer_match import (
     LayerMatch,
-    Refusal,
     in_turns,
     match_layer,
     one_expert,
@@ -75,17 +75,14 @@ def align(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[Assignme
     """The assignment of every forward pass of a step; one with `problems` where the order of the
     kernels is not that of the config's layers."""
     items = [item for item in items if item.what != BATCHED]
-    strategy: _Strategy | list[str]
+    strategy: _Strategy | list[Notice]
     if shape.mixer and ranks == 1:
         items = _one_anchor_a_mixer(items)
         strategy = _hybrid(items, shape)
     else:
         items = [item for item in items if item.what != MIXER]
         if shape.other_layers or shape.mixer_layers:
-            strategy = [
-                "the order of kernels does not identify layers of several kinds: the trace has no "
-                "modules"
-            ]
+            strategy = [warning("layers-of-several-kinds")]
         elif is_expert_loop(items, shape) and ranks == 1:
             strategy = _expert_loop(items, shape)
         else:
@@ -132,7 +129,7 @@ class _Strategy(Protocol):
 def _assign(items: Sequence[Item], strategy: _Strategy | None, shape: ModelShape) -> Assignment:
     """The assignment of one pass."""
     if strategy is None:
-        return Assignment(by_order=True, problems=["the passes of a step differ in their kernels"])
+        return Assignment(by_order=True, problems=[warning("unequal-passes")])
     out = Assignment(by_order=True, explained=strategy.explained)
     anchors, per_layer = anchors_of(items), strategy.per_layer
     anchor, damaged = -1, 0  # the anchor before a segment
@@ -152,8 +149,10 @@ def _assign(items: Sequence[Item], strategy: _Strategy | None, shape: ModelShape
             out.attentions.append((items[after], anchor // per_layer))
     layers = anchor // per_layer
     if layers != shape.layers:
-        note = f" (or so: {damaged} of them lack kernels)" if damaged else ""
-        return Assignment(by_order=True, problems=[wrong_layers(layers, shape) + note])
+        counts = {"layers": layers, "config": shape.layers, "damaged": damaged}
+        lacking = warning("layers-lack-kernels", **counts)
+        problems = [lacking if damaged else wrong_layers(layers, shape)]
+        return Assignment(by_order=True, problems=problems)
     if strategy.by_time:
         set_aside_misplaced(out)
     return out
@@ -417,18 +416,15 @@ def _num_gemms(items: Sequence[Item], first: int, last: int) -> int:
     return sum(item.what in (GEMM, GROUPED) for item in items[first:last])
 
 
-def _uniform(items: Sequence[Item], shape: ModelShape, ranks: int) -> _Patterns | list[str]:
+def _uniform(items: Sequence[Item], shape: ModelShape, ranks: int) -> _Patterns | list[Notice]:
     """Layers of one kind: attention by attention."""
     anchors = anchors_of(items)
     pattern = find_pattern(items, [range(a + 1, b) for a, b in pairwise(anchors)])
     if pattern is None:
-        return [
-            f"no repetition of layers is found in the order of kernels ({len(anchors)} attentions, "
-            f"{shape.layers} layers in the config)"
-        ]
+        return [warning("no-repeated-layers", attentions=len(anchors), layers=shape.layers)]
     experts = shape.moe_layers > shape.layers // 2
     match = match_layer(pattern.sample, pattern.ns, layer_ways(shape, ranks, experts=experts))
-    if isinstance(match, Refusal):
+    if isinstance(match, Notice):
         spans = [items[a + 1 : b] for a, b in pairwise(anchors)]
         is_whole = all(
             len(span) == len(pattern.tokens)
@@ -437,8 +433,8 @@ def _uniform(items: Sequence[Item], shape: ModelShape, ranks: int) -> _Patterns 
             for span in spans
         )
         if is_whole and len(anchors) % shape.layers:
-            return [wrong_layers(len(anchors), shape), match.why]
-        return [match.why]
+            return [wrong_layers(len(anchors), shape), match]
+        return [match]
     head = role_slots(shape, ranks)["lm_head"]
     patterns = {("f", "f"): pattern.matched(match)}
     return _Patterns(patterns, "f", shape.layers, per_layer=1, head=head, by_time=True)
@@ -457,7 +453,7 @@ def _one_anchor_a_mixer(items: Sequence[Item]) -> list[Item]:
     return out
 
 
-def _hybrid(items: Sequence[Item], shape: ModelShape) -> _Patterns | list[str]:
+def _hybrid(items: Sequence[Item], shape: ModelShape) -> _Patterns | list[Notice]:
     """Layers of attention and of mixers, in the order of the config; or both in every layer."""
     anchors = anchors_of(items)
     letters = "".join("f" if items[i].what == ATTENTION else "m" for i in anchors)
@@ -470,8 +466,13 @@ def _hybrid(items: Sequence[Item], shape: ModelShape) -> _Patterns | list[str]:
     if order is None:
         mixers = shape.other_layers or shape.mixer_layers
         return [
-            f"{letters.count('f')} attentions and {letters.count('m')} mixers in the trace, "
-            f"{shape.attention_layers} and {mixers} in the config, or in another order"
+            warning(
+                "another-order-of-layers",
+                attentions=letters.count("f"),
+                mixers=letters.count("m"),
+                config_attentions=shape.attention_layers,
+                config_mixers=mixers,
+            )
         ]
     groups: dict[Pair, list[range]] = defaultdict(list)
     for n in range(1, len(anchors)):
@@ -482,10 +483,10 @@ def _hybrid(items: Sequence[Item], shape: ModelShape) -> _Patterns | list[str]:
     for pair, spans in groups.items():
         pattern = find_pattern(items, spans)
         if pattern is None:
-            return [f"of {len(spans)} layers of a kind no more than half run the same kernels"]
+            return [warning("layers-run-other-kernels", layers=len(spans))]
         match = match_layer(pattern.sample, pattern.ns, pair_ways(shape, *pair))
-        if isinstance(match, Refusal):
-            return [match.why]
+        if isinstance(match, Notice):
+            return [match]
         patterns[pair] = pattern.matched(match)
     ways: dict[tuple[str, bool], set[tuple[Slot, ...]]] = defaultdict(set)
     for (left, right), pattern in patterns.items():
@@ -493,7 +494,7 @@ def _hybrid(items: Sequence[Item], shape: ModelShape) -> _Patterns | list[str]:
         ways[left, True].add(pattern.match.layer.after)
         ways[right, False].add(pattern.match.layer.before)
     if shape.other_layers and any(len(one) > 1 for one in ways.values()):
-        return ["layers of one kind would run in several ways"]
+        return [warning("layers-run-in-several-ways")]
     head, per_layer = role_slots(shape)["lm_head"], len(order) // shape.layers
     return _Patterns(patterns, order, len(order), per_layer=per_layer, head=head, by_time=False)
 
@@ -506,7 +507,7 @@ def is_expert_loop(items: Sequence[Item], shape: ModelShape) -> bool:
     return shape.moe_layers == shape.layers and not any(item.what == GROUPED for item in items)
 
 
-def _expert_loop(items: Sequence[Item], shape: ModelShape) -> _ExpertLoop | list[str]:
+def _expert_loop(items: Sequence[Item], shape: ModelShape) -> _ExpertLoop | list[Notice]:
     """The slots around the loop are the same in all layers: output projection and router before it,
     the next layer's projections behind it. N and K of an expert are known, its rows are not: the
     router chose them."""
@@ -530,10 +531,8 @@ def _expert_loop(items: Sequence[Item], shape: ModelShape) -> _ExpertLoop | list
             edges = ((after, tokens[0]), (before, tokens[1]))
             found.append(_ExpertLoop(edges, expert, slots["lm_head"]))
     if len(found) != 1 or shape.shared_intermediate:
-        why = (
-            "in addition to a shared one" if shape.shared_intermediate else f"{len(found)} ways fit"
-        )
-        return [f"experts run one after the other, {why}: their order is not sure"]
+        shared = bool(shape.shared_intermediate)
+        return [warning("experts-in-unknown-order", shared=shared, ways=len(found))]
     return found[0]
 
 

@@ -2,7 +2,7 @@
 
 In: the kernels of a phase with their grids, the config. Out: M where two kinds of kernels agree on
 it: kernels that run one block a token, or element-wise ones whose blocks count M·hidden and
-M·intermediate; a sentence, or another width, where they contradict the config.
+M·intermediate; a notice, or another width, where they contradict the config.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.device.tiles import in_blocks
+from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.shapes.evidence import named_in
 from prunescope.analysis.shapes.grids import Intervals, meet
 from prunescope.analysis.timeline.grid_units import BLOCKS, ITEMS, UNKNOWN_UNIT, grid_units, is_rocm
@@ -201,15 +202,13 @@ class RowCounts:
         hidden, width = self._widths
         return meet(_rows(self.adds, hidden), _rows(self.activations, width))
 
-    def contradictions(self, rows: int | None) -> list[str]:
-        """A sentence where the residual adds are not those of M rows of the hidden size."""
+    def contradictions(self, rows: int | None) -> list[Notice]:
+        """A contradiction where the residual adds are not those of M rows of the hidden size."""
         hidden, _ = self._widths
         if rows is None or self.adds is None or self.adds[0] <= rows * hidden <= self.adds[1]:
             return []
-        return [
-            f"residual adds have {self.adds[1]:,} elements, by their grids; {rows:,} rows of "
-            f"{hidden:,} have {rows * hidden:,}"
-        ]
+        counts = {"elements": self.adds[1], "expected": rows * hidden}
+        return [warning("residual-adds-off-the-rows", rows=rows, hidden=hidden, **counts)]
 
     def width(self, rows: int | None) -> int | None:
         """The MLP's channels on a rank by the activations' elements, of M rows, or of as many as

@@ -1,7 +1,7 @@
 """Contradictions between a trace and a model's config, and other configs that fit as well.
 
 In: GEMMs with the slots (role, N, K) that the config gives them, names and grids of the other
-kernels of a forward, peaks. Out: sentences that name each contradiction (none where the trace
+kernels of a forward, peaks. Out: a notice of each contradiction (none where the trace
 cannot decide), and the interval of N of each role that nothing contradicts. Times in ns, N·K in
 elements.
 """
@@ -15,10 +15,12 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from statistics import median
+from typing import Any
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.device.tiles import Tile, tile_of
-from prunescope.analysis.shapes.grids import Intervals, holds, meet, rows_of, widths_of, written
+from prunescope.analysis.schema.notice import Notice, note, warning
+from prunescope.analysis.shapes.grids import Intervals, holds, meet, rows_of, widths_of
 from prunescope.analysis.shapes.items import ATTENTION, Assignment, Item, Placed
 from prunescope.analysis.shapes.slots import EXPERT, GEMM, Slot
 from prunescope.taxonomy.shape import ModelShape
@@ -35,14 +37,13 @@ _WIDEST_NUMBER = 4  # bytes of an element, so that no time is taken for too shor
 _PACKED = re.compile(r"mul_mat_(?:vec_)?q|marlin|awq|gptq|gemm_4bit|gemv_4bit", re.IGNORECASE)
 _SUPPORTED = 0.5  # of the difference between two widths, by which times must fit one better
 _WIDE = 2.0  # times the lower end of a range of widths: wider ranges tell few models apart
-_NAMED = 8  # ranges of widths in one sentence: a plain layer has seven GEMMs, and there is the head
 _MLP = ("gate", "up", "gate_up", "down")
 _WHOLE = ("q", "k", "v", "qkv", "o", *_MLP)
 
 Usual = dict[tuple[Slot, str], float]  # ns of a slot on a kernel
 
 
-def rows_allowed(placed: Iterable[Placed], sm: int | None) -> tuple[Intervals | None, list[str]]:
+def rows_allowed(placed: Iterable[Placed], sm: int | None) -> tuple[Intervals | None, list[Notice]]:
     """The M that the grids of all linears of a forward allow; a sentence where there is none."""
     seen: dict[tuple[Slot, object], Placed] = {}
     for one in placed:
@@ -53,18 +54,13 @@ def rows_allowed(placed: Iterable[Placed], sm: int | None) -> tuple[Intervals | 
     for one in seen.values():
         own = allowed_rows(one, sm)
         if own == ():
-            grid = "×".join(map(str, one.item.grid or ()))
-            return None, [
-                f"no M fits the grid of {one.slot.role} ({grid} blocks) with N = {one.slot.n:,}"
-            ]
+            return None, [_no_rows(one)]
         if one.slot.what == EXPERT:
             continue  # its rows are those that were routed to it
         both = meet(allowed, own)
         if both == ():
-            return None, [
-                f"no M fits all grids: {one.slot.role} with N = {one.slot.n:,} needs "
-                f"M {written(own)}, the others {written(allowed)}"
-            ]
+            numbers = {"n": one.slot.n, "needed": own, "allowed": allowed}
+            return None, [warning("no-rows-fit-all-grids", role=one.slot.role, **numbers)]
         allowed = both
     return allowed, []
 
@@ -89,16 +85,21 @@ def time_limit(a: float, b: float, *, same: bool) -> float:
     return (_SAME_KERNEL if same else _OTHER_KERNEL) + fixed / shorter
 
 
-def head_contradictions(placed: Iterable[Placed], sm: int | None) -> list[str]:
+def head_contradictions(placed: Iterable[Placed], sm: int | None) -> list[Notice]:
     """A contradiction: no M fits the grid of lm_head."""
     for one in placed:
         if one.slot.role == "lm_head" and allowed_rows(one, sm) == ():
-            grid = "×".join(map(str, one.item.grid or ()))
-            return [f"no M fits the grid of lm_head ({grid} blocks) with N = {one.slot.n:,}"]
+            return [_no_rows(one)]
     return []
 
 
-def off_the_tiles(placed: Iterable[Placed]) -> list[str]:
+def _no_rows(one: Placed) -> Notice:
+    """Return the contradiction of a GEMM whose grid fits no M."""
+    grid = "×".join(map(str, one.item.grid or ()))
+    return warning("no-rows-fit-grid", role=one.slot.role, grid=grid, n=one.slot.n)
+
+
+def off_the_tiles(placed: Iterable[Placed]) -> list[Notice]:
     """GEMMs of a possibly persistent kernel whose number of blocks is not that of the tiles of
     their N, while two or more GEMMs of other widths on the same kernel have one block for every
     tile.
@@ -112,11 +113,9 @@ def off_the_tiles(placed: Iterable[Placed]) -> list[str]:
         for n, (role, launched) in widths.items():
             wanted = -(-n // tile.rows) * times
             if launched > wanted or launched < wanted and launched < most:
-                out.append(
-                    f"{role} with N = {n:,} has {wanted:,} tiles of {tile.rows}×{tile.columns}, "
-                    f"and {launched:,} blocks in the trace; other GEMMs on its kernel have a block "
-                    "for every tile"
-                )
+                size = f"{tile.rows}×{tile.columns}"
+                numbers = {"n": n, "tiles": wanted, "tile": size, "blocks": launched}
+                out.append(warning("blocks-off-the-tiles", role=role, **numbers))
     return out
 
 
@@ -154,12 +153,12 @@ def usual_times(placed: Iterable[Placed], *, with_head: bool) -> Usual:
     return {key: median(ns) for key, ns in times.items()}
 
 
-def time_contradictions(placed: Sequence[Placed], *, with_head: bool) -> list[str]:
+def time_contradictions(placed: Sequence[Placed], *, with_head: bool) -> list[Notice]:
     """A contradiction: the times of two GEMMs do not both fit their N·K. `with_head`: lm_head has
     as many rows as the linears; otherwise it may have fewer, and counts only if it takes too
     long."""
     usual = usual_times(placed, with_head=True)
-    worst: tuple[float, str] = (1.0, "")
+    worst, found = 1.0, list[Notice]()
     for a, b in combinations(usual, 2):
         (slot_a, name_a), (slot_b, name_b) = a, b
         limit = time_limit(usual[a], usual[b], same=name_a == name_b)
@@ -168,18 +167,15 @@ def time_contradictions(placed: Sequence[Placed], *, with_head: bool) -> list[st
         if not with_head and slower.role != "lm_head" and "lm_head" in (slot_a.role, slot_b.role):
             continue
         off = max(rate_a, rate_b) / min(rate_a, rate_b)
-        if off > limit and off / limit > worst[0]:
-            kernels = "one kernel" if name_a == name_b else "two kernels"
-            takes = [
-                f"{slot.role} with N·K = {slot.size:,} takes {usual[key] / 1e3:.1f} µs"
+        if off > limit and off / limit > worst:
+            gemms = [
+                {"role": slot.role, "size": slot.size, "ns": usual[key]}
                 for key, slot in ((a, slot_a), (b, slot_b))
             ]
-            worst = (
-                off / limit,
-                f"{' and '.join(takes)}: their rates are {off:.2f} times apart, those of {kernels} "
-                f"{limit:.2f} at most",
-            )
-    return [worst[1]] if worst[1] else []
+            same = name_a == name_b
+            worst = off / limit
+            found = [warning("rates-apart", gemms=gemms, apart=off, limit=limit, same=same)]
+    return found
 
 
 def set_aside_misplaced(out: Assignment) -> None:
@@ -219,7 +215,7 @@ def _may_be_one_gemm(a: float, b: float) -> bool:
 
 def narrow_gemm_contradictions(
     placed: Sequence[Placed], rows: int | None, device: Device | None
-) -> list[str]:
+) -> list[Notice]:
     """A contradiction: a GEMM narrower than a tile takes longer than its waves or its bytes
     explain, by the time of a wider GEMM on the same kernel. N·K shows less, because a partly filled
     wave takes as long as a full one."""
@@ -245,15 +241,21 @@ def narrow_gemm_contradictions(
             fair = max(usual[wide] * costs[narrow] / costs[wide], floor)
             if usual[narrow] > fair * time_limit(fair, usual[wide], same=True):
                 return [
-                    f"{narrow.role} with N = {narrow.n:,} takes {usual[narrow] / 1e3:.1f} µs; "
-                    f"compared with {wide.role} with N = {wide.n:,}, which takes "
-                    f"{usual[wide] / 1e3:.1f} µs on the same kernel, it would take "
-                    f"{fair / 1e3:.1f} µs"
+                    warning(
+                        "narrow-gemm-too-slow",
+                        role=narrow.role,
+                        n=narrow.n,
+                        ns=usual[narrow],
+                        wide=wide.role,
+                        wide_n=wide.n,
+                        wide_ns=usual[wide],
+                        fair_ns=fair,
+                    )
                 ]
     return []
 
 
-def mlp_width_contradictions(placed: Sequence[Placed], width: int, seen: int) -> list[str]:
+def mlp_width_contradictions(placed: Sequence[Placed], width: int, seen: int) -> list[Notice]:
     """A contradiction: the activations (by their grids) have another width than the config's MLP,
     unless the times of its GEMMs, compared with others on the same kernels, clearly support the
     config. A small difference in times is noise."""
@@ -273,10 +275,7 @@ def mlp_width_contradictions(placed: Sequence[Placed], width: int, seen: int) ->
     apart = len(pairs) * abs(math.log(seen / width))
     if theirs - ours > _SUPPORTED * apart or not pairs:
         return []
-    return [
-        f"the MLP has {width:,} channels in the config; activations have {seen:,}, by their grids, "
-        "and the times of its GEMMs do not contradict that"
-    ]
+    return [warning("mlp-of-another-width", width=width, seen=seen)]
 
 
 def peak_contradictions(
@@ -286,7 +285,7 @@ def peak_contradictions(
     flop_per_s: float | None,
     byte_per_s: float | None,
     itemsize: float,
-) -> list[str]:
+) -> list[Notice]:
     """A contradiction: a GEMM would be faster than the device, by FLOPs where M is known, else by
     the bytes of weights too large for a cache (64 MiB), where the bits of a weight are known."""
     times: dict[Slot, list[int]] = defaultdict(list)
@@ -298,29 +297,23 @@ def peak_contradictions(
         usual = median(ns)
         flop = 2 * rows * slot.size / usual * 1e9 if rows and slot.role != "lm_head" else 0.0
         if flop_per_s and flop > _ABOVE_PEAK * flop_per_s:
-            return [
-                f"{slot.role} with M = {rows:,}, N = {slot.n:,}, K = {slot.k:,} in "
-                f"{usual / 1e3:.1f} µs would be {flop / 1e12:.0f} TFLOP/s, of a peak of "
-                f"{flop_per_s / 1e12:.0f}"
-            ]
+            sizes = {"m": rows, "n": slot.n, "k": slot.k, "ns": usual}
+            rates = {"flop_per_s": flop, "peak": flop_per_s}
+            return [warning("gemm-above-peak", role=slot.role, **sizes, **rates)]
         size = 0 if slot in packed else slot.size * itemsize
         if byte_per_s and size > 1 << 26 and size / usual * 1e9 > _ABOVE_PEAK * byte_per_s:
-            return [
-                f"the weights of {slot.role} ({size / 1e6:.0f} MB) in {usual / 1e3:.1f} µs would "
-                f"be {size / usual:.0f} GB/s, of a peak of {byte_per_s / 1e9:.0f}"
-            ]
+            numbers = {"bytes": size, "ns": usual, "peak": byte_per_s}
+            return [warning("weights-above-bandwidth", role=slot.role, **numbers)]
     return []
 
 
-def recorded_shape_contradictions(placed: Iterable[Placed]) -> list[str]:
+def recorded_shape_contradictions(placed: Iterable[Placed]) -> list[Notice]:
     """A contradiction: the recorded N and K of a GEMM are not those of the config."""
     for one in placed:
         if one.item.nk is not None and one.item.nk != (one.slot.n, one.slot.k):
             n, k = one.item.nk
-            return [
-                f"{one.slot.role} has N = {n:,}, K = {k:,} in the trace, N = {one.slot.n:,}, "
-                f"K = {one.slot.k:,} in the config"
-            ]
+            config = {"config_n": one.slot.n, "config_k": one.slot.k}
+            return [warning("another-recorded-size", role=one.slot.role, n=n, k=k, **config)]
     return []
 
 
@@ -333,8 +326,8 @@ def head_rows(one: Placed, heads: Sequence[int], sm: int | None) -> int | None:
 
 def fitting_widths(
     gemms: Sequence[Placed], rows: int | None, sm: int | None, *, heads: Sequence[int] = ()
-) -> list[str]:
-    """The ranges of N that fit the trace, as at most one sentence; none where nothing bounds a
+) -> list[Notice]:
+    """The ranges of N that fit the trace, as at most one note; none where nothing bounds a
     width. `heads`: the possible M of lm_head."""
     with_head = tuple(heads) == (rows,)
     of_slot: dict[Slot, list[Placed]] = defaultdict(list)
@@ -343,9 +336,9 @@ def fitting_widths(
             of_slot[one.slot].append(one)
     usual = usual_times(gemms, with_head=with_head)
     by_tiles = _widths_by_tiles(gemms)
-    ranges: list[str] = []
-    by_time: list[str] = []
-    outside: list[str] = []
+    ranges: list[dict[str, Any]] = []
+    by_time: list[dict[str, Any]] = []
+    outside: list[tuple[str, int]] = []
     for slot, members in of_slot.items():
         m = head_rows(members[0], heads, sm) if slot.role == "lm_head" else rows
         by_grid = _widths_by_grid(members, m, sm) if m is not None else None
@@ -356,17 +349,11 @@ def fitting_widths(
             how = "grid" if allowed == by_grid else "time" if by_grid is None else "grid and time"
             # By time alone a width is often known to a factor of 5: used if nothing is closer.
             is_wide = how == "time" and allowed[-1][1] > _WIDE * allowed[0][0]
-            (by_time if is_wide else ranges).append(f"{slot.role} {written(allowed)} by its {how}")
-            outside += [f"{slot.n:,} of {slot.role}"] * (not holds(allowed, slot.n))
+            fitting = {"role": slot.role, "allowed": allowed, "how": how}
+            (by_time if is_wide else ranges).append(fitting)
+            outside += [] if holds(allowed, slot.n) else [(slot.role, slot.n)]
     ranges = ranges or by_time
-    if not ranges:
-        return []
-    if len(ranges) > _NAMED:
-        ranges = [*ranges[:_NAMED], f"and {len(ranges) - _NAMED} others"]
-    config = "the config's value is within this range"
-    if outside:
-        config = f"the config's value is not ({', '.join(outside)})"
-    return [f"the trace fits N of {', '.join(ranges)}: {config}"]
+    return [note("config-ranges", ranges=ranges, outside=outside)] if ranges else []
 
 
 def _widths_by_tiles(placed: Iterable[Placed]) -> dict[int, Intervals]:
@@ -447,26 +434,21 @@ def named_in(names: Iterable[str]) -> Named:
     return Named(cached.pop() if len(cached) == 1 else None, max(norms, default=None), each)
 
 
-def named_size_contradictions(named: Named, shape: ModelShape, ranks: int) -> list[str]:
+def named_size_contradictions(named: Named, shape: ModelShape, ranks: int) -> list[Notice]:
     """A contradiction: the width of the keys is not that of the cache, or the hidden size is larger
     than the widest norm kernel allows."""
     keys = shape.c // min(ranks, shape.kv_heads)
     latent = shape.kv_rank is not None or shape.spread("kv_heads") != (shape.kv_heads,) * 2
     fits = named.cached in [keys * size for size in named.each]
     if named.cached is not None and not latent and not fits:
-        return [
-            f"the cache takes {named.cached:,} bytes of keys a token, the config has {keys:,} "
-            f"numbers of {' or '.join(map(str, named.each))} bytes"
-        ]
+        numbers = {"bytes": named.cached, "keys": keys, "each": [*named.each]}
+        return [warning("cache-of-another-width", **numbers)]
     if named.norm is not None and named.norm < shape.hidden:
-        return [
-            f"the widest norm kernel holds rows of {named.norm:,}, the config's are "
-            f"{shape.hidden:,} wide"
-        ]
+        return [warning("norm-too-narrow", widest=named.norm, hidden=shape.hidden)]
     return []
 
 
-def attention_name_contradictions(items: Iterable[Item], shape: ModelShape) -> list[str]:
+def attention_name_contradictions(items: Iterable[Item], shape: ModelShape) -> list[Notice]:
     """A contradiction: the name of an attention kernel has a head dimension, or a number of query
     heads per KV head, that the config does not have. Latent attention is not judged: its kernels
     run on the width of the latent or of the heads."""
@@ -476,20 +458,16 @@ def attention_name_contradictions(items: Iterable[Item], shape: ModelShape) -> l
         group = _GROUP.search(name)
         groups = {part.group for part in shape.attention_parts()}
         if group is not None and int(group[1]) not in groups:
-            return [
-                f"the attention kernel is made for {group[1]} query heads a key, the config has "
-                f"{shape.group}"
-            ]
+            queries = int(group[1])
+            return [warning("another-group-of-queries", queries=queries, config=shape.group)]
         ours = max(shape.head_dim, shape.value_dim)
         exact, most = _size(_EXACT, name), _size(_UP_TO, name)
         wrong = exact is not None and ours != exact
         if most is not None and (ours > most or ours <= most // 2 and most > 32):
             wrong = True
         if wrong:
-            return [
-                f"the attention kernel is made for heads of {exact or most}, the config has "
-                f"{shape.head_dim}"
-            ]
+            sizes = {"size": exact or most, "config": shape.head_dim}
+            return [warning("another-head-dimension", **sizes)]
     return []
 
 
@@ -500,7 +478,7 @@ def _size(pattern: re.Pattern[str], name: str) -> int | None:
 
 def attention_grid_contradictions(
     items: Iterable[Item], shape: ModelShape, ranks: int
-) -> list[str]:
+) -> list[Notice]:
     """A contradiction: the grid of an attention kernel has another number of query heads. The grid
     of FlashAttention 2 in prefill is query tiles × sequences × heads, that of memory-efficient
     attention query tiles × heads × sequences."""
@@ -514,6 +492,5 @@ def attention_grid_contradictions(
         elif "fmha_cutlassF" in item.name:
             seen = item.grid[1]
         if seen not in known:
-            heads = " or ".join(map(str, known))
-            return [f"the grid of attention has {seen} query heads, the config {heads} a rank"]
+            return [warning("another-number-of-heads", heads=seen, config=known)]
     return []

@@ -14,11 +14,12 @@ import polars as pl
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.ops.call import Work
+from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.shapes import evidence
 from prunescope.analysis.shapes.align import align
 from prunescope.analysis.shapes.by_modules import assign_by_modules
 from prunescope.analysis.shapes.counts import Count, CountingKernels, RowCounts
-from prunescope.analysis.shapes.grids import Intervals, holds, meet, only, written
+from prunescope.analysis.shapes.grids import Intervals, holds, meet, only
 from prunescope.analysis.shapes.items import Assignment, Item, Placed
 from prunescope.analysis.shapes.ranks import ExpertSlots, experts_of
 from prunescope.analysis.shapes.slots import formats
@@ -84,11 +85,11 @@ class Trial:
         self.rows: dict[Pass, int | None] = {}
         self.tokens: dict[Pass, Tokens] = {}
         self.allowed: dict[Pass, Intervals | None] = {}
-        self.unplaced_steps: dict[int, list[str]] = {}  # why they are not placed
+        self.unplaced_steps: dict[int, list[Notice]] = {}  # why they are not placed
         self.headless: set[Pass] = set()  # where the head's grid fits no number of its rows
-        self.problems: list[str] = []
-        self.warnings: list[str] = []
-        self.config_caveats: list[str] = []
+        self.problems: list[Notice] = []
+        self.warnings: list[Notice] = []
+        self.config_caveats: list[Notice] = []
         for step, items in steps.items():
             # A graph's kernels are in no module, also where the host's frames are in the trace.
             in_modules = sum(item.layer is not None for item in items)
@@ -114,14 +115,12 @@ class Trial:
                     self.problems = list(dict.fromkeys(problems))
                     return
         for why in list(self.unplaced_steps.values())[:1]:
-            self.warnings.append(
-                f"{len(self.unplaced_steps)} of {len(steps)} steps get no shapes from the config "
-                f"{model.name}: {'; '.join(why)}"
-            )
+            numbers = {"count": len(self.unplaced_steps), "steps": len(steps), "problems": why}
+            self.warnings.append(warning("steps-without-shapes", model=model.name, **numbers))
 
     def _check(
         self, key: Pass, items: list[Item], phase: str | None, counts: list[Count]
-    ) -> list[str]:
+    ) -> list[Notice]:
         """Contradictions between a pass and the config; sets its tokens and M."""
         shape, gemms = self.model.shape, self.placed[key].gemms
         allowed, problems = evidence.rows_allowed(gemms, self.sm)
@@ -129,24 +128,20 @@ class Trial:
             return problems
         counted = RowCounts(counts, shape, self.ranks)
         if not holds(allowed, counted.tokens or 0) and counted.tokens is not None:
-            return [
-                f"kernels that run one block a token count {counted.tokens:,} rows, and the grids "
-                f"of the linears allow {written(allowed)}"
-            ]
+            return [warning("counted-rows-off-the-grids", rows=counted.tokens, allowed=allowed)]
         self.allowed[key] = allowed
         tokens = self.tokens[key] = self._checked_tokens(
             self._tokens(key[0], phase), allowed, counted
         )
         self.rows[key] = tokens.rows or only(meet(allowed, counted.allowed))
         if not holds(counted.by_elements or None, tokens.rows or 0) and tokens.rows is not None:
-            return [
-                f"residual adds and activations count {written(counted.by_elements)} rows of the "
-                f"config's widths, and M is {tokens.rows:,} ({tokens.source}): one of them is wrong"
-            ]
+            rows, elements = tokens.rows, counted.by_elements
+            numbers = {"counted": elements, "rows": rows, "source": tokens.source}
+            return [warning("counted-elements-off-the-rows", **numbers)]
         self._check_head(key)
         self.config_caveats += [
-            f"the config {self.model.name} may be that of another model: {why}"
-            for why in evidence.off_the_tiles(gemms)
+            warning("config-of-another-model", model=self.model.name, sign=sign)
+            for sign in evidence.off_the_tiles(gemms)
         ]
         return [
             *evidence.recorded_shape_contradictions(gemms),
@@ -168,32 +163,25 @@ class Trial:
             allowed = evidence.allowed_rows(one, self.sm) if one.slot.role == "lm_head" else None
             if allowed and heads and not any(holds(allowed, rows) for rows in heads):
                 self.headless.add(key)
-                counts = " or ".join(f"{rows:,}" for rows in heads)
-                self.warnings.append(
-                    f"lm_head gets no shape: with N = {one.slot.n:,} its grid needs "
-                    f"M {written(allowed)}, and it would run {counts} rows"
-                )
+                numbers = {"n": one.slot.n, "allowed": allowed, "rows": heads}
+                self.warnings.append(warning("head-without-shape", **numbers))
 
     def _width_contradictions(
         self, gemms: Sequence[Placed], counted: RowCounts, rows: int | None
-    ) -> list[str]:
+    ) -> list[Notice]:
         """Activations whose width is not the config's. Where M is known the residual adds confirm
         the hidden size, and the times of the GEMMs decide; else either width may be wrong."""
         width, channels = self.model.shape.intermediate // self.ranks, counted.width(rows)
         if channels is None:
             return []
         if rows is None:
-            return [
-                f"activations have {channels / self.model.shape.hidden:.2f} times as many "
-                f"elements as residual adds, by their grids; in the config the MLP is "
-                f"{width / self.model.shape.hidden:.2f} times as wide as the hidden state"
-            ]
+            hidden = self.model.shape.hidden
+            times = {"seen": channels / hidden, "config": width / hidden}
+            return [warning("activations-off-the-adds", **times)]
         found = evidence.mlp_width_contradictions(gemms, width, channels)
         if not found:
-            self.warnings.append(
-                f"activations have a width of {channels:,}, by their grids, the MLP {width:,} "
-                f"in the config {self.model.name}, which the times of its GEMMs do not contradict"
-            )
+            numbers = {"seen": channels, "width": width, "model": self.model.name}
+            self.warnings.append(warning("activations-of-another-width", **numbers))
         return found
 
     def _checked_tokens(
@@ -203,15 +191,15 @@ class Trial:
         rows = tokens.rows
         if rows is None or (holds(allowed, rows) and counted.tokens in (None, rows)):
             return tokens
-        what = (
-            f"the grids of the linears, which allow {written(allowed)}"
-            if not holds(allowed, rows)
-            else f"the kernels that run one block a token, which have {counted.tokens:,}"
+        off = warning(
+            "rows-off-the-tokens", rows=rows, source=tokens.source, counted=counted.tokens
         )
-        self.warnings.append(f"M = {rows:,} ({tokens.source}) does not fit {what}")
+        if not holds(allowed, rows):
+            off = warning("rows-off-the-grids", rows=rows, source=tokens.source, allowed=allowed)
+        self.warnings.append(off)
         return UNKNOWN
 
-    def _peak_contradictions(self, gemms: Sequence[Placed], rows: int | None) -> list[str]:
+    def _peak_contradictions(self, gemms: Sequence[Placed], rows: int | None) -> list[Notice]:
         if self.device is None or not gemms:
             return []
         inputs, weights = formats(gemms[0].item.name, self.model.dtype)
@@ -239,10 +227,8 @@ class Trial:
         replayed = bool(self.traced.linked.replayed[self.traced.linked.step == step].any())
         counted = annotated(name, replayed=replayed)
         if other and annotated_phase != "mixed":
-            self.warnings.append(
-                f"--phase {workload.phase} and its workload are not used: steps are annotated as "
-                f"{annotated_phase}"
-            )
+            phases = {"phase": workload.phase, "annotated": annotated_phase}
+            self.warnings.append(warning("unused-workload", **phases))
         if given is UNKNOWN:
             return counted
         # A replay's batch is padded: more rows than requests.
@@ -251,9 +237,8 @@ class Trial:
             and given.rows
             and (given.rows < counted.rows if replayed else given.rows != counted.rows)
         ):
-            self.warnings.append(
-                f"M = {given.rows:,} is given, and a step is annotated with {counted.rows:,} tokens"
-            )
+            numbers = {"rows": given.rows, "annotated": counted.rows}
+            self.warnings.append(warning("given-rows-off-annotation", **numbers))
             return UNKNOWN
         return given
 

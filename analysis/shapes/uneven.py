@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 
+from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.shapes.evidence import set_aside_misplaced
 from prunescope.analysis.shapes.items import (
     ATTENTION,
@@ -70,20 +71,17 @@ def align_uneven(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[A
     """The assignment of every forward pass of a step; one with `problems` where the order of the
     kernels is not that of the config's layers."""
     if shape.mixer_layers or shape.other_layers:
-        why = "the order of kernels does not identify layers that differ in size and in kind"
-        return [Assignment(by_order=True, problems=[why])]
+        return [Assignment(by_order=True, problems=[warning("layers-of-several-sizes")])]
     items = [item for item in items if item.what not in (BATCHED, MIXER)]
     ways = list(_ways(shape, ranks))
     anchors, attending = anchors_of(items), len(ways[0].attending)
     if not anchors or not attending or len(anchors) % attending:
-        why = (
-            f"{len(anchors)} attentions in the trace, {attending} layers with attention in the "
-            "config"
-        )
-        return [Assignment(by_order=True, problems=[why])]
+        counts = {"attentions": len(anchors), "layers": attending}
+        problem = warning("another-number-of-attentions", **counts)
+        return [Assignment(by_order=True, problems=[problem])]
     passes = _passes(items, anchors, ways)
     chosen = _chosen(ways, [_parts(one) for one in passes])
-    if isinstance(chosen, str):
+    if isinstance(chosen, Notice):
         return [Assignment(by_order=True, problems=[chosen])]
     return [_assigned(one, chosen) for one in passes]
 
@@ -103,7 +101,7 @@ def _parts(items: Sequence[Item]) -> list[Sequence[Item]]:
     return [items[a + 1 : b] for a, b in pairwise([-1, *anchors_of(items), len(items)])]
 
 
-def _chosen(ways: list[_Way], passes: list[list[Sequence[Item]]]) -> _Way | str:
+def _chosen(ways: list[_Way], passes: list[list[Sequence[Item]]]) -> _Way | Notice:
     """The way that most segments match; of several, the one that the times fit."""
     counts = []
     for way in ways:
@@ -111,11 +109,11 @@ def _chosen(ways: list[_Way], passes: list[list[Sequence[Item]]]) -> _Way | str:
         counts.append(sum(one is not None for one in matched))
     most, total = max(counts), sum(map(len, passes))
     if most <= _MOST * total:
-        return f"{most} of {total} segments between attentions run as many GEMMs as the config says"
+        return warning("segments-of-other-gemms", count=most, segments=total)
     best = [way for way, count in zip(ways, counts, strict=True) if count == most]
     costs = sorted((_cost(way, passes), number) for number, way in enumerate(best))
     if len(costs) > 1 and costs[1][0] < costs[0][0] + _SURE:
-        return f"the GEMMs of a layer may run in {len(best)} orders, by their times"
+        return warning("several-orders-of-gemms", orders=len(best))
     return best[costs[0][1]]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from prunescope.analysis.schema.notice import Notice, note
 from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.trace.collect import Ints
 from prunescope.analysis.trace.event import DEVICE_CATEGORIES
@@ -40,18 +41,15 @@ def lost_launches(trace: Trace, windows: Windows) -> dict[str, int]:
     }
 
 
-def nameless_notes(trace: Trace) -> list[str]:
-    """A note if kernels that name no launch belong to launches that seem to have no kernel."""
+def nameless_notes(trace: Trace) -> list[Notice]:
+    """Return a note if kernels that name no launch are of launches that seem to have none."""
     kernels, launches = (
         _nameless_kernels(trace),
         int((_launches_kernels(trace) & ~trace.launches_named).sum()),
     )
     if not kernels or not launches:
         return []
-    return [
-        f"{kernels:,} kernels have no correlation id and {launches:,} launches no kernel: they are "
-        "taken for those of one another, and which is which is unknown"
-    ]
+    return [note("nameless-launches", kernels=kernels, launches=launches)]
 
 
 def _nameless_kernels(trace: Trace) -> int:

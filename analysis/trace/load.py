@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from prunescope.analysis.ops.call import OpCall
+from prunescope.analysis.schema.notice import warning
 from prunescope.analysis.trace.collect import (
     MODULE,
     NONE,
@@ -42,7 +43,6 @@ from prunescope.analysis.trace.results import with_results
 from prunescope.analysis.trace.samples import counters_of
 from prunescope.analysis.trace.shares import join_shares
 from prunescope.analysis.trace.uncategorised import (
-    TIMED_AROUND_OPS,
     innermost_only,
     is_timed_around_ops,
 )
@@ -114,7 +114,7 @@ def _load_chrome(path: Path, member: str | None) -> Trace:
     if trace.on_device and is_timed_around_ops(collect.threads):
         keep = innermost_only(trace.device)
         trace.device = {name: column[keep] for name, column in trace.device.items()}
-        trace.caveats.append(TIMED_AROUND_OPS)
+        trace.caveats.append(warning("times-around-ops"))
     if trace.on_device and collect.uncategorised and not len(trace.launches["ts"]):
         launch_by_arrows(trace, collect.threads)
     take_ids_of_flows(trace, collect.threads)

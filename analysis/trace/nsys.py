@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.trace.collect import Collector
 from prunescope.analysis.trace.nccl_calls import ENTRIES
 from prunescope.analysis.trace.nsys_devices import (
@@ -55,8 +56,8 @@ def device_number(member: str) -> int | None:
     return int(number) if number.isdecimal() and number != member else None
 
 
-def read(path: Path, member: str | None) -> tuple[Source, Collector, list[str]]:
-    """The events of one device and of the processes that used it, and caveats as sentences.
+def read(path: Path, member: str | None) -> tuple[Source, Collector, list[Notice]]:
+    """The events of one device and of the processes that used it, and warnings.
 
     Raises PrunescopeError where the file cannot be read, or lacks the device.
     """
@@ -85,4 +86,4 @@ def _read_all(tables: Tables) -> None:
     add_counters(tables)
     tables.source.meta |= {"deviceProperties": properties(tables), PROFILER: NSYS}
     if tables.file.has_wal:
-        tables.caveats.append("changes that SQLite keeps in a file next to it (-wal) were not read")
+        tables.caveats.append(warning("unread-wal"))

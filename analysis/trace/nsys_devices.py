@@ -1,7 +1,7 @@
 """The GPUs of an export of Nsight Systems, and what its tables of GPU work lack.
 
 In: an open `Database`. Out: `NsysDevice`s: what the processes of the file call each GPU that ran
-kernels; SQL for rows that name no device; caveats as sentences. Names of tables stand here too.
+kernels; SQL for rows that name no device; warnings. Names of tables stand here too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.trace.collect import NONE
 from prunescope.analysis.trace.nsys_file import Database
 from prunescope.taxonomy.errors import PrunescopeError
@@ -130,15 +131,15 @@ def _only(gpu_of: dict[tuple[int, int], int], number: int) -> int | None:
     return found.pop() if len(found) == 1 else None
 
 
-def lacking_caveats(file: Database) -> Iterator[str]:
-    """Caveats on columns that tables other than that of the kernels lack."""
+def lacking_caveats(file: Database) -> Iterator[Notice]:
+    """Warnings of columns that tables other than that of the kernels lack."""
     for table, needed in _NEEDED.items():
         if lacking := file.lacks(table, *needed):
-            yield f"its table {table} lacks {_columns(lacking)}: what depends on that is unknown"
+            yield warning("lacking-columns", table=table, columns=lacking)
     yield from _mixed_processes(file)
 
 
-def _mixed_processes(file: Database) -> Iterator[str]:
+def _mixed_processes(file: Database) -> Iterator[Notice]:
     """Work that names no process, in a file of several, whose launches have equal ids."""
     unknown = sum(
         file.count(table, _NO_PROCESS if file.has(table, "globalPid") else "") for table in WORK
@@ -148,11 +149,7 @@ def _mixed_processes(file: Database) -> Iterator[str]:
     threads = (row[0] for block in file.rows(RUNTIME, ("globalTid",), group=True) for row in block)
     processes = {_process(one) for one in threads} - {NONE}
     if len(processes) > 1:
-        yield (
-            f"{unknown:,} of its kernels, copies and fills name no process (globalPid), and "
-            f"{len(processes)} processes made calls of CUDA: launches of one process may be taken "
-            "for those of another, and so may ops and layers"
-        )
+        yield warning("work-without-process", count=unknown, processes=len(processes))
 
 
 def _columns(names: list[str]) -> str:

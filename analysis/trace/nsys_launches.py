@@ -9,7 +9,8 @@ import re
 
 import numpy as np
 
-from prunescope.analysis.trace.collect import COLUMNS, DEVICE_ROWS, NONE, Ints, interned
+from prunescope.analysis.schema.notice import warning
+from prunescope.analysis.trace.collect import COLUMNS, NONE, Ints, interned
 from prunescope.analysis.trace.nsys_devices import MOST_DEVICE, RUNTIME, UNPLACED
 from prunescope.analysis.trace.nsys_tables import Tables, placed_tables, places_in, processes_of
 from prunescope.analysis.trace.nsys_work import SYNCS
@@ -92,11 +93,7 @@ def say_unlaunched(tables: Tables) -> None:
     (ids,) = tables.device_columns("correlation")
     called = np.sort(tables.collect.tables["launch"].frozen()["correlation"])
     if len(ids) and not (places_in(called, ids) >= 0).any():
-        tables.caveats.append(
-            f"none of its {len(ids):,} {DEVICE_ROWS} has its launch in the file: which step, "
-            "op or layer they are of is unknown, and all of it counts as one step (calls of "
-            "CUDA are recorded by `nsys profile --trace cuda`)"
-        )
+        tables.caveats.append(warning("work-without-launches", count=len(ids)))
 
 
 def _plain_call(name: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from prunescope.analysis.schema.notice import Notice
 from prunescope.analysis.trace.collect import (
     COLUMNS,
     MAX_ANNOTATION_NS,
@@ -38,7 +39,7 @@ _ID_BITS = 33
 
 class Tables:
     """Input and output of reading one device: the file, the Collector that its rows go to, and
-    `caveats`: what the file lacks, as sentences. `order`: the processes that used the device, by
+    `caveats`: what the file lacks. `order`: the processes that used the device, by
     number; `alone`: CUDA's numbers that no other device has; `others`: what these processes call
     the others."""
 
@@ -47,7 +48,7 @@ class Tables:
     ) -> None:
         self.file, self.source, self.device = file, source, device
         self.collect = Collector()
-        self.caveats: list[str] = []
+        self.caveats: list[Notice] = []
         self._strings: dict[int, str | None] = {}
         self.unnamed: Counter[str] = Counter()
         known = [process for process in device.processes if process != NONE]

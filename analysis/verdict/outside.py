@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from prunescope.analysis.comparison.differences import gemm_formats, not_comparable_text
+from prunescope.analysis.comparison.differences import gemm_formats
 from prunescope.analysis.comparison.more_calls import ON_WEIGHTS
 from prunescope.analysis.comparison.other_inputs import other_inputs
-from prunescope.analysis.comparison.parallelism import PARALLELISM
 from prunescope.analysis.kernels.frame import MATMUL, Kernels
 from prunescope.analysis.ledger.gemms import Call, Pair
+from prunescope.analysis.schema.pair_comparison import PARALLELISM
 from prunescope.analysis.verdict.evidence import Evidence, Reason, most_common
+from prunescope.analysis.wording.comparison import not_comparable_text
+from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.dtypes import QUANTISED
 from prunescope.taxonomy.roles import GROUPS
 from prunescope.taxonomy.words import percent
@@ -195,7 +197,7 @@ def more_ops(e: Evidence) -> Reason | None:
     found = e.more_calls
     if not found or e.activation is not None:
         return None
-    shown = "; ".join(one.in_words for one in found[:3])
+    shown = "; ".join(sentence(one.notice) for one in found[:3])
     rest = f"; {len(found) - 3} more" if len(found) > 3 else ""
     line = f"no GEMM moved; the pruned side calls some ops more often: {shown}{rest}"
     calls = sum(one.pruned - one.dense for one in found)

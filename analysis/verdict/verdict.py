@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import replace
 
 from prunescope.analysis.comparison.convolutions import convolutions
-from prunescope.analysis.comparison.differences import UNREADABLE, differences, unpaired
+from prunescope.analysis.comparison.differences import differences, unpaired
 from prunescope.analysis.comparison.equal_information import ComparableSides
 from prunescope.analysis.comparison.more_calls import more_calls
 from prunescope.analysis.comparison.parallelism import ranks_of
@@ -21,7 +21,7 @@ from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.ledger.gradients import is_gradient
 from prunescope.analysis.ledger.pairing import Units
-from prunescope.analysis.schema.pair_comparison import SHAPES
+from prunescope.analysis.schema.pair_comparison import SHAPES, UNREADABLE
 from prunescope.analysis.schema.report import FamilyPart, FamilyVerdict
 from prunescope.analysis.verdict.detectors import detectors
 from prunescope.analysis.verdict.detectors.run_time import shorter_cache

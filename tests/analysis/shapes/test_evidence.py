@@ -17,6 +17,7 @@ from prunescope.analysis.shapes.evidence import (
 from prunescope.analysis.shapes.grids import holds, meet, only, rows_of, widths_of
 from prunescope.analysis.shapes.items import ATTENTION, Item, Placed
 from prunescope.analysis.shapes.slots import GEMM, Slot
+from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.shape import ModelShape
 
@@ -92,7 +93,7 @@ def test_residual_adds_and_activations_tell_m_together() -> None:
     assert RowCounts(adds, QWEN, 1).allowed is None
     assert RowCounts(adds + active, QWEN, 1).contradictions(8944) == []
     (said,) = RowCounts(adds + active, QWEN, 1).contradictions(8000)
-    assert "residual adds have 9,158,656 elements" in said
+    assert "residual adds have 9,158,656 elements" in sentence(said)
     assert RowCounts(adds + active, QWEN, 1).width(8944) is None
     narrow = elementwise("activations", 8944 * 2048, 24)
     assert RowCounts(adds + narrow, QWEN, 1).width(None) == 2048
@@ -126,7 +127,7 @@ LL4MI = (
 )
 def test_the_name_of_an_attention_kernel_tells_heads(name: str, said: str | None) -> None:
     found = attention_name_contradictions([attention(name)], QWEN3)
-    assert found == [] if said is None else said in found[0]
+    assert found == [] if said is None else said in sentence(found[0])
 
 
 def test_the_grid_of_an_attention_counts_heads() -> None:
@@ -176,7 +177,7 @@ def test_blocks_that_are_not_the_tiles_of_a_width(widths: dict[int, int], said: 
 
     gemms = [placed(f"linear {n}", n, blocks) for n, blocks in widths.items()]
     found = off_the_tiles([*gemms, placed("lm_head", 151_936, 1187)])
-    assert found == [] if said is None else len(found) == 1 and said in found[0]
+    assert found == [] if said is None else len(found) == 1 and said in sentence(found[0])
 
 
 @pytest.mark.parametrize(
