@@ -11,10 +11,19 @@ from string import Formatter
 from typing import Any
 
 from prunescope.analysis.schema.notice import Notice
-from prunescope.analysis.wording import comparison, inputs, kernels, peaks, shapes, timeline, trace
+from prunescope.analysis.wording import (
+    comparison,
+    inputs,
+    kernels,
+    peaks,
+    shapes,
+    timeline,
+    trace,
+    verdict,
+)
 from prunescope.taxonomy.words import ms, percent, shortened
 
-THEMES = (trace, timeline, kernels, peaks, shapes, inputs, comparison)
+THEMES = (trace, timeline, kernels, peaks, shapes, inputs, comparison, verdict)
 WORDINGS: dict[str, str | Callable[..., str]] = {
     kind: wording for theme in THEMES for kind, wording in theme.WORDS.items()
 }
