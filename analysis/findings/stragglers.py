@@ -516,7 +516,8 @@ def _change_by_cause(late: Late) -> str:
     if late.more_idle > max(late.more_work, 0.0):
         cause = _idle_cause(late)
         change = _HOST if cause == "host" and not late.rank.on_device else _IDLE.get(cause, _HOST)
-        if change.startswith(_HOST) and late.rank.idle_finding is not None:
+        of_host = cause == "host" or cause not in _IDLE
+        if of_host and late.rank.idle_finding is not None:
             explained = f"in that time (its finding {late.rank.idle_finding} says)"
             change = change.replace("in that time", explained, 1)
         return change

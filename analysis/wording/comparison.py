@@ -193,9 +193,7 @@ WORDS: dict[str, str | Callable[..., str]] = {
         "the {apart} side multiplies {roles:list} in GEMMs of their own, the other one in one: "
         "they are compared as {fused}"
     ),
-    "unordered-qkv": (
-        "the order of kernels does not separate q, k and v: they are compared as qkv"
-    ),
+    "unordered-qkv": "the order of kernels does not separate q, k and v: they are compared as qkv",
     "roles-of-other-side": (
         "modules of the other side name these GEMMs, by order and shape in a layer: {roles:list}"
     ),

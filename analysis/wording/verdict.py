@@ -85,9 +85,7 @@ WORDS: dict[str, str | Callable[..., str]] = {
     "other-attention": "attention runs as {pruned:list} instead of {dense:list}",
     "other-activation": "the activation op differs: {pruned:list} instead of {dense:list}",
     "other-units": _other_units,
-    "called-more-often": (
-        "no GEMM moved; the pruned side calls some ops more often: {ops:notices}"
-    ),
+    "called-more-often": "no GEMM moved; the pruned side calls some ops more often: {ops:notices}",
     "and-more": "{count} more",
     "unread-work": lambda side, share, ops: (
         f"of {percent(share, 1)} of the busy time of the {side} side it is not known what it "
