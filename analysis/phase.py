@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 import polars as pl
 
-from prunescope.analysis.comparison.differences import CODE, pair_comparison
+from prunescope.analysis.comparison.differences import pair_comparison
 from prunescope.analysis.comparison.equal_information import ComparableSides
 from prunescope.analysis.comparison.other_inputs import other_inputs
 from prunescope.analysis.findings.checks import find
@@ -20,7 +20,6 @@ from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.notes import notes
 from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.kernels.anatomy import anatomy
-from prunescope.analysis.kernels.phase_kind import format_split
 from prunescope.analysis.ledger.attribution import AttributionInputs, attribution_inputs
 from prunescope.analysis.ledger.categories import categories
 from prunescope.analysis.ledger.dynamic_overhead import overhead
@@ -46,7 +45,8 @@ from prunescope.analysis.ledger.rows import LargestKernels, as_much_work, build_
 from prunescope.analysis.ledger.samples import samples_of
 from prunescope.analysis.phase_routing import routing_of
 from prunescope.analysis.schema.categories import CategoryTime
-from prunescope.analysis.schema.pair_comparison import PairComparison
+from prunescope.analysis.schema.notice import Notice, note
+from prunescope.analysis.schema.pair_comparison import CODE, PairComparison
 from prunescope.analysis.schema.report import (
     FamilyVerdict,
     GemmRow,
@@ -71,6 +71,7 @@ from prunescope.analysis.verdict.detectors.run_time import layers_that_run
 from prunescope.analysis.verdict.evidence import Evidence
 from prunescope.analysis.verdict.outside import gemm_dtypes, is_quantised, replaced
 from prunescope.analysis.verdict.verdict import evidence_of, verdict
+from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.runs.run import Run
@@ -95,7 +96,7 @@ class _Compared:
     predicted: PredictedRun | None = None
     overhead: Overhead | None = None
     dense: SidePhase | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Notice, ...] = ()
     categories: list[CategoryTime] = field(default_factory=list)
 
 
@@ -270,15 +271,11 @@ def _ratio(removed: float | None) -> float | None:
     return None if removed is None or removed >= 1 else 1 / (1 - removed)
 
 
-def _other_steps(dense: SidePhase, pruned: SidePhase) -> tuple[str, ...]:
-    """Note where the means of the two sides are over unequal numbers of steps."""
-    old, new = dense.kernels.num_steps, pruned.kernels.num_steps
-    if old == new:
-        return ()
-    return (
-        f"profiled steps: {old} of the dense side, {new} of the pruned one; each mean is over its "
-        "own, and they differ where keys grow or first steps are slow",
-    )
+def _other_steps(dense: SidePhase, pruned: SidePhase) -> list[Notice]:
+    """Return a note where the means of the two sides are over unequal numbers of steps."""
+    counts = {"dense": dense.kernels.num_steps, "pruned": pruned.kernels.num_steps}
+    is_equal = counts["dense"] == counts["pruned"]
+    return [] if is_equal else [note("unequal-step-counts", **counts)]
 
 
 def _took_turns(dense: SidePhase, pruned: SidePhase) -> bool:
@@ -292,37 +289,31 @@ def _took_turns(dense: SidePhase, pruned: SidePhase) -> bool:
     )
 
 
-def _executed(own: SidePhase) -> Iterator[str]:
+def _executed(own: SidePhase) -> Iterator[Notice]:
     """Yield the number of graphs in a captured step, and the backend of a method with several."""
     run, manifest = own.run, own.side.run
     if run is not None and run.graphs is not None:
-        by = "CUDA graph" if run.mode == "graph" else "graph of torch.compile"
-        many = f"{run.graphs} {by}s" if run.graphs != 1 else f"one {by}"
-        breaks = f"; it broke off at: {'; '.join(run.breaks)}" if run.breaks else ""
-        if run.mode == "compile" and run.breaks == []:
-            breaks = ", without a break"
-        yield f"each step is {many}{breaks}"
+        unbroken = run.mode == "compile" and run.breaks == []
+        yield note(
+            "steps-are-graphs",
+            count=run.graphs,
+            cuda=run.mode == "graph",
+            breaks=run.breaks or [],
+            unbroken=unbroken,
+        )
     pruning = manifest.pruning if manifest is not None else None
     parts = [] if pruning is None else pruning.parts or [pruning]
     names = sorted({part.backend for part in parts if part.backend})
     if names:
-        yield f"backend of the method: {', '.join(names)}"
+        yield note("backends", names=names)
 
 
-def _not_in_turns(dense: SidePhase, pruned: SidePhase) -> tuple[str, ...]:
-    """Note where the samples of the two sides were not taken in turns, as in one capture."""
-    if (
-        pruned.run is None
-        or dense.run is None
-        or not (pruned.run.samples_ns and dense.run.samples_ns)
-    ):
-        return ()
-    if _took_turns(dense, pruned):
-        return ()
-    return (
-        "dense and pruned were captured one after the other, not in turns: what the machine did "
-        "between the two is in their ratio",
-    )
+def _not_in_turns(dense: SidePhase, pruned: SidePhase) -> list[Notice]:
+    """Return a note where the samples of the sides were not taken in turns, as in one capture."""
+    both = pruned.run, dense.run
+    if any(run is None or not run.samples_ns for run in both) or _took_turns(dense, pruned):
+        return []
+    return [note("not-in-turns")]
 
 
 def _predicted(
@@ -365,10 +356,12 @@ def _phase(
     """Build the phase of the report, without its findings."""
     kernels, linked = own.kernels, own.kernels.linked
     frame, steps = kernels.frame, kernels.num_steps
-    lines = [*notes(kernels), *compared.notes, *_executed(own)]
+    notices = [*notes(kernels), *compared.notes, *_executed(own)]
     if own.kind is not None:
-        lines.append(f"{own.kind['evidence']}: {own.kind['kind']}")
-        lines += [format_split(own.kind["split"])] if "split" in own.kind else []
+        evidence, phase = own.kind["evidence"], own.kind["kind"]
+        notices.append(note("phase-of-trace", evidence=evidence, phase=phase))
+        if (split := own.kind.get("split")) is not None:
+            notices.append(note("mixed-steps", **{"attention_ns": None, **split}))
     closures = _layer_sums(own, compared.dense)
     return Phase(
         steps=steps,
@@ -411,7 +404,8 @@ def _phase(
         baseline=compared.baseline,
         closure=closures or msgspec.UNSET,
         sparsity=compared.sparsity,
-        notes=lines,
+        notes=list(map(sentence, notices)),
+        notices=[one.as_read() for one in notices],
         predicted=compared.predicted,
         phase_kind=own.kind,
         hta=hta,

@@ -39,7 +39,9 @@ from prunescope.analysis.pool import jobs_for
 from prunescope.analysis.rank_jobs import Frames, Outcome, Sides, outcome_of, shared
 from prunescope.analysis.replayed import with_replays
 from prunescope.analysis.report.summary import summary, waits_for
+from prunescope.analysis.schema.notice import warning
 from prunescope.analysis.schema.report import Phase, Report
+from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import scrubbed
 from prunescope.taxonomy.replays import read_replays
@@ -206,7 +208,7 @@ def _shared_phases(pruned: Side, dense: Side | None) -> tuple[list[str], Diagnos
         )
     alone = [n for n in dict.fromkeys([*pruned.phases, *dense.phases]) if n not in both]
     if alone and not are_runs:
-        return both, Diagnostics((f"{', '.join(alone)}: on one side only, left out",))
+        return both, Diagnostics((warning("phases-left-out", phases=alone),))
     return both, Diagnostics()
 
 
@@ -261,18 +263,19 @@ def _warnings(collected: _Collected) -> list[str]:
     """Return the warnings of both sides and of all phases, each once."""
     side, phases = collected.sides.pruned, collected.phases
     asked, takes_model = side.asked_for_shapes, side.takes_model
-    warnings = [
-        warning
+    notices = [
+        notice
         for name, phase in phases.items()
-        for warning in missing_shapes(
+        for notice in missing_shapes(
             name, phase, requested=asked, takes_model=takes_model, recorder=side.recorder
         )
     ]
-    warnings += collected.pruned.warnings
+    notices += collected.pruned.warnings
     for name, phase in phases.items():
-        warnings += phase_warnings(name, phase)
-    of_dense = [text for text in collected.dense.warnings if text not in warnings]
-    return list(dict.fromkeys([*warnings, *(f"baseline: {text}" for text in of_dense)]))
+        notices += phase_warnings(name, phase)
+    dense_alone = [notice for notice in collected.dense.warnings if notice not in notices]
+    notices += [warning("of-baseline", about=notice) for notice in dense_alone]
+    return list(dict.fromkeys(map(sentence, notices)))
 
 
 def _with_replays(report: Report, sides: Sides) -> Report:

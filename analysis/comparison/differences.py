@@ -1,25 +1,30 @@
 """Settings in which two runs differ other than the pruning, and what they leave comparable.
 
-In: a phase of both sides and its GEMM pairs. Out: every Difference, the PairComparison of the
-phase, and the words for a Difference. Code reads kinds and values; people read the words.
+In: a phase of both sides and its GEMM pairs. Out: every Difference, and the PairComparison of the
+phase. Code reads kinds and values; `analysis/wording/comparison.py` words a Difference.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from prunescope.analysis.comparison.fewer_keys import is_context_of_fewer_keys
-from prunescope.analysis.comparison.other_inputs import input_text
-from prunescope.analysis.comparison.parallelism import PARALLELISM, parallelism
+from prunescope.analysis.comparison.parallelism import parallelism
 from prunescope.analysis.inputs.side import Side, SidePhase
 from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.kernels.phase_kind import rows_of_linears, trained_tokens
 from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.pair_comparison import (
+    CODE,
+    CUT,
     DTYPE,
+    FIRST_CALLS,
+    GRAPHS,
+    STEPS,
+    UNPAIRED,
     Difference,
     OneSided,
     PairComparison,
@@ -27,18 +32,10 @@ from prunescope.analysis.schema.pair_comparison import (
 from prunescope.taxonomy.dtypes import THREE_TF32
 from prunescope.taxonomy.roles import LINEARS
 from prunescope.taxonomy.runs.run import PhaseRun
-from prunescope.taxonomy.words import ms
 
 # Fields of a phase in run.json. Other inputs change the shapes without any pruning.
 _SETTINGS = ("batch", "prompt_len", "logits", "attention", "mode", "cache", "context")
 _INPUTS = ("batch", "prompt_len", "context")
-CODE = "code"  # compiled on one side, eager on the other: kernels of other ops
-UNPAIRED = "GEMMs that pair"  # of all GEMMs of a side, by layer and role: none does
-GRAPHS = "CUDA graphs"  # recorded as their kernels, or as one interval a launch with idle time
-STEPS = "steps"  # several on one side, the whole trace on the other: any number of steps
-FIRST_CALLS = "first calls or compilation"  # on one side alone; values are ns a step
-CUT = "file"  # whole or cut off: what is behind the cut is unknown
-UNREADABLE = (CUT, UNPAIRED)  # after these nothing is known of what was changed
 _OF_FP32 = {"fp32", "tf32", THREE_TF32}  # a library may pick either for a shape
 # Of the shorter step: two captures of one model differ by 1.4 % on a quiet machine.
 _MOVES_A_STEP = 0.014
@@ -268,81 +265,6 @@ def _sizes(calls: Iterable[Call | None]) -> _Sizes:
     return found
 
 
-def cut_text(dense: object, pruned: object) -> str:
-    """Which of the two files are cut off."""
-    sides = [name for name, file in (("dense", dense), ("pruned", pruned)) if file == "cut off"]
-    which = f"the {sides[0]} trace is" if len(sides) == 1 else "both traces are"
-    return f"{which} cut off: what stood behind the cut is missing"
-
-
-def _unpaired_text(dense: object, pruned: object) -> str:
-    return (
-        f"nothing pairs: matrices are multiplied in {dense} layers and roles of the dense side and "
-        f"in {pruned} of the pruned side, of which none is the same"
-    )
-
-
-# Kind of a difference -> why the verdict cannot see past it.
-_WHY: dict[str, Callable[[object, object], str]] = {
-    CUT: cut_text,
-    UNPAIRED: _unpaired_text,
-    CODE: lambda _dense, pruned: (
-        f"the {'pruned' if pruned == 'compiled' else 'dense'} side runs compiled code "
-        "(torch.compile), whose fused loops stand for many ops; trace both sides compiled, or "
-        "neither"
-    ),
-    PARALLELISM: lambda dense, pruned: (
-        f"the pruned side runs on {pruned}, the dense one on {dense}; what a rank does not run, "
-        "another does, which is no pruning"
-    ),
-    GRAPHS: lambda dense, pruned: (
-        f"CUDA graphs are {pruned} on the pruned side, and {dense} on the dense one; record both "
-        "with nsys profile --cuda-graph-trace=node"
-    ),
-    STEPS: lambda dense, pruned: (
-        f"steps: {dense} on the dense side, {pruned} on the pruned one; how many a whole trace "
-        "holds is not known: annotate them (schedule and step() of the profiler)"
-    ),
-    "phase": lambda dense, pruned: f"the pruned side is {pruned}, the dense one {dense}",
-    "model type": lambda dense, pruned: (
-        f"the model is of type {pruned}, the dense one of type {dense}"
-    ),
-    "linears": lambda dense, pruned: (
-        f"no linear has the same size in both models, and pruning cannot turn {dense} into "
-        f"{pruned}: these are two models"
-    ),
-    "window": lambda dense, pruned: (
-        f"the attention window differs: {pruned} in the pruned run, {dense} in the dense run"
-    ),
-}
-
-
-def difference_text(one: Difference) -> str:
-    """A difference as a line of evidence: both values."""
-    if (text := _first_calls_text(one) or input_text(one)) is not None:
-        return text
-    if one.kind == CUT:
-        return cut_text(one.dense, one.pruned)
-    if one.kind == STEPS:
-        return f"steps: {one.dense} against {one.pruned}"
-    if one.kind == UNPAIRED:
-        return _unpaired_text(one.dense, one.pruned)
-    return f"{one.kind}: {one.dense} dense, {one.pruned} pruned"
-
-
-def not_comparable_text(one: Difference) -> str:
-    """Why two sides do not compare, for the verdict."""
-    if (text := input_text(one)) is not None:
-        return f"not comparable: {text}"
-    why = _WHY.get(one.kind)
-    if why is None:
-        return (
-            f"not comparable: {one.kind} is {one.pruned}, that of the dense run {one.dense}: "
-            "other inputs"
-        )
-    return f"not comparable: {why(one.dense, one.pruned)}"
-
-
 def _unequal_first_calls(dense: SidePhase, pruned: SidePhase) -> Difference | None:
     """A Difference if one side spends more of a step in first calls than two captures differ by.
     Equal first calls on both sides, as of a trace and an edited copy, leave them comparable. Runs
@@ -353,15 +275,3 @@ def _unequal_first_calls(dense: SidePhase, pruned: SidePhase) -> Difference | No
     walls = [one.kernels.wall / one.kernels.num_steps for one in (dense, pruned)]
     apart = abs(held[0] - held[1]) > _MOVES_A_STEP * min(walls)
     return Difference(FIRST_CALLS, held[0], held[1]) if apart else None
-
-
-def _first_calls_text(one: Difference) -> str | None:
-    """The difference in words; None for another kind of difference."""
-    if one.kind != FIRST_CALLS:
-        return None
-    sides = (("the baseline", one.dense), ("the pruned run", one.pruned))
-    held = [(name, ns) for name, ns in sides if isinstance(ns, int | float) and ns > 0]
-    most = max(held, key=lambda side: side[1])
-    others = [f"{name} {ms(ns)}" for name, ns in held if name != most[0]]
-    rest = others[0] if others else f"{next(n for n, _ in sides if n != most[0])} none"
-    return f"{most[0]} holds first calls or compilation, {ms(most[1])} a step, and {rest}"

@@ -18,19 +18,18 @@ from prunescope.analysis.comparison.replacements import with_replacements
 from prunescope.analysis.inputs.side import Diagnostics, SidePhase
 from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
+from prunescope.analysis.schema.notice import Notice, note, warning
 from prunescope.analysis.schema.pair_comparison import (
     MODULES,
-    OWN_CONFIG,
     REPLAYS,
     ROLES,
     SHAPES,
     OneSided,
 )
+from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.gemm import Gemm
-from prunescope.taxonomy.recorder import recorder_called
 from prunescope.taxonomy.roles import LINEARS
 
-_OPTIONS = {"dense": "--baseline-eager-trace", "pruned": "--eager-trace"}
 _PLAIN = ("gemm", "gemv", "sparse_gemm")
 
 
@@ -57,7 +56,7 @@ def with_equal_information(dense: SidePhase, pruned: SidePhase) -> ComparableSid
     dense, pruned, replays = _equal_replays(dense, pruned)
     dense, pruned, modules = _equal_modules(dense, pruned)
     for one in (*shapes, *modules):  # now that no view is taken, which would lose them
-        pruned = _noted(pruned, one_sided_text(one))
+        pruned = _noted(pruned, note("one-sided", record=one))
     # Rewrites of layers and roles. Layers without a number cannot be folded, GEMMs are compared
     # with those of the same layer, and fused roles are the ones that a reference may hand on.
     dense, pruned = _equal_places(dense, pruned)
@@ -78,45 +77,12 @@ def with_equal_information(dense: SidePhase, pruned: SidePhase) -> ComparableSid
     return ComparableSides(dense, pruned, (*shapes, *replays, *modules))
 
 
-def one_sided_text(one: OneSided) -> str:
-    """A note on what is ignored on both sides, and the capture or option that gives it."""
-    with_it = "dense" if one.missing == "pruned" else "pruned"
-    if one.kind == SHAPES and one.refused is not None:
-        return (
-            f"only the {with_it} side has shapes, for {one.trace} {one.refused}; "
-            f"{OWN_CONFIG[one.missing]}; until then what was pruned, FLOPs and bounds are unknown"
-        )
-    if one.kind == SHAPES:
-        return (
-            f"only one side recorded shapes, {one.trace} has none: capture it again with "
-            f"{recorder_called(one.profiler).shapes}; until then what was pruned, FLOPs and bounds "
-            "are unknown"
-        )
-    if one.kind == ROLES:
-        return (
-            f"only on the {with_it} side do modules give roles, in {one.trace} they name too "
-            "few linears: roles and layers of both come from the order of kernels"
-        )
-    if one.kind == MODULES:
-        return (
-            f"only the {with_it} side recorded modules, {one.trace} has none: roles and "
-            "layers of both come from the order of kernels; recording modules slows "
-            f"the host, so host and idle time of the {with_it} side are larger and their rows "
-            f"are no evidence: capture both sides with {recorder_called(one.profiler).modules}, or "
-            "both without"
-        )
-    return (
-        f"only one side has shapes: pass {_OPTIONS[one.missing]} for the graph replays of "
-        f"{one.trace}; until then replays are compared by the names of their kernels, and shares "
-        "of FLOPs and bytes are null"
-    )
-
-
 def _lacking(kind: str, dense: SidePhase, pruned: SidePhase) -> OneSided:
     """The side whose kernels have no shapes."""
     missing, side = ("pruned", pruned) if dense.kernels.has_shapes else ("dense", dense)
     refused = side.kernels.shapes.refused if kind == SHAPES else None
-    return OneSided(kind, missing, side.side.path.name, side.side.profiler, refused)
+    why = None if refused is None else sentence(refused)
+    return OneSided(kind, missing, side.side.path.name, side.side.profiler, why)
 
 
 def _equal_graphs(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
@@ -171,8 +137,8 @@ def _equal_replays(
     lacking = pruned if found.missing == "pruned" else dense
     if not lacking.kernels.linked.replayed.any():
         return dense, pruned, ()
-    warning = Diagnostics((one_sided_text(found),))
-    noted = replace(lacking, diagnostics=lacking.diagnostics + warning)
+    one_sided = Diagnostics((warning("one-sided", record=found),))
+    noted = replace(lacking, diagnostics=lacking.diagnostics + one_sided)
     if found.missing == "pruned":
         return _without_ops(dense), _without_ops(noted), (found,)
     return _without_ops(noted), _without_ops(pruned), (found,)
@@ -212,7 +178,8 @@ def _equal_places(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SideP
         dense, pruned = (
             replace(one, kernels=_without_places(one.kernels)) for one in (dense, pruned)
         )
-        return dense, _noted(pruned, _launched_alone((dense, pruned)[bare[1]]))
+        replayed = (dense, pruned)[bare[1]].side.path.name
+        return dense, _noted(pruned, note("only-launches-placed", trace=replayed))
     layers = [one.kernels.frame["layer"] for one in (dense, pruned)]
     placed = [layer.null_count() < len(layer) for layer in layers]
     if (not any(cut) and same_code) or placed[0] == placed[1]:
@@ -234,19 +201,10 @@ def _replays_have_no_places(kernels: Kernels) -> bool:
     return bool(2 * busy.filter(bare).sum() > busy.filter(products).sum())
 
 
-def _launched_alone(bare: SidePhase) -> str:
-    """A sentence: roles of launches were ignored, and what would give those of replays."""
-    return (
-        f"only launches have layers and roles, and {bare.side.path.name} replays a graph, whose "
-        "kernels have none: both sides are compared by the kinds of their kernels "
-        f"({' and '.join(_OPTIONS.values())} give those of replays)"
-    )
-
-
-def _noted(phase: SidePhase, note: str) -> SidePhase:
+def _noted(phase: SidePhase, about: Notice) -> SidePhase:
     """A side with one more note. Those on both sides go to the pruned one, so that a report prints
     them once."""
-    return replace(phase, kernels=replace(phase.kernels, notes=[*phase.kernels.notes, note]))
+    return replace(phase, kernels=replace(phase.kernels, notes=[*phase.kernels.notes, about]))
 
 
 def _without_places(kernels: Kernels) -> Kernels:
@@ -274,10 +232,7 @@ def fold_layers(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePha
     fewer, more = sorted((layers_d, layers_p))
     if not fewer or fewer == more or more % fewer or runs_d != runs_p:
         return dense, pruned
-    note = (
-        f"both sides run {runs_d:g} layers a step, numbered to {layers_d} and to {layers_p} by the "
-        f"order of kernels: taken for {fewer} layers, {runs_d / fewer:g} times a step"
-    )
+    numbers = {"runs": runs_d, "dense": layers_d, "pruned": layers_p, "layers": fewer}
     folded = pl.col("layer") % fewer
     dense, pruned = (
         replace(
@@ -285,7 +240,7 @@ def fold_layers(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePha
         )
         for one in (dense, pruned)
     )
-    return dense, _noted(pruned, note)
+    return dense, _noted(pruned, note("folded-layers", **numbers))
 
 
 # What one GEMM may multiply in the place of several: they read the same inputs.
@@ -309,11 +264,8 @@ def with_equal_fusion(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, S
         else:
             continue
         side = "dense" if whole[1] else "pruned"
-        pruned = _noted(
-            pruned,
-            f"the {side} side multiplies {', '.join(parts)} in GEMMs of their own, the other one "
-            f"in one: they are compared as {fused}",
-        )
+        about = note("fused-on-one-side", apart=side, roles=[*parts], fused=fused)
+        pruned = _noted(pruned, about)
     return dense, pruned
 
 
@@ -325,8 +277,7 @@ def _without_order_of_qkv(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhas
     if not all(_read_one_width(side, parts) for side in sides):
         return dense, pruned
     dense, pruned = (_with_fused_role(side, "qkv", parts) for side in (dense, pruned))
-    note = "the order of kernels does not separate q, k and v: they are compared as qkv"
-    return dense, _noted(pruned, note)
+    return dense, _noted(pruned, note("unordered-qkv"))
 
 
 def _read_one_width(kernels: Kernels, roles: tuple[str, ...]) -> bool:
@@ -395,9 +346,9 @@ def with_roles_of(kernels: Kernels, reference: Kernels) -> Kernels:
     table = pl.DataFrame(roles_of, schema=schema, orient="row")
     frame = kernels.frame.join(table, on=["step", "instance"], how="left", maintain_order="left")
     frame = frame.with_columns(role=pl.coalesce("_known", "role")).drop("_known")
-    roles = ", ".join(dict.fromkeys(role for _, _, role in roles_of))
-    note = f"modules of the other side name these GEMMs, by order and shape in a layer: {roles}"
-    return replace(kernels, frame=frame, notes=[*kernels.notes, note])
+    roles = list(dict.fromkeys(role for _, _, role in roles_of))
+    named = note("roles-of-other-side", roles=roles)
+    return replace(kernels, frame=frame, notes=[*kernels.notes, named])
 
 
 def _roles_of(linears: list[_Linear], reference: list[_Linear]) -> list[tuple[_Linear, str]] | None:

@@ -13,6 +13,7 @@ import polars as pl
 
 from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import POINT, Kernels
+from prunescope.analysis.schema.notice import Notice, note
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.roles import UNPLACED
 
@@ -32,10 +33,10 @@ class MoreCalls:
     ns: float
 
     @property
-    def in_words(self) -> str:
+    def notice(self) -> Notice:
         """The op, the shape of its first operand, and how often each side calls it."""
-        size = "×".join(map(str, self.shapes[0])) if self.shapes else "?"
-        return f"{self.op} [{size}] × {self.pruned} a step, {self.dense} in the dense trace"
+        shape = [*self.shapes[0]] if self.shapes else ["?"]
+        return note("more-calls", op=self.op, shape=shape, dense=self.dense, pruned=self.pruned)
 
 
 def more_calls(dense: Kernels, pruned: Kernels) -> tuple[MoreCalls, ...]:

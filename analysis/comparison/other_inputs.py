@@ -12,15 +12,16 @@ from collections.abc import Iterable, Sequence
 
 from prunescope.analysis.comparison.convolutions import Convolution
 from prunescope.analysis.ledger.gemms import Call, Pair
-from prunescope.analysis.schema.pair_comparison import Difference
+from prunescope.analysis.schema.pair_comparison import (
+    BATCH_SIZE,
+    FORWARDS,
+    LENGTH,
+    ROWS,
+    Difference,
+)
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.roles import MLP_ROLES, QKV_ROLES
 
-# Kinds of Difference. The values are 1 and the ratio: shapes do not say which sizes these are of.
-ROWS, BATCH_SIZE, LENGTH = "rows", "size of the batch", "length of the sequences"
-FORWARDS = "forwards a step"
-_WHICH = {ROWS: "batch or length", BATCH_SIZE: "the batch", LENGTH: "the length"}
-_TIMES = {0.5: "half", 2.0: "twice"}
 # Of the dense time of all products: tables of positions and the like depend on no batch.
 _REST = 0.05
 
@@ -44,22 +45,6 @@ def other_inputs(pairs: list[Pair], convolutions: Sequence[Convolution] = ()) ->
     if ratio is None or (not linears and pixels - {ratio}):
         return None
     return Difference(_kind(pairs, convolutions, ratio), 1, ratio, hides_pruning=True)
-
-
-def input_text(one: Difference) -> str | None:
-    """A difference of inputs in words; None for another kind of difference."""
-    if one.kind == FORWARDS:
-        return (
-            f"every GEMM runs {one.pruned:g} × as often a step, in the same shapes: other inputs "
-            f"({one.pruned:g} × the forwards a step, as of gradients that are accumulated)"
-        )
-    if one.kind not in _WHICH or not isinstance(one.pruned, int | float):
-        return None
-    which = _WHICH[one.kind]
-    if one.kind != ROWS:
-        which = f"{_TIMES.get(one.pruned, f'{one.pruned:g} ×')} {which}"
-    rows = f"M of every linear is {one.pruned:g} × the dense one"
-    return f"{rows}: other inputs ({which})"
 
 
 def batch_ratio(differences: Sequence[Difference]) -> float | None:

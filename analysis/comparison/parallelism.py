@@ -16,10 +16,9 @@ from dataclasses import dataclass
 import polars as pl
 
 from prunescope.analysis.inputs.side import SidePhase
-from prunescope.analysis.schema.pair_comparison import Difference
+from prunescope.analysis.schema.pair_comparison import PARALLELISM, Difference
 from prunescope.taxonomy.roles import BACKWARD
 
-PARALLELISM = "parallelism"
 _MOST = 1 << 20
 _NAME_LIMIT = 400
 _ALONE = "1 rank"

@@ -16,8 +16,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from prunescope.analysis.kernels.frame import ATTENTION, PRODUCTS, Kernels
+from prunescope.analysis.schema.notice import Notice, note
 from prunescope.taxonomy.roles import UNPLACED
-from prunescope.taxonomy.words import shortened
 
 _UNKNOWN = "unknown"
 _LEAST = 0.01  # of a step: kernels that take less are not worth a place
@@ -53,7 +53,7 @@ def _is_unknown_unplaced() -> pl.Expr:
 
 def _matched_by_scope(
     frame: pl.DataFrame, reference: pl.DataFrame
-) -> tuple[pl.DataFrame, list[str]]:
+) -> tuple[pl.DataFrame, list[Notice]]:
     """Unknown kernels of a role whose work in one class is missing: they do that work."""
     at = ["layer", "role"]
     placed = pl.col("role").is_in(UNPLACED).not_()
@@ -82,8 +82,8 @@ def _matched_by_scope(
         pl.when(here).then("_class").otherwise("class").alias("class"),
         pl.when(attends).then("_kind").otherwise("kind").alias("kind"),
     ).drop("_class", "_kind")
-    roles = ", ".join(sorted(missing["role"].unique().to_list()))
-    return frame, [f"kernels of unknown kind do the work of the other side's in: {roles}"]
+    roles = sorted(missing["role"].unique().to_list())
+    return frame, [note("replaced-in-scopes", roles=roles)]
 
 
 # -- by place in the step -------------------------------------------------------------------------
@@ -103,7 +103,7 @@ class _Name:
 class _Replacement:
     name: str
     what: tuple[str, str, str]
-    note: str
+    note: Notice
 
 
 def _matched_by_place(kernels: Kernels, reference: Kernels) -> Iterator[_Replacement]:
@@ -128,12 +128,14 @@ def _matched_by_place(kernels: Kernels, reference: Kernels) -> Iterator[_Replace
         target = fits[0]
         targets.remove(target)
         role, cls, _ = target.what
-        yield _Replacement(
-            one.name,
-            target.what,
-            f"{len(one.places)} kernels {shortened(one.name)} a step stand where the other side "
-            f"has {shortened(target.name)}: taken for {cls if role in UNPLACED else role}",
+        about = note(
+            "replaced-in-place",
+            kernel=one.name,
+            count=len(one.places),
+            replaced=target.name,
+            taken_for=cls if role in UNPLACED else role,
         )
+        yield _Replacement(one.name, target.what, about)
 
 
 def _are_in_place(places: NDArray[np.int64], targets: NDArray[np.int64]) -> bool:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from prunescope.analysis.inputs.side import Diagnostics, Side
-from prunescope.analysis.kernels.peaks import APART, BANDWIDTH, Peaks, rate_text
+from prunescope.analysis.kernels.peaks import APART, BANDWIDTH, Peaks
+from prunescope.analysis.schema.notice import warning
 
 
 def with_shared_peaks(pruned: Side, dense: Side) -> tuple[Side, Side]:
@@ -21,15 +22,13 @@ def with_shared_peaks(pruned: Side, dense: Side) -> tuple[Side, Side]:
     rates_p, rates_d = _rates(pruned.peaks), _rates(dense.peaks)
     if rates_p == rates_d:
         return pruned, dense
-    warnings = sorted(
-        f"the {name} peak was measured as {rate_text(rates_d[name], name)} around the dense run "
-        f"and {rate_text(rates_p[name], name)} around the pruned one: something else ran, or the "
-        "clock fell; bounds of both use the higher one"
-        for name in rates_p.keys() & rates_d.keys()
+    warnings = tuple(
+        warning("peaks-of-sides-differ", peak=name, dense=rates_d[name], pruned=rates_p[name])
+        for name in sorted(rates_p.keys() & rates_d.keys())
         if max(rates_p[name], rates_d[name]) > APART * min(rates_p[name], rates_d[name])
     )
     peaks = _higher(pruned.peaks, dense.peaks)
-    diagnostics = pruned.diagnostics + Diagnostics(tuple(warnings))
+    diagnostics = pruned.diagnostics + Diagnostics(warnings)
     return replace(pruned, peaks=peaks, diagnostics=diagnostics), replace(dense, peaks=peaks)
 
 

@@ -37,6 +37,7 @@ from prunescope.analysis.ledger.purpose import (
 from prunescope.analysis.schema.report import LedgerPart
 from prunescope.analysis.verdict.detectors.zeros import MANY_ZEROS
 from prunescope.analysis.verdict.evidence import matrices
+from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.roles import LINEARS
 from prunescope.taxonomy.runs.run_blocks import Matrix
@@ -251,7 +252,7 @@ def _masked_by_shape(c: Context) -> Found | None:
         text=f"{sum(one.pruned - one.dense for one in found)} multiplications of the size of a "
         f"weight run in every step that the dense model does not make: {c.ms(total)} a step, "
         f"{percent(_share(c, total), 1)} of the busy time; masks are applied anew at every call",
-        evidence=[one.in_words for one in found[:3]],
+        evidence=[sentence(one.notice) for one in found[:3]],
         change=_unmask(c),
         predicted_ns=c.in_step(total),
     )
@@ -316,7 +317,7 @@ def _rounded_by_shape(c: Context) -> Found | None:
         text="weights are rounded in every step and multiplied as before: "
         f"{sum(one.pruned - one.dense for one in found)} pointwise ops a step that the dense model "
         f"does not run take {c.ms(total)}, {percent(_share(c, total), 1)} of the busy time",
-        evidence=[one.in_words for one in found[:4]],
+        evidence=[sentence(one.notice) for one in found[:4]],
         change="round the weights once before timing, and time the model that will be deployed: "
         "kernels that multiply in the format that was rounded to",
         predicted_ns=c.in_step(total),

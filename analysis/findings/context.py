@@ -17,8 +17,8 @@ from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.ledger.noise import speedup_interval
 from prunescope.analysis.ledger.purpose import new_work
 from prunescope.analysis.ledger.samples import Samples, samples_of
+from prunescope.analysis.schema.notice import Notice
 from prunescope.analysis.schema.report import GemmRow, LedgerPart, Phase, Row, is_beyond_noise
-from prunescope.analysis.verdict.caveats import Caveat
 from prunescope.analysis.verdict.evidence import Detection, Evidence
 from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.runs.run import PhaseRun
@@ -43,7 +43,7 @@ class Context:
 
     phase: Phase
     candidate: SidePhase
-    caveats: list[Caveat]
+    caveats: list[Notice]
     baseline: SidePhase | None = None
     pairs: list[Pair] | None = None
     evidence: Evidence | None = None

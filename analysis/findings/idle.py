@@ -15,6 +15,7 @@ from prunescope.analysis.schema.report import (
     CLOCK_SKEW,
 )
 from prunescope.analysis.verdict import caveats
+from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.words import ms, percent, shortened
 
@@ -54,7 +55,7 @@ def clock_skew(c: Context) -> Found | None:
     return Found(
         text="host and device clocks are skewed: causes of idle time and launch delays are "
         "not reliable",
-        evidence=[apart.seen],
+        evidence=[sentence(apart.seen)],
         change="trace again before acting on causes of idle time; kernel times and the total idle "
         "time are reliable",
         predicted_ns=None,

@@ -25,6 +25,7 @@ from prunescope.analysis.findings.collective_replay import COLUMNS, CollectiveRe
 from prunescope.analysis.findings.host import HOST_COLLECTIVES, that_waits
 from prunescope.analysis.findings.registry import FINDINGS, Found, finding
 from prunescope.analysis.ledger.noise import median_interval, speedup_interval
+from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.schema.report import LATE_RANK, SLOWER_KERNELS, Finding, Phase
 from prunescope.analysis.timeline.intervals import cover
 from prunescope.taxonomy.words import ms, percent, shortened
@@ -123,17 +124,13 @@ class Late:
 
 def with_straggler(
     phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFrame]
-) -> tuple[dict[str, Phase], list[str]]:
+) -> tuple[dict[str, Phase], list[Notice]]:
     """The phases of several ranks, that of the late rank with the finding `straggler`; and warnings
     about ranks that are not compared: those that run another program, and those with host ops only
     where others have kernels."""
     with_kernels = {name: phase for name, phase in phases.items() if _on_device(frames[name])}
     compared = with_kernels or phases
-    warnings = [
-        f"{name} has host ops only: it is not compared with the other ranks"
-        for name in phases
-        if name not in compared
-    ]
+    warnings = [warning("rank-on-host", rank=name) for name in phases if name not in compared]
     if len(compared) < 2:
         return dict(phases), warnings
     if other := _other_program(compared, frames):
@@ -250,7 +247,9 @@ def _on_device(frame: pl.DataFrame) -> bool:
     return frame["stream"].count() > 0
 
 
-def _other_program(phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFrame]) -> str | None:
+def _other_program(
+    phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFrame]
+) -> Notice | None:
     """A warning where two ranks have less than half of the kernels of a step in common, by name."""
     steps = {name: _kernels_a_step(phase, frames[name]) for name, phase in phases.items()}
     first, *others = steps
@@ -259,10 +258,13 @@ def _other_program(phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFram
         both = sum(min(a[key], b[key]) for key in a.keys() & b.keys())
         most = sum(max(a.get(key, 0), b.get(key, 0)) for key in a.keys() | b.keys())
         if both < _SAME * most:
-            counts = f"{sum(a.values()):,.0f} and {sum(b.values()):,.0f} kernels a step"
-            return (
-                f"{first} and {name} do not run the same program ({counts}, {percent(both / most)} "
-                "of them the same): ranks are not compared"
+            return warning(
+                "ranks-of-two-programs",
+                one=first,
+                other=name,
+                kernels=sum(a.values()),
+                other_kernels=sum(b.values()),
+                same=both / most,
             )
     return None
 
@@ -514,7 +516,8 @@ def _change_by_cause(late: Late) -> str:
     if late.more_idle > max(late.more_work, 0.0):
         cause = _idle_cause(late)
         change = _HOST if cause == "host" and not late.rank.on_device else _IDLE.get(cause, _HOST)
-        if change.startswith(_HOST) and late.rank.idle_finding is not None:
+        of_host = cause == "host" or cause not in _IDLE
+        if of_host and late.rank.idle_finding is not None:
             explained = f"in that time (its finding {late.rank.idle_finding} says)"
             change = change.replace("in that time", explained, 1)
         return change

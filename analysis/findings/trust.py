@@ -28,6 +28,7 @@ from prunescope.analysis.schema.report import (
     Row,
     is_beyond_noise,
 )
+from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.keep import ALIGN, aligned_words
 from prunescope.taxonomy.runs.run import RECORDER, PhaseRun
@@ -70,7 +71,8 @@ def uncertain_config(c: Context) -> Found | None:
     lines = []
     for name, kernels in (("dense", c.baseline_kernels), ("pruned", c.kernels)):
         if kernels is not None:
-            lines += [f"{name}: {line}" if c.baseline else line for line in kernels.shapes.caveats]
+            texts = map(sentence, kernels.shapes.caveats)
+            lines += [f"{name}: {text}" if c.baseline else text for text in texts]
     if not lines:
         return None
     return Found(

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from prunescope.analysis.comparison.differences import (
-    CUT,
-    FIRST_CALLS,
-    GRAPHS,
-    UNREADABLE,
-    cut_text,
-    difference_text,
-)
 from prunescope.analysis.comparison.other_inputs import batch_ratio
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import Found, finding
-from prunescope.analysis.schema.pair_comparison import DTYPE, Difference
+from prunescope.analysis.schema.pair_comparison import (
+    CUT,
+    DTYPE,
+    FIRST_CALLS,
+    GRAPHS,
+    UNREADABLE,
+    Difference,
+)
 from prunescope.analysis.schema.report import CUT_OFF, NOT_COMPARABLE
-from prunescope.analysis.verdict.caveats import caveat_text
+from prunescope.analysis.verdict.caveats import MISSING_KERNELS
+from prunescope.analysis.wording.comparison import cut_text, difference_text
+from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.dtypes import QUANTISED, dtype
 from prunescope.taxonomy.words import ms
 
@@ -36,7 +37,7 @@ def truncated_trace(c: Context) -> Found | None:
     """The trace file is truncated, so its times do not cover whole steps."""
     sides = [("pruned", c.kernels)]
     sides += [] if c.baseline_kernels is None else [("dense", c.baseline_kernels)]
-    lines = [caveat_text(one) for one in c.caveats if one.kind == "cut-off"]
+    lines = _lines(c, "cut-off")
     if not lines:
         return None
     cut = ["cut off" if kernels.linked.cut else "whole" for _, kernels in reversed(sides)]
@@ -152,13 +153,14 @@ def captured_launches(c: Context) -> Found | None:
 
 
 def _lines(c: Context, kind: str) -> list[str]:
-    return [caveat_text(one) for one in c.caveats if one.kind == kind]
+    return [sentence(one) for one in c.caveats if one.kind == kind]
 
 
 @finding("kernels-missing", "warning")
 def kernels_missing(c: Context) -> Found | None:
     """The trace lacks kernels: launches without one, no GEMM at all, incomplete layers."""
-    lines = [caveat_text(one) for one in c.caveats if one.lost and one.kind != "cut-off"]
+    missing = MISSING_KERNELS - {"cut-off"}  # truncated-trace says so
+    lines = [sentence(one) for one in c.caveats if one.kind in missing]
     if not lines:
         return None
     return Found(

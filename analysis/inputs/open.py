@@ -25,6 +25,7 @@ from prunescope.analysis.inputs.side import (
 )
 from prunescope.analysis.kernels.linked_phase import LinkedTrace
 from prunescope.analysis.kernels.peaks import Peaks, override, run_peaks, sheet_peaks
+from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.shapes.named_model import model_name, read_model
 from prunescope.analysis.shapes.workload import (
     DECODE,
@@ -87,8 +88,8 @@ def open_sides(candidate: Path, baseline: Path | None, options: Options) -> Open
         )
     recorded = side.run.twin if side.run is not None and baseline is None else None
     if recorded is not None and recorded.sha256 != dense.manifest_sha256:
-        warning = "the dense run.json is not the one that this run was traced with"
-        side = replace(side, diagnostics=Diagnostics((warning,)) + side.diagnostics)
+        other = Diagnostics((warning("another-baseline"),))
+        side = replace(side, diagnostics=other + side.diagnostics)
     return OpenSides(side, dense)
 
 
@@ -195,8 +196,12 @@ def open_side(
         return _check_without_model(side)
     if side.run is None:
         return replace(side, model=named_config(model, options))
-    warning = f"--model is not used: {path.name} is a run, with its own shapes"
-    return replace(side, diagnostics=side.diagnostics + Diagnostics((warning,)))
+    return _warned(side, warning("unused-config-of-run", name=path.name))
+
+
+def _warned(side: Side, about: Notice) -> Side:
+    """Return a side with one more warning."""
+    return replace(side, diagnostics=side.diagnostics + Diagnostics((about,)))
 
 
 def _check_without_model(side: Side) -> Side:
@@ -215,16 +220,11 @@ def _check_without_model(side: Side) -> Side:
     ]
     if side.options.phase is not None and not kinds and side.run is None:
         given.remove("phase")
-        warning = (
-            f"--phase {side.options.phase} is not used: nothing in {side.path.name} tells prefill "
-            "from decode; call ranges (NVTX, record_function) around them so, or give --model"
-        )
-        side = replace(side, diagnostics=side.diagnostics + Diagnostics((warning,)))
+        side = _warned(side, warning("unused-phase", phase=side.options.phase, name=side.path.name))
     if not given:
         return side
-    options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-    warning = f"without --model nothing is taken from {options}"
-    return replace(side, diagnostics=side.diagnostics + Diagnostics((warning,)))
+    options = [f"--{name.replace('_', '-')}" for name in given]
+    return _warned(side, warning("options-without-config", options=options))
 
 
 def named_config(name: str, options: Options) -> ModelConfig | AutoModel:
@@ -266,7 +266,7 @@ def _workload(options: Options) -> GivenWorkload:
 def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
     """Open the only trace of a file, folder or zip, or the first one of its ranks."""
     parts = find_traces(path) if path.exists() else FoundTraces()
-    warnings = tuple(f"{name} is not a trace that can be read: left out" for name in parts.left_out)
+    warnings = tuple(warning("file-left-out", file=name) for name in parts.left_out)
     warnings += _reports_left_out(path) + _sides_as_ranks(path, parts)
     part_of_first, trace, lost = _first_rank(path, parts.parts)
     first = LinkedTrace(trace, options.phase_pattern)
@@ -302,25 +302,20 @@ def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
     )
 
 
-def _sides_as_ranks(path: Path, parts: FoundTraces) -> tuple[str, ...]:
+def _sides_as_ranks(path: Path, parts: FoundTraces) -> tuple[Notice, ...]:
     """Warn where two files of a folder are named as the sides of a pair are."""
     files = sorted({part.path for part in parts.parts.values()}) if path.is_dir() else []
     sides = [[file for file in files if file.name.lower().startswith(words)] for words in _SIDES]
     if not all(sides):
         return ()
     dense, pruned = (files_of_side[0].name for files_of_side in sides)
-    return (
-        f"{path.name}: its files are read as ranks of one run; to compare two of them, give "
-        f"{pruned} --baseline {dense}",
-    )
+    return (warning("sides-as-ranks", folder=path.name, dense=dense, pruned=pruned),)
 
 
-def _reports_left_out(path: Path) -> tuple[str, ...]:
+def _reports_left_out(path: Path) -> tuple[Notice, ...]:
     """Warn of the reports of Nsight Systems in a folder that were not exported."""
     reports = reports_in(path) if path.is_dir() else []
-    return tuple(
-        f"{report.name} is left out: export it with `{EXPORT} {report.name}`" for report in reports
-    )
+    return tuple(warning("report-left-out", file=one.name, export=EXPORT) for one in reports)
 
 
 def _first_rank(path: Path, parts: dict[str, TraceFile]) -> tuple[TraceFile, Trace, Diagnostics]:
@@ -398,15 +393,8 @@ def _trace_peaks(side: Side, trace: Trace) -> tuple[Peaks | None, Diagnostics]:
     limits = None if like is None else sheet_peaks(like)  # without peaks
     if side.options.peaks:
         return limits, Diagnostics()
-    name = trace.device_name or "a device that the trace does not name"
-    how = "name one with --device, or give --peak bf16=TFLOPS and --bandwidth GB/s"
-    if not trace.on_device:
-        name = "the CPU that it ran on"
-        how = (
-            "`prunescope calibrate` there measures them for --peak fp32=TFLOPS and --bandwidth GB/s"
-        )
-    warning = f"peaks of {name} are not known: bounds are null; {how}"
-    return limits, Diagnostics((warning,))
+    unknown = warning("peaks-unknown", device=trace.device_name, on_device=trace.on_device)
+    return limits, Diagnostics((unknown,))
 
 
 def _refuse_host_ops(side: Side, device: Device) -> None:

@@ -20,6 +20,7 @@ from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.linked_phase import LinkedTrace
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.phase_kind import phase_kind
+from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.schema.pair_comparison import MODULES, REPLAYS
 from prunescope.analysis.schema.sides import PhaseKind
 from prunescope.analysis.shapes.workload import PREFILL, AutoModel, ModelConfig
@@ -41,14 +42,14 @@ class Diagnostics:
     """The warnings and losses that were noticed while an input was read; a sum keeps their order.
 
     Attributes:
-        warnings: Sentences for the warnings of a report.
+        warnings: The warnings of a report.
         partial: Whether a part of what ran is missing.
         eager_used: Whether a phase has graph replays, or took roles from an eager pass.
         ranks: Number and count of ranks, by the trace of each.
         left_out: Ranks that cannot be analysed.
     """
 
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Notice, ...] = ()
     partial: bool = False
     eager_used: bool = False
     ranks: Mapping[str, Rank] = field(default_factory=dict)
@@ -71,8 +72,8 @@ class Diagnostics:
 
 def rank_left_out(rank: str, error: PrunescopeError) -> Diagnostics:
     """Warn that a rank, whose trace cannot be analysed, is left out."""
-    warning = f"{rank} is left out: {error.problem}"
-    return Diagnostics((warning,), partial=True, left_out=frozenset({rank}))
+    left_out = warning("rank-left-out", rank=rank, problem=error.problem)
+    return Diagnostics((left_out,), partial=True, left_out=frozenset({rank}))
 
 
 def diagnostics_of(trace: Trace, *, bare: bool) -> Diagnostics:
@@ -218,11 +219,8 @@ class Side:
         memory = trace.device_properties.get("totalGlobalMem")
         if not trace.device_name or device_in_trace(trace.device_name, memory) == peaks.device:
             return peaks, Diagnostics()
-        warning = (
-            f"{name} ran on {trace.device_name}, and the peaks are those of {peaks.device.name}: "
-            "its bounds are null; --device takes the peaks of one device for all ranks"
-        )
-        return None, Diagnostics((warning,))
+        names = {"device": trace.device_name, "peaks": peaks.device.name}
+        return None, Diagnostics((warning("peaks-of-another-device", phase=name, **names),))
 
     def trace(self, name: str) -> Trace:
         """Return the trace that a phase is in."""
@@ -250,13 +248,11 @@ class Side:
         """
         warnings = []
         if self.eager is not None and not diagnostics.eager_used:
-            warnings.append(
-                f"{option} is not used: {self.path.name} holds no graph replays, its kernels have "
-                "ops of their own"
-            )
+            unused = warning("unused-eager-trace", option=option, name=self.path.name)
+            warnings.append(unused)
         ranks = diagnostics.ranks_left.values()
         lacks = missing(self.path.name, ranks)
-        warnings += [text for text in (lacks, twice(self.path.name, ranks)) if text]
+        warnings += [one for one in (lacks, twice(self.path.name, ranks)) if one is not None]
         return Diagnostics(tuple(warnings), partial=lacks is not None)
 
     @property
@@ -305,8 +301,7 @@ class Side:
             eager = self._last_eager.trace(str(file), lambda: LinkedTrace(load(readable(file))))
         if not eager.trace.source.cut:
             return eager, Diagnostics()
-        warning = f"{path.name} is cut off: its ops are read up to the cut"
-        return eager, Diagnostics((warning,), partial=True)
+        return eager, Diagnostics((warning("eager-trace-cut", file=path.name),), partial=True)
 
     def _open(self, name: str) -> tuple[LinkedTrace, Diagnostics]:
         """Return the trace that a phase is in, and its diagnostics."""
@@ -323,8 +318,8 @@ class Side:
             )
         diagnostics = Diagnostics()
         if phase.sha256 and sha256_of(path) != phase.sha256:
-            warning = f"{self.path.name}/{phase.trace} is not the file that was captured"
-            diagnostics = Diagnostics((warning,))
+            file = f"{self.path.name}/{phase.trace}"
+            diagnostics = Diagnostics((warning("another-file", file=file),))
         trace = load(path)
         linked = LinkedTrace(trace, self.options.phase_pattern)
         return linked, diagnostics + diagnostics_of(trace, bare=False)
@@ -349,15 +344,12 @@ def _diagnostics_of_launches(trace: Trace, kernels: Kernels) -> Diagnostics:
     diagnostics = Diagnostics()
     launches, name = kernels.linked.launches, trace.source.name
     if kernels.lacks_kernels:
-        count, lost = launches["events"], launches["lost"]
-        warning = f"{name}: {lost:,} of {count:,} kernel launches have no kernel in it"
-        diagnostics += Diagnostics((warning,), partial=True)
+        counts = {"count": launches["events"], "lost": launches["lost"]}
+        diagnostics += Diagnostics((warning("launches-lost", file=name, **counts),), partial=True)
     if captured := launches["captured"]:
-        warning = (
-            f"{name}: {captured:,} of {captured + launches['events']:,} kernel launches were "
-            "captured into a graph and did not run"
-        )
-        diagnostics += Diagnostics((warning,), partial=kernels.is_captured)
+        counts = {"count": captured + launches["events"], "captured": captured}
+        warnings = (warning("launches-captured", file=name, **counts),)
+        diagnostics += Diagnostics(warnings, partial=kernels.is_captured)
     return diagnostics
 
 

@@ -20,6 +20,7 @@ from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ops.call import OpCall, Work
 from prunescope.analysis.ops.grouped_gemms import expected_experts, with_experts_read
 from prunescope.analysis.ops.kernel_kinds import op_kind
+from prunescope.analysis.schema.notice import Notice, note
 from prunescope.analysis.shapes.slots import formats
 from prunescope.taxonomy.gemm import Gemm
 
@@ -63,15 +64,10 @@ def with_formats(frame: pl.DataFrame, calls: Sequence[OpCall]) -> list[OpCall]:
     return formatted
 
 
-def format_notes(recorded: Sequence[OpCall], calls: Sequence[OpCall]) -> list[str]:
-    """Say how many calls got their format from kernels; empty where all formats were recorded."""
+def format_notes(recorded: Sequence[OpCall], calls: Sequence[OpCall]) -> list[Notice]:
+    """Note how many calls got their format from kernels; nothing where all were recorded."""
     given = sum(bool(b.dtypes) and not a.dtypes for a, b in zip(recorded, calls, strict=False))
-    if not given:
-        return []
-    return [
-        f"number formats of {given:,} distinct op calls are those that the names of their kernels "
-        "say: the trace holds none"
-    ]
+    return [note("formats-of-names", count=given)] if given else []
 
 
 @lru_cache(maxsize=4096)

@@ -7,20 +7,22 @@ bound, because the time of a kernel includes its wait for the last rank.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from prunescope.analysis.schema.notice import Notice, note
 from prunescope.analysis.timeline.link import Linked, taken
 from prunescope.analysis.trace.trace_columns import Collective, Trace
 from prunescope.taxonomy.dtypes import dtype, itemsize
-from prunescope.taxonomy.words import ms
 
 _SHOWN = 3
 _PLAIN = str.maketrans("", "", "_")
 _BYTE = "byte"  # c10's, and of a size in bytes
 
 
-def collective_notes(trace: Trace, linked: Linked) -> list[str]:
-    """Describe the collectives of all steps that take the most time; empty without any."""
+def collective_notes(trace: Trace, linked: Linked) -> list[Notice]:
+    """Return a note on the collectives of all steps that take the most time; empty without any."""
     if not trace.on_device or not trace.collectives:
         return []
     which = taken(trace.device["collective"], linked.event)
@@ -31,28 +33,30 @@ def collective_notes(trace: Trace, linked: Linked) -> list[str]:
     counts = np.bincount(which[rows], minlength=len(trace.collectives))
     steps = max(1, len(linked.wall))
     order = [int(i) for i in np.argsort(-ns, kind="stable") if counts[i]]
-    parts = [
-        _sentence(trace.collectives[i], counts[i] / steps, ns[i] / counts[i])
+    each = [
+        _numbers(trace.collectives[i], float(counts[i] / steps), float(ns[i] / counts[i]))
         for i in order[:_SHOWN]
     ]
-    more = len(order) - len(parts)
-    left_out = f"; {more} more kinds or sizes are not shown" if more else ""
-    return [f"collectives, a step: {'; '.join(parts)}{left_out}"]
+    return [note("collectives", each=each, more=len(order) - len(each))]
 
 
-def _sentence(collective: Collective, count: float, ns: float) -> str:
-    """Describe one collective: its calls per step, its size, and the rate of a call of `ns`."""
+def _numbers(collective: Collective, count: float, ns: float) -> dict[str, Any]:
+    """Return what a note states of one collective."""
     spelled = _spelled(collective.dtype)
     size = 1 if spelled == _BYTE else itemsize(dtype(spelled))
-    elements = max(collective.sent or 0, collective.received or 0)
-    unit = "bytes" if spelled == _BYTE else dtype(spelled) or "elements"
-    of = f" of {elements:,} {unit}" if elements else ""
-    ranks = f" over {collective.ranks} ranks" if collective.ranks else ""
-    text = f"{count:,.4g} {collective.name[:40]}{of}{ranks}, {ms(ns)} each"
-    share = _share(collective)
-    if size is None or not elements or share is None or ns <= 0:
-        return text
-    return f"{text}, at least {elements * size * share / ns:,.3g} GB/s on the bus"
+    elements, share = max(collective.sent or 0, collective.received or 0), _share(collective)
+    rate = None
+    if size is not None and elements and share is not None and ns > 0:
+        rate = elements * size * share / ns
+    return {
+        "count": count,
+        "name": collective.name[:40],
+        "elements": elements,
+        "unit": "bytes" if spelled == _BYTE else dtype(spelled) or "elements",
+        "ranks": collective.ranks,
+        "ns": ns,
+        "gb_per_s": rate,
+    }
 
 
 def _spelled(spelling: str | None) -> str | None:

@@ -9,10 +9,11 @@ torch's allocator, by its snapshots (`profile_memory=True`).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from prunescope.analysis.schema.notice import Notice, note
 from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.trace.collector import Floats, Ints, unique_ids
@@ -69,64 +70,53 @@ class SampledClock(NamedTuple):
     power: float | None
 
 
-def counter_notes(trace: Trace, linked: Linked, needed: Needed) -> list[str]:
-    """Say what the counters show in the steps, and whether that confirms the bounds.
+def counter_notes(trace: Trace, linked: Linked, needed: Needed) -> list[Notice]:
+    """Return a note on what the counters show in the steps, and whether that confirms the bounds.
 
     Empty without samples.
     """
     inside = _samples_in_steps(trace, linked)
-    parts = []
     means: dict[str, float] = {}
     for label in (SMS, TENSOR, READ, WRITTEN):
         shares = [float(np.mean(values)) for values in inside.get(label, []) if _is_share(values)]
         if shares:
             means[label] = max(shares)
-            parts.append(f"{label} {means[label]:,.0f} %")
-    if clocks := inside.get(CLOCK):
-        mhz = clocks[0] / _MHZ
-        parts.append(f"clock {np.median(mhz):,.0f} MHz (lowest {np.min(mhz):,.0f})")
-    if power := inside.get(POWER):
-        parts.append(f"power {np.mean(power[0]):,.0f} W (highest {np.max(power[0]):,.0f})")
-    if memory := inside.get(MEMORY):
-        parts.append(f"at most {np.max(memory[0]) / _GB:,.3g} GB of memory used")
-    if not parts:
+    clock, power, memory = (inside.get(kind) for kind in (CLOCK, POWER, MEMORY))
+    if not (means or clock or power or memory):
         return []
-    samples = max(len(values) for shares in inside.values() for values in shares)
-    note = f"counters of the device, means of {samples:,} samples in the steps: {', '.join(parts)}"
     span = sum(end - start for start, end in _spans(linked))
     traffic = means.get(READ, 0.0) + means.get(WRITTEN, 0.0)
-    if traffic and needed.memory and span:
-        note += _verdict(
-            "the work models move",
-            "what the memory can",
-            100 * needed.memory / span,
-            traffic,
-            fewer="caches serve the rest, so less is memory-bound than the bounds say",
-            more="kernels move more than their operands, so more is memory-bound than the bounds "
-            "say",
+    return [
+        note(
+            "counters",
+            samples=max(len(values) for shares in inside.values() for values in shares),
+            means=means,
+            device={
+                "clock": _floats(np.median(clock[0]), np.min(clock[0]), _MHZ) if clock else [],
+                "power": _floats(np.mean(power[0]), np.max(power[0])) if power else [],
+                "memory": float(np.max(memory[0])) / _GB if memory else None,
+            },
+            bytes=_comparison(needed.memory, span, traffic) if traffic else None,
+            flop=_comparison(needed.tensor, span, means[TENSOR]) if TENSOR in means else None,
         )
-    if TENSOR in means and needed.tensor and span:
-        note += _verdict(
-            "the work models compute",
-            "what tensor cores can",
-            100 * needed.tensor / span,
-            means[TENSOR],
-            fewer="a part of the GEMMs does not run on tensor cores, or their peak is higher "
-            "than the one given, so less is compute-bound than the bounds say",
-            more="the models lack GEMMs, or the peak given is too high, so more is "
-            "compute-bound than the bounds say",
-        )
-    return [note]
+    ]
 
 
-def _verdict(
-    who: str, peak: str, modelled: float, measured: float, *, fewer: str, more: str
-) -> str:
-    """Say whether a counter confirms what the models count; both are in % of the peak."""
-    text = f"; {who} {modelled:,.0f} % of {peak} in that time, the counters show {measured:,.0f} %"
-    if measured * _AGREE < modelled:
-        return f"{text}: {fewer}"
-    return f"{text}: {more}" if measured > _AGREE * modelled else f"{text}, which confirms it"
+def _floats(first: np.floating, second: np.floating, unit: float = 1.0) -> list[float]:
+    return [float(first) / unit, float(second) / unit]
+
+
+def _comparison(needed: float | None, span: int, measured: float) -> dict[str, Any] | None:
+    """Return what the models and a counter show in % of the peak, and which of them counts more.
+
+    None where either is unknown.
+    """
+    if not (needed and span):
+        return None
+    modelled = 100 * needed / span
+    counted = "fewer" if measured * _AGREE < modelled else "as many"
+    counted = "more" if measured > _AGREE * modelled else counted
+    return {"modelled": modelled, "measured": measured, "counted": counted}
 
 
 def sampled_clock(trace: Trace, linked: Linked) -> SampledClock | None:
@@ -185,16 +175,13 @@ def _is_in_steps(linked: Linked, ts: Ints) -> np.ndarray:
     return inside
 
 
-def memory_notes(trace: Trace, windows: Windows) -> list[str]:
-    """Say how much memory was allocated at most in the steps; empty without snapshots."""
+def memory_notes(trace: Trace, windows: Windows) -> list[Notice]:
+    """Return a how much memory was allocated at most in the steps; empty if unknown."""
     if not trace.on_device or not trace.memory or not len(trace.memory["ts"]):
         return []
     inside = windows.step_of(trace.memory["ts"]) >= 0
     allocated, reserved = (trace.memory[name][inside] for name in ("allocated", "reserved"))
     if not len(allocated) or allocated.max() < 0:
         return []
-    of = f" ({reserved.max() / _GB:,.3g} GB were reserved)" if reserved.max() > 0 else ""
-    return [
-        f"the allocator held at most {allocated.max() / _GB:,.3g} GB of device memory in "
-        f"the steps{of}, by {len(allocated):,} snapshots"
-    ]
+    most, held = float(allocated.max()) / _GB, float(reserved.max()) / _GB
+    return [note("allocated-memory", allocated=most, reserved=held, snapshots=len(allocated))]

@@ -18,6 +18,7 @@ from prunescope.analysis.kernels.counters import SampledClock
 from prunescope.analysis.kernels.host_calls import AllocatorCalls, GraphBlockers
 from prunescope.analysis.kernels.idle import cause_sums, host_late
 from prunescope.analysis.ops.call import OpCall, Work
+from prunescope.analysis.schema.notice import Notice
 from prunescope.analysis.timeline.clocks import ClockSkew
 from prunescope.analysis.timeline.intervals import WHOLE, Windows
 from prunescope.analysis.timeline.link import Linked
@@ -51,8 +52,8 @@ class OpShapes:
     works: list[Work | None] = field(default_factory=list)
     widths: dict[int, tuple[int, int]] = field(default_factory=dict)
     tokens: float | None = None
-    caveats: list[str] = field(default_factory=list)
-    refused: str | None = None
+    caveats: list[Notice] = field(default_factory=list)
+    refused: Notice | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class GraphReplays:
     Attributes:
         mapping_rate: The share of the replayed time whose ops an eager trace names; None without
             replays or without an eager trace.
-        note: A sentence on how the replays were mapped; None without an eager trace.
+        note: A note on how the replays were mapped; None without an eager trace.
         hide_kernels: Whether launches of graphs, each one interval without its kernels, make most
             of the busy time.
         are_folded: Whether all work of this side counts as one, because the graphs of the other
@@ -70,7 +71,7 @@ class GraphReplays:
     """
 
     mapping_rate: float | None = None
-    note: str | None = None
+    note: Notice | None = None
     hide_kernels: bool = False
     are_folded: bool = False
 
@@ -174,8 +175,8 @@ class Kernels:
         host: The work of the host.
         modules: The recorded modules, and the source of layers and roles.
         profiler: The profiler of the trace.
-        notes: Sentences for the notes of a report.
-        warnings: Sentences for its warnings.
+        notes: The notes of a report on them.
+        warnings: Its warnings of them.
     """
 
     frame: pl.DataFrame
@@ -187,8 +188,8 @@ class Kernels:
     host: HostWork = HostWork()
     modules: ModuleRoles = ModuleRoles()
     profiler: ProfilerFacts = ProfilerFacts()
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    notes: list[Notice] = field(default_factory=list)
+    warnings: list[Notice] = field(default_factory=list)
     _values: dict[str, frozenset[str]] = field(default_factory=dict, init=False, repr=False)
 
     @property

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -29,6 +30,7 @@ from prunescope.analysis.kernels.role_shapes import LaunchedRows, Roles
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.ops.kernel_kinds import kernel_kind, kind_of
 from prunescope.analysis.ops.work import work_of
+from prunescope.analysis.schema.notice import Notice, note, warning
 from prunescope.analysis.timeline.correlate import lookup
 from prunescope.analysis.timeline.engine_steps import decode_batch, names_batch
 from prunescope.analysis.timeline.link import Linked, is_graph_launch, op_of_launch, taken
@@ -38,7 +40,6 @@ from prunescope.analysis.trace.collector import NONE, Ints, unique_ids
 from prunescope.analysis.trace.event import DEVICE_CATEGORIES
 from prunescope.analysis.trace.trace_columns import Trace
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.words import percent, when
 
 # Of replayed time. Two steps of one model share the names of small kernels and may choose different
 # kernels for GEMMs and attention. If less than half is matched, the pass is of a different step.
@@ -76,9 +77,9 @@ class EagerPass:
             i: not names[i].startswith(OWN_PREFIX) and names_batch(names[i], batch)
             for i in unique_ids(annotations["name"][notes])
         }
-        for note in notes[[is_ours[i] for i in annotations["name"][notes]]] if len(notes) else ():
-            begin = annotations["ts"][note]
-            inside |= (begin <= at) & (at < begin + annotations["dur"][note])
+        for row in notes[[is_ours[i] for i in annotations["name"][notes]]] if len(notes) else ():
+            begin = annotations["ts"][row]
+            inside |= (begin <= at) & (at < begin + annotations["dur"][row])
         return np.flatnonzero(inside)
 
 
@@ -224,14 +225,12 @@ def batch_around(trace: Trace, ts: int) -> int | None:
     return batches.pop() if len(batches) == 1 else None
 
 
-def replayed_begin(linked: Linked, frame: pl.DataFrame) -> str:
-    """Begin a message: how many kernels and other events replays launched per step."""
+def replayed_events(linked: Linked, frame: pl.DataFrame) -> dict[str, float]:
+    """Return how many kernels, and how many other events, replays launched per step."""
     is_kernel = (frame["category"] == DEVICE_CATEGORIES["kernel"]).fill_null(value=False)
     kernels = int((is_kernel.to_numpy() & linked.replayed).sum()) / len(linked.wall)
     others = int(linked.replayed.sum()) / len(linked.wall) - kernels
-    parts = [(kernels, "kernels"), (others, "copies and memsets")]
-    counted = " and ".join(f"{count:,.6g} {kind}" for count, kind in parts if count)
-    return f"{counted} a step were launched by graph replays and have no op: "
+    return {"kernels": kernels, "others": others}
 
 
 def _launches(rows: Ints, graph: Ints) -> list[Ints]:
@@ -281,84 +280,60 @@ class GraphReplay:
         self.rate = mapped / replayed if replayed else None
         self.unsure = int(linked.busy[unsure].sum()) / replayed if replayed else 0.0
         self.count, self.steps = int(linked.replayed.sum()), len(linked.wall)
-        self.begin = replayed_begin(linked, frame)
+        self.replayed = replayed_events(linked, frame)
         if self.rate is not None and self.rate < LEAST:
             self.at[:] = NONE
 
     @property
-    def basis(self) -> str:
-        """The attributes by which replayed kernels and eager launches were matched."""
-        if not self.eager.launches.named:
-            return "the count of launches alone, for it has neither names nor grids of kernels"
-        sizes = self.eager.launches.sizes
-        gemms = sum(sizes[i] is not None for i in self.at if i >= 0)
-        compared = sum(part.compared for part in self.matched)
-        if not compared:
-            return "launch order and kernel name, without grids of GEMMs to compare"
-        of_gemms = "GEMMs" if compared >= gemms else f"{compared} of {gemms} GEMMs"
-        return f"launch order, kernel name and the grid of {of_gemms}"
+    def basis(self) -> dict[str, Any]:
+        """What a notice states on how replayed kernels and eager launches were matched.
 
-    def note(self) -> str:
-        """Say how the replayed kernels were mapped."""
-        begin = self.begin
+        `compared`: of how many of the mapped `gemms` the grids were compared.
+        """
+        sizes = self.eager.launches.sizes
+        return {
+            "named": self.eager.launches.named,
+            "gemms": sum(sizes[i] is not None for i in self.at if i >= 0),
+            "compared": sum(part.compared for part in self.matched),
+        }
+
+    def note(self) -> Notice:
+        """Return a note on how the replayed kernels were mapped."""
         if self.rate is None:
-            return f"{begin}none of them takes any time"
+            return note("replays-take-no-time", **self.replayed)
         if self.rate >= LEAST:
-            return (
-                f"{percent(self.rate, 1)} of the time of {self.count} replayed kernels"
-                f"{when(self.steps > 1, ' of all steps')} was mapped to the eager pass by "
-                f"{self.basis}"
+            several = self.steps > 1
+            return note(
+                "replays-mapped",
+                share=self.rate,
+                count=self.count,
+                several_steps=several,
+                basis=self.basis,
             )
         if self.rate + self.unsure >= LEAST:
-            return f"{begin}the eager trace holds several passes that may be theirs"
-        return (
-            f"{begin}the eager trace seems to be of another step ({percent(self.rate, 1)} of their "
-            "time is found in it)"
-        )
+            return note("replays-of-several-passes", **self.replayed)
+        return note("replays-of-another-step", share=self.rate, **self.replayed)
 
-    def warnings(self) -> list[str]:
-        """Warn of an eager pass that leaves some of the replay unknown or uncertain."""
-        name, rate = self.eager.trace.source.name, self.rate
-        messages = [*self._rivals(name)]
-        if rate is None or (messages and rate + self.unsure >= LEAST):
-            return messages
+    def warnings(self) -> list[Notice]:
+        """Return warnings of an eager pass that leaves some of the replay unknown or uncertain."""
+        name, rate, warnings = self.eager.trace.source.name, self.rate, []
+        if rows := sorted({m for part in self.matched for m in part.rivals}):
+            rivals = warning("eager-pass-rivals", file=name, share=self.unsure, rows=rows)
+            warnings.append(rivals)
+        if rate is None or (warnings and rate + self.unsure >= LEAST):
+            return warnings
         if rate < LEAST:
-            return [
-                *messages,
-                f"{name} seems to be of another step: only {percent(rate, 1)} of the time of "
-                f"replayed kernels is found in it, by {self.basis}: no shapes and roles are taken "
-                "from it",
-            ]
+            other = warning("eager-pass-of-another-step", file=name, share=rate, basis=self.basis)
+            return [*warnings, other]
         if not self.eager.launches.named:
-            messages.append(
-                f"{name} has neither names nor grids of kernels: its {len(self.eager.launches.at)} "
-                "launches are taken for those of the replay because they are as many; whether they "
-                "are of the same step and batch is not known"
-            )
+            count = len(self.eager.launches.at)
+            warnings.append(warning("eager-pass-without-names", file=name, launches=count))
         if rate < _SURE:
-            messages.append(
-                f"{name} may be of another step: {percent(rate, 1)} of the time of replayed "
-                "kernels is found in it, the rest has no shapes and roles"
-            )
-        return [*messages, *self._other_batch(name)]
+            warnings.append(warning("eager-pass-unsure", file=name, share=rate))
+        return [*warnings, *self._other_batch(name)]
 
-    def _rivals(self, name: str) -> list[str]:
-        """Warn of several passes of other shapes that match equally well."""
-        rows = sorted({m for part in self.matched for m in part.rivals})
-        if not rows:
-            return []
-        shapes = f"M = {' or '.join(map(str, rows))}"
-        if len(rows) == 1:
-            shapes += " and other N or K"
-        return [
-            f"{name} holds several passes that match {percent(self.unsure, 1)} of the time of "
-            f"replayed kernels equally well, with GEMMs of {shapes}: nothing says which one was "
-            "replayed, and no shapes and roles are taken from them; give a trace of the right one "
-            "alone"
-        ]
-
-    def _other_batch(self, name: str) -> list[str]:
-        """Warn where M of what was found differs from the batch in the step's annotation."""
+    def _other_batch(self, name: str) -> list[Notice]:
+        """Return a warning where M of what was found differs from the batch of the annotation."""
         sizes = self.eager.launches.sizes
         for part in self.matched:
             at = [i for i in self.at[part.rows] if i >= 0]
@@ -366,8 +341,7 @@ class GraphReplay:
             usual = rows.most_common(1)[0][0] if rows else None
             if part.batch is not None and usual not in (None, part.batch):
                 return [
-                    f"{name}: the GEMMs that are found for a step annotated with a batch of "
-                    f"{part.batch} have M = {usual}: a batch that was padded, or another pass"
+                    warning("eager-pass-of-another-batch", file=name, batch=part.batch, rows=usual)
                 ]
         return []
 

@@ -23,6 +23,7 @@ from prunescope.analysis.kernels.host_calls import (
     host_blocked_by_op,
 )
 from prunescope.analysis.kernels.idle import first_call_ns, host_collectives
+from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.timeline.clocks import clock_skew
 from prunescope.analysis.timeline.correlate import unlinked
 from prunescope.analysis.timeline.first_calls import HostSpans, UnusualCalls, unusual_calls
@@ -42,7 +43,6 @@ from prunescope.analysis.timeline.step_windows import find_windows
 from prunescope.analysis.trace.collector import NONE
 from prunescope.analysis.trace.trace_columns import Trace, lacks_device_events, recorded_waits
 from prunescope.taxonomy.recorder import recorder_of
-from prunescope.taxonomy.words import percent
 
 _SDPA_MATH = "aten::_scaled_dot_product_attention_math"
 _FIRST_CALLS = 3  # that are named
@@ -138,7 +138,7 @@ class LinkedPhase:
         )
 
     @cached_property
-    def notes(self) -> list[str]:
+    def notes(self) -> list[Notice]:
         """The notes on how rows were linked to launches and ops, and on the profiler's own work."""
         trace, linked = self.trace, self.linked
         return [
@@ -150,24 +150,18 @@ class LinkedPhase:
         ]
 
     @cached_property
-    def device_notes(self) -> list[str]:
+    def device_notes(self) -> list[Notice]:
         """The notes on collectives and on the memory that the allocator held."""
         return [*collective_notes(self.trace, self.linked), *memory_notes(self.trace, self.windows)]
 
     @cached_property
-    def warnings(self) -> list[str]:
+    def warnings(self) -> list[Notice]:
         """The warnings on clocks that differ, and on kernels of several devices."""
         skew, name = self.profiler.clock_skew, self.trace.source.name
         times = self.trace.times_of_devices(self.linked.event)
-        warnings = [] if skew is None else [f"{name}: {skew.warning}"]
+        warnings = [] if skew is None else [warning("clocks-differ", file=name, seen=skew.seen)]
         if len(times) > 1:
-            total = sum(times.values())
-            shares = ", ".join(f"{device}: {percent(ns / total)}" for device, ns in times.items())
-            warnings.append(
-                f"kernels of {name} ran on {len(times)} devices ({shares} of the time that they "
-                "ran): all count on one timeline, where a device that idles hides behind another, "
-                "and bounds are those of one"
-            )
+            warnings.append(warning("several-devices", file=name, times=times))
         return warnings
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from prunescope.analysis.device.hardware import Device
+from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.schema.sides import DeviceRates, DeviceUsed, PeakRates, PeakTaken
 from prunescope.taxonomy.runs.run_blocks import (
     CalibratedDevice,
@@ -71,49 +72,29 @@ class Peaks:
         )
         return {**used, "taken": self.taken} if self.taken else used
 
-    def caveats(self) -> list[str]:
-        """Describe peaks whose two measurements differ much, and those never measured quietly."""
+    def caveats(self) -> list[Notice]:
+        """Warn of peaks whose two measurements are too far apart, or of which none was quiet."""
         rates = {**self.flop_per_s, BANDWIDTH: self.byte_per_s or 0.0}
-        below = {
-            name: f"{_named(name)} is {rate_text(rates[name], name)}, and was at most "
-            f"{rate_text(most, name)} around this capture"
+        below = [
+            {"peak": name, "calibrated": rates[name], "most": most}
             for name, taken in self.taken.items()
             if taken["used"] == "calibrated"
             and (most := max(taken["before"] or 0, taken["after"] or 0))
             if rates[name] > APART * most
-        }
+        ]
+        lower = {one["peak"] for one in below}
         moved = [
-            f"{_named(name)} was measured as {rate_text(before, name)} before the capture and "
-            f"{rate_text(after, name)} after it (bounds use {_USED[taken['used']]})"
+            {"peak": name, "before": before, "after": after, "used": taken["used"]}
             for name, taken in self.taken.items()
             if (before := taken["before"]) and (after := taken["after"])
-            if max(before, after) > APART * min(before, after) and name not in below
+            if max(before, after) > APART * min(before, after) and name not in lower
         ]
-        messages = []
-        if moved:
-            messages.append(f"{'; '.join(moved)}: something else ran, or the clock fell")
+        warnings = [warning("peaks-moved", peaks=moved)] if moved else []
         if below:
-            messages.append(
-                f"by `prunescope calibrate` {'; '.join(below.values())}: the device was slower "
-                "then, or the calibration is of another time; shares of bounds may be too low"
-            )
+            warnings.append(warning("peaks-below-calibration", peaks=below))
         if self.disturbed:
-            messages.append(
-                f"every measurement of the peaks was disturbed ({', '.join(self.disturbed)}): they "
-                "may be too low, and shares of a bound too high"
-            )
-        return messages
-
-
-def _named(name: str) -> str:
-    return "the bandwidth" if name == BANDWIDTH else f"the {name} peak"
-
-
-def rate_text(per_s: float, name: str) -> str:
-    """Format a peak with its unit: "989 TFLOP/s", or for the bandwidth "3.35e+03 GB/s"."""
-    if name == BANDWIDTH:
-        return f"{per_s / 1e9:.3g} GB/s"
-    return f"{per_s / 1e12:.3g} TFLOP/s"
+            warnings.append(warning("peaks-disturbed", reasons=[*self.disturbed]))
+        return warnings
 
 
 def sheet_peaks(device: Device) -> Peaks:
@@ -127,15 +108,6 @@ def sheet_peaks(device: Device) -> Peaks:
         device=device,
         sheet=_rates_of_sheet(device),
     )
-
-
-_USED = {
-    "before": "the higher one",
-    "after": "the higher one",
-    "reached": "what a GEMM of the run reached",
-    "calibrated": "what `prunescope calibrate` measured",
-    "given": "the one that was given",
-}
 
 
 def _rates_of_sheet(device: Device) -> DeviceRates:

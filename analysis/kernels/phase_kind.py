@@ -392,21 +392,3 @@ def _attention_ns(kernels: Kernels) -> dict[str, int] | None:
             return None
         took[phase] += ns
     return took if all(took.values()) else None
-
-
-def format_split(split: TokenSplit) -> str:
-    """Format the times of both parts as a sentence, in µs."""
-    tokens, linear = split["tokens"], split["linear_ns"]
-    each = tokens["prompts"] + tokens["single"]
-    linears = (
-        f"{tokens['prompts']:,.0f} of {each:,.0f} tokens of a mixed step are of prompts: by tokens "
-        f"linears take {linear['prompts'] / 1e3:,.0f} µs for them and "
-        f"{linear['single'] / 1e3:,.0f} µs for single tokens"
-    )
-    if "attention_ns" not in split:
-        return f"{linears}; attention is not split, its kernels serve both"
-    took = split["attention_ns"]
-    return (
-        f"{linears}; attention, by its kernels, {took['prompts'] / 1e3:,.0f} µs and "
-        f"{took['single'] / 1e3:,.0f} µs"
-    )

@@ -16,8 +16,18 @@ OWN_CONFIG = {
     "pruned": "give the config of the pruned model by --model, and that of the dense one by "
     "--baseline-model",
 }
-# Kind of a Difference: number format of the model, or else of its products.
-DTYPE = "dtype"
+# Kinds of a Difference. DTYPE: number format of the model, or else of its products.
+DTYPE, PARALLELISM = "dtype", "parallelism"
+CODE = "code"  # compiled on one side, eager on the other: kernels of other ops
+UNPAIRED = "GEMMs that pair"  # of all GEMMs of a side, by layer and role: none does
+GRAPHS = "CUDA graphs"  # recorded as their kernels, or as one interval a launch with idle time
+STEPS = "steps"  # several on one side, the whole trace on the other: any number of steps
+FIRST_CALLS = "first calls or compilation"  # on one side alone; values are ns a step
+CUT = "file"  # whole or cut off: what is behind the cut is unknown
+UNREADABLE = (CUT, UNPAIRED)  # after these nothing is known of what was changed
+# Kinds whose values are 1 and the ratio: shapes do not say which sizes these are of.
+ROWS, BATCH_SIZE, LENGTH = "rows", "size of the batch", "length of the sequences"
+FORWARDS = "forwards a step"
 
 
 class Difference(msgspec.Struct, frozen=True):

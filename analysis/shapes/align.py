@@ -31,6 +31,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
 
+from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.shapes.config_evidence import set_aside_misplaced
 from prunescope.analysis.shapes.items import (
     ATTENTION,
@@ -45,7 +46,6 @@ from prunescope.analysis.shapes.items import (
 )
 from prunescope.analysis.shapes.layer_match import (
     LayerMatch,
-    Refusal,
     match_layer,
     slots_in_turns,
     slots_of_expert,
@@ -83,17 +83,14 @@ def align(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[Assignme
         of the config's layers.
     """
     items = [item for item in items if item.form != BATCHED]
-    strategy: _Strategy | list[str]
+    strategy: _Strategy | list[Notice]
     if shape.mixer.kind and ranks == 1:
         items = _merge_mixers(items)
         strategy = _hybrid_strategy(items, shape)
     else:
         items = [item for item in items if item.form != MIXER]
         if shape.other_layers or shape.mixer_layers:
-            strategy = [
-                "the order of kernels does not identify layers of several kinds: the trace has no "
-                "modules"
-            ]
+            strategy = [warning("layers-of-several-kinds")]
         elif is_expert_loop(items, shape) and ranks == 1:
             strategy = _expert_loop_strategy(items, shape)
         else:
@@ -120,7 +117,7 @@ class _Segment:
 def _assign(items: Sequence[Item], strategy: _Strategy | None, shape: ModelShape) -> Assignment:
     """Assign the kernels of one pass."""
     if strategy is None:
-        return Assignment(by_order=True, problems=["the passes of a step differ in their kernels"])
+        return Assignment(by_order=True, problems=[warning("unequal-passes")])
     assignment = Assignment(by_order=True, explained=strategy.explained)
     anchors, anchors_per_layer = anchors_of(items), strategy.anchors_per_layer
     anchor, damaged = -1, 0  # the anchor before a segment
@@ -140,8 +137,10 @@ def _assign(items: Sequence[Item], strategy: _Strategy | None, shape: ModelShape
             assignment.attentions.append((items[after], anchor // anchors_per_layer))
     layers = anchor // anchors_per_layer
     if layers != shape.layers:
-        note = f" (or so: {damaged} of them lack kernels)" if damaged else ""
-        return Assignment(by_order=True, problems=[wrong_layers(layers, shape) + note])
+        counts = {"layers": layers, "config": shape.layers, "damaged": damaged}
+        lacking = warning("layers-lack-kernels", **counts)
+        problems = [lacking if damaged else wrong_layers(layers, shape)]
+        return Assignment(by_order=True, problems=problems)
     if strategy.compares_times:
         set_aside_misplaced(assignment)
     return assignment
@@ -431,18 +430,15 @@ def _count_gemms(items: Sequence[Item], first: int, last: int) -> int:
 
 def _uniform_strategy(
     items: Sequence[Item], shape: ModelShape, ranks: int
-) -> _Patterns | list[str]:
+) -> _Patterns | list[Notice]:
     """Match layers of one kind, from attention to attention; or return why they do not match."""
     anchors = anchors_of(items)
     pattern = find_pattern(items, [range(a + 1, b) for a, b in pairwise(anchors)])
     if pattern is None:
-        return [
-            f"no repetition of layers is found in the order of kernels ({len(anchors)} attentions, "
-            f"{shape.layers} layers in the config)"
-        ]
+        return [warning("no-repeated-layers", attentions=len(anchors), layers=shape.layers)]
     experts = shape.moe_layers > shape.layers // 2
     match = match_layer(pattern.sample, pattern.ns, layer_ways(shape, ranks, experts=experts))
-    if isinstance(match, Refusal):
+    if isinstance(match, Notice):
         spans = [items[a + 1 : b] for a, b in pairwise(anchors)]
         is_whole = all(
             len(span) == len(pattern.tokens)
@@ -451,8 +447,8 @@ def _uniform_strategy(
             for span in spans
         )
         if is_whole and len(anchors) % shape.layers:
-            return [wrong_layers(len(anchors), shape), match.why]
-        return [match.why]
+            return [wrong_layers(len(anchors), shape), match]
+        return [match]
     head = role_slots(shape, ranks)["lm_head"]
     patterns = {("f", "f"): pattern.with_match(match)}
     return _Patterns(
@@ -473,7 +469,7 @@ def _merge_mixers(items: Sequence[Item]) -> list[Item]:
     return kept
 
 
-def _hybrid_strategy(items: Sequence[Item], shape: ModelShape) -> _Patterns | list[str]:
+def _hybrid_strategy(items: Sequence[Item], shape: ModelShape) -> _Patterns | list[Notice]:
     """Match layers of attention and of mixers, in the order of the config, or both in every layer.
 
     Sentences are returned where they do not match.
@@ -489,8 +485,13 @@ def _hybrid_strategy(items: Sequence[Item], shape: ModelShape) -> _Patterns | li
     if order is None:
         mixers = shape.other_layers or shape.mixer_layers
         return [
-            f"{letters.count('f')} attentions and {letters.count('m')} mixers in the trace, "
-            f"{shape.attention_layers} and {mixers} in the config, or in another order"
+            warning(
+                "another-order-of-layers",
+                attentions=letters.count("f"),
+                mixers=letters.count("m"),
+                config_attentions=shape.attention_layers,
+                config_mixers=mixers,
+            )
         ]
     groups: dict[Pair, list[range]] = defaultdict(list)
     for n in range(1, len(anchors)):
@@ -501,10 +502,10 @@ def _hybrid_strategy(items: Sequence[Item], shape: ModelShape) -> _Patterns | li
     for pair, spans in groups.items():
         pattern = find_pattern(items, spans)
         if pattern is None:
-            return [f"of {len(spans)} layers of a kind no more than half run the same kernels"]
+            return [warning("layers-run-other-kernels", layers=len(spans))]
         match = match_layer(pattern.sample, pattern.ns, pair_ways(shape, *pair))
-        if isinstance(match, Refusal):
-            return [match.why]
+        if isinstance(match, Notice):
+            return [match]
         patterns[pair] = pattern.with_match(match)
     ways: dict[tuple[str, bool], set[tuple[Slot, ...]]] = defaultdict(set)
     for (left, right), pattern in patterns.items():
@@ -512,7 +513,7 @@ def _hybrid_strategy(items: Sequence[Item], shape: ModelShape) -> _Patterns | li
         ways[left, True].add(pattern.match.layer.after)
         ways[right, False].add(pattern.match.layer.before)
     if shape.other_layers and any(len(ways_of_kind) > 1 for ways_of_kind in ways.values()):
-        return ["layers of one kind would run in several ways"]
+        return [warning("layers-run-in-several-ways")]
     return _Patterns(
         patterns,
         order,
@@ -531,7 +532,7 @@ def is_expert_loop(items: Sequence[Item], shape: ModelShape) -> bool:
     return shape.moe_layers == shape.layers and not any(item.form == GROUPED for item in items)
 
 
-def _expert_loop_strategy(items: Sequence[Item], shape: ModelShape) -> _ExpertLoop | list[str]:
+def _expert_loop_strategy(items: Sequence[Item], shape: ModelShape) -> _ExpertLoop | list[Notice]:
     """Match the slots around the loop of experts, which are the same in all layers.
 
     Output projection and router run before the loop, the next layer's projections behind it. N and
@@ -558,12 +559,8 @@ def _expert_loop_strategy(items: Sequence[Item], shape: ModelShape) -> _ExpertLo
             edges = ((after, tokens[0]), (before, tokens[1]))
             loops.append(_ExpertLoop(edges, expert, slots["lm_head"]))
     if len(loops) != 1 or shape.experts.shared_intermediate:
-        why = (
-            "in addition to a shared one"
-            if shape.experts.shared_intermediate
-            else f"{len(loops)} ways fit"
-        )
-        return [f"experts run one after the other, {why}: their order is not sure"]
+        shared = bool(shape.experts.shared_intermediate)
+        return [warning("experts-in-unknown-order", shared=shared, ways=len(loops))]
     return loops[0]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 
+from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.shapes.config_evidence import set_aside_misplaced
 from prunescope.analysis.shapes.items import (
     ATTENTION,
@@ -73,20 +74,17 @@ def align_uneven(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[A
     config's layers.
     """
     if shape.mixer_layers or shape.other_layers:
-        why = "the order of kernels does not identify layers that differ in size and in kind"
-        return [Assignment(by_order=True, problems=[why])]
+        return [Assignment(by_order=True, problems=[warning("layers-of-several-sizes")])]
     items = [item for item in items if item.form not in (BATCHED, MIXER)]
     ways = list(_enumerate_ways(shape, ranks))
     anchors, attending = anchors_of(items), len(ways[0].attending)
     if not anchors or not attending or len(anchors) % attending:
-        why = (
-            f"{len(anchors)} attentions in the trace, {attending} layers with attention in the "
-            "config"
-        )
-        return [Assignment(by_order=True, problems=[why])]
+        counts = {"attentions": len(anchors), "layers": attending}
+        problem = warning("another-number-of-attentions", **counts)
+        return [Assignment(by_order=True, problems=[problem])]
     passes = _passes(items, anchors, ways)
     chosen = _choose_way(ways, [_split_at_attention(items_of_pass) for items_of_pass in passes])
-    if isinstance(chosen, str):
+    if isinstance(chosen, Notice):
         return [Assignment(by_order=True, problems=[chosen])]
     return [_assign(items_of_pass, chosen) for items_of_pass in passes]
 
@@ -107,10 +105,10 @@ def _split_at_attention(items: Sequence[Item]) -> list[Sequence[Item]]:
     return [items[a + 1 : b] for a, b in pairwise([-1, *anchors_of(items), len(items)])]
 
 
-def _choose_way(ways: list[_Way], passes: list[list[Sequence[Item]]]) -> _Way | str:
+def _choose_way(ways: list[_Way], passes: list[list[Sequence[Item]]]) -> _Way | Notice:
     """Return the way that most segments match; of several, the one that the times fit.
 
-    A sentence is returned where too few segments match, or the times do not decide.
+    A warning is returned where too few segments match, or the times do not decide.
     """
     counts = []
     for way in ways:
@@ -118,11 +116,11 @@ def _choose_way(ways: list[_Way], passes: list[list[Sequence[Item]]]) -> _Way | 
         counts.append(sum(match is not None for match in matches))
     most, total = max(counts), sum(map(len, passes))
     if most <= _MOST * total:
-        return f"{most} of {total} segments between attentions run as many GEMMs as the config says"
+        return warning("segments-of-other-gemms", count=most, segments=total)
     best = [way for way, count in zip(ways, counts, strict=True) if count == most]
     costs = sorted((_cost(way, passes), number) for number, way in enumerate(best))
     if len(costs) > 1 and costs[1][0] < costs[0][0] + _SURE:
-        return f"the GEMMs of a layer may run in {len(best)} orders, by their times"
+        return warning("several-orders-of-gemms", orders=len(best))
     return best[costs[0][1]]
 
 

@@ -1,7 +1,7 @@
 """Contradictions between a trace and a model's config, and other configs that fit as well.
 
 In: GEMMs with the slots (role, N, K) that the config gives them, names and grids of the other
-kernels of a forward, peaks. Out: sentences that name each contradiction (none where the trace
+kernels of a forward, peaks. Out: a notice of each contradiction (none where the trace
 cannot decide), and the interval of N of each role that nothing contradicts. Times in ns, N·K in
 elements.
 """
@@ -15,10 +15,12 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from statistics import median
+from typing import Any
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.device.tiles import Tile, tile_of
-from prunescope.analysis.shapes.grids import Intervals, holds, meet, rows_of, widths_of, written
+from prunescope.analysis.schema.notice import Notice, note, warning
+from prunescope.analysis.shapes.grids import Intervals, holds, meet, rows_of, widths_of
 from prunescope.analysis.shapes.items import ATTENTION, Assignment, Item, Placed
 from prunescope.analysis.shapes.slots import EXPERT, GEMM, Slot
 from prunescope.taxonomy.shape import ModelShape
@@ -35,14 +37,13 @@ _WIDEST_NUMBER = 4  # bytes of an element: no number is wider, so that no time l
 _PACKED = re.compile(r"mul_mat_(?:vec_)?q|marlin|awq|gptq|gemm_4bit|gemv_4bit", re.IGNORECASE)
 _SUPPORTED = 0.5  # share of the difference of two widths by which times must fit one better
 _WIDE = 2.0  # times the lower end of a range of widths: wider ranges distinguish few models
-_NAMED = 8  # ranges of widths in one sentence: a plain layer has seven GEMMs, and there is the head
 _MLP = ("gate", "up", "gate_up", "down")
 _WHOLE = ("q", "k", "v", "qkv", "o", *_MLP)
 
 Usual = dict[tuple[Slot, str], float]  # ns of a slot on a kernel
 
 
-def rows_allowed(placed: Iterable[Placed], sm: int | None) -> tuple[Intervals | None, list[str]]:
+def rows_allowed(placed: Iterable[Placed], sm: int | None) -> tuple[Intervals | None, list[Notice]]:
     """Return the M that the grids of all linears of a forward allow.
 
     If there is none, a sentence states it.
@@ -56,18 +57,13 @@ def rows_allowed(placed: Iterable[Placed], sm: int | None) -> tuple[Intervals | 
     for gemm in seen.values():
         own = allowed_rows(gemm, sm)
         if own == ():
-            grid = "×".join(map(str, gemm.item.grid or ()))
-            return None, [
-                f"no M fits the grid of {gemm.slot.role} ({grid} blocks) with N = {gemm.slot.n:,}"
-            ]
+            return None, [_no_rows(gemm)]
         if gemm.slot.form == EXPERT:
             continue  # its rows are those that were routed to it
         both = meet(allowed, own)
         if both == ():
-            return None, [
-                f"no M fits all grids: {gemm.slot.role} with N = {gemm.slot.n:,} needs "
-                f"M {written(own)}, the others {written(allowed)}"
-            ]
+            numbers = {"n": gemm.slot.n, "needed": own, "allowed": allowed}
+            return None, [warning("no-rows-fit-all-grids", role=gemm.slot.role, **numbers)]
         allowed = both
     return allowed, []
 
@@ -94,16 +90,21 @@ def time_limit(a: float, b: float, *, same: bool) -> float:
     return (_SAME_KERNEL if same else _OTHER_KERNEL) + fixed / shorter
 
 
-def head_contradictions(placed: Iterable[Placed], sm: int | None) -> list[str]:
+def head_contradictions(placed: Iterable[Placed], sm: int | None) -> list[Notice]:
     """State that no M fits the grid of lm_head; empty if one does."""
     for gemm in placed:
         if gemm.slot.role == "lm_head" and allowed_rows(gemm, sm) == ():
-            grid = "×".join(map(str, gemm.item.grid or ()))
-            return [f"no M fits the grid of lm_head ({grid} blocks) with N = {gemm.slot.n:,}"]
+            return [_no_rows(gemm)]
     return []
 
 
-def off_the_tiles(placed: Iterable[Placed]) -> list[str]:
+def _no_rows(gemm: Placed) -> Notice:
+    """Return the contradiction of a GEMM whose grid fits no M."""
+    grid = "×".join(map(str, gemm.item.grid or ()))
+    return warning("no-rows-fit-grid", role=gemm.slot.role, grid=grid, n=gemm.slot.n)
+
+
+def off_the_tiles(placed: Iterable[Placed]) -> list[Notice]:
     """List GEMMs whose number of blocks is not that of the tiles of their N.
 
     They run on a possibly persistent kernel on which two or more GEMMs of other widths have one
@@ -118,11 +119,9 @@ def off_the_tiles(placed: Iterable[Placed]) -> list[str]:
         for n, (role, launched) in widths.items():
             wanted = -(-n // tile.rows) * times
             if launched > wanted or launched < wanted and launched < most:
-                caveats.append(
-                    f"{role} with N = {n:,} has {wanted:,} tiles of {tile.rows}×{tile.columns}, "
-                    f"and {launched:,} blocks in the trace; other GEMMs on its kernel have a block "
-                    "for every tile"
-                )
+                size = f"{tile.rows}×{tile.columns}"
+                numbers = {"n": n, "tiles": wanted, "tile": size, "blocks": launched}
+                caveats.append(warning("blocks-off-the-tiles", role=role, **numbers))
     return caveats
 
 
@@ -166,14 +165,14 @@ def usual_times(placed: Iterable[Placed], *, with_head: bool) -> Usual:
     return {key: median(ns) for key, ns in times.items()}
 
 
-def time_contradictions(placed: Sequence[Placed], *, with_head: bool) -> list[str]:
+def time_contradictions(placed: Sequence[Placed], *, with_head: bool) -> list[Notice]:
     """State that the times of two GEMMs do not both fit their N·K; empty if they do.
 
     `with_head` means that lm_head has as many rows as the linears. Otherwise it may have fewer, and
     counts only if it takes too long.
     """
     usual = usual_times(placed, with_head=True)
-    worst: tuple[float, str] = (1.0, "")
+    worst, found = 1.0, list[Notice]()
     for a, b in combinations(usual, 2):
         (slot_a, name_a), (slot_b, name_b) = a, b
         limit = time_limit(usual[a], usual[b], same=name_a == name_b)
@@ -182,18 +181,15 @@ def time_contradictions(placed: Sequence[Placed], *, with_head: bool) -> list[st
         if not with_head and slower.role != "lm_head" and "lm_head" in (slot_a.role, slot_b.role):
             continue
         off = max(rate_a, rate_b) / min(rate_a, rate_b)
-        if off > limit and off / limit > worst[0]:
-            kernels = "one kernel" if name_a == name_b else "two kernels"
-            takes = [
-                f"{slot.role} with N·K = {slot.size:,} takes {usual[key] / 1e3:.1f} µs"
+        if off > limit and off / limit > worst:
+            gemms = [
+                {"role": slot.role, "size": slot.size, "ns": usual[key]}
                 for key, slot in ((a, slot_a), (b, slot_b))
             ]
-            worst = (
-                off / limit,
-                f"{' and '.join(takes)}: their rates are {off:.2f} times apart, those of {kernels} "
-                f"{limit:.2f} at most",
-            )
-    return [worst[1]] if worst[1] else []
+            same = name_a == name_b
+            worst = off / limit
+            found = [warning("rates-apart", gemms=gemms, apart=off, limit=limit, same=same)]
+    return found
 
 
 def set_aside_misplaced(assignment: Assignment) -> None:
@@ -238,7 +234,7 @@ def _may_be_one_gemm(a: float, b: float) -> bool:
 
 def narrow_gemm_contradictions(
     placed: Sequence[Placed], rows: int | None, device: Device | None
-) -> list[str]:
+) -> list[Notice]:
     """State that a GEMM narrower than a tile takes longer than its waves or its bytes explain.
 
     The time of a wider GEMM on the same kernel is the measure. N·K shows less, because a partly
@@ -266,15 +262,21 @@ def narrow_gemm_contradictions(
             fair = max(usual[wide] * costs[narrow] / costs[wide], floor)
             if usual[narrow] > fair * time_limit(fair, usual[wide], same=True):
                 return [
-                    f"{narrow.role} with N = {narrow.n:,} takes {usual[narrow] / 1e3:.1f} µs; "
-                    f"compared with {wide.role} with N = {wide.n:,}, which takes "
-                    f"{usual[wide] / 1e3:.1f} µs on the same kernel, it would take "
-                    f"{fair / 1e3:.1f} µs"
+                    warning(
+                        "narrow-gemm-too-slow",
+                        role=narrow.role,
+                        n=narrow.n,
+                        ns=usual[narrow],
+                        wide=wide.role,
+                        wide_n=wide.n,
+                        wide_ns=usual[wide],
+                        fair_ns=fair,
+                    )
                 ]
     return []
 
 
-def mlp_width_contradictions(placed: Sequence[Placed], width: int, seen: int) -> list[str]:
+def mlp_width_contradictions(placed: Sequence[Placed], width: int, seen: int) -> list[Notice]:
     """State that the activations (by their grids) have another width than the config's MLP.
 
     The result is empty if the times of its GEMMs, compared with others on the same kernels, clearly
@@ -296,10 +298,7 @@ def mlp_width_contradictions(placed: Sequence[Placed], width: int, seen: int) ->
     apart = len(pairs) * abs(math.log(seen / width))
     if theirs - ours > _SUPPORTED * apart or not pairs:
         return []
-    return [
-        f"the MLP has {width:,} channels in the config; activations have {seen:,}, by their grids, "
-        "and the times of its GEMMs do not contradict that"
-    ]
+    return [warning("mlp-of-another-width", width=width, seen=seen)]
 
 
 def peak_contradictions(
@@ -309,7 +308,7 @@ def peak_contradictions(
     flop_per_s: float | None,
     byte_per_s: float | None,
     itemsize: float,
-) -> list[str]:
+) -> list[Notice]:
     """State that a GEMM would be faster than the device; empty if none would.
 
     It is compared by FLOPs where M is known, else by the bytes of weights too large for a cache (64
@@ -324,29 +323,23 @@ def peak_contradictions(
         usual = median(ns)
         flop = 2 * rows * slot.size / usual * 1e9 if rows and slot.role != "lm_head" else 0.0
         if flop_per_s and flop > _ABOVE_PEAK * flop_per_s:
-            return [
-                f"{slot.role} with M = {rows:,}, N = {slot.n:,}, K = {slot.k:,} in "
-                f"{usual / 1e3:.1f} µs would be {flop / 1e12:.0f} TFLOP/s, of a peak of "
-                f"{flop_per_s / 1e12:.0f}"
-            ]
+            sizes = {"m": rows, "n": slot.n, "k": slot.k, "ns": usual}
+            rates = {"flop_per_s": flop, "peak": flop_per_s}
+            return [warning("gemm-above-peak", role=slot.role, **sizes, **rates)]
         size = 0 if slot in packed else slot.size * itemsize
         if byte_per_s and size > 1 << 26 and size / usual * 1e9 > _ABOVE_PEAK * byte_per_s:
-            return [
-                f"the weights of {slot.role} ({size / 1e6:.0f} MB) in {usual / 1e3:.1f} µs would "
-                f"be {size / usual:.0f} GB/s, of a peak of {byte_per_s / 1e9:.0f}"
-            ]
+            numbers = {"bytes": size, "ns": usual, "peak": byte_per_s}
+            return [warning("weights-above-bandwidth", role=slot.role, **numbers)]
     return []
 
 
-def recorded_shape_contradictions(placed: Iterable[Placed]) -> list[str]:
+def recorded_shape_contradictions(placed: Iterable[Placed]) -> list[Notice]:
     """State that the recorded N and K of a GEMM are not those of the config; empty if they are."""
     for gemm in placed:
         if gemm.item.nk is not None and gemm.item.nk != (gemm.slot.n, gemm.slot.k):
             n, k = gemm.item.nk
-            return [
-                f"{gemm.slot.role} has N = {n:,}, K = {k:,} in the trace, N = {gemm.slot.n:,}, "
-                f"K = {gemm.slot.k:,} in the config"
-            ]
+            config = {"config_n": gemm.slot.n, "config_k": gemm.slot.k}
+            return [warning("another-recorded-size", role=gemm.slot.role, n=n, k=k, **config)]
     return []
 
 
@@ -359,10 +352,10 @@ def head_rows(gemm: Placed, heads: Sequence[int], sm: int | None) -> int | None:
 
 def fitting_widths(
     gemms: Sequence[Placed], rows: int | None, sm: int | None, *, heads: Sequence[int] = ()
-) -> list[str]:
-    """State the ranges of N that fit the trace, in at most one sentence.
+) -> list[Notice]:
+    """Note the ranges of N that fit the trace; empty where nothing bounds a width.
 
-    The list is empty where nothing bounds a width. `heads` are the possible M of lm_head.
+    `heads` are the possible M of lm_head.
     """
     with_head = tuple(heads) == (rows,)
     of_slot: dict[Slot, list[Placed]] = defaultdict(list)
@@ -371,9 +364,9 @@ def fitting_widths(
             of_slot[gemm.slot].append(gemm)
     usual = usual_times(gemms, with_head=with_head)
     by_tiles = _widths_by_tiles(gemms)
-    ranges: list[str] = []
-    by_time: list[str] = []
-    outside: list[str] = []
+    ranges: list[dict[str, Any]] = []
+    by_time: list[dict[str, Any]] = []
+    outside: list[tuple[str, int]] = []
     for slot, members in of_slot.items():
         m = head_rows(members[0], heads, sm) if slot.role == "lm_head" else rows
         by_grid = _widths_by_grid(members, m, sm) if m is not None else None
@@ -384,18 +377,11 @@ def fitting_widths(
             how = "grid" if allowed == by_grid else "time" if by_grid is None else "grid and time"
             # By time alone a width is often known to a factor of 5: used if nothing is closer.
             is_wide = how == "time" and allowed[-1][1] > _WIDE * allowed[0][0]
-            (by_time if is_wide else ranges).append(f"{slot.role} {written(allowed)} by its {how}")
-            if not holds(allowed, slot.n):
-                outside.append(f"{slot.n:,} of {slot.role}")
+            fitting = {"role": slot.role, "allowed": allowed, "how": how}
+            (by_time if is_wide else ranges).append(fitting)
+            outside += [] if holds(allowed, slot.n) else [(slot.role, slot.n)]
     ranges = ranges or by_time
-    if not ranges:
-        return []
-    if len(ranges) > _NAMED:
-        ranges = [*ranges[:_NAMED], f"and {len(ranges) - _NAMED} others"]
-    config = "the config's value is within this range"
-    if outside:
-        config = f"the config's value is not ({', '.join(outside)})"
-    return [f"the trace fits N of {', '.join(ranges)}: {config}"]
+    return [note("config-ranges", ranges=ranges, outside=outside)] if ranges else []
 
 
 def _widths_by_tiles(placed: Iterable[Placed]) -> dict[int, Intervals]:
@@ -485,7 +471,7 @@ def read_named_sizes(names: Iterable[str]) -> NamedSizes:
     return NamedSizes(cached.pop() if len(cached) == 1 else None, max(norms, default=None), each)
 
 
-def named_size_contradictions(named: NamedSizes, shape: ModelShape, ranks: int) -> list[str]:
+def named_size_contradictions(named: NamedSizes, shape: ModelShape, ranks: int) -> list[Notice]:
     """State that the cache or the widest norm kernel does not fit the config; empty if both do.
 
     The width of the keys has to be that of the cache, and the hidden size at most that of the
@@ -498,19 +484,14 @@ def named_size_contradictions(named: NamedSizes, shape: ModelShape, ranks: int) 
     )
     fits = named.cached in [keys * size for size in named.each]
     if named.cached is not None and not latent and not fits:
-        return [
-            f"the cache takes {named.cached:,} bytes of keys a token, the config has {keys:,} "
-            f"numbers of {' or '.join(map(str, named.each))} bytes"
-        ]
+        numbers = {"bytes": named.cached, "keys": keys, "each": [*named.each]}
+        return [warning("cache-of-another-width", **numbers)]
     if named.norm is not None and named.norm < shape.hidden:
-        return [
-            f"the widest norm kernel holds rows of {named.norm:,}, the config's are "
-            f"{shape.hidden:,} wide"
-        ]
+        return [warning("norm-too-narrow", widest=named.norm, hidden=shape.hidden)]
     return []
 
 
-def attention_name_contradictions(items: Iterable[Item], shape: ModelShape) -> list[str]:
+def attention_name_contradictions(items: Iterable[Item], shape: ModelShape) -> list[Notice]:
     """State that the name of an attention kernel does not fit the config; empty if it does.
 
     The name may state a head dimension, or a number of query heads per KV head. Latent attention is
@@ -522,9 +503,9 @@ def attention_name_contradictions(items: Iterable[Item], shape: ModelShape) -> l
         group = _GROUP.search(name)
         groups = {part.attention.group for part in shape.attention_parts()}
         if group is not None and int(group[1]) not in groups:
+            queries = int(group[1])
             return [
-                f"the attention kernel is made for {group[1]} query heads a key, the config has "
-                f"{shape.attention.group}"
+                warning("another-group-of-queries", queries=queries, config=shape.attention.group)
             ]
         ours = max(shape.attention.head_dim, shape.attention.value_dim)
         exact, most = _named_size(_EXACT, name), _named_size(_UP_TO, name)
@@ -532,10 +513,8 @@ def attention_name_contradictions(items: Iterable[Item], shape: ModelShape) -> l
         if most is not None and (ours > most or ours <= most // 2 and most > 32):
             wrong = True
         if wrong:
-            return [
-                f"the attention kernel is made for heads of {exact or most}, the config has "
-                f"{shape.attention.head_dim}"
-            ]
+            sizes = {"size": exact or most, "config": shape.attention.head_dim}
+            return [warning("another-head-dimension", **sizes)]
     return []
 
 
@@ -547,7 +526,7 @@ def _named_size(pattern: re.Pattern[str], name: str) -> int | None:
 
 def attention_grid_contradictions(
     items: Iterable[Item], shape: ModelShape, ranks: int
-) -> list[str]:
+) -> list[Notice]:
     """State that the grid of an attention kernel has another number of query heads than the config.
 
     The grid of FlashAttention 2 in prefill is query tiles × sequences × heads, that of
@@ -563,6 +542,5 @@ def attention_grid_contradictions(
         elif "fmha_cutlassF" in item.name:
             seen = item.grid[1]
         if seen not in known:
-            heads = " or ".join(map(str, known))
-            return [f"the grid of attention has {seen} query heads, the config {heads} a rank"]
+            return [warning("another-number-of-heads", heads=seen, config=known)]
     return []

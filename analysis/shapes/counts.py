@@ -2,7 +2,7 @@
 
 In: the kernels of a phase with their grids, the config. Out: M where two kinds of kernels agree on
 it. These are kernels that run one block a token, or element-wise ones whose blocks count M·hidden
-and M·intermediate. Where they contradict the config: a sentence, or another width.
+and M·intermediate. Where they contradict the config: a notice, or another width.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.device.tiles import grid_in_blocks
+from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.shapes.config_evidence import read_named_sizes
 from prunescope.analysis.shapes.grids import Intervals, meet
 from prunescope.analysis.timeline.grid_units import BLOCKS, ITEMS, UNKNOWN_UNIT, grid_units, is_rocm
@@ -229,15 +230,13 @@ class RowCounts:
         hidden, width = self._widths
         return meet(_rows_of_width(self.adds, hidden), _rows_of_width(self.activations, width))
 
-    def contradictions(self, rows: int | None) -> list[str]:
-        """State that the residual adds are not those of M rows; empty if they are."""
+    def contradictions(self, rows: int | None) -> list[Notice]:
+        """A contradiction that the residual adds are not those of M rows; empty if they are."""
         hidden, _ = self._widths
         if rows is None or self.adds is None or self.adds[0] <= rows * hidden <= self.adds[1]:
             return []
-        return [
-            f"residual adds have {self.adds[1]:,} elements, by their grids; {rows:,} rows of "
-            f"{hidden:,} have {rows * hidden:,}"
-        ]
+        counts = {"elements": self.adds[1], "expected": rows * hidden}
+        return [warning("residual-adds-off-the-rows", rows=rows, hidden=hidden, **counts)]
 
     def width(self, rows: int | None) -> int | None:
         """Return the MLP's channels on a rank, by the elements of the activations.

@@ -8,7 +8,7 @@ their work, notes and warnings. Where the trace contradicts the config, nothing 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -18,10 +18,10 @@ import polars as pl
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.ops.attention import AttentionSizes
 from prunescope.analysis.ops.call import OpCall, Work
+from prunescope.analysis.schema.notice import Notice, note, warning
 from prunescope.analysis.shapes import config_evidence
 from prunescope.analysis.shapes.config_evidence import fitting_widths
 from prunescope.analysis.shapes.counts import elementwise_counts
-from prunescope.analysis.shapes.grids import written
 from prunescope.analysis.shapes.items import ATTENTION, Assignment, Item, Placed, items_of
 from prunescope.analysis.shapes.rank_slots import degrees
 from prunescope.analysis.shapes.slots import (
@@ -36,7 +36,6 @@ from prunescope.analysis.shapes.workload import AutoModel, Filled, GivenWorkload
 from prunescope.taxonomy.dtypes import dtype as our_dtype
 from prunescope.taxonomy.presets import preset_config, preset_names
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.words import percent
 
 _ENOUGH = 0.99  # share of the GEMM time: if so much of it is recorded, no config is needed
 
@@ -55,52 +54,44 @@ def fill(traced: Traced, model: ModelConfig | AutoModel, device: Device | None) 
     """
     filled = Filled(traced.frame, traced.source)
     if not traced.trace.on_device:
-        filled.warnings.append(
-            f"--model {model.name} is not used: this is a CPU trace, and a config gives shapes "
-            "only to kernels of a GPU (record_shapes=True keeps those of a CPU's ops)"
-        )
+        filled.warnings.append(warning("config-unused-on-host", model=model.name))
         return filled
     steps = items_of(traced.frame, traced.trace, traced.works)
     every = [item for items in steps.values() for item in items]
     total = sum(item.ns for item in every)
     recorded = sum(item.ns for item in every if item.has_work)
     if not total or recorded >= _ENOUGH * total:
-        filled.notes.append(f"--model {model.name} is not needed: the trace has the shapes")
+        filled.notes.append(note("config-not-needed", model=model.name))
         return filled
     if isinstance(model, AutoModel):
         filled.warnings.append(guess(traced, model.workload, device, steps))
         return filled
-    filled.warnings += model.notes
+    filled.warnings += [warning("config-unlike-weights", text=text) for text in model.notes]
     if model.shape.mixer.kind:
         steps = items_of(traced.frame, traced.trace, traced.works, mixers=True)
     degree = degrees(traced.trace, every, model.shape)
     tried = [Trial(traced, model, device, steps, ranks) for ranks in degree]
     fit = [trial for trial in tried if not trial.problems]
     if len(fit) != 1:
-        refused = _refused(model, tried, fit)
+        problems = _problems(tried, fit)
         bare = replace(model, workload=GivenWorkload())
         if not fit and model.workload != bare.workload:
             without = (Trial(traced, bare, device, steps, ranks) for ranks in degree)
             if not all(trial.problems for trial in without):
-                refused += "; without the workload that was given nothing contradicts it"
-        filled.config_refused = refused
-        filled.warnings.append(refused)
+                problems = [*problems, warning("fits-without-workload")]
+        filled.config_refused = warning("config-refused", model=model.name, problems=problems)
+        filled.warnings.append(filled.config_refused)
         return filled
     return _fill_rows(filled, fit[0])
 
 
-def _refused(model: ModelConfig, tried: list[Trial], fit: list[Trial]) -> str:
-    """State why no shapes are taken from the config."""
-    begin = f"no shapes are taken from the config {model.name}"
+def _problems(tried: list[Trial], fit: list[Trial]) -> list[Notice]:
+    """Return why no shapes are taken from a config: the contradictions of the closest trial."""
     if fit:
-        ranks = " or ".join(str(trial.ranks) for trial in fit)
-        return (
-            f"{begin}: the model may be shared out over {ranks} ranks, by all that the trace says"
-        )
+        return [warning("several-degrees-fit", ranks=[trial.ranks for trial in fit])]
     if not tried:
-        return f"{begin}: its dimensions cannot be shared out over the ranks of the trace"
-    closest = min(tried, key=lambda trial: (len(trial.problems), trial.ranks))
-    return f"{begin}: {'; '.join(closest.problems)}"
+        return [warning("no-degree-fits")]
+    return min(tried, key=lambda trial: (len(trial.problems), trial.ranks)).problems
 
 
 def _fill_rows(filled: Filled, trial: Trial) -> Filled:
@@ -122,7 +113,7 @@ def _fill_rows(filled: Filled, trial: Trial) -> Filled:
     heads = trial.tokens[first].heads
     widths = fitting_widths(trial.placed[first].gemms, trial.rows[first], trial.sm, heads=heads)
     if not writer.time:
-        filled.notes.append(f"--model {trial.model.name} adds no shapes to those of the trace")
+        filled.notes.append(note("config-adds-nothing", model=trial.model.name))
         return filled
     filled.notes += [_note(trial, writer), *widths]
     if trial.model.shape.experts.count and (reason := trial.experts.reason) is not None:
@@ -130,20 +121,18 @@ def _fill_rows(filled: Filled, trial: Trial) -> Filled:
     return filled
 
 
-def _note(trial: Trial, writer: Writer) -> str:
-    """State the share of the time that got shapes, and how M is known."""
-    share = writer.time / writer.total if writer.total else 0.0
+def _note(trial: Trial, writer: Writer) -> Notice:
     seen = {(trial.rows[step], trial.tokens[step].source) for step in trial.rows}
-    rows = sorted({f"M = {m:,}" for m, _ in seen if m is not None})
-    unknown = [written(trial.allowed[s]) for s, m in trial.rows.items() if m is None]
-    if unknown:
-        within = "" if unknown[0] == "any" else f", {unknown[0]} by the grids"
-        rows.append(f"M is not known{within}")
-    shared = f", on each of {trial.ranks} ranks" if trial.ranks > 1 else ""
-    how = "aligned with its layers by order" if trial.uses_order else "by module"
-    return (
-        f"shapes from the model's config ({trial.model.name}{shared}): {percent(share, 1)} of the "
-        f"time of GEMMs and attention, {how}; {', '.join(rows[:4])}"
+    # In the order of their texts.
+    rows = sorted((m for m, _ in seen if m is not None), key=lambda m: f"{m:,}")
+    return note(
+        "config-shapes",
+        model=trial.model.name,
+        ranks=trial.ranks,
+        share=writer.time / writer.total if writer.total else 0.0,
+        by_order=trial.uses_order,
+        rows=list(dict.fromkeys(rows)),
+        unknown=[trial.allowed[step] for step, m in trial.rows.items() if m is None],
     )
 
 
@@ -292,8 +281,8 @@ def _instance(item: Item) -> int:
 
 def guess(
     traced: Traced, workload: GivenWorkload, device: Device | None, steps: dict[int, list[Item]]
-) -> str:
-    """Return a message that names the presets that fit.
+) -> Notice:
+    """Return a warning that names the presets that fit.
 
     Limitations: A fine-tuned or pruned model of the same sizes fits as well. Of several presets
     that fit, the one that the trace names is preferred.
@@ -304,26 +293,28 @@ def guess(
         name: trial for name in names if (trial := _find_fit(name, traced, workload, device, steps))
     }
     if not fitting:
-        return (
-            f"--model auto: none of {len(names)} presets fits the trace "
-            f"({_describe_layers(every)}): give the model's config.json"
+        return warning(
+            "no-preset-fits",
+            presets=len(names),
+            layers=len({item.layer for item in every if item.layer is not None}),
+            attentions=sum(item.form == ATTENTION for item in every),
         )
     clues = {name: clues_of(name, preset_config(name), trial) for name, trial in fitting.items()}
     most = max(own_clues.weight for own_clues in clues.values())
     # Of several that fit, the one that the trace names, or whose modules it holds.
     ahead = [name for name, own_clues in clues.items() if own_clues.weight == most]
+    matches = [*clues[ahead[0]].matches]
     if len(ahead) > 1:
-        return (
-            f"--model auto: {', '.join(ahead)} are each {POSSIBLE}, by "
-            f"{', '.join(clues[ahead[0]].matches)}: give the one that it is with --model"
-        )
+        return warning("several-presets-fit", models=ahead, grade=POSSIBLE, matches=matches)
     (name,) = ahead
     rivals = [rival for rival in fitting if rival != name]
-    rival_names = f"{', '.join(rivals)} would fit its sizes" if rivals else "no other fits"
-    return (
-        f"--model auto: the trace would be of {name}, {clues[name].grade(len(rivals))} by "
-        f"{', '.join(clues[name].matches)}; of {len(names)} presets {rival_names}; a fine-tuned or "
-        f"pruned model of the same sizes would too: give --model {name} to take its shapes"
+    return warning(
+        "preset-fits",
+        model=name,
+        grade=clues[name].grade(len(rivals)),
+        matches=matches,
+        presets=len(names),
+        rivals=rivals,
     )
 
 
@@ -343,13 +334,6 @@ def _find_fit(
     every = [item for items in steps.values() for item in items]
     tried = [Trial(traced, model, device, steps, n) for n in degrees(traced.trace, every, shape)]
     return next((trial for trial in tried if not trial.problems), None)
-
-
-def _describe_layers(items: Sequence[Item]) -> str:
-    """Describe how many layers, or else attentions, a trace has."""
-    layers = {item.layer for item in items if item.layer is not None}
-    attentions = sum(item.form == ATTENTION for item in items)
-    return f"{len(layers)} layers" if layers else f"{attentions} attentions"
 
 
 SURE, LIKELY, POSSIBLE = "sure", "likely", "possible"

@@ -148,10 +148,3 @@ def only(allowed: Intervals | None) -> int | None:
     if allowed is None or len(allowed) != 1 or allowed[0][0] != allowed[0][1]:
         return None
     return allowed[0][0]
-
-
-def written(allowed: Intervals | None) -> str:
-    """Write the intervals in words: "833–896", or several."""
-    if allowed is None:
-        return "any"
-    return " or ".join(f"{a:,}" if a == b else f"{a:,}–{b:,}" for a, b in allowed[:3]) or "none"

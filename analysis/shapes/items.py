@@ -15,6 +15,7 @@ import polars as pl
 
 from prunescope.analysis.device.tiles import grid_in_blocks
 from prunescope.analysis.ops.kernel_kinds import MATMUL_KINDS, op_kind
+from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.shapes.slots import GEMM, GROUPED, Slot
 from prunescope.analysis.timeline.grid_units import ITEMS, UNKNOWN_UNIT, grid_units
 from prunescope.analysis.trace.trace_columns import Trace
@@ -86,7 +87,7 @@ class Assignment:
 
     gemms: list[Placed] = field(default_factory=list)
     attentions: list[tuple[Item, int]] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    problems: list[Notice] = field(default_factory=list)
     unsure: list[Item] = field(default_factory=list)
     explained: float = 1.0
     by_order: bool = False
@@ -98,9 +99,9 @@ class Assignment:
         yield from (item.row for item in self.unsure)
 
 
-def wrong_layers(layers: int, shape: ModelShape) -> str:
+def wrong_layers(layers: int, shape: ModelShape) -> Notice:
     """State the problem of a trace with another number of layers."""
-    return f"{layers} layers in the trace, {shape.layers} in the config"
+    return warning("another-number-of-layers", layers=layers, config=shape.layers)
 
 
 def can_run(item: Item, slot: Slot) -> bool:

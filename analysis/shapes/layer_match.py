@@ -1,7 +1,7 @@
 """Which kernel of one layer runs which GEMM of the config.
 
 In: the kernels of a layer in launch order with their usual times (ns), and the ways to run a layer
-(orders of its slots). Out: a `LayerMatch`, the slot of each kernel, or a `Refusal` that says why.
+(orders of its slots). Out: a `LayerMatch`, the slot of each kernel, or a notice that says why.
 Kernels and slots are aligned in order by dynamic programming. For the experts of a layer that run
 one after the other, `slots_of_expert` and `slots_in_turns` find which GEMM each kernel is.
 """
@@ -12,10 +12,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.shapes.items import Item, can_run
 from prunescope.analysis.shapes.slots import EXPERT, GEMM, Layer, Slot
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.words import percent
 
 _SKIP = 0.5  # cost of a kernel that no slot explains, on top of its share of the time
 _SURE = 0.25  # by which the best match must beat a different one
@@ -37,16 +37,9 @@ class LayerMatch:
     explained: float
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """The reason why no way to run a layer matches its kernels."""
-
-    why: str
-
-
 def match_layer(
     sample: Sequence[Item], times: Sequence[float], ways: Sequence[Layer]
-) -> LayerMatch | Refusal:
+) -> LayerMatch | Notice:
     """Find the way to run a layer that leaves out the fewest of its kernels.
 
     Its slots are matched in order, each at a kernel of its form. Kernels are left out where their
@@ -58,12 +51,12 @@ def match_layer(
         ways: The ways to run the layer.
 
     Returns:
-        The match, or a Refusal where no way matches, or more than one does.
+        The match, or a warning where no way matches, or more than one does.
     """
     if len(sample) > _MOST:
-        return Refusal(f"a layer runs {len(sample)} GEMMs, more than any that the config predicts")
+        return warning("too-many-gemms", gemms=len(sample))
     exact = _match_same_kinds(sample, times, ways)
-    if isinstance(exact, Refusal):
+    if isinstance(exact, Notice):
         return exact
     if exact is not None:
         return LayerMatch(exact, exact.cycle, 1.0)
@@ -74,32 +67,24 @@ def match_layer(
             matches.append((sum(j is None for j in match[1]), match[0], way, match[1]))
     if not matches:
         counts = sorted({len(way.cycle) for way in ways})
-        return Refusal(
-            f"a layer runs {len(sample)} GEMMs besides attention in the trace, "
-            f"{' or '.join(map(str, counts))} in the config"
-        )
+        return warning("another-number-of-gemms", gemms=len(sample), config=counts)
     skipped, best, way, chosen = min(matches, key=lambda ranked: (ranked[0], ranked[1]))
     slots = tuple(None if j is None else way.cycle[j] for j in chosen)
     total = sum(times)
     explained = sum(t for t, slot in zip(times, slots, strict=True) if slot) / total if total else 0
     if explained < _LEAST:
-        return Refusal(
-            f"{percent(explained)} of the GEMM time of a layer is explained by the config, less "
-            f"than {percent(_LEAST)}"
-        )
+        return warning("gemm-time-unexplained", share=explained, least=_LEAST)
     rivals = [rival for rival in matches if rival[0] == skipped and rival[2] is not way]
     tied = any(cost < best + _SURE for _, cost, *_ in rivals)
     if skipped and (tied or not _is_sure(sample, times, way.cycle, chosen)):
-        return Refusal(
-            f"a layer runs {len(sample)} GEMMs, the config predicts {len(way.cycle)}, and more "
-            "than one choice of them fits"
-        )
+        config = len(way.cycle)
+        return warning("several-choices-of-gemms", gemms=len(sample), config=config)
     return LayerMatch(way, slots, explained)
 
 
 def _match_same_kinds(
     sample: Sequence[Item], times: Sequence[float], ways: Sequence[Layer]
-) -> Layer | Refusal | None:
+) -> Layer | Notice | None:
     """Return the way with as many GEMMs as there are kernels, of the same forms; None without any.
 
     If there are several, the times decide.
@@ -109,7 +94,7 @@ def _match_same_kinds(
         return fit[0] if fit else None
     costs = sorted((misfit(times, way.cycle), n) for n, way in enumerate(fit))
     if costs[1][0] < costs[0][0] + _SURE:
-        return Refusal(f"the GEMMs of a layer may run in {len(fit)} orders, by their times")
+        return warning("several-orders-of-gemms", orders=len(fit))
     return fit[costs[0][1]]
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prunescope.analysis.ops.kernel_kinds import kernel_kind
+from prunescope.analysis.schema.notice import Notice, note, warning
 from prunescope.analysis.shapes.items import Item, Placed
 from prunescope.analysis.shapes.slots import GROUPED, Slot, divides, expert_slots
 from prunescope.analysis.trace.trace_columns import Trace
@@ -58,7 +59,7 @@ class ExpertSlots:
 
     slots: Mapping[Slot, Slot]
     all_rows: bool
-    reason: str | None = None
+    reason: Notice | None = None
 
 
 def experts_of(
@@ -72,24 +73,15 @@ def experts_of(
     if not collectives:
         return ExpertSlots(dict(zip(part, part, strict=True)), all_rows=True)
     covered = _covered_channels([gemm for gemm in gemms if gemm.slot == part[0]])
-    by_grid = "" if covered is None else f"the grid of its kernel, {covered:,} channels in tiles"
     if ranks > 1 and covered is not None and part[0].n <= covered < 2 * part[0].n:
-        reason = (
-            f"each of {ranks} ranks runs its part of the channels of every expert, by {by_grid}"
-        )
+        reason = note("experts-in-parts", ranks=ranks, covered=covered)
         return ExpertSlots(dict(zip(part, part, strict=True)), all_rows=True, reason=reason)
     shared = sum(n for name, n in collectives.items() if _ALL_TO_ALL.search(name[:_NAME_LIMIT]))
     by_collectives = shared >= shape.moe_layers > 0
     if covered is not None and covered >= whole[0].n or covered is None and by_collectives:
-        how = by_grid or "an all-to-all a layer"
-        reason = f"a rank runs whole experts, by {how}: M is what the router chose, and null"
+        reason = note("experts-whole", covered=covered)
         return ExpertSlots(dict(zip(part, whole, strict=True)), all_rows=False, reason=reason)
-    return ExpertSlots(
-        {},
-        all_rows=False,
-        reason="M, N and K of the experts are null: ranks share out whole experts or their "
-        "channels, and neither the grid of their kernels nor an all-to-all a layer says which",
-    )
+    return ExpertSlots({}, all_rows=False, reason=warning("experts-unknown"))
 
 
 def _covered_channels(gemms: list[Placed]) -> int | None:

@@ -14,12 +14,13 @@ import polars as pl
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.ops.call import Work
+from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.shapes import config_evidence
 from prunescope.analysis.shapes.align import align
 from prunescope.analysis.shapes.align_uneven import align_uneven
 from prunescope.analysis.shapes.by_modules import assign_by_modules
 from prunescope.analysis.shapes.counts import Count, CountingKernels, RowCounts
-from prunescope.analysis.shapes.grids import Intervals, holds, meet, only, written
+from prunescope.analysis.shapes.grids import Intervals, holds, meet, only
 from prunescope.analysis.shapes.items import Assignment, Item, Placed
 from prunescope.analysis.shapes.rank_slots import ExpertSlots, experts_of
 from prunescope.analysis.shapes.slots import formats
@@ -84,11 +85,11 @@ class Trial:
         self.rows: dict[Pass, int | None] = {}
         self.tokens: dict[Pass, Tokens] = {}
         self.allowed: dict[Pass, Intervals | None] = {}
-        self.unplaced_steps: dict[int, list[str]] = {}  # why they are not placed
+        self.unplaced_steps: dict[int, list[Notice]] = {}  # why they are not placed
         self.headless: set[Pass] = set()  # where the head's grid fits no number of its rows
-        self.problems: list[str] = []
-        self.warnings: list[str] = []
-        self.config_caveats: list[str] = []
+        self.problems: list[Notice] = []
+        self.warnings: list[Notice] = []
+        self.config_caveats: list[Notice] = []
         for step, items in steps.items():
             # A graph's kernels are in no module, also where the host's frames are in the trace.
             in_modules = sum(item.layer is not None for item in items)
@@ -115,14 +116,12 @@ class Trial:
                     self.problems = list(dict.fromkeys(problems))
                     return
         for why in list(self.unplaced_steps.values())[:1]:
-            self.warnings.append(
-                f"{len(self.unplaced_steps)} of {len(steps)} steps get no shapes from the config "
-                f"{model.name}: {'; '.join(why)}"
-            )
+            numbers = {"count": len(self.unplaced_steps), "steps": len(steps), "problems": why}
+            self.warnings.append(warning("steps-without-shapes", model=model.name, **numbers))
 
     def _check(
         self, key: Pass, items: list[Item], phase: str | None, counts: list[Count]
-    ) -> list[str]:
+    ) -> list[Notice]:
         """List contradictions between a pass and the config, and set its tokens and M."""
         shape, gemms = self.model.shape, self.placed[key].gemms
         allowed, problems = config_evidence.rows_allowed(gemms, self.sm)
@@ -130,24 +129,20 @@ class Trial:
             return problems
         counted = RowCounts(counts, shape, self.ranks)
         if not holds(allowed, counted.tokens or 0) and counted.tokens is not None:
-            return [
-                f"kernels that run one block a token count {counted.tokens:,} rows, and the grids "
-                f"of the linears allow {written(allowed)}"
-            ]
+            return [warning("counted-rows-off-the-grids", rows=counted.tokens, allowed=allowed)]
         self.allowed[key] = allowed
         tokens = self.tokens[key] = self._checked_tokens(
             self._tokens(key[0], phase), allowed, counted
         )
         self.rows[key] = tokens.rows or only(meet(allowed, counted.allowed))
         if not holds(counted.element_rows or None, tokens.rows or 0) and tokens.rows is not None:
-            return [
-                f"residual adds and activations count {written(counted.element_rows)} rows of the "
-                f"config's widths, and M is {tokens.rows:,} ({tokens.source}): one of them is wrong"
-            ]
+            rows, elements = tokens.rows, counted.element_rows
+            numbers = {"counted": elements, "rows": rows, "source": tokens.source}
+            return [warning("counted-elements-off-the-rows", **numbers)]
         self._check_head(key)
         self.config_caveats += [
-            f"the config {self.model.name} may be that of another model: {why}"
-            for why in config_evidence.off_the_tiles(gemms)
+            warning("config-of-another-model", model=self.model.name, sign=sign)
+            for sign in config_evidence.off_the_tiles(gemms)
         ]
         return [
             *config_evidence.recorded_shape_contradictions(gemms),
@@ -173,15 +168,12 @@ class Trial:
             )
             if allowed and heads and not any(holds(allowed, rows) for rows in heads):
                 self.headless.add(key)
-                counts = " or ".join(f"{rows:,}" for rows in heads)
-                self.warnings.append(
-                    f"lm_head gets no shape: with N = {gemm.slot.n:,} its grid needs "
-                    f"M {written(allowed)}, and it would run {counts} rows"
-                )
+                numbers = {"n": gemm.slot.n, "allowed": allowed, "rows": heads}
+                self.warnings.append(warning("head-without-shape", **numbers))
 
     def _width_contradictions(
         self, gemms: Sequence[Placed], counted: RowCounts, rows: int | None
-    ) -> list[str]:
+    ) -> list[Notice]:
         """State that the width of the activations is not the config's; empty if it is.
 
         Where M is known, the residual adds confirm the hidden size, and the times of the GEMMs
@@ -191,17 +183,13 @@ class Trial:
         if channels is None:
             return []
         if rows is None:
-            return [
-                f"activations have {channels / self.model.shape.hidden:.2f} times as many "
-                f"elements as residual adds, by their grids; in the config the MLP is "
-                f"{width / self.model.shape.hidden:.2f} times as wide as the hidden state"
-            ]
+            hidden = self.model.shape.hidden
+            times = {"seen": channels / hidden, "config": width / hidden}
+            return [warning("activations-off-the-adds", **times)]
         contradictions = config_evidence.mlp_width_contradictions(gemms, width, channels)
         if not contradictions:
-            self.warnings.append(
-                f"activations have a width of {channels:,}, by their grids, the MLP {width:,} "
-                f"in the config {self.model.name}, which the times of its GEMMs do not contradict"
-            )
+            numbers = {"seen": channels, "width": width, "model": self.model.name}
+            self.warnings.append(warning("activations-of-another-width", **numbers))
         return contradictions
 
     def _checked_tokens(
@@ -211,15 +199,15 @@ class Trial:
         rows = tokens.rows
         if rows is None or (holds(allowed, rows) and counted.tokens in (None, rows)):
             return tokens
-        contradiction = (
-            f"the grids of the linears, which allow {written(allowed)}"
-            if not holds(allowed, rows)
-            else f"the kernels that run one block a token, which have {counted.tokens:,}"
+        off = warning(
+            "rows-off-the-tokens", rows=rows, source=tokens.source, counted=counted.tokens
         )
-        self.warnings.append(f"M = {rows:,} ({tokens.source}) does not fit {contradiction}")
+        if not holds(allowed, rows):
+            off = warning("rows-off-the-grids", rows=rows, source=tokens.source, allowed=allowed)
+        self.warnings.append(off)
         return UNKNOWN
 
-    def _peak_contradictions(self, gemms: Sequence[Placed], rows: int | None) -> list[str]:
+    def _peak_contradictions(self, gemms: Sequence[Placed], rows: int | None) -> list[Notice]:
         """State that a GEMM would be faster than the device; empty if none would."""
         if self.device is None or not gemms:
             return []
@@ -250,10 +238,8 @@ class Trial:
         replayed = bool(self.traced.linked.replayed[self.traced.linked.step == step].any())
         counted = annotated(name, replayed=replayed)
         if is_of_other_phase and annotated_phase != "mixed":
-            self.warnings.append(
-                f"--phase {workload.phase} and its workload are not used: steps are annotated as "
-                f"{annotated_phase}"
-            )
+            phases = {"phase": workload.phase, "annotated": annotated_phase}
+            self.warnings.append(warning("unused-workload", **phases))
         if given is UNKNOWN:
             return counted
         # A replay's batch is padded: more rows than requests.
@@ -262,9 +248,8 @@ class Trial:
             and given.rows
             and (given.rows < counted.rows if replayed else given.rows != counted.rows)
         ):
-            self.warnings.append(
-                f"M = {given.rows:,} is given, and a step is annotated with {counted.rows:,} tokens"
-            )
+            numbers = {"rows": given.rows, "annotated": counted.rows}
+            self.warnings.append(warning("given-rows-off-annotation", **numbers))
             return UNKNOWN
         return given
 

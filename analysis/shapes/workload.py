@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from prunescope.analysis.ops.call import OpCall, Work
+from prunescope.analysis.schema.notice import Notice
 from prunescope.taxonomy.shape import ModelShape
 
 PREFILL, DECODE = "prefill", "decode"
@@ -245,8 +246,8 @@ class Filled:
     calls: list[OpCall] = field(default_factory=list)
     works: list[Work | None] = field(default_factory=list)
     known: dict[int, tuple[int, int]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)  # those on the config among them
-    config_caveats: list[str] = field(default_factory=list)  # signs of another model's config
-    config_refused: str | None = None  # why no shapes are taken from the config
+    notes: list[Notice] = field(default_factory=list)
+    warnings: list[Notice] = field(default_factory=list)  # those on the config among them
+    config_caveats: list[Notice] = field(default_factory=list)  # signs of another model's config
+    config_refused: Notice | None = None  # why no shapes are taken from the config
     tokens: float | None = None  # a step, where all steps are known

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prunescope.analysis.schema.notice import Notice, note
 from prunescope.analysis.timeline.correlate import launch_of, taken
 from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.trace.trace_columns import Trace
@@ -29,20 +30,9 @@ class ClockSkew:
     most_ns: int
 
     @property
-    def seen(self) -> str:
-        """The evidence of the skew, in words."""
-        return (
-            f"{self.early:,} of {self.launched:,} kernels start before their own launch call, by "
-            f"up to {self.most_ns / 1e3:,.0f} µs"
-        )
-
-    @property
-    def warning(self) -> str:
-        """A warning with the evidence and its consequence."""
-        return (
-            f"{self.seen}: the clocks of host and device differ, so causes of idle time and "
-            "launch delays are unreliable"
-        )
+    def seen(self) -> Notice:
+        """The evidence of the skew."""
+        return note("early-kernels", early=self.early, launched=self.launched, ns=self.most_ns)
 
 
 def clock_skew(trace: Trace, linked: Linked) -> ClockSkew | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prunescope.analysis.schema.notice import Notice, note
 from prunescope.analysis.timeline.intervals import Windows, innermost
 from prunescope.analysis.trace.collector import NONE, Ints, Mask, places_in, unique_ids
 from prunescope.analysis.trace.trace_columns import Trace
@@ -116,29 +117,20 @@ def neighbouring_launches(trace: Trace, events: Ints) -> LaunchNeighbours:
     return LaunchNeighbours(before, after, both, (own >= 0) & (low < 0))
 
 
-def unlinked(trace: Trace, events: Ints, op: Ints) -> list[str]:
-    """State which device events of the steps have no launch; `op` are the rows of their ops."""
+def unlinked(trace: Trace, events: Ints, op: Ints) -> list[Notice]:
+    """Return notes on device events of the steps have no launch; `op` are the rows of their ops."""
     if not trace.on_device:
         return []
     alone = launch_of(trace, events) < 0
-    why = "their correlation ids are those of no launch"
+    cause = "other-ids"
     if (taken(trace.device["correlation"], events[alone]) < 0).all():
-        why = "they have no correlation id"
+        cause = "no-ids"
     elif not len(trace.launches["ts"]):
-        why = "the trace has no launches"
+        cause = "no-launches"
+    numbers = {"events": len(events), "cause": cause}
     by_op, lost = int((alone & (op >= 0)).sum()), int((alone & (op < 0)).sum())
-    notes = []
-    if by_op:
-        notes.append(
-            f"{by_op} of {len(events)} device events were linked to their op by External id, for "
-            f"{why}: when they were launched is known no better than by that op"
-        )
-    if lost:
-        notes.append(
-            f"{lost} of {len(events)} device events have no op: {why}, and no External id names an "
-            "op before them"
-        )
-    return notes
+    notes = [note("linked-by-external-id", count=by_op, **numbers)] if by_op else []
+    return notes + ([note("events-without-op", count=lost, **numbers)] if lost else [])
 
 
 def taken(column: Ints, rows: Ints, absent: int = NONE) -> Ints:

@@ -11,17 +11,17 @@ import re
 
 import numpy as np
 
+from prunescope.analysis.schema.notice import Notice, note
 from prunescope.analysis.timeline.intervals import Spans
 from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.timeline.markers import COMPILED_CODE
 from prunescope.analysis.trace.trace_columns import Trace
-from prunescope.taxonomy.words import ms
 
 # As Inductor names its C++ kernels where cpp.enable_kernel_profile is on.
 _RECORDED = re.compile(r"(?:^|_)(?:cpp_fused|kernel_cpp)_")
 
 
-def fused_loop_notes(trace: Trace, linked: Linked) -> list[str]:
+def fused_loop_notes(trace: Trace, linked: Linked) -> list[Notice]:
     """Note how long a step idles within compiled code on a CPU; empty if it does not."""
     if trace.on_device or any(_RECORDED.search(name) for name in trace.names):
         return []
@@ -32,10 +32,5 @@ def fused_loop_notes(trace: Trace, linked: Linked) -> list[str]:
         spans = Spans.union(table["ts"][rows], (table["ts"] + table["dur"])[rows])
         within = spans.spent(linked.start) - spans.spent(linked.start - linked.gap)
         idle = max(idle, int(within.sum()))
-    if not idle:
-        return []
-    return [
-        f"{ms(idle / max(1, len(linked.wall)))} a step lie between the ops of compiled code: on a "
-        "CPU the loops that torch.compile fuses run there, which record no op, so that their time "
-        "counts as idle; torch._inductor.config.cpp.enable_kernel_profile = True records them"
-    ]
+    ns = idle / max(1, len(linked.wall))
+    return [note("fused-loops-without-ops", ns=ns)] if idle else []

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from prunescope.analysis.schema.notice import Notice, note
 from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.trace.collector import Ints
 from prunescope.analysis.trace.event import DEVICE_CATEGORIES
@@ -46,18 +47,15 @@ def count_lost_launches(trace: Trace, windows: Windows) -> dict[str, int]:
     }
 
 
-def nameless_notes(trace: Trace) -> list[str]:
-    """Note that kernels which name no launch are taken for those of launches without a kernel."""
+def nameless_notes(trace: Trace) -> list[Notice]:
+    """Return a that kernels which name no launch are of for those of launches without none."""
     kernels, launches = (
         _count_nameless_kernels(trace),
         int((_is_kernel_launch(trace) & ~trace.launches_named).sum()),
     )
     if not kernels or not launches:
         return []
-    return [
-        f"{kernels:,} kernels have no correlation id and {launches:,} launches no kernel: they are "
-        "taken for those of one another, and which is which is unknown"
-    ]
+    return [note("nameless-launches", kernels=kernels, launches=launches)]
 
 
 def _count_nameless_kernels(trace: Trace) -> int:

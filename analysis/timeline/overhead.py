@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prunescope.analysis.schema.notice import Notice, note
 from prunescope.analysis.timeline.intervals import Spans, Windows, innermost
 from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.trace.collector import Ints, unique_ids
 from prunescope.analysis.trace.trace_columns import Trace
-from prunescope.taxonomy.words import ms
 
 # A span around a module costs two hooks in Python and its record: benchmarks/same.md.
 SPAN = 8
@@ -96,8 +96,8 @@ def _add_gaps(weights: Recorded, linked: Linked, begin: Ints, step: Ints, weight
         weights.after[i] += weight * int((at >= len(top)).sum())
 
 
-def profiler_notes(trace: Trace, linked: Linked) -> list[str]:
-    """Note the profiler's own work, by its records, while the device idled in the steps."""
+def profiler_notes(trace: Trace, linked: Linked) -> list[Notice]:
+    """Return a note on the profiler's own work while the device idled in the steps."""
     work = trace.overhead
     gaps = Spans.union(linked.start - linked.gap, linked.start)
     spent = {}
@@ -110,8 +110,5 @@ def profiler_notes(trace: Trace, linked: Linked) -> list[str]:
     if not spent:
         return []
     parts = sorted(spent.items(), key=lambda part: -part[1])
-    each = ", ".join(f"{name[:_NAME]} {ms(ns)}" for name, ns in parts[:_NAMED])
-    return [
-        f"while the device idled in the steps, the profiler did work of its own ({each}): it may "
-        "have caused a part of that idle time, which a run without a profiler does not have"
-    ]
+    times = [(name[:_NAME], ns) for name, ns in parts[:_NAMED]]
+    return [note("profiler-work-while-idle", times=times)]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prunescope.analysis.ops.call import OpCall
+from prunescope.analysis.schema.notice import warning
 from prunescope.analysis.trace.collector import (
     SAMPLES,
     Call,
@@ -37,7 +38,6 @@ from prunescope.analysis.trace.results import add_results
 from prunescope.analysis.trace.shares import join_shares
 from prunescope.analysis.trace.trace_columns import Collective, Trace, stacks_left_out
 from prunescope.analysis.trace.uncategorised import (
-    TIMED_AROUND_OPS,
     holds_no_other,
     is_timed_around_ops,
 )
@@ -123,7 +123,7 @@ def _load_chrome(path: Path, member: str | None) -> Trace:
     if trace.on_device and is_timed_around_ops(collect.threads):
         keep = holds_no_other(trace.device)
         trace.device = {name: column[keep] for name, column in trace.device.items()}
-        trace.caveats.append(TIMED_AROUND_OPS)
+        trace.caveats.append(warning("times-around-ops"))
     if trace.on_device and collect.uncategorised and not len(trace.launches["ts"]):
         add_launches_from_arrows(trace, collect.threads)
     take_ids_from_flow_events(trace, collect.threads)

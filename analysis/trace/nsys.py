@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.trace.collector import Collector
 from prunescope.analysis.trace.nccl_calls import ENTRIES
 from prunescope.analysis.trace.nsys_devices import (
@@ -62,7 +63,7 @@ def device_number(member: str) -> int | None:
     return int(number) if number.isdecimal() and number != member else None
 
 
-def read(path: Path, member: str | None) -> tuple[Source, Collector, list[str]]:
+def read(path: Path, member: str | None) -> tuple[Source, Collector, list[Notice]]:
     """Read the events of one device and of the processes that used it.
 
     Args:
@@ -70,7 +71,7 @@ def read(path: Path, member: str | None) -> tuple[Source, Collector, list[str]]:
         member: The device, as `devices_of` names it; None in a file of one device.
 
     Returns:
-        The source, the collected tables, and caveats as sentences.
+        The source, the collected tables, and warnings.
 
     Raises:
         PrunescopeError: The file cannot be read, or lacks the device.
@@ -95,7 +96,5 @@ def read(path: Path, member: str | None) -> tuple[Source, Collector, list[str]]:
         add_gpu_counters(tables)
         tables.source.meta |= {"deviceProperties": gpu_properties(tables), PROFILER: NSYS}
         if file.has_wal:
-            tables.caveats.append(
-                "changes that SQLite keeps in a file next to it (-wal) were not read"
-            )
+            tables.caveats.append(warning("unread-wal"))
     return tables.source, tables.collect, tables.caveats

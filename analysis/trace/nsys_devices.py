@@ -1,7 +1,7 @@
 """The GPUs of an export of Nsight Systems, and what its tables of GPU work lack.
 
 In: an open `Database`. Out: `NsysDevice`s, which hold how the processes of the file call each GPU
-that ran kernels; SQL for rows that name no device; caveats as sentences. The names of tables are
+that ran kernels; SQL for rows that name no device; warnings. The names of tables are
 here too.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.trace.collector import NONE
 from prunescope.analysis.trace.nsys_file import Database
 from prunescope.taxonomy.errors import PrunescopeError
@@ -140,16 +141,15 @@ def _common_gpu(gpu_of: dict[tuple[int, int], int], number: int) -> int | None:
     return gpus.pop() if len(gpus) == 1 else None
 
 
-def lacking_caveats(file: Database) -> Iterator[str]:
-    """State which columns the tables lack, other than those of the kernels."""
+def lacking_caveats(file: Database) -> Iterator[Notice]:
+    """Yield warnings of columns that the tables lack, other than those of the kernels."""
     for table, needed in _NEEDED.items():
         if lacking := file.lacks(table, *needed):
-            columns = _list_columns(lacking)
-            yield f"its table {table} lacks {columns}: what depends on that is unknown"
+            yield warning("lacking-columns", table=table, columns=lacking)
     yield from _mixed_processes(file)
 
 
-def _mixed_processes(file: Database) -> Iterator[str]:
+def _mixed_processes(file: Database) -> Iterator[Notice]:
     """State that work names no process in a file of several, whose launches may have equal ids."""
     unknown = sum(
         file.count(table, _NO_PROCESS if file.has(table, "globalPid") else "") for table in WORK
@@ -159,11 +159,7 @@ def _mixed_processes(file: Database) -> Iterator[str]:
     threads = (row[0] for block in file.rows(RUNTIME, ("globalTid",), group=True) for row in block)
     processes = {_process_of(global_id) for global_id in threads} - {NONE}
     if len(processes) > 1:
-        yield (
-            f"{unknown:,} of its kernels, copies and fills name no process (globalPid), and "
-            f"{len(processes)} processes made calls of CUDA: launches of one process may be taken "
-            "for those of another, and so may ops and layers"
-        )
+        yield warning("work-without-process", count=unknown, processes=len(processes))
 
 
 def _list_columns(names: list[str]) -> str:

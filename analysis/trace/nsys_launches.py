@@ -10,9 +10,9 @@ from functools import partial
 
 import numpy as np
 
+from prunescope.analysis.schema.notice import warning
 from prunescope.analysis.trace.collector import (
     COLUMNS,
-    DEVICE_ROWS,
     NONE,
     Ints,
     interned,
@@ -105,8 +105,4 @@ def say_unlaunched(tables: Tables) -> None:
     (ids,) = tables.device_columns("correlation")
     called = np.sort(tables.collect.tables["launch"].frozen()["correlation"])
     if len(ids) and not (places_in(called, ids) >= 0).any():
-        tables.caveats.append(
-            f"none of its {len(ids):,} {DEVICE_ROWS} has its launch in the file: which step, "
-            "op or layer they are of is unknown, and all of it counts as one step (calls of "
-            "CUDA are recorded by `nsys profile --trace cuda`)"
-        )
+        tables.caveats.append(warning("work-without-launches", count=len(ids)))

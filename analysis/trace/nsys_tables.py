@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from prunescope.analysis.schema.notice import Notice
 from prunescope.analysis.trace.collector import (
     COLUMNS,
     MAX_ANNOTATION_NS,
@@ -39,7 +40,7 @@ _ID_BITS = 33
 class Tables:
     """The input and output of reading one device: the file, and the Collector for its rows.
 
-    `caveats` are sentences about what the file lacks, `unnamed` counts rows without a name. `order`
+    `caveats` are sentences about what the file lacks. `order`
     numbers the processes that used the device. `alone` holds CUDA's numbers that no other device
     has; `others` is how these processes call the other devices.
     """
@@ -49,7 +50,7 @@ class Tables:
     ) -> None:
         self.file, self.source, self.device = file, source, device
         self.collect = Collector()
-        self.caveats: list[str] = []
+        self.caveats: list[Notice] = []
         self._strings: dict[int, str | None] = {}
         self.unnamed: Counter[str] = Counter()
         known = [process for process in device.processes if process != NONE]

@@ -13,6 +13,7 @@ from itertools import chain
 
 import numpy as np
 
+from prunescope.analysis.schema.notice import warning
 from prunescope.analysis.trace.collector import (
     COLUMNS,
     DEVICE_ROWS,
@@ -144,10 +145,7 @@ class DeviceWork:
             name = np.array(interned(self.tables.collect.names, names), np.int64)
             self._add_device({**rows, "name": name, "category": np.zeros(len(names), np.int64)})
         if launches:
-            self.tables.caveats.append(
-                f"{launches:,} launches of CUDA graphs are one interval each, without their "
-                "kernels: profile with --cuda-graph-trace=node"
-            )
+            self.tables.caveats.append(warning("graphs-without-kernels", count=launches))
 
     def _add_stream_waits(self) -> None:
         """Add the times in which a stream waits for an event whose completion was recorded."""
@@ -226,8 +224,7 @@ class DeviceWork:
         """Add a caveat if names of kernels are not in the file."""
         if count := self.tables.unnamed["kernels"]:
             self.tables.caveats.append(
-                f"{count:,} of its kernels have no name in the file ({STRINGS}): they are shown "
-                f"as {NO_NAME}, and what they do is unknown; {AGAIN}"
+                warning("nameless-kernels", count=count, table=STRINGS, shown=NO_NAME, again=AGAIN)
             )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.trace.nsys import device_number, devices_of
 from prunescope.analysis.trace.nsys_file import SUFFIX as NSYS_SUFFIX
 from prunescope.analysis.trace.nsys_file import is_nsys
@@ -132,8 +133,8 @@ def _parts_of(file: Path) -> list[TraceFile]:
         return [TraceFile(file)]
 
 
-def missing(name: str, ranks: Iterable[Rank]) -> str | None:
-    """State which ranks a folder or archive lacks; None where none is known to be missing."""
+def missing(name: str, ranks: Iterable[Rank]) -> Notice | None:
+    """Warn of the ranks that a folder or archive lacks; None if none is known to be missing."""
     ranks = list(ranks)
     known = {rank.number for rank in ranks if rank.number is not None}
     world = max((rank.world for rank in ranks if rank.world is not None), default=0)
@@ -141,22 +142,14 @@ def missing(name: str, ranks: Iterable[Rank]) -> str | None:
     absent = sorted(set(range(first, last)) - known) if known and last <= _MOST else []
     if not absent:
         return None
-    of = f" of {world}" if world else ""
-    return f"{name} lacks rank {_listed(absent)}{of}: statements on ranks are about the others"
+    return warning("ranks-missing", folder=name, ranks=absent, world=world)
 
 
-def twice(name: str, ranks: Iterable[Rank]) -> str | None:
-    """State which ranks have several traces in a folder or archive; None where none has."""
+def twice(name: str, ranks: Iterable[Rank]) -> Notice | None:
+    """Warn of the ranks with several traces in a folder or archive; None if none has."""
     known = Counter(rank.number for rank in ranks if rank.number is not None)
     often = sorted(n for n, count in known.items() if count > 1)
-    if not often:
-        return None
-    return f"{name} holds several traces of rank {_listed(often)}: ranks are not compared"
-
-
-def _listed(numbers: list[int]) -> str:
-    """List numbers for a sentence, at most eight of them."""
-    return ", ".join(map(str, numbers[:8])) + (", …" if len(numbers) > 8 else "")
+    return warning("ranks-twice", folder=name, ranks=often) if often else None
 
 
 def trace_files(folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prunescope.analysis.schema.notice import warning
 from prunescope.analysis.trace.collector import Ints, nanoseconds, to_ids, unique_ids
 from prunescope.analysis.trace.reader import Source
 from prunescope.analysis.trace.trace_columns import Trace
@@ -198,10 +199,12 @@ def _drop_distant(trace: Trace) -> None:
     far = len(ts) - int(sizes[most])
     if far > max(_FEW, _FEW_SHARE * len(ts)) or 4 * far > len(ts):
         pause = int(np.diff(ts)[cuts].max())
-        apart = f"its device events lie up to {pause / 1e9:,.0f} s apart, as in no capture"
         if int(ts[-1]) - int(ts[0]) > _EXACT:
-            raise trace.source.error(apart, "the times of the trace are damaged: export it again")
-        trace.caveats.append(f"{apart}: some have wrong times, or several captures are in one file")
+            raise trace.source.error(
+                f"its device events lie up to {pause / 1e9:,.0f} s apart, as in no capture",
+                "the times of the trace are damaged: export it again",
+            )
+        trace.caveats.append(warning("events-far-apart", seconds=pause / 1e9))
         return
     first, last = ts[bounds[most]], ts[bounds[most + 1] - 1]
     keep = (trace.device["ts"] >= first) & (trace.device["ts"] <= last)

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunescope.analysis.ops.call import OpCall
+from prunescope.analysis.schema.notice import Notice, note, warning
 from prunescope.analysis.trace.collector import COLUMNS, Floats, Ints, are_among, unique_ids
 from prunescope.analysis.trace.reader import Source
 from prunescope.taxonomy.recorder import recorder_of
 from prunescope.taxonomy.scrub import scrub_all, scrub_values
-from prunescope.taxonomy.words import ms
 
 
 def _empty(group: str) -> dict[str, Ints]:
@@ -66,7 +66,7 @@ class Trace:
     - `stacks`: recorded calls of Python functions, short ones included.
     - `untimed`: kernels with hardware counters and without times of their own.
 
-    `caveats` are sentences about what is doubtful about its times.
+    `caveats` warnings about what times.
     """
 
     source: Source
@@ -86,7 +86,7 @@ class Trace:
     twice: int = 0
     stacks: int = 0
     untimed: int = 0
-    caveats: list[str] = field(default_factory=list)
+    caveats: list[Notice] = field(default_factory=list)
     frames: dict[str, Ints] = field(default_factory=lambda: _empty("frame"))
     other_calls: dict[str, Ints] = field(default_factory=lambda: _empty("frame"))
     overhead: dict[str, Ints] = field(default_factory=lambda: _empty("overhead"))
@@ -168,57 +168,37 @@ class Trace:
         return dict(sorted(times_by_label.items(), key=lambda item: -item[1]))
 
 
-def trace_warnings(trace: Trace) -> list[str]:
-    """List what was lost, repaired or dropped while the trace was read, as sentences."""
-    source, name = trace.source, trace.source.name
-    warnings: list[str] = []
+def trace_warnings(trace: Trace) -> list[Notice]:
+    """Return warnings of what was lost, repaired or dropped while the trace was read."""
+    source, work = trace.source, len(trace.device["ts"])
+    warnings = []
     if source.cut:
-        warnings.append(f"{name} is cut off: analysed up to the cut")
+        warnings.append(warning("trace-cut"))
         if not trace.on_device:
-            warnings.append(
-                f"{name} has no device events before the cut: host ops stand for the work, and "
-                "their times are those of a CPU"
-            )
+            warnings.append(warning("no-device-events-before-cut"))
     if source.behind:
-        warnings.append(f"{name}: {source.behind:,} bytes after the end of the trace were ignored")
-    if trace.kernels_dropped:
-        whole = trace.kernels_dropped + len(trace.device["ts"])
-        warnings.append(
-            f"{name}: {trace.kernels_dropped:,} of {whole:,} kernels were dropped: their start "
-            "time or duration is missing or invalid"
-        )
-    if trace.unplaced:
-        whole = trace.unplaced + len(trace.device["ts"])
-        warnings.append(
-            f"{name}: {trace.unplaced:,} of {whole:,} kernels, copies and fills were dropped: they "
-            "name no device"
-        )
-    lost = source.malformed + trace.dropped - trace.kernels_dropped
-    if lost:
-        warnings.append(f"{name}: {lost} malformed events were dropped")
+        warnings.append(warning("bytes-behind-trace", bytes=source.behind))
+    if lost := trace.kernels_dropped:
+        warnings.append(warning("kernels-dropped", dropped=lost, whole=lost + work))
+    if lost := trace.unplaced:
+        warnings.append(warning("work-without-device", dropped=lost, whole=lost + work))
+    if lost := source.malformed + trace.dropped - trace.kernels_dropped:
+        warnings.append(warning("malformed-events", dropped=lost))
     if trace.twice:
-        repeated = "device events" if trace.on_device else "host ops"
-        warnings.append(f"{name}: {trace.twice:,} repeated {repeated} were counted once")
+        events = "device events" if trace.on_device else "host ops"
+        warnings.append(warning("repeated-events", count=trace.twice, events=events))
     if trace.untimed:
-        warnings.append(
-            f"{name}: {trace.untimed:,} kernels of CUPTI's range profiler hold counters, and no "
-            "measured times (the capture in equal parts), so they are left out: capture without "
-            "CUPTI_PROFILER_METRICS for times"
-        )
-    warnings += [f"{name}: {text}" for text in trace.caveats]
+        warnings.append(warning("untimed-kernels", count=trace.untimed))
+    warnings += trace.caveats
     if source.repaired:
-        warnings.append(f"{name}: invalid JSON (NaN, control characters or bytes) was repaired")
-    return warnings
+        warnings.append(warning("repaired-json"))
+    return [notice.about(file=source.name) for notice in warnings]
 
 
-def recorded_waits(trace: Trace) -> list[str]:
+def recorded_waits(trace: Trace) -> list[Notice]:
     """Note that the device recorded waits of streams among its work; empty if it did not."""
-    if not len(trace.waits["ts"]):
-        return []
-    return [
-        f"{len(trace.waits['ts']):,} events in which a stream waits for another one "
-        f"({ms(int(trace.waits['dur'].sum()))} in all) are no work, and no kernels"
-    ]
+    count, ns = len(trace.waits["ts"]), int(trace.waits["dur"].sum())
+    return [note("stream-waits", count=count, ns=ns)] if count else []
 
 
 def lacks_device_events(trace: Trace) -> bool:
@@ -227,18 +207,16 @@ def lacks_device_events(trace: Trace) -> bool:
     return not trace.on_device and bool(trace.device_name or launched)
 
 
-def host_instead(trace: Trace) -> list[str]:
-    """Warn that host ops stand for the kernels of a trace that names or uses a GPU.
+def host_instead(trace: Trace) -> list[Notice]:
+    """Return a that host ops stand for the kernels of a trace that names or uses a GPU.
 
-    The list is empty if the trace holds device events, or is cut off.
+    The list is empty if the has holds device events, or is cut off.
     """
     if trace.source.cut or not lacks_device_events(trace):
         return []
-    named = f" names {trace.device_name}, but" if trace.device_name else " launches kernels, but"
+    name, recorder = trace.device_name, recorder_of(trace.source.meta).device
     return [
-        f"{trace.source.name}{named} holds no device events: host ops are shown in their place, "
-        "with times of the host and no peaks; capture with "
-        f"{recorder_of(trace.source.meta).device}"
+        warning("host-instead-of-device", file=trace.source.name, device=name, recorder=recorder)
     ]
 
 

@@ -20,10 +20,6 @@ OLD_OPS, _OLD_KERNELS = "CPU functions", "CUDA functions"
 # Tasks of an NPU that compute or move data; others wait, record events or maintain the queue.
 _COMPUTES = re.compile(r"(?:KERNEL_)?(?:AI_?C|AI_?V|AICPU|AIV|AIC|MIX|DSA|FFTS)", re.IGNORECASE)
 _MOVES = re.compile(r"\w*(?:SDMA|MEMCPY|PCIE_DMA)", re.IGNORECASE)
-TIMED_AROUND_OPS = (
-    "device times are those between two CUDA events around each op, as torch.autograd's profiler "
-    "takes them, not those of kernels; capture with torch.profiler for kernels and shapes"
-)
 
 
 def table_of(event: Event) -> str | None:

@@ -7,8 +7,7 @@ may be.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import polars as pl
 from msgspec import structs
@@ -16,11 +15,12 @@ from msgspec import structs
 from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.experts import EXPERTS
+from prunescope.analysis.schema.notice import Notice, caveat
 from prunescope.analysis.schema.report import FamilyVerdict
 from prunescope.analysis.verdict.evidence import Evidence
+from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.roles import LINEARS, MLP_ROLES, QKV_ROLES, UNPLACED
-from prunescope.taxonomy.words import percent
 
 _FALL = 0.05  # of busy time, from the dense to the pruned side
 _SPREAD = 0.02  # of the kernels of a step: a library may choose another kernel for a longer context
@@ -31,84 +31,27 @@ _SUBLAYERS = (
     (set(MLP_ROLES), {"activation"}),
 )
 
-# Kind of a caveat -> the confidence that it leaves, and whether kernels are missing or seem to be.
-WEIGHT = {
-    "lost-kernels": (0.3, True),
-    "cut-off": (0.3, True),
-    "captured-step": (0.1, False),
-    "captured-launches": (0.3, False),
-    "no-gemm": (0.1, True),
-    "no-linear": (0.1, True),
-    "partly-lost-sublayers": (0.3, True),
-    "emptied-sublayers": (0.3, True),
-    "fewer-roles": (0.5, True),
-    "other-roles": (0.5, False),
-    "unequal-steps": (0.6, False),
+# Kind of a caveat -> the confidence that it leaves at most.
+LIMITS = {
+    "lost-kernels": 0.3,
+    "cut-off": 0.3,
+    "captured-step": 0.1,
+    "captured-launches": 0.3,
+    "no-gemm": 0.1,
+    "no-linear": 0.1,
+    "partly-lost-sublayers": 0.3,
+    "emptied-sublayers": 0.3,
+    "fewer-roles": 0.5,
+    "other-roles": 0.5,
+    "unequal-steps": 0.6,
     # Shapes of another model's config make its difference from this one look like a pruning.
-    "other-config": (0.5, False),
+    "other-config": 0.5,
 }
-
-
-@dataclass(frozen=True)
-class Caveat:
-    """A reason why a verdict may be wrong. `side`: "dense", "pruned", "the trace" where there is
-    but one, None where it is of the pair; `numbers`: those of its sentence, in order."""
-
-    kind: str
-    side: str | None = None
-    numbers: tuple[float, ...] = ()
-
-    @property
-    def most(self) -> float:
-        """Upper limit of the verdict's confidence."""
-        return WEIGHT[self.kind][0]
-
-    @property
-    def lost(self) -> bool:
-        """Whether kernels are missing, or seem to be."""
-        return WEIGHT[self.kind][1]
-
-
-def captured_text(captured: float, count: float) -> str:
-    """How many launches a graph recorded in the place of a run."""
-    return f"{captured:,} of {count:,} kernel launches were captured into a graph and did not run"
-
-
-CAVEATS: dict[str, Callable[..., str]] = {
-    "lost-kernels": lambda lost, count: (
-        f"{lost} of {count} kernel launches have no kernel in the trace"
-    ),
-    "cut-off": lambda: "the file is cut off, and what stood behind the cut is missing",
-    "captured-step": captured_text,
-    "captured-launches": captured_text,
-    "no-gemm": lambda: "the trace holds no GEMM at all",
-    "no-linear": lambda: "the trace holds no GEMM of a linear",
-    "partly-lost-sublayers": lambda count: (
-        f"{count} attention or MLP sublayers lost some GEMMs and kept others, as no pruning of "
-        "layers does"
-    ),
-    "emptied-sublayers": lambda count: (
-        f"{count} attention or MLP sublayers lost their GEMMs and still run what stands between "
-        "them"
-    ),
-    "fewer-roles": lambda now, before: (
-        f"{percent(now)} of busy time has a role, {percent(before)} in the dense trace"
-    ),
-    "other-roles": lambda now, before: (
-        f"the roles of the two traces come from different sources ({percent(now)} of busy time has "
-        f"one, {percent(before)} in the dense trace): GEMMs without a role are paired by order"
-    ),
-    "unequal-steps": lambda low, high: f"steps hold {low} to {high} kernels",
-    "other-config": lambda: (
-        "the config that its shapes come from may be that of another model: tiles do not fit it"
-    ),
-}
-
-
-def caveat_text(caveat: Caveat) -> str:
-    """A caveat in words, with its side in front."""
-    text = CAVEATS[caveat.kind](*caveat.numbers)
-    return text if caveat.side is None else f"{caveat.side}: {text}"
+# The kinds by which kernels are missing, or seem to be.
+MISSING_KERNELS = frozenset(
+    {"lost-kernels", "cut-off", "no-gemm", "no-linear", "partly-lost-sublayers",
+     "emptied-sublayers", "fewer-roles"}
+)  # fmt: skip
 
 
 def caveats(
@@ -117,32 +60,32 @@ def caveats(
     dense: Kernels | None = None,
     evidence: Evidence | None = None,
     family: FamilyVerdict | None = None,
-) -> list[Caveat]:
+) -> list[Notice]:
     """All caveats of a phase and its verdict; a trace without a baseline has no verdict."""
     sides = [("pruned", pruned)] if dense is not None else [("the trace", pruned)]
     sides += [("dense", dense)] if dense is not None else []
-    found = [caveat for name, kernels in sides if (caveat := _lost_kernels(name, kernels))]
-    found += [caveat for name, kernels in sides if (caveat := _cut_off(name, kernels))]
-    lossy = {caveat.side for caveat in found}
+    found = [one for name, kernels in sides if (one := _lost_kernels(name, kernels))]
+    found += [caveat("cut-off", name) for name, kernels in sides if kernels.linked.cut]
+    lossy = {one.side for one in found}
     found += (captured := [one for name, kernels in sides if (one := _captured(name, kernels))])
     # What was captured explains what else would seem lost.
     if captured or dense is None or evidence is None or family is None:
         return found
-    found += [Caveat("other-config", name) for name, kernels in sides if kernels.shapes.caveats]
+    found += [caveat("other-config", name) for name, kernels in sides if kernels.shapes.caveats]
     found += [*_no_gemm(evidence, lossy)]
     found += [*_layers(evidence, family, (dense, pruned)), *_roles(dense, pruned)]
     if not any(one.is_dynamic for one in known(family.ids)):  # whose steps differ by nature
-        found += [caveat for name, kernels in sides if (caveat := _unequal(name, kernels))]
+        found += [one for name, kernels in sides if (one := _unequal(name, kernels))]
     return found
 
 
-def apply_caveats(family: FamilyVerdict, found: list[Caveat]) -> FamilyVerdict:
+def apply_caveats(family: FamilyVerdict, found: list[Notice]) -> FamilyVerdict:
     """The verdict with its caveats: less confidence, and unknown where next to none is left. What
     shows a family stands first while it is the more likely."""
     if not found:
         return family
-    most = min(caveat.most for caveat in found)
-    confidence, against = min(family.confidence, most), list(map(caveat_text, found))
+    most = min(LIMITS[one.kind] for one in found)
+    confidence, against = min(family.confidence, most), list(map(sentence, found))
     likely = most >= 0.5 and family.id != "unknown"
     lines = [*family.evidence, *against] if likely else [*against, *family.evidence]
     found_less = structs.replace(family, confidence=confidence, evidence=lines)
@@ -152,39 +95,33 @@ def apply_caveats(family: FamilyVerdict, found: list[Caveat]) -> FamilyVerdict:
     return structs.replace(found_less, id="unknown", alternatives=others)
 
 
-def _lost_kernels(name: str, kernels: Kernels) -> Caveat | None:
+def _lost_kernels(name: str, kernels: Kernels) -> Notice | None:
     count, lost = kernels.linked.launches["events"], kernels.linked.launches["lost"]
-    return Caveat("lost-kernels", name, (lost, count)) if kernels.lacks_kernels else None
+    return caveat("lost-kernels", name, lost=lost, count=count) if kernels.lacks_kernels else None
 
 
-def _cut_off(name: str, kernels: Kernels) -> Caveat | None:
-    """A file that ends before the trace does: events of whole layers may stand behind the cut."""
-    return Caveat("cut-off", name) if kernels.linked.cut else None
-
-
-def _captured(name: str, kernels: Kernels) -> Caveat | None:
+def _captured(name: str, kernels: Kernels) -> Notice | None:
     """Launches that did not run where they were traced: what they would have run seems pruned."""
     captured = kernels.linked.launches["captured"]
     if not captured:
         return None
-    numbers = captured, captured + kernels.linked.launches["events"]
-    if kernels.is_captured:
-        return Caveat("captured-step", name, numbers)
-    return Caveat("captured-launches", name, numbers)
+    count = captured + kernels.linked.launches["events"]
+    kind = "captured-step" if kernels.is_captured else "captured-launches"
+    return caveat(kind, name, captured=captured, count=count)
 
 
-def _no_gemm(e: Evidence, lossy: set[str | None]) -> Iterator[Caveat]:
+def _no_gemm(e: Evidence, lossy: set[str | None]) -> Iterator[Notice]:
     """A side without any GEMM, or one that lost kernels and has no GEMM of a linear left."""
     for name in ("pruned", "dense"):
         there = [p.key[1] for p in e.pairs if getattr(p, name) is not None]
         linear = set(there) & set(LINEARS)
         if e.pairs and not there:
-            yield Caveat("no-gemm", name)
+            yield caveat("no-gemm", name)
         elif e.pairs and not linear and name in lossy:
-            yield Caveat("no-linear", name)
+            yield caveat("no-linear", name)
 
 
-def _layers(e: Evidence, family: FamilyVerdict, sides: tuple[Kernels, Kernels]) -> Iterator[Caveat]:
+def _layers(e: Evidence, family: FamilyVerdict, sides: tuple[Kernels, Kernels]) -> Iterator[Notice]:
     """Layers of the verdict that were not removed as a pruning of layers does: but for
     linears that the run does not hold any more, or whose modules were not called."""
     if not any(one.skips_layers and not one.is_dynamic for one in known(family.ids)):
@@ -201,9 +138,9 @@ def _layers(e: Evidence, family: FamilyVerdict, sides: tuple[Kernels, Kernels]) 
     torn = [i for i, gemms, _ in lost if here.get(i, set()) & gemms]
     hollow = [i for i, _, rest in lost if any((i, role) in running for role in rest)]
     if torn:
-        yield Caveat("partly-lost-sublayers", numbers=(len(torn),))
+        yield caveat("partly-lost-sublayers", count=len(torn))
     elif hollow:
-        yield Caveat("emptied-sublayers", numbers=(len(hollow),))
+        yield caveat("emptied-sublayers", count=len(hollow))
 
 
 def _not_called(e: Evidence, dense: Kernels, pruned: Kernels) -> frozenset[tuple[int, str]]:
@@ -216,7 +153,7 @@ def _not_called(e: Evidence, dense: Kernels, pruned: Kernels) -> frozenset[tuple
     return dense.modules.ran - called
 
 
-def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Caveat]:
+def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Notice]:
     before, now = _known_roles(dense), _known_roles(pruned)
     if before is None or now is None or now >= before - _FALL:
         return
@@ -230,7 +167,7 @@ def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Caveat]:
         dense.modules.source == pruned.modules.source and dense.is_replay == pruned.is_replay
     )
     if not same_source:
-        yield Caveat("other-roles", numbers=(now, before))
+        yield caveat("other-roles", share=now, dense=before)
         return
     # Compiled code runs outside of the modules and of the ops that give roles: none is lost. Layers
     # that were removed, or another optimizer, leave no more kernels without a role than there were.
@@ -240,7 +177,7 @@ def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Caveat]:
         and rest > rest_before
         and (dense.host.is_compiled or not pruned.host.is_compiled)
     ):
-        yield Caveat("fewer-roles", numbers=(now, before))
+        yield caveat("fewer-roles", share=now, dense=before)
 
 
 def _without_experts(kernels: Kernels) -> pl.DataFrame:
@@ -266,11 +203,11 @@ def _placed(kernels: Kernels) -> tuple[float, float]:
     return known / kernels.num_steps, (len(frame) - known) / kernels.num_steps
 
 
-def _unequal(name: str, kernels: Kernels) -> Caveat | None:
+def _unequal(name: str, kernels: Kernels) -> Notice | None:
     if len(_without_experts(kernels)) < len(kernels.frame):
         return None  # how many kernels run is the choice of a router
     ends = unequal_steps(kernels, spread=_SPREAD)
-    return None if ends is None else Caveat("unequal-steps", name, ends)
+    return None if ends is None else caveat("unequal-steps", name, fewest=ends[0], most=ends[1])
 
 
 def unequal_steps(kernels: Kernels, *, spread: float = 0.0) -> tuple[int, int] | None:

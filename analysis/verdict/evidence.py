@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from prunescope.analysis.comparison.convolutions import Convolution
 from prunescope.analysis.comparison.more_calls import MoreCalls
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.ledger.pairing import Units
+from prunescope.analysis.schema.notice import Notice
 from prunescope.analysis.schema.pair_comparison import Difference
 from prunescope.analysis.schema.report import FamilyVerdict
 from prunescope.analysis.verdict.gathers import Gather
@@ -26,15 +26,11 @@ from prunescope.taxonomy.runs.run_blocks import Matrix, ModuleCounts, WeightStat
 
 @dataclass(frozen=True, kw_only=True)
 class Reason:
-    """Why a pair is no pruning, or a broken one: what it is and the numbers, by name; `lines` word
-    it. `side`: "dense" or "pruned" where it is of one of them alone. `comparable`: whether the two
-    sides ran under the same conditions. `confidence`: of the verdict that rests on it."""
+    """Why a pair is no pruning, or a broken one. `kind`: of the difference between the runs, or of
+    the first notice; `confidence`: of the verdict that rests on it."""
 
     kind: str
-    lines: tuple[str, ...]
-    side: str | None = None
-    numbers: Mapping[str, Any] = field(default_factory=dict)
-    comparable: bool = True
+    notices: tuple[Notice, ...]
     confidence: float = 0.9
 
 
@@ -59,10 +55,10 @@ class Evidence:
     more_calls: tuple[MoreCalls, ...] = ()  # pointwise ops that the pruned side calls more often
     activation: Reason | None = None  # another activation function; None: the same, or not known
 
-    def hidden(self) -> list[str]:
-        """Work without a model, where it is enough to hide a pruning: one line per side."""
+    def hidden(self) -> list[Notice]:
+        """Return caveats of work without a model, where it is enough to hide a pruning."""
         sides = zip(("dense", "pruned"), self.unread, strict=True)
-        return [one.text(side) for side, one in sides if one.may_hide]
+        return [one.caveat(side) for side, one in sides if one.may_hide]
 
     def removed_and_kept_roles(self) -> tuple[dict[int, set[str]], dict[int, set[str]]]:
         """Roles of the GEMMs of each layer of the dense model that the pruned side lacks, and of
@@ -180,14 +176,6 @@ def fell(pair: Pair) -> dict[str, float]:
         "K": (old.k, new.k),
     }
     return {axis: math.log(a / b) for axis, (a, b) in sizes.items() if 0 < b < a}
-
-
-def most_common(counter: Counter[str]) -> str:
-    """The four most common names, with their counts, and how many there are of others."""
-    shown = counter.most_common(4)
-    rest = counter.total() - sum(count for _, count in shown)
-    names = ", ".join(f"{name} × {count}" for name, count in shown)
-    return f"{names} and {rest} more" if rest else names
 
 
 def matrices(stats: WeightStats | None) -> list[Matrix]:

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
-from prunescope.analysis.comparison.differences import gemm_formats, not_comparable_text
+from prunescope.analysis.comparison.differences import gemm_formats
 from prunescope.analysis.comparison.more_calls import ON_WEIGHTS
 from prunescope.analysis.comparison.other_inputs import other_inputs
-from prunescope.analysis.comparison.parallelism import PARALLELISM
 from prunescope.analysis.kernels.frame import MATMUL, Kernels
 from prunescope.analysis.ledger.gemms import Call, Pair
-from prunescope.analysis.verdict.evidence import Evidence, Reason, most_common
+from prunescope.analysis.schema.notice import Notice, caveat
+from prunescope.analysis.schema.pair_comparison import PARALLELISM
+from prunescope.analysis.verdict.evidence import Evidence, Reason
 from prunescope.taxonomy.dtypes import QUANTISED
 from prunescope.taxonomy.roles import GROUPS
-from prunescope.taxonomy.words import percent
 
 _LINEARS = GROUPS.keys() - {"lm_head", "router"}
 _OTHER_LINEARS = ("mixer_in", "mixer_out", "experts", "shared_expert")
@@ -31,14 +32,13 @@ def conditions(e: Evidence) -> Reason | None:
     one = next((one for one in e.differences if one.hides_pruning), None)
     if one is None:
         return None
-    numbers = {"dense": one.dense, "pruned": one.pruned}
-    lines = [not_comparable_text(one)]
+    notices = [caveat("not-comparable", difference=one)]
     if one.kind == PARALLELISM and (all_ranks := _over_all_ranks(e)) is not None:
-        lines.append(all_ranks)
-    return Reason(kind=one.kind, lines=tuple(lines), numbers=numbers, comparable=False)
+        notices.append(all_ranks)
+    return Reason(kind=one.kind, notices=tuple(notices))
 
 
-def _over_all_ranks(e: Evidence) -> str | None:
+def _over_all_ranks(e: Evidence) -> Notice | None:
     """The FLOPs of all ranks of the pruned side against those of the dense one, as if each rank did
     as much; None where one of the numbers is not known."""
     old, new = e.ranks
@@ -48,11 +48,8 @@ def _over_all_ranks(e: Evidence) -> str | None:
     ]
     if old is None or new is None or not all(sums):
         return None
-    share = percent(sums[1] * new / (sums[0] * old))
-    return (
-        f"summed over the ranks ({new} and {old}, each as the one traced), the GEMMs do {share} of "
-        "the dense FLOPs; compare equal numbers of ranks, or sums over the traces of all ranks"
-    )
+    share = sums[1] * new / (sums[0] * old)
+    return caveat("work-of-all-ranks", dense=old, pruned=new, share=share)
 
 
 def _distinct(calls: Iterable[Call | None]) -> dict[int, Call]:
@@ -82,18 +79,14 @@ def replaced(e: Evidence) -> Reason | None:
         )
         if key[:2] in here and (is_added or (is_there and key[2] == MATMUL))
     )
-    instead = ", ".join(f"{name} × {count}" for name, count in kinds.most_common(3))
-    if not instead and any(p.key[1] in _OTHER_LINEARS and p.pruned is not None for p in e.pairs):
+    if not kinds and any(p.key[1] in _OTHER_LINEARS and p.pruned is not None for p in e.pairs):
         return None  # the layers that have such linears were removed, others were not
-    others = (
-        f"other ops stand in their places ({instead})" if instead else "nothing is in their places"
-    )
-    text = (
-        f"none of the {len(linears)} GEMMs of the linears is in the pruned trace, {others}: "
-        "quantised, fused or compiled kernels; no pruning removes all of them"
-    )
-    numbers = {"gemms": len(linears), "others": kinds.total()}
-    return Reason(kind="replaced", lines=(text,), side="pruned", numbers=numbers)
+    return _reason("replaced-linears", gemms=len(linears), others=kinds.most_common(3))
+
+
+def _reason(kind: str, **numbers: Any) -> Reason:
+    """Return a reason of one notice."""
+    return Reason(kind=kind, notices=(caveat(kind, **numbers),))
 
 
 _SMALLER = ("N", "K", "NK", "heads", "rank", "gone")
@@ -104,15 +97,14 @@ def other_dtype(e: Evidence) -> Reason | None:
     dtypes = gemm_dtypes(e)
     if dtypes is None or any(p.axis in _SMALLER for p in e.pairs):
         return None
-    old, new = dtypes
-    text = f"{_dtypes_text(old, new)}, not pruning"
-    return Reason(kind="dtype", lines=(text,), numbers={"dense": old, "pruned": new})
+    return _reason("other-formats", dense=dtypes[0], pruned=dtypes[1])
 
 
-def quantised_too(e: Evidence) -> str | None:
-    """A sentence if the pruned model also runs in another dtype; else None."""
-    dtypes = gemm_dtypes(e)
-    return None if dtypes is None else f"{_dtypes_text(*dtypes)} besides: times are of both"
+def quantised_too(e: Evidence) -> Notice | None:
+    """Return a caveat if the pruned model also runs in another dtype; else None."""
+    if (dtypes := gemm_dtypes(e)) is None:
+        return None
+    return caveat("formats-besides", dense=dtypes[0], pruned=dtypes[1])
 
 
 def gemm_dtypes(e: Evidence) -> tuple[str, str] | None:
@@ -120,19 +112,12 @@ def gemm_dtypes(e: Evidence) -> tuple[str, str] | None:
     return min(gemm_formats(e.pairs), default=None)
 
 
-def _dtypes_text(old: str, new: str) -> str:
-    what = "quantisation" if new in QUANTISED else "another number format"
-    return f"the GEMMs run in {new}, the dense ones in {old}: {what}"
-
-
 def inputs(e: Evidence) -> Reason | None:
     """Another batch or length: rows of every linear in one ratio."""
     found = other_inputs(e.pairs, e.convolutions)
     if found is None:
         return None
-    numbers = {"ratio": found.pruned}
-    text = not_comparable_text(found)
-    return Reason(kind=found.kind, lines=(text,), numbers=numbers, comparable=False)
+    return Reason(kind=found.kind, notices=(caveat("not-comparable", difference=found),))
 
 
 def larger(e: Evidence) -> Reason | None:
@@ -152,9 +137,7 @@ def larger(e: Evidence) -> Reason | None:
             found.append(pair)
     if not found:
         return None
-    roles = most_common(Counter(p.key[1] for p in found))
-    text = f"GEMMs are larger than the dense ones, none is smaller: {roles}"
-    return Reason(kind="larger", lines=(text,), side="pruned", numbers={"gemms": len(found)})
+    return _reason("larger-gemms", roles=Counter(p.key[1] for p in found))
 
 
 def other_attention(e: Evidence) -> Reason | None:
@@ -167,9 +150,7 @@ def other_attention(e: Evidence) -> Reason | None:
     dense, pruned = ops(lambda p: p.dense), ops(lambda p: p.pruned)
     linears = {p.axis for p in e.pairs if not p.is_of_attention}
     if dense and pruned and not dense & pruned and linears <= {"none"}:
-        old, new = sorted(dense), sorted(pruned)
-        text = f"attention runs as {', '.join(new)} instead of {', '.join(old)}"
-        return Reason(kind="attention", lines=(text,), numbers={"dense": old, "pruned": new})
+        return _reason("other-attention", dense=sorted(dense), pruned=sorted(pruned))
     return None
 
 
@@ -179,14 +160,12 @@ def other_work(e: Evidence) -> Reason | None:
     if not added and not removed:
         return None
     hidden = e.hidden()
-    moved = "no GEMM of known shape moved" if hidden else "no GEMM moved"
-    lines = [
-        f"{moved}; {found.total()} units {what}: {most_common(found)}"
-        for what, found in (("added", added), ("gone", removed))
-        if found
+    units = [
+        caveat("other-units", change=change, counts=counts, some_unknown=bool(hidden))
+        for change, counts in (("added", added), ("gone", removed))
+        if counts
     ]
-    numbers = {"added": added.total(), "gone": removed.total()}
-    return Reason(kind=OTHER_WORK, lines=(*lines, *hidden), numbers=numbers, confidence=0.7)
+    return Reason(kind=OTHER_WORK, notices=(*units, *hidden), confidence=0.7)
 
 
 def more_ops(e: Evidence) -> Reason | None:
@@ -195,13 +174,10 @@ def more_ops(e: Evidence) -> Reason | None:
     found = e.more_calls
     if not found or e.activation is not None:
         return None
-    shown = "; ".join(one.in_words for one in found[:3])
-    rest = f"; {len(found) - 3} more" if len(found) > 3 else ""
-    line = f"no GEMM moved; the pruned side calls some ops more often: {shown}{rest}"
-    calls = sum(one.pruned - one.dense for one in found)
-    return Reason(
-        kind=OTHER_WORK, lines=(line, *e.hidden()), numbers={"calls": calls}, confidence=0.7
-    )
+    ops = [one.notice for one in found[:3]]
+    ops += [caveat("and-more", count=len(found) - 3)] if len(found) > 3 else []
+    often = caveat("called-more-often", ops=ops)
+    return Reason(kind=OTHER_WORK, notices=(often, *e.hidden()), confidence=0.7)
 
 
 def _names(e: Evidence, where: np.ndarray) -> Counter[str]:
@@ -229,8 +205,7 @@ def other_activation(dense: Kernels, pruned: Kernels) -> Reason | None:
     removed, added = sorted(old - new), sorted(new - old)
     if not removed or not added:
         return None
-    text = f"the activation op differs: {', '.join(added)} instead of {', '.join(removed)}"
-    return Reason(kind="activation", lines=(text,), numbers={"dense": removed, "pruned": added})
+    return _reason("other-activation", dense=removed, pruned=added)
 
 
 # When a reason is tried.

@@ -11,8 +11,9 @@ import polars as pl
 
 from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import ATTENTION, PRODUCTS, Kernels
+from prunescope.analysis.schema.notice import Notice, caveat
 from prunescope.taxonomy.roles import LINEARS, WEIGHT_ROLES
-from prunescope.taxonomy.words import percent, shortened
+from prunescope.taxonomy.words import shortened
 
 _LITTLE = 0.001  # of the busy time: as little as a finding leaves out
 _SHOWN = 3
@@ -39,12 +40,9 @@ class Unread:
         """Whether it is enough to hide GEMMs that became smaller."""
         return self.without_attention > _LITTLE
 
-    def text(self, side: str) -> str:
-        """In words."""
-        return (
-            f"of {percent(self.share, 1)} of the busy time of the {side} side it is not known what "
-            f"it multiplies ({', '.join(self.ops)}: no shapes, or no work model)"
-        )
+    def caveat(self, side: str) -> Notice:
+        """Return a caveat of this work of a side."""
+        return caveat("unread-work", side, share=self.share, ops=[*self.ops])
 
 
 def unread(kernels: Kernels) -> Unread:

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import replace
 
 from prunescope.analysis.comparison.convolutions import convolutions
-from prunescope.analysis.comparison.differences import UNREADABLE, differences, unpaired
+from prunescope.analysis.comparison.differences import differences, unpaired
 from prunescope.analysis.comparison.equal_information import ComparableSides
 from prunescope.analysis.comparison.more_calls import more_calls
 from prunescope.analysis.comparison.parallelism import ranks_of
@@ -21,7 +21,7 @@ from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.ledger.gradients import is_gradient
 from prunescope.analysis.ledger.pairing import Units
-from prunescope.analysis.schema.pair_comparison import SHAPES
+from prunescope.analysis.schema.pair_comparison import SHAPES, UNREADABLE
 from prunescope.analysis.schema.report import FamilyPart, FamilyVerdict
 from prunescope.analysis.verdict.detectors import detectors
 from prunescope.analysis.verdict.detectors.run_time import shorter_cache
@@ -39,6 +39,7 @@ from prunescope.analysis.verdict.outside import (
     reason,
 )
 from prunescope.analysis.verdict.unread import unread
+from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.words import percent
 
@@ -103,7 +104,7 @@ def verdict(evidence: Evidence) -> Verdict:
         family.evidence.append(_unread(evidence, blind))  # calls that were removed have no width
         family.confidence = min(family.confidence, 0.5)
     if (other_format := quantised_too(evidence)) is not None:
-        family.evidence.append(other_format)
+        family.evidence.append(sentence(other_format))
         family.confidence = min(family.confidence, 0.8)
     if narrower is not None:  # in addition to the families, and of none of them
         family.evidence.append(narrower)
@@ -127,9 +128,10 @@ def _limited(seen: Detection, e: Evidence) -> Detection:
 
 
 def _outside(why: Reason) -> FamilyVerdict:
+    lines = list(map(sentence, why.notices))
     if why.kind in UNREADABLE:
-        return FamilyVerdict(id="unknown", confidence=0.1, evidence=[*why.lines])
-    return FamilyVerdict(id="outside", confidence=why.confidence, evidence=[*why.lines])
+        return FamilyVerdict(id="unknown", confidence=0.1, evidence=lines)
+    return FamilyVerdict(id="outside", confidence=why.confidence, evidence=lines)
 
 
 def _named(e: Evidence, seen: dict[str, Detection], *, is_dynamic: bool) -> FamilyVerdict:
@@ -193,8 +195,8 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
     if why is not None and not (mostly_hidden and why.kind == OTHER_WORK):
         return _outside(why)
     if hidden := e.hidden():
-        line = "no GEMM of known shape moved, but not all are known"
-        return FamilyVerdict(id="unknown", confidence=0.3, evidence=[line, *hidden])
+        lines = ["no GEMM of known shape moved, but not all are known", *map(sentence, hidden)]
+        return FamilyVerdict(id="unknown", confidence=0.3, evidence=lines)
     if e.stats_pruned is None:
         line = (
             "no GEMM moved and no work was added: nothing was pruned, or zeros are in dense "

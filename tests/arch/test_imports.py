@@ -22,21 +22,23 @@ ALLOWED: dict[str, str] = {
     "taxonomy": "",
     # From a trace to a report, in the order of the flow. A report sees the schema alone.
     "analysis/schema": "taxonomy",
+    "analysis/wording": "taxonomy schema",
     "analysis/ops": "taxonomy",
     "analysis/device": "taxonomy",
-    "analysis/trace": "taxonomy ops",
-    "analysis/timeline": "taxonomy ops trace",
-    "analysis/shapes": "taxonomy ops device trace timeline",
+    "analysis/trace": "taxonomy schema ops",
+    "analysis/timeline": "taxonomy schema ops trace",
+    "analysis/shapes": "taxonomy schema ops device trace timeline",
     "analysis/kernels": "taxonomy schema ops device trace timeline shapes",
     "analysis/inputs": "taxonomy schema device trace timeline shapes kernels",
     "analysis/ledger": "taxonomy schema ops kernels",
-    "analysis/comparison": "taxonomy schema kernels inputs ledger",
-    "analysis/verdict": "taxonomy schema kernels ledger comparison",
-    "analysis/findings": "taxonomy schema device timeline kernels inputs ledger comparison verdict",
+    "analysis/comparison": "taxonomy schema wording kernels inputs ledger",
+    "analysis/verdict": "taxonomy schema wording kernels ledger comparison",
+    "analysis/findings": "taxonomy schema wording device timeline kernels inputs ledger comparison "
+    "verdict",
     "analysis/predict": "taxonomy schema device shapes inputs",
     "analysis/report": "taxonomy schema",
-    "analysis": "taxonomy schema device trace timeline shapes kernels inputs ledger comparison "
-    "verdict findings predict report",
+    "analysis": "taxonomy schema wording device trace timeline shapes kernels inputs ledger "
+    "comparison verdict findings predict report",
     "analysis/pareto": "taxonomy schema ledger analysis report",
     "analysis/bundle": "taxonomy schema ops device trace inputs analysis report pareto",
     # From a model to a run folder.

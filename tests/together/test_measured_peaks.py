@@ -13,6 +13,7 @@ from prunescope.analysis.kernels.peaks import run_peaks
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import titles
 from prunescope.analysis.schema.report import Report
+from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.formats import changed
 from prunescope.taxonomy.runs.run_blocks import (
     CalibratedDevice,
@@ -137,7 +138,7 @@ def test_both_measurements_and_what_was_reached_are_kept(monkeypatch: pytest.Mon
     assert found is not None
     assert found.flop_per_s["bf16"] == 2.2e12
     assert found.taken["bf16"]["used"] == "after"
-    (note,) = found.caveats()  # bf16 and fp32 are six times apart, bandwidth is not
+    (note,) = map(sentence, found.caveats())  # bf16 and fp32 are six times apart, bandwidth is not
     assert "the bf16 peak was measured as 0.36 TFLOP/s" in note and "the fp32 peak" in note
     assert "bandwidth" not in note
     assert found.as_json()["taken"]["bf16"]["before"] == 0.36e12
@@ -264,11 +265,11 @@ def test_a_higher_calibration_is_what_bounds_use_and_says_so() -> None:
     assert found.byte_per_s == 31e9
     used = {name: seen["used"] for name, seen in found.taken.items()}
     assert used == {"bf16": "calibrated", "fp32": "after", "bandwidth": "calibrated"}
-    moved, far = found.caveats()  # a note of each kind, whatever the number of peaks
+    moved, far = map(sentence, found.caveats())  # a note of each kind, whatever the number of peaks
     assert "the higher one" in moved and "bf16" not in moved  # which the other one names
     assert far.startswith("by `prunescope calibrate` the bf16 peak is 2 TFLOP/s, and was at most")
     assert "1.5 TFLOP/s around this capture" in far
     near = changed(calibrated, dense_flop_per_s={"bf16": 1.7e12}, byte_per_s=None)
     found = run_peaks(changed(device, calibration=near), None)
     assert found is not None
-    assert not any("around this capture" in text for text in found.caveats())
+    assert not any("around this capture" in sentence(one) for one in found.caveats())

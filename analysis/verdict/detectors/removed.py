@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 from prunescope.analysis.ledger.call import OF_ATTENTION
 from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.verdict.detectors import detector
-from prunescope.analysis.verdict.evidence import Detection, Evidence, most_common
+from prunescope.analysis.verdict.evidence import Detection, Evidence
+from prunescope.analysis.wording.verdict import most_common
 from prunescope.taxonomy.roles import UNPLACED
 
 _Size = tuple[int, int, int]  # M, N, K

@@ -16,8 +16,8 @@ from prunescope.analysis.verdict.evidence import (
     Evidence,
     Touches,
     matrices,
-    most_common,
 )
+from prunescope.analysis.wording.verdict import most_common
 from prunescope.taxonomy.runs.run_blocks import Matrix
 from prunescope.taxonomy.words import percent
 

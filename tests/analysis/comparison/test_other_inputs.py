@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.comparison.other_inputs import BATCH_SIZE, batch_ratio
+from prunescope.analysis.comparison.other_inputs import batch_ratio
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.sentences import headline, setup
-from prunescope.analysis.schema.pair_comparison import Difference
+from prunescope.analysis.schema.pair_comparison import BATCH_SIZE, Difference
 from prunescope.analysis.schema.report import Phase
 from tests.chrome import chrome, k, op, save, step
 

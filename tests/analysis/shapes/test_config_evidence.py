@@ -17,6 +17,7 @@ from prunescope.analysis.shapes.counts import Count, RowCounts, rows_by_tokens
 from prunescope.analysis.shapes.grids import holds, meet, only, rows_of, widths_of
 from prunescope.analysis.shapes.items import ATTENTION, Item, Placed
 from prunescope.analysis.shapes.slots import GEMM, Slot
+from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.shape import ModelShape
 
@@ -92,7 +93,7 @@ def test_residual_adds_and_activations_tell_m_together() -> None:
     assert RowCounts(adds, QWEN, 1).allowed is None
     assert RowCounts(adds + active, QWEN, 1).contradictions(8944) == []
     (said,) = RowCounts(adds + active, QWEN, 1).contradictions(8000)
-    assert "residual adds have 9,158,656 elements" in said
+    assert "residual adds have 9,158,656 elements" in sentence(said)
     assert RowCounts(adds + active, QWEN, 1).width(8944) is None
     narrow = elementwise("activations", 8944 * 2048, 24)
     assert RowCounts(adds + narrow, QWEN, 1).width(None) == 2048
@@ -125,8 +126,8 @@ LL4MI = (
     ],
 )
 def test_the_name_of_an_attention_kernel_tells_heads(name: str, said: str | None) -> None:
-    sentences = attention_name_contradictions([attention(name)], QWEN3)
-    assert sentences == [] if said is None else said in sentences[0]
+    notices = attention_name_contradictions([attention(name)], QWEN3)
+    assert notices == [] if said is None else said in sentence(notices[0])
 
 
 def test_the_grid_of_an_attention_counts_heads() -> None:
@@ -175,8 +176,8 @@ def test_blocks_that_are_not_the_tiles_of_a_width(widths: dict[int, int], said: 
         return Placed(item, Slot(role, n, 896), 0)
 
     gemms = [placed(f"linear {n}", n, blocks) for n, blocks in widths.items()]
-    sentences = off_the_tiles([*gemms, placed("lm_head", 151_936, 1187)])
-    assert sentences == [] if said is None else len(sentences) == 1 and said in sentences[0]
+    notices = off_the_tiles([*gemms, placed("lm_head", 151_936, 1187)])
+    assert notices == [] if said is None else len(notices) == 1 and said in sentence(notices[0])
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from prunescope.analysis.schema.notice import Notice
 from prunescope.analysis.shapes.items import Item
-from prunescope.analysis.shapes.layer_match import LayerMatch, Refusal, match_layer
+from prunescope.analysis.shapes.layer_match import LayerMatch, match_layer
 from prunescope.analysis.shapes.slots import (
     GEMM,
     GROUPED,
@@ -81,13 +82,13 @@ def test_a_choice_that_times_do_not_decide_is_refused() -> None:
     ways = layer_ways(shape_of("qwen3-8b"))
     times = [50.0, 150.0, 150.0, 150.0, 50.0, 12.0, 12.0, 12.0]  # one more like k and v
     told = match_layer([item(f"g{n}") for n in range(8)], times, ways)
-    assert isinstance(told, Refusal)
+    assert isinstance(told, Notice)
 
 
 def test_too_few_kernels_are_refused_with_both_counts() -> None:
     told = match_layer([item("a"), item("b")], [1.0, 1.0], layer_ways(shape_of("qwen3-8b")))
-    assert isinstance(told, Refusal)
-    assert "2 GEMMs" in told.why and "4 or 5 or 6 or 7" in told.why
+    assert isinstance(told, Notice)
+    assert (told.numbers["gemms"], told.numbers["config"]) == (2, [4, 5, 6, 7])
 
 
 def test_experts_are_grouped_kernels() -> None:

@@ -10,6 +10,7 @@ from prunescope.analysis.timeline.link import link
 from prunescope.analysis.timeline.overhead import SPAN, profiler_notes, weigh_records
 from prunescope.analysis.timeline.step_windows import find_windows
 from prunescope.analysis.trace.load import load
+from prunescope.analysis.wording.sentence import sentence
 from tests.chrome import chrome, gap, k, module, op, save, step
 
 
@@ -61,7 +62,7 @@ def test_the_profilers_own_work_while_the_device_idles_is_named(tmp_path: Path) 
     for name in ("Buffer Flush", "Lazy Function Loading"):
         trace["traceEvents"].append({**flush, "name": name})
     loaded = load(save(trace, tmp_path / "t.json"))
-    assert profiler_notes(loaded, link(loaded, find_windows(loaded))) == [
+    assert [*map(sentence, profiler_notes(loaded, link(loaded, find_windows(loaded))))] == [
         "while the device idled in the steps, the profiler did work of its own (Buffer Flush "
         "2.0 µs): it may have caused a part of that idle time, which a run without a profiler "
         "does not have"

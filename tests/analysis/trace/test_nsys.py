@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.comparison.equal_information import one_sided_text
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.formats import FORMATS, RequestedFormats
@@ -23,6 +22,7 @@ from prunescope.analysis.trace.load import load
 from prunescope.analysis.trace.nsys_work import plain_kernel
 from prunescope.analysis.trace.nvtx import read_range
 from prunescope.analysis.trace.rank_files import find_traces
+from prunescope.analysis.wording.comparison import one_sided_text
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.chrome import chrome, k, op, save, step
 from tests.nsys import PUSH_POP, START_END, Export, write

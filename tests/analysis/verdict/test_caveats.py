@@ -12,9 +12,10 @@ import pytest
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.sentences import headline
+from prunescope.analysis.schema.notice import caveat
 from prunescope.analysis.schema.report import FamilyVerdict, Phase, Report
 from prunescope.analysis.verdict import caveats
-from prunescope.analysis.verdict.caveats import Caveat, apply_caveats
+from prunescope.analysis.verdict.caveats import apply_caveats
 from tests.analysis import mixture
 from tests.analysis.decoder import Layer, census, decoder, write_pair
 from tests.analysis.edits import Edit, Event
@@ -159,7 +160,7 @@ def test_no_caveat_changes_nothing_and_the_strongest_one_counts() -> None:
     assert apply_caveats(family, []) is family
     less = apply_caveats(
         family,
-        [Caveat("fewer-roles", None, (0.7, 0.9)), Caveat("partly-lost-sublayers", None, (3,))],
+        [caveat("fewer-roles", share=0.7, dense=0.9), caveat("partly-lost-sublayers", count=3)],
     )
     assert (less.id, less.confidence) == ("static-m", 0.3)
     assert less.evidence == [
@@ -168,17 +169,17 @@ def test_no_caveat_changes_nothing_and_the_strongest_one_counts() -> None:
         "does",
         "6 of 24 layers removed",
     ]
-    some = apply_caveats(family, [Caveat("unequal-steps", "pruned", (5, 10))])
+    some = apply_caveats(family, [caveat("unequal-steps", "pruned", fewest=5, most=10)])
     assert some.evidence == ["6 of 24 layers removed", "pruned: steps hold 5 to 10 kernels"]
-    none = apply_caveats(family, [Caveat("no-gemm", "pruned")])
+    none = apply_caveats(family, [caveat("no-gemm", "pruned")])
     assert (none.id, none.confidence, none.alternatives) == ("unknown", 0.1, ["static-m"])
     assert none.evidence[0] == "pruned: the trace holds no GEMM at all"
 
 
-def test_every_kind_of_caveat_has_words_and_a_weight() -> None:
+def test_every_kind_of_caveat_has_a_limit() -> None:
     source = Path(caveats.__file__).read_text(encoding="utf-8")
-    kinds = set(re.findall(r'Caveat\(\s*"([a-z-]+)"', source))
-    assert kinds == set(caveats.CAVEATS) == set(caveats.WEIGHT)
+    kinds = set(re.findall(r'(?:caveat\(|kind = |else )\s*"([a-z-]+)"', source))
+    assert kinds == set(caveats.LIMITS) > caveats.MISSING_KERNELS
 
 
 def test_roles_that_are_lost_lower_the_confidence(tmp_path: Path) -> None:

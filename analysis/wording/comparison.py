@@ -1,0 +1,205 @@
+"""The words of differences between two runs, and of what only one of them recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prunescope.analysis.schema.pair_comparison import (
+    BATCH_SIZE,
+    CODE,
+    CUT,
+    FIRST_CALLS,
+    FORWARDS,
+    GRAPHS,
+    LENGTH,
+    MODULES,
+    OWN_CONFIG,
+    PARALLELISM,
+    ROLES,
+    ROWS,
+    SHAPES,
+    STEPS,
+    UNPAIRED,
+    Difference,
+    OneSided,
+)
+from prunescope.taxonomy.recorder import recorder_called
+from prunescope.taxonomy.words import ms, shortened
+
+EAGER_OPTIONS = {"dense": "--baseline-eager-trace", "pruned": "--eager-trace"}
+_INPUTS = {ROWS: "batch or length", BATCH_SIZE: "the batch", LENGTH: "the length"}
+_TIMES = {0.5: "half", 2.0: "twice"}
+
+
+def one_sided_text(one: OneSided) -> str:
+    """Return what is ignored on both sides, and the capture or option that gives it."""
+    with_it = "dense" if one.missing == "pruned" else "pruned"
+    if one.kind == SHAPES and one.refused is not None:
+        return (
+            f"only the {with_it} side has shapes, for {one.trace} {one.refused}; "
+            f"{OWN_CONFIG[one.missing]}; until then what was pruned, FLOPs and bounds are unknown"
+        )
+    if one.kind == SHAPES:
+        return (
+            f"only one side recorded shapes, {one.trace} has none: capture it again with "
+            f"{recorder_called(one.profiler).shapes}; until then what was pruned, FLOPs and bounds "
+            "are unknown"
+        )
+    if one.kind == ROLES:
+        return (
+            f"only on the {with_it} side do modules give roles, in {one.trace} they name too "
+            "few linears: roles and layers of both come from the order of kernels"
+        )
+    if one.kind == MODULES:
+        return (
+            f"only the {with_it} side recorded modules, {one.trace} has none: roles and "
+            "layers of both come from the order of kernels; recording modules slows "
+            f"the host, so host and idle time of the {with_it} side are larger and their rows "
+            f"are no evidence: capture both sides with {recorder_called(one.profiler).modules}, or "
+            "both without"
+        )
+    return (
+        f"only one side has shapes: pass {EAGER_OPTIONS[one.missing]} for the graph replays of "
+        f"{one.trace}; until then replays are compared by the names of their kernels, and shares "
+        "of FLOPs and bytes are null"
+    )
+
+
+def cut_text(dense: object, pruned: object) -> str:
+    """Return which of the two files are cut off."""
+    sides = [name for name, file in (("dense", dense), ("pruned", pruned)) if file == "cut off"]
+    which = f"the {sides[0]} trace is" if len(sides) == 1 else "both traces are"
+    return f"{which} cut off: what stood behind the cut is missing"
+
+
+def _unpaired_text(dense: object, pruned: object) -> str:
+    return (
+        f"nothing pairs: matrices are multiplied in {dense} layers and roles of the dense side and "
+        f"in {pruned} of the pruned side, of which none is the same"
+    )
+
+
+def _input_text(one: Difference) -> str | None:
+    """Return a difference of inputs in words; None for another kind of difference."""
+    if one.kind == FORWARDS:
+        return (
+            f"every GEMM runs {one.pruned:g} × as often a step, in the same shapes: other inputs "
+            f"({one.pruned:g} × the forwards a step, as of gradients that are accumulated)"
+        )
+    if one.kind not in _INPUTS or not isinstance(one.pruned, int | float):
+        return None
+    which = _INPUTS[one.kind]
+    if one.kind != ROWS:
+        which = f"{_TIMES.get(one.pruned, f'{one.pruned:g} ×')} {which}"
+    return f"M of every linear is {one.pruned:g} × the dense one: other inputs ({which})"
+
+
+def _first_calls_text(one: Difference) -> str:
+    sides = (("the baseline", one.dense), ("the pruned run", one.pruned))
+    held = [(name, ns) for name, ns in sides if isinstance(ns, int | float) and ns > 0]
+    most = max(held, key=lambda side: side[1])
+    others = [f"{name} {ms(ns)}" for name, ns in held if name != most[0]]
+    rest = others[0] if others else f"{next(n for n, _ in sides if n != most[0])} none"
+    return f"{most[0]} holds first calls or compilation, {ms(most[1])} a step, and {rest}"
+
+
+# Kind of a difference -> why the verdict cannot see past it.
+_WHY: dict[str, Callable[[object, object], str]] = {
+    CUT: cut_text,
+    UNPAIRED: _unpaired_text,
+    CODE: lambda _dense, pruned: (
+        f"the {'pruned' if pruned == 'compiled' else 'dense'} side runs compiled code "
+        "(torch.compile), whose fused loops stand for many ops; trace both sides compiled, or "
+        "neither"
+    ),
+    PARALLELISM: lambda dense, pruned: (
+        f"the pruned side runs on {pruned}, the dense one on {dense}; what a rank does not run, "
+        "another does, which is no pruning"
+    ),
+    GRAPHS: lambda dense, pruned: (
+        f"CUDA graphs are {pruned} on the pruned side, and {dense} on the dense one; record both "
+        "with nsys profile --cuda-graph-trace=node"
+    ),
+    STEPS: lambda dense, pruned: (
+        f"steps: {dense} on the dense side, {pruned} on the pruned one; how many a whole trace "
+        "holds is not known: annotate them (schedule and step() of the profiler)"
+    ),
+    "phase": lambda dense, pruned: f"the pruned side is {pruned}, the dense one {dense}",
+    "model type": lambda dense, pruned: (
+        f"the model is of type {pruned}, the dense one of type {dense}"
+    ),
+    "linears": lambda dense, pruned: (
+        f"no linear has the same size in both models, and pruning cannot turn {dense} into "
+        f"{pruned}: these are two models"
+    ),
+    "window": lambda dense, pruned: (
+        f"the attention window differs: {pruned} in the pruned run, {dense} in the dense run"
+    ),
+}
+
+
+def difference_text(one: Difference) -> str:
+    """Return a difference as a line of evidence: both values."""
+    if one.kind == FIRST_CALLS:
+        return _first_calls_text(one)
+    if (text := _input_text(one)) is not None:
+        return text
+    if one.kind == CUT:
+        return cut_text(one.dense, one.pruned)
+    if one.kind == STEPS:
+        return f"steps: {one.dense} against {one.pruned}"
+    if one.kind == UNPAIRED:
+        return _unpaired_text(one.dense, one.pruned)
+    return f"{one.kind}: {one.dense} dense, {one.pruned} pruned"
+
+
+def not_comparable_text(difference: Difference) -> str:
+    """Return why two sides do not compare, for the verdict."""
+    if (text := _input_text(difference)) is not None:
+        return f"not comparable: {text}"
+    dense, pruned = difference.dense, difference.pruned
+    if (why := _WHY.get(difference.kind)) is not None:
+        return f"not comparable: {why(dense, pruned)}"
+    is_other = f"{difference.kind} is {pruned}, that of the dense run {dense}"
+    return f"not comparable: {is_other}: other inputs"
+
+
+def _replacement(*, kernel: str, count: int, replaced: str, taken_for: str) -> str:
+    return (
+        f"{count} kernels {shortened(kernel)} a step stand where the other side has "
+        f"{shortened(replaced)}: taken for {taken_for}"
+    )
+
+
+def _more_calls(*, op: str, shape: Sequence[Any], dense: int, pruned: int) -> str:
+    size = "×".join(map(str, shape))
+    return f"{op} [{size}] × {pruned} a step, {dense} in the dense trace"
+
+
+WORDS: dict[str, str | Callable[..., str]] = {
+    "one-sided": lambda record: one_sided_text(record),
+    "not-comparable": not_comparable_text,
+    "only-launches-placed": (
+        "only launches have layers and roles, and {trace} replays a graph, whose kernels have "
+        "none: both sides are compared by the kinds of their kernels (--baseline-eager-trace and "
+        "--eager-trace give those of replays)"
+    ),
+    "folded-layers": lambda runs, dense, pruned, layers: (
+        f"both sides run {runs:g} layers a step, numbered to {dense} and to {pruned} by the order "
+        f"of kernels: taken for {layers} layers, {runs / layers:g} times a step"
+    ),
+    "fused-on-one-side": (
+        "the {apart} side multiplies {roles:list} in GEMMs of their own, the other one in one: "
+        "they are compared as {fused}"
+    ),
+    "unordered-qkv": "the order of kernels does not separate q, k and v: they are compared as qkv",
+    "roles-of-other-side": (
+        "modules of the other side name these GEMMs, by order and shape in a layer: {roles:list}"
+    ),
+    "replaced-in-scopes": (
+        "kernels of unknown kind do the work of the other side's in: {roles:list}"
+    ),
+    "replaced-in-place": _replacement,
+    "more-calls": _more_calls,
+}
