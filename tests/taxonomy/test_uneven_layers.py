@@ -111,5 +111,5 @@ def test_an_early_exit_skips_the_last_layers() -> None:
 
 def test_which_shapes_have_layers_that_differ() -> None:
     assert [shape.is_uneven for shape in (HYBRID, MOE, SLIDING)] == [True] * 3
-    assert not ModelShape.from_config({**PLAIN, "model_type": "llama"}).uneven
-    assert not HYBRID.select_layers([0, 2]).uneven
+    assert not ModelShape.from_config({**PLAIN, "model_type": "llama"}).is_uneven
+    assert not HYBRID.select_layers([0, 2]).is_uneven

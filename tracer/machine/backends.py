@@ -177,12 +177,6 @@ _XPU_PROPERTIES = (
 )  # fmt: skip
 
 CPU = Backend("cpu", "cpu", "a CPU")
-_CUDA_PROPERTIES = (
-    "major", "minor", "total_memory", "multi_processor_count", "L2_cache_size", "warp_size",
-    "regs_per_multiprocessor", "max_threads_per_multi_processor",
-    "shared_memory_per_multiprocessor", "shared_memory_per_block_optin", "gcnArchName",
-    "clock_rate", "memory_clock_rate", "memory_bus_width",
-)  # fmt: skip
 CUDA = Backend(
     kind="cuda",
     device_type="cuda",
@@ -204,11 +198,6 @@ CUDA = Backend(
 HIP = replace(
     CUDA, kind="rocm", label="ROCm", vendor="AMD", driver_tool="amd-smi", has_sparse_units=False
 )
-_XPU_PROPERTIES = (
-    "total_memory", "max_compute_units", "gpu_eu_count", "gpu_subslice_count",
-    "last_level_cache_size", "local_mem_size", "memory_clock_rate", "memory_bus_width",
-    "driver_version",
-)  # fmt: skip
 XPU = Backend(
     kind="xpu",
     device_type="xpu",

@@ -150,7 +150,15 @@ def test_constants_are_of_mechanisms_and_name_their_source() -> None:
 
 def test_no_module_of_the_model_knows_a_family_by_name() -> None:
     named = [one.id for one in families() if one.id != "dense"]
-    for file in ("constants", "side", "kernels", "costs", "ranges", "phase", "measured"):
+    for file in (
+        "constants",
+        "side",
+        "kernel_times",
+        "costs",
+        "ranges",
+        "predicted_phase",
+        "scaled_times",
+    ):
         text = (ROOT / f"analysis/predict/{file}.py").read_text(encoding="utf-8")
         assert [one for one in named if f'"{one}"' in text] == []
 
