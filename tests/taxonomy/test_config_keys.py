@@ -28,7 +28,8 @@ def is_config(node: ast.AST) -> bool:
 
 def read_in(module: str) -> Iterator[str]:
     """Yield the words by which a module looks something up in a config."""
-    for node in ast.walk(ast.parse((ROOT / "taxonomy" / "configs" / f"{module}.py").read_text())):
+    (path,) = (ROOT / "taxonomy").rglob(f"{module}.py")
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             if node.func.attr == "get" and is_config(node.func.value):
                 yield from strings(node.args[0])

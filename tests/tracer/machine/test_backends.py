@@ -183,8 +183,8 @@ def test_a_gpu_of_another_vendor_is_measured_by_its_row(
     synchronize(device)
     backend_of(device).empty_cache()
     assert xpu == [("synchronize", device), ("empty_cache",)]
-    # by events, each call sleeping a hundredth of a second
-    assert call_ns(lambda: time.sleep(0.01), device, calls=2) == pytest.approx(1e7, rel=0.5)
+    # By events; each call sleeps for a hundredth of a second.
+    assert call_ns(lambda: time.sleep(0.01), device, calls=2) >= 0.99e7  # longer on a busy machine
 
 
 def test_the_kernel_floor_of_another_vendor_comes_from_its_graph(
