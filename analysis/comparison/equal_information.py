@@ -9,6 +9,7 @@ numbering, and modules with other names on one side get the roles of the other s
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import polars as pl
@@ -36,46 +37,75 @@ _PLAIN = ("gemm", "gemv", "sparse_gemm")
 
 @dataclass(frozen=True)
 class ComparableSides:
-    """A phase of both sides with equal information, and what was ignored for that."""
+    """A phase of both sides, and what was ignored on one side because the other lacks it."""
 
     dense: SidePhase
     pruned: SidePhase
     one_sided: tuple[OneSided, ...] = ()
 
+    @property
+    def both(self) -> tuple[SidePhase, SidePhase]:
+        """The dense and the pruned side."""
+        return self.dense, self.pruned
 
-def with_equal_information(dense: SidePhase, pruned: SidePhase) -> ComparableSides:
-    """Both sides without recorded shapes, ops of replays or modules, where one side lacks them;
-    with one numbering of layers, and the roles that the modules of either side identify.
+    def rewritten(self, dense: SidePhase, pruned: SidePhase, *ignored: OneSided) -> ComparableSides:
+        """Return these sides instead, and what is ignored in addition."""
+        return ComparableSides(dense, pruned, (*self.one_sided, *ignored))
 
-    The order matters: each step reads what the ones before it left."""
-    # A graph that is one interval has no kernels to which anything below could apply.
-    dense, pruned = _equal_graphs(dense, pruned)
-    # These take a view of a side without what the other one lacks: a new frame, in which no rewrite
-    # of a column survives. So they come before the rewrites, and shapes, which roles follow from,
-    # first.
-    dense, pruned, shapes = _equal_shapes(dense, pruned)
-    dense, pruned, replays = _equal_replays(dense, pruned)
-    dense, pruned, modules = _equal_modules(dense, pruned)
-    for one in (*shapes, *modules):  # now that no view is taken, which would lose them
-        pruned = _noted(pruned, one_sided_text(one))
-    # Rewrites of layers and roles. Layers without a number cannot be folded, GEMMs are compared
-    # with those of the same layer, and fused roles are the ones that a reference may hand on.
-    dense, pruned = _equal_places(dense, pruned)
-    dense, pruned = fold_layers(dense, pruned)
-    dense, pruned = with_equal_fusion(dense, pruned)
-    if dense.side.run is None and pruned.side.run is None:  # else the tracer named the modules
-        dense, pruned = (
-            replace(dense, kernels=with_roles_of(dense.kernels, pruned.kernels)),
-            replace(pruned, kernels=with_roles_of(pruned.kernels, dense.kernels)),
-        )
-    # Last: a kernel of unknown kind is placed by the final roles and layers of both sides.
-    dense, pruned = (
-        replace(dense, kernels=with_replacements(dense.kernels, pruned.kernels)),
-        replace(pruned, kernels=with_replacements(pruned.kernels, dense.kernels)),
-    )
-    own = with_work_on_weights(pruned.kernels, dense.kernels)
-    pruned = replace(pruned, kernels=own)
-    return ComparableSides(dense, pruned, (*shapes, *replays, *modules))
+
+Rewrite = Callable[[ComparableSides], ComparableSides]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rewrite of both sides, with its precondition.
+
+    Attributes:
+        rewrite: Returns the rewritten sides, or the same ones where there is nothing to rewrite.
+        after: The rewrites whose result it reads, or would undo. It waits for all of them.
+    """
+
+    rewrite: Rewrite
+    after: tuple[Rewrite, ...] = ()
+
+
+def make_comparable(dense: SidePhase, pruned: SidePhase) -> ComparableSides:
+    """Rewrite both sides so that they hold equal information, before their work is paired.
+
+    What only one side recorded (shapes, ops of graph replays, modules) is dropped, so that the
+    other side's GEMMs are not read as added or removed. Layers get one numbering, GEMMs that stand
+    for each other one role, and linears without a name the role that the other side gives them.
+
+    Args:
+        dense: A phase of the baseline.
+        pruned: The same phase of the candidate.
+
+    Returns:
+        The two rewritten phases, and what was dropped.
+    """
+    return apply_rules(RULES, ComparableSides(dense, pruned))
+
+
+def apply_rules(rules: Iterable[Rule], sides: ComparableSides) -> ComparableSides:
+    """Apply each rule once, as soon as all rewrites that it waits for have been applied.
+
+    Args:
+        rules: The rules, in any order.
+        sides: A phase of both sides.
+
+    Raises:
+        ValueError: Some rules wait for each other, or for one that is not in the list.
+    """
+    waiting, applied = list(rules), set[Rewrite]()
+    while waiting:
+        ready = next((rule for rule in waiting if applied.issuperset(rule.after)), None)
+        if ready is None:
+            names = ", ".join(rule.rewrite.__name__ for rule in waiting)
+            raise ValueError(f"these rules wait for each other: {names}")
+        sides = ready.rewrite(sides)
+        applied.add(ready.rewrite)
+        waiting.remove(ready)
+    return sides
 
 
 def one_sided_text(one: OneSided) -> str:
@@ -119,12 +149,15 @@ def _lacking(kind: str, dense: SidePhase, pruned: SidePhase) -> OneSided:
     return OneSided(kind, missing, side.side.path.name, side.side.profiler, refused)
 
 
-def _equal_graphs(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
-    """Both sides with kernels, or both with all work as one, where graphs of one side are one
-    interval each: what ran in them was neither removed from the other side nor added to it."""
+def fold_whole_graphs(sides: ComparableSides) -> ComparableSides:
+    """Compare all work as one where graphs of one side alone are recorded as one interval each.
+
+    What ran in such a graph was neither removed from the other side nor added to it.
+    """
+    dense, pruned = sides.both
     if dense.kernels.replays.hide_kernels == pruned.kernels.replays.hide_kernels:
-        return dense, pruned
-    return _folded_whole(dense), _folded_whole(pruned)
+        return sides
+    return sides.rewritten(_folded_whole(dense), _folded_whole(pruned))
 
 
 def _folded_whole(phase: SidePhase) -> SidePhase:
@@ -138,89 +171,95 @@ def _folded_whole(phase: SidePhase) -> SidePhase:
     return replace(phase, kernels=replace(phase.kernels, frame=frame, replays=replays))
 
 
-def _equal_shapes(
-    dense: SidePhase, pruned: SidePhase
-) -> tuple[SidePhase, SidePhase, tuple[OneSided, ...]]:
-    """Both sides with shapes, or both without, whether a trace recorded them or a config gives
-    them. Graph replays, whose ops an eager trace gives, stay."""
-    same = dense, pruned, ()
+def drop_one_sided_shapes(sides: ComparableSides) -> ComparableSides:
+    """Drop the shapes of one side, recorded or of a config, where the other side has none.
+
+    Graph replays, whose ops an eager trace gives, keep theirs.
+    """
+    dense, pruned = sides.both
     if dense.kernels.has_shapes == pruned.kernels.has_shapes:
-        return same
-    if any(s.kernels.linked.replayed.any() for s in (dense, pruned)):
-        return same
-    found = _lacking(SHAPES, dense, pruned)
-    lacking, other = (pruned, dense) if found.missing == "pruned" else (dense, pruned)
+        return sides
+    if any(side.kernels.linked.replayed.any() for side in sides.both):
+        return sides
+    ignored = _lacking(SHAPES, dense, pruned)
+    lacking, recorded = (pruned, dense) if ignored.missing == "pruned" else (dense, pruned)
     if any(call.shapes for call in lacking.kernels.shapes.calls):
-        return same  # some of its ops have shapes: its own warnings say which
-    if not lacking.kernels.shapes.calls and other.side.model is None:
-        return same  # a record of the device alone is compared with recorded shapes by its kernels
-    if found.missing == "pruned":
-        dense = dense.without(SHAPES)
-    else:
-        pruned = pruned.without(SHAPES)
-    return dense, pruned, (found,)
+        return sides  # some of its ops have shapes: its own warnings say which
+    if not lacking.kernels.shapes.calls and recorded.side.model is None:
+        return sides  # a record of the device alone is compared with recorded shapes by its kernels
+    return _without_on_the_other(SHAPES, sides, ignored)
 
 
-def _equal_replays(
-    dense: SidePhase, pruned: SidePhase
-) -> tuple[SidePhase, SidePhase, tuple[OneSided, ...]]:
-    """Both sides with the ops of their graph replays, or both without."""
+def _without_on_the_other(kind: str, sides: ComparableSides, ignored: OneSided) -> ComparableSides:
+    """Take a view without some information of the side that has it."""
+    dense, pruned = sides.both
+    if ignored.missing == "pruned":
+        return sides.rewritten(dense.without(kind), pruned, ignored)
+    return sides.rewritten(dense, pruned.without(kind), ignored)
+
+
+def drop_one_sided_replays(sides: ComparableSides) -> ComparableSides:
+    """Drop the ops that an eager trace gives to graph replays, where one side has no such trace."""
+    dense, pruned = sides.both
     if dense.kernels.has_shapes == pruned.kernels.has_shapes:
-        return dense, pruned, ()
+        return sides
     found = _lacking(REPLAYS, dense, pruned)
     lacking = pruned if found.missing == "pruned" else dense
     if not lacking.kernels.linked.replayed.any():
-        return dense, pruned, ()
+        return sides
     warning = Diagnostics((one_sided_text(found),))
     noted = replace(lacking, diagnostics=lacking.diagnostics + warning)
     if found.missing == "pruned":
-        return _without_ops(dense), _without_ops(noted), (found,)
-    return _without_ops(noted), _without_ops(pruned), (found,)
+        return sides.rewritten(_without_ops(dense), _without_ops(noted), found)
+    return sides.rewritten(_without_ops(noted), _without_ops(pruned), found)
 
 
-def _equal_modules(
-    dense: SidePhase, pruned: SidePhase
-) -> tuple[SidePhase, SidePhase, tuple[OneSided, ...]]:
-    """Both sides with the roles and layers of their modules, or both with those of the order of
-    kernels: modules of one side alone are no difference of the models. Graph replays have what
-    their eager trace names, and the layers of a config stand for modules."""
-    sides = dense, pruned
-    lacking = [one for one in sides if not one.kernels.modules.give_roles]
-    if len(lacking) != 1 or any(one.kernels.linked.replayed.any() for one in sides):
-        return dense, pruned, ()
-    (other,) = lacking
-    if (other.kernels.frame["shapes"] == "model").any():
-        return dense, pruned, ()
-    missing = "dense" if other is dense else "pruned"
-    kind = ROLES if other.kernels.modules.were_recorded else MODULES
-    found = OneSided(kind, missing, other.side.path.name, other.side.profiler)
-    if missing == "pruned":
-        dense = dense.without(MODULES)
-    else:
-        pruned = pruned.without(MODULES)
-    return dense, pruned, (found,)
+def drop_one_sided_modules(sides: ComparableSides) -> ComparableSides:
+    """Drop the modules of one side where the other side has none that give roles.
+
+    Both sides then have the roles and layers of the order of kernels: modules of one side alone are
+    no difference of the models. Graph replays keep the modules that their eager trace names, and
+    the layers of a config stand for modules.
+    """
+    lacking = [side for side in sides.both if not side.kernels.modules.give_roles]
+    if len(lacking) != 1 or any(side.kernels.linked.replayed.any() for side in sides.both):
+        return sides
+    (bare,) = lacking
+    if bare.kernels.replays.are_folded or (bare.kernels.frame["shapes"] == "model").any():
+        return sides
+    missing = "dense" if bare is sides.dense else "pruned"
+    kind = ROLES if bare.kernels.modules.were_recorded else MODULES
+    ignored = OneSided(kind, missing, bare.side.path.name, bare.side.profiler)
+    return _without_on_the_other(MODULES, sides, ignored)
 
 
-def _equal_places(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
-    """Both sides with layers and roles, or both without, where the cut of a file took the spans of
-    all modules of one side, where the compiled code of one side runs outside of them, or where a
-    graph of one side replays what the other side launches: its kernels are no added work."""
-    cut = [one.kernels.linked.cut for one in (dense, pruned)]
-    same_code = dense.kernels.host.is_compiled == pruned.kernels.host.is_compiled
-    bare = [_replays_have_no_places(one.kernels) for one in (dense, pruned)]
+def note_what_is_dropped(sides: ComparableSides) -> ComparableSides:
+    """Note the shapes and modules that were dropped; of replays a warning says it."""
+    pruned = sides.pruned
+    for dropped in sides.one_sided:
+        if dropped.kind != REPLAYS:
+            pruned = _noted(pruned, one_sided_text(dropped))
+    return replace(sides, pruned=pruned)
+
+
+def drop_one_sided_places(sides: ComparableSides) -> ComparableSides:
+    """Drop layers and roles where one side can have none.
+
+    The cut of a file took the spans of all modules of one side, the compiled code of one side runs
+    outside of them, or a graph of one side replays what the other side launches: its kernels are no
+    added work.
+    """
+    bare = [_replays_have_no_places(side.kernels) for side in sides.both]
     if bare[0] != bare[1]:
-        dense, pruned = (
-            replace(one, kernels=_without_places(one.kernels)) for one in (dense, pruned)
-        )
-        return dense, _noted(pruned, _launched_alone((dense, pruned)[bare[1]]))
-    layers = [one.kernels.frame["layer"] for one in (dense, pruned)]
+        dense, pruned = (_without_places(side) for side in sides.both)
+        return sides.rewritten(dense, _noted(pruned, _launched_alone((dense, pruned)[bare[1]])))
+    is_cut = any(side.kernels.linked.cut for side in sides.both)
+    same_code = len({side.kernels.host.is_compiled for side in sides.both}) == 1
+    layers = [side.kernels.frame["layer"] for side in sides.both]
     placed = [layer.null_count() < len(layer) for layer in layers]
-    if (not any(cut) and same_code) or placed[0] == placed[1]:
-        return dense, pruned
-    return (
-        replace(dense, kernels=_without_places(dense.kernels)),
-        replace(pruned, kernels=_without_places(pruned.kernels)),
-    )
+    if (not is_cut and same_code) or placed[0] == placed[1]:
+        return sides
+    return sides.rewritten(*(_without_places(side) for side in sides.both))
 
 
 def _replays_have_no_places(kernels: Kernels) -> bool:
@@ -249,13 +288,14 @@ def _noted(phase: SidePhase, note: str) -> SidePhase:
     return replace(phase, kernels=replace(phase.kernels, notes=[*phase.kernels.notes, note]))
 
 
-def _without_places(kernels: Kernels) -> Kernels:
-    """Kernels without layers, and with roles only where their kind gives them."""
+def _without_places(phase: SidePhase) -> SidePhase:
+    """Remove the layers of a side, and the roles that its kinds of kernels do not give."""
     role = (
         pl.when(pl.col("class") == ATTENTION).then(pl.lit("attention")).otherwise(pl.lit("unknown"))
     )
+    kernels = phase.kernels
     frame = kernels.frame.with_columns(layer=pl.lit(None, pl.Int64), role=role)
-    return replace(kernels, frame=frame)
+    return replace(phase, kernels=replace(kernels, frame=frame))
 
 
 def _without_ops(phase: SidePhase) -> SidePhase:
@@ -265,15 +305,18 @@ def _without_ops(phase: SidePhase) -> SidePhase:
     return phase.without(REPLAYS)
 
 
-def fold_layers(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
-    """Both sides, with the longer numbering counted anew after as many layers as the shorter one
-    has, where both run as many layers a step in all: a side that runs fewer has lost some."""
+def renumber_layers(sides: ComparableSides) -> ComparableSides:
+    """Count the layers of the longer numbering anew after as many as the shorter one has.
+
+    Only where both sides run equally many layers per step: a side that runs fewer has lost some.
+    """
+    dense, pruned = sides.both
     if not dense.kernels.modules.source == pruned.kernels.modules.source == "order":
-        return dense, pruned
+        return sides
     (layers_d, runs_d), (layers_p, runs_p) = _layers_run(dense.kernels), _layers_run(pruned.kernels)
     fewer, more = sorted((layers_d, layers_p))
     if not fewer or fewer == more or more % fewer or runs_d != runs_p:
-        return dense, pruned
+        return sides
     note = (
         f"both sides run {runs_d:g} layers a step, numbered to {layers_d} and to {layers_p} by the "
         f"order of kernels: taken for {fewer} layers, {runs_d / fewer:g} times a step"
@@ -285,19 +328,37 @@ def fold_layers(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePha
         )
         for one in (dense, pruned)
     )
-    return dense, _noted(pruned, note)
+    return sides.rewritten(dense, _noted(pruned, note))
 
 
 # What one GEMM may multiply in the place of several: they read the same inputs.
 _FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 
 
-def with_equal_fusion(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
-    """Both sides with q, k and v (gate and up) as one role where one of them multiplies these in
-    one GEMM and the other in several: the work is the same. Where the order of kernels alone gives
-    roles, it does not separate q, k and v: two compilations run them in any order."""
-    if any(side.kernels.is_by_order for side in (dense, pruned)):
-        dense, pruned = _without_order_of_qkv(dense, pruned)
+def fuse_unordered_products(sides: ComparableSides) -> ComparableSides:
+    """Give q, k and v one role where the order of kernels alone separates them.
+
+    Two compilations run them in any order.
+    """
+    dense, pruned = sides.both
+    parts = _FUSED["qkv"]
+    if not any(side.kernels.is_by_order for side in sides.both):
+        return sides
+    if not all({*parts} <= _roles_of_gemms(side.kernels) for side in sides.both):
+        return sides
+    if not all(_read_one_width(side.kernels, parts) for side in sides.both):
+        return sides
+    dense, pruned = (_with_fused_role(side, "qkv", parts) for side in (dense, pruned))
+    note = "the order of kernels does not separate q, k and v: they are compared as qkv"
+    return sides.rewritten(dense, _noted(pruned, note))
+
+
+def fuse_split_products(sides: ComparableSides) -> ComparableSides:
+    """Give q, k and v (gate and up) one role where one side multiplies them in one GEMM.
+
+    The other side multiplies them in several, and the work is the same.
+    """
+    dense, pruned = sides.both
     roles = [_roles_of_gemms(side.kernels) for side in (dense, pruned)]
     for fused, parts in _FUSED.items():
         whole = [fused in found and not found & {*parts} for found in roles]
@@ -314,19 +375,7 @@ def with_equal_fusion(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, S
             f"the {side} side multiplies {', '.join(parts)} in GEMMs of their own, the other one "
             f"in one: they are compared as {fused}",
         )
-    return dense, pruned
-
-
-def _without_order_of_qkv(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
-    parts = _FUSED["qkv"]
-    sides = dense.kernels, pruned.kernels
-    if not all({*parts} <= _roles_of_gemms(side) for side in sides):
-        return dense, pruned
-    if not all(_read_one_width(side, parts) for side in sides):
-        return dense, pruned
-    dense, pruned = (_with_fused_role(side, "qkv", parts) for side in (dense, pruned))
-    note = "the order of kernels does not separate q, k and v: they are compared as qkv"
-    return dense, _noted(pruned, note)
+    return sides.rewritten(dense, pruned)
 
 
 def _read_one_width(kernels: Kernels, roles: tuple[str, ...]) -> bool:
@@ -373,6 +422,35 @@ class _Linear:
     instance: int
     role: str
     gemm: Gemm
+
+
+def hand_on_roles(sides: ComparableSides) -> ComparableSides:
+    """Give the unnamed linears of each side the roles that the modules of the other side name.
+
+    A run needs none: the tracer named its modules.
+    """
+    dense, pruned = sides.both
+    if dense.side.run is not None or pruned.side.run is not None:
+        return sides
+    return sides.rewritten(
+        replace(dense, kernels=with_roles_of(dense.kernels, pruned.kernels)),
+        replace(pruned, kernels=with_roles_of(pruned.kernels, dense.kernels)),
+    )
+
+
+def place_replacements(sides: ComparableSides) -> ComparableSides:
+    """Give kernels of unknown kind the places of the known ones that they replace."""
+    dense, pruned = sides.both
+    return sides.rewritten(
+        replace(dense, kernels=with_replacements(dense.kernels, pruned.kernels)),
+        replace(pruned, kernels=with_replacements(pruned.kernels, dense.kernels)),
+    )
+
+
+def separate_work_on_weights(sides: ComparableSides) -> ComparableSides:
+    """Set work of the pruned side on whole weights, such as masks, apart from other small work."""
+    own = with_work_on_weights(sides.pruned.kernels, sides.dense.kernels)
+    return replace(sides, pruned=replace(sides.pruned, kernels=own))
 
 
 def with_roles_of(kernels: Kernels, reference: Kernels) -> Kernels:
@@ -429,3 +507,31 @@ def _linears(kernels: Kernels) -> dict[tuple[int, int], list[_Linear]]:
         if gemm is not None and gemm.batch == 1:
             out[step, layer].append(_Linear(instance, role, gemm))
     return out
+
+
+# The rules, in any order. `SidePhase.without`, which the droppers call, takes a view: a new frame,
+# in which no rewrite of a column and no note survives, so that all of these come after it.
+_VIEWS = (drop_one_sided_shapes, drop_one_sided_replays, drop_one_sided_modules)
+RULES = (
+    # A graph that is one interval has no kernels to which anything else could apply.
+    Rule(fold_whole_graphs),
+    # Shapes and ops of replays have no order: one needs that no side replays a graph, the other
+    # that the side without shapes does.
+    Rule(drop_one_sided_shapes, after=(fold_whole_graphs,)),
+    Rule(drop_one_sided_replays, after=(fold_whole_graphs,)),
+    # Without shapes a config gives no layers, which stand for modules.
+    Rule(drop_one_sided_modules, after=(fold_whole_graphs, drop_one_sided_shapes)),
+    Rule(note_what_is_dropped, after=_VIEWS),
+    Rule(drop_one_sided_places, after=(fold_whole_graphs, *_VIEWS, note_what_is_dropped)),
+    # Layers without a number cannot be renumbered.
+    Rule(renumber_layers, after=(drop_one_sided_places,)),
+    # GEMMs are compared with those of the same layer.
+    Rule(fuse_unordered_products, after=(drop_one_sided_places, renumber_layers)),
+    Rule(fuse_split_products, after=(renumber_layers, fuse_unordered_products)),
+    # A reference hands on fused roles.
+    Rule(hand_on_roles, after=(renumber_layers, fuse_split_products)),
+    # A kernel of unknown kind is placed by the final roles and layers of both sides.
+    Rule(place_replacements, after=(renumber_layers, hand_on_roles)),
+    # It counts pointwise work without a role.
+    Rule(separate_work_on_weights, after=(hand_on_roles, place_replacements)),
+)
