@@ -19,7 +19,7 @@ from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.gemms import Pair
-from prunescope.analysis.ledger.gradients import is_gradient
+from prunescope.analysis.ledger.partners import is_gradient
 from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.pair_comparison import SHAPES
 from prunescope.analysis.schema.report import FamilyPart, FamilyVerdict

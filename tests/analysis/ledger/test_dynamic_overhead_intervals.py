@@ -133,7 +133,7 @@ def test_parts_of_a_replicate_sum_to_its_added_work(on_device: bool) -> None:
     rows += [(1, s, "scatter", (1 - share[s]) * busy[1, s]) for s in range(4)]
     rows += [(2, s, "scatter", busy[2, s]) for s in range(4)]
     spent = pl.DataFrame(rows, schema=["unit", "step", "part", "busy"], orient="row")
-    found = dynamic_overhead._time_of_each_part(inputs, drawn, spent)
+    found = dynamic_overhead._replicate_parts(inputs, drawn, spent)
     assert set(found) == {"gather", "scatter"} <= set(ADDED)
     assert sum(found.values()) == pytest.approx(drawn.total("added_work"))
     if on_device:  # busy time is as recorded, so a part is what its steps weigh
