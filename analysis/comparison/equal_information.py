@@ -1,9 +1,7 @@
 """Both sides of a phase with equal information, before their work is paired.
 
-In: a phase of both sides. Out: the two phases, and what was removed: information that one side
-lacks (recorded shapes, the ops of graph replays, modules) is removed from the other side too.
-Without that, every GEMM would seem removed on one side and added on the other. Layers get one
-numbering, and modules with other names on one side get the roles of the other side's.
+In: a phase of both sides. Out: the two phases, and what was dropped. The rewrites are rules: each
+names the ones whose result it reads, and their order follows from that.
 """
 
 from __future__ import annotations
@@ -142,8 +140,8 @@ def one_sided_text(one: OneSided) -> str:
     )
 
 
-def _lacking(kind: str, dense: SidePhase, pruned: SidePhase) -> OneSided:
-    """The side whose kernels have no shapes."""
+def _find_lacking(kind: str, dense: SidePhase, pruned: SidePhase) -> OneSided:
+    """Return the side whose kernels have no shapes."""
     missing, side = ("pruned", pruned) if dense.kernels.has_shapes else ("dense", dense)
     refused = side.kernels.shapes.refused if kind == SHAPES else None
     return OneSided(kind, missing, side.side.path.name, side.side.profiler, refused)
@@ -157,10 +155,11 @@ def fold_whole_graphs(sides: ComparableSides) -> ComparableSides:
     dense, pruned = sides.both
     if dense.kernels.replays.hide_kernels == pruned.kernels.replays.hide_kernels:
         return sides
-    return sides.rewritten(_folded_whole(dense), _folded_whole(pruned))
+    return sides.rewritten(_fold_whole(dense), _fold_whole(pruned))
 
 
-def _folded_whole(phase: SidePhase) -> SidePhase:
+def _fold_whole(phase: SidePhase) -> SidePhase:
+    """Make all work of a side one unit, without shapes."""
     unknown = [pl.lit("unknown").alias(name) for name in ("kind", "class", "role")]
     work = [
         pl.lit(None, pl.Float64).alias(name) for name in ("flop", "bytes", "ideal", "predicted")
@@ -181,7 +180,7 @@ def drop_one_sided_shapes(sides: ComparableSides) -> ComparableSides:
         return sides
     if any(side.kernels.linked.replayed.any() for side in sides.both):
         return sides
-    ignored = _lacking(SHAPES, dense, pruned)
+    ignored = _find_lacking(SHAPES, dense, pruned)
     lacking, recorded = (pruned, dense) if ignored.missing == "pruned" else (dense, pruned)
     if any(call.shapes for call in lacking.kernels.shapes.calls):
         return sides  # some of its ops have shapes: its own warnings say which
@@ -203,15 +202,15 @@ def drop_one_sided_replays(sides: ComparableSides) -> ComparableSides:
     dense, pruned = sides.both
     if dense.kernels.has_shapes == pruned.kernels.has_shapes:
         return sides
-    found = _lacking(REPLAYS, dense, pruned)
-    lacking = pruned if found.missing == "pruned" else dense
+    ignored = _find_lacking(REPLAYS, dense, pruned)
+    lacking = pruned if ignored.missing == "pruned" else dense
     if not lacking.kernels.linked.replayed.any():
         return sides
-    warning = Diagnostics((one_sided_text(found),))
+    warning = Diagnostics((one_sided_text(ignored),))
     noted = replace(lacking, diagnostics=lacking.diagnostics + warning)
-    if found.missing == "pruned":
-        return sides.rewritten(_without_ops(dense), _without_ops(noted), found)
-    return sides.rewritten(_without_ops(noted), _without_ops(pruned), found)
+    if ignored.missing == "pruned":
+        return sides.rewritten(_without_ops(dense), _without_ops(noted), ignored)
+    return sides.rewritten(_without_ops(noted), _without_ops(pruned), ignored)
 
 
 def drop_one_sided_modules(sides: ComparableSides) -> ComparableSides:
@@ -263,7 +262,7 @@ def drop_one_sided_places(sides: ComparableSides) -> ComparableSides:
 
 
 def _replays_have_no_places(kernels: Kernels) -> bool:
-    """Whether graph replays without a layer or a role make most of the time of GEMMs."""
+    """Return whether graph replays without a layer or a role make most of the time of GEMMs."""
     if not kernels.linked.replayed.any():
         return False
     frame = kernels.frame
@@ -283,8 +282,10 @@ def _launched_alone(bare: SidePhase) -> str:
 
 
 def _noted(phase: SidePhase, note: str) -> SidePhase:
-    """A side with one more note. Those on both sides go to the pruned one, so that a report prints
-    them once."""
+    """Add a note to a side.
+
+    Notes on both sides go to the pruned one, so that a report prints them once.
+    """
     return replace(phase, kernels=replace(phase.kernels, notes=[*phase.kernels.notes, note]))
 
 
@@ -299,7 +300,7 @@ def _without_places(phase: SidePhase) -> SidePhase:
 
 
 def _without_ops(phase: SidePhase) -> SidePhase:
-    """A side whose graph replays have no ops, and no shapes of a config."""
+    """Take a view of a side whose graph replays have no ops, and no shapes of a config."""
     if phase.kernels.replays.mapping_rate is None and phase.side.model is None:
         return phase
     return phase.without(REPLAYS)
@@ -313,7 +314,10 @@ def renumber_layers(sides: ComparableSides) -> ComparableSides:
     dense, pruned = sides.both
     if not dense.kernels.modules.source == pruned.kernels.modules.source == "order":
         return sides
-    (layers_d, runs_d), (layers_p, runs_p) = _layers_run(dense.kernels), _layers_run(pruned.kernels)
+    (layers_d, runs_d), (layers_p, runs_p) = (
+        _count_layers(dense.kernels),
+        _count_layers(pruned.kernels),
+    )
     fewer, more = sorted((layers_d, layers_p))
     if not fewer or fewer == more or more % fewer or runs_d != runs_p:
         return sides
@@ -324,9 +328,9 @@ def renumber_layers(sides: ComparableSides) -> ComparableSides:
     folded = pl.col("layer") % fewer
     dense, pruned = (
         replace(
-            one, kernels=replace(one.kernels, frame=one.kernels.frame.with_columns(layer=folded))
+            side, kernels=replace(side.kernels, frame=side.kernels.frame.with_columns(layer=folded))
         )
-        for one in (dense, pruned)
+        for side in (dense, pruned)
     )
     return sides.rewritten(dense, _noted(pruned, note))
 
@@ -361,11 +365,11 @@ def fuse_split_products(sides: ComparableSides) -> ComparableSides:
     dense, pruned = sides.both
     roles = [_roles_of_gemms(side.kernels) for side in (dense, pruned)]
     for fused, parts in _FUSED.items():
-        whole = [fused in found and not found & {*parts} for found in roles]
-        apart = [fused not in found and {*parts} <= found for found in roles]
-        if whole[0] and apart[1] and _read_one_width(pruned.kernels, parts):
+        whole = [fused in gemm_roles and not gemm_roles & {*parts} for gemm_roles in roles]
+        split = [fused not in gemm_roles and {*parts} <= gemm_roles for gemm_roles in roles]
+        if whole[0] and split[1] and _read_one_width(pruned.kernels, parts):
             pruned = _with_fused_role(pruned, fused, parts)
-        elif whole[1] and apart[0] and _read_one_width(dense.kernels, parts):
+        elif whole[1] and split[0] and _read_one_width(dense.kernels, parts):
             dense = _with_fused_role(dense, fused, parts)
         else:
             continue
@@ -379,28 +383,31 @@ def fuse_split_products(sides: ComparableSides) -> ComparableSides:
 
 
 def _read_one_width(kernels: Kernels, roles: tuple[str, ...]) -> bool:
-    """Whether the GEMMs of some roles have one K in each layer, or no known one at all: those
-    through a rank do not."""
+    """Return whether the GEMMs of some roles have one K in each layer, or none that is known.
+
+    Those through a rank have two.
+    """
     frame = kernels.frame
     rows = frame[["layer", "call"]].filter(_gemm_rows(kernels) & is_one_of(frame["role"], roles))
     widths: dict[int | None, set[int | None]] = defaultdict(set)
     for layer, call in rows.unique().iter_rows():
         work = None if call is None else kernels.shapes.works[call]
         widths[layer].add(work.gemms[0].k if work is not None and work.gemms else None)
-    return all(len(found) == 1 for found in widths.values())
+    return all(len(of_layer) == 1 for of_layer in widths.values())
 
 
 def _roles_of_gemms(kernels: Kernels) -> set[str]:
-    """The roles of the GEMMs of a side."""
+    """Return the roles of the GEMMs of a side."""
     return {*kernels.frame["role"].filter(_gemm_rows(kernels)).unique()}
 
 
 def _gemm_rows(kernels: Kernels) -> pl.Series:
-    """The rows that carry the work of plain GEMMs."""
+    """Mark the rows that carry the work of plain GEMMs."""
     return kernels.frame["primary"] & is_one_of(kernels.frame["kind"], _PLAIN)
 
 
 def _with_fused_role(phase: SidePhase, fused: str, parts: tuple[str, ...]) -> SidePhase:
+    """Give several roles the one of a GEMM that multiplies them together."""
     kernels = phase.kernels
     role = pl.when(pl.col("role").is_in(parts)).then(pl.lit(fused)).otherwise("role")
     frame = kernels.frame.with_columns(role=role)
@@ -408,8 +415,8 @@ def _with_fused_role(phase: SidePhase, fused: str, parts: tuple[str, ...]) -> Si
     return replace(phase, kernels=replace(kernels, frame=frame, modules=modules))
 
 
-def _layers_run(kernels: Kernels) -> tuple[int, float]:
-    """How many layers have numbers, and how many attentions of layers a step runs."""
+def _count_layers(kernels: Kernels) -> tuple[int, float]:
+    """Return how many layers have numbers, and how many attentions of layers a step runs."""
     rows = kernels.frame.filter(pl.col("layer").is_not_null() & (pl.col("kind") == "attention"))
     runs = rows.select("step", "instance").unique().height
     return rows["layer"].n_unique(), runs / kernels.num_steps
@@ -454,19 +461,21 @@ def separate_work_on_weights(sides: ComparableSides) -> ComparableSides:
 
 
 def with_roles_of(kernels: Kernels, reference: Kernels) -> Kernels:
-    """`kernels` with the roles that `reference` has for its unnamed linears, by their order and
-    shape in a layer: only where there are as many, in order, and each keeps N or K."""
-    layers, references = _linears(kernels), _linears(reference)
+    """Give unnamed linears the roles that `reference` has, by their order and shape in a layer.
+
+    Only where there are equally many, in order, and each keeps N or K.
+    """
+    layers, references = _list_linears(kernels), _list_linears(reference)
     known = {layer: linears for (step, layer), linears in references.items() if step == 0}
     if not known:
         return kernels
     first = next(iter(known.values()))
     roles_of: list[tuple[int, int, str]] = []
     for (step, layer), linears in layers.items():
-        found = _roles_of(linears, known.get(layer, first))
-        if found is None:
+        named = _match_roles(linears, known.get(layer, first))
+        if named is None:
             return kernels  # layers that differ in more than their names
-        roles_of += [(step, linear.instance, role) for linear, role in found]
+        roles_of += [(step, linear.instance, role) for linear, role in named]
     if not roles_of:
         return kernels
     schema = {"step": pl.Int64, "instance": pl.Int64, "_known": pl.String}
@@ -478,8 +487,13 @@ def with_roles_of(kernels: Kernels, reference: Kernels) -> Kernels:
     return replace(kernels, frame=frame, notes=[*kernels.notes, note])
 
 
-def _roles_of(linears: list[_Linear], reference: list[_Linear]) -> list[tuple[_Linear, str]] | None:
-    """The unnamed linears of a layer with the roles that it lacks; None where they do not fit."""
+def _match_roles(
+    linears: list[_Linear], reference: list[_Linear]
+) -> list[tuple[_Linear, str]] | None:
+    """Return the unnamed linears of a layer with the roles that it lacks.
+
+    None where they do not fit.
+    """
     named = {linear.role for linear in linears}
     unnamed = [linear for linear in linears if linear.role not in LINEARS]
     lacking = [
@@ -494,19 +508,19 @@ def _roles_of(linears: list[_Linear], reference: list[_Linear]) -> list[tuple[_L
     return [(a, b.role) for a, b in pairs] if fit else None
 
 
-def _linears(kernels: Kernels) -> dict[tuple[int, int], list[_Linear]]:
-    """The plain linears of each step and layer, in the order of their launch."""
+def _list_linears(kernels: Kernels) -> dict[tuple[int, int], list[_Linear]]:
+    """List the plain linears of each step and layer, in the order of their launch."""
     frame = kernels.frame
     columns = ["step", "layer", "instance", "role", "call"]
     rows = frame[[*columns, "launched", "start"]].filter(_gemm_rows(kernels))
     rows = rows.drop_nulls(["layer", "call"]).sort("launched", "start")
-    out: dict[tuple[int, int], list[_Linear]] = defaultdict(list)
+    linears: dict[tuple[int, int], list[_Linear]] = defaultdict(list)
     for step, layer, instance, role, call in rows[columns].iter_rows():
         work = kernels.shapes.works[call]
         gemm = None if work is None else work.single_gemm
         if gemm is not None and gemm.batch == 1:
-            out[step, layer].append(_Linear(instance, role, gemm))
-    return out
+            linears[step, layer].append(_Linear(instance, role, gemm))
+    return linears
 
 
 # The rules, in any order. `SidePhase.without`, which the droppers call, takes a view: a new frame,

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import replace
 
 from prunescope.analysis.comparison.convolutions import convolutions
-from prunescope.analysis.comparison.differences import UNREADABLE, differences, unpaired
+from prunescope.analysis.comparison.differences import UNREADABLE, find_differences, find_unpaired
 from prunescope.analysis.comparison.equal_information import ComparableSides
 from prunescope.analysis.comparison.more_calls import more_calls
 from prunescope.analysis.comparison.parallelism import ranks_of
@@ -19,8 +19,8 @@ from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.gemms import Pair
-from prunescope.analysis.ledger.partners import is_gradient
 from prunescope.analysis.ledger.pairing import Units
+from prunescope.analysis.ledger.partners import is_gradient
 from prunescope.analysis.schema.pair_comparison import SHAPES
 from prunescope.analysis.schema.report import FamilyPart, FamilyVerdict
 from prunescope.analysis.verdict.detectors import detectors
@@ -50,7 +50,7 @@ _MOSTLY = 0.5  # of the busy time: where as much is not read, what is read says 
 def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evidence:
     """The evidence of both sides of a phase."""
     dense, pruned = sides.dense, sides.pruned
-    apart = unpaired(units)
+    apart = find_unpaired(units)
     run_d, run_p = dense.side.run, pruned.side.run
     return Evidence(
         [p for p in pairs if not _is_ignored(p.key[1])],
@@ -58,7 +58,7 @@ def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evid
         run_d.census if run_d else None,
         run_p.census if run_p else None,
         pruned.name,
-        differences=(*differences(dense, pruned, pairs), *([] if apart is None else [apart])),
+        differences=(*find_differences(dense, pruned, pairs), *([] if apart is None else [apart])),
         parameters=(run_d.parameters if run_d else None, run_p.parameters if run_p else None),
         by_order=dense.kernels.is_by_order or pruned.kernels.is_by_order,
         unread=(unread(dense.kernels), unread(pruned.kernels)),
