@@ -18,7 +18,12 @@ Dims = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Convolution:
-    """The dimensions of one convolution on both sides: of its input [N, C, pixels...] and weight."""
+    """The dimensions of one convolution on both sides.
+
+    Attributes:
+        dense: The shapes of its input [N, C, pixels...] and weight on the dense side.
+        pruned: Those on the pruned side.
+    """
 
     dense: tuple[Dims, Dims]
     pruned: tuple[Dims, Dims]

@@ -36,7 +36,7 @@ class FewerKeys:
     dense: float
     pruned: frozenset[float]
     layers: frozenset[int]
-    is_decode: bool  # one query: else another length would be another M of every linear
+    is_decode: bool
 
 
 def fewer_keys(pairs: Sequence[Pair], *, steps: int) -> FewerKeys | None:

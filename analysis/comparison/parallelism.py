@@ -118,7 +118,7 @@ def ranks_of(phase: SidePhase) -> Ranks:
 
 
 def _name_collective(name: str) -> str | None:
-    """Return the kind of a collective that shares out work, by its name; None for any other kernel."""
+    """Return the kind of a collective that shares out work; None for any other kernel."""
     text = name[:_NAME_LIMIT].lower()
     return next((kind for kind, _, pattern in _NAMED if pattern.search(text)), None)
 

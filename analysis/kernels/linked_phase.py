@@ -220,7 +220,12 @@ class LinkedTrace:
     @cached_property
     def every_step(self) -> LinkedPhase:
         """All steps, those with first calls too: an eager pass has often a single one."""
-        trace, linked, windows, none = self.trace, self.linked, self.windows, HostSpans.from_spans([])
+        trace, linked, windows, none = (
+            self.trace,
+            self.linked,
+            self.windows,
+            HostSpans.from_spans([]),
+        )
         overhead = recorded(trace, linked, windows)
         unusual = UnusualCalls(none, none)
         return LinkedPhase(trace, linked, windows, ColdStepTimes(), unusual, overhead)

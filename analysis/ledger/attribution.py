@@ -50,7 +50,7 @@ class AttributionInputs:
     nominal: float | None
     ratio: Ratios
     time_base: TimeBase
-    times: Times  # of the ledger, one replicate
+    times: Times
     ledger: Split
     replicates: Replicates | None
     few_steps: FewSteps | None = None

@@ -46,7 +46,7 @@ class Ratios:
     roofline: Floats
     shape: Floats
     promised: float
-    flop_ratio: float | None  # F_d / F_p of all products, attention and convolutions
+    flop_ratio: float | None
 
 
 @dataclass(frozen=True)

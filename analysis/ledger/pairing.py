@@ -65,9 +65,9 @@ class UnitSums:
     bytes: Floats
     ideal: Floats
     predicted: Floats
-    present: Mask  # [units]
-    trailing_idle: Floats  # [steps]
-    recorded: RecordWeight | None = None  # of a CPU trace
+    present: Mask
+    trailing_idle: Floats
+    recorded: RecordWeight | None = None
 
 
 @dataclass(frozen=True)
