@@ -46,6 +46,10 @@ class ComparableSides:
         """The dense and the pruned side."""
         return self.dense, self.pruned
 
+    def each(self, rewrite: Callable[[SidePhase], SidePhase]) -> ComparableSides:
+        """Return both sides as one function rewrites them."""
+        return replace(self, dense=rewrite(self.dense), pruned=rewrite(self.pruned))
+
     def rewritten(self, dense: SidePhase, pruned: SidePhase, *ignored: OneSided) -> ComparableSides:
         """Return these sides instead, and what is ignored in addition."""
         return ComparableSides(dense, pruned, (*self.one_sided, *ignored))
@@ -155,7 +159,7 @@ def fold_whole_graphs(sides: ComparableSides) -> ComparableSides:
     dense, pruned = sides.both
     if dense.kernels.replays.hide_kernels == pruned.kernels.replays.hide_kernels:
         return sides
-    return sides.rewritten(_fold_whole(dense), _fold_whole(pruned))
+    return sides.each(_fold_whole)
 
 
 def _fold_whole(phase: SidePhase) -> SidePhase:
@@ -250,7 +254,7 @@ def drop_one_sided_places(sides: ComparableSides) -> ComparableSides:
     """
     bare = [_replays_have_no_places(side.kernels) for side in sides.both]
     if bare[0] != bare[1]:
-        dense, pruned = (_without_places(side) for side in sides.both)
+        dense, pruned = sides.each(_without_places).both
         return sides.rewritten(dense, _noted(pruned, _launched_alone((dense, pruned)[bare[1]])))
     is_cut = any(side.kernels.linked.cut for side in sides.both)
     same_code = len({side.kernels.host.is_compiled for side in sides.both}) == 1
@@ -258,7 +262,7 @@ def drop_one_sided_places(sides: ComparableSides) -> ComparableSides:
     placed = [layer.null_count() < len(layer) for layer in layers]
     if (not is_cut and same_code) or placed[0] == placed[1]:
         return sides
-    return sides.rewritten(*(_without_places(side) for side in sides.both))
+    return sides.each(_without_places)
 
 
 def _replays_have_no_places(kernels: Kernels) -> bool:

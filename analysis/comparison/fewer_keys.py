@@ -69,18 +69,14 @@ def _read_keys(pair: Pair) -> tuple[float, float] | None:
 
     None where anything else differs, or a size is unknown.
     """
-    old, new = (None if call is None else call.gemm for call in (pair.dense, pair.pruned))
+    old, new = pair.gemms
     if old is None or new is None:
         return None
     sizes = {"qk": (old.n, new.n), "pv": (old.k, new.k)}.get(pair.key[2])
     if sizes is None or not 0 < sizes[1] < sizes[0]:
         return None
-    same = (
-        Gemm(old.m, new.n, old.k, old.batch)
-        if pair.key[2] == "qk"
-        else Gemm(old.m, old.n, new.k, old.batch)
-    )
-    return sizes if same == new else None
+    n, k = (new.n, old.k) if pair.key[2] == "qk" else (old.n, new.k)
+    return sizes if Gemm(old.m, n, k, old.batch) == new else None
 
 
 def is_context_of_fewer_keys(dense: SidePhase, pruned: SidePhase, pairs: Sequence[Pair]) -> bool:

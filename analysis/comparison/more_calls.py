@@ -14,7 +14,6 @@ import polars as pl
 
 from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import POINT, Kernels
-from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.roles import UNPLACED
 
 ON_WEIGHTS = "on weights"  # class of pointwise work on whole weights, which the dense side lacks
@@ -80,7 +79,7 @@ def on_weights(calls: tuple[MoreCalls, ...], kernels: Kernels) -> tuple[MoreCall
     works = [kernels.shapes.works[call] for call in forward.drop_nulls().unique()]
     gemms = {g for work in works if work is not None for g in work.gemms if g.batch == 1}
     weights = {size for g in gemms for size in ((g.n, g.k), (g.k, g.n))}
-    activations = {size for g in gemms for size in _activation_sizes(g)}
+    activations = {size for g in gemms for size in ((g.m, g.k), (g.m, g.n))}
     return tuple(op for op in calls if op.shapes[:1] and op.shapes[0] in weights - activations)
 
 
@@ -102,11 +101,6 @@ def with_work_on_weights(kernels: Kernels, reference: Kernels) -> Kernels:
     here = pl.col("class") == POINT, pl.col("role").is_in(UNPLACED), pl.col("call").is_in(calls)
     of_weights = pl.when(*here).then(pl.lit(ON_WEIGHTS)).otherwise("class")
     return replace(kernels, frame=kernels.frame.with_columns(of_weights.alias("class")))
-
-
-def _activation_sizes(gemm: Gemm) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the sizes of input and output of a GEMM."""
-    return (gemm.m, gemm.k), (gemm.m, gemm.n)
 
 
 def _count_calls(kernels: Kernels) -> dict[tuple[str, str], list[tuple[int, int]]]:

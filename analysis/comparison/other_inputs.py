@@ -45,7 +45,7 @@ def other_inputs(pairs: list[Pair], convolutions: Sequence[Convolution] = ()) ->
     linears = [p for p in pairs if p.key[1] in (*QKV_ROLES, *MLP_ROLES)]
     if linears:
         ratio = _ratio_of_linears(linears)
-    elif any(_known_gemm(p.dense) is not None for p in pairs):
+    elif any(p.gemms[0] is not None for p in pairs):
         ratio = _ratio_of_products(pairs)
     else:
         ratio = pixels.pop() if len(pixels) == 1 else None
@@ -133,12 +133,12 @@ def _ratio_of_products(pairs: list[Pair]) -> float | None:
     A few may be as before, none may have moved otherwise. With more rows, N and K may be narrower:
     no pruning adds rows to all.
     """
-    sizes = [(p, _known_gemm(p.dense), _known_gemm(p.pruned)) for p in pairs]
+    sizes = [(p, *p.gemms) for p in pairs]
     known = [(p, d, q) for p, d, q in sizes if d is not None and q is not None]
     moved: dict[float, float] = defaultdict(float)
     for pair, d, q in known:
         if d != q and (ratio := _rows_ratio(d, q)) is not None:
-            moved[ratio] += _busy(pair)
+            moved[ratio] += _sum_busy([pair])
     if not moved:
         return None
     ratio = max(moved, key=lambda factor: moved[factor])
@@ -148,17 +148,9 @@ def _ratio_of_products(pairs: list[Pair]) -> float | None:
     return ratio if _sum_busy(unmoved) <= _REST * _sum_busy(pairs) else None
 
 
-def _known_gemm(call: Call | None) -> Gemm | None:
-    return None if call is None else call.gemm
-
-
-def _busy(pair: Pair) -> float:
-    call = pair.dense or pair.pruned
-    return 0.0 if call is None else call.busy
-
-
 def _sum_busy(pairs: Iterable[Pair]) -> float:
-    return sum(map(_busy, pairs))
+    """Sum the dense time of the pairs; of an added GEMM its own, ns."""
+    return sum(call.busy for p in pairs if (call := p.dense or p.pruned) is not None)
 
 
 def _rows_ratio(dense: Gemm, pruned: Gemm) -> float | None:
@@ -195,9 +187,8 @@ def _name_what_grew(pairs: list[Pair], convolutions: Sequence[Convolution], rati
     batched = [
         (d, q)
         for p in pairs
-        if (d := _known_gemm(p.dense)) is not None and (q := _known_gemm(p.pruned)) is not None
-        if p.is_of_attention or d.batch > 1
-        if d != q
+        for d, q in [p.gemms]
+        if d is not None and q is not None and d != q and (p.is_of_attention or d.batch > 1)
     ]
     batches = [q == Gemm(d.m, d.n, d.k, round(d.batch * ratio)) for d, q in batched]
     batches += [

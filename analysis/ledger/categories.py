@@ -81,6 +81,6 @@ def categories(inputs: AttributionInputs) -> list[CategoryTime]:
 
 def _sum_sides(t: Times, at: dict[str, np.ndarray]) -> dict[str, tuple[Floats, Floats]]:
     """Sum the times of each category, dense and pruned, [replicates] each."""
-    sums = {name: (t.t_d[rows].sum(axis=0), t.t_p[rows].sum(axis=0)) for name, rows in at.items()}
-    idle = (t.g_d.sum(axis=0) + t.trailing_idle_d, t.g_p.sum(axis=0) + t.trailing_idle_p)
-    return {**sums, "idle": idle}
+    d, p = t.dense, t.pruned
+    sums = {name: (d.busy[rows].sum(axis=0), p.busy[rows].sum(axis=0)) for name, rows in at.items()}
+    return {**sums, "idle": (d.idle, p.idle)}

@@ -278,7 +278,7 @@ def _replicate_parts(
     recorded = inputs.units.pruned.busy
     mean = recorded.mean(axis=1)
     mean = np.where(mean > 0, mean, 1.0)  # a unit without time has no parts
-    scale = inputs.times.t_p[:, 0] / mean
+    scale = inputs.times.pruned.busy[:, 0] / mean
     times = {}
     for (part,), rows in spent.group_by("part", maintain_order=True):
         part_ns = np.zeros_like(recorded)
@@ -286,7 +286,7 @@ def _replicate_parts(
         share = part_ns.mean(axis=1) / mean
         more = part_ns - share[:, None] * recorded
         times[str(part)] = np.asarray(
-            share @ replicates.times.t_p + scale @ more @ replicates.steps[1]
+            share @ replicates.times.pruned.busy + scale @ more @ replicates.steps[1]
         )
     return times
 
@@ -357,8 +357,8 @@ def _key_value_part(inputs: AttributionInputs, families: list[Pruning]) -> Overh
             unseen[i] = max(0.0, ratio.flop[i] - ratio.flop[query])
     return OverheadPart(
         name=KEY_VALUE,
-        ns=float(unseen @ inputs.times.t_p[:, 0]),
-        ci95=_ci95(inputs, lambda replicates: unseen @ replicates.times.t_p),
+        ns=float(unseen @ inputs.times.pruned.busy[:, 0]),
+        ci95=_ci95(inputs, lambda replicates: unseen @ replicates.times.pruned.busy),
         added=False,
     )
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from prunescope.analysis.ledger.call import OF_ATTENTION, Call, GemmKey
+from prunescope.analysis.ops.call import total
 from prunescope.taxonomy.gemm import Gemm, axis_moved
 
 EXPERTS, ROUTER = "experts", "router"
@@ -103,24 +104,25 @@ def pool_layers(calls: Sequence[Call]) -> Call:
     M, FLOPs and bytes are means over all calls, the number of experts that received tokens is a
     mean over layers, and the span is the widest.
     """
-    first = calls[0]
-    count = sum(call.count for call in calls)
-    rows = [call.rows for call in calls]
-    ran = sum(_count_calls_with_rows(call) for call in calls)
+    rows = [call.rows or 0.0 for call in calls]
+    m = _mean_per_call(calls, [call.m for call in calls])
+    if all(call.rows is not None for call in calls):  # the mean over the calls that had rows
+        per_call = [(call.m or 0.0) * (call.batch or 1.0) or 1.0 for call in calls]
+        with_rows = sum(n / size for n, size in zip(rows, per_call, strict=True))
+        of_matrix = sum(n / (call.batch or 1.0) for n, call in zip(rows, calls, strict=True))
+        m = of_matrix / with_rows if with_rows else m
     spans = [call.spans for call in calls if call.spans]
     return replace(
-        first,
-        kind=first.kind if len({call.kind for call in calls}) == 1 else "gemm",
+        calls[0],
+        kind=calls[0].kind if len({call.kind for call in calls}) == 1 else "gemm",
         batch=_mean_per_call(calls, [call.batch for call in calls]),
-        m=_mean_per_call(calls, [call.m for call in calls])
-        if None in rows or not ran
-        else _rows_per_matrix(calls) / ran,
+        m=m,
         flop=_mean_per_call(calls, [call.flop for call in calls]),
         bytes=_mean_per_call(calls, [call.bytes for call in calls]),
-        count=count,
+        count=sum(call.count for call in calls),
         groups=mean_of_known([call.groups for call in calls]),
         stack=max((call.stack for call in calls if call.stack is not None), default=None),
-        rows=None if None in rows else sum(call.rows or 0.0 for call in calls),
+        rows=total(call.rows for call in calls),
         spans=tuple(
             (min(low), max(high))
             for low, high in (zip(*s, strict=True) for s in zip(*spans, strict=True))
@@ -143,7 +145,7 @@ def weight_numbers(calls: Mapping[GemmKey, Call]) -> float | None:
     for key, call in calls.items():
         if key[1] == EXPERTS and call.all_rows:
             least[key[0]] = min(call.all_rows, least.get(key[0], call.all_rows))
-    total = 0.0
+    numbers = 0.0
     for key, call in calls.items():
         if key[2] in OF_ATTENTION:
             continue
@@ -154,18 +156,8 @@ def weight_numbers(calls: Mapping[GemmKey, Call]) -> float | None:
                 matrices *= max(1, round(call.all_rows / least[key[0]]))
         if call.n is None or call.k is None or matrices is None:
             return None
-        total += call.n * call.k * matrices
-    return total
-
-
-def _rows_per_matrix(calls: Sequence[Call]) -> float:
-    """Sum the rows of one matrix of each batch."""
-    return sum((call.rows or 0.0) / (call.batch or 1.0) for call in calls)
-
-
-def _count_calls_with_rows(call: Call) -> float:
-    """Return how many calls per step had rows."""
-    return (call.rows or 0.0) / ((call.m or 0.0) * (call.batch or 1.0) or 1.0)
+        numbers += call.n * call.k * matrices
+    return numbers
 
 
 def _mean_per_call(calls: Sequence[Call], values: Sequence[float | None]) -> float | None:

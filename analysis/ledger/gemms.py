@@ -285,6 +285,12 @@ class Pair:
     groups_left: float | None = None
 
     @property
+    def gemms(self) -> tuple[Gemm | None, Gemm | None]:
+        """The dimensions of the dense and of the pruned GEMM; None if unknown, or if it is None."""
+        old, new = self.dense, self.pruned
+        return None if old is None else old.gemm, None if new is None else new.gemm
+
+    @property
     def is_of_attention(self) -> bool:
         """Whether it is a product of attention, which has no weight."""
         return self.key[2] in OF_ATTENTION
@@ -548,8 +554,8 @@ def _is_attention_of_unknown_shape(call: Call) -> bool:
 
 
 def _row_key(call: Call) -> tuple[object, ...]:
-    # Whether an expert sees one row or several is its router's choice.
     """Return what the calls of one row have in common."""
+    # Whether an expert sees one row or several is its router's choice.
     kind = "gemm" if call.role == EXPERTS and call.kind == "gemv" else call.kind
     return (call.role, call.group, call.op, kind, call.dtype, call.shapes, *_row_sizes(call))
 
@@ -566,17 +572,16 @@ def _row_sizes(call: Call | None) -> tuple[float | None, ...]:
 def _build_row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> GemmRow:
     """Build a row of the report from the pairs of one key."""
     removed = members[0].pruned is None
-    calls = [p.pruned or p.dense for p in members]
-    shown = [c for c in calls if c is not None]
+    dense_calls = [p.dense for p in members if p.dense is not None]
+    shown = dense_calls if removed else [p.pruned for p in members if p.pruned is not None]
+    run = [] if removed else shown
     first, dense = shown[0], members[0].dense
     if first.role == EXPERTS:
-        first = pool_layers(shown)
-        dense = pool_layers([p.dense for p in members if p.dense is not None]) if dense else None
-    rows = first.spans[1] if first.role == EXPERTS and first.spans else (None, None)
-    busy = 0.0 if removed else sum(c.busy for c in shown)
-    ideals = [c.ideal for c in shown]
-    ideal = None if removed or None in ideals else sum(i for i in ideals if i is not None)
-    took = 0.0 if removed else sum(c.duration for c in shown)
+        first, dense = pool_layers(shown), pool_layers(dense_calls) if dense else None
+    rows = first.spans[1] if first.role == EXPERTS and first.spans and not removed else (None, None)
+    busy = float(sum(c.busy for c in run))
+    ideal = None if removed else total(c.ideal for c in run)
+    took = float(sum(c.duration for c in run))
     known = clock(busy, took)
     dense_busy = _dense_busy(members)
     wanted = None if promised is None or dense_busy is None else promised * dense_busy
@@ -597,16 +602,16 @@ def _build_row(members: list[Pair], *, promised: float | None, exact_layers: boo
         dense_n=_round(dense.n) if dense else None,
         dense_k=_round(dense.k) if dense else None,
         dense_batch=_round(dense.batch) if dense else None,
-        dense_count=sum(p.dense.count for p in members if p.dense is not None) if dense else None,
+        dense_count=sum(c.count for c in dense_calls) if dense else None,
         axis=_show_axis(members[0]) if calls_left is None else "gone",
         keep=_kept_shares(members[0], dense, None if removed else first, calls_left)
         if dense
         else None,
-        count=0.0 if removed else sum(c.count for c in shown),
+        count=float(sum(c.count for c in run)),
         flop=first.flop,
         bytes=first.bytes,
         busy_ns=busy,
-        helper_ns=0.0 if removed else sum(c.auxiliary for c in shown),
+        helper_ns=float(sum(c.auxiliary for c in run)),
         ideal_ns=ideal,
         bound=None if removed or first.flop == 0 else first.bound,
         efficiency=ideal / known if ideal is not None and known > 0 else None,
@@ -617,9 +622,9 @@ def _build_row(members: list[Pair], *, promised: float | None, exact_layers: boo
         split=first.split,
         groups=None if removed else first.groups,
         dense_groups=dense.groups if dense else None,
-        m_min=None if removed else _round(rows[0]),
-        m_max=None if removed else _round(rows[1]),
-        kernels=[] if removed else list(dict.fromkeys(c.kernel for c in shown))[:3],
+        m_min=_round(rows[0]),
+        m_max=_round(rows[1]),
+        kernels=list(dict.fromkeys(c.kernel for c in run))[:3],
         shapes=first.shapes,
     )
 
@@ -650,10 +655,9 @@ def _dense_busy(members: list[Pair]) -> float | None:
         if pair.dense is None:
             continue
         share = 1.0
-        if pair.axis == "rank" and pair.pruned is not None and pair.pruned.gemm and pair.dense.gemm:
-            old, new = pair.dense.gemm, pair.pruned.gemm
-            width = old.k if pair.key[3] == 0 else old.n
-            share = width / (old.k + old.n) if new else 1.0
+        old, new = pair.gemms
+        if pair.axis == "rank" and old is not None and new is not None:
+            share = (old.k if pair.key[3] == 0 else old.n) / (old.k + old.n)
         busy += pair.dense.busy * share
     return busy
 

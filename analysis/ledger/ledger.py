@@ -50,15 +50,36 @@ class Ratios:
 
 
 @dataclass(frozen=True)
-class Times:
-    """The times of both sides, ns per step: [units, replicates]; trailing idle [replicates]."""
+class SideTimes:
+    """The times of one side, ns per step.
 
-    t_d: Floats
-    g_d: Floats
-    trailing_idle_d: Floats
-    t_p: Floats
-    g_p: Floats
-    trailing_idle_p: Floats
+    Attributes:
+        busy: Busy time, [units, replicates].
+        gap: Gaps, [units, replicates].
+        trailing_idle: Trailing idle time, [replicates].
+    """
+
+    busy: Floats
+    gap: Floats
+    trailing_idle: Floats
+
+    @property
+    def wall(self) -> Floats:
+        """All time of a step, [replicates]."""
+        return np.asarray(self.busy.sum(axis=0) + self.gap.sum(axis=0) + self.trailing_idle)
+
+    @property
+    def idle(self) -> Floats:
+        """Gaps and trailing idle time, [replicates]."""
+        return np.asarray(self.gap.sum(axis=0) + self.trailing_idle)
+
+
+@dataclass(frozen=True)
+class Times:
+    """The times of both sides."""
+
+    dense: SideTimes
+    pruned: SideTimes
 
 
 @dataclass
@@ -178,20 +199,9 @@ def times(units: Units, dense_steps: Floats, pruned_steps: Floats) -> Times:
         dense_steps: The weights of the dense steps, [steps, replicates]; columns sum to 1.
         pruned_steps: Those of the pruned steps.
     """
-    d, p = units.dense, units.pruned
-    return Times(
-        d.busy @ dense_steps,
-        d.gap @ dense_steps,
-        d.trailing_idle @ dense_steps,
-        p.busy @ pruned_steps,
-        p.gap @ pruned_steps,
-        p.trailing_idle @ pruned_steps,
-    )
-
-
-SideTimes = tuple[
-    Floats, Floats, Floats
-]  # busy and gaps [units, replicates], trailing idle [replicates]
+    sides = ((units.dense, dense_steps), (units.pruned, pruned_steps))
+    dense, pruned = (SideTimes(s.busy @ w, s.gap @ w, s.trailing_idle @ w) for s, w in sides)
+    return Times(dense, pruned)
 
 
 def scale_idle(side: SideTimes, wall: Floats) -> SideTimes:
@@ -199,10 +209,8 @@ def scale_idle(side: SideTimes, wall: Floats) -> SideTimes:
 
     A profiler slows the host and not the kernels, so that idle time alone is scaled.
     """
-    busy, gap, trailing_idle = side
-    idle = gap.sum(axis=0) + trailing_idle
-    factor = (wall - busy.sum(axis=0)) / np.where(idle > 0, idle, 1.0)
-    return busy, gap * factor, trailing_idle * factor
+    factor = (wall - side.busy.sum(axis=0)) / np.where(side.idle > 0, side.idle, 1.0)
+    return SideTimes(side.busy, side.gap * factor, side.trailing_idle * factor)
 
 
 def subtract_profiler_overhead(
@@ -215,7 +223,7 @@ def subtract_profiler_overhead(
     time. What then remains is the machine's drift, and is taken by one factor; so is all of it
     where `records` is None or the unprofiled step was the longer one.
     """
-    parts = np.vstack([side[0], side[1], side[2][None, :]])
+    parts = np.vstack([side.busy, side.gap, side.trailing_idle[None, :]])
     if records is not None:
         weights = np.concatenate([records.busy, records.gap, [records.trailing_idle]])[:, None]
         held = weights[:, 0] > 0
@@ -226,8 +234,8 @@ def subtract_profiler_overhead(
             parts = parts - np.minimum(each * weights, _MOST_OVERHEAD * np.maximum(parts, 0.0))
     remaining = parts.sum(axis=0)
     parts = parts * (wall / np.where(remaining > 0, remaining, 1.0))
-    units = len(side[0])
-    return parts[:units], parts[units:-1], parts[-1]
+    units = len(side.busy)
+    return SideTimes(parts[:units], parts[units:-1], parts[-1])
 
 
 def split(units: Units, ratio: Ratios, t: Times) -> Split:
@@ -235,27 +243,24 @@ def split(units: Units, ratio: Ratios, t: Times) -> Split:
     p = ratio.promised
     matched, removed, added = (m[:, None] for m in (units.matched, units.removed, units.added))
     r_f, r_r, r_q = (r[:, None] for r in (ratio.flop, ratio.roofline, ratio.shape))
-    dense = t.t_d.sum(axis=0) + t.g_d.sum(axis=0) + t.trailing_idle_d
-    pruned = t.t_p.sum(axis=0) + t.g_p.sum(axis=0) + t.trailing_idle_p
+    t_d, g_d, t_p, g_p = t.dense.busy, t.dense.gap, t.pruned.busy, t.pruned.gap
+    trailing_d, trailing_p = t.dense.trailing_idle, t.pruned.trailing_idle
     kept = units.kept_calls[:, None]
-    gaps = (t.g_d * matched * (kept - p)).sum(axis=0) - (t.g_d * removed).sum(axis=0) * p
+    gaps = (g_d * matched * (kept - p)).sum(axis=0) - (g_d * removed).sum(axis=0) * p
+    nothing = np.zeros_like(trailing_d)
     rows = {
-        "coverage": (t.t_d * (r_f - p), gaps + t.trailing_idle_d * (1 - p)),
-        "roofline_shift": (t.t_d * (r_r - r_f), None),
-        "shape": (t.t_d * (r_q - r_r), None),
-        "kernel_efficiency": (matched * (t.t_p - t.t_d * r_q), None),
-        "added_work": (added * t.t_p, None),
-        "launch_idle": (
-            matched * (t.g_p - kept * t.g_d) + added * t.g_p,
-            t.trailing_idle_p - t.trailing_idle_d,
-        ),
+        "coverage": (t_d * (r_f - p), gaps + trailing_d * (1 - p)),
+        "roofline_shift": (t_d * (r_r - r_f), nothing),
+        "shape": (t_d * (r_q - r_r), nothing),
+        "kernel_efficiency": (matched * (t_p - t_d * r_q), nothing),
+        "added_work": (added * t_p, nothing),
+        "launch_idle": (matched * (g_p - kept * g_d) + added * g_p, trailing_p - trailing_d),
     }
-    zero = np.zeros_like(dense)
     stacked = {
-        name: np.vstack([of_units, (unassigned if unassigned is not None else zero)[None, :]])
+        name: np.vstack([of_units, unassigned[None, :]])
         for name, (of_units, unassigned) in rows.items()
     }
-    return Split(dense, p * dense, pruned, stacked)
+    return Split(t.dense.wall, p * t.dense.wall, t.pruned.wall, stacked)
 
 
 def uniform(side: UnitSums) -> Floats:

@@ -50,6 +50,7 @@ HALVES = 50
 # between them in 1 - 2^(1 - n) of captures: in half with two steps, in 94 % with five.
 LEAST_STEPS = 5
 SEED = 0  # of the resampling: the same capture always prints the same interval
+Picks = NDArray[np.int64]  # indices that were sampled, [replicates, number]
 Both = tuple[Floats, Floats]  # of the dense side and of the pruned one, or of two halves
 
 
@@ -223,12 +224,7 @@ def _resample(units: Units, base: TimeBase, least: int) -> tuple[Both, Both | No
         and placements[1] is not None
         and all(s.all_profiled for s in sides)
     ):
-        picks = _sample_sides(
-            rng,
-            len(sides[0].per_placement),
-            len(sides[1].per_placement),
-            in_turns=base.in_turns,
-        )
+        picks = _sample_all_placements(rng, base)
         steps = _weigh_steps(picks[0], placements[0]), _weigh_steps(picks[1], placements[1])
         return steps, _weigh_walls(base, picks)
     groups = [
@@ -270,36 +266,27 @@ def scatter(replicates: Floats, steps: int) -> float:
     return float(t_quantile_975(steps - 1) * error / 2)
 
 
-def _weigh_steps(picks: NDArray[np.int64], placement: NDArray[np.int64] | None) -> Floats:
+def _weigh_steps(picks: Picks, placement: NDArray[np.int64] | None) -> Floats:
     """Return weights of steps [steps, replicates] from samples of placements, widened.
 
     Where no placement is known, the samples are of the steps themselves, and are not widened.
     """
     shares = sampled_shares(picks)
-    return (
-        shares
-        if placement is None
-        else widened(weights_of_steps(shares, placement), picks.shape[1])
-    )
+    if placement is None:
+        return shares
+    return widened(weights_of_steps(shares, placement), picks.shape[1])
 
 
 def _has_negative_time(t: Times, base: TimeBase) -> bool:
     """Return whether a side has negative time in a replicate, or none that could be scaled to W."""
-    for busy, gap, trailing_idle in (
-        (t.t_d, t.g_d, t.trailing_idle_d),
-        (t.t_p, t.g_p, t.trailing_idle_p),
-    ):
-        left = gap.sum(axis=0) + trailing_idle
-        if not (base.on_device and base.unprofiled):
-            left = left + busy.sum(axis=0)
-        if bool((left < 0).any()):
-            return True
-    return False
+    scales_idle = base.on_device and base.unprofiled
+    scaled = [side.idle if scales_idle else side.wall for side in (t.dense, t.pruned)]
+    return any(bool((time < 0).any()) for time in scaled)
 
 
 def _sample_sides(
     rng: np.random.Generator, dense: int, pruned: int, *, in_turns: bool
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[Picks, Picks]:
     """Sample both sides, [replicates, number].
 
     The samples are the same where the sides took turns and their numbers agree.
@@ -309,7 +296,13 @@ def _sample_sides(
     return picks, picks if same else sample_placements(rng, pruned, REPLICATES)
 
 
-def _weigh_walls(base: TimeBase, picks: tuple[NDArray[np.int64], NDArray[np.int64]]) -> Both:
+def _sample_all_placements(rng: np.random.Generator, base: TimeBase) -> tuple[Picks, Picks]:
+    """Sample the placements of both sides."""
+    counts = len(base.dense.per_placement), len(base.pruned.per_placement)
+    return _sample_sides(rng, *counts, in_turns=base.in_turns)
+
+
+def _weigh_walls(base: TimeBase, picks: tuple[Picks, Picks]) -> Both:
     """Return replicates of W of both sides, from samples of their placements."""
     dense, pruned = (widened_weights(sample) for sample in picks)
     return base.dense.walls(dense), base.pruned.walls(pruned)
@@ -318,15 +311,7 @@ def _weigh_walls(base: TimeBase, picks: tuple[NDArray[np.int64], NDArray[np.int6
 def _resample_walls(rng: np.random.Generator, base: TimeBase) -> Both:
     """Resample W of both sides: over placements where both have them, else over samples."""
     if base.has_placements:
-        return _weigh_walls(
-            base,
-            _sample_sides(
-                rng,
-                len(base.dense.per_placement),
-                len(base.pruned.per_placement),
-                in_turns=base.in_turns,
-            ),
-        )
+        return _weigh_walls(base, _sample_all_placements(rng, base))
     if base.dense.has_placements or base.pruned.has_placements:  # each as it was taken
         dense, pruned = (_resample_wall(rng, side) for side in (base.dense, base.pruned))
         return dense, pruned
@@ -338,9 +323,8 @@ def _resample_walls(rng: np.random.Generator, base: TimeBase) -> Both:
 def _resample_wall(rng: np.random.Generator, samples: Samples) -> Floats:
     """Resample W of one side."""
     if samples.has_placements:
-        return samples.walls(
-            widened_weights(sample_placements(rng, len(samples.per_placement), REPLICATES))
-        )
+        picks = sample_placements(rng, len(samples.per_placement), REPLICATES)
+        return samples.walls(widened_weights(picks))
     picks = sample_placements(rng, len(samples), REPLICATES)
     return np.asarray(np.median(samples.ns[picks], axis=1))
 
@@ -349,15 +333,13 @@ def _scale_to_walls(t: Times, walls: Both | None, units: Units, base: TimeBase) 
     """Scale the times of both sides to their unprofiled walls; None leaves them as they are."""
     if walls is None:
         return t
-    sides = (t.t_d, t.g_d, t.trailing_idle_d), (t.t_p, t.g_p, t.trailing_idle_p)
-    scaled: list[Floats] = []
-    for side, wall, sums in zip(sides, walls, (units.dense, units.pruned), strict=True):
-        target = np.atleast_1d(np.asarray(wall, np.float64))
-        if base.on_device:
-            scaled += scale_idle(side, target)
-        else:
-            scaled += subtract_profiler_overhead(side, target, sums.recorded)
-    return Times(*scaled)
+    dense, pruned = (np.atleast_1d(np.asarray(wall, np.float64)) for wall in walls)
+    if base.on_device:
+        return Times(scale_idle(t.dense, dense), scale_idle(t.pruned, pruned))
+    return Times(
+        subtract_profiler_overhead(t.dense, dense, units.dense.recorded),
+        subtract_profiler_overhead(t.pruned, pruned, units.pruned.recorded),
+    )
 
 
 def speedup_interval(

@@ -71,7 +71,9 @@ def purpose(new: NewWork, scorers: Collection[str], *, fused: bool) -> str:
     )
     if not scores:
         return LAYOUT if new.kind == "layout" else OTHER
-    if not computes and (_INDICES.search(new.work) or _reads_whole_numbers(new)):
+    operand = "".join(new.dtypes[:1]).lower()
+    reads_whole_numbers = any(name in operand for name in _WHOLE_NUMBERS)
+    if not computes and (_INDICES.search(new.work) or reads_whole_numbers):
         return INDEX
     return _find_scorer(new, set(scorers) & {ROUTER, ESTIMATOR})
 
@@ -84,11 +86,6 @@ def unpacks_bits(op: str, dtypes: Sequence[str]) -> bool:
     first = "".join(dtypes[:1]).lower()
     is_whole = any(name in first for name in _WHOLE_NUMBERS if name != "bool")
     return is_whole and _BITS.search(op) is not None
-
-
-def _reads_whole_numbers(new: NewWork) -> bool:
-    """Return whether its first operand holds whole numbers."""
-    return any(name in dtype.lower() for dtype in new.dtypes[:1] for name in _WHOLE_NUMBERS)
 
 
 def _find_scorer(new: NewWork, scorers: set[str]) -> str:

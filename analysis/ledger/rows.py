@@ -253,7 +253,7 @@ def _expected_ratio(inputs: AttributionInputs, rows: list[int]) -> float | Unset
     Times are in the time base of the ledger, so that the part of kernel efficiency is Σ t_p -
     r̄_Q·Σ t_d.
     """
-    t = inputs.times.t_d[rows, 0] * inputs.units.matched[rows]
+    t = inputs.times.dense.busy[rows, 0] * inputs.units.matched[rows]
     total = float(t.sum())
     return float((t * inputs.ratio.shape[rows]).sum()) / total if total > 0 else UNSET
 

@@ -219,8 +219,7 @@ def fell(pair: Pair) -> dict[str, float]:
 
     Each has its log(dense/pruned).
     """
-    old = pair.dense.gemm if pair.dense is not None else None
-    new = pair.pruned.gemm if pair.pruned is not None else None
+    old, new = pair.gemms
     if old is None or new is None:
         return {}
     sizes = {

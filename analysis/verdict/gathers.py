@@ -56,18 +56,14 @@ def count_weight_gathers(recorded: Iterable[Gather], linears: Iterable[Gemm]) ->
     """
     linears = list(linears)
     weights = {_unordered(gemm.n, gemm.k) for gemm in linears}
-    states = {size for gemm in linears for size in _activation_sizes(gemm)}
+    sizes_of_activations = [((g.m, g.k), (g.m, g.n)) for g in linears]
+    states = {_unordered(*size) for sizes in sizes_of_activations for size in sizes}
     picked = [
         (gather.count, _unordered(prod(gather.source[:-1]), gather.source[-1]))
         for gather in recorded
     ]
     sizes = {size for _, size in picked} & weights
     return sum(count for count, size in picked if size in weights), not sizes & states
-
-
-def _activation_sizes(gemm: Gemm) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the sizes of the activations that a GEMM reads and writes."""
-    return _unordered(gemm.m, gemm.k), _unordered(gemm.m, gemm.n)
 
 
 def _unordered(a: int, b: int) -> tuple[int, int]:

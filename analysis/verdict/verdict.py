@@ -61,7 +61,8 @@ def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evid
     if (nothing_pairs := find_unpaired(units)) is not None:
         differences = (*differences, nothing_pairs)
     return Evidence(
-        [p for p in pairs if not _is_ignored(p.key[1])],
+        # Adapters are no part of the pruned model, and gradients have other axes.
+        [p for p in pairs if p.key[1] != "adapter" and not is_gradient(p.key[1])],
         units,
         run_d.census if run_d else None,
         run_p.census if run_p else None,
@@ -82,14 +83,6 @@ def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evid
             if ignored.kind == SHAPES
         ),
     )
-
-
-def _is_ignored(role: str) -> bool:
-    """Return whether work is no part of the pruned model, or has other axes.
-
-    The former are adapters, the latter gradients.
-    """
-    return role == "adapter" or is_gradient(role)
 
 
 def verdict(evidence: Evidence) -> Verdict:

@@ -133,13 +133,7 @@ def _touch_sizes(lacks: set[_Size], halves: set[_Size]) -> Callable[[Pair], floa
     """Touch the pairs whose dense GEMM or whose halves have one of these sizes."""
 
     def share(pair: Pair) -> float:
-        old = pair.dense.gemm if pair.dense is not None else None
-        new = pair.pruned.gemm if pair.pruned is not None else None
-        return float(
-            old is not None
-            and (old.m, old.n, old.k) in lacks
-            or new is not None
-            and (new.m, new.n, new.k) in halves
-        )
+        old, new = (None if gemm is None else (gemm.m, gemm.n, gemm.k) for gemm in pair.gemms)
+        return float(old in lacks or new in halves)
 
     return share

@@ -155,11 +155,11 @@ def _heads_are_read(e: Evidence) -> bool:
     v may have.
     """
     kept = {
-        p.key[0]: p.pruned.gemm.batch / p.dense.gemm.batch
+        p.key[0]: new.batch / old.batch
         for p in e.pairs
         if p.key[2] == "qk" and "heads" in fell(p)
-        if p.dense is not None and p.dense.gemm is not None
-        if p.pruned is not None and p.pruned.gemm is not None
+        for old, new in [p.gemms]
+        if old is not None and new is not None
     }
     read = _widths_by_layer(e, ("o",), "K")
     if kept:
@@ -180,12 +180,7 @@ def _heads_are_read(e: Evidence) -> bool:
 
 def _attention_is_known(e: Evidence) -> bool:
     """Return whether the heads of both sides of any attention are known."""
-    scores = [p for p in e.pairs if p.key[2] == "qk"]
-    return any(
-        p.dense is not None and p.dense.gemm is not None
-        for p in scores
-        if p.pruned is not None and p.pruned.gemm is not None
-    )
+    return any(None not in p.gemms for p in e.pairs if p.key[2] == "qk")
 
 
 def _is_fused(n: int, k: int) -> bool:
@@ -257,9 +252,9 @@ def _stream_widths(e: Evidence) -> Widths:
 
 def _sizes(pair: Pair, axis: str) -> tuple[int, int]:
     """Return the (dense, pruned) N or K of a pair that has both."""
-    old, new = pair.dense, pair.pruned
-    assert old is not None and old.gemm is not None and new is not None and new.gemm is not None
-    return (old.gemm.n, new.gemm.n) if axis == "N" else (old.gemm.k, new.gemm.k)
+    old, new = pair.gemms
+    assert old is not None and new is not None
+    return (old.n, new.n) if axis == "N" else (old.k, new.k)
 
 
 def _find_heads(e: Evidence) -> _Fallen | None:

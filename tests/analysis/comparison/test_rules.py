@@ -116,7 +116,7 @@ def contents(sides: ComparableSides) -> tuple[list[Any], ...]:
 
 
 def noted(sides: ComparableSides) -> str:
-    return " ".join([*sides.pruned.kernels.notes, *(one.kind for one in sides.one_sided)])
+    return " ".join([*sides.pruned.kernels.notes, *(dropped.kind for dropped in sides.one_sided)])
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -150,7 +150,7 @@ def test_a_precondition_that_is_left_out_loses_a_note(
         Rule(drop_one_sided_modules, after=(note_what_is_dropped,)),
     ]
     early, late = apply_rules(rules, sides), apply_rules(RULES, sides)
-    assert [one.kind for one in early.one_sided] == [SHAPES, MODULES]
+    assert [dropped.kind for dropped in early.one_sided] == [SHAPES, MODULES]
     said = "only one side recorded shapes"
     assert (said in noted(early), said in noted(late)) == (False, True)
 
