@@ -19,7 +19,7 @@ from weakref import finalize
 import msgspec
 import polars as pl
 
-from prunescope.analysis.comparison.equal_information import with_equal_information
+from prunescope.analysis.comparison.equal_information import make_comparable
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.inputs.side import Diagnostics, Side, SidePhase, rank_left_out
 from prunescope.analysis.kernels.linked_phase import LinkedTrace
@@ -209,7 +209,7 @@ def outcome_of(sides: Sides, name: str, frames: Frames) -> Outcome:
             baseline=diagnostics,
             failed=(f"baseline: {failed[0]}", failed[1]),
         )
-    both = with_equal_information(baseline, candidate)
+    both = make_comparable(baseline, candidate)
     frames[name] = both.pruned.kernels.frame
     phase = compare_phase(both, sparsity=sides.options.sparsity, hta=opinion)
     return Outcome(phase, both.pruned.diagnostics, both.dense.diagnostics)

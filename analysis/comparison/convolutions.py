@@ -1,4 +1,7 @@
-"""The convolutions of both sides, by order: in, their kernels; out, the dimensions of each pair."""
+"""The convolutions of both sides, paired by their order.
+
+In: the kernels of both sides. Out: the dimensions of each pair.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,12 @@ Dims = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Convolution:
-    """The same convolution on both sides: dimensions of its input [N, C, pixels...] and weight."""
+    """The dimensions of one convolution on both sides.
+
+    Attributes:
+        dense: The shapes of its input [N, C, pixels...] and weight on the dense side.
+        pruned: Those on the pruned side.
+    """
 
     dense: tuple[Dims, Dims]
     pruned: tuple[Dims, Dims]
@@ -34,36 +42,48 @@ class Convolution:
     @property
     def ratio(self) -> float | None:
         """Pruned over dense pixels of the batch; None where channels or the weight moved."""
-        (old, weight), (new, other) = self.dense, self.pruned
-        if weight != other or len(old) != len(new) or old[1:2] != new[1:2] or not math.prod(old):
+        (old, weight), (new, new_weight) = self.dense, self.pruned
+        if (
+            weight != new_weight
+            or len(old) != len(new)
+            or old[1:2] != new[1:2]
+            or not math.prod(old)
+        ):
             return None
         return round(math.prod(new) / math.prod(old), 6)
 
 
 def convolutions(dense: Kernels, pruned: Kernels) -> tuple[Convolution, ...]:
-    """The convolutions of a step of both sides, by their order; empty where they differ in number
-    or have no shapes."""
-    sides = [_convolutions(one) for one in (dense, pruned)]
+    """Pair the convolutions of a step of both sides by their order.
+
+    Returns:
+        The pairs; empty where the sides run different numbers of them, or have no shapes.
+    """
+    sides = [_list_convolutions(side) for side in (dense, pruned)]
     if len(sides[0]) != len(sides[1]):
         return ()
     both = zip(*sides, strict=True)
     return tuple(Convolution(old, new) for old, new in both if old is not None and new is not None)
 
 
-def _convolutions(kernels: Kernels) -> list[tuple[Dims, Dims] | None]:
-    """Dimensions of input and weight of each convolution of the first step; None where unknown."""
+def _list_convolutions(kernels: Kernels) -> list[tuple[Dims, Dims] | None]:
+    """List the dimensions of input and weight of each convolution of the first step.
+
+    None stands for unknown ones.
+    """
     if "conv" not in kernels.values("class"):
         return []
     rows = kernels.frame.filter(
         (pl.col("class") == "conv") & pl.col("carries_work") & (pl.col("step") == 0)
     )
-    found: list[tuple[Dims, Dims] | None] = []
+    dimensions: list[tuple[Dims, Dims] | None] = []
     for call in rows.sort("launched", "start")["call"].to_list():
         shapes: tuple[Any, ...] = () if call is None else kernels.shapes.calls[call].shapes[:2]
-        known = len(shapes) == 2 and all(_is_dims(shape) for shape in shapes)
-        found.append((shapes[0], shapes[1]) if known else None)
-    return found
+        known = len(shapes) == 2 and all(_is_image_shape(shape) for shape in shapes)
+        dimensions.append((shapes[0], shapes[1]) if known else None)
+    return dimensions
 
 
-def _is_dims(shape: object) -> bool:
+def _is_image_shape(shape: object) -> bool:
+    """Return whether a shape has a batch, channels and at least one dimension of pixels."""
     return isinstance(shape, tuple) and len(shape) > 2 and all(isinstance(n, int) for n in shape)

@@ -49,54 +49,78 @@ def pair_comparison(
     one_sided: Sequence[OneSided] = (),
     formats: tuple[str, str] | None = None,
 ) -> PairComparison:
-    """Whether two sides compare. `inputs`: the other batch or length that shapes show
-    (`other_inputs`), where no pruning explains them; else None. `formats`: of GEMMs,
-    dense and pruned, where they differ."""
-    hidden = any(one.hides_pruning for one in differences)
-    found = [*differences, *([] if inputs is None else [inputs])]
+    """Decide whether two sides compare.
+
+    Args:
+        differences: The settings that differ.
+        inputs: The other batch or length that shapes show (`other_inputs`), where no pruning
+            explains
+            them; else None.
+        one_sided: What only one side recorded.
+        formats: The number formats of GEMMs, dense and pruned, where they differ; else None.
+    """
+    hidden = any(difference.hides_pruning for difference in differences)
+    every = [*differences, *([] if inputs is None else [inputs])]
     return PairComparison(
-        is_speedup=not found,
+        is_speedup=not every,
         shows_pruning=not hidden and inputs is None,
         has_bounds=not hidden,  # with other inputs alone, all work is still paired and has bounds
-        differences=found,
+        differences=every,
         formats=formats,
         one_sided=list(one_sided),
     )
 
 
-def differences(dense: SidePhase, pruned: SidePhase, pairs: list[Pair]) -> tuple[Difference, ...]:
-    """All settings that differ between the sides, other than the dimensions of the model."""
-    found = [*_cut_off(dense, pruned), *_steps(dense, pruned), *_ran_on(dense, pruned)]
+def find_differences(
+    dense: SidePhase, pruned: SidePhase, pairs: list[Pair]
+) -> tuple[Difference, ...]:
+    """Find all settings that differ between the sides, other than the dimensions of the model.
+
+    Args:
+        dense: A phase of the baseline.
+        pruned: The same phase of the candidate.
+        pairs: The pairs of their GEMMs.
+    """
+    every = [
+        *_compare_files(dense, pruned),
+        *_compare_steps(dense, pruned),
+        *_compare_machines(dense, pruned),
+    ]
     if dense.run is None or pruned.run is None:
-        found += _phases(dense, pruned)
+        every += _compare_phases(dense, pruned)
     else:
         evicted = is_context_of_fewer_keys(dense, pruned, pairs)
-        found += [
-            one
-            for one in _settings(dense.run, pruned.run)
-            if not (evicted and one.kind == "context")
+        every += [
+            difference
+            for difference in _compare_settings(dense.run, pruned.run)
+            if not (evicted and difference.kind == "context")
         ]
-        found += _models(dense.side, pruned.side, length=max(pruned.run.positions, default=0))
+        every += _compare_models(
+            dense.side, pruned.side, length=max(pruned.run.positions, default=0)
+        )
     # A manifest names the number format of parameters; packed weights are not parameters.
-    if all(one.kind != DTYPE for one in found) and (formats := other_formats(formats_of(pairs))):
-        found.append(Difference(DTYPE, *formats))
-    other = other_model(pairs)
-    return (*found, *([] if other is None else [other]))
+    if all(difference.kind != DTYPE for difference in every) and (
+        formats := other_formats(formats_of(pairs))
+    ):
+        every.append(Difference(DTYPE, *formats))
+    models = find_other_model(pairs)
+    return (*every, *([] if models is None else [models]))
 
 
-def _cut_off(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
-    """A file that ends before its trace does, of one side or both."""
-    old, new = ("cut off" if one.kernels.linked.cut else "whole" for one in (dense, pruned))
+def _compare_files(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
+    """Yield a Difference where the file of a side ends before its trace does."""
+    old, new = ("cut off" if side.kernels.linked.cut else "whole" for side in (dense, pruned))
     if "cut off" in (old, new):
         yield Difference(CUT, old, new, hides_pruning=True)
 
 
-def _steps(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
-    """Several steps on one side, while the whole trace of the other counts as one: that one may
-    hold the time and the layers of several steps."""
-    sides = [one.kernels for one in (dense, pruned)]
-    whole = [one.is_whole_trace for one in sides]
-    counts = [one.num_steps for one in sides]
+def _compare_steps(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
+    """Yield a Difference where one side has several steps, and the whole trace of the other is one.
+
+    That one may hold the time and the layers of several steps.
+    """
+    whole = [side.kernels.is_whole_trace for side in (dense, pruned)]
+    counts = [side.kernels.num_steps for side in (dense, pruned)]
     if whole[0] != whole[1] and max(counts) > 1:
         texts = [
             f"{count} (whole trace)" if is_whole else str(count)
@@ -105,9 +129,9 @@ def _steps(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
         yield Difference(STEPS, texts[0], texts[1], hides_pruning=True)
 
 
-def _ran_on(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
-    """Device, rank, whether the code was compiled, and whether one side is cold."""
-    whole = [one.kernels.replays.hide_kernels for one in (dense, pruned)]
+def _compare_machines(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
+    """Yield differences in graphs, first calls, device, rank, parallelism and compiled code."""
+    whole = [side.kernels.replays.hide_kernels for side in (dense, pruned)]
     if whole[0] != whole[1]:
         texts = ["one interval a launch" if is_whole else "their kernels" for is_whole in whole]
         yield Difference(GRAPHS, texts[0], texts[1], hides_pruning=True)
@@ -132,39 +156,45 @@ def _ran_on(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
 
 
 def _device(side: Side) -> str | None:
-    """The device that a side ran on, as the profiler names it."""
+    """Return the device that a side ran on, as the profiler names it."""
     if side.run is not None:
         return side.run.device.name or None
     return side.bare.device_name if side.bare is not None else None
 
 
 def _rank(side: Side) -> int | None:
-    """The rank of a trace without run.json, as the profiler recorded it."""
+    """Return the rank of a trace without run.json, as the profiler recorded it."""
     info = side.bare.source.meta.get("distributedInfo") if side.bare and not side.ranks else None
     rank = info.get("rank") if isinstance(info, dict) else None
     return rank if isinstance(rank, int) else None
 
 
-def _phases(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
-    """Prefill compared with decode, or training with a forward pass, by mistake in traces without
-    run.json; and training with another batch or length, which changes K of the gradients of
-    weights."""
-    kinds = [one.name if one.kind is None else one.kind["kind"] for one in (dense, pruned)]
+def _compare_phases(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
+    """Yield a Difference where traces without run.json are of two kinds of step.
+
+    Prefill was then compared with decode, or training with a forward pass, by mistake. Training
+    with another batch or length differs too, because it changes K of the gradients of weights.
+    """
+    kinds = [side.name if side.kind is None else side.kind["kind"] for side in (dense, pruned)]
     if "training" in kinds:
         if kinds[0] != kinds[1] and set(kinds) <= {"training", "forward", "prefill", "decode"}:
             yield Difference("phase", kinds[0], kinds[1], hides_pruning=True)
-        tokens = [trained_tokens(one.kernels) for one in (dense, pruned)]
+        tokens = [trained_tokens(side.kernels) for side in (dense, pruned)]
         if kinds[0] == kinds[1] and None not in tokens and tokens[0] != tokens[1]:
             yield Difference("tokens a step", tokens[0], tokens[1], hides_pruning=True)
         return
     if set(kinds) != {"prefill", "decode"}:
         return
-    rows = [rows_of_linears(one.kernels) for one in (dense, pruned)]
+    rows = [rows_of_linears(side.kernels) for side in (dense, pruned)]
     if rows[0] is None or rows[0] != rows[1]:  # equal rows: only their attention differs
         yield Difference("phase", kinds[0], kinds[1], hides_pruning=True)
 
 
-def _settings(dense: PhaseRun, pruned: PhaseRun) -> Iterator[Difference]:
+def _compare_settings(dense: PhaseRun, pruned: PhaseRun) -> Iterator[Difference]:
+    """Yield the fields of a phase in run.json that differ.
+
+    An unknown field differs only if it is one of the inputs.
+    """
     for name in _SETTINGS:
         old, new = getattr(dense, name), getattr(pruned, name)
         is_input = name in _INPUTS
@@ -172,8 +202,11 @@ def _settings(dense: PhaseRun, pruned: PhaseRun) -> Iterator[Difference]:
             yield Difference(name, old, new, hides_pruning=is_input)
 
 
-def _models(dense: Side, pruned: Side, *, length: int) -> Iterator[Difference]:
-    """Number format, model type, and the window of attention in a context of `length` tokens."""
+def _compare_models(dense: Side, pruned: Side, *, length: int) -> Iterator[Difference]:
+    """Yield differences in number format, model type and the window of attention.
+
+    `length` is the number of tokens in the context.
+    """
     assert dense.run is not None and pruned.run is not None
     if dense.run.dtype != pruned.run.dtype:
         yield Difference(DTYPE, dense.run.dtype, pruned.run.dtype)
@@ -182,11 +215,13 @@ def _models(dense: Side, pruned: Side, *, length: int) -> Iterator[Difference]:
     if all(types) and types[0] != types[1]:
         yield Difference("model type", *types, hides_pruning=True)
     if old and new:
-        yield from _windows(old, new, length=length)
+        yield from _compare_windows(old, new, length=length)
 
 
-def _windows(dense: dict[str, Any], pruned: dict[str, Any], *, length: int) -> Iterator[Difference]:
-    """Layers that attend to another window of a context of `length` tokens."""
+def _compare_windows(
+    dense: dict[str, Any], pruned: dict[str, Any], *, length: int
+) -> Iterator[Difference]:
+    """Yield a Difference where layers attend to another window of a context of `length` tokens."""
     windows = [
         shape.get("window") if shape.get("sliding_layers") else None for shape in (dense, pruned)
     ]
@@ -200,31 +235,43 @@ def _windows(dense: dict[str, Any], pruned: dict[str, Any], *, length: int) -> I
 
 
 def gemm_formats(pairs: Iterable[Pair]) -> set[tuple[str, str]]:
-    """The formats that GEMMs of both sides multiply in, dense and pruned, where they differ."""
+    """Return the formats, dense and pruned, of all GEMMs whose format differs."""
     return {(dense, pruned) for dense, pruned in formats_of(pairs) if dense != pruned}
 
 
 def formats_of(pairs: Iterable[Pair]) -> set[tuple[str, str]]:
-    """The formats that GEMMs of both sides multiply in, dense and pruned, where both are known."""
+    """Return the formats, dense and pruned, of all GEMMs of which both are known."""
     both = [(p.dense, p.pruned) for p in pairs if p.dense is not None and p.pruned is not None]
     return {(d.dtype, p.dtype) for d, p in both if d.dtype and p.dtype}
 
 
 def other_formats(every: set[tuple[str, str]]) -> tuple[str, str] | None:
-    """The formats, dense and pruned, if they differ by a setting; `every`: `formats_of` all GEMMs.
-    None where they are equal or a library may have picked them: it picks TF32 or FP32 by shape, so
-    that these are a setting only where all GEMMs changed in the same way."""
-    chosen = {one for one in every if one[0] != one[1] and not _OF_FP32.issuperset(one)}
+    """Return the formats, dense and pruned, if they differ by a setting; else None.
+
+    A library picks TF32 or FP32 by shape, so that these are a setting only where all GEMMs changed
+    in the same way.
+
+    Args:
+        every: The formats of all GEMMs (`formats_of`).
+    """
+    chosen = {
+        formats
+        for formats in every
+        if formats[0] != formats[1] and not _OF_FP32.issuperset(formats)
+    }
     if not chosen and len(every) == 1:
         chosen = {(dense, pruned) for dense, pruned in every if dense != pruned}
     return min(chosen, default=None)
 
 
-def other_model(pairs: list[Pair]) -> Difference | None:
-    """Two models: a linear of the pruned side that is larger than every one of its role on the
-    dense side in one dimension and smaller in the other. Pruning only narrows; if any linear has
-    the same size on both sides, it is one model."""
-    dense, pruned = _sizes(p.dense for p in pairs), _sizes(p.pruned for p in pairs)
+def find_other_model(pairs: list[Pair]) -> Difference | None:
+    """Return a Difference if the linears of the two sides are of two models.
+
+    A linear of the pruned side is then larger than every one of its role on the dense side in one
+    dimension, and smaller in the other: pruning only narrows. If any linear has the same size on
+    both sides, it is one model.
+    """
+    dense, pruned = _collect_sizes(p.dense for p in pairs), _collect_sizes(p.pruned for p in pairs)
     if set().union(*dense.values()) & set().union(*pruned.values()):
         return None
     for role in LINEARS:
@@ -237,41 +284,40 @@ def other_model(pairs: list[Pair]) -> Difference | None:
     return None
 
 
-def unpaired(units: Units) -> Difference | None:
-    """A Difference if no matrix product of one side has a layer and role of the other side: layers
-    and roles of a side are not known, or the models have nothing in common."""
-    places = [
-        {key[:2] for key, on in zip(units.keys, side.present, strict=True) if on}
+def find_unpaired(units: Units) -> Difference | None:
+    """Return a Difference if no matrix product has a layer and role of the other side.
+
+    Layers and roles of a side are then unknown, or the models have nothing in common.
+    """
+    keys = [
+        [key for key, is_present in zip(units.keys, side.present, strict=True) if is_present]
         for side in (units.dense, units.pruned)
     ]
-    products = [
-        {
-            key[:2]
-            for key, on in zip(units.keys, side.present, strict=True)
-            if on and key[2] in PRODUCTS
-        }
-        for side in (units.dense, units.pruned)
-    ]
+    places = [{key[:2] for key in of_side} for of_side in keys]
+    products = [{key[:2] for key in of_side if key[2] in PRODUCTS} for of_side in keys]
     if not all(products) or products[0] & places[1] or products[1] & places[0]:
         return None
     return Difference(UNPAIRED, len(products[0]), len(products[1]), hides_pruning=True)
 
 
-def _sizes(calls: Iterable[Call | None]) -> _Sizes:
-    found: _Sizes = defaultdict(set)
+def _collect_sizes(calls: Iterable[Call | None]) -> _Sizes:
+    """Collect N and K of the linears by role."""
+    sizes: _Sizes = defaultdict(set)
     for call in calls:
         if call is not None and call.role in LINEARS and call.n and call.k:
-            found[call.role].add((call.n, call.k))
-    return found
+            sizes[call.role].add((call.n, call.k))
+    return sizes
 
 
 def _unequal_first_calls(dense: SidePhase, pruned: SidePhase) -> Difference | None:
-    """A Difference if one side spends more of a step in first calls than two captures differ by.
-    Equal first calls on both sides, as of a trace and an edited copy, leave them comparable. Runs
-    of `prunescope trace` are warmed up."""
+    """Return a Difference if the sides spend unequal parts of a step in first calls.
+
+    They must differ by more than two captures do. Equal first calls on both sides, as of a trace
+    and an edited copy, leave them comparable. Runs of `prunescope trace` are warmed up.
+    """
     if dense.run is not None and pruned.run is not None:
         return None
-    held = [one.kernels.host.first_call_ns / one.kernels.num_steps for one in (dense, pruned)]
-    walls = [one.kernels.wall / one.kernels.num_steps for one in (dense, pruned)]
-    apart = abs(held[0] - held[1]) > _MOVES_A_STEP * min(walls)
-    return Difference(FIRST_CALLS, held[0], held[1]) if apart else None
+    held = [side.kernels.host.first_call_ns / side.kernels.num_steps for side in (dense, pruned)]
+    walls = [side.kernels.wall / side.kernels.num_steps for side in (dense, pruned)]
+    differs = abs(held[0] - held[1]) > _MOVES_A_STEP * min(walls)
+    return Difference(FIRST_CALLS, held[0], held[1]) if differs else None

@@ -1,14 +1,13 @@
 """Both sides of a phase with equal information, before their work is paired.
 
-In: a phase of both sides. Out: the two phases, and what was removed: information that one side
-lacks (recorded shapes, the ops of graph replays, modules) is removed from the other side too.
-Without that, every GEMM would seem removed on one side and added on the other. Layers get one
-numbering, and modules with other names on one side get the roles of the other side's.
+In: a phase of both sides. Out: the two phases, and what was dropped. The rewrites are rules: each
+names the ones whose result it reads, and their order follows from that.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import polars as pl
@@ -35,65 +34,111 @@ _PLAIN = ("gemm", "gemv", "sparse_gemm")
 
 @dataclass(frozen=True)
 class ComparableSides:
-    """A phase of both sides with equal information, and what was ignored for that."""
+    """A phase of both sides, and what was ignored on one side because the other lacks it."""
 
     dense: SidePhase
     pruned: SidePhase
     one_sided: tuple[OneSided, ...] = ()
 
+    @property
+    def both(self) -> tuple[SidePhase, SidePhase]:
+        """The dense and the pruned side."""
+        return self.dense, self.pruned
 
-def with_equal_information(dense: SidePhase, pruned: SidePhase) -> ComparableSides:
-    """Both sides without recorded shapes, ops of replays or modules, where one side lacks them;
-    with one numbering of layers, and the roles that the modules of either side identify.
+    def each(self, rewrite: Callable[[SidePhase], SidePhase]) -> ComparableSides:
+        """Return both sides as one function rewrites them."""
+        return replace(self, dense=rewrite(self.dense), pruned=rewrite(self.pruned))
 
-    The order matters: each step reads what the ones before it left."""
-    # A graph that is one interval has no kernels to which anything below could apply.
-    dense, pruned = _equal_graphs(dense, pruned)
-    # These take a view of a side without what the other one lacks: a new frame, in which no rewrite
-    # of a column survives. So they come before the rewrites, and shapes, which roles follow from,
-    # first.
-    dense, pruned, shapes = _equal_shapes(dense, pruned)
-    dense, pruned, replays = _equal_replays(dense, pruned)
-    dense, pruned, modules = _equal_modules(dense, pruned)
-    for one in (*shapes, *modules):  # now that no view is taken, which would lose them
-        pruned = _noted(pruned, note("one-sided", record=one))
-    # Rewrites of layers and roles. Layers without a number cannot be folded, GEMMs are compared
-    # with those of the same layer, and fused roles are the ones that a reference may hand on.
-    dense, pruned = _equal_places(dense, pruned)
-    dense, pruned = fold_layers(dense, pruned)
-    dense, pruned = with_equal_fusion(dense, pruned)
-    if dense.side.run is None and pruned.side.run is None:  # else the tracer named the modules
-        dense, pruned = (
-            replace(dense, kernels=with_roles_of(dense.kernels, pruned.kernels)),
-            replace(pruned, kernels=with_roles_of(pruned.kernels, dense.kernels)),
+    def each_by_the_other(self, rewrite: Callable[[Kernels, Kernels], Kernels]) -> ComparableSides:
+        """Return both sides as a function rewrites the kernels of each by those of the other."""
+        dense, pruned = self.dense.kernels, self.pruned.kernels
+        return replace(
+            self,
+            dense=replace(self.dense, kernels=rewrite(dense, pruned)),
+            pruned=replace(self.pruned, kernels=rewrite(pruned, dense)),
         )
-    # Last: a kernel of unknown kind is placed by the final roles and layers of both sides.
-    dense, pruned = (
-        replace(dense, kernels=with_replacements(dense.kernels, pruned.kernels)),
-        replace(pruned, kernels=with_replacements(pruned.kernels, dense.kernels)),
-    )
-    own = with_work_on_weights(pruned.kernels, dense.kernels)
-    pruned = replace(pruned, kernels=own)
-    return ComparableSides(dense, pruned, (*shapes, *replays, *modules))
+
+    def rewritten(self, dense: SidePhase, pruned: SidePhase, *ignored: OneSided) -> ComparableSides:
+        """Return these sides instead, and what is ignored in addition."""
+        return ComparableSides(dense, pruned, (*self.one_sided, *ignored))
 
 
-def _lacking(kind: str, dense: SidePhase, pruned: SidePhase) -> OneSided:
-    """The side whose kernels have no shapes."""
+Rewrite = Callable[[ComparableSides], ComparableSides]
+
+
+@dataclass(frozen=True)
+class RewriteRule:
+    """A rewrite of both sides, with its precondition.
+
+    Attributes:
+        rewrite: Returns the rewritten sides, or the same ones where there is nothing to rewrite.
+        after: The rewrites whose result it reads, or would undo. It waits for all of them.
+    """
+
+    rewrite: Rewrite
+    after: tuple[Rewrite, ...] = ()
+
+
+def make_comparable(dense: SidePhase, pruned: SidePhase) -> ComparableSides:
+    """Rewrite both sides so that they hold equal information, before their work is paired.
+
+    What only one side recorded (shapes, ops of graph replays, modules) is dropped, so that the
+    other side's GEMMs are not read as added or removed. Layers get one numbering, GEMMs that stand
+    for each other one role, and linears without a name the role that the other side gives them.
+
+    Args:
+        dense: A phase of the baseline.
+        pruned: The same phase of the candidate.
+
+    Returns:
+        The two rewritten phases, and what was dropped.
+    """
+    return apply_rules(RULES, ComparableSides(dense, pruned))
+
+
+def apply_rules(rules: Iterable[RewriteRule], sides: ComparableSides) -> ComparableSides:
+    """Apply each rule once, as soon as all rewrites that it waits for have been applied.
+
+    Args:
+        rules: The rules, in any order.
+        sides: A phase of both sides.
+
+    Raises:
+        ValueError: Some rules wait for each other, or for one that is not in the list.
+    """
+    waiting, applied = list(rules), set[Rewrite]()
+    while waiting:
+        ready = next((rule for rule in waiting if applied.issuperset(rule.after)), None)
+        if ready is None:
+            names = ", ".join(rule.rewrite.__name__ for rule in waiting)
+            raise ValueError(f"these rules wait for each other: {names}")
+        sides = ready.rewrite(sides)
+        applied.add(ready.rewrite)
+        waiting.remove(ready)
+    return sides
+
+
+def _find_lacking(kind: str, dense: SidePhase, pruned: SidePhase) -> OneSided:
+    """Return the side whose kernels have no shapes."""
     missing, side = ("pruned", pruned) if dense.kernels.has_shapes else ("dense", dense)
     refused = side.kernels.shapes.refused if kind == SHAPES else None
     why = None if refused is None else sentence(refused)
     return OneSided(kind, missing, side.side.path.name, side.side.profiler, why)
 
 
-def _equal_graphs(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
-    """Both sides with kernels, or both with all work as one, where graphs of one side are one
-    interval each: what ran in them was neither removed from the other side nor added to it."""
+def fold_whole_graphs(sides: ComparableSides) -> ComparableSides:
+    """Compare all work as one where graphs of one side alone are recorded as one interval each.
+
+    What ran in such a graph was neither removed from the other side nor added to it.
+    """
+    dense, pruned = sides.both
     if dense.kernels.replays.hide_kernels == pruned.kernels.replays.hide_kernels:
-        return dense, pruned
-    return _folded_whole(dense), _folded_whole(pruned)
+        return sides
+    return sides.each(_fold_whole)
 
 
-def _folded_whole(phase: SidePhase) -> SidePhase:
+def _fold_whole(phase: SidePhase) -> SidePhase:
+    """Make all work of a side one unit, without shapes."""
     unknown = [pl.lit("unknown").alias(name) for name in ("kind", "class", "role")]
     work = [
         pl.lit(None, pl.Float64).alias(name) for name in ("flop", "bytes", "ideal", "predicted")
@@ -104,94 +149,100 @@ def _folded_whole(phase: SidePhase) -> SidePhase:
     return replace(phase, kernels=replace(phase.kernels, frame=frame, replays=replays))
 
 
-def _equal_shapes(
-    dense: SidePhase, pruned: SidePhase
-) -> tuple[SidePhase, SidePhase, tuple[OneSided, ...]]:
-    """Both sides with shapes, or both without, whether a trace recorded them or a config gives
-    them. Graph replays, whose ops an eager trace gives, stay."""
-    same = dense, pruned, ()
+def drop_one_sided_shapes(sides: ComparableSides) -> ComparableSides:
+    """Drop the shapes of one side, recorded or of a config, where the other side has none.
+
+    Graph replays, whose ops an eager trace gives, keep theirs.
+    """
+    dense, pruned = sides.both
     if dense.kernels.has_shapes == pruned.kernels.has_shapes:
-        return same
-    if any(s.kernels.linked.replayed.any() for s in (dense, pruned)):
-        return same
-    found = _lacking(SHAPES, dense, pruned)
-    lacking, other = (pruned, dense) if found.missing == "pruned" else (dense, pruned)
+        return sides
+    if any(side.kernels.linked.replayed.any() for side in sides.both):
+        return sides
+    ignored = _find_lacking(SHAPES, dense, pruned)
+    lacking, recorded = (pruned, dense) if ignored.missing == "pruned" else (dense, pruned)
     if any(call.shapes for call in lacking.kernels.shapes.calls):
-        return same  # some of its ops have shapes: its own warnings say which
-    if not lacking.kernels.shapes.calls and other.side.model is None:
-        return same  # a record of the device alone is compared with recorded shapes by its kernels
-    if found.missing == "pruned":
-        dense = dense.without(SHAPES)
-    else:
-        pruned = pruned.without(SHAPES)
-    return dense, pruned, (found,)
+        return sides  # some of its ops have shapes: its own warnings say which
+    if not lacking.kernels.shapes.calls and recorded.side.model is None:
+        return sides  # a record of the device alone is compared with recorded shapes by its kernels
+    return _without_on_the_other(SHAPES, sides, ignored)
 
 
-def _equal_replays(
-    dense: SidePhase, pruned: SidePhase
-) -> tuple[SidePhase, SidePhase, tuple[OneSided, ...]]:
-    """Both sides with the ops of their graph replays, or both without."""
+def _without_on_the_other(kind: str, sides: ComparableSides, ignored: OneSided) -> ComparableSides:
+    """Take a view without some information of the side that has it."""
+    dense, pruned = sides.both
+    if ignored.missing == "pruned":
+        return sides.rewritten(dense.without(kind), pruned, ignored)
+    return sides.rewritten(dense, pruned.without(kind), ignored)
+
+
+def drop_one_sided_replays(sides: ComparableSides) -> ComparableSides:
+    """Drop the ops that an eager trace gives to graph replays, where one side has no such trace."""
+    dense, pruned = sides.both
     if dense.kernels.has_shapes == pruned.kernels.has_shapes:
-        return dense, pruned, ()
-    found = _lacking(REPLAYS, dense, pruned)
-    lacking = pruned if found.missing == "pruned" else dense
+        return sides
+    ignored = _find_lacking(REPLAYS, dense, pruned)
+    lacking = pruned if ignored.missing == "pruned" else dense
     if not lacking.kernels.linked.replayed.any():
-        return dense, pruned, ()
-    one_sided = Diagnostics((warning("one-sided", record=found),))
+        return sides
+    one_sided = Diagnostics((warning("one-sided", record=ignored),))
     noted = replace(lacking, diagnostics=lacking.diagnostics + one_sided)
-    if found.missing == "pruned":
-        return _without_ops(dense), _without_ops(noted), (found,)
-    return _without_ops(noted), _without_ops(pruned), (found,)
+    if ignored.missing == "pruned":
+        return sides.rewritten(_without_ops(dense), _without_ops(noted), ignored)
+    return sides.rewritten(_without_ops(noted), _without_ops(pruned), ignored)
 
 
-def _equal_modules(
-    dense: SidePhase, pruned: SidePhase
-) -> tuple[SidePhase, SidePhase, tuple[OneSided, ...]]:
-    """Both sides with the roles and layers of their modules, or both with those of the order of
-    kernels: modules of one side alone are no difference of the models. Graph replays have what
-    their eager trace names, and the layers of a config stand for modules."""
-    sides = dense, pruned
-    lacking = [one for one in sides if not one.kernels.modules.give_roles]
-    if len(lacking) != 1 or any(one.kernels.linked.replayed.any() for one in sides):
-        return dense, pruned, ()
-    (other,) = lacking
-    if (other.kernels.frame["shapes"] == "model").any():
-        return dense, pruned, ()
-    missing = "dense" if other is dense else "pruned"
-    kind = ROLES if other.kernels.modules.were_recorded else MODULES
-    found = OneSided(kind, missing, other.side.path.name, other.side.profiler)
-    if missing == "pruned":
-        dense = dense.without(MODULES)
-    else:
-        pruned = pruned.without(MODULES)
-    return dense, pruned, (found,)
+def drop_one_sided_modules(sides: ComparableSides) -> ComparableSides:
+    """Drop the modules of one side where the other side has none that give roles.
+
+    Both sides then have the roles and layers of the order of kernels: modules of one side alone are
+    no difference of the models. Graph replays keep the modules that their eager trace names, and
+    the layers of a config stand for modules.
+    """
+    lacking = [side for side in sides.both if not side.kernels.modules.give_roles]
+    if len(lacking) != 1 or any(side.kernels.linked.replayed.any() for side in sides.both):
+        return sides
+    (bare,) = lacking
+    if bare.kernels.replays.are_folded or (bare.kernels.frame["shapes"] == "model").any():
+        return sides
+    missing = "dense" if bare is sides.dense else "pruned"
+    kind = ROLES if bare.kernels.modules.were_recorded else MODULES
+    ignored = OneSided(kind, missing, bare.side.path.name, bare.side.profiler)
+    return _without_on_the_other(MODULES, sides, ignored)
 
 
-def _equal_places(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
-    """Both sides with layers and roles, or both without, where the cut of a file took the spans of
-    all modules of one side, where the compiled code of one side runs outside of them, or where a
-    graph of one side replays what the other side launches: its kernels are no added work."""
-    cut = [one.kernels.linked.cut for one in (dense, pruned)]
-    same_code = dense.kernels.host.is_compiled == pruned.kernels.host.is_compiled
-    bare = [_replays_have_no_places(one.kernels) for one in (dense, pruned)]
+def note_what_is_dropped(sides: ComparableSides) -> ComparableSides:
+    """Note the shapes and modules that were dropped; of replays a warning says it."""
+    pruned = sides.pruned
+    for dropped in sides.one_sided:
+        if dropped.kind != REPLAYS:
+            pruned = _noted(pruned, note("one-sided", record=dropped))
+    return replace(sides, pruned=pruned)
+
+
+def drop_one_sided_places(sides: ComparableSides) -> ComparableSides:
+    """Drop layers and roles where one side can have none.
+
+    The cut of a file took the spans of all modules of one side, the compiled code of one side runs
+    outside of them, or a graph of one side replays what the other side launches: its kernels are no
+    added work.
+    """
+    bare = [_replays_have_no_places(side.kernels) for side in sides.both]
     if bare[0] != bare[1]:
-        dense, pruned = (
-            replace(one, kernels=_without_places(one.kernels)) for one in (dense, pruned)
-        )
+        dense, pruned = sides.each(_without_places).both
         replayed = (dense, pruned)[bare[1]].side.path.name
-        return dense, _noted(pruned, note("only-launches-placed", trace=replayed))
-    layers = [one.kernels.frame["layer"] for one in (dense, pruned)]
+        return sides.rewritten(dense, _noted(pruned, note("only-launches-placed", trace=replayed)))
+    is_cut = any(side.kernels.linked.cut for side in sides.both)
+    same_code = len({side.kernels.host.is_compiled for side in sides.both}) == 1
+    layers = [side.kernels.frame["layer"] for side in sides.both]
     placed = [layer.null_count() < len(layer) for layer in layers]
-    if (not any(cut) and same_code) or placed[0] == placed[1]:
-        return dense, pruned
-    return (
-        replace(dense, kernels=_without_places(dense.kernels)),
-        replace(pruned, kernels=_without_places(pruned.kernels)),
-    )
+    if (not is_cut and same_code) or placed[0] == placed[1]:
+        return sides
+    return sides.each(_without_places)
 
 
 def _replays_have_no_places(kernels: Kernels) -> bool:
-    """Whether graph replays without a layer or a role make most of the time of GEMMs."""
+    """Return whether graph replays without a layer or a role make most of the time of GEMMs."""
     if not kernels.linked.replayed.any():
         return False
     frame = kernels.frame
@@ -202,107 +253,125 @@ def _replays_have_no_places(kernels: Kernels) -> bool:
 
 
 def _noted(phase: SidePhase, about: Notice) -> SidePhase:
-    """A side with one more note. Those on both sides go to the pruned one, so that a report prints
-    them once."""
+    """Add a note to a side.
+
+    Notes on both sides go to the pruned one, so that a report prints them once.
+    """
     return replace(phase, kernels=replace(phase.kernels, notes=[*phase.kernels.notes, about]))
 
 
-def _without_places(kernels: Kernels) -> Kernels:
-    """Kernels without layers, and with roles only where their kind gives them."""
+def _without_places(phase: SidePhase) -> SidePhase:
+    """Remove the layers of a side, and the roles that its kinds of kernels do not give."""
     role = (
         pl.when(pl.col("class") == ATTENTION).then(pl.lit("attention")).otherwise(pl.lit("unknown"))
     )
+    kernels = phase.kernels
     frame = kernels.frame.with_columns(layer=pl.lit(None, pl.Int64), role=role)
-    return replace(kernels, frame=frame)
+    return replace(phase, kernels=replace(kernels, frame=frame))
 
 
 def _without_ops(phase: SidePhase) -> SidePhase:
-    """A side whose graph replays have no ops, and no shapes of a config."""
+    """Take a view of a side whose graph replays have no ops, and no shapes of a config."""
     if phase.kernels.replays.mapping_rate is None and phase.side.model is None:
         return phase
     return phase.without(REPLAYS)
 
 
-def fold_layers(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
-    """Both sides, with the longer numbering counted anew after as many layers as the shorter one
-    has, where both run as many layers a step in all: a side that runs fewer has lost some."""
+def renumber_layers(sides: ComparableSides) -> ComparableSides:
+    """Count the layers of the longer numbering anew after as many as the shorter one has.
+
+    Only where both sides run equally many layers per step: a side that runs fewer has lost some.
+    """
+    dense, pruned = sides.both
     if not dense.kernels.modules.source == pruned.kernels.modules.source == "order":
-        return dense, pruned
-    (layers_d, runs_d), (layers_p, runs_p) = _layers_run(dense.kernels), _layers_run(pruned.kernels)
+        return sides
+    (layers_d, runs_d), (layers_p, runs_p) = (
+        _count_layers(dense.kernels),
+        _count_layers(pruned.kernels),
+    )
     fewer, more = sorted((layers_d, layers_p))
     if not fewer or fewer == more or more % fewer or runs_d != runs_p:
-        return dense, pruned
+        return sides
     numbers = {"runs": runs_d, "dense": layers_d, "pruned": layers_p, "layers": fewer}
     folded = pl.col("layer") % fewer
     dense, pruned = (
         replace(
-            one, kernels=replace(one.kernels, frame=one.kernels.frame.with_columns(layer=folded))
+            side, kernels=replace(side.kernels, frame=side.kernels.frame.with_columns(layer=folded))
         )
-        for one in (dense, pruned)
+        for side in (dense, pruned)
     )
-    return dense, _noted(pruned, note("folded-layers", **numbers))
+    return sides.rewritten(dense, _noted(pruned, note("folded-layers", **numbers)))
 
 
 # What one GEMM may multiply in the place of several: they read the same inputs.
 _FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 
 
-def with_equal_fusion(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
-    """Both sides with q, k and v (gate and up) as one role where one of them multiplies these in
-    one GEMM and the other in several: the work is the same. Where the order of kernels alone gives
-    roles, it does not separate q, k and v: two compilations run them in any order."""
-    if any(side.kernels.is_by_order for side in (dense, pruned)):
-        dense, pruned = _without_order_of_qkv(dense, pruned)
+def fuse_unordered_products(sides: ComparableSides) -> ComparableSides:
+    """Give q, k and v one role where the order of kernels alone separates them.
+
+    Two compilations run them in any order.
+    """
+    dense, pruned = sides.both
+    parts = _FUSED["qkv"]
+    if not any(side.kernels.is_by_order for side in sides.both):
+        return sides
+    if not all({*parts} <= _roles_of_gemms(side.kernels) for side in sides.both):
+        return sides
+    if not all(_read_one_width(side.kernels, parts) for side in sides.both):
+        return sides
+    dense, pruned = (_with_fused_role(side, "qkv", parts) for side in (dense, pruned))
+    return sides.rewritten(dense, _noted(pruned, note("unordered-qkv")))
+
+
+def fuse_split_products(sides: ComparableSides) -> ComparableSides:
+    """Give q, k and v (gate and up) one role where one side multiplies them in one GEMM.
+
+    The other side multiplies them in several, and the work is the same.
+    """
+    dense, pruned = sides.both
     roles = [_roles_of_gemms(side.kernels) for side in (dense, pruned)]
     for fused, parts in _FUSED.items():
-        whole = [fused in found and not found & {*parts} for found in roles]
-        apart = [fused not in found and {*parts} <= found for found in roles]
-        if whole[0] and apart[1] and _read_one_width(pruned.kernels, parts):
+        whole = [fused in gemm_roles and not gemm_roles & {*parts} for gemm_roles in roles]
+        split = [fused not in gemm_roles and {*parts} <= gemm_roles for gemm_roles in roles]
+        if whole[0] and split[1] and _read_one_width(pruned.kernels, parts):
             pruned = _with_fused_role(pruned, fused, parts)
-        elif whole[1] and apart[0] and _read_one_width(dense.kernels, parts):
+        elif whole[1] and split[0] and _read_one_width(dense.kernels, parts):
             dense = _with_fused_role(dense, fused, parts)
         else:
             continue
         side = "dense" if whole[1] else "pruned"
         about = note("fused-on-one-side", apart=side, roles=[*parts], fused=fused)
         pruned = _noted(pruned, about)
-    return dense, pruned
-
-
-def _without_order_of_qkv(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
-    parts = _FUSED["qkv"]
-    sides = dense.kernels, pruned.kernels
-    if not all({*parts} <= _roles_of_gemms(side) for side in sides):
-        return dense, pruned
-    if not all(_read_one_width(side, parts) for side in sides):
-        return dense, pruned
-    dense, pruned = (_with_fused_role(side, "qkv", parts) for side in (dense, pruned))
-    return dense, _noted(pruned, note("unordered-qkv"))
+    return sides.rewritten(dense, pruned)
 
 
 def _read_one_width(kernels: Kernels, roles: tuple[str, ...]) -> bool:
-    """Whether the GEMMs of some roles have one K in each layer, or no known one at all: those
-    through a rank do not."""
+    """Return whether the GEMMs of some roles have one K in each layer, or none that is known.
+
+    Those through a rank have two.
+    """
     frame = kernels.frame
     rows = frame[["layer", "call"]].filter(_gemm_rows(kernels) & is_one_of(frame["role"], roles))
     widths: dict[int | None, set[int | None]] = defaultdict(set)
     for layer, call in rows.unique().iter_rows():
         work = None if call is None else kernels.shapes.works[call]
         widths[layer].add(work.gemms[0].k if work is not None and work.gemms else None)
-    return all(len(found) == 1 for found in widths.values())
+    return all(len(of_layer) == 1 for of_layer in widths.values())
 
 
 def _roles_of_gemms(kernels: Kernels) -> set[str]:
-    """The roles of the GEMMs of a side."""
+    """Return the roles of the GEMMs of a side."""
     return {*kernels.frame["role"].filter(_gemm_rows(kernels)).unique()}
 
 
 def _gemm_rows(kernels: Kernels) -> pl.Series:
-    """The rows that carry the work of plain GEMMs."""
+    """Mark the rows that carry the work of plain GEMMs."""
     return kernels.frame["primary"] & is_one_of(kernels.frame["kind"], _PLAIN)
 
 
 def _with_fused_role(phase: SidePhase, fused: str, parts: tuple[str, ...]) -> SidePhase:
+    """Give several roles the one of a GEMM that multiplies them together."""
     kernels = phase.kernels
     role = pl.when(pl.col("role").is_in(parts)).then(pl.lit(fused)).otherwise("role")
     frame = kernels.frame.with_columns(role=role)
@@ -310,8 +379,8 @@ def _with_fused_role(phase: SidePhase, fused: str, parts: tuple[str, ...]) -> Si
     return replace(phase, kernels=replace(kernels, frame=frame, modules=modules))
 
 
-def _layers_run(kernels: Kernels) -> tuple[int, float]:
-    """How many layers have numbers, and how many attentions of layers a step runs."""
+def _count_layers(kernels: Kernels) -> tuple[int, float]:
+    """Return how many layers have numbers, and how many attentions of layers a step runs."""
     rows = kernels.frame.filter(pl.col("layer").is_not_null() & (pl.col("kind") == "attention"))
     runs = rows.select("step", "instance").unique().height
     return rows["layer"].n_unique(), runs / kernels.num_steps
@@ -326,20 +395,43 @@ class _Linear:
     gemm: Gemm
 
 
+def hand_on_roles(sides: ComparableSides) -> ComparableSides:
+    """Give the unnamed linears of each side the roles that the modules of the other side name.
+
+    A run needs none: the tracer named its modules.
+    """
+    if any(side.side.run is not None for side in sides.both):
+        return sides
+    return sides.each_by_the_other(with_roles_of)
+
+
+def place_replacements(sides: ComparableSides) -> ComparableSides:
+    """Give kernels of unknown kind the places of the known ones that they replace."""
+    return sides.each_by_the_other(with_replacements)
+
+
+def separate_work_on_weights(sides: ComparableSides) -> ComparableSides:
+    """Set work of the pruned side on whole weights, such as masks, apart from other small work."""
+    own = with_work_on_weights(sides.pruned.kernels, sides.dense.kernels)
+    return replace(sides, pruned=replace(sides.pruned, kernels=own))
+
+
 def with_roles_of(kernels: Kernels, reference: Kernels) -> Kernels:
-    """`kernels` with the roles that `reference` has for its unnamed linears, by their order and
-    shape in a layer: only where there are as many, in order, and each keeps N or K."""
-    layers, references = _linears(kernels), _linears(reference)
+    """Give unnamed linears the roles that `reference` has, by their order and shape in a layer.
+
+    Only where there are equally many, in order, and each keeps N or K.
+    """
+    layers, references = _list_linears(kernels), _list_linears(reference)
     known = {layer: linears for (step, layer), linears in references.items() if step == 0}
     if not known:
         return kernels
     first = next(iter(known.values()))
     roles_of: list[tuple[int, int, str]] = []
     for (step, layer), linears in layers.items():
-        found = _roles_of(linears, known.get(layer, first))
-        if found is None:
+        named = _match_roles(linears, known.get(layer, first))
+        if named is None:
             return kernels  # layers that differ in more than their names
-        roles_of += [(step, linear.instance, role) for linear, role in found]
+        roles_of += [(step, linear.instance, role) for linear, role in named]
     if not roles_of:
         return kernels
     schema = {"step": pl.Int64, "instance": pl.Int64, "_known": pl.String}
@@ -347,12 +439,17 @@ def with_roles_of(kernels: Kernels, reference: Kernels) -> Kernels:
     frame = kernels.frame.join(table, on=["step", "instance"], how="left", maintain_order="left")
     frame = frame.with_columns(role=pl.coalesce("_known", "role")).drop("_known")
     roles = list(dict.fromkeys(role for _, _, role in roles_of))
-    named = note("roles-of-other-side", roles=roles)
-    return replace(kernels, frame=frame, notes=[*kernels.notes, named])
+    about = note("roles-of-other-side", roles=roles)
+    return replace(kernels, frame=frame, notes=[*kernels.notes, about])
 
 
-def _roles_of(linears: list[_Linear], reference: list[_Linear]) -> list[tuple[_Linear, str]] | None:
-    """The unnamed linears of a layer with the roles that it lacks; None where they do not fit."""
+def _match_roles(
+    linears: list[_Linear], reference: list[_Linear]
+) -> list[tuple[_Linear, str]] | None:
+    """Return the unnamed linears of a layer with the roles that it lacks.
+
+    None where they do not fit.
+    """
     named = {linear.role for linear in linears}
     unnamed = [linear for linear in linears if linear.role not in LINEARS]
     lacking = [
@@ -367,16 +464,44 @@ def _roles_of(linears: list[_Linear], reference: list[_Linear]) -> list[tuple[_L
     return [(a, b.role) for a, b in pairs] if fit else None
 
 
-def _linears(kernels: Kernels) -> dict[tuple[int, int], list[_Linear]]:
-    """The plain linears of each step and layer, in the order of their launch."""
+def _list_linears(kernels: Kernels) -> dict[tuple[int, int], list[_Linear]]:
+    """List the plain linears of each step and layer, in the order of their launch."""
     frame = kernels.frame
     columns = ["step", "layer", "instance", "role", "call"]
     rows = frame[[*columns, "launched", "start"]].filter(_gemm_rows(kernels))
     rows = rows.drop_nulls(["layer", "call"]).sort("launched", "start")
-    out: dict[tuple[int, int], list[_Linear]] = defaultdict(list)
+    linears: dict[tuple[int, int], list[_Linear]] = defaultdict(list)
     for step, layer, instance, role, call in rows[columns].iter_rows():
         work = kernels.shapes.works[call]
         gemm = None if work is None else work.single_gemm
         if gemm is not None and gemm.batch == 1:
-            out[step, layer].append(_Linear(instance, role, gemm))
-    return out
+            linears[step, layer].append(_Linear(instance, role, gemm))
+    return linears
+
+
+# The rules, in any order. `SidePhase.without`, which the droppers call, takes a view: a new frame,
+# in which no rewrite of a column and no note survives, so that all of these come after it.
+_VIEWS = (drop_one_sided_shapes, drop_one_sided_replays, drop_one_sided_modules)
+RULES = (
+    # A graph that is one interval has no kernels to which anything else could apply.
+    RewriteRule(fold_whole_graphs),
+    # Shapes and ops of replays have no order: one needs that no side replays a graph, the other
+    # that the side without shapes does.
+    RewriteRule(drop_one_sided_shapes, after=(fold_whole_graphs,)),
+    RewriteRule(drop_one_sided_replays, after=(fold_whole_graphs,)),
+    # Without shapes a config gives no layers, which stand for modules.
+    RewriteRule(drop_one_sided_modules, after=(fold_whole_graphs, drop_one_sided_shapes)),
+    RewriteRule(note_what_is_dropped, after=_VIEWS),
+    RewriteRule(drop_one_sided_places, after=(fold_whole_graphs, *_VIEWS, note_what_is_dropped)),
+    # Layers without a number cannot be renumbered.
+    RewriteRule(renumber_layers, after=(drop_one_sided_places,)),
+    # GEMMs are compared with those of the same layer.
+    RewriteRule(fuse_unordered_products, after=(drop_one_sided_places, renumber_layers)),
+    RewriteRule(fuse_split_products, after=(renumber_layers, fuse_unordered_products)),
+    # A reference hands on fused roles.
+    RewriteRule(hand_on_roles, after=(renumber_layers, fuse_split_products)),
+    # A kernel of unknown kind is placed by the final roles and layers of both sides.
+    RewriteRule(place_replacements, after=(renumber_layers, hand_on_roles)),
+    # It counts pointwise work without a role.
+    RewriteRule(separate_work_on_weights, after=(hand_on_roles, place_replacements)),
+)

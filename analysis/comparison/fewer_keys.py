@@ -1,8 +1,9 @@
 """Pairs that differ in the number of keys alone: attention reads fewer, and nothing else fell.
 
-In: GEMM pairs of both sides, and what both manifests say. Out: FewerKeys, or None; whether another
+In: GEMM pairs of both sides, and both manifests. Out: FewerKeys, or None; and whether another
 context of two manifests is that. Evicting keys from the cache leaves two sides like that, and so
-does a shorter prompt: the steps do not show which, so they compare and the words say so.
+does a shorter prompt. The steps do not show which of the two it is, so the sides compare and the
+words say so.
 """
 
 from __future__ import annotations
@@ -22,67 +23,82 @@ _LEAST = 0.05
 
 @dataclass(frozen=True)
 class FewerKeys:
-    """The keys that a query reads in the layers that read fewer: the dense ones of the layer that
-    lost most, and what is left of as many, in each."""
+    """The keys that a query reads in the layers that read fewer.
+
+    Attributes:
+        dense: The keys of the dense layer that lost most.
+        pruned: What is left of as many keys, in each layer.
+        layers: The layers that read fewer.
+        is_decode: Whether there is one query: else another length would be another M of every
+            linear.
+    """
 
     dense: float
     pruned: frozenset[float]
     layers: frozenset[int]
-    is_decode: bool  # one query: else another length would be another M of every linear
+    is_decode: bool
 
 
 def fewer_keys(pairs: Sequence[Pair], *, steps: int) -> FewerKeys | None:
-    """The keys that attention no longer reads, where N of its Q·Kᵀ and K of its P·V fell and every
-    other product is as large as before. `steps`: of both sides together, each of which adds a key
-    in decode: fewer keys than those may be other steps of one generation."""
-    moved = [one for one in pairs if one.axis != "none"]
-    read = [_keys(one) for one in moved]
-    layers = {one.key[0] for one in moved}
-    known = [one for one in read if one is not None]
-    if not moved or len(known) < len(read) or None in layers:
+    """Return the keys that attention no longer reads; None where anything else fell.
+
+    N of its Q·Kᵀ and K of its P·V fell, and every other product is as large as before.
+
+    Args:
+        pairs: The pairs of GEMMs.
+        steps: The steps of both sides together. Each adds a key in decode, so a difference of
+            no more
+            keys than steps may come from other steps of one generation.
+    """
+    moved = [pair for pair in pairs if pair.axis != "none"]
+    layers = {pair.key[0] for pair in moved}
+    known = [keys for pair in moved if (keys := _read_keys(pair)) is not None]
+    if not moved or len(known) < len(moved) or None in layers:
         return None
-    dense, pruned = max(known, key=lambda one: one[0] - one[1])
+    dense, pruned = max(known, key=lambda keys: keys[0] - keys[1])
     left = frozenset(after for before, after in known if before == dense)
-    is_decode = all(one.dense is not None and one.dense.m == 1 for one in moved)
+    is_decode = all(pair.dense is not None and pair.dense.m == 1 for pair in moved)
     if is_decode and dense - pruned <= max(steps, _LEAST * dense):
         return None
     numbers = frozenset(layer for layer in layers if layer is not None)
     return FewerKeys(dense, left, numbers, is_decode)
 
 
-def _keys(pair: Pair) -> tuple[float, float] | None:
-    """The keys of a product of attention, dense and pruned; None where anything else
-    differs, or no size is known."""
-    old, new = (None if call is None else call.gemm for call in (pair.dense, pair.pruned))
+def _read_keys(pair: Pair) -> tuple[float, float] | None:
+    """Return the dense and pruned keys of a product of attention.
+
+    None where anything else differs, or a size is unknown.
+    """
+    old, new = pair.gemms
     if old is None or new is None:
         return None
     sizes = {"qk": (old.n, new.n), "pv": (old.k, new.k)}.get(pair.key[2])
     if sizes is None or not 0 < sizes[1] < sizes[0]:
         return None
-    same = (
-        Gemm(old.m, new.n, old.k, old.batch)
-        if pair.key[2] == "qk"
-        else Gemm(old.m, old.n, new.k, old.batch)
-    )
-    return sizes if same == new else None
+    n, k = (new.n, old.k) if pair.key[2] == "qk" else (old.n, new.k)
+    return sizes if Gemm(old.m, n, k, old.batch) == new else None
 
 
 def is_context_of_fewer_keys(dense: SidePhase, pruned: SidePhase, pairs: Sequence[Pair]) -> bool:
-    """Whether another context of two manifests is fewer keys alone. Code of one's own records the
-    tokens of a step and what its cache holds, and no prompt: a cache that was cut looks like one
-    of a shorter prompt. A run of `prunescope trace` records its prompt, so that another context is
-    another position in it."""
+    """Return whether another context of two manifests is fewer keys alone.
+
+    Code of the user's own records the tokens of a step and what its cache holds, and no prompt: a
+    cache that was cut looks like that of a shorter prompt. A run of `prunescope trace` records its
+    prompt, so that another context is another position in it.
+    """
     old, new = dense.run, pruned.run
     if old is None or new is None or not (_records_no_prompt(old) and _records_no_prompt(new)):
         return False
     steps = dense.kernels.num_steps + pruned.kernels.num_steps
-    found = fewer_keys(pairs, steps=steps)
-    return new.context < old.context and found is not None and found.is_decode
+    fewer = fewer_keys(pairs, steps=steps)
+    return new.context < old.context and fewer is not None and fewer.is_decode
 
 
 def _records_no_prompt(run: PhaseRun) -> bool:
-    """Whether the prompt of the manifest is the tokens of a step, which follow those in the
-    cache."""
+    """Return whether the prompt of a manifest is only the tokens of a step.
+
+    These follow the tokens in the cache.
+    """
     first, last = run.positions[0], run.positions[-1]
     step = run.batch * run.prompt_len
     return first > 0 and last - first == run.prompt_len and run.tokens_per_step == step

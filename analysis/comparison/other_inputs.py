@@ -1,8 +1,9 @@
-"""Another batch or length, read from shapes: every product has other rows, all in one ratio, or
-the same rows and runs more often, all in one ratio (micro-batches whose gradients add up).
+"""Another batch or length, read from shapes.
 
-In: GEMM pairs and convolutions of both sides. Out: the Difference that says so, or None. Pruning
-moves rows in one ratio too where tokens are dropped: a verdict looks for that first.
+Every product then has other rows, all in one ratio, or the same rows and runs more often, all in
+one ratio (micro-batches whose gradients add up). In: GEMM pairs and convolutions of both sides.
+Out: the Difference that says so, or None. Pruning moves rows in one ratio too where tokens are
+dropped: a verdict looks for that first.
 """
 
 from __future__ import annotations
@@ -27,42 +28,57 @@ _REST = 0.05
 
 
 def other_inputs(pairs: list[Pair], convolutions: Sequence[Convolution] = ()) -> Difference | None:
-    """A Difference if M of all linears changed by one factor; where no role is known, if M of all
-    products and convolutions did and nothing else moved. A convolution of as many pixels as before
-    (a patch embedding) shows that the inputs are the same and tokens were dropped: then None."""
-    if (times := _more_often(pairs)) is not None:
+    """Return a Difference if M of all linears changed by one factor.
+
+    Where no role is known, M of all products and convolutions must have, and nothing else. A
+    convolution of as many pixels as before (a patch embedding) shows that the inputs are the same
+    and tokens were dropped: then the result is None.
+
+    Args:
+        pairs: The pairs of GEMMs.
+        convolutions: The pairs of convolutions.
+    """
+    if (times := _ratio_of_calls(pairs)) is not None:
         return Difference(FORWARDS, 1, times, hides_pruning=True)
-    pixels = {one.ratio for one in convolutions}
+    pixels = {convolution.ratio for convolution in convolutions}
     if 1.0 in pixels:
         return None
     linears = [p for p in pairs if p.key[1] in (*QKV_ROLES, *MLP_ROLES)]
     if linears:
         ratio = _ratio_of_linears(linears)
-    elif any(_gemm(p.dense) is not None for p in pairs):
+    elif any(p.gemms[0] is not None for p in pairs):
         ratio = _ratio_of_products(pairs)
     else:
         ratio = pixels.pop() if len(pixels) == 1 else None
     if ratio is None or (not linears and pixels - {ratio}):
         return None
-    return Difference(_kind(pairs, convolutions, ratio), 1, ratio, hides_pruning=True)
+    return Difference(_name_what_grew(pairs, convolutions, ratio), 1, ratio, hides_pruning=True)
 
 
 def batch_ratio(differences: Sequence[Difference]) -> float | None:
-    """Pruned over dense batch, from a manifest or from shapes, where that is the only difference
-    that changes what is computed; else None."""
-    others = [one for one in differences if one.hides_pruning]
-    if len(others) != 1 or others[0].kind not in ("batch", BATCH_SIZE, FORWARDS):
+    """Return pruned over dense batch, from a manifest or from shapes.
+
+    None where another difference, or none, changes what is computed.
+    """
+    hiding = [difference for difference in differences if difference.hides_pruning]
+    if len(hiding) != 1 or hiding[0].kind not in ("batch", BATCH_SIZE, FORWARDS):
         return None
-    old, new = others[0].dense, others[0].pruned
+    old, new = hiding[0].dense, hiding[0].pruned
     if not isinstance(old, int | float) or not isinstance(new, int | float):
         return None
     return new / old if old > 0 and new > 0 else None
 
 
-def _more_often(pairs: list[Pair]) -> float | None:
-    """How many times as often every product runs, where all of them do and none has another shape;
-    less often only where layers are known to be the same: fewer layers run all of theirs less."""
-    dense, pruned = (_counts([p.dense for p in pairs]), _counts([p.pruned for p in pairs]))
+def _ratio_of_calls(pairs: list[Pair]) -> float | None:
+    """Return how many times as often every product runs; None where a shape differs.
+
+    A ratio below 1 counts only where the layers are known to be the same: fewer layers run all of
+    their products less.
+    """
+    dense, pruned = (
+        _count_calls([p.dense for p in pairs]),
+        _count_calls([p.pruned for p in pairs]),
+    )
     if not dense or dense.keys() != pruned.keys():
         return None
     ratios = {round(pruned[key] / count, 6) for key, count in dense.items()}
@@ -72,18 +88,22 @@ def _more_often(pairs: list[Pair]) -> float | None:
     return ratio if ratio > 1 or (ratio < 1 and same_layers) else None
 
 
-def _counts(calls: Sequence[Call | None]) -> dict[tuple[str, Gemm], float]:
-    """Calls a step by role and shape; empty where the shapes of some of their time are unknown."""
-    found: dict[tuple[str, Gemm], float] = defaultdict(float)
+def _count_calls(calls: Sequence[Call | None]) -> dict[tuple[str, Gemm], float]:
+    """Count calls per step by role and shape.
+
+    The result is empty where the shapes of some of their time are unknown.
+    """
+    counts: dict[tuple[str, Gemm], float] = defaultdict(float)
     known = {id(call): call for call in calls if call is not None}.values()
     for call in known:
         if call.gemm is not None and call.count:
-            found[call.role, call.gemm] += call.count
+            counts[call.role, call.gemm] += call.count
     unknown = sum(call.busy for call in known if call.gemm is None)
-    return {} if unknown > _REST * sum(call.busy for call in known) else found
+    return {} if unknown > _REST * sum(call.busy for call in known) else counts
 
 
 def _ratio_of_linears(linears: list[Pair]) -> float | None:
+    """Return the one ratio of M of all linears; None where there is none."""
     both = [(p.dense, p.pruned) for p in linears if p.dense is not None and p.pruned is not None]
     rows = [(d.m, p.m) for d, p in both]
     if not rows or not all(d and p and d != p for d, p in rows):
@@ -93,48 +113,48 @@ def _ratio_of_linears(linears: list[Pair]) -> float | None:
 
 
 def _ratio_of_products(pairs: list[Pair]) -> float | None:
-    """The one ratio of all products whose role is unknown; a few may be as before, none may have
-    moved otherwise. With more rows, N and K may be narrower: no pruning adds rows to all."""
-    sizes = [(p, _gemm(p.dense), _gemm(p.pruned)) for p in pairs]
+    """Return the one ratio of all products whose role is unknown; None where there is none.
+
+    A few may be as before, none may have moved otherwise. With more rows, N and K may be narrower:
+    no pruning adds rows to all.
+    """
+    sizes = [(p, *p.gemms) for p in pairs]
     known = [(p, d, q) for p, d, q in sizes if d is not None and q is not None]
     moved: dict[float, float] = defaultdict(float)
     for pair, d, q in known:
         if d != q and (ratio := _rows_ratio(d, q)) is not None:
-            moved[ratio] += _time(pair)
+            moved[ratio] += _sum_busy([pair])
     if not moved:
         return None
-    ratio = max(moved, key=lambda one: moved[one])
-    if any(d != q and not _scaled(d, q, ratio) for _, d, q in known):
+    ratio = max(moved, key=lambda factor: moved[factor])
+    if any(d != q and not _has_scaled_rows(d, q, ratio) for _, d, q in known):
         return None
-    rest = [p for p, d, q in sizes if d is None or q is None or d == q]
-    return ratio if _sum(rest) <= _REST * _sum(pairs) else None
+    unmoved = [p for p, d, q in sizes if d is None or q is None or d == q]
+    return ratio if _sum_busy(unmoved) <= _REST * _sum_busy(pairs) else None
 
 
-def _gemm(call: Call | None) -> Gemm | None:
-    return None if call is None else call.gemm
-
-
-def _time(pair: Pair) -> float:
-    call = pair.dense or pair.pruned
-    return 0.0 if call is None else call.busy
-
-
-def _sum(pairs: Iterable[Pair]) -> float:
-    return sum(map(_time, pairs))
+def _sum_busy(pairs: Iterable[Pair]) -> float:
+    """Sum the dense time of the pairs; of an added GEMM its own, ns."""
+    return sum(call.busy for p in pairs if (call := p.dense or p.pruned) is not None)
 
 
 def _rows_ratio(dense: Gemm, pruned: Gemm) -> float | None:
-    """Pruned over dense rows (M times batch) of a product with equal N and K, or with more rows of
-    a narrower one."""
+    """Return pruned over dense rows (M times batch) of a product.
+
+    N and K must be equal; with more rows they may be narrower. Else None.
+    """
     if not dense.m * dense.batch or pruned.n > dense.n or pruned.k > dense.k:
         return None
     ratio = round(pruned.m * pruned.batch / (dense.m * dense.batch), 6)
     return ratio if (dense.n, dense.k) == (pruned.n, pruned.k) or ratio > 1 else None
 
 
-def _scaled(dense: Gemm, pruned: Gemm, ratio: float) -> bool:
-    """Whether a product has `ratio` times the rows; or, of activations alone (in batches), any of
-    its sizes is `ratio` times the dense one and the rest as before."""
+def _has_scaled_rows(dense: Gemm, pruned: Gemm, ratio: float) -> bool:
+    """Return whether a product has `ratio` times the rows.
+
+    Of activations alone (in batches), any of its sizes may be `ratio` times the dense one, if the
+    others are as before.
+    """
     if _rows_ratio(dense, pruned) == ratio:
         return True
     old = (dense.batch, dense.m, dense.n, dense.k)
@@ -144,18 +164,21 @@ def _scaled(dense: Gemm, pruned: Gemm, ratio: float) -> bool:
     )
 
 
-def _kind(pairs: list[Pair], convolutions: Sequence[Convolution], ratio: float) -> str:
-    """Batch or length, by what moved in attention, other batched products and convolutions; ROWS
-    where there are none."""
+def _name_what_grew(pairs: list[Pair], convolutions: Sequence[Convolution], ratio: float) -> str:
+    """Return batch or length, by what moved in attention, other batched products and convolutions.
+
+    It is ROWS where there are none of these.
+    """
     batched = [
         (d, q)
         for p in pairs
-        if (d := _gemm(p.dense)) is not None and (q := _gemm(p.pruned)) is not None
-        if p.is_of_attention or d.batch > 1
-        if d != q
+        for d, q in [p.gemms]
+        if d is not None and q is not None and d != q and (p.is_of_attention or d.batch > 1)
     ]
     batches = [q == Gemm(d.m, d.n, d.k, round(d.batch * ratio)) for d, q in batched]
-    batches += [one.dense[0][1:] == one.pruned[0][1:] for one in convolutions]
+    batches += [
+        convolution.dense[0][1:] == convolution.pruned[0][1:] for convolution in convolutions
+    ]
     if batches and all(batches):
         return BATCH_SIZE
     return LENGTH if batched and all(d.batch == q.batch for d, q in batched) else ROWS

@@ -1,10 +1,9 @@
 """The number of ranks that share a model on each side, by the collectives of its steps.
 
-In: a phase of both sides. Out: a Difference where the ranks are not as many on both: a rank of
-tensor, expert, pipeline or sequence parallelism runs a part of the model, which looks pruned.
-
-    A side without collectives runs alone, however many processes there are. One with collectives
-    runs on as many ranks as its metadata says, else on several.
+In: a phase of both sides. Out: a Difference where the ranks are not as many on both. A rank of
+tensor, expert, pipeline or sequence parallelism runs a part of the model, which looks pruned. A
+side without collectives runs alone, however many processes there are. One with collectives runs on
+as many ranks as its metadata says, else on several.
 """
 
 from __future__ import annotations
@@ -35,14 +34,18 @@ _COLLECTIVES = (
     ("send and receive", "pipeline parallelism", r"send|recv"),
     ("all-reduce", "tensor parallelism", r"all_?reduce|multimem|one_?shot|two_?shot|cross_device"),
 )
-_NAMED = tuple((name, serves, re.compile(found)) for name, serves, found in _COLLECTIVES)
+_NAMED = tuple((name, serves, re.compile(pattern)) for name, serves, pattern in _COLLECTIVES)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """`number`: of the ranks that share out a step, None where only its collectives are known;
-    `collectives`: how often a step runs each; `in_forward`: whether any runs in a forward pass, not
-    to sum gradients alone."""
+    """The ranks that share out a step.
+
+    Attributes:
+        number: How many they are; None where only the collectives are known.
+        collectives: How often a step runs each kind of collective.
+        in_forward: Whether any runs in a forward pass, and not only to sum gradients.
+    """
 
     number: int | None
     collectives: dict[str, float]
@@ -54,12 +57,12 @@ class Ranks:
         number = "several" if self.number is None else str(self.number)
         kinds = [f"{count:g} × {name}" for name, count in self.collectives.items()]
         serves = [kind for name, kind, _ in _COLLECTIVES if name in self.collectives]
-        what = f": {serves[0]}" if serves and self.in_forward else ""
-        return f"{number} ranks ({', '.join(kinds)} a step{what})"
+        purpose = f": {serves[0]}" if serves and self.in_forward else ""
+        return f"{number} ranks ({', '.join(kinds)} a step{purpose})"
 
 
 def parallelism(dense: SidePhase, pruned: SidePhase) -> Difference | None:
-    """The difference in ranks; None where both run on as many, or that is not known.
+    """Return the difference in ranks; None where both run on as many, or that is not known.
 
     It hides a pruning where a side communicates in its forward pass: ranks that only sum gradients
     hold the whole model each.
@@ -72,8 +75,10 @@ def parallelism(dense: SidePhase, pruned: SidePhase) -> Difference | None:
 
 
 def _differ(old: Ranks, new: Ranks) -> bool:
-    """Whether two sides share a step out otherwise. Of several ranks each, whose number one side
-    does not say, the kinds of collectives decide."""
+    """Return whether two sides share a step out differently.
+
+    If both run on several ranks and one does not say on how many, the kinds of collectives decide.
+    """
     numbers = {old.number, new.number}
     if len(numbers) > 1 and (1 in numbers or None not in numbers):
         return True
@@ -81,16 +86,21 @@ def _differ(old: Ranks, new: Ranks) -> bool:
 
 
 def ranks_of(phase: SidePhase) -> Ranks:
-    """The ranks that a side runs a step on. A broadcast or a barrier shares nothing out."""
+    """Return the ranks that a side runs a step on.
+
+    A broadcast or a barrier shares nothing out.
+    """
     if "comm" not in phase.kernels.values("kind"):
         return Ranks(1, {}, in_forward=False)
-    frame, world = phase.kernels.frame, _world_size(phase)
+    frame, world = phase.kernels.frame, _recorded_world_size(phase)
     rows = frame.select("kind", "op", "name", "role", "layer").filter(pl.col("kind") == "comm")
     if rows.is_empty():
         return Ranks(1, {}, in_forward=False)
     rows = rows.with_columns(text=pl.concat_str("op", "name", separator=" ", ignore_nulls=True))
-    names = {text: _collective(text) for text in rows["text"].unique()}
-    rows = rows.filter(pl.col("text").is_in([text for text, what in names.items() if what]))
+    names = {text: _name_collective(text) for text in rows["text"].unique()}
+    rows = rows.filter(
+        pl.col("text").is_in([text for text, collective in names.items() if collective])
+    )
     if rows.is_empty() or world == 1:
         return Ranks(1, {}, in_forward=False)
     gradients = pl.col("role").str.ends_with(BACKWARD) | (pl.col("role") == "optimizer")
@@ -102,17 +112,18 @@ def ranks_of(phase: SidePhase) -> Ranks:
     for text, count in shown.group_by("text").len().iter_rows():
         counts[names[text] or ""] += count
     steps = phase.kernels.num_steps
-    per_step = {what: count / steps for what, count in counts.most_common()}
+    per_step = {collective: count / steps for collective, count in counts.most_common()}
     return Ranks(world, per_step, in_forward=not forward.is_empty())
 
 
-def _collective(name: str) -> str | None:
-    """The collective that shares out work, by a name; None for any other."""
+def _name_collective(name: str) -> str | None:
+    """Return the kind of a collective that shares out work; None for any other kernel."""
     text = name[:_NAME_LIMIT].lower()
-    return next((what for what, _, pattern in _NAMED if pattern.search(text)), None)
+    return next((kind for kind, _, pattern in _NAMED if pattern.search(text)), None)
 
 
-def _world_size(phase: SidePhase) -> int | None:
+def _recorded_world_size(phase: SidePhase) -> int | None:
+    """Return the number of ranks that the profiler recorded; None if it did not."""
     side = phase.side
     info = side.bare.source.meta.get("distributedInfo") if side.bare is not None else None
     world = info.get("world_size") if isinstance(info, dict) else None

@@ -1,9 +1,9 @@
-"""Kernels of unknown kind in the place of a known one of the other side: replaced, not added.
+"""Kernels of unknown kind that stand where the other side has a known one: replaced, not added.
 
 In: the kernels of both sides. Out: those of one side with the role and class of the kernels that
 they replace, and with the kind of an attention; what replaces a GEMM is no GEMM for that. In the
-scope of a module the role says where a kernel stands; without one, how many kernels that both sides
-run came before it in its step.
+scope of a module, the role says where a kernel stands. Without one, the number of kernels that both
+sides run before it in a step says it.
 """
 
 from __future__ import annotations
@@ -26,25 +26,28 @@ _WHAT = ["role", "class", "kind"]
 
 
 def with_replacements(kernels: Kernels, reference: Kernels) -> Kernels:
-    """`kernels`, in which those of unknown kind have the role and class of the kernels of
-    `reference` in whose places they stand, and the kind of an attention."""
+    """Give kernels of unknown kind the role and class of the kernels in whose places they stand.
+
+    Those in the place of an attention get its kind too. `reference` is the other side.
+    """
     if not (kernels.frame["kind"] == _UNKNOWN).any():
         return kernels
     frame, scopes = _matched_by_scope(kernels.frame, reference.frame)
-    found = list(_matched_by_place(replace(kernels, frame=frame), reference))
-    for one in found:
-        here = (pl.col("name") == one.name) & _is_unknown_unplaced()
+    replacements = list(_matched_by_place(replace(kernels, frame=frame), reference))
+    for replacement in replacements:
+        here = (pl.col("name") == replacement.name) & _is_unknown_unplaced()
         frame = frame.with_columns(
             pl.when(here).then(pl.lit(value)).otherwise(pl.col(column)).alias(column)
-            for column, value in zip(_WHAT, one.what, strict=True)
+            for column, value in zip(_WHAT, replacement.what, strict=True)
         )
-    notes = [*scopes, *(one.note for one in found)]
+    notes = [*scopes, *(replacement.note for replacement in replacements)]
     if not notes:
         return kernels
     return replace(kernels, frame=frame, notes=[*kernels.notes, *notes])
 
 
 def _is_unknown_unplaced() -> pl.Expr:
+    """Select kernels of unknown kind without a role."""
     return (pl.col("kind") == _UNKNOWN) & pl.col("role").is_in(UNPLACED)
 
 
@@ -54,7 +57,7 @@ def _is_unknown_unplaced() -> pl.Expr:
 def _matched_by_scope(
     frame: pl.DataFrame, reference: pl.DataFrame
 ) -> tuple[pl.DataFrame, list[Notice]]:
-    """Unknown kernels of a role whose work in one class is missing: they do that work."""
+    """Give unknown kernels of a role the class whose work is missing there."""
     at = ["layer", "role"]
     placed = pl.col("role").is_in(UNPLACED).not_()
     classes = (
@@ -91,7 +94,14 @@ def _matched_by_scope(
 
 @dataclass(frozen=True)
 class _Name:
-    """The kernels of one name in a step: how many kernels that both sides run came before each."""
+    """The kernels of one name in a step.
+
+    Attributes:
+        name: Their name.
+        busy: Their time, ns.
+        places: How many kernels that both sides run came before each.
+        what: Their role, class and kind.
+    """
 
     name: str
     busy: int
@@ -107,16 +117,22 @@ class _Replacement:
 
 
 def _matched_by_place(kernels: Kernels, reference: Kernels) -> Iterator[_Replacement]:
-    """Kernels without a role that run as often as one that the other side alone has, each in the
-    same place."""
-    own, other = _one_step(kernels), _one_step(reference)
+    """Yield the kernels without a role that replace one that the other side alone has.
+
+    Both run equally often, each in the same place.
+    """
+    own, reference_step = _one_step(kernels), _one_step(reference)
     counts = (
-        own["name"].value_counts().join(other["name"].value_counts(), on="name", suffix="_of_other")
+        own["name"]
+        .value_counts()
+        .join(reference_step["name"].value_counts(), on="name", suffix="_of_other")
     )
     both = counts.filter(pl.col("count") == pl.col("count_of_other"))["name"]
-    candidates = _names(own.filter(_is_unknown_unplaced()), own, both, without=other["name"])
+    candidates = _names(
+        own.filter(_is_unknown_unplaced()), own, both, without=reference_step["name"]
+    )
     known = pl.col("class").is_in(PRODUCTS) | pl.col("role").is_in(UNPLACED).not_()
-    targets = _names(other.filter(known), other, both, without=own["name"])
+    targets = _names(reference_step.filter(known), reference_step, both, without=own["name"])
     for one in candidates:
         fits = [
             target
@@ -139,8 +155,10 @@ def _matched_by_place(kernels: Kernels, reference: Kernels) -> Iterator[_Replace
 
 
 def _are_in_place(places: NDArray[np.int64], targets: NDArray[np.int64]) -> bool:
-    """Whether most kernels are nearer to the one that they replace than to the next of its name:
-    other kernels, whose names happen to be as frequent on both sides, move places a little."""
+    """Return whether most kernels are nearer to the one that they replace than to the next one.
+
+    Other kernels, whose names happen to be as frequent on both sides, move places a little.
+    """
     gaps = np.diff(targets, prepend=targets[:1], append=targets[-1:])
     gaps[[0, -1]] = gaps[1:-1].max(initial=0)  # the ends have one neighbour
     nearest = np.minimum(gaps[:-1], gaps[1:])
@@ -149,7 +167,7 @@ def _are_in_place(places: NDArray[np.int64], targets: NDArray[np.int64]) -> bool
 
 
 def _one_step(kernels: Kernels) -> pl.DataFrame:
-    """The rows of a step with as many kernels as most steps, in the order of launches."""
+    """Return the rows of a step with as many kernels as most steps, in the order of launches."""
     counts = np.array(kernels.kernels_per_step)
     usual = np.bincount(counts).argmax()
     step = int(np.flatnonzero(counts == usual)[0])
@@ -160,8 +178,14 @@ def _one_step(kernels: Kernels) -> pl.DataFrame:
 def _names(
     rows: pl.DataFrame, step: pl.DataFrame, both: pl.Series, *, without: pl.Series
 ) -> list[_Name]:
-    """The names of `rows` that the other side lacks (`without`: its names), the largest first.
-    `both`: names that both sides run equally often."""
+    """List the names of `rows` that the other side lacks, the largest first.
+
+    Args:
+        rows: The kernels to choose from.
+        step: All kernels of the step.
+        both: The names that both sides run equally often.
+        without: The names of the other side.
+    """
     is_both = step["name"].is_in(both.implode()).cast(pl.Int64)
     before = step.select("name", place=is_both.cum_sum() - is_both)
     places = before.group_by("name", maintain_order=True).agg("place")

@@ -1,8 +1,8 @@
 """Dense against pruned, in nanoseconds that add up.
 
 In: the Kernels of both sides. Out: units, GEMM rows, ratios, ladder, ledger rows, noise and
-overhead. Exports: Units, Pair, Split; `pairing` says which dense layer each pruned one is, `gemms`
-reads the GEMMs of each side, pairs them and names the axis that changed (2:4 where a sparse kernel
-replaces a dense one), `samples` makes W of placements, `noise` the intervals (bootstrap), `rows`
-and `ledger` the sums, `ladder` the speedups.
+overhead. Exports: Units, Pair, Split. `pairing` pairs the work of both sides, `alignment` their
+layers. `gemms` reads the GEMMs of each side, pairs them and names the axis that changed (2:4 where
+a sparse kernel replaces a dense one). `samples` makes W of placements, `noise` the intervals
+(bootstrap), `rows` and `ledger` the sums, `ladder` the speedups.
 """

@@ -24,11 +24,17 @@ _LEVELS = 1000  # steps of a likeness: sums of whole numbers compare exactly
 
 @dataclass(frozen=True)
 class Alignment:
-    """`dense_layer[pruned layer] = dense layer`; pruned layers without one are added.
+    """The dense layer of each pruned layer.
 
-    `how`: "identity" | "map" (the run's own) | "number" (holes) | "order" (equal layers from the
-    front) | "times" (in order, equal layers where their times agree) | "none". `exact`: whether the
-    indices of removed layers are evidence.
+    Attributes:
+        dense_layer: The dense layer by the pruned layer; pruned layers without one are added.
+        removed: The dense layers that no pruned layer is.
+        how: "identity", "map" (the run says it), "number" (the numbers have holes), "order" (equal
+            layers pair from the front), "times" (equal layers pair in order where their times
+            agree) or
+            "none".
+        exact: Whether the indices of removed layers are evidence.
+        num_dense: The number of dense layers.
     """
 
     dense_layer: dict[int, int]
@@ -39,8 +45,17 @@ class Alignment:
 
 
 def align(dense: Kernels, pruned: Kernels, layer_map: list[int] | None) -> Alignment:
-    """Which dense layer each pruned layer is (docs/ledger.md)."""
-    d, p = _layers(dense.frame), _layers(pruned.frame)
+    """Find the dense layer of each pruned layer (docs/ledger.md).
+
+    Args:
+        dense: The kernels of the dense side.
+        pruned: The kernels of the pruned side.
+        layer_map: The dense layer of each pruned one, as the run gives it; None where it does not.
+
+    Limitations: layers that were renumbered are aligned by what they hold, so of equal layers in a
+    row nothing but their times shows which ones are left.
+    """
+    d, p = _list_layers(dense.frame), _list_layers(pruned.frame)
     if layer_map is not None:
         mapped = {i: layer_map[i] for i in p if i < len(layer_map) and layer_map[i] in d}
         how, exact = "map", True
@@ -49,7 +64,7 @@ def align(dense: Kernels, pruned: Kernels, layer_map: list[int] | None) -> Align
     elif _has_holes(p) and set(p) <= set(d) or _has_holes(d) and set(d) <= set(p):
         mapped, how, exact = {i: i for i in p if i in set(d)}, "number", True
     else:
-        mapped, how = _align_by_content(_content(dense, d), _content(pruned, p))
+        mapped, how = _align_by_content(_read_content(dense, d), _read_content(pruned, p))
         exact = False
     if not d or not p:
         how = "none"
@@ -57,16 +72,21 @@ def align(dense: Kernels, pruned: Kernels, layer_map: list[int] | None) -> Align
     return Alignment(mapped, removed, how, exact or not removed, len(d))
 
 
-def _layers(frame: pl.DataFrame) -> list[int]:
+def _list_layers(frame: pl.DataFrame) -> list[int]:
+    """List the numbers of the layers that have rows."""
     return sorted(frame["layer"].drop_nulls().unique().to_list())
 
 
 def _has_holes(layers: list[int]) -> bool:
+    """Return whether the numbers of layers are not 0, 1, 2 and so on."""
     return layers != list(range(len(layers)))
 
 
 def with_dense_layer(pruned: pl.DataFrame, alignment: Alignment) -> pl.DataFrame:
-    """Column `unit_layer`: the dense layer of each pruned row; -1 - layer where it is added."""
+    """Add the column `unit_layer`: the dense layer of each pruned row.
+
+    It is -1 - layer where the layer was added, and null where the row has none.
+    """
     old = list(alignment.dense_layer)
     mapped = pl.lit(None, pl.Int64)
     if old:
@@ -86,16 +106,22 @@ _Unit = tuple[str, str]  # role, class
 
 @dataclass(frozen=True)
 class _Content:
-    """The work in the layers of a side: ns and FLOPs a step by unit, both [layers, units]; FLOPs
-    are NaN where unknown, ns where the layer has no such unit."""
+    """The work in the layers of a side, by unit.
+
+    Attributes:
+        layers: The number of each layer.
+        units: The role and class of each unit.
+        ns: Busy time per step, [layers, units]; NaN where the layer has no such unit.
+        flop: FLOP per step, [layers, units]; NaN where unknown.
+    """
 
     layers: list[int]
     units: list[_Unit]
     ns: _Matrix
     flop: _Matrix
 
-    def of(self, units: Sequence[_Unit]) -> _Content:
-        """The same layers with these units as columns."""
+    def with_units(self, units: Sequence[_Unit]) -> _Content:
+        """Return the same layers with these units as columns."""
         at = {unit: i for i, unit in enumerate(self.units)}
         known = [(column, at[unit]) for column, unit in enumerate(units) if unit in at]
         ns, flop = (np.full((len(self.layers), len(units)), np.nan) for _ in range(2))
@@ -104,7 +130,8 @@ class _Content:
         return _Content(self.layers, list(units), ns, flop)
 
 
-def _content(kernels: Kernels, layers: list[int]) -> _Content:
+def _read_content(kernels: Kernels, layers: list[int]) -> _Content:
+    """Sum the work of each layer by unit."""
     rows = kernels.frame.filter(pl.col("layer").is_not_null())
     own = pl.col("flop").filter("carries_work")
     sums = rows.group_by("layer", "role", "class").agg(
@@ -122,87 +149,102 @@ def _content(kernels: Kernels, layers: list[int]) -> _Content:
 
 
 def _align_by_content(dense: _Content, pruned: _Content) -> tuple[dict[int, int], str]:
-    """The alignment in order of the layers that are most similar, and how equal layers were
-    matched: from the front, or by their times where these are decisive."""
+    """Align layers in order so that the paired ones are most similar.
+
+    Returns:
+        The dense layer by the pruned one, and how equal layers were paired: from the front
+        ("order"),
+        or by their times ("times") where these are decisive.
+    """
     # Routers and other work that pruning adds do not identify the layer.
-    pruned = pruned.of(dense.units)
-    alike = _likeness(dense, pruned)
-    front = _best_pairs_in_order(alike)
+    pruned = pruned.with_units(dense.units)
+    alike = _compare_work(dense, pruned)
+    front = _pair_in_order(alike)
     for scaled in (False, True):
-        apart = _times_apart(dense, pruned, scaled=scaled)
-        found = _best_pairs_in_order(alike - apart / (len(alike) + 1))
-        far, near = (sum(apart[pair] for pair in pairs) for pairs in (front, found))
+        distance = _compare_times(dense, pruned, scaled=scaled)
+        by_times = _pair_in_order(alike - distance / (len(alike) + 1))
+        far, near = (sum(distance[pair] for pair in pairs) for pairs in (front, by_times))
         if near < far and near <= _DECISIVE * far:
-            return _named(found, dense, pruned), "times"
-    return _named(front, dense, pruned), "order"
+            return _name_layers(by_times, dense, pruned), "times"
+    return _name_layers(front, dense, pruned), "order"
 
 
-def _named(pairs: list[tuple[int, int]], dense: _Content, pruned: _Content) -> dict[int, int]:
+def _name_layers(pairs: list[tuple[int, int]], dense: _Content, pruned: _Content) -> dict[int, int]:
+    """Turn pairs of indices into the dense layer by the pruned one."""
     return {pruned.layers[i]: dense.layers[j] for i, j in pairs}
 
 
-def _likeness(dense: _Content, pruned: _Content) -> _Matrix:
-    """[pruned layers, dense layers]: how alike what they multiply is, in whole numbers; 0 where
-    they have nothing in common. Kinds of work: 2·|A∩B| ÷ (|A|+|B|) (Dice); sizes: the share of the
-    common units whose FLOPs are equal. A layer without products, of which a file was cut off or
-    all GEMMs were removed, is compared by its other work."""
+def _compare_work(dense: _Content, pruned: _Content) -> _Matrix:
+    """Return how similar the work of layers is, [pruned layers, dense layers], in whole numbers.
+
+    It is 0 where they have nothing in common. The kinds of work count by 2·|A∩B| ÷ (|A|+|B|)
+    (Dice), their sizes by the share of the common units whose FLOPs are equal. A layer without
+    products, of which a file was cut off or all GEMMs were removed, is compared by its other work.
+    """
     products = np.array([cls in (MATMUL, ATTENTION) for _, cls in dense.units], bool)
     any_d, any_p = ~np.isnan(dense.ns), ~np.isnan(pruned.ns)
-    out = np.zeros((len(pruned.layers), len(dense.layers)))
+    likeness = np.zeros((len(pruned.layers), len(dense.layers)))
     for i, everything in enumerate(any_p):
         read = products if (everything & products).any() else np.ones_like(products)
         row, has_d = everything & read, any_d & read
         common = (row & has_d).sum(axis=1)
         sizes = (row & has_d & (pruned.flop[i] == dense.flop)).sum(axis=1)
-        of = row.sum() + has_d.sum(axis=1)
-        kinds = np.where(of > 0, 2 * common / np.maximum(of, 1), 1.0)
-        out[i] = np.rint(_LEVELS * (kinds + sizes / np.maximum(common, 1)))
-    return out
+        total = row.sum() + has_d.sum(axis=1)
+        kinds = np.where(total > 0, 2 * common / np.maximum(total, 1), 1.0)
+        likeness[i] = np.rint(_LEVELS * (kinds + sizes / np.maximum(common, 1)))
+    return likeness
 
 
-def _times_apart(dense: _Content, pruned: _Content, *, scaled: bool) -> _Matrix:
-    """[pruned layers, dense layers]: |a - b| ÷ (a + b) of the times of a unit, mean over units; 1
-    for a unit that one of them lacks. `scaled`: relative to the median layer of each side, for
-    units that pruning or another clock changed in all layers alike."""
+def _compare_times(dense: _Content, pruned: _Content, *, scaled: bool) -> _Matrix:
+    """Return how far the times of layers differ, [pruned layers, dense layers]: 0 to 1.
+
+    It is |a - b| ÷ (a + b) of the times of a unit, mean over units; 1 for a unit that one of the
+    two lacks. With `scaled`, times are relative to the median layer of each side, for units that
+    pruning or another clock changed equally in all layers.
+    """
     d, p = dense.ns, pruned.ns
     if scaled:
-        d, p = d / _median(d), p / _median(p)
-    out = np.ones((len(p), len(d)))
+        d, p = d / _median_layer(d), p / _median_layer(p)
+    distances = np.ones((len(p), len(d)))
     if d.shape[1]:
         for i, row in enumerate(p):
             with np.errstate(invalid="ignore"):
-                apart = np.abs(row - d) / (row + d)
-            apart[np.isnan(row) & np.isnan(d)] = 0.0
-            out[i] = np.where(np.isnan(apart), np.isnan(row) != np.isnan(d), apart).mean(axis=1)
-    return out
+                relative = np.abs(row - d) / (row + d)
+            relative[np.isnan(row) & np.isnan(d)] = 0.0
+            distances[i] = np.where(
+                np.isnan(relative), np.isnan(row) != np.isnan(d), relative
+            ).mean(axis=1)
+    return distances
 
 
-def _median(ns: _Matrix) -> _Matrix:
-    """The median of each unit over the layers that have it; 1 where it takes no time in any."""
-    found = np.ones(ns.shape[1])
+def _median_layer(ns: _Matrix) -> _Matrix:
+    """Return the median time of each unit over the layers that have it; 1 if they take no time."""
+    medians = np.ones(ns.shape[1])
     for column, times in enumerate(ns.T):
         times = times[~np.isnan(times)]
-        found[column] = np.median(times) if len(times) else 1.0
-    return np.where(found > 0, found, 1.0)
+        medians[column] = np.median(times) if len(times) else 1.0
+    return np.where(medians > 0, medians, 1.0)
 
 
-def _best_pairs_in_order(alike: _Matrix) -> list[tuple[int, int]]:
-    """The pairs (row, column), in order, with the largest sum of what they have in common; of equal
-    sums the one nearest the front."""
+def _pair_in_order(alike: _Matrix) -> list[tuple[int, int]]:
+    """Pair rows with columns in order so that the sum of their similarities is largest.
+
+    Of equal sums, the pairs nearest to the front are taken.
+    """
     rows, columns = alike.shape
     best = np.zeros((rows + 1, columns + 1))
     for i in range(rows - 1, -1, -1):
         both = np.where(alike[i] > 0, best[i + 1, 1:] + alike[i], 0.0)
         most = np.maximum(best[i + 1, :-1], both)
         best[i, :-1] = np.maximum.accumulate(most[::-1])[::-1]
-    out: list[tuple[int, int]] = []
+    pairs: list[tuple[int, int]] = []
     i = j = 0
     while i < rows and j < columns:
         if alike[i, j] > 0 and best[i, j] == best[i + 1, j + 1] + alike[i, j]:
-            out.append((i, j))
+            pairs.append((i, j))
             i, j = i + 1, j + 1
         elif best[i, j] == best[i, j + 1]:
             j += 1
         else:
             i += 1
-    return out
+    return pairs

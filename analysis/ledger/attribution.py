@@ -32,40 +32,55 @@ _UNIT = {"unit_layer": pl.Int64, "role": pl.String, "class": pl.String}
 
 @dataclass(frozen=True)
 class AttributionInputs:
-    """The inputs of rows, ladder and overhead of a phase. `nominal`: the requested
-    sparsity, None where it is unknown; `promises`: whether a speedup was promised at all;
-    `replicates`: of the ledger, None where nothing can be resampled; `few_steps`: those of single
-    steps that are too few for intervals."""
+    """The inputs of the rows, ladder and overhead of a phase.
+
+    Attributes:
+        units: The units of both sides.
+        nominal: The requested sparsity; None where it is unknown.
+        ratio: What should remain of each dense unit.
+        time_base: The wall that the ledger explains.
+        times: The times of the ledger, one replicate.
+        ledger: The ledger, one replicate.
+        replicates: Bootstrap replicates of the ledger; None where nothing can be resampled.
+        few_steps: Replicates over single steps that are too few for intervals; None otherwise.
+        promises: Whether a speedup was promised at all.
+    """
 
     units: Units
     nominal: float | None
     ratio: Ratios
     time_base: TimeBase
-    times: Times  # of the ledger, one replicate
+    times: Times
     ledger: Split
     replicates: Replicates | None
     few_steps: FewSteps | None = None
     promises: bool = True
 
     def dense_rows(self, dense: Kernels) -> pl.DataFrame:
-        """The frame of the dense side with `unit_layer`, and `ns`: busy time in the ledger's
-        time base, so that no loss of an op exceeds the time of its row."""
+        """Return the frame of the dense side with the columns `unit_layer` and `ns`.
+
+        `ns` is busy time in the time base of the ledger, so that no loss of an op exceeds the time
+        of its row.
+        """
         frame = dense.frame.with_columns(unit_layer=pl.col("layer"))
-        return self._in_time_base(frame, self.units.dense, self.times.t_d)
+        return self._in_time_base(frame, self.units.dense, self.times.dense.busy)
 
     def pruned_rows(self, pruned: Kernels) -> pl.DataFrame:
-        """The frame of the pruned side with `unit_layer`, the layer of the dense model, and
-        `ns`."""
+        """Return the frame of the pruned side with `unit_layer` and `ns`.
+
+        `unit_layer` is the layer of the dense model.
+        """
         frame = with_dense_layer(pruned.frame, self.units.alignment)
-        return self._in_time_base(frame, self.units.pruned, self.times.t_p)
+        return self._in_time_base(frame, self.units.pruned, self.times.pruned.busy)
 
     def _in_time_base(self, frame: pl.DataFrame, side: UnitSums, scaled: Floats) -> pl.DataFrame:
+        """Add `ns`, the busy time of each row times the factor by which its unit was scaled."""
         recorded = side.busy.mean(axis=1)
         factor = scaled[:, 0] / np.where(recorded > 0, recorded, 1.0)
         table = pl.DataFrame(self.units.keys, schema=_UNIT, orient="row")
         table, on = table.hstack([pl.Series("factor", factor)]), list(_UNIT)
-        found = frame[on].join(table, on=on, how="left", nulls_equal=True, maintain_order="left")
-        return frame.hstack([(frame["busy"] * found["factor"]).alias("ns")])
+        matched = frame[on].join(table, on=on, how="left", nulls_equal=True, maintain_order="left")
+        return frame.hstack([(frame["busy"] * matched["factor"]).alias("ns")])
 
 
 def attribution_inputs(
@@ -77,9 +92,17 @@ def attribution_inputs(
     in_turns: bool = False,
     promises: bool = True,
 ) -> AttributionInputs:
-    """The inputs of a pair. `samples_ns`: unprofiled ones of the dense and of the pruned side;
-    `in_turns`: taken in turns, as the run says. Not `promises`: no pruning was shown, so that the
-    whole dense time is what was promised."""
+    """Split the time of a pair of sides, and resample it.
+
+    Args:
+        units: The units of both sides.
+        nominal: The requested sparsity; None where it is unknown.
+        samples_ns: Unprofiled samples of the dense and of the pruned side, ns.
+        on_device: Whether the traces hold device events.
+        in_turns: Whether the run says that both sides took turns.
+        promises: False where no pruning was shown, so that the whole dense time is what was
+            promised.
+    """
     ratio = ratios(units, nominal if promises else 0.0)
     base = choose_time_base(units, *samples_ns, on_device=on_device, in_turns=in_turns)
     replicates = bootstrap(units, ratio, base)

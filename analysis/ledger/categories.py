@@ -24,9 +24,12 @@ _NEITHER = ("comm", "conv", "scan", "unknown")
 
 
 def category(key: UnitKey, *, added: bool) -> str:
-    """The category of a unit. `added`: only the pruned side runs it: what moves data is then the
-    preprocessing of a kernel (a transposed layout, a reordered mask), all else an extra op (a
-    projection of the residual, a router, a gather)."""
+    """Return the category of a unit.
+
+    Work that only the pruned side runs (`added`) is the preprocessing of a kernel if it moves data
+    (a transposed layout, a reordered mask), else an extra op (a projection of the residual, a
+    router, a gather).
+    """
     _, role, kind = key
     role = role.removesuffix(BACKWARD)
     if added:
@@ -43,6 +46,7 @@ def category(key: UnitKey, *, added: bool) -> str:
 
 
 def _gemm_category(role: str) -> str:
+    """Return the category of the GEMMs of a role."""
     if role in _MLP:
         return "mlp"
     if role == "lm_head":
@@ -51,19 +55,19 @@ def _gemm_category(role: str) -> str:
 
 
 def categories(inputs: AttributionInputs) -> list[CategoryTime]:
-    """The categories that take any time, in the order of CATEGORIES."""
+    """Sum the time of each category that takes any, in the order of CATEGORIES."""
     units = inputs.units
     added = units.added.tolist()
     names = [category(key, added=new) for key, new in zip(units.keys, added, strict=True)]
-    at = {name: np.flatnonzero([one == name for one in names]) for name in CATEGORIES}
-    point = _sums_of_sides(inputs.times, at)
-    spread = None if inputs.replicates is None else _sums_of_sides(inputs.replicates.times, at)
-    found = []
+    at = {name: np.flatnonzero(np.array(names) == name) for name in CATEGORIES}
+    point = _sum_sides(inputs.times, at)
+    spread = None if inputs.replicates is None else _sum_sides(inputs.replicates.times, at)
+    rows = []
     for name, (dense, pruned) in point.items():
         if not (dense.any() or pruned.any()):
             continue
         ends = [None, None] if spread is None else [interval(side) for side in spread[name]]
-        found.append(
+        rows.append(
             CategoryTime(
                 name=name,
                 dense_ns=float(dense[0]),
@@ -72,11 +76,11 @@ def categories(inputs: AttributionInputs) -> list[CategoryTime]:
                 pruned_ci95=ends[1],
             )
         )
-    return found
+    return rows
 
 
-def _sums_of_sides(t: Times, at: dict[str, np.ndarray]) -> dict[str, tuple[Floats, Floats]]:
-    """[replicates] of each category, dense and pruned."""
-    found = {name: (t.t_d[rows].sum(axis=0), t.t_p[rows].sum(axis=0)) for name, rows in at.items()}
-    idle = (t.g_d.sum(axis=0) + t.trailing_idle_d, t.g_p.sum(axis=0) + t.trailing_idle_p)
-    return {**found, "idle": idle}
+def _sum_sides(t: Times, at: dict[str, np.ndarray]) -> dict[str, tuple[Floats, Floats]]:
+    """Sum the times of each category, dense and pruned, [replicates] each."""
+    d, p = t.dense, t.pruned
+    sums = {name: (d.busy[rows].sum(axis=0), p.busy[rows].sum(axis=0)) for name, rows in at.items()}
+    return {**sums, "idle": (d.idle, p.idle)}

@@ -48,32 +48,41 @@ _WORK = ["role", "kind", "work", "call"]  # these give the part of an op or kern
 def overhead(
     inputs: AttributionInputs, dense: Kernels, pruned: Kernels, family: FamilyVerdict | None
 ) -> Overhead | None:
-    """The overhead of a phase whose verdict names a dynamic family, or that runs added routers.
+    """Split the overhead of a dynamic family, or of a phase that runs added routers.
 
-    None for every other phase: work that a static family adds is a row of its ledger.
     The replicates of the ledger give the intervals of its parts, sums and break-even.
+
+    Args:
+        inputs: The attribution inputs of the phase.
+        dense: The kernels of the dense side.
+        pruned: The kernels of the pruned side.
+        family: The verdict; None without one.
+
+    Returns:
+        The overhead; None for every other phase: work that a static family adds is a row of its
+        ledger.
     """
-    seen = known(family.ids) if family else []
-    routed = any(key[1] == "router" for key in _keys(inputs.units, inputs.units.added))
-    if not routed and not any(one.is_dynamic for one in seen):
+    families = known(family.ids) if family else []
+    routed = any(key[1] == "router" for key in _select_keys(inputs.units, inputs.units.added))
+    if not routed and not any(pruning.is_dynamic for pruning in families):
         return None
     wall = float(inputs.ledger.dense[0])
-    added_parts = _added_parts(inputs, pruned, seen, fused=is_fused(dense, pruned))
+    added_parts = _added_parts(inputs, pruned, families, fused=is_fused(dense, pruned))
     parts = [
         *added_parts.values(),
         _host_part(inputs),
-        _key_value_part(inputs, seen),
-        _weights_part(inputs, seen),
+        _key_value_part(inputs, families),
+        _weights_part(inputs, families),
     ]
     for part in parts:
         part.share = None if part.ns is None or wall <= 0 else part.ns / wall
     added = sum(part.ns or 0.0 for part in parts if part.added)
     saved = wall - float(inputs.ledger.pruned[0]) + added
-    layers_decide = any(one.routes_layers for one in seen)
+    layers_decide = any(replicates.routes_layers for replicates in families)
     sparsity = touched_sparsity(inputs.units, inputs.ratio, layers_decide=layers_decide)
     kept = sum(added_parts[purpose].ns or 0.0 for purpose in _WITH_KEPT)
     at, why = break_even(gain=saved, fixed=added - kept, kept=kept, sparsity=sparsity)
-    ci95 = _interval(inputs, sparsity, kept / added if added else 0.0)
+    ci95 = _break_even_interval(inputs, sparsity, kept / added if added else 0.0)
     return Overhead(
         parts=parts,
         added_ns=added,
@@ -82,20 +91,23 @@ def overhead(
         break_even=at,
         break_even_ci95=None if at is None else ci95,
         why=why,
-        added_ci95=_ci95(inputs, lambda one: _added(inputs, one)),
-        saved_ci95=_ci95(inputs, lambda one: one.dense - one.pruned + _added(inputs, one)),
+        added_ci95=_ci95(inputs, lambda replicates: _added_ns(inputs, replicates)),
+        saved_ci95=_ci95(
+            inputs,
+            lambda replicates: replicates.dense - replicates.pruned + _added_ns(inputs, replicates),
+        ),
     )
 
 
 def break_even(
     *, gain: float, fixed: float, kept: float, sparsity: float | None
 ) -> tuple[float | None, str | None]:
-    """The sparsity s* at which gain equals overhead, or None and why.
+    """Return the sparsity s* at which gain equals overhead, or None and why there is none.
 
-    From one step at sparsity s: `gain` (ns saved before the overhead) grows as s, `kept` (ns to
-    gather and scatter) falls as 1 - s, and `fixed` (ns, the rest) stays:
-    gain·s*/s = fixed + kept·(1 - s*)/(1 - s), so
-    s* = (fixed + kept/(1 - s)) / (gain/s + kept/(1 - s)).
+    From one step at sparsity s: `gain` (ns saved before the overhead) grows with s, `kept` (ns to
+    gather and scatter) falls with 1 - s, and `fixed` (ns of the remaining overhead) stays:
+    gain·s*/s = fixed + kept·(1 - s*)/(1 - s), so s* = (fixed + kept/(1 - s)) / (gain/s + kept/(1 -
+    s)).
     """
     if not sparsity:
         return None, "no GEMM or attention does less work here, so nothing can pay"
@@ -109,9 +121,12 @@ def break_even(
 
 
 def touched_sparsity(units: Units, ratio: Ratios, *, layers_decide: bool = False) -> float | None:
-    """Share of the FLOPs that was removed, over the GEMMs and attention that do less than the dense
-    ones; 0.0 where none does, None where no FLOPs are known. `layers_decide`: each layer decides
-    for itself, so that one that happened to skip nothing counts with the others of its role."""
+    """Return the removed share of the FLOPs of GEMMs and attention that do less than before.
+
+    It is 0.0 where none does less, and None where no FLOPs are known. With `layers_decide`, each
+    layer decides for itself, so that a layer that happened to skip nothing counts with the others
+    of its role.
+    """
     flop = units.dense.flop.mean(axis=1)
     modelled = np.array([key[2] in PRODUCTS for key in units.keys], bool)
     modelled &= units.dense.present & ~np.isnan(flop)
@@ -119,19 +134,25 @@ def touched_sparsity(units: Units, ratio: Ratios, *, layers_decide: bool = False
         return None
     less = modelled & (ratio.flop < 1 - _SAME)
     if layers_decide:
-        fell = {key[1:] for key in _keys(units, less)}
+        fell = {key[1:] for key in _select_keys(units, less)}
         less = modelled & np.array([key[1:] in fell for key in units.keys], bool)
     total = float(flop[less].sum())
     return 1 - float((flop * ratio.flop)[less].sum()) / total if total else 0.0
 
 
 def of_saved(rows: Iterable[Row] | None, overhead: Overhead | None = None) -> Added | None:
-    """The work that a family adds, part by part, as a share of the time it saves before that; None
-    where it adds nothing. Parts are those of `overhead`, else those of the ledger's `added_work`
-    row.
+    """Return the work that a family adds as shares of the time that it saves before that.
 
     saved = dense - pruned + added: what the step would have gained had nothing been added.
-    `overhead` also has the sparsity at which that equals what is added.
+
+    Args:
+        rows: The rows of a ledger; None without one.
+        overhead: The overhead of a dynamic family, which also gives the sparsity at which the
+            time that
+            is saved equals the added one. None takes the parts of the ledger's row `added_work`.
+
+    Returns:
+        The added work, part by part; None where the family adds nothing.
     """
     ledger = {row.row: row for row in rows or []}
     if "added_work" not in ledger:
@@ -164,35 +185,41 @@ def of_saved(rows: Iterable[Row] | None, overhead: Overhead | None = None) -> Ad
     )
 
 
-def _interval(
+def _break_even_interval(
     inputs: AttributionInputs, sparsity: float | None, kept: float
 ) -> list[float | None] | None:
-    """95 % of the break-evens of the replicates; an end is None where gain never equals overhead.
-    `kept`: the share of the overhead that falls with what is kept."""
+    """Return the 95 % interval of the break-even; an end is None where gain never equals overhead.
+
+    `kept` is the share of the overhead that falls with what is kept.
+    """
     replicates = inputs.replicates
     if replicates is None:
         return None
-    added = _added(inputs, replicates)
+    added = _added_ns(inputs, replicates)
     gain = replicates.dense - replicates.pruned + added
-    found = []
+    sparsities = []
     for spent, saved in zip(added.tolist(), gain.tolist(), strict=True):
         at, _ = break_even(
             gain=saved, fixed=spent * (1 - kept), kept=spent * kept, sparsity=sparsity
         )
-        found.append(np.inf if at is None else at)
-    found.sort()
-    ends = (found[int(0.025 * (len(found) - 1))], found[-1 - int(0.025 * (len(found) - 1))])
+        sparsities.append(np.inf if at is None else at)
+    sparsities.sort()
+    ends = (
+        sparsities[int(0.025 * (len(sparsities) - 1))],
+        sparsities[-1 - int(0.025 * (len(sparsities) - 1))],
+    )
     return [float(end) if np.isfinite(end) else None for end in ends]
 
 
-def _keys(units: Units, where: np.ndarray) -> list[tuple[int | None, str, str]]:
-    return [key for key, there in zip(units.keys, where, strict=True) if there]
+def _select_keys(units: Units, where: np.ndarray) -> list[tuple[int | None, str, str]]:
+    """List the keys of the units that a mask selects."""
+    return [key for key, is_chosen in zip(units.keys, where, strict=True) if is_chosen]
 
 
 def _added_parts(
-    inputs: AttributionInputs, pruned: Kernels, seen: list[Pruning], *, fused: bool
+    inputs: AttributionInputs, pruned: Kernels, families: list[Pruning], *, fused: bool
 ) -> dict[str, OverheadPart]:
-    """The parts of ADDED, by their purpose."""
+    """Build the parts of ADDED: the time of the pruned side's new work by its purpose."""
     units = np.flatnonzero(inputs.units.added)
     table = pl.DataFrame(
         [inputs.units.keys[i] for i in units],
@@ -215,58 +242,62 @@ def _added_parts(
     for row in sums.iter_rows(named=True):
         dtypes = () if row["call"] is None else pruned.shapes.calls[row["call"]].dtypes
         work = NewWork(row["role"], row["kind"], row["work"], dtypes)
-        part = _part_of(work, {one.scorer for one in seen}, fused=fused)
+        part = _name_part(work, {pruning.scorer for pruning in families}, fused=fused)
         entry = spent[part].setdefault((row["work"], row["role"]), [0.0, 0.0])
         entry[0] += row["ns"] / pruned.num_steps
         entry[1] += row["count"] / pruned.num_steps
         parts.append(part)
     of_part = sums.select(_WORK).with_columns(part=pl.Series(parts, dtype=pl.String))
     ends = _added_intervals(inputs, frame, of_part)
-    return {name: _part(name, entries, ends.get(name)) for name, entries in spent.items()}
+    return {name: _build_part(name, entries, ends.get(name)) for name, entries in spent.items()}
 
 
 def _added_intervals(
     inputs: AttributionInputs, frame: pl.DataFrame, of_part: pl.DataFrame
 ) -> dict[str, list[float]]:
-    """95 % intervals of the parts of ADDED, also of those that took no time."""
+    """Return the 95 % intervals of the parts of ADDED, also of those that took no time."""
     if inputs.replicates is None:
         return {}
     spent = frame.join(of_part, on=_WORK, how="left", nulls_equal=True)
     spent = spent.group_by("unit", "step", "part").agg(pl.col("busy").sum())
-    found = _time_of_each_part(inputs, inputs.replicates, spent)
+    replicates = _replicate_parts(inputs, inputs.replicates, spent)
     nothing = np.zeros_like(inputs.replicates.dense)
-    return {name: interval(found.get(name, nothing)) for name in ADDED}
+    return {name: interval(replicates.get(name, nothing)) for name in ADDED}
 
 
-def _time_of_each_part(
+def _replicate_parts(
     inputs: AttributionInputs, replicates: Replicates, spent: pl.DataFrame
 ) -> dict[str, Floats]:
-    """Replicates of the time of each part, ns a step in the ledger's time base. `spent`: a row for
-    each unit (its index), step and part, with `busy` (ns, as recorded on the pruned side).
+    """Return replicates of the time of each part, ns per step in the time base of the ledger.
 
-    A part takes its mean share of a unit's time, and what it took above that share in the sampled
-    steps: the parts of a replicate sum to its units, and a part has its own spread where its unit
-    holds others too.
+    `spent` has a row for each unit (its index), step and part, with `busy` (ns, as recorded on the
+    pruned side). A part takes its mean share of a unit's time, and what it took above that share in
+    the sampled steps. So the parts of a replicate sum to its units, and a part has its own spread
+    where its unit holds others too.
     """
     recorded = inputs.units.pruned.busy
     mean = recorded.mean(axis=1)
     mean = np.where(mean > 0, mean, 1.0)  # a unit without time has no parts
-    scale = inputs.times.t_p[:, 0] / mean
-    out = {}
+    scale = inputs.times.pruned.busy[:, 0] / mean
+    times = {}
     for (part,), rows in spent.group_by("part", maintain_order=True):
         part_ns = np.zeros_like(recorded)
         part_ns[rows["unit"].to_numpy(), rows["step"].to_numpy()] = rows["busy"].to_numpy()
         share = part_ns.mean(axis=1) / mean
         more = part_ns - share[:, None] * recorded
-        out[str(part)] = np.asarray(
-            share @ replicates.times.t_p + scale @ more @ replicates.steps[1]
+        times[str(part)] = np.asarray(
+            share @ replicates.times.pruned.busy + scale @ more @ replicates.steps[1]
         )
-    return out
+    return times
 
 
-def _part(
+def _build_part(
     name: str, entries: dict[tuple[str, str], list[float]], ci95: list[float] | None
 ) -> OverheadPart:
+    """Build a part of added work, with its two largest ops as evidence.
+
+    `entries` holds ns per step and calls per step by op and role.
+    """
     largest = sorted(entries.items(), key=lambda item: (-item[1][0], item[0]))[:2]
     return OverheadPart(
         name=name,
@@ -280,37 +311,43 @@ def _part(
     )
 
 
-def _part_of(one: NewWork, scorers: set[str], *, fused: bool) -> str:
-    """The part of ADDED: masks of what scores are indices, all else that moves no data is other."""
-    found = purpose(one, scorers, fused=fused)
-    if found == MASK and one.role in (ROUTER, ESTIMATOR):
+def _name_part(new: NewWork, scorers: set[str], *, fused: bool) -> str:
+    """Name the part of ADDED that new work belongs to.
+
+    Masks of what scores are indices; all other work that moves no data is other work.
+    """
+    added_for = purpose(new, scorers, fused=fused)
+    if added_for == MASK and new.role in (ROUTER, ESTIMATOR):
         return INDEX
-    return found if found in ADDED else ADDED[-1]
+    return added_for if added_for in ADDED else ADDED[-1]
 
 
 def _host_part(inputs: AttributionInputs) -> OverheadPart:
-    """Idle time right before added work: what its launches (on a CPU, its dispatch) cost."""
-    ns = float(_launch(inputs, inputs.ledger)[0])
+    """Build the part of idle time right before added work: the cost of its launches or dispatch."""
+    ns = float(_launch_ns(inputs, inputs.ledger)[0])
     return OverheadPart(
-        name=HOST, ns=ns, ci95=_ci95(inputs, lambda one: _launch(inputs, one)), added=True
+        name=HOST,
+        ns=ns,
+        ci95=_ci95(inputs, lambda replicates: _launch_ns(inputs, replicates)),
+        added=True,
     )
 
 
-def _added(inputs: AttributionInputs, one: Split) -> Floats:
-    """Added work, and the idle time right before it, [replicates]."""
-    return np.asarray(one.total("added_work") + _launch(inputs, one))
+def _added_ns(inputs: AttributionInputs, ledger: Split) -> Floats:
+    """Sum added work and the idle time right before it, [replicates]."""
+    return np.asarray(ledger.total("added_work") + _launch_ns(inputs, ledger))
 
 
-def _launch(inputs: AttributionInputs, one: Split) -> Floats:
-    """Idle time right before added work, [replicates]."""
-    return np.asarray(one.rows["launch_idle"][:-1][inputs.units.added].sum(axis=0))
+def _launch_ns(inputs: AttributionInputs, ledger: Split) -> Floats:
+    """Sum the idle time right before added work, [replicates]."""
+    return np.asarray(ledger.rows["launch_idle"][:-1][inputs.units.added].sum(axis=0))
 
 
-def _key_value_part(inputs: AttributionInputs, seen: list[Pruning]) -> OverheadPart:
-    """Time of k and v on the rows that their layer's q (o, where q is fused) does not see."""
+def _key_value_part(inputs: AttributionInputs, families: list[Pruning]) -> OverheadPart:
+    """Build the part of k and v on rows that q of their layer (o, if q is fused) does not see."""
     units, ratio = inputs.units, inputs.ratio
     at = {key: i for i, key in enumerate(units.keys)}
-    routed = any(one.routes_rows for one in seen)
+    routed = any(pruning.routes_rows for pruning in families)
     unseen = np.zeros(len(units.keys))  # share of a unit's time
     for (layer, role, cls), i in at.items():
         if not routed or role not in ("k", "v") or cls != MATMUL or not units.matched[i]:
@@ -320,19 +357,22 @@ def _key_value_part(inputs: AttributionInputs, seen: list[Pruning]) -> OverheadP
             unseen[i] = max(0.0, ratio.flop[i] - ratio.flop[query])
     return OverheadPart(
         name=KEY_VALUE,
-        ns=float(unseen @ inputs.times.t_p[:, 0]),
-        ci95=_ci95(inputs, lambda one: unseen @ one.times.t_p),
+        ns=float(unseen @ inputs.times.pruned.busy[:, 0]),
+        ci95=_ci95(inputs, lambda replicates: unseen @ replicates.times.pruned.busy),
         added=False,
     )
 
 
-def _weights_part(inputs: AttributionInputs, seen: list[Pruning]) -> OverheadPart:
-    """The ledger's roofline shift of GEMMs whose rows fell: FLOPs go with the tokens, the bytes of
-    the weights do not. None where peaks, and so the roofline, are unknown."""
+def _weights_part(inputs: AttributionInputs, families: list[Pruning]) -> OverheadPart:
+    """Build the part of weights that are read for fewer rows: the roofline shift of these GEMMs.
+
+    FLOPs fall with the tokens, the bytes of the weights do not. Its time is None where the peaks,
+    and so the roofline, are unknown.
+    """
     units, flop = inputs.units, inputs.ratio.flop
     linear = np.array([key[1] in _ROUTED and key[2] == MATMUL for key in units.keys], bool)
     fewer = linear & units.matched & (flop < 1 - _SAME)
-    if not any(one.skips_tokens for one in seen):
+    if not any(pruning.skips_tokens for pruning in families):
         fewer[:] = False
     known = ~np.isnan(units.dense.ideal.mean(axis=1)) & ~np.isnan(units.pruned.ideal.mean(axis=1))
     if not known[fewer].all():
@@ -343,11 +383,13 @@ def _weights_part(inputs: AttributionInputs, seen: list[Pruning]) -> OverheadPar
     return OverheadPart(
         name=WEIGHTS,
         ns=total if fewer.any() else 0.0,
-        ci95=_ci95(inputs, lambda one: one.rows["roofline_shift"][:-1][fewer].sum(axis=0)),
+        ci95=_ci95(
+            inputs, lambda replicates: replicates.rows["roofline_shift"][:-1][fewer].sum(axis=0)
+        ),
         added=False,
     )
 
 
-def _ci95(inputs: AttributionInputs, of: Callable[[Replicates], Floats]) -> list[float] | None:
-    """95 % interval of what `of` makes of the ledger's replicates."""
-    return None if inputs.replicates is None else interval(of(inputs.replicates))
+def _ci95(inputs: AttributionInputs, derive: Callable[[Replicates], Floats]) -> list[float] | None:
+    """Return the 95 % interval of a quantity that is derived from the replicates of the ledger."""
+    return None if inputs.replicates is None else interval(derive(inputs.replicates))

@@ -18,36 +18,41 @@ from prunescope.analysis.ledger.purpose import ESTIMATOR, ROUTER
 
 
 def is_estimator(units: Units, scorers: Collection[str]) -> bool:
-    """Whether the routers of the pruned side score keys: only it has any, and its families choose
-    by an estimator alone."""
-    sides = zip(units.keys, units.dense.present, strict=True)
-    return set(scorers) == {ESTIMATOR} and not any(
-        is_there and key[1] == ROUTER for key, is_there in sides
-    )
+    """Return whether the routers of the pruned side score keys.
+
+    They do if only that side has routers and its families choose by an estimator alone.
+    """
+    of_dense = zip(units.keys, units.dense.present, strict=True)
+    has_router = any(is_present and role == ROUTER for (_, role, _), is_present in of_dense)
+    return set(scorers) == {ESTIMATOR} and not has_router
 
 
 def units_with_estimator(units: Units) -> Units:
-    """The units, where routers are estimators."""
-    return replace(units, keys=[(layer, _role(role), cls) for layer, role, cls in units.keys])
+    """Rename the role of routers to `estimator` in the units."""
+    return replace(
+        units, keys=[(layer, _rename_role(role), cls) for layer, role, cls in units.keys]
+    )
 
 
 def pairs_with_estimator(pairs: list[Pair]) -> list[Pair]:
-    """The pairs, where routers are estimators."""
+    """Rename the role of routers to `estimator` in the pairs."""
     return [
         replace(
-            one,
-            key=(one.key[0], _role(one.key[1]), *one.key[2:]),
-            pruned=None if one.pruned is None else replace(one.pruned, role=_role(one.pruned.role)),
+            pair,
+            key=(pair.key[0], _rename_role(pair.key[1]), *pair.key[2:]),
+            pruned=None
+            if pair.pruned is None
+            else replace(pair.pruned, role=_rename_role(pair.pruned.role)),
         )
-        for one in pairs
+        for pair in pairs
     ]
 
 
 def kernels_with_estimator(kernels: Kernels) -> Kernels:
-    """The kernels, where routers are estimators."""
+    """Rename the role of routers to `estimator` in the kernels."""
     role = pl.when(pl.col("role") == ROUTER).then(pl.lit(ESTIMATOR)).otherwise("role")
     return replace(kernels, frame=kernels.frame.with_columns(role=role.alias("role")))
 
 
-def _role(role: str) -> str:
+def _rename_role(role: str) -> str:
     return ESTIMATOR if role == ROUTER else role

@@ -1,8 +1,8 @@
-"""GEMMs: the calls of a side, their pairs of dense and pruned with the axis that moved, and rows.
+"""The GEMMs of each side, their pairs of dense and pruned, and the rows of the report's table.
 
-`calls_of`: kernels of one side and the alignment of its layers → `Call`s by `GemmKey`, means a
-step; every kernel that multiplies matrices is the logical GEMMs of its unit, a fused attention two.
-`pair_calls`: the calls of both sides → `Pair`s. `report_rows`, `single_rows`: the report's table.
+`calls_of` reads the `Call`s of one side by `GemmKey`, as means per step: every kernel that
+multiplies matrices is the logical GEMMs of its unit, a fused attention two. `pair_calls` pairs the
+calls of both sides and names the axis that moved. `report_rows` and `single_rows` make the table.
 """
 
 from __future__ import annotations
@@ -23,15 +23,19 @@ from prunescope.analysis.ledger.call import OF_ATTENTION, Call, GemmKey
 from prunescope.analysis.ledger.experts import (
     EXPERTS,
     ROUTER,
-    moved_axis,
-    of_one_expert,
-    pooled,
-    with_groups,
-    with_rows,
+    count_active_experts,
+    find_moved_axis,
+    keep_sizes_with_rows,
+    orient_expert_gemm,
+    pool_layers,
 )
-from prunescope.analysis.ledger.gradients import is_gradient, is_of_weight, partners
-from prunescope.analysis.ledger.in_order import partners_in_order
-from prunescope.analysis.ops.call import Work
+from prunescope.analysis.ledger.partners import (
+    is_gradient,
+    is_weight_gradient,
+    pair_gradients,
+    pair_in_order,
+)
+from prunescope.analysis.ops.call import Work, sum_known
 from prunescope.analysis.schema.report import GemmRow, clock
 from prunescope.taxonomy.gemm import Gemm, axis_moved
 from prunescope.taxonomy.roles import GROUPS, UNPLACED
@@ -65,26 +69,30 @@ class _Sum:
     known: tuple[int, int] | None = None  # N and K, where M of some call is not known
     groups: float | None = None  # of a grouped GEMM
     stack: int | None = None
-    of_weight: bool | None = None
+    is_weight_gradient: bool | None = None
     bounds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
 def calls_of(
     kernels: Kernels, alignment: Alignment | None = None, *, by_shape: bool = False
 ) -> dict[GemmKey, Call]:
-    """The logical GEMMs of one side by (layer, role, group, position in the unit).
+    """Sum the logical GEMMs of one side by (layer, role, group, position in the unit).
 
-    `by_shape`, for a side without a baseline: GEMMs without a role are keyed by their op and shape,
-    not by their position, where steps may hold different ones; linears by N and K too, so that
-    those of two models in one trace are not one.
+    Args:
+        kernels: The kernels of the side.
+        alignment: The alignment of its layers; None for the dense side.
+        by_shape: For a side without a baseline. GEMMs without a role are then keyed by their op and
+            shape and not by their position, because steps may hold different ones; linears by N
+            and K
+            too, so that those of two models in one trace stay apart.
     """
     frame = kernels.frame
     if alignment is None:
         frame = frame.with_columns(unit_layer=pl.col("layer"))
     else:
         frame = with_dense_layer(frame, alignment)
-    gemms = _op_calls(frame if kernels.on_device else frame.with_columns(duration="busy"))
-    products = [_products(work) for work in kernels.shapes.works]
+    gemms = _list_op_calls(frame if kernels.on_device else frame.with_columns(duration="busy"))
+    products = [_split_products(work) for work in kernels.shapes.works]
     identities: dict[tuple[object, ...], int] = {}
     tokens = trained_tokens(kernels) if any(map(is_gradient, kernels.values("role"))) else None
     sums: dict[GemmKey, _Sum] = defaultdict(_Sum)
@@ -95,14 +103,14 @@ def calls_of(
         for i, (product, share) in enumerate(parts):
             gemm = product
             if row["role"] == EXPERTS and product is not None:
-                gemm = of_one_expert(product)
-            group = _group(row, i, len(parts), position)
-            apart = _APART if gemm is None and row["role"] in UNPLACED else 0
-            place = (row["step"], row["unit_layer"], row["role"], group, apart)
-            key = (row["unit_layer"], row["role"], group, apart + position[place])
+                gemm = orient_expert_gemm(product)
+            group = _find_group(row, i, len(parts), position)
+            offset = _APART if gemm is None and row["role"] in UNPLACED else 0
+            place = (row["step"], row["unit_layer"], row["role"], group, offset)
+            key = (row["unit_layer"], row["role"], group, offset + position[place])
             position[place] += 1
             size = (gemm.n, gemm.k) if gemm is not None else kernels.shapes.widths.get(row["call"])
-            if by_shape and (identity := _identity(row, gemm, size, key)) is not None:
+            if by_shape and (identity := _identify(row, gemm, size, key)) is not None:
                 key = (*key[:3], identities.setdefault(identity, len(identities)))
             if row["role"] == EXPERTS and size is not None:
                 shapes = weights[key[:3]]
@@ -114,45 +122,50 @@ def calls_of(
             sums[key].stack = work.stack if work is not None else None
             if is_gradient(row["role"]):
                 op = kernels.shapes.calls[row["call"]] if row["call"] is not None else None
-                sums[key].of_weight = is_of_weight(op, gemm, tokens)
-    calls = {key: _call(key, s, kernels.num_steps) for key, s in sums.items()}
+                sums[key].is_weight_gradient = is_weight_gradient(op, gemm, tokens)
+    calls = {key: _build_call(key, s, kernels.num_steps) for key, s in sums.items()}
     with_tokens = {
         key: sum(dims[1] > 0 for dims in s.dims) / kernels.num_steps for key, s in sums.items()
     }
-    calls = with_groups(calls, with_tokens)
-    return _fused(calls, kernels.modules.fused) if kernels.modules.fused else calls
+    calls = count_active_experts(calls, with_tokens)
+    return _join_fused(calls, kernels.modules.fused) if kernels.modules.fused else calls
 
 
-def _products(work: Work | None) -> Parts:
-    """The logical GEMMs of an op call, each with its share of the call's FLOPs."""
+def _split_products(work: Work | None) -> Parts:
+    """List the logical GEMMs of an op call, each with its share of the call's FLOPs."""
     if work is None or not work.gemms:
         return _UNREAD
-    total = sum(gemm.flop for gemm in work.gemms)
-    return [(gemm, gemm.flop / total if total else 1.0) for gemm in work.gemms]
+    all_flop = sum(gemm.flop for gemm in work.gemms)
+    return [(gemm, gemm.flop / all_flop if all_flop else 1.0) for gemm in work.gemms]
 
 
-def _op_calls(frame: pl.DataFrame) -> pl.DataFrame:
-    """One row per op instance whose main row is a GEMM or attention, in time order; of an op that
-    is none itself and has no shapes (a compiled region), one per such kernel."""
+def _list_op_calls(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return a row for each op instance whose main row is a GEMM or attention, in time order.
+
+    An op that is neither and has no shapes (a compiled region) gives one row per such kernel.
+    """
     number, wrapper = instance_numbers(frame), frame["wrapper"].to_numpy()
     carries = frame["carries_work"].to_numpy()
 
-    def of_op(column: str, rows: Mask) -> Floats:
-        """The sum over these rows of an op, NaN where one is unknown; of a wrapper each row's."""
+    def sum_over_op(column: str, rows: Mask) -> Floats:
+        """Sum a column over some rows of each op, NaN where one is unknown.
+
+        A row of a wrapper keeps its own value.
+        """
         values = frame[column].to_numpy()
         sums = np.bincount(number, np.where(rows & ~wrapper, values, 0.0))
         return np.where(wrapper, values, sums[number])
 
     product = is_one_of(frame["kind"], PRODUCT_KINDS)
     main = product & (frame["primary"] | frame["wrapper"])
-    auxiliary = np.where(wrapper, 0.0, of_op("busy", ~carries))
+    auxiliary = np.where(wrapper, 0.0, sum_over_op("busy", ~carries))
     sums = {
-        "total": pl.Series(of_op("busy", np.ones_like(wrapper))),
+        "total": pl.Series(sum_over_op("busy", np.ones_like(wrapper))),
         "auxiliary": pl.Series(auxiliary),
-        "took": pl.Series(of_op("duration", np.ones_like(wrapper))),
+        "took": pl.Series(sum_over_op("duration", np.ones_like(wrapper))),
         # Of the kernels that share an op's work.
         **{
-            name: pl.Series(of_op(name, carries), nan_to_null=True)
+            name: pl.Series(sum_over_op(name, carries), nan_to_null=True)
             for name in ("ideal", "flop", "bytes")
         },
     }
@@ -161,11 +174,14 @@ def _op_calls(frame: pl.DataFrame) -> pl.DataFrame:
     return rows.sort(*_ORDER)[list(_READ)]
 
 
-def _group(
+def _find_group(
     row: dict[str, object], index: int, logical: int, position: dict[tuple[object, ...], int]
 ) -> str:
-    """qk and pv for attention (fused, or in the order in which an eager one multiplies); of a
-    kernel of experts that does both products, gate_up and down."""
+    """Return the group of a product of an op.
+
+    The products of attention are qk and pv (fused, or in the order in which an eager attention
+    multiplies); those of a kernel of experts that does both are gate_up and down.
+    """
     role = str(row["role"])
     if logical == 2 and row["kind"] == "grouped_gemm":
         return ("gate_up", "down")[index]
@@ -177,43 +193,45 @@ def _group(
     return GROUPS.get(role, "other")
 
 
-def _accumulate(total: _Sum, row: dict[str, object], gemm: Gemm | None, share: float) -> None:
-    total.calls += 1
-    total.busy += float(row["total"]) * share  # type: ignore[arg-type]
-    total.auxiliary += float(row["auxiliary"]) * share  # type: ignore[arg-type]
-    total.duration += float(row["took"]) * share  # type: ignore[arg-type]
+def _accumulate(sums: _Sum, row: dict[str, object], gemm: Gemm | None, share: float) -> None:
+    """Add the share of a call that one of its GEMMs has."""
+    sums.calls += 1
+    sums.busy += float(row["total"]) * share  # type: ignore[arg-type]
+    sums.auxiliary += float(row["auxiliary"]) * share  # type: ignore[arg-type]
+    sums.duration += float(row["took"]) * share  # type: ignore[arg-type]
     flop = gemm.flop if gemm is not None and row["flop"] is None else row["flop"]
-    total.ideal = _plus(total.ideal, row["ideal"], share)
-    total.flop = _plus(total.flop, flop, share)
-    total.bytes = _plus(total.bytes, row["bytes"], share)
+    sums.ideal = _add_known(sums.ideal, row["ideal"], share)
+    sums.flop = _add_known(sums.flop, flop, share)
+    sums.bytes = _add_known(sums.bytes, row["bytes"], share)
     if gemm is not None:
-        total.dims.append((gemm.batch, gemm.m, gemm.n, gemm.k))
-    if not total.first:
-        total.first = {**row, "share": share}
-    total.bounds[str(row["bound"])] += float(row["total"])  # type: ignore[arg-type]
+        sums.dims.append((gemm.batch, gemm.m, gemm.n, gemm.k))
+    if not sums.first:
+        sums.first = {**row, "share": share}
+    sums.bounds[str(row["bound"])] += float(row["total"])  # type: ignore[arg-type]
 
 
-def _plus(total: float | None, value: object, share: float) -> float | None:
-    """The sum with a part of one more; None once one of them is unknown."""
-    return None if total is None or value is None else total + float(value) * share  # type: ignore[arg-type]
+def _add_known(known: float | None, value: object, share: float) -> float | None:
+    """Add a share of one more value; None once a value is unknown."""
+    return None if known is None or value is None else known + float(value) * share  # type: ignore[arg-type]
 
 
-def _call(key: GemmKey, total: _Sum, num_steps: int) -> Call:
-    first, dims = total.first, total.dims
+def _build_call(key: GemmKey, sums: _Sum, num_steps: int) -> Call:
+    """Turn the sums of a key into means per step."""
+    first, dims = sums.first, sums.dims
     mean: list[float | None] = [None] * 4
     rows = None
     if key[1] == EXPERTS and dims:
         rows = sum(batch * m for batch, m, _, _ in dims) / num_steps
-        dims = with_rows(dims)
-    if total.known is not None:
-        mean = [1, None, *total.known]
+        dims = keep_sizes_with_rows(dims)
+    if sums.known is not None:
+        mean = [1, None, *sums.known]
     elif dims:
         mean = [sum(d[i] for d in dims) / len(dims) for i in range(4)]
     share = float(first["share"])  # type: ignore[arg-type]
 
-    def mean_of(value: float | None) -> float | None:
-        """The mean over its calls, because a decode's keys grow by one a step."""
-        return None if value is None or total.known is not None else value / total.calls
+    def mean_per_call(value: float | None) -> float | None:
+        """Return the mean over its calls: the keys of a decode grow by one per step."""
+        return None if value is None or sums.known is not None else value / sums.calls
 
     return Call(
         layer=first["layer"],  # type: ignore[arg-type]
@@ -228,20 +246,20 @@ def _call(key: GemmKey, total: _Sum, num_steps: int) -> Call:
         k=mean[3],
         shapes=first["shapes"],  # type: ignore[arg-type]
         spans=tuple((min(sizes), max(sizes)) for sizes in zip(*dims, strict=True)),
-        groups=total.groups,
-        stack=total.stack,
-        of_weight=total.of_weight,
-        rows=None if total.known is not None else rows,
-        count=total.calls / num_steps,
-        flop=mean_of(total.flop),
-        bytes=mean_of(total.bytes),
-        busy=total.busy / num_steps,
-        auxiliary=total.auxiliary / num_steps,
-        ideal=None if total.ideal is None else total.ideal / num_steps,
-        bound=max(total.bounds, key=lambda b: total.bounds[b]),
+        groups=sums.groups,
+        stack=sums.stack,
+        is_weight_gradient=sums.is_weight_gradient,
+        rows=None if sums.known is not None else rows,
+        count=sums.calls / num_steps,
+        flop=mean_per_call(sums.flop),
+        bytes=mean_per_call(sums.bytes),
+        busy=sums.busy / num_steps,
+        auxiliary=sums.auxiliary / num_steps,
+        ideal=None if sums.ideal is None else sums.ideal / num_steps,
+        bound=max(sums.bounds, key=lambda b: sums.bounds[b]),
         kernel=str(first["name"]),
         split=share != 1.0,
-        duration=total.duration / num_steps,
+        duration=sums.duration / num_steps,
     )
 
 
@@ -250,8 +268,15 @@ _ALL_CALLS = 0.99  # of the dense calls
 
 @dataclass(frozen=True)
 class Pair:
-    """A dense GEMM and the pruned one that replaces it; either is None. `axis` as in AXES;
-    `groups_left`: of the axis G, the share of its experts that is left, None where unknown."""
+    """A dense GEMM and the pruned one that replaces it.
+
+    Attributes:
+        key: The key of the pruned GEMM, else of the dense one.
+        dense: The dense GEMM; None if it was added.
+        pruned: The pruned GEMM; None if it was removed.
+        axis: The axis that moved, one of AXES.
+        groups_left: The share of its experts that is left, for the axis G; None where unknown.
+    """
 
     key: GemmKey
     dense: Call | None
@@ -260,100 +285,127 @@ class Pair:
     groups_left: float | None = None
 
     @property
+    def gemms(self) -> tuple[Gemm | None, Gemm | None]:
+        """The dimensions of the dense and of the pruned GEMM; None if unknown, or if it is None."""
+        old, new = self.dense, self.pruned
+        return None if old is None else old.gemm, None if new is None else new.gemm
+
+    @property
     def is_of_attention(self) -> bool:
         """Whether it is a product of attention, which has no weight."""
         return self.key[2] in OF_ATTENTION
 
 
 def pair_calls(dense: dict[GemmKey, Call], pruned: dict[GemmKey, Call]) -> list[Pair]:
-    """Dense and pruned GEMMs by key. Two GEMMs through a rank pair with the one they replace."""
+    """Pair dense and pruned GEMMs by key.
+
+    Two GEMMs through a rank pair with the one that they replace.
+    """
     pairs: list[Pair] = []
     paired: set[GemmKey] = set()  # dense keys whose partners have other positions
     by_unit: dict[tuple[object, ...], list[GemmKey]] = defaultdict(list)
     for key in pruned:
         by_unit[key[:3]].append(key)
     for unit, keys in by_unit.items():
-        originals = [k for k in dense if k[:3] == unit]
-        if unit[1] in UNPLACED and (known := _ranks_in_order(originals, keys, dense, pruned)):
+        dense_keys = [k for k in dense if k[:3] == unit]
+        if unit[1] in UNPLACED and (known := _pair_ranks_in_order(dense_keys, keys, dense, pruned)):
             pairs += [Pair(key, old, pruned[key], axis) for key, (old, axis) in known.items()]
-            paired |= {*originals}
+            paired |= {*dense_keys}
             continue
         if is_gradient(str(unit[1])) or unit[1] in UNPLACED:
-            find = partners if is_gradient(str(unit[1])) else partners_in_order
-            of = find(originals, keys, dense, pruned)
-            old = {key: dense[of[key]] if key in of else None for key in keys}
+            find = pair_gradients if is_gradient(str(unit[1])) else pair_in_order
+            partner_of = find(dense_keys, keys, dense, pruned)
+            old = {key: dense[partner_of[key]] if key in partner_of else None for key in keys}
             pairs += [
-                Pair(key, old[key], pruned[key], _axis(old[key], pruned[key])) for key in keys
+                Pair(key, old[key], pruned[key], _find_axis(old[key], pruned[key])) for key in keys
             ]
-            pairs += [Pair(k, dense[k], None, "gone") for k in originals if k not in of.values()]
-            paired |= {*originals}
+            pairs += [
+                Pair(k, dense[k], None, "gone") for k in dense_keys if k not in partner_of.values()
+            ]
+            paired |= {*dense_keys}
             continue
-        low_rank = _through_a_rank([pruned[k] for k in keys], [dense[k] for k in originals])
+        low_rank = _is_low_rank([pruned[k] for k in keys], [dense[k] for k in dense_keys])
         for key in keys:
             partner = dense.get((*key[:3], 0)) if low_rank else dense.get(key)
-            axis = "rank" if low_rank else _axis(partner, pruned[key])
+            axis = "rank" if low_rank else _find_axis(partner, pruned[key])
             pairs.append(Pair(key, partner, pruned[key], axis))
     alone = (k for k in dense if k not in pruned and k not in paired)
     pairs += [Pair(k, dense[k], None, "gone") for k in alone]
     return pairs
 
 
-def _ranks_in_order(
-    originals: list[GemmKey],
+def _pair_ranks_in_order(
+    dense_keys: list[GemmKey],
     keys: list[GemmKey],
     dense: dict[GemmKey, Call],
     pruned: dict[GemmKey, Call],
 ) -> dict[GemmKey, tuple[Call, str]]:
-    """The dense partner and axis of each pruned GEMM of a unit without a role, where every dense
-    one, in order, is there in its shape or as two through a rank; empty where some is neither."""
-    found: dict[GemmKey, tuple[Call, str]] = {}
-    rest = sorted(keys, key=lambda key: key[3])
-    for original in (dense[key] for key in sorted(originals, key=lambda key: key[3])):
-        if rest and original.gemm is not None and pruned[rest[0]].gemm == original.gemm:
-            found[rest.pop(0)] = original, "none"
-        elif _through_a_rank([pruned[key] for key in rest[:2]], [original]):
-            found |= dict.fromkeys(rest[:2], (original, "rank"))
-            rest = rest[2:]
+    """Pair the GEMMs of a unit without a role where some are factored through a rank.
+
+    Every dense GEMM must follow in order, in its shape or as two GEMMs through a rank; the result
+    is empty where one is neither.
+
+    Returns:
+        The dense GEMM and the axis of each pruned key.
+    """
+    partners: dict[GemmKey, tuple[Call, str]] = {}
+    left = sorted(keys, key=lambda key: key[3])
+    for original in (dense[key] for key in sorted(dense_keys, key=lambda key: key[3])):
+        if left and original.gemm is not None and pruned[left[0]].gemm == original.gemm:
+            partners[left.pop(0)] = original, "none"
+        elif _is_low_rank([pruned[key] for key in left[:2]], [original]):
+            partners |= dict.fromkeys(left[:2], (original, "rank"))
+            left = left[2:]
         else:
             return {}
-    moved = any(axis == "rank" for _, axis in found.values())
-    return found if moved and not rest else {}
+    moved = any(axis == "rank" for _, axis in partners.values())
+    return partners if moved and not left else {}
 
 
 def along_groups(pairs: list[Pair]) -> list[Pair]:
-    """The pairs of a phase with fewer experts: the axis of their GEMMs, whose N, K and rows are as
-    they were, is the number of groups, and so it is where one product is of all experts, each of
-    which sees as many rows as before: its batch is what the router of the layer chooses from."""
+    """Set axis G on expert GEMMs that lost experts but kept N, K and M.
+
+    A batched GEMM over all experts counts too: its batch is then the number of experts that the
+    router chooses from.
+    """
     routers = {
-        one.key[0]: (one.dense.n, one.pruned.n)
-        for one in pairs
-        if one.key[1] == ROUTER and one.dense and one.pruned and one.dense.n and one.pruned.n
+        pair.key[0]: (pair.dense.n, pair.pruned.n)
+        for pair in pairs
+        if pair.key[1] == ROUTER and pair.dense and pair.pruned and pair.dense.n and pair.pruned.n
     }
-    out = []
-    for one in pairs:
-        before, after = routers.get(one.key[0], (None, None))
-        if one.key[1] == EXPERTS and (one.axis == "none" or _is_of_all(one, before, after)):
+    marked = []
+    for pair in pairs:
+        before, after = routers.get(pair.key[0], (None, None))
+        if pair.key[1] == EXPERTS and (
+            pair.axis == "none" or _batches_all_experts(pair, before, after)
+        ):
             left = after / before if before and after else None
-            out.append(replace(one, axis="G", groups_left=left))
+            marked.append(replace(pair, axis="G", groups_left=left))
         else:
-            out.append(one)
-    return out
+            marked.append(pair)
+    return marked
 
 
-def _is_of_all(pair: Pair, before: float | None, after: float | None) -> bool:
-    """Whether both products are one of all experts, with the same rows each."""
+def _batches_all_experts(pair: Pair, before: float | None, after: float | None) -> bool:
+    """Return whether each side multiplies all of its experts in one batched GEMM.
+
+    Every expert then has as many rows as before.
+    """
     if pair.axis != "M" or pair.dense is None or pair.pruned is None or not before or not after:
         return False
     batches = (pair.dense.batch, pair.pruned.batch)
     return batches == (before, after) and pair.dense.m == pair.pruned.m
 
 
-def _fused(calls: dict[GemmKey, Call], parts: Mapping[str, int]) -> dict[GemmKey, Call]:
-    """The calls, where the GEMMs of a role that several make are one: `parts`, how many. Those of
-    one unit follow one another; where they are of other inputs, they stay apart."""
-    out = {key: call for key, call in calls.items() if key[1] not in parts}
+def _join_fused(calls: dict[GemmKey, Call], parts: Mapping[str, int]) -> dict[GemmKey, Call]:
+    """Join the GEMMs of each role that the other side multiplies in one GEMM.
+
+    `parts` gives their number by role. The GEMMs of one unit follow one another; they stay apart
+    where they have different inputs.
+    """
+    joined = {key: call for key, call in calls.items() if key[1] not in parts}
     units: dict[tuple[object, ...], list[GemmKey]] = defaultdict(list)
-    for key in sorted(calls.keys() - out.keys(), key=lambda key: key[3]):
+    for key in sorted(calls.keys() - joined.keys(), key=lambda key: key[3]):
         units[key[:3]].append(key)
     for keys in units.values():
         number = parts[keys[0][1]]
@@ -361,33 +413,30 @@ def _fused(calls: dict[GemmKey, Call], parts: Mapping[str, int]) -> dict[GemmKey
         same = all(_have_same_inputs([calls[k] for k in group], number) for group in groups)
         for i, group in enumerate(groups):
             if same:
-                out[*group[0][:3], i] = _joined([calls[key] for key in group])
+                joined[*group[0][:3], i] = _join_gemms([calls[key] for key in group])
             else:
-                out |= {key: calls[key] for key in group}
-    return out
+                joined |= {key: calls[key] for key in group}
+    return joined
 
 
 def _have_same_inputs(calls: list[Call], number: int) -> bool:
+    """Return whether there are as many GEMMs as that, all with one M, K and batch."""
     gemms = [call.gemm for call in calls]
     inputs = {None if gemm is None else (gemm.m, gemm.k, gemm.batch) for gemm in gemms}
     return len(calls) == number and len(inputs) == 1 and None not in inputs
 
 
-def _joined(calls: list[Call]) -> Call:
-    """GEMMs with the same inputs as one, as wide as all of them."""
+def _join_gemms(calls: list[Call]) -> Call:
+    """Join GEMMs with the same inputs into one that is as wide as all of them."""
     if len(calls) == 1:
         return calls[0]
 
-    def of_all(values: list[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return sum(known) if len(known) == len(values) else None
-
     return replace(
         calls[0],
-        n=of_all([call.n for call in calls]),
-        flop=of_all([call.flop for call in calls]),
-        bytes=of_all([call.bytes for call in calls]),
-        ideal=of_all([call.ideal for call in calls]),
+        n=sum_known(call.n for call in calls),
+        flop=sum_known(call.flop for call in calls),
+        bytes=sum_known(call.bytes for call in calls),
+        ideal=sum_known(call.ideal for call in calls),
         busy=sum(call.busy for call in calls),
         auxiliary=sum(call.auxiliary for call in calls),
         duration=sum(call.duration for call in calls),
@@ -395,8 +444,11 @@ def _joined(calls: list[Call]) -> Call:
     )
 
 
-def _through_a_rank(pruned: list[Call], dense: list[Call]) -> bool:
-    """[T,K]→[T,r]→[T,N]: the first one's K and the second one's N are those of the dense GEMM."""
+def _is_low_rank(pruned: list[Call], dense: list[Call]) -> bool:
+    """Return whether two pruned GEMMs replace a dense one through a rank: [T,K]→[T,r]→[T,N].
+
+    The K of the first and the N of the second are those of the dense GEMM.
+    """
     if len(dense) != 1 or len(pruned) != 2 or dense[0].group in OF_ATTENTION:
         return False
     a, b, old = pruned[0].gemm, pruned[1].gemm, dense[0].gemm
@@ -405,7 +457,8 @@ def _through_a_rank(pruned: list[Call], dense: list[Call]) -> bool:
     return a.n == b.k and a.n < min(old.n, old.k) and a.k == old.k and b.n == old.n
 
 
-def _axis(dense: Call | None, pruned: Call) -> str:
+def _find_axis(dense: Call | None, pruned: Call) -> str:
+    """Return the axis that moved between a dense GEMM and its pruned one."""
     if dense is None:
         return "added"
     if pruned.kind == "sparse_gemm" and dense.kind != "sparse_gemm":
@@ -414,33 +467,38 @@ def _axis(dense: Call | None, pruned: Call) -> str:
         return "unknown"  # a sparse GEMM became dense: no pruning does that
     old, new = dense.gemm, pruned.gemm
     if old is None or new is None:
-        if (moved := _moved_width(dense, pruned)) is not None:
+        if (moved := _find_moved_width(dense, pruned)) is not None:
             return moved
         return "unknown" if dense.gemm != pruned.gemm or dense.op != pruned.op else "none"
     if pruned.role == dense.role == EXPERTS:
-        return moved_axis(dense, pruned)
-    return "none" if _left_out(dense, pruned) else axis_moved(old, new)
+        return find_moved_axis(dense, pruned)
+    return "none" if _skips_calls(dense, pruned) else axis_moved(old, new)
 
 
-def _left_out(dense: Call, pruned: Call) -> bool:
-    """Whether the pruned side makes fewer of the dense calls, each of a size that some of these
-    have: a step that is left out of a decode moves the mean of its keys."""
+def _skips_calls(dense: Call, pruned: Call) -> bool:
+    """Return whether the pruned side makes fewer calls, each of a size that some dense calls have.
+
+    A step that is left out of a decode moves the mean of its keys, and no axis.
+    """
     if not dense.spans or not pruned.spans or pruned.count >= _ALL_CALLS * dense.count:
         return False
     pairs = zip(dense.spans, pruned.spans, strict=True)
     return all(low <= least and most <= high for (low, high), (least, most) in pairs)
 
 
-def _axis_shown(pair: Pair) -> str | None:
-    """The axis in a report: unknown where neither side says its sizes, not that none moved."""
+def _show_axis(pair: Pair) -> str | None:
+    """Return the axis for a report: unknown where no side says its sizes, rather than none."""
     calls = [call for call in (pair.dense, pair.pruned) if call is not None]
     unread = all(call.m is None and call.n is None and call.k is None for call in calls)
     return "unknown" if unread and pair.axis == "none" else pair.axis or None
 
 
-def _moved_width(dense: Call, pruned: Call) -> str | None:
-    """The axis of two GEMMs whose M is not known on a side: N or K or both where these moved, else
-    unknown, because M may have moved; None where N and K are not known either."""
+def _find_moved_width(dense: Call, pruned: Call) -> str | None:
+    """Return the axis of two GEMMs whose M is not known on a side.
+
+    It is N or K or both where these moved, else unknown, because M may have moved. None where N and
+    K are not known either.
+    """
     if dense.n is None or dense.k is None or pruned.n is None or pruned.k is None:
         return None
     widths = [Gemm(1, round(call.n or 0), round(call.k or 0)) for call in (dense, pruned)]
@@ -449,7 +507,13 @@ def _moved_width(dense: Call, pruned: Call) -> str | None:
 
 
 def report_rows(pairs: list[Pair], *, promised: float, exact_layers: bool) -> list[GemmRow]:
-    """Rows of the report: pairs with one key (role, op, shapes, axis) over all layers."""
+    """Build the rows of the report: pairs with one key (role, op, shapes, axis) over all layers.
+
+    Args:
+        pairs: The pairs of GEMMs.
+        promised: The share of the dense time that was to remain.
+        exact_layers: Whether the numbers of removed layers are evidence.
+    """
     groups: dict[tuple[object, ...], list[Pair]] = defaultdict(list)
     for pair in pairs:
         call = pair.pruned or pair.dense
@@ -457,44 +521,47 @@ def report_rows(pairs: list[Pair], *, promised: float, exact_layers: bool) -> li
         if _is_attention_of_unknown_shape(call):
             continue
         lacks = pair.pruned is None
-        groups[_row_key(call), _dims(pair.dense), pair.axis, lacks].append(pair)
+        groups[_row_key(call), _row_sizes(pair.dense), pair.axis, lacks].append(pair)
     rows = [
-        _row(members, promised=promised, exact_layers=exact_layers) for members in groups.values()
+        _build_row(members, promised=promised, exact_layers=exact_layers)
+        for members in groups.values()
     ]
     return sorted(rows, key=lambda r: (-(r.dense_busy_ns or r.busy_ns), r.role))
 
 
 def single_rows(calls: dict[GemmKey, Call]) -> list[GemmRow]:
-    """Rows without a baseline: group and letters only, no axis."""
+    """Build the rows of a side without a baseline: they have a group and sizes, but no axis."""
     groups: dict[tuple[object, ...], list[Pair]] = defaultdict(list)
     for key, call in calls.items():
         if not _is_attention_of_unknown_shape(call):
             groups[_row_key(call)].append(Pair(key, None, call, ""))
-    rows = [_row(members, promised=None, exact_layers=True) for members in groups.values()]
+    rows = [_build_row(members, promised=None, exact_layers=True) for members in groups.values()]
     return sorted(rows, key=lambda r: -r.busy_ns)
 
 
-def _identity(
+def _identify(
     row: dict[str, object], gemm: Gemm | None, size: tuple[int, int] | None, key: GemmKey
 ) -> tuple[object, ...] | None:
-    """The key that identifies a GEMM across steps; None where its place does."""
+    """Return the key that identifies a GEMM across steps; None where its position does."""
     if row["role"] in UNPLACED:
         return (row["op"], row["kind"], row["dtype"], gemm, row["name"])
     return (key[3], size) if size is not None and key[2] not in OF_ATTENTION else None
 
 
 def _is_attention_of_unknown_shape(call: Call) -> bool:
-    """A fused kernel whose GEMMs are unknown, which has no row in their table."""
+    """Return whether a call is a fused attention whose GEMMs are unknown, which have no row."""
     return call.kind == "attention" and call.gemm is None
 
 
 def _row_key(call: Call) -> tuple[object, ...]:
+    """Return what the calls of one row have in common."""
     # Whether an expert sees one row or several is its router's choice.
     kind = "gemm" if call.role == EXPERTS and call.kind == "gemv" else call.kind
-    return (call.role, call.group, call.op, kind, call.dtype, call.shapes, *_dims(call))
+    return (call.role, call.group, call.op, kind, call.dtype, call.shapes, *_row_sizes(call))
 
 
-def _dims(call: Call | None) -> tuple[float | None, ...]:
+def _row_sizes(call: Call | None) -> tuple[float | None, ...]:
+    """Return batch, M, N and K as far as they distinguish rows."""
     if call is None:
         return (None,) * 4
     # How many rows an expert sees is its router's choice, and differs from layer to layer.
@@ -502,24 +569,24 @@ def _dims(call: Call | None) -> tuple[float | None, ...]:
     return (*rows, call.n, call.k)
 
 
-def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> GemmRow:
+def _build_row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> GemmRow:
+    """Build a row of the report from the pairs of one key."""
     removed = members[0].pruned is None
-    calls = [p.pruned or p.dense for p in members]
-    shown = [c for c in calls if c is not None]
+    dense_calls = [p.dense for p in members if p.dense is not None]
+    shown = dense_calls if removed else [p.pruned for p in members if p.pruned is not None]
+    run = [] if removed else shown
     first, dense = shown[0], members[0].dense
     if first.role == EXPERTS:
-        first = pooled(shown)
-        dense = pooled([p.dense for p in members if p.dense is not None]) if dense else None
-    rows = first.spans[1] if first.role == EXPERTS and first.spans else (None, None)
-    busy = 0.0 if removed else sum(c.busy for c in shown)
-    ideals = [c.ideal for c in shown]
-    ideal = None if removed or None in ideals else sum(i for i in ideals if i is not None)
-    took = 0.0 if removed else sum(c.duration for c in shown)
+        first, dense = pool_layers(shown), pool_layers(dense_calls) if dense else None
+    rows = first.spans[1] if first.role == EXPERTS and first.spans and not removed else (None, None)
+    busy = float(sum(c.busy for c in run))
+    ideal = None if removed else sum_known(c.ideal for c in run)
+    took = float(sum(c.duration for c in run))
     known = clock(busy, took)
     dense_busy = _dense_busy(members)
     wanted = None if promised is None or dense_busy is None else promised * dense_busy
     layers = sorted({c.layer for c in shown if c.layer is not None})
-    calls_left = _calls_left(members)
+    calls_left = _share_of_calls_left(members)
     return GemmRow(
         role=first.role,
         group="added" if members[0].axis == "added" else first.group,
@@ -527,22 +594,24 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
         op=first.op,
         kind=first.kind,
         dtype=first.dtype,
-        batch=_rounded(first.batch),
-        m=_rounded(first.m),
-        n=_rounded(first.n),
-        k=_rounded(first.k),
-        dense_m=_rounded(dense.m) if dense else None,
-        dense_n=_rounded(dense.n) if dense else None,
-        dense_k=_rounded(dense.k) if dense else None,
-        dense_batch=_rounded(dense.batch) if dense else None,
-        dense_count=sum(p.dense.count for p in members if p.dense is not None) if dense else None,
-        axis=_axis_shown(members[0]) if calls_left is None else "gone",
-        keep=_kept(members[0], dense, None if removed else first, calls_left) if dense else None,
-        count=0.0 if removed else sum(c.count for c in shown),
+        batch=_round(first.batch),
+        m=_round(first.m),
+        n=_round(first.n),
+        k=_round(first.k),
+        dense_m=_round(dense.m) if dense else None,
+        dense_n=_round(dense.n) if dense else None,
+        dense_k=_round(dense.k) if dense else None,
+        dense_batch=_round(dense.batch) if dense else None,
+        dense_count=sum(c.count for c in dense_calls) if dense else None,
+        axis=_show_axis(members[0]) if calls_left is None else "gone",
+        keep=_kept_shares(members[0], dense, None if removed else first, calls_left)
+        if dense
+        else None,
+        count=float(sum(c.count for c in run)),
         flop=first.flop,
         bytes=first.bytes,
         busy_ns=busy,
-        helper_ns=0.0 if removed else sum(c.auxiliary for c in shown),
+        helper_ns=float(sum(c.auxiliary for c in run)),
         ideal_ns=ideal,
         bound=None if removed or first.flop == 0 else first.bound,
         efficiency=ideal / known if ideal is not None and known > 0 else None,
@@ -553,16 +622,19 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
         split=first.split,
         groups=None if removed else first.groups,
         dense_groups=dense.groups if dense else None,
-        m_min=None if removed else _rounded(rows[0]),
-        m_max=None if removed else _rounded(rows[1]),
-        kernels=[] if removed else list(dict.fromkeys(c.kernel for c in shown))[:3],
+        m_min=_round(rows[0]),
+        m_max=_round(rows[1]),
+        kernels=list(dict.fromkeys(c.kernel for c in run))[:3],
         shapes=first.shapes,
     )
 
 
-def _calls_left(members: list[Pair]) -> float | None:
-    """The share of its calls that a GEMM of its dense shape still makes, where what decides at run
-    time leaves some out; None where it makes all. Experts are called as tokens happen to need."""
+def _share_of_calls_left(members: list[Pair]) -> float | None:
+    """Return the share of its calls that a GEMM of its dense shape makes; None where it is all.
+
+    A family that decides at run time leaves some calls out. Experts are called as tokens happen to
+    need them, and do not count.
+    """
     first = members[0]
     if first.axis != "none" or first.dense is None or first.key[1] == "experts":
         return None
@@ -572,45 +644,57 @@ def _calls_left(members: list[Pair]) -> float | None:
 
 
 def _dense_busy(members: list[Pair]) -> float | None:
-    """Dense time of a row. Both GEMMs of a rank share one dense GEMM: by their own FLOPs."""
+    """Return the dense time of a row.
+
+    Two GEMMs through a rank share the time of one dense GEMM, by their FLOPs.
+    """
     if all(p.dense is None for p in members):
         return None
-    total = 0.0
+    busy = 0.0
     for pair in members:
         if pair.dense is None:
             continue
         share = 1.0
-        if pair.axis == "rank" and pair.pruned is not None and pair.pruned.gemm and pair.dense.gemm:
-            old, new = pair.dense.gemm, pair.pruned.gemm
-            width = old.k if pair.key[3] == 0 else old.n
-            share = width / (old.k + old.n) if new else 1.0
-        total += pair.dense.busy * share
-    return total
+        old, new = pair.gemms
+        if pair.axis == "rank" and old is not None and new is not None:
+            share = (old.k if pair.key[3] == 0 else old.n) / (old.k + old.n)
+        busy += pair.dense.busy * share
+    return busy
 
 
-def _rounded(value: float | None) -> int | None:
+def _round(value: float | None) -> int | None:
     return None if value is None else round(value)
 
 
-def _kept(pair: Pair, dense: Call, pruned: Call | None, calls: float | None) -> dict[str, float]:
-    """Kept share of every axis that moved, and of `calls`; {"calls": 0} where the GEMM was removed.
-    `pair`: one of the row, which `dense` and `pruned` pool."""
+def _kept_shares(
+    pair: Pair, dense: Call, pruned: Call | None, calls: float | None
+) -> dict[str, float]:
+    """Return the kept share of every axis that moved, and of the calls.
+
+    A removed GEMM gives {"calls": 0}.
+
+    Args:
+        pair: One pair of the row.
+        dense: The dense call that stands for all pairs of the row.
+        pruned: The pruned call that does; None where it was removed.
+        calls: The share of its calls that is left; None where it makes all.
+    """
     if pruned is None:
         return {"calls": 0.0}
     if calls is not None:
         return {"calls": calls}
-    out = {}
+    shares = {}
     of_experts = dense.role == EXPERTS  # of which the router chooses how many rows each sees
     for axis in ("n", "k") if of_experts else ("batch", "m", "n", "k"):
         old, new = getattr(dense, axis), getattr(pruned, axis)
         if old and new is not None and old != new:
-            out["heads" if axis == "batch" else axis] = new / old
+            shares["heads" if axis == "batch" else axis] = new / old
     if not of_experts:
-        return out
+        return shares
     if pair.axis == "M" and dense.all_rows:
-        out["m"] = pruned.all_rows / dense.all_rows
+        shares["m"] = pruned.all_rows / dense.all_rows
     if dense.stack and pruned.stack and pruned.stack != dense.stack:
-        out["groups"] = pruned.stack / dense.stack
+        shares["groups"] = pruned.stack / dense.stack
     elif pair.groups_left not in (None, 1.0):
-        out["groups"] = pair.groups_left
-    return out
+        shares["groups"] = pair.groups_left
+    return shares

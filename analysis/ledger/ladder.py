@@ -1,9 +1,9 @@
 """The ladder of a comparison: speedups from what was promised to what was measured.
 
 In: the rows of the ledger and the attribution inputs. Out: a Ladder. Each bound is an upper bound
-of the speedup, not what bounds a kernel (compute, memory, latency). Bounds made of measured times
-have a 95 % interval, from the same replicates as the rows of the ledger; nominal and FLOPs are
-arithmetic and have none.
+of the speedup, not what bounds a kernel (compute, memory, latency). Bounds of measured times have a
+95 % interval, from the same replicates as the rows of the ledger; nominal and FLOPs are arithmetic
+and have none.
 """
 
 from __future__ import annotations
@@ -23,8 +23,15 @@ _BY_PEAKS = ("roofline_shift", "shape")
 def ladder(
     rows: list[Row], inputs: AttributionInputs, *, is_known: bool, is_bounded: bool
 ) -> Ladder:
-    """The ladder. `is_known`: most of the work has a model; `is_bounded`: shapes, or kernels that
-    were removed, say what could have got faster."""
+    """Build the ladder.
+
+    Args:
+        rows: The rows of the ledger.
+        inputs: The attribution inputs.
+        is_known: Whether most of the work has a model.
+        is_bounded: Whether shapes, or kernels that were removed, show what could have become
+            faster.
+    """
     units, ratio, base = inputs.units, inputs.ratio, inputs.time_base
     ns = {row.row: row.moves_ns for row in rows}
     covered = ns["promised"] + ns["coverage"]
@@ -36,7 +43,7 @@ def ladder(
     busy_p = units.pruned.busy.sum(axis=0).mean()
     # Without a sparsity, nominal is the ratio of FLOPs, where that one is known.
     has_nominal = inputs.promises and (inputs.nominal is not None or (is_bounded and is_known))
-    found = Ladder(
+    bounds = Ladder(
         nominal=1 / ratio.promised if ratio.promised > 0 and has_nominal else None,
         flop=ratio.flop_ratio if is_known else None,
         coverage=ns["dense"] / covered if covered > 0 and is_bounded else None,
@@ -46,34 +53,36 @@ def ladder(
         realised_ci95=realised_interval(base, inputs.replicates),
         share_of_bound=None,
     )
-    found.share_of_bound = realised / found.roofline if found.roofline else None
+    bounds.share_of_bound = realised / bounds.roofline if bounds.roofline else None
     if inputs.replicates is not None:
-        _add_intervals(found, units, inputs.replicates)
-    return found
+        _add_intervals(bounds, units, inputs.replicates)
+    return bounds
 
 
-def _add_intervals(found: Ladder, units: Units, replicates: Replicates) -> None:
-    """Add intervals of the bounds that are known. Busy time is as recorded."""
+def _add_intervals(bounds: Ladder, units: Units, replicates: Replicates) -> None:
+    """Add the intervals of the bounds that are known; busy time is as recorded."""
     covered = replicates.promised + replicates.total("coverage")
     by_roofline = covered + replicates.total("roofline_shift")
-    if found.coverage is not None:
-        found.coverage_ci95 = ratio_interval(replicates.dense, covered)
-    if found.roofline is not None:
-        found.roofline_ci95 = ratio_interval(replicates.dense, by_roofline)
-    if found.busy is not None:
+    if bounds.coverage is not None:
+        bounds.coverage_ci95 = ratio_interval(replicates.dense, covered)
+    if bounds.roofline is not None:
+        bounds.roofline_ci95 = ratio_interval(replicates.dense, by_roofline)
+    if bounds.busy is not None:
         busy = (side.busy.sum(axis=0) for side in (units.dense, units.pruned))
-        found.busy_ci95 = ratio_interval(
+        bounds.busy_ci95 = ratio_interval(
             *(b @ w for b, w in zip(busy, replicates.steps, strict=True))
         )
-    if found.share_of_bound is not None:
+    if bounds.share_of_bound is not None:
         # `realised` is of samples where there are any, also if the ledger's times are profiled.
         dense, pruned = replicates.walls or (replicates.dense, replicates.pruned)
-        found.share_of_bound_ci95 = ratio_interval(dense * by_roofline, pruned * replicates.dense)
+        bounds.share_of_bound_ci95 = ratio_interval(dense * by_roofline, pruned * replicates.dense)
 
 
 def has_ideals(units: Units) -> bool:
-    """Whether a part of the units of each side has an ideal time: without the peaks of the device
-    none has."""
+    """Return whether a part of the units of each side has a roofline time.
+
+    Without the peaks of the device none has.
+    """
     parts = one_part_each(units) if units.parts is None else units.parts
     sides = (parts.dense, units.dense.present), (parts.pruned, units.pruned.present)
     return all(
@@ -83,8 +92,10 @@ def has_ideals(units: Units) -> bool:
 
 
 def without_roofline(rows: list[Row], ladder: Ladder) -> tuple[list[Row], Ladder]:
-    """Rows and bounds without those that need the peaks of the device. These rows fell back to the
-    ratio of FLOPs: they are 0, and the sum stays as it was."""
+    """Remove the rows and bounds that need the peaks of the device.
+
+    These rows fell back to the ratio of FLOPs: they are 0, and the sum stays as it was.
+    """
     known = [Row(row=row.row, ns=None) if row.row in _BY_PEAKS else row for row in rows]
     return known, msgspec.structs.replace(
         ladder, roofline=None, roofline_ci95=None, share_of_bound=None, share_of_bound_ci95=None

@@ -1,8 +1,9 @@
 """The ledger: the lost speedup of a pair, split into rows that sum exactly (docs/ledger.md).
 
-In: `Units` and the nominal sparsity. Out: for every row an array [units or parts, replicates] of
-ns a step, in the profiled or the unprofiled time base. Σ rows = pruned as an identity of the
-formulas; in floating point up to rounding, which `rows.build_rows` removes from the printed rows.
+In: `Units` and the nominal sparsity. Out: for every row an array [units or parts, replicates] of ns
+per step, in the profiled or the unprofiled time base. Σ rows = pruned is an identity of the
+formulas; in floating point it holds up to rounding, which `rows.build_rows` removes from the
+printed rows.
 """
 
 from __future__ import annotations
@@ -30,36 +31,64 @@ ROWS = ("dense", "promised", "coverage", "roofline_shift", "shape", "kernel_effi
 
 @dataclass(frozen=True)
 class Ratios:
-    """The share of each dense unit that should remain: by FLOPs, by roofline, by tile and wave. 0 =
-    removed.
+    """The share of each dense unit that should remain; 0 where it was removed.
 
-    `promised` is ρ: 1 - s, or the FLOPs of matched units over those of the dense model.
+    Attributes:
+        flop: By FLOPs.
+        roofline: By roofline times.
+        shape: By tiles and waves.
+        promised: ρ: 1 - s, or the FLOPs of matched units over those of the dense model.
+        flop_ratio: FLOPs of all products, attention and convolutions, dense over pruned; None if
+            unknown.
     """
 
     flop: Floats
     roofline: Floats
     shape: Floats
     promised: float
-    flop_ratio: float | None  # F_d / F_p of all products, attention and convolutions
+    flop_ratio: float | None
+
+
+@dataclass(frozen=True)
+class SideTimes:
+    """The times of one side, ns per step.
+
+    Attributes:
+        busy: Busy time, [units, replicates].
+        gap: Gaps, [units, replicates].
+        trailing_idle: Trailing idle time, [replicates].
+    """
+
+    busy: Floats
+    gap: Floats
+    trailing_idle: Floats
+
+    @property
+    def wall(self) -> Floats:
+        """All time of a step, [replicates]."""
+        return np.asarray(self.busy.sum(axis=0) + self.gap.sum(axis=0) + self.trailing_idle)
+
+    @property
+    def idle(self) -> Floats:
+        """Gaps and trailing idle time, [replicates]."""
+        return np.asarray(self.gap.sum(axis=0) + self.trailing_idle)
 
 
 @dataclass(frozen=True)
 class Times:
-    """ns a step of both sides, [units, replicates]; trailing idle [replicates]."""
+    """The times of both sides."""
 
-    t_d: Floats
-    g_d: Floats
-    trailing_idle_d: Floats
-    t_p: Floats
-    g_p: Floats
-    trailing_idle_p: Floats
+    dense: SideTimes
+    pruned: SideTimes
 
 
 @dataclass
 class Split:
-    """Every row as [units + 1, replicates]: the last line is what belongs to no unit (gaps of the
-    coverage row, trailing idle of the row launch and idle). `dense`, `pruned`: walls
-    [replicates]."""
+    """A ledger, with every row as [units + 1, replicates] in ns.
+
+    The last line of a row is what belongs to no unit: gaps of the row coverage, trailing idle of
+    the row launch and idle. `dense`, `promised` and `pruned` are walls [replicates].
+    """
 
     dense: Floats
     promised: Floats
@@ -67,27 +96,33 @@ class Split:
     rows: dict[str, Floats] = field(default_factory=dict)
 
     def total(self, row: str) -> Floats:
-        """A row's sum over units, [replicates]."""
+        """Sum a row over its units, [replicates]."""
         if row in ("dense", "promised", "pruned"):
             return np.asarray(getattr(self, row))
         return np.asarray(self.rows[row].sum(axis=0))
 
 
 def ratios(units: Units, sparsity: float | None) -> Ratios:
-    """r_F, r_R, r_Q of every unit and p. Each ratio is the one before it where it is unknown; that
-    of a unit is the mean of those of its parts, by their dense time. Of work that is no product
-    each is at most 1 + t_p / t_d."""
+    """Compute r_F, r_R and r_Q of every unit, and ρ.
+
+    A ratio that is unknown is the one before it. That of a unit is the mean of those of its parts,
+    weighted by their dense time. For work that is no product it is at most 1 + t_p / t_d.
+
+    Args:
+        units: The units of both sides.
+        sparsity: The requested sparsity; None takes ρ from the FLOPs.
+    """
     parts = one_part_each(units) if units.parts is None else units.parts
     d, p = parts.dense, parts.pruned
     counted = np.array([k[2] in PRODUCTS for k in units.keys], bool)[parts.unit]
-    by_bytes = _ratio(p.bytes, d.bytes)
-    r_f = np.where(counted, _ratio(p.flop, d.flop), np.nan)
-    r_f = _first_known(r_f, by_bytes, units.kept_calls[parts.unit])
-    r_r = _first_known(_ratio(p.ideal, d.ideal), r_f)
-    r_q = _first_known(_ratio(p.predicted, d.predicted), r_r)
+    by_bytes = _divide(p.bytes, d.bytes)
+    r_f = np.where(counted, _divide(p.flop, d.flop), np.nan)
+    r_f = _fill_unknown(r_f, by_bytes, units.kept_calls[parts.unit])
+    r_r = _fill_unknown(_divide(p.ideal, d.ideal), r_f)
+    r_q = _fill_unknown(_divide(p.predicted, d.predicted), r_r)
     # Of work that is no product, bytes say little where there are few: where they grew, no more is
     # expected on top of the dense time than all of the pruned time.
-    most = 1.0 + _first_known(_ratio(p.busy, d.busy), np.full(len(r_f), np.inf))
+    most = 1.0 + _fill_unknown(_divide(p.busy, d.busy), np.full(len(r_f), np.inf))
     removed = ~units.pruned.present[parts.unit]
     for r in (r_f, r_r, r_q):
         r[~counted] = np.minimum(r, most)[~counted]
@@ -100,22 +135,30 @@ def ratios(units: Units, sparsity: float | None) -> Ratios:
     promised = matched / total_d if total_d and matched else 1.0  # nothing pairs: nothing promised
     if sparsity is not None:
         promised = 1.0 - sparsity
-    r_f, r_r, r_q = (_mean_ratios(r, parts, len(units.keys)) for r in (r_f, r_r, r_q))
+    r_f, r_r, r_q = (_pool_ratios(r, parts, len(units.keys)) for r in (r_f, r_r, r_q))
     return Ratios(r_f, r_r, r_q, promised, total_d / every if total_d and every else None)
 
 
 def one_part_each(units: Units) -> UnitParts:
-    """Each unit as one part."""
+    """Take each unit as one part."""
     sides = (
-        PartSums(*(_mean(values) for values in (s.busy, s.flop, s.bytes, s.ideal, s.predicted)))
+        PartSums(
+            *(
+                _mean_over_steps(values)
+                for values in (s.busy, s.flop, s.bytes, s.ideal, s.predicted)
+            )
+        )
         for s in (units.dense, units.pruned)
     )
     return UnitParts(np.arange(len(units.keys)), *sides)
 
 
-def _mean_ratios(ratio: Floats, parts: UnitParts, count: int) -> Floats:
-    """The mean ratio of each unit over its parts, weighted by their dense time; where that is 0, by
-    their number. The ratio of a unit of one part is exactly that of the part."""
+def _pool_ratios(ratio: Floats, parts: UnitParts, count: int) -> Floats:
+    """Return the mean ratio of each unit over its parts, weighted by their dense time.
+
+    Parts count equally where that time is 0. The ratio of a unit of one part is exactly that of the
+    part.
+    """
     number = np.bincount(parts.unit, minlength=count)
     time = np.bincount(parts.unit, parts.dense.busy, count)
     weight = np.where(time[parts.unit] > 0, parts.dense.busy, 1.0)
@@ -127,63 +170,60 @@ def _mean_ratios(ratio: Floats, parts: UnitParts, count: int) -> Floats:
     return np.asarray(mean)
 
 
-def _mean(values: Floats) -> Floats:
-    """Mean over steps, NaN where a step is unknown."""
+def _mean_over_steps(values: Floats) -> Floats:
+    """Return the mean over steps, NaN where a step is unknown."""
     return np.asarray(values.mean(axis=1)) if values.shape[1] else np.zeros(len(values))
 
 
-def _ratio(new: Floats, old: Floats) -> Floats:
+def _divide(new: Floats, old: Floats) -> Floats:
+    """Divide new by old values, NaN where the old one is not positive or a value is unknown."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        out = new / old
-    out[~np.isfinite(out) | (old <= 0)] = np.nan
-    return np.asarray(out)
+        ratio = new / old
+    ratio[~np.isfinite(ratio) | (old <= 0)] = np.nan
+    return np.asarray(ratio)
 
 
-def _first_known(*choices: Floats) -> Floats:
-    out = choices[0].copy()
+def _fill_unknown(*choices: Floats) -> Floats:
+    """Take the first choice that is known, element by element."""
+    known = choices[0].copy()
     for choice in choices[1:]:
-        out = np.where(np.isnan(out), choice, out)
-    return out
+        known = np.where(np.isnan(known), choice, known)
+    return known
 
 
 def times(units: Units, dense_steps: Floats, pruned_steps: Floats) -> Times:
-    """Mean times over steps; `*_steps` [steps, replicates] weigh the steps, columns sum to 1."""
-    d, p = units.dense, units.pruned
-    return Times(
-        d.busy @ dense_steps,
-        d.gap @ dense_steps,
-        d.trailing_idle @ dense_steps,
-        p.busy @ pruned_steps,
-        p.gap @ pruned_steps,
-        p.trailing_idle @ pruned_steps,
-    )
+    """Return mean times over steps.
 
-
-SideTimes = tuple[
-    Floats, Floats, Floats
-]  # busy and gaps [units, replicates], trailing idle [replicates]
+    Args:
+        units: The units of both sides.
+        dense_steps: The weights of the dense steps, [steps, replicates]; columns sum to 1.
+        pruned_steps: Those of the pruned steps.
+    """
+    sides = ((units.dense, dense_steps), (units.pruned, pruned_steps))
+    dense, pruned = (SideTimes(s.busy @ w, s.gap @ w, s.trailing_idle @ w) for s, w in sides)
+    return Times(dense, pruned)
 
 
 def scale_idle(side: SideTimes, wall: Floats) -> SideTimes:
-    """One side of a device trace in the unprofiled time base, whose wall is `wall`: a profiler
-    slows the host and not the kernels, so that idle time alone is scaled."""
-    busy, gap, trailing_idle = side
-    idle = gap.sum(axis=0) + trailing_idle
-    factor = (wall - busy.sum(axis=0)) / np.where(idle > 0, idle, 1.0)
-    return busy, gap * factor, trailing_idle * factor
+    """Scale one side of a device trace to its unprofiled wall.
+
+    A profiler slows the host and not the kernels, so that idle time alone is scaled.
+    """
+    factor = (wall - side.busy.sum(axis=0)) / np.where(side.idle > 0, side.idle, 1.0)
+    return SideTimes(side.busy, side.gap * factor, side.trailing_idle * factor)
 
 
 def subtract_profiler_overhead(
     side: SideTimes, wall: Floats, records: RecordWeight | None
 ) -> SideTimes:
-    """One side of a CPU trace in the unprofiled time base: the extra time of its profiled steps is
-    profiler overhead, divided equally over the recorded events.
+    """Subtract the profiler's overhead from one side of a CPU trace, down to its unprofiled wall.
 
-    The cost of an event is capped at the 5th percentile of time per event, and no part loses more
-    than 80 % of its time. The rest is the machine's drift: taken by one factor, as is all of it
-    where no record is known (`records` None) or the plain step was the longer one.
+    The extra time of the profiled steps is divided equally over the recorded events. The cost of an
+    event is capped at the 5th percentile of time per event, and no part loses more than 80 % of its
+    time. What then remains is the machine's drift, and is taken by one factor; so is all of it
+    where `records` is None or the unprofiled step was the longer one.
     """
-    parts = np.vstack([side[0], side[1], side[2][None, :]])
+    parts = np.vstack([side.busy, side.gap, side.trailing_idle[None, :]])
     if records is not None:
         weights = np.concatenate([records.busy, records.gap, [records.trailing_idle]])[:, None]
         held = weights[:, 0] > 0
@@ -192,41 +232,38 @@ def subtract_profiler_overhead(
             shortest = np.quantile(parts[held] / weights[held], _CAP_QUANTILE, axis=0)
             each = np.minimum(excess / weights.sum(), np.maximum(shortest, 0.0))
             parts = parts - np.minimum(each * weights, _MOST_OVERHEAD * np.maximum(parts, 0.0))
-    rest = parts.sum(axis=0)
-    parts = parts * (wall / np.where(rest > 0, rest, 1.0))
-    units = len(side[0])
-    return parts[:units], parts[units:-1], parts[-1]
+    remaining = parts.sum(axis=0)
+    parts = parts * (wall / np.where(remaining > 0, remaining, 1.0))
+    units = len(side.busy)
+    return SideTimes(parts[:units], parts[units:-1], parts[-1])
 
 
 def split(units: Units, ratio: Ratios, t: Times) -> Split:
-    """The rows of the ledger; every formula is the one in docs/ledger.md."""
+    """Compute the rows of the ledger; every formula is the one in docs/ledger.md."""
     p = ratio.promised
     matched, removed, added = (m[:, None] for m in (units.matched, units.removed, units.added))
     r_f, r_r, r_q = (r[:, None] for r in (ratio.flop, ratio.roofline, ratio.shape))
-    dense = t.t_d.sum(axis=0) + t.g_d.sum(axis=0) + t.trailing_idle_d
-    pruned = t.t_p.sum(axis=0) + t.g_p.sum(axis=0) + t.trailing_idle_p
+    t_d, g_d, t_p, g_p = t.dense.busy, t.dense.gap, t.pruned.busy, t.pruned.gap
+    trailing_d, trailing_p = t.dense.trailing_idle, t.pruned.trailing_idle
     kept = units.kept_calls[:, None]
-    gaps = (t.g_d * matched * (kept - p)).sum(axis=0) - (t.g_d * removed).sum(axis=0) * p
+    gaps = (g_d * matched * (kept - p)).sum(axis=0) - (g_d * removed).sum(axis=0) * p
+    nothing = np.zeros_like(trailing_d)
     rows = {
-        "coverage": (t.t_d * (r_f - p), gaps + t.trailing_idle_d * (1 - p)),
-        "roofline_shift": (t.t_d * (r_r - r_f), None),
-        "shape": (t.t_d * (r_q - r_r), None),
-        "kernel_efficiency": (matched * (t.t_p - t.t_d * r_q), None),
-        "added_work": (added * t.t_p, None),
-        "launch_idle": (
-            matched * (t.g_p - kept * t.g_d) + added * t.g_p,
-            t.trailing_idle_p - t.trailing_idle_d,
-        ),
+        "coverage": (t_d * (r_f - p), gaps + trailing_d * (1 - p)),
+        "roofline_shift": (t_d * (r_r - r_f), nothing),
+        "shape": (t_d * (r_q - r_r), nothing),
+        "kernel_efficiency": (matched * (t_p - t_d * r_q), nothing),
+        "added_work": (added * t_p, nothing),
+        "launch_idle": (matched * (g_p - kept * g_d) + added * g_p, trailing_p - trailing_d),
     }
-    zero = np.zeros_like(dense)
     stacked = {
-        name: np.vstack([of_units, (rest if rest is not None else zero)[None, :]])
-        for name, (of_units, rest) in rows.items()
+        name: np.vstack([of_units, unassigned[None, :]])
+        for name, (of_units, unassigned) in rows.items()
     }
-    return Split(dense, p * dense, pruned, stacked)
+    return Split(t.dense.wall, p * t.dense.wall, t.pruned.wall, stacked)
 
 
 def uniform(side: UnitSums) -> Floats:
-    """Equal weights of all steps, [steps, 1]."""
+    """Return equal weights of all steps, [steps, 1]."""
     steps = side.busy.shape[1]
     return np.full((steps, 1), 1.0 / steps)

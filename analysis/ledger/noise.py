@@ -10,8 +10,8 @@ split the dense capture in halves: docs/ledger.md. What is resampled, or split:
     no placements, or steps of unknown ones   steps, five at least   placements if known, or samples
     one side has placements, one has not      each side as above     each side as above
 
-`_resampled` decides it for steps, `_resampled_walls` and `_resampled_wall` for samples;
-`_halves_of_capture` and `_walls_of_halves` split by the same table.
+`_resample` decides it for steps, `_resample_walls` and `_resample_wall` for samples;
+`_split_capture` and `_split_walls` split by the same table.
 """
 
 from __future__ import annotations
@@ -50,13 +50,18 @@ HALVES = 50
 # between them in 1 - 2^(1 - n) of captures: in half with two steps, in 94 % with five.
 LEAST_STEPS = 5
 SEED = 0  # of the resampling: the same capture always prints the same interval
+Picks = NDArray[np.int64]  # indices that were sampled, [replicates, number]
 Both = tuple[Floats, Floats]  # of the dense side and of the pruned one, or of two halves
 
 
 @dataclass(kw_only=True)
 class Replicates(Split):
-    """Replicates of the ledger, and what they are made of: weights of the profiled steps of both
-    sides [steps, replicates], W of their samples (ns; None without), times in the ledger's base.
+    """Replicates of the ledger, and what they are made of.
+
+    Attributes:
+        steps: Weights of the profiled steps of both sides, [steps, replicates].
+        walls: W of the samples of both sides, ns, [replicates]; None without samples.
+        times: Times in the time base of the ledger.
     """
 
     steps: Both
@@ -66,8 +71,10 @@ class Replicates(Split):
 
 @dataclass(frozen=True)
 class FewSteps:
-    """Replicates of `steps` single steps a side, which give no interval: what they differ is in the
-    noise of each row."""
+    """The samples of a side with too few steps for an interval.
+
+    Their spread is reported as the noise of each row instead.
+    """
 
     replicates: Split
     steps: int
@@ -75,9 +82,16 @@ class FewSteps:
 
 @dataclass(frozen=True)
 class TimeBase:
-    """Which wall the ledger closes to. `name`: "unprofiled" (W of the samples) or "profiled";
-    samples are empty where the run has none. `in_turns`: the run says that dense and pruned took
-    turns, so that the i-th of the one side belongs to the i-th of the other."""
+    """The wall that the ledger explains.
+
+    Attributes:
+        name: "unprofiled" (W of the samples) or "profiled".
+        on_device: Whether the traces hold device events.
+        dense: The unprofiled samples of the dense side; empty where the run has none.
+        pruned: Those of the pruned side.
+        in_turns: Whether the run says that both sides took turns, so that the i-th sample of one
+            belongs to the i-th of the other.
+    """
 
     name: str
     on_device: bool
@@ -87,7 +101,7 @@ class TimeBase:
 
     @property
     def unprofiled(self) -> bool:
-        """Whether the ledger closes to W of the samples."""
+        """Whether the ledger explains W of the samples."""
         return self.name == "unprofiled"
 
     @property
@@ -104,8 +118,19 @@ def choose_time_base(
     on_device: bool,
     in_turns: bool = False,
 ) -> TimeBase:
-    """Unprofiled where both sides have samples and recorded time that can be scaled to them: any
-    on a CPU; on a device idle time, and busy < W."""
+    """Choose the wall that the ledger explains.
+
+    It is the unprofiled one if both sides have samples to which their trace can be scaled, else the
+    profiled one. On a CPU any trace can be scaled. On a GPU only its idle time can, so the busy
+    time must be below the unprofiled wall.
+
+    Args:
+        units: The units of both sides.
+        dense: Unprofiled samples of the dense side, ns.
+        pruned: Those of the pruned side.
+        on_device: Whether the traces hold device events.
+        in_turns: Whether the run says that both sides took turns.
+    """
     d, p = (s if isinstance(s, Samples) else Samples.of([s]) for s in (dense, pruned))
     scalable = len(d) > 0 and len(p) > 0
     for side, samples in ((units.dense, d), (units.pruned, p)):
@@ -119,21 +144,24 @@ def choose_time_base(
 
 
 def mean_times(units: Units, base: TimeBase) -> Times:
-    """Means over all steps, one replicate, in the ledger's time base: with W of all samples."""
+    """Return the means over all steps in the time base of the ledger, as one replicate."""
     t = times(units, uniform(units.dense), uniform(units.pruned))
     if not base.unprofiled:
         return t
     walls = np.asarray(base.dense.wall), np.asarray(base.pruned.wall)
-    return _scaled(t, walls, units, base)
+    return _scale_to_walls(t, walls, units, base)
 
 
 def point(units: Units, ratio: Ratios, base: TimeBase) -> Split:
-    """The ledger itself, one replicate."""
+    """Compute the ledger itself, as one replicate."""
     return split(units, ratio, mean_times(units, base))
 
 
 def profiler_overhead_share(units: Units, base: TimeBase) -> float | None:
-    """1 - the factor by which the dense side's recorded time is scaled; None when it is not."""
+    """Return 1 - the factor by which the recorded time of the dense side is scaled.
+
+    None if it is not scaled.
+    """
     if not base.unprofiled:
         return None
     side = units.dense
@@ -148,26 +176,37 @@ def profiler_overhead_share(units: Units, base: TimeBase) -> float | None:
 def bootstrap(
     units: Units, ratio: Ratios, base: TimeBase, *, least: int | None = None
 ) -> Replicates | None:
-    """Replicates of the ledger; None where nothing can be resampled: fewer than `least` single
-    steps (None: LEAST_STEPS), steps of one placement alone where placement was sampled, or steps so
-    far apart that a widened sample has negative time.
+    """Resample the ledger.
+
+    Args:
+        units: The units of both sides.
+        ratio: What should remain of them.
+        base: The time base of the ledger.
+        least: The least number of single steps; None takes LEAST_STEPS.
+
+    Returns:
+        The replicates; None where nothing can be resampled: fewer than `least` single steps,
+        steps of
+        one placement alone where placement was sampled, or steps so far apart that a widened
+        sample has
+        negative time.
     """
-    resampled = _resampled(units, base, LEAST_STEPS if least is None else least)
+    resampled = _resample(units, base, LEAST_STEPS if least is None else least)
     if resampled is None:
         return None
     steps, walls = resampled
     t = times(units, *steps)
-    if _is_below_zero(t, base):
+    if _has_negative_time(t, base):
         return None
-    t = _scaled(t, walls if base.unprofiled else None, units, base)
-    one = split(units, ratio, t)
+    t = _scale_to_walls(t, walls if base.unprofiled else None, units, base)
+    ledger = split(units, ratio, t)
     return Replicates(
-        one.dense, one.promised, one.pruned, one.rows, steps=steps, walls=walls, times=t
+        ledger.dense, ledger.promised, ledger.pruned, ledger.rows, steps=steps, walls=walls, times=t
     )
 
 
-def _resampled(units: Units, base: TimeBase, least: int) -> tuple[Both, Both | None] | None:
-    """Weights of the profiled steps of both sides, and W of their samples.
+def _resample(units: Units, base: TimeBase, least: int) -> tuple[Both, Both | None] | None:
+    """Sample weights of the profiled steps of both sides, and W of their samples.
 
     Where dense and pruned took turns, in steps, samples and placements, they are resampled in pairs
     if their numbers agree; two traces did not, and each is resampled for itself. With placements, a
@@ -177,7 +216,7 @@ def _resampled(units: Units, base: TimeBase, least: int) -> tuple[Both, Both | N
     sides = base.dense, base.pruned
     counts = units.dense.busy.shape[1], units.pruned.busy.shape[1]
     placements = sides[0].placement_of_step(counts[0]), sides[1].placement_of_step(counts[1])
-    if not all(_can_resample(*one, least) for one in zip(counts, placements, strict=True)):
+    if not all(_can_resample(*side, least) for side in zip(counts, placements, strict=True)):
         return None
     rng = np.random.default_rng(SEED)
     if (
@@ -185,32 +224,30 @@ def _resampled(units: Units, base: TimeBase, least: int) -> tuple[Both, Both | N
         and placements[1] is not None
         and all(s.all_profiled for s in sides)
     ):
-        picks = _sample_sides(
-            rng,
-            len(sides[0].per_placement),
-            len(sides[1].per_placement),
-            in_turns=base.in_turns,
-        )
-        steps = _step_weights(picks[0], placements[0]), _step_weights(picks[1], placements[1])
-        return steps, _walls_of_placements(base, picks)
+        picks = _sample_all_placements(rng, base)
+        steps = _weigh_steps(picks[0], placements[0]), _weigh_steps(picks[1], placements[1])
+        return steps, _weigh_walls(base, picks)
     groups = [
         n if placement is None else int(placement[-1]) + 1
         for n, placement in zip(counts, placements, strict=True)
     ]
     one_kind = (placements[0] is None) == (placements[1] is None)
     picks = _sample_sides(rng, groups[0], groups[1], in_turns=base.in_turns and one_kind)
-    steps = _step_weights(picks[0], placements[0]), _step_weights(picks[1], placements[1])
-    return steps, _resampled_walls(rng, base) if len(sides[0]) and len(sides[1]) else None
+    steps = _weigh_steps(picks[0], placements[0]), _weigh_steps(picks[1], placements[1])
+    return steps, _resample_walls(rng, base) if len(sides[0]) and len(sides[1]) else None
 
 
 def _can_resample(steps: int, placement: NDArray[np.int64] | None, least: int) -> bool:
-    """Whether the steps of a side can be resampled: of two placements or more, which are widened
-    for their number, or at least so many single steps."""
+    """Return whether the steps of a side can be resampled.
+
+    They can if they are of two placements or more, which are widened for their number, or if there
+    are at least `least` single steps.
+    """
     return steps >= least if placement is None else bool(placement[-1] > 0)
 
 
 def few_steps(units: Units, ratio: Ratios, base: TimeBase) -> FewSteps | None:
-    """Replicates over single steps that are too few for `bootstrap`; None of one step."""
+    """Resample single steps that are too few for `bootstrap`; None for one step."""
     steps = min(units.dense.busy.shape[1], units.pruned.busy.shape[1])
     if not 2 <= steps < LEAST_STEPS:
         return None
@@ -219,115 +256,113 @@ def few_steps(units: Units, ratio: Ratios, base: TimeBase) -> FewSteps | None:
 
 
 def scatter(replicates: Floats, steps: int) -> float:
-    """The noise of a row over few single steps: half of half of the interval of Student's t around
-    their mean, so that what is beyond twice its noise is beyond that interval too. A bootstrap of n
-    steps is too narrow by √((n−1)/n)."""
+    """Return the noise of a row over few single steps, ns.
+
+    It is a quarter of the width of Student's 95 % interval around their mean, so that what is
+    beyond twice its noise is beyond that interval too. A bootstrap of n steps is too narrow by
+    √((n−1)/n).
+    """
     error = float(np.std(replicates)) * np.sqrt(steps / (steps - 1))
     return float(t_quantile_975(steps - 1) * error / 2)
 
 
-def _step_weights(picks: NDArray[np.int64], placement: NDArray[np.int64] | None) -> Floats:
-    """Weights of steps [steps, replicates] from samples of the placements that profiled them,
-    widened; of steps themselves where no placement is known."""
+def _weigh_steps(picks: Picks, placement: NDArray[np.int64] | None) -> Floats:
+    """Return weights of steps [steps, replicates] from samples of placements, widened.
+
+    Where no placement is known, the samples are of the steps themselves, and are not widened.
+    """
     shares = sampled_shares(picks)
-    return (
-        shares
-        if placement is None
-        else widened(weights_of_steps(shares, placement), picks.shape[1])
-    )
+    if placement is None:
+        return shares
+    return widened(weights_of_steps(shares, placement), picks.shape[1])
 
 
-def _is_below_zero(t: Times, base: TimeBase) -> bool:
-    """Whether a side has negative time in a replicate, or none that could be scaled to W."""
-    for busy, gap, trailing_idle in (
-        (t.t_d, t.g_d, t.trailing_idle_d),
-        (t.t_p, t.g_p, t.trailing_idle_p),
-    ):
-        left = gap.sum(axis=0) + trailing_idle
-        if not (base.on_device and base.unprofiled):
-            left = left + busy.sum(axis=0)
-        if bool((left < 0).any()):
-            return True
-    return False
+def _has_negative_time(t: Times, base: TimeBase) -> bool:
+    """Return whether a side has negative time in a replicate, or none that could be scaled to W."""
+    scales_idle = base.on_device and base.unprofiled
+    scaled = [side.idle if scales_idle else side.wall for side in (t.dense, t.pruned)]
+    return any(bool((time < 0).any()) for time in scaled)
 
 
 def _sample_sides(
     rng: np.random.Generator, dense: int, pruned: int, *, in_turns: bool
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Samples of both sides [replicates, number]; the same ones where they took turns and their
-    numbers agree."""
+) -> tuple[Picks, Picks]:
+    """Sample both sides, [replicates, number].
+
+    The samples are the same where the sides took turns and their numbers agree.
+    """
     picks = sample_placements(rng, dense, REPLICATES)
     same = in_turns and dense == pruned
     return picks, picks if same else sample_placements(rng, pruned, REPLICATES)
 
 
-def _walls_of_placements(
-    base: TimeBase, picks: tuple[NDArray[np.int64], NDArray[np.int64]]
-) -> Both:
-    """Replicates of W of both sides, from samples of their placements."""
-    dense, pruned = (widened_weights(one) for one in picks)
+def _sample_all_placements(rng: np.random.Generator, base: TimeBase) -> tuple[Picks, Picks]:
+    """Sample the placements of both sides."""
+    counts = len(base.dense.per_placement), len(base.pruned.per_placement)
+    return _sample_sides(rng, *counts, in_turns=base.in_turns)
+
+
+def _weigh_walls(base: TimeBase, picks: tuple[Picks, Picks]) -> Both:
+    """Return replicates of W of both sides, from samples of their placements."""
+    dense, pruned = (widened_weights(sample) for sample in picks)
     return base.dense.walls(dense), base.pruned.walls(pruned)
 
 
-def _resampled_walls(rng: np.random.Generator, base: TimeBase) -> Both:
-    """Replicates of W of both sides: over placements where both have them, else over samples."""
+def _resample_walls(rng: np.random.Generator, base: TimeBase) -> Both:
+    """Resample W of both sides: over placements where both have them, else over samples."""
     if base.has_placements:
-        return _walls_of_placements(
-            base,
-            _sample_sides(
-                rng,
-                len(base.dense.per_placement),
-                len(base.pruned.per_placement),
-                in_turns=base.in_turns,
-            ),
-        )
+        return _weigh_walls(base, _sample_all_placements(rng, base))
     if base.dense.has_placements or base.pruned.has_placements:  # each as it was taken
-        dense, pruned = (_resampled_wall(rng, side) for side in (base.dense, base.pruned))
+        dense, pruned = (_resample_wall(rng, side) for side in (base.dense, base.pruned))
         return dense, pruned
     d, p = base.dense.ns, base.pruned.ns
-    picks, other = _sample_sides(rng, len(d), len(p), in_turns=base.in_turns)
-    return np.median(d[picks], axis=1), np.median(p[other], axis=1)
+    dense_picks, pruned_picks = _sample_sides(rng, len(d), len(p), in_turns=base.in_turns)
+    return np.median(d[dense_picks], axis=1), np.median(p[pruned_picks], axis=1)
 
 
-def _resampled_wall(rng: np.random.Generator, samples: Samples) -> Floats:
-    """Replicates of W of one side."""
+def _resample_wall(rng: np.random.Generator, samples: Samples) -> Floats:
+    """Resample W of one side."""
     if samples.has_placements:
-        return samples.walls(
-            widened_weights(sample_placements(rng, len(samples.per_placement), REPLICATES))
-        )
+        picks = sample_placements(rng, len(samples.per_placement), REPLICATES)
+        return samples.walls(widened_weights(picks))
     picks = sample_placements(rng, len(samples), REPLICATES)
     return np.asarray(np.median(samples.ns[picks], axis=1))
 
 
-def _scaled(t: Times, walls: Both | None, units: Units, base: TimeBase) -> Times:
+def _scale_to_walls(t: Times, walls: Both | None, units: Units, base: TimeBase) -> Times:
+    """Scale the times of both sides to their unprofiled walls; None leaves them as they are."""
     if walls is None:
         return t
-    sides = (t.t_d, t.g_d, t.trailing_idle_d), (t.t_p, t.g_p, t.trailing_idle_p)
-    out: list[Floats] = []
-    for side, wall, sums in zip(sides, walls, (units.dense, units.pruned), strict=True):
-        target = np.atleast_1d(np.asarray(wall, np.float64))
-        if base.on_device:
-            out += scale_idle(side, target)
-        else:
-            out += subtract_profiler_overhead(side, target, sums.recorded)
-    return Times(*out)
+    dense, pruned = (np.atleast_1d(np.asarray(wall, np.float64)) for wall in walls)
+    if base.on_device:
+        return Times(scale_idle(t.dense, dense), scale_idle(t.pruned, pruned))
+    return Times(
+        subtract_profiler_overhead(t.dense, dense, units.dense.recorded),
+        subtract_profiler_overhead(t.pruned, pruned, units.pruned.recorded),
+    )
 
 
 def speedup_interval(
     dense: Samples | list[int], pruned: Samples | list[int], *, in_turns: bool = False
 ) -> list[float] | None:
-    """95 % interval of W of `dense` ÷ W of `pruned`, by bootstrap of placements, or of samples
-    where there are none (of pairs where both sides took turns); None with fewer than two."""
+    """Return the 95 % interval of W of `dense` ÷ W of `pruned`.
+
+    Placements are resampled, or samples where there are none (in pairs where both sides took
+    turns). None with fewer than two samples on a side.
+    """
     d, p = (s if isinstance(s, Samples) else Samples.of([s]) for s in (dense, pruned))
     if min(len(d), len(p)) < 2:
         return None
     base = TimeBase("unprofiled", False, d, p, in_turns)  # noqa: FBT003
-    return ratio_interval(*_resampled_walls(np.random.default_rng(SEED), base))
+    return ratio_interval(*_resample_walls(np.random.default_rng(SEED), base))
 
 
 def realised_interval(base: TimeBase, replicates: Replicates | None) -> list[float] | None:
-    """95 % interval of dense / pruned: of W of the samples, else of the profiled walls over the
-    steps; None with one sample, without replicates, or with steps of 0 ns."""
+    """Return the 95 % interval of dense / pruned.
+
+    It is that of W of the samples, else of the profiled walls over the steps. None with one sample,
+    without replicates, or with steps of 0 ns.
+    """
     if len(base.dense) and len(base.pruned):
         return speedup_interval(base.dense, base.pruned, in_turns=base.in_turns)
     if replicates is None:
@@ -336,18 +371,26 @@ def realised_interval(base: TimeBase, replicates: Replicates | None) -> list[flo
 
 
 def ratio_interval(top: Floats, bottom: Floats) -> list[float] | None:
-    """95 % interval of the ratio of two times; None where a replicate of one is negative,
-    or of the bottom none at all: a replicate may hold only steps of 0 ns."""
+    """Return the 95 % interval of the ratio of two times.
+
+    None where a replicate is negative or the bottom is 0: a replicate may hold only steps of 0 ns.
+    """
     return interval(top / bottom) if bool((bottom > 0).all() and (top >= 0).all()) else None
 
 
 def wall_interval(samples: Samples) -> list[float]:
-    """95 % bootstrap interval of W: over placements, or over samples where there are none."""
-    return interval(_resampled_wall(np.random.default_rng(SEED), samples))
+    """Return the 95 % bootstrap interval of W.
+
+    Placements are resampled, or samples where there are none.
+    """
+    return interval(_resample_wall(np.random.default_rng(SEED), samples))
 
 
 def median_interval(values: Floats) -> list[float] | None:
-    """95 % interval of the median of values that may be negative, by bootstrap; None with one."""
+    """Return the 95 % bootstrap interval of the median; None with one value.
+
+    Values may be negative.
+    """
     if len(values) < 2:
         return None
     picks = sample_placements(np.random.default_rng(SEED), len(values), REPLICATES)
@@ -355,83 +398,93 @@ def median_interval(values: Floats) -> list[float] | None:
 
 
 def interval(replicates: Floats) -> list[float]:
-    """The 2.5th and 97.5th percentile."""
+    """Return the 2.5th and the 97.5th percentile."""
     low, high = np.percentile(replicates, [2.5, 97.5])
     return [float(low), float(high)]
 
 
 def halves(units: Units, base: TimeBase) -> Split | None:
-    """Dense against dense, one replicate a way to split the dense placements that profiled in
-    halves, or the steps where only one did or that is unknown (all ways, or 50 at random). None
-    with one step."""
+    """Compare the dense side with itself, one replicate for each way to split it in halves.
+
+    The dense placements that profiled are split, or the steps where only one placement did or that
+    is unknown; in all ways, or in 50 at random. None with one step.
+    """
     steps = units.dense.busy.shape[1]
     if steps < 2:
         return None
-    of_step, walls = _halves_of_capture(np.random.default_rng(SEED), base, steps)
+    of_step, walls = _split_capture(np.random.default_rng(SEED), base, steps)
     dense_twice = replace(units, pruned=units.dense, kept=None)
     ones = np.ones(len(units.keys))
     same = Ratios(ones, ones, ones, 1.0, 1.0)
     t = times(dense_twice, *of_step)
     return split(
-        dense_twice, same, _scaled(t, walls if base.unprofiled else None, dense_twice, base)
+        dense_twice, same, _scale_to_walls(t, walls if base.unprofiled else None, dense_twice, base)
     )
 
 
-def _halves_of_capture(
+def _split_capture(
     rng: np.random.Generator, base: TimeBase, steps: int
 ) -> tuple[Both, Both | None]:
-    """Weights of the steps of both halves [steps, ways], and W of their samples: those of the same
-    placements where all profiled, else halves of their own."""
+    """Split the dense capture in halves.
+
+    Returns:
+        Weights of the steps of both halves [steps, ways], and W of their samples: those of the same
+        placements where all profiled, else halves of their own.
+    """
     dense = base.dense
     placement = dense.placement_of_step(steps)
     if placement is None or placement[-1] == 0:
-        one, other = _half_weights(rng, steps)
-        return (one, other), _walls_of_halves(rng, base, one.shape[1])
-    one, other = _half_weights(rng, int(placement[-1]) + 1)
+        half_a, half_b = _weigh_halves(rng, steps)
+        return (half_a, half_b), _split_walls(rng, base, half_a.shape[1])
+    half_a, half_b = _weigh_halves(rng, int(placement[-1]) + 1)
     if dense.all_profiled:
-        return (weights_of_steps(one, placement), weights_of_steps(other, placement)), (
-            dense.walls(one),
-            dense.walls(other),
+        return (weights_of_steps(half_a, placement), weights_of_steps(half_b, placement)), (
+            dense.walls(half_a),
+            dense.walls(half_b),
         )
     # Two placements can be split in two ways: too few for all that the samples of eight have.
-    again = -(-HALVES // one.shape[1])
-    one, other = np.tile(one, again), np.tile(other, again)
-    return (weights_of_steps(one, placement), weights_of_steps(other, placement)), _walls_of_halves(
-        rng, base, one.shape[1]
+    again = -(-HALVES // half_a.shape[1])
+    half_a, half_b = np.tile(half_a, again), np.tile(half_b, again)
+    return (weights_of_steps(half_a, placement), weights_of_steps(half_b, placement)), _split_walls(
+        rng, base, half_a.shape[1]
     )
 
 
-def _walls_of_halves(rng: np.random.Generator, base: TimeBase, ways: int) -> Both | None:
-    """W of one half of the dense samples and of the other: of placements where there are any."""
+def _split_walls(rng: np.random.Generator, base: TimeBase, ways: int) -> Both | None:
+    """Return W of both halves of the dense samples; of placements where there are any."""
     samples = base.dense
     if not base.unprofiled:
         return None
     if not samples.has_placements:
-        return _half_medians(rng, samples.ns, ways)
-    one, other = _half_weights(rng, len(samples.per_placement))
-    pick = rng.integers(0, one.shape[1], ways)
-    return samples.walls(one[:, pick]), samples.walls(other[:, pick])
+        return _split_medians(rng, samples.ns, ways)
+    half_a, half_b = _weigh_halves(rng, len(samples.per_placement))
+    pick = rng.integers(0, half_a.shape[1], ways)
+    return samples.walls(half_a[:, pick]), samples.walls(half_b[:, pick])
 
 
-def _half_weights(rng: np.random.Generator, count: int) -> tuple[Floats, Floats]:
-    """Weights [count, ways] of one half and of the other."""
-    first = _half_picks(rng, count)
-    one = np.zeros((count, len(first)))
+def _weigh_halves(rng: np.random.Generator, count: int) -> tuple[Floats, Floats]:
+    """Return weights [count, ways] of one half and of the other."""
+    first = _pick_halves(rng, count)
+    weights = np.zeros((count, len(first)))
     for i, pick in enumerate(first):
-        one[list(pick), i] = 1.0 / len(pick)
-    return one, np.asarray((one == 0) / (count - np.count_nonzero(one, axis=0)), np.float64)
+        weights[list(pick), i] = 1.0 / len(pick)
+    return weights, np.asarray(
+        (weights == 0) / (count - np.count_nonzero(weights, axis=0)), np.float64
+    )
 
 
-def _half_picks(rng: np.random.Generator, steps: int) -> list[tuple[int, ...]]:
+def _pick_halves(rng: np.random.Generator, steps: int) -> list[tuple[int, ...]]:
+    """List the steps of one half for each way to split them."""
     half = steps // 2
     if comb(steps, half) <= HALVES:
         return list(combinations(range(steps), half))
     return [tuple(rng.permutation(steps)[:half].tolist()) for _ in range(HALVES)]
 
 
-def _half_medians(
+def _split_medians(
     rng: np.random.Generator, samples: NDArray[np.int64], ways: int
 ) -> tuple[Floats, Floats] | None:
+    """Return the medians of both halves of the samples, split at random; None with one sample."""
     if len(samples) < 2:
         return None
     half = len(samples) // 2
@@ -441,5 +494,8 @@ def _half_medians(
 
 
 def noise(replicates: Floats) -> float:
-    """Root mean square over the ways to split, ÷ √2 (each half holds half of the steps)."""
+    """Return the root mean square over the ways to split, ÷ √2.
+
+    The factor is due because each half holds half of the steps.
+    """
     return float(np.sqrt(np.mean(np.square(replicates))) / np.sqrt(2))

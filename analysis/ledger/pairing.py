@@ -1,9 +1,9 @@
 """Units: dense and pruned work paired by (layer, role, class).
 
-In: the kernels frames of both sides. Out: `Units`: per unit and step busy, gap, FLOP, bytes, ideal
-and predicted ns of both sides, as arrays; NaN where a model is unknown. No unit is dropped. Within
-a unit, `UnitParts` are what can be distinguished: GEMMs of known and of unknown shape, other work
-by its op.
+In: the kernels frames of both sides. Out: `Units`: per unit and step busy and gap ns, FLOP, bytes,
+ideal and predicted ns of both sides, as arrays; NaN where a model is unknown. No unit is dropped.
+Within a unit, `UnitParts` are what can be distinguished: GEMMs of known and of unknown shape, other
+work by its op.
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ UnitKey = tuple[int | None, str, str]  # layer (of the dense model), role, class
 
 @dataclass(frozen=True)
 class RecordWeight:
-    """Weight of the recorded events per step (timeline/overhead.py): in busy time and gaps [units],
-    and in trailing idle time."""
+    """The weight of the recorded events per step (timeline/overhead.py).
+
+    Attributes:
+        busy: In busy time, [units].
+        gap: In gaps, [units].
+        trailing_idle: In trailing idle time.
+    """
 
     busy: Floats
     gap: Floats
@@ -34,13 +39,25 @@ class RecordWeight:
 
     @property
     def total(self) -> float:
-        """Busy, gap and trailing idle ns of a step."""
+        """The weight of all events of a step."""
         return float(self.busy.sum() + self.gap.sum()) + self.trailing_idle
 
 
 @dataclass(frozen=True)
 class UnitSums:
-    """[units, steps] arrays: busy and gap ns (0 where absent), the rest NaN where unknown."""
+    """The sums of one side by unit and step, [units, steps].
+
+    Attributes:
+        busy: Busy ns; 0 where absent.
+        gap: Gap ns; 0 where absent.
+        flop: FLOP; NaN where unknown.
+        bytes: Bytes; NaN where unknown.
+        ideal: Roofline ns; NaN where unknown.
+        predicted: Roofline ns with tiles and waves; NaN where unknown.
+        present: Whether the side has the unit, [units].
+        trailing_idle: Trailing idle ns, [steps].
+        recorded: The weight of the recorded events; None for a device trace.
+    """
 
     busy: Floats
     gap: Floats
@@ -48,14 +65,14 @@ class UnitSums:
     bytes: Floats
     ideal: Floats
     predicted: Floats
-    present: Mask  # [units]
-    trailing_idle: Floats  # [steps]
-    recorded: RecordWeight | None = None  # of a CPU trace
+    present: Mask
+    trailing_idle: Floats
+    recorded: RecordWeight | None = None
 
 
 @dataclass(frozen=True)
 class PartSums:
-    """Means per step over the kernels of each part, [parts]; NaN if unknown, 0 if absent."""
+    """The means per step over the kernels of each part, [parts]; NaN if unknown, 0 if absent."""
 
     busy: Floats
     flop: Floats
@@ -66,8 +83,11 @@ class PartSums:
 
 @dataclass(frozen=True)
 class UnitParts:
-    """The parts of the units. A unit on both sides has several where both run the same ones, else
-    one; a unit on one side has those of that side. `unit[i]`: the unit of part i."""
+    """The parts of the units; `unit[i]` is the unit of part i.
+
+    A unit on both sides has several parts where both run the same ones, else one. A unit on one
+    side has those of that side.
+    """
 
     unit: NDArray[np.int64]
     dense: PartSums
@@ -76,9 +96,17 @@ class UnitParts:
 
 @dataclass(frozen=True)
 class Units:
-    """The units of a pair; `keys[i]` names unit i, whose layer is that of the dense model. `parts`:
-    None takes each unit as one part. `kept`, [units]: if layers were removed, the share of calls
-    that is left of matched work without a known layer; None: all calls of every unit."""
+    """The units of a pair.
+
+    Attributes:
+        keys: The layer (of the dense model), role and class of each unit.
+        dense: The sums of the dense side.
+        pruned: The sums of the pruned side.
+        alignment: The alignment of their layers.
+        parts: The parts of the units; None takes each unit as one part.
+        kept: The share of calls that is left of matched work without a known layer, [units], where
+            layers were removed; None means that all calls of every unit are left.
+    """
 
     keys: list[UnitKey]
     dense: UnitSums
@@ -94,47 +122,59 @@ class Units:
 
     @property
     def matched(self) -> Mask:
-        """On both sides."""
+        """The units on both sides."""
         return self.dense.present & self.pruned.present
 
     @property
     def removed(self) -> Mask:
-        """On the dense side alone."""
+        """The units on the dense side alone."""
         return self.dense.present & ~self.pruned.present
 
     @property
     def added(self) -> Mask:
-        """On the pruned side alone."""
+        """The units on the pruned side alone."""
         return ~self.dense.present & self.pruned.present
 
 
 def pair(dense: Kernels, pruned: Kernels, layer_map: list[int] | None = None) -> Units:
-    """The units of both sides. Layers are those of the dense model; negative: added."""
+    """Pair the work of both sides by unit.
+
+    Layers are those of the dense model; negative ones were added.
+
+    Args:
+        dense: The kernels of the dense side.
+        pruned: The kernels of the pruned side.
+        layer_map: The dense layer of each pruned one, as the run gives it; None where it does not.
+    """
     alignment = align(dense, pruned, layer_map)
     frames = (
         dense.frame.with_columns(unit_layer=pl.col("layer")),
         with_dense_layer(pruned.frame, alignment),
     )
-    d, p = (_unit_sums(frame) for frame in frames)
+    d, p = (_sum_units(frame) for frame in frames)
     keys = sorted(
-        {*_keys(d), *_keys(p)}, key=lambda k: (k[0] is None, k[0] if k[0] is not None else 0, k[1:])
+        {*_unit_keys(d), *_unit_keys(p)},
+        key=lambda k: (k[0] is None, k[0] if k[0] is not None else 0, k[1:]),
     )
     index = {k: i for i, k in enumerate(keys)}
     return Units(
         keys,
-        _side(d, index, dense),
-        _side(p, index, pruned),
+        _side_sums(d, index, dense),
+        _side_sums(p, index, pruned),
         alignment,
-        _parts(frames, index, (dense, pruned)),
-        _kept_calls(keys, frames, (dense, pruned)) if alignment.removed else None,
+        _sum_parts(frames, index, (dense, pruned)),
+        _count_kept_calls(keys, frames, (dense, pruned)) if alignment.removed else None,
     )
 
 
-def _kept_calls(
+def _count_kept_calls(
     keys: list[UnitKey], frames: tuple[pl.DataFrame, pl.DataFrame], sides: tuple[Kernels, Kernels]
 ) -> Floats:
-    """The share of the calls of each unit that is left: below 1 for norms and the like that no
-    module assigns to a layer: calls of removed layers, and the gaps before them, are gone."""
+    """Return the share of the calls of each unit that is left.
+
+    It is below 1 for norms and the like that no module assigns to a layer: the calls of removed
+    layers, and the gaps before them, are gone.
+    """
     calls = []
     for frame, side in zip(frames, sides, strict=True):
         rows = frame.filter(pl.col("unit_layer").is_null()).select(*_UNIT, "step", "instance")
@@ -147,83 +187,96 @@ def _kept_calls(
 _UNIT = ["unit_layer", "role", "class"]
 
 
-def _known(column: str) -> pl.Expr:
-    """The sum of a column, null where one of the rows that carry work is unknown."""
+def _sum_known(column: str) -> pl.Expr:
+    """Sum a column; null where one of the rows that carry work is unknown."""
     of_work = pl.col(column).filter("carries_work")
     return pl.when(of_work.is_not_null().all() & (of_work.len() > 0)).then(of_work.sum())
 
 
-def _unit_sums(frame: pl.DataFrame) -> pl.DataFrame:
-    """Sums by unit and step."""
+def _sum_units(frame: pl.DataFrame) -> pl.DataFrame:
+    """Sum the rows by unit and step."""
     return frame.group_by([*_UNIT, "step"], maintain_order=True).agg(
         pl.col("busy").sum(),
         pl.col("gap").sum(),
         pl.col("recorded_inside").sum(),
         pl.col("recorded_before").sum(),
-        *(_known(c).alias(c) for c in ("flop", "bytes", "ideal", "predicted")),
+        *(_sum_known(c).alias(c) for c in ("flop", "bytes", "ideal", "predicted")),
     )
 
 
 _GENERATED, _AUXILIARY = "triton_", "auxiliary"
-_OF_PART = ("busy", "flop", "bytes", "ideal", "predicted")
+_PART_COLUMNS = ("busy", "flop", "bytes", "ideal", "predicted")
 
 
-def _parts(
+def _sum_parts(
     frames: tuple[pl.DataFrame, pl.DataFrame],
     index: dict[UnitKey, int],
     sides: tuple[Kernels, Kernels],
 ) -> UnitParts:
-    """The parts of all units. What is known of a part is not diluted by the rest of its unit: bytes
-    of an op that shrank are not pooled with those of one that did not."""
+    """Sum the parts of all units.
+
+    A part keeps what is known of it alone: bytes of an op that shrank are not pooled with those of
+    one that did not.
+    """
     by_order = any(side.is_by_order for side in sides)
     steps = [side.num_steps for side in sides]
     parts = [
-        _sums_by_part(frame, count, by_order=by_order)
+        _sum_by_part(frame, count, by_order=by_order)
         for frame, count in zip(frames, steps, strict=True)
     ]
-    old, new = (_parts_of_units(one) for one in parts)
+    old, new = (_name_parts(side_parts) for side_parts in parts)
     differ = [unit for unit in old.keys() & new.keys() if old[unit] != new[unit]]
     if differ:
         pooled = pl.DataFrame(differ, schema=parts[0][_UNIT].schema, orient="row")
         parts = [
             pl.concat(
                 [
-                    one.join(pooled, on=_UNIT, how="anti", nulls_equal=True),
-                    _sums_by_part(
+                    side_parts.join(pooled, on=_UNIT, how="anti", nulls_equal=True),
+                    _sum_by_part(
                         frame.join(pooled, on=_UNIT, how="semi", nulls_equal=True),
                         count,
                         pooled=True,
                     ),
                 ]
             )
-            for one, frame, count in zip(parts, frames, steps, strict=True)
+            for side_parts, frame, count in zip(parts, frames, steps, strict=True)
         ]
     d, p = parts
     on = [*_UNIT, "part"]
     rows = d.join(p, on=on, how="full", nulls_equal=True, coalesce=True).sort(on)
-    unit = np.array([index[key] for key in _keys(rows)], np.int64)
+    unit = np.array([index[key] for key in _unit_keys(rows)], np.int64)
     absent = [rows["busy"].is_null(), rows["busy_right"].is_null()]
     sums = [
-        {c: _column(rows[c + end], absent[i]) for c in _OF_PART}
+        {c: _fill_absent(rows[c + end], absent[i]) for c in _PART_COLUMNS}
         for i, end in enumerate(("", "_right"))
     ]
     return UnitParts(unit, PartSums(**sums[0]), PartSums(**sums[1]))
 
 
-def _parts_of_units(parts: pl.DataFrame) -> dict[UnitKey, set[str]]:
-    """The names of the parts of each unit."""
-    out: dict[UnitKey, set[str]] = defaultdict(set)
+def _name_parts(parts: pl.DataFrame) -> dict[UnitKey, set[str]]:
+    """List the names of the parts of each unit."""
+    names: dict[UnitKey, set[str]] = defaultdict(set)
     for *unit, part in parts[[*_UNIT, "part"]].iter_rows():
-        out[tuple(unit)].add(part)
-    return out
+        names[tuple(unit)].add(part)
+    return names
 
 
-def _sums_by_part(
+def _sum_by_part(
     frame: pl.DataFrame, steps: int, *, by_order: bool = False, pooled: bool = False
 ) -> pl.DataFrame:
-    """Means per step, unit and part: of products whether their shapes are known, else the op. Names
-    of generated kernels are numbers of one compilation, and differ between two. Where the place
-    of a product is inferred (`by_order`), its ratio is not applied to its auxiliary kernels."""
+    """Return means per step by unit and part.
+
+    The part of a product says whether its shapes are known, that of other work its op. Names of
+    generated kernels are numbers of one compilation, and differ between two.
+
+    Args:
+        frame: The rows of a side.
+        steps: The number of steps.
+        by_order: Whether the place of a product is inferred, so that its ratio is not applied
+            to its
+            auxiliary kernels.
+        pooled: Whether all rows of a unit are one part.
+    """
     op = pl.coalesce("op", "name", pl.lit(""))
     op = pl.when(op.str.starts_with(_GENERATED)).then(pl.lit(_GENERATED)).otherwise(op)
     of_kind = pl.when(pl.col("class").is_in(PRODUCTS)).then(pl.lit("")).otherwise(op)
@@ -234,46 +287,47 @@ def _sums_by_part(
     if pooled:
         part = pl.lit("")
     return frame.group_by(*_UNIT, part.alias("part")).agg(
-        pl.col("busy").sum() / steps, *(_known(c).alias(c) / steps for c in _OF_PART[1:])
+        pl.col("busy").sum() / steps, *(_sum_known(c).alias(c) / steps for c in _PART_COLUMNS[1:])
     )
 
 
-def _column(values: pl.Series, absent: pl.Series) -> Floats:
-    """A column of part sums: 0 where the part is absent, NaN where it is not known."""
-    out = np.array(values.to_numpy(), np.float64)  # null becomes NaN
-    out[absent.to_numpy()] = 0.0
-    return out
+def _fill_absent(values: pl.Series, absent: pl.Series) -> Floats:
+    """Return a column of part sums: 0 where the part is absent, NaN where it is not known."""
+    sums = np.array(values.to_numpy(), np.float64)  # null becomes NaN
+    sums[absent.to_numpy()] = 0.0
+    return sums
 
 
-def _keys(rows: pl.DataFrame) -> list[UnitKey]:
-    """The unit of each row."""
+def _unit_keys(rows: pl.DataFrame) -> list[UnitKey]:
+    """Return the unit of each row."""
     return rows[_UNIT].rows()
 
 
-def _side(sums: pl.DataFrame, index: dict[UnitKey, int], kernels: Kernels) -> UnitSums:
+def _side_sums(sums: pl.DataFrame, index: dict[UnitKey, int], kernels: Kernels) -> UnitSums:
+    """Arrange the sums of a side by unit and step."""
     shape = (len(index), kernels.num_steps)
-    unit = np.array([index[key] for key in _keys(sums)], int)
+    unit = np.array([index[key] for key in _unit_keys(sums)], int)
     step = sums["step"].to_numpy()
-    out: dict[str, Floats] = {}
+    columns: dict[str, Floats] = {}
     for column in ("busy", "gap", "flop", "bytes", "ideal", "predicted"):
         values = np.zeros(shape)
         values[unit, step] = sums[column].to_numpy()  # null becomes NaN
-        out[column] = values
+        columns[column] = values
     present = np.zeros(len(index), bool)
     present[unit] = True
     trailing_idle = kernels.linked.trailing_idle.astype(np.float64)
     return UnitSums(
-        **out,
+        **columns,
         present=present,
         trailing_idle=trailing_idle,
-        recorded=_cost(sums, unit, shape, kernels),
+        recorded=_weigh_records(sums, unit, shape, kernels),
     )
 
 
-def _cost(
+def _weigh_records(
     sums: pl.DataFrame, unit: NDArray[np.int64], shape: tuple[int, int], kernels: Kernels
 ) -> RecordWeight | None:
-    """The weight of what was recorded in a step; None for a device trace."""
+    """Return the weight of what was recorded in a step; None for a device trace."""
     if kernels.on_device:
         return None
     inside, before = np.zeros(shape[0]), np.zeros(shape[0])

@@ -31,7 +31,14 @@ _SCORES = (*_MULTIPLIES, "softmax", "reduction")  # of pooled queries and keys
 
 @dataclass(frozen=True)
 class NewWork:
-    """Work of one op, or of a kernel where no op is known. `dtypes`: of its operands."""
+    """Work of one op, or of a kernel where no op is known.
+
+    Attributes:
+        role: Its role.
+        kind: The kind of its kernels.
+        work: The name of the op, else of the kernel.
+        dtypes: The number formats of its operands.
+    """
 
     role: str
     kind: str
@@ -39,50 +46,59 @@ class NewWork:
     dtypes: tuple[str, ...] = ()
 
 
-def purpose(one: NewWork, scorers: Collection[str], *, fused: bool) -> str:
-    """The purpose of new work. `scorers`: what the detected families choose by, "router" (what
-    runs) or "estimator" (what attention reads). `fused`: attention is one kernel on both sides, so
-    that any other product of its role scores."""
-    if one.kind == "gather_scatter":
-        return SCATTER if _SCATTERS.search(one.work) else GATHER
-    if one.kind == "routing":
+def purpose(new: NewWork, scorers: Collection[str], *, fused: bool) -> str:
+    """Return the purpose of new work.
+
+    Args:
+        new: The work that only the pruned side does.
+        scorers: What the detected families choose by: "router" (what runs) or "estimator" (what
+            attention reads).
+        fused: Whether attention is one kernel on both sides, so that any other product of its role
+            scores.
+
+    Limitations: names of ops and kernels decide, so a custom kernel whose name says nothing counts
+    as other work.
+    """
+    if new.kind == "gather_scatter":
+        return SCATTER if _SCATTERS.search(new.work) else GATHER
+    if new.kind == "routing":
         return INDEX
-    computes = one.kind in (*_SCORES, "norm", "attention")
-    if _MASKS.search(one.work) and not computes and not unpacks_bits(one.work, one.dtypes):
+    computes = new.kind in (*_SCORES, "norm", "attention")
+    if _MASKS.search(new.work) and not computes and not unpacks_bits(new.work, new.dtypes):
         return MASK
-    scores = one.role in (ROUTER, ESTIMATOR) or (
-        fused and one.role == "attention" and one.kind in _SCORES
+    scores = new.role in (ROUTER, ESTIMATOR) or (
+        fused and new.role == "attention" and new.kind in _SCORES
     )
     if not scores:
-        return LAYOUT if one.kind == "layout" else OTHER
-    if not computes and (_INDICES.search(one.work) or _counts(one)):
+        return LAYOUT if new.kind == "layout" else OTHER
+    operand = "".join(new.dtypes[:1]).lower()
+    reads_whole_numbers = any(name in operand for name in _WHOLE_NUMBERS)
+    if not computes and (_INDICES.search(new.work) or reads_whole_numbers):
         return INDEX
-    return _scorer(one, set(scorers) & {ROUTER, ESTIMATOR})
+    return _find_scorer(new, set(scorers) & {ROUTER, ESTIMATOR})
 
 
 def unpacks_bits(op: str, dtypes: Sequence[str]) -> bool:
-    """Whether an op takes bits apart in a tensor of whole numbers, as packed weights are unpacked;
-    bits of truth values are a mask."""
+    """Return whether an op takes bits apart in a tensor of whole numbers.
+
+    Packed weights need it. Bits of truth values are a mask instead.
+    """
     first = "".join(dtypes[:1]).lower()
     is_whole = any(name in first for name in _WHOLE_NUMBERS if name != "bool")
     return is_whole and _BITS.search(op) is not None
 
 
-def _counts(one: NewWork) -> bool:
-    """Whether its first operand holds whole numbers."""
-    return any(name in dtype.lower() for dtype in one.dtypes[:1] for name in _WHOLE_NUMBERS)
-
-
-def _scorer(one: NewWork, scorers: set[str]) -> str:
+def _find_scorer(new: NewWork, scorers: set[str]) -> str:
+    """Return whether work that scores is a router's or an estimator's."""
     if len(scorers) == 1:
         return next(iter(scorers))
     if scorers:  # both run: one that scores pairs of blocks multiplies in batches
-        return ESTIMATOR if one.kind in ("batched_gemm", "softmax") else ROUTER
-    return ESTIMATOR if one.role == "attention" else ROUTER
+        return ESTIMATOR if new.kind in ("batched_gemm", "softmax") else ROUTER
+    return ESTIMATOR if new.role == "attention" else ROUTER
 
 
 def is_fused(*sides: Kernels) -> bool:
-    """Whether attention is a kernel of its own on all of the sides."""
+    """Return whether attention is a kernel of its own on all of the sides."""
     return all(
         ((side.frame["role"] == "attention") & (side.frame["kind"] == "attention")).any()
         for side in sides
@@ -90,22 +106,24 @@ def is_fused(*sides: Kernels) -> bool:
 
 
 def new_work(dense: Kernels, pruned: Kernels) -> pl.DataFrame:
-    """Busy ns of all steps by role, kind and work that only the pruned side does; `work`: the op,
-    or the kernel where one side alone replays graphs, which have no ops."""
+    """Return busy ns of all steps by role, kind and work that only the pruned side does.
+
+    `work` is the op; the kernel where one side alone replays graphs, whose kernels have no ops.
+    """
     by_name = dense.is_replay != pruned.is_replay
-    old, new = (_work(side, by_name=by_name) for side in (dense, pruned))
+    old, new = (_sum_work(side, by_name=by_name) for side in (dense, pruned))
     return new.join(old, on=["role", "kind", "work"], how="anti", nulls_equal=True)
 
 
-def _work(kernels: Kernels, *, by_name: bool) -> pl.DataFrame:
-    """Busy ns of all steps by role, kind and work: the op, or the kernel where `by_name`."""
+def _sum_work(kernels: Kernels, *, by_name: bool) -> pl.DataFrame:
+    """Sum busy ns of all steps by role, kind and op; by kernel instead of op with `by_name`."""
     frame = kernels.frame[["role", "kind", "op", "name", "call", "busy"]]
     work = (pl.col("name") if by_name else pl.coalesce("op", "name")).fill_null("?")
     # Casting one number for a product is no change of layout.
-    numbers = [i for i, call in enumerate(kernels.shapes.calls) if call.shapes[:1] == ((),)]
+    calls = [*enumerate(kernels.shapes.calls)]
+    numbers = [i for i, call in calls if call.shapes[:1] == ((),)]
     # Unpacking weights is no mask: the finding `decompressed` says it.
-    calls = enumerate(kernels.shapes.calls)
-    unpacking = [i for i, one in calls if unpacks_bits(one.name, one.dtypes)]
+    unpacking = [i for i, call in calls if unpacks_bits(call.name, call.dtypes)]
     if numbers or unpacking:
         number = (pl.col("kind") == "layout") & pl.col("call").is_in(numbers)
         left_out = number | pl.col("call").is_in(unpacking)

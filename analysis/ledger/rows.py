@@ -1,6 +1,7 @@
-"""Ledger rows for the report: each with its parts by (role, class), intervals, noise, evidence.
+"""The rows of the ledger for the report, each with its parts, intervals, noise and evidence.
 
-In: the point ledger, its replicates and halves, and both frames. Out: schema.report.Row values.
+In: the point ledger, its replicates and halves, and both frames. Out: schema.report.Row values;
+parts are by (role, class).
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -23,7 +23,6 @@ from prunescope.analysis.ledger.pairing import Floats, Units
 from prunescope.analysis.schema.report import LedgerPart, Row
 from prunescope.taxonomy.words import percent
 
-T = TypeVar("T")
 # Rows that need FLOPs, bytes and ideal times, and the row that is their sum where no shapes are
 # known.
 _BY_WORK = ("coverage", "roofline_shift", "shape", "kernel_efficiency")
@@ -45,24 +44,37 @@ class _Splits:
     few: FewSteps | None = None
 
     def noise_of(self, name: str, rows: list[int] | None = None) -> float | None:
-        """The noise of a row, or of a part of it: dense against dense; over steps that are too few
-        for an interval also what these differ, whichever is larger."""
+        """Return the noise of a row, or of a part of it, ns: that of dense against dense.
+
+        Over steps that are too few for an interval, it is their own spread if that is larger.
+        """
         if self.halves is None:
             return None
-        apart = noise(
+        of_halves = noise(
             _dense_against_dense(name, self.halves)
             if rows is None
             else self.halves.rows[name][rows].sum(axis=0)
         )
         if self.few is None:
-            return apart
+            return of_halves
         split = self.few.replicates
         own = split.total(name) if rows is None else split.rows[name][rows].sum(axis=0)
-        return max(apart, scatter(own, self.few.steps))
+        return max(of_halves, scatter(own, self.few.steps))
+
+    def with_sums(self) -> _Splits:
+        """Add the row NOT_EXPLAINED, the sum of the rows of work, to every ledger."""
+        return _Splits(
+            _with_sum(self.ledger),
+            None if self.replicates is None else _with_sum(self.replicates),
+            None if self.halves is None else _with_sum(self.halves),
+            None
+            if self.few is None
+            else replace(self.few, replicates=_with_sum(self.few.replicates)),
+        )
 
 
 def _with_sum(split: Split) -> Split:
-    """A ledger with one more row, the sum of the rows of work."""
+    """Add a row to a ledger: the sum of the rows of work."""
     total = np.sum([split.rows[name] for name in _BY_WORK], axis=0)
     return replace(split, rows=split.rows | {NOT_EXPLAINED: total})
 
@@ -75,32 +87,34 @@ def build_rows(
     is_known: bool = True,
     regrouped: Collection[str] = (),
 ) -> list[Row]:
-    """All rows in order; `evidence(row, role, class)` names the largest kernels of a part. Not
-    `is_known`: no shape says what became of the work, so that its rows are null and one more,
-    `not_explained`, is their sum. `regrouped`: roles with fewer matrices for the same work."""
-    few = inputs.few_steps
-    splits = _Splits(inputs.ledger, inputs.replicates, halves, few)
+    """Build all rows in order.
+
+    Args:
+        inputs: The attribution inputs.
+        halves: Dense against dense over the halves of the capture; None with one step.
+        evidence: Names the largest kernels of a part, by row, role and class.
+        is_known: False where no shape shows what became of the work: its rows are then null,
+            and one
+            more row, `not_explained`, is their sum.
+        regrouped: Roles that do the same work with fewer matrices.
+    """
+    splits = _Splits(inputs.ledger, inputs.replicates, halves, inputs.few_steps)
     names = list(ROWS)
     if not is_known:
-        splits = _Splits(
-            _with_sum(inputs.ledger),
-            None if inputs.replicates is None else _with_sum(inputs.replicates),
-            None if halves is None else _with_sum(halves),
-            None if few is None else FewSteps(_with_sum(few.replicates), few.steps),
-        )
+        splits = splits.with_sums()
         names.insert(-1, NOT_EXPLAINED)
-    out = []
+    rows = []
     for name in names:
         if name in _BY_WORK and not is_known:
-            out.append(Row(row=name, ns=None))
+            rows.append(Row(row=name, ns=None))
             continue
         boot = None if splits.replicates is None else splits.replicates.total(name)
         in_ledger = name in splits.ledger.rows
-        parts = _parts(name, inputs, splits, evidence, regrouped) if in_ledger else []
+        parts = _build_parts(name, inputs, splits, evidence, regrouped) if in_ledger else []
         ns = float(splits.ledger.total(name)[0])
         if name in splits.ledger.rows:  # as printed: parts below _NOTHING are not in the sum
             ns = float(sum(part.ns for part in parts)) if parts else 0.0
-        out.append(
+        rows.append(
             Row(
                 row=name,
                 ns=ns,
@@ -109,22 +123,24 @@ def build_rows(
                 parts=parts,
             )
         )
-    total = float(sum(r.moves_ns for r in out[1:-1]))
-    largest = max(abs(r.moves_ns) for r in out)  # a forged shape gives ratios that cancel badly
+    total = float(sum(r.moves_ns for r in rows[1:-1]))
+    largest = max(abs(r.moves_ns) for r in rows)  # a forged shape gives ratios that cancel badly
     # The wall was computed from its own side alone, so that this checks the identity of `split`.
-    assert abs(total - out[-1].moves_ns) <= max(1e-3, 1e-9 * largest), "the ledger does not close"
+    assert abs(total - rows[-1].moves_ns) <= max(1e-3, 1e-9 * largest), "the ledger does not close"
     # Rounding, 0.001 ns or 1e-9 of the largest row at most, goes into the printed pruned wall, so
     # that the printed rows sum to it exactly.
-    out[-1].ns = total
-    return out
+    rows[-1].ns = total
+    return rows
 
 
 def untouched(
     units: Units, ratio: Ratios, regrouped: Collection[str] = ()
 ) -> frozenset[tuple[str, str]]:
-    """The (role, class) of which all FLOPs are kept, or bytes where no FLOPs are modelled; not
-    those that read fewer bytes for them, nor of the roles `regrouped`, which do the same work with
-    fewer matrices, as fewer experts do."""
+    """List the (role, class) of which all FLOPs are kept, or all bytes where no FLOPs are modelled.
+
+    Those that read fewer bytes for them are left out, and those of the roles `regrouped`, which do
+    the same work with fewer matrices, as fewer experts do.
+    """
     return frozenset(
         key
         for key, rows in _whole_groups(units, ratio)
@@ -135,18 +151,21 @@ def untouched(
 def as_much_work(
     units: Units, ratio: Ratios, regrouped: Collection[str]
 ) -> frozenset[tuple[str, str]]:
-    """The (role, class) of the roles `regrouped` of which all FLOPs are kept."""
+    """List the (role, class) of the roles `regrouped` of which all FLOPs are kept."""
     return frozenset(key for key, _ in _whole_groups(units, ratio) if key[0] in regrouped)
 
 
 def _whole_groups(units: Units, ratio: Ratios) -> Iterator[tuple[tuple[str, str], list[int]]]:
+    """Yield each (role, class) of which all FLOPs are kept, with its units."""
     return (
-        (key, rows) for key, rows in _groups(units).items() if _is_whole(_kept(units, ratio, rows))
+        (key, rows)
+        for key, rows in _group_units(units).items()
+        if _is_whole(_kept_share(units, ratio, rows))
     )
 
 
 def _reads_less(units: Units, rows: list[int]) -> bool:
-    """Whether units that are on both sides read fewer bytes on the pruned one."""
+    """Return whether units that are on both sides read fewer bytes on the pruned one."""
     both = [i for i in rows if units.matched[i]]
     dense, pruned = (
         float(side.bytes[both].mean(axis=1).sum()) for side in (units.dense, units.pruned)
@@ -155,88 +174,97 @@ def _reads_less(units: Units, rows: list[int]) -> bool:
 
 
 def _dense_against_dense(name: str, halves: Split) -> Floats:
-    """A row of dense against dense; of the walls, their difference."""
+    """Return a row of dense against dense; for a wall, the difference of both."""
     if name in ("dense", "promised", "pruned"):
         return halves.pruned - halves.dense
     return halves.total(name)
 
 
-def _groups(units: Units) -> dict[tuple[str, str], list[int]]:
-    """The units of each (role, class)."""
+def _group_units(units: Units) -> dict[tuple[str, str], list[int]]:
+    """Group the units by (role, class)."""
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for i, (_, role, cls) in enumerate(units.keys):
         groups[role, cls].append(i)
     return groups
 
 
-def _parts(
+def _build_parts(
     name: str,
     inputs: AttributionInputs,
     splits: _Splits,
     evidence: Callable[[str, str, str], list[str]],
     regrouped: Collection[str],
 ) -> list[LedgerPart]:
+    """Build the parts of a row, the largest first."""
     units = inputs.units
     parts = []
-    for (role, cls), rows in _groups(units).items():
+    for (role, cls), rows in _group_units(units).items():
         ns = float(splits.ledger.rows[name][rows, 0].sum())
         if abs(ns) < _NOTHING:
             continue
         parts.append(
             LedgerPart(
                 name=_part_name(
-                    name, role, cls, _kept(units, inputs.ratio, rows), regrouped=role in regrouped
+                    name,
+                    role,
+                    cls,
+                    _kept_share(units, inputs.ratio, rows),
+                    regrouped=role in regrouped,
                 ),
                 role=role,
                 cls=cls,
                 ns=ns,
-                ci95=_statistic_of(splits.replicates, name, rows, interval),
+                ci95=_part_interval(splits.replicates, name, rows),
                 noise_ns=splits.noise_of(name, rows),
                 evidence=evidence(name, role, cls),
-                expected=_expected(inputs, rows) if name == "kernel_efficiency" else UNSET,
+                expected=_expected_ratio(inputs, rows) if name == "kernel_efficiency" else UNSET,
             )
         )
-    rest = float(splits.ledger.rows[name][-1, 0])
-    if abs(rest) >= _NOTHING:
+    unassigned = float(splits.ledger.rows[name][-1, 0])
+    if abs(unassigned) >= _NOTHING:
         last = [len(units.keys)]
         parts.append(
             LedgerPart(
                 name=_RESTS.get(name, "rest"),
                 role=None,
-                ns=rest,
-                ci95=_statistic_of(splits.replicates, name, last, interval),
+                ns=unassigned,
+                ci95=_part_interval(splits.replicates, name, last),
                 noise_ns=splits.noise_of(name, last),
             )
         )
     return sorted(parts, key=lambda part: -abs(part.ns))
 
 
-def _statistic_of(
-    split: Split | None, name: str, rows: list[int], statistic: Callable[[Floats], T]
-) -> T | None:
-    return None if split is None else statistic(split.rows[name][rows].sum(axis=0))
+def _part_interval(split: Split | None, name: str, rows: list[int]) -> list[float] | None:
+    """Return the 95 % interval of some lines of a row; None without replicates."""
+    return None if split is None else interval(split.rows[name][rows].sum(axis=0))
 
 
-def _kept(units: Units, ratio: Ratios, rows: list[int]) -> float | None:
-    """r̄_F of a (role, class): Σ t_d·r_F / Σ t_d over all layers."""
+def _kept_share(units: Units, ratio: Ratios, rows: list[int]) -> float | None:
+    """Return r̄_F of a (role, class): Σ t_d·r_F / Σ t_d over all layers."""
     t = units.dense.busy[rows].mean(axis=1)
     total = float(t.sum())
     return float((t * ratio.flop[rows]).sum()) / total if total > 0 else None
 
 
-def _expected(inputs: AttributionInputs, rows: list[int]) -> float | UnsetType:
-    """r̄_Q of a (role, class): Σ t_d·r_Q / Σ t_d over the units on both sides, in the time base of
-    the ledger, so that the part of kernel efficiency is Σ t_p - r̄_Q·Σ t_d."""
-    t = inputs.times.t_d[rows, 0] * inputs.units.matched[rows]
+def _expected_ratio(inputs: AttributionInputs, rows: list[int]) -> float | UnsetType:
+    """Return r̄_Q of a (role, class): Σ t_d·r_Q / Σ t_d over the units on both sides.
+
+    Times are in the time base of the ledger, so that the part of kernel efficiency is Σ t_p -
+    r̄_Q·Σ t_d.
+    """
+    t = inputs.times.dense.busy[rows, 0] * inputs.units.matched[rows]
     total = float(t.sum())
     return float((t * inputs.ratio.shape[rows]).sum()) / total if total > 0 else UNSET
 
 
 def _is_whole(kept: float | None) -> bool:
+    """Return whether all is kept."""
     return kept is not None and abs(kept - 1) < 1e-9
 
 
 def _part_name(row: str, role: str, cls: str, kept: float | None, *, regrouped: bool) -> str:
+    """Name a part, and in the row coverage what is kept of its work."""
     where = f"{role} ({cls})"
     if row != "coverage" or kept is None:
         return where
@@ -248,11 +276,10 @@ def _part_name(row: str, role: str, cls: str, kept: float | None, *, regrouped: 
 
 
 class LargestKernels:
-    """The largest kernels of a (role, class) on both sides, dense → pruned, per step, and the main
-    cause of their idle time.
+    """The largest kernels of a (role, class) on both sides, and the cause of their idle time.
 
-    Times are those of the ledger's time base (`AttributionInputs.dense_rows`); idle time is as
-    recorded.
+    Times are per step in the time base of the ledger (`AttributionInputs.dense_rows`); idle time is
+    as recorded.
     """
 
     def __init__(self, inputs: AttributionInputs, dense: Kernels, pruned: Kernels) -> None:
@@ -260,11 +287,14 @@ class LargestKernels:
             self._table(inputs.dense_rows(dense), dense.num_steps),
             self._table(inputs.pruned_rows(pruned), pruned.num_steps),
         ]
-        self.idle = [self._causes(one) for one in (dense, pruned)]
+        self.idle = [self._causes(side) for side in (dense, pruned)]
 
     @staticmethod
     def _causes(kernels: Kernels) -> dict[tuple[str, ...], dict[str, float]]:
-        """Idle time of a step by cause; of a host trace, whose gaps are dispatch, nothing."""
+        """Return the idle time of a step by cause.
+
+        A host trace, whose gaps are dispatch, has none.
+        """
         if not kernels.on_device or kernels.profiler.clock_skew is not None:
             return {}
         return {
@@ -276,58 +306,61 @@ class LargestKernels:
     def _table(
         rows: pl.DataFrame, steps: int
     ) -> dict[tuple[str, str], list[tuple[str, float, float]]]:
+        """List the kernels of each (role, class) with ns and calls per step, the largest first."""
         sums = (
             rows[["role", "class", "name", "ns"]]
             .group_by("role", "class", "name")
             .agg(pl.col("ns").sum(), pl.len().alias("count"))
             .sort(["ns", "name"], descending=[True, False])
         )
-        out: dict[tuple[str, str], list[tuple[str, float, float]]] = defaultdict(list)
+        largest: dict[tuple[str, str], list[tuple[str, float, float]]] = defaultdict(list)
         for row in sums.iter_rows(named=True):
             entry = row["name"] or "?", row["ns"] / steps, row["count"] / steps
-            out[row["role"], row["class"]].append(entry)
-        return out
+            largest[row["role"], row["class"]].append(entry)
+        return largest
 
     def __call__(self, row: str, role: str, cls: str) -> list[str]:
-        """Lines for a part of a ledger row."""
+        """Return the lines of evidence for a part of a row."""
         dense, pruned = (t.get((role, cls), []) for t in self.tables)
         if row in ("coverage", "roofline_shift", "shape"):
             shown = dense[:2]
         elif row == "added_work":
             shown = pruned[:2]
         elif row == "launch_idle":
-            return [*self._idle_text(role, cls), *_largest_of_sides(dense, pruned)]
+            return [*self._idle_text(role, cls), *_describe_largest(dense, pruned)]
         else:
-            return _largest_of_sides(dense, pruned)
+            return _describe_largest(dense, pruned)
         return [_kernel_text(entry) for entry in shown]
 
     def _idle_text(self, role: str, cls: str) -> list[str]:
-        """The main cause of the idle time before these kernels, for each side."""
+        """Describe the main cause of the idle time before these kernels, for each side."""
         lines = []
         for side, causes in zip(("dense", "pruned"), self.idle, strict=True):
-            found = causes.get((role, cls), {})
-            if found:
-                most = max(found, key=lambda cause: found[cause])
+            idle_by_cause = causes.get((role, cls), {})
+            if idle_by_cause:
+                cause, most = max(idle_by_cause.items(), key=lambda item: item[1])
                 lines.append(
-                    f"{side} idle {sum(found.values()) / 1e6:.3f} ms before them as recorded, "
-                    f"{found[most] / 1e6:.3f} ms of it {CAUSE_WORDS[most]}"
+                    f"{side} idle {sum(idle_by_cause.values()) / 1e6:.3f} ms before them as "
+                    f"recorded, {most / 1e6:.3f} ms of it {CAUSE_WORDS[cause]}"
                 )
         return lines
 
 
-def _largest_of_sides(
+def _describe_largest(
     dense: list[tuple[str, float, float]], pruned: list[tuple[str, float, float]]
 ) -> list[str]:
-    return [_largest(*side) for side in (("dense", dense), ("pruned", pruned)) if side[1]]
+    """Describe the largest kernels of each side that has any."""
+    return [_largest_text(*side) for side in (("dense", dense), ("pruned", pruned)) if side[1]]
 
 
 def _kernel_text(entry: tuple[str, float, float]) -> str:
+    """Format a kernel with ms and calls per step."""
     name, ns, count = entry
     return f"{name[:120]}: {ns / 1e6:.3f} ms in {count:g}"
 
 
-def _largest(side: str, entries: list[tuple[str, float, float]]) -> str:
-    """The first of a part's kernels, and what all of them take where there are more."""
+def _largest_text(side: str, entries: list[tuple[str, float, float]]) -> str:
+    """Describe the first of a part's kernels, and the time of all where there are more."""
     total = sum(ns for _, ns, _ in entries)
     whole = f" of {total / 1e6:.3f} ms in all" if len(entries) > 1 else ""
     return f"{side} {_kernel_text(entries[0])}{whole}"

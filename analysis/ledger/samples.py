@@ -1,6 +1,6 @@
 """Unprofiled samples of one side by placement, and how placements are resampled for intervals.
 
-A placement is where the weights lie in memory; all samples of one placement share it, so that the
+A placement is where the weights lie in memory. All samples of one placement share it, so that the
 placement is the unit of resampling. In: samples, ns. Out: W, and weights of placements [placements,
 replicates].
 """
@@ -21,8 +21,15 @@ from prunescope.taxonomy.student_t import NORMAL, t_quantile_975
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples of a side, ns, in order; `per_placement` and `steps`: how many samples and profiled
-    steps each placement had. With fewer than two, samples are resampled one by one."""
+    """The unprofiled samples of a side, in order.
+
+    With fewer than two placements, samples are resampled one by one.
+
+    Attributes:
+        ns: The samples, ns.
+        per_placement: The number of samples of each placement.
+        steps: The number of profiled steps of each placement.
+    """
 
     ns: NDArray[np.int64]
     per_placement: tuple[int, ...] = ()
@@ -30,7 +37,12 @@ class Samples:
 
     @classmethod
     def of(cls, by_placement: Sequence[Sequence[int]], steps: Sequence[int] = ()) -> Samples:
-        """From the samples of each placement; empty ones are left out."""
+        """Build from the samples of each placement.
+
+        Args:
+            by_placement: The samples of each placement, ns.
+            steps: The number of profiled steps of each placement; empty if unknown.
+        """
         flat = [ns for samples in by_placement for ns in samples]
         counts = tuple(len(samples) for samples in by_placement)
         return cls(np.array(flat, np.int64), counts if min(counts, default=0) else (), tuple(steps))
@@ -45,25 +57,29 @@ class Samples:
 
     @property
     def log_medians(self) -> Floats:
-        """log of the median of each placement."""
+        """The log of the median of each placement."""
         parts = np.split(self.ns, np.cumsum(self.per_placement)[:-1])
         return np.log([np.median(part) for part in parts])
 
     @property
     def wall(self) -> float:
-        """W: exp of the mean over placements of the log of a placement's median; with one
-        placement, the median of all samples."""
+        """W: exp of the mean over placements of the log of their medians, ns.
+
+        With one placement it is the median of all samples.
+        """
         if not self.has_placements:
             return float(np.median(self.ns))
         return float(np.exp(self.log_medians.mean()))
 
     def walls(self, weights: Floats) -> Floats:
-        """W with `weights` [placements, replicates] instead of equal ones."""
+        """Return W with `weights` [placements, replicates] in place of equal ones."""
         return np.asarray(np.exp(self.log_medians @ weights))
 
     def placement_of_step(self, count: int) -> NDArray[np.int64] | None:
-        """The placement of each profiled step, counted over those that profiled any (in sweeps not
-        all do); None where it is not known for `count` steps."""
+        """Return the placement of each profiled step; None where it is not known for `count` steps.
+
+        Placements are counted over those that profiled any step: in sweeps not all do.
+        """
         if (
             not self.has_placements
             or len(self.steps) != len(self.per_placement)
@@ -80,7 +96,7 @@ class Samples:
 
 
 def samples_of(run: PhaseRun | None) -> Samples:
-    """The samples of a phase; none for a trace without run.json."""
+    """Return the samples of a phase; none for a trace without run.json."""
     if run is None:
         return Samples.of([])
     return Samples.of(run.samples_by_placement, [placement.steps for placement in run.placements])
@@ -89,13 +105,16 @@ def samples_of(run: PhaseRun | None) -> Samples:
 def sample_placements(
     rng: np.random.Generator, placements: int, replicates: int
 ) -> NDArray[np.int64]:
-    """Which placements (or steps, or samples) a replicate holds, [replicates, placements], with
-    replacement."""
+    """Sample, with replacement, the placements (or steps, or samples) of each replicate.
+
+    Returns:
+        Their indices, [replicates, placements].
+    """
     return rng.integers(0, placements, (replicates, placements))
 
 
 def sampled_shares(picks: NDArray[np.int64]) -> Floats:
-    """How often each placement was sampled, as a share of all: [placements, replicates]."""
+    """Return how often each placement was sampled, as a share of all: [placements, replicates]."""
     replicates, placements = picks.shape
     own = picks + placements * np.arange(replicates)[:, None]
     hits = np.bincount(own.ravel(), minlength=own.size).reshape(replicates, placements)
@@ -103,15 +122,15 @@ def sampled_shares(picks: NDArray[np.int64]) -> Floats:
 
 
 def widened(weights: Floats, groups: int) -> Floats:
-    """Weights [any, replicates] of samples of `groups` placements, as far from equal ones as so few
-    ask for; columns that sum to 1 still do.
+    """Widen the weights [any, replicates] of samples of few placements.
 
     A bootstrap of R groups is too narrow by √((R−1)/R), and its percentiles are those of a normal
     where Student's t with R−1 degrees of freedom is due: 5 groups cover 83 % for 95. Each
-    replicate's distance from equal weights is widened by t/z · √(R/(R−1)); rows and log W are
-    linear in the weights, so that every interval is widened by the same factor and each replicate
-    still closes. Simulated with 2 to 12 placements of 2 to 10 samples, with spikes: 93 to 96 %.
-    Resampling the samples within a placement as well counts their spread twice: 98 to 100 %.
+    replicate's distance from equal weights is widened by t/z · √(R/(R−1)), where R is `groups`.
+    Rows and log W are linear in the weights, so that every interval is widened by the same factor
+    and each replicate still closes; columns that sum to 1 still do. Simulated with 2 to 12
+    placements of 2 to 10 samples, with spikes: 93 to 96 %. Resampling the samples within a
+    placement as well counts their spread twice: 98 to 100 %.
     """
     equal = 1 / len(weights)
     factor = t_quantile_975(groups - 1) / NORMAL * sqrt(groups / (groups - 1))
@@ -119,12 +138,12 @@ def widened(weights: Floats, groups: int) -> Floats:
 
 
 def widened_weights(picks: NDArray[np.int64]) -> Floats:
-    """Widened weights of placements [placements, replicates]."""
+    """Return widened weights of placements [placements, replicates]."""
     return widened(sampled_shares(picks), picks.shape[1])
 
 
 def weights_of_steps(weights: Floats, placement: NDArray[np.int64]) -> Floats:
-    """Weights of steps [steps, replicates] from those of their placements; each column sums to 1.
+    """Return weights of steps [steps, replicates] from those of their placements; columns sum to 1.
 
     Equal weights of placements give equal weights of steps, as the ledger itself has them.
     """

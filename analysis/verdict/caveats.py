@@ -113,9 +113,9 @@ def _captured(name: str, kernels: Kernels) -> Notice | None:
 def _no_gemm(e: Evidence, lossy: set[str | None]) -> Iterator[Notice]:
     """A side without any GEMM, or one that lost kernels and has no GEMM of a linear left."""
     for name in ("pruned", "dense"):
-        there = [p.key[1] for p in e.pairs if getattr(p, name) is not None]
-        linear = set(there) & set(LINEARS)
-        if e.pairs and not there:
+        roles = [p.key[1] for p in e.pairs if getattr(p, name) is not None]
+        linear = set(roles) & set(LINEARS)
+        if e.pairs and not roles:
             yield caveat("no-gemm", name)
         elif e.pairs and not linear and name in lossy:
             yield caveat("no-linear", name)
@@ -124,7 +124,7 @@ def _no_gemm(e: Evidence, lossy: set[str | None]) -> Iterator[Notice]:
 def _layers(e: Evidence, family: FamilyVerdict, sides: tuple[Kernels, Kernels]) -> Iterator[Notice]:
     """Layers of the verdict that were not removed as a pruning of layers does: but for
     linears that the run does not hold any more, or whose modules were not called."""
-    if not any(one.skips_layers and not one.is_dynamic for one in known(family.ids)):
+    if not any(detected.skips_layers and not detected.is_dynamic for detected in known(family.ids)):
         return
     removed, here = e.removed_and_kept_roles()
     meant = e.removed_weights() | _not_called(e, *sides)
@@ -134,9 +134,11 @@ def _layers(e: Evidence, family: FamilyVerdict, sides: tuple[Kernels, Kernels]) 
         i: {role for role in roles if (i, role) not in meant} for i, roles in removed.items()
     }
     running = {k[:2] for k, on in zip(e.units.keys, e.units.pruned.present, strict=True) if on}
-    lost = [(i, gemms, rest) for i in removed for gemms, rest in _SUBLAYERS if removed[i] & gemms]
+    lost = [
+        (i, gemms, between) for i in removed for gemms, between in _SUBLAYERS if removed[i] & gemms
+    ]
     torn = [i for i, gemms, _ in lost if here.get(i, set()) & gemms]
-    hollow = [i for i, _, rest in lost if any((i, role) in running for role in rest)]
+    hollow = [i for i, _, between in lost if any((i, role) in running for role in between)]
     if torn:
         yield caveat("partly-lost-sublayers", count=len(torn))
     elif hollow:
@@ -144,8 +146,10 @@ def _layers(e: Evidence, family: FamilyVerdict, sides: tuple[Kernels, Kernels]) 
 
 
 def _not_called(e: Evidence, dense: Kernels, pruned: Kernels) -> frozenset[tuple[int, str]]:
-    """(layer of the dense model, role) of the modules that only the dense side called; none where
-    a trace does not record calls of modules."""
+    """Return (layer of the dense model, role) of the modules that only the dense side called.
+
+    It is empty where a trace does not record calls of modules.
+    """
     if not dense.modules.ran or not pruned.modules.ran:
         return frozenset()
     place = e.units.alignment.dense_layer
@@ -159,8 +163,8 @@ def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Notice]:
         return
     # A role that is lost is lost by kernels; so count kernels: one slow op without a role changes
     # the share of time.
-    (placed, rest), (placed_before, rest_before) = _placed(pruned), _placed(dense)
-    if placed / (placed + rest) >= placed_before / (placed_before + rest_before) - _FALL:
+    (placed, unplaced), (placed_before, unplaced_before) = _placed(pruned), _placed(dense)
+    if placed / (placed + unplaced) >= placed_before / (placed_before + unplaced_before) - _FALL:
         return
     # Replays without an eager trace, and a trace without modules, know of fewer roles.
     same_source = (
@@ -174,20 +178,23 @@ def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Notice]:
     # An op of a host trace is its own work.
     if (
         pruned.on_device
-        and rest > rest_before
+        and unplaced > unplaced_before
         and (dense.host.is_compiled or not pruned.host.is_compiled)
     ):
         yield caveat("fewer-roles", share=now, dense=before)
 
 
 def _without_experts(kernels: Kernels) -> pl.DataFrame:
-    """The rows but for those of experts: how often these run is their number, and their router's
-    choice."""
+    """Return the rows without those of experts.
+
+    How often these run is their number, and the choice of their router.
+    """
     rows = kernels.frame[["role", "layer", "busy"]]
     return rows.filter(rows["role"] != EXPERTS) if EXPERTS in kernels.values("role") else rows
 
 
 def _known_roles(kernels: Kernels) -> float | None:
+    """Return the share of the busy time that has a role; None where there is no time."""
     frame = _without_experts(kernels)
     total = int(frame["busy"].sum())
     known = int(frame["busy"].filter(~is_one_of(frame["role"], UNPLACED)).sum())
@@ -195,8 +202,10 @@ def _known_roles(kernels: Kernels) -> float | None:
 
 
 def _placed(kernels: Kernels) -> tuple[float, float]:
-    """The kernels of a step that have a role, or at least a layer, and the others: what a module of
-    its own adds to a layer (merging tokens, a router) has no role, and lost none."""
+    """Count the kernels of a step that have a role, or at least a layer, and the others.
+
+    A module that a method adds to a layer (to merge tokens, a router) has no role, and lost none.
+    """
     frame = _without_experts(kernels)
     placed = ~is_one_of(frame["role"], UNPLACED) | frame["layer"].is_not_null()
     known = int(placed.sum())
@@ -211,10 +220,16 @@ def _unequal(name: str, kernels: Kernels) -> Notice | None:
 
 
 def unequal_steps(kernels: Kernels, *, spread: float = 0.0) -> tuple[int, int] | None:
-    """The fewest and the most kernels of a step, where they are more than `spread` of the most
-    apart. A finding names every difference; a verdict has a caveat from one that moves its
-    means. Where the trace does not say where steps begin, an op more or less is where they were
-    cut."""
+    """Return the fewest and the most kernels of a step; None where they are about equal.
+
+    A finding names every difference; a verdict has a caveat from one that moves its means.
+
+    Args:
+        kernels: The kernels of a side.
+        spread: The difference that counts as equal, as a share of the most. It is 0.02 at least
+            where
+            the trace does not say where steps begin: an op more or less is where they were cut.
+    """
     if kernels.windows.are_cut:
         spread = max(spread, _SPREAD)
     low, high = min(kernels.kernels_per_step), max(kernels.kernels_per_step)

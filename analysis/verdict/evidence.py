@@ -1,7 +1,7 @@
-"""The input of the detectors of the verdict, and their results.
+"""What the detectors of the verdict read, and their results.
 
 In: the GEMM pairs, units and weight statistics of a phase. Out: Evidence; Detection and Reason.
-Times in ns a step.
+Times in ns per step.
 """
 
 from __future__ import annotations
@@ -36,24 +36,46 @@ class Reason:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The input of the detectors. `stats_*`: None without a run.json."""
+    """What the detectors read.
+
+    Attributes:
+        pairs: The pairs of GEMMs.
+        units: The units of both sides.
+        stats_dense: The weight statistics of the dense run; None without a run.json.
+        stats_pruned: Those of the pruned run.
+        phase: The name of the phase in the weight statistics; None if unknown.
+        differences: The settings that differ, other than the pruning.
+        parameters: The parameters of the dense and of the pruned run.
+        other_grids: The share of GEMM time in kernels or grids that the dense side lacks; None
+            if no
+            grid is known.
+        shapes_ignored: The sides whose shapes the other one lacks.
+        by_order: Whether the order of kernels alone gives the roles of a side.
+        unread: The work without a model, of the dense and of the pruned side.
+        ranks: The ranks that share out a step, dense and pruned; None if unknown.
+        gathers: The gathers of the pruned side; None where no shapes are known.
+        convolutions: The convolutions that are on both sides.
+        more_calls: The pointwise ops that the pruned side calls more often.
+        activation: The reason that the activation functions differ; None if they do not, or are
+            unknown.
+    """
 
     pairs: list[Pair]
     units: Units
     stats_dense: WeightStats | None
     stats_pruned: WeightStats | None
-    phase: str | None = None  # its name in the weight statistics; None: unknown
-    differences: tuple[Difference, ...] = ()  # settings other than the pruning
-    parameters: tuple[int | None, int | None] = (None, None)  # of the dense run, the pruned run
-    other_grids: float | None = None  # share of GEMM time in kernels or grids the dense side lacks
-    shapes_ignored: frozenset[str] = frozenset()  # sides whose shapes the other one lacks
-    by_order: bool = False  # whether the order of kernels alone gives the roles of a side
-    unread: tuple[Unread, Unread] = (Unread(), Unread())  # of the dense side, the pruned side
-    ranks: tuple[int | None, int | None] = (1, 1)  # that share out a step, dense and pruned
-    gathers: tuple[Gather, ...] | None = None  # of the pruned side; None: no shapes are known
-    convolutions: tuple[Convolution, ...] = ()  # the same on both sides
-    more_calls: tuple[MoreCalls, ...] = ()  # pointwise ops that the pruned side calls more often
-    activation: Reason | None = None  # another activation function; None: the same, or not known
+    phase: str | None = None
+    differences: tuple[Difference, ...] = ()
+    parameters: tuple[int | None, int | None] = (None, None)
+    other_grids: float | None = None
+    shapes_ignored: frozenset[str] = frozenset()
+    by_order: bool = False
+    unread: tuple[Unread, Unread] = (Unread(), Unread())
+    ranks: tuple[int | None, int | None] = (1, 1)
+    gathers: tuple[Gather, ...] | None = None
+    convolutions: tuple[Convolution, ...] = ()
+    more_calls: tuple[MoreCalls, ...] = ()
+    activation: Reason | None = None
 
     def hidden(self) -> list[Notice]:
         """Return caveats of work without a model, where it is enough to hide a pruning."""
@@ -61,8 +83,7 @@ class Evidence:
         return [one.caveat(side) for side, one in sides if one.may_hide]
 
     def removed_and_kept_roles(self) -> tuple[dict[int, set[str]], dict[int, set[str]]]:
-        """Roles of the GEMMs of each layer of the dense model that the pruned side lacks, and of
-        those that it has."""
+        """Return the roles of the GEMMs of each dense layer that the pruned side lacks, and has."""
         removed: dict[int, set[str]] = defaultdict(set)
         kept: dict[int, set[str]] = defaultdict(set)
         for pair in self.pairs:
@@ -72,26 +93,35 @@ class Evidence:
         return removed, kept
 
     def times(self, touches: Touches) -> tuple[float, float]:
-        """(time of the dense GEMMs, time of the pruned ones) that a family touches, each weighted
-        by how much of it is the family's. Both GEMMs of a rank share one dense one."""
+        """Return the time of the dense and of the pruned GEMMs that a family touches, ns.
+
+        Each GEMM is weighted by how much of it is the family's. Two GEMMs through a rank share a
+        dense one.
+        """
         dense = {id(p.dense): p.dense.busy * touches(p) for p in self.pairs if p.dense is not None}
         pruned = sum(p.pruned.busy * touches(p) for p in self.pairs if p.pruned is not None)
         return sum(dense.values()), pruned
 
     def removed_weights(self) -> frozenset[tuple[int, str]]:
-        """(layer of the dense model, role) of the matrices that the pruned run does not hold any
-        more. Empty where one of the runs does not list its matrices."""
+        """Return the matrices that the pruned run holds no more, as (layer, role).
+
+        Layers are those of the dense model. The result is empty where one of the runs does not list
+        its matrices.
+        """
         before, after = self._stored()
         return frozenset(before.keys() - after.keys()) if before and after else frozenset()
 
     def smaller_weights(self) -> frozenset[tuple[int, str]]:
-        """(layer, role) of the matrices that the pruned run holds with fewer numbers."""
+        """Return (layer, role) of the matrices that the pruned run holds with fewer numbers."""
         before, after = self._stored()
         return frozenset(at for at, size in after.items() if size < before.get(at, 0))
 
     def _stored(self) -> tuple[dict[tuple[int, str], int], dict[tuple[int, str], int]]:
-        """Numbers in the matrices of both runs by (layer of the dense model, role). A run that
-        holds as many layers as the dense one has them at the same places, run or not."""
+        """Count the numbers in the matrices of both runs by (layer of the dense model, role).
+
+        A run that holds as many layers as the dense one has them at the same places, whether they
+        run or not.
+        """
         before, after = _places(self.stats_dense), _places(self.stats_pruned)
         if len({layer for layer, _ in before}) > len({layer for layer, _ in after}):
             dense = self.units.alignment.dense_layer
@@ -99,38 +129,49 @@ class Evidence:
         return before, after
 
     def added_ns(self) -> float:
-        """Time of the units that only the pruned side has."""
+        """Return the time of the units that only the pruned side has, ns."""
         busy = self.units.pruned.busy.mean(axis=1)
         return float(busy[self.units.added].sum())
 
     def added(self, *, role: str | None = None, cls: str | None = None) -> int:
-        """Units that only the pruned side has, of a role and of a class where they are given."""
+        """Count the units that only the pruned side has.
+
+        Args:
+            role: Counts those of one role alone; None counts all.
+            cls: Counts those of one class alone; None counts all.
+        """
         return sum(
             bool(is_added) and role in (None, key[1]) and cls in (None, key[2])
             for key, is_added in zip(self.units.keys, self.units.added, strict=True)
         )
 
     def counted(self, unit: str, *, any_phase: bool = False) -> tuple[int, int] | None:
-        """(active, total) of what the pruned run counted of a unit in this phase; None: nothing."""
+        """Return how much of a unit the pruned run counted in this phase: active and total.
+
+        None where it counted nothing.
+        """
         done = [_done(row) for _, row in self._counts(unit, any_phase=any_phase)]
         active, total = sum(a for a, _ in done), sum(t for _, t in done)
         return (active, total) if total else None
 
     def layers_with_fewer_rows(self) -> list[int]:
-        """The layers that were counted whole, and ran fewer than all rows in some phase."""
+        """Return the layers that ran fewer than all rows in some phase.
+
+        It is empty where some modules were counted that are no whole layers.
+        """
         done = [(locate(n), *_done(row)) for n, row in self._counts("rows", any_phase=True)]
         less = {place.layer for place, active, total in done if active < total}
         whole = all(place.scope == "layer" for place, _, _ in done)
         return sorted(layer for layer in less if layer is not None) if whole else []
 
     def layers_with_fewer_keys(self) -> list[int]:
-        """The layers with a module that read fewer than all keys in some phase."""
+        """Return the layers with a module that read fewer than all keys in some phase."""
         counts = self._counts("keys", any_phase=True)
-        found = {locate(n).layer for n, row in counts if row.active < row.total}
-        return sorted(layer for layer in found if layer is not None)
+        layers = {locate(n).layer for n, row in counts if row.active < row.total}
+        return sorted(layer for layer in layers if layer is not None)
 
     def _counts(self, unit: str, *, any_phase: bool) -> Iterator[tuple[str, ModuleCounts]]:
-        """Modules that counted a unit, by name."""
+        """Yield the modules that counted a unit, by name."""
         for phase, modules in self.stats_pruned.dynamic.items() if self.stats_pruned else ():
             if any_phase or self.phase in (None, phase):
                 yield from ((name, row) for name, row in modules.items() if row.unit == unit)
@@ -141,11 +182,17 @@ Touches = Callable[[Pair], float]
 
 @dataclass(frozen=True)
 class Detection:
-    """A family that was seen: where, and how much of each pair it touches, 0..1. `explains` names
-    families that the same traces would show if the method were a static one; `proven`: the weights,
-    the run's counts or sparse kernels show this one, so that no other explains it and it rests on
-    no role; `broken`: the evidence that one side of a removed dimension did not follow the
-    other."""
+    """A family that was seen, and where.
+
+    Attributes:
+        evidence: The lines of evidence.
+        touches: How much of a pair is the family's, 0 to 1.
+        confidence: The confidence in it, 0 to 1.
+        explains: The families that the same traces would show if the method were a static one.
+        proven: Whether the weights, the run's counts or sparse kernels show this family, so that no
+            other explains it and it rests on no role.
+        broken: The evidence that one side of a removed dimension did not follow the other.
+    """
 
     evidence: list[str]
     touches: Touches
@@ -164,9 +211,11 @@ class Verdict:
 
 
 def fell(pair: Pair) -> dict[str, float]:
-    """The axes of a pair that are smaller than the dense ones, each with log(dense/pruned)."""
-    old = pair.dense.gemm if pair.dense is not None else None
-    new = pair.pruned.gemm if pair.pruned is not None else None
+    """Return the axes of a pair that are smaller than the dense ones.
+
+    Each has its log(dense/pruned).
+    """
+    old, new = pair.gemms
     if old is None or new is None:
         return {}
     sizes = {
@@ -179,24 +228,24 @@ def fell(pair: Pair) -> dict[str, float]:
 
 
 def matrices(stats: WeightStats | None) -> list[Matrix]:
-    """The matrices that a run lists."""
+    """Return the matrices that a run lists."""
     return [] if stats is None else stats.matrices
 
 
 def stored_shapes(stats: WeightStats | None) -> Counter[tuple[str, ...]]:
-    """How many matrices of each role and shape a run lists."""
+    """Count the matrices of each role and shape that a run lists."""
     return Counter((str(m.role), str(m.shape)) for m in matrices(stats))
 
 
 def _places(stats: WeightStats | None) -> dict[tuple[int, str], int]:
-    """Numbers in the matrices of a run by (layer, role)."""
-    found: Counter[tuple[int, str]] = Counter()
+    """Count the numbers in the matrices of a run by (layer, role)."""
+    sizes: Counter[tuple[int, str]] = Counter()
     for m in matrices(stats):
         if m.layer is not None and m.role is not None and m.shape is not None:
-            found[m.layer, m.role] += math.prod(m.shape)
-    return dict(found)
+            sizes[m.layer, m.role] += math.prod(m.shape)
+    return dict(sizes)
 
 
 def _done(row: ModuleCounts) -> tuple[int, int]:
-    """(active, total) of what a module counted, over all steps."""
+    """Return what a module counted over all steps: active and total."""
     return sum(row.active), sum(row.total)

@@ -1,7 +1,7 @@
-"""The operands that the gathers of a side pick from: slices of a weight, or rows and columns of
-activations.
+"""The operands that the gathers of a side pick from.
 
-In: the kernels of a side, and the MLP's GEMMs of the dense one. Out: Gather; `of_weights`.
+They are slices of a weight, or rows and columns of activations. In: the kernels of a side, and the
+MLP's GEMMs of the dense one. Out: Gather, and how many pick from weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ from prunescope.taxonomy.gemm import Gemm
 
 @dataclass(frozen=True)
 class Gather:
-    """Calls of one gather in all steps: its role, how many, and the shape that it picks from."""
+    """The calls of one gather in all steps.
+
+    Attributes:
+        role: Their role.
+        count: Their number.
+        source: The shape that they pick from.
+    """
 
     role: str
     count: int
@@ -26,38 +32,40 @@ class Gather:
 
 
 def gathers(kernels: Kernels) -> tuple[Gather, ...]:
-    """The gathers of a side whose operand has a recorded shape."""
+    """List the gathers of a side whose operand has a recorded shape."""
     if "gather_scatter" not in kernels.values("kind"):
         return ()
     rows = kernels.frame.filter(
         (pl.col("kind") == "gather_scatter") & pl.col("primary") & pl.col("call").is_not_null()
     )
     counts = rows.group_by("role", "call").len().sort("role", "call")
-    found = []
+    recorded = []
     for role, call, count in counts.iter_rows():
         shapes = kernels.shapes.calls[call].shapes
         source = shapes[0] if shapes else ()
         if isinstance(source, tuple) and source and all(isinstance(n, int) for n in source):
-            found.append(Gather(role, count, source))
-    return tuple(found)
+            recorded.append(Gather(role, count, source))
+    return tuple(recorded)
 
 
-def of_weights(found: Iterable[Gather], linears: Iterable[Gemm]) -> tuple[int, bool]:
-    """(gathers that pick from a matrix of the size of one of the weights [N, K], whether none of
-    these sizes is that of an activation [M, N] or [M, K] too)."""
+def count_weight_gathers(recorded: Iterable[Gather], linears: Iterable[Gemm]) -> tuple[int, bool]:
+    """Count the gathers that pick from a matrix of the size of one of the weights [N, K].
+
+    Returns:
+        Their number, and whether none of these sizes is that of an activation [M, N] or [M, K] too.
+    """
     linears = list(linears)
-    weights = {_sides(gemm.n, gemm.k) for gemm in linears}
-    states = {size for gemm in linears for size in _states(gemm)}
-    picked = [(one.count, _sides(prod(one.source[:-1]), one.source[-1])) for one in found]
+    weights = {_unordered(gemm.n, gemm.k) for gemm in linears}
+    sizes_of_activations = [((g.m, g.k), (g.m, g.n)) for g in linears]
+    states = {_unordered(*size) for sizes in sizes_of_activations for size in sizes}
+    picked = [
+        (gather.count, _unordered(prod(gather.source[:-1]), gather.source[-1]))
+        for gather in recorded
+    ]
     sizes = {size for _, size in picked} & weights
     return sum(count for count, size in picked if size in weights), not sizes & states
 
 
-def _states(gemm: Gemm) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Sizes of the activations that a GEMM reads and writes."""
-    return _sides(gemm.m, gemm.k), _sides(gemm.m, gemm.n)
-
-
-def _sides(a: int, b: int) -> tuple[int, int]:
-    """Both sides of a matrix, whichever way it is stored."""
+def _unordered(a: int, b: int) -> tuple[int, int]:
+    """Return both sides of a matrix, whichever way it is stored."""
     return min(a, b), max(a, b)

@@ -53,7 +53,7 @@ def _over_all_ranks(e: Evidence) -> Notice | None:
 
 
 def _distinct(calls: Iterable[Call | None]) -> dict[int, Call]:
-    """Each call once: both GEMMs of a rank share a dense one."""
+    """Return each call once: two GEMMs through a rank share a dense one."""
     return {id(call): call for call in calls if call is not None}
 
 
@@ -108,7 +108,7 @@ def quantised_too(e: Evidence) -> Notice | None:
 
 
 def gemm_dtypes(e: Evidence) -> tuple[str, str] | None:
-    """The formats of the GEMMs of both sides, where they differ."""
+    """Return the formats of the GEMMs of both sides, where they differ."""
     return min(gemm_formats(e.pairs), default=None)
 
 
@@ -181,14 +181,18 @@ def more_ops(e: Evidence) -> Reason | None:
 
 
 def _names(e: Evidence, where: np.ndarray) -> Counter[str]:
+    """Count the units of a mask by role and class."""
     keys = zip(e.units.keys, where, strict=True)
     # Work on weights that no module places is named op by op, by `more_ops`.
-    named = ((role, cls) for (_, role, cls), there in keys if there and cls != ON_WEIGHTS)
+    named = ((role, cls) for (_, role, cls), is_chosen in keys if is_chosen and cls != ON_WEIGHTS)
     return Counter(f"{role} ({cls})" for role, cls in named)
 
 
 def activation(e: Evidence) -> Reason | None:
-    """The activation op differs, and the run lists its weights: no zeros in them, none removed."""
+    """Return the reason that the activation op differs, if the run lists its weights.
+
+    These then have no zeros and none was removed.
+    """
     return e.activation if e.stats_pruned is not None else None
 
 
@@ -228,15 +232,17 @@ REASONS: tuple[tuple[str, Callable[[Evidence], Reason | None]], ...] = (
 
 
 def reason(e: Evidence, when: str) -> Reason | None:
-    """The first reason that holds, of those tried at a time."""
-    found = (holds(e) for time, holds in REASONS if time == when)
-    return next((one for one in found if one is not None), None)
+    """Return the first reason that holds, of those tried at a time."""
+    reasons = (holds(e) for time, holds in REASONS if time == when)
+    return next((why for why in reasons if why is not None), None)
 
 
 def is_quantised(e: Evidence) -> bool:
-    """Whether weights are packed, so that no count of parameters holds them: other kernels, a
-    format of fewer bits, or a GEMM as large as before whose matrix the run lists smaller or not at
-    all."""
+    """Return whether weights are packed, so that no count of parameters holds them.
+
+    Other kernels show it, a format of fewer bits, or a GEMM as large as before whose matrix the run
+    lists smaller or not at all.
+    """
     packed = e.removed_weights() | e.smaller_weights()
     # A list of experts is smaller where there are fewer of them, each as large as before.
     whole = {p.key[:2] for p in e.pairs if p.axis == "none" and p.key[1] != "experts"}
@@ -246,17 +252,17 @@ def is_quantised(e: Evidence) -> bool:
 
 
 def other_routes(e: Evidence) -> bool:
-    """Whether only the rows of each expert differ: the router chose others."""
+    """Return whether only the rows of each expert differ, because the router chose others."""
     experts = [p for p in e.pairs if p.key[1] == "experts"]
-    others = [p for p in e.pairs if p.key[1] != "experts" and p.axis != "none"]
+    moved = [p for p in e.pairs if p.key[1] != "experts" and p.axis != "none"]
     weights_d, rows_d = _experts(p.dense for p in experts)
     weights_p, rows_p = _experts(p.pruned for p in experts)
     same = weights_d == weights_p and abs(rows_d - rows_p) <= _SAME * rows_d
-    return bool(experts) and not others and same
+    return bool(experts) and not moved and same
 
 
 def _experts(calls: Iterable[Call | None]) -> tuple[set[tuple[int, int]], float]:
-    """The weights [N, K] of the expert GEMMs, and the rows that all of them see in a step."""
+    """Return the weights [N, K] of the expert GEMMs, and the rows per step that all of them see."""
     weights: set[tuple[int, int]] = set()
     rows = 0.0
     for call in calls:

@@ -23,8 +23,13 @@ _OF_TORCH = r"^(?:aten|prim|torch|autograd)::"
 
 @dataclass(frozen=True)
 class Unread:
-    """The work of a side without a model: `share` of its busy time, and `ops` that take most;
-    `without_attention`: the share of what is no attention."""
+    """The work of a side without a model.
+
+    Attributes:
+        share: Its share of the busy time.
+        ops: The ops that take most of it.
+        without_attention: The share of the busy time without attention.
+    """
 
     share: float = 0.0
     ops: tuple[str, ...] = ()
@@ -46,8 +51,11 @@ class Unread:
 
 
 def unread(kernels: Kernels) -> Unread:
-    """Products without a work model, work of no known kind, and ops of libraries without a model
-    in the place of a linear that runs no product that is read."""
+    """Find the work of a side without a model.
+
+    It is products without a work model, work of no known kind, and ops of libraries without a model
+    in the place of a linear that runs no known product.
+    """
     frame = kernels.frame
     product, in_weights = (
         is_one_of(frame[column], values)
@@ -84,5 +92,7 @@ def unread(kernels: Kernels) -> Unread:
         .sort("busy", "name", descending=[True, False])
     )
     names = [shortened(name) for name in sums["name"].head(_SHOWN)]
-    others = int(hidden.filter(pl.col("class") != ATTENTION)["busy"].sum())
-    return Unread(busy / total, (*names, *["…"] * (len(sums) > _SHOWN)), others / total)
+    outside_attention = int(hidden.filter(pl.col("class") != ATTENTION)["busy"].sum())
+    if len(sums) > _SHOWN:
+        names.append("…")
+    return Unread(busy / total, tuple(names), outside_attention / total)

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import replace
 
 from prunescope.analysis.comparison.convolutions import convolutions
-from prunescope.analysis.comparison.differences import differences, unpaired
+from prunescope.analysis.comparison.differences import find_differences, find_unpaired
 from prunescope.analysis.comparison.equal_information import ComparableSides
 from prunescope.analysis.comparison.more_calls import more_calls
 from prunescope.analysis.comparison.parallelism import ranks_of
@@ -19,8 +19,8 @@ from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.gemms import Pair
-from prunescope.analysis.ledger.gradients import is_gradient
 from prunescope.analysis.ledger.pairing import Units
+from prunescope.analysis.ledger.partners import is_gradient
 from prunescope.analysis.schema.pair_comparison import SHAPES, UNREADABLE
 from prunescope.analysis.schema.report import FamilyPart, FamilyVerdict
 from prunescope.analysis.verdict.detectors import detectors
@@ -49,17 +49,26 @@ _MOSTLY = 0.5  # of the busy time: where as much is not read, what is read says 
 
 
 def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evidence:
-    """The evidence of both sides of a phase."""
+    """Collect the evidence of both sides of a phase.
+
+    Args:
+        sides: The two sides, with equal information.
+        pairs: The pairs of their GEMMs.
+        units: The units of both sides.
+    """
     dense, pruned = sides.dense, sides.pruned
-    apart = unpaired(units)
     run_d, run_p = dense.side.run, pruned.side.run
+    differences = find_differences(dense, pruned, pairs)
+    if (nothing_pairs := find_unpaired(units)) is not None:
+        differences = (*differences, nothing_pairs)
     return Evidence(
-        [p for p in pairs if not _is_ignored(p.key[1])],
+        # Adapters are no part of the pruned model, and gradients have other axes.
+        [p for p in pairs if p.key[1] != "adapter" and not is_gradient(p.key[1])],
         units,
         run_d.census if run_d else None,
         run_p.census if run_p else None,
         pruned.name,
-        differences=(*differences(dense, pruned, pairs), *([] if apart is None else [apart])),
+        differences=differences,
         parameters=(run_d.parameters if run_d else None, run_p.parameters if run_p else None),
         by_order=dense.kernels.is_by_order or pruned.kernels.is_by_order,
         unread=(unread(dense.kernels), unread(pruned.kernels)),
@@ -70,38 +79,38 @@ def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evid
         activation=other_activation(dense.kernels, pruned.kernels),
         other_grids=_other_grids(dense.kernels, pruned.kernels),
         shapes_ignored=frozenset(
-            "dense" if one.missing == "pruned" else "pruned"
-            for one in sides.one_sided
-            if one.kind == SHAPES
+            "dense" if ignored.missing == "pruned" else "pruned"
+            for ignored in sides.one_sided
+            if ignored.kind == SHAPES
         ),
     )
 
 
-def _is_ignored(role: str) -> bool:
-    """Whether work is no part of the pruned model (adapters), or has other axes (gradients)."""
-    return role == "adapter" or is_gradient(role)
-
-
 def verdict(evidence: Evidence) -> Verdict:
-    """The family of a pair, with the evidence and the alternatives that fit less well."""
+    """Name the family of a pair, with the evidence and the alternatives that fit less well.
+
+    Limitations: shapes, counts and weight statistics decide. Without weight statistics, zeros in
+    dense tensors cannot be seen, and methods that leave the same shapes cannot be told apart.
+    """
     if (why := reason(evidence, FIRST)) is not None:
         return Verdict(_outside(why))
-    dynamic = _detected(evidence, dynamic=True)
+    dynamic = _run_detectors(evidence, dynamic=True)
     if not dynamic and (why := reason(evidence, NO_DYNAMIC)) is not None:
         return Verdict(_outside(why))
-    explained = {name for found in dynamic.values() for name in found.explains}
-    static = _detected(evidence, dynamic=False)
-    explained |= {name for found in static.values() for name in found.explains}
-    found = dynamic | {n: s for n, s in static.items() if s.proven or n not in explained}
+    static = _run_detectors(evidence, dynamic=False)
+    explained = {name for seen in (dynamic | static).values() for name in seen.explains}
+    families_seen = dynamic | {n: s for n, s in static.items() if s.proven or n not in explained}
     narrower = narrower_heads(evidence)
-    if not found:
+    if not families_seen:
         if narrower is not None:
-            lines = [narrower, *_channels_in_words(evidence)]
+            lines = [narrower, *_describe_channels(evidence)]
             return Verdict(FamilyVerdict(id="unknown", confidence=0.5, evidence=lines))
-        return Verdict(_unmoved(evidence))
-    family = _named(evidence, found, is_dynamic=bool(dynamic))
-    if blind := _blind(evidence):
-        family.evidence.append(_unread(evidence, blind))  # calls that were removed have no width
+        return Verdict(_judge_unmoved(evidence))
+    family = _name_families(evidence, families_seen, is_dynamic=bool(dynamic))
+    if blind := _find_blind_sides(evidence):
+        family.evidence.append(
+            _describe_blind_sides(evidence, blind)
+        )  # calls that were removed have no width
         family.confidence = min(family.confidence, 0.5)
     if (other_format := quantised_too(evidence)) is not None:
         family.evidence.append(sentence(other_format))
@@ -109,19 +118,24 @@ def verdict(evidence: Evidence) -> Verdict:
     if narrower is not None:  # in addition to the families, and of none of them
         family.evidence.append(narrower)
         family.confidence = min(family.confidence, 0.6)
-    return Verdict(family, tuple(found.values()))
+    return Verdict(family, tuple(families_seen.values()))
 
 
-def _detected(e: Evidence, *, dynamic: bool) -> dict[str, Detection]:
-    """The results of the dynamic or the static detectors, by the id of the family, in their
-    order."""
-    half = [one for one in detectors() if one.family.is_dynamic == dynamic]
-    found = {one.family.id: one.detect(e) for one in half}
-    return {name: _limited(seen, e) for name, seen in found.items() if seen is not None}
+def _run_detectors(e: Evidence, *, dynamic: bool) -> dict[str, Detection]:
+    """Run the dynamic or the static detectors in their order.
+
+    Returns:
+        The families that were seen, by id.
+    """
+    return {
+        entry.family.id: _limit_confidence(detection, e)
+        for entry in detectors()
+        if entry.family.is_dynamic == dynamic and (detection := entry.detect(e)) is not None
+    }
 
 
-def _limited(seen: Detection, e: Evidence) -> Detection:
-    """A detection, with no more confidence than the order of kernels gives where it rests on it."""
+def _limit_confidence(seen: Detection, e: Evidence) -> Detection:
+    """Lower the confidence of a detection that rests on the order of kernels alone."""
     if seen.proven or not e.by_order:
         return seen
     return replace(seen, confidence=min(seen.confidence, _BY_ORDER))
@@ -134,11 +148,13 @@ def _outside(why: Reason) -> FamilyVerdict:
     return FamilyVerdict(id="outside", confidence=why.confidence, evidence=lines)
 
 
-def _named(e: Evidence, seen: dict[str, Detection], *, is_dynamic: bool) -> FamilyVerdict:
-    """The families, the one that touches most of the dense time first. `saved_ns` is dense less
-    pruned time of the GEMMs that a family touches; work that was added is the dynamic family's, or
-    that of the family which touches most."""
-    times = {name: e.times(one.touches) for name, one in seen.items()}
+def _name_families(e: Evidence, seen: dict[str, Detection], *, is_dynamic: bool) -> FamilyVerdict:
+    """Name the families, the one that touches most of the dense time first.
+
+    `saved_ns` is the dense less the pruned time of the GEMMs that a family touches. Work that was
+    added is charged to the dynamic family, or to the family that touches most.
+    """
+    times = {name: e.times(detection.touches) for name, detection in seen.items()}
     saved = {name: dense - pruned for name, (dense, pruned) in times.items()}
     order = sorted(seen, key=lambda name: -times[name][0])
     saved[next(iter(seen)) if is_dynamic else order[0]] -= e.added_ns()
@@ -155,18 +171,23 @@ def _named(e: Evidence, seen: dict[str, Detection], *, is_dynamic: bool) -> Fami
     ]
     return FamilyVerdict(
         id="+".join(order),
-        confidence=min(one.confidence for one in seen.values()),
+        confidence=min(detection.confidence for detection in seen.values()),
         evidence=[line for name in order for line in seen[name].evidence],
         parts=parts,
     )
 
 
-def _unmoved(e: Evidence) -> FamilyVerdict:
-    """No M, N or K moved: nothing changed, something else did, or the weights are not known; or no
-    GEMM has any to move."""
-    if blind := _blind(e):
-        return FamilyVerdict(id="unknown", confidence=0.1, evidence=[_unread(e, blind)])
-    channels = _channels_in_words(e)
+def _judge_unmoved(e: Evidence) -> FamilyVerdict:
+    """Judge a pair in which no M, N or K moved as a family would move it.
+
+    Nothing changed, something else did, or the weights are not known; or no GEMM has any axis to
+    move.
+    """
+    if blind := _find_blind_sides(e):
+        return FamilyVerdict(
+            id="unknown", confidence=0.1, evidence=[_describe_blind_sides(e, blind)]
+        )
+    channels = _describe_channels(e)
     unclear = [p for p in e.pairs if p.axis != "none"] if not other_routes(e) else []
     if (fewer := shorter_cache(e)) is not None:
         return fewer
@@ -203,7 +224,7 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
             "tensors, which a trace does not show (the weight statistics in run.json do)"
         )
         # These change no shape and no kernel: only weight statistics show them.
-        unseen = [one.id for one in families() if not one.cuts or one.zeroes_weights]
+        unseen = [family.id for family in families() if not family.cuts or family.zeroes_weights]
         return FamilyVerdict(id="unknown", confidence=0.5, evidence=[line], alternatives=unseen)
     if (moved := _other_weights(e)) is not None:
         return FamilyVerdict(id="unknown", confidence=0.5, evidence=[moved])
@@ -212,18 +233,21 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
     )
 
 
-def _channels_in_words(e: Evidence) -> list[str]:
-    """A sentence if convolutions have fewer channels; else nothing. As implicit GEMMs they lost N
-    and K, but families are defined for linears, and the table of GEMMs does not list
-    convolutions."""
-    narrower = [one for one in e.convolutions if one.is_narrower]
+def _describe_channels(e: Evidence) -> list[str]:
+    """Return a sentence if convolutions have fewer channels; else nothing.
+
+    As implicit GEMMs they lost N and K, but families are defined for linears, and the table of
+    GEMMs does not list convolutions.
+    """
+    narrower = [convolution for convolution in e.convolutions if convolution.is_narrower]
     if not narrower:
         return []
-    example = max(narrower, key=lambda one: math.prod(one.dense[1]) - math.prod(one.pruned[1]))
+    example = max(narrower, key=lambda c: math.prod(c.dense[1]) - math.prod(c.pruned[1]))
     (n, k), (kept_n, kept_k) = (
         (weight[0], math.prod(weight[1:])) for weight in (example.dense[1], example.pruned[1])
     )
-    moved = [f"N {n} → {kept_n}"] * (n != kept_n) + [f"K {k} → {kept_k}"] * (k != kept_k)
+    sizes = (("N", n, kept_n), ("K", k, kept_k))
+    moved = [f"{axis} {old} → {new}" for axis, old, new in sizes if old != new]
     return [
         f"channels of convolutions: {len(narrower)} of {len(e.convolutions)} convolutions have "
         f"fewer, as implicit GEMMs {' and '.join(moved)} in the largest; families are of linears, "
@@ -231,17 +255,21 @@ def _channels_in_words(e: Evidence) -> list[str]:
     ]
 
 
-def _blind(e: Evidence) -> list[str]:
-    """The sides that run GEMMs but know the shape of none."""
-    return [one for one in ("dense", "pruned") if one not in e.shapes_ignored and _is_blind(e, one)]
+def _find_blind_sides(e: Evidence) -> list[str]:
+    """List the sides that run GEMMs but know the shape of none."""
+    return [
+        side for side in ("dense", "pruned") if side not in e.shapes_ignored and _is_blind(e, side)
+    ]
 
 
 def _is_blind(e: Evidence, side: str) -> bool:
+    """Return whether a side runs GEMMs but knows the shape of none."""
     calls = [call for p in e.pairs if (call := getattr(p, side)) is not None]
     return bool(calls) and all(call.n is None and call.k is None for call in calls)
 
 
-def _unread(e: Evidence, blind: list[str]) -> str:
+def _describe_blind_sides(e: Evidence, blind: list[str]) -> str:
+    """Describe what is unknown where a side knows the shape of no GEMM."""
     if len(blind) == 1:
         return (
             f"no GEMM of the {blind[0]} side says what it multiplies, so no axis can be seen to "
@@ -257,8 +285,10 @@ def _unread(e: Evidence, blind: list[str]) -> str:
 
 
 def _other_grids(dense: Kernels, pruned: Kernels) -> float | None:
-    """The share of the pruned side's GEMM time in kernels or grids that the dense side does not
-    run; None where no grid is known."""
+    """Return the share of the pruned GEMM time in kernels or grids that the dense side lacks.
+
+    None where no grid is known.
+    """
     keys = ["name", "blocks"]
     sides = [
         frame[[*keys, "busy"]].filter(is_one_of(frame["kind"], GEMM_KINDS)).drop_nulls("blocks")
@@ -271,14 +301,17 @@ def _other_grids(dense: Kernels, pruned: Kernels) -> float | None:
 
 
 def _other_weights(e: Evidence) -> str | None:
-    """Stored weights that differ in number or shape, while no GEMM moved."""
+    """Describe stored weights that differ in number or shape while no GEMM moved.
+
+    None where none do.
+    """
     old, new = e.parameters
     if old and new and old != new:
         verb = "fell" if new < old else "grew"
         share = percent(abs(1 - new / old), 1)
         return f"parameters {verb} by {share}, but no GEMM moved: other ops did"
     before, after = stored_shapes(e.stats_dense), stored_shapes(e.stats_pruned)
-    others = sum(((before - after) + (after - before)).values())
-    if e.stats_dense is not None and others:
-        return f"{others} matrices are of other shapes than the dense ones, but no GEMM moved"
+    differing = sum(((before - after) + (after - before)).values())
+    if e.stats_dense is not None and differing:
+        return f"{differing} matrices are of other shapes than the dense ones, but no GEMM moved"
     return None

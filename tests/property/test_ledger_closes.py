@@ -15,6 +15,7 @@ from prunescope.analysis.ledger.alignment import Alignment
 from prunescope.analysis.ledger.attribution import attribution_inputs
 from prunescope.analysis.ledger.ledger import (
     ROWS,
+    SideTimes,
     Split,
     ratios,
     scale_idle,
@@ -160,17 +161,20 @@ def test_scaling_reaches_the_wall(busy: float, gap: float, trailing_idle: float,
     if busy + gap + trailing_idle == 0:
         return  # nothing that could be scaled
     side, walls = (
-        (np.array([[busy]]), np.array([[gap]]), np.array([trailing_idle])),
+        SideTimes(np.array([[busy]]), np.array([[gap]]), np.array([trailing_idle])),
         np.array([float(wall)]),
     )
-    b, g, t = subtract_profiler_overhead(side, walls, None)
-    assert (b + g + t)[0, 0] == pytest.approx(wall, rel=1e-9, abs=1e-6)
+    scaled = subtract_profiler_overhead(side, walls, None)
+    assert scaled.wall[0] == pytest.approx(wall, rel=1e-9, abs=1e-6)
     factor = wall / (busy + gap + trailing_idle)
-    assert (b[0, 0], g[0, 0]) == (pytest.approx(busy * factor), pytest.approx(gap * factor))
+    assert (scaled.busy[0, 0], scaled.gap[0, 0]) == (
+        pytest.approx(busy * factor),
+        pytest.approx(gap * factor),
+    )
     if gap + trailing_idle > 0:
-        b, g, t = scale_idle(side, walls)
-        assert (b + g + t)[0, 0] == pytest.approx(wall, rel=1e-9, abs=1e-6)
-        assert b[0, 0] == busy
+        scaled = scale_idle(side, walls)
+        assert scaled.wall[0] == pytest.approx(wall, rel=1e-9, abs=1e-6)
+        assert scaled.busy[0, 0] == busy
 
 
 @QUIET
@@ -192,11 +196,10 @@ def test_what_records_cost_is_taken_by_their_number(
     total = busy + gap + trailing_idle
     if not 0 < wall < total:
         return
-    side = np.array([[busy]]), np.array([[gap]]), np.array([trailing_idle])
+    side = SideTimes(np.array([[busy]]), np.array([[gap]]), np.array([trailing_idle]))
     cost = RecordWeight(np.array([inside]), np.array([before]), after)
-    b, g, t = (
-        float(x.ravel()[0]) for x in subtract_profiler_overhead(side, np.array([float(wall)]), cost)
-    )
+    scaled = subtract_profiler_overhead(side, np.array([float(wall)]), cost)
+    b, g, t = (float(x.ravel()[0]) for x in (scaled.busy, scaled.gap, scaled.trailing_idle))
     assert b + g + t == pytest.approx(wall, rel=1e-9, abs=1e-6)
     kept = [(new / old, weight) for new, old, weight in
             ((b, busy, inside), (g, gap, before), (t, trailing_idle, after)) if old]  # fmt: skip

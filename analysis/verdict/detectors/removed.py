@@ -1,4 +1,4 @@
-"""Detects families that remove layers, or replace a GEMM by two of a low rank.
+"""Detectors of families that remove layers, or replace a GEMM by two of a low rank.
 
 In: Evidence. Out: a Detection, or None.
 """
@@ -23,7 +23,7 @@ _MLP_ENDS = ("down", "experts")
 
 @detector("static-m")
 def static_m(e: Evidence) -> Detection | None:
-    """Whole layers, or all GEMMs of an attention or MLP sublayer, were removed."""
+    """Detect that whole layers, or all GEMMs of an attention or MLP sublayer, were removed."""
     removed, here = e.removed_and_kept_roles()
     if not here:  # no layer is known on the pruned side: none is known to be removed
         return None
@@ -43,14 +43,14 @@ def static_m(e: Evidence) -> Detection | None:
         return None
     total = e.units.alignment.num_dense
     lines = []
-    for rows, what in (
+    for rows, unit in (
         (layers, "layers"),
         (attention, "attention sublayers"),
         (mlp, "MLP sublayers"),
     ):
         if rows:
-            which = f": {_listed(sorted(rows))}" if e.units.alignment.exact else ""
-            lines.append(f"{len(rows)} of {total} {what} removed{which}")
+            which = f": {_list_numbers(sorted(rows))}" if e.units.alignment.exact else ""
+            lines.append(f"{len(rows)} of {total} {unit} removed{which}")
     touched = {*layers, *attention, *mlp}
     return Detection(
         lines, lambda p: float(p.key[0] in touched and p.pruned is None), proven=bool(weights)
@@ -58,21 +58,23 @@ def static_m(e: Evidence) -> Detection | None:
 
 
 def _end_is_removed(ends: tuple[str, ...], removed: set[str], here: set[str]) -> bool:
+    """Return whether the GEMM with which a sublayer ends was removed."""
     return any(end in removed and end not in here for end in ends)
 
 
-def _listed(values: list[int]) -> str:
+def _list_numbers(values: list[int]) -> str:
+    """List up to twelve numbers."""
     shown = ", ".join(map(str, values[:12]))
     return shown + (", …" if len(values) > 12 else "")
 
 
 @detector("static-k-lowrank")
 def static_k_lowrank(e: Evidence) -> Detection | None:
-    """GEMMs that became two, through a rank."""
-    found = [p for p in e.pairs if p.axis == "rank" and p.key[1] not in UNPLACED]
-    if not found:
-        return _lowrank_by_shapes(e) or _lowrank_by_order(e)
-    roles = Counter(p.key[1] for p in found if p.key[3] == 0)
+    """Detect GEMMs that became two, through a rank."""
+    through_rank = [p for p in e.pairs if p.axis == "rank" and p.key[1] not in UNPLACED]
+    if not through_rank:
+        return _detect_by_shapes(e) or _detect_by_order(e)
+    roles = Counter(p.key[1] for p in through_rank if p.key[3] == 0)
     line = f"{sum(roles.values())} GEMMs became two through a rank: {most_common(roles)}"
     return Detection([line], lambda p: float(p.axis == "rank"))
 
@@ -80,10 +82,13 @@ def static_k_lowrank(e: Evidence) -> Detection | None:
 _NARROWED = ("static-nk", "static-nk-heads", "static-nk-mlp", "static-nk-cross")
 
 
-def _lowrank_by_shapes(e: Evidence) -> Detection | None:
-    """Every linear that only the dense side has is replaced by two GEMMs that only the pruned side
-    has, [T,K]→[T,r]→[T,N] with one rank for all, whatever the module names."""
-    dense, pruned = _plain(p.dense for p in e.pairs), _plain(p.pruned for p in e.pairs)
+def _detect_by_shapes(e: Evidence) -> Detection | None:
+    """Detect a rank where modules have other names on the two sides.
+
+    Every linear that only the dense side has must be replaced by two GEMMs that only the pruned
+    side has, [T,K]→[T,r]→[T,N] with one rank for all.
+    """
+    dense, pruned = _count_plain(p.dense for p in e.pairs), _count_plain(p.pruned for p in e.pairs)
     lacks, more = dense - pruned, pruned - dense
     if not lacks:
         return None
@@ -98,14 +103,16 @@ def _lowrank_by_shapes(e: Evidence) -> Detection | None:
                 f"{lacks.total()} GEMMs became two through a rank of {rank}, read from their shapes"
             )
             # All that moved is of the rank: no GEMM is left that could have become narrower.
-            touches = _touches({*lacks}, {*halves})
+            touches = _touch_sizes({*lacks}, {*halves})
             return Detection([line], touches, confidence=0.8, explains=_NARROWED)
     return None
 
 
-def _lowrank_by_order(e: Evidence) -> Detection | None:
-    """Every GEMM is there in its shape or as two through a rank of its own, in order, with no
-    module that names them."""
+def _detect_by_order(e: Evidence) -> Detection | None:
+    """Detect ranks where no module names the GEMMs.
+
+    Every GEMM must be there in order, in its shape or as two through a rank of its own.
+    """
     replaced = {id(p.dense): p.dense for p in e.pairs if p.axis == "rank" and p.dense is not None}
     if not replaced:
         return None
@@ -114,24 +121,20 @@ def _lowrank_by_order(e: Evidence) -> Detection | None:
     return Detection([line], lambda p: float(p.axis == "rank"), confidence=0.8, explains=_NARROWED)
 
 
-def _plain(calls: Iterable[Call | None]) -> Counter[_Size]:
-    """How often each M, N, K of plain GEMMs occurs in a step, each call of one side once."""
-    found: Counter[_Size] = Counter()
+def _count_plain(calls: Iterable[Call | None]) -> Counter[_Size]:
+    """Count how often each M, N, K of plain GEMMs occurs in a step, each call of one side once."""
+    counts: Counter[_Size] = Counter()
     for call in {id(c): c for c in calls if c is not None}.values():
         if call.group not in OF_ATTENTION and call.gemm is not None and call.gemm.batch == 1:
-            found[call.gemm.m, call.gemm.n, call.gemm.k] += round(call.count)
-    return found
+            counts[call.gemm.m, call.gemm.n, call.gemm.k] += round(call.count)
+    return counts
 
 
-def _touches(lacks: set[_Size], halves: set[_Size]) -> Callable[[Pair], float]:
+def _touch_sizes(lacks: set[_Size], halves: set[_Size]) -> Callable[[Pair], float]:
+    """Touch the pairs whose dense GEMM or whose halves have one of these sizes."""
+
     def share(pair: Pair) -> float:
-        old = pair.dense.gemm if pair.dense is not None else None
-        new = pair.pruned.gemm if pair.pruned is not None else None
-        return float(
-            old is not None
-            and (old.m, old.n, old.k) in lacks
-            or new is not None
-            and (new.m, new.n, new.k) in halves
-        )
+        old, new = (None if gemm is None else (gemm.m, gemm.n, gemm.k) for gemm in pair.gemms)
+        return float(old in lacks or new in halves)
 
     return share

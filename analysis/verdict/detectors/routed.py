@@ -1,8 +1,8 @@
-"""Detects families of mixtures of experts: fewer experts in a layer, or fewer for each token.
+"""Detectors of families of mixtures of experts: fewer experts in a layer, or fewer for each token.
 
-In: Evidence. Out: a Detection, or None. Which experts see how many tokens is the router's choice:
-what is compared is how many there are (N of the router, matrices of a stack, matrices that a run
-lists) and the rows that all of them see together, per token.
+In: Evidence. Out: a Detection, or None. The router chooses which experts see how many tokens. What
+is compared is therefore how many experts there are (N of the router, matrices of a stack, matrices
+that a run lists) and the rows that all of them see together, per token.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _UNEVEN = 0.7  # confidence where tokens go to another number of experts on aver
 
 @dataclass(frozen=True)
 class Fewer:
-    """Numbers (dense, pruned) by layer, and what they are read from."""
+    """Numbers (dense, pruned) by layer, and their source."""
 
     numbers: Mapping[int | None, tuple[float, float]]
     source: str
@@ -43,32 +43,39 @@ class Fewer:
 
     @property
     def arrow(self) -> str:
-        """`16 → 8`, or `16 → 4 to 8, by layer`; of the layers that fell."""
+        """`16 → 8`, or `16 → 4 to 8, by layer`, over the layers that fell."""
         fallen = [(old, new) for old, new in self.numbers.values() if new < old]
         old = max(before for before, _ in fallen)
         return fell_to(old, [after for _, after in fallen])
 
     @property
     def count(self) -> int:
-        """Layers that fell."""
+        """The number of layers that fell."""
         return sum(new < old for old, new in self.numbers.values())
 
 
 @detector("static-experts")
 def static_experts(e: Evidence) -> Detection | None:
-    """Outputs of the router, and matrices of the stack or of the list of experts, that fell."""
-    by_router, others = _experts_by_router(e), [_experts_by_stack(e), _experts_by_weights(e)]
-    found = [one for one in (by_router, *others) if one is not None and one.fell]
-    if not found:
+    """Detect that experts were removed.
+
+    Outputs of the router fell, or matrices of the stack or of the list of experts.
+    """
+    by_router = _experts_by_router(e)
+    counts = (by_router, _experts_by_stack(e), _experts_by_weights(e))
+    fallen = [fewer for fewer in counts if fewer is not None and fewer.fell]
+    if not fallen:
         return None
     shown = by_router if by_router is not None and by_router.fell else None
-    confidence = 1.0 if len(found) > 1 else _ONE_SOURCE
+    confidence = 1.0 if len(fallen) > 1 else _ONE_SOURCE
     if by_router is not None and shown is None:
-        if found[-1].source != _WEIGHTS:
+        if fallen[-1].source != _WEIGHTS:
             return None  # a rank of several holds a part of the experts, and routes to all
         confidence = _ROUTER_IS_WHOLE
-    lines = [f"fewer experts in {_layers(one)}: {one.source} {one.arrow}" for one in found]
-    layers = {n for one in found for n, (old, new) in one.numbers.items() if new < old}
+    lines = [
+        f"fewer experts in {_describe_layers(fewer)}: {fewer.source} {fewer.arrow}"
+        for fewer in fallen
+    ]
+    layers = {n for fewer in fallen for n, (old, new) in fewer.numbers.items() if new < old}
 
     def touches(pair: Pair) -> float:
         here = pair.key[0] in layers or layers == {None}
@@ -79,14 +86,17 @@ def static_experts(e: Evidence) -> Detection | None:
 
 @detector("static-topk")
 def static_topk(e: Evidence) -> Detection | None:
-    """Rows of the GEMMs of experts fell, while the router sees as many tokens as before."""
-    routes = _routes(e)
+    """Detect that tokens go to fewer experts.
+
+    Rows of the GEMMs of experts fell, while the router sees as many tokens as before.
+    """
+    routes = _experts_per_token(e)
     if routes is None or not routes.fell:
         return None
     fallen = [pair for pair in routes.numbers.values() if pair[1] < pair[0]]
     whole = routes.source == _PER_TOKEN and all(_is_whole(x) for pair in fallen for x in pair)
     confidence = 1.0 if whole else _UNEVEN
-    line = f"fewer experts a token in {_layers(routes)}: {routes.source} {routes.arrow}"
+    line = f"fewer experts a token in {_describe_layers(routes)}: {routes.source} {routes.arrow}"
     layers = {n for n, (old, new) in routes.numbers.items() if new < old}
 
     def touches(pair: Pair) -> float:
@@ -103,53 +113,62 @@ _ROWS = "rows of their GEMMs"
 
 
 def _experts_by_router(e: Evidence) -> Fewer | None:
-    """N of the routers; what decides with one output (a gate of the shared expert, a choice of
-    rows) is none, wherever it stands."""
-    dense, pruned = (_routers(e, side) for side in ("dense", "pruned"))
-    found = {n: (dense[n].n or 0.0, pruned[n].n or 0.0) for n in dense.keys() & pruned.keys()}
-    return Fewer(found, _N) if found else None
+    """Read the number of experts from N of the routers.
+
+    What decides with one output (a gate of the shared expert, a choice of rows) is no router of
+    experts, wherever it stands.
+    """
+    dense, pruned = (_find_routers(e, side) for side in ("dense", "pruned"))
+    outputs = {n: (dense[n].n or 0.0, pruned[n].n or 0.0) for n in dense.keys() & pruned.keys()}
+    return Fewer(outputs, _N) if outputs else None
 
 
-def _routers(e: Evidence, side: str) -> dict[int | None, Call]:
-    """By layer the router of its experts: the one with most outputs, of several at least."""
-    found: dict[int | None, Call] = {}
+def _find_routers(e: Evidence, side: str) -> dict[int | None, Call]:
+    """Return the router of the experts of each layer.
+
+    It is the one with most outputs, of several at least.
+    """
+    routers: dict[int | None, Call] = {}
     for pair in e.pairs:
         call: Call | None = getattr(pair, side)
         if pair.key[1] != ROUTER or call is None or call.n is None or call.n <= 1:
             continue
-        before = found.get(pair.key[0])
+        before = routers.get(pair.key[0])
         if before is None or call.n > (before.n or 0.0):
-            found[pair.key[0]] = call
-    return found
+            routers[pair.key[0]] = call
+    return routers
 
 
 def _experts_by_stack(e: Evidence) -> Fewer | None:
-    """The first dimension of the weights of grouped GEMMs, by layer where both sides know it; else
-    of all, where each side has stacks of one size."""
-    sides = [_stacks(e, side) for side in ("dense", "pruned")]
+    """Read the number of experts from the first dimension of the weights of grouped GEMMs.
+
+    It is by layer where both sides know it, else of all layers, where each side has stacks of one
+    size.
+    """
+    sides = [_largest_stacks(e, side) for side in ("dense", "pruned")]
     dense, pruned = sides
     both = {n: (dense[n], pruned[n]) for n in dense.keys() & pruned.keys()}
     if both and None not in both:
         return Fewer(both, _STACK)
     sizes = [{*side.values()} for side in sides]
-    if all(len(one) == 1 for one in sizes):
+    if all(len(of_side) == 1 for of_side in sizes):
         return Fewer({None: (min(sizes[0]), min(sizes[1]))}, _STACK)
     return None
 
 
-def _stacks(e: Evidence, side: str) -> dict[int | None, float]:
-    """By layer the largest stack of its grouped GEMMs."""
-    found: dict[int | None, float] = {}
+def _largest_stacks(e: Evidence, side: str) -> dict[int | None, float]:
+    """Return the largest stack of the grouped GEMMs of each layer."""
+    stacks: dict[int | None, float] = {}
     for pair in e.pairs:
         call: Call | None = getattr(pair, side)
         if call is not None and call.stack is not None:
-            found[pair.key[0]] = max(call.stack, found.get(pair.key[0], 0))
-    return found
+            stacks[pair.key[0]] = max(call.stack, stacks.get(pair.key[0], 0))
+    return stacks
 
 
 def _experts_by_weights(e: Evidence) -> Fewer | None:
-    """Experts in the matrices that both runs list, by layer of the dense model."""
-    dense, pruned = _listed(e.stats_dense), _listed(e.stats_pruned)
+    """Count the experts in the matrices that both runs list, by layer of the dense model."""
+    dense, pruned = _count_listed(e.stats_dense), _count_listed(e.stats_pruned)
     if len(pruned) < len(dense):  # layers were removed, and those behind them have other numbers
         moved = e.units.alignment.dense_layer
         pruned = {moved.get(n, -1 - n): count for n, count in pruned.items()}
@@ -159,24 +178,26 @@ def _experts_by_weights(e: Evidence) -> Fewer | None:
     return Fewer(both, _WEIGHTS) if both else None
 
 
-def _listed(stats: WeightStats | None) -> dict[int, float]:
-    """Experts by layer: the first dimension of a stack, or the matrices that are numbered."""
-    found: dict[int, float] = {}
+def _count_listed(stats: WeightStats | None) -> dict[int, float]:
+    """Count experts by layer: the first dimension of a stack, or the matrices that are numbered."""
+    stacked: dict[int, float] = {}
     numbered: dict[int, set[str]] = defaultdict(set)
-    for one in matrices(stats):
-        if one.role != EXPERTS or one.layer is None or one.shape is None:
+    for matrix in matrices(stats):
+        if matrix.role != EXPERTS or matrix.layer is None or matrix.shape is None:
             continue
-        if len(one.shape) == _STACKED:
-            found[one.layer] = max(one.shape[0], found.get(one.layer, 0))
-        elif one.name is not None and (name := _ONE_OF_MANY.search(one.name)) is not None:
-            numbered[one.layer].add(name[1])
-    return {**{layer: len(names) for layer, names in numbered.items()}, **found}
+        if len(matrix.shape) == _STACKED:
+            stacked[matrix.layer] = max(matrix.shape[0], stacked.get(matrix.layer, 0))
+        elif matrix.name is not None and (name := _ONE_OF_MANY.search(matrix.name)) is not None:
+            numbered[matrix.layer].add(name[1])
+    return {**{layer: len(names) for layer, names in numbered.items()}, **stacked}
 
 
-def _routes(e: Evidence) -> Fewer | None:
-    """Experts a token by layer: rows of their GEMMs over rows of the router. Without a router the
-    rows themselves, where every other GEMM sees as many as before."""
-    tokens = _tokens(e)
+def _experts_per_token(e: Evidence) -> Fewer | None:
+    """Return the experts per token by layer: rows of their GEMMs over rows of the router.
+
+    Without a router it is the rows themselves, where every other GEMM sees as many as before.
+    """
+    tokens = _router_rows(e)
     if any(new != old for old, new in tokens.values()):
         return None  # tokens do not get to the router: those that do may have as many experts
     if not tokens and any(
@@ -185,28 +206,30 @@ def _routes(e: Evidence) -> Fewer | None:
         return None
     rows: dict[int | None, list[float]] = defaultdict(lambda: [0.0, 0.0])
     least: dict[int | None, float] = {}  # of a product: gate and up apart are two, down is one
-    for pair in (one for one in e.pairs if one.key[1] == EXPERTS):
-        layer = pair.key[0]
+    for pair in e.pairs:
+        layer, role = pair.key[:2]
+        if role != EXPERTS:
+            continue
         for side, call in enumerate((pair.dense, pair.pruned)):
             rows[layer][side] += call.all_rows if call is not None else 0.0
         if pair.dense is not None and pair.dense.all_rows:
             least[layer] = min(pair.dense.all_rows, least.get(layer, math.inf))
-    there = by_router.numbers if (by_router := _experts_by_router(e)) is not None else {}
-    found: dict[int | None, tuple[float, float]] = {}
+    outputs = by_router.numbers if (by_router := _experts_by_router(e)) is not None else {}
+    routes: dict[int | None, tuple[float, float]] = {}
     for layer, (old, new) in rows.items():
         if old and new:
             each = least[layer] / (tokens.get(layer, (1.0, 1.0))[0] or 1.0)
-            if layer in there and each >= (1 - _SAME) * there[layer][0]:
+            if layer in outputs and each >= (1 - _SAME) * outputs[layer][0]:
                 continue  # every expert runs on every token, chosen or not
             same = abs(new - old) <= _SAME * old
-            found[layer] = (each, each if same else each * new / old)
-    known = bool(found) and found.keys() <= tokens.keys()
-    return Fewer(found, _PER_TOKEN if known else _ROWS) if found else None
+            routes[layer] = (each, each if same else each * new / old)
+    known = bool(routes) and routes.keys() <= tokens.keys()
+    return Fewer(routes, _PER_TOKEN if known else _ROWS) if routes else None
 
 
-def _tokens(e: Evidence) -> dict[int | None, tuple[float, float]]:
-    """Rows a step (dense, pruned) of the router of each layer."""
-    dense, pruned = (_routers(e, side) for side in ("dense", "pruned"))
+def _router_rows(e: Evidence) -> dict[int | None, tuple[float, float]]:
+    """Return the rows per step (dense, pruned) of the router of each layer."""
+    dense, pruned = (_find_routers(e, side) for side in ("dense", "pruned"))
     return {
         n: (dense[n].all_rows, pruned[n].all_rows)
         for n in dense.keys() & pruned.keys()
@@ -214,11 +237,12 @@ def _tokens(e: Evidence) -> dict[int | None, tuple[float, float]]:
     }
 
 
-def _layers(one: Fewer) -> str:
-    """`3 of 4 layers`; `the layers` where their numbers are not known."""
-    known = [n for n in one.numbers if n is not None]
-    return f"{one.count} of {len(known)} layers" if known else "the layers"
+def _describe_layers(fewer: Fewer) -> str:
+    """Return `3 of 4 layers`; `the layers` where their numbers are not known."""
+    known = [n for n in fewer.numbers if n is not None]
+    return f"{fewer.count} of {len(known)} layers" if known else "the layers"
 
 
 def _is_whole(value: float) -> bool:
+    """Return whether a mean is a whole number."""
     return abs(value - round(value)) <= _SAME * value

@@ -42,9 +42,13 @@ def test_what_may_still_be_said(
     pruning: bool,
     bounds: bool,
 ) -> None:
-    found = pair_comparison(differences, inputs=rows)
-    assert (found.is_speedup, found.shows_pruning, found.has_bounds) == (speedup, pruning, bounds)
-    assert len(found.differences) == len(differences) + (rows is not None)
+    comparison = pair_comparison(differences, inputs=rows)
+    assert (comparison.is_speedup, comparison.shows_pruning, comparison.has_bounds) == (
+        speedup,
+        pruning,
+        bounds,
+    )
+    assert len(comparison.differences) == len(differences) + (rows is not None)
 
 
 def test_words() -> None:
@@ -176,10 +180,12 @@ def test_headline_and_check_agree(report: Report, *, speedup: bool) -> None:
     assert ("is no speedup: not comparable" in headline(phase)) == (not speedup)
     rules = ["prefill.realised >= 1.1", "prefill.ledger.coverage <= 1s", "prefill.nominal >= 1",
              "prefill.wall <= 1s", "prefill.family == static-nk"]  # fmt: skip
-    states = [one.state for one in check_report(report, parse_rules(rules)).verdicts]
+    states = [
+        rule_verdict.state for rule_verdict in check_report(report, parse_rules(rules)).verdicts
+    ]
     assert states == ["held" if speedup else "undecided"] * 2 + ["held"] * 3
 
 
 def test_check_names_what_differs() -> None:
-    found = check_report(compared(pair_comparison([DTYPE, BATCH])), parse_rules(["realised > 1"]))
-    assert found.verdicts[0].why == "dense and pruned do not compare (other dtype, batch)"
+    checked = check_report(compared(pair_comparison([DTYPE, BATCH])), parse_rules(["realised > 1"]))
+    assert checked.verdicts[0].why == "dense and pruned do not compare (other dtype, batch)"

@@ -21,38 +21,38 @@ _STEPS, _LAYERS, _GAP = 6, 4, 20
 _STEP = 100_000  # ns from one to the next
 
 
-def eager(out: Export) -> None:
-    _fill(out, "eager")
+def eager(export: Export) -> None:
+    _fill(export, "eager")
 
 
-def nodes(out: Export) -> None:
-    _fill(out, "nodes")
+def nodes(export: Export) -> None:
+    _fill(export, "nodes")
 
 
-def whole_graphs(out: Export) -> None:
-    _fill(out, "whole")
+def whole_graphs(export: Export) -> None:
+    _fill(export, "whole")
 
 
-def _fill(out: Export, how: str) -> None:
+def _fill(export: Export, how: str) -> None:
     """The kernels of each step, launched one by one or by a graph, whose kernels are recorded or
     are one interval."""
     for i in range(_STEPS):
         begin = at = (i + 1) * _STEP
         corr = 100 * (i + 1)
         if how != "eager":
-            launch(out, begin - 500, begin - 400, corr=corr, name="cudaGraphLaunch")
+            launch(export, begin - 500, begin - 400, corr=corr, name="cudaGraphLaunch")
         for place, (name, ns) in enumerate(_LAYER * _LAYERS):
             if how == "eager":
                 corr += 1
-                launch(out, begin - 500 + 10 * place, begin - 495 + 10 * place, corr=corr)
+                launch(export, begin - 500 + 10 * place, begin - 495 + 10 * place, corr=corr)
             if how != "whole":
-                others = {"graphNodeId": 1 + place} if how == "nodes" else {}
-                kernel(out, at, at + ns, corr=corr, name=name, **others)
+                node = {"graphNodeId": 1 + place} if how == "nodes" else {}
+                kernel(export, at, at + ns, corr=corr, name=name, **node)
             at += ns + _GAP
         if how == "whole":
             row = {"start": begin, "end": at - _GAP, "correlationId": corr, "streamId": 7,
                    "globalPid": process(7), "graphId": 3}  # fmt: skip
-            out.add(GRAPH, [row])
+            export.add(GRAPH, [row])
 
 
 def compared(tmp_path: Path, dense: object, pruned: object) -> Phase:

@@ -76,7 +76,7 @@ def test_it_is_said_with_what_it_does_to_times(lacking: str, tmp_path: Path) -> 
     phase = phase_of(report)
     other = {"dense": "pruned", "pruned": "dense"}[lacking]
     for lines in (report.warnings, phase.notes):
-        (line,) = (one for one in lines if "recorded modules" in one)
+        (line,) = (text for text in lines if "recorded modules" in text)
         assert f"only the {other} side recorded modules, {lacking}.json has none" in line
         assert f"host and idle time of the {other} side are larger" in line
         assert "no evidence" in line

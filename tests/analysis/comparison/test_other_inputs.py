@@ -64,8 +64,8 @@ def test_times_are_scaled_to_one_batch(tmp_path: Path) -> None:
     """Four products of 10 us, and of 6 us at half the batch: 2 · 24 us of work against 40 us. What
     lies between them would be as long at twice the batch."""
     phase = compared(products(8), products(4, us=6), tmp_path)
-    (found,) = [f for f in phase.findings if f.id == "not-comparable"]
-    assert found.evidence[1] == (
+    (finding,) = [f for f in phase.findings if f.id == "not-comparable"]
+    assert finding.evidence[1] == (
         "at the batch of the dense run, work takes 48.0 µs instead of 40.0 µs a step; idle time, "
         "0.0 µs and 0.0 µs, does not scale with the batch"
     )
@@ -148,14 +148,14 @@ def test_convolutions_alone_tell_the_batch(tmp_path: Path) -> None:
 def test_micro_batches_run_every_product_more_often(tmp_path: Path) -> None:
     """Gradients of three batches in a step, where the dense step has one: 3 x the products, in the
     same shapes. A third of them may as well be a model of a third of the layers."""
-    one, three = forwards(1), forwards(3)
-    phase = compared(one, three, tmp_path)
+    single, three = forwards(1), forwards(3)
+    phase = compared(single, three, tmp_path)
     assert "every GEMM runs 3 × as often a step, in the same shapes: other inputs" in headline(
         phase
     )
     assert phase.family is not None and phase.family.id == "outside"
     assert phase.ladder is not None and phase.ladder.nominal is None
-    assert "other inputs" not in headline(compared(three, one, tmp_path))
+    assert "other inputs" not in headline(compared(three, single, tmp_path))
 
 
 def forwards(times: int) -> Any:

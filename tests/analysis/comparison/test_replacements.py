@@ -26,7 +26,7 @@ def quantise(us: float) -> Any:
 def in_a_row(attention: Callable[[], tuple[Any, ...]], layers: int = 3) -> dict[str, Any]:
     """Per layer a GEMM, an attention and two GEMMs, without module scopes."""
     items = [(mm(n=4096), *attention(), mm(n=2048), mm(n=1024)) for _ in range(layers)]
-    return chrome(step(0, *[one for layer in items for one in layer]))
+    return chrome(step(0, *[item for layer in items for item in layer]))
 
 
 def in_scopes(attention: Callable[[], tuple[Any, ...]], layers: int = 3) -> dict[str, Any]:
@@ -48,10 +48,10 @@ def test_another_attention_replaces_the_old_one(trace: Any, tmp_path: Path) -> N
     """Three attentions of 80 us became three of 90 us, with 5 us of quantisation before each."""
     phase = of_pair(tmp_path, trace(lambda: (sdpa(80),)), trace(lambda: (quantise(5), secret(90))))
     assert rows(phase)["added_work"] == 3 * 5_000
-    found = rows(phase)
+    by_row = rows(phase)
     work = ("coverage", "roofline_shift", "shape", "kernel_efficiency")
-    kept = found["promised"], *(found[row] for row in work)
-    assert sum(ns or 0 for ns in kept) == found["dense"] + 3 * 10_000
+    kept = by_row["promised"], *(by_row[row] for row in work)
+    assert sum(ns or 0 for ns in kept) == by_row["dense"] + 3 * 10_000
     assert phase.pairing is not None and phase.pairing.removed == 0
     said = " ".join(phase.notes)
     assert "3 kernels kernel_7 a step stand where" in said or "of the other side's in: att" in said
@@ -61,7 +61,7 @@ def test_a_kernel_in_another_place_is_added_work(tmp_path: Path) -> None:
     """Three kernels after the last GEMM replace no attention between GEMMs."""
     dense = in_a_row(lambda: (sdpa(80),))
     moved = chrome(
-        step(0, *[one for _ in range(3) for one in (mm(n=4096), mm(n=2048), mm(n=1024))],
+        step(0, *[item for _ in range(3) for item in (mm(n=4096), mm(n=2048), mm(n=1024))],
              *[secret(90)] * 3)
     )  # fmt: skip
     phase = of_pair(tmp_path, dense, moved)

@@ -43,8 +43,10 @@ def test_the_categories_of_a_routed_step(tmp_path: Path) -> None:
     """Dense: 480 us of q, k, v, o. Pruned: q and o take half, 280 us; a layer adds a router (7 us),
     a gather (2), a scatter (5), a copy (1), and 7 us of waiting: 324 us."""
     (phase,) = report(tmp_path, dense_rows(), routed_rows()).phases.values()
-    found = {one.name: (one.dense_ns, one.pruned_ns) for one in phase.categories}
-    assert found == {
+    by_name = {
+        category.name: (category.dense_ns, category.pruned_ns) for category in phase.categories
+    }
+    assert by_name == {
         "qkvo": pytest.approx((480 * US, 280 * US)),
         "extra": pytest.approx((0, 2 * 14 * US)),
         "preprocess": pytest.approx((0, 2 * 1 * US)),
@@ -59,8 +61,11 @@ def test_the_categories_of_a_side_sum_to_its_wall() -> None:
             sum(v) for v in zip(*((c.dense_ns, c.pruned_ns) for c in phase.categories), strict=True)
         ]
         assert sums == pytest.approx([walls["dense"], walls["pruned"]], abs=1e-3)
-        for one in phase.categories:
-            for ns, ends in ((one.dense_ns, one.dense_ci95), (one.pruned_ns, one.pruned_ci95)):
+        for entry in phase.categories:
+            for ns, ends in (
+                (entry.dense_ns, entry.dense_ci95),
+                (entry.pruned_ns, entry.pruned_ci95),
+            ):
                 assert ends is None or ends[0] - 1 <= ns <= ends[1] + 1
 
 

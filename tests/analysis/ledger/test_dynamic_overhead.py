@@ -67,16 +67,16 @@ def paid(tmp_path: Path, dense: dict[str, Any], pruned: dict[str, Any]) -> tuple
     return phase.overhead, phase
 
 
-def parts(found: Overhead) -> dict[str, float | None]:
-    return {part.name: part.ns for part in found.parts}
+def parts(cost: Overhead) -> dict[str, float | None]:
+    return {part.name: part.ns for part in cost.parts}
 
 
 def test_each_part_of_dynamic_m(tmp_path: Path) -> None:
-    found, phase = paid(tmp_path, dense_rows(), routed_rows())
+    cost, phase = paid(tmp_path, dense_rows(), routed_rows())
     assert phase.family is not None
     assert phase.family.id == "dynamic-m"
     shift = (ACTIVE * K + K * N + ACTIVE * N) / (B * K + K * N + B * N) - 0.5  # bytes less FLOPs
-    assert parts(found) == pytest.approx(
+    assert parts(cost) == pytest.approx(
         {
             "router": 2 * 4 * US,
             "index building": 2 * 3 * US,  # top-k, and an addition of whole numbers
@@ -89,36 +89,36 @@ def test_each_part_of_dynamic_m(tmp_path: Path) -> None:
             WEIGHTS: 4 * 100 * US * shift,
         }
     )
-    assert {p.name: p.share for p in found.parts}["router"] == pytest.approx(8 / 480)
-    assert [p.name for p in found.parts if p.added] == [*ADDED, HOST]
-    assert found.parts[1].evidence[0].startswith("aten::topk in router: 0.004 ms in 2")
+    assert {p.name: p.share for p in cost.parts}["router"] == pytest.approx(8 / 480)
+    assert [p.name for p in cost.parts if p.added] == [*ADDED, HOST]
+    assert cost.parts[1].evidence[0].startswith("aten::topk in router: 0.004 ms in 2")
 
 
 def test_where_it_pays(tmp_path: Path) -> None:
     """480 - 324 + 44 = 200 us were saved at s = 1/2, 30 us stay, 14 us fall with what is kept:
     400·s = 30 + 28·(1 - s), so s = 58 / 428."""
-    found, _ = paid(tmp_path, dense_rows(), routed_rows())
-    assert found.added_ns == pytest.approx(44 * US)
-    assert found.saved_ns == pytest.approx(200 * US)
-    assert found.sparsity == pytest.approx(0.5)
-    assert found.break_even == pytest.approx(58 / 428)
-    assert found.why is None
-    assert found.break_even_ci95 is None  # one step: nothing to draw from
+    cost, _ = paid(tmp_path, dense_rows(), routed_rows())
+    assert cost.added_ns == pytest.approx(44 * US)
+    assert cost.saved_ns == pytest.approx(200 * US)
+    assert cost.sparsity == pytest.approx(0.5)
+    assert cost.break_even == pytest.approx(58 / 428)
+    assert cost.why is None
+    assert cost.break_even_ci95 is None  # one step: nothing to draw from
 
 
 def test_it_never_pays_where_the_rest_costs_more_than_all_could_save(tmp_path: Path) -> None:
     """With 400 us of waiting a layer: 400·s is 200 us saved, and 816 us stay."""
-    found, _ = paid(tmp_path, dense_rows(), routed_rows(wait_us=400))
-    assert parts(found)[HOST] == pytest.approx(800 * US)
-    assert found.break_even is None
-    assert found.why is not None
-    assert "does not fall" in found.why
+    cost, _ = paid(tmp_path, dense_rows(), routed_rows(wait_us=400))
+    assert parts(cost)[HOST] == pytest.approx(800 * US)
+    assert cost.break_even is None
+    assert cost.why is not None
+    assert "does not fall" in cost.why
 
 
 def test_the_added_parts_are_the_row_of_the_ledger(tmp_path: Path) -> None:
-    found, phase = paid(tmp_path, dense_rows(), routed_rows())
+    cost, phase = paid(tmp_path, dense_rows(), routed_rows())
     row = next(r for r in phase.ledger or [] if r.row == "added_work")
-    assert sum(p.ns or 0 for p in found.parts if p.name in ADDED) == pytest.approx(row.ns)
+    assert sum(p.ns or 0 for p in cost.parts if p.name in ADDED) == pytest.approx(row.ns)
 
 
 def blocks() -> dict[str, Any]:
@@ -140,10 +140,10 @@ def blocks() -> dict[str, Any]:
 
 def test_an_estimator_is_no_router(tmp_path: Path) -> None:
     dense = layers(("self_attn", sdpa(100)), ("mlp.up_proj", mm()))
-    found, phase = paid(tmp_path, dense, blocks())
+    cost, phase = paid(tmp_path, dense, blocks())
     assert phase.family is not None
     assert phase.family.id == "dynamic-nk"
-    told = parts(found)
+    told = parts(cost)
     assert told["estimator"] == pytest.approx(2 * 8 * US)
     assert told["index building"] == pytest.approx(2 * 1 * US)
     assert told["gather"] == pytest.approx(2 * 3 * US)
@@ -159,10 +159,10 @@ def test_weights_read_are_unknown_without_peaks(tmp_path: Path) -> None:
         return {**trace, "deviceProperties": []}
 
     unknown = {"device": {"kind": "cpu", "name": "some CPU"}}
-    one = pair(
+    compared = pair(
         tmp_path, cpu(dense_rows()), cpu(routed_rows()), pruned_run=unknown, dense_run=unknown
     )
-    (phase,) = one.phases.values()
+    (phase,) = compared.phases.values()
     assert phase.overhead is not None
     assert parts(phase.overhead)[WEIGHTS] is None
     assert parts(phase.overhead)[KEY_VALUE] == pytest.approx(40 * US)
@@ -180,9 +180,9 @@ def test_copied_steps_are_means(tmp_path: Path) -> None:
     """Five steps of one layer each: parts are those of a step."""
     dense = chrome(*(step(i, *_layer(0, routed=False)) for i in range(5)))
     pruned = chrome(*(step(i, *_layer(0, routed=True)) for i in range(5)))
-    found, _ = paid(tmp_path, dense, pruned)
-    assert parts(found)["router"] == pytest.approx(4 * US)
-    assert found.break_even_ci95 is not None
+    cost, _ = paid(tmp_path, dense, pruned)
+    assert parts(cost)["router"] == pytest.approx(4 * US)
+    assert cost.break_even_ci95 is not None
 
 
 def _layer(index: int, *, routed: bool, rows: int = ACTIVE) -> list[Any]:
@@ -201,10 +201,10 @@ def test_a_layer_that_skipped_nothing_counts_where_layers_decide(tmp_path: Path)
     """Of two layers one lost half of the rows of q and o: a quarter is gone, not a half."""
     dense = chrome(step(0, *_layer(0, routed=False), *_layer(1, routed=False)))
     pruned = chrome(step(0, *_layer(0, routed=True), *_layer(1, routed=True, rows=B)))
-    found, phase = paid(tmp_path, dense, pruned)
+    cost, phase = paid(tmp_path, dense, pruned)
     assert phase.family is not None
     assert phase.family.id == "dynamic-m"
-    assert found.sparsity == pytest.approx(0.25)
+    assert cost.sparsity == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(
@@ -246,11 +246,11 @@ def test_pareto_tells_the_parts_of_the_report() -> None:
         ],
         added_ns=2e6, saved_ns=3e6, sparsity=0.5, break_even=0.4,
     )  # fmt: skip
-    found = of_saved(ledger, told)
-    assert found is not None
-    assert found.saved_ns == pytest.approx(3e6)  # 10 - 9 + 2 ms
-    assert found.share_of_saved == pytest.approx(2 / 3)
-    assert found.without == pytest.approx(10 / 7)  # 9 - 2 ms
-    assert (found.sparsity, found.break_even) == (0.5, 0.4)
-    assert [(part.name, part.ns) for part in found.parts] == [(HOST, 1.5e6), ("gather", 0.5e6)]
+    added = of_saved(ledger, told)
+    assert added is not None
+    assert added.saved_ns == pytest.approx(3e6)  # 10 - 9 + 2 ms
+    assert added.share_of_saved == pytest.approx(2 / 3)
+    assert added.without == pytest.approx(10 / 7)  # 9 - 2 ms
+    assert (added.sparsity, added.break_even) == (0.5, 0.4)
+    assert [(part.name, part.ns) for part in added.parts] == [(HOST, 1.5e6), ("gather", 0.5e6)]
     assert of_saved(None) is None

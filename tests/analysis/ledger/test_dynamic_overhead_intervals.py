@@ -58,37 +58,37 @@ def two_steps(tmp_path: Path) -> Overhead:
     """The gather takes 2 us in one step and 10 in the other, the wait 7 and 9."""
     dense = chrome(*(step(i, *layer()) for i in range(2)))
     routed = (layer(gather_us=2, wait_us=7), layer(gather_us=10, wait_us=9))
-    return paid(tmp_path, dense, chrome(*(step(i, *one) for i, one in enumerate(routed))))[0]
+    return paid(tmp_path, dense, chrome(*(step(i, *items) for i, items in enumerate(routed))))[0]
 
 
 def test_each_part_has_the_interval_of_its_own_steps(tmp_path: Path) -> None:
     """Two steps of one placement, drawn as they are: from one of them alone to the other."""
-    found = two_steps(tmp_path)
-    ends = {part.name: part.ci95 for part in found.parts}
+    cost = two_steps(tmp_path)
+    ends = {part.name: part.ci95 for part in cost.parts}
     assert ends["gather"] == pytest.approx([2 * US, 10 * US])
     assert ends["router"] == pytest.approx([4 * US, 4 * US])
     assert ends["index building"] == pytest.approx([2 * US, 2 * US])
     assert ends["estimator"] == [0, 0]
     assert ends[HOST] == pytest.approx([7 * US, 9 * US])
     assert ends[KEY_VALUE] == pytest.approx([10 * US, 10 * US])  # half of 20, in both
-    (shift,) = (part for part in found.parts if part.name == WEIGHTS)
+    (shift,) = (part for part in cost.parts if part.name == WEIGHTS)
     assert shift.ci95 == pytest.approx([shift.ns, shift.ns])
 
 
 def test_the_sums_have_theirs(tmp_path: Path) -> None:
     """15 and 25 us are added. 220 us of dense, and 120 + 15 and 120 + 25 of pruned: 100 saved."""
-    found = two_steps(tmp_path)
-    assert found.added_ns == pytest.approx(20 * US)
-    assert found.added_ci95 == pytest.approx([15 * US, 25 * US])
-    assert found.saved_ci95 == pytest.approx([100 * US, 100 * US])
+    cost = two_steps(tmp_path)
+    assert cost.added_ns == pytest.approx(20 * US)
+    assert cost.added_ci95 == pytest.approx([15 * US, 25 * US])
+    assert cost.saved_ci95 == pytest.approx([100 * US, 100 * US])
 
 
 def test_one_step_tells_none(tmp_path: Path) -> None:
-    found, _ = paid(
+    cost, _ = paid(
         tmp_path, chrome(step(0, *layer())), chrome(step(0, *layer(gather_us=2, wait_us=7)))
     )
-    assert all(part.ci95 is None for part in found.parts)
-    assert found.added_ci95 is None and found.saved_ci95 is None
+    assert all(part.ci95 is None for part in cost.parts)
+    assert cost.added_ci95 is None and cost.saved_ci95 is None
 
 
 def test_what_is_not_known_has_no_interval(tmp_path: Path) -> None:
@@ -97,8 +97,8 @@ def test_what_is_not_known_has_no_interval(tmp_path: Path) -> None:
     dense, routed = (
         chrome(*(step(i, *layer(gather_us=us)) for i in range(2))) | bare for us in (None, 2)
     )
-    one = pair(tmp_path, dense, routed, pruned_run=unknown, dense_run=unknown)
-    (phase,) = one.phases.values()
+    compared = pair(tmp_path, dense, routed, pruned_run=unknown, dense_run=unknown)
+    (phase,) = compared.phases.values()
     assert phase.overhead is not None
     ends = {part.name: (part.ns, part.ci95) for part in phase.overhead.parts}
     assert ends[WEIGHTS] == (None, None)
@@ -123,7 +123,7 @@ def test_parts_of_a_replicate_sum_to_its_added_work(on_device: bool) -> None:
     units = Units(keys, side(draw, [True, False, False]), side(draw, [True, True, True]),
                   Alignment({0: 0}, [], "identity", True, 1))  # fmt: skip
     walls = [[160, 162], [158, 161], [165, 163], [155, 157]], [[500, 505], [510, 503]] * 2
-    samples = tuple(Samples.of(one, [1] * 4) for one in walls)
+    samples = tuple(Samples.of(placements, [1] * 4) for placements in walls)
     inputs = attribution_inputs(units, nominal=0.5, samples_ns=samples, on_device=on_device)
     drawn = inputs.replicates
     assert inputs.time_base.unprofiled and drawn is not None
@@ -133,9 +133,9 @@ def test_parts_of_a_replicate_sum_to_its_added_work(on_device: bool) -> None:
     rows += [(1, s, "scatter", (1 - share[s]) * busy[1, s]) for s in range(4)]
     rows += [(2, s, "scatter", busy[2, s]) for s in range(4)]
     spent = pl.DataFrame(rows, schema=["unit", "step", "part", "busy"], orient="row")
-    found = dynamic_overhead._time_of_each_part(inputs, drawn, spent)
-    assert set(found) == {"gather", "scatter"} <= set(ADDED)
-    assert sum(found.values()) == pytest.approx(drawn.total("added_work"))
+    by_part = dynamic_overhead._replicate_parts(inputs, drawn, spent)
+    assert set(by_part) == {"gather", "scatter"} <= set(ADDED)
+    assert sum(by_part.values()) == pytest.approx(drawn.total("added_work"))
     if on_device:  # busy time is as recorded, so a part is what its steps weigh
-        assert found["gather"] == pytest.approx((share * busy[1]) @ drawn.steps[1])
-    assert found["gather"].std() > 0
+        assert by_part["gather"] == pytest.approx((share * busy[1]) @ drawn.steps[1])
+    assert by_part["gather"].std() > 0

@@ -28,12 +28,12 @@ def compared(
 
 
 def rows_of(phase: Phase) -> list[GemmRow]:
-    found = [g for g in phase.gemms if g.role == "experts"]
-    return sorted(found, key=lambda g: g.k or 0)
+    rows = [g for g in phase.gemms if g.role == "experts"]
+    return sorted(rows, key=lambda g: g.k or 0)
 
 
-def only(found: Analysis) -> Phase:
-    return next(iter(found.report.phases.values()))
+def only(analysis: Analysis) -> Phase:
+    return next(iter(analysis.report.phases.values()))
 
 
 def test_an_expert_pruned_model_has_two_rows(tmp_path: Path) -> None:
@@ -106,10 +106,10 @@ def test_fewer_experts_that_do_as_much_are_not_untouched(tmp_path: Path) -> None
     coverage = next(row for row in phase.ledger or [] if row.row == "coverage")
     names = {part.name for part in coverage.parts if part.role == "experts"}
     assert names == {"as much work: experts (matmul)", "as much work: experts (gather_scatter)"}
-    by_id = {one.id: one for one in phase.findings}
+    by_id = {finding.id: finding for finding in phase.findings}
     limited = by_id["coverage-limited"].change or ""
     assert "each token goes to as many experts as before" in limited
-    assert not any("touches experts" in (one.change or "") for one in phase.findings)
+    assert not any("touches experts" in (finding.change or "") for finding in phase.findings)
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -117,7 +117,10 @@ def test_parameters_by_the_weights_of_a_trace(named: bool, tmp_path: Path) -> No
     """No run lists them: q, k, v, o of 64 x 64, a router of 8 or 4 rows of 64, and gate, up and
     down of every expert, whether or not it got a token."""
     sides = ((8, 8, *[0] * 6), (8, 8, 0, 0))
-    traces = [save(mixture(one, one, named=named), tmp_path / f"{len(one)}.json") for one in sides]
+    traces = [
+        save(mixture(experts, experts, named=named), tmp_path / f"{len(experts)}.json")
+        for experts in sides
+    ]
     phase = only(analyze(traces[1], baseline=traces[0]))
     dense, pruned = (4 * H * H + n * H + n * 3 * F * H for n in (8, 4))
     assert phase.ladder is not None
@@ -163,12 +166,12 @@ def test_one_product_of_all_experts_is_along_their_number(tmp_path: Path) -> Non
     phase = only(analyze(traces[0], baseline=traces[1], options=Options(sparsity=0.5)))
     assert phase.family is not None
     assert phase.family.id == "static-experts"
-    found = [(row.axis, row.keep, row.dense_batch, row.batch) for row in rows_of(phase)]
-    assert found == [("G", {"groups": 0.5}, 8, 4)] * 2
-    (text,) = [one.text for one in phase.findings if one.id == "experts-on-all-tokens"]
+    kept = [(row.axis, row.keep, row.dense_batch, row.batch) for row in rows_of(phase)]
+    assert kept == [("G", {"groups": 0.5}, 8, 4)] * 2
+    (text,) = [finding.text for finding in phase.findings if finding.id == "experts-on-all-tokens"]
     assert "every token by all 4 experts of a layer, 8 before" in text
     # Copies for the experts of a token are no product of all experts.
     for experts, tokens, each in ((8, 6, 2), (4, 1, 4)):  # one token that takes all: as many
         trace = save(copied(experts, tokens, each), tmp_path / "copied.json")
         phase = only(analyze(trace))
-        assert "experts-on-all-tokens" not in {one.id for one in phase.findings}
+        assert "experts-on-all-tokens" not in {finding.id for finding in phase.findings}

@@ -241,10 +241,10 @@ def test_gemms_without_a_role_pair_by_order_and_size(
     ]
     pairs = pair_calls(*sides)
     assert sorted(p.axis for p in pairs) == sorted(axes)
-    for one in pairs:
-        if one.axis == "none":
-            assert one.dense is not None and one.pruned is not None
-            assert one.dense.gemm == one.pruned.gemm
+    for gemm_pair in pairs:
+        if gemm_pair.axis == "none":
+            assert gemm_pair.dense is not None and gemm_pair.pruned is not None
+            assert gemm_pair.dense.gemm == gemm_pair.pruned.gemm
 
 
 def test_rows_gather_layers_of_one_make() -> None:

@@ -51,8 +51,8 @@ def test_what_a_wrapper_launches_has_a_class_of_its_own(tmp_path: Path) -> None:
 def test_steps_that_differ_do_not_mix_their_shapes(tmp_path: Path) -> None:
     """GEMMs of no layer and role, in another order and number a step, are told by their shapes."""
     rows = phase_of(tmp_path, step(0, mm(100, 4), mm(300, 6)), step(1, mm(300, 8))).gemms
-    found = {(g.m, g.count, g.busy_ns) for g in rows}
-    assert found == {(100, 0.5, 2_000), (300, 1.0, 7_000)}
+    sizes = {(g.m, g.count, g.busy_ns) for g in rows}
+    assert sizes == {(100, 0.5, 2_000), (300, 1.0, 7_000)}
 
 
 def test_attention_without_shapes_is_no_gemm(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_gemm_beside_another_kernel_says_how_long_it_ran(tmp_path: Path) -> No
     (row,) = phase.gemms
     assert (row.busy_ns, row.duration_ns) == (0, 10_000)
     assert row.efficiency == pytest.approx((row.ideal_ns or 0) / 10_000)
-    (kernel,) = [one for one in phase.kernels if one.name == SGEMM]
+    (kernel,) = [shown for shown in phase.kernels if shown.name == SGEMM]
     assert kernel.efficiency == pytest.approx(row.efficiency)
     table = gemm_table(phase)
     assert table.rows[0][0].text.endswith("‖")
@@ -115,7 +115,7 @@ def test_the_roofline_takes_the_run_time_of_a_gemm_beside_another(tmp_path: Path
     wide = op("aten::add", [4096, 4096], [4096, 4096], kernels=[k(us=20, stream=9, name=ADD)])
     anatomy = phase_of(tmp_path, step(0, wide, mm(100, 10, gap_us=-8))).anatomy
     assert anatomy is not None
-    (point,) = [one for one in anatomy.points if one.kind == "gemm"]
+    (point,) = [candidate for candidate in anatomy.points if candidate.kind == "gemm"]
     assert (point.busy_ns, point.clock_ns) == (2_000, 10_000)
 
 

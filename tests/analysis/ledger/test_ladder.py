@@ -56,10 +56,10 @@ def capture(draw: np.random.Generator, busy: Floats) -> tuple[list[list[float]],
 
 def halved(busy: list[list[float]]) -> UnitSums:
     """A pruned side: half of the FLOPs of up, and 0.6 of its roofline time."""
-    one = side(busy)
-    left, ideal = one.flop.copy(), one.ideal.copy()
+    dense = side(busy)
+    left, ideal = dense.flop.copy(), dense.ideal.copy()
     left[0], ideal[0] = 0.5, 0.6
-    return replace(one, flop=left, ideal=ideal, predicted=ideal)
+    return replace(dense, flop=left, ideal=ideal, predicted=ideal)
 
 
 def captured(draw: np.random.Generator, *, on_device: bool = False) -> AttributionInputs:
@@ -69,22 +69,22 @@ def captured(draw: np.random.Generator, *, on_device: bool = False) -> Attributi
 
 
 def test_a_bound_lies_in_its_interval_and_arithmetic_has_none() -> None:
-    found = bounds(captured(np.random.default_rng(5)))
+    speedups = bounds(captured(np.random.default_rng(5)))
     for bound in TIMED:
-        low, high = found.interval_of(bound) or [0, 0]
-        assert low < getattr(found, bound) < high, bound
-    assert found.nominal == 2
-    assert found.interval_of("nominal") is found.interval_of("flop") is None
-    assert found.interval_of("realised") == found.realised_ci95
+        low, high = speedups.interval_of(bound) or [0, 0]
+        assert low < getattr(speedups, bound) < high, bound
+    assert speedups.nominal == 2
+    assert speedups.interval_of("nominal") is speedups.interval_of("flop") is None
+    assert speedups.interval_of("realised") == speedups.realised_ci95
 
 
 def test_bounds_of_two_steps_by_hand() -> None:
     """100 + 20 and 104 + 20 ns against 50 + 20 twice: drawn one way or the other, dense is 120 to
     124 ns. All of up's FLOPs and of the residual's bytes stay, so that nothing is covered."""
-    found = bounds(kept(units(side([[100, 104], [20, 20]]), side([[50, 50], [20, 20]]))))
-    assert found.busy_ci95 == pytest.approx([120 / 70, 124 / 70])
-    assert found.coverage_ci95 == found.roofline_ci95 == [1, 1]
-    assert found.share_of_bound_ci95 == found.busy_ci95
+    speedups = bounds(kept(units(side([[100, 104], [20, 20]]), side([[50, 50], [20, 20]]))))
+    assert speedups.busy_ci95 == pytest.approx([120 / 70, 124 / 70])
+    assert speedups.coverage_ci95 == speedups.roofline_ci95 == [1, 1]
+    assert speedups.share_of_bound_ci95 == speedups.busy_ci95
 
 
 def test_busy_is_as_recorded_and_the_bound_as_the_samples_are() -> None:
@@ -93,16 +93,17 @@ def test_busy_is_as_recorded_and_the_bound_as_the_samples_are() -> None:
     (dense, of_dense), (pruned, of_pruned) = (capture(draw, np.array([1e8, 4e7])) for _ in range(2))
     slow = (2 * np.array(pruned)).tolist()
     plain, slowed = (
-        bounds(kept(units(side(dense), side(one)), (of_dense, of_pruned))) for one in (pruned, slow)
+        bounds(kept(units(side(dense), side(busy)), (of_dense, of_pruned)))
+        for busy in (pruned, slow)
     )
     assert slowed.busy_ci95 == pytest.approx([end / 2 for end in plain.busy_ci95 or []])
     assert slowed.share_of_bound_ci95 == pytest.approx(plain.share_of_bound_ci95)
 
 
 def test_one_step_or_no_shapes_leave_bounds_without_intervals() -> None:
-    one = bounds(kept(units(side([[100], [20]]), side([[50], [20]]))))
-    assert one.busy is not None
-    assert all(one.interval_of(bound) is None for bound in TIMED)
+    of_one_step = bounds(kept(units(side([[100], [20]]), side([[50], [20]]))))
+    assert of_one_step.busy is not None
+    assert all(of_one_step.interval_of(bound) is None for bound in TIMED)
     bare = bounds(
         kept(units(side([[100, 104], [20, 21]]), side([[50, 52], [20, 20]]))), is_bounded=False
     )
@@ -114,12 +115,12 @@ def test_a_device_busy_for_longer_than_its_samples_has_a_share_of_those() -> Non
     """The ledger stays as profiled, and realised is the ratio of W: so is what it is a share of."""
     inputs = captured(np.random.default_rng(7), on_device=True)
     assert inputs.time_base.name == "profiled" and inputs.replicates is not None
-    found, drawn = bounds(inputs), inputs.replicates
+    speedups, drawn = bounds(inputs), inputs.replicates
     assert drawn.walls is not None
     bound = drawn.promised + drawn.total("coverage") + drawn.total("roofline_shift")
     want = np.percentile(drawn.walls[0] / drawn.walls[1] * bound / drawn.dense, [2.5, 97.5])
-    assert found.share_of_bound_ci95 == pytest.approx(want)
-    assert want[0] < (found.share_of_bound or 0) < want[1]
+    assert speedups.share_of_bound_ci95 == pytest.approx(want)
+    assert want[0] < (speedups.share_of_bound or 0) < want[1]
 
 
 def test_intervals_of_bounds_hold_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,9 +131,9 @@ def test_intervals_of_bounds_hold_the_truth(monkeypatch: pytest.MonkeyPatch) -> 
     truth = {"coverage": 140 / 90, "roofline": 1.4, "busy": 1.4, "share_of_bound": 1.0}
     held = dict.fromkeys(truth, 0)
     for _ in range(150):
-        found = bounds(captured(draw))
+        speedups = bounds(captured(draw))
         for bound, value in truth.items():
-            low, high = found.interval_of(bound) or [0, 0]
+            low, high = speedups.interval_of(bound) or [0, 0]
             held[bound] += low <= value <= high
     assert all(0.91 <= count / 150 <= 0.99 for count in held.values()), held
 

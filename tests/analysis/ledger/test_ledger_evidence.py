@@ -35,10 +35,10 @@ def slower(folder: Path, *, cpu: bool, dense_ratio: float, pruned_ratio: float) 
 
 def shown(lines: list[str]) -> dict[str, tuple[float, float]]:
     """By side: ns of the kernel named, and of all in its place."""
-    found = [match for line in lines if (match := TIMES.fullmatch(line))]
+    matches = [match for line in lines if (match := TIMES.fullmatch(line))]
     return {
         m[1]: (float(m[3]) * 1e6, float(m[5] or m[3]) * 1e6)
-        for m in found
+        for m in matches
     }  # fmt: skip
 
 
@@ -58,8 +58,8 @@ def test_a_cpu_ops_time_is_scaled_as_its_loss_is(
         else:
             assert recorded * ratio <= took * (1 + 1e-3) <= recorded * (1 + 2e-3)
     assert part.ns == pytest.approx(times["pruned"][0] - times["dense"][0], rel=1e-3)
-    for one in row.parts:
-        assert one.ns <= shown(one.evidence)["pruned"][1] * (1 + 1e-3)
+    for row_part in row.parts:
+        assert row_part.ns <= shown(row_part.evidence)["pruned"][1] * (1 + 1e-3)
     (finding,) = [f for f in phase.findings if f.id == "slower-kernels"]
     assert finding.evidence[0].endswith("; ".join(row.parts[0].evidence))
 

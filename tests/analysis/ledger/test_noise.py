@@ -89,9 +89,9 @@ def test_many_steps_are_split_fifty_times() -> None:
 
 
 def test_one_step_has_neither() -> None:
-    one = units(side([[100], [20]], [[5], [3]], [2]))
-    assert halves(one, PROFILED) is None
-    assert bootstrap(one, ratios(one, None), PROFILED) is None
+    single = units(side([[100], [20]], [[5], [3]], [2]))
+    assert halves(single, PROFILED) is None
+    assert bootstrap(single, ratios(single, None), PROFILED) is None
 
 
 @pytest.mark.parametrize("device", [True, False])
@@ -108,9 +108,9 @@ def test_both_domains_close_and_hold_the_point(wall: int, *, device: bool) -> No
     assert boot is not None
     assert ledger.dense[0] == pytest.approx(wall)
     assert ledger.pruned[0] == pytest.approx(wall - 50)
-    for one in (ledger, boot):
-        rows = sum(one.total(name) for name in ROWS[1:-1])
-        assert rows == pytest.approx(one.pruned)
+    for ledgers in (ledger, boot):
+        rows = sum(ledgers.total(name) for name in ROWS[1:-1])
+        assert rows == pytest.approx(ledgers.pruned)
     for name in ROWS:
         low, high = interval(boot.total(name))
         assert low - 1e-9 <= ledger.total(name)[0] <= high + 1e-9, name
@@ -134,7 +134,7 @@ def test_a_wait_that_recording_does_not_slow() -> None:
     """Of 100 + 20 ns of ops, 5 + 3 of gaps and 2 of tail as recorded, 4 records cost 8 ns; the
     pruned side waits 50 ns more before the second op. All 50 are idle time, none are kernels'."""
     cost = RecordWeight(np.array([2.0, 0.0]), np.array([1.0, 1.0]), 0.0)
-    dense, late = (replace(one, recorded=cost) for one in (EQUAL, EQUAL))
+    dense, late = (replace(sums, recorded=cost) for sums in (EQUAL, EQUAL))
     late = replace(late, gap=np.array([[5.0] * 5, [53.0] * 5]))
     pair = units(dense, late)
     domain = choose_time_base(pair, [122], [172], on_device=False)
@@ -142,9 +142,9 @@ def test_a_wait_that_recording_does_not_slow() -> None:
     assert got.total("launch_idle")[0] == pytest.approx(50)
     assert got.total("kernel_efficiency")[0] == pytest.approx(0)
     t = mean_times(pair, domain)
-    assert t.t_d[:, 0] == pytest.approx([96, 20])
-    assert t.g_d[:, 0] == pytest.approx([3, 1])
-    assert (t.trailing_idle_d[0], t.trailing_idle_p[0]) == pytest.approx((2, 2))
+    assert t.dense.busy[:, 0] == pytest.approx([96, 20])
+    assert t.dense.gap[:, 0] == pytest.approx([3, 1])
+    assert (t.dense.trailing_idle[0], t.pruned.trailing_idle[0]) == pytest.approx((2, 2))
 
 
 def test_what_is_more_than_records_can_cost_is_drift() -> None:
@@ -155,9 +155,9 @@ def test_what_is_more_than_records_can_cost_is_drift() -> None:
     pair = units(replace(EQUAL, recorded=cost))
     t = mean_times(pair, choose_time_base(pair, [90], [90], on_device=False))
     drift = 90 / 121.2
-    assert t.g_d[:, 0] == pytest.approx([1.8 * drift, 0.6 * drift])
-    assert t.t_d[:, 0] == pytest.approx([96.8 * drift, 20 * drift])
-    assert t.trailing_idle_d[0] == pytest.approx(2 * drift)
+    assert t.dense.gap[:, 0] == pytest.approx([1.8 * drift, 0.6 * drift])
+    assert t.dense.busy[:, 0] == pytest.approx([96.8 * drift, 20 * drift])
+    assert t.dense.trailing_idle[0] == pytest.approx(2 * drift)
 
 
 def test_a_cpu_without_records_scales_everything() -> None:
@@ -236,9 +236,9 @@ def test_two_traces_are_drawn_each_for_itself() -> None:
     ends = []
     for in_turns in (True, False):
         domain = replace(PROFILED, in_turns=in_turns)
-        found = realised_interval(domain, bootstrap(pair, ratios(pair, None), domain))
-        assert found is not None
-        ends.append(found)
+        realised = realised_interval(domain, bootstrap(pair, ratios(pair, None), domain))
+        assert realised is not None
+        ends.append(realised)
     assert ends[0] == pytest.approx([0.5, 0.5])
     assert ends[1][0] < 0.45 < 0.55 < ends[1][1]
 

@@ -103,15 +103,15 @@ def test_units_of_removed_and_added_work(tmp_path: Path) -> None:
 def test_sums_a_unit_and_step(tmp_path: Path) -> None:
     """down: one GEMM of 10 us, 1 us idle before it, 2·32·64·96 FLOP, in each of 2 steps."""
     setting = Setting(steps=2)
-    one = kernels([FULL] * 2, tmp_path, setting)
-    units = pair(one, one)
+    side = kernels([FULL] * 2, tmp_path, setting)
+    units = pair(side, side)
     at = units.keys.index((1, "down", "matmul"))
     assert units.dense.busy[at].tolist() == [10_000] * 2
     assert units.dense.gap[at].tolist() == [1_000] * 2
     assert units.dense.flop[at].tolist() == [2 * 32 * 64 * 96] * 2
     assert units.dense.bytes[at].tolist() == [2 * (32 * 96 + 96 * 64 + 32 * 64)] * 2
     assert np.isnan(units.dense.ideal[at]).all()  # no peaks were given: unknown, not 0
-    assert units.dense.busy.sum() + units.dense.gap.sum() == one.wall
+    assert units.dense.busy.sum() + units.dense.gap.sum() == side.wall
 
 
 def test_a_pair_through_a_rank_is_one_unit(tmp_path: Path) -> None:

@@ -65,9 +65,9 @@ def test_rows_of_a_model_against_itself_hold_0(
     and 0.87 held 0 before, and 0.96 by placement (docs/ledger.md)."""
     monkeypatch.setattr(noise, "REPLICATES", 300)
     monkeypatch.setattr(noise, "LEAST_STEPS", 2)  # to show why single steps take more
-    found = coverage(profiled, each, 150)
-    assert found["as they are"] < before
-    assert 0.91 <= found["by placement"] <= 0.99
+    covered = coverage(profiled, each, 150)
+    assert covered["as they are"] < before
+    assert 0.91 <= covered["by placement"] <= 0.99
 
 
 def test_every_replicate_closes_to_its_own_w() -> None:

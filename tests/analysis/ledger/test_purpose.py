@@ -46,9 +46,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("one", "scorer", "wanted"), CASES)
-def test_what_it_is_for(one: NewWork, scorer: str, wanted: str) -> None:
-    assert purpose(one, {scorer}, fused=True) == wanted
+@pytest.mark.parametrize(("work", "scorer", "wanted"), CASES)
+def test_what_it_is_for(work: NewWork, scorer: str, wanted: str) -> None:
+    assert purpose(work, {scorer}, fused=True) == wanted
     assert wanted in PURPOSES
 
 
@@ -59,8 +59,8 @@ def test_both_scorers_run_and_a_product_in_batches_estimates() -> None:
 
 
 def test_products_of_an_eager_attention_estimate_nothing() -> None:
-    one = NewWork("attention", "batched_gemm", "aten::bmm")
-    assert purpose(one, {ESTIMATOR}, fused=False) == OTHER
+    product = NewWork("attention", "batched_gemm", "aten::bmm")
+    assert purpose(product, {ESTIMATOR}, fused=False) == OTHER
 
 
 FULL = layers(("self_attn", sdpa(100)), ("mlp.up_proj", mm()))
@@ -78,9 +78,9 @@ def test_the_finding_and_the_overhead_agree(
     dense: dict[str, Any], pruned: dict[str, Any], finding: str, of_it: tuple[str, ...],
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    one = report(tmp_path, dense, pruned)
-    (phase,) = one.phases.values()
-    said = found(one, finding)
+    analysed = report(tmp_path, dense, pruned)
+    (phase,) = analysed.phases.values()
+    said = found(analysed, finding)
     assert phase.overhead is not None and said is not None
     ns = parts(phase.overhead)
     assert said.predicted_ns == pytest.approx(sum(ns[part] or 0.0 for part in of_it))

@@ -44,9 +44,9 @@ def test_w_is_the_geometric_mean_of_the_medians_of_placements() -> None:
     samples = Samples.of([[100, 104, 900], [200, 202]], [1, 1])
     assert samples.has_placements
     assert samples.wall == pytest.approx(sqrt(104 * 201))
-    one = Samples.of([[3, 1, 2, 9]])
-    assert not one.has_placements
-    assert one.wall == 2.5
+    single = Samples.of([[3, 1, 2, 9]])
+    assert not single.has_placements
+    assert single.wall == 2.5
 
 
 def test_the_ledger_closes_to_w_and_realised_is_their_ratio() -> None:
@@ -59,8 +59,8 @@ def test_the_ledger_closes_to_w_and_realised_is_their_ratio() -> None:
     assert boot is not None
     assert ledger.dense[0] == pytest.approx(dense.wall)
     assert ledger.pruned[0] == pytest.approx(pruned.wall)
-    for one in (ledger, boot):
-        assert sum(one.total(name) for name in ROWS[1:-1]) == pytest.approx(one.pruned)
+    for ledgers in (ledger, boot):
+        assert sum(ledgers.total(name) for name in ROWS[1:-1]) == pytest.approx(ledgers.pruned)
     low, high = realised_interval(domain, boot) or [0, 0]
     assert low < dense.wall / pruned.wall < high
 

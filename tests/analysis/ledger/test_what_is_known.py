@@ -29,7 +29,7 @@ def model(layers: int, *, width: int = 64, us: float = 40.0) -> dict[str, Any]:
         ]  # fmt: skip
 
     head = module("lm_head", op("aten::mm", [8, 32], [32, 512], dtype=BF16, us=us))
-    items = [one for i in range(layers) for one in layer(i)]
+    items = [item for i in range(layers) for item in layer(i)]
     return chrome(step(0, *items, head), cpu=True)
 
 

@@ -46,8 +46,8 @@ def damaged(real_trace: Callable[[str], Path], tmp_path: Path) -> Callable[..., 
 
 
 def finding(phase: Phase) -> str:
-    found = [f for f in phase.findings if f.id == "kernels-missing"]
-    return " ".join([found[0].text, *found[0].evidence]) if found else ""
+    missing = [f for f in phase.findings if f.id == "kernels-missing"]
+    return " ".join([missing[0].text, *missing[0].evidence]) if missing else ""
 
 
 def test_every_twentieth_kernel_lost(damaged: Callable[..., Phase]) -> None:
@@ -119,12 +119,12 @@ def test_torn_sublayers_are_no_pruned_layers(tmp_path: Path) -> None:
         e for e in events
         if e.get("args", {}).get("correlation") not in inside
     ]  # fmt: skip
-    one = report(tmp_path, dense, pruned)
-    said = found(one, "kernels-missing")
+    analysed = report(tmp_path, dense, pruned)
+    said = found(analysed, "kernels-missing")
     assert said is not None
     assert said.evidence == ["1 attention or MLP sublayers lost some GEMMs and kept others, as no "
                              "pruning of layers does"]  # fmt: skip
-    (phase,) = one.phases.values()
+    (phase,) = analysed.phases.values()
     assert phase.family is not None and phase.family.confidence == 0.3
 
 
@@ -193,11 +193,11 @@ def test_roles_that_are_lost_lower_the_confidence(tmp_path: Path) -> None:
         if event["cat"] == "kernel" and event["args"]["correlation"] in unlinked:
             del event["args"]["External id"]
     pruned["traceEvents"] = [e for e in pruned["traceEvents"] if id(e) not in lost]
-    one = report(tmp_path, dense, pruned, None)
-    said = found(one, "kernels-missing")
+    analysed = report(tmp_path, dense, pruned, None)
+    said = found(analysed, "kernels-missing")
     assert said is not None
     assert "75 % of busy time has a role, 100 % in the dense trace" in said.evidence
-    (phase,) = one.phases.values()
+    (phase,) = analysed.phases.values()
     assert phase.family is not None and phase.family.confidence <= 0.5
 
 
@@ -258,15 +258,15 @@ def test_a_cut_off_file_is_no_pruned_model(tmp_path: Path, cut: str) -> None:
 
 def test_a_whole_file_is_not_cut_off(tmp_path: Path) -> None:
     phase = analyze(save(layers(("mlp.up_proj", mm())), tmp_path / "t.json")).report.phases["trace"]
-    assert not any(one.id == "truncated-trace" for one in phase.findings)
+    assert not any(shown.id == "truncated-trace" for shown in phase.findings)
 
 
 def test_kernels_whose_spans_were_cut_off_are_no_added_work(tmp_path: Path) -> None:
     """The file ends before the spans of the modules, which say where its 4 GEMMs stand."""
     events = layers(("mlp.up_proj", mm()), ("mlp.down_proj", mm(n=2048, k_=4096)))
     dense = save(events, tmp_path / "dense.json")
-    spans = [one for one in events["traceEvents"] if "model." in one["name"]]
-    others = [one for one in events["traceEvents"] if one not in spans]
+    spans = [event for event in events["traceEvents"] if "model." in event["name"]]
+    others = [event for event in events["traceEvents"] if event not in spans]
     text = json.dumps(events | {"traceEvents": [*others, *spans]})
     pruned = tmp_path / "pruned.json"
     pruned.write_text(text[: text.index('"model.') - 40])
@@ -294,9 +294,9 @@ def test_compiled_code_that_has_no_roles_is_not_lost(tmp_path: Path, *, compiled
     pruned = [mm() for _ in dense]
     if compiled:
         pruned = [op("Torch-Compiled Region: 0/0", inner=pruned, us=0)]
-    one = report(tmp_path, chrome(step(0, *dense, head)), chrome(step(0, *pruned, head)), None)
-    assert (found(one, "kernels-missing") is None) == compiled
-    (phase,) = one.phases.values()
+    analysed = report(tmp_path, chrome(step(0, *dense, head)), chrome(step(0, *pruned, head)), None)
+    assert (found(analysed, "kernels-missing") is None) == compiled
+    (phase,) = analysed.phases.values()
     if compiled:
         assert phase.pairing is not None
         assert (phase.pairing.added, phase.pairing.layers) == (0, None)

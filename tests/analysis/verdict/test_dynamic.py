@@ -50,27 +50,31 @@ def model(rows: float, layers: int = 4) -> dict[Any, Call]:
     """GEMMs of a decoder, 4 heads of 16: prefill of `rows` tokens, or decode (1) on 16 keys."""
     dims = {"q": (H, H), "k": (C, H), "v": (C, H), "o": (H, H), "gate": (F, H), "up": (F, H),
             "down": (H, F)}  # fmt: skip
-    out: dict[Any, Call] = {}
+    calls: dict[Any, Call] = {}
     for layer in range(layers):
         for role, (n, k) in dims.items():
-            out[layer, role, role, 0] = call(role, rows, n, k)
+            calls[layer, role, role, 0] = call(role, rows, n, k)
         keys = rows if rows > 1 else L
-        out[layer, "attention", "qk", 0] = call("attention", rows, keys, 16, batch=4.0, group="qk")
-        out[layer, "attention", "pv", 0] = call("attention", rows, 16, keys, batch=4.0, group="pv")
-    return out
+        calls[layer, "attention", "qk", 0] = call(
+            "attention", rows, keys, 16, batch=4.0, group="qk"
+        )
+        calls[layer, "attention", "pv", 0] = call(
+            "attention", rows, 16, keys, batch=4.0, group="pv"
+        )
+    return calls
 
 
 def changed(calls: dict[Any, Call], what: dict[Any, dict[str, float] | None]) -> dict[Any, Call]:
     """Of the calls whose (layer, role) is named: other fields, or gone (None)."""
-    out = {}
+    edited = {}
     for key, value in calls.items():
         edit = what.get(key[:2], {})
         if edit is not None:
             fields: dict[str, Any] = {k: v for k, v in edit.items() if k != "keys"}
             if "keys" in edit:
                 fields["n" if key[2] == "qk" else "k"] = edit["keys"]
-            out[key] = replace(value, **fields)
-    return out
+            edited[key] = replace(value, **fields)
+    return edited
 
 
 def evidence(
@@ -144,9 +148,9 @@ def test_nothing_changed_is_dense() -> None:
 def test_named(wanted: str, rows: float, edits: Any, extra: dict[str, Any]) -> None:
     dense = model(rows)
     known = evidence(dense, changed(dense, edits), **extra)
-    found = verdict(known)
-    assert found.id == wanted
-    assert found.evidence
+    result = verdict(known)
+    assert result.id == wanted
+    assert result.evidence
     # Order tells less, but for what the run counted.
     most = 1.0 if "census" in extra else 0.7
     assert verdict(replace(known, by_order=True)).confidence <= most
@@ -190,10 +194,10 @@ def test_tokens_that_leave_after_each_layer_have_the_rows_of_the_first_and_the_l
     """64 rows: 56 from layer 1 on, 48 from 2, 40 in 3, and not 40 of 64 from layer 1 on."""
     edits = {k: v for i, m in ((1, 56), (2, 48), (3, 40)) for k, v in on(NAMES, [i], m=m).items()}
     dense = model(64)
-    found = verdict(evidence(dense, changed(dense, edits)))
-    assert found.id == "token-drop"
-    assert "from layer 1 on every GEMM sees fewer rows" in found.evidence[0]
-    assert "88 % in layer 1, 62 % in layer 3" in found.evidence[0]
+    result = verdict(evidence(dense, changed(dense, edits)))
+    assert result.id == "token-drop"
+    assert "from layer 1 on every GEMM sees fewer rows" in result.evidence[0]
+    assert "88 % in layer 1, 62 % in layer 3" in result.evidence[0]
 
 
 @pytest.mark.parametrize("layers", [ALL, [2, 3]])
@@ -204,11 +208,11 @@ def test_fewer_keys_alone_in_decode_are_an_eviction_of_the_same_prompt(
     """8 of 16 keys without a count of this phase, in all layers or in those without a window."""
     dense = model(1)
     edits = on(("attention",), layers, keys=8)
-    found = verdict(evidence(dense, changed(dense, edits), phase="decode", **counted))
-    assert (found.id, found.confidence, found.alternatives) == ("kv-evict", 0.5, ["dynamic-nk"])
+    result = verdict(evidence(dense, changed(dense, edits), phase="decode", **counted))
+    assert (result.id, result.confidence, result.alternatives) == ("kv-evict", 0.5, ["dynamic-nk"])
     number = len(list(layers))
-    assert f"attention of {number} of 4 layers reads fewer keys (16 → 8)" in found.evidence[0]
-    assert "if both sides saw the same prompt" in found.evidence[0]
+    assert f"attention of {number} of 4 layers reads fewer keys (16 → 8)" in result.evidence[0]
+    assert "if both sides saw the same prompt" in result.evidence[0]
     # with a linear that moved too it is something else
     both = {**edits, **on(("up",), [1], n=96)}
     assert verdict(evidence(dense, changed(dense, both))).id != "kv-evict"
@@ -218,22 +222,22 @@ def test_layers_that_keep_other_numbers_of_keys_are_a_range() -> None:
     """4 of 16 keys in the first layer, 8 in the second, 12 in the others."""
     dense = model(1)
     edits = on(("attention",), [0], keys=4) | on(("attention",), [1], keys=8)
-    found = verdict(evidence(dense, changed(dense, edits | on(("attention",), [2, 3], keys=12))))
-    assert "reads fewer keys (16 → 4 to 12, by layer)" in found.evidence[0]
+    result = verdict(evidence(dense, changed(dense, edits | on(("attention",), [2, 3], keys=12))))
+    assert "reads fewer keys (16 → 4 to 12, by layer)" in result.evidence[0]
 
 
 def test_fewer_keys_of_some_layers_of_a_prompt_may_be_two_families() -> None:
     dense = model(64)
-    found = verdict(evidence(dense, changed(dense, on(("attention",), [2, 3], keys=32))))
-    assert (found.id, found.alternatives) == ("unknown", ["dynamic-nk", "kv-evict"])
-    assert "left the cache or were skipped" in found.evidence[0]
+    result = verdict(evidence(dense, changed(dense, on(("attention",), [2, 3], keys=32))))
+    assert (result.id, result.alternatives) == ("unknown", ["dynamic-nk", "kv-evict"])
+    assert "left the cache or were skipped" in result.evidence[0]
 
 
 def test_a_cache_that_some_layers_cut_is_said_to_be_of_those() -> None:
     dense = model(1)
     edits = on(("attention",), [0], keys=8)
-    one = verdict(evidence(dense, changed(dense, edits), census=counts("keys", 8, 16)))
-    assert one.evidence[0] == (
+    judged_one = verdict(evidence(dense, changed(dense, edits), census=counts("keys", 8, 16)))
+    assert judged_one.evidence[0] == (
         "the cache of 1 of 4 layers holds 50 % of the keys seen; no linear moved"
     )
 
@@ -244,22 +248,22 @@ EXPERTS = 4
 def mixture(*, skipped: tuple[int, ...] = (), decides: bool = False) -> dict[Any, Call]:
     """One token through layers of 4 experts, two of them hit, with a gate (N = 1) of the shared
     one; `skipped`: layers whose MLP it is routed past, `decides`: by a router before each."""
-    out = {k: v for k, v in model(1).items() if k[1] not in ("gate", "up", "down")}
+    calls = {k: v for k, v in model(1).items() if k[1] not in ("gate", "up", "down")}
     for layer in range(4):
         own = [EXPERTS, 1] if layer not in skipped else []
         for i, n in enumerate([1, *own] if decides else own):
-            out[layer, "router", "router", i] = call("router", 1, n, H, layer=layer)
+            calls[layer, "router", "router", i] = call("router", 1, n, H, layer=layer)
         for i in range(0 if layer in skipped else 6):
-            out[layer, "experts", "other", i] = call("experts", 1, F, H, layer=layer)
-    return out
+            calls[layer, "experts", "other", i] = call("experts", 1, F, H, layer=layer)
+    return calls
 
 
 def test_an_mlp_of_experts_that_a_token_is_routed_past() -> None:
     """Its own router goes with it, and the one that decides stands where that was."""
     for skipped in ((1,), (0, 2, 3)):
-        found = verdict(evidence(mixture(), mixture(skipped=skipped, decides=True)))
-        assert found.id == "dynamic-m", found
-        assert f"the MLP of {len(skipped)} see fewer rows" in found.evidence[0]
+        result = verdict(evidence(mixture(), mixture(skipped=skipped, decides=True)))
+        assert result.id == "dynamic-m", result
+        assert f"the MLP of {len(skipped)} see fewer rows" in result.evidence[0]
     assert verdict(evidence(mixture(), mixture(skipped=(1,)))).id != "dynamic-m"
     assert verdict(evidence(mixture(), mixture())).id == "unknown"
 
@@ -267,10 +271,10 @@ def test_an_mlp_of_experts_that_a_token_is_routed_past() -> None:
 def narrower(dim: int) -> dict[Any, Call]:
     """4 heads of `dim` instead of 16, and 2 KV heads: N of q is 4·dim, of k and v 2·dim."""
     edits = {**on(("q",), n=4 * dim), **on(("k", "v"), n=2 * dim), **on(("o",), k=4 * dim)}
-    out = changed(model(64), edits)
-    for key in [k for k in out if k[1] == "attention"]:
-        out[key] = replace(out[key], **{"k" if key[2] == "qk" else "n": float(dim)})
-    return out
+    calls = changed(model(64), edits)
+    for key in [k for k in calls if k[1] == "attention"]:
+        calls[key] = replace(calls[key], **{"k" if key[2] == "qk" else "n": float(dim)})
+    return calls
 
 
 def test_a_narrower_head_is_of_no_family() -> None:
@@ -283,26 +287,26 @@ def test_a_narrower_head_is_of_no_family() -> None:
     halved = [msgspec.structs.replace(m, shape=[x // 2 for x in m.shape or ()]) for m in stored]
     e = evidence(model(64), narrower(8), census=WeightStats(matrices=halved))
     e = replace(e, stats_dense=WeightStats(matrices=stored))
-    found = verdict(e)
-    assert found.id == "unknown"
-    assert "the head dimension fell from 16 to 8" in found.evidence[0]
-    assert "N of 12 projections and K of 4 o" in found.evidence[0]
+    result = verdict(e)
+    assert result.id == "unknown"
+    assert "the head dimension fell from 16 to 8" in result.evidence[0]
+    assert "N of 12 projections and K of 4 o" in result.evidence[0]
     # Beside a family it is said, and takes nothing from the family's name.
     slim = changed(narrower(8), {**on(("gate", "up"), n=64), **on(("down",), k=64)})
-    found = verdict(evidence(model(64), slim))
-    assert found.id == "static-nk-mlp"
-    assert "the head dimension fell" in found.evidence[-1]
+    result = verdict(evidence(model(64), slim))
+    assert result.id == "static-nk-mlp"
+    assert "the head dimension fell" in result.evidence[-1]
 
 
 def test_fewer_kv_heads_for_the_same_queries_are_not_broken() -> None:
     """N of k and v 32 → 16, one KV head of 16 with G = 4: N(v)·G = 64 = K(o)."""
-    found = verdict(evidence(model(64), changed(model(64), on(("k", "v"), n=16))))
-    assert (found.id, found.confidence) == ("static-nk-heads", 1.0)
-    assert "fewer KV heads, all query heads stay: N of 8 projections" in found.evidence[0]
+    result = verdict(evidence(model(64), changed(model(64), on(("k", "v"), n=16))))
+    assert (result.id, result.confidence) == ("static-nk-heads", 1.0)
+    assert "fewer KV heads, all query heads stay: N of 8 projections" in result.evidence[0]
     lost = changed(model(64), on(("q", "k", "v"), n=16))  # q fell and o did not
-    found = judged(evidence(model(64), lost))
-    assert found.seen[0].broken == (found.family.evidence[0],)
-    assert "broken" in found.family.evidence[0]
+    result = judged(evidence(model(64), lost))
+    assert result.seen[0].broken == (result.family.evidence[0],)
+    assert "broken" in result.family.evidence[0]
 
 
 def test_dense_needs_the_same_parameters_and_matrices() -> None:
@@ -333,10 +337,10 @@ def test_attention_of_unknown_shape_does_not_do_less() -> None:
     """Blocks of keys are missing only where both sides say what they multiply."""
     dense = model(64)
     unread = changed(dense, on(("attention",), m=None, n=None, k=None))
-    for one, other in ((dense, unread), (unread, dense)):
-        found = verdict(evidence(one, other, added=GATHER))
-        assert found.id == "unknown"
-        assert not any("dense FLOPs" in line for line in found.evidence)
+    for before, after in ((dense, unread), (unread, dense)):
+        result = verdict(evidence(before, after, added=GATHER))
+        assert result.id == "unknown"
+        assert not any("dense FLOPs" in line for line in result.evidence)
     fewer = changed(dense, on(("attention",), keys=32))
     assert verdict(evidence(dense, fewer, added=GATHER)).id == "dynamic-nk"
 
@@ -345,11 +349,11 @@ def test_attention_of_unknown_shape_does_not_do_less() -> None:
 def test_what_is_quantised_may_be_pruned_too(width: int, wanted: str) -> None:
     dense = model(48)
     both = changed(dense, {**on(("gate", "up"), n=width), **on(("down",), k=width)})
-    found = verdict(evidence(dense, {k: replace(v, dtype="int8") for k, v in both.items()}))
-    assert found.id == wanted
-    assert found.confidence < 1
-    assert any("in int8, the dense ones in fp32: quantisation" in line for line in found.evidence)
-    assert ("not pruning" in found.evidence[-1]) == (wanted == "outside")
+    result = verdict(evidence(dense, {k: replace(v, dtype="int8") for k, v in both.items()}))
+    assert result.id == wanted
+    assert result.confidence < 1
+    assert any("in int8, the dense ones in fp32: quantisation" in line for line in result.evidence)
+    assert ("not pruning" in result.evidence[-1]) == (wanted == "outside")
 
 
 @pytest.mark.parametrize(
@@ -394,15 +398,15 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Dense:
 
     @cache
     def of(batch: int) -> Path:
-        out = tmp_path_factory.mktemp("dense") / "run"
-        return small_trace(out, prompt_len=64, batch=batch) / "dense"
+        run = tmp_path_factory.mktemp("dense") / "run"
+        return small_trace(run, prompt_len=64, batch=batch) / "dense"
 
     return of
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
-    ("method", "knobs", "batch"), [*((*one, 1) for one in DYNAMIC), ("dynamic-m", {}, 3)]
+    ("method", "knobs", "batch"), [*((*case, 1) for case in DYNAMIC), ("dynamic-m", {}, 3)]
 )
 def test_traced_and_named(
     method: str, knobs: dict[str, str], batch: int, dense: Dense, tmp_path: Path

@@ -24,12 +24,14 @@ Weights = list[tuple[int, int, int]]  # rows, N, K of every call of the experts
 
 def with_experts(calls: dict[Any, Call], weights: Weights) -> dict[Any, Call]:
     """The MLP of layer 0 replaced by experts."""
-    out = {k: v for k, v in calls.items() if k[:2] not in [(0, r) for r in ("gate", "up", "down")]}
+    changed_calls = {
+        k: v for k, v in calls.items() if k[:2] not in [(0, r) for r in ("gate", "up", "down")]
+    }
     like = next(iter(calls.values()))
     for place, (rows, n, k) in enumerate(weights):
-        one = replace(like, role="experts", group="other", m=rows, n=n, k=k)
-        out[0, "experts", "other", place] = one
-    return out
+        expert = replace(like, role="experts", group="other", m=rows, n=n, k=k)
+        changed_calls[0, "experts", "other", place] = expert
+    return changed_calls
 
 
 def seen(dense: Weights, pruned: Weights) -> Evidence:
@@ -59,13 +61,13 @@ def test_channels_of_experts(name: str) -> None:
     dense, pruned, expected = CASES[name]
     e = seen(dense, pruned)
     assert expert_channels(e) == expected
-    found = verdict(e)
+    result = verdict(e)
     if expected != (0, 0):
-        assert found.id == "static-nk-mlp"
-        assert found.confidence == 1.0
-        assert found.parts[0]["share"] == 1.0
+        assert result.id == "static-nk-mlp"
+        assert result.confidence == 1.0
+        assert result.parts[0]["share"] == 1.0
     else:
-        assert found.id in ("outside", "unknown", "dense")  # no family
+        assert result.id in ("outside", "unknown", "dense")  # no family
 
 
 @pytest.mark.parametrize(
@@ -83,10 +85,10 @@ def test_a_narrower_stream_is_no_channel_of_an_expert(narrow: Weights, wanted: s
     roles |= {(layer, "o"): {"n": 32.0} for layer in range(4)}
     roles |= {(layer, "down"): {"n": 32.0} for layer in range(1, 4)}
     pruned = with_experts(changed(model(8), roles), narrow)
-    found = verdict(evidence(with_experts(model(8), DENSE), pruned))
-    assert set(found.id.split("+")) == {"static-nk-cross", wanted}
+    result = verdict(evidence(with_experts(model(8), DENSE), pruned))
+    assert set(result.id.split("+")) == {"static-nk-cross", wanted}
     if wanted == "static-nk-cross":
-        assert found.parts[0]["share"] == 1.0
+        assert result.parts[0]["share"] == 1.0
 
 
 def test_what_is_gone_is_not_another_input() -> None:
@@ -104,29 +106,29 @@ def test_a_moe_sublayer_is_its_router_and_experts() -> None:
     router = replace(next(iter(model(8).values())), role="router", n=2, k=H)
     dense = {**with_experts(model(8), DENSE), (0, "router", "router", 0): router}
     gone = {k: v for k, v in dense.items() if k[:2] not in [(0, "experts"), (0, "router")]}
-    found = verdict(evidence(dense, gone))
-    assert (found.id, found.evidence) == ("static-m", ["1 of 4 MLP sublayers removed: 0"])
+    result = verdict(evidence(dense, gone))
+    assert (result.id, result.evidence) == ("static-m", ["1 of 4 MLP sublayers removed: 0"])
     routed = {k: v for k, v in dense.items() if k[:2] != (0, "experts")}
     assert verdict(evidence(dense, routed)).id != "static-m"
 
 
 def hybrid() -> dict[Any, Call]:
     """Layer 0 with attention, the others with a linear mixer in its place."""
-    out: dict[Any, Call] = {}
+    calls: dict[Any, Call] = {}
     for (layer, role, group, place), call in model(8).items():
         mixer = {"q": "mixer_in", "o": "mixer_out"}.get(role)
         if layer == 0 or role in ("gate", "up", "down"):
-            out[layer, role, group, place] = call
+            calls[layer, role, group, place] = call
         elif mixer is not None:
-            out[layer, mixer, "other", 0] = replace(call, role=mixer, group="other")
-    return out
+            calls[layer, mixer, "other", 0] = replace(call, role=mixer, group="other")
+    return calls
 
 
 def test_linear_attention_is_an_attention_sublayer() -> None:
     dense = hybrid()
     gone = {k: v for k, v in dense.items() if k[:2] not in [(2, "mixer_in"), (2, "mixer_out")]}
-    found = verdict(evidence(dense, gone))
-    assert (found.id, found.evidence) == ("static-m", ["1 of 4 attention sublayers removed: 2"])
+    result = verdict(evidence(dense, gone))
+    assert (result.id, result.evidence) == ("static-m", ["1 of 4 attention sublayers removed: 2"])
 
 
 def test_mixers_and_experts_are_linears_too() -> None:
@@ -142,7 +144,7 @@ def test_mixers_and_experts_are_linears_too() -> None:
 def pair(path: Path, dense: Rows, pruned: Rows, **more: Any) -> Phase:
     """A pair of made-up traces: a tuple a layer, rows an expert."""
     before, after = mixture(*dense, **more), mixture(*pruned, **more)
-    sides = [save(one, path / f"{n}.json") for n, one in (("p", after), ("d", before))]
+    sides = [save(trace, path / f"{n}.json") for n, trace in (("p", after), ("d", before))]
     return analyze(sides[0], baseline=sides[1]).report.phases["trace"]
 
 
@@ -165,15 +167,15 @@ FEW, MANY = (8, 8, 0, 0), (2, 2, 2, 2, 2, 2, 2, 2)
 def test_fewer_experts_with_and_without_modules(
     dense: Rows, pruned: Rows, family: str | None, says: str, named: bool, tmp_path: Path
 ) -> None:
-    found = pair(tmp_path, dense, pruned, named=named).family
-    assert found is not None
+    named_family = pair(tmp_path, dense, pruned, named=named).family
+    assert named_family is not None
     if family is None:
-        assert not found.id.startswith("static")
+        assert not named_family.id.startswith("static")
         return
-    assert set(found.id.split("+")) == set(family.split("+"))
-    assert any(says in line for line in found.evidence), found.evidence
+    assert set(named_family.id.split("+")) == set(family.split("+"))
+    assert any(says in line for line in named_family.evidence), named_family.evidence
     # Order alone names a router: that is less than its module's name.
-    assert found.confidence in ((0.9, 1.0) if named else (0.7,))
+    assert named_family.confidence in ((0.9, 1.0) if named else (0.7,))
 
 
 def test_experts_by_order_are_those_that_modules_name(tmp_path: Path) -> None:

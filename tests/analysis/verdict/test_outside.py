@@ -99,14 +99,14 @@ def test_a_model_that_is_quantised_or_compiled(
     monkeypatch.chdir(tmp_path)
     run = trace(tmp_path / "run", method=f"{module}:{name}", phase="prefill", baseline=plain)
     phases = phases_of(run)
-    found = families(phases)
+    named_families = families(phases)
     if name in ("int8", "weight_only"):
         removed = phases["prefill"].sparsity
         shares = {key: share for key, share in removed.items() if key != "nominal"}
         assert [key for key, share in shares.items() if share is None] == ["parameters"]
         assert shares["flop"] == 0
-    assert {f.id for f in found.values()} == {"outside"}
-    for family in found.values():
+    assert {f.id for f in named_families.values()} == {"outside"}
+    for family in named_families.values():
         assert any(says in line for line in family.evidence), family.evidence
 
 
@@ -124,9 +124,9 @@ def test_other_conditions_both_ways(
 ) -> None:
     other = trace(tmp_path / "other", **options) / "dense"
     for pair in ((other, plain), (plain, other)):
-        found = families(phases_of(*pair))
-        assert {f.id for f in found.values()} == {"outside"}
-        assert all(says in family.evidence[0] for family in found.values()), found
+        named_families = families(phases_of(*pair))
+        assert {f.id for f in named_families.values()} == {"outside"}
+        assert all(says in family.evidence[0] for family in named_families.values()), named_families
 
 
 def test_the_same_model_twice_is_dense(plain: Path, tmp_path: Path) -> None:
@@ -226,6 +226,6 @@ def test_two_models_do_not_compare(
     phase = analyze(subject, baseline=baseline).report.phases["trace"]
     assert phase.family is not None and phase.family.id == "outside"
     assert "two models" in phase.family.evidence[0]
-    found = {finding.id for finding in phase.findings}
-    assert "not-comparable" in found and not found & {"added-work", "coverage-limited"}
+    ids = {finding.id for finding in phase.findings}
+    assert "not-comparable" in ids and not ids & {"added-work", "coverage-limited"}
     assert phase.ladder is not None and phase.ladder.flop is phase.ladder.coverage is None

@@ -31,9 +31,9 @@ def compared(dense: list[Any], pruned: list[Any], tmp_path: Path) -> Phase:
 
 
 def family(dense: list[Any], pruned: list[Any], tmp_path: Path) -> FamilyVerdict:
-    found = compared(dense, pruned, tmp_path).family
-    assert found is not None
-    return found
+    named = compared(dense, pruned, tmp_path).family
+    assert named is not None
+    return named
 
 
 def trained(tokens: int, width: int = F, slow_us: float = 10) -> list[Any]:
@@ -53,9 +53,9 @@ def test_low_rank_is_read_from_shapes_alone(rank: int, tmp_path: Path) -> None:
         x for _ in range(3)
         for x in (mm(1024, rank, H), mm(1024, F, rank), mm(1024, rank, F), mm(1024, H, rank))
     ]  # fmt: skip
-    found = family(dense, pruned, tmp_path)
-    assert found.id == "static-k-lowrank", found.evidence
-    assert f"6 GEMMs became two through a rank of {rank}" in " ".join(found.evidence)
+    named = family(dense, pruned, tmp_path)
+    assert named.id == "static-k-lowrank", named.evidence
+    assert f"6 GEMMs became two through a rank of {rank}" in " ".join(named.evidence)
     phase = compared(dense, pruned, tmp_path)
     assert {row.axis for row in phase.gemms} == {"rank"}  # each pairs with the one it replaces
     assert {(row.dense_n, row.dense_k) for row in phase.gemms} == {(F, H), (H, F)}
@@ -67,9 +67,9 @@ def test_ranks_that_differ_are_read_in_order(tmp_path: Path) -> None:
     pruned = [
         mm(1024, 64, H), mm(1024, F, 64), mm(1024, 192, F), mm(1024, H, 192), mm(1024, F, H)
     ]  # fmt: skip
-    found = family(dense, pruned, tmp_path)
-    assert found.id == "static-k-lowrank", found.evidence
-    assert "2 GEMMs became two through a rank, read from their shapes in order" in found.evidence
+    named = family(dense, pruned, tmp_path)
+    assert named.id == "static-k-lowrank", named.evidence
+    assert "2 GEMMs became two through a rank, read from their shapes in order" in named.evidence
 
 
 def test_a_rank_that_not_all_have_is_none(tmp_path: Path) -> None:
@@ -83,27 +83,27 @@ def test_training_with_another_batch_or_length_is_no_pruning(
     tokens: int, tmp_path: Path, *, is_outside: bool
 ) -> None:
     """K of the gradients of weights is the number of tokens."""
-    found = family(trained(1024), trained(tokens), tmp_path)
-    assert (found.id == "outside") == is_outside
-    assert any("tokens a step" in line for line in found.evidence) == is_outside
+    named = family(trained(1024), trained(tokens), tmp_path)
+    assert (named.id == "outside") == is_outside
+    assert any("tokens a step" in line for line in named.evidence) == is_outside
 
 
 def test_a_narrower_model_in_training_has_as_many_tokens(tmp_path: Path) -> None:
-    found = family(trained(1024), trained(1024, width=1536), tmp_path)
-    assert not any("not comparable" in line for line in found.evidence)
+    named = family(trained(1024), trained(1024, width=1536), tmp_path)
+    assert not any("not comparable" in line for line in named.evidence)
 
 
 def test_one_slow_gemm_moves_no_number_of_tokens(tmp_path: Path) -> None:
     """A GEMM of a weight's gradient that takes 900 of 950 us has M 512, the width: the tokens are M
     of four of six GEMMs, whatever these take."""
-    found = family(trained(1024), trained(1024, width=1536, slow_us=900), tmp_path)
-    assert not any("not comparable" in line for line in found.evidence)
+    named = family(trained(1024), trained(1024, width=1536, slow_us=900), tmp_path)
+    assert not any("not comparable" in line for line in named.evidence)
 
 
 def test_training_against_a_forward_pass_is_not_comparable(tmp_path: Path) -> None:
-    found = family(trained(1024), [mm(1024, F, H), mm(1024, H, F)], tmp_path)
-    assert found.id == "outside"
-    assert any("forward, the dense one training" in line for line in found.evidence)
+    named = family(trained(1024), [mm(1024, F, H), mm(1024, H, F)], tmp_path)
+    assert named.id == "outside"
+    assert any("forward, the dense one training" in line for line in named.evidence)
 
 
 @pytest.mark.parametrize(
@@ -117,9 +117,9 @@ def test_another_number_format_is_not_always_quantisation(
         kernels = [k(us=10, name="gemm_kernel")]
         return op("aten::mm", [1024, H], [H, F], dtype=dtype, kernels=kernels)
 
-    found = family([linear("c10::BFloat16")], [linear(new)], tmp_path)
-    assert found.id == "outside"
-    assert said in " ".join(found.evidence)
+    named = family([linear("c10::BFloat16")], [linear(new)], tmp_path)
+    assert named.id == "outside"
+    assert said in " ".join(named.evidence)
 
 
 def renamed(trace: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
@@ -127,8 +127,8 @@ def renamed(trace: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     text = json.dumps(trace)
     for old, new in names.items():
         text = text.replace(f".{old}", f".{new}")
-    found: dict[str, Any] = json.loads(text)
-    return found
+    copy: dict[str, Any] = json.loads(text)
+    return copy
 
 
 @pytest.mark.parametrize("side", ["dense", "pruned"])
@@ -166,16 +166,16 @@ def test_what_did_not_fall_is_not_counted(tmp_path: Path) -> None:
         return op("aten::_scaled_dot_product_flash_attention", q, q, q, [], [],
                   dtype="c10::BFloat16", kernels=[k(us=10, name="flash_fwd_kernel")])  # fmt: skip
 
-    found = family([attention(64), mm(512, F, H)], [attention(32), mm(512, F, H)], tmp_path)
-    assert " 0 " not in " ".join(found.evidence), found.evidence
-    assert "which GEMMs are its projections is not known" in " ".join(found.evidence)
+    named = family([attention(64), mm(512, F, H)], [attention(32), mm(512, F, H)], tmp_path)
+    assert " 0 " not in " ".join(named.evidence), named.evidence
+    assert "which GEMMs are its projections is not known" in " ".join(named.evidence)
 
 
 def test_one_side_without_shapes_moves_no_axis(tmp_path: Path) -> None:
     bare = [op("aten::mm", kernels=[k(us=10, name="ampere_sgemm_64x64_nt")]) for _ in range(3)]
-    found = family([mm(1024, F, H)] * 3, bare, tmp_path)
-    assert found.id == "unknown"
-    assert "no GEMM of the pruned side says what it multiplies" in " ".join(found.evidence)
+    named = family([mm(1024, F, H)] * 3, bare, tmp_path)
+    assert named.id == "unknown"
+    assert "no GEMM of the pruned side says what it multiplies" in " ".join(named.evidence)
 
 
 def test_of_other_work_no_share_is_said_to_be_removed(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_fused_projections_chain_without_modules(sized: bool, tmp_path: Path) ->
         ]
         return layer * 4
 
-    found = family(decoder(32, 14336), decoder(24, 10749), tmp_path)
-    assert (found.id, found.confidence) == ("static-nk", 0.7), found
+    named = family(decoder(32, 14336), decoder(24, 10749), tmp_path)
+    assert (named.id, named.confidence) == ("static-nk", 0.7), named
     other = family(decoder(32, 14336), decoder(24, 14336), tmp_path)
     assert (other.id, other.confidence) == ("static-nk-heads", 0.7), other
