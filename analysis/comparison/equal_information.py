@@ -50,6 +50,15 @@ class ComparableSides:
         """Return both sides as one function rewrites them."""
         return replace(self, dense=rewrite(self.dense), pruned=rewrite(self.pruned))
 
+    def each_by_the_other(self, rewrite: Callable[[Kernels, Kernels], Kernels]) -> ComparableSides:
+        """Return both sides as a function rewrites the kernels of each by those of the other."""
+        dense, pruned = self.dense.kernels, self.pruned.kernels
+        return replace(
+            self,
+            dense=replace(self.dense, kernels=rewrite(dense, pruned)),
+            pruned=replace(self.pruned, kernels=rewrite(pruned, dense)),
+        )
+
     def rewritten(self, dense: SidePhase, pruned: SidePhase, *ignored: OneSided) -> ComparableSides:
         """Return these sides instead, and what is ignored in addition."""
         return ComparableSides(dense, pruned, (*self.one_sided, *ignored))
@@ -59,7 +68,7 @@ Rewrite = Callable[[ComparableSides], ComparableSides]
 
 
 @dataclass(frozen=True)
-class Rule:
+class RewriteRule:
     """A rewrite of both sides, with its precondition.
 
     Attributes:
@@ -88,7 +97,7 @@ def make_comparable(dense: SidePhase, pruned: SidePhase) -> ComparableSides:
     return apply_rules(RULES, ComparableSides(dense, pruned))
 
 
-def apply_rules(rules: Iterable[Rule], sides: ComparableSides) -> ComparableSides:
+def apply_rules(rules: Iterable[RewriteRule], sides: ComparableSides) -> ComparableSides:
     """Apply each rule once, as soon as all rewrites that it waits for have been applied.
 
     Args:
@@ -440,22 +449,14 @@ def hand_on_roles(sides: ComparableSides) -> ComparableSides:
 
     A run needs none: the tracer named its modules.
     """
-    dense, pruned = sides.both
-    if dense.side.run is not None or pruned.side.run is not None:
+    if any(side.side.run is not None for side in sides.both):
         return sides
-    return sides.rewritten(
-        replace(dense, kernels=with_roles_of(dense.kernels, pruned.kernels)),
-        replace(pruned, kernels=with_roles_of(pruned.kernels, dense.kernels)),
-    )
+    return sides.each_by_the_other(with_roles_of)
 
 
 def place_replacements(sides: ComparableSides) -> ComparableSides:
     """Give kernels of unknown kind the places of the known ones that they replace."""
-    dense, pruned = sides.both
-    return sides.rewritten(
-        replace(dense, kernels=with_replacements(dense.kernels, pruned.kernels)),
-        replace(pruned, kernels=with_replacements(pruned.kernels, dense.kernels)),
-    )
+    return sides.each_by_the_other(with_replacements)
 
 
 def separate_work_on_weights(sides: ComparableSides) -> ComparableSides:
@@ -532,24 +533,24 @@ def _list_linears(kernels: Kernels) -> dict[tuple[int, int], list[_Linear]]:
 _VIEWS = (drop_one_sided_shapes, drop_one_sided_replays, drop_one_sided_modules)
 RULES = (
     # A graph that is one interval has no kernels to which anything else could apply.
-    Rule(fold_whole_graphs),
+    RewriteRule(fold_whole_graphs),
     # Shapes and ops of replays have no order: one needs that no side replays a graph, the other
     # that the side without shapes does.
-    Rule(drop_one_sided_shapes, after=(fold_whole_graphs,)),
-    Rule(drop_one_sided_replays, after=(fold_whole_graphs,)),
+    RewriteRule(drop_one_sided_shapes, after=(fold_whole_graphs,)),
+    RewriteRule(drop_one_sided_replays, after=(fold_whole_graphs,)),
     # Without shapes a config gives no layers, which stand for modules.
-    Rule(drop_one_sided_modules, after=(fold_whole_graphs, drop_one_sided_shapes)),
-    Rule(note_what_is_dropped, after=_VIEWS),
-    Rule(drop_one_sided_places, after=(fold_whole_graphs, *_VIEWS, note_what_is_dropped)),
+    RewriteRule(drop_one_sided_modules, after=(fold_whole_graphs, drop_one_sided_shapes)),
+    RewriteRule(note_what_is_dropped, after=_VIEWS),
+    RewriteRule(drop_one_sided_places, after=(fold_whole_graphs, *_VIEWS, note_what_is_dropped)),
     # Layers without a number cannot be renumbered.
-    Rule(renumber_layers, after=(drop_one_sided_places,)),
+    RewriteRule(renumber_layers, after=(drop_one_sided_places,)),
     # GEMMs are compared with those of the same layer.
-    Rule(fuse_unordered_products, after=(drop_one_sided_places, renumber_layers)),
-    Rule(fuse_split_products, after=(renumber_layers, fuse_unordered_products)),
+    RewriteRule(fuse_unordered_products, after=(drop_one_sided_places, renumber_layers)),
+    RewriteRule(fuse_split_products, after=(renumber_layers, fuse_unordered_products)),
     # A reference hands on fused roles.
-    Rule(hand_on_roles, after=(renumber_layers, fuse_split_products)),
+    RewriteRule(hand_on_roles, after=(renumber_layers, fuse_split_products)),
     # A kernel of unknown kind is placed by the final roles and layers of both sides.
-    Rule(place_replacements, after=(renumber_layers, hand_on_roles)),
+    RewriteRule(place_replacements, after=(renumber_layers, hand_on_roles)),
     # It counts pointwise work without a role.
-    Rule(separate_work_on_weights, after=(hand_on_roles, place_replacements)),
+    RewriteRule(separate_work_on_weights, after=(hand_on_roles, place_replacements)),
 )

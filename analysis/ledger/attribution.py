@@ -27,8 +27,6 @@ from prunescope.analysis.ledger.noise import (
 from prunescope.analysis.ledger.pairing import Floats, Units, UnitSums
 from prunescope.analysis.ledger.samples import Samples
 
-_UNIT = {"unit_layer": pl.Int64, "role": pl.String, "class": pl.String}
-
 
 @dataclass(frozen=True)
 class AttributionInputs:
@@ -77,8 +75,7 @@ class AttributionInputs:
         """Add `ns`, the busy time of each row times the factor by which its unit was scaled."""
         recorded = side.busy.mean(axis=1)
         factor = scaled[:, 0] / np.where(recorded > 0, recorded, 1.0)
-        table = pl.DataFrame(self.units.keys, schema=_UNIT, orient="row")
-        table, on = table.hstack([pl.Series("factor", factor)]), list(_UNIT)
+        table, on = self.units.table.with_columns(factor=factor), ["unit_layer", "role", "class"]
         matched = frame[on].join(table, on=on, how="left", nulls_equal=True, maintain_order="left")
         return frame.hstack([(frame["busy"] * matched["factor"]).alias("ns")])
 

@@ -434,20 +434,18 @@ def _split_capture(
     dense = base.dense
     placement = dense.placement_of_step(steps)
     if placement is None or placement[-1] == 0:
-        half_a, half_b = _weigh_halves(rng, steps)
-        return (half_a, half_b), _split_walls(rng, base, half_a.shape[1])
+        halves = _weigh_halves(rng, steps)
+        return halves, _split_walls(rng, base, halves[0].shape[1])
     half_a, half_b = _weigh_halves(rng, int(placement[-1]) + 1)
+    walls: Both | None = None
     if dense.all_profiled:
-        return (weights_of_steps(half_a, placement), weights_of_steps(half_b, placement)), (
-            dense.walls(half_a),
-            dense.walls(half_b),
-        )
-    # Two placements can be split in two ways: too few for all that the samples of eight have.
-    again = -(-HALVES // half_a.shape[1])
-    half_a, half_b = np.tile(half_a, again), np.tile(half_b, again)
-    return (weights_of_steps(half_a, placement), weights_of_steps(half_b, placement)), _split_walls(
-        rng, base, half_a.shape[1]
-    )
+        walls = dense.walls(half_a), dense.walls(half_b)
+    else:
+        # Two placements can be split in two ways: too few for all that the samples of eight have.
+        again = -(-HALVES // half_a.shape[1])
+        half_a, half_b = np.tile(half_a, again), np.tile(half_b, again)
+        walls = _split_walls(rng, base, half_a.shape[1])
+    return (weights_of_steps(half_a, placement), weights_of_steps(half_b, placement)), walls
 
 
 def _split_walls(rng: np.random.Generator, base: TimeBase, ways: int) -> Both | None:
