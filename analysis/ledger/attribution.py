@@ -61,7 +61,7 @@ class AttributionInputs:
         of its row.
         """
         frame = dense.frame.with_columns(unit_layer=pl.col("layer"))
-        return self._in_time_base(frame, self.units.dense, self.times.dense.busy)
+        return self._with_ns(frame, self.units.dense, self.times.dense.busy)
 
     def pruned_rows(self, pruned: Kernels) -> pl.DataFrame:
         """Return the frame of the pruned side with `unit_layer` and `ns`.
@@ -69,9 +69,9 @@ class AttributionInputs:
         `unit_layer` is the layer of the dense model.
         """
         frame = with_dense_layer(pruned.frame, self.units.alignment)
-        return self._in_time_base(frame, self.units.pruned, self.times.pruned.busy)
+        return self._with_ns(frame, self.units.pruned, self.times.pruned.busy)
 
-    def _in_time_base(self, frame: pl.DataFrame, side: UnitSums, scaled: Floats) -> pl.DataFrame:
+    def _with_ns(self, frame: pl.DataFrame, side: UnitSums, scaled: Floats) -> pl.DataFrame:
         """Add `ns`, the busy time of each row times the factor by which its unit was scaled."""
         recorded = side.busy.mean(axis=1)
         factor = scaled[:, 0] / np.where(recorded > 0, recorded, 1.0)

@@ -222,7 +222,7 @@ def _resample(units: Units, base: TimeBase, least: int) -> tuple[Both, Both | No
     if (
         placements[0] is not None
         and placements[1] is not None
-        and all(s.all_profiled for s in sides)
+        and all(s.is_fully_profiled for s in sides)
     ):
         picks = _sample_all_placements(rng, base)
         steps = _weigh_steps(picks[0], placements[0]), _weigh_steps(picks[1], placements[1])
@@ -438,7 +438,7 @@ def _split_capture(
         return halves, _split_walls(rng, base, halves[0].shape[1])
     half_a, half_b = _weigh_halves(rng, int(placement[-1]) + 1)
     walls: Both | None = None
-    if dense.all_profiled:
+    if dense.is_fully_profiled:
         walls = dense.walls(half_a), dense.walls(half_b)
     else:
         # Two placements can be split in two ways: too few for all that the samples of eight have.

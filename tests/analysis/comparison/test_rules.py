@@ -26,7 +26,7 @@ from prunescope.analysis.schema.pair_comparison import MODULES, REPLAYS, SHAPES
 from tests.analysis.comparison.test_equal_fusion import LAYERS, bare, layer
 from tests.analysis.comparison.test_equal_graphs import eager, whole_graphs
 from tests.analysis.comparison.test_equal_modules import FULL, HALF, without_modules
-from tests.analysis.comparison.test_replacements import in_a_row, sdpa, secret
+from tests.analysis.comparison.test_replacements import row_of_layers, sdpa, secret
 from tests.analysis.decoder import decoder
 from tests.analysis.kernels.test_bare_roles import EMBED
 from tests.analysis.kernels.test_bare_roles import FUSED as BARE_LAYER
@@ -68,7 +68,7 @@ PAIRS: dict[str, Pair] = {
     "layers numbered twice": traces(lambda: passes(2, 2), lambda: passes(4)),
     "fused qkv": traces(lambda: decoder_layers(fused=True), lambda: decoder_layers(fused=False)),
     "a kernel of unknown kind": traces(
-        lambda: in_a_row(lambda: (sdpa(80),)), lambda: in_a_row(lambda: (secret(90),))
+        lambda: row_of_layers(lambda: (sdpa(80),)), lambda: row_of_layers(lambda: (secret(90),))
     ),
 }
 # What a note or the list of dropped information shows of each pair.
