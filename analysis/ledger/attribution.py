@@ -27,8 +27,6 @@ from prunescope.analysis.ledger.noise import (
 from prunescope.analysis.ledger.pairing import Floats, Units, UnitSums
 from prunescope.analysis.ledger.samples import Samples
 
-_UNIT = {"unit_layer": pl.Int64, "role": pl.String, "class": pl.String}
-
 
 @dataclass(frozen=True)
 class AttributionInputs:
@@ -63,7 +61,7 @@ class AttributionInputs:
         of its row.
         """
         frame = dense.frame.with_columns(unit_layer=pl.col("layer"))
-        return self._in_time_base(frame, self.units.dense, self.times.dense.busy)
+        return self._with_ns(frame, self.units.dense, self.times.dense.busy)
 
     def pruned_rows(self, pruned: Kernels) -> pl.DataFrame:
         """Return the frame of the pruned side with `unit_layer` and `ns`.
@@ -71,14 +69,13 @@ class AttributionInputs:
         `unit_layer` is the layer of the dense model.
         """
         frame = with_dense_layer(pruned.frame, self.units.alignment)
-        return self._in_time_base(frame, self.units.pruned, self.times.pruned.busy)
+        return self._with_ns(frame, self.units.pruned, self.times.pruned.busy)
 
-    def _in_time_base(self, frame: pl.DataFrame, side: UnitSums, scaled: Floats) -> pl.DataFrame:
+    def _with_ns(self, frame: pl.DataFrame, side: UnitSums, scaled: Floats) -> pl.DataFrame:
         """Add `ns`, the busy time of each row times the factor by which its unit was scaled."""
         recorded = side.busy.mean(axis=1)
         factor = scaled[:, 0] / np.where(recorded > 0, recorded, 1.0)
-        table = pl.DataFrame(self.units.keys, schema=_UNIT, orient="row")
-        table, on = table.hstack([pl.Series("factor", factor)]), list(_UNIT)
+        table, on = self.units.table.with_columns(factor=factor), ["unit_layer", "role", "class"]
         matched = frame[on].join(table, on=on, how="left", nulls_equal=True, maintain_order="left")
         return frame.hstack([(frame["busy"] * matched["factor"]).alias("ns")])
 

@@ -220,14 +220,8 @@ def _added_parts(
     inputs: AttributionInputs, pruned: Kernels, families: list[Pruning], *, fused: bool
 ) -> dict[str, OverheadPart]:
     """Build the parts of ADDED: the time of the pruned side's new work by its purpose."""
-    units = np.flatnonzero(inputs.units.added)
-    table = pl.DataFrame(
-        [inputs.units.keys[i] for i in units],
-        schema={"unit_layer": pl.Int64, "role": pl.String, "class": pl.String},
-        orient="row",
-    ).with_columns(unit=pl.Series(units, dtype=pl.Int64))
     frame = inputs.pruned_rows(pruned).join(
-        table,
+        inputs.units.table.filter(inputs.units.added),
         on=["unit_layer", "role", "class"],
         how="inner",
         nulls_equal=True,

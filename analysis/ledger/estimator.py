@@ -55,4 +55,5 @@ def kernels_with_estimator(kernels: Kernels) -> Kernels:
 
 
 def _rename_role(role: str) -> str:
+    """Return `estimator` in place of `router`, else the role."""
     return ESTIMATOR if role == ROUTER else role

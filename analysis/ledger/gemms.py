@@ -663,6 +663,7 @@ def _dense_busy(members: list[Pair]) -> float | None:
 
 
 def _round(value: float | None) -> int | None:
+    """Round a size that is known."""
     return None if value is None else round(value)
 
 

@@ -222,7 +222,7 @@ def _resample(units: Units, base: TimeBase, least: int) -> tuple[Both, Both | No
     if (
         placements[0] is not None
         and placements[1] is not None
-        and all(s.all_profiled for s in sides)
+        and all(s.is_fully_profiled for s in sides)
     ):
         picks = _sample_all_placements(rng, base)
         steps = _weigh_steps(picks[0], placements[0]), _weigh_steps(picks[1], placements[1])
@@ -434,20 +434,18 @@ def _split_capture(
     dense = base.dense
     placement = dense.placement_of_step(steps)
     if placement is None or placement[-1] == 0:
-        half_a, half_b = _weigh_halves(rng, steps)
-        return (half_a, half_b), _split_walls(rng, base, half_a.shape[1])
+        halves = _weigh_halves(rng, steps)
+        return halves, _split_walls(rng, base, halves[0].shape[1])
     half_a, half_b = _weigh_halves(rng, int(placement[-1]) + 1)
-    if dense.all_profiled:
-        return (weights_of_steps(half_a, placement), weights_of_steps(half_b, placement)), (
-            dense.walls(half_a),
-            dense.walls(half_b),
-        )
-    # Two placements can be split in two ways: too few for all that the samples of eight have.
-    again = -(-HALVES // half_a.shape[1])
-    half_a, half_b = np.tile(half_a, again), np.tile(half_b, again)
-    return (weights_of_steps(half_a, placement), weights_of_steps(half_b, placement)), _split_walls(
-        rng, base, half_a.shape[1]
-    )
+    walls: Both | None = None
+    if dense.is_fully_profiled:
+        walls = dense.walls(half_a), dense.walls(half_b)
+    else:
+        # Two placements can be split in two ways: too few for all that the samples of eight have.
+        again = -(-HALVES // half_a.shape[1])
+        half_a, half_b = np.tile(half_a, again), np.tile(half_b, again)
+        walls = _split_walls(rng, base, half_a.shape[1])
+    return (weights_of_steps(half_a, placement), weights_of_steps(half_b, placement)), walls
 
 
 def _split_walls(rng: np.random.Generator, base: TimeBase, ways: int) -> Both | None:

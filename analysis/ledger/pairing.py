@@ -21,6 +21,7 @@ from prunescope.analysis.kernels.frame import PRODUCTS, Kernels
 from prunescope.analysis.ledger.alignment import Alignment, align, with_dense_layer
 
 UnitKey = tuple[int | None, str, str]  # layer (of the dense model), role, class
+_UNIT = {"unit_layer": pl.Int64, "role": pl.String, "class": pl.String}
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,11 @@ class Units:
     kept: Floats | None = None
 
     @property
+    def table(self) -> pl.DataFrame:
+        """The key of each unit, in the columns of the kernels frame, and its index as `unit`."""
+        return pl.DataFrame(self.keys, schema=_UNIT, orient="row").with_row_index("unit")
+
+    @property
     def kept_calls(self) -> Floats:
         """`kept`, 1 where it is not known."""
         return np.ones(len(self.keys)) if self.kept is None else self.kept
@@ -178,13 +184,10 @@ def _count_kept_calls(
     calls = []
     for frame, side in zip(frames, sides, strict=True):
         rows = frame.filter(pl.col("unit_layer").is_null()).select(*_UNIT, "step", "instance")
-        counts = rows.unique().group_by(_UNIT).len()
+        counts = rows.unique().group_by(*_UNIT).len()
         calls.append({(a, b, c): n / side.num_steps for a, b, c, n in counts.iter_rows()})
     before, after = calls
     return np.array([min(1.0, after.get(k, 0.0) / before[k]) if k in before else 1.0 for k in keys])
-
-
-_UNIT = ["unit_layer", "role", "class"]
 
 
 def _sum_known(column: str) -> pl.Expr:
@@ -227,13 +230,13 @@ def _sum_parts(
     old, new = (_name_parts(side_parts) for side_parts in parts)
     differ = [unit for unit in old.keys() & new.keys() if old[unit] != new[unit]]
     if differ:
-        pooled = pl.DataFrame(differ, schema=parts[0][_UNIT].schema, orient="row")
+        pooled = pl.DataFrame(differ, schema=_UNIT, orient="row")
         parts = [
             pl.concat(
                 [
-                    side_parts.join(pooled, on=_UNIT, how="anti", nulls_equal=True),
+                    side_parts.join(pooled, on=[*_UNIT], how="anti", nulls_equal=True),
                     _sum_by_part(
-                        frame.join(pooled, on=_UNIT, how="semi", nulls_equal=True),
+                        frame.join(pooled, on=[*_UNIT], how="semi", nulls_equal=True),
                         count,
                         pooled=True,
                     ),
@@ -300,7 +303,7 @@ def _fill_absent(values: pl.Series, absent: pl.Series) -> Floats:
 
 def _unit_keys(rows: pl.DataFrame) -> list[UnitKey]:
     """Return the unit of each row."""
-    return rows[_UNIT].rows()
+    return rows[[*_UNIT]].rows()
 
 
 def _side_sums(sums: pl.DataFrame, index: dict[UnitKey, int], kernels: Kernels) -> UnitSums:

@@ -90,7 +90,7 @@ class Samples:
         return np.repeat(np.arange(len(profiled)), profiled)
 
     @property
-    def all_profiled(self) -> bool:
+    def is_fully_profiled(self) -> bool:
         """Whether every placement profiled a step."""
         return 0 not in self.steps
 

@@ -251,7 +251,7 @@ def is_quantised(e: Evidence) -> bool:
     return bool(replaced(e) or fewer_bits or packed & whole)
 
 
-def other_routes(e: Evidence) -> bool:
+def has_other_routes(e: Evidence) -> bool:
     """Return whether only the rows of each expert differ, because the router chose others."""
     experts = [p for p in e.pairs if p.key[1] == "experts"]
     moved = [p for p in e.pairs if p.key[1] != "experts" and p.axis != "none"]

@@ -33,8 +33,8 @@ from prunescope.analysis.verdict.outside import (
     NO_DYNAMIC,
     NOTHING_MOVED,
     OTHER_WORK,
+    has_other_routes,
     other_activation,
-    other_routes,
     quantised_too,
     reason,
 )
@@ -188,7 +188,7 @@ def _judge_unmoved(e: Evidence) -> FamilyVerdict:
             id="unknown", confidence=0.1, evidence=[_describe_blind_sides(e, blind)]
         )
     channels = _describe_channels(e)
-    unclear = [p for p in e.pairs if p.axis != "none"] if not other_routes(e) else []
+    unclear = [p for p in e.pairs if p.axis != "none"] if not has_other_routes(e) else []
     if (fewer := shorter_cache(e)) is not None:
         return fewer
     if unclear:

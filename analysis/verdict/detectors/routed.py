@@ -36,7 +36,7 @@ class Fewer:
     source: str
 
     @property
-    def fell(self) -> bool:
+    def has_fallen(self) -> bool:
         """Whether they fell in some layer, and rose in none."""
         pairs = self.numbers.values()
         return any(new < old for old, new in pairs) and all(new <= old for old, new in pairs)
@@ -62,10 +62,10 @@ def static_experts(e: Evidence) -> Detection | None:
     """
     by_router = _experts_by_router(e)
     counts = (by_router, _experts_by_stack(e), _experts_by_weights(e))
-    fallen = [fewer for fewer in counts if fewer is not None and fewer.fell]
+    fallen = [fewer for fewer in counts if fewer is not None and fewer.has_fallen]
     if not fallen:
         return None
-    shown = by_router if by_router is not None and by_router.fell else None
+    shown = by_router if by_router is not None and by_router.has_fallen else None
     confidence = 1.0 if len(fallen) > 1 else _ONE_SOURCE
     if by_router is not None and shown is None:
         if fallen[-1].source != _WEIGHTS:
@@ -91,7 +91,7 @@ def static_topk(e: Evidence) -> Detection | None:
     Rows of the GEMMs of experts fell, while the router sees as many tokens as before.
     """
     routes = _experts_per_token(e)
-    if routes is None or not routes.fell:
+    if routes is None or not routes.has_fallen:
         return None
     fallen = [pair for pair in routes.numbers.values() if pair[1] < pair[0]]
     whole = routes.source == _PER_TOKEN and all(_is_whole(x) for pair in fallen for x in pair)

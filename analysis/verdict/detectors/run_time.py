@@ -114,7 +114,7 @@ def _routes_keys(e: Evidence, layers: dict[int, LayerShares]) -> bool:
     Dropped tokens look alike from a layer on, but are in every layer before.
     """
     late = [n for n, layer in layers.items() if layer.has_fewer_rows]
-    early = [n for n, layer in layers.items() if layer.whole]
+    early = [n for n, layer in layers.items() if layer.is_whole]
     dropped = late and early and max(early) < min(late) and len(late) + len(early) == len(layers)
     return (
         counts_less(e.counted("rows"))
@@ -155,7 +155,7 @@ def token_drop(e: Evidence) -> Detection | None:
     """
     layers = layer_shares(e)
     late = [n for n, layer in layers.items() if layer.has_fewer_rows]
-    early = [n for n, layer in layers.items() if layer.whole]
+    early = [n for n, layer in layers.items() if layer.is_whole]
     if late and early and max(early) < min(late) and len(late) + len(early) == len(layers):
         fewer_rows = f"every GEMM sees {_describe_rows(layers, late)}{describe_count(e, 'rows')}"
         line = f"from layer {min(late)} on {fewer_rows}"
@@ -210,7 +210,7 @@ def rows_left(layers: Mapping[int, LayerShares]) -> list[float]:
 
 def _detect_drops_along(layers: Mapping[int, LayerShares], left: list[float]) -> Detection:
     """Describe tokens that leave in several steps along the layers."""
-    first = min(n for n, layer in layers.items() if not layer.whole)
+    first = min(n for n, layer in layers.items() if not layer.is_whole)
     steps = sum(now < before - SAME for before, now in pairwise(left))
     line = (
         f"tokens leave from layer {first} on, in {steps} step{plural(steps)}, and none comes "
@@ -228,7 +228,7 @@ def kv_evict(e: Evidence) -> Detection | None:
     """
     layers = layer_shares(e)
     counted = e.counted("keys")
-    if not layers or not all(x.whole for x in layers.values()) or not counts_less(counted):
+    if not layers or not all(x.is_whole for x in layers.values()) or not counts_less(counted):
         return None
     assert counted is not None
     shorter = [n for n, x in layers.items() if attends_to_less(x)]
@@ -247,7 +247,7 @@ def dynamic_nk(e: Evidence) -> Detection | None:
     layers = layer_shares(e)
     attending = {n: x for n, x in layers.items() if x.attention is not None}
     less = [n for n, x in attending.items() if attends_to_less(x)]
-    if not less or not all(x.whole for x in layers.values()) or e.counted("keys"):
+    if not less or not all(x.is_whole for x in layers.values()) or e.counted("keys"):
         return None
     blocks = e.counted("blocks")
     gathers = e.added(role="attention", cls="gather_scatter")
@@ -397,7 +397,7 @@ class LayerShares:
         return [self.calls[r] * self.rows.get(r, 1.0) for r in roles if r in self.calls]
 
     @property
-    def whole(self) -> bool:
+    def is_whole(self) -> bool:
         """Whether no linear lost rows, calls or a dimension."""
         return not self.reshaped and all(keeps_all(x) for x in self.left(*LAYER_LINEARS))
 

@@ -111,10 +111,11 @@ class _Fallen:
 
     @property
     def _note(self) -> str:
+        """Why they fell on one side alone, in parentheses; empty where both fell."""
         return self.broken and f" (propagation broken: {self.broken})"
 
     @property
-    def in_short(self) -> str:
+    def summary(self) -> str:
         """The units with their sizes: `heads (v N 64 → 32)`."""
         return f"{self.what}{self.sizes and f' ({self.sizes})'}"
 
@@ -229,7 +230,7 @@ def _detect_fewer_units(e: Evidence, *fallen: _Fallen) -> Detection:
     confidence = 0.6 if broken else 1.0
     lines = [units.line for units in fallen]
     if len(fallen) > 1:  # the first line names both: it is the one that a paragraph has room for
-        both = " and ".join(units.in_short for units in fallen)
+        both = " and ".join(units.summary for units in fallen)
         lines = [f"fewer {both}", "; ".join(units.detail for units in fallen)]
     return Detection(lines, touches, confidence, broken=broken)
 

@@ -37,7 +37,7 @@ def static_k_24(e: Evidence) -> Detection | None:
             proven=True,
         )
     fresh = fresh_zeros(e)
-    half = [m for m in fresh if two_of_four(m)]
+    half = [m for m in fresh if is_two_of_four(m)]
     if fresh and len(half) == len(fresh):
         line = (
             f"{len(half)} matrices hold 2 zeros in every 4 along K, and run on dense kernels: "
@@ -51,7 +51,7 @@ def static_k_24(e: Evidence) -> Detection | None:
 def static_k_mask(e: Evidence) -> Detection | None:
     """Detect zeros in dense tensors without a pattern, where no dimension moved."""
     fresh = fresh_zeros(e)
-    if not fresh or all(two_of_four(m) for m in fresh):
+    if not fresh or all(is_two_of_four(m) for m in fresh):
         return None
     share = sum(m.zeros or 0.0 for m in fresh) / len(fresh)
     line = (
@@ -115,7 +115,7 @@ def _zeros_before(e: Evidence) -> Callable[[Matrix], float]:
     return before
 
 
-def two_of_four(matrix: Matrix) -> bool:
+def is_two_of_four(matrix: Matrix) -> bool:
     """Return whether two of every four weights along K are zero."""
     zeros = 1 if matrix.zeros is None else matrix.zeros
     return (matrix.groups_2_of_4 or 0) > 0.99 and zeros < 0.55

@@ -23,13 +23,13 @@ def quantise(us: float) -> Any:
     return op("mylib::quantize", [16, 64], kernels=[k(us=us, name="quantize_kernel")])
 
 
-def in_a_row(attention: Callable[[], tuple[Any, ...]], layers: int = 3) -> dict[str, Any]:
+def row_of_layers(attention: Callable[[], tuple[Any, ...]], layers: int = 3) -> dict[str, Any]:
     """Per layer a GEMM, an attention and two GEMMs, without module scopes."""
     items = [(mm(n=4096), *attention(), mm(n=2048), mm(n=1024)) for _ in range(layers)]
     return chrome(step(0, *[item for layer in items for item in layer]))
 
 
-def in_scopes(attention: Callable[[], tuple[Any, ...]], layers: int = 3) -> dict[str, Any]:
+def scoped_layers(attention: Callable[[], tuple[Any, ...]], layers: int = 3) -> dict[str, Any]:
     at = "model.layers.{}.self_attn"
     return chrome(
         step(0, *[
@@ -43,7 +43,7 @@ def rows(phase: Phase) -> dict[str, float | None]:
     return {row.row: row.ns for row in phase.ledger or []}
 
 
-@pytest.mark.parametrize("trace", [in_a_row, in_scopes])
+@pytest.mark.parametrize("trace", [row_of_layers, scoped_layers])
 def test_another_attention_replaces_the_old_one(trace: Any, tmp_path: Path) -> None:
     """Three attentions of 80 us became three of 90 us, with 5 us of quantisation before each."""
     phase = of_pair(tmp_path, trace(lambda: (sdpa(80),)), trace(lambda: (quantise(5), secret(90))))
@@ -59,7 +59,7 @@ def test_another_attention_replaces_the_old_one(trace: Any, tmp_path: Path) -> N
 
 def test_a_kernel_in_another_place_is_added_work(tmp_path: Path) -> None:
     """Three kernels after the last GEMM replace no attention between GEMMs."""
-    dense = in_a_row(lambda: (sdpa(80),))
+    dense = row_of_layers(lambda: (sdpa(80),))
     moved = chrome(
         step(0, *[item for _ in range(3) for item in (mm(n=4096), mm(n=2048), mm(n=1024))],
              *[secret(90)] * 3)
@@ -71,7 +71,7 @@ def test_a_kernel_in_another_place_is_added_work(tmp_path: Path) -> None:
 def test_a_kernel_beside_the_work_of_its_module_is_added_work(tmp_path: Path) -> None:
     """The attention is still there: what else runs in its module is new."""
     phase = of_pair(
-        tmp_path, in_scopes(lambda: (sdpa(80),)), in_scopes(lambda: (sdpa(80), secret(9)))
+        tmp_path, scoped_layers(lambda: (sdpa(80),)), scoped_layers(lambda: (sdpa(80), secret(9)))
     )
     assert rows(phase)["added_work"] == 3 * 9_000
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prunescope.analysis.comparison.equal_information import (
     RULES,
     ComparableSides,
-    Rule,
+    RewriteRule,
     apply_rules,
     drop_one_sided_modules,
     drop_one_sided_shapes,
@@ -26,7 +26,7 @@ from prunescope.analysis.schema.pair_comparison import MODULES, REPLAYS, SHAPES
 from tests.analysis.comparison.test_equal_fusion import LAYERS, bare, layer
 from tests.analysis.comparison.test_equal_graphs import eager, whole_graphs
 from tests.analysis.comparison.test_equal_modules import FULL, HALF, without_modules
-from tests.analysis.comparison.test_replacements import in_a_row, sdpa, secret
+from tests.analysis.comparison.test_replacements import row_of_layers, sdpa, secret
 from tests.analysis.decoder import decoder
 from tests.analysis.kernels.test_bare_roles import EMBED
 from tests.analysis.kernels.test_bare_roles import FUSED as BARE_LAYER
@@ -68,7 +68,7 @@ PAIRS: dict[str, Pair] = {
     "layers numbered twice": traces(lambda: passes(2, 2), lambda: passes(4)),
     "fused qkv": traces(lambda: decoder_layers(fused=True), lambda: decoder_layers(fused=False)),
     "a kernel of unknown kind": traces(
-        lambda: in_a_row(lambda: (sdpa(80),)), lambda: in_a_row(lambda: (secret(90),))
+        lambda: row_of_layers(lambda: (sdpa(80),)), lambda: row_of_layers(lambda: (secret(90),))
     ),
 }
 # What a note or the list of dropped information shows of each pair.
@@ -133,7 +133,7 @@ def test_each_pair_needs_a_rewrite(
 @settings(max_examples=25, deadline=None)
 @given(rules=st.permutations(RULES))
 def test_the_order_of_the_list_changes_nothing(
-    name: str, read_pairs: dict[str, tuple[SidePhase, SidePhase]], rules: Sequence[Rule]
+    name: str, read_pairs: dict[str, tuple[SidePhase, SidePhase]], rules: Sequence[RewriteRule]
 ) -> None:
     sides = ComparableSides(*read_pairs[name])
     assert contents(apply_rules(rules, sides)) == contents(apply_rules(RULES, sides))
@@ -145,9 +145,9 @@ def test_a_precondition_that_is_left_out_loses_a_note(
     """Noted before the view without modules is taken, the note on shapes is lost with it."""
     sides = ComparableSides(*read_pairs["shapes and modules on one side"])
     rules = [
-        Rule(drop_one_sided_shapes),
-        Rule(note_what_is_dropped, after=(drop_one_sided_shapes,)),
-        Rule(drop_one_sided_modules, after=(note_what_is_dropped,)),
+        RewriteRule(drop_one_sided_shapes),
+        RewriteRule(note_what_is_dropped, after=(drop_one_sided_shapes,)),
+        RewriteRule(drop_one_sided_modules, after=(note_what_is_dropped,)),
     ]
     early, late = apply_rules(rules, sides), apply_rules(RULES, sides)
     assert [dropped.kind for dropped in early.one_sided] == [SHAPES, MODULES]
@@ -159,6 +159,6 @@ def test_rules_that_wait_for_each_other_are_an_error(
     read_pairs: dict[str, tuple[SidePhase, SidePhase]],
 ) -> None:
     first, second = drop_one_sided_shapes, drop_one_sided_modules
-    rules = [Rule(first, after=(second,)), Rule(second, after=(first,))]
+    rules = [RewriteRule(first, after=(second,)), RewriteRule(second, after=(first,))]
     with pytest.raises(ValueError, match="wait for each other"):
         apply_rules(rules, ComparableSides(*read_pairs["fused qkv"]))

@@ -23,7 +23,7 @@ def rows_of(dense: list[Any], pruned: list[Any], folder: Path) -> dict[str, floa
     return {row.row: row.ns for row in phase.ledger or ()}
 
 
-def beyond_flops(rows: dict[str, float | None]) -> float:
+def excess_over_flops(rows: dict[str, float | None]) -> float:
     """What kernels gained or lost beyond their FLOPs or bytes, whatever the bound is held to."""
     return sum(rows[name] or 0.0 for name in ("roofline_shift", "shape", "kernel_efficiency"))
 
@@ -51,7 +51,7 @@ def test_products_of_known_shape_keep_their_ratio(tmp_path: Path, position: int)
     assert rows["promised"] == pytest.approx(0.75 * 360_000)
     # The unknown 40 us stay, of which a quarter was promised; the others do all that was promised.
     assert rows["coverage"] == pytest.approx(0.25 * 40_000)
-    assert beyond_flops(rows) == pytest.approx(0, abs=1e-3)
+    assert excess_over_flops(rows) == pytest.approx(0, abs=1e-3)
 
 
 def test_bytes_are_not_pooled_over_a_unit(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_bytes_are_not_pooled_over_a_unit(tmp_path: Path) -> None:
     rows = rows_of(side(4096, 2), side(2048, 1), tmp_path)
     assert rows["promised"] == pytest.approx(0.5 * 23_000)
     assert rows["coverage"] == pytest.approx(0.5 * 5_000)  # the sum, which keeps all of its bytes
-    assert beyond_flops(rows) == pytest.approx(0, abs=1e-3)
+    assert excess_over_flops(rows) == pytest.approx(0, abs=1e-3)
 
 
 def test_other_ops_are_compared_as_a_whole(tmp_path: Path) -> None:
