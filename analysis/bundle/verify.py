@@ -53,7 +53,9 @@ _ACTIVE = re.compile(rb"<script|javascript:|\son[a-z]+\s*=", re.IGNORECASE)
 _PLOTTED = (".svg", ".png")
 _LABEL = re.compile(rb"<text\b[^<>]*>([^<]*)</text>")
 # Another version may word sentences differently; their numbers stand elsewhere too.
-_WORDED = frozenset({"findings", "notes", "warnings", "evidence", "says", "source", "tool"})
+_WORDED = frozenset(
+    {"findings", "notes", "notices", "warnings", "evidence", "says", "source", "tool"}
+)
 
 
 def fits(data: bytes) -> bool:

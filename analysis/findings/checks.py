@@ -76,6 +76,7 @@ def as_finding(one: Registered, found: Found) -> Finding:
         change=found.change,
         predicted_ns=found.predicted_ns,
         accounts_for=found.explains_rows_ns or msgspec.UNSET,
+        rows=msgspec.UNSET if found.rows is None else found.rows,
     )
 
 

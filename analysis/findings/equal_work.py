@@ -45,14 +45,14 @@ def unexplained_difference(c: Context) -> Found | None:
     if not c.phase.is_speedup:
         return None  # a setting that differs is the reason: not-comparable says which
     rows = _rows(c)
-    named = [_named(row) for row in rows]
-    held = ", ".join(f"{name} {ns} ({why})" for name, why, ns in named)
+    named = [f"{name} {ns} ({why})" for name, why, ns in map(_named, rows)]
     differ = f"no shape moved, and the two runs differ by {ladder.realised:.2f}×"
     return Found(
-        text=f"{differ}, more than two captures of one program do: {held}"
-        if held
+        text=f"{differ}, more than two captures of one program do: {', '.join(named)}"
+        if named
         else f"{differ}; no row of the ledger is beyond twice its noise, so no cause is known",
         evidence=list(_causes(c, c.baseline.kernels, rows)),
+        rows=named,
         change="compare clocks, device, library versions and what else ran, and capture both in "
         "one session, in turns",
     )

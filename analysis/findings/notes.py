@@ -17,7 +17,7 @@ from prunescope.analysis.kernels.phase_kind import PHASES_APART
 from prunescope.analysis.kernels.sparse_products import sparse_products
 from prunescope.analysis.schema.notice import Notice, note, warning
 from prunescope.analysis.schema.pair_comparison import MODULES, SHAPES, OneSided
-from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.schema.report import SPARSE_PRODUCTS, WHOLE_TRACE, Phase
 from prunescope.analysis.timeline.intervals import (
     ANNOTATION,
     COMPILED,
@@ -55,7 +55,7 @@ def notes(kernels: Kernels) -> list[Notice]:
 
 # Kind of the note on how steps were found, by their source.
 _STEPS = {
-    WHOLE: "whole-trace",
+    WHOLE: WHOLE_TRACE,
     UPDATE: "steps-end-at-update",
     ZERO_GRAD: "steps-begin-at-zero-grad",
     ANNOTATION: "steps-of-annotation",
@@ -141,7 +141,7 @@ def _sparse(kernels: Kernels) -> list[Notice]:
     found = sparse_products(kernels)
     if found is None:
         return []
-    return [note("sparse-products", ops=found.ops, ns=found.busy, unknown_ns=found.unknown)]
+    return [note(SPARSE_PRODUCTS, ops=found.ops, ns=found.busy, unknown_ns=found.unknown)]
 
 
 def _has_whole_us(kernels: Kernels) -> bool:
@@ -258,9 +258,6 @@ def _in_phase(name: str, ignored: Iterable[OneSided]) -> list[Notice]:
     return [warning("in-phase", phase=name, about=one) for one in found]
 
 
-_SPARSE = "products with matrices that store some of their numbers (CSR, CSC, COO"
-
-
 def missing_shapes(
     name: str,
     phase: Phase,
@@ -276,7 +273,7 @@ def missing_shapes(
     if lacking := [one for one in ignored if one.kind == SHAPES]:
         return _in_phase(name, lacking)
     gemms = [g for g in phase.gemms if g.op is not None]
-    if any(_SPARSE in note for note in phase.notes):
+    if phase.noticed(SPARSE_PRODUCTS):
         return []
     if not gemms or any(n is not None for g in gemms for n in (g.m, g.n, g.k)):
         return []

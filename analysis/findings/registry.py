@@ -41,7 +41,8 @@ class Found:
     `severity`: where it is lower than the registered one. `explains_roles`: the roles, or the names
     of kernels without a role, whose time the finding is about; `largest-cost` leaves these out.
     `explains_rows_ns`: for rows of the ledger that it is the cause of, how much of them, ns a step
-    with their sign; the summary then names no other cause. In report.json: `accounts_for`.
+    with their sign; the summary then names no other cause. In report.json: `accounts_for`. `rows`:
+    the rows that hold a difference whose cause it does not know, with their times.
     """
 
     text: str
@@ -51,6 +52,7 @@ class Found:
     severity: Severity | None = None
     explains_roles: frozenset[str] = frozenset()
     explains_rows_ns: dict[str, float] = field(default_factory=dict)
+    rows: list[str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from statistics import median
 
+import msgspec
+
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.gemm_table import without_sizes
 from prunescope.analysis.schema.pair_comparison import DTYPE, MODULES
@@ -44,7 +46,7 @@ _PLACED = "which alone moves a model by 1 to 3 %"
 
 def setup(phase: Phase) -> str:
     """Steps, samples, sparsity: what the numbers of the phase are made of."""
-    is_whole = phase.steps == 1 and WHOLE_TRACE in phase.notes
+    is_whole = phase.steps == 1 and phase.noticed(WHOLE_TRACE)
     steps = f"{phase.steps} profiled step{'s' * (phase.steps != 1)}"
     facts = ["the whole trace as one step" if is_whole else steps + _step_times(phase)]
     facts += _left_out(phase.cold_steps)
@@ -281,11 +283,12 @@ def _unmoved(phase: Phase, ladder: Ladder) -> str:
         text += "no speedup" if known else "or what a trace does not show"
     else:
         found = phase.finding(OTHER_TIME)
-        _, named, rows = ("", ": ", "") if found is None else found.text.rpartition(": ")
-        if named:
-            text += f" is more than noise and no speedup of a pruning{f': {rows}' if rows else ''}"
-        else:
+        rows = msgspec.UNSET if found is None else found.rows
+        if rows == []:
             text += " is no speedup of a pruning, and no row of the ledger is beyond its noise"
+        else:
+            text += " is more than noise and no speedup of a pruning"
+            text += f": {', '.join(rows)}" if rows else ""
     if _has_nominal(phase, ladder) and (ladder.nominal or 1.0) > _PROMISED:
         text += f"; {_was_promised(phase, ladder)}"
     return text

@@ -38,6 +38,10 @@ class Notice(msgspec.Struct, kw_only=True, frozen=True):
         """Return the same notice with more numbers, such as the name of its file or phase."""
         return msgspec.structs.replace(self, numbers={**self.numbers, **numbers})
 
+    def as_read(self) -> Notice:
+        """Return the notice as report.json gives it back: with plain values instead of records."""
+        return msgspec.json.decode(msgspec.json.encode(self), type=Notice)
+
 
 def note(kind: str, /, **numbers: Any) -> Notice:
     """Return a note: what explains the numbers of a report."""

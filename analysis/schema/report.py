@@ -15,6 +15,7 @@ from prunescope.analysis.schema.anatomy import Anatomy, Communication
 from prunescope.analysis.schema.categories import CategoryTime
 from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.fields import meaning
+from prunescope.analysis.schema.notice import Notice
 from prunescope.analysis.schema.pair_comparison import PairComparison
 from prunescope.analysis.schema.replay import Replay
 from prunescope.analysis.schema.routing import PhaseRouting
@@ -53,8 +54,8 @@ NO_SPEEDUP = "no-speedup"  # the finding that the interval of a speedup includes
 CAPTURES_DIFFER = 1.05
 NOT_COMPARABLE = "not-comparable"  # the finding by which reports before 0.2 say so
 _MUCH_COMM = 0.05  # of the wall: communication worth a part of its own
-# The note on a trace that no marker divides into steps.
-WHOLE_TRACE = "no step marker in the trace: all of it counts as one step"
+# Kinds of notes: no marker divides the trace into steps; products with sparse matrices.
+WHOLE_TRACE, SPARSE_PRODUCTS = "whole-trace", "sparse-products"
 
 
 def clock(busy: float, ran: float) -> float:
@@ -228,6 +229,10 @@ class Finding(msgspec.Struct, kw_only=True):
     accounts_for: Annotated[
         dict[str, float] | msgspec.UnsetType,
         meaning("what it accounts for of rows of the ledger, ns a step; absent: of none"),
+    ] = msgspec.UNSET
+    rows: Annotated[
+        list[str] | msgspec.UnsetType,
+        meaning("rows of the ledger that hold a difference of unknown cause; absent: not of one"),
     ] = msgspec.UNSET
 
 
@@ -477,6 +482,9 @@ class Phase(msgspec.Struct, kw_only=True):
         meaning("forward or training, where a step is one and decodes nothing: it has no prompt"),
     ] = msgspec.UNSET
     notes: list[str] = []
+    notices: Annotated[
+        list[Notice], meaning("what the notes say, for programs; empty: the report is older")
+    ] = []
     predicted: PredictedRun | None = None
     phase_kind: Annotated[PhaseKind | None, meaning("of a trace without run.json")] = None
     hta: Annotated[SecondOpinion | None, meaning("with --hta")] = None
@@ -576,6 +584,10 @@ class Phase(msgspec.Struct, kw_only=True):
     def finding(self, finding_id: str) -> Finding | None:
         """The finding of an id; None where it does not apply."""
         return next((finding for finding in self.findings if finding.id == finding_id), None)
+
+    def noticed(self, kind: str) -> bool:
+        """Whether its notes hold one of a kind."""
+        return any(one.kind == kind for one in self.notices)
 
     @property
     def nothing_moved(self) -> bool:

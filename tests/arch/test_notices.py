@@ -10,6 +10,7 @@ from string import Formatter
 
 import pytest
 
+from prunescope.analysis.schema import report
 from prunescope.analysis.schema.notice import note
 from prunescope.analysis.wording.sentence import THEMES, WORDINGS, sentence
 from tests.arch.test_imports import ROOT, nodes
@@ -25,12 +26,13 @@ def made(path: Path) -> Iterator[tuple[str, ast.Call]]:
     A kind that is no literal is one of those of its file: a constant or a table of them.
     """
     texts = [n.value for n in nodes(path) if isinstance(n, ast.Constant)]
+    texts += [getattr(report, n.id, None) for n in nodes(path) if isinstance(n, ast.Name)]
     for node in nodes(path):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
             continue
         if node.func.id in MAKERS:
             literals = [n.value for n in ast.walk(node.args[0]) if isinstance(n, ast.Constant)]
-            kinds = literals or [text for text in texts if text in WORDINGS]
+            kinds = literals or [one for one in texts if isinstance(one, str) and one in WORDINGS]
             yield from ((kind, node) for kind in kinds if isinstance(kind, str))
 
 

@@ -1,8 +1,8 @@
 """Reasons are values: no code of analysis/ reads a sentence back.
 
-A reworded sentence must not change a verdict. Differences are worded in
-`comparison/differences.py`, caveats in `verdict/caveats.py`, both again in findings and report/;
-everything else reads kinds, sides and numbers.
+A reworded sentence must not change a verdict. What a Notice, a Difference or a OneSided says is
+worded in `analysis/wording/`, a finding in `analysis/findings/`; all other code reads kinds, sides
+and numbers.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "analysis").rglob("*.py"))
-SENTENCES = {"text", "evidence", "why", "warnings"}
+SENTENCES = {"text", "evidence", "why", "warnings", "notes"}
 READS = {"startswith", "endswith", "split", "rsplit", "partition", "rpartition", "find", "rfind",
          "index", "removeprefix", "removesuffix", "count", "search", "match", "fullmatch",
          "findall"}  # fmt: skip
+WORDED = {"sentence", "difference_text", "not_comparable_text", "one_sided_text"}
 # `text` of a cell of a table is what it shows, and a renderer lays it out.
 CELLS = "report"
 
@@ -78,6 +79,8 @@ class _Reader:
             return node.id in self.names
         if isinstance(node, ast.Attribute) and node.attr == "name":
             return isinstance(node.value, ast.Name) and node.value.id in self.parts
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            return node.func.id in WORDED
         return _ends_in(node, self.attributes)
 
 
@@ -122,6 +125,9 @@ def test_no_sentence_is_read_back() -> None:
         "evidence = phase.family.evidence\nwhy = next(s for s in evidence if s.startswith('not'))",
         "if said not in side.warnings:\n  pass",
         "re.search('never pays', found.why)",
+        "is_whole = phase.steps == 1 and WHOLE in phase.notes",
+        "sparse = any(_SPARSE in note for note in phase.notes)",
+        "is_cut = sentence(one).endswith('cut off')",
     ],
 )
 def test_the_rule_sees_what_it_forbids(code: str) -> None:

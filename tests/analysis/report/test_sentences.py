@@ -85,7 +85,7 @@ def test_noise_has_a_size() -> None:
     )
     phase.findings.append(
         Finding(id="unexplained-difference", severity="warning", evidence=[], change=None,
-                predicted_ns=None, text="no shape moved: kernel efficiency -2.000 ms")
+                predicted_ns=None, text="no shape moved", rows=["kernel efficiency -2.000 ms"])
     )  # fmt: skip
     assert sentences.headline(phase).endswith("of a pruning: kernel efficiency -2.000 ms")
     once = sentences.headline(compared("dense", realised_ci95=None))
