@@ -260,8 +260,8 @@ def _other_program(
         if both < _SAME * most:
             return warning(
                 "ranks-of-two-programs",
-                one=first,
-                other=name,
+                rank=first,
+                other_rank=name,
                 kernels=sum(a.values()),
                 other_kernels=sum(b.values()),
                 same=both / most,

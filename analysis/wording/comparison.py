@@ -32,37 +32,38 @@ _INPUTS = {ROWS: "batch or length", BATCH_SIZE: "the batch", LENGTH: "the length
 _TIMES = {0.5: "half", 2.0: "twice"}
 
 
-def one_sided_text(one: OneSided) -> str:
+def one_sided_text(record: OneSided) -> str:
     """Return what is ignored on both sides, and the capture or option that gives it."""
-    with_it = "dense" if one.missing == "pruned" else "pruned"
-    if one.kind == SHAPES and one.refused is not None:
+    with_it = "dense" if record.missing == "pruned" else "pruned"
+    if record.kind == SHAPES and record.refused is not None:
         return (
-            f"only the {with_it} side has shapes, for {one.trace} {one.refused}; "
-            f"{OWN_CONFIG[one.missing]}; until then what was pruned, FLOPs and bounds are unknown"
+            f"only the {with_it} side has shapes, for {record.trace} {record.refused}; "
+            f"{OWN_CONFIG[record.missing]}; until then what was pruned, FLOPs and bounds are "
+            "unknown"
         )
-    if one.kind == SHAPES:
+    if record.kind == SHAPES:
         return (
-            f"only one side recorded shapes, {one.trace} has none: capture it again with "
-            f"{recorder_called(one.profiler).shapes}; until then what was pruned, FLOPs and bounds "
-            "are unknown"
+            f"only one side recorded shapes, {record.trace} has none: capture it again with "
+            f"{recorder_called(record.profiler).shapes}; until then what was pruned, FLOPs and "
+            "bounds are unknown"
         )
-    if one.kind == ROLES:
+    if record.kind == ROLES:
         return (
-            f"only on the {with_it} side do modules give roles, in {one.trace} they name too "
+            f"only on the {with_it} side do modules give roles, in {record.trace} they name too "
             "few linears: roles and layers of both come from the order of kernels"
         )
-    if one.kind == MODULES:
+    if record.kind == MODULES:
         return (
-            f"only the {with_it} side recorded modules, {one.trace} has none: roles and "
+            f"only the {with_it} side recorded modules, {record.trace} has none: roles and "
             "layers of both come from the order of kernels; recording modules slows "
             f"the host, so host and idle time of the {with_it} side are larger and their rows "
-            f"are no evidence: capture both sides with {recorder_called(one.profiler).modules}, or "
-            "both without"
+            f"are no evidence: capture both sides with {recorder_called(record.profiler).modules}, "
+            "or both without"
         )
     return (
-        f"only one side has shapes: pass {EAGER_OPTIONS[one.missing]} for the graph replays of "
-        f"{one.trace}; until then replays are compared by the names of their kernels, and shares "
-        "of FLOPs and bytes are null"
+        f"only one side has shapes: pass {EAGER_OPTIONS[record.missing]} for the graph replays of "
+        f"{record.trace}; until then replays are compared by the names of their kernels, and "
+        "shares of FLOPs and bytes are null"
     )
 
 
@@ -80,23 +81,24 @@ def _unpaired_text(dense: object, pruned: object) -> str:
     )
 
 
-def _input_text(one: Difference) -> str | None:
+def _input_text(difference: Difference) -> str | None:
     """Return a difference of inputs in words; None for another kind of difference."""
-    if one.kind == FORWARDS:
+    if difference.kind == FORWARDS:
         return (
-            f"every GEMM runs {one.pruned:g} × as often a step, in the same shapes: other inputs "
-            f"({one.pruned:g} × the forwards a step, as of gradients that are accumulated)"
+            f"every GEMM runs {difference.pruned:g} × as often a step, in the same shapes: other "
+            f"inputs ({difference.pruned:g} × the forwards a step, as of gradients that are "
+            "accumulated)"
         )
-    if one.kind not in _INPUTS or not isinstance(one.pruned, int | float):
+    if difference.kind not in _INPUTS or not isinstance(difference.pruned, int | float):
         return None
-    which = _INPUTS[one.kind]
-    if one.kind != ROWS:
-        which = f"{_TIMES.get(one.pruned, f'{one.pruned:g} ×')} {which}"
-    return f"M of every linear is {one.pruned:g} × the dense one: other inputs ({which})"
+    which = _INPUTS[difference.kind]
+    if difference.kind != ROWS:
+        which = f"{_TIMES.get(difference.pruned, f'{difference.pruned:g} ×')} {which}"
+    return f"M of every linear is {difference.pruned:g} × the dense one: other inputs ({which})"
 
 
-def _first_calls_text(one: Difference) -> str:
-    sides = (("the baseline", one.dense), ("the pruned run", one.pruned))
+def _first_calls_text(difference: Difference) -> str:
+    sides = (("the baseline", difference.dense), ("the pruned run", difference.pruned))
     held = [(name, ns) for name, ns in sides if isinstance(ns, int | float) and ns > 0]
     most = max(held, key=lambda side: side[1])
     others = [f"{name} {ms(ns)}" for name, ns in held if name != most[0]]
@@ -139,19 +141,19 @@ _WHY: dict[str, Callable[[object, object], str]] = {
 }
 
 
-def difference_text(one: Difference) -> str:
+def difference_text(difference: Difference) -> str:
     """Return a difference as a line of evidence: both values."""
-    if one.kind == FIRST_CALLS:
-        return _first_calls_text(one)
-    if (text := _input_text(one)) is not None:
+    if difference.kind == FIRST_CALLS:
+        return _first_calls_text(difference)
+    if (text := _input_text(difference)) is not None:
         return text
-    if one.kind == CUT:
-        return cut_text(one.dense, one.pruned)
-    if one.kind == STEPS:
-        return f"steps: {one.dense} against {one.pruned}"
-    if one.kind == UNPAIRED:
-        return _unpaired_text(one.dense, one.pruned)
-    return f"{one.kind}: {one.dense} dense, {one.pruned} pruned"
+    if difference.kind == CUT:
+        return cut_text(difference.dense, difference.pruned)
+    if difference.kind == STEPS:
+        return f"steps: {difference.dense} against {difference.pruned}"
+    if difference.kind == UNPAIRED:
+        return _unpaired_text(difference.dense, difference.pruned)
+    return f"{difference.kind}: {difference.dense} dense, {difference.pruned} pruned"
 
 
 def not_comparable_text(difference: Difference) -> str:
@@ -178,7 +180,7 @@ def _more_calls(*, op: str, shape: Sequence[Any], dense: int, pruned: int) -> st
 
 
 WORDS: dict[str, str | Callable[..., str]] = {
-    "one-sided": lambda record: one_sided_text(record),
+    "one-sided": one_sided_text,
     "not-comparable": not_comparable_text,
     "only-launches-placed": (
         "only launches have layers and roles, and {trace} replays a graph, whose kernels have "

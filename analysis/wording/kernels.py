@@ -84,12 +84,13 @@ def _collectives(each: Sequence[Mapping[str, Any]], more: int) -> str:
     return f"collectives, a step: {'; '.join(parts)}{rest}"
 
 
-def _collective(one: Mapping[str, Any]) -> str:
-    of = f" of {one['elements']:,} {one['unit']}" if one["elements"] else ""
-    ranks = f" over {one['ranks']} ranks" if one["ranks"] else ""
-    rate = one["gb_per_s"]
+def _collective(collective: Mapping[str, Any]) -> str:
+    of = f" of {collective['elements']:,} {collective['unit']}" if collective["elements"] else ""
+    ranks = f" over {collective['ranks']} ranks" if collective["ranks"] else ""
+    rate = collective["gb_per_s"]
     on_bus = "" if rate is None else f", at least {rate:,.3g} GB/s on the bus"
-    return f"{one['count']:,.4g} {one['name']}{of}{ranks}, {ms(one['ns'])} each{on_bus}"
+    calls = f"{collective['count']:,.4g} {collective['name']}"
+    return f"{calls}{of}{ranks}, {ms(collective['ns'])} each{on_bus}"
 
 
 def _two_models(layers: Sequence[tuple[int, int]]) -> str:
@@ -253,7 +254,8 @@ WORDS: dict[str, str | Callable[..., str]] = {
     ),
     "rank-on-host": "{rank} has host ops only: it is not compared with the other ranks",
     "ranks-of-two-programs": (
-        "{one} and {other} do not run the same program ({kernels:,.0f} and {other_kernels:,.0f} "
-        "kernels a step, {same:percent} of them the same): ranks are not compared"
+        "{rank} and {other_rank} do not run the same program ({kernels:,.0f} and "
+        "{other_kernels:,.0f} kernels a step, {same:percent} of them the same): ranks are not "
+        "compared"
     ),
 }

@@ -27,23 +27,29 @@ def _named(peak: str) -> str:
 
 
 def _moved(peaks: Sequence[Mapping[str, Any]]) -> str:
-    each = "; ".join(
-        f"{_named(one['peak'])} was measured as {rate(one['before'], one['peak'])} before the "
-        f"capture and {rate(one['after'], one['peak'])} after it (bounds use {_USED[one['used']]})"
-        for one in peaks
-    )
+    each = "; ".join(_moved_peak(**numbers) for numbers in peaks)
     return f"{each}: something else ran, or the clock fell"
 
 
-def _below(peaks: Sequence[Mapping[str, Any]]) -> str:
-    each = "; ".join(
-        f"{_named(one['peak'])} is {rate(one['calibrated'], one['peak'])}, and was at most "
-        f"{rate(one['most'], one['peak'])} around this capture"
-        for one in peaks
+def _moved_peak(peak: str, before: float, after: float, used: str) -> str:
+    return (
+        f"{_named(peak)} was measured as {rate(before, peak)} before the capture and "
+        f"{rate(after, peak)} after it (bounds use {_USED[used]})"
     )
+
+
+def _below(peaks: Sequence[Mapping[str, Any]]) -> str:
+    each = "; ".join(_lower_peak(**numbers) for numbers in peaks)
     return (
         f"by `prunescope calibrate` {each}: the device was slower then, or the calibration is of "
         "another time; shares of bounds may be too low"
+    )
+
+
+def _lower_peak(peak: str, calibrated: float, most: float) -> str:
+    return (
+        f"{_named(peak)} is {rate(calibrated, peak)}, and was at most {rate(most, peak)} around "
+        "this capture"
     )
 
 

@@ -32,8 +32,8 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "percent": percent,
     "short": shortened,
     "list": lambda texts: ", ".join(map(str, texts)),
-    "notice": lambda one: sentence(one),
-    "notices": lambda several: "; ".join(map(sentence, several)),
+    "notice": lambda notice: sentence(notice),
+    "notices": lambda notices: "; ".join(map(sentence, notices)),
 }
 
 

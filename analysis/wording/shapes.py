@@ -45,7 +45,9 @@ def _given(
 
 
 def _ranges(*, ranges: Sequence[dict[str, Any]], outside: Sequence[tuple[str, int]]) -> str:
-    each = [f"{one['role']} {intervals(one['allowed'])} by its {one['how']}" for one in ranges]
+    each = [
+        f"{width['role']} {intervals(width['allowed'])} by its {width['how']}" for width in ranges
+    ]
     if len(each) > _RANGES:
         each = [*each[:_RANGES], f"and {len(each) - _RANGES} others"]
     config = "the config's value is within this range"
@@ -79,7 +81,7 @@ def _time(ns: float) -> str:
 
 def _rates_apart(*, gemms: Sequence[dict[str, Any]], apart: float, limit: float, same: bool) -> str:
     takes = " and ".join(
-        f"{one['role']} with N·K = {one['size']:,} takes {_time(one['ns'])}" for one in gemms
+        f"{gemm['role']} with N·K = {gemm['size']:,} takes {_time(gemm['ns'])}" for gemm in gemms
     )
     return (
         f"{takes}: their rates are {apart:.2f} times apart, those of "
