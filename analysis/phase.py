@@ -48,6 +48,7 @@ from prunescope.analysis.routing import routing_of
 from prunescope.analysis.schema.categories import CategoryTime
 from prunescope.analysis.schema.pair_comparison import PairComparison
 from prunescope.analysis.schema.report import (
+    TOP_KERNELS,
     FamilyVerdict,
     GemmRow,
     Ladder,
@@ -74,8 +75,6 @@ from prunescope.analysis.verdict.verdict import evidence_of, verdict
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.run import Run
-
-_TOP_KERNELS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -402,7 +401,7 @@ def _phase(
         time_scale=compared.time_scale,
         ledger=compared.ledger,
         findings=[],
-        kernels=kernel_rows(frame, steps, _TOP_KERNELS),
+        kernels=kernel_rows(frame, steps, TOP_KERNELS),
         kernels_per_step=sums.kernels_per_step,
         unknown_kernels=kernel_rows(frame.filter(pl.col("kind") == "unknown"), steps, 10),
         baseline=compared.baseline,

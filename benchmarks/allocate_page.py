@@ -30,9 +30,9 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import prunescope
-from prunescope.analysis.report.numbers import loss, ratio, ratios
 from prunescope.analysis.schema.report import INVALID_TIMES
 from prunescope.taxonomy.allocation_plan import KeptLayer, PlanOfLayers
+from prunescope.taxonomy.numbers import loss, ratio, ratios
 from prunescope.taxonomy.run import read_run
 
 DENSE = "dense"

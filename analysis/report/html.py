@@ -14,29 +14,25 @@ from typing import Any
 
 import jinja2
 
-from prunescope.analysis.report import (
-    evidence,
-    ledger_view,
-    measured,
-    numbers,
-    sentences,
-    titles,
-)
+from prunescope.analysis.report import hatches, ledger_view, measured, sentences, titles
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.phase_tables import Extent, overview, phase_tables
-from prunescope.analysis.report.summary import in_reading_order, outcome_and_reasons, waits_for
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.report.view import Table
 from prunescope.analysis.schema.report import Finding, Phase, Report
+from prunescope.analysis.summary import evidence
+from prunescope.analysis.summary.labels import LEDGER
+from prunescope.analysis.summary.paragraph import in_reading_order, outcome_and_reasons, waits_for
+from prunescope.taxonomy import numbers
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _CODE = re.compile(r"`([^`]+)`")
 _OPTION = re.compile(r"(?<!\S)--[\w-]+")  # browsers break lines between its hyphens
-_EXTENT = Extent(kernels=300, kernel_names=True, without=frozenset({"ladder", "ledger"}))
+_EXTENT = Extent(kernel_names=True, without=frozenset({"ladder", "ledger"}))
 
 
 def render_html(report: Report) -> str:
-    """The whole report, tables in full (kernels: the first 300 names), light and dark."""
+    """The whole report, light and dark, with every row that the report holds."""
     slugs = phase_slugs(report)
     return rendered_page(
         "report.html.j2",
@@ -130,7 +126,7 @@ def phase_view(name: str, slug: str, phase: Phase, late: Finding | None = None) 
 
 def _strokes(caveats: list[str]) -> str:
     """The class of the hatching of the most severe caveat; empty without one."""
-    return evidence.STROKES[evidence.HATCHES[caveats[0]]] if caveats else ""
+    return hatches.STROKES[hatches.HATCHES[caveats[0]]] if caveats else ""
 
 
 def _bars(rows: list[ledger_view.LadderRow]) -> tuple[list[dict[str, Any]], float]:
@@ -167,11 +163,11 @@ def _ledger(phase: Phase) -> dict[str, Any] | None:
         {"x": 100 * min(b.start, b.end), "width": 100 * abs(b.end - b.start), "tone": b.tone}
         for b in bars
     ]
-    meanings = [ledger_view.LEDGER.get(row.row, ("", ""))[1] for row in phase.ledger]
+    meanings = [LEDGER.get(row.row, ("", ""))[1] for row in phase.ledger]
     return {
         "table": table,
         "rows": list(zip(table.rows, spans, meanings, strict=True)),
-        "caveats": ", ".join(caveats := evidence.of_ledger(phase)),
+        "caveats": ", ".join(caveats := evidence.ledger_reasons(phase)),
         "strokes": _strokes(caveats),
         "tones": {bar.tone for bar in bars if bar.start != bar.end},
         "range": f"{unit.text(low)} to {unit.text(high)} {unit.unit}",

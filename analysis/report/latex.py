@@ -9,13 +9,15 @@ from collections.abc import Iterator
 
 import msgspec
 
-from prunescope.analysis.report import numbers, sentences, titles
+from prunescope.analysis.report import sentences, titles
 from prunescope.analysis.report.escape import latex, latex_code
 from prunescope.analysis.report.phase_tables import Extent, phase_tables
 from prunescope.analysis.report.sentences import statistic
 from prunescope.analysis.report.titles import facts_of, phase_slugs, short
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import Phase, Report
+from prunescope.analysis.summary.headline import headline
+from prunescope.taxonomy import numbers
 from prunescope.taxonomy.errors import PrunescopeError
 
 # What a paper has room for.
@@ -92,7 +94,7 @@ def _snippets(report: Report, prefix: str) -> dict[str, str]:
         for kind, title in _FIGURES.items():
             if getattr(phase, kind):
                 label, file = f"fig:{prefix}{kind}-{slug}", f"{kind}-{slug}"
-                text = f"{title}, {subject}: {sentences.headline(phase)}. {_statistic(phase)}"
+                text = f"{title}, {subject}: {headline(phase)}. {_statistic(phase)}"
                 found[f"figure-{kind}-{slug}.tex"] = "\n".join(figure_snippet(file, text, label))
     return found
 
@@ -142,7 +144,7 @@ def tabular(table: Table, keep: list[int]) -> Iterator[str]:
 
 def _caption(table: Table, subject: str, phase: Phase) -> str:
     if table.id in ("ladder", "ledger"):
-        return latex(f"{table.title}, {subject}: {sentences.headline(phase)}. {_statistic(phase)}")
+        return latex(f"{table.title}, {subject}: {headline(phase)}. {_statistic(phase)}")
     profiled = msgspec.structs.replace(phase, unprofiled_ns=None)  # what these tables are made of
     return latex(f"{table.title}, {subject}, n = {phase.steps}: {sentences.setup(profiled)}.")
 

@@ -9,16 +9,16 @@ from prunescope.analysis.report.escape import markdown as text
 from prunescope.analysis.report.escape import markdown_code
 from prunescope.analysis.report.phase_tables import Extent, overview, phase_tables
 from prunescope.analysis.report.sheet import Line, Sheet
-from prunescope.analysis.report.summary import in_reading_order, outcome_and_reasons, waits_for
 from prunescope.analysis.report.view import Cell, Table
 from prunescope.analysis.schema.report import Finding, Phase, Report
+from prunescope.analysis.summary.paragraph import in_reading_order, outcome_and_reasons, waits_for
 
-_EXTENT = Extent(kernels=40)
+_EXTENT = Extent()
 _FIRST = ("ladder", "ledger")  # tables that are part of the answer
 
 
 def render_markdown(report: Report) -> str:
-    """The report as Markdown, tables in full but for the kernels (the first 40 names)."""
+    """The report as Markdown, with every row that the report holds."""
     return "\n\n".join(_report(report)) + "\n"
 
 

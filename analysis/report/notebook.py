@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from prunescope.analysis.report import gemm_table, numbers, sentences, titles
+from prunescope.analysis.report import gemm_table, sentences, titles
 from prunescope.analysis.report.comparison import comparison_table, comparison_warnings
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.html import phase_view, templates
 from prunescope.analysis.report.phase_tables import overview
 from prunescope.analysis.report.sheet import Sheet
-from prunescope.analysis.report.summary import in_reading_order, waits_for
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.schema.comparison import Comparison
-from prunescope.analysis.schema.report import NO_SPEEDUP, Phase, Report
+from prunescope.analysis.schema.report import CAPTURED, NO_SPEEDUP, Phase, Report
+from prunescope.analysis.summary.paragraph import in_reading_order, waits_for
+from prunescope.taxonomy import numbers
 
 _TOP_GEMMS = 12
 
@@ -33,7 +34,7 @@ def brief(report: Report) -> str:
 
 
 def _outcome(phase: Phase) -> str:
-    if sentences.captured(phase):
+    if phase.finding(CAPTURED):
         return "no step was timed"
     if phase.ladder is None:
         return f"{numbers.time(phase.step_time_ns)} a step"

@@ -13,11 +13,11 @@ from typing import Any
 
 import polars as pl
 
-from prunescope.analysis.report import numbers
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.ledger_view import LEDGER, TOTALS
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.schema.report import Phase, Report
+from prunescope.analysis.summary.labels import LEDGER
+from prunescope.taxonomy import numbers
 
 _TRACKS = ("kernels", "kind", "role", "bound", "ledger row")
 _PID, _HOST, _OUTSIDE_STEPS = 1, 2, 3
@@ -180,7 +180,7 @@ def _moved(phase: Phase) -> dict[tuple[str, str], str]:
     """(role, class) to the ledger row that it moved most, with the ns of its part."""
     most: dict[tuple[str, str], tuple[float, str]] = {}
     for row in phase.ledger or []:
-        if row.row in TOTALS or row.row == "promised":
+        if row.is_wall or row.row == "promised":
             continue
         for part in row.parts:
             key = (part.role or "", part.cls or "")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from prunescope.analysis.report import evidence, ledger_view, measured, numbers, titles
+from prunescope.analysis.report import ledger_view, measured, titles
 from prunescope.analysis.report.gemm_table import gemm_table, kernel_table
 from prunescope.analysis.report.ledger_view import (
     ladder_table,
@@ -22,7 +22,6 @@ from prunescope.analysis.report.ledger_view import (
     without_unknown,
 )
 from prunescope.analysis.report.replay_tables import replay_table
-from prunescope.analysis.report.summary import FEW_PHASES, first_to_read
 from prunescope.analysis.report.view import (
     Cell,
     Column,
@@ -41,6 +40,9 @@ from prunescope.analysis.schema.report import (
     Phase,
 )
 from prunescope.analysis.schema.sides import Unprofiled
+from prunescope.analysis.summary import evidence
+from prunescope.analysis.summary.paragraph import FEW_PHASES, first_to_read
+from prunescope.taxonomy import numbers
 
 # What a step of a trace without run.json is, by the phase that it turned out to be.
 _STEP_MEANINGS = {
@@ -445,5 +447,5 @@ def _ratios(phase: Phase) -> list[str]:
         return ["–"] * 3
     interval = numbers.ratios(ladder.realised_ci95) if ladder.realised_ci95 else "–"
     share = ledger_view.realised_shares(phase).get("roofline")
-    realised = ledger_view.marked(ladder.realised, evidence.of_phase(phase))
+    realised = ledger_view.marked(ladder.realised, evidence.phase_reasons(phase))
     return [realised, interval, numbers.percent(share)]

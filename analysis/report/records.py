@@ -148,9 +148,8 @@ def roofline(report: Report) -> Records:
 
     def rows(phase: Phase) -> Iterator[Row]:
         for point in phase.anatomy.points if phase.anatomy else ():
-            rate = point.flop * point.count / point.clock_ns * 1e9 if point.clock_ns else None
-            intensity = point.flop / point.bytes if point.bytes else None
-            yield _fields(point) | {"flop_per_byte": intensity, "flop_per_s": rate}
+            rates = {"flop_per_byte": point.flop_per_byte, "flop_per_s": point.flop_per_s}
+            yield _fields(point) | rates
 
     return _records("roofline", report, columns, rows)
 

@@ -19,19 +19,13 @@ from rich.rule import Rule
 from rich.table import Table as Grid
 from rich.text import Text
 
-from prunescope.analysis.report import (
-    evidence,
-    ledger_view,
-    measured,
-    numbers,
-    sentences,
-    summary,
-    titles,
-)
+from prunescope.analysis.report import hatches, ledger_view, measured, sentences, titles
 from prunescope.analysis.report.phase_tables import Extent, overview, phase_table, phase_tables
 from prunescope.analysis.report.sheet import Page, kept_columns, plain_name
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import Finding, Phase, Report
+from prunescope.analysis.summary import evidence, paragraph
+from prunescope.taxonomy import numbers
 
 WIDE = 110  # columns from which evidence stands next to its row
 _EXTENT = Extent(gemms=14, kernels=8, kinds=8, brief=True)
@@ -82,7 +76,7 @@ class _ReportPage(Page):
         else:
             yield title.append_text(self.ink(f", {titles.against(report)}", "not bold"))
         self._all = report.phases
-        phases = summary.in_reading_order(report.phases)
+        phases = paragraph.in_reading_order(report.phases)
         table = overview(report.phases, **({} if full else {"rest": "the other {}: --full"}))
         if table is not None:
             yield self.section(table.title)
@@ -133,8 +127,8 @@ class _ReportPage(Page):
         are."""
         lines -= self.height([self.section("Findings")]) + 1
         shown = 0
-        waits = summary.waits_for(phase, self._all) is not None
-        recommended = [] if waits else summary.recommended_changes(phase)
+        waits = paragraph.waits_for(phase, self._all) is not None
+        recommended = [] if waits else paragraph.recommended_changes(phase)
         for item in phase.findings:
             # The paragraph above ends with their changes.
             is_above = any(item is one for one in recommended)
@@ -172,7 +166,9 @@ class _ReportPage(Page):
 
     def _summary(self, phase: Phase) -> Text:
         """The paragraph, its outcome in bold."""
-        outcome, reasons = summary.outcome_and_reasons(phase, summary.waits_for(phase, self._all))
+        outcome, reasons = paragraph.outcome_and_reasons(
+            phase, paragraph.waits_for(phase, self._all)
+        )
         text = self.ink(outcome, "bold")
         if reasons:
             text.append_text(self.ink(f" {reasons}", "not bold"))
@@ -241,7 +237,7 @@ class _ReportPage(Page):
         bars, _ = ledger_view.waterfall(rows)
         spare = self.width - (100 if self.width >= WIDE else 62) + 11 * (6 - len(table.columns))
         room = max(10, min(30, spare))
-        stroke = _stroke(evidence.of_ledger(phase))
+        stroke = _stroke(evidence.ledger_reasons(phase))
         bar_cells = [Cell(_bar_text(bar, room, stroke), tone=bar.tone) for bar in bars]
         columns = [*table.columns[:3], Column("", drop=_BAR_DROP), *table.columns[3:]]
         lines = [[*r[:3], bar, *r[3:]] for r, bar in zip(table.rows, bar_cells, strict=True)]
@@ -264,7 +260,7 @@ class _ReportPage(Page):
 
     def _brief_notes(self, table: Table, phase: Phase) -> list[str]:
         """The first note, and why intervals are missing where the strokes do not say it."""
-        is_one_step = evidence.ONE_STEP in evidence.of_ledger(phase)
+        is_one_step = evidence.ONE_STEP in evidence.ledger_reasons(phase)
         missing = [] if is_one_step else ledger_view.interval_notes(phase.ledger or [])
         return list(dict.fromkeys([*table.notes[:1], *missing]))
 
@@ -302,7 +298,7 @@ class _ReportPage(Page):
 def _stroke(reasons: list[str]) -> str:
     """The character that fills what is measured and no evidence for these reasons, as the hatch of
     a picture does; empty where there is none."""
-    return evidence.HATCHES[reasons[0]][0] if reasons else ""
+    return hatches.HATCHES[reasons[0]][0] if reasons else ""
 
 
 def _hanging(mark: Text, text: Text) -> RenderableType:

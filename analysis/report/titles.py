@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from prunescope.analysis.report import numbers
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.schema.report import (
     Phase,
     Report,
 )
 from prunescope.analysis.schema.sides import DeviceRates, DeviceUsed
+from prunescope.taxonomy import numbers
 from prunescope.taxonomy.dtypes import QUANTISED, THREE_TF32, three_tf32_rate
 
 # Where bounds use a peak that is none of those measured around the run or in it.

@@ -14,9 +14,9 @@ from prunescope.analysis.comparison.differences import (
 )
 from prunescope.analysis.comparison.other_inputs import ROWS
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.sentences import headline
 from prunescope.analysis.schema.pair_comparison import Difference, PairComparison
 from prunescope.analysis.schema.report import Finding, Phase, Report, from_json, to_json
+from prunescope.analysis.summary.headline import headline
 from prunescope.rules import check_report, parse_rules
 from tests.analysis import run_folder
 from tests.analysis.finding_cases import layers, mm, of_pair, plain
