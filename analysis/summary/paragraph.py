@@ -104,7 +104,7 @@ def outcome_and_reasons(phase: Phase, late: Finding | None = None) -> tuple[str,
     return f"{headline(phase)}.", " ".join(map(_sentence, _reasons(phase, late)))
 
 
-def in_reading_order(phases: Mapping[str, Phase]) -> dict[str, Phase]:
+def sort_for_reading(phases: Mapping[str, Phase]) -> dict[str, Phase]:
     """Return all phases, the one that answers for all first where there are many.
 
     It comes first too where one is a rank that the others wait for; the rest keep their order.
