@@ -30,30 +30,34 @@ def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> 
         top: How many rows are shown, those that took or lost the most time; None shows all.
         names: Whether the names of the kernels that ran stand in place of the group.
     """
-    compared = any(gemm.axis is not None for gemm in phase.gemms)
+    is_compared = any(gemm.axis is not None for gemm in phase.gemms)
     merged = merge_rows(phase.gemms)
     merged_by_id = {id(row.gemm): row for row in merged}
     gemms = [row.gemm for row in merged]
     shown = sorted(gemms, key=lambda gemm: -max(gemm.busy_ns, abs(gemm.loss_ns or 0.0)))[:top]
     unit = numbers.scale(gemm.busy_ns for gemm in phase.gemms)
     # Where room is short, a column in which nothing moved goes first.
-    heads = any("heads" in (gemm.keep or {}) for gemm in shown)
-    fewer = any(gemm.dense_count not in (None, gemm.count) for gemm in shown)
+    has_heads = any("heads" in (gemm.keep or {}) for gemm in shown)
+    has_fewer_calls = any(gemm.dense_count not in (None, gemm.count) for gemm in shown)
     columns = [
         Column("role"),
         *([] if names else [Column("group", drop=9)]),
-        *([Column("axis"), number("kept")] if compared else []),
-        number("batch", drop=1 if heads else 7),
+        *([Column("axis"), number("kept")] if is_compared else []),
+        number("batch", drop=1 if has_heads else 7),
         *(number(axis) for axis in "MNK"),
-        number("count", drop=1 if fewer else 3),
+        number("count", drop=1 if has_fewer_calls else 3),
         Column("bound", drop=2),
         number("time", unit.unit),
-        *([number("promised", unit.unit, drop=4), number("loss", unit.unit)] if compared else []),
+        *(
+            [number("promised", unit.unit, drop=4), number("loss", unit.unit)]
+            if is_compared
+            else []
+        ),
         number("efficiency", drop=8),
         *([Column("kernel", flexible=True)] if names else []),
     ]
     ordered = sort_by_group(shown)
-    rows = [_gemm_cells(merged_by_id[id(gemm)], unit, compared=compared) for gemm in ordered]
+    rows = [_gemm_cells(merged_by_id[id(gemm)], unit, is_compared=is_compared) for gemm in ordered]
     is_gated = any(gemm.role in _GATES for gemm in phase.gemms)
     for row, gemm in zip(rows, ordered, strict=True):
         if names:
@@ -64,7 +68,7 @@ def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> 
     return Table("gemms", "GEMMs", columns, rows, notes, {_ABOVE: ("efficiency",)})
 
 
-def _gemm_cells(merged: MergedRow, unit: numbers.Scale, *, compared: bool) -> list[Cell]:
+def _gemm_cells(merged: MergedRow, unit: numbers.Scale, *, is_compared: bool) -> list[Cell]:
     """Return the cells of a row but for its group or kernels."""
     gemm, loss = merged.gemm, merged.gemm.loss_ns
     marks = {
@@ -76,7 +80,7 @@ def _gemm_cells(merged: MergedRow, unit: numbers.Scale, *, compared: bool) -> li
     shown_marks = "".join(mark for mark, holds in marks.items() if holds)
     moved: list[Cell] = []
     cost: list[Cell] = []
-    if compared:
+    if is_compared:
         moved = [Cell(gemm.axis or numbers.UNKNOWN), _kept(merged)]
         colour = "" if not loss else "loss" if loss > 0 else "gain"
         cost = [
@@ -146,8 +150,8 @@ def _hidden_note(unit: numbers.Scale, rows: Sequence[GemmRow | KernelRow]) -> st
 def _dimension(now: int | None, dense: int | None, span: tuple[int, int] | None = None) -> Cell:
     """Return `576`, `1536→1160` where pruning changed it, `1536→960–1160` where layers differ."""
     new = numbers.UNKNOWN if now is None else str(now) if span is None else f"{span[0]}–{span[1]}"
-    moved = dense is not None and (dense != now or span is not None)
-    return Cell(f"{dense}→{new}" if moved else new, now)
+    has_moved = dense is not None and (dense != now or span is not None)
+    return Cell(f"{dense}→{new}" if has_moved else new, now)
 
 
 def _calls(gemm: GemmRow) -> Cell:
@@ -173,8 +177,8 @@ def _kept(merged: MergedRow) -> Cell:
 
 def _is_split(gemm: GemmRow, group: str) -> bool:
     # Attention in the place of another role (computed again in a backward pass) has no such group.
-    of_experts = gemm.role == "experts" and gemm.group not in ("qk", "pv")
-    return gemm.split and ("down" if of_experts else "pv") == group
+    is_of_experts = gemm.role == "experts" and gemm.group not in ("qk", "pv")
+    return gemm.split and ("down" if is_of_experts else "pv") == group
 
 
 def _gemm_notes(gemms: list[GemmRow], shown: list[GemmRow], unit: numbers.Scale) -> list[str]:

@@ -36,10 +36,7 @@ _EXTENT = Extent(kernel_names=True, without=frozenset({"ladder", "ledger"}))
 def render_html(report: Report) -> str:
     """Return the whole report as a page, light and dark, with every row that the report holds."""
     return rendered_page(
-        "report.html.j2",
-        tool=report.tool,
-        no_finding=sentences.NO_FINDING,
-        **report_view(report),
+        "report.html.j2", tool=report.tool, no_finding=sentences.NO_FINDING, **report_view(report)
     )
 
 
@@ -138,7 +135,7 @@ def phase_view(name: str, slug: str, phase: Phase, late: Finding | None = None) 
         "ladder_notes": ledger_view.ladder_notes(phase),
         "bounds": bounds,
         "spans": any("[" in row.interval for row in rows),
-        "one": unchanged,
+        "unchanged": unchanged,
         "ledger": _ledger(phase),
         "tables": list(phase_tables(phase, _EXTENT)),
         "measured": measured.lines(phase),

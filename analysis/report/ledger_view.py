@@ -23,11 +23,7 @@ from prunescope.analysis.schema.report import (
     Row,
     is_beyond_noise,
 )
-from prunescope.analysis.summary.evidence import (
-    INVALID,
-    bound_reasons,
-    ledger_invalid_reasons,
-)
+from prunescope.analysis.summary.evidence import INVALID, bound_reasons, ledger_invalid_reasons
 from prunescope.analysis.summary.labels import INSTEAD_OF_FLOPS, LADDER, NOT_EXPLAINED, label_of
 from prunescope.taxonomy import numbers
 from prunescope.taxonomy.words import when
@@ -119,8 +115,8 @@ def readable_interval(row: Row | LedgerPart | OverheadPart, rows: list[Row]) -> 
     if not row.ci95:
         return None
     longest = max((abs(wall.moves_ns) for wall in rows if wall.is_wall), default=0.0)
-    below_zero = isinstance(row, Row) and row.is_wall and row.ci95[0] < 0
-    return None if below_zero or max(map(abs, row.ci95)) > _FAR * longest else row.ci95
+    is_below_zero = isinstance(row, Row) and row.is_wall and row.ci95[0] < 0
+    return None if is_below_zero or max(map(abs, row.ci95)) > _FAR * longest else row.ci95
 
 
 def is_visible(ci95: list[float] | None, across: float) -> bool:
@@ -228,8 +224,8 @@ def _noise(row: Row, unit: numbers.Scale) -> Cell:
     """Return `±0.11`; nothing where it is 0 by definition."""
     if row.noise_ns is None:
         return Cell(numbers.UNKNOWN)
-    by_definition = row.row in NO_NOISE and not row.noise_ns
-    return Cell("" if by_definition else f"±{unit.text(row.noise_ns)}", row.noise_ns)
+    is_by_definition = row.row in NO_NOISE and not row.noise_ns
+    return Cell("" if is_by_definition else f"±{unit.text(row.noise_ns)}", row.noise_ns)
 
 
 def ledger_table(phase: Phase) -> Table | None:

@@ -201,8 +201,8 @@ def _idle(anatomy: Anatomy, phase: Phase) -> str:
     text += f"; a CUDA graph gives at most {numbers.ratio(anatomy.kernels_speedup)}"
     if stays := anatomy.idle_in_graph_ns:
         text += f", because {numbers.time(stays)} of idle time remain"
-    waits = phase.kinds.get("comm", 0.0) > _COMM * phase.wall_ns
-    return text + when(waits, ", if every rank that it waits for gains as much")
+    is_waiting = phase.kinds.get("comm", 0.0) > _COMM * phase.wall_ns
+    return text + when(is_waiting, ", if every rank that it waits for gains as much")
 
 
 def _tiles(anatomy: Anatomy) -> str:

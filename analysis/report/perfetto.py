@@ -17,7 +17,7 @@ import polars as pl
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.schema.report import Phase, Report
-from prunescope.analysis.summary.labels import LEDGER
+from prunescope.analysis.summary.labels import label_of
 from prunescope.taxonomy import numbers
 
 _TRACKS = ("kernels", "kind", "role", "bound", "ledger row")
@@ -150,12 +150,12 @@ def _events(name: str, phase: Phase, rows: Iterable[Row], origin: int) -> Iterat
 def _row(row: Row, base: int, start: int, moved: Mapping[tuple[str, str], str]) -> Iterator[Event]:
     """Yield the slices of one kernel: itself, and one for each track."""
     event = row.get("event")
-    on_device = event is not None and event >= 0
+    is_on_device = event is not None and event >= 0
     span = (start, row["duration"])
     args = {key: _plain(row[key]) for key in _ARGS if row.get(key) is not None}
     args |= {f"{key}_ns": _plain(row[key]) for key in _TIMES if row.get(key) is not None}
     shown = clean(row["name"] or "?")
-    category = _CATEGORIES[row.get("category") or 0] if on_device else "cpu_op"
+    category = _CATEGORIES[row.get("category") or 0] if is_on_device else "cpu_op"
     yield _slice(shown, category, base, span, args)
     for i, key in enumerate(("kind", "role", "bound"), start=1):
         yield _slice(clean(row.get(key) or "unknown"), f"prunescope.{key}", base + i, span)
@@ -176,7 +176,7 @@ def _moved(phase: Phase) -> dict[tuple[str, str], str]:
         for part in row.parts:
             key = (part.role or "", part.cls or "")
             if abs(part.ns) > most.get(key, (0.0, ""))[0]:
-                label = LEDGER.get(row.row, (row.row, ""))[0]
+                label = label_of(row)
                 most[key] = (abs(part.ns), f"{label} {numbers.time(part.ns, signed=True)}")
     return {key: text for key, (_, text) in most.items()}
 

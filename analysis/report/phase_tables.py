@@ -384,8 +384,8 @@ def _change(good: Good | None, now: int | None, unit: numbers.Scale) -> Cell:
     text = unit.text(good.change_ns, signed=True)
     if good.low_ns is not None and good.low_ns != good.high_ns:
         text += f" {unit.interval([good.low_ns, good.high_ns or 0.0])}"
-    gains = good.high_ns is not None and good.high_ns < 0
-    return Cell(text, good.change_ns, tone=when(gains, "gain"))
+    is_gain = good.high_ns is not None and good.high_ns < 0
+    return Cell(text, good.change_ns, tone=when(is_gain, "gain"))
 
 
 def host_table(phase: Phase) -> Table | None:

@@ -185,8 +185,8 @@ def _columns(kind: type[msgspec.Struct], *, without: Iterable[str] = ()) -> dict
     names = zip(kind.__struct_fields__, kind.__struct_encode_fields__, strict=True)
     for name, encoded in ((n, e) for n, e in names if n not in without):
         bare = [t for t in typing.get_args(hints[name]) if t is not type(None)]
-        union = typing.get_origin(hints[name]) in (typing.Union, types.UnionType)
-        plain = bare[0] if union and len(bare) == 1 else hints[name]
+        is_union = typing.get_origin(hints[name]) in (typing.Union, types.UnionType)
+        plain = bare[0] if is_union and len(bare) == 1 else hints[name]
         item = typing.get_args(plain)[0] if typing.get_origin(plain) is list else plain
         if item in (str, int, float, bool):
             columns[encoded] = plain

@@ -33,8 +33,7 @@ class LedgerLine(msgspec.Struct, kw_only=True):
         str | None, meaning("empty: the whole row; else a part of it, and the parts sum to the row")
     ] = None
     role: Annotated[
-        str | None,
-        meaning("where in the model: q, k, v, o, gate, up, down, lm_head and so on"),
+        str | None, meaning("where in the model: q, k, v, o, gate, up, down, lm_head and so on")
     ] = None
     cls: Annotated[str | None, meaning("matmul, attention, pointwise, or the kind of kernel")] = (
         msgspec.field(default=None, name="class")
@@ -58,8 +57,7 @@ class LadderLine(msgspec.Struct, kw_only=True):
     bound: Annotated[str, meaning("nominal, flop, coverage, roofline, busy, realised")]
     speedup: Annotated[float | None, meaning("dense over pruned", "ratio")]
     ci95_low: Annotated[
-        float | None,
-        meaning("lower end of the 95 % interval; empty for nominal and flop", "ratio"),
+        float | None, meaning("lower end of the 95 % interval; empty for nominal and flop", "ratio")
     ]
     ci95_high: Annotated[float | None, meaning(_HIGH, "ratio")]
 

@@ -108,11 +108,11 @@ def coverage(phase: Phase) -> str:
     The largest unknown kernel is named where unknown ones have a visible share.
     """
     names = (("kind", "a kind"), ("work", "a work model"), ("role", "a role"))
-    known = ", ".join(
+    shares = ", ".join(
         f"{numbers.percent(phase.coverage.get(key))} has {label}" for key, label in names
     )
     profiled = when(phase.is_slowed, " in the profiled step")
-    text = f"recognised time, of {numbers.time(phase.busy_ns)} busy{profiled}: {known}"
+    text = f"recognised time, of {numbers.time(phase.busy_ns)} busy{profiled}: {shares}"
     unnamed = 1 - phase.coverage.get("kind", 0.0)
     if phase.unknown_kernels and numbers.percent(unnamed) != numbers.percent(0.0):
         first = phase.unknown_kernels[0]

@@ -123,10 +123,7 @@ TABLES: dict[str, tuple[type[msgspec.Struct], Rows]] = {
     "kernels.csv": (KernelRow, lambda phase: phase.kernels),
     "bounds.csv": (rows.BoundLine, rows.bound_lines),
     "layers.csv": (rows.LayerLine, rows.layer_lines),
-    "roofline.csv": (
-        RooflinePoint,
-        lambda phase: phase.anatomy.points if phase.anatomy else (),
-    ),
+    "roofline.csv": (RooflinePoint, lambda phase: phase.anatomy.points if phase.anatomy else ()),
     "waves.csv": (rows.WaveLine, rows.wave_lines),
     "experts.csv": (LayerRouting, lambda phase: phase.routing.layers if phase.routing else ()),
 }

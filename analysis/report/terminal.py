@@ -229,18 +229,20 @@ class _ReportPage(Page):
         room = max(_SHORTEST, min(40, room - widest if has_column else room))
         grid = self._grid(columns=5 if has_column else 4)
         for row in rows:
-            realised = row.key == "realised"
+            is_realised = row.key == "realised"
             share = f"realised is {numbers.percent(row.share, decimals=0)} of it"
-            share = when(row.share is not None and not realised, share)
-            alone = row.interval if realised and row.ci95 else share  # no sign for an unknown one
+            share = when(row.share is not None and not is_realised, share)
+            alone = (
+                row.interval if is_realised and row.ci95 else share
+            )  # no sign for an unknown one
             cells = [row.interval, share] if has_column else [alone]
-            glyph = _stroke(row.reasons) or ("█" if realised else "░")
+            glyph = _stroke(row.reasons) or ("█" if is_realised else "░")
             bar = glyph * round(room * (row.value or 0.0) / top)
-            style = "bold" if realised else ""
+            style = "bold" if is_realised else ""
             grid.add_row(
                 self.ink(f" {row.label}", style),
                 self.ink(numbers.ratio(row.value), style),
-                self.ink(bar, "green" if realised else "cyan"),
+                self.ink(bar, "green" if is_realised else "cyan"),
                 *(self.ink(cell, "dim") for cell in cells),
             )
         return grid

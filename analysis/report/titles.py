@@ -124,8 +124,8 @@ def _formats(report: Report) -> str:
     if not dtype or not quantised:
         return dtype
     formats = " and ".join(sorted({str(gemm.dtype) for gemm in quantised}))
-    by_torch = all(str(gemm.op).startswith("quantized::") for gemm in quantised)
-    return f"{formats} products{when(by_torch, ' (torch.ao)')}, {dtype} else"
+    is_by_torch = all(str(gemm.op).startswith("quantized::") for gemm in quantised)
+    return f"{formats} products{when(is_by_torch, ' (torch.ao)')}, {dtype} else"
 
 
 def against(report: Report) -> str:

@@ -92,11 +92,7 @@ Columns: TypeAlias = Sequence[tuple[Column, Callable[[T], Cell | str]]]
 
 
 def table_of(
-    table_id: str,
-    title: str,
-    items: Iterable[T],
-    columns: Columns[T],
-    notes: Sequence[str] = (),
+    table_id: str, title: str, items: Iterable[T], columns: Columns[T], notes: Sequence[str] = ()
 ) -> Table:
     """Return a table with a row for each item."""
     rows = [[shown(item) for _, shown in columns] for item in items]

@@ -46,8 +46,8 @@ def merge_rows(gemms: list[GemmRow]) -> list[MergedRow]:
 def _merge_widths(rows: list[GemmRow]) -> list[MergedRow]:
     """Merge the rows of one dense GEMM where they differ in the width that layers keep."""
     moved = [gemm.axis for gemm in rows if gemm.axis != "none"]
-    widths = len(rows) > 1 and bool(moved) and all(gemm.axis in _WIDTHS for gemm in rows)
-    if not widths or any(None in (gemm.batch, gemm.n, gemm.k) for gemm in rows):
+    is_by_width = len(rows) > 1 and bool(moved) and all(gemm.axis in _WIDTHS for gemm in rows)
+    if not is_by_width or any(None in (gemm.batch, gemm.n, gemm.k) for gemm in rows):
         return [MergedRow(gemm) for gemm in rows]
     span = {}
     for name in ("batch", "n", "k"):

@@ -74,10 +74,7 @@ _KEYS_UNKNOWN = (
 _SCORES_KEYS = "added-estimator"  # the finding on what scores keys
 _OF_SHAPES = ("kernel_efficiency", "not_explained")  # a shape that is not known may be the cause
 # What most of a row may be besides kernels and gaps of the model's own, by the finding on it.
-_EXPLAINED_BY = {
-    "interrupted-ops": "interrupted calls",
-    "long-gap": "single long gaps",
-}
+_EXPLAINED_BY = {"interrupted-ops": "interrupted calls", "long-gap": "single long gaps"}
 
 
 def summary(phase: Phase, late: Finding | None = None) -> str:
@@ -122,7 +119,7 @@ def waits_for(phase: Phase, phases: Mapping[str, Phase]) -> Finding | None:
     """
     if phase.finding(LATE_RANK):
         return None
-    return next(filter(None, (other.finding(LATE_RANK) for other in phases.values())), None)
+    return next(filter(None, (ranked.finding(LATE_RANK) for ranked in phases.values())), None)
 
 
 def first_to_read(phases: Mapping[str, Phase]) -> str:
@@ -183,9 +180,9 @@ def _few_roles(phase: Phase) -> Iterator[str]:
     """
     whole = sum(gemm.busy_ns for gemm in phase.gemms)
     named = sum(gemm.busy_ns for gemm in phase.gemms if gemm.role != "unknown")
-    attends = "attention" in phase.busy_by_kind
+    has_attention = "attention" in phase.busy_by_kind
     lacks_modules = not phase.has_modules and any(gemm.op for gemm in phase.gemms)
-    if attends and lacks_modules and named < _MOST * whole:
+    if has_attention and lacks_modules and named < _MOST * whole:
         share = numbers.percent(numbers.share_of(named, whole), decimals=0)
         is_fast = any(_FAST_PATH in f"{row.op} {row.name}" for row in phase.kernels)
         change = _SLOW_PATH if is_fast else _how_to_record_modules(phase)
@@ -503,17 +500,19 @@ def _kept_shares(phase: Phase) -> Iterator[str]:
     removed = phase.sparsity.get("flop")
     if phase.family is None or phase.family.id in FAMILIES or removed is None:
         return
-    compares = phase.is_speedup and not phase.has_two_formats and not _side_caveats(phase)
-    if not compares or not _is_whole_step(phase):
+    is_comparable = phase.is_speedup and not phase.has_two_formats and not _side_caveats(phase)
+    if not is_comparable or not _is_whole_step(phase):
         return
     shares_removed = [("FLOPs", removed), ("bytes", phase.sparsity.get("bytes"))]
     kept = [(name, share) for name, share in shares_removed if share is not None]
     shares = " and ".join(
         f"{numbers.percent(1 - share)} of the dense {name}" for name, share in kept
     )
-    all_same = len(kept) == len(shares_removed) and all(abs(share) < _SAME for _, share in kept)
-    no_gain = all_same and not _choose_at_run_time(known(phase.family.ids))
-    yield f"by its shapes a step keeps {shares}" + when(no_gain, ", so no gain is to be expected")
+    is_unchanged = len(kept) == len(shares_removed) and all(abs(share) < _SAME for _, share in kept)
+    has_no_gain = is_unchanged and not _choose_at_run_time(known(phase.family.ids))
+    yield f"by its shapes a step keeps {shares}" + when(
+        has_no_gain, ", so no gain is to be expected"
+    )
 
 
 def _no_gain(phase: Phase) -> str:
