@@ -48,6 +48,7 @@ from prunescope.analysis.schema.categories import CategoryTime
 from prunescope.analysis.schema.notice import Notice, note
 from prunescope.analysis.schema.pair_comparison import CODE, PairComparison
 from prunescope.analysis.schema.report import (
+    TOP_KERNELS,
     FamilyVerdict,
     GemmRow,
     Ladder,
@@ -75,8 +76,6 @@ from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.runs.run import Run
-
-_TOP_KERNELS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -398,7 +397,7 @@ def _phase(
         time_scale=compared.time_scale,
         ledger=compared.ledger,
         findings=[],
-        kernels=kernel_rows(frame, steps, _TOP_KERNELS),
+        kernels=kernel_rows(frame, steps, TOP_KERNELS),
         kernels_per_step=sums.kernels_per_step,
         unknown_kernels=kernel_rows(frame.filter(pl.col("kind") == "unknown"), steps, 10),
         baseline=compared.baseline,

@@ -12,8 +12,8 @@
 | verdict   | GEMM pairs, units, manifests   | the family, and its caveats                       |
 | findings  | all of these                   | what is worth saying, and what to change          |
 | predict   | manifests, peaks               | what theory expects of the same pruning           |
+| summary   | a phase of the report          | its answer in one paragraph                       |
 | schema    | all of these                   | Report: plain values, written by report/          |
-| report    | a phase of it                  | its summary in one paragraph                      |
 
 Reading a phase of a side calls trace, timeline, shapes and kernels, each once; `phase.py` calls the
 rooms below them. Nothing here changes a side: diagnostics come back with what was read.
@@ -38,9 +38,9 @@ from prunescope.analysis.inputs.side import Diagnostics, Side
 from prunescope.analysis.pool import jobs_for
 from prunescope.analysis.rank_jobs import Frames, Outcome, Sides, outcome_of, shared
 from prunescope.analysis.replayed import with_replays
-from prunescope.analysis.report.summary import summary, waits_for
 from prunescope.analysis.schema.notice import warning
 from prunescope.analysis.schema.report import Phase, Report
+from prunescope.analysis.summary.paragraph import summary, waits_for
 from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import scrubbed

@@ -30,9 +30,14 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import prunescope
-from prunescope.analysis.report.numbers import loss, ratio, ratios
 from prunescope.analysis.schema.report import INVALID_TIMES
-from prunescope.taxonomy.allocations.allocation_plan import KeptLayer, PlanOfLayers
+from prunescope.taxonomy.allocations.allocation_plan import (
+    KeptLayer,
+    PlanOfLayers,
+    loss,
+    ratio,
+    ratios,
+)
 from prunescope.taxonomy.runs.run import read_run
 
 DENSE = "dense"

@@ -25,7 +25,7 @@ import msgspec
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from prunescope.analysis.report.numbers import loss
+from prunescope.taxonomy.numbers import loss
 from prunescope.taxonomy.plan import PHASES
 from prunescope.taxonomy.scoring import scoring_of
 

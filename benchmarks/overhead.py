@@ -178,7 +178,7 @@ def page(
 def table(rows: list[tuple[str, float, Phase]]) -> Iterator[str]:
     """A row a family and sparsity."""
     from prunescope.analysis.ledger.dynamic_overhead import ADDED, HOST, KEY_VALUE, WEIGHTS
-    from prunescope.analysis.report.numbers import percent, ratio
+    from prunescope.taxonomy.numbers import percent, ratio
 
     parts = [*ADDED, HOST]
     heads = ["family", "s", "dense", "speedup", *parts, "added in all", "k, v", "weights"]
@@ -208,7 +208,7 @@ def _time(ns: float | None, dense_ns: float) -> str:
 
 
 def _break_even(phase: Phase) -> str:
-    from prunescope.analysis.report.numbers import percent
+    from prunescope.taxonomy.numbers import percent
 
     paid = phase.overhead
     assert paid is not None

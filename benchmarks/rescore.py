@@ -23,8 +23,8 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from prunescope.analysis.report.numbers import loss
 from prunescope.taxonomy.formats import changed, plain
+from prunescope.taxonomy.numbers import loss
 from prunescope.taxonomy.runs.run_quality import Quality
 from prunescope.taxonomy.runs.sweep_files import Planned
 from prunescope.taxonomy.scoring import may_decide, scoring_of

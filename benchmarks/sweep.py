@@ -31,11 +31,11 @@ sys.path.insert(0, str(HERE.parent))
 from prunescope.analysis.pareto.cells import recompute
 from prunescope.analysis.pareto.pareto import judge
 from prunescope.analysis.pareto.points import loss_in
-from prunescope.analysis.report.numbers import loss
 from prunescope.analysis.report.pareto_figures import pareto_figures
 from prunescope.analysis.report.pareto_tables import render_pareto
 from prunescope.analysis.schema.pareto import Pareto
 from prunescope.taxonomy.formats import read as read_block
+from prunescope.taxonomy.numbers import loss
 from prunescope.taxonomy.runs.run_quality import Quality
 
 MOST_BYTES = 500_000

@@ -519,8 +519,8 @@ def _bundle(
     """
     from prunescope.analysis.bundle.anonymise import local_names
     from prunescope.analysis.bundle.bundle import bundle
-    from prunescope.analysis.report.numbers import size
     from prunescope.output import console_for
+    from prunescope.taxonomy.numbers import size
 
     written = bundle(runs, out, anonymous=anonymous, overwrite=overwrite)
     line = f"Written to {written} ({size(written.stat().st_size)}); prunescope verify checks it"

@@ -16,6 +16,7 @@ from prunescope.analysis.report import measured, sentences
 from prunescope.analysis.report.escape import markdown, markdown_code
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.schema.report import MUCH_SLOWED, Phase, Report
+from prunescope.analysis.summary.headline import headline
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.runs.run import Run
 from prunescope.taxonomy.words import plural
@@ -91,7 +92,7 @@ def _claims(
 ) -> Iterator[tuple[str, tuple[str, str]]]:
     """Yield (claim, (file, formats)) for each claim of a phase."""
     place, label = f"reports/{name}", f"{name}, {phase_name}"
-    yield f"{label}: {sentences.headline(phase)}", (f"{place}/ladder.csv, samples.csv", "csv,md")
+    yield f"{label}: {headline(phase)}", (f"{place}/ladder.csv, samples.csv", "csv,md")
     if phase.ledger:
         files = f"{place}/ledger.csv, ledger-{slug}.svg"
         yield f"{label}: where the promised time went", (files, "csv,svg")

@@ -28,7 +28,6 @@ from prunescope.analysis.pareto.samples import (
     sample_points,
     sampled,
 )
-from prunescope.analysis.report.numbers import MINUS, loss, percent
 from prunescope.analysis.schema.pareto import (
     NOT_VALID,
     Hypothesis,
@@ -39,6 +38,7 @@ from prunescope.analysis.schema.pareto import (
     SweepPoint,
     not_judged,
 )
+from prunescope.taxonomy.numbers import MINUS, loss, percent
 from prunescope.taxonomy.words import plural, when
 
 _PAPER = json.loads(resources.files(__package__).joinpath("paper.json").read_text(encoding="utf-8"))

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prunescope.analysis.pareto.claims import sentence
 from prunescope.analysis.pareto.frontier import comparable, loss_ci95, loss_of
-from prunescope.analysis.report import numbers
-from prunescope.analysis.report.numbers import percent, ratio
 from prunescope.analysis.schema.pareto import (
     NO_INTERVAL,
     NOT_VALID,
@@ -23,6 +21,8 @@ from prunescope.analysis.schema.pareto import (
     not_judged,
     without_sparsity,
 )
+from prunescope.taxonomy import numbers
+from prunescope.taxonomy.numbers import percent, ratio
 from prunescope.taxonomy.runs.run_quality import RANDOM_IDS
 from prunescope.taxonomy.scoring import may_decide, scoring_of
 from prunescope.taxonomy.words import when

@@ -10,9 +10,9 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from prunescope.analysis.report import numbers
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.view import Column, Table, numeric, text_table
+from prunescope.taxonomy import numbers
 from prunescope.taxonomy.allocations.allocation_plan import (
     Additivity,
     KeptLayer,

@@ -13,18 +13,18 @@ from typing import Any
 
 import msgspec
 
-from prunescope.analysis.report import escape, numbers
+from prunescope.analysis.report import escape
 from prunescope.analysis.report.html import rendered_page
 from prunescope.analysis.report.latex import check_prefix, head, tabular
-from prunescope.analysis.report.ledger_view import LADDER, LEDGER, NOT_EXPLAINED, TOTALS
 from prunescope.analysis.report.markdown import table_blocks
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.view import Cell, Column, Columns, Table, number, table_of
 from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats, write_files
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, to_json
+from prunescope.analysis.summary.labels import CHANGES, LADDER, LEDGER, NOT_EXPLAINED
+from prunescope.taxonomy import numbers
 
 COMPARISON_FORMATS = ("md", "html", "json", "tex", "csv", "png", "pdf", "svg")
-ROWS = tuple(row for row in LEDGER if row not in TOTALS and row != "promised")
 _OF_DECODERS = ("prompt_len", "context", "kv_bytes", "dense_kv_bytes")  # in CSV
 _OF_TOKENS = ("tokens_per_s", "dense_tokens_per_s")
 _OF_ITEMS = ("items_per_s", "dense_items_per_s")
@@ -106,7 +106,7 @@ def comparison_table(comparison: Comparison) -> Table:
 def _moved(rows: Sequence[ComparisonRow]) -> list[str]:
     """The rows of the ledger that have a column."""
     unexplained = any(NOT_EXPLAINED in (row.ledger or {}) for row in rows)
-    return [name for name in ROWS if name != NOT_EXPLAINED or unexplained]
+    return [name for name in CHANGES if name != NOT_EXPLAINED or unexplained]
 
 
 def _what_steps_are(rows: Sequence[ComparisonRow]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from prunescope.analysis.report import evidence
+from prunescope.analysis.report import hatches
 from prunescope.analysis.report.figure_style import (
     CURVE_MARKERS,
     CURVES,
@@ -26,9 +26,11 @@ from prunescope.analysis.report.figure_style import (
     plotting,
     saved_as,
 )
-from prunescope.analysis.report.ledger_view import LEDGER, is_visible
+from prunescope.analysis.report.ledger_view import is_visible
 from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow
+from prunescope.analysis.summary import evidence
+from prunescope.analysis.summary.labels import LEDGER
 from prunescope.taxonomy.errors import PrunescopeError
 
 WIDTH = 7.0  # inches: both columns of a two-column page
@@ -39,7 +41,7 @@ _LABEL = 44  # letters left of the bars
 _LEGEND_LETTERS, _MARK = 88, 4  # above them, a mark being as wide as so many
 _NOTE_WIDTH = 48  # letters right of the curves
 _PROMISED = "#DDDDDD"
-# Other strokes than those of what is no evidence (evidence.HATCHES).
+# Other strokes than those of what is no evidence (hatches.HATCHES).
 _ROWS = {
     "coverage": ("#E69F00", ""),
     "roofline_shift": ("#56B4E9", "////"),
@@ -100,8 +102,8 @@ def plot_curves(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
     grid = [x for i in range(41) if 0 <= (x := left + (right - left) * i / 40) < 0.95]
     dots: dict[str, Any] = {"color": "black", "linewidth": 0.6, "linestyle": (0, (1, 1.5))}
     axes.plot(grid, [1 / (1 - x) for x in grid], label="promised, 1/(1 − s)", **dots)
-    found = [evidence.of_row(row) for _, points in shown for _, row in points]
-    reasons = [one for one in evidence.HATCHES if any(one in each for each in found)]
+    found = [evidence.row_reasons(row) for _, points in shown for _, row in points]
+    reasons = [one for one in hatches.HATCHES if any(one in each for each in found)]
     if reasons:
         words = textwrap.fill(f"open: {', '.join(reasons)}", _NOTE_WIDTH)
         axes.plot([], [], "o", color="black", markersize=3, markerfacecolor="white", label=words)
@@ -159,7 +161,7 @@ def _curve_of(axes: Axes, i: int, label: str, points: list[tuple[float, Comparis
             )
     look |= {"markerfacecolor": "white", "markeredgewidth": 0.8, "linestyle": "none", "zorder": 3}
     for x, row in points:
-        if row.ladder and evidence.of_row(row):
+        if row.ladder and evidence.row_reasons(row):
             axes.plot(x, row.ladder.realised, **look)
 
 
@@ -170,7 +172,7 @@ def plot_bars(axes: Axes, rows: Sequence[ComparisonRow], *, left_out: int) -> No
     axes.tick_params(axis="y", length=0)
     for i, row in enumerate(rows):
         _bar_of(axes, i, row)
-        if why := evidence.of_row(row):
+        if why := evidence.row_reasons(row):
             axes.axhspan(i - 0.5, i + 0.5, zorder=-1, **ground(why))
     axes.axvline(100, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
     axes.set_yticks(range(len(rows)), _bar_labels(rows), fontsize=_SMALL)
@@ -203,7 +205,7 @@ def _handles(rows: Sequence[ComparisonRow]) -> list[Patch]:
         for name, (colour, hatch) in _ROWS.items()
         if any(_is_visible(row, name) for row in rows)
     ]
-    reasons = evidence.with_further_reasons(map(evidence.of_row, rows))
+    reasons = hatches.with_further_reasons(map(evidence.row_reasons, rows))
     handles += [no_evidence([reason], words) for reason, words in reasons.items()]
     return handles
 
@@ -251,7 +253,7 @@ def _bar_of(axes: Axes, i: int, row: ComparisonRow) -> None:
         marker="D",
         markersize=2.5,
         color="black",
-        markerfacecolor="white" if evidence.of_row(row) else "black",
+        markerfacecolor="white" if evidence.row_reasons(row) else "black",
         zorder=3,
     )
 

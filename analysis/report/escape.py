@@ -1,7 +1,8 @@
-"""Strings of a trace made inert: in, any string (a kernel's name is an attacker's string); out,
-text that shows every character and does nothing in a terminal, Markdown, LaTeX or a spreadsheet.
+"""Strings of a trace made inert.
 
-HTML is escaped by jinja2's autoescape; it needs `clean` only.
+In: any string (a kernel's name is an attacker's string). Out: text that shows every character and
+does nothing in a terminal, Markdown, LaTeX or a spreadsheet. HTML is escaped by jinja2's
+autoescape; it needs `clean` only.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ _ASCII = str.maketrans({
 
 
 def clean(text: object) -> str:
-    r"""The text with every invisible or control character spelled out (ESC becomes `\x1b`)."""
+    r"""Spell out every invisible or control character of a text (ESC becomes `\x1b`)."""
     plain = str(text)
     if plain.isprintable():  # none of _HIDDEN is
         return plain
@@ -75,7 +76,7 @@ def _spelled(char: str) -> str:
 
 
 def markdown(text: object) -> str:
-    """Text for a Markdown paragraph or table cell: no HTML, emphasis, link, mention or maths."""
+    """Return text for a Markdown paragraph or cell: no HTML, emphasis, link, mention or maths."""
     escaped = "".join(_MARKDOWN.get(c, c) for c in clean(text))
     escaped = _EMPHASIS.sub(r"\_", escaped)
     escaped = _LINKS.sub(lambda m: f"&#{ord(m[0][0])};{m[0][1:]}", escaped)
@@ -88,7 +89,7 @@ def _unlisted(mark: re.Match[str]) -> str:
 
 
 def markdown_code(text: object) -> str:
-    """A name as a code span where that is safe, else as escaped text."""
+    """Return a name as a code span where that is safe, else as escaped text."""
     plain = clean(text)
     if _CODE.fullmatch(plain) and "://" not in plain and plain.strip():
         return f"`{plain}`"
@@ -96,8 +97,11 @@ def markdown_code(text: object) -> str:
 
 
 def latex(text: object) -> str:
-    """Text for LaTeX (pdflatex, any encoding); a character it may not know is spelled out. No line
-    ends between a number and its unit."""
+    """Return text for LaTeX (pdflatex, any encoding).
+
+    A character that LaTeX may not know is spelled out, and no line ends between a number and its
+    unit.
+    """
     escaped = _DASHES.sub("-{}", "".join(_latex_char(c) for c in clean(text)))
     return _COUNT.sub("n~=~", _UNIT.sub("~", escaped))
 
@@ -109,7 +113,7 @@ def _latex_char(char: str) -> str:
 
 
 def latex_code(text: object) -> str:
-    """A name in typewriter type that may break after anything but a letter or digit."""
+    """Return a name in typewriter type that may break after anything but a letter or digit."""
     parts = re.split(r"(?<=[^A-Za-z0-9])(?=.)", clean(text))
     broken = r"\allowbreak{}".join(latex(part) for part in parts)
     for name, glyph in _TYPEWRITER.items():
@@ -118,26 +122,32 @@ def latex_code(text: object) -> str:
 
 
 def cell(text: str) -> str:
-    """Text for a spreadsheet cell: one that would start a formula gets an apostrophe in front."""
+    """Return text for a spreadsheet cell.
+
+    A text that would start a formula gets an apostrophe in front.
+    """
     plain = clean(text)
     return f"'{plain}" if _FORMULA.match(text) or _FORMULA.match(plain) else plain
 
 
 def csv_text(head: Iterable[str], rows: Iterable[Iterable[object]], *, quoted: bool = True) -> str:
-    """CSV of a table whose strings do nothing in a spreadsheet; None is an empty cell. `quoted`:
-    every string is quoted, so that no other separator of a spreadsheet splits one into cells."""
-    out = io.StringIO()
+    """Return the CSV of a table whose strings do nothing in a spreadsheet.
+
+    None is an empty cell. With `quoted`, every string is quoted, so that no other separator of a
+    spreadsheet splits one into cells.
+    """
+    text = io.StringIO()
     writer = csv.writer(
-        out, quoting=csv.QUOTE_NONNUMERIC if quoted else csv.QUOTE_MINIMAL, lineterminator="\n"
+        text, quoting=csv.QUOTE_NONNUMERIC if quoted else csv.QUOTE_MINIMAL, lineterminator="\n"
     )
     writer.writerow(head)
     writer.writerows(
         [cell(v) if isinstance(v, str) else "" if v is None else v for v in row] for row in rows
     )
-    return out.getvalue()
+    return text.getvalue()
 
 
 def ascii_only(text: str) -> str:
-    """The text for a terminal without Unicode: our signs as ASCII, the rest spelled out."""
+    """Return the text for a terminal without Unicode: our signs as ASCII, the rest spelled out."""
     plain = text.translate(_ASCII)
     return plain if plain.isascii() else "".join(c if c.isascii() else _spelled(c) for c in plain)

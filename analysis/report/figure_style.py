@@ -17,8 +17,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from prunescope.analysis.report import evidence
+from prunescope.analysis.report import hatches
 from prunescope.analysis.schema.pareto import SweepPoint
+from prunescope.analysis.summary import evidence
 from prunescope.taxonomy.uninterrupted import uninterrupted
 
 WIDTH = 3.35  # inches: one column of a two-column page
@@ -170,7 +171,7 @@ def family_looks(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 def hatch_of(reasons: list[str]) -> str:
     """The hatch of the most severe reason why times are no evidence; empty without one."""
-    return evidence.HATCHES[reasons[0]] if reasons else ""
+    return hatches.HATCHES[reasons[0]] if reasons else ""
 
 
 def ground(reasons: list[str]) -> dict[str, Any]:
@@ -191,11 +192,11 @@ def no_evidence(reasons: list[str], label: str) -> Patch:
 
 def reason_patches(points: Iterable[SweepPoint], mark: str = "") -> list[Patch]:
     """Why points are no evidence, as entries of a legend."""
-    reasons = evidence.first_reasons(map(evidence.of_point, points))
+    reasons = hatches.first_reasons(map(evidence.point_reasons, points))
     return [no_evidence([reason], f"{mark}{reason}") for reason in reasons]
 
 
 def shade(axes: Axes, at: float, point: SweepPoint) -> None:
     """The ground behind a bar that is no evidence."""
-    if reasons := evidence.of_point(point):
+    if reasons := evidence.point_reasons(point):
         axes.axvspan(at - 0.5, at + 0.5, zorder=-1, **ground(reasons))

@@ -14,7 +14,6 @@ from matplotlib import ft2font
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from prunescope.analysis.report import evidence
 from prunescope.analysis.report.figure_style import plotting, saved_as
 from prunescope.analysis.report.pair_figures import ladder_figure, ledger_figure
 from prunescope.analysis.report.replay_figure import replay_figure
@@ -29,6 +28,7 @@ from prunescope.analysis.report.run_figures import (
 )
 from prunescope.analysis.report.titles import figure_name, of_what, phase_slugs
 from prunescope.analysis.schema.report import Report
+from prunescope.analysis.summary import evidence
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.uninterrupted import uninterrupted
 
@@ -70,7 +70,7 @@ def plot(report: Report, name: str, kind: str) -> Figure | None:
             return replay_figure(found.curves, found.alignments, subject, found.disturbed)
         if phase.anatomy is None:
             return None
-        if evidence.NOT_VALID_TIMING in evidence.of_phase(phase):
+        if evidence.NOT_VALID_TIMING in evidence.phase_reasons(phase):
             # On a line of its own, so that it takes no room of the names.
             subject = f"{evidence.NOT_VALID_TIMING}\n{subject}"
         if kind == "roofline":

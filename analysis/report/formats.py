@@ -19,9 +19,16 @@ Frames = Mapping[str, pl.DataFrame]
 
 @dataclass(frozen=True, kw_only=True)
 class RequestedFormats:
-    """A report and what goes into one of its formats, `name`. `frames`: the kernels frame of each
-    phase; `hosts`: the host's events of each; `label_prefix`: of the labels in LaTeX; `figures`:
-    the formats of figures, all of which one rendering gives."""
+    """A report and what goes into one of its formats.
+
+    Attributes:
+        report: The report.
+        name: The format.
+        frames: The kernels frame of each phase; None where the report does not carry them.
+        hosts: The host's events of each phase; None where they are not to be shown.
+        label_prefix: What stands in front of the labels in LaTeX.
+        figures: The formats of figures, all of which one rendering gives.
+    """
 
     report: Report
     name: str
@@ -31,7 +38,7 @@ class RequestedFormats:
     figures: tuple[str, ...] = ()
 
     def needed_frames(self) -> Frames:
-        """The frames. Raises PrunescopeError where there are none."""
+        """Return the frames; raise PrunescopeError where there are none."""
         if not self.frames:
             raise PrunescopeError(
                 f"{self.name} holds the kernels frame, which this report does not carry",
@@ -42,8 +49,13 @@ class RequestedFormats:
 
 @dataclass(frozen=True)
 class Format:
-    """How a format is rendered; `shows_hosts`: with the host's events, where they are known;
-    `is_figure`: as pictures."""
+    """How a format is rendered.
+
+    Attributes:
+        render: Gives file names to bytes.
+        shows_hosts: Whether it shows the host's events, where they are known.
+        is_figure: Whether it consists of pictures.
+    """
 
     render: Callable[[RequestedFormats], dict[str, bytes]]
     shows_hosts: bool = False
@@ -120,5 +132,5 @@ FORMATS: dict[str, Format] = {
 
 
 def shows_hosts(names: Iterable[str]) -> bool:
-    """Whether one of the formats shows the host's events."""
+    """Return whether one of the formats shows the host's events."""
     return any(name in FORMATS and FORMATS[name].shows_hosts for name in names)

@@ -1,5 +1,7 @@
-"""The report as one self-contained HTML page: in, a Report; out, one text. jinja2 escapes every
-string; the page loads nothing and a content security policy forbids any script but its own.
+"""The report as one self-contained HTML page.
+
+In: a Report. Out: one text. jinja2 escapes every string; the page loads nothing, and a content
+security policy forbids any script but its own.
 """
 
 from __future__ import annotations
@@ -14,48 +16,51 @@ from typing import Any
 
 import jinja2
 
-from prunescope.analysis.report import (
-    evidence,
-    ledger_view,
-    measured,
-    numbers,
-    sentences,
-    titles,
-)
+from prunescope.analysis.report import hatches, ledger_view, measured, sentences, titles
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.phase_tables import Extent, overview, phase_tables
-from prunescope.analysis.report.summary import in_reading_order, outcome_and_reasons, waits_for
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.report.view import Table
 from prunescope.analysis.schema.report import Finding, Phase, Report
+from prunescope.analysis.summary import evidence
+from prunescope.analysis.summary.labels import LEDGER
+from prunescope.analysis.summary.paragraph import outcome_and_reasons, sort_for_reading, waits_for
+from prunescope.taxonomy import numbers
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _CODE = re.compile(r"`([^`]+)`")
 _OPTION = re.compile(r"(?<!\S)--[\w-]+")  # browsers break lines between its hyphens
-_EXTENT = Extent(kernels=300, kernel_names=True, without=frozenset({"ladder", "ledger"}))
+_EXTENT = Extent(kernel_names=True, without=frozenset({"ladder", "ledger"}))
 
 
 def render_html(report: Report) -> str:
-    """The whole report, tables in full (kernels: the first 300 names), light and dark."""
-    slugs = phase_slugs(report)
+    """Return the whole report as a page, light and dark, with every row that the report holds."""
     return rendered_page(
-        "report.html.j2",
-        title=titles.title(report),
-        against=titles.against(report),
-        device=titles.device(report),
-        tool=report.tool,
-        warnings=sentences.warnings(report),
-        no_finding=sentences.NO_FINDING,
-        overview=overview(report.phases),
-        phases=[
-            phase_view(name, slugs[name], phase, waits_for(phase, report.phases))
-            for name, phase in in_reading_order(report.phases).items()
-        ],
+        "report.html.j2", tool=report.tool, no_finding=sentences.NO_FINDING, **report_view(report)
     )
 
 
+def report_view(report: Report) -> dict[str, Any]:
+    """Return the template variables of a report: its title, notes, overview and phases."""
+    slugs = phase_slugs(report)
+    return {
+        "title": titles.title(report),
+        "against": titles.against(report),
+        "device": titles.device(report),
+        "warnings": sentences.warnings(report),
+        "overview": overview(report.phases),
+        "phases": [
+            phase_view(name, slugs[name], phase, waits_for(phase, report.phases))
+            for name, phase in sort_for_reading(report.phases).items()
+        ],
+    }
+
+
 def rendered_page(template: str, **values: Any) -> str:
-    """A self-contained page, with the script that sorts its tables and the digest of that."""
+    """Render a template as a self-contained page, whose tables a script sorts.
+
+    The page gets the digest of the script, the only one that its policy allows.
+    """
     script = (_TEMPLATES / "sort.js.html").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return templates().get_template(template).render(script=script, digest=digest, **values)
@@ -63,8 +68,10 @@ def rendered_page(template: str, **values: Any) -> str:
 
 @cache
 def templates() -> jinja2.Environment:
-    """The templates, compiled once (0.1 s): they escape every string, and refuse a name that is
-    not there."""
+    """Return the templates, compiled once (0.1 s).
+
+    They escape every string, and refuse a name that is not given.
+    """
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -81,29 +88,36 @@ class Escaped(str):
     """HTML that is escaped already, as jinja2 asks for it."""
 
     def __html__(self) -> str:
+        """Return the text itself."""
         return str(self)
 
 
 def prose(text: str) -> Escaped:
-    """A sentence, escaped, with what stands in backticks as code."""
+    """Escape a sentence, with what stands in backticks as code."""
     return Escaped(_CODE.sub(_code, html.escape(clean(text))))
 
 
-def _code(found: re.Match[str]) -> str:
-    whole = _OPTION.sub(r'<span class="option">\g<0></span>', found[1])
+def _code(span: re.Match[str]) -> str:
+    whole = _OPTION.sub(r'<span class="option">\g<0></span>', span[1])
     return f"<code>{whole}</code>"
 
 
 def spelled_out(value: Any) -> Any:
-    """Control characters spelled out in every string, before it is escaped."""
+    """Spell out control characters in a string, before it is escaped; other values stay."""
     return clean(value) if type(value) is str else value
 
 
 def phase_view(name: str, slug: str, phase: Phase, late: Finding | None = None) -> dict[str, Any]:
-    """Template variables of one phase: sentences, bounds, ledger and tables. `late`: the finding
-    on the rank that this one waits for."""
+    """Return the template variables of one phase: sentences, bounds, ledger and tables.
+
+    Args:
+        name: The name of the phase.
+        slug: The part of file names and anchors that stands for it.
+        phase: The phase.
+        late: The finding on the rank that this one waits for; None without one.
+    """
     rows = ledger_view.ladder_rows(phase)
-    bounds, one = _bars(rows)
+    bounds, unchanged = _bars(rows)
     outcome, reasons = outcome_and_reasons(phase, late)
     return {
         "name": titles.heading(name, phase),
@@ -121,7 +135,7 @@ def phase_view(name: str, slug: str, phase: Phase, late: Finding | None = None) 
         "ladder_notes": ledger_view.ladder_notes(phase),
         "bounds": bounds,
         "spans": any("[" in row.interval for row in rows),
-        "one": one,
+        "unchanged": unchanged,
         "ledger": _ledger(phase),
         "tables": list(phase_tables(phase, _EXTENT)),
         "measured": measured.lines(phase),
@@ -129,13 +143,15 @@ def phase_view(name: str, slug: str, phase: Phase, late: Finding | None = None) 
 
 
 def _strokes(caveats: list[str]) -> str:
-    """The class of the hatching of the most severe caveat; empty without one."""
-    return evidence.STROKES[evidence.HATCHES[caveats[0]]] if caveats else ""
+    """Return the class of the hatching for the most severe reason; empty without one."""
+    return hatches.STROKES[hatches.HATCHES[caveats[0]]] if caveats else ""
 
 
 def _bars(rows: list[ledger_view.LadderRow]) -> tuple[list[dict[str, Any]], float]:
-    """The ladder with width of a bar and ends of an interval (None: no whisker is seen), 0..100;
-    and where 1× lies on the bars."""
+    """Return the ladder as bars, and where 1× lies on them; positions run from 0 to 100.
+
+    A bar whose interval is too narrow to be seen has no ends, so no whisker.
+    """
     ends = [end for row in rows for end in (row.value, *(row.ci95 or ())) if end is not None]
     full = 100 / (1.04 * max([1.0, *ends]))
     bounds = []
@@ -158,6 +174,7 @@ def _bars(rows: list[ledger_view.LadderRow]) -> tuple[list[dict[str, Any]], floa
 
 
 def _ledger(phase: Phase) -> dict[str, Any] | None:
+    """Return the template variables of the ledger; None without one."""
     table: Table | None = ledger_view.ledger_table(phase)
     if table is None or phase.ledger is None:
         return None
@@ -167,11 +184,11 @@ def _ledger(phase: Phase) -> dict[str, Any] | None:
         {"x": 100 * min(b.start, b.end), "width": 100 * abs(b.end - b.start), "tone": b.tone}
         for b in bars
     ]
-    meanings = [ledger_view.LEDGER.get(row.row, ("", ""))[1] for row in phase.ledger]
+    meanings = [LEDGER.get(row.row, ("", ""))[1] for row in phase.ledger]
     return {
         "table": table,
         "rows": list(zip(table.rows, spans, meanings, strict=True)),
-        "caveats": ", ".join(caveats := evidence.of_ledger(phase)),
+        "caveats": ", ".join(caveats := evidence.ledger_reasons(phase)),
         "strokes": _strokes(caveats),
         "tones": {bar.tone for bar in bars if bar.start != bar.end},
         "range": f"{unit.text(low)} to {unit.text(high)} {unit.unit}",

@@ -1,5 +1,6 @@
-r"""The report as a LaTeX fragment for \input: booktabs and siunitx tables and figure snippets; in,
-a Report; out, one text that compiles with pdflatex. Every string of the report is escaped.
+r"""The report as a LaTeX fragment for \input: booktabs and siunitx tables and figure snippets.
+
+In: a Report. Out: one text that compiles with pdflatex. Every string of the report is escaped.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from collections.abc import Iterator
 
 import msgspec
 
-from prunescope.analysis.report import numbers, sentences, titles
+from prunescope.analysis.report import sentences, titles
 from prunescope.analysis.report.escape import latex, latex_code
 from prunescope.analysis.report.phase_tables import Extent, phase_tables
 from prunescope.analysis.report.sentences import statistic
 from prunescope.analysis.report.titles import facts_of, phase_slugs, short
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import Phase, Report
+from prunescope.analysis.summary.headline import headline
+from prunescope.taxonomy import numbers
 from prunescope.taxonomy.errors import PrunescopeError
 
 # What a paper has room for.
@@ -48,15 +51,20 @@ HEAD = r"""% Written by TOOL. Needs \usepackage{booktabs,siunitx,graphicx,array}
 
 
 def render_latex(report: Report, *, label_prefix: str = "") -> str:
-    """Tables (ladder, ledger, GEMMs, kernels) and figures of every phase."""
+    """Return tables (ladder, ledger, GEMMs, kernels) and figures of every phase as one text."""
     return head(report.tool) + "\n" + "\n".join(_snippets(report, label_prefix).values())
 
 
 def latex_files(report: Report, *, label_prefix: str = "") -> dict[str, str]:
-    """File name to text: report.tex, and a file for each table and figure of it.
+    """Return file name to text: report.tex, and a file for each table and figure of it.
 
-    `label_prefix` is put in front of every label, `tab:PREFIX-ladder-prefill`, so that two reports
-    fit into one paper. Raises PrunescopeError where it is no word of letters, digits and dashes.
+    Args:
+        report: The report.
+        label_prefix: A word that is put in front of every label, `tab:PREFIX-ladder-prefill`,
+            so that two reports fit into one paper.
+
+    Raises:
+        PrunescopeError: The prefix is no word of letters, digits and dashes.
     """
     parts = _snippets(report, label_prefix)
     whole = {"report.tex": render_latex(report, label_prefix=label_prefix)}
@@ -64,7 +72,7 @@ def latex_files(report: Report, *, label_prefix: str = "") -> dict[str, str]:
 
 
 def check_prefix(label_prefix: str) -> str:
-    """The prefix with its dash. Raises PrunescopeError where it cannot stand in a label."""
+    """Return the prefix with its dash; raise PrunescopeError where it cannot stand in a label."""
     if not _PREFIX.fullmatch(label_prefix):
         raise PrunescopeError(
             f"--label-prefix {label_prefix!r} cannot stand in a label",
@@ -74,38 +82,38 @@ def check_prefix(label_prefix: str) -> str:
 
 
 def head(tool: str) -> str:
-    """The lines that every file begins with; they may be read twice."""
+    """Return the lines that every file begins with; they may be read twice."""
     return HEAD.replace("TOOL", latex(tool).replace("\n", " "))
 
 
 def _snippets(report: Report, prefix: str) -> dict[str, str]:
-    """File name to the text of one table or figure, in the order of the whole."""
-    found: dict[str, str] = {}
+    """Return file name to the text of one table or figure, in the order of the whole."""
+    texts: dict[str, str] = {}
     prefix = check_prefix(prefix)
     for name, slug in phase_slugs(report).items():
         phase, subject = report.phases[name], _subject(report, name)
         for table in phase_tables(phase, _EXTENT):
             label = f"tab:{prefix}{table.id}-{slug}"
-            found[f"table-{table.id}-{slug}.tex"] = "\n".join(
+            texts[f"table-{table.id}-{slug}.tex"] = "\n".join(
                 _table(table, (subject, label), phase)
             )
         for kind, title in _FIGURES.items():
             if getattr(phase, kind):
                 label, file = f"fig:{prefix}{kind}-{slug}", f"{kind}-{slug}"
-                text = f"{title}, {subject}: {sentences.headline(phase)}. {_statistic(phase)}"
-                found[f"figure-{kind}-{slug}.tex"] = "\n".join(figure_snippet(file, text, label))
-    return found
+                text = f"{title}, {subject}: {headline(phase)}. {_statistic(phase)}"
+                texts[f"figure-{kind}-{slug}.tex"] = "\n".join(figure_snippet(file, text, label))
+    return texts
 
 
 def _subject(report: Report, name: str) -> str:
-    """Model, method, phase and device, for a caption."""
+    """Return model, method, phase and device, for a caption."""
     device = titles.named(report.device.get("name")) or titles.named(report.subject.get("device"))
     facts = (short(fact, _LONGEST_FACT) for fact in facts_of(report, name))
     return ", ".join(filter(None, [*facts, device]))
 
 
 def figure_snippet(file: str, text: str, label: str) -> Iterator[str]:
-    """The lines that show a figure with its caption."""
+    """Yield the lines that show a figure with its caption."""
     yield rf"\prunescopefigure{{{file}}}{{%"
     yield rf"\caption{{{latex(text)}}}\label{{{label}}}}}"
     yield ""
@@ -124,7 +132,7 @@ def _table(table: Table, named: tuple[str, str], phase: Phase) -> Iterator[str]:
 
 
 def tabular(table: Table, keep: list[int]) -> Iterator[str]:
-    """The columns `keep` of a table as booktabs lines, no wider than the text."""
+    """Yield the columns `keep` of a table as booktabs lines, no wider than the text."""
     columns = [table.columns[i] for i in keep]
     bodies = [[row[i] for i in keep] for row in table.rows]
     forms = [_form(column, [row[i] for row in bodies]) for i, column in enumerate(columns)]
@@ -142,13 +150,13 @@ def tabular(table: Table, keep: list[int]) -> Iterator[str]:
 
 def _caption(table: Table, subject: str, phase: Phase) -> str:
     if table.id in ("ladder", "ledger"):
-        return latex(f"{table.title}, {subject}: {sentences.headline(phase)}. {_statistic(phase)}")
+        return latex(f"{table.title}, {subject}: {headline(phase)}. {_statistic(phase)}")
     profiled = msgspec.structs.replace(phase, unprofiled_ns=None)  # what these tables are made of
     return latex(f"{table.title}, {subject}, n = {phase.steps}: {sentences.setup(profiled)}.")
 
 
 def _statistic(phase: Phase) -> str:
-    """The statistic of the ratio, and how many samples or steps it is of."""
+    """Return the statistic of the ratio, and how many samples or steps it is of."""
     timed = phase.unprofiled_ns if phase.ladder is None or phase.sampled else None
     ratio = statistic(phase)
     num = f"n = {len(timed.samples) if timed else phase.steps}"
@@ -168,7 +176,7 @@ def _head(column: Column, cells: list[Cell]) -> str:
 
 
 def _form(column: Column, cells: list[Cell]) -> str:
-    """An S column where every known cell is one number, else text."""
+    """Return the form of a column: S where every known cell is one number, else text."""
     if column.flexible:
         return r">{\raggedright\arraybackslash}p{0.45\linewidth}"
     plain = [_number(cell) for cell in cells]
@@ -176,14 +184,17 @@ def _form(column: Column, cells: list[Cell]) -> str:
     if column.numeric and known and all(n is not None for n in plain):
         before = max(len(n.lstrip("+-").partition(".")[0]) for n in known)
         after = max(len(n.partition(".")[2]) for n in known)
-        signed = any(n[0] in "+-" for n in known)
-        form = f"table-format={'+' * signed}{before}.{after}"
-        return f"S[{form},retain-explicit-plus]" if signed else f"S[{form}]"
+        is_signed = any(n[0] in "+-" for n in known)
+        form = f"table-format={'+' if is_signed else ''}{before}.{after}"
+        return f"S[{form},retain-explicit-plus]" if is_signed else f"S[{form}]"
     return "r" if column.numeric else "l"
 
 
 def _number(cell: Cell) -> str | None:
-    """The cell as siunitx reads it; "" where it is unknown, None where it is no single number."""
+    """Return the number of a cell as siunitx reads it.
+
+    It is "" where it is unknown, and None where the cell is no single number.
+    """
     text = cell.text.replace(numbers.MINUS, "-").replace(",", "")
     text = text.removesuffix(" %").removesuffix("×").removeprefix("±")
     if text in (numbers.UNKNOWN, ""):

@@ -14,9 +14,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from prunescope.analysis.report import numbers
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.schema.report import Report
+from prunescope.taxonomy import numbers
 from prunescope.taxonomy.architectures import Applicable, Described, LayerGemm, Mechanism
 from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.family import Family, Knob

@@ -1,4 +1,7 @@
-"""The report as GitHub-flavoured Markdown: in, a Report; out, one text. Strings are escaped."""
+"""The report as GitHub-flavoured Markdown.
+
+In: a Report. Out: one text, whose strings are escaped.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,21 @@ from prunescope.analysis.report.escape import markdown as text
 from prunescope.analysis.report.escape import markdown_code
 from prunescope.analysis.report.phase_tables import Extent, overview, phase_tables
 from prunescope.analysis.report.sheet import Line, Sheet
-from prunescope.analysis.report.summary import in_reading_order, outcome_and_reasons, waits_for
 from prunescope.analysis.report.view import Cell, Table
 from prunescope.analysis.schema.report import Finding, Phase, Report
+from prunescope.analysis.summary.paragraph import outcome_and_reasons, sort_for_reading, waits_for
 
-_EXTENT = Extent(kernels=40)
+_EXTENT = Extent()
 _FIRST = ("ladder", "ledger")  # tables that are part of the answer
 
 
 def render_markdown(report: Report) -> str:
-    """The report as Markdown, tables in full but for the kernels (the first 40 names)."""
+    """Return the report as Markdown, with every row that it holds."""
     return "\n\n".join(_report(report)) + "\n"
 
 
 def sheet_text(title: str, sheet: Sheet) -> str:
-    """The output of a command as Markdown, under a title."""
+    """Return the output of a command as Markdown, under a title."""
     blocks = [f"# {text(title)}"]
     for part in sheet.parts:
         if isinstance(part, Line):
@@ -39,7 +42,7 @@ def _report(report: Report) -> Iterator[str]:
     table = overview(report.phases)
     if table is not None:
         yield from table_blocks(table, level=2)
-    for name, phase in in_reading_order(report.phases).items():
+    for name, phase in sort_for_reading(report.phases).items():
         yield f"## {text(titles.heading(name, phase))}"
         yield from _phase(phase, waits_for(phase, report.phases))
     yield "## Peaks and notes"
@@ -50,7 +53,7 @@ def _report(report: Report) -> Iterator[str]:
 
 
 def _phase(phase: Phase, late: Finding | None) -> Iterator[str]:
-    """The paragraph, ladder, ledger and findings; the other tables folded."""
+    """Yield paragraph, ladder, ledger and findings of a phase, and the other tables folded."""
     outcome, reasons = outcome_and_reasons(phase, late)
     yield f"**{text(outcome)}** {text(reasons)}".rstrip()
     tables = {table.id: table for table in phase_tables(phase, _EXTENT)}
@@ -59,9 +62,9 @@ def _phase(phase: Phase, late: Finding | None) -> Iterator[str]:
             yield from table_blocks(tables[table_id])
     yield "### Findings"
     findings = []
-    for item in phase.findings:
-        findings.append(f"- **{text(item.severity)}**: {text(sentences.finding(item))}")
-        findings += [f"  - {text(fact)}" for fact in item.evidence]
+    for finding in phase.findings:
+        findings.append(f"- **{text(finding.severity)}**: {text(sentences.finding(finding))}")
+        findings += [f"  - {text(fact)}" for fact in finding.evidence]
     yield "\n".join(findings or [text(sentences.NO_FINDING)])
     yield "### How it was measured"
     yield _listed(sentences.opening(phase))
@@ -77,14 +80,19 @@ def _listed(lines: Iterable[str]) -> str:
 
 
 def _folded(title: str, content: str, *, is_open: bool = False) -> str:
-    """Lines that a click shows or hides; HTML inside Markdown needs an empty line around it."""
+    """Return lines that a click shows or hides; HTML in Markdown needs empty lines around it."""
     head = f"<details{' open' if is_open else ''}><summary>{text(title)}</summary>"
     return f"{head}\n\n{content}\n\n</details>"
 
 
 def table_blocks(table: Table, *, level: int = 3, title: bool = True) -> Iterator[str]:
-    """A table with its title, a heading of `level`, and its notes: blocks that an empty line
-    separates."""
+    """Yield a table with its title and its notes: blocks that an empty line separates.
+
+    Args:
+        table: The table.
+        level: The level of the heading that the title is.
+        title: Whether the title is shown.
+    """
     if title:
         yield f"{'#' * level} {text(table.title)}"
     rows = [[text(column.head) for column in table.columns]]

@@ -1,15 +1,16 @@
-"""The lines of "What was measured": in, a Phase of the Report; out, plain lines with units,
-unescaped.
+"""The lines of "What was measured", shared by every format.
 
-Throughput, bounds, pairing, closure, profiler overhead, causes of idle time, tiles, events outside
-of the steps, and what Holistic Trace Analysis (HTA) found.
+In: a Phase of the Report. Out: plain lines with units, unescaped: throughput, bounds, pairing,
+closure, profiler overhead, causes of idle time, tiles, events outside of the steps, and the results
+of Holistic Trace Analysis (HTA).
 """
 
 from __future__ import annotations
 
-from prunescope.analysis.report import numbers
 from prunescope.analysis.schema.anatomy import Anatomy
 from prunescope.analysis.schema.report import Phase
+from prunescope.taxonomy import numbers
+from prunescope.taxonomy.words import plural, when
 
 # Fields of a phase and of its baseline in bytes, and their names.
 MEMORY = (
@@ -17,14 +18,8 @@ MEMORY = (
     ("kv_bytes", "KV cache"),
     ("peak_memory_bytes", "peak memory"),
 )
-_LATE = (
-    "host",
-    "first_call",
-    "allocator",
-    "collective",
-    "sync",
-    "memcpy",
-)  # causes of idle time before a launch that came late
+# Causes of idle time before a launch that came late.
+_LATE = ("host", "first_call", "allocator", "collective", "sync", "memcpy")
 _TILE_FITS = {
     "exact": "one block a tile",
     "padded": "rounded up",
@@ -52,8 +47,8 @@ _COMM = 0.05  # of the wall: a step that waits for other ranks
 
 
 def lines(phase: Phase) -> list[str]:
-    """How the numbers were taken, and that they close."""
-    every = [
+    """Return how the numbers of a phase were taken, and that they close."""
+    all_lines = [
         throughput(phase),
         bounds(phase),
         pairing(phase),
@@ -64,11 +59,11 @@ def lines(phase: Phase) -> list[str]:
         *phase.notes,
         *second_opinion(phase),
     ]
-    return [line for line in every if line]
+    return [line for line in all_lines if line]
 
 
 def throughput(phase: Phase) -> str:
-    """Tokens or items per second and memory, dense → pruned where both are known."""
+    """Return tokens or items per second and memory, dense → pruned where both are known."""
     facts = []
     for key, label, form in (
         ("tokens_per_s", "tokens/s", numbers.rate),
@@ -83,8 +78,7 @@ def throughput(phase: Phase) -> str:
 
 
 def bounds(phase: Phase) -> str:
-    """Busy time by what bounds it, and the idle time but for gaps before kernels that had been
-    launched when the device was starved."""
+    """Return the busy time by its bound, and the idle time before kernels not launched in time."""
     shares = ", ".join(
         f"{numbers.percent(numbers.share_of(phase.bound.get(name), phase.busy_ns))} {name}"
         for name in ("compute", "memory", "latency", "unknown")
@@ -101,15 +95,15 @@ def bounds(phase: Phase) -> str:
     if launch:
         launch = phase.idle_in_step(launch)
         share = numbers.percent(numbers.share_of(launch, phase.step_time_ns))
-        where = "between ops" if _on_host(phase) else "idle before kernels not launched in time"
+        where = "idle before kernels not launched in time"
+        where = "between ops" if _is_host_trace(phase) else where
         text += f"; {where} {numbers.time(launch)} ({share} of the wall)"
-        if phase.is_skewed:
-            text += ", which is uncertain: the clocks of host and device differ"
+        text += when(phase.is_skewed, ", which is uncertain: the clocks of host and device differ")
     return text
 
 
-def _on_host(phase: Phase) -> bool:
-    """Whether ops ran on the CPU of the trace: it has no launches, and no graph spares any."""
+def _is_host_trace(phase: Phase) -> bool:
+    """Return whether ops ran on the CPU of the trace: it has no launches that a graph spares."""
     anatomy = phase.anatomy
     if anatomy is None or anatomy.graph_speedup is not None or phase.is_skewed:
         return False
@@ -117,7 +111,7 @@ def _on_host(phase: Phase) -> bool:
 
 
 def pairing(phase: Phase) -> str:
-    """How dense and pruned were matched."""
+    """Return how dense and pruned were matched; empty without a baseline."""
     pairs = phase.pairing
     if pairs is None:
         return ""
@@ -129,20 +123,19 @@ def pairing(phase: Phase) -> str:
 
 
 def closure(phase: Phase) -> str:
-    """The line of closure: busy + gaps + trailing idle = wall, in whole ns over all kept steps."""
-    parts = (phase.busy_ns, phase.gap_ns, phase.tail_ns, phase.wall_ns)
-    busy, gap, tail, wall = (round(ns * phase.steps) for ns in parts)
-    off = busy + gap + tail - wall
+    """Return busy + gaps + trailing idle = wall, in whole ns, summed over all kept steps."""
+    busy, gaps, tail, wall = phase.closure_ns
+    difference = busy + gaps + tail - wall
+    sign = "≠" if difference else "="
     return (
-        f"closure: busy + gaps + trailing idle {'≠' if off else '='} wall: {numbers.whole(busy)} + "
-        f"{numbers.whole(gap)} + {numbers.whole(tail)} {'≠' if off else '='} "
-        f"{numbers.whole(wall)} ns, summed over {phase.steps} step{'s' * (phase.steps != 1)} "
-        f"(difference {numbers.whole(off)} ns)"
+        f"closure: busy + gaps + trailing idle {sign} wall: {numbers.whole(busy)} + "
+        f"{numbers.whole(gaps)} + {numbers.whole(tail)} {sign} {numbers.whole(wall)} ns, summed "
+        f"over {phase.steps} step{plural(phase.steps)} (difference {numbers.whole(difference)} ns)"
     )
 
 
 def profiler_overhead(phase: Phase) -> str:
-    """The profiler's overhead, and the time base of the ledger."""
+    """Return the profiler's overhead, and the time base of the ledger."""
     base = _time_base(phase)
     if phase.observer_ratio is None:
         return f"profiler overhead: unknown, no unprofiled samples; {base}"
@@ -165,7 +158,7 @@ def _time_base(phase: Phase) -> str:
 
 
 def _scaled(phase: Phase) -> str:
-    """The factor by which findings scale recorded times, if unprofiled times are known."""
+    """Return the factor by which findings scale recorded times, if any, after `; `."""
     if (scale := phase.time_scale) is None:
         return ""
     if phase.is_slowed:
@@ -174,19 +167,18 @@ def _scaled(phase: Phase) -> str:
 
 
 def idle_and_tiles(phase: Phase) -> list[str]:
-    """Idle time by cause, how tiles explain grids, the fit of predictions, missing shapes."""
+    """Return the lines on idle time, tiles, the fit of predictions and missing dimensions."""
     anatomy = phase.anatomy
     if anatomy is None:
         return []
-    every = _idle(anatomy, phase), _tiles(anatomy), _fit(anatomy), _no_good_sizes(anatomy)
-    return [line for line in every if line]
+    all_lines = _idle(anatomy, phase), _tiles(anatomy), _fit(anatomy), _no_good_sizes(anatomy)
+    return [line for line in all_lines if line]
 
 
 def _idle(anatomy: Anatomy, phase: Phase) -> str:
-    """Idle time by cause, and what a CUDA graph could save of it at most."""
-    idle = sum(anatomy.gaps.values())
+    """Return idle time by cause, and what a CUDA graph could save of it at most."""
     is_unattributed = anatomy.gaps.get("unknown") or phase.is_skewed
-    if idle <= _LEAST_IDLE * phase.wall_ns or (
+    if anatomy.idle_ns <= _LEAST_IDLE * phase.wall_ns or (
         anatomy.graph_speedup is None and not is_unattributed
     ):
         return ""
@@ -195,58 +187,60 @@ def _idle(anatomy: Anatomy, phase: Phase) -> str:
         for cause, label in _CAUSES.items()
         if anatomy.gaps.get(cause)
     )
-    step = "" if phase.time_scale is None else " of the profiled step"
-    text = f"idle {numbers.time(idle)} of {numbers.time(phase.wall_ns)}{step}: {causes}"
+    step = when(phase.time_scale is not None, " of the profiled step")
+    text = f"idle {numbers.time(anatomy.idle_ns)} of {numbers.time(phase.wall_ns)}{step}: {causes}"
     if phase.is_skewed:
         return f"the clocks of host and device differ, so the causes here are uncertain: {text}"
     if anatomy.graph_speedup is None:
         return text
-    late = anatomy.gaps.get("host", 0.0)
-    other = 0.0 if anatomy.dispatch_ns is None else late - anatomy.dispatch_ns
-    dispatch = f" ({numbers.time(late - other)})" if other else ""
+    is_all_dispatch = anatomy.late_dispatch_ns == anatomy.gaps.get("host", 0.0)
+    dispatch = when(not is_all_dispatch, f" ({numbers.time(anatomy.late_dispatch_ns)})")
     text += f"; without late dispatch{dispatch} {numbers.ratio(anatomy.graph_speedup)}"
     if anatomy.kernels_speedup is None:
         return text
-    copies = sum(part.ns for part in anatomy.idle if part.doing == "copy_launch")
-    stays = idle - (late - other) - anatomy.gaps.get("device", 0.0) - copies
     text += f"; a CUDA graph gives at most {numbers.ratio(anatomy.kernels_speedup)}"
-    text += f", because {numbers.time(stays)} of idle time remain" if stays else ""
-    waits = phase.kinds.get("comm", 0.0) > _COMM * phase.wall_ns
-    return f"{text}, if every rank that it waits for gains as much" if waits else text
+    if stays := anatomy.idle_in_graph_ns:
+        text += f", because {numbers.time(stays)} of idle time remain"
+    is_waiting = phase.kinds.get("comm", 0.0) > _COMM * phase.wall_ns
+    return text + when(is_waiting, ", if every rank that it waits for gains as much")
 
 
 def _tiles(anatomy: Anatomy) -> str:
+    """Return how much of the GEMM time the tiles in kernel names explain, and how."""
     tested = sum(ns for fit, ns in anatomy.tiles.items() if fit in _TILE_FITS)
     if not tested:
         return ""
     explained = tested - anatomy.tiles.get("unexplained", 0.0)
     how = ", ".join(
-        f"{_TILE_FITS[fit]} {numbers.percent(ns / tested)}"
+        f"{_TILE_FITS[fit]} {numbers.percent(numbers.share_of(ns, tested))}"
         for fit, ns in anatomy.tiles.items()
         if fit in _TILE_FITS
     )
-    total = sum(anatomy.tiles.values())
+    share_tested = numbers.percent(numbers.share_of(tested, sum(anatomy.tiles.values())))
     return (
-        f"tiles in kernel names explain the grids of {numbers.percent(explained / tested)} of the "
-        f"GEMM time that can be tested ({how}); that is {numbers.percent(tested / total)} of all "
-        "GEMM time"
+        "tiles in kernel names explain the grids of "
+        f"{numbers.percent(numbers.share_of(explained, tested))} of the GEMM time that can be "
+        f"tested ({how}); that is {share_tested} of all GEMM time"
     )
 
 
 def _fit(anatomy: Anatomy) -> str:
+    """Return how well tile, wave and roofline predict the GEMMs; empty where none was predicted."""
     fit = anatomy.fit
     if fit is None:
         return ""
-    apart = "; for two GEMMs whose M·N·K differ by a factor of e, this ratio differs by "
-    spread = "" if fit.spread is None else f"{apart}{numbers.percent(fit.spread)}"
+    text = f"{fit.gemms} distinct GEMMs take {fit.factor:.2f} times what tile, wave and roofline "
+    text += "predict"
+    if fit.spread is None:
+        return text
     return (
-        f"{fit.gemms} distinct GEMMs take {fit.factor:.2f} times what tile, wave and roofline "
-        f"predict{spread}"
+        f"{text}; for two GEMMs whose M·N·K differ by a factor of e, this ratio differs by "
+        f"{numbers.percent(fit.spread)}"
     )
 
 
 def _no_good_sizes(anatomy: Anatomy) -> str:
-    """Why there is no table of good dimensions, where no GEMM has any."""
+    """Return why there is no table of good dimensions, where no GEMM has any."""
     reasons: dict[str, float] = {}
     for shape in anatomy.shapes:
         if shape.refused is None:
@@ -257,34 +251,40 @@ def _no_good_sizes(anatomy: Anatomy) -> str:
     if not total:
         return ""
     largest = sorted(reasons.items(), key=lambda item: -item[1])[:_REASONS]
-    each = "; ".join(f"{why} ({numbers.percent(ns / total)} of their time)" for why, ns in largest)
+    each = "; ".join(
+        f"{why} ({numbers.percent(numbers.share_of(ns, total))} of their time)"
+        for why, ns in largest
+    )
     return f"no nearest good dimensions are known for these GEMMs: {each}"
 
 
 def outside_steps(phase: Phase) -> list[str]:
-    """Events that the wall leaves out: carry-over, unlinked ones at the end, those outside every
-    step; and what lies before the first kernel."""
+    """Return the events that the wall leaves out, and what lies before the first kernel.
+
+    They are the carry-over, events at the end that have no launch, and those outside every step.
+    """
     groups = (
         ("carry-over", phase.spill, "launched before the trace began, by the step before"),
         ("unlinked at the end", phase.late, "after the last event with a launch in the trace"),
         ("outside steps", phase.left_out, "launched outside of every step, or in an unknown one"),
     )
-    found = [
+    texts = [
         f"{name}: {numbers.count(part.get('events'))} events, {numbers.time(part.get('ns'))}, {why}"
         for name, part, why in groups
         if part.get("events")
     ]
     if phase.between_ns:
-        found.append(
+        texts.append(
             f"between steps: {numbers.time(phase.between_ns)} before a step (mean) in which the "
             "device idles and the host waits outside of all ranges, in the wall of no step"
         )
-    return [*found, _launch_latency(phase)] if phase.lead_ns else found
+    return [*texts, _launch_latency(phase)] if phase.lead_ns else texts
 
 
 def _launch_latency(phase: Phase) -> str:
-    """The launch latency: from the start of the first step on the host to the start of its wall."""
-    events, alone_ns = phase.lead_own.get("events") or 0, phase.lead_own.get("ns") or 0.0
+    """Return the time from the start of the first step on the host to the start of its wall."""
+    own = phase.lead_own
+    events = own.get("events") or 0
     end = "the end of work launched before it" if events else "its first device event"
     text = f"launch latency before the first kernel: {numbers.time(phase.lead_ns)} from the begin "
     text += f"of the first step on the host to {end}, not in the wall"
@@ -292,40 +292,40 @@ def _launch_latency(phase: Phase) -> str:
         return text
     if not phase.lead_busy_ns:
         return f"{text}: the trace holds nothing on the device then"
-    text += f": the device ran earlier work for {numbers.time(phase.lead_busy_ns - alone_ns)}"
+    text += f": the device ran earlier work for {numbers.time(phase.lead_earlier_ns)}"
     if events:
-        text += f", {numbers.count(events)} event{'s' * (events != 1)} of the step itself, which "
-        text += f"its wall leaves out, for {numbers.time(phase.lead_own.get('ran_ns'))} "
-        text += f"({numbers.time(alone_ns)} of it concurrent with nothing earlier),"
-    return f"{text} and idled for {numbers.time(phase.lead_ns - phase.lead_busy_ns)}"
+        text += f", {numbers.count(events)} event{plural(events)} of the step itself, which "
+        text += f"its wall leaves out, for {numbers.time(own.get('ran_ns'))} "
+        text += f"({numbers.time(own.get('ns') or 0.0)} of it concurrent with nothing earlier),"
+    return f"{text} and idled for {numbers.time(phase.lead_idle_ns)}"
 
 
 def second_opinion(phase: Phase) -> list[str]:
-    """Totals of the whole trace by Holistic Trace Analysis, next to ours."""
+    """Return the totals of the whole trace by Holistic Trace Analysis, next to ours."""
     hta = phase.hta
     if hta is None:
         return []
     name = f"HTA {hta.version}" if hta.version else "HTA"
-    found = []
+    texts = []
     if hta.busy_ns is not None:
         ours = hta.ours
-        found.append(
+        texts.append(
             f"{name} of the whole trace, all steps and what lies outside: busy "
             f"{numbers.time(hta.busy_ns)}, idle {numbers.time(hta.idle_ns)} of "
             f"{numbers.time(hta.total_ns)} (ours: {numbers.time(ours.get('busy_ns'))}, "
             f"{numbers.time(ours.get('idle_ns'))} of {numbers.time(ours.get('total_ns'))})"
         )
-    found += [f"{name} failed: {why}" for why in hta.failed]
+    texts += [f"{name} failed: {why}" for why in hta.failed]
     if hta.waits:
         waits = ", ".join(f"{k} {numbers.time(v)}" for k, v in hta.waits.items())
-        found.append(f"HTA of idle time, summed over streams: {waits}")
+        texts.append(f"HTA of idle time, summed over streams: {waits}")
     if hta.kernel_types:
         types = ", ".join(f"{k} {numbers.time(v)}" for k, v in hta.kernel_types.items())
-        found.append(f"HTA of busy time, intervals cut to whole µs: {types}")
+        texts.append(f"HTA of busy time, intervals cut to whole µs: {types}")
     if hta.launches:
         mean = {key: numbers.time(hta.launches.get(f"{key}_ns")) for key in ("cpu", "gpu", "delay")}
-        found.append(
+        texts.append(
             f"HTA of {numbers.count(hta.launches.get('count'))} launches, means: host "
             f"{mean['cpu']}, device {mean['gpu']}, delay {mean['delay']}"
         )
-    return found
+    return texts

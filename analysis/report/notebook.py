@@ -1,31 +1,31 @@
-"""A report, a comparison or a sheet in a notebook: in, plain values; out, an HTML fragment.
+"""A report, a comparison or a sheet in a notebook.
 
-It brings its own style, scoped to itself, no script, and takes the colours of the page around it.
-jinja2 escapes every string.
+In: plain values. Out: an HTML fragment, which brings its own style, scoped to itself, no script,
+and takes the colours of the page around it. jinja2 escapes every string.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from prunescope.analysis.report import gemm_table, numbers, sentences, titles
+from prunescope.analysis.report import titles
 from prunescope.analysis.report.comparison import comparison_table, comparison_warnings
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.html import phase_view, templates
-from prunescope.analysis.report.phase_tables import overview
+from prunescope.analysis.report.gemm_table import gemm_table
+from prunescope.analysis.report.html import report_view, templates
 from prunescope.analysis.report.sheet import Sheet
-from prunescope.analysis.report.summary import in_reading_order, waits_for
-from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.schema.comparison import Comparison
-from prunescope.analysis.schema.report import NO_SPEEDUP, Phase, Report
+from prunescope.analysis.schema.report import CAPTURED, NO_SPEEDUP, Phase, Report
+from prunescope.analysis.summary.paragraph import sort_for_reading
+from prunescope.taxonomy import numbers
 
 _TOP_GEMMS = 12
 
 
 def brief(report: Report) -> str:
-    """What was measured and the result, in at most 300 characters."""
+    """Return what was measured and the result, in at most 300 characters."""
     lines = [
-        f"{name}: {_outcome(phase)}" for name, phase in in_reading_order(report.phases).items()
+        f"{name}: {_outcome(phase)}" for name, phase in sort_for_reading(report.phases).items()
     ]
     shown = lines[:2] + ([f"{len(lines) - 2} more phases"] if len(lines) > 2 else [])
     text = "; ".join([clean(titles.title(report))[:120], *(clean(t)[:90] for t in shown)])
@@ -33,7 +33,7 @@ def brief(report: Report) -> str:
 
 
 def _outcome(phase: Phase) -> str:
-    if sentences.captured(phase):
+    if phase.finding(CAPTURED):
         return "no step was timed"
     if phase.ladder is None:
         return f"{numbers.time(phase.step_time_ns)} a step"
@@ -48,37 +48,38 @@ def _outcome(phase: Phase) -> str:
 
 
 def render_notebook(report: Report) -> str:
-    """Headline, findings, ladder, ledger and the largest GEMMs of every phase."""
-    slugs = phase_slugs(report)
+    """Render headline, findings, ladder, ledger and the largest GEMMs of every phase."""
+    view = report_view(report)
     phases = [
-        phase_view(name, slugs[name], phase, waits_for(phase, report.phases))
-        | {"gemms": gemm_table.gemm_table(phase, top=_TOP_GEMMS) if phase.gemms else None}
-        for name, phase in in_reading_order(report.phases).items()
+        values | {"gemms": gemm_table(phase, top=_TOP_GEMMS) if phase.gemms else None}
+        for values, phase in zip(
+            view["phases"], sort_for_reading(report.phases).values(), strict=True
+        )
     ]
     return _fragment(
-        title=titles.title(report),
-        lines=[titles.against(report)],
-        notes=[titles.device(report)],
-        warnings=sentences.warnings(report),
+        title=view["title"],
+        lines=[view["against"]],
+        notes=[view["device"]],
+        warnings=view["warnings"],
         phases=phases,
-        table=overview(report.phases),
+        table=view["overview"],
     )
 
 
 def render_sheet(sheet: Sheet) -> str:
-    """Lines, which wrap, and tables, which scroll in a box of their own where they are wide."""
+    """Render lines, which wrap, and tables, each in a box that scrolls where it is wide."""
     return _fragment(parts=sheet.parts)
 
 
 def _fragment(**values: Any) -> str:
-    """The template, whatever it is given of a report, a comparison or a sheet."""
+    """Render the template with whatever it is given of a report, a comparison or a sheet."""
     empty: dict[str, Any] = {"title": "", "lines": [], "parts": [], "table": None, "phases": []}
     page = templates().get_template("notebook.html.j2")
     return page.render(**{**empty, "notes": [], "warnings": [], **values})
 
 
 def render_comparison(comparison: Comparison) -> str:
-    """The table of a comparison."""
+    """Render the table of a comparison."""
     return _fragment(
         title="Comparison: dense → pruned, of one step",
         warnings=comparison_warnings(comparison),

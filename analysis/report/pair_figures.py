@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from prunescope.analysis.report import evidence, ledger_view, numbers
+from prunescope.analysis.report import hatches, ledger_view
 from prunescope.analysis.report.figure_style import (
     BOUND,
     COLOURS,
@@ -26,6 +26,9 @@ from prunescope.analysis.report.figure_style import (
 )
 from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.report import Phase, Row
+from prunescope.analysis.summary import evidence
+from prunescope.analysis.summary.labels import label_of
+from prunescope.taxonomy import numbers
 
 _UNSURE = "#DDDDDD"  # a bar that is no evidence
 _HATCHES = {"loss": "", "gain": "/////", "quiet": ""}
@@ -62,7 +65,7 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
         if kind in sure
     ]
     marks += [
-        Patch(facecolor=_UNSURE, hatch=evidence.HATCHES[reason], **EDGE, label=words)
+        Patch(facecolor=_UNSURE, hatch=hatches.HATCHES[reason], **EDGE, label=words)
         for reason, words in ledger_view.ladder_caveats(rows).items()
     ]
     if any(ledger_view.is_visible(row.ci95, 1.2 * top) for row in rows):
@@ -86,7 +89,7 @@ def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
     span = (high - low) / unit.per
     figure, axes = row_axes(len(rows))
     axes.set_xlim(low / unit.per, high / unit.per)
-    reasons = evidence.of_ledger(phase)
+    reasons = evidence.ledger_reasons(phase)
     for i, (row, bar) in enumerate(zip(rows, bars, strict=True)):
         start, end = (low / unit.per + at * span for at in (bar.start, bar.end))
         _change(axes, i, (start, end), bar.tone)
@@ -94,7 +97,7 @@ def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
         if i + 1 < len(rows) and row.row != "dense":
             axes.plot([end, end], [i, i + 1], color="black", linewidth=0.4, zorder=0)
         _amount(axes, i, row, unit)
-    labels(axes, [ledger_view.label_of(row) for row in rows])
+    labels(axes, [label_of(row) for row in rows])
     axes.text(1.2, -0.85, unit.unit, transform=axes.get_yaxis_transform(), va="center", ha="right")
     left, right = axes.get_xlim()
     marks = _legend(bars, is_whiskered=_is_whiskered(rows, (right - left) * unit.per))
@@ -131,7 +134,7 @@ def _is_whiskered(rows: list[Row], across: float) -> bool:
     return any(
         ledger_view.is_visible(
             ledger_view.readable_interval(row, rows),
-            across * (3 if row.row in ledger_view.TOTALS else 1),
+            across * (3 if row.is_wall else 1),
         )
         for row in rows
     )
@@ -174,7 +177,7 @@ def _whisker(
 
 def _amount(axes: Axes, i: int, row: Row, unit: numbers.Scale) -> None:
     """The number of a row in a column of its own at the right, where nothing can overlap it."""
-    signed = row.row not in ledger_view.TOTALS and row.row != "promised"
+    signed = not row.is_wall and row.row != "promised"
     axes.text(
         1.2,
         i,
@@ -182,5 +185,5 @@ def _amount(axes: Axes, i: int, row: Row, unit: numbers.Scale) -> None:
         transform=axes.get_yaxis_transform(),
         va="center",
         ha="right",
-        weight="bold" if row.row in ledger_view.TOTALS else "normal",
+        weight="bold" if row.is_wall else "normal",
     )

@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from prunescope.analysis.report import evidence
 from prunescope.analysis.report.figure_style import (
     MOST_WHISKER,
     family_looks,
@@ -22,7 +21,6 @@ from prunescope.analysis.report.figure_style import (
     shade,
 )
 from prunescope.analysis.report.ledger_view import is_visible
-from prunescope.analysis.report.numbers import percent
 from prunescope.analysis.report.paper_figure import (
     MissingFigure,
     Panel,
@@ -55,6 +53,8 @@ from prunescope.analysis.report.pareto_figures import (
 )
 from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.pareto import Pareto, RecoveryLoss, SweepPoint
+from prunescope.analysis.summary import evidence
+from prunescope.taxonomy.numbers import percent
 from prunescope.taxonomy.runs.run_quality import RANDOM_IDS
 
 _COLOURS = (
@@ -284,7 +284,7 @@ def _recovery_figure(shown: Sequence[Panel], *, on_random_ids: bool) -> Figure:
                     marker,
                     full=full,
                     label=None,
-                    reasons=evidence.of_point(point) if full else (),
+                    reasons=evidence.point_reasons(point) if full else (),
                 )
         axes.update_datalim([(1.0, 1.0)])  # the dense model
         axes.autoscale_view()

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from prunescope.analysis.report import evidence
+from prunescope.analysis.report import hatches
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figure_style import (
     EDGE,
@@ -21,7 +21,6 @@ from prunescope.analysis.report.figure_style import (
     shade,
 )
 from prunescope.analysis.report.ledger_view import is_visible
-from prunescope.analysis.report.numbers import Scale, scale, time
 from prunescope.analysis.report.paper_figure import (
     LAYER,
     PAGE,
@@ -48,6 +47,8 @@ from prunescope.analysis.report.paper_figure import (
 from prunescope.analysis.report.pareto_figures import legend_below
 from prunescope.analysis.schema.categories import CATEGORIES, GEMMS
 from prunescope.analysis.schema.pareto import Pareto, SweepPoint
+from prunescope.analysis.summary import evidence
+from prunescope.taxonomy.numbers import Scale, scale, time
 
 _LOOKS = {
     "mlp": ("#0072B2", ""), "qkvo": ("#56B4E9", ""), "other_gemm": ("#56B4E9", "////"),
@@ -137,7 +138,7 @@ def _of_dense(panel: Panel) -> list[SweepPoint]:
 
 def _reasons(panel: Panel) -> list[str]:
     """Why the dense times of a panel are no evidence: no result has valid ones."""
-    every = [evidence.of_point(p) for p in _of_dense(panel)]
+    every = [evidence.point_reasons(p) for p in _of_dense(panel)]
     return min(every, key=len, default=[])
 
 
@@ -200,7 +201,7 @@ def _shares_figure(every: Sequence[tuple[Panel, dict[str, Spread]]]) -> Figure:
     axes.set_xlabel("share of the dense step; at the right, its time")
     present = [n for n in CATEGORIES if any(n in of for _, of in every)]
     handles = [patch(_LOOKS[n][0], CATEGORIES[n], _LOOKS[n][1]) for n in present]
-    of_all = evidence.first_reasons(_reasons(panel) for panel, _ in every)
+    of_all = hatches.first_reasons(_reasons(panel) for panel, _ in every)
     handles += [no_evidence([reason], reason) for reason in of_all]
     legend_below(figure, handles, columns=len(handles))
     return figure

@@ -13,8 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from prunescope.analysis.report.evidence import MARKS, marked, marks_of_point
 from prunescope.analysis.report.figure_style import EDGE, plotting
+from prunescope.analysis.report.hatches import MARKS, marked, marks_of_point
 from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.pareto import Pareto, SweepCell, SweepPoint
 from prunescope.taxonomy.keep import ALIGNMENTS, alignment_size, is_just

@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figure_style import ground, no_evidence
 from prunescope.analysis.report.paper_figure import (
@@ -26,6 +25,7 @@ from prunescope.analysis.report.paper_figure import (
 )
 from prunescope.analysis.report.pareto_figures import legend_below
 from prunescope.analysis.schema.replay import SpeedupCurve
+from prunescope.analysis.summary import evidence
 
 _MOST = 6  # curves: three rows of two
 _MEASURED, _LAW = "#0072B2", "#D55E00"

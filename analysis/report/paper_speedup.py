@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figure_style import (
     MOST_WHISKER,
@@ -44,6 +43,7 @@ from prunescope.analysis.report.paper_figure import (
 )
 from prunescope.analysis.report.pareto_figures import dot, legend_below
 from prunescope.analysis.schema.pareto import Pareto, SweepPoint
+from prunescope.analysis.summary import evidence
 from prunescope.taxonomy.keep import is_just
 from prunescope.taxonomy.runs.run_setting import RunSetting
 
@@ -173,7 +173,7 @@ def _bars(axes: Axes, strip: _Strip, colours: dict[str, str], sparsity: float) -
         for point in (p for p in strip.points if getattr(p, strip.axis) == value):
             j = list(colours).index(family_label(point))
             at = i + (j - (len(colours) - 1) / 2) * width
-            colour, reasons = colours[family_label(point)], evidence.of_point(point)
+            colour, reasons = colours[family_label(point)], evidence.point_reasons(point)
             look: dict[str, Any] = {"color": colour, "edgecolor": "black", "linewidth": 0.4}
             if reasons:
                 look |= {"color": "white", "edgecolor": colour, "hatch": hatch_of(reasons)}
@@ -356,6 +356,6 @@ def _line(axes: Axes, points: dict[float, SweepPoint], look: tuple[str, str]) ->
     if bounds:
         axes.plot(*zip(*bounds, strict=True), color=colour, linewidth=0.9, linestyle=":")
     for x, point in points.items():
-        spreads, reasons = (None, point.realised_ci95), evidence.of_point(point)
+        spreads, reasons = (None, point.realised_ci95), evidence.point_reasons(point)
         at = (x, point.realised)
         dot(axes, at, spreads, colour, marker, full=True, label=None, reasons=reasons)

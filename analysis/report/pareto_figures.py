@@ -24,9 +24,8 @@ from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
-from prunescope.analysis.report import evidence
+from prunescope.analysis.report import hatches
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.evidence import MARKS, marked, marks_of_point
 from prunescope.analysis.report.figure_style import (
     EDGE,
     MOST_WHISKER,
@@ -38,7 +37,8 @@ from prunescope.analysis.report.figure_style import (
     saved_as,
     shade,
 )
-from prunescope.analysis.report.ledger_view import LEDGER, is_visible
+from prunescope.analysis.report.hatches import MARKS, marked, marks_of_point
+from prunescope.analysis.report.ledger_view import is_visible
 from prunescope.analysis.report.titles import figure_name
 from prunescope.analysis.schema.pareto import (
     MOST_RATIO,
@@ -47,6 +47,8 @@ from prunescope.analysis.schema.pareto import (
     ParetoPhase,
     SweepPoint,
 )
+from prunescope.analysis.summary import evidence
+from prunescope.analysis.summary.labels import LEDGER
 from prunescope.taxonomy.runs.run_quality import RANDOM_IDS
 from prunescope.taxonomy.words import factor
 
@@ -93,7 +95,7 @@ def dot(  # noqa: PLR0913
     if up is not None:
         axes.plot([x, x], up, color=colour, linewidth=0.7)
     if reasons:
-        hatch = 2 * evidence.HATCHES[reasons[0]]
+        hatch = 2 * hatches.HATCHES[reasons[0]]
         look: dict[str, Any] = {"facecolors": "white", "edgecolors": colour, "linewidths": 0.8}
         axes.scatter([x], [y], s=36, marker=marker, hatch=hatch, zorder=3, label=label, **look)
         return
@@ -180,7 +182,7 @@ def _bound(axes: Axes, points: list[SweepPoint], marks: Marks) -> None:
                 colour,
                 marker,
                 full=True,
-                label=None if (reasons := evidence.of_point(point)) else label,
+                label=None if (reasons := evidence.point_reasons(point)) else label,
                 reasons=reasons,
             )
             label = label if reasons else None
@@ -368,7 +370,7 @@ def _frontier_panel(
             marker,
             full=point.on_frontier,
             label=None,
-            reasons=(reasons := evidence.of_point(point)),
+            reasons=(reasons := evidence.point_reasons(point)),
         )
         y = point.realised
         obstacles.marks.append((x, y))

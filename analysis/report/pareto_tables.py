@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from prunescope.analysis.report.escape import markdown as text
-from prunescope.analysis.report.evidence import SIMULATED, ZEROS, marked
+from prunescope.analysis.report.hatches import SIMULATED, ZEROS, marked
 from prunescope.analysis.report.markdown import table_blocks
-from prunescope.analysis.report.numbers import UNKNOWN, interval, loss, percent, ratio, time
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.titles import figure_name
 from prunescope.analysis.report.view import Column, Table, numeric, text_table
@@ -31,6 +30,7 @@ from prunescope.analysis.schema.pareto import (
     not_judged,
     without_sparsity,
 )
+from prunescope.taxonomy.numbers import UNKNOWN, interval, loss, percent, ratio, time
 
 T = TypeVar("T")
 _DISTURBED = (

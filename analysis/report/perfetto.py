@@ -1,7 +1,8 @@
-"""The kernels frame as a Chrome trace for Perfetto: in, a Report and its frames (ns); out, gzipped
-JSON. With each row of kernels come tracks of kind, role, bound (with the idle time before a
-kernel) and of the ledger row that its (role, class) moved most; below them the device's work that
-is in no step, and the host as recorded.
+"""The kernels frame as a Chrome trace for Perfetto.
+
+In: a Report and its frames (ns). Out: gzipped JSON. Above each row of kernels come tracks of kind,
+role, bound (with the idle time before a kernel) and of the ledger row that its (role, class) moved
+most; below them the device's work that is in no step, and the host as recorded.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import Any
 
 import polars as pl
 
-from prunescope.analysis.report import numbers
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.ledger_view import LEDGER, TOTALS
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.schema.report import Phase, Report
+from prunescope.analysis.summary.labels import label_of
+from prunescope.taxonomy import numbers
 
 _TRACKS = ("kernels", "kind", "role", "bound", "ledger row")
 _PID, _HOST, _OUTSIDE_STEPS = 1, 2, 3
@@ -27,18 +28,8 @@ _STEPS = 1  # the track of the steps; lanes follow, ten track ids each
 _ARGS = ("op", "kind", "role", "layer", "class", "bound", "dtype", "flop", "bytes", "tile", "tiles",
          "waves")  # fmt: skip
 _TIMES = ("busy", "gap", "ideal")
-_READ = (
-    "step",
-    "start",
-    "duration",
-    "name",
-    "event",
-    "category",
-    "stream",
-    "starved",
-    *_ARGS,
-    *_TIMES,
-)
+_READ = ("step", "start", "duration", "name", "event", "category", "stream", "starved",
+         *_ARGS, *_TIMES)  # fmt: skip
 
 Event = dict[str, Any]
 Row = dict[str, Any]
@@ -49,10 +40,13 @@ def perfetto_files(
     frames: Mapping[str, pl.DataFrame],
     hosts: Mapping[str, pl.DataFrame] | None = None,
 ) -> dict[str, bytes]:
-    """File name to bytes: `trace-PHASE.perfetto.json.gz` for every phase with a frame.
+    """Return file name to bytes: `trace-PHASE.perfetto.json.gz` for every phase with a frame.
 
-    `hosts`: the host's events of each phase, and the device's that are in no step of it, for the
-    tracks below the kernels.
+    Args:
+        report: The report.
+        frames: The kernels frame of each phase.
+        hosts: The host's events of each phase, and the device's that are in no step of it, for
+            the tracks below the kernels; None shows none.
     """
     slugs = phase_slugs(report)
     return {
@@ -67,7 +61,10 @@ def perfetto_files(
 def render_perfetto(
     name: str, phase: Phase, frame: pl.DataFrame, host: pl.DataFrame | None = None
 ) -> bytes:
-    """One phase as gzipped Chrome trace JSON; times from 0, the same bytes for the same frame."""
+    """Return one phase as gzipped Chrome trace JSON, whose times begin at 0.
+
+    The same frame gives the same bytes.
+    """
     host = _around(host, frame) if host is not None else None
     known = frame.select(pl.col(c) for c in _READ if c in frame.columns)
     rows = known.sort("start", "duration", descending=[False, True], maintain_order=True)
@@ -86,7 +83,7 @@ def render_perfetto(
 
 
 def _around(host: pl.DataFrame, frame: pl.DataFrame) -> pl.DataFrame:
-    """The host's events that are open while the kernels of the frame are launched and run."""
+    """Return the host's events that are open while the kernels are launched and run."""
     begins = [frame[c].min() for c in ("start", "launched") if c in frame.columns]
     begin = min((b for b in begins if isinstance(b, int)), default=0)
     end = (frame["start"] + frame["duration"]).max() or 0
@@ -98,7 +95,7 @@ def _around(host: pl.DataFrame, frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _origin(rows: pl.DataFrame, host: pl.DataFrame | None) -> int:
-    """The time that is 0: the first kernel with the gap before it, or the first host event."""
+    """Return the time that is 0: the first kernel with the gap before it, or the host's first."""
     first = next(rows.head(1).iter_rows(named=True), None)
     begins = [] if first is None else [first["start"] - (first.get("gap") or 0)]
     begins += [] if host is None or host.is_empty() else [host["start"].min()]
@@ -106,33 +103,27 @@ def _origin(rows: pl.DataFrame, host: pl.DataFrame | None) -> int:
 
 
 def _host(host: pl.DataFrame, origin: int) -> Iterator[Event]:
-    """Modules, ops and launches on the threads that they ran on. Their categories are none that a
-    profiler writes: who analyses this file again reads the kernels alone."""
-    on_host = pl.col("category").is_in([_CARRY_OVER, _OUTSIDE]).not_()
-    yield from _outside_steps(host.filter(on_host.not_()), origin)
-    host = host.filter(on_host)
-    for row in host.iter_rows(named=True):
-        args = {"shapes": _plain(row["shapes"])} if row["shapes"] else None
-        span = (row["start"] - origin, row["duration"])
-        event = _slice(clean(row["name"]), f"prunescope.host_{row['category']}", 0, span, args)
-        yield {**event, "pid": _HOST, "tid": row["thread"]}
-    if host.height:
-        yield {**_named("process_name", "host, as recorded", None), "pid": _HOST}
-    for thread in sorted(host["thread"].unique().to_list()):
-        yield {**_named("thread_name", f"thread {thread}", thread), "pid": _HOST}
+    """Yield modules, ops and launches on the threads that they ran on, and work in no step.
 
-
-def _outside_steps(rows: pl.DataFrame, origin: int) -> Iterator[Event]:
-    """Work of the device that no step holds, on the streams that it ran on. Its category is none
-    that a profiler writes either."""
-    for row in rows.iter_rows(named=True):
-        span = (row["start"] - origin, row["duration"])
-        event = _slice(clean(row["name"]), f"prunescope.{row['category']}", 0, span)
-        yield {**event, "pid": _OUTSIDE_STEPS, "tid": row["thread"]}
-    if rows.height:
-        yield {**_named("process_name", "device, in no step", None), "pid": _OUTSIDE_STEPS}
-    for stream in sorted(rows["thread"].unique().to_list()):
-        yield {**_named("thread_name", f"stream {stream}", stream), "pid": _OUTSIDE_STEPS}
+    Their categories are none that a profiler writes: who analyses this file again reads the kernels
+    alone.
+    """
+    in_no_step = pl.col("category").is_in([_CARRY_OVER, _OUTSIDE])
+    outside, host = host.filter(in_no_step), host.filter(in_no_step.not_())
+    for rows, pid, prefix, process, thread in (
+        (outside, _OUTSIDE_STEPS, "prunescope.", "device, in no step", "stream"),
+        (host, _HOST, "prunescope.host_", "host, as recorded", "thread"),
+    ):
+        for row in rows.iter_rows(named=True):
+            shapes = row["shapes"] if pid == _HOST else None
+            args = {"shapes": _plain(shapes)} if shapes else None
+            span = (row["start"] - origin, row["duration"])
+            event = _slice(clean(row["name"]), f"{prefix}{row['category']}", 0, span, args)
+            yield {**event, "pid": pid, "tid": row["thread"]}
+        if rows.height:
+            yield {**_named("process_name", process, None), "pid": pid}
+        for number in sorted(rows["thread"].unique().to_list()):
+            yield {**_named("thread_name", f"{thread} {number}", number), "pid": pid}
 
 
 def _events(name: str, phase: Phase, rows: Iterable[Row], origin: int) -> Iterator[Event]:
@@ -150,21 +141,21 @@ def _events(name: str, phase: Phase, rows: Iterable[Row], origin: int) -> Iterat
         yield _slice(f"step {i}", "prunescope.step", _STEPS, span)
     yield _named("process_name", clean(f"prunescope: {name}"), None)
     yield _named("thread_name", "steps", _STEPS)
-    for lane, what in enumerate(lanes.names):
+    for lane, stream in enumerate(lanes.names):
         for i, track in enumerate(_TRACKS):
             if track != "ledger row" or moved:
-                yield _named("thread_name", f"{what}: {track}", 10 * (1 + lane) + i)
+                yield _named("thread_name", f"{stream}: {track}", 10 * (1 + lane) + i)
 
 
 def _row(row: Row, base: int, start: int, moved: Mapping[tuple[str, str], str]) -> Iterator[Event]:
-    """The slices of one kernel: itself, and one a track."""
+    """Yield the slices of one kernel: itself, and one for each track."""
     event = row.get("event")
-    on_device = event is not None and event >= 0
+    is_on_device = event is not None and event >= 0
     span = (start, row["duration"])
     args = {key: _plain(row[key]) for key in _ARGS if row.get(key) is not None}
     args |= {f"{key}_ns": _plain(row[key]) for key in _TIMES if row.get(key) is not None}
     shown = clean(row["name"] or "?")
-    category = _CATEGORIES[row.get("category") or 0] if on_device else "cpu_op"
+    category = _CATEGORIES[row.get("category") or 0] if is_on_device else "cpu_op"
     yield _slice(shown, category, base, span, args)
     for i, key in enumerate(("kind", "role", "bound"), start=1):
         yield _slice(clean(row.get(key) or "unknown"), f"prunescope.{key}", base + i, span)
@@ -177,15 +168,15 @@ def _row(row: Row, base: int, start: int, moved: Mapping[tuple[str, str], str]) 
 
 
 def _moved(phase: Phase) -> dict[tuple[str, str], str]:
-    """(role, class) to the ledger row that it moved most, with the ns of its part."""
+    """Return (role, class) to the ledger row that it moved most, with the ns of its part."""
     most: dict[tuple[str, str], tuple[float, str]] = {}
     for row in phase.ledger or []:
-        if row.row in TOTALS or row.row == "promised":
+        if row.is_wall or row.row == "promised":
             continue
         for part in row.parts:
             key = (part.role or "", part.cls or "")
             if abs(part.ns) > most.get(key, (0.0, ""))[0]:
-                label = LEDGER.get(row.row, (row.row, ""))[0]
+                label = label_of(row)
                 most[key] = (abs(part.ns), f"{label} {numbers.time(part.ns, signed=True)}")
     return {key: text for key, (_, text) in most.items()}
 
@@ -199,7 +190,7 @@ class _Lanes:
         self._open: list[list[int]] = []
 
     def place(self, row: Row) -> int:
-        """The lane of the next row in time order."""
+        """Return the lane of the next row in time order."""
         stream = row.get("stream")
         start, end = row["start"], row["start"] + row["duration"]
         lanes = self._streams.setdefault(stream, [])
@@ -210,8 +201,8 @@ class _Lanes:
             if not ends or end <= ends[-1]:
                 ends.append(end)
                 return lane
-        what = "host" if stream is None else f"stream {stream}"
-        self.names.append(what if not lanes else f"{what} ({len(lanes) + 1})")
+        label = "host" if stream is None else f"stream {stream}"
+        self.names.append(label if not lanes else f"{label} ({len(lanes) + 1})")
         self._open.append([end])
         lanes.append(len(self._open) - 1)
         return lanes[-1]

@@ -1,7 +1,8 @@
-"""The tables of a phase, listed once for every format: in, a Phase of the Report; out, Tables.
+"""The tables of a phase, listed once for every format.
 
-Both sides, overhead of a dynamic family, busy time by kind and role, nearest good dimensions, host
-time; and the row of each of many phases (ranks, kinds of iterations) above them.
+In: a Phase of the Report. Out: Tables: both sides, overhead of a dynamic family, busy time by kind
+and role, nearest good dimensions, host time, and a row of each of many phases (ranks, kinds of
+iterations).
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from prunescope.analysis.report import evidence, ledger_view, measured, numbers, titles
+from prunescope.analysis.report import measured, titles
 from prunescope.analysis.report.gemm_table import gemm_table, kernel_table
 from prunescope.analysis.report.ledger_view import (
     ladder_table,
     ledger_table,
+    marked,
     parts_table,
     readable_interval,
+    realised_shares,
     without_unknown,
 )
 from prunescope.analysis.report.replay_tables import replay_table
-from prunescope.analysis.report.summary import FEW_PHASES, first_to_read
 from prunescope.analysis.report.view import (
     Cell,
     Column,
@@ -34,13 +36,11 @@ from prunescope.analysis.report.view import (
     text_table,
 )
 from prunescope.analysis.schema.anatomy import Good, HostTime, Shape
-from prunescope.analysis.schema.report import (
-    LATE_RANK,
-    Overhead,
-    OverheadPart,
-    Phase,
-)
-from prunescope.analysis.schema.sides import Unprofiled
+from prunescope.analysis.schema.report import LATE_RANK, Overhead, OverheadPart, Phase
+from prunescope.analysis.summary.evidence import phase_reasons
+from prunescope.analysis.summary.paragraph import FEW_PHASES, first_to_read
+from prunescope.taxonomy import numbers
+from prunescope.taxonomy.words import when
 
 # What a step of a trace without run.json is, by the phase that it turned out to be.
 _STEP_MEANINGS = {
@@ -56,9 +56,16 @@ _TOP_HOST = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """How much a format has room for. `gemms`, `kernels`, `kinds`: rows of these tables, None: all
-    of them; `kernel_names`: a column of kernels in the GEMM table; `brief`: without parts that were
-    not measured; `without`: ids of tables that the format leaves out or renders by itself."""
+    """How much a format has room for.
+
+    Attributes:
+        gemms: Rows of the table of GEMMs; None shows all of them.
+        kernels: Rows of that of kernels.
+        kinds: Rows of that of kinds.
+        kernel_names: Whether the table of GEMMs has a column of kernels.
+        brief: Whether parts that were not measured are left out.
+        without: Ids of tables that the format leaves out or renders by itself.
+    """
 
     gemms: int | None = None
     kernels: int | None = None
@@ -95,13 +102,9 @@ _FIRST_ALONE = ("kind", "role")
 
 
 def phase_tables(phase: Phase, extent: Extent) -> Iterator[Table]:
-    """The tables of a phase that have rows, in reading order."""
-    ids = (
-        list(TABLES)
-        if phase.ledger
-        else sorted(TABLES, key=lambda table_id: table_id not in _FIRST_ALONE)
-    )
-    for table_id in ids:
+    """Yield the tables of a phase that have rows, in reading order."""
+    alone = () if phase.ledger else _FIRST_ALONE
+    for table_id in (*alone, *(table_id for table_id in TABLES if table_id not in alone)):
         if table_id not in extent.without:
             table = phase_table(table_id, phase, extent)
             if table is not None:
@@ -109,8 +112,10 @@ def phase_tables(phase: Phase, extent: Extent) -> Iterator[Table]:
 
 
 def phase_table(table_id: str, phase: Phase, extent: Extent) -> Table | None:
-    """One table of a phase. Its title says where its times are of the profiled step, and those of
-    the ledger are not."""
+    """Return one table of a phase; None where it has no rows.
+
+    Its title says where its times are of the profiled step, and those of the ledger are not.
+    """
     table = TABLES[table_id](phase, extent)
     if table is None or table_id not in _RECORDED or not phase.is_slowed:
         return table
@@ -118,30 +123,24 @@ def phase_table(table_id: str, phase: Phase, extent: Extent) -> Table | None:
 
 
 def sides_table(phase: Phase) -> Table | None:
-    """A row a quantity that both sides know; None without a baseline."""
+    """Return a row for each quantity that both sides know; None without a baseline."""
     dense = phase.baseline
     if dense is None or phase.ladder is None:
         return None
-    before, now = _median(dense.unprofiled_ns), _median(phase.unprofiled_ns)
-    timed = before is not None and now is not None
-    if not timed:
-        before, now = dense.wall_ns, phase.wall_ns
-    label = "time of a step, unprofiled" if timed else "time of a step, profiled"
-    rows = [_side_row(label, before, now, numbers.time)]
-    if timed:  # else tokens a second would be of another time than the row above
-        rows.append(_side_row("tokens/s", dense.tokens_per_s, phase.tokens_per_s, numbers.rate))
-        if phase.items_per_s is not None:
-            rows.append(_side_row("items/s", dense.items_per_s, phase.items_per_s, numbers.rate))
+    timed, dense_timed = phase.unprofiled_ns, dense.unprofiled_ns
+    if timed is not None and dense_timed is not None:
+        rows = [
+            _side_row("time of a step, unprofiled", dense_timed.median, timed.median, numbers.time),
+            _side_row("tokens/s", dense.tokens_per_s, phase.tokens_per_s, numbers.rate),
+            _side_row("items/s", dense.items_per_s, phase.items_per_s, numbers.rate),
+        ]
+    else:  # tokens a second would be of another time than this one
+        rows = [_side_row("time of a step, profiled", dense.wall_ns, phase.wall_ns, numbers.time)]
     rows += [
         _side_row(label, getattr(dense, key), getattr(phase, key), numbers.size)
         for key, label in measured.MEMORY
     ]
-    columns = [
-        Column("per step"),
-        Column("dense", numeric=True),
-        Column("pruned", numeric=True),
-        Column("pruned ÷ dense", numeric=True),
-    ]
+    columns = [Column("per step"), *numeric("dense", "pruned", "pruned ÷ dense")]
     known = [row for row in rows if row is not None]
     kind = phase.pass_kind or (phase.phase_kind["kind"] if phase.phase_kind else "")
     note = _STEP_MEANINGS.get(
@@ -150,13 +149,10 @@ def sides_table(phase: Phase) -> Table | None:
     return Table("sides", "Dense and pruned", columns, known, [note]) if known else None
 
 
-def _median(samples: Unprofiled | None) -> float | None:
-    return None if samples is None else samples.median
-
-
 def _side_row(
     label: str, dense: Any, pruned: Any, form: Callable[[float | None], str]
 ) -> list[Cell] | None:
+    """Return a quantity of both sides and its ratio; None where one side does not know it."""
     if not isinstance(dense, int | float) or not isinstance(pruned, int | float):
         return None
     share = numbers.share_of(pruned, dense)
@@ -169,24 +165,33 @@ def _side_row(
 
 
 def experts_table(phase: Phase, *, brief: bool = False) -> Table | None:
-    """The mean over layers, the least and the most of them, then one row per layer; None where no
-    experts were counted. `brief`: without the rows of layers."""
+    """Return how tokens were distributed over experts; None where no experts were counted.
+
+    The mean over layers, the least and the most of them come first, then a row per layer unless
+    `brief`.
+    """
     layers = phase.routing.layers if phase.routing else []
     if not layers:
         return None
-    keys = [key for key in EXPERT_SHARES if any(getattr(one, key) is not None for one in layers)]
-    columns = [Column("layer"), *(Column(EXPERT_SHARES[key][0], numeric=True) for key in keys)]
-    known = [[v for one in layers if (v := getattr(one, key)) is not None] for key in keys]
-    over: dict[str, Callable[[list[float]], float]] = {"mean": fmean, "least": min, "most": max}
+    keys = [
+        key for key in EXPERT_SHARES if any(getattr(layer, key) is not None for layer in layers)
+    ]
+    columns = [Column("layer"), *numeric(*(EXPERT_SHARES[key][0] for key in keys))]
+    known = {
+        key: [value for layer in layers if (value := getattr(layer, key)) is not None]
+        for key in keys
+    }
+    over: dict[str, Callable[[list[float]], float]] = {"mean": fmean}
+    if len(layers) > 1:
+        over |= {"least": min, "most": max}
     rows = [
-        [Cell(name), *(_expert_cell(key, of(one)) for key, one in zip(keys, known, strict=True))]
+        [Cell(name), *(_expert_cell(key, of(known[key])) for key in keys)]
         for name, of in over.items()
-        if name == "mean" or len(layers) > 1
     ]
     if not brief and len(layers) > 1:
         rows += [
-            [Cell(str(one.layer)), *(_expert_cell(key, getattr(one, key)) for key in keys)]
-            for one in layers
+            [Cell(str(layer.layer)), *(_expert_cell(key, getattr(layer, key)) for key in keys)]
+            for layer in layers
         ]
     note = (
         "counted in steps of the same inputs that were not timed; distinct: experts that got a "
@@ -214,12 +219,15 @@ def _expert_cell(key: str, value: float | None) -> Cell:
 
 
 def overhead_table(phase: Phase, *, brief: bool = False) -> Table | None:
-    """One row per part; None where the phase has no overhead. `brief`: only parts with a time."""
-    found = phase.overhead
-    if found is None:
+    """Return the overhead of a dynamic family, one row per part; None where there is none.
+
+    With `brief`, only parts with a time are shown.
+    """
+    overhead = phase.overhead
+    if overhead is None:
         return None
-    shown = [part for part in found.parts if not brief or part.ns]
-    unit = numbers.scale([part.ns for part in shown] + [found.added_ns])
+    shown = [part for part in overhead.parts if not brief or part.ns]
+    unit = numbers.scale([part.ns for part in shown] + [overhead.added_ns])
     ledger = phase.ledger or []
 
     def interval(part: OverheadPart) -> Cell:
@@ -240,33 +248,37 @@ def overhead_table(phase: Phase, *, brief: bool = False) -> Table | None:
     dense = next((row.ns for row in ledger if row.row == "dense"), None)
     total = OverheadPart(
         name="total added",
-        ns=found.added_ns,
+        ns=overhead.added_ns,
         added=True,
-        share=numbers.share_of(found.added_ns, dense),
-        ci95=found.added_ci95,
+        share=numbers.share_of(overhead.added_ns, dense),
+        ci95=overhead.added_ci95,
     )
-    known = phase.family is not None and phase.family.id != "unknown"
-    name = phase.family.id if phase.family and known else "what decides at run time"
-    notes = [_break_even(phase, found)]
+    is_known = phase.family is not None and phase.family.id != "unknown"
+    name = phase.family.id if phase.family and is_known else "what decides at run time"
+    notes = [_break_even(phase, overhead)]
     title = f"Overhead of {name}"
     return without_unknown(table_of("overhead", title, [*shown, total], columns, notes))
 
 
-def _break_even(phase: Phase, found: Overhead) -> str:
-    """The break-even of gain and overhead, in a sentence."""
+def _break_even(phase: Phase, overhead: Overhead) -> str:
+    """Return the sparsity at which gain equals overhead, in a sentence."""
     if phase.invalid_times:
         return "break-even is not known: the timing is not valid"
-    if found.break_even is None:
-        return f"no break-even: {found.why}"
-    if found.break_even_ci95 is not None and _says_nothing(*found.break_even_ci95):
+    if overhead.break_even is None:
+        return f"no break-even: {overhead.why}"
+    low, high = overhead.break_even_ci95 or (None, None)
+    # From no sparsity on, or nowhere: the interval says nothing.
+    if overhead.break_even_ci95 is not None and high is None and (low is None or low < _NONE):
         return (
             "break-even is not known: within the interval of these times it lies anywhere, or "
             "nowhere; more placements or repeats narrow it"
         )
-    here = "" if found.sparsity is None else f"; here {numbers.percent(found.sparsity)} are removed"
-    if found.break_even < _NONE and _break_even_interval(found.break_even_ci95) == "":
+    sparsity = overhead.sparsity
+    here = "" if sparsity is None else f"; here {numbers.percent(sparsity)} are removed"
+    interval = _break_even_interval(low, high)
+    if overhead.break_even < _NONE and not interval:
         return f"gain exceeds the overhead from the first FLOPs that go{here}"
-    at = numbers.percent(found.break_even) + _break_even_interval(found.break_even_ci95)
+    at = numbers.percent(overhead.break_even) + interval
     return (
         f"gain equals overhead where {at} of the FLOPs that the family touches are removed{here} "
         "(gain taken as proportional to them, gather and scatter to what is kept, the rest as "
@@ -274,14 +286,8 @@ def _break_even(phase: Phase, found: Overhead) -> str:
     )
 
 
-def _says_nothing(low: float | None, high: float | None) -> bool:
-    """Whether an interval holds everything from no sparsity on, and that none pays."""
-    return high is None and (low is None or low < _NONE)
-
-
-def _break_even_interval(ci95: list[float | None] | None) -> str:
-    """` [8.0 %, 13.0 %]`; an upper end that is unknown lies where nothing ever pays."""
-    low, high = ci95 or (None, None)
+def _break_even_interval(low: float | None, high: float | None) -> str:
+    """Return ` [8.0 %, 13.0 %]`; an unknown upper end lies where nothing ever pays."""
     if low is None or (high is not None and high < _NONE):
         return ""
     if high is None:
@@ -290,13 +296,13 @@ def _break_even_interval(ci95: list[float | None] | None) -> str:
 
 
 def kinds_table(phase: Phase, top: int | None) -> Table:
-    """Busy time by kind; a note where communication runs concurrently with it."""
+    """Return busy time by kind, with a note where communication runs concurrently with it."""
     table = split_table("kind", phase.busy_by_kind, phase.busy_ns, top=top)
-    comm = phase.communication
-    if comm is not None and comm.overlapped_ns:
+    communication = phase.communication
+    if communication is not None and communication.overlapped_ns:
         table.notes.append(
-            f"Another {numbers.time(comm.overlapped_ns)} of communication is overlapped: other "
-            "kernels run concurrently, and the time is theirs."
+            f"Another {numbers.time(communication.overlapped_ns)} of communication is overlapped: "
+            "other kernels run concurrently, and the time is theirs."
         )
     return table
 
@@ -304,44 +310,46 @@ def kinds_table(phase: Phase, top: int | None) -> Table:
 def split_table(
     title: str, parts: dict[str, float], busy_ns: float, *, top: int | None = None
 ) -> Table:
-    """Busy time by kind, role or bound, largest first."""
+    """Return busy time by kind, role or bound, largest first."""
     ranked = sorted(parts.items(), key=lambda item: -item[1])[:top]
     unit = numbers.scale(parts.values())
 
-    def of_busy(ns: float) -> Cell:
+    def share(ns: float) -> Cell:
         return Cell(numbers.percent(numbers.share_of(ns, busy_ns)), ns)
 
     columns: Columns[tuple[str, float]] = [
-        (Column(title), lambda one: one[0]),
-        (number("time", unit.unit), lambda one: Cell(unit.text(one[1]), one[1])),
-        (number("of busy"), lambda one: of_busy(one[1])),
+        (Column(title), lambda part: part[0]),
+        (number("time", unit.unit), lambda part: Cell(unit.text(part[1]), part[1])),
+        (number("of busy"), lambda part: share(part[1])),
     ]
     return table_of(title, f"Busy time by {title}", ranked, columns)
 
 
 def shapes_table(phase: Phase) -> Table | None:
-    """Every GEMM with the nearest good dimensions, or why none is claimed; None where no GEMM has
-    any."""
+    """Return every GEMM with the nearest good dimensions, or why none is claimed.
+
+    None where no GEMM has any.
+    """
     anatomy = phase.anatomy
     if anatomy is None or all(shape.refused is not None for shape in anatomy.shapes):
         return None
     unit = numbers.scale(shape.busy_ns for shape in anatomy.shapes)
 
-    def waves(one: Shape) -> Cell:
-        return Cell(numbers.UNKNOWN if one.waves is None else f"{one.waves:.2f}", one.waves)
+    def waves(shape: Shape) -> Cell:
+        return Cell(numbers.UNKNOWN if shape.waves is None else f"{shape.waves:.2f}", shape.waves)
 
     columns: Columns[Shape] = [
-        (Column("role"), lambda one: one.role),
-        (Column("axis"), lambda one: one.axis),
-        (number("now"), lambda one: _dimension(_now(one))),
-        (Column("tile", drop=3), lambda one: one.tile or numbers.UNKNOWN),
+        (Column("role"), lambda shape: shape.role),
+        (Column("axis"), lambda shape: shape.axis),
+        (number("now"), lambda shape: _dimension(_now(shape))),
+        (Column("tile", drop=3), lambda shape: shape.tile or numbers.UNKNOWN),
         (number("waves", drop=2), waves),
-        (number("time", unit.unit), lambda one: Cell(unit.text(one.busy_ns), one.busy_ns)),
-        (number("good below"), lambda one: _good(one.below, _now(one))),
-        (number("change there", unit.unit), lambda one: _change(one.below, _now(one), unit)),
-        (number("good above"), lambda one: _good(one.above, _now(one))),
-        (number("change", unit.unit), lambda one: _change(one.above, _now(one), unit)),
-        (Column("why none", flexible=True, drop=4, folds=True), lambda one: one.refused or ""),
+        (number("time", unit.unit), lambda shape: Cell(unit.text(shape.busy_ns), shape.busy_ns)),
+        (number("good below"), lambda shape: _good(shape.below, _now(shape))),
+        (number("change there", unit.unit), lambda shape: _change(shape.below, _now(shape), unit)),
+        (number("good above"), lambda shape: _good(shape.above, _now(shape))),
+        (number("change", unit.unit), lambda shape: _change(shape.above, _now(shape), unit)),
+        (Column("why none", flexible=True, drop=4, folds=True), lambda shape: shape.refused or ""),
     ]
     notes = [
         "A dimension is good where one more begins another wave of tiles (N), or where 16 divides "
@@ -376,74 +384,84 @@ def _change(good: Good | None, now: int | None, unit: numbers.Scale) -> Cell:
     text = unit.text(good.change_ns, signed=True)
     if good.low_ns is not None and good.low_ns != good.high_ns:
         text += f" {unit.interval([good.low_ns, good.high_ns or 0.0])}"
-    gains = good.high_ns is not None and good.high_ns < 0
-    return Cell(text, good.change_ns, tone="gain" * gains)
+    is_gain = good.high_ns is not None and good.high_ns < 0
+    return Cell(text, good.change_ns, tone=when(is_gain, "gain"))
 
 
 def host_table(phase: Phase) -> Table | None:
-    """Host time by op and role, largest first; None without launches."""
+    """Return host time by op and role, largest first; None without launches."""
     anatomy, is_skewed = phase.anatomy, phase.is_skewed
     if anatomy is None or not anatomy.host:
         return None
     shown = anatomy.host[:_TOP_HOST]
-    is_split = any(one.blocked_ns is not None for one in shown)
-    unit = numbers.scale(max(one.host_ns, one.blocked_ns or 0, one.wait_ns) for one in shown)
-    columns: list[tuple[Column, Callable[[HostTime], Cell | str]]] = [
-        (Column("op", flexible=True), lambda one: Cell(one.op, code=True)),
-        (Column("role"), lambda one: one.role),
-        (number("launches"), lambda one: Cell(numbers.count(one.count), one.count)),
-        (number("host time", unit.unit), lambda one: Cell(unit.text(one.host_ns), one.host_ns)),
-        (number("blocked", unit.unit), lambda one: Cell(unit.text(one.blocked_ns), one.blocked_ns)),
-        (number("device waits", unit.unit), lambda one: Cell(unit.text(one.wait_ns), one.wait_ns)),
+    is_split = any(host.blocked_ns is not None for host in shown)
+    unit = numbers.scale(max(host.host_ns, host.blocked_ns or 0, host.wait_ns) for host in shown)
+
+    def time(title: str, field: str) -> tuple[Column, Callable[[HostTime], Cell | str]]:
+        def cell(host: HostTime) -> Cell:
+            ns = getattr(host, field)
+            return Cell(unit.text(ns), ns)
+
+        return number(title, unit.unit), cell
+
+    columns: Columns[HostTime] = [
+        (Column("op", flexible=True), lambda host: Cell(host.op, code=True)),
+        (Column("role"), lambda host: host.role),
+        (number("launches"), lambda host: Cell(numbers.count(host.count), host.count)),
+        time("host time", "host_ns"),
+        *([time("blocked", "blocked_ns")] if is_split else []),
+        time("device waits", "wait_ns"),
     ]
-    if not is_split:
-        del columns[4]
-    notes = [
+    blocked = (
+        "What of it lies in calls that copy or wait for the device is a separate part (blocked), "
+        "with the op around the call, or under the call's own name where it is in none. "
+    )
+    skewed = " The clocks of host and device differ: that wait is uncertain."
+    note = (
         "Host time is that since the launch before, by any thread: the first of a step has none. "
-        + (
-            "What of it lies in calls that copy or wait for the device is a separate part "
-            "(blocked), with the op around the call, or under the call's own name where it is in "
-            "none. "
-        )
-        * is_split
-        + "The device waits where the call of a launch had not ended when it ran out of work."
-        + " The clocks of host and device differ: that wait is uncertain." * is_skewed
-    ]
-    return table_of("host", "Host time by op and role", shown, columns, notes)
+        f"{when(is_split, blocked)}The device waits where the call of a launch had not ended when "
+        f"it ran out of work.{when(is_skewed, skewed)}"
+    )
+    return table_of("host", "Host time by op and role", shown, columns, [note])
 
 
-def overview(phases: Mapping[str, Phase], *, rest: str = "the other {} follow") -> Table | None:
-    """Ratios and ms of a step of each phase, in the order of the report. The note says which one
-    stands below it, and `rest` where the others are."""
+def overview(
+    phases: Mapping[str, Phase], *, elsewhere: str = "the other {} follow"
+) -> Table | None:
+    """Return ratios and times of a step of each phase; None where there are few phases.
+
+    Args:
+        phases: The phases, in the order of the report.
+        elsewhere: What the note says of the phases that do not stand right below the table.
+    """
     if len(phases) <= FEW_PHASES:
         return None
     first = first_to_read(phases)
     unit = numbers.scale(phase.step_time_ns for phase in phases.values())
     columns = [
         Column("phase"),
-        *numeric("realised"),
+        number("realised"),
         Column("95 % interval"),
-        *numeric("of the bound"),
-        Column("step", unit.unit, numeric=True),
+        number("of the bound"),
+        number("step", unit.unit),
     ]
     rows = [
         [titles.heading(name, phase), *_ratios(phase), unit.text(phase.step_time_ns)]
         for name, phase in phases.items()
     ]
-    late = any(finding.id == LATE_RANK for finding in phases[first].findings)
-    why = "which the others wait for" if late else "the slowest"
-    note = f"below: {first}, {why}; {rest.format(len(phases) - 1)}"
+    why = "which the others wait for" if phases[first].finding(LATE_RANK) else "the slowest"
+    notes = [f"below: {first}, {why}; {elsewhere.format(len(phases) - 1)}"]
+    if any(row[1].endswith("?") for row in rows):
+        notes.append("? no evidence")
     title = f"{len(phases)} phases: dense ÷ pruned; {unit.unit} a step"
-    unsure = any(row[1].endswith("?") for row in rows)
-    return text_table("overview", title, columns, rows, [note, *["? no evidence"] * unsure])
+    return text_table("overview", title, columns, rows, notes)
 
 
 def _ratios(phase: Phase) -> list[str]:
-    """The realised ratio, its interval, and its share of the roofline bound, as in the ladder."""
+    """Return the realised ratio, its interval, and its share of the roofline bound."""
     ladder = phase.ladder
     if ladder is None:
-        return ["–"] * 3
-    interval = numbers.ratios(ladder.realised_ci95) if ladder.realised_ci95 else "–"
-    share = ledger_view.realised_shares(phase).get("roofline")
-    realised = ledger_view.marked(ladder.realised, evidence.of_phase(phase))
-    return [realised, interval, numbers.percent(share)]
+        return [numbers.UNKNOWN, numbers.UNKNOWN, numbers.UNKNOWN]
+    share = realised_shares(phase).get("roofline")
+    realised = marked(ladder.realised, phase_reasons(phase))
+    return [realised, numbers.ratios(ladder.realised_ci95), numbers.percent(share)]

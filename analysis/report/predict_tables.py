@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 
-from prunescope.analysis.report import numbers
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.view import Column, Table, numeric, text_table
 from prunescope.analysis.schema.prediction import (
@@ -29,7 +28,7 @@ from prunescope.analysis.schema.prediction import (
     Span,
     Sums,
 )
-from prunescope.taxonomy import methods
+from prunescope.taxonomy import methods, numbers
 from prunescope.taxonomy.words import percent, spread
 
 Parts = Iterator[Line | Table]
@@ -190,11 +189,14 @@ def _sides_table(phase: PredictedPhase, title: str, *, every_role: bool) -> Tabl
     added = [role for role in phase.roles if role not in roles]
     rows = [
         ["time of a forward", *(numbers.time(side.ideal_ns) for side in sides)],
-        ["bound by memory", *(numbers.percent(s.bound["memory"] / s.ideal_ns) for s in sides)],
+        [
+            "bound by memory",
+            *(numbers.percent(numbers.share_of(s.bound["memory"], s.ideal_ns)) for s in sides),
+        ],
         *_expert_rows(sides),
     ]
     if phase.items_per_s is not None:
-        rates = (numbers.rate(phase.batch * 1e9 / side.ideal_ns) for side in sides)
+        rates = (numbers.rate(numbers.share_of(phase.batch * 1e9, side.ideal_ns)) for side in sides)
         rows.insert(1, ["images/s", *rates])
     named = [role for role in roles if any(side.roles.get(role) for side in sides)]
     most = len(named) if every_role or len(named) <= _MOST_ROLES + 1 else _MOST_ROLES
@@ -297,7 +299,6 @@ def grid_tables(result: Prediction) -> Parts:
             expected = phase.predicted.execution
             share = expected.break_even.sparsity if expected.break_even else None
             break_even[str(point.label)] = "never" if share is None else f"from {share:.2f}"
-            over = expected.dense_ns / phase.baseline.ideal_ns, expected.pruned_ns / phase.ideal_ns
             rows.append(
                 [
                     str(point.label),
@@ -305,7 +306,7 @@ def grid_tables(result: Prediction) -> Parts:
                     f"{phase.ladder.roofline:.2f}",
                     f"{expected.speedup:.2f}",
                     _between(expected.range),
-                    "/".join(f"{times:.2f}" for times in over),
+                    "/".join(f"{factor:.2f}" for factor in phase.cost_factors or ()),
                     numbers.size(phase.memory_bytes),
                 ]
             )

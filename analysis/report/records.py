@@ -1,6 +1,6 @@
-"""The tables of a Report for data frames: in, a Report; out, Records with a column `phase` first.
+"""The tables of a Report for data frames: Records with a column `phase` first.
 
-Raw values: ns a step, FLOP, bytes, shares in 0..1; null is unknown, never 0.
+In: a Report. Out: raw values: ns a step, FLOP, bytes, shares in 0..1; null is unknown, never 0.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Row = dict[str, Any]
 class Records:
     """A table: `name`, `columns` (name to its Python type) and `rows`, one dict each.
 
-    `len(t)`, `for row in t`, `t[0]`; `to_polars()` and `to_pandas()` give data frames.
+    `len(t)`, `for row in t` and `t[0]` work; `to_polars()` and `to_pandas()` give data frames.
     """
 
     name: str
@@ -61,7 +61,11 @@ class Records:
         return pl.DataFrame(list(self.rows), schema=schema, orient="row")
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a pandas DataFrame. Raises PrunescopeError where pandas is not installed."""
+        """Return a pandas DataFrame.
+
+        Raises:
+            PrunescopeError: pandas is not installed.
+        """
         try:
             import pandas as pd
         except ImportError:
@@ -83,7 +87,7 @@ class Records:
         return f"<{self.name}: {len(self.rows)} rows, columns {', '.join(self.columns)}>"
 
     def _repr_html_(self) -> str:
-        """The first rows as an HTML table, for notebooks."""
+        """Return the first rows as an HTML table, for notebooks."""
         head = "".join(f"<th>{escape(clean(name))}</th>" for name in self.columns)
         body = "".join(
             f"<tr>{''.join(f'<td>{_cell(row[name])}</td>' for name in self.columns)}</tr>"
@@ -92,11 +96,11 @@ class Records:
         more = len(self.rows) - _SHOWN
         note = f"<p>{more} more rows: to_polars(), to_pandas()</p>" if more > 0 else ""
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        return f"{in_a_box(table)}{note}"
+        return f"{scroll_box(table)}{note}"
 
 
-def in_a_box(fragment: str) -> str:
-    """HTML that scrolls in a box of its own where it is wider than the page around it."""
+def scroll_box(fragment: str) -> str:
+    """Return HTML that scrolls in a box of its own where it is wider than the page around it."""
     return f'<div class="scroll" style="overflow-x: auto; max-width: 100%">{fragment}</div>'
 
 
@@ -111,7 +115,10 @@ def _cell(value: Any) -> str:
 
 
 def gemms(report: Report) -> Records:
-    """One row per GEMM: (role, op, shape, pairing); `keep_n` is the kept share of N, and so on."""
+    """Return one row per GEMM: (role, op, shape, pairing).
+
+    `keep_n` is the kept share of N, and so on.
+    """
     columns = _columns(GemmRow, without=("keep",)) | {f"keep_{axis}": float for axis in _AXES}
 
     def rows(phase: Phase) -> Iterator[Row]:
@@ -123,40 +130,39 @@ def gemms(report: Report) -> Records:
 
 
 def ledger(report: Report) -> Records:
-    """A row a ledger row (`part` null), then one for each of its parts, which sum to it."""
+    """Return a row for each ledger row (`part` null), then one for each part, which sum to it."""
     return _records("ledger", report, _columns(LedgerLine), lambda p: map(_fields, ledger_lines(p)))
 
 
 def ladder(report: Report) -> Records:
-    """A row a bound: speedup, dense over pruned; those that are measured have an interval."""
+    """Return a row for each bound: speedup, dense over pruned; measured ones have an interval."""
     return _records("ladder", report, _columns(LadderLine), lambda p: map(_fields, ladder_lines(p)))
 
 
 def kernels(report: Report) -> Records:
-    """One row per kernel name, largest first."""
+    """Return one row per kernel name, the largest first."""
     return _records("kernels", report, _columns(KernelRow), lambda p: map(_fields, p.kernels))
 
 
 def findings(report: Report) -> Records:
-    """A row a finding, the most severe first."""
+    """Return a row for each finding, the most severe first."""
     return _records("findings", report, _columns(Finding), lambda p: map(_fields, p.findings))
 
 
 def roofline(report: Report) -> Records:
-    """A row a point of the roofline plot, with `flop_per_byte` and `flop_per_s`."""
+    """Return a row for each point of the roofline plot, with `flop_per_byte` and `flop_per_s`."""
     columns = _columns(RooflinePoint) | {"flop_per_byte": float, "flop_per_s": float}
 
     def rows(phase: Phase) -> Iterator[Row]:
         for point in phase.anatomy.points if phase.anatomy else ():
-            rate = point.flop * point.count / point.clock_ns * 1e9 if point.clock_ns else None
-            intensity = point.flop / point.bytes if point.bytes else None
-            yield _fields(point) | {"flop_per_byte": intensity, "flop_per_s": rate}
+            rates = {"flop_per_byte": point.flop_per_byte, "flop_per_s": point.flop_per_s}
+            yield _fields(point) | rates
 
     return _records("roofline", report, columns, rows)
 
 
 def structs(name: str, kind: type[msgspec.Struct], rows: Iterable[msgspec.Struct]) -> Records:
-    """Records of structs: fields that are no plain value or list of them are left out."""
+    """Return records of structs, without fields that are no plain value or list of them."""
     columns = _columns(kind)
     return Records(name, columns, tuple(_fields(row, only=columns) for row in rows))
 
@@ -173,18 +179,18 @@ def _records(
 
 
 def _columns(kind: type[msgspec.Struct], *, without: Iterable[str] = ()) -> dict[str, Any]:
-    """Field name to type of a struct's plain fields and lists of them, without `| None`."""
-    found = {}
+    """Return field name to type of a struct's plain fields and lists of them, without `| None`."""
+    columns = {}
     hints = typing.get_type_hints(kind)
     names = zip(kind.__struct_fields__, kind.__struct_encode_fields__, strict=True)
     for name, encoded in ((n, e) for n, e in names if n not in without):
         bare = [t for t in typing.get_args(hints[name]) if t is not type(None)]
-        union = typing.get_origin(hints[name]) in (typing.Union, types.UnionType)
-        plain = bare[0] if union and len(bare) == 1 else hints[name]
+        is_union = typing.get_origin(hints[name]) in (typing.Union, types.UnionType)
+        plain = bare[0] if is_union and len(bare) == 1 else hints[name]
         item = typing.get_args(plain)[0] if typing.get_origin(plain) is list else plain
         if item in (str, int, float, bool):
-            found[encoded] = plain
-    return found
+            columns[encoded] = plain
+    return columns
 
 
 def _fields(

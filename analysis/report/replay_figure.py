@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prunescope.analysis.report import evidence, numbers, titles
+from prunescope.analysis.report import titles
 from prunescope.analysis.report.escape import clean, csv_text
 from prunescope.analysis.report.figure_style import (
     COLOURS,
@@ -30,6 +30,8 @@ from prunescope.analysis.report.records import Records
 from prunescope.analysis.report.replay_records import curve_records, shape_records
 from prunescope.analysis.schema.replay import AlignedTime
 from prunescope.analysis.schema.report import Report
+from prunescope.analysis.summary import evidence
+from prunescope.taxonomy import numbers
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.replays import Replays, StepCurve
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from prunescope.analysis.report import numbers
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.view import (
     Cell,
@@ -22,6 +21,7 @@ from prunescope.analysis.report.view import (
 )
 from prunescope.analysis.schema.replay import AlignedTime, ReplayLine
 from prunescope.analysis.schema.report import Phase, Report
+from prunescope.taxonomy import numbers
 from prunescope.taxonomy.replays import ReplayedGemm, Replays, ReplayTimes, StepCurve
 
 _MARK = " ?"  # behind a time that is no evidence

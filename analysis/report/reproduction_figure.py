@@ -13,12 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import csv_text
 from prunescope.analysis.report.figure_style import family_looks, plotting, saved_as
 from prunescope.analysis.report.paper_figure import PAGE, page, patch
 from prunescope.analysis.report.pareto_figures import legend_below
 from prunescope.analysis.schema.reproduction import ReproducedValue, Reproduction
+from prunescope.analysis.summary import evidence
 from prunescope.taxonomy.paper import FIGURE_5
 
 _NAME, _GROUP = "reproduction", 0.86

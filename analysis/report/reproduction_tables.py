@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from prunescope.analysis.report.numbers import UNKNOWN, interval, percent
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.view import Column, Columns, Table, number, table_of
 from prunescope.analysis.schema.reproduction import (
@@ -12,6 +11,7 @@ from prunescope.analysis.schema.reproduction import (
     Reproduction,
     SetupDifference,
 )
+from prunescope.taxonomy.numbers import UNKNOWN, interval, percent
 from prunescope.taxonomy.paper import FIGURE_2, QUANTITIES, TASKS
 
 _SHARES = (FIGURE_2, TASKS)

@@ -1,7 +1,7 @@
-"""Rows of the written tables and of the data frames: in, a Report; out, structs of raw values.
+"""Rows of the written tables and of the data frames.
 
-Times in ns a step, FLOP, bytes, shares 0..1; null is unknown, never 0. Each struct says what its
-columns mean: the data dictionary takes it from here.
+In: a Report. Out: structs of raw values: times in ns a step, FLOP, bytes, shares 0..1; null is
+unknown, never 0. Each struct says what its columns mean: the data dictionary takes it from here.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ class LedgerLine(msgspec.Struct, kw_only=True):
         str | None, meaning("empty: the whole row; else a part of it, and the parts sum to the row")
     ] = None
     role: Annotated[
-        str | None,
-        meaning("where in the model: q, k, v, o, gate, up, down, lm_head and so on"),
+        str | None, meaning("where in the model: q, k, v, o, gate, up, down, lm_head and so on")
     ] = None
     cls: Annotated[str | None, meaning("matmul, attention, pointwise, or the kind of kernel")] = (
         msgspec.field(default=None, name="class")
@@ -58,8 +57,7 @@ class LadderLine(msgspec.Struct, kw_only=True):
     bound: Annotated[str, meaning("nominal, flop, coverage, roofline, busy, realised")]
     speedup: Annotated[float | None, meaning("dense over pruned", "ratio")]
     ci95_low: Annotated[
-        float | None,
-        meaning("lower end of the 95 % interval; empty for nominal and flop", "ratio"),
+        float | None, meaning("lower end of the 95 % interval; empty for nominal and flop", "ratio")
     ]
     ci95_high: Annotated[float | None, meaning(_HIGH, "ratio")]
 
@@ -101,7 +99,7 @@ class WaveLine(msgspec.Struct, kw_only=True):
 
 
 def ledger_lines(phase: Phase) -> Iterator[LedgerLine]:
-    """Every row of the ledger, each before its parts."""
+    """Yield every row of the ledger, each before its parts."""
     for row in phase.ledger or []:
         low, high = row.ci95 or (None, None)
         yield LedgerLine(
@@ -123,16 +121,17 @@ def ledger_lines(phase: Phase) -> Iterator[LedgerLine]:
 
 
 def ladder_lines(phase: Phase) -> Iterator[LadderLine]:
-    """The bounds of the ladder, in order."""
-    for bound in shown_bounds(phase.ladder) if phase.ladder is not None else ():
-        assert phase.ladder is not None
+    """Yield the bounds of the ladder, in order."""
+    if phase.ladder is None:
+        return
+    for bound in shown_bounds(phase.ladder):
         low, high = phase.ladder.interval_of(bound) or (None, None)
         speedup = getattr(phase.ladder, bound)
         yield LadderLine(bound=bound, speedup=speedup, ci95_low=low, ci95_high=high)
 
 
 def bound_lines(phase: Phase) -> Iterator[BoundLine]:
-    """Busy time by kind and bound; by kind alone where the phase has no anatomy."""
+    """Yield busy time by kind and bound; by kind alone where the phase has no anatomy."""
     if phase.anatomy is None:
         yield from (BoundLine(kind=kind, busy_ns=ns) for kind, ns in phase.kinds.items())
         return
@@ -141,7 +140,7 @@ def bound_lines(phase: Phase) -> Iterator[BoundLine]:
 
 
 def layer_lines(phase: Phase) -> Iterator[LayerLine]:
-    """Busy time of each layer by role, and the idle time before its kernels."""
+    """Yield busy time of each layer by role, and the idle time before its kernels."""
     for time in phase.anatomy.layers if phase.anatomy else ():
         for role, ns in time.roles.items():
             yield LayerLine(layer=time.layer, role=role, ns=ns)
@@ -149,7 +148,7 @@ def layer_lines(phase: Phase) -> Iterator[LayerLine]:
 
 
 def wave_lines(phase: Phase) -> Iterator[WaveLine]:
-    """The curves of predicted time over N."""
+    """Yield the points of the curves of predicted time over N."""
     for shape in phase.anatomy.shapes if phase.anatomy else ():
         for n, ns in shape.curve:
             yield WaveLine(

@@ -17,7 +17,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from prunescope.analysis.report import numbers
 from prunescope.analysis.report.figure_style import (
     BOUND,
     EDGE,
@@ -39,6 +38,7 @@ from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.anatomy import Anatomy, LayerTime, RooflinePoint, Shape
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.schema.sides import DeviceUsed
+from prunescope.taxonomy import numbers
 from prunescope.taxonomy.dtypes import THREE_TF32, three_tf32_rate
 from prunescope.taxonomy.runs.run_quality import RANDOM_IDS
 

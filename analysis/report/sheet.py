@@ -1,8 +1,9 @@
-"""Lines and tables on a terminal: in, Tables and text; out, rich renderables no wider than it.
+"""Lines and tables on a terminal.
 
-Columns that may be dropped are dropped first; in flexible columns names are shortened in the middle
-and prose is wrapped. No number is cut. Every string is printed as `Text`, never as markup, with
-control characters escaped, and in ASCII if that is the console's encoding.
+In: Tables and text. Out: rich renderables no wider than the terminal. Columns that may be dropped
+are dropped first; in flexible columns names are shortened in the middle and prose is wrapped. No
+number is cut. Every string is printed as `Text`, never as markup, with control characters escaped,
+and in ASCII if that is the console's encoding.
 """
 
 from __future__ import annotations
@@ -58,21 +59,21 @@ class Page:
         self.ascii_only = ascii_only
 
     def ink(self, text: str, style: str = "") -> Text:
-        """The only way by which a string reaches the console."""
+        """Return a string as the console may show it: the only way by which one gets there."""
         plain = escape.clean(text)
         return Text(escape.ascii_only(plain) if self.ascii_only else plain, style=style)
 
     def section(self, title: str) -> RenderableType:
-        """A heading with an empty line above."""
+        """Return a heading with an empty line above."""
         return Padding(self.ink(title, "bold"), (1, 0, 0, 0))
 
     def notes(self, notes: Iterable[str]) -> Iterator[RenderableType]:
-        """Notes below a table."""
+        """Yield notes below a table."""
         for note in notes:
             yield Padding(self.ink(note, "dim"), (0, 0, 0, 1))
 
     def table(self, table: Table) -> Iterator[RenderableType]:
-        """A table without its title, and the notes about columns that fit."""
+        """Yield a table without its title, the notes about columns that fit, and which do not."""
         yield from self.fitted(table)
         yield from self.notes(shown_notes(table, self.width))
         kept = kept_columns(table, self.width)
@@ -80,8 +81,11 @@ class Page:
             yield from self.notes([f"a wider terminal also shows: {', '.join(left)}"])
 
     def fitted(self, table: Table) -> Iterator[Grid]:
-        """The table as grids of at most the page's width, one below the other where the columns
-        that stay do not fit next to each other; units stand in the table's title."""
+        """Yield the table as grids of at most the page's width, one below the other.
+
+        It takes several where the columns that stay do not fit next to each other. Units stand in
+        the table's title.
+        """
         for columns in column_groups(table, self.width):
             yield self._grid_of(table, columns)
 
@@ -115,7 +119,7 @@ class Page:
         return self.cut(inked, max(left, 8)) if column.flexible and not column.folds else inked
 
     def cut(self, text: Text, width: int | None = None) -> Text:
-        """The line cut to `width` cells, or to the page, with a mark where something is missing."""
+        """Cut a line to `width` cells, or to the page, with a mark where something is missing."""
         width = self.width if width is None else width
         if text.cell_len > width:
             mark = self.ink("…")
@@ -125,7 +129,7 @@ class Page:
         return text
 
     def _shortened(self, name: str, width: int) -> str:
-        """A kernel's name without its middle: names of templates differ most at their ends."""
+        """Cut the middle out of a kernel's name: names of templates differ most at their ends."""
         bare = plain_name(name)
         mark = self.ink("…").plain
         room = width - cell_len(mark)
@@ -138,7 +142,7 @@ class Page:
 
 
 def kept_columns(table: Table, width: int) -> list[int]:
-    """Indices of the columns that fit, dropping the highest `drop` first."""
+    """Return the indices of the columns that fit, dropping the highest `drop` first."""
     kept = list(range(len(table.columns)))
     widths = [_least_width(table, i) for i in kept]
     while sum(widths[i] + 1 for i in kept) > width:
@@ -150,7 +154,10 @@ def kept_columns(table: Table, width: int) -> list[int]:
 
 
 def column_groups(table: Table, width: int) -> list[list[int]]:
-    """Indices of the columns that stay, in groups that fit; each begins with the first column."""
+    """Return the indices of the columns that stay, in groups that fit.
+
+    Each group begins with the first column.
+    """
     first, *others = kept_columns(table, width)
     groups = [[first]]
     for i in others:
@@ -162,13 +169,13 @@ def column_groups(table: Table, width: int) -> list[list[int]]:
 
 
 def shown_notes(table: Table, width: int) -> Sequence[str]:
-    """The notes of a table without those about columns of which none fits."""
+    """Return the notes of a table without those about columns of which none fits."""
     titles = {table.columns[i].title for i in kept_columns(table, width)}
     return [note for note in table.notes if not (n := table.needs.get(note)) or titles & {*n}]
 
 
 def plain_name(text: str) -> str:
-    """A kernel's name without the words that most names begin with."""
+    """Return a kernel's name without the words that most names begin with."""
     return text.replace("void at::native::", "").replace("void ", "")
 
 

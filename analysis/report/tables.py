@@ -1,9 +1,9 @@
-"""Tables for other programs: in, a Report and the kernels frames; out, CSV texts and Parquet bytes.
+"""Tables for other programs: CSV texts and Parquet bytes.
 
-Raw values, and a data dictionary of every column: its unit (ns, FLOP, bytes, share in 0..1, ratio,
-calls a step) and meaning; an empty cell is unknown, never 0. The columns of a table are the fields
-of its rows; those of the kernels frame are described here. A cell that a spreadsheet would take for
-a formula gets an apostrophe in front.
+In: a Report and the kernels frames. Out: raw values, and a data dictionary of every column: its
+unit (ns, FLOP, bytes, share in 0..1, ratio, calls a step) and meaning; an empty cell is unknown,
+never 0. The columns of a table are the fields of its rows; those of the kernels frame are described
+here. A cell that a spreadsheet would take for a formula gets an apostrophe in front.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ Value = str | int | float | bool | None
 
 
 def csv_tables(report: Report) -> dict[str, str]:
-    """File name to CSV text: ledger, ladder, GEMMs, kernels, and what the figures plot, each with a
-    `phase` column."""
+    """Return file name to CSV text: ledger, ladder, GEMMs, kernels, and what the figures plot.
+
+    Each table has a `phase` column first.
+    """
     return {file: _csv(report, file) for file in TABLES}
 
 
@@ -44,7 +46,7 @@ def _csv(report: Report, file: str) -> str:
 
 
 def _flat(value: Any, field: str) -> Value:
-    """A dict as key=value, a list joined: names by a semicolon, numbers by a space."""
+    """Return a dict as key=value, and a list joined: names by a semicolon, numbers by a space."""
     if isinstance(value, dict):
         return " ".join(f"{key}={share}" for key, share in value.items())
     if isinstance(value, list):
@@ -53,7 +55,7 @@ def _flat(value: Any, field: str) -> Value:
 
 
 def data_dictionary(frames: Mapping[str, pl.DataFrame] | None = None) -> str:
-    """CSV of every column of every table: file, column, unit, meaning."""
+    """Return the CSV of every column of every table: file, column, unit, meaning."""
     rows: list[list[Value]] = [
         [file, column.name, column.unit, column.text]
         for file in TABLES
@@ -69,21 +71,27 @@ def data_dictionary(frames: Mapping[str, pl.DataFrame] | None = None) -> str:
 def frame_tables(
     report: Report, frames: Mapping[str, pl.DataFrame], ending: str
 ) -> dict[str, bytes]:
-    """File name to bytes of the kernels frame of each phase, `ending` "csv" or "parquet"."""
+    """Return file name to bytes of the kernels frame of each phase.
+
+    Args:
+        report: The report, for the names of the files.
+        frames: The kernels frames by phase.
+        ending: "csv" or "parquet".
+    """
     slugs = phase_slugs(report)
-    out = {}
+    files = {}
     for name, frame in frames.items():
         buffer = io.BytesIO()
         if ending == "csv":
             inert_frame(frame).write_csv(buffer, quote_style="non_numeric")
         else:
             frame.write_parquet(buffer, compression="zstd")
-        out[f"kernels-{slugs.get(name, 'trace')}.{ending}"] = buffer.getvalue()
-    return out
+        files[f"kernels-{slugs.get(name, 'trace')}.{ending}"] = buffer.getvalue()
+    return files
 
 
 def inert_frame(frame: pl.DataFrame) -> pl.DataFrame:
-    """The frame with flat columns only, its strings safe in a spreadsheet."""
+    """Return the frame with flat columns only, its strings safe in a spreadsheet."""
     flat = [
         pl.col(name).list.eval(pl.element().cast(pl.String)).list.join(" ")
         if isinstance(dtype, pl.List)
@@ -99,7 +107,7 @@ def inert_frame(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _inert(column: pl.Series) -> pl.Series:
-    """Replaced once for each distinct string: a frame has few names and many rows."""
+    """Make a column of strings safe, once for each distinct string: a frame has few names."""
     unsafe = {name: cell(name) for name in column.unique().drop_nulls() if cell(name) != name}
     return column.replace(unsafe) if unsafe else column
 
@@ -115,17 +123,14 @@ TABLES: dict[str, tuple[type[msgspec.Struct], Rows]] = {
     "kernels.csv": (KernelRow, lambda phase: phase.kernels),
     "bounds.csv": (rows.BoundLine, rows.bound_lines),
     "layers.csv": (rows.LayerLine, rows.layer_lines),
-    "roofline.csv": (
-        RooflinePoint,
-        lambda phase: phase.anatomy.points if phase.anatomy else (),
-    ),
+    "roofline.csv": (RooflinePoint, lambda phase: phase.anatomy.points if phase.anatomy else ()),
     "waves.csv": (rows.WaveLine, rows.wave_lines),
     "experts.csv": (LayerRouting, lambda phase: phase.routing.layers if phase.routing else ()),
 }
 
 
 def columns_of(file: str) -> list[FieldInfo]:
-    """The columns of a table, the phase first."""
+    """Return the columns of a table, the phase first."""
     return [PHASE, *fields_of(TABLES[file][0])]
 
 
@@ -225,5 +230,5 @@ _UNITS = {
 
 
 def unit_of(column: str) -> str:
-    """The unit of a column of the kernels frame, by its name."""
+    """Return the unit of a column of the kernels frame, by its name."""
     return _UNITS.get(column) or unit_of_name(column)

@@ -1,11 +1,12 @@
-"""The report in a terminal: in, a Report; out, rich renderables.
+"""The report in a terminal.
 
-By default the answer alone, in at most 45 lines per phase at 80 columns: the paragraph, the ladder,
-the ledger, the findings that matter; peaks and notes on the whole report stand last. In full: every
-table, and what was measured.
+In: a Report. Out: rich renderables. By default they show the answer alone, in at most 45 lines per
+phase at 80 columns: the paragraph, the ladder, the ledger and the findings that matter; peaks and
+notes on the whole report stand last. In full they show every table, and what was measured.
 
-Every string goes in as `Text`, never as markup, with control characters spelled out. It reads
-without colour (signs and glyphs carry the meaning) and, where the encoding is ASCII, in ASCII.
+Every string goes in as `Text`, never as markup, with control characters spelled out. The report
+reads without colour (signs and glyphs carry the meaning) and, where the encoding is ASCII, in
+ASCII.
 """
 
 from __future__ import annotations
@@ -19,19 +20,14 @@ from rich.rule import Rule
 from rich.table import Table as Grid
 from rich.text import Text
 
-from prunescope.analysis.report import (
-    evidence,
-    ledger_view,
-    measured,
-    numbers,
-    sentences,
-    summary,
-    titles,
-)
+from prunescope.analysis.report import hatches, ledger_view, measured, sentences, titles
 from prunescope.analysis.report.phase_tables import Extent, overview, phase_table, phase_tables
 from prunescope.analysis.report.sheet import Page, kept_columns, plain_name
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import Finding, Phase, Report
+from prunescope.analysis.summary import evidence, paragraph
+from prunescope.taxonomy import numbers
+from prunescope.taxonomy.words import plural, when
 
 WIDE = 110  # columns from which evidence stands next to its row
 _EXTENT = Extent(gemms=14, kernels=8, kinds=8, brief=True)
@@ -45,13 +41,16 @@ _SEVERITY = {"critical": ("!!", "bold red"), "warning": ("!", "yellow"), "info":
 
 
 def print_report(report: Report, console: Console, *, full: bool = False) -> None:
-    """Print the report to a console."""
+    """Print the report to a console; `full` adds every table, and what was measured."""
     console.print(TerminalReport(report, full=full))
 
 
 class TerminalReport:
-    """The report as a rich renderable, at any width from 60 columns; the console's width and
-    encoding decide the layout. `full`: with every table, and what was measured."""
+    """The report as a rich renderable, at any width from 60 columns.
+
+    The console's width and encoding decide the layout. `full` adds every table, and what was
+    measured.
+    """
 
     def __init__(self, report: Report, *, full: bool = False) -> None:
         self.report = report
@@ -71,10 +70,11 @@ class _ReportPage(Page):
         self._all: Mapping[str, Phase] = {}
 
     def height(self, parts: Iterable[RenderableType]) -> int:
-        """The lines that parts take."""
+        """Return how many lines parts take."""
         return sum(len(self._console.render_lines(part, self._options)) for part in parts)
 
     def report(self, report: Report, *, full: bool) -> Iterator[RenderableType]:
+        """Yield the whole report: its title, its phases, then peaks and warnings."""
         title = self.ink(titles.title(report), "bold")
         if full:
             yield title
@@ -82,8 +82,8 @@ class _ReportPage(Page):
         else:
             yield title.append_text(self.ink(f", {titles.against(report)}", "not bold"))
         self._all = report.phases
-        phases = summary.in_reading_order(report.phases)
-        table = overview(report.phases, **({} if full else {"rest": "the other {}: --full"}))
+        phases = paragraph.sort_for_reading(report.phases)
+        table = overview(report.phases, **({} if full else {"elsewhere": "the other {}: --full"}))
         if table is not None:
             yield self.section(table.title)
             yield from self.table(table)
@@ -104,15 +104,19 @@ class _ReportPage(Page):
             yield self.ink(f"! {warning}", "yellow")
 
     def brief(self, phase: Phase) -> Iterator[RenderableType]:
-        """The short report: at most 45 lines where there are few findings; a critical one is always
-        shown."""
+        """Yield the short report of a phase, in at most 45 lines unless its answer is longer.
+
+        The most severe finding is always shown.
+        """
         answer = list(self.answer(phase))
         yield from answer
         yield from self.findings_that_fit(phase, _LINES - 2 - self.height(answer))
 
     def answer(self, phase: Phase) -> Iterator[RenderableType]:
-        """The paragraph, the statistic, the ladder and the ledger; without a baseline, where the
-        time goes."""
+        """Yield the paragraph, the statistic, the ladder and the ledger of a phase.
+
+        Without a baseline, tables of where the time goes stand in their place.
+        """
         yield self._summary(phase)
         if text := sentences.statistic(phase):
             yield self.ink(text, "dim")
@@ -125,34 +129,37 @@ class _ReportPage(Page):
             yield self.section("GEMMs replayed alone")
             yield self.ink(phase.replay.text)
         if phase.ladder is None:
-            for table_id in ("kind", "gemms"):
-                yield from self._table(table_id, phase, _BRIEF)
+            tables = (phase_table(table_id, phase, _BRIEF) for table_id in ("kind", "gemms"))
+            for table in filter(None, tables):
+                yield from self._other_table(table, phase)
 
     def findings_that_fit(self, phase: Phase, lines: int) -> Iterator[RenderableType]:
-        """The most severe findings that take so many lines, at least one; and how many more there
-        are."""
+        """Yield the most severe findings that fit into `lines`, and how many more there are.
+
+        At least one is shown.
+        """
         lines -= self.height([self.section("Findings")]) + 1
         shown = 0
-        waits = summary.waits_for(phase, self._all) is not None
-        recommended = [] if waits else summary.recommended_changes(phase)
-        for item in phase.findings:
+        waits = paragraph.waits_for(phase, self._all) is not None
+        recommended = [] if waits else paragraph.recommended_changes(phase)
+        for finding in phase.findings:
+            part = self._finding(finding)
             # The paragraph above ends with their changes.
-            is_above = any(item is one for one in recommended)
-            shown_item = replace_fields(item, change=None, predicted_ns=None) if is_above else item
-            part = self._finding(shown_item)
+            if any(finding is above for above in recommended):
+                part = self._finding(replace_fields(finding, change=None, predicted_ns=None))
             lines -= self.height([part])
-            if shown and (lines < 0 or item.severity == "info"):
+            if shown and (lines < 0 or finding.severity == "info"):
                 break
             if not shown:
                 yield self.section("Findings")
             yield part
             shown += 1
         more = len(phase.findings) - shown
-        rest = f"{more} more finding{'s' * (more != 1)}, all" if more else "All"
-        yield self.ink(f"{rest} tables and what was measured: --full", "dim")
+        hidden = f"{more} more finding{plural(more)}, all" if more else "All"
+        yield self.ink(f"{hidden} tables and what was measured: --full", "dim")
 
     def phase(self, phase: Phase) -> Iterator[RenderableType]:
-        """Every table, and what was measured."""
+        """Yield every table of a phase, and what was measured."""
         yield self._summary(phase)
         yield from self._lines(sentences.opening(phase))
         left_out = _LEFT_OUT | (_IN_LEDGER if phase.ledger else frozenset())
@@ -162,38 +169,38 @@ class _ReportPage(Page):
             elif table.id == "ledger":
                 yield from self._ledger(table, phase)
             else:
-                yield from self._of_phase(table, phase)
+                yield from self._other_table(table, phase)
         yield self.section("What was measured")
         yield from self._lines(measured.lines(phase))
         yield self.section("Findings")
-        yield from self._findings(phase.findings)
+        for finding in phase.findings:
+            yield self._finding(finding)
+            for fact in finding.evidence[:2]:
+                yield _hanging(Text("    "), self.ink(fact, "dim"))
         if not phase.findings:
             yield self.ink(sentences.NO_FINDING)
 
     def _summary(self, phase: Phase) -> Text:
-        """The paragraph, its outcome in bold."""
-        outcome, reasons = summary.outcome_and_reasons(phase, summary.waits_for(phase, self._all))
+        """Return the paragraph, its outcome in bold."""
+        outcome, reasons = paragraph.outcome_and_reasons(
+            phase, paragraph.waits_for(phase, self._all)
+        )
         text = self.ink(outcome, "bold")
         if reasons:
             text.append_text(self.ink(f" {reasons}", "not bold"))
         return text
 
-    def _table(self, table_id: str, phase: Phase, extent: Extent) -> Iterator[RenderableType]:
-        table = phase_table(table_id, phase, extent)
-        if table is not None:
-            yield from self._of_phase(table, phase)
-
-    def _of_phase(self, table: Table, phase: Phase) -> Iterator[RenderableType]:
+    def _other_table(self, table: Table, phase: Phase) -> Iterator[RenderableType]:
+        """Yield a table of a phase, shares as bars."""
         if table.id == "kind":
             yield self.section(table.title)
             yield self._shares(table, phase.busy_ns)
             yield from self.notes(table.notes)
             return
-        unit = next((c.unit for c in table.columns if c.unit), "")
-        # Some of its columns are of a call.
+        unit = next((column.unit for column in table.columns if column.unit), "")
         per_step = f": {unit} a step" if unit else ", a step"
-        per_step = "" if table.id == "replayed" else per_step
-        yield self.section(f"{table.title}{per_step}")
+        # Some columns of replayed GEMMs are of a call.
+        yield self.section(f"{table.title}{when(table.id != 'replayed', per_step)}")
         yield from self.table(table)
 
     def _lines(self, lines: Iterable[str]) -> Iterator[RenderableType]:
@@ -201,35 +208,41 @@ class _ReportPage(Page):
             yield self.ink(line)
 
     def _ladder(self, phase: Phase, without: Collection[str] = ()) -> Iterator[RenderableType]:
-        """Its bars; one that is no evidence has strokes, which the last line names."""
+        """Yield the ladder as bars.
+
+        A bar that is no evidence has strokes, which the last line names.
+        """
         yield self.section("Ladder: dense ÷ pruned")
         rows = [row for row in ledger_view.ladder_rows(phase) if row.key not in without]
         yield self._bounds(rows)
         yield from self.notes(ledger_view.ladder_notes(phase))
-        every = ledger_view.ladder_caveats(rows)
-        yield from self.notes([f"{3 * _stroke([one])} {words}" for one, words in every.items()])
+        caveats = ledger_view.ladder_caveats(rows).items()
+        yield from self.notes([f"{3 * _stroke([reason])} {words}" for reason, words in caveats])
 
     def _bounds(self, rows: Sequence[ledger_view.LadderRow]) -> Grid:
         top = max((row.value for row in rows if row.value is not None), default=1.0)
         room, widest = self.width - 52, 1 + max(len(row.interval) for row in rows)
-        # A column of their own where others have one too; a narrow terminal shows the last alone.
-        has_apart = any(row.ci95 for row in rows if row.key != "realised")
-        apart = has_apart and room - widest >= _SHORTEST
-        room = max(_SHORTEST, min(40, room - widest * apart))
-        grid = self._grid(columns=4 + apart)
+        # Intervals get a column of their own where bounds have one too; a narrow terminal shows
+        # that of the speedup alone.
+        has_column = any(row.ci95 for row in rows if row.key != "realised")
+        has_column = has_column and room - widest >= _SHORTEST
+        room = max(_SHORTEST, min(40, room - widest if has_column else room))
+        grid = self._grid(columns=5 if has_column else 4)
         for row in rows:
-            span, realised = row.interval, row.key == "realised"
-            share = numbers.percent(row.share, decimals=0)
-            extra = "" if row.share is None else f"realised is {share} of it"
-            alone = span if row.ci95 else ""  # no column whose unknown cells want a sign
-            cells = [span, "" if realised else extra] if apart else [alone if realised else extra]
-            glyph = _stroke(row.reasons) or ("█" if realised else "░")
+            is_realised = row.key == "realised"
+            share = f"realised is {numbers.percent(row.share, decimals=0)} of it"
+            share = when(row.share is not None and not is_realised, share)
+            alone = (
+                row.interval if is_realised and row.ci95 else share
+            )  # no sign for an unknown one
+            cells = [row.interval, share] if has_column else [alone]
+            glyph = _stroke(row.reasons) or ("█" if is_realised else "░")
             bar = glyph * round(room * (row.value or 0.0) / top)
-            style = "bold" if realised else ""
+            style = "bold" if is_realised else ""
             grid.add_row(
                 self.ink(f" {row.label}", style),
                 self.ink(numbers.ratio(row.value), style),
-                self.ink(bar, "green" if realised else "cyan"),
+                self.ink(bar, "green" if is_realised else "cyan"),
                 *(self.ink(cell, "dim") for cell in cells),
             )
         return grid
@@ -241,13 +254,13 @@ class _ReportPage(Page):
         bars, _ = ledger_view.waterfall(rows)
         spare = self.width - (100 if self.width >= WIDE else 62) + 11 * (6 - len(table.columns))
         room = max(10, min(30, spare))
-        stroke = _stroke(evidence.of_ledger(phase))
+        stroke = _stroke(evidence.ledger_reasons(phase))
         bar_cells = [Cell(_bar_text(bar, room, stroke), tone=bar.tone) for bar in bars]
         columns = [*table.columns[:3], Column("", drop=_BAR_DROP), *table.columns[3:]]
         lines = [[*r[:3], bar, *r[3:]] for r, bar in zip(table.rows, bar_cells, strict=True)]
         for line, bar in zip(lines, bars, strict=True):
-            is_change = bar.tone not in ("quiet", "total")
-            line[-1] = Cell(plain_name(line[-1].text) if is_change else "")
+            is_shown = bar.tone not in ("quiet", "total")
+            line[-1] = Cell(when(is_shown, plain_name(line[-1].text)))
         table = Table(table.id, table.title, columns, lines, table.notes)
         unit = ledger_view.ledger_scale(rows).unit
         yield self.section(f"Ledger: {unit} a step; shares are of the dense wall")
@@ -263,8 +276,8 @@ class _ReportPage(Page):
         yield from self.notes(self._brief_notes(table, phase) if brief else table.notes)
 
     def _brief_notes(self, table: Table, phase: Phase) -> list[str]:
-        """The first note, and why intervals are missing where the strokes do not say it."""
-        is_one_step = evidence.ONE_STEP in evidence.of_ledger(phase)
+        """Return the first note, and why intervals are missing where the strokes do not say it."""
+        is_one_step = evidence.ONE_STEP in evidence.ledger_reasons(phase)
         missing = [] if is_one_step else ledger_view.interval_notes(phase.ledger or [])
         return list(dict.fromkeys([*table.notes[:1], *missing]))
 
@@ -273,13 +286,8 @@ class _ReportPage(Page):
         grid = self._grid(right=(1, 3))
         for name, ns, share in table.rows:
             bar = "█" * round(room * (numbers.share_of(ns.value, busy_ns) or 0.0))
-            text = f"{ns.text} {table.columns[1].unit}"
-            grid.add_row(
-                self.ink(f" {name.text}"),
-                self.ink(text),
-                self.ink(bar, "cyan"),
-                self.ink(share.text),
-            )
+            texts = self.ink(f" {name.text}"), self.ink(f"{ns.text} {table.columns[1].unit}")
+            grid.add_row(*texts, self.ink(bar, "cyan"), self.ink(share.text))
         return grid
 
     def _grid(self, right: tuple[int, ...] = (1,), *, columns: int = 4) -> Grid:
@@ -288,21 +296,17 @@ class _ReportPage(Page):
             grid.add_column(justify="right" if i in right else "left", no_wrap=True)
         return grid
 
-    def _findings(self, findings: list[Finding]) -> Iterator[RenderableType]:
-        for item in findings:
-            yield self._finding(item)
-            for fact in item.evidence[:2]:
-                yield _hanging(Text("    "), self.ink(fact, "dim"))
-
-    def _finding(self, item: Finding) -> RenderableType:
-        mark, style = _SEVERITY.get(item.severity, ("-", ""))
-        return _hanging(self.ink(f"{mark:>3} ", style), self.ink(sentences.finding(item)))
+    def _finding(self, finding: Finding) -> RenderableType:
+        mark, style = _SEVERITY.get(finding.severity, ("-", ""))
+        return _hanging(self.ink(f"{mark:>3} ", style), self.ink(sentences.finding(finding)))
 
 
 def _stroke(reasons: list[str]) -> str:
-    """The character that fills what is measured and no evidence for these reasons, as the hatch of
-    a picture does; empty where there is none."""
-    return evidence.HATCHES[reasons[0]][0] if reasons else ""
+    """Return the character that fills a bar that is no evidence, as the hatch of a picture does.
+
+    It is empty where there is no reason against the bar.
+    """
+    return hatches.HATCHES[reasons[0]][0] if reasons else ""
 
 
 def _hanging(mark: Text, text: Text) -> RenderableType:
@@ -314,8 +318,11 @@ def _hanging(mark: Text, text: Text) -> RenderableType:
 
 
 def _bar_text(bar: ledger_view.WaterfallBar, room: int, stroke: str) -> str:
-    """A waterfall bar as text: a mark for a wall, full blocks for a loss, light for a gain, strokes
-    for both where times are no evidence."""
+    """Return a waterfall bar as text.
+
+    A wall is a mark, a loss full blocks, a gain light ones, and both strokes where times are no
+    evidence.
+    """
     low, high = sorted((bar.start, bar.end))
     first = min(room - 1, int(low * room))
     if bar.tone in ("total", "promise"):

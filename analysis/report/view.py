@@ -1,5 +1,7 @@
-"""A table as every format takes it: rows of cells, text with units and the raw values (ns,
-shares), unescaped. Renderers escape and lay out.
+"""A table as every format takes it.
+
+Rows of cells hold text with units and the raw values (ns, shares), unescaped. Renderers escape and
+lay out.
 """
 
 from __future__ import annotations
@@ -13,7 +15,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One cell: what people read, the value to sort by, `code` for a name, `tone` for a colour."""
+    """One cell.
+
+    Attributes:
+        text: What people read.
+        value: The value to sort by; None where there is none.
+        code: Whether the text is a name of code.
+        tone: "loss", "gain" or "quiet" for a colour; else empty.
+    """
 
     text: str
     value: float | None = None
@@ -23,9 +32,16 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: its title, its unit, whether it holds numbers; where room is short, columns go by
-    falling `drop` (0 stays), and a `flexible` one is a name
-    that is cut or, with `folds`, prose that is folded."""
+    """A column.
+
+    Attributes:
+        title: Its title.
+        unit: The unit of its values; empty where the cells have their own.
+        numeric: Whether it holds numbers.
+        drop: Where room is short, columns go by falling `drop`; 0 stays.
+        flexible: Whether it is a name that is cut or, with `folds`, prose that is folded.
+        folds: Whether its text is folded.
+    """
 
     title: str
     unit: str = ""
@@ -41,19 +57,27 @@ class Column:
 
 
 def number(title: str, unit: str = "", *, drop: int = 0) -> Column:
-    """A column of numbers."""
+    """Return a column of numbers."""
     return Column(title, unit, numeric=True, drop=drop)
 
 
 def numeric(*titles: str) -> list[Column]:
-    """Columns of numbers without a unit."""
+    """Return columns of numbers without a unit."""
     return [Column(title, numeric=True) for title in titles]
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A titled table; `notes` explain marks and say what was left out; `needs`: of a note, the
-    columns that it is about: without any of them it is not shown."""
+    """A titled table.
+
+    Attributes:
+        id: Its name in code and file names.
+        title: Its title.
+        columns: Its columns.
+        rows: Its rows, with a cell for each column.
+        notes: What explains marks and names what was left out.
+        needs: The columns that a note is about: without any of them it is not shown.
+    """
 
     id: str
     title: str
@@ -68,15 +92,13 @@ Columns: TypeAlias = Sequence[tuple[Column, Callable[[T], Cell | str]]]
 
 
 def table_of(
-    table_id: str,
-    title: str,
-    items: Iterable[T],
-    columns: Columns[T],
-    notes: Sequence[str] = (),
+    table_id: str, title: str, items: Iterable[T], columns: Columns[T], notes: Sequence[str] = ()
 ) -> Table:
-    """A table with a row an item."""
+    """Return a table with a row for each item."""
     rows = [[shown(item) for _, shown in columns] for item in items]
-    cells = [[one if isinstance(one, Cell) else Cell(one) for one in row] for row in rows]
+    cells = [
+        [content if isinstance(content, Cell) else Cell(content) for content in row] for row in rows
+    ]
     return Table(table_id, title, [column for column, _ in columns], cells, list(notes))
 
 
@@ -87,6 +109,6 @@ def text_table(
     rows: Iterable[Sequence[str]],
     notes: Sequence[str] = (),
 ) -> Table:
-    """A table of which only the text is known, without values to sort by."""
+    """Return a table of which only the text is known, without values to sort by."""
     cells = [[Cell(text) for text in row] for row in rows]
     return Table(table_id, title, list(columns), cells, list(notes))

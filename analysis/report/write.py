@@ -1,5 +1,7 @@
-"""Writes a report into a folder, whole or not at all: in, a Report and the kernels frames; out, the
-files. Everything is rendered before the folder is touched, and other files in it are kept.
+"""Writes a report into a folder, whole or not at all.
+
+In: a Report and the kernels frames. Out: the files. Everything is rendered before the folder is
+touched, and other files in it are kept.
 """
 
 from __future__ import annotations
@@ -32,12 +34,22 @@ def write_report(
     hosts: Frames | None = None,
     label_prefix: str = "",
 ) -> list[Path]:
-    """Write the formats into `folder`, replacing older files of the same name; returns the paths.
+    """Write a report in several formats into a folder, replacing older files of the same name.
 
-    `frames`: the kernels frame of each phase, for csv, parquet and perfetto; `hosts`: the host's
-    events of each phase, for perfetto, where they are to be in it; `label_prefix`: of the labels in
-    LaTeX. Raises PrunescopeError for an unknown format, parquet or perfetto without frames, or a
-    folder that cannot be written.
+    Args:
+        report: The report.
+        folder: Where the files go; it is made where it is not there.
+        formats: The names of the formats.
+        frames: The kernels frame of each phase, for csv, parquet and perfetto.
+        hosts: The host's events of each phase, where perfetto is to show them.
+        label_prefix: What stands in front of the labels in LaTeX.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        PrunescopeError: A format is unknown, parquet or perfetto lack frames, or the folder
+            cannot be written.
     """
     check_formats(formats)
     files: dict[str, bytes] = {}
@@ -59,9 +71,10 @@ def write_report(
 
 
 def write_files(files: Mapping[str, bytes], folder: Path) -> list[Path]:
-    """Write files (name to bytes) into `folder`, all or none; returns the paths.
+    """Write files (name to bytes) into `folder`, all or none, and return their paths.
 
-    Raises PrunescopeError where the folder cannot be written.
+    Raises:
+        PrunescopeError: The folder cannot be written.
     """
     try:
         return _place(files, folder)
@@ -73,7 +86,7 @@ def write_files(files: Mapping[str, bytes], folder: Path) -> list[Path]:
 
 
 def check_formats(formats: Sequence[str], known: Collection[str] = FORMATS.keys()) -> None:
-    """Raises PrunescopeError where a format is not one of `known`."""
+    """Raise PrunescopeError where a format is not one of `known`."""
     for name in formats:
         if name not in known:
             raise PrunescopeError(
@@ -83,8 +96,11 @@ def check_formats(formats: Sequence[str], known: Collection[str] = FORMATS.keys(
 
 
 def _place(files: Mapping[str, bytes], folder: Path) -> list[Path]:
-    """All files into a new folder first. It takes the place of an older report in one step; in a
-    folder that holds other things each file takes the place of its own, report.json last."""
+    """Put all files into a new folder first, then in the place of older ones.
+
+    The new folder takes the place of an older report in one step. In a folder that holds other
+    things each file takes the place of its own, report.json last.
+    """
     folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(0, "it is a file")
@@ -105,7 +121,10 @@ def _fill(partial: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _may_step_aside(folder: Path) -> bool:
-    """Whether a folder is only for a report: it holds files only, and is no working directory."""
+    """Return whether a folder is only for a report.
+
+    It then holds files only, and is no working directory.
+    """
     if not folder.exists():
         return True
     if folder.is_mount() or Path.cwd().is_relative_to(folder):
@@ -114,8 +133,10 @@ def _may_step_aside(folder: Path) -> bool:
 
 
 def _placed_whole(files: Mapping[str, bytes], folder: Path) -> bool:
-    """Put the new folder in the place of the old one, with the old one's other files in it; False
-    where that cannot be done."""
+    """Put the new folder in the place of the old one, with the old one's other files in it.
+
+    Returns False where that cannot be done.
+    """
     try:
         with partial_folder(folder) as partial:
             _fill(partial, files)
@@ -130,14 +151,14 @@ def _placed_whole(files: Mapping[str, bytes], folder: Path) -> bool:
 
 
 def _keep_others(old: Path, new: Path) -> None:
-    """Files of `old` that `new` lacks are in both afterwards."""
+    """Link files of `old` that `new` lacks into `new`."""
     for path in old.iterdir() if old.is_dir() else ():
         with suppress(FileExistsError, FileNotFoundError):
             (new / path.name).hardlink_to(path)
 
 
 def _replace(partial: Path, folder: Path, names: list[str]) -> None:
-    """Each file into a folder that exists; where one fails, those before it go back."""
+    """Move each file into a folder that exists; where one fails, those before it go back."""
     before = partial / "before"
     before.mkdir()
     done: list[str] = []

@@ -34,6 +34,16 @@ class RooflinePoint(msgspec.Struct, kw_only=True):
     ]
     bound: Annotated[str, meaning("compute, memory, latency or unknown")]
 
+    @property
+    def flop_per_s(self) -> float | None:
+        """The rate at which the calls ran; None where they took no time."""
+        return self.flop * self.count / self.clock_ns * 1e9 if self.clock_ns else None
+
+    @property
+    def flop_per_byte(self) -> float | None:
+        """The arithmetic intensity of a call; None where it moves no bytes."""
+        return self.flop / self.bytes if self.bytes else None
+
 
 class LayerTime(msgspec.Struct, kw_only=True):
     """Busy time of one layer by role, and the idle time before its kernels; null: outside."""
@@ -169,3 +179,20 @@ class Anatomy(msgspec.Struct, kw_only=True):
     communication: Annotated[
         Communication | None, meaning("null: none on the device, or an older report")
     ] = None
+
+    @property
+    def idle_ns(self) -> float:
+        """Idle time of a step, trailing idle included, ns."""
+        return sum(self.gaps.values())
+
+    @property
+    def late_dispatch_ns(self) -> float:
+        """Idle time because the host dispatched late, ns: of all host work, where not split."""
+        return self.gaps.get("host", 0.0) if self.dispatch_ns is None else self.dispatch_ns
+
+    @property
+    def idle_in_graph_ns(self) -> float:
+        """Idle time that a CUDA graph of the step would leave, ns."""
+        copies = sum(part.ns for part in self.idle if part.doing == "copy_launch")
+        queued = self.gaps.get("device", 0.0)
+        return self.idle_ns - self.late_dispatch_ns - queued - copies

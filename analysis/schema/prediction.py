@@ -203,6 +203,14 @@ class PredictedPhase(Sums, kw_only=True):
     # Images at the roofline, as many as are given: tokens may leave. Null: a model of text.
     items_per_s: float | None = None
 
+    @property
+    def cost_factors(self) -> tuple[float, float] | None:
+        """Expected time over roofline time, of dense and of pruned; None without a baseline."""
+        if self.predicted is None or self.baseline is None:
+            return None
+        expected = self.predicted.execution
+        return expected.dense_ns / self.baseline.ideal_ns, expected.pruned_ns / self.ideal_ns
+
 
 class Subject(msgspec.Struct, kw_only=True):
     """The model and device. `method`, `sparsity` and `knobs` are null where points differ."""

@@ -54,6 +54,8 @@ NO_SPEEDUP = "no-speedup"  # the finding that the interval of a speedup includes
 CAPTURES_DIFFER = 1.05
 NOT_COMPARABLE = "not-comparable"  # the finding by which reports before 0.2 say so
 _MUCH_COMM = 0.05  # of the wall: communication worth a part of its own
+# Names of kernels that a report holds, the largest by busy time; every format shows all of them.
+TOP_KERNELS = 40
 # Kinds of notes: no marker divides the trace into steps; products with sparse matrices.
 WHOLE_TRACE, SPARSE_PRODUCTS = "whole-trace", "sparse-products"
 
@@ -181,6 +183,11 @@ class LedgerPart(msgspec.Struct, kw_only=True):
         ),
     ] = msgspec.UNSET
 
+    @property
+    def effect(self) -> str:
+        """What the part is: a "loss", a "gain", or "quiet": no evidence."""
+        return _effect(self)
+
 
 class Row(msgspec.Struct, kw_only=True):
     """A ledger row; `dense` and `pruned` are walls, the rows between sum to `pruned`. Rows that
@@ -197,6 +204,23 @@ class Row(msgspec.Struct, kw_only=True):
     def moves_ns(self) -> float:
         """ns that the row adds to the sum: 0 where it is null."""
         return self.ns or 0.0
+
+    @property
+    def is_wall(self) -> bool:
+        """Whether the row is a wall, dense or pruned; the rows between are changes."""
+        return self.row in ("dense", "pruned")
+
+    @property
+    def effect(self) -> str:
+        """What the row is: "total", "promise", "loss", "gain", or "quiet", which is no evidence."""
+        if self.is_wall:
+            return "total"
+        return "promise" if self.row == "promised" else _effect(self)
+
+    @property
+    def largest_part(self) -> LedgerPart | None:
+        """The part that moved the row most; None of a row without parts."""
+        return max(self.parts, key=lambda part: abs(part.ns), default=None)
 
 
 # How many times a profiler may slow a step, or one side more than the other. In 57 captures on CPUs
@@ -215,6 +239,12 @@ def is_beyond_noise(row: Row | LedgerPart) -> bool:
     if row.ns is None or row.noise_ns is not None and abs(row.ns) <= 2 * row.noise_ns:
         return False
     return row.ci95 is None or not row.ci95[0] <= 0 <= row.ci95[1]
+
+
+def _effect(row: Row | LedgerPart) -> str:
+    if not row.ns or not is_beyond_noise(row):
+        return "quiet"
+    return "loss" if row.ns > 0 else "gain"
 
 
 class Finding(msgspec.Struct, kw_only=True):
@@ -565,6 +595,56 @@ class Phase(msgspec.Struct, kw_only=True):
     def step_time_ns(self) -> float:
         """The step in that time base, ns."""
         return self.in_step(self.busy_ns) + self.idle_in_step(self.wall_ns - self.busy_ns)
+
+    @property
+    def closure_ns(self) -> tuple[int, int, int, int]:
+        """Busy time, gaps, trailing idle and wall in whole ns, each summed over all steps."""
+        busy, gaps, tail, wall = (
+            round(ns * self.steps) for ns in (self.busy_ns, self.gap_ns, self.tail_ns, self.wall_ns)
+        )
+        return busy, gaps, tail, wall
+
+    @property
+    def lead_earlier_ns(self) -> float:
+        """The part of the launch latency in which the device ran earlier work, ns."""
+        return (self.lead_busy_ns or 0.0) - (self.lead_own.get("ns") or 0.0)
+
+    @property
+    def lead_idle_ns(self) -> float:
+        """The part of the launch latency in which the device idled, ns."""
+        return (self.lead_ns or 0.0) - (self.lead_busy_ns or 0.0)
+
+    @property
+    def has_promise(self) -> bool:
+        """Whether a nominal sparsity is known; without one the first bound is the FLOP ratio."""
+        return self.sparsity.get("nominal") is not None
+
+    @property
+    def has_two_formats(self) -> bool:
+        """Whether dense and pruned GEMMs multiply in two number formats, so at two peak rates."""
+        return self.comparison is not None and self.comparison.formats is not None
+
+    @property
+    def holds_earlier_work(self) -> bool:
+        """Whether much of both times of a speedup is work that was launched before the profiler.
+
+        Samples without the profiler hold none.
+        """
+        is_ratio = self.ladder is not None and self.is_speedup and self.sampled is None
+        return is_ratio and self.finding(EARLIER_WORK) is not None
+
+    @property
+    def lacks_sizes(self) -> bool:
+        """Whether no GEMM has sizes, and nothing else identifies what was pruned.
+
+        Rows that were removed or added do so only where a family was identified from them.
+        """
+        if not self.gemms:
+            return any(row.row == "not_explained" for row in self.ledger or ())
+        if any(size is not None for gemm in self.gemms for size in (gemm.m, gemm.n, gemm.k)):
+            return False
+        has_family = self.family is not None and self.family.id != "unknown"
+        return not has_family or all(gemm.axis == "unknown" for gemm in self.gemms)
 
     @property
     def has_modules(self) -> bool:

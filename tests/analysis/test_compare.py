@@ -18,7 +18,7 @@ import pytest
 from prunescope.analysis.compare_runs import compare
 from prunescope.analysis.inputs.options import CompareRequest, Options
 from prunescope.analysis.named_runs import find_runs
-from prunescope.analysis.report import evidence
+from prunescope.analysis.report import hatches
 from prunescope.analysis.report.comparison import (
     COMPARISON_FORMATS,
     comparison_table,
@@ -251,7 +251,7 @@ def test_every_run_and_every_reason_of_the_figure_is_named() -> None:
 
 
 def test_no_row_of_a_ledger_has_the_strokes_of_what_is_no_evidence() -> None:
-    strokes = {hatch[0] for hatch in evidence.HATCHES.values()}
+    strokes = {hatch[0] for hatch in hatches.HATCHES.values()}
     for looks in (comparison_figure_rows.values(), (look[1:] for look in pareto_rows)):
         assert not strokes & {hatch[0] for _, hatch in looks if hatch}
 

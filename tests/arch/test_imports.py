@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 ALLOWED: dict[str, str] = {
     "taxonomy": "",
-    # From a trace to a report, in the order of the flow. A report sees the schema alone.
+    # From a trace to a report, in the order of the flow. A report sees schema and summary alone.
     "analysis/schema": "taxonomy",
     "analysis/wording": "taxonomy schema",
     "analysis/ops": "taxonomy",
@@ -36,11 +36,12 @@ ALLOWED: dict[str, str] = {
     "analysis/findings": "taxonomy schema wording device timeline kernels inputs ledger comparison "
     "verdict",
     "analysis/predict": "taxonomy schema device shapes inputs",
-    "analysis/report": "taxonomy schema",
+    "analysis/summary": "taxonomy schema",
     "analysis": "taxonomy schema wording device trace timeline shapes kernels inputs ledger "
-    "comparison verdict findings predict report",
+    "comparison verdict findings predict summary",
+    "analysis/report": "taxonomy schema summary",
     "analysis/pareto": "taxonomy schema ledger analysis report",
-    "analysis/bundle": "taxonomy schema ops device trace inputs analysis report pareto",
+    "analysis/bundle": "taxonomy schema ops device trace inputs summary analysis report pareto",
     # From a model to a run folder.
     "tracer/machine": "taxonomy",
     "tracer/model": "taxonomy machine",
@@ -224,7 +225,8 @@ def test_no_file_imports_itself_through_others() -> None:
 @pytest.mark.parametrize(
     ("room", "other", "allowed"),
     [("analysis/ledger", "analysis/kernels", True), ("analysis/kernels", "analysis/ledger", False),
-     ("analysis/report", "analysis/ledger", False), ("tracer/capture", "analysis/ops", False),
+     ("analysis/report", "analysis/ledger", False), ("analysis", "analysis/report", False),
+     ("tracer/capture", "analysis/ops", False),
      ("analysis/ops", "prunescope", False), ("prunescope", "tracer/sweep", True)],
 )  # fmt: skip
 def test_the_table_tells_pairs_apart(room: str, other: str, *, allowed: bool) -> None:

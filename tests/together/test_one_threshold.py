@@ -8,11 +8,12 @@ import pytest
 
 from prunescope.analysis.findings.context import is_significant
 from prunescope.analysis.predict.predicted_run import add_miss
-from prunescope.analysis.report import evidence, ledger_view
+from prunescope.analysis.report import ledger_view
 from prunescope.analysis.report.comparison import comparison_table
 from prunescope.analysis.schema.comparison import Comparison
 from prunescope.analysis.schema.report import Finding, Ladder, Report, Row, is_beyond_noise
 from prunescope.analysis.schema.sides import PredictedRun
+from prunescope.analysis.summary import evidence
 from prunescope.rules import check_report, parse_rules
 from tests.analysis.report import example
 from tests.analysis.test_compare import rows
@@ -108,7 +109,7 @@ def test_the_same_findings_leave_times_no_evidence_everywhere(
     rule = parse_rules(["prefill.realised >= 0.1"])
     assert {
         "table": any("× ?" in cell.text for cell in table.rows[0]),
-        "figure": bool(evidence.of_row(row)),
-        "report": bool(evidence.of_phase(phase)),
+        "figure": bool(evidence.row_reasons(row)),
+        "report": bool(evidence.phase_reasons(phase)),
         "check": check_report(report, rule).verdicts[0].state == "undecided",
     } == dict.fromkeys(("table", "figure", "report", "check"), invalid)

@@ -9,9 +9,9 @@ import pytest
 
 from prunescope.analysis.comparison.differences import pair_comparison
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.sentences import headline
 from prunescope.analysis.schema.pair_comparison import ROWS, Difference, PairComparison
 from prunescope.analysis.schema.report import Finding, Phase, Report, from_json, to_json
+from prunescope.analysis.summary.headline import headline
 from prunescope.analysis.wording.comparison import difference_text, not_comparable_text
 from prunescope.rules import check_report, parse_rules
 from tests.analysis import run_folder

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.sentences import headline
 from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.summary.headline import headline
 from tests.analysis.trace.test_nsys import GRAPH, kernel, launch, made, process
 from tests.nsys import Export
 

@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report import sentences
 from prunescope.analysis.report.terminal import print_report
 from prunescope.analysis.schema.report import Report
+from prunescope.analysis.summary.headline import headline
 from tests.analysis.finding_cases import found
 from tests.chrome import chrome, gap, k, module, op, save
 
@@ -81,7 +81,7 @@ def test_a_step_that_was_captured(tmp_path: Path) -> None:
     assert report.partial
     for other in ("kernels-missing", "captured-launches", "late-first-launch"):
         assert found(phase, other) is None
-    assert sentences.headline(phase).startswith(f"no step was timed (the trace: {counted})")
+    assert headline(phase).startswith(f"no step was timed (the trace: {counted})")
     assert "a step, busy" not in shown(report)
 
 
@@ -91,10 +91,10 @@ def test_a_captured_side_has_no_speedup(tmp_path: Path) -> None:
     said = found(phase, "captured-step")
     assert said is not None and said.severity == "critical"
     assert said.evidence[0].startswith("pruned: 8 of 10")
-    headline = sentences.headline(phase)
-    assert headline.startswith("no step was timed (pruned: 8 of 10")
-    assert headline.endswith("is no speedup")
-    assert "realised" not in headline
+    first = headline(phase)
+    assert first.startswith("no step was timed (pruned: 8 of 10")
+    assert first.endswith("is no speedup")
+    assert "realised" not in first
     assert phase.family is not None
     assert (phase.family.id, phase.family.confidence) == ("unknown", 0.1)
     assert found(phase, "kernels-missing") is None
@@ -109,7 +109,7 @@ def test_launches_captured_beside_a_step_that_ran(tmp_path: Path) -> None:
                                      "not run")  # fmt: skip
     assert found(phase, "captured-step") is found(phase, "kernels-missing") is None
     assert not report.partial
-    assert "a step, busy" in sentences.headline(phase)
+    assert "a step, busy" in headline(phase)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_real_capture(real_report: Callable[[str], Report]) -> None:
     assert report.warnings == [f"{CAPTURE}: {counted}"]
     assert report.partial
     assert [one.id for one in phase.findings] == ["captured-step"]
-    assert sentences.headline(phase).startswith(f"no step was timed (the trace: {counted})")
+    assert headline(phase).startswith(f"no step was timed (the trace: {counted})")
 
 
 @pytest.mark.parametrize(("grid", "named"), [([132 * 8, 1, 1], True), ([1, 1, 1], False)])

@@ -10,7 +10,7 @@ import pytest
 
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.sentences import headline
+from prunescope.analysis.summary.headline import headline
 from tests.analysis.finding_cases import FULL, found, layers, mm, model, of_pair, present
 from tests.chrome import chrome, k, module, op, step
 

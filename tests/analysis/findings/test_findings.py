@@ -11,8 +11,9 @@ import pytest
 
 from prunescope.analysis.findings.context import is_significant
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.sentences import headline, setup
+from prunescope.analysis.report.sentences import setup
 from prunescope.analysis.schema.report import LedgerPart, Report, Row
+from prunescope.analysis.summary.headline import headline
 from prunescope.taxonomy.words import ms
 from tests.analysis.decoder import Layer, Setting, decoder, write_run
 from tests.analysis.finding_cases import (

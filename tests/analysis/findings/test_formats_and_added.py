@@ -9,12 +9,17 @@ import pytest
 
 import prunescope
 from prunescope.analysis.comparison.differences import other_formats
-from prunescope.analysis.report.evidence import NOT_COMPARABLE, of_bounds, of_ledger, of_phase
 from prunescope.analysis.report.ledger_view import ladder_table
-from prunescope.analysis.report.sentences import headline
-from prunescope.analysis.report.summary import summary
 from prunescope.analysis.report.titles import title
 from prunescope.analysis.schema.report import Phase, Report
+from prunescope.analysis.summary.evidence import (
+    NOT_COMPARABLE,
+    bound_reasons,
+    ledger_reasons,
+    phase_reasons,
+)
+from prunescope.analysis.summary.headline import headline
+from prunescope.analysis.summary.paragraph import summary
 from prunescope.rules import check_report, parse_rules
 from tests.analysis.decoder import write_pair
 from tests.analysis.finding_cases import found, layers, mm, pointwise, report
@@ -92,8 +97,8 @@ def test_formats_that_differ_are_a_difference_everywhere(tmp_path: Path, us: flo
     assert (one.kind, one.dense, one.pruned) == ("dtype", "fp16", "bf16")
     found = check_report(report, parse_rules(["realised >= 0.9"]))
     assert found.verdicts[0].state == "undecided"
-    assert of_phase(phase)[0] == of_ledger(phase)[0] == NOT_COMPARABLE
-    assert of_bounds(phase)["realised"][0] == NOT_COMPARABLE
+    assert phase_reasons(phase)[0] == ledger_reasons(phase)[0] == NOT_COMPARABLE
+    assert bound_reasons(phase)["realised"][0] == NOT_COMPARABLE
     text = summary(phase)
     assert text.startswith("not comparable as a pruning: GEMMs in bf16 against fp16; ")
     assert text.endswith("What to change: compare with a dense model that runs in bf16.")

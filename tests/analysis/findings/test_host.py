@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.sentences import headline
 from prunescope.analysis.schema.report import Finding, Phase, Report
+from prunescope.analysis.summary.headline import headline
 from tests.analysis.timeline.test_first_calls import MS, Host, phase_of
 from tests.chrome import chrome, op, save, step
 

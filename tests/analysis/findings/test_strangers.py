@@ -15,8 +15,8 @@ from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import registered
 from prunescope.analysis.findings.trust import above_bound
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.sentences import headline
 from prunescope.analysis.schema.report import Report
+from prunescope.analysis.summary.headline import headline
 from tests.analysis.finding_cases import (
     FULL,
     NARROW,

@@ -15,9 +15,9 @@ import prunescope
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.comparison import comparison_table
 from prunescope.analysis.report.comparison_figure import plot_comparison
-from prunescope.analysis.report.sentences import headline
-from prunescope.analysis.report.summary import summary
 from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.summary.headline import headline
+from prunescope.analysis.summary.paragraph import summary
 from tests.analysis.decoder import Layer, census
 from tests.analysis.finding_cases import (
     FULL,

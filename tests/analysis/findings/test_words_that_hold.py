@@ -10,11 +10,11 @@ import pytest
 
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report import numbers
-from prunescope.analysis.report.ledger_view import ledger_notes, tone
+from prunescope.analysis.report.ledger_view import ledger_notes
 from prunescope.analysis.report.measured import profiler_overhead
-from prunescope.analysis.report.sentences import headline
 from prunescope.analysis.schema.report import Phase, Row
+from prunescope.analysis.summary.headline import headline
+from prunescope.taxonomy import numbers
 from tests.analysis.decoder import Layer, Setting, decoder
 from tests.analysis.finding_cases import (
     BF16,
@@ -225,10 +225,10 @@ def test_work_of_a_row_is_the_mean_of_its_steps(tmp_path: Path) -> None:
 
 def test_a_row_whose_interval_holds_zero_is_no_gain() -> None:
     row = Row(row="launch_idle", ns=-4.9e6, ci95=[-2.1e7, 1.3e7], noise_ns=4.8e6)
-    assert tone(row) == "quiet"
+    assert row.effect == "quiet"
     assert any("launch and idle" in note for note in ledger_notes([row]) if "no evidence" in note)
     sure = Row(row="launch_idle", ns=-4.9e6, ci95=[-6e6, -4e6], noise_ns=1e6)
-    assert tone(sure) == "gain"
+    assert sure.effect == "gain"
 
 
 def test_the_flops_of_convolutions_count(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.evidence import EARLIER_WORK, of_ledger, of_phase
 from prunescope.analysis.report.measured import bounds, idle_and_tiles
 from prunescope.analysis.schema.report import Finding, Phase, Report
+from prunescope.analysis.summary.evidence import EARLIER_WORK, ledger_reasons, phase_reasons
 from tests.analysis.replays import replayed
 from tests.chrome import chrome, gap, k, op, save, step
 
@@ -93,7 +93,7 @@ def test_a_pair_in_which_both_traces_begin_within_earlier_work(tmp_path: Path) -
     assert "No row of the ledger is evidence: holds earlier work" in phase.summary
     assert "(coverage)" not in phase.summary and "at most" not in phase.summary
     assert phase.summary.endswith("(torch.profiler.schedule with wait and warmup).")
-    assert EARLIER_WORK in of_phase(phase) and EARLIER_WORK in of_ledger(phase)
+    assert EARLIER_WORK in phase_reasons(phase) and EARLIER_WORK in ledger_reasons(phase)
 
 
 @pytest.mark.parametrize("name", [DECODE, "mi300x_sglang_qwen3-8b_prefilldecode.json.gz"])

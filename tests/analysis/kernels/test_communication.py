@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report import phase_tables, sentences
+from prunescope.analysis.report import phase_tables
 from prunescope.analysis.schema.report import Phase, Report
+from prunescope.analysis.summary.headline import headline
 from tests.chrome import chrome, gap, k, op, save, step
 
 REDUCE = "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgsStorage<4096ul>)"
@@ -44,7 +45,7 @@ def test_exposed_and_overlapped_by_hand(tmp_path: Path) -> None:
     # The first to begin has the time where kinds are counted: 10 of the reduction, 2 of the GEMM.
     assert phase.kinds == {"comm": 10_000, "gemm": 2_000, "elementwise": 2_000}
     wall = "16.0 µs a step, busy 87.5 % of the wall"
-    assert sentences.headline(phase) == (
+    assert headline(phase) == (
         f"{wall} (62.5 % work, 25.0 % exposed communication; 60.0 % of the communication is "
         "overlapped)"
     )
@@ -59,7 +60,7 @@ def test_little_communication_has_no_part_of_its_own(tmp_path: Path) -> None:
     phase = beside(tmp_path, comm=0.2)
     assert phase.communication is None
     assert phase.busy_by_kind == phase.kinds
-    assert "communication" not in sentences.headline(phase)
+    assert "communication" not in headline(phase)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.sentences import headline
 from prunescope.analysis.schema.report import Phase, Report
+from prunescope.analysis.summary.headline import headline
 from prunescope.analysis.timeline.engine_steps import engine_step
 from tests.chrome import chrome, gap, k, module, op, save, step
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from prunescope.analysis.report import records, sentences
+from prunescope.analysis.report import records
 from prunescope.analysis.report.escape import latex, markdown
 from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.latex import render_latex
@@ -26,6 +26,7 @@ from prunescope.analysis.report.pair_figures import ladder_figure
 from prunescope.analysis.report.tables import csv_tables
 from prunescope.analysis.report.terminal import print_report
 from prunescope.analysis.schema.report import Finding, Ladder, Phase
+from prunescope.analysis.summary.headline import headline
 from tests.analysis.report import example
 
 WANT = {"nominal": "", "FLOP ratio": "", "coverage bound": "[1.22×, 1.24×]",
@@ -133,11 +134,11 @@ def test_raw_tables_have_both_ends() -> None:
 
 
 def test_the_headline_has_the_interval_of_the_share() -> None:
-    line = sentences.headline(example.phase())
+    line = headline(example.phase())
     assert line.endswith("95.6 % of the roofline bound [94.0 %, 97.0 %]")
-    beyond = sentences.headline(with_ladder(share_of_bound=1.1, share_of_bound_ci95=[0.98, 1.2]))
+    beyond = headline(with_ladder(share_of_bound=1.1, share_of_bound_ci95=[0.98, 1.2]))
     assert beyond.endswith("bound [98.0 %, 120.0 %] (the interval includes the bound)")
-    past = sentences.headline(with_ladder(share_of_bound=1.1, share_of_bound_ci95=[1.02, 1.2]))
+    past = headline(with_ladder(share_of_bound=1.1, share_of_bound_ci95=[1.02, 1.2]))
     assert past.endswith("(≥ 100 % of the bound: faster than the roofline model allows)")
 
 

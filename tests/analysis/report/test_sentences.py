@@ -41,6 +41,7 @@ from prunescope.analysis.schema.report import (
     Report,
 )
 from prunescope.analysis.schema.sides import Unprofiled
+from prunescope.analysis.summary.headline import headline
 from prunescope.taxonomy.runs.run import Placement
 from tests.analysis.decoder import Layer, census, decoder, write_pair
 from tests.analysis.finding_cases import FULL, found, model, of_pair
@@ -69,39 +70,39 @@ def compared(family: str, **ladder: object) -> Phase:
 
 
 def test_two_captures_of_one_model_have_no_speedup() -> None:
-    line = sentences.headline(compared("dense", realised=1.03, realised_ci95=[1.01, 1.05]))
+    line = headline(compared("dense", realised=1.03, realised_ci95=[1.01, 1.05]))
     assert line == (
         "nothing was pruned: 1.03× [1.01×, 1.05×] is the noise between two captures, no speedup"
     )
-    wide = sentences.headline(compared("dense", realised=1.2, realised_ci95=[0.9, 1.6]))
+    wide = headline(compared("dense", realised=1.2, realised_ci95=[0.9, 1.6]))
     assert wide.startswith("nothing was pruned: 1.20× [0.90×, 1.60×] is the noise between two")
 
 
 def test_noise_has_a_size() -> None:
     """An interval from 1.38 on is more than two captures of one program differ by."""
     phase = compared("dense")
-    assert sentences.headline(phase) == (
+    assert headline(phase) == (
         "nothing was pruned: 1.43× [1.38×, 1.50×] is more than noise and no speedup of a pruning"
     )
     phase.findings.append(
         Finding(id="unexplained-difference", severity="warning", evidence=[], change=None,
                 predicted_ns=None, text="no shape moved", rows=["kernel efficiency -2.000 ms"])
     )  # fmt: skip
-    assert sentences.headline(phase).endswith("of a pruning: kernel efficiency -2.000 ms")
-    once = sentences.headline(compared("dense", realised_ci95=None))
+    assert headline(phase).endswith("of a pruning: kernel efficiency -2.000 ms")
+    once = headline(compared("dense", realised_ci95=None))
     assert once.startswith(
         "nothing was pruned: 1.43× (no interval: fewer than five steps, or one sample) is more"
     )
 
 
 def test_what_was_promised_is_still_said() -> None:
-    line = sentences.headline(compared("dense", nominal=2.0))
+    line = headline(compared("dense", nominal=2.0))
     assert line.endswith("is more than noise and no speedup of a pruning; 2.00× was promised")
 
 
 def test_shapes_that_cannot_tell_say_so() -> None:
     small = {"realised": 1.03, "realised_ci95": [1.01, 1.05]}
-    line = sentences.headline(compared("unknown", **small))
+    line = headline(compared("unknown", **small))
     assert line.startswith("the shapes show no pruning: 1.03× [1.01×, 1.05×] is the noise between")
     assert line.endswith("two captures, or what a trace does not show")
 
@@ -115,7 +116,7 @@ def test_an_unknown_that_moved_keeps_its_speedup(what: str) -> None:
         phase.pairing = Pairing(matched=362, removed=0, added=3, alignment="number")
     else:
         phase.gemms = []
-    assert sentences.headline(phase).startswith("1.43× realised [1.38×, 1.50×] of 1.00× promised")
+    assert headline(phase).startswith("1.43× realised [1.38×, 1.50×] of 1.00× promised")
 
 
 SAMPLES = {"dense": [143_000, 144_000, 142_000], "pruned": [100_000, 101_000, 99_000]}
@@ -133,7 +134,7 @@ def test_captures_that_differ_by_more_than_their_interval_are_a_warning(
     )  # fmt: skip
     report = analyze(run).report
     said = [w for w in report.warnings if "nothing was pruned" in w]
-    assert sentences.headline(report.phases["prefill"]).startswith("nothing was pruned: 1.")
+    assert headline(report.phases["prefill"]).startswith("nothing was pruned: 1.")
     if apart:
         assert said[0].startswith(
             "prefill: nothing was pruned, and the two captures differ by 1.43× ["
@@ -144,7 +145,7 @@ def test_captures_that_differ_by_more_than_their_interval_are_a_warning(
 
 def test_a_bare_pair_of_one_model(tmp_path: Path) -> None:
     one, other = (save(decoder([Layer()] * 4), tmp_path / f"{n}.json") for n in "ab")
-    line = sentences.headline(analyze(one, baseline=other).report.phases["trace"])
+    line = headline(analyze(one, baseline=other).report.phases["trace"])
     assert line.startswith("the shapes show no pruning: 1.00×")
 
 
@@ -154,7 +155,7 @@ def test_an_interval_that_holds_one_leads() -> None:
         Finding(id="no-speedup", severity="critical", text="no speedup", evidence=[], change=None,
                 predicted_ns=None)
     ]  # fmt: skip
-    assert sentences.headline(phase) == (
+    assert headline(phase) == (
         "1.43× [0.90×, 2.20×] is indistinguishable from no speedup: the interval includes 1×; "
         "2.00× was promised"
     )
@@ -166,12 +167,12 @@ def test_an_interval_that_holds_one_leads() -> None:
 def test_more_than_the_bound_is_said_of_the_interval() -> None:
     """Only a whole interval above the bound says that the model of it is wrong."""
     more: dict[str, Any] = {"nominal": 2.0, "roofline": 1.2, "share_of_bound": 1.19}
-    line = sentences.headline(compared("static-nk", **more, realised_ci95=[1.1, 1.6]))
+    line = headline(compared("static-nk", **more, realised_ci95=[1.1, 1.6]))
     assert line.endswith("119.0 % of the roofline bound (the interval includes the bound)")
-    line = sentences.headline(compared("static-nk", **more, realised_ci95=[1.3, 1.6]))
+    line = headline(compared("static-nk", **more, realised_ci95=[1.3, 1.6]))
     assert line.endswith("(the bound has no interval)")  # a speedup of samples, over few steps
     more["share_of_bound_ci95"] = [1.05, 1.3]
-    line = sentences.headline(compared("static-nk", **more, realised_ci95=[1.3, 1.6]))
+    line = headline(compared("static-nk", **more, realised_ci95=[1.3, 1.6]))
     assert line.endswith("(≥ 100 % of the bound: faster than the roofline model allows)")
 
 
@@ -321,13 +322,13 @@ HALF = replace(FULL, f=FULL.f // 2)
 def test_what_nobody_promised_is_what_the_flops_allow(tmp_path: Path) -> None:
     alone = of_pair(tmp_path, model(FULL), model(HALF))
     asked = of_pair(tmp_path, model(FULL), model(HALF), 0.5)
-    assert "of 1.49× that its FLOPs allow" in sentences.headline(alone)
-    assert "of 2.00× promised" in sentences.headline(asked)
+    assert "of 1.49× that its FLOPs allow" in headline(alone)
+    assert "of 2.00× promised" in headline(asked)
     # Without the finding that its interval holds 1×:
     sure = [msgspec.structs.replace(phase, findings=[]) for phase in (alone, asked)]
-    assert "of 1.49× that its FLOPs allow" in sentences.headline(sure[0])
-    assert "of 2.00× promised" in sentences.headline(sure[1])
-    assert not any("promised" in sentences.headline(phase) for phase in (alone, sure[0]))
+    assert "of 1.49× that its FLOPs allow" in headline(sure[0])
+    assert "of 2.00× promised" in headline(sure[1])
+    assert not any("promised" in headline(phase) for phase in (alone, sure[0]))
 
 
 def test_a_net_saving_names_what_offsets_it(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from prunescope.analysis.report.gemm_table import gemm_table
 from prunescope.analysis.report.html import render_html
-from prunescope.analysis.report.ledger_view import LADDER, LEDGER, NOT_EXPLAINED
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.report.notebook import render_notebook
 from prunescope.analysis.report.terminal import TerminalReport, print_report
 from prunescope.analysis.schema.report import Finding, Report
+from prunescope.analysis.summary.labels import LADDER, LEDGER, NOT_EXPLAINED
 from tests.analysis.report import example
 
 

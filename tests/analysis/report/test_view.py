@@ -30,6 +30,7 @@ from prunescope.analysis.schema.report import (
     from_json,
     to_json,
 )
+from prunescope.analysis.summary.gemm_rows import merge_removals, merge_rows
 from tests.analysis.decoder import Layer, decoder
 from tests.analysis.finding_cases import BF16
 from tests.analysis.report import example
@@ -61,7 +62,7 @@ def test_layers_that_are_gone_and_those_that_stay_are_one_row() -> None:
 
 def test_a_merged_row_sums_what_its_two_rows_lose() -> None:
     (phase, _) = golden("tiny-static-m")
-    for gemm in gemm_table.merged_removals(phase.gemms):
+    for gemm in merge_removals(phase.gemms):
         parts = [g for g in phase.gemms if (g.role, g.group) == (gemm.role, gemm.group)]
         for name in ("loss_ns", "promised_ns", "dense_busy_ns", "dense_count", "busy_ns"):
             told = [getattr(g, name) for g in parts]
@@ -86,7 +87,7 @@ def test_layers_of_other_widths_are_one_row_with_a_range(tmp_path: Path) -> None
     assert rows["attention qk†"] == ("heads", "50–100 %", "16→8–16", "32", "16", "4")
     assert rows["v"] == ("none", "–", "1", "64", "256", "4")
     ups = [g for g in phase.gemms if g.role == "up"]
-    (shown,) = (one.gemm for one in gemm_table.shown_rows(phase.gemms) if one.gemm.role == "up")
+    (shown,) = (one.gemm for one in merge_rows(phase.gemms) if one.gemm.role == "up")
     for name in ("loss_ns", "promised_ns", "dense_busy_ns", "dense_count", "busy_ns", "ideal_ns"):
         assert getattr(shown, name) == pytest.approx(sum(getattr(g, name) for g in ups))
     assert shown.layers == [0, 1, 2, 3]

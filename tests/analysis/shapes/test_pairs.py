@@ -10,8 +10,8 @@ import pytest
 
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.sentences import headline
-from prunescope.analysis.report.summary import summary
+from prunescope.analysis.summary.headline import headline
+from prunescope.analysis.summary.paragraph import summary
 from tests.analysis.shapes.stripped import H100, events, save, strip
 from tests.analysis.shapes.test_wrong_configs import changed
 

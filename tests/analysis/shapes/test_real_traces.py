@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.report.sentences import headline
+from prunescope.analysis.summary.headline import headline
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.shapes.stripped import (
     B200,

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.sentences import headline, setup
+from prunescope.analysis.report.sentences import setup
 from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.summary.headline import headline
 from tests.analysis.timeline.test_first_calls import Host
 from tests.chrome import chrome, gap, module, op, save
 

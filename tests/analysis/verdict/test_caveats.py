@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.sentences import headline
 from prunescope.analysis.schema.notice import caveat
 from prunescope.analysis.schema.report import FamilyVerdict, Phase, Report
+from prunescope.analysis.summary.headline import headline
 from prunescope.analysis.verdict import caveats
 from prunescope.analysis.verdict.caveats import apply_caveats
 from tests.analysis import mixture

@@ -1,4 +1,4 @@
-"""Formats numbers: ns, bytes, shares and ratios in; text with a unit out. None becomes "–"."""
+"""Numbers as text: ns, bytes, shares and ratios in; text with a unit out. None becomes "–"."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class Scale:
     decimals: int
 
     def text(self, ns: float | None, *, signed: bool = False) -> str:
-        """A time without its unit; `signed` puts a plus before what is above zero."""
+        """Return a time without its unit; `signed` puts a plus before what is above zero."""
         if ns is None or not math.isfinite(ns):
             return UNKNOWN
         return _signed(ns / self.per, f".{self.decimals}f", signed=signed)
 
     def interval(self, ci95: list[float] | None) -> str:
-        """`[low, high]` in the unit of the column."""
+        """Return `[low, high]` in the unit of the column."""
         return interval(ci95, self.text)
 
 
 def scale(values: Iterable[float | None]) -> Scale:
-    """The unit in which the largest of the times (ns) has three to six digits."""
+    """Return the unit in which the largest of the times (ns) has three to six digits."""
     known = [abs(v) for v in values if v is not None and math.isfinite(v)]
     top = max(known, default=0.0)
     if top >= 1e10:
@@ -43,7 +43,7 @@ def scale(values: Iterable[float | None]) -> Scale:
 
 
 def time(ns: float | None, *, signed: bool = False) -> str:
-    """A time with a unit that suits it."""
+    """Return a time with a unit that suits it."""
     if ns is None:
         return UNKNOWN
     unit = scale([ns])
@@ -51,47 +51,47 @@ def time(ns: float | None, *, signed: bool = False) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """A speedup, dense over pruned: `1.33×`."""
+    """Return a speedup, dense over pruned: `1.33×`."""
     return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.2f}×"
 
 
 def ratios(ci95: list[float] | None) -> str:
-    """The interval of a speedup: `[1.14×, 1.17×]`."""
+    """Return the interval of a speedup: `[1.14×, 1.17×]`."""
     return interval(ci95, ratio)
 
 
 def interval(ci95: Sequence[float] | None, form: Callable[[float], str]) -> str:
-    """`[low, high]`, each end in that form."""
+    """Return `[low, high]`, each end in that form."""
     return f"[{form(ci95[0])}, {form(ci95[1])}]" if ci95 else UNKNOWN
 
 
 def percent(share: float | None, *, decimals: int = 1, signed: bool = False) -> str:
-    """A share 0..1 as `71.0 %`; the text around it names the base."""
+    """Return a share 0..1 as `71.0 %`; the text around it names the base."""
     if share is None or not math.isfinite(share):
         return UNKNOWN
     return f"{_signed(100 * share, f'.{decimals}f', signed=signed)} %"
 
 
 def loss(relative: float | None) -> str:
-    """A relative perplexity: `+12.3 %`, or as a factor, `4.3e9×`, where it is beyond percent."""
+    """Return a relative perplexity: `+12.3 %`, or as a factor, `4.3e9×`, beyond percent."""
     large = None if relative is None else factor(relative)
     return large or percent(relative, signed=True)
 
 
 def share_of(part: float | None, whole: float | None) -> float | None:
-    """part / whole for display, or None where either is unknown or the whole is 0."""
+    """Return part / whole for display, or None where either is unknown or the whole is 0."""
     return None if part is None or not whole else part / whole
 
 
 def count(value: float | None) -> str:
-    """Calls a step: `224`, or `223.6` where steps differ."""
+    """Return calls a step: `224`, or `223.6` where steps differ."""
     if value is None or not math.isfinite(value):
         return UNKNOWN
     return f"{value:,.0f}" if abs(value - round(value)) < 5e-3 else f"{value:,.1f}"
 
 
 def whole(value: float) -> str:
-    """An integer with thousands separated: ns of a closure line."""
+    """Return an integer with thousands separated, such as the ns of a closure line."""
     return f"{round(value):,}".replace("-", MINUS)
 
 
@@ -99,7 +99,7 @@ _SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def size(num_bytes: float | None) -> str:
-    """Bytes in decimal units (1 GB = 10⁹ bytes)."""
+    """Return bytes in decimal units (1 GB = 10⁹ bytes)."""
     if num_bytes is None:
         return UNKNOWN
     for per, unit in _SIZES:
@@ -109,25 +109,25 @@ def size(num_bytes: float | None) -> str:
 
 
 def size_scale(values: Iterable[float]) -> tuple[str, float]:
-    """One unit for a whole column of bytes, that of the largest, and how many of them it is."""
+    """Return one unit for a whole column of bytes, that of the largest, and its bytes."""
     top = max(values, default=0.0)
-    per, unit = next((one for one in _SIZES if top >= one[0]), (1.0, "bytes"))
+    per, unit = next((step for step in _SIZES if top >= step[0]), (1.0, "bytes"))
     return unit, per
 
 
 def rate(value: float | None) -> str:
-    """Tokens a second, or another rate: three digits and more."""
+    """Return tokens a second, or another rate, with three digits and more."""
     if value is None or not math.isfinite(value):
         return UNKNOWN
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def per_second(rate: float, what: str) -> str:
-    """A peak: `989.4 TFLOP/s`, `3,350 GB/s`."""
-    if what == "B":
+def peak_rate(rate: float, unit: str) -> str:
+    """Return a peak: `989.4 TFLOP/s`, or of unit "B" `3,350 GB/s`."""
+    if unit == "B":
         return f"{rate / 1e9:,.4g} GB/s" if rate < 1e13 else f"{rate / 1e12:,.4g} TB/s"
-    per, unit = (1e12, "T") if rate >= 1e12 else (1e9, "G")
-    return f"{rate / per:,.4g} {unit}{what}/s"
+    per, prefix = (1e12, "T") if rate >= 1e12 else (1e9, "G")
+    return f"{rate / per:,.4g} {prefix}{unit}/s"
 
 
 def _signed(value: float, form: str, *, signed: bool) -> str:

@@ -13,7 +13,6 @@ from rich.console import Console
 from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.report.notebook import render_notebook
-from prunescope.analysis.report.summary import first_to_read, summary
 from prunescope.analysis.report.terminal import print_report
 from prunescope.analysis.schema.report import (
     FamilyVerdict,
@@ -25,6 +24,7 @@ from prunescope.analysis.schema.report import (
     from_json,
     to_json,
 )
+from prunescope.analysis.summary.paragraph import first_to_read, summary
 from tests.analysis.report import example
 from tests.stored import report_of
 
