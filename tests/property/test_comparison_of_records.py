@@ -22,18 +22,10 @@ from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.kernels.frame import ModuleRoles
 from prunescope.analysis.ledger.gemms import calls_of, pair_calls
 from prunescope.analysis.schema.pair_comparison import Difference
-from tests.property.drawn_kernels import (
-    Row,
-    decoders,
-    kernel_row,
-    kernels,
-    layer_rows,
-    phase,
-    product,
-)
+from tests.property.drawn_kernels import TIMES, Row, decoders, kernels, layer_rows
+from tests.records import kernel_row, phase_of, product
 
 QUICK = settings(max_examples=15, deadline=None)
-TIMES = [(1_000 * i, 10) for i in range(1, 8)]
 BY_ORDER, BY_MODULES = ModuleRoles("order"), ModuleRoles("modules")
 
 
@@ -48,7 +40,7 @@ def same(ones: tuple[SidePhase, SidePhase], others: tuple[SidePhase, SidePhase])
 @QUICK
 @given(rows=decoders())
 def test_a_side_compares_with_itself_as_it_is(rows: list[Row]) -> None:
-    side = phase(kernels(rows, modules=BY_MODULES))
+    side = phase_of(kernels(rows, modules=BY_MODULES))
     equal = with_equal_information(side, side)
     assert same((equal.dense, equal.pruned), (side, side))
     assert equal.one_sided == ()
@@ -64,7 +56,7 @@ def test_layers_that_one_side_counts_on_are_folded_and_folding_again_changes_not
 ) -> None:
     counted = [row for i in range(layers * times) for row in layer_rows(i, TIMES)]
     anew = [{**row, "layer": row["layer"] % layers} for row in counted]
-    sides = [phase(kernels(rows, modules=BY_ORDER)) for rows in (counted, anew)]
+    sides = [phase_of(kernels(rows, modules=BY_ORDER)) for rows in (counted, anew)]
     dense, pruned = sides if is_dense else reversed(sides)
     folded = fold_layers(dense, pruned)
     assert all(frame["layer"].n_unique() == layers for frame in frames(folded))
@@ -77,9 +69,11 @@ def test_layers_that_one_side_counts_on_are_folded_and_folding_again_changes_not
 def test_products_that_one_side_fuses_are_one_role_on_both_and_stay_so(
     *, layers: int, is_dense: bool
 ) -> None:
-    apart = [kernel_row(i, role, product(64, 64), 1_000) for i in range(layers) for role in "qkv"]
-    fused = [kernel_row(i, "qkv", product(192, 64), 2_000) for i in range(layers)]
-    sides = [phase(kernels(rows, modules=BY_MODULES)) for rows in (apart, fused)]
+    apart = [
+        kernel_row(i, role, product(64, 64), busy=1_000) for i in range(layers) for role in "qkv"
+    ]
+    fused = [kernel_row(i, "qkv", product(192, 64), busy=2_000) for i in range(layers)]
+    sides = [phase_of(kernels(rows, modules=BY_MODULES)) for rows in (apart, fused)]
     dense, pruned = sides if is_dense else reversed(sides)
     equal = with_equal_fusion(dense, pruned)
     assert all(set(frame["role"]) == {"qkv"} for frame in frames(equal))

@@ -16,10 +16,10 @@ from prunescope.analysis.schema.report import FamilyVerdict
 from prunescope.analysis.verdict.evidence import Evidence
 from prunescope.analysis.verdict.verdict import verdict
 from prunescope.taxonomy.families import families
-from tests.property.drawn_kernels import Row, decoders, kernel_row, kernels, layer_rows, product
+from tests.property.drawn_kernels import TIMES, Row, decoders, kernels, layer_rows
+from tests.records import kernel_row, product
 
 QUICK = settings(max_examples=15, deadline=None)
-TIMES = [(1_000 * i, 10) for i in range(1, 8)]
 FAMILIES = {family.id for family in families()}
 
 
@@ -80,7 +80,7 @@ SIZES = st.lists(st.tuples(st.sampled_from([16, 32, 48]), st.sampled_from([16, 3
 def test_gemms_without_a_role_pair_one_to_one_and_never_where_no_width_agrees(
     dense: list[tuple[int, int]], pruned: list[tuple[int, int]]
 ) -> None:
-    sides = [kernels([kernel_row(None, "unknown", product(*size), 100) for size in sizes])
+    sides = [kernels([kernel_row(None, "unknown", product(*size), busy=100) for size in sizes])
              for sizes in (dense, pruned)]  # fmt: skip
     pairs = paired(*sides)
     counts = Counter(id(pair.dense) for pair in pairs if pair.dense and pair.axis != "rank")

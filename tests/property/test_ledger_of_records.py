@@ -11,17 +11,8 @@ from hypothesis import strategies as st
 
 from prunescope.analysis.ledger.ledger import ROWS
 from prunescope.analysis.ledger.pairing import pair
-from tests.property.drawn_kernels import (
-    BUSY,
-    GAP,
-    Row,
-    changed,
-    decoders,
-    kernel_row,
-    kernels,
-    ledger_of,
-    product,
-)
+from tests.property.drawn_kernels import BUSY, GAP, Row, changed, decoders, kernels
+from tests.records import kernel_row, ledger_of, product
 
 QUICK = settings(max_examples=15, deadline=None)
 BETWEEN = ROWS[2:-1]  # the rows from the promise to the pruned wall
@@ -108,7 +99,7 @@ def test_layers_that_are_gone_are_coverage_and_never_added_work(
 def test_work_that_is_added_and_the_wait_for_it_are_rows_of_their_own(
     rows: list[Row], busy: int, gap: int
 ) -> None:
-    more = [*rows, kernel_row(0, "router", product(1, 64), busy, gap)]
+    more = [*rows, kernel_row(0, "router", product(1, 64), busy=busy, gap=gap)]
     assert only(ledger_of(kernels(rows), kernels(more)), added_work=busy, launch_idle=gap)
     back = ledger_of(kernels(more), kernels(rows), nominal=0.0)
     assert only(back, coverage=-busy - gap)
