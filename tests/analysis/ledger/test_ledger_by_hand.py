@@ -137,3 +137,27 @@ def test_a_family_that_adds_nothing_has_no_share_of_what_it_saves() -> None:
     assert (added.saved_ns, added.share_of_saved, added.without) == (25.0, 0.2, 100 / 75)
     rows["added_work"].ns = -5.0
     assert of_saved(rows.values()) is None
+
+
+def test_places_decide_where_each_gemm_keeps_a_width_though_another_one_has_its_size() -> None:
+    """N 96 and 48 became 48 and 24: the first is no copy of the second one."""
+    dense, pruned = (
+        calls_of(kernels_of(*[kernel_row(None, "unknown", product(n, 64)) for n in widths]))
+        for widths in ((96, 48), (48, 24))
+    )
+    pairs = pair_calls(dense, pruned)
+    assert [(p.dense and p.dense.n, p.pruned and p.pruned.n, p.axis) for p in pairs] == [
+        (96, 48, "N"), (48, 24, "N"),
+    ]  # fmt: skip
+
+
+def test_products_of_an_eager_attention_are_queries_by_keys_and_scores_by_values_in_turns() -> None:
+    """Two attentions in one layer: 4 heads of 16, over 32 keys."""
+    scores = OpCall("aten::bmm", ((4, 32, 16), (4, 16, 32)), ("float", "float"))
+    values = OpCall("aten::bmm", ((4, 32, 32), (4, 32, 16)), ("float", "float"))
+    rows = [{**kernel_row(0, "attention", call), "kind": "batched_gemm", "class": "attention"}
+            for call in (scores, values, scores, values)]  # fmt: skip
+    calls = calls_of(kernels_of(*rows))
+    assert [(key[2], key[3], call.n, call.k) for key, call in calls.items()] == [
+        ("qk", 0, 32, 16), ("pv", 0, 16, 32), ("qk", 1, 32, 16), ("pv", 1, 16, 32),
+    ]  # fmt: skip
