@@ -71,29 +71,6 @@ def test_fused_against_apart(tmp_path: Path, *, is_reversed: bool, is_named: boo
     assert sum("compared as" in note for note in phase.notes) == 2
 
 
-def test_fused_and_narrower(tmp_path: Path) -> None:
-    """N of a fused gate and up is held against that of both: 2·96 became 2·48."""
-    dense = [x for i in range(LAYERS) for x in layer(i, fused=False)]
-    pruned = [x for i in range(LAYERS) for x in layer(i, fused=True, f=48)]
-    phase = compared(dense, pruned, tmp_path)
-    assert phase.family is not None
-    assert phase.family.id == "static-nk-mlp"
-    row = next(g for g in phase.gemms if g.role == "gate_up")
-    assert (row.dense_n, row.n, row.axis, row.count, row.dense_count) == (192, 96, "N", 3, 3)
-    # Two GEMMs of 10 us in each of 3 layers are now one.
-    assert row.dense_busy_ns == 60_000
-    assert row.busy_ns == 30_000
-
-
-def test_several_calls_of_one_projection_are_not_one(tmp_path: Path) -> None:
-    """Three tokens in turn multiply other inputs with the same weight."""
-    dense = [x for _ in range(3) for x in layer(0, fused=False)]
-    pruned = [x for _ in range(3) for x in layer(0, fused=True)]
-    phase = compared(dense, pruned, tmp_path)
-    row = next(g for g in phase.gemms if g.role == "qkv")
-    assert (row.n, row.dense_n, row.count) == (H + 2 * C, H + 2 * C, 3)
-
-
 def test_auxiliary_kernels_have_the_role_of_their_gemm(tmp_path: Path) -> None:
     """A fill, the sum of a split K and a second part of a product name no GEMM of their own, where
     roles come from the order of kernels."""

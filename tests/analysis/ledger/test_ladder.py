@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +14,8 @@ from prunescope.analysis.ledger.noise import halves
 from prunescope.analysis.ledger.pairing import Floats, Units, UnitSums
 from prunescope.analysis.ledger.rows import build_rows
 from prunescope.analysis.ledger.samples import Samples
-from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Ladder
 from tests.analysis.ledger.test_samples import side, units
-from tests.chrome import chrome, k, op, save, step
 
 DENSE, PRUNED = np.array([1e8, 4e7]), np.array([6e7, 4e7])  # ns of up and of the residual
 
@@ -136,33 +132,3 @@ def test_intervals_of_bounds_hold_the_truth(monkeypatch: pytest.MonkeyPatch) -> 
             low, high = speedups.interval_of(bound) or [0, 0]
             held[bound] += low <= value <= high
     assert all(0.91 <= count / 150 <= 0.99 for count in held.values()), held
-
-
-def bare(layers: int, gap_us: float = 10) -> Any:
-    """Layers without modules: q, k, v, a norm behind idle time, attention, o, gate, up, down."""
-
-    def mm(n: int, k_in: int) -> Any:
-        return op("aten::mm", [9, k_in], [k_in, n], kernels=[k(us=2, name="gemm")])
-
-    heads = [1, 4, 9, 16]
-    norm = op("aten::rms_norm", [9, 64], kernels=[k(us=1, gap_us=gap_us, name="norm")])
-    flash = op("aten::_scaled_dot_product_flash_attention", heads, heads, heads,
-               kernels=[k(us=2, name="flash_fwd")])  # fmt: skip
-    mlp = [mm(64, 64), mm(256, 64), mm(256, 64), mm(64, 256)]
-    layer = [*[mm(64, 64)] * 3, norm, flash, *mlp]
-    return chrome(*(step(i, *layer * layers, mm(512, 64)) for i in range(2)))
-
-
-def test_gaps_of_layers_that_are_gone_go_with_their_norms(tmp_path: Path) -> None:
-    """No module says which layer a norm is of: half of them are left, and of the gaps before them.
-    4 layers of 27 us and a head of 2 are 110 us, 2 layers 56: no more than the bound allows."""
-    traces = [save(bare(n), tmp_path / f"{n}.json") for n in (2, 4)]
-    (phase,) = analyze(traces[0], baseline=traces[1]).report.phases.values()
-    assert phase.ladder is not None and phase.ledger is not None
-    assert phase.ladder.realised == pytest.approx(110 / 56)
-    assert phase.ladder.coverage == pytest.approx(110 / 56)
-    rows = {row.row: row.ns for row in phase.ledger}
-    assert rows["launch_idle"] == pytest.approx(0, abs=1)
-    assert sum(ns or 0 for row, ns in rows.items() if row not in ("dense", "pruned")) == (
-        pytest.approx(rows["pruned"])
-    )
