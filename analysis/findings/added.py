@@ -261,17 +261,16 @@ def _masked_by_shape(c: Context) -> Found | None:
     """
     found = _new_on_weights(c)
     total = sum(one.ns for one in found)
-    is_mask = all(one.op == MULTIPLIES and len(set(one.shapes)) == 1 for one in found)
-    if not found or not is_mask or c.is_little(total):
+    if not all(one.op == MULTIPLIES and len(set(one.shapes)) == 1 for one in found):
         return None
-    return Found(
-        severity=_severity(c, total),
+    return _left_on(
+        c,
+        total,
         text=f"{sum(one.pruned - one.dense for one in found)} multiplications of the size of a "
         f"weight run in every step that the dense model does not make: {c.ms(total)} a step, "
         f"{percent(_share(c, total), 1)} of the busy time; masks are applied anew at every call",
         evidence=[one.in_words for one in found[:3]],
         change=_unmask(c),
-        predicted_ns=c.in_step(total),
     )
 
 
@@ -301,10 +300,9 @@ def fake_quantised(c: Context) -> Found | None:
     rounded = [matrix for matrix in _hooked(c) if matrix.applied != _PRUNE]
     rows = c.kernels.frame.filter(pl.col("call").is_in([*calls, *_calls_on_weights(c, rounded)]))
     total = c.per_step(rows)
-    if not total or c.is_little(total):
-        return None
-    return Found(
-        severity=_severity(c, total),
+    return _left_on(
+        c,
+        total,
         text=f"fake quantisation runs in every step: {c.ms(total)}, {percent(_share(c, total), 1)} "
         "of the busy time; it rounds as an integer format would, and multiplies as before",
         evidence=[
@@ -314,7 +312,6 @@ def fake_quantised(c: Context) -> Found | None:
         change="time the model that will be deployed: torch.ao.quantization.convert(model), or "
         "without it model.apply(torch.ao.quantization.disable_fake_quant) and .disable_observer; "
         "remove a parametrisation by parametrize.remove_parametrizations(module, 'weight')",
-        predicted_ns=c.in_step(total),
     )
 
 
@@ -325,17 +322,15 @@ def _rounded_by_shape(c: Context) -> Found | None:
         return None
     found = c.evidence.more_calls
     total = sum(one.ns for one in found)
-    if c.is_little(total):
-        return None
-    return Found(
-        severity=_severity(c, total),
+    return _left_on(
+        c,
+        total,
         text="weights are rounded in every step and multiplied as before: "
         f"{sum(one.pruned - one.dense for one in found)} pointwise ops a step that the dense model "
         f"does not run take {c.ms(total)}, {percent(_share(c, total), 1)} of the busy time",
         evidence=[one.in_words for one in found[:4]],
         change="round the weights once before timing, and time the model that will be deployed: "
         "kernels that multiply in the format that was rounded to",
-        predicted_ns=c.in_step(total),
     )
 
 
@@ -366,8 +361,9 @@ def added_adapter(c: Context) -> Found | None:
     adapted = {str(matrix.name).rpartition(".lora_")[0] for matrix in stats}
     leaves = Counter(name.rpartition(".")[2] for name in adapted)
     names = ", ".join(f"{leaf} × {count}" for leaf, count in sorted(leaves.items()))
-    return Found(
-        severity=_severity(c, total),
+    return _left_on(
+        c,
+        total,
         text=f"adapters were not merged: {products:g} low-rank GEMMs{rank} run in addition to "
         f"the linears, {c.ms(total)} a step, {percent(_share(c, total), 1)} of the busy time",
         evidence=[
@@ -378,7 +374,6 @@ def added_adapter(c: Context) -> Found | None:
         change="merge the adapters before timing the model: model = model.merge_and_unload() "
         "(peft), or W += s·B·A for a class of your own"
         + when(masked, "; then apply the mask again"),
-        predicted_ns=c.in_step(total),
     )
 
 
@@ -404,16 +399,14 @@ def _remade(
     """Find ops (`only` of that name) that run at every call on tensors of the size of weights."""
     calls = _calls_on_weights(c, weights, only=only)
     total = c.per_step(c.kernels.frame.filter(pl.col("call").is_in(calls))) if calls else 0.0
-    if not total or c.is_little(total):
-        return None
     by = ", ".join(sorted({str(matrix.applied) for matrix in weights}))
-    return Found(
-        severity=_severity(c, total),
+    return _left_on(
+        c,
+        total,
         text=f"{len(weights)} weights are computed anew at every call ({by}): {c.ms(total)} a "
         f"step, {percent(_share(c, total), 1)} of the busy time",
         evidence=[f"{matrix.name}: {percent(matrix.zeros or 0)} zeros" for matrix in weights[:3]],
         change=change,
-        predicted_ns=c.in_step(total),
     )
 
 
@@ -459,8 +452,16 @@ def _share(c: Context, ns: float) -> float:
     return ns / c.phase.busy_ns if c.phase.busy_ns else 0.0
 
 
-def _severity(c: Context, ns: float) -> Severity:
-    return "critical" if _share(c, ns) > _MUCH else "warning"
+def _left_on(c: Context, ns: float, *, text: str, evidence: list[str], change: str) -> Found | None:
+    """Report work that was left on and runs again in every step; None where it takes little time.
+
+    It is critical from a twentieth of the busy time on.
+    """
+    if not ns or c.is_little(ns):
+        return None
+    severity: Severity = "critical" if _share(c, ns) > _MUCH else "warning"
+    gain = c.in_step(ns)
+    return Found(text=text, evidence=evidence, change=change, severity=severity, predicted_ns=gain)
 
 
 # -- new work by its purpose ---------------------------------------------------------------------
@@ -533,16 +534,12 @@ def added_layout(c: Context) -> Found | None:
 @finding("residual-map", "warning", compares=True)
 def residual_map(c: Context) -> Found | None:
     """Report that GEMMs on the residual stream cost a good part of what narrower GEMMs save."""
-    pairs = c.pairs or []
-    maps = [
-        pair.pruned
-        for pair in pairs
-        if pair.axis == "added" and pair.pruned and pair.key[1] == "residual"
-    ]
+    added = [pair for pair in c.pairs if pair.axis == "added" and pair.key[1] == "residual"]
+    maps = [pair.pruned for pair in added if pair.pruned]
     recorded = sum(call.busy for call in maps)
     saved = sum(
         c.in_dense_step(pair.dense.busy) - c.in_step(pair.pruned.busy if pair.pruned else 0.0)
-        for pair in pairs
+        for pair in c.pairs
         if pair.dense is not None
     )
     cost = c.in_step(recorded)

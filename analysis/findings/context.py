@@ -5,6 +5,7 @@ Times are ns a step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -45,7 +46,7 @@ class Context:
     candidate: SidePhase
     caveats: list[Caveat]
     baseline: SidePhase | None = None
-    pairs: list[Pair] | None = None
+    pairs: Sequence[Pair] = ()
     evidence: Evidence | None = None
     detections: tuple[Detection, ...] = ()
     untouched: frozenset[tuple[str, str]] = frozenset()

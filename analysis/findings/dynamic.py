@@ -39,7 +39,7 @@ def masked_tokens(c: Context) -> Found | None:
         if c.name == "decode" or not any(family.skips_tokens for family in known([_method(c)])):
             return None
         reason = f"the run's method is {_method(c)}"
-    routed = [pair for pair in c.pairs or [] if pair.key[1] in _ROUTED]
+    routed = [pair for pair in c.pairs if pair.key[1] in _ROUTED]
     if not routed or not all(map(_is_as_before, routed)):
         return None
     first = routed[0].pruned
@@ -55,7 +55,7 @@ def masked_tokens(c: Context) -> Found | None:
 @finding("skipped-layers-executed", "critical")
 def skipped_layers_executed(c: Context) -> Found | None:
     """Report that layers that the run skips, by its method or counts, are executed."""
-    pairs = [pair for pair in c.pairs or [] if pair.key[0] is not None]
+    pairs = [pair for pair in c.pairs if pair.key[0] is not None]
     if not pairs or not all(map(_is_as_before, pairs)):
         return None
     layers = {pair.key[0] for pair in pairs}

@@ -6,7 +6,6 @@ In: a Context. Out: Found, or None. Times are ns a step, as recorded; of the led
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -124,58 +123,41 @@ def _ratios(dense: Kernels, pruned: Kernels) -> np.ndarray:
     return (both["ns_p"] / both["ns"]).to_numpy()
 
 
-@dataclass(frozen=True)
-class _Outlier:
-    """A GEMM of equal sizes on both sides, with the ns of a call on each."""
-
-    call: Call
-    dense: float
-    pruned: float
-
-    def moved_ns(self, usual: float) -> float:
-        """Return the time beyond the `usual` ratio of pruned and dense time, ns a step."""
-        return abs(self.pruned - usual * self.dense) * self.call.count
-
-
 @finding("gemm-outlier", "info")
 def gemm_outlier(c: Context) -> Found | None:
     """Report that a GEMM of equal sizes takes several times as long in one run as in the other."""
     both = [
-        _Outlier(new, old.duration / old.count, new.duration / new.count)
-        for pair in c.pairs or []
-        if pair.axis == "none"
-        and (old := pair.dense) is not None
-        and (new := pair.pruned) is not None
-        and (old.gemm is not None and old.gemm == new.gemm and old.dtype == new.dtype)
-        and (old.duration > 0 and new.duration > 0)
+        (new, old.duration / old.count, new.duration / new.count)
+        for pair in c.pairs
+        if pair.axis == "none" and (old := pair.dense) and (new := pair.pruned)
+        if old.gemm is not None and old.gemm == new.gemm and old.dtype == new.dtype
+        if old.duration > 0 and new.duration > 0
     ]
     if not both or c.phase.baseline is None:
         return None
     # All GEMMs may have changed alike: that is no outlier, and unexplained-difference says it.
-    usual = float(np.median([gemm.pruned / gemm.dense for gemm in both]))
+    usual = float(np.median([pruned / dense for _, dense, pruned in both]))
     least = _SHARE * max(c.phase.wall_ns, c.phase.baseline.wall_ns)
-    outliers = [
-        gemm
-        for gemm in both
-        if not 1 / _APART < gemm.pruned / gemm.dense / usual < _APART
-        and gemm.moved_ns(usual) >= least
+    moved = [
+        (abs(pruned - usual * dense) * call.count, call, dense, pruned)
+        for call, dense, pruned in both
+        if not 1 / _APART < pruned / dense / usual < _APART
     ]
+    outliers = sorted((gemm for gemm in moved if gemm[0] >= least), key=lambda gemm: -gemm[0])
     if not outliers:
         return None
-    outliers.sort(key=lambda gemm: -gemm.moved_ns(usual))
-    first = outliers[0]
+    _, first, dense_ns, pruned_ns = outliers[0]
     return Found(
-        text=f"the same GEMM, {_sized(first.call)}, takes {c.dense_ms(first.dense)} in the dense "
-        f"run and {c.ms(first.pruned)} in the pruned one: the kernel chosen, or what ran at the "
-        "same time, differs",
+        text=f"the same GEMM, {_sized(first)}, takes {c.dense_ms(dense_ns)} in the dense run and "
+        f"{c.ms(pruned_ns)} in the pruned one: the kernel chosen, or what ran at the same time, "
+        "differs",
         evidence=[
-            f"{_sized(gemm.call)}: {c.dense_ms(gemm.dense)} → {c.ms(gemm.pruned)} a call, "
-            f"{shortened(gemm.call.kernel)}"
-            for gemm in outliers[:4]
+            f"{_sized(call)}: {c.dense_ms(dense)} → {c.ms(pruned)} a call, {shortened(call.kernel)}"
+            for _, call, dense, pruned in outliers[:4]
         ],
-        change=f"look at this call in the {'pruned' if first.pruned > first.dense else 'dense'} "
-        "trace, and capture it again before relying on the rows that hold it",
-        explains_roles=frozenset(gemm.call.role for gemm in outliers),
+        change=f"look at this call in the {'pruned' if pruned_ns > dense_ns else 'dense'} trace, "
+        "and capture it again before relying on the rows that hold it",
+        explains_roles=frozenset(call.role for _, call, *_ in outliers),
     )
 
 

@@ -82,7 +82,7 @@ def experts_read_alike(c: Context) -> Found | None:
     is_alike = saved < _ALIKE * removed
     shares = f": {percent(saved)} fewer, where {percent(removed)} of them were removed"
     lines = [f"each token goes to {pruned.per_token} experts of a layer"]
-    pairs = [pair for pair in c.pairs or [] if pair.key[1] == EXPERTS]
+    pairs = [pair for pair in c.pairs if pair.key[1] == EXPERTS]
     before, now = _bytes(pair.dense for pair in pairs), _bytes(pair.pruned for pair in pairs)
     if before:
         lines.append(f"GEMMs of experts move {now / before:.2f} × the dense bytes")
@@ -355,12 +355,11 @@ def _sides(c: Context) -> tuple[_Side | None, _Side | None]:
 
 def _routed_before(c: Context) -> float | None:
     """Return the rows of a layer's experts on the dense side, all together."""
-    pairs = [pair for pair in c.pairs or [] if pair.key[1] == EXPERTS]
-    layers = {pair.key[0] for pair in pairs if pair.dense is not None}
+    pairs = [(pair.key, pair.dense) for pair in c.pairs if pair.key[1] == EXPERTS and pair.dense]
+    layers = {key[0] for key, _ in pairs}
     rows: dict[int, float] = defaultdict(float)  # by product of a layer
-    for pair in pairs:
-        if pair.dense is not None:
-            rows[pair.key[3]] += pair.dense.all_rows / len(layers)
+    for key, call in pairs:
+        rows[key[3]] += call.all_rows / len(layers)
     return min((count for count in rows.values() if count), default=None)
 
 

@@ -16,9 +16,7 @@ from prunescope.analysis.findings.host import MUCH, NAMED, SOME, idle_ns, large_
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.idle import dispatch_ns
-from prunescope.analysis.schema.report import (
-    CLOCK_SKEW,
-)
+from prunescope.analysis.schema.report import CLOCK_SKEW
 from prunescope.analysis.verdict import caveats
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.words import ms, percent, plural, shortened, when
@@ -188,7 +186,7 @@ def host_waits(c: Context) -> Found | None:
     if share is None:
         return None
     calls = {"copy calls": copies, "calls that wait for the device": waits}
-    parts = [f"{what} ({c.idle_ms(ns)})" for what, ns in calls.items() if ns]
+    parts = [f"{name} ({c.idle_ms(ns)})" for name, ns in calls.items() if ns]
     return Found(
         text=f"the device idles for {percent(share)} of the step while the host is in "
         f"{' and '.join(parts)}: neither smaller kernels nor a CUDA graph shorten that",

@@ -198,7 +198,7 @@ def _kept_as_promised(c: Context, role: str) -> tuple[float, float] | None:
     Returns None where the first is larger, or unknown.
     """
     ladder = c.phase.ladder
-    pairs = [pair for pair in c.pairs or [] if pair.key[1] == role]
+    pairs = [pair for pair in c.pairs if pair.key[1] == role]
     calls = (
         {id(pair.dense): pair.dense for pair in pairs},  # several may share a call
         {id(pair.pruned): pair.pruned for pair in pairs},
@@ -321,7 +321,7 @@ def _has_moved(c: Context, part: LedgerPart) -> bool:
     That is an axis of its GEMMs, else how much a call of its other ops moves.
     """
     if part.cls in PRODUCTS:
-        axes = {pair.axis for pair in c.pairs or () if pair.key[1] == part.role}
+        axes = {pair.axis for pair in c.pairs if pair.key[1] == part.role}
         return not axes <= {"none", "unknown"}
     frames = [side.kernels.frame for _, side in c.sides]
     masks = [(frame["role"] == part.role) & (frame["class"] == part.cls) for frame in frames]

@@ -28,7 +28,7 @@ _GAIN = 0.95  # of the dense time; 2:4 kernels that take more gain nothing
 def zeros_in_dense(c: Context) -> Found | None:
     """Report that weights are zero, but the GEMMs are dense and as large as before."""
     family = c.phase.family
-    if c.pairs is None or family is None or c.side.run is None:
+    if c.baseline is None or family is None or c.side.run is None:
         return None
     if not any(each.zeroes_weights for each in known(family.ids)):
         return None
@@ -64,7 +64,7 @@ def nothing_removed(c: Context) -> Found | None:
     family, nominal = c.phase.family, c.phase.sparsity.get("nominal")
     if family is None or not nominal or family.id not in ("dense", "unknown"):
         return None
-    if any(pair.axis not in ("none", "added") for pair in c.pairs or []):
+    if any(pair.axis not in ("none", "added") for pair in c.pairs):
         return None  # what moved is in no family, but something did
     if c.evidence is not None and c.evidence.hidden():
         return None  # GEMMs that no model reads may be smaller
@@ -99,7 +99,7 @@ def _excludes_gain(c: Context) -> bool:
     """Return whether the interval of 2:4 ÷ dense time excludes a gain."""
     if c.baseline_kernels is None:
         return False
-    pairs = [pair for pair in c.pairs or [] if pair.axis == "2:4"]
+    pairs = [pair for pair in c.pairs if pair.axis == "2:4"]
     before = _matmuls_like(c.baseline_kernels, [pair.dense for pair in pairs])
     after = _matmuls_like(c.kernels, [pair.pruned for pair in pairs])
     return gains_nothing(c, before, after, least=_GAIN)
@@ -118,7 +118,7 @@ def _matmuls_like(kernels: Kernels, calls: list[Call | None]) -> pl.DataFrame:
 def sparse_padded(c: Context) -> Found | None:
     """Report that a 2:4 sparse GEMM multiplies more rows or columns than the dense one."""
     lines, roles, lost, wasted, busy = [], set(), 0.0, 0.0, 0.0
-    for pair in c.pairs or []:
+    for pair in c.pairs:
         old, new = (pair.dense, pair.pruned) if pair.axis == "2:4" else (None, None)
         if old is None or new is None or old.gemm is None or new.gemm is None:
             continue

@@ -59,9 +59,7 @@ def broken_propagation(c: Context) -> Found | None:
         evidence=lines,
         change="slice both sides of the removed dimension",
         explains_roles=frozenset(
-            pair.key[1]
-            for pair in c.pairs or []
-            if any(detection.touches(pair) for detection in broken)
+            pair.key[1] for pair in c.pairs if any(detection.touches(pair) for detection in broken)
         ),
     )
 
@@ -294,7 +292,7 @@ class _Group:
 def _groups(c: Context, axes: tuple[str, ...]) -> list[_Group]:
     """Group the GEMMs that moved along some axes by role and shapes, the largest first."""
     groups: dict[tuple[str, Gemm, Gemm], _Group] = {}
-    for pair in c.pairs or []:
+    for pair in c.pairs:
         old, new, role = pair.dense, pair.pruned, pair.key[1]
         if pair.axis not in axes or old is None or new is None or new.kind not in GEMM_KINDS:
             continue
@@ -395,33 +393,28 @@ def nearest_dimension(c: Context) -> Found | None:
     if c.baseline_kernels is None or not c.kernels.on_device:
         return None
     tilings = _tilings(c.baseline_kernels)
-    lines, roles, gain, dimensions = [], [], 0.0, []
-    better: list[str] = []
-    for group in _groups(c, ("N", "K", "NK")):
-        key = group.role, group.old
-        if key not in tilings or group.dtype not in HALF:
-            continue
-        dimension = _Dimension(group, tilings[key][0])
-        dimensions.append(dimension)
-        best = dimension.better()
-        if best is not None:
-            axis, now, saved = dimension.axis, dimension.now, dimension.saved(best)
-            gain += saved
-            roles.append(group.role)
-            better.append(f"{best} of {group.role} {axis} in place of {now}")
-            lines.append(
-                f"{group.role} {axis} = {now}: {best} ({100 * (best / now - 1):+.1f} %) is "
-                f"predicted to save {ms(saved)}{_interval(c, dimension, best)} of {ms(group.busy)}"
-            )
-    if gain < _SHARE * c.phase.busy_ns or not lines or c.is_little(gain):
+    dimensions = [
+        _Dimension(group, tilings[group.role, group.old][0])
+        for group in _groups(c, ("N", "K", "NK"))
+        if (group.role, group.old) in tilings and group.dtype in HALF
+    ]
+    better = [(dimension, size) for dimension in dimensions if (size := dimension.better())]
+    gain = sum(dimension.saved(size) for dimension, size in better)
+    if gain < _SHARE * c.phase.busy_ns or not better or c.is_little(gain):
         return None
+    sizes = [f"{size} of {moved.name} in place of {moved.now}" for moved, size in better]
     aligned, with_alignment = _paying_alignment(dimensions, gain)
     return Found(
         text=f"dimensions close to the kept ones are predicted to run {ms(gain)} faster",
-        evidence=lines[:5],
-        change=f"keep {_first_two(better)}{aligned}",
+        evidence=[
+            f"{dimension.name} = {dimension.now}: {size} ({100 * (size / dimension.now - 1):+.1f} "
+            f"%) is predicted to save {ms(dimension.saved(size))}{_interval(c, dimension, size)} "
+            f"of {ms(dimension.group.busy)}"
+            for dimension, size in better[:5]
+        ],
+        change=f"keep {_first_two(sizes)}{aligned}",
         predicted_ns=max(gain, with_alignment),
-        explains_roles=frozenset(roles[:5]),
+        explains_roles=frozenset(dimension.group.role for dimension, _ in better[:5]),
     )
 
 
@@ -434,6 +427,7 @@ class _Dimension:
         narrows_k = new.k != old.k and (new.k % ALIGNED or new.n == old.n)
         self.axis = "K" if narrows_k else "N"
         self.now, was = (new.k, old.k) if narrows_k else (new.n, old.n)
+        self.name = f"{group.role} {self.axis}"
         # Or was not aligned in the dense model either.
         self.is_aligned = self.now % ALIGNED == 0 or was % ALIGNED != 0
 

@@ -227,7 +227,7 @@ def _finding_of_late_rank(item: Finding, late: Late) -> Finding:
 
 def _most_of_more(rank: RankTime, ranks: list[RankTime], frames: Mapping[str, pl.DataFrame]) -> str:
     """Name the op that makes most of a rank's FLOPs beyond those of the median of the others."""
-    others = sorted((other for other in ranks if other is not rank), key=lambda other: other.flop)
+    others = sorted(Late(rank, ranks).others, key=lambda peer: peer.flop)
     usual = others[(len(others) - 1) // 2]
     own, before = (
         dict(frames[each.name].group_by("op").agg(pl.col("flop").sum()).iter_rows())
@@ -243,11 +243,11 @@ def _waiting(phase: Phase, rank: RankTime, late: list[RankTime]) -> Phase:
 
     Its time in collectives beyond that of the late rank (of several: the longest) is waiting.
     """
-    waits = rank.comm - max(other.comm for other in late)
+    waits = rank.comm - max(peer.comm for peer in late)
     if waits < _WORTH * rank.wall:
         return phase
     waits = min(waits, _in_host_collectives(phase))
-    names = [other.name for other in late]
+    names = [peer.name for peer in late]
     findings = [
         name_late_ranks(item, names, waits) if item.id == HOST_COLLECTIVES else item
         for item in phase.findings
@@ -357,13 +357,13 @@ def _in_host_collectives(phase: Phase) -> float:
 def straggler(late: Late) -> Found | None:
     """Report that one rank holds the others up: they wait for it in communication."""
     rank, others, replayed = late.rank, late.others, late.replay
-    behind = rank.usual_own - statistics.median(other.usual_own for other in others)
+    behind = rank.usual_own - statistics.median(peer.usual_own for peer in others)
     if replayed is None and not _is_beyond_spread(late):
         return None
     saved = replayed.saved[rank.name] / late.steps if replayed is not None else behind
     if not rank.wall or saved < _WORTH * rank.wall:
         return None
-    kernel = next((other.kernel for other in others if other.kernel), None)
+    kernel = next((peer.kernel for peer in others if peer.kernel), None)
     if replayed is None:
         cause = [_cause(late)]
         text = (
@@ -371,7 +371,7 @@ def straggler(late: Late) -> Found | None:
             f"takes it {ms(rank.usual_own)}{_over_steps(rank)}, {ms(behind)} more than the median "
             "of the others"
         )
-        wait = statistics.fmean(max(0.0, other.comm - rank.comm) for other in others)
+        wait = statistics.fmean(max(0.0, peer.comm - rank.comm) for peer in others)
         if wait > 0:
             text += f"; they wait {ms(wait)} for it in communication"
             text += f" ({shortened(kernel)})" if kernel is not None else ""
@@ -439,15 +439,10 @@ def _changes(late: Late) -> str:
 
 # The words of a change that are of one rank, and of several.
 _OF_SEVERAL = (
-    ("its device waits", "their devices wait"),
-    ("its device idles", "their devices idle"),
+    (r"its device (wait|idle)s", r"their devices \1"),
     ("its process", "their processes"),
     ("its host does", "their hosts do"),
-    ("its CPU", "their CPUs"),
-    ("its kernels take", "their kernels take"),
-    ("its ops take", "their ops take"),
-    ("its streams", "their streams"),
-    ("its finding", "their findings"),
+    (r"its (CPU|finding)", r"their \1s"),
     ("its ", "their "),
     ("this rank makes", "these ranks make"),
     ("on this rank", "on these ranks"),

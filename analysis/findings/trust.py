@@ -333,7 +333,7 @@ def _why_faster(c: Context) -> str:
     No pruning gives that where most of the gain is in products that it did not touch.
     """
     row = c.row("kernel_efficiency")
-    moved = {pair.key[1] for pair in c.pairs or () if not _is_as_before(pair)}
+    moved = {pair.key[1] for pair in c.pairs if not _is_as_before(pair)}
     parts = row.parts if row is not None else []
     as_before = [part for part in parts if part.cls in PRODUCTS and part.role not in moved]
     gain = sum(part.ns for part in as_before)

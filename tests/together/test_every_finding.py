@@ -168,9 +168,11 @@ COVERED: dict[str, tuple[str, str]] = {
 
 @cache
 def bodies() -> dict[str, str]:
-    """Every test function of this folder with its source and that of its decorators; those of one
-    name are taken together."""
-    found: dict[str, str] = {}
+    """Return every test function of this folder with its source and that of its decorators.
+
+    Those of one name are taken together.
+    """
+    sources: dict[str, str] = {}
     for path in TESTS.rglob("test_*.py"):
         if path == Path(__file__):
             continue
@@ -179,17 +181,17 @@ def bodies() -> dict[str, str]:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
                 lines = source.splitlines()[first - 1 : node.end_lineno]
-                found[node.name] = "\n".join([found.get(node.name, ""), *lines])
-    return found
+                sources[node.name] = "\n".join([sources.get(node.name, ""), *lines])
+    return sources
 
 
 def test_every_finding_has_both_tests() -> None:
-    for one in registered():
-        there, absent = COVERED.get(one.id, (CASES, CASES))
-        rows = [severity for id, severity, *_ in test_cases.CASES if id == one.id]
-        assert there != CASES or any(rows), one.id
-        assert absent != CASES or None in rows, one.id
-    assert COVERED.keys() <= {one.id for one in registered()}
+    for rule in registered():
+        there, absent = COVERED.get(rule.id, (CASES, CASES))
+        rows = [severity for id, severity, *_ in test_cases.CASES if id == rule.id]
+        assert there != CASES or any(rows), rule.id
+        assert absent != CASES or None in rows, rule.id
+    assert COVERED.keys() <= {rule.id for rule in registered()}
 
 
 @pytest.mark.parametrize("name", COVERED)
