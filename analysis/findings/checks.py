@@ -46,7 +46,10 @@ def find(context: Context) -> list[Finding]:
             weaker = SEVERITIES[min(SEVERITIES.index(rule.severity) + 1, len(SEVERITIES) - 1)]
             finding.severity = max(finding.severity, weaker, key=SEVERITIES.index)
         if rule.needs_one_clock and context.kernels.profiler.clock_skew is not None:
-            _mark_unreliable(finding)
+            # Neither a critical severity nor a gain may rest on clocks that differ.
+            finding.severity = max(finding.severity, "warning", key=SEVERITIES.index)
+            finding.evidence.insert(0, "unreliable: host and device clocks are skewed")
+            finding.predicted_ns = None
         findings.append(finding)
     findings.sort(
         key=lambda finding: (
@@ -80,11 +83,3 @@ def as_finding(rule: Registered, result: Found) -> Finding:
         predicted_ns=result.predicted_ns,
         accounts_for=result.explains_rows_ns or msgspec.UNSET,
     )
-
-
-def _mark_unreliable(finding: Finding) -> None:
-    """Take what rests on one clock from a finding: a critical severity and a predicted gain."""
-    if finding.severity == "critical":
-        finding.severity = "warning"
-    finding.evidence.insert(0, "unreliable: host and device clocks are skewed")
-    finding.predicted_ns = None

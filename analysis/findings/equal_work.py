@@ -42,7 +42,10 @@ def unexplained_difference(c: Context) -> Found | None:
         return None
     if not c.phase.is_speedup:
         return None  # a setting that differs is the reason: not-comparable says which
-    rows = _rows(c)
+    known = [row for name in _ROWS if (row := c.row(name)) is not None and is_beyond_noise(row)]
+    least = _HOLDS * sum(abs(row.moves_ns) for row in known)
+    rows = [row for row in known if abs(row.moves_ns) > least]
+    rows.sort(key=lambda row: -abs(row.moves_ns))
     causes = ", ".join(map(_cause, rows))
     differ = f"no shape moved, and the two runs differ by {ladder.realised:.2f}×"
     return Found(
@@ -62,14 +65,6 @@ def _cause(row: Row) -> str:
         return f"communication {ms(comm.moves_ns)} (its links, or waits for other ranks)"
     name, why = _ROWS[row.row]
     return f"{name} {ms(row.moves_ns)} ({why})"
-
-
-def _rows(c: Context) -> list[Row]:
-    """Return the ledger rows beyond their noise that hold the difference, the largest first."""
-    rows = [row for name in _ROWS if (row := c.row(name)) is not None and is_beyond_noise(row)]
-    least = _HOLDS * sum(abs(row.moves_ns) for row in rows)
-    rows = [row for row in rows if abs(row.moves_ns) > least]
-    return sorted(rows, key=lambda row: -abs(row.moves_ns))
 
 
 def _evidence(c: Context, dense: Kernels, rows: list[Row]) -> Iterator[str]:

@@ -153,29 +153,18 @@ class _Activity(NamedTuple):
 
 # The first that matches the name of an annotation, Python frame or op decides.
 _ACTIVITIES = (
-    _Activity(
-        LOADER,
-        "waits for or prepares data",
-        "load and prepare the next batch in other processes while the device works "
-        "(DataLoader: num_workers, prefetch_factor, persistent_workers)",
-    ),
-    _Activity(
-        r"\bgc[:.]|<built-in (?:function|method) collect\b",
-        "collects garbage",
-        "collect garbage between steps (gc.disable() or gc.freeze() before them)",
-    ),
-    _Activity(
-        r"(?i)\block\b|(?:threading|queue|_base)\.py: (?:wait|acquire|join|get|result)",
-        "waits for a lock or another thread",
-        "find out which thread holds the lock",
-    ),
-)
-_OTHER = _Activity(
-    "", "does other work than launching ops", "move that work out of the step, or onto the device"
-)
-_COMPUTED = _Activity(
-    "", "computes ops itself", "create and compute those tensors on the device (device='cuda')"
-)
+    _Activity(LOADER, "waits for or prepares data",
+              "load and prepare the next batch in other processes while the device works "
+              "(DataLoader: num_workers, prefetch_factor, persistent_workers)"),
+    _Activity(r"\bgc[:.]|<built-in (?:function|method) collect\b", "collects garbage",
+              "collect garbage between steps (gc.disable() or gc.freeze() before them)"),
+    _Activity(r"(?i)\block\b|(?:threading|queue|_base)\.py: (?:wait|acquire|join|get|result)",
+              "waits for a lock or another thread", "find out which thread holds the lock"),
+)  # fmt: skip
+_OTHER = _Activity("", "does other work than launching ops",
+                   "move that work out of the step, or onto the device")  # fmt: skip
+_COMPUTED = _Activity("", "computes ops itself",
+                      "create and compute those tensors on the device (device='cuda')")  # fmt: skip
 _STALLED = _Activity(
     "",
     "stands still in ops and calls that take microseconds otherwise",
@@ -238,8 +227,9 @@ def _host_work(frame: pl.DataFrame) -> list[_Work]:
             where = "in ops that the host computed"
             if activity is _STALLED:
                 where = f"in ops or calls that usually take far less, in {len(rows):,} gaps"
-            ns = int(rows[part].sum())
-            work.append(_Work(ns, ns, f"{where}{_largest_ops(rows, part)}", activity))
+            ns, ops = int(rows[part].sum()), largest_ops(rows, part)["host_activity"].head(_LINES)
+            names = when(bool(len(ops)), f" ({', '.join(map(shortened, ops))})")
+            work.append(_Work(ns, ns, f"{where}{names}", activity))
     rows = frame[["host_activity", "host_activity_ns"]].with_columns(
         ns=late_host_ns(frame) - dispatch_ns(frame) - sum(own.values())
     )
@@ -253,11 +243,10 @@ def _host_work(frame: pl.DataFrame) -> list[_Work]:
     return work
 
 
-def _largest_ops(rows: pl.DataFrame, part: str) -> str:
-    """Name the ops that hold most of a part of the idle time, in brackets; nothing without one."""
+def largest_ops(rows: pl.DataFrame, column: str) -> pl.DataFrame:
+    """Sum a column over rows in which the host runs an op, by op; the largest sum comes first."""
     ops = rows.filter(pl.col("host_activity").str.contains("::", literal=True))
-    names = largest_sums(ops, "host_activity", column=part)["host_activity"].head(_LINES)
-    return f" ({', '.join(map(shortened, names))})" if len(names) else ""
+    return largest_sums(ops, "host_activity", column=column)
 
 
 def long_gaps(frame: pl.DataFrame) -> pl.DataFrame | None:

@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from prunescope.analysis.findings.context import Context, enumerate_words, largest_sums
-from prunescope.analysis.findings.host import MUCH, NAMED, SOME, idle_ns, large_share
+from prunescope.analysis.findings.context import Context, enumerate_words
+from prunescope.analysis.findings.host import MUCH, NAMED, SOME, idle_ns, large_share, largest_ops
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.idle import dispatch_ns
@@ -107,10 +107,9 @@ def _latest_ops(c: Context) -> list[str]:
     rows = c.kernels.frame[["host_activity", "host_activity_ns"]]
     rows = rows.with_columns(dispatch=dispatch_ns(c.kernels.frame))
     rows = rows.with_columns(ns=pl.min_horizontal("dispatch", "host_activity_ns"))
-    ops = rows.filter(pl.col("host_activity").str.contains("::", literal=True))
     return [
         f"{c.idle_ms(ns / c.kernels.num_steps)} of it in {shortened(op)}"
-        for op, ns in largest_sums(ops, "host_activity", column="ns").head(2).iter_rows()
+        for op, ns in largest_ops(rows, "ns").head(2).iter_rows()
         if ns >= NAMED * c.kernels.wall
     ]
 

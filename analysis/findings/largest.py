@@ -116,7 +116,11 @@ def _reduce(cost: _Cost) -> str:
 def _costs(c: Context) -> Iterator[_Cost]:
     """Yield the large costs that are far from their bound or not pruned."""
     least = _LARGE * c.phase.wall_ns
-    is_pruned = bool(c.untouched) and not _is_unpruned(c) and c.phase.shows_pruning
+    ladder, family = c.phase.ladder, c.phase.family
+    flop = ladder.flop if ladder is not None else None
+    has_changed = flop is not None and abs(flop - 1) >= 1e-6
+    is_dense = family is not None and family.id == "dense"
+    is_pruned = bool(c.untouched) and has_changed and not is_dense and c.phase.shows_pruning
     for name, rows in _groups(c).items():
         busy = sum(row["busy"] for row in rows)
         if busy < least:
@@ -134,13 +138,6 @@ def _costs(c: Context) -> Iterator[_Cost]:
         )
         if cost.is_slow or cost.is_untouched:
             yield cost
-
-
-def _is_unpruned(c: Context) -> bool:
-    """Return whether nothing was pruned at all."""
-    ladder, family = c.phase.ladder, c.phase.family
-    same = ladder is None or ladder.flop is None or abs(ladder.flop - 1) < 1e-6
-    return same or (family is not None and family.id == "dense")
 
 
 def _groups(c: Context) -> dict[str, list[dict[str, Any]]]:

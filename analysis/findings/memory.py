@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,23 +76,18 @@ def _weights_remade(kernels: Kernels) -> pl.DataFrame:
     It decompresses by its name, or its largest input has the shape of the weight of the GEMM in the
     same layer and role. `work`: the op, else the kernel.
     """
-    weights: dict[_Place, set[tuple[int, ...]]] = {}
-    frame = kernels.frame[
-        ["class", "primary", "kind", "layer", "role", "call", "busy", "op", "name"]
-    ].with_columns(work=pl.coalesce("op", "name").fill_null("?"))
-    matmul = frame.filter((frame["class"] == MATMUL) & frame["primary"]).drop_nulls("call")
-    calls = matmul.group_by("layer", "role", "call", maintain_order=True).len()
+    weights: dict[_Place, set[tuple[int, ...]]] = defaultdict(set)
     routed: dict[_Place, Counter[tuple[int, int]]] = defaultdict(Counter)
-    for layer, role, call, count in calls.iter_rows():
-        work = kernels.shapes.works[call]
-        for gemm in work.gemms if work is not None else ():
-            weights.setdefault((layer, role), set()).update({(gemm.n, gemm.k), (gemm.k, gemm.n)})
-            if role == EXPERTS:
-                routed[layer, role][gemm.n, gemm.k] += gemm.m * count
+    for place, gemm, count in _products(kernels):
+        weights[place] |= {(gemm.n, gemm.k), (gemm.k, gemm.n)}
+        if place[1] == EXPERTS:
+            routed[place][gemm.n, gemm.k] += gemm.m * count
     # What experts make may be as large as a weight of theirs.
     for place, rows in routed.items():
         seen = {round(number / kernels.num_steps) for number in rows.values()}
         weights[place] = {shape for shape in weights[place] if shape[0] not in seen}
+    frame = kernels.frame[["kind", "layer", "role", "call", "busy", "op", "name"]]
+    frame = frame.with_columns(work=pl.coalesce("op", "name").fill_null("?"))
     in_weights = is_one_of(frame["role"], WEIGHT_ROLES) & is_one_of(frame["kind"], _MASKING)
     others = frame.filter(in_weights & (frame["busy"] > 0))
     keys = others.select("layer", "role", "call", "work").unique()
@@ -226,18 +221,21 @@ def _copies(kernels: Kernels) -> Iterable[_Copy]:
     )
     if rows.is_empty():
         return ()
-    rows, products = rows.drop_nulls("call"), _products(kernels)
+    rows = rows.drop_nulls("call")
+    products: dict[_Place, list[Gemm]] = defaultdict(list)
+    for place, gemm, _ in _products(kernels):
+        products[place].append(gemm)
     # Rows of one op are the kernels that do its work: its bytes are theirs together.
     sums = rows.group_by("layer", "role", "call", maintain_order=True).agg(
         pl.col("busy").sum(), pl.col("instance").n_unique().alias("count")
     )
     copies: dict[tuple[str, int, int, str], _Copy] = {}
     for layer, role, call, busy, count in sums.iter_rows():
-        gemm = _copied(kernels, call, products.get((layer, role), []))
-        if gemm is None:
+        weight = _copied(kernels, call, products.get((layer, role), []))
+        if weight is None:
             continue
         work = kernels.shapes.works[call]
-        key = (role, gemm.n, gemm.k, _avoid_copy(kernels, call, gemm))
+        key = (role, weight.n, weight.k, _avoid_copy(kernels, call, weight))
         copy = copies.setdefault(key, _Copy(*key))
         copy.busy += busy
         copy.count += count
@@ -248,16 +246,16 @@ def _copies(kernels: Kernels) -> Iterable[_Copy]:
     return copies.values()
 
 
-def _products(kernels: Kernels) -> dict[_Place, list[Gemm]]:
-    """Return the GEMMs of each layer and role."""
+def _products(kernels: Kernels) -> Iterator[tuple[_Place, Gemm, int]]:
+    """Yield the GEMMs of each layer and role, with how often the call of each runs."""
     frame = kernels.frame
     primary = (frame["class"] == MATMUL) & frame["primary"]
-    products = frame[["layer", "role", "call"]].filter(primary).drop_nulls("call").unique()
-    gemms: dict[_Place, list[Gemm]] = {}
-    for layer, role, call in products.iter_rows():
+    rows = frame[["layer", "role", "call"]].filter(primary).drop_nulls("call")
+    calls = rows.group_by("layer", "role", "call", maintain_order=True).len()
+    for layer, role, call, count in calls.iter_rows():
         work = kernels.shapes.works[call]
-        gemms.setdefault((layer, role), []).extend(work.gemms if work is not None else ())
-    return gemms
+        for gemm in work.gemms if work is not None else ():
+            yield (layer, role), gemm, count
 
 
 def _copied(kernels: Kernels, call: int, gemms: list[Gemm]) -> Gemm | None:

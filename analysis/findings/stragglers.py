@@ -431,10 +431,13 @@ def _changes(late: Late) -> str:
     causes: dict[str, list[str]] = {}
     for each in late.each:
         causes.setdefault(_change_by_cause(each), []).append(each.rank.name)
-    return "; ".join(
-        f"{enumerate_words(names)}: {change if len(names) == 1 else _reworded_for_several(change)}"
-        for change, names in causes.items()
-    )
+    texts = []
+    for change, names in causes.items():
+        if len(names) > 1:
+            for words, of_several in _OF_SEVERAL:
+                change = re.sub(rf"\b{words}", of_several, change)
+        texts.append(f"{enumerate_words(names)}: {change}")
+    return "; ".join(texts)
 
 
 # The words of a change that are of one rank, and of several.
@@ -451,13 +454,6 @@ _OF_SEVERAL = (
     ("it neither works nor idles", "they neither work nor idle"),
     ("it allocates or frees", "they allocate or free"),
 )
-
-
-def _reworded_for_several(change: str) -> str:
-    """Reword the change of one rank for several."""
-    for words, of_several in _OF_SEVERAL:
-        change = re.sub(rf"\b{words}", of_several, change)
-    return change
 
 
 @finding(LARGER_RANK, "warning", reads="ranks")
