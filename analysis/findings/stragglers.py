@@ -118,7 +118,8 @@ class Late:
 
         That is before the collectives that it reaches last, or in all.
         """
-        return self._beyond_others(self.replay and self.replay.works, lambda rank: rank.work)
+        works = self.replay.works if self.replay is not None else None
+        return self._beyond_others(works, lambda rank: rank.work)
 
     @property
     def more_idle(self) -> float:
@@ -126,7 +127,8 @@ class Late:
 
         That is before the collectives that it reaches last, or in all.
         """
-        return self._beyond_others(self.replay and self.replay.idles, lambda rank: rank.idle)
+        idles = self.replay.idles if self.replay is not None else None
+        return self._beyond_others(idles, lambda rank: rank.idle)
 
     def _beyond_others(
         self, replayed: Mapping[str, float] | None, ns: Callable[[RankTime], float]
