@@ -12,8 +12,7 @@ import msgspec
 
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import SEVERITIES, Found, Registered, registered
-from prunescope.analysis.findings.trust import timing_not_valid
-from prunescope.analysis.schema.report import INVALID_TIMES, SIDE_CAVEATS, Finding
+from prunescope.analysis.schema.report import INVALID_TIMES, NOT_VALID, SIDE_CAVEATS, Finding
 
 
 def find(context: Context) -> list[Finding]:
@@ -26,10 +25,12 @@ def find(context: Context) -> list[Finding]:
         The findings, most severe first. No gain is predicted from times or shapes that may be
         wrong.
     """
-    context = replace(context, is_disturbed=timing_not_valid(context) is not None)
+    rules = registered()
+    invalid = (rule.check(context) for rule in rules if rule.id == NOT_VALID)
+    context = replace(context, is_disturbed=next(invalid, None) is not None)
     applicable = [
         rule
-        for rule in registered()
+        for rule in rules
         if not (rule.compares and not context.phase.shows_pruning)
         # Idle time is meaningless during graph capture.
         and not (rule.needs_one_clock and context.kernels.is_captured)

@@ -161,10 +161,12 @@ _ACTIVITIES = (
     _Activity(r"(?i)\block\b|(?:threading|queue|_base)\.py: (?:wait|acquire|join|get|result)",
               "waits for a lock or another thread", "find out which thread holds the lock"),
 )  # fmt: skip
-_OTHER = _Activity("", "does other work than launching ops",
-                   "move that work out of the step, or onto the device")  # fmt: skip
-_COMPUTED = _Activity("", "computes ops itself",
-                      "create and compute those tensors on the device (device='cuda')")  # fmt: skip
+_OTHER = _Activity(
+    "", "does other work than launching ops", "move that work out of the step, or onto the device"
+)
+_COMPUTED = _Activity(
+    "", "computes ops itself", "create and compute those tensors on the device (device='cuda')"
+)
 _STALLED = _Activity(
     "",
     "stands still in ops and calls that take microseconds otherwise",

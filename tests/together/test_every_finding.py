@@ -116,7 +116,7 @@ def bodies() -> dict[str, str]:
     return sources
 
 
-def tests_of(name: str) -> tuple[str, str]:
+def named_tests(name: str) -> tuple[str, str]:
     """Return the tests where a finding must appear, and where it must not."""
     tests = COVERED.get(name, CASES)
     return tests if isinstance(tests, tuple) else (tests, tests)
@@ -124,7 +124,7 @@ def tests_of(name: str) -> tuple[str, str]:
 
 def test_every_finding_has_both_tests() -> None:
     for rule in registered():
-        there, absent = tests_of(rule.id)
+        there, absent = named_tests(rule.id)
         rows = [severity for id, severity, *_ in test_cases.CASES if id == rule.id]
         assert there != CASES or any(rows), rule.id
         assert absent != CASES or None in rows, rule.id
@@ -133,12 +133,12 @@ def test_every_finding_has_both_tests() -> None:
 
 @pytest.mark.parametrize("name", COVERED)
 def test_the_tests_are_there_and_say_what_must_not_be(name: str) -> None:
-    tests = {test: bodies()[test] for test in tests_of(name) if test != CASES}
+    tests = {test: bodies()[test] for test in named_tests(name) if test != CASES}
     # By its name, or by a table or a short hand of the file that holds all of its kind.
     words = (name, "ADDED", "finding(phase)", "there")
     for body in tests.values():
         assert any(word in body for word in words)
-    _, absent = tests_of(name)
+    _, absent = named_tests(name)
     if absent != CASES:
         assert re.search(r"is None|\bnot\b|is not None\) ==|\(code, None\)", tests[absent])
 
