@@ -7,10 +7,13 @@ In: a Context. Out: Found, or None. Times are ns a step.
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from prunescope.analysis.findings.allocate import allocation
 from prunescope.analysis.findings.context import (
     Context,
     communication,
+    enumerate_words,
     is_significant,
     without_communication,
 )
@@ -94,7 +97,7 @@ def coverage_limited(c: Context) -> Found | None:
         "less; how much is not known, as the timing is not valid"
     )
     if not c.is_disturbed:
-        text = _missed_saving(c, row, lost, saving)
+        text = f"{_missed_saving(c, row, lost, saving)}{_limit(c)}"
     return Found(
         text=text,
         evidence=[f"{part.name}{when(not c.is_disturbed, f': {ms(part.ns)}')}" for part in parts],
@@ -104,63 +107,47 @@ def coverage_limited(c: Context) -> Found | None:
 
 
 def _missed_saving(c: Context, row: Row, lost: list[LedgerPart], saving: str) -> str:
-    """Say how much of a saving is missed, in which kinds of work, and what bounds the speedup."""
+    """Say how much of a saving is missed, in which kinds of work, and mostly in which parts."""
     least = _NET * row.moves_ns
-    shrunk = sum(part.ns for part in lost if _shrank(c, part))
+    stays = c.untouched | c.regrouped
+    shrunk = sum(part.ns for part in lost if part.role and (part.role, part.cls) not in stays)
     # Work that shrank by more than was promised.
     more = -sum(part.ns for part in row.parts if part.ns < 0)
     missed = row.moves_ns + more if more > least else row.moves_ns
-    idles = sum(part.ns for part in lost if part.role is None) > least
-    where = f"in work{when(idles, ' and idle time')} that this pruning does not shrink"
+    kinds = []
+    if shrunk <= least or missed - shrunk > least:
+        kinds.append("untouched work")
     if shrunk > least:
-        whole = missed - shrunk
-        where = (
-            f"{when(whole > least, f'{ms(whole)} {where} and ')}{ms(shrunk)} in work that it "
-            "shrinks by less"
-        )
-    net = when(more > least, f"; other work shrank more and offsets {ms(more)}")
-    return f"{ms(missed)} of the {saving} is missed: {where}{net}{_limit(c)}"
+        kinds.append("work that shrinks by less than was promised")
+    costs: dict[str, float] = defaultdict(float)
+    for part in lost:
+        role = "work without a role" if part.role in UNPLACED else part.role
+        costs[role or "gaps"] += part.ns
+    largest = sorted(costs, key=lambda role: -costs[role])[:2]
+    names = [f"{role} ({ms(costs[role])})" for role in largest if costs[role] >= least]
+    mostly = when(bool(names), f", mostly {enumerate_words(names)}")
+    net = when(more > least, f"; other work shrank more and gives {ms(more)} back")
+    cost = "cost" if len(kinds) > 1 else "costs"
+    return f"{' and '.join(kinds)} {cost} {ms(missed)} of the {saving}{mostly}{net}"
 
 
 def _roles(parts: list[LedgerPart]) -> frozenset[str]:
     return frozenset(part.role for part in parts if part.role is not None)
 
 
-def _shrank(c: Context, part: LedgerPart) -> bool:
-    """Return whether a part of the coverage row is work that shrank, not unpruned work or gaps."""
-    return part.role is not None and (part.role, part.cls) not in c.untouched | c.regrouped
-
-
 def _limit(c: Context) -> str:
-    """Format the coverage bound, and by how much and why a run exceeded it."""
+    """Format the coverage bound, and whether a speedup above it agrees with it or exceeds it.
+
+    The finding above-bound names the rows of the ledger that gave the rest.
+    """
     ladder = c.phase.ladder
     if ladder is None or ladder.coverage is None:
         return ""
-    text = f"; with kernels as fast as the dense ones the speedup is {ladder.coverage:.2f}× at most"
+    limit = f"; limit: {ladder.coverage:.2f}×"
     if ladder.realised <= ladder.coverage:
-        return text
-    low = (ladder.realised_ci95 or [ladder.realised])[0]
-    why = _largest_gain(c) if low > ladder.coverage else "whose interval contains the bound"
-    return f"{text}, and {ladder.realised:.2f}× was realised, {why}"
-
-
-def _largest_gain(c: Context) -> str:
-    """Name the ledger row that gave most of a speedup beyond the coverage bound.
-
-    Only a row that is evidence did.
-    """
-    ops = "kernels" if c.kernels.on_device else "ops"
-    gains = {
-        "kernel_efficiency": f"because the remaining {ops} ran faster",
-        "launch_idle": f"because there was less idle time between {ops}",
-        "shape": "because tiles and waves fit the pruned shapes better",
-        "roofline_shift": "because bytes fell more than FLOPs",
-    }
-    rows = [row for name in gains if (row := c.row(name)) is not None and row.moves_ns < 0]
-    most = min(filter(is_beyond_noise, rows), key=lambda row: row.moves_ns, default=None)
-    if most is None:
-        return f"which no row of the ledger{when(bool(rows), ' beyond its noise')} explains"
-    return gains[most.row]
+        return limit
+    exceeds = (ladder.realised_ci95 or [ladder.realised])[0] > ladder.coverage
+    return f"{limit}, measured {ladder.realised:.2f}× {'exceeds it' if exceeds else 'agrees'}"
 
 
 def _shrink_more(c: Context, part: LedgerPart | None) -> str:
