@@ -1,7 +1,7 @@
 """The `allocate` command that a finding names where its advice is another pruning.
 
-In: a Context. Out: text that follows the advice; "" where no such command can be given: only runs
-of our own know the layers of their kernels, and `allocate` cuts no experts.
+In: a Context. Out: text that follows the advice. It is empty where no such command can be given:
+only runs of our own know the layers of their kernels, and `allocate` cuts no experts.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from prunescope.taxonomy.words import percent
 
 
 def allocation(c: Context) -> str:
-    """The command for the promised speedup, and what dropping layers alone can reach: the dense
-    step over its part outside of all layers and their mean, as one layer has to stay. Equal
-    layers cost the same, and a single one may have been disturbed or have few known kernels."""
+    """Name the command for the promised speedup, and say what dropping layers alone can reach.
+
+    That is the dense step over its part outside of all layers and their mean, as one layer has to
+    stay. Equal layers cost the same, and a single one may have been disturbed or have few known
+    kernels.
+    """
     kernels, ladder = c.baseline_kernels, c.phase.ladder
     if c.baseline_phase_run is None or kernels is None or ladder is None or c.name not in PHASES:
         return ""
@@ -35,11 +38,13 @@ def allocation(c: Context) -> str:
     if not outside or not inside or not promised or promised <= 1:
         return ""  # nothing is known to lie in a layer, or outside of one
     command, folder = _command(c, promised)
-    advice = f"; `{command}` ({folder}) measures losses, which takes minutes, and decides what each"
-    advice += " layer keeps"
-    whole, stays = outside + inside, inside / len(layers)
+    advice = (
+        f"; `{command}` ({folder}) measures losses, which takes minutes, and decides what each "
+        "layer keeps"
+    )
     if c.is_disturbed:
         return advice  # the limit would be one of times that are no evidence
+    whole, stays = outside + inside, inside / len(layers)
     most = whole / (outside + stays)
     limit = (
         f"; one layer left would reach {most:.2f}× ({percent(outside / whole, 1)} of the step is "
@@ -49,8 +54,11 @@ def allocation(c: Context) -> str:
 
 
 def _command(c: Context, speedup: float) -> tuple[str, str]:
-    """The command, and what its placeholder stands for: a report holds no paths of a machine, and
-    a part of one would be looked for, in vain, where the reader stands."""
+    """Return the command, and what its placeholder stands for.
+
+    A report holds no paths of a machine, and a part of one would be looked for, in vain, where the
+    reader stands.
+    """
     side = c.baseline_side
     assert side is not None
     if side.path.resolve().parent == c.side.path.resolve().parent:

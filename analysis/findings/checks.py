@@ -11,86 +11,77 @@ from dataclasses import replace
 import msgspec
 
 from prunescope.analysis.findings.context import Context
-from prunescope.analysis.findings.registry import (
-    SEVERITIES,
-    Found,
-    Registered,
-    Severity,
-    registered,
-)
+from prunescope.analysis.findings.registry import SEVERITIES, Found, Registered, registered
 from prunescope.analysis.schema.report import INVALID_TIMES, NOT_VALID, SIDE_CAVEATS, Finding
 
 
 def find(context: Context) -> list[Finding]:
-    """All findings of a phase, most severe first."""
-    known = registered()
-    disturbed = next(one.check(context) for one in known if one.id == NOT_VALID)
-    context = replace(context, is_disturbed=disturbed is not None)
+    """Find all that is worth knowing about a phase.
+
+    Args:
+        context: The phase of the candidate and, where there is one, of its baseline.
+
+    Returns:
+        The findings, most severe first. No gain is predicted from times or shapes that may be
+        wrong.
+    """
+    rules = registered()
+    invalid = (rule.check(context) for rule in rules if rule.id == NOT_VALID)
+    context = replace(context, is_disturbed=next(invalid, None) is not None)
     applicable = [
-        one
-        for one in known
-        if not (one.compares and not context.phase.shows_pruning)
+        rule
+        for rule in rules
+        if not (rule.compares and not context.phase.shows_pruning)
         # Idle time is meaningless during graph capture.
-        and not (one.needs_one_clock and context.kernels.is_captured)
+        and not (rule.needs_one_clock and context.kernels.is_captured)
     ]
-    found = list(_ask(applicable, context, reads="phase"))
-    explained = frozenset[str]().union(*(answer.explains_roles for _, answer in found))
-    found += _ask(applicable, replace(context, explained=explained), reads="findings")
-    times_are_valid = INVALID_TIMES.isdisjoint(one.id for one, _ in found)
+    results = list(_check(applicable, context, reads="phase"))
+    explained = frozenset[str]().union(*(result.explains_roles for _, result in results))
+    results += _check(applicable, replace(context, explained=explained), reads="findings")
+    ids = {rule.id for rule, _ in results}
+    times_are_valid = INVALID_TIMES.isdisjoint(ids)
     findings = []
-    for one, answer in found:
-        finding = as_finding(one, answer)
-        if one.needs_valid_times and not times_are_valid:
-            _lower(finding, below=one.severity)
-        if one.needs_one_clock and context.kernels.profiler.clock_skew is not None:
-            _mark_unreliable(finding)
+    for rule, result in results:
+        finding = as_finding(rule, result)
+        if rule.needs_valid_times and not times_are_valid:
+            weaker = SEVERITIES[min(SEVERITIES.index(rule.severity) + 1, len(SEVERITIES) - 1)]
+            finding.severity = max(finding.severity, weaker, key=SEVERITIES.index)
+        if rule.needs_one_clock and context.kernels.profiler.clock_skew is not None:
+            # Neither a critical severity nor a gain may rest on clocks that differ.
+            finding.severity = max(finding.severity, "warning", key=SEVERITIES.index)
+            finding.evidence.insert(0, "unreliable: host and device clocks are skewed")
+            finding.predicted_ns = None
         findings.append(finding)
-    rank: dict[str, int] = {severity: i for i, severity in enumerate(SEVERITIES)}
-    sides_are_uncertain = not SIDE_CAVEATS.isdisjoint(one.id for one, _ in found)
     findings.sort(
-        key=lambda f: (rank[f.severity], f.id not in SIDE_CAVEATS, -(f.predicted_ns or 0))
+        key=lambda finding: (
+            SEVERITIES.index(finding.severity),
+            finding.id not in SIDE_CAVEATS,
+            -(finding.predicted_ns or 0),
+        )
     )
-    if not times_are_valid or sides_are_uncertain:
+    if not times_are_valid or not SIDE_CAVEATS.isdisjoint(ids):
         for finding in findings:
-            finding.predicted_ns = (
-                None  # no gain can be read from times or shapes that may be wrong
-            )
+            finding.predicted_ns = None
     return findings
 
 
-def _ask(
-    checks: Iterable[Registered], context: Context, *, reads: str
+def _check(
+    rules: Iterable[Registered], context: Context, *, reads: str
 ) -> Iterable[tuple[Registered, Found]]:
-    for one in checks:
-        if one.reads == reads and (answer := one.check(context)) is not None:
-            yield one, answer
+    for rule in rules:
+        if rule.reads == reads and (result := rule.check(context)) is not None:
+            yield rule, result
 
 
-def as_finding(one: Registered, found: Found) -> Finding:
-    """The report's Finding of what a function returned."""
+def as_finding(rule: Registered, result: Found) -> Finding:
+    """Return the report's Finding of what a registered function returned."""
     return Finding(
-        id=one.id,
-        severity=found.severity or one.severity,
-        text=found.text,
-        evidence=found.evidence,
-        change=found.change,
-        predicted_ns=found.predicted_ns,
-        accounts_for=found.explains_rows_ns or msgspec.UNSET,
+        id=rule.id,
+        severity=result.severity or rule.severity,
+        text=result.text,
+        evidence=result.evidence,
+        change=result.change,
+        predicted_ns=result.predicted_ns,
+        accounts_for=result.explains_rows_ns or msgspec.UNSET,
         rows=msgspec.UNSET if found.rows is None else found.rows,
     )
-
-
-def _lower(finding: Finding, *, below: Severity) -> None:
-    """A finding that rests on measured times is at most one below its registered severity where
-    these are not valid."""
-    highest = min(SEVERITIES.index(below) + 1, len(SEVERITIES) - 1)
-    if SEVERITIES.index(finding.severity) < highest:
-        finding.severity = SEVERITIES[highest]
-
-
-def _mark_unreliable(finding: Finding) -> None:
-    """Nothing critical and no predicted gain rests on clocks that differ."""
-    if finding.severity == "critical":
-        finding.severity = "warning"
-    finding.evidence.insert(0, "unreliable: host and device clocks are skewed")
-    finding.predicted_ns = None

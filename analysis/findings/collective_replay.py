@@ -31,10 +31,13 @@ _REPLAYED = 16  # ranks that are left out one by one: those that come last most
 
 @dataclass(frozen=True)
 class CollectiveReplay:
-    """How often each rank is the last of all to reach a collective (`last`), how much longer it
-    works and idles before those than the median of the others (`works`, `idles`), how much sooner
-    all others end where they never wait for it (`saved`), or for none of the `late` ones
-    (`together`, 0 where these are all), and how many collectives there are."""
+    """Which ranks the others wait for, by a replay of their collectives.
+
+    `collectives`: how many there are; `last`: how often each rank is the last of all to reach one;
+    `works` and `idles`: how much longer it works and idles before those than the median of the
+    others; `saved`: how much sooner all others end where they never wait for it; `together`: the
+    same for all `late` ranks at once, 0 where these are all ranks.
+    """
 
     collectives: int
     last: dict[str, int]
@@ -46,22 +49,35 @@ class CollectiveReplay:
 
 
 def replay(frames: Mapping[str, pl.DataFrame], least: float) -> CollectiveReplay | None:
-    """The replay of ranks. A rank is late where at least `least` ns, and half as much as for the
-    latest of them, are saved without it."""
+    """Replay the collectives of ranks.
+
+    Args:
+        frames: The kernels frame of each rank, with COLUMNS.
+        least: How many ns a rank must cost to be late; it costs half as much as the latest of them
+            too.
+
+    Returns:
+        The replay, or None where the communication kernels are not the same collectives.
+
+    Limitations: only the 16 ranks that come last most often are left out one by one. A rank takes
+    the time between two collectives that it took in its trace, whatever the others do.
+    """
     comm = {
         name: frame.filter(pl.col("kind") == "comm").sort("launched", "start")
         for name, frame in frames.items()
     }
     first = next(iter(comm.values()))
-    if not len(first) or any(not one["name"].equals(first["name"]) for one in comm.values()):
+    if not len(first) or any(not rows["name"].equals(first["name"]) for rows in comm.values()):
         return None
     names = list(frames)
-    start = np.stack([one["start"].to_numpy() for one in comm.values()])
-    length = np.stack([one["duration"].to_numpy() for one in comm.values()])
+    start, length = (
+        np.stack([rows[column].to_numpy() for rows in comm.values()])
+        for column in ("start", "duration")
+    )
     group = _groups(start + length)
     if group is None:
         return None
-    ranks = _Ranks.of(list(frames.values()), start, length, group)
+    ranks = _Ranks.from_frames(list(frames.values()), start, length, group)
     last = ranks.last(length)
     counts = last.sum(axis=1)
     tried = np.argsort(-counts, kind="stable")[:_REPLAYED].tolist()
@@ -76,28 +92,35 @@ def replay(frames: Mapping[str, pl.DataFrame], least: float) -> CollectiveReplay
     return CollectiveReplay(
         collectives=len(first),
         last=dict(zip(names, counts.tolist(), strict=True)),
-        works=dict(zip(names, _beyond(ranks.work[:, :-1], last), strict=True)),
-        idles=dict(zip(names, _beyond((ranks.own - ranks.work)[:, :-1], last), strict=True)),
+        works=dict(zip(names, _longer_before_last(ranks.work[:, :-1], last), strict=True)),
+        idles=dict(
+            zip(names, _longer_before_last((ranks.own - ranks.work)[:, :-1], last), strict=True)
+        ),
         saved=saved,
         together=together,
         late=late,
     )
 
 
-def _beyond(before: Times, last: NDArray[np.bool_]) -> list[float]:
-    """By rank, how much longer than the median of the other ranks it takes before the collectives
-    that it is the `last` to reach."""
-    found = []
+def _longer_before_last(before: Times, last: NDArray[np.bool_]) -> list[float]:
+    """Return by rank how much longer it takes before the collectives that it is the last to reach.
+
+    It is compared with the median of the other ranks.
+    """
+    longer = []
     for rank in range(len(before)):
         others = np.delete(before, rank, axis=0)[:, last[rank]]
-        found.append(float((before[rank, last[rank]] - np.median(others, axis=0)).sum()))
-    return found
+        longer.append(float((before[rank, last[rank]] - np.median(others, axis=0)).sum()))
+    return longer
 
 
 def _groups(end: Times) -> Times | None:
-    """The group of each rank in each collective, by the ranks that end together: all of them, but
-    for how far apart their clocks are, else those that do by one clock. None where most collectives
-    end on one rank alone: they are not the same, or no collectives."""
+    """Return the group of each rank in each collective: the ranks that end together.
+
+    These are all ranks, but for how far apart their clocks are, else those that do by one clock.
+    Returns None where most collectives end on one rank alone: they are not the same, or no
+    collectives.
+    """
     apart = end - end[0]
     apart = apart - np.median(apart, axis=1, keepdims=True).astype(np.int64)
     if (np.abs(apart) <= _TOGETHER).all(axis=0).mean() >= _MOSTLY:
@@ -113,12 +136,12 @@ def _groups(end: Times) -> Times | None:
 
 
 def _keys(group: Times) -> Times:
-    """A number for each group of each collective."""
+    """Return a number for each group of each collective."""
     return np.asarray(group + np.arange(group.shape[1]) * (int(group.max()) + 1))
 
 
 def _least(values: Times, key: Times) -> Times:
-    """The least value of each group of each collective, for each of its ranks."""
+    """Return for each rank the least value of its group in each collective."""
     least = np.full(int(key.max()) + 1, np.iinfo(np.int64).max)
     np.minimum.at(least, key.ravel(), values.ravel())
     return np.asarray(least[key])
@@ -126,10 +149,13 @@ def _least(values: Times, key: Times) -> Times:
 
 @dataclass(frozen=True)
 class _Ranks:
-    """`own`: time of each rank before its first collective, between each two, and behind the last
-    one, without what it only waits [ranks, collectives + 1]; `work`: the part of it in which other
+    """The times of ranks between and in their collectives, ns.
+
+    `own`: time of each rank before its first collective, between each two, and behind the last one,
+    without what it only waits [ranks, collectives + 1]; `work`: the part of it in which other
     kernels run; `hidden`: how much of each collective other kernels of the rank hide; `transfer`:
-    how long each takes from the last arrival on; `group`: the group of the rank in each."""
+    how long each takes from the last arrival on; `group`: the group of the rank in each.
+    """
 
     own: Times
     work: Times
@@ -138,10 +164,10 @@ class _Ranks:
     group: Times
 
     @classmethod
-    def of(
+    def from_frames(
         cls, frames: Sequence[pl.DataFrame], start: Times, length: Times, group: Times
     ) -> _Ranks:
-        """The times of ranks, from their frames and their collectives."""
+        """Return the times of ranks, from their frames and their collectives."""
         own, work, hidden = [], [], []
         for frame, at, ns in zip(frames, start, length, strict=True):
             others = frame.filter(pl.col("kind") != "comm")
@@ -161,14 +187,16 @@ class _Ranks:
         return cls(np.stack(own), np.stack(work), np.stack(hidden), transfer, group)
 
     def last(self, length: Times) -> NDArray[np.bool_]:
-        """Which rank of its group is the last to reach each collective: the first of those that
-        wait least, whatever the clocks say."""
+        """Return which rank of its group is the last to reach each collective.
+
+        It is the first of those that wait least, whatever the clocks say.
+        """
         rank = np.broadcast_to(np.arange(len(length))[:, None], length.shape)
         rank = np.where(length == self.transfer, rank, len(length))
         return np.asarray((rank < len(length)) & (rank == _least(rank, _keys(self.group))))
 
     def end(self, without: Collection[int]) -> int:
-        """When the last rank ends, ns from the begin, where none waits for the ranks `without`."""
+        """Return when the last rank ends, ns from the begin, if none waits for ranks `without`."""
         kept = np.setdiff1d(np.arange(len(self.own)), list(without))
         own, hidden, transfer, group = (
             table[kept] for table in (self.own, self.hidden, self.transfer, self.group)

@@ -5,6 +5,7 @@ Times are ns a step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -45,7 +46,7 @@ class Context:
     candidate: SidePhase
     caveats: list[Notice]
     baseline: SidePhase | None = None
-    pairs: list[Pair] | None = None
+    pairs: Sequence[Pair] = ()
     evidence: Evidence | None = None
     detections: tuple[Detection, ...] = ()
     untouched: frozenset[tuple[str, str]] = frozenset()
@@ -57,6 +58,16 @@ class Context:
     def name(self) -> str:
         """The name of the phase."""
         return self.candidate.name
+
+    @property
+    def sides(self) -> list[tuple[str, SidePhase]]:
+        """The sides, baseline first, each with what its lines of evidence begin with.
+
+        That is `dense: ` or `pruned: `, and nothing where there is no baseline.
+        """
+        if self.baseline is None:
+            return [("", self.candidate)]
+        return [("dense: ", self.baseline), ("pruned: ", self.candidate)]
 
     @property
     def kernels(self) -> Kernels:
@@ -94,38 +105,45 @@ class Context:
         assert self.baseline_kernels is not None
         return new_work(self.baseline_kernels, self.kernels)
 
+    def per_step(self, rows: pl.DataFrame, column: str = "busy") -> float:
+        """Sum a column over rows of the candidate's kernels, and divide by its steps."""
+        return int(rows[column].sum()) / self.kernels.num_steps
+
     def in_step(self, recorded_ns: float) -> float:
-        """Recorded busy time of the candidate, in the ledger's time base."""
+        """Convert recorded busy time of the candidate to the ledger's time base."""
         return self.phase.in_step(recorded_ns)
 
     def idle_in_step(self, recorded_ns: float) -> float:
-        """Recorded idle time of the candidate, in the ledger's time base."""
+        """Convert recorded idle time of the candidate to the ledger's time base."""
         return self.phase.idle_in_step(recorded_ns)
 
     def in_dense_step(self, recorded_ns: float) -> float:
-        """Recorded busy time of the baseline, in the ledger's time base."""
+        """Convert recorded busy time of the baseline to the ledger's time base."""
         scale = self.phase.baseline.time_scale if self.phase.baseline else None
         return recorded_ns if scale is None else scale.busy * recorded_ns
 
     def ms(self, recorded_ns: float) -> str:
-        """`in_step` as text. Findings print every recorded time by it, so that it compares with the
-        step and its ledger; times of ledger rows are printed by `words.ms`, as they are."""
+        """Format recorded busy time in the ledger's time base.
+
+        Findings print every recorded time by this method, so that it compares with the step and its
+        ledger. They print times of ledger rows by `words.ms`, as they are.
+        """
         return ms(self.in_step(recorded_ns))
 
     def idle_ms(self, recorded_ns: float) -> str:
-        """`idle_in_step` as text."""
+        """Format recorded idle time in the ledger's time base."""
         return ms(self.idle_in_step(recorded_ns))
 
     def dense_ms(self, recorded_ns: float) -> str:
-        """`in_dense_step` as text."""
+        """Format recorded busy time of the baseline in the ledger's time base."""
         return ms(self.in_dense_step(recorded_ns))
 
     def share(self, recorded_ns: float) -> float:
-        """Recorded busy time as a share of the step, both in the ledger's time base."""
+        """Return recorded busy time as a share of the step, both in the ledger's time base."""
         return self.in_step(recorded_ns) / self.step_ns if self.step_ns > 0 else 0.0
 
     def idle_share(self, recorded_ns: float) -> float:
-        """Recorded idle time as a share of the step, both in the ledger's time base."""
+        """Return recorded idle time as a share of the step, both in the ledger's time base."""
         return self.idle_in_step(recorded_ns) / self.step_ns if self.step_ns > 0 else 0.0
 
     @property
@@ -134,18 +152,21 @@ class Context:
         return self.phase.step_time_ns
 
     def is_little(self, ns: float) -> bool:
-        """Whether a time is too small a part of the recorded step for a warning."""
+        """Return whether a time is too small a part of the recorded step for a warning."""
         return ns < LITTLE * self.phase.wall_ns
 
     def row(self, name: str) -> Row | None:
-        """A row of the ledger by name, None where it is not known."""
-        return next(
-            (r for r in self.phase.ledger or [] if r.row == name and r.ns is not None), None
-        )
+        """Return a row of the ledger by name, None where it is unknown."""
+        rows = (row for row in self.phase.ledger or [] if row.row == name and row.ns is not None)
+        return next(rows, None)
 
     def accounted(self, name: str, *, pruned: float, dense: float) -> dict[str, float]:
-        """The part of the row `name` that recorded time explains, ns a step: that of the pruned
-        side where the row is a loss, that of the dense side where it is a gain."""
+        """Return the part of a row of the ledger that recorded time explains, ns a step.
+
+        It is the time of the pruned side where the row is a loss, and minus that of the dense side
+        where it is a gain. The result maps the name of the row to it; it is empty where there is no
+        such time or row.
+        """
         row = self.row(name)
         if row is None or not row.moves_ns:
             return {}
@@ -158,41 +179,65 @@ class Context:
         row = self.row("dense")
         return row.ns if row else None
 
+    def slow_gemms(
+        self, rows: list[GemmRow], *, least: float
+    ) -> tuple[list[GemmRow], float, float]:
+        """Return rows of the GEMM table if they take at least `least` of their dense time.
+
+        Returns:
+            The rows, their time and that of their dense partners, both in the ledger's time base.
+            There are no rows where they are faster, or take too little of the step.
+        """
+        recorded = sum(row.busy_ns for row in rows)
+        dense = self.in_dense_step(sum(row.dense_busy_ns or 0 for row in rows))
+        busy = self.in_step(recorded)
+        is_slow = busy >= least * dense and not self.is_little(recorded)
+        return (rows if is_slow else []), busy, dense
+
 
 def is_significant(row: Row | LedgerPart | None, *, of: float | None, share: float) -> bool:
-    """Whether a row is at least `share` of `of`, and evidence (`is_beyond_noise`)."""
+    """Return whether a row is at least `share` of `of`, and evidence (`is_beyond_noise`)."""
     if row is None or row.ns is None or of is None or abs(row.ns) < share * of:
         return False
     return is_beyond_noise(row)
 
 
 def communication(row: Row | None) -> Row:
-    """The part of a ledger row that is communication, which includes waiting for other ranks. Its
-    interval and noise are the sums of those of its parts."""
-    return _sum("communication", [p for p in row.parts if p.cls == "comm"] if row else [])
+    """Return the part of a ledger row that is communication, with waiting for other ranks.
+
+    Its interval and noise are the sums of those of its parts.
+    """
+    return _sum("communication", [part for part in row.parts if part.cls == "comm"] if row else [])
 
 
 def without_communication(row: Row | None) -> Row | None:
-    """The row less its communication. Its interval and noise are the narrower of two limits: the
-    sums of those of the parts that are left, which are wide where there are many, and those of the
-    whole row plus those of communication, which are wide where communication varies."""
+    """Return a ledger row less its communication.
+
+    Its interval and noise are the narrower of two limits: the sums of those of the parts that are
+    left, which are wide where there are many, and those of the whole row plus those of
+    communication, which are wide where communication varies.
+    """
     comm = communication(row)
     if row is None or not comm.moves_ns:
         return row
-    rest = _sum(row.row, [part for part in row.parts if part.cls != "comm"])
-    if rest.noise_ns is not None and row.noise_ns is not None and comm.noise_ns is not None:
-        rest.noise_ns = min(rest.noise_ns, row.noise_ns + comm.noise_ns)
-    if rest.ci95 is not None and row.ci95 is not None and comm.ci95 is not None:
-        rest.ci95 = [
-            max(rest.ci95[0], row.ci95[0] - comm.ci95[1]),
-            min(rest.ci95[1], row.ci95[1] - comm.ci95[0]),
+    remainder = _sum(row.row, [part for part in row.parts if part.cls != "comm"])
+    noise = (remainder.noise_ns, row.noise_ns, comm.noise_ns)
+    if noise[0] is not None and noise[1] is not None and noise[2] is not None:
+        remainder.noise_ns = min(noise[0], noise[1] + noise[2])
+    if remainder.ci95 is not None and row.ci95 is not None and comm.ci95 is not None:
+        remainder.ci95 = [
+            max(remainder.ci95[0], row.ci95[0] - comm.ci95[1]),
+            min(remainder.ci95[1], row.ci95[1] - comm.ci95[0]),
         ]
-    return rest
+    return remainder
 
 
 def _sum(name: str, parts: list[LedgerPart]) -> Row:
-    """A row of these parts, with the sums of their intervals and noise: upper limits, whatever the
-    parts have in common. Unknown where those of one part are."""
+    """Sum parts of a ledger row, and their intervals and noise.
+
+    These sums are upper limits, whatever the parts have in common. They are None where that of one
+    part is unknown.
+    """
     ends = [part.ci95 for part in parts if part.ci95 is not None]
     noise = [part.noise_ns for part in parts if part.noise_ns is not None]
     known = len(ends) == len(parts) > 0
@@ -206,10 +251,12 @@ def _sum(name: str, parts: list[LedgerPart]) -> Row:
 
 
 def gains_nothing(c: Context, dense: pl.DataFrame, pruned: pl.DataFrame, *, least: float) -> bool:
-    """Whether these rows of the two kernels frames exclude a gain: the 95 % interval of pruned ÷
-    dense busy time lies at `least` or above. True where there is no interval (one step).
+    """Return whether rows of the two kernels frames exclude a gain.
 
-    The interval is over the placements that were profiled, or over steps where none is known."""
+    They do where the 95 % interval of pruned ÷ dense busy time lies at `least` or above, and where
+    there is no interval (one step). The interval is over the placements that were profiled, or over
+    steps where none is known.
+    """
     if c.baseline is None:
         return False
     before, after = _busy(c.baseline, dense), _busy(c.candidate, pruned)
@@ -222,26 +269,39 @@ def gains_nothing(c: Context, dense: pl.DataFrame, pruned: pl.DataFrame, *, leas
 
 
 def _busy(side: SidePhase, rows: pl.DataFrame) -> Samples | None:
-    """Busy ns of these rows in each step, by placement where the placement of every step is known;
-    None where only one of several placements was profiled."""
+    """Sum the busy ns of rows in each step, by placement where that of every step is known.
+
+    Returns None where only one of several placements was profiled.
+    """
     sums = np.zeros(side.kernels.num_steps, np.int64)
     by_step = rows.group_by("step").agg(pl.col("busy").sum())
     sums[by_step["step"].to_numpy()] = by_step["busy"].to_numpy()
-    placement = samples_of(side.run).placement_of_step(len(sums))
-    if placement is None:
+    placements = samples_of(side.run).placement_of_step(len(sums))
+    if placements is None:
         return Samples.of([sums.tolist()])
-    if placement[-1] == 0:
+    if placements[-1] == 0:
         return None
-    return Samples.of([sums[placement == one].tolist() for one in np.unique(placement)])
+    return Samples.of([sums[placements == number].tolist() for number in np.unique(placements)])
+
+
+def largest_sums(rows: pl.DataFrame, *keys: str, column: str = "busy") -> pl.DataFrame:
+    """Sum a column of a frame by `keys`; the largest sum comes first, equal ones in key order."""
+    sums = rows.group_by(keys).agg(pl.col(column).sum())
+    return sums.sort(column, *keys, descending=[True] + [False] * len(keys))
 
 
 def sized(gemm: GemmRow) -> str:
-    """`role M×N×K` of a row of the GEMM table; its role and kernel where the sizes are unknown."""
+    """Format a row of the GEMM table as `role M×N×K`, or by its kernel where sizes are unknown."""
     if gemm.m is None or gemm.n is None or gemm.k is None:
         return f"{gemm.role} {shortened(gemm.kernels[0])}" if gemm.kernels else gemm.role
     return f"{gemm.role} {gemm.m}×{gemm.n}×{gemm.k}"
 
 
 def role_or_kernel(role: str, kernel: str | None) -> str:
-    """The name of a cost: its role, or its kernel where the role is unknown."""
+    """Return the name of a cost: its role, or its kernel where the role is unknown."""
     return (kernel or "?") if role in UNPLACED else role
+
+
+def enumerate_words(words: list[str]) -> str:
+    """Join words as a sentence lists them: `a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

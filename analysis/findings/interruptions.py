@@ -12,7 +12,7 @@ from prunescope.analysis.findings.host import SOME
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.timeline.first_calls import FAR
-from prunescope.taxonomy.words import ms, percent, shortened
+from prunescope.taxonomy.words import ms, percent, shortened, when
 
 _FEW, _LONG = 4, 1_000_000  # calls of one op and size; ns from which no busy core explains it
 _LINES = 3
@@ -25,44 +25,52 @@ CORES = (
 
 @finding("interrupted-ops", "warning")
 def interrupted_ops(c: Context) -> Found | None:
-    """On a CPU, single calls of ops take far longer than others of their sizes."""
+    """Report that on a CPU single calls of ops take far longer than others of their sizes."""
     if c.phase.unprofiled_ns is not None:
         return None  # samples describe the step, and timing-not-valid names disturbed ones
-    texts, lines, over = [], [], {"dense": 0.0, "pruned": 0.0}
-    for name, kernels in (("dense", c.baseline_kernels), ("pruned", c.kernels)):
-        rows = None if kernels is None else interrupted(kernels)
-        if kernels is None or rows is None:
+    texts, lines, lost = [], [], {"dense: ": 0.0, "pruned: ": 0.0, "": 0.0}
+    for label, side in c.sides:
+        kernels = side.kernels
+        rows = interrupted(kernels)
+        if rows is None:
             continue
-        over[name] = int(rows["over"].sum()) / kernels.num_steps
-        share = over[name] * kernels.num_steps / int(kernels.linked.wall.sum())
+        steps = kernels.num_steps
+        lost[label] = int(rows["over"].sum()) / steps
+        share = lost[label] * steps / int(kernels.linked.wall.sum())
         if share < SOME:
             continue
-        side = f"{name}: " if c.baseline is not None else ""
-        many = f"{len(rows):,} calls" if len(rows) > 1 else "one call"
-        takes = "take" if len(rows) > 1 else "takes"
-        of, a_step = "", ""
-        if kernels.num_steps > 1:
-            of, a_step = f" of {kernels.num_steps} steps", " a step"
+        calls = f"{len(rows):,} calls" if len(rows) > 1 else "one call"
         texts.append(
-            f"{side}{many}{of} {takes} {ms(over[name])}{a_step} ({percent(share)}) more than the "
-            "others of the same op and sizes"
+            f"{label}{calls}{when(steps > 1, f' of {steps} steps')} "
+            f"take{when(len(rows) == 1, 's')} {ms(lost[label])}{when(steps > 1, ' a step')} "
+            f"({percent(share)}) more than the others of the same op and sizes"
         )
-        lines += [f"{side}{line}" for line in _lines(rows)]
+        for row in rows.head(_LINES).iter_rows(named=True):
+            layer = when(row["layer"] is not None, f" of layer {row['layer']}")
+            lines.append(
+                f"{label}{shortened(row['op'] or '?')} ({row['role']}{layer}) takes "
+                f"{ms(row['busy'])} in step {row['step']}, {ms(row['usual'])} as the median of "
+                f"{row['calls']} calls"
+            )
     if not texts:
         return None
+    pruned, dense = lost["pruned: "] + lost[""], lost["dense: "]
     return Found(
         text=f"{'; '.join(texts)}: the process was interrupted there, and no shape is the cause",
         evidence=lines,
         change=CORES,
-        explains_rows_ns=c.accounted(
-            "kernel_efficiency", pruned=over["pruned"], dense=over["dense"]
-        ),
+        explains_rows_ns=c.accounted("kernel_efficiency", pruned=pruned, dense=dense),
     )
 
 
 def interrupted(kernels: Kernels) -> pl.DataFrame | None:
-    """The calls that were interrupted, with their time beyond the median of their like (`over`) and
-    that median (`usual`); the largest first. None on a device, and where there is none."""
+    """Return the calls that were interrupted, the largest first; None on a device or without one.
+
+    Column `usual` is the median of the calls of one op and sizes, and `over` the time beyond it.
+
+    Limitations: a call counts as interrupted where it takes 1 ms or more, and many times the median
+    of at least four calls of its like; one of fewer calls is never named.
+    """
     if kernels.on_device:
         return None
     rows = (
@@ -81,42 +89,34 @@ def interrupted(kernels: Kernels) -> pl.DataFrame | None:
 
 
 def interrupted_ns(kernels: Kernels) -> float:
-    """Time of the interruptions, ns a step."""
+    """Return the time of the interruptions, ns a step."""
     rows = interrupted(kernels)
     return 0.0 if rows is None else int(rows["over"].sum()) / kernels.num_steps
 
 
-def hide_the_work(c: Context) -> list[str]:
-    """Why interruptions make the recorded times no evidence, in words: they hold most of a step, or
-    half of the difference of the two walls. Empty where they do not, or samples give the step."""
+def why_work_is_hidden(c: Context) -> list[str]:
+    """Say why interruptions make the recorded times no evidence; nothing where they do not.
+
+    They do where they hold most of a step, or half of the difference of the two walls. Samples of
+    the step are evidence without its trace.
+    """
     if c.phase.unprofiled_ns is not None:
         return []
-    walls = {"pruned": (c.kernels, c.phase.wall_ns)}
-    if c.baseline_kernels is not None and c.phase.baseline is not None:
-        walls = {"dense": (c.baseline_kernels, c.phase.baseline.wall_ns), **walls}
-    over = {name: interrupted_ns(kernels) for name, (kernels, _) in walls.items()}
-    shares = {name: over[name] / wall if wall > 0 else 0.0 for name, (_, wall) in walls.items()}
+    walls = [c.phase.wall_ns]
+    if c.baseline is not None and c.phase.baseline is not None:
+        walls.insert(0, c.phase.baseline.wall_ns)
+    sides = c.sides[-len(walls) :]
+    lost = [interrupted_ns(side.kernels) for _, side in sides]
+    shares = [ns / wall if wall > 0 else 0.0 for ns, wall in zip(lost, walls, strict=True)]
     lines = [
-        f"{f'{name}: ' * (c.baseline is not None)}interruptions hold {percent(share)} of the step"
-        for name, share in shares.items()
+        f"{label}interruptions hold {percent(share)} of the step"
+        for (label, _), share in zip(sides, shares, strict=True)
         if share > _MOST
     ]
-    if len(walls) == 2 and max(shares.values()) >= SOME:
-        apart = abs(walls["dense"][1] - walls["pruned"][1])
-        if 2 * (total := sum(over.values())) >= apart:  # no more than half is left to the pruning
-            lines.append(
-                f"interruptions hold {ms(total)} of the two steps, which differ by {ms(apart)}"
-            )
+    apart = abs(walls[0] - walls[-1])
+    # No more than half of the difference is then left to the pruning.
+    if len(walls) == 2 and max(shares) >= SOME and 2 * sum(lost) >= apart:
+        lines.append(
+            f"interruptions hold {ms(sum(lost))} of the two steps, which differ by {ms(apart)}"
+        )
     return lines
-
-
-def _lines(rows: pl.DataFrame) -> list[str]:
-    return [
-        f"{shortened(r['op'] or '?')} ({r['role']}{_layer_in_words(r['layer'])}) takes "
-        f"{ms(r['busy'])} in step {r['step']}, {ms(r['usual'])} as the median of {r['calls']} calls"
-        for r in rows.head(_LINES).iter_rows(named=True)
-    ]
-
-
-def _layer_in_words(layer: int | None) -> str:
-    return "" if layer is None else f" of layer {layer}"

@@ -1,5 +1,6 @@
-"""The largest costs of a step: a role or kernel that is far from its roofline bound, or not pruned,
-and that no other finding explains.
+"""The largest costs of a step that no other finding explains.
+
+A cost is a role or kernel that is far from its roofline bound, or not pruned.
 
 In: a Context with what the other findings explain. Out: Found, or None. Times are ns a step, as
 recorded.
@@ -38,109 +39,109 @@ class _Cost:
     busy: float
     efficiency: float | None
     ideal: float
-    untouched: bool
+    is_untouched: bool
     kernel: str
     kind: str | None
 
     @property
-    def slow(self) -> bool:
+    def is_slow(self) -> bool:
         """Whether it is far from its roofline bound."""
         return self.efficiency is not None and self.efficiency < _SLOW
 
 
 @finding("largest-cost", "warning", reads="findings")
 def largest_cost(c: Context) -> Found | None:
-    """A role or kernel takes much of the step, far from its roofline bound or not pruned, and no
-    other finding explains it."""
+    """Report that a large cost is far from its bound or unpruned, and no finding explains it."""
     costs = [cost for cost in _costs(c) if cost.name not in c.explained]
     if not costs:
         return None
-    costs.sort(key=lambda one: -one.busy)
+    costs.sort(key=lambda cost: -cost.busy)
     first = costs[0]
     return Found(
-        severity="warning" if first.slow else "info",
-        text="; ".join(_sentence(c, one) for one in costs[:3]),
+        severity="warning" if first.is_slow else "info",
+        text="; ".join(_describe(c, cost) for cost in costs[:3]),
         evidence=[
             *(
-                f"{shortened(one.name, 40)}: its largest kernel is {shortened(one.kernel)}"
-                for one in costs[:3]
+                f"{shortened(cost.name, 40)}: its largest kernel is {shortened(cost.kernel)}"
+                for cost in costs[:3]
             ),
-            *_larger(c, first),
+            *_larger_kind(c, first),
         ],
-        change=_change(first),
+        change=_reduce(first),
     )
 
 
-def _sentence(c: Context, one: _Cost) -> str:
-    text = (
-        f"{shortened(one.name)} takes {percent(c.share(one.busy))} of the step ({c.ms(one.busy)})"
-    )
+def _describe(c: Context, cost: _Cost) -> str:
+    """Say how much of the step a cost takes, and why it is named."""
     facts = []
-    if one.slow and one.efficiency is not None:
-        low = one.efficiency < _LEAST
-        value = f"below {percent(_LEAST)}" if low else f"of {percent(one.efficiency)}"
+    if cost.is_slow and cost.efficiency is not None:
+        value = f"of {percent(cost.efficiency)}"
+        if cost.efficiency < _LEAST:
+            value = f"below {percent(_LEAST)}"
         facts.append(f"with a roofline efficiency {value}")
-    facts += ["which this pruning does not shrink"] if one.untouched else []
-    return f"{text}, {' and '.join(facts)}"
+    if cost.is_untouched:
+        facts.append("which this pruning does not shrink")
+    return (
+        f"{shortened(cost.name)} takes {percent(c.share(cost.busy))} of the step "
+        f"({c.ms(cost.busy)}), {' and '.join(facts)}"
+    )
 
 
-def _larger(c: Context, first: _Cost) -> Iterator[str]:
-    """The kind of kernel that takes more time than the first cost, at a higher efficiency."""
-    kind, ns = max(c.phase.kinds.items(), key=lambda one: one[1], default=("", 0.0))
-    rows = [row for _, rows in _groups(c) for row in rows if row["kind"] == kind]
-    share = _efficiency(c, rows)
-    if ns > first.busy and share is not None and share > (first.efficiency or 0.0):
+def _larger_kind(c: Context, first: _Cost) -> Iterator[str]:
+    """Name the kind of kernel that takes more time than the first cost, at a higher efficiency."""
+    kind, ns = max(c.phase.kinds.items(), key=lambda item: item[1], default=("", 0.0))
+    rows = [row for rows in _groups(c).values() for row in rows if row["kind"] == kind]
+    efficiency = _efficiency(c, rows)
+    if ns > first.busy and efficiency is not None and efficiency > (first.efficiency or 0.0):
         yield (
             f"kernels of kind {kind} take more ({c.ms(ns)}), with a roofline efficiency of "
-            f"{percent(share)}"
+            f"{percent(efficiency)}"
         )
 
 
-def _change(one: _Cost) -> str:
-    if not one.slow and one.kind == "conv":
+def _reduce(cost: _Cost) -> str:
+    """Say how to reduce a cost."""
+    if cost.is_slow:
+        closer = "try another kernel, larger batches or fused ops"
+        if cost.name == ATTENTION:
+            closer = "compare the backends of scaled_dot_product_attention, and their tiles"
+        return f"look at the kernel named: the peaks allow {ms(cost.ideal)}; {closer}"
+    if cost.kind == "conv":
         return "prune channels of convolutions, which are of no family here, or promise less"
-    if not one.slow and one.name == RESIDUAL and one.kind not in GEMM_KINDS:
+    if cost.name == RESIDUAL and cost.kind not in GEMM_KINDS:
         return "fuse that work (torch.compile), or promise less: no pruning removes it alone"
-    if not one.slow:
-        return f"combine with a family that touches {one.name}, or promise less"
-    closer = "try another kernel, larger batches or fused ops"
-    if one.name == ATTENTION:
-        closer = "compare the backends of scaled_dot_product_attention, and their tiles"
-    return f"look at the kernel named: the peaks allow {ms(one.ideal)}; {closer}"
+    return f"combine with a family that touches {cost.name}, or promise less"
 
 
 def _costs(c: Context) -> Iterator[_Cost]:
-    """Large costs that are far from their bound or not pruned."""
+    """Yield the large costs that are far from their bound or not pruned."""
     least = _LARGE * c.phase.wall_ns
-    pruned = bool(c.untouched) and not _is_unpruned(c) and c.phase.shows_pruning
-    for name, rows in _groups(c):
+    ladder, family = c.phase.ladder, c.phase.family
+    flop = ladder.flop if ladder is not None else None
+    has_changed = flop is not None and abs(flop - 1) >= 1e-6
+    is_dense = family is not None and family.id == "dense"
+    is_pruned = bool(c.untouched) and has_changed and not is_dense and c.phase.shows_pruning
+    for name, rows in _groups(c).items():
         busy = sum(row["busy"] for row in rows)
         if busy < least:
             continue
         largest = max(rows, key=lambda row: row["busy"])
-        at = {(row["role"], row["class"]) for row in rows if row["busy"] >= _NEGLIGIBLE * busy}
+        work = {(row["role"], row["class"]) for row in rows if row["busy"] >= _NEGLIGIBLE * busy}
         cost = _Cost(
             name=name,
             busy=busy,
             efficiency=_efficiency(c, rows),
             ideal=sum(row["ideal"] for row in rows),
-            untouched=pruned and at <= c.untouched,
+            is_untouched=is_pruned and work <= c.untouched,
             kernel=largest["name"] or "?",
             kind=largest["kind"],
         )
-        if cost.slow or cost.untouched:
+        if cost.is_slow or cost.is_untouched:
             yield cost
 
 
-def _is_unpruned(c: Context) -> bool:
-    """Whether nothing was pruned at all."""
-    ladder, family = c.phase.ladder, c.phase.family
-    same = ladder is None or ladder.flop is None or abs(ladder.flop - 1) < 1e-6
-    return same or (family is not None and family.id == "dense")
-
-
-def _groups(c: Context) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Rows of ns a step, by role or by kernel where no role is known."""
+def _groups(c: Context) -> dict[str, list[dict[str, Any]]]:
+    """Return sums of kernels, ns a step, by role, or by kernel where no role is known."""
     steps = c.kernels.num_steps
     ran = "duration" if c.kernels.on_device else "busy"
     sums = c.kernels.frame.group_by("role", "class", "kind", "name", maintain_order=True).agg(
@@ -152,17 +153,19 @@ def _groups(c: Context) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     )
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in sums.iter_rows(named=True):
-        name = role_or_kernel(row["role"], row["name"])
-        groups.setdefault(name, []).append(row)
-    yield from groups.items()
+        groups.setdefault(role_or_kernel(row["role"], row["name"]), []).append(row)
+    return groups
 
 
 def _efficiency(c: Context, rows: list[dict[str, Any]]) -> float | None:
-    """Ideal ÷ time of the step; None where most of the time is latency-bound or has no known
-    bound."""
-    keys = ("busy", "bounded", "latency_bound")
-    busy, bounded, latency_bound = (sum(row[key] for row in rows) for key in keys)
-    ideal, ran = (sum(row[key] for row in rows) for key in ("ideal", "ran"))
+    """Return the roofline time of kernels ÷ their time in the step.
+
+    Returns None where most of the time is latency-bound or has no known bound.
+    """
+    busy, bounded, latency_bound, ideal, ran = (
+        sum(row[key] for row in rows)
+        for key in ("busy", "bounded", "latency_bound", "ideal", "ran")
+    )
     if bounded < _KNOWN * busy or 2 * latency_bound > busy:
         return None
     return float(ideal / c.in_step(clock(busy, ran))) if busy else None

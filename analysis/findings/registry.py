@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Literal, TypeVar, get_args
 
 Severity = Literal["critical", "warning", "info"]
@@ -18,9 +17,8 @@ SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
 # A new module of findings gets its row here; a new finding in one of them needs none.
 MODULES = (
-    "validity", "removed", "memory", "dynamic", "shape", "host", "interruptions", "idle", "steps",
-    "losses", "added", "experts", "trust", "equal_work", "largest",
-    "stragglers",
+    "validity", "removed", "memory", "dynamic", "shape", "host", "interruptions", "idle",
+    "losses", "added", "experts", "trust", "equal_work", "largest", "stragglers",
 )  # fmt: skip
 
 # Ids of earlier versions, in stored reports and in rules of `prunescope check`, and today's.
@@ -35,13 +33,14 @@ OLD_IDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """Result of the function of a finding: a sentence, its evidence, one concrete change and its
-    gain in ns a step.
+    """The result of a finding's function: a sentence, its evidence, one change and its gain.
 
-    `severity`: where it is lower than the registered one. `explains_roles`: the roles, or the names
-    of kernels without a role, whose time the finding is about; `largest-cost` leaves these out.
-    `explains_rows_ns`: for rows of the ledger that it is the cause of, how much of them, ns a step
-    with their sign; the summary then names no other cause. In report.json: `accounts_for`. `rows`:
+    `predicted_ns`: the gain of the change, ns a step; None where it is unknown. `severity`: where
+    it is lower than the registered one. `explains_roles`: the roles, or the names of kernels
+    without a role, whose time the finding is about; `largest-cost` leaves these out.
+    `explains_rows_ns`: for rows of the ledger that the finding is the cause of, how much of them it
+    explains, ns a step with their sign; the summary then names no other cause. In report.json it is
+    called `accounts_for`. `rows`:
     the rows that hold a difference whose cause it does not know, with their times.
     """
 
@@ -57,8 +56,7 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Registered:
-    """A finding's function with its id, its highest severity, and when it does not apply (see
-    `finding`)."""
+    """A finding's function with its id, its highest severity, and the conditions of `finding`."""
 
     id: str
     severity: Severity
@@ -70,8 +68,9 @@ class Registered:
 
     @property
     def summary(self) -> str:
-        """The first sentence of the function's docstring: what the finding says."""
-        return " ".join((self.check.__doc__ or "").partition("\n\n")[0].split())
+        """What the finding says: the function's summary line without its "Report that"."""
+        says = (self.check.__doc__ or "").partition("\n")[0].removeprefix("Report that ")
+        return says[:1].upper() + says[1:]
 
 
 FINDINGS: dict[str, Registered] = {}
@@ -87,17 +86,29 @@ def finding(
     compares: bool = False,
     reads: Literal["phase", "findings", "ranks"] = "phase",
 ) -> Callable[[_Check], _Check]:
-    """Register a function as the finding `id`. Raises RuntimeError for an id that is taken.
+    """Register a function as the finding `id`.
 
-    `severity`: the highest that it may have; the function may return a lower one.
-    `needs_valid_times`: it rests on a measured time; where times are not valid, a critical one is a
-    warning, and one registered as a warning is information.
-    `needs_one_clock`: it states which of host and device waited for the other; it is unreliable
-    where their clocks differ, and left out of a graph capture.
-    `compares`: it states what pruning did to the dense step; left out where a difference between
-    the runs hides it (`Phase.shows_pruning`).
-    `reads`: a Context ("phase"), one whose `explained` holds what the other findings explain
-    ("findings"), or a Late rank among several ("ranks").
+    The summary line of the function's docstring begins with "Report that"; what follows is the row
+    of the finding in docs/findings.md.
+
+    Args:
+        id: The id in reports and in rules of `prunescope check`.
+        severity: The highest severity that the finding may have; the function may return a lower
+            one.
+        needs_valid_times: The finding rests on a measured time. Where times are not valid, a
+            critical one is a warning, and one that is registered as a warning is information.
+        needs_one_clock: The finding states which of host and device waited for the other. It is
+            unreliable where their clocks differ, and left out of a graph capture.
+        compares: The finding states what pruning did to the dense step. It is left out where a
+            difference between the runs hides that (`Phase.shows_pruning`).
+        reads: What the function takes: a Context ("phase"), a Context whose `explained` holds what
+            the other findings explain ("findings"), or a Late rank among several ("ranks").
+
+    Returns:
+        A decorator that registers the function and returns it unchanged.
+
+    Raises:
+        RuntimeError: Another function is registered as this finding.
     """
 
     def register(check: _Check) -> _Check:
@@ -118,18 +129,16 @@ def finding(
 
 
 def registered() -> list[Registered]:
-    """All findings: by module in the order of MODULES, in a module by line; others behind them."""
-    _import_modules()
-    order = {f"{__package__}.{name}": i for i, name in enumerate(MODULES)}
-    return sorted(FINDINGS.values(), key=lambda one: order.get(one.check.__module__, len(order)))
+    """Return all findings: by module in the order of MODULES, and in a module by line.
 
-
-@cache
-def _import_modules() -> None:
+    Findings of other modules follow.
+    """
     for name in MODULES:
         importlib.import_module(f"{__package__}.{name}")
+    order = {f"{__package__}.{name}": i for i, name in enumerate(MODULES)}
+    return sorted(FINDINGS.values(), key=lambda rule: order.get(rule.check.__module__, len(order)))
 
 
 def current_id(id: str) -> str:
-    """Today's id of a finding that an earlier version may have named otherwise."""
+    """Return today's id of a finding that an earlier version may have named otherwise."""
     return OLD_IDS.get(id, id)

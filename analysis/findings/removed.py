@@ -1,5 +1,7 @@
-"""Findings on work that was not removed, or removed without gain: zeros in dense tensors, no
-smaller GEMM, 2:4 kernels that are no faster or padded.
+"""Findings on work that was not removed, or removed without gain.
+
+That is zeros in dense tensors, GEMMs that are no smaller, and 2:4 kernels that are no faster or
+padded.
 
 In: a Context. Out: Found, or None. Times are ns a step, as recorded.
 """
@@ -17,31 +19,36 @@ from prunescope.analysis.ledger.gemms import Call
 from prunescope.analysis.verdict.detectors.zeros import MANY_ZEROS
 from prunescope.analysis.verdict.evidence import matrices
 from prunescope.taxonomy.families import cutting, known
-from prunescope.taxonomy.words import percent
+from prunescope.taxonomy.words import percent, when
 
 _GAIN = 0.95  # of the dense time; 2:4 kernels that take more gain nothing
 
 
 @finding("zeros-in-dense", "critical")
 def zeros_in_dense(c: Context) -> Found | None:
-    """Weights are zero, but the GEMMs are dense and as large as before."""
+    """Report that weights are zero, but the GEMMs are dense and as large as before."""
     family = c.phase.family
-    if c.pairs is None or family is None or c.side.run is None:
+    if c.baseline is None or family is None or c.side.run is None:
         return None
-    if not any(one.zeroes_weights for one in known(family.ids)):
+    if not any(each.zeroes_weights for each in known(family.ids)):
         return None
-    if any(p.pruned is not None and p.pruned.kind == "sparse_gemm" for p in c.pairs):
+    calls = [pair.pruned for pair in c.pairs if pair.pruned is not None]
+    if any(call.kind == "sparse_gemm" for call in calls):
         return None
-    total = sum(1 for p in c.pairs if p.pruned is not None)
-    wasted = [p for p in c.pairs if p.axis == "none" and p.pruned is not None]
-    stats = matrices(c.side.run.census)
-    shares = [(m.role, m.zeros) for m in stats if m.role is not None and m.zeros is not None]
-    zeros = {role: share for role, share in shares if share > MANY_ZEROS}
-    gain = sum(p.pruned.busy * zeros[p.key[1]] for p in wasted if p.pruned and p.key[1] in zeros)
-    unmask = f"{UNMASK}; then " if masked_weights(c) else ""
+    zeros = {
+        matrix.role: matrix.zeros
+        for matrix in matrices(c.side.run.census)
+        if matrix.role is not None and matrix.zeros is not None and matrix.zeros > MANY_ZEROS
+    }
+    gain = sum(
+        pair.pruned.busy * zeros[pair.key[1]]
+        for pair in c.pairs
+        if pair.axis == "none" and pair.pruned and pair.key[1] in zeros
+    )
+    unmask = when(bool(masked_weights(c)), f"{UNMASK}; then ")
     cut = f"{unmask}remove whole heads or MLP channels ({cutting('heads', 'channels')})"
     return Found(
-        text=f"zeros are in dense tensors: 0 sparse kernels in {total} GEMMs; "
+        text=f"zeros are in dense tensors: 0 sparse kernels in {len(calls)} GEMMs; "
         "nothing was removed, and the multiplications by zero are executed",
         evidence=family.evidence,
         change=f"{cut}, or store 2:4 weights in a "
@@ -53,11 +60,11 @@ def zeros_in_dense(c: Context) -> Found | None:
 
 @finding("nothing-removed", "critical", compares=True)
 def nothing_removed(c: Context) -> Found | None:
-    """A sparsity was promised, and no GEMM changed."""
+    """Report that a sparsity was promised, and no GEMM changed."""
     family, nominal = c.phase.family, c.phase.sparsity.get("nominal")
     if family is None or not nominal or family.id not in ("dense", "unknown"):
         return None
-    if any(p.axis not in ("none", "added") for p in c.pairs or []):
+    if any(pair.axis not in ("none", "added") for pair in c.pairs):
         return None  # what moved is in no family, but something did
     if c.evidence is not None and c.evidence.hidden():
         return None  # GEMMs that no model reads may be smaller
@@ -70,36 +77,36 @@ def nothing_removed(c: Context) -> Found | None:
 
 @finding("sparse-without-gain", "critical", needs_valid_times=True, compares=True)
 def sparse_without_gain(c: Context) -> Found | None:
-    """2:4 sparse kernels ran and were no faster than the dense ones."""
-    rows = [g for g in c.phase.gemms if g.axis == "2:4" and g.dense_busy_ns]
-    recorded = sum(g.busy_ns for g in rows)
-    dense = c.in_dense_step(sum(g.dense_busy_ns or 0 for g in rows))
-    busy = c.in_step(recorded)
-    if not rows or busy < _GAIN * dense or c.is_little(recorded) or not _is_sure(c):
+    """Report that 2:4 sparse kernels ran and were no faster than the dense ones."""
+    sparse = [row for row in c.phase.gemms if row.axis == "2:4" and row.dense_busy_ns]
+    rows, busy, dense = c.slow_gemms(sparse, least=_GAIN)
+    if not rows or not _excludes_gain(c):
         return None
-    shapes = [f"{sized(g)}: {c.dense_ms(g.dense_busy_ns or 0)} → {c.ms(g.busy_ns)}" for g in rows]
     return Found(
         text=f"2:4 kernels ran and take {busy / dense:.2f} × the time of the dense ones",
-        evidence=shapes[:4],
+        evidence=[
+            f"{sized(row)}: {c.dense_ms(row.dense_busy_ns or 0)} → {c.ms(row.busy_ns)}"
+            for row in rows[:4]
+        ],
         change="batch more rows (2:4 pays where the GEMM is compute-bound), and search the sparse "
         "algorithm for these shapes; which engines have 2:4 kernels at all: docs/serving.md",
         predicted_ns=busy - dense / 2,
-        explains_roles=frozenset(g.role for g in rows),
+        explains_roles=frozenset(row.role for row in rows),
     )
 
 
-def _is_sure(c: Context) -> bool:
-    """Whether the interval of 2:4 ÷ dense time excludes a gain."""
+def _excludes_gain(c: Context) -> bool:
+    """Return whether the interval of 2:4 ÷ dense time excludes a gain."""
     if c.baseline_kernels is None:
         return False
-    pairs = [p for p in c.pairs or [] if p.axis == "2:4"]
-    before = _matmuls_like(c.baseline_kernels, [p.dense for p in pairs])
-    after = _matmuls_like(c.kernels, [p.pruned for p in pairs])
+    pairs = [pair for pair in c.pairs if pair.axis == "2:4"]
+    before = _matmuls_like(c.baseline_kernels, [pair.dense for pair in pairs])
+    after = _matmuls_like(c.kernels, [pair.pruned for pair in pairs])
     return gains_nothing(c, before, after, least=_GAIN)
 
 
 def _matmuls_like(kernels: Kernels, calls: list[Call | None]) -> pl.DataFrame:
-    """Rows of the kernels frame: matrix products in the layers and roles of these calls."""
+    """Return the matrix products of the kernels frame in the layers and roles of some calls."""
     places = {(call.layer, call.role) for call in calls if call is not None}
     schema = {"layer": pl.Int64, "role": pl.String}
     wanted = pl.DataFrame(list(places), schema=schema, orient="row")
@@ -109,9 +116,9 @@ def _matmuls_like(kernels: Kernels, calls: list[Call | None]) -> pl.DataFrame:
 
 @finding("sparse-padded", "warning")
 def sparse_padded(c: Context) -> Found | None:
-    """A 2:4 sparse GEMM multiplies more rows or columns than the dense one: padding."""
+    """Report that a 2:4 sparse GEMM multiplies more rows or columns than the dense one."""
     lines, roles, lost, wasted, busy = [], set(), 0.0, 0.0, 0.0
-    for pair in c.pairs or []:
+    for pair in c.pairs:
         old, new = (pair.dense, pair.pruned) if pair.axis == "2:4" else (None, None)
         if old is None or new is None or old.gemm is None or new.gemm is None:
             continue

@@ -1,5 +1,7 @@
-"""Findings on the shapes of GEMMs: dimensions that do not propagate or are not aligned, kernels on
-CUDA cores, waves that were not saved, better dimensions close by.
+"""Findings on the shapes of GEMMs.
+
+They are about dimensions that do not propagate or are not aligned, kernels on CUDA cores, waves
+that were not saved, and better dimensions close by.
 
 In: a Context; tiles and cores come from the names of device kernels. Out: Found, or None. Times are
 ns a step, as recorded.
@@ -25,7 +27,7 @@ from prunescope.analysis.device.tiles import (
     wave_aligned_neighbours,
 )
 from prunescope.analysis.findings.allocate import allocation
-from prunescope.analysis.findings.context import Context, role_or_kernel
+from prunescope.analysis.findings.context import Context, largest_sums, role_or_kernel
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
@@ -35,7 +37,7 @@ from prunescope.analysis.verdict.detectors.widths import EXPERT_ROLES
 from prunescope.analysis.verdict.outside import FIRST, NO_DYNAMIC, reason
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.keep import ALIGNMENTS
-from prunescope.taxonomy.words import ms, percent, shortened
+from prunescope.taxonomy.words import ms, percent, shortened, when
 
 _KINDS = ("gemm", "batched_gemm", "grouped_gemm")  # a matrix times a vector needs no tensor cores
 _HELD = 0.2  # of a kernel's time, from which the rate of the CUDA cores limits it
@@ -47,9 +49,9 @@ _WORTH = 0.05  # of the time of a GEMM: a saving worth another dimension
 
 @finding("broken-propagation", "warning")
 def broken_propagation(c: Context) -> Found | None:
-    """A producer's N fell and its consumer's K did not, or the other way round."""
-    broken = [one for one in c.detections if one.broken]
-    lines = [line for one in broken for line in one.broken]
+    """Report that a producer's N fell and its consumer's K did not, or the other way round."""
+    broken = [detection for detection in c.detections if detection.broken]
+    lines = [line for detection in broken for line in detection.broken]
     if not lines:
         return None
     return Found(
@@ -57,19 +59,19 @@ def broken_propagation(c: Context) -> Found | None:
         evidence=lines,
         change="slice both sides of the removed dimension",
         explains_roles=frozenset(
-            p.key[1] for p in c.pairs or [] if any(one.touches(p) for one in broken)
+            pair.key[1] for pair in c.pairs if any(detection.touches(pair) for detection in broken)
         ),
     )
 
 
-def _first_two(of: list[str]) -> str:
-    """The first two as text, and that there are more."""
-    return ", ".join(of[:2]) + (f" and {len(of) - 2} more" if len(of) > 2 else "")
+def _first_two(texts: list[str]) -> str:
+    """Join the first two texts, and say how many more there are."""
+    return f"{', '.join(texts[:2])}{when(len(texts) > 2, f' and {len(texts) - 2} more')}"
 
 
 @finding("outside-taxonomy", "warning", compares=True)
 def outside_taxonomy(c: Context) -> Found | None:
-    """The change is not a pruning of M, N or K."""
+    """Report that the change is not a pruning of M, N or K."""
     family = c.phase.family
     if family is None or family.id != "outside":
         return None
@@ -89,8 +91,10 @@ def outside_taxonomy(c: Context) -> Found | None:
 
 
 def _runs_every_row(c: Context) -> bool:
-    """Whether the pruning chose rows and let all of them through, and nothing else differs but the
-    work of choosing them."""
+    """Return whether the pruning chose rows and let all of them through.
+
+    Nothing else may differ but the work of choosing them.
+    """
     census = c.side.run.census if c.side.run is not None else None
     if census is None or c.evidence is None or not census.runs_every_row(c.name):
         return False
@@ -99,69 +103,66 @@ def _runs_every_row(c: Context) -> bool:
 
 @finding("unaligned", "warning", compares=True)
 def unaligned(c: Context) -> Found | None:
-    """N or K of a pruned GEMM is no longer a multiple of 8."""
+    """Report that N or K of a pruned GEMM is no longer a multiple of 8."""
     if not c.kernels.on_device:
         return None
-    bad = []
-    for g in c.phase.gemms:
-        if g.kind not in GEMM_KINDS or g.axis in (None, "none", "gone") or g.dtype not in HALF:
+    gemms, lines, changes = [], [], []
+    for gemm in c.phase.gemms:
+        is_pruned = gemm.kind in GEMM_KINDS and gemm.axis not in (None, "none", "gone")
+        if not is_pruned or gemm.dtype not in HALF:
             continue
-        for axis, new, old in (("N", g.n, g.dense_n), ("K", g.k, g.dense_k)):
+        for axis, new, old in (("N", gemm.n, gemm.dense_n), ("K", gemm.k, gemm.dense_k)):
             if new and old and new != old and new % ALIGNED and old % ALIGNED == 0:
                 up = -(-new // GOOD) * GOOD
-                more = f"{up} is (+{percent(up / new - 1, 1)})"
-                line = f"{g.role} {axis} = {new} is not a multiple of {ALIGNED}; {more}"
-                bad.append((g, line, f"{g.role} {axis} to {up}"))
-    busy = sum({id(g): g.busy_ns for g, _, _ in bad}.values())
-    if not bad or c.is_little(busy):
+                gemms.append(gemm)
+                lines.append(
+                    f"{gemm.role} {axis} = {new} is not a multiple of {ALIGNED}; {up} is "
+                    f"(+{percent(up / new - 1, 1)})"
+                )
+                changes.append(f"{gemm.role} {axis} to {up}")
+    times = {id(gemm): gemm.busy_ns for gemm in gemms}
+    busy = sum(times.values())
+    if not gemms or c.is_little(busy):
         return None
     return Found(
-        text=f"{len({id(g) for g, _, _ in bad})} pruned GEMMs ({c.ms(busy)} a step) have "
-        "dimensions that tensor-core kernels cannot load aligned",
-        evidence=[line for _, line, _ in bad[:4]],
+        text=f"{len(times)} pruned GEMMs ({c.ms(busy)} a step) have dimensions that tensor-core "
+        "kernels cannot load aligned",
+        evidence=lines[:4],
         change=f"round the kept dimension up to a multiple of {GOOD} (--set align={GOOD}): "
-        f"{_first_two([where for _, _, where in bad])}",
-        explains_roles=frozenset(g.role for g, _, _ in bad[:4]),
+        f"{_first_two(changes)}",
+        explains_roles=frozenset(gemm.role for gemm in gemms[:4]),
     )
 
 
 @finding("cuda-cores", "warning")
 def cuda_cores(c: Context) -> Found | None:
-    """GEMM kernels run on CUDA cores, which are slower than the device's tensor cores."""
+    """Report that GEMM kernels run on CUDA cores, which are slower than tensor cores."""
     names = [name for name in c.kernels.values("name") if runs_on_cuda_cores(name)]
     if not names:
         return None
     device = c.side.peaks.device if c.side.peaks else None
     frame = c.kernels.frame.filter(pl.col("kind").is_in(_KINDS))
-    slow = frame.filter(pl.col("name").is_in(names) & _is_held(device))
-    busy = int(slow["busy"].sum()) / c.kernels.num_steps
+    slow = frame.filter(pl.col("name").is_in(names) & _is_limited(device))
+    busy = c.per_step(slow)
     if busy < _SHARE * c.phase.busy_ns or not busy or c.is_little(busy):
         return None
     formats = slow["dtype"].unique().drop_nulls().sort().to_list()
     faster = _faster(device, formats)
     if device is not None and device.dense_flop_per_s and formats and not faster:
         return None  # its matrix units are no faster
-    keys = ["role", "call", "dtype", "name"]
-    shown = (
-        slow.group_by(keys)
-        .agg(pl.col("busy").sum() / c.kernels.num_steps)
-        .sort("busy", *keys, descending=[True] + [False] * len(keys))
-    )
-    rows = list(shown.iter_rows(named=True))
-    is_unaligned = any(
-        _unaligned_dims(gemm, row["dtype"]) for row in rows if (gemm := _gemm(c, row))
-    )
+    rows = largest_sums(slow, "role", "call", "dtype", "name").rows(named=True)
+    is_unaligned = any(_odd_sizes(gemm, row["dtype"]) for row in rows if (gemm := _gemm(c, row)))
     return Found(
         text=f"GEMM kernels that take {c.ms(busy)} of the busy time run on CUDA cores"
         f"{_rates(faster)}",
-        evidence=[_line(c, row) for row in rows[:4]],
-        change=_change(c, formats, faster, is_unaligned=is_unaligned),
+        evidence=[_slow_kernel(c, row) for row in rows[:4]],
+        change=_use_tensor_cores(c, formats, faster, is_unaligned=is_unaligned),
         explains_roles=frozenset(role_or_kernel(row["role"], row["name"]) for row in rows[:4]),
     )
 
 
-def _is_held(device: Device | None) -> pl.Expr:
-    """Kernels whose time the rate of the CUDA cores explains, or for which that is unknown."""
+def _is_limited(device: Device | None) -> pl.Expr:
+    """Select kernels whose time the rate of the CUDA cores explains, or may explain."""
     rate = device.peak("fp32") if device else None
     if rate is None:
         return pl.lit(value=True)
@@ -171,97 +172,98 @@ def _is_held(device: Device | None) -> pl.Expr:
 
 
 def _faster(device: Device | None, formats: list[str]) -> dict[str, float]:
-    """Rate of the tensor cores ÷ that of the CUDA cores by dtype, where it is at least _FASTER; for
-    16-bit GEMMs in their own dtype only."""
+    """Return the rate of the tensor cores ÷ that of the CUDA cores, by dtype.
+
+    Only rates of at least _FASTER are returned; for 16-bit GEMMs those in their own dtype.
+    """
     plain = device.peak("fp32") if device else None
     if device is None or not plain:
         return {}
-    wanted = [f for f in formats if f in HALF] or [*HALF, "tf32"]
-    rates = {f: rate / plain for f in wanted if (rate := device.peak(f))}
-    return {f: times for f, times in rates.items() if times >= _FASTER}
+    wanted = [name for name in formats if name in HALF] or [*HALF, "tf32"]
+    rates = {name: rate / plain for name in wanted if (rate := device.peak(name))}
+    return {name: times for name, times in rates.items() if times >= _FASTER}
 
 
 def _rates(faster: dict[str, float]) -> str:
-    """The rates as text: `; tensor cores multiply 16 times as fast in bf16 and fp16`."""
-    by: dict[str, list[str]] = {}
+    """Format the rates: `; this device's tensor cores multiply 16 times as fast in bf16`."""
+    names: dict[str, list[str]] = {}
     for name, times in faster.items():
-        by.setdefault(f"{times:.0f}", []).append(name)
-    gains = [f"{times} times as fast in {' and '.join(names)}" for times, names in by.items()]
+        names.setdefault(f"{times:.0f}", []).append(name)
+    gains = [f"{times} times as fast in {' and '.join(each)}" for times, each in names.items()]
     return f"; this device's tensor cores multiply {', '.join(gains)}" if gains else ""
 
 
-def _line(c: Context, row: dict[str, Any]) -> str:
-    """A kernel's name and busy time, and its GEMM and dtype where they are known."""
-    dtype, cost, name = row["dtype"], c.ms(row["busy"]), shortened(str(row["name"]))
-    gemm = _gemm(c, row)
+def _slow_kernel(c: Context, row: dict[str, Any]) -> str:
+    """Describe a kernel's name and busy time, and its GEMM and dtype where they are known."""
+    dtype, gemm = row["dtype"], _gemm(c, row)
+    cost, name = c.ms(row["busy"] / c.kernels.num_steps), shortened(str(row["name"]))
     if gemm is None or dtype is None:
         return f"{name}: {cost}"
-    odd = _unaligned_dims(gemm, dtype)
-    reason = f"{', '.join(odd)} is not aligned" if odd else "chosen by the library"
-    reason = reason if dtype in HALF else "not a 16-bit format"
-    return f"{row['role']} {gemm.m}×{gemm.n}×{gemm.k} {dtype}: {cost}, {reason}, {name}"
+    why = "not a 16-bit format"
+    if dtype in HALF:
+        sizes = _odd_sizes(gemm, dtype)
+        why = f"{', '.join(sizes)} is not aligned" if sizes else "chosen by the library"
+    return f"{row['role']} {gemm.m}×{gemm.n}×{gemm.k} {dtype}: {cost}, {why}, {name}"
 
 
 def _gemm(c: Context, row: dict[str, Any]) -> Gemm | None:
-    """The one GEMM of a kernel's call; None where it is unknown, or one of several."""
+    """Return the one GEMM of a kernel's call; None where it is unknown, or one of several."""
     work = c.kernels.shapes.works[row["call"]] if row["call"] is not None else None
     return None if work is None else work.single_gemm
 
 
-def _unaligned_dims(gemm: Gemm, dtype: str | None) -> list[str]:
-    """N and K of a 16-bit GEMM that are not aligned, as text."""
+def _odd_sizes(gemm: Gemm, dtype: str | None) -> list[str]:
+    """Return N and K of a 16-bit GEMM that are not aligned, as text."""
     sizes = (("N", gemm.n), ("K", gemm.k)) if dtype in HALF else ()
-    return [f"{axis} = {n}" for axis, n in sizes if n and n % ALIGNED]
+    return [f"{axis} = {size}" for axis, size in sizes if size and size % ALIGNED]
 
 
-def _change(
+def _use_tensor_cores(
     c: Context, formats: list[str], faster: dict[str, float], *, is_unaligned: bool
 ) -> str | None:
-    """How to run on tensor cores, in dtypes in which those are faster."""
+    """Say how to run on tensor cores, in dtypes in which those are faster."""
     if not formats:
         how = c.kernels.profiler.recorder.shapes
         lacking = f"capture with {how}: the trace lacks the shapes of these GEMMs"
         return None if c.side.asked_for_shapes else lacking
-    if all(f in HALF for f in formats):
+    if all(name in HALF for name in formats):
         return f"make N and K multiples of {ALIGNED}" if is_unaligned else None
     device = c.side.peaks.device if c.side.peaks else None
     if device is None:
         return "run in a 16-bit format"
-    fast = " or ".join(f for f in HALF if f in faster) or "a 16-bit format"
+    fast = " or ".join(name for name in HALF if name in faster) or "a 16-bit format"
+    has_tf32 = "tf32" in faster or bool(device.tf32 and not device.dense_flop_per_s)
     tf32 = ", or allow TF32 (torch.set_float32_matmul_precision('high'))"
-    has_tf32 = "tf32" in faster or device.tf32 and not device.dense_flop_per_s
-    return f"run in {fast}{tf32 if has_tf32 else ''}"
+    return f"run in {fast}{when(has_tf32, tf32)}"
 
 
 @finding("unaligned-operands", "warning")
 def unaligned_operands(c: Context) -> Found | None:
-    """GEMM kernels load operands element by element, because these are not aligned."""
+    """Report that GEMM kernels load operands element by element, as these are not aligned."""
     names = [name for name in c.kernels.values("name") if has_scalar_loads(name)]
     if not names:
         return None
     rows = c.kernels.frame.filter(
-        pl.col("kind").is_in(_KINDS) & pl.col("dtype").is_in([*HALF, "tf32"]).fill_null(value=True)
+        pl.col("kind").is_in(_KINDS)
+        & pl.col("dtype").is_in([*HALF, "tf32"]).fill_null(value=True)
+        & pl.col("name").is_in(names)
     )
-    keys = ["role", "call", "name", "dtype"]
-    sums = rows.filter(pl.col("name").is_in(names)).group_by(keys).agg(pl.col("busy").sum())
-    busy = int(sums["busy"].sum()) / c.kernels.num_steps
+    busy = c.per_step(rows)
     if not busy or busy < _UNALIGNED * c.phase.wall_ns:
         return None
-    order = sums.sort("busy", *keys, descending=[True] + [False] * len(keys)).head(4)
+    largest = largest_sums(rows, "role", "call", "name", "dtype").head(4).rows(named=True)
     return Found(
         text=f"{c.ms(busy)} of GEMM time is in kernels for operands that are not aligned "
         "(…align1), which load one element at a time",
-        evidence=[_unaligned_line(c, row) for row in order.iter_rows(named=True)],
+        evidence=[_unaligned_kernel(c, row) for row in largest],
         change="make leading dimensions a multiple of 16 bytes (8 elements of 16 bits or 4 of 32): "
         "pad them, or prune to such a multiple",
-        explains_roles=frozenset(
-            role_or_kernel(*row) for row in order.select("role", "name").rows()
-        ),
+        explains_roles=frozenset(role_or_kernel(row["role"], row["name"]) for row in largest),
     )
 
 
-def _unaligned_line(c: Context, row: dict[str, Any]) -> str:
-    """A kernel of unaligned operands, with the unaligned sizes where they are known."""
+def _unaligned_kernel(c: Context, row: dict[str, Any]) -> str:
+    """Describe a kernel of unaligned operands, with the unaligned sizes where they are known."""
     cost, name = c.ms(row["busy"] / c.kernels.num_steps), str(row["name"])
     text = f"{cost}, {name[: name.index('align1') + len('align1')].split('<')[-1]}"
     gemm = _gemm(c, row)
@@ -270,8 +272,7 @@ def _unaligned_line(c: Context, row: dict[str, Any]) -> str:
     sizes = (("M", gemm.m), ("N", gemm.n), ("K", gemm.k))
     whole = ALIGNED if row["dtype"] in HALF else ALIGNED // 2  # elements in 16 bytes
     odd = ", ".join(f"{axis} = {size}" for axis, size in sizes if size % whole)
-    because = f" ({odd})" if odd else ""
-    return f"{row['role']} {gemm.m}×{gemm.n}×{gemm.k}{because}: {text}"
+    return f"{row['role']} {gemm.m}×{gemm.n}×{gemm.k}{when(bool(odd), f' ({odd})')}: {text}"
 
 
 @dataclass
@@ -281,80 +282,109 @@ class _Group:
     role: str
     axis: str
     dense: Call
-    pruned: Call
     old: Gemm
     new: Gemm
+    dtype: str | None
     busy: float = 0.0
     busy_dense: float = 0.0
 
 
+def _groups(c: Context, axes: tuple[str, ...]) -> list[_Group]:
+    """Group the GEMMs that moved along some axes by role and shapes, the largest first."""
+    groups: dict[tuple[str, Gemm, Gemm], _Group] = {}
+    for pair in c.pairs:
+        old, new, role = pair.dense, pair.pruned, pair.key[1]
+        if pair.axis not in axes or old is None or new is None or new.kind not in GEMM_KINDS:
+            continue
+        if old.gemm is None or new.gemm is None:
+            continue
+        if any(is_hidden(call.busy, call.duration) for call in (old, new)):
+            continue
+        group = _Group(role, pair.axis, old, old.gemm, new.gemm, new.dtype)
+        group = groups.setdefault((role, old.gemm, new.gemm), group)
+        group.busy += new.busy
+        group.busy_dense += old.busy
+    return sorted(groups.values(), key=lambda group: -group.busy)
+
+
+def _tilings(kernels: Kernels) -> dict[tuple[str, Gemm], tuple[Tiling, int]]:
+    """Map (role, GEMM) to the layout and number of the tiles of its kernel.
+
+    Of several kernels it is that with the most time whose name contains a tile size.
+    """
+    keys, frame = ["role", "call", "along_n", "tiles", "waves"], kernels.frame
+    tiled = frame[[*keys, "busy"]].filter(frame["primary"] & (frame["tiles"] >= 0))
+    sums = tiled.drop_nulls("call").group_by(keys, maintain_order=True).agg(pl.col("busy").sum())
+    tilings: dict[tuple[str, Gemm], tuple[Tiling, int]] = {}
+    for row in sums.sort("busy", "call").iter_rows(named=True):
+        work = kernels.shapes.works[row["call"]]
+        if work is not None and (gemm := work.single_gemm) is not None:
+            tilings[row["role"], gemm] = tiling_of(gemm, row), row["tiles"]
+    return tilings
+
+
 @finding("same-waves", "warning", compares=True)
 def same_waves(c: Context) -> Found | None:
-    """Pruned GEMMs have fewer tiles but as many waves, so they are not faster.
+    """Report that pruned GEMMs have fewer tiles but as many waves, so they are not faster.
 
     How many rows an expert multiplies is its router's choice, and no pruning.
     """
+    if c.baseline_kernels is None:
+        return None
     lines, roles, gain, busy = [], [], 0.0, 0.0
     axes: set[str] = set()
     narrower: list[str] = []
-    if c.baseline_kernels is None:
-        return None
-    old_tiles, new_tiles = _tiled(c.baseline_kernels), _tiled(c.kernels)
-    for g in _groups(c, ("N", "M")):
-        if g.role in EXPERT_ROLES and g.axis == "M":
+    dense, pruned = _tilings(c.baseline_kernels), _tilings(c.kernels)
+    for group in _groups(c, ("N", "M")):
+        role, axis = group.role, group.axis
+        key, dense_key = (role, group.new), (role, group.old)
+        if (role in EXPERT_ROLES and axis == "M") or key not in pruned or dense_key not in dense:
             continue
-        old, new = old_tiles.get((g.role, g.old)), new_tiles.get((g.role, g.new))
-        if old is None or new is None or not old.tiling.slots or not new.tiling.slots:
+        (old, old_tiles), (new, new_tiles) = dense[dense_key], pruned[key]
+        if not old.slots or not new.slots:
             continue
-        before, after = old.tiling.waves(g.old.n), new.tiling.waves(g.new.n)
-        if new.tiles >= old.tiles or after < before or _follows(g, new.tiles / old.tiles):
+        before, after = old.waves(group.old.n), new.waves(group.new.n)
+        # A GEMM whose time is nearer to the share of the tiles that is kept than to the dense time
+        # fell with its tiles, as where memory limits it.
+        follows = group.busy < group.busy_dense * (1 + new_tiles / old_tiles) / 2
+        if new_tiles >= old_tiles or after < before or follows:
             continue
-        at = new.tiling.widest(after - 1) if g.axis == "N" else None
-        busy += g.busy
-        gain += g.busy / after if at else 0.0
-        roles.append(g.role)
-        axes.add(g.axis)
-        if at:
-            narrower.append(f"{g.role} N to {at}")
-        lines.append(
-            f"{g.role} {g.axis} {getattr(g.old, g.axis.lower())} → "
-            f"{getattr(g.new, g.axis.lower())}: {old.tiles} → {new.tiles} tiles in "
-            f"{before} → {after} waves" + (f"; N = {at} saves one" if at else "")
-        )
+        width = new.widest(after - 1) if axis == "N" else None
+        busy += group.busy
+        roles.append(role)
+        axes.add(axis)
+        sizes = " → ".join(str(getattr(gemm, axis.lower())) for gemm in (group.old, group.new))
+        line = f"{role} {axis} {sizes}: {old_tiles} → {new_tiles} tiles in {before} → {after} waves"
+        if width:
+            gain += group.busy / after
+            narrower.append(f"{role} N to {width}")
+            line += f"; N = {width} saves one"
+        lines.append(line)
     if busy < _SHARE * c.phase.busy_ns or not lines or c.is_little(busy):
         return None
     return Found(
         text=f"GEMMs that take {c.ms(busy)} have fewer tiles but as many waves: they are not "
         "faster",
         evidence=lines[:4],
-        change=_fewer_waves(axes, narrower) + allocation(c),
+        change=_save_waves(axes, narrower) + allocation(c),
         predicted_ns=c.in_step(gain) or None,
         explains_roles=frozenset(roles[:4]),
     )
 
 
-def _follows(g: _Group, kept: float) -> bool:
-    """Whether the time of a GEMM fell with its tiles rather than staying with its waves: it is
-    nearer to the share of the tiles that is kept than to the dense time, as where memory limits
-    it."""
-    return g.busy < g.busy_dense * (1 + kept) / 2
-
-
-def _fewer_waves(axes: set[str], narrower: list[str]) -> str:
-    """How to save a wave along the axes that moved; `narrower`: each N that does."""
-    of_n = (
-        f"prune {_first_two(narrower)}, which saves a wave, or prune less, which costs no time up "
-        "to the next wave"
-        if narrower
-        else "prune N until a wave less is left, or less, which costs no time up to the next wave"
-    )
-    of_m = "skip rows until a wave less is left, batch more of them, or remove whole layers"
-    return "; ".join(text for axis, text in (("N", of_n), ("M", of_m)) if axis in axes)
+def _save_waves(axes: set[str], narrower: list[str]) -> str:
+    """Say how to save a wave along the axes that moved; `narrower`: each N that saves one."""
+    prune = "prune N until a wave less is left, or less"
+    if narrower:
+        prune = f"prune {_first_two(narrower)}, which saves a wave, or prune less"
+    columns = f"{prune}, which costs no time up to the next wave"
+    rows = "skip rows until a wave less is left, batch more of them, or remove whole layers"
+    return "; ".join(text for axis, text in (("N", columns), ("M", rows)) if axis in axes)
 
 
 @finding("nearest-dimension", "warning", compares=True)
 def nearest_dimension(c: Context) -> Found | None:
-    """At a dimension close to the kept one, the GEMM is predicted to be faster.
+    """Report that the GEMM is predicted to be faster at a dimension close to the kept one.
 
     The time at N' is that of the dense GEMM, whose kernel is aligned, times K'/K and the waves of
     its tile at N' over those at N (times N'/N where it is memory-bound): an aligned dimension gets
@@ -362,103 +392,104 @@ def nearest_dimension(c: Context) -> Found | None:
     """
     if c.baseline_kernels is None or not c.kernels.on_device:
         return None
-    tiles = _tiled(c.baseline_kernels)
-    lines, roles, gain, moved = [], [], 0.0, []
-    better: list[str] = []
-    for g in _groups(c, ("N", "K", "NK")):
-        tiled = tiles.get((g.role, g.old))
-        if tiled is None or g.pruned.dtype not in HALF:
-            continue
-        dimension = _Dimension(g, tiled.tiling)
-        moved.append(dimension)
-        best = dimension.better()
-        if best is not None:
-            axis, now, saved = dimension.axis, dimension.now, dimension.saved(best)
-            gain += saved
-            roles.append(g.role)
-            better.append(f"{best} of {g.role} {axis} in place of {now}")
-            lines.append(
-                f"{g.role} {axis} = {now}: {best} ({100 * (best / now - 1):+.1f} %) is predicted "
-                f"to save {ms(saved)}{_within(c, g, axis, best, saved)} of {ms(g.busy)}"
-            )
-    if gain < _SHARE * c.phase.busy_ns or not lines or c.is_little(gain):
+    tilings = _tilings(c.baseline_kernels)
+    dimensions = [
+        _Dimension(group, tilings[group.role, group.old][0])
+        for group in _groups(c, ("N", "K", "NK"))
+        if (group.role, group.old) in tilings and group.dtype in HALF
+    ]
+    better = [(dimension, size) for dimension in dimensions if (size := dimension.better())]
+    gain = sum(dimension.saved(size) for dimension, size in better)
+    if gain < _SHARE * c.phase.busy_ns or not better or c.is_little(gain):
         return None
-    aligned, with_alignment = _paying_alignment(moved, gain)
+    sizes = [f"{size} of {moved.name} in place of {moved.now}" for moved, size in better]
+    aligned, with_alignment = _paying_alignment(dimensions, gain)
     return Found(
         text=f"dimensions close to the kept ones are predicted to run {ms(gain)} faster",
-        evidence=lines[:5],
-        change=f"keep {_first_two(better)}{aligned}",
+        evidence=[
+            f"{dimension.name} = {dimension.now}: {size} ({100 * (size / dimension.now - 1):+.1f} "
+            f"%) is predicted to save {ms(dimension.saved(size))}{_interval(c, dimension, size)} "
+            f"of {ms(dimension.group.busy)}"
+            for dimension, size in better[:5]
+        ],
+        change=f"keep {_first_two(sizes)}{aligned}",
         predicted_ns=max(gain, with_alignment),
-        explains_roles=frozenset(roles[:5]),
+        explains_roles=frozenset(dimension.group.role for dimension, _ in better[:5]),
     )
-
-
-def _within(c: Context, g: _Group, axis: str, value: int, saved: float) -> str:
-    """The 95 % interval of a saving, from how times and predictions of the trace's GEMMs differ."""
-    fit = c.phase.anatomy.fit if c.phase.anatomy is not None else None
-    if fit is None or fit.spread is None:
-        return ""
-    n, k = (value, g.new.k) if axis == "N" else (g.new.n, value)
-    now, was = (g.new.n, g.old.n) if axis == "N" else (g.new.k, g.old.k)
-    anchor = g.new if _is_aligned(now, was) else g.old  # whose time the prediction starts from
-    off = spread_at(fit.spread, Gemm(anchor.m, n, k), anchor)
-    low, high = (g.busy - (g.busy - saved) * math.exp(x) for x in (off, -off))
-    return f" (95 %: {ms(low)} to {ms(high)})"
-
-
-def _is_aligned(now: int, was: int) -> bool:
-    """Whether a dimension is aligned, or was not aligned in the dense model either."""
-    return now % ALIGNED == 0 or was % ALIGNED != 0
 
 
 class _Dimension:
     """The axis of a pruned GEMM that another size could make faster, and what a size saves."""
 
-    def __init__(self, g: _Group, tiling: Tiling) -> None:
-        self.group, self.tiling = g, tiling
-        narrow_k = g.new.k != g.old.k and (g.new.k % ALIGNED or g.new.n == g.old.n)
-        self.axis = "K" if narrow_k else "N"
-        self.now, was = (g.new.k, g.old.k) if narrow_k else (g.new.n, g.old.n)
-        self.is_aligned = _is_aligned(self.now, was)
+    def __init__(self, group: _Group, tiling: Tiling) -> None:
+        self.group, self.tiling = group, tiling
+        old, new = group.old, group.new
+        narrows_k = new.k != old.k and (new.k % ALIGNED or new.n == old.n)
+        self.axis = "K" if narrows_k else "N"
+        self.now, was = (new.k, old.k) if narrows_k else (new.n, old.n)
+        self.name = f"{group.role} {self.axis}"
+        # Or was not aligned in the dense model either.
+        self.is_aligned = self.now % ALIGNED == 0 or was % ALIGNED != 0
 
     def better(self) -> int | None:
-        """The nearest better size; None where no size nearby is better."""
+        """Return the nearest better size; None where no size nearby is better."""
         if self.axis == "K" and self.is_aligned:
             return None
         near = wave_aligned_neighbours(self.tiling, self.axis, self.now, reach=NEAR)
         if near == (None, None) and not self.is_aligned:
             near = aligned_neighbours(self.now)  # no wave ends nearby, an aligned kernel is faster
-        worth = [one for one in near if one and self.saved(one) > _WORTH * self.group.busy]
-        return min(worth, key=lambda value: (abs(value - self.now), -value), default=None)
+        worth = [size for size in near if size and self.saved(size) > _WORTH * self.group.busy]
+        return min(worth, key=lambda size: (abs(size - self.now), -size), default=None)
 
-    def saved(self, value: int) -> float:
-        """ns a step that `value` in place of the kept size is predicted to save."""
+    def saved(self, size: int) -> float:
+        """Return how many ns a step `size` in place of the kept size is predicted to save."""
         busy = self.group.busy
-        if value == self.now:
+        if size == self.now:
             return 0.0
         # An aligned kernel differs from the prediction for other reasons.
-        return (
-            busy * (1 - self._time(value) / self._time(self.now))
-            if self.is_aligned
-            else (busy - self._time(value))
-        )
+        if self.is_aligned:
+            return busy * (1 - self._time(size) / self._time(self.now))
+        return busy - self._time(size)
 
-    def _time(self, value: int) -> float:
-        g, tiling = self.group, self.tiling
-        n, k = (g.new.n, value) if self.axis == "K" else (value, g.new.k)
-        wide = n / g.old.n if g.dense.bound == "memory" else tiling.waves(n) / tiling.waves(g.old.n)
-        return g.busy_dense * k / g.old.k * wide
+    def at(self, size: int) -> Gemm:
+        """Return the GEMM with `size` in place of the kept size."""
+        new = self.group.new
+        return Gemm(new.m, new.n, size) if self.axis == "K" else Gemm(new.m, size, new.k)
+
+    def _time(self, size: int) -> float:
+        group, old, new = self.group, self.group.old, self.at(size)
+        if group.dense.bound == "memory":
+            wide = new.n / old.n
+        else:
+            wide = self.tiling.waves(new.n) / self.tiling.waves(old.n)
+        return group.busy_dense * new.k / old.k * wide
+
+
+def _interval(c: Context, dimension: _Dimension, size: int) -> str:
+    """Format the 95 % interval of a saving, by how predictions miss the times of this trace."""
+    fit = c.phase.anatomy.fit if c.phase.anatomy is not None else None
+    if fit is None or fit.spread is None:
+        return ""
+    group = dimension.group
+    anchor = group.new if dimension.is_aligned else group.old  # whose time the prediction starts at
+    gemm = dimension.at(size)
+    off = spread_at(fit.spread, Gemm(anchor.m, gemm.n, gemm.k), anchor)
+    time = group.busy - dimension.saved(size)
+    low, high = (group.busy - time * math.exp(sign) for sign in (off, -off))
+    return f" (95 %: {ms(low)} to {ms(high)})"
 
 
 def _paying_alignment(dimensions: list[_Dimension], gain: float) -> tuple[str, float]:
-    """The smallest alignment that gets nearly the most of a gain, as text, and what it saves in ns;
-    "" and 0 where none does.
+    """Find the smallest alignment that gets nearly the most of a gain.
 
-    From GOOD on, which `unaligned` advises too: below ALIGNED kernels load element by element,
-    which no model of the tiles predicts.
+    It is GOOD or more, which `unaligned` advises too: below ALIGNED kernels load element by
+    element, which no model of the tiles predicts.
+
+    Returns:
+        The alignment as text, and what it saves in ns a step; "" and 0 where none does.
     """
     saved = {
-        align: sum(one.saved(-(-one.now // align) * align) for one in dimensions)
+        align: sum(dimension.saved(-(-dimension.now // align) * align) for dimension in dimensions)
         for align in map(int, filter(str.isdecimal, ALIGNMENTS))
         if align >= GOOD
     }
@@ -468,44 +499,3 @@ def _paying_alignment(dimensions: list[_Dimension], gain: float) -> tuple[str, f
     align = next(align for align, ns in saved.items() if ns >= most - _WORTH * abs(most))
     how = f"--set align={align}, {ms(saved[align])} faster"
     return f", or round up to multiples of {align} ({how})", saved[align]
-
-
-def _groups(c: Context, axes: tuple[str, ...]) -> list[_Group]:
-    groups: dict[tuple[str, Gemm, Gemm], _Group] = {}
-    for pair in c.pairs or []:
-        old, new = pair.dense, pair.pruned
-        if pair.axis not in axes or old is None or new is None or new.kind not in GEMM_KINDS:
-            continue
-        if old.gemm is None or new.gemm is None:
-            continue
-        if any(is_hidden(one.busy, one.duration) for one in (old, new)):
-            continue
-        key = (pair.key[1], old.gemm, new.gemm)
-        group = groups.setdefault(key, _Group(key[0], pair.axis, old, new, old.gemm, new.gemm))
-        group.busy += new.busy
-        group.busy_dense += old.busy
-    return sorted(groups.values(), key=lambda g: -g.busy)
-
-
-@dataclass(frozen=True)
-class _Tiled:
-    """The tiles of a GEMM's kernel: their layout and number."""
-
-    tiling: Tiling
-    tiles: int
-
-
-def _tiled(kernels: Kernels) -> dict[tuple[str, Gemm], _Tiled]:
-    """(role, GEMM) -> tiles of its kernel with the most time whose name contains a tile size."""
-    keys, frame = ["role", "call", "along_n", "tiles", "waves"], kernels.frame
-    tiled = frame[[*keys, "busy"]].filter(frame["primary"] & (frame["tiles"] >= 0))
-    if tiled.is_empty():
-        return {}
-    known = tiled.drop_nulls("call")
-    sums = known.group_by(keys, maintain_order=True).agg(pl.col("busy").sum())
-    found: dict[tuple[str, Gemm], _Tiled] = {}
-    for row in sums.sort("busy", "call").iter_rows(named=True):
-        work = kernels.shapes.works[row["call"]]
-        if work is not None and (gemm := work.single_gemm) is not None:
-            found[row["role"], gemm] = _Tiled(tiling_of(gemm, row), row["tiles"])
-    return found

@@ -1,19 +1,18 @@
-"""Whether the measured times can be trusted: noise, profiler overhead, peaks, carry-over, clocks,
-and the sparsity that was promised.
+"""Whether the measured times can be trusted.
+
+That is noise, profiler overhead, peaks, carry-over, clocks, and the sparsity that was promised.
 
 In: a Context. Out: Found, or None. Times are ns a step, shares 0..1, clocks Hz.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 import numpy as np
 import polars as pl
 
 from prunescope.analysis.findings.context import Context, communication, without_communication
-from prunescope.analysis.findings.interruptions import hide_the_work
+from prunescope.analysis.findings.interruptions import why_work_is_hidden
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.inputs.side import Side
 from prunescope.analysis.kernels.frame import PRODUCTS
@@ -33,7 +32,7 @@ from prunescope.taxonomy.families import known
 from prunescope.taxonomy.keep import ALIGN, aligned_words
 from prunescope.taxonomy.runs.run import RECORDER, PhaseRun
 from prunescope.taxonomy.runs.run_blocks import Pruning
-from prunescope.taxonomy.words import ms, percent, shortened
+from prunescope.taxonomy.words import ms, percent, shortened, when
 
 _WIDE = 0.5  # 10th to 90th percentile ÷ median from which samples are too wide
 _FEW = 3  # samples; fewer have no percentiles
@@ -43,18 +42,21 @@ _NAMED = 0.1  # of the gain beyond the bound: a ledger row worth naming
 _OFF = 0.1  # of the nominal sparsity: a difference worth a finding
 _GREW = 0.0005  # a share that does not round to 0.0 %
 _CLOCK = 0.05  # relative difference of clocks worth a finding
+_SHARES = {"parameters": "parameters", "flop": "FLOPs", "bytes": "bytes"}  # that are removed
 
 
 @finding(NOT_VALID, "critical")
 def timing_not_valid(c: Context) -> Found | None:
-    """Something else ran while samples were taken, or they vary by half of their median. Without
-    samples, on a CPU: interruptions hold most of a step, or half of what two steps differ by."""
+    """Report that something else ran during the samples, or they vary by half of their median.
+
+    Without samples, on a CPU: interruptions hold most of a step, or half of what two steps differ
+    by.
+    """
     lines = []
-    for name, run in (("dense", c.baseline_phase_run), ("pruned", c.phase_run)):
-        if run is not None:
-            side = f"{name}: " if c.baseline is not None else ""
-            lines += [f"{side}{line}" for line in _disturbed(run)]
-    lines += [*_wide(c), *hide_the_work(c)]
+    for label, side in c.sides:
+        if side.run is not None:
+            lines += [f"{label}{line}" for line in _disturbed(side.run)]
+    lines += [*_wide(c), *why_work_is_hidden(c)]
     if not lines:
         return None
     return Found(
@@ -67,7 +69,7 @@ def timing_not_valid(c: Context) -> Found | None:
 
 @finding(UNCERTAIN_CONFIG, "warning")
 def uncertain_config(c: Context) -> Found | None:
-    """The tiles of a GEMM do not fit the config that the shapes come from."""
+    """Report that the tiles of a GEMM do not fit the config that the shapes come from."""
     lines = []
     for name, kernels in (("dense", c.baseline_kernels), ("pruned", c.kernels)):
         if kernels is not None:
@@ -85,51 +87,62 @@ def uncertain_config(c: Context) -> Found | None:
 
 
 def _wide(c: Context) -> list[str]:
-    """Samples that vary by half of their median. Where the two runs took turns, the ratios of their
-    samples: a machine that slows down and recovers changes both alike."""
+    """Say which samples vary by half of their median.
+
+    Where the two runs took turns, it is the ratios of their samples that vary: a machine that slows
+    down and recovers changes both alike.
+    """
     dense, pruned = c.baseline_phase_run, c.phase_run
     if dense is not None and pruned is not None and _took_turns(dense, pruned):
-        ratios = np.divide(dense.samples_ns, pruned.samples_ns)
-        low, mid, high = np.percentile(ratios, [10, 50, 90])
-        line = f"dense ÷ pruned, sample by sample: 10th to 90th percentile {low:.2f} to {high:.2f}×"
-        return [f"{line}, median {mid:.2f}×"] * bool(high - low > _WIDE * mid)
+        low, mid, high = np.percentile(np.divide(dense.samples_ns, pruned.samples_ns), [10, 50, 90])
+        if high - low <= _WIDE * mid:
+            return []
+        return [
+            f"dense ÷ pruned, sample by sample: 10th to 90th percentile {low:.2f} to {high:.2f}×, "
+            f"median {mid:.2f}×"
+        ]
     lines = []
-    for name, run in (("dense", dense), ("pruned", pruned)):
-        if run is None or len(run.samples_ns) < _FEW:
+    for label, side in c.sides:
+        if side.run is None or len(side.run.samples_ns) < _FEW:
             continue
-        side = f"{name}: " if c.baseline is not None else ""
-        low, mid, high = np.percentile(run.samples_ns, [10, 50, 90])
+        low, mid, high = np.percentile(side.run.samples_ns, [10, 50, 90])
         if high - low > _WIDE * mid:
-            lines.append(f"{side}10th to 90th percentile {ms(low)} to {ms(high)}, median {ms(mid)}")
+            lines.append(
+                f"{label}10th to 90th percentile {ms(low)} to {ms(high)}, median {ms(mid)}"
+            )
     return lines
 
 
 def _took_turns(dense: PhaseRun, pruned: PhaseRun) -> bool:
-    """Whether the samples of the two runs were taken alternately, one by one."""
+    """Return whether the samples of the two runs were taken alternately, one by one."""
     alike = dense.interleaved == pruned.interleaved == "alternating"
     return alike and len(dense.samples_ns) == len(pruned.samples_ns) >= _FEW
 
 
 def _disturbed(run: PhaseRun) -> list[str]:
-    """How many of the kept samples and profiled steps were disturbed, and by what, where these are
-    too many."""
+    """Say how many samples and profiled steps were disturbed, and by what, if too many were."""
     lines = []
+    if run.has_disturbed_samples:
+        disturbed = sum(placement.disturbed for placement in run.placements)
+        reasons = dict.fromkeys(why for placement in run.placements for why in placement.reasons)
+        # The steps of a user's own loop are not taken again.
+        again = when(run.interleaved != "alone", ", though taken again")
+        lines.append(
+            f"{disturbed} of {len(run.samples_ns)} samples disturbed{again}: {', '.join(reasons)}"
+        )
     if run.has_disturbed_steps:
-        steps = sum(one.steps for one in run.placements if one.steps_disturbed)
-        why = dict.fromkeys(why for one in run.placements for why in one.steps_disturbed)
-        lines.append(f"{steps} of {run.steps} profiled steps disturbed: {', '.join(why)}")
-    if not run.has_disturbed_samples:
-        return lines
-    kept, total = sum(placement.disturbed for placement in run.placements), len(run.samples_ns)
-    reasons = dict.fromkeys(why for placement in run.placements for why in placement.reasons)
-    # The steps of a user's own loop are not taken again.
-    again = "" if run.interleaved == "alone" else ", though taken again"
-    return [f"{kept} of {total} samples disturbed{again}: {', '.join(reasons)}", *lines]
+        placements = [placement for placement in run.placements if placement.steps_disturbed]
+        steps = sum(placement.steps for placement in placements)
+        reasons = dict.fromkeys(
+            why for placement in placements for why in placement.steps_disturbed
+        )
+        lines.append(f"{steps} of {run.steps} profiled steps disturbed: {', '.join(reasons)}")
+    return lines
 
 
 @finding("no-speedup", "critical", needs_valid_times=True, compares=True)
 def no_speedup(c: Context) -> Found | None:
-    """The interval of the speedup contains 1."""
+    """Report that the interval of the speedup contains 1."""
     ladder = c.phase.ladder
     if ladder is None or ladder.realised_ci95 is None:
         return None
@@ -138,12 +151,12 @@ def no_speedup(c: Context) -> Found | None:
     low, high = ladder.realised_ci95
     return Found(
         text=f"no speedup beyond noise: {ladder.realised:.3f}× [{low:.3f}, {high:.3f}]",
-        evidence=[_interval_of(c.phase)],
+        evidence=[_interval_samples(c.phase)],
     )
 
 
-def _interval_of(phase: Phase) -> str:
-    """The samples behind the interval of the realised speedup."""
+def _interval_samples(phase: Phase) -> str:
+    """Describe the samples behind the interval of the realised speedup."""
     if phase.sampled is None:
         return f"95 % bootstrap interval of the walls of {phase.steps} profiled steps"
     dense, pruned = phase.sampled
@@ -155,7 +168,7 @@ def _interval_of(phase: Phase) -> str:
 
 @finding("wide-interval", "warning", compares=True)
 def wide_interval(c: Context) -> Found | None:
-    """The speedup is not known to 10 % or better."""
+    """Report that the speedup is not known to 10 % or better."""
     ladder = c.phase.ladder
     if ladder is None or ladder.realised_ci95 is None:
         return None
@@ -172,93 +185,86 @@ def wide_interval(c: Context) -> Found | None:
 
 
 def _narrower(c: Context) -> str:
-    """How to narrow the interval, by the options of the command or call that took the samples."""
+    """Say how to narrow the interval, by the options of the command or call that took samples."""
     if not c.phase.unprofiled_ns:
         return "more profiled steps, or unprofiled samples (prunescope trace)"
-    command = c.side.run is not None and c.side.run.argv
-    if c.side.run is not None and c.side.run.model.source == RECORDER:
+    if _is_recorded(c):
         return "record(..., repeats=40), or more, on a quiet machine"
+    command = c.side.run is not None and c.side.run.argv
     if c.phase_run is not None and c.phase_run.interleaved == "alone" and not command:
         return "capture(..., placements=8, repeats=40), or more, on a quiet machine"
     return "more --placements and --repeats on a quiet machine"
 
 
+def _is_recorded(c: Context) -> bool:
+    """Return whether the candidate's run was taken by the recorder."""
+    return c.side.run is not None and c.side.run.model.source == RECORDER
+
+
 @finding("profiler-overhead", "warning")
 def profiler_overhead(c: Context) -> Found | None:
-    """Profiled steps are much slower than others, or the profiler slows the two runs unequally."""
+    """Report that the profiler slows steps much, or the two runs unequally."""
     ratio = c.phase.observer_ratio
     if ratio is None:
         return None
     dense = c.phase.baseline.observer_ratio if c.phase.baseline else None
-    unequal = dense is not None and max(ratio, dense) > MUCH_SLOWED * min(ratio, dense)
-    if ratio < MUCH_SLOWED and not unequal:
+    is_unequal = dense is not None and max(ratio, dense) > MUCH_SLOWED * min(ratio, dense)
+    if ratio < MUCH_SLOWED and not is_unequal:
         return None
-    other = f" (dense: {dense:.2f}×)" if dense is not None else ""
-    by_recorder = c.side.run is not None and c.side.run.model.source == RECORDER
-    again = "record again" if by_recorder else "trace again"
-    caveat = (
-        "each side is rescaled to its own unprofiled time; the correction shows up in the kernel "
-        "rows"
-        if unequal
-        else "gaps and launch findings are uncertain"
-    )
+    of_dense = f" (dense: {dense:.2f}×)" if dense is not None else ""
+    unprofiled = c.phase.unprofiled_ns.median if c.phase.unprofiled_ns else 0
+    caveat = "gaps and launch findings are uncertain"
+    change = "rely on the ledger, which sums to the unprofiled time, not on the recorded gaps"
+    if is_unequal:
+        caveat = (
+            "each side is rescaled to its own unprofiled time; the correction shows up in the "
+            "kernel rows"
+        )
+        change = f"{'record' if _is_recorded(c) else 'trace'} again with {_narrower(c)}"
     return Found(
-        severity="warning" if unequal else "info",
-        text=f"a profiled step takes {ratio:.2f}× an unprofiled one{other}: {caveat}",
-        evidence=[
-            f"profiled {ms(c.phase.wall_ns)}, unprofiled "
-            f"{ms(c.phase.unprofiled_ns.median if c.phase.unprofiled_ns else 0)}"
-        ],
-        change=f"{again} with {_narrower(c)}"
-        if unequal
-        else "rely on the ledger, which sums to the unprofiled time, not on the recorded gaps",
+        severity="warning" if is_unequal else "info",
+        text=f"a profiled step takes {ratio:.2f}× an unprofiled one{of_dense}: {caveat}",
+        evidence=[f"profiled {ms(c.phase.wall_ns)}, unprofiled {ms(unprofiled)}"],
+        change=change,
     )
 
 
 @finding("above-peak", "info")
 def above_peak(c: Context) -> Found | None:
-    """Kernels are faster than the peaks allow: data was in a cache, or a peak is too low."""
+    """Report that kernels beat the peaks: data was in a cache, or a peak is too low."""
     frame = c.kernels.frame
     # Where streams overlap, `busy` is the part of a kernel that no earlier kernel covers.
     took = "duration" if c.kernels.on_device else "busy"
-    is_fast = (frame["ideal"] > _ABOVE * frame[took]) & (frame["busy"] > 0)
+    fast = frame.filter((frame["ideal"] > _ABOVE * frame[took]) & (frame["busy"] > 0))
     total = int(frame["busy"].sum())
-    share = int(frame["busy"].filter(is_fast).sum()) / total if total else 0.0
+    share = int(fast["busy"].sum()) / total if total else 0.0
     if share < 0.02:
         return None
-    fast = frame.filter(is_fast)
-    shown = (
-        fast.sort("busy", descending=True, maintain_order=True)
-        .group_by("name", maintain_order=True)
-        .agg(
-            pl.col(took).first().alias("took"),
-            pl.col("ideal").first(),
-            pl.len(),
-            pl.col("busy").sum().alias("sum"),
-        )
-        .sort("sum", descending=True, maintain_order=True)
+    fast = fast.sort("busy", descending=True, maintain_order=True)
+    kernels = fast.group_by("name", maintain_order=True).agg(
+        pl.col(took, "ideal").first(), pl.len(), pl.col("busy").sum().alias("sum")
     )
-    profiled = " in the profile" * c.phase.is_slowed
-    lines = [
-        f"{shortened(r['name'])} × {r['len']:,}: the longest takes {ms(r['took'])}{profiled}, its "
-        f"peaks need {ms(r['ideal'])}"
-        for r in shown.head(3).iter_rows(named=True)
-    ]
-    measured = c.side.peaks is not None and c.side.peaks.measured
-    change = "time with a cold cache" + ("" if measured else ", or measure the peaks")
+    largest = kernels.sort("sum", descending=True, maintain_order=True).head(3)
+    profiled = when(c.phase.is_slowed, " in the profile")
+    is_measured = c.side.peaks is not None and c.side.peaks.measured
+    measure = ", or measure the peaks (prunescope calibrate)"
     return Found(
         text=f"{percent(share)} of busy time is in kernels faster than the peaks allow: their data "
-        f"was in a cache, or a peak is too low{', though it was measured' * measured}",
-        evidence=lines,
-        change=change + ("" if measured else " (prunescope calibrate)"),
+        f"was in a cache, or a peak is too low{when(is_measured, ', though it was measured')}",
+        evidence=[
+            f"{shortened(name)} × {count:,}: the longest takes {ms(ns)}{profiled}, its peaks need "
+            f"{ms(ideal)}"
+            for name, ns, ideal, count, _ in largest.iter_rows()
+        ],
+        change=f"time with a cold cache{when(not is_measured, measure)}",
     )
 
 
 @finding("above-bound", "info", compares=True)
 def above_bound(c: Context) -> Found | None:
-    """The speedup exceeds the roofline bound; the ledger rows that explain it are named.
+    """Report that the speedup exceeds the roofline bound, with the ledger rows that explain it.
 
-    Else, and without the peaks of the device, its coverage bound.
+    Else, and without the peaks of the device, it exceeds its coverage bound.
     """
     ladder = c.phase.ladder if c.phase.is_speedup else None
     exceeded = _exceeded(ladder) if ladder is not None else None
@@ -266,32 +272,34 @@ def above_bound(c: Context) -> Found | None:
         return None
     name, bound = exceeded
     share = ladder.realised / bound
-    unmoved = c.phase.family is not None and c.phase.family.id == "dense"
-    if unmoved and share <= _ABOVE:
+    is_unmoved = c.phase.family is not None and c.phase.family.id == "dense"
+    if is_unmoved and share <= _ABOVE:
         return None  # two captures of one model
-    gains = [one for one in _beyond(c, name) if one[0].moves_ns < 0]
-    total = sum(row.moves_ns for row, _, _ in gains)
-    reasons = [
-        (why, f"{name} {ms(row.moves_ns)}")
-        for row, why, name in gains
+    gains = [gain for gain in _gains_beyond(c, name) if gain[0].moves_ns < 0]
+    total = sum(row.moves_ns for row, *_ in gains)
+    reasons = {
+        f"{row_name} {ms(row.moves_ns)}": why
+        for row, why, row_name in gains
         if row.moves_ns <= _NAMED * total and is_beyond_noise(row)
-    ]
+    }
     has_none = ladder.realised_ci95 is None and c.phase.sampled is None
     if has_none and not reasons and not c.is_disturbed:
         return None  # of profiled steps without an interval, only what a row of the ledger proves
-    why = "; ".join(why for why, _ in reasons) or "no ledger row beyond twice its noise explains it"
+    why = "; ".join(reasons.values()) or "no ledger row beyond twice its noise explains it"
     if c.is_disturbed:
-        why, reasons = "the times of this run are not valid, which may be the whole reason", []
+        why, reasons = "the times of this run are not valid, which may be the whole reason", {}
     return Found(
         text=f"realised {ladder.realised:.2f}× is {percent(share)} of the {name} bound: {why}",
-        evidence=[f"{name} bound {bound:.2f}×", *(line for _, line in reasons)],
+        evidence=[f"{name} bound {bound:.2f}×", *reasons],
     )
 
 
 def _exceeded(ladder: Ladder) -> tuple[str, float] | None:
-    """Name and value of the bound that the speedup exceeds, by more than rounding and beyond its
-    interval: the roofline bound, else the coverage bound, which is lower where bytes fell by more
-    than FLOPs."""
+    """Return the bound that the speedup exceeds, by more than rounding and beyond its interval.
+
+    It is the roofline bound, else the coverage bound, which is lower where bytes fell by more than
+    FLOPs; as its name and value.
+    """
     ends = ladder.share_interval()
     low = (ladder.realised_ci95 or [ladder.realised])[0]
     if ends is not None and ladder.roofline:
@@ -302,37 +310,35 @@ def _exceeded(ladder: Ladder) -> tuple[str, float] | None:
     return None
 
 
-def _beyond(c: Context, bound: str) -> list[tuple[Row, str, str]]:
-    """Ledger rows that a bound assumes unchanged, what each means where it is negative, and its
-    name; the largest gain first."""
-    kernels, shape, idle = (c.row(n) for n in ("kernel_efficiency", "shape", "launch_idle"))
+def _gains_beyond(c: Context, bound: str) -> list[tuple[Row, str, str]]:
+    """Return the ledger rows that a bound assumes unchanged, the largest gain first.
+
+    Each comes with what it means where it is negative, and its name.
+    """
+    kernels, shape, idle = (c.row(name) for name in ("kernel_efficiency", "shape", "launch_idle"))
     shift = c.row("roofline_shift") if bound == "coverage" else None
     idles = "the device idles less" if c.kernels.on_device else "less time passes between ops"
-    found = [
+    own = without_communication(kernels)
+    gains = [
         (shift, "bytes fell by more than FLOPs", "roofline shift"),
-        (
-            without_communication(kernels),
-            _why_faster(c),
-            "kernel efficiency without communication",
-        ),
+        (own, _why_faster(c), "kernel efficiency without communication"),
         (communication(kernels), "communication takes less time or waits less", "communication"),
         (shape, "tiles and waves fit the pruned shapes better", "shape"),
         (idle, f"{idles} than in the dense run", "launch and idle"),
     ]
-    known = [(row, why, name) for row, why, name in found if row is not None]
-    return sorted(known, key=lambda one: one[0].moves_ns)
+    rows = [(row, why, name) for row, why, name in gains if row is not None]
+    return sorted(rows, key=lambda gain: gain[0].moves_ns)
 
 
 def _why_faster(c: Context) -> str:
-    """Why the kernels of the pruned side are faster: what no pruning gives, where most of the gain
-    is in products that it did not touch."""
+    """Say why the kernels of the pruned side are faster.
+
+    No pruning gives that where most of the gain is in products that it did not touch.
+    """
     row = c.row("kernel_efficiency")
-    moved = {pair.key[1] for pair in c.pairs or () if not _is_as_before(pair)}
-    as_before = [
-        part
-        for part in (row.parts if row is not None else ())
-        if part.cls in PRODUCTS and part.role not in moved
-    ]
+    moved = {pair.key[1] for pair in c.pairs if not _is_as_before(pair)}
+    parts = row.parts if row is not None else []
+    as_before = [part for part in parts if part.cls in PRODUCTS and part.role not in moved]
     gain = sum(part.ns for part in as_before)
     if row is None or not gain < row.moves_ns / 2 < 0:
         return (
@@ -344,25 +350,25 @@ def _why_faster(c: Context) -> str:
             "attention is shorter: the trace does not say how many keys it read; key eviction "
             "would look like this"
         )
-    what = "kernels" if c.kernels.on_device else "ops"
     faster = [part.role for part in as_before if part.role is not None and part.ns < 0]
-    names = ", ".join(dict.fromkeys(faster[:3]))
     return (
-        f"{what} whose shapes did not move are faster ({names}: {ms(gain)}): another clock, "
-        "other threads or libraries, or less other work on the machine, which no pruning gives"
+        f"{'kernels' if c.kernels.on_device else 'ops'} whose shapes did not move are faster "
+        f"({', '.join(dict.fromkeys(faster[:3]))}: {ms(gain)}): another clock, other threads or "
+        "libraries, or less other work on the machine, which no pruning gives"
     )
 
 
 def _is_as_before(pair: Pair) -> bool:
-    """Whether a GEMM has the shape, the op and the number format of the dense one."""
-    one, other = pair.dense, pair.pruned
-    same = one is not None and other is not None and (one.op, one.dtype) == (other.op, other.dtype)
-    return same and pair.axis == "none"
+    """Return whether a GEMM has the shape, the op and the number format of the dense one."""
+    old, new = pair.dense, pair.pruned
+    if old is None or new is None:
+        return False
+    return pair.axis == "none" and (old.op, old.dtype) == (new.op, new.dtype)
 
 
 @finding("layer-alone", "info")
 def layer_alone(c: Context) -> Found | None:
-    """One decoder layer ran alone, so that no time is that of the model."""
+    """Report that one decoder layer ran alone, so that no time is that of the model."""
     sums = c.phase.closure
     if sums is msgspec.UNSET or not sums:
         return None
@@ -370,89 +376,93 @@ def layer_alone(c: Context) -> Found | None:
         text="one decoder layer ran alone: every time and speedup is of that layer, not of the "
         "model",
         evidence=[
-            f"{name}: {one.layers} × layer {one.layer} ({ms(one.layer_ns)}) and the rest "
-            f"({ms(one.rest_ns)}) are {one.text} of the whole model ({ms(one.whole_ns)})"
-            for name, one in sums.items()
+            f"{name}: {layer.layers} × layer {layer.layer} ({ms(layer.layer_ns)}) and the rest "
+            f"({ms(layer.rest_ns)}) are {layer.text} of the whole model ({ms(layer.whole_ns)})"
+            for name, layer in sums.items()
         ],
     )
 
 
 @finding("carry-over", "info")
 def carry_over(c: Context) -> Found | None:
-    """The trace contains device events of the step before it."""
-    found = c.phase.spill
-    device = found["ns"] + c.phase.busy_ns * c.phase.steps
-    if not found["events"] or found["ns"] < 0.01 * device:
+    """Report that the trace contains device events of the step before it."""
+    spill = c.phase.spill
+    device = spill["ns"] + c.phase.busy_ns * c.phase.steps
+    if not spill["events"] or spill["ns"] < 0.01 * device:
         return None
     return Found(
-        text=f"{found['events']:.0f} device events ({percent(found['ns'] / device, 1)} of device "
+        text=f"{spill['events']:.0f} device events ({percent(spill['ns'] / device, 1)} of device "
         "time) are carry-over from the step before, and are left out",
-        evidence=[f"{ms(found['ns'])} were launched before the trace began"],
+        evidence=[f"{ms(spill['ns'])} were launched before the trace began"],
         change="synchronise before the profiler starts",
     )
 
 
 @finding("nominal-differs", "info", compares=True)
 def nominal_differs(c: Context) -> Found | None:
-    """The nominal sparsity differs from what was removed."""
-    shares = c.phase.sparsity
-    nominal = shares.get("nominal")
-    names = (("parameters", "parameters"), ("flop", "FLOPs"), ("bytes", "bytes"))
-    known = [(label, share) for key, label in names if (share := shares.get(key)) is not None]
-    if not nominal or not known:
+    """Report that the nominal sparsity differs from what was removed."""
+    nominal, shares = c.phase.sparsity.get("nominal"), _removed(c)
+    if not nominal or not shares:
         return None
-    if all(abs(share - nominal) <= _OFF * nominal for _, share in known):
+    if all(abs(share - nominal) <= _OFF * nominal for share in shares.values()):
         return None
-    removed = [f"{percent(abs(share), 1)} of the {name}" for name, share in known if share > -_GREW]
-    parts = [f"removed were {', '.join(removed)}"] if removed else []
-    parts += [
-        f"the {name} grew by {percent(-share, 1)}" for name, share in known if share <= -_GREW
-    ]
+    removed, grown = [], []
+    for name, share in shares.items():
+        if share > -_GREW:
+            removed.append(f"{percent(abs(share), 1)} of the {name}")
+        else:
+            grown.append(f"the {name} grew by {percent(-share, 1)}")
+    parts = [f"nominal sparsity is {percent(nominal, 1)}"]
+    if removed:
+        parts.append(f"removed were {', '.join(removed)}")
     return Found(
-        text="; ".join([f"nominal sparsity is {percent(nominal, 1)}", *parts]),
-        evidence=[_why_it_differs(c, [share for _, share in known], nominal)],
+        text="; ".join([*parts, *grown]),
+        evidence=[_why_it_differs(c, list(shares.values()), nominal)],
         change="report the nominal and the removed share, and compare methods at equal FLOPs or "
         "parameters",
     )
 
 
+def _removed(c: Context) -> dict[str, float]:
+    """Return the shares of parameters, FLOPs and bytes that were removed, where they are known."""
+    shares = {name: c.phase.sparsity.get(key) for key, name in _SHARES.items()}
+    return {name: share for name, share in shares.items() if share is not None}
+
+
 @finding(SWAPPED_SIDES, "warning", compares=True)
 def swapped_sides(c: Context) -> Found | None:
-    """The pruned side is larger than the dense one in everything: they may have been swapped."""
-    shares = [share for name, share in c.phase.sparsity.items() if name != "nominal"]
-    known = [share for share in shares if share is not None]
-    if not known or any(share > -_GREW for share in known) or not _has_larger_gemms(c):
+    """Report that the pruned side is larger in everything: the sides may have been swapped."""
+    removed = c.phase.sparsity
+    shares = [share for name, share in removed.items() if name != "nominal" and share is not None]
+    if not shares or any(share > -_GREW for share in shares) or not _has_larger_gemms(c):
         return None
-    names = (("parameters", "parameters"), ("flop", "FLOPs"), ("bytes", "bytes"))
-    grown = [
-        f"{percent(-share, 1)} more {label}"
-        for key, label in names
-        if (share := c.phase.sparsity.get(key)) is not None
-    ]
+    grown = [f"{percent(-share, 1)} more {name}" for name, share in _removed(c).items()]
+    lines = [f"pruned: {c.side.path.name}"]
+    if c.baseline_side is not None:
+        lines.append(f"dense: {c.baseline_side.path.name}")
     return Found(
         text=f"the pruned side has {' and '.join(grown)} than the dense one: are the two sides "
         "swapped?",
-        evidence=[
-            f"pruned: {c.side.path.name}",
-            *([] if c.baseline_side is None else [f"dense: {c.baseline_side.path.name}"]),
-        ],
+        evidence=lines,
         change="give the dense trace as --baseline, and the pruned one as the trace to analyse",
     )
 
 
 def _has_larger_gemms(c: Context) -> bool:
-    """Whether GEMMs have larger N, K or M than their dense partners, or whole layers were added,
-    and nothing shrank: adapters, masks and maps add work and leave GEMMs as they were."""
-    pairs = c.evidence.pairs if c.evidence is not None else []
+    """Return whether GEMMs or layers grew, and nothing shrank.
+
+    GEMMs have larger N, K or M than their dense partners, or whole layers were added. Adapters,
+    masks and maps add work and leave GEMMs as they were.
+    """
     grew = False
-    for pair in pairs:
-        old = pair.dense.gemm if pair.dense is not None else None
-        new = pair.pruned.gemm if pair.pruned is not None else None
+    for pair in c.evidence.pairs if c.evidence is not None else []:
         if pair.pruned is None:
             return False
         if pair.dense is None:
             grew |= pair.key[0] is not None and pair.key[0] < 0
-        elif old is not None and new is not None:
+            continue
+        old, new = pair.dense.gemm, pair.pruned.gemm
+        if old is not None and new is not None:
             if new.n < old.n or new.k < old.k or new.m < old.m or new.batch < old.batch:
                 return False
             grew |= new != old
@@ -460,7 +470,7 @@ def _has_larger_gemms(c: Context) -> bool:
 
 
 def _why_it_differs(c: Context, shares: list[float], nominal: float) -> str:
-    """Why the removed shares are larger or smaller than the nominal one."""
+    """Say why the removed shares are larger or smaller than the nominal one."""
     if c.side.run is None:
         return "the nominal share was given; the others are counted from the ops of both traces"
     if all(share < _GREW for share in shares):
@@ -468,14 +478,19 @@ def _why_it_differs(c: Context, shares: list[float], nominal: float) -> str:
             "nothing was removed: hiding work (masks, skipped steps) or adding work (adapters) "
             "removes neither weights nor FLOPs"
         )
-    family = c.phase.family
-    if family is not None and any(one.changes_experts for one in known(family.ids)):
+    verdict = c.phase.family
+    if verdict is not None and any(family.changes_experts for family in known(verdict.ids)):
         return (
             "a token goes through as many experts as before where experts were removed, and no "
             "parameter was removed where it goes through fewer: parameters, FLOPs and bytes fall "
             "by different shares"
         )
-    rounding = f"rounding to whole heads, layers and {_aligned_words(c.side.run.pruning)}"
+    # The alignments to which the run's families rounded kept dimensions up.
+    pruning = c.side.run.pruning
+    parts = (pruning.parts or [pruning]) if pruning is not None else []
+    aligned = [str((part.knobs or {}).get("align", ALIGN)) for part in parts] or [ALIGN]
+    words = " or ".join(dict.fromkeys(map(aligned_words, aligned)))
+    rounding = f"rounding to whole heads, layers and {words}"
     if all(share <= nominal for share in shares):
         return (
             f"unpruned parts (embeddings, lm_head and the like) and {rounding} make the difference"
@@ -483,33 +498,21 @@ def _why_it_differs(c: Context, shares: list[float], nominal: float) -> str:
     return f"{rounding} makes the difference, and so does the base that s is a share of"
 
 
-def _aligned_words(pruning: Pruning | None) -> str:
-    """The alignments to which the run's families rounded kept dimensions up, in words."""
-    families = (pruning.parts or [pruning]) if pruning is not None else []
-    asked = [str((one.knobs or {}).get("align", ALIGN)) for one in families] or [ALIGN]
-    return " or ".join(dict.fromkeys(map(aligned_words, asked)))
-
-
 @finding("unsteady-clocks", "warning")
 def unsteady_clocks(c: Context) -> Found | None:
-    """Clocks changed while samples were taken, or differ between the two runs."""
-    clocks = [
-        (name, _clocks(side)) for name, side in (("dense", c.baseline_side), ("pruned", c.side))
-    ]
-    lines = []
-    for name, (before, after) in clocks:
-        lines += [
-            f"{name}: {_named(key)} clock {before[key] / 1e9:.2f} GHz before, "
-            f"{after[key] / 1e9:.2f} GHz after"
-            for key in before.keys() & after.keys()
-            if _differ(before[key], after[key])
-        ]
-    dense, pruned = clocks[0][1][0], clocks[1][1][0]
-    lines += [
-        f"{_named(key)} clock {dense[key] / 1e9:.2f} GHz in the dense run, "
-        f"{pruned[key] / 1e9:.2f} GHz in the pruned one"
-        for key in sorted(dense.keys() & pruned.keys())
-        if _differ(dense[key], pruned[key])
+    """Report that clocks changed while samples were taken, or differ between the two runs."""
+    (dense, dense_after), (pruned, pruned_after) = _clocks(c.baseline_side), _clocks(c.side)
+    comparisons = (
+        ("dense: ", dense, "before", dense_after, "after"),
+        ("pruned: ", pruned, "before", pruned_after, "after"),
+        ("", dense, "in the dense run", pruned, "in the pruned one"),
+    )
+    lines = [
+        f"{label}{key.removesuffix('_hz').replace('_', ' ')} clock {first[key] / 1e9:.2f} GHz "
+        f"{where}, {second[key] / 1e9:.2f} GHz {elsewhere}"
+        for label, first, where, second, elsewhere in comparisons
+        for key in first.keys() & second.keys()
+        if _differ(first[key], second[key])
     ]
     lines += _sampled(c)
     if not lines:
@@ -522,37 +525,30 @@ def unsteady_clocks(c: Context) -> Found | None:
 
 
 def _sampled(c: Context) -> list[str]:
-    """Unsteady clocks by the samples that the traces hold, and the mean power."""
-    sides = [("dense", c.baseline_kernels), ("pruned", c.kernels)]
-    found = [
-        (name, k.profiler.sampled_clock) for name, k in sides if k and k.profiler.sampled_clock
-    ]
-    moved = any(_differ(one.low, one.high) for _, one in found)
-    medians = [one.median for _, one in found]
-    if not moved and not (len(found) > 1 and _differ(*medians)):
+    """Describe unsteady clocks by the samples that the traces hold, and the mean power."""
+    clocks = {label or "pruned: ": side.kernels.profiler.sampled_clock for label, side in c.sides}
+    sampled = {label: clock for label, clock in clocks.items() if clock}
+    medians = [clock.median for clock in sampled.values()]
+    moved = any(_differ(clock.low, clock.high) for clock in sampled.values())
+    if not moved and not (len(medians) > 1 and _differ(*medians)):
         return []
     return [
-        f"{name}: clock {one.low / 1e9:.2f} to {one.high / 1e9:.2f} GHz in the steps (median "
-        f"{one.median / 1e9:.2f}), by {one.samples:,} samples"
-        + ("" if one.power is None else f"; power {one.power:,.0f} W in the mean")
-        for name, one in found
+        f"{label}clock {clock.low / 1e9:.2f} to {clock.high / 1e9:.2f} GHz in the steps (median "
+        f"{clock.median / 1e9:.2f}), by {clock.samples:,} samples"
+        + ("" if clock.power is None else f"; power {clock.power:,.0f} W in the mean")
+        for label, clock in sampled.items()
     ]
 
 
 def _clocks(side: Side | None) -> tuple[dict[str, float], dict[str, float]]:
-    """Clocks in Hz by name, before and after the samples."""
-    found = side.run.device.clocks if side is not None and side.run else None
-    return ({}, {}) if found is None else (_numbers(found.before), _numbers(found.after))
+    """Return the clocks of a run in Hz by name, before and after the samples."""
+    clocks = side.run.device.clocks if side is not None and side.run else None
+    readings = (clocks.before, clocks.after) if clocks is not None else (None, None)
+    before, after = (
+        {name: hz for name, hz in (reading or {}).items() if hz > 0} for reading in readings
+    )
+    return before, after
 
 
-def _numbers(clocks: Any) -> dict[str, float]:
-    pairs = clocks.items() if isinstance(clocks, dict) else ()
-    return {k: float(v) for k, v in pairs if isinstance(v, int | float) and v > 0}
-
-
-def _named(key: str) -> str:
-    return key.removesuffix("_hz").replace("_", " ")
-
-
-def _differ(a: float, b: float) -> bool:
-    return abs(a - b) > _CLOCK * max(a, b)
+def _differ(first: float, second: float) -> bool:
+    return abs(first - second) > _CLOCK * max(first, second)

@@ -1,5 +1,7 @@
-"""Whether the traces are evidence at all: runs that do not compare, launches that were captured
-into a CUDA graph, kernels that a trace lacks.
+"""Whether the traces are evidence at all.
+
+They are not where runs do not compare, launches were captured into a CUDA graph, or a trace lacks
+kernels.
 
 In: a Context. Out: Found, or None.
 """
@@ -34,7 +36,7 @@ _CHANGE = (
 
 @finding(CUT_OFF, "critical")
 def truncated_trace(c: Context) -> Found | None:
-    """The trace file is truncated, so its times do not cover whole steps."""
+    """Report that the trace file is truncated, so its times do not cover whole steps."""
     sides = [("pruned", c.kernels)]
     sides += [] if c.baseline_kernels is None else [("dense", c.baseline_kernels)]
     lines = _lines(c, "cut-off")
@@ -50,9 +52,10 @@ def truncated_trace(c: Context) -> Found | None:
 
 @finding(NOT_COMPARABLE, "critical")
 def not_comparable(c: Context) -> Found | None:
-    """The dense baseline ran with other inputs or settings, or only one run holds first calls."""
+    """Report that the dense run had other inputs or settings, or only one run has first calls."""
     differences = c.phase.comparison.differences if c.phase.comparison else ()
-    differences = [one for one in differences if one.kind != CUT]  # truncated-trace says so
+    # The finding truncated-trace says that a trace is cut off.
+    differences = [difference for difference in differences if difference.kind != CUT]
     if not differences:
         return None
     evidence = [
@@ -60,57 +63,45 @@ def not_comparable(c: Context) -> Found | None:
         *_without_first_calls(c, differences),
         *_scaled_to_batch(c, differences),
     ]
-    if all(one.kind == FIRST_CALLS for one in differences):
-        both = all(one.dense and one.pruned for one in differences)
+    kinds = {difference.kind for difference in differences}
+    text = "the dense baseline is not comparable"
+    change = "trace the dense model again with the settings of the pruned one"
+    if kinds == {FIRST_CALLS}:
+        both = all(difference.dense and difference.pruned for difference in differences)
         which = "both are cold, one of them more" if both else "one is cold"
-        return Found(
-            text=f"the two runs are not comparable: {which}",
-            evidence=evidence,
-            change="run the step a few times before the profiler starts, and trace again",
-        )
-    if all(one.kind == GRAPHS for one in differences):
-        return Found(
-            text="the two runs are not comparable: CUDA graphs of one side hide their kernels",
-            evidence=evidence,
-            change="record both sides with nsys profile --cuda-graph-trace=node",
-        )
-    if all(one.kind == DTYPE for one in differences):
-        return Found(
-            text="the dense baseline is not comparable: it ran in another number format",
-            evidence=evidence,
-            change=_dense_model_in_one_format(differences[0]),
-        )
-    ran = any(one.kind not in UNREADABLE for one in differences)
-    return Found(
-        text="the dense baseline is not comparable" + ": it ran with other settings" * ran,
-        evidence=evidence,
-        change="trace the dense model again with the settings of the pruned one",
-    )
-
-
-def _dense_model_in_one_format(of: Difference) -> str:
-    """Which dense model to compare with instead."""
-    name = dtype(str(of.pruned)) or str(of.pruned)
-    if name in QUANTISED:
-        return f"quantise the dense model too, to {name}, and compare with that"
-    return f"compare with a dense model that runs in {name}"
+        text = f"the two runs are not comparable: {which}"
+        change = "run the step a few times before the profiler starts, and trace again"
+    elif kinds == {GRAPHS}:
+        text = "the two runs are not comparable: CUDA graphs of one side hide their kernels"
+        change = "record both sides with nsys profile --cuda-graph-trace=node"
+    elif kinds == {DTYPE}:
+        text = "the dense baseline is not comparable: it ran in another number format"
+        name = dtype(str(differences[0].pruned)) or str(differences[0].pruned)
+        change = f"compare with a dense model that runs in {name}"
+        if name in QUANTISED:
+            change = f"quantise the dense model too, to {name}, and compare with that"
+    elif not kinds <= set(UNREADABLE):
+        text = "the dense baseline is not comparable: it ran with other settings"
+    return Found(text=text, evidence=evidence, change=change)
 
 
 def _without_first_calls(c: Context, differences: Sequence[Difference]) -> Iterator[str]:
-    """Both times without first calls, and their ratio, where one side is cold."""
+    """Give both times without first calls, and their ratio, where one side is cold."""
     old, new = c.phase.baseline, c.phase
-    if old is None or all(one.kind != FIRST_CALLS for one in differences):
+    if old is None or all(difference.kind != FIRST_CALLS for difference in differences):
         return
-    rest = [one.wall_ns - one.first_call_ns for one in (old, new)]
+    dense, pruned = (side.wall_ns - side.first_call_ns for side in (old, new))
     yield (
-        f"without first calls a step takes {ms(rest[0])} in the dense run and {ms(rest[1])} in the "
-        f"pruned one, {rest[0] / rest[1]:.2f}×"
+        f"without first calls a step takes {ms(dense)} in the dense run and {ms(pruned)} in the "
+        f"pruned one, {dense / pruned:.2f}×"
     )
 
 
 def _scaled_to_batch(c: Context, differences: Sequence[Difference]) -> Iterator[str]:
-    """Both busy times at the dense run's batch, where no other input differs. Idle time stays: the
-    host makes as many calls, and first ones, for any batch."""
+    """Give both busy times at the dense run's batch, where no other input differs.
+
+    Idle time stays: the host makes as many calls, and first ones, for any batch.
+    """
     ratio = batch_ratio(differences)
     old, new = c.phase.baseline, c.phase
     if old is None or ratio is None:
@@ -126,7 +117,7 @@ def _scaled_to_batch(c: Context, differences: Sequence[Difference]) -> Iterator[
 
 @finding("captured-step", "critical")
 def captured_step(c: Context) -> Found | None:
-    """Most kernel launches of a run were captured into a CUDA graph, so no step was timed."""
+    """Report that no step was timed: most kernel launches were captured into a CUDA graph."""
     lines = _lines(c, "captured-step")
     if not lines:
         return None
@@ -140,7 +131,7 @@ def captured_step(c: Context) -> Found | None:
 
 @finding("captured-launches", "warning")
 def captured_launches(c: Context) -> Found | None:
-    """Some kernel launches of a run were captured into a CUDA graph and did not run."""
+    """Report that some kernel launches were captured into a CUDA graph and did not run."""
     lines = _lines(c, "captured-launches")
     if not lines:
         return None
@@ -158,7 +149,7 @@ def _lines(c: Context, kind: str) -> list[str]:
 
 @finding("kernels-missing", "warning")
 def kernels_missing(c: Context) -> Found | None:
-    """The trace lacks kernels: launches without one, no GEMM at all, incomplete layers."""
+    """Report that the trace lacks kernels: launches without one, no GEMM, incomplete layers."""
     missing = MISSING_KERNELS - {"cut-off"}  # truncated-trace says so
     lines = [sentence(one) for one in c.caveats if one.kind in missing]
     if not lines:

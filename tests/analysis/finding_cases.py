@@ -48,7 +48,7 @@ def sdpa(us: float, keys: int = 512) -> Op:
 
 
 def layers(*modules: tuple[str, Any], count: int = 2) -> dict[str, Any]:
-    """A step of `count` layers of modules (path inside the layer, item)."""
+    """Build a step of `count` layers of modules (path inside the layer, item)."""
     items = [module(LAYER.format(i) + path, *_many(item)) for i in range(count)
              for path, item in modules]  # fmt: skip
     return chrome(step(0, *items))
@@ -61,7 +61,7 @@ def _many(item: Any) -> tuple[Any, ...]:
 def report(
     tmp_path: Path, dense: dict[str, Any], pruned: dict[str, Any], sparsity: float | None = 0.5
 ) -> Report:
-    """The report of two bare traces."""
+    """Return the report of two bare traces."""
     a = save(dense, tmp_path / "dense.json.gz")
     b = save(pruned, tmp_path / "pruned.json.gz")
     options = Options(sparsity=sparsity, device="h100-sxm")
@@ -77,7 +77,10 @@ def pair(
     tmp_path: Path, dense: dict[str, Any], pruned: dict[str, Any], *, phase: str = "prefill",
     **runs: Any,
 ) -> Report:  # fmt: skip
-    """The report of a pair of run folders; `pruned_run` and `dense_run` are fields of theirs."""
+    """Return the report of a pair of run folders.
+
+    `pruned_run` and `dense_run` are fields of theirs.
+    """
     return analyze(write_pair(tmp_path / "run", dense, pruned, phase=phase, **runs)).report
 
 
@@ -90,7 +93,10 @@ def plain() -> dict[str, Any]:
 
 
 def found(of: Report | Phase, name: str) -> Finding | None:
-    """A finding of a phase, or of a report's only phase; all must have a severity and a text."""
+    """Return a finding of a phase, or of a report's only phase, after a check of all findings.
+
+    All must have a severity, a text and evidence without empty lines.
+    """
     (phase,) = of.phases.values() if isinstance(of, Report) else (of,)
     for finding in phase.findings:
         assert finding.severity in SEVERITIES
@@ -100,7 +106,7 @@ def found(of: Report | Phase, name: str) -> Finding | None:
 
 
 def present(of: Report | Phase, name: str, severity: str, *says: str) -> None:
-    """That the finding is there, with this severity and these words."""
+    """Assert that the finding is there, with this severity and these words."""
     finding = found(of, name)
     assert finding is not None
     assert finding.severity == severity
@@ -141,8 +147,10 @@ def cslt(m: int, us: float) -> Op:
 
 
 def tiled(n: int, us: float, k_: int = K, m: int = M, *, under: float = 0) -> Op:
-    """128x128 tiles, one block an SM (255 registers x 256 threads): 132 slots on an H100. `under`:
-    us of it that run under the kernel before."""
+    """Build a GEMM of 128x128 tiles, one block per SM: 132 slots on an H100.
+
+    A block has 255 registers and 256 threads. `under`: us of it that run under the kernel before.
+    """
     grid = (-(-n // 128), -(-m // 128), 1)
     kernel = k(us=us, name=TILED, grid=grid, block=(256, 1, 1), registers=255, gap_us=-under)
     return op("aten::mm", [m, k_], [k_, n], dtype=BF16, kernels=[kernel])
@@ -211,13 +219,13 @@ def clocks(before: float, after: float) -> dict[str, Any]:
 
 
 def copy_(*shape: int, us: float = 50, source: str = BF16) -> Op:
-    """A copy of a tensor into bf16."""
+    """Build a copy of a tensor into bf16."""
     dims, kernels = list(shape), [k(us=us, name="copy_kernel")]
     return op("aten::copy_", dims, dims, [], dtypes=[BF16, source, "Scalar"], kernels=kernels)
 
 
 def head(tmp_path: Path, *ops: Op, rows: int = 1) -> Phase:
-    """An MLP's product, and these ops before that of lm_head."""
+    """Analyse an MLP's product, and these ops before that of lm_head."""
     parts = (module("model.layers.0.mlp.up_proj", mm(us=20)),
              module("lm_head", *ops, mm(rows, V, H, us=10)))  # fmt: skip
     trace = chrome(step(0, *parts), step(1, *parts))

@@ -27,7 +27,7 @@ def launches(trace: Event) -> list[Event]:
 
 
 def never_run(trace: Event, first: int, last: int) -> None:
-    """The kernels of some launches go, as where they were captured, or lost."""
+    """Drop the kernels of some launches, as if the launches were captured, or the kernels lost."""
     gone = {e["args"]["correlation"] for e in launches(trace)[first:last]}
     trace["traceEvents"] = [
         e for e in trace["traceEvents"]
@@ -47,7 +47,7 @@ def captured(
     count: int, *, of: int, begin: str = "cudaStreamBeginCapture",
     end: str | None = "cudaStreamEndCapture", lead_us: float = 10, **fields: Any,
 ) -> Event:  # fmt: skip
-    """A step of `of` launches whose last `count` a stream captured."""
+    """Build a step of `of` launches whose last `count` a stream captured."""
     trace = chrome(module("ProfilerStep#0", *[MM] * of), lead_us=lead_us)
     rows = launches(trace)[of - count :]
     never_run(trace, of - count, of)
@@ -79,8 +79,8 @@ def test_a_step_that_was_captured(tmp_path: Path) -> None:
     assert "trace a replay" in str(said.change) and "before the capture" in str(said.change)
     assert report.warnings[0] == f"t.json: {counted}"
     assert report.partial
-    for other in ("kernels-missing", "captured-launches", "late-first-launch"):
-        assert found(phase, other) is None
+    for absent in ("kernels-missing", "captured-launches", "late-first-launch"):
+        assert found(phase, absent) is None
     assert headline(phase).startswith(f"no step was timed (the trace: {counted})")
     assert "a step, busy" not in shown(report)
 
@@ -167,7 +167,7 @@ def test_a_real_capture(real_report: Callable[[str], Report]) -> None:
     counted = "544 of 546 kernel launches were captured into a graph and did not run"
     assert report.warnings == [f"{CAPTURE}: {counted}"]
     assert report.partial
-    assert [one.id for one in phase.findings] == ["captured-step"]
+    assert [item.id for item in phase.findings] == ["captured-step"]
     assert headline(phase).startswith(f"no step was timed (the trace: {counted})")
 
 

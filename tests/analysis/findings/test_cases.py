@@ -1,5 +1,8 @@
-"""Which findings a phase has: a row is a finding, its severity (None: it must not appear), words of
-its text or evidence, and the traces or runs. Numbers and whole sentences: the other files here."""
+"""Which findings a phase has.
+
+A row is a finding, its severity (None: it must not appear), words of its text or evidence, and the
+traces or runs. The other files here test numbers and whole sentences.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +89,7 @@ def on_cpu(gap_us: float) -> Any:
 
 
 def unprofiled(times: float) -> Callable[[Path], Phase]:
-    """Samples of `times` the profiled wall."""
+    """Make a phase whose samples take `times` the profiled wall."""
 
     def make(tmp_path: Path) -> Phase:
         wall = alone(tmp_path, model(FULL)).wall_ns

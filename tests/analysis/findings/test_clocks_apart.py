@@ -19,8 +19,10 @@ LAG_US = 20  # from the start of a launch to that of its kernel; the host's call
 
 
 def shifted(us: float, *, count: int = KERNELS) -> dict[str, Any]:
-    """Kernels of 10 us, each launched when the device had run out of work; the last `count` of them
-    are written down `us` earlier."""
+    """Write the last `count` kernels down `us` earlier than they ran.
+
+    All kernels take 10 us, and each is launched when the device has run out of work.
+    """
     trace = chrome(*[x for _ in range(KERNELS) for x in (gap(us=LAG_US, launch=True), mm(10))])
     kernels = [event for event in trace["traceEvents"] if event["cat"] == "kernel"]
     assert len(kernels) == KERNELS

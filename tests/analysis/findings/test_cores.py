@@ -161,8 +161,11 @@ def test_not_named(name: str, tmp_path: Path) -> None:
 
 
 def test_real_traces(real_report: Callable[[str], Report]) -> None:
-    """The V100's linears ran in fp32, without any TF32 to allow; the H100's in bf16, and most of
-    the A100's in TF32, on tensor cores."""
+    """Only the V100's linears ran on CUDA cores.
+
+    They ran in fp32, without any TF32 to allow; those of the H100 ran in bf16, and most of the
+    A100's in TF32, on tensor cores.
+    """
     v100 = about_cores(real_report("v100_legacy_graphs.json.gz").phases["trace"])
     assert v100 is not None
     assert all("volta_sgemm" in line and "None" not in line for line in v100.evidence)

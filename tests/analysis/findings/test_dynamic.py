@@ -31,16 +31,16 @@ from tests.analysis.finding_cases import (
 
 def test_dynamic_m_at_batch_8_reads_all_weights(tmp_path: Path) -> None:
     runs = {"pruned_run": decode_run(8), "dense_run": {"phase_fields": {"batch": 8}}}
-    one = pair(tmp_path, routed(8, 50), routed(4, 50), phase="decode", **runs)
-    finding = found(one, "reads-all-weights")
+    result = pair(tmp_path, routed(8, 50), routed(4, 50), phase="decode", **runs)
+    finding = found(result, "reads-all-weights")
     assert finding is not None
     assert "99.6 %" in finding.text  # 1 - 0.5 ** 8 = 0.99609
 
 
 def test_block_sparse_attention_below_its_break_even(tmp_path: Path) -> None:
     runs = {"pruned_run": method("dynamic-nk")}
-    one = pair(tmp_path, attention(), sparse_attention(50, 60), **runs)
-    finding = found(one, "below-break-even")
+    result = pair(tmp_path, attention(), sparse_attention(50, 60), **runs)
+    finding = found(result, "below-break-even")
     assert finding is not None
     assert finding.predicted_ns == pytest.approx(2 * 10_000)  # 50 + 60 - 100 us a layer
     assert "at 512 keys" in finding.text
@@ -48,8 +48,8 @@ def test_block_sparse_attention_below_its_break_even(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("run", [method("token-drop"), counts("rows", 256, 512)])
 def test_tokens_that_are_masked_and_computed(tmp_path: Path, run: dict[str, Any]) -> None:
-    one = pair(tmp_path, routed(M, 100), routed(M, 100), pruned_run=run)
-    finding = found(one, "masked-tokens")
+    result = pair(tmp_path, routed(M, 100), routed(M, 100), pruned_run=run)
+    finding = found(result, "masked-tokens")
     assert finding is not None
     assert finding.severity == "critical"
     assert "M = 512 dense and pruned" in finding.evidence
@@ -73,8 +73,8 @@ def zeroed(*zero_layers: int) -> dict[str, Any]:
 def test_layers_that_are_skipped_and_executed(
     tmp_path: Path, run: dict[str, Any], share: float
 ) -> None:
-    one = pair(tmp_path, routed(M, 100), routed(M, 100), pruned_run=run, dense_run=zeroed())
-    finding = found(one, "skipped-layers-executed")
+    result = pair(tmp_path, routed(M, 100), routed(M, 100), pruned_run=run, dense_run=zeroed())
+    finding = found(result, "skipped-layers-executed")
     assert finding is not None
     assert finding.predicted_ns == pytest.approx(share * 600_000)
     assert "all 2 layers" in finding.text
@@ -111,11 +111,11 @@ def test_bytes_that_grew_did_not_go(tmp_path: Path) -> None:
 
 def test_a_sparsity_that_is_what_it_says(tmp_path: Path) -> None:
     runs = {"pruned_run": sized(0.5, 520), "dense_run": {"parameters": 1000}}
-    one = pair(tmp_path, narrow(N, 100), narrow(N // 2, 60), **runs)
-    (phase,) = one.phases.values()
+    result = pair(tmp_path, narrow(N, 100), narrow(N // 2, 60), **runs)
+    (phase,) = result.phases.values()
     # Activations of M x K stay: bytes fall by 45 %, within a tenth of a half.
     assert phase.sparsity["bytes"] == pytest.approx(0.45, abs=0.01)
-    assert "nominal-differs" not in ids(one)
+    assert "nominal-differs" not in ids(result)
 
 
 @pytest.mark.parametrize(

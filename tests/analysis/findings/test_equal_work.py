@@ -20,7 +20,7 @@ OTHER, OUTLIER = "unexplained-difference", "gemm-outlier"
 def gemms(*us: float, name: str = "a_gemm_kernel") -> dict[str, Any]:
     """One GEMM each, of these times."""
     roles = ("mlp.gate_proj", "mlp.up_proj")
-    return layers(*[(role, mm(us=one, name=name)) for role, one in zip(roles, us, strict=True)],
+    return layers(*[(role, mm(us=time, name=name)) for role, time in zip(roles, us, strict=True)],
                   count=1)  # fmt: skip
 
 
@@ -87,8 +87,8 @@ def test_one_gemm_that_took_many_times_as_long(tmp_path: Path) -> None:
 
     def three(us: float) -> dict[str, Any]:
         return chrome(step(0, *[
-            layer for i, one in enumerate((40, us, 40))
-            for layer in [mm(us=one, n=4096 + 64 * i)]
+            layer for i, time in enumerate((40, us, 40))
+            for layer in [mm(us=time, n=4096 + 64 * i)]
         ]))  # fmt: skip
 
     slow, fast = three(2470), three(37)
@@ -104,7 +104,7 @@ def test_gemms_that_changed_alike_or_little_are_no_outliers(
     """Half of the time in all, or less than three times in one: no gemm-outlier."""
 
     def steps_of(times: tuple[float, ...]) -> dict[str, Any]:
-        return chrome(step(0, *[mm(us=one, n=4096 + 64 * i) for i, one in enumerate(times)]))
+        return chrome(step(0, *[mm(us=time, n=4096 + 64 * i) for i, time in enumerate(times)]))
 
     assert found(of_pair(tmp_path, steps_of((40, 40, 40)), steps_of(us)), OUTLIER) is None
 

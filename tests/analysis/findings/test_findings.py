@@ -33,7 +33,7 @@ from tests.chrome import chrome, gap, k, module, op, save, step
 
 
 def test_unequal_steps(tmp_path: Path) -> None:
-    one, more = model(FULL), model(FULL)
+    dense, more = model(FULL), model(FULL)
     extra = step(2, *[op("aten::add", [4], [4], kernels=[k(us=1)])] * 2)
     more["traceEvents"] += [
         {**e, "ts": e["ts"] + 10**6,
@@ -41,11 +41,11 @@ def test_unequal_steps(tmp_path: Path) -> None:
                                   if i in e["args"]}}}
         for e in chrome(extra)["traceEvents"]
     ]  # fmt: skip
-    present(of_pair(tmp_path, one, more), "unequal-steps", "warning", "pruned: ")
+    present(of_pair(tmp_path, dense, more), "unequal-steps", "warning", "pruned: ")
     alone = analyze(save(more, tmp_path / "alone.json")).report.phases["trace"]
     [said] = [f for f in alone.findings if f.id == "unequal-steps"]
     assert said.evidence[0].split()[0].rstrip(",").isdigit()  # no side: there is one only
-    assert found(of_pair(tmp_path, one, one), "unequal-steps") is None
+    assert found(of_pair(tmp_path, dense, dense), "unequal-steps") is None
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,8 @@ def test_a_step_without_kernels_is_unequal_too(
     held: tuple[int, ...], shown: str, tmp_path: Path
 ) -> None:
     steps = [module(f"ProfilerStep#{i}", *[MM] * n, gap(us=1)) for i, n in enumerate(held)]
-    for i, one in enumerate(held):
-        if not one:  # a host op, or the annotation would be empty
+    for i, count in enumerate(held):
+        if not count:  # a host op, or the annotation would be empty
             steps[i] = module(f"ProfilerStep#{i}", op("aten::view", [4, 5]))
     [said] = [f for f in alone(tmp_path, chrome(*steps)).findings if f.id == "unequal-steps"]
     assert said.evidence == [f"{shown} kernels in steps 0 to 2"]
@@ -160,8 +160,8 @@ def test_profiled_steps_that_stay_disturbed_are_not_valid(tmp_path: Path) -> Non
     """Half of them are not yet most."""
     for seats, wanted in ((1, False), (2, True)):
         placements = two_placements(0)
-        for one in placements[:seats]:
-            one["steps_disturbed"] = ["waits"]
+        for placement in placements[:seats]:
+            placement["steps_disturbed"] = ["waits"]
         phase = of_run(
             tmp_path / str(seats), model(FULL), model(NARROW), both_samples_ns=MANY,
             both_placements=placements,
@@ -202,8 +202,11 @@ def test_times_for_people() -> None:
 def test_a_real_trace_that_waits_for_its_host_is_told_so(
     real_report: Callable[[str], Report],
 ) -> None:
-    """The B200 waits for its host 86 % of the time, 9 % for first calls of cuBLAS, and is accused
-    of nothing else; the profiler, which recorded 15,230 calls of Python, has a part in that."""
+    """The B200 waits for its host 86 % of the time, 9 % for first calls of cuBLAS.
+
+    It is accused of nothing else. The profiler, which recorded 15,230 calls of Python, has a part
+    in that.
+    """
     phase = real_report("b200_eager.json.gz").phases["trace"]
     assert {f.id for f in phase.findings} == {"launch-bound", "first-calls"}
     present(phase, "launch-bound", "warning", "15,230 calls of Python (with_stack)")

@@ -62,7 +62,7 @@ def test_sums_of_the_residual_are_of_no_family(tmp_path: Path) -> None:
     dense = layers(("mlp.up_proj", mm(us=400)), kept)
     pruned = layers(("mlp.up_proj", mm(n=N // 2, us=200)), kept)
     phase = report(tmp_path, dense, pruned, 0.5)
-    changes = [str(one.change) for p in phase.phases.values() for one in p.findings]
+    changes = [str(item.change) for p in phase.phases.values() for item in p.findings]
     assert not any("touches residual" in change for change in changes), changes
     assert any("fuse that work" in change for change in changes), changes
 
@@ -172,11 +172,11 @@ def test_gemms_hidden_in_part_promise_nothing(under: float, is_there: bool, tmp_
 
 @pytest.mark.parametrize("name", ADDED)
 def test_each_purpose_of_added_work_is_named_alone(tmp_path: Path, name: str) -> None:
-    one = report(tmp_path, block(), block(ADDED[name]))
-    finding = found(one, name)
+    result = report(tmp_path, block(), block(ADDED[name]))
+    finding = found(result, name)
     assert finding is not None
     assert finding.predicted_ns == pytest.approx(2 * 30_000)  # 30 us in each of two layers
-    assert {i for i in ids(one) if i in ADDED} == {name}
+    assert {i for i in ids(result) if i in ADDED} == {name}
 
 
 def test_maps_that_eat_the_gain(tmp_path: Path) -> None:
@@ -206,9 +206,9 @@ def test_a_real_trace_against_itself_shows_none_of_them(
     real_trace: Callable[[str], Path], name: str
 ) -> None:
     path = real_trace(f"{name}.json.gz")
-    one = analyze(path, baseline=path).report
-    assert not ids(one) & NEW
-    assert not [f for p in one.phases.values() for f in p.findings
+    result = analyze(path, baseline=path).report
+    assert not ids(result) & NEW
+    assert not [f for p in result.phases.values() for f in p.findings
                 if f.severity == "critical" and f.id in NEW]  # fmt: skip
 
 
@@ -223,8 +223,8 @@ def test_gathers_inserted_into_a_real_trace(
         op="aten::index_select", dims=[[8944, 1024], [], [4472]],
         types=["c10::BFloat16", "Scalar", "long int"],
     )  # fmt: skip
-    one = analyze(edit.save(tmp_path / "pruned.json"), baseline=path).report
-    finding = found(one, "added-gather-scatter")
+    result = analyze(edit.save(tmp_path / "pruned.json"), baseline=path).report
+    finding = found(result, "added-gather-scatter")
     assert finding is not None
     assert finding.predicted_ns == pytest.approx(50_000 * len(places))
-    assert ids(one) & NEW == {"added-gather-scatter"}
+    assert ids(result) & NEW == {"added-gather-scatter"}

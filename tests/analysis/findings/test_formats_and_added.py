@@ -70,13 +70,15 @@ def test_a_promise_stays_one(tmp_path: Path) -> None:
 
 
 def in_formats(tmp_path: Path, *formats: tuple[str, str], us: float = 200) -> Report:
-    """Six steps of a linear a format, dense and pruned, of 400 us a dense step and `us` a pruned
-    one."""
+    """Run six steps of one linear per format, dense and pruned.
+
+    A dense step takes 400 us and a pruned one `us`.
+    """
     paths = []
     for side, whole in enumerate((400, us)):
         linears = [
-            op("aten::mm", [M, K], [K, K], dtypes=(one[side],) * 2, us=whole / len(formats))
-            for one in formats
+            op("aten::mm", [M, K], [K, K], dtypes=(pair[side],) * 2, us=whole / len(formats))
+            for pair in formats
         ]
         trace = chrome(*[step(i, *linears) for i in range(6)], cpu=True)
         paths.append(save(trace, tmp_path / f"{side}.json"))
@@ -88,15 +90,17 @@ HALVES = ("c10::Half", "c10::BFloat16")
 
 @pytest.mark.parametrize("us", [200, 400])
 def test_formats_that_differ_are_a_difference_everywhere(tmp_path: Path, us: float) -> None:
-    """bf16 against fp16, at 2× and at 1×: no gate passes, pictures are hatched, and the paragraph
-    begins with it."""
+    """bf16 against fp16, at 2× and at 1×, is a difference that every output tells.
+
+    No gate passes, pictures are hatched, and the paragraph begins with it.
+    """
     report = in_formats(tmp_path, HALVES, us=us)
     phase = report.phases["trace"]
     assert phase.comparison is not None and not phase.is_speedup
-    (one,) = phase.comparison.differences
-    assert (one.kind, one.dense, one.pruned) == ("dtype", "fp16", "bf16")
-    found = check_report(report, parse_rules(["realised >= 0.9"]))
-    assert found.verdicts[0].state == "undecided"
+    (difference,) = phase.comparison.differences
+    assert (difference.kind, difference.dense, difference.pruned) == ("dtype", "fp16", "bf16")
+    checked = check_report(report, parse_rules(["realised >= 0.9"]))
+    assert checked.verdicts[0].state == "undecided"
     assert phase_reasons(phase)[0] == ledger_reasons(phase)[0] == NOT_COMPARABLE
     assert bound_reasons(phase)["realised"][0] == NOT_COMPARABLE
     text = summary(phase)
@@ -141,8 +145,8 @@ def test_ops_tell_the_format_of_a_run_whose_manifest_names_that_of_its_parameter
     report = prunescope.analyze(write_pair(tmp_path, dense, pruned, both_dtype="fp32") / "pruned")
     phase = report.phases["prefill"]
     assert phase.comparison is not None and not phase.is_speedup
-    (one,) = phase.comparison.differences
-    assert (one.kind, one.dense, one.pruned) == ("dtype", "fp32", "int8")
+    (difference,) = phase.comparison.differences
+    assert (difference.kind, difference.dense, difference.pruned) == ("dtype", "fp32", "int8")
     assert "GEMMs in int8 against fp32; 1.00× is no speedup" in headline(phase)
     assert any(finding.id == "not-comparable" for finding in phase.findings)
     assert " · int8 products, fp32 else · " in title(report)

@@ -17,7 +17,7 @@ Real = Callable[[str], Report]
 
 
 def finding(phase: Phase, name: str) -> Finding | None:
-    return next((one for one in phase.findings if one.id == name), None)
+    return next((item for item in phase.findings if item.id == name), None)
 
 
 def gaps(phase: Phase) -> dict[str, float]:
@@ -26,7 +26,7 @@ def gaps(phase: Phase) -> dict[str, float]:
 
 
 def gain_of_a_graph(phase: Phase) -> float:
-    """The largest gain predicted by a finding that advises a graph, ns."""
+    """Return the largest gain that a finding that advises a graph predicts, ns."""
     advised = [f for f in phase.findings if "CUDA graph" in f"{f.change} {f.text}"]
     return max((f.predicted_ns or 0.0 for f in advised), default=0.0)
 
@@ -72,9 +72,9 @@ def allocates(folder: Path, name: str, count: int, *, thread: int = 1) -> Phase:
 def test_calls_of_the_allocator_are_no_dispatch(name: str, tmp_path: Path) -> None:
     phase = allocates(tmp_path, name, 20)
     assert gaps(phase)["allocator"] == 100e6
-    found = finding(phase, "allocator-calls")
-    assert found is not None and found.severity == "warning"
-    assert f"20 {name} a step" in found.text
+    result = finding(phase, "allocator-calls")
+    assert result is not None and result.severity == "warning"
+    assert f"20 {name} a step" in result.text
     assert finding(phase, "launch-bound") is None
 
 
@@ -150,10 +150,10 @@ def test_collectives_of_other_threads_are_named(tmp_path: Path) -> None:
     host.span("user_annotation", "gloo:all_reduce", 1000 + 10 * MS, 40 * MS, thread=2)
     phase = phase_of(host.file(tmp_path))
     assert gaps(phase) == {"collective": 40e6, "host": 10e6}
-    found = finding(phase, "host-collectives")
-    assert found is not None and "gloo:all_reduce" in found.text
-    assert found.evidence == ["40.000 ms of 50.000 ms without work (80 %)"]
-    assert "backward" not in str(found.change)
+    result = finding(phase, "host-collectives")
+    assert result is not None and "gloo:all_reduce" in result.text
+    assert result.evidence == ["40.000 ms of 50.000 ms without work (80 %)"]
+    assert "backward" not in str(result.change)
     host.span("cpu_op", "autograd::engine::evaluate_function: MmBackward0", 1000, 1)
     trained = finding(phase_of(host.file(tmp_path)), "host-collectives")
     assert trained is not None and "buckets of gradients" in str(trained.change)
@@ -161,7 +161,7 @@ def test_collectives_of_other_threads_are_named(tmp_path: Path) -> None:
 
 
 def slow_loop(*gaps_ms: float) -> Host:
-    """A host trace: products of 5 ms with these gaps between them."""
+    """Build a host trace: products of 5 ms with these gaps between them."""
     host = Host()
     at = 1000.0
     shapes = {"Input Dims": [[64, 64], [64, 64]], "Input type": ["float", "float"]}
@@ -177,14 +177,14 @@ def test_one_long_gap_is_named_and_no_dispatch(tmp_path: Path) -> None:
     host.span("python_function", "train.py(7): fetch", 1000 + 11 * MS, 50 * MS)
     host.span("python_function", "<built-in function sleep>", 1000 + 11 * MS, 49 * MS)
     phase = phase_of(host.file(tmp_path))
-    found = finding(phase, "long-gap")
-    assert found is not None and finding(phase, "dispatch-bound") is None
-    assert found.text == (
+    result = finding(phase, "long-gap")
+    assert result is not None and finding(phase, "dispatch-bound") is None
+    assert result.text == (
         "for 69 % of the step no op runs in one gap, in <built-in function sleep>: the cause "
         "is not dispatch"
     )
-    assert found.evidence == ["50.000 ms in <built-in function sleep>, before aten::mm"]
-    assert "larger batch" not in str(found.change)
+    assert result.evidence == ["50.000 ms in <built-in function sleep>, before aten::mm"]
+    assert "larger batch" not in str(result.change)
 
 
 def test_a_call_that_is_interrupted_once_is_not_to_be_shortened(tmp_path: Path) -> None:
@@ -193,9 +193,9 @@ def test_a_call_that_is_interrupted_once_is_not_to_be_shortened(tmp_path: Path) 
     for number in range(9):
         host.span("cpu_op", "detach_", 1000 + 7 * MS + number, 0.2)
     host.span("cpu_op", "detach_", 1000 + 11.5 * MS, 49 * MS)
-    found = finding(phase_of(host.file(tmp_path)), "long-gap")
-    assert found is not None and "an interruption" in found.text
-    assert "shorten" not in str(found.change) and "cores of its own" in str(found.change)
+    result = finding(phase_of(host.file(tmp_path)), "long-gap")
+    assert result is not None and "an interruption" in result.text
+    assert "shorten" not in str(result.change) and "cores of its own" in str(result.change)
 
 
 def test_a_call_that_is_interrupted_within_is_named_by_its_like(tmp_path: Path) -> None:
@@ -205,13 +205,15 @@ def test_a_call_that_is_interrupted_within_is_named_by_its_like(tmp_path: Path) 
     host.span("cpu_op", "aten::mm", 1000 + 25 * MS, 95 * MS, more=shapes)
     phase = phase_of(host.file(tmp_path))
     assert phase.wall_ns == 120e6
-    found = finding(phase, "interrupted-ops")
-    assert found is not None and found.severity == "warning"
-    assert found.text.startswith("one call takes 90.000 ms (75 %) more than the others of the same")
-    assert found.evidence == [
+    result = finding(phase, "interrupted-ops")
+    assert result is not None and result.severity == "warning"
+    assert result.text.startswith(
+        "one call takes 90.000 ms (75 %) more than the others of the same"
+    )
+    assert result.evidence == [
         "aten::mm (unknown) takes 95.000 ms in step 0, 5.000 ms as the median of 6 calls"
     ]
-    assert "cores of its own" in str(found.change)
+    assert "cores of its own" in str(result.change)
     invalid = finding(phase, "timing-not-valid")  # 75 %: most of the step
     assert invalid is not None and invalid.severity == "critical"
     assert invalid.evidence == ["interruptions hold 75 % of the step"]
@@ -222,7 +224,7 @@ def test_a_call_that_is_interrupted_within_is_named_by_its_like(tmp_path: Path) 
 
 
 def narrowed(folder: Path, host: Host, width: int, at_ms: float) -> Path:
-    """A trace with one more product, of this width."""
+    """Write a trace with one more product, of this width."""
     shapes = {"Input Dims": [[64, 64], [64, width]], "Input type": ["float", "float"]}
     host.span("cpu_op", "aten::mm", 1000 + at_ms * MS, 5 * MS, more=shapes)
     folder.mkdir()
@@ -237,13 +239,13 @@ def test_rows_of_the_ledger_that_interruptions_and_single_gaps_make(tmp_path: Pa
     host.span("cpu_op", "aten::mm", 1000 + 20 * MS, 95 * MS, more=shapes)
     path = narrowed(tmp_path / "pruned", host, 64, 120)
     (phase,) = analyze(path, baseline=dense).report.phases.values()
-    found = finding(phase, "interrupted-ops")
-    assert found is not None and found.accounts_for == {"kernel_efficiency": 90e6}
+    result = finding(phase, "interrupted-ops")
+    assert result is not None and result.accounts_for == {"kernel_efficiency": 90e6}
     dense = narrowed(tmp_path / "whole", slow_loop(*[0] * 4), 128, 25)
     path = narrowed(tmp_path / "waits", slow_loop(0, 50, 0, 0), 64, 75)
     (phase,) = analyze(path, baseline=dense).report.phases.values()
-    found = finding(phase, "long-gap")
-    assert found is not None and found.accounts_for == {"launch_idle": 50e6}
+    result = finding(phase, "long-gap")
+    assert result is not None and result.accounts_for == {"launch_idle": 50e6}
 
 
 @pytest.mark.parametrize(("products", "apart_ms"), [(3, 115), (9, 25)])
@@ -256,8 +258,8 @@ def test_interruptions_as_long_as_the_steps_differ_leave_no_evidence(
     shapes = {"Input Dims": [[64, 64], [64, 64]], "Input type": ["float", "float"]}
     dense.span("cpu_op", "aten::mm", 1000 + 100 * MS, 50 * MS, more=shapes)
     pruned = slow_loop(*[10] * (products - 1))
-    found = analyze(pruned.file(tmp_path), baseline=dense.file(tmp_path / "dense"))
-    (phase,) = found.report.phases.values()
+    analysis = analyze(pruned.file(tmp_path), baseline=dense.file(tmp_path / "dense"))
+    (phase,) = analysis.report.phases.values()
     assert phase.baseline is not None
     assert phase.baseline.wall_ns - phase.wall_ns == apart_ms * 1e6
     assert (finding(phase, "timing-not-valid") is not None) == (apart_ms < 45)
@@ -270,25 +272,25 @@ def test_the_share_of_one_long_gap_is_that_of_the_work_it_is_named_after(tmp_pat
         name = f"ProfilerStep#{number}"
         host.span("user_annotation", name, 1000 + start * MS, ms_long * MS)
     host.span("python_function", "<built-in function sleep>", 1000 + 5 * MS, 90 * MS)
-    found = finding(phase_of(host.file(tmp_path)), "long-gap")
-    assert found is not None
-    assert "a mean step no op runs in one gap a step (in 1 of 2 steps), in <built-in" in found.text
-    assert found.text.startswith("for 55 % of")  # 90 of 165
+    result = finding(phase_of(host.file(tmp_path)), "long-gap")
+    assert result is not None
+    assert "a mean step no op runs in one gap a step (in 1 of 2 steps), in <built-in" in result.text
+    assert result.text.startswith("for 55 % of")  # 90 of 165
 
 
 def test_a_call_that_holds_the_work_behind_the_gap_is_no_cause(tmp_path: Path) -> None:
     host = slow_loop(1, 50, 1)
     host.span("user_annotation", "## Call CompiledFxGraph abc ##", 1000 + 10.5 * MS, 60 * MS)
-    found = finding(phase_of(host.file(tmp_path)), "long-gap")
-    assert found is not None and "CompiledFxGraph" in found.text
-    assert "within it" in str(found.change)
+    result = finding(phase_of(host.file(tmp_path)), "long-gap")
+    assert result is not None and "CompiledFxGraph" in result.text
+    assert "within it" in str(result.change)
 
 
 def test_one_long_gap_without_stacks(tmp_path: Path) -> None:
     phase = phase_of(slow_loop(1, 50, 1).file(tmp_path))
-    found = finding(phase, "long-gap")
-    assert found is not None and "in work without a name in the trace" in found.text
-    assert "with_stack=True" in str(found.change)
+    result = finding(phase, "long-gap")
+    assert result is not None and "in work without a name in the trace" in result.text
+    assert "with_stack=True" in str(result.change)
 
 
 def test_many_gaps_are_dispatch(tmp_path: Path) -> None:
@@ -312,8 +314,10 @@ def test_nothing_is_said_of_a_device_that_was_not_recorded(tmp_path: Path) -> No
 
 
 def test_a_kernel_whose_launch_call_still_runs_is_not_held_back(tmp_path: Path) -> None:
-    """The call began while the device was busy and ended 30 ms after it had run dry; the kernel was
-    launched before, so that nothing is first."""
+    """The launch call ended 30 ms after the device had run dry, and began while it was busy.
+
+    The kernel was launched before, so that nothing is first.
+    """
     host = Host()
     host.op()
     host.op()
@@ -355,8 +359,8 @@ def test_real_traces_are_told_as_they_are(
     name: str, finding_id: str, text: str, real_report: Real
 ) -> None:
     (phase,) = real_report(f"../strangers2/{name}.json.gz").phases.values()
-    found = finding(phase, finding_id)
-    assert found is not None and text in found.text
+    result = finding(phase, finding_id)
+    assert result is not None and text in result.text
     assert gain_of_a_graph(phase) < 45e6
     assert finding(phase, "launch-bound") is finding(phase, "stream-blocked") is None
 
@@ -382,8 +386,11 @@ def test_the_ledger_says_what_idle_time_is_of(tmp_path: Path) -> None:
 
 
 def test_interruptions_of_half_of_the_gain_leave_no_evidence(tmp_path: Path) -> None:
-    """Thirteen products of 1 ms, one of which takes 11, against thirteen of 0.5 ms: 10 of the 23 ms
-    of the dense step (43 %) are no product, and more than half of the 16.5 ms of the gain."""
+    """Interruptions hold 43 % of the dense step, and more than half of the gain.
+
+    Thirteen products of 1 ms, one of which takes 11, run against thirteen of 0.5 ms: 10 of the 23
+    ms of the dense step are no product, of a gain of 16.5 ms.
+    """
     sides = ([1000.0] * 12 + [11_000.0], [500.0] * 13)
     paths = [
         save(
@@ -416,13 +423,13 @@ def test_a_gap_that_repeats_in_each_layer_is_named_with_its_place(tmp_path: Path
             at += MS
     host.span("user_annotation", "prunescope.step#0", 1000.0, at - 1000.0)
     phase = phase_of(host.file(tmp_path))
-    found = finding(phase, "repeated-gap")
-    assert found is not None and finding(phase, "dispatch-bound") is None
-    assert found.text == (
+    result = finding(phase, "repeated-gap")
+    assert result is not None and finding(phase, "dispatch-bound") is None
+    assert result.text == (
         "a gap before aten::mm of down repeats in 3 layers: 9.000 ms of a step (60 %), 3.000 ms "
         "each, in <built-in function sleep>"
     )
-    assert found.evidence == ["9.000 ms in <built-in function sleep>"]
+    assert result.evidence == ["9.000 ms in <built-in function sleep>"]
 
 
 def test_a_gap_of_one_layer_repeats_nowhere(tmp_path: Path) -> None:

@@ -47,8 +47,10 @@ def test_a_role_far_from_its_bound_is_named(us: float, tmp_path: Path, *, is_slo
 def test_a_role_that_is_untouched_is_named_once(
     sparsity: float, named: str, tmp_path: Path
 ) -> None:
-    """lm_head takes half of the pruned step: 20 of 40 us. Where the promise was kept, the coverage
-    says nothing of it."""
+    """lm_head takes half of the pruned step: 20 of 40 us.
+
+    Where the promise was kept, the coverage says nothing of it.
+    """
     head = module("lm_head", mm(M, N, K, us=20))
     dense, pruned = (
         chrome(step(0, module("model.layers.0.mlp.up_proj", mm(M, n, K, us=us)), head))

@@ -38,10 +38,10 @@ def adapted(layer: Layer, **setting: Any) -> Any:
 def lora(zeros: float = 0.0) -> list[dict[str, Any]]:
     """As peft makes them: B is nothing but zeros until it is trained."""
     return [
-        {**matrix(i, "adapter", share), "name": f"model.layers.{i}.self_attn.q_proj.lora_{one}",
+        {**matrix(i, "adapter", share), "name": f"model.layers.{i}.self_attn.q_proj.lora_{factor}",
          "shape": shape}
         for i in range(4)
-        for one, shape, share in (("A", [RANK, 256], 0.0), ("B", [256, RANK], zeros))
+        for factor, shape, share in (("A", [RANK, 256], 0.0), ("B", [256, RANK], zeros))
     ]  # fmt: skip
 
 
@@ -49,10 +49,10 @@ def test_adapters_that_were_not_merged_are_named_and_are_no_pruning(tmp_path: Pa
     more = {"census": {"matrices": [*census(0.0)["matrices"], *lora(zeros=1.0)]}}
     phase = of_run(tmp_path, model(FULL), adapted(FULL), dense_census=census(0.0), **more)
     assert phase.family is not None and phase.family.id == "outside"
-    one = found(phase, "added-adapter")
-    assert one is not None and "merge_and_unload()" in str(one.change)
-    assert "8 low-rank GEMMs, rank 8" in one.text and "q_proj × 4" in one.evidence[0]
-    assert one.predicted_ns == pytest.approx(4 * 27_000)
+    result = found(phase, "added-adapter")
+    assert result is not None and "merge_and_unload()" in str(result.change)
+    assert "8 low-rank GEMMs, rank 8" in result.text and "q_proj × 4" in result.evidence[0]
+    assert result.predicted_ns == pytest.approx(4 * 27_000)
     assert found(phase, "zeros-in-dense") is None
     rows = {(g.role, g.n, g.k, g.axis) for g in phase.gemms if g.role in ("adapter", "q")}
     assert rows == {
@@ -82,8 +82,8 @@ def test_adapters_of_any_class_are_told_by_their_shapes(
     products = (gemm(said, RANK, FULL.h), gemm(said, FULL.heads * 16, RANK))
     layers = [
         replace(FULL, added=tuple(
-            one if name is None else module(f"model.layers.{i}.self_attn.q_proj.{name}", one)
-            for name, one in zip(names, products, strict=True)
+            result if name is None else module(f"model.layers.{i}.self_attn.q_proj.{name}", result)
+            for name, result in zip(names, products, strict=True)
         ))
         for i in range(4)
     ]  # fmt: skip
@@ -92,22 +92,22 @@ def test_adapters_of_any_class_are_told_by_their_shapes(
     assert rows_of == {
         ("q", 256, 256, "none"), ("adapter", 8, 256, "added"), ("adapter", 256, 8, "added"),
     }  # fmt: skip
-    one = found(phase, "added-adapter")
-    assert one is not None and "8 low-rank GEMMs" in one.text
+    result = found(phase, "added-adapter")
+    assert result is not None and "8 low-rank GEMMs" in result.text
 
 
 def test_an_untrained_adapter_of_any_class_is_no_mask(tmp_path: Path) -> None:
     """Its second factor is nothing but zeros, under the role of the linear beside it."""
     beside = [
-        {**matrix(i, "q", share), "name": f"model.layers.{i}.self_attn.q_proj.{one}",
+        {**matrix(i, "q", share), "name": f"model.layers.{i}.self_attn.q_proj.{factor}",
          "shape": shape}
         for i in range(4)
-        for one, shape, share in (
+        for factor, shape, share in (
             ("base", [256, 256], 0.0), ("A", [RANK, 256], 0.0), ("B", [256, RANK], 1.0),
         )
     ]  # fmt: skip
-    rest = [m for m in census(0.0)["matrices"] if m["role"] != "q"]
-    more = {"census": {"matrices": [*rest, *beside]}}
+    others = [m for m in census(0.0)["matrices"] if m["role"] != "q"]
+    more = {"census": {"matrices": [*others, *beside]}}
     phase = of_run(tmp_path, model(FULL), adapted(FULL), dense_census=census(0.0), **more)
     assert phase.family is not None and phase.family.id == "outside"
     assert found(phase, "zeros-in-dense") is None
@@ -128,9 +128,9 @@ def test_parametrisations_that_were_left_on(tmp_path: Path) -> None:
         op("aten::_weight_norm", SIZE, [512, 1], kernels=[k(us=30, name="norm")]),
         op("aten::div", SIZE, SIZE, kernels=[k(us=10, name="elementwise")]),
     )
-    one = remade(tmp_path, norm, "torch.nn.utils.parametrize", "weights-recomputed")
-    assert one is not None and "remove_parametrizations" in str(one.change)
-    assert one.predicted_ns == pytest.approx(4 * 40_000)
+    result = remade(tmp_path, norm, "torch.nn.utils.parametrize", "weights-recomputed")
+    assert result is not None and "remove_parametrizations" in str(result.change)
+    assert result.predicted_ns == pytest.approx(4 * 40_000)
     assert remade(tmp_path / "b", norm, None, "weights-recomputed") is None
 
 
@@ -150,9 +150,9 @@ def test_fake_quantisation_that_was_left_on(tmp_path: Path, *, told: bool) -> No
         op(FAKE, SIZE, [512], [512], kernels=[k(us=30, name="fake_quant")]),
         op("aten::fake_quantize_per_tensor_affine", [32, 256], kernels=[k(us=7, name="fq")]),
     )
-    one = remade(tmp_path, made, "torch.ao.quantization" if told else None, "fake-quantised")
-    assert one is not None and "convert" in str(one.change)
-    assert one.predicted_ns == pytest.approx(4 * (42_000 if told else 37_000))
+    result = remade(tmp_path, made, "torch.ao.quantization" if told else None, "fake-quantised")
+    assert result is not None and "convert" in str(result.change)
+    assert result.predicted_ns == pytest.approx(4 * (42_000 if told else 37_000))
 
 
 @pytest.mark.parametrize("rows", [1, 512])
@@ -181,8 +181,10 @@ def test_masks_of_hooks_run_before_their_linear_and_are_added_work(
 
 
 def bare_step(index: int, *, on_weight: tuple[str, ...] = ()) -> Any:
-    """Two linears of 64 rows without modules and a GELU; before each GEMM the ops `on_weight` on
-    its weight [256, 128], 3 us each."""
+    """Build a step of two linears of 64 rows and a GELU, without modules.
+
+    Before each GEMM the ops `on_weight` run on its weight [256, 128], 3 us each.
+    """
     size = [256, 128]
     new = [op(name, size, size, kernels=[k(us=3, name="elementwise_kernel")]) for name in on_weight]
     mm = op("aten::mm", [64, 128], [128, 256], kernels=[k(us=10, name="sgemm_kernel")])
@@ -200,27 +202,32 @@ def bare_step(index: int, *, on_weight: tuple[str, ...] = ()) -> Any:
 def test_ops_on_weights_are_seen_in_a_bare_trace(
     ops: tuple[str, ...], name: str, calls: int, tmp_path: Path
 ) -> None:
-    """All pointwise work is one unit on both sides, as no module is known: of 12 us in the pruned
-    step, and not `no work was added`. 2 GEMMs, each behind one op or four of 3 us."""
+    """All pointwise work is one unit on both sides, as no module is known.
+
+    It takes 12 us in the pruned step, and is not `no work was added`: 2 GEMMs, each behind one op
+    or four of 3 us.
+    """
     paths = [
-        save(chrome(*(bare_step(i, on_weight=one) for i in range(2))), tmp_path / f"{i}.json")
-        for i, one in enumerate(((), ops))
+        save(chrome(*(bare_step(i, on_weight=result) for i in range(2))), tmp_path / f"{i}.json")
+        for i, result in enumerate(((), ops))
     ]
     (phase,) = analyze(paths[1], baseline=paths[0]).report.phases.values()
     assert phase.family is not None and phase.family.id == "outside"
     assert "calls some ops more often" in phase.family.evidence[0]
-    one = found(phase, name)
-    assert one is not None and one.predicted_ns == pytest.approx(calls * 3000)
-    assert f"{calls} " in one.text
+    result = found(phase, name)
+    assert result is not None and result.predicted_ns == pytest.approx(calls * 3000)
+    assert f"{calls} " in result.text
     others = {"added-mask", "fake-quantised", "weights-recomputed"} - {name}
-    assert all(found(phase, other) is None for other in others)
+    assert all(found(phase, absent) is None for absent in others)
     (same,) = analyze(paths[1], baseline=paths[1]).report.phases.values()
     assert found(same, name) is None
 
 
 def test_masks_of_a_bare_trace_are_added_work(tmp_path: Path) -> None:
-    """No module says where they stand, and the dense step has pointwise work too: 2 masks of 40 us
-    are what was added, and no part of the bound."""
+    """2 masks of 40 us are what was added, and no part of the bound.
+
+    No module says where they stand, and the dense step has pointwise work too.
+    """
 
     def trace(*, masked: bool) -> dict[str, Any]:
         items = []
@@ -244,15 +251,17 @@ def test_adapters_that_are_trained_are_not_to_be_merged(tmp_path: Path) -> None:
     trained = adapted(FULL)
     back = op("autograd::engine::evaluate_function: MmBackward0", us=0)
     events = chrome(step(0, back))["traceEvents"]
-    trained["traceEvents"] += [one for one in events if "MmBackward0" in str(one.get("name"))]
-    one = found(of_pair(tmp_path, model(FULL), trained), "added-adapter")
-    assert one is not None and one.severity == "info"
-    assert "adapters are trained" in one.text and "once they are trained" in str(one.change)
+    trained["traceEvents"] += [event for event in events if "MmBackward0" in str(event.get("name"))]
+    result = found(of_pair(tmp_path, model(FULL), trained), "added-adapter")
+    assert result is not None and result.severity == "info"
+    assert "adapters are trained" in result.text and "once they are trained" in str(result.change)
 
 
 def test_unpacking_of_packed_weights_is_no_mask(tmp_path: Path) -> None:
-    """Two 4-bit numbers a byte of q, 256 x 256: bits taken apart, shifted, scaled: 5 + 3 + 4 us in
-    each of four layers."""
+    """Bits of q are taken apart, shifted and scaled: 5 + 3 + 4 us in each of four layers.
+
+    q is 256 x 256, with two 4-bit numbers per byte.
+    """
     packed, whole = [256, 128], [256, 256]
     work = (
         op("aten::bitwise_and", packed, [], dtypes=("unsigned char", "Scalar"),
@@ -261,7 +270,9 @@ def test_unpacking_of_packed_weights_is_no_mask(tmp_path: Path) -> None:
         op("aten::mul", whole, [256, 1], kernels=[k(us=4, name="elementwise")]),
     )  # fmt: skip
     phase = of_pair(tmp_path, model(FULL), model(replace(FULL, added=work)))
-    one = found(phase, "decompressed")
-    assert one is not None and one.text.startswith("weights are unpacked and made dense again")
-    assert one.predicted_ns == pytest.approx(4 * 12_000)
+    result = found(phase, "decompressed")
+    assert result is not None and result.text.startswith(
+        "weights are unpacked and made dense again"
+    )
+    assert result.predicted_ns == pytest.approx(4 * 12_000)
     assert found(phase, "added-mask") is None

@@ -17,7 +17,7 @@ SURE, UNSURE = (99, 101, 100), (60, 140, 100)  # us of three steps: means of 100
 
 
 def steps(scope: str, make: Callable[[float], Op], times: Sequence[float]) -> dict[str, Any]:
-    """A step a time, of this op and of a product beside it."""
+    """Build a step for each time, of this op and of a product next to it."""
     beside = module("model.layers.0.mlp.down_proj", mm(M, K, K))
     return chrome(*(
         step(i, module(f"model.layers.0.{scope}", make(us)), beside) for i, us in enumerate(times)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis import findings
+from prunescope.analysis.findings import registry
 from prunescope.analysis.findings.registry import (
     FINDINGS,
     MODULES,
@@ -15,27 +16,28 @@ from prunescope.analysis.findings.registry import (
     current_id,
     registered,
 )
+from prunescope.analysis.pipeline import analyze
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = ROOT / "docs" / "findings.md"
 
 
-def conditions(one: Registered) -> str:
-    """When a finding does not apply, or is no more than a warning."""
+def conditions(rule: Registered) -> str:
+    """Say when a finding does not apply, or is no more than a warning."""
     needs = {
-        "valid times": one.needs_valid_times,
-        "one clock of host and device": one.needs_one_clock,
-        "runs that show the pruning": one.compares,
-        "several ranks": one.reads == "ranks",
+        "valid times": rule.needs_valid_times,
+        "one clock of host and device": rule.needs_one_clock,
+        "runs that show the pruning": rule.compares,
+        "several ranks": rule.reads == "ranks",
     }
     return ", ".join(name for name, is_needed in needs.items() if is_needed) or "–"
 
 
 def rows() -> list[str]:
-    """The rows of the table in docs/findings.md."""
+    """Return the rows of the table in docs/findings.md."""
     return [
-        f"| `{one.id}` | {one.severity} | {one.summary} | {conditions(one)} |"
-        for one in registered()
+        f"| `{rule.id}` | {rule.severity} | {rule.summary} | {conditions(rule)} |"
+        for rule in registered()
     ]
 
 
@@ -56,17 +58,27 @@ def test_every_module_with_a_finding_is_imported() -> None:
 
 
 def test_findings_are_ordered_by_module_and_line() -> None:
-    ids = [one.id for one in registered()]
+    ids = [rule.id for rule in registered()]
     assert sorted(ids) == sorted(FINDINGS)
     assert ids[:3] == ["truncated-trace", "not-comparable", "captured-step"]
     assert ids[-3:] == ["largest-cost", "straggler", "rank-does-more"]
 
 
 def test_what_a_finding_declares_fits_together() -> None:
-    for one in registered():
-        assert one.summary.endswith("."), one.id
-        assert one.check.__name__ == one.id.replace("-", "_"), one.id
-        assert one.severity != "info" or not one.needs_valid_times, one.id
+    for rule in registered():
+        docstring = rule.check.__doc__ or ""
+        assert docstring.startswith("Report that "), rule.id
+        assert docstring.partition("\n")[0].endswith("."), rule.id
+        assert rule.check.__name__ == rule.id.replace("-", "_"), rule.id
+        assert rule.severity != "info" or not rule.needs_valid_times, rule.id
+
+
+def test_a_registry_without_its_findings_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that replaces the registry before the modules are imported leaves it empty after."""
+    registered()
+    monkeypatch.setattr(registry, "FINDINGS", {})
+    report = analyze(ROOT / "traces" / "tiny-static-m").report
+    assert not any(phase.findings for phase in report.phases.values())
 
 
 def test_old_ids_lead_to_findings_of_today() -> None:

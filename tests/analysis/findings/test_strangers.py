@@ -68,8 +68,11 @@ def test_communication_that_waits_is_no_slow_kernel(tmp_path: Path) -> None:
 def test_alignment_is_advised_where_a_dimension_moved(
     tmp_path: Path, slow: str, *, moved: bool
 ) -> None:
-    """Half of the channels of an MLP are gone. The norm in front of it, as wide as before, or its
-    activation, half as wide, takes 60 us more; GEMMs take 10 more than their shapes let expect."""
+    """A norm or an activation takes 60 us more, and GEMMs 10 more than their shapes let expect.
+
+    Half of the channels of an MLP are gone. The norm in front of it is as wide as before, and its
+    activation half as wide.
+    """
 
     def layer(channels: int, us: float) -> list[Any]:
         times = {"norm": 20.0, "act_fn": 20.0} | {slow: us}
@@ -96,8 +99,11 @@ def test_alignment_is_advised_where_a_dimension_moved(
 
 
 def test_a_change_that_names_one_role_gains_what_that_role_lost(tmp_path: Path) -> None:
-    """Half of the channels are gone: 50 us a GEMM are expected of up and down. They take 90 and 60,
-    so kernels lose 50 us in all, and another tile for up saves 40 of them at most."""
+    """Another tile for up saves 40 us at most, though kernels lose 50 in all.
+
+    Half of the channels are gone: 50 us a GEMM are expected of up and down, and they take 90 and
+    60.
+    """
 
     def layer(channels: int, *us: float) -> list[Any]:
         return [
@@ -158,8 +164,10 @@ def attends(name: str) -> Any:
 
 
 def test_a_forward_that_is_computed_again_is_no_work_to_fuse(tmp_path: Path) -> None:
-    """The backward pass attends forward before it computes gradients; a teacher's forward, which
-    has no backward pass, is before it."""
+    """The backward pass runs attention forward before it computes gradients.
+
+    A teacher's forward, which has no backward pass, is before it.
+    """
 
     def training(*before: Any, inner: list[Any]) -> dict[str, Any]:
         product = op("aten::mm", [512, 2048], [2048, 2048], sequence=1,
@@ -182,7 +190,7 @@ def test_a_forward_that_is_computed_again_is_no_work_to_fuse(tmp_path: Path) -> 
 
 
 def in_turn(make: Callable[[float], tuple[Any, ...]], *times: float) -> dict[str, Any]:
-    """A step a time, of the items that it makes."""
+    """Build a step for each time, of the items that `make` returns for it."""
     return chrome(*(step(i, *make(us)) for i, us in enumerate(times)))
 
 
@@ -231,8 +239,11 @@ def test_the_finding_and_the_headline_hold_the_bound_by_one_rule(
 
 
 def test_a_share_that_prints_above_its_bound_is_explained() -> None:
-    """102 % of the roofline bound; and 99 % of it, but 104 % of the coverage bound, which is lower
-    where bytes fell by more than FLOPs."""
+    """102 % of the roofline bound is above it, and so is 104 % of the coverage bound.
+
+    The speedup is then 99 % of the roofline bound; the coverage bound is lower where bytes fell by
+    more than FLOPs.
+    """
     phase = example.phase()
     side = SimpleNamespace(run=None, kernels=SimpleNamespace(on_device=True))
     assert phase.ladder is not None
@@ -282,7 +293,7 @@ def test_nothing_is_warned_of_for_a_ten_thousandth_of_a_step(
 
 
 def _later(trace: dict[str, Any], us: float) -> list[dict[str, Any]]:
-    """A convolution of so many us at the end of each step."""
+    """Append a convolution of so many us to each step."""
     events = trace["traceEvents"]
     last = max((e for e in events if e.get("cat") == "kernel"), key=lambda e: e["ts"])
     at = next(e for e in events if e.get("cat") == "cuda_runtime"
@@ -304,7 +315,7 @@ def test_sides_that_ran_something_else_are_not_compared(tmp_path: Path) -> None:
     phase = of_pair(tmp_path, model(FULL, rows=256), model(NARROW, rows=32), 0.5)
     present(phase, "not-comparable", "critical", "other inputs")
     assert "is no speedup" in headline(phase)
-    assert not {f.id for f in phase.findings} & {one.id for one in registered() if one.compares}
+    assert not {f.id for f in phase.findings} & {rule.id for rule in registered() if rule.compares}
 
 
 def test_shapes_that_were_asked_for_are_not_asked_for_again(tmp_path: Path) -> None:
@@ -318,7 +329,7 @@ def test_shapes_that_were_asked_for_are_not_asked_for_again(tmp_path: Path) -> N
         trace["record_shapes"] = int(asked)
         report = analyze(save(trace, tmp_path / "t.json")).report
         said = [*report.warnings, *(str(f.change) for f in report.phases["trace"].findings)]
-        assert any("record_shapes=True" in one for one in said) is not asked, said
+        assert any("record_shapes=True" in line for line in said) is not asked, said
 
 
 def test_stacks_raise_caveat_about_host_time(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from tests.analysis.finding_cases import (
 from tests.analysis.findings.test_left_on import FAKE, SIZE, adapted, lora
 from tests.chrome import chrome, gap, k, module, op, step
 
-TIMED = {one.id for one in registered() if one.needs_valid_times and one.severity == "critical"}
+TIMED = {rule.id for rule in registered() if rule.needs_valid_times and rule.severity == "critical"}
 Case = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]  # dense, pruned, fields of the runs
 
 

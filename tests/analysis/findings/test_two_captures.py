@@ -22,12 +22,15 @@ def device(peaks: dict[str, Any], *, name: str = "NVIDIA H100 80GB HBM3", thread
 
 
 def two(tmp_path: Path, dense: dict[str, Any], pruned: dict[str, Any], **options: Any) -> Report:
-    """A quarter of N is gone; 100 µs each, so that every bound is told by peaks alone."""
+    """Analyse two pairs of runs, from which a quarter of N is gone.
+
+    Each GEMM takes 100 µs, so that peaks alone decide every bound.
+    """
     work = ("mlp.up_proj", mm()), ("mlp.up_proj", mm(n=3 * N // 4))
     fields = {"samples_ns": [1_000_000, 1_001_000, 999_000]}
     sides = [
-        write_run(tmp_path / name / "dense", layers(one), device=own, phase_fields=fields)
-        for name, one, own in zip(("a", "b"), work, (dense, pruned), strict=True)
+        write_run(tmp_path / name / "dense", layers(modules), device=own, phase_fields=fields)
+        for name, modules, own in zip(("a", "b"), work, (dense, pruned), strict=True)
     ]
     return analyze(sides[1], baseline=sides[0], options=Options(**options)).report
 
@@ -54,11 +57,11 @@ def test_the_higher_of_two_measurements_bounds_both(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("other", [{"name": "NVIDIA A100-SXM4-80GB"}, {"threads": 1}])
+@pytest.mark.parametrize("changed", [{"name": "NVIDIA A100-SXM4-80GB"}, {"threads": 1}])
 def test_peaks_of_another_device_or_number_of_threads_stay(
-    tmp_path: Path, other: dict[str, Any]
+    tmp_path: Path, changed: dict[str, Any]
 ) -> None:
-    report = two(tmp_path, device(LOW), device(PEAKS, **other))
+    report = two(tmp_path, device(LOW), device(PEAKS, **changed))
     assert report.device["peaks"] is not None
     assert report.device["peaks"]["byte_per_s"] == PEAKS["byte_per_s"]
     assert not any("around the dense run" in w for w in report.warnings)

@@ -46,7 +46,7 @@ def test_a_limit_that_was_passed_is_not_said_to_be_impassable(tmp_path: Path) ->
     for finding in phase.findings:
         assert "cannot pass" not in finding.text
     limited = found(phase, "coverage-limited")
-    assert limited is None or "4.00× was realised" in limited.text
+    assert limited is None or "measured 4.00× exceeds it" in limited.text
 
 
 @pytest.mark.parametrize("cpu", [False, True])
@@ -116,10 +116,11 @@ def check_not_explained(phase: Phase) -> None:
     assert rows["promised"].ns == rows["dense"].ns  # nobody said a sparsity
     closes = sum(row.moves_ns for row in list(rows.values())[1:-1])
     assert round(closes) == round(rows["pruned"].moves_ns)
-    one = rows["not_explained"]
-    assert one.ns is not None and one.ns < -1000  # the kernels are shorter, nobody knows why
-    assert sum(part.ns for part in one.parts) == pytest.approx(one.ns)
-    assert one.noise_ns is not None
+    unexplained = rows["not_explained"]
+    # The kernels are shorter, and nobody knows why.
+    assert unexplained.ns is not None and unexplained.ns < -1000
+    assert sum(part.ns for part in unexplained.parts) == pytest.approx(unexplained.ns)
+    assert unexplained.noise_ns is not None
 
 
 def check_consumers(report: prunescope.Report, folder: Path) -> None:
@@ -168,8 +169,11 @@ DISTURBED = {"dense_samples_ns": MANY, "samples_ns": MANY,
 def test_zeros_in_dense_tensors_name_allocate_too(
     more: dict[str, Any], has_limit: bool, tmp_path: Path
 ) -> None:
-    """With its model and phase and the speedup that was promised; the folder is a placeholder, for
-    a report holds no paths. The most that it can expect is told where times are evidence."""
+    """The command has its model, its phase and the speedup that was promised.
+
+    The folder is a placeholder, for a report holds no paths. The most that the command can expect
+    is told where times are evidence.
+    """
     trace = model(FULL)
     phase = of_run(tmp_path, trace, trace, census=census(0.5, 0.6),
                    dense_census=census(0.0), **method("static-k-mask"), **more)  # fmt: skip
@@ -184,8 +188,10 @@ def test_zeros_in_dense_tensors_name_allocate_too(
 
 
 def test_missed_coverage_names_allocate_and_the_most_that_it_can_expect() -> None:
-    """A run of ours that keeps half of heads and channels: lm_head and the ends of the step, a
-    tenth of it, lie outside of all layers."""
+    """A run keeps half of heads and channels; a tenth of the step lies outside of all layers.
+
+    That is lm_head and the ends of the step.
+    """
     report = analyze(Path(os.path.relpath(TINY))).report
     limited = found(report.phases["decode"], "coverage-limited")
     change = str(limited and limited.change)
@@ -202,8 +208,10 @@ def test_missed_coverage_names_allocate_and_the_most_that_it_can_expect() -> Non
 
 
 def test_a_config_whose_tiles_do_not_fit_leads_the_answer(tmp_path: Path) -> None:
-    """Without --baseline-model the dense run gets the config of the pruned one: 57 tiles where it
-    ran 76 blocks. What its shapes would say of kernels is left out."""
+    """Without --baseline-model the dense run gets the config of the pruned one.
+
+    It then has 57 tiles where it ran 76 blocks. What its shapes would say of kernels is left out.
+    """
     served = TINY.parent / "stories" / "nsys"
     config = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 896,
               "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
@@ -217,7 +225,7 @@ def test_a_config_whose_tiles_do_not_fit_leads_the_answer(tmp_path: Path) -> Non
     assert "faster kernels" not in summary(phase)
     assert summary(phase).endswith("(--model, and --baseline-model for the dense run).")
     assert phase.findings[0].id == "uncertain-config"
-    assert all(one.predicted_ns is None for one in phase.findings)
+    assert all(item.predicted_ns is None for item in phase.findings)
     ask["baseline_model"] = "qwen2.5-0.5b"
     phase = prunescope.analyze(served / "pruned.sqlite", **ask).phases["trace"]
     assert found(phase, "uncertain-config") is None and "1.08× realised" in summary(phase)[:20]
