@@ -184,10 +184,10 @@ def _narrower(c: Context) -> str:
 @finding("profiler-overhead", "warning")
 def profiler_overhead(c: Context) -> Found | None:
     """Profiled steps are much slower than others, or the profiler slows the two runs unequally."""
-    ratio = c.phase.observer_ratio
+    ratio = c.phase.profiler_overhead_ratio
     if ratio is None:
         return None
-    dense = c.phase.baseline.observer_ratio if c.phase.baseline else None
+    dense = c.phase.baseline.profiler_overhead_ratio if c.phase.baseline else None
     unequal = dense is not None and max(ratio, dense) > MUCH_SLOWED * min(ratio, dense)
     if ratio < MUCH_SLOWED and not unequal:
         return None
@@ -378,7 +378,7 @@ def layer_alone(c: Context) -> Found | None:
 @finding("carry-over", "info")
 def carry_over(c: Context) -> Found | None:
     """The trace contains device events of the step before it."""
-    found = c.phase.spill
+    found = c.phase.carry_over
     device = found["ns"] + c.phase.busy_ns * c.phase.steps
     if not found["events"] or found["ns"] < 0.01 * device:
         return None

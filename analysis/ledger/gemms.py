@@ -542,7 +542,7 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
         flop=first.flop,
         bytes=first.bytes,
         busy_ns=busy,
-        helper_ns=0.0 if removed else sum(c.auxiliary for c in shown),
+        auxiliary_ns=0.0 if removed else sum(c.auxiliary for c in shown),
         ideal_ns=ideal,
         bound=None if removed or first.flop == 0 else first.bound,
         efficiency=ideal / known if ideal is not None and known > 0 else None,

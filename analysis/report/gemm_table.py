@@ -16,8 +16,8 @@ from prunescope.analysis.report.view import Cell, Column, Columns, Table, number
 from prunescope.analysis.schema.report import EXCLUSIVE_SHARE, GemmRow, KernelRow, Phase, clock
 
 _WIDTHS = ("none", "N", "K", "NK", "heads")
-_SUMS = ("count", "dense_count", "busy_ns", "helper_ns", "ideal_ns", "duration_ns", "dense_busy_ns",
-         "promised_ns", "loss_ns")  # fmt: skip
+_SUMS = ("count", "dense_count", "busy_ns", "auxiliary_ns", "ideal_ns", "duration_ns",
+         "dense_busy_ns", "promised_ns", "loss_ns")  # fmt: skip
 GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down", "lm_head", "router", "other", "added")
 _GATES = ("gate", "gate_up")  # roles of an MLP that multiplies up by a gate
 _MUCH_AUXILIARY = 0.05  # share of a GEMM's time from which on auxiliary kernels get a mark
@@ -217,7 +217,7 @@ def _is_above(row: GemmRow | KernelRow) -> bool:
 
 def _has_auxiliary(gemm: GemmRow) -> bool:
     """Whether auxiliary kernels take much of a row's time."""
-    return gemm.helper_ns > _MUCH_AUXILIARY * gemm.busy_ns
+    return gemm.auxiliary_ns > _MUCH_AUXILIARY * gemm.busy_ns
 
 
 def _is_concurrent(row: GemmRow | KernelRow) -> bool:
@@ -301,7 +301,7 @@ def _gemm_notes(gemms: list[GemmRow], shown: list[GemmRow], unit: numbers.Scale)
     if concurrent := [g for g in shown if _is_concurrent(g)]:
         notes.append(_concurrent_note(concurrent, unit))
     if with_auxiliary := [g for g in shown if _has_auxiliary(g)]:
-        helpers = unit.text(sum(g.helper_ns for g in with_auxiliary))
+        helpers = unit.text(sum(g.auxiliary_ns for g in with_auxiliary))
         notes.append(
             f"‡ {helpers} {unit.unit} of these rows are auxiliary kernels of the same ops (copies, "
             "fills, reductions): in the time, not in the roofline"

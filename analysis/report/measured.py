@@ -144,22 +144,22 @@ def closure(phase: Phase) -> str:
 def profiler_overhead(phase: Phase) -> str:
     """The profiler's overhead, and the time base of the ledger."""
     base = _time_base(phase)
-    if phase.observer_ratio is None:
+    if phase.profiler_overhead_ratio is None:
         return f"profiler overhead: unknown, no unprofiled samples; {base}"
-    dense = phase.baseline.observer_ratio if phase.baseline else None
-    ratios = numbers.ratio(phase.observer_ratio)
+    dense = phase.baseline.profiler_overhead_ratio if phase.baseline else None
+    ratios = numbers.ratio(phase.profiler_overhead_ratio)
     ratios += f", dense {numbers.ratio(dense)}" if dense else ""
     return f"profiler overhead: profiled wall ÷ unprofiled step = {ratios}; {base}"
 
 
 def _time_base(phase: Phase) -> str:
-    if phase.domain != "unprofiled":
+    if phase.time_base != "unprofiled":
         return "all times are as profiled" if phase.time_scale is None else _scaled(phase)[2:]
     is_placed = all(timed.placements for timed in phase.sampled or ())
     kind = "geometric means over placements of medians" if is_placed else "medians of the samples"
     text = f"the ledger closes to the unprofiled times ({kind})"
-    if phase.observer_share is not None and not phase.invalid_times:
-        share = numbers.percent(phase.observer_share)
+    if phase.profiler_overhead_share is not None and not phase.invalid_times:
+        share = numbers.percent(phase.profiler_overhead_share)
         text += f"; {share} of the profiled dense time is profiler overhead"
     return text + _scaled(phase)
 
@@ -265,7 +265,7 @@ def outside_steps(phase: Phase) -> list[str]:
     """Events that the wall leaves out: carry-over, unlinked ones at the end, those outside every
     step; and what lies before the first kernel."""
     groups = (
-        ("carry-over", phase.spill, "launched before the trace began, by the step before"),
+        ("carry-over", phase.carry_over, "launched before the trace began, by the step before"),
         ("unlinked at the end", phase.late, "after the last event with a launch in the trace"),
         ("outside steps", phase.left_out, "launched outside of every step, or in an unknown one"),
     )
@@ -279,25 +279,27 @@ def outside_steps(phase: Phase) -> list[str]:
             f"between steps: {numbers.time(phase.between_ns)} before a step (mean) in which the "
             "device idles and the host waits outside of all ranges, in the wall of no step"
         )
-    return [*found, _launch_latency(phase)] if phase.lead_ns else found
+    return [*found, _launch_latency(phase)] if phase.launch_latency_ns else found
 
 
 def _launch_latency(phase: Phase) -> str:
     """The launch latency: from the start of the first step on the host to the start of its wall."""
-    events, alone_ns = phase.lead_own.get("events") or 0, phase.lead_own.get("ns") or 0.0
+    latency_ns, busy_ns = phase.launch_latency_ns, phase.launch_latency_busy_ns
+    own = phase.launch_latency_work
+    events, alone_ns = own.get("events") or 0, own.get("ns") or 0.0
     end = "the end of work launched before it" if events else "its first device event"
-    text = f"launch latency before the first kernel: {numbers.time(phase.lead_ns)} from the begin "
+    text = f"launch latency before the first kernel: {numbers.time(latency_ns)} from the begin "
     text += f"of the first step on the host to {end}, not in the wall"
-    if phase.lead_busy_ns is None or phase.lead_ns is None:
+    if busy_ns is None or latency_ns is None:
         return text
-    if not phase.lead_busy_ns:
+    if not busy_ns:
         return f"{text}: the trace holds nothing on the device then"
-    text += f": the device ran earlier work for {numbers.time(phase.lead_busy_ns - alone_ns)}"
+    text += f": the device ran earlier work for {numbers.time(busy_ns - alone_ns)}"
     if events:
         text += f", {numbers.count(events)} event{'s' * (events != 1)} of the step itself, which "
-        text += f"its wall leaves out, for {numbers.time(phase.lead_own.get('ran_ns'))} "
+        text += f"its wall leaves out, for {numbers.time(own.get('ran_ns'))} "
         text += f"({numbers.time(alone_ns)} of it concurrent with nothing earlier),"
-    return f"{text} and idled for {numbers.time(phase.lead_ns - phase.lead_busy_ns)}"
+    return f"{text} and idled for {numbers.time(latency_ns - busy_ns)}"
 
 
 def second_opinion(phase: Phase) -> list[str]:
