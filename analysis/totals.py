@@ -55,7 +55,7 @@ def totals(phase: SidePhase) -> Totals:
         peak_memory_bytes=run.peak_memory_bytes if run else None,
         kv_bytes=run.kv_bytes if run else None,
         unprofiled_ns=unprofiled,
-        observer_ratio=wall / unprofiled.median if unprofiled else None,
+        profiler_overhead_ratio=wall / unprofiled.median if unprofiled else None,
         coverage=_coverage(frame),
         bound=_bounds(frame, steps),
         kinds=_sums(frame, "kind", steps),

@@ -35,16 +35,14 @@ from prunescope.api import (
 from prunescope.taxonomy.errors import PrunescopeError
 
 if TYPE_CHECKING:
-    from prunescope.public import (
-        AllocationPlan,
-        Comparison,
-        Pareto,
-        Prediction,
-        Replayed,
-        Report,
-        Reproduction,
-        Verified,
-    )
+    from prunescope.results.allocation_plan import AllocationPlan
+    from prunescope.results.comparison import Comparison
+    from prunescope.results.pareto import Pareto
+    from prunescope.results.prediction import Prediction
+    from prunescope.results.replayed import Replayed
+    from prunescope.results.report import Report
+    from prunescope.results.reproduction import Reproduction
+    from prunescope.results.verified import Verified
     from prunescope.tracer.capture.user_capture import capture
 
 __version__ = "0.3.0"
@@ -75,14 +73,14 @@ __all__ = [
     "verify",
 ]
 _LAZY = {
-    "AllocationPlan": "prunescope.public",
-    "Comparison": "prunescope.public",
-    "Pareto": "prunescope.public",
-    "Prediction": "prunescope.public",
-    "Replayed": "prunescope.public",
-    "Report": "prunescope.public",
-    "Reproduction": "prunescope.public",
-    "Verified": "prunescope.public",
+    "AllocationPlan": "prunescope.results.allocation_plan",
+    "Comparison": "prunescope.results.comparison",
+    "Pareto": "prunescope.results.pareto",
+    "Prediction": "prunescope.results.prediction",
+    "Replayed": "prunescope.results.replayed",
+    "Report": "prunescope.results.report",
+    "Reproduction": "prunescope.results.reproduction",
+    "Verified": "prunescope.results.verified",
     "capture": "prunescope.tracer.capture.user_capture",
     "main": "prunescope.cli",
 }

@@ -61,7 +61,7 @@ from prunescope.tracer.model.load import load_model, load_tokenizer
 _MOST_NATS = 700.0  # the largest whose exponential is a number
 
 
-def problem_asked(request: AllocateRequest) -> Problem:
+def read_problem(request: AllocateRequest) -> Problem:
     """The problem of a request, whose dense run is read. Raises PrunescopeError for a bad request,
     for a plan that exists, and as `build_problem`."""
     if request.path.exists() and not request.overwrite:
@@ -75,7 +75,7 @@ def problem_asked(request: AllocateRequest) -> Problem:
     return build_problem(request, measured, notes)
 
 
-def evaluations(problem: Problem) -> dict[str, Any]:
+def count_evaluations(problem: Problem) -> dict[str, Any]:
     """The numbers of `--dry-run`: how often the model is evaluated, and how many of these are
     known."""
     shape, request = problem.costs.shape, problem.request
@@ -108,7 +108,7 @@ def evaluations(problem: Problem) -> dict[str, Any]:
 def allocate(request: AllocateRequest, progress: Progress | None = None) -> PlanOfLayers:
     """Decide and write the plan. Raises PrunescopeError for a bad request, before a model is
     loaded, and for a target that cannot be reached."""
-    problem = problem_asked(request)
+    problem = read_problem(request)
     shown = progress or Silent()
     losses = _measured(problem, shown)
     choice = choose(problem, losses.sizes, losses.layers())

@@ -1,8 +1,9 @@
 """The Python API: one function per command, with the command's names and defaults.
 
 An option is a field of a request class (TraceCall, AnalyzeRequest, PredictRequest, SweepRequest),
-where its type, default and help stand once. Nothing heavy is imported before it is used: `trace`,
-`sweep` and `capture` need torch, the others polars or nothing.
+where its type, default and help stand once; a result is a class of prunescope/results, which
+computes, prints and writes it. Nothing heavy is imported before it is used: `trace`, `sweep` and
+`capture` need torch, the others polars or nothing.
 """
 
 from __future__ import annotations
@@ -17,33 +18,37 @@ from prunescope.allocate_call import AllocateCall
 from prunescope.analysis.inputs.options import AnalyzeRequest, CompareRequest
 from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.taxonomy.errors import PrunescopeError, helpful
-from prunescope.taxonomy.option import as_path, takes
+from prunescope.taxonomy.option import as_path, needed_path, takes
 from prunescope.tracer.capture.request import TraceCall
 from prunescope.tracer.gemm.request import GemmRequest
 from prunescope.tracer.sweep.request import SweepRequest
 
 if TYPE_CHECKING:
     from prunescope.analysis.device.hardware import Device
-    from prunescope.public import (
-        AllocationPlan,
-        Comparison,
-        Pareto,
-        Prediction,
-        Replayed,
-        Report,
-        Reproduction,
-        Verified,
-    )
+    from prunescope.results.allocation_plan import AllocationPlan
+    from prunescope.results.comparison import Comparison
+    from prunescope.results.pareto import Pareto
+    from prunescope.results.prediction import Prediction
+    from prunescope.results.replayed import Replayed
+    from prunescope.results.report import Report
+    from prunescope.results.reproduction import Reproduction
+    from prunescope.results.verified import Verified
     from prunescope.rules import Check
     from prunescope.taxonomy.family import Family
 
 
 @takes(TraceCall)
 def trace(call: TraceCall) -> Path:
-    """Trace a model and its dense baseline in turns; returns the folder that holds both runs.
+    """Trace a model and its dense baseline in turns.
 
-    `progress` shows each stage; without it, a bar on standard error, where that is a terminal.
-    `argv` is kept in run.json. Raises PrunescopeError for a request that cannot be met.
+    `progress` shows each stage; without it, a bar on standard error does, if that is a terminal.
+    `argv` is kept in run.json.
+
+    Returns:
+        The folder that holds both runs.
+
+    Raises:
+        PrunescopeError: The request cannot be met.
 
     Examples:
         >>> folder = prunescope.trace("tiny-llama", method="static-m", sparsity=0.5)
@@ -61,125 +66,107 @@ def trace(call: TraceCall) -> Path:
 
 @takes(AnalyzeRequest)
 def analyze(request: AnalyzeRequest) -> Report:
-    """Explain a run folder or a trace: where the promised speedup went.
+    """Explain where the promised speedup of a run or a trace went.
 
-    `peaks` is a mapping such as {"bf16": 989}. Writes nothing.
-    Raises PrunescopeError where the input cannot be analysed.
+    `peaks` is a mapping such as {"bf16": 989}, in TFLOP/s. Nothing is written.
+
+    Returns:
+        The report. Its times are in ns per step, its memory in bytes.
+
+    Raises:
+        PrunescopeError: The input cannot be analysed.
 
     Examples:
         >>> report = prunescope.analyze("traces/first")
         >>> report.show()
         >>> report.phases["prefill"].ladder.realised
     """
-    from prunescope.analysis.pipeline import analyze as run
-    from prunescope.public import Report
+    from prunescope.results.report import Report
     from prunescope.taxonomy.arguments import refuse_empty
 
     refuse_empty(path for path in (request.subject, request.baseline) if isinstance(path, str))
-    done = run(
-        Path(request.subject),
-        baseline=as_path(request.baseline),
-        options=request.options,
-        jobs=request.jobs,
-        engine=request.engine,
-    )
-    return Report.of(done)
+    return Report.compute(Path(request.subject), request)
 
 
 @takes(CompareRequest)
 def compare(request: CompareRequest) -> Comparison:
     """Compare several runs or traces, or all runs of a folder: a row per run and phase.
 
-    The options are those of `analyze`. A subject that cannot be analysed stands in `failed`;
-    PrunescopeError is raised where none can.
+    The options are those of `analyze`.
+
+    Returns:
+        The comparison. A subject that cannot be analysed stands in `failed`.
+
+    Raises:
+        PrunescopeError: No subject can be analysed.
 
     Examples:
         >>> prunescope.compare(["traces/a", "traces/b"]).table.to_polars()
     """
-    from prunescope.analysis.compare_runs import compare as run
-    from prunescope.analysis.named_runs import describe_left_out
-    from prunescope.public import Comparison
-    from prunescope.taxonomy.scrub import scrub_all
+    from prunescope.results.comparison import Comparison
 
-    found = run(
-        request.paths,
-        baseline=as_path(request.baseline),
-        options=request.options,
-        jobs=request.jobs,
-        engine=request.engine,
-    )
-    found.warnings[:0] = scrub_all(describe_left_out(request.paths))
-    return Comparison.of(found)
+    return Comparison.compute(request)
 
 
 @takes(PredictRequest)
 def predict(request: PredictRequest) -> Prediction:
     """Predict what a pruning can give, from shapes and peaks, or scaled from a dense run.
 
-    `terms` names the costs of execution that count, all of them without it. `break_even=False`
-    does not look for where a pruning starts to pay, which takes most of the time of a point.
-    `curves=True` gives curves of a single point, too. Returns the dict that `--json` writes.
+    `terms` names the costs of execution that count; without it, all count. `break_even=False` skips
+    the search for where a pruning starts to pay, which takes most of the time of a point.
+    `curves=True` gives curves of a single point, too.
+
+    Returns:
+        The dict that `--json` writes. Its times are in ns per forward, its memory in bytes.
+
+    Raises:
+        PrunescopeError: The request cannot be met.
 
     Examples:
         >>> pruning = {"method": "static-nk", "sparsity": 0.5}
-        >>> found = prunescope.predict("llama-3.1-8b", device="h100-sxm", **pruning)
-        >>> found["phases"]["prefill"]["ladder"]["roofline"]
+        >>> prediction = prunescope.predict("llama-3.1-8b", device="h100-sxm", **pruning)
+        >>> prediction["phases"]["prefill"]["ladder"]["roofline"]
     """
-    return answer(request)
+    from prunescope.results.prediction import Prediction
 
-
-def answer(request: PredictRequest) -> Prediction:
-    """The result of `predict` for a request."""
-    import msgspec
-
-    from prunescope.public import Prediction
-    from prunescope.taxonomy.formats import scrubbed
-
-    return Prediction(scrubbed(msgspec.to_builtins(_predicted(request))))
-
-
-def _predicted(request: PredictRequest) -> Any:
-    if request.from_run is not None:
-        from prunescope.analysis.predict_from import predict_from
-
-        return predict_from(request)
-    if request.rank:
-        from prunescope.analysis.predict.rank import rank
-
-        return rank(request)
-    from prunescope.analysis.predict.predict import predict as run
-    from prunescope.taxonomy.collection import no_collection
-
-    with no_collection():
-        return run(request)
+    return Prediction.compute(request)
 
 
 @takes(AllocateCall)
 def allocate(call: AllocateCall) -> AllocationPlan:
-    """Decide which layers to drop and which heads and channels each layer keeps, so that a target
-    is reached at the least loss; writes the plan, its picture and the measured losses.
+    """Decide what each layer keeps, so that a target is reached at the least loss.
 
-    The same call resumes. Raises PrunescopeError for a target that cannot be reached, with what
-    holds it.
+    A layer is removed, or keeps some of its heads and channels. The plan, its picture and the
+    measured losses are written; the same call again resumes.
+
+    Returns:
+        The plan. Its losses are in nats per token, its times in ns.
+
+    Raises:
+        PrunescopeError: The target cannot be reached; the message says what prevents it.
 
     Examples:
         >>> plan = prunescope.allocate("./SmolLM2", from_run="traces/dense", speedup=1.4)
         >>> plan.expected.speedup, [layer.channels for layer in plan.layers]
         >>> plan.show()
     """
-    from prunescope.allocation import allocate as run
-    from prunescope.public import AllocationPlan
+    from prunescope.results.allocation_plan import AllocationPlan
 
-    return AllocationPlan.of(run(call, call.progress), call.out, call.model)
+    return AllocationPlan.compute(call, call.progress)
 
 
 @takes(SweepRequest)
 def sweep(request: SweepRequest) -> Path:
-    """Trace and evaluate many pruned versions of a model, as a YAML file, a dict of its keys or a
-    preset says; returns `out`.
+    """Trace and evaluate many pruned versions of a model.
 
-    Calling it again resumes the sweep. A result that fails is recorded in sweep.json.
-    Raises PrunescopeError for a bad request.
+    A YAML file, a dict of its keys or a preset says which. Calling it again resumes the sweep. A
+    result that fails is recorded in sweep.json.
+
+    Returns:
+        The folder `out`.
+
+    Raises:
+        PrunescopeError: The request cannot be met.
 
     Examples:
         >>> prunescope.pareto(prunescope.sweep("sweep.yaml", out="traces/sweep")).show()
@@ -191,54 +178,71 @@ def sweep(request: SweepRequest) -> Path:
 
 @takes(GemmRequest)
 def gemm(request: GemmRequest) -> Replayed:
-    """Replay GEMMs alone, of a run or of shapes: `.table` and `.curves` have the times, `.verdicts`
-    of a run say whether a kernel of the ledger is slow alone, too.
+    """Replay GEMMs alone: those of a run, or given shapes.
 
-    Raises PrunescopeError for a run without GEMMs of a known shape.
+    Returns:
+        The times, in ns per call: `.table` and `.curves` have them. `.verdicts` says for a run
+        whether a slow kernel of its ledger is slow alone, too.
+
+    Raises:
+        PrunescopeError: The run has no GEMM of a known shape.
 
     Examples:
         >>> prunescope.gemm(m=128, n=[384, 400, 512], k=576).table.to_polars()
     """
-    from prunescope.public import Replayed
-    from prunescope.replaying import replay_request
+    from prunescope.results.replayed import Replayed
 
-    return Replayed.of(*replay_request(request))
+    return Replayed.compute(request)
 
 
 @helpful
 def pareto(folder: Path | str) -> Pareto:
-    """Speed against loss of a sweep's results: frontier, break-even, and the bounds they reach.
+    """Judge speed against loss of a sweep: frontier, break-even, and the bounds that are reached.
 
-    Raises PrunescopeError where there is no sweep, or none of its results is done.
+    Args:
+        folder: The folder that the sweep wrote.
+
+    Returns:
+        The comparison of the sweep's results. Losses are relative perplexities, times ns per step.
+
+    Raises:
+        PrunescopeError: There is no sweep, or none of its results is done.
 
     Examples:
         >>> prunescope.pareto("traces/sweep").points.to_polars()
     """
-    from prunescope.analysis.pareto.pareto import judge
-    from prunescope.public import Pareto
+    from prunescope.results.pareto import Pareto
 
-    return Pareto.of(judge(_path(folder)))
+    return Pareto.compute(needed_path(folder))
 
 
 @helpful
 def reproduce(sweep: Path | str | None = None, *, against: str = "paper") -> Reproduction:
-    """The numbers of the taxonomy's paper (arXiv 2606.09080) next to those of a sweep and their
-    bounds, and the differences in set-up; without a sweep, next to predictions in its own setting.
+    """Put the numbers of the taxonomy's paper (arXiv 2606.09080) next to those of a sweep.
 
-    Raises PrunescopeError where there is no sweep, none of its results is done, or `against` is not
-    "paper".
+    The bounds of both and the differences in set-up stand with them.
+
+    Args:
+        sweep: The folder that the sweep wrote; None: predictions in the paper's own setting stand
+            next to its numbers.
+        against: The paper; "paper" is the only one.
+
+    Returns:
+        The published numbers, each with ours.
+
+    Raises:
+        PrunescopeError: There is no sweep, none of its results is done, or `against` is not
+            "paper".
 
     Examples:
         >>> prunescope.reproduce("traces/sweep").show()
         >>> prunescope.reproduce().to_polars()
     """
-    from prunescope.public import Reproduction
-    from prunescope.reproducing import reproduce_predicted, reproduce_sweep
+    from prunescope.results.reproduction import Reproduction
 
     if against != "paper":
         raise PrunescopeError(f"against is {reprlib.repr(against)}", hint='accepted: "paper"')
-    found = reproduce_predicted() if sweep is None else reproduce_sweep(_path(sweep))
-    return Reproduction.of(found)
+    return Reproduction.compute(None if sweep is None else needed_path(sweep))
 
 
 @helpful
@@ -248,11 +252,22 @@ def check(
     require: Sequence[str] | str,
     baseline: Path | str | None = None,
 ) -> Check:
-    """Hold a report, a run or a report.json to rules, as `prunescope check` does.
+    """Check a report against rules, as `prunescope check` does.
 
     A rule is `PATH OP VALUE`: "prefill.realised >= 1.2", "decode.ledger.added_work <= 5%",
-    "family == static-nk". Raises PrunescopeError for a rule that names nothing, on either side of
-    its operator, for a report without a phase, and for one that lacks what every rule asks for.
+    "family == static-nk".
+
+    Args:
+        subject: A report, or a run, a trace or a report.json.
+        require: The rules.
+        baseline: The run or trace of the dense model; None: the dense run in the run folder.
+
+    Returns:
+        The verdict on each rule in each phase.
+
+    Raises:
+        PrunescopeError: A rule names nothing, on either side of its operator; the report has no
+            phase, or lacks what every rule asks for.
 
     Examples:
         >>> prunescope.check("traces/first", require="prefill.realised >= 1.2").passed
@@ -267,10 +282,10 @@ def check(
         )
     parsed = parse_rules(rules)
     if not isinstance(subject, PlainReport):
-        subject = _report_of(_path(subject), as_path(baseline))
-    found = check_report(subject, parsed)
+        subject = _report_of(needed_path(subject), as_path(baseline))
+    outcome = check_report(subject, parsed)
     require_something(subject, parsed)
-    return found
+    return outcome
 
 
 @helpful
@@ -281,10 +296,20 @@ def bundle(
     anonymous: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """Put the evidence of runs, or folders of runs, into one zip; returns its path.
+    """Put the evidence of runs into one zip.
 
-    Raises PrunescopeError as `prunescope bundle` does: for what is no run, for a zip that exists
-    without `overwrite`, and with `anonymous` where a name is left.
+    Args:
+        runs: Runs, or folders of runs.
+        out: The zip file to write.
+        anonymous: Whether names of people, hosts and paths are removed, for double-blind review.
+        overwrite: Whether a zip that exists is replaced.
+
+    Returns:
+        The path of the zip.
+
+    Raises:
+        PrunescopeError: A path is not a run, the zip exists and `overwrite` is not given, or a name
+            is left although `anonymous` is given.
 
     Examples:
         >>> prunescope.bundle("traces/first", out="evidence.zip", anonymous=True)
@@ -292,34 +317,34 @@ def bundle(
     from prunescope.analysis.bundle.bundle import bundle as write
 
     several = [runs] if isinstance(runs, str | Path) else runs
-    return write([*map(_path, several)], _path(out), anonymous=anonymous, overwrite=overwrite)
+    paths = [needed_path(run) for run in several]
+    return write(paths, needed_path(out), anonymous=anonymous, overwrite=overwrite)
 
 
 @helpful
 def verify(path: Path | str) -> Verified:
     """Verify a bundle: every file, and reports and figures rebuilt from its traces.
 
-    Raises PrunescopeError where there is no such file, or one that is no zip at all.
+    Args:
+        path: The zip that `bundle` wrote.
+
+    Returns:
+        The files that are wrong, and those that could not be compared.
+
+    Raises:
+        PrunescopeError: There is no such file, or it is not a zip.
 
     Examples:
         >>> prunescope.verify("evidence.zip").passed
     """
-    from prunescope.analysis.bundle.verify import verify as found_in
-    from prunescope.public import Verified
+    from prunescope.results.verified import Verified
 
-    return Verified(found_in(_path(path)))
-
-
-def _path(given: Path | str) -> Path:
-    path = as_path(given)
-    if path is None or not str(given).strip():
-        raise PrunescopeError("no path is given", hint="accepted: a path or a text")
-    return path
+    return Verified.compute(needed_path(path))
 
 
 def _report_of(subject: Path, baseline: Path | None) -> Report:
-    """The report of a report.json, or of what `analyze` takes."""
-    from prunescope.public import Report
+    """Return the report in a report.json, or of what `analyze` takes."""
+    from prunescope.results.report import Report
 
     if subject.is_file() and subject.suffix == ".json":
         with subject.open("rb") as file:
@@ -331,16 +356,26 @@ def _report_of(subject: Path, baseline: Path | None) -> Report:
 
 @overload
 def families(architecture: None = None) -> tuple[Family, ...]:
-    """All families."""
+    """Return all families."""
 
 
 @overload
 def families(architecture: Path | str) -> dict[str, Any]:
-    """Those that apply to an architecture."""
+    """Return those that apply to an architecture."""
 
 
 def families(architecture: Path | str | None = None) -> tuple[Family, ...] | dict[str, Any]:
-    """The pruning families; of an `architecture` (config.json, folder or preset), those that apply.
+    """Return the pruning families.
+
+    Args:
+        architecture: A config.json, a folder or a preset: only the families that apply to it are
+            returned. None: all.
+
+    Returns:
+        The families, or what `prunescope families --architecture` writes as JSON.
+
+    Raises:
+        PrunescopeError: The architecture cannot be read.
 
     Examples:
         >>> [family.id for family in prunescope.families()]
@@ -353,12 +388,12 @@ def families(architecture: Path | str | None = None) -> tuple[Family, ...] | dic
     from prunescope.taxonomy.architectures import read_architecture
     from prunescope.taxonomy.formats import plain, scrubbed
 
-    found: dict[str, Any] = scrubbed(plain(read_architecture(str(_path(architecture)))))
-    return found
+    described: dict[str, Any] = scrubbed(plain(read_architecture(str(needed_path(architecture)))))
+    return described
 
 
 def devices() -> tuple[Device, ...]:
-    """The devices whose dense peaks and bandwidth are known.
+    """Return the devices whose dense peaks (FLOP/s) and bandwidth (byte/s) are known.
 
     Examples:
         >>> {device.name: device.byte_per_s for device in prunescope.devices()}

@@ -21,7 +21,6 @@ from prunescope import signals, startup
 from prunescope.analysis.inputs.options import CompareRequest
 from prunescope.analysis.predict.allocation_request import AllocateRequest
 from prunescope.analysis.predict.predict_request import PredictRequest
-from prunescope.api import answer
 from prunescope.command import from_options
 from prunescope.failure import exit_code
 from prunescope.taxonomy.arguments import asks_json, bare_json, refuse_empty
@@ -98,12 +97,21 @@ def _trace(request: TraceCall, *, json_target: Json = None) -> None:
 
 
 def _answers(folder: Path) -> dict[str, str]:
-    """The answer for each run; none without polars, as on a machine that only traces."""
+    """Return the summary of each phase of a capture.
+
+    There is none without polars, as on a machine that only traces, and none if the capture cannot
+    be analysed.
+    """
+    from prunescope.taxonomy.errors import PrunescopeError
+
     try:
-        from prunescope.deliver import answers
+        from prunescope.analysis.pipeline import analyze
     except ModuleNotFoundError:
         return {}
-    return answers(folder)
+    try:
+        return {name: phase.summary for name, phase in analyze(folder).report.phases.items()}
+    except PrunescopeError:
+        return {}
 
 
 @app.command("analyze", cls=startup.FastCommand)
@@ -194,10 +202,11 @@ def _predict(
     prunescope predict --rank --model llama-3.1-8b --device h100-sxm --workload chat
     """
     from prunescope.analysis.report.predict_tables import prediction
-    from prunescope.output import show_result
+    from prunescope.results.prediction import Prediction
+    from prunescope.results.result import deliver_result
     from prunescope.taxonomy.errors import PrunescopeError
 
-    result = answer(dataclasses.replace(request, curves=out is not None))
+    result = Prediction.compute(dataclasses.replace(request, curves=out is not None))
     if explain and len(result.get("points", ())) != 1:
         raise PrunescopeError(
             "--explain needs exactly one method and one sparsity",
@@ -208,7 +217,7 @@ def _predict(
         from prunescope.analysis.report.write import write_files
 
         write_files(curve_files(result), out)
-    show_result(result, json_target, people=prediction(result, explain=explain))
+    deliver_result(result, json_target, prediction(result, explain=explain))
 
 
 @app.command("allocate")
@@ -234,21 +243,21 @@ def _allocate(
     prunescope allocate --model ./Qwen3-0.6B --device h100-sxm --speedup 1.2 --phase decode
     prunescope allocate --model ./Qwen3-0.6B --device h100-sxm --memory-gb 0.9 --workload chat
     """
-    import msgspec
-
-    from prunescope.allocation import allocate, evaluations, problem_asked
-    from prunescope.analysis.report.allocation_tables import dry_run_sheet, plan_sheet
-    from prunescope.output import show_result
+    from prunescope.results.allocation_plan import AllocationPlan
+    from prunescope.results.result import deliver_result
     from prunescope.tracer.capture.progress import Bar
 
     if dry_run:
-        found = evaluations(problem_asked(request))
-        show_result(found, json_target, people=dry_run_sheet(found))
+        from prunescope.allocation import count_evaluations, read_problem
+        from prunescope.analysis.report.allocation_tables import dry_run_sheet
+        from prunescope.output import show_result
+
+        counts = count_evaluations(read_problem(request))
+        show_result(counts, json_target, people=dry_run_sheet(counts))
         return
     with Bar() as bar:
-        plan = allocate(request, bar)
-    shown = plan_sheet(plan, str(request.out), model=request.model)
-    show_result(msgspec.to_builtins(plan), json_target, people=shown)
+        plan = AllocationPlan.compute(request, bar)
+    deliver_result(plan, json_target)
 
 
 def _print_example() -> None:
@@ -344,20 +353,19 @@ def _pareto(
     prunescope pareto traces/sweep --out figures --json pareto.json
     prunescope pareto traces/sweep --figures paper --out figures
     """
-    from prunescope.analysis.pareto.pareto import judge
-    from prunescope.analysis.pareto.write import paper_files, paper_set, to_json, write_pareto
+    from prunescope.analysis.pareto.write import paper_files, paper_set, write_pareto
     from prunescope.analysis.report.pareto_tables import pareto_summary
-    from prunescope.output import console_for, write_json
+    from prunescope.results.pareto import Pareto
+    from prunescope.results.result import deliver_result
     from prunescope.taxonomy.errors import PrunescopeError
 
     if gemm is not None and figures is None:
         raise PrunescopeError("--gemm is for --figures paper", hint="add --figures paper")
-    found, target = judge(folder), out or folder / "pareto"
-    paper = paper_set(found, folder, gemm) if figures is not None else None
-    write_pareto(found, target, more=paper_files(paper) if paper is not None else None)
-    write_json(to_json(found), json_target)
-    missing = [str(one) for one in paper.missing] if paper is not None else []
-    console_for(json_target).print(pareto_summary(found, target, missing))
+    result, target = Pareto.compute(folder), out or folder / "pareto"
+    paper = paper_set(result, folder, gemm) if figures is not None else None
+    write_pareto(result, target, more=paper_files(paper) if paper is not None else None)
+    missing = [str(figure) for figure in paper.missing] if paper is not None else []
+    deliver_result(result, json_target, pareto_summary(result, target, missing))
 
 
 @app.command("reproduce")
@@ -393,20 +401,14 @@ def _reproduce(
     prunescope reproduce traces/sweep --against paper
     prunescope reproduce --against paper --out plotted
     """
-    import msgspec
-
-    from prunescope.analysis.report.reproduction_tables import reproduction
-    from prunescope.output import show_result
-    from prunescope.reproducing import reproduce_predicted, reproduce_sweep
+    from prunescope.results.reproduction import Reproduction
+    from prunescope.results.result import deliver_result
 
     del against  # there is one paper so far
-    found = reproduce_predicted() if sweep is None else reproduce_sweep(sweep)
+    result = Reproduction.compute(sweep)
     if out is not None:
-        from prunescope.analysis.report.reproduction_figure import reproduction_files
-        from prunescope.analysis.report.write import write_files
-
-        write_files(reproduction_files(found), out)
-    show_result(msgspec.to_builtins(found), json_target, people=reproduction(found))
+        result.save(out)
+    deliver_result(result, json_target)
 
 
 @app.command("check")
@@ -482,8 +484,8 @@ def _check(
         mark, style = marks[state]
         shown.append(f"{mark:6} ", style).append(clean(line) + "\n")
     if strict and outcome.undecided:
-        of = f"{len(outcome.undecided)} of {len(outcome.verdicts)}"
-        shown.append(f"--strict: {of} not decided: {clean('; '.join(outcome.undecided))}\n")
+        count = f"{len(outcome.undecided)} of {len(outcome.verdicts)}"
+        shown.append(f"--strict: {count} not decided: {clean('; '.join(outcome.undecided))}\n")
     shown.rstrip()
     if junit is not None:
         write_json(junit_xml(outcome, strict=strict), junit)
@@ -561,15 +563,14 @@ def _verify(
     prunescope verify evidence.zip --allow-missing-figures
     prunescope verify review.zip --json -
     """
-    from prunescope.analysis.bundle.verify import verify
     from prunescope.analysis.report.listings import verified
-    from prunescope.output import show_result
+    from prunescope.results.result import deliver_result
+    from prunescope.results.verified import Verified
 
-    result = verify(path)
-    shown = verified(result, allow_missing_figures=allow_missing_figures)
-    show_result(result, json_target, people=shown)
-    is_partial = result["partial"] and not allow_missing_figures
-    if not result["ok"] or is_partial or result["samples_agree"] is False:
+    result = Verified.compute(path)
+    view = verified(result, allow_missing_figures=allow_missing_figures)
+    deliver_result(result, json_target, view)
+    if not result.passes(allow_missing_figures=allow_missing_figures):
         raise typer.Exit(3)
 
 
@@ -744,19 +745,15 @@ def _gemm(
     prunescope gemm --m 128 --n 384,400,512 --k 576 --dtype fp32
     prunescope gemm --m 4096 --n 1024:4096:64 --k 4096 --dtype bf16 --out curves
     """
-    from prunescope.output import show_result
-    from prunescope.public import Replayed
-    from prunescope.replaying import replay_request
+    from prunescope.results.replayed import Replayed
+    from prunescope.results.result import PICTURES, deliver_result
     from prunescope.tracer.capture.progress import Bar
 
     with Bar() as bar:
-        found = Replayed.of(*replay_request(dataclasses.replace(request, progress=bar)))
+        result = Replayed.compute(dataclasses.replace(request, progress=bar))
     if out is not None:
-        from prunescope.analysis.report.replay_figure import replay_files
-        from prunescope.analysis.report.write import write_files
-
-        write_files(replay_files(found.replays, found.report), out)
-    show_result(found.to_dict(), json_target, people=found.__rich__())
+        result.save(out, formats=["csv", *PICTURES])
+    deliver_result(result, json_target)
 
 
 @app.command("doctor")

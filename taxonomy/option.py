@@ -308,10 +308,10 @@ def takes(request: Callable[P, Request]) -> Callable[[Callable[[Request], R]], C
 
 
 def _documented(text: str, options: Mapping[str, NamedOption]) -> str:
-    """Add what the options do to a docstring, before its examples."""
-    before, examples, after = text.partition("Examples:\n")
+    """Add what the options do to a docstring, before what it returns."""
+    before, returns, after = text.partition("Returns:\n")
     lines = "".join(f"    {name}: {named.option.help}\n" for name, named in options.items())
-    return f"{before.rstrip()}\n\nArgs:\n{lines}\n{examples}{after}"
+    return f"{before.rstrip()}\n\nArgs:\n{lines}\n{returns}{after}"
 
 
 # Options that several requests share.
@@ -413,3 +413,15 @@ def as_path(given: Path | str | None) -> Path | None:
             hint="accepted: a path or a text",
         )
     return Path(given)
+
+
+def needed_path(given: Path | str) -> Path:
+    """Return a path that has to be given.
+
+    Raises:
+        PrunescopeError: It is None or an empty text, or not a path.
+    """
+    path = as_path(given)
+    if path is None or not str(given).strip():
+        raise PrunescopeError("no path is given", hint="accepted: a path or a text")
+    return path

@@ -17,7 +17,7 @@ from prunescope.analysis.schema.report import Report, from_json, to_json
 
 TRACES = Path(__file__).resolve().parents[1] / "traces"
 # Where commands and functions call it by a name of their own.
-_CALLED = ("deliver", "analysis.compare_runs", "analysis.pipeline", "analysis.predict_from")
+_CALLED = ("analysis.compare_runs", "analysis.pipeline", "analysis.predict_from")
 _kept: dict[object, Analysis] = {}
 
 

@@ -31,10 +31,10 @@ def on_trust(reports: Mapping[str, Report]) -> Iterator[dict[str, Any]]:
     """
     for name, report in reports.items():
         for phase_name, phase in report.phases.items():
-            if phase.observer_ratio is None:
+            if phase.profiler_overhead_ratio is None:
                 continue
-            dense = phase.baseline.observer_ratio if phase.baseline else None
-            ratios = {"pruned": phase.observer_ratio, "dense": dense}
+            dense = phase.baseline.profiler_overhead_ratio if phase.baseline else None
+            ratios = {"pruned": phase.profiler_overhead_ratio, "dense": dense}
             entry = {"run": name, "phase": phase_name, "profiled_over_unprofiled": ratios}
             yield {**entry, **_compare_speedups(phase, dense)}
 

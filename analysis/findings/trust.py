@@ -204,10 +204,10 @@ def _is_recorded(c: Context) -> bool:
 @finding("profiler-overhead", "warning")
 def profiler_overhead(c: Context) -> Found | None:
     """Report that the profiler slows steps much, or the two runs unequally."""
-    ratio = c.phase.observer_ratio
+    ratio = c.phase.profiler_overhead_ratio
     if ratio is None:
         return None
-    dense = c.phase.baseline.observer_ratio if c.phase.baseline else None
+    dense = c.phase.baseline.profiler_overhead_ratio if c.phase.baseline else None
     is_unequal = dense is not None and max(ratio, dense) > MUCH_SLOWED * min(ratio, dense)
     if ratio < MUCH_SLOWED and not is_unequal:
         return None
@@ -386,7 +386,7 @@ def layer_alone(c: Context) -> Found | None:
 @finding("carry-over", "info")
 def carry_over(c: Context) -> Found | None:
     """Report that the trace contains device events of the step before it."""
-    spill = c.phase.spill
+    spill = c.phase.carry_over
     device = spill["ns"] + c.phase.busy_ns * c.phase.steps
     if not spill["events"] or spill["ns"] < 0.01 * device:
         return None

@@ -611,7 +611,7 @@ def _build_row(members: list[Pair], *, promised: float | None, exact_layers: boo
         flop=first.flop,
         bytes=first.bytes,
         busy_ns=busy,
-        helper_ns=float(sum(c.auxiliary for c in run)),
+        auxiliary_ns=float(sum(c.auxiliary for c in run)),
         ideal_ns=ideal,
         bound=None if removed or first.flop == 0 else first.bound,
         efficiency=ideal / known if ideal is not None and known > 0 else None,

@@ -117,7 +117,7 @@ def _is_above_roofline(row: GemmRow | KernelRow) -> bool:
 
 def _has_auxiliary(gemm: GemmRow) -> bool:
     """Return whether auxiliary kernels take much of a row's time."""
-    return gemm.helper_ns > _MUCH_AUXILIARY * gemm.busy_ns
+    return gemm.auxiliary_ns > _MUCH_AUXILIARY * gemm.busy_ns
 
 
 def _is_concurrent(row: GemmRow | KernelRow) -> bool:
@@ -200,7 +200,7 @@ def _gemm_notes(gemms: list[GemmRow], shown: list[GemmRow], unit: numbers.Scale)
     if concurrent := [gemm for gemm in shown if _is_concurrent(gemm)]:
         notes.append(_concurrent_note(concurrent, unit))
     if with_auxiliary := [gemm for gemm in shown if _has_auxiliary(gemm)]:
-        auxiliary = unit.text(sum(gemm.helper_ns for gemm in with_auxiliary))
+        auxiliary = unit.text(sum(gemm.auxiliary_ns for gemm in with_auxiliary))
         notes.append(
             f"‡ {auxiliary} {unit.unit} of these rows are auxiliary kernels of the same ops "
             "(copies, fills, reductions): in the time, not in the roofline"

@@ -137,22 +137,22 @@ def closure(phase: Phase) -> str:
 def profiler_overhead(phase: Phase) -> str:
     """Return the profiler's overhead, and the time base of the ledger."""
     base = _time_base(phase)
-    if phase.observer_ratio is None:
+    if phase.profiler_overhead_ratio is None:
         return f"profiler overhead: unknown, no unprofiled samples; {base}"
-    dense = phase.baseline.observer_ratio if phase.baseline else None
-    ratios = numbers.ratio(phase.observer_ratio)
+    dense = phase.baseline.profiler_overhead_ratio if phase.baseline else None
+    ratios = numbers.ratio(phase.profiler_overhead_ratio)
     ratios += f", dense {numbers.ratio(dense)}" if dense else ""
     return f"profiler overhead: profiled wall ÷ unprofiled step = {ratios}; {base}"
 
 
 def _time_base(phase: Phase) -> str:
-    if phase.domain != "unprofiled":
+    if phase.time_base != "unprofiled":
         return "all times are as profiled" if phase.time_scale is None else _scaled(phase)[2:]
     is_placed = all(timed.placements for timed in phase.sampled or ())
     kind = "geometric means over placements of medians" if is_placed else "medians of the samples"
     text = f"the ledger closes to the unprofiled times ({kind})"
-    if phase.observer_share is not None and not phase.invalid_times:
-        share = numbers.percent(phase.observer_share)
+    if phase.profiler_overhead_share is not None and not phase.invalid_times:
+        share = numbers.percent(phase.profiler_overhead_share)
         text += f"; {share} of the profiled dense time is profiler overhead"
     return text + _scaled(phase)
 
@@ -264,7 +264,7 @@ def outside_steps(phase: Phase) -> list[str]:
     They are the carry-over, events at the end that have no launch, and those outside every step.
     """
     groups = (
-        ("carry-over", phase.spill, "launched before the trace began, by the step before"),
+        ("carry-over", phase.carry_over, "launched before the trace began, by the step before"),
         ("unlinked at the end", phase.late, "after the last event with a launch in the trace"),
         ("outside steps", phase.left_out, "launched outside of every step, or in an unknown one"),
     )
@@ -278,7 +278,7 @@ def outside_steps(phase: Phase) -> list[str]:
             f"between steps: {numbers.time(phase.between_ns)} before a step (mean) in which the "
             "device idles and the host waits outside of all ranges, in the wall of no step"
         )
-    return [*texts, _launch_latency(phase)] if phase.lead_ns else texts
+    return [*texts, _launch_latency(phase)] if phase.launch_latency_ns else texts
 
 
 def _launch_latency(phase: Phase) -> str:
@@ -286,11 +286,11 @@ def _launch_latency(phase: Phase) -> str:
     own = phase.lead_own
     events = own.get("events") or 0
     end = "the end of work launched before it" if events else "its first device event"
-    text = f"launch latency before the first kernel: {numbers.time(phase.lead_ns)} from the begin "
+    text = f"launch latency before the first kernel: {numbers.time(latency_ns)} from the begin "
     text += f"of the first step on the host to {end}, not in the wall"
-    if phase.lead_busy_ns is None or phase.lead_ns is None:
+    if busy_ns is None or latency_ns is None:
         return text
-    if not phase.lead_busy_ns:
+    if not busy_ns:
         return f"{text}: the trace holds nothing on the device then"
     text += f": the device ran earlier work for {numbers.time(phase.lead_earlier_ns)}"
     if events:

@@ -105,7 +105,7 @@ def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
         axes.axhspan(-0.5, len(rows) - 0.5, zorder=-1, **ground(reasons))
         marks.append(no_evidence(reasons, ", ".join(reasons)))
     headed(axes, title, marks)
-    kind = "unprofiled" if phase.domain == "unprofiled" else "profiled"
+    kind = "unprofiled" if phase.time_base == "unprofiled" else "profiled"
     axes.set_xlabel(f"time of a step ({unit.unit}), {short(name)}, {kind}")
     return figure
 

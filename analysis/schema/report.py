@@ -116,10 +116,10 @@ class GemmRow(GemmShape, kw_only=True):
         float | None, meaning("compulsory traffic of one call; where steps differ, the mean")
     ]
     busy_ns: Annotated[float, meaning("device time of a step, auxiliary kernels included")]
-    helper_ns: Annotated[
+    auxiliary_ns: Annotated[
         float,
         meaning("of which auxiliary kernels: memsets, workspaces, reductions of the same operator"),
-    ]
+    ] = msgspec.field(name="helper_ns")
     ideal_ns: Annotated[
         float | None,
         meaning(
@@ -461,11 +461,13 @@ class Phase(msgspec.Struct, kw_only=True):
     busy_ns: float
     gap_ns: float
     tail_ns: Annotated[float, meaning("trailing idle: from the last event to the end of the step")]
-    lead_ns: Annotated[
+    launch_latency_ns: Annotated[
         float | None,
         meaning("launch latency before the first kernel of the first step; not in the wall"),
-    ]
-    spill: Annotated[dict[str, float], meaning("carry-over of the step before: events, ns")]
+    ] = msgspec.field(name="lead_ns")
+    carry_over: Annotated[dict[str, float], meaning("work of the step before: events, ns")] = (
+        msgspec.field(name="spill")
+    )
     late: Annotated[dict[str, float], meaning("after the last linked event: events, ns")]
     left_out: Annotated[dict[str, float], meaning("outside of every step: events, ns")]
     between_ns: Annotated[
@@ -476,9 +478,9 @@ class Phase(msgspec.Struct, kw_only=True):
     weight_bytes: int | None
     kv_bytes: int | None
     unprofiled_ns: Unprofiled | None
-    observer_ratio: Annotated[
+    profiler_overhead_ratio: Annotated[
         float | None, meaning("profiler overhead: profiled wall ÷ unprofiled step")
-    ]
+    ] = msgspec.field(name="observer_ratio")
     coverage: Annotated[dict[str, float], meaning("kind, work, role: shares of busy time")]
     bound: Annotated[dict[str, float], meaning("compute memory latency unknown launch")]
     kinds: dict[str, float]
@@ -487,10 +489,12 @@ class Phase(msgspec.Struct, kw_only=True):
     pairing: Pairing | None
     family: FamilyVerdict | None
     ladder: Ladder | None
-    domain: str
-    observer_share: Annotated[
+    time_base: Annotated[str, meaning("of ledger and findings: unprofiled or profiled")] = (
+        msgspec.field(name="domain")
+    )
+    profiler_overhead_share: Annotated[
         float | None, meaning("share of profiler overhead: 1 - factor of the unprofiled time base")
-    ]
+    ] = msgspec.field(name="observer_share")
     ledger: list[Row] | None
     findings: list[Finding]
     kernels: list[KernelRow] = []
@@ -529,16 +533,16 @@ class Phase(msgspec.Struct, kw_only=True):
             "eager-trace, or of the model's config; empty where none are known."
         ),
     ] = {}
-    lead_busy_ns: Annotated[
+    launch_latency_busy_ns: Annotated[
         float | None, meaning("of the launch latency, the time of earlier work")
-    ] = None
-    lead_own: Annotated[
+    ] = msgspec.field(name="lead_busy_ns", default=None)
+    launch_latency_work: Annotated[
         dict[str, float],
         meaning(
             "of the launch latency, what the step launched itself: events, ran_ns, and ns: "
             "concurrent with nothing earlier"
         ),
-    ] = {}
+    ] = msgspec.field(name="lead_own", default_factory=dict)
     comparison: Annotated[
         PairComparison | None, meaning("null: no baseline, or a report before 0.2")
     ] = None
@@ -714,7 +718,7 @@ class Phase(msgspec.Struct, kw_only=True):
         report lacks those of its baseline."""
         timed = self.unprofiled_ns
         dense = self.baseline.unprofiled_ns if self.baseline else None
-        if timed is None or (dense is None and self.domain != "unprofiled"):
+        if timed is None or (dense is None and self.time_base != "unprofiled"):
             return None
         return dense or timed, timed
 

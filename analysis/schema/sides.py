@@ -227,7 +227,9 @@ class Totals(msgspec.Struct, kw_only=True):
     peak_memory_bytes: int | None = None
     kv_bytes: int | None = None
     unprofiled_ns: Unprofiled | None = None
-    observer_ratio: Annotated[float | None, meaning("profiled wall ÷ unprofiled median")] = None
+    profiler_overhead_ratio: Annotated[
+        float | None, meaning("profiled wall ÷ unprofiled median")
+    ] = msgspec.field(name="observer_ratio", default=None)
     coverage: Annotated[
         dict[str, float], meaning("kind, work, role, gemm_work: shares of busy time")
     ] = {}

@@ -286,6 +286,6 @@ def test_late_and_spill_are_named_and_left_out(case: Case) -> None:
     check(back, case.edit, case.dense, 1.0)
     assert there.late == {"events": 3, "ns": 1200}
     assert back.late == {"events": 0, "ns": 0}
-    assert there.spill["events"] - back.spill["events"] == 3
-    assert there.spill["ns"] - back.spill["ns"] == 1200
+    assert there.carry_over["events"] - back.carry_over["events"] == 3
+    assert there.carry_over["ns"] - back.carry_over["ns"] == 1200
     assert any(line.startswith("unlinked at the end: 3 events") for line in outside_steps(there))

@@ -86,18 +86,20 @@ def test_realised_is_the_ratio_of_the_medians(
                      dense_samples_ns=samples[0], samples_ns=samples[1])  # fmt: skip
     phase = analyze(run).report.phases["prefill"]
     assert phase.ladder is not None
-    assert phase.domain == domain
+    assert phase.time_base == domain
     told = rows(phase)
     want = dense / pruned if dense and pruned else told["dense"] / told["pruned"]
     assert phase.ladder.realised == pytest.approx(want)
     if domain == "unprofiled":
         assert (told["dense"], told["pruned"]) == pytest.approx((dense, pruned))
-        assert phase.observer_share is not None
+        assert phase.profiler_overhead_share is not None
         assert phase.unprofiled_ns is not None
-        assert phase.observer_ratio == pytest.approx(phase.wall_ns / phase.unprofiled_ns.median)
+        assert phase.profiler_overhead_ratio == pytest.approx(
+            phase.wall_ns / phase.unprofiled_ns.median
+        )
     else:
         assert told["pruned"] == pytest.approx(phase.wall_ns)
-        assert phase.observer_share is None
+        assert phase.profiler_overhead_share is None
     if dense and pruned:
         low, high = phase.ladder.realised_ci95 or [0, 0]
         assert low <= phase.ladder.realised <= high

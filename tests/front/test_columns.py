@@ -55,7 +55,7 @@ def computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
-    for module, name in (("deliver", "compare"), ("analysis.predict.rank", "rank"),
+    for module, name in (("analysis.compare_runs", "compare"), ("analysis.predict.rank", "rank"),
                          ("analysis.predict.predict", "predict"),
                          ("analysis.predict_from", "predict_from")):  # fmt: skip
         place = import_module(f"prunescope.{module}")

@@ -11,7 +11,7 @@ import pytest
 
 import prunescope
 from prunescope import allocation, cli
-from prunescope.allocation import evaluations, problem_asked
+from prunescope.allocation import count_evaluations, read_problem
 from prunescope.analysis.predict.allocation_request import AllocateRequest
 from prunescope.taxonomy.allocations.allocation_plan import read_plan
 from prunescope.taxonomy.errors import PrunescopeError
@@ -68,10 +68,10 @@ def test_a_plan_reaches_its_target_and_a_second_one_measures_nothing(
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
     assert json.loads(out.read_bytes())["schema"] == 1
     with pytest.raises(PrunescopeError, match=r"plan\.json exists"):
-        problem_asked(AllocateRequest(model, speedup=1.25, out=out, **H100))
+        read_problem(AllocateRequest(model, speedup=1.25, out=out, **H100))
     # Another plan in the folder has the dense model, 15 removals and their pairs from there.
     other = AllocateRequest(model, speedup=1.3, out=tmp_path / "other.json", **H100)
-    counts = evaluations(problem_asked(other))
+    counts = count_evaluations(read_problem(other))
     assert counts["losses"] == "plan.losses.json"
     assert 1 + 15 < counts["measured"] < counts["evaluations"]
     known = set(json.loads(out.with_name("plan.losses.json").read_bytes())["removed"])

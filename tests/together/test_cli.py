@@ -45,8 +45,9 @@ def report(**changes: Any) -> Report:
 @pytest.fixture
 def analyzed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """`analyze` with the analysis and the writer of files replaced; holds what they were given."""
-    import prunescope.deliver as deliver
+    from prunescope.analysis import pipeline
     from prunescope.analysis.pipeline import Analysis
+    from prunescope.analysis.report import write
 
     seen: dict[str, Any] = {"report": report()}
 
@@ -57,8 +58,8 @@ def analyzed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def write_report(_report: Report, folder: Path, **given: Any) -> None:
         seen.update(given, folder=folder)
 
-    monkeypatch.setattr(deliver, "analyze", analyze)
-    monkeypatch.setattr(deliver, "write_report", write_report)
+    monkeypatch.setattr(pipeline, "analyze", analyze)
+    monkeypatch.setattr(write, "write_report", write_report)
     return seen
 
 
@@ -117,7 +118,7 @@ def test_an_error_that_quotes_a_trace_cannot_steer_the_terminal(
     def fail(*_args: object, **_options: object) -> None:
         raise PrunescopeError("kernel \x1b[31mred\nerror: fake", hint="none")
 
-    monkeypatch.setattr("prunescope.deliver.analyze", fail)
+    monkeypatch.setattr("prunescope.analysis.pipeline.analyze", fail)
     code, _, err = run("analyze", "t.json")
     assert code == 2
     assert "\x1b" not in err
@@ -280,7 +281,7 @@ def test_faults_of_the_surroundings(
     def fail(*_args: object, **_options: object) -> None:
         raise error
 
-    monkeypatch.setattr("prunescope.deliver.analyze", fail)
+    monkeypatch.setattr("prunescope.analysis.pipeline.analyze", fail)
     seen, out, err = run("analyze", "t.json")
     assert (seen, out) == (code, "")
     assert ("r.md: No space left on device" in err) == (code == 2)
@@ -290,7 +291,7 @@ def test_a_library_that_is_missing_is_named(run: Run, monkeypatch: pytest.Monkey
     def fail(*_args: object, **_options: object) -> None:
         raise ModuleNotFoundError("No module named 'torch.x'", name="torch.x")
 
-    monkeypatch.setattr("prunescope.deliver.analyze", fail)
+    monkeypatch.setattr("prunescope.analysis.pipeline.analyze", fail)
     code, _, err = run("analyze", "t.json")
     assert code == 2
     assert "torch is not installed" in err

@@ -86,7 +86,7 @@ def test_auxiliary_kernels_have_the_role_of_their_gemm(tmp_path: Path) -> None:
     assert plain.roles.keys() == phase.roles.keys()
     assert phase.roles["down"] == LAYERS * 11_000
     (row,) = (g for g in phase.gemms if g.role == "down")
-    assert (row.count, row.helper_ns) == (LAYERS, LAYERS * 3_000)
+    assert (row.count, row.auxiliary_ns) == (LAYERS, LAYERS * 3_000)
     assert phase.ladder is not None
     assert phase.ladder.flop == pytest.approx(1)
 

@@ -27,7 +27,7 @@ def test_a_gemm_of_several_kernels_and_a_longer_copy_is_one_row(tmp_path: Path) 
     (phase,) = found.report.phases.values()
     (row,) = phase.gemms
     assert (row.kind, row.m, row.n, row.k, row.count) == ("gemm", M, N, KK, 1)
-    assert (row.busy_ns, row.helper_ns) == (75e3, 35e3)
+    assert (row.busy_ns, row.auxiliary_ns) == (75e3, 35e3)
     assert row.flop == 2 * M * N * KK
     assert row.ideal_ns == pytest.approx(max(row.flop / 989e12, (row.bytes or 0) / 3.35e12) * 1e9)
     (frame,) = found.frames.values()

@@ -90,8 +90,8 @@ def test_the_timeline_of_the_reference(h100: Analysis) -> None:
 
 def test_spill_is_named(h100: Analysis) -> None:
     p = phase(h100)
-    assert p.spill["events"] == 509
-    assert p.spill["ns"] / (p.spill["ns"] + p.busy_ns) == pytest.approx(0.301, abs=5e-4)
+    assert p.carry_over["events"] == 509
+    assert p.carry_over["ns"] / (p.carry_over["ns"] + p.busy_ns) == pytest.approx(0.301, abs=5e-4)
     (line,) = measured.outside_steps(p)[:-1]  # said once; the last one is the host's lead
     assert line.startswith("carry-over: 509 events")
     assert not [note for note in p.notes if "509" in note]
@@ -121,11 +121,11 @@ def test_ideal_and_helpers(h100: Analysis) -> None:
     assert row.bytes == 2 * (8944 * 2816 + 2816 * 1024 + 8944 * 1024)
     compute = 2 * 8944 * 1024 * 2816 / device.dense_flop_per_s["bf16"] * 1e9
     assert row.ideal_ns == pytest.approx(24 * compute)
-    assert (row.bound, row.helper_ns > 0) == ("compute", True)
+    assert (row.bound, row.auxiliary_ns > 0) == ("compute", True)
     assert row.efficiency == pytest.approx(row.ideal_ns / row.busy_ns)
     frame = h100.frames["trace"].filter(pl.col("role") == "down")
     assert row.busy_ns == frame["busy"].sum()
-    assert row.helper_ns == frame.filter(pl.col("kind") == "memset")["busy"].sum()
+    assert row.auxiliary_ns == frame.filter(pl.col("kind") == "memset")["busy"].sum()
 
 
 def test_frame_sums_are_the_report(h100: Analysis) -> None:

@@ -30,7 +30,7 @@ def test_a_wrapper_without_shapes_lends_a_gemm_nothing(tmp_path: Path) -> None:
     kernels = [k(us=50, name=SGEMM), k(us=30, name=ADD), k(us=5, name=SGEMM)]
     region = op("CompiledFunctionBackward", kernels=kernels)
     (row,) = phase_of(tmp_path, step(0, region)).gemms
-    assert (row.busy_ns, row.count, row.helper_ns) == (55_000, 2, 0)
+    assert (row.busy_ns, row.count, row.auxiliary_ns) == (55_000, 2, 0)
     assert (row.m, row.op) == (None, "CompiledFunctionBackward")
 
 
@@ -135,7 +135,7 @@ def test_gemms_of_a_real_trace_with_streams(real_report: Callable[[str], Report]
     assert hidden == pytest.approx(32_779_000 / 6)
     assert any(n.startswith("‖") for n in gemm_table(phase).notes)
     gemm = sum(ns for kind, ns in phase.kinds.items() if "gemm" in kind or kind == "gemv")
-    assert sum(g.busy_ns - g.helper_ns for g in phase.gemms) == pytest.approx(gemm)
+    assert sum(g.busy_ns - g.auxiliary_ns for g in phase.gemms) == pytest.approx(gemm)
 
 
 def test_a_replay_lists_no_attention_among_its_gemms(real_trace: Callable[[str], Path]) -> None:

@@ -29,7 +29,7 @@ def slower(folder: Path, *, cpu: bool, dense_ratio: float, pruned_ratio: float) 
     }
     run = write_pair(folder / "run", dense, pruned, both_census=census(0.0), **samples)
     phase = analyze(run).report.phases["prefill"]
-    assert phase.domain == "unprofiled"
+    assert phase.time_base == "unprofiled"
     return phase
 
 

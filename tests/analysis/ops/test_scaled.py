@@ -30,7 +30,7 @@ def test_copies_are_steps_of_their_own(tmp_path: Path) -> None:
     assert phase.kernels_per_step == [2, 2, 2]
     assert phase.busy_ns == 10_000
     assert phase.gemms[0].m == 8
-    assert phase.left_out["events"] == phase.spill["events"] == 0
+    assert phase.left_out["events"] == phase.carry_over["events"] == 0
 
 
 def test_a_real_trace_repeated_is_its_step_repeated(

@@ -15,7 +15,7 @@ from prunescope.analysis.report.reproduction_tables import reproduction
 from prunescope.analysis.report.sheet import Line
 from prunescope.analysis.schema.pareto import Loss, Pareto, RecoveryLoss
 from prunescope.analysis.schema.reproduction import ReproducedValue, Reproduction
-from prunescope.reproducing import reproduce_predicted
+from prunescope.results.reproduction import reproduce_predicted
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.paper import paper
 from tests.analysis.report.test_paper_figures import at, replays, sweep

@@ -470,7 +470,7 @@ def test_the_finding_says_the_same(dense: int, over: str) -> None:
 def test_samples_of_both_sides_are_the_ratio_of_a_ledger_that_is_as_profiled() -> None:
     """The caption, its n and the finding say so too."""
     phase = compared_placements(8, 8)
-    phase.domain = "profiled"
+    phase.time_base = "profiled"
     assert phase.ladder is not None
     phase.ladder.realised_ci95 = [0.9, 1.2]
     assert sentences.statistic(phase).startswith("ratio of geometric means over 8 placements")

@@ -64,7 +64,7 @@ def test_two_steps_alone(tmp_path: Path) -> None:
     """Step 0: 100 to 135, 5 idle; step 1: from 135 to 235, 65 and 5 idle."""
     made = phase(trace(TWO, *step(0), *step(1)), tmp_path)
     assert (made.wall_ns, made.busy_ns, made.gap_ns) == (67_500, 30_000, 37_500)
-    assert made.spill["events"] == made.late["events"] == made.left_out["events"] == 0
+    assert made.carry_over["events"] == made.late["events"] == made.left_out["events"] == 0
 
 
 @pytest.mark.parametrize("unknown", [999_999, 55, -1])
@@ -110,14 +110,14 @@ def test_carry_over_is_found_by_stream(tmp_path: Path) -> None:
     """4 kernels of 7 µs; the step starts at its first event behind them, 100, as without them; the
     copy lies in the wall of the step before."""
     made = phase(spilt(launch=46), tmp_path)
-    assert made.spill == {"events": 4, "ns": 28_000}
+    assert made.carry_over == {"events": 4, "ns": 28_000}
     assert made.kernels_per_step == [3, 2]
     assert (made.wall_ns, made.busy_ns) == (67_500, 30_000)
-    assert made.lead_ns == 55_000  # from 45 to 100
+    assert made.launch_latency_ns == 55_000  # from 45 to 100
     # The copy from 60 to 64, and the step before from 70 to 98.
-    assert made.lead_busy_ns == 4_000 + 28_000
+    assert made.launch_latency_busy_ns == 4_000 + 28_000
     # The copy was launched at 46, inside of step 0, which begins at 45.
-    assert made.lead_own == {"events": 1, "ns": 4_000, "ran_ns": 4_000}
+    assert made.launch_latency_work == {"events": 1, "ns": 4_000, "ran_ns": 4_000}
     (said,) = [x for x in outside_steps(made) if x.startswith("launch latency")]
     assert "to the end of work launched before it, not in the wall" in said
     assert "earlier work for 28.0 µs, 1 event of the step itself" in said
@@ -139,7 +139,7 @@ def test_carry_over_before_a_step_without_kernels_is_of_neither(tmp_path: Path) 
 
 def test_carry_over_does_not_vanish_behind_an_event_of_no_step(tmp_path: Path) -> None:
     made = phase(spilt(launch=40), tmp_path)
-    assert made.spill == {"events": 4, "ns": 28_000}
+    assert made.carry_over == {"events": 4, "ns": 28_000}
     assert made.left_out == {"events": 1, "ns": 4_000}
     assert (made.kernels_per_step, made.wall_ns) == ([2, 2], 67_500)
 
@@ -147,14 +147,14 @@ def test_carry_over_does_not_vanish_behind_an_event_of_no_step(tmp_path: Path) -
 def test_carry_over_that_runs_into_the_step_is_clipped_there(tmp_path: Path) -> None:
     """Until 105 on another stream: 5 of the first 10 µs are those of the step before."""
     made = phase(trace(TWO, Event(90, 15, None, 3, stream=9), *step(0), *step(1)), tmp_path)
-    assert made.spill == {"events": 1, "ns": 15_000}
+    assert made.carry_over == {"events": 1, "ns": 15_000}
     assert (made.wall_ns, made.busy_ns) == ((30_000 + 100_000) / 2, (25_000 + 30_000) / 2)
 
 
 def test_carry_over_that_outlives_the_step_does_not_hide_it(tmp_path: Path) -> None:
     """A copy of the step before, on a stream of its own, until 500."""
     made = phase(trace(TWO[:1], Event(90, 410, None, 3, stream=9), *step(0)), tmp_path)
-    assert made.spill == {"events": 1, "ns": 410_000}
+    assert made.carry_over == {"events": 1, "ns": 410_000}
     assert (made.busy_ns, made.kernels_per_step) == (30_000, [2])
 
 
@@ -168,7 +168,7 @@ def test_an_id_gives_the_step_where_the_stream_does_not(tmp_path: Path) -> None:
     made = phase(trace(TWO, *wide, alone, *step(1)), tmp_path)
     assert made.kernels_per_step == [3, 2]
     made = phase(trace(TWO, *step(0), alone._replace(id=3), *step(1)), tmp_path)
-    assert made.spill == {"events": 1, "ns": 5_000}
+    assert made.carry_over == {"events": 1, "ns": 5_000}
     late = (step(1)[0], step(1)[1]._replace(id=72))
     made = phase(trace(TWO, *step(0), Event(112, 3, None, 71, stream=9), *late), tmp_path)
     assert made.kernels_per_step == [3, 2]
@@ -199,7 +199,7 @@ def test_every_event_of_a_real_trace_is_somewhere(
 ) -> None:
     path = real_trace(f"{name}.json.gz")
     made = real_report(path.name).phases["trace"]
-    parts = (made.spill, made.late, made.left_out)
+    parts = (made.carry_over, made.late, made.left_out)
     total = sum(made.kernels_per_step) + sum(int(part["events"]) for part in parts)
     assert total == len(load(path).device["ts"])
 
@@ -223,7 +223,7 @@ def test_real_carry_over_of_several_streams(
     assert made.kernels_per_step == [kernels] * steps
     loaded = load(path)
     ids, known = loaded.device["correlation"], loaded.launches["correlation"]
-    assert made.spill["events"] == spill == int((ids < known.min()).sum())
+    assert made.carry_over["events"] == spill == int((ids < known.min()).sum())
 
 
 def test_the_carry_over_of_every_copy_of_a_real_trace_is_named(
@@ -241,8 +241,8 @@ def test_the_carry_over_of_every_copy_of_a_real_trace_is_named(
     once = real_report(single.name).phases["trace"]
     many = analyze(tmp_path / "many.json").report.phases["trace"]
     assert many.steps == 3
-    assert many.spill == once.spill
-    assert many.left_out == {"events": 2 * 509, "ns": 2 * once.spill["ns"]}
+    assert many.carry_over == once.carry_over
+    assert many.left_out == {"events": 2 * 509, "ns": 2 * once.carry_over["ns"]}
     assert many.busy_ns == once.busy_ns
     assert many.wall_ns == pytest.approx(once.wall_ns + 2 / 3 * 290_943, abs=3)
 

@@ -224,7 +224,7 @@ def test_no_launch_at_all_counts_every_event(tmp_path: Path) -> None:
     trace = chrome(k(us=5), gap(us=2), k(us=6), module("a note"))
     phase = analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]
     assert (phase.busy_ns, phase.gap_ns, phase.wall_ns) == (11_000, 2_000, 13_000)
-    assert phase.spill["events"] == phase.late["events"] == 0
+    assert phase.carry_over["events"] == phase.late["events"] == 0
     # Nobody knows when they were launched: no cause is claimed, and no gain of a graph.
     assert phase.anatomy is not None
     assert {cause: ns for cause, ns in phase.anatomy.gaps.items() if ns} == {"unknown": 2_000}
@@ -241,7 +241,7 @@ def test_unlinked_events_between_count_with_the_step_around_them(tmp_path: Path)
     mm = op("aten::mm", [4, 5], [5, 6], kernels=[k(us=7)])
     trace = chrome(module("ProfilerStep#0", k(us=1), mm, k(us=2), mm, k(us=4)))
     phase = analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]
-    assert phase.spill == {"events": 1, "ns": 1_000}
+    assert phase.carry_over == {"events": 1, "ns": 1_000}
     assert phase.late == {"events": 1, "ns": 4_000}
     assert (phase.busy_ns, phase.wall_ns) == (16_000, 16_000)
     assert phase.roles["unknown"] >= 2_000

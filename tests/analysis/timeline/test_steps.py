@@ -162,8 +162,8 @@ def test_launch_latency_of_a_bare_trace_is_not_in_the_wall(tmp_path: Path) -> No
     """The step begins at its first device event; the host was 25 us ahead of it."""
     trace = chrome(module("ProfilerStep#0", gap(us=0), MM, gap(us=1), MM), lead_us=25)
     phase = analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]
-    assert (phase.lead_ns, phase.wall_ns, phase.gap_ns) == (25_000, 15_000, 1_000)
-    assert phase.lead_busy_ns == 0
+    assert (phase.launch_latency_ns, phase.wall_ns, phase.gap_ns) == (25_000, 15_000, 1_000)
+    assert phase.launch_latency_busy_ns == 0
     assert any("not in the wall: the trace holds nothing" in line for line in outside_steps(phase))
 
 
@@ -241,8 +241,8 @@ def test_a_pattern_answers_as_the_phase_of_an_engine_does(tmp_path: Path) -> Non
         picked = analyze(path, options=Options(phase_pattern=pattern)).report.phases["trace"]
         want = phases[name]
         assert (picked.wall_ns, picked.gap_ns) == (want.wall_ns, want.gap_ns)
-        assert (picked.steps, picked.kernels, picked.lead_ns) == (
-            want.steps, want.kernels, want.lead_ns
+        assert (picked.steps, picked.kernels, picked.launch_latency_ns) == (
+            want.steps, want.kernels, want.launch_latency_ns
         )  # fmt: skip
 
 

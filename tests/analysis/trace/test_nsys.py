@@ -94,7 +94,7 @@ def test_a_device_is_a_rank(tmp_path: Path) -> None:
     # Device 0: 400 to 1000 ns, idle from 600 to 700. Device 1: 400 to 2000, idle 600 to 1700.
     walls = [(p.wall_ns, p.busy_ns, p.gap_ns) for p in report.phases.values()]
     assert walls == [(600, 500, 100), (1600, 500, 1100)]
-    assert [p.spill["events"] for p in report.phases.values()] == [1, 0]
+    assert [p.carry_over["events"] for p in report.phases.values()] == [1, 0]
     assert report.subject["ranks"] == ["rank0", "rank1"]
     assert not report.partial
 

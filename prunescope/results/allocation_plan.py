@@ -1,0 +1,121 @@
+"""The plan of layers that `prunescope allocate` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import msgspec
+
+from prunescope.results.result import PICTURES, StructResult, TabledResult
+from prunescope.taxonomy.allocations.allocation_plan import KeptLayer, PlanOfLayers, read_plan
+from prunescope.taxonomy.option import needed_path
+
+if TYPE_CHECKING:
+    from prunescope.analysis.predict.allocation_request import AllocateRequest
+    from prunescope.analysis.report.allocation_figure import AllocationPlots
+    from prunescope.analysis.report.records import Records
+    from prunescope.analysis.report.sheet import Sheet
+    from prunescope.tracer.capture.progress import Progress
+
+
+class AllocationPlan(StructResult, TabledResult, PlanOfLayers, kw_only=True, dict=True):
+    """The plan of `allocate`: what each layer keeps for a target, and what it is expected to give.
+
+    Examples:
+        >>> plan = prunescope.allocate("./SmolLM2", from_run="traces/dense", speedup=1.4)
+        >>> plan.table.to_polars()
+        >>> prunescope.trace("./SmolLM2", method="plan.json", out="traces/planned")
+    """
+
+    @classmethod
+    def compute(cls, request: AllocateRequest, progress: Progress | None = None) -> Self:
+        """Decide what each layer keeps, and write the plan, its picture and the losses."""
+        from prunescope.allocation import allocate
+
+        return cls.of(allocate(request, progress), request.out, request.model)
+
+    @classmethod
+    def of(cls, struct: PlanOfLayers, path: Path | str = "plan.json", model: str = "") -> Self:
+        """Return the plan with methods.
+
+        Args:
+            struct: The plan.
+            path: Where it was written.
+            model: The model as it was asked for; "": the model that the plan names.
+        """
+        plan = super().of(struct)
+        plan.__dict__["_where"] = str(path), model or plan.model
+        return plan
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read a plan.json back.
+
+        Args:
+            path: The file.
+
+        Raises:
+            PrunescopeError: There is no such file, or it is not a plan.
+        """
+        return cls.of(read_plan(needed_path(path)), path)
+
+    @property
+    def table(self) -> Records:
+        """One row per layer: what stays of it, and the loss that this adds, in nats per token."""
+        from prunescope.analysis.report.records import structs
+
+        return structs("layers", KeptLayer, self.layers)
+
+    @property
+    def plot(self) -> AllocationPlots:
+        """The figure `plan.plot.layers()`."""
+        from prunescope.analysis.report.allocation_figure import AllocationPlots
+
+        return AllocationPlots(self)
+
+    def save(
+        self, folder: Path | str, formats: Sequence[str] | str = ("md", "json", "png")
+    ) -> list[Path]:
+        """Write plan.md, plan.json and the picture of the plan into a folder.
+
+        Args:
+            folder: The folder, which is made if it does not exist.
+            formats: md, json, and png, pdf and svg for the picture.
+
+        Returns:
+            The paths of the files.
+
+        Raises:
+            PrunescopeError: A format is unknown, or the folder cannot be written.
+        """
+        return self._save(folder, formats, ("md", "json", *PICTURES))
+
+    def _render(self, names: Sequence[str]) -> dict[str, bytes]:
+        from prunescope.analysis.report.allocation_figure import plan_figure
+        from prunescope.analysis.report.markdown import sheet_text
+
+        files: dict[str, bytes] = {}
+        for name in names:
+            if name == "md":
+                data = sheet_text("Plan of layers", self.__rich__()).encode()
+            elif name == "json":
+                data = msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
+            else:
+                data = plan_figure(self, name)
+            files[f"plan.{name}"] = data
+        return files
+
+    def __repr__(self) -> str:
+        from prunescope.analysis.report.allocation_tables import target_text
+
+        text = f"{target_text(self.target)}, {self.expected.speedup:.2f}× expected"
+        text += f", {len(self.removed)} of {len(self.layers)} layers dropped"
+        return f"<AllocationPlan of {self.model}: {text}>"
+
+    def __rich__(self) -> Sheet:
+        from prunescope.analysis.report.allocation_tables import plan_sheet
+
+        where, model = self.__dict__.get("_where", ("plan.json", self.model))
+        return plan_sheet(self, where, model=model)
