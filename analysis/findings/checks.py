@@ -83,5 +83,5 @@ def as_finding(rule: Registered, result: Found) -> Finding:
         change=result.change,
         predicted_ns=result.predicted_ns,
         accounts_for=result.explains_rows_ns or msgspec.UNSET,
-        rows=msgspec.UNSET if found.rows is None else found.rows,
+        rows=msgspec.UNSET if result.rows is None else result.rows,
     )

@@ -43,15 +43,17 @@ def unexplained_difference(c: Context) -> Found | None:
     if not c.phase.is_speedup:
         return None  # a setting that differs is the reason: not-comparable says which
     known = [row for name in _ROWS if (row := c.row(name)) is not None and is_beyond_noise(row)]
-    least = [f"{name} row: -abs(row.moves_ns))
-    causes = ", ".join(map(_cause, ns in map(_named, rows)]
+    least = _HOLDS * sum(abs(row.moves_ns) for row in known)
+    rows = [row for row in known if abs(row.moves_ns) > least]
+    rows.sort(key=lambda row: -abs(row.moves_ns))
+    causes = list(map(_cause, rows))
     differ = f"no shape moved, and the two runs differ by {ladder.realised:.2f}×"
     return Found(
-        text=f"{differ}, more than two captures of one program do: {', '.join(named)}"
-        if named
+        text=f"{differ}, more than two captures of one program do: {', '.join(causes)}"
+        if causes
         else f"{differ}; no row of the ledger is beyond twice its noise, so no cause is known",
         evidence=list(_evidence(c, c.baseline.kernels, rows)) if rows else [],
-        rows=named,
+        rows=causes,
         change="compare clocks, device, library versions and what else ran, and capture both in "
         "one session, in turns",
     )

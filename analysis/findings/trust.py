@@ -31,7 +31,6 @@ from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.keep import ALIGN, aligned_words
 from prunescope.taxonomy.runs.run import RECORDER, PhaseRun
-from prunescope.taxonomy.runs.run_blocks import Pruning
 from prunescope.taxonomy.words import ms, percent, shortened, when
 
 _WIDE = 0.5  # 10th to 90th percentile ÷ median from which samples are too wide

@@ -283,7 +283,8 @@ def outside_steps(phase: Phase) -> list[str]:
 
 def _launch_latency(phase: Phase) -> str:
     """Return the time from the start of the first step on the host to the start of its wall."""
-    own = phase.lead_own
+    latency_ns, busy_ns = phase.launch_latency_ns, phase.launch_latency_busy_ns
+    own = phase.launch_latency_work
     events = own.get("events") or 0
     end = "the end of work launched before it" if events else "its first device event"
     text = f"launch latency before the first kernel: {numbers.time(latency_ns)} from the begin "

@@ -611,12 +611,12 @@ class Phase(msgspec.Struct, kw_only=True):
     @property
     def lead_earlier_ns(self) -> float:
         """The part of the launch latency in which the device ran earlier work, ns."""
-        return (self.lead_busy_ns or 0.0) - (self.lead_own.get("ns") or 0.0)
+        return (self.launch_latency_busy_ns or 0.0) - (self.launch_latency_work.get("ns") or 0.0)
 
     @property
     def lead_idle_ns(self) -> float:
         """The part of the launch latency in which the device idled, ns."""
-        return (self.lead_ns or 0.0) - (self.lead_busy_ns or 0.0)
+        return (self.launch_latency_ns or 0.0) - (self.launch_latency_busy_ns or 0.0)
 
     @property
     def has_promise(self) -> bool:

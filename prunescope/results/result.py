@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from prunescope.analysis.report.records import Frame, Records
 
-T = TypeVar("T", bound=msgspec.Struct)
+T = TypeVar("T")  # a struct of the schema with methods
 PICTURES = ("png", "pdf", "svg")
 
 
@@ -51,7 +51,8 @@ class Result:
     def _repr_html_(self) -> str:
         from prunescope.analysis.report.notebook import render_sheet
 
-        return render_sheet(self.__rich__())
+        view: Any = self.__rich__()
+        return render_sheet(view)
 
     def _render(self, names: Sequence[str]) -> dict[str, bytes]:
         """Return the files of some formats, by file name."""
@@ -103,8 +104,8 @@ def with_fields_of(struct: msgspec.Struct, kind: type[T]) -> T:
 
     Its dicts name the nearest entry when an entry is missing.
     """
-    result = kind(**{name: getattr(struct, name) for name in struct.__struct_fields__})
-    named: T = by_name(result, kind.__name__)
+    values = {name: getattr(struct, name) for name in struct.__struct_fields__}
+    named: T = by_name(kind(**values), kind.__name__)
     return named
 
 

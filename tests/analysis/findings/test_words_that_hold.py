@@ -14,7 +14,7 @@ from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.ledger_view import ledger_notes
 from prunescope.analysis.report.measured import profiler_overhead
-from prunescope.analysis.schema.report import Phase, Row
+from prunescope.analysis.schema.report import Ladder, Phase, Row
 from prunescope.analysis.summary.headline import headline
 from prunescope.taxonomy import numbers
 from tests.analysis.decoder import Layer, Setting, decoder
