@@ -1,5 +1,7 @@
-"""The parts of a phase beneath its totals: bounds of a kind, layers, gaps by cause, host time, and
-the cost of neighbouring dimensions. Plain values of schema 1; ns a step; null: unknown.
+"""The parts of a phase beneath its totals.
+
+They are bounds of a kind, layers, gaps by cause, host time, and the cost of neighbouring
+dimensions. They are plain values of schema 1, in ns per step; null: unknown.
 """
 
 from __future__ import annotations
@@ -12,8 +14,11 @@ from prunescope.analysis.schema.fields import meaning
 
 
 class RooflinePoint(msgspec.Struct, kw_only=True):
-    """Calls of one shape in a roofline plot: x = flop / bytes, y = flop · count / clock_ns, the
-    busy time or, of concurrent kernels, the time that they ran."""
+    """The calls of one shape in a roofline plot.
+
+    x = flop / bytes and y = flop · count / clock_ns. `clock_ns` is the busy time or, of concurrent
+    kernels, the time that they ran.
+    """
 
     name: Annotated[str, meaning("the longest of the kernels")]
     kind: Annotated[str, meaning("what they do")]
@@ -46,7 +51,10 @@ class RooflinePoint(msgspec.Struct, kw_only=True):
 
 
 class LayerTime(msgspec.Struct, kw_only=True):
-    """Busy time of one layer by role, and the idle time before its kernels; null: outside."""
+    """The busy time of one layer by role, and the idle time before its kernels.
+
+    `layer` null: outside of all layers.
+    """
 
     layer: int | None
     busy_ns: float
@@ -55,8 +63,10 @@ class LayerTime(msgspec.Struct, kw_only=True):
 
 
 class HostTime(msgspec.Struct, kw_only=True):
-    """Host time up to the launches of one op in one role, and the device's wait for them; a call
-    outside of any op that copies or waits counts as an op."""
+    """The host time up to the launches of one op in one role, and the device's wait for them.
+
+    A call outside of any op that copies or waits counts as an op.
+    """
 
     op: str
     role: str
@@ -73,13 +83,16 @@ class HostTime(msgspec.Struct, kw_only=True):
 
 
 class Idle(msgspec.Struct, kw_only=True):
-    """Idle time by what the launching thread did then: first_call (or compilation), memcpy (in a
-    copy that no graph holds), copy_launch (in a copy call that returns without waiting), sync,
-    allocation (in a call that allocates or frees memory), computed (an op on the host), stalled (an
-    op or call far above its median), launch (another runtime call), op, collective (of other
-    threads), nothing (that was recorded), held, replay, device, unknown, other_step (the device ran
-    work of a later step); `beside`: the annotation, frame of Python or long op that the host was in
-    for at least half of its part of a gap; `ns` is all of that part."""
+    """Idle time by what the launching thread did then.
+
+    `doing` is first_call (or compilation), memcpy (in a copy that no graph holds), copy_launch (in
+    a copy call that returns without waiting), sync, allocation (in a call that allocates or frees
+    memory), computed (an op on the host), stalled (an op or call far above its median), launch
+    (another runtime call), op, collective (of other threads), nothing (that was recorded), held,
+    replay, device, unknown, or other_step (the device ran work of a later step). `beside` is the
+    annotation, frame of Python or long op that the host was in for at least half of its part of a
+    gap; `ns` is all of that part.
+    """
 
     doing: str
     beside: str | None
@@ -87,7 +100,10 @@ class Idle(msgspec.Struct, kw_only=True):
 
 
 class Good(msgspec.Struct, kw_only=True):
-    """A good dimension: one more and a wave (or a step of K) begins. Change of time a step."""
+    """A good dimension: with one more, another wave (or another step of K) begins.
+
+    `change_ns` is the change of time per step.
+    """
 
     value: int
     change_ns: float | None
@@ -98,7 +114,10 @@ class Good(msgspec.Struct, kw_only=True):
 
 
 class Shape(msgspec.Struct, kw_only=True):
-    """Time with a dimension near that of a GEMM; `refused`: why none is predicted."""
+    """The time of a GEMM with a dimension near its own.
+
+    `refused` says why no time is predicted.
+    """
 
     role: str
     count: float
@@ -117,7 +136,7 @@ class Shape(msgspec.Struct, kw_only=True):
 
 
 class Fit(msgspec.Struct, kw_only=True):
-    """How well tile, wave and roofline explain the GEMMs seen: time ÷ prediction."""
+    """How well tile, wave and roofline explain the measured GEMMs: time ÷ prediction."""
 
     gemms: Annotated[int, meaning("distinct ones, without the latency-bound")]
     factor: Annotated[float, meaning("geometric mean, by time")]
@@ -131,8 +150,11 @@ class Fit(msgspec.Struct, kw_only=True):
 
 
 class Communication(msgspec.Struct, kw_only=True):
-    """Communication kernels of a step: how long nothing else runs concurrently, how long other
-    kernels do, and the busy time of those by kind; exposed_ns and kinds sum to busy_ns."""
+    """The communication kernels of a step.
+
+    `exposed_ns` is how long nothing else runs concurrently, `overlapped_ns` how long other kernels
+    do, and `kinds` the busy time of those by kind; exposed_ns and kinds sum to busy_ns.
+    """
 
     exposed_ns: float
     overlapped_ns: float

@@ -1,4 +1,4 @@
-"""The time of a step by the categories of arXiv 2606.09080, Figs. 2 and 6. Plain values, ns."""
+"""The time of a step by the categories of arXiv 2606.09080, Figs. 2 and 6: plain values, ns."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ GEMMS = ("mlp", "qkvo", "other_gemm", "lm_head")
 
 
 class CategoryTime(msgspec.Struct, kw_only=True):
-    """A category on both sides, in the ledger's time base: the categories of a side sum to its
-    wall."""
+    """A category on both sides, in the time base of the ledger.
+
+    The categories of a side sum to its wall.
+    """
 
     name: Annotated[str, meaning("one of CATEGORIES")]
     dense_ns: float

@@ -1,6 +1,6 @@
-"""The Comparison: a row for each run and phase, plain values. Times in ns a step, memory in bytes.
+"""The Comparison: a row for each run and phase. Times are in ns per step, memory in bytes.
 
-Null (None) means "not known"; it is never 0. Additive changes only.
+Null (None) means "not known"; it is never 0. Only additive changes are made.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ class ComparisonRow(msgspec.Struct, kw_only=True):
 
     @property
     def is_evidence(self) -> bool:
-        """Whether its speedup is one of the pruning: valid times, and sides that compare."""
+        """Whether the speedup is one of the pruning: times are valid, and the sides compare."""
         return self.comparable and INVALID_TIMES.isdisjoint(self.critical)
 
 
 class FailedCandidate(msgspec.Struct, kw_only=True):
-    """A run or trace that could not be analysed: it has no row."""
+    """A run or trace that could not be analysed and has no row."""
 
     run: str
     why: str
@@ -90,5 +90,5 @@ class Comparison(msgspec.Struct, kw_only=True):
 
 
 def to_json(comparison: Comparison) -> bytes:
-    """The comparison as UTF-8 JSON, two-space indented."""
+    """Return the comparison as UTF-8 JSON, indented by two spaces."""
     return json_bytes(comparison)

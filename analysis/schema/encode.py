@@ -1,4 +1,4 @@
-"""Any value of a report as bytes: JSON for readers, MessagePack for a worker process."""
+"""The bytes of any value of a report: JSON for readers, MessagePack for a worker process."""
 
 from __future__ import annotations
 
@@ -15,25 +15,32 @@ T = TypeVar("T")
 
 
 def json_bytes(value: Any) -> bytes:
-    """Indented UTF-8 JSON in which no character moves the cursor or turns the text around."""
+    """Return indented UTF-8 JSON in which no character moves the cursor or turns the text around.
+    """
     text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
     return OBEYED.sub(lambda m: f"\\u{ord(m[0]):04x}", text).encode()
 
 
 def packed(value: Any) -> bytes:
-    """A value as MessagePack, for a worker process."""
+    """Return a value as MessagePack, for a worker process."""
     return msgspec.msgpack.encode(value)
 
 
 def unpacked(data: bytes, kind: type[T]) -> T:
-    """A value that `packed` gave, so that `json_bytes` of both is the same."""
+    """Return the value that `packed` packed.
+
+    `json_bytes` of both values gives the same bytes.
+    """
     typed: T = _as_sent(msgspec.msgpack.decode(data, type=kind), msgspec.msgpack.decode(data))
     return typed
 
 
 def _as_sent(typed: Any, sent: Any) -> Any:
-    """A whole number in a field for floats stays one, of which decoding makes a float. Structs,
-    lists and dicts are changed in place."""
+    """Turn floats back into integers where the sender wrote integers.
+
+    msgspec decodes every number of a float field as a float, and `1.0` and `1` are different bytes
+    in JSON. Structs, lists and dicts are changed in place.
+    """
     if type(typed) is float and type(sent) is int:
         return sent
     if isinstance(typed, msgspec.Struct):

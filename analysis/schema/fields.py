@@ -1,7 +1,8 @@
-"""Meanings and units of the fields of a struct: in, the struct; out, a FieldInfo a field.
+"""The meanings and units of the fields of a struct.
 
-Meanings stand as `msgspec.Meta` at the fields, once: the JSON Schema, the data dictionary of the
-written tables and the documentation take them from there.
+In: the struct. Out: a FieldInfo for each field. Meanings stand as `msgspec.Meta` at the fields,
+once: the JSON Schema, the data dictionary of the written tables and the documentation take them
+from there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,12 @@ _UNITS = {"ns": "ns", "bytes": "bytes", "flop": "FLOP"}  # by the last word of a
 
 
 def meaning(text: str, unit: str = "") -> msgspec.Meta:
-    """The meaning of a field, and its unit where the last word of its name does not give it."""
+    """Return the annotation of a field.
+
+    Args:
+        text: What the field means.
+        unit: Its unit, if the last word of its name does not give it.
+    """
     return msgspec.Meta(description=text, extra_json_schema={"unit": unit} if unit else None)
 
 
@@ -30,7 +36,7 @@ class FieldInfo:
 
 
 def fields_of(kind: type[msgspec.Struct]) -> list[FieldInfo]:
-    """The fields of a struct in order; without a meaning, the text is empty."""
+    """Return the fields of a struct in order; the text of a field without a meaning is empty."""
     hints = typing.get_type_hints(kind, include_extras=True)
     names = zip(kind.__struct_fields__, kind.__struct_encode_fields__, strict=True)
     return [_info(encoded, hints[name]) for name, encoded in names]
@@ -43,5 +49,5 @@ def _info(name: str, hint: Any) -> FieldInfo:
 
 
 def unit_of(name: str) -> str:
-    """The unit of a field or column, by the last word of its name; empty where it has none."""
+    """Return the unit of a field or column by the last word of its name; "" if it has none."""
     return _UNITS.get(name.rsplit("_", 1)[-1], "")

@@ -1,7 +1,8 @@
-"""The speed-quality comparison of a sweep: plain values, schema 1 of `pareto --json`.
+"""The comparison of speed and quality of a sweep: plain values, schema 1 of `pareto --json`.
 
-Speedups are dense over pruned, shares lie in 0..1, times are ns a step, losses are relative
-perplexities (pruned / dense - 1). Null means "not known"; it is never 0. Additive changes only.
+Speedups are dense over pruned, shares lie in 0..1, times are in ns per step, losses are relative
+perplexities (pruned / dense - 1). Null means "not known"; it is never 0. Only additive changes are
+made.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ MOST_RATIO = 4.0  # perplexity, pruned over dense: beyond it nobody would use a 
 
 
 class TextLoss(msgspec.Struct, kw_only=True):
-    """The loss on one text: relative perplexity against the plain dense model, and against the one
-    that was trained as the pruned one was."""
+    """The loss on one text: the relative perplexity against the dense model.
+
+    `perplexity_rel` compares with the plain dense model, `perplexity_rel_recovered` with the one
+    that was trained as the pruned one was.
+    """
 
     perplexity_rel: Annotated[float | None, meaning("pruned / dense - 1")] = None
     ci95: list[float] | None = None
@@ -69,8 +73,10 @@ class Loss(TextLoss, kw_only=True):
 
 
 class RecoveryLoss(msgspec.Struct, kw_only=True):
-    """The loss on the held-out tokens of a recovery training, before it and after it: relative
-    perplexity against the dense model before the same training, and after it."""
+    """The loss on the held-out tokens of a recovery training, before it and after it.
+
+    It is the relative perplexity against the dense model before the same training, and after it.
+    """
 
     before_rel: Annotated[float, meaning("pruned / dense - 1, both untrained")]
     after_rel: Annotated[float, meaning("pruned / dense - 1, both trained alike")]
@@ -95,8 +101,11 @@ class AddedPart(msgspec.Struct, kw_only=True):
 
 
 class Added(msgspec.Struct, kw_only=True):
-    """The work that a family adds, in ns a step, and as a share of the time it saves before that
-    (null: nothing was saved); the largest part first."""
+    """The work that a family adds, in ns per step; the largest part comes first.
+
+    `share_of_saved` relates it to the time that the family saves before that (null: nothing was
+    saved).
+    """
 
     saved_ns: float
     added_ns: float
@@ -118,8 +127,7 @@ class Added(msgspec.Struct, kw_only=True):
 
 # A struct may thaw a frozen one, which type checkers know of dataclasses alone.
 class SweepPoint(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
-    """A family at a sparsity in one phase, batch and length; the median over its random samples
-    (draws)."""
+    """A family at a sparsity in one phase, batch and length: the median over its random samples."""
 
     id: str
     family: str
@@ -204,7 +212,8 @@ class SweepPoint(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
 
     @property
     def own_sparsity(self) -> float | None:
-        """What a dynamic family left out, the mean over its modules; None for another."""
+        """The share that a dynamic family left out, as the mean over its modules; None for another.
+        """
         return 1 - sum(self.ran.values()) / len(self.ran) if self.ran else None
 
     @property
@@ -221,8 +230,10 @@ class SweepPoint(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
 
     @property
     def removed_nothing(self) -> bool:
-        """Whether it does the dense work: rounded to nothing, or zeros in dense tensors. What is
-        measured of its speedup is noise."""
+        """Whether it does the dense work: it was rounded to nothing, or has zeros in dense tensors.
+
+        The measured speedup is noise then.
+        """
         return self.flop_sparsity == 0 and self.parameter_sparsity == 0
 
     @property
@@ -303,8 +314,8 @@ class AtSparsity(msgspec.Struct, kw_only=True):
 
 
 class SweepCell(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
-    """One batch and length of a phase, and one way to run: points are compared inside a cell
-    alone."""
+    """One batch and length of a phase, and one way to run; points are compared only inside a cell.
+    """
 
     dense_ns: Annotated[
         dict[str, float], meaning("over the results: median, low, high, spread = (high-low)/median")
@@ -318,9 +329,9 @@ class SweepCell(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
 class ParetoPhase(msgspec.Struct, kw_only=True):
     """A phase: all points, who wins at which loss, and from which sparsity on a family pays.
 
-    `break_even`: the smallest sparsity from which all measured ones are faster than dense beyond
-    noise in every cell; null where there is none. A family is absent where a cell has none of its
-    points with valid times and an interval, or where it has no nominal sparsity.
+    `break_even` is the smallest sparsity from which all measured ones are faster than dense beyond
+    noise in every cell; null if there is none. A family is absent if a cell has none of its points
+    with valid times and an interval, or if it has no nominal sparsity.
     """
 
     points: list[SweepPoint]
@@ -329,7 +340,7 @@ class ParetoPhase(msgspec.Struct, kw_only=True):
     cells: list[SweepCell]
 
     def points_in(self, cell: SweepCell) -> list[SweepPoint]:
-        """The points of one batch and length, and of one way to run."""
+        """Return the points of one batch and length, and of one way to run."""
         return [point for point in self.points if point.setting == cell.setting]
 
 
@@ -337,8 +348,11 @@ NOT_VALID, NO_INTERVAL = "times not valid", "no interval"  # why points of a fam
 
 
 def not_judged(points: Iterable[SweepPoint]) -> dict[str, str]:
-    """The families none of whose points in some cell can be judged, with the reason: NOT_VALID
-    where no point there has valid times, else NO_INTERVAL."""
+    """Return why families are not judged, by family.
+
+    A family is not judged if none of its points in some cell can be: the reason is NOT_VALID if no
+    point there has valid times, else NO_INTERVAL.
+    """
     cells: dict[tuple[str, RunSetting], list[SweepPoint]] = {}
     for point in points:
         cells.setdefault((point.label, point.setting), []).append(point)
@@ -350,9 +364,11 @@ def not_judged(points: Iterable[SweepPoint]) -> dict[str, str]:
 
 
 def without_sparsity(points: Iterable[SweepPoint]) -> dict[str, bool]:
-    """The families that have no nominal sparsity and so no break-even (a plan, a checkpoint, parts
-    with one each), and whether all of their points are faster than dense beyond noise. Those that
-    cannot be judged are left out."""
+    """Return whether all points of a family are faster than dense beyond noise, by family.
+
+    Only families that have no nominal sparsity and so no break-even are listed (a plan, a
+    checkpoint, parts with one each); those that cannot be judged are left out.
+    """
     points = list(points)
     unjudged = not_judged(points)
     found: dict[str, bool] = {}
@@ -363,7 +379,7 @@ def without_sparsity(points: Iterable[SweepPoint]) -> dict[str, bool]:
 
 
 class SweepSubject(msgspec.Struct, kw_only=True):
-    """Model, device and options of a sweep, from the first result's run.json and sweep.json."""
+    """The model, device and options of a sweep, from the first result's run.json and sweep.json."""
 
     model: str | None = None
     device: str | None = None
@@ -389,7 +405,7 @@ class SampleCount(msgspec.Struct, kw_only=True):
 
 
 class FailedResult(msgspec.Struct, kw_only=True):
-    """A result that could not be had, or not be read."""
+    """A result that was not obtained, or cannot be read."""
 
     id: str
     error: str

@@ -1,7 +1,8 @@
-"""The prediction: what `predict` fills in without a run. Times in ns a forward, memory in bytes.
+"""The prediction: what `predict` computes without a run. Times are in ns per forward, memory in
+bytes.
 
-Null (None) means "unknown" or "needs a run". Fields that a report's phase has too have its names
-and units. Speedups are dense over pruned. Additive changes only.
+Null (None) means "unknown" or "needs a run". Fields that a phase of a report has too have its names
+and units. Speedups are dense over pruned. Only additive changes are made.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class PredictedLadder(msgspec.Struct, kw_only=True):
 
 
 class PredictedGemm(GemmShape, kw_only=True):
-    """A GEMM of one forward: FLOPs and bytes a call, `count` and `ideal_ns` a forward."""
+    """A GEMM of one forward: FLOPs and bytes per call, `count` and `ideal_ns` per forward."""
 
     axis: str | None = None
     count: float
@@ -75,8 +76,8 @@ class Sums(msgspec.Struct, kw_only=True):
 
 
 class BreakEven(msgspec.Struct, kw_only=True):
-    """The values at which the speedup crosses 1; null where it does not in the range that is
-    searched."""
+    """The values at which the speedup crosses 1; null if it does not in the range that is searched.
+    """
 
     sparsity: float | None
     batch: Span | None
@@ -106,8 +107,11 @@ class Sensitivity(msgspec.Struct, kw_only=True):
 
 
 class Pipeline(msgspec.Struct, kw_only=True):
-    """Performance of a full pipeline: ns between two forwards, which is its slowest stage, and the
-    speedup of that, hence of the throughput."""
+    """The performance of a full pipeline.
+
+    `dense_ns` and `pruned_ns` are the ns between two forwards, which are those of the slowest
+    stage; `speedup` is that of these times, hence of the throughput.
+    """
 
     stages: int
     dense_ns: float
@@ -135,14 +139,15 @@ class Execution(msgspec.Struct, kw_only=True):
 
 class Expected(msgspec.Struct, kw_only=True):
     """The break-even of a pruning at the roofline, and its expected time with the costs of
-    execution."""
+    execution.
+    """
 
     break_even: BreakEven | None
     execution: Execution
 
 
 class Generation(msgspec.Struct, kw_only=True):
-    """A prompt and its answer, of all sequences of the batch together; ns."""
+    """A prompt and its answer, of all sequences of the batch together, in ns."""
 
     batch: int
     prompt_len: int
@@ -186,8 +191,10 @@ class PredictedAnswer(msgspec.Struct, kw_only=True):
 
 
 class PredictedPhase(Sums, kw_only=True):
-    """One phase of the pruned side. Without a method it is the dense side, and comparisons are
-    null."""
+    """One phase of the pruned side.
+
+    Without a method it is the dense side, and comparisons are null.
+    """
 
     batch: int
     prompt_len: int
@@ -226,8 +233,10 @@ class Subject(msgspec.Struct, kw_only=True):
 
 
 class PredictedPoint(msgspec.Struct, kw_only=True):
-    """A method at a sparsity, in each phase. `label`: its family, or its name where a grid has
-    several methods of one family."""
+    """A method at a sparsity, in each phase.
+
+    `label` is its family, or its name if a grid has several methods of one family.
+    """
 
     method: str | None
     label: str | None = None
@@ -262,9 +271,12 @@ class Prediction(msgspec.Struct, kw_only=True):
 
 
 class Ranked(msgspec.Struct, kw_only=True):
-    """A family in a ranking. `removed`: shares of FLOPs, parameters and bytes at its own
-    `sparsity`. `ties`: its range overlaps that of the first. `select`: how parts were chosen in the
-    runs of its loss."""
+    """A family in a ranking.
+
+    `removed` has the shares of FLOPs, parameters and bytes that it removes at its own `sparsity`.
+    `ties`: its range overlaps that of the first family. `select` is how parts were chosen in the
+    runs of its loss.
+    """
 
     family: str
     extension: bool
@@ -281,8 +293,11 @@ class Ranked(msgspec.Struct, kw_only=True):
 
 
 class Ranking(msgspec.Struct, kw_only=True):
-    """A ranking of families. `by`: what is equal (flop, param: the removed share; loss: as a sweep
-    measured it) -> families, the fastest first. `left_out`: family -> reason."""
+    """A ranking of families.
+
+    `by` has the families, the fastest first, by what is equal (flop, param: the removed share;
+    loss: as a sweep measured it). `left_out` has the reason for each family that is not ranked.
+    """
 
     schema: int = 1
     tool: str = "prunescope predict --rank"
@@ -299,9 +314,11 @@ class Ranking(msgspec.Struct, kw_only=True):
 
 
 class FamilyRow(msgspec.Struct, kw_only=True):
-    """A family on a measured dense forward, or a pruned model, whose `id` is its name and whose
-    `sparsity` the share of parameters that it lacks. `parts`: ns by measured part; `label` as in a
-    grid."""
+    """A family on a measured dense forward, or a pruned model.
+
+    Of a pruned model `id` is its name and `sparsity` the share of parameters that it lacks. `parts`
+    has ns by measured part; `label` is as in a grid.
+    """
 
     id: str
     label: str
@@ -335,7 +352,7 @@ class MeasuredPhase(msgspec.Struct, kw_only=True):
 
 
 class FromRun(msgspec.Struct, kw_only=True):
-    """Every family, from one dense run or trace."""
+    """The prediction of every family from one dense run or trace."""
 
     schema: int = 1
     tool: str = "prunescope predict --from-run"

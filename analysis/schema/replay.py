@@ -1,6 +1,7 @@
-"""GEMMs replayed alone (`prunescope gemm`), held against the ledger's kernel row; and their
-speedups over the removed share of N or K, as the paper's study of GEMM shapes plots them.
-Times in ns; null: not known.
+"""GEMMs that were replayed alone (`prunescope gemm`), compared with the kernel row of a ledger.
+
+Their speedups over the removed share of N or K are those that the paper's study of GEMM shapes
+plots. Times are in ns; null: not known.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from prunescope.taxonomy.replays import StepCurve
 
 
 class ReplayLine(msgspec.Struct, kw_only=True):
-    """The GEMMs of one role: alone, and in the model."""
+    """The GEMMs of one role, alone and in the model."""
 
     role: Annotated[str, meaning("where in the model")]
     axis: Annotated[str | None, meaning("what moved")]
@@ -56,7 +57,9 @@ class ReplayLine(msgspec.Struct, kw_only=True):
 
 
 class AlignedTime(msgspec.Struct, kw_only=True):
-    """A dimension near the kept one that `align` divides and twice it does not."""
+    """The time at a dimension near the kept one that is divisible by `align`, but not by twice of
+    it.
+    """
 
     role: str
     axis: str
@@ -95,8 +98,11 @@ class Replay(msgspec.Struct, kw_only=True):
 
 
 class SpeedupPoint(msgspec.Struct, kw_only=True):
-    """A size of a curve. `gone`: the share of the largest size that is missing; `speedup`: time of
-    the largest size over its own; `roofline`: that ratio by FLOPs, bytes and peaks."""
+    """A size of a curve.
+
+    `gone` is the share of the largest size that is missing; `speedup` is the time of the largest
+    size over its own; `roofline` is that ratio by FLOPs, bytes and peaks.
+    """
 
     size: int
     gone: float
@@ -109,7 +115,9 @@ class SpeedupPoint(msgspec.Struct, kw_only=True):
 
 class SpeedupCurve(msgspec.Struct, kw_only=True):
     """A curve, its points from the smallest size to the largest, and how it was measured.
-    `disturbed`: by what, where its times are not valid."""
+
+    `disturbed` says what disturbed it, if its times are not valid.
+    """
 
     curve: StepCurve
     points: list[SpeedupPoint]

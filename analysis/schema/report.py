@@ -1,6 +1,6 @@
-"""The Report: plain values, schema 1 of the JSON output. Times in ns a step, memory in bytes.
+"""The Report: plain values, schema 1 of the JSON output. Times are in ns per step, memory in bytes.
 
-Null (None) means "not known"; it is never 0. Additive changes only.
+Null (None) means "not known"; it is never 0. Only additive changes are made.
 """
 
 from __future__ import annotations
@@ -61,8 +61,10 @@ WHOLE_TRACE, SPARSE_PRODUCTS = "whole-trace", "sparse-products"
 
 
 def clock(busy: float, ran: float) -> float:
-    """The time that a rate of work rests on: busy or, for concurrent kernels, of which busy is only
-    what no earlier one covers, the time that they ran. All in one unit."""
+    """Return the time that a rate of work rests on: `busy` or, for concurrent kernels, `ran`.
+
+    Concurrent kernels are busy only for what no earlier one covers. Both times are in one unit.
+    """
     return ran if busy < EXCLUSIVE_SHARE * ran else busy
 
 
@@ -91,7 +93,8 @@ class GemmShape(msgspec.Struct, kw_only=True):
 
 
 class GemmRow(GemmShape, kw_only=True):
-    """A row of the GEMM table: one (role, op, shape, pairing) over layers and calls of a step."""
+    """A row of the GEMM table: one (role, op, shape, pairing) over the layers and calls of a step.
+    """
 
     dense_batch: Annotated[int | None, meaning("matrices in a call of it")] = None
     dense_count: Annotated[float | None, meaning("calls of it", "calls a step")] = None
@@ -165,7 +168,7 @@ class GemmRow(GemmShape, kw_only=True):
 
 
 class LedgerPart(msgspec.Struct, kw_only=True):
-    """A part of a ledger row: one (role, class), or a named sub-row."""
+    """A part of a row of the ledger: one (role, class), or a named part."""
 
     name: str
     role: str | None
@@ -190,9 +193,11 @@ class LedgerPart(msgspec.Struct, kw_only=True):
 
 
 class Row(msgspec.Struct, kw_only=True):
-    """A ledger row; `dense` and `pruned` are walls, the rows between sum to `pruned`. Rows that
-    need FLOPs are null where no shapes are known, and one more row, `not_explained`, stands for
-    them in the sum."""
+    """A row of the ledger: `dense` and `pruned` are walls, the rows between sum to `pruned`.
+
+    Rows that need FLOPs are null if no shapes are known, and one more row, `not_explained`, stands
+    for them in the sum.
+    """
 
     row: str
     ns: float | None
@@ -202,7 +207,7 @@ class Row(msgspec.Struct, kw_only=True):
 
     @property
     def moves_ns(self) -> float:
-        """ns that the row adds to the sum: 0 where it is null."""
+        """The ns that the row adds to the sum: 0 if it is null."""
         return self.ns or 0.0
 
     @property
@@ -230,7 +235,8 @@ MUCH_SLOWED = 1.3
 
 
 def is_beyond_noise(row: Row | LedgerPart) -> bool:
-    """Whether a row is evidence: it is larger than twice its noise, and its interval excludes 0.
+    """Return whether a row is evidence: it is larger than twice its noise, and its interval
+    excludes 0.
 
     Tables, figures, findings, `check` and `predict` use this one threshold for rows and parts of
     the ledger; for a speedup, whose noise is unknown, they use `Ladder.holds_one`. An unknown
@@ -267,9 +273,12 @@ class Finding(msgspec.Struct, kw_only=True):
 
 
 class FamilyPart(TypedDict, total=False):
-    """One family of a verdict. `share`: of the dense time that all of them touch. `saved_ns`: dense
-    less pruned time a step of the GEMMs and attention that it touches, less the work that it added;
-    negative where time was lost. `saved_share`: of all that was saved and lost, with its sign."""
+    """One family of a verdict.
+
+    `share`: of the dense time that all of them touch. `saved_ns`: dense minus pruned time per step
+    of the GEMMs and attention that it touches, minus the work that it added; negative if time was
+    lost. `saved_share`: of all that was saved and lost, with its sign.
+    """
 
     id: Required[str]
     share: Required[float]
@@ -289,13 +298,15 @@ class FamilyVerdict(msgspec.Struct, kw_only=True):
 
     @property
     def ids(self) -> frozenset[str]:
-        """The families of "a+b" apart."""
+        """The single families of "a+b"."""
         return frozenset(self.id.split("+"))
 
 
 class Ladder(msgspec.Struct, kw_only=True):
-    """Speedups, dense over pruned, from the promise to what was measured. Bounds made of
-    measured times have intervals; null where too little was measured."""
+    """Speedups, dense over pruned, from the promise to what was measured.
+
+    Bounds made of measured times have intervals; an interval is null if too little was measured.
+    """
 
     nominal: float | None
     flop: float | None
@@ -326,27 +337,35 @@ class Ladder(msgspec.Struct, kw_only=True):
     ] = msgspec.UNSET
 
     def interval_of(self, bound: str) -> list[float] | None:
-        """The 95 % interval of a bound or of `share_of_bound`; None of nominal and FLOPs."""
+        """Return the 95 % interval of a bound or of `share_of_bound`; None for nominal and FLOPs.
+        """
         ends: list[float] | None = getattr(self, f"{bound}_ci95", None)
         return ends
 
     def share_interval(self) -> list[float] | None:
-        """The 95 % interval of `share_of_bound`; in an older report without one, that of the
-        realised speedup over a bound taken as exact."""
+        """Return the 95 % interval of `share_of_bound`.
+
+        An older report lacks it: the interval is then that of the realised speedup over a bound
+        taken as exact.
+        """
         if self.share_of_bound_ci95 or not self.roofline or not self.realised_ci95:
             return self.share_of_bound_ci95
         return [end / self.roofline for end in self.realised_ci95]
 
     @property
     def is_noise(self) -> bool:
-        """Whether two captures of one program may differ as much as the realised speedup. Asked
-        where nothing was pruned: an interval describes one capture, and not how far two are apart,
-        so that excluding 1 is not enough here."""
+        """Whether two captures of one program may differ as much as the realised speedup.
+
+        It is asked if nothing was pruned: an interval describes one capture, and not how far two
+        are apart, so that excluding 1 is not enough here.
+        """
         return self.holds_one or 1 / CAPTURES_DIFFER <= self.realised <= CAPTURES_DIFFER
 
     @property
     def holds_one(self) -> bool:
-        """Whether the interval of the realised speedup includes 1: no speedup beyond noise."""
+        """Whether the interval of the realised speedup includes 1: there is no speedup beyond
+        noise.
+        """
         low, high = self.realised_ci95 or (self.realised, self.realised)
         return low <= 1 <= high
 
@@ -407,8 +426,10 @@ class OverheadPart(msgspec.Struct, kw_only=True):
 
 
 class Overhead(msgspec.Struct, kw_only=True):
-    """The cost at which a dynamic family skips work. saved_ns: dense - pruned + added_ns, what the
-    step would have gained had nothing been added."""
+    """The cost at which a dynamic family skips work.
+
+    `saved_ns` is dense - pruned + added_ns: what the step would have gained had nothing been added.
+    """
 
     parts: list[OverheadPart]
     added_ns: float
@@ -426,8 +447,11 @@ class Overhead(msgspec.Struct, kw_only=True):
 
 
 class SecondOpinion(msgspec.Struct, kw_only=True):
-    """Results of Holistic Trace Analysis (HTA) on the whole trace of a phase: all of its steps, and
-    what lies outside of them. ns, not per step; null where HTA fails, and `failed` says why."""
+    """Results of Holistic Trace Analysis (HTA) on the whole trace of a phase.
+
+    They are of all steps, and of what lies outside of them, in ns and not per step; null if HTA
+    fails, and `failed` says why.
+    """
 
     version: str | None
     total_ns: Annotated[float | None, meaning("from the first device event to the end of the last")]
@@ -588,16 +612,18 @@ class Phase(msgspec.Struct, kw_only=True):
     ] = []
 
     def in_step(self, recorded_ns: float) -> float:
-        """Recorded busy time in the time base of the step: unprofiled where that is known."""
+        """Return recorded busy time in the time base of the step: unprofiled if that is known. In
+        ns.
+        """
         return recorded_ns if self.time_scale is None else self.time_scale.busy * recorded_ns
 
     def idle_in_step(self, recorded_ns: float) -> float:
-        """Recorded idle time in that time base."""
+        """Return recorded idle time in that time base, in ns."""
         return recorded_ns if self.time_scale is None else self.time_scale.idle * recorded_ns
 
     @property
     def step_time_ns(self) -> float:
-        """The step in that time base, ns."""
+        """The time of the step in that time base, in ns."""
         return self.in_step(self.busy_ns) + self.idle_in_step(self.wall_ns - self.busy_ns)
 
     @property
@@ -657,7 +683,9 @@ class Phase(msgspec.Struct, kw_only=True):
 
     @property
     def is_slowed(self) -> bool:
-        """Whether busy times as recorded are longer or shorter than in the step: those of a CPU."""
+        """Whether recorded busy times are longer or shorter than in the step, as those of a CPU
+        are.
+        """
         return self.time_scale is not None and self.time_scale.busy != 1
 
     @property
@@ -666,7 +694,7 @@ class Phase(msgspec.Struct, kw_only=True):
         return [finding for finding in self.findings if finding.id in INVALID_TIMES]
 
     def finding(self, finding_id: str) -> Finding | None:
-        """The finding of an id; None where it does not apply."""
+        """Return the finding of an id; None if it does not apply."""
         return next((finding for finding in self.findings if finding.id == finding_id), None)
 
     def noticed(self, kind: str) -> bool:
@@ -684,15 +712,17 @@ class Phase(msgspec.Struct, kw_only=True):
         return unmoved and not pairs.added and not pairs.removed
 
     def __repr__(self) -> str:
-        """A short form of a phase: the number of steps and the start of its summary."""
+        """Return the number of steps and the start of the summary."""
         steps = f"{self.steps} step{'s' * (self.steps != 1)}"
         summary = self.summary if isinstance(self.summary, str) else ""
         summary = summary or f"{self.wall_ns / 1e6:.3f} ms each"
         return f"<Phase of {steps}: {textwrap.shorten(summary, _REPR, placeholder=' …')}>"
 
     def is_mostly_of_unknown_keys(self, row: Row) -> bool:
-        """Whether most of a row is attention of which the trace does not say how many keys it
-        read: it has no shapes, or those of a config, which knows no cache."""
+        """Return whether most of a row is attention over an unknown number of keys.
+
+        The trace has no shapes then, or those of a config, which knows no cache.
+        """
         read = [gemm.shapes for gemm in self.gemms if gemm.group in ("qk", "pv")]
         if read and all(shapes not in (None, "model") for shapes in read):
             return False
@@ -713,9 +743,11 @@ class Phase(msgspec.Struct, kw_only=True):
 
     @property
     def sampled(self) -> tuple[Unprofiled, Unprofiled] | None:
-        """Samples of dense and pruned of which the realised speedup is a ratio; None where it is
-        one of profiled steps. A ledger may be as profiled though both sides have samples; an old
-        report lacks those of its baseline."""
+        """The samples of dense and pruned of which the realised speedup is a ratio.
+
+        None if it is a ratio of profiled steps. A ledger may be as profiled though both sides have
+        samples; an old report lacks those of its baseline.
+        """
         timed = self.unprofiled_ns
         dense = self.baseline.unprofiled_ns if self.baseline else None
         if timed is None or (dense is None and self.time_base != "unprofiled"):
@@ -724,7 +756,7 @@ class Phase(msgspec.Struct, kw_only=True):
 
     @property
     def communication(self) -> Communication | None:
-        """Exposed and overlapped communication, where it takes a good part of the step."""
+        """Exposed and overlapped communication, if it takes a good part of the step; else None."""
         comm = self.anatomy.communication if self.anatomy is not None else None
         if comm is None or comm.exposed_ns + comm.overlapped_ns <= _MUCH_COMM * self.wall_ns:
             return None
@@ -732,8 +764,11 @@ class Phase(msgspec.Struct, kw_only=True):
 
     @property
     def busy_by_kind(self) -> dict[str, float]:
-        """Busy time by kind, ns a step: what only communication fills is apart, and the work that
-        it runs concurrently with counts in full."""
+        """The busy time by kind, in ns per step.
+
+        What only communication fills is apart, and the work that it runs concurrently with counts
+        in full.
+        """
         comm = self.communication
         if comm is None:
             return self.kinds
@@ -759,18 +794,26 @@ class Report(msgspec.Struct, kw_only=True):
 
 
 def to_json(report: Report) -> bytes:
-    """The report as UTF-8 JSON, two-space indented."""
+    """Return the report as UTF-8 JSON, indented by two spaces."""
     return json_bytes(report)
 
 
 def from_json(data: bytes, *, where: str = "report.json") -> Report:
-    """A report read back. Raises PrunescopeError where it is none, or of another version."""
+    """Read a report back.
+
+    Args:
+        data: The bytes of a report.json.
+        where: The name of the file, for the error message.
+
+    Raises:
+        PrunescopeError: It is not a report, or one of another version.
+    """
     hint = "give the report.json that `prunescope analyze` wrote"
     return scrubbed(decode(data, Report, where=where, hint=hint))
 
 
 def report_schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of report.json, made from the structs."""
+    """Return the JSON Schema (draft 2020-12) of report.json, made from the structs."""
     found = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "prunescope-report-1",
@@ -784,5 +827,5 @@ def report_schema() -> dict[str, Any]:
 
 
 def schema_json() -> bytes:
-    """The schema as it is kept in report.schema.json next to this file."""
+    """Return the schema as it is kept in report.schema.json next to this file."""
     return json_bytes(report_schema())

@@ -1,6 +1,6 @@
 """A paper's numbers next to those of a sweep, or of a prediction: schema 1 of `reproduce --json`.
 
-Null means "not known": the sweep has no such point. Additive changes only.
+Null means "not known": the sweep has no such point. Only additive changes are made.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ReproducedValue(msgspec.Struct, kw_only=True):
 
 
 class Reproduction(msgspec.Struct, kw_only=True):
-    """A paper's numbers, and what became of them here."""
+    """A paper's numbers, and what was measured or predicted for them here."""
 
     schema: int = 1
     tool: str

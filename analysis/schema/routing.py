@@ -1,5 +1,7 @@
-"""How the tokens of a phase were spread over experts, as a run counted them. Plain values of schema
-1; null: unknown, and everything `dense_…` in a phase without a baseline that counted.
+"""How the tokens of a phase were spread over experts, as a run counted them.
+
+They are plain values of schema 1. Null: unknown; everything `dense_…` is null in a phase without a
+baseline that counted.
 """
 
 from __future__ import annotations

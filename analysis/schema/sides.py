@@ -14,8 +14,11 @@ from prunescope.taxonomy.runs.run_blocks import LayerAlone
 
 
 class SideFacts(TypedDict, total=False):
-    """A run or a trace. `model`, `method`, ...: null where the manifest says nothing; of a bare
-    trace they, and `variant`, are null, and what follows is missing. `ranks`: of several traces."""
+    """A run or a trace.
+
+    `model`, `method` and the like are null if the manifest does not state them. Of a bare trace
+    they and `variant` are null, and the keys after them are missing. `ranks` lists several traces.
+    """
 
     name: Required[str]
     variant: str | None
@@ -34,15 +37,18 @@ class SideFacts(TypedDict, total=False):
 
 
 class DeviceRates(TypedDict):
-    """FLOP/s of each dtype, dense, and byte/s."""
+    """The dense FLOP/s of each dtype, and byte/s."""
 
     dense_flop_per_s: dict[str, float]
     byte_per_s: float | None
 
 
 class PeakRates(DeviceRates):
-    """Rates, and the shortest time of a kernel, ns (null: not measured). `link`: between host and
-    device, by its data sheet, in one direction; only where copies are compared with it."""
+    """Rates, and the shortest time of a kernel in ns (null: not measured).
+
+    `link` is between host and device, in one direction, by its data sheet; it is there only if
+    copies are compared with it.
+    """
 
     kernel_floor_ns: NotRequired[float | None]
     link: NotRequired[str]  # pcie-5.0 (16 lanes), nvlink-c2c
@@ -50,9 +56,12 @@ class PeakRates(DeviceRates):
 
 
 class PeakTaken(TypedDict):
-    """How a peak came about: measured before and after a capture, reached by a product of the run
-    itself, and which of them is used ("calibrated": what `calibrate` measured before, which is
-    higher; "given": one that was given to the capture or on the command line)."""
+    """How a peak was obtained.
+
+    It was measured before and after a capture, or reached by a product of the run itself. `used`
+    says which of them counts ("calibrated": what `calibrate` measured earlier, which is higher;
+    "given": one that was given to the capture or on the command line).
+    """
 
     before: float | None
     after: float | None
@@ -61,8 +70,11 @@ class PeakTaken(TypedDict):
 
 
 class DeviceUsed(TypedDict, total=False):
-    """The device whose peaks the bounds use. `measured`: on the device itself; `sheet`: what its
-    data sheet says; all null where nothing is known."""
+    """The device whose peaks the bounds use.
+
+    `measured`: whether they were measured on the device itself; `sheet`: what its data sheet says.
+    All are null if nothing is known.
+    """
 
     name: str | None
     peaks: PeakRates | None
@@ -73,8 +85,10 @@ class DeviceUsed(TypedDict, total=False):
 
 
 class LayerSum(msgspec.Struct, kw_only=True):
-    """The time of a model by one decoder layer that ran alone: ns of a step, without the profiler,
-    of samples taken in turns."""
+    """The time of a model as the sum of its layers, by one decoder layer that ran alone.
+
+    Times are in ns per step, without the profiler, from samples taken in turns.
+    """
 
     layer: Annotated[int, meaning("its number in this model")]
     layers: Annotated[int, meaning("of this model")]
@@ -89,7 +103,7 @@ class LayerSum(msgspec.Struct, kw_only=True):
 
     @classmethod
     def of(cls, found: LayerAlone) -> LayerSum:
-        """The layer sum of a run."""
+        """Return the layer sum of a run."""
         shared = [name for name in cls.__struct_fields__ if name in LayerAlone.__struct_fields__]
         known = {name: getattr(found, name) for name in shared}
         return cls(**known, ratio=found.layer_sum, ratio_ci95=found.layer_sum_ci95)
@@ -109,8 +123,11 @@ class OfTokens(TypedDict):
 
 
 class TokenSplit(TypedDict):
-    """Mixed steps of a serving engine, a step: tokens of prompts and of sequences that go on; the
-    time of linears (not of the head), shared out by them; of attention, by its kernels."""
+    """Mixed steps of a serving engine, in the mean over steps.
+
+    `tokens` are those of prompts and of sequences that go on. The time of linears (without the
+    head) is shared out by them, that of attention by its kernels.
+    """
 
     tokens: OfTokens
     linear_ns: OfTokens
@@ -118,9 +135,12 @@ class TokenSplit(TypedDict):
 
 
 class PhaseKind(TypedDict):
-    """The phase that a trace without run.json shows: prefill, decode, mixed, training, forward (of
-    a model that nothing says decodes tokens) or unknown; the evidence, and `doubt`: a caveat
-    against reading it as a step of one phase."""
+    """The phase that a trace without run.json shows.
+
+    `kind` is prefill, decode, mixed, training, forward (of a model that nothing says decodes
+    tokens) or unknown; `evidence` says why, and `doubt` is a caveat against reading it as a step of
+    one phase.
+    """
 
     kind: str
     evidence: str
@@ -129,7 +149,7 @@ class PhaseKind(TypedDict):
 
 
 class MissTerm(TypedDict):
-    """A factor of realised ÷ predicted; `says`: its meaning."""
+    """A factor of realised ÷ predicted; `says` is its meaning."""
 
     name: str
     ratio: float
@@ -137,7 +157,7 @@ class MissTerm(TypedDict):
 
 
 class Miss(TypedDict):
-    """Realised ÷ predicted roofline bound, as a product; `largest`: the term that loses most."""
+    """Realised ÷ predicted roofline bound, as a product; `largest` is the term that loses most."""
 
     ratio: float
     terms: list[MissTerm]
@@ -145,8 +165,11 @@ class Miss(TypedDict):
 
 
 class PredictedRun(TypedDict):
-    """The prediction for a run on its own peaks. `ladder`: nominal, flop, coverage, roofline;
-    `break_even`: from where on it gains, by what grows; `miss`: of the realised speedup."""
+    """The prediction for a run on its own peaks.
+
+    `ladder` has nominal, flop, coverage and roofline. `break_even` says from where on it gains, by
+    what grows. `miss` explains the distance of the realised speedup.
+    """
 
     family: str
     sparsity: float
@@ -157,9 +180,11 @@ class PredictedRun(TypedDict):
 
 
 class Unprofiled(msgspec.Struct, kw_only=True):
-    """Raw samples without the profiler, ns. `median` is W: exp of the mean over placements of the
-    log of a placement's median; without random placement in memory, the median of all
-    samples."""
+    """Raw samples without the profiler, in ns.
+
+    `median` is W: exp of the mean over placements of the log of a placement's median; without
+    random placement in memory, the median of all samples.
+    """
 
     median: float
     mean: float
@@ -195,15 +220,18 @@ class Unprofiled(msgspec.Struct, kw_only=True):
 
 
 class TimeScale(msgspec.Struct, kw_only=True):
-    """Factors from recorded times to the time base of the ledger. A profiler slows all ops of a
-    CPU; of a device it slows the host, so that idle time alone is scaled."""
+    """Factors from recorded times to the time base of the ledger.
+
+    On a CPU a profiler slows all ops; on a device it slows the host, so that only idle time is
+    scaled.
+    """
 
     busy: float
     idle: float
 
 
 class ColdSteps(msgspec.Struct, kw_only=True):
-    """Steps that are left out of all means because they hold first calls or compilation, ns."""
+    """Steps that are left out of all means because they hold first calls or compilation, in ns."""
 
     step_ns: list[int]
     first_call_ns: Annotated[
@@ -212,7 +240,9 @@ class ColdSteps(msgspec.Struct, kw_only=True):
 
 
 class Totals(msgspec.Struct, kw_only=True):
-    """One side of a phase in totals; times in ns a step, memory in bytes, null: not known."""
+    """The totals of one side of a phase. Times are in ns per step, memory in bytes; null: not
+    known.
+    """
 
     steps: int
     wall_ns: float
