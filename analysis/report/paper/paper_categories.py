@@ -8,44 +8,45 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figure_style import (
+    BOUND_LINE,
     EDGE,
     MOST_WHISKER,
+    PAGE,
+    bar_entry,
+    draw_interval,
     ground,
+    legend_below,
+    line_entry,
     no_evidence,
+    panel_page,
     reason_patches,
     shade,
 )
 from prunescope.analysis.report.ledger_view import is_visible
 from prunescope.analysis.report.numbers import Scale, scale, time
-from prunescope.analysis.report.paper_figure import (
+from prunescope.analysis.report.paper.paper_figure import (
     LAYER,
-    PAGE,
     MissingFigure,
     Panel,
     PaperFigure,
     Row,
-    ends,
+    caption_end,
     family_label,
-    grid_of,
-    mark_words,
+    fit_page,
+    interval_ends,
     named,
-    not_shown,
-    of_sweep,
-    on_a_page,
-    page,
+    panel_grid,
     panels,
-    patch,
     points_of,
-    slanted,
+    setup_words,
+    slant_names,
     stacked,
     usually_aligned,
 )
-from prunescope.analysis.report.pareto_figures import legend_below
 from prunescope.analysis.schema.categories import CATEGORIES, GEMMS
 from prunescope.analysis.schema.pareto import Pareto, SweepPoint
 
@@ -60,15 +61,16 @@ _LEAST_SHOWN = 0.06  # of a step: a share that has room for its number
 _GEMM = "gemm"
 _LAYER_LOOKS = {_GEMM: ("#0072B2", ""), **_LOOKS}
 _LAYER_NAMES = {_GEMM: "GEMM, GEMV", **CATEGORIES}
+_ORDER = (_GEMM, *(name for name in CATEGORIES if name not in GEMMS))
 _ROW = 0.21  # inches
 Spread = tuple[float, float, float]  # of the median result, lowest, highest
 
 
-def shares(found: Pareto) -> PaperFigure | MissingFigure:
-    """Shares of the dense step, a bar a phase and setting."""
-    known = [panel for panel in panels(found) if _of_dense(panel)]
+def shares(pareto: Pareto) -> PaperFigure | MissingFigure:
+    """Return the figure of the shares of the dense step, a bar for each phase and setting."""
+    known = [panel for panel in panels(pareto) if _timed_dense(panel)]
     shown = [panel for panel in map(_with_shares, known) if panel.points]
-    withheld = sum(len(p.points) for p in known) - sum(len(p.points) for p in shown)
+    withheld = len(points_of(known)) - len(points_of(shown))
     name, title = "shares", "Shares of the dense step"
     if known and not shown:
         return MissingFigure(
@@ -80,13 +82,14 @@ def shares(found: Pareto) -> PaperFigure | MissingFigure:
         reason = "no result has the time of its dense step by category"
         return MissingFigure(name, reason, "sweep with profiled steps, as `steps: 2`")
     every = [(panel, _shares(panel)) for panel in shown]
-    apart = max(high - low for _, of in every for _, low, high in of.values())
+    apart = max(high - low for _, spreads in every for _, low, high in spreads.values())
     return PaperFigure(
         name=name,
         title=title,
         caption=f"{title} in the categories of arXiv 2606.09080, of the result whose dense step "
         f"takes the median time; results of one setting differ by up to {100 * apart:.1f} points"
-        f"{_widest(shown)}.{_withheld_words(withheld)} {of_sweep(found, points_of(shown))}",
+        f"{_widest_words(shown)}.{_withheld_words(withheld)} "
+        f"{setup_words(pareto, points_of(shown))}",
         rows=[
             {
                 "phase": panel.phase,
@@ -95,21 +98,23 @@ def shares(found: Pareto) -> PaperFigure | MissingFigure:
                 "share": share,
                 "lowest": lowest,
                 "highest": highest,
-                **ends(_interval(panel, category)),
+                **interval_ends(_interval(panel, category)),
                 "dense_ns": _wall(panel),
-                "n": len(_of_dense(panel)),
+                "n": len(_timed_dense(panel)),
                 "timing_valid": not _reasons(panel),
             }
-            for panel, of_panel in every
-            for category, (share, lowest, highest) in of_panel.items()
+            for panel, spreads in every
+            for category, (share, lowest, highest) in spreads.items()
         ],
         plot=lambda: _shares_figure(every),
     )
 
 
 def _with_shares(panel: Panel) -> Panel:
-    """A panel with the results of which each category takes 0 to 100 % of the dense step. Where the
-    profiler's overhead, which is subtracted, exceeds a category, its time is below zero."""
+    """Keep the results of a panel whose categories each take 0 to 100 % of the dense step.
+
+    A category has less than no time if the profiler's overhead, which is subtracted, exceeds it.
+    """
     points = [
         p
         for p in panel.points
@@ -129,49 +134,53 @@ def _withheld_words(count: int) -> str:
     )
 
 
-def _of_dense(panel: Panel) -> list[SweepPoint]:
-    """The points that know the categories of their dense step; those with valid times, if any."""
+def _timed_dense(panel: Panel) -> list[SweepPoint]:
+    """Return the points that know the categories of their dense step.
+
+    If some of them have valid times, the others are left out.
+    """
     known = [p for p in panel.points if p.categories and p.ledger.get("dense")]
     return [p for p in known if p.timing_valid] or known
 
 
 def _reasons(panel: Panel) -> list[str]:
-    """Why the dense times of a panel are no evidence: no result has valid ones."""
-    every = [evidence.of_point(p) for p in _of_dense(panel)]
+    """Return why the dense times of a panel are no evidence; empty if one result has valid ones."""
+    every = [evidence.of_point(point) for point in _timed_dense(panel)]
     return min(every, key=len, default=[])
 
 
 def _median(panel: Panel) -> SweepPoint:
-    """The result whose dense step takes the median time, the lower one of two: its shares add up,
-    which medians of shares do not."""
-    points = sorted(_of_dense(panel), key=lambda p: p.ledger["dense"])
+    """Return the result whose dense step takes the median time, the lower one of two.
+
+    The shares of one result add up to the step; medians of the shares do not.
+    """
+    points = sorted(_timed_dense(panel), key=lambda point: point.ledger["dense"])
     return points[(len(points) - 1) // 2]
 
 
 def _shares(panel: Panel) -> dict[str, Spread]:
-    """Each category's share of the dense wall."""
-    points = [_median(panel), *_of_dense(panel)]
-    names = [n for n in CATEGORIES if any(n == c.name for p in points for c in p.categories)]
-    found = {}
-    for name in names:
+    """Return the share of each category in the dense wall, of those that take time."""
+    points = [_median(panel), *_timed_dense(panel)]
+    spreads = {}
+    for name in CATEGORIES:
         values = [
             sum(c.dense_ns for c in p.categories if c.name == name) / p.ledger["dense"]
             for p in points
         ]
-        found[name] = (values[0], min(values), max(values))
-    return {name: spread for name, spread in found.items() if spread[2] > 0}
+        spreads[name] = (values[0], min(values), max(values))
+    return {name: spread for name, spread in spreads.items() if spread[2] > 0}
 
 
 def _interval(panel: Panel, category: str) -> list[float] | None:
-    """The 95 % interval of a category's time in the median result, as shares of its dense wall."""
+    """Return the 95 % interval of a category in the median result, as shares of its dense wall."""
     ends = [c.dense_ci95 for c in _median(panel).categories if c.name == category]
     if len(ends) != 1 or ends[0] is None:
         return None
     return [min(1.0, max(0.0, end / _wall(panel))) for end in ends[0]]
 
 
-def _widest(shown: Sequence[Panel]) -> str:
-    """How wide the widest interval of a share is, as the end of a sentence."""
+def _widest_words(shown: Sequence[Panel]) -> str:
+    """Return how wide the widest interval of a share is, as the end of a sentence."""
     every = [_interval(panel, name) for panel in shown for name in _shares(panel)]
     widths = [ends[1] - ends[0] for ends in every if ends is not None]
     if not widths:
@@ -180,14 +189,15 @@ def _widest(shown: Sequence[Panel]) -> str:
 
 
 def _wall(panel: Panel) -> float:
+    """Return the time of the dense step of the median result, in ns."""
     return _median(panel).ledger["dense"]
 
 
 def _shares_figure(every: Sequence[tuple[Panel, dict[str, Spread]]]) -> Figure:
-    figure, grid = page(1, 1, (PAGE, 0.85 + _ROW * len(every)))
+    figure, grid = panel_page(1, 1, (PAGE, 0.85 + _ROW * len(every)))
     axes = grid[0][0]
-    for i, (panel, of_panel) in enumerate(every):
-        _stack(axes, i, {name: spread[0] for name, spread in of_panel.items()})
+    for i, (panel, spreads) in enumerate(every):
+        _plot_shares(axes, i, {name: share for name, (share, *_) in spreads.items()})
         axes.text(1.01, i, time(_wall(panel)), va="center")
         if reasons := _reasons(panel):
             axes.axhspan(i - 0.5, i + 0.5, zorder=-1, **ground(reasons))
@@ -198,35 +208,30 @@ def _shares_figure(every: Sequence[tuple[Panel, dict[str, Spread]]]) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("share of the dense step; at the right, its time")
-    present = [n for n in CATEGORIES if any(n in of for _, of in every)]
-    handles = [patch(_LOOKS[n][0], CATEGORIES[n], _LOOKS[n][1]) for n in present]
+    present = [n for n in CATEGORIES if any(n in spreads for _, spreads in every)]
+    entries = [bar_entry(_LOOKS[n][0], CATEGORIES[n], _LOOKS[n][1]) for n in present]
     of_all = evidence.first_reasons(_reasons(panel) for panel, _ in every)
-    handles += [no_evidence([reason], reason) for reason in of_all]
-    legend_below(figure, handles, columns=len(handles))
+    entries += [no_evidence([reason], reason) for reason in of_all]
+    legend_below(figure, entries, columns=len(entries))
     return figure
 
 
-def _stack(axes: Axes, at: int, of_panel: dict[str, float]) -> None:
+def _plot_shares(axes: Axes, at: int, parts: dict[str, float]) -> None:
+    """Plot the shares of one step as a horizontal bar, with the numbers that it has room for."""
     left = 0.0
-    for name, share in of_panel.items():
+    for name, share in parts.items():
         colour, hatch = _LOOKS[name]
         axes.barh(at, share, 0.72, left=left, color=colour, hatch=hatch, **EDGE)
         if share >= _LEAST_SHOWN:
-            axes.text(
-                left + share / 2,
-                at,
-                f"{100 * share:.0f}",
-                ha="center",
-                va="center",
-                fontsize=6,
-                color="white" if name in _DARK else "black",
-            )
+            look: dict[str, Any] = {"color": "white" if name in _DARK else "black", "fontsize": 6}
+            text = f"{100 * share:.0f}"
+            axes.text(left + share / 2, at, text, ha="center", va="center", **look)
         left += share
 
 
-def layer(found: Pareto) -> PaperFigure | MissingFigure:
-    """One layer alone: the dense one next to that of each family, in the categories of Fig. 6."""
-    shown = panels(found, _largest, only=LAYER)
+def layer(pareto: Pareto) -> PaperFigure | MissingFigure:
+    """Return the figure of one layer alone: dense next to each family, by category (Fig. 6)."""
+    shown = panels(pareto, _largest, only=LAYER)
     name, title = "layer", "One layer alone"
     if not shown:
         key = "add `only: [model, layer]` to the sweep"
@@ -240,14 +245,20 @@ def layer(found: Pareto) -> PaperFigure | MissingFigure:
         "bar; the dense bar is the one of the median time, its whisker from the lowest to the "
         "highest of all. Whiskers of families: the 95 % interval of the speedup, on the time of "
         f"the layer, cut where it leaves the panel.{_own_words(points)}{_layer_sum_words(points)}"
-        f"{mark_words(points)}{not_shown(shown)} {of_sweep(found, points)}",
-        rows=[row for panel in shown for row in _layer_rows(panel)],
-        plot=lambda: _layer_figure(on_a_page(shown)),
+        f"{caption_end(pareto, shown)}",
+        rows=[
+            row
+            for panel in shown
+            for point in panel.points
+            for side in ("dense", "pruned")
+            for row in _rows_of_side(panel, point, side)
+        ],
+        plot=lambda: _layer_figure(fit_page(shown)),
     )
 
 
 def _largest(points: Sequence[SweepPoint]) -> list[SweepPoint]:
-    """The point of each family at its largest sparsity, with its categories."""
+    """Return the point of each family at its largest sparsity, of those with categories."""
     best: dict[str, SweepPoint] = {}
     for point in usually_aligned(p for p in points if p.categories):
         key = family_label(point)
@@ -256,28 +267,24 @@ def _largest(points: Sequence[SweepPoint]) -> list[SweepPoint]:
     return list(best.values())
 
 
-def _parts(point: SweepPoint, *, dense: bool) -> dict[str, float]:
-    """Category to ns, the GEMMs as one."""
-    found: dict[str, float] = {}
-    for one in point.categories:
-        name = _GEMM if one.name in GEMMS else one.name
-        found[name] = found.get(name, 0.0) + (one.dense_ns if dense else one.pruned_ns)
-    return {name: found[name] for name in _ORDER if found.get(name)}
-
-
-_ORDER = (_GEMM, *(name for name in CATEGORIES if name not in GEMMS))
+def _parts(point: SweepPoint, side: str) -> dict[str, float]:
+    """Return the time (ns) of each category of the dense or pruned side, all GEMMs as one."""
+    ns: dict[str, float] = {}
+    for category in point.categories:
+        name = _GEMM if category.name in GEMMS else category.name
+        ns[name] = ns.get(name, 0.0) + getattr(category, f"{side}_ns")
+    return {name: ns[name] for name in _ORDER if ns.get(name)}
 
 
 def _own_words(points: Sequence[SweepPoint]) -> str:
-    """The meaning of `here` in a name, for a caption; empty where no layer has a share of its
-    own."""
-    if not any(map(_here, points)):
+    """Return what `here` in a name means; empty where no layer has a share of its own."""
+    if not any(map(_own_share, points)):
         return ""
     return " Here: the share that this layer left out of what it decides on, where it is not s."
 
 
-def _here(point: SweepPoint) -> str:
-    """The sparsity of a layer of a dynamic family, where it is not the nominal one; else empty."""
+def _own_share(point: SweepPoint) -> str:
+    """Return the sparsity of a layer of a dynamic family; empty where it is the nominal one."""
     own, nominal = point.own_sparsity, point.sparsity
     if own is None or nominal is None or f"{own:.2f}" == f"{nominal:.2f}":
         return ""
@@ -285,18 +292,16 @@ def _here(point: SweepPoint) -> str:
 
 
 def _layer_sum_words(points: Sequence[SweepPoint]) -> str:
-    """How near all layers by this one are to the whole model; empty where that is not known."""
-    found = [one for p in points for one in (p.closure or {}).values()]
-    if not found:
+    """Return how near the sum of all layers is to the whole model; empty where that is unknown."""
+    sums = [layer_sum for p in points for layer_sum in (p.closure or {}).values()]
+    if not sums:
         return ""
-    ratios = [one.ratio for one in found]
-    ends = [end for one in found for end in one.ratio_ci95 or ()]
-    within = (
-        f", with 95 % intervals (over rounds of one placement) from {min(ends):.2f} to "
-        f"{max(ends):.2f}"
-        if ends
-        else ""
-    )
+    ratios = [layer_sum.ratio for layer_sum in sums]
+    ends = [end for layer_sum in sums for end in layer_sum.ratio_ci95 or ()]
+    within = ""
+    if ends:
+        within = ", with 95 % intervals (over rounds of one placement) from "
+        within += f"{min(ends):.2f} to {max(ends):.2f}"
     return (
         " Layer sum: as many of this layer as the model has, with the rest, take "
         f"{min(ratios):.2f} to {max(ratios):.2f} of the time of the whole model{within}; each is "
@@ -304,20 +309,10 @@ def _layer_sum_words(points: Sequence[SweepPoint]) -> str:
     )
 
 
-def _layer_rows(panel: Panel) -> list[Row]:
-    """The dense and the pruned layer of each result, by category."""
-    median = _median(panel)
-    return [
-        row
-        for point in panel.points
-        for side in ("dense", "pruned")
-        for row in _rows_of_side(panel, point, side, is_plotted=side == "pruned" or point is median)
-    ]
-
-
-def _rows_of_side(panel: Panel, point: SweepPoint, side: str, *, is_plotted: bool) -> list[Row]:
+def _rows_of_side(panel: Panel, point: SweepPoint, side: str) -> list[Row]:
+    """Return the rows of the dense or the pruned layer of a result, one for each category."""
     is_dense = side == "dense"
-    closure = (point.closure or {}).get(side)
+    layer_sum = (point.closure or {}).get(side)
     return [
         {
             "phase": panel.phase,
@@ -326,76 +321,68 @@ def _rows_of_side(panel: Panel, point: SweepPoint, side: str, *, is_plotted: boo
             "side": side,
             "sparsity": None if is_dense else point.sparsity,
             "own_sparsity": None if is_dense else point.own_sparsity,
-            "category": one.name,
-            "ns": one.dense_ns if is_dense else one.pruned_ns,
-            **ends(one.dense_ci95 if is_dense else one.pruned_ci95),
+            "category": category.name,
+            "ns": getattr(category, f"{side}_ns"),
+            **interval_ends(getattr(category, f"{side}_ci95")),
             "realised": 1.0 if is_dense else point.realised,
-            **ends(None if is_dense else point.realised_ci95, "realised_"),
-            "closure": closure.ratio if closure else None,
-            **ends(closure.ratio_ci95 if closure else None, "closure_"),
-            "drawn": is_plotted,
+            **interval_ends(None if is_dense else point.realised_ci95, "realised_"),
+            "closure": layer_sum.ratio if layer_sum else None,
+            **interval_ends(layer_sum.ratio_ci95 if layer_sum else None, "closure_"),
+            "drawn": not is_dense or point is _median(panel),
             "timing_valid": point.timing_valid,
         }
-        for one in point.categories
+        for category in point.categories
     ]
 
 
 def _layer_figure(shown: Sequence[Panel]) -> Figure:
-    figure, every = grid_of(shown, 2.5)
-    present: dict[str, None] = {}
-    for axes, panel in zip(every, shown, strict=True):
-        sides = [(_median(panel), True), *((p, False) for p in panel.points)]
-        unit = scale(p.ledger["dense" if dense else "pruned"] for p, dense in sides)
+    figure, every = panel_grid(shown, 2.5)
+    present: set[str] = set()
+    for axes, panel in every:
+        sides = [(_median(panel), "dense"), *((point, "pruned") for point in panel.points)]
+        unit = scale(point.ledger[side] for point, side in sides)
         tops = []
-        for i, (point, dense) in enumerate(sides):
-            parts = _parts(point, dense=dense)
-            whole = sum(parts.values())
-            present |= {name: None for name, ns in parts.items() if is_visible([0.0, ns], whole)}
-            own = sum(_parts(point, dense=True).values())
-            top = _column(axes, i, parts, unit, clear=own)
+        for i, (point, side) in enumerate(sides):
+            parts = _parts(point, side)
+            top, own = sum(parts.values()), sum(_parts(point, "dense").values())
+            present |= {name for name, ns in parts.items() if is_visible([0.0, ns], top)}
+            _plot_layer(axes, i, parts, unit, is_below=own > top)
             tops += [top, own]
             shade(axes, i, point)
-            if not dense:
-                axes.plot([i - 0.4, i + 0.4], [own / unit.per] * 2, color="black", linewidth=1.2)
-                _whisker(axes, i, (top, point), unit)
-        _dense_spread(axes, panel, unit)
+            if side == "pruned":
+                axes.plot([i - 0.4, i + 0.4], [own / unit.per] * 2, **BOUND_LINE)
+                # The interval of the speedup as one of the pruned time.
+                ratios = point.realised_ci95 and reversed(point.realised_ci95)
+                ends = ratios and [point.realised / end * top / unit.per for end in ratios]
+                draw_interval(axes, i + 0.28, ends, linewidth=0.8)
+        dense = [sum(_parts(point, "dense").values()) / unit.per for point in _timed_dense(panel)]
+        draw_interval(axes, 0.28, [min(dense), max(dense)], linewidth=0.8)
         axes.set_ylim(0, MOST_WHISKER * max(tops) / unit.per)
-        slanted(axes, ["dense", *(f"{named(p)}{_here(p)}" for p in panel.points)])
+        slant_names(axes, ["dense", *(f"{named(p)}{_own_share(p)}" for p in panel.points)])
         axes.set_ylabel(f"time of a layer ({unit.unit})")
-    handles: list[Any] = [
-        patch(_LAYER_LOOKS[n][0], _LAYER_NAMES[n], _LAYER_LOOKS[n][1])
+    entries: list[Any] = [
+        bar_entry(_LAYER_LOOKS[n][0], _LAYER_NAMES[n], _LAYER_LOOKS[n][1])
         for n in _ORDER
         if n in present
     ]
-    handles += [Line2D([], [], color="black", linewidth=1.2, label="dense, of the same result")]
-    handles += reason_patches(points_of(shown))
-    legend_below(figure, handles, columns=len(handles))
+    entries += [line_entry("dense, of the same result", **BOUND_LINE)]
+    entries += reason_patches(points_of(shown))
+    legend_below(figure, entries, columns=len(entries))
     return figure
 
 
-def _dense_spread(axes: Axes, panel: Panel, unit: Scale) -> None:
-    """Plot the range of the dense layer's time, lowest to highest, next to the dense bar."""
-    times = [sum(_parts(point, dense=True).values()) / unit.per for point in _of_dense(panel)]
-    axes.plot([0.28] * 2, [min(times), max(times)], color="black", linewidth=0.8)
+def _plot_layer(
+    axes: Axes, at: int, parts: dict[str, float], unit: Scale, *, is_below: bool
+) -> None:
+    """Plot the parts of one layer as a stacked bar, with its time above it.
 
-
-def _column(axes: Axes, at: int, parts: dict[str, float], unit: Scale, *, clear: float) -> float:
-    """A stacked bar, with its height above it; inside of it where a line at `clear` ns lies above,
-    so that the number does not read as that of the line. Gives the height in ns."""
+    If the line of the dense layer lies above the bar (`is_below`), the time stands inside of the
+    bar, so that it does not read as that of the line.
+    """
     scaled, top = {name: ns / unit.per for name, ns in parts.items()}, sum(parts.values())
     stacked(axes, at, scaled, _LAYER_LOOKS, 0.7)
     look: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 6}
-    if clear > top:
-        ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-        look |= {"va": "top", "bbox": ground}
+    if is_below:
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+        look |= {"va": "top", "bbox": box}
     axes.text(at, top / unit.per, clean(unit.text(top)), **look)
-    return top
-
-
-def _whisker(axes: Axes, at: int, of: tuple[float, SweepPoint], unit: Scale) -> None:
-    """The interval of the speedup as one of the pruned time, next to the number on top."""
-    top, point = of
-    if point.realised_ci95 is None:
-        return
-    low, high = (point.realised / end * top / unit.per for end in reversed(point.realised_ci95))
-    axes.plot([at + 0.28] * 2, [low, high], color="black", linewidth=0.8)
