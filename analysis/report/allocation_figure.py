@@ -14,13 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from prunescope.analysis.report.allocation_tables import target_text
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.figure_style import (
-    PAGE,
-    blank_figure,
-    hide_frame,
-    plotting,
-    saved,
-)
+from prunescope.analysis.report.figure_style import PAGE, blank_figure, hide_frame, plotting, saved
 from prunescope.taxonomy.allocations.allocation_plan import KeptLayer, PlanOfLayers
 
 _CHANNELS, _HEADS, _LOSS, _SAVES, _UNIFORM = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#555555"
@@ -86,8 +80,7 @@ def _plot_kept(axes: Axes, layers: list[KeptLayer]) -> None:
     if dropped:
         cross: dict[str, Any] = {"marker": "x", "markersize": 3, "color": _LOSS, "linestyle": ""}
         axes.plot(dropped, [0.05] * len(dropped), label="dropped", **cross)
-    axes.set_ylim(0, 1.05)
-    axes.set_ylabel("kept")
+    axes.set(ylim=(0, 1.05), ylabel="kept")
     hide_frame(axes)
     axes.legend(frameon=False, fontsize=6, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
 

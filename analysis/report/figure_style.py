@@ -61,6 +61,9 @@ DOTTED: dict[str, Any] = {"color": "black", "linewidth": 0.8, "linestyle": ":"}
 _LETTER_WIDTH, _MARK_WIDTH = 0.05, 0.33  # inches in a legend
 
 
+Ends = Sequence[float] | None  # of an interval; None where there is none
+
+
 class NotebookFigure(Figure):
     """A figure that a notebook shows even if pyplot was never imported."""
 
@@ -199,7 +202,12 @@ def label_rows(axes: Axes, names: list[str]) -> None:
     axes.locator_params(axis="x", nbins=5)
 
 
-def draw_interval(axes: Axes, at: float, ci95: Sequence[float] | None, **look: Any) -> None:
+def draw_level(axes: Axes, at: float, half: float, y: float, **look: Any) -> None:
+    """Draw a level across a vertical bar at `at`, `half` wide on either side of its middle."""
+    axes.plot([at - half, at + half], [y, y], **{**BOUND_LINE, **look})
+
+
+def draw_interval(axes: Axes, at: float, ci95: Ends, **look: Any) -> None:
     """Draw an interval as a vertical line at `at`; draw nothing where there is none."""
     if ci95 is not None:
         axes.plot([at, at], ci95, **{"color": "black", "linewidth": 0.7, **look})
@@ -208,7 +216,7 @@ def draw_interval(axes: Axes, at: float, ci95: Sequence[float] | None, **look: A
 def dot(
     axes: Axes,
     at: tuple[float, float],
-    intervals: tuple[Sequence[float] | None, Sequence[float] | None],
+    intervals: tuple[Ends, Ends],
     look: tuple[str, str],
     *,
     full: bool = True,
@@ -278,7 +286,7 @@ def legend_below(figure: Figure, entries: Sequence[Artist], *, columns: int) -> 
         columns -= 1
 
 
-def bar_entry(colour: str, label: str, hatch: str = "") -> Patch:
+def bar_entry(label: str, colour: str, hatch: str = "") -> Patch:
     """Return the entry of a legend for bars."""
     return Patch(facecolor=colour, hatch=hatch, label=label, **EDGE)
 

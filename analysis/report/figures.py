@@ -36,10 +36,9 @@ from prunescope.taxonomy.uninterrupted import uninterrupted
 KINDS = ("ladder", "ledger", "kinds", "roofline", "bounds", "layers", "waves", "experts", "replay")
 # Figures of a phase with their titles, and figures of its anatomy.
 _PHASE_FIGURES = {
-    "ladder": (ladder_figure, "speedup"),
-    "ledger": (ledger_figure, "where the time went"),
+    "ladder": (ladder_figure, "speedup"), "ledger": (ledger_figure, "where the time went"),
     "kinds": (kinds_figure, "busy time by kind"),
-}
+}  # fmt: skip
 _ANATOMY_FIGURES = {"bounds": bounds_figure, "layers": layers_figure, "waves": waves_figure}
 
 

@@ -61,9 +61,9 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
     label_rows(axes, [row.label for row in rows])
     sure = {row.is_measured for row in rows if row.value is not None and not row.reasons}
     bars = ((False, BOUND, "bound"), (True, REALISED, "measured"))
-    entries: list[Any] = [bar_entry(colour, label) for kind, colour, label in bars if kind in sure]
+    entries: list[Any] = [bar_entry(label, colour) for kind, colour, label in bars if kind in sure]
     entries += [
-        bar_entry(_UNSURE, words, evidence.HATCHES[reason])
+        bar_entry(words, _UNSURE, evidence.HATCHES[reason])
         for reason, words in ledger_view.ladder_caveats(rows).items()
     ]
     if any(ledger_view.is_visible(row.ci95, 1.2 * top) for row in rows):
@@ -115,11 +115,7 @@ def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
 def _tone_entries(bars: list[ledger_view.WaterfallBar]) -> list[Patch]:
     """Return legend entries for the colours of those bars that can be seen."""
     seen = {bar.tone for bar in bars if ledger_view.is_visible(sorted((bar.start, bar.end)), 1.0)}
-    return [
-        bar_entry(COLOURS[tone], label, _HATCHES[tone])
-        for tone, label in _TONES.items()
-        if tone in seen
-    ]
+    return [bar_entry(words, COLOURS[t], _HATCHES[t]) for t, words in _TONES.items() if t in seen]
 
 
 def _is_whiskered(rows: list[Row], across: float) -> bool:
@@ -127,12 +123,10 @@ def _is_whiskered(rows: list[Row], across: float) -> bool:
 
     The line of a wall is three times as wide as a whisker, so it hides more.
     """
+    spans = ((row, across * (3 if row.row in ledger_view.TOTALS else 1)) for row in rows)
     return any(
-        ledger_view.is_visible(
-            ledger_view.readable_interval(row, rows),
-            across * (3 if row.row in ledger_view.TOTALS else 1),
-        )
-        for row in rows
+        ledger_view.is_visible(ledger_view.readable_interval(row, rows), span)
+        for row, span in spans
     )
 
 

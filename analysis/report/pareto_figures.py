@@ -31,8 +31,10 @@ from prunescope.analysis.report.figure_style import (
     MOST_WHISKER,
     PARITY,
     WIDTH,
+    Ends,
     blank_figure,
     dot,
+    draw_level,
     family_looks,
     hide_frame,
     legend_below,
@@ -54,14 +56,11 @@ Looks = dict[str, tuple[str, str]]  # colour and marker of each family
 Label = tuple[float, float, str]  # where it points, and its text
 _COLUMNS = 2  # of panels
 _ROWS = (
-    ("coverage", "#D55E00", "/////"),
-    ("roofline_shift", "#CC79A7", ""),
-    ("shape", "#F0E442", "....."),
-    ("kernel_efficiency", "#E69F00", ""),
-    ("added_work", "#56B4E9", "+++++"),
-    ("launch_idle", "#999999", "\\\\\\\\\\"),
+    ("coverage", "#D55E00", "/////"), ("roofline_shift", "#CC79A7", ""),
+    ("shape", "#F0E442", "....."), ("kernel_efficiency", "#E69F00", ""),
+    ("added_work", "#56B4E9", "+++++"), ("launch_idle", "#999999", "\\\\\\\\\\"),
     ("not_explained", "#FFFFFF", "++++"),
-)
+)  # fmt: skip
 _PROMISED = "#DDDDDD"
 # Where a label may stand, in points from its mark, the best place first.
 _PLACES = ((4, 4), (4, -9), (-4, 5), (-4, -10), (9, 0), (-9, 0), (0, 11), (0, -16), (14, 9),
@@ -130,8 +129,7 @@ def _plot_bounds(axes: Axes, points: list[SweepPoint], looks: Looks) -> None:
     _add_reasons(axes, [point for point, _ in bounded])
     ends = [0.95 * low, 1.05 * top]
     axes.plot(ends, ends, label="all of the bound realised", **PARITY)
-    axes.set_xlabel("roofline bound (speedup)")
-    axes.set_ylabel("realised (speedup)")
+    axes.set(xlabel="roofline bound (speedup)", ylabel="realised (speedup)")
 
 
 def _plot_ledgers(axes: Axes, points: list[SweepPoint], looks: Looks) -> None:
@@ -140,12 +138,8 @@ def _plot_ledgers(axes: Axes, points: list[SweepPoint], looks: Looks) -> None:
     A bar begins with the promise; losses are stacked above it, and gains below zero.
     """
     bars = [point for point in (_largest(points, family) for family in looks) if point is not None]
-    seen = {
-        row
-        for point in bars
-        for row, ns in point.ledger.items()
-        if is_visible([0.0, abs(ns / point.ledger["dense"])], 1.0)
-    }
+    shares = ((row, ns / p.ledger["dense"]) for p in bars for row, ns in p.ledger.items())
+    seen = {row for row, share in shares if is_visible([0.0, abs(share)], 1.0)}
     for i, point in enumerate(bars):
         is_first = i == 0  # the bar whose labels the legend has
         dense = point.ledger["dense"]
@@ -156,9 +150,8 @@ def _plot_ledgers(axes: Axes, points: list[SweepPoint], looks: Looks) -> None:
             base, label = up if share >= 0 else down, when(is_first, LEDGER[row][0])
             axes.bar(i, share, 0.7, bottom=base, color=colour, hatch=hatch, label=label, **EDGE)
             up, down = up + max(0.0, share), down + min(0.0, share)
-        wall = [point.ledger["pruned"] / dense] * 2
         label = when(is_first, "pruned, measured")
-        axes.plot([i - 0.42, i + 0.42], wall, color="black", linewidth=1.6, label=label)
+        draw_level(axes, i, 0.42, point.ledger["pruned"] / dense, linewidth=1.6, label=label)
     for i, point in enumerate(bars):
         shade(axes, i, point)
     _add_reasons(axes, bars)
@@ -213,12 +206,7 @@ class Obstacles:
     marks: list[tuple[float, float]] = field(default_factory=list)
     lines: list[_Line] = field(default_factory=list)
 
-    def add(
-        self,
-        at: tuple[float, float],
-        across: Sequence[float] | None,
-        up: Sequence[float] | None,
-    ) -> None:
+    def add(self, at: tuple[float, float], across: Ends, up: Ends) -> None:
         """Add a point with its intervals across and up."""
         x, y = at
         (left, right), (low, high) = across or (x, x), up or (y, y)
@@ -366,11 +354,9 @@ def _add_frontier_legend(
     figure: Figure, looks: Looks, points: Sequence[SweepPoint], *, on_random_ids: bool
 ) -> int:
     """Add one legend for the points of all panels, and return its number of rows."""
-    entries: list[Any] = [
-        point_entry(_label_with_marks(label, points), look)
-        for label, look in looks.items()
-        if any(point.label == label for point in points)
-    ]
+    names = {point.label for point in points}
+    shown = [(label, look) for label, look in looks.items() if label in names]
+    entries: list[Any] = [point_entry(_label_with_marks(n, points), look) for n, look in shown]
     words = "frontier: full marks, with their s"
     entries.append(line_entry(words, color="black", linewidth=0.8))
     entries += [*_mark_notes(points), *reason_patches(points, "? ")]

@@ -128,8 +128,7 @@ def _plot_alignments(axes: Axes, times: Sequence[AlignedTime]) -> None:
     rows = math.ceil(len(shown) / _LEGEND_COLUMNS)
     highest = max(1.0, *(time.relative for time in times))
     axes.set_ylim(0, highest / (0.97 - _LEGEND_ROW * rows))
-    axes.set_xlabel("alignment of the kept dimension")
-    axes.set_ylabel("time a kept number")
+    axes.set(xlabel="alignment of the kept dimension", ylabel="time a kept number")
     axes.legend(fontsize=5, frameon=False, ncols=_LEGEND_COLUMNS, loc="upper left")
 
 

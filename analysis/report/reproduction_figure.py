@@ -21,6 +21,7 @@ from prunescope.analysis.report.figure_style import (
     PARITY,
     bar_entry,
     draw_interval,
+    draw_level,
     family_looks,
     legend_below,
     line_entry,
@@ -94,7 +95,7 @@ def _speedups_figure(reproduction: Reproduction) -> Figure:
         _plot_phase(axes, [value for value in values if value.phase == phase], colours)
         axes.set_title(f"{phase}, s = 0.5", loc="left", fontsize=7)
     measured = [value for value in values if value.ours is not None]
-    entries: list[Any] = [bar_entry(colour, name) for name, colour in colours.items()]
+    entries: list[Any] = [bar_entry(name, colour) for name, colour in colours.items()]
     if any(value.predicted is not None and value.ours is None for value in values):
         entries.append(line_entry("predicted, with its range", marker="o", **_POINT))
     if any(value.timing_valid is not False for value in measured):
@@ -120,8 +121,7 @@ def _plot_phase(axes: Axes, values: Sequence[ReproducedValue], colours: dict[str
         edge: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.3}
         axes.bar(at, value.published, 0.9 * width, color=colours[value.name], **edge)
         if value.bound is not None:
-            half = 0.45 * width
-            axes.plot([at - half, at + half], [value.bound] * 2, **BOUND_LINE)
+            draw_level(axes, at, 0.45 * width, value.bound)
         point, interval, marker = value.ours, value.ours_ci95, "D"
         if point is None:
             point, interval, marker = value.predicted, value.predicted_range, "o"

@@ -115,15 +115,12 @@ def roofline_figure(anatomy: Anatomy, device: DeviceUsed, subject: str) -> Figur
     for (_, peak, rate, style), top in zip(ceilings, tops, strict=True):
         corners = [left, peak / rate, right], [left * rate / per, top, top]
         axes.plot(*corners, linestyle=style, **black)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlim(left, right)
+    axes.set(xscale="log", yscale="log", xlim=(left, right))
     axes.set_ylim(min(_decades(y)[0], min(tops) / 10), 2 * max(*tops, *y))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(_format_tick))
         axis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("FLOP per compulsory byte")
-    axes.set_ylabel(unit)
+    axes.set(xlabel="FLOP per compulsory byte", ylabel=unit)
     dot: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 4}
     entries = [line_entry(name, color=PALETTE[i], **dot) for i, name in enumerate(names)]
     entries += [line_entry(name, linestyle=style, **black) for name, _, _, style in ceilings]
@@ -205,8 +202,7 @@ def bounds_figure(anatomy: Anatomy, subject: str, of_step: str) -> Figure | None
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"busy time of {of_step} ({unit.unit})")
-    looks = {bound: look for bound, look in _BOUND_LOOKS.items() if bound in present}
-    entries = [bar_entry(colour, bound, hatch) for bound, (colour, hatch) in looks.items()]
+    entries = [bar_entry(bound, *look) for bound, look in _BOUND_LOOKS.items() if bound in present]
     add_wrapped_legend(figure, entries, len(entries))
     return figure
 
@@ -276,8 +272,7 @@ def waves_figure(anatomy: Anatomy, subject: str, of_step: str) -> Figure | None:
         entries.append(line_entry("dense N", marker="o", markersize=4, **hollow))
     _scale_widths(axes, shapes)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("N, output features")
-    axes.set_ylabel(f"{unit.unit}, {of_step}")
+    axes.set(xlabel="N, output features", ylabel=f"{unit.unit}, {of_step}")
     add_wrapped_legend(figure, entries, min(len(entries), 5))
     return figure
 
@@ -344,8 +339,7 @@ def experts_figure(phase: Phase, subject: str) -> Figure | None:
             top = max([top, *(value for value in values if value is not None)])
             known = [math.nan if value is None else value for value in values]
             axes.plot(places, known, **look, **line)
-        axes.set_ylabel(label)
-        axes.set_ylim(0, (top or 1) * 1.1)
+        axes.set(ylabel=label, ylim=(0, (top or 1) * 1.1))
         axes.set_xticks(places[::step], names if axes is strips[-1] else [""] * len(names))
     strips[-1].set_xlabel("layer")
     entries: list[Any] = []

@@ -38,6 +38,7 @@ from prunescope.analysis.report.paper.paper_figure import (
     caption_end,
     families_of,
     family_label,
+    fields,
     fit_page,
     interval_ends,
     named,
@@ -126,9 +127,8 @@ def _overhead_figure(shown: Sequence[Panel]) -> Figure:
         for i, point in enumerate(panel.points):
             shade(axes, i, point)
         slant_names(axes, [named(p) for p in panel.points])
-        axes.set_ylim(0, MOST_WHISKER * max(tops))
-        axes.set_ylabel("added, % of the dense step")
-    entries = [bar_entry(colour, short(n, 32), hatch) for n, (colour, hatch) in looks.items()]
+        axes.set(ylim=(0, MOST_WHISKER * max(tops)), ylabel="added, % of the dense step")
+    entries = [bar_entry(short(name, 32), *look) for name, look in looks.items()]
     legend_below(figure, entries + reason_patches(points), columns=4)
     return figure
 
@@ -156,8 +156,8 @@ def _plot_added(axes: Axes, at: int, point: SweepPoint, looks: dict[str, tuple[s
     parts = dict.fromkeys(looks, 0.0)
     for part in added.parts:
         name = part.name if part.name in looks else _REST
-        parts[name] = parts.get(name, 0.0) + 100 * part.ns / dense
-    parts = {name: parts[name] for name in looks}
+        if name in parts:
+            parts[name] += 100 * part.ns / dense
     stacked(axes, at, parts, looks, 0.66)
     top = sum(parts.values())
     ends = added.added_ci95 and [100 * end / dense for end in added.added_ci95]
@@ -243,17 +243,16 @@ def _recovery_rows(panel: Panel) -> list[Row]:
             **panel.row_of(point),
             "realised": point.realised,
             **interval_ends(point.realised_ci95),
-            "before_rel": _trained(point).before_rel,
-            "after_rel": _trained(point).after_rel,
-            **interval_ends(_trained(point).before_ci95, "before_"),
-            **interval_ends(_trained(point).after_ci95, "after_"),
-            "blocks": _trained(point).blocks,
+            **fields(trained, "before_rel", "after_rel"),
+            **interval_ends(trained.before_ci95, "before_"),
+            **interval_ends(trained.after_ci95, "after_"),
+            "blocks": trained.blocks,
             "frontier_before": point.id in before,
             "frontier_after": point.id in after,
-            "tokens": _trained(point).tokens,
+            "tokens": trained.tokens,
             "timing_valid": point.timing_valid,
         }
-        for point in panel.points
+        for point, trained in ((point, _trained(point)) for point in panel.points)
     ]
 
 

@@ -18,6 +18,7 @@ from prunescope.analysis.report.figure_style import (
     PAGE,
     bar_entry,
     draw_interval,
+    draw_level,
     ground,
     legend_below,
     line_entry,
@@ -49,6 +50,7 @@ from prunescope.analysis.report.paper.paper_figure import (
 )
 from prunescope.analysis.schema.categories import CATEGORIES, GEMMS
 from prunescope.analysis.schema.pareto import Pareto, SweepPoint
+from prunescope.taxonomy.words import when
 
 _LOOKS = {
     "mlp": ("#0072B2", ""), "qkvo": ("#56B4E9", ""), "other_gemm": ("#56B4E9", "////"),
@@ -62,6 +64,7 @@ _GEMM = "gemm"
 _LAYER_LOOKS = {_GEMM: ("#0072B2", ""), **_LOOKS}
 _LAYER_NAMES = {_GEMM: "GEMM, GEMV", **CATEGORIES}
 _ORDER = (_GEMM, *(name for name in CATEGORIES if name not in GEMMS))
+_HERE = " Here: the share that this layer left out of what it decides on, where it is not s."
 _ROW = 0.21  # inches
 Spread = tuple[float, float, float]  # of the median result, lowest, highest
 
@@ -82,13 +85,15 @@ def shares(pareto: Pareto) -> PaperFigure | MissingFigure:
         reason = "no result has the time of its dense step by category"
         return MissingFigure(name, reason, "sweep with profiled steps, as `steps: 2`")
     every = [(panel, _shares(panel)) for panel in shown]
+    words = f" Withheld: {withheld} results with a category outside of 0 to 100 % of the step; "
+    words += "intervals are cut there."
     apart = max(high - low for _, spreads in every for _, low, high in spreads.values())
     return PaperFigure(
         name=name,
         title=title,
         caption=f"{title} in the categories of arXiv 2606.09080, of the result whose dense step "
         f"takes the median time; results of one setting differ by up to {100 * apart:.1f} points"
-        f"{_widest_words(shown)}.{_withheld_words(withheld)} "
+        f"{_widest_words(shown)}.{when(withheld > 0, words)} "
         f"{setup_words(pareto, points_of(shown))}",
         rows=[
             {
@@ -115,23 +120,14 @@ def _with_shares(panel: Panel) -> Panel:
 
     A category has less than no time if the profiler's overhead, which is subtracted, exceeds it.
     """
-    points = [
-        p
-        for p in panel.points
-        if p.categories
-        and p.ledger.get("dense")
-        and all(0 <= c.dense_ns <= p.ledger["dense"] for c in p.categories)
-    ]
+    known = (p for p in panel.points if _knows_dense(p))
+    points = [p for p in known if all(0 <= c.dense_ns <= p.ledger["dense"] for c in p.categories)]
     return replace(panel, points=points)
 
 
-def _withheld_words(count: int) -> str:
-    if not count:
-        return ""
-    return (
-        f" Withheld: {count} results with a category outside of 0 to 100 % of the step; intervals "
-        "are cut there."
-    )
+def _knows_dense(point: SweepPoint) -> bool:
+    """Return whether a point knows the categories of its dense step."""
+    return bool(point.categories and point.ledger.get("dense"))
 
 
 def _timed_dense(panel: Panel) -> list[SweepPoint]:
@@ -139,8 +135,8 @@ def _timed_dense(panel: Panel) -> list[SweepPoint]:
 
     If some of them have valid times, the others are left out.
     """
-    known = [p for p in panel.points if p.categories and p.ledger.get("dense")]
-    return [p for p in known if p.timing_valid] or known
+    known = [point for point in panel.points if _knows_dense(point)]
+    return [point for point in known if point.timing_valid] or known
 
 
 def _reasons(panel: Panel) -> list[str]:
@@ -209,7 +205,7 @@ def _shares_figure(every: Sequence[tuple[Panel, dict[str, Spread]]]) -> Figure:
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("share of the dense step; at the right, its time")
     present = [n for n in CATEGORIES if any(n in spreads for _, spreads in every)]
-    entries = [bar_entry(_LOOKS[n][0], CATEGORIES[n], _LOOKS[n][1]) for n in present]
+    entries = [bar_entry(CATEGORIES[n], *_LOOKS[n]) for n in present]
     of_all = evidence.first_reasons(_reasons(panel) for panel, _ in every)
     entries += [no_evidence([reason], reason) for reason in of_all]
     legend_below(figure, entries, columns=len(entries))
@@ -237,6 +233,7 @@ def layer(pareto: Pareto) -> PaperFigure | MissingFigure:
         key = "add `only: [model, layer]` to the sweep"
         return MissingFigure(name, "no result is of one layer alone", key)
     points = points_of(shown)
+    own = when(any(map(_own_share, points)), _HERE)
     return PaperFigure(
         name=name,
         title=title,
@@ -244,7 +241,7 @@ def layer(pareto: Pareto) -> PaperFigure | MissingFigure:
         "arXiv 2606.09080. Each result measures a dense layer of its own, at the line across its "
         "bar; the dense bar is the one of the median time, its whisker from the lowest to the "
         "highest of all. Whiskers of families: the 95 % interval of the speedup, on the time of "
-        f"the layer, cut where it leaves the panel.{_own_words(points)}{_layer_sum_words(points)}"
+        f"the layer, cut where it leaves the panel.{own}{_layer_sum_words(points)}"
         f"{caption_end(pareto, shown)}",
         rows=[
             row
@@ -274,13 +271,6 @@ def _parts(point: SweepPoint, side: str) -> dict[str, float]:
         name = _GEMM if category.name in GEMMS else category.name
         ns[name] = ns.get(name, 0.0) + getattr(category, f"{side}_ns")
     return {name: ns[name] for name in _ORDER if ns.get(name)}
-
-
-def _own_words(points: Sequence[SweepPoint]) -> str:
-    """Return what `here` in a name means; empty where no layer has a share of its own."""
-    if not any(map(_own_share, points)):
-        return ""
-    return " Here: the share that this layer left out of what it decides on, where it is not s."
 
 
 def _own_share(point: SweepPoint) -> str:
@@ -350,7 +340,7 @@ def _layer_figure(shown: Sequence[Panel]) -> Figure:
             tops += [top, own]
             shade(axes, i, point)
             if side == "pruned":
-                axes.plot([i - 0.4, i + 0.4], [own / unit.per] * 2, **BOUND_LINE)
+                draw_level(axes, i, 0.4, own / unit.per)
                 # The interval of the speedup as one of the pruned time.
                 ratios = point.realised_ci95 and reversed(point.realised_ci95)
                 ends = ratios and [point.realised / end * top / unit.per for end in ratios]
@@ -360,12 +350,9 @@ def _layer_figure(shown: Sequence[Panel]) -> Figure:
         axes.set_ylim(0, MOST_WHISKER * max(tops) / unit.per)
         slant_names(axes, ["dense", *(f"{named(p)}{_own_share(p)}" for p in panel.points)])
         axes.set_ylabel(f"time of a layer ({unit.unit})")
-    entries: list[Any] = [
-        bar_entry(_LAYER_LOOKS[n][0], _LAYER_NAMES[n], _LAYER_LOOKS[n][1])
-        for n in _ORDER
-        if n in present
-    ]
-    entries += [line_entry("dense, of the same result", **BOUND_LINE)]
+    seen = [name for name in _ORDER if name in present]
+    entries: list[Any] = [bar_entry(_LAYER_NAMES[n], *_LAYER_LOOKS[n]) for n in seen]
+    entries.append(line_entry("dense, of the same result", **BOUND_LINE))
     entries += reason_patches(points_of(shown))
     legend_below(figure, entries, columns=len(entries))
     return figure

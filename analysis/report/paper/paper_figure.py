@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -87,6 +88,11 @@ class Panel:
         """Return the first numbers of a point: where it is, its family and sparsity."""
         where: Row = {"phase": self.phase, "setting": self.cell.where}
         return {**where, "family": family_label(point), "sparsity": point.sparsity}
+
+
+def fields(struct: Any, *names: str) -> Row:
+    """Return some fields of a struct as numbers of a row, under their own names."""
+    return {name: getattr(struct, name) for name in names}
 
 
 def interval_ends(ci95: Sequence[float] | None, prefix: str = "") -> Row:
@@ -184,7 +190,7 @@ def families_of(points: Iterable[SweepPoint]) -> list[str]:
 
 def family_label(point: SweepPoint) -> str:
     """Return the label of a point without its alignment."""
-    words = [*([point.select] if point.select else [])]
+    words = [point.select] if point.select else []
     words += [knob for knob in point.set if not knob.startswith(ALIGN)]
     return f"{point.family} ({', '.join(words)})" if words else point.family
 

@@ -42,15 +42,8 @@ def paper_set(pareto: Pareto, curves: Sequence[SpeedupCurve] = ()) -> PaperSet:
         pareto: The comparison of the sweep.
         curves: Speedups of GEMMs that were replayed alone.
     """
-    every = [
-        shares(pareto),
-        *speedups(pareto),
-        layer(pareto),
-        alignments(pareto),
-        gemm_steps(curves),
-        recovery(pareto),
-        overhead(pareto),
-    ]
+    every = [shares(pareto), *speedups(pareto), layer(pareto), alignments(pareto)]
+    every += [gemm_steps(curves), recovery(pareto), overhead(pareto)]
     return PaperSet(
         [figure for figure in every if isinstance(figure, PaperFigure)],
         [figure for figure in every if isinstance(figure, MissingFigure)],
@@ -70,9 +63,8 @@ def paper_files(figures: PaperSet, tool: str, endings: Sequence[str]) -> dict[st
     for figure in figures.figures:
         name = partial(figure_name, _KIND, figure.name)
         files |= picture_files(name, figure.plot, endings)
-        files[name("csv")] = csv_text(
-            figure.columns, (row.values() for row in figure.rows)
-        ).encode()
+        rows = (row.values() for row in figure.rows)
+        files[name("csv")] = csv_text(figure.columns, rows).encode()
         stem = name("tex").removesuffix(".tex")
         snippet = "\n".join(figure_snippet(stem, figure.caption, f"fig:{stem}"))
         files[f"figure-{stem}.tex"] = f"{head(tool)}\n{snippet}".encode()

@@ -27,6 +27,7 @@ from prunescope.analysis.report.paper.paper_figure import (
     MissingFigure,
     PaperFigure,
     Row,
+    fields,
     interval_ends,
 )
 from prunescope.analysis.report.replay_figure import steps_ns
@@ -79,16 +80,11 @@ def _rows(speedup: SpeedupCurve) -> list[Row]:
     curve, dense = speedup.curve, speedup.points[-1]
     return [
         {
-            "role": curve.role,
-            "phase": curve.phase,
-            "axis": curve.axis,
-            "m": curve.m,
+            **fields(curve, "role", "phase", "axis", "m"),
             "n": curve.gemm(point.size).n,
             "k": curve.gemm(point.size).k,
             "dtype": curve.dtype,
-            "size": point.size,
-            "gone": point.gone,
-            "ns": point.ns,
+            **fields(point, "size", "gone", "ns"),
             **interval_ends(point.ci95),
             "speedup": point.speedup,
             **interval_ends(point.speedup_ci95, "speedup_"),
@@ -141,8 +137,7 @@ def _plot_gemm(axes: Axes, speedup: SpeedupCurve) -> None:
     if steps := steps_ns(curve, points[0].size, dense.size):
         shares = [1 - size / dense.size for size in steps[0]]
         axes.plot(shares, [dense.ns / ns for ns in steps[1]], zorder=1, **_STEPS)
-    axes.set_ylim(0, 1.06 * max(*measured, *proportional))
-    axes.set_xlim(-0.02, max(removed) + 0.02)
+    axes.set(ylim=(0, 1.06 * max(*measured, *proportional)), xlim=(-0.02, max(removed) + 0.02))
     fixed = f"K = {curve.k:,}" if curve.axis == "N" else f"N = {curve.n:,}"
     names = ", ".join([curve.role or "GEMM", *([curve.phase] if curve.phase else [])])
     title = clean(f"{names}: M = {curve.m:,}, {fixed}, {curve.dtype}")

@@ -22,6 +22,7 @@ from prunescope.analysis.report.figure_style import (
     bar_entry,
     dot,
     draw_interval,
+    draw_level,
     family_looks,
     hatch_of,
     legend_below,
@@ -162,7 +163,7 @@ def _speedup_figure(strips: Sequence[_Strip], sparsity: float) -> Figure:
     figure, every = two_columns(len(strips), 1.9, (PAGE / 2, 0.75 * PAGE))
     for axes, strip in zip(every, strips, strict=True):
         _plot_strip(axes, strip, colours, sparsity)
-    entries: list[Any] = [bar_entry(colours[n], with_marks(n, points)) for n in families]
+    entries: list[Any] = [bar_entry(with_marks(n, points), colours[n]) for n in families]
     if any(point.bounds.get("roofline") for point in points):
         entries.append(line_entry("roofline bound", **BOUND_LINE))
     entries.append(line_entry(f"nominal, {1 / (1 - sparsity):.2f}×", **DOTTED))
@@ -187,8 +188,7 @@ def _plot_strip(axes: Axes, strip: _Strip, colours: dict[str, str], sparsity: fl
             highest.append(point.realised)
             ends += point.realised_ci95 or []
             if (bound := point.bounds.get("roofline")) is not None:
-                half = 0.45 * width
-                axes.plot([at - half, at + half], [bound] * 2, **BOUND_LINE)
+                draw_level(axes, at, 0.45 * width, bound)
                 highest.append(bound)
     axes.axhline(1.0, **PARITY)
     axes.axhline(nominal, **DOTTED)
@@ -196,8 +196,7 @@ def _plot_strip(axes: Axes, strip: _Strip, colours: dict[str, str], sparsity: fl
     axes.set_xlim(-0.5, len(strip.values) - 0.5)
     axes.set_ylim(0, min(max(ends), MOST_WHISKER * max(highest)) / _BAND)
     axes.tick_params(axis="x", length=0)
-    axes.set_xlabel(_AXES[strip.axis])
-    axes.set_ylabel("speedup, dense ÷ pruned")
+    axes.set(xlabel=_AXES[strip.axis], ylabel="speedup, dense ÷ pruned")
     axes.set_title(strip.title, loc="left", fontsize=7)
 
 
@@ -316,8 +315,7 @@ def _alignment_figure(shown: Sequence[Panel]) -> Figure:
         axes.set_xlim(-0.4, len(aligns) - 0.6)
         heights = [h or 0.0 for p in panel.points for h in (p.realised, p.bounds.get("roofline"))]
         axes.set_ylim(0, min(axes.get_ylim()[1], MOST_WHISKER * max(1.0, *heights)))
-        axes.set_xlabel("alignment of kept dimensions")
-        axes.set_ylabel("speedup, dense ÷ pruned")
+        axes.set(xlabel="alignment of kept dimensions", ylabel="speedup, dense ÷ pruned")
     line: dict[str, Any] = {"markersize": 5, "linewidth": 0.9}
     entries: list[Any] = [
         line_entry(_with_sparsity(name, points), color=colour, marker=marker, **line)
