@@ -18,7 +18,7 @@ from prunescope.analysis.schema.pareto import Pareto
 from prunescope.taxonomy.replays import REPLAYS, Replays, read_replays
 
 if TYPE_CHECKING:
-    from prunescope.analysis.report.paper_figures import PaperSet
+    from prunescope.analysis.report.paper.paper_files import PaperSet
 
 PICTURES = ("png", "pdf", "svg")
 FORMATS = ("md", "json", *PICTURES)
@@ -72,10 +72,10 @@ def paper_set(pareto: Pareto, sweep: Path | None, gemm: Path | None = None) -> P
     Raises:
         PrunescopeError: `gemm` is not a file of replayed GEMMs.
     """
-    from prunescope.analysis.report import paper_figures
+    from prunescope.analysis.report.paper import paper_files as paper
 
     replays = [read_replays(gemm)] if gemm is not None else replays_in(sweep)
-    return paper_figures.paper_set(pareto, speedup_curves(replays))
+    return paper.paper_set(pareto, speedup_curves(replays))
 
 
 def paper_files(figures: PaperSet, formats: Sequence[str] = USUAL) -> dict[str, bytes]:
@@ -85,10 +85,10 @@ def paper_files(figures: PaperSet, formats: Sequence[str] = USUAL) -> dict[str, 
         figures: The figures, by `paper_set`.
         formats: The formats to write; those that are no formats of figures are ignored.
     """
-    from prunescope.analysis.report import paper_figures
+    from prunescope.analysis.report.paper import paper_files as paper
 
     pictures = [name for name in dict.fromkeys(formats) if name in PICTURES]
-    return paper_figures.paper_files(figures, TOOL, pictures)
+    return paper.paper_files(figures, TOOL, pictures)
 
 
 def replays_in(sweep: Path | None) -> list[Replays]:

@@ -7,11 +7,11 @@ losses, and how well losses add up.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from prunescope.analysis.report.sheet import Line, Sheet
-from prunescope.analysis.report.view import Column, Table, numeric, text_table
+from prunescope.analysis.report.view import Table, numeric, text_table
 from prunescope.taxonomy import numbers
 from prunescope.taxonomy.allocations.allocation_plan import (
     Additivity,
@@ -24,30 +24,36 @@ _FRONTIER = 8  # points shown
 
 
 def plan_sheet(plan: PlanOfLayers, where: str, *, model: str) -> Sheet:
-    """The tables of a plan, written to `where`; `model`: as the user named it."""
+    """Return the tables of a plan.
+
+    Args:
+        plan: The plan.
+        where: The file that it was written to.
+        model: The model as the user named it.
+    """
     command = shlex.join(["prunescope", "trace", "--model", model, "--method", where])
     written = Line(f"Written to {where}; {command} measures it")
     return Sheet([*_answer(plan), _layers(plan), *_frontier(plan), *_checks(plan), written])
 
 
-def dry_run_sheet(found: dict[str, Any]) -> Sheet:
-    """Output of `allocate --dry-run`."""
-    known = f", {found['measured']:,} of them in {found['losses']}" if found["measured"] else ""
-    if found["losses_of"] is not None:
-        known = f"; {found['losses']} has those of {found['losses_of']}, and none counts here"
-    return Sheet(
-        [
-            Line(f"target {found['target']}, within reach by {found['costs']}"),
-            Line(
-                f"{found['evaluations']:,} evaluations of the model on {found['sequences']} "
-                f"sequences of at most 512 tokens{known}"
-            ),
-        ]
-    )
+def dry_run_sheet(estimate: dict[str, Any]) -> Sheet:
+    """Return the output of `allocate --dry-run`: what would be evaluated, and how often.
+
+    Args:
+        estimate: The plain values of `allocate --dry-run --json`.
+    """
+    losses, measured = estimate["losses"], estimate["measured"]
+    known = f", {measured:,} of them in {losses}" if measured else ""
+    if estimate["losses_of"] is not None:
+        known = f"; {losses} has those of {estimate['losses_of']}, and none counts here"
+    count = f"{estimate['evaluations']:,} evaluations of the model"
+    texts = f"{estimate['sequences']} sequences of at most 512 tokens"
+    target = f"target {estimate['target']}, within reach by {estimate['costs']}"
+    return Sheet([Line(target), Line(f"{count} on {texts}{known}")])
 
 
 def target_text(target: Target) -> str:
-    """A target in words."""
+    """Return a target in words."""
     if target.memory_gb is not None:
         return f"{target.memory_gb:g} GB"
     if target.latency_ms is not None:
@@ -56,84 +62,75 @@ def target_text(target: Target) -> str:
 
 
 def _answer(plan: PlanOfLayers) -> Iterator[Line]:
+    """Yield target and expected speedup, the time of each phase, memory, and loss."""
     expected = plan.expected
     low, high = expected.range
-    yield Line(
-        f"target {target_text(plan.target)}: {expected.speedup:.2f}× expected "
-        f"({low:.2f} to {high:.2f})",
-        "bold",
-    )
-    for name, one in plan.expected.phases.items():
-        yield Line(
-            f"{name}: {numbers.time(one.dense_ns)} dense, {numbers.time(one.ns)} as planned, "
-            f"{one.speedup:.2f}× ({one.range[0]:.2f} to {one.range[1]:.2f})"
-        )
+    speedup = f"{expected.speedup:.2f}× expected ({low:.2f} to {high:.2f})"
+    yield Line(f"target {target_text(plan.target)}: {speedup}", "bold")
+    for name, phase in expected.phases.items():
+        low, high = phase.range
+        times = f"{numbers.time(phase.dense_ns)} dense, {numbers.time(phase.ns)} as planned"
+        yield Line(f"{name}: {times}, {phase.speedup:.2f}× ({low:.2f} to {high:.2f})")
     yield Line(
         f"memory: {numbers.size(expected.dense_memory_bytes)} dense, "
         f"{numbers.size(expected.memory_bytes)} as planned"
     )
     measured = ""
     if expected.loss_measured is not None:
-        measured = (
-            f"; all together {_nats(expected.loss_measured)} measured, perplexity "
-            f"{numbers.percent(expected.perplexity_rel, signed=True)}"
-        )
+        rel = numbers.percent(expected.perplexity_rel, signed=True)
+        loss = _nats(expected.loss_measured)
+        measured = f"; all together {loss} measured, perplexity {rel}"
     yield Line(f"loss: {_nats(expected.loss)} nats a token as the sum of its parts{measured}")
-    if plan.uniform is None:
+    if (best := plan.uniform) is None:
         yield Line("no uniform cut of all layers reaches this target")
     else:
-        best = plan.uniform
-        yield Line(
-            f"the best uniform cut of all layers: {best.family} with {best.kept}, "
-            f"{_reached(best)}, {_nats(best.loss)} nats"
-        )
+        cut = f"{best.family} with {best.kept}, {_reached(best)}, {_nats(best.loss)} nats"
+        yield Line(f"the best uniform cut of all layers: {cut}")
 
 
 def _nats(value: float) -> str:
     return f"{value:+.3f}".replace("-", numbers.MINUS)
 
 
-def _reached(one: Any) -> str:
-    return numbers.size(one.memory_bytes) if one.speedup is None else f"{one.speedup:.2f}×"
+def _reached(point: Any) -> str:
+    """Return the speedup of a point of the frontier, or its memory if that is the target."""
+    return numbers.size(point.memory_bytes) if point.speedup is None else f"{point.speedup:.2f}×"
 
 
 def _layers(plan: PlanOfLayers) -> Table:
     phases = list(plan.expected.phases)
-    unit = numbers.scale([one.saves_ns.get(name) for one in plan.layers for name in phases])
-    columns = [
-        *numeric("layer", "KV heads", "heads", "channels", "loss (nats)"),
-        *numeric(*(f"{name} saves ({unit.unit})" for name in phases)),
-    ]
-    rows = [
-        [
-            str(one.layer),
-            *_sizes(one),
-            f"{one.loss:.4f}",
-            *(unit.text(one.saves_ns.get(name)) for name in phases),
-        ]
-        for one in plan.layers
-    ]
+    unit = numbers.scale([layer.saves_ns.get(name) for layer in plan.layers for name in phases])
+    heads = ("layer", "KV heads", "heads", "channels", "loss (nats)")
+    columns = numeric(*heads, *(f"{name} saves ({unit.unit})" for name in phases))
+    rows = []
+    for layer in plan.layers:
+        saved = (unit.text(layer.saves_ns.get(name)) for name in phases)
+        rows.append([str(layer.layer), *_sizes(layer), f"{layer.loss:.4f}", *saved])
     return text_table("layers", "what stays of each layer", columns, rows)
 
 
-def _sizes(one: KeptLayer) -> list[str]:
-    if one.dropped:
+def _sizes(layer: KeptLayer) -> list[str]:
+    """Return how many KV heads, heads and channels a layer keeps, and the rank of its matrices."""
+    if layer.dropped:
         return ["dropped", "", ""]
-    heads = [numbers.count(size) for size in (one.kv_heads, one.heads)]
-    if one.attention_lowrank is not None:
-        heads[1] += f", low rank {one.attention_lowrank} %"
-    width = numbers.count(one.channels)
-    return [*heads, width if one.mlp_lowrank is None else f"{width}, low rank {one.mlp_lowrank} %"]
+    heads = [numbers.count(size) for size in (layer.kv_heads, layer.heads)]
+    if layer.attention_lowrank is not None:
+        heads[1] += f", low rank {layer.attention_lowrank} %"
+    width = numbers.count(layer.channels)
+    if layer.mlp_lowrank is not None:
+        width += f", low rank {layer.mlp_lowrank} %"
+    return [*heads, width]
 
 
 def _frontier(plan: PlanOfLayers) -> Iterator[Table]:
+    """Yield a table of the least loss at some targets, if there are several."""
     points = plan.frontier
     if len(points) < 2:
         return
-    step = (len(points) - 1) / max(1, min(_FRONTIER, len(points)) - 1)
-    shown = [points[round(i * step)] for i in range(min(_FRONTIER, len(points)))]
-    columns: Sequence[Column] = numeric("target", "loss (nats)")
-    rows = [[_reached(one), f"{one.loss:.3f}"] for one in shown]
+    count = min(_FRONTIER, len(points))
+    shown = [points[round(i * (len(points) - 1) / (count - 1))] for i in range(count)]
+    rows = [[_reached(point), f"{point.loss:.3f}"] for point in shown]
+    columns = numeric("target", "loss (nats)")
     yield text_table("frontier", "least loss at other targets", columns, rows)
 
 
@@ -149,10 +146,11 @@ def _checks(plan: PlanOfLayers) -> Iterator[Line]:
         yield Line(note, "dim")
 
 
-def _additivity(found: Additivity) -> str:
-    text = f"additivity of losses: {found.pairs} pairs of removals measured together, against sums"
-    if found.correlation is not None:
-        text += f", correlation {found.correlation:.2f}"
-    if found.worst_error is not None:
-        text += f", largest error {_nats(found.worst_error)} nats"
+def _additivity(check: Additivity) -> str:
+    """Return how well the losses of removals add up, as far as that was measured."""
+    text = f"additivity of losses: {check.pairs} pairs of removals measured together, against sums"
+    if check.correlation is not None:
+        text += f", correlation {check.correlation:.2f}"
+    if check.worst_error is not None:
+        text += f", largest error {_nats(check.worst_error)} nats"
     return text

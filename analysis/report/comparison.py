@@ -1,6 +1,6 @@
 """A Comparison as one table and one figure: in, plain values; out, texts and files.
 
-Times are of one step, ledger rows are shares of the dense wall; – is unknown, never 0.
+Times are of one step, and ledger rows are shares of the dense wall. A dash is unknown, never 0.
 """
 
 from __future__ import annotations
@@ -23,17 +23,21 @@ from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats, wri
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, to_json
 from prunescope.analysis.summary.labels import CHANGES, LADDER, LEDGER, NOT_EXPLAINED
 from prunescope.taxonomy import numbers
+from prunescope.taxonomy.words import when
 
 COMPARISON_FORMATS = ("md", "html", "json", "tex", "csv", "png", "pdf", "svg")
-_OF_DECODERS = ("prompt_len", "context", "kv_bytes", "dense_kv_bytes")  # in CSV
-_OF_TOKENS = ("tokens_per_s", "dense_tokens_per_s")
-_OF_ITEMS = ("items_per_s", "dense_items_per_s")
-# Paper has no room for every column: what was measured, and what became of the promise.
+# Columns of the CSV that only some rows have.
+_DECODER_COLUMNS = ("prompt_len", "context", "kv_bytes", "dense_kv_bytes")
+_TOKEN_COLUMNS = ("tokens_per_s", "dense_tokens_per_s")
+_ITEM_COLUMNS = ("items_per_s", "dense_items_per_s")
+# Paper has no room for every column. LaTeX has one table of what was measured, and one of what
+# became of the promise.
 _TOKENS = "tokens of an item"  # of an encoder, which has no prompt
 _TIMES = ("TTFT or TPOT", "TTFT, TPOT or step", "step")
 _WHICH = ("run", "method", "nominal s", "phase", "B", "prompt", _TOKENS)
 _MEASURED = (*_TIMES, "tokens/s", "items/s", "weights", "KV cache", "peak memory")
 _HIDDEN = (*_MEASURED, "model", "context", "nominal", "kernel (busy)", "prompt", _TOKENS)
+_SPARSITIES = ("nominal", "parameters", "flop", "bytes")
 _TITLE = "Comparison: dense → pruned, of one step"
 _WALLS = "TTFT and TPOT are the wall of one prefill forward and of one decoded token"
 _MEDIANS = "medians of unprofiled samples, or profiled means where a run has none (marked p)"
@@ -41,9 +45,9 @@ _STEP = {
     "forward": "a step is one forward pass",
     "training": "a step is one of training: forward, backward and optimizer, where they are there",
 }
-_NOTES = (
+_ABOUT_ROWS = (
     "coverage to launch and idle: rows of the ledger as shares of the dense wall; with the promise "
-    "they sum to the pruned wall",
+    "they sum to the pruned wall"
 )
 _CAVEAT = (
     "? timing not valid (the samples vary too much or were disturbed), no step was timed, or the "
@@ -58,28 +62,40 @@ def write_comparison(
     formats: Sequence[str] = DEFAULT_FORMATS,
     label_prefix: str = "",
 ) -> list[Path]:
-    """Write the formats into `folder`, all or none. Raises PrunescopeError as `write_report`."""
+    """Write a comparison in some formats into a folder, all or none.
+
+    Args:
+        comparison: The comparison.
+        folder: The folder to write to.
+        formats: Some of COMPARISON_FORMATS.
+        label_prefix: Stands before the labels of LaTeX tables.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        PrunescopeError: A format is unknown, or the folder cannot be written.
+    """
     check_formats(formats, COMPARISON_FORMATS)
     figures = _figures(comparison, ["svg" if name == "html" else name for name in formats])
-    texts: dict[str, Callable[[], str]] = {
-        "md": partial(render_markdown, comparison),
-        "csv": partial(render_csv, comparison),
-        "html": partial(_page, comparison, figures.get("svg")),
-        "tex": partial(render_latex, comparison, label_prefix=label_prefix),
+    texts: dict[str, Callable[[], bytes]] = {
+        "md": lambda: render_markdown(comparison).encode(),
+        "csv": lambda: render_csv(comparison).encode(),
+        "html": lambda: _page(comparison, figures.get("svg")).encode(),
+        "tex": lambda: render_latex(comparison, label_prefix=label_prefix).encode(),
+        "json": lambda: to_json(comparison),
     }
     files: dict[str, bytes] = {}
     for name in dict.fromkeys(formats):
         if name in texts:
-            files[f"comparison.{name}"] = texts[name]().encode()
-        elif name == "json":
-            files["comparison.json"] = to_json(comparison)
+            files[f"comparison.{name}"] = texts[name]()
         elif name in figures:
             files[f"comparison.{name}"] = figures[name]
     return write_files(files, folder)
 
 
 def _figures(comparison: Comparison, formats: Sequence[str]) -> dict[str, bytes]:
-    """The figure in those of `formats` that are pictures; empty where no row has a ladder."""
+    """Return the figure in those formats that are pictures; empty where no row has a ladder."""
     pictures = [name for name in dict.fromkeys(formats) if name in ("svg", "png", "pdf")]
     if not pictures:
         return {}
@@ -89,34 +105,39 @@ def _figures(comparison: Comparison, formats: Sequence[str]) -> dict[str, bytes]
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """One row for each run and phase. Of models that decode nothing there is no prompt, no context
-    and no cache: columns of which no row has anything are left out."""
+    """Return a table with one row for each run and phase.
+
+    Columns of which no row has anything are left out: models that decode nothing have no prompt, no
+    context and no cache.
+    """
     rows = comparison.rows
     columns = _columns(rows)
     (timed,) = (column.title for column, _ in columns if column.title in _TIMES)
-    about_times = "; ".join([*_what_steps_are(rows), _MEDIANS])
+    about_times = "; ".join([*_step_notes(rows), _MEDIANS])
     has_marks = not all(row.is_evidence for row in rows)
-    about_rows = f"{_NOTES[0]}; {_CAVEAT}" if has_marks else _NOTES[0]
-    failed = [f"{one.run} has no row: {one.why}" for one in comparison.failed]
+    about_rows = f"{_ABOUT_ROWS}{when(has_marks, f'; {_CAVEAT}')}"
+    failed = [f"{failure.run} has no row: {failure.why}" for failure in comparison.failed]
     table = table_of("comparison", _TITLE, rows, columns, [about_times, about_rows, *failed])
-    moved = tuple(LEDGER[row][0] for row in _moved(rows))
-    return replace(table, needs={about_times: (timed,), _NOTES[0]: moved})
+    moved = tuple(LEDGER[row][0] for row in _ledger_rows(rows))
+    return replace(table, needs={about_times: (timed,), _ABOUT_ROWS: moved})
 
 
-def _moved(rows: Sequence[ComparisonRow]) -> list[str]:
-    """The rows of the ledger that have a column."""
-    unexplained = any(NOT_EXPLAINED in (row.ledger or {}) for row in rows)
-    return [name for name in CHANGES if name != NOT_EXPLAINED or unexplained]
+def _ledger_rows(rows: Sequence[ComparisonRow]) -> list[str]:
+    """Return the rows of the ledger that have a column."""
+    has_unexplained = any(NOT_EXPLAINED in (row.ledger or {}) for row in rows)
+    return [name for name in CHANGES if name != NOT_EXPLAINED or has_unexplained]
 
 
-def _what_steps_are(rows: Sequence[ComparisonRow]) -> Iterator[str]:
+def _step_notes(rows: Sequence[ComparisonRow]) -> Iterator[str]:
+    """Yield what a step is, for each kind of pass that the rows have."""
     passes = {row.pass_kind for row in rows if row.pass_kind}
-    if len(passes) == 0 or not all(row.pass_kind for row in rows):
+    if not passes or not all(row.pass_kind for row in rows):
         yield _WALLS
     yield from (text for kind, text in _STEP.items() if kind in passes)
 
 
 def _columns(rows: Sequence[ComparisonRow]) -> Columns[ComparisonRow]:
+    """Return the columns that some row has something for, each with what it shows of a row."""
     passes = [row for row in rows if row.pass_kind]
     decodes = len(passes) < len(rows) or not rows
     has_items = any(row.items_per_s is not None for row in rows)
@@ -131,9 +152,9 @@ def _columns(rows: Sequence[ComparisonRow]) -> Columns[ComparisonRow]:
         (True, number("FLOPs removed", drop=5), lambda row: _share(row.sparsity.get("flop"))),
         (True, Column("phase"), lambda row: row.phase),
         (True, number("B"), lambda row: _count(row.batch)),
-        (decodes, number("prompt", drop=4), lambda row: _count(_of_decoder(row, row.prompt_len))),
+        (decodes, number("prompt", drop=4), lambda row: _count(_decoder_only(row, row.prompt_len))),
         (encodes, number(_TOKENS, drop=4), lambda row: _count(_item_tokens(row))),
-        (decodes, number("context", drop=19), lambda row: _count(_of_decoder(row, row.context))),
+        (decodes, number("context", drop=19), lambda row: _count(_decoder_only(row, row.context))),
         *(
             (True, number(LADDER[key][0], drop=drop), partial(_ratio, key=key))
             for key, drop in _DROP.items()
@@ -141,7 +162,7 @@ def _columns(rows: Sequence[ComparisonRow]) -> Columns[ComparisonRow]:
         (True, number("95 %", drop=1), _interval),
         *(
             (True, number(LEDGER[name][0], drop=10 + i), partial(_ledger, name=name))
-            for i, name in enumerate(_moved(rows))
+            for i, name in enumerate(_ledger_rows(rows))
         ),
         (True, number(timed, drop=6), _time),
         (has_tokens, number("tokens/s", drop=7), _both("tokens_per_s", numbers.rate)),
@@ -160,7 +181,7 @@ def _method(row: ComparisonRow) -> str:
     return row.method or (row.family and f"({row.family})") or numbers.UNKNOWN
 
 
-def _of_decoder(row: ComparisonRow, size: int | None) -> int | None:
+def _decoder_only(row: ComparisonRow, size: int | None) -> int | None:
     return None if row.pass_kind else size
 
 
@@ -181,11 +202,11 @@ def _interval(row: ComparisonRow) -> Cell:
 
 def _time(row: ComparisonRow) -> Cell:
     cell = _both("wall_ns", numbers.time)(row)
-    return replace(cell, text=cell.text + " p" * (row.timed == "profiled"))
+    return replace(cell, text=cell.text + when(row.timed == "profiled", " p"))
 
 
 def _both(name: str, form: Callable[[Any], str]) -> Callable[[ComparisonRow], Cell]:
-    """`dense → pruned` of a quantity that both sides have."""
+    """Return what shows a quantity of both sides, as `dense → pruned`."""
 
     def shown(row: ComparisonRow) -> Cell:
         dense, now = getattr(row, f"dense_{name}"), getattr(row, name)
@@ -208,37 +229,40 @@ def _ledger(row: ComparisonRow, name: str) -> Cell:
     ns = (row.ledger or {}).get(name)
     share = numbers.share_of(ns, (row.ledger or {}).get("dense"))
     tone = "" if not share else "loss" if share > 0 else "gain"
-    if name in row.no_evidence:
-        tone = "quiet"
+    tone = "quiet" if name in row.no_evidence else tone
     return Cell(numbers.percent(share, signed=True), share, tone=tone)
 
 
 def comparison_warnings(comparison: Comparison) -> list[str]:
-    """Its warnings, and the critical findings of its runs."""
+    """Return the warnings of a comparison, and the critical findings of its runs."""
     rows = comparison.rows
     critical = [f"{r.run}, {r.phase}: {', '.join(r.critical)}" for r in rows if r.critical]
     return [*comparison.warnings, *critical]
 
 
 def render_markdown(comparison: Comparison) -> str:
-    """The table as GitHub-flavoured Markdown."""
+    """Return the table as GitHub-flavoured Markdown."""
     warnings = (f"> ⚠ {escape.markdown(text)}" for text in comparison_warnings(comparison))
     table = table_blocks(comparison_table(comparison))
     return "\n\n".join(["# Comparison", *table, *warnings, ""])
 
 
 def render_latex(comparison: Comparison, *, label_prefix: str = "") -> str:
-    """Two booktabs tables for \\input: what was measured, and what became of the promise."""
+    """Return two booktabs tables: what was measured, and what became of the promise.
+
+    Args:
+        comparison: The comparison.
+        label_prefix: Stands before the labels of the tables.
+    """
     table = comparison_table(comparison)
     titles = [column.title for column in table.columns]
-    measured = [i for i, title in enumerate(titles) if title in (*_WHICH, *_MEASURED)]
-    explained = [i for i, title in enumerate(titles) if title not in _HIDDEN]
+    kept = {
+        "measured": [i for i, title in enumerate(titles) if title in (*_WHICH, *_MEASURED)],
+        "explained": [i for i, title in enumerate(titles) if title not in _HIDDEN],
+    }
     prefix = check_prefix(label_prefix)
     lines = [head(comparison.tool)]
-    for label, keep, note in (
-        ("measured", measured, table.notes[0]),
-        ("explained", explained, table.notes[1]),
-    ):
+    for (label, keep), note in zip(kept.items(), table.notes, strict=False):
         text = escape.latex(f"{_TITLE}: {label}. {note[0].upper()}{note[1:]}.")
         lines += [
             r"\begin{table*}\centering\footnotesize\setlength{\tabcolsep}{3pt}",
@@ -261,27 +285,27 @@ def render_latex(comparison: Comparison, *, label_prefix: str = "") -> str:
 
 
 def render_csv(comparison: Comparison) -> str:
-    """Raw values (ns, bytes, ratios), one line for each run and phase; empty is unknown."""
+    """Return raw values (ns, bytes, ratios), one line for each run and phase; empty is unknown."""
     flat = [dict(_flat(row)) for row in comparison.rows]
-    head = list(dict.fromkeys(key for row in flat for key in row))
-    return escape.csv_text(head, (map(row.get, head) for row in flat))
+    names = list(dict.fromkeys(key for row in flat for key in row))
+    return escape.csv_text(names, (map(row.get, names) for row in flat))
 
 
 def _flat(row: ComparisonRow) -> Iterator[tuple[str, Any]]:
-    """The columns of a row: those of prompts and caches are of models that decode, and those of
-    items or tokens of models that take them."""
-    other = _OF_TOKENS if row.items_per_s is not None else _OF_ITEMS
-    left_out = {*other, *(_OF_DECODERS if row.pass_kind else ("pass_kind",))}
+    """Yield the columns of a row in CSV.
+
+    Models that decode have those of prompts and caches. A model has either those of tokens or those
+    of items.
+    """
+    absent = _TOKEN_COLUMNS if row.items_per_s is not None else _ITEM_COLUMNS
+    left_out = {*absent, *(_DECODER_COLUMNS if row.pass_kind else ("pass_kind",))}
     for key, value in msgspec.structs.asdict(row).items():
         if key == "prompt_len" and row.pass_kind and row.items_per_s is None:
             yield "item_tokens", value
         elif key in left_out:
             continue
         elif key == "sparsity":
-            yield from (
-                (f"sparsity_{k}", row.sparsity.get(k))
-                for k in ("nominal", "parameters", "flop", "bytes")
-            )
+            yield from ((f"sparsity_{k}", row.sparsity.get(k)) for k in _SPARSITIES)
         elif key == "ladder":
             yield from ((f"speedup_{k}", getattr(value, k) if value else None) for k in LADDER)
             yield from _ends("speedup_realised", value.realised_ci95 if value else None)
@@ -300,7 +324,7 @@ def _ends(name: str, ci95: list[float] | None) -> Iterator[tuple[str, float | No
 
 
 def render_html(comparison: Comparison) -> str:
-    """One self-contained page: the figure inline, the table sortable."""
+    """Return one self-contained page, with the figure inline and a table that can be sorted."""
     return _page(comparison, _figures(comparison, ["svg"]).get("svg"))
 
 
@@ -317,8 +341,10 @@ def _page(comparison: Comparison, svg: bytes | None) -> str:
 
 
 def comparison_sheet(comparison: Comparison) -> Sheet:
-    """The table for a terminal, warnings behind it: columns that do not fit are left out, least
-    wanted first."""
+    """Return the table for a terminal, and the warnings below it.
+
+    Columns that do not fit are left out, the least wanted ones first.
+    """
     table = comparison_table(comparison)
     warnings = [Line(f"! {warning}", "yellow") for warning in comparison_warnings(comparison)]
     return Sheet([Line(table.title, "bold"), replace(table, title=""), *warnings])

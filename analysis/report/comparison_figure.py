@@ -13,7 +13,6 @@ from itertools import pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -21,10 +20,14 @@ from prunescope.analysis.report import hatches
 from prunescope.analysis.report.figure_style import (
     CURVE_MARKERS,
     CURVES,
+    PAGE,
+    PARITY,
+    blank_figure,
+    draw_interval,
     ground,
+    hide_frame,
     no_evidence,
-    plotting,
-    saved_as,
+    picture_files,
 )
 from prunescope.analysis.report.ledger_view import is_visible
 from prunescope.analysis.report.titles import short
@@ -33,48 +36,50 @@ from prunescope.analysis.summary import evidence
 from prunescope.analysis.summary.labels import LEDGER
 from prunescope.taxonomy.errors import PrunescopeError
 
-WIDTH = 7.0  # inches: both columns of a two-column page
 _CURVES, _BAR, _LINE = 1.9, 0.16, 0.13  # inches: height of the curves, a bar, a line of a legend
 _MOST_BARS, _MOST_CURVES = 30, 14  # what one page has room for
 _SMALL = 6
 _LABEL = 44  # letters left of the bars
-_LEGEND_LETTERS, _MARK = 88, 4  # above them, a mark being as wide as so many
+_LEGEND_LETTERS, _MARK = 88, 4  # letters in a line of the legend; a mark is as wide as four
 _NOTE_WIDTH = 48  # letters right of the curves
 _PROMISED = "#DDDDDD"
-# Other strokes than those of what is no evidence (hatches.HATCHES).
+_EDGE: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.3}
+# The hatches differ from those of what is no evidence (hatches.HATCHES).
 _ROWS = {
-    "coverage": ("#E69F00", ""),
-    "roofline_shift": ("#56B4E9", "////"),
-    "shape": ("#CC79A7", "...."),
-    "kernel_efficiency": ("#D55E00", ""),
-    "added_work": ("#F0E442", ""),
-    "launch_idle": ("#999999", "\\\\\\\\"),
+    "coverage": ("#E69F00", ""), "roofline_shift": ("#56B4E9", "////"),
+    "shape": ("#CC79A7", "...."), "kernel_efficiency": ("#D55E00", ""),
+    "added_work": ("#F0E442", ""), "launch_idle": ("#999999", "\\\\\\\\"),
     "not_explained": ("#FFFFFF", "++++"),
-}
+}  # fmt: skip
+Curve = list[tuple[float, ComparisonRow]]  # sparsity, and the row that has it
 
 
 def plot_comparison(rows: Sequence[ComparisonRow], *endings: str) -> dict[str, bytes]:
-    """The figure by format, plotted once; empty where no row has a ladder."""
-    with plotting():
-        figure = comparison_figure(rows)
-        return {} if figure is None else saved_as(figure, endings)
+    """Return the figure by format, plotted once; empty where no row has a ladder."""
+    return picture_files(lambda ending: ending, lambda: comparison_figure(rows), endings)
 
 
 def comparison_figure(rows: Sequence[ComparisonRow]) -> Figure | None:
-    """Both parts on one page, whose places are fixed in inches."""
+    """Plot curves and bars on one page, at places that are fixed in inches.
+
+    Args:
+        rows: The rows of a comparison. Those without a ladder are left out.
+
+    Returns:
+        The figure; None where no row has a ladder.
+    """
     known = [row for row in rows if row.ladder is not None]
     bars = [row for row in known if row.ledger and row.ledger["dense"] > 0][:_MOST_BARS]
     if not known:
         return None
     low = 0.5 + _BAR * max(1, len(bars))
-    handles = _handles(bars)
-    above = -(-len(handles) // _columns(handles)) * _LINE  # inches of the legend of the bars
+    entries = _bar_entries(bars)
+    above = -(-len(entries) // _count_columns(entries)) * _LINE  # inches of the legend of the bars
     height = 0.15 + _CURVES + 0.5 + max(0.35, above) + low + 0.05
-    figure = Figure(figsize=(WIDTH, height))
-    FigureCanvasAgg(figure)
+    figure = blank_figure(PAGE, height, layout=None)
 
     def place(left: float, bottom: float, width: float, high: float) -> Axes:
-        box = (left / WIDTH, bottom / height, width / WIDTH, high / height)
+        box = (left / PAGE, bottom / height, width / PAGE, high / height)
         return figure.add_axes(box)
 
     plot_curves(place(0.6, height - 0.15 - _CURVES, 3.3, _CURVES), known)
@@ -83,32 +88,34 @@ def comparison_figure(rows: Sequence[ComparisonRow]) -> Figure | None:
 
 
 def plot_curves(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
-    """Realised speedup over what went (nominal s, else the FLOPs' share), with intervals."""
-    axes.spines[["top", "right"]].set_visible(False)
-    curves: dict[str, list[tuple[float, ComparisonRow]]] = defaultdict(list)
+    """Plot realised speedups with their intervals over the sparsity.
+
+    The sparsity is the nominal one, or the removed share of FLOPs where none is named.
+    """
+    hide_frame(axes)
+    curves: dict[str, Curve] = defaultdict(list)
     for row in rows:
         nominal = row.sparsity.get("nominal")
         at = row.sparsity.get("flop") if nominal is None else nominal
         if at is not None:
-            curves[_curve(row, rows)].append((at, row))
+            curves[_curve_name(row, rows)].append((at, row))
     ends = sorted({x for points in curves.values() for x, _ in points}) or [0.0]
     span = ends[-1] - ends[0] or 0.1
     left, right = ends[0] - 0.12 * span, ends[-1] + 0.12 * span
     shown = list(curves.items())[:_MOST_CURVES]
     for i, (label, points) in enumerate(shown):
-        # Side by side, so that intervals at one sparsity do not hide each other.
+        # Curves stand side by side, so that intervals at one sparsity do not hide each other.
         aside = (i - (len(shown) - 1) / 2) * 0.012 * span
-        _curve_of(axes, i, label, [(x + aside, row) for x, row in points])
+        _plot_curve(axes, i, label, [(x + aside, row) for x, row in points])
     grid = [x for i in range(41) if 0 <= (x := left + (right - left) * i / 40) < 0.95]
     dots: dict[str, Any] = {"color": "black", "linewidth": 0.6, "linestyle": (0, (1, 1.5))}
     axes.plot(grid, [1 / (1 - x) for x in grid], label="promised, 1/(1 − s)", **dots)
-    found = [evidence.row_reasons(row) for _, points in shown for _, row in points]
-    reasons = [one for one in hatches.HATCHES if any(one in each for each in found)]
-    if reasons:
+    every = [evidence.row_reasons(row) for _, points in shown for _, row in points]
+    if reasons := [name for name in hatches.HATCHES if any(name in own for own in every)]:
         words = textwrap.fill(f"open: {', '.join(reasons)}", _NOTE_WIDTH)
         axes.plot([], [], "o", color="black", markersize=3, markerfacecolor="white", label=words)
     axes.set_xlim(left, right)
-    axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
+    axes.axhline(1.0, **PARITY)
     note = "; points of one s side by side" if len(shown) > 1 else ""
     axes.set_xlabel(f"sparsity s (share of FLOPs where none is named{note})", fontsize=_SMALL)
     axes.set_ylabel("speedup (dense ÷ pruned)")
@@ -116,25 +123,16 @@ def plot_curves(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
     if len(ends) == 1:
         axes.set_xticks(ends)
     axes.legend(
-        loc="upper left",
-        bbox_to_anchor=(1.02, 1.0),
-        borderaxespad=0,
-        fontsize=_SMALL,
-        frameon=False,
-        labelspacing=0.25,
-        title_fontsize=_SMALL,
-        alignment="left",
-        title=_left_out(rows, curves, shown=len(shown)),
-    )
+        loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0, fontsize=_SMALL,
+        frameon=False, labelspacing=0.25, title_fontsize=_SMALL, alignment="left",
+        title=_left_out_notes(rows, curves, shown=len(shown)),
+    )  # fmt: skip
 
 
-def _left_out(
-    rows: Sequence[ComparisonRow],
-    curves: dict[str, list[tuple[float, ComparisonRow]]],
-    *,
-    shown: int,
+def _left_out_notes(
+    rows: Sequence[ComparisonRow], curves: dict[str, Curve], *, shown: int
 ) -> str | None:
-    """Notes on runs without a point in the curves, and on curves without room."""
+    """Return notes on runs without a point in the curves, and on curves without room, if any."""
     hidden = len(curves) - shown
     lines = [f"{hidden} more curves left out"] if hidden > 0 else []
     placed = {id(row) for points in curves.values() for _, row in points}
@@ -146,120 +144,105 @@ def _left_out(
     return "\n".join(lines) or None
 
 
-def _curve_of(axes: Axes, i: int, label: str, points: list[tuple[float, ComparisonRow]]) -> None:
-    points = sorted(points, key=lambda p: p[0])
+def _plot_curve(axes: Axes, i: int, label: str, points: Curve) -> None:
+    """Plot curve `i` with its intervals; markers of points that are no evidence are open."""
     colour, marker = CURVES[i % len(CURVES)], CURVE_MARKERS[i % len(CURVE_MARKERS)]
     look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 3}
-    ladders = [(x, row.ladder) for x, row in points if row.ladder is not None]
-    speeds = [ladder.realised for _, ladder in ladders]
+    known = [
+        (x, row.ladder, bool(evidence.row_reasons(row)))
+        for x, row in sorted(points, key=lambda point: point[0])
+        if row.ladder is not None
+    ]
     style = "-" if i < len(CURVES) else "--"
-    axes.plot([x for x, _ in ladders], speeds, linewidth=0.9, label=label, linestyle=style, **look)
-    for x, ladder in ladders:
-        if ladder.realised_ci95:
-            axes.plot(
-                [x, x], ladder.realised_ci95, color=colour, linewidth=0.8, marker="_", markersize=3
-            )
+    line: dict[str, Any] = {"linewidth": 0.9, "label": label, "linestyle": style, **look}
+    axes.plot([x for x, *_ in known], [ladder.realised for _, ladder, _ in known], **line)
+    for x, ladder, _ in known:
+        whisker: dict[str, Any] = {"linewidth": 0.8, "marker": "_", "markersize": 3}
+        draw_interval(axes, x, ladder.realised_ci95 or None, color=colour, **whisker)
     look |= {"markerfacecolor": "white", "markeredgewidth": 0.8, "linestyle": "none", "zorder": 3}
-    for x, row in points:
-        if row.ladder and evidence.row_reasons(row):
-            axes.plot(x, row.ladder.realised, **look)
+    for x, ladder, is_open in known:
+        if is_open:
+            axes.plot(x, ladder.realised, **look)
 
 
 def plot_bars(axes: Axes, rows: Sequence[ComparisonRow], *, left_out: int) -> None:
-    """The ledger of each row in per cent of its dense wall, around the promise; on hatched ground
-    where it is no evidence."""
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(axis="y", length=0)
+    """Plot the ledger of each row in per cent of its dense wall, around the promise.
+
+    A row that is no evidence has a hatched background.
+
+    Args:
+        axes: The axes.
+        rows: The rows of the comparison that have a ledger.
+        left_out: How many rows the figure has no room for.
+    """
+    hide_frame(axes, "left", axis="y", length=0)
     for i, row in enumerate(rows):
-        _bar_of(axes, i, row)
+        _plot_bar(axes, i, row)
         if why := evidence.row_reasons(row):
             axes.axhspan(i - 0.5, i + 0.5, zorder=-1, **ground(why))
-    axes.axvline(100, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
+    axes.axvline(100, **PARITY)
     axes.set_yticks(range(len(rows)), _bar_labels(rows), fontsize=_SMALL)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(left=0)
     note = f"; {left_out} more left out" if left_out > 0 else ""
     axes.set_xlabel(f"% of the dense wall; | promised, ◆ pruned{note}")
-    handles = _handles(rows)
+    entries = _bar_entries(rows)
     axes.legend(
-        handles=handles,
-        loc="lower left",
-        bbox_to_anchor=(0, 1.0),
-        ncols=_columns(handles),
-        handlelength=1,
-        fontsize=_SMALL,
-        frameon=False,
-        borderaxespad=0.2,
-        columnspacing=0.9,
+        handles=entries, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=_count_columns(entries),
+        handlelength=1, fontsize=_SMALL, frameon=False, borderaxespad=0.2, columnspacing=0.9,
         handletextpad=0.4,
-    )
+    )  # fmt: skip
 
 
-def _handles(rows: Sequence[ComparisonRow]) -> list[Patch]:
-    """The legend of the bars: rows of ledgers that are seen, and why some are no evidence."""
-    handles = [Patch(facecolor=_PROMISED, label="promised")] if rows else []
-    handles += [
-        Patch(
-            facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.3, label=LEDGER[name][0]
-        )
+def _bar_entries(rows: Sequence[ComparisonRow]) -> list[Patch]:
+    """Return the legend of the bars: the rows that are seen, and why some are no evidence."""
+    entries = [Patch(facecolor=_PROMISED, label="promised")] if rows else []
+    entries += [
+        Patch(facecolor=colour, hatch=hatch, label=LEDGER[name][0], **_EDGE)
         for name, (colour, hatch) in _ROWS.items()
         if any(_is_visible(row, name) for row in rows)
     ]
     reasons = hatches.with_further_reasons(map(evidence.row_reasons, rows))
-    handles += [no_evidence([reason], words) for reason, words in reasons.items()]
-    return handles
+    return entries + [no_evidence([reason], words) for reason, words in reasons.items()]
 
 
-def _columns(handles: Sequence[Patch]) -> int:
-    """Columns of that legend: as many as have room, each as wide as its longest words."""
-    longest = [len(str(handle.get_label())) + _MARK for handle in handles]
+def _count_columns(entries: Sequence[Patch]) -> int:
+    """Return how many columns that legend has room for, each as wide as its longest words."""
+    widths = [len(str(entry.get_label())) + _MARK for entry in entries]
     for columns in range(6, 1, -1):
-        rows, more = divmod(len(longest), columns)  # matplotlib fills the first columns
+        rows, more = divmod(len(widths), columns)  # matplotlib fills the first columns
         ends = [0, *(rows * (i + 1) + min(i + 1, more) for i in range(columns))]
-        parts = (longest[a:b] for a, b in pairwise(ends))
+        parts = (widths[a:b] for a, b in pairwise(ends))
         if sum(max(part, default=0) for part in parts) <= _LEGEND_LETTERS:
             return columns
     return 1
 
 
 def _is_visible(row: ComparisonRow, name: str) -> bool:
-    """Whether a row of its ledger is a bar that is seen."""
+    """Return whether a row of the ledger is wide enough to be seen."""
     ledger = row.ledger or {}
     return is_visible([0.0, abs(ledger.get(name, 0.0) / ledger["dense"])], 1.0)
 
 
-def _bar_of(axes: Axes, i: int, row: ComparisonRow) -> None:
+def _plot_bar(axes: Axes, i: int, row: ComparisonRow) -> None:
+    """Plot one ledger: the promise, losses to its right, gains to its left, and the pruned wall."""
     ledger = row.ledger or {}
     per = 100 / ledger["dense"]
     promised = right = left = ledger["promised"] * per
     axes.barh(i, promised, 0.62, color=_PROMISED, edgecolor="none", zorder=0)
     for name, (colour, hatch) in _ROWS.items():
         share = ledger.get(name, 0.0) * per
-        axes.barh(
-            i,
-            share,
-            0.62,
-            left=right if share > 0 else left,
-            color=colour,
-            hatch=hatch,
-            edgecolor="black",
-            linewidth=0.3,
-        )
+        start = right if share > 0 else left
+        axes.barh(i, share, 0.62, left=start, color=colour, hatch=hatch, **_EDGE)
         right, left = (right + share, left) if share > 0 else (right, left + share)
     axes.plot([promised, promised], [i - 0.36, i + 0.36], color="black", linewidth=1.0)
-    axes.plot(
-        [ledger["pruned"] * per],
-        [i],
-        marker="D",
-        markersize=2.5,
-        color="black",
-        markerfacecolor="white" if evidence.row_reasons(row) else "black",
-        zorder=3,
-    )
+    face = "white" if evidence.row_reasons(row) else "black"
+    diamond: dict[str, Any] = {"marker": "D", "markersize": 2.5, "color": "black", "zorder": 3}
+    axes.plot([ledger["pruned"] * per], [i], markerfacecolor=face, **diamond)
 
 
-def _curve(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
-    """Method and phase, with the settings in which the rows differ."""
+def _curve_name(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
+    """Return method and phase, with the settings in which the rows differ."""
     words = [row.method or row.family or "?", row.phase]
     for key, label in (("batch", "B"), ("prompt_len", "S"), ("model", "")):
         of_items = key == "prompt_len" and row.items_per_s is not None
@@ -269,7 +252,7 @@ def _curve(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
 
 
 def _bar_labels(rows: Sequence[ComparisonRow]) -> list[str]:
-    """The run's name in the table and its phase; then method and sparsity, where there is room."""
+    """Return run and phase of each row, then method and sparsity where there is room for them."""
     labels = []
     for row in rows:
         nominal = row.sparsity.get("nominal")
@@ -283,12 +266,16 @@ def _bar_labels(rows: Sequence[ComparisonRow]) -> list[str]:
 class ComparisonPlots:
     """The figures of a comparison, as matplotlib Figures."""
 
-    def __init__(self, found: Comparison) -> None:
-        self._found = found
+    def __init__(self, comparison: Comparison) -> None:
+        self._comparison = comparison
 
     def speedups(self) -> Figure:
-        """Speedups of the runs, with intervals. Raises PrunescopeError where no run has one."""
-        figure = comparison_figure(self._found.rows)
+        """Plot the speedups of the runs, with intervals.
+
+        Raises:
+            PrunescopeError: No run has a speedup.
+        """
+        figure = comparison_figure(self._comparison.rows)
         if figure is None:
             raise PrunescopeError(
                 "no run has a speedup to plot", hint="a speedup needs a dense baseline"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from functools import partial
 from typing import NoReturn
 
 import matplotlib
@@ -14,7 +15,7 @@ from matplotlib import ft2font
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from prunescope.analysis.report.figure_style import plotting, saved_as
+from prunescope.analysis.report.figure_style import picture_files, plotting
 from prunescope.analysis.report.pair_figures import ladder_figure, ledger_figure
 from prunescope.analysis.report.replay_figure import replay_figure
 from prunescope.analysis.report.run_figures import (
@@ -33,107 +34,116 @@ from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.uninterrupted import uninterrupted
 
 KINDS = ("ladder", "ledger", "kinds", "roofline", "bounds", "layers", "waves", "experts", "replay")
+# Figures of a phase with their titles, and figures of its anatomy.
+_PHASE_FIGURES = {
+    "ladder": (ladder_figure, "speedup"), "ledger": (ledger_figure, "where the time went"),
+    "kinds": (kinds_figure, "busy time by kind"),
+}  # fmt: skip
+_ANATOMY_FIGURES = {"bounds": bounds_figure, "layers": layers_figure, "waves": waves_figure}
 
 
 def figure_files(report: Report, *endings: str) -> dict[str, bytes]:
-    """File name to bytes of every figure that a phase has data for, each plotted once; busy time by
-    kind only where there is neither a ladder nor an anatomy. `endings`: png, pdf or svg."""
+    """Return the files of every figure that a phase has data for, from file name to bytes.
+
+    Busy time by kind is plotted only where there is neither a ladder nor an anatomy. Each figure is
+    plotted once for all formats.
+
+    Args:
+        report: The report.
+        endings: The formats, of png, pdf and svg.
+    """
     files: dict[str, bytes] = {}
     slugs = phase_slugs(report)
     for name, phase in report.phases.items():
-        alone = phase.ladder is None and phase.anatomy is None
+        is_alone = phase.ladder is None and phase.anatomy is None
         for kind in KINDS:
-            with plotting():
-                figure = plot(report, name, kind) if kind != "kinds" or alone else None
-                if figure is not None:
-                    for ending, data in saved_as(figure, endings).items():
-                        files[figure_name(kind, slugs[name], ending)] = data
+            if kind != "kinds" or is_alone:
+                file_name = partial(figure_name, kind, slugs[name])
+                files |= picture_files(file_name, partial(plot, report, name, kind), endings)
     return files
 
 
 def plot(report: Report, name: str, kind: str) -> Figure | None:
-    """Plot one of KINDS of a phase; None where the phase has no data for it."""
-    phase = report.phases[name]
+    """Plot one of the figures of a phase.
+
+    Args:
+        report: The report.
+        name: The name of the phase.
+        kind: One of KINDS.
+
+    Returns:
+        The figure; None where the phase has no data for it.
+    """
+    phase, subject = report.phases[name], of_what(report, name, 55)
     with plotting():
-        if kind == "ladder":
-            return ladder_figure(phase, name, title=_title(report, name, "speedup"))
-        if kind == "ledger":
-            return ledger_figure(phase, name, title=_title(report, name, "where the time went"))
-        if kind == "kinds":
-            return kinds_figure(phase, name, title=_title(report, name, "busy time by kind"))
-        subject = of_what(report, name, 55)
+        if kind in _PHASE_FIGURES:
+            plot_phase, title = _PHASE_FIGURES[kind]
+            whole = f"{title[0].upper()}{title[1:]}\n{subject}" if subject else title
+            return plot_phase(phase, name, title=whole)
         if kind == "experts":
             return experts_figure(phase, subject)
         if kind == "replay":
-            if (found := phase.replay) is None:
+            if (replay := phase.replay) is None:
                 return None
-            return replay_figure(found.curves, found.alignments, subject, found.disturbed)
+            return replay_figure(replay.curves, replay.alignments, subject, replay.disturbed)
         if phase.anatomy is None:
             return None
         if evidence.NOT_VALID_TIMING in evidence.phase_reasons(phase):
-            # On a line of its own, so that it takes no room of the names.
+            # It stands on a line of its own, so that it takes no room of the names.
             subject = f"{evidence.NOT_VALID_TIMING}\n{subject}"
         if kind == "roofline":
             return roofline_figure(phase.anatomy, report.device, subject)
-        anatomy_figures = {
-            "bounds": bounds_figure,
-            "layers": layers_figure,
-            "waves": waves_figure,
-        }
-        return anatomy_figures[kind](phase.anatomy, subject, step_name(phase))
-
-
-def _title(report: Report, name: str, what: str) -> str:
-    """Two lines: what is plotted, and of which model, method and phase."""
-    subject = of_what(report, name, 55)
-    return f"{what[0].upper()}{what[1:]}\n{subject}" if subject else what
+        return _ANATOMY_FIGURES[kind](phase.anatomy, subject, step_name(phase))
 
 
 class Plots:
-    """The figures of a report. Each takes a phase, the first one where none is named, and gives a
-    matplotlib Figure; PrunescopeError where the phase has nothing to plot."""
+    """The figures of a report, as matplotlib Figures.
+
+    Each method takes the name of a phase, and the first one if none is given. It raises
+    PrunescopeError where the phase has nothing to plot.
+    """
 
     def __init__(self, report: Report) -> None:
         self._report = report
 
     def __getattr__(self, name: str) -> NoReturn:
-        known = [one for one in vars(Plots) if not one.startswith("_")]
+        known = [method for method in vars(Plots) if not method.startswith("_")]
         raise AttributeError(f"there is no plot {name!r}; nearest: {nearest(name, known, count=2)}")
 
     def ladder(self, phase: str | None = None) -> Figure:
-        """Speedups, from the promise to what was measured."""
+        """Plot the speedups, from the promise to what was measured."""
         return self._plot("ladder", phase)
 
     def ledger(self, phase: str | None = None) -> Figure:
-        """The ledger as a waterfall."""
+        """Plot the ledger as a waterfall."""
         return self._plot("ledger", phase)
 
     def kinds(self, phase: str | None = None) -> Figure:
-        """Busy time by kind."""
+        """Plot busy time by kind."""
         return self._plot("kinds", phase)
 
     def roofline(self, phase: str | None = None) -> Figure:
-        """Calls under the ceilings of the device."""
+        """Plot calls under the ceilings of the device."""
         return self._plot("roofline", phase)
 
     def bounds(self, phase: str | None = None) -> Figure:
-        """Time by kind and bound."""
+        """Plot time by kind and bound."""
         return self._plot("bounds", phase)
 
     def layers(self, phase: str | None = None) -> Figure:
-        """Time of each layer by role."""
+        """Plot the time of each layer by role."""
         return self._plot("layers", phase)
 
     def waves(self, phase: str | None = None) -> Figure:
-        """Predicted time over N, with the dimensions that ran."""
+        """Plot predicted time over N, with the dimensions that ran."""
         return self._plot("waves", phase)
 
     def experts(self, phase: str | None = None) -> Figure:
-        """How evenly tokens are spread over experts, layer by layer."""
+        """Plot how evenly tokens are spread over experts, layer by layer."""
         return self._plot("experts", phase)
 
     def replay(self, phase: str | None = None) -> Figure:
-        """GEMMs replayed alone: time over N and K, and at each alignment."""
+        """Plot GEMMs replayed alone: time over N and K, and at each alignment."""
         return self._plot("replay", phase)
 
     def _plot(self, kind: str, phase: str | None) -> Figure:
@@ -153,13 +163,20 @@ class Plots:
 
 
 def plotted_with() -> str:
-    """The versions that figures are plotted with: other versions may place text elsewhere."""
+    """Return the versions that figures are plotted with; others may place text elsewhere."""
     return f"matplotlib {matplotlib.__version__}, freetype {ft2font.__freetype_version__}"
 
 
 def most_apart(first: bytes, second: bytes) -> float | None:
-    """The largest difference of a channel of a pixel between two PNG files, 0 to 1; None where one
-    cannot be read or they differ in size."""
+    """Return the largest difference of a channel of a pixel between two PNG files, 0 to 1.
+
+    Args:
+        first: The bytes of one PNG file.
+        second: The bytes of the other.
+
+    Returns:
+        The difference; None where a file cannot be read or the two differ in size.
+    """
     try:
         with uninterrupted():
             pixels, others = (imread(io.BytesIO(data), "png") for data in (first, second))

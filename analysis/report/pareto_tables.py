@@ -1,10 +1,12 @@
-"""A sweep's comparison as tables and text: in, a Pareto; out, Tables, Markdown (escaped), and a
-summary for a terminal.
+"""A sweep's comparison as tables and text.
+
+In: a Pareto. Out: Tables, Markdown (escaped), and a summary for a terminal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,7 +16,15 @@ from prunescope.analysis.report.hatches import SIMULATED, ZEROS, marked
 from prunescope.analysis.report.markdown import table_blocks
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.titles import figure_name
-from prunescope.analysis.report.view import Column, Table, numeric, text_table
+from prunescope.analysis.report.view import (
+    Column,
+    Columns,
+    Table,
+    number,
+    numeric,
+    table_of,
+    text_table,
+)
 from prunescope.analysis.schema.pareto import (
     NO_INTERVAL,
     NOT_VALID,
@@ -31,6 +41,7 @@ from prunescope.analysis.schema.pareto import (
     without_sparsity,
 )
 from prunescope.taxonomy.numbers import UNKNOWN, interval, loss, percent, ratio, time
+from prunescope.taxonomy.words import when
 
 T = TypeVar("T")
 _DISTURBED = (
@@ -41,60 +52,69 @@ _UNJUDGED = {NOT_VALID: "its times are not valid", NO_INTERVAL: "it has no inter
 _PLACES = "of samples: in which share of samples within the intervals the point is on the frontier."
 _SIMULATED = f"{SIMULATED} simulated: a stand-in for what this device or these weights cannot do."
 _ZEROS = f"{ZEROS} removed no work: zeros in dense tensors, or rounded to nothing."
+_PICTURES = {
+    "bound": "realised against the roofline bound",
+    "ledger": "where the dense step's time went",
+}
 # Options of old sweeps under the names that they have now.
 _OPTION_NAMES = {"seatings": "placements", "max_seatings": "max_placements"}
 _OPTION_VALUES = {("select", "calibrated"): "importance"}
 
 
-def pareto_summary(found: Pareto, folder: object = None, not_plotted: Sequence[str] = ()) -> Sheet:
-    """The sentences of a comparison for a terminal, what of a paper's figures was not plotted, and
-    the folder it was written to, if any."""
+def pareto_summary(pareto: Pareto, folder: object = None, not_plotted: Sequence[str] = ()) -> Sheet:
+    """Return the sentences of a comparison for a terminal.
+
+    Args:
+        pareto: The comparison of a sweep.
+        folder: The folder that it was written to, if any.
+        not_plotted: Which of a paper's figures were not plotted, and why.
+    """
     written = [] if folder is None else [f"Written to {folder}"]
-    return Sheet(Line(line) for line in (*found.summary, *found.notes, *not_plotted, *written))
+    return Sheet(Line(line) for line in (*pareto.summary, *pareto.notes, *not_plotted, *written))
 
 
-def render_pareto(found: Pareto, *, figures: bool = True) -> str:
-    """The comparison as GitHub-flavoured Markdown; `figures`: with references to the PNG files in
-    its folder."""
-    return "\n\n".join([*_report(found, figures=figures), ""])
+def render_pareto(pareto: Pareto, *, figures: bool = True) -> str:
+    """Return the comparison as GitHub-flavoured Markdown.
+
+    Args:
+        pareto: The comparison of a sweep.
+        figures: Whether to refer to the PNG files in the folder of the page.
+    """
+    return "\n\n".join([*_report(pareto, figures=figures), ""])
 
 
-def _report(found: Pareto, *, figures: bool) -> Iterator[str]:
-    yield f"# Speed against quality: {text(found.subject.model)}"
+def _report(pareto: Pareto, *, figures: bool) -> Iterator[str]:
+    """Yield the paragraphs of the page."""
+    yield f"# Speed against quality: {text(pareto.subject.model)}"
     yield "## In short"
-    yield "\n".join(f"- {text(line)}" for line in found.summary)
+    yield "\n".join(f"- {text(line)}" for line in pareto.summary)
     if figures:
         name = figure_name("speed-quality", "all", "png")
         yield f"![speedup against perplexity, with the frontier]({name})"
-    for name, phase in found.phases.items():
+    for name, phase in pareto.phases.items():
         yield f"## {text(name)}"
         if figures:
-            for kind, words in (
-                ("bound", "realised against the roofline bound"),
-                ("ledger", "where the dense step's time went"),
-            ):
+            for kind, words in _PICTURES.items():
                 yield f"![{words}]({figure_name(kind, name, 'png')})"
         yield from table_blocks(break_even_table(phase))
         for cell in phase.cells:
             yield from _cell(phase, cell)
-    if found.failed:
-        rows = [(result.id, result.error) for result in found.failed]
+    if pareto.failed:
+        rows = [(result.id, result.error) for result in pareto.failed]
         columns = [Column("result"), Column("error")]
         yield from table_blocks(text_table("failed", "Failed", columns, rows), level=2)
     yield "## How it was measured"
-    yield from _subject(found.subject)
-    for note in found.notes:
-        yield f"> {text(note)}"
+    yield from _subject(pareto.subject)
+    yield from (f"> {text(note)}" for note in pareto.notes)
 
 
 def _subject(subject: SweepSubject) -> Iterator[str]:
-    """Device, versions, command and options of a sweep."""
+    """Yield device, versions, command and options of a sweep."""
     facts = [subject.device, subject.dtype, f"{subject.threads} threads"]
     facts += [f"{name} {version}" for name, version in subject.versions.items()]
     yield text(" · ".join(str(fact) for fact in facts))
     if subject.command:
-        command = " ".join(subject.command.replace("`", "").split())
-        yield f"`{command}`"
+        yield f"`{' '.join(subject.command.replace('`', '').split())}`"
     config = {name: value for name, value in subject.config.items() if value is not None}
     if config:
         yield text(" · ".join(_option(name, value) for name, value in config.items()))
@@ -113,20 +133,20 @@ def _option_value(name: str, value: Any) -> str:
 
 
 def _cell(phase: ParetoPhase, cell: SweepCell) -> Iterator[str]:
-    points = phase.points_in(cell)
+    """Yield the paragraphs of one batch and length."""
     yield f"### {text(cell.where.capitalize())}"
-    if cell.dense_ns:
-        low, high = time(cell.dense_ns["low"]), time(cell.dense_ns["high"])
-        yield (
-            f"Dense: {time(cell.dense_ns['median'])} a step, median of the results; from {low} to"
-            f" {high}."
-        )
-    for table in cell_tables(cell, points):
+    if dense := cell.dense_ns:
+        span = f"from {time(dense['low'])} to {time(dense['high'])}"
+        yield f"Dense: {time(dense['median'])} a step, median of the results; {span}."
+    for table in cell_tables(cell, phase.points_in(cell)):
         yield from table_blocks(table, level=4)
 
 
 def cell_tables(cell: SweepCell, points: Sequence[SweepPoint]) -> Iterator[Table]:
-    """The tables of one batch and length: points, winners, families at equal cost, added work."""
+    """Yield the tables of one batch and length.
+
+    They are points, winners, families at equal cost, and added work and recovery if there is any.
+    """
     yield points_table(points)
     yield winners_table(cell)
     yield from equal_tables(cell)
@@ -137,13 +157,11 @@ def cell_tables(cell: SweepCell, points: Sequence[SweepPoint]) -> Iterator[Table
 
 
 def break_even_table(phase: ParetoPhase) -> Table:
-    """A table of the sparsity from which each family is faster than dense."""
-    rows = [
-        (family, "none measured" if s is None else f"{s:g}")
-        for family, s in phase.break_even.items()
-    ]
-    for family, faster in without_sparsity(phase.points).items():
-        rows.append((family, f"no s: {'faster' if faster else 'not faster'}"))
+    """Return the sparsity from which each family is faster than dense."""
+    smallest = phase.break_even.items()
+    rows = [(family, "none measured" if s is None else f"{s:g}") for family, s in smallest]
+    for family, is_faster in without_sparsity(phase.points).items():
+        rows.append((family, f"no s: {'faster' if is_faster else 'not faster'}"))
     rows += [(family, _UNJUDGED[why]) for family, why in not_judged(phase.points).items()]
     note = (
         "s: the smallest nominal sparsity from which all measured ones are faster than dense "
@@ -153,158 +171,149 @@ def break_even_table(phase: ParetoPhase) -> Table:
 
 
 def points_table(points: Sequence[SweepPoint]) -> Table:
-    """A row a point: speedup, shares of the bounds, losses. Losses that no point has get no
-    column."""
+    """Return a row for each point: speedup, shares of the bounds, losses.
+
+    Losses that no point has get no column.
+    """
     losses = [point.loss for point in points if point.loss is not None]
-    recovered = any(one.perplexity_rel_recovered is not None for one in losses)
-    other = any(one.other_text for one in losses)
-    tasks = any(one.has_tasks for one in losses)
-    columns = [
-        Column("family"),
-        *numeric("s", "FLOPs removed", "speedup", "95 %"),
-        *numeric("of FLOP bound", "of coverage bound", "of roofline bound"),
-        *numeric("perplexity", "95 % of it"),
-        *numeric(*(("against dense trained equally", "95 % of it") if recovered else ())),
-        *numeric(*(("on the other text",) if other else ())),
-        *numeric(*(("tasks, signed", "95 % of it", "tasks, absolute") if tasks else ())),
-        *numeric("KL", "agreement"),
-        Column("frontier"),
-        *numeric("of samples"),
+    columns: list[tuple[Column, Callable[[SweepPoint], str]]] = [
+        (Column("family"), lambda point: marked(point.label, point)),
+        (number("s"), _sparsities),
+        (number("FLOPs removed"), lambda point: percent(point.flop_sparsity)),
+        (number("speedup"), _speedup),
+        (number("95 %"), lambda point: interval(point.realised_ci95, "{:.2f}".format)),
+        (number("of FLOP bound"), partial(_share_of_bound, "flop")),
+        (number("of coverage bound"), partial(_share_of_bound, "coverage")),
+        (number("of roofline bound"), partial(_share_of_bound, "roofline")),
+        (number("perplexity"), lambda point: loss(_loss(point).perplexity_rel)),
+        (number("95 % of it"), lambda point: interval(_loss(point).ci95, loss)),
     ]
-    rows = [_point_row(p, recovered=recovered, other=other, tasks=tasks) for p in points]
+    if any(quality.perplexity_rel_recovered is not None for quality in losses):
+        columns += [
+            (
+                number("against dense trained equally"),
+                lambda point: loss(_loss(point).perplexity_rel_recovered),
+            ),
+            (number("95 % of it"), lambda point: interval(_loss(point).recovered_ci95, loss)),
+        ]
+    if any(quality.other_text for quality in losses):
+        columns.append((number("on the other text"), _on_other_text))
+    if any(quality.has_tasks for quality in losses):
+        columns += [
+            (
+                number("tasks, signed"),
+                lambda point: percent(_known(_loss(point).tasks_signed), signed=True),
+            ),
+            (number("95 % of it"), lambda p: interval(_known(_loss(p).tasks_signed_ci95), loss)),
+            (number("tasks, absolute"), lambda p: percent(_known(_loss(p).tasks_absolute))),
+        ]
+    columns += [
+        (number("KL"), lambda p: UNKNOWN if _loss(p).kl is None else f"{_loss(p).kl:.3g}"),
+        (number("agreement"), lambda point: percent(_loss(point).agreement)),
+        (Column("frontier"), lambda point: when(point.on_frontier, "yes")),
+        (number("of samples"), lambda point: percent(point.frontier_share, decimals=0)),
+    ]
     notes = [_PLACES] if any(point.frontier_share is not None for point in points) else []
     notes += [] if all(point.timing_valid for point in points) else [_DISTURBED]
     notes += [_SIMULATED] if any(point.simulated for point in points) else []
     notes += [_ZEROS] if any(point.removed_nothing for point in points) else []
-    return text_table("points", "Speed and loss", columns, rows, notes)
+    return table_of("points", "Speed and loss", points, columns, notes)
+
+
+def _loss(point: SweepPoint) -> Loss:
+    return point.loss or Loss()
+
+
+def _sparsities(point: SweepPoint) -> str:
+    """Return the nominal sparsities that give the dimensions of a point."""
+    return "" if point.sparsity is None else " = ".join(f"{s:g}" for s in point.sparsities)
+
+
+def _share_of_bound(bound: str, point: SweepPoint) -> str:
+    """Return which share of a bound is realised; unknown if the time is no evidence."""
+    return percent(point.shares.get(bound) if point.timing_valid else None, decimals=0)
+
+
+def _on_other_text(point: SweepPoint) -> str:
+    """Return the loss on the other text, after recovery training if there was any."""
+    losses = _loss(point).other_text or TextLoss()
+    after = losses.perplexity_rel_recovered
+    return loss(losses.perplexity_rel if after is None else after)
 
 
 def held_out_table(points: Sequence[SweepPoint]) -> Table:
-    """A row a trained point: perplexity on held-out tokens before and after training."""
-    columns = [
-        Column("family"),
-        *numeric("s", "speedup", "before training", "95 %", "after training", "95 %", "tokens"),
-    ]
-    rows = [
-        [
-            marked(point.label, point),
-            "" if point.sparsity is None else " = ".join(f"{s:g}" for s in point.sparsities),
-            _speedup(point),
-            loss(one.before_rel),
-            interval(one.before_ci95, loss),
-            loss(one.after_rel),
-            interval(one.after_ci95, loss),
-            UNKNOWN if one.tokens is None else f"{one.tokens:,}",
-        ]
-        for point in points
-        if (one := point.recovery) is not None
-    ]
+    """Return a row for each trained point: perplexity on held-out tokens before and after."""
+    heads = ("s", "speedup", "before training", "95 %", "after training", "95 %", "tokens")
+    rows = []
+    for point in points:
+        if (trained := point.recovery) is not None:
+            before = loss(trained.before_rel), interval(trained.before_ci95, loss)
+            after = loss(trained.after_rel), interval(trained.after_ci95, loss)
+            tokens = UNKNOWN if trained.tokens is None else f"{trained.tokens:,}"
+            which = marked(point.label, point), _sparsities(point), _speedup(point)
+            rows.append([*which, *before, *after, tokens])
     note = (
         "Perplexity over that of the dense model, trained alike where the pruned one is, on the "
         "held-out tokens of the training. 95 %: bootstrap over blocks of neighbouring tokens, the "
         "same of both models; none for a single block."
     )
-    return text_table("held-out", "Before and after recovery training", columns, rows, [note])
-
-
-def _point_row(point: SweepPoint, *, recovered: bool, other: bool, tasks: bool) -> list[str]:
-    quality = point.loss or Loss()
-    row = [
-        marked(point.label, point),
-        "" if point.sparsity is None else " = ".join(f"{s:g}" for s in point.sparsities),
-        percent(point.flop_sparsity),
-        _speedup(point),
-        interval(point.realised_ci95, "{:.2f}".format),
-        # A share of a bound rests on the time, as the speedup does.
-        *(
-            percent(point.shares.get(b) if point.timing_valid else None, decimals=0)
-            for b in ("flop", "coverage", "roofline")
-        ),
-        loss(quality.perplexity_rel),
-        interval(quality.ci95, loss),
-    ]
-    if recovered:
-        row += [loss(quality.perplexity_rel_recovered), interval(quality.recovered_ci95, loss)]
-    if other:
-        elsewhere = quality.other_text or TextLoss()
-        after = elsewhere.perplexity_rel_recovered
-        row.append(loss(elsewhere.perplexity_rel if after is None else after))
-    if tasks:
-        row += [
-            percent(_known(quality.tasks_signed), signed=True),
-            interval(_known(quality.tasks_signed_ci95), loss),
-            percent(_known(quality.tasks_absolute)),
-        ]
-    kl = UNKNOWN if quality.kl is None else f"{quality.kl:.3g}"
-    place = ["yes" if point.on_frontier else "", percent(point.frontier_share, decimals=0)]
-    return [*row, kl, percent(quality.agreement), *place]
+    title = "Before and after recovery training"
+    return text_table("held-out", title, [Column("family"), *numeric(*heads)], rows, [note])
 
 
 def winners_table(cell: SweepCell) -> Table:
-    """The fastest family by range of loss."""
-    rows = [
-        (
-            f"{loss(low)} to {'any' if high is None else loss(high)}",
-            winner.family,
-            _speedup(winner),
-            percent(winner.share_of_draws, decimals=0),
-        )
-        for winner in cell.winners
-        for low, high in [winner.loss]
+    """Return the fastest family for each range of loss."""
+    columns: Columns[Winner] = [
+        (Column("perplexity"), lambda winner: _loss_range(*winner.loss)),
+        (Column("family"), lambda winner: winner.family),
+        (number("speedup at its end"), _speedup),
+        (number("of samples"), lambda winner: percent(winner.share_of_draws, decimals=0)),
     ]
-    columns = [Column("perplexity"), Column("family"), *numeric("speedup at its end", "of samples")]
     note = "of samples: in which share of samples within the intervals the family is the fastest."
-    return text_table("winners", "Fastest by loss", columns, rows, [note])
+    return table_of("winners", "Fastest by loss", cell.winners, columns, [note])
+
+
+def _loss_range(low: float | None, high: float | None) -> str:
+    return f"{loss(low)} to {'any' if high is None else loss(high)}"
 
 
 def equal_tables(cell: SweepCell) -> Iterator[Table]:
-    """Families side by side at equal FLOPs and at equal nominal sparsity."""
+    """Yield families side by side at equal FLOPs and at equal nominal sparsity."""
     by_flops = [(percent(row.flop_sparsity), row.families) for row in cell.equal_flops]
     by_sparsity = [(f"{row.sparsity:g}", row.families) for row in cell.equal_sparsity]
-    families = dict.fromkeys(name for _, found in (*by_flops, *by_sparsity) for name in found)
+    families = dict.fromkeys(name for _, speeds in (*by_flops, *by_sparsity) for name in speeds)
+    flops = "At equal FLOPs (straight lines between measured points; dense is one)"
     for table_id, title, first, rows in (
-        (
-            "equal-flops",
-            "At equal FLOPs (straight lines between measured points; dense is one)",
-            "FLOPs removed",
-            by_flops,
-        ),
+        ("equal-flops", flops, "FLOPs removed", by_flops),
         ("equal-sparsity", "At equal s (as measured)", "s", by_sparsity),
     ):
-        cells = [(at, *(_speed_loss(found.get(f)) for f in families)) for at, found in rows]
+        cells = [(at, *(_speed_loss(speeds.get(f)) for f in families)) for at, speeds in rows]
         if cells:
             yield text_table(table_id, title, [Column(first), *numeric(*families)], cells)
 
 
 def added_work_table(points: Iterable[SweepPoint]) -> Table:
-    """The work that families add, as a share of the time that they save before it."""
+    """Return the work that families add, as a share of the time that they save before it."""
     rows = []
     for point in points:
-        found = point.overhead
-        if found is None:
+        if (added := point.overhead) is None:
             continue
-        even = percent(found.break_even)
-        if found.sparsity is not None and found.break_even is None:
-            even = "nowhere"
-        share = found.share_of_saved
+        is_nowhere = added.sparsity is not None and added.break_even is None
+        parts = (f"{p.name} {percent(p.share_of_saved, decimals=0)}" for p in added.parts[:4])
+        share = percent(added.share_of_saved, decimals=0)
         rows.append(
             (
                 point.name,
-                time(found.added_ns),
-                "nothing was saved" if share is None else percent(share, decimals=0),
-                ratio(found.without),
-                percent(found.sparsity),
-                even,
-                "; ".join(
-                    f"{p.name} {percent(p.share_of_saved, decimals=0)}" for p in found.parts[:4]
-                ),
+                time(added.added_ns),
+                "nothing was saved" if added.share_of_saved is None else share,
+                ratio(added.without),
+                percent(added.sparsity),
+                "nowhere" if is_nowhere else percent(added.break_even),
+                "; ".join(parts),
             )
         )
-    columns = [
-        Column("point"),
-        *numeric("added", "of saved", "speedup without it", "FLOPs removed", "pays from"),
-        Column("largest parts"),
-    ]
+    heads = ("added", "of saved", "speedup without it", "FLOPs removed", "pays from")
+    columns = [Column("point"), *numeric(*heads), Column("largest parts")]
     note = (
         "FLOPs removed: of the GEMMs and attention that the family touches; pays from: the share "
         "of them at which the gain equals what is added."
@@ -313,13 +322,13 @@ def added_work_table(points: Iterable[SweepPoint]) -> Table:
     return text_table("added-work", title, columns, rows, [note])
 
 
-def _speedup(found: SweepPoint | Winner | SpeedLoss) -> str:
-    """The speedup, marked where it is no evidence."""
-    return ratio(found.realised) + ("" if found.timing_valid else " ?")
+def _speedup(measured: SweepPoint | Winner | SpeedLoss) -> str:
+    """Return the speedup, marked where it is no evidence."""
+    return ratio(measured.realised) + when(not measured.timing_valid, " ?")
 
 
-def _speed_loss(found: SpeedLoss | None) -> str:
-    return "" if found is None else f"{_speedup(found)} at {loss(found.loss)}"
+def _speed_loss(measured: SpeedLoss | None) -> str:
+    return "" if measured is None else f"{_speedup(measured)} at {loss(measured.loss)}"
 
 
 def _known(value: T | msgspec.UnsetType) -> T | None:

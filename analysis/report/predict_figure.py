@@ -1,42 +1,60 @@
 """The curves of a prediction: in, `curves` of the JSON; out, PNG, PDF or SVG bytes, and a CSV.
 
-A panel a phase: expected speedup over sparsity, one colour a method; its roofline dotted. The
-range of guessed costs is a band where one method stands alone.
+A panel a phase: expected speedup over sparsity, one colour a method; its roofline is dotted. The
+range of the guessed costs is a band if a phase has a single method.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import msgspec
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from prunescope.analysis.report.escape import clean, csv_text
-from prunescope.analysis.report.figure_style import CURVE_MARKERS, CURVES, plotting, saved_as
+from prunescope.analysis.report.figure_style import (
+    CURVE_MARKERS,
+    CURVES,
+    PARITY,
+    blank_figure,
+    hide_frame,
+    line_entry,
+    picture_files,
+    plotting,
+)
 from prunescope.analysis.schema.prediction import Prediction
 from prunescope.taxonomy.errors import PrunescopeError
 
 Curves = dict[str, dict[str, dict[str, list[float]]]]
 _WIDTH, _HEIGHT, _LEGEND = 2.6, 2.3, 1.3  # inches: a panel, and the legend next to them
+_GREY = "#555555"
+_DOTS: dict[str, Any] = {"linewidth": 0.7, "markersize": 2}  # of the roofline
 
 
 def curve_files(values: dict[str, Any]) -> dict[str, bytes]:
-    """File name to bytes: curves.png, .pdf, .svg and .csv, of the plain values of --json."""
+    """Return curves.png, .pdf, .svg and .csv, from file name to bytes.
+
+    Args:
+        values: The plain values of `predict --json`.
+    """
     result = msgspec.convert(values, Prediction)
-    curves = result.curves
-    with plotting():
-        pictures = saved_as(_curves(result), ("png", "pdf", "svg"))
-    files = {f"curves.{ending}": data for ending, data in pictures.items()}
-    return {**files, "curves.csv": curves_csv(curves)}
+    files = picture_files("curves.{}".format, partial(_curves, result), ("png", "pdf", "svg"))
+    return {**files, "curves.csv": curves_csv(result.curves)}
 
 
 def curves_figure(values: dict[str, Any]) -> Figure:
-    """The figure of the plain values of --json. Raises PrunescopeError where they have no curves:
-    of a ranking, of families from a run, and of a dense model alone."""
+    """Plot the curves of a prediction.
+
+    Args:
+        values: The plain values of `predict --json`.
+
+    Raises:
+        PrunescopeError: There are no curves: the values are of a ranking, of families from a run,
+            or of a dense model alone.
+    """
     if not values.get("curves"):
         raise PrunescopeError(
             "there is no curve over sparsity to plot",
@@ -47,81 +65,63 @@ def curves_figure(values: dict[str, Any]) -> Figure:
 
 
 def _curves(result: Prediction) -> Figure:
-    """Everything is placed in inches, so that no label is cut."""
+    """Plot all phases. Everything is placed in inches, so that no label is cut."""
     curves: Curves = result.curves
     width = _WIDTH * len(curves) + _LEGEND
-    figure = Figure(figsize=(width, _HEIGHT))
-    FigureCanvasAgg(figure)
+    figure = blank_figure(width, _HEIGHT, layout=None)
     known = list(dict.fromkeys(name for methods in curves.values() for name in methods))
     for i, (phase, methods) in enumerate(curves.items()):
         left = (_WIDTH * i + 0.5) / width
         box = (left, 0.42 / _HEIGHT, (_WIDTH - 0.62) / width, (_HEIGHT - 0.8) / _HEIGHT)
         axes = figure.add_axes(box)
-        _panel(axes, methods, known)
+        _plot_phase(axes, methods, known)
         axes.set_title(_title(result, phase), fontsize=7)
         if i == 0:
             axes.set_ylabel("speedup (dense ÷ pruned)")
-    figure.legend(
-        handles=_handles(known, curves),
-        loc="upper left",
-        frameon=False,
-        fontsize=6,
-        bbox_to_anchor=((_WIDTH * len(curves)) / width, 0.88),
-    )
+    place: dict[str, Any] = {"bbox_to_anchor": ((_WIDTH * len(curves)) / width, 0.88)}
+    entries = _legend_entries(known, curves)
+    figure.legend(handles=entries, loc="upper left", frameon=False, fontsize=6, **place)
     return figure
 
 
-def _panel(axes: Axes, methods: dict[str, dict[str, list[float]]], known: list[str]) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
+def _plot_phase(axes: Axes, methods: dict[str, dict[str, list[float]]], known: list[str]) -> None:
+    """Plot the curves of one phase; `known` gives each method the same look in all panels."""
+    hide_frame(axes)
     for name, curve in methods.items():
-        colour, marker = _look(known.index(name))
-        shares = curve["sparsity"]
+        look = _look(known.index(name))
+        shares, colour = curve["sparsity"], look["color"]
         if len(methods) == 1:
-            axes.fill_between(
-                shares, curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0
-            )
-        axes.plot(
-            shares,
-            curve["roofline"],
-            color=colour,
-            linewidth=0.7,
-            markersize=2,
-            linestyle=(0, (1, 1.5)),
-            marker="" if len(shares) > 1 else ".",
-        )
-        axes.plot(
-            shares, curve["expected"], color=colour, linewidth=0.9, marker=marker, markersize=3
-        )
-    axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
+            band: dict[str, Any] = {"color": colour, "alpha": 0.18, "linewidth": 0}
+            axes.fill_between(shares, curve["low"], curve["high"], **band)
+        dots = {"linestyle": (0, (1, 1.5)), "marker": "" if len(shares) > 1 else ".", **_DOTS}
+        axes.plot(shares, curve["roofline"], color=colour, **dots)
+        axes.plot(shares, curve["expected"], linewidth=0.9, markersize=3, **look)
+    axes.axhline(1.0, **PARITY)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("sparsity s")
     axes.locator_params(nbins=5)
 
 
-def _handles(known: list[str], curves: Curves) -> list[Any]:
-    handles: list[Any] = []
-    for i, name in enumerate(known):
-        colour, marker = _look(i)
-        handles.append(
-            Line2D(
-                [], [], color=colour, marker=marker, markersize=3, linewidth=0.9, label=clean(name)
-            )
-        )
-    grey = "#555555"
-    handles.append(Line2D([], [], color=grey, linewidth=0.9, label="expected"))
+def _legend_entries(known: list[str], curves: Curves) -> list[Any]:
+    """Return the legend: the methods, then what solid and dotted lines and the band mean."""
+    entries: list[Any] = [
+        line_entry(clean(name), markersize=3, linewidth=0.9, **_look(i))
+        for i, name in enumerate(known)
+    ]
+    entries.append(line_entry("expected", color=_GREY, linewidth=0.9))
     every = [curve for methods in curves.values() for curve in methods.values()]
-    is_line = any(len(curve["sparsity"]) > 1 for curve in every)  # one sparsity: a dot
-    roofline: dict[str, Any] = {"linestyle": (0, (1, 1.5))} if is_line else {"linestyle": ""}
-    roofline |= {"marker": "" if is_line else ".", "markersize": 2, "linewidth": 0.7}
-    handles.append(Line2D([], [], color=grey, label="roofline", **roofline))
-    alone = [methods for methods in curves.values() if len(methods) == 1]
-    if is_line and alone:
-        handles.append(Patch(facecolor=_look(0)[0], alpha=0.18, label="range"))
-    return handles
+    is_line = any(len(curve["sparsity"]) > 1 for curve in every)  # one sparsity is a dot
+    dots: dict[str, Any] = {"linestyle": (0, (1, 1.5)) if is_line else "", **_DOTS}
+    entries.append(line_entry("roofline", color=_GREY, marker="" if is_line else ".", **dots))
+    if is_line and any(len(methods) == 1 for methods in curves.values()):
+        entries.append(Patch(facecolor=_look(0)["color"], alpha=0.18, label="range"))
+    return entries
 
 
-def _look(i: int) -> tuple[str, str]:
-    return CURVES[i % len(CURVES)], CURVE_MARKERS[(i + i // len(CURVES)) % len(CURVE_MARKERS)]
+def _look(i: int) -> dict[str, Any]:
+    """Return colour and marker of method `i`; their pairs repeat after all have been used."""
+    marker = CURVE_MARKERS[(i + i // len(CURVES)) % len(CURVE_MARKERS)]
+    return {"color": CURVES[i % len(CURVES)], "marker": marker}
 
 
 def _title(result: Prediction, phase: str) -> str:
@@ -133,7 +133,10 @@ def _title(result: Prediction, phase: str) -> str:
 
 
 def curves_csv(curves: Curves) -> bytes:
-    """One row per point: phase, method and the columns of its curve. ns and bytes a forward."""
+    """Return one row per point: phase, method and the columns of its curve.
+
+    Times are ns of a forward and sizes are bytes.
+    """
     columns = next((list(c) for m in curves.values() for c in m.values()), [])
     rows = (
         [phase, name, *values]
@@ -147,10 +150,13 @@ def curves_csv(curves: Curves) -> bytes:
 class PredictionPlots:
     """The figures of a prediction, as matplotlib Figures."""
 
-    def __init__(self, found: dict[str, Any]) -> None:
-        self._found = found
+    def __init__(self, values: dict[str, Any]) -> None:
+        self._values = values
 
     def curves(self) -> Figure:
-        """Speedup over sparsity, a panel a phase. Raises PrunescopeError for a ranking and for a
-        prediction from a run, which have no curves."""
-        return curves_figure(self._found)
+        """Plot speedup over sparsity, a panel a phase.
+
+        Raises:
+            PrunescopeError: The prediction is a ranking or from a run, which have no curves.
+        """
+        return curves_figure(self._values)

@@ -1,7 +1,10 @@
-"""A prediction as rows and as Markdown: in, the plain values of --json (a point, a grid, a ranking,
-or the families from a run); out, Records with a row a speedup, and one text.
+"""A prediction as rows and as Markdown.
 
-Speedups are dense over pruned; ns a forward, or of the whole workload in a ranking; bytes.
+In: the plain values of --json (a point, a grid, a ranking, or the families from a run). Out:
+Records with a row for each speedup, and one text.
+
+Speedups are dense over pruned; ns are of a forward, or of the whole workload in a ranking; sizes
+are bytes.
 """
 
 from __future__ import annotations
@@ -17,92 +20,94 @@ from prunescope.analysis.report.records import Records, Row
 from prunescope.analysis.schema.prediction import FromRun, Prediction, Ranking
 
 _COLUMNS: dict[str, Any] = {
-    "phase": str,
-    "method": str,
-    "sparsity": float,
-    "batch": int,
-    "prompt_len": int,
-    "context": int,
-    "flop": float,
-    "coverage": float,
-    "roofline": float,
-    "expected": float,
-    "low": float,
-    "high": float,
-    "dense_ns": float,
-    "pruned_ns": float,
-    "weight_bytes": int,
+    "phase": str, "method": str, "sparsity": float, "batch": int, "prompt_len": int,
+    "context": int, "flop": float, "coverage": float, "roofline": float, "expected": float,
+    "low": float, "high": float, "dense_ns": float, "pruned_ns": float, "weight_bytes": int,
     "kv_bytes": int,
-}
+}  # fmt: skip
+_BYTES = ("weight_bytes", "kv_bytes")
+_WORKLOAD = ("batch", "prompt_len", "context")
 
 
 def prediction_records(values: dict[str, Any]) -> Records:
-    """A row a method, sparsity and phase (of a ranking: "equal flop" and the like); what a kind of
-    prediction does not have is null."""
+    """Return a row for each method, sparsity and phase of a prediction.
+
+    In a ranking the phase is "equal flop" and the like. What a kind of prediction does not have is
+    null.
+
+    Args:
+        values: The plain values of `predict --json`.
+    """
     rows: Iterator[Row]
     if "from-run" in values["tool"]:
-        rows = _of_run(msgspec.convert(values, FromRun))
+        rows = _run_rows(msgspec.convert(values, FromRun))
     elif "by" in values:
-        rows = _of_ranking(msgspec.convert(values, Ranking))
+        rows = _ranking_rows(msgspec.convert(values, Ranking))
     else:
-        rows = _of_points(msgspec.convert(values, Prediction))
+        rows = _point_rows(msgspec.convert(values, Prediction))
     return Records("prediction", _COLUMNS, tuple(dict.fromkeys(_COLUMNS) | row for row in rows))
 
 
-def _of_points(result: Prediction) -> Iterator[Row]:
+def _point_rows(result: Prediction) -> Iterator[Row]:
     for point in result.points:
         for name, phase in point.phases.items():
-            row: Row = {
-                "phase": name,
-                "method": point.label,
-                "sparsity": point.sparsity,
-                **{key: getattr(phase, key) for key in ("batch", "prompt_len", "context")},
-                **{key: getattr(phase, key) for key in ("weight_bytes", "kv_bytes")},
-            }
+            row: Row = {"phase": name, "method": point.label, "sparsity": point.sparsity}
+            row |= _fields(phase, *_WORKLOAD, *_BYTES)
             if phase.ladder is not None:
-                row |= {key: getattr(phase.ladder, key) for key in ("flop", "coverage", "roofline")}
+                row |= _fields(phase.ladder, "flop", "coverage", "roofline")
             if phase.predicted is not None:
-                found = phase.predicted.execution
-                row |= _expected(found.speedup, found.range, found.dense_ns, found.pruned_ns)
+                execution = phase.predicted.execution
+                row |= _speedup(execution.speedup, execution.range)
+                row |= _fields(execution, "dense_ns", "pruned_ns")
             yield row
 
 
-def _of_ranking(result: Ranking) -> Iterator[Row]:
+def _ranking_rows(result: Ranking) -> Iterator[Row]:
     for share, families in result.by.items():
-        for one in families:
+        for family in families:
             yield {
                 "phase": f"equal {share}",
-                "method": one.family,
-                "sparsity": one.sparsity,
-                "batch": one.answer.batch,
-                "prompt_len": one.answer.prompt_len,
-                **_expected(one.speedup, one.range, result.dense.total_ns, one.answer.total_ns),
-                "weight_bytes": one.weight_bytes,
-                "kv_bytes": one.kv_bytes,
+                "method": family.family,
+                "sparsity": family.sparsity,
+                **_fields(family.answer, "batch", "prompt_len"),
+                **_speedup(family.speedup, family.range),
+                "dense_ns": result.dense.total_ns,
+                "pruned_ns": family.answer.total_ns,
+                **_fields(family, *_BYTES),
             }
 
 
-def _of_run(result: FromRun) -> Iterator[Row]:
+def _run_rows(result: FromRun) -> Iterator[Row]:
     for name, phase in result.phases.items():
-        for one in phase.families:
+        for family in phase.families:
             yield {
                 "phase": name,
-                "method": one.label,
-                "sparsity": one.sparsity,
-                **{key: getattr(phase, key) for key in ("batch", "prompt_len", "context")},
-                "roofline": one.bound,
-                **_expected(one.expected, one.range, phase.wall_ns, one.wall_ns),
-                "weight_bytes": one.weight_bytes,
-                "kv_bytes": one.kv_bytes,
+                "method": family.label,
+                "sparsity": family.sparsity,
+                **_fields(phase, *_WORKLOAD),
+                "roofline": family.bound,
+                **_speedup(family.expected, family.range),
+                "dense_ns": phase.wall_ns,
+                "pruned_ns": family.wall_ns,
+                **_fields(family, *_BYTES),
             }
 
 
-def _expected(speedup: float, ends: list[float], dense_ns: float, pruned_ns: float) -> Row:
+def _fields(struct: msgspec.Struct, *names: str) -> Row:
+    """Return some fields of a struct under their own names."""
+    return {name: getattr(struct, name) for name in names}
+
+
+def _speedup(expected: float, ends: list[float]) -> Row:
+    """Return an expected speedup with its range."""
     low, high = ends
-    times = {"dense_ns": dense_ns, "pruned_ns": pruned_ns}
-    return {"expected": speedup, "low": low, "high": high, **times}
+    return {"expected": expected, "low": low, "high": high}
 
 
 def render_prediction(values: dict[str, Any]) -> str:
-    """The output of `predict` as Markdown."""
+    """Return the output of `predict` as Markdown.
+
+    Args:
+        values: The plain values of `predict --json`.
+    """
     return sheet_text("Prediction", prediction(values))

@@ -1,11 +1,14 @@
-"""GEMMs replayed alone as files: in, Replays and the report of their run; out, CSV, and a figure
-one column wide: time of a call over N or K, and time a kept number at each alignment.
+"""GEMMs replayed alone as files: in, Replays and the report of their run; out, CSV and a figure.
+
+The figure is one column wide: time of a call over N or K, and time per kept number (a kept channel
+or head) at each alignment.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -17,14 +20,14 @@ from prunescope.analysis.report.figure_style import (
     COLOURS,
     MARKERS,
     PALETTE,
+    PARITY,
     REALISED,
-    THIN,
+    add_legend,
     ground,
-    legend,
     no_evidence,
-    page_axes,
+    page_strips,
+    picture_files,
     plotting,
-    saved_as,
 )
 from prunescope.analysis.report.records import Records
 from prunescope.analysis.report.replay_records import curve_records, shape_records
@@ -37,27 +40,33 @@ from prunescope.taxonomy.replays import Replays, StepCurve
 
 PICTURES = ("png", "pdf", "svg")
 _MOST_CURVES = 4
-_LEGEND_COLUMNS, _LEGEND_ROW = 3, 0.13  # height of a row of the legend, of a panel's
+_LEGEND_COLUMNS, _LEGEND_ROW = 3, 0.13  # height of a row of the legend as a share of a panel's
 
 
 def replay_figure(
     curves: Sequence[StepCurve],
     alignments: Sequence[AlignedTime],
-    of: str,
+    subject: str,
     disturbed: Sequence[str] = (),
 ) -> Figure | None:
-    """Time of a call alone over N or K, with the steps that describe it; below, time a kept number
-    at each alignment. None without either. `disturbed`: by what, where times are not valid."""
+    """Plot the time of GEMMs that were replayed alone.
+
+    Args:
+        curves: Times of a call over N or K, with the steps that describe them. The first four are
+            plotted.
+        alignments: Times per kept number at each alignment; they are plotted below the curves.
+        subject: The device, or model, method and phase, for the title.
+        disturbed: By what the times were disturbed, if they are not valid.
+
+    Returns:
+        The figure; None if there are neither curves nor alignments.
+    """
     shown = curves[:_MOST_CURVES]
     count = len(shown) + bool(alignments)
     if not count:
         return None
-    figure, first = page_axes(0.4 + 1.5 * count, "GEMMs replayed alone, operands warm", of)
-    first.remove()
-    strips = figure.subplots(count, 1, squeeze=False)[:, 0]
-    for axes in strips:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(length=2.5, width=THIN)
+    title = "GEMMs replayed alone, operands warm"
+    figure, strips = page_strips(0.4 + 1.5 * count, title, subject, count)
     for axes, curve in zip(strips, shown, strict=False):
         _plot_curve(axes, curve)
     if alignments:
@@ -69,72 +78,80 @@ def replay_figure(
             axes.axvspan(*ends, zorder=-1, **ground(reasons))
             axes.set_xlim(ends)
         words = clean(f"disturbed by {', '.join(disturbed)}")
-        legend(figure, [no_evidence(reasons, words)], 1)
+        add_legend(figure, [no_evidence(reasons, words)], 1)
     return figure
 
 
+def steps_ns(curve: StepCurve, first: int, last: int) -> tuple[range, list[float]] | None:
+    """Return the sizes from `first` to `last` and the time (ns) that the steps give each of them.
+
+    None means that no steps describe the curve.
+    """
+    if not curve.width or curve.step_ns is None or curve.base_ns is None:
+        return None
+    sizes = range(first, last + 1)
+    return sizes, [curve.base_ns + curve.step_ns * math.ceil(n / curve.width) for n in sizes]
+
+
 def _plot_curve(axes: Axes, curve: StepCurve) -> None:
+    """Plot the measured times of one GEMM over N or K, and the steps that describe them."""
     unit = numbers.scale(curve.ns)
-    order = sorted(zip(curve.sizes, curve.ns, strict=True))
-    sizes, ns = zip(*order, strict=True)
+    sizes, ns = zip(*sorted(zip(curve.sizes, curve.ns, strict=True)), strict=True)
     measured: dict[str, Any] = {"color": REALISED, "marker": "o", "markersize": 2, "linewidth": 0.5}
     axes.plot(sizes, [y / unit.per for y in ns], label="measured", **measured)
-    name = titles.short(curve.role or "")
     fixed = f"K = {curve.k}" if curve.axis == "N" else f"N = {curve.n}"
     law = "no steps"
-    if curve.width and curve.step_ns is not None and curve.base_ns is not None:
+    if steps := steps_ns(curve, sizes[0], sizes[-1]):
         law = f"steps of {curve.width}"
-        fine = range(sizes[0], sizes[-1] + 1)
-        law_ns = [curve.base_ns + curve.step_ns * math.ceil(x / curve.width) for x in fine]
-        law_line: dict[str, Any] = {"color": COLOURS["loss"], "linewidth": 0.9}
-        axes.plot(fine, [y / unit.per for y in law_ns], label="steps", **law_line)
+        times = [y / unit.per for y in steps[1]]
+        axes.plot(steps[0], times, label="steps", color=COLOURS["loss"], linewidth=0.9)
         axes.legend(fontsize=5, frameon=False, loc="lower right")
     axes.set_ylim(bottom=0)
     axes.set_ylabel(f"{unit.unit} a call")
-    what = f"{name}, M = {curve.m}, {fixed}: {law}".removeprefix(", ")
-    axes.set_xlabel(f"{curve.axis}; {what}")
+    role = titles.short(curve.role or "")
+    facts = f"{role}, M = {curve.m}, {fixed}: {law}".removeprefix(", ")
+    axes.set_xlabel(f"{curve.axis}; {facts}")
 
 
 def _plot_alignments(axes: Axes, times: Sequence[AlignedTime]) -> None:
-    keys = list(dict.fromkeys((one.role, one.axis, one.now) for one in times))[: len(PALETTE)]
-    aligns = sorted({one.align for one in times})
-    for i, key in enumerate(keys):
-        at = {one.align: one.relative for one in times if (one.role, one.axis, one.now) == key}
-        axes.plot(
-            range(len(aligns)),
-            [at.get(align, math.nan) for align in aligns],
-            color=PALETTE[i],
-            marker=MARKERS[i % len(MARKERS)],
-            markersize=3,
-            linewidth=0.9,
-            label=f"{titles.short(key[0])} {key[1]} = {key[2]}",
-        )
-    axes.axhline(1.0, color="black", linewidth=THIN, linestyle=(0, (3, 2)))
+    """Plot the time per kept number of each pruned dimension over the alignment."""
+    by_dimension: dict[tuple[str, str, int], dict[int, float]] = {}
+    for time in times:
+        by_dimension.setdefault((time.role, time.axis, time.now), {})[time.align] = time.relative
+    aligns = sorted({time.align for time in times})
+    shown = list(by_dimension.items())[: len(PALETTE)]
+    for i, ((role, axis, now), relative) in enumerate(shown):
+        look: dict[str, Any] = {"color": PALETTE[i], "marker": MARKERS[i % len(MARKERS)]}
+        values = [relative.get(align, math.nan) for align in aligns]
+        label = f"{titles.short(role)} {axis} = {now}"
+        axes.plot(range(len(aligns)), values, markersize=3, linewidth=0.9, label=label, **look)
+    axes.axhline(1.0, **PARITY)
     axes.set_xticks(range(len(aligns)), [str(align) for align in aligns])
-    rows = math.ceil(len(keys) / _LEGEND_COLUMNS)
-    highest = max(1.0, *(one.relative for one in times))
+    rows = math.ceil(len(shown) / _LEGEND_COLUMNS)
+    highest = max(1.0, *(time.relative for time in times))
     axes.set_ylim(0, highest / (0.97 - _LEGEND_ROW * rows))
-    axes.set_xlabel("alignment of the kept dimension")
-    axes.set_ylabel("time a kept number")
+    axes.set(xlabel="alignment of the kept dimension", ylabel="time a kept number")
     axes.legend(fontsize=5, frameon=False, ncols=_LEGEND_COLUMNS, loc="upper left")
 
 
 def replay_files(
     replays: Replays, report: Report | None, formats: Sequence[str] = ("csv", *PICTURES)
 ) -> dict[str, bytes]:
-    """File name to bytes: gemms.csv and curves.csv; gemms.png, .pdf and .svg where there are curves
-    or alignments."""
+    """Return the files of replayed GEMMs, from file name to bytes.
+
+    Args:
+        replays: The replayed GEMMs.
+        report: The report of their run, which has the times at each alignment; None without a run.
+        formats: Of csv, png, pdf and svg. CSV gives gemms.csv and curves.csv. There are pictures
+            where there are curves or alignments.
+    """
     files: dict[str, bytes] = {}
     if "csv" in formats:
         files["gemms.csv"] = _csv(shape_records(replays))
         files["curves.csv"] = _csv(curve_records(replays))
     endings = [name for name in PICTURES if name in formats]
     if endings:
-        with plotting():
-            figure = _figure(replays, report)
-            if figure is not None:
-                for ending, data in saved_as(figure, endings).items():
-                    files[f"gemms.{ending}"] = data
+        files |= picture_files("gemms.{}".format, partial(_figure, replays, report), endings)
     return files
 
 
@@ -142,13 +159,16 @@ class ReplayPlots:
     """The figure of replayed GEMMs, as a matplotlib Figure."""
 
     def __init__(self, replays: Replays, report: Report | None) -> None:
-        self._of = replays, report
+        self._inputs = replays, report
 
     def curves(self) -> Figure:
-        """Time over N or K, and time a kept number at each alignment. Raises PrunescopeError where
-        neither was replayed."""
+        """Plot time over N or K, and time per kept number at each alignment.
+
+        Raises:
+            PrunescopeError: No GEMM was replayed at several sizes or alignments.
+        """
         with plotting():
-            figure = _figure(*self._of)
+            figure = _figure(*self._inputs)
         if figure is None:
             raise PrunescopeError(
                 "no GEMM was replayed over N or K, or at several alignments",
@@ -158,13 +178,10 @@ class ReplayPlots:
 
 
 def _figure(replays: Replays, report: Report | None) -> Figure | None:
-    aligned = [
-        one
-        for phase in (report.phases.values() if report is not None else ())
-        for one in (phase.replay.alignments if phase.replay is not None else ())
-    ]
-    device = replays.device.name or ""
-    return replay_figure(replays.curves, aligned, device, replays.disturbed)
+    """Plot all replayed GEMMs of a file."""
+    phases = report.phases.values() if report is not None else ()
+    aligned = [time for phase in phases if phase.replay for time in phase.replay.alignments]
+    return replay_figure(replays.curves, aligned, replays.device.name or "", replays.disturbed)
 
 
 def _csv(table: Records) -> bytes:

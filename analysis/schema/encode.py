@@ -15,8 +15,7 @@ T = TypeVar("T")
 
 
 def json_bytes(value: Any) -> bytes:
-    """Return indented UTF-8 JSON in which no character moves the cursor or turns the text around.
-    """
+    """Return indented UTF-8 JSON in which no character moves the cursor or turns text around."""
     text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
     return OBEYED.sub(lambda m: f"\\u{ord(m[0]):04x}", text).encode()
 

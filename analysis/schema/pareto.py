@@ -212,8 +212,7 @@ class SweepPoint(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
 
     @property
     def own_sparsity(self) -> float | None:
-        """The share that a dynamic family left out, as the mean over its modules; None for another.
-        """
+        """The share that a dynamic family left out, a mean over its modules; None for another."""
         return 1 - sum(self.ran.values()) / len(self.ran) if self.ran else None
 
     @property
@@ -314,8 +313,7 @@ class AtSparsity(msgspec.Struct, kw_only=True):
 
 
 class SweepCell(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
-    """One batch and length of a phase, and one way to run; points are compared only inside a cell.
-    """
+    """One batch and length of a phase, and one way to run; points are compared inside a cell."""
 
     dense_ns: Annotated[
         dict[str, float], meaning("over the results: median, low, high, spread = (high-low)/median")

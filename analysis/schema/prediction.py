@@ -76,8 +76,7 @@ class Sums(msgspec.Struct, kw_only=True):
 
 
 class BreakEven(msgspec.Struct, kw_only=True):
-    """The values at which the speedup crosses 1; null if it does not in the range that is searched.
-    """
+    """The values at which the speedup crosses 1; null if it does not in the searched range."""
 
     sparsity: float | None
     batch: Span | None

@@ -93,8 +93,7 @@ class GemmShape(msgspec.Struct, kw_only=True):
 
 
 class GemmRow(GemmShape, kw_only=True):
-    """A row of the GEMM table: one (role, op, shape, pairing) over the layers and calls of a step.
-    """
+    """A row of the GEMM table: a (role, op, shape, pairing) over layers and calls of a step."""
 
     dense_batch: Annotated[int | None, meaning("matrices in a call of it")] = None
     dense_count: Annotated[float | None, meaning("calls of it", "calls a step")] = None
@@ -337,8 +336,7 @@ class Ladder(msgspec.Struct, kw_only=True):
     ] = msgspec.UNSET
 
     def interval_of(self, bound: str) -> list[float] | None:
-        """Return the 95 % interval of a bound or of `share_of_bound`; None for nominal and FLOPs.
-        """
+        """Return the 95 % interval of a bound or of `share_of_bound`; None for nominal, FLOPs."""
         ends: list[float] | None = getattr(self, f"{bound}_ci95", None)
         return ends
 

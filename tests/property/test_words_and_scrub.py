@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prunescope.analysis.bundle.archive import read_zip, zip_bytes
 from prunescope.analysis.bundle.differences import difference
 from prunescope.analysis.bundle.secrets import cleared, suspicious
-from prunescope.analysis.report.numbers import time
+from prunescope.taxonomy.numbers import time
 from prunescope.taxonomy.scrub import scrub_values, scrub_words
 from prunescope.taxonomy.words import fell_to, ms, percent, shortened, significant, spread
 

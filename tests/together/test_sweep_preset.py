@@ -11,7 +11,7 @@ from msgspec import to_builtins
 from prunescope.analysis.pareto.gemm_speedups import speedup_curves
 from prunescope.analysis.pareto.pareto import judge
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.paper_figures import paper_set
+from prunescope.analysis.report.paper.paper_files import paper_set
 from prunescope.taxonomy.runs.sweep_files import DONE, read_sweep
 from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.sweep import plan_of, run_plan, summary

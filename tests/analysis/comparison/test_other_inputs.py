@@ -10,9 +10,10 @@ import pytest
 
 from prunescope.analysis.comparison.other_inputs import BATCH_SIZE, batch_ratio
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.sentences import headline, setup
+from prunescope.analysis.report.sentences import setup
 from prunescope.analysis.schema.pair_comparison import Difference
 from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.summary.headline import headline
 from tests.chrome import chrome, k, op, save, step
 
 N_ODD = 71  # particles a jet: no dimension that pruning left

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from matplotlib.figure import Figure
 
-from prunescope.analysis.report import figures
+from prunescope.analysis.report import figure_style, figures
 from prunescope.analysis.schema.report import Report, to_json
 
 _kept: dict[tuple[bytes, str], dict[str, bytes]] = {}
@@ -27,7 +27,7 @@ def drawn(files: Callable[[Report, str], dict[str, bytes]], of: Report) -> dict[
         return dict.fromkeys(endings, b"")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "saved_as", keep)
+        patch.setattr(figure_style, "saved_as", keep)
         return dict(zip(files(of, "png"), kept, strict=True))
 
 

@@ -12,11 +12,9 @@ from matplotlib.transforms import Bbox
 
 from prunescope.analysis.pareto.frontier import frontier
 from prunescope.analysis.report.figure_style import family_looks
-from prunescope.analysis.report.paper_figure import families_of
+from prunescope.analysis.report.paper.paper_figure import families_of
 from prunescope.analysis.report.pareto_figures import (
     frontier_figure,
-    frontier_plot,
-    marks_of,
     pareto_figures,
 )
 from prunescope.analysis.report.pareto_tables import render_pareto
@@ -61,7 +59,7 @@ def all_have_marks(legend: Legend) -> bool:
 
 
 def test_labels_of_the_frontier_do_not_overlap() -> None:
-    figure = frontier_plot(whole({"prefill": CLOSE, "decode": CLOSE[:5]}))
+    figure = frontier_figure(whole({"prefill": CLOSE, "decode": CLOSE[:5]}))
     figure.draw_without_rendering()
     for axes in figure.axes:
         labels = [t for t in axes.texts if isinstance(t, matplotlib.text.Annotation)]
@@ -76,7 +74,7 @@ def test_labels_leave_the_intervals_free_where_there_is_a_place() -> None:
     points = [point("a", 1.08, 0.068, sparsity=0.125), point("b", 1.09, 0.2, sparsity=0.25)]
     points[0].realised_ci95, points[1].realised_ci95 = [1.03, 1.14], [1.02, 1.16]
     points += [point("b", 1.39, 1.26, sparsity=0.375)]
-    figure = frontier_plot(whole({"decode": points}))
+    figure = frontier_figure(whole({"decode": points}))
     (axes,) = figure.axes
     labels = [t for t in axes.texts if isinstance(t, matplotlib.text.Annotation)]
     assert {label.get_text() for label in labels} == {"0.125", "0.25", "0.375"}
@@ -90,7 +88,7 @@ def test_a_point_whose_time_is_not_valid_is_marked_in_both_figures() -> None:
     points = [point("a", 1.1, 0.02, sparsity=0.125, timing_valid=False), point("b", 1.3, 0.2)]
     for valid in (False, True):
         points[0].timing_valid = valid
-        figure = frontier_plot(whole({"prefill": points}))
+        figure = frontier_figure(whole({"prefill": points}))
         (axes,) = figure.axes
         said = {t.get_text() for t in axes.texts if isinstance(t, matplotlib.text.Annotation)}
         assert said == {"0.125" if valid else "0.125 ?", "0.25"}
@@ -102,31 +100,31 @@ def test_a_point_whose_time_is_not_valid_is_marked_in_both_figures() -> None:
 
 
 def test_what_nobody_would_use_is_counted_in_the_margin() -> None:
-    figure = frontier_plot(whole({"prefill": CLOSE}))
+    figure = frontier_figure(whole({"prefill": CLOSE}))
     (axes,) = figure.axes
     assert axes.get_xlim()[1] <= 4.0
     assert "2 beyond 4× →" in {text.get_text() for text in axes.texts}
-    wide = frontier_plot(whole({"prefill": CLOSE}), most=10.0)
+    wide = frontier_figure(whole({"prefill": CLOSE}), most=10.0)
     assert "1 beyond 10× →" in {text.get_text() for text in wide.axes[0].texts}
 
 
 def test_an_empty_panel_says_why() -> None:
     far = [point("a", 1.6, 4341685199.409), point("b", 1.3, 17369.337)]
-    (axes,) = frontier_plot(whole({"prefill": far})).axes
+    (axes,) = frontier_figure(whole({"prefill": far})).axes
     assert axes.get_xlim() == (1.0, 4.0)
     said = [text.get_text() for text in axes.texts]
     assert "all 2 points lie beyond this axis,\nat 17,400× to 4.3e9× the dense perplexity" in said
-    (axes,) = frontier_plot(whole({"prefill": [point("a", 1.3, 4.5)]})).axes
+    (axes,) = frontier_figure(whole({"prefill": [point("a", 1.3, 4.5)]})).axes
     said = [text.get_text() for text in axes.texts]
     assert "its one point lies beyond this axis,\nat 5.5× the dense perplexity" in said
-    (axes,) = frontier_plot(whole({"prefill": CLOSE})).axes
+    (axes,) = frontier_figure(whole({"prefill": CLOSE})).axes
     assert not any("this axis" in text.get_text() for text in axes.texts)
 
 
 def test_an_interval_of_disturbed_times_leaves_room_for_the_points() -> None:
     """1.2x [0.9, 180]: the axis ends at 1.4 times the largest speedup."""
     far = [point("a", 1.2, 0.1, realised_ci95=[0.9, 180.0]), point("b", 1.5, 0.2)]
-    (axes,) = frontier_plot(whole({"prefill": far})).axes
+    (axes,) = frontier_figure(whole({"prefill": far})).axes
     assert axes.get_ylim()[1] == pytest.approx(1.4 * 1.5)
 
 
@@ -134,7 +132,7 @@ def test_the_legend_is_no_wider_than_the_figure() -> None:
     """One panel is 3.35 inches wide: four columns of such labels are not."""
     found = whole({"prefill": [point("static-nk-mlp", 1.3, 0.2, timing_valid=False)]})
     for phases in (found.phases, {**found.phases, "decode": found.phases["prefill"]}):
-        figure = frontier_plot(Pareto(tool="t", subject=SweepSubject(), phases=phases))
+        figure = frontier_figure(Pareto(tool="t", subject=SweepSubject(), phases=phases))
         figure.draw_without_rendering()
         (legend,) = figure.legends
         box = legend.get_window_extent()
@@ -143,30 +141,29 @@ def test_the_legend_is_no_wider_than_the_figure() -> None:
 
 
 def test_one_legend_for_all_phases_and_a_marker_a_family() -> None:
-    figure = frontier_plot(whole({"prefill": CLOSE, "decode": CLOSE}))
+    figure = frontier_figure(whole({"prefill": CLOSE, "decode": CLOSE}))
     legends = [child for child in figure.get_children() if isinstance(child, Legend)]
     assert len(legends) == 1
     assert [text.get_text() for text in legends[0].get_texts()][:4] == ["a", "b", "c", "d"]
-    many = marks_of(point(f"family {i}", 1.1, 0.1) for i in range(14))
+    many = family_looks(f"family {i}" for i in range(14))
     assert len({marker for _, marker in many.values()}) == 14
 
 
 def test_a_family_looks_the_same_in_the_paper_set() -> None:
     points = [point(f"family {i}", 1.1, 0.1) for i in range(9)]
-    assert marks_of(points) == family_looks(families_of(points))
+    assert family_looks(p.label for p in points) == family_looks(families_of(points))
 
 
 def test_a_cell_without_a_loss_is_drawn() -> None:
-    assert frontier_figure(whole({"prefill": [point("a", 1.1, None)]}), "svg")["svg"].startswith(
-        b"<?xml"
-    )
+    files = pareto_figures(whole({"prefill": [point("a", 1.1, None)]}), "svg")
+    assert files["speed-quality-all.svg"].startswith(b"<?xml")
 
 
 def test_the_loss_shown_is_that_after_recovery() -> None:
     one = point("a", 1.3, 0.9)
     assert one.loss is not None
     one.loss.perplexity_rel_recovered, one.loss.recovered_ci95 = 0.2, [0.1, 0.3]
-    figure = frontier_plot(whole({"prefill": [one]}))
+    figure = frontier_figure(whole({"prefill": [one]}))
     dots = [line for line in figure.axes[0].lines if line.get_marker() not in (None, "None")]
     assert [float(line.get_xdata()[0]) for line in dots] == [1.2]  # type: ignore[index]
 
@@ -185,7 +182,7 @@ def test_zeros_and_stand_ins_are_marked_in_every_figure() -> None:
         point("static-k-mask", 1.01, 0.3, **zeros),
         point("static-m", 1.3, 0.5),
     ]
-    figure = frontier_plot(whole({"prefill": points}))
+    figure = frontier_figure(whole({"prefill": points}))
     (axes,) = figure.axes
     labels = {t.get_text() for t in axes.texts if isinstance(t, matplotlib.text.Annotation)}
     assert labels == {"*†", "†", "0.25"}
@@ -202,10 +199,10 @@ def test_zeros_and_stand_ins_are_marked_in_every_figure() -> None:
 
 def test_losses_of_random_token_ids_are_marked_in_the_figure() -> None:
     found = whole({"prefill": CLOSE})
-    (axes,) = frontier_plot(found).axes
+    (axes,) = frontier_figure(found).axes
     assert "random" not in axes.get_xlabel()
     found.subject.text = {"source": "random token ids"}
-    (axes,) = frontier_plot(found).axes
+    (axes,) = frontier_figure(found).axes
     assert axes.get_xlabel().endswith("\non random token ids: no loss means anything")
     assert [one.get_hatch() for one in axes.patches] == ["oo"]
     legend = [text.get_text() for text in axes.figure.legends[0].get_texts()]
@@ -213,8 +210,8 @@ def test_losses_of_random_token_ids_are_marked_in_the_figure() -> None:
 
 
 def test_a_family_without_a_point_in_sight_is_not_in_the_legend() -> None:
-    figure = frontier_plot(whole({"prefill": CLOSE}))
+    figure = frontier_figure(whole({"prefill": CLOSE}))
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "d" in names
-    far = frontier_plot(whole({"prefill": [point("a", 1.1, 0.1), point("e", 2.0, 900.0)]}))
+    far = frontier_figure(whole({"prefill": [point("a", 1.1, 0.1), point("e", 2.0, 900.0)]}))
     assert "e" not in [text.get_text() for text in far.legends[0].get_texts()]
