@@ -32,11 +32,11 @@ from prunescope.analysis.ledger.estimator import (
 from prunescope.analysis.ledger.experts import EXPERTS, weight_numbers
 from prunescope.analysis.ledger.gemms import (
     Pair,
-    along_groups,
-    calls_of,
+    build_gemm_rows,
+    build_single_rows,
+    collect_gemm_calls,
+    mark_removed_experts,
     pair_calls,
-    report_rows,
-    single_rows,
 )
 from prunescope.analysis.ledger.ladder import has_ideals, ladder, without_roofline
 from prunescope.analysis.ledger.noise import halves, profiler_overhead_share
@@ -101,7 +101,7 @@ class _Compared:
 
 def single_phase(own: SidePhase, *, hta: SecondOpinion | None = None) -> Phase:
     """Describe a phase without a baseline: no pairing, ladder or ledger."""
-    rows = single_rows(calls_of(own.kernels, by_shape=True))
+    rows = build_single_rows(collect_gemm_calls(own.kernels, by_shape=True))
     sums = totals(own)
     scale = time_scale(sums, on_device=own.kernels.on_device)
     phase = _phase(own, sums, rows, _Compared(time_scale=scale), hta)
@@ -125,7 +125,9 @@ def compare_phase(
     _check(dense, pruned)
     run = pruned.side.run
     units = pair(dense.kernels, pruned.kernels, run.layer_map if run else None)
-    pairs = pair_calls(calls_of(dense.kernels), calls_of(pruned.kernels, units.alignment))
+    pairs = pair_calls(
+        collect_gemm_calls(dense.kernels), collect_gemm_calls(pruned.kernels, units.alignment)
+    )
     evidence = evidence_of(sides, pairs, units)
     seen = verdict(evidence)
     weighed = caveats(pruned.kernels, dense=dense.kernels, evidence=evidence, family=seen.family)
@@ -158,14 +160,14 @@ def compare_phase(
     compared = _compared(sides, sums, inputs, evidence, comparison, family)
     exact = units.alignment.exact
     fewer = _regrouped(family)
-    shown = along_groups(pairs) if fewer else pairs
+    shown = mark_removed_experts(pairs) if fewer else pairs
     if any(difference.kind == CODE for difference in comparison.differences):
         shown = [
             replace(gemm_pair, dense=None, axis="unknown")
             for gemm_pair in pairs
             if gemm_pair.pruned is not None
         ]
-    gemms = report_rows(shown, promised=inputs.ratio.promised, exact_layers=exact)
+    gemms = build_gemm_rows(shown, promised=inputs.ratio.promised, exact_layers=exact)
     return _with_findings(
         Context(
             phase=_phase(pruned, sums, gemms, compared, hta),
@@ -404,7 +406,7 @@ def _phase(
         closure=closures or msgspec.UNSET,
         sparsity=compared.sparsity,
         notes=list(map(sentence, notices)),
-        notices=[one.as_read() for one in notices],
+        notices=[notice.as_read() for notice in notices],
         predicted=compared.predicted,
         phase_kind=own.kind,
         hta=hta,

@@ -245,7 +245,7 @@ def _compare_role(
         dense_k=row.dense_k,
         dtype=alone.dtype,
         count=row.count,
-        inside_ns=phase.in_step(row.busy_ns) / row.count,
+        inside_ns=phase.scale_to_step(row.busy_ns) / row.count,
         warm_ns=_times(alone, cold=False).ns,
         warm_ci95=_times(alone, cold=False).ci95,
         cold_ns=_times(alone, cold=True).ns,

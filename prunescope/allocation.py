@@ -62,8 +62,11 @@ _MOST_NATS = 700.0  # the largest whose exponential is a number
 
 
 def read_problem(request: AllocateRequest) -> Problem:
-    """The problem of a request, whose dense run is read. Raises PrunescopeError for a bad request,
-    for a plan that exists, and as `build_problem`."""
+    """Return the problem of a request, and read its dense run.
+
+    Raises:
+        PrunescopeError: The request is invalid, the plan exists, or `build_problem` refuses it.
+    """
     if request.path.exists() and not request.overwrite:
         raise PrunescopeError(
             f"{request.path.name} exists", hint="--overwrite replaces it, or name another --out"
@@ -76,12 +79,13 @@ def read_problem(request: AllocateRequest) -> Problem:
 
 
 def count_evaluations(problem: Problem) -> dict[str, Any]:
-    """The numbers of `--dry-run`: how often the model is evaluated, and how many of these are
-    known."""
+    """Return the numbers of `--dry-run`: evaluations of the model, and how many are known."""
     shape, request = problem.costs.shape, problem.request
     layers = [shape.layer(number) for number in range(shape.layers)]
-    wanted = removals_of(problem.sizes, [(one.kv_heads, one.intermediate) for one in layers])
-    keys = {one.key for one in wanted}
+    wanted = removals_of(
+        problem.sizes, [(removal.kv_heads, removal.intermediate) for removal in layers]
+    )
+    keys = {removal.key for removal in wanted}
     measured, losses = 0, request.losses_path
     others: str | None = None
     for path, found in losses_nearby(request.losses_path):
@@ -106,8 +110,12 @@ def count_evaluations(problem: Problem) -> dict[str, Any]:
 
 
 def allocate(request: AllocateRequest, progress: Progress | None = None) -> PlanOfLayers:
-    """Decide and write the plan. Raises PrunescopeError for a bad request, before a model is
-    loaded, and for a target that cannot be reached."""
+    """Decide and write the plan.
+
+    Raises:
+        PrunescopeError: The request is invalid, which is found before a model is loaded, or the
+            target cannot be reached.
+    """
     problem = read_problem(request)
     shown = progress or Silent()
     losses = _measured(problem, shown)
@@ -120,7 +128,7 @@ def allocate(request: AllocateRequest, progress: Progress | None = None) -> Plan
 
 
 def _measured(problem: Problem, progress: Progress) -> ModelLosses:
-    """The losses of every removal, from the file next to the plan as far as it has them."""
+    """Return the losses of every removal, from the file next to the plan as far as it has them."""
     request = problem.request
     request.losses_path.parent.mkdir(parents=True, exist_ok=True)
     progress.stage("loading the model")
@@ -157,14 +165,17 @@ def _described(
     together = losses.together(chosen)
     shape = allocated_shape(costs.shape, chosen)
     phases = costs.expected(shape)
-    weighed = [(one.weight, one) for one in phases.values()]
-    dense_ns = sum(weight * one.dense_ns for weight, one in weighed)
+    weighed = [(predicted.weight, predicted) for predicted in phases.values()]
+    dense_ns = sum(weight * predicted.dense_ns for weight, predicted in weighed)
 
     def speedup_at(ns: Sequence[float]) -> float:
         return dense_ns / sum(weight * t for (weight, _), t in zip(weighed, ns, strict=True))
 
-    speedup = speedup_at([one.ns for _, one in weighed])
-    low, high = (speedup_at([one.dense_ns / one.range[i] for _, one in weighed]) for i in (0, 1))
+    speedup = speedup_at([predicted.ns for _, predicted in weighed])
+    low, high = (
+        speedup_at([predicted.dense_ns / predicted.range[i] for _, predicted in weighed])
+        for i in (0, 1)
+    )
     notes = [*costs.notes, *losses.parts.notes]
     if losses.calibration.record.get("text") is None:
         notes.append(
@@ -209,11 +220,11 @@ def _described(
 
 
 def _kept_layers(problem: Problem, losses: ModelLosses, chosen: Sequence[LayerOption]) -> Any:
-    dense, found = problem.costs.shape, []
+    dense, layers = problem.costs.shape, []
     alone: dict[Any, dict[str, float]] = {}
-    for number, one in enumerate(chosen):
+    for number, option in enumerate(chosen):
         layer, parts = dense.layer(number), losses.parts.layers[number]
-        changed = changed_layer(dense, number, one)
+        changed = changed_layer(dense, number, option)
         after = changed.layer(number)
         key = dense.layout[number], layer, after
         if key not in alone:
@@ -221,32 +232,34 @@ def _kept_layers(problem: Problem, losses: ModelLosses, chosen: Sequence[LayerOp
                 name: phase.dense_ns - phase.ns(changed)
                 for name, phase in problem.costs.phases.items()
             }
-        cut_heads = None if one.kv_heads is None else parts.kv_heads
-        cut_channels = None if one.channels is None else parts.channels
-        found.append(
+        cut_heads = None if option.kv_heads is None else parts.kv_heads
+        cut_channels = None if option.channels is None else parts.channels
+        layers.append(
             KeptLayer(
                 layer=number,
-                dropped=one.dropped,
+                dropped=option.dropped,
                 heads=after.heads or None,
                 kv_heads=after.kv_heads or None,
                 channels=after.intermediate or None,
                 dense_kv_heads=layer.kv_heads or None,
                 dense_channels=layer.intermediate or None,
-                kept_kv_heads=cut_heads.kept(one.kv_heads or 1) if cut_heads else None,
-                kept_channels=cut_channels.kept(one.channels or 1) if cut_channels else None,
-                ranks=layer_ranks(dense, number, one),
-                attention_lowrank=one.attention_lowrank,
-                mlp_lowrank=one.mlp_lowrank,
-                loss=one.loss,
+                kept_kv_heads=cut_heads.kept(option.kv_heads or 1) if cut_heads else None,
+                kept_channels=cut_channels.kept(option.channels or 1) if cut_channels else None,
+                ranks=layer_ranks(dense, number, option),
+                attention_lowrank=option.attention_lowrank,
+                mlp_lowrank=option.mlp_lowrank,
+                loss=option.loss,
                 saves_ns=alone[key],
             )
         )
-    return found
+    return layers
 
 
 def _command(request: AllocateRequest) -> str:
-    """The command line of a request: the options that differ from their defaults; of paths the
-    last part."""
+    """Return the command line of a request: the options that differ from their defaults.
+
+    Of paths only the last part is kept.
+    """
 
     words = ["prunescope", "allocate"]
     for option in options_of(AllocateRequest):

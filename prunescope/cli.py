@@ -1,8 +1,8 @@
-"""The commands of `prunescope`: what each one is called, takes and does (command.py makes typer's
-options of them).
+"""The commands of `prunescope`: what each one is called, takes and does.
 
-`trace`, `sweep`, `calibrate` and `doctor` need tracer/ (torch), the rest analysis/ and taxonomy/.
-Each function imports what it needs, so that `prunescope --help` loads neither torch nor polars.
+command.py makes typer's options of them. `trace`, `sweep`, `calibrate` and `doctor` need tracer/
+(torch), the rest analysis/ and taxonomy/. Each function imports what it needs, so that `prunescope
+--help` loads neither torch nor polars.
 """
 
 from __future__ import annotations
@@ -617,20 +617,20 @@ def _families(
         raise PrunescopeError(
             "--architecture and --method cannot be combined", hint="remove one of them"
         )
-    found: dict[str, Any]
+    listing: dict[str, Any]
     if method is not None:
         looked_up = published(method)
-        found, view = {"published": looked_up.to_dict()}, listings.published(looked_up)
+        listing, view = {"published": looked_up.to_dict()}, listings.published(looked_up)
     elif architecture is not None:
         described = read_architecture(architecture)
-        found, view = scrubbed(plain(described)), applicable(described)
+        listing, view = scrubbed(plain(described)), applicable(described)
     else:
-        found = {
+        listing = {
             "families": [with_predicted_knobs(family) for family in families()],
             "published": [one.to_dict() for one in methods()],
         }
         view = listings.families(families(), more_knobs=predicted_knobs)
-    show_result(found, json_target, people=None if json_target == "-" else view)
+    show_result(listing, json_target, people=None if json_target == "-" else view)
 
 
 @app.command("devices")
@@ -783,9 +783,9 @@ def _doctor(
         from prunescope.tracer.capture.timing_check import check_timing
 
         checks.append(check_timing())
-    found = {"works": works(checks), "checks": plain(checks)}
-    show_result(found, json_target, people=None if json_target == "-" else doctor(checks))
-    if not found["works"]:
+    result = {"works": works(checks), "checks": plain(checks)}
+    show_result(result, json_target, people=None if json_target == "-" else doctor(checks))
+    if not result["works"]:
         raise typer.Exit(3)
 
 
@@ -824,6 +824,8 @@ def _run(args: list[str]) -> Any:
 
 @cache
 def _commands() -> Any:
-    """The commands that typer makes of the functions above, once: 0.04 s of each further call in a
-    process."""
+    """Return the commands that typer makes of the functions above.
+
+    They are made once, because each further call in a process would take 0.04 s.
+    """
     return typer.main.get_command(app)

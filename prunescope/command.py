@@ -1,8 +1,8 @@
-"""How any typed function becomes a command: its options, their words in the help, and completion
-(the commands themselves are in cli.py).
+"""How any typed function becomes a command: its options, their help, and completion.
 
-In: a function whose parameters are options (`taxonomy.option.Option` in an annotation) or a request
-class full of them. Out: what typer takes. Nothing heavy is imported before a command runs.
+The commands themselves are in cli.py. In: a function whose parameters are options
+(`taxonomy.option.Option` in an annotation) or a request class full of them. Out: what typer takes.
+Nothing heavy is imported before a command runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ P = ParamSpec("P")
 
 
 def from_options(function: Callable[P, None]) -> Callable[..., None]:
-    """The function as typer calls it: by the options of its requests and its own, each by name."""
+    """Return the function as typer calls it, by the options of its requests and its own."""
     hints = get_type_hints(function, include_extras=True)
     own: dict[str, NamedOption] = {}
     requests: dict[str, type] = {}
@@ -37,7 +37,7 @@ def from_options(function: Callable[P, None]) -> Callable[..., None]:
         assert named is not None, f"{function.__name__}: {parameter.name} is no option"
         own[parameter.name] = named
     of_requests = {name: list(options_of(kind)) for name, kind in requests.items()}
-    shown = [*(one for each in of_requests.values() for one in each), *own.values()]
+    shown = [*(option for each in of_requests.values() for option in each), *own.values()]
 
     def call(**values: Any) -> None:
         given: dict[str, Any] = {}
@@ -51,22 +51,22 @@ def from_options(function: Callable[P, None]) -> Callable[..., None]:
 
     call.__doc__ = function.__doc__
     call.__name__ = function.__name__
-    call.__signature__ = inspect.Signature([_parameter(one) for one in shown])  # type: ignore[attr-defined]
+    call.__signature__ = inspect.Signature([_parameter(option) for option in shown])  # type: ignore[attr-defined]
     return call
 
 
 def _given(options: Iterable[NamedOption], values: dict[str, Any]) -> dict[str, Any]:
-    """The values of options as their function takes them; those not given are left to defaults."""
+    """Return the values of options as their function takes them; those not given keep defaults."""
     parsed = {
-        one.name: value if one.option.parse is None else one.option.parse(value)
-        for one in options
-        if (value := values[one.name]) is not None
+        option.name: value if option.option.parse is None else option.option.parse(value)
+        for option in options
+        if (value := values[option.name]) is not None
     }
     return parsed
 
 
 def _parameter(named: NamedOption) -> inspect.Parameter:
-    """An option as typer reads it from a signature."""
+    """Return an option as typer reads it from a signature."""
     option, kind = named.option, _kind_of(named)
     metavar = option.metavar or option.unit.upper() or None
     if option.argument:
@@ -99,7 +99,7 @@ def _parameter(named: NamedOption) -> inspect.Parameter:
 
 
 def _kind_of(named: NamedOption) -> Any:
-    """The type of its words on the command line, without None."""
+    """Return the type of the words of an option on the command line, without None."""
     kinds = get_args(named.type) if is_union(named.type) else (named.type,)
     kinds = tuple(kind for kind in kinds if kind is not type(None))
     if named.option.typed is not None:
@@ -136,7 +136,7 @@ def _called(action: Callable[[], None]) -> Callable[[bool], None]:
 
 
 def _listed(typed: str, words: Iterable[str], separators: str = ",") -> list[str]:
-    """The words that go on with the last part of a list such as `md,p`, with what is before it."""
+    """Yield words that complete the last part of a list such as `md,p`, with what precedes."""
     at = max((typed.rfind(separator) for separator in separators), default=-1) + 1
     before, last = typed[:at], typed[at:]
     return [f"{before}{word}" for word in words if word.startswith(last)]
@@ -177,12 +177,12 @@ def machines(incomplete: str) -> list[str]:
 
 
 def dtypes(incomplete: str) -> list[str]:
-    """Number formats that a model runs in."""
+    """List the number formats that a model runs in."""
     return _listed(incomplete, ("auto", "bfloat16", "float16", "float32"), "")
 
 
 def formats(incomplete: str) -> list[str]:
-    """Formats of a report, several with commas."""
+    """List the formats of a report that complete a word; several are separated by commas."""
     from prunescope.analysis.report.formats import FORMATS
 
     return _listed(incomplete, FORMATS)

@@ -1,5 +1,7 @@
-"""How an error is shown: in, an exception that reached the front door; out, words on standard error
-and an exit code. As JSON too where JSON was asked for.
+"""How an error is shown: as words on standard error, and as an exit code.
+
+In: an exception that reached the command line. Out: text for people, and JSON where JSON was asked
+for.
 """
 
 from __future__ import annotations
@@ -76,8 +78,10 @@ def exit_code(command: Callable[[], object], as_json: bool, name: str = "") -> i
 
 
 def _ready_streams() -> None:
-    """Started without standard streams, as a service may be, words go nowhere, and into no file
-    that is opened next and would get the number of a stream. What an encoding lacks shows as ?.
+    """Open missing standard streams on nothing, and let every stream take any character.
+
+    A service may start without streams. A file that is opened next would then get the number of a
+    stream, and the words of a message. Characters that an encoding lacks are shown as ?.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:

@@ -32,14 +32,17 @@ def show_result(
 
 
 def console_for(target: str | None) -> Console:
-    """The console for people: standard error where standard output belongs to the JSON."""
+    """Return the console for people: standard error where standard output belongs to the JSON."""
     return Console(stderr=target == "-", highlight=False)
 
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, moved by `on_done(done, total)`; where that is no terminal, a line
-    at most every ten seconds. A total of one shows neither."""
+    """Show a bar on standard error, which `on_done(done, total)` moves.
+
+    Where that is no terminal, a line is written at most every ten seconds. A total of one shows
+    neither.
+    """
     if not sys.stderr.isatty():
         yield _lines_of(what)
         return

@@ -78,9 +78,11 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class RuleOutcome:
-    """The outcome of a rule in one phase. `seen`: the value with its interval, in words; `value`
-    and `ci95`: as numbers in ns, bytes or 1 (a share of dense is 0..1), None for a word and where
-    it is not known."""
+    """The outcome of a rule in one phase.
+
+    `seen` is the value with its interval, in words. `value` and `ci95` are numbers in ns, bytes or
+    1 (a share of dense is 0..1); they are None for a word, and where the value is unknown.
+    """
 
     rule: str
     phase: str
@@ -134,14 +136,14 @@ def parse_rules(texts: Sequence[str]) -> tuple[Rule, ...]:
 
 
 def _rule(text: str) -> Rule:
-    found = _RULE.fullmatch(text)
-    if found is None:
+    match = _RULE.fullmatch(text)
+    if match is None:
         raise PrunescopeError(
             f"{text!r} is no rule",
             hint="PATH OP VALUE, as in 'prefill.realised >= 1.2' or "
             f"'family == {cutting('heads', 'channels')}'",
         )
-    path, op, value = found.groups()
+    path, op, value = match.groups()
     phase, metric = _split(path)
     number = _NUMBER.fullmatch(value)
     if number and not math.isfinite(float(number[1])):
@@ -174,8 +176,8 @@ def _rule(text: str) -> Rule:
 
 
 def _check_families(text: str, value: str) -> None:
-    """Raises PrunescopeError for a family that does not exist: `!=` would hold for ever."""
-    names = (*(one.id for one in families()), *_VERDICTS)
+    """Refuse a family that does not exist, because `!=` would always hold."""
+    names = (*(family.id for family in families()), *_VERDICTS)
     for name in value.split("+"):
         if name not in names:
             raise PrunescopeError(
@@ -185,7 +187,7 @@ def _check_families(text: str, value: str) -> None:
 
 
 def _split(path: str) -> tuple[str | None, str]:
-    """The phase, or None, and the metric of a path."""
+    """Split a path into its phase, or None, and its metric."""
     if path in METRICS or path.startswith(_FINDING):
         _check_finding(path)
         return None, path
@@ -200,13 +202,13 @@ def _split(path: str) -> tuple[str | None, str]:
 
 
 def _check_finding(metric: str) -> None:
-    """Raises PrunescopeError for a finding that does not exist, whose count would always be 0."""
+    """Refuse a finding that does not exist, because its count would always be 0."""
     name = current_id(metric.removeprefix(_FINDING))
     if not metric.startswith(_FINDING) or name in SEVERITIES:
         return
     from prunescope.analysis.findings.registry import registered  # imports polars
 
-    names = (*SEVERITIES, *(one.id for one in registered()))
+    names = (*SEVERITIES, *(rule.id for rule in registered()))
     if name not in names:
         raise PrunescopeError(
             f"no severity and no finding is called {name!r}",
@@ -227,8 +229,11 @@ def _units_of(metric: str) -> tuple[str, ...]:
 
 
 def check_report(report: Report, rules: Sequence[Rule]) -> Check:
-    """Hold a report to rules. Raises PrunescopeError for a phase that it does not have, and for a
-    report without any: no rule would be about anything."""
+    """Hold a report to rules.
+
+    Raises:
+        PrunescopeError: A rule names a phase that the report does not have, or the report has none.
+    """
     if not report.phases:
         raise PrunescopeError(
             "the report has no phase: there is nothing to check",
@@ -254,8 +259,10 @@ def _is_there(rule: Rule, report: Report) -> Iterator[bool]:
 
 
 def require_something(report: Report, rules: Sequence[Rule]) -> None:
-    """Raises PrunescopeError where a whole report lacks what every rule asks for: none would be
-    decided, and a gate would pass on nothing."""
+    """Refuse a report that lacks what every rule asks for.
+
+    None would be decided, and a gate would pass on nothing.
+    """
     if report.partial or any(any(_is_there(rule, report)) for rule in rules):
         return
     absent = dict.fromkeys(f"{rule.metric} is not known" for rule in rules)
@@ -281,8 +288,12 @@ def _verdict(rule: Rule, name: str, report: Report) -> RuleOutcome:
 def _caveat(rule: Rule, phase: Phase) -> str:
     """Why a phase decides nothing for a rule; empty if it does."""
     if rule.metric.startswith(_COMPARES) and not phase.is_speedup:
-        found = phase.comparison.differences if phase.comparison else ()
-        kinds = f" (other {', '.join(one.kind for one in found)})" if found else ""
+        differences = phase.comparison.differences if phase.comparison else ()
+        kinds = (
+            f" (other {', '.join(difference.kind for difference in differences)})"
+            if differences
+            else ""
+        )
         return f"dense and pruned do not compare{kinds}"
     if not rule.metric.startswith(_TIMED) or _is_nothing(rule, phase):
         return ""
@@ -327,8 +338,11 @@ def _number(rule: Rule, phase: Phase) -> tuple[State, str, str]:
 
 
 def _needs_interval(rule: Rule, phase: Phase) -> bool:
-    """Whether a single value decides nothing: a ratio or difference of two times, and the time of
-    so few steps that none could have an interval."""
+    """Return whether a single value decides nothing, so that an interval is needed.
+
+    That is so of a ratio or difference of two times, and of the time of so few steps that none
+    could have an interval.
+    """
     from prunescope.analysis.ledger.noise import LEAST_STEPS  # imports numpy
 
     if rule.metric.startswith(_COMPARES):
@@ -349,7 +363,7 @@ def _is_no_evidence(rule: Rule, phase: Phase) -> bool:
 
 
 def _values(rule: Rule, phase: Phase) -> tuple[float | None, float | None, float | None]:
-    """The value and the ends of its interval, None where there is none."""
+    """Return the value and the ends of its interval, None where there is none."""
     ladder, metric = phase.ladder, rule.metric
     head, _, name = metric.partition(".")
     if metric in _LADDER:
@@ -372,7 +386,7 @@ def _values(rule: Rule, phase: Phase) -> tuple[float | None, float | None, float
 
 
 def _ends(ladder: Ladder, metric: str) -> Sequence[float]:
-    """The ends of the interval of a bound or of `share_of_bound`."""
+    """Return the ends of the interval of a bound or of `share_of_bound`."""
     is_share = metric == "share_of_bound"
     return (ladder.share_interval() if is_share else ladder.interval_of(metric)) or ()
 
@@ -395,14 +409,14 @@ def _row(
 
 
 def _format_value(value: float, rule: Rule) -> str:
-    """A number in the unit of the rule."""
+    """Format a number in the unit of the rule."""
     ratio = rule.metric in _LADDER and rule.unit in _SPEEDS
     unit = "×" if ratio else f" {rule.unit}" if rule.unit else ""
     return f"{value / _UNITS[rule.unit]:.4g}{unit}"
 
 
 def lines(check: Check) -> Iterator[tuple[State, str]]:
-    """A state and a line a verdict, for people."""
+    """Yield a state and a line for each verdict, for people."""
     for verdict in check.verdicts:
         why = f": {verdict.why}" if verdict.why else ""
         yield verdict.state, f"{_with_phase(verdict)}  is {verdict.seen}{why}"
@@ -432,7 +446,7 @@ def junit_xml(check: Check, *, strict: bool) -> bytes:
             classname=f"prunescope.{clean(verdict.phase)}",
             name=clean(verdict.rule),
         )
-        outcome = clean(f"{verdict.state}: {verdict.seen}{' ' * bool(verdict.why)}{verdict.why}")
+        outcome = clean(" ".join(filter(None, (f"{verdict.state}: {verdict.seen}", verdict.why))))
         if verdict.state in bad:
             ElementTree.SubElement(case, "failure", message=outcome)
         elif verdict.state == "undecided":

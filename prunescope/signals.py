@@ -25,17 +25,21 @@ INTERRUPTED = ("interrupted", "nothing half-written was left: give the same comm
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C. A class of its own: CPython ends a process by the signal itself, whoever catches it,
-    where a plain KeyboardInterrupt ever passed code that was run from a string."""
+    """The exception that Ctrl-C raises.
+
+    It is a class of its own, because CPython ends a process by the signal itself, whoever catches
+    it, once a plain KeyboardInterrupt passed code that was run from a string.
+    """
 
 
 _came: list[int] = []  # signals that raised, since `raising_signals` began
 
 
 def ended_by() -> BaseException | None:
-    """The exception that a signal raised since `raising_signals` began; None where none came.
-    Libraries make other exceptions of it: an import or a callback from C that it interrupts
-    fails."""
+    """Return the exception that a signal raised since `raising_signals` began; None if none came.
+
+    Libraries make other exceptions of it: an import or a callback from C that it interrupts fails.
+    """
     return _exception(_came[0]) if _came else None
 
 
@@ -56,8 +60,10 @@ def raising_signals() -> Iterator[None]:
 
 
 def ignore_from_here() -> None:
-    """Ignore signals during interpreter shutdown so they cannot change the exit code. Shutdown
-    takes 0.03 s, and 0.1 s where it first looks for cycles of objects to free."""
+    """Ignore signals during interpreter shutdown, so that they cannot change the exit code.
+
+    Shutdown takes 0.03 s, and 0.1 s where it first looks for cycles of objects to free.
+    """
     if _COMMAND and threading.current_thread() is threading.main_thread():
         gc.freeze()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -65,7 +71,7 @@ def ignore_from_here() -> None:
 
 
 def _replace(number: int, handler: Handler) -> Any:
-    """The handler that was there; None where the signal is ignored and stays so."""
+    """Return the handler that was there; None where the signal is ignored and stays so."""
     if signal.getsignal(number) in (signal.SIG_IGN, None):
         return None
     return signal.signal(number, handler)

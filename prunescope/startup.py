@@ -1,5 +1,6 @@
-"""The settings that make `prunescope analyze` start faster, and by how much (medians, in turns, two
-cores).
+"""The settings that make `prunescope analyze` start faster, and by how much.
+
+Numbers are medians, measured in turns on two cores.
 
 - BLAS gets one thread: an analysis multiplies no matrices. 0.11 s of wall time on a small trace
   (n = 15).
@@ -45,16 +46,19 @@ def before_options(args: Sequence[str]) -> None:
 
 class _Fast:
     def get_params(self, ctx: Any) -> list[Any]:
-        found: list[Any] = super().get_params(ctx)  # type: ignore[misc]
-        for parameter in found:
+        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in parameters:
             if "process_value" not in vars(parameter):
                 parameter.process_value = partial(_process, parameter, parameter.process_value)
-        return found
+        return parameters
 
 
 class FastCommand(_Fast, TyperCommand):
-    """The class for `app.command(cls=...)`. Its paths may be missing, a file or a folder: options
-    that are to exist (`exists=True` and the like) are not for it."""
+    """The class for `app.command(cls=...)` that starts faster.
+
+    Its paths may be missing, a file or a folder, so it does not suit options that must exist
+    (`exists=True` and the like).
+    """
 
 
 class FastGroup(_Fast, TyperGroup):
@@ -93,6 +97,6 @@ def _is_plain(parameter: Any, value: Any) -> bool:
 
 
 def _kind(parameter: Any) -> Any:
-    """The type of one value; None where typer keeps it elsewhere than it did in 0.29."""
+    """Return the type of one value; None where typer keeps it elsewhere than it did in 0.29."""
     annotation = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
     return (get_args(annotation) or (annotation,))[0]

@@ -133,11 +133,12 @@ def _matched_by_place(kernels: Kernels, reference: Kernels) -> Iterator[_Replace
     )
     known = pl.col("class").is_in(PRODUCTS) | pl.col("role").is_in(UNPLACED).not_()
     targets = _names(reference_step.filter(known), reference_step, both, without=own["name"])
-    for one in candidates:
+    for candidate in candidates:
         fits = [
             target
             for target in targets
-            if len(target.places) == len(one.places) and _are_in_place(one.places, target.places)
+            if len(target.places) == len(candidate.places)
+            and _are_in_place(candidate.places, target.places)
         ]
         if not fits:
             continue
@@ -146,12 +147,12 @@ def _matched_by_place(kernels: Kernels, reference: Kernels) -> Iterator[_Replace
         role, cls, _ = target.what
         about = note(
             "replaced-in-place",
-            kernel=one.name,
-            count=len(one.places),
+            kernel=candidate.name,
+            count=len(candidate.places),
             replaced=target.name,
             taken_for=cls if role in UNPLACED else role,
         )
-        yield _Replacement(one.name, target.what, about)
+        yield _Replacement(candidate.name, target.what, about)
 
 
 def _are_in_place(places: NDArray[np.int64], targets: NDArray[np.int64]) -> bool:

@@ -260,17 +260,18 @@ def _masked_by_shape(c: Context) -> Found | None:
 
     No other new op may have that size.
     """
-    found = _new_on_weights(c)
-    total = sum(one.ns for one in found)
-    if not all(one.op == MULTIPLIES and len(set(one.shapes)) == 1 for one in found):
+    on_weights = _new_on_weights(c)
+    total = sum(calls.ns for calls in on_weights)
+    if not all(calls.op == MULTIPLIES and len(set(calls.shapes)) == 1 for calls in on_weights):
         return None
+    more = sum(calls.pruned - calls.dense for calls in on_weights)
     return _left_on(
         c,
         total,
-        text=f"{sum(one.pruned - one.dense for one in found)} multiplications of the size of a "
+        text=f"{more} multiplications of the size of a "
         f"weight run in every step that the dense model does not make: {c.ms(total)} a step, "
         f"{percent(_share(c, total), 1)} of the busy time; masks are applied anew at every call",
-        evidence=[sentence(one.notice) for one in found[:3]],
+        evidence=[sentence(calls.notice) for calls in on_weights[:3]],
         change=_unmask(c),
     )
 
@@ -319,17 +320,18 @@ def fake_quantised(c: Context) -> Found | None:
 def _rounded_by_shape(c: Context) -> Found | None:
     """Find ops that round weights and that the dense trace lacks, in a trace without run.json."""
     on = _new_on_weights(c)
-    if c.evidence is None or not any(one.op == "aten::round" for one in on):
+    if c.evidence is None or not any(calls.op == "aten::round" for calls in on):
         return None
-    found = c.evidence.more_calls
-    total = sum(one.ns for one in found)
+    more_calls = c.evidence.more_calls
+    total = sum(calls.ns for calls in more_calls)
+    more = sum(calls.pruned - calls.dense for calls in more_calls)
     return _left_on(
         c,
         total,
         text="weights are rounded in every step and multiplied as before: "
-        f"{sum(one.pruned - one.dense for one in found)} pointwise ops a step that the dense model "
+        f"{more} pointwise ops a step that the dense model "
         f"does not run take {c.ms(total)}, {percent(_share(c, total), 1)} of the busy time",
-        evidence=[sentence(one.notice) for one in found[:4]],
+        evidence=[sentence(calls.notice) for calls in more_calls[:4]],
         change="round the weights once before timing, and time the model that will be deployed: "
         "kernels that multiply in the format that was rounded to",
     )
@@ -461,7 +463,7 @@ def _left_on(c: Context, ns: float, *, text: str, evidence: list[str], change: s
     if not ns or c.is_little(ns):
         return None
     severity: Severity = "critical" if _share(c, ns) > _MUCH else "warning"
-    gain = c.in_step(ns)
+    gain = c.scale_to_step(ns)
     return Found(text=text, evidence=evidence, change=change, severity=severity, predicted_ns=gain)
 
 
@@ -539,11 +541,12 @@ def residual_map(c: Context) -> Found | None:
     maps = [pair.pruned for pair in added if pair.pruned]
     recorded = sum(call.busy for call in maps)
     saved = sum(
-        c.in_dense_step(pair.dense.busy) - c.in_step(pair.pruned.busy if pair.pruned else 0.0)
+        c.scale_to_dense_step(pair.dense.busy)
+        - c.scale_to_step(pair.pruned.busy if pair.pruned else 0.0)
         for pair in c.pairs
         if pair.dense is not None
     )
-    cost = c.in_step(recorded)
+    cost = c.scale_to_step(recorded)
     if not maps or recorded < _SHARE * c.phase.wall_ns or cost < 0.25 * saved:
         return None
     share = f"{percent(cost / saved)} of the {ms(saved)} that" if saved > 0 else "more than"
@@ -582,7 +585,7 @@ def _new_work_of(c: Context, purpose_: _Purpose) -> Found | None:
             f"{shortened(entry.work)} in {entry.role}: {c.ms(entry.ns)}" for entry in entries[:4]
         ],
         change=purpose_.change,
-        predicted_ns=c.in_step(total),
+        predicted_ns=c.scale_to_step(total),
         explains_roles=frozenset(role_or_kernel(entry.role, entry.work) for entry in entries[:4]),
     )
 

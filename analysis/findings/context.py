@@ -109,15 +109,15 @@ class Context:
         """Sum a column over rows of the candidate's kernels, and divide by its steps."""
         return int(rows[column].sum()) / self.kernels.num_steps
 
-    def in_step(self, recorded_ns: float) -> float:
+    def scale_to_step(self, recorded_ns: float) -> float:
         """Convert recorded busy time of the candidate to the ledger's time base."""
-        return self.phase.in_step(recorded_ns)
+        return self.phase.scale_to_step(recorded_ns)
 
     def idle_in_step(self, recorded_ns: float) -> float:
         """Convert recorded idle time of the candidate to the ledger's time base."""
         return self.phase.idle_in_step(recorded_ns)
 
-    def in_dense_step(self, recorded_ns: float) -> float:
+    def scale_to_dense_step(self, recorded_ns: float) -> float:
         """Convert recorded busy time of the baseline to the ledger's time base."""
         scale = self.phase.baseline.time_scale if self.phase.baseline else None
         return recorded_ns if scale is None else scale.busy * recorded_ns
@@ -128,7 +128,7 @@ class Context:
         Findings print every recorded time by this method, so that it compares with the step and its
         ledger. They print times of ledger rows by `words.ms`, as they are.
         """
-        return ms(self.in_step(recorded_ns))
+        return ms(self.scale_to_step(recorded_ns))
 
     def idle_ms(self, recorded_ns: float) -> str:
         """Format recorded idle time in the ledger's time base."""
@@ -136,11 +136,11 @@ class Context:
 
     def dense_ms(self, recorded_ns: float) -> str:
         """Format recorded busy time of the baseline in the ledger's time base."""
-        return ms(self.in_dense_step(recorded_ns))
+        return ms(self.scale_to_dense_step(recorded_ns))
 
     def share(self, recorded_ns: float) -> float:
         """Return recorded busy time as a share of the step, both in the ledger's time base."""
-        return self.in_step(recorded_ns) / self.step_ns if self.step_ns > 0 else 0.0
+        return self.scale_to_step(recorded_ns) / self.step_ns if self.step_ns > 0 else 0.0
 
     def idle_share(self, recorded_ns: float) -> float:
         """Return recorded idle time as a share of the step, both in the ledger's time base."""
@@ -170,7 +170,7 @@ class Context:
         row = self.row(name)
         if row is None or not row.moves_ns:
             return {}
-        ns = self.in_step(pruned) if row.moves_ns > 0 else -self.in_dense_step(dense)
+        ns = self.scale_to_step(pruned) if row.moves_ns > 0 else -self.scale_to_dense_step(dense)
         return {name: ns} if ns else {}
 
     @property
@@ -189,8 +189,8 @@ class Context:
             There are no rows where they are faster, or take too little of the step.
         """
         recorded = sum(row.busy_ns for row in rows)
-        dense = self.in_dense_step(sum(row.dense_busy_ns or 0 for row in rows))
-        busy = self.in_step(recorded)
+        dense = self.scale_to_dense_step(sum(row.dense_busy_ns or 0 for row in rows))
+        busy = self.scale_to_step(recorded)
         is_slow = busy >= least * dense and not self.is_little(recorded)
         return (rows if is_slow else []), busy, dense
 

@@ -48,7 +48,7 @@ def masked_tokens(c: Context) -> Found | None:
         text=f"tokens are masked, not removed: M is unchanged in all {len(routed)} GEMMs",
         evidence=[reason, f"M = {rows} dense and pruned"],
         change="gather the active rows before the GEMMs and scatter the results after them",
-        predicted_ns=None if counted is None else c.in_step((1 - counted) * _busy(routed)),
+        predicted_ns=None if counted is None else c.scale_to_step((1 - counted) * _busy(routed)),
     )
 
 
@@ -80,7 +80,7 @@ def skipped_layers_executed(c: Context) -> Found | None:
         "dense shapes",
         evidence=[line],
         change="leave the layers out of the forward pass (with their norms and residual adds)",
-        predicted_ns=c.in_step(share * _busy(pairs)),
+        predicted_ns=c.scale_to_step(share * _busy(pairs)),
     )
 
 
@@ -110,8 +110,10 @@ def reads_all_weights(c: Context) -> Found | None:
 @finding("below-break-even", "critical", needs_valid_times=True, compares=True)
 def below_break_even(c: Context) -> Found | None:
     """Report that block-sparse attention takes as long as dense attention."""
-    dense = c.in_dense_step(_attention_ns(c.phase.baseline.roles)) if c.phase.baseline else 0.0
-    pruned = c.in_step(_attention_ns(c.phase.roles))
+    dense = (
+        c.scale_to_dense_step(_attention_ns(c.phase.baseline.roles)) if c.phase.baseline else 0.0
+    )
+    pruned = c.scale_to_step(_attention_ns(c.phase.roles))
     skips_blocks = any(family.skips_blocks for family in _families(c))
     if not skips_blocks or not dense or pruned < _GAIN * dense or c.baseline_kernels is None:
         return None

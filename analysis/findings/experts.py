@@ -275,7 +275,7 @@ def experts_copied(c: Context) -> Found | None:
         change="run the experts with grouped kernels: "
         'model.set_experts_implementation("grouped_mm") in transformers, or the fused kernel of a '
         "serving engine",
-        predicted_ns=c.in_step(copies.busy),
+        predicted_ns=c.scale_to_step(copies.busy),
         explains_roles=frozenset([EXPERTS]),
     )
 

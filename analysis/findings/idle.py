@@ -142,7 +142,7 @@ def late_first_launch(c: Context) -> Found | None:
         return None
     busy = linked.launch_latency_busy_ns or 0
     idle = c.idle_in_step(latency - busy)
-    step = c.step_ns + (c.in_step(busy) + idle) / steps
+    step = c.step_ns + (c.scale_to_step(busy) + idle) / steps
     if idle < SOME * step:
         return None
     waits = f"with {ms(idle)} on the host in which the device runs nothing"
@@ -172,7 +172,7 @@ def late_first_launch(c: Context) -> Found | None:
         severity="warning" if idle >= MUCH * step else "info",
         text=f"{begins} {waits} ({share}), which its wall time does not contain: with it {mean} "
         f"takes {ms(step)}, of which the device is busy for "
-        f"{percent(c.in_step(c.phase.busy_ns) / step)}",
+        f"{percent(c.scale_to_step(c.phase.busy_ns) / step)}",
         evidence=[f"the step's annotation begins {c.idle_ms(latency)} before its {first}"],
         change=change,
     )
@@ -203,7 +203,9 @@ def earlier_work(c: Context) -> Found | None:
     share = large_share(c, ns)
     if share is not None:
         trace, without, step = "the trace", "a step", c.step_ns - c.idle_in_step(ns)
-        busy = f", of which the device is busy for {percent(c.in_step(c.phase.busy_ns) / step)}"
+        busy = (
+            f", of which the device is busy for {percent(c.scale_to_step(c.phase.busy_ns) / step)}"
+        )
         evidence = [
             f"{c.idle_ms(ns)} before the first kernel of its stream, which was launched before "
             "this time or soon after its start"

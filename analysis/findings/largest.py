@@ -168,4 +168,4 @@ def _efficiency(c: Context, rows: list[dict[str, Any]]) -> float | None:
     )
     if bounded < _KNOWN * busy or 2 * latency_bound > busy:
         return None
-    return float(ideal / c.in_step(clock(busy, ran))) if busy else None
+    return float(ideal / c.scale_to_step(clock(busy, ran))) if busy else None

@@ -258,7 +258,7 @@ def slower_kernels(c: Context) -> Found | None:
     lost = [part for part in row.parts if part.ns > 0]
     parts = ([part for part in lost if is_beyond_noise(part)] or lost)[:4]
     change, gain = _speed_up_kernels(c, parts, row)
-    interrupted = c.in_step(interrupted_ns(c.kernels))
+    interrupted = c.scale_to_step(interrupted_ns(c.kernels))
     is_interrupted = interrupted >= row.moves_ns / 2
     if is_interrupted:
         change, gain = CORES, None  # whatever their shapes are

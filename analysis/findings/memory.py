@@ -65,7 +65,7 @@ def decompressed(c: Context) -> Found | None:
             for role, work, busy in largest
         ],
         change="use a kernel that reads compressed weights, or make them dense once before the run",
-        predicted_ns=c.in_step(total),
+        predicted_ns=c.scale_to_step(total),
         explains_roles=frozenset(role for role, *_ in largest),
     )
 
@@ -207,7 +207,7 @@ def weight_copied(c: Context) -> Found | None:
             for copy in copies[:4]
         ],
         change=copies[0].change,
-        predicted_ns=c.in_step(total),
+        predicted_ns=c.scale_to_step(total),
         explains_roles=frozenset(copy.role for copy in copies),
     )
 
@@ -307,7 +307,7 @@ def unfused_attention(c: Context) -> Found | None:
         return None
     # A fused kernel saves all but the FLOPs of the products, which it computes at the peak rate.
     compute = rows.filter(pl.col("part") == "GEMMs")["compute_ns"]
-    saved = 0.0 if compute.null_count() else c.in_step(total - float(compute.sum()) / steps)
+    saved = 0.0 if compute.null_count() else c.scale_to_step(total - float(compute.sum()) / steps)
     softmaxes = rows.filter(pl.col("part") == "softmax").height / steps
     return Found(
         text=f"attention runs unfused and takes {percent(c.share(total))} of the step "

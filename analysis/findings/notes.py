@@ -1,7 +1,7 @@
-"""Notes that a reader of a phase needs: notes on its kernels (replays, roles by order, concurrency,
-communication), and warnings that the headline may not describe a whole step.
+"""The notes and warnings that a reader of a phase needs.
 
-In: Kernels, or a Phase of the report (ns). Out: notices.
+Notes are on its kernels: replays, roles by order, concurrency, communication. Warnings say that the
+headline may not describe a whole step. In: Kernels, or a Phase of the report (ns). Out: notices.
 """
 
 from __future__ import annotations
@@ -39,18 +39,20 @@ _OF_TOKENS = {"attention", "embedding", "lm_head"}  # kinds and roles of languag
 
 def notes(kernels: Kernels) -> list[Notice]:
     """Return the notes of a phase on its kernels."""
-    found = [*kernels.notes, *_steps_from(kernels)]
+    notices = [*kernels.notes, *_steps_from(kernels)]
     if kernels.replays.note is not None:
-        found.append(kernels.replays.note)
+        notices.append(kernels.replays.note)
     elif kernels.linked.replayed.any():
         counts = replayed_events(kernels.linked, kernels.frame)
-        found.append(note("replays-without-ops", **counts, by_config=_by_config(kernels)))
+        notices.append(
+            note("replays-without-ops", **counts, by_config=_refused_config_notes(kernels))
+        )
     if _has_whole_us(kernels):
-        found.append(note("whole-microseconds"))
+        notices.append(note("whole-microseconds"))
     if not kernels.shapes.calls:
-        found.append(note("no-host-ops", by_config=_by_config(kernels)))
-    found += _without_modules(kernels) + _two_models(kernels) + _sparse(kernels)
-    return found + _early(kernels) + _concurrent(kernels) + _communication(kernels)
+        notices.append(note("no-host-ops", by_config=_refused_config_notes(kernels)))
+    notices += _without_modules(kernels) + _two_models(kernels) + _sparse(kernels)
+    return notices + _early(kernels) + _concurrent(kernels) + _communication(kernels)
 
 
 # Kind of the note on how steps were found, by their source.
@@ -65,17 +67,19 @@ _STEPS = {
 
 
 def _steps_from(kernels: Kernels) -> list[Notice]:
-    """Return a note on how steps were found where no profiler or engine annotated them, or its
-    annotations contain no launches."""
+    """Return a note on how steps were found, unless a profiler or an engine annotated them.
+
+    Annotations that contain no launches are named too.
+    """
     source, names, ignored = (
         kernels.windows.source,
         kernels.windows.names,
         kernels.windows.ignored,
     )
-    found = [] if ignored is None else [note("annotations-without-launches", name=ignored)]
+    notices = [] if ignored is None else [note("annotations-without-launches", name=ignored)]
     if source in _STEPS:
-        found.append(note(_STEPS[source], name=names[0] if names else "", count=len(names)))
-    return found
+        notices.append(note(_STEPS[source], name=names[0] if names else "", count=len(names)))
+    return notices
 
 
 def _without_modules(kernels: Kernels) -> list[Notice]:
@@ -88,9 +92,9 @@ def _without_modules(kernels: Kernels) -> list[Notice]:
     unequal = _unequal_layers(kernels) if kernels.modules.source == "order" else []
     if kernels.modules.were_ignored:  # a note of the pair says so
         return unequal
-    found = []
+    notices = []
     if kernels.modules.source == "order":
-        found.append(note("roles-by-order", modules_recorded=kernels.modules.were_recorded))
+        notices.append(note("roles-by-order", modules_recorded=kernels.modules.were_recorded))
     frame = kernels.frame
     products = is_one_of(frame["class"], (MATMUL, ATTENTION)) & ~pl.Series(kernels.linked.replayed)
     busy = int(frame["busy"].filter(products).sum())
@@ -101,10 +105,10 @@ def _without_modules(kernels: Kernels) -> list[Notice]:
     if kernels.shapes.calls and unnamed_ns > _HIDDEN * busy and seen & {"attention", "lm_head"}:
         compiled, recorder = kernels.host.is_compiled, kernels.profiler.recorder.both
         share = unnamed_ns / busy
-        found.append(
+        notices.append(
             note("products-without-role", share=share, compiled=compiled, recorder=recorder)
         )
-    return found + unequal
+    return notices + unequal
 
 
 def _two_models(kernels: Kernels) -> list[Notice]:
@@ -138,10 +142,10 @@ def _reading_layers(kernels: Kernels) -> set[tuple[int, int]]:
 
 def _sparse(kernels: Kernels) -> list[Notice]:
     """Return a note on the work of products with sparse matrices."""
-    found = sparse_products(kernels)
-    if found is None:
+    products = sparse_products(kernels)
+    if products is None:
         return []
-    return [note(SPARSE_PRODUCTS, ops=found.ops, ns=found.busy, unknown_ns=found.unknown)]
+    return [note(SPARSE_PRODUCTS, ops=products.ops, ns=products.busy, unknown_ns=products.unknown)]
 
 
 def _has_whole_us(kernels: Kernels) -> bool:
@@ -151,13 +155,13 @@ def _has_whole_us(kernels: Kernels) -> bool:
     return bool(times) and all(bool((ns % 1000 == 0).all()) for ns in times)
 
 
-def _by_config(kernels: Kernels) -> bool:
+def _refused_config_notes(kernels: Kernels) -> bool:
     """Return whether a config gave shapes that the trace did not record."""
     return bool((kernels.frame["shapes"] == "model").any() or kernels.shapes.widths)
 
 
 def _device_rows(kernels: Kernels) -> pl.DataFrame:
-    """The rows of the frame that are events of the device."""
+    """Return the rows of the frame that are events of the device."""
     columns = ["category", "step", "name", "kind", "start", "duration", "busy"]
     return kernels.frame[columns].drop_nulls("category")
 
@@ -185,8 +189,10 @@ def _early(kernels: Kernels) -> list[Notice]:
 
 
 def _concurrent(kernels: Kernels) -> list[Notice]:
-    """Return a note on kinds of kernels that ran concurrently with others, so that their busy time
-    differs from how long they ran."""
+    """Return a note on the kinds of kernels that ran concurrently with others.
+
+    Their busy time differs from how long they ran.
+    """
     rows = _device_rows(kernels)
     concurrent = rows["duration"] - alone_ns(rows)
     if concurrent.sum() <= _HIDDEN * kernels.wall:
@@ -234,7 +240,7 @@ def phase_warnings(name: str, phase: Phase) -> list[Notice]:
         warnings.append(warning("step-is-prompt-and-tokens", phase=name, change=PHASES_APART))
     warnings += _captures_differ(name, phase)
     ignored = phase.comparison.one_sided if phase.comparison else ()
-    warnings += _in_phase(name, [one for one in ignored if one.kind == MODULES])
+    warnings += _belongs_to_phase(name, [record for record in ignored if record.kind == MODULES])
     if any(f.id == "earlier-work" for f in phase.findings):
         warnings.append(warning("earlier-work", phase=name))
     late, kept = phase.late, phase.busy_ns * phase.steps
@@ -252,10 +258,10 @@ def phase_warnings(name: str, phase: Phase) -> list[Notice]:
     return warnings
 
 
-def _in_phase(name: str, ignored: Iterable[OneSided]) -> list[Notice]:
+def _belongs_to_phase(name: str, ignored: Iterable[OneSided]) -> list[Notice]:
     """Return warnings of what only one side of a phase recorded."""
-    found = (warning("one-sided", record=one) for one in ignored)
-    return [warning("in-phase", phase=name, about=one) for one in found]
+    one_sided = (warning("one-sided", record=record) for record in ignored)
+    return [warning("in-phase", phase=name, about=record) for record in one_sided]
 
 
 def missing_shapes(
@@ -266,12 +272,18 @@ def missing_shapes(
     takes_model: bool = False,
     recorder: Recorder,
 ) -> list[Notice]:
-    """Warnings where the ops of a phase have no shapes, so that the sizes of all GEMMs are unknown.
-    `requested`: record_shapes was on; `takes_model`: --model could give them; `recorder`: how
-    shapes are recorded."""
+    """Warn where the ops of a phase have no shapes, so that the sizes of all GEMMs are unknown.
+
+    Args:
+        name: The name of the phase.
+        phase: The phase of the report.
+        requested: Whether record_shapes was on.
+        takes_model: Whether --model could give the shapes.
+        recorder: How shapes are recorded.
+    """
     ignored = phase.comparison.one_sided if phase.comparison else ()
-    if lacking := [one for one in ignored if one.kind == SHAPES]:
-        return _in_phase(name, lacking)
+    if lacking := [record for record in ignored if record.kind == SHAPES]:
+        return _belongs_to_phase(name, lacking)
     gemms = [g for g in phase.gemms if g.op is not None]
     if phase.noticed(SPARSE_PRODUCTS):
         return []

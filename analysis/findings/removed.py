@@ -53,7 +53,7 @@ def zeros_in_dense(c: Context) -> Found | None:
         evidence=family.evidence,
         change=f"{cut}, or store 2:4 weights in a "
         f"format whose sparse kernels run on this device{allocation(c)}",
-        predicted_ns=c.in_step(gain) or None,
+        predicted_ns=c.scale_to_step(gain) or None,
         explains_roles=frozenset(zeros),
     )
 
@@ -130,7 +130,7 @@ def sparse_padded(c: Context) -> Found | None:
         if grown:
             lines.append(f"{new.role}: {', '.join(grown)}")
             roles.add(new.role)
-            lost += max(0.0, c.in_step(new.busy) - c.in_dense_step(old.busy))
+            lost += max(0.0, c.scale_to_step(new.busy) - c.scale_to_dense_step(old.busy))
             busy += new.busy
             wasted = max(wasted, 1 - old.gemm.flop / new.gemm.flop)
     if not lines or c.is_little(busy):

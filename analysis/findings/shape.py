@@ -367,7 +367,7 @@ def same_waves(c: Context) -> Found | None:
         "faster",
         evidence=lines[:4],
         change=_save_waves(axes, narrower) + allocation(c),
-        predicted_ns=c.in_step(gain) or None,
+        predicted_ns=c.scale_to_step(gain) or None,
         explains_roles=frozenset(roles[:4]),
     )
 

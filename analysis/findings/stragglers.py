@@ -120,7 +120,7 @@ class Late:
         That is before the collectives that it reaches last, or in all.
         """
         works = self.replay.works if self.replay is not None else None
-        return self._beyond_others(works, lambda rank: rank.work)
+        return self._exceeds_others(works, lambda rank: rank.work)
 
     @property
     def more_idle(self) -> float:
@@ -129,9 +129,9 @@ class Late:
         That is before the collectives that it reaches last, or in all.
         """
         idles = self.replay.idles if self.replay is not None else None
-        return self._beyond_others(idles, lambda rank: rank.idle)
+        return self._exceeds_others(idles, lambda rank: rank.idle)
 
-    def _beyond_others(
+    def _exceeds_others(
         self, replayed: Mapping[str, float] | None, ns: Callable[[RankTime], float]
     ) -> float:
         if replayed is not None:
@@ -186,7 +186,7 @@ def with_straggler(
             behind.append(each.rank)
             findings = [_finding_of_late_rank(old, each) for old in phases[each.rank.name].findings]
             marked[each.rank.name] = _with_findings(phases[each.rank.name], findings)
-        marked[late.rank.name] = _behind_critical(marked[late.rank.name], item)
+        marked[late.rank.name] = _waits_for_critical(marked[late.rank.name], item)
     for rank in ranks:
         if rank in behind:
             continue
@@ -195,7 +195,7 @@ def with_straggler(
         if (result := rank_does_more(Late(rank, ranks))) is not None:
             item = as_finding(FINDINGS[LARGER_RANK], result)
             item.evidence.insert(0, _most_of_more(rank, ranks, frames))
-            marked[rank.name] = _behind_critical(marked[rank.name], item)
+            marked[rank.name] = _waits_for_critical(marked[rank.name], item)
     return marked, warnings
 
 
@@ -203,7 +203,7 @@ def _with_findings(phase: Phase, findings: list[Finding]) -> Phase:
     return msgspec.structs.replace(phase, findings=findings)
 
 
-def _behind_critical(phase: Phase, item: Finding) -> Phase:
+def _waits_for_critical(phase: Phase, item: Finding) -> Phase:
     """Add a finding to a phase, in front of all that are not critical."""
     critical = [old for old in phase.findings if old.severity == "critical"]
     others = [old for old in phase.findings if old.severity != "critical"]
@@ -245,7 +245,7 @@ def _waiting(phase: Phase, rank: RankTime, late: list[RankTime]) -> Phase:
     waits = rank.comm - max(peer.comm for peer in late)
     if waits < _WORTH * rank.wall:
         return phase
-    waits = min(waits, _in_host_collectives(phase))
+    waits = min(waits, _host_collective_time(phase))
     names = [peer.name for peer in late]
     findings = [
         name_late_ranks(item, names, waits) if item.id == HOST_COLLECTIVES else item
@@ -335,7 +335,7 @@ def rank_time(name: str, phase: Phase, frame: pl.DataFrame) -> RankTime:
     return RankTime(
         name,
         phase.wall_ns,
-        alone / phase.steps + _in_host_collectives(phase),
+        alone / phase.steps + _host_collective_time(phase),
         next(iter(sums["name"]), None),
         idle=_own_idle(phase),
         causes=phase.anatomy.gaps if phase.anatomy is not None else None,
@@ -349,10 +349,10 @@ def rank_time(name: str, phase: Phase, frame: pl.DataFrame) -> RankTime:
 
 def _own_idle(phase: Phase) -> float:
     """Return the idle time outside of collectives that host threads carry out, ns a step."""
-    return phase.gap_ns + phase.tail_ns - _in_host_collectives(phase)
+    return phase.gap_ns + phase.tail_ns - _host_collective_time(phase)
 
 
-def _in_host_collectives(phase: Phase) -> float:
+def _host_collective_time(phase: Phase) -> float:
     """Return the idle time while host threads carry out collectives, ns a step."""
     return phase.anatomy.gaps.get("collective", 0.0) if phase.anatomy is not None else 0.0
 
@@ -372,7 +372,7 @@ def straggler(late: Late) -> Found | None:
         cause = [_cause(late)]
         text = (
             f"{rank.name} is the slowest of {len(late.ranks)} ranks: without communication a step "
-            f"takes it {ms(rank.usual_own)}{_over_steps(rank)}, {ms(behind)} more than the median "
+            f"takes it {ms(rank.usual_own)}{_step_spread(rank)}, {ms(behind)} more than the median "
             "of the others"
         )
         wait = statistics.fmean(max(0.0, peer.comm - rank.comm) for peer in others)
@@ -471,7 +471,7 @@ def rank_does_more(late: Late) -> Found | None:
         f"({rank.flop / 1e9:,.3f} and {usual / 1e9:,.3f} GFLOP, their median)",
         evidence=[
             f"{each.name}: {each.flop / 1e9:,.3f} GFLOP; without communication a step takes it "
-            f"{ms(each.usual_own)}{_over_steps(each)}"
+            f"{ms(each.usual_own)}{_step_spread(each)}"
             for each in sorted(late.ranks, key=lambda each: -each.flop)[:8]
         ],
         change="balance the work of the ranks (shards, kept heads and layers), or find out what "
@@ -479,7 +479,7 @@ def rank_does_more(late: Late) -> Found | None:
     )
 
 
-def _over_steps(rank: RankTime) -> str:
+def _step_spread(rank: RankTime) -> str:
     """Note that a time is a median over steps; nothing where all steps took equally long."""
     steps = len(rank.own_by_step)
     return f" (median of {steps} steps)" if len(set(rank.own_by_step)) > 1 else ""
@@ -596,7 +596,7 @@ def _difference_from_usual(
         for kind, ns in busy.iter_rows():
             parts[kind] += sign * ns / phase.steps
         parts["idle"] += sign * _own_idle(phase)
-        if in_host := _in_host_collectives(phase):
+        if in_host := _host_collective_time(phase):
             parts[_OF_HOST] += sign * in_host
     order = sorted(parts, key=lambda part: (-abs(parts[part]), part))
     shown = {part: parts[part] for part in order[:_PARTS]}

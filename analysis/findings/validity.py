@@ -106,8 +106,8 @@ def _scaled_to_batch(c: Context, differences: Sequence[Difference]) -> Iterator[
     old, new = c.phase.baseline, c.phase
     if old is None or ratio is None:
         return
-    idle = c.step_ns - c.in_step(new.busy_ns)
-    dense_idle = (c.baseline_ns or old.wall_ns) - c.in_dense_step(old.busy_ns)
+    idle = c.step_ns - c.scale_to_step(new.busy_ns)
+    dense_idle = (c.baseline_ns or old.wall_ns) - c.scale_to_dense_step(old.busy_ns)
     yield (
         f"at the batch of the dense run, work takes {c.ms(new.busy_ns / ratio)} instead of "
         f"{c.dense_ms(old.busy_ns)} a step; idle time, {ms(idle)} and {ms(dense_idle)}, does not "
@@ -144,14 +144,14 @@ def captured_launches(c: Context) -> Found | None:
 
 
 def _lines(c: Context, kind: str) -> list[str]:
-    return [sentence(one) for one in c.caveats if one.kind == kind]
+    return [sentence(notice) for notice in c.caveats if notice.kind == kind]
 
 
 @finding("kernels-missing", "warning")
 def kernels_missing(c: Context) -> Found | None:
     """Report that the trace lacks kernels: launches without one, no GEMM, incomplete layers."""
     missing = MISSING_KERNELS - {"cut-off"}  # truncated-trace says so
-    lines = [sentence(one) for one in c.caveats if one.kind in missing]
+    lines = [sentence(notice) for notice in c.caveats if notice.kind in missing]
     if not lines:
         return None
     return Found(

@@ -315,7 +315,7 @@ def _sides_as_ranks(path: Path, parts: FoundTraces) -> tuple[Notice, ...]:
 def _reports_left_out(path: Path) -> tuple[Notice, ...]:
     """Warn of the reports of Nsight Systems in a folder that were not exported."""
     reports = reports_in(path) if path.is_dir() else []
-    return tuple(warning("report-left-out", file=one.name, export=EXPORT) for one in reports)
+    return tuple(warning("report-left-out", file=report.name, export=EXPORT) for report in reports)
 
 
 def _first_rank(path: Path, parts: dict[str, TraceFile]) -> tuple[TraceFile, Trace, Diagnostics]:

@@ -252,7 +252,9 @@ class Side:
             warnings.append(unused)
         ranks = diagnostics.ranks_left.values()
         lacks = missing(self.path.name, ranks)
-        warnings += [one for one in (lacks, twice(self.path.name, ranks)) if one is not None]
+        warnings += [
+            notice for notice in (lacks, twice(self.path.name, ranks)) if notice is not None
+        ]
         return Diagnostics(tuple(warnings), partial=lacks is not None)
 
     @property

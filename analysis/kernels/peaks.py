@@ -82,7 +82,7 @@ class Peaks:
             and (most := max(taken["before"] or 0, taken["after"] or 0))
             if rates[name] > APART * most
         ]
-        lower = {one["peak"] for one in below}
+        lower = {rates_below["peak"] for rates_below in below}
         moved = [
             {"peak": name, "before": before, "after": after, "used": taken["used"]}
             for name, taken in self.taken.items()

@@ -140,7 +140,7 @@ def touched_sparsity(units: Units, ratio: Ratios, *, layers_decide: bool = False
     return 1 - float((flop * ratio.flop)[less].sum()) / total if total else 0.0
 
 
-def of_saved(rows: Iterable[Row] | None, overhead: Overhead | None = None) -> Added | None:
+def weigh_added_work(rows: Iterable[Row] | None, overhead: Overhead | None = None) -> Added | None:
     """Return the work that a family adds as shares of the time that it saves before that.
 
     saved = dense - pruned + added: what the step would have gained had nothing been added.

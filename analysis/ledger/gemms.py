@@ -1,8 +1,9 @@
 """The GEMMs of each side, their pairs of dense and pruned, and the rows of the report's table.
 
-`calls_of` reads the `Call`s of one side by `GemmKey`, as means per step: every kernel that
-multiplies matrices is the logical GEMMs of its unit, a fused attention two. `pair_calls` pairs the
-calls of both sides and names the axis that moved. `report_rows` and `single_rows` make the table.
+`collect_gemm_calls` reads the `Call`s of one side by `GemmKey`, as means per step: every kernel
+that multiplies matrices is the logical GEMMs of its unit, a fused attention two. `pair_calls` pairs
+the calls of both sides and names the axis that moved. `build_gemm_rows` and `build_single_rows`
+make the table.
 """
 
 from __future__ import annotations
@@ -40,7 +41,15 @@ from prunescope.analysis.schema.report import GemmRow, clock
 from prunescope.taxonomy.gemm import Gemm, axis_moved
 from prunescope.taxonomy.roles import GROUPS, UNPLACED
 
-__all__ = ["Call", "GemmKey", "Pair", "calls_of", "pair_calls", "report_rows", "single_rows"]
+__all__ = [
+    "Call",
+    "GemmKey",
+    "Pair",
+    "collect_gemm_calls",
+    "pair_calls",
+    "build_gemm_rows",
+    "build_single_rows",
+]
 
 # Positions of calls with neither role nor shape (replays among ops): counted apart, or steps that
 # hold more or fewer of them lend it the shapes of other GEMMs.
@@ -73,7 +82,7 @@ class _Sum:
     bounds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
-def calls_of(
+def collect_gemm_calls(
     kernels: Kernels, alignment: Alignment | None = None, *, by_shape: bool = False
 ) -> dict[GemmKey, Call]:
     """Sum the logical GEMMs of one side by (layer, role, group, position in the unit).
@@ -362,7 +371,7 @@ def _pair_ranks_in_order(
     return partners if moved and not left else {}
 
 
-def along_groups(pairs: list[Pair]) -> list[Pair]:
+def mark_removed_experts(pairs: list[Pair]) -> list[Pair]:
     """Set axis G on expert GEMMs that lost experts but kept N, K and M.
 
     A batched GEMM over all experts counts too: its batch is then the number of experts that the
@@ -506,7 +515,7 @@ def _find_moved_width(dense: Call, pruned: Call) -> str | None:
     return "unknown" if moved == "none" else moved
 
 
-def report_rows(pairs: list[Pair], *, promised: float, exact_layers: bool) -> list[GemmRow]:
+def build_gemm_rows(pairs: list[Pair], *, promised: float, exact_layers: bool) -> list[GemmRow]:
     """Build the rows of the report: pairs with one key (role, op, shapes, axis) over all layers.
 
     Args:
@@ -529,7 +538,7 @@ def report_rows(pairs: list[Pair], *, promised: float, exact_layers: bool) -> li
     return sorted(rows, key=lambda r: (-(r.dense_busy_ns or r.busy_ns), r.role))
 
 
-def single_rows(calls: dict[GemmKey, Call]) -> list[GemmRow]:
+def build_single_rows(calls: dict[GemmKey, Call]) -> list[GemmRow]:
     """Build the rows of a side without a baseline: they have a group and sizes, but no axis."""
     groups: dict[tuple[object, ...], list[Pair]] = defaultdict(list)
     for key, call in calls.items():

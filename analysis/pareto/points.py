@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from prunescope.analysis.ledger.dynamic_overhead import of_saved
+from prunescope.analysis.ledger.dynamic_overhead import weigh_added_work
 from prunescope.analysis.schema.pareto import Loss, RecoveryLoss, SweepPoint, TextLoss
 from prunescope.analysis.schema.report import Phase
 from prunescope.taxonomy.families import known
@@ -64,7 +64,7 @@ def point_of(
         parameter_sparsity=phase.sparsity.get("parameters"),
         memory_bound=classes["memory"] / known if known else None,
         ledger={row.row: row.ns for row in phase.ledger or [] if row.ns is not None},
-        overhead=of_saved(phase.ledger, phase.overhead),
+        overhead=weigh_added_work(phase.ledger, phase.overhead),
         simulated=simulated_by(
             run.pruning or Pruning(), decides=bool(run.census and run.census.dynamic)
         ),

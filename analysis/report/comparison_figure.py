@@ -123,10 +123,16 @@ def plot_curves(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
     if len(ends) == 1:
         axes.set_xticks(ends)
     axes.legend(
-        loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0, fontsize=_SMALL,
-        frameon=False, labelspacing=0.25, title_fontsize=_SMALL, alignment="left",
+        loc="upper left",
+        bbox_to_anchor=(1.02, 1.0),
+        borderaxespad=0,
+        fontsize=_SMALL,
+        frameon=False,
+        labelspacing=0.25,
+        title_fontsize=_SMALL,
+        alignment="left",
         title=_left_out_notes(rows, curves, shown=len(shown)),
-    )  # fmt: skip
+    )
 
 
 def _left_out_notes(
@@ -188,10 +194,17 @@ def plot_bars(axes: Axes, rows: Sequence[ComparisonRow], *, left_out: int) -> No
     axes.set_xlabel(f"% of the dense wall; | promised, ◆ pruned{note}")
     entries = _bar_entries(rows)
     axes.legend(
-        handles=entries, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=_count_columns(entries),
-        handlelength=1, fontsize=_SMALL, frameon=False, borderaxespad=0.2, columnspacing=0.9,
+        handles=entries,
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=_count_columns(entries),
+        handlelength=1,
+        fontsize=_SMALL,
+        frameon=False,
+        borderaxespad=0.2,
+        columnspacing=0.9,
         handletextpad=0.4,
-    )  # fmt: skip
+    )
 
 
 def _bar_entries(rows: Sequence[ComparisonRow]) -> list[Patch]:

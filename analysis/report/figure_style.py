@@ -261,9 +261,16 @@ def add_title_and_legend(figure: Figure, title: str, entries: list[Any]) -> None
 def add_legend(figure: Figure, entries: list[Any], columns: int) -> None:
     """Put a legend of small letters below the axes."""
     figure.legend(
-        handles=entries, loc="outside lower center", ncols=columns, fontsize=6, frameon=False,
-        handlelength=1.4, columnspacing=1.2, borderpad=0.1, handletextpad=0.5,
-    )  # fmt: skip
+        handles=entries,
+        loc="outside lower center",
+        ncols=columns,
+        fontsize=6,
+        frameon=False,
+        handlelength=1.4,
+        columnspacing=1.2,
+        borderpad=0.1,
+        handletextpad=0.5,
+    )
 
 
 def add_wrapped_legend(figure: Figure, entries: list[Any], columns: int) -> None:

@@ -27,7 +27,7 @@ from prunescope.analysis.report.run_figures import (
     step_name,
     waves_figure,
 )
-from prunescope.analysis.report.titles import figure_name, of_what, phase_slugs
+from prunescope.analysis.report.titles import figure_name, phase_slugs, short_subject
 from prunescope.analysis.schema.report import Report
 from prunescope.analysis.summary import evidence
 from prunescope.taxonomy.errors import PrunescopeError, nearest
@@ -74,7 +74,7 @@ def plot(report: Report, name: str, kind: str) -> Figure | None:
     Returns:
         The figure; None where the phase has no data for it.
     """
-    phase, subject = report.phases[name], of_what(report, name, 55)
+    phase, subject = report.phases[name], short_subject(report, name, 55)
     with plotting():
         if kind in _PHASE_FIGURES:
             plot_phase, title = _PHASE_FIGURES[kind]

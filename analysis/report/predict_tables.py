@@ -206,11 +206,14 @@ def _sides_table(phase: PredictedPhase, title: str, *, every_role: bool) -> Tabl
     unit = numbers.scale([side.ideal_ns for side in sides])
     rows = [
         ["time of a forward", *(numbers.time(side.ideal_ns) for side in sides)],
-        ["bound by memory", *(numbers.percent(s.bound["memory"] / s.ideal_ns) for s in sides)],
+        [
+            "bound by memory",
+            *(numbers.percent(numbers.share_of(s.bound["memory"], s.ideal_ns)) for s in sides),
+        ],
         *_expert_rows(sides),
     ]
     if phase.items_per_s is not None:
-        rates = (numbers.rate(phase.batch * 1e9 / side.ideal_ns) for side in sides)
+        rates = (numbers.rate(numbers.share_of(phase.batch * 1e9, side.ideal_ns)) for side in sides)
         rows.insert(1, ["images/s", *rates])
     roles = sorted(sides[0].roles, key=lambda role: -sides[0].roles[role])
     named = [role for role in roles if any(side.roles.get(role) for side in sides)]
@@ -312,8 +315,7 @@ def grid_tables(result: Prediction) -> Parts:
             expected = phase.predicted.execution
             share = expected.break_even.sparsity if expected.break_even else None
             break_even[str(point.label)] = "never" if share is None else f"from {share:.2f}"
-            dense = expected.dense_ns / phase.baseline.ideal_ns
-            costs = f"{dense:.2f}/{expected.pruned_ns / phase.ideal_ns:.2f}"
+            costs = "/".join(f"{factor:.2f}" for factor in phase.cost_factors or ())
             speedups = [f"{n:.2f}" for n in (phase.ladder.roofline, expected.speedup)]
             label, size = str(point.label), numbers.size(phase.memory_bytes)
             span = _range(expected.range)

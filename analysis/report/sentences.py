@@ -79,11 +79,11 @@ def _communication_of_pair(phase: Phase) -> str:
     communication = phase.communication
     if communication is None or phase.ladder is None:
         return ""
-    exposed = phase.in_step(communication.exposed_ns)
+    exposed = phase.scale_to_step(communication.exposed_ns)
     share = numbers.percent(numbers.share_of(exposed, phase.step_time_ns))
     return (
         f"communication of the pruned step: {numbers.time(exposed)} exposed ({share} of "
-        f"the wall), {numbers.time(phase.in_step(communication.overlapped_ns))} overlapped"
+        f"the wall), {numbers.time(phase.scale_to_step(communication.overlapped_ns))} overlapped"
     )
 
 

@@ -190,7 +190,8 @@ def _head(column: Column, *, first: bool) -> str:
 def _width(table: Table, i: int) -> int:
     column = table.columns[i]
     texts = [_head(column, first=i == 0)]
-    texts += [_shown(row[i], column) + " " * (i == 0) for row in table.rows]
+    margin = 1 if i == 0 else 0
+    texts += [_shown(row[i], column) + " " * margin for row in table.rows]
     return max(cell_len(text) for text in texts)
 
 

@@ -161,7 +161,7 @@ def figure_name(kind: str, slug: str, ending: str) -> str:
     return f"{kind}-{slug}.{ending}"
 
 
-def of_what(report: Report, phase: str, most: int = 60) -> str:
+def short_subject(report: Report, phase: str, most: int = 60) -> str:
     """Return model, method and phase in at most `most` characters: the longest of them are cut."""
     facts = [clean(fact) for fact in facts_of(report, phase)]
     room = most - 2 * (len(facts) - 1)  # less the commas

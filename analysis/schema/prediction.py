@@ -1,8 +1,8 @@
-"""The prediction: what `predict` computes without a run. Times are in ns per forward, memory in
-bytes.
+"""The prediction: what `predict` computes without a run.
 
-Null (None) means "unknown" or "needs a run". Fields that a phase of a report has too have its names
-and units. Speedups are dense over pruned. Only additive changes are made.
+Times are in ns per forward, memory in bytes. Null (None) means "unknown" or "needs a run". Fields
+that a phase of a report has too have its names and units. Speedups are dense over pruned. Only
+additive changes are made.
 """
 
 from __future__ import annotations
@@ -137,9 +137,7 @@ class Execution(msgspec.Struct, kw_only=True):
 
 
 class Expected(msgspec.Struct, kw_only=True):
-    """The break-even of a pruning at the roofline, and its expected time with the costs of
-    execution.
-    """
+    """The break-even of a pruning at the roofline, and its expected time with execution costs."""
 
     break_even: BreakEven | None
     execution: Execution

@@ -57,9 +57,7 @@ class ReplayLine(msgspec.Struct, kw_only=True):
 
 
 class AlignedTime(msgspec.Struct, kw_only=True):
-    """The time at a dimension near the kept one that is divisible by `align`, but not by twice of
-    it.
-    """
+    """The time at a dimension near the kept one that `align` divides, and 2 `align` does not."""
 
     role: str
     axis: str

@@ -31,6 +31,7 @@ from prunescope.analysis.schema.sides import (
     Unprofiled,
 )
 from prunescope.taxonomy.formats import decode, scrubbed
+from prunescope.taxonomy.words import plural
 
 # Busy over duration, below which kernels ran concurrently with others.
 EXCLUSIVE_SHARE = 0.99
@@ -234,12 +235,12 @@ MUCH_SLOWED = 1.3
 
 
 def is_beyond_noise(row: Row | LedgerPart) -> bool:
-    """Return whether a row is evidence: it is larger than twice its noise, and its interval
-    excludes 0.
+    """Return whether a row is evidence.
 
-    Tables, figures, findings, `check` and `predict` use this one threshold for rows and parts of
-    the ledger; for a speedup, whose noise is unknown, they use `Ladder.holds_one`. An unknown
-    interval or noise (one step) is not tested. A null row is no evidence.
+    It is evidence if it is larger than twice its noise, and its interval excludes 0. Tables,
+    figures, findings, `check` and `predict` use this one threshold for rows and parts of the
+    ledger; for a speedup, whose noise is unknown, they use `Ladder.holds_one`. An unknown interval
+    or noise (one step) is not tested. A null row is no evidence.
     """
     if row.ns is None or row.noise_ns is not None and abs(row.ns) <= 2 * row.noise_ns:
         return False
@@ -361,9 +362,7 @@ class Ladder(msgspec.Struct, kw_only=True):
 
     @property
     def holds_one(self) -> bool:
-        """Whether the interval of the realised speedup includes 1: there is no speedup beyond
-        noise.
-        """
+        """Whether the interval of the realised speedup includes 1, so that none is certain."""
         low, high = self.realised_ci95 or (self.realised, self.realised)
         return low <= 1 <= high
 
@@ -609,10 +608,8 @@ class Phase(msgspec.Struct, kw_only=True):
         meaning("time of both sides by the categories of arXiv 2606.09080; empty: no baseline"),
     ] = []
 
-    def in_step(self, recorded_ns: float) -> float:
-        """Return recorded busy time in the time base of the step: unprofiled if that is known. In
-        ns.
-        """
+    def scale_to_step(self, recorded_ns: float) -> float:
+        """Return recorded busy time, ns, in the time base of the step."""
         return recorded_ns if self.time_scale is None else self.time_scale.busy * recorded_ns
 
     def idle_in_step(self, recorded_ns: float) -> float:
@@ -622,7 +619,7 @@ class Phase(msgspec.Struct, kw_only=True):
     @property
     def step_time_ns(self) -> float:
         """The time of the step in that time base, in ns."""
-        return self.in_step(self.busy_ns) + self.idle_in_step(self.wall_ns - self.busy_ns)
+        return self.scale_to_step(self.busy_ns) + self.idle_in_step(self.wall_ns - self.busy_ns)
 
     @property
     def closure_ns(self) -> tuple[int, int, int, int]:
@@ -681,9 +678,7 @@ class Phase(msgspec.Struct, kw_only=True):
 
     @property
     def is_slowed(self) -> bool:
-        """Whether recorded busy times are longer or shorter than in the step, as those of a CPU
-        are.
-        """
+        """Whether recorded busy times differ from those in the step, as those of a CPU do."""
         return self.time_scale is not None and self.time_scale.busy != 1
 
     @property
@@ -697,7 +692,7 @@ class Phase(msgspec.Struct, kw_only=True):
 
     def noticed(self, kind: str) -> bool:
         """Whether its notes hold one of a kind."""
-        return any(one.kind == kind for one in self.notices)
+        return any(notice.kind == kind for notice in self.notices)
 
     @property
     def nothing_moved(self) -> bool:
@@ -711,7 +706,7 @@ class Phase(msgspec.Struct, kw_only=True):
 
     def __repr__(self) -> str:
         """Return the number of steps and the start of the summary."""
-        steps = f"{self.steps} step{'s' * (self.steps != 1)}"
+        steps = f"{self.steps} step{plural(self.steps)}"
         summary = self.summary if isinstance(self.summary, str) else ""
         summary = summary or f"{self.wall_ns / 1e6:.3f} ms each"
         return f"<Phase of {steps}: {textwrap.shorten(summary, _REPR, placeholder=' …')}>"

@@ -11,6 +11,7 @@ import msgspec
 
 from prunescope.analysis.schema.fields import meaning
 from prunescope.taxonomy.runs.run_blocks import LayerAlone
+from prunescope.taxonomy.words import plural
 
 
 class SideFacts(TypedDict, total=False):
@@ -205,8 +206,8 @@ class Unprofiled(msgspec.Struct, kw_only=True):
 
     @property
     def samples_in_words(self) -> str:
-        """How many samples there are: `12 unprofiled samples`, `1 unprofiled sample`."""
-        return f"{len(self.samples)} unprofiled sample{'s' * (len(self.samples) != 1)}"
+        """The number of samples: `12 unprofiled samples`, `1 unprofiled sample`."""
+        return f"{len(self.samples)} unprofiled sample{plural(len(self.samples))}"
 
     @property
     def in_words(self) -> str:
@@ -240,9 +241,7 @@ class ColdSteps(msgspec.Struct, kw_only=True):
 
 
 class Totals(msgspec.Struct, kw_only=True):
-    """The totals of one side of a phase. Times are in ns per step, memory in bytes; null: not
-    known.
-    """
+    """The totals of one side of a phase: times in ns per step, memory in bytes; null if unknown."""
 
     steps: int
     wall_ns: float

@@ -172,7 +172,7 @@ def time_contradictions(placed: Sequence[Placed], *, with_head: bool) -> list[No
     counts only if it takes too long.
     """
     usual = usual_times(placed, with_head=True)
-    worst, found = 1.0, list[Notice]()
+    worst, contradictions = 1.0, list[Notice]()
     for a, b in combinations(usual, 2):
         (slot_a, name_a), (slot_b, name_b) = a, b
         limit = time_limit(usual[a], usual[b], same=name_a == name_b)
@@ -188,8 +188,10 @@ def time_contradictions(placed: Sequence[Placed], *, with_head: bool) -> list[No
             ]
             same = name_a == name_b
             worst = off / limit
-            found = [warning("rates-apart", gemms=gemms, apart=off, limit=limit, same=same)]
-    return found
+            contradictions = [
+                warning("rates-apart", gemms=gemms, apart=off, limit=limit, same=same)
+            ]
+    return contradictions
 
 
 def set_aside_misplaced(assignment: Assignment) -> None:

@@ -231,7 +231,7 @@ class RowCounts:
         return meet(_rows_of_width(self.adds, hidden), _rows_of_width(self.activations, width))
 
     def contradictions(self, rows: int | None) -> list[Notice]:
-        """A contradiction that the residual adds are not those of M rows; empty if they are."""
+        """Warn that the residual adds are not those of M rows; empty if they are."""
         hidden, _ = self._widths
         if rows is None or self.adds is None or self.adds[0] <= rows * hidden <= self.adds[1]:
             return []

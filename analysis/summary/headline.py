@@ -121,7 +121,7 @@ def _step_alone(phase: Phase) -> str:
     if phase.finding("step-outlier"):
         middle = numbers.time(median(phase.step_ns))
         text += f" (mean over unlike steps; the median is {middle})"
-    share = numbers.share_of(phase.in_step(phase.busy_ns), phase.step_time_ns)
+    share = numbers.share_of(phase.scale_to_step(phase.busy_ns), phase.step_time_ns)
     text += f", busy {numbers.percent(share)} of the wall{_communication(phase)}"
     has_earlier_work = phase.finding(EARLIER_WORK) is not None
     return text + when(has_earlier_work, ", much of which is earlier work, most likely")
@@ -134,7 +134,7 @@ def _communication(phase: Phase) -> str:
         return ""
     exposed_ns, overlapped_ns = communication.exposed_ns, communication.overlapped_ns
     of_work, exposed = (
-        numbers.percent(numbers.share_of(phase.in_step(ns), phase.step_time_ns))
+        numbers.percent(numbers.share_of(phase.scale_to_step(ns), phase.step_time_ns))
         for ns in (phase.busy_ns - exposed_ns, exposed_ns)
     )
     text = f" ({of_work} work, {exposed} exposed communication"
@@ -201,8 +201,8 @@ def _unmoved(phase: Phase, ladder: Ladder) -> str:
         text += " is the noise between two captures, "
         text += "no speedup" if is_dense else "or what a trace does not show"
     else:
-        found = phase.finding(OTHER_TIME)
-        rows = msgspec.UNSET if found is None else found.rows
+        unexplained = phase.finding(OTHER_TIME)
+        rows = msgspec.UNSET if unexplained is None else unexplained.rows
         if rows == []:
             text += " is no speedup of a pruning, and no row of the ledger is beyond its noise"
         else:

@@ -389,7 +389,7 @@ def _largest_kinds(phase: Phase) -> Iterator[str]:
     """Yield the kinds on which a step alone spends most of its busy time."""
     kinds = sorted(phase.busy_by_kind.items(), key=lambda item: -item[1])
     shown = [
-        f"{kind} {numbers.time(phase.in_step(ns))} ({numbers.percent(share, decimals=0)})"
+        f"{kind} {numbers.time(phase.scale_to_step(ns))} ({numbers.percent(share, decimals=0)})"
         for kind, ns in kinds[:_CAUSES]
         if (share := numbers.share_of(ns, phase.busy_ns)) is not None and share >= _LEAST
     ]

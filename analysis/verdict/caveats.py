@@ -61,30 +61,41 @@ def caveats(
     evidence: Evidence | None = None,
     family: FamilyVerdict | None = None,
 ) -> list[Notice]:
-    """All caveats of a phase and its verdict; a trace without a baseline has no verdict."""
+    """Find all caveats of a phase and its verdict.
+
+    Args:
+        pruned: The kernels of the candidate.
+        dense: Those of the baseline; None without one, and then there is no verdict.
+        evidence: What the verdict read.
+        family: The verdict.
+    """
     sides = [("pruned", pruned)] if dense is not None else [("the trace", pruned)]
     sides += [("dense", dense)] if dense is not None else []
-    found = [one for name, kernels in sides if (one := _lost_kernels(name, kernels))]
-    found += [caveat("cut-off", name) for name, kernels in sides if kernels.linked.cut]
-    lossy = {one.side for one in found}
-    found += (captured := [one for name, kernels in sides if (one := _captured(name, kernels))])
+    notices = [notice for name, kernels in sides if (notice := _lost_kernels(name, kernels))]
+    notices += [caveat("cut-off", name) for name, kernels in sides if kernels.linked.cut]
+    lossy = {notice.side for notice in notices}
+    notices += (
+        captured := [notice for name, kernels in sides if (notice := _captured(name, kernels))]
+    )
     # What was captured explains what else would seem lost.
     if captured or dense is None or evidence is None or family is None:
-        return found
-    found += [caveat("other-config", name) for name, kernels in sides if kernels.shapes.caveats]
-    found += [*_no_gemm(evidence, lossy)]
-    found += [*_layers(evidence, family, (dense, pruned)), *_roles(dense, pruned)]
-    if not any(one.is_dynamic for one in known(family.ids)):  # whose steps differ by nature
-        found += [one for name, kernels in sides if (one := _unequal(name, kernels))]
-    return found
+        return notices
+    notices += [caveat("other-config", name) for name, kernels in sides if kernels.shapes.caveats]
+    notices += [*_no_gemm(evidence, lossy)]
+    notices += [*_layers(evidence, family, (dense, pruned)), *_roles(dense, pruned)]
+    if not any(notice.is_dynamic for notice in known(family.ids)):  # whose steps differ by nature
+        notices += [notice for name, kernels in sides if (notice := _unequal(name, kernels))]
+    return notices
 
 
 def apply_caveats(family: FamilyVerdict, found: list[Notice]) -> FamilyVerdict:
-    """The verdict with its caveats: less confidence, and unknown where next to none is left. What
-    shows a family stands first while it is the more likely."""
+    """Lower the confidence of a verdict by its caveats; with next to none left it is unknown.
+
+    The evidence of a family stands first while it is the more likely.
+    """
     if not found:
         return family
-    most = min(LIMITS[one.kind] for one in found)
+    most = min(LIMITS[notice.kind] for notice in found)
     confidence, against = min(family.confidence, most), list(map(sentence, found))
     likely = most >= 0.5 and family.id != "unknown"
     lines = [*family.evidence, *against] if likely else [*against, *family.evidence]
@@ -96,12 +107,16 @@ def apply_caveats(family: FamilyVerdict, found: list[Notice]) -> FamilyVerdict:
 
 
 def _lost_kernels(name: str, kernels: Kernels) -> Notice | None:
+    """Return a caveat where launches have no kernel in the trace."""
     count, lost = kernels.linked.launches["events"], kernels.linked.launches["lost"]
     return caveat("lost-kernels", name, lost=lost, count=count) if kernels.lacks_kernels else None
 
 
 def _captured(name: str, kernels: Kernels) -> Notice | None:
-    """Launches that did not run where they were traced: what they would have run seems pruned."""
+    """Return a caveat where launches did not run when they were traced.
+
+    What they would have run seems pruned.
+    """
     captured = kernels.linked.launches["captured"]
     if not captured:
         return None
@@ -111,7 +126,7 @@ def _captured(name: str, kernels: Kernels) -> Notice | None:
 
 
 def _no_gemm(e: Evidence, lossy: set[str | None]) -> Iterator[Notice]:
-    """A side without any GEMM, or one that lost kernels and has no GEMM of a linear left."""
+    """Yield a caveat where a side has no GEMM, or lost kernels and has no GEMM of a linear left."""
     for name in ("pruned", "dense"):
         roles = [p.key[1] for p in e.pairs if getattr(p, name) is not None]
         linear = set(roles) & set(LINEARS)
@@ -122,8 +137,10 @@ def _no_gemm(e: Evidence, lossy: set[str | None]) -> Iterator[Notice]:
 
 
 def _layers(e: Evidence, family: FamilyVerdict, sides: tuple[Kernels, Kernels]) -> Iterator[Notice]:
-    """Layers of the verdict that were not removed as a pruning of layers does: but for
-    linears that the run does not hold any more, or whose modules were not called."""
+    """Yield a caveat where layers of the verdict were not removed as a pruning of layers does it.
+
+    Linears that the run does not hold any more, or whose modules were not called, do not count.
+    """
     if not any(detected.skips_layers and not detected.is_dynamic for detected in known(family.ids)):
         return
     removed, here = e.removed_and_kept_roles()
@@ -158,6 +175,7 @@ def _not_called(e: Evidence, dense: Kernels, pruned: Kernels) -> frozenset[tuple
 
 
 def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Notice]:
+    """Yield a caveat where fewer kernels have a role than on the dense side."""
     before, now = _known_roles(dense), _known_roles(pruned)
     if before is None or now is None or now >= before - _FALL:
         return
@@ -213,6 +231,7 @@ def _placed(kernels: Kernels) -> tuple[float, float]:
 
 
 def _unequal(name: str, kernels: Kernels) -> Notice | None:
+    """Return a caveat where the steps of a side hold unequal numbers of kernels."""
     if len(_without_experts(kernels)) < len(kernels.frame):
         return None  # how many kernels run is the choice of a router
     ends = unequal_steps(kernels, spread=_SPREAD)

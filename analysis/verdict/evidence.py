@@ -26,8 +26,13 @@ from prunescope.taxonomy.runs.run_blocks import Matrix, ModuleCounts, WeightStat
 
 @dataclass(frozen=True, kw_only=True)
 class Reason:
-    """Why a pair is no pruning, or a broken one. `kind`: of the difference between the runs, or of
-    the first notice; `confidence`: of the verdict that rests on it."""
+    """A reason why a pair is no pruning, or a broken one.
+
+    Attributes:
+        kind: The kind of the difference between the runs, or of the first notice.
+        notices: What a reader is told.
+        confidence: The confidence of the verdict that rests on it.
+    """
 
     kind: str
     notices: tuple[Notice, ...]
@@ -80,7 +85,7 @@ class Evidence:
     def hidden(self) -> list[Notice]:
         """Return caveats of work without a model, where it is enough to hide a pruning."""
         sides = zip(("dense", "pruned"), self.unread, strict=True)
-        return [one.caveat(side) for side, one in sides if one.may_hide]
+        return [unread.caveat(side) for side, unread in sides if unread.may_hide]
 
     def removed_and_kept_roles(self) -> tuple[dict[int, set[str]], dict[int, set[str]]]:
         """Return the roles of the GEMMs of each dense layer that the pruned side lacks, and has."""

@@ -28,19 +28,23 @@ _SAME = 1e-3
 
 
 def conditions(e: Evidence) -> Reason | None:
-    """The first difference between the runs that makes the traces incomparable."""
-    one = next((one for one in e.differences if one.hides_pruning), None)
-    if one is None:
+    """Return the first difference between the runs that makes the traces incomparable."""
+    difference = next(
+        (difference for difference in e.differences if difference.hides_pruning), None
+    )
+    if difference is None:
         return None
-    notices = [caveat("not-comparable", difference=one)]
-    if one.kind == PARALLELISM and (all_ranks := _over_all_ranks(e)) is not None:
+    notices = [caveat("not-comparable", difference=difference)]
+    if difference.kind == PARALLELISM and (all_ranks := _compare_all_ranks(e)) is not None:
         notices.append(all_ranks)
-    return Reason(kind=one.kind, notices=tuple(notices))
+    return Reason(kind=difference.kind, notices=tuple(notices))
 
 
-def _over_all_ranks(e: Evidence) -> Notice | None:
-    """The FLOPs of all ranks of the pruned side against those of the dense one, as if each rank did
-    as much; None where one of the numbers is not known."""
+def _compare_all_ranks(e: Evidence) -> Notice | None:
+    """Compare the FLOPs of all ranks of both sides, as if each rank did as much as the traced one.
+
+    None is returned where one of the numbers is unknown.
+    """
     old, new = e.ranks
     sums = [
         sum(c.flop * c.count for c in calls.values() if c.flop is not None)
@@ -61,7 +65,7 @@ OTHER_WORK = "other-work"  # a kind of Reason
 
 
 def replaced(e: Evidence) -> Reason | None:
-    """No linear of the model is a GEMM any more, and other ops replace them."""
+    """Return a reason where no linear of the model is a GEMM: other ops replace them."""
     linears = [p for p in e.pairs if p.key[1] in _LINEARS and p.dense is not None]
     if not linears or any(p.pruned is not None for p in linears):
         return None
@@ -93,7 +97,7 @@ _SMALLER = ("N", "K", "NK", "heads", "rank", "gone")
 
 
 def other_dtype(e: Evidence) -> Reason | None:
-    """GEMMs that run in another dtype than the dense ones, none of them smaller."""
+    """Return a reason where GEMMs run in another number format, and none of them is smaller."""
     dtypes = gemm_dtypes(e)
     if dtypes is None or any(p.axis in _SMALLER for p in e.pairs):
         return None
@@ -113,15 +117,15 @@ def gemm_dtypes(e: Evidence) -> tuple[str, str] | None:
 
 
 def inputs(e: Evidence) -> Reason | None:
-    """Another batch or length: rows of every linear in one ratio."""
-    found = other_inputs(e.pairs, e.convolutions)
-    if found is None:
+    """Return a reason where rows of every linear changed in one ratio: another batch or length."""
+    changed = other_inputs(e.pairs, e.convolutions)
+    if changed is None:
         return None
-    return Reason(kind=found.kind, notices=(caveat("not-comparable", difference=found),))
+    return Reason(kind=changed.kind, notices=(caveat("not-comparable", difference=changed),))
 
 
 def larger(e: Evidence) -> Reason | None:
-    """GEMMs that are larger than their dense partners, while none is smaller."""
+    """Return a reason where GEMMs are larger than their dense partners, and none is smaller."""
     found: list[Pair] = []
     for pair in e.pairs:
         if pair.pruned is None:
@@ -141,7 +145,7 @@ def larger(e: Evidence) -> Reason | None:
 
 
 def other_attention(e: Evidence) -> Reason | None:
-    """Attention computed by other ops, while no linear moved."""
+    """Return a reason where other ops compute attention, and no linear moved."""
 
     def ops(side: Callable[[Pair], Call | None]) -> set[str]:
         calls = (side(p) for p in e.pairs if p.is_of_attention)
@@ -155,7 +159,7 @@ def other_attention(e: Evidence) -> Reason | None:
 
 
 def other_work(e: Evidence) -> Reason | None:
-    """No GEMM moved, and other units came or went."""
+    """Return a reason where no GEMM moved, and other units came or went."""
     added, removed = _names(e, e.units.added), _names(e, e.units.removed)
     if not added and not removed:
         return None
@@ -169,13 +173,15 @@ def other_work(e: Evidence) -> Reason | None:
 
 
 def more_ops(e: Evidence) -> Reason | None:
-    """No GEMM moved and no unit came, and pointwise ops run more often within the units. Where the
-    activation op differs, these compute it."""
-    found = e.more_calls
-    if not found or e.activation is not None:
+    """Return a reason where pointwise ops run more often within the units, and nothing else moved.
+
+    No GEMM moved and no unit came. Where the activation op differs, these ops compute it.
+    """
+    more_calls = e.more_calls
+    if not more_calls or e.activation is not None:
         return None
-    ops = [one.notice for one in found[:3]]
-    ops += [caveat("and-more", count=len(found) - 3)] if len(found) > 3 else []
+    ops = [calls.notice for calls in more_calls[:3]]
+    ops += [caveat("and-more", count=len(more_calls) - 3)] if len(more_calls) > 3 else []
     often = caveat("called-more-often", ops=ops)
     return Reason(kind=OTHER_WORK, notices=(often, *e.hidden()), confidence=0.7)
 
@@ -197,7 +203,7 @@ def activation(e: Evidence) -> Reason | None:
 
 
 def other_activation(dense: Kernels, pruned: Kernels) -> Reason | None:
-    """The ops that compute the activation, where both sides use different ones."""
+    """Return a reason where both sides compute the activation with different ops."""
     old, new = (
         {
             str(op).rstrip("_")

@@ -212,7 +212,7 @@ def _judge_unmoved(e: Evidence) -> FamilyVerdict:
     if channels:
         return FamilyVerdict(id="unknown", confidence=0.5, evidence=channels)
     why = reason(e, NOTHING_MOVED)
-    mostly_hidden = any(one.share > _MOSTLY for one in e.unread)
+    mostly_hidden = any(unread.share > _MOSTLY for unread in e.unread)
     if why is not None and not (mostly_hidden and why.kind == OTHER_WORK):
         return _outside(why)
     if hidden := e.hidden():

@@ -329,7 +329,7 @@ def _layer_kinds(cfg: Mapping[str, Any], own: Unwritten, layers: int) -> Fields:
     if pattern:
         layout = "".join("s" if (i + 1) % pattern else "f" for i in range(layers))
     else:
-        layout = ("f" * (first_sliding or 0)).ljust(layers, "s")[:layers]
+        layout = "".ljust(first_sliding or 0, "f").ljust(layers, "s")[:layers]
     return {"window": window, "sliding_layers": layout.count("s"), "layout": layout}
 
 

@@ -20,7 +20,7 @@ from prunescope.analysis.comparison.other_inputs import other_inputs
 from prunescope.analysis.comparison.replacements import with_replacements
 from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.kernels.frame import ModuleRoles
-from prunescope.analysis.ledger.gemms import calls_of, pair_calls
+from prunescope.analysis.ledger.gemms import collect_gemm_calls, pair_calls
 from prunescope.analysis.schema.pair_comparison import Difference
 from tests.property.drawn_kernels import TIMES, Row, decoders, kernels, layer_rows
 from tests.records import kernel_row, phase_of, product
@@ -44,7 +44,7 @@ def test_a_side_compares_with_itself_as_it_is(rows: list[Row]) -> None:
     equal = with_equal_information(side, side)
     assert same((equal.dense, equal.pruned), (side, side))
     assert equal.one_sided == ()
-    calls = calls_of(side.kernels)
+    calls = collect_gemm_calls(side.kernels)
     assert differences(side, side, pair_calls(calls, calls)) == ()
     assert other_inputs(pair_calls(calls, calls)) is None
 
@@ -77,7 +77,7 @@ def test_products_that_one_side_fuses_are_one_role_on_both_and_stay_so(
     dense, pruned = sides if is_dense else reversed(sides)
     equal = with_equal_fusion(dense, pruned)
     assert all(set(frame["role"]) == {"qkv"} for frame in frames(equal))
-    pairs = pair_calls(*(calls_of(side.kernels) for side in equal))
+    pairs = pair_calls(*(collect_gemm_calls(side.kernels) for side in equal))
     assert [pair.axis for pair in pairs] == ["none"] * layers
     assert same(with_equal_fusion(*equal), equal)
 
@@ -109,7 +109,7 @@ def test_rows_of_every_linear_in_one_ratio_are_other_inputs_in_any_order(
         return product(call.shapes[1][1], call.shapes[1][0], m=m)
 
     longer = [{**row, "of": scaled(row["of"])} if row["class"] == "matmul" else row for row in rows]
-    pairs = pair_calls(calls_of(kernels(rows)), calls_of(kernels(longer)))
+    pairs = pair_calls(collect_gemm_calls(kernels(rows)), collect_gemm_calls(kernels(longer)))
     inputs = other_inputs(pairs)
     assert inputs is not None
     assert (inputs.dense, inputs.pruned, inputs.hides_pruning) == (1, times, True)

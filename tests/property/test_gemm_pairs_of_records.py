@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from prunescope.analysis.comparison.more_calls import more_calls
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger import pairing
-from prunescope.analysis.ledger.gemms import Pair, calls_of, pair_calls, report_rows, single_rows
+from prunescope.analysis.ledger.gemms import (
+    Pair,
+    build_gemm_rows,
+    build_single_rows,
+    collect_gemm_calls,
+    pair_calls,
+)
 from prunescope.analysis.schema.report import FamilyVerdict
 from prunescope.analysis.verdict.evidence import Evidence
 from prunescope.analysis.verdict.verdict import verdict
@@ -25,7 +31,7 @@ FAMILIES = {family.id for family in families()}
 
 def paired(dense: Kernels, pruned: Kernels) -> list[Pair]:
     units = pairing.pair(dense, pruned)
-    return pair_calls(calls_of(dense), calls_of(pruned, units.alignment))
+    return pair_calls(collect_gemm_calls(dense), collect_gemm_calls(pruned, units.alignment))
 
 
 def family_of(dense: Kernels, pruned: Kernels) -> FamilyVerdict:
@@ -41,14 +47,14 @@ def test_every_gemm_of_a_step_is_read_once_with_all_of_its_time(
     rows: list[Row], steps: int
 ) -> None:
     side = kernels(rows, steps=steps)
-    calls = calls_of(side).values()
+    calls = collect_gemm_calls(side).values()
     products = [row for row in rows if row["class"] != "pointwise"]
     assert sum(call.busy for call in calls) == pytest.approx(sum(row["busy"] for row in products))
     assert all(call.count == 1 for call in calls)
     flop = sum(call.flop or 0 for call in calls if call.role != "attention")
     assert flop == sum(2 * m * k * n for row in products if row["role"] != "attention"
                        for (m, k), (_, n) in [row["of"].shapes])  # fmt: skip
-    table = single_rows(calls_of(side))
+    table = build_single_rows(collect_gemm_calls(side))
     assert sum(gemm.busy_ns for gemm in table) == pytest.approx(sum(call.busy for call in calls))
 
 
@@ -61,11 +67,11 @@ def test_every_gemm_of_both_sides_is_in_exactly_one_pair(
     pairs = paired(*sides)
     for name, side in zip(("dense", "pruned"), sides, strict=True):
         calls = [getattr(pair, name) for pair in pairs if getattr(pair, name) is not None]
-        assert len({id(call) for call in calls}) == len(calls) == len(calls_of(side))
+        assert len({id(call) for call in calls}) == len(calls) == len(collect_gemm_calls(side))
     assert {pair.axis for pair in pairs} <= {"none", "gone", "added"}  # the widths are the same
     assert all((pair.axis == "gone") == (pair.pruned is None) for pair in pairs)
     assert all((pair.axis == "added") == (pair.dense is None) for pair in pairs)
-    table = report_rows(pairs, promised=1.0, exact_layers=True)
+    table = build_gemm_rows(pairs, promised=1.0, exact_layers=True)
     lost = sum(gemm.loss_ns or 0.0 for gemm in table if gemm.dense_busy_ns is not None)
     assert lost == pytest.approx(sum((pair.pruned.busy if pair.pruned else 0) - pair.dense.busy
                                      for pair in pairs if pair.dense), abs=1e-3)  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from prunescope.analysis.ledger.dynamic_overhead import of_saved
+from prunescope.analysis.ledger.dynamic_overhead import weigh_added_work
 from prunescope.analysis.pareto import pareto
 from prunescope.analysis.pareto.cells import recompute
 from prunescope.analysis.pareto.write import to_json, write_pareto
@@ -226,7 +226,7 @@ def test_added_work_is_a_share_of_what_was_saved_before_it() -> None:
         example.row("added_work", 0.5, *parts),
         example.row("pruned", 9.0),
     ]
-    found = of_saved(ledger)
+    found = weigh_added_work(ledger)
     assert found is not None
     assert found.saved_ns == pytest.approx(1.5 * MS)
     assert found.share_of_saved == pytest.approx(1 / 3)
@@ -235,7 +235,7 @@ def test_added_work_is_a_share_of_what_was_saved_before_it() -> None:
     assert [p.name for p in found.parts] == ["x", "router"]
     assert found.parts[0].share_of_saved == pytest.approx(0.2)
     ledger[2] = example.row("pruned", 11.0)
-    slower = of_saved(ledger)
+    slower = weigh_added_work(ledger)
     assert slower is not None
     assert slower.share_of_saved is None  # nothing was saved
 

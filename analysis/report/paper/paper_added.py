@@ -107,7 +107,7 @@ def _added_rows(panel: Panel, point: SweepPoint) -> list[Row]:
             "part": part.name,
             "ns": part.ns,
             "of_dense": part.ns / point.ledger["dense"],
-            "of_saved": part.share_of_saved,
+            "weigh_added_work": part.share_of_saved,
             "sum_ns": added.added_ns,
             **interval_ends(added.added_ci95, "sum_"),
             "realised": point.realised,

@@ -382,10 +382,12 @@ def expert_channels(e: Evidence, stream: Widths = frozenset()) -> tuple[int, int
         of_role = [p for p in e.pairs if p.key[1] == role]
         dense = [_weight_size(p.dense) for p in of_role]
         pruned = [_weight_size(p.pruned) for p in of_role]
-        in_step = [_fallen_axis(new, [old], stream) for old, new in zip(dense, pruned, strict=True)]
+        scale_to_step = [
+            _fallen_axis(new, [old], stream) for old, new in zip(dense, pruned, strict=True)
+        ]
         # Where another number of experts was hit, calls are out of step; then any weight serves.
         anywhere = [_fallen_axis(new, dense, stream) for new in pruned]
-        moved = min(in_step, anywhere, key=lambda m: m.count(""))
+        moved = min(scale_to_step, anywhere, key=lambda m: m.count(""))
         narrow, down = narrow + moved.count("N"), down + moved.count("K")
     return (narrow, down) if narrow and down else (0, 0)
 

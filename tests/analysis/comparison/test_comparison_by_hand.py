@@ -25,7 +25,7 @@ from prunescope.analysis.comparison.other_inputs import (
 from prunescope.analysis.comparison.replacements import with_replacements
 from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.kernels.frame import HostWork, Kernels, ModuleRoles
-from prunescope.analysis.ledger.gemms import Pair, calls_of, pair_calls
+from prunescope.analysis.ledger.gemms import Pair, collect_gemm_calls, pair_calls
 from prunescope.analysis.schema.pair_comparison import Difference
 from prunescope.taxonomy.runs.run import PhaseRun
 from tests.records import flash_attention, kernel_row, kernels_of, ledger_of, phase_of, product
@@ -36,7 +36,7 @@ Rows = list[dict[str, Any]]
 
 
 def pairs_of(dense: Kernels, pruned: Kernels) -> list[Pair]:
-    return pair_calls(calls_of(dense), calls_of(pruned))
+    return pair_calls(collect_gemm_calls(dense), collect_gemm_calls(pruned))
 
 
 # -- one GEMM in the place of several -----------------------------------------------------------

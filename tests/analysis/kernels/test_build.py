@@ -18,7 +18,7 @@ from prunescope.analysis.kernels import linked_phase
 from prunescope.analysis.kernels.build import KernelsBuilder, PassContext
 from prunescope.analysis.kernels.frame import HostWork, Kernels, ModuleRoles, OpShapes
 from prunescope.analysis.kernels.linked_phase import LinkedTrace
-from prunescope.analysis.ledger.gemms import calls_of, pair_calls
+from prunescope.analysis.ledger.gemms import collect_gemm_calls, pair_calls
 from prunescope.analysis.ledger.pairing import pair
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.ops.work import work_of
@@ -55,7 +55,7 @@ def test_kernels_by_hand_are_read_by_the_ledger() -> None:
 
     dense, pruned = product(32), product(16)
     units = pair(dense, pruned, None)
-    (gemms,) = pair_calls(calls_of(dense), calls_of(pruned, units.alignment))
+    (gemms,) = pair_calls(collect_gemm_calls(dense), collect_gemm_calls(pruned, units.alignment))
     assert units.matched.all() and gemms.axis == "N"
 
 

@@ -286,11 +286,11 @@ def test_every_call_that_waits_is_named() -> None:
     assert str(both) == "9 waits (cudaStreamSynchronize, cudaDeviceSynchronize)"
 
 
-@pytest.mark.parametrize("in_step", [1, 3])
-def test_stops_are_counted_by_call_and_kind(in_step: int, tmp_path: Path) -> None:
-    """Between two kernels of each step lie `in_step` calls of a kind that one name has: a copy from
-    pageable memory and a wait, far shorter than the work of the host in the same gap. Another wait
-    follows the last kernel, and a copy from pinned memory holds nothing up."""
+@pytest.mark.parametrize("copies_per_step", [1, 3])
+def test_stops_are_counted_by_call_and_kind(copies_per_step: int, tmp_path: Path) -> None:
+    """Between two kernels of each step lie `copies_per_step` calls of a kind that one name has: a
+    copy from pageable memory and a wait, far shorter than the work of the host in the same gap.
+    Another wait follows the last kernel, and a copy from pinned memory holds nothing up."""
     steps = [step(n, MM, *[MM, gap(us=500, launch=True)] * 2, MM) for n in range(2)]
     trace = late(chrome(*steps), every=True)
     events = trace["traceEvents"]
@@ -301,7 +301,7 @@ def test_stops_are_counted_by_call_and_kind(in_step: int, tmp_path: Path) -> Non
         first, last = kernels[number * half], kernels[(number + 1) * half - 1]
         mark["ts"] = first["ts"] - 2
         mark["dur"] = last["ts"] + 5 - mark["ts"]
-        names = ["cudaMemcpyAsync", "cudaStreamSynchronize"] * in_step
+        names = ["cudaMemcpyAsync", "cudaStreamSynchronize"] * copies_per_step
         calls = [(name, first["ts"] + 11 + 3 * i) for i, name in enumerate(names)]
         calls += [("cudaMemcpyAsync", first["ts"] + 450), ("cudaStreamSynchronize", last["ts"] + 1)]
         for at, (name, ts) in enumerate(calls):
@@ -318,8 +318,8 @@ def test_stops_are_counted_by_call_and_kind(in_step: int, tmp_path: Path) -> Non
     bound = finding(told(save(trace, tmp_path / "t.json")), "launch-bound")
     assert bound is not None and bound.change is not None
     counted = "once the 3 waits (cudaStreamSynchronize) and 3 copies of a step are removed"
-    assert (counted in bound.change) is (in_step == 3)
-    assert ("no graph can hold" in bound.change) is (in_step == 3)
+    assert (counted in bound.change) is (copies_per_step == 3)
+    assert ("no graph can hold" in bound.change) is (copies_per_step == 3)
 
 
 @pytest.mark.parametrize(("us", "cause"), [(900, "device"), (1100, "held")])

@@ -17,7 +17,7 @@ from prunescope.analysis.ledger.dynamic_overhead import (
     KEY_VALUE,
     WEIGHTS,
     break_even,
-    of_saved,
+    weigh_added_work,
 )
 from prunescope.analysis.schema.report import Overhead, OverheadPart, Phase
 from tests.analysis.finding_cases import BF16, layers, mm, pair, pointwise, report, sdpa
@@ -246,11 +246,11 @@ def test_pareto_tells_the_parts_of_the_report() -> None:
         ],
         added_ns=2e6, saved_ns=3e6, sparsity=0.5, break_even=0.4,
     )  # fmt: skip
-    added = of_saved(ledger, told)
+    added = weigh_added_work(ledger, told)
     assert added is not None
     assert added.saved_ns == pytest.approx(3e6)  # 10 - 9 + 2 ms
     assert added.share_of_saved == pytest.approx(2 / 3)
     assert added.without == pytest.approx(10 / 7)  # 9 - 2 ms
     assert (added.sparsity, added.break_even) == (0.5, 0.4)
     assert [(part.name, part.ns) for part in added.parts] == [(HOST, 1.5e6), ("gather", 0.5e6)]
-    assert of_saved(None) is None
+    assert weigh_added_work(None) is None

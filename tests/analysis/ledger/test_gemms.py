@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from prunescope.analysis.device.hardware import find_device
-from prunescope.analysis.ledger.gemms import Call, pair_calls, report_rows
+from prunescope.analysis.ledger.gemms import Call, build_gemm_rows, pair_calls
 from prunescope.analysis.pipeline import Analysis, analyze
 from prunescope.analysis.report import measured
 from prunescope.analysis.schema.report import GemmRow as Row
@@ -188,7 +188,7 @@ def test_a_rank_is_one_pair_in_two_rows() -> None:
     }
     pairs = pair_calls(dense, pruned)
     assert [p.axis for p in pairs] == ["rank", "rank"]
-    first, second = report_rows(pairs, promised=0.5, exact_layers=True)
+    first, second = build_gemm_rows(pairs, promised=0.5, exact_layers=True)
     by_n = {r.n: r for r in (first, second)}
     assert (by_n[16].dense_busy_ns, by_n[128].dense_busy_ns) == (96.0, 128.0)
     assert by_n[16].loss_ns == 30.0 - 0.5 * 96.0
@@ -252,7 +252,9 @@ def test_rows_gather_layers_of_one_make() -> None:
         return {(i, "up", "gate_up", 0): call(Gemm(64, n, 96), layer=i) for i in layers}
 
     pruned = {**keyed(64, range(3)), **keyed(128, range(3, 5))}
-    rows = report_rows(pair_calls(keyed(128, range(6)), pruned), promised=0.5, exact_layers=True)
+    rows = build_gemm_rows(
+        pair_calls(keyed(128, range(6)), pruned), promised=0.5, exact_layers=True
+    )
     told = {(r.axis, r.n): (r.layers, r.count, r.busy_ns, r.dense_busy_ns) for r in rows}
     assert told == {
         ("N", 64): ([0, 1, 2], 3, 300.0, 300.0), ("none", 128): ([3, 4], 2, 200.0, 200.0),
@@ -266,7 +268,7 @@ def test_rows_gather_layers_of_one_make() -> None:
 
 def test_removed_layers_are_not_listed_where_indices_say_nothing() -> None:
     dense = {(i, "up", "gate_up", 0): call(OLD, layer=i) for i in range(2)}
-    rows = report_rows(
+    rows = build_gemm_rows(
         pair_calls(dense, {(0, "up", "gate_up", 0): call(OLD)}), promised=None, exact_layers=False
     )
     gone: Row = next(r for r in rows if r.axis == "gone")

@@ -8,8 +8,13 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.kernels.frame import OpShapes
-from prunescope.analysis.ledger.dynamic_overhead import of_saved
-from prunescope.analysis.ledger.gemms import calls_of, pair_calls, report_rows, single_rows
+from prunescope.analysis.ledger.dynamic_overhead import weigh_added_work
+from prunescope.analysis.ledger.gemms import (
+    build_gemm_rows,
+    build_single_rows,
+    collect_gemm_calls,
+    pair_calls,
+)
 from prunescope.analysis.ledger.ledger import ROWS
 from prunescope.analysis.ledger.pairing import pair
 from prunescope.analysis.ops.call import OpCall
@@ -107,21 +112,21 @@ def test_a_gemm_without_rows_has_the_widths_that_a_config_gives() -> None:
     kernels = kernels_of(kernel_row(0, "up", product(96, 64)))
     call = kernels.shapes.calls[0]
     shapes = OpShapes(calls=[call], works=[None], widths={0: (96, 64)})
-    (gemm,) = calls_of(replace(kernels, shapes=shapes)).values()
+    (gemm,) = collect_gemm_calls(replace(kernels, shapes=shapes)).values()
     assert (gemm.batch, gemm.m, gemm.n, gemm.k, gemm.flop) == (1, None, 96, 64, None)
 
 
 def test_the_ideal_time_of_a_gemm_is_that_of_a_step() -> None:
     """Two steps of one GEMM of 10 us, the least time of which is 5 us."""
     up = {**kernel_row(0, "up", product(96, 64), busy=10 * US), "ideal": 5.0 * US}
-    (gemm,) = single_rows(calls_of(kernels_of(up, steps=2)))
+    (gemm,) = build_single_rows(collect_gemm_calls(kernels_of(up, steps=2)))
     assert (gemm.busy_ns, gemm.ideal_ns, gemm.efficiency) == (10 * US, 5 * US, 0.5)
 
 
 def test_an_added_gemm_has_no_dense_time_and_loses_nothing_of_a_promise() -> None:
     up, router = (kernel_row(0, role, product(96, 64)) for role in ("up", "router"))
-    dense, pruned = (calls_of(kernels_of(*rows)) for rows in ([up], [up, router]))
-    rows = report_rows(pair_calls(dense, pruned), promised=0.5, exact_layers=True)
+    dense, pruned = (collect_gemm_calls(kernels_of(*rows)) for rows in ([up], [up, router]))
+    rows = build_gemm_rows(pair_calls(dense, pruned), promised=0.5, exact_layers=True)
     (added,) = (row for row in rows if row.group == "added")
     assert (added.dense_busy_ns, added.promised_ns, added.loss_ns) == (None, None, None)
 
@@ -130,19 +135,21 @@ def test_a_family_that_adds_nothing_has_no_share_of_what_it_saves() -> None:
     """Dense 100, pruned 80; 20 saved, of which 5 added would be a fifth of the 25 saved before."""
     rows = {name: Row(row=name, ns=0.0) for name in ROWS}
     rows["dense"].ns, rows["pruned"].ns = 100.0, 80.0
-    assert of_saved(rows.values()) is None
+    assert weigh_added_work(rows.values()) is None
     rows["added_work"].ns = 5.0
-    added = of_saved(rows.values())
+    added = weigh_added_work(rows.values())
     assert added is not None
     assert (added.saved_ns, added.share_of_saved, added.without) == (25.0, 0.2, 100 / 75)
     rows["added_work"].ns = -5.0
-    assert of_saved(rows.values()) is None
+    assert weigh_added_work(rows.values()) is None
 
 
 def test_places_decide_where_each_gemm_keeps_a_width_though_another_one_has_its_size() -> None:
     """N 96 and 48 became 48 and 24: the first is no copy of the second one."""
     dense, pruned = (
-        calls_of(kernels_of(*[kernel_row(None, "unknown", product(n, 64)) for n in widths]))
+        collect_gemm_calls(
+            kernels_of(*[kernel_row(None, "unknown", product(n, 64)) for n in widths])
+        )
         for widths in ((96, 48), (48, 24))
     )
     pairs = pair_calls(dense, pruned)
@@ -157,7 +164,7 @@ def test_products_of_an_eager_attention_are_queries_by_keys_and_scores_by_values
     values = OpCall("aten::bmm", ((4, 32, 32), (4, 32, 16)), ("float", "float"))
     rows = [{**kernel_row(0, "attention", call), "kind": "batched_gemm", "class": "attention"}
             for call in (scores, values, scores, values)]  # fmt: skip
-    calls = calls_of(kernels_of(*rows))
+    calls = collect_gemm_calls(kernels_of(*rows))
     assert [(key[2], key[3], call.n, call.k) for key, call in calls.items()] == [
         ("qk", 0, 32, 16), ("pv", 0, 16, 32), ("qk", 1, 32, 16), ("pv", 1, 16, 32),
     ]  # fmt: skip

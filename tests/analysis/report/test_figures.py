@@ -248,7 +248,7 @@ def test_a_figure_is_shown_or_its_absence_told(tmp_path: Path) -> None:
 def test_a_long_model_name_is_cut_before_the_phase() -> None:
     report = example.two_phases()
     report.subject = {**report.subject, "model": "a" * 90, "method": "static-m"}
-    title = titles.of_what(report, "prefill", 55)
+    title = titles.short_subject(report, "prefill", 55)
     assert len(title) == 55 and title.endswith("a…, static-m, prefill")
 
 
@@ -260,4 +260,4 @@ def test_what_is_no_family_is_no_word_of_a_title(no_family: str) -> None:
     family = msgspec.structs.replace(phase.family, id=no_family)
     report.phases = {"prefill": msgspec.structs.replace(phase, family=family)}
     report.subject.pop("method", None)
-    assert no_family not in titles.of_what(report, "prefill")
+    assert no_family not in titles.short_subject(report, "prefill")
