@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from prunescope.analysis.comparison.convolutions import Convolution
-from prunescope.analysis.comparison.differences import FIRST_CALLS, differences
+from prunescope.analysis.comparison.differences import FIRST_CALLS, differences, other_model
 from prunescope.analysis.comparison.equal_information import (
     with_equal_fusion,
     with_equal_information,
@@ -148,6 +148,13 @@ def test_a_kernel_beside_the_work_of_its_module_is_added_work() -> None:
     assert ledger_with_replacements(in_scopes(ATTENTION), both)["added_work"] == 3 * 9 * US
 
 
+def test_a_replaced_product_outside_of_all_layers_is_found_by_its_role() -> None:
+    head = kernel_row(None, "lm_head", product(512, 64), busy=10 * US)
+    mystery = unknown("kernel_9", 9 * US, layer=None, role="lm_head")
+    replaced = with_replacements(kernels_of(mystery), kernels_of(head))
+    assert replaced.frame["class"].to_list() == ["matmul"]
+
+
 def test_what_is_missing_of_a_module_is_its_product_before_its_longer_other_work() -> None:
     """A linear of 10 us and a copy of 50 us in one module became one kernel."""
     linear = kernel_row(0, "up", product(64, 64), busy=10 * US)
@@ -203,6 +210,28 @@ def test_a_narrower_model_is_no_other_input(
     for layers, ratio in (((0, 1), of_linears), ((None,), of_products)):
         inputs = inputs_of(linears(layers=layers), linears(layers=layers, m=m, width=width))
         assert (None if inputs is None else inputs.pruned) == ratio
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "is_another"),
+    [
+        (128, 32, True),  # wider, of a narrower stream: no pruning does that
+        (48, 128, True),
+        (48, 32, False),
+        (128, 128, False),
+        (96, 32, False),  # one dimension is as before
+    ],
+)
+def test_a_linear_that_is_larger_and_smaller_is_of_another_model(
+    *, n: int, k: int, is_another: bool
+) -> None:
+    """Than the one of its role on the dense side, with N 96 and K 64."""
+    sides = [kernels_of(kernel_row(0, "up", product(*size))) for size in ((96, 64), (n, k))]
+    difference = other_model(pairs_of(*sides))
+    assert (difference is not None) == is_another
+    if difference is not None:
+        assert (difference.kind, difference.hides_pruning) == ("linears", True)
+        assert difference.pruned == f"up of N {n}, K {k}"
 
 
 def images(batch: int, channels: int = 16) -> tuple[tuple[int, ...], tuple[int, ...]]:
