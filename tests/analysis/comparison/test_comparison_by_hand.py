@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 
 from prunescope.analysis.comparison.convolutions import Convolution
-from prunescope.analysis.comparison.differences import FIRST_CALLS, differences
+from prunescope.analysis.comparison.differences import FIRST_CALLS, differences, other_model
 from prunescope.analysis.comparison.equal_information import (
     with_equal_fusion,
     with_equal_information,
+    with_roles_of,
 )
+from prunescope.analysis.comparison.more_calls import more_calls
 from prunescope.analysis.comparison.other_inputs import (
     BATCH_SIZE,
     FORWARDS,
+    batch_ratio,
     input_text,
     other_inputs,
 )
@@ -26,6 +29,7 @@ from prunescope.analysis.comparison.replacements import with_replacements
 from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.kernels.frame import HostWork, Kernels, ModuleRoles
 from prunescope.analysis.ledger.gemms import Pair, collect_gemm_calls, pair_calls
+from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.schema.pair_comparison import Difference
 from prunescope.taxonomy.runs.run import PhaseRun
 from tests.records import flash_attention, kernel_row, kernels_of, ledger_of, phase_of, product
@@ -144,6 +148,13 @@ def test_a_kernel_beside_the_work_of_its_module_is_added_work() -> None:
     assert ledger_with_replacements(in_scopes(ATTENTION), both)["added_work"] == 3 * 9 * US
 
 
+def test_a_replaced_product_outside_of_all_layers_is_found_by_its_role() -> None:
+    head = kernel_row(None, "lm_head", product(512, 64), busy=10 * US)
+    mystery = unknown("kernel_9", 9 * US, layer=None, role="lm_head")
+    replaced = with_replacements(kernels_of(mystery), kernels_of(head))
+    assert replaced.frame["class"].to_list() == ["matmul"]
+
+
 def test_what_is_missing_of_a_module_is_its_product_before_its_longer_other_work() -> None:
     """A linear of 10 us and a copy of 50 us in one module became one kernel."""
     linear = kernel_row(0, "up", product(64, 64), busy=10 * US)
@@ -201,6 +212,28 @@ def test_a_narrower_model_is_no_other_input(
         assert (None if inputs is None else inputs.pruned) == ratio
 
 
+@pytest.mark.parametrize(
+    ("n", "k", "is_another"),
+    [
+        (128, 32, True),  # wider, of a narrower stream: no pruning does that
+        (48, 128, True),
+        (48, 32, False),
+        (128, 128, False),
+        (96, 32, False),  # one dimension is as before
+    ],
+)
+def test_a_linear_that_is_larger_and_smaller_is_of_another_model(
+    *, n: int, k: int, is_another: bool
+) -> None:
+    """Than the one of its role on the dense side, with N 96 and K 64."""
+    sides = [kernels_of(kernel_row(0, "up", product(*size))) for size in ((96, 64), (n, k))]
+    difference = other_model(pairs_of(*sides))
+    assert (difference is not None) == is_another
+    if difference is not None:
+        assert (difference.kind, difference.hides_pruning) == ("linears", True)
+        assert difference.pruned == f"up of N {n}, K {k}"
+
+
 def images(batch: int, channels: int = 16) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The input and the weight of a patch embedding."""
     return (batch, 3, 32, 32), (channels, 3, 4, 4)
@@ -223,6 +256,51 @@ def test_convolutions_alone_tell_the_batch() -> None:
     )
     narrower = Convolution(images(8), images(4, channels=8))
     assert (narrower.is_narrower, inputs_of([], [], narrower)) == (True, None)
+
+
+def batched(batch: int, rows: int) -> Rows:
+    """A linear, and a product of activations in batches, without roles."""
+    activations = OpCall("aten::bmm", ((batch, 16, 8), (batch, 8, 16)), ("float", "float"))
+    return [kernel_row(None, "unknown", call) for call in (product(96, 64, m=rows), activations)]
+
+
+def test_half_of_a_batch_of_two_is_the_batch() -> None:
+    half = inputs_of(batched(2, 64), batched(1, 32))
+    assert half == Difference(BATCH_SIZE, 1, 0.5, hides_pruning=True)
+
+
+@pytest.mark.parametrize(("dense", "pruned"), [(0, 2), (2, 0), (-1, 2), ("2", 1)])
+def test_a_forged_batch_has_no_ratio(dense: Any, pruned: Any) -> None:
+    assert batch_ratio([Difference("batch", dense, pruned, hides_pruning=True)]) is None
+    assert batch_ratio([Difference("batch", 2, 1, hides_pruning=True)]) == 0.5
+
+
+# -- roles of the other side, and calls that it lacks -------------------------------------------
+
+
+def test_unnamed_linears_take_the_roles_that_their_layer_lacks() -> None:
+    """By order and shape: one width of each is as the reference has it, or no role is taken."""
+    reference = [kernel_row(0, role, product(n, k))
+                 for role, n, k in (("q", 64, 64), ("up", 96, 64), ("down", 64, 96))]  # fmt: skip
+    named, other_model = ["q", "up", "down"], ["q", "unknown", "unknown"]
+    for sizes, roles in ((((48, 64), (64, 48)), named), (((48, 32), (32, 48)), other_model)):
+        unnamed = [kernel_row(0, "unknown", product(*size)) for size in sizes]
+        kernels = with_roles_of(kernels_of(reference[0], *unnamed), kernels_of(*reference))
+        assert kernels.frame["role"].to_list() == roles
+
+
+def test_ops_that_run_more_often_are_sorted_by_their_time_and_then_by_name() -> None:
+    def calls(*times: tuple[str, int]) -> Kernels:
+        rows = [kernel_row(0, "up", product(96, 64))]
+        for name, busy in times:
+            call = OpCall(name, ((96, 64), (96, 64)), ("float", "float"))
+            rows.append({**kernel_row(None, "unknown", busy=busy), "of": call})
+        return kernels_of(*rows)
+
+    more = more_calls(calls(), calls(("aten::mul", 10), ("aten::add", 10), ("aten::div", 30)))
+    assert [(call.op, call.dense, call.pruned, call.ns) for call in more] == [
+        ("aten::div", 0, 1, 30), ("aten::add", 0, 1, 10), ("aten::mul", 0, 1, 10),
+    ]  # fmt: skip
 
 
 # -- replays and first calls --------------------------------------------------------------------

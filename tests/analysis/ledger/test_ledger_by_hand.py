@@ -15,7 +15,7 @@ from prunescope.analysis.ledger.gemms import (
     collect_gemm_calls,
     pair_calls,
 )
-from prunescope.analysis.ledger.ledger import ROWS
+from prunescope.analysis.ledger.ledger import ROWS, ratios
 from prunescope.analysis.ledger.pairing import pair
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.schema.report import Row
@@ -168,3 +168,42 @@ def test_products_of_an_eager_attention_are_queries_by_keys_and_scores_by_values
     assert [(key[2], key[3], call.n, call.k) for key, call in calls.items()] == [
         ("qk", 0, 32, 16), ("pv", 0, 16, 32), ("qk", 1, 32, 16), ("pv", 1, 16, 32),
     ]  # fmt: skip
+
+
+def test_a_gemm_that_is_gone_takes_no_time_and_no_auxiliary_kernels() -> None:
+    split = {**kernel_row(0, "up", product(96, 64)), "instance": 0}
+    reduction = {**split, "name": "splitKreduce", "kind": "gemm", "primary": False,
+                 "carries_work": False, "auxiliary": True, "busy": 300}  # fmt: skip
+    dense = calls_of(kernels_of(split, reduction))
+    (there,) = report_rows(pair_calls(dense, dense), promised=1.0, exact_layers=True)
+    assert (there.busy_ns, there.helper_ns) == (1_300, 300)
+    (gone,) = report_rows(pair_calls(dense, {}), promised=1.0, exact_layers=True)
+    assert (gone.busy_ns, gone.helper_ns, gone.count, gone.axis) == (0, 0, 0, "gone")
+
+
+def test_no_share_of_the_flops_was_removed_where_no_product_does_less() -> None:
+    dense, narrower, bare = (
+        kernels_of(row)
+        for row in (kernel_row(0, "up", product(96, 64)), kernel_row(0, "up", product(72, 64)),
+                    kernel_row(0, "up"))
+    )  # fmt: skip
+    shares = []
+    for pruned in (dense, narrower):
+        units = pair(dense, pruned)
+        shares.append(touched_sparsity(units, ratios(units, None)))
+    assert shares == [0.0, 0.25]
+    unknown = pair(bare, bare)
+    assert touched_sparsity(unknown, ratios(unknown, None)) is None
+
+
+@pytest.mark.xfail(
+    reason="times relative to the median layer of each side outvote times that agree exactly"
+)
+def test_layers_whose_times_agree_are_not_taken_for_layers_of_equal_proportion() -> None:
+    """The last two of four layers are gone; 30 and 10 us are as 15 and 5 to their median."""
+    dense, pruned = (
+        kernels_of(*[kernel_row(layer, "up", product(96, 64), busy=us * US)
+                     for layer, us in enumerate(times)])
+        for times in ((30, 10, 15, 5), (30, 10))
+    )  # fmt: skip
+    assert pair(dense, pruned).alignment.dense_layer == {0: 0, 1: 1}
