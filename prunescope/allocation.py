@@ -65,42 +65,43 @@ def read_problem(request: AllocateRequest) -> Problem:
     """Return the problem of a request, and read its dense run.
 
     Raises:
-        PrunescopeError: The request is invalid, the plan exists, or `build_problem` refuses it.
+        PrunescopeError: The request cannot be met, the plan exists, or `build_problem` refuses it.
     """
     if request.path.exists() and not request.overwrite:
         raise PrunescopeError(
             f"{request.path.name} exists", hint="--overwrite replaces it, or name another --out"
         )
     request.check()
-    asked, _ = build_cost_request(request)
+    cost_request, _ = build_cost_request(request)
     notes: list[str] = []
-    measured = None if asked.from_run is None else dense_phases(asked, notes)[1]
+    measured = None if cost_request.from_run is None else dense_phases(cost_request, notes)[1]
     return build_problem(request, measured, notes)
 
 
 def count_evaluations(problem: Problem) -> dict[str, Any]:
-    """Return the numbers of `--dry-run`: evaluations of the model, and how many are known."""
+    """Return the numbers of `--dry-run`.
+
+    They say how often the model is evaluated, and how many of these losses are known.
+    """
     shape, request = problem.costs.shape, problem.request
     layers = [shape.layer(number) for number in range(shape.layers)]
-    wanted = removals_of(
-        problem.sizes, [(removal.kv_heads, removal.intermediate) for removal in layers]
-    )
+    wanted = removals_of(problem.sizes, [(layer.kv_heads, layer.intermediate) for layer in layers])
     keys = {removal.key for removal in wanted}
     measured, losses = 0, request.losses_path
-    others: str | None = None
-    for path, found in losses_nearby(request.losses_path):
-        whose = differing_source(found, model=request.model_name, text=as_path(request.text))
-        if not whose:
-            pairs = sum(keys.issuperset(key.split(PAIR)) for key in found.removed if PAIR in key)
-            measured = 1 + len(keys & found.removed.keys()) + min(PAIRS, pairs)
-            losses, others = path, None
+    other_source: str | None = None
+    for path, known in losses_nearby(request.losses_path):
+        difference = differing_source(known, model=request.model_name, text=as_path(request.text))
+        if not difference:
+            pairs = sum(keys.issuperset(key.split(PAIR)) for key in known.removed if PAIR in key)
+            measured = 1 + len(keys & known.removed.keys()) + min(PAIRS, pairs)
+            losses, other_source = path, None
             break
         if path == request.losses_path:
-            others = whose
+            other_source = difference
     return {
         "evaluations": len(wanted) + PAIRS + 2,  # the dense model, and the planned one
         "measured": measured,
-        "losses_of": others,  # those that the file has, where they are of no use here
+        "losses_of": other_source,  # those that the file has, where they are of no use here
         "sequences": SEQUENCES,
         "losses": losses.name,
         "layers": shape.layers,
@@ -112,23 +113,30 @@ def count_evaluations(problem: Problem) -> dict[str, Any]:
 def allocate(request: AllocateRequest, progress: Progress | None = None) -> PlanOfLayers:
     """Decide and write the plan.
 
+    Args:
+        request: The model, the target, and where the plan goes.
+        progress: What shows each stage; None: nothing does.
+
+    Returns:
+        The plan.
+
     Raises:
-        PrunescopeError: The request is invalid, which is found before a model is loaded, or the
+        PrunescopeError: The request cannot be met, which is known before a model is loaded, or the
             target cannot be reached.
     """
     problem = read_problem(request)
     shown = progress or Silent()
-    losses = _measured(problem, shown)
+    losses = _measure_losses(problem, shown)
     choice = choose(problem, losses.sizes, losses.layers())
     shown.stage("pairs of removals")
     additivity = losses.additivity(shown.advance)
-    plan = _described(problem, losses, choice, additivity)
+    plan = _describe_plan(problem, losses, choice, additivity)
     _write(request, plan)
     return plan
 
 
-def _measured(problem: Problem, progress: Progress) -> ModelLosses:
-    """Return the losses of every removal, from the file next to the plan as far as it has them."""
+def _measure_losses(problem: Problem, progress: Progress) -> ModelLosses:
+    """Measure the loss of every removal that the file next to the plan does not have yet."""
     request = problem.request
     request.losses_path.parent.mkdir(parents=True, exist_ok=True)
     progress.stage("loading the model")
@@ -158,23 +166,23 @@ def _measured(problem: Problem, progress: Progress) -> ModelLosses:
     return losses
 
 
-def _described(
+def _describe_plan(
     problem: Problem, losses: ModelLosses, choice: Choice, additivity: Additivity
 ) -> PlanOfLayers:
+    """Return the plan of a choice, with what it is expected to give."""
     costs, chosen, uniform = problem.costs, choice.options, choice.uniform
     together = losses.together(chosen)
     shape = allocated_shape(costs.shape, chosen)
     phases = costs.expected(shape)
-    weighed = [(predicted.weight, predicted) for predicted in phases.values()]
-    dense_ns = sum(weight * predicted.dense_ns for weight, predicted in weighed)
+    weighed = [(phase.weight, phase) for phase in phases.values()]
+    dense_ns = sum(weight * phase.dense_ns for weight, phase in weighed)
 
     def speedup_at(ns: Sequence[float]) -> float:
         return dense_ns / sum(weight * t for (weight, _), t in zip(weighed, ns, strict=True))
 
-    speedup = speedup_at([predicted.ns for _, predicted in weighed])
+    speedup = speedup_at([phase.ns for _, phase in weighed])
     low, high = (
-        speedup_at([predicted.dense_ns / predicted.range[i] for _, predicted in weighed])
-        for i in (0, 1)
+        speedup_at([phase.dense_ns / phase.range[i] for _, phase in weighed]) for i in (0, 1)
     )
     notes = [*costs.notes, *losses.parts.notes]
     if losses.calibration.record.get("text") is None:
@@ -215,12 +223,16 @@ def _described(
         },
         text={**losses.file.text, "dense_nats": losses.file.dense},
         notes=scrub_all(notes),
-        command=_command(problem.request),
+        command=_command_line(problem.request),
     )
 
 
-def _kept_layers(problem: Problem, losses: ModelLosses, chosen: Sequence[LayerOption]) -> Any:
-    dense, layers = problem.costs.shape, []
+def _kept_layers(
+    problem: Problem, losses: ModelLosses, chosen: Sequence[LayerOption]
+) -> list[KeptLayer]:
+    """Return what each layer keeps, with its loss and the ns that it saves alone."""
+    dense = problem.costs.shape
+    kept: list[KeptLayer] = []
     alone: dict[Any, dict[str, float]] = {}
     for number, option in enumerate(chosen):
         layer, parts = dense.layer(number), losses.parts.layers[number]
@@ -234,7 +246,7 @@ def _kept_layers(problem: Problem, losses: ModelLosses, chosen: Sequence[LayerOp
             }
         cut_heads = None if option.kv_heads is None else parts.kv_heads
         cut_channels = None if option.channels is None else parts.channels
-        layers.append(
+        kept.append(
             KeptLayer(
                 layer=number,
                 dropped=option.dropped,
@@ -252,15 +264,14 @@ def _kept_layers(problem: Problem, losses: ModelLosses, chosen: Sequence[LayerOp
                 saves_ns=alone[key],
             )
         )
-    return layers
+    return kept
 
 
-def _command(request: AllocateRequest) -> str:
-    """Return the command line of a request: the options that differ from their defaults.
+def _command_line(request: AllocateRequest) -> str:
+    """Return the command line of a request.
 
-    Of paths only the last part is kept.
+    It has the options that differ from their defaults, and only the last part of paths.
     """
-
     words = ["prunescope", "allocate"]
     for option in options_of(AllocateRequest):
         value = getattr(request, option.name)
@@ -272,7 +283,7 @@ def _command(request: AllocateRequest) -> str:
 
 
 def _write(request: AllocateRequest, plan: PlanOfLayers) -> None:
-
+    """Write the plan as JSON, and its picture next to it."""
     request.path.parent.mkdir(parents=True, exist_ok=True)
     picture = plan_figure(plan, "png")
     write_file(request.path, msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n")

@@ -1,8 +1,8 @@
-"""How any typed function becomes a command: its options, their help, and completion.
+"""How a typed function becomes a command: its options, their words in the help, and completion.
 
-The commands themselves are in cli.py. In: a function whose parameters are options
-(`taxonomy.option.Option` in an annotation) or a request class full of them. Out: what typer takes.
-Nothing heavy is imported before a command runs.
+In: a function whose parameters are options (`taxonomy.option.Option` in an annotation) or a request
+class full of them. Out: what typer takes. The commands themselves are in cli.py. Nothing heavy is
+imported before a command runs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, get_args, get_type_hints
 
@@ -22,7 +23,7 @@ P = ParamSpec("P")
 
 
 def from_options(function: Callable[P, None]) -> Callable[..., None]:
-    """Return the function as typer calls it, by the options of its requests and its own."""
+    """Return a function as typer calls it, by the options of its requests and its own."""
     hints = get_type_hints(function, include_extras=True)
     own: dict[str, NamedOption] = {}
     requests: dict[str, type] = {}
@@ -36,44 +37,46 @@ def from_options(function: Callable[P, None]) -> Callable[..., None]:
         named = named_option(parameter.name, annotation, default)
         assert named is not None, f"{function.__name__}: {parameter.name} is no option"
         own[parameter.name] = named
-    of_requests = {name: list(options_of(kind)) for name, kind in requests.items()}
-    shown = [*(option for each in of_requests.values() for option in each), *own.values()]
+    request_options = {name: list(options_of(kind)) for name, kind in requests.items()}
+    shown = [*chain.from_iterable(request_options.values()), *own.values()]
 
     def call(**values: Any) -> None:
         given: dict[str, Any] = {}
         for name, kind in requests.items():
-            given[name] = checked(kind(**_given(of_requests[name], values)))
+            given[name] = checked(kind(**_parse_given(request_options[name], values)))
         if (target := values.get("json_target")) is not None:
             from prunescope.output import check_target
 
             check_target(target)
-        function(**given, **_given(own.values(), values))  # type: ignore[call-arg]
+        function(**given, **_parse_given(own.values(), values))  # type: ignore[call-arg]
 
     call.__doc__ = function.__doc__
     call.__name__ = function.__name__
-    call.__signature__ = inspect.Signature([_parameter(option) for option in shown])  # type: ignore[attr-defined]
+    call.__signature__ = inspect.Signature([_make_parameter(named) for named in shown])  # type: ignore[attr-defined]
     return call
 
 
-def _given(options: Iterable[NamedOption], values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of options as their function takes them; those not given keep defaults."""
-    parsed = {
-        option.name: value if option.option.parse is None else option.option.parse(value)
-        for option in options
-        if (value := values[option.name]) is not None
+def _parse_given(options: Iterable[NamedOption], values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of options as their function takes them.
+
+    Options that are not given are left to their defaults.
+    """
+    return {
+        named.name: value if named.option.parse is None else named.option.parse(value)
+        for named in options
+        if (value := values[named.name]) is not None
     }
-    return parsed
 
 
-def _parameter(named: NamedOption) -> inspect.Parameter:
+def _make_parameter(named: NamedOption) -> inspect.Parameter:
     """Return an option as typer reads it from a signature."""
-    option, kind = named.option, _kind_of(named)
+    option, kind = named.option, _command_line_type(named)
     metavar = option.metavar or option.unit.upper() or None
     if option.argument:
         shown = typer.Argument(metavar=metavar, help=option.help)
     else:
         flags = named.flags if kind is bool or option.flag else ()
-        eager = None if option.eager is None else _called(option.eager)
+        eager = None if option.eager is None else _make_callback(option.eager)
         listed = globals()[option.complete] if option.complete else None
         shown = typer.Option(
             *flags,
@@ -98,8 +101,8 @@ def _parameter(named: NamedOption) -> inspect.Parameter:
     )
 
 
-def _kind_of(named: NamedOption) -> Any:
-    """Return the type of the words of an option on the command line, without None."""
+def _command_line_type(named: NamedOption) -> Any:
+    """Return the type of an option's words on the command line, without None."""
     kinds = get_args(named.type) if is_union(named.type) else (named.type,)
     kinds = tuple(kind for kind in kinds if kind is not type(None))
     if named.option.typed is not None:
@@ -107,24 +110,31 @@ def _kind_of(named: NamedOption) -> Any:
     return Path if Path in kinds else kinds[0]
 
 
-def _reader(read: Callable[[str], Any], what: str) -> Callable[[Any], Any]:
+def _make_reader(read: Callable[[str], Any], noun: str) -> Callable[[Any], Any]:
+    """Return a parser of one word; None from `read` means that the word is not a `noun`."""
+
     def from_text(text: Any) -> Any:
         if not isinstance(text, str):  # a default
             return text
-        if (found := read(text)) is None:
-            raise typer.BadParameter(f"{text[:40]!r} is not {what}")
-        return found
+        if (value := read(text)) is None:
+            raise typer.BadParameter(f"{text[:40]!r} is not {noun}")
+        return value
 
     return from_text
 
 
 # Not what typer would do: it takes 1_0 and the digits of other scripts.
-_READERS = {int: _reader(whole_number, "a whole number"), float: _reader(number, "a number")}
+_READERS = {
+    int: _make_reader(whole_number, "a whole number"),
+    float: _make_reader(number, "a number"),
+}
 
 
-def _called(action: Callable[[], None]) -> Callable[[bool], None]:
-    def act(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
-        if wanted:
+def _make_callback(action: Callable[[], None]) -> Callable[[bool], None]:
+    """Return a callback that runs an action, if its flag is given, and ends the command."""
+
+    def act(is_given: bool) -> None:  # noqa: FBT001 - typer calls it so
+        if is_given:
             action()
             raise typer.Exit
 
@@ -135,54 +145,57 @@ def _called(action: Callable[[], None]) -> Callable[[bool], None]:
 # the words that can follow.
 
 
-def _listed(typed: str, words: Iterable[str], separators: str = ",") -> list[str]:
-    """Yield words that complete the last part of a list such as `md,p`, with what precedes."""
+def _complete(typed: str, words: Iterable[str], separators: str = ",") -> list[str]:
+    """Return the words that complete the last part of a list such as `md,p`.
+
+    Each has what precedes that part before it.
+    """
     at = max((typed.rfind(separator) for separator in separators), default=-1) + 1
     before, last = typed[:at], typed[at:]
     return [f"{before}{word}" for word in words if word.startswith(last)]
 
 
 def models(incomplete: str) -> list[str]:
-    """Presets."""
+    """Return the presets that complete a word."""
     from prunescope.taxonomy.presets import preset_names
 
-    return _listed(incomplete, preset_names(), "")
+    return _complete(incomplete, preset_names(), "")
 
 
 def families(incomplete: str) -> list[str]:
-    """Families, several joined by +, each with its sparsity."""
+    """Return the families that complete a word; several are joined by +, each with its sparsity."""
     from prunescope.taxonomy.families import families as known
 
-    return _listed(incomplete, (family.id for family in known()), "+")
+    return _complete(incomplete, (family.id for family in known()), "+")
 
 
 def methods(incomplete: str) -> list[str]:
-    """Families and published methods, several with commas."""
+    """Return the families and published methods that complete a list with commas."""
     from prunescope.taxonomy.families import families as known
     from prunescope.taxonomy.methods import method_names
 
-    return _listed(incomplete, [*(family.id for family in known()), *method_names()], ",+")
+    return _complete(incomplete, [*(family.id for family in known()), *method_names()], ",+")
 
 
 def devices(incomplete: str) -> list[str]:
-    """Devices of the table."""
+    """Return the devices of the table that complete a word."""
     from prunescope.analysis.device.hardware import DEVICES
 
-    return _listed(incomplete, (device.name for device in DEVICES), "")
+    return _complete(incomplete, (device.name for device in DEVICES), "")
 
 
 def machines(incomplete: str) -> list[str]:
-    """Devices of this machine as torch calls them."""
-    return _listed(incomplete, ("auto", "cpu", "cuda", "mps"), "")
+    """Return the devices of this machine, as torch calls them, that complete a word."""
+    return _complete(incomplete, ("auto", "cpu", "cuda", "mps"), "")
 
 
 def dtypes(incomplete: str) -> list[str]:
-    """List the number formats that a model runs in."""
-    return _listed(incomplete, ("auto", "bfloat16", "float16", "float32"), "")
+    """Return the number formats of a model that complete a word."""
+    return _complete(incomplete, ("auto", "bfloat16", "float16", "float32"), "")
 
 
 def formats(incomplete: str) -> list[str]:
-    """List the formats of a report that complete a word; several are separated by commas."""
+    """Return the formats of a report that complete a list with commas."""
     from prunescope.analysis.report.formats import FORMATS
 
-    return _listed(incomplete, FORMATS)
+    return _complete(incomplete, FORMATS)

@@ -1,6 +1,7 @@
 """`prunescope demo`: several prunings of one model, each traced and explained.
 
-In: demo.json next to this file, and a folder. Out: a run with its report a pruning, in the folder.
+In: demo.json next to this file, and a folder. Out: in the folder, a run with its report for each
+pruning.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ from prunescope.analysis.inputs.options import CompareRequest
 
 
 def run(out: Path) -> None:
-    """Trace each pruning on this machine, and print its verdict."""
+    """Trace each pruning on this machine, and print its verdict.
+
+    Args:
+        out: The folder for the runs and their reports.
+    """
     from prunescope.analysis.report.listings import verdict
     from prunescope.deliver import Delivery, deliver
     from prunescope.output import console_for
@@ -54,7 +59,7 @@ def run(out: Path) -> None:
 
 
 def prunings() -> dict[str, Any]:
-    """{"model", "methods": [[family, sparsity], ...]}."""
+    """Return the model and its prunings: {"model", "methods": [[family, sparsity], ...]}."""
     text = resources.files("prunescope").joinpath("demo.json").read_text(encoding="utf-8")
     plain: dict[str, Any] = json.loads(text)
     return plain

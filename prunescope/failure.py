@@ -1,7 +1,7 @@
-"""How an error is shown: as words on standard error, and as an exit code.
+"""How an error is shown: as text on standard error, with an exit code.
 
-In: an exception that reached the command line. Out: text for people, and JSON where JSON was asked
-for.
+In: an exception that reached the front door. Out: the text, the exit code, and the JSON if JSON was
+asked for.
 """
 
 from __future__ import annotations
@@ -43,12 +43,20 @@ _INCOMPLETE = {
 
 
 def exit_code(command: Callable[[], object], as_json: bool, name: str = "") -> int:  # noqa: FBT001
-    """Run a command and say what went wrong; 0, 2 a mistake, 3 partial, 130 or 143 interrupted.
+    """Run a command, and print what went wrong.
 
-    `name`: of the command. With `as_json`, what is not 0 ends in an object on standard error.
-    Raises what is a bug of ours, and what shell completion ends with.
+    Args:
+        command: The command, which returns its exit code or None.
+        as_json: Whether an error or partial result is also an object on standard error.
+        name: The name of the command.
+
+    Returns:
+        0, 2 for a mistake, 3 for a partial result, 130 or 143 if interrupted.
+
+    Raises:
+        Exception: It is a bug of ours, or how shell completion ends.
     """
-    _ready_streams()
+    _prepare_streams()
     try:
         with raising_signals():
             code = command()
@@ -77,11 +85,11 @@ def exit_code(command: Callable[[], object], as_json: bool, name: str = "") -> i
     return code if isinstance(code, int) else 0
 
 
-def _ready_streams() -> None:
-    """Open missing standard streams on nothing, and let every stream take any character.
+def _prepare_streams() -> None:
+    """Replace missing standard streams, and write `?` for what an encoding lacks.
 
-    A service may start without streams. A file that is opened next would then get the number of a
-    stream, and the words of a message. Characters that an encoding lacks are shown as ?.
+    A service may start without standard streams. Words then go nowhere, and not into a file that is
+    opened next and would get the number of a stream.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -91,16 +99,24 @@ def _ready_streams() -> None:
 
 
 def show_error(error: BaseException, *, as_json: bool) -> int:
-    """Say what was wrong and what to do; returns the exit code.
+    """Print what was wrong and what to do.
 
-    Raises the error itself where it is a bug of ours: a module of the package that is missing.
+    Args:
+        error: The error.
+        as_json: Whether it is also written as JSON.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        BaseException: The error itself, if it is a bug of ours: a module of the package is missing.
     """
     if isinstance(error, SystemExit) and error.code != _TERMINATED:
         raise error  # shell completion ends so
     # They may quote a trace, which is untrusted, and a command line, which may hold a token: logs
     # of CI are read by many.
-    problem, hint = map(_shown, _problem_and_hint(error))
-    notes = [_shown(note) for note in getattr(error, "__notes__", ())]
+    problem, hint = map(_safe_text, _problem_and_hint(error))
+    notes = [_safe_text(note) for note in getattr(error, "__notes__", ())]
     sys.stderr.write("\n".join([*notes, f"error: {problem}", f"  hint: {hint}", ""]))
     if as_json:
         sys.stderr.write(json.dumps({"error": {"problem": problem, "hint": hint}}) + "\n")
@@ -111,14 +127,16 @@ def show_error(error: BaseException, *, as_json: bool) -> int:
     return error.exit_code if isinstance(error, PrunescopeError) else 2
 
 
-def _shown(text: str) -> str:
+def _safe_text(text: str) -> str:
+    """Return a text without secrets and control characters, shortened in the middle."""
     from prunescope.taxonomy.scrub import without_secrets  # errors alone need its patterns
 
-    text, half = clean(without_secrets(text)), _LONGEST // 2
-    return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
+    safe, half = clean(without_secrets(text)), _LONGEST // 2
+    return safe if len(safe) <= _LONGEST else f"{safe[:half]} ... {safe[-half:]}"
 
 
 def _problem_and_hint(error: BaseException) -> tuple[str, str]:
+    """Return what is wrong and what to do about it."""
     if isinstance(error, PrunescopeError):
         return error.problem, error.hint
     if isinstance(error, KeyboardInterrupt | typer.Abort | SystemExit):
@@ -134,8 +152,8 @@ def _problem_and_hint(error: BaseException) -> tuple[str, str]:
             raise error
         return f"{library} is not installed", f"pip install {library}"
     if isinstance(error, OSError):
-        what = (error.filename, error.strerror or error)
-        problem = ": ".join(str(part) for part in what if part)
+        parts = (error.filename, error.strerror or error)
+        problem = ": ".join(str(part) for part in parts if part)
         return problem, "check the path, its permissions and the space left"
     # A usage error of typer: unknown option, bad value, ...
     context = getattr(error, "ctx", None)

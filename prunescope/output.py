@@ -25,26 +25,35 @@ QUIET_S = 10.0  # between two lines of progress in a file
 def show_result(
     content: Mapping[str, Any], target: str | None, *, people: RenderableType | None = None
 ) -> None:
-    """Write JSON to its target, and print `people` for people."""
+    """Write JSON to its target, and print a view of it.
+
+    Args:
+        content: Plain values.
+        target: A file, "-" for standard output, or None for no JSON.
+        people: The view; None: nothing is printed.
+    """
     write_json(content, target)
     if people is not None:
         console_for(target).print(people)
 
 
 def console_for(target: str | None) -> Console:
-    """Return the console for people: standard error where standard output belongs to the JSON."""
+    """Return the console for people: standard error if standard output belongs to the JSON."""
     return Console(stderr=target == "-", highlight=False)
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on standard error, which `on_done(done, total)` moves.
+def progress_bar(noun: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on standard error, moved by `on_done(done, total)`.
 
-    Where that is no terminal, a line is written at most every ten seconds. A total of one shows
-    neither.
+    If standard error is not a terminal, a line is printed at most every ten seconds. A total of one
+    shows neither.
+
+    Args:
+        noun: What is counted, in the plural.
     """
     if not sys.stderr.isatty():
-        yield _lines_of(what)
+        yield _print_progress(noun)
         return
     from rich.progress import Progress
 
@@ -53,28 +62,35 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
         def on_done(done: int, total: int) -> None:
             if total > 1:
-                tasks[:] = tasks or [bar.add_task(what, total=total)]
+                tasks[:] = tasks or [bar.add_task(noun, total=total)]
                 bar.update(tasks[0], completed=done)
 
         yield on_done
 
 
-def _lines_of(what: str) -> Callable[[int, int], None]:
-    """Progress as lines on standard error, none in the first seconds."""
+def _print_progress(noun: str) -> Callable[[int, int], None]:
+    """Return a function that prints progress as lines on standard error.
+
+    It prints none in the first seconds.
+    """
     last = [time.monotonic()]
 
     def on_done(done: int, total: int) -> None:
         now = time.monotonic()
         if total > 1 and now - last[0] > QUIET_S:
             last[0] = now
-            sys.stderr.write(f"{what}: {done} of {total}\n")
+            sys.stderr.write(f"{noun}: {done} of {total}\n")
             sys.stderr.flush()
 
     return on_done
 
 
 def check_target(target: str | Path | None) -> None:
-    """Refuse, before any work is done, a target that can never be written."""
+    """Refuse, before any work is done, a target that can never be written.
+
+    Raises:
+        PrunescopeError: The target is a folder, or lies in a folder that does not exist.
+    """
     if target is None or target == "-":
         return
     path = Path(target)
@@ -94,7 +110,7 @@ def plain_json(content: Mapping[str, Any]) -> bytes:
 
 
 def write_json(content: bytes | Mapping[str, Any], target: str | Path | None) -> None:
-    """Write JSON (a report already encoded, or plain values) to its target."""
+    """Write JSON (a report that is already encoded, or plain values) to its target."""
     if target is None:
         return
     if not isinstance(content, bytes):

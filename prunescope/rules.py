@@ -1,10 +1,10 @@
-"""`prunescope check`: hold a report to rules such as "prefill.realised >= 1.2".
+"""`prunescope check`: check a report against rules such as "prefill.realised >= 1.2".
 
 In: a Report and rules. Out: a Check: one RuleOutcome per rule and phase (held, failed, undecided).
-Intervals decide: a rule holds where the whole 95 % interval does, fails where none of it does, and
-is undecided between, where a value or the interval of a time is not known, and where the report is
-partial, its times are not valid or its two sides do not compare. A ledger row that is no evidence
-(`is_beyond_noise`) may as well be 0.
+Intervals decide: a rule holds if the whole 95 % interval does, fails if none of it does, and is
+undecided otherwise. It is undecided too if a value or the interval of a time is not known, if the
+report is partial, if its times are not valid, or if its two sides do not compare. A row of the
+ledger that is no evidence (`is_beyond_noise`) may as well be 0.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from prunescope.analysis.findings.registry import SEVERITIES, current_id
 from prunescope.analysis.report.escape import clean
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import cutting, families
+from prunescope.taxonomy.words import when
 
 if TYPE_CHECKING:
     from prunescope.analysis.schema.report import Ladder, Phase, Report
@@ -65,7 +66,7 @@ _VERDICTS = ("outside", "unknown")  # of `family`, apart from the families
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule as typed, and taken apart. `phase` None: every phase of the report."""
+    """A rule as it was typed, and its parts. `phase` None: every phase of the report."""
 
     text: str
     phase: str | None
@@ -81,7 +82,7 @@ class RuleOutcome:
     """The outcome of a rule in one phase.
 
     `seen` is the value with its interval, in words. `value` and `ci95` are numbers in ns, bytes or
-    1 (a share of dense is 0..1); they are None for a word, and where the value is unknown.
+    1 (a share of dense is 0..1); they are None for a word, and if they are not known.
     """
 
     rule: str
@@ -115,7 +116,7 @@ class Check:
         return tuple(_with_phase(v) for v in self.verdicts if v.state == "undecided")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `--json` writes them."""
+        """Return plain values, as `--json` writes them."""
         return {
             "schema": 1,
             "passed": self.passed,
@@ -129,22 +130,34 @@ class Check:
 
 
 def parse_rules(texts: Sequence[str]) -> tuple[Rule, ...]:
-    """Rules from their text. Raises PrunescopeError with the right form, or the nearest name."""
+    """Parse rules.
+
+    Args:
+        texts: The rules, each `PATH OP VALUE`.
+
+    Returns:
+        The rules, in the same order.
+
+    Raises:
+        PrunescopeError: There is none, or one is not a rule; the hint has the right form or the
+            nearest name.
+    """
     if not texts:
         raise PrunescopeError("no rule is given", hint="--require 'prefill.realised >= 1.2'")
-    return tuple(_rule(text) for text in texts)
+    return tuple(_parse_rule(text) for text in texts)
 
 
-def _rule(text: str) -> Rule:
-    match = _RULE.fullmatch(text)
-    if match is None:
+def _parse_rule(text: str) -> Rule:
+    """Parse one rule."""
+    matched = _RULE.fullmatch(text)
+    if matched is None:
         raise PrunescopeError(
             f"{text!r} is no rule",
             hint="PATH OP VALUE, as in 'prefill.realised >= 1.2' or "
             f"'family == {cutting('heads', 'channels')}'",
         )
-    path, op, value = match.groups()
-    phase, metric = _split(path)
+    path, op, value = matched.groups()
+    phase, metric = _split_path(path)
     number = _NUMBER.fullmatch(value)
     if number and not math.isfinite(float(number[1])):
         raise PrunescopeError(
@@ -159,10 +172,10 @@ def _rule(text: str) -> Rule:
     if is_word:
         _check_families(text, value)
     unit = (number[2] or "") if number else ""
-    if number and unit not in _units_of(metric):
+    if number and unit not in _metric_units(metric):
         raise PrunescopeError(
             f"{text!r}: {metric} {f'has no unit {unit!r}' if unit else 'needs a unit'}",
-            hint=f"one of {', '.join(u or 'a plain number' for u in _units_of(metric))}",
+            hint=f"one of {', '.join(u or 'a plain number' for u in _metric_units(metric))}",
         )
     return Rule(
         text=" ".join(text.split()),
@@ -176,7 +189,7 @@ def _rule(text: str) -> Rule:
 
 
 def _check_families(text: str, value: str) -> None:
-    """Refuse a family that does not exist, because `!=` would always hold."""
+    """Raise PrunescopeError for a family that does not exist: `!=` would always hold."""
     names = (*(family.id for family in families()), *_VERDICTS)
     for name in value.split("+"):
         if name not in names:
@@ -186,8 +199,8 @@ def _check_families(text: str, value: str) -> None:
             )
 
 
-def _split(path: str) -> tuple[str | None, str]:
-    """Split a path into its phase, or None, and its metric."""
+def _split_path(path: str) -> tuple[str | None, str]:
+    """Split a path into its phase (None: all phases) and its metric."""
     if path in METRICS or path.startswith(_FINDING):
         _check_finding(path)
         return None, path
@@ -202,13 +215,13 @@ def _split(path: str) -> tuple[str | None, str]:
 
 
 def _check_finding(metric: str) -> None:
-    """Refuse a finding that does not exist, because its count would always be 0."""
+    """Raise PrunescopeError for a finding that does not exist, whose count would always be 0."""
     name = current_id(metric.removeprefix(_FINDING))
     if not metric.startswith(_FINDING) or name in SEVERITIES:
         return
     from prunescope.analysis.findings.registry import registered  # imports polars
 
-    names = (*SEVERITIES, *(rule.id for rule in registered()))
+    names = (*SEVERITIES, *(finding.id for finding in registered()))
     if name not in names:
         raise PrunescopeError(
             f"no severity and no finding is called {name!r}",
@@ -216,7 +229,8 @@ def _check_finding(metric: str) -> None:
         )
 
 
-def _units_of(metric: str) -> tuple[str, ...]:
+def _metric_units(metric: str) -> tuple[str, ...]:
+    """Return the units that the number of a metric may have."""
     if metric == "share_of_bound" or metric.startswith("sparsity."):
         return ("", "%")
     if metric in _LADDER:
@@ -229,10 +243,18 @@ def _units_of(metric: str) -> tuple[str, ...]:
 
 
 def check_report(report: Report, rules: Sequence[Rule]) -> Check:
-    """Hold a report to rules.
+    """Check a report against rules.
+
+    Args:
+        report: The report.
+        rules: The rules, by `parse_rules`.
+
+    Returns:
+        The verdict on each rule in each phase.
 
     Raises:
-        PrunescopeError: A rule names a phase that the report does not have, or the report has none.
+        PrunescopeError: A rule names a phase that the report does not have, or the report has no
+            phase: no rule would be about anything.
     """
     if not report.phases:
         raise PrunescopeError(
@@ -247,38 +269,44 @@ def check_report(report: Report, rules: Sequence[Rule]) -> Check:
                 hint=f"it has {', '.join(report.phases) or 'none'}",
             )
         names = list(report.phases) if rule.phase is None else [rule.phase]
-        verdicts += [_verdict(rule, name, report) for name in names]
+        verdicts += [_judge(rule, name, report) for name in names]
     return Check(tuple(verdicts))
 
 
-def _is_there(rule: Rule, report: Report) -> Iterator[bool]:
-    """Whether each phase of a rule has the quantity, decided or not."""
+def _has_quantity(rule: Rule, report: Report) -> Iterator[bool]:
+    """Yield for each phase of a rule whether it has the quantity, decided or not."""
     for name, phase in report.phases.items():
         if rule.phase in (None, name):
-            yield (phase.family if rule.number is None else _values(rule, phase)[0]) is not None
+            yield (
+                phase.family if rule.number is None else _value_and_ends(rule, phase)[0]
+            ) is not None
 
 
 def require_something(report: Report, rules: Sequence[Rule]) -> None:
-    """Refuse a report that lacks what every rule asks for.
+    """Refuse a whole report that lacks what every rule asks for.
 
-    None would be decided, and a gate would pass on nothing.
+    No rule would be decided, and a gate would pass on nothing.
+
+    Raises:
+        PrunescopeError: No rule can be decided.
     """
-    if report.partial or any(any(_is_there(rule, report)) for rule in rules):
+    if report.partial or any(any(_has_quantity(rule, report)) for rule in rules):
         return
     absent = dict.fromkeys(f"{rule.metric} is not known" for rule in rules)
-    alone = all(phase.ladder is None for phase in report.phases.values())
+    is_alone = all(phase.ladder is None for phase in report.phases.values())
     raise PrunescopeError(
         f"no rule can be checked: {'; '.join(absent)}",
         hint="compare with the dense run: --baseline RUN|TRACE"
-        if alone
+        if is_alone
         else "ask for what the report has; `prunescope analyze` shows it",
     )
 
 
-def _verdict(rule: Rule, name: str, report: Report) -> RuleOutcome:
+def _judge(rule: Rule, name: str, report: Report) -> RuleOutcome:
+    """Return the outcome of a rule in one phase."""
     phase = report.phases[name]
-    state, seen, why = (_word if rule.number is None else _number)(rule, phase)
-    value, low, high = (None, None, None) if rule.number is None else _values(rule, phase)
+    state, seen, why = (_judge_word if rule.number is None else _judge_number)(rule, phase)
+    value, low, high = (None, None, None) if rule.number is None else _value_and_ends(rule, phase)
     if why := "the report is partial" if report.partial else _caveat(rule, phase) or why:
         state = "undecided"
     ci95 = None if low is None or high is None else (low, high)
@@ -286,35 +314,33 @@ def _verdict(rule: Rule, name: str, report: Report) -> RuleOutcome:
 
 
 def _caveat(rule: Rule, phase: Phase) -> str:
-    """Why a phase decides nothing for a rule; empty if it does."""
+    """Return why a phase decides nothing for a rule; "" if it does."""
     if rule.metric.startswith(_COMPARES) and not phase.is_speedup:
         differences = phase.comparison.differences if phase.comparison else ()
-        kinds = (
-            f" (other {', '.join(difference.kind for difference in differences)})"
-            if differences
-            else ""
-        )
-        return f"dense and pruned do not compare{kinds}"
-    if not rule.metric.startswith(_TIMED) or _is_nothing(rule, phase):
+        kinds = ", ".join(difference.kind for difference in differences)
+        return f"dense and pruned do not compare{when(bool(kinds), f' (other {kinds})')}"
+    if not rule.metric.startswith(_TIMED) or _is_empty_row(rule, phase):
         return ""
     invalid = phase.invalid_times
     return f"its times are not valid: {invalid[0].text}" if invalid else ""
 
 
-def _is_nothing(rule: Rule, phase: Phase) -> bool:
-    """Whether a row of the ledger is 0 because nothing is in it: no time decides that."""
-    return rule.metric.startswith("ledger.") and _values(rule, phase) == (0, 0, 0)
+def _is_empty_row(rule: Rule, phase: Phase) -> bool:
+    """Return whether a row of the ledger is 0 because nothing is in it: no time decides that."""
+    return rule.metric.startswith("ledger.") and _value_and_ends(rule, phase) == (0, 0, 0)
 
 
-def _word(rule: Rule, phase: Phase) -> tuple[State, str, str]:
+def _judge_word(rule: Rule, phase: Phase) -> tuple[State, str, str]:
+    """Return state, value in words and reason of a rule on the family."""
     if phase.family is None or phase.family.id == "unknown":
         return "undecided", "unknown", "the family is not known"
     same = frozenset(rule.word.split("+")) == phase.family.ids
     return "held" if same == (rule.op == "==") else "failed", phase.family.id, ""
 
 
-def _number(rule: Rule, phase: Phase) -> tuple[State, str, str]:
-    value, low, high = _values(rule, phase)
+def _judge_number(rule: Rule, phase: Phase) -> tuple[State, str, str]:
+    """Return state, value in words and reason of a rule on a number."""
+    value, low, high = _value_and_ends(rule, phase)
     if value is None or rule.number is None:
         return "undecided", "–", f"{rule.metric} is not known"
     seen = _format_value(value, rule)
@@ -325,7 +351,7 @@ def _number(rule: Rule, phase: Phase) -> tuple[State, str, str]:
         return "undecided", seen, _NO_INTERVAL
     else:
         low = high = value
-    if _is_no_evidence(rule, phase):
+    if _is_row_within_noise(rule, phase):
         if not low <= 0 <= high:
             why = "the row is inside twice its noise, and may as well be 0"
         low, high = min(low, 0.0), max(high, 0.0)
@@ -338,9 +364,9 @@ def _number(rule: Rule, phase: Phase) -> tuple[State, str, str]:
 
 
 def _needs_interval(rule: Rule, phase: Phase) -> bool:
-    """Return whether a single value decides nothing, so that an interval is needed.
+    """Return whether a single value decides nothing.
 
-    That is so of a ratio or difference of two times, and of the time of so few steps that none
+    It does not for a ratio or difference of two times, nor for the time of so few steps that none
     could have an interval.
     """
     from prunescope.analysis.ledger.noise import LEAST_STEPS  # imports numpy
@@ -352,8 +378,8 @@ def _needs_interval(rule: Rule, phase: Phase) -> bool:
     )
 
 
-def _is_no_evidence(rule: Rule, phase: Phase) -> bool:
-    """Whether a rule is about a change of the ledger that is indistinguishable from 0."""
+def _is_row_within_noise(rule: Rule, phase: Phase) -> bool:
+    """Return whether a rule is about a change of the ledger that is indistinguishable from 0."""
     from prunescope.analysis.schema.report import is_beyond_noise
 
     name = rule.metric.removeprefix("ledger.")
@@ -362,50 +388,52 @@ def _is_no_evidence(rule: Rule, phase: Phase) -> bool:
     return any(row.row == name and not is_beyond_noise(row) for row in phase.ledger or ())
 
 
-def _values(rule: Rule, phase: Phase) -> tuple[float | None, float | None, float | None]:
-    """Return the value and the ends of its interval, None where there is none."""
+def _value_and_ends(rule: Rule, phase: Phase) -> tuple[float | None, float | None, float | None]:
+    """Return the value of a metric and the ends of its interval, each None if unknown."""
     ladder, metric = phase.ladder, rule.metric
     head, _, name = metric.partition(".")
     if metric in _LADDER:
         if ladder is None:
             return None, None, None
-        return _with(_ends(ladder, metric), getattr(ladder, metric))
+        return _with_ends(_interval_ends(ladder, metric), getattr(ladder, metric))
     if metric == "wall":
         timed = phase.unprofiled_ns
-        return _with(timed.ci95, timed.median) if timed else (phase.wall_ns, None, None)
+        return _with_ends(timed.ci95, timed.median) if timed else (phase.wall_ns, None, None)
     if head == "ledger":
-        return _row(name, phase, as_share=rule.unit == "%")
+        return _row_values(name, phase, as_share=rule.unit == "%")
     if head == "sparsity":
         return phase.sparsity.get(name), None, None
     if head == "findings":
         asked = current_id(name)
         among = (f for f in phase.findings if asked in ("", f.severity, current_id(f.id)))
         return float(sum(1 for _ in among)), None, None
-    found: float | None = getattr(phase, metric)
-    return found, None, None
+    value: float | None = getattr(phase, metric)
+    return value, None, None
 
 
-def _ends(ladder: Ladder, metric: str) -> Sequence[float]:
-    """Return the ends of the interval of a bound or of `share_of_bound`."""
+def _interval_ends(ladder: Ladder, metric: str) -> Sequence[float]:
+    """Return the ends of the interval of a bound or of `share_of_bound`; none if unknown."""
     is_share = metric == "share_of_bound"
     return (ladder.share_interval() if is_share else ladder.interval_of(metric)) or ()
 
 
-def _with(
+def _with_ends(
     ends: Sequence[float], value: float | None
 ) -> tuple[float | None, float | None, float | None]:
+    """Return a value with the ends of its interval, each None without an interval."""
     return (value, ends[0], ends[1]) if len(ends) == 2 else (value, None, None)
 
 
-def _row(
+def _row_values(
     name: str, phase: Phase, *, as_share: bool
 ) -> tuple[float | None, float | None, float | None]:
+    """Return the time of a row of the ledger and its ends, in ns or as shares of the dense time."""
     rows = {row.row: row for row in phase.ledger or ()}
     value = rows[name].ns if name in rows else None
     if value is None:
         return None, None, None
     per = rows["dense"].moves_ns if as_share else 1.0
-    return _with([end / per for end in rows[name].ci95 or ()], value / per)
+    return _with_ends([end / per for end in rows[name].ci95 or ()], value / per)
 
 
 def _format_value(value: float, rule: Rule) -> str:
@@ -415,7 +443,7 @@ def _format_value(value: float, rule: Rule) -> str:
     return f"{value / _UNITS[rule.unit]:.4g}{unit}"
 
 
-def lines(check: Check) -> Iterator[tuple[State, str]]:
+def verdict_lines(check: Check) -> Iterator[tuple[State, str]]:
     """Yield a state and a line for each verdict, for people."""
     for verdict in check.verdicts:
         why = f": {verdict.why}" if verdict.why else ""
@@ -423,12 +451,18 @@ def lines(check: Check) -> Iterator[tuple[State, str]]:
 
 
 def _with_phase(verdict: RuleOutcome) -> str:
+    """Return the rule with its phase, if its text does not name it."""
     named = verdict.rule.startswith(f"{verdict.phase}.")
     return verdict.rule if named else f"{verdict.rule} ({verdict.phase})"
 
 
 def junit_xml(check: Check, *, strict: bool) -> bytes:
-    """One test case per verdict; an undecided one is skipped, or with `strict` a failure."""
+    """Return JUnit XML with one test case per verdict.
+
+    Args:
+        check: The verdicts.
+        strict: Whether an undecided verdict is a failure; else it is skipped.
+    """
     bad = ("failed", "undecided") if strict else ("failed",)
     failures = sum(v.state in bad for v in check.verdicts)
     skipped = sum(v.state == "undecided" for v in check.verdicts) if not strict else 0
@@ -446,7 +480,7 @@ def junit_xml(check: Check, *, strict: bool) -> bytes:
             classname=f"prunescope.{clean(verdict.phase)}",
             name=clean(verdict.rule),
         )
-        outcome = clean(" ".join(filter(None, (f"{verdict.state}: {verdict.seen}", verdict.why))))
+        outcome = clean(f"{verdict.state}: {verdict.seen} {verdict.why}".rstrip())
         if verdict.state in bad:
             ElementTree.SubElement(case, "failure", message=outcome)
         elif verdict.state == "undecided":

@@ -1,7 +1,8 @@
 """Ctrl-C and SIGTERM from the first import of the command to its end: exit codes 130 and 143.
 
-In: nothing. Out: a sentence on standard error. Imported first, it acts where the process is the
-command itself, and never in a program that imports prunescope. What ignores Ctrl-C stays so.
+In: nothing. Out: a sentence on standard error. It is imported first, and acts if the process is the
+command itself, never in a program that imports prunescope. A process that ignores Ctrl-C goes on
+ignoring it.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ INTERRUPTED = ("interrupted", "nothing half-written was left: give the same comm
 
 
 class Interrupted(KeyboardInterrupt):
-    """The exception that Ctrl-C raises.
+    """Ctrl-C, as a class of its own.
 
-    It is a class of its own, because CPython ends a process by the signal itself, whoever catches
-    it, once a plain KeyboardInterrupt passed code that was run from a string.
+    CPython ends a process by the signal itself, whoever catches it, if a plain KeyboardInterrupt
+    ever passed code that was run from a string.
     """
 
 
@@ -38,14 +39,15 @@ _came: list[int] = []  # signals that raised, since `raising_signals` began
 def ended_by() -> BaseException | None:
     """Return the exception that a signal raised since `raising_signals` began; None if none came.
 
-    Libraries make other exceptions of it: an import or a callback from C that it interrupts fails.
+    Libraries turn it into other exceptions: an import or a callback from C that it interrupts
+    fails.
     """
     return _exception(_came[0]) if _came else None
 
 
 @contextmanager
 def raising_signals() -> Iterator[None]:
-    """Inside, both signals raise, so that `finally` runs: Interrupted, and SystemExit(143)."""
+    """Make both signals raise inside, so that `finally` runs: Interrupted, and SystemExit(143)."""
     _came.clear()
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -60,9 +62,9 @@ def raising_signals() -> Iterator[None]:
 
 
 def ignore_from_here() -> None:
-    """Ignore signals during interpreter shutdown, so that they cannot change the exit code.
+    """Ignore signals during interpreter shutdown so they cannot change the exit code.
 
-    Shutdown takes 0.03 s, and 0.1 s where it first looks for cycles of objects to free.
+    Shutdown takes 0.03 s, and 0.1 s if it first looks for cycles of objects to free.
     """
     if _COMMAND and threading.current_thread() is threading.main_thread():
         gc.freeze()
@@ -71,7 +73,7 @@ def ignore_from_here() -> None:
 
 
 def _replace(number: int, handler: Handler) -> Any:
-    """Return the handler that was there; None where the signal is ignored and stays so."""
+    """Set a handler, and return the one before; None if the signal is ignored and stays so."""
     if signal.getsignal(number) in (signal.SIG_IGN, None):
         return None
     return signal.signal(number, handler)

@@ -1,6 +1,6 @@
 """The settings that make `prunescope analyze` start faster, and by how much.
 
-Numbers are medians, measured in turns on two cores.
+The gains are medians, in turns, on two cores.
 
 - BLAS gets one thread: an analysis multiplies no matrices. 0.11 s of wall time on a small trace
   (n = 15).
@@ -32,7 +32,7 @@ _GC_THRESHOLD, _GC_OF_ANALYSES = 100_000, 2_000_000
 
 
 def before_options(args: Sequence[str]) -> None:
-    """Prepare for a command with these words, before they are parsed."""
+    """Prepare for a command before its words are parsed."""
     if args[:1] != ["analyze"]:
         gc.set_threshold(_GC_THRESHOLD)
         return
@@ -54,15 +54,15 @@ class _Fast:
 
 
 class FastCommand(_Fast, TyperCommand):
-    """The class for `app.command(cls=...)` that starts faster.
+    """The class for `app.command(cls=...)`.
 
-    Its paths may be missing, a file or a folder, so it does not suit options that must exist
-    (`exists=True` and the like).
+    Its paths may be missing, a file or a folder: options that are to exist (`exists=True` and the
+    like) are not for it.
     """
 
 
 class FastGroup(_Fast, TyperGroup):
-    """The same for `Typer(cls=...)`, whose own options are looked at before those of a command."""
+    """The class for `Typer(cls=...)`, whose own options are parsed before those of a command."""
 
 
 def _process(parameter: Any, checked: Process, context: Any, value: Any) -> Any:
@@ -97,6 +97,6 @@ def _is_plain(parameter: Any, value: Any) -> bool:
 
 
 def _kind(parameter: Any) -> Any:
-    """Return the type of one value; None where typer keeps it elsewhere than it did in 0.29."""
+    """Return the type of one value; None if typer keeps it elsewhere than version 0.29 did."""
     annotation = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
     return (get_args(annotation) or (annotation,))[0]

@@ -30,11 +30,13 @@ def unpacked(data: bytes, kind: type[T]) -> T:
 
     `json_bytes` of both values gives the same bytes.
     """
-    typed: T = _as_sent(msgspec.msgpack.decode(data, type=kind), msgspec.msgpack.decode(data))
+    typed: T = _restore_integers(
+        msgspec.msgpack.decode(data, type=kind), msgspec.msgpack.decode(data)
+    )
     return typed
 
 
-def _as_sent(typed: Any, sent: Any) -> Any:
+def _restore_integers(typed: Any, sent: Any) -> Any:
     """Turn floats back into integers where the sender wrote integers.
 
     msgspec decodes every number of a float field as a float, and `1.0` and `1` are different bytes
@@ -46,12 +48,12 @@ def _as_sent(typed: Any, sent: Any) -> Any:
         names = zip(typed.__struct_fields__, typed.__struct_encode_fields__, strict=True)
         for name, key in names:
             value = getattr(typed, name)
-            if (kept := _as_sent(value, sent.get(key))) is not value:
+            if (kept := _restore_integers(value, sent.get(key))) is not value:
                 msgspec.structs.force_setattr(typed, name, kept)
     elif isinstance(typed, dict):
-        typed.update({key: _as_sent(value, sent.get(key)) for key, value in typed.items()})
+        typed.update({key: _restore_integers(value, sent.get(key)) for key, value in typed.items()})
     elif isinstance(typed, list):
-        typed[:] = [_as_sent(value, raw) for value, raw in zip(typed, sent, strict=True)]
+        typed[:] = [_restore_integers(value, raw) for value, raw in zip(typed, sent, strict=True)]
     elif isinstance(typed, tuple):
-        return tuple(_as_sent(value, raw) for value, raw in zip(typed, sent, strict=True))
+        return tuple(_restore_integers(value, raw) for value, raw in zip(typed, sent, strict=True))
     return typed

@@ -807,16 +807,18 @@ def from_json(data: bytes, *, where: str = "report.json") -> Report:
 
 def report_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of report.json, made from the structs."""
-    found = {
+    schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "prunescope-report-1",
         "title": "prunescope report, schema 1",
         **msgspec.json.schema(Report),
     }
-    for of_struct in found["$defs"].values():  # msgspec before 0.23 keeps the indent of docstrings
-        if "description" in of_struct:
-            of_struct["description"] = cleandoc(of_struct["description"])
-    return found
+    for definition in schema[
+        "$defs"
+    ].values():  # msgspec before 0.23 keeps the indent of docstrings
+        if "description" in definition:
+            definition["description"] = cleandoc(definition["description"])
+    return schema
 
 
 def schema_json() -> bytes:

@@ -67,8 +67,8 @@ class Prediction(TabledResult, ByName):
             The paths of the files.
 
         Raises:
-            PrunescopeError: A format is unknown, there is no curve to plot, or the folder cannot
-                be written.
+            PrunescopeError: A format is unknown, there is no curve to plot, or the folder cannot be
+                written.
         """
         return self._save(folder, formats, ("md", "json", "csv", *PICTURES))
 

@@ -117,8 +117,8 @@ class Replayed(TabledResult):
 
         Args:
             folder: The folder, which is made if it does not exist.
-            formats: md, json, csv, and png, pdf and svg for curves and alignments, where there
-                are any.
+            formats: md, json, csv, and png, pdf and svg for curves and alignments, where there are
+                any.
 
         Returns:
             The paths of the files.
