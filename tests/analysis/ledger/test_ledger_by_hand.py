@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.kernels.frame import OpShapes
-from prunescope.analysis.ledger.dynamic_overhead import weigh_added_work
+from prunescope.analysis.ledger.dynamic_overhead import touched_sparsity, weigh_added_work
 from prunescope.analysis.ledger.gemms import (
     build_gemm_rows,
     build_single_rows,
@@ -174,10 +174,10 @@ def test_a_gemm_that_is_gone_takes_no_time_and_no_auxiliary_kernels() -> None:
     split = {**kernel_row(0, "up", product(96, 64)), "instance": 0}
     reduction = {**split, "name": "splitKreduce", "kind": "gemm", "primary": False,
                  "carries_work": False, "auxiliary": True, "busy": 300}  # fmt: skip
-    dense = calls_of(kernels_of(split, reduction))
-    (there,) = report_rows(pair_calls(dense, dense), promised=1.0, exact_layers=True)
+    dense = collect_gemm_calls(kernels_of(split, reduction))
+    (there,) = build_gemm_rows(pair_calls(dense, dense), promised=1.0, exact_layers=True)
     assert (there.busy_ns, there.helper_ns) == (1_300, 300)
-    (gone,) = report_rows(pair_calls(dense, {}), promised=1.0, exact_layers=True)
+    (gone,) = build_gemm_rows(pair_calls(dense, {}), promised=1.0, exact_layers=True)
     assert (gone.busy_ns, gone.helper_ns, gone.count, gone.axis) == (0, 0, 0, "gone")
 
 
