@@ -10,11 +10,13 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunescope.analysis.comparison.differences import differences, pair_comparison
+from prunescope.analysis.comparison.differences import find_differences, pair_comparison
 from prunescope.analysis.comparison.equal_information import (
-    fold_layers,
-    with_equal_fusion,
-    with_equal_information,
+    ComparableSides,
+    fuse_split_products,
+    fuse_unordered_products,
+    make_comparable,
+    renumber_layers,
 )
 from prunescope.analysis.comparison.other_inputs import other_inputs
 from prunescope.analysis.comparison.replacements import with_replacements
@@ -24,6 +26,15 @@ from prunescope.analysis.ledger.gemms import collect_gemm_calls, pair_calls
 from prunescope.analysis.schema.pair_comparison import Difference
 from tests.property.drawn_kernels import TIMES, Row, decoders, kernels, layer_rows
 from tests.records import kernel_row, phase_of, product
+
+
+def fold_layers(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
+    return renumber_layers(ComparableSides(dense, pruned)).both
+
+
+def fuse_products(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
+    return fuse_split_products(fuse_unordered_products(ComparableSides(dense, pruned))).both
+
 
 QUICK = settings(max_examples=15, deadline=None)
 BY_ORDER, BY_MODULES = ModuleRoles("order"), ModuleRoles("modules")
@@ -41,11 +52,11 @@ def same(ones: tuple[SidePhase, SidePhase], others: tuple[SidePhase, SidePhase])
 @given(rows=decoders())
 def test_a_side_compares_with_itself_as_it_is(rows: list[Row]) -> None:
     side = phase_of(kernels(rows, modules=BY_MODULES))
-    equal = with_equal_information(side, side)
+    equal = make_comparable(side, side)
     assert same((equal.dense, equal.pruned), (side, side))
     assert equal.one_sided == ()
     calls = collect_gemm_calls(side.kernels)
-    assert differences(side, side, pair_calls(calls, calls)) == ()
+    assert find_differences(side, side, pair_calls(calls, calls)) == ()
     assert other_inputs(pair_calls(calls, calls)) is None
 
 
@@ -75,11 +86,11 @@ def test_products_that_one_side_fuses_are_one_role_on_both_and_stay_so(
     fused = [kernel_row(i, "qkv", product(192, 64), busy=2_000) for i in range(layers)]
     sides = [phase_of(kernels(rows, modules=BY_MODULES)) for rows in (apart, fused)]
     dense, pruned = sides if is_dense else reversed(sides)
-    equal = with_equal_fusion(dense, pruned)
+    equal = fuse_products(dense, pruned)
     assert all(set(frame["role"]) == {"qkv"} for frame in frames(equal))
     pairs = pair_calls(*(collect_gemm_calls(side.kernels) for side in equal))
     assert [pair.axis for pair in pairs] == ["none"] * layers
-    assert same(with_equal_fusion(*equal), equal)
+    assert same(fuse_products(*equal), equal)
 
 
 @QUICK

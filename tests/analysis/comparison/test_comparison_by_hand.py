@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from prunescope.analysis.comparison.convolutions import Convolution
-from prunescope.analysis.comparison.differences import FIRST_CALLS, differences, other_model
+from prunescope.analysis.comparison.differences import find_differences, find_other_model
 from prunescope.analysis.comparison.equal_information import (
-    with_equal_fusion,
-    with_equal_information,
+    ComparableSides,
+    fuse_split_products,
+    fuse_unordered_products,
+    make_comparable,
     with_roles_of,
 )
 from prunescope.analysis.comparison.more_calls import more_calls
@@ -22,7 +24,6 @@ from prunescope.analysis.comparison.other_inputs import (
     BATCH_SIZE,
     FORWARDS,
     batch_ratio,
-    input_text,
     other_inputs,
 )
 from prunescope.analysis.comparison.replacements import with_replacements
@@ -30,7 +31,8 @@ from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.kernels.frame import HostWork, Kernels, ModuleRoles
 from prunescope.analysis.ledger.gemms import Pair, collect_gemm_calls, pair_calls
 from prunescope.analysis.ops.call import OpCall
-from prunescope.analysis.schema.pair_comparison import Difference
+from prunescope.analysis.schema.pair_comparison import FIRST_CALLS, Difference
+from prunescope.analysis.wording.comparison import difference_text
 from prunescope.taxonomy.runs.run import PhaseRun
 from tests.records import flash_attention, kernel_row, kernels_of, ledger_of, phase_of, product
 
@@ -47,10 +49,11 @@ def pairs_of(dense: Kernels, pruned: Kernels) -> list[Pair]:
 
 
 def fused(dense: Rows, pruned: Rows, modules: ModuleRoles) -> tuple[SidePhase, SidePhase]:
-    return with_equal_fusion(
+    sides = ComparableSides(
         phase_of(kernels_of(*dense, modules=modules)),
         phase_of(kernels_of(*pruned, modules=modules)),
     )
+    return fuse_split_products(fuse_unordered_products(sides)).both
 
 
 def test_fused_and_narrower() -> None:
@@ -186,7 +189,7 @@ def test_micro_batches_run_every_product_more_often() -> None:
     same shapes. A third of them is fewer inputs only where every layer is still there."""
     more = inputs_of(linears(), linears(3))
     assert more == Difference(FORWARDS, 1, 3.0, hides_pruning=True)
-    assert "every GEMM runs 3 × as often a step, in the same shapes" in (input_text(more) or "")
+    assert "every GEMM runs 3 × as often a step, in the same shapes" in difference_text(more)
     fewer = inputs_of(linears(3), linears())
     assert fewer is not None
     assert fewer.kind == FORWARDS
@@ -227,7 +230,7 @@ def test_a_linear_that_is_larger_and_smaller_is_of_another_model(
 ) -> None:
     """Than the one of its role on the dense side, with N 96 and K 64."""
     sides = [kernels_of(kernel_row(0, "up", product(*size))) for size in ((96, 64), (n, k))]
-    difference = other_model(pairs_of(*sides))
+    difference = find_other_model(pairs_of(*sides))
     assert (difference is not None) == is_another
     if difference is not None:
         assert (difference.kind, difference.hides_pruning) == ("linears", True)
@@ -315,7 +318,7 @@ def test_replays_that_an_eager_trace_places_keep_their_layers() -> None:
     placed = replace(dense, linked=replayed)
     lost = replace(kernels_of(*bare, modules=BY_MODULES), linked=replayed)
     for pruned, layers in ((placed, [0, 1]), (lost, [None, None])):
-        equal = with_equal_information(phase_of(dense), phase_of(pruned))
+        equal = make_comparable(phase_of(dense), phase_of(pruned))
         assert equal.dense.kernels.frame["layer"].to_list() == layers
         assert equal.pruned.kernels.frame["layer"].to_list() == layers
 
@@ -324,7 +327,7 @@ def test_first_calls_of_one_side_matter_to_traces_and_not_to_runs_that_were_warm
     kernels = kernels_of(kernel_row(0, "up", product(96, 64)))
     cold = replace(kernels, host=HostWork(first_call_ns=500))
     sides = phase_of(kernels), phase_of(cold)
-    assert [row.kind for row in differences(sides[0], sides[1], [])] == [FIRST_CALLS]
+    assert [row.kind for row in find_differences(sides[0], sides[1], [])] == [FIRST_CALLS]
     block = PhaseRun(
         batch=1, prompt_len=32, positions=[0, 32], context=32, logits="last", cache="dynamic",
         attention="sdpa", mode="eager", steps=1, tokens_per_step=32, warmup=1,
@@ -332,4 +335,4 @@ def test_first_calls_of_one_side_matter_to_traces_and_not_to_runs_that_were_warm
     device, model = SimpleNamespace(name="H100"), SimpleNamespace(shape=None)
     run = SimpleNamespace(phases={"trace": block}, dtype="bf16", device=device, model=model)
     warm, late = (replace(s, side=replace(s.side, run=cast(Any, run))) for s in sides)
-    assert differences(warm, late, []) == ()
+    assert find_differences(warm, late, []) == ()

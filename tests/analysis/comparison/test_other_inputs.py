@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.comparison.other_inputs import BATCH_SIZE, batch_ratio
+from prunescope.analysis.comparison.other_inputs import batch_ratio
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.sentences import setup
-from prunescope.analysis.schema.pair_comparison import Difference
+from prunescope.analysis.schema.pair_comparison import BATCH_SIZE, Difference
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.summary.headline import headline
 from tests.chrome import chrome, k, op, save, step
@@ -65,12 +65,25 @@ def test_times_are_scaled_to_one_batch(tmp_path: Path) -> None:
     """Four products of 10 us, and of 6 us at half the batch: 2 · 24 us of work against 40 us. What
     lies between them would be as long at twice the batch."""
     phase = compared(products(8), products(4, us=6), tmp_path)
-    (found,) = [f for f in phase.findings if f.id == "not-comparable"]
-    assert found.evidence[1] == (
+    (finding,) = [f for f in phase.findings if f.id == "not-comparable"]
+    assert finding.evidence[1] == (
         "at the batch of the dense run, work takes 48.0 µs instead of 40.0 µs a step; idle time, "
         "0.0 µs and 0.0 µs, does not scale with the batch"
     )
     assert "of the dense side: FLOPs 0.50×" in setup(phase)
+
+
+@pytest.mark.parametrize(
+    "pruned",
+    [
+        products(8, width=48),  # N and K fell, and no rows
+        products(4, width=48),  # other rows, and a width that fell: not the inputs alone
+    ],
+)
+def test_a_narrower_model_is_no_other_input(pruned: Any, tmp_path: Path) -> None:
+    phase = compared(products(8), pruned, tmp_path)
+    assert phase.comparison is not None
+    assert not phase.comparison.differences
 
 
 def test_the_batch_of_a_manifest_scales_times_too() -> None:
@@ -99,6 +112,26 @@ def convolution(batch: int, channels: int = 16) -> Any:
     return op("aten::cudnn_convolution", *shapes, concrete=concrete, kernels=kernels)
 
 
+def images(batch: int, tokens: int = 64) -> Any:
+    """A patch embedding of images, and two linears of `tokens` tokens an image."""
+    linear = op("aten::mm", [batch * tokens, 64], [64, 64], kernels=[k(us=10, name="gemm")])
+    return chrome(convolution(batch), linear, linear)
+
+
+def test_a_batch_of_images_is_one_of_convolutions_too(tmp_path: Path) -> None:
+    phase = compared(images(8), images(4), tmp_path)
+    assert "other inputs (half the batch)" in headline(phase)
+
+
+def test_tokens_that_were_dropped_after_the_patch_embedding_are_no_other_input(
+    tmp_path: Path,
+) -> None:
+    """As many images as before, and half of their tokens: rows fell in one ratio all the same."""
+    phase = compared(images(8), images(8, tokens=32), tmp_path)
+    assert phase.comparison is not None
+    assert not phase.comparison.differences
+
+
 def test_convolutions_alone_tell_the_batch(tmp_path: Path) -> None:
     """Without a product, and with other channels, which are no other batch."""
 
@@ -111,6 +144,28 @@ def test_convolutions_alone_tell_the_batch(tmp_path: Path) -> None:
         "channels of convolutions: 1 of 1 convolutions have fewer, as implicit GEMMs N 16 → 8 in "
         "the largest; families are of linears, and the table of GEMMs lists no convolution"
     ]
+
+
+def test_micro_batches_run_every_product_more_often(tmp_path: Path) -> None:
+    """Gradients of three batches in a step, where the dense step has one: 3 x the products, in the
+    same shapes. A third of them may as well be a model of a third of the layers."""
+    single, three = forwards(1), forwards(3)
+    phase = compared(single, three, tmp_path)
+    assert "every GEMM runs 3 × as often a step, in the same shapes: other inputs" in headline(
+        phase
+    )
+    assert phase.family is not None and phase.family.id == "outside"
+    assert phase.ladder is not None and phase.ladder.nominal is None
+    assert "other inputs" not in headline(compared(three, single, tmp_path))
+
+
+def forwards(times: int) -> Any:
+    """As many forwards of two linears."""
+    linears = [
+        op("aten::mm", [64, k_in], [k_in, n], kernels=[k(us=10, name="gemm")])
+        for n, k_in in ((96, 64), (64, 96)) * times
+    ]
+    return chrome(*linears)
 
 
 def test_unequal_numbers_of_steps_are_said(tmp_path: Path) -> None:
