@@ -33,6 +33,7 @@ from prunescope.analysis.ledger.gemms import Pair, collect_gemm_calls, pair_call
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.schema.pair_comparison import FIRST_CALLS, Difference
 from prunescope.analysis.wording.comparison import difference_text
+from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.runs.run import PhaseRun
 from tests.records import flash_attention, kernel_row, kernels_of, ledger_of, phase_of, product
 
@@ -86,7 +87,7 @@ def test_only_the_side_with_products_of_their_own_is_taken_for_fused(*, is_dense
     sides = fused(apart, whole, BY_ORDER) if is_dense else fused(whole, apart, BY_ORDER)
     parts = [side.kernels.modules.fused for side in sides]
     assert parts == ([{"qkv": 3}, {}] if is_dense else [{}, {"qkv": 3}])
-    (note,) = sides[1].kernels.notes
+    note = sentence(*sides[1].kernels.notes)
     assert "GEMMs of their own" in note
 
 

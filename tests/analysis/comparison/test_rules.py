@@ -116,7 +116,9 @@ def contents(sides: ComparableSides) -> tuple[list[Any], ...]:
 
 
 def noted(sides: ComparableSides) -> str:
-    return " ".join([*sides.pruned.kernels.notes, *(dropped.kind for dropped in sides.one_sided)])
+    return " ".join(
+        [*map(sentence, sides.pruned.kernels.notes), *(dropped.kind for dropped in sides.one_sided)]
+    )
 
 
 @pytest.mark.parametrize("name", PAIRS)
