@@ -23,6 +23,7 @@ from prunescope.analysis.inputs.open import open_side
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.schema.pair_comparison import MODULES, REPLAYS, SHAPES
+from prunescope.analysis.wording.sentence import sentence
 from tests.analysis.comparison.test_equal_fusion import LAYERS, bare, layer
 from tests.analysis.comparison.test_equal_graphs import eager, whole_graphs
 from tests.analysis.comparison.test_equal_modules import FULL, HALF, without_modules
