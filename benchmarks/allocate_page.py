@@ -34,10 +34,8 @@ from prunescope.analysis.schema.report import INVALID_TIMES
 from prunescope.taxonomy.allocations.allocation_plan import (
     KeptLayer,
     PlanOfLayers,
-    loss,
-    ratio,
-    ratios,
 )
+from prunescope.taxonomy.numbers import loss, ratio, ratios
 from prunescope.taxonomy.runs.run import read_run
 
 DENSE = "dense"

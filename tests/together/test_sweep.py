@@ -326,15 +326,15 @@ def test_one_timing_at_a_time_on_a_device() -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from prunescope.tracer.sweep.state import timing_slot\n"
-        "said = lambda: sys.stdout.write('waits, ')\n"
+        "said = lambda: (sys.stdout.write('waits, '), sys.stdout.flush())\n"
         "with timing_slot('test-device', said):\n  sys.stdout.write('in'); sys.stdout.flush()\n"
     )
     with slot_taken():
         process = subprocess.Popen([sys.executable, "-c", code, str(ROOT)], stdout=subprocess.PIPE)
-        time.sleep(1.0)
+        assert process.stdout is not None and process.stdout.read(7) == b"waits, "
         assert process.poll() is None
     out, _ = process.communicate(timeout=60)
-    assert out == b"waits, in"
+    assert out == b"in"
 
 
 @contextlib.contextmanager

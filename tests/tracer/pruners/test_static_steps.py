@@ -54,7 +54,7 @@ def whole(backend: str) -> Callable[..., Step]:
 
     def record(step: Step, tokens: torch.Tensor, rewind: Callable[[], None]) -> Step:
         run: Step = torch.compile(
-            graph_mode._own_code(step), dynamic=False, fullgraph=True, backend=backend
+            graph_mode._copy_code(step), dynamic=False, fullgraph=True, backend=backend
         )
         graph_mode._warm(run, tokens, rewind)
         return run
