@@ -181,7 +181,7 @@ def read_replays(path: Path) -> Replays:
     """Read a gemms.json.
 
     Raises:
-        PrunescopeError: There is no file, or it is another file.
+        PrunescopeError: There is no file, or it holds no replays.
     """
     if not path.is_file() or path.stat().st_size > MAX_BYTES:
         raise PrunescopeError(f"{path.name} is not a file of replayed GEMMs", hint=_HINT)

@@ -84,7 +84,7 @@ def is_context_of_fewer_keys(dense: SidePhase, pruned: SidePhase, pairs: Sequenc
 
     Code of the user's own records the tokens of a step and what its cache holds, and no prompt: a
     cache that was cut looks like that of a shorter prompt. A run of `prunescope trace` records its
-    prompt, so that another context is another position in it.
+    prompt, so that a different context is a different position in it.
     """
     old, new = dense.run, pruned.run
     if old is None or new is None or not (_records_no_prompt(old) and _records_no_prompt(new)):

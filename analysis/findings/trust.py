@@ -385,14 +385,15 @@ def layer_alone(c: Context) -> Found | None:
 @finding("carry-over", "info")
 def carry_over(c: Context) -> Found | None:
     """Report that the trace contains device events of the step before it."""
-    spill = c.phase.carry_over
-    device = spill["ns"] + c.phase.busy_ns * c.phase.steps
-    if not spill["events"] or spill["ns"] < 0.01 * device:
+    earlier = c.phase.carry_over
+    device = earlier["ns"] + c.phase.busy_ns * c.phase.steps
+    share = earlier["ns"] / device if device else 0.0
+    if not earlier["events"] or earlier["ns"] < 0.01 * device:
         return None
     return Found(
-        text=f"{spill['events']:.0f} device events ({percent(spill['ns'] / device, 1)} of device "
+        text=f"{earlier['events']:.0f} device events ({percent(share, 1)} of device "
         "time) are carry-over from the step before, and are left out",
-        evidence=[f"{ms(spill['ns'])} were launched before the trace began"],
+        evidence=[f"{ms(earlier['ns'])} were launched before the trace began"],
         change="synchronise before the profiler starts",
     )
 

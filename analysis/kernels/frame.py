@@ -43,7 +43,7 @@ class OpShapes:
         works: The work of each call; None where no model of its op or no shape is known.
         widths: N and K of the calls whose M is unknown, by call.
         tokens: Tokens of a step, as a config and its workload give them; None if they do not.
-        caveats: Signs in the trace that the config is another model's.
+        caveats: Signs in the trace that the config belongs to a different model.
         refused: Why no shapes are taken from the config that was given; None if they are taken, or
             no config was given.
     """

@@ -110,7 +110,7 @@ def _result_dtype(a: Operand) -> str:
 def mixed_rows(call: OpCall) -> Work:
     """Model a [.., k] as it was and in int8, weight [n, k] in int8, and the scales of both.
 
-    The product of the outliers is another op.
+    The product of the outliers is an op of its own.
     """
     a, quantised, weight = tensor(call, 0), tensor(call, 1), tensor(call, 2, rank=2)
     scales = [optional(call, 3), optional(call, 4)]

@@ -62,7 +62,7 @@ from prunescope.analysis.shapes.slots import (
 from prunescope.taxonomy.shape import ModelShape
 
 # How similar the layers are.
-_APART = 1.06  # factor beyond the least and most duration of a kernel: it is another one then
+_APART = 1.06  # factor beyond the least and most duration of a kernel: it is a different one then
 _ALIKE = 0.5  # share of the segments between two anchors that make a pattern
 _ALIKE_EDGES = 0.8  # of the layers of a loop over experts
 _LONGEST = 256  # GEMMs of a layer

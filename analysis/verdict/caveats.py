@@ -88,15 +88,15 @@ def caveats(
     return notices
 
 
-def apply_caveats(family: FamilyVerdict, found: list[Notice]) -> FamilyVerdict:
+def apply_caveats(family: FamilyVerdict, notices: list[Notice]) -> FamilyVerdict:
     """Lower the confidence of a verdict by its caveats; with next to none left it is unknown.
 
     The evidence of a family stands first while it is the more likely.
     """
-    if not found:
+    if not notices:
         return family
-    most = min(LIMITS[notice.kind] for notice in found)
-    confidence, against = min(family.confidence, most), list(map(sentence, found))
+    most = min(LIMITS[notice.kind] for notice in notices)
+    confidence, against = min(family.confidence, most), list(map(sentence, notices))
     likely = most >= 0.5 and family.id != "unknown"
     lines = [*family.evidence, *against] if likely else [*against, *family.evidence]
     found_less = structs.replace(family, confidence=confidence, evidence=lines)

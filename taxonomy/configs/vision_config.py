@@ -21,7 +21,7 @@ _MOST = 1 << 20  # tokens of an image
 def vision_fields(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """Read the fields of ModelShape from the config of a vision transformer.
 
-    None means that it is another config.
+    None means that the config is of a different kind.
 
     Raises:
         PrunescopeError: A size is missing or is not a number.

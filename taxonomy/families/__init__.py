@@ -36,7 +36,7 @@ def register(family: Family, known_families: dict[str, Family]) -> None:
     """Add a family to `known_families`.
 
     Raises:
-        RuntimeError: There is another family of the same id, or a field is bad.
+        RuntimeError: Two families have the same id, or a field is invalid.
     """
     if family.id in known_families:
         raise RuntimeError(f"two families are called {family.id}")

@@ -105,7 +105,7 @@ def found(of: Report | Phase, name: str) -> Finding | None:
     return next((f for f in phase.findings if f.id == name), None)
 
 
-def present(of: Report | Phase, name: str, severity: str, *says: str) -> None:
+def assert_present(of: Report | Phase, name: str, severity: str, *says: str) -> None:
     """Assert that the finding is there, with this severity and these words."""
     finding = found(of, name)
     assert finding is not None

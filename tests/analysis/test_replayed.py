@@ -236,8 +236,8 @@ def test_no_verdict_rests_on_times_that_are_not_valid(report: Report) -> None:
 def test_intervals_that_say_nothing_explain_nothing() -> None:
     """Replayed on a busy machine: -563 to 237 ms of -46 ms, which is -151 to 59 ms itself."""
     wide, row = [-563e6, 237e6], [-151e6, 59e6]
-    found = _summarise(8, -46e6, row, wide, [])
-    assert found.endswith("both intervals include 0, so that neither shows a loss or a gain.")
+    summary = _summarise(8, -46e6, row, wide, [])
+    assert summary.endswith("both intervals include 0, so that neither shows a loss or a gain.")
     assert _summarise(8, 46e6, [31e6, 59e6], wide, []).endswith("within its interval.")
 
 

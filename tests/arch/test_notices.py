@@ -32,7 +32,9 @@ def made(path: Path) -> Iterator[tuple[str, ast.Call]]:
             continue
         if node.func.id in MAKERS:
             literals = [n.value for n in ast.walk(node.args[0]) if isinstance(n, ast.Constant)]
-            kinds = literals or [one for one in texts if isinstance(one, str) and one in WORDINGS]
+            kinds = literals or [
+                text for text in texts if isinstance(text, str) and text in WORDINGS
+            ]
             yield from ((kind, node) for kind in kinds if isinstance(kind, str))
 
 
@@ -48,8 +50,8 @@ def test_a_notice_has_the_numbers_that_its_sentence_states() -> None:
     lacking = [
         f"{path.relative_to(ROOT)}:{call.lineno} {kind}: {names}"
         for path, kind, call in MADE
-        if isinstance(call.args[0], ast.Constant) and all(one.arg for one in call.keywords)
-        if (names := stated(kind) - {one.arg for one in call.keywords} - ADDED)
+        if isinstance(call.args[0], ast.Constant) and all(keyword.arg for keyword in call.keywords)
+        if (names := stated(kind) - {keyword.arg for keyword in call.keywords} - ADDED)
     ]
     assert lacking == []
 

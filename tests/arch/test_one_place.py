@@ -224,5 +224,5 @@ def test_one_file_of_the_tracer_names_backends() -> None:
         r"torch\.(?:cuda|xpu|mps|npu)\b|ProfilerActivity\.(?!CPU)|version\.(?:cuda|hip)\b"
     )
     tracer = [path for path in SOURCES if room_of(path).startswith("tracer")]
-    found = {path.relative_to(ROOT).as_posix() for path in tracer if named.search(source(path))}
-    assert found == {"tracer/machine/backends.py"}
+    files = {path.relative_to(ROOT).as_posix() for path in tracer if named.search(source(path))}
+    assert files == {"tracer/machine/backends.py"}

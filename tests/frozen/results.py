@@ -98,7 +98,7 @@ def _normal(text: str, folder: Path) -> str:
         text = text.replace(place, name)
     text = text.replace(f"prunescope {prunescope.__version__}", "prunescope VERSION")
     text = _IMAGE.sub("IMAGE", text)
-    return _NUMBER.sub(lambda found: _shortened(found[0]), text)
+    return _NUMBER.sub(lambda match: _shortened(match[0]), text)
 
 
 def _shortened(number: str) -> str:
@@ -120,15 +120,15 @@ def frozen(name: str) -> dict[str, str]:
     return kept
 
 
-def freeze(name: str, found: dict[str, str]) -> None:
+def freeze(name: str, digests_now: dict[str, str]) -> None:
     """Write the digests of a case."""
     DIGESTS.mkdir(exist_ok=True)
-    (DIGESTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    (DIGESTS / f"{name}.json").write_text(json.dumps(digests_now, indent=1) + "\n")
 
 
-def differing(kept: dict[str, str], found: dict[str, str]) -> list[str]:
+def differing(kept: dict[str, str], digests_now: dict[str, str]) -> list[str]:
     """Return the formats whose digests differ, in the order of FORMATS."""
-    return [name for name in FORMATS if kept.get(name) != found.get(name)]
+    return [name for name in FORMATS if kept.get(name) != digests_now.get(name)]
 
 
 def stale() -> Iterator[Path]:

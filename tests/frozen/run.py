@@ -32,8 +32,8 @@ def digests_of(name: str) -> tuple[str, dict[str, str], float]:
     """Run a case in a folder of its own; return its name, digests and seconds."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="frozen-") as folder:
-        found = digests(texts(cases()[name], Path(folder)))
-    return name, found, time.monotonic() - began
+        digests_now = digests(texts(cases()[name], Path(folder)))
+    return name, digests_now, time.monotonic() - began
 
 
 def keep(names: list[str], folder: Path) -> None:
@@ -118,10 +118,10 @@ def show_difference(name: str, formats: list[str], commit: str) -> None:
     say(f"\n{name}, {commit} against the worktree:")
     is_same = True
     for kind in formats:
-        found = first_difference(before.get(kind, ""), after.get(kind, ""))
-        if found is not None:
+        lines = first_difference(before.get(kind, ""), after.get(kind, ""))
+        if lines is not None:
             is_same = False
-            number, old, new = found
+            number, old, new = lines
             say(f"  {kind}, line {number}\n    before: {old}\n    now:    {new}")
     if is_same:
         say(
@@ -156,13 +156,13 @@ def compare(names: list[str], jobs: int, *, update: bool) -> dict[str, list[str]
     began = time.monotonic()
     different: dict[str, list[str]] = {}
     seconds: dict[str, float] = {}
-    for name, found, took in all_digests(names, jobs):
+    for name, digests_now, took in all_digests(names, jobs):
         seconds[name] = took
-        if formats := differing(frozen(name), found):
+        if formats := differing(frozen(name), digests_now):
             different[name] = formats
             say(f"{name}: {', '.join(formats)}")
             if update:
-                freeze(name, found)
+                freeze(name, digests_now)
     verb = "written" if update else "different"
     say(f"{len(names)} cases in {time.monotonic() - began:.0f} s, {len(different)} {verb}")
     longest = sorted(seconds, key=lambda name: -seconds[name])[:5]

@@ -248,8 +248,8 @@ def test_an_older_run_says_nothing_of_it() -> None:
 def test_a_higher_calibration_is_what_bounds_use_and_says_so() -> None:
     low, later = measured(1e12), measured(1.5e12)
     before, after = (
-        MeasuredRates(dense_flop_per_s=one.dense_flop_per_s, byte_per_s=one.byte_per_s)
-        for one in (low, later)
+        MeasuredRates(dense_flop_per_s=notice.dense_flop_per_s, byte_per_s=notice.byte_per_s)
+        for notice in (low, later)
     )
     calibrated = CalibratedDevice(
         name="a CPU",
@@ -272,4 +272,4 @@ def test_a_higher_calibration_is_what_bounds_use_and_says_so() -> None:
     near = changed(calibrated, dense_flop_per_s={"bf16": 1.7e12}, byte_per_s=None)
     found = run_peaks(changed(device, calibration=near), None)
     assert found is not None
-    assert not any("around this capture" in sentence(one) for one in found.caveats())
+    assert not any("around this capture" in sentence(notice) for notice in found.caveats())

@@ -226,14 +226,14 @@ def test_added_work_is_a_share_of_what_was_saved_before_it() -> None:
         example.row("added_work", 0.5, *parts),
         example.row("pruned", 9.0),
     ]
-    found = weigh_added_work(ledger)
-    assert found is not None
-    assert found.saved_ns == pytest.approx(1.5 * MS)
-    assert found.share_of_saved == pytest.approx(1 / 3)
-    assert found.without == pytest.approx(10 / 8.5)
-    assert found.break_even is None  # of a family that adds work alone
-    assert [p.name for p in found.parts] == ["x", "router"]
-    assert found.parts[0].share_of_saved == pytest.approx(0.2)
+    added_work = weigh_added_work(ledger)
+    assert added_work is not None
+    assert added_work.saved_ns == pytest.approx(1.5 * MS)
+    assert added_work.share_of_saved == pytest.approx(1 / 3)
+    assert added_work.without == pytest.approx(10 / 8.5)
+    assert added_work.break_even is None  # of a family that adds work alone
+    assert [p.name for p in added_work.parts] == ["x", "router"]
+    assert added_work.parts[0].share_of_saved == pytest.approx(0.2)
     ledger[2] = example.row("pruned", 11.0)
     slower = weigh_added_work(ledger)
     assert slower is not None

@@ -28,6 +28,7 @@ from tests.analysis.finding_cases import (
     N,
     V,
     alone,
+    assert_present,
     attention,
     block,
     clocks,
@@ -47,7 +48,6 @@ from tests.analysis.finding_cases import (
     pair,
     plain,
     pointwise,
-    present,
     report,
     routed,
     sparse_attention,
@@ -281,4 +281,4 @@ def test_which_findings_a_phase_has(
     if severity is None:
         assert found(made, id) is None
     else:
-        present(made, id, severity, *says)
+        assert_present(made, id, severity, *says)

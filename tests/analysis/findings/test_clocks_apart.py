@@ -10,7 +10,7 @@ import pytest
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.schema.report import Phase, Report
-from tests.analysis.finding_cases import found, present
+from tests.analysis.finding_cases import assert_present, found
 from tests.analysis.findings.test_strangers import mm
 from tests.chrome import chrome, gap, save
 
@@ -51,10 +51,12 @@ def test_a_skew_is_the_first_warning(tmp_path: Path) -> None:
 
 def test_nothing_critical_rests_on_a_skew(tmp_path: Path) -> None:
     straight = phase_of(report_of(tmp_path, shifted(0)))
-    present(straight, "launch-bound", "critical", "late host")
+    assert_present(straight, "launch-bound", "critical", "late host")
     phase = phase_of(report_of(tmp_path, shifted(170)))
-    present(phase, "clock-skew", "warning", "60 of 60 kernels", "by up to 150 µs")
-    present(phase, "launch-bound", "warning", "late host", "host and device clocks are skewed")
+    assert_present(phase, "clock-skew", "warning", "60 of 60 kernels", "by up to 150 µs")
+    assert_present(
+        phase, "launch-bound", "warning", "late host", "host and device clocks are skewed"
+    )
     ids = [finding.id for finding in phase.findings]
     assert ids.index("clock-skew") < ids.index("launch-bound")
     assert all(finding.severity != "critical" for finding in phase.findings)
@@ -85,7 +87,7 @@ def test_clocks_that_agree(us: float, count: int, tmp_path: Path) -> None:
     assert not any("clocks" in warning for warning in report.warnings)
     phase = phase_of(report)
     assert found(phase, "clock-skew") is None
-    present(phase, "launch-bound", "critical", "late host")
+    assert_present(phase, "launch-bound", "critical", "late host")
 
 
 def test_a_few_of_many_are_enough(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.summary.headline import headline
-from tests.analysis.finding_cases import FULL, found, layers, mm, model, of_pair, present
+from tests.analysis.finding_cases import FULL, assert_present, found, layers, mm, model, of_pair
 from tests.chrome import chrome, k, module, op, step
 
 OTHER, OUTLIER = "unexplained-difference", "gemm-outlier"
@@ -32,14 +32,14 @@ def test_work_on_a_second_stream_is_named(tmp_path: Path) -> None:
         return chrome(step(0, mm()._replace(kernels=tuple(kernels))))
 
     phase = of_pair(tmp_path, two(0), two(100))
-    present(phase, OTHER, "warning", "2.00×", "kernels overlap for 100.0 µs a step",
+    assert_present(phase, OTHER, "warning", "2.00×", "kernels overlap for 100.0 µs a step",
             "0.0 µs in the", "1.00 × the dense time", "as before")  # fmt: skip
 
 
 def test_kernels_that_all_run_twice_as_fast(tmp_path: Path) -> None:
     """unexplained-difference: 200 us became 100 us, and kernel efficiency holds all of it."""
     phase = of_pair(tmp_path, gemms(100, 100), gemms(50, 50))
-    present(phase, OTHER, "warning", "2.00×", "kernel efficiency −100.0 µs",
+    assert_present(phase, OTHER, "warning", "2.00×", "kernel efficiency −100.0 µs",
             "all kernels take 0.50 × the dense time", "another clock or device")  # fmt: skip
     assert "the noise between two captures" not in headline(phase)
     assert "kernel efficiency −100.0 µs" in headline(phase)
@@ -54,13 +54,15 @@ def test_a_small_difference_is_noise(tmp_path: Path) -> None:
 
 def test_other_kernels_are_named(tmp_path: Path) -> None:
     phase = of_pair(tmp_path, gemms(100, 100), gemms(50, 50, name="another_gemm_kernel"))
-    present(phase, OTHER, "warning", "100 % of the busy time is in kernels that the dense run does")
+    assert_present(
+        phase, OTHER, "warning", "100 % of the busy time is in kernels that the dense run does"
+    )
 
 
 def test_idle_time_is_named(tmp_path: Path) -> None:
     """Every GEMM of the dense side waits 10 us longer."""
     phase = of_pair(tmp_path, model(FULL, gap_us=21), model(FULL, gap_us=1))
-    present(phase, OTHER, "warning", "launch and idle", "the kernels take as long as before")
+    assert_present(phase, OTHER, "warning", "launch and idle", "the kernels take as long as before")
 
 
 def test_a_pruned_model_is_not_of_equal_shapes(tmp_path: Path) -> None:
@@ -78,7 +80,9 @@ def test_a_real_trace_of_which_every_kernel_takes_half_of_its_time(
         baseline=real_trace("h100_qwen1.5-0.5b_prefill.json.gz"),
         options=Options(device="h100-sxm"),
     ).report.phases["trace"]
-    present(phase, OTHER, "warning", "1.84×", "kernel efficiency −15.953 ms", "0.50 × the dense")
+    assert_present(
+        phase, OTHER, "warning", "1.84×", "kernel efficiency −15.953 ms", "0.50 × the dense"
+    )
     assert "the noise between two captures" not in headline(phase)
 
 
@@ -93,8 +97,8 @@ def test_one_gemm_that_took_many_times_as_long(tmp_path: Path) -> None:
 
     slow, fast = three(2470), three(37)
     first = of_pair(tmp_path, slow, fast)
-    present(first, OUTLIER, "info", "2.470 ms in the dense run", "37.0 µs")
-    present(of_pair(tmp_path, fast, slow), OUTLIER, "info", "2.470 ms in the pruned one")
+    assert_present(first, OUTLIER, "info", "2.470 ms in the dense run", "37.0 µs")
+    assert_present(of_pair(tmp_path, fast, slow), OUTLIER, "info", "2.470 ms in the pruned one")
 
 
 @pytest.mark.parametrize("us", [(20, 20, 20), (40, 70, 40), (40, 40, 40)])

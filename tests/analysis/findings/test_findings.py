@@ -22,11 +22,11 @@ from tests.analysis.finding_cases import (
     MM,
     NARROW,
     alone,
+    assert_present,
     found,
     model,
     of_pair,
     of_run,
-    present,
     two_placements,
 )
 from tests.chrome import chrome, gap, k, module, op, save, step
@@ -41,7 +41,7 @@ def test_unequal_steps(tmp_path: Path) -> None:
                                   if i in e["args"]}}}
         for e in chrome(extra)["traceEvents"]
     ]  # fmt: skip
-    present(of_pair(tmp_path, dense, more), "unequal-steps", "warning", "pruned: ")
+    assert_present(of_pair(tmp_path, dense, more), "unequal-steps", "warning", "pruned: ")
     alone = analyze(save(more, tmp_path / "alone.json")).report.phases["trace"]
     [said] = [f for f in alone.findings if f.id == "unequal-steps"]
     assert said.evidence[0].split()[0].rstrip(",").isdigit()  # no side: there is one only
@@ -73,7 +73,7 @@ def test_coverage_limited(tmp_path: Path) -> None:
         return trace
 
     phase = of_run(tmp_path, one(FULL, us=60), one(narrow, us=40), **more)
-    present(phase, "coverage-limited", "warning", "untouched: lm_head")
+    assert_present(phase, "coverage-limited", "warning", "untouched: lm_head")
     assert "--logits last" in str((found(phase, "coverage-limited") or phase.findings[0]).change)
     # Of a user's own loop, which has no such option, the part itself is named.
     own = of_run(tmp_path / "own", one(FULL, us=60), one(narrow, us=40), **more,
@@ -89,8 +89,8 @@ def test_no_speedup_and_wide_interval(tmp_path: Path) -> None:
     noisy = [950_000, 1_150_000, 1_000_000, 1_100_000, 900_000, 1_200_000]
     phase = of_run(tmp_path, model(FULL), model(NARROW), dense_samples_ns=noisy,
                    samples_ns=noisy[::-1])  # fmt: skip
-    present(phase, "no-speedup", "critical", "no speedup beyond noise")
-    present(phase, "wide-interval", "warning", "95 % interval")
+    assert_present(phase, "no-speedup", "critical", "no speedup beyond noise")
+    assert_present(phase, "wide-interval", "warning", "95 % interval")
     wide = found(phase, "wide-interval")
     assert wide is not None and "--placements" in str(wide.change)
     alone = of_run(tmp_path / "loop", model(FULL), model(NARROW), dense_samples_ns=noisy,
@@ -100,7 +100,7 @@ def test_no_speedup_and_wide_interval(tmp_path: Path) -> None:
     wild = [1_000_000, 40_000_000] * 4
     phase = of_run(tmp_path / "wild", model(FULL), model(NARROW), dense_samples_ns=wild,
                    samples_ns=wild[::-1])  # fmt: skip
-    present(phase, "wide-interval", "warning", "only known to lie between ", "× and ")
+    assert_present(phase, "wide-interval", "warning", "only known to lie between ", "× and ")
     phase = of_run(tmp_path / "b", model(FULL), model(NARROW), dense_samples_ns=MANY,
                    samples_ns=[n // 2 for n in MANY])  # fmt: skip
     assert found(phase, "no-speedup") is None
@@ -110,7 +110,7 @@ def test_no_speedup_and_wide_interval(tmp_path: Path) -> None:
 def test_timing_not_valid(tmp_path: Path) -> None:
     wild = [1_000_000, 2_000_000, 1_000_000, 2_000_000, 1_000_000, 2_000_000]
     phase = of_run(tmp_path, model(FULL), model(NARROW), dense_samples_ns=wild, samples_ns=MANY)
-    present(phase, "timing-not-valid", "critical", "dense: ")
+    assert_present(phase, "timing-not-valid", "critical", "dense: ")
     assert headline(phase).startswith("timing not valid: ") and "realised" not in headline(phase)
     assert headline(phase).count("not valid") == 1
     phase = of_run(tmp_path / "b", model(FULL), model(NARROW), both_samples_ns=MANY)
@@ -209,5 +209,5 @@ def test_a_real_trace_that_waits_for_its_host_is_told_so(
     """
     phase = real_report("b200_eager.json.gz").phases["trace"]
     assert {f.id for f in phase.findings} == {"launch-bound", "first-calls"}
-    present(phase, "launch-bound", "warning", "15,230 calls of Python (with_stack)")
+    assert_present(phase, "launch-bound", "warning", "15,230 calls of Python (with_stack)")
     assert phase.gap_ns / phase.wall_ns == pytest.approx(0.86, abs=0.01)

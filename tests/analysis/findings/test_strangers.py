@@ -22,11 +22,11 @@ from tests.analysis.finding_cases import (
     NARROW,
     ROLES,
     alone,
+    assert_present,
     found,
     layers,
     model,
     of_pair,
-    present,
 )
 from tests.analysis.finding_cases import mm as sized_mm
 from tests.analysis.report import example
@@ -53,9 +53,9 @@ def test_communication_that_waits_is_no_slow_kernel(tmp_path: Path) -> None:
     dense, pruned = steps_of(mm(100), reduced(100)), steps_of(mm(100), reduced(200))
     phase = of_pair(tmp_path, dense, pruned)
     assert found(phase, "slower-kernels") is None
-    present(phase, "longer-communication", "info", "100.0 µs longer", "waiting")
+    assert_present(phase, "longer-communication", "info", "100.0 µs longer", "waiting")
     slow = of_pair(tmp_path, dense, steps_of(mm(150), reduced(110)))
-    present(slow, "slower-kernels", "warning", "take 50.0 µs longer")
+    assert_present(slow, "slower-kernels", "warning", "take 50.0 µs longer")
     advice = found(slow, "slower-kernels")
     assert advice is not None and advice.change is not None
     assert advice.change.startswith("no shape of the ops named has moved: compare clocks")
@@ -124,7 +124,7 @@ def test_a_change_that_names_one_role_gains_what_that_role_lost(tmp_path: Path) 
 def test_a_speedup_above_its_bound_is_blamed_on_what_gave_it(tmp_path: Path) -> None:
     """Equal kernels and less idle time are no more efficient kernels; faster ones are."""
     idle = steps_of(mm(100), gap(us=100, launch=True), mm(100))
-    present(of_pair(tmp_path, idle, steps_of(mm(100), mm(100))), "above-bound", "info",
+    assert_present(of_pair(tmp_path, idle, steps_of(mm(100), mm(100))), "above-bound", "info",
             "the device idles less", "launch and idle −100.0 µs")  # fmt: skip
     said = found(of_pair(tmp_path, idle, steps_of(mm(100), mm(100))), "above-bound")
     assert said is not None and "efficient" not in said.text
@@ -181,7 +181,7 @@ def test_a_forward_that_is_computed_again_is_no_work_to_fuse(tmp_path: Path) -> 
     gradient = attends("_backward")
     once, teacher = training(inner=[gradient]), training(attends(""), inner=[gradient])
     again = training(inner=[attends(""), gradient])
-    present(of_pair(tmp_path, once, again), "recomputed-forward", "warning",
+    assert_present(of_pair(tmp_path, once, again), "recomputed-forward", "warning",
             "attention runs forward in it, 1 × a step")  # fmt: skip
     assert found(alone(tmp_path, again), "recomputed-forward") is not None
     for phase in (of_pair(tmp_path, again, again), of_pair(tmp_path, once, teacher),
@@ -207,7 +207,9 @@ def test_kernels_are_judged_without_the_noise_of_communication(tmp_path: Path) -
     """GEMMs take 50 us more in every step, while the all-reduce of both sides varies by 160."""
     dense = in_turn(lambda us: (mm(100), reduced(us)), 20, 180, 100)
     pruned = in_turn(lambda us: (mm(150), reduced(us)), 20, 180, 112)
-    present(of_pair(tmp_path, dense, pruned), "slower-kernels", "warning", "take 50.0 µs longer")
+    assert_present(
+        of_pair(tmp_path, dense, pruned), "slower-kernels", "warning", "take 50.0 µs longer"
+    )
 
 
 def test_an_interval_that_holds_the_bound_is_not_above_it(tmp_path: Path) -> None:
@@ -313,7 +315,7 @@ def _later(trace: dict[str, Any], us: float) -> list[dict[str, Any]]:
 def test_sides_that_ran_something_else_are_not_compared(tmp_path: Path) -> None:
     """Eight times the rows of every linear: no speedup, and no finding on one."""
     phase = of_pair(tmp_path, model(FULL, rows=256), model(NARROW, rows=32), 0.5)
-    present(phase, "not-comparable", "critical", "other inputs")
+    assert_present(phase, "not-comparable", "critical", "other inputs")
     assert "is no speedup" in headline(phase)
     assert not {f.id for f in phase.findings} & {rule.id for rule in registered() if rule.compares}
 
@@ -335,12 +337,14 @@ def test_shapes_that_were_asked_for_are_not_asked_for_again(tmp_path: Path) -> N
 def test_stacks_raise_caveat_about_host_time(tmp_path: Path) -> None:
     """Half of the step idle; recorded with ten calls of Python a launch, that is doubtful."""
     trace = steps_of(mm(100), gap(us=200, launch=True), mm(100))
-    present(alone(tmp_path, trace), "launch-bound", "critical", "late host")
+    assert_present(alone(tmp_path, trace), "launch-bound", "critical", "late host")
     assert "with_stack" not in str(found(alone(tmp_path, trace), "launch-bound"))
     frame = {"ph": "X", "cat": "python_function", "name": "model.py(1): forward", "pid": 1,
              "tid": 1, "ts": 1_000_000.0, "dur": 1.0, "args": {}}  # fmt: skip
     trace["traceEvents"] += [frame] * 60
-    present(alone(tmp_path, trace), "launch-bound", "warning", "60 calls of Python (with_stack)")
+    assert_present(
+        alone(tmp_path, trace), "launch-bound", "warning", "60 calls of Python (with_stack)"
+    )
 
 
 def test_a_graph_is_advised_by_the_means_at_hand(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tests.analysis.finding_cases import (
     M,
     N,
     V,
+    assert_present,
     attention,
     copy_,
     found,
@@ -30,7 +31,6 @@ from tests.analysis.finding_cases import (
     model,
     of_run,
     pointwise,
-    present,
     sparse_attention,
     two_placements,
 )
@@ -111,7 +111,7 @@ def test_what_is_critical_by_time_is_a_warning_where_time_is_not_valid(
         phase = of_run(tmp_path / severity, dense, pruned,
                        both_placements=two_placements(disturbed),
                        **fields)  # fmt: skip
-        present(phase, name, severity)
+        assert_present(phase, name, severity)
         assert (found(phase, "timing-not-valid") is not None) == (severity == "warning")
 
 
@@ -122,4 +122,4 @@ def test_milliseconds_of_a_ledger_are_information_where_time_is_not_valid(tmp_pa
         phase = of_run(tmp_path / severity, model(FULL), model(replace(FULL, added=(gather,))),
                        both_placements=two_placements(disturbed), dense_samples_ns=MANY,
                        samples_ns=MANY)  # fmt: skip
-        present(phase, "added-work", severity)
+        assert_present(phase, "added-work", severity)

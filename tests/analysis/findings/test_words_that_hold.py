@@ -26,6 +26,7 @@ from tests.analysis.finding_cases import (
     K,
     M,
     N,
+    assert_present,
     found,
     layers,
     method,
@@ -35,7 +36,6 @@ from tests.analysis.finding_cases import (
     of_run,
     pair,
     pointwise,
-    present,
     two_placements,
 )
 from tests.analysis.run_folder import write_run
@@ -71,7 +71,7 @@ def test_the_observer_of_both_sides(
     ]
     phase = of_run(tmp_path, *traces, dense_samples_ns=samples[0], samples_ns=samples[1])
     said = f"takes 2.00× an unprofiled one (dense: {1 / dense:.2f}×)"
-    present(phase, "profiler-overhead", "warning" if apart else "info", said)
+    assert_present(phase, "profiler-overhead", "warning" if apart else "info", said)
     assert f"= 2.00×, dense {1 / dense:.2f}×" in profiler_overhead(phase)
 
 

@@ -19,8 +19,10 @@ def roles(ran: list[Ran]) -> list[str]:
         OpCall(name, shape, ("float",) * len(shape))
         for name, shape in zip(names, shapes, strict=True)
     ]
-    found = find_mixture(replace(LaunchedRows.of(kinds, calls), sizes=list(sizes)), range(len(ran)))
-    return [found.get(i, "") for i in range(len(ran))]
+    mixture = find_mixture(
+        replace(LaunchedRows.of(kinds, calls), sizes=list(sizes)), range(len(ran))
+    )
+    return [mixture.get(i, "") for i in range(len(ran))]
 
 
 def product(m: int, n: int, k: int) -> Ran:

@@ -28,9 +28,9 @@ def role(
     kinds = [*before, kind]
     index = np.array([-1 if place is None else 0] * len(kinds))
     scopes = Scopes(index, np.zeros(len(kinds), np.int64), [place] if place else [], "modules")
-    found = find_roles(scopes, LaunchedRows.of(kinds, [*[None] * len(before), call]))
-    assert set(found.role) <= set(ROLES)
-    return found.role[-1]
+    roles = find_roles(scopes, LaunchedRows.of(kinds, [*[None] * len(before), call]))
+    assert set(roles.role) <= set(ROLES)
+    return roles.role[-1]
 
 
 def at(scope: str, name: str = "unknown") -> Place:
@@ -78,8 +78,8 @@ def test_a_gemm_outside_of_layers_is_a_head_where_tokens_are_embedded() -> None:
         ([outside, at("mlp", "up")], [], "unknown"),
     ):
         scopes = Scopes(np.zeros(2, np.int64), np.zeros(2, np.int64), places, "modules")
-        found = find_roles(scopes, LaunchedRows.of(["gemm", "gemm"], [head, head], every=calls))
-        assert found.role == [want, want]
+        roles = find_roles(scopes, LaunchedRows.of(["gemm", "gemm"], [head, head], every=calls))
+        assert roles.role == [want, want]
 
 
 @pytest.mark.parametrize(
@@ -123,12 +123,12 @@ def test_passes_of_a_cpu_trace_are_cut_where_tokens_are_picked() -> None:
     one = [picked, *layer, *layer, mm(1000, 64)]
     kinds = ["gather_scatter" if c is picked else "attention" if c is None else "gemm" for c in one]
     none = np.full(3 * len(one), -1)
-    found = find_roles(
+    roles = find_roles(
         Scopes(none, none, [], "none"), LaunchedRows.of(kinds * 3, one * 3, every=[table])
     )
     names = ["q", "k", "v", "attention", "o", "gate", "up", "down"]
-    assert found.role == ["embedding", *names, *names, "lm_head"] * 3
-    assert found.layer.tolist() == [-1, *[0] * 8, *[1] * 8, -1] * 3
+    assert roles.role == ["embedding", *names, *names, "lm_head"] * 3
+    assert roles.layer.tolist() == [-1, *[0] * 8, *[1] * 8, -1] * 3
 
 
 def test_two_products_next_to_a_linear_are_its_adapter() -> None:

@@ -40,10 +40,10 @@ def test_points_that_ran_in_another_way_are_not_compared() -> None:
         model="m", device=None, dtype="fp32", threads=1, versions={}, text=None, command=None
     )
     phases = {"prefill": ParetoPhase(points=[eager, flushed, aligned], cells=cells)}
-    found = recompute(Pareto(tool="t", subject=subject, phases=phases)).phases["prefill"]
-    assert [one.on_frontier for one in found.points] == [False, True, True]
-    assert [w.family for w in found.winners if w.realised > 1] == ["a (align=128)", "b"]
-    assert found.cells[1].where.endswith("tokens, compile, cache flushed")
+    prefill = recompute(Pareto(tool="t", subject=subject, phases=phases)).phases["prefill"]
+    assert [one.on_frontier for one in prefill.points] == [False, True, True]
+    assert [w.family for w in prefill.winners if w.realised > 1] == ["a (align=128)", "b"]
+    assert prefill.cells[1].where.endswith("tokens, compile, cache flushed")
 
 
 def test_what_is_not_faster_than_dense_is_not_on_it() -> None:

@@ -340,7 +340,7 @@ def test_the_batches_at_which_it_is_faster(faster: set[int], span: tuple[int, in
 
 @pytest.mark.parametrize("first", [1, 2, 37, 60, 63, 64])
 def test_the_sparsity_from_which_it_is_faster(first: int) -> None:
-    found = smallest_faster_sparsity(
+    sparsity = smallest_faster_sparsity(
         Workload(phase="decode"), lambda _work, s: 1.5 if s and s * 64 >= first else 0.9
     )
-    assert found == (None if first == 64 else first / 64)
+    assert sparsity == (None if first == 64 else first / 64)

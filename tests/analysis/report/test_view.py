@@ -87,7 +87,7 @@ def test_layers_of_other_widths_are_one_row_with_a_range(tmp_path: Path) -> None
     assert rows["attention qk†"] == ("heads", "50–100 %", "16→8–16", "32", "16", "4")
     assert rows["v"] == ("none", "–", "1", "64", "256", "4")
     ups = [g for g in phase.gemms if g.role == "up"]
-    (shown,) = (one.gemm for one in merge_rows(phase.gemms) if one.gemm.role == "up")
+    (shown,) = (merged.gemm for merged in merge_rows(phase.gemms) if merged.gemm.role == "up")
     for name in ("loss_ns", "promised_ns", "dense_busy_ns", "dense_count", "busy_ns", "ideal_ns"):
         assert getattr(shown, name) == pytest.approx(sum(getattr(g, name) for g in ups))
     assert shown.layers == [0, 1, 2, 3]

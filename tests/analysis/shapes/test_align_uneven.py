@@ -104,7 +104,9 @@ def test_the_weights_beside_a_config_count_and_it_is_said(tmp_path: Path) -> Non
     folder_of(tmp_path, shapes)
     told = read(trace, {**PLAIN, "intermediate_size": 1408}, tmp_path)
     assert widths(told) == truth
-    assert any("512–1408 MLP channels (config: 1408)" in sentence(one) for one in told.warnings)
+    assert any(
+        "512–1408 MLP channels (config: 1408)" in sentence(notice) for notice in told.warnings
+    )
 
 
 def test_a_segment_that_lacks_a_kernel_is_left_out(tmp_path: Path) -> None:
@@ -120,7 +122,7 @@ def test_lists_of_another_model_are_refused(tmp_path: Path) -> None:
     trace, _ = written(PLAIN)
     told = read(trace, {**PLAIN, "intermediate_size": WIDTHS[1:] + WIDTHS[:1]}, tmp_path)
     assert not widths(told)
-    assert any("no shapes are taken" in sentence(one) for one in told.warnings)
+    assert any("no shapes are taken" in sentence(notice) for notice in told.warnings)
 
 
 @pytest.mark.parametrize("modules", [True, False])

@@ -19,7 +19,7 @@ from prunescope.analysis.verdict.caveats import apply_caveats
 from tests.analysis import mixture
 from tests.analysis.decoder import Layer, census, decoder, write_pair
 from tests.analysis.edits import Edit, Event
-from tests.analysis.finding_cases import BF16, found, layers, mm, present, report
+from tests.analysis.finding_cases import BF16, assert_present, found, layers, mm, report
 from tests.chrome import Op, chrome, k, module, op, save, step
 
 QWEN = "h100_qwen1.5-0.5b_prefill.json.gz"
@@ -250,7 +250,7 @@ def test_a_cut_off_file_is_no_pruned_model(tmp_path: Path, cut: str) -> None:
     assert phase.family.id == "unknown" and phase.family.confidence <= 0.1
     said = f"{cut}: the file is cut off, and what stood behind the cut is missing"
     assert said in phase.family.evidence
-    present(phase, "truncated-trace", "critical", f"the {cut} trace is cut off", said)
+    assert_present(phase, "truncated-trace", "critical", f"the {cut} trace is cut off", said)
     assert headline(phase).startswith(f"the {cut} trace is cut off: what stood behind the cut is")
     assert headline(phase).endswith("is no speedup")
     assert phase.ladder is not None and phase.ladder.nominal is None
@@ -281,7 +281,7 @@ def test_a_cut_off_file_alone_lacks_kernels(tmp_path: Path) -> None:
     text = path.read_text()
     path.write_text(text[: text.index("model.layers.4.") - 20])
     phase = analyze(path).report.phases["trace"]
-    present(phase, "truncated-trace", "critical", "the trace: the file is cut off")
+    assert_present(phase, "truncated-trace", "critical", "the trace: the file is cut off")
     assert headline(phase).startswith("the trace is cut off; the rest takes")
 
 

@@ -42,22 +42,10 @@ from prunescope.tracer.machine.device import (  # noqa: E402
 )
 from prunescope.tracer.machine.disturbance import device_troubles  # noqa: E402
 from prunescope.tracer.machine.timed_calls import call_ns  # noqa: E402
+from tests.together.test_gpu_pretended import Event  # noqa: E402
 
 pytestmark = pytest.mark.torch
 FUNCTIONS = ("synchronize", "empty_cache", "device_count", "is_available")
-
-
-class Event:
-    """An event on the host's clock."""
-
-    def __init__(self, *, enable_timing: bool) -> None:
-        assert enable_timing
-
-    def record(self) -> None:
-        self.ns = time.perf_counter_ns()
-
-    def elapsed_time(self, end: Event) -> float:
-        return (end.ns - self.ns) / 1e6
 
 
 class Graph:

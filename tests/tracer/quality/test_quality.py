@@ -82,13 +82,13 @@ def test_every_token_is_scored_once() -> None:
 
 def test_a_model_is_as_good_as_itself(tiny: Any) -> None:
     ids = random_ids(1024, batch=1, length=300, seed=0)[0]
-    found = compare(tiny, DenseReference(tiny, passage(ids, context=100)))
-    pruned = found.pruned
+    pair = compare(tiny, DenseReference(tiny, passage(ids, context=100)))
+    pruned = pair.pruned
     assert pruned.perplexity_rel == 0
     assert pruned.perplexity_rel_ci95 == [0, 0]
     assert pruned.kl == pytest.approx(0, abs=1e-7)
     assert pruned.agreement == 1
-    assert pruned.perplexity == found.dense.perplexity == pruned.dense_perplexity
+    assert pruned.perplexity == pair.dense.perplexity == pruned.dense_perplexity
 
 
 class Fixed(torch.nn.Module):
@@ -117,25 +117,25 @@ def test_losses_by_hand() -> None:
     ids = torch.tensor([0, 0, 1, 0, 1, 0, 0, 1])
     text = Passage(ids=ids, bytes_of=torch.full((8,), 3), record=TextSource(), context=8)
     dense, pruned = Fixed([0.5, 0.5]), Fixed([0.25, 0.75])
-    found = compare(pruned, DenseReference(dense, text))
+    pair = compare(pruned, DenseReference(dense, text))
     # Seven tokens are scored: four 0s, three 1s.
     nats = -(4 * math.log(0.25) + 3 * math.log(0.75))
-    assert found.dense.perplexity == pytest.approx(2)
-    assert found.pruned.perplexity == pytest.approx(math.exp(nats / 7))
-    assert found.pruned.perplexity_rel == pytest.approx(math.exp(nats / 7) / 2 - 1)
-    assert found.pruned.bits_per_byte == pytest.approx(nats / math.log(2) / 21)
+    assert pair.dense.perplexity == pytest.approx(2)
+    assert pair.pruned.perplexity == pytest.approx(math.exp(nats / 7))
+    assert pair.pruned.perplexity_rel == pytest.approx(math.exp(nats / 7) / 2 - 1)
+    assert pair.pruned.bits_per_byte == pytest.approx(nats / math.log(2) / 21)
     # KL(dense || pruned) = .5 ln(.5/.25) + .5 ln(.5/.75); the dense one ties, and says the first.
-    assert found.pruned.kl == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
-    assert found.pruned.agreement == 0
+    assert pair.pruned.kl == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
+    assert pair.pruned.agreement == 0
 
 
 def test_a_broken_model_gives_no_number() -> None:
     text = passage(torch.tensor([0, 1, 0, 1]), context=4)
-    found = compare(Fixed([float("nan"), 0.5]), DenseReference(Fixed([0.5, 0.5]), text)).pruned
-    assert found.perplexity is None
-    assert found.perplexity_rel is None
-    assert found.perplexity_rel_ci95 is None
-    assert found.kl is None
+    quality = compare(Fixed([float("nan"), 0.5]), DenseReference(Fixed([0.5, 0.5]), text)).pruned
+    assert quality.perplexity is None
+    assert quality.perplexity_rel is None
+    assert quality.perplexity_rel_ci95 is None
+    assert quality.kl is None
 
 
 def test_decode_scoring_equals_prefill_scoring_without_eviction(tiny: Any) -> None:
@@ -154,9 +154,9 @@ def test_eviction_is_seen_in_decode_scoring_alone(tiny: Any) -> None:
     point = family_point("kv-evict", Point(sparsity=0.75, knobs={"keep": "recent"}))
     dense = load_model("tiny-llama", dtype="auto", device=torch.device("cpu"), attn="sdpa").model
     model = pruner("kv-evict").prune(tiny, point).model
-    found = compare(model, DenseReference(dense, text, scoring="decode")).pruned
-    assert found.scoring == "decode"
-    assert found.kl > 1e-4
+    quality = compare(model, DenseReference(dense, text, scoring="decode")).pruned
+    assert quality.scoring == "decode"
+    assert quality.kl > 1e-4
 
 
 def test_kept_and_recomputed_logits_are_one(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,26 +40,26 @@ def plan(**options: object) -> SweepPlan:
 def test_a_cell_is_whole_before_the_next_and_samples_come_last() -> None:
     """4 sparsities × 2 families, in 2 phases of 2 batches, drawn twice: 64 results."""
     results = plan().results
-    found = fit_budget(results, 19.5, each_an_hour)
-    assert (len(found.kept), len(found.left_out)) == (18, 46)
-    assert {(one.batch, one.draw) for one in found.kept[:16]} == {(1, 0)}
-    assert {one.phase for one in found.kept[:8]} == {"prefill"}
+    fitted = fit_budget(results, 19.5, each_an_hour)
+    assert (len(fitted.kept), len(fitted.left_out)) == (18, 46)
+    assert {(one.batch, one.draw) for one in fitted.kept[:16]} == {(1, 0)}
+    assert {one.phase for one in fitted.kept[:8]} == {"prefill"}
     # The ends of the sparsities first, and all families at each.
-    assert [(one.sparsity, one.family) for one in found.kept[:4]] == [
+    assert [(one.sparsity, one.family) for one in fitted.kept[:4]] == [
         (0.5, "static-m"), (0.5, "dynamic-m"), (0.125, "static-m"), (0.125, "dynamic-m")
     ]  # fmt: skip
-    assert {(one.batch, one.sparsity) for one in found.kept[16:]} == {(8, 0.5)}
-    assert all(one.draw == 1 for one in found.left_out[-32:])
-    first, second = found.lines()
+    assert {(one.batch, one.sparsity) for one in fitted.kept[16:]} == {(8, 0.5)}
+    assert all(one.draw == 1 for one in fitted.left_out[-32:])
+    first, second = fitted.lines()
     assert first.startswith("--budget 19.5: 18 of 64 results, about 18 h: batch 1, 512 tokens pre")
     assert "about 46 h more would not fit" in second and "random sample 2 (32)" in second
 
 
 def test_layers_come_after_whole_models_and_all_may_fit() -> None:
     results = plan(only=("layer", "model")).results
-    assert [one.only for one in fit_budget(results, 64, each_an_hour).kept] == ["model"] * 32 + [
-        "layer"
-    ] * 32
+    assert [result.only for result in fit_budget(results, 64, each_an_hour).kept] == [
+        "model"
+    ] * 32 + ["layer"] * 32
     whole = fit_budget(results, 1e3, each_an_hour)
     assert len(whole.kept) == 128 and not whole.left_out and len(whole.lines()) == 1
     with pytest.raises(PrunescopeError, match="too little for the first step") as caught:
