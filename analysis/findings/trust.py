@@ -387,9 +387,9 @@ def carry_over(c: Context) -> Found | None:
     """Report that the trace contains device events of the step before it."""
     earlier = c.phase.carry_over
     device = earlier["ns"] + c.phase.busy_ns * c.phase.steps
-    share = earlier["ns"] / device if device else 0.0
     if not earlier["events"] or earlier["ns"] < 0.01 * device:
         return None
+    share = earlier["ns"] / device
     return Found(
         text=f"{earlier['events']:.0f} device events ({percent(share, 1)} of device "
         "time) are carry-over from the step before, and are left out",

@@ -14,8 +14,7 @@ from prunescope.analysis.schema.report import GemmRow, KernelRow, clock
 
 _WIDTHS = ("none", "N", "K", "NK", "heads")
 _SUMS = ("count", "dense_count", "busy_ns", "auxiliary_ns", "ideal_ns", "duration_ns",
-         "dense_busy_ns",
-         "promised_ns", "loss_ns")  # fmt: skip
+         "dense_busy_ns", "promised_ns", "loss_ns")  # fmt: skip
 _GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down", "lm_head", "router", "other", "added")
 
 
