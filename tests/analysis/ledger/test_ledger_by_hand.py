@@ -9,14 +9,11 @@ import pytest
 
 from prunescope.analysis.kernels.frame import OpShapes
 from prunescope.analysis.ledger.dynamic_overhead import touched_sparsity, weigh_added_work
-from prunescope.analysis.ledger.gemms import (
-    build_gemm_rows,
-    build_single_rows,
-    collect_gemm_calls,
-    pair_calls,
-)
+from prunescope.analysis.ledger.gemm_calls import collect_gemm_calls
+from prunescope.analysis.ledger.gemms import pair_calls
 from prunescope.analysis.ledger.ledger import ROWS, ratios
 from prunescope.analysis.ledger.pairing import pair
+from prunescope.analysis.ledger.reported_gemms import build_gemm_rows, build_single_rows
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.schema.report import Row
 from tests.records import kernel_row, kernels_of, ledger_of, product
@@ -176,9 +173,9 @@ def test_a_gemm_that_is_gone_takes_no_time_and_no_auxiliary_kernels() -> None:
                  "carries_work": False, "auxiliary": True, "busy": 300}  # fmt: skip
     dense = collect_gemm_calls(kernels_of(split, reduction))
     (there,) = build_gemm_rows(pair_calls(dense, dense), promised=1.0, exact_layers=True)
-    assert (there.busy_ns, there.helper_ns) == (1_300, 300)
+    assert (there.busy_ns, there.auxiliary_ns) == (1_300, 300)
     (gone,) = build_gemm_rows(pair_calls(dense, {}), promised=1.0, exact_layers=True)
-    assert (gone.busy_ns, gone.helper_ns, gone.count, gone.axis) == (0, 0, 0, "gone")
+    assert (gone.busy_ns, gone.auxiliary_ns, gone.count, gone.axis) == (0, 0, 0, "gone")
 
 
 def test_no_share_of_the_flops_was_removed_where_no_product_does_less() -> None:
