@@ -30,17 +30,12 @@ from prunescope.analysis.ledger.estimator import (
     units_with_estimator,
 )
 from prunescope.analysis.ledger.experts import EXPERTS, weight_numbers
-from prunescope.analysis.ledger.gemms import (
-    Pair,
-    build_gemm_rows,
-    build_single_rows,
-    collect_gemm_calls,
-    mark_removed_experts,
-    pair_calls,
-)
+from prunescope.analysis.ledger.gemm_calls import collect_gemm_calls
+from prunescope.analysis.ledger.gemms import Pair, mark_removed_experts, pair_calls
 from prunescope.analysis.ledger.ladder import has_ideals, ladder, without_roofline
 from prunescope.analysis.ledger.noise import halves, profiler_overhead_share
 from prunescope.analysis.ledger.pairing import pair
+from prunescope.analysis.ledger.reported_gemms import build_gemm_rows, build_single_rows
 from prunescope.analysis.ledger.rows import LargestKernels, as_much_work, build_rows, untouched
 from prunescope.analysis.ledger.samples import samples_of
 from prunescope.analysis.phase_routing import routing_of

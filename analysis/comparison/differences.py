@@ -15,7 +15,8 @@ from prunescope.analysis.comparison.parallelism import parallelism
 from prunescope.analysis.inputs.side import Side, SidePhase
 from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.kernels.phase_kind import rows_of_linears, trained_tokens
-from prunescope.analysis.ledger.gemms import Call, Pair
+from prunescope.analysis.ledger.call import Call
+from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.pair_comparison import (
     CODE,

@@ -12,7 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from prunescope.analysis.comparison.convolutions import Convolution
-from prunescope.analysis.ledger.gemms import Call, Pair
+from prunescope.analysis.ledger.call import Call
+from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.schema.pair_comparison import (
     BATCH_SIZE,
     FORWARDS,

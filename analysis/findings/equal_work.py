@@ -13,7 +13,7 @@ import polars as pl
 from prunescope.analysis.findings.context import Context, communication
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.ledger.gemms import Call
+from prunescope.analysis.ledger.call import Call
 from prunescope.analysis.schema.report import CAPTURES_DIFFER, OTHER_TIME, Row, is_beyond_noise
 from prunescope.taxonomy.words import ms, percent, shortened, when
 

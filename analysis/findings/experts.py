@@ -17,8 +17,8 @@ import polars as pl
 from prunescope.analysis.findings.context import LITTLE, Context
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.ledger.call import Call
 from prunescope.analysis.ledger.experts import EXPERTS, ROUTER, mean_of_known
-from prunescope.analysis.ledger.gemms import Call
 from prunescope.analysis.schema.report import GemmRow
 from prunescope.taxonomy.dtypes import itemsize
 from prunescope.taxonomy.expert_routing import expert_load, fullest_expert

@@ -15,7 +15,7 @@ from prunescope.analysis.findings.allocate import allocation
 from prunescope.analysis.findings.context import Context, gains_nothing, sized
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import MATMUL, Kernels
-from prunescope.analysis.ledger.gemms import Call
+from prunescope.analysis.ledger.call import Call
 from prunescope.analysis.verdict.detectors.zeros import MANY_ZEROS
 from prunescope.analysis.verdict.evidence import matrices
 from prunescope.taxonomy.families import cutting, known

@@ -32,7 +32,7 @@ from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.kernels.what_if import is_hidden, spread_at, tiling_of
-from prunescope.analysis.ledger.gemms import Call
+from prunescope.analysis.ledger.call import Call
 from prunescope.analysis.verdict.detectors.widths import EXPERT_ROLES
 from prunescope.analysis.verdict.outside import FIRST, NO_DYNAMIC, reason
 from prunescope.taxonomy.gemm import Gemm

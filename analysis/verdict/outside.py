@@ -15,7 +15,8 @@ from prunescope.analysis.comparison.differences import gemm_formats
 from prunescope.analysis.comparison.more_calls import ON_WEIGHTS
 from prunescope.analysis.comparison.other_inputs import other_inputs
 from prunescope.analysis.kernels.frame import MATMUL, Kernels
-from prunescope.analysis.ledger.gemms import Call, Pair
+from prunescope.analysis.ledger.call import Call
+from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.schema.notice import Notice, caveat
 from prunescope.analysis.schema.pair_comparison import PARALLELISM
 from prunescope.analysis.verdict.evidence import Evidence, Reason

@@ -22,7 +22,8 @@ from prunescope.analysis.comparison.other_inputs import other_inputs
 from prunescope.analysis.comparison.replacements import with_replacements
 from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.kernels.frame import ModuleRoles
-from prunescope.analysis.ledger.gemms import collect_gemm_calls, pair_calls
+from prunescope.analysis.ledger.gemm_calls import collect_gemm_calls
+from prunescope.analysis.ledger.gemms import pair_calls
 from prunescope.analysis.schema.pair_comparison import Difference
 from tests.property.drawn_kernels import TIMES, Row, decoders, kernels, layer_rows
 from tests.records import kernel_row, phase_of, product

@@ -11,13 +11,9 @@ from hypothesis import strategies as st
 from prunescope.analysis.comparison.more_calls import more_calls
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger import pairing
-from prunescope.analysis.ledger.gemms import (
-    Pair,
-    build_gemm_rows,
-    build_single_rows,
-    collect_gemm_calls,
-    pair_calls,
-)
+from prunescope.analysis.ledger.gemm_calls import collect_gemm_calls
+from prunescope.analysis.ledger.gemms import Pair, pair_calls
+from prunescope.analysis.ledger.reported_gemms import build_gemm_rows, build_single_rows
 from prunescope.analysis.schema.report import FamilyVerdict
 from prunescope.analysis.verdict.evidence import Evidence
 from prunescope.analysis.verdict.verdict import verdict

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from prunescope.analysis.ledger.call import OF_ATTENTION
-from prunescope.analysis.ledger.gemms import Call, Pair
+from prunescope.analysis.ledger.call import OF_ATTENTION, Call
+from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.verdict.detectors import detector
 from prunescope.analysis.verdict.evidence import Detection, Evidence
 from prunescope.analysis.wording.verdict import most_common

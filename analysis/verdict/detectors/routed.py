@@ -13,8 +13,9 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from prunescope.analysis.ledger.call import Call
 from prunescope.analysis.ledger.experts import EXPERTS, ROUTER
-from prunescope.analysis.ledger.gemms import Call, Pair
+from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.verdict.detectors import detector
 from prunescope.analysis.verdict.evidence import Detection, Evidence, matrices
 from prunescope.taxonomy.runs.run_blocks import WeightStats

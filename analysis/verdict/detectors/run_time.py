@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from prunescope.analysis.comparison.fewer_keys import fewer_keys
-from prunescope.analysis.ledger.gemms import Call, Pair
+from prunescope.analysis.ledger.call import Call
+from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.schema.report import FamilyVerdict
 from prunescope.analysis.verdict.detectors import detector
 from prunescope.analysis.verdict.evidence import Detection, Evidence, Touches, fell, matrices

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prunescope.analysis.ledger.gemms import Call, Pair
+from prunescope.analysis.ledger.call import Call
+from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.verdict.detectors import detector
 from prunescope.analysis.verdict.evidence import Detection, Evidence, fell
 from prunescope.taxonomy.roles import QKV_ROLES

@@ -29,7 +29,8 @@ from prunescope.analysis.comparison.other_inputs import (
 from prunescope.analysis.comparison.replacements import with_replacements
 from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.kernels.frame import HostWork, Kernels, ModuleRoles
-from prunescope.analysis.ledger.gemms import Pair, collect_gemm_calls, pair_calls
+from prunescope.analysis.ledger.gemm_calls import collect_gemm_calls
+from prunescope.analysis.ledger.gemms import Pair, pair_calls
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.schema.pair_comparison import FIRST_CALLS, Difference
 from prunescope.analysis.wording.comparison import difference_text

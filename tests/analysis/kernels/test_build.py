@@ -18,7 +18,8 @@ from prunescope.analysis.kernels import linked_phase
 from prunescope.analysis.kernels.build import KernelsBuilder, PassContext
 from prunescope.analysis.kernels.frame import HostWork, Kernels, ModuleRoles, OpShapes
 from prunescope.analysis.kernels.linked_phase import LinkedTrace
-from prunescope.analysis.ledger.gemms import collect_gemm_calls, pair_calls
+from prunescope.analysis.ledger.gemm_calls import collect_gemm_calls
+from prunescope.analysis.ledger.gemms import pair_calls
 from prunescope.analysis.ledger.pairing import pair
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.ops.work import work_of

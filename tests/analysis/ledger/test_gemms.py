@@ -10,7 +10,9 @@ import polars as pl
 import pytest
 
 from prunescope.analysis.device.hardware import find_device
-from prunescope.analysis.ledger.gemms import Call, build_gemm_rows, pair_calls
+from prunescope.analysis.ledger.call import Call
+from prunescope.analysis.ledger.gemms import pair_calls
+from prunescope.analysis.ledger.reported_gemms import build_gemm_rows
 from prunescope.analysis.pipeline import Analysis, analyze
 from prunescope.analysis.report import measured
 from prunescope.analysis.schema.report import GemmRow as Row

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from prunescope.analysis.ledger.alignment import Alignment
-from prunescope.analysis.ledger.gemms import Call, Pair, pair_calls
+from prunescope.analysis.ledger.call import Call
+from prunescope.analysis.ledger.gemms import Pair, pair_calls
 from prunescope.analysis.ledger.pairing import Units, UnitSums
 from prunescope.analysis.schema.report import FamilyVerdict, Phase
 from prunescope.analysis.verdict.detectors.run_time import layer_shares

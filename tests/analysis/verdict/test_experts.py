@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.ledger.gemms import Call
+from prunescope.analysis.ledger.call import Call
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.verdict.detectors.widths import expert_channels
