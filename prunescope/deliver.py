@@ -38,7 +38,6 @@ class Delivery:
         json: A file for the JSON, or "-" for standard output; None: no JSON.
         label_prefix: What every label in LaTeX begins with.
         full: Whether every table is printed.
-        quiet: Whether nothing is printed.
     """
 
     folder: Path | None = None
@@ -46,7 +45,6 @@ class Delivery:
     json: str | None = None
     label_prefix: str = ""
     full: bool = False
-    quiet: bool = False
 
     def prepare(
         self, known: Collection[str], default: Callable[[], Path | None], *, subject: str
@@ -92,8 +90,6 @@ class Delivery:
 
     def show(self, view: RenderableType, folder: Path | None) -> None:
         """Print the result, and where it was written."""
-        if self.quiet:
-            return
         console = console_for(self.json)
         console.print(view)
         if folder is not None:

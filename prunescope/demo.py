@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import prunescope
-from prunescope.analysis.inputs.options import CompareRequest
 
 
 def run(out: Path) -> None:
@@ -22,7 +21,6 @@ def run(out: Path) -> None:
         out: The folder for the runs and their reports.
     """
     from prunescope.analysis.report.listings import verdict
-    from prunescope.deliver import Delivery, deliver
     from prunescope.output import console_for
     from prunescope.tracer.capture.progress import Bar
     from prunescope.tracer.machine.device import pick_device
@@ -53,8 +51,8 @@ def run(out: Path) -> None:
                 argv=["demo"],
                 progress=bar,
             )
-        to = Delivery(quiet=True, formats="md,json,html")
-        report = deliver(CompareRequest(folder), folder, to)
+        report = prunescope.analyze(folder)
+        report.save(folder / "report")
         console.print(verdict(report, name=f"{method} {sparsity:g}", folder=folder))
 
 

@@ -17,7 +17,6 @@ from prunescope.taxonomy.applies import NO, no_heads
 from prunescope.taxonomy.architecture_traits import Traits, read_traits, traits_of
 from prunescope.taxonomy.configs.architecture_table import BY_ID
 from prunescope.taxonomy.configs.gguf_header import gguf_config
-from prunescope.taxonomy.configs.stored_layers import differing_layers, shape_of_weights
 from prunescope.taxonomy.configs.stored_tensors import stored_tensors
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import pruning_families
@@ -26,6 +25,7 @@ from prunescope.taxonomy.presets import preset_config, preset_names
 from prunescope.taxonomy.roles import GROUPS
 from prunescope.taxonomy.runs.run import MANIFEST, read_run
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.stored_layers import differing_layers, shape_of_weights
 from prunescope.taxonomy.words import spread, when
 
 _HEADS = ("qkv", "qk", "pv", "o")

@@ -42,8 +42,7 @@ from prunescope.analysis.timeline.runtime_calls import (
     match_names,
     runtime_calls,
 )
-from prunescope.analysis.timeline.step_windows import OWN_PREFIX
-from prunescope.analysis.trace.collector import NONE, Ints, unique_ids
+from prunescope.analysis.trace.collector import NONE, OWN_PREFIX, Ints, unique_ids
 from prunescope.analysis.trace.trace_columns import FRAME, Trace
 
 CAUSES = (

@@ -39,11 +39,11 @@ from prunescope.analysis.schema.prediction import (
     Subject,
 )
 from prunescope.analysis.shapes.named_model import model_name
-from prunescope.taxonomy.configs.stored_layers import differing_layers
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.methods import find_published
 from prunescope.taxonomy.plan import FORWARD
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.stored_layers import differing_layers
 from prunescope.taxonomy.words import when
 
 # How many numbers of 16 bits one load of 16 bytes takes; the finding `unaligned` asks for as many.

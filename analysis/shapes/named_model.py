@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 from prunescope.taxonomy.architecture_traits import Traits, read_traits, traits_of
 from prunescope.taxonomy.configs.gguf_header import gguf_config
-from prunescope.taxonomy.configs.stored_layers import shape_of_weights
 from prunescope.taxonomy.configs.stored_tensors import stored_tensors
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.hub import reach
@@ -29,6 +28,7 @@ from prunescope.taxonomy.presets import (
 )
 from prunescope.taxonomy.runs.run import MANIFEST, read_run
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.stored_layers import shape_of_weights
 
 _LARGEST = 4 << 20
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$", re.ASCII)

@@ -7,12 +7,12 @@ does not give stays null.
 
 from __future__ import annotations
 
-from prunescope.taxonomy.configs.stored_layers import shape_of_weights
 from prunescope.taxonomy.configs.stored_tensors import StoredTensors
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.runs.run_blocks import Matrix, ModelEntry, WeightStats
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.stored_layers import shape_of_weights
 
 # Errors for configs and weights that are no language model, or that do not belong together.
 _NO_SHAPE = (PrunescopeError, ValueError, TypeError, ArithmeticError, LookupError)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from prunescope.taxonomy.architectures import described, read_architecture
-from prunescope.taxonomy.configs.stored_layers import differing_layers, shape_of_weights
 from prunescope.taxonomy.configs.stored_tensors import stored_tensors
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family, pruning_families
@@ -19,6 +18,7 @@ from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.runs.run_blocks import ModelEntry
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.stored_layers import differing_layers, shape_of_weights
 from prunescope.taxonomy.theory import dense_plan, flop, forward, kv_cache_bytes
 
 PLAIN: dict[str, Any] = {

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from prunescope.taxonomy.configs.stored_layers import shape_of_weights
 from prunescope.taxonomy.configs.stored_tensors import StoredTensors, stored_tensors
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.stored_layers import shape_of_weights
 
 # The attribute of a config for each field of ModelShape.
 _ATTRIBUTES = {

@@ -25,11 +25,11 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from prunescope.taxonomy.configs.config import EXPERTS
-from prunescope.taxonomy.configs.stored_layers import shape_of_weights
 from prunescope.taxonomy.configs.stored_tensors import stored_tensors
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.stored_layers import shape_of_weights
 from prunescope.taxonomy.words import spread
 from prunescope.tracer.model.layers import text_config
 from prunescope.tracer.model.logits import probe
