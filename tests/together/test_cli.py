@@ -15,6 +15,8 @@ import pytest
 import prunescope
 from prunescope.analysis.schema.report import Report
 from prunescope.demo import prunings
+from prunescope.results.report import Report as PublicReport
+from prunescope.results.result import with_fields_of
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.runs.run_blocks import MeasuredPeaks
@@ -416,9 +418,10 @@ def test_demo_gives_a_verdict_on_each_way_of_pruning(
     monkeypatch.setattr(prunescope, "trace", trace)
     monkeypatch.setattr("prunescope.tracer.machine.peaks.faster_dtype", lambda *_: "fp32")
     noisy = report(warnings=["timing not valid \x1b[1m"])
-    monkeypatch.setattr("prunescope.deliver.deliver", lambda *_, **__: noisy)
+    monkeypatch.setattr(prunescope, "analyze", lambda *_: with_fields_of(noisy, PublicReport))
     code, out, _ = run("demo", "--out", tmp_path)
     assert [options["out"] for options in asked] == [tmp_path / m for m, _ in prunings()["methods"]]
     assert code == 0 and all(f"{method} {s:g}" in out for method, s in prunings()["methods"])
     assert {options["dtype"] for options in asked} == {"fp32"} and "dequantised to fp32" in out
     assert (out.count("timing not valid"), out.count("\x1b")) == (3, 0)
+    assert all((options["out"] / "report" / "report.html").is_file() for options in asked)
