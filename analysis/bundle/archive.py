@@ -77,7 +77,8 @@ def read_zip(path: Path) -> Unpacked:
 
 def _read_members(archive: zipfile.ZipFile, size: int, name: str, unpacked: Unpacked) -> None:
     members = archive.infolist()
-    if all(m.compress_type != zipfile.ZIP_STORED for m in members if m.file_size):
+    filled = [member for member in members if member.file_size]
+    if filled and all(member.compress_type != zipfile.ZIP_STORED for member in filled):
         unpacked.failed[name] = "zipped again, with compression, as `prunescope bundle` never does"
         if len(members) <= _MOST_FILES and sum(m.file_size for m in members) <= _EXPANDS * size:
             unpacked.repacked = {m.filename: archive.read(m) for m in members if not m.is_dir()}

@@ -7,7 +7,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -126,7 +125,6 @@ def test_an_archive_depends_on_its_files_alone_and_gives_them_back(
     assert (unpacked.files, unpacked.failed) == (files, {})
 
 
-@pytest.mark.xfail(reason="an archive whose files are all empty is taken for a compressed one")
 def test_an_archive_of_empty_files_gives_them_back(tmp_path: Path) -> None:
     (tmp_path / "bundle.zip").write_bytes(zip_bytes({"a.json": b""}))
     assert read_zip(tmp_path / "bundle.zip").failed == {}
