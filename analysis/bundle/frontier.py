@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prunescope.analysis.pareto.frontier import frontier
+from prunescope.analysis.frontier.frontier import frontier
 from prunescope.analysis.pareto.points import point_of
 from prunescope.analysis.schema.pareto import Loss, SweepPoint, TextLoss
 from prunescope.analysis.schema.report import Report

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import msgspec
 
-from prunescope.analysis.pareto import frontier
-from prunescope.analysis.pareto.claims import hypotheses
-from prunescope.analysis.pareto.samples import (
+from prunescope.analysis.frontier import frontier
+from prunescope.analysis.frontier.sampled_points import (
     NUM_SAMPLES,
     SEED,
     add_frontier_shares,
     add_winning_shares,
 )
+from prunescope.analysis.paper.claims import hypotheses
 from prunescope.analysis.pareto.summary import summary
 from prunescope.analysis.schema.pareto import (
     Pareto,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from prunescope.analysis.pareto.claims import sentence
-from prunescope.analysis.pareto.frontier import comparable, loss_ci95, loss_of
+from prunescope.analysis.frontier.frontier import comparable, loss_ci95, loss_of
+from prunescope.analysis.paper.claims import sentence
 from prunescope.analysis.schema.pareto import (
     NO_INTERVAL,
     NOT_VALID,

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunescope.analysis.pareto.gemm_speedups import speedup_curves
+from prunescope.analysis.paper.gemm_speedups import speedup_curves
 from prunescope.analysis.pipeline import TOOL
 from prunescope.analysis.report.pareto_tables import render_pareto
 from prunescope.analysis.report.write import check_formats, write_files
@@ -18,7 +18,7 @@ from prunescope.analysis.schema.pareto import Pareto
 from prunescope.taxonomy.replays import REPLAYS, Replays, read_replays
 
 if TYPE_CHECKING:
-    from prunescope.analysis.report.paper.paper_files import PaperSet
+    from prunescope.analysis.paper.paper_files import PaperSet
 
 PICTURES = ("png", "pdf", "svg")
 FORMATS = ("md", "json", *PICTURES)
@@ -72,7 +72,7 @@ def paper_set(pareto: Pareto, sweep: Path | None, gemm: Path | None = None) -> P
     Raises:
         PrunescopeError: `gemm` is not a file of replayed GEMMs.
     """
-    from prunescope.analysis.report.paper import paper_files as paper
+    from prunescope.analysis.paper import paper_files as paper
 
     replays = [read_replays(gemm)] if gemm is not None else replays_in(sweep)
     return paper.paper_set(pareto, speedup_curves(replays))
@@ -85,7 +85,7 @@ def paper_files(figures: PaperSet, formats: Sequence[str] = USUAL) -> dict[str, 
         figures: The figures, by `paper_set`.
         formats: The formats to write; those that are no formats of figures are ignored.
     """
-    from prunescope.analysis.report.paper import paper_files as paper
+    from prunescope.analysis.paper import paper_files as paper
 
     pictures = [name for name in dict.fromkeys(formats) if name in PICTURES]
     return paper.paper_files(figures, TOOL, pictures)

@@ -16,8 +16,8 @@ from prunescope.results.result import StructResult, TabledResult
 from prunescope.taxonomy.paper import ALL_SETTINGS, FIGURE_5, LOWEST, STEP_TIME, Paper, paper
 
 if TYPE_CHECKING:
+    from prunescope.analysis.paper.reproduction_figure import ReproductionPlots
     from prunescope.analysis.report.records import Records
-    from prunescope.analysis.report.reproduction_figure import ReproductionPlots
     from prunescope.analysis.report.sheet import Sheet
     from prunescope.analysis.schema.prediction import Execution
 
@@ -36,8 +36,8 @@ class Reproduction(StructResult, TabledResult, schema.Reproduction, kw_only=True
         """Put the numbers next to those of a sweep, or next to predictions if there is none."""
         if sweep is None:
             return cls.of(reproduce_predicted())
+        from prunescope.analysis.paper.reproduce import reproduce
         from prunescope.analysis.pareto.pareto import judge
-        from prunescope.analysis.pareto.reproduce import reproduce
         from prunescope.analysis.pareto.write import replays_in
 
         return cls.of(reproduce(judge(sweep), paper(), replays_in(sweep)))
@@ -52,7 +52,7 @@ class Reproduction(StructResult, TabledResult, schema.Reproduction, kw_only=True
     @property
     def plot(self) -> ReproductionPlots:
         """The figure `reproduction.plot.speedups()`."""
-        from prunescope.analysis.report.reproduction_figure import ReproductionPlots
+        from prunescope.analysis.paper.reproduction_figure import ReproductionPlots
 
         return ReproductionPlots(self)
 
@@ -71,12 +71,12 @@ class Reproduction(StructResult, TabledResult, schema.Reproduction, kw_only=True
         Raises:
             PrunescopeError: A format is unknown, or the folder cannot be written.
         """
-        from prunescope.analysis.report.reproduction_figure import FORMATS
+        from prunescope.analysis.paper.reproduction_figure import FORMATS
 
         return self._save(folder, formats, FORMATS)
 
     def _render(self, names: Sequence[str]) -> dict[str, bytes]:
-        from prunescope.analysis.report.reproduction_figure import reproduction_files
+        from prunescope.analysis.paper.reproduction_figure import reproduction_files
 
         return reproduction_files(self, names)
 
@@ -89,7 +89,7 @@ class Reproduction(StructResult, TabledResult, schema.Reproduction, kw_only=True
         )
 
     def __rich__(self) -> Sheet:
-        from prunescope.analysis.report.reproduction_tables import reproduction
+        from prunescope.analysis.paper.reproduction_tables import reproduction
 
         return reproduction(self)
 
@@ -99,7 +99,7 @@ def reproduce_predicted() -> schema.Reproduction:
 
     Other numbers of the paper have no prediction next to them.
     """
-    from prunescope.analysis.pareto.reproduce import bare
+    from prunescope.analysis.paper.reproduce import bare
 
     reproduction = bare(paper())
     cells: dict[tuple[int, int], list[schema.ReproducedValue]] = defaultdict(list)

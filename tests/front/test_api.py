@@ -18,8 +18,8 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.replays import ReplayDevice, ReplayPeaks, Replays, read_replays
 from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.sweep import plan_of
+from tests.analysis.paper.test_paper_figures import replays
 from tests.analysis.report import example
-from tests.analysis.report.test_paper_figures import replays
 from tests.stored import each_once, stored_once
 
 __all__ = ["stored_once"]

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunescope.analysis.pareto import frontier
+from prunescope.analysis.frontier import frontier
 from prunescope.analysis.report import escape
 from prunescope.analysis.schema.pareto import SweepPoint
 from prunescope.analysis.schema.report import Finding, from_json, to_json

@@ -21,9 +21,9 @@ from prunescope.taxonomy.runs.run import PhaseRun, Placement, Run
 from prunescope.taxonomy.runs.run_blocks import HeldOut, Losses, Pruning, Recovered, TimingNote
 from prunescope.taxonomy.runs.run_quality import Quality
 from prunescope.taxonomy.runs.sweep_files import ControlLosses
+from tests.analysis.paper.test_paper_figures import replays
 from tests.analysis.pareto_points import MS
 from tests.analysis.report import example
-from tests.analysis.report.test_paper_figures import replays
 
 
 def run_json(placements: int = 0, notes: list[str] | None = None, **quality: Any) -> str:

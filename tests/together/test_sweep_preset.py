@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from msgspec import to_builtins
 
-from prunescope.analysis.pareto.gemm_speedups import speedup_curves
+from prunescope.analysis.paper.gemm_speedups import speedup_curves
+from prunescope.analysis.paper.paper_files import paper_set
 from prunescope.analysis.pareto.pareto import judge
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.paper.paper_files import paper_set
 from prunescope.taxonomy.runs.sweep_files import DONE, read_sweep
 from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.sweep import plan_of, run_plan, summary
-from tests.analysis.report.test_paper_figures import replays
+from tests.analysis.paper.test_paper_figures import replays
 from tests.small_capture import same_peaks
 
 SCALED: dict[str, Any] = {

@@ -11,7 +11,7 @@ from prunescope.analysis.pareto.points import why_unscored
 from prunescope.analysis.pareto.summary import summary
 from prunescope.taxonomy.runs.run_blocks import Pruning
 from prunescope.taxonomy.runs.sweep_files import SweepResult
-from tests.analysis.report.test_paper_figures import at, sweep
+from tests.analysis.paper.test_paper_figures import at, sweep
 
 BY_RANK = {"choose": "rank"}
 

@@ -16,14 +16,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from prunescope.analysis.pareto.reproduce import reproduce
+from prunescope.analysis.paper.reproduce import reproduce
+from prunescope.analysis.paper.reproduction_figure import reproduction_files
 from prunescope.analysis.report import figures
 from prunescope.analysis.report.allocation_figure import plan_figure
 from prunescope.analysis.report.comparison_figure import plot_comparison
 from prunescope.analysis.report.pareto_figures import pareto_figures
 from prunescope.analysis.report.predict_figure import curve_files
 from prunescope.analysis.report.replay_figure import replay_figure
-from prunescope.analysis.report.reproduction_figure import reproduction_files
 from prunescope.analysis.schema.report import Finding, Report
 from prunescope.analysis.schema.reproduction import Reproduction
 from prunescope.taxonomy.allocations.allocation_plan import (
@@ -35,14 +35,14 @@ from prunescope.taxonomy.allocations.allocation_plan import (
 )
 from prunescope.taxonomy.paper import paper
 from prunescope.taxonomy.runs.run_quality import RANDOM_IDS
+from tests.analysis.paper.test_paper_figures import at, of_one_cell, replays
+from tests.analysis.paper.test_paper_figures import sweep as of_cells
 from tests.analysis.pareto_points import point
 from tests.analysis.predict.test_grid import ask
 from tests.analysis.report import example
 from tests.analysis.report.test_anatomy_figures import anatomy, shape
 from tests.analysis.report.test_anatomy_figures import point as call
 from tests.analysis.report.test_anatomy_figures import report as alone
-from tests.analysis.report.test_paper_figures import at, of_one_cell, replays
-from tests.analysis.report.test_paper_figures import sweep as of_cells
 from tests.analysis.report.test_pareto import whole
 from tests.analysis.test_compare import rows
 

@@ -10,9 +10,9 @@ from matplotlib.legend import Legend
 from matplotlib.patches import Patch
 from matplotlib.transforms import Bbox
 
-from prunescope.analysis.pareto.frontier import frontier
+from prunescope.analysis.frontier.frontier import frontier
+from prunescope.analysis.paper.paper_figure import families_of
 from prunescope.analysis.report.figure_style import family_looks
-from prunescope.analysis.report.paper.paper_figure import families_of
 from prunescope.analysis.report.pareto_figures import (
     frontier_figure,
     pareto_figures,

@@ -17,7 +17,7 @@ from rich.console import Console
 import prunescope
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.trust import no_speedup
-from prunescope.analysis.pareto import frontier
+from prunescope.analysis.frontier import frontier
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import comparison, gemm_table, sentences, titles
 from prunescope.analysis.report.html import render_html

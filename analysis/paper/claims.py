@@ -17,8 +17,8 @@ from statistics import median
 import numpy as np
 from msgspec.structs import asdict, replace
 
-from prunescope.analysis.pareto.frontier import frontier, loss_of, winners
-from prunescope.analysis.pareto.samples import (
+from prunescope.analysis.frontier.frontier import frontier, loss_of, winners
+from prunescope.analysis.frontier.sampled_points import (
     NUM_SAMPLES,
     Array,
     SampledPoints,
@@ -41,7 +41,9 @@ from prunescope.analysis.schema.pareto import (
 from prunescope.taxonomy.numbers import MINUS, loss, percent
 from prunescope.taxonomy.words import plural, when
 
-_PAPER = json.loads(resources.files(__package__).joinpath("paper.json").read_text(encoding="utf-8"))
+_PAPER = json.loads(
+    resources.files(__package__).joinpath("claims.json").read_text(encoding="utf-8")
+)
 PAPER_ORDER = tuple(_PAPER["order_by_loss_in_prefill"])
 DEPTH = str(_PAPER["closest_to_its_bound_where_memory_bound"])
 _MOSTLY = 0.5

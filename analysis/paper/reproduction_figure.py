@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import msgspec
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -27,6 +26,7 @@ from prunescope.analysis.report.figure_style import (
     panel_page,
     picture_files,
 )
+from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.reproduction import ReproducedValue, Reproduction
 from prunescope.analysis.summary import evidence
 from prunescope.taxonomy.paper import FIGURE_5
@@ -45,7 +45,7 @@ def reproduction_files(
         reproduction: The published numbers with those of a sweep, or the predicted ones.
         formats: Some of FORMATS.
     """
-    texts = {"csv": _csv, "json": _json}
+    texts = {"csv": _csv, "json": json_bytes}
     names = dict.fromkeys(formats)
     files = {f"reproduction.{n}": texts[n](reproduction) for n in names if n in texts}
     if pictures := [name for name in names if name not in texts]:
@@ -67,10 +67,6 @@ def _csv(reproduction: Reproduction) -> bytes:
         for value in reproduction.values
     )
     return csv_text([*names, *ends], rows).encode()
-
-
-def _json(reproduction: Reproduction) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(reproduction), indent=2)
 
 
 class ReproductionPlots:

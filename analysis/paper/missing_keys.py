@@ -7,11 +7,11 @@ notes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from prunescope.analysis.schema.pareto import Pareto, SweepPoint
 from prunescope.analysis.schema.replay import SpeedupCurve
-from prunescope.analysis.schema.reproduction import Reproduction
 from prunescope.taxonomy.keep import ALIGN
 from prunescope.taxonomy.paper import (
     ALIGNMENT,
@@ -25,7 +25,20 @@ from prunescope.taxonomy.paper import (
 )
 
 _LOSS_FIGURES = (PERPLEXITY, TASKS)
-_ROWS_RUN = "mode: eager (steps of fixed shapes run other rows)"
+
+
+class MissingKey(NamedTuple):
+    """A key of a sweep and the value that it lacks; `key` is empty if no key would help."""
+
+    key: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.value}" if self.key else self.value
+
+
+_ROWS_RUN = MissingKey("mode", "eager (steps of fixed shapes run other rows)")
+_NO_RESULT = MissingKey("", "a result of this setting that is done")
 
 
 def skips_rows(point: SweepPoint) -> bool:
@@ -33,7 +46,9 @@ def skips_rows(point: SweepPoint) -> bool:
     return point.unscored is None and not point.runs_every_row
 
 
-def missing(published: PublishedValue, pareto: Pareto, curves: Sequence[SpeedupCurve]) -> list[str]:
+def missing(
+    published: PublishedValue, pareto: Pareto, curves: Sequence[SpeedupCurve]
+) -> list[MissingKey]:
     """Return the keys and values, at least one, that a number needs and the sweep does not have.
 
     Args:
@@ -43,38 +58,39 @@ def missing(published: PublishedValue, pareto: Pareto, curves: Sequence[SpeedupC
     """
     if published.figure == GEMM_STEPS:
         return [_missing_size(published, curves)]
-    return list(_missing_keys(published, pareto)) or ["a result of this setting that is done"]
+    return list(_missing_keys(published, pareto)) or [_NO_RESULT]
 
 
-def _missing_size(published: PublishedValue, curves: Sequence[SpeedupCurve]) -> str:
+def _missing_size(published: PublishedValue, curves: Sequence[SpeedupCurve]) -> MissingKey:
     """Return the size, on the longest curve over the axis, that the published share needs."""
     axis = published.name.lower()
     largest = [max(c.curve.sizes) for c in curves if c.curve.axis == published.name]
     if not largest:
-        return f"prunescope gemm over {published.name}: several --{axis}"
-    return f"prunescope gemm --{axis}: {round(max(largest) * (1 - float(published.at or 0)))}"
+        return MissingKey(f"prunescope gemm over {published.name}", f"several --{axis}")
+    size = round(max(largest) * (1 - float(published.at or 0)))
+    return MissingKey(f"prunescope gemm --{axis}", str(size))
 
 
-def _missing_keys(published: PublishedValue, pareto: Pareto) -> Iterator[str]:
+def _missing_keys(published: PublishedValue, pareto: Pareto) -> Iterator[MissingKey]:
     """Yield keys that the sweep lacks altogether; if it has each, those that its points lack."""
     every = [p for phase in pareto.phases.values() for p in phase.points]
     only = "layer" if published.figure == FIGURE_6 else "model"
     of_family = [p for p in every if p.family == published.name]
     is_of_step = published.figure in (FIGURE_2, STEP_TIME)
     if published.phase is not None and published.phase not in pareto.phases:
-        yield f"phases: {published.phase}"
+        yield MissingKey("phases", published.phase)
     if not any(p.only == only for p in every):
-        yield f"only: {only}"
+        yield MissingKey("only", only)
     if not of_family and not is_of_step:
-        yield f"families: {published.name}"
+        yield MissingKey("families", published.name)
     elif not is_of_step and not any(_has_sparsity(p, published) for p in of_family):
-        yield f"sparsities: {published.sparsity:g}"
+        yield MissingKey("sparsities", f"{published.sparsity:g}")
     if published.figure in _LOSS_FIGURES:
         if not pareto.subject.config.get("recover"):
-            yield "recover: steps=1000,rank=16"
+            yield MissingKey("recover", "steps=1000,rank=16")
         judged = (p.loss for p in of_family if _has_sparsity(p, published))
         if published.figure == TASKS and not any(loss and loss.has_tasks for loss in judged):
-            yield "tasks: [...]"
+            yield MissingKey("tasks", "[...]")
         return
     phase = pareto.phases.get(str(published.phase))
     points = [p for p in (phase.points if phase else ()) if p.only == only]
@@ -85,7 +101,9 @@ def _missing_keys(published: PublishedValue, pareto: Pareto) -> Iterator[str]:
         yield _ROWS_RUN
 
 
-def _alignment_keys(published: PublishedValue, points: Sequence[SweepPoint]) -> Iterator[str]:
+def _alignment_keys(
+    published: PublishedValue, points: Sequence[SweepPoint]
+) -> Iterator[MissingKey]:
     """Yield the alignments that are missing.
 
     Other alignments are relative to the usual one. Finer ones must divide by no larger power of
@@ -93,35 +111,30 @@ def _alignment_keys(published: PublishedValue, points: Sequence[SweepPoint]) -> 
     """
     there = {option for point in points for option in point.set}
     if not there & {f"align={ALIGN}", "align=paper"} and published.at != ALIGN:
-        yield f"set: align={ALIGN}"
+        yield MissingKey("set", f"align={ALIGN}")
     finer = (published.at or "").isdecimal() and int(published.at or 0) < int(ALIGN)
     wanted = f"align={'just-' if finer else ''}{published.at}"
     if wanted not in there:
-        yield f"set: {wanted}"
+        yield MissingKey("set", wanted)
 
 
 def _has_sparsity(point: SweepPoint, published: PublishedValue) -> bool:
     return published.sparsity in (point.sparsity, *point.sparsities)
 
 
-def lacking(reproduction: Reproduction) -> list[str]:
+def lacking(by_figure: Mapping[str, Sequence[Sequence[MissingKey]]]) -> list[str]:
     """Return a note for each figure with numbers that stay empty.
 
     It names each key with the values that are missing, and for how many numbers.
 
     Args:
-        reproduction: The published values next to those of the sweep.
+        by_figure: What each number without a value needs, by the figure that prints it.
     """
     notes = []
-    for figure in dict.fromkeys(value.figure for value in reproduction.values):
-        empty = [value for value in reproduction.values if value.figure == figure and value.missing]
-        counts = Counter(key for value in empty for key in value.missing or ())
-        if not empty:
-            continue
+    for figure, empty in by_figure.items():
         by_key: dict[str, list[str]] = {}
-        for name, count in counts.items():
-            key, colon, value = name.partition(": ")
-            by_key.setdefault(key + colon, []).append(f"{value} ({count})".strip())
-        parts = "; ".join(f"{key}{', '.join(values)}" for key, values in by_key.items())
+        for (key, value), count in Counter(name for names in empty for name in names).items():
+            by_key.setdefault(key, []).append(f"{value} ({count})")
+        parts = "; ".join(str(MissingKey(key, ", ".join(values))) for key, values in by_key.items())
         notes.append(f"{figure}: {len(empty)} stay empty, the sweep lacks {parts}")
     return notes

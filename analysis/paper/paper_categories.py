@@ -9,6 +9,25 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from prunescope.analysis.paper.paper_figure import (
+    LAYER,
+    MissingFigure,
+    Panel,
+    PaperFigure,
+    Row,
+    caption_end,
+    family_label,
+    fit_page,
+    interval_ends,
+    named,
+    panel_grid,
+    panels,
+    points_of,
+    setup_words,
+    slant_names,
+    stacked,
+    usually_aligned,
+)
 from prunescope.analysis.report import hatches
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figure_style import (
@@ -28,25 +47,6 @@ from prunescope.analysis.report.figure_style import (
     shade,
 )
 from prunescope.analysis.report.ledger_view import is_visible
-from prunescope.analysis.report.paper.paper_figure import (
-    LAYER,
-    MissingFigure,
-    Panel,
-    PaperFigure,
-    Row,
-    caption_end,
-    family_label,
-    fit_page,
-    interval_ends,
-    named,
-    panel_grid,
-    panels,
-    points_of,
-    setup_words,
-    slant_names,
-    stacked,
-    usually_aligned,
-)
 from prunescope.analysis.schema.categories import CATEGORIES, GEMMS
 from prunescope.analysis.schema.pareto import Pareto, SweepPoint
 from prunescope.analysis.summary import evidence

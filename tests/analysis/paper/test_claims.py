@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from prunescope.analysis.pareto.claims import LOW_LOSS, hypotheses, sentence
-from prunescope.analysis.pareto.frontier import frontier, loss_of, winners
-from prunescope.analysis.pareto.samples import add_winning_shares, sample_points
+from prunescope.analysis.frontier.frontier import frontier, loss_of, winners
+from prunescope.analysis.frontier.sampled_points import add_winning_shares, sample_points
+from prunescope.analysis.paper.claims import LOW_LOSS, hypotheses, sentence
 from prunescope.analysis.schema.pareto import (
     Hypothesis,
     Loss,

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 import prunescope
-from prunescope.analysis.pareto.reproduce import bare, reproduce
-from prunescope.analysis.report.reproduction_figure import reproduction_files
-from prunescope.analysis.report.reproduction_tables import reproduction
+from prunescope.analysis.paper.reproduce import bare, reproduce
+from prunescope.analysis.paper.reproduction_figure import reproduction_files
+from prunescope.analysis.paper.reproduction_tables import reproduction
 from prunescope.analysis.report.sheet import Line
 from prunescope.analysis.schema.pareto import Loss, Pareto, RecoveryLoss
 from prunescope.analysis.schema.reproduction import ReproducedValue, Reproduction
 from prunescope.results.reproduction import reproduce_predicted
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.paper import paper
-from tests.analysis.report.test_paper_figures import at, replays, sweep
+from tests.analysis.paper.test_paper_figures import at, replays, sweep
 
 
 def value(found: Reproduction, figure: str, name: str, **more: Any) -> ReproducedValue:

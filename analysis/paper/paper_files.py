@@ -11,15 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from prunescope.analysis.paper.paper_added import overhead, recovery
+from prunescope.analysis.paper.paper_categories import layer, shares
+from prunescope.analysis.paper.paper_figure import MissingFigure, PaperFigure
+from prunescope.analysis.paper.paper_gemms import gemm_steps
+from prunescope.analysis.paper.paper_speedup import alignments, speedups
 from prunescope.analysis.report.escape import csv_text
 from prunescope.analysis.report.escape import markdown as text
 from prunescope.analysis.report.figure_style import picture_files
 from prunescope.analysis.report.latex import figure_snippet, head
-from prunescope.analysis.report.paper.paper_added import overhead, recovery
-from prunescope.analysis.report.paper.paper_categories import layer, shares
-from prunescope.analysis.report.paper.paper_figure import MissingFigure, PaperFigure
-from prunescope.analysis.report.paper.paper_gemms import gemm_steps
-from prunescope.analysis.report.paper.paper_speedup import alignments, speedups
 from prunescope.analysis.report.titles import figure_name
 from prunescope.analysis.schema.pareto import Pareto
 from prunescope.analysis.schema.replay import SpeedupCurve

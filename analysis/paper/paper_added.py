@@ -12,23 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prunescope.analysis.report.figure_style import (
-    MOST_WHISKER,
-    PARITY,
-    bar_entry,
-    dot,
-    draw_interval,
-    family_looks,
-    legend_below,
-    line_entry,
-    point_entry,
-    random_ids_entry,
-    reason_patches,
-    say_random_ids,
-    shade,
-)
-from prunescope.analysis.report.ledger_view import is_visible
-from prunescope.analysis.report.paper.paper_figure import (
+from prunescope.analysis.paper.paper_figure import (
     MissingFigure,
     Panel,
     PaperFigure,
@@ -48,6 +32,22 @@ from prunescope.analysis.report.paper.paper_figure import (
     usually_aligned,
     with_marks,
 )
+from prunescope.analysis.report.figure_style import (
+    MOST_WHISKER,
+    PARITY,
+    bar_entry,
+    dot,
+    draw_interval,
+    family_looks,
+    legend_below,
+    line_entry,
+    point_entry,
+    random_ids_entry,
+    reason_patches,
+    say_random_ids,
+    shade,
+)
+from prunescope.analysis.report.ledger_view import is_visible
 from prunescope.analysis.report.pareto_figures import (
     Label,
     Obstacles,

@@ -16,7 +16,7 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from prunescope.analysis.pareto.frontier import comparable, loss_ci95, loss_of
+from prunescope.analysis.frontier.frontier import comparable, loss_ci95, loss_of
 from prunescope.analysis.schema.pareto import SweepPoint, Winner
 
 Array = npt.NDArray[np.float64]

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from prunescope.analysis.pareto.gemm_speedups import speedup_curves
-from prunescope.analysis.pareto.lacking import lacking, missing, skips_rows
+from prunescope.analysis.paper.gemm_speedups import speedup_curves
+from prunescope.analysis.paper.missing_keys import MissingKey, lacking, missing, skips_rows
 from prunescope.analysis.pipeline import TOOL
 from prunescope.analysis.schema.pareto import Pareto, SweepPoint
 from prunescope.analysis.schema.replay import SpeedupCurve, SpeedupPoint
@@ -85,15 +85,18 @@ def reproduce(pareto: Pareto, paper: Paper, replays: Sequence[Replays] = ()) -> 
         TASKS: _fill_tasks,
     }
     reproduction, curves = bare(paper), speedup_curves(replays)
+    empty: dict[str, list[list[MissingKey]]] = {}
     for value, printed in zip(reproduction.values, published(paper), strict=True):
         if printed.figure == GEMM_STEPS:
             _fill_gemm(value, printed, curves)
         else:
             ways[printed.figure](value, printed, pareto)
         if value.ours is None:
-            value.missing = missing(printed, pareto, curves)
+            keys = missing(printed, pareto, curves)
+            empty.setdefault(value.figure, []).append(keys)
+            value.missing = [str(key) for key in keys]
     reproduction.differences = _differences(pareto, paper)
-    reproduction.notes = _notes(reproduction)
+    reproduction.notes = _notes(reproduction, lacking(empty))
     return reproduction
 
 
@@ -347,7 +350,7 @@ def _is_its_own_reference(value: ReproducedValue) -> bool:
     return value.figure == ALIGNMENT and value.at == ALIGN
 
 
-def _notes(reproduction: Reproduction) -> list[str]:
+def _notes(reproduction: Reproduction, empty: list[str]) -> list[str]:
     """Return notes on how many numbers have a value here, and on differing comparisons."""
     compared = [value for value in reproduction.values if not _is_its_own_reference(value)]
     known = [value for value in compared if value.ours is not None]
@@ -360,7 +363,7 @@ def _notes(reproduction: Reproduction) -> list[str]:
             f"{len(elsewhere)} of ours have another batch or length, the closest in the sweep: "
             "the column ours at, and `where` of --json"
         )
-    notes += lacking(reproduction)
+    notes += empty
     if any(value.figure == FIGURE_2 for value in known):
         notes.append("Fig. 2 has no cache update: ours is in elementwise here")
     invalid = sum(value.timing_valid is False for value in known)

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from prunescope.analysis.pareto.gemm_speedups import speedup_curves
-from prunescope.analysis.pareto.write import paper_files
-from prunescope.analysis.report.paper.paper_figure import (
+from prunescope.analysis.paper.gemm_speedups import speedup_curves
+from prunescope.analysis.paper.paper_figure import (
     MissingFigure,
     PaperFigure,
     usually_aligned,
 )
-from prunescope.analysis.report.paper.paper_files import PaperSet, paper_set
+from prunescope.analysis.paper.paper_files import PaperSet, paper_set
+from prunescope.analysis.pareto.write import paper_files
 from prunescope.analysis.schema.categories import CategoryTime
 from prunescope.analysis.schema.pareto import (
     Added,

@@ -12,6 +12,13 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from prunescope.analysis.paper.paper_figure import (
+    MissingFigure,
+    PaperFigure,
+    Row,
+    fields,
+    interval_ends,
+)
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figure_style import (
     DOTTED,
@@ -21,13 +28,6 @@ from prunescope.analysis.report.figure_style import (
     line_entry,
     no_evidence,
     two_columns,
-)
-from prunescope.analysis.report.paper.paper_figure import (
-    MissingFigure,
-    PaperFigure,
-    Row,
-    fields,
-    interval_ends,
 )
 from prunescope.analysis.report.replay_figure import steps_ns
 from prunescope.analysis.schema.replay import SpeedupCurve

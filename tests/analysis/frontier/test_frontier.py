@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import asdict
 
-from prunescope.analysis.pareto import frontier
+from prunescope.analysis.frontier import frontier
 from prunescope.analysis.pareto.cells import recompute
 from prunescope.analysis.schema.pareto import (
     NOT_VALID,

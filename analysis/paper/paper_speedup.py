@@ -10,6 +10,24 @@ import msgspec
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from prunescope.analysis.paper.paper_figure import (
+    MissingFigure,
+    Panel,
+    PaperFigure,
+    Row,
+    alignment,
+    caption_end,
+    families_of,
+    family_label,
+    fit_page,
+    interval_ends,
+    panel_grid,
+    panels,
+    points_of,
+    size_of,
+    usually_aligned,
+    with_marks,
+)
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figure_style import (
     BOUND_LINE,
@@ -28,24 +46,6 @@ from prunescope.analysis.report.figure_style import (
     line_entry,
     reason_patches,
     two_columns,
-)
-from prunescope.analysis.report.paper.paper_figure import (
-    MissingFigure,
-    Panel,
-    PaperFigure,
-    Row,
-    alignment,
-    caption_end,
-    families_of,
-    family_label,
-    fit_page,
-    interval_ends,
-    panel_grid,
-    panels,
-    points_of,
-    size_of,
-    usually_aligned,
-    with_marks,
 )
 from prunescope.analysis.schema.pareto import Pareto, SweepPoint
 from prunescope.analysis.summary import evidence
