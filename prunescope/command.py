@@ -186,7 +186,7 @@ def devices(incomplete: str) -> list[str]:
 
 def machines(incomplete: str) -> list[str]:
     """Return the devices of this machine, as torch calls them, that complete a word."""
-    return _complete(incomplete, ("auto", "cpu", "cuda", "mps"), "")
+    return _complete(incomplete, ("auto", "cpu", "cuda", "mps", "npu", "xpu"), "")
 
 
 def dtypes(incomplete: str) -> list[str]:
