@@ -40,7 +40,8 @@ from prunescope.analysis.rank_jobs import Frames, Outcome, Sides, outcome_of, sh
 from prunescope.analysis.replayed import with_replays
 from prunescope.analysis.schema.notice import warning
 from prunescope.analysis.schema.report import Phase, Report
-from prunescope.analysis.summary.paragraph import summary, waits_for
+from prunescope.analysis.summary.answer import answer_phase, summary_of
+from prunescope.analysis.summary.paragraph import waits_for
 from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import scrubbed
@@ -231,10 +232,13 @@ def _add_stragglers(collected: _Collected) -> None:
 
 
 def _add_summaries(collected: _Collected) -> None:
-    """Add to each phase its summary, which tells the rank that it waits for from the others."""
+    """Add to each phase its answer, which tells the rank that it waits for from the others."""
     phases = collected.phases
+    answers = {
+        name: answer_phase(phase, waits_for(phase, phases)) for name, phase in phases.items()
+    }
     collected.phases = {
-        name: replace_fields(phase, summary=summary(phase, waits_for(phase, phases)))
+        name: replace_fields(phase, answer=answers[name], summary=summary_of(answers[name]))
         for name, phase in phases.items()
     }
 

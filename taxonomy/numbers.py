@@ -50,6 +50,17 @@ def time(ns: float | None, *, signed: bool = False) -> str:
     return f"{unit.text(ns, signed=signed)} {unit.unit}"
 
 
+def brief_time(ns: float | None) -> str:
+    """Return a time as it is said: three significant digits, in s, ms or µs."""
+    if ns is None or not math.isfinite(ns):
+        return UNKNOWN
+    size = abs(ns)
+    unit, per = ("s", 1e9) if size >= 9.995e9 else ("ms", 1e6) if size >= 999_500 else ("µs", 1e3)
+    value = size / per
+    decimals = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{_signed(ns / per, f'.{decimals}f', signed=False)} {unit}"
+
+
 def ratio(value: float | None) -> str:
     """Return a speedup, dense over pruned: `1.33×`."""
     return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.2f}×"

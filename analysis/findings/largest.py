@@ -19,8 +19,9 @@ from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import ATTENTION
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.schema.report import clock
+from prunescope.taxonomy.numbers import brief_time
 from prunescope.taxonomy.roles import RESIDUAL
-from prunescope.taxonomy.words import ms, percent, shortened
+from prunescope.taxonomy.words import percent, shortened
 
 _LARGE = 0.2  # of the step: a large cost
 _SLOW = 0.25  # roofline efficiency below which a cost is slow
@@ -105,7 +106,7 @@ def _reduce(cost: _Cost) -> str:
         closer = "try another kernel, larger batches or fused ops"
         if cost.name == ATTENTION:
             closer = "compare the backends of scaled_dot_product_attention, and their tiles"
-        return f"look at the kernel named: the peaks allow {ms(cost.ideal)}; {closer}"
+        return f"look at the kernel named: the peaks allow {brief_time(cost.ideal)}; {closer}"
     if cost.kind == "conv":
         return "prune channels of convolutions, which are of no family here, or promise less"
     if cost.name == RESIDUAL and cost.kind not in GEMM_KINDS:

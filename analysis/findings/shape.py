@@ -37,6 +37,7 @@ from prunescope.analysis.verdict.detectors.widths import EXPERT_ROLES
 from prunescope.analysis.verdict.outside import FIRST, NO_DYNAMIC, reason
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.keep import ALIGNMENTS
+from prunescope.taxonomy.numbers import brief_time
 from prunescope.taxonomy.words import ms, percent, shortened, when
 
 _KINDS = ("gemm", "batched_gemm", "grouped_gemm")  # a matrix times a vector needs no tensor cores
@@ -497,5 +498,5 @@ def _paying_alignment(dimensions: list[_Dimension], gain: float) -> tuple[str, f
     if most < _WORTH * gain:
         return "", 0.0
     align = next(align for align, ns in saved.items() if ns >= most - _WORTH * abs(most))
-    how = f"--set align={align}, {ms(saved[align])} faster"
+    how = f"--set align={align}, {brief_time(saved[align])} faster"
     return f", or round up to multiples of {align} ({how})", saved[align]

@@ -26,6 +26,7 @@ from prunescope.analysis.verdict.caveats import MISSING_KERNELS
 from prunescope.analysis.wording.comparison import cut_text, difference_text
 from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.dtypes import QUANTISED, dtype
+from prunescope.taxonomy.numbers import brief_time
 from prunescope.taxonomy.words import ms
 
 _CHANGE = (
@@ -92,8 +93,8 @@ def _without_first_calls(c: Context, differences: Sequence[Difference]) -> Itera
         return
     dense, pruned = (side.wall_ns - side.first_call_ns for side in (old, new))
     yield (
-        f"without first calls a step takes {ms(dense)} in the dense run and {ms(pruned)} in the "
-        f"pruned one, {dense / pruned:.2f}×"
+        f"without first calls a step takes {brief_time(dense)} in the dense run and "
+        f"{brief_time(pruned)} in the pruned one, {dense / pruned:.2f}×"
     )
 
 

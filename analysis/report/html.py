@@ -23,6 +23,7 @@ from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.report.view import Table
 from prunescope.analysis.schema.report import Finding, Phase, Report
 from prunescope.analysis.summary import evidence
+from prunescope.analysis.summary.answer import answer_phase
 from prunescope.analysis.summary.labels import LEDGER
 from prunescope.analysis.summary.paragraph import outcome_and_reasons, sort_for_reading, waits_for
 from prunescope.taxonomy import numbers
@@ -118,12 +119,11 @@ def phase_view(name: str, slug: str, phase: Phase, late: Finding | None = None) 
     """
     rows = ledger_view.ladder_rows(phase)
     bounds, unchanged = _bars(rows)
-    outcome, reasons = outcome_and_reasons(phase, late)
     return {
         "name": titles.heading(name, phase),
         "slug": slug,
-        "outcome": outcome,
-        "reasons": reasons,
+        "answer": answer_phase(phase, late),
+        "detail": " ".join(outcome_and_reasons(phase, late)).strip(),
         "opening": sentences.opening(phase),
         "findings": [
             {"severity": f.severity, "text": sentences.finding(f), "evidence": f.evidence}

@@ -14,6 +14,7 @@ from prunescope.analysis.report.phase_tables import Extent, overview, phase_tabl
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.view import Cell, Table
 from prunescope.analysis.schema.report import Finding, Phase, Report
+from prunescope.analysis.summary.answer import answer_phase
 from prunescope.analysis.summary.paragraph import outcome_and_reasons, sort_for_reading, waits_for
 
 _EXTENT = Extent()
@@ -54,8 +55,9 @@ def _report(report: Report) -> Iterator[str]:
 
 def _phase(phase: Phase, late: Finding | None) -> Iterator[str]:
     """Yield paragraph, ladder, ledger and findings of a phase, and the other tables folded."""
-    outcome, reasons = outcome_and_reasons(phase, late)
-    yield f"**{text(outcome)}** {text(reasons)}".rstrip()
+    told = answer_phase(phase, late)
+    yield f"**{text(told.verdict)}**"
+    yield from (text(part) for part in (told.why, told.do) if part)
     tables = {table.id: table for table in phase_tables(phase, _EXTENT)}
     for table_id in _FIRST:
         if table_id in tables:
@@ -66,6 +68,8 @@ def _phase(phase: Phase, late: Finding | None) -> Iterator[str]:
         findings.append(f"- **{text(finding.severity)}**: {text(sentences.finding(finding))}")
         findings += [f"  - {text(fact)}" for fact in finding.evidence]
     yield "\n".join(findings or [text(sentences.NO_FINDING)])
+    yield "### In detail"
+    yield text(" ".join(outcome_and_reasons(phase, late)).strip())
     yield "### How it was measured"
     yield _listed(sentences.opening(phase))
     for table in tables.values():

@@ -26,6 +26,7 @@ from prunescope.analysis.report.sheet import Page, kept_columns, plain_name
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import Finding, Phase, Report
 from prunescope.analysis.summary import evidence, paragraph
+from prunescope.analysis.summary.answer import answer_phase
 from prunescope.taxonomy import numbers
 from prunescope.taxonomy.words import plural, when
 
@@ -113,23 +114,26 @@ class _ReportPage(Page):
         yield from self.findings_that_fit(phase, _LINES - 2 - self.height(answer))
 
     def answer(self, phase: Phase) -> Iterator[RenderableType]:
-        """Yield the paragraph, the statistic, the ladder and the ledger of a phase.
+        """Yield the answer, the statistic, the ladder and the ledger of a phase.
 
-        Without a baseline, tables of where the time goes stand in their place.
+        Without a baseline, tables of where the time goes stand in their place; where times are not
+        valid, the table of shapes does.
         """
-        yield self._summary(phase)
+        yield from self._answer(phase)
         if text := sentences.statistic(phase):
             yield self.ink(text, "dim")
-        if phase.ladder is not None:
+        is_timed = not phase.invalid_times
+        if phase.ladder is not None and is_timed:
             yield from self._ladder(phase, without=("busy",))
         ledger = ledger_view.ledger_table(phase)
-        if ledger is not None:
+        if ledger is not None and is_timed:
             yield from self._ledger(ledger, phase, brief=True)
         if phase.replay is not None:
             yield self.section("GEMMs replayed alone")
             yield self.ink(phase.replay.text)
-        if phase.ladder is None:
-            tables = (phase_table(table_id, phase, _BRIEF) for table_id in ("kind", "gemms"))
+        if phase.ladder is None or not is_timed:
+            wanted = ("kind", "gemms") if phase.ladder is None else ("gemms",)
+            tables = (phase_table(table_id, phase, _BRIEF) for table_id in wanted)
             for table in filter(None, tables):
                 yield from self._other_table(table, phase)
 
@@ -160,7 +164,12 @@ class _ReportPage(Page):
 
     def phase(self, phase: Phase) -> Iterator[RenderableType]:
         """Yield every table of a phase, and what was measured."""
-        yield self._summary(phase)
+        yield from self._answer(phase)
+        outcome, reasons = paragraph.outcome_and_reasons(
+            phase, paragraph.waits_for(phase, self._all)
+        )
+        yield self.section("In detail")
+        yield self.ink(f"{outcome} {reasons}".strip())
         yield from self._lines(sentences.opening(phase))
         left_out = _LEFT_OUT | (_IN_LEDGER if phase.ledger else frozenset())
         for table in phase_tables(phase, replace(_EXTENT, without=left_out)):
@@ -180,15 +189,14 @@ class _ReportPage(Page):
         if not phase.findings:
             yield self.ink(sentences.NO_FINDING)
 
-    def _summary(self, phase: Phase) -> Text:
-        """Return the paragraph, its outcome in bold."""
-        outcome, reasons = paragraph.outcome_and_reasons(
-            phase, paragraph.waits_for(phase, self._all)
-        )
-        text = self.ink(outcome, "bold")
-        if reasons:
-            text.append_text(self.ink(f" {reasons}", "not bold"))
-        return text
+    def _answer(self, phase: Phase) -> Iterator[Text]:
+        """Yield what happened, in bold, then why and what to do, each on a line of its own."""
+        told = answer_phase(phase, paragraph.waits_for(phase, self._all))
+        yield self.ink(told.verdict, "bold")
+        if told.why:
+            yield self.ink(told.why)
+        if told.do:
+            yield self.ink(f"→ {told.do}", "green")
 
     def _other_table(self, table: Table, phase: Phase) -> Iterator[RenderableType]:
         """Yield a table of a phase, shares as bars."""

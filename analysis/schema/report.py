@@ -474,6 +474,16 @@ class SecondOpinion(msgspec.Struct, kw_only=True):
 _REPR = 200  # letters of an answer in the repr of its phase: about three lines
 
 
+class PhaseAnswer(msgspec.Struct, kw_only=True):
+    """The answer of a phase, as one would say it aloud."""
+
+    verdict: Annotated[str, meaning("what happened; at most 160 characters")]
+    why: Annotated[str, meaning("its causes; at most 240 characters")]
+    do: Annotated[
+        str | None, meaning("what to change; at most 240 characters; null: nothing is to be done")
+    ]
+
+
 class Phase(msgspec.Struct, kw_only=True):
     """Everything about one phase, per step."""
 
@@ -578,8 +588,9 @@ class Phase(msgspec.Struct, kw_only=True):
     ] = 0.0
     summary: Annotated[
         str,
-        meaning("the answer in one paragraph: promised, realised, causes, what to change"),
+        meaning("the answer in one text: what happened, why, and what to do"),
     ] = ""
+    answer: Annotated[PhaseAnswer | None, meaning("null: the report is older")] = None
     profiler: Annotated[
         str | msgspec.UnsetType,
         meaning("what recorded the trace; absent: its file does not say, or it is of a run"),

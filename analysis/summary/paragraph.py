@@ -58,7 +58,7 @@ _LEAST = 0.05  # of the difference, or of the busy time: a cause, or a kind of w
 # Rows of the ledger in plain words: where time was lost, and where it was gained.
 _MORE_FLOPS = ("bytes that grew more than the FLOPs", "bytes that grew less than the FLOPs")
 _IN_WORDS = {
-    "coverage": ("work that the pruning did not touch", "work that shrank more than promised"),
+    "coverage": ("work that the pruning never touched", "work that shrank more than promised"),
     "roofline_shift": ("bytes that did not fall with the FLOPs", "bytes that fell with the FLOPs"),
     "shape": ("tiles and waves of the new dimensions", "tiles and waves of the new dimensions"),
     "kernel_efficiency": ("slower kernels", "faster kernels"),
@@ -153,7 +153,7 @@ def _reasons(phase: Phase, late: Finding | None) -> Iterator[str]:
         yield from _family(phase)  # read from shapes, whatever the times are
         if not phase.invalid_times:
             yield from _spread(phase)
-        if phase.ledger and not phase.invalid_times and not _side_caveats(phase):
+        if phase.ledger and not phase.invalid_times and not side_caveats(phase):
             if disturbed := ledger_invalid_reasons(phase):
                 yield f"no row of the ledger is evidence: {', '.join(disturbed)}"
             else:
@@ -243,7 +243,7 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
         return
     longer = f"{numbers.time(abs(over))} {'longer' if over > 0 else 'shorter'}"
     text = f"the step takes {numbers.time(pruned.ns)}, {longer} than {reference}"
-    if why := _no_excess(phase, dense.moves_ns, promised, pruned):
+    if why := no_excess(phase, dense.moves_ns, promised, pruned):
         yield f"{text}, which is no evidence: {why}"
         return
     changes = [
@@ -282,7 +282,7 @@ def _spread(phase: Phase) -> Iterator[str]:
         yield f"so few steps give no interval of the speedup: {', '.join(ranges)}"
 
 
-def _no_excess(phase: Phase, dense_ns: float, promised_ns: float, pruned: Row) -> str:
+def no_excess(phase: Phase, dense_ns: float, promised_ns: float, pruned: Row) -> str:
     """Return why the time of a step above the promised one is no evidence; empty where it is."""
     if (expected := _overlapping(phase, promised_ns, dense_ns)) is not None:
         low, high = map(numbers.time, expected)
@@ -364,12 +364,7 @@ def _cause(phase: Phase, row: Row, dense: Row) -> str:
     `work that the pruning did not touch (coverage) +1.296 ms, +20.4 % of the dense step (largest
     part: gaps kept, +1.048 ms)`.
     """
-    words = _explanation(phase, row)
-    if not words and row.row == "kernel_efficiency" and _is_communication(row):
-        words = "communication that takes longer" if row.moves_ns > 0 else "shorter communication"
-    elif not words and row.row in _OF_SHAPES and phase.is_mostly_of_unknown_keys(row):
-        words = _KEYS_UNKNOWN[row.moves_ns < 0]
-    words = words or _IN_WORDS[row.row][row.moves_ns < 0]
+    words = words_of_cause(phase, row)
     share = numbers.percent(numbers.share_of(row.ns, dense.ns), signed=True)
     change = numbers.time(row.ns, signed=True)
     text = f"{words} ({label_of(row)}) {change}, {share} of the dense step"
@@ -377,6 +372,17 @@ def _cause(phase: Phase, row: Row, dense: Row) -> str:
     if part is not None and part.ns * row.moves_ns > 0 and is_beyond_noise(part):
         text += f" (largest part: {part.name}, {numbers.time(part.ns, signed=True)})"
     return text
+
+
+def words_of_cause(phase: Phase, row: Row) -> str:
+    """Return a row of the ledger in plain words: what lost the time, or what saved it."""
+    if words := _explanation(phase, row):
+        return words
+    if row.row == "kernel_efficiency" and _is_communication(row):
+        return "communication that takes longer" if row.moves_ns > 0 else "shorter communication"
+    if row.row in _OF_SHAPES and phase.is_mostly_of_unknown_keys(row):
+        return _KEYS_UNKNOWN[row.moves_ns < 0]
+    return _IN_WORDS[row.row][row.moves_ns < 0]
 
 
 def _is_communication(row: Row) -> bool:
@@ -405,7 +411,7 @@ def recommended_changes(phase: Phase) -> list[Finding]:
     Where a finding says that the sides are uncertain, it stands alone: other advice would be of
     another comparison.
     """
-    if (caveats := _side_caveats(phase)) and not phase.invalid_times:
+    if (caveats := side_caveats(phase)) and not phase.invalid_times:
         return caveats[:1]
     advice = [finding for finding in phase.findings if finding.change]
     gains = sorted((finding for finding in advice if finding.predicted_ns), key=_gain, reverse=True)
@@ -426,7 +432,7 @@ def recommended_changes(phase: Phase) -> list[Finding]:
     return [*critical, *gains, *warnings][:1]
 
 
-def _side_caveats(phase: Phase) -> list[Finding]:
+def side_caveats(phase: Phase) -> list[Finding]:
     """Return the findings that the sides may be swapped, or of another config than was given."""
     return [finding for finding in phase.findings if finding.id in SIDE_CAVEATS]
 
@@ -438,12 +444,12 @@ def _changes(phase: Phase) -> Iterator[str]:
     stand behind the change that mends them.
     """
     if not phase.invalid_times:
-        caveats = _side_caveats(phase)[:1]
+        caveats = side_caveats(phase)[:1]
         # The headline says that of a config.
         yield from (caveat.text for caveat in caveats if caveat.id != UNCERTAIN_CONFIG)
         yield from map(_with_gain, recommended_changes(phase))
         return
-    sure = [_no_gain(phase)] if _keeps_shapes(phase) else [*_kept_shares(phase), *_scoring(phase)]
+    sure = [_no_gain(phase)] if keeps_shapes(phase) else [*_kept_shares(phase), *_scoring(phase)]
     for finding in recommended_changes(phase):
         if finding.id in INVALID_TIMES:
             yield f"first: {finding.change}"
@@ -458,7 +464,7 @@ def _is_whole_step(phase: Phase) -> bool:
     return all(finding.id == NOT_VALID for finding in phase.invalid_times)
 
 
-def _keeps_shapes(phase: Phase) -> bool:
+def keeps_shapes(phase: Phase) -> bool:
     """Return whether every dense GEMM runs in the pruned step, in the same shape and format.
 
     Where products were added that choose what later steps leave out, or a family does, those steps
@@ -500,7 +506,7 @@ def _kept_shares(phase: Phase) -> Iterator[str]:
     removed = phase.sparsity.get("flop")
     if phase.family is None or phase.family.id in FAMILIES or removed is None:
         return
-    is_comparable = phase.is_speedup and not phase.has_two_formats and not _side_caveats(phase)
+    is_comparable = phase.is_speedup and not phase.has_two_formats and not side_caveats(phase)
     if not is_comparable or not _is_whole_step(phase):
         return
     shares_removed = [("FLOPs", removed), ("bytes", phase.sparsity.get("bytes"))]

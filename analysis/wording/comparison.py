@@ -24,8 +24,9 @@ from prunescope.analysis.schema.pair_comparison import (
     Difference,
     OneSided,
 )
+from prunescope.taxonomy.numbers import brief_time
 from prunescope.taxonomy.recorder import recorder_called
-from prunescope.taxonomy.words import ms, shortened
+from prunescope.taxonomy.words import shortened
 
 EAGER_OPTIONS = {"dense": "--baseline-eager-trace", "pruned": "--eager-trace"}
 _INPUTS = {ROWS: "batch or length", BATCH_SIZE: "the batch", LENGTH: "the length"}
@@ -101,9 +102,9 @@ def _first_calls_text(difference: Difference) -> str:
     sides = (("the baseline", difference.dense), ("the pruned run", difference.pruned))
     held = [(name, ns) for name, ns in sides if isinstance(ns, int | float) and ns > 0]
     most = max(held, key=lambda side: side[1])
-    others = [f"{name} {ms(ns)}" for name, ns in held if name != most[0]]
+    others = [f"{name} {brief_time(ns)}" for name, ns in held if name != most[0]]
     rest = others[0] if others else f"{next(n for n, _ in sides if n != most[0])} none"
-    return f"{most[0]} holds first calls or compilation, {ms(most[1])} a step, and {rest}"
+    return f"{most[0]} holds first calls or compilation, {brief_time(most[1])} a step, and {rest}"
 
 
 # Kind of a difference -> why the verdict cannot see past it.

@@ -42,7 +42,7 @@ def test_markdown_names_rows_with_units() -> None:
     text = render_markdown(example.two_phases())
     assert "| coverage | **+9.20** | +6.6 % | \\[8.90, 9.60\\] | ±0.11 |" in text
     assert "| row | time (ms) |" in text
-    assert "**1.16× realised \\[1.14×, 1.17×\\] of 1.33× promised" in text
+    assert "**1.16× faster \\[1.14, 1.17\\] of the promised 1.33×" in text
 
 
 def test_markdown_makes_hostile_strings_inert() -> None:

@@ -251,8 +251,8 @@ def test_the_answer_stands_below_one_line_and_peaks_and_notes_behind_it() -> Non
     text = shown(report, 120, full=False)
     first, *_ = text.splitlines()
     assert ", against " in first
-    assert len(text[: text.index("1.16× realised")].splitlines()) <= 3
-    assert text.index("1.16× realised") < text.index("\ndevice ") < text.index("! half of it was")
+    assert len(text[: text.index("1.16× faster")].splitlines()) <= 3
+    assert text.index("1.16× faster") < text.index("\ndevice ") < text.index("! half of it was")
 
 
 def test_an_mlp_without_a_gate_is_in_no_group_of_gates() -> None:

@@ -24,6 +24,7 @@ from prunescope.analysis.schema.report import (
     from_json,
     to_json,
 )
+from prunescope.analysis.summary.answer import answer_phase
 from prunescope.analysis.summary.paragraph import first_to_read, summary
 from tests.analysis.report import example
 from tests.stored import report_of
@@ -51,7 +52,7 @@ def test_promise_outcome_causes_and_change_in_this_order() -> None:
             "1.16× realised [1.14×, 1.17×] of 1.33× promised",
             "The shapes are those of static-nk (confidence 93 %)",
             "The step takes 121.00 ms, 16.000 ms longer than the 105.00 ms promised: ",
-            "work that the pruning did not touch (coverage) +9.200 ms, +6.6 % of the dense step "
+            "work that the pruning never touched (coverage) +9.200 ms, +6.6 % of the dense step "
             "(largest part: lm_head untouched, +7.100 ms)",
             "Against it: kernels that only dense runs (added work) −1.500 ms",
             "What would gain most: ",
@@ -102,7 +103,7 @@ def test_the_miss_goes_by_the_interval_of_the_speedup() -> None:
         if row.row == "pruned":
             row.noise_ns = 8 * MS  # twice of it is not less than the 16 ms
     missed = "16.000 ms longer than the 105.00 ms promised"
-    assert f"{missed}: work that the pruning did not touch (coverage) +9.200 ms" in summary(noisy)
+    assert f"{missed}: work that the pruning never touched (coverage) +9.200 ms" in summary(noisy)
     noisy.ladder.realised_ci95 = [1.10, 1.34]  # 140 / 1.34 = 104.5 ms: as promised, perhaps
     includes = "which is no evidence: the interval of the speedup includes the promised one"
     assert f"{missed}, {includes}" in summary(noisy) and "(coverage)" not in summary(noisy)
@@ -171,8 +172,8 @@ def test_it_is_in_the_report_and_in_every_format() -> None:
     report = report_of("tiny-static-nk")
     for one in report.phases.values():
         assert 40 < len(one.summary) < 900
-        assert one.summary == summary(one)
-        assert "fewer heads (v N 64 → 32) and MLP channels (down K 352 → 176)." in one.summary
+        assert one.answer is not None and one.answer == answer_phase(one)
+        assert "fewer heads (v N 64 → 32) and MLP channels (down K 352 → 176)." in summary(one)
         begins = one.summary[:40]
         assert begins in " ".join(shown(report).split())
         assert begins.split(" [")[0] in render_markdown(report)  # which escapes brackets
@@ -209,10 +210,10 @@ def test_a_change_is_said_once_and_notes_come_last() -> None:
     report.phases.pop("decode")
     text = " ".join(shown(report).split())
     change = (report.phases["prefill"].findings[0].change or "").split(";")[0]
-    assert change and text.count(change) == 1
+    assert change and text.lower().count(change) == 1
     for page in (shown(report, full=True), text, render_markdown(report), render_html(report),
                  render_notebook(report)):  # fmt: skip
-        assert page.index("a note") > page.index("1.16× realised") > 0
+        assert page.index("a note") > page.index("1.16× faster") > 0
 
 
 def test_the_answer_cuts_nothing() -> None:
@@ -328,6 +329,9 @@ def test_bars_of_times_that_are_no_evidence_have_the_strokes_of_the_pictures(ful
                       change=None, predicted_ns=None)  # fmt: skip
     report.phases["prefill"].findings[:0] = [invalid]
     text = shown(report, full=full)
+    if not full:  # what the shapes say stands there alone
+        assert "Ladder:" not in text and "Ledger:" not in text and "GEMMs" in text
+        return
     ladder, _, ledger = text[text.index("Ladder:") :].partition("Ledger:")
     assert re.search(r"realised +1\.16× x{4,} ", ladder)
     assert re.search(r"roofline bound +[\d.]+× x+ ", ladder) and "realised is" not in ladder
