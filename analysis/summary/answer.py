@@ -31,9 +31,11 @@ from prunescope.analysis.schema.report import (
 from prunescope.analysis.summary.evidence import ledger_invalid_reasons
 from prunescope.analysis.summary.headline import FAMILIES
 from prunescope.analysis.summary.paragraph import (
+    few_roles,
     keeps_shapes,
     no_excess,
     recommended_changes,
+    refused_configs,
     side_caveats,
     words_of_cause,
 )
@@ -282,6 +284,7 @@ def _reasons(phase: Phase) -> Iterator[str]:
     elif caveats := side_caveats(phase):
         yield from (finding.text for finding in caveats)
     else:
+        yield from refused_configs(phase)
         yield from _zeros(phase)
         yield from _timeless(phase) if phase.invalid_times else _timed(phase)
 
@@ -440,7 +443,12 @@ def _advice(phase: Phase, late: Finding | None) -> Iterator[str]:
     if late is not None and late.change:
         yield from _clauses(f"first fix what the others wait for, {late.change}")
         return
-    for finding in recommended_changes(phase):
+    if phase.ladder is not None and phase.lacks_sizes and phase.is_speedup:
+        yield "capture again with shapes, or give --model CONFIG for the trace of a GPU"
+    changes = recommended_changes(phase)
+    if not changes:
+        yield from few_roles(phase)
+    for finding in changes:
         if finding.severity != "critical" and _keeps_its_promise(phase):
             continue
         for clause in _clauses(finding.change or ""):

@@ -149,7 +149,7 @@ def _reasons(phase: Phase, late: Finding | None) -> Iterator[str]:
     if phase.ladder is None:
         yield from _largest_kinds(phase)
     elif phase.is_speedup:
-        yield from _refused_configs(phase)
+        yield from refused_configs(phase)
         yield from _family(phase)  # read from shapes, whatever the times are
         if not phase.invalid_times:
             yield from _spread(phase)
@@ -158,7 +158,7 @@ def _reasons(phase: Phase, late: Finding | None) -> Iterator[str]:
                 yield f"no row of the ledger is evidence: {', '.join(disturbed)}"
             else:
                 yield from _causes(phase, phase.ledger)
-    yield from _few_roles(phase)
+    yield from few_roles(phase)
     if late is not None and late.change:
         yield f"first fix what the others wait for, {late.change}"
     else:
@@ -172,7 +172,7 @@ def _how_to_record_modules(phase: Phase) -> str:
     return _MODULES
 
 
-def _few_roles(phase: Phase) -> Iterator[str]:
+def few_roles(phase: Phase) -> Iterator[str]:
     """Yield a hint to record modules where most GEMMs of a model with attention have no role.
 
     Only a trace with ops and without modules gets it. Modules without attention or a head identify
@@ -189,7 +189,7 @@ def _few_roles(phase: Phase) -> Iterator[str]:
         yield f"only {share} of the time of GEMMs has a role: {change}"
 
 
-def _refused_configs(phase: Phase) -> Iterator[str]:
+def refused_configs(phase: Phase) -> Iterator[str]:
     """Yield why a side takes no shapes from the given config, and which config it needs."""
     for lack in phase.comparison.one_sided if phase.comparison else ():
         if lack.refused is not None:
