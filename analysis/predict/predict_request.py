@@ -179,6 +179,14 @@ class ForwardRequest:
             metavar="RUN|TRACE",
         ),
     ] = None
+    eager_trace: Annotated[
+        Path | str | None,
+        Option(
+            help="Eager trace of the step in --from-run, or trace of its CUDA-graph capture: it "
+            "names the ops of graph replays; without it, --model alone does.",
+            metavar="TRACE|FOLDER",
+        ),
+    ] = None
     curves: bool = False  # whether to make curves, even of one point
     break_even: bool = True  # whether to find where a pruning pays: most of the time of a point
 

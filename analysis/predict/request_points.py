@@ -173,6 +173,7 @@ def check_options(request: PredictRequest) -> None:
         if request.workload is not None:
             refuse(_SIZES, f"cannot be combined with --workload {request.workload}, which sets it")
     else:
+        refuse(("--eager-trace",), "needs --from-run", "give the trace of a step with --from-run")
         refuse(("--workload", "--losses", "--loss"), "needs --rank", "add --rank")
         if request.new_tokens is None:
             refuse(("--pruned-batch", "--chunk"), "needs --new-tokens", "add --new-tokens N")

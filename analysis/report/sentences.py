@@ -29,6 +29,7 @@ def setup(phase: Phase) -> str:
     facts = ["the whole trace as one step" if is_whole else steps + _step_times(phase)]
     facts += _left_out(phase.cold_steps)
     facts += _left_out(phase.baseline.cold_steps, "dense ") if phase.baseline else []
+    facts += _as_recorded(phase)
     if timed := phase.unprofiled_ns:
         text = timed.samples_in_words
         text += f" in {len(timed.placements)} placements" if timed.placements else ""
@@ -55,6 +56,16 @@ def _left_out(cold: ColdSteps | None, side: str = "") -> list[str]:
         f"{count} {side}cold step{plural(count)} left out{_times(cold.step_ns)}, of which "
         f"{numbers.time(sum(cold.first_call_ns))} in first calls or compilation"
     ]
+
+
+def _as_recorded(phase: Phase) -> list[str]:
+    """Return the steps with the time of earlier work that is left out; empty where there is none."""
+    sides = [phase.baseline, phase] if phase.baseline else [phase]
+    if not any(side.earlier_work_ns for side in sides):
+        return []
+    recorded = [side.wall_ns + side.earlier_work_ns for side in sides]
+    text = f"as recorded, with earlier work, {' → '.join(map(numbers.time, recorded))}"
+    return [text + when(len(sides) > 1, f", {numbers.ratio(recorded[0] / recorded[-1])}")]
 
 
 def _step_times(phase: Phase) -> str:

@@ -346,6 +346,8 @@ class MeasuredPhase(msgspec.Struct, kw_only=True):
     gap_share: float
     families: list[FamilyRow]
     notes: list[str]
+    predicted: Expected | None = None  # of the only family; null: there are several
+    tp: int = 1  # devices that share each layer, by the sizes of the GEMMs
 
 
 class FromRun(msgspec.Struct, kw_only=True):

@@ -273,7 +273,7 @@ class Totals(msgspec.Struct, kw_only=True):
     ] = 0.0
     earlier_work_ns: Annotated[
         float,
-        meaning("of the wall: idle at the very beginning, most likely while earlier work ran"),
+        meaning("left out before the first wall: idle, most likely while earlier work ran; a step's share"),
     ] = 0.0
     time_scale: Annotated[
         TimeScale | None, meaning("from recorded times to the ledger's; null: they are the same")
