@@ -10,7 +10,6 @@ from statistics import median
 from typing import Any
 
 import msgspec
-import numpy as np
 import polars as pl
 
 from prunescope.analysis.inputs.side import SidePhase
@@ -21,7 +20,6 @@ from prunescope.analysis.ledger.noise import wall_interval
 from prunescope.analysis.ledger.samples import Samples, samples_of
 from prunescope.analysis.schema.report import KernelRow, clock
 from prunescope.analysis.schema.sides import ColdSteps, TimeScale, Totals, Unprofiled
-from prunescope.analysis.trace.collector import NONE
 from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.runs.run import PhaseRun
 
@@ -262,4 +260,3 @@ def _sums(frame: pl.DataFrame, column: str, steps: int) -> dict[str, float]:
     sums = frame[[column, "busy"]].group_by(column).agg(pl.col("busy").sum())
     sums = sums.sort(["busy", column], descending=[True, False])
     return {name: ns / steps for name, ns in sums.iter_rows()}
-

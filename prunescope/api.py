@@ -8,6 +8,7 @@ computes, prints and writes it. Nothing heavy is imported before it is used: `tr
 
 from __future__ import annotations
 
+import dataclasses
 import reprlib
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from prunescope.taxonomy.errors import PrunescopeError, helpful
 from prunescope.taxonomy.option import as_path, needed_path, takes
 from prunescope.tracer.capture.request import TraceCall
 from prunescope.tracer.gemm.request import GemmRequest
+from prunescope.tracer.serving.request import CaptureEngineRequest
 from prunescope.tracer.sweep.request import SweepRequest
 
 if TYPE_CHECKING:
@@ -62,6 +64,33 @@ def trace(call: TraceCall) -> Path:
 
     with Bar() as bar:
         return run(call, bar)
+
+
+@takes(CaptureEngineRequest)
+def capture_engine(request: CaptureEngineRequest) -> Path:
+    """Capture traces and request times of a serving engine that runs on this machine.
+
+    `progress` shows each stage; without it, a bar on standard error does, if that is a terminal.
+
+    Returns:
+        The folder with a trace for each rank and serving.json.
+
+    Raises:
+        PrunescopeError: The address is not on this machine, or the engine refuses, does not answer
+            in time, or writes no trace.
+
+    Examples:
+        >>> folder = prunescope.capture_engine(engine="vllm", traces="./traces")
+        >>> prunescope.analyze(folder, model="qwen3-8b").show()
+    """
+    from prunescope.tracer.serving.capture_engine import capture_engine as run
+
+    if request.progress is not None or not sys.stderr.isatty():
+        return run(request)
+    from prunescope.tracer.capture.progress import Bar
+
+    with Bar() as bar:
+        return run(dataclasses.replace(request, progress=bar))
 
 
 @takes(AnalyzeRequest)

@@ -27,6 +27,7 @@ from prunescope.taxonomy.arguments import asks_json, bare_json, refuse_empty
 from prunescope.taxonomy.option import Option
 from prunescope.tracer.capture.request import TraceCall
 from prunescope.tracer.gemm.request import GemmRequest
+from prunescope.tracer.serving.request import CaptureEngineRequest
 from prunescope.tracer.sweep.request import SweepRequest
 
 app = typer.Typer(
@@ -94,6 +95,29 @@ def _trace(request: TraceCall, *, json_target: Json = None) -> None:
     show_result(
         run_summary(folder, runs), json_target, people=traced(folder, runs, _answers(folder))
     )
+
+
+@app.command("capture")
+@from_options
+def _capture(request: CaptureEngineRequest, *, json_target: Json = None) -> None:
+    """Capture a serving engine that runs: warm up, time requests, profile, collect the traces.
+
+    The engine is vLLM or SGLang on this machine, started with its profiler (docs/serving.md). The
+    folder gets a trace for each rank, and serving.json with versions and the times of requests
+    without the profiler: time to the first token (TTFT) and between tokens (TPOT).
+
+    \b
+    prunescope capture --engine vllm --url http://127.0.0.1:8000 --traces ./traces --prompts 8
+    prunescope capture --engine sglang --prompts prompts.txt --new-tokens 64 --out traces/dense
+    """
+    from prunescope.analysis.report.serving_tables import captured
+    from prunescope.output import show_result
+    from prunescope.taxonomy.runs.serving import read_serving
+
+    folder = prunescope.capture_engine(**dataclasses.asdict(request))
+    serving = read_serving(folder)
+    result = {"out": str(folder), **serving.to_dict()}
+    show_result(result, json_target, people=captured(folder, serving, _answers(folder)))
 
 
 def _answers(folder: Path) -> dict[str, str]:

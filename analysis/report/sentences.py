@@ -59,7 +59,7 @@ def _left_out(cold: ColdSteps | None, side: str = "") -> list[str]:
 
 
 def _as_recorded(phase: Phase) -> list[str]:
-    """Return the steps with the time of earlier work that is left out; empty where there is none."""
+    """Return the steps with the earlier work that is left out; empty where there is none."""
     sides = [phase.baseline, phase] if phase.baseline else [phase]
     if not any(side.earlier_work_ns for side in sides):
         return []

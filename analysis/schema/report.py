@@ -573,7 +573,9 @@ class Phase(msgspec.Struct, kw_only=True):
     ] = 0.0
     earlier_work_ns: Annotated[
         float,
-        meaning("left out before the first wall: idle, most likely while earlier work ran; a step's share"),
+        meaning(
+            "idle before the wall and left out of it, most likely earlier work; a step's share"
+        ),
     ] = 0.0
     summary: Annotated[
         str,

@@ -20,7 +20,6 @@ from prunescope.analysis.schema.report import (
     Ladder,
     Phase,
 )
-from prunescope.analysis.schema.sides import Totals
 from prunescope.taxonomy import numbers
 from prunescope.taxonomy.words import when
 

@@ -56,6 +56,7 @@ ALLOWED: dict[str, str] = {
     "tracer/capture": "taxonomy machine model calibration routing pruners recovery",
     "tracer/recorder": "taxonomy machine model capture",
     "tracer/gemm": "taxonomy machine capture",
+    "tracer/serving": "taxonomy capture",
     "tracer/sweep": "taxonomy machine model calibration quality recovery capture",
 }
 # The front door may use any room; no room uses it.
