@@ -40,6 +40,7 @@ ALLOWED: dict[str, str] = {
     "analysis": "taxonomy schema wording device trace timeline shapes kernels inputs ledger "
     "comparison verdict findings predict summary",
     "analysis/report": "taxonomy schema summary",
+    "analysis/history": "taxonomy schema summary",
     "analysis/pareto": "taxonomy schema ledger analysis report",
     "analysis/bundle": "taxonomy schema ops device trace inputs summary analysis report pareto",
     # From a model to a run folder.

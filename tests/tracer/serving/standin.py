@@ -1,4 +1,4 @@
-"""A stand-in for the server of an engine, on the loopback: both protocols, traces of a stored file."""
+"""A stand-in for the server of an engine on the loopback: both protocols, traces of a file."""
 
 from __future__ import annotations
 
