@@ -230,6 +230,43 @@ class PredictRequest(ForwardRequest):
     rank: Annotated[
         bool, Option(help="Rank all families by their expected speedup on one workload.")
     ] = False
+    ttft_ms: Annotated[
+        float | None,
+        Option(
+            help="Longest time to the first token that --rank may take, in milliseconds: it then "
+            "finds the largest batch of each method; without it, no such limit.",
+            metavar="MS",
+        ),
+    ] = None
+    tpot_ms: Annotated[
+        float | None,
+        Option(
+            help="Longest time per output token, as --ttft-ms; without it, no such limit.",
+            metavar="MS",
+        ),
+    ] = None
+    latency_ms: Annotated[
+        float | None,
+        Option(
+            help="Longest time to the last token, as --ttft-ms; without it, no such limit.",
+            metavar="MS",
+        ),
+    ] = None
+    throughput: Annotated[
+        float | None,
+        Option(
+            help="Least number of new tokens per second and device, as --ttft-ms; without it, no "
+            "such limit.",
+            metavar="TOKENS/S",
+        ),
+    ] = None
+    arrivals: Annotated[
+        Literal["rate", "once"],
+        Option(
+            help="How prompts arrive while --rank meets objectives: at a rate, so that steps and "
+            "prompts take turns, or all of a batch at once."
+        ),
+    ] = "rate"
     workload: Annotated[
         WorkloadName | None,
         Option(
@@ -290,6 +327,12 @@ class PredictRequest(ForwardRequest):
 
     def __post_init__(self) -> None:
         fill_missing(self)
+
+    @property
+    def has_objectives(self) -> bool:
+        """Whether --rank is to meet objectives."""
+        limits = (self.ttft_ms, self.tpot_ms, self.latency_ms, self.throughput)
+        return any(limit is not None for limit in limits)
 
     @property
     def has_several_methods(self) -> bool:

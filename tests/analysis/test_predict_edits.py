@@ -62,9 +62,7 @@ def truth(trace: Path, eager: Path | None, family: str, sparsity: float) -> floa
 
 
 def predicted(trace: Path, family: str, sparsity: float) -> FamilyRow:
-    request = PredictRequest(
-        MODELS[trace.name], from_run=trace, method=family, sparsity=sparsity
-    )
+    request = PredictRequest(MODELS[trace.name], from_run=trace, method=family, sparsity=sparsity)
     ((_, phase),) = predict_from(request).phases.items()
     return phase.families[0]
 

@@ -52,6 +52,7 @@ COMMANDS = {
         "--runtime", "--host-us-per-op", "--weights", "--extra-ms", "--attn", "--depth",
         "--without", "--from-run", "--eager-trace", "--new-tokens", "--pruned-batch", "--chunk",
         "--tp", "--pp", "--ep", "--routing",
+        "--ttft-ms", "--tpot-ms", "--latency-ms", "--throughput", "--arrivals",
         "--rank", "--workload", "--losses", "--loss", "--explain", "--out", "--json",
     },
     "allocate": {
