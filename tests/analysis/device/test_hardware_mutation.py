@@ -155,7 +155,7 @@ INT8 = {
     "rtx-4090": 660.6,
     "rtx-4080": 389.9,
 }  # fmt: skip
-# Dense TFLOP/s of 4-bit blocks: HGX and NVL72 sheets by GPU, AMD's MXFP4, and half of the AI TOPS of
+# Dense TFLOP/s of 4-bit blocks: HGX and NVL72 sheets by GPU, MXFP4 of AMD, half of the AI TOPS of
 # GeForce and DGX Spark, which count sparsity.
 FOUR_BITS = {
     "b200": {"fp4": 9000}, "gb200": {"fp4": 10000}, "b300": {"fp4": 13500}, "gb300": {"fp4": 15000},
