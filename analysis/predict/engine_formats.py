@@ -1,22 +1,21 @@
-"""Whether a serving engine runs what a pruning leaves, by a dated table with sources.
+"""Whether a serving engine runs what a pruning leaves as it is predicted.
 
-In: the name of an engine, a family and its knobs. Out: `EngineRuns`. The table is
-engine_formats.json, the one that docs/serving.md prints; what it does not hold is unknown.
+In: the engine of --runtime, a family and its knobs. Out: `EngineRuns`, by the dated table of
+taxonomy/engines.py. An engine that takes a checkpoint and runs its zeros like other weights does
+not run it as predicted where the prediction counts on fewer.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
+from prunescope.taxonomy.engines import engine_answers, layouts_of
 from prunescope.taxonomy.family import Family
+from prunescope.taxonomy.shape import ModelShape
 
-_TABLE = Path(__file__).with_name("engine_formats.json")
-_UNKNOWN = "not looked up"
+_NAMES = {"hf": "transformers", "trtllm": "tensorrt-llm"}  # of --runtime, in the table
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,47 +27,32 @@ class EngineRuns:
     source: str | None = None
 
 
-@cache
-def _table() -> dict[str, Any]:
-    """Return the table."""
-    table: dict[str, Any] = json.loads(_TABLE.read_text(encoding="utf-8"))
-    return table
-
-
-def table_date() -> str:
-    """Return the day on which the pages of the table were read."""
-    return str(_table()["as_of"])
-
-
-def engine_runs(engine: str | None, family: Family | None, knobs: Mapping[str, Any]) -> EngineRuns:
+def engine_runs(
+    engine: str | None,
+    family: Family | None,
+    knobs: Mapping[str, Any],
+    shape: ModelShape,
+    tp: int = 1,
+) -> EngineRuns:
     """Return whether an engine runs what a family leaves.
 
     Args:
         engine: The name that `--runtime` takes; None: no engine is named.
         family: The family; None: the dense model.
         knobs: Its options.
+        shape: The shape of the dense model.
+        tp: The degree of tensor parallelism.
     """
     if engine is None:
         return EngineRuns(None, "no engine is named: --runtime")
-    change = _change_of(family, knobs)
-    for row in (*_table()["rows"], *_table()["all"]):
-        if row["change"] == change and row.get("engine", engine) == engine:
-            return EngineRuns(row["runs"], row["why"], row.get("source"))
-    return EngineRuns(None, _UNKNOWN)
-
-
-def _change_of(family: Family | None, knobs: Mapping[str, Any]) -> str | None:
-    """Return what a family does to a checkpoint, in the words of the table."""
-    if family is None:
-        return "nothing"
-    if family.is_dynamic:
-        return "layers skipped by input" if family.skips_layers else None
-    if family.without_sparse_units:
-        return "2:4"
-    if family.zeroes_weights:
-        return "zeros in place"
-    if family.skips_layers:
-        return "fewer layers" if knobs.get("unit", "layer") == "layer" else None
-    if {*family.cuts} <= {"heads", "channels"}:
-        return "narrower layers"
-    return "fewer experts" if family.cuts_experts else None
+    if family is not None and "stream" in family.cuts:  # maps between two bases, which nobody tried
+        return EngineRuns(None, "not looked up")
+    layouts = layouts_of([family] if family else [], shape)
+    if family is not None and family.skips_layers and knobs.get("unit", "layer") != "layer":
+        layouts = (*(name for name in layouts if name != "uniform"), "missing")
+    named = _NAMES.get(engine, engine)
+    answers = {answer.engine: answer for answer in engine_answers(layouts, shape, tp)}
+    answer, runs = answers[named], answers[named].runs
+    if runs and family is not None and family.without_sparse_units:  # predicted with its kernels
+        return EngineRuns(answer.faster, answer.reason, answer.source)
+    return EngineRuns(runs, answer.reason, answer.source)

@@ -24,7 +24,7 @@ from prunescope.analysis.predict.answers import (
     prompt_of,
 )
 from prunescope.analysis.predict.constants import Constants
-from prunescope.analysis.predict.engine_formats import engine_runs, table_date
+from prunescope.analysis.predict.engine_formats import engine_runs
 from prunescope.analysis.predict.predict_request import (
     PredictRequest,
     command_of,
@@ -40,6 +40,7 @@ from prunescope.analysis.predict.setting import (
     resolve,
 )
 from prunescope.analysis.schema.prediction import Choice, Chosen
+from prunescope.taxonomy.engines import CHECKED
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import pruning_families
 
@@ -171,7 +172,7 @@ def choose(request: PredictRequest) -> Choice:
         rank=rows,
         left_out=left_out,
         assumed=list(dict.fromkeys([_ARRIVALS[request.arrivals], *assumed])),
-        engine_formats_of=table_date(),
+        engine_formats_of=CHECKED,
         warnings=list(dict.fromkeys(warnings)),
         options=options_of_request(request),
         command=command_of(request),
@@ -263,7 +264,7 @@ def _row(
     slow = objectives.throughput is not None and rate < objectives.throughput
     met = None if served is None or slow else served.whole.work.batch
     memory = answer_memory(at.whole, pruned=setting.prunes)
-    fits = engine_runs(request.runtime, setting.family, setting.knobs)
+    fits = engine_runs(request.runtime, setting.family, setting.knobs, setting.shape, tp=setting.tp)
     speed = None
     if served is not None and dense is not None and setting.prunes:
         sides = {id(side.whole): side for side in (dense, served)}
