@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
 import polars as pl
 
@@ -86,29 +87,25 @@ def check_known(measured: Measured, phase: str) -> None:
         )
 
 
-def measured_sizes(
-    phase: Phase, kind: str, work: Workload, names: Collection[str]
-) -> dict[str, int]:
-    """Return the sizes of a step that its GEMMs and names show: batch, prompt_len, context.
+def measured_sizes(phase: Phase, work: Workload, names: Collection[str]) -> Workload:
+    """Return a workload with the sizes of a step that its GEMMs and names show.
 
     The rows of the linears are the batch of a decode step, and all tokens of a prompt; attention,
-    or an engine's annotation, shows how many keys a sequence has. Sizes that neither shows are
-    missing.
+    or an engine's annotation, shows how many keys a sequence has. Sizes that neither shows stay.
     """
-    rows = _most_time((g.m, g.busy_ns) for g in phase.gemms if g.role in LINEARS)
+    rows = _most_time((gemm.m, gemm.busy_ns) for gemm in phase.gemms if gemm.role in LINEARS)
     scores = [gemm for gemm in phase.gemms if gemm.group == "qk"]
-    queries = _most_time((gemm.m, gemm.busy_ns) for gemm in scores)
-    keys = _most_time((gemm.n, gemm.busy_ns) for gemm in scores)
     if rows is None:
-        return {}
-    if kind == "decode":
+        return work
+    if not work.prefill:
         counted = [annotated(name, replayed=False).mean_keys for name in names]
-        keys = keys or _most_time((keys, 1.0) for keys in counted)
-        return {"batch": rows, **({"context": keys} if keys else {})}
-    length = queries or work.prompt_len
+        keys = _most_time((gemm.n, gemm.busy_ns) for gemm in scores)
+        keys = keys or _most_time((mean, 1.0) for mean in counted)
+        return replace(work, batch=rows, context=keys or work.context)
+    length = _most_time((gemm.m, gemm.busy_ns) for gemm in scores) or work.prompt_len
     if rows % length:
-        return {"batch": 1, "prompt_len": rows}
-    return {"batch": rows // length, "prompt_len": length}
+        return replace(work, batch=1, prompt_len=rows)
+    return replace(work, batch=rows // length, prompt_len=length)
 
 
 def _most_time(values: Iterable[tuple[int | None, float]]) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from prunescope.analysis.device.hardware import (
     Device,
@@ -131,7 +132,7 @@ def dense_phases(
         bandwidth=request.bandwidth,
         model=request.model if run is None else None,
         eager_trace=request.eager_trace,
-        phase=request.phase if run is None and request.phase in PHASES else None,
+        phase=_phase_of_trace(request) if run is None else None,
     )
     analysis = analyze(path, options=options)
     report = analysis.report
@@ -149,7 +150,7 @@ def dense_phases(
         warnings += [f"{label}: {finding.text}" for finding in phase.invalid_times]
         setting = _setting(request, run, report)
         if run is None:
-            work = replace(work, **measured_sizes(phase, work.phase, work, names))
+            work = measured_sizes(phase, work, names)
             setting = replace(setting, tp=_tensor_degree(phase, setting, work))
         routing = _routing(request, run, setting.shape)
         if routing is not None:
@@ -273,6 +274,13 @@ def _rows_of_families(
     if not rows:
         raise refused[0]
     return rows
+
+
+def _phase_of_trace(request: PredictRequest) -> Literal["prefill", "decode"] | None:
+    """Return the only phase of a trace that a request asks for; None: all."""
+    if request.phase == "prefill" or request.phase == "decode":
+        return request.phase
+    return None
 
 
 def _tensor_degree(phase: Phase, setting: Setting, work: Workload) -> int:

@@ -21,6 +21,8 @@ from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.formats import FORMATS
 from prunescope.analysis.report.terminal import TerminalReport
 from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats
+from prunescope.analysis.schema import report as schema
+from prunescope.measured_history import add_to_history
 from prunescope.output import check_target, console_for, progress_bar, write_json
 from prunescope.outputs import AnalyzeOutputs
 from prunescope.results.comparison import Comparison
@@ -65,11 +67,11 @@ class Delivery:
             commit=outputs.commit,
         )
 
-    def remember(self, reports: Iterable[Report], model: str | None) -> None:
+    def remember(self, reports: Iterable[schema.Report], model: str | None) -> None:
         """Add the phases of reports to the history, if one was named."""
         if self.history is not None:
             for report in reports:
-                report.append_to_history(self.history, commit=self.commit, model=model)
+                add_to_history(report, self.history, commit=self.commit, model=model)
 
     def prepare(
         self, known: Collection[str], default: Callable[[], Path | None], *, subject: str

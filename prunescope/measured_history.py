@@ -27,7 +27,8 @@ def add_to_history(report: Report, path: Path, *, commit: str | None, model: str
         PrunescopeError: The file is no history.
     """
     from prunescope import __version__
-    from prunescope.analysis.history import append_lines, lines_of
+    from prunescope.analysis.history.history_file import append_lines
+    from prunescope.analysis.history.measured_lines import lines_of
 
     versions = {"prunescope": __version__}
     named = commit or current_commit()

@@ -76,7 +76,8 @@ def changes_of_history(path: Path, report: Report, model: str | None) -> dict[st
     The ends are those of the 95 % interval of the difference. A phase without a history, or whose
     time is not valid, is left out.
     """
-    from prunescope.analysis.history import lines_of, read_lines
+    from prunescope.analysis.history.history_file import read_lines
+    from prunescope.analysis.history.measured_lines import lines_of
     from prunescope.analysis.history.series import level_before
 
     if not path.is_file():

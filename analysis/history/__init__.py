@@ -1,10 +1,7 @@
-"""A history of measurements: in, reports and a file of JSON lines; out, series and their changes.
+"""A history of measurements over commits.
 
-`lines_of` makes a line of each phase of a report, `append_lines` adds them to the file, and
-`series_of` follows each model, device and phase over the commits.
+In: reports, and a file of JSON lines. Out: the lines of a report, and series of each model, device
+and phase with the commits that changed them.
+Exports `measured_lines.lines_of`, `history_file.append_lines`, `history_file.read_lines`,
+`series.series_of`.
 """
-
-from prunescope.analysis.history.history_file import append_lines as append_lines
-from prunescope.analysis.history.history_file import read_lines as read_lines
-from prunescope.analysis.history.measured_lines import lines_of as lines_of
-from prunescope.analysis.history.series import series_of as series_of

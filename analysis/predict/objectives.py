@@ -1,8 +1,8 @@
 """`predict --rank` by objectives: the largest batch of each method that meets them, and its rate.
 
-A PredictRequest with --ttft-ms, --tpot-ms, --latency-ms or --throughput gives a Choice: for each
-method and sparsity the batch, both times, tokens a second and device, memory, and whether the named
-engine runs the format. Those that it runs come first.
+A PredictRequest with --ttft-ms, --tpot-ms, --latency-ms or --throughput gives a ServingChoice: for
+each method and sparsity the batch, both times, tokens a second and device, memory, and whether the
+named engine runs the format. Those that it runs come first.
 
 Prompts arrive at a rate or at once. At a rate, `batch` sequences decode at any time, and for each
 that ends a prompt is read: a step then takes its own time and its share of a prompt, and a prompt
@@ -39,7 +39,7 @@ from prunescope.analysis.predict.setting import (
     read_model_on_device,
     resolve,
 )
-from prunescope.analysis.schema.prediction import Choice, Chosen
+from prunescope.analysis.schema.prediction import ServedPoint, ServingChoice
 from prunescope.taxonomy.engines import CHECKED
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import pruning_families
@@ -126,7 +126,7 @@ class Served:
         return taken * paced / tokens * whole.work.batch / batches * self.devices
 
 
-def choose(request: PredictRequest) -> Choice:
+def choose(request: PredictRequest) -> ServingChoice:
     """Return every method and sparsity at the largest batch that meets the objectives.
 
     Raises:
@@ -137,7 +137,7 @@ def choose(request: PredictRequest) -> Choice:
     target = read_model_on_device(request, warnings)
     load = serving_workload(request)
     objectives = Objectives.of(request)
-    rows: list[Chosen] = []
+    rows: list[ServedPoint] = []
     left_out: dict[str, str] = {}
     dense: Served | None = None
     assumed: list[str] = []
@@ -163,11 +163,19 @@ def choose(request: PredictRequest) -> Choice:
             hint="`prunescope families --architecture MODEL` lists those that apply",
         )
     rows.sort(key=lambda row: (_place(row), -(row.tokens_per_s_per_device or 0.0)))
-    return Choice(
-        subject={"model": request.model, "dtype": target.dtype, "device": target.device.name,
-                 "runtime": request.runtime, "devices": max(request.tp, request.ep) * request.pp},
-        workload={"prompt_len": load.prompt_len, "new_tokens": load.new_tokens,
-                  "arrivals": request.arrivals},
+    return ServingChoice(
+        subject={
+            "model": request.model,
+            "dtype": target.dtype,
+            "device": target.device.name,
+            "runtime": request.runtime,
+            "devices": max(request.tp, request.ep) * request.pp,
+        },
+        workload={
+            "prompt_len": load.prompt_len,
+            "new_tokens": load.new_tokens,
+            "arrivals": request.arrivals,
+        },
         objectives={name: getattr(objectives, name) for name in Objectives.__slots__},
         rank=rows,
         left_out=left_out,
@@ -176,7 +184,7 @@ def choose(request: PredictRequest) -> Choice:
         warnings=list(dict.fromkeys(warnings)),
         options=options_of_request(request),
         command=command_of(request),
-    )  # fmt: skip
+    )
 
 
 def _points(request: PredictRequest) -> Iterable[tuple[str | None, float | None]]:
@@ -256,7 +264,7 @@ def _row(
     served: Served | None,
     objectives: Objectives,
     dense: Served | None,
-) -> Chosen:
+) -> ServedPoint:
     """Return the row of a side; where no batch meets the objectives, with times of one sequence."""
     at = served or serve(1)
     c = at.constants
@@ -272,7 +280,7 @@ def _row(
             dense.whole, served.whole, lambda answer, c: sides[id(answer)].token_ns(c)
         )
         speed = value, spread.range_of(value)
-    return Chosen(
+    return ServedPoint(
         method=setting.family.id if setting.family else "dense",
         sparsity=setting.sparsity if setting.family else 0.0,
         batch=met,
@@ -291,7 +299,7 @@ def _row(
     )
 
 
-def _place(row: Chosen) -> int:
+def _place(row: ServedPoint) -> int:
     """Return the group of a row: what the engine runs first, what meets no objective last."""
     if row.batch is None:
         return 3

@@ -97,10 +97,8 @@ def history_records(history: History) -> Records:
             low, high = point.ci95 or (None, None)
             key = {"model": series.model, "device": series.device, "phase": series.phase}
             values = {name: getattr(point, name) for name in ("commit", "time", "lines", "ns")}
-            rows.append(
-                {**key, **values, "low": low, "high": high, "change": point.change,
-                 "state": point.state}
-            )  # fmt: skip
+            ends = {"low": low, "high": high}
+            rows.append({**key, **values, **ends, "change": point.change, "state": point.state})
     return Records("history", columns, tuple(rows))
 
 

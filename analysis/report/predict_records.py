@@ -18,10 +18,10 @@ from prunescope.analysis.report.markdown import sheet_text
 from prunescope.analysis.report.predict_tables import prediction
 from prunescope.analysis.report.records import Records, Row
 from prunescope.analysis.schema.prediction import (
-    Choice,
     FromRun,
     Prediction,
     Ranking,
+    ServingChoice,
 )
 
 _COLUMNS: dict[str, Any] = {
@@ -47,7 +47,7 @@ def prediction_records(values: dict[str, Any]) -> Records:
     if "from-run" in values["tool"]:
         rows = _run_rows(msgspec.convert(values, FromRun))
     elif "rank" in values:
-        rows = _choice_rows(msgspec.convert(values, Choice))
+        rows = _choice_rows(msgspec.convert(values, ServingChoice))
     elif "by" in values:
         rows = _ranking_rows(msgspec.convert(values, Ranking))
     else:
@@ -84,7 +84,7 @@ def _ranking_rows(result: Ranking) -> Iterator[Row]:
             }
 
 
-def _choice_rows(result: Choice) -> Iterator[Row]:
+def _choice_rows(result: ServingChoice) -> Iterator[Row]:
     for row in result.rank:
         low, high = row.range or (None, None)
         yield {

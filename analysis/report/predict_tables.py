@@ -25,8 +25,6 @@ from prunescope.analysis.report.view import (
 )
 from prunescope.analysis.schema.prediction import (
     FASTER,
-    Choice,
-    Chosen,
     Execution,
     Experts,
     FromRun,
@@ -38,6 +36,8 @@ from prunescope.analysis.schema.prediction import (
     Prediction,
     Ranked,
     Ranking,
+    ServedPoint,
+    ServingChoice,
     Span,
     Sums,
 )
@@ -76,13 +76,13 @@ def prediction(values: dict[str, Any], *, explain: bool = False) -> Sheet:
     """
     parts: list[Line | Table] = []
     ran = "nothing was run"
-    result: Prediction | Ranking | FromRun | Choice
+    result: Prediction | Ranking | FromRun | ServingChoice
     if "from-run" in values["tool"]:
         result = msgspec.convert(values, FromRun)
         parts += from_run_tables(result)
         ran = "only the dense side was run"
     elif "rank" in values:
-        result = msgspec.convert(values, Choice)
+        result = msgspec.convert(values, ServingChoice)
         parts += choice_tables(result)
     elif "by" in values:
         result = msgspec.convert(values, Ranking)
@@ -431,7 +431,7 @@ def ranking_tables(result: Ranking) -> Parts:
     yield Line(f"{_EXTENSION}.{when(result.loss is None, note)}", "dim")
 
 
-def choice_tables(result: Choice) -> Parts:
+def choice_tables(result: ServingChoice) -> Parts:
     """Yield each method at the largest batch that meets the objectives."""
     load, subject = result.workload, result.subject
     wanted = {
@@ -444,7 +444,7 @@ def choice_tables(result: Choice) -> Parts:
     engine = subject["runtime"] or "no engine named"
     title = f"{load['prompt_len']} tokens and {load['new_tokens']} new ones, {', '.join(limits)}"
     yield Line(f"{title}; {engine}", "bold")
-    columns: Columns[Chosen] = [
+    columns: Columns[ServedPoint] = [
         (Column("method"), lambda row: row.method),
         (number("s"), lambda row: f"{row.sparsity:.2f}"),
         (number("batch"), lambda row: str(row.batch or "none")),

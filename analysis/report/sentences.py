@@ -60,12 +60,13 @@ def _left_out(cold: ColdSteps | None, side: str = "") -> list[str]:
 
 def _as_recorded(phase: Phase) -> list[str]:
     """Return the steps with the earlier work that is left out; empty where there is none."""
-    sides = [phase.baseline, phase] if phase.baseline else [phase]
-    if not any(side.earlier_work_ns for side in sides):
+    dense = phase.baseline
+    if not phase.earlier_work_ns and (dense is None or not dense.earlier_work_ns):
         return []
-    recorded = [side.wall_ns + side.earlier_work_ns for side in sides]
+    recorded = [] if dense is None else [dense.wall_ns + dense.earlier_work_ns]
+    recorded.append(phase.wall_ns + phase.earlier_work_ns)
     text = f"as recorded, with earlier work, {' → '.join(map(numbers.time, recorded))}"
-    return [text + when(len(sides) > 1, f", {numbers.ratio(recorded[0] / recorded[-1])}")]
+    return [text + when(dense is not None, f", {numbers.ratio(recorded[0] / recorded[-1])}")]
 
 
 def _step_times(phase: Phase) -> str:

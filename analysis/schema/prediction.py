@@ -312,7 +312,7 @@ class Ranking(msgspec.Struct, kw_only=True):
     command: str = ""
 
 
-class Chosen(msgspec.Struct, kw_only=True):
+class ServedPoint(msgspec.Struct, kw_only=True):
     """A method at a sparsity, at the largest batch that meets the objectives.
 
     `batch` is null where none does; the times are then those of a batch of one. `speedup` is that
@@ -337,7 +337,7 @@ class Chosen(msgspec.Struct, kw_only=True):
     source: str | None = None
 
 
-class Choice(msgspec.Struct, kw_only=True):
+class ServingChoice(msgspec.Struct, kw_only=True):
     """A ranking by objectives: those that the engine runs first, then the fastest.
 
     `engine_formats_of` is the day on which the pages of the engines were read.
@@ -348,7 +348,7 @@ class Choice(msgspec.Struct, kw_only=True):
     subject: dict[str, Any]
     workload: dict[str, Any]
     objectives: dict[str, float | None]
-    rank: list[Chosen]
+    rank: list[ServedPoint]
     left_out: dict[str, str]
     assumed: list[str]
     engine_formats_of: str

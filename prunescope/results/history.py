@@ -28,7 +28,8 @@ class History(StructResult, TabledResult, schema.History, kw_only=True, dict=Tru
     @classmethod
     def compute(cls, path: Path) -> Self:
         """Read a history and follow its series."""
-        from prunescope.analysis.history import read_lines, series_of
+        from prunescope.analysis.history.history_file import read_lines
+        from prunescope.analysis.history.series import series_of
         from prunescope.analysis.wording.sentence import sentence
 
         lines, notices = read_lines(path)

@@ -369,8 +369,9 @@ def test_analysis_runs_without_torch() -> None:
         "import prunescope.analysis.predict.predict, sys\n"
         "names = (m for m in sys.modules if m.startswith('prunescope.tracer.'))\n"
         "own = {m for m in names if m.count('.') == 3}\n"
+        # Those that name options do nothing else.
         "assert own == {'prunescope.tracer.' + m for m in ('capture.request', 'capture.progress',"
-        " 'gemm.request', 'recovery.settings', 'sweep.request')}, own"  # inert: they name options
+        " 'gemm.request', 'recovery.settings', 'serving.request', 'sweep.request')}, own"
     )
     assert "polars" in loaded
     assert loaded & {"torch", "transformers"} == set()

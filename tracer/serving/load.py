@@ -53,14 +53,14 @@ def read_prompts(given: str | int | Path, length: int) -> Prompts:
     Raises:
         PrunescopeError: The number is none that can be sent, or the file holds no prompt.
     """
-    number = given if isinstance(given, int) else whole_number(str(given))
+    number = whole_number(str(given))
     if number is not None:
         if not 1 <= number <= _MOST_PROMPTS:
             raise PrunescopeError(
                 f"--prompts {number} is no number of prompts", hint=f"1 to {_MOST_PROMPTS:,}"
             )
         return Prompts(number, _random_prompts(length), is_random=True)
-    path = Path(given)
+    path = Path(str(given))
     if not path.is_file() or path.stat().st_size > _LARGEST:
         raise PrunescopeError(
             f"--prompts: {path.name} is no file of prompts", hint="a number, or a text file"
@@ -93,7 +93,7 @@ def send_all(
     for number in range(len(prompts)):
         waiting.put(number)
     served: dict[int, ServedRequest] = {}
-    failed: list[Exception] = []
+    failed: list[PrunescopeError] = []
 
     def work() -> None:
         """Send what waits, until nothing does or a request failed."""
@@ -103,7 +103,7 @@ def send_all(
                 served[number] = _send(client, model, prompts[number], tokens)
             except Empty:
                 return
-            except Exception as error:  # noqa: BLE001 - raised below, in the thread that asked
+            except PrunescopeError as error:  # raised below, in the thread that asked
                 failed.append(error)
 
     # Not a pool of futures, which waits for its threads after Ctrl-C.

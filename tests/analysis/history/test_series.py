@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import prunescope
-from prunescope.analysis.history import append_lines, read_lines, series_of
-from prunescope.analysis.history.history_file import check_history
+from prunescope.analysis.history.history_file import append_lines, check_history, read_lines
 from prunescope.analysis.history.measured_lines import step_interval
+from prunescope.analysis.history.series import series_of
 from prunescope.analysis.report.history_tables import change_lines, openmetrics
 from prunescope.analysis.schema.history import History, HistoryLine, HistorySeries
 from prunescope.analysis.wording.sentence import sentence

@@ -35,67 +35,73 @@ class StandIn:
         return [path for path, _ in self.seen]
 
 
+class _Handler(BaseHTTPRequestHandler):
+    """The answers of a stand-in, which a class made for it holds."""
+
+    standin: StandIn
+
+    def log_message(self, *_args: Any) -> None:
+        pass
+
+    def answer(self, values: Any, status: int = 200) -> None:
+        body = json.dumps(values).encode()
+        self.send_response(status)
+        if status == 307:
+            self.send_header("Location", "http://192.0.2.1/elsewhere")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        self.standin.seen.append((self.path, None))
+        self.answer({"data": [{"id": "Qwen/Qwen3-8B"}], "version": "0.0-stand-in"})
+
+    def do_POST(self) -> None:
+        size = int(self.headers.get("Content-Length") or 0)
+        values = json.loads(self.rfile.read(size) or b"null")
+        self.standin.seen.append((self.path, values))
+        if self.path.endswith("_profile"):
+            self.profile(values)
+        else:
+            self.standin.prompts.append(values["prompt"])
+            self.complete(values["max_tokens"])
+
+    def profile(self, values: Any) -> None:
+        if self.standin.broken == "no profiler":
+            return self.answer({"detail": "Not Found"}, 404)
+        if self.standin.broken == "moved":
+            return self.answer({}, 307)
+        folder = self.standin.traces or Path(str((values or {}).get("output_dir", "/nowhere")))
+        if self.path == "/start_profile":
+            self.standin.traces = folder
+        elif self.standin.trace is not None:
+            for name in self.standin.names:
+                shutil.copyfile(self.standin.trace, folder / name)
+        return self.answer({"output_dir": str(folder)} if self.standin.names_folder else {})
+
+    def complete(self, tokens: int) -> None:
+        self.send_response(200)
+        self.end_headers()
+        for number in range(tokens):
+            is_profiled = "/start_profile" in self.standin.paths
+            if self.standin.broken == "dies" or (self.standin.broken and is_profiled):
+                return
+            while self.standin.broken == "silent" and number == 1:
+                time.sleep(0.2)
+                self.wfile.write(b"x")  # never a line
+                self.wfile.flush()
+            self.wfile.write(b"data: " + json.dumps(TOKEN).encode() + b"\n\n")
+            self.wfile.flush()
+        usage = {"choices": [], "usage": {"completion_tokens": tokens}}
+        self.wfile.write(b"data: " + json.dumps(usage).encode() + b"\n\ndata: [DONE]\n\n")
+
+
 @contextmanager
 def serving(standin: StandIn) -> Iterator[StandIn]:
     """Serve until the block ends."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_args: Any) -> None:
-            pass
-
-        def answer(self, values: Any, status: int = 200) -> None:
-            body = json.dumps(values).encode()
-            self.send_response(status)
-            if status == 307:
-                self.send_header("Location", "http://192.0.2.1/elsewhere")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def do_GET(self) -> None:
-            standin.seen.append((self.path, None))
-            self.answer({"data": [{"id": "Qwen/Qwen3-8B"}], "version": "0.0-stand-in"})
-
-        def do_POST(self) -> None:
-            size = int(self.headers.get("Content-Length") or 0)
-            values = json.loads(self.rfile.read(size) or b"null")
-            standin.seen.append((self.path, values))
-            if self.path.endswith("_profile"):
-                self.profile(values)
-            else:
-                standin.prompts.append(values["prompt"])
-                self.complete(values["max_tokens"])
-
-        def profile(self, values: Any) -> None:
-            if standin.broken == "no profiler":
-                return self.answer({"detail": "Not Found"}, 404)
-            if standin.broken == "moved":
-                return self.answer({}, 307)
-            folder = standin.traces or Path(str((values or {}).get("output_dir", "/nowhere")))
-            if self.path == "/start_profile":
-                standin.traces = folder
-            elif standin.trace is not None:
-                for name in standin.names:
-                    shutil.copyfile(standin.trace, folder / name)
-            return self.answer({"output_dir": str(folder)} if standin.names_folder else {})
-
-        def complete(self, tokens: int) -> None:
-            self.send_response(200)
-            self.end_headers()
-            for number in range(tokens):
-                is_profiled = "/start_profile" in standin.paths
-                if standin.broken == "dies" or (standin.broken and is_profiled):
-                    return
-                while standin.broken == "silent" and number == 1:
-                    time.sleep(0.2)
-                    self.wfile.write(b"x")  # never a line
-                    self.wfile.flush()
-                self.wfile.write(b"data: " + json.dumps(TOKEN).encode() + b"\n\n")
-                self.wfile.flush()
-            usage = {"choices": [], "usage": {"completion_tokens": tokens}}
-            self.wfile.write(b"data: " + json.dumps(usage).encode() + b"\n\ndata: [DONE]\n\n")
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    handler = type("Handler", (_Handler,), {"standin": standin})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that leave
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
