@@ -6,9 +6,10 @@ family the bound, the expected speedup with its range, and memory. Times are ns 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from prunescope.analysis.device.hardware import (
     Device,
@@ -19,6 +20,13 @@ from prunescope.analysis.device.hardware import (
     unknown_device,
 )
 from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.measured_step import (
+    check_known,
+    measured_sizes,
+    parts_of,
+    possible_degrees,
+    tensor_degree,
+)
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.predict.constants import MARLIN
 from prunescope.analysis.predict.predict_request import (
@@ -38,7 +46,6 @@ from prunescope.analysis.predict.scaled_times import (
     DensePhase,
     Measured,
     measured_uncertainty,
-    part_of,
     scale_measured,
 )
 from prunescope.analysis.predict.setting import (
@@ -50,7 +57,13 @@ from prunescope.analysis.predict.setting import (
     split_library,
 )
 from prunescope.analysis.predict.side import predicted_side
-from prunescope.analysis.schema.prediction import FamilyRow, FromRun, MeasuredPhase
+from prunescope.analysis.schema.prediction import (
+    Execution,
+    Expected,
+    FamilyRow,
+    FromRun,
+    MeasuredPhase,
+)
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.analysis.shapes.named_model import model_name, read_model
 from prunescope.taxonomy.applies import check_applies
@@ -113,10 +126,20 @@ def dense_phases(
         )
     if run is not None:
         check_matches_run(request, run)
-    options = Options(device=request.device, peaks=dict(request.peaks), bandwidth=request.bandwidth)
-    report = analyze(path, options=options).report
+    options = Options(
+        device=request.device,
+        peaks=dict(request.peaks),
+        bandwidth=request.bandwidth,
+        model=request.model if run is None else None,
+        eager_trace=request.eager_trace,
+        phase=_phase_of_trace(request) if run is None else None,
+    )
+    analysis = analyze(path, options=options)
+    report = analysis.report
     warnings += report.warnings
     is_on_cpu = report.device.get("name") == "cpu" or (run is not None and run.device.kind == "cpu")
+    first = analysis.side.first if analysis.side else None
+    names = first.windows.names if first else []
     phases = {}
     for name, phase in report.phases.items():
         work = _workload(request, run, name, phase)
@@ -126,13 +149,23 @@ def dense_phases(
         # Invalid measured times are noted, as all others are scaled from them.
         warnings += [f"{label}: {finding.text}" for finding in phase.invalid_times]
         setting = _setting(request, run, report)
+        if run is None:
+            work = measured_sizes(phase, work, names)
+            setting = replace(setting, tp=_tensor_degree(phase, setting, work))
         routing = _routing(request, run, setting.shape)
         if routing is not None:
             warnings += routing.caveats(work.phase)
+        layers = setting.shape.layers
+        measured = measured_phase(
+            phase, parts_of(analysis.frames[name], phase.steps, layers), host=is_on_cpu
+        )
+        check_known(measured, label)
+        if setting.tp > 1:
+            measured.notes.append(
+                f"the GEMMs have the sizes of one of {setting.tp} devices that share each layer"
+            )
         phases[label] = DensePhase(
-            setting=setting,
-            work=replace(work, routing=routing),
-            measured=measured_phase(phase, host=is_on_cpu),
+            setting=setting, work=replace(work, routing=routing), measured=measured
         )
     if not phases:
         raise PrunescopeError(
@@ -170,6 +203,24 @@ def family_table(request: PredictRequest, dense: DensePhase, warnings: list[str]
         gap_share=measured.gap_ns / wall,
         families=sorted(rows, key=lambda row: -row.expected),
         notes=notes,
+        predicted=_expected(dense, rows[0]) if len(rows) == 1 else None,
+        tp=dense.setting.tp,
+    )
+
+
+def _expected(dense: DensePhase, row: FamilyRow) -> Expected:
+    """Return the only row of a table as a prediction from shapes has it."""
+    return Expected(
+        break_even=None,
+        execution=Execution(
+            launch=dense.setting.launch,
+            terms=[],
+            dense_ns=dense.measured.wall_ns,
+            pruned_ns=row.wall_ns,
+            speedup=row.expected,
+            range=row.range,
+            sensitivities=[],
+        ),
     )
 
 
@@ -225,26 +276,41 @@ def _rows_of_families(
     return rows
 
 
-def measured_phase(phase: Phase, *, host: bool) -> Measured:
+def _phase_of_trace(request: PredictRequest) -> Literal["prefill", "decode"] | None:
+    """Return the only phase of a trace that a request asks for; None: all."""
+    if request.phase == "prefill" or request.phase == "decode":
+        return request.phase
+    return None
+
+
+def _tensor_degree(phase: Phase, setting: Setting, work: Workload) -> int:
+    """Return over how many devices tensor parallelism splits a measured step."""
+    ops_at = {
+        degree: predicted_side(replace(setting, tp=degree), work, pruned=False).bounded
+        for degree in possible_degrees(setting.shape)
+    }
+    return tensor_degree(phase, ops_at)
+
+
+def measured_phase(phase: Phase, recorded: Mapping[str, float], *, host: bool) -> Measured:
     """Return the parts of a dense phase, in unprofiled time where there are samples.
+
+    `recorded` is its busy time by part, as it was recorded.
 
     A profiler slows the host, not the kernels: on a device the gaps absorb the difference, while on
     a CPU (`host`) all times are scaled alike.
     """
-    parts: defaultdict[str, float] = defaultdict(float)
-    for role, ns in phase.roles.items():
-        parts[part_of(role)] += ns
     gap, wall = phase.gap_ns + phase.tail_ns, phase.wall_ns
     unprofiled = phase.unprofiled_ns.median if phase.unprofiled_ns else wall
     notes = [] if phase.unprofiled_ns else ["profiled times: there are no unprofiled samples"]
     if host:
         notes.append("the costs of execution are fitted to GPUs: on a CPU they are guesses")
-    busy = sum(parts.values())
+    busy = sum(recorded.values())
     if host or unprofiled <= busy:
         factor = unprofiled / wall if wall else 1.0
-        parts_now, gap = {name: ns * factor for name, ns in parts.items()}, gap * factor
+        parts_now, gap = {name: ns * factor for name, ns in recorded.items()}, gap * factor
     else:
-        parts_now, gap = dict(parts), unprofiled - busy
+        parts_now, gap = dict(recorded), unprofiled - busy
     ranked = dict(sorted(parts_now.items(), key=lambda item: -item[1]))
     steps = phase.kernels_per_step
     kernels = sum(steps) / len(steps) if steps and sum(steps) else None

@@ -10,7 +10,6 @@ from statistics import median
 from typing import Any
 
 import msgspec
-import numpy as np
 import polars as pl
 
 from prunescope.analysis.inputs.side import SidePhase
@@ -21,7 +20,6 @@ from prunescope.analysis.ledger.noise import wall_interval
 from prunescope.analysis.ledger.samples import Samples, samples_of
 from prunescope.analysis.schema.report import KernelRow, clock
 from prunescope.analysis.schema.sides import ColdSteps, TimeScale, Totals, Unprofiled
-from prunescope.analysis.trace.collector import NONE
 from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.runs.run import PhaseRun
 
@@ -29,7 +27,6 @@ _MOST = 0.5  # of the busy time
 _PASSES = ("forward", "training")  # kinds of phases that decode nothing
 _COLOURS = 3  # channels of an image; latents of a diffusion model have others
 _IMAGE_RANK = 4  # [B, C, H, W]
-_HARDLY = 0.01  # share of an idle time: less work before it is hardly any
 
 
 def totals(phase: SidePhase) -> Totals:
@@ -66,7 +63,7 @@ def totals(phase: SidePhase) -> Totals:
         if cold.walls
         else None,
         first_call_ns=phase.kernels.host.first_call_ns / steps,
-        earlier_work_ns=_earlier_work_ns(phase.kernels),
+        earlier_work_ns=phase.kernels.linked.earlier_work_ns / steps,
         shapes=_shape_sources(frame),
         phase_kind=msgspec.UNSET if phase.kind is None else phase.kind,
     )
@@ -263,26 +260,3 @@ def _sums(frame: pl.DataFrame, column: str, steps: int) -> dict[str, float]:
     sums = frame[[column, "busy"]].group_by(column).agg(pl.col("busy").sum())
     sums = sums.sort(["busy", column], descending=[True, False])
     return {name: ns / steps for name, ns in sums.iter_rows()}
-
-
-def _earlier_work_ns(kernels: Kernels) -> float:
-    """Return the time at the begin of a trace in which earlier work ran, ns per step.
-
-    Limitations: It is a guess, made where a kernel of the first step was blocked before the first
-    event of its stream, and hardly anything ran before: most likely what ran then was launched
-    before the trace began.
-    """
-    frame = kernels.frame
-    if not kernels.on_device or frame.is_empty():
-        return 0.0
-    step, blocked = frame["step"].to_numpy(), frame["idle_blocked"].to_numpy()
-    row = int(np.where(step == step.min(), blocked, NONE).argmax())
-    held = int(blocked[row])
-    if not held or kernels.linked.carry_over["events"]:
-        return 0.0
-    before = frame["start"] < frame["start"][row]
-    if frame["stream"][row] in frame["stream"].filter(before):
-        return 0.0
-    if frame["busy"].filter(before).sum() > _HARDLY * held:
-        return 0.0
-    return held / kernels.num_steps

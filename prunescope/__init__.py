@@ -20,11 +20,13 @@ from prunescope.api import (
     allocate,
     analyze,
     bundle,
+    capture_engine,
     check,
     compare,
     devices,
     families,
     gemm,
+    history,
     pareto,
     predict,
     reproduce,
@@ -37,6 +39,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 if TYPE_CHECKING:
     from prunescope.results.allocation_plan import AllocationPlan
     from prunescope.results.comparison import Comparison
+    from prunescope.results.history import History
     from prunescope.results.pareto import Pareto
     from prunescope.results.prediction import Prediction
     from prunescope.results.replayed import Replayed
@@ -49,6 +52,7 @@ __version__ = "0.3.0"
 __all__ = [
     "AllocationPlan",
     "Comparison",
+    "History",
     "Pareto",
     "Prediction",
     "PrunescopeError",
@@ -60,11 +64,13 @@ __all__ = [
     "analyze",
     "bundle",
     "capture",
+    "capture_engine",
     "check",
     "compare",
     "devices",
     "families",
     "gemm",
+    "history",
     "pareto",
     "predict",
     "reproduce",
@@ -75,6 +81,7 @@ __all__ = [
 _LAZY = {
     "AllocationPlan": "prunescope.results.allocation_plan",
     "Comparison": "prunescope.results.comparison",
+    "History": "prunescope.results.history",
     "Pareto": "prunescope.results.pareto",
     "Prediction": "prunescope.results.prediction",
     "Replayed": "prunescope.results.replayed",

@@ -8,9 +8,10 @@ computes, prints and writes it. Nothing heavy is imported before it is used: `tr
 
 from __future__ import annotations
 
+import dataclasses
 import reprlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -19,14 +20,17 @@ from prunescope.analysis.inputs.options import AnalyzeRequest, CompareRequest
 from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.taxonomy.errors import PrunescopeError, helpful
 from prunescope.taxonomy.option import as_path, needed_path, takes
+from prunescope.taxonomy.runs.run import MANIFEST
 from prunescope.tracer.capture.request import TraceCall
 from prunescope.tracer.gemm.request import GemmRequest
+from prunescope.tracer.serving.request import CaptureEngineRequest
 from prunescope.tracer.sweep.request import SweepRequest
 
 if TYPE_CHECKING:
     from prunescope.analysis.device.hardware import Device
     from prunescope.results.allocation_plan import AllocationPlan
     from prunescope.results.comparison import Comparison
+    from prunescope.results.history import History
     from prunescope.results.pareto import Pareto
     from prunescope.results.prediction import Prediction
     from prunescope.results.replayed import Replayed
@@ -62,6 +66,33 @@ def trace(call: TraceCall) -> Path:
 
     with Bar() as bar:
         return run(call, bar)
+
+
+@takes(CaptureEngineRequest)
+def capture_engine(request: CaptureEngineRequest) -> Path:
+    """Capture traces and request times of a serving engine that runs on this machine.
+
+    `progress` shows each stage; without it, a bar on standard error does, if that is a terminal.
+
+    Returns:
+        The folder with a trace for each rank and serving.json.
+
+    Raises:
+        PrunescopeError: The address is not on this machine, or the engine refuses, does not answer
+            in time, or writes no trace.
+
+    Examples:
+        >>> folder = prunescope.capture_engine(engine="vllm", traces="./traces")
+        >>> prunescope.analyze(folder, model="qwen3-8b").show()
+    """
+    from prunescope.tracer.serving.capture_engine import capture_engine as run
+
+    if request.progress is not None or not sys.stderr.isatty():
+        return run(request)
+    from prunescope.tracer.capture.progress import Bar
+
+    with Bar() as bar:
+        return run(dataclasses.replace(request, progress=bar))
 
 
 @takes(AnalyzeRequest)
@@ -246,11 +277,35 @@ def reproduce(sweep: Path | str | None = None, *, against: str = "paper") -> Rep
 
 
 @helpful
+def history(file: Path | str) -> History:
+    """Follow the time of a step over the commits of a history file.
+
+    Args:
+        file: The file that `--history` or `Report.append_to_history` wrote.
+
+    Returns:
+        The series, each with the commits that changed it beyond its noise.
+
+    Raises:
+        PrunescopeError: There is no such file, or it is no history.
+
+    Examples:
+        >>> prunescope.analyze("traces/first").append_to_history("history.jsonl")
+        >>> prunescope.history("history.jsonl").show()
+    """
+    from prunescope.results.history import History
+
+    return History.compute(needed_path(file))
+
+
+@helpful
 def check(
     subject: Report | Path | str,
     *,
     require: Sequence[str] | str,
-    baseline: Path | str | None = None,
+    history: Path | str | None = None,
+    commit: str | None = None,
+    **options: Any,
 ) -> Check:
     """Check a report against rules, as `prunescope check` does.
 
@@ -258,9 +313,12 @@ def check(
     "family == static-nk".
 
     Args:
-        subject: A report, or a run, a trace or a report.json.
+        subject: A report, or a run, a trace, a report.json or a folder with one.
         require: The rules.
-        baseline: The run or trace of the dense model; None: the dense run in the run folder.
+        history: A history that the rules on `history` compare with, and that a line of each phase
+            is then added to; None: none.
+        commit: What was measured, for the history; None: the commit that CI or git names.
+        **options: Options of `analyze`, such as baseline, model, eager_trace and device.
 
     Returns:
         The verdict on each rule in each phase.
@@ -273,6 +331,8 @@ def check(
         >>> prunescope.check("traces/first", require="prefill.realised >= 1.2").passed
     """
     from prunescope.analysis.schema.report import Report as PlainReport
+    from prunescope.measured_history import add_to_history
+    from prunescope.role_rules import changes_of_history
     from prunescope.rules import check_report, parse_rules, require_something
 
     rules = [require] if isinstance(require, str) else require
@@ -282,9 +342,15 @@ def check(
         )
     parsed = parse_rules(rules)
     if not isinstance(subject, PlainReport):
-        subject = _report_of(needed_path(subject), as_path(baseline))
-    outcome = check_report(subject, parsed)
+        subject = _report_of(needed_path(subject), options)
+    elif options:
+        raise _analysed_already("the report", options)
+    kept, model = as_path(history), options.get("model")
+    changes = None if kept is None else changes_of_history(kept, subject, model)
+    outcome = check_report(subject, parsed, changes)
     require_something(subject, parsed)
+    if kept is not None:
+        add_to_history(subject, kept, commit=commit, model=model)
     return outcome
 
 
@@ -342,16 +408,30 @@ def verify(path: Path | str) -> Verified:
     return Verified.compute(needed_path(path))
 
 
-def _report_of(subject: Path, baseline: Path | None) -> Report:
-    """Return the report in a report.json, or of what `analyze` takes."""
+def _report_of(subject: Path, options: Mapping[str, Any]) -> Report:
+    """Return the report in a report.json, alone or in its folder, or of what `analyze` takes."""
     from prunescope.results.report import Report
 
-    if subject.is_file() and subject.suffix == ".json":
-        with subject.open("rb") as file:
-            head = file.read(200)
+    given = [name for name, value in options.items() if value not in (None, False, {}, (), "local")]
+    folder_of_report = subject.is_dir() and not (subject / MANIFEST).exists()
+    file = subject / "report.json" if folder_of_report else subject
+    if file.is_file() and file.suffix == ".json":
+        with file.open("rb") as stored:
+            head = stored.read(200)
         if b'"schema"' in head and b'"tool"' in head:
-            return Report.load(subject)
-    return analyze(subject, baseline=baseline)
+            if given:
+                raise _analysed_already(subject.name, given)
+            return Report.load(file)
+    return analyze(subject, **options)
+
+
+def _analysed_already(name: str, options: Iterable[str]) -> PrunescopeError:
+    """Return the error about options of an analysis that was made before."""
+    option = next(iter(options)).replace("_", "-")
+    return PrunescopeError(
+        f"{name} is analysed already: --{option} would have no effect",
+        hint="give the run or trace in place of its report",
+    )
 
 
 @overload

@@ -23,10 +23,12 @@ from prunescope.analysis.predict.allocation_request import AllocateRequest
 from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.command import from_options
 from prunescope.failure import exit_code
+from prunescope.outputs import AnalyzeOutputs, CheckOptions
 from prunescope.taxonomy.arguments import asks_json, bare_json, refuse_empty
 from prunescope.taxonomy.option import Option
 from prunescope.tracer.capture.request import TraceCall
 from prunescope.tracer.gemm.request import GemmRequest
+from prunescope.tracer.serving.request import CaptureEngineRequest
 from prunescope.tracer.sweep.request import SweepRequest
 
 app = typer.Typer(
@@ -96,6 +98,29 @@ def _trace(request: TraceCall, *, json_target: Json = None) -> None:
     )
 
 
+@app.command("capture")
+@from_options
+def _capture(request: CaptureEngineRequest, *, json_target: Json = None) -> None:
+    """Capture a serving engine that runs: warm up, time requests, profile, collect the traces.
+
+    The engine is vLLM or SGLang on this machine, started with its profiler (docs/serving.md). The
+    folder gets a trace for each rank, and serving.json with versions and the times of requests
+    without the profiler: time to the first token (TTFT) and between tokens (TPOT).
+
+    \b
+    prunescope capture --engine vllm --url http://127.0.0.1:8000 --traces ./traces --prompts 8
+    prunescope capture --engine sglang --prompts prompts.txt --new-tokens 64 --out traces/dense
+    """
+    from prunescope.analysis.report.serving_tables import captured
+    from prunescope.output import show_result
+    from prunescope.taxonomy.runs.serving import read_serving
+
+    folder = prunescope.capture_engine(**dataclasses.asdict(request))
+    serving = read_serving(folder)
+    result = {"out": str(folder), **serving.to_dict()}
+    show_result(result, json_target, people=captured(folder, serving, _answers(folder)))
+
+
 def _answers(folder: Path) -> dict[str, str]:
     """Return the summary of each phase of a capture.
 
@@ -116,40 +141,7 @@ def _answers(folder: Path) -> dict[str, str]:
 
 @app.command("analyze", cls=startup.FastCommand)
 @from_options
-def _analyze(
-    request: CompareRequest,
-    *,
-    out: Annotated[
-        Path | None,
-        Option(
-            help="Folder to write the report to; without it, RUN/report, and nothing for a trace.",
-            metavar="FOLDER",
-        ),
-    ] = None,
-    formats: Annotated[
-        str | None,
-        Option(
-            help="Formats of the report, separated by commas: md, html, json, tex, csv, parquet, "
-            "perfetto, png, pdf, svg; without it, md, json and html.",
-            flag="--format",
-            metavar="LIST",
-            complete="formats",
-        ),
-    ] = None,
-    label_prefix: Annotated[
-        str,
-        Option(
-            help="Prefix of every LaTeX label, so that several reports fit into one paper; without "
-            "it, none.",
-            metavar="WORD",
-        ),
-    ] = "",
-    full: Annotated[
-        bool,
-        Option(help="Show every table and what was measured; without it, the answer alone."),
-    ] = False,
-    json_target: Json = None,
-) -> None:
+def _analyze(request: CompareRequest, *, outputs: AnalyzeOutputs, json_target: Json = None) -> None:
     """Explain where the promised speedup went, in a report on screen and in files.
 
     Several runs or traces, or a folder of runs, are compared in one table.
@@ -163,9 +155,7 @@ def _analyze(
     """
     from prunescope.deliver import Delivery, deliver_all
 
-    to = Delivery(
-        folder=out, formats=formats, json=json_target, label_prefix=label_prefix, full=full
-    )
+    to = Delivery.of(outputs, json_target)
     if deliver_all(request, to):
         raise typer.Exit(3)
 
@@ -417,12 +407,13 @@ def _check(
     subject: Annotated[
         Path,
         Option(
-            help="Run, trace or report.json to check.",
-            metavar="RUN|TRACE|REPORT.json",
+            help="Run, trace, report.json or the folder of a report to check.",
+            metavar="RUN|TRACE|REPORT",
             argument=True,
         ),
     ],
     *,
+    options: CheckOptions,
     require: Annotated[
         list[str],
         Option(
@@ -431,14 +422,6 @@ def _check(
             metavar="RULE",
         ),
     ],
-    baseline: Annotated[
-        Path | None,
-        Option(
-            help="Run or trace of the dense model to compare with; without it, the dense run in "
-            "the run folder.",
-            metavar="RUN|TRACE",
-        ),
-    ] = None,
     strict: Annotated[
         bool, Option(help="Fail on undecided rules as well; without it, they pass.")
     ] = False,
@@ -456,24 +439,31 @@ def _check(
     A path is a metric, or PHASE.metric. Speedups: realised, nominal, flop, coverage, roofline,
     busy. Others: share_of_bound, family, wall, tokens_per_s, items_per_s, weight_bytes,
     kv_bytes, peak_memory_bytes, ledger.ROW, sparsity.NAME, findings, findings.SEVERITY,
-    findings.ID. Where the 95 % interval of a value contains the threshold, or a speedup has none,
-    the rule is undecided; so is every rule of a partial report, and one on a speedup or a row of
-    the ledger where dense and pruned do not compare. A name that does not exist, in a path or as
-    a family, is an error (exit code 2), as is a report that lacks what every rule asks for.
+    findings.ID; roles.ROLE.efficiency, roles.ROLE.time and roles.ROLE.share (of the busy time), as
+    in decode.roles.down.efficiency; history, how much longer a step takes than the history
+    says. PHASE is a name of the report, or prefill or decode for the phases of that kind. Where
+    the 95 % interval of a value contains the threshold, or a speedup has none, the rule is
+    undecided; so is every rule of a partial report, and one on a speedup or a row of the ledger
+    where dense and pruned do not compare. A name that does not exist, in a path or as a family,
+    is an error (exit code 2), as is a report that lacks what every rule asks for.
 
     \b
     prunescope check traces/first --require 'prefill.realised >= 1.2'
     prunescope check traces/first -r 'family == static-m' -r 'decode.ledger.added_work <= 5%'
     prunescope check traces/first/report/report.json -r 'findings.critical == 0' --junit check.xml
+    prunescope check trace.json.gz --model qwen3-8b -r 'decode.roles.down.efficiency >= 40%'
+    prunescope check trace.json.gz --history history.jsonl -r 'decode.history <= 3%'
     """
     from rich.text import Text
 
     from prunescope.analysis.report.escape import clean
+    from prunescope.check_summary import append_summary, given_options
     from prunescope.output import check_target, show_result, write_json
     from prunescope.rules import junit_xml, verdict_lines
 
     check_target(junit)
-    outcome = prunescope.check(subject, require=require, baseline=baseline)
+    check_target(options.summary)
+    outcome = prunescope.check(subject, require=require, **given_options(options))
     marks = {
         "held": ("ok", "green"),
         "failed": ("FAILED", "bold red"),
@@ -487,11 +477,59 @@ def _check(
         count = f"{len(outcome.undecided)} of {len(outcome.verdicts)}"
         shown.append(f"--strict: {count} not decided: {clean('; '.join(outcome.undecided))}\n")
     shown.rstrip()
+    if options.summary is not None:
+        append_summary(options.summary, outcome)
     if junit is not None:
         write_json(junit_xml(outcome, strict=strict), junit)
     show_result(outcome.to_dict(), json_target, people=shown)
     if not outcome.passed or (strict and not outcome.decided):
         raise typer.Exit(3)
+
+
+@app.command("history")
+@from_options
+def _history(
+    file: Annotated[
+        Path,
+        Option(help="File that --history wrote.", metavar="FILE.jsonl", argument=True),
+    ],
+    *,
+    out: Annotated[
+        Path | None,
+        Option(
+            help="Folder to write the series to, as a figure, Markdown, CSV and JSON; without it, "
+            "none are written.",
+            metavar="FOLDER",
+        ),
+    ] = None,
+    openmetrics: Annotated[
+        bool,
+        Option(help="Print the last state of each series as OpenMetrics text, and nothing else."),
+    ] = False,
+    json_target: Json = None,
+) -> None:
+    """Follow the time of a step over commits, and name the commits that changed it.
+
+    The file holds a line for each phase that `analyze --history` or `check --history` measured. A
+    commit is named where its time differs from the level before by more than the 95 % interval of
+    the difference; lines of one commit are one measurement. Without intervals (fewer than five
+    steps) nothing is named before a commit was measured twice.
+
+    \b
+    prunescope analyze trace.json.gz --model qwen3-8b --history history.jsonl
+    prunescope history history.jsonl --out trend
+    prunescope history history.jsonl --openmetrics > /var/lib/node_exporter/prunescope.prom
+    """
+    from prunescope.results.history import History
+    from prunescope.results.result import deliver_result
+
+    result = History.compute(file)
+    if out is not None:
+        result.save(out)
+    if openmetrics:
+        sys.stdout.write(result.openmetrics())
+        return
+    deliver_result(result, json_target)
 
 
 @app.command("bundle")

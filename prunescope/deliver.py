@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from rich.console import RenderableType
 
 from prunescope.analysis.compare_runs import comparison_folder
+from prunescope.analysis.history.history_file import check_history
 from prunescope.analysis.inputs.options import CompareRequest
 from prunescope.analysis.named_runs import describe_left_out, find_runs
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.formats import FORMATS
 from prunescope.analysis.report.terminal import TerminalReport
 from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats
+from prunescope.analysis.schema import report as schema
+from prunescope.measured_history import add_to_history
 from prunescope.output import check_target, console_for, progress_bar, write_json
+from prunescope.outputs import AnalyzeOutputs
 from prunescope.results.comparison import Comparison
 from prunescope.results.report import Report
 from prunescope.taxonomy.errors import PrunescopeError
@@ -38,6 +42,8 @@ class Delivery:
         json: A file for the JSON, or "-" for standard output; None: no JSON.
         label_prefix: What every label in LaTeX begins with.
         full: Whether every table is printed.
+        history: The file that a line of each phase is added to; None: none.
+        commit: What was measured; None: the commit that CI or git names.
     """
 
     folder: Path | None = None
@@ -45,6 +51,27 @@ class Delivery:
     json: str | None = None
     label_prefix: str = ""
     full: bool = False
+    history: Path | None = None
+    commit: str | None = None
+
+    @classmethod
+    def of(cls, outputs: AnalyzeOutputs, json: str | None) -> Delivery:
+        """Return the outputs that the options of a command name."""
+        return cls(
+            folder=outputs.out,
+            formats=outputs.formats,
+            json=json,
+            label_prefix=outputs.label_prefix,
+            full=outputs.full,
+            history=outputs.history,
+            commit=outputs.commit,
+        )
+
+    def remember(self, reports: Iterable[schema.Report], model: str | None) -> None:
+        """Add the phases of reports to the history, if one was named."""
+        if self.history is not None:
+            for report in reports:
+                add_to_history(report, self.history, commit=self.commit, model=model)
 
     def prepare(
         self, known: Collection[str], default: Callable[[], Path | None], *, subject: str
@@ -64,6 +91,8 @@ class Delivery:
                 formats were named and there is no folder for them.
         """
         check_target(self.json)
+        if self.history is not None:
+            check_history(self.history)
         names = format_names(self.formats)
         check_formats(names, known)
         folder = self.folder or default()
@@ -126,6 +155,7 @@ def deliver(request: CompareRequest, subject: Path, to: Delivery) -> Report:
     with progress_bar("ranks") as on_done:
         report = Report.compute(subject, request, on_done)
     to.hand_over(report, TerminalReport(report, full=to.full), names, folder)
+    to.remember([report], request.model)
     return report
 
 
@@ -139,6 +169,7 @@ def _deliver_comparison(request: CompareRequest, to: Delivery) -> Comparison:
     with progress_bar("runs") as on_done:
         comparison = Comparison.compute(request, on_done)
     to.hand_over(comparison, comparison.__rich__(), names, folder)
+    to.remember(comparison.reports.values(), request.model)
     return comparison
 
 

@@ -12,13 +12,22 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
 from prunescope.analysis.findings.registry import SEVERITIES, current_id
 from prunescope.analysis.report.escape import clean
+from prunescope.role_rules import (
+    HISTORY,
+    ROLE_METRICS,
+    Value,
+    has_time_units,
+    is_role_metric,
+    phases_named,
+    role_value,
+)
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import cutting, families
 from prunescope.taxonomy.words import when
@@ -51,11 +60,11 @@ METRICS = (
     *_LADDER, "family", "wall", "tokens_per_s", "items_per_s", *_SIZES,
     *(f"ledger.{row}" for row in _ROWS),
     *(f"sparsity.{name}" for name in _REMOVED),
-    "findings", *(f"findings.{name}" for name in SEVERITIES),
+    "findings", *(f"findings.{name}" for name in SEVERITIES), HISTORY,
 )  # fmt: skip
 _TIMED = (
     "coverage", "roofline", "busy", "realised", "share_of_bound", "wall", "tokens_per_s",
-    "items_per_s", "ledger.",
+    "items_per_s", "ledger.", "roles.", HISTORY,
 )  # fmt: skip
 # Metrics that are a ratio or difference of both sides.
 _COMPARES = ("coverage", "roofline", "busy", "realised", "share_of_bound", "ledger.")
@@ -66,7 +75,10 @@ _VERDICTS = ("outside", "unknown")  # of `family`, apart from the families
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule as it was typed, and its parts. `phase` None: every phase of the report."""
+    """A rule as it was typed, and its parts.
+
+    `phase` None: every phase of the report. `measured` is the value of a rule against a history.
+    """
 
     text: str
     phase: str | None
@@ -75,6 +87,7 @@ class Rule:
     number: float | None  # in ns, bytes, or 1; None where the value is a word
     unit: str
     word: str
+    measured: Value | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,15 +214,16 @@ def _check_families(text: str, value: str) -> None:
 
 def _split_path(path: str) -> tuple[str | None, str]:
     """Split a path into its phase (None: all phases) and its metric."""
-    if path in METRICS or path.startswith(_FINDING):
+    if path in METRICS or path.startswith(_FINDING) or is_role_metric(path):
         _check_finding(path)
         return None, path
     phase, _, metric = path.partition(".")
     _check_finding(metric)
-    if metric not in METRICS and not metric.startswith(_FINDING):
+    is_known = metric in METRICS or metric.startswith(_FINDING) or is_role_metric(metric)
+    if not is_known:
         raise PrunescopeError(
             f"no metric is called {metric or path!r}",
-            hint=f"nearest: {nearest(metric or path, METRICS)}",
+            hint=f"nearest: {nearest(metric or path, (*METRICS, *ROLE_METRICS))}",
         )
     return phase, metric
 
@@ -231,8 +245,10 @@ def _check_finding(metric: str) -> None:
 
 def _metric_units(metric: str) -> tuple[str, ...]:
     """Return the units that the number of a metric may have."""
-    if metric == "share_of_bound" or metric.startswith("sparsity."):
+    if metric in ("share_of_bound", HISTORY) or metric.startswith("sparsity."):
         return ("", "%")
+    if metric.startswith("roles."):
+        return _TIMES if has_time_units(metric) else ("", "%")
     if metric in _LADDER:
         return _SPEEDS
     if metric == "wall":
@@ -242,12 +258,15 @@ def _metric_units(metric: str) -> tuple[str, ...]:
     return _BYTES if metric in _SIZES else ("",)
 
 
-def check_report(report: Report, rules: Sequence[Rule]) -> Check:
+def check_report(
+    report: Report, rules: Sequence[Rule], changes: Mapping[str, Value] | None = None
+) -> Check:
     """Check a report against rules.
 
     Args:
         report: The report.
         rules: The rules, by `parse_rules`.
+        changes: How much longer a step of each phase takes than its history says.
 
     Returns:
         The verdict on each rule in each phase.
@@ -263,20 +282,24 @@ def check_report(report: Report, rules: Sequence[Rule]) -> Check:
         )
     verdicts = []
     for rule in rules:
-        if rule.phase is not None and rule.phase not in report.phases:
+        names = list(report.phases)
+        if rule.phase is not None:
+            names = phases_named(rule.phase, report.phases)
+        if not names:
             raise PrunescopeError(
                 f"{rule.text!r}: the report has no phase {rule.phase!r}",
                 hint=f"it has {', '.join(report.phases) or 'none'}",
             )
-        names = list(report.phases) if rule.phase is None else [rule.phase]
-        verdicts += [_judge(rule, name, report) for name in names]
+        for name in names:
+            measured = (changes or {}).get(name) if rule.metric == HISTORY else None
+            verdicts.append(_judge(replace(rule, measured=measured), name, report))
     return Check(tuple(verdicts))
 
 
 def _has_quantity(rule: Rule, report: Report) -> Iterator[bool]:
     """Yield for each phase of a rule whether it has the quantity, decided or not."""
     for name, phase in report.phases.items():
-        if rule.phase in (None, name):
+        if rule.phase is None or name in phases_named(rule.phase, report.phases):
             yield (
                 phase.family if rule.number is None else _value_and_ends(rule, phase)[0]
             ) is not None
@@ -290,7 +313,9 @@ def require_something(report: Report, rules: Sequence[Rule]) -> None:
     Raises:
         PrunescopeError: No rule can be decided.
     """
-    if report.partial or any(any(_has_quantity(rule, report)) for rule in rules):
+    # A history begins empty: its first measurement decides nothing, and is no mistake.
+    is_first = any(rule.metric == HISTORY for rule in rules)
+    if report.partial or is_first or any(any(_has_quantity(rule, report)) for rule in rules):
         return
     absent = dict.fromkeys(f"{rule.metric} is not known" for rule in rules)
     is_alone = all(phase.ladder is None for phase in report.phases.values())
@@ -371,7 +396,7 @@ def _needs_interval(rule: Rule, phase: Phase) -> bool:
     """
     from prunescope.analysis.ledger.noise import LEAST_STEPS  # imports numpy
 
-    if rule.metric.startswith(_COMPARES):
+    if rule.metric.startswith(_COMPARES) or rule.metric == HISTORY:
         return True
     return (
         rule.metric.startswith(_TIMED) and phase.unprofiled_ns is None and phase.steps < LEAST_STEPS
@@ -396,6 +421,10 @@ def _value_and_ends(rule: Rule, phase: Phase) -> tuple[float | None, float | Non
         if ladder is None:
             return None, None, None
         return _with_ends(_interval_ends(ladder, metric), getattr(ladder, metric))
+    if metric == HISTORY:
+        return rule.measured or (None, None, None)
+    if head == "roles":
+        return role_value(metric, phase), None, None
     if metric == "wall":
         timed = phase.unprofiled_ns
         return _with_ends(timed.ci95, timed.median) if timed else (phase.wall_ns, None, None)

@@ -1,7 +1,7 @@
 """One spelling per number format, and the many spellings found in traces, configs and kernels.
 
-Our names: fp64 fp32 tf32 bf16 fp16 fp8 fp4 int64 int32 int16 int8 int4 bool. Sizes are bytes per
-element.
+Our names: fp64 fp32 tf32 bf16 fp16 fp8 fp4 nvfp4 mxfp4 int64 int32 int16 int8 int4 bool.
+Sizes are bytes per element.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from collections.abc import Mapping
 
 ITEMSIZE: dict[str, float] = {
     "fp64": 8, "fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "fp4": 0.5,
+    # Blocks of 16 numbers with a scale of 8 bits (NVIDIA), and of 32 (Open Compute Project).
+    "nvfp4": 4.5 / 8, "mxfp4": 4.25 / 8,
     "int64": 8, "int32": 4, "int16": 2, "int8": 1, "int4": 0.5, "bool": 1,
 }  # fmt: skip
 
 # Formats that weights and inputs are converted to before a product runs in them.
-QUANTISED = frozenset({"int8", "fp8", "fp4"})
+QUANTISED = frozenset({"int8", "fp8", "fp4", "nvfp4", "mxfp4"})
 
 # The spellings of kineto ("c10::BFloat16"), torch ("torch.bfloat16"), configs and kernel names.
 _WRITTEN = {

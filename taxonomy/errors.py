@@ -62,11 +62,13 @@ def helpful(function: Callable[P, R]) -> Callable[P, R]:
     """Make the TypeError of a function helpful.
 
     For an option that the function does not have, it names the nearest ones; for a value without a
-    name, it names the options that need none.
+    name, it names the options that need none. A function that passes options on leaves them to the
+    next one.
     """
     parameters = inspect.signature(function).parameters.values()
     known = [p.name for p in parameters]
-    by_place = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    by_place = [p.name for p in parameters if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
+    passes_on = any(p.kind is p.VAR_KEYWORD for p in parameters)
     is_open = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     has_save = str(function.__annotations__.get("return")) in _WITH_SAVE
 
@@ -78,7 +80,7 @@ def helpful(function: Callable[P, R]) -> Callable[P, R]:
                     f"{function.__name__}() has no option {name!r}: what it returns writes files, "
                     '.save("FOLDER", formats=["md", "json"])'
                 )
-            if name not in known:
+            if name not in known and not passes_on:
                 raise TypeError(
                     f"{function.__name__}() has no option {name!r}; "
                     f"nearest: {nearest(name, known, count=2)}"

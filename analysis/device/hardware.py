@@ -67,7 +67,8 @@ class Device:
 
     def peak(self, name: str | None) -> float | None:
         """Return the dense FLOP/s of one of our dtype names, or None."""
-        return None if name is None else self.dense_flop_per_s.get(name)
+        rates = self.dense_flop_per_s
+        return None if name is None else rates.get(name) or rates.get(_FOUR_BITS.get(name, ""))
 
     def witness_flop_per_s(self, name: str) -> float | None:
         """Recompute a peak as SMs x clock x FLOP per clock and SM; None without the figures."""
@@ -154,7 +155,9 @@ def _memory_bytes(row: dict[str, Any]) -> int | None:
     return int(row["memory_gb"] * 2**30 * (15 / 16 if row.get("ecc_in_memory") else 1))
 
 
-_SAME_RATE = {"fp16": "bf16", "bf16": "fp16"}  # dtypes that every matrix unit runs alike
+# Formats of 4 bits in blocks: where a data sheet has no own rate, it is that of the other name.
+_FOUR_BITS = {"nvfp4": "fp4", "mxfp4": "fp4", "fp4": "mxfp4"}
+_HALF = {"fp16": "bf16", "bf16": "fp16"}  # dtypes that every matrix unit runs alike
 _LINKS: dict[str | None, float] = {}  # byte/s of a link in one direction
 _LIMITS: dict[str, dict[str, Any]] = {}  # the limits of each architecture
 # The architecture of each compute capability of CUDA (major, minor).
@@ -302,7 +305,7 @@ def rate_of(rates: Mapping[str, float], name: str) -> float | None:
     """Return the FLOP/s of a dtype; fp16 and bf16 stand in for each other where one is missing."""
     if name == THREE_TF32:
         return three_tf32_rate(rates)
-    return rates.get(name) or rates.get(_SAME_RATE.get(name, ""))
+    return rates.get(name) or rates.get({**_HALF, **_FOUR_BITS}.get(name, ""))
 
 
 def same_chip(device: Device, name: str) -> bool:
@@ -323,7 +326,7 @@ def best_gemm_share(device: Device, dtype: str) -> float | None:
     sheet = device.peak(dtype)
     if not sheet:
         return None
-    formats = sorted(("bf16", "fp16"), key=lambda f: f != dtype) if dtype in _SAME_RATE else [dtype]
+    formats = sorted(("bf16", "fp16"), key=lambda f: f != dtype) if dtype in _HALF else [dtype]
     names = _devices_of_chip(device.sm, device.boost_hz)
     for known in (device, *(board for board in DEVICES if board.name in names)):
         for name in formats:

@@ -196,33 +196,25 @@ def host_waits(c: Context) -> Found | None:
     )
 
 
-@finding("earlier-work", "warning", needs_one_clock=True)
+@finding("earlier-work", "info", needs_one_clock=True)
 def earlier_work(c: Context) -> Found | None:
-    """Report that the trace begins while the device runs work from before the profiler started."""
-    ns, dense = c.phase.earlier_work_ns, c.phase.baseline
-    share = large_share(c, ns)
-    if share is not None:
-        trace, without, step = "the trace", "a step", c.step_ns - c.idle_in_step(ns)
-        busy = (
-            f", of which the device is busy for {percent(c.scale_to_step(c.phase.busy_ns) / step)}"
-        )
-        evidence = [
-            f"{c.idle_ms(ns)} before the first kernel of its stream, which was launched before "
-            "this time or soon after its start"
-        ]
-        if dense is not None and dense.earlier_work_ns:
-            evidence.append(f"{ms(dense.earlier_work_ns)} of the recorded dense step likewise")
-    elif dense is not None and dense.earlier_work_ns >= MUCH * dense.wall_ns:
-        trace, without, busy = "the dense trace", "a dense step", ""
-        share, step = dense.earlier_work_ns / dense.wall_ns, dense.wall_ns - dense.earlier_work_ns
-        evidence = [f"{ms(dense.earlier_work_ns)} before the first kernel of its stream"]
-    else:
+    """Report that the trace begins while the device runs earlier work, whose time is left out."""
+    left_out = {"": c.phase.earlier_work_ns}
+    if c.phase.baseline is not None:
+        left_out = {"pruned ": left_out[""], "dense ": c.phase.baseline.earlier_work_ns}
+    times = [f"{ms(ns)} of the {side}trace" for side, ns in left_out.items() if ns]
+    if not times:
         return None
     return Found(
-        text=f"{trace} shows nothing on the device for {percent(share)} of the step, at its very "
-        "beginning, although the next kernel had been launched: most likely work ran that was "
-        f"launched before the profiler started; without this time {without} takes {ms(step)}{busy}",
-        evidence=evidence,
+        text="nothing is on the device at the very beginning, although the next kernel had been "
+        "launched: most likely work ran that was launched before the profiler started; "
+        f"{' and '.join(times)} {'is' if len(times) == 1 else 'are'} no time of a step, and left "
+        "out",
+        evidence=[
+            f"{time} before the first kernel of its stream, which was launched before this time or "
+            "soon after its start"
+            for time in times
+        ],
         change="synchronise before the profiler starts, or skip its first step "
         f"({c.kernels.profiler.recorder.warm})",
     )
@@ -231,7 +223,7 @@ def earlier_work(c: Context) -> Found | None:
 @finding("stream-blocked", "warning", needs_one_clock=True)
 def stream_blocked(c: Context) -> Found | None:
     """Report that the device idles although the next kernel was launched: its stream waits."""
-    share = large_share(c, idle_ns(c, "blocked") - c.phase.earlier_work_ns)
+    share = large_share(c, idle_ns(c, "blocked"))
     if share is None:
         return None
     elsewhere = when(graph_idle(c) is not None, ", as it does within replays of graphs")

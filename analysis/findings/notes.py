@@ -241,8 +241,6 @@ def phase_warnings(name: str, phase: Phase) -> list[Notice]:
     warnings += _captures_differ(name, phase)
     ignored = phase.comparison.one_sided if phase.comparison else ()
     warnings += _belongs_to_phase(name, [record for record in ignored if record.kind == MODULES])
-    if any(f.id == "earlier-work" for f in phase.findings):
-        warnings.append(warning("earlier-work", phase=name))
     late, kept = phase.late, phase.busy_ns * phase.steps
     if late["events"] and late["ns"] > _LATE * (late["ns"] + kept):
         warnings.append(

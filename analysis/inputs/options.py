@@ -131,7 +131,7 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Analysis(Options):
+class AnalysisOptions(Options):
     """Options with the baseline, and with who does the work."""
 
     baseline: Annotated[
@@ -159,7 +159,7 @@ class _Analysis(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnalyzeRequest(_Analysis):
+class AnalyzeRequest(AnalysisOptions):
     """The options of `prunescope.analyze`."""
 
     subject: Annotated[
@@ -173,7 +173,7 @@ class AnalyzeRequest(_Analysis):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareRequest(_Analysis):
+class CompareRequest(AnalysisOptions):
     """The options of `prunescope.compare` and the command `analyze`."""
 
     subjects: Annotated[

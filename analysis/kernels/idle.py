@@ -67,7 +67,7 @@ CAUSE_WORDS = {
     "unknown": "unattributed", "other_step": "work of a later step",
 }  # fmt: skip
 # ns from the end of a launch call: an idle device starts the kernel within this time.
-_LAUNCHED = 1_000_000
+LAUNCHED = 1_000_000
 _PRODUCTS = (*MATMUL_KINDS, "attention", "conv")
 # ns: an op that launches nothing and takes ten times as long as a dispatch computes on the host.
 _COMPUTES = 100_000
@@ -102,32 +102,11 @@ def add_waits(
     gap is dispatch (`op`), or a `collective` of other threads.
     """
     gap, none = linked.gap, np.zeros_like(linked.gap)
-    parts = dict.fromkeys(PARTS, none)
+    parts = parts_of_gaps(trace, linked, unusual)
     calls = blocking_calls(trace)
     host_ns = blocked_ns = np.full(len(gap), NONE)
     if trace.on_device:
-        launch = launch_of(trace, linked.event)
-        late = linked.starved & (launch >= 0) & (gap > 0)
-        no_launch = (gap > 0) & (launch < 0) & ~_op_in_time(linked, trace)
-        ran = _work_in_gaps(linked, trace)
-        other_ns = ran.spent(linked.start) - ran.spent(linked.start - gap)
-        idle = gap - other_ns
-        threads = _parts_of_threads(linked, trace, launch, late, ran, unusual)
-        parts = {**parts, **threads, "other_step": other_ns}
-        parts["unknown"] = np.where(no_launch, idle, 0)
-        waits = ~(late | no_launch) & (idle > _LAUNCHED)
-        inside = waits & _continues_replay(linked, launch)
-        begins = waits & ~inside & linked.replayed & inside.any()
-        parts["replay"] = np.where(inside, idle, 0)
-        parts["unknown"] += np.where(begins, idle, 0)
-        waited = np.where(late | no_launch | waits, 0, _stream_waits(linked, trace))
-        parts["blocked"] = parts["blocked"] + np.where(waits & ~inside & ~begins, idle, waited)
-        parts["device"] = np.where(late | no_launch | waits, 0, idle - waited)
-        host_ns, blocked_ns = host_time(linked, launch >= 0, calls)
-    else:
-        elsewhere = _collectives(trace)
-        parts["collective"] = elsewhere.spent(linked.start) - elsewhere.spent(linked.start - gap)
-        parts["op"] = gap - parts["collective"]
+        host_ns, blocked_ns = host_time(linked, launch_of(trace, linked.event) >= 0, calls)
     late_host = sum((parts[name] for name, cause in PARTS.items() if cause == "host"), none)
     activities, covered, reasons = host_activities(trace, linked, late_host, calls)
     columns = {
@@ -140,6 +119,35 @@ def add_waits(
         "host_blocked_ns": known_ids(blocked_ns),
     }
     return frame.hstack(pl.DataFrame(columns))
+
+
+def parts_of_gaps(trace: Trace, linked: Linked, unusual: UnusualCalls) -> dict[str, Ints]:
+    """Divide the gap before each row among PARTS, as `add_waits` describes them, ns."""
+    gap, none = linked.gap, np.zeros_like(linked.gap)
+    parts = dict.fromkeys(PARTS, none)
+    if not trace.on_device:
+        elsewhere = _collectives(trace)
+        parts["collective"] = elsewhere.spent(linked.start) - elsewhere.spent(linked.start - gap)
+        parts["op"] = gap - parts["collective"]
+        return parts
+    launch = launch_of(trace, linked.event)
+    late = linked.starved & (launch >= 0) & (gap > 0)
+    no_launch = (gap > 0) & (launch < 0) & ~_op_in_time(linked, trace)
+    ran = _work_in_gaps(linked, trace)
+    other_ns = ran.spent(linked.start) - ran.spent(linked.start - gap)
+    idle = gap - other_ns
+    threads = _parts_of_threads(linked, trace, launch, late, ran, unusual)
+    parts = {**parts, **threads, "other_step": other_ns}
+    parts["unknown"] = np.where(no_launch, idle, 0)
+    waits = ~(late | no_launch) & (idle > LAUNCHED)
+    inside = waits & _continues_replay(linked, launch)
+    begins = waits & ~inside & linked.replayed & inside.any()
+    parts["replay"] = np.where(inside, idle, 0)
+    parts["unknown"] += np.where(begins, idle, 0)
+    waited = np.where(late | no_launch | waits, 0, _stream_waits(linked, trace))
+    parts["blocked"] = parts["blocked"] + np.where(waits & ~inside & ~begins, idle, waited)
+    parts["device"] = np.where(late | no_launch | waits, 0, idle - waited)
+    return parts
 
 
 def dispatch_ns(frame: pl.DataFrame) -> pl.Series:
@@ -267,7 +275,7 @@ def _parts_of_threads(
             parts[name][rows] += spent - below
             below = spent
         parts["nothing"][rows] = until[rows] - begin[rows] - below
-    waits = late & (after_call > _LAUNCHED)
+    waits = late & (after_call > LAUNCHED)
     parts["blocked"][waits] = after_call[waits]
     parts["launch"][late & ~waits] += after_call[late & ~waits]
     return parts

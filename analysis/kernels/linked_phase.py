@@ -16,6 +16,7 @@ import polars as pl
 from prunescope.analysis.kernels.collectives import collective_notes
 from prunescope.analysis.kernels.columns import known_ids
 from prunescope.analysis.kernels.counters import memory_notes, sampled_clock
+from prunescope.analysis.kernels.earlier_work import leave_out_earlier_work
 from prunescope.analysis.kernels.frame import HostWork, ProfilerFacts
 from prunescope.analysis.kernels.host_calls import (
     allocator_calls,
@@ -208,6 +209,7 @@ class LinkedTrace:
         else:
             linked, windows = only_picked(trace, linked, windows)
         linked, windows, cold = only_warm(trace, linked, windows, self._unusual.first)
+        linked = leave_out_earlier_work(linked, trace, self._unusual)
         overhead = weigh_records(trace, linked, windows)
         return LinkedPhase(trace, linked, windows, cold, self._unusual, overhead)
 

@@ -179,6 +179,14 @@ class ForwardRequest:
             metavar="RUN|TRACE",
         ),
     ] = None
+    eager_trace: Annotated[
+        Path | str | None,
+        Option(
+            help="Eager trace of the step in --from-run, or trace of its CUDA-graph capture: it "
+            "names the ops of graph replays; without it, --model alone does.",
+            metavar="TRACE|FOLDER",
+        ),
+    ] = None
     curves: bool = False  # whether to make curves, even of one point
     break_even: bool = True  # whether to find where a pruning pays: most of the time of a point
 
@@ -222,6 +230,43 @@ class PredictRequest(ForwardRequest):
     rank: Annotated[
         bool, Option(help="Rank all families by their expected speedup on one workload.")
     ] = False
+    ttft_ms: Annotated[
+        float | None,
+        Option(
+            help="Longest time to the first token that --rank may take, in milliseconds: it then "
+            "finds the largest batch of each method; without it, no such limit.",
+            metavar="MS",
+        ),
+    ] = None
+    tpot_ms: Annotated[
+        float | None,
+        Option(
+            help="Longest time per output token, as --ttft-ms; without it, no such limit.",
+            metavar="MS",
+        ),
+    ] = None
+    latency_ms: Annotated[
+        float | None,
+        Option(
+            help="Longest time to the last token, as --ttft-ms; without it, no such limit.",
+            metavar="MS",
+        ),
+    ] = None
+    throughput: Annotated[
+        float | None,
+        Option(
+            help="Least number of new tokens per second and device, as --ttft-ms; without it, no "
+            "such limit.",
+            metavar="TOKENS/S",
+        ),
+    ] = None
+    arrivals: Annotated[
+        Literal["rate", "once"],
+        Option(
+            help="How prompts arrive while --rank meets objectives: at a rate, so that steps and "
+            "prompts take turns, or all of a batch at once."
+        ),
+    ] = "rate"
     workload: Annotated[
         WorkloadName | None,
         Option(
@@ -282,6 +327,12 @@ class PredictRequest(ForwardRequest):
 
     def __post_init__(self) -> None:
         fill_missing(self)
+
+    @property
+    def has_objectives(self) -> bool:
+        """Whether --rank is to meet objectives."""
+        limits = (self.ttft_ms, self.tpot_ms, self.latency_ms, self.throughput)
+        return any(limit is not None for limit in limits)
 
     @property
     def has_several_methods(self) -> bool:

@@ -15,7 +15,13 @@ from dataclasses import replace
 import msgspec
 
 from prunescope.analysis.predict.break_even import Speedups, find_first_and_last
-from prunescope.analysis.predict.constants import NAMES, TABLE, TERMS, Constants
+from prunescope.analysis.predict.constants import (
+    NAMES,
+    TABLE,
+    TERMS,
+    Constants,
+    link_byte_per_s,
+)
 from prunescope.analysis.predict.costs import CostEstimate, estimate_costs, total_ns
 from prunescope.analysis.predict.kernel_times import cut_of, kernels_of, op_cost_ns, rates
 from prunescope.analysis.predict.ranges import Uncertainty, uncertainty
@@ -33,7 +39,7 @@ from prunescope.analysis.schema.prediction import (
     Sums,
     TermRow,
 )
-from prunescope.taxonomy.expert_routing import expert_load, fullest_expert
+from prunescope.taxonomy.expert_routing import expert_load, fullest_expert, fullest_rank
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.gemm import axis_moved
 from prunescope.taxonomy.plan import Op, Workload
@@ -194,6 +200,20 @@ def _experts(side: PredictedSide) -> Experts | None:
         distinct=_weighted_mean([load.distinct for load in loads], layers),
         rows=_weighted_mean([load.rows for load in loads], layers),
         fullest=_weighted_mean(fullest, layers),
+        imbalance=_imbalance(side, work) if side.setting.ep > 1 else None,
+    )
+
+
+def _imbalance(side: PredictedSide, work: Workload) -> float:
+    """Return the tokens of the device whose experts get most over the mean of all devices."""
+    experts = side.forward.plans[0].shape.experts
+    return fullest_rank(
+        work.routing,
+        work.phase,
+        experts=experts.count,
+        per_token=experts.per_token,
+        tokens=work.rows,
+        ranks=side.setting.ep,
     )
 
 
@@ -233,7 +253,7 @@ def execution(
     speedup = before[0] / before[1]
     spread = uncertainty(dense, pruned, terms)
     low, high = spread.range_of(speedup)
-    notes = _host_notes(dense, pruned, spread, terms)
+    notes = [*_host_notes(dense, pruned, spread, terms), *_exchange_notes(pruned, terms)]
     if high / speedup - 1 < _NARROW or 1 - low / speedup < _NARROW:
         same = percent(1 - spread.differences.reshaped_share)
         notes.append(
@@ -287,6 +307,19 @@ def _pipeline_note(pipeline: Pipeline) -> str:
         f"{significant(pipeline.dense_ns / 1e6)}, the time of the slowest stage: throughput gains "
         f" {pipeline.speedup:.2f} ({low:.2f} to {high:.2f})"
     )
+
+
+def _exchange_notes(side: PredictedSide, terms: Collection[str]) -> list[str]:
+    """Tell that the time of exchanges between devices is a guess, where there are any."""
+    setting = side.setting
+    if "exchange" not in terms or max(setting.tp, setting.ep, setting.pp) == 1:
+        return []
+    rate = significant(link_byte_per_s(setting.device) / 1e9)
+    start_us = significant(setting.constants.allreduce_ns / 1e3)
+    return [
+        f"exchange is a guess: {start_us} us to synchronise, then the bytes at the {rate} GB/s of "
+        "the link's data sheet, and never faster; no published measurement stands behind it"
+    ]
 
 
 _APART = 1.02  # two modes whose ratio is smaller count as one

@@ -73,7 +73,7 @@ def find_workload(name: str) -> ServingWorkload:
     return WORKLOADS[name]
 
 
-def _serving_workload(request: PredictRequest) -> ServingWorkload:
+def serving_workload(request: PredictRequest) -> ServingWorkload:
     """Return the named workload of a request, or the one of its sizes."""
     if request.workload is None:
         return ServingWorkload(
@@ -103,7 +103,7 @@ def rank(request: PredictRequest) -> Ranking:
     check_knobs(request.knobs, [family.id for family in known])
     library, knobs = split_library(request.knobs)
     base, _ = resolve(replace(request, knobs={"kernel": library}), None, None, warnings)
-    load = _serving_workload(as_one_pass(request, base.shape))
+    load = serving_workload(as_one_pass(request, base.shape))
     work = prompt_of(base, batch=load.batch, prompt_len=load.prompt_len, logits=request.logits)
     dense = predict_answer(
         base, work, new_tokens=load.new_tokens, chunk=request.chunk, pruned=False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from prunescope.analysis.predict.predict_request import PredictRequest
@@ -148,6 +148,8 @@ _NOT_WITH_FROM_RUN = ("--rank", "--workload", "--losses", "--loss",
 _NOT_WITH_PRUNED_MODEL = ("--method", "--sparsity", "--set", "--depth", "--out")
 _NOT_WITH_RANK = ("--pruned-model", "--method", "--phase", "--context", "--out", "--pruned-batch",
                   "--depth")  # fmt: skip
+_OBJECTIVES = ("--ttft-ms", "--tpot-ms", "--latency-ms", "--throughput", "--arrivals")
+_OF_RANK = ("--workload", "--losses", "--loss")
 _SIZES = ("--batch", "--prompt-len", "--new-tokens")
 _DEFAULT = PredictRequest()
 
@@ -169,17 +171,48 @@ def check_options(request: PredictRequest) -> None:
     if request.from_run is not None:
         refuse(_NOT_WITH_FROM_RUN, "cannot be combined with --from-run")
     elif request.rank:
-        refuse(_NOT_WITH_RANK, "cannot be combined with --rank")
-        if request.workload is not None:
-            refuse(_SIZES, f"cannot be combined with --workload {request.workload}, which sets it")
+        _check_rank(request, refuse)
     else:
-        refuse(("--workload", "--losses", "--loss"), "needs --rank", "add --rank")
+        refuse(("--eager-trace",), "needs --from-run", "give the trace of a step with --from-run")
+        refuse((*_OF_RANK, *_OBJECTIVES), "needs --rank", "add --rank")
         if request.new_tokens is None:
             refuse(("--pruned-batch", "--chunk"), "needs --new-tokens", "add --new-tokens N")
         if request.pruned_model is None and request.method is None:
             refuse(("--pruned-batch", "--depth"), "needs --method", "add --method")
     if request.pruned_model is not None:
         refuse(_NOT_WITH_PRUNED_MODEL, "cannot be combined with --pruned-model")
+
+
+def _check_rank(request: PredictRequest, refuse: Callable[..., None]) -> None:
+    """Raise PrunescopeError for options that a ranking does not take, or lacks."""
+    allowed = ("--method",) if request.has_objectives else ()
+    refuse(
+        [name for name in _NOT_WITH_RANK if name not in allowed], "cannot be combined with --rank"
+    )
+    if request.has_objectives:
+        _check_objectives(request, refuse)
+    else:
+        refuse(("--arrivals",), "needs an objective", "add --ttft-ms or --tpot-ms")
+    if request.workload is not None:
+        refuse(_SIZES, f"cannot be combined with --workload {request.workload}, which sets it")
+
+
+def _check_objectives(request: PredictRequest, refuse: Callable[..., None]) -> None:
+    """Raise PrunescopeError for objectives that no batch can meet, or that lack a workload."""
+    found = "is what objectives find"
+    refuse(("--batch",), found, "remove it: each method gets the largest batch that meets them")
+    refuse(("--losses", "--loss"), "cannot be combined with objectives")
+    limits = {
+        "--ttft-ms": request.ttft_ms, "--tpot-ms": request.tpot_ms,
+        "--latency-ms": request.latency_ms, "--throughput": request.throughput,
+    }  # fmt: skip
+    for name, limit in limits.items():
+        if limit is not None and not 0 < limit < math.inf:
+            raise PrunescopeError(f"{name} {limit:g} is no limit", hint="give a number above 0")
+    if request.workload is None and (request.new_tokens or 0) < 2:
+        raise PrunescopeError(
+            "objectives need the length of an answer", hint="add --new-tokens N, or --workload"
+        )
 
 
 def check_matches_run(request: PredictRequest, run: Run) -> None:

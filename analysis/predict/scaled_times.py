@@ -21,6 +21,9 @@ from prunescope.taxonomy.roles import GROUPS
 
 _NORMS = ("attn_norm", "mlp_norm", "qk_norm", "residual", "final_norm")
 _IDLE = "idle"  # the part that the gaps are
+# Parts that no role of the model makes up: communication between devices, what moves tokens to
+# experts and back, and other kernels that run once in each layer.
+COMMUNICATION, ROUTING, IN_LAYERS = "communication", "routing", "other in layers"
 _ROUNDING = 0.995  # a speedup above the bound by less is rounding
 # The roles whose work each part of a measurement is. Other parts do not change.
 _PARTS: dict[str, tuple[str, ...]] = {
@@ -155,8 +158,9 @@ def _expected_ns(
     before = estimate_costs(dense).role_ns(dense.setting.constants, active)
     estimate = estimate_costs(pruned)
     after = estimate.role_ns(c, active)
+    other = _shares_of_others(dense, pruned)
     parts = {
-        part: ns * _share_left(_PARTS.get(part, ()), before, after)
+        part: ns * other.get(part, _share_left(_PARTS.get(part, ()), before, after))
         for part, ns in measured.parts.items()
     }
     gaps = _layers_left(dense, pruned)
@@ -176,13 +180,32 @@ def _bound_ns(measured: Measured, dense: PredictedSide, pruned: PredictedSide) -
     """
     before, after = _ideal_ns(dense), _ideal_ns(pruned)
     bound = {_IDLE: measured.gap_ns * _layers_left(dense, pruned)}
+    other = _shares_of_others(dense, pruned)
     for part, ns in measured.parts.items():
         roles = _PARTS.get(part, ())
-        if part == "elementwise":
+        if part in other:
+            bound[part] = ns * other[part]
+        elif part == "elementwise":
             bound[part] = ns * min(_share_left((role,), before, after) for role in roles)
         else:
             bound[part] = ns * _share_left(roles, before, after)
     return bound
+
+
+def _shares_of_others(dense: PredictedSide, pruned: PredictedSide) -> dict[str, float]:
+    """Return what is left of the parts that no role of the model makes up.
+
+    Layers that are gone take theirs along, and an all-reduce shrinks with the bytes that it sums.
+    """
+    layers = _layers_left(dense, pruned)
+    summed, left = (
+        sum(times * size for times, size in side.forward.allreduces) for side in (dense, pruned)
+    )
+    return {
+        COMMUNICATION: left / summed if summed else layers,
+        ROUTING: layers,
+        IN_LAYERS: layers,
+    }
 
 
 def _ideal_ns(side: PredictedSide) -> dict[str, float]:

@@ -301,6 +301,11 @@ def list_assumptions(setting: Setting) -> list[str]:
             f"{setting.pp} stages of equal layers, as nearly as whole layers allow, with lm_head "
             f"on the last; memory is that of the fullest stage with {setting.pp} batches in flight"
         )
+    if setting.tp > 1 and setting.family is not None and "ranks" in setting.family.cuts:
+        sentences.append(
+            "of each low-rank pair one factor is replicated: every device holds and multiplies it "
+            f"whole, and the other is split over {setting.tp}"
+        )
     if setting.shape.experts.count:
         sentences += _expert_assumptions(setting)
     if setting.shape.attention.kv_rank is not None:

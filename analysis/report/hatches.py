@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from prunescope.analysis.schema.pareto import SweepPoint
 from prunescope.analysis.summary.evidence import (
     CUT,
-    EARLIER_WORK,
     NO_INTERVAL,
     NO_STEP,
     NOT_COMPARABLE,
@@ -27,7 +26,6 @@ HATCHES = {
     CUT: "xxxx",
     NOT_COMPARABLE: "||||",
     NOT_VALID_TIMING: "xxxx",
-    EARLIER_WORK: "xxxx",
     RANDOM_IDS: "oo",
     ONE_STEP: "----",
     NO_INTERVAL: "----",

@@ -17,7 +17,12 @@ import msgspec
 from prunescope.analysis.report.markdown import sheet_text
 from prunescope.analysis.report.predict_tables import prediction
 from prunescope.analysis.report.records import Records, Row
-from prunescope.analysis.schema.prediction import FromRun, Prediction, Ranking
+from prunescope.analysis.schema.prediction import (
+    FromRun,
+    Prediction,
+    Ranking,
+    ServingChoice,
+)
 
 _COLUMNS: dict[str, Any] = {
     "phase": str, "method": str, "sparsity": float, "batch": int, "prompt_len": int,
@@ -41,6 +46,8 @@ def prediction_records(values: dict[str, Any]) -> Records:
     rows: Iterator[Row]
     if "from-run" in values["tool"]:
         rows = _run_rows(msgspec.convert(values, FromRun))
+    elif "rank" in values:
+        rows = _choice_rows(msgspec.convert(values, ServingChoice))
     elif "by" in values:
         rows = _ranking_rows(msgspec.convert(values, Ranking))
     else:
@@ -75,6 +82,23 @@ def _ranking_rows(result: Ranking) -> Iterator[Row]:
                 "pruned_ns": family.answer.total_ns,
                 **_fields(family, *_BYTES),
             }
+
+
+def _choice_rows(result: ServingChoice) -> Iterator[Row]:
+    for row in result.rank:
+        low, high = row.range or (None, None)
+        yield {
+            "phase": "objectives",
+            "method": row.method,
+            "sparsity": row.sparsity,
+            "batch": row.batch,
+            "prompt_len": result.workload["prompt_len"],
+            "expected": row.speedup,
+            "low": low,
+            "high": high,
+            "pruned_ns": row.latency_ms * 1e6,
+            **_fields(row, *_BYTES),
+        }
 
 
 def _run_rows(result: FromRun) -> Iterator[Row]:

@@ -26,6 +26,7 @@ from prunescope.analysis.report.view import (
 from prunescope.analysis.schema.prediction import (
     FASTER,
     Execution,
+    Experts,
     FromRun,
     Memory,
     PredictedAnswer,
@@ -35,6 +36,8 @@ from prunescope.analysis.schema.prediction import (
     Prediction,
     Ranked,
     Ranking,
+    ServedPoint,
+    ServingChoice,
     Span,
     Sums,
 )
@@ -73,11 +76,14 @@ def prediction(values: dict[str, Any], *, explain: bool = False) -> Sheet:
     """
     parts: list[Line | Table] = []
     ran = "nothing was run"
-    result: Prediction | Ranking | FromRun
+    result: Prediction | Ranking | FromRun | ServingChoice
     if "from-run" in values["tool"]:
         result = msgspec.convert(values, FromRun)
         parts += from_run_tables(result)
         ran = "only the dense side was run"
+    elif "rank" in values:
+        result = msgspec.convert(values, ServingChoice)
+        parts += choice_tables(result)
     elif "by" in values:
         result = msgspec.convert(values, Ranking)
         parts += ranking_tables(result)
@@ -248,7 +254,16 @@ def _expert_rows(sides: Sequence[Sums]) -> list[list[str]]:
         ["experts read, of a layer", *read],
         ["  tokens of one", *(f"{experts.rows:.3g}" for experts in known)],
         ["  tokens of the fullest", *(f"{experts.fullest:.3g}" for experts in known)],
+        *_imbalance_rows(known),
     ]
+
+
+def _imbalance_rows(known: Sequence[Experts]) -> list[list[str]]:
+    """Return how uneven devices are that hold experts; nothing of a single device."""
+    ratios = [experts.imbalance for experts in known]
+    if None in ratios:
+        return []
+    return [["  tokens of a device, max ÷ mean", *map(numbers.ratio, ratios)]]
 
 
 def gemm_table(name: str, phase: PredictedPhase) -> Table:
@@ -414,6 +429,54 @@ def ranking_tables(result: Ranking) -> Parts:
         "SWEEP ranks by it."
     )
     yield Line(f"{_EXTENSION}.{when(result.loss is None, note)}", "dim")
+
+
+def choice_tables(result: ServingChoice) -> Parts:
+    """Yield each method at the largest batch that meets the objectives."""
+    load, subject = result.workload, result.subject
+    wanted = {
+        "TTFT ≤ {:g} ms": "ttft_ms", "TPOT ≤ {:g} ms": "tpot_ms", "answer ≤ {:g} ms": "latency_ms",
+        "≥ {:g} tokens/s a device": "throughput",
+    }  # fmt: skip
+    limits = [
+        text.format(limit) for text, key in wanted.items() if (limit := result.objectives[key])
+    ]
+    engine = subject["runtime"] or "no engine named"
+    title = f"{load['prompt_len']} tokens and {load['new_tokens']} new ones, {', '.join(limits)}"
+    yield Line(f"{title}; {engine}", "bold")
+    columns: Columns[ServedPoint] = [
+        (Column("method"), lambda row: row.method),
+        (number("s"), lambda row: f"{row.sparsity:.2f}"),
+        (number("batch"), lambda row: str(row.batch or "none")),
+        (number("TTFT", "ms"), lambda row: f"{row.ttft_ms:.0f}"),
+        (number("TPOT", "ms"), lambda row: f"{row.tpot_ms:.1f}"),
+        (
+            number("tokens/s a device"),
+            lambda row: (
+                numbers.UNKNOWN
+                if row.tokens_per_s_per_device is None
+                else f"{row.tokens_per_s_per_device:.0f}"
+            ),
+        ),
+        (number("of dense", drop=1), lambda row: numbers.ratio(row.speedup)),
+        (number("range", drop=2), lambda row: _range(row.range) if row.range else ""),
+        (number("memory", drop=3), lambda row: numbers.size(row.memory_bytes)),
+        (Column("runs"), lambda row: {True: "yes", False: "no", None: "?"}[row.runs]),
+    ]
+    none = [row for row in result.rank if row.batch is None]
+    notes = ["none: no batch meets the objectives; its times are of one sequence"] if none else []
+    yield table_of("choice", "largest batch that meets them", result.rank, columns, notes)
+    for runs, word in ((False, "does not run"), (None, "unknown whether it runs")):
+        reasons: dict[str, list[str]] = {}
+        for row in result.rank:
+            if row.runs is runs and row.method not in reasons.get(row.why, ()):
+                reasons.setdefault(row.why, []).append(row.method)
+        for why, names in reasons.items():
+            yield Line(f"{word}: {', '.join(names)} ({why})", "dim")
+    yield Line(f"what engines run: pages read on {result.engine_formats_of}", "dim")
+    if result.left_out:
+        yield Line(f"left out: {'; '.join(dict.fromkeys(result.left_out.values()))}", "dim")
+    yield from (Line(f"assumed: {text}", "dim") for text in result.assumed)
 
 
 def from_run_tables(result: FromRun) -> Parts:

@@ -29,6 +29,7 @@ def setup(phase: Phase) -> str:
     facts = ["the whole trace as one step" if is_whole else steps + _step_times(phase)]
     facts += _left_out(phase.cold_steps)
     facts += _left_out(phase.baseline.cold_steps, "dense ") if phase.baseline else []
+    facts += _as_recorded(phase)
     if timed := phase.unprofiled_ns:
         text = timed.samples_in_words
         text += f" in {len(timed.placements)} placements" if timed.placements else ""
@@ -55,6 +56,17 @@ def _left_out(cold: ColdSteps | None, side: str = "") -> list[str]:
         f"{count} {side}cold step{plural(count)} left out{_times(cold.step_ns)}, of which "
         f"{numbers.time(sum(cold.first_call_ns))} in first calls or compilation"
     ]
+
+
+def _as_recorded(phase: Phase) -> list[str]:
+    """Return the steps with the earlier work that is left out; empty where there is none."""
+    dense = phase.baseline
+    if not phase.earlier_work_ns and (dense is None or not dense.earlier_work_ns):
+        return []
+    recorded = [] if dense is None else [dense.wall_ns + dense.earlier_work_ns]
+    recorded.append(phase.wall_ns + phase.earlier_work_ns)
+    text = f"as recorded, with earlier work, {' → '.join(map(numbers.time, recorded))}"
+    return [text + when(dense is not None, f", {numbers.ratio(recorded[0] / recorded[-1])}")]
 
 
 def _step_times(phase: Phase) -> str:

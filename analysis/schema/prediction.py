@@ -57,6 +57,8 @@ class Experts(msgspec.Struct, kw_only=True):
     distinct: float  # experts that get a token, and whose weights are read
     rows: float  # tokens of one of these
     fullest: float  # tokens of the expert that gets most
+    # With --ep: tokens of the device whose experts get most ÷ the mean; null: one device.
+    imbalance: float | None = None
 
 
 class Sums(msgspec.Struct, kw_only=True):
@@ -310,6 +312,51 @@ class Ranking(msgspec.Struct, kw_only=True):
     command: str = ""
 
 
+class ServedPoint(msgspec.Struct, kw_only=True):
+    """A method at a sparsity, at the largest batch that meets the objectives.
+
+    `batch` is null where none does; the times are then those of a batch of one. `speedup` is that
+    of the tokens a second and device over the dense model at its own largest batch. `runs` says
+    whether the engine runs the format, null where that is not known.
+    """
+
+    method: str
+    sparsity: float
+    batch: int | None
+    ttft_ms: float
+    tpot_ms: float
+    latency_ms: float
+    tokens_per_s_per_device: float | None
+    speedup: float | None
+    range: list[float] | None
+    weight_bytes: int
+    kv_bytes: int
+    memory_bytes: int
+    runs: bool | None
+    why: str
+    source: str | None = None
+
+
+class ServingChoice(msgspec.Struct, kw_only=True):
+    """A ranking by objectives: those that the engine runs first, then the fastest.
+
+    `engine_formats_of` is the day on which the pages of the engines were read.
+    """
+
+    schema: int = 1
+    tool: str = "predict --rank by objectives"
+    subject: dict[str, Any]
+    workload: dict[str, Any]
+    objectives: dict[str, float | None]
+    rank: list[ServedPoint]
+    left_out: dict[str, str]
+    assumed: list[str]
+    engine_formats_of: str
+    warnings: list[str]
+    options: dict[str, Any] = {}  # every option by name, given or not
+    command: str = ""
+
+
 class FamilyRow(msgspec.Struct, kw_only=True):
     """A family on a measured dense forward, or a pruned model.
 
@@ -346,6 +393,8 @@ class MeasuredPhase(msgspec.Struct, kw_only=True):
     gap_share: float
     families: list[FamilyRow]
     notes: list[str]
+    predicted: Expected | None = None  # of the only family; null: there are several
+    tp: int = 1  # devices that share each layer, by the sizes of the GEMMs
 
 
 class FromRun(msgspec.Struct, kw_only=True):

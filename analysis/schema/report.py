@@ -46,7 +46,6 @@ NOT_VALID, CAPTURED = "timing-not-valid", "captured-step"
 # timed. (A cut-off trace is a difference between the sides: `Phase.is_speedup`.)
 INVALID_TIMES = frozenset({NOT_VALID, CAPTURED})
 SLOWER_KERNELS = "slower-kernels"  # the finding on kernels slower than their shapes let expect
-EARLIER_WORK = "earlier-work"  # the finding on time in which work of before the trace ran
 LATE_RANK = "straggler"  # the finding on the rank that the others wait for
 OTHER_TIME = "unexplained-difference"  # the finding that names a ratio of two captures
 NO_SPEEDUP = "no-speedup"  # the finding that the interval of a speedup includes 1
@@ -584,7 +583,9 @@ class Phase(msgspec.Struct, kw_only=True):
     ] = 0.0
     earlier_work_ns: Annotated[
         float,
-        meaning("of the wall: idle at the very beginning, most likely while earlier work ran"),
+        meaning(
+            "idle before the wall and left out of it, most likely earlier work; a step's share"
+        ),
     ] = 0.0
     summary: Annotated[
         str,
@@ -659,15 +660,6 @@ class Phase(msgspec.Struct, kw_only=True):
     def has_two_formats(self) -> bool:
         """Whether dense and pruned GEMMs multiply in two number formats, so at two peak rates."""
         return self.comparison is not None and self.comparison.formats is not None
-
-    @property
-    def holds_earlier_work(self) -> bool:
-        """Whether much of both times of a speedup is work that was launched before the profiler.
-
-        Samples without the profiler hold none.
-        """
-        is_ratio = self.ladder is not None and self.is_speedup and self.sampled is None
-        return is_ratio and self.finding(EARLIER_WORK) is not None
 
     @property
     def lacks_sizes(self) -> bool:

@@ -273,7 +273,9 @@ class Totals(msgspec.Struct, kw_only=True):
     ] = 0.0
     earlier_work_ns: Annotated[
         float,
-        meaning("of the wall: idle at the very beginning, most likely while earlier work ran"),
+        meaning(
+            "idle before the wall and left out of it, most likely earlier work; a step's share"
+        ),
     ] = 0.0
     time_scale: Annotated[
         TimeScale | None, meaning("from recorded times to the ledger's; null: they are the same")

@@ -9,7 +9,7 @@ module because most traces need neither `fill` nor its imports.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import polars as pl
 
@@ -46,7 +46,8 @@ class Tokens:
 
     `rows` is M of the linears, `heads` the possible M of the head. `batch`, `queries` and `keys`
     are those of attention, where all sequences are equal. `prompt` is how many of the rows are
-    those of prompts. `source` is "given", "annotation" or "none".
+    those of prompts. `mean_keys` are the keys that a request of single tokens attends to, on
+    average. `source` is "given", "annotation" or "none".
     """
 
     rows: int | None = None
@@ -56,6 +57,7 @@ class Tokens:
     keys: int | None = None
     phase: str | None = None
     prompt: int | None = None
+    mean_keys: int | None = None
     source: str = "given"
 
 
@@ -119,8 +121,9 @@ def _tokens_of_counts(name: str) -> Tokens | None:
         return _tokens_of_sums(requests, tokens, None, squares, decoding, generated)
     if match := _SUMS.match(name):
         numbers = [int(x) for x in match.groups()]
-        _, requests, tokens, keys, squares, decoding, generated, _ = numbers
-        return _tokens_of_sums(requests, tokens, keys, squares, decoding, generated)
+        _, requests, tokens, keys, squares, decoding, generated, read = numbers
+        counted = _tokens_of_sums(requests, tokens, keys, squares, decoding, generated)
+        return counted and replace(counted, mean_keys=_mean(read, decoding))
     if match := _MODE.match(name):
         sums = {key: int(value) for key, value in _SUM.findall(match[2])}
         batch = _BATCH.search(match[2])
@@ -128,7 +131,7 @@ def _tokens_of_counts(name: str) -> Tokens | None:
         prompts = sums.get("c", every if "c_sq" in sums else 0)
         single = sums.get("g", every if "g_sq" in sums else 0)
         if prompts + single:
-            return _tokens_of_sums(
+            counted = _tokens_of_sums(
                 prompts,
                 sums.get("c_sq", 0),
                 sums.get("c_sk"),
@@ -136,7 +139,13 @@ def _tokens_of_counts(name: str) -> Tokens | None:
                 single,
                 sums.get("g_sq", 0),
             )
+            return counted and replace(counted, mean_keys=_mean(sums.get("g_sk", 0), single))
     return None
+
+
+def _mean(total: int, requests: int) -> int | None:
+    """Return the mean of a sum over requests; None where it was not counted."""
+    return round(total / requests) if total and requests else None
 
 
 def _tokens_of_sums(

@@ -15,7 +15,6 @@ from prunescope.analysis.schema.pair_comparison import DTYPE
 from prunescope.analysis.schema.report import (
     CAPTURED,
     CUT_OFF,
-    EARLIER_WORK,
     NO_SPEEDUP,
     NOT_COMPARABLE,
     OTHER_TIME,
@@ -179,8 +178,6 @@ def _ratio(phase: Phase, ladder: Ladder) -> Iterator[str]:
         samples = "the samples vary too much or were disturbed"
         yield f"timing not valid: {samples if is_sampled else 'the steps were interrupted'}"
         yield f"{numbers.ratio(ladder.realised)} is no evidence"
-    elif phase.holds_earlier_work and phase.baseline is not None:
-        yield from _without_earlier_work(phase, ladder)
     elif phase.lacks_sizes:
         yield "without shapes, what was pruned is unknown"
         yield f"{ratio} is the ratio of the two traces"
@@ -199,18 +196,9 @@ def _step_alone(phase: Phase) -> Iterator[str]:
     busy = numbers.percent(share, decimals=0)
     invalid = when(bool(phase.invalid_times), "timing not valid: ")
     yield f"{invalid}a step takes {numbers.brief_time(step)}, busy {busy} of the wall"
-    if phase.finding(EARLIER_WORK) is not None:
-        yield "much of it is earlier work, most likely"
-
-
-def _without_earlier_work(phase: Phase, ladder: Ladder) -> Iterator[str]:
-    assert phase.baseline is not None
-    dense, pruned = (s.wall_ns - s.earlier_work_ns for s in (phase.baseline, phase))
-    yield (
-        f"{numbers.ratio(numbers.share_of(dense, pruned))} without earlier work, "
-        f"{numbers.brief_time(dense)} to {numbers.brief_time(pruned)}"
-    )
-    yield f"as recorded it is {numbers.ratio(ladder.realised)}"
+    if phase.earlier_work_ns > 0:
+        earlier = numbers.brief_time(phase.earlier_work_ns)
+        yield f"{earlier} before it are left out: earlier work, most likely"
 
 
 def _not_comparable(phase: Phase, ratio: str) -> Iterator[str]:

@@ -22,10 +22,9 @@ from prunescope.taxonomy.runs.run_quality import RANDOM_IDS
 
 NO_STEP, CUT = "no step was timed", "a trace is cut off"
 NOT_COMPARABLE, NOT_VALID_TIMING = "sides not comparable", "timing not valid"
-EARLIER_WORK = "holds earlier work, most likely"
 ONE_STEP, NO_INTERVAL = "one step: no interval", "no interval"
 # Reasons by which a time does not show how long a step takes.
-INVALID = (NO_STEP, CUT, NOT_VALID_TIMING, EARLIER_WORK)
+INVALID = (NO_STEP, CUT, NOT_VALID_TIMING)
 
 
 def phase_reasons(phase: Phase) -> list[str]:
@@ -80,7 +79,6 @@ def _time_reasons(phase: Phase) -> list[str]:
             CUT: CUT_OFF in ids,
             NOT_COMPARABLE: not phase.is_speedup,
             NOT_VALID_TIMING: NOT_VALID in ids,
-            EARLIER_WORK: phase.holds_earlier_work,
             RANDOM_IDS: phase.token_ids == RANDOM_IDS,
         }
     )

@@ -13,7 +13,6 @@ from prunescope.analysis.schema.pair_comparison import DTYPE
 from prunescope.analysis.schema.report import (
     CAPTURED,
     CUT_OFF,
-    EARLIER_WORK,
     NO_SPEEDUP,
     NOT_COMPARABLE,
     OTHER_TIME,
@@ -21,7 +20,6 @@ from prunescope.analysis.schema.report import (
     Ladder,
     Phase,
 )
-from prunescope.analysis.schema.sides import Totals
 from prunescope.taxonomy import numbers
 from prunescope.taxonomy.words import when
 
@@ -37,8 +35,7 @@ _PAST_BOUND = 1.005  # a share of the roofline bound from which on it needs a wo
 def headline(phase: Phase) -> str:
     """Return the outcome of a phase, and whether shapes come from a config.
 
-    That the timing is not valid, that the config is uncertain, or that much of the times is earlier
-    work comes first.
+    That the timing is not valid, or that the config is uncertain, comes first.
     """
     sides = [phase.shapes, phase.baseline.shapes if phase.baseline else {}]
     is_invalid = bool(phase.invalid_times) and not _no_timed_step(phase)
@@ -46,26 +43,8 @@ def headline(phase: Phase) -> str:
     if phase.finding(UNCERTAIN_CONFIG):
         text += "the config may be that of another model (tiles do not fit it): "
     text += _outcome(phase)
-    text += when(any(shares.get("model") for shares in sides), ", shapes from the model's config")
-    if not phase.holds_earlier_work or phase.baseline is None:
-        return text
-    return f"{_without_earlier_work(phase, phase.baseline)}; as recorded {text}"
-
-
-def _without_earlier_work(phase: Phase, dense: Totals) -> str:
-    """Say how much of each step is earlier work, and what the speedup is without it."""
-    sides: dict[str, Totals | Phase] = {"dense": dense, "pruned": phase}
-    shares = [
-        f"{numbers.percent(numbers.share_of(side.earlier_work_ns, side.wall_ns), decimals=0)} of "
-        f"the {name} step"
-        for name, side in sides.items()
-        if side.earlier_work_ns
-    ]
-    before, after = (side.wall_ns - side.earlier_work_ns for side in sides.values())
-    ratio = numbers.ratio(numbers.share_of(before, after))
-    return (
-        f"{' and '.join(shares)} is earlier work, most likely: without it "
-        f"{numbers.time(before)} → {numbers.time(after)}, {ratio}"
+    return text + when(
+        any(shares.get("model") for shares in sides), ", shapes from the model's config"
     )
 
 
@@ -123,8 +102,10 @@ def _step_alone(phase: Phase) -> str:
         text += f" (mean over unlike steps; the median is {middle})"
     share = numbers.share_of(phase.scale_to_step(phase.busy_ns), phase.step_time_ns)
     text += f", busy {numbers.percent(share)} of the wall{_communication(phase)}"
-    has_earlier_work = phase.finding(EARLIER_WORK) is not None
-    return text + when(has_earlier_work, ", much of which is earlier work, most likely")
+    return text + when(
+        phase.earlier_work_ns > 0,
+        f", {numbers.time(phase.earlier_work_ns)} of most likely earlier work left out",
+    )
 
 
 def _communication(phase: Phase) -> str:

@@ -18,7 +18,6 @@ import msgspec
 
 from prunescope.analysis.schema.pair_comparison import OWN_CONFIG
 from prunescope.analysis.schema.report import (
-    EARLIER_WORK,
     INVALID_TIMES,
     LATE_RANK,
     NOT_COMPARABLE,
@@ -416,8 +415,6 @@ def recommended_changes(phase: Phase) -> list[Finding]:
     advice = [finding for finding in phase.findings if finding.change]
     gains = sorted((finding for finding in advice if finding.predicted_ns), key=_gain, reverse=True)
     invalid = [finding for finding in phase.invalid_times if finding.change][:1]
-    if not invalid and phase.holds_earlier_work:  # no gain is read from such times
-        return [finding for finding in advice if finding.id == EARLIER_WORK]
     # Where times are not valid, what is critical by a measured time alone is a warning.
     critical = [
         finding

@@ -61,6 +61,8 @@ class Linked:
     above: Ints  # row of the work op around a row, -1 at the top and on a device
     # Device idle time while the host waited between steps, by the step that follows.
     between: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    # Left out of the first wall: time in which most likely earlier work ran.
+    earlier_work_ns: int = 0
     launch_latency_ns: int | None = None
     launch_latency_busy_ns: int | None = None  # the part in which the device was busy
     # Work of the step inside the launch latency, which no row's busy time holds: run time

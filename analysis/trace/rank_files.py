@@ -21,6 +21,7 @@ from prunescope.analysis.trace.nsys_file import is_nsys
 from prunescope.analysis.trace.reader import Source
 from prunescope.analysis.trace.unpack import SUFFIXES, members
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.runs.serving import SERVING
 
 _NUMBER = re.compile(r"(?:rank|(?<![a-z])tp)[-_.]?(\d{1,6})(?!\d)", re.IGNORECASE)
 # SGLang's names, "-TP-0-DP-1": with a second axis, none of the numbers is the rank.
@@ -157,7 +158,10 @@ def trace_files(folder: Path) -> list[Path]:
     return sorted(
         p
         for p in folder.iterdir()
-        if p.name.endswith((*SUFFIXES, NSYS_SUFFIX)) and not p.name.startswith(".") and p.is_file()
+        if p.name.endswith((*SUFFIXES, NSYS_SUFFIX))
+        and not p.name.startswith(".")
+        and p.name != SERVING
+        and p.is_file()
     )
 
 

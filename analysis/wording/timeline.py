@@ -115,9 +115,6 @@ WORDS: dict[str, str | Callable[..., str]] = {
         "{phase}: {events:,.0f} of {whole:,.0f} device events have no launch in the trace and are "
         "left out, {ns:ms} of {whole_ns:ms}: the step below is incomplete"
     ),
-    "earlier-work": (
-        "{phase}: a step holds time in which most likely earlier work ran (finding earlier-work)"
-    ),
     "phase-unsure": lambda phase, owner, doubt: (
         f"{when(owner is not None, f'{owner}: ')}{phase}: {doubt}"
     ),

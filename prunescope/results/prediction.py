@@ -108,6 +108,10 @@ def _predict(request: PredictRequest) -> msgspec.Struct:
         from prunescope.analysis.predict_from import predict_from
 
         return predict_from(request)
+    if request.rank and request.has_objectives:
+        from prunescope.analysis.predict.objectives import choose
+
+        return choose(request)
     if request.rank:
         from prunescope.analysis.predict.rank import rank
 

@@ -82,6 +82,23 @@ class Report(Result, schema.Report, kw_only=True, dict=True):
             )
         return with_fields_of(schema.from_json(file.read_bytes(), where=file.name), cls)
 
+    def append_to_history(
+        self, path: Path | str, *, commit: str | None = None, model: str | None = None
+    ) -> None:
+        """Add a line for each phase to a history file, as `--history` does.
+
+        Args:
+            path: The file, which is made if it does not exist.
+            commit: What was measured; None: the commit that CI or git names.
+            model: The name of the model of a trace, which its file does not say.
+
+        Raises:
+            PrunescopeError: The file is no history, or cannot be written.
+        """
+        from prunescope.measured_history import add_to_history
+
+        add_to_history(self, needed_path(path), commit=commit, model=model)
+
     def show(self, *, full: bool = False) -> None:
         """Print what `prunescope analyze` prints.
 

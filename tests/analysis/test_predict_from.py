@@ -76,7 +76,8 @@ def test_on_a_device_only_the_gaps_take_up_what_the_profiler_added() -> None:
 
     def at(median: float, *, host: bool) -> Measured:
         timed = msgspec.structs.replace(samples, median=median)
-        return measured_phase(msgspec.structs.replace(phase, unprofiled_ns=timed), host=host)
+        timed_phase = msgspec.structs.replace(phase, unprofiled_ns=timed)
+        return measured_phase(timed_phase, timed_phase.roles, host=host)
 
     lead, short, cpu = at(busy + 7e5, host=False), at(busy / 2, host=False), at(2e6, host=True)
     assert lead.gap_ns == pytest.approx(7e5)

@@ -45,6 +45,7 @@ ALLOWED: dict[str, str] = {
     "analysis/pareto": "taxonomy schema ledger analysis report frontier paper",
     "analysis/bundle": "taxonomy schema ops device trace inputs summary analysis report frontier "
     "pareto",
+    "analysis/history": "taxonomy schema summary",
     # From a model to a run folder.
     "tracer/machine": "taxonomy",
     "tracer/model": "taxonomy machine",
@@ -59,6 +60,7 @@ ALLOWED: dict[str, str] = {
     "tracer/capture": "taxonomy machine model calibration routing pruners recovery",
     "tracer/recorder": "taxonomy machine model capture",
     "tracer/gemm": "taxonomy machine capture",
+    "tracer/serving": "taxonomy capture",
     "tracer/sweep": "taxonomy machine model calibration quality recovery capture",
 }
 # The front door may use any room; no room uses it.
@@ -371,8 +373,9 @@ def test_analysis_runs_without_torch() -> None:
         "import prunescope.analysis.predict.predict, sys\n"
         "names = (m for m in sys.modules if m.startswith('prunescope.tracer.'))\n"
         "own = {m for m in names if m.count('.') == 3}\n"
+        # Those that name options do nothing else.
         "assert own == {'prunescope.tracer.' + m for m in ('capture.request', 'capture.progress',"
-        " 'gemm.request', 'recovery.settings', 'sweep.request')}, own"  # inert: they name options
+        " 'gemm.request', 'recovery.settings', 'serving.request', 'sweep.request')}, own"
     )
     assert "polars" in loaded
     assert loaded & {"torch", "transformers"} == set()

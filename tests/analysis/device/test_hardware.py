@@ -140,6 +140,8 @@ def test_peaks_stand_in_the_ratios_of_matrix_units(device: Device) -> None:
         return
     assert rates.get("fp8", 2e30) >= 1.99 * rates["fp16"]
     assert rates.get("tf32", 0) <= 0.51 * rates["fp16"]
+    if four := device.peak("mxfp4"):  # twice fp8; four times on GeForce, three times on Ultra
+        assert round(four / rates["fp8"], 1) in (2.0, 3.0, 4.0)
     assert rates.get("bf16", rates["fp16"]) == rates["fp16"]
 
 

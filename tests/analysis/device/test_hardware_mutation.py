@@ -155,6 +155,15 @@ INT8 = {
     "rtx-4090": 660.6,
     "rtx-4080": 389.9,
 }  # fmt: skip
+# Dense TFLOP/s of 4-bit blocks: HGX and NVL72 sheets by GPU, MXFP4 of AMD, half of the AI TOPS of
+# GeForce and DGX Spark, which count sparsity.
+FOUR_BITS = {
+    "b200": {"fp4": 9000}, "gb200": {"fp4": 10000}, "b300": {"fp4": 13500}, "gb300": {"fp4": 15000},
+    "rtx-5070": {"fp4": 494}, "rtx-5070-ti": {"fp4": 703}, "rtx-5080": {"fp4": 900.6},
+    "rtx-5090": {"fp4": 1676}, "rtx-pro-6000-blackwell": {"fp4": 2016},
+    "rtx-pro-6000-blackwell-server": {"fp4": 2016}, "gb10": {"fp4": 500},
+    "mi350x": {"mxfp4": 9227.5}, "mi355x": {"mxfp4": 10066},
+}  # fmt: skip
 # The best GEMM that anybody has published, TFLOP/s.
 BEST = {
     "a100-80gb-sxm": {"bf16": 271.2, "int8": 356},
@@ -232,6 +241,7 @@ def _wrong(row: dict[str, Any], found: dict[str, Any], sheet: list[str]) -> Iter
     name = row["name"]
     published = {d: float(v) for d, v in zip(DTYPES, sheet, strict=False) if v != "-"}
     published |= {"int8": INT8[name]} if name in INT8 else {}
+    published |= FOUR_BITS.get(name, {})
     if row["dense_tflop_per_s"] != published:
         yield "peaks"
     if [row["gb_per_s"], row["l2_mib"], row["sm"]] != [float(v) for v in sheet[5:]]:

@@ -1,0 +1,45 @@
+"""The outcome of `check` as Markdown, and the options of `analyze` that it was given."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunescope.analysis.report.escape import markdown
+from prunescope.outputs import CheckOptions
+
+if TYPE_CHECKING:
+    from prunescope.rules import Check
+
+_MARKS = {"held": "✅ held", "failed": "❌ failed", "undecided": "❔ undecided"}
+
+
+def summary_text(outcome: Check) -> str:
+    """Return the verdicts as a Markdown table."""
+    rows = [
+        f"| {_MARKS[verdict.state]} | {markdown(verdict.rule)} | {markdown(verdict.phase)} "
+        f"| {markdown(verdict.seen)} | {markdown(verdict.why)} |"
+        for verdict in outcome.verdicts
+    ]
+    passed = "all rules hold" if outcome.passed else "not all rules hold"
+    head = [
+        f"### prunescope check: {passed}",
+        "",
+        "| | rule | phase | is | |",
+        "|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *rows, ""]) + "\n"
+
+
+def append_summary(path: Path, outcome: Check) -> None:
+    """Append the verdicts to a Markdown file, as CI shows it."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(summary_text(outcome))
+
+
+def given_options(options: CheckOptions) -> dict[str, Any]:
+    """Return the options that `prunescope.check` takes of a command's."""
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    del values["summary"]
+    return values

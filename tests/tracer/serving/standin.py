@@ -1,0 +1,113 @@
+"""A stand-in for the server of an engine on the loopback: both protocols, traces of a file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+TOKEN = {"choices": [{"text": "a", "index": 0, "finish_reason": None}]}
+
+
+@dataclass
+class StandIn:
+    """What the stand-in does and saw: the trace that it writes, and the requests in order."""
+
+    trace: Path | None = None
+    traces: Path | None = None  # the folder that it was started with, as vLLM is
+    names: tuple[str, ...] = ("host1_77.rank0.pt.trace.json.gz",)
+    broken: str = ""  # "silent", "dies", "dies while profiled", "no profiler", "moved"
+    names_folder: bool = False
+    seen: list[tuple[str, Any]] = field(default_factory=list)
+    prompts: list[Any] = field(default_factory=list)
+    url: str = ""
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths that were asked for."""
+        return [path for path, _ in self.seen]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """The answers of a stand-in, which a class made for it holds."""
+
+    standin: StandIn
+
+    def log_message(self, *_args: Any) -> None:
+        pass
+
+    def answer(self, values: Any, status: int = 200) -> None:
+        body = json.dumps(values).encode()
+        self.send_response(status)
+        if status == 307:
+            self.send_header("Location", "http://192.0.2.1/elsewhere")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        self.standin.seen.append((self.path, None))
+        self.answer({"data": [{"id": "Qwen/Qwen3-8B"}], "version": "0.0-stand-in"})
+
+    def do_POST(self) -> None:
+        size = int(self.headers.get("Content-Length") or 0)
+        values = json.loads(self.rfile.read(size) or b"null")
+        self.standin.seen.append((self.path, values))
+        if self.path.endswith("_profile"):
+            self.profile(values)
+        else:
+            self.standin.prompts.append(values["prompt"])
+            self.complete(values["max_tokens"])
+
+    def profile(self, values: Any) -> None:
+        if self.standin.broken == "no profiler":
+            return self.answer({"detail": "Not Found"}, 404)
+        if self.standin.broken == "moved":
+            return self.answer({}, 307)
+        folder = self.standin.traces or Path(str((values or {}).get("output_dir", "/nowhere")))
+        if self.path == "/start_profile":
+            self.standin.traces = folder
+        elif self.standin.trace is not None:
+            for name in self.standin.names:
+                shutil.copyfile(self.standin.trace, folder / name)
+        return self.answer({"output_dir": str(folder)} if self.standin.names_folder else {})
+
+    def complete(self, tokens: int) -> None:
+        self.send_response(200)
+        self.end_headers()
+        for number in range(tokens):
+            is_profiled = "/start_profile" in self.standin.paths
+            if self.standin.broken == "dies" or (self.standin.broken and is_profiled):
+                return
+            while self.standin.broken == "silent" and number == 1:
+                time.sleep(0.2)
+                self.wfile.write(b"x")  # never a line
+                self.wfile.flush()
+            self.wfile.write(b"data: " + json.dumps(TOKEN).encode() + b"\n\n")
+            self.wfile.flush()
+        usage = {"choices": [], "usage": {"completion_tokens": tokens}}
+        self.wfile.write(b"data: " + json.dumps(usage).encode() + b"\n\ndata: [DONE]\n\n")
+
+
+@contextmanager
+def serving(standin: StandIn) -> Iterator[StandIn]:
+    """Serve until the block ends."""
+
+    handler = type("Handler", (_Handler,), {"standin": standin})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that leave
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    standin.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield standin
+    finally:
+        server.shutdown()
+        server.server_close()
