@@ -362,6 +362,9 @@ class Pruning(Block, kw_only=True):
     recovery: OmitDefault[Recovered | None] = None
     seed: OmitDefault[int | None] = None
     realised: OmitDefault[dict[str, float] | None] = None
+    # Zeros that layers were padded with to sizes of an engine; the checkpoint that was saved.
+    padded: OmitDefault[dict[str, Any] | None] = None
+    saved: OmitDefault[dict[str, Any] | None] = None
 
 
 class BaselineRef(Block, kw_only=True):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from prunescope.taxonomy.allocations.allocation_plan import read_plan
+from prunescope.taxonomy.engines import legal_sizes
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
 from prunescope.taxonomy.family import Family
@@ -27,6 +28,7 @@ from prunescope.tracer.calibration.point import Calibration, Point
 from prunescope.tracer.calibration.requests import decided_by
 from prunescope.tracer.capture.manifest import phase_entry
 from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.export.padding import pad
 from prunescope.tracer.model.load import Loaded, load_tokenizer
 from prunescope.tracer.model.logits import NUM_PROBED, probe
 from prunescope.tracer.model.model_shape import model_shape
@@ -91,6 +93,8 @@ def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, Pruni
             learners=applied.learners,
         )
         pruning["recovery"] = plain(recovered)
+    if request.legal is not None:
+        pruning["padded"] = pad(applied.model, legal_sizes(request.legal, request.legal_tp))
     pruning["seed"] = request.seed
     pruning["realised"] = {"parameters": 1 - _num_parameters(applied.model) / before}
     return applied, read(Pruning, pruning)

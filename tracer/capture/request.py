@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from prunescope.taxonomy.dtypes import dtype as dtype_name
+from prunescope.taxonomy.engines import check_engine
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.method_names import is_plan
@@ -302,6 +303,41 @@ class TraceRequest:
     overwrite: Annotated[
         bool, Option(help="Replace the folder if it exists; without it, that is an error.")
     ] = False
+    save_model: Annotated[
+        Path | str | None,
+        Option(
+            help="Folder to save the pruned model in, as a checkpoint that transformers loads "
+            "alone, with a model card; without it, only times and traces are written.",
+            metavar="FOLDER",
+        ),
+    ] = None
+    allow_code: Annotated[
+        bool,
+        Option(
+            help="Save a model that no class of transformers holds (low rank, layers of different "
+            "widths) with a modeling file of its own; without it, that is refused."
+        ),
+    ] = False
+    legal: Annotated[
+        str | None,
+        Option(
+            help="Engine whose sizes the pruned model is padded to: transformers, vllm, sglang, "
+            "tensorrt-llm or llama.cpp; without it, sizes stay as they are.",
+            metavar="ENGINE",
+            example="vllm",
+            model=True,
+        ),
+    ] = None
+    legal_tp: Annotated[
+        int,
+        Option(
+            help="Degree of tensor parallelism by which the engine divides heads and channels.",
+            metavar="N",
+            least=1,
+            most=1024,
+            model=True,
+        ),
+    ] = 1
     argv: Sequence[str] = ()  # the command line, kept in run.json
 
     def __post_init__(self) -> None:
@@ -419,7 +455,24 @@ class TraceRequest:
                 "more than one of --baseline, --baseline-model and --no-baseline was given",
                 hint="remove all of them to trace the dense model together with the pruned one",
             )
+        self._check_saving()
         self._check_method()
+
+    def _check_saving(self) -> None:
+        """Check the options of the checkpoint that is written."""
+        if self.legal is not None:
+            self.legal = check_engine(self.legal)
+        if self.allow_code and self.save_model is None:
+            raise PrunescopeError(
+                "--allow-code was given without --save-model",
+                hint="it says what a saved model may bring: add --save-model FOLDER, or remove it",
+            )
+        for name, given in (("--save-model", self.save_model), ("--legal", self.legal)):
+            if given is not None and self.method is None:
+                raise PrunescopeError(
+                    f"{name} was given without --method",
+                    hint="only a pruned model is saved or padded",
+                )
 
     def _check_method(self) -> None:
         """Check the options that belong to a pruning method."""

@@ -87,6 +87,7 @@ def capture(
     *,
     peaks: MeasuredPeaks | None,
     variants: list[Variant] | None = None,
+    on_models: Callable[[list[Variant]], None] | None = None,
 ) -> dict[str, Capture]:
     """Run a whole capture.
 
@@ -96,6 +97,7 @@ def capture(
         peaks: The peaks of this device; None measures them before and after the capture.
         variants: Models that `make_variants` returned for this request, to be run again; None
             loads them.
+        on_models: Called with the models of each block before they are timed.
 
     Returns:
         A capture for each variant, by its name.
@@ -109,7 +111,7 @@ def capture(
     check_method(request)
     with thread_count(request.threads), memory_explained():
         state = DeviceState(device, peaks)
-        session = _Session(request, progress, state, variants)
+        session = _Session(request, progress, state, variants, on_models)
         names = variant_names(request)
         try:
             session.run(_Block(names=names, plans=planned_placements(request), last=True))
@@ -123,7 +125,7 @@ def capture(
                     hint="use a smaller --batch or --prompt-len, or --only model",
                 ) from error
             state.achieved = AchievedRates()  # those of the attempt do not count
-            session = _Session(request, progress, state)
+            session = _Session(request, progress, state, None, on_models)
             _run_in_blocks(session)
         progress.stage("measure the device's peaks again")
         timing = state.close()
@@ -176,11 +178,12 @@ class _Session:
         progress: Progress,
         state: DeviceState,
         variants: list[Variant] | None = None,
+        on_models: Callable[[list[Variant]], None] | None = None,
     ) -> None:
         self.request, self.progress, self.state = request, progress, state
         self.device = state.device
         self.captures: dict[str, Capture] = {}
-        self._variants = variants
+        self._variants, self._on_models = variants, on_models
         self._rng = random.Random()  # unseeded: two captures have different placements
 
     def run(self, block: _Block) -> None:
@@ -188,6 +191,8 @@ class _Session:
         request = self.request
         self.progress.stage(f"load {request.model}")
         variants = self._variants or make_variants(request, self.device, block.names)
+        if self._on_models is not None:
+            self._on_models(variants)
         if self.state.entry is None:
             self.progress.stage("measure the device's peaks")
         entry = self.state.open(variants[0].loaded.dtype)

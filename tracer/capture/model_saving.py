@@ -1,0 +1,218 @@
+"""`--save-model` of a capture: weights before anything is timed, the card when all is measured.
+
+In: the variants of a capture while they are in memory, and its manifests at the end. Out: a folder
+that appears whole or not at all. A model that no checkpoint holds is refused before it is timed.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from prunescope.taxonomy.atomic_write import claimed, partial_folder, put_in_place
+from prunescope.taxonomy.engines import engine_answers, layouts_of
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import family
+from prunescope.taxonomy.option import as_path
+from prunescope.taxonomy.runs.run import PhaseRun, Run
+from prunescope.taxonomy.runs.run_quality import Quality
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.student_t import t_quantile_975
+from prunescope.taxonomy.words import significant
+from prunescope.tracer.capture.progress import Progress
+from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.capture.runs import Capture
+from prunescope.tracer.capture.variants import Variant
+from prunescope.tracer.export.card import Card, PhaseSpeed, base_licence, render
+from prunescope.tracer.export.checkpoint import (
+    SavedModel,
+    base_folder,
+    check_space,
+    check_target,
+    stored_bytes,
+    write_checkpoint,
+)
+from prunescope.tracer.export.holding import find_holding
+from prunescope.tracer.model.layers import num_positions
+from prunescope.tracer.model.load import load_tokenizer
+from prunescope.tracer.model.model_shape import model_shape
+from prunescope.tracer.quality.quality import DenseReference, compare, quality, text_passage
+
+
+class ModelSaver:
+    """The pruned model of a capture on its way to a folder.
+
+    `quality` may be set before the models come, where it is measured already.
+    """
+
+    def __init__(self, request: TraceRequest, partial: Path, progress: Progress) -> None:
+        self.request, self.partial, self.progress = request, partial, progress
+        self.saved: SavedModel | None = None
+        self.quality: Quality | None = None
+        self._card: Card | None = None
+
+    def on_models(self, variants: Sequence[Variant]) -> None:
+        """Write the weights of the pruned model, once it is there, and measure its loss."""
+        pruned = next((v for v in variants if v.name == "pruned"), None)
+        if pruned is None or self.saved is not None:
+            return
+        dense = next((v for v in variants if v.name == "dense"), None)
+        target, size = Path(self.request.save_model or ""), stored_bytes(pruned.model)
+        self.progress.stage(f"save {significant(size / 1e9)} GB to {target.name}")
+        check_space(target, size)
+        holding = find_holding(pruned.model, allow_code=self.request.allow_code)
+        self.saved = write_checkpoint(self.partial, pruned.model, pruned.loaded, holding)
+        if self.quality is None:
+            self.progress.stage("loss of the saved model")
+            self.quality = self._measure(pruned, dense)
+        self._card = _describe(self.request, pruned, dense, self.saved)
+        if pruned.pruning is not None:
+            answers = [
+                {"engine": a.engine, "runs": a.runs, "faster": a.faster, "reason": a.reason}
+                for a in self._card.engines
+            ]
+            pruned.pruning.saved = {**self.saved.record, "engines": answers}
+
+    def _measure(self, pruned: Variant, dense: Variant | None) -> Quality:
+        """Measure the loss of the saved model, against the dense one where that is in memory."""
+        passage = text_passage(
+            load_tokenizer(pruned.loaded),
+            as_path(self.request.text),
+            vocabulary=pruned.model.get_input_embeddings().num_embeddings,
+            longest=num_positions(pruned.model),
+            seed=self.request.seed,
+        )
+        if dense is None:
+            return quality(pruned.model, passage)
+        return compare(pruned.model, DenseReference(dense.model, passage)).pruned
+
+    def finish(self, captures: Mapping[str, Capture], manifest_sha256: str) -> None:
+        """Write the card, with what the capture measured."""
+        assert self._card is not None
+        card, run = self._card, captures["pruned"].run
+        card.quality = self.quality
+        card.machine = _machine(run)
+        card.command = " ".join(["prunescope", *run.argv]) if run.argv else ""
+        card.run = manifest_sha256
+        if "dense" in captures:
+            card.speeds = [
+                phase_speed(phase, captures["dense"].run.phases[phase], entry, run)
+                for phase, entry in run.phases.items()
+            ]
+        (self.partial / "README.md").write_text(render(card), encoding="utf-8")
+
+
+@contextmanager
+def saving(request: TraceRequest, progress: Progress) -> Iterator[ModelSaver | None]:
+    """Make a saver for a request that saves its model; its folder appears at the end.
+
+    Raises:
+        PrunescopeError: The folder holds something.
+    """
+    if request.save_model is None:
+        yield None
+        return
+    target = Path(request.save_model)
+    check_target(target)
+    with claimed(target), partial_folder(target) as partial:
+        saver = ModelSaver(request, partial, progress)
+        yield saver
+        check_target(target)
+        put_in_place(partial, target)
+
+
+def _describe(
+    request: TraceRequest, pruned: Variant, dense: Variant | None, saved: SavedModel
+) -> Card:
+    """Return the card of a saved model, without what the capture will measure."""
+    shape = _shape_or_none(pruned.model)
+    families = [family(part.family) for part in request.parts or ()]
+    layers: list[dict[str, Any]] = []
+    answers = []
+    if shape is not None:
+        layers = [shape.layer(number).to_dict() for number in range(shape.layers)]
+        answers = engine_answers(layouts_of(families, shape), shape, request.legal_tp)
+    record = pruned.pruning
+    notes = list((record.notes if record else None) or ())
+    if record is not None and record.recovery is not None:
+        trained = record.recovery
+        notes.append(
+            f"recovered by {trained.steps_done} steps of LoRA training on {trained.text}, merged"
+        )
+    count = None if dense is None else sum(p.numel() for p in dense.model.parameters())
+    return Card(
+        name=Path(request.save_model or "").name,
+        base=pruned.loaded.id,
+        licence=base_licence(base_folder(pruned.loaded)),
+        method=Path(request.method or "").name,
+        sparsity=record.sparsity if record else None,
+        parameters=(saved.checked.parameters, count),
+        layers=layers,
+        layer_map=pruned.layer_map,
+        checked=saved.checked,
+        kind=saved.holding.kind,
+        versions={"transformers": transformers.__version__, "torch": torch.__version__},
+        engines=answers,
+        tp=request.legal_tp,
+        notes=notes,
+        padded=record.padded if record else None,
+        weights=saved.weights,
+    )
+
+
+def _shape_or_none(model: Any) -> ModelShape | None:
+    """Return the shape of a model; None for an architecture that is not known."""
+    try:
+        return model_shape(model)
+    except PrunescopeError:
+        return None
+
+
+def _machine(run: Run) -> str:
+    """Describe the machine of a run: device, threads, library."""
+    device = run.device
+    threads = f", {device.threads} threads" if device.threads else ""
+    return (
+        f"{device.name or device.kind or 'an unknown device'}{threads}, torch {torch.__version__}"
+    )
+
+
+def phase_speed(name: str, dense: PhaseRun, pruned: PhaseRun, run: Run) -> PhaseSpeed:
+    """Return the speed of a phase, with the t interval over placements.
+
+    Args:
+        name: The phase.
+        dense: Its entry in the dense run.
+        pruned: Its entry in the pruned run.
+        run: The pruned run, whose notes on timing count.
+
+    Returns:
+        The geometric mean over placements of the ratio of medians, and its interval.
+    """
+    sides = (dense.samples_by_placement, pruned.samples_by_placement)
+    medians = [[statistics.median(samples) for samples in side if samples] for side in sides]
+    logs = [math.log(a / b) for a, b in zip(*medians, strict=False)]
+    mean, interval = statistics.fmean(logs), None
+    if len(logs) > 1:
+        half = t_quantile_975(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+        interval = (math.exp(mean - half), math.exp(mean + half))
+    troubles = list((run.timing.notes if run.timing else None) or ())
+    if dense.has_disturbed_samples or pruned.has_disturbed_samples:
+        troubles.append("other work disturbed samples")
+    return PhaseSpeed(
+        phase=name,
+        dense_ms=math.exp(statistics.fmean(map(math.log, medians[0]))) / 1e6,
+        pruned_ms=math.exp(statistics.fmean(map(math.log, medians[1]))) / 1e6,
+        speedup=math.exp(mean),
+        ci95=interval,
+        placements=len(logs),
+        workload=f"batch {pruned.batch}, prompt of {pruned.prompt_len} tokens",
+        trouble="; ".join(troubles),
+    )

@@ -1,0 +1,6 @@
+"""A pruned model becomes a checkpoint that transformers loads without prunescope.
+
+In: a pruned model in memory, and where it came from. Out: a folder with safetensors, config,
+tokenizer, generation config and a model card, or the reason why no class of transformers holds it.
+Exports: `saved_model.ModelSaver`, `holding.find_holding`, `padding.pad`.
+"""

@@ -1,0 +1,294 @@
+"""Which config makes a class of transformers build the shapes of a pruned model.
+
+In: a pruned model. Out: Holding, the first config whose class builds modules of the same names,
+classes and shapes; or the first difference, in words. Tried are the model's own config, one with a
+value for each layer (`per_layer_config`), and one with lists of values. No list of architectures is
+kept: a class that begins to read such a config is found by what it builds.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from inspect import getsource
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from prunescope.taxonomy.configs.config import EXPERTS
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.calibration.low_rank import LowRank
+from prunescope.tracer.export import modeling_template
+from prunescope.tracer.model.channels import SIZES
+from prunescope.tracer.model.layers import text_config
+from prunescope.tracer.model.model_shape import model_shape
+from prunescope.tracer.model.narrow import epsilons, is_norm
+from prunescope.tracer.residual.sublayers import RemovedNorm, RemovedSublayer
+
+# What a config that a class does not understand makes it raise.
+_REFUSED = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
+# The names of a config for each field of LayerShape in which pruned layers differ.
+_KEYS = {
+    "heads": ("num_attention_heads", "n_head"),
+    "kv_heads": ("num_key_value_heads", "num_kv_heads"),
+    "intermediate": SIZES,
+    "experts": EXPERTS,
+}
+CODE_FILE = "modeling_pruned.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holding:
+    """A config that holds the pruned model.
+
+    `kind`: "plain", "per-layer", "lists" or "code". `code`: the text of the modeling file, "" where
+    the class of transformers is enough.
+    """
+
+    config: Any
+    kind: str
+    code: str = ""
+
+
+def find_holding(model: Any, *, allow_code: bool = False) -> Holding:
+    """Return how a checkpoint of transformers holds a pruned model.
+
+    Args:
+        model: The pruned model.
+        allow_code: Whether the checkpoint may bring a modeling file of its own.
+
+    Returns:
+        The first config that fits.
+
+    Raises:
+        PrunescopeError: No class of transformers builds these modules; the first difference is
+            named.
+    """
+    refused = ""
+    for kind, config in _configs(model):
+        difference = _difference(model, config)
+        if not difference:
+            return Holding(config=config, kind=kind)
+        refused = refused or difference
+    if allow_code:
+        return _coded(model)
+    raise PrunescopeError(
+        f"no class of transformers {transformers.__version__} holds this model: {refused}",
+        hint="--legal transformers pads layers to one width; --allow-code saves it with a modeling "
+        "file, which is loaded with trust_remote_code=True",
+    )
+
+
+def _configs(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the configs to try, the simplest first."""
+    plain = copy.deepcopy(model.config)
+    _set_channels(model, plain)
+    _set_epsilon(model, plain)
+    yield "plain", plain
+    layers = _values_by_layer(model)
+    if layers:
+        per_layer = copy.deepcopy(plain)
+        try:
+            per_layer.get_text_config(decoder=True).per_layer_config = layers
+        except _REFUSED:
+            pass
+        else:
+            yield "per-layer", per_layer
+        lists = copy.deepcopy(plain)
+        text = lists.get_text_config(decoder=True)
+        try:
+            for name in layers[0]:
+                setattr(text, name, [layers[number][name] for number in layers])
+        except _REFUSED:
+            return
+        yield "lists", lists
+
+
+def _values_by_layer(model: Any) -> dict[int, dict[str, int]]:
+    """Return the keys of the config in which layers differ, with the values of each layer."""
+    try:
+        shape = model_shape(model)
+    except PrunescopeError:
+        return {}
+    config = text_config(model)
+    names = {
+        field: next((n for n in keys if isinstance(getattr(config, n, None), int)), "")
+        for field, keys in _KEYS.items()
+    }
+    layers = shape.layer_shapes
+    differing = {
+        field: name
+        for field, name in names.items()
+        if name and len({getattr(layer, field) for layer in layers}) > 1
+    }
+    if not differing:
+        return {}
+    return {
+        number: {name: getattr(layer, field) for field, name in differing.items()}
+        for number, layer in enumerate(layers)
+    }
+
+
+def mlp_key(config: Any) -> str:
+    """Return the key of a config for the channels of a plain MLP; "" if it has none."""
+    experts = ("moe", "shared", "expert")
+    plain = (name for name in SIZES if not any(word in name for word in experts))
+    return next((name for name in plain if hasattr(config, name)), "")
+
+
+def _set_channels(model: Any, config: Any) -> None:
+    """Write the channels that all layers share into a config that leaves them to its class."""
+    text = config.get_text_config(decoder=True)
+    key = mlp_key(text)
+    if not key or getattr(text, key) is not None:
+        return
+    try:
+        shape = model_shape(model)
+    except PrunescopeError:
+        return
+    if not shape.layer_shapes and shape.mlp.intermediate:
+        setattr(text, key, shape.mlp.intermediate)
+
+
+def _set_epsilon(model: Any, config: Any) -> None:
+    """Write the ε of a narrower residual stream into a config.
+
+    A norm over fewer numbers has a larger ε, see `set_norm_weight`.
+    """
+    skeleton = _built(config)
+    if isinstance(skeleton, str):
+        return
+    dense = dict(skeleton.named_modules())
+    changes = {
+        (value, epsilons(norm).get(name))
+        for path, norm in model.named_modules()
+        if is_norm(norm) and path in dense
+        for name, value in epsilons(dense[path]).items()
+    }
+    before = {old for old, _ in changes}
+    after = {new for _, new in changes}
+    if len(before) != 1 or len(after) != 1 or before == after:
+        return
+    old, new = before.pop(), after.pop()
+    text = config.get_text_config(decoder=True)
+    for name, value in list(vars(text).items()):
+        if "eps" in name and value == old:
+            setattr(text, name, new)
+
+
+def _built(config: Any) -> Any:
+    """Build the modules of a config without memory for their weights; or say why not."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    except _REFUSED as error:
+        return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
+def _difference(model: Any, config: Any) -> str:
+    """Name the first way in which a class builds other modules from a config; "" for none."""
+    skeleton = _built(config)
+    if isinstance(skeleton, str):
+        return f"its class does not build it ({skeleton})"
+    modules = dict(skeleton.named_modules())
+    for path, module in model.named_modules():
+        if path not in modules:
+            return f"{path} is not a module of {type(skeleton).__name__}"
+        if path and type(module).__name__ != type(modules[path]).__name__:
+            kinds = type(module).__name__, type(modules[path]).__name__
+            return f"{path} is a {kinds[0]}, where the class builds a {kinds[1]}"
+        if "forward" in vars(module):
+            return f"{path} decides at run time, in code that is no part of its class"
+    own, built = _shapes(model), _shapes(skeleton)
+    for name in (*own, *built):
+        if own.get(name) != built.get(name):
+            return f"{name} is {_shown(own.get(name))}, where the class builds " + _shown(
+                built.get(name)
+            )
+    return ""
+
+
+def _shown(shape: tuple[int, ...] | None) -> str:
+    """Format a shape, or say that there is none."""
+    return "missing" if shape is None else f"[{', '.join(map(str, shape))}]"
+
+
+def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the stored tensors of a model, by name."""
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if isinstance(tensor, Tensor)
+    }
+
+
+def _coded(model: Any) -> Holding:
+    """Return a holding whose modeling file gives modules their shapes.
+
+    Raises:
+        PrunescopeError: A module of the pruned model is none that the file can describe.
+    """
+    base = type(model).__name__
+    if not base.isidentifier() or not hasattr(transformers, base):
+        raise PrunescopeError(
+            f"{base} is not a class of transformers that a modeling file can extend",
+            hint="save the model that the method returns with code of your own",
+        )
+    config = copy.deepcopy(model.config)
+    skeleton = _built(config)
+    if isinstance(skeleton, str):
+        raise PrunescopeError(
+            f"{base} does not build the config of the pruned model ({skeleton})",
+            hint="save it without --save-model, with code of your own",
+        )
+    config.pruned_modules = _specs(model, skeleton)
+    config.auto_map = {"AutoModelForCausalLM": f"{CODE_FILE.removesuffix('.py')}.PrunedForCausalLM"}
+    code = getsource(modeling_template).replace("PreTrainedModel as Base", f"{base} as Base")
+    return Holding(config=config, kind="code", code=code)
+
+
+def _specs(model: Any, skeleton: Any) -> dict[str, dict[str, Any]]:
+    """Describe each module that differs from the one that the class builds, by its path."""
+    modules = dict(skeleton.named_modules())
+    specs: dict[str, dict[str, Any]] = {}
+    for path, module in model.named_modules():
+        if any(path.startswith(f"{above}.") for above in specs if "parameters" not in specs[above]):
+            continue
+        if isinstance(module, LowRank):
+            specs[path] = {
+                "rank": module.first.out_features,
+                "shape": [module.out_features, module.in_features],
+                "bias": module.second.bias is not None,
+            }
+        elif isinstance(module, RemovedSublayer):
+            specs[path] = {"removed": module.parts}
+        elif isinstance(module, RemovedNorm):
+            specs[path] = {"passing": True}
+        elif path not in modules or type(module).__name__ != type(modules[path]).__name__:
+            raise PrunescopeError(
+                f"{path} is a {type(module).__name__}, whose code is no part of a checkpoint",
+                hint="families that decide at run time cannot be saved",
+            )
+        elif spec := _changed(module, modules[path]):
+            specs[path] = spec
+    return specs
+
+
+def _changed(module: nn.Module, built: nn.Module) -> dict[str, Any]:
+    """Return the parameters and numbers of a module that differ from the built one."""
+    shapes = {name: list(p.shape) for name, p in module.named_parameters(recurse=False)}
+    before = {name: list(p.shape) for name, p in built.named_parameters(recurse=False)}
+    parameters = {name: shape for name, shape in shapes.items() if before.get(name) != shape}
+    attributes = {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and type(value) in (int, float)
+        and vars(built).get(name) != value
+    }
+    changed = {"parameters": parameters, "attributes": attributes}
+    return changed if parameters or attributes else {}
